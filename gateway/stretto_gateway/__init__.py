@@ -1,1 +1,1 @@
-"""OpenAI's audio API over HTTP, before a server of Stretto, which it knows through `stretto_client` alone."""
+"""Gateway: OpenAI's audio API over HTTP for a Stretto server, which it reaches through `stretto_client` alone."""

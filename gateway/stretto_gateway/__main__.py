@@ -1,4 +1,4 @@
-"""`python -m stretto_gateway`: the console command `stretto gateway`."""
+"""Entry point of `python -m stretto_gateway`: the console command `stretto gateway`."""
 
 import sys
 

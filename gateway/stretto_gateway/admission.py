@@ -1,4 +1,4 @@
-"""How many utterances are made at once, and how many callers wait for one to end."""
+"""Admission control: limits on concurrent and on queued utterances."""
 
 import asyncio
 import time
@@ -13,18 +13,22 @@ from stretto_gateway.caller import CALLER
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Waiter:
-    """A caller who waits; `is_given` is done when there is a place."""
+    """Queued caller; `is_given` is done once it has a slot."""
 
     caller: str
     is_given: asyncio.Future[None]
 
 
 class Admission:
-    """Lets `max_active` in at once, the others in the order in which they came, `max_waiting` of them.
+    """Slots for utterances: `max_active` at once, and a queue of at most `max_waiting` requests in order of arrival.
 
-    Of both a caller may have as many as are left over: alone half of them, beside another that has half a quarter. So
-    there is room for whoever comes next, however long those hold theirs who are there. `waited` is told for how many
-    seconds each of them has waited.
+    A caller may use at most as many units of either limit as are free. One caller alone gets half, a second one a
+    quarter. So some capacity is left for the next caller, however long the present ones keep theirs.
+
+    Args:
+        max_active: Number of concurrent utterances.
+        max_waiting: Number of queued requests.
+        waited: Callback that gets the queueing time of each admitted request, in seconds.
     """
 
     def __init__(self, max_active: int, max_waiting: int, waited: Callable[[float], None]):
@@ -34,17 +38,17 @@ class Admission:
 
     @property
     def num_active(self) -> int:
-        """Places that are taken."""
+        """Number of slots in use."""
         return self._active.total()
 
     @property
     def num_waiting(self) -> int:
-        """Callers who wait."""
+        """Number of queued requests."""
         return len(self._waiting)
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
-        """A place for CALLER, kept for as long as the block runs; ApiError 429 where too many wait for one."""
+        """Hold a slot for CALLER while the block runs; raise ApiError 429 if the queue is full."""
         caller, begun_s = CALLER.get(), time.monotonic()
         await self._enter(caller)
         self._waited(time.monotonic() - begun_s)
@@ -64,7 +68,7 @@ class Admission:
         waiter = Waiter(caller, asyncio.get_running_loop().create_future())
         self._waiting.append(waiter)
         try:
-            await waiter.is_given  # by somebody who leaves
+            await waiter.is_given  # set by `_leave`
         except asyncio.CancelledError:
             if waiter in self._waiting:
                 self._waiting.remove(waiter)
@@ -78,7 +82,7 @@ class Admission:
     def _leave(self, caller: str) -> None:
         self._active[caller] -= 1
         if not self._active[caller]:
-            del self._active[caller]  # of callers there is no end
+            del self._active[caller]  # drop empty entries: the number of callers is unbounded
         for waiter in list(self._waiting):
             if not waiter.is_given.done() and self._has_place(waiter.caller):
                 self._active[waiter.caller] += 1
@@ -87,5 +91,5 @@ class Admission:
 
 
 def is_room(taken: Counter[str], caller: str, limit: int, more: int = 1) -> bool:
-    """Whether `caller` may have so many more of `limit` beside what everybody has `taken`."""
+    """Return True if `caller` may take `more` units of `limit`, given the units `taken` by all callers."""
     return taken[caller] + more <= limit - taken.total()

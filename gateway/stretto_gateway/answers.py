@@ -1,14 +1,14 @@
-"""What answers hold, field by field, as `/openapi.json` tells it."""
+"""Schemas of the responses, as published in `/openapi.json`."""
 
 from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-Described = dict[int | str, dict[str, Any]]  # what FastAPI calls `responses`
+Described = dict[int | str, dict[str, Any]]  # the `responses` argument of FastAPI's routes
 
 
 class ErrorFields(TypedDict):
-    """OpenAI's. param: the field of the request that it is about."""
+    """OpenAI's error object. `param`: the request field that caused the error."""
 
     message: str
     type: Literal["invalid_request_error", "authentication_error", "rate_limit_error", "server_error"]
@@ -17,13 +17,17 @@ class ErrorFields(TypedDict):
 
 
 class ErrorAnswer(TypedDict):
-    """Whatever is not answered."""
+    """Response to a request that failed."""
 
     error: ErrorFields
 
 
 class Talks(TypedDict):
-    """A task that answers turns. needs, also: what a turn has to hold, and what it may hold besides."""
+    """Task that answers turns of a conversation.
+
+    `needs`: parts that a user's turn must have. `also`: further parts that it may have. `speaks`: true if replies are
+    audio.
+    """
 
     task: str
     needs: list[str]
@@ -32,7 +36,7 @@ class Talks(TypedDict):
 
 
 class Model(TypedDict):
-    """OpenAI's model, and what more there is to tell. sample_rate: of its codec, in Hz."""
+    """OpenAI's model object, with further properties. `sample_rate`: of the model's codec, in Hz."""
 
     id: str
     object: Literal["model"]
@@ -46,28 +50,28 @@ class Model(TypedDict):
 
 
 class Models(TypedDict):
-    """All of them: one."""
+    """List of models, which has one entry."""
 
     object: Literal["list"]
     data: list[Model]
 
 
 class NamedId(TypedDict):
-    """A value of a field, and the name that people are shown."""
+    """Value of a field, with a name to show to users."""
 
     id: str
     name: str
 
 
 class SpeechModels(TypedDict):
-    """Models of speech and transcription, as Open WebUI lists them."""
+    """Models of speech and transcription, in the form that Open WebUI reads."""
 
     object: Literal["list"]
     models: list[NamedId]
 
 
 class Voice(TypedDict):
-    """One that a caller has brought."""
+    """Voice that a caller has added."""
 
     id: str
     object: Literal["audio.voice"]
@@ -80,9 +84,9 @@ class Voice(TypedDict):
 class Voices(TypedDict):
     """All voices that a request may name.
 
-    voices: the model's and the caller's own. names: the model's. titles: of the model's voices, for people.
-    aliases: the voice that each of OpenAI's names means.
-    form: fields of a request that brings a voice; empty if none are taken. data: the caller's own, in full.
+    `voices`: the model's voices and the caller's own. `names`: the model's voices. `titles`: display names of the
+    model's voices. `aliases`: the voice that each of OpenAI's voice names selects. `form`: fields of a request that
+    adds a voice, empty if voices cannot be added. `data`: the caller's own voices with all their fields.
     """
 
     object: Literal["list"]
@@ -95,7 +99,7 @@ class Voices(TypedDict):
 
 
 class DeletedVoice(TypedDict):
-    """One that is kept no longer."""
+    """Confirmation that a voice has been deleted."""
 
     id: str
     object: Literal["audio.voice.deleted"]
@@ -103,7 +107,7 @@ class DeletedVoice(TypedDict):
 
 
 class SpokenItem(TypedDict):
-    """The sound of a text of a batch. audio_data: the file, as base64."""
+    """Audio of one text of a batch. `audio_data`: the file, as base64."""
 
     index: int
     status: Literal["success"]
@@ -112,7 +116,7 @@ class SpokenItem(TypedDict):
 
 
 class FailedItem(TypedDict):
-    """Why a text of a batch has none."""
+    """Error of one text of a batch."""
 
     index: int
     status: Literal["error"]
@@ -120,7 +124,7 @@ class FailedItem(TypedDict):
 
 
 class Batch(TypedDict):
-    """The results, in the order of the items."""
+    """Results of a batch, in the order of the items."""
 
     id: str
     results: list[SpokenItem | FailedItem]
@@ -130,7 +134,7 @@ class Batch(TypedDict):
 
 
 class TokenUsage(TypedDict):
-    """What was read and made, in rows of the model."""
+    """Rows of the model: those of the prompt, and generated text tokens and audio frames."""
 
     type: Literal["tokens"]
     input_tokens: int
@@ -139,14 +143,14 @@ class TokenUsage(TypedDict):
 
 
 class PlainText(TypedDict):
-    """What is said in a recording."""
+    """Transcript of a recording."""
 
     text: str
     usage: NotRequired[TokenUsage]
 
 
 class TextSegment(TypedDict):
-    """A part of it, with its times in seconds."""
+    """Part of a transcript, with its start and end in seconds."""
 
     id: int
     start: float
@@ -155,7 +159,7 @@ class TextSegment(TypedDict):
 
 
 class TimedText(TypedDict):
-    """The same as `verbose_json`."""
+    """Transcript in the `verbose_json` format."""
 
     task: Literal["transcribe", "translate"]
     language: str
@@ -165,7 +169,7 @@ class TimedText(TypedDict):
 
 
 class SpokenReply(TypedDict):
-    """A reply that is sound. data: the file, as base64."""
+    """Reply as audio. `data`: the file, as base64."""
 
     id: str
     expires_at: int
@@ -174,7 +178,7 @@ class SpokenReply(TypedDict):
 
 
 class ReplyMessage(TypedDict):
-    """A reply: its text, or its sound."""
+    """Reply as text, or as audio with its transcript."""
 
     role: Literal["assistant"]
     content: str | None
@@ -182,7 +186,7 @@ class ReplyMessage(TypedDict):
 
 
 class Choice(TypedDict):
-    """The one that there is."""
+    """The only choice of a completion."""
 
     index: int
     message: ReplyMessage
@@ -191,7 +195,7 @@ class Choice(TypedDict):
 
 
 class ChatUsage(TypedDict):
-    """What was read and made, in rows of the model."""
+    """Rows of the model: those of the prompt, and generated text tokens and audio frames."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -210,7 +214,10 @@ class Completion(TypedDict):
 
 
 class ClientSecret(TypedDict):
-    """Short-lived key to the realtime API. session: OpenAI's object. stretto_ignored: fields without effect."""
+    """Short-lived key to the realtime API.
+
+    `session`: OpenAI's session object. `stretto_ignored`: fields without effect.
+    """
 
     value: str
     expires_at: int
@@ -227,6 +234,13 @@ FILE = {"schema": {"type": "string", "contentMediaType": "application/octet-stre
 
 
 def described(what: str, *media_types: str, model: Any = None, schema: dict[str, Any] = TEXT) -> Described:
-    """An answer with status 200: as JSON of `model`, where there is one, and as each of the media types."""
+    """Return the OpenAPI description of a response with status 200.
+
+    Args:
+        what: Description of the response.
+        media_types: Media types in which it may be sent, besides JSON.
+        model: Schema of the JSON form; None if there is none.
+        schema: Schema of the other forms.
+    """
     told: dict[str, Any] = {"description": what, "content": dict.fromkeys(media_types, schema)}
     return {200: told if model is None else told | {"model": model}}

@@ -1,4 +1,4 @@
-"""Errors in the form of OpenAI's API, and which of them a failure of the server is."""
+"""Errors in the form of OpenAI's API, and their mapping from the client library's exceptions."""
 
 import json
 import re
@@ -13,26 +13,26 @@ from stretto_client import ClientError, RequestCancelled, RequestRefused, Server
 
 FIELD = re.compile(r"^([a-z_0-9.\[\]]+): ")
 RETRY_AFTER_S = 1
-OPTIONS = "options"  # the server's field with most of the others in it
+OPTIONS = "options"  # the server's field that contains most of the others
 REFUSED, FAILED = "invalid_request_error", "server_error"
 
 
 class ApiError(HTTPException):
-    """An answer with a status and OpenAI's `error` object; `param` is the field of the request that it is about."""
+    """Response with a status code and OpenAI's `error` object; `param` is the request field that caused it."""
 
     def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None):
         super().__init__(status, message)
         self.status, self.message, self.param, self.code = status, message, param, code
 
     def record(self) -> dict[str, Any]:
-        """The body."""
+        """Return the response body."""
         kind = {401: "authentication_error", 429: "rate_limit_error"}.get(
             self.status, FAILED if self.status >= 500 else REFUSED
         )
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     def response(self) -> Response:
-        """The whole answer. Escapes keep what a caller has sent, half of a character even, from ending it."""
+        """Return the HTTP response. JSON escapes keep the caller's text, even a lone surrogate, from breaking it."""
         headers = {"retry-after": str(RETRY_AFTER_S)} if self.status in (429, 503) else {}
         if self.status == 401:
             headers["www-authenticate"] = "Bearer"
@@ -40,19 +40,19 @@ class ApiError(HTTPException):
 
 
 def refused(param: str, expected: str, got: object) -> ApiError:
-    """The answer to a field that is not what it may be."""
+    """Return the error for a field with a wrong value."""
     return ApiError(400, f"{param}: expected {expected}, got {shown(got)}", param, "invalid_value")
 
 
 def shown(got: object) -> str:
-    """What came, in a few characters."""
+    """Return a short representation of a received value."""
     text = repr(got)
     return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 @contextmanager
 def within(path: str) -> Iterator[None]:
-    """Whatever ApiError the block raises is about a field inside that of `path`."""
+    """Prefix the field of an ApiError that the block raises with `path`."""
     try:
         yield
     except ApiError as error:
@@ -63,10 +63,12 @@ def within(path: str) -> Iterator[None]:
 
 
 def from_client_error(error: ClientError, fields: dict[str, str]) -> ApiError:
-    """What a caller is told of a failure behind the gateway.
+    """Return the API error for a failure of the server.
 
-    fields: what those of the server are called here. Those of its `options` stand beside the others, unless that has a
-    name here, too.
+    Args:
+        error: The client library's exception.
+        fields: Caller's field names by the server's. Fields of the server's `options` are top-level fields for the
+            caller, unless `options` itself is mapped.
     """
     match error:
         case RequestRefused():
@@ -82,7 +84,7 @@ def from_client_error(error: ClientError, fields: dict[str, str]) -> ApiError:
 
 
 def _refusal(message: str, fields: dict[str, str]) -> ApiError:
-    """The server's words, with the field called as the caller calls it."""
+    """Return the server's message, with the field renamed to the caller's name for it."""
     match = FIELD.match(message)
     if match is None:
         return ApiError(400, message, code="invalid_value")

@@ -1,4 +1,4 @@
-"""The HTTP application: its routes, and how whatever goes wrong is told."""
+"""HTTP application: routes and exception handlers."""
 
 import asyncio
 import logging
@@ -31,12 +31,18 @@ ABOUT = (
     "OpenAI's audio API before a Stretto server. Beside these routes there are WebSockets, for which OpenAPI has no "
     "words: /v1/realtime, OpenAI's realtime API, and /v1/audio/speech/stream, which speaks what is still being written."
 )
-EXPOSED = ("x-request-id", "stretto-ignored", "x-sample-rate", "retry-after")  # headers that other pages may read
-OPEN: dict[str, Any] = {"security": []}  # no key is asked for
+# response headers that pages of other origins may read
+EXPOSED = ("x-request-id", "stretto-ignored", "x-sample-rate", "retry-after")
+OPEN: dict[str, Any] = {"security": []}  # no key needed
 
 
 def make_app(config: GatewayConfig, make_client: Callable[[], RoutedClient] | None = None) -> FastAPI:
-    """The application; it reaches for the server as it starts, or for the servers of the client that is made then."""
+    """Return the FastAPI application, which connects to the server at startup.
+
+    Args:
+        config: Settings.
+        make_client: Creates a client of several servers at startup, instead of a client of the configured server.
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -46,7 +52,7 @@ def make_app(config: GatewayConfig, make_client: Callable[[], RoutedClient] | No
         finally:
             await app.state.gateway.close()
 
-    # FastAPI's own pages with documentation would load scripts from elsewhere.
+    # FastAPI's own documentation pages would load scripts from other hosts.
     about: dict[str, Any] = {"title": "Stretto", "version": version("stretto"), "description": ABOUT}
     app = FastAPI(**about, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.is_draining = False
@@ -62,7 +68,7 @@ def make_app(config: GatewayConfig, make_client: Callable[[], RoutedClient] | No
     app.add_exception_handler(Exception, tell_failed)
     app.add_middleware(Guard, config=config)
     if config.cors_origins:
-        # Around the guard: a browser's preflight carries no key.
+        # Outside the guard, because a browser's preflight request has no key.
         methods, origins = ("GET", "POST", "DELETE"), config.cors_origins
         asked: dict[str, Any] = {"allow_methods": methods, "allow_headers": ("*",), "expose_headers": EXPOSED}
         app.add_middleware(CORSMiddleware, allow_origins=origins, **asked)
@@ -70,7 +76,7 @@ def make_app(config: GatewayConfig, make_client: Callable[[], RoutedClient] | No
 
 
 def add_health(app: FastAPI) -> None:
-    """The routes for those who look after the gateway."""
+    """Add the routes for health checks and metrics."""
     plain: dict[str, Any] = {"response_class": Response}
     not_ready: Described = {503: {"description": "No sentence would be spoken", "content": {"text/plain": TEXT}}}
     is_live, is_ready = described("It runs", "text/plain"), described("A sentence would be spoken", "text/plain")
@@ -82,7 +88,7 @@ def add_health(app: FastAPI) -> None:
 
 
 def answer_head(app: FastAPI) -> None:
-    """Answer HEAD wherever GET is answered; uvicorn leaves the body out."""
+    """Answer HEAD on all GET routes; uvicorn leaves out the body."""
     for route in list(app.routes):
         if isinstance(route, APIRoute) and "GET" in route.methods:
             options: dict[str, Any] = {"response_class": route.response_class, "include_in_schema": False}
@@ -90,19 +96,19 @@ def answer_head(app: FastAPI) -> None:
 
 
 def ask_for_keys(app: FastAPI) -> None:
-    """Let the schema tell of the keys, which the guard asks for."""
-    schema = app.openapi()  # which is kept
+    """Declare the API keys, which the guard checks, in the OpenAPI schema."""
+    schema = app.openapi()  # cached by FastAPI
     schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     schema["security"] = [{"key": []}]
 
 
 async def live() -> Response:
-    """200 as long as the gateway runs."""
+    """Return 200 as long as the gateway runs."""
     return PlainTextResponse("")
 
 
 async def ready(request: Request) -> Response:
-    """200 when a sentence would be spoken, 503 otherwise: also where the server does not say so in READY_S."""
+    """Return 200 if the server accepts requests; 503 if not, if it does not answer in time, or at shutdown."""
     state, is_ready = request.app.state, False
     if not state.is_draining:
         with suppress(TimeoutError):
@@ -112,20 +118,20 @@ async def ready(request: Request) -> Response:
 
 
 async def figures(request: Request) -> Response:
-    """The gateway's figures, in Prometheus' text format or as OpenMetrics."""
+    """Return the gateway's metrics, in Prometheus' text format or as OpenMetrics."""
     gateway: Gateway = request.app.state.gateway
     page, media_type = gateway.metrics.page(request.headers.get("accept", ""))
     return Response(page, media_type=media_type)
 
 
 async def tell(_: Request, error: Exception) -> Response:
-    """An error of ours."""
+    """Return the response to an ApiError."""
     assert isinstance(error, ApiError)
     return error.response()
 
 
 async def tell_invalid(request: Request, error: Exception) -> Response:
-    """Answer with the first field that is not what the schema says, or with the missing content type."""
+    """Return an error that names the first field that violates the schema, or the missing content type."""
     assert isinstance(error, RequestValidationError)
     first: dict[str, Any] = error.errors()[0]
     if first["type"] == "json_invalid":
@@ -140,15 +146,16 @@ async def tell_invalid(request: Request, error: Exception) -> Response:
 
 
 async def tell_http(_: Request, error: Exception) -> Response:
-    """What the framework itself refuses: no such path or method, a body that cannot be read."""
+    """Return the response to an error of the framework: unknown path or method, or an unreadable body."""
     assert isinstance(error, HTTPException)
     return ApiError(error.status_code, str(error.detail)).response()
 
 
 async def tell_failed(request: Request, error: Exception) -> Response:
-    """A failure of ours, whose traceback the log has under the request's id."""
+    """Return the response to an internal error, and log its traceback under the request's id."""
     request_id = request.state.request_id
     LOG.error("%s failed", request_id, exc_info=error)
     response = ApiError(500, f"internal error {request_id}", code=request_id).response()
-    response.headers["x-request-id"] = request_id  # which answers get below, where this one does not pass
+    # this response bypasses the guard, which adds the header to all others
+    response.headers["x-request-id"] = request_id
     return response

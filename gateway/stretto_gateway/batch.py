@@ -1,4 +1,4 @@
-"""`POST /v1/audio/speech/batch`: many texts, each with its own sound or its own error."""
+"""`POST /v1/audio/speech/batch`: several texts, each with its own audio or its own error."""
 
 import asyncio
 import base64
@@ -26,20 +26,20 @@ from stretto_gateway.speech_request import SpeechItem, SpeechOptions, given_opti
 from stretto_gateway.streamed import Streamed
 
 router = APIRouter()
-MAX_ITEMS = 1024  # that are looked at; a gateway has a limit of its own below
+MAX_ITEMS = 1024  # validated at most; the gateway's own limit is lower
 PART_BYTES = 65_536
 WAV_HEADER_BYTES = len(wav_header(1))
 
 
 class BatchRequest(SpeechOptions):
-    """Texts, and what holds for all of them that do not say otherwise."""
+    """Texts to speak, and defaults for their fields."""
 
     items: Annotated[list[SpeechItem], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)]
 
     @model_validator(mode="before")
     @classmethod
     def few_options_each(cls, record: Any) -> Any:
-        """`record`, where the options of no item are more JSON than the server takes; ApiError names which are."""
+        """Raise ApiError if the options of an item exceed the server's JSON limits; return `record` otherwise."""
         items = record.get("items") if isinstance(record, dict) else None
         for index, item in enumerate(items[:MAX_ITEMS] if isinstance(items, list) else ()):
             if isinstance(item, dict):
@@ -48,7 +48,7 @@ class BatchRequest(SpeechOptions):
         return record
 
     def each(self) -> list[SpeechItem]:
-        """The items with what holds for all; ApiError names one whose options are more then than the server takes."""
+        """Return the items with the defaults filled in; raise ApiError if the options of one become too large."""
         shared = self.model_dump(exclude_unset=True, exclude={"items"})
         items = []
         for index, item in enumerate(self.items):
@@ -59,7 +59,7 @@ class BatchRequest(SpeechOptions):
 
 @router.post("/v1/audio/speech/batch", response_model=Batch)
 async def create_batch(body: BatchRequest, request: Request) -> Response:
-    """The results in the order of `items`, audio as base64."""
+    """Generate the audio of all `items`; the results are in their order, with audio as base64."""
     gateway: Gateway = request.app.state.gateway
     if len(body.items) > gateway.limits.max_batch:
         raise refused("items", f"at most {gateway.limits.max_batch} items", f"{len(body.items)} items")
@@ -82,26 +82,26 @@ async def create_batch(body: BatchRequest, request: Request) -> Response:
 
 
 async def parts_of(data: bytes) -> AsyncGenerator[bytes, None]:
-    """`data` as it is taken: what nobody has taken yet counts as held."""
+    """Yield `data` in parts; data that the client has not read yet counts as held memory."""
     for begin in range(0, len(data), PART_BYTES):
         yield data[begin : begin + PART_BYTES]
 
 
 async def together(works: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
-    """What comes of the `works`, in order; where one of them fails the others are cancelled."""
+    """Return the results of the `works`, in order; if one fails, the others are cancelled."""
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(work) for work in works]
     return [task.result() for task in tasks]
 
 
 class Room:
-    """For the audio of all texts of a batch, which is kept until the last of them is spoken."""
+    """Byte budget for the audio of a batch, which is kept until its last text has been spoken."""
 
     def __init__(self, num_bytes: int):
         self._size = self._left = num_bytes
 
     def take(self, num_bytes: int) -> None:
-        """Some of it; ApiError where there is none left."""
+        """Use part of the budget; raise ApiError if it is exceeded."""
         self._left -= num_bytes
         if self._left < 0:
             raise ApiError(413, f"input: the batch has more than {self._size} bytes of audio; ask for fewer at once")
@@ -110,7 +110,16 @@ class Room:
 async def result(
     gateway: Gateway, index: int, item: SpeechItem, room: Room, asked: State, ignored: Ignored
 ) -> SpokenItem | FailedItem:
-    """Return the audio of one text, or why it has none; `room` is what the batch may still hold."""
+    """Return the audio of one text, or its error.
+
+    Args:
+        gateway: The gateway.
+        index: Position of the text in the batch.
+        item: The text with its fields.
+        room: Byte budget of the batch.
+        asked: State of the request.
+        ignored: Collects the fields that are not honoured.
+    """
     try:
         options = await speech_options(gateway, item, asked, ignored)
         audio = bytearray()
@@ -121,7 +130,7 @@ async def result(
                 audio += part
     except ApiError as error:
         return {"index": index, "status": "error", "error": error.message}
-    if item.response_format == "wav":  # now that its length is known
+    if item.response_format == "wav":  # the length is known now
         header = wav_header(item.sample_rate, len(audio) - WAV_HEADER_BYTES)
         audio[: len(header)] = header
     media_type = MEDIA_TYPES[item.response_format]

@@ -1,4 +1,4 @@
-"""Who asks, and work for a caller, for as long as the caller is there."""
+"""Identity of the caller, and cancellation of work when the caller disconnects."""
 
 import asyncio
 import ipaddress
@@ -16,24 +16,24 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class RequestHead:
-    """What tells a request from others. traceparent: its caller's name for what it is a part of (W3C Trace Context)."""
+    """Request identifiers. `traceparent`: the caller's W3C Trace Context header."""
 
     request_id: str = ""
     traceparent: str = ""
 
     @property
     def exemplar(self) -> dict[str, str] | None:
-        """By which a figure tells of whom it is."""
+        """Labels that link a metric to this request; None without a request id."""
         return {"request_id": self.request_id} if self.request_id else None
 
 
-# Whose request this task works on, a key's digest or a `network`, and which. The guard sets both.
+# The caller of the current task (digest of the key, or `network`) and its request. The guard sets both.
 CALLER: ContextVar[str] = ContextVar("CALLER", default="")
 REQUEST: ContextVar[RequestHead] = ContextVar("REQUEST", default=RequestHead())  # noqa: B039
 
 
 def network(host: str) -> str:
-    """Whose an address is: of IPv6 the /64 network, of which its owner has every address."""
+    """Return the fair-share key of an address: an IPv4 address, or the /64 network of an IPv6 address."""
     address = ipaddress.ip_address(host.partition("%")[0])
     if isinstance(address, ipaddress.IPv4Address):
         return str(address)
@@ -41,14 +41,14 @@ def network(host: str) -> str:
 
 
 class CallerGone(ApiError):
-    """Nobody is there any more to read the answer."""
+    """The client has disconnected."""
 
     def __init__(self) -> None:
         super().__init__(499, "the caller has gone", code="client_closed_request")
 
 
 async def unless_gone(receive: Receive, work: Awaitable[Result]) -> Result:
-    """The result of `work`, which is cancelled when the caller leaves; CallerGone then."""
+    """Return the result of `work`; if the client disconnects first, cancel it and raise CallerGone."""
     working = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_until_gone(receive))
     try:

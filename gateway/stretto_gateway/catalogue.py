@@ -1,4 +1,4 @@
-"""What the server offers, in OpenAI's words: models, and voices with the names that its SDKs know."""
+"""The served model and its voices under OpenAI's names."""
 
 import asyncio
 import re
@@ -10,14 +10,14 @@ from stretto_gateway.answers import Model, Talks
 from stretto_gateway.api_error import ApiError, from_client_error, refused
 from stretto_gateway.routed import RoutedClient
 
-MAX_NAME_CHARS = 64  # of a model that is looked for by its form
-REFRESH_S = 5.0  # after so long the server may be another one
-# Names of models that mean whichever model is served. Of OpenAI's, every name of a family that speaks or listens: its
-# SDKs' defaults change with each release.
+MAX_NAME_CHARS = 64  # longest model name that is matched against the pattern
+REFRESH_S = 5.0  # age after which the profile is refreshed: the server may have been replaced
+# Model names that mean any served model. All of OpenAI's speech and audio models match, because the defaults of its
+# SDKs change with each release.
 OPENAI_MODELS = re.compile(
     r"(tts|whisper)-\d[a-z0-9-]*|gpt-[a-z0-9.-]*(audio|live|realtime|transcribe|tts|whisper)[a-z0-9.-]*"
 )
-# Other names that clients send unless they are configured, and the client.
+# Other default model names of clients, with the client.
 MODEL_ALIASES = {
     "kokoro": "Kokoro-FastAPI's clients: wyoming-openai, Pipecat, Open WebUI's guide",
     "speaches-ai/Kokoro-82M-v1.0-ONNX": "wyoming-openai's example with Speaches",
@@ -26,7 +26,7 @@ MODEL_ALIASES = {
     "whisper": "LocalAI's guide",
     "tts": "LiteLLM's and LocalAI's guides",
 }
-# In turns what they sound like: a family's voices are taken in turns, too.
+# Ordered so that contrasting voices alternate, as they do in the families' lists.
 VOICE_ALIASES = (
     *("alloy", "ash", "coral", "ballad", "fable", "cedar", "marin", "echo"),
     *("nova", "onyx", "sage", "verse", "shimmer"),
@@ -34,9 +34,11 @@ VOICE_ALIASES = (
 
 
 class Catalogue:
-    """The served model, asked for in the background again when it may have changed.
+    """Profile of the served model, refreshed in the background.
 
-    client: of the server, or of several. aliases: names of models beside the built-in ones, and the family of each.
+    Args:
+        client: Client of one server, or of several.
+        aliases: Model names in addition to the built-in ones, with the family of each.
     """
 
     def __init__(self, client: SpeechClient | RoutedClient, aliases: Mapping[str, str]):
@@ -48,11 +50,15 @@ class Catalogue:
 
     @property
     def family(self) -> str:
-        """The family that anybody was told of last; '' before that."""
+        """Family of the last known profile; empty if there is none yet."""
         return self._profile.family if self._profile else ""
 
     async def profile(self) -> ModelProfile:
-        """What the server serves, or has served a moment ago; ApiError 503 where none answers."""
+        """Return the last known profile, and refresh an old one in the background.
+
+        Raises:
+            ApiError: No profile is known, and no server answers.
+        """
         if self._profile is None:
             self._profile = await self._ask()
         elif time.monotonic() - self._asked_s > REFRESH_S and (self._asking is None or self._asking.done()):
@@ -62,7 +68,7 @@ class Catalogue:
     async def _ask_again(self) -> None:
         try:
             self._profile = await self._ask()
-        except ApiError:  # which the next who asks is told
+        except ApiError:  # the next request asks again and gets the error
             self._profile = None
 
     async def _ask(self) -> ModelProfile:
@@ -83,7 +89,7 @@ class Catalogue:
         return profile
 
     def record(self, profile: ModelProfile) -> Model:
-        """The model as OpenAI's `model` object, with what more there is to tell."""
+        """Return OpenAI's `model` object, with further properties."""
         return {
             "id": profile.family,
             "object": "model",
@@ -98,28 +104,28 @@ class Catalogue:
 
 
 def is_alias(name: str) -> bool:
-    """Return True if `name` is one that means whichever model is served."""
+    """Return True if `name` means any served model."""
     return name in MODEL_ALIASES or (len(name) <= MAX_NAME_CHARS and OPENAI_MODELS.fullmatch(name) is not None)
 
 
 def converses(task: TaskProfile) -> bool:
-    """Whether it answers what a user says, by turns."""
+    """Return True if the task answers a user's turns."""
     return task.answers == "user" and task.has_history
 
 
 def conversation(task: TaskProfile) -> Talks:
-    """What of a user's turn a task needs, and takes also; and whether its replies are spoken."""
+    """Return the required and optional parts of a user's turn, and if replies are spoken."""
     return {"task": task.name, "needs": list(task.needs), "also": list(task.also), "speaks": task.speaks}
 
 
 def aliases(profile: ModelProfile) -> dict[str, str | None]:
-    """The voice that each of OpenAI's names means; None where the family has no voices by name."""
+    """Return the voice that each of OpenAI's names selects; None if the family has no named voices."""
     voices = profile.voices or (None,)
     return {name: voices[n % len(voices)] for n, name in enumerate(VOICE_ALIASES) if name not in profile.voices}
 
 
 def find_voice(profile: ModelProfile, name: str | None) -> str | None:
-    """The family's name of a voice, None for its own choice; ApiError where there is no such voice."""
+    """Return the family's name of a voice, or None for its default; raise ApiError for an unknown voice."""
     if name is None or name in profile.voices:
         return name
     known = aliases(profile)
@@ -129,7 +135,7 @@ def find_voice(profile: ModelProfile, name: str | None) -> str | None:
 
 
 def find_task(profile: ModelProfile, names: tuple[str, ...], what: str) -> TaskProfile:
-    """The first of the tasks called `names` that the model has; ApiError where it cannot do `what`."""
+    """Return the first task in `names` that the model has; raise ApiError, which mentions `what`, if it has none."""
     found = (task for name in names if (task := profile.task(name)))
     task = next(found, None)
     if task is None:

@@ -1,4 +1,4 @@
-"""`POST /v1/chat/completions`: a turn of a conversation, answered in text or in speech, by families that converse."""
+"""`POST /v1/chat/completions`: a turn of a conversation, answered in text or in speech."""
 
 import base64
 import secrets
@@ -26,15 +26,15 @@ from stretto_gateway.streamed import Streamed
 from stretto_gateway.trace import SpeechTrace, Trace
 
 router = APIRouter()
-AUDIO_KEPT_S = 3600  # what `expires_at` says; the audio itself is in the answer and kept nowhere
-FINISH = {"length": "length"}  # the server's reasons in OpenAI's words; the others are `stop`
+AUDIO_KEPT_S = 3600  # for `expires_at` only: the audio is in the response and is not stored
+FINISH = {"length": "length"}  # OpenAI's finish reasons by the server's; others become `stop`
 
 ANSWERS = described("The reply, or events with its chunks", "text/event-stream", model=Completion)
 
 
 @router.post("/v1/chat/completions", response_class=Response, responses=ANSWERS)
 async def create_completion(body: ChatRequest, request: Request) -> Response:
-    """The reply to `messages`; with `audio` among the `modalities` it is spoken."""
+    """Generate the reply to `messages`; with `audio` among the `modalities`, as speech."""
     gateway: Gateway = request.app.state.gateway
     ignored = Ignored(body, gateway.strict)
     profile = await gateway.catalogue.model(body.model)
@@ -61,7 +61,7 @@ async def create_completion(body: ChatRequest, request: Request) -> Response:
 async def reply(
     gateway: Gateway, turns: list[dict[str, Any]], files: list[bytes], options: dict[str, Any], speaks: bool
 ) -> AsyncGenerator[SpeechEvent, None]:
-    """The events of the reply; ApiError where it fails."""
+    """Yield the events of the reply; raise ApiError if it fails."""
     trace = (SpeechTrace if speaks else Trace)(gateway.metrics, options["task"])
     async with gateway.admission.place():
         stream = gateway.client.converse(turns, *files, **options)
@@ -71,7 +71,7 @@ async def reply(
 
 
 async def completion(events: AsyncGenerator[SpeechEvent, None], body: ChatRequest) -> dict[str, Any]:
-    """The whole reply."""
+    """Return the whole reply."""
     name = "pcm" if body.audio.format == "pcm16" else body.audio.format
     encoder, audio = make_encoder(name, DEFAULT_RATE), bytearray()
     text, report = "", dict[str, Any]()
@@ -92,7 +92,7 @@ async def completion(events: AsyncGenerator[SpeechEvent, None], body: ChatReques
 async def stream_parts(
     events: AsyncGenerator[SpeechEvent, None], head: dict[str, Any], speaks: bool
 ) -> AsyncGenerator[bytes, None]:
-    """The reply as `chat.completion.chunk` events: text as content, or as the transcript where it is spoken."""
+    """Yield the reply as `chat.completion.chunk` events; the text of a spoken reply is its transcript."""
     head = head | {"object": "chat.completion.chunk"}
     sound_id, report = audio_head()["id"], dict[str, Any]()
     said: dict[str, Any] = {"role": "assistant"}
@@ -115,22 +115,22 @@ async def stream_parts(
 
 
 def choice(delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
-    """The one choice of a chunk."""
+    """Return the only choice of a chunk."""
     return {"index": 0, "delta": delta, "finish_reason": reason}
 
 
 def audio_head() -> dict[str, Any]:
-    """The parts of an audio object that no listener needs."""
+    """Return the fields of an audio object that OpenAI's API requires."""
     return {"id": f"audio_{secrets.token_hex(12)}", "expires_at": int(time.time()) + AUDIO_KEPT_S}
 
 
 def finish(report: dict[str, Any]) -> str:
-    """Why the reply has ended."""
+    """Return OpenAI's finish reason."""
     return FINISH.get(report.get("finish_reason", ""), "stop")
 
 
 def chat_usage(report: dict[str, Any]) -> dict[str, int]:
-    """The usage in the words of chat completions."""
+    """Return the usage under the field names of chat completions."""
     rows = usage(report)
     counts = {"prompt_tokens": rows["input_tokens"], "completion_tokens": rows["output_tokens"]}
     return counts | {"total_tokens": rows["total_tokens"]}

@@ -1,4 +1,4 @@
-"""The body of a chat completion, and what its turns are to the server."""
+"""Body of a chat completion, and its conversion to the server's turns."""
 
 import base64
 import binascii
@@ -13,19 +13,19 @@ from stretto_gateway.catalogue import converses
 from stretto_gateway.ignored import Body
 from stretto_gateway.speech_request import AudioFormat, Text
 
-MAX_TURNS, MAX_PARTS = 64, 64  # of a conversation, and of a turn
+MAX_TURNS, MAX_PARTS = 64, 64  # turns of a conversation, parts of a turn
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 
 class InputAudio(BaseModel):
-    """A recording in a turn: a wav, flac, ogg, mp3, webm, m4a, mp4 or aac file as base64."""
+    """Recording in a turn: a wav, flac, ogg, mp3, webm, m4a, mp4 or aac file as base64."""
 
     data: str
     format: str = "wav"
 
 
 class ContentPart(BaseModel):
-    """Text, or a recording."""
+    """Part of a turn: text, or a recording."""
 
     type: Literal["text", "input_audio"]
     text: Text | None = None
@@ -33,21 +33,21 @@ class ContentPart(BaseModel):
 
 
 class Message(BaseModel):
-    """A turn."""
+    """Turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | Annotated[list[ContentPart], Field(max_length=MAX_PARTS, fail_fast=True)]
 
 
 class AudioForm(BaseModel):
-    """How the reply is to sound. A streamed one is `pcm16`."""
+    """Voice and format of a spoken reply. A streamed reply must be `pcm16`."""
 
     voice: Text | None = None
     format: AudioFormat | Literal["pcm16"] = "wav"
 
 
 class ChatRequest(Body):
-    """OpenAI's fields that mean something here."""
+    """Supported fields of OpenAI's chat completions."""
 
     model: Text = "gpt-audio"
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_TURNS, fail_fast=True)]
@@ -60,31 +60,31 @@ class ChatRequest(Body):
     top_p: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
 
     def options(self) -> dict[str, Any]:
-        """What of it the server knows by the same name."""
+        """Return the fields that the server has under the same name."""
         values = {name: getattr(self, name) for name in ("seed", "temperature", "top_p")}
         return {name: value for name, value in values.items() if value is not None}
 
 
 @dataclass
 class Conversation:
-    """Turns as the server takes them, and the files that they mean, in this order."""
+    """Turns in the server's form, and the files that they refer to, in order."""
 
     turns: list[dict[str, Any]] = field(default_factory=list)
     files: list[bytes] = field(default_factory=list)
 
     def kinds(self) -> set[str]:
-        """What the last turn holds: `text`, `audio`."""
+        """Return the parts of the last turn: `text`, `audio`."""
         return set(self.turns[-1]) - {"role"}
 
 
 class Texts:
-    """Those of one conversation, of at most `max_chars` characters in all."""
+    """Character budget of one conversation: at most `max_chars` in all texts."""
 
     def __init__(self, max_chars: int):
         self._max_chars, self._num_chars = max_chars, 0
 
     def add(self, text: str, path: str) -> str:
-        """One more, as it is; ApiError, of its `path`, where they become too long with it."""
+        """Return `text` unchanged; raise ApiError for its `path` if it exceeds the budget."""
         self._num_chars += len(text)
         if self._num_chars > self._max_chars:
             raise refused(path, f"at most {self._max_chars} characters in all texts", f"{self._num_chars} characters")
@@ -92,7 +92,7 @@ class Texts:
 
 
 def read_conversation(messages: list[Message], max_chars: int) -> Conversation:
-    """The turns of a request; ApiError names the part that cannot be read, or with which the texts are too long."""
+    """Return the turns of a request; raise ApiError for an unreadable part or if the texts are too long."""
     conversation, texts = Conversation(), Texts(max_chars)
     for index, message in enumerate(messages):
         parts, where = message.content, f"messages.{index}.content"
@@ -114,14 +114,14 @@ def read_conversation(messages: list[Message], max_chars: int) -> Conversation:
 
 
 def given(value: Any, path: str) -> Any:
-    """`value`, which a part of this type must have."""
+    """Return `value`; raise ApiError if this required field is missing."""
     if value is None:
         raise ApiError(400, f"{path}: missing", path, "missing")
     return value
 
 
 def read_base64(data: str, path: str) -> bytes:
-    """The bytes of a file."""
+    """Return the bytes of a file; raise ApiError if `data` is not base64."""
     try:
         return base64.b64decode(data, validate=True)
     except (binascii.Error, ValueError):
@@ -129,7 +129,7 @@ def read_base64(data: str, path: str) -> bytes:
 
 
 def conversing_task(profile: ModelProfile, kinds: set[str], speaks: bool) -> TaskProfile:
-    """The first task that answers a user's turn of these kinds, with or without speech; ApiError without any."""
+    """Return the first task that answers a turn with these parts, in speech or in text; raise ApiError if none does."""
     for task in profile.tasks:
         fits = set(task.needs) <= kinds <= {*task.needs, *task.also}
         if converses(task) and task.speaks == speaks and fits:

@@ -1,7 +1,7 @@
-"""`stretto gateway`: OpenAI's audio API over HTTP, before a server that runs already.
+"""`stretto gateway`: OpenAI's audio API over HTTP, in front of a server that is already running.
 
-Keys are read from --keys FILE, one a line, and from STRETTO_API_KEYS, with commas between them. Voices that callers
-bring are kept in --voices FOLDER, or that of STRETTO_VOICES, for the key with which they came.
+API keys are read from --keys FILE, one per line, and from STRETTO_API_KEYS, separated by commas. Voices that callers
+add are stored in --voices FOLDER or STRETTO_VOICES, each for the key with which it was added.
 """
 
 import argparse
@@ -30,13 +30,13 @@ from stretto_gateway.web_socket import settings as socket_settings
 
 KEYS, VOICES, STRICT = "STRETTO_API_KEYS", "STRETTO_VOICES", "STRETTO_STRICT"
 ORIGINS = "STRETTO_CORS_ORIGINS"
-BEATS = "STRETTO_BEATS"  # names a descriptor, for `beat`
+BEATS = "STRETTO_BEATS"  # the environment variable with the file descriptor for `beat`
 MIN_KEY_CHARS = 16
 MAX_ALIAS_CHARS = 200
 
 
 class Server(uvicorn.Server):
-    """uvicorn, which tells the gateway when it is to end, and the launcher when it listens."""
+    """uvicorn server that notifies the gateway of its shutdown, and the launcher once it listens."""
 
     def __init__(self, app: FastAPI, config: uvicorn.Config, message: str):
         super().__init__(config)
@@ -53,23 +53,23 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal lets running answers end, a second one does not. Neither is an exit by a signal."""
+        """Drain on the first signal and stop on the second one; the exit status is not that of a signal."""
         self._app.state.is_draining = True
         self.force_exit = self.should_exit
         self.should_exit = True
 
 
 async def beat() -> None:
-    """Show a launcher that this event loop runs: write a byte each second to the descriptor that it has named."""
+    """Write one byte per second to the launcher's pipe, to show that the event loop runs."""
     pipe = os.environ.get(BEATS)
     while pipe is not None:
-        with suppress(OSError):  # the pipe is full, or the launcher has ended
+        with suppress(OSError):  # pipe full, or launcher ended
             os.write(int(pipe), b".")
         await asyncio.sleep(1.0)
 
 
 def main(words: list[str] | None = None) -> int:
-    """Serve until a signal comes; 0 after a clean end, 1 where it cannot listen, 2 for wrong usage."""
+    """Serve until a signal; return 0 after a clean end, 1 if listening fails, 2 for wrong usage."""
     parser = arguments()
     args = parser.parse_args(words)
     try:
@@ -87,17 +87,18 @@ def main(words: list[str] | None = None) -> int:
     server = make_server(config, listener, args.certificate, args.private_key)
     try:
         server.config.load()
-    except OSError as error:  # of OpenSSL, which names no file
+    except OSError as error:  # OpenSSL's errors name no file
         listener.close()
         key = "" if args.private_key is None else f", --private-key {args.private_key}"
         parser.error(f"--certificate {args.certificate}{key}: {error}")
-    with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:  # uvloop's: half the time to a byte
+    # uvloop halves the time to the first byte
+    with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
         runner.run(server.serve([listener]))
     return 0
 
 
 def make_room_for_files(num_files: int) -> None:
-    """Let this process have so many files open, or as many as it may: each connection is one, and so are uploads."""
+    """Raise the limit on open files to `num_files`, or as far as permitted; connections and uploads use one each."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = num_files if hard == resource.RLIM_INFINITY else min(num_files, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -107,16 +108,23 @@ def make_room_for_files(num_files: int) -> None:
 def make_server(
     config: GatewayConfig, listener: socket.socket, certificate: str | None = None, private_key: str | None = None
 ) -> Server:
-    """A server at `listener`, which serves until a signal comes and then lets running answers end."""
+    """Return a server on `listener`, which serves until a signal and then lets running responses end.
+
+    Args:
+        config: Settings of the gateway.
+        listener: Listening socket.
+        certificate: Path of the TLS certificate; None for plain HTTP.
+        private_key: Path of its key; None if the certificate's file contains it.
+    """
     app = make_app(config)
     settings = uvicorn.Config(
         app,
         http=Connection,
         **socket_settings(config.limits.max_event_bytes),
-        log_level="critical",  # the gateway has a log of its own, and uvicorn's names addresses and whole paths
+        log_level="critical",  # uvicorn's log has addresses and whole paths; the gateway has its own
         access_log=False,
         server_header=False,
-        proxy_headers=False,  # in which a caller may say to be anybody
+        proxy_headers=False,  # callers could forge their address in them
         limit_concurrency=config.limits.max_connections,
         timeout_graceful_shutdown=round(config.limits.drain_s),
         ssl_certfile=certificate,
@@ -129,7 +137,7 @@ def make_server(
 
 
 def arguments() -> Parser:
-    """The command line."""
+    """Return the parser of the command line."""
     parser = Parser(prog="stretto gateway", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     limits = Limits()
@@ -166,7 +174,11 @@ def arguments() -> Parser:
 
 
 def port_in_row(offset: int) -> int:
-    """The port so far behind STRETTO_PORT, where a server of this machine has HTTP; ValueError where that is none."""
+    """Return the port `offset` above STRETTO_PORT, the HTTP port of a server on this machine.
+
+    Raises:
+        ValueError: STRETTO_PORT is not a valid port.
+    """
     text = os.environ.get("STRETTO_PORT") or "8000"
     if not (text.isdecimal() and len(text) <= 5 and 0 < int(text) <= 65_535 - offset):
         raise ValueError(f"STRETTO_PORT: expected a port from 1 to {65_535 - offset}, got {text!r}")
@@ -174,7 +186,7 @@ def port_in_row(offset: int) -> int:
 
 
 def address(text: str) -> str:
-    """`text` as an address to listen at; argparse reports what is none."""
+    """Return `text` as an IP address to listen at; argparse reports anything else."""
     return str(ipaddress.ip_address(text))
 
 
@@ -191,7 +203,7 @@ def model_alias(text: str) -> tuple[str, str]:
 
 
 def read_config(args: argparse.Namespace) -> GatewayConfig:
-    """What the arguments say; ValueError or OSError where they make no sense."""
+    """Return the settings of the command line; raise ValueError or OSError if they are invalid."""
     server = args.server or f"localhost:{port_in_row(1)}"
     port = port_in_row(3) if args.port is None else args.port
     if not 0 <= port < 65_536:
@@ -203,7 +215,7 @@ def read_config(args: argparse.Namespace) -> GatewayConfig:
     if args.private_key is not None and args.certificate is None:
         raise ValueError("--private-key: expected --certificate FILE beside it")
     limits = Limits(max_active=args.max_active, max_waiting=args.max_waiting, drain_s=args.drain_seconds)
-    are_wanted()  # or what the traces need is not there
+    are_wanted()  # raises ValueError if the traces' dependencies are missing
     if args.voices is not None:
         args.voices.mkdir(mode=0o700, parents=True, exist_ok=True)
     keys, aliases = read_keys(args.keys), dict(args.model_alias)
@@ -212,7 +224,7 @@ def read_config(args: argparse.Namespace) -> GatewayConfig:
 
 
 def read_keys(path: Path | None) -> tuple[str, ...]:
-    """The keys of the file and of the environment; ValueError for one that could be guessed, or a file without any."""
+    """Return the keys of the file and the environment; raise ValueError for a weak key or an empty file."""
     try:
         lines = [] if path is None else path.read_text().splitlines()
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""What the gateway was asked to do, and the limits that it keeps."""
+"""Settings of the gateway, and its limits."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,16 +9,30 @@ MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one caller, and all together, may ask for.
+    """Limits per request, per caller and in total.
 
-    max_body_bytes: of a request with audio; max_json_bytes: of one without. max_held_bytes: of all that are not
-    answered yet, together, beyond the first 64 KiB of each. max_batch_bytes: of the audio of a batch. max_active,
-    max_waiting: utterances that are made at once, and requests that wait for one to end; what comes on top is told to
-    come again; a caller alone has half of both. max_voices: that a key may keep; max_voice_bytes: of the recording of
-    each. stall_s: how long a reader may take nothing, or a sender send nothing, before it is left; upload_s: in which a
-    body has to come. max_sessions: WebSockets at once; max_event_bytes: of one message; max_turn_s: of audio that waits
-    for a commit; max_items: of a conversation; idle_s, session_s: how long one may be silent, and last. writing_s: in
-    which the text of an utterance has to come that is spoken meanwhile.
+    Attributes:
+        max_body_bytes: Body of a request with audio.
+        max_json_bytes: Body of any other request.
+        max_held_bytes: All requests in progress together, beyond the first 64 KiB of each.
+        max_input_chars: Characters of a text.
+        max_batch: Items of a batch.
+        max_batch_bytes: Audio of a batch.
+        max_active: Concurrent utterances. One caller alone may use half.
+        max_waiting: Queued requests; further ones get status 429. One caller alone may use half.
+        max_voices: Stored voices per key.
+        max_voice_bytes: Recording of a stored voice.
+        max_connections: Open connections.
+        stall_s: Time in which a client may read nothing, or send nothing, before it is disconnected.
+        upload_s: Time for a whole body.
+        drain_s: Time for running responses at shutdown.
+        max_sessions: Open WebSockets.
+        max_event_bytes: One WebSocket message.
+        max_turn_s: Uncommitted audio of a realtime session.
+        max_items: Items of a realtime conversation.
+        idle_s: Time without a message after which a session ends.
+        session_s: Duration of a session.
+        writing_s: Time for the text of an utterance that is spoken while it is written.
     """
 
     max_body_bytes: int = 32 * MIB
@@ -49,15 +63,15 @@ class GatewayConfig:
     """Settings of one gateway.
 
     Attributes:
-        server: the gRPC address (host:port).
+        server: gRPC address of the server (host:port).
         address: IP address to listen at.
         port: TCP port to listen at.
-        keys: API keys; anybody may ask if there are none.
-        limits: bounds on requests and connections.
-        voices: folder of the voices that callers bring; None if they may not bring any.
-        strict: refuse request fields that are not honoured, instead of ignoring them.
-        model_aliases: further names of models, and the family that each of them means.
-        cors_origins: origins of pages in browsers that may ask (CORS); `*` is any.
+        keys: API keys; if empty, no key is needed.
+        limits: Limits on requests and connections.
+        voices: Folder of the voices that callers add; None if they may not add any.
+        strict: Refuse request fields that are not honoured, instead of ignoring them.
+        model_aliases: Additional model names, with the family of each.
+        cors_origins: Origins whose browser pages may use the API (CORS); `*` is any.
     """
 
     server: str

@@ -1,4 +1,4 @@
-"""A caller's connection: limits on what it may send, before its key is known."""
+"""HTTP connection with limits that apply before the caller's key is known."""
 
 import asyncio
 import logging
@@ -12,33 +12,34 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from stretto_gateway.caller import network
 
 LOG = logging.getLogger("stretto_gateway")
-HEAD_S = 60.0  # in which the head of a request has to come
-STALL_S = 30.0  # in which a reader has to take some of what was written
-NUM_LOOKS = 10  # in that time: a loop that was held up looks at its clock first, and only then at what came meanwhile
-MAX_HEAD_BYTES, MAX_HEADERS = 65_536, 100  # of a request; its trailers are counted with its head
-MAX_PIPELINED = 8  # requests that wait while another one is answered
-# Reads below SMALL_BYTES, and requests, in a second. What comes beyond waits in the kernel, which joins small writes.
+HEAD_S = 60.0  # time for the head of a request
+STALL_S = 30.0  # time in which the client has to read part of a response
+# polls in that time: a delayed event loop runs timers before pending reads, so one timer could expire too early
+NUM_LOOKS = 10
+MAX_HEAD_BYTES, MAX_HEADERS = 65_536, 100  # of a request head, including trailers
+MAX_PIPELINED = 8  # requests queued on a connection
+# Limit on small reads plus requests per second. Excess data waits in the kernel, which merges small writes.
 SMALL_BYTES, MAX_SMALL = 1024, 500
-# Parts of a body: each costs time, however small it is. Beyond FREE_PARTS they have to be this large on average.
+# Each part of a body costs time, however small it is. Beyond FREE_PARTS, parts must have this average size.
 FREE_PARTS, MIN_PART_BYTES = 4096, 16
-UNSENT_BYTES = 16_384  # of an answer, in the kernel and as many here: what a reader takes does not show beyond them
+UNSENT_BYTES = 16_384  # limit on unsent bytes in the kernel, and here: progress of a reader is not visible beyond them
 TOO_LONG = f"The head of a request has at most {MAX_HEAD_BYTES} bytes."
 
 
 class Rate:
-    """The number of things that came in the current second of a loop's clock."""
+    """Counter of events in the current second of a loop's clock."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, limit: int):
         self._loop, self._limit = loop, limit
-        self._count, self.ends_at = 0, 0.0  # ends_at: when the second is over, by the loop's clock
+        self._count, self.ends_at = 0, 0.0  # ends_at: end of the second, by the loop's clock
 
     @property
     def is_over(self) -> bool:
-        """Return True if more came in this second than the limit."""
+        """True if this second's count exceeds the limit."""
         return self._count > self._limit and self._loop.time() < self.ends_at
 
     def add(self, num: int = 1) -> None:
-        """Count `num` more."""
+        """Count `num` more events."""
         now = self._loop.time()
         if now >= self.ends_at:
             self._count, self.ends_at = 0, now + 1.0
@@ -46,12 +47,12 @@ class Rate:
 
 
 class PacedFlow(FlowControl):
-    """uvicorn's flow control, with a second reason to stop reading."""
+    """uvicorn's flow control with a second reason to pause reading: the rate limit."""
 
     _is_held = False
 
     def hold(self, loop: asyncio.AbstractEventLoop, until: float) -> None:
-        """Read nothing before `until`, by the loop's clock."""
+        """Pause reading until the time `until` of the loop's clock."""
         if not self._is_held:
             self._is_held = True
             self._transport.pause_reading()
@@ -70,14 +71,14 @@ class PacedFlow(FlowControl):
 
 
 class PlainCycle(RequestResponseCycle):
-    """A request of HTTP/1.0, which has no chunks: the end of the connection ends a body of unknown length."""
+    """HTTP/1.0 request. HTTP/1.0 has no chunks, so closing the connection ends a body of unknown length."""
 
     _is_open_ended = False
 
     async def send(self, message: Any) -> None:
         headers = dict(message.get("headers", ()))
         if not self.response_started and b"content-length" not in headers and message["status"] not in (204, 304):
-            self.chunked_encoding = False  # before uvicorn decides on chunks
+            self.chunked_encoding = False  # set before uvicorn chooses chunked encoding
             self.expected_content_length = 0
             await super().send(message)
             self._is_open_ended = True
@@ -88,35 +89,35 @@ class PlainCycle(RequestResponseCycle):
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's connection, which is closed where the head of a request takes too long, or too much memory.
+    """uvicorn's connection, closed if the head of a request takes too long or too much memory.
 
-    So it is where nobody takes what was answered, and after the answers that are owed where too many requests come at
-    once, or something that is none behind them: nothing is written amid an answer.
+    It is also closed if the client stops reading. If the client pipelines too many requests or sends a malformed one,
+    it is closed after pending responses have been sent. A response is never cut short.
 
-    Of more than `limit_concurrency` those make room that have no request, of the host that has most of them the oldest
-    first. Where all have one, uvicorn answers 503.
+    Beyond `limit_concurrency` connections, an idle one is closed: the longest idle one of the host that has most of
+    them. If none is idle, uvicorn answers 503.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._num_kept_bytes = 0  # at most so many of what came are kept, and not handed on yet
-        self._num_head_bytes = self._num_headers = 0  # of the request that comes
+        self._num_kept_bytes = 0  # upper bound on received bytes not passed to the application yet
+        self._num_head_bytes = self._num_headers = 0  # of the request being received
         self._num_parts = self._num_body_bytes = 0  # of its body
-        self._refusal = ""  # why the parser was stopped
+        self._refusal = ""  # reason for stopping the parser
         self._small = Rate(self.loop, MAX_SMALL)
-        self._timer: asyncio.TimerHandle | None = None  # runs where there is no request, or nobody takes an answer
+        self._timer: asyncio.TimerHandle | None = None  # runs while idle, or while the client does not read
         self._waits_since = 0.0  # by the loop's clock
-        self._answered: RequestResponseCycle | None = None  # the request whose turn it is, or was
-        self._is_ending = False  # what comes now is not looked at
+        self._answered: RequestResponseCycle | None = None  # the current or last request
+        self._is_ending = False  # further data is ignored
 
     @property
     def is_idle(self) -> bool:
-        """Whether there is no request in it."""
+        """True if no request is in progress."""
         return self._answered is None or self._answered.response_complete
 
     @property
     def host(self) -> str:
-        """Whose it is: an address, of IPv6 the /64 network."""
+        """Fair-share key of the client: its IPv4 address, or its IPv6 /64 network."""
         return "" if self.client is None else network(self.client[0])
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -125,7 +126,7 @@ class Connection(HttpToolsProtocol):
         self.transport.set_write_buffer_limits(UNSENT_BYTES)
         made = self.transport.get_extra_info("socket")
         if made is not None and made.family in (socket.AF_INET, socket.AF_INET6):
-            # Otherwise the kernel takes up to 4 MB, 87 s of speech, from an answer that nobody reads.
+            # Otherwise the kernel buffers up to 4 MB (87 s of speech) of a response that the client does not read.
             made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
         self._wait()
         if self.limit_concurrency is not None and len(self.connections) >= self.limit_concurrency:
@@ -134,7 +135,7 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
         super().connection_lost(exc)
-        if self._answered is not None and not self.is_idle:  # uvicorn tells the last request that came
+        if self._answered is not None and not self.is_idle:  # uvicorn notifies only the request received last
             self._answered.disconnected = True
             self._answered.message_event.set()
 
@@ -150,14 +151,14 @@ class Connection(HttpToolsProtocol):
             self.flow.hold(self.loop, self._small.ends_at)
 
     def handle_websocket_upgrade(self) -> None:
-        if self.flow.write_paused or not self.is_idle:  # that writing is paused the WebSocket would not be told
+        if self.flow.write_paused or not self.is_idle:  # a new WebSocket would not learn that writing is paused
             self.send_400_response("A WebSocket is opened where all answers before it are taken.")
             return
         self._stop_waiting()
         super().handle_websocket_upgrade()
 
     def send_400_response(self, msg: str) -> None:
-        """Send status 400 if it answers what came; if other answers are due, the connection ends after those."""
+        """Send status 400, or close after the pending responses if it could not be attributed to its request."""
         msg = self._refusal or msg
         answered, came = self._answered, self.cycle
         if self.is_idle or (came is answered and came.more_body and not came.response_started):
@@ -165,14 +166,14 @@ class Connection(HttpToolsProtocol):
             return
         self._is_ending = True
         if self.pipeline and came.more_body:
-            self.pipeline.popleft()  # it will never be whole
+            self.pipeline.popleft()  # incomplete, and never will be complete
         last = self.pipeline[0][0] if self.pipeline else answered
         assert last is not None
         last.keep_alive = False
 
     def on_message_begin(self) -> None:
         if len(self.pipeline) >= MAX_PIPELINED:
-            raise OverflowError  # which stops the parser, and is no answer to anything
+            raise OverflowError  # stops the parser; `send_400_response` closes after the pending responses
         self._num_head_bytes = self._num_headers = self._num_parts = self._num_body_bytes = 0
         self._small.add()
         super().on_message_begin()
@@ -220,7 +221,8 @@ class Connection(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answered = cycle
         if cycle.scope["http_version"] == "1.0":
-            cycle.__class__ = PlainCycle  # WORKAROUND(uvicorn 0.54): it answers HTTP/1.0 in chunks
+            # WORKAROUND(uvicorn 0.54): HTTP/1.0 gets chunked responses; send the body without chunks
+            cycle.__class__ = PlainCycle
         super()._start_asgi_task(cycle, app)
 
     def _count_head(self, num_bytes: int) -> None:
@@ -234,7 +236,7 @@ class Connection(HttpToolsProtocol):
         raise OverflowError(why)
 
     def _wait(self) -> None:
-        """Wait for the reader of what was written; where all of it is taken, for the next head."""
+        """Start the timer for the client to read the response, or for the next request head if all is read."""
         self._waits_since = self.loop.time()
         self._look_later(self.transport.get_write_buffer_size(), NUM_LOOKS)
 
@@ -244,7 +246,10 @@ class Connection(HttpToolsProtocol):
         self._timer = self.loop.call_later(patience_s / NUM_LOOKS, self._look, num_unread, num_looks - 1)
 
     def _look(self, num_unread: int, num_looks: int) -> None:
-        """Wait on where less than `num_unread` bytes are left, or so many looks."""
+        """Keep waiting if fewer than `num_unread` bytes are unsent or polls are left.
+
+        Otherwise close the connection.
+        """
         if self.transport.get_write_buffer_size() < num_unread:
             self._wait()
             return

@@ -1,4 +1,4 @@
-"""Samples as they come, to a file that can be played as it comes, in each of OpenAI's formats."""
+"""Streaming encoders for OpenAI's audio formats."""
 
 import struct
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import av
 import numpy as np
 
-DEFAULT_RATE = 24_000  # Hz, what OpenAI's SDKs and players take `pcm` for
+DEFAULT_RATE = 24_000  # Hz, assumed by OpenAI's SDKs and players for `pcm`
 MEDIA_TYPES = {
     "mp3": "audio/mpeg",
     "opus": "audio/ogg",
@@ -17,30 +17,30 @@ MEDIA_TYPES = {
     "wav": "audio/wav",
     "pcm": "audio/pcm",
 }
-LOWEST_RATE, HIGHEST_RATE = 4_000, 192_000  # Hz, that the server makes
-# Which of them a format has; the others have all.
+LOWEST_RATE, HIGHEST_RATE = 4_000, 192_000  # Hz, range of the server
+# Rates of formats that do not support all of them.
 RATES = {
     "opus": (8_000, 12_000, 16_000, 24_000, 48_000),  # RFC 6716, section 2
     "mp3": (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000),  # MPEG-1, -2 and -2.5, layer III
     "aac": (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 64_000, 88_200, 96_000),
 }
-UNKNOWN_SIZE = 0xFFFFFFFF  # of a wav file that is still being made
+UNKNOWN_SIZE = 0xFFFFFFFF  # size field of a WAV file of unknown length
 
 
 class Encoder(Protocol):
-    """Takes the samples of one utterance in order."""
+    """Streaming encoder of one utterance."""
 
     def encode(self, pcm: np.ndarray) -> bytes:
-        """What can be sent once samples [n] int16 have come."""
+        """Return the bytes that can be sent after samples `pcm`: int16 [n]."""
         ...
 
     def close(self) -> bytes:
-        """The rest."""
+        """Return the rest of the file."""
         ...
 
 
 class PcmEncoder:
-    """Little-endian samples and nothing else."""
+    """Little-endian samples without a header."""
 
     def encode(self, pcm: np.ndarray) -> bytes:
         return pcm.astype("<i2", copy=False).tobytes()
@@ -50,7 +50,7 @@ class PcmEncoder:
 
 
 class WavEncoder(PcmEncoder):
-    """The same behind a header that leaves open how much follows."""
+    """Little-endian samples after a WAV header of unknown length."""
 
     def __init__(self, sample_rate: int):
         self._header = wav_header(sample_rate)
@@ -61,14 +61,14 @@ class WavEncoder(PcmEncoder):
 
 
 def wav_header(sample_rate: int, num_bytes: int | None = None) -> bytes:
-    """The 44 bytes before mono 16-bit samples; without `num_bytes`, of as many as come."""
+    """Return the 44-byte header of mono 16-bit samples; `num_bytes` is their size, None if unknown."""
     riff, data = (UNKNOWN_SIZE,) * 2 if num_bytes is None else (num_bytes + 36, num_bytes)
     form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, sample_rate, 2 * sample_rate, 2, 16)
     return struct.pack("<4sI4s", b"RIFF", riff, b"WAVE") + form + struct.pack("<4sI", b"data", data)
 
 
 class Pipe:
-    """A file that can only be written, as FFmpeg's muxers take one; `take` empties it."""
+    """Write-only file for FFmpeg's muxers."""
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
@@ -78,13 +78,13 @@ class Pipe:
         return len(data)
 
     def take(self) -> bytes:
-        """All that was written since it was last taken."""
+        """Remove and return all written bytes."""
         data = b"".join(self._parts)
         self._parts.clear()
         return data
 
 
-# Container, codec, bits per second, and options without which the muxer holds sound back or wants to seek.
+# Container, codec, bits per second, and options that keep the muxer from buffering audio or seeking.
 CODECS: dict[str, tuple[str, str, int | None, dict[str, str]]] = {
     "mp3": ("mp3", "libmp3lame", 64_000, {"write_xing": "0", "id3v2_version": "0"}),
     "opus": ("ogg", "libopus", 32_000, {"page_duration": "20000"}),
@@ -94,7 +94,7 @@ CODECS: dict[str, tuple[str, str, int | None, dict[str, str]]] = {
 
 
 class FfmpegEncoder:
-    """One of the formats of CODECS, by FFmpeg's encoders."""
+    """Encoder of one of the formats in CODECS, by FFmpeg."""
 
     def __init__(self, name: str, sample_rate: int):
         container, codec, bit_rate, options = CODECS[name]
@@ -118,6 +118,6 @@ class FfmpegEncoder:
 
 
 def make_encoder(name: str, sample_rate: int) -> Encoder:
-    """The encoder of a format of MEDIA_TYPES, for mono samples at `sample_rate` Hz."""
+    """Return the encoder of a format in MEDIA_TYPES, for mono samples at `sample_rate` Hz."""
     plain: dict[str, Callable[[], Encoder]] = {"pcm": PcmEncoder, "wav": lambda: WavEncoder(sample_rate)}
     return plain[name]() if name in plain else FfmpegEncoder(name, sample_rate)

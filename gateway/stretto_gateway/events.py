@@ -1,4 +1,4 @@
-"""The events behind an answer: from the server, counted, and with its failures as the caller is told of them."""
+"""Event streams of responses, with metrics and with errors mapped to API errors."""
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -9,9 +9,14 @@ from stretto_gateway.trace import SpeechTrace, Trace
 
 
 async def told(stream: Speech, fields: dict[str, str]) -> AsyncGenerator[SpeechEvent, None]:
-    """The events of `stream`, which ends with them; ApiError where it fails.
+    """Yield the events of `stream` and close it at the end.
 
-    fields: what those of the server are called here.
+    Args:
+        stream: Response of the server.
+        fields: Caller's field names by the server's.
+
+    Raises:
+        ApiError: The stream fails.
     """
     try:
         async with stream:
@@ -22,7 +27,7 @@ async def told(stream: Speech, fields: dict[str, str]) -> AsyncGenerator[SpeechE
 
 
 async def written(stream: Speech, fields: dict[str, str], trace: Trace) -> AsyncGenerator[SpeechEvent, None]:
-    """The same of an answer that is text, which `trace` follows."""
+    """Yield the events of a text response and record them in `trace`; raise ApiError if it fails."""
     trace.start()
     try:
         async with aclosing(told(stream, fields)) as events:
@@ -34,7 +39,7 @@ async def written(stream: Speech, fields: dict[str, str], trace: Trace) -> Async
 
 
 async def heard(stream: Speech, fields: dict[str, str], trace: SpeechTrace) -> AsyncGenerator[SpeechEvent, None]:
-    """The same of speech; ApiError, too, where there was no sound in it."""
+    """Yield the events of a speech response; raise ApiError if it fails or has no samples."""
     async with aclosing(written(stream, fields, trace)) as events:
         async for event in events:
             yield event
@@ -43,5 +48,5 @@ async def heard(stream: Speech, fields: dict[str, str], trace: SpeechTrace) -> A
 
 
 def followed(stream: Speech, fields: dict[str, str], trace: Trace) -> AsyncGenerator[SpeechEvent, None]:
-    """Either, as the trace is."""
+    """Yield the events of a speech or text response, depending on the type of the trace."""
     return heard(stream, fields, trace) if isinstance(trace, SpeechTrace) else written(stream, fields, trace)

@@ -1,15 +1,15 @@
-"""Which field of a request an error of pydantic's is about, as the caller calls it."""
+"""Request field that a pydantic error refers to, under the caller's name."""
 
 from collections.abc import Mapping
 from typing import Any
 
-MAX_NAME_CHARS = 200  # of a field: what is unknown has the caller's own name
+MAX_NAME_CHARS = 200  # the names of unknown fields are the caller's
 
 
 def field_path(error: Mapping[str, Any], record: Any) -> str:
-    """The fields that lead to an error in `record`, with points between; '' for the whole of it.
+    """Return the dotted path of an error in `record`; empty for the whole record.
 
-    Where a field may be of several types, pydantic's locations name the type, too, of which the caller knows nothing.
+    For a field of several types, pydantic's locations also contain the type's name, which is left out.
     """
     names: list[str] = []
     location = error["loc"]

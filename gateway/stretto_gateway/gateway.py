@@ -1,4 +1,4 @@
-"""What all endpoints share: the way to the server, places, models, figures."""
+"""State shared by all endpoints: client, admission, catalogue and metrics."""
 
 import asyncio
 
@@ -15,7 +15,12 @@ from stretto_gateway.voice_store import VoiceStore
 
 
 class Gateway:
-    """Made once, inside the event loop; closed with it. client: of several servers, instead of that of the config."""
+    """State of a running gateway; created and closed inside the event loop.
+
+    Args:
+        config: Settings.
+        client: Client of several servers, instead of a client of the configured one.
+    """
 
     def __init__(self, config: GatewayConfig, client: RoutedClient | None = None):
         self.limits, self.strict = config.limits, config.strict
@@ -29,7 +34,7 @@ class Gateway:
         self.voices = None if config.voices is None else VoiceStore(config.voices, config.limits.max_voices)
 
     async def close(self) -> None:
-        """Leave the server, and send the traces that are left."""
+        """Close the client, and send the remaining traces."""
         await self.client.close()
         if self.metrics.spans is not None:
             await asyncio.to_thread(self.metrics.spans.close)

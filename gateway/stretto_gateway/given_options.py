@@ -1,24 +1,24 @@
-"""Options that the server is to check: how much JSON a caller may give as such, and what that takes here."""
+"""Limits on options that are passed to the server as JSON."""
 
 import json
 from typing import Any
 
 from stretto_gateway.api_error import refused
 
-# Those of the server (`preprocessing/json_field.py`), which refuses more anyway: by then it would be in memory here.
+# The server's limits (`preprocessing/json_field.py`), checked here before the values take up memory.
 MAX_BYTES, MAX_DEPTH = 16 * 1024, 8
-OBJECT_BYTES = 48  # that a byte of JSON takes at most once it is read: two of them are a list
-SMALL_BYTES = 1024  # of JSON, for which there is always room
+OBJECT_BYTES = 48  # most memory per byte of JSON once parsed: two bytes can be a list
+SMALL_BYTES = 1024  # JSON that is always admitted
 
 
 def json_bytes(value: Any, param: str) -> int:
-    """How many bytes of JSON `value` is, as the client writes them; ApiError where the server takes no such value."""
+    """Return the size of `value` as the client's JSON; raise ApiError if it exceeds the server's limits."""
     depth, num_values, level = 0, 1, [value]
     while level := [each for each in level if isinstance(each, (list, dict))]:
         depth, num_values = depth + 1, num_values + sum(map(len, level))
         if depth > MAX_DEPTH:
             raise refused(param, f"JSON nested at most {MAX_DEPTH} deep", f"more than {MAX_DEPTH} levels")
-        if num_values > MAX_BYTES:  # before anything is made of them
+        if num_values > MAX_BYTES:  # before they are serialised
             raise refused(param, f"at most {MAX_BYTES} bytes of JSON", f"{num_values} values")
         level = [inner for each in level for inner in (each.values() if isinstance(each, dict) else each)]
     num_bytes = len(json.dumps(value))
@@ -28,8 +28,11 @@ def json_bytes(value: Any, param: str) -> int:
 
 
 def options_bytes(options: dict[str, Any]) -> int:
-    """How many bytes of JSON all of them are; ApiError names the first with which they are more than the server takes,
-    or one that is nested too deep."""
+    """Return the size of all options as JSON.
+
+    Raises:
+        ApiError: They exceed the server's limits; it names the first option that is too large or nested too deep.
+    """
     num_bytes = 0
     for name, value in options.items():
         num_bytes += json_bytes({name: value}, name)
@@ -39,5 +42,5 @@ def options_bytes(options: dict[str, Any]) -> int:
 
 
 def held_bytes(options: dict[str, Any]) -> int:
-    """What they take while they are kept, beyond those of which there are few."""
+    """Return the memory of stored options, beyond the small amount that is always admitted."""
     return OBJECT_BYTES * max(0, len(json.dumps(options)) - SMALL_BYTES)

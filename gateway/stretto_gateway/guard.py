@@ -1,4 +1,4 @@
-"""What every request passes before it is looked at: an id, the keys, the size of its body, a line in the log."""
+"""ASGI middleware for all requests: request ids, API keys, origin checks, body limits and the access log."""
 
 import asyncio
 import hashlib
@@ -23,31 +23,31 @@ from stretto_gateway.held import Held
 from stretto_gateway.realtime.client_secrets import PREFIX, ClientSecret
 
 LOG = logging.getLogger("stretto_gateway")
-# What balancers ask without a key, and people's browsers before they have one.
+# Paths that need no key: for load balancers, and for browsers before the user has entered one.
 OPEN_PATHS = ("/health", "/health/live", "/health/ready", page.REFERENCE, *page.FILES)
-GONE = 499  # the status of who has left before there was another one
-SWITCHED = 101  # and of a WebSocket
-FAILED_CODE = 1011  # with which one is closed that we have failed (RFC 6455, section 7.4.1)
-REALTIME = "/v1/realtime"  # the one path that a client secret opens, as a WebSocket
-KEY_PROTOCOL = "openai-insecure-api-key."  # before a key among the subprotocols: a browser's page can set no header
-SMALL_BYTES = 65_536  # of a body, for which there is always room
+GONE = 499  # logged status if the client disconnected before the response
+SWITCHED = 101  # logged status of a WebSocket
+FAILED_CODE = 1011  # close code after an internal error (RFC 6455, section 7.4.1)
+REALTIME = "/v1/realtime"  # the only path for client secrets, as a WebSocket
+KEY_PROTOCOL = "openai-insecure-api-key."  # prefix of a key among the subprotocols: browser pages cannot set headers
+SMALL_BYTES = 65_536  # body size that is always admitted
 CONVERSATIONS = "/v1/chat/completions"
-SPEECH = ("/v1/audio/speech", "/v1/audio/speech/batch")  # with a recording of a voice as base64
+SPEECH = ("/v1/audio/speech", "/v1/audio/speech/batch")  # may contain a recorded voice as base64
 VOICES = "/v1/audio/voices"
 RECORDINGS = ("/v1/audio/transcriptions", "/v1/audio/translations")
 PLACE = re.compile(r"(?:\[(?P<bracketed>[^\[\]/?#@]+)\]|(?P<plain>[^:/?#@\[\]]+))(?::\d{0,5})?")
-ANY_ORIGIN = "*"  # of a page that may ask
-EVERYBODY = "everybody"  # who owns what was brought where there are no keys
+ANY_ORIGIN = "*"  # allows pages of any origin
+EVERYBODY = "everybody"  # owner of stored voices if there are no keys
 WITH_AUDIO = (*RECORDINGS, CONVERSATIONS)
-VALUES = b"[{,"  # with which values of JSON begin, the first aside
-VALUE_BYTES, SMALL_VALUES = 64, 1024  # that one takes at least once it is read, and how many there is always room for
-LISTS = b"[{"  # which take longest to read: 0.2 s for a MiB of empty ones, in which no other caller is answered
+VALUES = b"[{,"  # bytes that precede JSON values, except the first
+VALUE_BYTES, SMALL_VALUES = 64, 1024  # least memory of a parsed value, and number of values always admitted
+LISTS = b"[{"  # slowest to parse: 1 MiB of empty ones blocks the event loop for 0.2 s
 MAX_LISTS = 65_536
 BASE64 = (string.ascii_letters + string.digits + "+/=").encode()
 
 
 class Keys:
-    """Knows whether a caller may ask; the keys themselves are not kept."""
+    """API keys, of which only digests are kept."""
 
     def __init__(self, keys: Sequence[str]):
         self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
@@ -56,13 +56,13 @@ class Keys:
         return bool(self._digests)
 
     def admit(self, authorization: str) -> bool:
-        """Whether the header holds one of the keys; compared with all, each in the same time. Without keys: always."""
+        """Return True if the header contains one of the keys, compared in constant time, or if there are no keys."""
         given = self._digest(authorization)
         matches = [hmac.compare_digest(given, digest) for digest in self._digests]
         return not matches or any(matches)
 
     def owner(self, authorization: str) -> str:
-        """Who a caller that was admitted is: a digest of the key, EVERYBODY where there are no keys."""
+        """Return the id of an admitted caller: a digest of its key, or EVERYBODY if there are no keys."""
         return self._digest(authorization).hex() if self._digests else EVERYBODY
 
     @staticmethod
@@ -77,9 +77,9 @@ def key_in(authorization: str) -> str:
 
 
 def is_address(place: str) -> bool:
-    """Return True if `place` (host or host:port) has an IP address or localhost for a host.
+    """Return True if the host in `place` (host or host:port) is an IP address or localhost.
 
-    Any other name may mean this host in one browser only (DNS rebinding).
+    Any other name may resolve to this host in one browser only (DNS rebinding).
     """
     found = PLACE.fullmatch(place)
     host = "" if found is None else (found["bracketed"] or found["plain"]).lower()
@@ -89,7 +89,7 @@ def is_address(place: str) -> bool:
 
 
 def origin_of(text: str) -> str:
-    """Return `text` as a browser writes an origin, or `*`; ValueError if it is neither."""
+    """Return `text` as a browser writes an origin, or `*`; raise ValueError if it is neither."""
     scheme, _, place = text.lower().rstrip("/").partition("://")
     if text != ANY_ORIGIN and (not scheme.replace("-", "").isalnum() or PLACE.fullmatch(place) is None):
         raise ValueError(f"--cors-origin: expected an origin such as https://app.example, or *, got {text!r}")
@@ -97,30 +97,30 @@ def origin_of(text: str) -> str:
 
 
 def is_own_page(origin: str | None, host: str) -> bool:
-    """Whether no page tells that it asks, or one of the gateway's own, at an address."""
+    """Return True if no origin is given, or if it is the gateway's own page at an IP address or localhost."""
     scheme, _, place = (origin or "").partition("://")
     return origin is None or (bool(scheme) and place == host and is_address(place))
 
 
 def may_be_page_of_a_name(method: str, headers: Mapping[bytes, str]) -> bool:
-    """Whether a page may ask whose browser knows this host by a name, in the one way in which it tells no origin.
+    """Return True if a browser page may have reached this host through a DNS name and sent no Origin header.
 
-    A browser tells which languages its user reads, which a page may change and not leave out, and programs do not.
-    Those in JavaScript may tell some as well, with `Sec-Fetch-Mode` beside them: that a browser sends to `localhost`
-    and to hosts with a certificate of their name alone.
+    Browsers send `Accept-Language`, which a page may change but not remove; other programs do not send it. JavaScript
+    programs may send it, but together with `Sec-Fetch-Mode`. Browsers send that header only to `localhost` and to hosts
+    with a certificate for their name.
     """
     is_browser = b"accept-language" in headers and b"sec-fetch-mode" not in headers
     return is_browser and method in ("GET", "HEAD") and not is_address(headers.get(b"host", ""))
 
 
 def key_in_protocol(scope: Scope) -> str:
-    """The key that a page sends to open a WebSocket; empty where there is none."""
+    """Return the key among a WebSocket's subprotocols; empty if there is none."""
     offered = (name for name in scope.get("subprotocols", ()) if name.startswith(KEY_PROTOCOL))
     return next(offered, "").removeprefix(KEY_PROTOCOL)
 
 
 class Guard:
-    """An ASGI application around another one."""
+    """ASGI middleware that authenticates requests and limits their bodies."""
 
     def __init__(self, app: ASGIApp, config: GatewayConfig):
         self._app, self._limits, self._keys = app, config.limits, Keys(config.keys)
@@ -187,7 +187,7 @@ class Guard:
 
     def _max_bytes(self, path: str, headers: dict[bytes, str]) -> int:
         if path == VOICES and is_form(headers):
-            return self._limits.max_voice_bytes + SMALL_BYTES  # of what stands around it
+            return self._limits.max_voice_bytes + SMALL_BYTES  # for the rest of the form
         if path in SPEECH:
             return self._limits.max_json_bytes + 4 * self._limits.max_voice_bytes // 3
         has_files = is_form(headers) or path not in RECORDINGS
@@ -203,7 +203,7 @@ def is_realtime(scope: Scope) -> bool:
 
 
 def client_secret(scope: Scope, key: str) -> ClientSecret | None:
-    """Return the client secret that `key` is, None for other keys and for all requests but realtime sessions."""
+    """Return the client secret that `key` is; None for other keys, and for requests that open no realtime session."""
     if not is_realtime(scope) or not key.startswith(PREFIX):
         return None
     found: ClientSecret | None = scope["app"].state.gateway.secrets.find(key)
@@ -211,21 +211,26 @@ def client_secret(scope: Scope, key: str) -> ClientSecret | None:
 
 
 def is_form(headers: Mapping[bytes, str]) -> bool:
-    """Whether a body has parts, in which there are files."""
+    """Return True if the body is a multipart form, which may contain files."""
     return headers.get(b"content-type", "").lower().startswith("multipart/")
 
 
 def too_large(max_bytes: int, which: str = "") -> ApiError:
-    """The answer to a body of more than `max_bytes`, or to one that has more of some."""
+    """Return the error for a body of more than `max_bytes`; `which` describes the bytes that were counted."""
     return ApiError(413, f"the body has more than {max_bytes} bytes{which}", code="request_too_large")
 
 
 class Body:
-    """Reads a request's body, up to so many bytes and from a sender who does not stop, or take all day.
+    """Request body, with limits on its size, its memory and its duration.
 
-    max_other: how many of them may be none of base64. Files take as much memory as they have bytes; the JSON around
-    them, 32 MiB of empty lists, would take a gigabyte, and seconds in which nobody else is answered. is_json: what is
-    held is counted with what its values take, of which a text may have some that are none.
+    Args:
+        receive: The server's `receive`.
+        max_bytes: Longest body.
+        max_other: Most bytes outside the base64 alphabet; None for no limit. Files in base64 take about their own size
+            in memory. 32 MiB of empty lists would take 1 GB, and would block the event loop for seconds.
+        held: Memory account of all requests.
+        is_json: Count the memory of parsed values, too. It is overestimated, because texts may contain `[`, `{` and
+            `,`.
     """
 
     def __init__(self, receive: Receive, max_bytes: int, max_other: int | None, held: Held, is_json: bool):
@@ -235,8 +240,8 @@ class Body:
         self._begun_s = time.monotonic()
 
     async def receive(self) -> Message:
-        """The next message; ApiError where it is one too many, or does not come."""
-        if self._is_complete:  # then it is the end of the connection that is waited for
+        """Return the next message; raise ApiError if the body is too large or too slow."""
+        if self._is_complete:  # the application now waits for the disconnect
             return await self._receive()
         limits = self._held.limits
         left_s = self._begun_s + limits.upload_s - time.monotonic()
@@ -268,52 +273,52 @@ class Body:
         return message
 
     def keep(self, num_bytes: int) -> None:
-        """So many more are held until the request is answered; ApiError 503 where there is no memory for them."""
+        """Account for `num_bytes` until the request ends; raise ApiError 503 if there is no memory for them."""
         self._held.add(num_bytes)
         self._num_held += num_bytes
 
     def forget(self) -> None:
-        """The request is answered."""
+        """Release the memory once the request has ended."""
         self._held.remove(self._num_held)
 
 
 class Exchange:
-    """One request and its answer, as the log has them: nothing of what was asked or said."""
+    """Log entry and metrics of one request, without its content."""
 
     def __init__(self, scope: Scope, send: Send):
         self.request_id = f"req_{secrets.token_hex(12)}"
         scope.setdefault("state", {})["request_id"] = self.request_id
         self._scope, self._send = scope, send
         self._begun_s = time.monotonic()
-        self._status = GONE  # until there is another one
+        self._status = GONE  # until a response is started
 
     async def send(self, message: Message) -> None:
-        """Send a message of the answer, its first with the request's id."""
+        """Send a message of the response; add the request id to the first one."""
         if message["type"] in ("http.response.start", "websocket.http.response.start", "websocket.accept"):
             self._status = message.get("status", SWITCHED)
             message["headers"] = [*message.get("headers", ()), (b"x-request-id", self.request_id.encode())]
         await self._send(message)
 
     def fail(self) -> None:
-        """Whatever has not begun to be answered will be by an internal error."""
+        """Record status 500, unless an HTTP response has been started."""
         self._status = 500 if self._status in (GONE, SWITCHED) else self._status
 
     async def converse(self, app: ASGIApp, receive: Receive) -> None:
-        """A WebSocket from beginning to end; a failure of ours closes it, with a traceback in the log."""
+        """Run a WebSocket; an internal error closes it and is logged with its traceback."""
         try:
             await app(self._scope, receive, self.send)
-        except (OSError, WebSocketDisconnect):  # whoever is gone is told nothing
+        except (OSError, WebSocketDisconnect):  # client disconnected
             pass
         except Exception as error:
             LOG.error("%s failed", self.request_id, exc_info=error)
             self.fail()
-            with suppress(OSError, RuntimeError):  # there may be nobody left, or no more to be said
+            with suppress(OSError, RuntimeError):  # client disconnected, or socket closed already
                 await self._send({"type": "websocket.close", "code": FAILED_CODE})
         finally:
             self.note()
 
     def note(self) -> None:
-        """Count it, and write a line: id, method, route, status, milliseconds."""
+        """Count the request and log its id, method, route, status and duration in milliseconds."""
         route = getattr(self._scope.get("route"), "path", "-")
         self._scope["app"].state.gateway.metrics.answers.labels(route, str(self._status)).inc()
         took_ms = 1000 * (time.monotonic() - self._begun_s)

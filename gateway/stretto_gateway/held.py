@@ -1,4 +1,4 @@
-"""The memory that what callers have sent, or have had made, takes, as long as it is kept for them."""
+"""Account of the memory that the gateway holds for its callers."""
 
 from collections import Counter
 
@@ -9,12 +9,11 @@ from stretto_gateway.config import Limits
 
 
 class Held:
-    """Bytes that are kept, by caller, of at most `max_held_bytes` in all.
+    """Held bytes per caller, at most `max_held_bytes` in total.
 
-    The guard has one of these for requests, which counts bodies beyond the first 64 KiB of each until they are
-    answered, and with them the recordings of kept voices and the audio of batches; the sessions of WebSockets share
-    another one, which counts what they hold. A caller may have as many bytes as are left over: alone half of them, and
-    nobody can take them all.
+    The guard has one account for requests: bodies beyond the first 64 KiB of each, recordings of stored voices, and
+    audio of batches. WebSocket sessions share another one. A caller may use at most as many bytes as are free. So one
+    caller alone gets half, and none can exhaust the limit.
     """
 
     def __init__(self, limits: Limits):
@@ -23,11 +22,11 @@ class Held:
 
     @property
     def num_bytes(self) -> int:
-        """Of all callers."""
+        """Bytes held for all callers."""
         return self._num_bytes.total()
 
     def add(self, num_bytes: int) -> None:
-        """So many more of CALLER; ApiError 503 where there is no memory for them."""
+        """Add `num_bytes` for CALLER; raise ApiError 503 if there is no memory for them."""
         caller = CALLER.get()
         own = self._num_bytes[caller]
         if num_bytes and not is_room(self._num_bytes, caller, self.limits.max_held_bytes, num_bytes):
@@ -39,8 +38,8 @@ class Held:
         self._num_bytes[caller] += num_bytes
 
     def remove(self, num_bytes: int) -> None:
-        """So many less of CALLER."""
+        """Release `num_bytes` of CALLER."""
         caller = CALLER.get()
         self._num_bytes[caller] -= num_bytes
         if not self._num_bytes[caller]:
-            del self._num_bytes[caller]  # of callers there is no end
+            del self._num_bytes[caller]  # drop empty entries: the number of callers is unbounded

@@ -1,4 +1,4 @@
-"""Request fields that an answer does not honour, and the response header that names them."""
+"""Request fields that are not honoured, and the response header that lists them."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,9 +10,9 @@ from stretto_gateway.api_error import ApiError, refused
 from stretto_gateway.field_path import MAX_NAME_CHARS
 
 HEADER = "stretto-ignored"
-MAX_NAMES, MAX_SHOWN_CHARS = 16, 64  # in the header; the names are the caller's
-UNSAFE = re.compile(r"[^A-Za-z0-9_.\[\]-]")  # anything else could end the header, or its list
-UNKNOWN = "Extra inputs are not permitted"  # pydantic's message, which `--strict` keeps
+MAX_NAMES, MAX_SHOWN_CHARS = 16, 64  # limits for the header, because the caller chooses the names
+UNSAFE = re.compile(r"[^A-Za-z0-9_.\[\]-]")  # other characters could end the header or an entry of its list
+UNKNOWN = "Extra inputs are not permitted"  # pydantic's message, also used with `--strict`
 
 
 class Body(BaseModel):
@@ -24,7 +24,7 @@ class Body(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def drop_unknown(cls, record: Any, validate: ModelWrapValidatorHandler["Body"]) -> "Body":
-        """Return the validated body; it remembers the names of the first unknown fields of `record`."""
+        """Return the validated body, which keeps the names of the first unknown fields of `record`."""
         if not isinstance(record, Mapping):
             return validate(record)
         known = {field.alias or name for name, field in cls.model_fields.items()}
@@ -34,7 +34,7 @@ class Body(BaseModel):
 
 
 def first(names: Iterable[str]) -> tuple[str, ...]:
-    """Return the first names, one more than a header shows."""
+    """Return the first names, one more than the header shows."""
     return tuple(name for name, _ in zip(names, range(MAX_NAMES + 1), strict=False))
 
 
@@ -62,7 +62,7 @@ class Ignored:
     """Names of the fields of one request that are not honoured; with `--strict` such a field is an error instead."""
 
     def __init__(self, body: BaseModel, is_strict: bool):
-        """Begin with the unknown fields of `body`; raise ApiError for the first of them if `is_strict`."""
+        """Collect the unknown fields of `body`; raise ApiError for the first one if `is_strict`."""
         if is_strict:
             refuse_unknown(body)
         self._is_strict = is_strict
@@ -72,26 +72,26 @@ class Ignored:
         """Record that `name` is not honoured; raise ApiError instead if the gateway is strict.
 
         Args:
-            name: the field as the caller names it.
-            expected: value that would be honoured, for the error message.
-            got: the caller's value.
+            name: The field, under the caller's name.
+            expected: Value that would be honoured, for the error message.
+            got: The caller's value.
         """
         if self._is_strict:
             raise refused(name, expected, got)
         self.note(name)
 
     def note(self, name: str) -> None:
-        """Record that `name` is not honoured, although it is taken by a strict gateway, too."""
+        """Record that `name` is not honoured, although a strict gateway accepts it as well."""
         if name not in self._names and len(self._names) <= MAX_NAMES:
             self._names.append(name)
 
     @property
     def names(self) -> list[str]:
-        """The recorded names in safe characters, bounded in number and length; `...` stands for further ones."""
+        """Recorded names in safe characters, limited in number and length; `...` replaces further ones."""
         shown = [UNSAFE.sub("?", name[:MAX_SHOWN_CHARS]) for name in self._names[:MAX_NAMES]]
         return shown + ["..."] * (len(self._names) > MAX_NAMES)
 
     @property
     def headers(self) -> dict[str, str]:
-        """The response header that names the fields; empty if all were honoured."""
+        """Response header with the names; empty if all fields were honoured."""
         return {HEADER: ", ".join(self.names)} if self._names else {}

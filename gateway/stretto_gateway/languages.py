@@ -1,4 +1,4 @@
-"""Names of languages, as requests give them."""
+"""Language names and codes in requests."""
 
 from stretto_client import ModelProfile
 from stretto_gateway.api_error import refused
@@ -21,11 +21,11 @@ def language_name(profile: ModelProfile, language: object) -> str:
     """Return the model's name of a language, or AUTO.
 
     Args:
-        profile: the served model. If it lists no languages, the server checks the name.
-        language: an English name, a code such as `en` or `en-US`, or `Auto`.
+        profile: The served model. If it lists no languages, the server checks the name.
+        language: An English name, a code such as `en` or `en-US`, or `Auto`.
 
     Raises:
-        ApiError: the model does not speak it.
+        ApiError: The model does not support the language.
     """
     if not isinstance(language, str):
         raise refused("language", "a name or a code of a language", language)
@@ -36,6 +36,6 @@ def language_name(profile: ModelProfile, language: object) -> str:
 
 
 def code_name(language: str) -> str:
-    """Return the lower-case English name that a code such as `en` or `en-US` means, or the name itself."""
+    """Return the lower-case English name for a code such as `en` or `en-US`, or the name itself."""
     plain = language.strip().lower()
     return CODES.get(plain.replace("_", "-").partition("-")[0], plain) or AUTO

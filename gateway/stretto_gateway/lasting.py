@@ -1,4 +1,4 @@
-"""How a session over a WebSocket goes on: event by event, until it or the gateway ends."""
+"""Event loop of a WebSocket session, until the client, a limit or the gateway's shutdown ends it."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -16,22 +16,22 @@ Error = TypeVar("Error", bound=BaseException)
 
 
 class LastingSession(Protocol):
-    """What is done with a session, whatever it is for."""
+    """Handler of the events of a session."""
 
     async def handle(self, message: str | None) -> None:
-        """Do what an event says, or tell what is wrong with it."""
+        """Handle an event, or send an error about it."""
         ...
 
     async def complete(self) -> None:
-        """Until what it is making is made."""
+        """Wait until the output in progress is complete."""
         ...
 
 
 @asynccontextmanager
 async def session_tasks(channel: Channel) -> AsyncIterator[asyncio.TaskGroup]:
-    """The tasks of a session, which SessionEnd in the block or in one of them ends, and the socket as it says.
+    """Run the tasks of a session; SessionEnd in the block or in a task ends all of them and closes the socket.
 
-    An ApiError ends it, too, and the client is told of it.
+    An ApiError ends the session as well and is sent to the client.
     """
     end = SessionEnd()
     try:
@@ -46,13 +46,13 @@ async def session_tasks(channel: Channel) -> AsyncIterator[asyncio.TaskGroup]:
 
 
 def _first(errors: BaseExceptionGroup[Error]) -> Error:
-    """The first of them, which may be of several tasks."""
+    """Return the first of the errors, which may be nested groups."""
     one = errors.exceptions[0]
     return _first(one) if isinstance(one, BaseExceptionGroup) else one
 
 
 def _end_by(error: ApiError) -> SessionEnd:
-    """The end of a session that cannot go on."""
+    """Return the end of a session that has failed."""
     return SessionEnd(TRY_AGAIN if error.status in (429, 503) else FAILED, error.code or "failed", error)
 
 
@@ -63,8 +63,19 @@ async def attend(
     tasks: asyncio.TaskGroup,
     patience_s: Callable[[], float],
 ) -> None:
-    """Hand events to the session until there are no more for `patience_s`, it has lasted too long, or the gateway ends;
-    SessionEnd then."""
+    """Pass events to the session until it ends.
+
+    Args:
+        gateway: The gateway.
+        socket: The client's WebSocket.
+        session: Handler of the events.
+        tasks: Tasks of the session.
+        patience_s: Returns the time in seconds to wait for the next event.
+
+    Raises:
+        SessionEnd: The client disconnected or was idle too long, the session lasted too long, or the gateway shuts
+            down.
+    """
     tasks.create_task(_until_draining(gateway, session))
     tasks.create_task(_until_expired(gateway.limits.session_s))
     while True:
@@ -80,13 +91,13 @@ async def attend(
 
 
 async def _until_draining(gateway: Gateway, session: LastingSession) -> None:
-    """End a session with the gateway, once what it is making is made."""
+    """End the session when the gateway shuts down, once the output in progress is complete."""
     await gateway.sessions.draining.wait()
     await session.complete()
     raise SessionEnd(RESTART, "the gateway ends")
 
 
 async def _until_expired(session_s: float) -> None:
-    """End a session that has lasted so long."""
+    """End the session after `session_s` seconds."""
     await asyncio.sleep(session_s)
     raise SessionEnd(DONE, f"it lasts {session_s:g} s")

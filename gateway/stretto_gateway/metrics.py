@@ -1,4 +1,4 @@
-"""Figures for Prometheus, by the names that speech servers share."""
+"""Prometheus metrics, under names common to speech servers."""
 
 from collections.abc import Callable
 
@@ -18,9 +18,11 @@ WAITS = (*GAPS, 10.0, 30.0, 60.0)
 
 
 class Metrics:
-    """A registry of one gateway. Seconds are wall time as the gateway sees them.
+    """Metrics of one gateway. Durations are wall-clock times measured in the gateway.
 
-    family: what the server serves now. spans: where traces go, if anywhere.
+    Args:
+        family: Returns the family that is served now.
+        spans: Exporter of traces; None if they are off.
     """
 
     def __init__(self, family: Callable[[], str], spans: Spans | None = None):
@@ -58,11 +60,11 @@ class Metrics:
         )
 
     def waited(self, seconds: float) -> None:
-        """A request has got a place after so long."""
+        """Record the queueing time of an admitted request."""
         self._queue.observe(seconds, REQUEST.get().exemplar)
 
     def watch(self, admission: Admission, sessions: Sessions) -> None:
-        """Show how many there are of both."""
+        """Add gauges of active utterances, queued requests and open sessions."""
         active = Gauge("gateway_active", "Utterances that are being made", registry=self.registry)
         active.set_function(lambda: admission.num_active)
         waiting = Gauge("gateway_waiting", "Requests that wait for a place", registry=self.registry)
@@ -71,6 +73,6 @@ class Metrics:
         opened.set_function(lambda: sessions.num_open)
 
     def page(self, accept: str) -> tuple[bytes, str]:
-        """All of it, and its media type: Prometheus' text format, or OpenMetrics with exemplars where that is taken."""
+        """Return all metrics and their media type: Prometheus' text format, or OpenMetrics if accepted."""
         encode, media_type = choose_encoder(accept)
         return encode(self.registry), media_type

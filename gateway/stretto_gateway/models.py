@@ -11,14 +11,14 @@ router = APIRouter()
 
 @router.get("/v1/models")
 async def list_models(request: Request) -> Models:
-    """The model that the server has loaded; OpenAI's names of models mean it, too."""
+    """List the loaded model; OpenAI's model names select it, too."""
     gateway: Gateway = request.app.state.gateway
     return {"object": "list", "data": [gateway.catalogue.record(await gateway.catalogue.profile())]}
 
 
 @router.get("/v1/audio/models")
 async def list_speech_models(request: Request) -> SpeechModels:
-    """The served model, in the form in which Open WebUI asks for models of speech."""
+    """List the loaded model, in the form in which Open WebUI asks for speech models."""
     gateway: Gateway = request.app.state.gateway
     family = (await gateway.catalogue.profile()).family
     return {"object": "list", "models": [{"id": family, "name": family}]}
@@ -26,6 +26,6 @@ async def list_speech_models(request: Request) -> SpeechModels:
 
 @router.get("/v1/models/{name:path}")
 async def retrieve_model(name: str, request: Request) -> Model:
-    """The model of that name or alias."""
+    """Return the model with that name or alias."""
     gateway: Gateway = request.app.state.gateway
     return gateway.catalogue.record(await gateway.catalogue.model(name))

@@ -1,5 +1,7 @@
-"""`GET /`: a page to hear what the gateway serves, and to be heard; `GET /docs`: one about the API. Their files are in
-the package and load no others."""
+"""`GET /`: a page to try the models, by text and microphone. `GET /docs`: the API reference.
+
+All their files are in this package; the pages load none from other hosts.
+"""
 
 from pathlib import Path
 
@@ -30,13 +32,13 @@ router = APIRouter(include_in_schema=False)
 
 
 async def show(request: Request) -> Response:
-    """A file of the page, which everybody may have: what it shows, the gateway tells to those alone who may ask."""
+    """Return a file of the page. It needs no key, because the page contains no data of the gateway."""
     path = FILES[request.scope["route"].path]
     return Response(path.read_bytes(), headers=HEADERS, media_type=MEDIA_TYPES[path.suffix])
 
 
 async def show_reference(request: Request) -> Response:
-    """Return what `/openapi.json` holds as a page for people."""
+    """Return `/openapi.json` as an HTML page."""
     return HTMLResponse(reference_page(request.app.openapi(), str(request.base_url)), headers=HEADERS)
 
 

@@ -12,12 +12,12 @@ def read_recording(param: str, text: str, max_bytes: int) -> bytes:
     """Return the bytes of the file in `text`.
 
     Args:
-        param: the field, for error messages.
-        text: base64, or a `data:` URL with base64.
-        max_bytes: the largest file.
+        param: The field, for error messages.
+        text: Base64, or a `data:` URL with base64.
+        max_bytes: Largest file.
 
     Raises:
-        ApiError: `text` is an address of something, no base64, or too long.
+        ApiError: `text` is another kind of URL, is not base64, or is too long.
     """
     data = text
     if text[:5].lower() == "data:":

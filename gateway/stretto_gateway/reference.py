@@ -1,4 +1,4 @@
-"""`GET /docs`: `/openapi.json` for people, as a page without scripts."""
+"""`GET /docs`: `/openapi.json` as an HTML page without scripts."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -24,11 +24,11 @@ CODE = re.compile(r"`([^`]+)`")
 
 
 def reference_page(schema: dict[str, Any], base_url: str) -> str:
-    """Return a page about the routes of an OpenAPI schema: an example, then fields, answers and errors of each.
+    """Return a page about the routes of an OpenAPI schema, with an example.
 
     Args:
-        schema: As `/openapi.json` has it.
-        base_url: Where the gateway was reached, with a slash at its end.
+        schema: The content of `/openapi.json`.
+        base_url: URL under which the gateway was reached, with a trailing slash.
     """
     info = schema["info"]
     parts = [HEAD, f"<header><h1>{escape(info['title'])}</h1></header>\n<main>\n"]
@@ -44,12 +44,12 @@ def reference_page(schema: dict[str, Any], base_url: str) -> str:
 
 
 def _prose(text: str) -> str:
-    """Return `text` as HTML, with code between its backticks."""
+    """Return `text` as HTML, with backquoted parts as code."""
     return CODE.sub(r"<code>\1</code>", escape(text))
 
 
 def _example(schema: dict[str, Any], base_url: str) -> str:
-    """Return HTML with a line of curl that speaks a sentence."""
+    """Return HTML with a curl command that speaks a sentence."""
     key = ' \\\n  -H "authorization: Bearer $KEY"' if "security" in schema else ""
     line = (
         f"curl {base_url}v1/audio/speech{key} \\\n"
@@ -87,7 +87,7 @@ def _answer(told: dict[str, Any], schemas: dict[str, Any]) -> str:
 
 
 def _type(told: dict[str, Any], schemas: dict[str, Any]) -> str:
-    """A type in a few words; an object with its fields."""
+    """Return a short description of a type; for an object, its fields."""
     if "$ref" in told:
         name, fields = told["$ref"].rpartition("/")[2], _resolved(told, schemas)
         return f"{name} {{{', '.join(fields.get('properties', ()))}}}"

@@ -1,4 +1,4 @@
-"""A client of several servers: each utterance goes to the one that somebody else chooses for it."""
+"""Client of several servers: each utterance is routed to the server that a callback selects."""
 
 import asyncio
 import hashlib
@@ -14,15 +14,21 @@ from stretto_client.inputs import Audio
 from stretto_client.long_speech import Speech
 from stretto_client.produced_speech import Items, ProducedSpeech
 
-ATTEMPTS = 4  # servers that are asked for an utterance of which nothing has come yet
-READY_S = 4.0  # less than the gateway gives it
+ATTEMPTS = 4  # servers tried for an utterance before its first event
+READY_S = 4.0  # shorter than the gateway's own READY_S
 
 Begin = Callable[[SpeechClient], Speech]
 
 
 @dataclass(frozen=True)
 class Lease:
-    """A server for one utterance: its name, the address of its gRPC service, and what is done once it is lost."""
+    """Server for one utterance.
+
+    Attributes:
+        name: Name of the server.
+        server: Address of its gRPC service.
+        lost: Future that is done once the server is lost.
+    """
 
     name: str
     server: str
@@ -35,10 +41,10 @@ It is the busier by one for as long as the block runs."""
 
 
 class RoutedClient:
-    """What the gateway uses of SpeechClient, by servers that `choose` gives.
+    """Subset of SpeechClient that the gateway uses, over the servers that `choose` selects.
 
-    An utterance whose server takes nothing now is begun anew at another one, unless something of it has come; one whose
-    server is lost ends with ServerUnavailable.
+    If a server is unavailable, an utterance is retried on another one, unless some of its output has been received. An
+    utterance whose server is lost ends with ServerUnavailable.
     """
 
     def __init__(self, choose: Choose, timeouts: Timeouts | None = None):
@@ -47,36 +53,36 @@ class RoutedClient:
         self._profile: ModelProfile | None = None
 
     def speak(self, text: str | AsyncIterable[str], /, **options: Any) -> Speech:
-        """As SpeechClient's; a text that is still being written stays where it was begun."""
+        """Same as SpeechClient's; a text that is still being written is not moved to another server."""
         attempts = ATTEMPTS if isinstance(text, str) else 1
         return self._routed("", lambda client: client.speak(text, **options), attempts)
 
     def transcribe(self, audio: Audio, /, **options: Any) -> Speech:
-        """As SpeechClient's."""
+        """Same as SpeechClient's."""
         return self._routed("", lambda client: client.transcribe(audio, **options))
 
     def converse(self, messages: list[dict[str, Any]], /, *audio: Audio, **options: Any) -> Speech:
-        """As SpeechClient's; the turns of one conversation go to one server, as long as that has room."""
+        """Same as SpeechClient's; turns of one conversation use the same server while it has capacity."""
         return self._routed(
             conversation_key(messages, *audio), lambda client: client.converse(messages, *audio, **options)
         )
 
     async def profile(self, refresh: bool = False) -> ModelProfile:
-        """What the servers serve, as one of them says."""
+        """Return the model profile of one of the servers."""
         if self._profile is None or refresh:
             async with self._lent("") as (client, _):
                 self._profile = await client.profile(refresh=True)
         return self._profile
 
     async def ready(self) -> bool:
-        """Whether some server would speak."""
+        """Return True if some server accepts requests."""
         with suppress(ClientError, TimeoutError):
             async with asyncio.timeout(READY_S), self._lent("") as (client, _):
                 return await client.ready()
         return False
 
     async def close(self) -> None:
-        """Leave all servers."""
+        """Close the clients of all servers."""
         await asyncio.gather(*(client.close() for client in self._clients.values()))
         self._clients.clear()
 
@@ -98,7 +104,7 @@ class RoutedClient:
                             has_begun = True
                 return
             except ServerUnavailable as error:
-                if len(refused) == num_refused:  # there is no other
+                if len(refused) == num_refused:  # no other server is left
                     raise refusal or error from None
                 if has_begun or len(refused) == attempts:
                     raise
@@ -114,7 +120,7 @@ class RoutedClient:
 
 @asynccontextmanager
 async def _ended_with(lease: Lease, stream: Speech) -> AsyncIterator[None]:
-    """End the stream where its server is lost: ServerUnavailable then, at once and not when a time-out is over."""
+    """Cancel the stream and raise ServerUnavailable as soon as its server is lost, before any timeout."""
     lease.lost.add_done_callback(lambda _: stream.cancel())
     try:
         yield
@@ -125,7 +131,7 @@ async def _ended_with(lease: Lease, stream: Speech) -> AsyncIterator[None]:
 
 
 def conversation_key(messages: list[dict[str, Any]], *audio: Audio) -> str:
-    """What all turns of a conversation have in common, and other conversations have not: all up to the first user's."""
+    """Return a digest of the turns up to the first user's, which all turns of one conversation share."""
     first = next((n for n, turn in enumerate(messages) if turn.get("role") == "user"), len(messages))
     opening = messages[: first + 1]
     digest = hashlib.blake2b(json.dumps(opening, sort_keys=True).encode(), digest_size=16)

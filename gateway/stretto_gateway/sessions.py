@@ -1,4 +1,4 @@
-"""The WebSockets that are open: how many there may be, and when they are to end."""
+"""Open WebSockets: their limit, their memory and their end at shutdown."""
 
 import asyncio
 from collections import Counter
@@ -14,10 +14,15 @@ from stretto_gateway.realtime.window_queue import WindowQueue
 
 
 class Sessions:
-    """Counts those that are open, and what they hold; `windows` are judged in turns. `draining` is set once the gateway
-    is to end.
+    """Open sessions per caller.
 
-    A caller may open as many as are left over: alone half of them, and nobody can take them all.
+    A caller may open at most as many sessions as are free. So one caller alone gets half, and none can exhaust the
+    limit.
+
+    Attributes:
+        held: Memory account of the sessions.
+        windows: Queue of audio windows for voice activity detection.
+        draining: Set when the gateway shuts down.
     """
 
     def __init__(self, limits: Limits):
@@ -28,13 +33,16 @@ class Sessions:
 
     @property
     def num_open(self) -> int:
-        """Of all callers."""
+        """Open sessions of all callers."""
         return self._open.total()
 
     @contextmanager
     def place(self) -> Iterator[None]:
-        """A place for CALLER, for as long as the block runs; ApiError 429 where there is none, 503 where the gateway is
-        to end."""
+        """Count a session of CALLER while the block runs.
+
+        Raises:
+            ApiError: 429 if too many sessions are open, 503 if the gateway shuts down.
+        """
         if self.draining.is_set():
             raise ApiError(503, "the gateway takes no new sessions; try again", code="unavailable")
         caller = CALLER.get()
@@ -47,4 +55,4 @@ class Sessions:
         finally:
             self._open[caller] -= 1
             if not self._open[caller]:
-                del self._open[caller]  # of callers there is no end
+                del self._open[caller]  # drop empty entries: the number of callers is unbounded

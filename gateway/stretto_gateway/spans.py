@@ -1,15 +1,15 @@
-"""OpenTelemetry's spans of what is answered, to a collector (OTLP over HTTP), for who asks for them; off otherwise.
+"""OpenTelemetry spans of responses, exported to a collector (OTLP over HTTP) if configured.
 
     speech                      from the request to its last event
-      gateway queue             until there is a place for it
+      gateway queue             until it has a slot
       preprocessor              until the language model has it
       queue                     until its first row is computed
-      prefill                   until its first frame; of text, until its first word
-      frames                    until its last one; of text, until its last word
-      decode                    from the first frame to the last sound
+      prefill                   until its first frame, or the first word of a text response
+      frames                    until its last frame, or the last word of a text response
+      decode                    from the first frame to the last audio
 
-The gateway measures the ends; what is between are durations of the server's report. The language model has begun as
-long before the first event as that took, or a little earlier: the span of the preprocessor has the rest.
+The gateway measures the start and the end; the rest are durations from the server's report. They are placed relative to
+the first audio event, or to the end of a text. The span of the preprocessor absorbs the remaining time.
 """
 
 import os
@@ -23,16 +23,24 @@ from stretto_gateway.caller import RequestHead
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
-OURS = "STRETTO_OTLP"  # the address of a collector: http://HOST:4318
+OURS = "STRETTO_OTLP"  # environment variable with the collector's address: http://HOST:4318
 STANDARD = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 PATH = "/v1/traces"
 EXPORTER = "opentelemetry.exporter.otlp.proto.http"
-EXPORT_S = 5.0  # for a batch of them: a collector that does not answer keeps nobody waiting
+EXPORT_S = 5.0  # timeout of a batch, so that an unresponsive collector delays nothing
 
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Monotonic, in seconds. first_s: of the first sound or word. report: the server's, where it came to one."""
+    """Times of one response, in seconds of the monotonic clock.
+
+    Attributes:
+        begun_s: Arrival of the request.
+        started_s: Admission.
+        first_s: First audio or text; None if there was none.
+        ended_s: Last event.
+        report: The server's report; empty if the response did not get that far.
+    """
 
     begun_s: float
     started_s: float
@@ -41,7 +49,7 @@ class Times:
     report: dict[str, Any]
 
     def parts(self) -> list[tuple[str, float, float]]:
-        """Name, beginning and end of what a request went through, as far as anybody has told."""
+        """Return name, start and end of each known phase of the request."""
         known = [("gateway queue", self.begun_s, self.started_s)]
         report = self.report
         if self.first_s is None or not {"queue_s", "total_s"} <= report.keys():
@@ -61,13 +69,13 @@ class Times:
 
 
 class Spans:
-    """Sends them, in batches and from a thread of its own; of more than OpenTelemetry keeps some are left out."""
+    """Exporter of spans, in batches from its own thread; OpenTelemetry drops spans when its queue is full."""
 
     def __init__(self, provider: "TracerProvider"):
         self._provider, self._tracer = provider, provider.get_tracer("stretto_gateway")
 
     def add(self, request: RequestHead, labels: tuple[str, str], times: Times, is_complete: bool) -> None:
-        """An answer that is over; where its caller has sent a `traceparent`, as a part of that."""
+        """Add the spans of a finished response, as a child of the caller's `traceparent` if there is one."""
         from opentelemetry import trace
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -92,12 +100,12 @@ class Spans:
         whole.end(at(times.ended_s))
 
     def close(self) -> None:
-        """Send what is left; it may take EXPORT_S."""
+        """Send the remaining spans; this may take EXPORT_S seconds."""
         self._provider.shutdown()
 
 
 def are_wanted() -> bool:
-    """Whether the environment asks for spans; ValueError where it does and what they take is not installed."""
+    """Return True if the environment asks for spans; raise ValueError if their dependencies are missing."""
     wanted = next((name for name in (OURS, *STANDARD) if os.environ.get(name)), None)
     if wanted is not None and not _is_installed(EXPORTER):
         raise ValueError(f"{wanted}: traces need what is not installed: pip install 'stretto[traces]'")
@@ -107,12 +115,12 @@ def are_wanted() -> bool:
 def _is_installed(module: str) -> bool:
     try:
         return find_spec(module) is not None
-    except ModuleNotFoundError:  # of a package around it
+    except ModuleNotFoundError:  # a parent package is missing
         return False
 
 
 def open_spans() -> Spans | None:
-    """Spans as the environment asks for them, None where it does not."""
+    """Return an exporter as configured by the environment; None if spans are off."""
     if not are_wanted():
         return None
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -121,7 +129,7 @@ def open_spans() -> Spans | None:
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     address = os.environ.get(OURS)
-    endpoint = address.rstrip("/") + PATH if address else None  # None: as the standard variables say
+    endpoint = address.rstrip("/") + PATH if address else None  # None: use the standard variables
     name = os.environ.get("OTEL_SERVICE_NAME", "stretto-gateway")
     provider = TracerProvider(resource=Resource.create({"service.name": name}), shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint, timeout=EXPORT_S)))

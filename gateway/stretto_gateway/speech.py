@@ -1,4 +1,4 @@
-"""`POST /v1/audio/speech`: a text as sound, from the first chunk on."""
+"""`POST /v1/audio/speech`: a text as speech, streamed from the first chunk on."""
 
 import asyncio
 import base64
@@ -30,9 +30,9 @@ from stretto_gateway.voices import brought_voice
 
 router = APIRouter()
 IN_A_VOICE = {"messages[1].text": "input", "messages[0].text": "voice", "audio": "voice", "messages": "voice"}
-# What the server's fields are called here.
+# Caller's field names by the server's.
 FIELDS = {"text": "input", "options.instruct": "instructions"} | IN_A_VOICE
-WRITTEN_FIELDS = FIELDS | {"text": "text", "messages[1].text": "text"}  # and where the text comes in pieces
+WRITTEN_FIELDS = FIELDS | {"text": "text", "messages[1].text": "text"}  # for a text that is still being written
 
 ANSWERS = described("The sound, chunk by chunk, or events with it", *MEDIA_TYPES.values(), schema=FILE)
 ANSWERS[200]["content"]["text/event-stream"] = TEXT
@@ -40,7 +40,7 @@ ANSWERS[200]["content"]["text/event-stream"] = TEXT
 
 @router.post("/v1/audio/speech", response_class=Response, responses=ANSWERS)
 async def create_speech(body: SpeechRequest, request: Request) -> Response:
-    """The audio of `input`, chunk by chunk; as server-sent events with `stream_format` `sse`."""
+    """Generate the audio of `input`, chunk by chunk; as server-sent events with `stream_format` `sse`."""
     gateway: Gateway = request.app.state.gateway
     ignored = Ignored(body, gateway.strict)
     options = await speech_options(gateway, body, request.state, ignored)
@@ -59,26 +59,26 @@ async def create_speech(body: SpeechRequest, request: Request) -> Response:
 
 
 async def speech_options(gateway: Gateway, item: SpeechItem, asked: State, ignored: Ignored) -> dict[str, Any]:
-    """Return what `voice_options` does; raise ApiError also if the text is longer than this gateway takes."""
+    """Return the result of `voice_options`; raise ApiError also for a text that is too long or incomplete."""
     if len(item.input) > gateway.limits.max_input_chars:
         expected = f"at most {gateway.limits.max_input_chars} characters"
         raise refused("input", expected, f"{len(item.input)} characters")
-    if item.text_mode == "open":  # the server would wait for more
+    if item.text_mode == "open":  # the server would wait for more text
         raise refused("text_mode", "'whole' or 'streaming' of a text that is all there", item.text_mode)
     return await voice_options(gateway, item, asked, ignored)
 
 
 async def voice_options(gateway: Gateway, item: SpeechOptions, asked: State, ignored: Ignored) -> dict[str, Any]:
-    """Return the arguments of `SpeechClient.speak` beside the text.
+    """Return the arguments of `SpeechClient.speak` except the text.
 
     Args:
-        gateway: the gateway that speaks.
-        item: the caller's fields.
-        asked: state of the request, as the guard has filled it: its owner, and `keep` for the memory that it takes.
-        ignored: collects the fields that this model does not honour.
+        gateway: The gateway.
+        item: The caller's fields.
+        asked: State of the request, filled in by the guard: its owner, and `keep` for the memory that it takes.
+        ignored: Collects the fields that this model does not honour.
 
     Raises:
-        ApiError: this gateway or model cannot do what the fields ask for.
+        ApiError: This gateway or model does not support the requested fields.
     """
     profile = await gateway.catalogue.model(item.model)
     find_task(profile, ("tts",), "speak a text as it stands")
@@ -89,7 +89,7 @@ async def voice_options(gateway: Gateway, item: SpeechOptions, asked: State, ign
 async def audio_parts(
     gateway: Gateway, item: SpeechOptions, text: str | AsyncIterable[str], options: dict[str, Any]
 ) -> AsyncGenerator[bytes, None]:
-    """The bytes of the file in which `text` is spoken, as they come; the text may come meanwhile, too."""
+    """Yield the audio file of `text` in parts, as they become ready; the text may be an async iterable."""
     encoder = item_encoder(item)
     async with spoken(gateway, text, options) as events:
         async for event in events:
@@ -100,7 +100,10 @@ async def audio_parts(
 
 
 async def sse_parts(gateway: Gateway, item: SpeechRequest, options: dict[str, Any]) -> AsyncGenerator[bytes, None]:
-    """The same as `speech.audio.delta` events, words before the sound that they begin in, and `speech.audio.done`."""
+    """Yield `speech.audio.delta` events and a final `speech.audio.done`.
+
+    With `timestamps`, words are sent before the audio in which they begin.
+    """
     encoder, speed = item_encoder(item), item.speed or 1.0
     report: dict[str, Any] = {}
     async with spoken(gateway, item.input, options) as events:
@@ -125,33 +128,33 @@ def item_encoder(item: SpeechOptions) -> Encoder:
 
 
 async def encoded(encoder: Encoder, pcm: np.ndarray) -> bytes:
-    """Samples [n] int16 on their way through the encoder; where that takes milliseconds, others go on meanwhile."""
+    """Encode samples `pcm`: int16 [n]; slow encoders run in a thread, so that other requests proceed."""
     assert pcm.dtype == np.int16, pcm.dtype
     if not len(pcm):
-        return b""  # FFmpeg has no frames without samples
+        return b""  # FFmpeg does not accept empty frames
     if isinstance(encoder, FfmpegEncoder | StretchedEncoder):
         return await asyncio.to_thread(encoder.encode, pcm)
     return encoder.encode(pcm)
 
 
 def delta(part: bytes) -> dict[str, str]:
-    """The event of some audio."""
+    """Return an event with audio."""
     return {"type": "speech.audio.delta", "audio": base64.b64encode(part).decode()}
 
 
 def usage(report: dict[str, Any]) -> dict[str, int]:
-    """What was read and made, in rows of the model: those of the prompt, and its text and its frames."""
+    """Return numbers of model rows: those of the prompt, and generated text tokens plus audio frames."""
     read, made = report.get("num_prompt_rows", 0), report.get("num_text_tokens", 0) + report.get("num_frames", 0)
     return {"input_tokens": read, "output_tokens": made, "total_tokens": read + made}
 
 
 def sse(record: dict[str, Any]) -> bytes:
-    """A server-sent event."""
+    """Return a server-sent event."""
     return f"data: {json.dumps(record)}\n\n".encode()
 
 
 def sse_error(error: ApiError) -> bytes:
-    """The last event of an answer that cannot go on."""
+    """Return the last event of a response that has failed."""
     return b"event: error\n" + sse({"type": "error"} | error.record())
 
 
@@ -159,7 +162,7 @@ def sse_error(error: ApiError) -> bytes:
 async def spoken(
     gateway: Gateway, text: str | AsyncIterable[str], options: dict[str, Any]
 ) -> AsyncIterator[AsyncGenerator[SpeechEvent, None]]:
-    """The events of the speech, which ends with the block; ApiError where it fails, or is no sound at all."""
+    """Yield the event stream of a text's speech; raise ApiError if it fails or has no audio."""
     trace = SpeechTrace(gateway.metrics, "tts")
     fields = FIELDS if isinstance(text, str) else WRITTEN_FIELDS
     async with gateway.admission.place():

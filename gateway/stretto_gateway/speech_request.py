@@ -1,4 +1,4 @@
-"""The body of a request for speech: OpenAI's fields, and as `extra_body` every option of the ensemble."""
+"""Body of a speech request: OpenAI's fields and, as `extra_body`, every option of the ensemble."""
 
 from typing import Annotated, Any, Literal
 
@@ -19,10 +19,10 @@ OPTIONS = (
     *("seed", "guidance_scale", "guidance", "temperature", "top_k", "top_p", "text", "audio", "max_audio_s"),
     *("script_temperature", "repetition_penalty", "schedule", "chunking", "adapter", "depth", "language", "text_mode"),
     "transliterate",
-)  # which the server checks
+)  # checked by the server
 WITH_FILE = Form(media_type="multipart/form-data")
 AudioFormat = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
-TaskType = Literal["Base", "CustomVoice", "VoiceDesign"]  # Qwen3-TTS's names, as vLLM-Omni's API has them
+TaskType = Literal["Base", "CustomVoice", "VoiceDesign"]  # Qwen3-TTS's names, as in vLLM-Omni's API
 Speed = Annotated[float | None, Field(ge=LEAST_SPEED, le=GREATEST_SPEED, allow_inf_nan=False)]
 NumFrames = Annotated[int | None, Field(ge=1)]
 FRAME_LIMITS = ("max_new_tokens", "max_completion_tokens")
@@ -30,12 +30,12 @@ MAX_REF_CHARS = 4000
 
 
 def given_options(record: dict[str, Any]) -> dict[str, Any]:
-    """Those of `record`, and its instructions."""
+    """Return the options in `record`, including its instructions."""
     return {name: value for name in (*OPTIONS, "instructions") if (value := record.get(name)) is not None}
 
 
 def whole_characters(text: str) -> str:
-    """`text`, which must be writable as UTF-8: JSON can hold halves of characters."""
+    """Return `text`; raise ValueError for lone surrogates, which JSON allows and UTF-8 does not."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -47,24 +47,24 @@ Text = Annotated[str, AfterValidator(whole_characters)]
 
 
 class VoiceId(Body):
-    """A voice as an object, which newer SDKs send."""
+    """Voice as an object, sent by newer SDKs."""
 
     id: Text
 
 
 class Voiced(Body):
-    """What is said in a voice."""
+    """Body of a request with a voice."""
 
     voice: Text | VoiceId | None = Field(default=None, description="a name or an id of `/v1/audio/voices`")
 
     @property
     def voice_name(self) -> str | None:
-        """The voice by name."""
+        """Name of the voice."""
         return self.voice.id if isinstance(self.voice, VoiceId) else self.voice
 
 
 class SpeechOptions(Voiced):
-    """Fields of a request for speech that a batch may set once for all its items.
+    """Fields of a speech request, which a batch may set once for all items.
 
     The server checks options whose type is not given here.
     """
@@ -106,14 +106,14 @@ class SpeechOptions(Voiced):
     @model_validator(mode="before")
     @classmethod
     def few_options(cls, record: Any) -> Any:
-        """`record`, where its options are no more JSON than the server takes; ApiError otherwise."""
+        """Return `record`; raise ApiError if its options exceed the server's JSON limits."""
         if isinstance(record, dict):
             options_bytes(given_options(record))
         return record
 
     @property
     def options(self) -> dict[str, Any]:
-        """The options that the server checks, by the server's names."""
+        """Options that the server checks, under the server's names."""
         given = given_options(vars(self))
         instruct = given.pop("instructions", "")
         return given | {"instruct": instruct} if instruct else given
@@ -124,12 +124,12 @@ class SpeechOptions(Voiced):
         """Return the arguments of `SpeechClient.speak`.
 
         Args:
-            profile: the served model.
-            ignored: collects the fields that this model does not honour.
-            brought: a recording to speak in, instead of the voice's name.
+            profile: The served model.
+            ignored: Collects the fields that this model does not honour.
+            brought: Recorded voice to use instead of the named one.
 
         Raises:
-            ApiError: a value makes no sense, or `ignored` is strict.
+            ApiError: A value is invalid, or a field is not honoured and `ignored` is strict.
         """
         rates = RATES.get(self.response_format)
         if rates is not None and self.sample_rate not in rates:
@@ -139,7 +139,7 @@ class SpeechOptions(Voiced):
         return options | {"voice": brought or find_voice(profile, self.voice_name)}
 
     def _honoured(self, profile: ModelProfile, ignored: Ignored) -> dict[str, Any]:
-        """Return the options that the model takes; the others are `ignored`."""
+        """Return the options that the model supports; add the others to `ignored`."""
         options = self.options
         for name in FAMILY_OPTIONS:
             if name in options and name not in profile.options:
@@ -151,13 +151,14 @@ class SpeechOptions(Voiced):
                 del options["language"]
         if self.non_streaming_mode is not None and "text_mode" in profile.options:
             options.setdefault("text_mode", "whole" if self.non_streaming_mode else "streaming")
-        elif self.non_streaming_mode is False:  # without a text track, all of a text is read before its first frame
+        # without streamed text input, the model reads the whole text before its first frame
+        elif self.non_streaming_mode is False:
             ignored.add("non_streaming_mode", f"true or none: {profile.family!r} reads the whole text first", False)
         self._check_task_type(profile, ignored)
         return options | self._length(profile, options.get("max_audio_s"), ignored)
 
     def _check_task_type(self, profile: ModelProfile, ignored: Ignored) -> None:
-        """Ignore a `task_type` by which this model does not choose its voice."""
+        """Ignore a `task_type` that is not this model's way of choosing a voice."""
         clones = "audio" in find_task(profile, ("tts",), "speak a text as it stands").system
         designs = "instruct" in profile.options and not clones and not profile.voices
         ways = {"Base": clones, "CustomVoice": bool(profile.voices), "VoiceDesign": designs}
@@ -166,7 +167,7 @@ class SpeechOptions(Voiced):
             ignored.add("task_type", f"{' or '.join(known) or 'none'} of {profile.family!r}", self.task_type)
 
     def _length(self, profile: ModelProfile, max_audio_s: Any, ignored: Ignored) -> dict[str, float]:
-        """Return `max_audio_s` if a number of frames is given that is a tighter limit than what holds anyway."""
+        """Return `max_audio_s` for a given number of frames, if it is tighter than the other limits."""
         limits = {name: limit for name in FRAME_LIMITS if (limit := getattr(self, name)) is not None}
         if not limits:
             return {}
@@ -181,13 +182,13 @@ class SpeechOptions(Voiced):
 
 
 class SpeechItem(SpeechOptions):
-    """One text to be spoken."""
+    """Text to speak, with its options."""
 
     input: Text
 
 
 class SpeechRequest(SpeechItem):
-    """The same, and how it is to be sent."""
+    """Text to speak, with its options and the form of the response."""
 
     stream_format: Literal["audio", "sse"] = "audio"
     timestamps: bool = Field(default=False, description="with `sse`: an event for the words that begin")

@@ -1,4 +1,4 @@
-"""`WS /v1/audio/speech/stream`: a text that arrives while it is spoken. Events by vLLM-Omni's names."""
+"""`WS /v1/audio/speech/stream`: speech for a text that is still being written. Events have vLLM-Omni's names."""
 
 import asyncio
 from collections.abc import Iterator
@@ -28,26 +28,26 @@ KINDS = ("session.config", "input.text", "input.done", "session.close")
 
 
 class SessionConfig(SpeechOptions):
-    """Settings of the utterances that follow, until the next such event."""
+    """Settings of the following utterances, until the next such event."""
 
     type: Literal["session.config"]
     stream_audio: bool | None = Field(default=None, description="no effect: audio is always sent as it is made")
 
     @property
     def num_bytes(self) -> int:
-        """Memory of the settings while a session keeps them, beyond the few that are always small."""
+        """Memory of the settings while a session keeps them, beyond a small amount that is always admitted."""
         return held_bytes(self.options) + len(self.ref_audio or "")
 
 
 class InputText(Body):
-    """More of a text."""
+    """Piece of a text."""
 
     type: Literal["input.text"]
     text: Text
 
 
 class Signal(Body):
-    """An event that says nothing but its type."""
+    """Event that has only a type."""
 
     type: Annotated[str, Field(max_length=32)]
 
@@ -57,7 +57,7 @@ Event = TypeVar("Event", InputText, Signal)
 
 @router.websocket("/v1/audio/speech/stream")
 async def open_stream(socket: WebSocket) -> None:
-    """Speak what is written, while it is written."""
+    """Speak a text while it is written."""
     gateway: Gateway = socket.app.state.gateway
     try:
         with gateway.sessions.place():
@@ -68,18 +68,18 @@ async def open_stream(socket: WebSocket) -> None:
 
 
 async def run(gateway: Gateway, socket: WebSocket) -> None:
-    """The session from its first event to its last."""
+    """Run the session until it ends."""
     limits = gateway.limits
     channel = StreamChannel(socket, limits.stall_s)
     async with session_tasks(channel) as tasks:
         with closing(StreamSession(gateway, channel, socket.state.owner, tasks)) as session:
-            # Who has begun a text keeps a place from others, and the server waiting.
+            # An unfinished text occupies a slot and blocks its request on the server.
             await attend(gateway, socket, session, tasks, lambda: limits.stall_s if session.is_open else limits.idle_s)
 
 
 @contextmanager
 def asking(owner: str, held: Held) -> Iterator[State]:
-    """What the guard tells of a request, for one of a connection: whose it is, and what is held until it ends."""
+    """Yield a request state like the guard's for one utterance of a connection; its memory is released at the end."""
     kept = list[int]()
 
     def keep(num_bytes: int) -> None:
@@ -93,13 +93,13 @@ def asking(owner: str, held: Held) -> Iterator[State]:
 
 
 class StreamChannel(Channel):
-    """Tells errors with their `message` beside the `error`, where vLLM-Omni's clients look for it."""
+    """Channel whose errors also have `message` at the top level, which vLLM-Omni's clients expect."""
 
     async def tell(self, error: ApiError, event_id: str | None = None) -> None:
         await self.send("error", message=error.message, **error.record())
 
     async def close(self, end: SessionEnd) -> None:
-        """The same, without an error where the client has asked for the end."""
+        """Close the socket; send no error if the client has asked for the end."""
         if end.reason:
             await super().close(end)
             return
@@ -110,7 +110,7 @@ class StreamChannel(Channel):
 
 
 class StreamSession:
-    """One connection, and of its utterances the one that is being spoken, which `tasks` runs."""
+    """Session of one connection, which speaks one utterance at a time in a task."""
 
     def __init__(self, gateway: Gateway, channel: Channel, owner: str, tasks: asyncio.TaskGroup):
         self._gateway, self._channel, self._owner, self._tasks = gateway, channel, owner, tasks
@@ -122,7 +122,7 @@ class StreamSession:
 
     @property
     def is_open(self) -> bool:
-        """Whether more of a text is to come."""
+        """True if more text of the current utterance may follow."""
         return self._text is not None and not self._text.is_ended
 
     @property
@@ -133,7 +133,7 @@ class StreamSession:
         return asking(self._owner, self._gateway.sessions.held)
 
     async def handle(self, message: str | None) -> None:
-        """Do what an event says, or tell what is wrong with it."""
+        """Handle an event, or send an error about it."""
         try:
             record = read_json(message)
             match record.get("type"):
@@ -153,25 +153,25 @@ class StreamSession:
             await self._channel.tell(error)
 
     def _read(self, model: type[Event], record: dict[str, Any]) -> Event:
-        """Return the event in `record`; raise ApiError for a wrong field, or for an unknown one with `--strict`."""
+        """Return the event in `record`; raise ApiError for a wrong field or, with `--strict`, an unknown one."""
         event = validated(model, record)
         Ignored(event, self._gateway.strict)
         return event
 
     def _ignored(self, config: SessionConfig) -> Ignored:
-        """Return the fields of a configuration that have no effect; raise ApiError for one with `--strict`."""
+        """Return the fields without effect in a configuration; raise ApiError for one with `--strict`."""
         ignored = Ignored(config, self._gateway.strict)
         if config.stream_audio is False:
             ignored.add("stream_audio", "true or none: audio is always sent as it is made", False)
         return ignored
 
     async def complete(self) -> None:
-        """Until the utterance is spoken whose text has begun."""
+        """Wait until the current utterance is complete."""
         if self._task is not None:
             await asyncio.wait([self._task])
 
     def close(self) -> None:
-        """Forget what was written."""
+        """Discard the text and the settings, and release their memory."""
         if self._text is not None:
             self._text.close()
         self._keep(None)
@@ -183,7 +183,7 @@ class StreamSession:
         self._keep(config)
 
     def _keep(self, config: SessionConfig | None) -> None:
-        """Instead of the one before, where there is memory for both."""
+        """Replace the settings; raise ApiError if there is not enough memory for both."""
         held = self._gateway.sessions.held
         held.add(config.num_bytes if config is not None else 0)
         held.remove(self._config.num_bytes if self._config is not None else 0)
@@ -232,7 +232,7 @@ class StreamSession:
             raise ApiError(400, told, "type", "utterance_in_progress")
 
     async def _speak(self, config: SessionConfig, text: WrittenText, index: int) -> None:
-        """One utterance: its audio, and what is told around it. Where it fails, the rest of its text is passed over."""
+        """Speak one utterance and send its events; if it fails, the rest of its text is ignored."""
         place = {"utterance_index": index, "sentence_index": 0}
         num_bytes, has_failed = 0, False
         try:

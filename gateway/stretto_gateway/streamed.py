@@ -1,4 +1,4 @@
-"""An answer that leaves while it is being made, for as long as somebody takes it."""
+"""Response that is sent while it is generated."""
 
 import asyncio
 import logging
@@ -11,16 +11,16 @@ from starlette.types import Receive, Scope, Send
 from stretto_gateway.api_error import ApiError
 from stretto_gateway.caller import CallerGone, unless_gone
 
-PIECE_BYTES = 16_384  # sent at once: so a slow reader takes some of it within the limit
+PIECE_BYTES = 16_384  # sent at a time, so that slow readers get one piece within the time limit
 LOG = logging.getLogger("stretto_gateway")
 
 
 class Streamed(Response):
-    """An answer that is sent part by part.
+    """Response that is sent part by part.
 
-    An ApiError before the first part is the whole answer. After the first part, the connection ends before the answer
-    does, so that no client takes the answer for complete; `last_words`, if the format has room for an error, makes a
-    last part of it. When the caller disconnects, or takes nothing for `stall_s`, the parts are closed.
+    An ApiError before the first part is the whole response. After the first part, the connection is closed early, so
+    that no client takes the response for complete. If the format can carry an error, `last_words` makes a last part of
+    it. If the client disconnects, or reads nothing for `stall_s` seconds, the parts are closed.
     """
 
     def __init__(
@@ -56,5 +56,5 @@ class Streamed(Response):
                     LOG.warning("an answer was broken off: %s", error.code)
                     if self._last_words is not None:
                         await send({"type": "http.response.body", "body": self._last_words(error), "more_body": True})
-                    return  # before its end
+                    return  # without the last message: the client sees an incomplete response
             await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -1,4 +1,4 @@
-"""Speech at another speed and the same pitch, by FFmpeg's `atempo` filter."""
+"""Change of speed at constant pitch, by FFmpeg's `atempo` filter."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -12,22 +12,23 @@ from stretto_gateway.encoding import Encoder
 
 LEAST_SPEED, GREATEST_SPEED = 0.25, 4.0
 STAGES = 2  # atempo takes at least 0.5, and above 2 it skips samples instead of blending them
-BLOCKS_PER_S = 50  # the filter's result depends on how its input is cut, so it is always cut alike
-PADDING_S = 0.5  # of silence at the end, because the filter keeps its last windows back
+BLOCKS_PER_S = 50  # fixed block size, because the filter's output depends on it
+PADDING_S = 0.5  # silence at the end, to flush the filter's last windows
 
 
 class TimeStretch:
-    """Stretches the samples of one utterance as they come.
+    """Streaming time stretch of one utterance.
 
-    `n` samples become `round(n / speed)`, at least one. The result does not depend on how the input is cut.
+    `n` samples become `round(n / speed)`, at least one. The result does not depend on how the input is divided into
+    blocks.
     """
 
     def __init__(self, speed: float, sample_rate: int):
-        """Begin an utterance.
+        """Create the filter graph.
 
         Args:
-            speed: from LEAST_SPEED to GREATEST_SPEED; 2 halves the duration.
-            sample_rate: in Hz.
+            speed: From LEAST_SPEED to GREATEST_SPEED; 2 halves the duration.
+            sample_rate: In Hz.
         """
         self._speed, self._rate = speed, sample_rate
         self._num_in = self._num_out = self._num_pushed = 0
@@ -40,18 +41,18 @@ class TimeStretch:
         self._graph.link_nodes(source, *stages, self._graph.add("abuffersink")).configure()
 
     def stretch(self, pcm: np.ndarray) -> np.ndarray:
-        """Return the samples that are ready once `pcm` has come; both int16 [n], mono."""
+        """Return the samples that are ready after `pcm`; both int16 [n], mono."""
         assert pcm.dtype == np.int16, pcm.dtype
         self._num_in += len(pcm)
         return self._run(pcm)
 
     def close(self) -> np.ndarray:
-        """Return the rest, int16 [n]."""
+        """Return the remaining samples, int16 [n]."""
         due = max(round(self._num_in / self._speed), min(self._num_in, 1)) - self._num_out
         return self._run(np.zeros(round(PADDING_S * self._rate), np.int16))[: max(0, due)]
 
     def _run(self, pcm: np.ndarray) -> np.ndarray:
-        """Push all whole blocks, and return what has come out."""
+        """Filter all whole blocks and return the output."""
         self._kept = np.concatenate([self._kept, pcm])
         size = max(1, self._rate // BLOCKS_PER_S)
         num_whole = len(self._kept) // size * size
@@ -74,13 +75,13 @@ class TimeStretch:
 
 
 class StretchedEncoder:
-    """An encoder of the stretched samples."""
+    """Encoder of time-stretched samples."""
 
     def __init__(self, stretch: TimeStretch, encoder: Encoder):
         self._stretch, self._encoder = stretch, encoder
 
     def encode(self, pcm: np.ndarray) -> bytes:
-        """Return what can be sent once `pcm` has come, int16 [n]."""
+        """Return the bytes that can be sent after samples `pcm`: int16 [n]."""
         made = self._stretch.stretch(pcm)
         return self._encoder.encode(made) if len(made) else b""
 

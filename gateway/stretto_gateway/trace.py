@@ -1,4 +1,4 @@
-"""What becomes of one answer, from when it is asked for to its end: its figures and, where they are wanted, spans."""
+"""Metrics and, if configured, spans of one response."""
 
 import time
 from typing import Any
@@ -11,19 +11,19 @@ from stretto_gateway.caller import REQUEST
 from stretto_gateway.metrics import Metrics
 from stretto_gateway.spans import Times
 
-SILENCE = round(32768 * 10 ** (-50 / 20))  # -50 dBFS as a sample: what stays below is not heard
+SILENCE = round(32768 * 10 ** (-50 / 20))  # -50 dBFS as a sample; anything below is inaudible
 
 
 class Trace:
-    """Follows an answer that is text."""
+    """Metrics of a text response."""
 
     def __init__(self, metrics: Metrics, task: str):
         self._metrics, self._labels, self._request = metrics, (metrics.family(), task), REQUEST.get()
         for counter in self._counters:
-            counter.labels(*self._labels)  # at zero before the first of them, or no rate would have that one
+            counter.labels(*self._labels)  # start at zero, so that Prometheus rates include the first increment
         self._begun_s = time.monotonic()
         self._started_s: float | None = None
-        self._first_s: float | None = None  # when something to be heard or read has come
+        self._first_s: float | None = None  # time of the first audio or text
         self._report: dict[str, Any] = {}
         self._is_complete = False
 
@@ -32,11 +32,11 @@ class Trace:
         return self._metrics.text_left, self._metrics.text_cut
 
     def start(self) -> None:
-        """It has a place, and the server is asked."""
+        """Record that the request has been admitted and is sent to the server."""
         self._started_s = time.monotonic()
 
     def add(self, event: SpeechEvent) -> None:
-        """Count an event."""
+        """Record an event."""
         if self._first_s is None and event.text:
             self._first_s = time.monotonic()
         self._end(event)
@@ -45,7 +45,7 @@ class Trace:
         self._is_complete, self._report = event.is_final, event.report or {}
 
     def close(self) -> None:
-        """Note what it was, once it is over."""
+        """Record the end of the response."""
         self._count_end()
         if self._is_complete:
             took_s = time.monotonic() - self._begun_s
@@ -69,7 +69,7 @@ class Trace:
 
 
 class SpeechTrace(Trace):
-    """Follows one that is sound."""
+    """Metrics of a speech response."""
 
     def __init__(self, metrics: Metrics, task: str):
         super().__init__(metrics, task)
@@ -82,7 +82,7 @@ class SpeechTrace(Trace):
 
     @property
     def has_sound(self) -> bool:
-        """Whether any sample has come."""
+        """True if any sample has been received."""
         return self._audio_s > 0
 
     def add(self, event: SpeechEvent) -> None:
@@ -119,5 +119,5 @@ class SpeechTrace(Trace):
 
 
 def is_heard(pcm: np.ndarray) -> bool:
-    """Whether any of the samples [n] int16 is louder than SILENCE."""
+    """Return True if any of the samples `pcm` (int16 [n]) is louder than SILENCE."""
     return max(int(pcm.max()), -int(pcm.min())) > SILENCE

@@ -1,4 +1,4 @@
-"""`POST /v1/audio/transcriptions` and `/v1/audio/translations`: what is said in a file, as text or with its times."""
+"""`POST /v1/audio/transcriptions` and `/v1/audio/translations`: speech in a file as text, optionally with times."""
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, asynccontextmanager
@@ -26,11 +26,11 @@ from stretto_gateway.trace import Trace
 router = APIRouter()
 FIELDS = {"audio": "file"}
 TEXTS = ("text/plain", "text/vtt")
-TRANSCRIBE, TRANSLATE = "asr", "translate"  # the tasks of a family that can
+TRANSCRIBE, TRANSLATE = "asr", "translate"  # names of the families' tasks
 
 
 class TranslationForm(Body):
-    """OpenAI's fields of both."""
+    """Fields of OpenAI's translations and transcriptions."""
 
     file: UploadFile
     model: Text = "whisper-1"
@@ -40,7 +40,7 @@ class TranslationForm(Body):
     max_completion_tokens: int | None = Field(default=None, ge=1, description="the longest text, in rows of the model")
 
     def options(self, task: TaskProfile, ignored: Ignored) -> dict[str, Any]:
-        """Return the server's options; `ignored` collects the fields for which there is none."""
+        """Return the server's options; add unsupported fields to `ignored`."""
         if self.prompt:
             ignored.add("prompt", "none: this model reads no text before it listens", self.prompt)
         options: dict[str, Any] = {} if self.temperature is None else {"temperature": self.temperature}
@@ -56,7 +56,7 @@ class TranslationForm(Body):
 
 
 class TranscriptionForm(TranslationForm):
-    """OpenAI's fields, and those that make vLLM send its own events."""
+    """Fields of OpenAI's transcriptions, and those that add vLLM's fields to the events."""
 
     language: Text | None = Field(default=None, description="no effect: the model decides")
     stream: bool = False
@@ -78,7 +78,7 @@ class TranscriptionForm(TranslationForm):
             raise refused("response_format", "json or text of what is streamed", self.response_format)
 
     def check_language(self, profile: ModelProfile, ignored: Ignored) -> None:
-        """Name a `language` in the header that is not the model's only one; a strict gateway takes any, too."""
+        """Report `language` as ignored unless it is the model's only one; strict gateways accept it, too."""
         if self.language and {code_name(each) for each in profile.languages} != {code_name(self.language)}:
             ignored.note("language")
 
@@ -109,7 +109,7 @@ async def create_transcription(form: Annotated[TranscriptionForm, WITH_FILE], re
 
 @router.post("/v1/audio/translations", response_class=Response, responses=TRANSLATED)
 async def create_translation(form: Annotated[TranslationForm, WITH_FILE], request: Request) -> Response:
-    """What is said in `file`, whatever the language, as English text."""
+    """Translate the speech in `file`, in any language, to English text."""
     gateway: Gateway = request.app.state.gateway
     ignored = Ignored(form, gateway.strict)
     content, options = await opened(gateway, form, TRANSLATE, "translate what it hears", ignored)
@@ -125,14 +125,14 @@ async def opened(
     """Return the file's bytes and the server's options.
 
     Args:
-        gateway: the gateway.
-        form: the request's fields.
-        task: name of the model's task.
-        what: the task in words, for the error message.
-        ignored: collects the fields that are not honoured.
+        gateway: The gateway.
+        form: Fields of the request.
+        task: Name of the model's task.
+        what: Description of the task, for the error message.
+        ignored: Collects the fields that are not honoured.
 
     Raises:
-        ApiError: the model has no such task, or fields contradict each other.
+        ApiError: The model has no such task, or fields contradict each other.
     """
     profile = await gateway.catalogue.model(form.model)
     found = find_task(profile, (task,), what)
@@ -143,7 +143,7 @@ async def opened(
 async def transcribed(
     gateway: Gateway, content: bytes, task: str, options: dict[str, Any]
 ) -> tuple[str, dict[str, Any]]:
-    """The text of a file, and the server's report."""
+    """Return the text of a file, and the server's report."""
     async with writing(gateway, content, task, options) as events:
         heard = [event async for event in events]
     return "".join(event.text for event in heard).strip(), heard[-1].report or {}
@@ -152,9 +152,13 @@ async def transcribed(
 async def sse_parts(
     gateway: Gateway, content: bytes, options: dict[str, Any], is_vllms: bool
 ) -> AsyncGenerator[bytes, None]:
-    """Yield `transcript.text.delta` events and `transcript.text.done`.
+    """Yield `transcript.text.delta` events and a final `transcript.text.done`.
 
-    is_vllms: add the keys to each event in which vLLM's clients look for the text and the usage.
+    Args:
+        gateway: The gateway.
+        content: The file.
+        options: Options of the server.
+        is_vllms: Add vLLM's fields for the text and the usage to each event.
     """
     text, report = "", dict[str, Any]()
     async with writing(gateway, content, TRANSCRIBE, options) as events:
@@ -174,7 +178,7 @@ async def sse_parts(
 async def writing(
     gateway: Gateway, content: bytes, task: str, options: dict[str, Any]
 ) -> AsyncGenerator[AsyncGenerator[SpeechEvent, None], None]:
-    """The events of a file being written down, which ends with the block."""
+    """Yield the event stream of a file's transcription, which ends with the block."""
     trace = Trace(gateway.metrics, task)
     async with gateway.admission.place():
         stream = gateway.client.transcribe(content, task=task, **options)
@@ -186,10 +190,10 @@ def formed(response_format: str, text: str, report: dict[str, Any], head: dict[s
     """Return a transcript in a response format; formats with times have one segment, as long as the recording.
 
     Args:
-        response_format: one of OpenAI's formats.
-        text: the transcript.
-        report: the server's report, which has the duration of the decoded recording.
-        head: further fields of `verbose_json`.
+        response_format: One of OpenAI's formats.
+        text: The transcript.
+        report: The server's report, with the duration of the decoded recording.
+        head: Additional fields of `verbose_json`.
     """
     match response_format:
         case "json":
@@ -208,6 +212,6 @@ def formed(response_format: str, text: str, report: dict[str, Any], head: dict[s
 
 
 def stamp(seconds: float, point: str) -> str:
-    """`hh:mm:ss`, the point, and milliseconds."""
+    """Return a time as `hh:mm:ss`, the decimal mark `point`, and milliseconds."""
     whole, thousandths = divmod(round(1000 * seconds), 1000)
     return f"{whole // 3600:02}:{whole // 60 % 60:02}:{whole % 60:02}{point}{thousandths:03}"

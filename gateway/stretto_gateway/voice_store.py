@@ -1,10 +1,9 @@
-"""Voices that callers have brought, on disk: each is a recording, what is said in it, and who may use it.
+"""Storage of the voices that callers add: a recording with its metadata and its owner.
 
-    FOLDER/OWNER/voice_….recording      a line of JSON, and the recording's bytes as they came
+    FOLDER/OWNER/voice_….recording      a line of JSON, then the bytes of the recording
 
-An id is drawn, of 128 bits, and no part of it is a caller's. OWNER is a digest of the key with which a voice was
-brought, or `everybody` where the gateway has no keys: who has another key finds nothing. A file appears whole, or not
-at all.
+Ids are 128 random bits, without any part from the caller. OWNER is a digest of the key with which a voice was added, or
+`everybody` if the gateway has no keys, so callers with other keys cannot find it. Files are written atomically.
 """
 
 import json
@@ -21,13 +20,20 @@ from pathlib import Path
 LOG = logging.getLogger("stretto_gateway")
 ID, OWNER = re.compile(r"voice_[0-9a-f]{32}"), re.compile(r"everybody|[0-9a-f]{64}")
 SUFFIX, UNFINISHED = ".recording", ".unfinished"
-ABANDONED_S = 3600.0  # after so long nobody writes on: another gateway over the same folder does so in seconds
+ABANDONED_S = 3600.0  # age of stale files: another gateway on the same folder finishes its writes in seconds
 
 
 @dataclass(frozen=True, slots=True)
 class StoredVoice:
-    """What is known of a voice. text: what is said in its recording, '' where nobody says. consent: what is known of
-    the speaker's. created_at: in seconds since 1970."""
+    """Metadata of a stored voice.
+
+    Attributes:
+        id: Id of the voice.
+        name: Name given by the caller.
+        text: Transcript of the recording; empty if unknown.
+        consent: Statement about the speaker's consent.
+        created_at: Unix time in seconds.
+    """
 
     id: str
     name: str
@@ -37,11 +43,11 @@ class StoredVoice:
 
 
 class TooManyVoices(Exception):
-    """An owner has as many as one may have."""
+    """The owner has as many voices as allowed."""
 
 
 class VoiceStore:
-    """The voices in a folder, of at most `max_voices` for each owner. Its methods read and write files."""
+    """Voices in a folder, at most `max_voices` per owner. Methods block on file access."""
 
     def __init__(self, folder: Path, max_voices: int):
         self._folder, self._max_voices, self._adding = folder, max_voices, threading.Lock()
@@ -52,7 +58,7 @@ class VoiceStore:
                     left.unlink()
 
     def add(self, owner: str, name: str, text: str, consent: str, recording: bytes) -> StoredVoice:
-        """Keep a voice; TooManyVoices where there is no room for it, OSError where the disk has none."""
+        """Store a voice; raise TooManyVoices at the owner's limit, OSError if the disk is full."""
         voice = StoredVoice(f"voice_{secrets.token_hex(16)}", name, text, consent, int(time.time()))
         with self._adding:
             self._of(owner).mkdir(mode=0o700, exist_ok=True)
@@ -73,13 +79,13 @@ class VoiceStore:
             unfinished.unlink(missing_ok=True)
 
     def all(self, owner: str) -> list[StoredVoice]:
-        """The owner's voices, the oldest first; a file that is damaged is left out, and named in the log."""
+        """Return the owner's voices, the oldest first; damaged files are skipped and logged."""
         paths = self._of(owner).glob(f"*{SUFFIX}")
         found = [voice for path in paths if (voice := self._head(owner, path.stem)) is not None]
         return sorted(found, key=lambda voice: (voice.created_at, voice.id))
 
     def find(self, owner: str, voice_id: str) -> tuple[StoredVoice, bytes] | None:
-        """A voice and its recording; None where the owner has no such voice."""
+        """Return a voice and its recording; None if the owner has no such voice."""
         voice = self._head(owner, voice_id)
         if voice is None:
             return None
@@ -89,7 +95,7 @@ class VoiceStore:
             return None
 
     def remove(self, owner: str, voice_id: str) -> bool:
-        """Forget a voice; whether there was one."""
+        """Delete a voice; return True if it existed."""
         try:
             self._path(owner, voice_id).unlink()
         except (FileNotFoundError, ValueError):
@@ -104,7 +110,8 @@ class VoiceStore:
             return None
         except (ValueError, TypeError) as error:
             if ID.fullmatch(voice_id):
-                LOG.error("%s is no voice: %s", voice_id, type(error).__name__)  # its text may be of the file
+                # the error's text may contain parts of the file
+                LOG.error("%s is no voice: %s", voice_id, type(error).__name__)
             return None
 
     def _of(self, owner: str) -> Path:
@@ -113,14 +120,14 @@ class VoiceStore:
         return self._folder / owner
 
     def _path(self, owner: str, voice_id: str) -> Path:
-        """Where a voice lies; ValueError for what is no id."""
+        """Return the path of a voice; raise ValueError for an invalid id."""
         if ID.fullmatch(voice_id) is None:
             raise ValueError(f"expected a voice's id, got {voice_id!r}")
         return self._of(owner) / f"{voice_id}{SUFFIX}"
 
 
 def _read(line: bytes) -> StoredVoice:
-    """The first line of a voice's file; ValueError or TypeError where it is not one."""
+    """Return the voice in the first line of its file; raise ValueError or TypeError if it is damaged."""
     voice = StoredVoice(**json.loads(line))
     for each in fields(voice):
         if not isinstance(getattr(voice, each.name), int if each.name == "created_at" else str):

@@ -1,4 +1,4 @@
-"""`/v1/audio/voices`: the voices that there are, and those that callers bring."""
+"""`/v1/audio/voices`: the model's voices, and voices that callers add."""
 
 import asyncio
 from contextlib import aclosing
@@ -23,12 +23,12 @@ from stretto_gateway.speech_request import MAX_REF_CHARS, WITH_FILE, SpeechOptio
 from stretto_gateway.voice_store import ID, StoredVoice, TooManyVoices, VoiceStore
 
 router = APIRouter()
-FIELDS = {"audio": "audio_sample", "messages[0].text": "ref_text"}  # what those of the server are called here
-SAMPLE = "One, two."  # what a voice is tried with
+FIELDS = {"audio": "audio_sample", "messages[0].text": "ref_text"}  # caller's field names by the server's
+SAMPLE = "One, two."  # text for the trial of a voice
 
 
 class VoiceForm(Body):
-    """A recording (wav, flac, ogg, mp3, webm, m4a, mp4 or aac) with its metadata, by the names that peers use."""
+    """Recording (wav, flac, ogg, mp3, webm, m4a, mp4 or aac) with its metadata, under common field names."""
 
     audio_sample: UploadFile
     name: Annotated[Text, Field(min_length=1, max_length=100)]
@@ -39,8 +39,11 @@ class VoiceForm(Body):
 
 @router.get("/v1/audio/voices")
 async def list_voices(request: Request) -> Voices:
-    """The voices of the model, which of them OpenAI's names mean, and those that the caller has brought; and with which
-    fields others are brought."""
+    """List the model's voices, the voice that each of OpenAI's names selects, and the caller's own voices.
+
+    `form` lists the
+    fields of a request that adds a voice.
+    """
     gateway: Gateway = request.app.state.gateway
     profile = await gateway.catalogue.profile()
     brought = [] if gateway.voices is None else await asyncio.to_thread(gateway.voices.all, request.state.owner)
@@ -61,7 +64,7 @@ async def list_voices(request: Request) -> Voices:
 
 @router.post("/v1/audio/voices")
 async def create_voice(form: Annotated[VoiceForm, WITH_FILE], request: Request, response: Response) -> Voice:
-    """Keep the voice of a recording, which the model has heard and can speak in."""
+    """Store the voice of a recording, after a trial of the model with it."""
     gateway: Gateway = request.app.state.gateway
     response.headers.update(Ignored(form, gateway.strict).headers)
     store = opened(gateway)
@@ -86,7 +89,7 @@ async def create_voice(form: Annotated[VoiceForm, WITH_FILE], request: Request, 
 
 @router.delete("/v1/audio/voices/{voice_id}")
 async def delete_voice(voice_id: str, request: Request) -> DeletedVoice:
-    """Forget a voice that the caller has brought."""
+    """Delete a voice that the caller has added."""
     gateway: Gateway = request.app.state.gateway
     if not await asyncio.to_thread(opened(gateway).remove, request.state.owner, voice_id):
         raise unknown(404, voice_id)
@@ -96,18 +99,18 @@ async def delete_voice(voice_id: str, request: Request) -> DeletedVoice:
 async def brought_voice(
     gateway: Gateway, profile: ModelProfile, item: SpeechOptions, asked: State, ignored: Ignored
 ) -> RecordedVoice | None:
-    """Return the recording that a request wants to be spoken in; None if it names another voice, or none.
+    """Return the recorded voice that a request asks for; None if it names another voice, or none.
 
     Args:
-        gateway: the gateway, with the voices that callers have brought.
-        profile: the served model.
-        item: the request's fields; `ref_audio` takes precedence over `voice`.
-        asked: state of the request, as the guard has filled it.
-        ignored: collects the fields that this model does not honour.
+        gateway: The gateway, with the stored voices.
+        profile: The served model.
+        item: Fields of the request; `ref_audio` takes precedence over `voice`.
+        asked: State of the request, filled in by the guard.
+        ignored: Collects the fields that this model does not honour.
 
     Raises:
-        ApiError: the caller has no such voice, the model does not clone voices, the recording cannot be read, or
-            there is no memory for it until the request is answered.
+        ApiError: The caller has no such voice, the model does not clone voices, the recording is unreadable, or there
+            is no memory for it.
     """
     if item.ref_audio is not None or item.ref_text:
         return _recorded(gateway, profile, item, asked, ignored)
@@ -143,7 +146,7 @@ def _recorded(
 
 
 async def try_voice(gateway: Gateway, voice: RecordedVoice) -> None:
-    """Let the model begin to speak in it; ApiError where it cannot."""
+    """Let the model generate the first audio with a voice; raise ApiError if it cannot."""
     async with gateway.admission.place():
         speech = gateway.client.speak(SAMPLE, voice=voice)
         async with aclosing(told(speech, FIELDS)) as events:
@@ -151,7 +154,7 @@ async def try_voice(gateway: Gateway, voice: RecordedVoice) -> None:
 
 
 def cloning_task(profile: ModelProfile, param: str = "model") -> TaskProfile:
-    """The task that speaks in the voice of a recording; ApiError, of `param`, where there is none."""
+    """Return the task that clones recorded voices; raise ApiError for `param` if there is none."""
     task = find_task(profile, ("tts",), "speak a text as it stands")
     if "audio" not in task.system:
         message = f"{param}: {profile.family!r} does not speak in the voice of a recording"
@@ -160,7 +163,7 @@ def cloning_task(profile: ModelProfile, param: str = "model") -> TaskProfile:
 
 
 def fields_taken(gateway: Gateway, profile: ModelProfile) -> list[str]:
-    """The fields with which a voice is brought, beside the model; none where none can be."""
+    """Return the fields with which a voice is added, except the model; empty if voices cannot be added."""
     try:
         opened(gateway)
         task = cloning_task(profile)
@@ -171,7 +174,7 @@ def fields_taken(gateway: Gateway, profile: ModelProfile) -> list[str]:
 
 
 def opened(gateway: Gateway, param: str | None = None) -> VoiceStore:
-    """Where voices are kept; ApiError, of `param`, where they are not."""
+    """Return the voice store; raise ApiError for `param` if there is none."""
     if gateway.voices is None:
         message = "voice: this gateway keeps none that are brought; with --voices FOLDER it does"
         raise ApiError(400, message, param, "unsupported")
@@ -179,17 +182,17 @@ def opened(gateway: Gateway, param: str | None = None) -> VoiceStore:
 
 
 def unknown(status: int, voice_id: str) -> ApiError:
-    """The answer to an id of nobody's, or of another's, which is the same."""
+    """Return the error for an unknown id, which is the same for another caller's voice."""
     return ApiError(status, f"voice: there is no {voice_id[:60]!r}", "voice", "voice_not_found")
 
 
 def named(voice_id: str, name: str) -> NamedId:
-    """Return a voice as Open WebUI reads it."""
+    """Return a voice in the form that Open WebUI reads."""
     return {"id": voice_id, "name": name}
 
 
 def record(voice: StoredVoice) -> Voice:
-    """A voice as callers see it."""
+    """Return the API's object for a stored voice."""
     return {
         "id": voice.id,
         "object": "audio.voice",

@@ -1,4 +1,4 @@
-"""A caller's WebSocket: limits on its frames and messages, and its end with the gateway."""
+"""WebSocket protocol with limits on frames and messages."""
 
 import asyncio
 from collections.abc import Sequence
@@ -9,41 +9,42 @@ from websockets.frames import Frame, Opcode
 
 from stretto_gateway.connection import Rate
 
-MAX_FRAMES = 1024  # of a message: each takes memory, even an empty one
-PART_BYTES = 1024  # parsed at once: at most 170 frames
-TURN_FRAMES = 64  # after so many frames or messages, other connections have their turn
+MAX_FRAMES = 1024  # per message: even empty frames take memory
+PART_BYTES = 1024  # parsed at a time: at most 170 frames
+TURN_FRAMES = 64  # frames or messages after which other connections are served
 SMALL_BYTES = 1024  # frames below this size are counted: parsing them costs more than their bytes
-MAX_CONTROL = 200  # pings, pongs and small fragments in a second; beyond, the connection is closed
-MAX_SMALL = 500  # small messages in a second; what comes beyond waits for the next second
-CLOSE_S = 10.0  # for what is left to be sent at the end
-LINGER_S = 1.0  # between a refusal and the end: data that is not read would take the refusal from the client
+MAX_CONTROL = 200  # pings, pongs and small fragments per second; beyond, the connection is closed
+MAX_SMALL = 500  # small messages per second; excess ones wait for the next second
+CLOSE_S = 10.0  # time to send the remaining data at the end
+LINGER_S = 1.0  # delay of closing after a refusal: unread data would reset the connection and lose the refusal
 POLICY = 1008  # RFC 6455, section 7.4.1
 
 
 class Socket(WebSocketsSansIOProtocol):
-    """uvicorn's WebSocket, closed by the application when the gateway ends, and bounded in what a client may send.
+    """uvicorn's WebSocket with limits on frames and messages; at shutdown it is closed by the application.
 
-    What came is parsed part by part, and only while no message waits for the application: meanwhile nothing is read.
+    Received data is parsed part by part, and only while no message waits for the application; meanwhile reading is
+    paused.
     """
 
-    _last_pong: Sequence[bytes] = ()  # which is owed to a client that takes nothing at present
+    _last_pong: Sequence[bytes] = ()  # pending pong for a client that does not read
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._unparsed = bytearray()  # at most what a transport reads at a time
+        self._unparsed = bytearray()  # at most one read of the transport
         self._next: asyncio.Handle | None = None  # the call that parses the next part
         self._control, self._small = Rate(self.loop, MAX_CONTROL), Rate(self.loop, MAX_SMALL)
         self._num_frames = self._num_received = 0
-        self._is_refused = False  # what comes now is not looked at
+        self._is_refused = False  # further data is ignored
 
     def shutdown(self) -> None:
-        """Leave a running session alone: it ends by itself, and uvicorn waits for it, up to a limit."""
+        """Keep a running session open: it ends by itself, and uvicorn waits for it, up to a limit."""
         if not self.handshake_complete:
             super().shutdown()
 
     async def run_asgi(self) -> None:
         await super().run_asgi()
-        # Closing waits for what is left to be sent: without an end, where nobody takes it.
+        # Closing waits until all data is sent, which never happens if the client does not read.
         self.loop.call_later(CLOSE_S, self.transport.abort)
 
     def data_received(self, data: bytes) -> None:
@@ -65,7 +66,8 @@ class Socket(WebSocketsSansIOProtocol):
 
     async def send(self, message: Any) -> None:
         await super().send(message)
-        if message["type"] == "websocket.close":  # whose answer may be behind messages that nobody receives
+        # the client's close frame may follow messages that the application does not receive
+        if message["type"] == "websocket.close":
             self._parse_later()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -85,7 +87,7 @@ class Socket(WebSocketsSansIOProtocol):
             super().handle_events()
 
     def handle_ping(self) -> None:
-        """Answer those that came; while the client takes nothing, the last of all alone (RFC 6455, section 5.5.3)."""
+        """Answer pings; while the client does not read, keep only the last pong (RFC 6455, section 5.5.3)."""
         if self.writable.is_set() or self.conn.close_rcvd is not None:
             super().handle_ping()
         else:
@@ -107,7 +109,7 @@ class Socket(WebSocketsSansIOProtocol):
             self._next = self.loop.call_soon(self._parse)
 
     def _parse(self) -> None:
-        """Parse what came, as far as the limits allow, and read on once nothing is left."""
+        """Parse received data as far as the limits allow, and resume reading once nothing is left."""
         self._next = None
         last = self._num_frames + TURN_FRAMES
         while self._unparsed and not self.transport.is_closing() and (self.close_sent or not self.read_paused):
@@ -127,7 +129,7 @@ class Socket(WebSocketsSansIOProtocol):
                 self.transport.resume_reading()
 
     def _refuse(self, why: str) -> None:
-        """Close the connection because the client broke a limit; nothing more of what it sends is looked at."""
+        """Close the connection because the client exceeded a limit, and ignore all further data."""
         self._is_refused, self.frames = True, []
         self._unparsed.clear()
         self.conn.events_received()
@@ -141,11 +143,11 @@ class Socket(WebSocketsSansIOProtocol):
 
 
 def _kind(frame: Frame) -> Literal["control", "message"]:
-    """Return how a small frame is counted; a fragment is no more use than a ping."""
+    """Return the category under which a small frame is counted; fragments count as control frames."""
     is_whole = frame.fin and frame.opcode in (Opcode.TEXT, Opcode.BINARY)
     return "message" if is_whole or frame.opcode is Opcode.CLOSE else "control"
 
 
 def settings(max_message_bytes: int) -> dict[str, Any]:
-    """Return uvicorn's options for WebSockets; compression is off because each sender would cost time and memory."""
+    """Return uvicorn's WebSocket options; compression is off because it would cost time and memory per client."""
     return {"ws": Socket, "ws_max_size": max_message_bytes, "ws_per_message_deflate": False}

@@ -1,4 +1,4 @@
-"""A text that a caller writes while it is spoken."""
+"""Text that a caller writes while it is spoken."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -9,10 +9,9 @@ from stretto_gateway.held import Held
 
 
 class WrittenText:
-    """Takes pieces, of as many characters and in such a time as the limits say, and gives what has come of them to who
-    reads it.
+    """Queue of text pieces, with limits on their total length and on the time to write them.
 
-    What was not read yet counts among what the gateway has `held`, until `close`.
+    Unread text counts as held memory until `close`.
     """
 
     def __init__(self, limits: Limits, held: Held):
@@ -25,12 +24,15 @@ class WrittenText:
 
     @property
     def is_ended(self) -> bool:
-        """Whether all of it has come."""
+        """True if the text is complete."""
         return self._ended.is_set()
 
     def add(self, piece: str) -> None:
-        """More of it. Of a text that is too long, or for which there is no memory, no more is taken: with what is
-        missing it would be another one."""
+        """Append a piece.
+
+        If the text becomes too long or there is no memory for it, this piece and all later ones are dropped, because a
+        text with gaps would be wrong. `pieces` then raises the error.
+        """
         if self._is_closed or self._failure is not None:
             return
         try:
@@ -48,23 +50,23 @@ class WrittenText:
         self._changed.set()
 
     def _expire(self) -> None:
-        """Whoever still writes keeps a place from others."""
+        """Fail after the time limit, because an unfinished text occupies a slot."""
         told = f"text: it was not complete {self._limits.writing_s:g} s after its beginning"
         self._failure = self._failure or ApiError(408, told, "text", "timeout")
         self._changed.set()
 
     def end(self) -> None:
-        """Nothing more comes."""
+        """Mark the text as complete."""
         self._timer.cancel()
         self._ended.set()
         self._changed.set()
 
     async def ended(self) -> None:
-        """Until nothing more comes."""
+        """Wait until the text is complete."""
         await self._ended.wait()
 
     async def pieces(self) -> AsyncIterator[str]:
-        """What comes, as it comes; ApiError behind it where not all of it was taken."""
+        """Yield pieces as they arrive; raise ApiError after the last one if part of the text was dropped."""
         while True:
             await self._changed.wait()
             self._changed.clear()
@@ -78,7 +80,7 @@ class WrittenText:
                 return
 
     def close(self) -> None:
-        """Nobody reads it any more; what still comes is passed over."""
+        """Discard unread text, and ignore later pieces."""
         self._timer.cancel()
         self._unread, self._is_closed = "", True
         self._release(self._num_held)
