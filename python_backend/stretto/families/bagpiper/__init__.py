@@ -1,1 +1,1 @@
-"""Bagpiper: Qwen3 8B that hears through Qwen3-Omni's encoder and speaks X-codec."""
+"""Bagpiper: Qwen3-8B with Qwen3-Omni's audio encoder and X-codec as its output codec."""

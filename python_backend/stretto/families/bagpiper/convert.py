@@ -1,4 +1,4 @@
-"""Bagpiper's release: names, vocabulary, audio tower, and the copy of the codec that is in the file.
+"""Conversion of Bagpiper's release: names, vocabulary, audio tower, and the copy of the codec in the file.
 
 Names and orders: espnet2/speechlm/model/speechlm/{speechlm_job,lm/parallel,multimodal_io/audio}.py of
 https://github.com/espnet/espnet.
@@ -28,7 +28,7 @@ GENERATION: dict[str, tuple[str, ...]] = {}  # releases have no generation_confi
 CODEBOOK = f"{CODEC}quantizer.quantizers.0.codebook.embed"
 ADAPTOR = "adaptor.continuous_audio."
 DROPPED = ("vocab_weight", CODEC)
-# The audio tower of Qwen/Qwen3-Omni-30B-A3B-Instruct, which the release names.
+# Audio tower of Qwen/Qwen3-Omni-30B-A3B-Instruct, which the release refers to.
 QWEN3_OMNI: dict[str, Any] = {
     "num_mel_bins": 128,
     "encoder_layers": 32,
@@ -50,7 +50,7 @@ EMBEDDINGS = "model.embed_tokens.weight"
 
 
 def convert(release: Release, contents: Contents) -> Converted:
-    """Its checkpoint, the audio tower in it."""
+    """Return the checkpoint, including the audio tower."""
     if release.ssl_tokenizer:
         raise CheckpointError("Bagpiper hears through its own encoder: --ssl-tokenizer is for OpusLM")
     config = contents.config
@@ -62,19 +62,31 @@ def convert(release: Release, contents: Contents) -> Converted:
 
 
 def trained_dtype(config: Mapping[str, Any]) -> str | None:
-    """As config.yaml says it."""
+    """Return the dtype in config.yaml; None if there is none."""
     return optional_entry(config, "model.model_conf.dtype")
 
 
 def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
-    """None."""
+    """Return no notes."""
     return []
 
 
 def vocabulary(
     config: Mapping[str, Any], tensors: Mapping[str, Tensor], tokenizer: Tokenizer, codec: Path | None
 ) -> BagpiperVocabulary:
-    """Where text and codes lie: special tokens first, then what is discrete, in the order of `multimodal_io`."""
+    """Return the id ranges of text and codes.
+
+    Special tokens come first, followed by the discrete modalities in the order of `multimodal_io`.
+
+    Args:
+        config: config.yaml of the release.
+        tensors: Published tensors.
+        tokenizer: Tokenizer of text.
+        codec: Folder of the codec; required if the release has no copy of it.
+
+    Raises:
+        CheckpointError: If config, tensors and tokenizer do not fit each other.
+    """
     audio = entry(config, "multimodal_io.discrete_audio")
     if audio.get("ssl_choice") is not None or audio.get("delay_interleave") is not True:
         raise CheckpointError("config.yaml: multimodal_io.discrete_audio: expected delay_interleave and no ssl_choice")
@@ -108,7 +120,7 @@ def _rows(tensors: Mapping[str, Tensor], name: str) -> int:
 
 
 def _codebook_size(tensors: Mapping[str, Tensor], codec: Path | None) -> int:
-    """From the copy of the codec in the file, or from the codec's own directory."""
+    """Return the codebook size of the codec's copy in the file, or of the codec in its own folder."""
     if CODEBOOK in tensors:
         return _rows(tensors, CODEBOOK)
     if codec is None:
@@ -117,7 +129,16 @@ def _codebook_size(tensors: Mapping[str, Tensor], codec: Path | None) -> int:
 
 
 def tower_config(config: Mapping[str, Any], path: Path | None, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """`audio_config` of config.json: Qwen3-Omni's, or what lies at `path`, and what the operator says."""
+    """Return `audio_config` of config.json.
+
+    Args:
+        config: config.yaml of the release.
+        path: config.json of the audio tower; None for Qwen3-Omni's.
+        overrides: Values from the command line.
+
+    Raises:
+        CheckpointError: If the tower is unknown and `path` is None, or its windows are invalid.
+    """
     record: Mapping[str, Any] = QWEN3_OMNI
     if path is not None:
         record = read_json(path)
@@ -132,7 +153,7 @@ def tower_config(config: Mapping[str, Any], path: Path | None, overrides: Mappin
 
 
 def _check_windows(record: Mapping[str, Any]) -> None:
-    """Rows see each other in windows of whole chunks, of 2 * n_window mel frames each."""
+    """Raise CheckpointError unless attention windows are whole chunks of 2 * n_window mel frames."""
     half, window = record["n_window"], record["n_window_infer"]
     if half < 1 or window < 1 or window % (2 * half):
         raise CheckpointError(
@@ -141,7 +162,10 @@ def _check_windows(record: Mapping[str, Any]) -> None:
 
 
 def plan(language: Mapping[str, tuple[int, ...]], hidden: int, tower: Mapping[str, Any]) -> Plan:
-    """What becomes of each tensor: the backbone keeps its names; row 0 of the stream embeddings is never added."""
+    """Return the tensors to write. The backbone keeps its names.
+
+    Row 0 of the stream embeddings is unused and becomes 0.
+    """
     parts = {name: Part(name, shape) for name, shape in language.items()}
     parts["stream_emb.weight"] = Part("stream_bias.weight", (NUM_STREAMS, hidden), _without_first_row)
     numbers = {name: value for name, value in tower.items() if name in QWEN3_OMNI}

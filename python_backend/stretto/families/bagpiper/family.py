@@ -1,4 +1,4 @@
-"""Bagpiper: Qwen3 with eight streams. Text or audio in; text, or a caption and then speech, out.
+"""Bagpiper: Qwen3 with eight streams. Input: text or audio. Output: text, or a caption followed by speech.
 
     understand  [bos][system] … [user][audio] features … [user][text] question [assistant][text] ─► answer [end]
     generate    [bos][system] … [user][text] wish [assistant][text] ─► caption [end][assistant][audio] rows … [end]
@@ -6,14 +6,14 @@
     tts         [bos][user][text] request [assistant][text] ─► as generate
     speak       [bos][user][text] request [assistant][audio] ─► rows … [end]
 
-In training every turn ends with [eos], but with [eot] where the next has the same role. A reply's segments may end with
-either, as in ESPnet's loop: it goes on from the one that was drawn, and straight from the last word where a limit
-ended the text. Turns may come before the one answered, but for tts and speak, which the fine-tuned checkpoint knows
-only without them and without a system turn.
+In training every turn ends with [eos], or with [eot] if the next turn has the same role. A segment of the reply may
+end with either, as in ESPnet's loop: the next row follows the id that was sampled, or the last word if a limit ended
+the text. Earlier turns are allowed except for tts and speak, which the fine-tuned checkpoint knows only without earlier
+turns and without a system turn.
 
-In an audio segment all eight streams are sampled, pads included: stream s trails by s rows and carries the pad of its
-own codebook where it has no frame. The numbers are those of the published checkpoints `espnet/bagpiper*`; a
-checkpoint's config.json may say otherwise (`speech_vocabulary`), and the converter writes what it found.
+In an audio segment all eight streams are sampled, including pads. Stream s is delayed by s rows and carries the pad of
+its own codebook in rows without a frame. The numbers are those of the published checkpoints `espnet/bagpiper*`. A
+checkpoint's config.json may override them (`speech_vocabulary`); the converter writes the values that it found.
 """
 
 from collections.abc import Mapping
@@ -28,15 +28,21 @@ from stretto.streams.segment import Segment
 
 PAD, BOS, END_OF_REPLY, END_OF_TURN, SYSTEM, USER, ASSISTANT, TEXT, AUDIO = range(9)
 SPECIAL_TOKENS = ("pad", "bos", "eos", "eot", "system", "user", "assistant", "text", "audio")
-NEVER_READ = 255  # a special token without a meaning: it tells the engine that a reply is over
+NEVER_READ = 255  # unused special token that marks the end of a reply for the engine
 NUM_STREAMS = 8
 FRAME_RATE = 50.0
 
 
 @dataclass(frozen=True)
 class BagpiperVocabulary:
-    """Where text and codes lie. text: ids of the tokenizer's tokens, in its order. first_audio: the pad of stream 0;
-    each stream has its pad and then its `codebook_size` codes, one stream after another."""
+    """Id ranges of text and codes.
+
+    Attributes:
+        vocab_size: Number of ids.
+        text: Ids of the tokenizer's tokens, in its order.
+        first_audio: Pad of stream 0. Each stream has its pad followed by its codes, one stream after another.
+        codebook_size: Number of codes per stream.
+    """
 
     vocab_size: int = 160392
     text: range = range(256, 152192)
@@ -45,12 +51,12 @@ class BagpiperVocabulary:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "BagpiperVocabulary":
-        """From `speech_vocabulary` in config.json."""
+        """Return the vocabulary stored in `speech_vocabulary` of config.json."""
         text = range(*record["text"])
         return cls(record["vocab_size"], text, record["first_audio"], record["codebook_size"])
 
     def to_record(self) -> dict[str, Any]:
-        """The inverse of `from_record`."""
+        """Return the vocabulary as a record for `from_record`."""
         return {
             "vocab_size": self.vocab_size,
             "text": [self.text.start, self.text.stop],
@@ -72,7 +78,10 @@ class BagpiperVocabulary:
 
 
 def bagpiper(vocabulary: BagpiperVocabulary) -> Family:
-    """The family over a vocabulary. Sampling defaults are the authors' (temperature, top-k, lengths, guidance 3)."""
+    """Return the family for a vocabulary.
+
+    Sampling defaults (temperature, top-k, lengths, guidance 3) are the authors'.
+    """
     sampling = SamplingConfig(
         text=SegmentSampling(temperature=0.6, top_k=20, min_rows=1, max_rows=8192),
         audio=SegmentSampling(temperature=0.8, top_k=20, min_rows=50, max_rows=2048),
@@ -114,5 +123,5 @@ def bagpiper(vocabulary: BagpiperVocabulary) -> Family:
 
 
 def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
-    """The family over a checkpoint's vocabulary, by default the published one's."""
+    """Return the family for a checkpoint's vocabulary, by default the published one."""
     return bagpiper(BagpiperVocabulary.from_record(vocabulary) if vocabulary else BagpiperVocabulary())

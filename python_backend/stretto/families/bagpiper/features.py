@@ -1,4 +1,4 @@
-"""Log-mel features for Bagpiper's audio encoder, as Whisper computes them and ESPnet asks for them."""
+"""Log-mel features of Bagpiper's audio encoder, computed by Whisper's extractor with ESPnet's options."""
 
 from functools import cache
 
@@ -18,9 +18,9 @@ def _extractor(num_mel_bins: int) -> WhisperFeatureExtractor:
 
 
 def log_mel(pcm: np.ndarray, audio_format: MelFormat) -> np.ndarray:
-    """Features [F, M] float32 of mono `pcm` [n >= SHORTEST] at 16 kHz, at most 30 s; F is n / 160, rounded down.
+    """Return features [F, M] float32 of mono `pcm` [n >= SHORTEST] at 16 kHz, at most 30 s; F = n // 160.
 
-    Nothing is padded: the last frames see the waveform's end mirrored, as in training, not silence behind it.
+    Nothing is padded. The last frames see the end of the waveform mirrored, as in training, and no silence after it.
     """
     made = _extractor(audio_format.feature_size)(
         pcm,

@@ -1,4 +1,4 @@
-"""The encoder of Qwen3-Omni, through which Bagpiper hears, and the adaptor from its width to the backbone's."""
+"""Audio encoder of Bagpiper (Qwen3-Omni's), and the adaptor from its width to the backbone's."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,19 +12,19 @@ from stretto.families.audio_format import MelFormat
 
 
 def audio_tower(config: Mapping[str, Any]) -> Qwen3OmniMoeAudioEncoder:
-    """The encoder that `audio_config` of a checkpoint's config.json describes, without weights."""
+    """Return the encoder described by `audio_config` of a checkpoint's config.json, without weights."""
     return Qwen3OmniMoeAudioEncoder(Qwen3OmniMoeAudioEncoderConfig(**config)).eval()
 
 
 def audio_adaptor(config: Mapping[str, Any], hidden_size: int) -> nn.Linear:
-    """What brings its rows to the backbone's width."""
+    """Return the projection of the encoder's rows to the backbone's width."""
     return nn.Linear(config["output_dim"], hidden_size)
 
 
 def embed_audio(tower: Qwen3OmniMoeAudioEncoder, adaptor: nn.Linear, features: torch.Tensor) -> torch.Tensor:
-    """Rows [N, H] for features [F, M] of one audio; N is `MelFormat.num_rows(F)`.
+    """Return rows [N, H] for features [F, M] of one audio; N is `MelFormat.num_rows(F)`.
 
-    All lengths stay on the host, which cuts the audio by them: on a GPU nothing waits for the device.
+    Lengths, which determine how the audio is cut, stay on the host. On a GPU nothing waits for the device.
     """
     lengths = torch.tensor([len(features)])
     places = _places(tower.config, len(features), features.device)
@@ -32,9 +32,9 @@ def embed_audio(tower: Qwen3OmniMoeAudioEncoder, adaptor: nn.Linear, features: t
 
 
 def _places(config: Qwen3OmniMoeAudioEncoderConfig, num_frames: int, device: torch.device) -> dict[str, torch.Tensor]:
-    """Which rows of the padded chunks count, and where each window of attention begins and ends.
+    """Return the valid rows of the padded chunks, and the boundaries of the attention windows.
 
-    transformers would work them out itself, with 13 rows to a chunk whatever its length.
+    transformers would compute them itself, but with 13 rows per chunk whatever the chunk's length.
     """
     audio_format = MelFormat(config.num_mel_bins, config.n_window)
     chunk = 2 * config.n_window

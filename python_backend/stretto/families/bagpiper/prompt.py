@@ -1,10 +1,10 @@
-"""Prompts of Bagpiper: `[bos]`, then `[role][modality] content [end]` for each piece, then where the reply begins.
+"""Prompts of Bagpiper: `[bos]`, `[role][modality] content [end]` for each piece, and the beginning of the reply.
 
     [bos] [system][text] You are … [eos] [user][audio] pads … [eot] [user][text] What … [eos] [assistant][text]
 
-The end is [eot] where the next piece has the same role, and [eos] otherwise. Heard audio is a row of pads for each
-feature that the audio tower makes of it; an assistant's earlier speech is its codes, delayed, with the pads of their
-codebooks. The first token of text, which is Qwen's "!" alone, is a pad, as in training. Layout:
+The end is [eot] if the next piece has the same role, and [eos] otherwise. Input audio is one row of pads per row of the
+audio tower's output. Earlier speech of the assistant is its codes, delayed, with the pads of their codebooks. The
+tokenizer's first token, Qwen's "!" on its own, becomes a pad, as in training. Layout:
 espnet2/speechlm/model/speechlm/speechlm_job.py of ESPnet.
 """
 
@@ -33,15 +33,18 @@ ROLES = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}
 
 
 class BagpiperTemplate:
-    """Writes the prompts of Bagpiper's checkpoints."""
+    """Prompt template of Bagpiper."""
 
     def __init__(self, family: Family, subwords: Subwords, audio_format: MelFormat | None):
         assert family.subwords is not None
         self._family, self._subwords, self._audio_format = family, subwords, audio_format
-        self._unseen = family.subwords.start  # ESPnet's preprocessor takes the tokenizer's id 0 for a pad
+        self._unseen = family.subwords.start  # ESPnet's preprocessor treats the tokenizer's id 0 as a pad
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """The conversation and the head of the reply. A task with a system turn gets the usual one where none came."""
+        """Return the rows of the conversation and the head of the reply.
+
+        Tasks with a system turn get the default one if the conversation has none.
+        """
         if task.system and pieces[0].role != "system":
             pieces = (Piece("system", "", text=SYSTEM_TEXT), *pieces)
         followers = (*(piece.role for piece in pieces[1:]), "assistant")
@@ -84,6 +87,6 @@ class BagpiperTemplate:
 
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
-    """The template over the tokenizer of a checkpoint, which hears where it has an audio tower."""
+    """Return the template with a checkpoint's tokenizer; it accepts audio if the checkpoint has an audio tower."""
     subwords = Subwords(TextTokenizer.at(checkpoint), family)
     return BagpiperTemplate(family, subwords, MelFormat.from_config(config_at(checkpoint)))
