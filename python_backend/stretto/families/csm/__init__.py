@@ -1,1 +1,1 @@
-"""CSM: Llama over frames of Mimi, and a depth transformer that completes them."""
+"""CSM: Llama over frames of Mimi, with a depth transformer that completes each frame."""

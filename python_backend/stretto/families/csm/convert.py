@@ -1,7 +1,8 @@
-"""CSM's release: names and shapes as transformers publishes them, and the copy of Mimi that is in the files.
+"""Conversion of CSM's release: names and shapes as published by transformers, and the copy of Mimi in the files.
 
-https://huggingface.co/sesame/csm-1b; its folder also holds Sesame's own files of the same weights, in torchtune's names
-and without Mimi, so `--model` is the index of transformers' files, `transformers.safetensors.index.json`.
+https://huggingface.co/sesame/csm-1b. Its folder also holds Sesame's own files of the same weights, with torchtune's
+names and without Mimi. `--model` must therefore be the index of transformers' files,
+`transformers.safetensors.index.json`.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,12 +22,12 @@ from stretto.families.csm.family import CsmVocabulary
 from stretto.families.depth import DepthSpec
 from stretto.families.registry import NAME, VOCABULARY
 
-BACKBONE_TAG = None  # config.json itself says the numbers
+BACKBONE_TAG = None  # config.json itself has the hyperparameters
 CODEC = "codec_model."
 GENERATION = AUDIO | prefixed("depth_decoder_", "depth")
 EMBEDDINGS = "embed_text_tokens.weight"
 CODES = "depth_decoder.model.embed_tokens.weight"
-CODES_OF_BACKBONE = "backbone_model.embed_tokens.embed_audio_tokens.weight"  # files may hold one of both: they are tied
+CODES_OF_BACKBONE = "backbone_model.embed_tokens.embed_audio_tokens.weight"  # tied with CODES; files may hold either
 PROJECTOR = "depth_decoder.model.inputs_embeds_projector.weight"
 DEPTH, BACKBONE = "depth_decoder.model.", "backbone_model."
 BEGIN, END = "<|begin_of_text|>", "<|end_of_text|>"
@@ -34,7 +35,7 @@ SESAMES = "codebook0_head.weight"  # https://github.com/SesameAILabs/csm, models
 
 
 def convert(release: Release, contents: Contents) -> Converted:
-    """Its checkpoint. Tables are cut to what the codec can say: the ids behind that are never read or drawn."""
+    """Return the checkpoint. Tables are cut to the codec's codes; further ids are never read or sampled."""
     if SESAMES in contents.tensors:
         index = "transformers.safetensors.index.json"
         raise CheckpointError(f"{release.model}: expected transformers' files, {index}, got Sesame's own ({SESAMES})")
@@ -48,24 +49,24 @@ def convert(release: Release, contents: Contents) -> Converted:
         VOCABULARY: known.to_record(),
         "vocab_size": layout.vocab_size,
         **{name: getattr(config, name) for name in LLAMA_NUMBERS},
-        "tie_word_embeddings": True,  # there is no head over this vocabulary: `depth.first_head` draws
+        "tie_word_embeddings": True,  # no head over this vocabulary; codes are sampled from `depth.first_head`
         "dtype": contents.dtype,
     }
     return Converted(record, plan(config, known, contents.tensors), (CODEC, CODES_OF_BACKBONE))
 
 
 def trained_dtype(config: Mapping[str, Any]) -> str | None:
-    """As config.json says it."""
+    """Return the dtype in config.json; None if there is none."""
     return dtype_of(config)
 
 
 def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
-    """None."""
+    """Return no notes."""
     return []
 
 
 def read_config(record: Mapping[str, Any]) -> Any:
-    """The numbers, a CsmConfig; CheckpointError where config.json is of another model, or of one that is not served."""
+    """Return config.json as a CsmConfig; CheckpointError if it is of another model, or an unsupported one."""
     config = read_numbers(CsmConfig, record)
     check_heads(config)
     depth = config.depth_decoder_config
@@ -78,7 +79,7 @@ def read_config(record: Mapping[str, Any]) -> Any:
 
 
 def vocabulary(config: Any, tokenizer: Tokenizer) -> CsmVocabulary:
-    """Where text and codes lie: text as the tokenizer has it, then what Mimi's codebooks hold."""
+    """Return the vocabulary: ids of the tokenizer, followed by the codes of Mimi's codebooks."""
     ids = {spelling: token_id for token_id, spelling in tokenizer.tokens.items()}
     missing = [name for name in (BEGIN, END) if name not in ids]
     if missing or tokenizer.size > config.text_vocab_size:
@@ -100,7 +101,7 @@ def vocabulary(config: Any, tokenizer: Tokenizer) -> CsmVocabulary:
 
 
 def depth_spec(config: Any) -> DepthSpec:
-    """The depth decoder's numbers."""
+    """Return the hyperparameters of the depth decoder."""
     depth = config.depth_decoder_config
     return DepthSpec(
         hidden=depth.hidden_size,
@@ -115,7 +116,7 @@ def depth_spec(config: Any) -> DepthSpec:
 
 
 def plan(config: Any, known: CsmVocabulary, tensors: Mapping[str, Tensor]) -> Plan:
-    """What becomes of each tensor; names of layers stay, but for what they begin with."""
+    """Return the tensors to write; layers keep their names except for the prefix."""
     shapes = shapes_of(CsmForConditionalGeneration, config)
     read = CODES_OF_BACKBONE if CODES_OF_BACKBONE in tensors else CODES
     continued = CODES if CODES in tensors else CODES_OF_BACKBONE
@@ -125,7 +126,7 @@ def plan(config: Any, known: CsmVocabulary, tensors: Mapping[str, Tensor]) -> Pl
     width, size, num_streams = config.hidden_size, known.codebook_size, known.num_codebooks
 
     def table(stored: Tensor) -> Tensor:
-        """The embeddings of the codes that there are, [K, C, W]."""
+        """Return the embeddings of existing codes, [K, C, W]."""
         return stored.view(num_streams, config.vocab_size, width)[:, :size]
 
     def other(name: str, like: Tensor) -> Tensor:
@@ -135,7 +136,7 @@ def plan(config: Any, known: CsmVocabulary, tensors: Mapping[str, Tensor]) -> Pl
         return torch.cat([text, table(other(read, text)).flatten(0, 1)])
 
     def projected(codes: Tensor) -> Tensor:
-        """What the depth decoder reads of the codes, but of the last codebook, which it never reads."""
+        """Return the projected embeddings that the depth decoder reads: those of all codebooks except the last."""
         seen = table(codes)[:-1].flatten(0, 1)
         return (seen.float() @ other(PROJECTOR, codes).float().T).to(codes.dtype)
 

@@ -1,13 +1,14 @@
-"""CSM (Sesame): Llama 3.2 1B over rows of text or of 32 codes of Mimi, and a depth transformer that completes a frame.
+"""CSM (Sesame): Llama 3.2 1B over rows of text or of 32 codes of Mimi, with a depth transformer.
 
     tts      [bos][0]Hello[eos] ─► frames … the frame that ends
     speak    [bos][1]Hi[eos] frames … ends  [bos][0]Hello[eos] frames … ends  [bos][0]Bye[eos] ─► frames …
 
-A turn is a speaker's number and words, then what was said, a row a frame, 12.5 a second. The backbone draws the first
-code of a frame, the depth transformer the others, each after those before it. The reply ends with a frame of zeros: in
-all codebooks but the last as transformers reads it, in all as Sesame's own code does. It writes no text, begins with
-audio, and no stream trails another. Guidance is ours: the other half hears neither words nor voices. Numbers are those
-of `sesame/csm-1b`; config.json says what holds for a checkpoint (`speech_vocabulary`).
+A turn is a speaker's number and words, followed by the speech, one row per frame at 12.5 frames per second. The
+backbone samples the first code of a frame. The depth transformer samples the others, each given those before it. The
+reply ends with a frame of zeros: in all codebooks but the last in transformers, in all of them in Sesame's code. The
+model generates no text, replies begin with audio, and no stream is delayed. Guidance is an addition of this server: the
+unconditional request sees neither words nor voices. The numbers are those of `sesame/csm-1b`; a checkpoint's
+config.json may override them (`speech_vocabulary`).
 """
 
 from collections.abc import Mapping
@@ -27,7 +28,7 @@ VOICES = ("0", "1")  # the assistant's number among the speakers; the user has t
 
 
 def llama3_rope(factor: float, low: float, high: float, length: int, theta: float = 5e5) -> dict[str, Any]:
-    """The rotary embedding of Llama 3, as transformers names its numbers."""
+    """Return the rotary embedding of Llama 3 with transformers' names."""
     return {
         "rope_type": "llama3",
         "rope_theta": theta,
@@ -52,10 +53,14 @@ DEPTH = DepthSpec(
 
 @dataclass(frozen=True)
 class CsmVocabulary:
-    """Ids of text, then of the codebooks, one after another.
+    """Ids of text, followed by those of the codebooks, one after another.
 
-    begin, end: of a text. pad: what says nothing. end_of_audio: tells the engine that a reply is over, never read.
-    num_end_codebooks: in how many codebooks, from the first, a frame of zeros ends the audio.
+    Attributes:
+        begin, end: Begin and end of a text.
+        pad: Id of an empty stream.
+        end_of_audio: Unused id that marks the end of a reply for the engine.
+        num_end_codebooks: Number of codebooks, from the first, whose zeros end the audio.
+        depth: Depth transformer.
     """
 
     num_text_ids: int = 128256
@@ -75,11 +80,11 @@ class CsmVocabulary:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "CsmVocabulary":
-        """From `speech_vocabulary` in config.json."""
+        """Return the vocabulary stored in `speech_vocabulary` of config.json."""
         return cls(**{**record, "depth": DepthSpec(**record["depth"])})
 
     def to_record(self) -> dict[str, Any]:
-        """The inverse of `from_record`."""
+        """Return the vocabulary as a record for `from_record`."""
         return asdict(self)
 
     @property
@@ -94,8 +99,8 @@ class CsmVocabulary:
         )
 
 
-# What `Generator.generate` draws by where nothing is asked for, every codebook alike: `temperature`, `topk`, and of
-# `max_audio_length_ms` 90 s (https://github.com/SesameAILabs/csm, generator.py).
+# Defaults of `Generator.generate`, equal for all codebooks: `temperature`, `topk`, and
+# `max_audio_length_ms` of 90 s (https://github.com/SesameAILabs/csm, generator.py).
 SAMPLING = SamplingConfig(
     text=SegmentSampling(temperature=0.0),
     audio=SegmentSampling(temperature=0.9, top_k=50, min_rows=1, max_rows=1125),
@@ -103,7 +108,7 @@ SAMPLING = SamplingConfig(
 
 
 def csm(vocabulary: CsmVocabulary) -> Family:
-    """The family."""
+    """Return the family for a vocabulary."""
     layout = vocabulary.layout
     first_codes = [ids.start + END_CODE for ids in layout.audio]
     return Family(
@@ -145,5 +150,5 @@ def csm(vocabulary: CsmVocabulary) -> Family:
 
 
 def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
-    """The family over a checkpoint's vocabulary, by default the published one's."""
+    """Return the family for a checkpoint's vocabulary, by default the published one."""
     return csm(CsmVocabulary.from_record(vocabulary) if vocabulary else CsmVocabulary())

@@ -1,10 +1,11 @@
-"""Prompts of CSM: each turn as `[bos][n]words[eos]`, with n the speaker's number, and the frames in which it was said.
+"""Prompts of CSM: each turn as `[bos][n]words[eos]`, with n the speaker's number, and the frames of its speech.
 
     [bos][1]Hi[eos] frames … zeros  [bos][0]Hello[eos] frames … zeros  [bos][0]Bye[eos]
 
-Behind the frames of a turn stands one of zeros, as the model itself would have ended it. The last turn is what is to be
-said now, words alone. A text without what was said may stand before it, audio without its words may not: the model has
-never heard any. Layout: the chat template of `sesame/csm-1b`, and generator.py of https://github.com/SesameAILabs/csm.
+A frame of zeros follows the frames of a turn, as the model itself would have ended it. The last turn is the text to
+speak, without audio. Earlier turns may be text without audio, but not audio without its text, because the model was not
+trained on that. Layout: the chat template of `sesame/csm-1b`, and generator.py of
+https://github.com/SesameAILabs/csm.
 """
 
 from itertools import groupby
@@ -25,13 +26,13 @@ from stretto.preprocessing.subwords import Subwords
 
 
 class CsmTemplate:
-    """Writes the prompts of CSM's checkpoints."""
+    """Prompt template of CSM."""
 
     def __init__(self, family: Family, subwords: Subwords, codec: Codec):
         self._family, self._subwords, self._codec = family, subwords, codec
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """The turns so far, and the words to be said in the voice whose number is `voice`."""
+        """Return the rows of the earlier turns and of the text to speak; `voice` is the number of its speaker."""
         assert voice is not None, task.name
         other = VOICES[1] if voice == VOICES[0] else VOICES[0]
         turns = [list(turn) for _, turn in groupby(pieces, lambda piece: piece.path.rpartition(".")[0] or piece.path)]
@@ -43,7 +44,7 @@ class CsmTemplate:
         return PromptRows(np.concatenate(parts))
 
     def _turn(self, turn: list[Piece], speaker: str) -> np.ndarray:
-        """A turn's words and then its audio, whichever of both the request has first."""
+        """Return the rows of a turn: its words followed by its audio, in whichever order the request has them."""
         words = [piece for piece in turn if piece.text is not None]
         if not words:
             raise InvalidRequest(turn[0].path, "audio together with the text that is said in it", "audio alone")
@@ -71,5 +72,5 @@ def _samples(piece: Piece) -> np.ndarray:
 
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
-    """The template over a checkpoint's tokenizer and Mimi."""
+    """Return the template with a checkpoint's tokenizer and Mimi."""
     return CsmTemplate(family, Subwords(TextTokenizer.at(checkpoint), family), codec)
