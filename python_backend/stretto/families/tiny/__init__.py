@@ -1,1 +1,1 @@
-"""The bundled model."""
+"""Bundled model `tiny`."""

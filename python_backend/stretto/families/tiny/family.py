@@ -1,10 +1,10 @@
-"""`tiny`: the bundled model. Characters in, phonemes as its text segment, then speech; or audio in, characters out.
+"""`tiny`: the bundled model. Characters to phonemes (the text segment) to speech, or audio to characters.
 
     tts   [tts][voice] c a t [begin_text] ─► pau k ae t pau [end_of_text] [begin_audio] rows … [end_of_reply]
     asr   [asr][begin_audio] audio rows [begin_text] ─► pau k ae t pau [separator] c a t [end_of_reply]
 
-A row is stream 0 (text, or the phoneme that this frame speaks), seven codec streams, and one input-only
-stream: the ordinal of the phoneme on that row (text and audio segments), or of the frame (audio rows of a prompt).
+A row has stream 0 (text, or the phoneme spoken in this frame), seven codec streams, and one input-only stream. The
+latter carries the ordinal of the row's phoneme (text and audio segments), or of the frame (audio rows of a prompt).
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ FRAME_INDEX_BASE = 448  # + ordinal, 1 … 255
 FIRST_CODE = 704
 NUM_CODEBOOKS = 7
 CODEBOOK_SIZE = 256
-LEAD = 3  # codec streams trail stream 0, so that they know the phonemes to come
+LEAD = 3  # codec streams are delayed after stream 0, so that they depend on the next phonemes
 
 LAYOUT = StreamLayout(
     vocab_size=FIRST_CODE + NUM_CODEBOOKS * CODEBOOK_SIZE,
@@ -99,5 +99,5 @@ TINY = Family(
 
 
 def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
-    """The family, which has one vocabulary."""
+    """Return the family, which has one vocabulary."""
     return TINY

@@ -1,4 +1,4 @@
-"""Numbers as English words: counts, years, times, money, dates, units. It knows no model and no alphabet."""
+"""Numbers as English words: counts, years, times, money, dates, units. Independent of model and alphabet."""
 
 import re
 from collections.abc import Callable
@@ -28,7 +28,7 @@ SINGULAR = {"feet": "foot", "hertz": "hertz", "kilohertz": "kilohertz", "megaher
 
 
 def cardinal(count: int) -> str:
-    """1234 → "one thousand two hundred and thirty four"."""
+    """Return a count as words, e.g. 1234 → "one thousand two hundred and thirty four"."""
     return num2words(count).replace("-", " ").replace(",", "")
 
 
@@ -38,17 +38,17 @@ def ordinal(count: int) -> str:
 
 
 def year(count: int) -> str:
-    """1984 → "nineteen eighty four"."""
+    """Return a year as words, e.g. 1984 → "nineteen eighty four"."""
     return num2words(count, to="year").replace("-", " ").replace(",", "")
 
 
 def digits(text: str) -> str:
-    """ "007" → "zero zero seven"; whatever is no digit is skipped."""
+    """Return the digits as words, e.g. "007" → "zero zero seven"; other characters are skipped."""
     return " ".join(cardinal(int(digit)) for digit in text if digit.isdigit())
 
 
 def number(text: str) -> str:
-    """ "1,234.50" → "one thousand two hundred and thirty four point five zero"."""
+    """Return a number as words, e.g. "1,234.50" → "one thousand two hundred and thirty four point five zero"."""
     whole, _, decimals = text.replace(",", "").partition(".")
     by_digit = len(whole) > MAX_COUNT_DIGITS or (len(whole) > 1 and whole[0] == "0")
     words = digits(whole) if by_digit else cardinal(int(whole))
@@ -56,7 +56,7 @@ def number(text: str) -> str:
 
 
 def clock(hours: int, minutes: int, suffix: str) -> str:
-    """9, 20 → "nine twenty"; 9, 5 → "nine oh five"; 9, 0 → "nine o'clock"."""
+    """Return a time as words, e.g. 9, 20 → "nine twenty"; 9, 5 → "nine oh five"; 9, 0 → "nine o'clock"."""
     if minutes == 0 and not suffix:
         return f"{cardinal(hours)} o'clock" if hours <= 12 else f"{cardinal(hours)} hundred"
     spoken = f"{'oh ' if minutes < 10 else ''}{cardinal(minutes)}" if minutes else ""
@@ -73,7 +73,7 @@ def _time(match: re.Match[str]) -> str:
 
 
 def quantity(count: str, unit: str) -> str:
-    """ "1", "kilometers per hour" → "one kilometer per hour"."""
+    """Return a count with its unit as words, e.g. "1", "kilometers per hour" → "one kilometer per hour"."""
     if count == "1":
         noun, _, rest = unit.partition(" ")
         unit = f"{SINGULAR.get(noun, noun.removesuffix('s'))} {rest}".strip()
@@ -153,7 +153,7 @@ RULES: tuple[Rule, ...] = (
 
 
 def write_out(text: str) -> str:
-    """`text` with every number in ASCII digits replaced by words; the rest is left as it is."""
+    """Return `text` with every number in ASCII digits replaced by words; the rest is unchanged."""
     for pattern, speak in RULES:
         text = pattern.sub(partial(_spaced, speak), text)
     return text

@@ -1,4 +1,4 @@
-"""Prompts of the `tiny` family: characters in for speech, audio rows in for characters (see `family.py`)."""
+"""Prompts of the `tiny` family: characters for speech, audio rows for transcription (see `family.py`)."""
 
 from pathlib import Path
 
@@ -27,19 +27,19 @@ from stretto.preprocessing.prompt import PromptRows, Template
 from stretto.preprocessing.rows import code_rows, stream0_rows
 
 INDEX_STREAM = LAYOUT.num_output_streams
-MARGIN_S = 0.3  # silence kept beside speech: more than recordings of the bundled voices have
-QUIET = 0.01  # of the recording's peak
+MARGIN_S = 0.3  # silence kept around speech: more than in recordings of the bundled voices
+QUIET = 0.01  # threshold of silence, relative to the recording's peak
 MAX_FRAME_ROWS = FRAME_INDEX_BASE - PHONEME_INDEX_BASE - 1  # both index tables have the same size
 
 
 class TinyTemplate:
-    """Writes the prompts of the bundled model."""
+    """Prompt template of the bundled model."""
 
     def __init__(self, codec: Codec):
         self._codec = codec
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """The one piece there is: a text to speak in a voice, or audio to write down."""
+        """Return the rows of the only piece: text to speak in a voice, or audio to transcribe."""
         (piece,) = pieces
         if piece.text is not None:
             assert voice is not None, task.name
@@ -55,10 +55,10 @@ class TinyTemplate:
         """Return the rows [tts][voice] c a t [begin_text], and the words of the normalised text.
 
         Args:
-            text: What is to be spoken.
+            text: Text to speak.
             voice: A key of VOICES.
-            path: The request's field that holds `text`, for error messages.
-            transliterates: Spell letters of other scripts in Latin ones.
+            path: Field of the request that holds `text`, for error messages.
+            transliterates: True to spell letters of other scripts in Latin ones.
 
         Returns:
             Prompt rows, int64 [rows, streams], and the words in order.
@@ -71,7 +71,7 @@ class TinyTemplate:
         return stream0_rows(LAYOUT, ids), words_of(spoken)
 
     def listen(self, codes: np.ndarray) -> np.ndarray:
-        """[asr][begin_audio] audio rows [begin_text]; the index stream counts the audio rows from 1."""
+        """Return [asr][begin_audio] audio rows [begin_text]; the index stream counts the audio rows from 1."""
         audio = code_rows(LAYOUT, codes)
         assert len(audio) <= MAX_FRAME_ROWS, codes.shape
         audio[:, INDEX_STREAM] = FRAME_INDEX_BASE + 1 + np.arange(len(audio))
@@ -80,9 +80,9 @@ class TinyTemplate:
 
 
 def trim_silence(pcm: np.ndarray, margin: int) -> np.ndarray:
-    """Return `pcm` without the silence at either end, but for `margin` samples; all of it if nothing is audible.
+    """Return `pcm` without silence at either end, except `margin` samples; all of it if nothing is audible.
 
-    The model has seen no longer silence in training: a second of zeros after the words ends in an empty transcript.
+    The model was not trained on longer silence: a second of zeros after the words results in an empty transcript.
 
     Args:
         pcm: Mono samples, float32 [n].
@@ -96,12 +96,13 @@ def read_aloud(text: str, path: str = "text", transliterates: bool = False) -> s
     """Return `text` normalised to lower-case words and punctuation of CHARACTERS.
 
     Args:
-        text: What is to be spoken.
-        path: The request's field that holds `text`, for error messages.
-        transliterates: Spell letters of other scripts in Latin ones.
+        text: Text to speak.
+        path: Field of the request that holds `text`, for error messages.
+        transliterates: True to spell letters of other scripts in Latin ones.
 
     Raises:
-        InvalidRequest: If it is too long, before or after, or has letters of another script, or nothing to speak.
+        InvalidRequest: If the text is too long before or after normalisation, has letters of another script, or nothing
+            that can be spoken.
     """
     limit = TINY.max_text_chars
     if len(text) > limit:
@@ -118,5 +119,5 @@ def read_aloud(text: str, path: str = "text", transliterates: bool = False) -> s
 
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
-    """The template over the bundled codec."""
+    """Return the template with the bundled codec."""
     return TinyTemplate(codec)

@@ -1,4 +1,4 @@
-"""The text segments of the bundled model, for people: phonemes, or the characters of a transcript."""
+"""Readable text segments of the bundled model: phonemes, or the characters of a transcript."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ PAUSE = tiny.FIRST_PHONEME + tiny.PHONEMES.index("pau")
 
 
 class _WordReader:
-    """Gathers tokens into words, a blank between them, so that text leaves word by word."""
+    """Reader that joins tokens to words and returns text word by word, separated by blanks."""
 
     def __init__(self, joiner: str, first: int | None = None):
         self._joiner, self._waits_for = joiner, first
@@ -45,7 +45,11 @@ def _spelling(token_id: int) -> str:
 
 
 def _tiny_reader(task: str) -> TextReader:
-    """Phonemes as `dh-ax b-er-ch`, a pause as `,`; of a transcript only the characters after the separator."""
+    """Return a reader for a task.
+
+    Phonemes read as `dh-ax b-er-ch`, with `,` for a pause. Of a transcript only the characters after the separator are
+    returned.
+    """
     return _WordReader("", tiny.SEPARATOR) if task == "asr" else _WordReader("-")
 
 

@@ -1,4 +1,4 @@
-"""Any text to the words of a small English alphabet: what a family without a subword tokenizer can read."""
+"""Normalisation of any text to words of a small English alphabet, for families without a subword tokenizer."""
 
 import re
 import unicodedata
@@ -7,7 +7,7 @@ from anyascii import anyascii
 
 from stretto.families.tiny.numbers import write_out
 
-# Characters that mean something before they are reduced to ASCII.
+# Characters whose meaning would be lost in ASCII.
 SYMBOLS = {
     "×": " times ", "÷": " divided by ", "±": " plus or minus ", "…": ". ", "—": ", ", "–": "-", "−": "-",
     "²": " squared ", "³": " cubed ", "½": " 1/2 ", "⅓": " 1/3 ", "⅔": " 2/3 ", "¼": " 1/4 ", "¾": " 3/4 ",
@@ -26,7 +26,7 @@ MONTHS = {
     "jan": "January", "feb": "February", "mar": "March", "apr": "April", "jun": "June", "jul": "July",
     "aug": "August", "sep": "September", "sept": "September", "oct": "October", "nov": "November", "dec": "December",
 }  # fmt: skip
-# Words of two or three letters that people write in capitals without meaning their letters.
+# Words of two or three letters that are often written in capitals and are not acronyms.
 SHOUTED = set(
     "am an as at be by do go he if in is it me my no of on or so to up us we ok all and any are but can day did for "
     "get has had her him his how its let may new not now off old one our out say see she the too two use was way who "
@@ -50,21 +50,25 @@ ACRONYM = re.compile(r"\b[A-Z]{2,5}s?\b")
 
 
 def normalise(text: str, characters: str) -> str:
-    """`text` as lower-case words and punctuation of `characters`, with single spaces; "" when nothing is speakable."""
+    """Return `text` as lower-case words and punctuation of `characters`, with single spaces.
+
+    "" if nothing can be spoken.
+    """
     text = write_out(_expand(_ascii(GREEK_SYMBOL.sub(_greek_name, unicodedata.normalize("NFC", text)))))
     text = _spell_acronyms(text)
     return _reduce(_name_symbols(text).lower(), characters)
 
 
 def words_of(normalised: str) -> tuple[str, ...]:
-    """The words of a normalised text, in order, without punctuation."""
+    """Return the words of a normalised text, in order, without punctuation."""
     return tuple(re.findall(r"[a-z](?:[a-z']*[a-z])?", normalised))
 
 
 def other_script(text: str) -> tuple[str, str] | None:
-    """Return the first script in `text` whose letters an English voice does not read, and the first word in it.
+    """Return the first script in `text` that an English voice cannot read, and the first word in it.
 
-    Latin letters with any accents count as read, and so does a single Greek letter as a symbol. None if all are read.
+    None if there is none.
+    Latin letters with any accents are readable, and so is a single Greek letter as a symbol.
     """
     for word in text.split():
         for character in filter(str.isalpha, GREEK_SYMBOL.sub("", unicodedata.normalize("NFKC", word))):
@@ -75,7 +79,7 @@ def other_script(text: str) -> tuple[str, str] | None:
 
 
 def _greek_name(found: re.Match[str]) -> str:
-    """Return the name of a Greek letter between spaces, as " pi "; a letter with an accent unchanged."""
+    """Return the name of a Greek letter between spaces, e.g. " pi "; letters with an accent are unchanged."""
     name = unicodedata.name(found.group(), "")
     is_plain = name.startswith("GREEK") and " WITH " not in name
     return f" {name.rpartition(' ')[2].lower()} " if is_plain else found.group()
@@ -114,7 +118,7 @@ def _letters(text: str) -> str:
 
 
 def _spell_acronyms(text: str) -> str:
-    """BBC → b b c, but not in a text that is shouted as a whole."""
+    """Spell acronyms, e.g. BBC → b b c, unless the whole text is in capitals."""
     if not any(character.islower() for character in text):
         return text
 
@@ -140,7 +144,7 @@ def _name_symbols(text: str) -> str:
 
 def _reduce(text: str, characters: str) -> str:
     text = "".join(character if character in characters else " " for character in text)
-    text = re.sub(r"(?<![a-z])'|'(?![a-z])", " ", text)  # an apostrophe lives inside a word
+    text = re.sub(r"(?<![a-z])'|'(?![a-z])", " ", text)  # keep apostrophes only inside words
     text = re.sub(r"\s*([.,?])", r"\1", re.sub(r" +", " ", text))
     text = re.sub(r"[.,?]{2,}", lambda match: max(match.group(), key=",.?".index), text)
     text = re.sub(r"([.,?])(?=[a-z])", r"\1 ", text).strip(" ,")
