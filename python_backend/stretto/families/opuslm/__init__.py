@@ -1,1 +1,1 @@
-"""OpusLM, and OpusLM dialogue."""
+"""OpusLM and OpusLM dialogue."""

@@ -1,4 +1,4 @@
-"""OpusLM's release: names, and a vocabulary that is looked up by name, as releases number tasks differently.
+"""Conversion of OpusLM's release: tensor names, and the vocabulary by token name, because task ids differ by release.
 
 Names: espnet2/speechlm/{definitions,core_lm/ar_parallel,module/huggingface}.py of https://github.com/espnet/espnet.
 """
@@ -21,7 +21,7 @@ from stretto.families.registry import NAME, VOCABULARY
 DROPPED = ("criterion.", "reflm.", "corelm.decoders.lm_head.", "corelm.decoders.model.embed_tokens.")
 RENAMED = {"model.embed_tokens.weight": "corelm.emb.weight", "lm_head.weight": "corelm.lm_head.weight"}
 HEAD_EMBEDDINGS = "corelm.head_emb.weight"
-# Tokens whose ids the family's prompts are made of, with what old lists call those that had no name yet.
+# Tokens of the family's prompts; some had no name yet in old lists.
 FIXED = {"<pad>": opuslm.PAD, "<sos/eos>": opuslm.SOS_EOS, "<unused_token_255>": opuslm.NEVER_READ}
 ROLES = {
     "<system_prompt>": opuslm.SYSTEM_PROMPT,
@@ -33,31 +33,36 @@ REQUIRED_MODALITIES = ("codec_ssl", "text_bpe", "spk")
 
 BACKBONE_TAG = "transformer_conf.hf_model_tag"
 EMBEDDINGS = "corelm.emb.weight"
-CODEC = ""  # its files hold no copy of it
+CODEC = ""  # the files hold no copy of the codec
 GENERATION: dict[str, tuple[str, ...]] = {}  # releases have no generation_config.json
 
 
 def convert(release: Release, contents: Contents) -> Converted:
-    """The checkpoint of the base model or of the dialogue model."""
+    """Return the checkpoint of the base model or of the dialogue model."""
     if release.keeps_codec:
         raise CheckpointError("OpusLM's file holds no copy of its codec: --codec must say where it lies")
     config, name = contents.config, release.family_name
     known = vocabulary(config, contents.tokenizer, is_dialogue=name == "opuslm_dialogue")
     record = config_of(contents.backbone, known.vocab_size, contents.dtype)
-    # Trained on sequences of this length, whatever the backbone was trained on before.
+    # Length of the training sequences, whatever that of the original backbone.
     record["max_position_embeddings"] = entry(config, "transformer_conf").get("n_ctx", 8192)
     record |= {NAME: name, VOCABULARY: known.to_record()}
     return Converted(record, plan(shapes(record), record["hidden_size"], contents.tensors), DROPPED)
 
 
 def trained_dtype(config: Mapping[str, Any]) -> str | None:
-    """bfloat16 where that was switched on: the dialogue model is stored in float32, but was trained in bfloat16."""
+    """Return bfloat16 if config.yaml enables it, else None.
+
+    The dialogue model is stored in float32, but was trained in bfloat16.
+    """
     return "bfloat16" if optional_entry(config, "ds_config_dict.bf16.enabled") else None
 
 
 def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
-    """The pad's embedding, and a doubt about the family: the two differ in nothing but how they were trained, the
-    dialogue model on preferences."""
+    """Return notes on the pad's embedding, and on a family that may be wrong.
+
+    Base and dialogue model differ only in their training: the dialogue model is trained on preferences.
+    """
     kind = "zero" if not embeddings[0].any() else "not zero: a row of text carries it eight times"
     notes, model = [f"the pad's embedding is {kind}"], config.get("model")
     if (model == "dpo") != (family == "opuslm-dialogue"):
@@ -66,7 +71,10 @@ def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[st
 
 
 def vocabulary(config: Mapping[str, Any], tokenizer: Tokenizer, is_dialogue: bool) -> OpusVocabulary:
-    """From `token_list` and `token_bias`, all of it checked against what the family takes for granted."""
+    """Return the vocabulary from `token_list` and `token_bias`.
+
+    CheckpointError if the family's assumptions do not hold.
+    """
     names: Sequence[str] = entry(config, "token_list")
     in_use = entry(config, "codec_token_in_use")
     if in_use != NUM_STREAMS:
@@ -98,7 +106,7 @@ def vocabulary(config: Mapping[str, Any], tokenizer: Tokenizer, is_dialogue: boo
 
 
 def span(config: Mapping[str, Any], name: str) -> range:
-    """The ids of a kind, as `token_bias` has them."""
+    """Return the ids of a kind from `token_bias`."""
     span = entry(config, f"token_bias.{name}")
     num_ids = len(entry(config, "token_list"))
     is_pair = isinstance(span, Sequence) and len(span) == 2 and all(type(token_id) is int for token_id in span)
@@ -108,9 +116,9 @@ def span(config: Mapping[str, Any], name: str) -> range:
 
 
 def check_tokens(names: Sequence[str], tokenizer: Tokenizer, expected: Any) -> None:
-    """The tokenizer's tokens must be where the list has them: SmolLM's and SmolLM2's have as many, in another order.
+    """Raise CheckpointError if the tokenizer's tokens are elsewhere in the token list.
 
-    Tokens that the list spells in its own way tell nothing.
+    SmolLM and SmolLM2 have equally many tokens in different order. Tokens that the list spells differently are ignored.
     """
     known = set(names)
     shared = {token_id: token for token_id, token in tokenizer.tokens.items() if token in known}
@@ -124,21 +132,20 @@ def check_tokens(names: Sequence[str], tokenizer: Tokenizer, expected: Any) -> N
 
 
 def check_ids(names: Sequence[str], expected: Mapping[str, int]) -> None:
-    """CheckpointError where `token_list` has a token of `expected` elsewhere."""
+    """Raise CheckpointError if a token of `expected` has another id in `token_list`."""
     for name, token_id in expected.items():
         if names[token_id] != name:
             raise CheckpointError(f"config.yaml: token_list: expected {name} at {token_id}, got {names[token_id]}")
 
 
 def named(names: Sequence[str], pattern: str) -> dict[str, int]:
-    """Ids of the special tokens that a pattern names."""
+    """Return the ids of the special tokens that match a pattern, by its first group."""
     matches = [(re.fullmatch(pattern, name), token_id) for token_id, name in enumerate(names[: opuslm.NEVER_READ])]
     return {match[1]: token_id for match, token_id in matches if match}
 
 
 def plan(language: Mapping[str, tuple[int, ...]], hidden: int, tensors: Mapping[str, Tensor]) -> Plan:
-    """What becomes of each tensor. Of the head embeddings, as many rows are used as there are streams, row 0 among
-    them."""
+    """Return the tensors to write. Of the head embeddings, the first NUM_STREAMS rows are used, including row 0."""
     parts = {RENAMED.get(name, f"corelm.decoders.{name}"): Part(name, shape) for name, shape in language.items()}
     stored = tensors[HEAD_EMBEDDINGS].shape if HEAD_EMBEDDINGS in tensors else ()
     rows = max((NUM_STREAMS, *stored[:1]))

@@ -1,9 +1,9 @@
-"""XEUS and the k-means model over it, which make OpusLM's semantic codes, as espnet/xeus publishes them.
+"""Conversion of XEUS and its k-means model, which compute OpusLM's semantic codes, from espnet/xeus.
 
     model/config.yaml, model/xeus_checkpoint_new.pth, model/km_opus_lm.mdl
 
 Names and defaults: espnet2/{tasks/ssl,asr/frontend/cnn,asr/preencoder/linear,asr/encoder/e_branchformer_encoder}.py of
-https://github.com/espnet/espnet; `xeus_checkpoint_old.pth` has the names of the branch that XEUS was trained on.
+https://github.com/espnet/espnet. `xeus_checkpoint_old.pth` has the names of the branch that XEUS was trained on.
 """
 
 from collections.abc import Mapping
@@ -27,10 +27,10 @@ from stretto.families.opuslm.xeus_config import XeusConfig
 from stretto.untrusted_files import UNPARSABLE, released_file, yaml_mapping
 
 CHECKPOINTS, CLUSTERS = ("xeus_checkpoint_new.pth", "xeus_checkpoint_old.pth"), "km_opus_lm.mdl"
-DROPPED = ("losses.", "util_modules.", "masker.", "global_step")  # what it was trained with
+DROPPED = ("losses.", "util_modules.", "masker.", "global_step")  # tensors that are only needed for training
 OLD_POSITIONS, POSITIONS = "encoder.embed.0.conv.", "encoder.embed.0.convs.0."
 CONVOLUTIONS = ((512, 10, 5), *[(512, 3, 2)] * 4, *[(512, 2, 2)] * 2)
-# What this package's XEUS takes for granted, by the names of ESPnet's arguments: (value where none is given, allowed).
+# Values that this package's XEUS supports, by ESPnet's arguments: (ESPnet's default, allowed values).
 FRONT_END: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "norm_mode": (None, ("layer_norm", "group_norm")),
     "conv_mode": (None, ("standard",)),
@@ -52,7 +52,7 @@ ENCODER: dict[str, tuple[Any, tuple[Any, ...]]] = {
 
 
 def read_config(path: Path) -> XeusConfig:
-    """The numbers in `config.yaml`; CheckpointError where they are of another model than XEUS."""
+    """Return the hyperparameters in `config.yaml`; CheckpointError if they are of another model than XEUS."""
     record = yaml_mapping(path)
     front_end, encoder = _part(record, "frontend_conf"), _part(record, "encoder_conf")
     expected = {"frontend": "wav2vec_cnn", "preencoder": "linear", "encoder": "e_branchformer", "normalize": None}
@@ -81,8 +81,11 @@ def _part(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def config_from(front_end: Mapping[str, Any], encoder: Mapping[str, Any]) -> XeusConfig:
-    """The numbers in the two parts of config.yaml, with ESPnet's where none are given; TypeError, KeyError or
-    ValueError where they are of something else."""
+    """Return the hyperparameters from two parts of config.yaml, with ESPnet's defaults.
+
+    Raises:
+        TypeError, KeyError, ValueError: If they are of another model.
+    """
     return XeusConfig(
         convolutions=tuple((*layer,) for layer in front_end.get("shapes", CONVOLUTIONS)),
         hidden=encoder.get("output_size", 256),
@@ -101,7 +104,13 @@ def config_from(front_end: Mapping[str, Any], encoder: Mapping[str, Any]) -> Xeu
 
 @dataclass(frozen=True)
 class ConvertedSslTokenizer:
-    """What will be written to `ssl_tokenizer/`. record: its config.json. dropped: tensors that serve training."""
+    """Contents of `ssl_tokenizer/` to be written.
+
+    Attributes:
+        record: Its config.json.
+        entries: Its tensors.
+        dropped: Shapes of tensors that are only needed for training, by name.
+    """
 
     record: dict[str, Any]
     entries: list[Entry]
@@ -109,9 +118,14 @@ class ConvertedSslTokenizer:
 
     @classmethod
     def of(cls, folder: Path, num_codes: int) -> "ConvertedSslTokenizer":
-        """From the published directory or the one above it; CheckpointError names what does not fit.
+        """Return the conversion of the published directory, or of the one above it.
 
-        num_codes: as many as the language model has semantic tokens.
+        Args:
+            folder: Published directory.
+            num_codes: Number of semantic tokens of the language model.
+
+        Raises:
+            CheckpointError: If anything does not fit; the message names it.
         """
         folder = folder / "model" if (folder / "model").is_dir() else folder
         config = read_config(released_file(folder, "config.yaml"))
@@ -135,14 +149,14 @@ class ConvertedSslTokenizer:
         return cls(config.to_record(), entries, {name: list(tensors[name].shape) for name in dropped})
 
     def write(self, folder: Path, progress: shards.Progress) -> list[Written]:
-        """`config.json` and `model.safetensors`."""
+        """Write `config.json` and `model.safetensors`."""
         files = [shards.write_json(folder / CONFIG, self.record)]
         files.append(shards.write_file(folder / WEIGHTS, self.entries, progress))
         return [replace(file, name=f"{FOLDER}/{file.name}") for file in files]
 
 
 def _checkpoint(folder: Path) -> Path:
-    """The first of CHECKPOINTS that is there, or the only `*.pth`."""
+    """Return the first existing file of CHECKPOINTS, or the only `*.pth`."""
     found = sorted(folder.glob("*.pth"))
     named = [folder / name for name in CHECKPOINTS if folder / name in found]
     if named:

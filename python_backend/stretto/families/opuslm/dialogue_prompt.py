@@ -4,7 +4,7 @@
     speak                     … [assistant][text] words … [assistant][codec_ssl]
     asr                       … [user][codec_ssl] frames … [user][text]
 
-An assistant's text that is spoken in the same reply needs no turn: after its last word the model goes on.
+If the assistant's text is spoken in the same reply, no further turn is needed: the model continues after the last word.
 """
 
 import numpy as np
@@ -21,13 +21,13 @@ ROLES = {"system": SYSTEM_PROMPT, "user": USER_INPUT, "assistant": ASSISTANT_OUT
 
 
 class DialogueTemplate:
-    """Writes the prompts of the dialogue model."""
+    """Prompt template of the dialogue model."""
 
     def __init__(self, segments: SegmentWriter):
         self._segments = segments
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """The turns so far and the head of the reply; a system turn's audio is the assistant's voice."""
+        """Return the rows of the turns and the head of the reply; audio in a system turn is the assistant's voice."""
         segments = self._segments
         name = "text_dialogue" if task.name == "text_dialogue" else "audio_dialogue"
         parts = [segments.ids(SOS_EOS, segments.task_id(name))]

@@ -7,9 +7,9 @@
     audio_lm    [sos][audiolm][codec_ssl] frames … ─► rows …
     dialogue    [sos][audio_dialogue] turns … [assistant][text] ─► words, pad×8 [assistant][codec_ssl] ─► rows …
 
-Stream s trails by s rows, in prompts too. Every pad adds its learned embedding. What streams without a frame yet carry
-is pad; once the model has drawn its end on stream 0, eight rows follow, which complete the frames before it. Numbers
-are those of `espnet/OpusLM_7B_Anneal`; config.json says what holds for a checkpoint (`speech_vocabulary`).
+Stream s is delayed by s rows, also in prompts. Every pad adds its learned embedding. Streams without a frame yet carry
+pad. After the model has sampled its end on stream 0, eight more rows complete the last frames. The numbers are those of
+`espnet/OpusLM_7B_Anneal`; a checkpoint's config.json may override them (`speech_vocabulary`).
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ from stretto.streams.segment import Segment
 NUM_STREAMS = 9
 PAD, SOS_EOS = 0, 5
 SYSTEM_PROMPT, USER_INPUT, ASSISTANT_OUTPUT = 8, 9, 10
-NEVER_READ = 255  # a special token without a meaning: it tells the engine that a reply is over
+NEVER_READ = 255  # unused special token that marks the end of a reply for the engine
 MODALITIES = {"codec": 32, "ssl": 33, "codec_ssl": 34, "text_bpe": 35, "g2p": 36, "spk": 37}
 TASKS = {
     "textlm": 64,
@@ -43,9 +43,18 @@ TAILS = {"padded": PADDED_TAIL, "sampled": SAMPLED_TAIL}
 
 @dataclass(frozen=True)
 class OpusVocabulary:
-    """Where each kind of id lies. codec: first id of the first codebook; the others follow. modalities and tasks: ids
-    of the tokens `<codec_ssl>`, `<codec_ssl_asr_task>`, … by name, which releases number differently. tail: what
-    streams carry behind the end of audio, on which versions of ESPnet differ: a name of TAILS."""
+    """Id ranges of each kind.
+
+    Attributes:
+        vocab_size: Number of ids.
+        text: First id of text, and the first id after it.
+        ssl: First semantic id, and the first id after them.
+        codec: First id of the first codebook; the others follow.
+        codebook_size: Number of codes per codebook.
+        modalities: Ids of the tokens `<codec_ssl>`, … by name, which differ by release.
+        tasks: Ids of the tokens `<codec_ssl_asr_task>`, … by name, which differ by release.
+        tail: Key of TAILS: contents of the streams after the end of audio, on which versions of ESPnet differ.
+    """
 
     vocab_size: int = 113870
     text: tuple[int, int] = (13448, 113800)
@@ -62,11 +71,11 @@ class OpusVocabulary:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "OpusVocabulary":
-        """From `speech_vocabulary` in config.json."""
+        """Return the vocabulary stored in `speech_vocabulary` of config.json."""
         return cls(**{**record, "text": tuple(record["text"]), "ssl": tuple(record["ssl"])})
 
     def to_record(self) -> dict[str, Any]:
-        """The inverse of `from_record`."""
+        """Return the vocabulary as a record for `from_record`."""
         return asdict(self)
 
     @property
@@ -86,7 +95,7 @@ class OpusVocabulary:
         )
 
 
-MOST_ROWS = 2048 - (NUM_STREAMS - 1)  # before the end: ESPnet's `maxlen` counts the rows that complete the streams
+MOST_ROWS = 2048 - (NUM_STREAMS - 1)  # without the rows that complete the streams, which ESPnet's `maxlen` includes
 SAMPLING = SamplingConfig(
     text=SegmentSampling(temperature=0.0, min_rows=1, max_rows=MOST_ROWS),
     audio=SegmentSampling(temperature=0.8, top_k=30, min_rows=3, max_rows=MOST_ROWS),
@@ -101,7 +110,7 @@ def _family(name: str, vocabulary: OpusVocabulary, tasks: tuple[Task, ...]) -> F
         tasks=tasks,
         codec="espnet_dac",
         end_of_reply=NEVER_READ,
-        end_of_text=PAD,  # the end itself is not read: here begin the rows that keep the delayed streams apart
+        end_of_text=PAD,  # the end itself is not read; a pad begins the rows that separate the delayed streams
         end_of_audio=SOS_EOS,
         drawn_ends=(SOS_EOS,),
         transition=(*[PAD] * (NUM_STREAMS - 2), ASSISTANT_OUTPUT, vocabulary.modalities["codec_ssl"]),
@@ -121,13 +130,13 @@ def _family(name: str, vocabulary: OpusVocabulary, tasks: tuple[Task, ...]) -> F
 
 
 def _text(vocabulary: OpusVocabulary) -> tuple[range, range]:
-    """What a text segment may say: words and, as ESPnet's masks have it, the marker of text, which has no spelling."""
+    """Return the ids of a text segment: words and, as in ESPnet's masks, the marker of text, which has no spelling."""
     marker = vocabulary.modalities["text_bpe"]
     return range(*vocabulary.text), range(marker, marker + 1)
 
 
 def opuslm(vocabulary: OpusVocabulary) -> Family:
-    """The base family: one task a request."""
+    """Return the base family: one task per request."""
     text = _text(vocabulary)
     return _family(
         "opuslm",
@@ -142,7 +151,7 @@ def opuslm(vocabulary: OpusVocabulary) -> Family:
 
 
 def opuslm_dialogue(vocabulary: OpusVocabulary) -> Family:
-    """The dialogue family: turns in, the assistant's words and then its voice out."""
+    """Return the dialogue family: turns as input, the assistant's words followed by its voice as output."""
     text = _text(vocabulary)
     turns: dict[str, Any] = {"has_history": True, "system": ("text", "audio")}
     return _family(
@@ -158,6 +167,6 @@ def opuslm_dialogue(vocabulary: OpusVocabulary) -> Family:
 
 
 def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
-    """The base family or `opuslm_dialogue` over a checkpoint's vocabulary, by default that of OpusLM_7B_Anneal."""
+    """Return the base family or `opuslm_dialogue` for a vocabulary, by default that of OpusLM_7B_Anneal."""
     known = OpusVocabulary.from_record(vocabulary) if vocabulary else OpusVocabulary()
     return opuslm_dialogue(known) if name == "opuslm_dialogue" else opuslm(known)

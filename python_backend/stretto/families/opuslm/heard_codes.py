@@ -1,4 +1,4 @@
-"""Codes of audio as OpusLM reads them: a semantic one and those of the codec."""
+"""Codes of input audio for OpusLM: a semantic code and those of the codec per frame."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from stretto.families.opuslm.ssl_tokenizer import SslTokenizer
 
 
 class HeardCodes(CachedEncoder):
-    """Both tokenizers, and what they made of the audio that came last: codes [S, T] int64, as far as both go."""
+    """Cached encoder of audio to codes [S, T] int64 by both tokenizers; T is the shorter of both lengths."""
 
     def __init__(self, codec: Codec, ssl: SslTokenizer):
         def both(pcm: np.ndarray) -> np.ndarray:

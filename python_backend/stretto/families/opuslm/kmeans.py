@@ -1,9 +1,9 @@
-"""The centres of a k-means model that scikit-learn made and joblib wrote, read without running anything of the file.
+"""Reader of the centres of a scikit-learn k-means model written by joblib. No code in the file is executed.
 
-A pickle names functions and lets the reader call them. Here whatever it names becomes a `Record` of its arguments and
-its state, and nothing is called; neither scikit-learn nor joblib is needed. Between a pickle's opcodes joblib puts the
-bytes of arrays (https://github.com/joblib/joblib, joblib/numpy_pickle.py): after the state of a NumpyArrayWrapper
-comes, since joblib 1.1, a byte that counts padding and so many bytes more, then the array.
+A pickle names functions that its reader calls. Here each named function becomes a `Record` of its arguments and its
+state, and nothing is called; neither scikit-learn nor joblib is needed. joblib puts the bytes of arrays between a
+pickle's opcodes (https://github.com/joblib/joblib, joblib/numpy_pickle.py). They follow the state of a
+NumpyArrayWrapper: since joblib 1.1 a byte with the length of the padding, the padding, then the array.
 """
 
 import pickle
@@ -17,11 +17,11 @@ from stretto.errors import CheckpointError
 from stretto.untrusted_files import UNPARSABLE, regular_file
 
 WRAPPER, CENTRES = "joblib.numpy_pickle.NumpyArrayWrapper", "cluster_centers_"
-NUMBERS = frozenset({"f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"})  # numpy's names of dtypes
+NUMBERS = frozenset({"f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"})  # names of dtypes in numpy
 
 
 class Record:
-    """What a pickle says of an object: the `name` of what would make it, with which arguments, and its state."""
+    """Pickled object: the `name` of the function that would construct it, its arguments and its state."""
 
     name = ""
 
@@ -34,7 +34,7 @@ class Record:
 
 
 class RecordReader(pickle._Unpickler):
-    """Reads a file of joblib's as Records and arrays."""
+    """Unpickler of joblib's files to Records and arrays."""
 
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
 
@@ -43,11 +43,11 @@ class RecordReader(pickle._Unpickler):
         self._file = file
 
     def find_class(self, module: str, name: str) -> type[Record]:
-        """A kind of Record, whatever is asked for."""
+        """Return a subclass of Record, whatever is requested."""
         return type(name, (Record,), {"name": f"{module}.{name}"})
 
     def load_build(self) -> None:
-        """Gives an object its state; an array then takes the place of what announces it."""
+        """Set an object's state; replace the wrapper of an array by the array that follows it."""
         super().load_build()  # type: ignore[misc]
         stack: list[Any] = self.stack  # type: ignore[attr-defined]
         if isinstance(stack[-1], Record) and stack[-1].name == WRAPPER:
@@ -66,7 +66,7 @@ def _read_array(file: BinaryIO, state: dict[str, Any]) -> np.ndarray:
 
 
 def _dtype(record: Record) -> np.dtype:
-    """Of a Record of numpy.dtype, whose state has the byte order second."""
+    """Return the dtype of a Record of numpy.dtype, whose state has the byte order at index 1."""
     name, order = record.args[0], record.state[1]
     if record.name != "numpy.dtype" or name not in NUMBERS:
         raise ValueError(f"expected arrays of numbers, got {record.name} {name!r}")
@@ -74,7 +74,7 @@ def _dtype(record: Record) -> np.dtype:
 
 
 def read_centres(path: Path) -> np.ndarray:
-    """Centres [C, H] float32 of the k-means model in a file; CheckpointError where there is none."""
+    """Return centres [C, H] float32 of the k-means model in a file; CheckpointError if it has none."""
     try:
         with regular_file(path).open("rb") as file:
             if file.peek(1)[:1] != pickle.PROTO:

@@ -1,6 +1,6 @@
-"""Prompts of OpusLM, one task a request: `[sos][task]`, what is given, and the marker after which the reply begins.
+"""Prompts of OpusLM, one task per request: `[sos][task]`, the input, and the marker that begins the reply.
 
-Task tokens go by name, older releases' names first; `family.py` draws the prompts.
+Task tokens are found by name, older releases' names first. `family.py` has drawings of the prompts.
 """
 
 from pathlib import Path
@@ -28,13 +28,13 @@ PLAIN_TTS, VOICE_TTS = ("codec_ssl_plain_tts", "plain_tts"), ("codec_ssl_tts", "
 
 
 class OpusTemplate:
-    """Writes the prompts of the base model."""
+    """Prompt template of the base model."""
 
     def __init__(self, segments: SegmentWriter):
         self._segments = segments
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """The prompt of a task; for `tts` a system turn's audio is the voice to speak in."""
+        """Return the prompt of a task; for `tts`, audio in a system turn is the voice to speak in."""
         segments, said = self._segments, pieces[-1]
         names: tuple[str, ...]
         if task.name == "tts":
@@ -49,12 +49,12 @@ class OpusTemplate:
         rows = np.concatenate([head, *parts])
         if task.name != "audio_lm":
             return PromptRows(rows)
-        # The reply begins in the row after the last frame's, while the streams that trail still say the last frames.
+        # The reply begins in the row after the last frame, while delayed streams still carry the last frames.
         return PromptRows(rows[:-GAP], delayed_tail=rows[-GAP:, 1:])
 
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
-    """The template of the base model or of the dialogue model, over a checkpoint's tokenizers."""
+    """Return the template of the base model or of the dialogue model, with a checkpoint's tokenizers."""
     subwords = Subwords(TextTokenizer.at(checkpoint), family)
     ssl = load_ssl_tokenizer(checkpoint, len(family.layout.audio[0]), device)
     segments = SegmentWriter(family, subwords, codec, ssl)

@@ -1,11 +1,11 @@
-"""OpusLM's semantic codes of audio: XEUS, and the nearest of the k-means centres to each of its features.
+"""OpusLM's semantic codes of audio: XEUS, and the nearest k-means centre of each feature.
 
-An optional part of a checkpoint: the folder `ssl_tokenizer/`, which `stretto convert` writes from what
-https://huggingface.co/espnet/xeus publishes. A checkpoint without it takes audio as codes.
+An optional part of a checkpoint: the folder `ssl_tokenizer/`, which `stretto convert` writes from
+https://huggingface.co/espnet/xeus. A checkpoint without it accepts audio only as codes.
 
-As in OpusLM's own data: the features are those of layer 18, counted from 0, the last, with the encoder's final norm
-(`ESPnetHubertFeatureReader` in egs2/TEMPLATE/asr1/pyscripts/feats/ssl_feature_utils.py, recipes of OpusLM's branch);
-no frame is masked; a code is the index of the nearest centre, by Euclidean distance (dump_km_label.py there).
+As in OpusLM's own data, the features are those of layer 18, counted from 0, which is the last, after the encoder's
+final norm (`ESPnetHubertFeatureReader` in egs2/TEMPLATE/asr1/pyscripts/feats/ssl_feature_utils.py, recipes of OpusLM's
+branch). No frame is masked. A code is the index of the nearest centre by Euclidean distance (dump_km_label.py there).
 """
 
 from pathlib import Path
@@ -27,15 +27,18 @@ FOLDER, CONFIG, WEIGHTS = "ssl_tokenizer", "config.json", "model.safetensors"
 
 
 class SslTokenizer(Protocol):
-    """Audio to semantic codes, 50 a second."""
+    """Encoder of audio to semantic codes, 50 per second."""
 
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Codes [T] int64 of mono `pcm` [n] float32 at 16 kHz, T about n / 320; 0 of less than one window."""
+        """Return codes [T] int64 of mono `pcm` [n] float32 at 16 kHz.
+
+        T is about n / 320, and 0 for less than one window.
+        """
         ...
 
 
 class XeusTokenizer(nn.Module):
-    """XEUS and `centres` [C, H] of its features."""
+    """XEUS with `centres` [C, H] of its features."""
 
     centres: Tensor
 
@@ -46,18 +49,25 @@ class XeusTokenizer(nn.Module):
 
     @torch.inference_mode()
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """As `SslTokenizer.encode`; T is `config.num_frames(n)`."""
+        """Encode as `SslTokenizer.encode`; T is `config.num_frames(n)`."""
         if self.config.num_frames(len(pcm)) == 0:
             return np.zeros(0, np.int64)
         features = self.xeus(torch.from_numpy(np.asarray(pcm)).to(self.centres))
-        distances = self.centres.square().sum(1) - 2 * features @ self.centres.T  # less what all share
+        # without the term common to all centres
+        distances = self.centres.square().sum(1) - 2 * features @ self.centres.T
         return distances.argmin(1).cpu().numpy()
 
 
 def load_ssl_tokenizer(checkpoint: Path, num_codes: int, device: str = "cpu") -> SslTokenizer | None:
-    """The tokenizer of the checkpoint in a folder, which makes `num_codes` codes; None where the folder brings none.
+    """Return the tokenizer of the checkpoint in a folder; None if the checkpoint has none.
 
-    CheckpointError names what is missing, unknown or of another shape.
+    Args:
+        checkpoint: Folder of the checkpoint.
+        num_codes: Number of codes.
+        device: Device to load it on.
+
+    Raises:
+        CheckpointError: If files or tensors are missing, unknown or of another shape.
     """
     folder = checkpoint / FOLDER
     if not folder.is_dir():

@@ -1,4 +1,4 @@
-"""XEUS, the speech encoder under OpusLM's semantic tokens, for inference on one waveform at a time.
+"""XEUS, the speech encoder of OpusLM's semantic tokens, for inference on one waveform at a time.
 
     pcm ─► 7 convolutions ─► projection ─► positions ─► 19 E-Branchformer blocks ─► norm ─► features, 50 a second
 
@@ -8,7 +8,7 @@
 
 Chen et al., "Towards Robust Speech Representation Learning for Thousands of Languages" (2024). Layers and names are
 those of espnet2/{asr/frontend/cnn,asr/encoder/e_branchformer_encoder,asr/layers/cgmlp}.py in
-https://github.com/espnet/espnet. The positions take the place of what they are computed from, as in ESPnet's
+https://github.com/espnet/espnet. The position layer replaces its input instead of being added to it, as in ESPnet's
 ConvolutionalPositionalEmbedding without `use_residual`, with which XEUS was trained.
 """
 
@@ -18,11 +18,11 @@ from torch.nn import functional
 
 from stretto.families.opuslm.xeus_config import XeusConfig
 
-EPS = 1e-12  # of the encoder's norms; those of the front end have torch's default
+EPS = 1e-12  # for the encoder's norms; those of the front end have torch's default
 
 
 class Xeus(nn.Module):
-    """Features of waveforms. Its tensors have the published names, with the weight norm multiplied out."""
+    """Features of waveforms. Tensors have the published names, with the weight norm multiplied out."""
 
     def __init__(self, config: XeusConfig) -> None:
         super().__init__()
@@ -31,12 +31,12 @@ class Xeus(nn.Module):
         self.encoder = Encoder(config)
 
     def forward(self, pcm: Tensor) -> Tensor:
-        """Features [T, H] of samples [n], T as `XeusConfig.num_frames` says and at least 1."""
+        """Return features [T, H] of samples [n]; T is `XeusConfig.num_frames(n)` and at least 1."""
         return self.encoder(self.preencoder["linear_out"](self.frontend(pcm[None])))[0]
 
 
 class FrontEnd(nn.Module):
-    """Samples [B, n] to frames [B, T, C]."""
+    """Convolutional front end: samples [B, n] to frames [B, T, C]."""
 
     def __init__(self, config: XeusConfig) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class FrontEnd(nn.Module):
 
 
 class FrontEndLayer(nn.Module):
-    """Convolution, norm where there is one, GELU: [B, C, n] to [B, C', n']."""
+    """Convolution, optional norm and GELU: [B, C, n] to [B, C', n']."""
 
     def __init__(self, config: XeusConfig, index: int, channels: int) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class FrontEndLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Frames [B, T, H] to features [B, T, H]: those of the last block, normed once more."""
+    """Encoder blocks with a final norm: frames [B, T, H] to features [B, T, H]."""
 
     def __init__(self, config: XeusConfig) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class Encoder(nn.Module):
 
 
 class Positions(nn.Module):
-    """A convolution over half a window to both sides, in place of its input."""
+    """Convolution over half a window on both sides, whose output replaces its input."""
 
     def __init__(self, config: XeusConfig) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class Positions(nn.Module):
 
 
 class Block(nn.Module):
-    """One E-Branchformer block with two halves of a feed-forward layer: [B, T, H] to [B, T, H]."""
+    """E-Branchformer block with two half-weighted feed-forward layers: [B, T, H] to [B, T, H]."""
 
     def __init__(self, config: XeusConfig) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ class Block(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Every frame sees every other: [B, T, H] to [B, T, H]."""
+    """Self-attention without mask: [B, T, H] to [B, T, H]."""
 
     def __init__(self, config: XeusConfig) -> None:
         super().__init__()
@@ -148,7 +148,7 @@ class SelfAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two layers with SiLU between them."""
+    """Two linear layers with SiLU between them."""
 
     def __init__(self, config: XeusConfig) -> None:
         super().__init__()
@@ -160,7 +160,7 @@ class FeedForward(nn.Module):
 
 
 class GatedBranch(nn.Module):
-    """A layer whose second half, convolved over time, gates its first: [B, T, H] to [B, T, H]."""
+    """Layer whose first half is gated by its second half, convolved over time: [B, T, H] to [B, T, H]."""
 
     def __init__(self, config: XeusConfig) -> None:
         super().__init__()
@@ -173,7 +173,7 @@ class GatedBranch(nn.Module):
 
 
 class Gate(nn.Module):
-    """[B, T, G] to [B, T, G / 2]."""
+    """Gating unit: [B, T, G] to [B, T, G / 2]."""
 
     def __init__(self, config: XeusConfig) -> None:
         super().__init__()
@@ -187,5 +187,5 @@ class Gate(nn.Module):
 
 
 def along_time(convolution: nn.Module, x: Tensor) -> Tensor:
-    """`convolution` of frames [B, T, C], over T."""
+    """Return `convolution` of frames [B, T, C] over T."""
     return convolution(x.transpose(1, 2)).transpose(1, 2)

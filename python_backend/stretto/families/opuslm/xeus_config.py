@@ -1,4 +1,4 @@
-"""The numbers of XEUS, and how many frames it hears."""
+"""Hyperparameters of XEUS, and its number of frames per waveform."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -9,11 +9,16 @@ COUNTS = ("hidden heads blocks feed_forward gate gate_kernel merge_kernel positi
 
 @dataclass(frozen=True, slots=True)
 class XeusConfig:
-    """What `ssl_tokenizer/config.json` says: a convolutional front end, then E-Branchformer blocks.
+    """Contents of `ssl_tokenizer/config.json`: a convolutional front end, then E-Branchformer blocks.
 
-    convolutions: (channels, kernel, stride) of the front end's layers. norm: `layer_norm` after each of them, or
-    `group_norm` after the first. normalizes_audio: to mean 0 and variance 1 before. normalizes_output: of the front
-    end. gate: twice the width of the gated branch. Kernels are odd but for `position_kernel`, which is even.
+    Kernels are odd except `position_kernel`, which is even.
+
+    Attributes:
+        convolutions: (channels, kernel, stride) of the front end's layers.
+        gate: Twice the width of the gated branch.
+        norm: `layer_norm` for a norm after each front-end layer, `group_norm` for one after the first.
+        normalizes_audio: True if the waveform is first normalised to mean 0 and variance 1.
+        normalizes_output: True if the output of the front end is normalised.
     """
 
     convolutions: tuple[tuple[int, int, int], ...]
@@ -32,7 +37,7 @@ class XeusConfig:
     normalizes_output: bool = False
 
     def __post_init__(self) -> None:
-        """ValueError where no XEUS has such numbers."""
+        """Raise ValueError for numbers that no XEUS can have."""
         counts = [getattr(self, name) for name in COUNTS] + [number for layer in self.convolutions for number in layer]
         wrong = [number for number in counts if type(number) is not int or number < 1]
         if wrong or not self.convolutions or any(len(layer) != 3 for layer in self.convolutions):
@@ -44,15 +49,22 @@ class XeusConfig:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:
-        """The inverse of `to_record`; TypeError, KeyError or ValueError where it is of something else."""
+        """Return the config for a record of `to_record`.
+
+        Raises:
+            TypeError, KeyError, ValueError: If the record is of something else.
+        """
         return cls(**{**record, "convolutions": tuple((*layer,) for layer in record["convolutions"])})
 
     def to_record(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return a record for JSON."""
         return asdict(self)
 
     def num_frames(self, num_samples: int) -> int:
-        """Frames of a waveform; of 16 kHz, with XEUS's seven layers, floor((n - 400) / 320) + 1, and 0 below 400."""
+        """Return the number of frames of a waveform.
+
+        At 16 kHz with XEUS's seven layers it is floor((n - 400) / 320) + 1, and 0 below 400 samples.
+        """
         length = num_samples
         for _, kernel, stride in self.convolutions:
             length = max(0, (length - kernel) // stride + 1)
