@@ -1,1 +1,1 @@
-"""Everything before the language model: a request to a prompt."""
+"""Preprocessing: conversion of a request to a prompt for the language model."""

@@ -1,7 +1,8 @@
-"""Audio of a request, as a file's bytes or as samples, to mono samples at the codec's rate, within limits.
+"""Conversion of a request's audio, a file or samples, to mono samples at the codec's rate, within limits.
 
 Files are decoded by libsndfile, and by FFmpeg (PyAV) if libsndfile has no decoder for their format. Only numpy and two
-audio libraries are imported here, because the processes that read audio start with it; PyAV is imported on first use.
+audio libraries are imported here, because every audio process imports this module at its start. PyAV is imported on
+first use.
 """
 
 import os
@@ -17,16 +18,16 @@ import soxr
 from stretto.errors import InvalidRequest
 
 MAX_FILE_BYTES, MAX_FILES = 20_000_000, 16
-MAX_REQUEST_BYTES = 64_000_000  # of audio in all inputs of a request
+MAX_REQUEST_BYTES = 64_000_000  # audio in all inputs of a request
 MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 384_000
 MAX_CHANNELS = 8
-MAX_PEAK = 2.0  # resampled or lossy audio overshoots 1 a little; integers taken for floats exceed it at once
+MAX_PEAK = 2.0  # resampled or lossy audio slightly overshoots 1; misread integers exceed this at once
 FORMATS = frozenset({"WAV", "WAVEX", "RF64", "W64", "FLAC", "OGG", "MP3", "MPEG"})
-BLOCK_SAMPLES = 1 << 16  # decoded at once, of each channel
+BLOCK_SAMPLES = 1 << 16  # samples per channel decoded at once
 READABLE = "wav, flac, ogg, mp3, webm, m4a, mp4 or aac"
-HEAD_BYTES = 26  # by which a format is known
-FLAC_SAMPLES = (1 << 36) - 1  # the bits of STREAMINFO with the number of samples, 0 if unknown (RFC 9639, section 8.2)
-# For FFmpeg, which is given one demuxer and reads one file: no playlist, no network, no decoder of video.
+HEAD_BYTES = 26  # enough to detect a format
+FLAC_SAMPLES = (1 << 36) - 1  # STREAMINFO bits of the number of samples, 0 if unknown (RFC 9639, section 8.2)
+# Restrict FFmpeg to one demuxer and one file: no playlists, no network, no video decoders.
 MAX_STREAMS = 8
 FFMPEG_OPTIONS = {
     "codec_whitelist": "opus,vorbis,aac,alac,flac,mp3float,mp3,pcm_s16le,pcm_s24le,pcm_f32le",
@@ -39,9 +40,13 @@ FFMPEG_OPTIONS = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Recording:
-    """Audio as it came: the bytes of a file, or without `is_file` mono samples [n] float32 at `sample_rate` Hz.
+    """Audio input of a request.
 
-    field: what to call it in a refusal.
+    Attributes:
+        field: Name of the input in error messages.
+        data: Bytes of a file; if `is_file` is False, mono samples, float32 [n].
+        is_file: True if `data` is a file.
+        sample_rate: Sample rate in Hz; None for a file.
     """
 
     field: str
@@ -55,7 +60,19 @@ AudioReader = Callable[[Recording, float, int], np.ndarray]
 
 
 def read_recording(recording: Recording, max_s: float, target_rate: int) -> np.ndarray:
-    """The AudioReader that reads where it is called."""
+    """Read a recording in this process (an AudioReader).
+
+    Args:
+        recording: The recording.
+        max_s: Longest duration in seconds.
+        target_rate: Sample rate of the result in Hz.
+
+    Returns:
+        Mono samples, float32 [n].
+
+    Raises:
+        InvalidRequest: The recording is too large, too long or unreadable.
+    """
     if recording.is_file:
         pcm, sample_rate = read_file(bytes(recording.data), max_s, recording.field)
         return resample(pcm, sample_rate, target_rate)
@@ -64,12 +81,25 @@ def read_recording(recording: Recording, max_s: float, target_rate: int) -> np.n
 
 
 def read_samples(pcm: np.ndarray, sample_rate: int | None, max_s: float, target_rate: int) -> np.ndarray:
-    """`pcm` [n] float32, checked, as [n'] float32 at `target_rate`."""
+    """Check and resample samples.
+
+    Args:
+        pcm: Mono samples, float32 [n].
+        sample_rate: Their rate in Hz.
+        max_s: Longest duration in seconds.
+        target_rate: Rate of the result in Hz.
+
+    Returns:
+        Mono samples at `target_rate`, float32 [n'].
+
+    Raises:
+        InvalidRequest: The samples are too long or have an invalid rate, shape, dtype or value.
+    """
     return resample(pcm, check_pcm(pcm, sample_rate, max_s), target_rate)
 
 
 def check_file_size(num_bytes: int, field: str) -> None:
-    """Raise InvalidRequest unless a file of so many bytes may be read."""
+    """Raise InvalidRequest if a file of this size, in bytes, is empty or too large."""
     if not num_bytes:
         raise InvalidRequest(field, f"the bytes of a {READABLE} file", "0 bytes")
     if num_bytes > MAX_FILE_BYTES:
@@ -77,25 +107,25 @@ def check_file_size(num_bytes: int, field: str) -> None:
 
 
 def read_file(data: bytes, max_s: float, field: str = "audio") -> tuple[np.ndarray, int]:
-    """Return the mono samples of a file and their rate, decoding at most `max_s` whatever its header declares.
+    """Return the mono samples of a file and their rate, decoding at most `max_s` even if its header declares more.
 
     Args:
-        data: bytes of a file in one of the formats of READABLE, checked for their number before they are decoded.
-        max_s: longest duration, in seconds.
-        field: name of the file in a refusal.
+        data: Bytes of a file in one of the formats of READABLE; their number is checked before they are decoded.
+        max_s: Longest duration in seconds.
+        field: Name of the file in error messages.
 
     Returns:
         Samples [n] float32 in [-MAX_PEAK, MAX_PEAK], and their rate in Hz.
 
     Raises:
-        InvalidRequest: the file is too large, too long, or cannot be decoded.
+        InvalidRequest: The file is too large, too long, or cannot be decoded.
     """
     check_file_size(len(data), field)
     return decode(BytesIO(data), max_s, field)
 
 
 def decode(source: BinaryIO | int, max_s: float, field: str) -> tuple[np.ndarray, int]:
-    """Decode a file object, or a file descriptor, which stays open; otherwise as `read_file`."""
+    """Decode a file object, or a file descriptor, which stays open; otherwise like `read_file`."""
     demuxer = _demuxer(source)
     if demuxer is None:
         pcm, rate = _decode_by_libsndfile(source, max_s, field)
@@ -118,14 +148,14 @@ def _demuxer(source: BinaryIO | int) -> str | None:
         return "matroska,webm"
     if head[4:8] == b"ftyp":
         return "mov,mp4,m4a,3gp,3g2,mj2"
-    if head.startswith(b"fLaC") and not int.from_bytes(head[18:26]) & FLAC_SAMPLES:  # written to a pipe
+    if head.startswith(b"fLaC") and not int.from_bytes(head[18:26]) & FLAC_SAMPLES:  # as written to a pipe
         return "flac"
-    # ADTS and MP3 begin with the same 12 bits; the layer, 0 in ADTS only, follows them.
+    # ADTS and MP3 begin with the same 12 bits. The layer field after them is 0 only in ADTS.
     return "aac" if head[:1] == b"\xff" and len(head) > 1 and head[1] & 0xF6 == 0xF0 else None
 
 
 def _decode_by_libsndfile(source: BinaryIO | int, max_s: float, field: str) -> tuple[np.ndarray, int]:
-    """Return at most one sample more than `max_s`, mono [n] float32, and the rate in Hz."""
+    """Return the mono samples, float32 [n], of at most one sample more than `max_s`, and the rate in Hz."""
     try:
         with soundfile.SoundFile(source, closefd=False) as file:
             if file.format not in FORMATS:
@@ -137,7 +167,10 @@ def _decode_by_libsndfile(source: BinaryIO | int, max_s: float, field: str) -> t
 
 
 def _decode_by_ffmpeg(source: BinaryIO | int, demuxer: str, max_s: float, field: str) -> tuple[np.ndarray, int]:
-    """Return about `max_s` or a little more of the first audio stream, mono [n] float32, and the rate in Hz."""
+    """Return mono samples of the first audio stream, float32 [n], and the rate in Hz.
+
+    Decoding stops after the first frame beyond `max_s`.
+    """
     import av
 
     opened = os.fdopen(source, "rb", closefd=False) if isinstance(source, int) else source
@@ -169,7 +202,10 @@ def _decode_by_ffmpeg(source: BinaryIO | int, demuxer: str, max_s: float, field:
 
 
 def _mix(file: soundfile.SoundFile, max_samples: int) -> np.ndarray:
-    """The mean of all channels, of at most `max_samples`; channels are held one block at a time, as they take most."""
+    """Return the mean of all channels for at most `max_samples` samples.
+
+    Channels are read block by block, because they need the most memory.
+    """
     blocks: list[np.ndarray] = []
     left = max_samples
     while left > 0:
@@ -182,7 +218,16 @@ def _mix(file: soundfile.SoundFile, max_samples: int) -> np.ndarray:
 
 
 def check_pcm(pcm: np.ndarray, sample_rate: int | None, max_s: float) -> int:
-    """The rate of `pcm`; InvalidRequest unless it is [n] float32 of at most `max_s` at a rate that makes sense."""
+    """Check samples and return their rate in Hz.
+
+    Args:
+        pcm: Mono samples, float32 [n].
+        sample_rate: Their rate in Hz.
+        max_s: Longest duration in seconds.
+
+    Raises:
+        InvalidRequest: The rate, the shape, the dtype, the duration or a value is invalid.
+    """
     if sample_rate is None:
         raise InvalidRequest("sample_rate", "the rate of pcm_in in Hz", "none")
     if not MIN_RATE_HZ <= sample_rate <= MAX_RATE_HZ:
@@ -196,10 +241,15 @@ def check_pcm(pcm: np.ndarray, sample_rate: int | None, max_s: float) -> int:
 
 
 def resample(pcm: np.ndarray, sample_rate: int, target_rate: int) -> np.ndarray:
-    """Resample `pcm` [n] float32 by soxr, to as many samples as librosa and torchaudio make.
+    """Resample with soxr, to as many samples as librosa and torchaudio return.
+
+    Args:
+        pcm: Mono samples, float32 [n].
+        sample_rate: Their rate in Hz.
+        target_rate: Rate of the result in Hz.
 
     Returns:
-        [ceil(n * target_rate / sample_rate)] float32: soxr's samples and, if it makes one fewer, a zero.
+        Samples, float32 [ceil(n * target_rate / sample_rate)]; a final zero is added if soxr returns one fewer.
     """
     if sample_rate == target_rate:
         return pcm
@@ -209,7 +259,7 @@ def resample(pcm: np.ndarray, sample_rate: int, target_rate: int) -> np.ndarray:
 
 
 def _check_form(field: str, rate: int, num_channels: int) -> None:
-    """Raise InvalidRequest unless the rate in Hz and the number of channels are within the limits."""
+    """Raise InvalidRequest if the rate in Hz or the number of channels is outside the limits."""
     if not MIN_RATE_HZ <= rate <= MAX_RATE_HZ:
         raise InvalidRequest(field, f"a rate in [{MIN_RATE_HZ}, {MAX_RATE_HZ}] Hz", rate)
     if num_channels > MAX_CHANNELS:

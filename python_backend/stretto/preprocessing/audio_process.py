@@ -1,4 +1,4 @@
-"""A process that reads audio: what takes long, or much memory, or dies of a broken file, does so outside the caller."""
+"""Process that decodes audio, which isolates the caller from its CPU time, its memory and decoder crashes."""
 
 import json
 import os
@@ -13,36 +13,47 @@ import numpy as np
 from stretto.errors import InvalidRequest
 from stretto.preprocessing.audio import Recording, check_file_size
 
-MAX_WAIT_S = 300.0  # a process that is stopped answers never; one that is at work has less of the processor's time
+MAX_WAIT_S = 300.0  # a stopped process never answers; a working one is ended earlier by its CPU limit
 
 
 class AudioProcessEnded(Exception):
-    """The process ended, or had to be ended, while it read a recording."""
+    """The process ended, or had to be killed, while it read a recording."""
 
 
 class AudioProcess:
-    """Reads recordings one by one; is started again after it has died. `read` is an AudioReader.
-
-    niceness: how readily it gives the processor to others, 0 … 19.
-    """
+    """Process that reads recordings one at a time, restarted after it has died; `read` is an AudioReader."""
 
     def __init__(self, niceness: int = 0) -> None:
+        """Start the process at nice level `niceness`, from 0 to 19."""
         self._niceness = niceness
         self._memory = os.memfd_create("stretto_audio", os.MFD_CLOEXEC)
         self._process = self._start()
 
     @property
     def pid(self) -> int:
-        """The process, as it is now."""
+        """Pid of the current process."""
         return self._process.pid
 
     @property
     def num_bytes(self) -> int:
-        """How much audio it holds."""
+        """Size of the shared memory in bytes; 0 between recordings."""
         return os.fstat(self._memory).st_size
 
     def read(self, recording: Recording, max_s: float, target_rate: int) -> np.ndarray:
-        """As `audio.read_recording`; AudioProcessEnded where the process did not survive it."""
+        """Read a recording as `audio.read_recording` does.
+
+        Args:
+            recording: The recording.
+            max_s: Longest duration in seconds.
+            target_rate: Sample rate of the result in Hz.
+
+        Returns:
+            Mono samples, float32 [n].
+
+        Raises:
+            InvalidRequest: The recording is too large, too long or unreadable.
+            AudioProcessEnded: The process crashed, failed, or did not answer for MAX_WAIT_S.
+        """
         data = np.frombuffer(recording.data, np.uint8).data
         if recording.is_file:
             check_file_size(len(data), recording.field)
@@ -54,15 +65,15 @@ class AudioProcess:
         try:
             return self._result(self._ask(job))
         finally:
-            os.ftruncate(self._memory, 0)  # what is not in use holds no memory
+            os.ftruncate(self._memory, 0)  # release memory between recordings
 
     def close(self) -> None:
-        """End the process."""
+        """Kill the process and release the shared memory."""
         self._end()
         os.close(self._memory)
 
     def _start(self) -> subprocess.Popen[str]:
-        # -P: nothing is imported from the folder that the server happens to run in.
+        # -P: import nothing from the server's working directory.
         command = [sys.executable, "-P", "-m", "stretto.preprocessing.audio_worker"]
         return subprocess.Popen(
             [*command, str(self._memory), str(self._niceness)],
@@ -78,7 +89,7 @@ class AudioProcess:
         self._process = self._start()
 
     def _end(self) -> None:
-        with suppress(BrokenPipeError), self._process:  # closes its pipes, and waits
+        with suppress(BrokenPipeError), self._process:  # closes its pipes and waits
             self._process.kill()
 
     def _fill(self, data: memoryview) -> None:
@@ -96,7 +107,7 @@ class AudioProcess:
             if select.select([self._process.stdout], [], [], MAX_WAIT_S)[0]:
                 line = self._process.stdout.readline()
         except BrokenPipeError:
-            pass  # as without an answer
+            pass  # treated as a missing answer
         if not line.endswith("\n"):
             self._restart()
             raise AudioProcessEnded("the process that reads audio ended while it read this")

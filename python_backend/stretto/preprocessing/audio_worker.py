@@ -1,9 +1,9 @@
-"""The program of a process that reads audio for another: jobs on standard input, answers on standard output.
+"""Program of an audio process: jobs on standard input, results on standard output.
 
     job      {"field": …, "is_file": …, "sample_rate": …, "num_bytes": …, "max_s": …, "rate": …}   a line of JSON
     answer   {"samples": n} | {"refused": [field, expected, got]} | {"failed": …}                  a line of JSON
 
-The audio of a job lies in shared memory, a file that both have open; the samples of its answer lie there after it.
+A job's audio is in a shared-memory file that both processes have open. The resulting samples replace it.
 """
 
 import json
@@ -17,14 +17,14 @@ import numpy as np
 from stretto.errors import InvalidRequest
 from stretto.preprocessing.audio import decode, read_samples, resample
 
-MAX_CPU_S = 60  # of one job; a file on which a decoder runs for ever ends this process and not the service
-MAX_MEMORY_BYTES = 2 << 30  # of address space; 70 KB of MP4 can declare tables that take gigabytes
+MAX_CPU_S = 60  # per job; a decoder in an endless loop ends this process, not the service
+MAX_MEMORY_BYTES = 2 << 30  # address space; a 70 KB MP4 file can declare tables of several gigabytes
 
 
 def main() -> None:
-    """Answer jobs until there are no more."""
+    """Process jobs until standard input is closed."""
     memory, niceness = int(sys.argv[1]), int(sys.argv[2])
-    # Not relative to its parent, whose priority may be raised only while models load (serving/priority.py).
+    # Absolute, because the parent's priority may be raised temporarily while models load (serving/priority.py).
     os.setpriority(os.PRIO_PROCESS, 0, max(niceness, os.getpriority(os.PRIO_PROCESS, 0)))
     limit_memory()
     for line in sys.stdin:
@@ -33,14 +33,14 @@ def main() -> None:
 
 
 def limit_memory() -> None:
-    """Let allocations fail, and with them the job, where a file would take all memory of the host."""
+    """Limit the address space, so that a file that needs too much memory fails its own job only."""
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     soft = MAX_MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(MAX_MEMORY_BYTES, hard)
     resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def limit_cpu() -> None:
-    """End this process when the job to come takes longer than any should."""
+    """Limit the CPU time of the next job; the kernel kills this process if the job takes longer."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
     soft = int(used.ru_utime + used.ru_stime) + MAX_CPU_S
@@ -48,7 +48,7 @@ def limit_cpu() -> None:
 
 
 def answer(memory: int, job: dict[str, Any]) -> dict[str, Any]:
-    """What became of a job; its samples are in `memory`."""
+    """Run a job and return its result; the samples replace the job's audio in `memory`."""
     try:
         pcm = read(memory, job)
     except InvalidRequest as error:
@@ -63,7 +63,7 @@ def answer(memory: int, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def read(memory: int, job: dict[str, Any]) -> np.ndarray:
-    """The samples of a job."""
+    """Return the samples of a job, float32 [n]."""
     max_s, rate = job["max_s"], job["rate"]
     os.lseek(memory, 0, os.SEEK_SET)
     if job["is_file"]:

@@ -1,4 +1,4 @@
-"""Which task answers which conversation, and what is said in it piece by piece. It knows no family's special ids."""
+"""Selection of a conversation's task, and its content in pieces. Independent of a family's special ids."""
 
 from dataclasses import dataclass
 
@@ -11,9 +11,14 @@ from stretto.preprocessing.messages import Turn
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Piece:
-    """One thing that one speaker says: `text`, or audio as samples `pcm` [n] float32 or as `codes` [S, T].
+    """One text or one audio of a conversation.
 
-    path: what to call it in a refusal.
+    Attributes:
+        role: Role of the speaker.
+        path: Name of the piece in error messages.
+        text: The text, or None.
+        pcm: Mono samples, float32 [n], or None.
+        codes: Audio as codes, [S, T], or None.
     """
 
     role: Role
@@ -24,10 +29,16 @@ class Piece:
 
 
 def choose_task(name: str | None, turns: tuple[Turn, ...], family: Family) -> Task:
-    """The task called `name`; without a name, the family's first that answers `turns`.
+    """Return the named task, or without a name the family's first task that accepts `turns`.
 
-    InvalidRequest where it does not answer them; where none does, it says what the first would need that takes turns of
-    these roles, or else the first of all.
+    Args:
+        name: Name of a task, or None.
+        turns: The conversation.
+        family: The model's family.
+
+    Raises:
+        InvalidRequest: No such task accepts the turns. The message reports the first task that accepts turns of these
+            roles, or otherwise the first task.
     """
     named = [task for task in family.tasks if name in (None, task.name)]
     if not named:
@@ -43,7 +54,7 @@ def choose_task(name: str | None, turns: tuple[Turn, ...], family: Family) -> Ta
 
 
 def check(turns: tuple[Turn, ...], task: Task) -> None:
-    """Raise InvalidRequest unless `task` answers `turns`."""
+    """Raise InvalidRequest unless `task` accepts `turns`."""
     spoken = turns
     if turns[0].role == "system" and task.system:
         _check_kinds(turns[0], set(turns[0].kinds), (), task.system, task)
@@ -61,7 +72,7 @@ def check(turns: tuple[Turn, ...], task: Task) -> None:
 
 
 def _check_answered(spoken: tuple[Turn, ...], task: Task) -> None:
-    """Check the turns at the end that have the role which `task` answers: together they are what it answers."""
+    """Check the last consecutive turns of the role that `task` answers; together they form its input."""
     first = len(spoken)
     while first and spoken[first - 1].role == task.answers:
         first -= 1

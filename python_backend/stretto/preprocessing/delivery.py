@@ -1,4 +1,4 @@
-"""The options `output` and `chunking`: in which form and in what chunks a client wants its waveform."""
+"""The options `output` and `chunking`: audio format and chunk sizes of the response."""
 
 from dataclasses import replace
 
@@ -14,9 +14,17 @@ MAX_CHUNK_S = 10.0
 def read_delivery(
     options: OptionsRecord, family: Family, frame_rate: float, held_frames: int, blocks: tuple[int, ...] = ()
 ) -> Delivery:
-    """The delivery that `options` ask for. frame_rate, held_frames, blocks: the codec's, as in ChunkPolicy.
+    """Return the output format and chunk policy from the options.
 
-    InvalidRequest names the option, what it may be and what came.
+    Args:
+        options: The request's options.
+        family: The model's family, which has the default chunk sizes.
+        frame_rate: The codec's frames per second.
+        held_frames: The codec's right context in frames.
+        blocks: Sizes in frames of the blocks that the codec decodes as a whole, the last one repeated; () for any.
+
+    Raises:
+        InvalidRequest: An option is outside its limits.
     """
     first, steady = family.first_chunk_frames, family.steady_chunk_frames
     default = ChunkPolicy(first, steady, frame_rate=frame_rate, held_frames=held_frames, blocks=blocks)

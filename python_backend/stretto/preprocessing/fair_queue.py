@@ -1,4 +1,4 @@
-"""A queue in which hosts take turns: of each the first comes first, and nobody waits behind all that another sends."""
+"""Round-robin queue over hosts; the items of one host are in FIFO order."""
 
 import threading
 from collections import deque
@@ -8,10 +8,10 @@ Item = TypeVar("Item")
 
 
 class FairQueue(Generic[Item]):
-    """Items of hosts, to be taken one by one, by any thread."""
+    """Thread-safe queue that serves hosts in turn, so that one host cannot delay all others."""
 
     def __init__(self) -> None:
-        self._waiting: dict[str, deque[Item]] = {}  # whose turn is next comes first
+        self._waiting: dict[str, deque[Item]] = {}  # in order of turns; the next host is first
         self._changed = threading.Condition()
         self._is_closed = False
 
@@ -22,7 +22,7 @@ class FairQueue(Generic[Item]):
             self._changed.notify()
 
     def get(self) -> Item | None:
-        """The next item, once there is one; None when there is none left and none will come."""
+        """Return the next item, waiting for one if necessary; None once the queue is closed and empty."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._is_closed)
             if not self._waiting:
@@ -35,7 +35,7 @@ class FairQueue(Generic[Item]):
             return item
 
     def close(self) -> None:
-        """Nothing will be added."""
+        """Close the queue to new items."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()

@@ -1,4 +1,4 @@
-"""JSON from strangers: size, depth and number of parts are checked before it is parsed. It knows no field's meaning."""
+"""Parser for untrusted JSON: size, depth and number of parts are checked first. Independent of field meanings."""
 
 import json
 import re
@@ -8,15 +8,24 @@ from stretto.errors import InvalidRequest
 
 MAX_BYTES = 16 * 1024
 MAX_DEPTH = 8
-MAX_PARTS = 8192  # strings and brackets: 64 turns of 32 lists of codes each have 4674; numbers are cheaper
-# A string, closed or not, or a bracket: whatever else there is has no say in how deep JSON is. Nothing is tried twice
-# (`+` behind a count), so that no escape takes memory for the way back.
+MAX_PARTS = 8192  # strings and brackets: 64 turns of 32 code lists each have 4674; numbers cost less
+# A string, closed or not, or a bracket; nothing else affects the nesting depth. Possessive quantifiers (`+` after a
+# count) prevent backtracking, so that escapes need no memory.
 STRING_OR_BRACKET = re.compile(r'"[^"\\]*+(?:\\.?[^"\\]*+)*+"?|[\[\]{}]', re.DOTALL)
 
 
 def read_json(field: str, text: str, max_bytes: int = MAX_BYTES) -> Any:
-    """The value of `text`; InvalidRequest if it is too long, too deep, of too many parts or malformed, or repeats keys
-    or holds NaN."""
+    """Parse `text`.
+
+    Args:
+        field: Name of the input in error messages.
+        text: JSON.
+        max_bytes: Largest size in bytes.
+
+    Raises:
+        InvalidRequest: The text is too long, too deeply nested, has too many parts, is malformed, repeats a key, or
+            contains NaN or infinity.
+    """
     size = len(text.encode(errors="surrogatepass"))
     if size > max_bytes:
         raise InvalidRequest(field, f"at most {max_bytes} bytes of JSON", f"{size} bytes")
@@ -44,9 +53,9 @@ def read_json(field: str, text: str, max_bytes: int = MAX_BYTES) -> Any:
 
 
 def measured(text: str) -> tuple[int, int]:
-    """The deepest level of brackets outside strings, and how many brackets and strings there are.
+    """Return the greatest nesting depth, and the number of brackets and strings.
 
-    An upper bound where `text` is malformed. What is beyond a limit is not looked at.
+    Brackets in strings are not counted. Malformed text gives upper bounds. Counting stops once a limit is exceeded.
     """
     depth = deepest = num_parts = 0
     for match in STRING_OR_BRACKET.finditer(text):

@@ -1,8 +1,8 @@
-"""Where requests with audio wait, apart from those with text: one lane for short recordings, others for long ones.
+"""Queues of requests with audio, separate from text requests: one for short recordings, others for long ones.
 
-A lane is a thread with a process that reads audio. What waits is bounded, in bytes and in number, and is refused
-beyond: the caller of `submit` is never held up. In each lane hosts take turns, and of both bounds a host has its share:
-so nobody keeps others' recordings out, or waiting behind all of its own.
+A lane is a thread with an audio process. Waiting audio is bounded in bytes and in number of requests. Requests beyond a
+bound are rejected, so `submit` never blocks. Hosts take turns in each lane, and each host has a fair share of both
+bounds. No host can therefore exclude or delay the recordings of others.
 """
 
 import threading
@@ -16,23 +16,28 @@ from stretto.preprocessing.audio import AudioReader
 from stretto.preprocessing.fair_queue import FairQueue
 from stretto.shares import Shares
 
-SHORT_BYTES = 1 << 20  # a recording up to here does not wait behind longer ones
-LONG_NICENESS = 10  # what takes long leaves the processor to speech that is being made
+SHORT_BYTES = 1 << 20  # recordings up to this size do not wait for longer ones
+LONG_NICENESS = 10  # long recordings yield the CPU to active streams
 
 
 class Process(Protocol):
-    """What a lane needs of an AudioProcess."""
+    """Interface of AudioProcess that a lane uses."""
 
     read: AudioReader
 
     def close(self) -> None:
-        """End it."""
+        """End the process."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What lanes hold: bytes of audio and requests; or how much of it they may."""
+    """Content of the lanes, or their limit.
+
+    Attributes:
+        num_bytes: Bytes of audio.
+        num_requests: Number of requests.
+    """
 
     num_bytes: int
     num_requests: int
@@ -40,7 +45,14 @@ class Load:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Job:
-    """Work of a lane, for a host: `run` with its reader, or `refuse` where it will not be run."""
+    """A request in a lane.
+
+    Attributes:
+        host: Host of the client.
+        num_bytes: Bytes of audio.
+        run: Processes the request with the lane's reader.
+        refuse: Called with an error if the job will not be run.
+    """
 
     host: str
     num_bytes: int
@@ -49,9 +61,16 @@ class Job:
 
 
 class AudioLanes:
-    """Runs jobs that read audio, each once, or refuses them. num_long: lanes for long recordings."""
+    """Lanes that run each submitted job once, or refuse it."""
 
     def __init__(self, open_process: Callable[[int], Process], num_long: int, limit: Load) -> None:
+        """Start the lanes.
+
+        Args:
+            open_process: Starts an audio process with a nice level.
+            num_long: Number of lanes for long recordings.
+            limit: Limit of all jobs together.
+        """
         self._bytes, self._requests = Shares(limit.num_bytes), Shares(limit.num_requests)
         self._mutex, self.is_closed = threading.Lock(), False
         self._short, self._long = FairQueue[Job](), FairQueue[Job]()
@@ -65,9 +84,17 @@ class AudioLanes:
         refuse: Callable[[Exception], None],
         host: str = "",
     ) -> None:
-        """Have `run` called in a lane, for `host`; Overloaded where the lanes hold too much, or too much of it.
+        """Queue a job.
 
-        What `run` holds may be large.
+        Args:
+            num_bytes: Bytes of audio that `run` holds.
+            run: Called in a lane with its reader; may hold large data.
+            refuse: Called with an error if the job will not be run.
+            host: Host of the client.
+
+        Raises:
+            Overloaded: A bound, or the host's fair share of one, is reached.
+            Closing: The lanes are closed.
         """
         job = Job(host, num_bytes, run, refuse)
         with self._mutex:
@@ -77,7 +104,7 @@ class AudioLanes:
             (self._short if num_bytes <= SHORT_BYTES else self._long).put(host, job)
 
     def close(self) -> None:
-        """Finish what runs, refuse what waits, and end the processes."""
+        """Finish running jobs, refuse waiting ones, and end the processes."""
         with self._mutex:
             self.is_closed = True
         for queue, _ in self._threads:
@@ -87,7 +114,7 @@ class AudioLanes:
 
     @property
     def held(self) -> Load:
-        """What waits or is being run, of all hosts."""
+        """Audio and requests of all hosts that wait or run."""
         return Load(self._bytes.taken, self._requests.taken)
 
     def _check(self, host: str, num_bytes: int) -> None:
@@ -114,9 +141,9 @@ class AudioLanes:
                 else:
                     job.run(process.read)
             except Exception:
-                traceback.print_exc()  # a bug, or the server is gone; either way others wait behind it
+                traceback.print_exc()  # a bug, or the server has ended; the lane must continue
             finally:
-                del job  # and its audio, which must not stay until the next
+                del job  # release its audio before waiting for the next job
                 with self._mutex:
                     self._bytes.give_back(host, num_bytes)
                     self._requests.give_back(host)

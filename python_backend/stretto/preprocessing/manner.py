@@ -1,4 +1,4 @@
-"""How a reply is to be spoken, beside the voice's name: options that only some families know."""
+"""Speaking options other than the voice's name; each is supported only by some families."""
 
 from dataclasses import dataclass
 
@@ -9,11 +9,14 @@ from stretto.records.options import OptionsRecord
 
 @dataclass(frozen=True, slots=True)
 class Manner:
-    """Options of speech beside the voice.
+    """Speaking options other than the voice.
 
-    language: by name, None to leave it to the model. instruct: how to speak, in words; '' for nothing. is_streaming:
-    whether words are read one by one beside the frames, and not all before the first. is_open: whether they are, and
-    are being written meanwhile. transliterates: whether letters that the voice does not read are spelled in Latin ones.
+    Attributes:
+        language: Name of the language; None to let the model choose.
+        instruct: Instructions on the speaking style; empty for none.
+        is_streaming: True if text is read during generation (streamed text input) instead of entirely in the prompt.
+        is_open: True if that text may also be continued by later requests.
+        transliterates: True if scripts that the voice does not read are transliterated to Latin.
     """
 
     language: str | None = None
@@ -24,11 +27,11 @@ class Manner:
 
 
 PLAIN = Manner()
-AUTO = "auto"  # the name of no language
+AUTO = "auto"  # lets the model choose the language
 
 
 def read_manner(options: OptionsRecord, family: Family) -> Manner:
-    """What `options` say of it; InvalidRequest where the family does not know an option, or what it says."""
+    """Return the speaking options; raise InvalidRequest if the family does not support one or its value."""
     return Manner(
         language=_language(options, family),
         instruct=_instruct(options, family),

@@ -1,4 +1,4 @@
-"""The `messages` of a request: a conversation as JSON turns. It knows no family and no task.
+"""The `messages` of a request: a conversation as JSON turns. Independent of families and tasks.
 
     [{"role": "system", "text": "You are terse."},
      {"role": "user", "audio": "pcm_in", "text": "What is this?"},     the input tensor that carries the audio;
@@ -6,8 +6,8 @@
      {"role": "assistant", "text": "Rain."},
      {"role": "user", "codes": [[3, 17, …], …]}]                       [K][T]: audio as codes, one list per stream
 
-A turn holds text, audio (from an input tensor or as codes), or both. A listener hears before it reads, an assistant
-writes before it speaks: so a turn's audio comes before its text, an assistant's after it.
+A turn has text, audio (from an input tensor or as codes), or both. The audio of a user's turn precedes its text in the
+prompt; an assistant's audio follows its text.
 """
 
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ from stretto.preprocessing.json_field import read_json
 from stretto.records.json_record import JsonRecord
 
 ROLES = get_args(Role)
-MAX_BYTES = 1 << 20  # half a minute of codes takes 80 kB
+MAX_BYTES = 1 << 20  # 30 s of codes take 80 kB
 MAX_TURNS = 64
 MAX_STREAMS = 32
 MAX_CODE = 1 << 20
@@ -37,7 +37,7 @@ Streams = Annotated[
 
 
 class TurnRecord(TypedDict):
-    """A turn as a client writes it."""
+    """A turn in the request's JSON."""
 
     role: Annotated[Role, Field(description=f"one of {', '.join(ROLES)}")]
     text: NotRequired[Annotated[str, Field(description="a string")]]
@@ -55,10 +55,14 @@ _JSON: JsonRecord[list[TurnRecord]] = JsonRecord(
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What one speaker says: text, audio, or both.
+    """One turn of a conversation: text, audio, or both.
 
-    audio_input: the input tensor that carries the audio. codes: [S, T] of all streams, where it comes as codes instead.
-    path: where the turn stands in the request; "" where the inputs themselves are the turn.
+    Attributes:
+        role: Role of the speaker.
+        text: Text, or None.
+        audio_input: Name of the input tensor with the audio, or None.
+        codes: Audio as codes, int64 [S, T], or None.
+        path: JSON path of the turn in the request; empty if the turn consists of the other inputs.
     """
 
     role: Role = "user"
@@ -69,20 +73,20 @@ class Turn:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """`text`, `audio`, or both, in the order in which they are said."""
+        """`text`, `audio`, or both, in the order in which they appear in the prompt."""
         held = ("audio",) * (self.audio_input is not None or self.codes is not None)
         text = ("text",) * (self.text is not None)
         return text + held if self.role == "assistant" else held + text
 
     def where(self, kind: str) -> str:
-        """What to call the turn's text or audio in a refusal."""
+        """Return the name of the turn's text or audio in error messages."""
         if self.path:
             return f"{self.path}.{'codes' if kind == 'audio' and self.codes is not None else kind}"
         return kind if kind == "text" else self.audio_input or kind
 
 
 def read_messages(text: str) -> tuple[Turn, ...]:
-    """The turns of `text`, at least one; InvalidRequest names what is wrong with which."""
+    """Parse `text` to one or more turns; raise InvalidRequest if it is invalid."""
     read_json("messages", text, MAX_BYTES)
     records = _JSON.read("messages", text.encode(errors="surrogatepass"))
     turns = tuple(_turn(record, f"messages[{index}]") for index, record in enumerate(records))
@@ -108,7 +112,7 @@ def _turn(record: TurnRecord, path: str) -> Turn:
 
 
 def _codes(streams: list[list[int]], path: str) -> np.ndarray:
-    """[S, T] int64 of S lists of T codes; what a code may be is the family's to say."""
+    """Return S lists of T codes as int64 [S, T]; families check the values later."""
     lengths = [len(stream) for stream in streams]
     if len(set(lengths)) > 1:
         raise InvalidRequest(path, "as many codes for each stream", shown(lengths))

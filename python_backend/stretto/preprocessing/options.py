@@ -1,4 +1,4 @@
-"""The `options` of a request: JSON over the defaults of its task, to a typed sampling configuration."""
+"""The `options` of a request: JSON that overrides the task's defaults, converted to typed configurations."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,9 +17,14 @@ from stretto.streams.segment import Segment
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How the reply is drawn, the voice it is spoken in (None where the task does not speak), and how it is sent.
+    """Parsed options.
 
-    adapter: what the model is changed by, if it is.
+    Attributes:
+        sampling: Sampling parameters of the reply.
+        voice: Name of the voice; None if the task generates no speech or the family has no named voices.
+        delivery: Output format and chunk sizes.
+        manner: Other speaking options.
+        adapter: Name of the LoRA adapter, or None.
     """
 
     sampling: SamplingConfig
@@ -37,12 +42,21 @@ def read_options(
     held_frames: int = 0,
     blocks: tuple[int, ...] = (),
 ) -> Options:
-    """The options in `text` (JSON, None for none) over the defaults of `task`.
+    """Return the request's options with the task's defaults for missing values.
 
-    frame_rate, held_frames, blocks: the codec's frames per second, its right context, and the blocks it decodes.
+    Args:
+        text: JSON, or None.
+        family: The model's family.
+        task: The task.
+        frame_rate: The codec's frames per second.
+        held_frames: The codec's right context in frames.
+        blocks: Sizes in frames of the blocks that the codec decodes as a whole, the last one repeated; () for any.
+
+    Raises:
+        InvalidRequest: An option is unknown, unsupported or outside its limits.
     """
     options, defaults = _read("options", text, task), task.sampling
-    speaks = Segment.AUDIO in task.segments  # behind its text, or without any
+    speaks = Segment.AUDIO in task.segments  # after its text, or without text
     shorthands = {key: value for key, value in options.items() if key in SHORTHANDS}
     in_text, in_audio = ({}, shorthands) if speaks else (shorthands, {})
     given = options.get("audio", {})
@@ -69,7 +83,7 @@ def read_options(
 
 
 def _read(field: str, text: str | None, task: Task) -> OptionsRecord:
-    """What the client says, its options of speech refused where the task does not speak."""
+    """Parse the options; raise InvalidRequest for speech options if the task generates no speech."""
     if text is None:
         return {}
     record = read_json(field, text)
@@ -84,7 +98,7 @@ def _read(field: str, text: str | None, task: Task) -> OptionsRecord:
 
 
 SAMPLING_KEYS = ("temperature", "top_k", "top_p", "min_rows", "max_rows")
-SHORTHANDS = ("temperature", "top_k", "top_p")  # at the top level: of the segment that the task ends with
+SHORTHANDS = ("temperature", "top_k", "top_p")  # top-level options that apply to the task's last segment
 AUDIO_KEYS = {
     "max_audio_s",
     "audio",
@@ -92,7 +106,7 @@ AUDIO_KEYS = {
     "guidance",
     "guidance_scale",
     "script_temperature",
-}  # of an audio segment
+}  # options of an audio segment
 SPEECH_KEYS = {*AUDIO_KEYS, "voice", "language", "transliterate", "instruct", "text_mode", "output", "chunking"}
 
 
@@ -117,7 +131,7 @@ def _segment(
 
 
 def _within_max_rows(sampling: SegmentSampling, given: SegmentOptions) -> SegmentSampling:
-    """`sampling`, the family's own least number of rows no more than the most that the caller allows."""
+    """Return `sampling` with the family's default minimum of rows capped by the caller's maximum."""
     if "min_rows" in given or given.get("max_rows", 1) < 1:
         return sampling
     return replace(sampling, min_rows=min(sampling.min_rows, sampling.max_rows))
@@ -131,13 +145,13 @@ def _max_audio(options: OptionsRecord, audio: SegmentSampling, family: Family, f
     low, high = 1 / frame_rate, (audio.max_rows - num_closing_rows) / frame_rate
     if not low <= seconds <= high:
         raise InvalidRequest("options.max_audio_s", f"seconds in [{low:g}, {high:g}]", seconds)
-    # The small term keeps 0.28 s at 25 Hz at 7 frames, which floating point takes to 7.000000000000001 or 6.99….
+    # The small term makes 0.28 s at 25 Hz 7 frames, although floating point yields 7.000000000000001 or 6.99….
     rows = max(1, int(seconds * frame_rate + 1e-6)) + num_closing_rows
     return _within_max_rows(replace(audio, max_rows=rows), options.get("audio", {}))
 
 
 def _depth(options: OptionsRecord, family: Family, audio: SegmentSampling) -> CodeSampling:
-    """How a depth transformer's streams are drawn: what is left out as stream 0."""
+    """Return the sampling of the depth transformer's streams; missing values are those of stream 0."""
     if family.depth is None:
         raise InvalidRequest("options.depth", "nothing: this model has no depth transformer", shown(options["depth"]))
     values: dict[str, Any] = {key: options["depth"].get(key, getattr(audio, key)) for key in SHORTHANDS}
@@ -145,7 +159,7 @@ def _depth(options: OptionsRecord, family: Family, audio: SegmentSampling) -> Co
 
 
 def _guidance(options: OptionsRecord) -> dict[str, Any]:
-    """The fields of SamplingConfig that say how far and how long a reply is guided, as far as they are given."""
+    """Return the given guidance options as fields of SamplingConfig."""
     if "guidance" not in options:
         return {"guidance_scale": options["guidance_scale"]} if "guidance_scale" in options else {}
     if "guidance_scale" in options:
@@ -164,7 +178,7 @@ def _guidance(options: OptionsRecord) -> dict[str, Any]:
 
 
 def _schedule(options: OptionsRecord, family: Family) -> str | tuple[int, ...]:
-    """By name, or by its numbers M, m, M, m, …"""
+    """Return the schedule: a name, or its numbers M, m, M, m, …"""
     schedule = options["schedule"]
     if family.bursts is None:
         raise InvalidRequest("options.schedule", "none: this model says one row a step", shown(schedule))

@@ -1,4 +1,4 @@
-"""How a family writes its prompts: the seam that each family's template fills."""
+"""Interface of prompt templates, one per family."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +17,16 @@ from stretto.records.prompt import HeardAudio
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PromptRows:
-    """A prompt as a template writes it.
+    """A prompt from a template.
 
-    rows: [P, S] int32, absolute ids of every input stream, delays applied. words: of the text to be spoken, in order,
-    where word times are told. audios: what is heard through an encoder in the place of rows of pads, in order.
-    delayed_tail, track, num_reference_rows, voice: as those of `Prompt`.
+    Attributes:
+        rows: Absolute token ids of every input stream, with delays applied, int32 [P, S].
+        words: Words of the text to be spoken, for word timestamps; empty without them.
+        audios: Audio inputs for the encoder that replace placeholder rows, in order.
+        delayed_tail: See `Prompt`.
+        track: See `Prompt`.
+        num_reference_rows: See `Prompt`.
+        voice: See `Prompt`.
     """
 
     rows: np.ndarray
@@ -34,21 +39,34 @@ class PromptRows:
 
 
 class Template(Protocol):
-    """Writes the prompts of one family."""
+    """Prompt writer of one family."""
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """The rows after which the model begins to reply to `pieces`, which `task` answers; `manner` says how it
-        speaks, as far as the family knows of any.
+        """Return the prompt for a conversation.
 
-        InvalidRequest, naming the piece, where it cannot be written: too long, or not to be spoken.
+        Args:
+            task: Task that answers the conversation.
+            pieces: The conversation.
+            voice: Name of the voice, or None.
+            manner: Other speaking options.
+
+        Raises:
+            InvalidRequest: A piece is too long or cannot be spoken.
         """
         ...
 
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
-    """The family's template over a checkpoint's folder and its codec, for a device.
+    """Return the family's prompt template.
 
-    CheckpointError where the folder lacks what it needs.
+    Args:
+        family: The model's family.
+        checkpoint: Folder of the checkpoint.
+        codec: The checkpoint's codec.
+        device: Torch device for audio encoding.
+
+    Raises:
+        CheckpointError: The folder lacks a required file, or the family has no prompts.
     """
     module = module_of(family.name, "prompt")
     if module is None:

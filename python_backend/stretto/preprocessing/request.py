@@ -1,4 +1,4 @@
-"""A request as it reaches the server, and the object that turns it into a prompt."""
+"""A request's inputs, and their conversion to a prompt."""
 
 import secrets
 import threading
@@ -30,11 +30,17 @@ from stretto.records.prompt import Prompt
 
 @dataclass(frozen=True, slots=True)
 class RawRequest:
-    """The inputs of the ensemble, as they came. None: absent. Strings may be UTF-8 bytes.
+    """Inputs of the ensemble; None for absent ones. Strings may be UTF-8 bytes.
 
-    audio: bytes of an audio file (`audio.READABLE`), or of several, one for each turn of `messages` that means one.
-    pcm_in: [n] float32, mono samples at `sample_rate` Hz. session: of a request that goes on with a text, and only
-    of one.
+    Attributes:
+        text: Text of a single user turn.
+        audio: Bytes of an audio file (`audio.READABLE`), or of several files, one per turn of `messages` with "audio".
+        pcm_in: Mono samples at `sample_rate`, float32 [n].
+        sample_rate: Sample rate of `pcm_in` in Hz.
+        messages: Conversation as JSON.
+        task: Name of the task.
+        options: Options as JSON.
+        session: Session of a reply whose text this request continues, as JSON; only for such requests.
     """
 
     text: str | bytes | None = None
@@ -48,11 +54,11 @@ class RawRequest:
 
     @property
     def files(self) -> tuple[bytes | memoryview, ...]:
-        """What `audio` holds."""
+        """Files in `audio`."""
         return self.audio if isinstance(self.audio, tuple) else () if self.audio is None else (self.audio,)
 
     def num_audio_bytes(self) -> int:
-        """How much audio this holds; InvalidRequest where a file of it, or all of it, is too much to look at."""
+        """Return the bytes of audio; raise InvalidRequest if a file, or their total, is too large."""
         for index, data in enumerate(self.files):
             check_file_size(len(data), self.file_field(index))
         total = sum(map(len, self.files)) + (0 if self.pcm_in is None else self.pcm_in.nbytes)
@@ -62,22 +68,34 @@ class RawRequest:
         return total
 
     def kept(self) -> "RawRequest":
-        """This request in memory of its own; the bytes of `audio` have that as they come."""
+        """Return a request that owns its memory: `pcm_in` is copied; the bytes of `audio` are owned already."""
         return self if self.pcm_in is None else replace(self, pcm_in=self.pcm_in.copy())
 
     def file_field(self, index: int) -> str:
-        """What to call a file of `audio` in a refusal."""
+        """Return the name of a file of `audio` in error messages."""
         return f"audio[{index}]" if len(self.files) > 1 else "audio"
 
 
 class Preprocessor:
-    """Turns requests into prompts for the family whose checkpoint lies in `checkpoint`.
+    """Converter of requests to prompts for one checkpoint.
 
-    Its `config.json` names the family (`speech_family`); CheckpointError when it does not. The codec is loaded
-    with the object, so that the first request waits for nothing. device: where audio is tokenised (`cpu`, `cuda:1`, …).
+    Attributes:
+        family: The checkpoint's family.
+        codec: The checkpoint's codec.
+        template: The family's prompt template.
     """
 
     def __init__(self, checkpoint: Path, codec: Codec | None = None, device: str = "cpu"):
+        """Load the template and the codec, so that the first request is not delayed.
+
+        Args:
+            checkpoint: Folder of the checkpoint; its `config.json` names the family (`speech_family`).
+            codec: Codec to use instead of the checkpoint's.
+            device: Torch device for audio encoding (`cpu`, `cuda:1`, …).
+
+        Raises:
+            CheckpointError: The family is missing, unknown, or not served.
+        """
         self.family = family_at(checkpoint)
         if self.family.not_served:
             raise CheckpointError(f"{self.family.name} {self.family.not_served}")
@@ -87,10 +105,16 @@ class Preprocessor:
         self._tokenising = threading.Lock()
 
     def prepare(self, raw: RawRequest, read: AudioReader = read_recording) -> Prompt:
-        """The prompt of `raw`, its seed drawn when none was asked for; `read` reads its audio.
+        """Return the prompt of a request, with a random seed if the request has none.
 
-        May be called by several threads: one at a time makes tokens of audio, and none waits for it with text alone.
-        InvalidRequest names the field, the limit and what came.
+        Thread-safe. Audio is encoded by one thread at a time; text-only requests do not wait for it.
+
+        Args:
+            raw: The request.
+            read: Reads its audio.
+
+        Raises:
+            InvalidRequest: An input is invalid; the message names the field, the limit and the value.
         """
         turns = read_turns(raw)
         task = choose_task(string("task", raw.task), turns, self.family)
@@ -146,11 +170,11 @@ class Preprocessor:
 
     @property
     def _heard_rate(self) -> int:
-        """The rate in Hz of recordings that are encoded."""
+        """Sample rate in Hz of recordings for the encoder."""
         return self.codec.spec.heard_rate or self.codec.spec.sample_rate
 
     def _listen(self, recording: Recording, read: AudioReader) -> np.ndarray:
-        """[n] float32 at the rate that codes are made of."""
+        """Return a recording's mono samples at the encoder's sample rate, float32 [n]."""
         rate, shortest = self._heard_rate, 1 / self.codec.spec.frame_rate
         pcm = read(recording, self.family.max_audio_s, rate)
         if len(pcm) < rate * shortest:
@@ -159,7 +183,7 @@ class Preprocessor:
 
 
 def string(field: str, value: str | bytes | None) -> str | None:
-    """`value` as text; InvalidRequest when it is not UTF-8."""
+    """Decode a string input; raise InvalidRequest if it is not UTF-8."""
     if not isinstance(value, bytes):
         return value
     try:
@@ -169,7 +193,7 @@ def string(field: str, value: str | bytes | None) -> str | None:
 
 
 def read_turns(raw: RawRequest) -> tuple[Turn, ...]:
-    """What the caller says: the turns of `messages`, or one turn of the user made of the other inputs."""
+    """Return the turns of `messages`, or one user turn made of the other inputs; raise InvalidRequest if invalid."""
     given = [name for name in ("text", "audio", "pcm_in", "messages") if getattr(raw, name) is not None]
     if raw.sample_rate is not None and "pcm_in" not in given:
         raise InvalidRequest("sample_rate", "none without pcm_in", raw.sample_rate)

@@ -1,4 +1,4 @@
-"""How text ids and codes lie in the rows of a prompt. It knows no family's special ids."""
+"""Layout of text ids and codes in prompt rows. Independent of a family's special ids."""
 
 import numpy as np
 
@@ -9,18 +9,33 @@ from stretto.streams.layout import StreamLayout
 
 
 def stream0_rows(layout: StreamLayout, ids: list[int]) -> np.ndarray:
-    """Rows [len(ids), S] int32 that carry `ids` on stream 0 and pad on every other."""
+    """Return rows with `ids` on stream 0 and pad ids on the other streams.
+
+    Args:
+        layout: The family's streams.
+        ids: N absolute token ids.
+
+    Returns:
+        int32 [N, S].
+    """
     rows = np.full((len(ids), layout.num_input_streams), layout.pad_id, np.int32)
     rows[:, 0] = ids
     return rows
 
 
 def code_rows(layout: StreamLayout, codes: np.ndarray) -> np.ndarray:
-    """Rows [T + max_delay, S] int32: `codes` [K, T] as absolute ids, delayed; pad elsewhere.
+    """Return rows with codes as absolute ids, delayed, and pad ids elsewhere.
 
     row      0    1    2    3
     stream 1 c0,0 c0,1 pad  pad      delay 0
     stream 2 pad  pad  c1,0 c1,1     delay 2
+
+    Args:
+        layout: The family's streams.
+        codes: Codes, int [K, T].
+
+    Returns:
+        int32 [T + max_delay, S].
     """
     num_codebooks, num_frames = codes.shape
     if num_codebooks != layout.num_codebooks or not ((codes >= 0) & (codes < layout.codebook_size)).all():
@@ -34,11 +49,19 @@ def code_rows(layout: StreamLayout, codes: np.ndarray) -> np.ndarray:
 
 
 def frame_rows(layout: StreamLayout, codes: np.ndarray, fill: tuple[int, ...]) -> np.ndarray:
-    """Rows [T + max_delay, S] int32 of `codes` [S, T], one line for each output stream, as absolute ids, delayed.
+    """Return rows with codes of all output streams as absolute ids, delayed.
 
     row      0    1    2    3
     stream 0 c0,0 c0,1 f0   f0       delay 0
-    stream 1 f1   c1,0 c1,1 f1       delay 1; fill f1 where it has no frame
+    stream 1 f1   c1,0 c1,1 f1       delay 1; fill f1 without a frame
+
+    Args:
+        layout: The family's streams.
+        codes: Codes, int [S, T], one row per output stream.
+        fill: Id of each output stream for rows without a frame.
+
+    Returns:
+        int32 [T + max_delay, S].
     """
     num_frames = codes.shape[1]
     rows = np.full((num_frames + layout.max_delay, layout.num_input_streams), layout.pad_id, np.int32)
@@ -49,7 +72,16 @@ def frame_rows(layout: StreamLayout, codes: np.ndarray, fill: tuple[int, ...]) -
 
 
 def check_codes(codes: np.ndarray, family: Family, path: str) -> None:
-    """Raise InvalidRequest, naming `path`, unless `codes` [S, T] are frames of `family`, no longer than it takes."""
+    """Check codes of a request.
+
+    Args:
+        codes: Codes, int [S, T].
+        family: The model's family.
+        path: Name of the codes in error messages.
+
+    Raises:
+        InvalidRequest: The number of streams, the duration or a code is outside the family's limits.
+    """
     layout, max_frames = family.layout, int(family.max_audio_s * family.frame_rate)
     if len(codes) != layout.num_output_streams:
         raise InvalidRequest(path, f"{layout.num_output_streams} streams", f"{len(codes)} streams")

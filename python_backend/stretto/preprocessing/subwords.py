@@ -1,4 +1,4 @@
-"""Text of a request to the ids that a family's checkpoint has for it, within the family's limits."""
+"""Tokenization of a request's text, within the family's limits."""
 
 import re
 
@@ -10,13 +10,22 @@ LEADING_LINE_ENDS = re.compile(r"\s*[\r\n]")
 
 
 def without_leading_line_ends(text: str) -> str:
-    """Return `text` from its first line that is not blank on; its indentation stays."""
+    """Return `text` without leading blank lines; the indentation of its first line is kept."""
     blank = LEADING_LINE_ENDS.match(text)
     return text[blank.end() :] if blank else text
 
 
 def check_text(text: str, path: str, max_chars: int) -> None:
-    """InvalidRequest, naming `path`, where `text` has more characters, or is no Unicode text."""
+    """Check a text's length and encoding.
+
+    Args:
+        text: The text.
+        path: Name of the text in error messages.
+        max_chars: Largest number of characters.
+
+    Raises:
+        InvalidRequest: The text is too long or contains lone surrogates.
+    """
     if len(text) > max_chars:
         raise InvalidRequest(path, f"at most {max_chars} characters", f"{len(text)} characters")
     if any("\ud800" <= character <= "\udfff" for character in text):
@@ -24,7 +33,7 @@ def check_text(text: str, path: str, max_chars: int) -> None:
 
 
 class Subwords:
-    """A checkpoint's tokenizer over its family's text interval."""
+    """A checkpoint's tokenizer, with ids in the family's text interval."""
 
     def __init__(self, tokenizer: TextTokenizer, family: Family):
         assert family.subwords is not None, family.name
@@ -32,7 +41,11 @@ class Subwords:
         self._ids, self._max_chars = family.subwords, family.max_text_chars
 
     def ids(self, text: str, path: str) -> list[int]:
-        """Absolute ids of `text`; InvalidRequest, naming `path`, where it is empty, too long or no Unicode text."""
+        """Return the absolute ids of `text`.
+
+        Raises InvalidRequest, which names `path`, if the text is empty, too long, not Unicode, or has no ids in the
+        model.
+        """
         check_text(text, path, self._max_chars)
         ids = self._tokenizer.encode(text)
         if not ids:

@@ -1,4 +1,4 @@
-"""A request that goes on with a text which is being spoken: no prompt comes of it, but the next part of that text."""
+"""Requests that carry more text for a reply in progress, instead of a prompt."""
 
 from stretto.errors import InvalidRequest
 from stretto.preprocessing.json_field import read_json
@@ -10,7 +10,7 @@ FIELD = "session"
 
 
 def read_part(raw: RawRequest) -> TextPart:
-    """The part that `raw` brings; InvalidRequest names the field, the limit and what came."""
+    """Return the text part of a request; raise InvalidRequest if an input is invalid."""
     for name in ("audio", "pcm_in", "sample_rate", "messages", "task", "options"):
         if getattr(raw, name) is not None:
             raise InvalidRequest(name, "none beside session, which the reply began with", "some")
