@@ -1,1 +1,1 @@
-"""Higgs Audio v2: Llama whose feed-forward layers are two, one for rows of text and one for rows of eight codes."""
+"""Higgs Audio v2: Llama with separate feed-forward layers for rows of text and rows of eight codes."""

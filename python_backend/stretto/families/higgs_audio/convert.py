@@ -1,7 +1,7 @@
-"""Higgs Audio v2's release: names and shapes as transformers publishes it (`model_type` higgs_audio_v2).
+"""Conversion of Higgs Audio v2's release in transformers' layout (`model_type` higgs_audio_v2).
 
-https://huggingface.co/bosonai/higgs-audio-v2-generation-3B-base; Boson's first files of the same weights, with names of
-their own, are told by name. The codec is a release of its own, bosonai/higgs-audio-v2-tokenizer, in either of two
+https://huggingface.co/bosonai/higgs-audio-v2-generation-3B-base. Boson's first files of the same weights, with other
+names, are detected by these names. The codec is a separate release, bosonai/higgs-audio-v2-tokenizer, in either of two
 layouts (`convert_codec.py`).
 """
 
@@ -22,19 +22,19 @@ from stretto.families.higgs_audio.convert_codec import boson_codec
 from stretto.families.higgs_audio.family import NEEDED, NUM_MARKS, SCENE_END, SCENE_START, HiggsAudioVocabulary
 from stretto.families.registry import NAME, VOCABULARY
 
-BACKBONE_TAG = None  # config.json itself says the numbers
-CODEC = ""  # a release of its own
+BACKBONE_TAG = None  # config.json itself has the hyperparameters
+CODEC = ""  # the codec is a separate release
 GENERATION = AUDIO | {"ras_win_len": ("ras_window",), "ras_win_max_num_repeat": ("ras_max_repeats",)}
 EMBEDDINGS = "model.embed_tokens.weight"
 CODES = "model.embed_audio_tokens.embed_audio_tokens.weight"
 HEADS = "audio_lm_head.weight"
-# A head over text, for training, and copies under the names that Boson's own files have.
+# A head over text, for training, and copies with the names of Boson's own files.
 DROPPED = ("text_lm_head.", "audio_decoder_proj.")
 BOSONS = "audio_codebook_embeddings.weight"  # https://github.com/boson-ai/higgs-audio, modeling_higgs_audio.py
 
 
 def convert(release: Release, contents: Contents) -> Converted:
-    """Its checkpoint: the table of codes behind that of text, and heads for codes alone."""
+    """Return the checkpoint: the table of codes is appended to that of text, and heads are for codes only."""
     if BOSONS in contents.tensors:
         raise CheckpointError(f"{release.model}: expected the files of transformers' class, got Boson's own ({BOSONS})")
     config = read_config(contents.config)
@@ -46,7 +46,7 @@ def convert(release: Release, contents: Contents) -> Converted:
         VOCABULARY: known.to_record(),
         "vocab_size": known.layout.vocab_size,
         **{name: getattr(config, name) for name in LLAMA_NUMBERS},
-        "tie_word_embeddings": True,  # there is no head over this vocabulary: `audio_head` draws
+        "tie_word_embeddings": True,  # no head over this vocabulary; codes are sampled from `audio_head`
         "dtype": contents.dtype,
     }
     folder = release.codec
@@ -56,18 +56,21 @@ def convert(release: Release, contents: Contents) -> Converted:
 
 
 def trained_dtype(config: Mapping[str, Any]) -> str | None:
-    """As config.json says it."""
+    """Return the dtype in config.json; None if there is none."""
     return dtype_of(config)
 
 
 def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
-    """None."""
+    """Return no notes."""
     return []
 
 
 def read_config(record: Mapping[str, Any]) -> Any:
-    """The numbers, a HiggsAudioV2Config; CheckpointError where config.json is of another model, or of one that is not
-    served."""
+    """Return config.json as a HiggsAudioV2Config.
+
+    Raises:
+        CheckpointError: If it is of another model, or of an unsupported one.
+    """
     config = read_numbers(HiggsAudioV2Config, record)
     check_heads(config)
     found = (config.attention_bias, config.mlp_bias, config.hidden_act)
@@ -85,7 +88,7 @@ def read_config(record: Mapping[str, Any]) -> Any:
 
 
 def vocabulary(config: Any, tokenizer: Tokenizer) -> HiggsAudioVocabulary:
-    """Where text and codes lie: text as the tokenizer has it, then what the codebooks hold."""
+    """Return the vocabulary: ids of the tokenizer, followed by those of the codebooks."""
     ids = {spelling: token_id for token_id, spelling in tokenizer.tokens.items()}
     missing = [name for name in NEEDED if name not in ids]
     if missing or tokenizer.size > config.vocab_size:
@@ -106,7 +109,7 @@ def vocabulary(config: Any, tokenizer: Tokenizer) -> HiggsAudioVocabulary:
 
 
 def plan(config: Any, tensors: Mapping[str, Tensor]) -> Plan:
-    """What becomes of each tensor; names of layers stay."""
+    """Return the tensors to write; layers keep their names."""
     shapes = shapes_of(HiggsAudioV2ForConditionalGeneration, config)
     if CODES in tensors and tuple(tensors[CODES].shape) != shapes[CODES]:
         found = f"{CODES} {list(tensors[CODES].shape)} for {list(shapes[CODES])}"

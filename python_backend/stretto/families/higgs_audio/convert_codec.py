@@ -1,7 +1,7 @@
-"""Higgs Audio's codec in Boson AI's own layout: `model.pth` and `config.json`, made into that of transformers' class.
+"""Conversion of Higgs Audio's codec from Boson AI's layout (`model.pth`, `config.json`) to transformers'.
 
 Names: boson_multimodal/audio_processing/higgs_audio_tokenizer.py of https://github.com/boson-ai/higgs-audio. The folder
-may hold transformers' `config.json` beside Boson's weights, and a `model.safetensors` of another model.
+may hold transformers' `config.json` next to Boson's weights, and a `model.safetensors` of another model.
 """
 
 from collections.abc import Mapping
@@ -23,20 +23,25 @@ from stretto.errors import CheckpointError
 from stretto.untrusted_files import UNPARSABLE, json_object, released_file
 
 WEIGHTS, OTHERS = "model.pth", "model.safetensors"
-OURS = "acoustic_decoder.conv1.weight"  # a name of transformers' class, which no language model has
-RESIDUAL = ("snake1", "conv1", "snake2", "conv2")  # layers of a residual unit, three of which are in each block
-# Modules of a block that are not in a residual unit, by their index, and the index of the first unit.
+OURS = "acoustic_decoder.conv1.weight"  # in transformers' layout, and in no language model
+RESIDUAL = ("snake1", "conv1", "snake2", "conv2")  # layers of a residual unit; each block has three units
+# Modules of a block outside its residual units, by index, and the index of the first unit.
 ENCODER_BLOCK, DECODER_BLOCK = ({3: "snake1", 4: "conv1"}, 0), ({0: "snake1", 1: "conv_t1"}, 2)
 PROJECTIONS = {"fc_prior": "fc", "fc_post1": "fc1", "fc_post2": "fc2"}
-UNUSED = "fc1."  # a layer that Boson's class does not call; another one than transformers' `fc1`
+UNUSED = "fc1."  # unused layer in Boson's class, and not transformers' `fc1`
 SEMANTIC_SAMPLE_RATE = 16_000
 
 
 def boson_codec(folder: Path, num_codebooks: int, codebook_size: int) -> Network | None:
-    """Return the codec in Boson's `model.pth`; None if the folder has no such file, or a codec in transformers' layout.
+    """Return the codec in Boson's `model.pth`; None if there is no such file, or a codec in transformers' layout.
+
+    Args:
+        folder: Folder of the codec's release.
+        num_codebooks: Expected number of codebooks.
+        codebook_size: Expected number of codes per codebook.
 
     Raises:
-        CheckpointError: if tensors or numbers do not fit, with the names of those that do not.
+        CheckpointError: If tensors or hyperparameters do not fit; the message names them.
     """
     path = folder / WEIGHTS
     if not path.exists() or OURS in _names(folder / OTHERS):
@@ -62,14 +67,14 @@ def boson_codec(folder: Path, num_codebooks: int, codebook_size: int) -> Network
 
 
 def read_config(folder: Path) -> Any:
-    """Return the numbers as a HiggsAudioV2TokenizerConfig, of either `config.json`."""
+    """Return the hyperparameters as a HiggsAudioV2TokenizerConfig, from a `config.json` of either layout."""
     record = json_object(folder / CONFIG_FILE)
     if "model_type" in record:
         return load_config(HiggsAudioV2TokenizerConfig, folder)
     try:
         ratios, rate = [int(ratio) for ratio in record["ratios"]], int(record["sample_rate"])
         num_bits = ceil(log2(record["bins"]))
-        bandwidth = record["n_q"] * ceil(rate / prod(ratios)) * num_bits / 1000  # which tells the number of codebooks
+        bandwidth = record["n_q"] * ceil(rate / prod(ratios)) * num_bits / 1000  # determines the number of codebooks
         acoustic = {"hidden_size": record["D"], "downsampling_ratios": ratios, "upsampling_ratios": ratios}
         return HiggsAudioV2TokenizerConfig.from_dict(
             {
@@ -86,7 +91,7 @@ def read_config(folder: Path) -> Any:
 
 
 def renamed(stored: Mapping[str, Tensor], num_blocks: int) -> dict[str, Tensor]:
-    """Return Boson's tensors by transformers' names, weight norms multiplied out where transformers has none."""
+    """Return Boson's tensors by transformers' names, with weight norms multiplied out if transformers has none."""
     stems = _stems(num_blocks)
     normed, plain = dict[str, Tensor](), dict[str, Tensor]()
     for name, tensor in stored.items():
@@ -103,7 +108,7 @@ def renamed(stored: Mapping[str, Tensor], num_blocks: int) -> dict[str, Tensor]:
 
 
 def _stems(num_blocks: int) -> dict[str, str]:
-    """Return transformers' names of the acoustic encoder's and decoder's modules, by Boson's."""
+    """Return transformers' names of the acoustic encoder's and decoder's modules, by Boson's names."""
     found = dict(PROJECTIONS)
     for old, new, (alone, first) in (
         ("encoder.block", "acoustic_encoder", ENCODER_BLOCK),
@@ -130,7 +135,7 @@ def _others(stem: str) -> str:
 
 
 def _names(path: Path) -> set[str]:
-    """Return the names of the tensors in a safetensors file; none if there is no such file."""
+    """Return the names of the tensors in a safetensors file; empty if there is no such file."""
     if not path.exists():
         return set()
     try:

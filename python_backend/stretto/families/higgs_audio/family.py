@@ -1,12 +1,13 @@
-"""Higgs Audio v2 (Boson AI): Llama 3.2 3B over rows of text or of 8 codes, each codebook a row behind the one before.
+"""Higgs Audio v2 (Boson AI): Llama 3.2 3B over rows of text or of 8 codes, codebook k delayed by k rows.
 
     tts    [bos] system … user Hello assistant <audio_out_bos> B ─► frames … the row in which all streams have ended
 
-What was said before goes in as turns: words of the user, and in the assistant's turn how they were said, so a voice is
-cloned by a turn. A row in which all streams carry their begin `B` stands before the first that is drawn; how streams
-begin and end is a staircase (`streams/pattern.py`). It writes no text. Rows of codes have feed-forward layers of their
-own (`model.py`). Guidance is ours: the other half hears neither words nor voices. Numbers are those of
-`bosonai/higgs-audio-v2-generation-3B-base`; config.json says what holds for a checkpoint (`speech_vocabulary`).
+Earlier speech is given as turns: a user's turn with the words, and the assistant's turn with their speech. A voice is
+cloned by such a turn. A row in which all streams carry their begin `B` precedes the first sampled row. Streams begin
+and end by ids of their own (`Staircase` in `streams/pattern.py`). The model generates no text. Rows of codes have
+separate feed-forward layers (`model.py`). Guidance is an addition of this server: the unconditional request sees
+neither words nor voices. The numbers are those of `bosonai/higgs-audio-v2-generation-3B-base`; a checkpoint's
+config.json may override them (`speech_vocabulary`).
 """
 
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ from stretto.streams.pattern import NO_TAIL, SAMPLED_WARM_UP, Staircase
 from stretto.streams.segment import Segment
 
 FRAME_RATE = 25.0
-NUM_MARKS = 2  # ids behind the codes of each codebook: its begin and its end
+NUM_MARKS = 2  # ids after the codes of each codebook: its begin and its end
 BEGIN, START_HEADER, END_HEADER, END_OF_TURN = (
     "<|begin_of_text|>",
     "<|start_header_id|>",
@@ -30,16 +31,20 @@ BEGIN, START_HEADER, END_HEADER, END_OF_TURN = (
 BEGIN_OF_AUDIO, END_OF_AUDIO = "<|audio_out_bos|>", "<|audio_eos|>"
 SCENE_START, SCENE_END = "<|scene_desc_start|>", "<|scene_desc_end|>"
 NEEDED = (BEGIN, START_HEADER, END_HEADER, END_OF_TURN, BEGIN_OF_AUDIO, END_OF_AUDIO)
-# As in Llama 3's tokenizer, whose reserved tokens the release has renamed.
+# As in Llama 3's tokenizer, with reserved tokens renamed by the release.
 MARKERS = dict(zip(NEEDED, (128000, 128006, 128007, 128009, 128013, 128012), strict=True))
 
 
 @dataclass(frozen=True)
 class HiggsAudioVocabulary:
-    """Ids of text, then of the codebooks, one after another: of each its codes, its begin and its end.
+    """Ids of text, followed by those of the codebooks, one after another: codes, begin and end of each.
 
-    codebook_size: codes alone. markers: ids by how the tokenizer spells them; the two of a scene may be missing, which
-    are spelled then. pad: what says nothing. end_of_reply: tells the engine that a reply is over, never read.
+    Attributes:
+        codebook_size: Number of codes per codebook, without begin and end.
+        pad: Id of an empty stream.
+        end_of_reply: Id that marks the end of a reply for the engine; no step reads it there.
+        markers: Ids by their spelling in the tokenizer. The two of a scene may be missing; they are then spelled as
+            text.
     """
 
     num_text_ids: int = 128256
@@ -52,11 +57,11 @@ class HiggsAudioVocabulary:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "HiggsAudioVocabulary":
-        """From `speech_vocabulary` in config.json."""
+        """Return the vocabulary stored in `speech_vocabulary` of config.json."""
         return cls(**record)
 
     def to_record(self) -> dict[str, Any]:
-        """The inverse of `from_record`."""
+        """Return the vocabulary as a record for `from_record`."""
         return asdict(self)
 
     @property
@@ -74,8 +79,8 @@ class HiggsAudioVocabulary:
         )
 
 
-# Temperature, top-k and top-p of examples/generation.py of https://github.com/boson-ai/higgs-audio; repeats as
-# generation_config.json has them: `ras_win_len`, `ras_win_max_num_repeat`.
+# Temperature, top-k and top-p of examples/generation.py of https://github.com/boson-ai/higgs-audio; repeats are limited
+# as in generation_config.json: `ras_win_len`, `ras_win_max_num_repeat`.
 SAMPLING = SamplingConfig(
     text=SegmentSampling(temperature=0.0),
     audio=SegmentSampling(temperature=1.0, top_k=50, top_p=0.95),
@@ -85,7 +90,7 @@ SAMPLING = SamplingConfig(
 
 
 def higgs_audio(vocabulary: HiggsAudioVocabulary) -> Family:
-    """The family."""
+    """Return the family for a vocabulary."""
     layout = vocabulary.layout
     begin, end = zip(*layout.extra, strict=True)
     return Family(
@@ -115,5 +120,5 @@ def higgs_audio(vocabulary: HiggsAudioVocabulary) -> Family:
 
 
 def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
-    """The family over a checkpoint's vocabulary, by default the published one's."""
+    """Return the family for a checkpoint's vocabulary, by default the published one."""
     return higgs_audio(HiggsAudioVocabulary.from_record(vocabulary) if vocabulary else HiggsAudioVocabulary())

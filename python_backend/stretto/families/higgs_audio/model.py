@@ -1,8 +1,9 @@
-"""Higgs Audio v2's backbone: Llama in which rows of codes have feed-forward layers and norms of their own.
+"""Backbone of Higgs Audio v2: Llama with separate feed-forward layers and norms for rows of codes.
 
 Attention, with its keys and values, is the same for all rows (`HiggsAudioV2DecoderLayer` of transformers). Both kinds
-of layers read every row, and each row takes what its own kind made: which rows are there is not known to the host, and
-no shape depends on it. So a row is the same in any batch, at the price of a second feed-forward layer in each step.
+of feed-forward layers compute every row, and each row uses the result of its own kind. The host therefore need not know
+which rows are codes, and no shape depends on it. A row's result is the same in any batch, at the cost of a second
+feed-forward layer in each step.
 """
 
 from typing import Any
@@ -19,7 +20,7 @@ from stretto.engine.models.multi_stream import MultiStreamMixin
 
 
 class HiggsAudioDecoderLayer(LlamaDecoderLayer):
-    """Llama's layer, and beside its norms and its MLP those of rows of codes."""
+    """Llama's layer with additional norms and an additional MLP for rows of codes."""
 
     def __init__(self, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config, prefix)
@@ -42,7 +43,10 @@ class HiggsAudioDecoderLayer(LlamaDecoderLayer):
         residual: torch.Tensor | None,
         is_audio: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the MLP adds and what it is added to; `is_audio` [N, 1]: which rows carry codes."""
+        """Return the output of the MLP and the residual that it is added to.
+
+        `is_audio` [N, 1] is True for rows of codes.
+        """
         assert is_audio is not None
         entered = hidden_states if residual is None else hidden_states + residual
         normed = torch.where(is_audio, self.audio_input_layernorm(entered), self.input_layernorm(entered))
@@ -56,7 +60,7 @@ class HiggsAudioDecoderLayer(LlamaDecoderLayer):
     dynamic_arg_dims={"input_ids": 0, "positions": 0, "intermediate_tensors": 0, "inputs_embeds": 0, "is_audio": 0}
 )
 class HiggsAudioModel(LlamaModel):
-    """Embeddings, layers and the last norm, which is the same for all rows."""
+    """Embeddings, layers, and the final norm, which is common to all rows."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__(vllm_config=vllm_config, prefix=prefix, layer_type=HiggsAudioDecoderLayer)
@@ -70,26 +74,26 @@ class HiggsAudioModel(LlamaModel):
         is_audio: torch.Tensor | None = None,
         **_: Any,
     ) -> Any:
-        """As Llama's; `is_audio` [N, 1] is for the layers."""
+        """Compute as Llama does; `is_audio` [N, 1] is passed to the layers."""
         return super().forward(input_ids, positions, intermediate_tensors, inputs_embeds, is_audio=is_audio)
 
 
 class StrettoHiggsAudioForCausalLM(MultiStreamMixin, LlamaForCausalLM):
-    """The architecture that a checkpoint's config.json names."""
+    """Architecture named by a checkpoint's config.json."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         max_rows = vllm_config.scheduler_config.max_num_batched_tokens
-        self._is_audio = torch.zeros(max_rows, 1, dtype=torch.bool)  # where a CUDA graph finds it in every step
+        self._is_audio = torch.zeros(max_rows, 1, dtype=torch.bool)  # fixed address for CUDA graphs
 
     def _init_model(
         self, vllm_config: VllmConfig, prefix: str = "", layer_type: type[nn.Module] = HiggsAudioDecoderLayer
     ) -> HiggsAudioModel:
-        """vLLM's hook for the layers."""
+        """Return the model; vLLM's hook for the layer type."""
         return HiggsAudioModel(vllm_config=vllm_config, prefix=prefix)
 
     def layer_inputs(self, rows: torch.Tensor | None) -> dict[str, torch.Tensor]:
-        """Which rows carry codes: those whose stream 0 does."""
+        """Return `is_audio` [N, 1]: True for rows with a code on stream 0."""
         assert rows is not None
         is_audio = self._is_audio[: len(rows)]
         torch.ge(rows[:, :1], self.family.layout.audio[0].start, out=is_audio)

@@ -1,7 +1,7 @@
 """Prompts of Higgs Audio v2: turns of text, each answered by rows of codes.
 
     [bos]<system>Generate audio following instruction.[scene]A quiet room.[/scene][eot]
-    <user>Hi[eot]  <assistant>[audio]B … how it was said … E[/audio][eot]  <user>Hello[eot]  <assistant>[audio]B ─►
+    <user>Hi[eot]  <assistant>[audio]B … its speech … E[/audio][eot]  <user>Hello[eot]  <assistant>[audio]B ─►
 
 A turn's audio begins with a row of the streams' begins and ends with one of their ends, each stream delayed:
 
@@ -9,9 +9,9 @@ A turn's audio begins with a row of the streams' begins and ends with one of the
     stream 1   B B 0 1 2 E E
     stream 2   B B B 0 1 2 E
 
-A scene says where one is and who speaks; it is the text of a system turn, or `options.instruct`. A system turn with
-audio is a voice, its text what is said there: it stands as a turn before all others. Layout: the chat template and the
-processor of transformers' `higgs_audio_v2`.
+A scene describes the place and the speaker. It is the text of a system turn, or `options.instruct`. A system turn with
+audio is a voice, and its text is the transcript; it becomes the first turn of the conversation. Layout: the chat
+template and the processor of transformers' `higgs_audio_v2`.
 """
 
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ SYSTEM = "Generate audio following instruction."
 
 
 def audio_rows(layout: StreamLayout, codes: np.ndarray) -> np.ndarray:
-    """Rows [T + K + 1, S] int32 of `codes` [K, T]: delayed, each stream between its begin and its end."""
+    """Return rows [T + K + 1, S] int32 of `codes` [K, T]: delayed, each stream between its begin and its end."""
     num_codebooks, num_frames = codes.shape
     begin, end = np.array(layout.extra).T
     rows = np.tile(end, (num_frames + num_codebooks + 1, 1))
@@ -57,14 +57,14 @@ def audio_rows(layout: StreamLayout, codes: np.ndarray) -> np.ndarray:
 
 
 class HiggsAudioTemplate:
-    """Writes the prompts of Higgs Audio's checkpoints."""
+    """Prompt template of Higgs Audio."""
 
     def __init__(self, family: Family, tokenizer: TextTokenizer, codec: Codec):
         self._family, self._tokenizer = family, tokenizer
         self._encoder = CachedEncoder(codec.encode)
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """The turns so far, up to the row after which what the last one says begins."""
+        """Return the rows of the turns so far, up to the row that precedes the speech of the last turn."""
         turns = [list(turn) for _, turn in groupby(pieces, lambda piece: piece.path.rpartition(".")[0] or piece.path)]
         system = turns.pop(0) if turns[0][0].role == "system" else []
         has_voice = any(piece.text is None for piece in system)
@@ -80,21 +80,21 @@ class HiggsAudioTemplate:
         return PromptRows(np.concatenate([*parts, self._rows(*_header("assistant"), "\n\n", [BEGIN_OF_AUDIO]), begins]))
 
     def _opening(self, scene: str, path: str) -> np.ndarray:
-        """The system turn: what to do and, where one is given, the scene."""
+        """Return the rows of the system turn: the instruction and, if there is one, the scene."""
         said: list[str | list[str]] = [f"\n\n{SYSTEM}"]
         if scene:
             said += ["\n\n", [SCENE_START], f"\n{self._text(scene, path)}\n", [SCENE_END]]
         return self._rows([BEGIN], *_header("system"), *said, [END_OF_TURN])
 
     def _voice(self, pieces: Sequence[Piece]) -> list[np.ndarray]:
-        """A voice as the turn in which it was heard: its words, and how they were said."""
+        """Return the rows of a voice, as a turn of its recording: its words and its audio."""
         words = [piece for piece in pieces if piece.text is not None]
         if not words:
             raise InvalidRequest(pieces[0].path, "audio together with the text that is said in it", "audio alone")
         return [self._words(words[0]), *(self._audio(piece) for piece in pieces if piece.text is None)]
 
     def _turn(self, turn: Sequence[Piece]) -> np.ndarray:
-        """Words of the user, or audio of the assistant, as a turn of the conversation."""
+        """Return the rows of a turn: text of the user, or audio of the assistant."""
         for piece in turn:
             if (piece.role == "user") != (piece.text is not None):
                 user, assistant = "words alone in a turn of the user", "audio alone in one of the assistant"
@@ -118,14 +118,17 @@ class HiggsAudioTemplate:
         return np.concatenate([before, said, self._rows([END_OF_AUDIO], [END_OF_TURN])])
 
     def _text(self, text: str, path: str) -> str:
-        """`text` without space at its ends; InvalidRequest where nothing is left, or where it is too long."""
+        """Return `text` without space at its ends; InvalidRequest if it is empty then, or too long."""
         check_text(text, path, self._family.max_text_chars)
         if not text.strip():
             raise InvalidRequest(path, "text of at least one character that is no space", repr(text[:20]))
         return text.strip()
 
     def _rows(self, *parts: str | list[str]) -> np.ndarray:
-        """Rows [n, S] of text and, in brackets, of markers; of a marker that the tokenizer lacks, its name as text."""
+        """Return rows [n, S] of text (strings) and markers (lists of one name).
+
+        The name of a marker that the tokenizer lacks becomes text.
+        """
         ids: list[int] = []
         text = ""
         for part in parts:
@@ -143,5 +146,5 @@ def _header(role: str) -> tuple[list[str], str, list[str]]:
 
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
-    """The template over a checkpoint's tokenizer and codec."""
+    """Return the template with a checkpoint's tokenizer and codec."""
     return HiggsAudioTemplate(family, TextTokenizer.at(checkpoint), codec)
