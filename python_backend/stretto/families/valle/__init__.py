@@ -1,1 +1,1 @@
-"""VALL-E as ESPnet trains it."""
+"""VALL-E as trained by ESPnet."""

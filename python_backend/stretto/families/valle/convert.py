@@ -1,7 +1,8 @@
-"""VALL-E's release: names and numbers as ESPnet's recipes leave them.
+"""Conversion of VALL-E's release: names and hyperparameters of ESPnet's recipes.
 
 espnet2/speechlm/{definitions,core_lm/valle,module/transformer,module/valle}.py of https://github.com/espnet/espnet.
-What `config.yaml` does not say of `corelm_conf` are the defaults there; `token_list` and `token_bias` are as OpusLM's.
+Values of `corelm_conf` that are missing in `config.yaml` have the defaults there. `token_list` and `token_bias` are as
+in OpusLM.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,21 +23,21 @@ from stretto.families.opuslm import convert as opuslm
 from stretto.families.registry import NAME, VOCABULARY
 from stretto.families.valle.family import PAD, SOS_EOS, ValleVocabulary
 
-BACKBONE_TAG = None  # config.yaml itself says the numbers
+BACKBONE_TAG = None  # config.yaml itself has the hyperparameters
 EMBEDDINGS, HEAD = "corelm.emb.weight", "corelm.lm_head.weight"
-CODEC = ""  # its files hold no copy of it
+CODEC = ""  # the files hold no copy of the codec
 GENERATION: dict[str, tuple[str, ...]] = {}  # releases have no generation_config.json
 FIRST, SECOND = "corelm.ar_decoder.", "corelm.nar_decoder."
 DROPPED = ("criterion.",)
 DEFAULTS: dict[str, Any] = {"att_unit": 256, "head": 2, "ar_layer": 4, "nar_layer": 4, "n_ctx": 3000, "qk_norm": False}
-VOICE_FRAMES = 150  # `speaker_prompt_length` where nothing says it
+VOICE_FRAMES = 150  # default of `speaker_prompt_length`
 TASKS = ("bpe_tts", "codec_bpe_tts")
-# GPT-2's names for the modules of a block of the first half, but for the three whose weights it keeps as one.
+# GPT-2's names of a block's modules, except query, key and value, which it stores as one.
 RENAMED = {"attn.out": "attn.c_proj", "mlp.0": "mlp.c_fc", "mlp.2": "mlp.c_proj", "attn_ln": "ln_1", "mlp_ln": "ln_2"}
 
 
 def convert(release: Release, contents: Contents) -> Converted:
-    """The checkpoint: the first half for the engine, and the second, for the decoder, in a folder of its own."""
+    """Return the checkpoint: the autoregressive model for the engine, and the other one in a folder for the decoder."""
     if release.keeps_codec:
         raise CheckpointError("VALL-E's file holds no copy of its codec: --codec must say where it lies")
     numbers, known = network_numbers(contents.config), vocabulary(contents.config, contents.tokenizer)
@@ -53,7 +54,7 @@ def convert(release: Release, contents: Contents) -> Converted:
         "max_position_embeddings": numbers["n_ctx"],
         "activation_function": "gelu",
         "layer_norm_epsilon": EPS,
-        "tie_word_embeddings": True,  # there is no head over this vocabulary: `audio_head` draws
+        "tie_word_embeddings": True,  # no head over this vocabulary; codes are sampled from `audio_head`
         "dtype": contents.dtype,
     }
     folded = folded_shapes(numbers)
@@ -65,17 +66,17 @@ def convert(release: Release, contents: Contents) -> Converted:
 
 
 def trained_dtype(config: Mapping[str, Any]) -> str | None:
-    """As OpusLM's."""
+    """Return the dtype as OpusLM's converter does."""
     return opuslm.trained_dtype(config)
 
 
 def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
-    """When it sounds."""
+    """Return a note on the latency of replies."""
     return ["a reply sounds when it has ended: its other codebooks are filled in of the whole utterance"]
 
 
 def network_numbers(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Of `corelm_conf`; CheckpointError where it is another model, or one that is not served."""
+    """Return the hyperparameters in `corelm_conf`; CheckpointError if they are of another or an unsupported model."""
     if config.get("corelm") != "valle":
         raise CheckpointError(f"config.yaml: corelm: expected valle, got {config.get('corelm')!r}")
     given = optional_entry(config, "corelm_conf") or {}
@@ -93,7 +94,10 @@ def network_numbers(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def vocabulary(config: Mapping[str, Any], tokenizer: Tokenizer) -> ValleVocabulary:
-    """From `token_list` and `token_bias`, all of it checked against what the family takes for granted."""
+    """Return the vocabulary from `token_list` and `token_bias`.
+
+    CheckpointError if the family's assumptions do not hold.
+    """
     names, num_codebooks = entry(config, "token_list"), entry(config, "codec_token_in_use")
     codec, text = opuslm.span(config, "codec"), opuslm.span(config, "text_bpe")
     if type(num_codebooks) is not int or num_codebooks < 2 or len(codec) % num_codebooks:
@@ -121,7 +125,7 @@ def vocabulary(config: Mapping[str, Any], tokenizer: Tokenizer) -> ValleVocabula
 
 
 def _token(names: list[str], *spellings: str) -> int:
-    """The id of the first of `spellings` that there is."""
+    """Return the id of the first existing token of `spellings`."""
     for spelling in spellings:
         if spelling in names:
             return names.index(spelling)
@@ -129,7 +133,10 @@ def _token(names: list[str], *spellings: str) -> int:
 
 
 def first_half(numbers: Mapping[str, Any], known: ValleVocabulary, tensors: Mapping[str, Tensor]) -> Plan:
-    """What becomes of the first half: GPT-2, whose matrices lie the other way round, with a head over what it draws."""
+    """Return the tensors of the autoregressive model: GPT-2, with transposed matrices.
+
+    Its head covers only the ids that it samples.
+    """
     width, shapes = numbers["att_unit"], folded_shapes(numbers)
 
     def other(name: str, like: Tensor) -> Tensor:
@@ -165,7 +172,7 @@ def first_half(numbers: Mapping[str, Any], known: ValleVocabulary, tensors: Mapp
 
 
 def folded_shapes(numbers: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """What the queries of the first half are written with."""
+    """Return the shapes of the tensors that are merged into the autoregressive model's query tensors."""
     width = numbers["att_unit"]
     shapes: dict[str, tuple[int, ...]] = {
         "key.weight": (width, width),
@@ -177,22 +184,22 @@ def folded_shapes(numbers: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def _vectors(old: str, new: str, width: int) -> Plan:
-    """The two of a norm."""
+    """Return the plan of a norm's weight and bias."""
     return {f"{old}.{kind}": Part(f"{new}.{kind}", (width,)) for kind in ("weight", "bias")}
 
 
 def with_nothing(table: Tensor) -> Tensor:
-    """A table of embeddings with the row of the id that says nothing."""
+    """Return an embedding table with a zero row appended for the id of an empty stream."""
     return torch.cat([table, table.new_zeros(1, table.shape[1])])
 
 
 def _first_head(head: Tensor, known: ValleVocabulary) -> Tensor:
-    """The heads of the first codebook and of the end."""
+    """Return the heads of the first codebook and of the end."""
     return torch.cat([head[known.codec : known.codec + known.codebook_size], head[SOS_EOS : SOS_EOS + 1]])
 
 
 def second_shape(numbers: Mapping[str, Any], known: ValleVocabulary) -> ValleShape:
-    """The numbers of the second half."""
+    """Return the hyperparameters of the non-autoregressive model."""
     return ValleShape(
         width=numbers["att_unit"],
         num_heads=numbers["head"],
@@ -207,7 +214,7 @@ def second_shape(numbers: Mapping[str, Any], known: ValleVocabulary) -> ValleSha
 
 
 def second_half(shape: ValleShape, known: ValleVocabulary) -> Plan:
-    """What becomes of the second half, whose names stay, and of the tables that it shares with the first."""
+    """Return the tensors of the non-autoregressive model, whose names stay, and the tables shared by both models."""
     width, first = shape.width, known.codec + known.codebook_size
     last = known.codec + known.num_codebooks * known.codebook_size
     square, inner = (width, width), (4 * width, width)

@@ -1,12 +1,13 @@
-"""VALL-E (arXiv 2301.02111) as ESPnet trains it: the first codebook is drawn here, the others are filled in behind.
+"""VALL-E (arXiv 2301.02111) as trained by ESPnet: the engine samples the first codebook.
 
+The others are filled in later.
     tts     [sos][tts][text] words … [spk] 150 frames of a voice [codec] ─► c0 c1 c2 … [sos]
 
-A row of the prompt has a stream for each codebook: frames all their codes, other rows an id and pads, which have an
-embedding of their own. Rows of the reply carry the first codebook alone; what the others say is not drawn row by row:
-it is filled in of the whole utterance where it is decoded (`codec/refinement/valle.py`), from these rows and the
-prompt's. So a reply sounds when it has ended. Guidance is ours: the other half hears neither words nor voice. No
-weights are known to be published in this layout: every recipe has a vocabulary of its own, which config.json says
+A row of the prompt has a stream per codebook. Frames carry all their codes; other rows carry an id and pads, which have
+an embedding of their own. Rows of the reply carry only the first codebook. The decoder fills in the others for the
+whole utterance (`codec/refinement/valle.py`), from these rows and the prompt's, so a reply is audible only after its
+end. Guidance is an addition of this server: the unconditional request sees neither words nor voice. No weights are
+known to be published in this layout. Every recipe has its own vocabulary, which config.json contains
 (`speech_vocabulary`).
 """
 
@@ -26,8 +27,19 @@ FRAME_RATE = 50.0
 
 @dataclass(frozen=True)
 class ValleVocabulary:
-    """Where each kind of id lies. codec: first id of the first codebook; the others follow. text_marker, voice_marker,
-    codec_marker: what stands before each; task: of speech for a text and a voice. voice_frames: of a voice."""
+    """Id ranges of each kind.
+
+    Attributes:
+        vocab_size: Number of ids.
+        text: First id of text, and the first id after it.
+        codec: First id of the first codebook; the others follow.
+        num_codebooks: Number of codebooks.
+        codebook_size: Number of codes per codebook.
+        text_marker, voice_marker, codec_marker: Ids that precede text, voice and codes.
+        task: Id of the task of speech from text and a voice.
+        voice_frames: Number of frames of a voice.
+        max_model_len: Maximum number of rows.
+    """
 
     vocab_size: int = 58752
     text: tuple[int, int] = (8448, 58752)
@@ -47,16 +59,16 @@ class ValleVocabulary:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "ValleVocabulary":
-        """From `speech_vocabulary` in config.json."""
+        """Return the vocabulary stored in `speech_vocabulary` of config.json."""
         return cls(**{**record, "text": tuple(record["text"])})
 
     def to_record(self) -> dict[str, Any]:
-        """The inverse of `from_record`."""
+        """Return the vocabulary as a record for `from_record`."""
         return asdict(self)
 
     @property
     def nothing(self) -> int:
-        """What streams carry that say nothing at all: an id of ours behind all others, whose embedding is zero."""
+        """Id of an empty stream: an additional id after all others, whose embedding is zero."""
         return self.vocab_size
 
     @property
@@ -71,8 +83,8 @@ class ValleVocabulary:
         )
 
 
-# The defaults of `SpeechLMInferenceOptions` (espnet2/speechlm/core_lm/abs_core_lm.py); at most 30 s, and no guidance,
-# which it was not trained for.
+# Defaults of `SpeechLMInferenceOptions` (espnet2/speechlm/core_lm/abs_core_lm.py), with at most 30 s. No guidance,
+# because the model was not trained for it.
 SAMPLING = SamplingConfig(
     text=SegmentSampling(temperature=0.0),
     audio=SegmentSampling(temperature=1.0, top_k=20, min_rows=1, max_rows=1500),
@@ -80,7 +92,7 @@ SAMPLING = SamplingConfig(
 
 
 def valle(vocabulary: ValleVocabulary) -> Family:
-    """The family."""
+    """Return the family for a vocabulary."""
     return Family(
         name="valle",
         layout=vocabulary.layout,
@@ -110,5 +122,5 @@ def valle(vocabulary: ValleVocabulary) -> Family:
 
 
 def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
-    """The family over a checkpoint's vocabulary."""
+    """Return the family for a checkpoint's vocabulary."""
     return valle(ValleVocabulary.from_record(vocabulary) if vocabulary else ValleVocabulary())

@@ -1,4 +1,4 @@
-"""VALL-E's first half: GPT-2's layers, with learned positions, which is what ESPnet's decoder is but for its names."""
+"""Autoregressive model of VALL-E: GPT-2 with learned positions, which equals ESPnet's decoder except for its names."""
 
 from collections.abc import Iterable, Iterator
 
@@ -14,23 +14,23 @@ HEAD = "audio_head.weight"
 
 
 class StrettoValleForCausalLM(MultiStreamMixin, GPT2LMHeadModel):
-    """The architecture that a checkpoint's config.json names."""
+    """Architecture named by a checkpoint's config.json."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
-        self.transformer.embed_tokens = self.transformer.wte  # as other backbones call it
+        self.transformer.embed_tokens = self.transformer.wte  # the name that other backbones use
 
     @property
     def model(self) -> GPT2Model:
-        """What other backbones call so."""
+        """The transformer, under the name that other backbones use."""
         return self.transformer
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """As vLLM loads them, and nothing may be missing, unknown or of another shape."""
+        """Load weights as vLLM does, but raise if any is missing, unknown or of another shape."""
         return load_strictly(self, self._load, weights)
 
     def _load(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """GPT-2's own loader would take our head for a layer's."""
+        """Load `audio_head.weight` here, because GPT-2's loader would treat it as a layer's weight."""
         loaded = set[str]()
 
         def layers() -> Iterator[tuple[str, torch.Tensor]]:

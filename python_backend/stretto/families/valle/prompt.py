@@ -1,6 +1,6 @@
 """Prompts of VALL-E: `[sos][task][text] words … [spk] frames … [codec]`, every row but the last with ESPnet's pads.
 
-A voice has a fixed number of frames: what is longer is cut, what is shorter is filled up with pads, as in training.
+A voice has a fixed number of frames. Longer ones are cut, shorter ones are filled up with pads, as in training.
 """
 
 from pathlib import Path
@@ -21,13 +21,13 @@ from stretto.preprocessing.subwords import Subwords
 
 
 class ValleTemplate:
-    """Writes the prompts of VALL-E's checkpoints."""
+    """Prompt template of VALL-E."""
 
     def __init__(self, family: Family, known: ValleVocabulary, subwords: Subwords, codec: Codec):
         self._family, self._known, self._subwords, self._codec = family, known, subwords, codec
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """The words of the last piece, to be said in the voice of the one before."""
+        """Return the rows of the last piece's words, to be spoken in the voice of the piece before it."""
         *voices, said = pieces
         assert said.text is not None, task.name
         if not voices:
@@ -38,20 +38,20 @@ class ValleTemplate:
         return PromptRows(np.concatenate([head, self._voice(voices[0]), start]))
 
     def _rows(self, *ids: int) -> np.ndarray:
-        """Rows [n, K] with `ids` on stream 0 and ESPnet's pad, whose embedding counts, on every other."""
+        """Return rows [n, K] with `ids` on stream 0 and ESPnet's pad, which has an embedding, on the others."""
         rows = np.full((len(ids), self._known.num_codebooks), PAD, np.int32)
         rows[:, 0] = ids
         return rows
 
     def _voice(self, piece: Piece) -> np.ndarray:
-        """The rows of a voice, [voice_frames, K]."""
+        """Return the rows of a voice, [voice_frames, K]."""
         known, codes = self._known, self._codes(piece)[:, : self._known.voice_frames]
         rows = np.full((known.voice_frames, known.num_codebooks), PAD, np.int32)
         rows[: codes.shape[1]] = codes.T + known.codec + np.arange(known.num_codebooks) * known.codebook_size
         return rows
 
     def _codes(self, piece: Piece) -> np.ndarray:
-        """[K, T]; InvalidRequest where what came is no frames of the codec."""
+        """Return the codes [K, T] of a piece; InvalidRequest if they are no frames of the codec."""
         if piece.codes is None:
             assert piece.pcm is not None, piece.path
             return self._codec.encode(piece.pcm)
@@ -67,6 +67,6 @@ class ValleTemplate:
 
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
-    """The template over a checkpoint's tokenizer and ESPnet's codec."""
+    """Return the template with a checkpoint's tokenizer and ESPnet's codec."""
     known = ValleVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
     return ValleTemplate(family, known, Subwords(TextTokenizer.at(checkpoint), family), codec)
