@@ -1,1 +1,1 @@
-"""Qwen3-Omni's talker: Qwen3-TTS's machine over experts, which speaks what a thinker elsewhere has heard and says."""
+"""Talker of Qwen3-Omni: Qwen3-TTS's layout with a mixture of experts; it speaks the output of a separate thinker."""

@@ -1,8 +1,9 @@
-"""Qwen3-Omni's release, of which the talker is taken: names, shapes and ids as Qwen publishes them.
+"""Conversion of Qwen3-Omni's release to its talker: names, shapes and ids as published by Qwen.
 
 https://huggingface.co/Qwen/Qwen3-Omni-30B-A3B-Instruct: files of the whole model, of which `talker.…` is a tenth. Only
-what is taken is read, and with it the table of the thinker's embeddings, which the talker's text is made of. Every
-number is config.json's: the defaults of transformers' classes are another model's. The rest is as Qwen3-TTS's.
+the tensors in use are read, including the thinker's embedding table, from which the talker's text table is computed.
+All hyperparameters are those of config.json, because the defaults of transformers' classes are of another model. The
+rest is as in Qwen3-TTS.
 """
 
 from collections.abc import Mapping
@@ -31,9 +32,9 @@ from stretto.families.qwen3_tts.family import CodecIds
 from stretto.families.registry import NAME as FAMILY
 from stretto.families.registry import VOCABULARY
 
-BACKBONE_TAG = None  # config.json itself says the numbers
+BACKBONE_TAG = None  # config.json itself has the hyperparameters
 CODEC = "code2wav."
-# The other keys are the thinker's.
+# The other keys are for the thinker.
 GENERATION = prefixed("talker_", "audio") | {"talker_repetition_penalty": ("repetition_penalty",)}
 EMBEDDINGS = "thinker.model.embed_tokens.weight"
 PROJECTION = "talker.hidden_projection."
@@ -47,7 +48,7 @@ MOE_NUMBERS = (
 
 
 def convert(release: Release, contents: Contents) -> Converted:
-    """Its checkpoint."""
+    """Return the checkpoint."""
     numbers = Numbers(contents.config)
     known = vocabulary(numbers, contents.tokenizer)
     talker = numbers.of("talker_config")
@@ -60,12 +61,13 @@ def convert(release: Release, contents: Contents) -> Converted:
         "vocab_size": known.layout.vocab_size,
         **{name: text.number(name) for name in (*qwen3_tts.LAYER_NUMBERS, *MOE_NUMBERS)},
         "norm_topk_prob": text.flag("norm_topk_prob"),
-        "decoder_sparse_step": 1,  # whatever config.json says: transformers' class has experts in every layer
+        # fixed, because transformers' class ignores config.json and has experts in every layer
+        "decoder_sparse_step": 1,
         "mlp_only_layers": [],
         "hidden_act": "silu",
         "attention_bias": False,
         "max_position_embeddings": known.max_model_len,
-        "tie_word_embeddings": True,  # there is no head over this vocabulary: `depth.first_head` draws
+        "tie_word_embeddings": True,  # no head over this vocabulary; codes are sampled from `depth.first_head`
         "dtype": contents.dtype,
         KEY: {
             "model_type": THINKER_STATES,
@@ -80,7 +82,7 @@ def convert(release: Release, contents: Contents) -> Converted:
 
 
 def code2wav(numbers: Numbers, known: TalkerVocabulary) -> Network:
-    """The codec, which becomes a folder of its own."""
+    """Return the codec as a network in a folder of its own."""
     record = numbers.entry("code2wav_config", dict)
     try:
         shape = read_shape(record)
@@ -95,24 +97,24 @@ def code2wav(numbers: Numbers, known: TalkerVocabulary) -> Network:
 
 
 def trained_dtype(config: Mapping[str, Any]) -> str | None:
-    """As config.json says it, where it does."""
+    """Return the dtype in config.json; None if there is none."""
     return dtype_of(config)
 
 
 def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
-    """That the server does not take it."""
+    """Return a note that the server does not serve the talker."""
     return ["a talker without its thinker: to be driven through SpeechLLM; the server refuses it"]
 
 
 def vocabulary(numbers: Numbers, tokenizer: Tokenizer) -> TalkerVocabulary:
-    """Where text and codes lie, and who speaks; CheckpointError where it is a model that is not served."""
+    """Return the vocabulary and voices; CheckpointError if the model is not supported."""
     numbers.same("model_type", "qwen3_omni_moe")
     talker, thinker = numbers.of("talker_config"), numbers.of("thinker_config")
     text, depth = talker.of("text_config"), talker.of("code_predictor_config")
     for part in (text, depth):
         part.same("hidden_act", "silu")
         part.same("attention_bias", False)
-    depth.same("hidden_size", text.number("hidden_size"))  # its codes are not projected
+    depth.same("hidden_size", text.number("hidden_size"))  # codes are not projected
     num_ids, num_codes, num_codebooks = (
         text.number("vocab_size"),
         depth.number("vocab_size"),
@@ -134,7 +136,7 @@ def vocabulary(numbers: Numbers, tokenizer: Tokenizer) -> TalkerVocabulary:
         num_codebooks=num_codebooks,
         codebook_size=num_codes,
         text=text_ids(numbers, tokenizer, num_text_ids),
-        # A thought about the language, which is how Qwen3-TTS is told one, the talker has no marker for.
+        # The talker has no marker `think`, with which Qwen3-TTS is given a language.
         codec=CodecIds(**codec, think=codec["nothink"], eos=talker.token("codec_eos_token_id", num_ids)),
         speakers=talker.tokens("speaker_id", num_ids),
         max_model_len=text.number("max_position_embeddings"),
@@ -145,7 +147,7 @@ def vocabulary(numbers: Numbers, tokenizer: Tokenizer) -> TalkerVocabulary:
 
 
 def published_shapes(numbers: Numbers, known: TalkerVocabulary) -> dict[str, tuple[int, ...]]:
-    """All tensors that are taken, by name."""
+    """Return the shapes of all tensors in use, by name."""
     talker = numbers.of("talker_config")
     text, heard = talker.of("text_config"), talker.number("thinker_hidden_size")
     inner, width = text.number("intermediate_size"), text.number("hidden_size")
@@ -183,7 +185,7 @@ def _expert_shapes(prefix: str, numbers: Numbers) -> dict[str, tuple[int, ...]]:
 
 
 def plan(known: TalkerVocabulary, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]) -> Plan:
-    """What becomes of each tensor: as of Qwen3-TTS's, and of the states' projection what makes rows of them."""
+    """Return the tensors to write: as for Qwen3-TTS, and the projection of hidden states to rows."""
     parts = qwen3_tts.plan(known, {**shapes, qwen3_tts.EMBEDDINGS: shapes[EMBEDDINGS]}, tensors)
     parts[EMBEDDINGS] = parts.pop(qwen3_tts.EMBEDDINGS)
     for name, shape in shapes.items():

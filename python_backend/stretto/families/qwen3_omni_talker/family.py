@@ -1,12 +1,13 @@
-"""The talker of Qwen3-Omni (Alibaba): Qwen3-TTS's rows, streams and depth transformer over a backbone of experts.
+r"""Talker of Qwen3-Omni (Alibaba): rows, streams and depth transformer of Qwen3-TTS over a mixture-of-experts backbone.
 
-    text    users' turns  im_start assistant \\n  pad     pad       pad       pad   bos Hello │ ,  eos pad …
+    text    users' turns  im_start assistant \n  pad     pad       pad       pad   bos Hello │ ,  eos pad …
     codec                                      nothink think_bos think_eos voice pad bos   │ f0 f1  f2  …
 
-A thinker writes the reply, which the talker reads word by word beside its frames, behind users' turns. Of text it is
-given the ids, as the thinker's table of embeddings and what the talker puts it through are in its own table
-(`convert.py`); where the thinker heard, it is given rows: the hidden states of one of the thinker's layers. There is no
-thinker here. Numbers are those of `Qwen/Qwen3-Omni-30B-A3B-Instruct`; config.json says what holds for a checkpoint.
+A thinker generates the reply. The talker reads it word by word, one per frame, after the users' turns. Text is given as
+ids, because the talker's table already contains the thinker's embeddings after the talker's projection (`convert.py`).
+For audio input of the thinker, the talker is given hidden states of one of the thinker's layers, one row each. The
+thinker is not part of this package. The numbers are those of `Qwen/Qwen3-Omni-30B-A3B-Instruct`; a checkpoint's
+config.json may override them.
 """
 
 from collections.abc import Mapping
@@ -24,10 +25,11 @@ NOT_SERVED = "speaks what a thinker says, and there is none here: it is driven t
 
 @dataclass(frozen=True)
 class TalkerVocabulary(Qwen3TtsVocabulary):
-    """As Qwen3-TTS's, over the thinker's ids of text, without languages.
+    """Vocabulary as Qwen3-TTS's, over the thinker's ids of text, without languages.
 
-    heard: the thinker's id where it heard audio, for which the talker is given rows. seen: its ids of images and of
-    video, whose rows would need positions in three dimensions.
+    Attributes:
+        heard: The thinker's id of audio input, for which the talker is given hidden states.
+        seen: The thinker's ids of images and video, which are rejected: they would need positions in three dimensions.
     """
 
     num_text_ids: int = 152064
@@ -41,7 +43,7 @@ class TalkerVocabulary(Qwen3TtsVocabulary):
     seen: tuple[int, ...] = (151655, 151656)
 
 
-# As the whole model's `generate` in transformers has it, and what it draws the codes behind the first with.
+# Defaults of the whole model's `generate` in transformers, with those of the codes after the first.
 SAMPLING = SamplingConfig(
     text=SegmentSampling(temperature=0.0),
     audio=SegmentSampling(temperature=0.9, top_k=50, max_rows=4095),
@@ -51,7 +53,7 @@ SAMPLING = SamplingConfig(
 
 
 def qwen3_omni_talker(vocabulary: TalkerVocabulary) -> Family:
-    """The family."""
+    """Return the family for a vocabulary."""
     like = qwen3_tts(vocabulary)
     assert like.text_track is not None
     return replace(
@@ -66,5 +68,5 @@ def qwen3_omni_talker(vocabulary: TalkerVocabulary) -> Family:
 
 
 def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
-    """The family over a checkpoint's vocabulary, by default the published one's."""
+    """Return the family for a checkpoint's vocabulary, by default the published one."""
     return qwen3_omni_talker(TalkerVocabulary.from_record(vocabulary) if vocabulary else TalkerVocabulary())

@@ -1,4 +1,4 @@
-"""What the talker of Qwen3-Omni makes of the thinker's hidden states: a row of its own for each."""
+"""Projection of the thinker's hidden states to rows of Qwen3-Omni's talker."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,27 +9,27 @@ from torch import nn
 
 
 class Projection(nn.Module):
-    """`hidden_projection` as published: two layers with SiLU between them."""
+    """Published `hidden_projection`: two layers with SiLU between them."""
 
     def __init__(self, width: int, inner: int, hidden_size: int):
         super().__init__()
         self.linear_fc1, self.linear_fc2 = nn.Linear(width, inner), nn.Linear(inner, hidden_size)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """[N, W] as [N, H] of the model's type."""
+        """Return [N, H] in the model's dtype for states [N, W]."""
         return self.linear_fc2(F.silu(self.linear_fc1(states.to(self.linear_fc1.weight.dtype))))
 
 
 def audio_tower(config: Mapping[str, Any]) -> nn.Identity:
-    """Nothing: the thinker has heard the audio."""
+    """Return an identity: the thinker has already encoded the audio."""
     return nn.Identity()
 
 
 def audio_adaptor(config: Mapping[str, Any], hidden_size: int) -> Projection:
-    """What makes rows of the thinker's states."""
+    """Return the projection of the thinker's states to rows."""
     return Projection(config["hidden_size"], config["intermediate_size"], hidden_size)
 
 
 def embed_audio(tower: nn.Identity, adaptor: Projection, features: torch.Tensor) -> torch.Tensor:
-    """Rows [N, H] for states [N, W]."""
+    """Return rows [N, H] for states [N, W]."""
     return adaptor(tower(features))

@@ -1,12 +1,12 @@
-"""Prompts of Qwen3-Omni's talker, of what a thinker has read, heard and said: for `SpeechLLM`, not for the server.
+r"""Prompts of Qwen3-Omni's talker from a thinker's input and output: for `SpeechLLM`, not for the server.
 
-    text    im_start user \\n  What is  …    ? im_end \\n │ im_start assistant \\n  pad …       bos Hello │ ,  eos pad …
+    text    im_start user \n  What is  …    ? im_end \n │ im_start assistant \n  pad …       bos Hello │ ,  eos pad …
     codec                              │ │             │                        nothink … pad bos   │ f0 f1  f2  …
     states                             s0 s1
 
-Of the conversation the talker reads the turns of users: ids where there is text, and where the thinker heard a row made
-of each of its states. Beside each frame it reads a word of the thinker's reply, the first in the prompt's last row, the
-others as they come, then the end (`Family.text_track`).
+The talker reads only the users' turns of the conversation: ids for text, and a projected hidden state of the thinker
+per row of audio. With each frame it reads a word of the thinker's reply: the first in the prompt's last row, the others
+as they arrive, then the end (`Family.text_track`).
 Layout: `generate` of Qwen3OmniMoeForConditionalGeneration in transformers.
 """
 
@@ -29,7 +29,7 @@ from stretto.records.sampling import SamplingConfig
 
 
 class TalkerPrompts:
-    """Writes the prompts of one checkpoint."""
+    """Writer of one checkpoint's prompts."""
 
     def __init__(self, vocabulary: TalkerVocabulary):
         self._known, self.family = vocabulary, qwen3_omni_talker(vocabulary)
@@ -37,7 +37,7 @@ class TalkerPrompts:
 
     @classmethod
     def at(cls, checkpoint: Path) -> "TalkerPrompts":
-        """Over the vocabulary in a checkpoint's config.json; CheckpointError where it is another family's."""
+        """Return the writer for a checkpoint's config.json; CheckpointError if it is another family's."""
         config = config_at(checkpoint)
         if config.get("speech_family") != NAME:
             raise CheckpointError(f"{checkpoint}: expected a checkpoint of {NAME}, got {config.get('speech_family')!r}")
@@ -52,12 +52,19 @@ class TalkerPrompts:
         sampling: SamplingConfig | None = None,
         is_open: bool = False,
     ) -> Prompt:
-        """What speaks `words`, the ids of a reply, or of its beginning where is_open: `SpeechLLM.write` goes on with it
-        and says its end, which here follows at once.
+        """Return the prompt that speaks `words`.
 
-        conversation: ids of the thinker's prompt. states: [n, W] float32, the hidden states of the thinker's layer
-        `accept_hidden_layer` of config.json at the ids of users' turns where it heard audio, in order; None where it
-        heard none. InvalidRequest names what does not fit.
+        Args:
+            conversation: Ids of the thinker's prompt.
+            words: Ids of the thinker's reply, or of its beginning if `is_open`.
+            voice: Name of the voice.
+            states: float32 [n, W]: hidden states of the thinker's layer `accept_hidden_layer` of config.json, at the
+                ids of audio in users' turns, in order; None without audio.
+            sampling: Sampling options; None for the defaults.
+            is_open: True if `SpeechLLM.write` will add further words and the end; if False, the end follows at once.
+
+        Raises:
+            InvalidRequest: If an argument does not fit; the message names it.
         """
         text = self._known.text
         self._check_ids("conversation", conversation)
@@ -78,7 +85,7 @@ class TalkerPrompts:
         )
 
     def check_words(self, words: Sequence[int]) -> None:
-        """InvalidRequest unless `words` are one id at the least, and none that begins, ends or pads a text."""
+        """Raise InvalidRequest unless `words` has at least one id, and none that begins, ends or pads a text."""
         self._check_ids("words", words)
         if not len(words):
             raise InvalidRequest("words", "at least the first of a reply", "none")
@@ -92,7 +99,7 @@ class TalkerPrompts:
             raise InvalidRequest(field, f"ids of the thinker's text in [0, {size})", "others")
 
     def _user_turns(self, conversation: Sequence[int]) -> Iterator[list[int]]:
-        """The turns of users, each from its `im_start` up to the next turn's."""
+        """Yield the users' turns, each from its `im_start` up to that of the next turn."""
         text, ids = self._known.text, list(conversation)
         starts = [index for index, token in enumerate(ids) if token == text.im_start]
         for start, stop in zip(starts, [*starts[1:], len(ids)], strict=True):
@@ -105,7 +112,7 @@ class TalkerPrompts:
             yield turn
 
     def _heard(self, users: Sequence[int], states: np.ndarray | None) -> tuple[HeardAudio, ...]:
-        """The states, laid over the rows where the thinker heard."""
+        """Return the states, assigned to the rows of audio."""
         heard = [index for index, token in enumerate(users) if token == self._known.heard]
         given = np.zeros((0, 1), np.float32) if states is None else states
         if given.ndim != 2 or len(given) != len(heard) or given.dtype != np.float32:
@@ -116,5 +123,5 @@ class TalkerPrompts:
 
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
-    """None: CheckpointError says that it needs a thinker."""
+    """Raise CheckpointError, because the family needs a thinker."""
     raise CheckpointError(f"{family.name} {family.not_served}")
