@@ -1,1 +1,1 @@
-"""Qwen3-TTS at 12.5 frames a second: Qwen3 over rows of text and of frames, and a depth transformer."""
+"""Qwen3-TTS at 12.5 frames per second: Qwen3 over rows of text and frames, with a depth transformer."""

@@ -1,11 +1,11 @@
-"""Qwen3-TTS's releases: names, shapes and ids as Qwen publishes them; the codec lies in `speech_tokenizer/` beside.
+"""Conversion of Qwen3-TTS's releases: names, shapes and ids as published by Qwen; the codec is in `speech_tokenizer/`.
 
-https://huggingface.co/Qwen/Qwen3-TTS-12Hz-1.7B-CustomVoice and its sisters. Every number of the talker is
-config.json's: the defaults of the authors' classes are another model's, so a file that lacks one is refused.
+https://huggingface.co/Qwen/Qwen3-TTS-12Hz-1.7B-CustomVoice and its sisters. All hyperparameters of the talker are those
+of config.json. The defaults of the authors' classes are of another model, so a file that lacks one is rejected.
 
-What the talker puts text through, fc2(silu(fc1(x))), and what the depth transformer puts codes through, its projection,
-are functions of an id alone: their tables hold what comes out. Base, which clones voices, has a speaker encoder in its
-file: it becomes a folder of its own, and the text's pad, beside which an x-vector stands, a tensor.
+The talker's text projection, fc2(silu(fc1(x))), and the depth transformer's projection of codes are functions of a
+single id. The converted tables therefore contain the projected embeddings. Base, which clones voices, has a speaker
+encoder in its file. It is written to a folder of its own, and the text pad that is added to an x-vector to a tensor.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,9 +26,9 @@ from stretto.families.qwen3_tts.convert_speaker import speaker_encoder
 from stretto.families.qwen3_tts.family import Qwen3TtsVocabulary
 from stretto.families.registry import NAME, VOCABULARY
 
-BACKBONE_TAG = None  # config.json itself says the numbers
+BACKBONE_TAG = None  # config.json itself has the hyperparameters
 CODEC = ""
-# Keys as the authors' package reads them: the depth transformer is its "subtalker".
+# Keys of the authors' package, which calls the depth transformer "subtalker".
 GENERATION = AUDIO | prefixed("subtalker_", "depth") | {"subtalker_dosample": ("depth.temperature",)}
 TALKER, DEPTH = "talker.model.", "talker.code_predictor."
 EMBEDDINGS = f"{TALKER}text_embedding.weight"
@@ -48,7 +48,7 @@ LAYER_NUMBERS = (
 
 
 def convert(release: Release, contents: Contents) -> Converted:
-    """Its checkpoint."""
+    """Return the checkpoint."""
     numbers = Numbers(contents.config)
     known = vocabulary(numbers, contents.tokenizer)
     talker = numbers.of("talker_config")
@@ -69,7 +69,7 @@ def convert(release: Release, contents: Contents) -> Converted:
         "hidden_act": "silu",
         "attention_bias": False,
         "max_position_embeddings": known.max_model_len,
-        "tie_word_embeddings": True,  # there is no head over this vocabulary: `depth.first_head` draws
+        "tie_word_embeddings": True,  # no head over this vocabulary; codes are sampled from `depth.first_head`
         "dtype": contents.dtype,
     }
     if clones:
@@ -80,17 +80,17 @@ def convert(release: Release, contents: Contents) -> Converted:
 
 
 def trained_dtype(config: Mapping[str, Any]) -> str | None:
-    """As config.json says it, where it does."""
+    """Return the dtype in config.json; None if there is none."""
     return dtype_of(config)
 
 
 def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
-    """None."""
+    """Return no notes."""
     return []
 
 
 def published_shapes(numbers: Numbers, known: Qwen3TtsVocabulary) -> dict[str, tuple[int, ...]]:
-    """All tensors of the talker by name."""
+    """Return the shapes of all tensors of the talker, by name."""
     talker = numbers.of("talker_config")
     depth = talker.of("code_predictor_config")
     width, text, inner = talker.number("hidden_size"), talker.number("text_hidden_size"), known.depth.hidden
@@ -108,7 +108,7 @@ def published_shapes(numbers: Numbers, known: Qwen3TtsVocabulary) -> dict[str, t
 
 
 def code_shapes(known: Qwen3TtsVocabulary, width: int) -> dict[str, tuple[int, ...]]:
-    """The tables and heads of codes, of a backbone of that width, by name."""
+    """Return the shapes of the tables and heads of codes for a backbone of width `width`, by name."""
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys((CODES, HEAD), (known.num_codec_ids, width))
     for k in range(known.num_codebooks - 1):
         shapes[_codes(k)] = (known.codebook_size, width)
@@ -117,12 +117,12 @@ def code_shapes(known: Qwen3TtsVocabulary, width: int) -> dict[str, tuple[int, .
 
 
 def _codes(k: int) -> str:
-    """The table of codebook k + 1, whose codes the backbone and the depth transformer read."""
+    """Return the name of the table of codebook k + 1, which backbone and depth transformer share."""
     return f"{DEPTH}model.codec_embedding.{k}.weight"
 
 
 def layer_shapes(prefix: str, numbers: Numbers) -> dict[str, tuple[int, ...]]:
-    """Qwen3's layers and the norm behind them, by name."""
+    """Return the shapes of Qwen3's layers and of the norm after them, by name."""
     width, inner, head_dim = (numbers.number(name) for name in ("hidden_size", "intermediate_size", "head_dim"))
     queries, keys = (head_dim * numbers.number(f"num_{name}_heads") for name in ("attention", "key_value"))
     shapes: dict[str, tuple[int, ...]] = {
@@ -144,7 +144,11 @@ def layer_shapes(prefix: str, numbers: Numbers) -> dict[str, tuple[int, ...]]:
 
 
 def plan(known: Qwen3TtsVocabulary, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]) -> Plan:
-    """What becomes of each tensor; what a table or a head is made of besides the first is read with that."""
+    """Return the tensors to write.
+
+    A converted table or head that combines several published tensors belongs to the first, and reads the others with
+    it.
+    """
     size, num_others, codec = known.codebook_size, known.num_codebooks - 1, known.codec
 
     def other(name: str, like: Tensor) -> Tensor:
@@ -190,11 +194,11 @@ def plan(known: Qwen3TtsVocabulary, shapes: Mapping[str, tuple[int, ...]], tenso
     return parts
 
 
-ROWS_AT_ONCE = 8192  # of the text's table, whose float32 copy would be 1.2 GB
+ROWS_AT_ONCE = 8192  # rows of the text table; a float32 copy of all would take 1.2 GB
 
 
 def _text_rows(stored: Tensor, other: Callable[[str, Tensor], Tensor]) -> Tensor:
-    """The table of text behind its projection, in float32 until it is rounded once."""
+    """Return the text table after its projection, computed in float32 and rounded once."""
     (first, first_bias), (second, second_bias) = (
         [other(f"{TEXT_PROJECTION}{layer}.{part}", stored).float() for part in ("weight", "bias")] for layer in (1, 2)
     )

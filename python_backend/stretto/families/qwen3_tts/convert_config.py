@@ -1,4 +1,4 @@
-"""What config.json of a release of Qwen3-TTS says: every number of it, and nothing by default."""
+"""Contents of config.json of a Qwen3-TTS release; every hyperparameter is required."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -9,20 +9,20 @@ from stretto.families.depth import DepthSpec
 from stretto.families.qwen3_tts.family import CodecIds, Qwen3TtsVocabulary, TextIds
 
 KINDS = ("custom_voice", "voice_design", "base")
-SMALLER = "0b6"  # `tts_model_size` of the one that was not trained to follow instructions
+SMALLER = "0b6"  # `tts_model_size` of the release that was not trained to follow instructions
 CODEC_IDS = ("pad", "bos", "think", "nothink", "think_bos", "think_eos")
-NUM_SUPPRESSED = 1024  # of the talker's vocabulary, the last, the authors' code draws none but the end
+NUM_SUPPRESSED = 1024  # last ids of the talker's vocabulary; the authors' code samples only the end among them
 REAL = ("rms_norm_eps", "rope_theta")
 
 
 class Numbers:
-    """A part of config.json, whose entries must be there and of the kind that is asked for; CheckpointError if not."""
+    """Part of config.json. Entries must exist and be of the requested type; CheckpointError otherwise."""
 
     def __init__(self, record: Mapping[str, Any], path: str = ""):
         self._record, self._path = record, path
 
     def entry(self, name: str, kind: type | tuple[type, ...]) -> Any:
-        """What `name` says."""
+        """Return the value of `name`."""
         value = self._record.get(name)
         if not isinstance(value, kind) or isinstance(value, bool):
             expected = kind.__name__ if isinstance(kind, type) else "number"
@@ -30,38 +30,41 @@ class Numbers:
         return value
 
     def optional_mapping(self, name: str) -> Mapping[str, Any]:
-        """Return a mapping, empty if the record has none: the authors' class takes None for it."""
+        """Return a mapping; empty if it is missing or null, which the authors' class accepts."""
         return {} if self._record.get(name) is None else self.entry(name, dict)
 
     def number(self, name: str) -> Any:
-        """A number above 0."""
+        """Return a positive number."""
         value = self.entry(name, (int, float) if name in REAL else int)
         if not 0 < value < 1 << 31:
             raise CheckpointError(f"config.json: expected {self._path}{name} > 0, got {value!r}")
         return value
 
     def flag(self, name: str) -> bool:
-        """A truth value."""
+        """Return a boolean."""
         value = self._record.get(name)
         if not isinstance(value, bool):
             raise CheckpointError(f"config.json: expected {self._path}{name} true or false, got {value!r}")
         return value
 
     def token(self, name: str, below: int) -> int:
-        """An id of a vocabulary."""
+        """Return an id in [0, below)."""
         return self._token(name, self.entry(name, int), below)
 
     def tokens(self, name: str, below: int) -> dict[str, int]:
-        """Ids by name, which is in lower case here."""
+        """Return ids in [0, below) by lower-case name."""
         ids = self.entry(name, dict)
         return {key.lower(): self._token(f"{name}.{key}", value, below) for key, value in ids.items()}
 
     def of(self, name: str) -> "Numbers":
-        """Another part."""
+        """Return the nested part called `name`."""
         return Numbers(self.entry(name, dict), f"{self._path}{name}.")
 
     def same(self, name: str, expected: object, default: object = None) -> None:
-        """Raise CheckpointError if `name` is not as expected; `default` is what the authors' class takes without it."""
+        """Raise CheckpointError unless `name` equals `expected`.
+
+        `default` is the value of the authors' class if missing.
+        """
         found = self._record.get(name, default)
         if found != expected:
             raise CheckpointError(f"config.json: expected {self._path}{name} {expected!r}, got {found!r}")
@@ -73,7 +76,7 @@ class Numbers:
 
 
 def vocabulary(numbers: Numbers, tokenizer: Tokenizer) -> Qwen3TtsVocabulary:
-    """Where text and codes lie, and who speaks; CheckpointError where it is a model that is not served."""
+    """Return the vocabulary and voices; CheckpointError if the model is not supported."""
     numbers.same("model_type", "qwen3_tts")
     numbers.same("tokenizer_type", "qwen3_tts_tokenizer_12hz")
     kind, size = numbers.entry("tts_model_type", str), numbers.entry("tts_model_size", str)
@@ -115,7 +118,7 @@ def vocabulary(numbers: Numbers, tokenizer: Tokenizer) -> Qwen3TtsVocabulary:
 
 
 def _dialects(talker: Numbers, languages: Collection[str]) -> dict[str, str]:
-    """What each speaker speaks who speaks a dialect, which is one of the languages."""
+    """Return the dialect, which is one of the languages, of each speaker that has one."""
     entries = talker.optional_mapping("spk_is_dialect").items()
     dialects = {name.lower(): dialect for name, dialect in entries if dialect}
     for name, dialect in dialects.items():
@@ -126,14 +129,17 @@ def _dialects(talker: Numbers, languages: Collection[str]) -> dict[str, str]:
 
 
 def check_positions(talker: Numbers) -> None:
-    """Three equal positions a row: the sections of the embedding are one then, and must be as wide together."""
+    """Raise CheckpointError unless the sections of the rotary embedding fill half a head.
+
+    The three positions of a row are equal, so the sections act as one.
+    """
     sections = talker.of("rope_scaling").entry("mrope_section", list)
     if not all(isinstance(each, int) for each in sections) or 2 * sum(sections) != talker.number("head_dim"):
         raise CheckpointError(f"config.json: expected mrope_section of half a head in all, got {sections!r}")
 
 
 def text_ids(numbers: Numbers, tokenizer: Tokenizer, num_ids: int) -> TextIds:
-    """Of the words and markers in every prompt; CheckpointError where the tokenizer is another's."""
+    """Return the ids of words and markers in every prompt; CheckpointError if the tokenizer does not fit."""
     ids = {spelling: token_id for token_id, spelling in tokenizer.tokens.items()}
     words = {"assistant": "assistant", "user": "user", "newline": "Ċ"}
     missing = [word for word in words.values() if word not in ids]
@@ -147,7 +153,7 @@ def text_ids(numbers: Numbers, tokenizer: Tokenizer, num_ids: int) -> TextIds:
 
 
 def depth_spec(talker: Numbers, depth: Numbers) -> DepthSpec:
-    """The depth transformer's numbers."""
+    """Return the hyperparameters of the depth transformer."""
     return DepthSpec(
         hidden=depth.number("hidden_size"),
         intermediate=depth.number("intermediate_size"),

@@ -1,4 +1,4 @@
-"""The speaker encoder that a Base release of Qwen3-TTS has in its file: it becomes a folder beside the model."""
+"""Conversion of the speaker encoder in a Base release of Qwen3-TTS to a folder of the checkpoint."""
 
 from stretto.checkpoints.published import Network
 from stretto.checkpoints.tensors import Part, shapes_of
@@ -10,7 +10,7 @@ CONFIG = "speaker_encoder_config"
 
 
 def speaker_encoder(numbers: Numbers, hidden_size: int) -> Network:
-    """The folder; CheckpointError where config.json describes another encoder, or one that fits no row of the model."""
+    """Return the network; CheckpointError if config.json describes another encoder, or one of another width."""
     record = numbers.entry(CONFIG, dict)
     try:
         config = SpeakerConfig.from_record(record)

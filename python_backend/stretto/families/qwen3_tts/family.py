@@ -1,13 +1,13 @@
-"""Qwen3-TTS 12 Hz (Alibaba): Qwen3 over rows that are text and codes at once, and a depth transformer for a frame.
+r"""Qwen3-TTS 12 Hz (Alibaba): Qwen3 over rows that carry both text and codes, with a depth transformer per frame.
 
-    text    im_start assistant \\n  pad    pad       pad      pad       pad   bos  Hello , eos  pad │ pad  pad  pad …
+    text    im_start assistant \n  pad    pad       pad      pad       pad   bos  Hello , eos  pad │ pad  pad  pad …
     codec                           think think_bos language think_eos voice pad   pad  … pad  bos │ f0   f1   f2 …
 
-A row is the sum of an id of text and of what the codec's streams carry: a marker on stream 0, or a frame of 16 codes.
-The backbone draws the first code of a frame, or the end; the depth transformer draws the others, each after those
-before it. Text stands on a stream behind the codebooks that is only read; while the reply goes on it carries `tts_pad`.
-What the model puts text through is in its table (`convert.py`). Numbers are those of
-`Qwen/Qwen3-TTS-12Hz-1.7B-CustomVoice`; config.json says what holds for a checkpoint (`speech_vocabulary`).
+A row is the sum of an id of text and of the codec's streams: a marker on stream 0, or a frame of 16 codes. The backbone
+samples the first code of a frame, or the end. The depth transformer samples the others, each given those before it.
+Text is an input-only stream after the codebooks; during the reply it carries `tts_pad` once the text has ended. The
+table of text already includes the talker's projection (`convert.py`). The numbers are those of
+`Qwen/Qwen3-TTS-12Hz-1.7B-CustomVoice`; a checkpoint's config.json may override them (`speech_vocabulary`).
 """
 
 from collections.abc import Mapping
@@ -48,7 +48,7 @@ SPEAKERS = {
     "eric": 2875,
     "dylan": 2878,
 }
-DIALECTS = ("beijing_dialect", "sichuan_dialect")  # languages of speakers, not to be asked for
+DIALECTS = ("beijing_dialect", "sichuan_dialect")  # languages of certain speakers that requests may not choose
 DEPTH = DepthSpec(
     hidden=1024,
     intermediate=3072,
@@ -65,7 +65,7 @@ DEPTH = DepthSpec(
 
 @dataclass(frozen=True)
 class CodecIds:
-    """Ids of the talker's codec vocabulary behind the codes: what stands on stream 0 of a prompt, and the end."""
+    """Ids of the talker's codec vocabulary after the codes: markers on stream 0 of a prompt, and the end."""
 
     pad: int = 2148
     bos: int = 2149
@@ -78,7 +78,7 @@ class CodecIds:
 
 @dataclass(frozen=True)
 class TextIds:
-    """Ids of text that stand in every prompt: what begins and ends a turn, and what leads the words."""
+    """Ids of text that occur in every prompt: begin and end of a turn, and markers around the words."""
 
     im_start: int = 151644
     im_end: int = 151645
@@ -92,11 +92,15 @@ class TextIds:
 
 @dataclass(frozen=True)
 class Qwen3TtsVocabulary:
-    """Ids of text, then of the codec's vocabulary (codes, then markers), then of the codebooks 1 ..., one by one.
+    """Ids of text, then of the codec's vocabulary (codes, then markers), then of codebook 1, codebook 2, and so on.
 
-    kind: how the voice is chosen: by name, by a description, or as that of a recording. takes_instructions: whether it
-    was trained to follow any; one that was not drops them, as the authors do. languages, speakers: ids of the codec's
-    vocabulary by name. dialects: the language that a speaker speaks where Chinese, or none, is asked for.
+    Attributes:
+        kind: How the voice is chosen: by name, by a description, or by a recording.
+        takes_instructions: True if the model was trained to follow instructions. If not, they are dropped, as in the
+            authors' code.
+        languages: Ids of the codec's vocabulary by language.
+        speakers: Ids of the codec's vocabulary by speaker.
+        dialects: Language of a speaker if Chinese, or no language, is requested.
     """
 
     kind: Kind = "custom_voice"
@@ -117,12 +121,12 @@ class Qwen3TtsVocabulary:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:
-        """From `speech_vocabulary` in config.json."""
+        """Return the vocabulary stored in `speech_vocabulary` of config.json."""
         parts = {"text": TextIds, "codec": CodecIds, "depth": DepthSpec}
         return cls(**{**record, **{name: build(**record[name]) for name, build in parts.items()}})
 
     def to_record(self) -> dict[str, Any]:
-        """The inverse of `from_record`."""
+        """Return the vocabulary as a record for `from_record`."""
         return asdict(self)
 
     @property
@@ -149,7 +153,7 @@ SAMPLING = SamplingConfig(
 
 
 def qwen3_tts(vocabulary: Qwen3TtsVocabulary) -> Family:
-    """The family."""
+    """Return the family for a vocabulary."""
     layout = vocabulary.layout
     end = vocabulary.num_text_ids + vocabulary.codec.eos
     clones = vocabulary.kind == "base"
@@ -168,7 +172,7 @@ def qwen3_tts(vocabulary: Qwen3TtsVocabulary) -> Family:
         languages=tuple(name for name in vocabulary.languages if name not in DIALECTS),
         takes_instructions=not clones,
         max_text_chars=4000,
-        max_audio_s=30.0,  # a voice is cloned from seconds; longer ones would take the encoders from others
+        max_audio_s=30.0,  # seconds suffice to clone a voice; longer recordings would occupy the encoders
         max_model_len=vocabulary.max_model_len,
         frame_rate=FRAME_RATE,
         first_chunk_frames=2,
@@ -182,5 +186,5 @@ def qwen3_tts(vocabulary: Qwen3TtsVocabulary) -> Family:
 
 
 def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
-    """The family over a checkpoint's vocabulary, by default the published one's."""
+    """Return the family for a checkpoint's vocabulary, by default the published one."""
     return qwen3_tts(Qwen3TtsVocabulary.from_record(vocabulary) if vocabulary else Qwen3TtsVocabulary())

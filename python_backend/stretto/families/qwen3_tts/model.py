@@ -1,4 +1,4 @@
-"""How Qwen3-TTS reads a voice that it clones: as an x-vector, which stands in the place of a code's embedding."""
+"""Input of Qwen3-TTS for a cloned voice: an x-vector that replaces a code's embedding."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,27 +8,27 @@ from torch import nn
 
 
 class BesideText(nn.Module):
-    """Adds what stands on the stream of the text in that row: the embedding of its pad, behind the projection."""
+    """Adds the projected embedding of the text pad, which the text stream carries in that row."""
 
     def __init__(self, hidden_size: int):
         super().__init__()
         self.pad = nn.Parameter(torch.empty(hidden_size), requires_grad=False)
 
     def forward(self, codes: torch.Tensor) -> torch.Tensor:
-        """[N, H] as [N, H] of the model's type."""
+        """Return [N, H] in the model's dtype for x-vectors [N, H]."""
         return codes.to(self.pad.dtype) + self.pad
 
 
 def audio_tower(config: Mapping[str, Any]) -> nn.Identity:
-    """Nothing: the speaker encoder belongs to the preprocessor."""
+    """Return an identity: the speaker encoder runs in the preprocessor."""
     return nn.Identity()
 
 
 def audio_adaptor(config: Mapping[str, Any], hidden_size: int) -> BesideText:
-    """What makes a row of an x-vector."""
+    """Return the module that makes a row from an x-vector."""
     return BesideText(hidden_size)
 
 
 def embed_audio(tower: nn.Identity, adaptor: BesideText, features: torch.Tensor) -> torch.Tensor:
-    """Rows [N, H] for x-vectors [N, H]."""
+    """Return rows [N, H] for x-vectors [N, H]."""
     return adaptor(tower(features))

@@ -1,4 +1,4 @@
-"""Prompts of Qwen3-TTS, as its authors' `generate` builds them of embeddings: here of ids, row by row.
+"""Prompts of Qwen3-TTS. The authors' `generate` builds them from embeddings; here they are rows of ids.
 
     text    instruction   role   pad   pad       pad      pad       pad   bos │ Hello ,   eos pad │ pad pad …   whole
     codec                        think think_bos language think_eos voice pad │ pad   pad pad bos │ f0  f1  …
@@ -9,12 +9,13 @@
                                                                               │ pad   │                     open
                                                                               │ bos   │
 
-Without a language `nothink` stands for the first marker, and there is none for the language; a described voice has no
-row. Read whole, all words come before the first frame; streaming, each goes with a frame (`Family.text_track`). Of a
-text that is still being written the first word takes the place of a pad, when it comes.
+Without a language, `nothink` replaces the first marker and the language has no row; a described voice has no row.
+In mode `whole`, all words precede the first frame. In mode `streaming`, each word goes with a frame
+(`Family.text_track`). In mode `open`, for a text that is still being written, the first word replaces a pad when it
+arrives.
 
-A voice that is cloned has its x-vector in the row of the voice, in the place of a code's embedding. Where it is known
-what is said in its recording, the model goes on from that, words and frames:
+The x-vector of a cloned voice is in the row of the voice, and replaces a code's embedding. If the transcript of its
+recording is known, the model continues from it, words and frames:
 
     text    … bos │ ref0 ref1 Hello , eos pad │ pad pad pad … whole     … bos │ ref0 ref1 Hello ,  eos pad … streaming
     codec   … pad │ pad  pad  pad pad pad bos │ r0  r1  f0  …           … pad │ bos  r0   r1    f0 f1  f2  …
@@ -45,7 +46,7 @@ CHINESE = "chinese"
 
 
 class Qwen3TtsTemplate:
-    """Writes the prompts of Qwen3-TTS's checkpoints. voices: of one that clones them."""
+    """Prompt template of Qwen3-TTS; `voices` is required for a checkpoint that clones voices."""
 
     def __init__(
         self,
@@ -58,8 +59,10 @@ class Qwen3TtsTemplate:
         self._takes_instructions = vocabulary.takes_instructions
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """The words of the last piece, in the voice of that name, in one that `manner` describes, or in that of the
-        pieces before."""
+        """Return the rows of the last piece's words.
+
+        The voice is the one called `voice`, the one described by `manner`, or that of the earlier pieces' recording.
+        """
         *before, piece = pieces
         assert piece.text is not None, task.name
         if manner.is_open:
@@ -75,7 +78,7 @@ class Qwen3TtsTemplate:
         return self._writer.prompt(head, words, manner.is_streaming, recorded)
 
     def _recorded(self, pieces: Sequence[Piece], voices: ClonedVoices) -> ClonedVoice:
-        """The voice of a system turn: its audio and, where the turn has any, the words that are said there."""
+        """Return the voice of a system turn: its audio and, if the turn has text, the transcript."""
         recordings = [piece for piece in pieces if piece.text is None]
         if not recordings:
             expected = "a system turn with audio: this model speaks in the voice of a recording"
@@ -88,21 +91,23 @@ class Qwen3TtsTemplate:
     def _ids(self, text: str, path: str) -> list[int]:
         """Return the ids of `text` without leading line ends.
 
-        The authors' code tokenizes a text together with the role's line end, which line ends would merge with, and
-        then cuts the role off.
+        The authors' code tokenizes a text together with the role's line end, which would merge with leading line ends,
+        and then removes the role.
         """
         return self._subwords.ids(without_leading_line_ends(text), path)
 
 
 class RowWriter:
-    """Writes rows of ids of text and of the codec's vocabulary."""
+    """Writer of rows with ids of text and of the codec's vocabulary."""
 
     def __init__(self, family: Family, vocabulary: Qwen3TtsVocabulary):
         self._layout, self._known = family.layout, vocabulary
 
     def head(self, instruction: Sequence[int], voice: ClonedVoice | str | None, language: str | None) -> np.ndarray:
-        """The rows before the words: an instruction, the role, language and voice; [n, S]. The row of a voice that is
-        cloned, the last but one, is a placeholder's."""
+        """Return the rows before the words, [n, S]: instruction, role, language and voice.
+
+        The row of a cloned voice, the last but one, is a placeholder.
+        """
         text, codec = self._known.text, self._known.codec
         turn = [text.im_start, text.user, text.newline, *instruction, text.im_end, text.newline] if instruction else []
         role = [text.im_start, text.assistant, text.newline]
@@ -120,8 +125,14 @@ class RowWriter:
     def prompt(
         self, head: np.ndarray, words: Sequence[int], is_streaming: bool, voice: ClonedVoice | None = None
     ) -> PromptRows:
-        """The prompt after whose last row the first frame is drawn, and the words that go with the frames. `voice`: the
-        one that is cloned, as in `head`."""
+        """Return the prompt, whose last row precedes the first frame, and the words that go with the frames.
+
+        Args:
+            head: Rows of `head`.
+            words: Ids of the text.
+            is_streaming: True if words go with frames; False if all of them precede the first frame.
+            voice: Cloned voice, as in `head`.
+        """
         text, codec = self._known.text, self._known.codec
         said = [*(voice.words if voice else ()), *words, text.eos]
         frames = self._frames(voice)
@@ -136,9 +147,10 @@ class RowWriter:
         return PromptRows(rows, audios=_x_vector(head, voice), track=track, num_reference_rows=len(frames) - 1)
 
     def opening(self, head: np.ndarray, voice: ClonedVoice | None = None) -> PromptRows:
-        """The same before there is a word: the first will stand in the place of the last row's pad.
+        """Return the prompt of a text without any word yet; the first word will replace the last row's pad.
 
-        InvalidRequest for a voice that goes on from its recording, whose words stand there.
+        Raises:
+            InvalidRequest: If the voice continues from its recording, because the transcript's words are in these rows.
         """
         if voice is not None and voice.codes is not None:
             expected = "whole or streaming, as the recording's words are told"
@@ -146,7 +158,7 @@ class RowWriter:
         return PromptRows(np.concatenate([head, self._frames(voice)]), audios=_x_vector(head, voice))
 
     def _frames(self, voice: ClonedVoice | None) -> np.ndarray:
-        """The rows of codes before the reply's, [1 + T, S], no word beside them: the begin, and the voice's frames."""
+        """Return the rows of codes before the reply, [1 + T, S], without words: the begin, and the voice's frames."""
         begin = self._pairs([self._known.text.pad], [self._known.codec.bos])
         if voice is None or voice.codes is None:
             return begin
@@ -155,7 +167,10 @@ class RowWriter:
         return np.concatenate([begin, frames])
 
     def _language(self, voice: ClonedVoice | str | None, language: str | None) -> list[int]:
-        """The markers of a language. Who speaks a dialect does so in Chinese, and where no language is asked for."""
+        """Return the markers of a language.
+
+        Speakers of a dialect use it for Chinese, and if no language is requested.
+        """
         codec, known = self._known.codec, self._known
         dialect = known.dialects.get(voice) if isinstance(voice, str) else None
         if dialect is not None and language in (None, CHINESE):
@@ -165,7 +180,7 @@ class RowWriter:
         return [codec.think, codec.think_bos, known.languages[language], codec.think_eos]
 
     def _pairs(self, texts: Sequence[int], codes: Sequence[int]) -> np.ndarray:
-        """Rows of an id of text and one of the codec's vocabulary each, [n, S]."""
+        """Return rows [n, S], each with an id of text and an id of the codec's vocabulary."""
         rows = stream0_rows(self._layout, [self._known.num_text_ids + code for code in codes])
         rows[:, -1] = texts
         return rows
@@ -176,7 +191,7 @@ def _x_vector(head: np.ndarray, voice: ClonedVoice | None) -> tuple[HeardAudio, 
 
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
-    """The template over a checkpoint's tokenizer and, where it clones voices, its codec and speaker encoder."""
+    """Return the template with a checkpoint's tokenizer; for cloning, also with its codec and speaker encoder."""
     config = config_at(checkpoint)
     vocabulary = Qwen3TtsVocabulary.from_record(config[VOCABULARY])
     clones = vocabulary.kind == "base"

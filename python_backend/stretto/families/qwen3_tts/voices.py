@@ -1,6 +1,6 @@
-"""Voices to be cloned: what a prompt of a Base release is given of a recording.
+"""Cloned voices: the x-vector, transcript and codes of a recording, for prompts of a Base release.
 
-The authors' wrapper calls the two ways x-vector only and in-context (`create_voice_clone_prompt` of
+The authors' wrapper calls the two modes x-vector only and in-context (`create_voice_clone_prompt` of
 https://github.com/QwenLM/Qwen3-TTS, qwen_tts/inference/qwen3_tts_model.py).
 """
 
@@ -19,10 +19,13 @@ from stretto.families.encoder_cache import CachedEncoder
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClonedVoice:
-    """The voice of a recording, as a prompt has it.
+    """Voice of a recording, as used in a prompt.
 
-    x_vector: [H] float32. words: ids of what is said there, with `codes` [K, T] of it: the model goes on from both;
-    without, it is given the x-vector alone.
+    Attributes:
+        x_vector: [H] float32.
+        words: Ids of the recording's transcript; the model continues from them and `codes`. If empty, it is given only
+            the x-vector.
+        codes: [K, T] of the recording; None without a transcript.
     """
 
     x_vector: np.ndarray
@@ -31,20 +34,24 @@ class ClonedVoice:
 
 
 class ClonedVoices:
-    """What recordings are turned into; what became of those that came last is remembered by what they contain."""
+    """Encoder of recordings to voices, with caches keyed by the recording's samples."""
 
     def __init__(self, encoder: VoiceEncoder):
         self._codes = CachedEncoder(encoder.codec.encode)
         self._x_vectors = CachedEncoder(encoder.speaker.encode)
 
     def hear(self, pcm: np.ndarray, words: Sequence[int]) -> ClonedVoice:
-        """The voice of mono `pcm` [n] float32 at 24 kHz in which `words` are said, none where nobody says which."""
+        """Return the voice of mono `pcm` [n] float32 at 24 kHz; `words` is its transcript, empty if unknown."""
         x_vector = self._x_vectors.encode(pcm)
         return ClonedVoice(x_vector, tuple(words), self._codes.encode(pcm)) if words else ClonedVoice(x_vector)
 
 
 def open_voices(checkpoint: Path, codec: Codec, device: str, hidden_size: int) -> ClonedVoices:
-    """Over the codec and the speaker encoder of a checkpoint; CheckpointError where it has none, or another's."""
+    """Return the encoder of voices, from the codec and the speaker encoder of a checkpoint.
+
+    Raises:
+        CheckpointError: If the checkpoint has no speaker encoder, or one of another width than `hidden_size`.
+    """
     encoder = load_voice_encoder(checkpoint, codec, device)
     if encoder is None:
         raise CheckpointError(f"{checkpoint / FOLDER}: expected the speaker encoder of a model that clones voices")
