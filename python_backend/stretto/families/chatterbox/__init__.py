@@ -1,1 +1,1 @@
-"""Chatterbox's T3: Llama over rows of text and then of codes, with learned positions; always guided."""
+"""Chatterbox's T3: Llama over rows of text followed by codes, with learned positions and built-in guidance."""

@@ -1,12 +1,12 @@
-"""Chatterbox's release: T3's tensors as Resemble AI publishes them, and the voices beside them.
+"""Conversion of Chatterbox's release: T3's tensors as published by Resemble AI, and the voices next to them.
 
 https://huggingface.co/ResembleAI/chatterbox: `t3_cfg.safetensors`, `tokenizer.json`, `s3gen.safetensors`
-(`convert_s3gen.py`), and `conds.pt`, the voice that speaks where none is asked for. There is no config.json: numbers
-are those of the authors' code (`T3Config`). Further voices, as its `Conditionals.save` writes them, are
-`voices/<name>.pt`. Files of voices are read as tensors alone.
+(`convert_s3gen.py`), and `conds.pt`, the default voice. There is no config.json: hyperparameters are those of the
+authors' code (`T3Config`). Further voices, as written by its `Conditionals.save`, are `voices/<name>.pt`. From files of
+voices only tensors are read.
 
-What a voice adds to a prompt is a function of its file: the speaker's x-vector behind a projection, 32 rows that a
-perceiver makes of codes, and how excited it is. So a voice is rows of the table, made here.
+A voice's part of a prompt depends only on its file: the speaker's projected x-vector, 32 rows that a perceiver computes
+from codes, and one row for the emotion. Voices are therefore rows of the table, computed here.
 """
 
 import re
@@ -32,20 +32,20 @@ from stretto.untrusted_files import released_file
 BACKBONE_TAG = None
 CODEC = ""
 GENERATION: dict[str, tuple[str, ...]] = {}  # releases have no generation_config.json
-BACKBONE = "Llama_520M"  # the authors' name for the numbers
+BACKBONE = "Llama_520M"  # the authors' name of the backbone's config
 EMBEDDINGS, HEAD = "text_emb.weight", "speech_head.weight"
 SPEECH, TEXT_POSITIONS, SPEECH_POSITIONS = "speech_emb.weight", "text_pos_emb.emb.weight", "speech_pos_emb.emb.weight"
 CONDITIONS, PERCEIVER, LAYERS = "cond_enc.", "cond_enc.perceiver.", "tfmr."
-DROPPED = ("text_head.weight", "tfmr.embed_tokens.weight")  # for training; a table that nobody reads
-NUM_MULTILINGUAL_IDS = 2454  # of text, of the release that is told a language
+DROPPED = ("text_head.weight", "tfmr.embed_tokens.weight")  # a head for training, and an unused table
+NUM_MULTILINGUAL_IDS = 2454  # number of ids of text in the multilingual release
 X_VECTOR, NUM_HEADS = 256, 4  # width of a speaker's vector; heads of the perceiver's attention
 DEFAULT, VOICES = "conds.pt", "voices"
 TOLD = ("speaker_emb", "cond_prompt_speech_tokens", "emotion_adv")
-MAX_ROWS = 4096  # of a prompt and its reply: no more than there are positions of speech, which a reply may not outlast
+MAX_ROWS = 4096  # rows of prompt and reply; at most the positions of speech, which limit a reply
 
 
 def convert(release: Release, contents: Contents) -> Converted:
-    """Its checkpoint: one table of all that a row is the sum of, and a head over the ids of speech."""
+    """Return the checkpoint: one table of all embeddings summed in a row, and a head over the ids of speech."""
     backbone = read_backbone(BACKBONE, release.backbone, release.tokenizer)
     files = read_voices(release.model.parent)
     voices = {name: told(name, file, "t3", TOLD) for name, file in files.items()}
@@ -60,7 +60,7 @@ def convert(release: Release, contents: Contents) -> Converted:
         NAME: "chatterbox",
         VOCABULARY: known.to_record(),
         "vocab_size": known.layout.vocab_size,
-        "tie_word_embeddings": True,  # there is no head over this vocabulary: `audio_head` draws
+        "tie_word_embeddings": True,  # no head over this vocabulary; codes are sampled from `audio_head`
         "dtype": contents.dtype,
     }
     parts = plan(known, stored, contents.tensors, list(voices.values()))
@@ -70,17 +70,17 @@ def convert(release: Release, contents: Contents) -> Converted:
 
 
 def trained_dtype(config: Mapping[str, Any]) -> str | None:
-    """As it is stored."""
+    """Return None: the dtype is that of the stored tensors."""
     return None
 
 
 def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
-    """What its authors do to samples and this server does not."""
+    """Return a note that samples have no watermark, unlike those of the authors' code."""
     return ["samples will have no watermark: its authors add theirs (Perth) behind the model"]
 
 
 def vocabulary(tensors: Mapping[str, Tensor], tokenizer: Tokenizer, voices: tuple[str, ...]) -> ChatterboxVocabulary:
-    """How many ids of each kind there are; CheckpointError where it is a release that is not served."""
+    """Return the vocabulary; CheckpointError if the release is not supported."""
     missing = [name for name in (EMBEDDINGS, SPEECH, TEXT_POSITIONS, SPEECH_POSITIONS) if name not in tensors]
     if missing:
         raise CheckpointError(f"tensors do not fit: missing: {', '.join(missing)}")
@@ -114,7 +114,7 @@ def _num_queries(tensors: Mapping[str, Tensor]) -> int:
 
 
 def published_shapes(backbone: dict[str, Any], known: ChatterboxVocabulary) -> dict[str, tuple[int, ...]]:
-    """All tensors of T3 by name."""
+    """Return the shapes of all tensors of T3, by name."""
     width = backbone["hidden_size"]
     found: dict[str, tuple[int, ...]] = {
         EMBEDDINGS: (known.num_text_ids, width),
@@ -143,7 +143,7 @@ def plan(
     tensors: Mapping[str, Tensor],
     voices: list[Mapping[str, Tensor]],
 ) -> Plan:
-    """What becomes of each tensor; names of layers stay, but for what they begin with."""
+    """Return the tensors to write; layers keep their names except for the prefix."""
 
     def other(name: str, like: Tensor) -> Tensor:
         return torch.empty(stored[name], device="meta") if like.is_meta else tensors[name].to(like.dtype)
@@ -169,12 +169,12 @@ def plan(
 
 
 def _end_last(table: Tensor) -> Tensor:
-    """A table of the published ids of speech with the end behind all others."""
+    """Return a table of the published ids of speech with the end moved to the last row."""
     return torch.cat([table[:END_OF_SPEECH], table[END_OF_SPEECH + 1 :], table[END_OF_SPEECH : END_OF_SPEECH + 1]])
 
 
 def voice_rows(tensors: Mapping[str, Tensor], voice: Mapping[str, Tensor]) -> Tensor:
-    """The rows of a voice, [n, H] float32, as `T3CondEnc` makes them."""
+    """Return the rows of a voice, [n, H] float32, computed as in `T3CondEnc`."""
     weight, bias = (tensors[f"{CONDITIONS}spkr_enc.{part}"] for part in ("weight", "bias"))
     codes = voice["cond_prompt_speech_tokens"].long().view(-1)
     heard = tensors[SPEECH][codes] + tensors[SPEECH_POSITIONS][: len(codes)]
@@ -186,7 +186,7 @@ def voice_rows(tensors: Mapping[str, Tensor], voice: Mapping[str, Tensor]) -> Te
 
 
 def _attend(tensors: Mapping[str, Tensor], asking: Tensor, heard: Tensor) -> Tensor:
-    """The perceiver's one block of attention: [n, H] and what it makes of [t, H]."""
+    """Return the result [n, H] of the perceiver's attention block for queries [n, H] over rows [t, H]."""
 
     def linear(name: str, rows: Tensor) -> Tensor:
         return F.linear(rows, *(tensors[f"{PERCEIVER}attn.{name}.{part}"] for part in ("weight", "bias")))
@@ -201,7 +201,7 @@ def _attend(tensors: Mapping[str, Tensor], asking: Tensor, heard: Tensor) -> Ten
 
 
 def read_voices(folder: Path) -> dict[str, Mapping[str, Any]]:
-    """The files of voices by name, the default first; CheckpointError where one is none."""
+    """Return the contents of the voices' files by name, the default first; CheckpointError if a file is invalid."""
     found = {"default": read_voice(released_file(folder, DEFAULT))}
     for path in sorted((folder / VOICES).glob("*.pt")):
         if not re.fullmatch("[a-z0-9_-]+", path.stem) or path.stem in found:
@@ -212,7 +212,7 @@ def read_voices(folder: Path) -> dict[str, Mapping[str, Any]]:
 
 
 def read_voice(path: Path) -> Mapping[str, Any]:
-    """A file of the authors' `Conditionals`: what T3 is told of a voice, and what S3Gen."""
+    """Return the contents of a file of the authors' `Conditionals`: tensors of a voice for T3 and for S3Gen."""
     stored = read_pickled(path, "a voice")
     if not isinstance(stored, dict):
         raise CheckpointError(f"{path}: expected a voice, got {type(stored).__name__}")
@@ -220,7 +220,7 @@ def read_voice(path: Path) -> Mapping[str, Any]:
 
 
 def check_voice(name: str, voice: Mapping[str, Tensor], known: ChatterboxVocabulary) -> None:
-    """CheckpointError where the model cannot be told of a voice."""
+    """Raise CheckpointError if a voice does not fit the model."""
     speaker, codes, emotion = voice.values()
     if speaker.numel() != X_VECTOR or emotion.numel() != 1:
         got = f"{list(speaker.shape)} and {list(emotion.shape)}"

@@ -1,7 +1,7 @@
-"""Chatterbox's S3Gen: the tensors that speak, as published, and what the files of voices tell it.
+"""Conversion of Chatterbox's S3Gen: the tensors of the decoder, and those in the files of voices.
 
-Of `s3gen.safetensors` the tokenizer and the x-vector's network are left out: they hear recordings, which are not heard
-here. What they made of a voice is in its file.
+The tokenizer and the x-vector network of `s3gen.safetensors` are left out. They encode recordings, which the server
+does not do for this family; their results for a voice are in its file.
 """
 
 import re
@@ -23,7 +23,7 @@ from stretto.untrusted_files import released_file
 FILE = "s3gen.safetensors"
 HEARING = ("tokenizer.", "speaker_encoder.")
 TOLD = ("prompt_token", "prompt_feat", "embedding")
-# Weights that are stored as a magnitude and a direction.
+# Weights stored as magnitude and direction.
 NORMED = re.compile(
     r"mel2wav\.(conv_pre|conv_post|ups\.\d+|(source_)?resblocks\.\d+\.convs[12]\.\d+"
     r"|f0_predictor\.condnet\.\d+)\.weight"
@@ -31,7 +31,16 @@ NORMED = re.compile(
 
 
 def s3gen(folder: Path, voices: Mapping[str, Mapping[str, Any]], num_codes: int) -> Network:
-    """The codec of a checkpoint, with the voices of these files by name; CheckpointError names what does not fit."""
+    """Return the codec of a checkpoint.
+
+    Args:
+        folder: Folder of the release.
+        voices: Contents of the voices' files, by name.
+        num_codes: Number of codes of the language model.
+
+    Raises:
+        CheckpointError: If anything does not fit; the message names it.
+    """
     stored = read_tensors(released_file(folder, FILE))
     speaking = {name: tensor for name, tensor in stored.items() if not name.startswith(HEARING)}
     for number, (name, voice) in enumerate(voices.items()):
@@ -46,7 +55,7 @@ def s3gen(folder: Path, voices: Mapping[str, Mapping[str, Any]], num_codes: int)
 
 
 def published_shapes(config: S3GenConfig) -> dict[str, tuple[int, ...]]:
-    """All tensors that speak, by name, and those of the voices."""
+    """Return the shapes of all tensors of the decoder and of the voices, by name."""
     with torch.device("meta"):
         plain = {name: tuple(tensor.shape) for name, tensor in S3GenCodec(config).state_dict().items()}
     found: dict[str, tuple[int, ...]] = {}
@@ -60,9 +69,10 @@ def published_shapes(config: S3GenConfig) -> dict[str, tuple[int, ...]]:
 
 
 def told(name: str, voice: Mapping[str, Any], part: str, names: tuple[str, ...]) -> Mapping[str, Tensor]:
-    """What a voice's file tells a part of the model, `t3` or `gen`: real or whole numbers, all finite.
+    """Return the tensors `names` of a voice's file for a part of the model, `t3` or `gen`.
 
-    CheckpointError where it tells nothing, or anything else.
+    Raises:
+        CheckpointError: If one is missing, is not a tensor of floats or of int32 or int64, or is not finite.
     """
     values = voice.get(part)
     if not isinstance(values, dict) or not all(torch.is_tensor(values.get(each)) for each in names):
@@ -75,17 +85,17 @@ def told(name: str, voice: Mapping[str, Any], part: str, names: tuple[str, ...])
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    """Whether a tensor holds nothing but numbers, as the float32 that they may become."""
+    """Return True if a tensor holds only numbers that are finite as float32."""
     is_plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
     is_number = tensor.is_floating_point() or tensor.dtype in (torch.int32, torch.int64)
     return is_plain and is_number and bool(tensor.float().isfinite().all())
 
 
 def voice_tensors(name: str, voice: Mapping[str, Any], num_codes: int) -> dict[str, Tensor]:
-    """A voice as the codec's `Voice` has it; CheckpointError where it is none of this model.
+    """Return the tensors of the codec's `Voice`; CheckpointError if they do not fit the model.
 
-    Authors' recordings of any length have a mel spectrogram of twice as many frames as tokens, or one more, which then
-    has no token: it is left out.
+    The authors' recordings of any length have a mel spectrogram with twice as many frames as tokens, or one more. That
+    extra frame has no token and is dropped.
     """
     tokens, mel, speaker = told(name, voice, "gen", TOLD).values()
     is_code = tokens.ndim == 2 and not tokens.is_floating_point() and 0 < tokens.numel() <= LONGEST

@@ -1,13 +1,13 @@
-"""Chatterbox (Resemble AI), its language model T3: Llama 0.5B over text and then codes of 25 frames a second.
+"""Chatterbox (Resemble AI), language model T3: Llama 0.5B over text followed by codes at 25 frames per second.
 
-    token      voice … voice │ [START] Hello [SPACE] you [STOP] │ S  S │ c0 c1 c2 …
-    position                 │    t0     t1     t2    t3    t4  │ s0 s0 │ s1 s2 s3 …
-    other half voice … voice │    .      .      .     .     .   │ S  S │ c0 c1 c2 …
+    token          voice … voice │ [START] Hello [SPACE] you [STOP] │ S  S │ c0 c1 c2 …
+    position                     │    t0     t1     t2    t3    t4  │ s0 s0 │ s1 s2 s3 …
+    unconditional  voice … voice │    .      .      .     .     .   │ S  S │ c0 c1 c2 …
 
-Each id goes with a learned position beside that of attention, a stream of its own. A voice is 34 rows: the speaker, 32
-of how they sound, and how excited they are. Guidance is part of the model: the other half of a pair keeps the positions
-of the text and not its ids. Numbers are those of https://github.com/resemble-ai/chatterbox, `T3Config`: its release has
-no config.json; `speech_vocabulary` says what holds for a checkpoint.
+Each id has a learned position, in a stream of its own, in addition to that of attention. A voice is 34 rows: one for
+the speaker, 32 for the sound, and one for the emotion. Guidance is part of the model: the unconditional request has the
+positions of the text without its ids. The numbers are those of https://github.com/resemble-ai/chatterbox, `T3Config`,
+because the release has no config.json; a checkpoint's config.json may override them (`speech_vocabulary`).
 """
 
 from collections.abc import Mapping
@@ -21,18 +21,20 @@ from stretto.streams.pattern import NO_TAIL
 from stretto.streams.segment import Segment
 
 FRAME_RATE = 25.0
-# Of the published ids: of text its two ends, of speech the id that stands before the codes and the one that ends them.
+# Published ids: begin and end of text; the ids before and after the codes.
 START_OF_TEXT, END_OF_TEXT = 255, 0
 START_OF_SPEECH, END_OF_SPEECH = 6561, 6562
-SPACE = "[SPACE]"  # how its tokenizer spells what stands between words
+SPACE = "[SPACE]"  # token between words
 
 
 @dataclass(frozen=True)
 class ChatterboxVocabulary:
-    """Ids of text, one that says nothing, ids of speech, positions of text, those of speech, and rows of the voices.
+    """Ids of text, a pad, ids of speech, positions of text, positions of speech, and rows of the voices, in this order.
 
-    Those of speech are in the published order, but for the end, which is the last: codes, the start, ids that stand for
-    nothing, the end. num_voice_rows: of each of `voices`.
+    Ids of speech are in the published order, except for the end, which is last: codes, start, unused ids, end.
+
+    Attributes:
+        num_voice_rows: Number of rows of each of `voices`.
     """
 
     num_text_ids: int = 704
@@ -52,16 +54,16 @@ class ChatterboxVocabulary:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "ChatterboxVocabulary":
-        """From `speech_vocabulary` in config.json."""
+        """Return the vocabulary stored in `speech_vocabulary` of config.json."""
         return cls(**{**record, "voices": tuple(record["voices"])})
 
     def to_record(self) -> dict[str, Any]:
-        """The inverse of `from_record`."""
+        """Return the vocabulary as a record for `from_record`."""
         return asdict(self)
 
     @property
     def pad(self) -> int:
-        """Stands for nothing, on its stream and among the text of the other half of a pair."""
+        """Id of an empty stream, and of the text in the unconditional request."""
         return self.num_text_ids
 
     @property
@@ -71,12 +73,12 @@ class ChatterboxVocabulary:
 
     @property
     def start(self) -> int:
-        """What stands before the codes."""
+        """Id before the codes."""
         return self.speech.start + self.num_codes
 
     @property
     def end(self) -> int:
-        """What the model draws behind them."""
+        """Id that the model samples after the codes."""
         return self.speech[-1]
 
     @property
@@ -88,7 +90,7 @@ class ChatterboxVocabulary:
         return range(self.text_positions.stop, self.text_positions.stop + self.num_speech_positions)
 
     def voice(self, name: str) -> range:
-        """The rows of a voice."""
+        """Return the rows of a voice."""
         start = self.speech_positions.stop + self.voices.index(name) * self.num_voice_rows
         return range(start, start + self.num_voice_rows)
 
@@ -117,7 +119,7 @@ SAMPLING = SamplingConfig(
 
 
 def chatterbox(vocabulary: ChatterboxVocabulary) -> Family:
-    """The family."""
+    """Return the family for a vocabulary."""
     end = vocabulary.end
     return Family(
         name="chatterbox",
@@ -145,5 +147,5 @@ def chatterbox(vocabulary: ChatterboxVocabulary) -> Family:
 
 
 def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
-    """The family over a checkpoint's vocabulary, by default the published one's."""
+    """Return the family for a checkpoint's vocabulary, by default the published one."""
     return chatterbox(ChatterboxVocabulary.from_record(vocabulary) if vocabulary else ChatterboxVocabulary())

@@ -1,8 +1,8 @@
-"""Prompts of Chatterbox's T3: the rows of a voice, the text with its positions, and twice the id before the codes.
+"""Prompts of Chatterbox's T3: the rows of a voice, the text with its positions, and the start of speech twice.
 
-Text is made even, as `punc_norm` does, and its words go to the tokenizer one by one with `[SPACE]` between them: so no
-text can spell a marker. Layout: `ChatterboxTTS.generate` and `T3.inference` of
-https://github.com/resemble-ai/chatterbox, which reads the id before the codes twice, both times at position 0.
+Text is normalised as by `punc_norm`. Its words are tokenized one by one with `[SPACE]` between them, so that no text
+can spell a marker. Layout: `ChatterboxTTS.generate` and `T3.inference` of https://github.com/resemble-ai/chatterbox,
+which read the start of speech twice, both times at position 0.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ from stretto.preprocessing.prompt import PromptRows, Template
 from stretto.preprocessing.rows import stream0_rows
 from stretto.preprocessing.subwords import check_text
 
-# Punctuation that the model was hardly trained on, in the order in which it gives way.
+# Punctuation that is rare in training, with its replacement, applied in this order.
 EVENED = (
     ("...", ", "),
     ("…", ", "),
@@ -40,7 +40,7 @@ ENDS = (".", "!", "?", "-", ",")
 
 
 def evened(text: str) -> str:
-    """`text` as the model knows it: a capital first, single spaces, plain punctuation, an end."""
+    """Return `text` normalised as in training: a capital first, single spaces, plain punctuation, a mark at its end."""
     if text[0].islower():
         text = text[0].upper() + text[1:]
     text = " ".join(text.split())
@@ -51,7 +51,7 @@ def evened(text: str) -> str:
 
 
 class ChatterboxTemplate:
-    """Writes the prompts of Chatterbox's checkpoints."""
+    """Prompt template of Chatterbox."""
 
     def __init__(self, family: Family, vocabulary: ChatterboxVocabulary, tokenizer: TextTokenizer):
         self._family, self._known, self._tokenizer = family, vocabulary, tokenizer
@@ -61,7 +61,7 @@ class ChatterboxTemplate:
         self._space = spaces[0]
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """The words of the one piece, to be said by the voice of that name."""
+        """Return the rows of the only piece's words, to be spoken by the voice called `voice`."""
         (piece,) = pieces
         assert piece.text is not None, task.name
         assert voice is not None, task.name
@@ -74,7 +74,7 @@ class ChatterboxTemplate:
         return PromptRows(rows, voice=known.voices.index(voice))
 
     def _words(self, text: str, path: str) -> list[int]:
-        """The ids of a text between its two ends; InvalidRequest, naming `path`, where it has none or too many."""
+        """Return the ids of a text without its begin and end; InvalidRequest if there are none or too many."""
         check_text(text, path, self._family.max_text_chars)
         if not text.strip():
             raise InvalidRequest(path, "text of at least one character", repr(text))
@@ -88,14 +88,14 @@ class ChatterboxTemplate:
 
 
 def open_chatterbox(checkpoint: Path) -> ChatterboxTemplate:
-    """The template over a checkpoint's tokenizer: of this family nothing else is needed."""
+    """Return the template with a checkpoint's tokenizer; the family needs nothing else."""
     config = config_at(checkpoint)
     vocabulary = ChatterboxVocabulary.from_record(config[VOCABULARY])
     return ChatterboxTemplate(read_family(config), vocabulary, TextTokenizer.at(checkpoint, spells_bytes=False))
 
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
-    """The same, as other families open theirs; CheckpointError where the codec has other voices."""
+    """Return the template of `open_chatterbox`; CheckpointError if the codec has other voices."""
     folder, number = checkpoint / "codec", codec.spec.num_voices
     names = config_at(folder).get("voices")
     if number != len(family.voices) or names != list(family.voices):
