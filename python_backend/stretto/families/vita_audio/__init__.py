@@ -1,1 +1,1 @@
-"""VITA-Audio: text and speech in one interleaved stream, several ids of which may come of one forward pass."""
+"""VITA-Audio: interleaved text and speech in one stream, with several ids per forward pass."""

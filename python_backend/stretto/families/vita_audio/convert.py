@@ -1,9 +1,9 @@
-"""VITA-Audio's release: Hugging Face's layout, the modules' decoder layers behind the main model's.
+"""Conversion of VITA-Audio's release: Hugging Face's layout, with the modules' decoder layers after the backbone's.
 
 Names: vita_audio/models/qwen2_mtp_v4_48_3 and vita_audio/tokenizer_glm4voice.py of
-https://github.com/VITA-MLLM/VITA-Audio. The projections and norms of the modules lie on the wrapper that has the head,
-so their names begin with `mtp_`; some tools write `model.` before that. VITA-Audio-Plus has SenseVoice's encoder in its
-files (`convert_hearing.py`).
+https://github.com/VITA-MLLM/VITA-Audio. The projections and norms of the modules belong to the wrapper that has the
+head, so their names begin with `mtp_`; some tools add `model.` before that. VITA-Audio-Plus has SenseVoice's encoder in
+its files (`convert_hearing.py`).
 """
 
 import re
@@ -29,12 +29,12 @@ from stretto.families.vita_audio.family import BALANCE, HEARD, MARKERS, SCHEDULE
 BACKBONE_TAG = None
 EMBEDDINGS = "model.embed_tokens.weight"
 CODEC = ""
-# Text and codes are one segment.
+# Text and codes share one segment.
 GENERATION = AUDIO | {name: (f"text.{name}", f"audio.{name}") for name in DRAWN}
 GENERATION |= {"do_sample": ("text.temperature", "audio.temperature")}
 PLUS = "qwen2_mtp_sensevoice"
 MODEL_TYPES = ("qwen2_mtp", "qwen2", PLUS)  # the second is a release without modules
-# What config.json says of the layers; the rest is about tokens and tools.
+# Keys of config.json about the layers; the others are about tokens and tools.
 NUMBERS = (
     "hidden_size",
     "intermediate_size",
@@ -50,7 +50,7 @@ REQUIRED = (*NUMBERS, "vocab_size")
 
 
 def convert(release: Release, contents: Contents) -> Converted:
-    """The checkpoint of a release."""
+    """Return the checkpoint of a release."""
     if release.keeps_codec or release.backbone:
         raise CheckpointError("VITA-Audio: --codec-from-model and --backbone are for other families")
     config = contents.config
@@ -76,7 +76,7 @@ def convert(release: Release, contents: Contents) -> Converted:
 
 
 def layers(config: Mapping[str, Any]) -> tuple[int, int]:
-    """How many decoder layers the main model has, and how many modules with one each stand behind it."""
+    """Return the numbers of decoder layers in the backbone and of modules, which have one layer each."""
     missing = [name for name in REQUIRED if name not in config]
     if missing:
         raise CheckpointError(f"config.json: {missing[0]} is missing")
@@ -90,7 +90,7 @@ def layers(config: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def vocabulary(tokenizer: Tokenizer, vocab_size: int, markers: Sequence[str] = tuple(MARKERS)) -> VitaVocabulary:
-    """Where the tokenizer has the `markers` and the codes, which must follow one another."""
+    """Return the vocabulary: ids of `markers` and of the codes, which must be contiguous, in the tokenizer."""
     ids = {token: token_id for token_id, token in tokenizer.tokens.items()}
     for name in (*markers, "audio_0"):
         if f"<|{name}|>" not in ids:
@@ -107,7 +107,7 @@ def vocabulary(tokenizer: Tokenizer, vocab_size: int, markers: Sequence[str] = t
 
 
 def plan(record: dict[str, Any], num_modules: int, prefix: str) -> Plan:
-    """What becomes of each tensor: they keep their names, those of modules without `prefix`."""
+    """Return the tensors to write: names stay, except that those of modules lose `prefix`."""
     num_layers, width = record["num_hidden_layers"] + num_modules, record["hidden_size"]
     parts = {name: Part(name, shape) for name, shape in shapes({**record, "num_hidden_layers": num_layers}).items()}
     beside = {"projs": (width, 2 * width), "embed_norms": (width,), "hidden_norms": (width,)}
@@ -118,8 +118,10 @@ def plan(record: dict[str, Any], num_modules: int, prefix: str) -> Plan:
 
 
 def schedule(folder: Path, num_modules: int) -> str:
-    """By which of SCHEDULES a release says its ids, from its generation_config.json; without one, or modules, the
-    repository's own."""
+    """Return the default schedule of a release, a key of SCHEDULES, from its generation_config.json.
+
+    Without that file or modules, it is that of the authors' repository.
+    """
     path = folder / "generation_config.json"
     mode = read_json(path).get("mtp_inference_mode") if num_modules and path.is_file() else None
     names = {value: name for name, value in SCHEDULES.items()}
@@ -134,10 +136,10 @@ def schedule(folder: Path, num_modules: int) -> str:
 
 
 def trained_dtype(config: Mapping[str, Any]) -> str | None:
-    """As config.json says it."""
+    """Return the dtype in config.json; None if there is none."""
     return config.get("torch_dtype")
 
 
 def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
-    """None."""
+    """Return no notes."""
     return []

@@ -1,8 +1,8 @@
-"""What VITA-Audio-Plus hears with, from what lies beside its weights: SenseVoice's `config.yaml` and `am.mvn`.
+"""Conversion of the audio encoder of VITA-Audio-Plus: SenseVoice's `config.yaml` and `am.mvn` next to its weights.
 
-The authors build the encoder by these two files (`AudioEncoder.build_model`, vita_audio/models/
-qwen2_mtp_sensevoice_v4_48_3/modeling_sensevoice.py of https://github.com/VITA-MLLM/VITA-Audio); its weights are in
-theirs. Without them in the release, those of https://huggingface.co/FunAudioLLM/SenseVoiceSmall are the same.
+The authors build the encoder from these two files (`AudioEncoder.build_model`, vita_audio/models/
+qwen2_mtp_sensevoice_v4_48_3/modeling_sensevoice.py of https://github.com/VITA-MLLM/VITA-Audio); its weights are in the
+release. If the release lacks the files, those of https://huggingface.co/FunAudioLLM/SenseVoiceSmall are the same.
 """
 
 from collections.abc import Mapping
@@ -18,9 +18,9 @@ from stretto.families.vita_audio.model import SenseVoice
 from stretto.untrusted_files import read_text, yaml_mapping
 
 TOWER, ADAPTOR = "model.audio_model.model.", "model.audio_projection."
-UNUSED = f"{TOWER}ctc."  # the head that writes words down
+UNUSED = f"{TOWER}ctc."  # transcription head
 NUMBERS = ("output_size", "attention_heads", "linear_units", "num_blocks", "tp_blocks", "kernel_size", "sanm_shfit")
-# What is built here and nothing else, with what the authors' classes take where the file is silent.
+# Supported values, with the defaults of the authors' classes.
 MAKE = {
     "model": ("SenseVoiceSmall", None),
     "encoder": ("SenseVoiceEncoderSmall", None),
@@ -41,7 +41,7 @@ MAKE = {
 
 
 def numbers(folder: Path) -> dict[str, Any]:
-    """`audio_config` of config.json; CheckpointError where the files are missing or of another make."""
+    """Return `audio_config` of config.json; CheckpointError if the files are missing or of an unsupported kind."""
     path = folder / "config.yaml"
     record = yaml_mapping(path)
     for name, (wanted, default) in MAKE.items():
@@ -57,7 +57,7 @@ def numbers(folder: Path) -> dict[str, Any]:
 
 
 def plan(audio: Mapping[str, Any], hidden_size: int) -> Plan:
-    """What becomes of the encoder's tensors and of those behind it: they keep their names but for the first part."""
+    """Return the tensors of the encoder and of the adaptor; names stay except for the prefix."""
     size = audio["output_size"]
     adaptor: dict[str, tuple[int, ...]] = {"pre_proj_layernorm.weight": (size,), "pre_proj_layernorm.bias": (size,)}
     adaptor |= {"mlp.0.weight": (hidden_size, size), "mlp.2.weight": (hidden_size, hidden_size)}
@@ -67,7 +67,7 @@ def plan(audio: Mapping[str, Any], hidden_size: int) -> Plan:
 
 
 def _at(record: Mapping[str, Any], dotted: str, default: Any) -> Any:
-    """What config.yaml says under `a.b`, or else the default."""
+    """Return the value of config.yaml at `a.b`, or the default."""
     first, _, second = dotted.partition(".")
     value = record.get(first, {} if second else default)
     if not second:
@@ -76,7 +76,10 @@ def _at(record: Mapping[str, Any], dotted: str, default: Any) -> Any:
 
 
 def _normalisation(path: Path, width: int) -> tuple[list[float], list[float]]:
-    """What is added to each number of a frame, and what that is multiplied by: Kaldi's text form of a network."""
+    """Return shift and scale of each number of a frame, from Kaldi's text form of a network.
+
+    The shift is added first, and the sum is multiplied by the scale.
+    """
     try:
         words = read_text(path).split()
     except CheckpointError as error:

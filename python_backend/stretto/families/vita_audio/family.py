@@ -1,7 +1,7 @@
-"""VITA-Audio's numbers: the vocabulary of Qwen 2.5, markers, one id for each code of GLM-4-Voice's tokenizer.
+"""VITA-Audio: the vocabulary of Qwen 2.5, markers, and one id per code of GLM-4-Voice's tokenizer.
 
-A reply to speech is one stream: a few words, `<|begin_of_audio|>`, codes, `<|end_of_audio|>`, a few words, … as the
-model has learned it; nothing is enforced. Paper: https://arxiv.org/abs/2505.03739.
+A spoken reply is one stream: a few words, `<|begin_of_audio|>`, codes, `<|end_of_audio|>`, a few words, … as learned by
+the model; the order is not enforced. Paper: https://arxiv.org/abs/2505.03739.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from stretto.streams.layout import StreamLayout
 from stretto.streams.segment import Segment
 
 FRAME_RATE = 12.5
-# Ids that are looked up in a release's tokenizer, `<|im_start|>` and so on; those of the releases that hear discretely.
+# Ids by name in a release's tokenizer, `<|im_start|>` and so on; those of releases with discrete audio input.
 MARKERS = {
     "endoftext": 151643,
     "im_start": 151644,
@@ -23,21 +23,25 @@ MARKERS = {
     "begin_of_audio": 151674,
     "end_of_audio": 151675,
 }
-# Of the releases that hear through SenseVoice: what stands for each row of it.
+# Placeholder of each row of SenseVoice's output, in releases with that encoder.
 HEARD = "context_of_audio"
-# How many tokens of text and of audio take turns in training, markers counted, the last pair for ever
+# Numbers of text and audio tokens that alternate in training, including markers; the last pair repeats
 # (https://github.com/VITA-MLLM/VITA-Audio, scripts/deepspeed/sts_qwen25).
 BOOST_RATIO = (1, 10, 4, 10)
-# Tokens of the main model and of the modules in turns, the last pair for ever (`tools/inference_sts.py` there).
+# Tokens of the backbone and of the modules in turns; the last pair repeats (`tools/inference_sts.py` there).
 VANILLA, BALANCE = "vanilla", "balance"
 SCHEDULES = {VANILLA: (8192, 0), BALANCE: (1, 4, 3, 8, 4, 10), "boost": BOOST_RATIO, "turbo": (1, 10)}
 
 
 @dataclass(frozen=True)
 class VitaVocabulary:
-    """Where ids lie: text below `first_audio`, then `codebook_size` codes. ratio: as trained, see BOOST_RATIO.
+    """Id ranges: text below `first_audio`, then `codebook_size` codes.
 
-    num_modules: how many modules the checkpoint has. schedule: the one of SCHEDULES that it says its ids by.
+    Attributes:
+        markers: Ids of the markers by name.
+        ratio: Interleaving of text and codes in training, see BOOST_RATIO.
+        num_modules: Number of modules in the checkpoint.
+        schedule: Default schedule, a key of SCHEDULES.
     """
 
     vocab_size: int = 168072
@@ -61,7 +65,7 @@ class VitaVocabulary:
 
     @property
     def bursts(self) -> Bursts | None:
-        """Its own schedule first, then what else its modules suffice for; None without modules."""
+        """Default schedule first, then the others that the number of modules permits; None without modules."""
         others = [name for name, mode in SCHEDULES.items() if max(mode[1::2]) <= self.num_modules]
         if not self.num_modules:
             return None
@@ -70,11 +74,11 @@ class VitaVocabulary:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "VitaVocabulary":
-        """From `speech_vocabulary` in config.json."""
+        """Return the vocabulary stored in `speech_vocabulary` of config.json."""
         return cls(**{**record, "ratio": tuple(record["ratio"])})
 
     def to_record(self) -> dict[str, Any]:
-        """The inverse of `from_record`."""
+        """Return the vocabulary as a record for `from_record`."""
         return asdict(self)
 
     @property
@@ -83,7 +87,7 @@ class VitaVocabulary:
         return StreamLayout(self.vocab_size, (codes,), (0,), (0,), pad_id=self.markers["endoftext"])
 
 
-# generation_config.json; its scripts draw greedily but where a text is to be read out.
+# From generation_config.json; the authors' scripts are greedy except for reading a text aloud.
 DRAWN = SegmentSampling(temperature=0.7, top_k=20, top_p=0.8, max_rows=8192)
 GREEDY = SegmentSampling(temperature=0.0, top_k=20, top_p=0.8, max_rows=8192)
 PENALTY = 1.05
@@ -94,7 +98,7 @@ def _sampling(text: SegmentSampling) -> SamplingConfig:
 
 
 def vita_audio(vocabulary: VitaVocabulary) -> Family:
-    """The family over a checkpoint's vocabulary. No id is denied to any of its tasks: what comes is as learned."""
+    """Return the family for a checkpoint's vocabulary. No task forbids any id, so replies are as the model learned."""
     end, also_end = vocabulary.markers["im_end"], vocabulary.markers["endoftext"]
     everything = (range(vocabulary.vocab_size),)
     both, text = (Segment.INTERLEAVED,), (Segment.TEXT,)
@@ -138,5 +142,5 @@ def vita_audio(vocabulary: VitaVocabulary) -> Family:
 
 
 def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
-    """The family over a checkpoint's vocabulary, by default that of VITA-Audio-Boost."""
+    """Return the family for a checkpoint's vocabulary, by default that of VITA-Audio-Boost."""
     return vita_audio(VitaVocabulary.from_record(vocabulary) if vocabulary else VitaVocabulary())

@@ -1,7 +1,7 @@
-"""What SenseVoice's encoder is fed: Kaldi's log-mel frames, stacked by sevens, normalised; 60 ms each.
+"""Features of SenseVoice's encoder: Kaldi's log-mel frames, seven stacked per frame, normalised; 60 ms each.
 
-`WavFrontend` of https://github.com/modelscope/FunASR (funasr/frontends/wav_frontend.py) with the numbers that it has
-for SenseVoiceSmall, over Kaldi's filter bank as torchaudio computes it (torchaudio/compliance/kaldi.py).
+`WavFrontend` of https://github.com/modelscope/FunASR (funasr/frontends/wav_frontend.py) with its options for
+SenseVoiceSmall, over Kaldi's filter bank as computed by torchaudio (torchaudio/compliance/kaldi.py).
 """
 
 from collections.abc import Mapping
@@ -15,19 +15,21 @@ from transformers.audio_utils import mel_filter_bank
 SAMPLE_RATE = 16_000
 HOP, WINDOW, SPECTRUM = 160, 400, 512  # samples
 NUM_BINS, LOWEST_HZ = 80, 20.0
-STACKED, STEP = 7, 6  # mel frames in a frame, and from one to the next
+STACKED, STEP = 7, 6  # mel frames per frame, and between the starts of frames
 PREEMPHASIS = 0.97
 LEAST = np.finfo(np.float32).eps
 FULL_SCALE = 1 << 15
-DITHER = 1.0  # the frontend's default: in digital silence, too, there is as much noise as training had
+DITHER = 1.0  # the frontend's default, so that digital silence has the noise of the training data
 
 
 def stacked_log_mel(pcm: np.ndarray, audio: Mapping[str, Any], dither: float = DITHER) -> np.ndarray:
-    """Features [F, 560] float32 of mono `pcm` [n >= WINDOW] at 16 kHz: F is T / 6, rounded up, of T mel frames.
+    """Return features [F, 560] float32; F is T / 6, rounded up, for T mel frames.
 
-    audio: `audio_config` of config.json, with the `shift` and `scale` of each of the 560 numbers. dither: the standard
-    deviation of the noise that is added, in steps of 16 bits; the same noise each time, so that the same audio makes
-    the same features.
+    Args:
+        pcm: Mono samples [n >= WINDOW] at 16 kHz.
+        audio: `audio_config` of config.json, with the `shift` and `scale` of each of the 560 numbers.
+        dither: Standard deviation of the added noise in 16-bit steps. The noise is the same each time, so that the same
+            audio has the same features.
     """
     mel = _log_mel(pcm, dither)
     around = STEP * np.arange(-(-len(mel) // STEP))[:, None] + np.arange(STACKED) - STACKED // 2
@@ -37,7 +39,7 @@ def stacked_log_mel(pcm: np.ndarray, audio: Mapping[str, Any], dither: float = D
 
 
 def _log_mel(pcm: np.ndarray, dither: float) -> np.ndarray:
-    """[T, 80] float32: no frame reaches over an end of the waveform."""
+    """Return log-mel frames [T, 80] float32; no frame extends beyond the waveform."""
     frames = sliding_window_view(pcm.astype(np.float32) * FULL_SCALE, WINDOW)[::HOP]
     if dither:
         frames = frames + dither * np.random.default_rng(0).standard_normal(frames.shape, np.float32)
@@ -49,7 +51,7 @@ def _log_mel(pcm: np.ndarray, dither: float) -> np.ndarray:
 
 @cache
 def _bank() -> np.ndarray:
-    """Kaldi's triangles, [257, 80]: even in mel, from LOWEST_HZ to half the sample rate."""
+    """Return Kaldi's triangular filters [257, 80], evenly spaced in mel from LOWEST_HZ to half the sample rate."""
     top = SAMPLE_RATE / 2
     return mel_filter_bank(
         SPECTRUM // 2 + 1,

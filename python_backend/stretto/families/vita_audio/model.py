@@ -1,14 +1,14 @@
-"""SenseVoiceSmall's encoder, through which VITA-Audio-Plus hears, and the adaptor from its width to the backbone's.
+"""Audio encoder of VITA-Audio-Plus (SenseVoiceSmall's), and the adaptor from its width to the backbone's.
 
     queries ┐                                      language, event, emotion, text form: four learned rows
             ├─► + sine positions ─► 50 blocks ─► norm ─► 20 blocks ─► norm ─► adaptor ─► rows of the backbone
     frames ─┘
 
-A block is attention over all rows and a feed-forward net, norms before both; beside attention each channel of its
-values runs through a filter of its own over time, a "memory" (SAN-M, https://arxiv.org/abs/2006.01713). Names of
-tensors are the published ones: `SenseVoiceSmall` of modeling_sensevoice.py and `ResamplerProjector` beside it
-(vita_audio/models/qwen2_mtp_sensevoice_v4_48_3 of https://github.com/VITA-MLLM/VITA-Audio). All is computed in the
-type of the weights, as there: in bfloat16 the positions above 256 are rounded, too.
+A block is attention over all rows and a feed-forward net, each after a norm. In parallel to attention, each channel of
+the values is filtered over time by a filter of its own, the "memory" (SAN-M, https://arxiv.org/abs/2006.01713). Names
+of tensors are the published ones: `SenseVoiceSmall` of modeling_sensevoice.py and `ResamplerProjector` next to it
+(vita_audio/models/qwen2_mtp_sensevoice_v4_48_3 of https://github.com/VITA-MLLM/VITA-Audio). As there, everything is
+computed in the dtype of the weights: in bfloat16, positions above 256 are rounded as well.
 """
 
 from collections.abc import Mapping
@@ -18,13 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Of the 16 learned rows those that the authors put before the audio: language unknown, event, emotion, plain words.
+# Learned rows that the authors put before the audio: language unknown, event, emotion, plain words.
 QUERIES = (0, 1, 2, 15)
 NUM_QUERY_ROWS = 16
 
 
 class Attention(nn.Module):
-    """Self-attention with a memory: what the values hold, filtered over time channel by channel."""
+    """Self-attention with a memory: the values, filtered over time channel by channel, are added to the output."""
 
     def __init__(self, in_size: int, size: int, config: Mapping[str, Any]):
         super().__init__()
@@ -37,7 +37,7 @@ class Attention(nn.Module):
         self.fsmn_block = nn.Conv1d(size, size, taps, groups=size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[1, T, in] -> [1, T, size]."""
+        """Map [1, T, in] to [1, T, size]."""
         parts = self.linear_q_k_v(x).chunk(3, -1)
         memory = self.fsmn_block(F.pad(parts[2].mT, (self._left, self._right))).mT + parts[2]
         heads = [part.unflatten(-1, (self._num_heads, -1)).transpose(1, 2) for part in parts]
@@ -51,12 +51,12 @@ class FeedForward(nn.Module):
         self.w_1, self.w_2 = nn.Linear(size, inner), nn.Linear(inner, size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[1, T, size] -> the same."""
+        """Map [1, T, size] to the same shape."""
         return self.w_2(F.relu(self.w_1(x)))
 
 
 class Block(nn.Module):
-    """One layer; the first changes the width and so has nothing to add its attention to."""
+    """Encoder layer; the first one changes the width and therefore has no residual around its attention."""
 
     def __init__(self, in_size: int, size: int, config: Mapping[str, Any]):
         super().__init__()
@@ -66,7 +66,7 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(size, config["linear_units"])
 
     def forward(self, x: Tensor) -> Tensor:
-        """[1, T, in] -> [1, T, size]."""
+        """Map [1, T, in] to [1, T, size]."""
         attended = self.self_attn(self.norm1(x))
         x = x + attended if self._is_residual else attended
         return x + self.feed_forward(self.norm2(x))
@@ -83,7 +83,7 @@ class Encoder(nn.Module):
         self.after_norm, self.tp_norm = nn.LayerNorm(size), nn.LayerNorm(size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Frames [1, T, M] -> [1, T, size]."""
+        """Map frames [1, T, M] to [1, T, size]."""
         x = self._gain * x
         x = x + positions(x.shape[1], x.shape[2], x)
         for block in (*self.encoders0, *self.encoders):
@@ -95,7 +95,7 @@ class Encoder(nn.Module):
 
 
 class SenseVoice(nn.Module):
-    """Frames [F, M], in the place of which stand the F + 4 rows that come of them, [F + 4, size]."""
+    """Encoder with query rows: frames [F, M] to rows [F + 4, size]."""
 
     def __init__(self, config: Mapping[str, Any]):
         super().__init__()
@@ -115,12 +115,12 @@ class Adaptor(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(in_size, size, bias=False), nn.GELU(), nn.Linear(size, size, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, in] -> [N, size]."""
+        """Map [N, in] to [N, size]."""
         return self.mlp(self.pre_proj_layernorm(x))
 
 
 def positions(num_rows: int, width: int, like: Tensor) -> Tensor:
-    """Sines, then cosines, of the positions from 1 on, [N, width]."""
+    """Return sines followed by cosines of the positions 1, 2, …, [N, width]."""
     step = torch.log(torch.full((1,), 10_000.0, dtype=like.dtype, device=like.device)) / (width / 2 - 1)
     rates = torch.exp(torch.arange(width / 2, device=like.device).to(like.dtype) * -step)
     angles = torch.arange(1, num_rows + 1, device=like.device).to(like.dtype)[:, None] * rates
@@ -128,15 +128,15 @@ def positions(num_rows: int, width: int, like: Tensor) -> Tensor:
 
 
 def audio_tower(config: Mapping[str, Any]) -> SenseVoice:
-    """The encoder that `audio_config` of a checkpoint's config.json describes, without weights."""
+    """Return the encoder described by `audio_config` of a checkpoint's config.json, without weights."""
     return SenseVoice(config).eval()
 
 
 def audio_adaptor(config: Mapping[str, Any], hidden_size: int) -> Adaptor:
-    """What brings its rows to the backbone's width."""
+    """Return the projection of the encoder's rows to the backbone's width."""
     return Adaptor(config["output_size"], hidden_size)
 
 
 def embed_audio(tower: SenseVoice, adaptor: Adaptor, features: Tensor) -> Tensor:
-    """Rows [F + 4, H] for features [F, M] of one audio."""
+    """Return rows [F + 4, H] for features [F, M] of one audio."""
     return adaptor(tower(features))

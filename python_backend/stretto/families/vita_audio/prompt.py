@@ -1,18 +1,17 @@
-"""Prompts of VITA-Audio: ChatML, without the system turn that Qwen 2.5 has by default.
+r"""Prompts of VITA-Audio: ChatML, without Qwen 2.5's default system turn.
 
-    <|im_start|>role \\n content <|im_end|> \\n  …  <|im_start|>assistant \\n
+    <|im_start|>role \n content <|im_end|> \n  …  <|im_start|>assistant \n
 
-    tts        user       Convert the text to speech.\\n text
-    asr        user       Convert the speech to text.\\n audio
-    dialogue   user       text \\n audio, or text alone
+    tts        user       Convert the text to speech.\n text
+    asr        user       Convert the speech to text.\n audio
+    dialogue   user       text \n audio, or text alone
     audio      <|begin_of_audio|> codes <|end_of_audio|>
     heard      <|begin_of_audio|> <|context_of_audio|> … <|end_of_audio|>, in VITA-Audio-Plus
 
-What an assistant said in words and codes takes turns as in training: `interleave`. The role, the line's end and the
-content are tokenised apart from each other, as in training (`vita_audio/data/dataset_qwen2.py` of
-https://github.com/VITA-MLLM/VITA-Audio): the content of a spoken turn begins with a line's end of its own. What Plus
-hears takes the place of one `<|context_of_audio|>` for each row of it (`add_audio_input_contiguous` there); what it
-said is codes, as with the others.
+Words and codes of an assistant's turn alternate as in training: `interleave`. Role, line end and content are tokenized
+separately, as in training (`vita_audio/data/dataset_qwen2.py` of https://github.com/VITA-MLLM/VITA-Audio), so the
+content of a spoken turn begins with a line end of its own. In Plus, each row of the audio encoder replaces one
+`<|context_of_audio|>` (`add_audio_input_contiguous` there). Speech of the assistant is codes, as in other releases.
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,8 +44,11 @@ VOICE = "Your Voice: "
 
 
 class VitaTemplate:
-    """Writes the prompts of a checkpoint. ratio: as that of `VitaVocabulary`. tokenizer: of audio, if there is one.
-    audio: `audio_config` of its config.json, where it hears through an encoder instead."""
+    """Prompt template of VITA-Audio.
+
+    `ratio` is as in `VitaVocabulary`. `tokenizer` is the audio tokenizer, if the checkpoint has one. `audio` is
+    `audio_config` of its config.json, if it has an audio encoder instead.
+    """
 
     def __init__(
         self,
@@ -61,7 +63,10 @@ class VitaTemplate:
         self._begin, self._end = (family.markers[name] for name in ("begin_of_audio", "end_of_audio"))
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """The turns so far and the head of the reply; a dialogue without a system turn gets the authors'."""
+        """Return the rows of the turns and the head of the reply.
+
+        A dialogue without a system turn gets the authors' system turn.
+        """
         ids, heard = list[int](), list[np.ndarray]()
         if task.name == "dialogue" and pieces[0].role != "system":
             ids += self._turn("system", self._text(SYSTEM_TEXT, ""))
@@ -77,11 +82,11 @@ class VitaTemplate:
         return [*self._head(role), *content, self._family.markers["im_end"], *self._text("\n", "")]
 
     def _content(self, task: Task, role: str, turn: list[Piece], heard: list[np.ndarray]) -> list[int]:
-        """What one speaker says; the features of what is heard through an encoder go to the end of `heard`."""
+        """Return the ids of a turn's content; features for the audio encoder are appended to `heard`."""
         words = [piece for piece in turn if piece.text is not None]
         audio = [token for piece in turn if piece.text is None for token in self._audio(piece, heard)]
         for piece in words:
-            self._text(piece.text or "", piece.path)  # its own limits are told by its own name
+            self._text(piece.text or "", piece.path)  # so that an error message names this piece
         text = "\n".join(piece.text or "" for piece in words)
         if role == "system":
             return [*self._text(VOICE, ""), *audio, *self._text("\n", "")] if audio else self._text(text, "system")
@@ -112,7 +117,7 @@ class VitaTemplate:
         return stacked_log_mel(piece.pcm, audio)
 
     def _placed(self, ids: list[int], heard: list[np.ndarray]) -> tuple[HeardAudio, ...]:
-        """The features in `heard` where `ids` have rows for them, in order."""
+        """Return the features in `heard`, assigned in order to the rows that `ids` has for them."""
         context = self._family.markers.get(HEARD)
         firsts = [at for at, token in enumerate(ids) if token == context and ids[at - 1] == self._begin]
         return tuple(
@@ -121,7 +126,7 @@ class VitaTemplate:
         )
 
     def _codes(self, piece: Piece) -> np.ndarray:
-        """[T]: 12.5 a second."""
+        """Return the codes [T] of a piece, 12.5 per second."""
         if piece.codes is not None:
             check_codes(piece.codes, self._family, piece.path)
             return piece.codes[0]
@@ -136,9 +141,15 @@ class VitaTemplate:
 
 
 def interleave(text: list[int], codes: list[int], ratio: Sequence[int], markers: tuple[int, int]) -> list[int]:
-    """Text and codes in turns, each turn's codes between `markers`, which count among `ratio`'s.
+    """Return text and codes in alternating turns, each turn's codes between `markers`.
 
-    As many turns as both have; the last takes all that is left.
+    There are turns as long as both remain; the last one takes the rest of both.
+
+    Args:
+        text: Ids of text.
+        codes: Ids of codes.
+        ratio: Numbers of text ids and audio ids per turn; the latter include the markers.
+        markers: Begin and end of audio.
     """
     if not codes:
         return text
@@ -156,7 +167,7 @@ def interleave(text: list[int], codes: list[int], ratio: Sequence[int], markers:
 
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
-    """The template over a checkpoint's tokenizers, or over that of text and the numbers of its encoder."""
+    """Return the template with a checkpoint's tokenizers, or with its tokenizer of text and its encoder's config."""
     config, subwords = config_at(checkpoint), Subwords(TextTokenizer.at(checkpoint), family)
     ratio = VitaVocabulary.from_record(config[VOCABULARY]).ratio
     tokenizer = load_tokenizer(checkpoint, len(family.layout.audio[0]), device)
