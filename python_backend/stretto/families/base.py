@@ -79,7 +79,7 @@ class TextTrack:
 class PositionStream:
     """Input-only stream of learned positions: row i of the reply carries the i-th of `ids`, pads after the last.
 
-    The prompt template decides what rows of the prompt carry.
+    Ids in rows of the prompt are set by the prompt template.
     """
 
     stream: int
@@ -164,7 +164,7 @@ class Family:
         num_filled_codebooks: Number of codebooks after those of the layout. They are not sampled, but filled in for the
             whole utterance by the decoder (`codec/refinement`).
         leaves_out_extra: True if frames with an extra id of the layout are neither decoded nor reported; False if such
-            an id stands for a code.
+            an id represents a code.
         not_served: Reason why the server rejects a family that `SpeechLLM` supports; empty if it is served.
     """
 

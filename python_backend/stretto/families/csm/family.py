@@ -58,7 +58,7 @@ class CsmVocabulary:
     Attributes:
         begin, end: Begin and end of a text.
         pad: Id of an empty stream.
-        end_of_audio: Unused id that marks the end of a reply for the engine.
+        end_of_audio: Id that marks the end of a reply for the engine; no step reads it.
         num_end_codebooks: Number of codebooks, from the first, whose zeros end the audio.
         depth: Depth transformer.
     """

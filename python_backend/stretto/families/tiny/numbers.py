@@ -33,7 +33,7 @@ def cardinal(count: int) -> str:
 
 
 def ordinal(count: int) -> str:
-    """21 → "twenty first"."""
+    """Return an ordinal as words, e.g. 21 → "twenty first"."""
     return num2words(count, to="ordinal").replace("-", " ").replace(",", "")
 
 
