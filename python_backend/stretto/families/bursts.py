@@ -72,8 +72,8 @@ class BurstSchedule:
         """Return the largest number of recent rows that a module may not have read yet.
 
         Rows are counted back from the last row that the backbone has read. Module k (from 0) reads row j together with
-        the id of row j + k + 1. Modules read a prompt at once, and the rows of a multi-token step as far as the ids are
-        known. They read the remaining rows with the next multi-token step.
+        the id of row j + k + 1. Modules read a prompt as its chunks arrive, and the rows of a multi-token step as far
+        as the ids are known. They read the remaining rows with the next multi-token step.
         """
         extra = self.num_extra(0)
         index, widest, behind = 1 + extra, num_modules, max(0, num_modules - 1 - extra)

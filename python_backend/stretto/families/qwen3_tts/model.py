@@ -8,7 +8,7 @@ from torch import nn
 
 
 class BesideText(nn.Module):
-    """Adds the projected embedding of the text pad, which the text stream carries in that row."""
+    """Module that adds the projected embedding of the text pad, which the text stream carries in that row."""
 
     def __init__(self, hidden_size: int):
         super().__init__()

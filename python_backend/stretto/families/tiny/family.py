@@ -3,8 +3,8 @@
     tts   [tts][voice] c a t [begin_text] ─► pau k ae t pau [end_of_text] [begin_audio] rows … [end_of_reply]
     asr   [asr][begin_audio] audio rows [begin_text] ─► pau k ae t pau [separator] c a t [end_of_reply]
 
-A row has stream 0 (text, or the phoneme spoken in this frame), seven codec streams, and one input-only stream. The
-latter carries the ordinal of the row's phoneme (text and audio segments), or of the frame (audio rows of a prompt).
+A row has stream 0 (text, or the phoneme spoken in this frame), seven codec streams, and one input-only stream. It
+carries the ordinal of the row's phoneme (text and audio segments), or of the frame (audio rows of a prompt).
 """
 
 from collections.abc import Mapping

@@ -120,7 +120,8 @@ def plan(record: dict[str, Any], num_modules: int, prefix: str) -> Plan:
 def schedule(folder: Path, num_modules: int) -> str:
     """Return the default schedule of a release, a key of SCHEDULES, from its generation_config.json.
 
-    Without that file or modules, it is that of the authors' repository.
+    If the file names none, or the model has no modules, it is `balance` if there are enough modules for it, else
+    `vanilla`, as in the authors' repository.
     """
     path = folder / "generation_config.json"
     mode = read_json(path).get("mtp_inference_mode") if num_modules and path.is_file() else None

@@ -25,7 +25,7 @@ MARKERS = {
 }
 # Placeholder of each row of SenseVoice's output, in releases with that encoder.
 HEARD = "context_of_audio"
-# Numbers of text and audio tokens that alternate in training, including markers; the last pair repeats
+# Numbers of text and audio tokens, including markers, that alternate in training; the last pair repeats
 # (https://github.com/VITA-MLLM/VITA-Audio, scripts/deepspeed/sts_qwen25).
 BOOST_RATIO = (1, 10, 4, 10)
 # Tokens of the backbone and of the modules in turns; the last pair repeats (`tools/inference_sts.py` there).
