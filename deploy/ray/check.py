@@ -1,12 +1,19 @@
-"""Three nodes of Ray in this machine, and what is done to them while they speak.
+"""Fault and scaling tests of the Ray application, on three Ray nodes in this machine under load.
 
     PYTHONPATH=deploy/ray python deploy/ray/check.py --command ".venv/bin/stretto serve" PHASE...
 
-In an environment of requirements/ray.txt. Phases, in the order that is given: up (1 → 3 servers under load), affinity
-(turns of conversations that meet one server), server (kill -9 of Triton under streams), update (another version, under
-load), node (kill -9 of a node with all that is on it, another in its place after that), silence (the same, SIGSTOP),
-down (to one server). Each prints a line of JSON, and ends after --limit seconds with what Ray says of itself; the exit
-code says whether all was as it must be.
+Run it in an environment of requirements/ray.txt. Phases run in the given order:
+
+    up        load scales from 1 to 3 servers
+    affinity  turns of a conversation reach the same server
+    server    kill -9 of Triton while it streams
+    update    deployment of another version under load
+    node      kill -9 of a node and all its processes; another node replaces it
+    silence   like node, with SIGSTOP
+    down      scales down to one server
+
+Each phase prints one line of JSON. It fails after --limit seconds and then reports Ray's status. The exit code is 0 if
+all results were as required.
 """
 
 import argparse
@@ -37,7 +44,7 @@ STATES = {"status", "message", "status_trigger", "replica_states"}
 
 
 def status() -> dict[str, Any]:
-    """What Ray says of the application: its status, its deployments' and how many replicas are in which state."""
+    """Return Ray's status of the application and its deployments, with the number of replicas in each state."""
     applications = serve.status().applications
     if APP not in applications:
         return {"status": "none"}
@@ -47,13 +54,13 @@ def status() -> dict[str, Any]:
 
 
 def running() -> int:
-    """How many servers Ray knows to run, and no others that start or end."""
+    """Return the number of running servers; 0 while any server is in another state."""
     states = status().get("deployments", {}).get(SERVER, {}).get("replica_states", {})
     return int(states.get("RUNNING", 0)) if sum(states.values()) == states.get("RUNNING", 0) else 0
 
 
 async def until(claim: Callable[[], bool]) -> float:
-    """Seconds until it was true."""
+    """Wait until `claim` is true and return the seconds it took."""
     begun = time.monotonic()
     while not await asyncio.to_thread(claim):
         await asyncio.sleep(0.5)
@@ -62,7 +69,7 @@ async def until(claim: Callable[[], bool]) -> float:
 
 @asynccontextmanager
 async def asking(callers: Callers, streams: int, tally: Tally) -> AsyncIterator[None]:
-    """So many streams, one after the other, while the block runs."""
+    """Keep `streams` requests in flight while the block runs."""
     end = asyncio.Event()
     asked = asyncio.create_task(callers.keep_asking(streams, end, tally))
     try:
@@ -74,24 +81,24 @@ async def asking(callers: Callers, streams: int, tally: Tally) -> AsyncIterator[
 
 
 async def up(callers: Callers, cluster: Any) -> dict[str, Any]:
-    """Load comes, and servers come."""
+    """Scale up under load."""
     return await loaded(callers, callers.streams, lambda: running() == 3)
 
 
 async def down(callers: Callers, cluster: Any) -> dict[str, Any]:
-    """Load goes, and servers go, under what is left of it."""
+    """Scale down under reduced load."""
     await until_three(callers)
     return await loaded(callers, 1, lambda: running() == 1)
 
 
 async def until_three(callers: Callers) -> None:
-    """Three servers, by load where there are less."""
+    """Generate load until three servers are running."""
     if running() < 3:
         await loaded(callers, callers.streams, lambda: running() == 3)
 
 
 async def loaded(callers: Callers, streams: int, claim: Callable[[], bool]) -> dict[str, Any]:
-    """So many streams until the claim is true, and a round of requests after that."""
+    """Keep `streams` requests in flight until `claim` is true, then make one more round of requests."""
     tally, after = Tally(), Tally()
     async with asking(callers, streams, tally):
         took_s = await until(claim)
@@ -100,7 +107,10 @@ async def loaded(callers: Callers, streams: int, claim: Callable[[], bool]) -> d
 
 
 async def struck(callers: Callers, strike: Callable[[], None]) -> dict[str, Any]:
-    """Streams on all servers while one of them is struck, once all but one are heard; at once new requests."""
+    """Inject a fault while all servers are streaming, and make new requests immediately afterwards.
+
+    The fault is injected once all streams but one have received audio.
+    """
     during, after = Tally(), Tally()
     streams = [asyncio.create_task(callers.say(seed, during)) for seed in range(callers.streams)]
     while len(during.heard_s) < callers.streams - 1 and not all(stream.done() for stream in streams):
@@ -112,7 +122,7 @@ async def struck(callers: Callers, strike: Callable[[], None]) -> dict[str, Any]
 
 
 async def server(callers: Callers, cluster: Any) -> dict[str, Any]:
-    """kill -9 of the Triton server of one replica."""
+    """Kill the Triton server of one replica."""
     await until_three(callers)
     launcher = launchers(cluster).pop()
 
@@ -123,17 +133,17 @@ async def server(callers: Callers, cluster: Any) -> dict[str, Any]:
 
 
 async def node(callers: Callers, cluster: Any) -> dict[str, Any]:
-    """kill -9 of a node with a server and without the gateway, and of every process on it."""
+    """Kill every process of a node that has a server but no gateway."""
     return await node_struck(callers, cluster, signal.SIGKILL)
 
 
 async def silence(callers: Callers, cluster: Any) -> dict[str, Any]:
-    """Such a node says nothing more, and closes no connection, as one that has lost its network or its power."""
+    """Stop every process of such a node without closing connections, like a loss of network or power."""
     return await node_struck(callers, cluster, signal.SIGSTOP)
 
 
 async def node_struck(callers: Callers, cluster: Any, how: signal.Signals) -> dict[str, Any]:
-    """A signal to all processes of a node; after that, another node in its place."""
+    """Send a signal to all processes of a node, and replace the node afterwards."""
     await until_three(callers)
     there = (processes_on(each) for each in cluster.list_all_nodes() if each is not cluster.head_node)
     victims = next(each for each in there if has(each, SERVER) and not has(each, INGRESS))
@@ -151,7 +161,7 @@ async def node_struck(callers: Callers, cluster: Any, how: signal.Signals) -> di
 
 
 async def update(callers: Callers, cluster: Any) -> dict[str, Any]:
-    """Another version while there is load."""
+    """Deploy another version under load."""
     await until_three(callers)
     before = launchers(cluster)
     arguments = json.loads(cluster.arguments) | {"version": f"{time.time():.0f}"}
@@ -170,7 +180,7 @@ async def update(callers: Callers, cluster: Any) -> dict[str, Any]:
 
 
 async def affinity(callers: Callers, cluster: Any) -> dict[str, Any]:
-    """Turns of conversations, four at a time: how many meet the server of the turn before."""
+    """Measure how often a conversation's turn reaches the server of its previous turn; four conversations at a time."""
     choose = leasing(lambda: serve.get_deployment_handle(SERVER, APP), FAILURES)
     met = Counter[bool]()
 
@@ -192,7 +202,7 @@ PHASES = {each.__name__: each for each in (up, affinity, server, update, node, s
 
 
 async def run(words: argparse.Namespace, cluster: Any) -> bool:
-    """Every phase, one after the other; whether all was as it must be."""
+    """Run all phases in order; return True if all results were as required."""
     fine = True
     async with aiohttp.ClientSession(f"http://127.0.0.1:{PORT}") as session:
         callers, first = Callers(session, words.streams), Tally()
@@ -208,7 +218,7 @@ async def run(words: argparse.Namespace, cluster: Any) -> bool:
 
 
 async def references(callers: Callers, tally: Tally) -> dict[str, Any]:
-    """What each text and seed sounds like, one after the other."""
+    """Record the audio of each text and seed, one request at a time."""
     for text, seeds in {TEXT: callers.streams, SENTENCE: NEW}.items():
         for seed in range(seeds):
             while (text, seed) not in callers.known:
@@ -217,7 +227,11 @@ async def references(callers: Callers, tally: Tally) -> dict[str, Any]:
 
 
 def is_fine(record: dict[str, Any]) -> bool:
-    """Whether nothing was wrong or without an end, new requests were all right, and turns met their servers."""
+    """Return True if a phase's record meets all requirements.
+
+    No reply may be wrong, unanswered or unterminated; all new requests must succeed; 95 % of turns must meet their
+    server.
+    """
     tallies = [tally for tally in (record, *record.values()) if isinstance(tally, dict) and "wrong" in tally]
     ends = [end for tally in tallies for end in tally["errors"]]
     return (
@@ -230,7 +244,7 @@ def is_fine(record: dict[str, Any]) -> bool:
 
 
 def main() -> int:
-    """Start the nodes, the application, and the phases."""
+    """Start the nodes and the application, and run the phases."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--command", required=True)
     parser.add_argument("--servers", type=int, default=1, help="at least")
@@ -239,7 +253,7 @@ def main() -> int:
     parser.add_argument("phases", nargs="+", choices=PHASES)
     words = parser.parse_args()
     cluster = Cluster()
-    add_node(cluster, CPUS + 1, include_dashboard=False)  # room for a server and the gateway on each
+    add_node(cluster, CPUS + 1, include_dashboard=False)  # capacity for a server and the gateway on each
     for _ in range(2):
         add_node(cluster, CPUS + 1)
     ray.init(address=cluster.address, log_to_driver=False)

@@ -1,1 +1,1 @@
-"""Gateways and speech servers as an application of Ray Serve (docs/scale.md). Knows the server by its command alone."""
+"""Ray Serve application of gateways and speech servers (docs/scale.md); it uses the server only by its command."""

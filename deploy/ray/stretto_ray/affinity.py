@@ -1,4 +1,4 @@
-"""Which server an utterance goes to: that of its conversation, as long as that is no busier than the others."""
+"""Placement of utterances: on their conversation's server, unless its load exceeds the others'."""
 
 import hashlib
 import math
@@ -6,12 +6,18 @@ import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-BOUND = 1.25  # of the mean load, that a conversation's server may have (Mirrokni et al. 2018, bounded loads)
+BOUND = 1.25  # limit on the load of a conversation's server, times the mean (bounded loads, Mirrokni et al. 2018)
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A server: its name, the utterances that it has, and whether it takes more, and answers at all."""
+    """A server as seen by the router.
+
+    Attributes:
+        name: Name of the server.
+        load: Number of its utterances.
+        is_ready: True if it accepts utterances and responds.
+    """
 
     name: str
     load: int
@@ -19,13 +25,18 @@ class Candidate:
 
 
 def ranked(key: str, candidates: Sequence[Candidate], refused: Collection[str], free: int) -> list[str]:
-    """The names of all, the best first; then those that are not ready, and at last those that have refused already.
+    """Return the names of all candidates, the best first.
 
-    The last are there because Ray's router looks for ever for a server that it is not given, and holds up others
-    meanwhile: they say themselves that they take nothing.
+    Each key has its own fixed order of servers (rendezvous hashing), which does not change when other servers are added
+    or removed. Ready servers come first, then servers that are not ready, and last those that have refused this
+    request. All are included because Ray's router retries forever without a candidate, and delays other requests
+    meanwhile. Servers that cannot accept a request refuse it themselves.
 
-    Rendezvous hashing: each key has an order of all servers of its own, and keeps it when others come or go. free: so
-    many utterances do a server no harm, whatever the others have. Without a key, the least busy is the best.
+    Args:
+        key: Key of the conversation; if empty, the least loaded server is best.
+        candidates: The servers.
+        refused: Names of servers that have refused this request.
+        free: Number of utterances below which a server keeps its conversations at any load of the others.
     """
     able = [each for each in candidates if each.is_ready and each.name not in refused]
     unready = [each for each in candidates if not each.is_ready and each.name not in refused]
@@ -43,5 +54,5 @@ def _best_first(key: str, those: Sequence[Candidate], free: int) -> list[str]:
 
 
 def weight(key: str, name: str) -> bytes:
-    """Where a server stands in the order of a key: the higher, the earlier."""
+    """Return the position of a server in a key's order; higher values come first."""
     return hashlib.blake2b(f"{key}\n{name}".encode(), digest_size=8).digest()

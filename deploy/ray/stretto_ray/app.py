@@ -25,12 +25,22 @@ FAILURES = (RayError, RayServeException)
 
 
 class Settings(BaseModel):
-    """What an application is told.
+    """Settings of the application.
 
-    command: what starts a server, in an environment of its own. gpus: of each; with tensor parallelism several.
-    streams: utterances that one server is given on average before another is started; max_streams: that it takes; free:
-    with fewer than so many it keeps its conversations, however few the others have.
-    drain_s: that utterances have when their server is to end. version: another one replaces servers, one by one.
+    Attributes:
+        command: Command that starts a server, in an environment of its own.
+        gpus: GPUs per server; several with tensor parallelism.
+        cpus: CPUs per server.
+        min_servers: Minimum number of servers.
+        max_servers: Maximum number of servers.
+        streams: Average utterances per server above which another server is started.
+        max_streams: Maximum utterances per server.
+        free: Utterances below which a server keeps its conversations at any load of the others.
+        gateways: Number of gateways.
+        drain_s: Seconds that utterances have to finish when their server stops.
+        upscale_s: Seconds of higher demand before a server is added.
+        downscale_s: Seconds of lower demand before a server is removed.
+        version: Version; a new value replaces the servers one by one.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -51,7 +61,7 @@ class Settings(BaseModel):
 
 
 class WithState:
-    """The gateway's application, with the `state` of requests that uvicorn gives it and Ray's proxy does not."""
+    """Wrapper of the gateway that adds the ASGI scope's `state`, which uvicorn provides and Ray's proxy does not."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -62,7 +72,7 @@ class WithState:
 
 
 def build(arguments: dict[str, Any]) -> Application:
-    """Gateways before servers, as `serve run` and `serve deploy` ask for them."""
+    """Return the application of gateways and servers, for `serve run` and `serve deploy`."""
     settings = Settings(**arguments)
 
     def gateway() -> ASGIApp:
@@ -74,7 +84,7 @@ def build(arguments: dict[str, Any]) -> Application:
     ingress = serve.deployment(serve.ingress(gateway)()).options(
         name=INGRESS,
         num_replicas=settings.gateways,
-        max_surge_percent=100,  # the new ones take requests before the old ones are told to end
+        max_surge_percent=100,  # new gateways accept requests before old ones are stopped
         max_ongoing_requests=Limits().max_connections,
         graceful_shutdown_timeout_s=settings.drain_s + 10,
         ray_actor_options={"num_cpus": 1},
@@ -83,7 +93,7 @@ def build(arguments: dict[str, Any]) -> Application:
 
 
 def servers(settings: Settings) -> Any:
-    """The deployment of servers."""
+    """Return the deployment of servers."""
     return serve.deployment(SpeechServer).options(
         name=SERVER,
         max_ongoing_requests=settings.max_streams,

@@ -1,4 +1,4 @@
-"""Servers for the gateway's utterances, leased from the deployment of servers."""
+"""Leases of servers from the deployment, for the gateway's utterances."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -9,9 +9,10 @@ from typing import Any
 from stretto_client import ServerUnavailable
 from stretto_gateway.routed import Choose, Lease
 
-LEASE_S = 15.0  # in which somebody has to answer: Ray's router needs milliseconds, where processors are free
-AGAIN_S = 1.0  # without an answer, as of a node that is gone and nobody has noticed, somebody else is asked, too;
-# twice as long without that, a third, and so on: where all are slow, an utterance should not count four times
+LEASE_S = 15.0  # time limit for an answer; Ray's router needs milliseconds if CPUs are idle
+# Without an answer for this long, for example from a dead node, another replica is asked as well. The wait doubles for
+# each further one, so that an utterance is not counted four times when all replicas are slow.
+AGAIN_S = 1.0
 ATTEMPTS = 4
 
 Failures = tuple[type[Exception], ...]
@@ -20,10 +21,14 @@ Asked = dict[asyncio.Future[dict[str, Any]], Any]
 
 
 def leasing(handle_of: Callable[[], Any], failures: Failures) -> Choose:
-    """What chooses a server by the router of the deployment whose handle that is; failures: what Ray raises.
+    """Return a function that leases a server through the deployment's router.
 
-    Each lease is asked for in a context of its own: Ray's router knows what it has to find a replica for by the id of
-    the HTTP request that the context is of, takes two of one request for the same, and looks for the second for ever.
+    Each lease is requested in its own context. Ray's router identifies pending requests by the id of the context's HTTP
+    request. It treats two requests with the same id as one, and searches for a replica for the second forever.
+
+    Args:
+        handle_of: Returns the handle of the deployment.
+        failures: Exceptions raised by Ray.
     """
 
     @asynccontextmanager
@@ -43,7 +48,7 @@ def leasing(handle_of: Callable[[], Any], failures: Failures) -> Choose:
                         lost.cancel()
                     return
             if told["name"] in unready:
-                break  # nobody is left: who has refused is asked last
+                break  # all have refused: those are ranked last
             unready.append(told["name"])
         raise ServerUnavailable("no server takes requests now; try again")
 
@@ -52,7 +57,7 @@ def leasing(handle_of: Callable[[], Any], failures: Failures) -> Choose:
 
 @asynccontextmanager
 async def _first_answer(ask: Callable[[], Any], failures: Failures) -> AsyncIterator[tuple[dict[str, Any], Any]]:
-    """What the first replica that answers says, and its responses; ServerUnavailable where none says anything."""
+    """Yield the first replica's answer and its responses; raise ServerUnavailable if no replica answers."""
     asked: Asked = {}
     silences: Failures = (*failures, TimeoutError, StopAsyncIteration)
     try:
@@ -71,8 +76,10 @@ async def _first_answer(ask: Callable[[], Any], failures: Failures) -> AsyncIter
 
 
 async def _first_of(ask: Callable[[], Any], asked: Asked) -> asyncio.Future[dict[str, Any]]:
-    """The first answer that is not a failure, else the last failure. One more is asked, up to ATTEMPTS, each time that
-    one has failed or a while has gone by."""
+    """Return the first successful answer, or otherwise the last failure.
+
+    Another replica is asked, up to ATTEMPTS in all, after each failure and after each timeout.
+    """
     again_s = AGAIN_S
     while True:
         for answer in asked:
@@ -89,7 +96,7 @@ async def _first_of(ask: Callable[[], Any], asked: Asked) -> asyncio.Future[dict
 
 
 def _leave(asked: Asked) -> None:
-    """Give back what was asked for. What Ray makes of that in the answers is nobody's failure."""
+    """Cancel pending requests, and ignore the errors that Ray raises for them."""
     for answer, responses in asked.items():
         answer.add_done_callback(lambda left: left.cancelled() or left.exception())
         answer.cancel()
@@ -97,7 +104,7 @@ def _leave(asked: Asked) -> None:
 
 
 async def _until_lost(responses: Any, failures: Failures) -> None:
-    """Return when the lease ends, which it does by itself only with its replica."""
+    """Return when the lease ends; unless it is cancelled, it ends only with its replica."""
     with suppress(*failures):
         async for _ in responses:
             pass

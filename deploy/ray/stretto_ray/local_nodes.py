@@ -1,4 +1,4 @@
-"""Nodes of Ray in this machine, and the processes on them."""
+"""Ray nodes in this machine, and their processes."""
 
 from contextlib import suppress
 from typing import Any
@@ -11,9 +11,14 @@ LAUNCHERS_FLAG = "--pid-file"
 
 
 def add_node(cluster: Any, num_cpus: int, **arguments: Any) -> None:
-    """A node more; tried again where its agents take longer to come up than Ray waits for on any machine.
+    """Add a node; retry if its agents start more slowly than Ray's fixed timeout.
 
-    Not in a thread: it sets handlers of signals.
+    Must be called in the main thread, because it installs signal handlers.
+
+    Args:
+        cluster: The cluster.
+        num_cpus: CPUs of the node.
+        arguments: Further arguments for Ray.
     """
     for attempt in range(5):
         try:
@@ -25,14 +30,17 @@ def add_node(cluster: Any, num_cpus: int, **arguments: Any) -> None:
 
 
 def launchers(cluster: Any) -> set[psutil.Process]:
-    """The launchers of all servers."""
+    """Return the launchers of all servers."""
     everywhere = [process for each in cluster.list_all_nodes() for process in processes_on(each)]
     children = [child for process in everywhere if has([process], SERVER) for child in process.children()]
     return {child for child in children if LAUNCHERS_FLAG in title(child)}
 
 
 def processes_on(node: Any) -> list[psutil.Process]:
-    """The processes of a node of Ray, its raylet first; servers' launchers have sessions of their own, and parents."""
+    """Return the processes of a Ray node, its raylet first.
+
+    They are found by parent: servers' launchers have sessions of their own.
+    """
     raylet = next(found.process for name, all_of in node.all_processes.items() if "raylet" in name for found in all_of)
     if raylet.poll() is not None:
         return []
@@ -40,12 +48,12 @@ def processes_on(node: Any) -> list[psutil.Process]:
 
 
 def has(processes: list[psutil.Process], deployment: str) -> bool:
-    """Whether a replica of the deployment is among the processes, by the titles that Ray gives them."""
+    """Return True if a replica of the deployment is among the processes, by the titles that Ray sets."""
     return any(deployment in title(process) for process in processes)
 
 
 def title(process: psutil.Process) -> str:
-    """What a process calls itself; '' once it has ended."""
+    """Return a process's command line; empty if the process has ended."""
     with suppress(psutil.NoSuchProcess):
         return " ".join(process.cmdline())
     return ""

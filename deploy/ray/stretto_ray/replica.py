@@ -1,4 +1,4 @@
-"""The deployment of servers: each replica owns one, and lends it to one utterance after the other."""
+"""Deployment of servers: each replica owns one server and leases it to utterances."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -10,18 +10,18 @@ from ray import serve
 from stretto_ray.scaling import WAITING
 from stretto_ray.server_process import ServerProcess
 
-LONGEST_S = 3600.0  # as a session of the gateway's; the lease of an ingress that died ends with it
+LONGEST_S = 3600.0  # as a gateway session; leases of a dead ingress end after this
 
 
 class SpeechServer:
-    """A Triton server on this replica's GPUs. What it says goes from server to ingress past Ray, over gRPC.
+    """A Triton server on this replica's GPUs.
 
-    A request of Ray's is a lease: it lasts as long as the utterance, so that Ray counts, limits, spreads, scales by
-    and waits for utterances.
+    Its audio reaches the ingress directly over gRPC, not through Ray. A Ray request is a lease, which lasts as long as
+    the utterance. Ray's limits, load balancing, autoscaling and draining therefore apply to utterances.
     """
 
     async def __init__(self, command: Sequence[str], drain_s: float, version: str) -> None:  # type: ignore[misc]
-        self._version = version  # another one makes another deployment of it: Ray replaces all servers
+        self._version = version  # a new version changes the deployment, so Ray replaces all servers
         self._server = ServerProcess(tuple(command), ray.util.get_node_ip_address(), drain_s)
         self._name = serve.get_replica_context().replica_id.unique_id
         try:
@@ -31,9 +31,13 @@ class SpeechServer:
             raise
 
     async def lease(self, key: str, refused: Sequence[str]) -> AsyncIterator[dict[str, Any]]:
-        """Who this is, and where it listens: '' where it takes nothing now. Then nothing, until the lease is cancelled.
+        """Yield the server's name and address, and then nothing until the lease is cancelled.
 
-        key, refused: what the router has chosen by, who asks for one that has refused where there is no other.
+        The address is empty if the server accepts no utterances now.
+
+        Args:
+            key: Key of the conversation, used by the router.
+            refused: Names of servers that have refused; the router may choose one of them if there is no other.
         """
         takes_it = self._server.state() == "ready" and self._name not in refused
         server = self._server.address if takes_it else ""
@@ -42,18 +46,18 @@ class SpeechServer:
             await asyncio.sleep(LONGEST_S)
 
     def check_health(self) -> None:
-        """Raise where the launcher is gone. It starts again by itself what else ends."""
+        """Raise if the launcher has ended; the launcher restarts all other processes itself."""
         if self._server.has_ended:
             raise RuntimeError(f"the server's launcher has ended; see {self._server.log}")
 
     def record_routing_stats(self) -> dict[str, bool]:
-        """What the router is told."""
+        """Return the readiness for the router."""
         return {"is_ready": self._server.state() == "ready"}
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """What the autoscaler is told."""
+        """Return the number of waiting rows for the autoscaler."""
         return {WAITING: await asyncio.to_thread(self._server.waiting_rows)}
 
     async def __del__(self) -> None:
-        if hasattr(self, "_server"):  # it was made
+        if hasattr(self, "_server"):  # the constructor got this far
             await asyncio.to_thread(self._server.stop)

@@ -1,4 +1,4 @@
-"""The request router of Ray Serve that `affinity` decides for."""
+"""Ray Serve request router that ranks replicas by `affinity`."""
 
 from collections import Counter
 from typing import Any
@@ -10,37 +10,37 @@ from stretto_ray.unanswered import Unanswered
 
 
 class AffinityRouter(RequestRouter):
-    """Takes the key of a request and whom it is not to meet from its first two arguments (`SpeechServer.lease`)."""
+    """Router by conversation; the key and the refusals are the first two arguments of `SpeechServer.lease`."""
 
     def initialize_state(self, free: int = 8, **_: Any) -> None:
         self._free = free
         self._unanswered = Unanswered()
-        self._leases = Counter[str]()  # of this router; Ray's own figure is late where many begin and end at once
+        self._leases = Counter[str]()  # leases of this router; Ray's own count lags when many begin and end at once
 
     def on_send_request(self, replica_id: ReplicaID) -> None:
-        """A replica is asked for a lease."""
+        """Count a lease that is requested from a replica."""
         self._unanswered.sent(replica_id.unique_id)
         self._leases[replica_id.unique_id] += 1
         super().on_send_request(replica_id)
 
     def on_new_queue_len_info(self, replica_id: ReplicaID, num_ongoing_requests: int) -> None:
-        """It has said whether it takes the request, and how many it has."""
+        """Record that a replica has answered, with its number of requests."""
         self._unanswered.answered(replica_id.unique_id)
         super().on_new_queue_len_info(replica_id, num_ongoing_requests)
 
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
-        """A lease is over, or was not given."""
+        """Count a lease that has ended or was refused."""
         self._leases[replica_id.unique_id] = max(0, self._leases[replica_id.unique_id] - 1)
         super().on_request_completed(replica_id, internal_request_id)
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
-        """A rank for each, in the order of `ranked`."""
+        """Return all replicas in the order of `ranked`, each in a rank of its own."""
         key, refused = ("", ())
         if pending_request is not None:
             key, refused = pending_request.args
-            pending_request.routing_context.should_backoff = True  # without it, Ray asks again at once and for ever
+            pending_request.routing_context.should_backoff = True  # otherwise Ray retries immediately and forever
         named = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
         candidates = [
             Candidate(

@@ -1,20 +1,29 @@
-"""How many servers there should be: by the utterances that there are, and by the rows that wait in the servers."""
+"""Number of servers, from the number of utterances and the rows that wait in the servers."""
 
 import math
 from typing import Any
 
-WAITING = "waiting_rows"  # the figure that a server tells
-ROWS_A_SERVER = 4.0  # that may wait for a place in its batch, on average
+WAITING = "waiting_rows"  # metric reported by each server
+ROWS_A_SERVER = 4.0  # rows per server that may wait for a batch slot, on average
 
 
 def wanted(utterances: float, waiting_rows: float, running: int, streams_a_server: float) -> int:
-    """Servers for so many utterances, with and without a server yet; one more where rows wait in those that run."""
+    """Return the desired number of servers.
+
+    One more than running is requested if rows wait in the running servers.
+
+    Args:
+        utterances: Utterances with and without a server.
+        waiting_rows: Rows that wait for a batch slot, in all servers.
+        running: Number of servers.
+        streams_a_server: Target utterances per server.
+    """
     needed = math.ceil(utterances / streams_a_server)
     return max(needed, running + 1) if waiting_rows > ROWS_A_SERVER * running > 0 else needed
 
 
 def policy(context: Any) -> tuple[int, dict[str, Any]]:
-    """The same, as Ray Serve's autoscaling policies are called: its delays and bounds come on top."""
+    """Return `wanted` as a Ray Serve autoscaling policy; Ray applies its delays and bounds afterwards."""
     waiting = (context.aggregated_metrics or {}).get(WAITING, {})
     target = context.config.target_ongoing_requests
     return wanted(context.total_num_requests, sum(waiting.values()), context.current_num_replicas, target), {}

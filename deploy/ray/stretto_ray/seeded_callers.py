@@ -1,4 +1,4 @@
-"""Callers who ask for speech by seeds, know what each seed sounds like, and count what becomes of it."""
+"""Test clients that request speech by seed, know the expected audio of each seed, and count the results."""
 
 import asyncio
 import base64
@@ -15,12 +15,20 @@ import aiohttp
 
 TEXT = "It is twenty past nine and the garden door is open. Nobody is there but a cat, and it rains."
 SENTENCE = "Set a timer for 12 minutes."
-PATIENCE_S = 120.0  # of one request
+PATIENCE_S = 120.0  # time limit of a request
 
 
 @dataclass
 class Tally:
-    """What became of requests. wrong: complete, and other samples than the seed's. heard_s: to the first sound."""
+    """Results of requests.
+
+    Attributes:
+        right: Number of complete replies with the expected samples.
+        wrong: Number of complete replies with other samples.
+        ended: Error of each failed reply.
+        heard_s: Times to the first audio, in seconds.
+        latest_s: Longest duration of a request, in seconds.
+    """
 
     right: int = 0
     wrong: int = 0
@@ -29,7 +37,7 @@ class Tally:
     latest_s: float = 0.0
 
     def record(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the results as a JSON object."""
         counts = {"right": self.right, "wrong": self.wrong, "errors": Counter(self.ended)}
         if self.heard_s:
             counts |= {"first_sound_s": {"median": median(self.heard_s), "last": max(self.heard_s)}}
@@ -37,11 +45,16 @@ class Tally:
 
 
 class Failed(Exception):
-    """An answer is an error, or ends with one."""
+    """A response that is an error or ends with one."""
 
 
 class Callers:
-    """Ask the ingress for speech by seeds, so many streams at a time, and know what each text and seed sounds like."""
+    """Test clients of the ingress.
+
+    Attributes:
+        streams: Number of concurrent streams.
+        known: Digest of the audio of each text and seed.
+    """
 
     def __init__(self, session: aiohttp.ClientSession, streams: int) -> None:
         self._session = session
@@ -49,7 +62,13 @@ class Callers:
         self.known: dict[tuple[str, int], str] = {}
 
     async def say(self, seed: int, tally: Tally, text: str = TEXT) -> None:
-        """One utterance, of odd seeds as server-sent events: complete and right, or with an error that says so."""
+        """Request one utterance and count its result; odd seeds use server-sent events.
+
+        Args:
+            seed: Seed of the utterance.
+            tally: Results to add to.
+            text: Text to be spoken.
+        """
         begun, digest, error, is_heard = time.monotonic(), hashlib.sha256(), "", False
         try:
             async with asyncio.timeout(PATIENCE_S):
@@ -73,7 +92,7 @@ class Callers:
             tally.wrong += 1
 
     async def _parts(self, seed: int, text: str) -> AsyncIterator[bytes]:
-        """The sound of a seed, as it comes; Failed where the answer says that there is no more."""
+        """Yield the audio of a seed as it arrives; raise Failed if the response reports an error."""
         is_sse = seed % 2 == 1
         body = {"model": "tts-1", "input": text, "seed": seed, "response_format": "pcm"}
         body |= {"stream_format": "sse" if is_sse else "audio", "chunking": {"deterministic": True}}
@@ -96,7 +115,13 @@ class Callers:
                 raise Failed("ended without an error")
 
     async def keep_asking(self, streams: int, until: asyncio.Event, tally: Tally) -> None:
-        """So many at a time, one after the other."""
+        """Keep `streams` requests in flight until `until` is set.
+
+        Args:
+            streams: Number of concurrent requests.
+            until: Set to end after the current requests.
+            tally: Results to add to.
+        """
 
         async def one(number: int) -> None:
             while not until.is_set():

@@ -1,4 +1,4 @@
-"""A speech server that this process owns: `stretto serve`, from an environment of its own, as a child."""
+"""A speech server as a child process: `stretto serve` in an environment of its own."""
 
 import asyncio
 import ctypes
@@ -13,18 +13,27 @@ from typing import Any
 from urllib.request import urlopen
 
 PR_SET_PDEATHSIG = 1
-LIBC = ctypes.CDLL(None)  # looked up before a child needs it
+LIBC = ctypes.CDLL(None)  # loaded before the fork
 POLL_S, PAGE_S = 0.3, 2.0
 WAITING = re.compile(r"^stretto_waiting_requests(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
 
 
 class ServerProcess:
-    """Listens at three ports of `host` that were free; ends with this process, which it then drains.
+    """Server on three free ports of `host`; it is drained and ends when this process ends.
 
-    command: what starts a server, without the flags that are this one's to give; more: behind those.
+    Attributes:
+        log: Path of the server's log.
     """
 
     def __init__(self, command: tuple[str, ...], host: str, drain_s: float, more: tuple[str, ...] = ()) -> None:
+        """Start the server.
+
+        Args:
+            command: Command that starts a server, without the flags set here.
+            host: Address to listen at.
+            drain_s: Seconds that utterances have to finish when the server stops.
+            more: Further flags.
+        """
         self._host, self._drain_s = host, drain_s
         self._folder = Path(tempfile.mkdtemp(prefix="stretto-ray-"))
         self.log = self._folder / "server.log"
@@ -48,34 +57,34 @@ class ServerProcess:
 
     @property
     def pid(self) -> int:
-        """The launcher's."""
+        """Pid of the launcher."""
         return self._process.pid
 
     @property
     def address(self) -> str:
-        """Of its gRPC service, once it is ready."""
+        """Address of the gRPC service, once the server is ready."""
         return f"{self._host}:{self._record()['ports']['grpc']}"
 
     @property
     def has_ended(self) -> bool:
-        """Whether the launcher is gone, which starts again whatever else ends."""
+        """True if the launcher has ended; it restarts all other processes itself."""
         return self._process.poll() is not None
 
     def state(self) -> str:
-        """`starting`, `ready`, `unready`, `waiting` or `draining`, as the launcher says; `ended` without one."""
+        """Return the launcher's state, one of `pid_file.STATES`, or `ended` if it has ended."""
         if self.has_ended:
             return "ended"
         return str(self._record().get("state", "starting"))
 
     def _record(self) -> dict[str, Any]:
-        """What the launcher says of itself; empty as long as it has said nothing."""
+        """Return the launcher's pid file; empty until it has been written."""
         try:
             return dict(json.loads(self._pid_file.read_text()))
         except FileNotFoundError:
             return {}
 
     async def until_ready(self) -> None:
-        """Return once it takes requests; RuntimeError, with what the launcher said, where it ends before."""
+        """Return when the server is ready; raise RuntimeError, with the launcher's output, if it ends first."""
         while (state := self.state()) != "ready":
             if state == "ended":
                 said = (self._folder / "launcher.log").read_text(errors="replace")
@@ -83,7 +92,7 @@ class ServerProcess:
             await asyncio.sleep(POLL_S)
 
     def waiting_rows(self) -> float:
-        """Rows that wait for a place in the batch; 0 while there is no page of figures."""
+        """Return the number of rows that wait for a batch slot; 0 if the metrics are not available."""
         try:
             with urlopen(f"http://{self._host}:{self._record()['ports']['metrics']}/metrics", timeout=PAGE_S) as page:
                 found = WAITING.search(page.read().decode())
@@ -92,22 +101,22 @@ class ServerProcess:
         return float(found[1]) if found else 0.0
 
     def stop(self) -> None:
-        """Drain and end it."""
+        """Drain and stop the server."""
         if not self.has_ended:
             self._process.terminate()
             try:
-                self._process.wait(2 * self._drain_s + 10)  # the gateway's turn, the server's, and Triton's exit
+                self._process.wait(2 * self._drain_s + 10)  # draining the gateway and the server, and Triton's exit
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
 
 
 def environment() -> dict[str, str]:
-    """What a server is told: this process's, without what Ray has set for its own workers."""
+    """Return this process's environment without the variables that Ray sets for its workers."""
     own = ("PYTHONPATH", "VIRTUAL_ENV", "OMP_NUM_THREADS")
     return {name: value for name, value in os.environ.items() if name not in own and not name.startswith("RAY_")}
 
 
 def _end_with_parent() -> None:
-    """In the child: SIGTERM, which drains, when the parent ends, however it ends."""
+    """Make the kernel send this process SIGTERM, which drains it, when its parent ends."""
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,31 +1,31 @@
-"""Who has been asked for something a while ago and has said nothing: perhaps there is nobody any more."""
+"""Detection of replicas that do not answer lease requests, for example because their node has died."""
 
 import time
 from collections.abc import Callable
 
-LATE_S = 0.8  # a replica says within milliseconds whether it takes a request; less than AGAIN_S of leasing
-FORGOTTEN_S = 3.0  # then it may be asked again: who asked may have left before the answer
+LATE_S = 0.8  # replicas answer within milliseconds; less than AGAIN_S of leasing
+FORGOTTEN_S = 3.0  # then it may be asked again: the request may have been cancelled before the answer
 
 
 class Unanswered:
-    """Servers by name, and since when they owe an answer."""
+    """Time since when each server owes an answer."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._since: dict[str, float] = {}
 
     def sent(self, name: str) -> None:
-        """It was asked for something."""
+        """Record a request to a server."""
         if self._age_s(name) > FORGOTTEN_S:
             self._since[name] = self._clock()
         self._since.setdefault(name, self._clock())
 
     def answered(self, name: str) -> None:
-        """It has answered."""
+        """Record an answer."""
         self._since.pop(name, None)
 
     def is_late(self, name: str) -> bool:
-        """Whether others should be asked before it."""
+        """Return True if other servers should be preferred because its answer is late."""
         return LATE_S < self._age_s(name) <= FORGOTTEN_S
 
     def _age_s(self, name: str) -> float:
