@@ -1,19 +1,19 @@
-"""Triton's adapter of the acoustic decoder."""
+"""Triton adapter of the acoustic decoder."""
 
 import os
 from typing import Any
 
-from stretto.triton_io import stub  # all else is imported later: see there
+from stretto.triton_io import stub  # other imports follow later; see triton_io/stub.py
 
 
 class TritonPythonModel:
-    """Chunks of an utterance, in order, to its waveform; every chunk is answered once, with the final flag.
+    """Conversion of an utterance's chunks, in order, to audio; each chunk has one response, which has the final flag.
 
-    in   codes  INT32 [K, T]  codes of T new frames, delay pattern undone; absent in a text-only chunk
-         chunk  UINT8 [n]     sealed JSON: Envelope
-    out  pcm    FP32 [n]      mono in [-1, 1]; absent when there are no samples
-         pcm16  INT16 [n]     instead of pcm, where the client asked for 16-bit samples
-         event  STRING [1]    JSON: what this response adds
+    in   codes  INT32 [K, T]  codes of T new frames without the delay pattern; absent in a text-only chunk
+         chunk  UINT8 [n]     authenticated JSON: Envelope
+    out  pcm    FP32 [n]      mono in [-1, 1]; absent if there are no samples
+         pcm16  INT16 [n]     instead of pcm, if the client requested 16-bit samples
+         event  STRING [1]    JSON: content of this response
     """
 
     def initialize(self, args: dict[str, Any]) -> None:
@@ -35,7 +35,7 @@ class TritonPythonModel:
         self.worker = DecoderWorker(open_codec(config, parameters.path("checkpoint")), config)
         self.worker.wait_until_warm()
         self.key = SealKey(stub.server_pid())
-        # Utterances that a decoder before this one has had, and left.
+        # Utterances abandoned by an earlier decoder process.
         conclude_all(stub.server_pid(), Outcome.CLOSING, "the decoder has ended and was started again; try again")
         self.service = DecodingService(self.worker, self.key.seal)
         self.watch = HangWatch(self.worker.has_work, [(os.getpid(), self.worker.thread_id)], [stub.server_pid()])

@@ -1,18 +1,18 @@
-"""Triton's adapter of the language model."""
+"""Triton adapter of the language model."""
 
 from typing import Any
 
-from stretto.triton_io import stub  # all else is imported later: see there
+from stretto.triton_io import stub  # other imports follow later; see triton_io/stub.py
 
 
 class TritonPythonModel:
-    """A prompt to a stream of chunks, ended by the final flag; a part of a text that is being spoken to its receipt.
+    """Generation of a chunk stream from a prompt, ended by the final flag; a text part returns a receipt.
 
-    in   rows    INT32 [P, S]  token ids of the prompt; absent of a part
-         prompt  UINT8 [n]     sealed JSON: Prompt without its rows and features, or TextPart
-         features FP32 [F, M]  log-mel frames; absent where the family hears otherwise
+    in   rows    INT32 [P, S]  token ids of the prompt; absent for a text part
+         prompt  UINT8 [n]     authenticated JSON: Prompt without its rows and features, or TextPart
+         features FP32 [F, M]  log-mel frames; absent without an audio encoder
     out  codes   INT32 [K, T]  codes of T new frames; absent in a text-only chunk, in a probe and in a receipt
-         chunk   UINT8 [n]     sealed JSON: Envelope
+         chunk   UINT8 [n]     authenticated JSON: Envelope
     """
 
     def initialize(self, args: dict[str, Any]) -> None:
@@ -33,7 +33,7 @@ class TritonPythonModel:
 
         prepare_environment()
         with stub.no_collection():
-            from stretto.engine.frontend.llm import SpeechLLM  # vllm reads the environment as it is imported
+            from stretto.engine.frontend.llm import SpeechLLM  # vLLM reads the environment at import
 
         parameters = ModelParameters(args)
         config = EngineConfig.from_file(parameters.path("engine"), parameters.path("checkpoint"))
@@ -44,7 +44,7 @@ class TritonPythonModel:
         )
         self.model = SpeechLLM.launch(config)
         engines = [(process.pid, process.pid) for process in multiprocessing.active_children()]
-        self.loop = EventLoop("language model")  # only now: the engine's process was forked from this one
+        self.loop = EventLoop("language model")  # after the engine's process was forked from this one
         self.key = SealKey(stub.server_pid())
         table = FlowTable.create(stub.server_pid())
         self.service = SpeechService(self.model, self.loop, table, limits, self.key.seal)
@@ -60,4 +60,4 @@ class TritonPythonModel:
         self.service.close()
         self.key.close()
         self.model.shutdown()
-        del self.service, self.model  # now, because vLLM's own destructor fails when the interpreter is going away
+        del self.service, self.model  # delete now: vLLM's destructor fails at interpreter shutdown

@@ -1,20 +1,21 @@
-"""Triton's adapter of the preprocessor."""
+"""Triton adapter of the preprocessor."""
 
 from typing import Any
 
-from stretto.triton_io import stub  # all else is imported later: see there
+from stretto.triton_io import stub  # other imports follow later; see triton_io/stub.py
 
 
 class TritonPythonModel:
-    """A request to a prompt, or to the next part of a text that is being spoken.
+    """Conversion of a request to a prompt, or to the next part of a text that is being spoken.
 
     in   text, messages, task, options, session STRING [1]  all optional
-         audio                                 STRING [n]   optional, a file for each turn that means one
+         audio                                 STRING [n]   optional, one file per turn with "audio"
          pcm_in                                FP32 [n]     optional, mono at sample_rate
          sample_rate                           INT32 [1]    optional, Hz
-    out  rows                                  INT32 [P, S] token ids of the prompt; absent of a part
-         prompt                                UINT8 [n]    sealed JSON: Prompt without its rows and features, TextPart
-         features                              FP32 [F, M]  log-mel frames; absent where the family hears otherwise
+    out  rows                                  INT32 [P, S] token ids of the prompt; absent for a text part
+         prompt                                UINT8 [n]    authenticated JSON: Prompt without rows and features, or
+                                                            TextPart
+         features                              FP32 [F, M]  log-mel frames; absent without an audio encoder
     """
 
     def initialize(self, args: dict[str, Any]) -> None:
