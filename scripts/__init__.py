@@ -1,1 +1,1 @@
-"""What a person or the night types in a clone: set up, test, speak, lock, release; and what writes fixtures."""
+"""Developer scripts: setup, tests, demos, lock files, releases, and generators of test fixtures."""

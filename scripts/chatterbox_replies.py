@@ -1,10 +1,10 @@
-"""What the authors' own T3 of Chatterbox replies, greedily and drawn with our noise: a fixture for the tests.
+"""Generate a test fixture with replies of Chatterbox's reference T3, greedy and sampled with our noise.
 
     CHATTERBOX_SRC=chatterbox python -m scripts.chatterbox_replies tests/data/chatterbox_replies.json
 
-CHATTERBOX_SRC is the folder of that name in the wheel chatterbox-tts 0.1.7, which needs nothing else of its package to
-draw codes: it is read in this environment, where einops lies as vLLM's. Its draw, `torch.multinomial` of what its
-warpers left, is replaced by the likeliest id, or by the largest with noise as the engine has it.
+CHATTERBOX_SRC is the folder of that name in the wheel chatterbox-tts 0.1.7. Generating codes needs nothing else of the
+package, so it is imported in this environment, in which vLLM provides einops. `torch.multinomial`, which samples what
+the warpers leave, is replaced by the likeliest id, or by the largest logit with the engine's noise.
 """
 
 import ast
@@ -39,7 +39,7 @@ NAMES = ("text", "voice", "weight", "penalty", "temperature", "min_p", "top_p")
 
 
 def load_t3() -> Any:
-    """The authors' class with the small release's weights; its packages stand in for themselves, unopened."""
+    """Return the reference T3 with the small release's weights; its packages are replaced by empty modules."""
     for name in ("", ".models", ".models.t3", ".models.t3.modules", ".models.t3.inference"):
         module = ModuleType(f"chatterbox{name}")
         module.__path__ = [str(SOURCE.joinpath(*name.split(".")[1:]))]
@@ -70,7 +70,7 @@ def load_t3() -> Any:
 
 
 def even(text: str) -> str:
-    """The authors' `punc_norm`, without what else its file imports."""
+    """Return the reference `punc_norm` of a text, without importing the rest of its file."""
     tree = ast.parse((SOURCE / "tts.py").read_text())
     (function,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "punc_norm")
     found: dict[str, Any] = {}
@@ -79,7 +79,7 @@ def even(text: str) -> str:
 
 
 def text_ids(text: str) -> list[int]:
-    """As `EnTokenizer.encode`: spaces become markers, and the whole goes to the tokenizer."""
+    """Tokenize as `EnTokenizer.encode`: spaces become markers in a single string."""
     from tempfile import TemporaryDirectory
 
     from tokenizers import Tokenizer
@@ -91,9 +91,10 @@ def text_ids(text: str) -> list[int]:
 
 
 class Draws:
-    """Takes the place of `torch.multinomial`: what is drawn in the rows of a reply behind `num_rows`.
+    """Replacement of `torch.multinomial` for the rows of one reply after `num_rows` rows.
 
-    lead: the smallest of any id drawn over the next, in logits or in logits with noise.
+    Attributes:
+        lead: Smallest lead of a sampled id over the next, in logits or in logits with noise.
     """
 
     def __init__(self, num_rows: int, case: dict[str, Any]):
@@ -117,8 +118,8 @@ class Draws:
 
 @torch.inference_mode()
 def replies() -> Replies:
-    """Each case with the ids of its text, the codes and their lead."""
-    torch.set_num_threads(1)  # steps are too small to be shared out
+    """Return each case with its text ids, codes and lead."""
+    torch.set_num_threads(1)  # steps are too small to parallelise
     t3, drawn = load_t3(), list[dict[str, Any]]()
     from chatterbox.models.t3.modules.cond_enc import T3Cond
 
@@ -145,14 +146,14 @@ def replies() -> Replies:
 
 
 def write(fixture: Path, made: Replies) -> None:
-    """Writes the fixture, and prints how long each reply is, whether it ends by itself, and its lead."""
+    """Write the fixture; print each reply's length, whether it ends by itself, and its lead."""
     fixture.write_text(json.dumps({"num_codes": NUM_CODES, "replies": made}) + "\n")
     for reply in made:
         print(len(reply["codes"]), reply["codes"][-1] == END_OF_SPEECH, reply["lead"], reply["codes"][:8])
 
 
 def main() -> None:
-    """Write the fixture, or check the one there is: cases, ids of text and codes."""
+    """Write the fixture, or check the cases, text ids and codes of an existing one."""
     run(__doc__, replies, write, equal_in(*NAMES, "seed", "ids", "codes"))
 
 

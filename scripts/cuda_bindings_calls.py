@@ -1,10 +1,10 @@
-"""Makes every call of ours to NVIDIA's `cuda-bindings` with the release that is installed here, without a GPU.
+"""Check of all our calls to NVIDIA's `cuda-bindings` against the installed release, without a GPU.
 
-    python -m scripts.cuda_bindings_calls          # names the release and the calls, or ends with an error
+    python -m scripts.cuda_bindings_calls          # prints the release and the calls, or fails with an error
 
-A binding reads its arguments before it asks the driver, so that a wrong number or type of them is an error on any host;
-what only a GPU can answer is made up. So are the bytes of a handle, which must cross unchanged. Where there is a GPU,
-nothing is called: it is the GPU checks' to use it.
+A binding converts its arguments before it calls the driver, so a wrong number or type of arguments is an error on any
+host. Results that need a GPU are substituted, including the bytes of a handle, which must be passed unchanged. On a
+host with a GPU nothing is called, because the GPU tests cover it.
 """
 
 import ctypes
@@ -28,7 +28,7 @@ EXPECTED = {
 
 
 class WithoutGpu:
-    """A module of the bindings: every function is called, and what it could not do here is said to have gone well."""
+    """Wrapper of a bindings module: functions are called, and their failures are replaced by successful results."""
 
     def __init__(self, bindings: Any, success: Any, made_up: dict[str, tuple[Any, ...]]):
         self._bindings, self._success, self._made_up = bindings, success, made_up
@@ -44,7 +44,7 @@ class WithoutGpu:
             made_up = self._made_up.get(name, ())
             try:
                 _, *results = found(*arguments)
-            except RuntimeError:  # there is no driver to ask; wrong arguments are errors of other kinds
+            except RuntimeError:  # no driver; wrong arguments raise other errors
                 return self._success, *made_up
             assert len(results) == len(made_up), f"{name} gives {len(results)} results, not {len(made_up)}"
             return self._success, *made_up
@@ -53,14 +53,14 @@ class WithoutGpu:
 
 
 def handle_of(runtime: Any) -> Any:
-    """A handle with `HANDLE` in it, as a GPU's driver would fill it."""
+    """Return an IPC handle filled with `HANDLE`, as a GPU driver would fill it."""
     handle = runtime.cudaIpcMemHandle_t()
     ctypes.memmove(int(handle.getPtr()), HANDLE, len(HANDLE))
     return handle
 
 
 def main() -> int:
-    """The exit status: 0 when every call is one that this release knows."""
+    """Run the check and return the exit status."""
     from cuda.bindings import driver, runtime
 
     status, number = runtime.cudaGetDeviceCount()

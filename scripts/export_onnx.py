@@ -1,12 +1,12 @@
 """Export a codec's decoder, or the preprocessor's features, to ONNX, and compare onnxruntime with torch.
 
     python -m scripts.export_onnx dac --checkpoint <dir>     # writes <dir>/codec/codec.onnx or <dir>/codec.onnx
-    python -m scripts.export_onnx tiny                       # the bundled codec, beside its weights
-    python -m scripts.export_onnx mel --out mel.onnx         # the log-mel frames that the bundled codec quantises
-    python -m scripts.export_onnx xcodec --wide              # random weights as wide as published: size and speed
+    python -m scripts.export_onnx tiny                       # the bundled codec, next to its weights
+    python -m scripts.export_onnx mel --out mel.onnx         # log-mel frames for the bundled codec's quantiser
+    python -m scripts.export_onnx xcodec --wide              # random weights of the published width: size and speed
 
-A decoder so exported runs in `acoustic_decoder` with the parameter `runtime: onnx`. The last line is JSON: sizes,
-processor time of a steady window of one utterance on one thread, and the greatest difference from torch.
+An exported decoder runs in `acoustic_decoder` with the parameter `runtime: onnx`. The last output line is JSON with the
+file size, the time of a steady window of one utterance on one thread, and the greatest difference from torch.
 """
 
 import argparse
@@ -34,13 +34,20 @@ from stretto.errors import CheckpointError
 from stretto.families.registry import family_at
 
 TOLERANCE = 1e-4
-SHAPES = ((1, 1), (2, 13), (3, 40))  # utterances, frames: what is compared
+SHAPES = ((1, 1), (2, 13), (3, 40))  # utterances and frames of each comparison
 
 
 def export(
     graph: nn.Module, inputs: dict[str, Tensor], outputs: list[str], dynamic: dict[str, dict[int, str]]
 ) -> bytes:
-    """The ONNX model of a graph: `dynamic` names the axes of each input that may have any length."""
+    """Return the ONNX model of a graph.
+
+    Args:
+        graph: The graph.
+        inputs: Example inputs by name.
+        outputs: Names of the outputs.
+        dynamic: Names of the dynamic axes of each input, by axis.
+    """
     program = torch.onnx.export(
         graph.eval(),
         tuple(inputs.values()),
@@ -55,7 +62,7 @@ def export(
 
 
 def export_codec(codec: Codec, file: Path) -> None:
-    """Write the decoder of a codec; ValueError for one that only torch can run."""
+    """Write the decoder of a codec; raise ValueError for a codec that only torch can run."""
     codes, axes = random_codes(codec, 2, 13), {"codes": {0: "batch", 2: "frames"}}
     if isinstance(codec, WindowedCodec):
         model = export(codec, {"codes": codes}, ["pcm"], axes)
@@ -77,7 +84,7 @@ def export_mel(file: Path) -> None:
 
 
 def write(model: bytes, file: Path, metadata: dict[str, str]) -> None:
-    """Check a model and save it."""
+    """Check a model, add metadata, and save it."""
     proto = onnx.load_from_string(model)
     onnx.checker.check_model(proto)
     onnx.helper.set_model_props(proto, metadata)
@@ -85,7 +92,7 @@ def write(model: bytes, file: Path, metadata: dict[str, str]) -> None:
 
 
 def compare_codec(codec: Codec, file: Path) -> dict[str, float]:
-    """What the exported codec costs beside the one that it was exported from."""
+    """Return the cost of the exported codec and of the original, and their greatest difference."""
     exported = onnx_runtime.load_file(file)
     differences = []
     for batch, frames in SHAPES:
@@ -96,7 +103,7 @@ def compare_codec(codec: Codec, file: Path) -> dict[str, float]:
 
 
 def compare_mel(file: Path) -> dict[str, float]:
-    """What the exported extractor costs beside torch's, on five seconds of pcm."""
+    """Return the cost of the exported extractor and of torch's for 5 s of audio, and their greatest difference."""
     session = onnx_runtime.open_session(file)
     differences = []
     for batch, length in ((1, HOP), (2, 12_345), (1, 5 * SAMPLE_RATE)):
@@ -108,7 +115,7 @@ def compare_mel(file: Path) -> dict[str, float]:
 
 
 def report(differences: list[Tensor], seconds: list[float], audio_s: float) -> dict[str, float]:
-    """Differences from torch, and what so much audio costs in torch and in onnxruntime."""
+    """Return the greatest difference, and the time that `audio_s` of audio takes in torch and in onnxruntime."""
     return {
         "max_difference": float(max(differences)),
         "torch_ms": round(1000 * seconds[0], 2),
@@ -119,12 +126,12 @@ def report(differences: list[Tensor], seconds: list[float], audio_s: float) -> d
 
 
 def codec_file(checkpoint: Path) -> Path:
-    """Where the decoder looks for the exported codec of a checkpoint."""
+    """Return the path at which the decoder expects a checkpoint's exported codec."""
     return (checkpoint / "codec" if (checkpoint / "codec").is_dir() else checkpoint) / onnx_runtime.FILE
 
 
 def codebooks_of(checkpoint: Path) -> int | None:
-    """How many codebooks the speech model of a checkpoint speaks; None for all, where there is only a codec."""
+    """Return the number of codebooks of a checkpoint's speech model; None (all) for a codec alone."""
     try:
         return family_at(checkpoint).layout.num_codebooks
     except CheckpointError:
@@ -132,7 +139,7 @@ def codebooks_of(checkpoint: Path) -> int | None:
 
 
 def export_named(name: str, checkpoint: Path, out: Path | None) -> dict[str, object]:
-    """Export what is called so, and tell of it."""
+    """Export the named codec, or `mel`, and return its measurements."""
     file = out or codec_file(checkpoint)
     if name == "mel":
         export_mel(file)

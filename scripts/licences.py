@@ -1,9 +1,9 @@
-"""Writes the licences of an SBOM's packages as a table: docs/licences.md.
+"""Generator of docs/licences.md, the table of licences of an SBOM's packages.
 
     python -m scripts.licences dist/sbom.cdx.json docs/licences.md
 
-The SBOM is CycloneDX's JSON, as `scripts/release.sh` makes it of the environment that serves. Status 1 where a package
-says nothing of its licence and `KNOWN` does not, either.
+The SBOM is CycloneDX JSON, created by `scripts/release.sh` from the serving environment. The exit status is 1 if a
+package states no licence and `KNOWN` does not list it.
 """
 
 import json
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-# Of packages whose classifiers tell nothing, as their own metadata or the file LICENSE beside it says.
+# Packages without a licence classifier; from their metadata or LICENSE file.
 KNOWN: Mapping[str, str] = {
     "compressed-tensors": "Apache-2.0",
     "nvidia-pytriton": "Apache-2.0",
@@ -24,7 +24,7 @@ KNOWN: Mapping[str, str] = {
     "tiktoken": "MIT",
     "transformers": "Apache-2.0",
 }
-MAX_CHARS = 200  # of a name; what is longer is the text of a licence
+MAX_CHARS = 200  # longer texts are a licence's full text, not its name
 INTRO = """\
 # What the server is made of
 
@@ -37,7 +37,7 @@ among them. Whoever passes on an environment or an image with it passes these on
 
 
 def licences_of(component: Mapping[str, Any]) -> str:
-    """The licences of a component, names or expressions; empty where it tells none."""
+    """Return the licences of a component, names or expressions; empty if none is known."""
     found = []
     for each in component.get("licenses", []):
         said = each.get("expression") or each.get("license", {}).get("id") or each.get("license", {}).get("name", "")
@@ -48,7 +48,7 @@ def licences_of(component: Mapping[str, Any]) -> str:
 
 
 def rows(record: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Name, version and licences of each package, by name; ValueError where the record is no SBOM."""
+    """Yield the name, version and licences of each package, sorted by name; raise ValueError if it is no SBOM."""
     if record.get("bomFormat") != "CycloneDX":
         raise ValueError(f"expected an SBOM of CycloneDX, got bomFormat {record.get('bomFormat')!r}")
     for component in sorted(record["components"], key=lambda each: each["name"].lower()):
@@ -56,7 +56,7 @@ def rows(record: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 
 def main(words: list[str]) -> int:
-    """Write the table."""
+    """Write the table and return the exit status."""
     source, target = map(Path, words)
     table = list(rows(json.loads(source.read_text())))
     lines = [INTRO, "| package | version | licence |", "|---|---|---|"]

@@ -1,13 +1,13 @@
-"""What Qwen3-TTS's own package makes of a small random release, greedily: a fixture for the tests.
+"""Generate a test fixture with greedy replies of the reference Qwen3-TTS package for a small random release.
 
     python -m scripts.qwen3_tts_replies tests/data/qwen3_tts_replies.npz
 
 Needs an environment of its own: `pip install torch==2.13.0 transformers==4.57.3 accelerate==1.12.0 librosa soundfile
 einops` and `pip install --no-deps qwen-tts==0.1.1` (https://github.com/QwenLM/Qwen3-TTS). sox, onnxruntime and
-torchaudio are imported for the 25 Hz tokenizer only; stand-ins are enough.
+torchaudio are imported only for the 25 Hz tokenizer; stubs suffice.
 
-Of each case: `prompt` [P, H], the rows that the talker is given; `codes` [T, K]; `first` [n, C + 1], raw logits of the
-codes and the end on stream 0; `others` [T, K - 1, C], those of the depth transformer.
+Each case has `prompt` [P, H], the talker's input embeddings; `codes` [T, K]; `first` [n, C + 1], raw logits of the
+codes and the end id on stream 0; and `others` [T, K - 1, C], logits of the depth transformer.
 """
 
 import importlib.machinery
@@ -23,7 +23,7 @@ from benchmarks.checkpoints.random_qwen3_tts import SPECIAL, plain_ids, small_co
 from scripts.reply_fixture import run
 
 TEXT, INSTRUCTION, REFERENCE = "Go on, 7x.", "low pitch", "mind"
-NUM_TOKENS = 24  # of stream 0; the last one gets no frame
+NUM_TOKENS = 24  # tokens of stream 0; the last one has no frame
 WIDTHS = {"custom_voice": 64, "voice_design": 96, "base": 96}
 START, END = SPECIAL["<|im_start|>"], SPECIAL["<|im_end|>"]
 ROLE, USER = (
@@ -34,7 +34,7 @@ GREEDY = dict.fromkeys(("top_k", "top_p", "temperature")) | {"do_sample": False}
 
 
 def load_package() -> tuple[Any, Any]:
-    """The package's config and model."""
+    """Return the package's config and model classes."""
     for name in ("sox", "onnxruntime", "torchaudio", "torchaudio.compliance", "torchaudio.compliance.kaldi"):
         module: Any = types.ModuleType(name)
         module.__spec__ = importlib.machinery.ModuleSpec(name, None)
@@ -47,7 +47,7 @@ def load_package() -> tuple[Any, Any]:
 
 
 def inputs(random: np.random.Generator, codes: int, codebooks: int) -> dict[str, np.ndarray]:
-    """What all cases are made of: ids of words and of an instruction, codes of two references, an x-vector."""
+    """Return the inputs of all cases: ids of words and of an instruction, codes of two references, an x-vector."""
     return {
         "words": np.array(plain_ids(TEXT)),
         "reference_words": np.array(plain_ids(REFERENCE)),
@@ -59,7 +59,7 @@ def inputs(random: np.random.Generator, codes: int, codebooks: int) -> dict[str,
 
 
 def cases(kind: str, given: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-    """The arguments of the package's `generate` for each case of a kind of release."""
+    """Return the arguments of the package's `generate` for each case of a kind of release."""
     instruction = [torch.tensor([[*USER, *given["instruction"], END, 198]])]
     if kind == "custom_voice":
         return {
@@ -91,7 +91,7 @@ def cases(kind: str, given: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
 
 
 class Recorder:
-    """Runs `generate` and keeps what it gives its talker, and the logits."""
+    """Runner of `generate` that records the talker's input embeddings and logits."""
 
     def __init__(self, model: Any):
         self.model, self.steps = model, list[torch.Tensor]()
@@ -105,7 +105,7 @@ class Recorder:
         return self.out
 
     def run(self, words: np.ndarray, end: int, **arguments: Any) -> dict[str, np.ndarray]:
-        """One case."""
+        """Run one case and return its arrays."""
         self.steps.clear()
         ids = torch.tensor([[*ROLE, *words, END, 198, *ROLE]])
         subtalker = {f"subtalker_{name}": value for name, value in GREEDY.items()}
@@ -129,7 +129,7 @@ class Recorder:
 
 @torch.no_grad()
 def replies() -> dict[str, np.ndarray]:
-    """The fixture's arrays."""
+    """Return the fixture's arrays."""
     config_class, model_class = load_package()
     given = inputs(np.random.default_rng(0), 32, 4)
     made = dict(given)
@@ -154,12 +154,12 @@ def replies() -> dict[str, np.ndarray]:
 
 
 def write(fixture: Path, made: dict[str, np.ndarray]) -> None:
-    """Writes the fixture."""
+    """Write the fixture."""
     np.savez_compressed(fixture, **made)
 
 
 def compare(fixture: Path, made: dict[str, np.ndarray]) -> None:
-    """Each array is the fixture's, within 1e-4."""
+    """Raise AssertionError unless each array equals the fixture's within 1e-4."""
     known = np.load(fixture)
     assert set(known) == set(made), sorted(set(known) ^ set(made))
     for name, array in made.items():
@@ -167,7 +167,7 @@ def compare(fixture: Path, made: dict[str, np.ndarray]) -> None:
 
 
 def main() -> None:
-    """Write the fixture, or check the one there is."""
+    """Write the fixture, or check an existing one."""
     run(__doc__, replies, write, compare)
 
 

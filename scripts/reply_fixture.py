@@ -1,6 +1,6 @@
-"""What the authors' own code of a model replies, as a fixture of the tests: written, or held to the one there is.
+"""Command line of the scripts that write or check test fixtures with replies of a model's reference implementation.
 
-For the environments of those authors, too: nothing is imported that Python itself does not bring.
+Only the standard library is imported, because the scripts also run in the reference implementations' environments.
 """
 
 import argparse
@@ -19,9 +19,13 @@ def run(
     write: Callable[[Path, Made], None],
     compare: Callable[[Path, Made], None],
 ) -> None:
-    """The command line `fixture [--check]`: `write` the fixture, or only `compare` the one there is with what is made.
+    """Run the command line `fixture [--check]`, which writes the fixture or compares it with new replies.
 
-    AssertionError, of `compare`, where it says something else.
+    Args:
+        description: Help text.
+        make: Makes the replies.
+        write: Writes them to a file.
+        compare: Raises AssertionError if the file differs from them.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("fixture", type=Path)
@@ -32,7 +36,7 @@ def run(
 
 
 def equal_in(*names: str) -> Callable[[Path, Replies], None]:
-    """Compares a JSON fixture's `replies` with others, one by one: what has these names in each is the same."""
+    """Return a function that compares these fields of each of a JSON fixture's `replies` with new replies."""
 
     def compare(fixture: Path, made: Replies) -> None:
         known = json.loads(fixture.read_text())["replies"]

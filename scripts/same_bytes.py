@@ -1,9 +1,10 @@
-"""Rewrites a source distribution so that the same tree always gives the same bytes.
+"""Normalizer of source distributions: the same tree always gives the same bytes.
 
     SOURCE_DATE_EPOCH=1700000000 python -m scripts.same_bytes dist/stretto-0.2.0.tar.gz
 
-setuptools writes into it when and by whom it was built. Members are sorted, all of that date (the latest commit's, as
-`scripts/release.sh` has it), of nobody's, readable by all; contents and names stay. Wheels heed the variable anyway.
+setuptools records build time and user. Members are rewritten in sorted order, all with the given date (that of the
+latest commit in `scripts/release.sh`), without an owner, and readable by all. Contents and names are unchanged. Wheels
+honour the variable anyway.
 """
 
 import gzip
@@ -17,7 +18,7 @@ EPOCH = "SOURCE_DATE_EPOCH"
 
 
 def normalize(path: Path, epoch: int) -> None:
-    """Rewrite a .tar.gz in its place; epoch: seconds since 1970 of every date in it."""
+    """Rewrite a .tar.gz in place; `epoch` is the date of all members, in seconds since 1970."""
     with tarfile.open(path) as given:
         members = {member.name: (member, _contents(given, member)) for member in given.getmembers()}
     held = io.BytesIO()
@@ -34,7 +35,7 @@ def _contents(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def _plain(member: tarfile.TarInfo, epoch: int) -> tarfile.TarInfo:
-    """What a member is, without when and by whom it was written."""
+    """Return a member without its owner and its date of writing."""
     plain = tarfile.TarInfo(member.name)
     plain.type, plain.linkname = member.type, member.linkname
     plain.size = member.size if member.isreg() else 0
@@ -43,7 +44,7 @@ def _plain(member: tarfile.TarInfo, epoch: int) -> tarfile.TarInfo:
 
 
 def main(words: list[str]) -> int:
-    """Rewrite each; status 2 where no date is given."""
+    """Rewrite each archive; return 2 if the date or the archives are missing."""
     epoch = os.environ.get(EPOCH, "")
     if not epoch.isdecimal() or not words:
         print(f"same_bytes: {EPOCH} must be seconds since 1970, and sdists be named; got {epoch!r}", file=sys.stderr)

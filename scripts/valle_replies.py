@@ -1,13 +1,18 @@
-"""What ESPnet's own VALL-E replies, greedily, with small random weights: a fixture for the tests.
+"""Generate a test fixture with greedy replies of ESPnet's reference VALL-E with small random weights.
 
     ESPNET_SRC=espnet python -m scripts.valle_replies tests/data/valle_replies.json
 
-ESPNET_SRC is where `espnet2/` of the wheel espnet 202412 lies, which draws but cannot fill in, with what commit
-07d20880 of https://github.com/espnet/espnet has mended: espnet2/speechlm/module/valle.py is that commit's, as the
-released one reads a mask that its base class has not, and in the second loop of espnet2/speechlm/core_lm/valle.py
-`prev_tok` is `generated["token"][-1]`, the codes of the frames alone. Of it only `ValleLM` and what that imports are
-run, in this environment, one reply at a time, so no mask is needed: every row sees every other, that of the end too, as
-in training. Of replies that do not end by themselves it gives none.
+ESPNET_SRC is the folder that contains `espnet2/` of the wheel espnet 202412. The released code generates the first
+codebook but fails for the others, so two fixes of commit 07d20880 of https://github.com/espnet/espnet are required:
+
+    espnet2/speechlm/module/valle.py          take the commit's file; the released one reads a mask that its base
+                                              class does not have
+    espnet2/speechlm/core_lm/valle.py         in the second loop, `prev_tok` is `generated["token"][-1]`: the codes of
+                                              the frames only
+
+Only `ValleLM` and its imports are run, in this environment, one reply at a time. No mask is therefore needed: every row
+attends to all others, including the end, as in training. Replies that do not end by themselves produce an error and are
+left out.
 """
 
 import json
@@ -29,7 +34,7 @@ from stretto.families.valle.family import PAD, SOS_EOS
 
 SOURCE = Path(os.environ.get("ESPNET_SRC", "espnet"))
 MOST = 120  # frames of a reply
-# text, frames of the voice, seed of it
+# text, frames of the voice, seed of the voice
 CASES = (
     ("the birch canoe slid on the smooth planks", 6, 0),
     ("what do you hear?", 3, 2),
@@ -45,8 +50,11 @@ CASES = (
 
 
 class Leads:
-    """Looks at what `logits_to_tokens` chooses from. found: of each codebook, the smallest lead of a logit over the
-    next, at the rows that become codes."""
+    """Wrapper of `logits_to_tokens` that records leads.
+
+    Attributes:
+        found: Smallest lead of a logit over the next, by codebook, at the rows that become codes.
+    """
 
     def __init__(self, choose: Callable[..., Any], num_prefix: int):
         self._choose, self._first = choose, num_prefix
@@ -55,14 +63,14 @@ class Leads:
     def __call__(self, logits: torch.Tensor, opts: Any, allow_eos: bool, nq_level: int) -> Any:
         chosen = self._choose(logits, opts, allow_eos=allow_eos, nq_level=nq_level)
         rows = logits[0, :, 0] if nq_level == 0 else logits[0, self._first :, 0]
-        best = rows.topk(2).values  # masked by now
+        best = rows.topk(2).values  # masked already
         lead = float((best[:, 0] - best[:, 1]).min())
         self.found[nq_level] = min(lead, self.found.get(nq_level, lead))
         return chosen
 
 
 def prefix(text: str, voice: np.ndarray) -> list[list[int]]:
-    """The rows [P, K] of a prompt, as ESPnet's preprocessor lays them out: [sos][task][text] words [spk] frames."""
+    """Return the prompt rows [P, K] in the layout of ESPnet's preprocessor: [sos][task][text] words [spk] frames."""
     with TemporaryDirectory() as folder:
         path = write_tokenizer(Path(folder), len(range(*KNOWN.text)))
         words = Tokenizer.from_file(str(path / "tokenizer.json")).encode(text).ids
@@ -77,7 +85,7 @@ def prefix(text: str, voice: np.ndarray) -> list[list[int]]:
 
 
 def masks() -> torch.Tensor:
-    """[K, V]: where a codebook may not draw."""
+    """Return a mask [K, V] that is True for ids that a codebook may not generate."""
     found = torch.ones(KNOWN.num_codebooks, KNOWN.vocab_size, dtype=torch.bool)
     for k in range(KNOWN.num_codebooks):
         found[k, KNOWN.codec + k * KNOWN.codebook_size : KNOWN.codec + (k + 1) * KNOWN.codebook_size] = False
@@ -86,12 +94,12 @@ def masks() -> torch.Tensor:
 
 @torch.inference_mode()
 def replies() -> Replies:
-    """Each case with its prefix, the codes [K][T] and their leads."""
+    """Return each case with its prefix, its codes [K][T] and their leads."""
     sys.path.insert(0, str(SOURCE))
     from espnet2.speechlm.core_lm import valle
     from espnet2.speechlm.core_lm.abs_core_lm import SpeechLMInferenceOptions
 
-    torch.set_num_threads(1)  # steps are too small to be shared out
+    torch.set_num_threads(1)  # steps are too small to parallelise
     numbers = {name: value for name, value in NUMBERS.items() if name != "qk_norm"}
     stored = {name.removeprefix("corelm."): tensor for name, tensor in tensors().items()}
     choose, drawn = valle.logits_to_tokens, list[dict[str, Any]]()
@@ -113,7 +121,7 @@ def replies() -> Replies:
             found, _ = model.inference(
                 torch.tensor([rows]), options, suffix=torch.zeros(1, 1, KNOWN.num_codebooks).long()
             )
-        except (IndexError, RuntimeError) as error:  # of what it does when nothing has ended
+        except (IndexError, RuntimeError) as error:  # raised if no reply has ended
             print(f"{text}: {error}")
             continue
         codes = found[0].T - KNOWN.codec - KNOWN.codebook_size * torch.arange(KNOWN.num_codebooks)[:, None]
@@ -131,14 +139,14 @@ def replies() -> Replies:
 
 
 def write(fixture: Path, made: Replies) -> None:
-    """Writes the fixture, and prints how many rows and frames each reply has, and its leads."""
+    """Write the fixture; print the number of rows and frames, and the leads, of each reply."""
     fixture.write_text(json.dumps({"replies": made}) + "\n")
     for reply in made:
         print(len(reply["prefix"]), len(reply["codes"][0]), reply["drawn_lead"], reply["filled_lead"])
 
 
 def main() -> None:
-    """Write the fixture, or check the one there is: cases, prefixes and codes."""
+    """Write the fixture, or check the cases, prefixes and codes of an existing one."""
     run(__doc__, replies, write, equal_in("text", "voice", "prefix", "codes"))
 
 

@@ -1,10 +1,11 @@
-"""What VITA-Audio's own `generate` replies on every published schedule, greedily: a fixture for the tests.
+"""Generate a test fixture with greedy replies of VITA-Audio's reference `generate` for every published schedule.
 
     VITA_SRC=VITA-Audio/vita_audio/models python -m scripts.vita_audio_replies tests/data/vita_audio_replies.json
 
 Needs an environment of its own, with transformers 4.48.3, and https://github.com/VITA-MLLM/VITA-Audio at 0abaf17. Its
-model asks for flash attention 2, which needs a GPU: on the CPU a stand-in masks as that does, by the lower right corner
-and whatever mask it is given. With any other attention the published file is wrong behind the first burst.
+model requires flash attention 2, which needs a GPU. On the CPU a replacement applies the same causal mask, aligned to
+the lower right corner, and ignores the given mask. With any other attention the published file is wrong after the first
+multi-token step.
 """
 
 import json
@@ -37,7 +38,7 @@ PENALTIES = (1.0, 1.05, 1.3)
 def attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: object, scaling: float = 1.0, **_: object
 ) -> tuple[Tensor, None]:
-    """Causal attention by the lower right corner: [B, heads, n, D] over [B, kv heads, t, D]."""
+    """Return causal attention aligned to the lower right corner: [B, heads, n, D] over [B, kv heads, t, D]."""
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     new, known = query.shape[2], key.shape[2]
@@ -46,7 +47,7 @@ def attend(
 
 
 def authors_model() -> Any:
-    """The authors' class with the small release's weights, in float64."""
+    """Return the reference model with the small release's weights, in float64."""
     sys.path.insert(0, os.environ["VITA_SRC"])
     from qwen2_mtp_v4_48_3.configuration_qwen2 import Qwen2MTPConfig
     from qwen2_mtp_v4_48_3.modeling_qwen2 import Qwen2MTPForCausalLM
@@ -70,7 +71,7 @@ def authors_model() -> Any:
 
 @torch.no_grad()
 def reply(model: Any, prompt: list[int], schedule: list[int], penalty: float) -> tuple[list[int], float]:
-    """The ids of a greedy reply, and the smallest lead of any of them over its runner-up."""
+    """Return the ids of a greedy reply, and the smallest lead of an id over its runner-up."""
     model.generation_config.mtp_inference_mode = list(schedule)
     ids = torch.tensor([prompt])
     found = model.generate(
@@ -87,7 +88,7 @@ def reply(model: Any, prompt: list[int], schedule: list[int], penalty: float) ->
 
 
 def replies() -> Replies:
-    """What the fixture holds."""
+    """Return the fixture's replies."""
     torch.set_default_dtype(torch.float64)
     model, made = authors_model(), []
     for name, schedule in SCHEDULES.items():
@@ -101,7 +102,7 @@ def replies() -> Replies:
 
 
 def write(fixture: Path, made: Replies) -> None:
-    """Writes the fixture, a reply in each line, and prints the smallest lead."""
+    """Write the fixture, one reply per line, and print the smallest lead."""
     record = {"made_with": f"transformers {transformers.__version__}", "config": SMALL, "seed": SEED}
     lines = ",\n".join(json.dumps(each) for each in made)
     head = json.dumps(record | {"schedules": SCHEDULES})[:-1]
@@ -110,7 +111,7 @@ def write(fixture: Path, made: Replies) -> None:
 
 
 def main() -> None:
-    """Write the fixture, or check the one there is: cases and ids."""
+    """Write the fixture, or check the cases and ids of an existing one."""
     run(__doc__, replies, write, equal_in("schedule", "prompt", "penalty", "ids"))
 
 

@@ -1,1 +1,1 @@
-"""Graphs that torch's exporter cannot make, written out operator by operator."""
+"""ONNX graphs that torch's exporter cannot create, written operator by operator."""

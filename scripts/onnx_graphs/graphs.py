@@ -1,4 +1,4 @@
-"""The same arithmetic in operators that ONNX runtimes have: real matrices where torch takes complex transforms."""
+"""Log-mel features from operators that ONNX runtimes have: real matrices instead of torch's complex FFTs."""
 
 import math
 
@@ -10,13 +10,16 @@ from stretto.codec.tiny.mel import FFT_SIZE, FLOOR, HOP, WINDOW, mel_filters
 
 
 def fourier(inputs: int, size: int) -> tuple[Tensor, Tensor]:
-    """Cosines and negative sines [size // 2 + 1, inputs] float64: the two parts of rfft(signal [inputs], n=size)."""
+    """Return the real and imaginary DFT matrices: the two parts of rfft(signal [inputs], n=size).
+
+    Both are float64 [size // 2 + 1, inputs].
+    """
     angles = 2 * math.pi / size * torch.outer(torch.arange(size // 2 + 1).double(), torch.arange(inputs).double())
     return angles.cos(), -angles.sin()
 
 
 class LogMel(nn.Module):
-    """`codec.mel.log_mel` of a batch: pcm [B, n] to [B, n // HOP, NUM_MELS]."""
+    """Batched `codec.tiny.mel.log_mel`: pcm [B, n] to log-mel frames [B, n // HOP, NUM_MELS]."""
 
     kernels: Tensor
     filters: Tensor
@@ -29,7 +32,7 @@ class LogMel(nn.Module):
         self.register_buffer("filters", mel_filters())
 
     def forward(self, pcm: Tensor) -> Tensor:
-        """Log-mel frames."""
+        """Return log-mel frames."""
         margin = (FFT_SIZE - HOP) // 2
         parts = F.conv1d(F.pad(pcm, (margin, margin))[:, None], self.kernels, stride=HOP)
         real, imaginary = parts.chunk(2, dim=1)

@@ -1,7 +1,7 @@
-"""The bundled codec's decoder for ONNX: the arithmetic of `codec.tiny`, with real matrices for its Fourier transforms.
+"""ONNX graph of the bundled codec's decoder: `codec.tiny` with real matrices for its Fourier transforms.
 
-A runtime's float64 has neither convolutions nor erf, which the pitch needs (see `codec.vocoder`): here, the first are
-sums of shifted frames and the second a sum of sines.
+onnxruntime has no float64 convolution and no float64 erf, which the pitch needs (see `codec.tiny.vocoder`).
+Convolutions are therefore sums of shifted frames, and erf is a sum of sines.
 """
 
 import math
@@ -22,10 +22,10 @@ ERF_STEP, ERF_TERMS, ERF_END = math.pi / 12.5, 25, 6.0  # beyond ERF_END, erf is
 
 
 def erf(x: Tensor) -> Tensor:
-    """erf of float64, to 1e-14: the Fourier series of a square wave, smoothed by a Gaussian.
+    """Return the float64 error function, to 1e-14, from the Fourier series of a square wave smoothed by a Gaussian.
 
-    2 / pi * (h x + sum over n >= 1 of exp(-(n h)^2) / n * sin(2 n h x)) for |x| < pi / h - ERF_END (Salzer, 1951),
-    the sum by Clenshaw's recurrence: one sine and one cosine for all terms.
+    2 / pi * (h x + sum over n >= 1 of exp(-(n h)^2) / n * sin(2 n h x)) for |x| < pi / h - ERF_END (Salzer, 1951). The
+    sum uses Clenshaw's recurrence, with one sine and one cosine for all terms.
     """
     x = x.clamp(-ERF_END, ERF_END)
     angle = 2 * ERF_STEP * x
@@ -37,7 +37,7 @@ def erf(x: Tensor) -> Tensor:
 
 
 def block(layer: ConvBlock, hidden: Tensor) -> Tensor:
-    """A block of the trunk on [B, T, C] float64."""
+    """Return the output of a trunk block, for input float64 [B, T, C]."""
     frames, (before, after) = hidden.shape[1], layer.padding
     padded = F.pad(hidden, (0, 0, before, after))
     taps = layer.mix.weight[:, 0].unbind(1)
@@ -49,7 +49,7 @@ def block(layer: ConvBlock, hidden: Tensor) -> Tensor:
 
 
 def trunk(layers: Trunk, features: Tensor) -> Tensor:
-    """A trunk in float64."""
+    """Return the output of a trunk in float64."""
     hidden = layers.enter(features)
     for layer in layers.blocks:
         assert isinstance(layer, ConvBlock), type(layer)
@@ -58,7 +58,10 @@ def trunk(layers: Trunk, features: Tensor) -> Tensor:
 
 
 def inverse_fourier(size: int) -> tuple[Tensor, Tensor]:
-    """Matrices [size // 2 + 1, size] of the real and the imaginary part: irfft of the two, n=size."""
+    """Return matrices for the real and the imaginary part whose sum is irfft(n=size).
+
+    Both are float64 [size // 2 + 1, size].
+    """
     weight = torch.full((size // 2 + 1, 1), 2.0 / size, dtype=torch.float64)
     weight[0] = weight[-1] = 1 / size
     cosines, sines = fourier(size, size)
@@ -66,18 +69,24 @@ def inverse_fourier(size: int) -> tuple[Tensor, Tensor]:
 
 
 def phase_matrix() -> Tensor:
-    """[bins, bins] from log gains to the phase of the minimum-phase response: the cepstrum, folded (see `filters`)."""
+    """Return the matrix [bins, bins] from log gains to the phase of the minimum-phase response.
+
+    It folds the cepstrum (see `filters`).
+    """
     cepstrum = inverse_fourier(FFT_SIZE)[0]
     folded = torch.cat([cepstrum[:, :1], 2 * cepstrum[:, 1 : FFT_SIZE // 2], cepstrum[:, FFT_SIZE // 2, None]], dim=1)
     return folded @ fourier(FFT_SIZE // 2 + 1, FFT_SIZE)[1].T
 
 
 class TinyGraph(nn.Module):
-    """Pcm of every frame of a window, context and all, and the phase at the sample after its last own frame."""
+    """Decoder of a window.
+
+    Its outputs are the samples of all frames, including context, and the phase after the last frame to output.
+    """
 
     neighbours: Tensor
     phase: Tensor
-    longer: Tensor  # from the spectrum of a response to its spectrum when zeros follow, for the longer block
+    longer: Tensor  # from the spectrum of a response to that of the zero-padded response, for the longer block
     span_spectrum: Tensor
     blocks: Tensor
 
@@ -97,13 +106,13 @@ class TinyGraph(nn.Module):
             self.register_buffer(name, matrix if name == "neighbours" else matrix.float())
 
     def upsample(self, frames: Tensor) -> Tensor:
-        """`excitation.upsample`: [B, T] to [B, T * HOP]."""
+        """Interpolate frames [B, T] to samples [B, T * HOP], as `excitation.upsample`."""
         before = torch.cat([frames[:, :1], frames[:, :-1]], dim=1)
         after = torch.cat([frames[:, 1:], frames[:, -1:]], dim=1)
         return (torch.stack([before, frames, after], dim=2) @ self.neighbours.to(frames.dtype)).flatten(1)
 
     def apply_filters(self, sources: Tensor, log_gain: Tensor) -> Tensor:
-        """`filters.apply_filters` with `filters.minimum_phase` of log gains [B, C, T, bins]."""
+        """Apply `filters.apply_filters` with the `filters.minimum_phase` of log gains [B, C, T, bins]."""
         angle, gain = log_gain @ self.phase, log_gain.exp()
         response = torch.cat([gain * angle.cos(), gain * angle.sin()], dim=-1)
         filter_real, filter_imaginary = (response @ self.longer).chunk(2, dim=-1)
@@ -119,7 +128,18 @@ class TinyGraph(nn.Module):
         return added[:, LEAD : LEAD + sources.shape[2]]
 
     def forward(self, codes: Tensor, left: Tensor, last: Tensor, first: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """codes: [B, K, T]; left, last: [1], the window's own frames are left … last - 1; first: [B]; state: [B, 1]."""
+        """Decode a window.
+
+        Args:
+            codes: Codes, [B, K, T].
+            left: First frame to output, [1].
+            last: Frame after the last one to output, [1].
+            first: Position in the stream of the first frame to output, [B].
+            state: Phase at the first frame to output, [B, 1].
+
+        Returns:
+            Samples of all T frames, and the next state.
+        """
         vocoder, hop = self.codec.vocoder, self.codec.spec.samples_per_frame
         stacked = self.codec.quantiser.decode(codes)
         mel = stacked.unflatten(2, (self.codec.config.mel_frames, NUM_MELS)).flatten(1, 2)
