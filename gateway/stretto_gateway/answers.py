@@ -35,8 +35,18 @@ class Talks(TypedDict):
     speaks: bool
 
 
+class NamedId(TypedDict):
+    """Value of a field, with a name to show to users."""
+
+    id: str
+    name: str
+
+
 class Model(TypedDict):
-    """OpenAI's model object, with further properties. `sample_rate`: of the model's codec, in Hz."""
+    """OpenAI's model object, with further properties.
+
+    voices: of the model, as objects, because Speaches' clients read their `name`. sample_rate: of its codec, in Hz.
+    """
 
     id: str
     object: Literal["model"]
@@ -44,7 +54,7 @@ class Model(TypedDict):
     owned_by: str
     tasks: list[str]
     conversations: list[Talks]
-    voices: list[str]
+    voices: list[NamedId]
     sample_rate: int
     times_words: bool
 
@@ -54,13 +64,6 @@ class Models(TypedDict):
 
     object: Literal["list"]
     data: list[Model]
-
-
-class NamedId(TypedDict):
-    """Value of a field, with a name to show to users."""
-
-    id: str
-    name: str
 
 
 class SpeechModels(TypedDict):

@@ -97,7 +97,7 @@ class Catalogue:
             "owned_by": "stretto",
             "tasks": [task.name for task in profile.tasks],
             "conversations": [conversation(task) for task in profile.tasks if converses(task)],
-            "voices": list(profile.voices),
+            "voices": [{"id": name, "name": name} for name in profile.voices],
             "sample_rate": profile.sample_rate,
             "times_words": profile.times_words,
         }

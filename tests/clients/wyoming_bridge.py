@@ -28,8 +28,6 @@ async def bridge(backend: list[str]):
     words += ["--tts-models", "gpt-4o-mini-tts"]
     if backend:
         words += ["--stt-backend", *backend, "--tts-backend", *backend]
-    if backend == ["SPEACHES"]:
-        words += ["--tts-voices", "alloy", "nova"]  # it reads the voices of a model in another form
     with (FOLDER / f"wyoming{'_'.join(backend)}.log").open("wb") as log:
         command = [sys.executable, "-m", "wyoming_openai", *words]
         process = await asyncio.create_subprocess_exec(*command, stdout=log, stderr=log, env=os.environ)

@@ -127,6 +127,15 @@ async def test_voices_are_the_familys_and_each_of_openais_names_is_one_of_them(s
     assert set(record["aliases"].values()) == {"slt", "rms"}
 
 
+async def test_the_record_of_a_model_has_voices_as_speaches_clients_read_them(start: Start) -> None:
+    async with (await start()).http() as http:
+        record = (await http.get("/v1/models/gpt-4o-mini-tts")).json()
+        for voice in record["voices"]:
+            body = {"input": "A cat.", "voice": voice["name"], "response_format": "pcm"}
+            assert (await http.post("/v1/audio/speech", json=body)).status_code == 200, voice
+    assert record["voices"] == [{"id": "slt", "name": "slt"}, {"id": "rms", "name": "rms"}]
+
+
 async def test_models_of_speech_are_listed_as_open_webui_asks_for_them(start: Start) -> None:
     async with (await start()).http() as http:
         record = (await http.get("/v1/audio/models")).json()
