@@ -1,5 +1,6 @@
-"""Speaks to the ensemble over gRPC. It needs tritonclient, numpy, sentencex and markdown-it-py, and
-nothing of the server's code.
+"""Python client of the speech ensemble over gRPC.
+
+It needs tritonclient, numpy, sentencex and markdown-it-py, and none of the server's code.
 
 async with SpeechClient("localhost:8001") as client:
     async for event in client.speak("It is 9:20."):

@@ -1,4 +1,4 @@
-"""The command line: `stretto` or `python -m stretto_client` with `speak "text"`, `transcribe file` or `chat`.
+"""Command line: `stretto` or `python -m stretto_client` with `speak "text"`, `transcribe file` or `chat`.
 
 Exit status: 0 done, 1 the server failed, 2 refused or wrong usage, 3 no server, 4 timed out, 130 interrupted.
 """
@@ -28,14 +28,14 @@ DEFAULT_OUT, DEFAULT_SERVER = Path("speech.wav"), "localhost:8001"
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line that names what is wrong."""
+    """Argument parser with one-line error messages."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; {self.prog} --help says what there is\n")
 
 
 def parse(argv: list[str] | None, prog: str) -> argparse.Namespace:
-    """The command and its options; leaves with status 2 when they make no sense."""
+    """Return the command and its options; exit with status 2 if they are invalid."""
     parser = Parser(prog=prog, description="Speak, transcribe and talk through the server.")
     shared = Parser(add_help=False)
     shared.add_argument("--server", metavar="HOST:PORT", help="its gRPC port; default: this machine's server")
@@ -79,7 +79,7 @@ def parse(argv: list[str] | None, prog: str) -> argparse.Namespace:
 
 
 def json_object(text: str) -> dict[str, Any]:
-    """`text` as a JSON object; argparse reports what is none."""
+    """Return `text` as a JSON object; argparse reports anything else."""
     with suppress(ValueError):
         value = json.loads(text)
         if isinstance(value, dict):
@@ -88,14 +88,17 @@ def json_object(text: str) -> dict[str, Any]:
 
 
 def open_sinks(args: argparse.Namespace) -> list[Sink]:
-    """The file that was asked for and the player; a default file where there is neither. ValueError for a bad name."""
+    """Return the requested file and the player, or a default file if there is neither.
+
+    Raise ValueError for a bad name.
+    """
     player = find_player() if args.play == "auto" else None
     out = args.out or (None if player else DEFAULT_OUT)
     return [sink for sink in (AudioFile(out) if out else None, player) if sink]
 
 
 async def speak(client: SpeechClient, args: argparse.Namespace) -> None:
-    """Play and write the text, and print what came of it."""
+    """Play and write the speech, and print its summary."""
     sinks = open_sinks(args)
     text = standard_input() if args.text == "-" else args.text
     voice = RecordedVoice(args.clone, args.clone_text) if args.clone else args.voice
@@ -119,7 +122,7 @@ async def speak(client: SpeechClient, args: argparse.Namespace) -> None:
 
 
 async def transcribe(client: SpeechClient, args: argparse.Namespace) -> None:
-    """Print the text of the file as it is written."""
+    """Print the transcript of the file while it is generated."""
 
     def read(event: SpeechEvent) -> None:
         if not args.json:
@@ -132,7 +135,7 @@ async def transcribe(client: SpeechClient, args: argparse.Namespace) -> None:
 
 
 async def run(args: argparse.Namespace) -> None:
-    """One command against one server."""
+    """Run one command on one server."""
     async with SpeechClient(args.server, Timeouts(total_s=args.timeout)) as client:
         await {"speak": speak, "transcribe": transcribe}[args.command](client, args)
 
@@ -142,9 +145,12 @@ def main(
     default_server: Callable[[], str] = lambda: DEFAULT_SERVER,
     prog: str = "python -m stretto_client",
 ) -> int:
-    """Run a command; the exit status says how it went, a line on standard error why.
+    """Run a command; return its exit status, and print errors to standard error.
 
-    `default_server`: asked for an address where the command names none.
+    Args:
+        argv: Arguments; None for those of the process.
+        default_server: Returns the server's address if the command names none.
+        prog: Program name in messages.
     """
     args = parse(argv, prog)
     try:

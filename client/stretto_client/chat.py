@@ -1,4 +1,4 @@
-"""`stretto chat`: a conversation, each turn of the user a line of standard input."""
+"""`stretto chat`: a conversation in which each line of standard input is a turn of the user."""
 
 import argparse
 import asyncio
@@ -19,18 +19,20 @@ from stretto_client.sinks import AudioFile, Sink, find_player
 from stretto_client.stats import Tally, follow
 from stretto_client.timeouts import Timeouts
 
-NEVER_SPEAKS = "options.output: expected nothing"  # how the server refuses it for a task that answers in text
+# start of the server's refusal of `output` for a task that answers in text
+NEVER_SPEAKS = "options.output: expected nothing"
 
 
 def chat(args: argparse.Namespace) -> int:
-    """Answer turn by turn until the input ends. A turn that is refused is no part of the conversation.
+    """Answer turn by turn until the input ends; return 2 if a turn was refused, 0 otherwise.
 
-    Returns 2 where one was, and 0 otherwise. Ctrl-C gives a reply up where someone types, and the chat everywhere else.
+    A refused turn does not become part of the conversation. On a terminal, Ctrl-C during a reply cancels that reply;
+    otherwise it ends the chat.
     """
     status = 0
     if args.out_dir is not None:
         args.out_dir.mkdir(parents=True, exist_ok=True)
-    with asyncio.Runner() as runner:  # a loop between whose runs the input is waited for
+    with asyncio.Runner() as runner:  # the loop runs per turn; input is read between the runs
         talk = runner.run(_begin(args))
         try:
             for line in _lines():
@@ -53,7 +55,7 @@ async def _begin(args: argparse.Namespace) -> "Talk":
 
 
 def _lines() -> Iterator[str]:
-    """What is said, line by line; asked for where someone types."""
+    """Yield the non-empty input lines, with a prompt on a terminal."""
     while True:
         try:
             line = input("> " if sys.stdin.isatty() else "").strip()
@@ -64,7 +66,7 @@ def _lines() -> Iterator[str]:
 
 
 def _read_turn(line: str) -> tuple[str | None, Path | None]:
-    """The text and the file of a line: `text`, `@file`, or `@file text`."""
+    """Return the text and the file of a line: `text`, `@file`, or `@file text`."""
     if not line.startswith("@"):
         return line, None
     if Path(line[1:]).is_file():
@@ -74,19 +76,19 @@ def _read_turn(line: str) -> tuple[str | None, Path | None]:
 
 
 class Talk:
-    """A conversation through `client`, printed as it goes."""
+    """Conversation through `client`, printed as it proceeds."""
 
     def __init__(self, client: SpeechClient, args: argparse.Namespace):
         self.client, self._args = client, args
         self._conversation = Conversation(args.system, args.clone)
         flags = {"task": args.task, "seed": args.seed}
-        # The codes of a reply tell the model, in the turns that follow, how it has spoken.
+        # In later turns, the codes of a reply show the model how it has spoken.
         output = {"output": {"codes": True} | args.options.get("output", {})}
         self._options: dict[str, Any] = args.options | output | given(flags)
         self._num_replies = 0
 
     async def turn(self, text: str | None, file: Path | None) -> None:
-        """Say it, and hear the reply; without one it has not been said."""
+        """Send a turn and print the reply; a turn without a reply is removed again."""
         self._conversation.say(text, file)
         reply = None
         try:
@@ -127,7 +129,7 @@ class Talk:
 
 
 class Reply:
-    """One reply: its text as it streams, its codes, and its sound on the way to `sinks`."""
+    """One reply: its streamed text, its codes, and its audio for `sinks`."""
 
     def __init__(self, sinks: list[Sink], is_quiet: bool):
         self._sinks, self._is_quiet = sinks, is_quiet
@@ -135,7 +137,7 @@ class Reply:
         self.tally = Tally(shows_progress=False)
 
     def hear(self, event: SpeechEvent) -> None:
-        """Take one event."""
+        """Process one event."""
         if not self._is_quiet:
             print(event.text, end="", flush=True)
         if event.codes is not None:
@@ -145,25 +147,25 @@ class Reply:
                 sink.write(event.pcm, event.sample_rate)
 
     def close(self) -> None:
-        """No more sound comes."""
+        """Close the sinks."""
         for sink in self._sinks:
             sink.close()
 
     @property
     def codes(self) -> np.ndarray | None:
-        """[S, T] of all streams; None where it was not spoken, or nobody has asked for them."""
+        """Codes [S, T] of all streams; None if the reply has no audio or they were not requested."""
         return np.concatenate(self._codes, axis=1) if self._codes else None
 
     @property
     def file(self) -> str | None:
-        """The file that holds its sound."""
+        """Path of the audio file; None if there is none."""
         paths = [str(sink.path) for sink in self._sinks if isinstance(sink, AudioFile)]
         return paths[0] if paths and self.tally.audio_s else None
 
     def record(self) -> dict[str, Any]:
-        """What came, as plain data."""
+        """Return the reply's statistics as plain data."""
         return self.tally.record() | {"file": self.file}
 
     def summary(self) -> str:
-        """One line of facts, as `speak` prints it."""
+        """Return a one-line summary, as `speak` prints it."""
         return (f"{self.file}: " if self.file else "") + self.tally.summary()

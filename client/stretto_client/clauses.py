@@ -1,24 +1,28 @@
-"""Cuts text of any length into pieces that a model speaks one after another, where a speaker would draw breath."""
+"""Splitting of text of any length into clauses that a model speaks one after another."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from sentencex import segment
 
-# Where a sentence that is too long by itself is cut, the best places first: behind a mark that is followed by a space,
-# behind a closed bracket, at any space.
+# Places to cut an overlong sentence, the best first: after clause-ending punctuation and a space, after a comma or
+# closing bracket and a space, at any space.
 PLACES = (re.compile(r"(?<=[;:—…])\s+"), re.compile(r"(?<=[,)\]–])\s+"), re.compile(r"\s+"))
-# In so many characters at once sentences are looked for: of quotes that never close, that takes time by the square. A
-# block ends, the best places first, with a paragraph, behind a mark that ends a sentence, at any space.
+# Block size for sentence detection, which takes quadratic time if quotes never close. Places to end a block, the best
+# first: a paragraph, punctuation that ends a sentence, any space.
 MAX_BLOCK_CHARS = 4000
 BLOCK_ENDS = (re.compile(r"\n\s*\n"), re.compile(r"[.!?…]\s|[。！？]"), re.compile(r"\s"))
 
 
 def split(text: str, max_chars: int, language: str = "en") -> list[str]:
-    """The pieces of `text`, each of at most `max_chars` characters and as long as whole sentences allow.
+    """Return `text` in pieces of at most `max_chars` characters, as long as whole sentences allow.
 
-    Nothing is lost but space, and marks that no word stands with.
-    language: whose abbreviations end no sentence (ISO 639-1).
+    Only whitespace is dropped, and punctuation without a word if it does not fit.
+
+    Args:
+        text: Text of any length.
+        max_chars: Limit of a piece.
+        language: ISO 639-1 code; its abbreviations end no sentence.
     """
     sentences = (sentence.strip() for block in _blocks(text) for sentence in segment(language, block))
     short = (piece for sentence in sentences if sentence for piece in _cut(sentence, max_chars, PLACES))
@@ -26,9 +30,10 @@ def split(text: str, max_chars: int, language: str = "en") -> list[str]:
 
 
 def first_sentences(text: str, max_chars: int, language: str = "en") -> tuple[str, str]:
-    """The sentences of `text` that have ended, as another follows, and the rest, of at most `max_chars` characters.
+    """Return the complete sentences of `text`, and the rest of at most `max_chars` characters.
 
-    Of a sentence that is longer than that, its first pieces count among the former. Nothing is lost, not even space.
+    A sentence is complete when another one follows. The first pieces of a longer sentence count as complete. Nothing is
+    dropped, not even whitespace.
     """
     sentences: list[str] = segment(language, text)
     rest = sentences[-1] if sentences else ""
@@ -38,12 +43,12 @@ def first_sentences(text: str, max_chars: int, language: str = "en") -> tuple[st
 
 
 def halve(text: str, language: str = "en") -> list[str]:
-    """Two or three pieces of `text`, as long as each other as far as its sentences and clauses allow."""
+    """Return two or three pieces of `text`, of similar length as far as its sentences and clauses allow."""
     return split(text, max(len(text) // 2 + len(text) % 2, 1), language)
 
 
 def _blocks(text: str) -> Iterator[str]:
-    """All of `text`, in blocks of at most MAX_BLOCK_CHARS."""
+    """Yield all of `text`, in blocks of at most MAX_BLOCK_CHARS."""
     start = 0
     while len(text) - start > MAX_BLOCK_CHARS:
         latest = start + MAX_BLOCK_CHARS
@@ -55,13 +60,13 @@ def _blocks(text: str) -> Iterator[str]:
 
 
 def _first_end(text: str, max_chars: int) -> int:
-    """Where the first piece of a sentence that is too long ends, with the space behind it."""
+    """Return the end of the first piece of an overlong sentence, including the space after it."""
     ends = ([found.end() for found in place.finditer(text, 0, max_chars + 1)] for place in PLACES)
     return next((found[-1] for found in ends if found), max_chars)
 
 
 def _cut(text: str, max_chars: int, places: Sequence[re.Pattern[str]]) -> Iterator[str]:
-    """Pieces of a sentence, cut at the first of the `places` that makes them short enough, or within a word."""
+    """Yield pieces of a sentence, cut at the first of the `places` that makes them short enough, or within a word."""
     if len(text) <= max_chars:
         yield text
     elif places:
@@ -72,7 +77,7 @@ def _cut(text: str, max_chars: int, places: Sequence[re.Pattern[str]]) -> Iterat
 
 
 def _packed(pieces: Iterable[str], max_chars: int) -> Iterator[str]:
-    """The pieces, joined with a space as far as they fit; marks alone, for which there is no room, say nothing."""
+    """Yield the pieces joined by spaces as far as they fit; punctuation alone that does not fit is dropped."""
     held = ""
     for piece in pieces:
         joined = f"{held} {piece}" if held else piece

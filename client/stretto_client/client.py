@@ -1,4 +1,4 @@
-"""An asynchronous client of the ensemble: one gRPC stream per utterance, so that cancelling one leaves the others."""
+"""Asynchronous client of the ensemble; each utterance has its own gRPC stream, so it can be cancelled alone."""
 
 import asyncio
 import json
@@ -28,7 +28,7 @@ from stretto_client.sharing import Sharing
 from stretto_client.speech_stream import SpeechStream
 from stretto_client.timeouts import Timeouts
 
-# gRPC's windows would grow to megabytes, minutes of speech that nobody has read. The rest is as tritonclient has it.
+# Keep gRPC's windows from growing to megabytes (minutes of unread speech). The rest are tritonclient's defaults.
 CHANNEL = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
@@ -38,10 +38,14 @@ CHANNEL = [
 
 
 class SpeechClient:
-    """Speaks and transcribes through the server at `server` (host:port of its gRPC service).
+    """Client for speech, transcription and conversations.
 
-    shared_memory: `system` or `cuda`: audio goes to a server on the same host, and samples come back, through memory
-    that both see. ring: how much of it holds the samples of one utterance that have not been read yet.
+    Args:
+        server: Address of the server's gRPC service (host:port).
+        timeouts: Timeouts of each utterance.
+        model: Name of the ensemble.
+        shared_memory: `system` or `cuda` to exchange audio with a server on the same host through shared memory.
+        ring: Size of the shared memory for the samples of one utterance.
     """
 
     def __init__(
@@ -64,7 +68,7 @@ class SpeechClient:
         self._profile: ModelProfile | None = None
 
     async def profile(self, refresh: bool = False) -> ModelProfile:
-        """What the model is, as `fetch_profile` has it; asked for once, unless it may be another one by now."""
+        """Return the model profile, cached unless `refresh` is true; raise as `fetch_profile`."""
         if self._profile is None or refresh:
             self._profile = await fetch_profile(self._client, self.model, self.server, self.timeouts.first_s)
         return self._profile
@@ -83,16 +87,24 @@ class SpeechClient:
         markup: Markup = "none",
         **options: Any,
     ) -> Speech:
-        """The events of `text` being spoken. With the task `tts` it may be of any length.
+        """Return the events of `text` as speech. With the task `tts`, the text may have any length.
 
-        What is longer than the model speaks at once is cut where a speaker draws breath; each clause is spoken with the
-        same options and the same seed, and asked for while the one before is heard. A text that is still being written
-        is an async iterable of pieces, cut anywhere: spoken as they come, or by sentences where the model cannot.
-        task: what the model calls that; one that writes first says so in the events' text.
-        markup: marks in the text that are not to be read aloud, of the task `tts`: `markdown`, `ssml`, or `auto`, which
-        is SSML for a text that begins with `<speak` and else Markdown; `none`, the default, speaks the text as it is.
-        encoding: `pcm_f32le` (the default) or `pcm_s16le`; sample_rate: in Hz, by default the codec's.
-        options: as the server knows them, e.g. `audio={"temperature": 0.5}` or `chunking={"playout_s": 0.2}`.
+        A text that is too long for the model is split into clauses. All clauses have the same options and seed, and
+        each is requested when the one before has been received. A text that is still being written is an async iterable
+        of pieces, split anywhere. It is spoken as it arrives, or by sentences if the model needs whole texts.
+
+        Args:
+            text: The text, or an async iterable of its pieces.
+            task: The model's name of the task. If the task generates text first, the events contain it.
+            voice: Name of a voice, or a recording; None for the model's default.
+            seed: Seed of the samples; None for a random one.
+            guidance_scale: Scale of classifier-free guidance; 1 is unguided.
+            encoding: `pcm_f32le` (the default) or `pcm_s16le`.
+            sample_rate: In Hz; by default the codec's.
+            markup: Markup that is not read aloud, for the task `tts`: `markdown`, `ssml`, or `auto`, which is SSML for
+                a text that begins with `<speak` and otherwise Markdown. With `none`, the default, the text is spoken
+                unchanged.
+            options: Further options of the server, e.g. `audio={"temperature": 0.5}` or `chunking={"playout_s": 0.2}`.
         """
         if markup not in MARKUPS:
             raise ValueError(f"markup: expected one of {', '.join(MARKUPS)}, got {markup!r}")
@@ -110,7 +122,14 @@ class SpeechClient:
     def speak_once(
         self, task: str, options: dict[str, Any], text: str, timeouts: Timeouts | None = None
     ) -> SpeechStream:
-        """The events of one request to speak; `options["output"]` is there. timeouts: others than the client's."""
+        """Return the events of one speech request.
+
+        Args:
+            task: The model's name of the task.
+            options: Options of the server; the key `output` is required.
+            text: The text.
+            timeouts: Timeouts, instead of the client's.
+        """
         sharing = self._share()
         ring = None if sharing is None else sharing.make_ring().option()
         output = options["output"] | given({"ring": ring})
@@ -118,9 +137,12 @@ class SpeechClient:
         return self.send(speech_inputs(text, task, options, sharing), sharing, timeouts)
 
     def transcribe(self, audio: Audio, /, *, task: str = "asr", **options: Any) -> SpeechStream:
-        """The events of `audio` being written down: a file's path or bytes, or (samples [n], rate in Hz).
+        """Return the events of a transcription.
 
-        task: what the model calls that, such as `understand`.
+        Args:
+            audio: Path or bytes of a file, or (samples [n], rate in Hz).
+            task: The model's name of the task, such as `understand`.
+            options: Options of the server.
         """
         sharing = self._share()
         inputs = [*audio_inputs(audio, sharing=sharing), *strings(task=task, options=options_json(options))]
@@ -129,10 +151,14 @@ class SpeechClient:
     def converse(
         self, messages: list[dict[str, Any]], /, *audio: Audio, task: str | None = None, **options: Any
     ) -> SpeechStream:
-        """The events of the reply to a conversation: turns with `role` and `text`, `audio` or `codes`.
+        """Return the events of the reply to a conversation.
 
-        audio: what the turns mean that say `"audio": "audio"` (files, in this order) and `"audio": "pcm_in"` (samples,
-        which one turn may have).
+        Args:
+            messages: Turns with `role` and `text`, `audio` or `codes`.
+            audio: Files for the turns with `"audio": "audio"`, in this order, and samples for the turn with
+                `"audio": "pcm_in"`, of which there may be one.
+            task: The model's name of the task; None for the first that answers these turns.
+            options: Options of the server.
         """
         sharing = self._share()
         inputs = audio_inputs(*audio, sharing=sharing)
@@ -142,7 +168,7 @@ class SpeechClient:
     def send(
         self, inputs: list[InferInput], sharing: Sharing | None = None, timeouts: Timeouts | None = None
     ) -> SpeechStream:
-        """The events that answer `inputs`, tensors of the ensemble; `sharing` holds what they have in shared memory."""
+        """Return the response events to `inputs`, tensors of the ensemble; `sharing` owns their shared memory."""
 
         async def requests() -> AsyncIterator[dict[str, Any]]:
             if sharing is not None:
@@ -153,12 +179,12 @@ class SpeechClient:
         return SpeechStream(responses, self, sharing, timeouts)
 
     def parts(self) -> PartStream:
-        """A stream for the parts of a text that is spoken while it is written."""
+        """Return a stream for the parts of a text that is spoken while it is written."""
         return PartStream(self._client, self.model, self.server, self.timeouts.between_s)
 
     def take_back(self, sharing: Sharing) -> None:
-        """Free an utterance's memory in the background; what is left over is freed by `close`."""
-        with suppress(RuntimeError):  # dropped when no event loop runs any more
+        """Free an utterance's shared memory in the background; `close` frees the rest."""
+        with suppress(RuntimeError):  # the stream was deleted after the event loop had ended
             task = asyncio.get_running_loop().create_task(self._free(sharing))
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
@@ -172,11 +198,11 @@ class SpeechClient:
 
     async def _free(self, sharing: Sharing) -> None:
         self._shared.discard(sharing)
-        with suppress(InferenceServerException, grpc.RpcError):  # the server may be gone
+        with suppress(InferenceServerException, grpc.RpcError):  # the server may have ended
             await sharing.close(self._client)
 
     async def ready(self) -> bool:
-        """Whether the server answers and the model takes requests."""
+        """Return True if the server answers and the model accepts requests."""
         try:
             return await self._client.is_server_ready() and await self._client.is_model_ready(self.model)
         except (InferenceServerException, grpc.RpcError):

@@ -1,4 +1,4 @@
-"""A conversation as it grows: the turns so far, as the next request sends them all again."""
+"""History of a conversation, which each request sends again as a whole."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ CODES = ".npy"
 
 
 class Conversation:
-    """`turns` for `SpeechClient.converse`, and the files that they mean, in `audio`."""
+    """Turns for `SpeechClient.converse`, and the files that they refer to, in `audio`."""
 
     def __init__(self, instruction: str | None = None, voice: Path | None = None):
         self.turns: list[dict[str, Any]] = []
@@ -20,21 +20,23 @@ class Conversation:
             self._add("system", voice, instruction)
 
     def say(self, text: str | None, file: Path | None = None) -> None:
-        """Add a turn of the user: text, what a file holds (audio, or codes [S, T] in .npy), or both.
+        """Add a turn of the user: text, the content of a file (audio, or codes [S, T] in .npy), or both.
 
-        ValueError where the codes are none; OSError where there is no file.
+        Raises:
+            ValueError: The file's codes are invalid.
+            OSError: The file cannot be read.
         """
         self._add("user", file, text)
 
     def answer(self, text: str, codes: np.ndarray | None) -> None:
-        """Add the reply: its text, and its codes [S, T] where they are known."""
+        """Add the reply: its text, and its codes [S, T] if known."""
         spoken = {} if codes is None else {"codes": codes.tolist()}
         written = {"text": text} if text else {}
         if spoken or written:
             self.turns.append({"role": "assistant"} | written | spoken)
 
     def take_back(self) -> None:
-        """Forget the last turn, which has got no answer."""
+        """Remove the last turn, which has not been answered."""
         if "audio" in self.turns.pop():
             self.audio.pop()
 

@@ -1,12 +1,12 @@
-"""Why an utterance did not arrive.
+"""Exceptions of the client.
 
 ClientError
-├── RequestRefused      the request cannot be served; the message names field, limit and what came
-├── ServerUnavailable   no server there, it went away, or it takes no work now
-│   └── ServerFull      it is there, and has as much work as it takes
-├── ServerFailed        the server failed on this request, or broke the protocol
-├── RequestCancelled    this client, or the server, gave the request up
-└── TimedOut            a time-out of this client ran out
+├── RequestRefused      the request cannot be served; the message names field, limit and received value
+├── ServerUnavailable   no server, it was lost, or it accepts no requests now
+│   └── ServerFull      the server runs, and is at its capacity
+├── ServerFailed        the server failed on this request, or violated the protocol
+├── RequestCancelled    this client, or the server, cancelled the request
+└── TimedOut            a timeout of this client expired
 """
 
 import re
@@ -16,25 +16,25 @@ from tritonclient.grpc import InferenceServerException
 
 
 class ClientError(Exception):
-    """Base of every error of this package; `exit_code` is what the command line returns."""
+    """Base class of all errors of this package; `exit_code` is the exit status of the command line."""
 
     exit_code = 1
 
 
 class RequestRefused(ClientError):
-    """The request cannot be served as it is."""
+    """The request is invalid, or the server does not support it."""
 
     exit_code = 2
 
 
 class ServerUnavailable(ClientError):
-    """No server, or none that takes work now; trying again later may help."""
+    """No server accepts requests now; a later attempt may succeed."""
 
     exit_code = 3
 
 
 class ServerFull(ServerUnavailable):
-    """The server has as much work as it takes; there is room again when some of it is done."""
+    """The server is at its capacity; it accepts requests again when some have ended."""
 
 
 class ServerFailed(ClientError):
@@ -42,13 +42,13 @@ class ServerFailed(ClientError):
 
 
 class RequestCancelled(ClientError):
-    """The request was given up."""
+    """The request was cancelled."""
 
     exit_code = 130
 
 
 class TimedOut(ClientError):
-    """A time-out of this client ran out."""
+    """A timeout of this client expired."""
 
     exit_code = 4
 
@@ -63,7 +63,7 @@ BY_STATUS: dict[grpc.StatusCode, type[ClientError]] = {
     grpc.StatusCode.DEADLINE_EXCEEDED: TimedOut,
 }
 
-# An error on a stream is a text without a status. The server's models lead it with its kind; the rest is Triton's.
+# An error on a stream is a text without a status. The server's models prefix it with its kind; others are Triton's.
 KINDS: dict[str, type[ClientError]] = {
     "invalid request": RequestRefused,
     "full": ServerFull,
@@ -72,8 +72,9 @@ KINDS: dict[str, type[ClientError]] = {
     "failed": ServerFailed,
 }
 BY_MODEL = re.compile(rf"^(?:in ensemble '[^']*', )?({'|'.join(KINDS)}): (.*)", re.DOTALL)
-BROKEN_OFF = "Internal error from Core"  # gRPC's, where a write finds the call ended; why it did is lost
-NOT_LOADED = "has no available versions"  # of a model that is there by name: it is being started, or started again
+# gRPC's message if a write fails because the call has ended; the reason is lost
+BROKEN_OFF = "Internal error from Core"
+NOT_LOADED = "has no available versions"  # the model exists, but is being started or restarted
 BY_TRITON: dict[str, type[ClientError]] = {
     NOT_LOADED: ServerUnavailable,
     "unexpected shape for input": RequestRefused,
@@ -84,7 +85,7 @@ BY_TRITON: dict[str, type[ClientError]] = {
 
 
 def from_text(message: str) -> ClientError:
-    """The error of a response that carries one instead of an event."""
+    """Return the error for a response that has an error text instead of an event."""
     by_model = BY_MODEL.match(message)
     if by_model:
         return KINDS[by_model[1]](by_model[2])
@@ -93,13 +94,13 @@ def from_text(message: str) -> ClientError:
 
 
 def from_rpc(error: grpc.RpcError, server: str) -> ClientError:
-    """The error of a call to `server` (host:port), by its status, with the server's own words."""
+    """Return the error for a failed call to `server` (host:port), by its status, with the server's message."""
     assert isinstance(error, grpc.aio.AioRpcError), error
     return _from_status(error.code(), error.details() or error.code().name, server)
 
 
 def from_exception(error: InferenceServerException, server: str) -> ClientError:
-    """The same of an error that Triton's client has wrapped, with its status as text."""
+    """Return the error for an exception of Triton's client, which has the status as text."""
     name = (error.status() or "").removeprefix("StatusCode.")
     status = next((status for status in grpc.StatusCode if status.name == name), grpc.StatusCode.UNKNOWN)
     return _from_status(status, error.message() or name, server)
@@ -110,7 +111,7 @@ def _from_status(status: grpc.StatusCode, message: str, server: str) -> ClientEr
         message = f"no server answers at {server} ({message})"
     if message == BROKEN_OFF:
         return ServerUnavailable("the server ended the call while a request was being sent")
-    if "message larger than max" in message:  # which a stream without room for it is told with the same status
+    if "message larger than max" in message:  # has the status of a full server
         return RequestRefused(message)
     kind = ServerUnavailable if NOT_LOADED in message else BY_STATUS.get(status, ServerFailed)
     return kind(message)

@@ -1,4 +1,4 @@
-"""What one response of the server adds to an utterance."""
+"""Events of an utterance, read from the server's responses."""
 
 import json
 from dataclasses import dataclass, field
@@ -9,13 +9,13 @@ from tritonclient.grpc import InferResult
 
 from stretto_client.ring import Ring
 
-STRING_HEAD = 4  # bytes before a string: its length
+STRING_HEAD = 4  # length prefix of a string, in bytes
 SAMPLES = {"pcm": np.float32, "pcm16": np.int16}
 
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """A word and the second of the utterance at which it starts."""
+    """Word and its start in the utterance, in seconds."""
 
     word: str
     start_s: float
@@ -23,7 +23,7 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class GuidanceChange:
-    """The second of the utterance from which on frames are drawn with or without guidance."""
+    """Time in the utterance, in seconds, from which frames are sampled with or without guidance."""
 
     start_s: float
     is_guided: bool
@@ -31,16 +31,23 @@ class GuidanceChange:
 
 @dataclass(frozen=True, slots=True)
 class SpeechEvent:
-    """A chunk of an utterance.
+    """Chunk of an utterance.
 
-    pcm: [n] mono samples at `sample_rate` Hz, float32 in [-1, 1] or, where asked for, int16; None with text alone.
-    text: what the text segment has gained. words: the words that start in this chunk.
-    guidance_changes: those at its frames; there are none unless the request's guidance policy makes them.
-    segment: `text`, `audio` or `tail` (the rows that complete the last frames).
-    start_s, duration_s: where `pcm` lies in the utterance.
-    report: with the last chunk, the finish reason, counts, seed, guidance and timings.
-    codes: [S, T] of all streams, where `output={"codes": True}` asked for them; as `messages` takes them back.
-    session: of the first event of a text that is being written, the name by which it goes on.
+    Attributes:
+        pcm: Mono samples [n], float32 in [-1, 1] or, if requested, int16; None for text alone.
+        utterance: Id of the utterance.
+        index: Number of the event.
+        segment: `text`, `audio` or `tail` (the rows that complete the last frames).
+        text: Text generated since the last event.
+        words: Words that start in this chunk.
+        start_s: Start of `pcm` in the utterance, in seconds.
+        duration_s: Duration of `pcm` in seconds.
+        sample_rate: Sampling rate of `pcm` in Hz.
+        is_final: True for the last chunk.
+        report: Finish reason, counts, seed, guidance and timings; only in the last chunk.
+        guidance_changes: Changes at the chunk's frames; empty unless the request's guidance policy makes some.
+        codes: Codes [S, T] of all streams if `output={"codes": True}`; `messages` accepts them in this form.
+        session: Session id for further text; only in the first event of a text that is still being written.
     """
 
     pcm: np.ndarray | None
@@ -60,7 +67,7 @@ class SpeechEvent:
 
 
 def read_event(result: InferResult, ring: Ring | None = None) -> SpeechEvent | None:
-    """The event of a response, its samples from the `ring` if they lie there; None for the final flag alone."""
+    """Return the event of a response, with samples from the `ring` if it refers to it; None for a final flag alone."""
     contents = _contents(result)
     if "event" not in contents:
         return None
@@ -76,7 +83,7 @@ def read_event(result: InferResult, ring: Ring | None = None) -> SpeechEvent | N
         duration_s=record["duration_s"],
         sample_rate=record["sample_rate"],
         is_final=record["is_final"],
-        report=record.get("report"),  # only the last chunk has one
+        report=record.get("report"),  # only in the last chunk
         guidance_changes=tuple(GuidanceChange(**change) for change in record["guidance_changes"]),
         codes=np.array(record["codes"], np.int32) if "codes" in record else None,
         session=record.get("session", ""),
@@ -84,7 +91,7 @@ def read_event(result: InferResult, ring: Ring | None = None) -> SpeechEvent | N
 
 
 def _contents(result: InferResult) -> dict[str, bytes]:
-    """The bytes of each tensor: `as_numpy` would make arrays of all, strings too, which takes a while."""
+    """Return the bytes of each tensor; `as_numpy` is slower, because it makes arrays of all, including strings."""
     response = result.get_response()
     return {output.name: raw for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)}
 
@@ -96,6 +103,6 @@ def _samples(contents: dict[str, bytes], record: dict[str, Any], ring: Ring | No
 
 
 def is_last(result: InferResult) -> bool:
-    """Whether a response carries the final flag: it may ride on the last chunk or come alone."""
+    """Return True if a response has the final flag, which comes with the last chunk or alone."""
     parameters = result.get_response().parameters
     return "triton_final_response" in parameters and parameters["triton_final_response"].bool_param

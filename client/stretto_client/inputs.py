@@ -1,4 +1,4 @@
-"""The input tensors of a request. Absent inputs are not sent: all of them are optional."""
+"""Input tensors of a request. All inputs are optional; absent ones are not sent."""
 
 import json
 import struct
@@ -14,16 +14,21 @@ Audio = str | Path | bytes | tuple[np.ndarray, int]
 
 
 def strings(**values: str | bytes | None) -> list[InferInput]:
-    """One STRING [1] tensor for each value that is not None."""
+    """Return a STRING [1] tensor for each value that is not None."""
     return [
         _tensor(name, np.array([value], np.object_), "BYTES") for name, value in values.items() if value is not None
     ]
 
 
 def audio_inputs(*audio: Audio, sharing: Sharing | None = None) -> list[InferInput]:
-    """Audio as files' paths or bytes, or as (samples [n] in [-1, 1], rate in Hz), once; through shared memory if given.
+    """Return the tensors of audio inputs.
 
-    ValueError for samples that are not mono floating-point numbers, or more than one array of them.
+    Args:
+        audio: Paths or bytes of files, and at most once (samples [n] in [-1, 1], rate in Hz).
+        sharing: Shared memory for the tensors; None to send them in the request.
+
+    Raises:
+        ValueError: Samples are not mono floating-point numbers, or there is more than one array of them.
     """
     sampled = [each for each in audio if isinstance(each, tuple)]
     named = [each for each in audio if not isinstance(each, tuple)]
@@ -40,12 +45,12 @@ def audio_inputs(*audio: Audio, sharing: Sharing | None = None) -> list[InferInp
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that are not None."""
+    """Return the options that are not None."""
     return {key: value for key, value in options.items() if value is not None}
 
 
 def options_json(options: dict[str, Any]) -> str | None:
-    """The options that are not None, as JSON; None when there are none."""
+    """Return the options that are not None as JSON; None if there are none."""
     return json.dumps(given(options)) if given(options) else None
 
 
@@ -54,7 +59,7 @@ def _tensor(name: str, array: np.ndarray, dtype: str, sharing: Sharing | None = 
     if sharing is None:
         tensor.set_data_from_numpy(array)
         return tensor
-    # Triton's form of each string is its length in 4 bytes, then the string.
+    # Triton's string format: length in 4 bytes, then the string.
     content = b"".join(struct.pack("<I", len(each)) + each for each in array) if dtype == "BYTES" else array.tobytes()
     data = np.frombuffer(content, np.uint8)
     region = sharing.region(len(data))

@@ -1,4 +1,4 @@
-"""Makes one utterance of several that are spoken one after another."""
+"""Concatenation of successive utterances into one."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,40 +9,43 @@ import numpy as np
 from stretto_client.event import GuidanceChange, SpeechEvent, Word
 
 FADE_S = 0.005
-MAX_SILENCE_S = 1.0  # in one event
+MAX_SILENCE_S = 1.0  # per event
 SUMS = ("num_prompt_rows", "num_text_tokens", "num_frames", "guided_frames", "total_s", "audio_s", "decode_s")
 
 
 class Joint:
-    """Takes the events of one utterance after the other, and gives those of a single one.
+    """Converts the events of successive utterances to those of a single one.
 
-    Samples follow each other without a gap, unless a pause was asked for. If an utterance begins at another value than
-    the one before has ended at, it begins at that value and comes to its own within FADE_S: a step would be a click.
+    Samples follow each other without a gap, except for pauses. A step between utterances would be an audible click. So
+    the next one starts at the last sample value of the one before and fades to its own within FADE_S seconds.
+
+    Attributes:
+        report: Combined report of the utterances that have ended.
     """
 
     def __init__(self) -> None:
         self._num_events = 0
         self._utterance = ""
-        self._before_s = 0.0  # how long all utterances before are
-        self._audio_s = 0.0  # how much of this one has come
+        self._before_s = 0.0  # duration of the earlier utterances
+        self._audio_s = 0.0  # received duration of the current utterance
         self._last_sample = 0.0
-        self._pause_s = 0.0  # silence that belongs here and has not been returned yet
-        self._form: np.ndarray | None = None  # samples [0] of the type that comes
-        self._begins = False  # another utterance came before, and of this one no sample yet
-        self._wants_space = False  # between the texts of this one and of the one before
-        self.report: dict[str, Any] | None = None  # of all that have ended
+        self._pause_s = 0.0  # pending silence
+        self._form: np.ndarray | None = None  # empty array of the samples' type
+        self._begins = False  # an utterance has ended, and the next one has no samples yet
+        self._wants_space = False  # separates the texts of two utterances
+        self.report: dict[str, Any] | None = None
 
     def pause(self, seconds: float) -> None:
-        """Put silence between the utterance before and the next one."""
+        """Insert silence between the last utterance and the next one."""
         self._pause_s += seconds
         self._before_s += seconds
 
     def silences(self, event: SpeechEvent) -> Iterator[SpeechEvent]:
-        """Yield events of the silence that belongs in front of `event`, or behind it if it is the last of the whole."""
+        """Yield events of the pending silence before `event`, or at the end if `event` is the last of the whole."""
         if event.pcm is not None and len(event.pcm):
             self._form = event.pcm[:0]
         elif not event.is_final:
-            return  # no samples yet that would tell their type
+            return  # the type of the samples is still unknown
         if self._form is None:
             return
         while num_samples := round(min(self._pause_s, MAX_SILENCE_S) * event.sample_rate):
@@ -61,7 +64,7 @@ class Joint:
             self._begins = True
 
     def joined(self, event: SpeechEvent, is_last: bool) -> SpeechEvent:
-        """`event` as one of the whole; is_last: no utterance follows that of this event."""
+        """Return `event` as part of the whole; `is_last`: no utterance follows the event's own."""
         self._utterance = self._utterance or event.utterance
         joined = replace(
             event,
@@ -80,7 +83,7 @@ class Joint:
         return self._ended(joined, is_last) if event.is_final else joined
 
     def _smooth(self, event: SpeechEvent, is_counted: bool = True) -> np.ndarray:
-        """Return the samples of `event` without a step from those before; is_counted: they are of an utterance."""
+        """Return the samples of `event` without a step from the last ones; `is_counted` is False for silence."""
         assert event.pcm is not None
         pcm = event.pcm
         if not len(pcm):
@@ -100,7 +103,7 @@ class Joint:
         return text
 
     def _ended(self, event: SpeechEvent, is_last: bool) -> SpeechEvent:
-        """The last event of an utterance, with the report of all if it is the last of the whole."""
+        """Return the last event of an utterance, with the combined report if it is the last of the whole."""
         if event.report is not None:
             self.report = event.report if self.report is None else add_reports(self.report, event.report)
         self._before_s += self._audio_s
@@ -110,7 +113,7 @@ class Joint:
 
 
 def from_value(pcm: np.ndarray, value: float, num_samples: int) -> np.ndarray:
-    """Samples [n] that begin at `value`: the difference is added, less and less of it for `num_samples`."""
+    """Return samples [n] that start at `value` and fade to `pcm` within `num_samples`."""
     fade = np.cos(np.linspace(0, np.pi / 2, num_samples, endpoint=False)[: len(pcm)]) ** 2
     begin = pcm[: len(fade)] + (value - float(pcm[0])) * fade
     if np.issubdtype(pcm.dtype, np.integer):
@@ -120,9 +123,9 @@ def from_value(pcm: np.ndarray, value: float, num_samples: int) -> np.ndarray:
 
 
 def add_reports(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    """The report of two utterances as of one: what is counted adds up; the rest is the first's.
+    """Return the combined report of two successive utterances: counts are added, other values are the first one's.
 
-    finish_reason: of the first that did not end by itself. first_sound_s: of the first that was heard.
+    `finish_reason` is that of the first utterance that was cut off. `first_sound_s` is that of the first audible one.
     """
     added = {key: first[key] + second[key] for key in SUMS if key in first and key in second}
     reasons = {"finish_reason": second["finish_reason"]} if first.get("finish_reason") == "stop" else {}

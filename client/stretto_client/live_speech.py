@@ -1,7 +1,7 @@
-"""A text that is spoken while it is written: as it comes, or sentence by sentence where a model needs whole texts.
+"""Speech for a text that is still being written: as it arrives, or by sentences for models that need whole texts.
 
-pieces ──► UnreadText ──► the first ones open the reply ──► events
-                     └──► the others follow, part by part, each when the one before was taken
+pieces ──► UnreadText ──► the first ones open the request ──► events
+                     └──► the others follow as parts, each after the one before was accepted
 """
 
 import asyncio
@@ -24,31 +24,32 @@ from stretto_client.speech_stream import SpeechStream
 from stretto_client.timeouts import Timeouts
 from stretto_client.unread_text import UnreadText
 
-MAX_PART_CHARS = 4096  # as the server takes at once
-STILL_THERE_S = 10.0  # how often a server that waits for words is told that somebody still writes
-NOT_SPOKEN = "session.id: expected that of a text that is being spoken"  # how it refuses a part when the reply is over
+MAX_PART_CHARS = 4096  # the server's limit
+STILL_THERE_S = 10.0  # interval of empty parts, which keep an idle text alive on the server
+# start of its refusal of a part after the reply has ended
+NOT_SPOKEN = "session.id: expected that of a text that is being spoken"
 
 Write = Callable[[str, int, str, bool], Awaitable[None]]
 """Sends a part of a text: the session, the part's number, what it adds, and whether it is the last."""
 
 
 class Client(Protocol):
-    """What speaks, and takes parts of texts."""
+    """Client methods used in this module."""
 
     timeouts: Timeouts
 
     async def profile(self) -> ModelProfile:
-        """What the model is."""
+        """Return the model profile."""
         ...
 
     def speak_once(
         self, task: str, options: dict[str, Any], text: str, timeouts: Timeouts | None = None
     ) -> SpeechStream:
-        """The events of one request."""
+        """Return the events of one request."""
         ...
 
     def parts(self) -> PartStream:
-        """Where the parts of a text go."""
+        """Return a stream for the parts of a text."""
         ...
 
 
@@ -60,21 +61,21 @@ async def speak_written(
     items: Items,
     markup: Markup = "none",
 ) -> None:
-    """Put the events of a text that is still being written into `items`, each as soon as the model can make it.
+    """Put the events of a text that is still being written into `items`, as soon as the model can generate them.
 
     Args:
-        client: What speaks.
-        task: What the model calls that.
-        options: As the server knows them.
-        pieces: The text, cut anywhere.
-        items: Where the events go.
-        markup: Marks of the text that are not to be read aloud. A break of SSML is silence if the model reads whole
-            sentences, and ends a sentence if it reads word by word.
+        client: The client.
+        task: The model's name of the task.
+        options: Options of the server.
+        pieces: The text, split anywhere.
+        items: Queue for the events.
+        markup: Markup that is not read aloud. A break of SSML is silence if the model reads whole sentences, and ends a
+            sentence if it reads word by word.
     """
     profile, limits = await profile_of(client), client.timeouts
     reader = None if markup == "none" or task != "tts" else open_reader(markup)
     if profile is not None and profile.reads_live_text and task == "tts" and options.get("text_mode", "open") == "open":
-        # While the server waits for words nothing comes: how long that may last is the writer's affair.
+        # While the server waits for text it sends nothing; only the writer decides how long.
         waits = replace(limits, between_s=limits.total_s)
         speak = partial(client.speak_once, task, options | {"text_mode": "open"}, timeouts=waits)
         if reader is not None:
@@ -96,7 +97,7 @@ async def speak_written(
 
 
 async def profile_of(client: Client) -> ModelProfile | None:
-    """What the model is; None where the server tells nothing of it, or what makes no sense."""
+    """Return the model profile; None if the server has none, or an invalid one."""
     try:
         return await client.profile()
     except ValueError:
@@ -104,7 +105,7 @@ async def profile_of(client: Client) -> ModelProfile | None:
 
 
 async def speak_live(speak: Speak, write: Write, pieces: AsyncIterable[str], items: Items) -> None:
-    """Put the events of one utterance into `items`, whose text is open and goes on with the `pieces`."""
+    """Put the events of one utterance into `items`; its text is open and continued with the `pieces`."""
     async with UnreadText(pieces) as unread:
         opening = await unread.take(MAX_PART_CHARS)
         if not opening:
@@ -116,7 +117,7 @@ async def speak_live(speak: Speak, write: Write, pieces: AsyncIterable[str], ite
                 try:
                     await _write_all(write, session, unread)
                 except Exception as error:
-                    if not str(error).startswith(NOT_SPOKEN):  # else its last events are on their way, or say why
+                    if not str(error).startswith(NOT_SPOKEN):  # otherwise the stream itself ends, or raises the reason
                         failures.append(error)
                         stream.cancel()
 
@@ -147,10 +148,16 @@ async def _write_all(write: Write, session: str, unread: UnreadText) -> None:
 async def speak_clauses(
     speak: Speak, pieces: AsyncIterable[str], max_chars: int, items: Items, reader: MarkupReader | None = None
 ) -> None:
-    """Put the events of one utterance into `items`: of what is complete of the text, clause by clause.
+    """Put the events of one utterance into `items`, clause by clause, as the text becomes complete.
 
-    All samples of a clause leave before the next is there; so the end is an event of its own.
-    reader: of the pieces, if they may hold a PAUSE.
+    A clause is spoken before it is known if another one follows, so the end is a separate event.
+
+    Args:
+        speak: Speaks one clause.
+        pieces: The text, split anywhere.
+        max_chars: Limit of a clause.
+        items: Queue for the events.
+        reader: Reader of the pieces' markup, if they may contain PAUSE.
     """
     joint, last = Joint(), None
     async with UnreadText(pieces) as unread:
@@ -170,7 +177,7 @@ async def speak_clauses(
 
 
 async def clauses_of(unread: UnreadText, max_chars: int) -> AsyncIterator[str]:
-    """Yield pieces of at most `max_chars` characters: sentences, each as soon as the next has begun; and each PAUSE."""
+    """Yield sentences in pieces of at most `max_chars` characters, each once the next has begun, and each PAUSE."""
     held, has_paused = "", False
     while not unread.is_complete:
         held += await unread.take(max_chars)
@@ -186,5 +193,5 @@ async def clauses_of(unread: UnreadText, max_chars: int) -> AsyncIterator[str]:
         for clause in split(complete, max_chars):
             yield clause
     for clause in split(held, max_chars):
-        if is_spoken(clause) or not has_paused:  # marks alone behind a pause are not worth a request
+        if is_spoken(clause) or not has_paused:  # skip punctuation alone after a pause
             yield clause

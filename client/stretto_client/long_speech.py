@@ -1,4 +1,4 @@
-"""A text of any length as one utterance: its clauses are asked for one after the other, each before it is needed."""
+"""Text of any length as one utterance: its clauses are requested one after another, ahead of playback."""
 
 import asyncio
 import re
@@ -16,30 +16,30 @@ from stretto_client.model_profile import ModelProfile
 from stretto_client.produced_speech import Items, ProducedSpeech
 from stretto_client.speech_stream import SpeechStream
 
-MAX_WHOLE_CHARS = 80  # as long a text is spoken in one piece by every family, if it has no digits
-# How the server refuses a text that is too long once written out, also one behind a voice.
+MAX_WHOLE_CHARS = 80  # every family takes a text of this length in one piece, if it has no digits
+# The server's refusal of a text that is too long when expanded, with or without a recorded voice.
 TOO_LONG = re.compile(r"(messages\[1\]\.)?text: expected at most ")
 
-ROOM_S, MAX_TRIES = 0.25, 240  # how long a clause waits for room, a minute in all, while the one before is heard
+ROOM_S, MAX_TRIES = 0.25, 240  # retries of a clause while the server is full: one minute in total
 
 Speak = Callable[[str], SpeechStream]
 
 
 def is_short(text: str) -> bool:
-    """Whether no family needs the text in pieces. A number may become many words."""
+    """Return True if every family takes the text in one piece. Digits count as long: a number may become many words."""
     return len(text) <= MAX_WHOLE_CHARS and not any(map(str.isdigit, text))
 
 
 async def cut(text: str, profile: Callable[[], Awaitable[ModelProfile]], markup: Markup = "none") -> list[str | float]:
     """Return the pieces in which the model takes `text`, and seconds of silence between them.
 
-    All of it is one piece if the server does not tell how much the model takes.
+    The text is a single piece if the model's limit is unknown.
 
     Raises:
         RequestRefused: As `read_text`, for a text with `markup`.
     """
     parts: list[str | float] = [text]
-    if markup != "none":  # in a thread: a long text takes a while
+    if markup != "none":  # in a thread, because a long text takes time
         parts = await asyncio.to_thread(read_text, text, markup)
     max_chars = 0
     with suppress(ValueError):
@@ -54,10 +54,10 @@ async def cut(text: str, profile: Callable[[], Awaitable[ModelProfile]], markup:
 
 
 class LongSpeech(ProducedSpeech):
-    """The events of several texts as those of one utterance, used as a SpeechStream is.
+    """Events of several texts as those of one utterance, with the interface of SpeechStream.
 
-    A number among the texts is a pause of so many seconds. The next clause is asked for when the one before has come,
-    so while that is being heard; and no further ahead than MAX_EVENTS_AHEAD.
+    A number among the texts is a pause in seconds. The next clause is requested when the one before has been received,
+    usually while that is playing, and at most MAX_EVENTS_AHEAD events ahead of the reader.
     """
 
     def __init__(self, speak: Speak, texts: Callable[[], Awaitable[list[str | float]]]):
@@ -82,7 +82,7 @@ async def _speak_all(speak: Speak, texts: Callable[[], Awaitable[list[str | floa
                         await items.put(silence)
                     last = joint.joined(event, is_last=not left)
                     await items.put(last)
-        except RequestRefused as refusal:  # before any event of this text
+        except RequestRefused as refusal:  # raised before any event of this text
             if not is_too_long(text, refusal):
                 raise
             left.extendleft(reversed(halve(text)))
@@ -91,7 +91,7 @@ async def _speak_all(speak: Speak, texts: Callable[[], Awaitable[list[str | floa
 
 
 async def put_end(last: SpeechEvent, joint: Joint, items: Items) -> None:
-    """Put what ends the whole behind its `last` event into `items`: silence if the text ends with it, and an event."""
+    """Put the end of the whole into `items` after its `last` event: pending silence, and a final event."""
     nothing = replace(last, pcm=None, text="", words=(), guidance_changes=(), codes=None, duration_s=0.0, is_final=True)
     end_s = last.start_s + last.duration_s
     for last in joint.silences(nothing):
@@ -101,9 +101,9 @@ async def put_end(last: SpeechEvent, joint: Joint, items: Items) -> None:
 
 
 async def events_in_turn(speak: Speak, text: str, tries: int) -> AsyncGenerator[SpeechEvent, None]:
-    """The events of one text; where the server is full, it is asked again, so many times in all.
+    """Yield the events of one text; retry while the server is full, up to `tries` attempts.
 
-    What has begun to be spoken does not break off because others have come meanwhile.
+    So a long text that has been started is not cut off because other requests have arrived.
     """
     while True:
         has_begun, tries = False, tries - 1
@@ -120,7 +120,10 @@ async def events_in_turn(speak: Speak, text: str, tries: int) -> AsyncGenerator[
 
 
 async def events_of(speak: Speak, text: str, tries: int = 1) -> AsyncGenerator[SpeechEvent, None]:
-    """The events of one text, in as many pieces as the server takes it in; `tries` as `events_in_turn` has it."""
+    """Yield the events of one text, halved as often as the server refuses its length.
+
+    `tries` as in `events_in_turn`.
+    """
     try:
         async with aclosing(events_in_turn(speak, text, tries)) as events:
             async for event in events:
@@ -135,5 +138,5 @@ async def events_of(speak: Speak, text: str, tries: int = 1) -> AsyncGenerator[S
 
 
 def is_too_long(text: str, refusal: RequestRefused) -> bool:
-    """Whether the server has refused a text, before any event of it, that it would take in parts."""
+    """Return True if the server has refused a text only because of its length, so that halves may be accepted."""
     return len(text.strip()) >= 2 and TOO_LONG.match(str(refusal)) is not None

@@ -1,4 +1,4 @@
-"""Text to speak out of Markdown and SSML: the words without the marks, also while the text is still being written."""
+"""Conversion of Markdown and SSML to the text to speak, also while the text is still being written."""
 
 import re
 from collections import Counter, deque
@@ -14,11 +14,11 @@ from stretto_client.errors import RequestRefused
 
 Markup = Literal["auto", "none", "markdown", "ssml"]
 MARKUPS: tuple[str, ...] = get_args(Markup)
-PAUSE = "\x1c"  # in what a reader returns: a pause, of the next of its `pauses`
-MAX_PAUSE_S, MAX_PAUSES_S = 10.0, 60.0  # of one break of SSML, and of all in a text
-MAX_DEPTH = 32  # of SSML's elements
-MAX_HELD_CHARS = 1000  # of an emphasis, a link or a table's row that does not end: then its marks are text
-MAX_MARKS = 60  # in one of those: beyond, parsing would take long
+PAUSE = "\x1c"  # marks a pause in a reader's output; its duration is the next of the reader's `pauses`
+MAX_PAUSE_S, MAX_PAUSES_S = 10.0, 60.0  # limits on one SSML break, and on all breaks of a text
+MAX_DEPTH = 32  # nesting of SSML elements
+MAX_HELD_CHARS = 1000  # longest unclosed emphasis, link or table row; beyond, its marks are text
+MAX_MARKS = 60  # limit on marks in one of those, because parsing would take long
 
 EMOJI = (
     "\U0001f000-\U0001faff\u2600-\u27bf\u2b05-\u2b07\u2b1b\u2b1c\u2b50\u2b55\u231a\u231b\u23e9-\u23fa"
@@ -26,17 +26,17 @@ EMOJI = (
 )
 EMOJIS = re.compile(rf" ?[{EMOJI}](?:\u200d?[{EMOJI}])*\u200d?")
 HAS_MARKS = re.compile(rf"[*_`~<&\\#|\[{EMOJI}]|^[ \t]*(?:[-+>=]|\d{{1,3}}[.)]\s)", re.MULTILINE)
-CLOSING = ")\"'”’»"  # what may follow the mark that ends a sentence
+CLOSING = ")\"'”’»"  # may follow the punctuation that ends a sentence
 
 
 class MarkupReader(Protocol):
-    """Takes a text with marks in pieces, cut anywhere, and returns the text to speak: the same whatever the cuts."""
+    """Incremental converter of marked-up text; the result does not depend on the division into pieces."""
 
     pauses: deque[float]
     """Seconds of each PAUSE that was returned, in order."""
 
     def add(self, piece: str) -> str:
-        """Take more of the text. Return what is ready to be spoken."""
+        """Add a piece of text; return the text that is ready to be spoken."""
         ...
 
     def end(self) -> str:
@@ -45,21 +45,21 @@ class MarkupReader(Protocol):
 
 
 def open_reader(markup: Markup) -> MarkupReader:
-    """Return a reader of `markup`, which is not "none"."""
+    """Return a reader of `markup`, which is not `none`."""
     readers: dict[str, Callable[[], MarkupReader]] = {"markdown": MarkdownReader, "ssml": SsmlReader}
     return readers.get(markup, AutoReader)()
 
 
 def has_marks(text: str) -> bool:
-    """Return True if `text` may differ from what is spoken of it."""
+    """Return True if `text` may contain marks."""
     return HAS_MARKS.search(text) is not None
 
 
 def read_text(text: str, markup: Markup) -> list[str | float]:
-    """Return the text to speak out of `text`, and seconds of silence between its parts.
+    """Return the text to speak for `text`, and seconds of silence between its parts.
 
     Raises:
-        RequestRefused: For SSML that is not well-formed, and for a text without anything to speak.
+        RequestRefused: SSML is not well-formed, or there is nothing to speak.
     """
     reader = open_reader(markup)
     parts = list[str | float]()
@@ -74,12 +74,12 @@ def read_text(text: str, markup: Markup) -> list[str | float]:
 
 
 def is_spoken(text: str) -> bool:
-    """Return True if there is more than marks in `text`."""
+    """Return True if `text` contains a letter or a digit."""
     return any(map(str.isalnum, text))
 
 
 async def read_pieces(pieces: AsyncIterable[str], reader: MarkupReader) -> AsyncIterator[str]:
-    """Yield the text to speak out of `pieces`, each part as soon as its marks are known. Raises as `read_text`."""
+    """Yield the text to speak for `pieces`, each part once its marks are known; raise as `read_text`."""
     try:
         async for piece in pieces:
             if text := reader.add(piece):
@@ -103,24 +103,27 @@ async def without_pauses(pieces: AsyncIterable[str]) -> AsyncIterator[str]:
 
 
 def last_sign(text: str) -> str:
-    """Return the last character of `text` that is neither space nor a closing quote or bracket; "" if there is none."""
+    """Return the last character of `text` except spaces and closing quotes or brackets; empty if there is none."""
     return text.rstrip().rstrip(CLOSING)[-1:]
 
 
 def full_stop(last: str) -> str:
-    """Return the full stop of a sentence whose `last_sign` is `last`: none if that is a mark which ends one."""
+    """Return the full stop for a sentence with the `last_sign` `last`; empty if that already ends one."""
     if not (last.isalnum() or last in ("%", "°", "€", "$", "£")):
         return ""
     return "。" if "\u3040" <= last <= "\u9fff" else "."
 
 
 def without_emoji(text: str) -> str:
-    """Return `text` without emoji and the space in front of each."""
+    """Return `text` without emoji and the space before each."""
     return EMOJIS.sub("", text)
 
 
 class AutoReader:
-    """SSML if the text begins with its root, `<speak`; else Markdown, which leaves plain text as it is."""
+    """Reader of SSML if the text begins with its root, `<speak`.
+
+    Otherwise of Markdown, which leaves plain text unchanged.
+    """
 
     ROOT = re.compile(r"\s*(?:<\?xml\s|<speak[\s>/])")
     STARTS = ("<?xml ", "<speak>")
@@ -131,7 +134,7 @@ class AutoReader:
         self.pauses = deque[float]()
 
     def add(self, piece: str) -> str:
-        """As `MarkupReader` has it."""
+        """See MarkupReader."""
         if self._reader is not None:
             return self._reader.add(piece)
         self._head = (self._head + piece).lstrip("\ufeff")
@@ -141,7 +144,7 @@ class AutoReader:
         return self._choose().add(self._head)
 
     def end(self) -> str:
-        """As `MarkupReader` has it."""
+        """See MarkupReader."""
         if self._reader is not None:
             return self._reader.end()
         reader = self._choose()
@@ -156,7 +159,7 @@ class AutoReader:
 # --- Markdown ---------------------------------------------------------------------------------------------------------
 
 INLINE = MarkdownIt("commonmark", {"html": True, "maxNesting": 20}).enable("strikethrough")
-FORMATTING = re.compile(  # HTML that people write in Markdown; other tags may mean something to a model, as <laugh>
+FORMATTING = re.compile(  # HTML used in Markdown; other tags, such as <laugh>, may have a meaning for a model
     r"<!--.*|</?(?:a|abbr|b|big|br|center|cite|code|del|details|div|em|font|h[1-6]|hr|i|img|ins|kbd|li|mark|ol|p|pre|q|s|samp"
     r"|small|span|strike|strong|sub|summary|sup|table|tbody|td|th|thead|tr|tt|u|ul|var)"
     r"(?:\s+[\w-]+=(?:\"[^\"]*\"|'[^']*'))*\s*/?>",
@@ -170,12 +173,12 @@ COUNTED_MARKS = re.compile(r"[*_`~<&\\\[!]")
 OPENERS = re.compile(r"(?<![\w*_~])(?:[*_]{1,3}|~~)(?=[^\s*_~])")
 CLOSERS = re.compile(r"(?<=[^\s*_~])(?:[*_]{1,3}|~~)(?![0-9A-Za-z*_~])")
 BETWEEN = re.compile(r"(?<=[0-9A-Za-z)])\*+(?=[0-9A-Za-z(])")  # 2*3: no emphasis
-STAR = "\ufdd0"  # stands for such a star while the others are parsed: no character at all in Unicode
+STAR = "\ufdd0"  # replaces such a star during parsing; a noncharacter of Unicode
 URL_REST = re.compile(r"://[\w./?=&%#+~:@!$',;-]+")
 FOOTNOTE = re.compile(r"\[\^[\w-]{1,40}\]:?")
 DANGLING = re.compile(r"(?<=\S)\*\*|\*\*(?=\S)")
 
-UNDECIDED = re.compile(r"[\s>\-*+_=#|:`~.()\[\]xX^\d]*")  # a line so far that may begin with any mark
+UNDECIDED = re.compile(r"[\s>\-*+_=#|:`~.()\[\]xX^\d]*")  # start of a line whose marks are not decided yet
 PREFIX = re.compile(r"[ \t]*(?:(?P<quote>>)[ \t]?|(?P<item>[-*+])(?:[ \t]+|$)(?:\[[ xX]\][ \t]+)?)")
 NUMBERED = re.compile(r"[ \t]*\d{1,3}[.)][ \t]")
 RULE = re.compile(r"[ \t]*(?:(?:-[ \t]*){3,}|(?:\*[ \t]*){3,}|(?:_[ \t]*){3,}|={3,}[ \t]*)")
@@ -188,7 +191,7 @@ WHOLE_LINE = re.compile(r"[ \t]*(?:\||```|~~~|#{1,6}[ \t]|\[[^\]]*$|\[[^\]]*\](?
 
 
 def _url(state: StateInline, silent: bool) -> bool:
-    """Take the rest of a bare URL as text, so that its underscores are no emphasis: a rule of markdown-it."""
+    """Rule of markdown-it: take the rest of a bare URL as text, so that its underscores are not emphasis."""
     found = URL_REST.match(state.src, state.pos) if state.pending.endswith(("http", "https")) else None
     if found is None:
         return False
@@ -202,7 +205,7 @@ INLINE.inline.ruler.push("url", _url)
 
 
 def read_inline(text: str) -> str:
-    """Return one run of Markdown, without line ends, as text without marks, emoji and tags of HTML for the eye."""
+    """Return the plain text of inline Markdown without line ends: without marks, emoji and formatting HTML tags."""
     if len(COUNTED_MARKS.findall(text)) > MAX_MARKS:
         return without_emoji(text)
     source = BETWEEN.sub(lambda stars: STAR * len(stars.group()), FOOTNOTE.sub("", text))
@@ -226,7 +229,7 @@ def _text_of(token: Token) -> str:
 
 
 def is_open(text: str) -> bool:
-    """Return True if something has begun in a run of Markdown that may end behind it."""
+    """Return True if inline Markdown has an unclosed mark that later text may close."""
     begin = text.rfind("<")
     return (
         text.count("[") > text.count("]")
@@ -241,29 +244,29 @@ def is_open(text: str) -> bool:
 
 
 class MarkdownReader:
-    """Reads Markdown line by line, and a line word by word, so that most words are ready as soon as they have come.
+    """Markdown reader that works line by line, and word by word within a line, so that most words are ready at once.
 
-    Blocks are found here, by the marks at the beginning of a line; what is within a line is markdown-it's affair. Text
-    without marks comes out unchanged. Headings, items, quotes and rows of tables end with a full stop if they have no
-    mark of their own, so that a speaker pauses behind them. Where nothing closes an emphasis on its line, its marks
-    are dropped if there are two of them, and kept if there is one.
+    Blocks are recognised here, by the marks at the beginning of a line; inline marks are parsed by markdown-it. Text
+    without marks is unchanged. Headings, list items, quotes and table rows get a full stop unless they end with
+    punctuation, so that the model pauses after them. If an emphasis is not closed on its line, double marks are dropped
+    and single ones are kept.
     """
 
     def __init__(self) -> None:
         self.pauses = deque[float]()
-        self._line = ""  # what has come of a line and was not read yet
-        self._run = ""  # atoms of the line that wait for the end of an emphasis, a link, a tag
-        self._num_marks = 0  # in the run
-        self._in_text = False  # behind the marks at the beginning of the line
-        self._fence = ""  # what closes the block of code that this is
+        self._line = ""  # unread part of the line
+        self._run = ""  # atoms held until an emphasis, a link or a tag ends
+        self._num_marks = 0  # marks in the run
+        self._in_text = False  # past the marks at the beginning of the line
+        self._fence = ""  # closing mark of the current code block
         self._block = ""  # "item", "quote": ends with a full stop; "": a paragraph
-        self._gap = ""  # space that was not returned yet, for more may follow
-        self._is_gap_read = False  # what follows an emoji that was dropped needs no second space
-        self._last = ""  # sign that was returned
+        self._gap = ""  # space not returned yet, because more may follow
+        self._is_gap_read = False  # a dropped emoji needs no second space after it
+        self._last = ""  # last character returned, as in `last_sign`
         self._ready: list[str] = []
 
     def add(self, piece: str) -> str:
-        """As `MarkupReader` has it."""
+        """See MarkupReader."""
         lines = piece.split("\n")
         for line in lines[:-1]:
             self._take(line, is_whole=True)
@@ -271,7 +274,7 @@ class MarkdownReader:
         return self._returned()
 
     def end(self) -> str:
-        """As `MarkupReader` has it."""
+        """See MarkupReader."""
         self._take("", is_whole=True)
         self._close()
         self._gap = self._gap.removesuffix("\n")  # added by `_take`
@@ -284,7 +287,7 @@ class MarkdownReader:
         return text
 
     def _take(self, text: str, is_whole: bool) -> None:
-        """More of a line; is_whole: its end."""
+        """Add to the current line; `is_whole`: the line is complete."""
         self._line += text
         if is_whole:
             self._line = self._line.removesuffix("\r")
@@ -296,10 +299,10 @@ class MarkdownReader:
             self._in_text = False
 
     def _begin(self, is_whole: bool) -> bool:
-        """Read the marks at the beginning of the line; False if more of the line must come first."""
+        """Read the marks at the beginning of the line; return False if more of the line is needed."""
         if self._fence:
             return is_whole and self._code(self._line)
-        is_long = len(self._line) > MAX_HELD_CHARS  # then no more is waited for
+        is_long = len(self._line) > MAX_HELD_CHARS  # decide without the rest of the line
         line = self._line[:MAX_HELD_CHARS]
         if not is_whole and not is_long and UNDECIDED.fullmatch(line):
             return False
@@ -327,7 +330,7 @@ class MarkdownReader:
         return True
 
     def _prefixes(self, line: str) -> tuple[set[str], int]:
-        """Which marks of quotes and items a line begins with, and where they end."""
+        """Return the kinds of quote and item marks at the beginning of a line, and their end."""
         kinds, start = set[str](), 0
         while not RULE.fullmatch(line, start) and (found := PREFIX.match(line, start)):
             kinds.add(str(found.lastgroup))
@@ -339,7 +342,7 @@ class MarkdownReader:
         return any(kind.fullmatch(line) for kind in kinds)
 
     def _read_block(self, line: str) -> None:
-        """A line that is a block by itself."""
+        """Read a line that is a block by itself."""
         if RULE.fullmatch(line) or DELIMITER_ROW.fullmatch(line) or DEFINITION.fullmatch(line):
             self._stop()
         elif found := FENCE.fullmatch(line):
@@ -354,7 +357,7 @@ class MarkdownReader:
             self._stop()
 
     def _code(self, line: str) -> bool:
-        """A line of a block of code, as it is; the line that ends it says nothing."""
+        """Read a line of a code block, which is unchanged; its closing line is dropped."""
         mark = line.strip()
         if len(mark) >= len(self._fence) and set(mark) == set(self._fence):
             self._fence = ""
@@ -368,7 +371,7 @@ class MarkdownReader:
         return read_inline(text) if MARK.search(text) else text
 
     def _read_atoms(self, is_whole: bool) -> None:
-        """Read what is complete of the line: words, and signs of scripts without spaces."""
+        """Read the complete parts of the line: words, and characters of scripts without spaces."""
         pos = 0
         while pos < len(self._line):
             found = ATOM.match(self._line, pos)
@@ -407,13 +410,14 @@ class MarkdownReader:
         if not run:
             return
         text = read_inline(run)
-        if EMOJIS.match(run) and text[:1] in (*".,;:!?", ""):  # whose space is not that of the next word
+        # the space before the emoji does not belong to the next word
+        if EMOJIS.match(run) and text[:1] in (*".,;:!?", ""):
             self._is_gap_read = not text and bool(self._gap)
             self._gap = self._gap if self._is_gap_read else self._gap.rstrip(" ")
         self._put(text)
 
     def _put(self, text: str) -> None:
-        """Return `text` behind the space before it; nothing of a text without any sign but space."""
+        """Add `text` to the output after the pending space; whitespace alone becomes pending."""
         if not text.strip():
             self._gap = self._gap or text
             return
@@ -421,7 +425,7 @@ class MarkdownReader:
         self._gap, self._last, self._is_gap_read = "", last_sign(text) or self._last, False
 
     def _close(self) -> None:
-        """End a block with a full stop if it is one that ends so."""
+        """End the current block, with a full stop if it is an item or a quote."""
         if self._block:
             self._stop()
         self._block = ""
@@ -437,33 +441,33 @@ class MarkdownReader:
 
 STRENGTHS_S = {"none": 0.0, "x-weak": 0.25, "weak": 0.5, "medium": 0.75, "strong": 1.0, "x-strong": 1.25}
 TIME = re.compile(r"\+?(\d{1,7}(?:\.\d{0,6})?|\.\d{1,6})(ms|s)")
-SILENT = {"metadata", "meta", "lexicon", "desc"}  # whose text is not spoken
+SILENT = {"metadata", "meta", "lexicon", "desc"}  # elements whose text is not spoken
 SENTENCES = {"p", "s"}
 SPELLED = {"characters", "spell-out", "verbatim", "digits"}
 
 
 class SsmlReader:
-    """Reads SSML with the XML parser of the standard library; no document types, so that no entity grows."""
+    """SSML reader on the standard library's XML parser. Document types are refused, so entities cannot expand."""
 
     def __init__(self) -> None:
         self.pauses = deque[float]()
         self._parser = parser = expat.ParserCreate()
         parser.StartElementHandler, parser.EndElementHandler = self._start, self._end
         parser.CharacterDataHandler, parser.StartDoctypeDeclHandler = self._add, self._doctype
-        self._depth = self._silent = 0  # of elements; of those, the outermost whose text is not spoken
-        self._said_as: tuple[int, str, str] | None = None  # depth of a say-as, how it is read, its format
-        self._run = ""  # text that was not returned yet
-        self._said = ""  # text of the say-as
+        self._depth = self._silent = 0  # depth of elements; depth of the outermost one that is not spoken
+        self._said_as: tuple[int, str, str] | None = None  # depth, interpret-as and format of the open say-as
+        self._run = ""  # text not returned yet
+        self._said = ""  # text of the open say-as
         self._last = ""  # sign that was returned
-        self._pauses_s = 0.0  # all
+        self._pauses_s = 0.0  # total
         self._ready: list[str] = []
 
     def add(self, piece: str) -> str:
-        """As `MarkupReader` has it."""
+        """See MarkupReader."""
         return self._parse(piece, False)
 
     def end(self) -> str:
-        """As `MarkupReader` has it."""
+        """See MarkupReader."""
         return self._parse("", True)
 
     def _parse(self, piece: str, is_last: bool) -> str:
@@ -475,7 +479,7 @@ class SsmlReader:
             )
         if is_last:
             self._flush(len(self._run))
-        elif (words := self._run.split()) and not self._run[-1].isspace():  # the last word may go on
+        elif (words := self._run.split()) and not self._run[-1].isspace():  # the last word may be incomplete
             self._flush(len(self._run[: -len(words[-1])].rstrip()))
         else:
             self._flush(len(self._run.rstrip()))
@@ -556,7 +560,7 @@ class SsmlReader:
             self.pauses.append(seconds)
 
     def _flush(self, num_chars: int) -> None:
-        """Return so many characters of the run."""
+        """Output the first `num_chars` characters of the pending text."""
         text, self._run = without_emoji(self._run[:num_chars]), self._run[num_chars:]
         if text:
             self._ready.append(text)
@@ -564,9 +568,10 @@ class SsmlReader:
 
 
 def say_as(text: str, kind: str) -> str:
-    """Return `text` as it is written if it is to be read as `kind`, SSML's interpret-as. Unknown kinds change nothing.
+    """Return `text` rewritten so that it is read as `kind`, SSML's interpret-as; unknown kinds change nothing.
 
-    Numbers are written so that any family reads them: with commas, which no year has, or as an ordinal.
+    Numbers get a form that every family reads correctly: thousands separators, which years do not have, or an ordinal
+    suffix.
     """
     digits = "".join(text.split()).replace(",", "")
     is_number = digits.isascii() and digits.isdigit() and len(digits) <= 15

@@ -1,4 +1,4 @@
-"""What the server tells of its model: the parameter `profile` of the ensemble's config."""
+"""Model profile: the parameter `profile` of the ensemble's config."""
 
 import json
 import math
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 PARAMETER = "profile"
 Profile = TypeVar("Profile", bound="DataclassInstance")
-# Options that only some families take.
+# Options that only some families support.
 FAMILY_OPTIONS = ("depth", "instruct", "language", "repetition_penalty", "schedule", "text_mode", "transliterate")
 
 
@@ -25,15 +25,15 @@ class TaskProfile:
     """One task of the model.
 
     Attributes:
-        name: name of the task, such as `tts`.
-        needs: required contents of the turn that it answers: `text`, `audio`.
-        also: optional contents of that turn.
-        speaks: the reply contains audio.
-        answers: role of the turn that it answers.
-        has_history: earlier turns may be sent.
-        system: allowed contents of a system turn.
-        max_text_rows: default `text.max_rows` of a reply; 0 if unknown.
-        max_speech_s: largest `max_audio_s` of a reply in seconds; 0 if unknown or if it takes none.
+        name: Name of the task, such as `tts`.
+        needs: Required contents of the turn that it answers: `text`, `audio`.
+        also: Optional contents of that turn.
+        speaks: The reply contains audio.
+        answers: Role of the turn that it answers.
+        has_history: Earlier turns may be sent.
+        system: Allowed contents of a system turn.
+        max_text_rows: Default `text.max_rows` of a reply; 0 if unknown.
+        max_speech_s: Largest `max_audio_s` of a reply in seconds; 0 if unknown or if the task does not take it.
     """
 
     name: str
@@ -48,7 +48,7 @@ class TaskProfile:
 
     @classmethod
     def from_record(cls, record: Any, path: str = "task") -> Self:
-        """The inverse of how the server writes it, or another version of it; ValueError names what of it is wrong."""
+        """Return the task in a server's JSON, of any version; raise ValueError for an invalid field."""
         return _read(cls, record, path, {})
 
 
@@ -56,21 +56,21 @@ class TaskProfile:
 class ModelProfile:
     """The served model, as the ensemble's config describes it to clients.
 
-    Fields with a default may be missing from a repository that an earlier version has made.
+    Fields with a default may be missing from a model repository made by an earlier version.
 
     Attributes:
-        family: name of the model family.
-        sample_rate: sampling rate of the codec in Hz.
-        max_text_chars: length limit of one request's text.
-        voices: names of the voices.
-        voice_titles: of the voices in their order, for people; () if their names say enough.
-        max_audio_s: length limit of audio input in seconds.
-        times_words: events carry the start times of words.
-        tasks: what the model does.
-        reads_live_text: a text may be sent in pieces while it is spoken.
-        languages: lower-case English names of the languages that a request may name.
-        options: those of FAMILY_OPTIONS that this family takes.
-        frame_rate: frames per second of the codec; 0 if unknown.
+        family: Name of the model family.
+        sample_rate: Sampling rate of the codec in Hz.
+        max_text_chars: Length limit of one request's text.
+        voices: Names of the voices.
+        voice_titles: Display names of the voices, in the same order; () if the names are clear enough.
+        max_audio_s: Length limit of audio input in seconds.
+        times_words: Events contain the start times of words.
+        tasks: Tasks of the model.
+        reads_live_text: A text may be sent in pieces while it is spoken.
+        languages: Lower-case English names of the languages that a request may name.
+        options: Subset of FAMILY_OPTIONS that this family supports.
+        frame_rate: Frames per second of the codec; 0 if unknown.
     """
 
     family: str
@@ -88,9 +88,9 @@ class ModelProfile:
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
-        """The profile in the ensemble's config, as Triton tells it; ValueError where it has none, or one of no sense.
+        """Return the profile in the ensemble's config, without unknown fields.
 
-        What this version does not know is left out.
+        Raise ValueError if missing or invalid.
         """
         parameter = config.get("parameters", {}).get(PARAMETER)
         if parameter is None:
@@ -108,12 +108,12 @@ class ModelProfile:
         return profile
 
     def task(self, name: str) -> TaskProfile | None:
-        """The task called `name`."""
+        """Return the task with that name; None if there is none."""
         return next((task for task in self.tasks if task.name == name), None)
 
 
 def _read(kind: type[Profile], record: Any, path: str, own: dict[str, Callable[[Any, str], Any]]) -> Profile:
-    """A dataclass of the fields that `record` has; `own` reads those that are no plain values."""
+    """Return a dataclass with the fields of `record`; `own` has readers for fields that are not plain values."""
     if not isinstance(record, dict):
         raise ValueError(f"{path}: expected an object, got {_shown(record)}")
     values: dict[str, Any] = {}
@@ -155,7 +155,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:60]}…"
 
 
-READERS: dict[Any, Callable[[Any, str], Any]] = {  # by the type that a field is declared with
+READERS: dict[Any, Callable[[Any, str], Any]] = {  # by the declared type of a field
     str: _checker("text", lambda value: isinstance(value, str), str),
     int: _checker("an integer", lambda value: isinstance(value, int) and not isinstance(value, bool), int),
     float: _checker("a finite number", _is_number, float),
@@ -165,9 +165,11 @@ READERS: dict[Any, Callable[[Any, str], Any]] = {  # by the type that a field is
 
 
 async def fetch_profile(client: InferenceServerClient, model: str, server: str, timeout_s: float) -> ModelProfile:
-    """What the server at `server` (host:port) tells of `model`, within so many seconds.
+    """Return the profile of `model` from the server at `server` (host:port), within `timeout_s` seconds.
 
-    Raises a ClientError where no server answers, ValueError where it tells nothing, or what makes no sense.
+    Raises:
+        ClientError: No server answers.
+        ValueError: The profile is missing or invalid.
     """
     try:
         told = await client.get_model_config(model, as_json=True, client_timeout=timeout_s)

@@ -1,4 +1,4 @@
-"""The parts of a text that is spoken while it is written, on a gRPC stream of their own: each is answered once."""
+"""gRPC stream for the parts of a text that is spoken while it is written; each part gets one response."""
 
 import asyncio
 import json
@@ -13,9 +13,13 @@ from stretto_client.inputs import strings
 
 
 class PartStream:
-    """Sends parts to `model` of the server at `server` (host:port); `async with` closes it.
+    """Stream of text parts to `model`; `async with` closes it.
 
-    timeout_s: how long a part may go without an answer.
+    Args:
+        client: Client of the server.
+        model: Name of the ensemble.
+        server: Address of the server (host:port), for error messages.
+        timeout_s: Longest wait for the response to a part, in seconds.
     """
 
     def __init__(self, client: InferenceServerClient, model: str, server: str, timeout_s: float):
@@ -24,7 +28,7 @@ class PartStream:
         self._responses: Any = None
 
     async def write(self, session: str, part: int, text: str, is_last: bool) -> None:
-        """Go on with the text of `session`; returns when the server has taken that. Raises a ClientError."""
+        """Send the next part of the text of `session` and wait until it is accepted; raise ClientError otherwise."""
         record = json.dumps({"id": session, "part": part, "is_last": is_last})
         self._requests.put_nowait({"model_name": self._model, "inputs": strings(text=text, session=record)})
         if self._responses is None:

@@ -1,4 +1,4 @@
-"""An utterance whose events somebody else produces, a few ahead of who reads them."""
+"""Utterance whose events are produced by a task, a few ahead of the reader."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -7,16 +7,16 @@ from typing import Self
 from stretto_client.errors import RequestCancelled
 from stretto_client.event import SpeechEvent
 
-MAX_EVENTS_AHEAD = 16  # of a listener who is slower than the server; then the server is not read
+MAX_EVENTS_AHEAD = 16  # buffered for a slow reader; beyond, the server's stream is not read
 
 Item = SpeechEvent | Exception
 Items = asyncio.Queue[Item]
 
 
 class ProducedSpeech:
-    """The events that `produce` puts into its queue, the last of them final, used as a SpeechStream is.
+    """Events that `produce` puts into its queue, the last of them final, with the interface of SpeechStream.
 
-    What `produce` raises is raised where the events are read.
+    Exceptions of `produce` are raised to the reader of the events.
     """
 
     def __init__(self, produce: Callable[[Items], Awaitable[None]]):
@@ -38,14 +38,14 @@ class ProducedSpeech:
         return item
 
     def cancel(self) -> None:
-        """Give it up; the server stops working on it. A pending or later read raises RequestCancelled."""
+        """Cancel the utterance, also on the server; a pending or later read raises RequestCancelled."""
         self._task.cancel()
         while not self._items.empty():
             self._items.get_nowait()
         self._items.put_nowait(RequestCancelled("the request was cancelled"))
 
     async def aclose(self) -> None:
-        """Give it up and read no more."""
+        """Cancel the utterance and end the iteration."""
         self._is_over = True
         self._task.cancel()
         await asyncio.wait([self._task])

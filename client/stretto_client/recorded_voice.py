@@ -1,4 +1,4 @@
-"""A voice that a model has not learned: it hears a recording of it with the request."""
+"""Voice given by a recording that is sent with the request."""
 
 import json
 from dataclasses import dataclass
@@ -12,18 +12,19 @@ from stretto_client.sharing import Sharing
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RecordedVoice:
-    """The voice of a recording, for models that take one in a system turn (`docs/families.md`).
+    """Voice of a recording, for models that accept one in a system turn (`docs/families.md`).
 
-    audio: a file's path or bytes, or (samples [n], rate in Hz). text: what is said there. Higgs
-    Audio needs it; Qwen3-TTS's Base goes on from it, and without takes from the recording how the voice sounds; others
-    take none.
+    Attributes:
+        audio: Path or bytes of a file, or (samples [n], rate in Hz).
+        text: Transcript of the recording. Higgs Audio needs it. Qwen3-TTS's Base continues from it, and without it
+            takes only the sound of the voice from the recording. Other models take none.
     """
 
     audio: Audio
     text: str = ""
 
     def inputs(self, text: str, sharing: Sharing | None) -> list[InferInput]:
-        """The tensors of a request for `text` in this voice."""
+        """Return the tensors of a request for `text` in this voice."""
         system = {"role": "system", "audio": "pcm_in" if isinstance(self.audio, tuple) else "audio"}
         said = {"text": self.text} if self.text else {}
         turns = [system | said, {"role": "user", "text": text}]
@@ -31,7 +32,7 @@ class RecordedVoice:
 
 
 def speech_inputs(text: str, task: str, options: dict[str, Any], sharing: Sharing | None) -> list[InferInput]:
-    """The tensors of a request for `text`, in the voice that `options` name, or hold as a RecordedVoice."""
+    """Return the tensors of a request for `text`; `options` has a voice's name or a RecordedVoice."""
     if not isinstance(options["voice"], RecordedVoice):
         return strings(text=text, task=task, options=options_json(options))
     named = options | {"voice": None}

@@ -1,4 +1,4 @@
-"""Memory that the client shares with a server on the same host: of the system, or of a GPU."""
+"""Memory regions shared with a server on the same host: system memory or GPU memory."""
 
 import base64
 import ctypes
@@ -16,24 +16,24 @@ Memory = Literal["system", "cuda"]
 
 
 class Region(Protocol):
-    """A named piece of memory; `close` gives it back."""
+    """Named shared memory region; `close` frees it."""
 
     name: str
 
     def write(self, data: np.ndarray) -> None:
-        """Put `data` at its beginning."""
+        """Write `data` to the beginning."""
         ...
 
     def read(self, offset: int, byte_size: int) -> np.ndarray:
-        """A copy of `byte_size` bytes from `offset` on, uint8."""
+        """Return a copy of `byte_size` bytes from `offset` on, as uint8."""
         ...
 
     async def register(self, server: InferenceServerClient, headers: dict[str, str]) -> None:
-        """Let the server read inputs from it; `headers` open the API for that."""
+        """Register the region with the server as an input; `headers` grant access to that API."""
         ...
 
     async def unregister(self, server: InferenceServerClient, headers: dict[str, str]) -> None:
-        """The inverse of `register`."""
+        """Undo `register`."""
         ...
 
     def close(self) -> None:
@@ -42,7 +42,7 @@ class Region(Protocol):
 
 
 class SystemRegion:
-    """Memory of the system, which another process opens by its name; ServerUnavailable where it has no room."""
+    """System memory, opened by name in another process; raises ServerUnavailable if memory is short."""
 
     def __init__(self, prefix: str, byte_size: int):
         self._memory = SharedMemory(f"{prefix}_{secrets.token_hex(8)}", create=True, size=byte_size)
@@ -83,8 +83,10 @@ class SystemRegion:
 
 
 def reserve(name: str, byte_size: int) -> None:
-    """Take the memory now: a page for which there is no room when it is written ends the process that writes (SIGBUS).
-    OSError where there is none."""
+    """Allocate the memory now; raise OSError if there is not enough.
+
+    Otherwise a write to a page that cannot be allocated would end the writing process (SIGBUS).
+    """
     descriptor = os.open(f"/dev/shm/{name}", os.O_RDWR)
     try:
         os.posix_fallocate(descriptor, 0, byte_size)
@@ -93,12 +95,12 @@ def reserve(name: str, byte_size: int) -> None:
 
 
 DEFAULT_STREAM = 0
-BLOCK = 1 << 21  # CUDA takes smaller pieces from a block of this size, and a handle opens all of the block
-HANDLE_BYTES = 64  # of `cudaIpcMemHandle_t`, whose only field cuda-bindings have left out since 13.4.1
+BLOCK = 1 << 21  # CUDA allocates smaller sizes from a shared block of this size, and a handle opens the whole block
+HANDLE_BYTES = 64  # of `cudaIpcMemHandle_t`, whose only field cuda-bindings does not expose since 13.4.1
 
 
 class CudaRegion:
-    """Memory of a GPU, which another process opens by its handle. It needs NVIDIA's `cuda-bindings`."""
+    """GPU memory, opened by its IPC handle in another process. It needs NVIDIA's `cuda-bindings`."""
 
     def __init__(self, prefix: str, byte_size: int, device: int = 0):
         from cuda.bindings import runtime
@@ -137,7 +139,7 @@ class CudaRegion:
     def _copy(self, target: int, source: int, byte_size: int) -> None:
         self._call("cudaSetDevice", self.device)
         self._call("cudaMemcpy", target, source, byte_size, self._runtime.cudaMemcpyKind.cudaMemcpyDefault)
-        # On its way to the device a copy from memory that is not pinned may outlast the call that makes it.
+        # A copy to the device from unpinned memory may still run when the call returns.
         self._call("cudaStreamSynchronize", DEFAULT_STREAM)
 
     def _call(self, function: str, *arguments: Any) -> tuple[Any, ...]:
@@ -148,7 +150,7 @@ class CudaRegion:
 
 
 def new_region(memory: Memory, prefix: str, byte_size: int) -> Region:
-    """A region of `byte_size` bytes; ValueError for a kind of memory that there is not."""
+    """Return a region of `byte_size` bytes; raise ValueError for an unknown kind of memory."""
     if memory not in ("system", "cuda"):
         raise ValueError(f"shared_memory: expected 'system' or 'cuda', got {memory!r}")
     return SystemRegion(prefix, byte_size) if memory == "system" else CudaRegion(prefix, byte_size)

@@ -1,14 +1,14 @@
-"""Samples through memory that client and server share, for clients on the server's own host.
+"""Ring buffer for samples in shared memory, for clients on the server's host.
 
-Triton overwrites a registered output region with every response of a stream. Here the client gives the server a ring of
-slots: the server fills slots and says in the event which; the client copies them out and counts them as released. A
-full ring makes the server wait.
+Triton overwrites a registered output region with every response of a stream. Instead, the client gives the server a
+ring of slots. The server fills slots and names them in the event; the client copies them and counts them as released.
+If the ring is full, the server waits.
 
     header, 8 int64 words        MAGIC | slots | bytes per slot | released | open | …
-    slots, from byte HEADER on   behind the header in system memory, or alone in memory of a GPU
+    slots, from byte HEADER on   after the header in system memory, or alone in GPU memory
 
-`released` is the client's, `open` the server's: 1 while it has the memory of a GPU open, which CUDA does not let the
-client free meanwhile. It is 0 again before the last event is sent.
+The client writes `released`, the server `open`. `open` is 1 while the server has the GPU memory open, because CUDA does
+not let the client free it meanwhile. It is 0 again before the last event is sent.
 """
 
 import asyncio
@@ -22,15 +22,15 @@ import numpy as np
 from stretto_client.regions import CudaRegion, Memory, SystemRegion
 
 MAGIC = int.from_bytes(b"STRRING1", "little")
-HEADER = 4096  # a page
+HEADER = 4096  # bytes, one page
 PREFIX = "stretto_ring"
 _SLOTS, _SLOT_BYTES, _RELEASED, _OPEN = 1, 2, 3, 4
-PATIENCE_S, POLL_S = 5.0, 0.01  # a server lets go within a second of an utterance's end, or has ended itself
+PATIENCE_S, POLL_S = 5.0, 0.01  # a live server releases the ring within a second after the utterance
 
 
 @dataclass(frozen=True, slots=True)
 class RingSize:
-    """Of one utterance's ring: 64 slots of 16 KiB hold 10 s of float32 at 24 kHz."""
+    """Size of one utterance's ring: 64 slots of 16 KiB hold 10 s of float32 samples at 24 kHz."""
 
     slots: int = 64
     slot_bytes: int = 1 << 14
@@ -41,7 +41,7 @@ class RingSize:
 
 
 class Ring:
-    """The client's end."""
+    """Client side of the ring."""
 
     def __init__(self, memory: Memory, size: RingSize):
         self._size, self._released = size, 0
@@ -53,16 +53,18 @@ class Ring:
         self._words[0] = MAGIC
 
     def option(self) -> dict[str, Any]:
-        """What the server must know to open it: the value of `options.output.ring`."""
+        """Return the value of `options.output.ring`, with which the server opens the ring."""
         option: dict[str, Any] = {"name": self._header.name}
         if self._device is not None:
             option |= {"cuda_handle": base64.b64encode(self._device.handle).decode(), "device": self._device.device}
         return option
 
     def take(self, record: dict[str, Any]) -> np.ndarray:
-        """A copy of the samples that an event's `ring` record tells of; their slots are free from here on.
+        """Return a copy of the samples that an event's `ring` record refers to, and release their slots.
 
-        record: `slot`, the first one, counted since the start; `slots`, how many; `samples`, and their `dtype`.
+        Args:
+            record: `slot`: the first slot, counted since the start. `slots`: number of slots. `samples`: number of
+                samples. `dtype`: their type.
         """
         if record["slot"] != self._released:
             raise ValueError(f"the event names slot {record['slot']}, but {self._released} is next")
@@ -79,15 +81,15 @@ class Ring:
 
     @property
     def is_free(self) -> bool:
-        """Whether the server has no memory of a GPU open."""
+        """True if the server does not have GPU memory open."""
         return self._words[_OPEN] == 0
 
     def withdraw(self) -> None:
-        """Let no server open it from now on."""
+        """Invalidate the ring, so that no server opens it from now on."""
         self._words[0] = 0
 
     async def until_free(self) -> None:
-        """Withdraw it, and return when the server has let it go, or has had the time to."""
+        """Withdraw the ring and wait until the server has released it, at most PATIENCE_S seconds."""
         self.withdraw()
         with suppress(TimeoutError):
             async with asyncio.timeout(PATIENCE_S):
@@ -100,7 +102,7 @@ class Ring:
         return self._header.read(HEADER + offset, byte_size)
 
     def close(self) -> None:
-        """Free the memory, which the server has let go (`until_free`)."""
+        """Free the memory, after `until_free`."""
         self._words.release()
         self._header.close()
         if self._device is not None:

@@ -1,17 +1,17 @@
-"""The key of a server on this host. Its launcher leaves it in a folder that the same user alone may enter."""
+"""Key of a server on this host, which its launcher stores in a folder that only the same user can enter."""
 
 import ipaddress
 import os
 from pathlib import Path
 
-DIRECTORY = Path("/dev/shm")  # where what is shared lies, so that whoever can share memory can find the key
+DIRECTORY = Path("/dev/shm")  # the folder of shared memory, so that every client that can share memory finds the key
 HEADER = "triton-grpc-protocol-stretto-key"
 
 
 def key_headers(server: str, directory: Path = DIRECTORY) -> dict[str, str]:
-    """The header that opens the shared-memory API of the server at `server` (host:port); none where no key is found.
+    """Return the header that grants access to the shared-memory API of `server` (host:port); empty if no key is found.
 
-    Only a server at a loopback address is sent one: elsewhere somebody else may listen on the same port.
+    The key is only sent to loopback addresses, because another program may listen on the same port of another host.
     """
     host, _, port = server.rpartition(":")
     if not is_loopback(host.strip("[]")) or not port.isdigit():
@@ -21,13 +21,13 @@ def key_headers(server: str, directory: Path = DIRECTORY) -> dict[str, str]:
 
 
 def ours(path: Path) -> bool:
-    """Whether this user has written the file, and nobody else could."""
+    """Return True if this user has written the file, and no other user could have."""
     state, folder = path.lstat(), path.parent.lstat()
     return state.st_uid == folder.st_uid == os.getuid() and not (state.st_mode | folder.st_mode) & 0o077
 
 
 def is_loopback(host: str) -> bool:
-    """Whether what is sent to `host` stays on this one."""
+    """Return True if `host` is this machine's loopback."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:

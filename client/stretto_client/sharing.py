@@ -1,4 +1,4 @@
-"""The memory that one utterance shares with the server: its audio on the way in, a ring for samples on the way back."""
+"""Shared memory of one utterance: regions for its input audio and a ring for its samples."""
 
 from tritonclient.grpc.aio import InferenceServerClient
 
@@ -7,7 +7,7 @@ from stretto_client.ring import Ring, RingSize
 
 
 class Sharing:
-    """Made with the request and closed when the utterance is over. `headers` open the server's API for it."""
+    """Shared memory of one request, closed after the utterance. `headers` grant access to the server's API."""
 
     def __init__(self, memory: Memory, ring_size: RingSize, headers: dict[str, str]):
         self._memory, self._ring_size, self._headers = memory, ring_size, headers
@@ -16,24 +16,24 @@ class Sharing:
         self._registered: list[Region] = []
 
     def region(self, byte_size: int) -> Region:
-        """A fresh region of `byte_size` bytes."""
+        """Return a new region of `byte_size` bytes."""
         region = new_region(self._memory, "stretto_in", byte_size)
         self._regions.append(region)
         return region
 
     def make_ring(self) -> Ring:
-        """The ring for the samples."""
+        """Create and return the ring for the samples."""
         self.ring = Ring(self._memory, self._ring_size)
         return self.ring
 
     async def register(self, server: InferenceServerClient) -> None:
-        """Let the server read from the regions."""
+        """Register the regions with the server."""
         for region in self._regions:
             await region.register(server, self._headers)
             self._registered.append(region)
 
     async def close(self, server: InferenceServerClient) -> None:
-        """Take everything back, whether or not the server still answers."""
+        """Unregister and free everything, even if the server no longer answers."""
         registered, self._registered = self._registered, []
         try:
             for region in registered:

@@ -1,4 +1,4 @@
-"""Where samples go as they arrive: a file, or a player of the system."""
+"""Destinations of received samples: a file, or an audio player."""
 
 import queue
 import shutil
@@ -22,26 +22,26 @@ FILE_PLAYERS = ("afplay",)
 
 
 class Sink(Protocol):
-    """Takes the samples of an utterance in order."""
+    """Destination of the samples of an utterance."""
 
     def write(self, pcm: np.ndarray, sample_rate: int) -> None:
-        """Take samples [n], float32 in [-1, 1] or int16."""
+        """Write samples [n], float32 in [-1, 1] or int16."""
         ...
 
     def close(self) -> None:
-        """Finish; waits for a player to come to the end."""
+        """Finish; wait until a player has played everything."""
         ...
 
 
 def pcm16(pcm: np.ndarray) -> bytes:
-    """Samples as 16-bit little-endian ones: int16, or floating-point in [-1, 1]."""
+    """Return samples (int16, or floating-point in [-1, 1]) as 16-bit little-endian bytes."""
     if pcm.dtype == np.int16:
         return pcm.astype("<i2").tobytes()
     return (np.clip(pcm, -1.0, 1.0) * 32_767).round().astype("<i2").tobytes()
 
 
 class AudioFile:
-    """A file that grows as samples arrive: wav by the standard library, flac, ogg and mp3 by soundfile."""
+    """File that grows as samples arrive: wav by the standard library, flac, ogg and mp3 by soundfile."""
 
     def __init__(self, path: Path):
         if path.suffix.lower() not in FORMATS:
@@ -63,7 +63,7 @@ class AudioFile:
 
 
 class WavWriter:
-    """Writes 16-bit wav; the header is true after every write, so that what has arrived can be played."""
+    """Writer of 16-bit wav; the header is valid after every write, so that the file can be played at any time."""
 
     def __init__(self, path: Path, sample_rate: int):
         self._file = wave.open(str(path), "wb")  # noqa: SIM115 - closed in `close`
@@ -79,10 +79,10 @@ class WavWriter:
 
 
 class SoundFileWriter:
-    """Writes whatever soundfile can, by the file's suffix."""
+    """Writer of the formats of soundfile, by the file's suffix."""
 
     def __init__(self, path: Path, sample_rate: int):
-        import soundfile  # wav files do without it
+        import soundfile  # not needed for wav files
 
         self._file = soundfile.SoundFile(path, "w", samplerate=sample_rate, channels=1)
 
@@ -94,7 +94,7 @@ class SoundFileWriter:
 
 
 class StreamingPlayer:
-    """Plays through a program that reads samples from its standard input, without ever blocking the reader."""
+    """Player program that reads samples from its standard input; a thread feeds it, so that writes do not block."""
 
     def __init__(self, command: str):
         self._command = command
@@ -121,12 +121,12 @@ class StreamingPlayer:
                 while (data := self._queue.get()) is not None:
                     player.stdin.write(data)
                     player.stdin.flush()
-            except BrokenPipeError:  # no sound device: the player left; a file, if any, is still written
+            except BrokenPipeError:  # the player has ended, e.g. without a sound device; a file is still written
                 return
 
 
 class FilePlayer:
-    """Plays through a program that wants a whole file, once there is one."""
+    """Player program that needs a complete file; it starts at `close`."""
 
     def __init__(self, command: str):
         self._command = command
@@ -144,7 +144,7 @@ class FilePlayer:
 
 
 def find_player() -> Sink | None:
-    """A player of this system, or None."""
+    """Return a player of this system; None if there is none."""
     for name, command in STREAMING_PLAYERS.items():
         if shutil.which(name):
             return StreamingPlayer(command)

@@ -1,4 +1,4 @@
-"""The stream of one utterance: its events in order, its time-outs and its ends."""
+"""Event stream of one utterance, with its timeouts and its cancellation."""
 
 import asyncio
 import time
@@ -14,21 +14,21 @@ from stretto_client.timeouts import Timeouts
 
 
 class Owner(Protocol):
-    """The client that a stream belongs to."""
+    """Client that a stream belongs to."""
 
     server: str
     timeouts: Timeouts
 
     def take_back(self, sharing: Sharing) -> None:
-        """Free the memory of an utterance."""
+        """Free the shared memory of an utterance."""
         ...
 
 
 class SpeechStream:
-    """The events of one utterance, in order. `cancel` or `aclose` (or leaving `async with`, or dropping the
-    object) gives it up.
+    """Events of one utterance, in order.
 
-    Raises a ClientError instead of the next event when there is none to come.
+    `cancel`, `aclose`, the end of `async with` and deletion of the object cancel the utterance. If it fails, the
+    iteration raises a ClientError.
     """
 
     def __init__(self, responses: Any, client: Owner, sharing: Sharing | None = None, timeouts: Timeouts | None = None):
@@ -37,7 +37,7 @@ class SpeechStream:
         self._timeouts, self._server = timeouts or client.timeouts, client.server
         self._started_s = time.monotonic()
         self._is_first = True
-        self._is_complete = False  # the last event has been seen
+        self._is_complete = False  # the last event has been read
         self._is_over = False
 
     def __aiter__(self) -> Self:
@@ -60,17 +60,17 @@ class SpeechStream:
         raise StopAsyncIteration
 
     def cancel(self) -> None:
-        """Give the utterance up; the server stops working on it. A pending or later read raises RequestCancelled."""
+        """Cancel the utterance, also on the server; a pending or later read raises RequestCancelled."""
         self._responses.cancel()
 
     async def aclose(self) -> None:
-        """Give the utterance up and read no more."""
+        """Cancel the utterance and end the iteration."""
         self._is_complete = True
         self.cancel()
         self._end()
 
     def __del__(self) -> None:
-        # A stream left by `break` and dropped: the server must not speak on to nobody.
+        # A stream that was left by `break` and deleted: stop the server's work.
         if not self._is_over:
             self.cancel()
             self._end()
@@ -88,7 +88,7 @@ class SpeechStream:
         await self.aclose()
 
     async def _next_response(self) -> InferResult | None:
-        """The next response, or None at the end of the stream."""
+        """Return the next response; None at the end of the stream."""
         limit, waits_for = self._patience()
         try:
             async with asyncio.timeout(limit):
@@ -111,7 +111,7 @@ class SpeechStream:
         return result
 
     def _patience(self) -> tuple[float, str]:
-        """Seconds to wait for the next response, and what to say when they have passed."""
+        """Return the seconds to wait for the next response, and the message for a timeout."""
         limits = self._timeouts
         left_s = limits.total_s - (time.monotonic() - self._started_s)
         next_s = limits.first_s if self._is_first else limits.between_s

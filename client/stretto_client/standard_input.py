@@ -1,4 +1,4 @@
-"""Standard input as it comes: a file is there at once, what another program writes is not."""
+"""Standard input as text: a whole file, or pieces from a pipe as they arrive."""
 
 import asyncio
 import codecs
@@ -12,7 +12,7 @@ MAX_READ_BYTES = 65_536
 
 
 def standard_input() -> str | AsyncIterator[str]:
-    """All of a file; else the pieces that are written to it. UnicodeDecodeError, a ValueError, for what is no UTF-8."""
+    """Return all of a file, or the pieces from a pipe; raise UnicodeDecodeError if it is not UTF-8."""
     descriptor = sys.stdin.fileno()
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return sys.stdin.read()
@@ -20,7 +20,7 @@ def standard_input() -> str | AsyncIterator[str]:
 
 
 async def pieces_from(descriptor: int) -> AsyncIterator[str]:
-    """What is written, as it comes, in whole characters; read by a thread that ends with the process."""
+    """Yield text in whole characters as it arrives; a daemon thread reads the descriptor."""
     loop, came = asyncio.get_running_loop(), asyncio.Queue[bytes | OSError]()
     wanted = threading.Semaphore(1)
 
@@ -33,7 +33,7 @@ async def pieces_from(descriptor: int) -> AsyncIterator[str]:
                 data = error
             try:
                 loop.call_soon_threadsafe(came.put_nowait, data)
-            except RuntimeError:  # the loop has ended meanwhile
+            except RuntimeError:  # the event loop has ended
                 return
             if not data or isinstance(data, OSError):
                 return

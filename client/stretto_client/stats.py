@@ -1,4 +1,4 @@
-"""What a listener got, and when: the progress line while an utterance runs and the summary after it."""
+"""Statistics of one utterance: progress line and summary."""
 
 import sys
 import time
@@ -12,7 +12,7 @@ MAX_SHOWN = 60  # characters of text on the progress line
 
 
 class Tally:
-    """Follows one utterance from the moment it is asked for. Seconds are wall time since then."""
+    """Statistics of one utterance; times are wall-clock seconds since the request."""
 
     def __init__(self, shows_progress: bool = True, stream: TextIO | None = None):
         self._stream = stream or sys.stderr
@@ -26,7 +26,7 @@ class Tally:
         self.report: dict[str, Any] = {}
 
     def add(self, event: SpeechEvent) -> None:
-        """Count an event, and show it where someone watches."""
+        """Record an event, and update the progress line on a terminal."""
         self.total_s = time.monotonic() - self._started_s
         self.text += event.text
         self._spoken = " ".join([self._spoken, *(word.word for word in event.words)]).strip()
@@ -39,18 +39,18 @@ class Tally:
             self._stream.flush()
 
     def end_line(self) -> None:
-        """Wipe the progress line."""
+        """Clear the progress line."""
         if self._shows_progress:
             self._stream.write("\r\033[K")
             self._stream.flush()
 
     @property
     def rtf(self) -> float | None:
-        """Wall seconds per second of audio, or None without audio."""
+        """Wall-clock seconds per second of audio; None without audio."""
         return self.total_s / self.audio_s if self.audio_s else None
 
     def summary(self) -> str:
-        """One line: seconds of audio, time to the first of it, real-time factor, seed, guidance."""
+        """Return one line with audio duration, time to first audio, real-time factor, seed and guidance."""
         drawn = f"seed {self.report['seed']}"
         if self.rtf is None:
             return f"no audio, complete after {self.total_s:.2f} s, {drawn}"
@@ -66,7 +66,7 @@ class Tally:
         return ", ".join(parts)
 
     def record(self) -> dict[str, Any]:
-        """The same as plain data, with the server's report."""
+        """Return the statistics as plain data, with the server's report."""
         return {
             "audio_s": self.audio_s,
             "ttfa_s": self.first_audio_s,
@@ -78,7 +78,7 @@ class Tally:
 
 
 async def follow(stream: Speech, handle: Callable[[SpeechEvent], None], shows_progress: bool) -> Tally:
-    """Hand every event on as it arrives, over a progress line if wanted."""
+    """Pass every event to `handle` as it arrives, with a progress line if wanted; return the statistics."""
     tally = Tally(shows_progress)
     async with stream:
         try:

@@ -1,11 +1,11 @@
-"""How long to wait for what."""
+"""Timeouts of an utterance."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Seconds to the first response, between two responses, and for the whole utterance."""
+    """Seconds until the first response, between two responses, and for the whole utterance."""
 
     first_s: float = 30.0
     between_s: float = 15.0

@@ -1,14 +1,14 @@
-"""Text that somebody writes meanwhile: what has come of it and was not taken yet."""
+"""Buffer for a text that is still being written."""
 
 import asyncio
 from collections.abc import AsyncIterable
 from typing import Self
 
-MAX_WAITING_CHARS = 65_536  # of a writer who is faster than speech; then nothing more is read
+MAX_WAITING_CHARS = 65_536  # buffered for a fast writer; beyond, `pieces` is not read
 
 
 class UnreadText:
-    """Reads `pieces` on a task of its own; `async with` ends it."""
+    """Buffer that a task fills from `pieces`; `async with` starts and ends the task."""
 
     def __init__(self, pieces: AsyncIterable[str]):
         self._pieces = pieces
@@ -19,13 +19,14 @@ class UnreadText:
 
     @property
     def is_complete(self) -> bool:
-        """Whether all of the text has been taken."""
+        """True if all of the text has been taken."""
         return self._is_complete and not self._text and self._failure is None
 
     async def take(self, max_chars: int, patience_s: float | None = None) -> str:
-        """Up to so many characters that have come, at least one unless the text ends or `patience_s` pass without.
+        """Remove and return up to `max_chars` characters.
 
-        Raises what the writer has raised, once what came before is taken.
+        Empty at the end of the text, or if none arrive within `patience_s`.
+        An exception of `pieces` is raised after the text received before it has been taken.
         """
         try:
             async with asyncio.timeout(patience_s), self._changed:
