@@ -1,1 +1,1 @@
-"""`WS /v1/realtime`: OpenAI's realtime API, conversations and transcripts while a user speaks."""
+"""`WS /v1/realtime`: OpenAI's realtime API for conversations and live transcription."""

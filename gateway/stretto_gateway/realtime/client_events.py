@@ -16,7 +16,7 @@ from stretto_gateway.realtime.settings import ReplyAudio, ReplyOptions, current_
 from stretto_gateway.speech_request import Text
 
 MAX_METADATA = 16
-MAX_VALUES = 8192  # of an event, each of which may take a hundred times the memory of its character
+MAX_VALUES = 8192  # limit per event: a value may take a hundred times the memory of its one character
 Id = Annotated[Text, Field(min_length=1, max_length=64)]
 
 
@@ -29,7 +29,7 @@ class ClientEvent(Body):
 
     @property
     def ignored(self) -> list[ApiError]:
-        """Fields that have no meaning here, as the errors that a strict gateway answers."""
+        """Fields that have no meaning here, as the errors that a strict gateway raises."""
         return self._ignored
 
     @classmethod
@@ -45,13 +45,13 @@ class ClientEvent(Body):
 
 
 class SessionUpdate(ClientEvent):
-    """Change of settings; a field that is left out stays as it is."""
+    """Change of settings; missing fields are unchanged."""
 
     session: dict[str, Any]
 
 
 class AudioAppend(ClientEvent):
-    """pcm16 at 24 kHz, as base64."""
+    """Audio input: pcm16 at 24 kHz, as base64."""
 
     audio: str
 
@@ -84,27 +84,27 @@ class ItemReference(Body):
 
 
 class ItemCreate(ClientEvent):
-    """New item after another one: `root` is the beginning, none the end."""
+    """New item after `previous_item_id`; `root` is the beginning, no id the end."""
 
     item: ItemFields
     previous_item_id: Id | None = None
 
 
 class ItemEvent(ClientEvent):
-    """About an item that is there."""
+    """Event about an existing item."""
 
     item_id: Id
 
 
 class ItemTruncate(ItemEvent):
-    """So much of a reply was heard."""
+    """Report of how much of a reply the user has heard."""
 
     content_index: Literal[0]
     audio_end_ms: int = Field(ge=0, le=10**9)
 
 
 def few(metadata: Any) -> Any:
-    """`metadata`, cut where there is too much of it: what is wrong would be listed for every value."""
+    """Return `metadata` with at most one entry too many, because validation would report every wrong value."""
     return dict(islice(metadata.items(), MAX_METADATA + 1)) if isinstance(metadata, dict) else metadata
 
 
@@ -116,13 +116,13 @@ Metadata = Annotated[
 
 
 def few_options(options: Any) -> Any:
-    """`options`, where they are no more JSON than the server takes; ApiError otherwise."""
+    """Return `options`; raise ApiError if they exceed the server's JSON limits."""
     json_bytes(options, "response.options")
     return options
 
 
 class ReplyFields(ReplyOptions):
-    """Settings of one reply, instead of the session's. input: answered instead of the conversation."""
+    """Settings of one reply, instead of the session's. `input`: items to answer instead of the conversation."""
 
     audio: ReplyAudio = Field(default_factory=ReplyAudio)
     conversation: Literal["auto", "none"] | None = None
@@ -140,7 +140,7 @@ class ResponseCreate(ClientEvent):
 
     @classmethod
     def read(cls, record: dict[str, Any], is_strict: bool) -> ClientEvent:
-        """Return the event in `record`, as the base class does, from the beta API's fields too."""
+        """Return the event in `record`, as the base class does; the beta API's fields are accepted as well."""
         fields = record.get("response")
         return super().read(
             record | {"response": current_shape(fields)} if isinstance(fields, dict) else record, is_strict
@@ -148,7 +148,7 @@ class ResponseCreate(ClientEvent):
 
 
 class ResponseCancel(ClientEvent):
-    """Gives it up."""
+    """Cancellation of the reply in progress."""
 
     response_id: Id | None = None
 
@@ -168,7 +168,7 @@ EVENTS: dict[str, type[ClientEvent]] = {
 
 
 def read_json(text: str | None) -> dict[str, Any]:
-    """The object in a message; ApiError where there is none."""
+    """Return the JSON object in a message; raise ApiError if there is none, or if it has too many values."""
     if text is None:
         raise ApiError(400, "expected an event as text, got bytes", code="invalid_event")
     if (got := num_values(text)) > MAX_VALUES:
@@ -183,8 +183,10 @@ def read_json(text: str | None) -> dict[str, Any]:
 
 
 def num_values(text: str) -> int:
-    """How many values there are in JSON, or a few more: the brackets that open and the commas, outside strings if need
-    be."""
+    """Return an upper estimate of the number of values in JSON: its opening brackets and commas.
+
+    If that exceeds MAX_VALUES, those inside strings are left out.
+    """
     got = sum(map(text.count, "[{,"))
     if got > MAX_VALUES:
         bare = "".join(text.replace("\\\\", "").replace('\\"', "").split('"')[::2])
@@ -201,7 +203,7 @@ def read_event(record: dict[str, Any], is_strict: bool) -> ClientEvent:
 
 
 def event_id(record: dict[str, Any]) -> str | None:
-    """The client's name for an event that may be wrong; None where that is wrong, too."""
+    """Return the client's id of an event that may be invalid; None if the id is invalid, too."""
     try:
         return ClientEvent(type="", event_id=record.get("event_id")).event_id
     except ValidationError:
@@ -209,7 +211,7 @@ def event_id(record: dict[str, Any]) -> str | None:
 
 
 def read_pcm(data: str | None, path: str) -> bytes:
-    """Samples that came as base64; ApiError where they did not."""
+    """Return the samples in base64 `data`; raise ApiError if they are missing or invalid."""
     if data is None:
         raise ApiError(400, f"{path}: missing", path, "missing")
     try:

@@ -1,4 +1,4 @@
-"""Client secrets: short-lived keys that open realtime sessions with settings of their own, and nothing else."""
+"""Client secrets: short-lived keys that only open realtime sessions, with settings of their own."""
 
 import hashlib
 import heapq
@@ -16,10 +16,10 @@ from stretto_gateway.api_error import ApiError
 from stretto_gateway.realtime.settings import Settings
 from stretto_gateway.speech_request import Body
 
-PREFIX = "ek_"  # OpenAI's, of ephemeral keys
+PREFIX = "ek_"  # OpenAI's prefix of ephemeral keys
 NUM_BYTES = 32  # of randomness
 SECRET_BYTES, CHAR_BYTES = 2048, 4  # memory of a secret, and of each character of its settings
-MAX_BYTES = 16 << 20  # of all secrets together
+MAX_BYTES = 16 << 20  # limit on all secrets together
 Lifetime = Annotated[int, Field(ge=10, le=7200)]  # seconds, as at OpenAI
 
 
@@ -31,7 +31,7 @@ class ExpiresAfter(Body):
 
 
 class SecretRequest(Body):
-    """Request for a client secret. session: the settings of its sessions, as in `session.update`."""
+    """Request for a client secret. `session`: settings of its sessions, as in `session.update`."""
 
     expires_after: ExpiresAfter = Field(default_factory=ExpiresAfter)
     session: dict[str, Any] = Field(default_factory=dict)
@@ -39,7 +39,14 @@ class SecretRequest(Body):
 
 @dataclass(frozen=True, slots=True)
 class ClientSecret:
-    """Key to sessions with these settings, in the name of the `owner` of the key that it was made with."""
+    """Key to sessions with given settings.
+
+    Attributes:
+        owner: Owner of the API key with which it was made, who also owns its sessions.
+        settings: Settings of the sessions.
+        expires_s: Expiry, in seconds of the monotonic clock.
+        num_bytes: Memory of the secret.
+    """
 
     owner: str
     settings: Settings
@@ -48,7 +55,7 @@ class ClientSecret:
 
 
 class ClientSecrets:
-    """Client secrets in memory, by digest, until they expire. One owner may take half of what the others leave."""
+    """Client secrets in memory, by digest, until they expire. An owner may use at most as many bytes as are free."""
 
     def __init__(self, max_bytes: int = MAX_BYTES):
         self._max_bytes = max_bytes
@@ -75,7 +82,7 @@ class ClientSecrets:
         return value, int(time.time()) + lifetime_s
 
     def find(self, value: str) -> ClientSecret | None:
-        """Return the secret of that value, None if there is none or it has expired."""
+        """Return the secret with that value; None if there is none or it has expired."""
         self._forget_expired()
         return self._secrets.get(hashlib.sha256(value.encode()).digest())
 

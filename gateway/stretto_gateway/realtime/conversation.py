@@ -1,4 +1,4 @@
-"""The items of a session, and what of them a model is asked to answer."""
+"""Items of a session's conversation, and their conversion to the server's turns."""
 
 import base64
 import secrets
@@ -15,25 +15,25 @@ from stretto_gateway.held import Held
 
 Kind = Literal["input_text", "input_audio", "output_text", "output_audio"]
 MAX_CHAR_BYTES = 4
-ITEM_BYTES, PART_BYTES = 1024, 256  # what they take beside what is said: their objects and names
-ROOT = "root"  # OpenAI's name of the place before all items
+ITEM_BYTES, PART_BYTES = 1024, 256  # memory of an item and of a part without its content
+ROOT = "root"  # OpenAI's name of the position before all items
 
 
 def new_id(kind: str) -> str:
-    """A name that nothing else has."""
+    """Return a new unique id."""
     return f"{kind}_{secrets.token_hex(10)}"
 
 
 @dataclass
 class Part:
-    """Text, or pcm16 at 24 kHz with its transcript as text; of what the model says the sound is not kept."""
+    """Text, or pcm16 at 24 kHz with its transcript as `text`. The audio of replies is not kept."""
 
     kind: Kind
     text: str | None = ""
     pcm: bytes = b""
 
     def record(self, with_audio: bool) -> dict[str, Any]:
-        """As OpenAI has it."""
+        """Return OpenAI's object."""
         if not self.kind.endswith("audio"):
             return {"type": self.kind, "text": self.text}
         sound = {"audio": base64.b64encode(self.pcm).decode()} if with_audio and self.pcm else {}
@@ -42,9 +42,18 @@ class Part:
 
 @dataclass
 class Item:
-    """What somebody has said.
+    """Message of the conversation.
 
-    codes: [S, T] of a spoken reply, of num_samples in all that were sent; heard_samples: so many were heard, None: all.
+    Attributes:
+        role: Role of the author.
+        parts: Contents.
+        item_id: Id of the item.
+        status: OpenAI's status.
+        codes: Codes [S, T] of a spoken reply, in pieces.
+        words: Words of a spoken reply with their times.
+        num_samples: Number of samples sent to the client.
+        heard_samples: Number of samples that the user has heard; None for all.
+        num_bytes: Accounted memory, once the item is in a conversation.
     """
 
     role: str
@@ -55,20 +64,20 @@ class Item:
     words: list[Word] = field(default_factory=list)
     num_samples: int = 0
     heard_samples: int | None = None
-    num_bytes: int = 0  # that count, once it is in a conversation
+    num_bytes: int = 0  # accounted memory
 
     def record(self, with_audio: bool = False) -> dict[str, Any]:
-        """As OpenAI has it."""
+        """Return OpenAI's object."""
         head = {"id": self.item_id, "object": "realtime.item", "type": "message", "status": self.status}
         parts = self.parts if self.heard_samples is None else [replace(self.parts[0], text=self.text)]
         return head | {"role": self.role, "content": [part.record(with_audio) for part in parts]}
 
     def cut(self, num_samples: int) -> None:
-        """Only so many samples of it were heard."""
+        """Record that the user has heard only the first `num_samples` samples."""
         self.heard_samples = None if num_samples >= self.num_samples else num_samples
 
     def turns(self, files: list[bytes]) -> list[dict[str, Any]]:
-        """As the server takes it; sound goes to the end of `files`."""
+        """Return the item as turns of the server, and append its audio to `files`."""
         if self.role == "assistant":
             said: dict[str, Any] = {"text": self.text} if self.text else {}
             codes = self._codes_heard()
@@ -83,7 +92,7 @@ class Item:
 
     @property
     def text(self) -> str:
-        """Its words; of a reply that was not heard to its end those that had begun, where the family times them."""
+        """Text of the item. For an interrupted reply, only the words that had begun, if the family times words."""
         if self.heard_samples is None:
             return self.parts[0].text or ""
         return " ".join(word.word for word in self.words if word.start_s * DEFAULT_RATE < self.heard_samples)
@@ -98,7 +107,7 @@ class Item:
 
 
 class Conversation:
-    """Items in order, at most `max_items` of at most `max_bytes`; `held` counts those of all sessions."""
+    """Ordered items, at most `max_items` of at most `max_bytes`; `held` is the account of all sessions."""
 
     def __init__(self, max_items: int, max_bytes: int, held: Held):
         self.items: list[Item] = []
@@ -106,11 +115,11 @@ class Conversation:
 
     @property
     def num_bytes(self) -> int:
-        """What all items hold."""
+        """Memory of all items."""
         return sum(item.num_bytes for item in self.items)
 
     def add(self, item: Item, behind: str | None = None) -> str | None:
-        """Add an item behind another one, or at the end; the id of the one that is before it then."""
+        """Add an item after `behind`, or at the end; return the id of the item before it."""
         if any(item.item_id == each.item_id for each in self.items):
             message = f"item.id: expected one that no item of the conversation has, got {item.item_id!r}"
             raise ApiError(400, message, "item.id", "item_create_duplicate_item_id")
@@ -126,7 +135,10 @@ class Conversation:
         return self.items[place - 1].item_id if place else None
 
     def grow(self, item: Item, num_bytes: int) -> bool:
-        """Whether an item is still there, which holds so many more then; ApiError where there is no memory for them."""
+        """Account for `num_bytes` more if the item is still there, and return that.
+
+        Raise ApiError if memory is short.
+        """
         if not any(each is item for each in self.items):
             return False
         self._held.add(num_bytes)
@@ -134,16 +146,16 @@ class Conversation:
         return True
 
     def find(self, item_id: str) -> Item:
-        """The item of that id; ApiError where there is none."""
+        """Return the item with that id; raise ApiError if there is none."""
         return self.items[self._index(item_id)]
 
     def remove(self, item: Item) -> None:
-        """Forget an item."""
+        """Remove an item."""
         self.items.remove(item)
         self._held.remove(item.num_bytes)
 
     def surplus(self) -> list[Item]:
-        """The oldest items, which no longer have room; instructions stay. They are still to be removed."""
+        """Return the oldest items beyond the limits, except system items; the caller has to remove them."""
         num_over, bytes_over = len(self.items) - self._max_items, self.num_bytes - self._max_bytes
         found: list[Item] = []
         for item in (each for each in self.items[:-1] if each.role != "system"):
@@ -154,12 +166,12 @@ class Conversation:
         return found
 
     def clear(self) -> None:
-        """Forget all."""
+        """Remove all items."""
         for item in list(self.items):
             self.remove(item)
 
     def turns(self, instructions: str | None) -> tuple[list[dict[str, Any]], list[bytes]]:
-        """What the server is asked, and the files in it; what the system says comes first, and at once."""
+        """Return the server's turns and their files; all system texts form one turn at the beginning."""
         files: list[bytes] = []
         told = [instructions or "", *(part.text or "" for part in self._parts("system"))]
         system = "\n".join(text for text in told if text)
@@ -167,7 +179,7 @@ class Conversation:
         return [*turns, *(turn for item in self.items if item.role != "system" for turn in item.turns(files))], files
 
     def _expect_room(self, num_bytes: int) -> None:
-        """ApiError where there is none for one more item of the system's, for which no other one is forgotten."""
+        """Raise ApiError if a system item does not fit; no other item is removed for it."""
         if len(self.items) >= self._max_items:
             raise refused("item", f"at most {self._max_items} items with those of the system", len(self.items) + 1)
         if self.num_bytes + num_bytes > self._max_bytes:
@@ -185,7 +197,7 @@ class Conversation:
 
 
 def asked_kinds(turns: list[dict[str, Any]]) -> set[str]:
-    """Return the kinds of the user's turns since the last reply: `text`, `audio`; none if the user has no turn."""
+    """Return the kinds of the user's turns since the last reply: `text`, `audio`; empty if there are none."""
     kinds: set[str] = set()
     for turn in reversed(turns):
         if turn["role"] != "user":

@@ -1,4 +1,4 @@
-"""What a user says: samples that nobody has committed yet, and the turns in them."""
+"""Audio input buffer: samples that are not committed yet, and the turns detected in them."""
 
 import numpy as np
 
@@ -11,27 +11,27 @@ SAMPLE_BYTES = 2
 
 
 class Hearing:
-    """Holds pcm16 at 24 kHz, at most `max_samples`; with `vad`, no more of silence than may belong to a turn."""
+    """Buffer of pcm16 at 24 kHz, at most `max_samples`; with `vad`, silence that belongs to no turn is dropped."""
 
     def __init__(self, max_samples: int, held: Held):
         self.max_samples, self._held = max_samples, held
         self._pcm = bytearray()
-        self._start = 0  # of the samples that are held, among all that came
+        self._start = 0  # position of the first buffered sample in all received ones
         self.vad: ServerVad | None = None
         self._begin()
 
     @property
     def end(self) -> int:
-        """How many samples have come."""
+        """Number of samples received so far."""
         return self._start + self.num_samples
 
     @property
     def num_samples(self) -> int:
-        """How many are held."""
+        """Number of buffered samples."""
         return len(self._pcm) // SAMPLE_BYTES
 
     def configure(self, vad: ServerVad | None, max_samples: int) -> None:
-        """Look for turns by these rules, or for none; by others than before, in what comes from now on."""
+        """Set the rules of turn detection, None for none; changes apply to audio that arrives from now on."""
         if (vad, max_samples) != (self.vad, self.max_samples):
             self.vad, self.max_samples = vad, max_samples
             self._begin()
@@ -41,7 +41,7 @@ class Hearing:
 
     @property
     def has_window(self) -> bool:
-        """Whether there is sound in which turns may begin or end that is still to be judged."""
+        """True if buffered audio has a window that turn detection has not judged."""
         return self._detector is not None and self._detector.has_window
 
     @property
@@ -50,7 +50,7 @@ class Hearing:
         return self.num_samples if self._detector is None or self._detector.has_begun else 0
 
     def add(self, pcm: bytes) -> None:
-        """Take samples, whose windows are to be judged before there are more; ApiError where there is no room."""
+        """Append samples, whose windows must be judged before the next call; raise ApiError if they do not fit."""
         num_samples = len(pcm) // SAMPLE_BYTES
         room = self.max_samples - (self.num_samples if self._detector is None else 0)
         if num_samples > room:
@@ -62,7 +62,7 @@ class Hearing:
             self._detector.add(np.frombuffer(pcm, "<i2"))
 
     def judge(self) -> Edge | None:
-        """Judge the next window: what turn begins or ends with it; one that ends is still to be taken."""
+        """Judge the next window; return the start or end of a turn. The samples of an ended turn must then be taken."""
         assert self._detector is not None
         edge = self._detector.judge()
         if edge is None:
@@ -70,7 +70,7 @@ class Hearing:
         return edge
 
     def take(self, until: int | None = None) -> bytes:
-        """The samples before `until`, or all that are held; they are held no longer."""
+        """Remove and return the samples up to `until` (counted since the start), or all."""
         end = len(self._pcm) if until is None else SAMPLE_BYTES * (until - self._start)
         pcm = bytes(self._pcm[:end])
         self._drop(self.end if until is None else until)

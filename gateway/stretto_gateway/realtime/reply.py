@@ -1,4 +1,4 @@
-"""One reply while it is being made: its events, its item in the conversation, and how much of it was heard."""
+"""One reply in progress: its events, its item in the conversation, and how much of it the user has heard."""
 
 import asyncio
 import base64
@@ -28,19 +28,25 @@ from stretto_gateway.time_stretch import TimeStretch
 from stretto_gateway.trace import SpeechTrace, Trace
 
 clock_s: Callable[[], float] = time.monotonic
-Finish = tuple[str, dict[str, Any]]  # a status, and what more there is to say of it
-NUMBER_BYTES = 36  # of an integer in a list: its object, and where that is
-WORD_BYTES = 256  # about as many for a word with its time
-# What the server's fields are called here.
+Finish = tuple[str, dict[str, Any]]  # status and its details
+NUMBER_BYTES = 36  # memory of an integer in a list: the object and its reference
+WORD_BYTES = 256  # approximate memory of a word with its time
+# Caller's field names by the server's.
 FIELDS = {"options": "response.options", "options.voice": "response.audio.output.voice"}
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """Request of a reply to the server, and its description in OpenAI's fields.
+    """Request for a reply, and its description in OpenAI's fields.
 
-    ignored: fields that are not honoured. is_kept: whether the reply becomes an item of the conversation. speed: of its
-    audio, 1 for the model's own.
+    Attributes:
+        turns: Turns for the server.
+        files: Files of the turns.
+        options: Options of the server.
+        record: OpenAI's response object.
+        ignored: Fields that are not honoured.
+        is_kept: The reply becomes an item of the conversation.
+        speed: Speed of the audio; 1 is the model's own.
     """
 
     turns: list[dict[str, Any]]
@@ -53,12 +59,12 @@ class Order:
 
     @property
     def speaks(self) -> bool:
-        """Whether the reply is sound."""
+        """True if the reply is audio."""
         return "output" in self.options
 
     @property
     def num_bytes(self) -> int:
-        """Memory of files, texts, codes and options, beside the conversation that they come from."""
+        """Memory of files, texts, codes and options, in addition to the conversation's."""
         num_codes = sum(len(stream) for turn in self.turns for stream in turn.get("codes", ()))
         num_chars = sum(len(turn.get("text", "")) for turn in self.turns)
         num_bytes = MAX_CHAR_BYTES * num_chars + NUMBER_BYTES * num_codes + held_bytes(self.options)
@@ -72,12 +78,17 @@ def make_order(
     conversation: Conversation,
     is_strict: bool,
 ) -> Order:
-    """Return the request for a reply to `conversation` as it is now.
+    """Return the request for a reply to the present `conversation`.
 
-    Instructions that the family does not take are ignored; of a gateway that `is_strict`, they raise ApiError.
+    Args:
+        profile: The served model.
+        settings: Settings of the session.
+        event: The client's request.
+        conversation: Conversation to answer.
+        is_strict: Raise ApiError for instructions that the family does not support; otherwise they are ignored.
 
     Raises:
-        ApiError: the family does not answer such a conversation, or a field is wrong.
+        ApiError: The family does not answer such a conversation, or a field is wrong.
     """
     fields, ignored = event.response, list(event.ignored)
     modalities = fields.output_modalities or settings.output_modalities
@@ -117,11 +128,11 @@ def unprompted(turns: list[dict[str, Any]], can_go_on: bool) -> list[dict[str, A
     """Return `turns` with the instructions as the user's last turn, for a reply such as a greeting.
 
     Args:
-        turns: a conversation without a turn of the user's since the last reply; its instructions come first.
-        can_go_on: whether the user may have spoken before the last reply.
+        turns: Conversation without a turn of the user since the last reply; its instructions are first.
+        can_go_on: Allow earlier turns of the user.
 
     Raises:
-        ApiError: there are no instructions, or the user has spoken before.
+        ApiError: There are no instructions, or there are earlier turns of the user and `can_go_on` is False.
     """
     has_begun = any(turn["role"] == "user" for turn in turns)
     if not turns or turns[0]["role"] != "system" or (has_begun and not can_go_on):
@@ -131,7 +142,7 @@ def unprompted(turns: list[dict[str, Any]], can_go_on: bool) -> list[dict[str, A
 
 
 def given_options(fields: ReplyFields) -> dict[str, Any]:
-    """The server's options for one reply, which it checks; ApiError for a name that is none of them."""
+    """Return the server's options for one reply, which the server checks; raise ApiError for an unknown name."""
     options = fields.options or {}
     unknown = next((name for name in options if name not in OPTIONS), None)
     if unknown is not None:
@@ -140,7 +151,7 @@ def given_options(fields: ReplyFields) -> dict[str, Any]:
 
 
 class Reply:
-    """Runs as `task`, from `begin` on, until it is complete or cancelled."""
+    """Reply that runs in `task`, from `begin` until it is complete or cancelled."""
 
     def __init__(self, gateway: Gateway, channel: Channel, conversation: Conversation, order: Order):
         self._gateway, self._channel, self._conversation, self._order = gateway, channel, conversation, order
@@ -155,17 +166,20 @@ class Reply:
 
     @property
     def is_running(self) -> bool:
-        """Whether more of it comes."""
+        """True if the reply is not complete."""
         return self.task is not None and not self.task.done()
 
     def heard_samples(self) -> int:
-        """How much of it a player that began with the first of its samples has played by now: at most all."""
+        """Return the number of samples that a player has played by now, if it started at the first one."""
         if self._first_s is None:
             return 0
         return min(self.item.num_samples, round((clock_s() - self._first_s) * DEFAULT_RATE))
 
     async def begin(self, tasks: asyncio.TaskGroup) -> None:
-        """Announce it, and make it in the background; ApiError where there is no memory for what is asked."""
+        """Announce the reply and generate it in the background.
+
+        Raise ApiError if there is no memory for the request.
+        """
         held, num_bytes = self._gateway.sessions.held, self._order.num_bytes
         held.add(num_bytes)
         try:
@@ -183,7 +197,7 @@ class Reply:
         self._gateway.sessions.held.remove(num_bytes)
 
     async def cancel(self, reason: str) -> None:
-        """Give it up; nothing of it comes after this."""
+        """Cancel the reply; no more of it is sent afterwards."""
         assert self.task is not None
         if not self._is_ending:
             self.task.cancel()
@@ -228,7 +242,7 @@ class Reply:
             await self._play(event.pcm)
 
     def _keep(self, event: SpeechEvent) -> None:
-        """What the next reply is told of this one, where its item was not deleted meanwhile."""
+        """Store the codes and words for later turns, unless the item has been deleted."""
         codes = event.codes if event.codes is not None and event.codes.shape[1] else None
         num_bytes = MAX_CHAR_BYTES * len(event.text) + WORD_BYTES * len(event.words)
         if self._conversation.grow(self.item, num_bytes + (0 if codes is None else codes.nbytes)):
@@ -237,13 +251,13 @@ class Reply:
             self.item.codes += [] if codes is None else [codes]
 
     async def _play(self, pcm: np.ndarray) -> None:
-        """Send samples of the model's, int16 [n], at the speed of the reply."""
+        """Send samples of the model, int16 [n], at the speed of the reply."""
         if self._stretch is not None:
             pcm = await asyncio.to_thread(self._stretch.stretch, pcm)
         await self._send_audio(pcm)
 
     async def _send_audio(self, pcm: np.ndarray) -> None:
-        """Send samples as they are to be played, int16 [n]."""
+        """Send samples ready to be played, int16 [n]."""
         if not len(pcm):
             return
         if self._first_s is None:

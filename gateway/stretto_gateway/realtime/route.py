@@ -26,15 +26,15 @@ from stretto_gateway.realtime.settings import (
 )
 
 router = APIRouter()
-PROTOCOL = "realtime"  # what a browser's page offers beside its key, and has to be answered
-TRANSCRIBERS = ("whisper", "transcribe")  # in the names of OpenAI's models that do nothing else
+PROTOCOL = "realtime"  # subprotocol that browser pages offer beside their key; the server has to accept it
+TRANSCRIBERS = ("whisper", "transcribe")  # in the names of OpenAI's models that only transcribe
 
 
 @router.websocket("/v1/realtime")
 async def open_session(socket: WebSocket) -> None:
     """Converse with the model that the query names, or transcribe with `intent=transcription`.
 
-    The settings of a client secret come before both.
+    The settings of a client secret take precedence over both.
     """
     gateway: Gateway = socket.app.state.gateway
     query = socket.query_params
@@ -56,7 +56,7 @@ async def open_session(socket: WebSocket) -> None:
 
 @router.post("/v1/realtime/client_secrets")
 async def create_client_secret(body: SecretRequest, request: Request) -> ClientSecret:
-    """Make a short-lived key for `/v1/realtime` alone, with the settings of its sessions."""
+    """Create a short-lived key that only opens `/v1/realtime`, with the settings of its sessions."""
     gateway: Gateway = request.app.state.gateway
     unknown = Ignored(body, gateway.strict)
     model = "gpt-realtime"
@@ -75,13 +75,13 @@ async def create_client_secret(body: SecretRequest, request: Request) -> ClientS
 
 
 def transcribing(model: str) -> Settings:
-    """Return the settings of a session that only transcribes, with the turn detection that `model` has at OpenAI."""
+    """Return the settings of a session that only transcribes, with the turn detection of `model` at OpenAI."""
     named = {"audio": {"input": {"transcription": {"model": model}}}}
     return Change(TranscriptionSettings(), named, model).settings
 
 
 async def run(gateway: Gateway, socket: WebSocket, settings: Settings, model: str) -> None:
-    """The session from its first event to its last."""
+    """Run the session until it ends."""
     channel = Channel(socket, gateway.limits.stall_s)
     async with session_tasks(channel) as tasks:
         with closing(Session(gateway, channel, model, tasks)) as session:

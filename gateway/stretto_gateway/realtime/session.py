@@ -1,4 +1,4 @@
-"""One session: what its client says, event by event, and what that changes."""
+"""One realtime session: the handling of its client's events."""
 
 import asyncio
 import time
@@ -17,12 +17,14 @@ from stretto_gateway.realtime.talk import Talk
 from stretto_gateway.realtime.transcript import Transcriber
 from stretto_gateway.realtime.voice_activity import Edge, milliseconds, samples
 
-MIN_COMMIT_MS = 100  # as OpenAI has it
+MIN_COMMIT_MS = 100  # as at OpenAI
 
 
 class Session:
-    """Made for one connection; `tasks` runs what is made in its background. A session that only listens has a
-    conversation without items."""
+    """Session of one connection, with background work in `tasks`.
+
+    If it only transcribes, its conversation stays empty.
+    """
 
     def __init__(self, gateway: Gateway, channel: Channel, model: str, tasks: asyncio.TaskGroup):
         self._gateway, self._channel, self._model, self._tasks = gateway, channel, model, tasks
@@ -32,8 +34,8 @@ class Session:
         self._talk = Talk(gateway, channel, tasks)
         self._transcriber = Transcriber(gateway, channel)
         self._settings: Settings = RealtimeSettings(model=model)
-        self._next_id = new_id("item")  # of what the user says now
-        self._last_id: str | None = None  # of what was said before
+        self._next_id = new_id("item")  # id of the next item of the user
+        self._last_id: str | None = None  # id of the item before it
         self._handlers: dict[str, Callable[[Any], Awaitable[None]]] = {
             "session.update": self._update,
             "input_audio_buffer.append": self._append,
@@ -48,14 +50,14 @@ class Session:
         }
 
     async def begin(self, settings: Settings) -> None:
-        """Tell what it is."""
+        """Apply the settings and send `session.created`."""
         profile = await self._gateway.catalogue.profile()
         settings.check(profile)
         self._apply(settings, profile)
         await self._channel.send("session.created", session=self._record())
 
     async def handle(self, text: str | None) -> None:
-        """Do what an event says, or tell what is wrong with it."""
+        """Handle an event, or send an error about it."""
         record: dict[str, Any] = {}
         try:
             record = client.read_json(text)
@@ -65,12 +67,12 @@ class Session:
             await self._channel.tell(error, client.event_id(record))
 
     async def complete(self) -> None:
-        """Until what it is making is made."""
+        """Wait until transcripts and the reply in progress are complete."""
         await self._transcriber.complete()
         await self._talk.complete()
 
     def close(self) -> None:
-        """Forget all that was said."""
+        """Discard the audio and the conversation."""
         self._hearing.take()
         self._talk.close()
 
@@ -103,7 +105,7 @@ class Session:
                 continue
             try:
                 await (self._start_turn(edge) if edge.is_start else self._end_turn(edge))
-            except ApiError as error:  # the samples behind are still to be listened to
+            except ApiError as error:  # continue with the remaining samples
                 await self._channel.tell(error, event.event_id)
 
     async def _start_turn(self, edge: Edge) -> None:

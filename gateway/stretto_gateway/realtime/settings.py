@@ -1,4 +1,4 @@
-"""Session settings of the realtime API: OpenAI's fields that have a meaning here, and how updates are applied."""
+"""Session settings of the realtime API: supported fields of OpenAI's, and how updates are applied."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -13,16 +13,16 @@ from stretto_gateway.ignored import Body
 from stretto_gateway.speech_request import Text, Voiced
 from stretto_gateway.time_stretch import GREATEST_SPEED, LEAST_SPEED
 
-MAX_INSTRUCTION_CHARS = 100_000  # a session keeps them, beside the bytes that are counted
+MAX_INSTRUCTION_CHARS = 100_000  # a session keeps them in addition to its accounted memory
 MAX_ERRORS = 16  # reported for one update
 MAX_IGNORED = 32  # fields named in one event
-IGNORED = "stretto_ignored"  # beside the fields of OpenAI's events, whose types allow more fields
+IGNORED = "stretto_ignored"  # added to OpenAI's events, whose types allow further fields
 ASR = ("asr",)
 # Milliseconds of silence that end a turn under `semantic_vad`: no model here judges whether a sentence is complete.
 EAGERNESS_MS = {"low": 1000, "medium": 500, "auto": 500, "high": 300}
 # OpenAI's transcription models without turn detection, whose clients commit each turn themselves.
 WITHOUT_VAD = ("gpt-realtime-whisper", "gpt-live-transcribe")
-# Session fields of the beta API (2024) and their places today.
+# Session fields of the beta API (2024) and their present places.
 BETA_FIELDS = {
     "modalities": ("output_modalities",),
     "max_response_output_tokens": ("max_output_tokens",),
@@ -42,7 +42,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class Only:
-    """Marker of a field that is ignored unless it has one of these values, which ask for nothing."""
+    """Marker of a field that is ignored unless it has one of these values, which have no effect."""
 
     def __init__(self, *values: Any):
         self.values = (None, *values)
@@ -72,7 +72,7 @@ class ServerVad(Body):
 
 
 class SemanticVad(Body):
-    """Turn detection by silence, whose length follows from `eagerness`."""
+    """Turn detection by silence, with a duration that depends on `eagerness`."""
 
     type: Literal["semantic_vad"] = "semantic_vad"
     eagerness: Literal["low", "medium", "high", "auto"] = "auto"
@@ -81,7 +81,7 @@ class SemanticVad(Body):
 
     @property
     def server_vad(self) -> ServerVad:
-        """The server VAD that does the same."""
+        """Equivalent server VAD."""
         return ServerVad(
             silence_duration_ms=EAGERNESS_MS[self.eagerness],
             create_response=self.create_response,
@@ -90,7 +90,7 @@ class SemanticVad(Body):
 
 
 def vad_type(value: Any) -> Any:
-    """Return the `type` of a turn detection, `server_vad` if it names none."""
+    """Return the `type` of a turn detection; `server_vad` by default."""
     return value.get("type", "server_vad") if isinstance(value, dict) else getattr(value, "type", None)
 
 
@@ -100,7 +100,7 @@ TurnDetection = Annotated[
 
 
 class Transcription(Body):
-    """Request for transcripts of the user's audio. No family here is told the language."""
+    """Request for transcripts of the user's audio. No family here takes the language."""
 
     model: Name | None = None
     language: Name | None = None
@@ -120,7 +120,7 @@ class InputAudio(Body):
 
     @property
     def vad(self) -> ServerVad | None:
-        """The rules of turn detection, None without."""
+        """Rules of turn detection; None without."""
         return self.turn_detection.server_vad if isinstance(self.turn_detection, SemanticVad) else self.turn_detection
 
 
@@ -201,19 +201,19 @@ def session_record(settings: Settings, session_id: str, expires_at: int) -> dict
     record: dict[str, Any] = {"id": session_id, "object": f"realtime.{prefix}session", "expires_at": expires_at}
     record |= settings.model_dump()
     heard = record["audio"]["input"]
-    if heard["transcription"] is not None:  # without empty fields: Pipecat's own type takes three of them alone
+    if heard["transcription"] is not None:  # without empty fields, because Pipecat's type accepts only three fields
         heard["transcription"] = {name: value for name, value in heard["transcription"].items() if value}
     return record
 
 
 class Change:
-    """An update of a session's settings: the settings after it, the ignored fields, and errors in the others.
+    """Update of a session's settings: the new settings, the ignored fields, and errors in other fields.
 
-    A field with a wrong value keeps the value that it had, and the other fields of the update apply.
+    A field with a wrong value keeps its old value; the other fields of the update apply.
     """
 
     def __init__(self, settings: Settings, update: dict[str, Any], model: str, can_change_type: bool = True):
-        """Merge `update` into `settings`; `model` is that of a session that becomes one of type realtime."""
+        """Merge `update` into `settings`; `model` is the model of a session that changes to type realtime."""
         self.ignored: list[ApiError] = []
         self.errors: list[ApiError] = []
         kind = self._kind(settings, update.get("type") or settings.type, can_change_type)
@@ -233,13 +233,13 @@ class Change:
         self.settings = self._valid()
 
     def ignore(self, name: str, expected: str, got: Any) -> None:
-        """Undo a field that the model does not honour, and name it."""
+        """Undo a field that the model does not honour, and record it."""
         self.ignored.append(refused(f"session.{name}", expected, got))
         undo(self._record, self._before, name.split("."))
         self.settings = self._valid()
 
     def expect_honoured(self) -> None:
-        """Raise the first ApiError of an ignored or wrong field, for a gateway that is strict."""
+        """Raise the first ApiError of an ignored or wrong field; for a strict gateway."""
         for error in (*self.ignored, *self.errors):
             raise error
 
@@ -262,16 +262,19 @@ class Change:
             except ApiError as error:
                 names = path_in_session(error)
                 while names and not undo(self._record, self._before, names):
-                    names = names[:-1]  # of an object that lacks a field, the whole object
+                    names = names[:-1]  # a field is missing: undo the whole object
                 if not names or len(self.errors) >= MAX_ERRORS:
                     raise
                 self.errors.append(error)
 
 
 async def fit(change: Change, catalogue: Catalogue, model: str) -> ModelProfile:
-    """Return the profile of a session's model, and take fields out of `change` that the model does not honour.
+    """Return the profile of a session's model, and undo fields of `change` that the model does not honour.
 
-    model: the name of a session's model that only transcribes.
+    Args:
+        change: Update of the settings.
+        catalogue: The served model.
+        model: Model name of a session that only transcribes.
     """
     while True:
         settings = change.settings
@@ -291,7 +294,7 @@ async def fit(change: Change, catalogue: Catalogue, model: str) -> ModelProfile:
 
 
 def current_shape(update: dict[str, Any]) -> dict[str, Any]:
-    """Return a session's `update` with the beta API's fields in the places that they have today."""
+    """Return a session's `update` with the beta API's fields in their present places."""
     record = {name: value for name, value in update.items() if name not in BETA_FIELDS}
     for name, place in BETA_FIELDS.items():
         if name not in update:
@@ -317,7 +320,7 @@ def joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 
 
 def without_vad(update: dict[str, Any]) -> dict[str, Any]:
-    """Return a session's `update`, without turn detection if it names a model of OpenAI's that has none."""
+    """Return a session's `update`; for an OpenAI model without turn detection, it is switched off."""
     try:
         heard = update["audio"]["input"]
         name = heard["transcription"]["model"]
@@ -333,14 +336,14 @@ def merged(
 ) -> dict[str, Any]:
     """Return `old` with the fields of `new` that have a meaning in `model`, object by object.
 
-    A null counts as a field that was not sent if the field has no such value. Objects of different types are not mixed.
+    A null counts as a missing field if the field cannot be null. Objects of different types are not merged.
 
     Args:
-        model: the type of the object, which validation then checks.
-        old: fields of `model` as they are.
-        new: fields as a client has sent them.
-        path: the name of the object, '' for the whole of an event.
-        ignored: gets the error that a strict gateway answers for each field without a meaning.
+        model: Type of the object, which is validated afterwards.
+        old: Present fields of `model`.
+        new: Fields sent by a client.
+        path: Name of the object; empty for a whole event.
+        ignored: Collects the error that a strict gateway raises, for each field without a meaning.
     """
     both = dict(old)
     for name, value in new.items():
@@ -356,7 +359,7 @@ def merged(
 
 
 def known_value(annotation: Any, old: Any, value: Any, path: str, ignored: list[ApiError]) -> Any:
-    """Return a field's `value` without fields that have no meaning, merged into its `old` one."""
+    """Return a field's `value` without unsupported fields, merged into its `old` one."""
     if isinstance(value, list):
         return [known_value(annotation, None, each, f"{path}.{n}", ignored) for n, each in enumerate(value)]
     if not isinstance(value, dict):
@@ -370,7 +373,7 @@ def known_value(annotation: Any, old: Any, value: Any, path: str, ignored: list[
 
 
 def inner_model(annotation: Any, kind: Any) -> type[Body] | None:
-    """Return the model of objects in a field of this type; of several, the one with that `type`, or without one."""
+    """Return the model of objects in a field of this type; if there are several, the one with that `type`."""
     found = list(models_in(annotation))
     named = (
         each for each in found if "type" in each.model_fields and kind in get_args(each.model_fields["type"].annotation)
@@ -379,14 +382,14 @@ def inner_model(annotation: Any, kind: Any) -> type[Body] | None:
 
 
 def models_in(annotation: Any) -> list[type[Body]]:
-    """Return the models in a type, a union's or a list's among them."""
+    """Return the models in a type, including those of unions and lists."""
     if isinstance(annotation, type) and issubclass(annotation, Body):
         return [annotation]
     return [model for each in get_args(annotation) for model in models_in(each)]
 
 
 def add_ignored(ignored: list[ApiError], param: str, only: Only | None, value: Any) -> None:
-    """Add a field to those that are ignored, up to MAX_IGNORED."""
+    """Add a field to the ignored ones, up to MAX_IGNORED."""
     if len(ignored) < MAX_IGNORED:
         values = " or ".join(repr(each) for each in only.values[1:]) if only else ""
         name = param[:MAX_NAME_CHARS].encode(errors="backslashreplace").decode()
@@ -394,19 +397,19 @@ def add_ignored(ignored: list[ApiError], param: str, only: Only | None, value: A
 
 
 def ignoring(ignored: Sequence[ApiError]) -> dict[str, list[str]]:
-    """Return the field that names `ignored` in an event; none if nothing was ignored."""
+    """Return the event field that lists `ignored`; empty if nothing was ignored."""
     return {IGNORED: [error.param or "" for error in ignored]} if ignored else {}
 
 
 def path_in_session(error: ApiError) -> list[str]:
-    """Return the names of the fields that lead to the one that `error` is about, without that of the session."""
+    """Return the path of the field that `error` is about, relative to the session."""
     return (error.param or "").split(".")[1:]
 
 
 def undo(record: dict[str, Any], before: dict[str, Any], names: list[str]) -> bool:
-    """Give the field at the path `names` the value that it has in `before`; return False if it has that already.
+    """Reset the field at the path `names` to its value in `before`; return False if it already has that value.
 
-    A wrong `type` undoes its whole object, of which the other fields belong to that type.
+    A wrong `type` resets its whole object, because the other fields belong to that type.
     """
     if names[-1:] == ["type"] and len(names) > 1:
         names = names[:-1]
@@ -427,7 +430,7 @@ def undo(record: dict[str, Any], before: dict[str, Any], names: list[str]) -> bo
 
 
 def validated(model: type[Model], record: Any, path: str = "") -> Model:
-    """Return `record` as a `model`; raise ApiError for its first wrong field, named as `path` and its name."""
+    """Return `record` as a `model`; raise ApiError for the first wrong field, with `path` as prefix."""
     try:
         return model.model_validate(record)
     except ValidationError as error:

