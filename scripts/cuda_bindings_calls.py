@@ -28,7 +28,7 @@ EXPECTED = {
 
 
 class WithoutGpu:
-    """Wrapper of a bindings module: functions are called, and their failures are replaced by successful results."""
+    """Wrapper of a bindings module that replaces failures by successful results."""
 
     def __init__(self, bindings: Any, success: Any, made_up: dict[str, tuple[Any, ...]]):
         self._bindings, self._success, self._made_up = bindings, success, made_up

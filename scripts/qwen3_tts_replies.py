@@ -1,4 +1,4 @@
-"""Generate a test fixture with greedy replies of the reference Qwen3-TTS package for a small random release.
+"""Generate a test fixture with greedy replies of the Qwen3-TTS package for a random release.
 
     python -m scripts.qwen3_tts_replies tests/data/qwen3_tts_replies.npz
 

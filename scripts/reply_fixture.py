@@ -1,4 +1,4 @@
-"""Command line of the scripts that write or check test fixtures with replies of a model's reference implementation.
+"""Command line of scripts for test fixtures with replies of reference implementations.
 
 Only the standard library is imported, because the scripts also run in the reference implementations' environments.
 """

@@ -1,4 +1,4 @@
-"""Generate a test fixture with greedy replies of VITA-Audio's reference `generate` for every published schedule.
+"""Generate a test fixture with greedy replies of VITA-Audio's reference for all its schedules.
 
     VITA_SRC=VITA-Audio/vita_audio/models python -m scripts.vita_audio_replies tests/data/vita_audio_replies.json
 

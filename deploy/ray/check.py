@@ -44,7 +44,7 @@ STATES = {"status", "message", "status_trigger", "replica_states"}
 
 
 def status() -> dict[str, Any]:
-    """Return Ray's status of the application and its deployments, with the number of replicas in each state."""
+    """Return Ray's status of the application and its deployments, with replica counts by state."""
     applications = serve.status().applications
     if APP not in applications:
         return {"status": "none"}
@@ -180,7 +180,10 @@ async def update(callers: Callers, cluster: Any) -> dict[str, Any]:
 
 
 async def affinity(callers: Callers, cluster: Any) -> dict[str, Any]:
-    """Measure how often a conversation's turn reaches the server of its previous turn; four conversations at a time."""
+    """Measure how often a conversation's turn reaches the server of its previous turn.
+
+    Four conversations run at a time.
+    """
     choose = leasing(lambda: serve.get_deployment_handle(SERVER, APP), FAILURES)
     met = Counter[bool]()
 

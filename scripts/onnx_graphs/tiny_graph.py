@@ -22,7 +22,9 @@ ERF_STEP, ERF_TERMS, ERF_END = math.pi / 12.5, 25, 6.0  # beyond ERF_END, erf is
 
 
 def erf(x: Tensor) -> Tensor:
-    """Return the float64 error function, to 1e-14, from the Fourier series of a square wave smoothed by a Gaussian.
+    """Return the float64 error function, to 1e-14.
+
+    It is the Fourier series of a square wave smoothed by a Gaussian:
 
     2 / pi * (h x + sum over n >= 1 of exp(-(n h)^2) / n * sin(2 n h x)) for |x| < pi / h - ERF_END (Salzer, 1951). The
     sum uses Clenshaw's recurrence, with one sine and one cosine for all terms.

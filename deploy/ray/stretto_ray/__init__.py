@@ -1,1 +1,4 @@
-"""Ray Serve application of gateways and speech servers (docs/scale.md); it uses the server only by its command."""
+"""Ray Serve application of gateways and speech servers (docs/scale.md).
+
+It uses the server only through its command.
+"""

@@ -61,7 +61,7 @@ class Settings(BaseModel):
 
 
 class WithState:
-    """Wrapper of the gateway that adds the ASGI scope's `state`, which uvicorn provides and Ray's proxy does not."""
+    """Wrapper that adds the ASGI scope's `state`, which uvicorn provides and Ray's proxy does not."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

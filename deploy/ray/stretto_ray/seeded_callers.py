@@ -1,4 +1,4 @@
-"""Test clients that request speech by seed, know the expected audio of each seed, and count the results."""
+"""Test clients that request speech by seed and compare it with the expected audio."""
 
 import asyncio
 import base64

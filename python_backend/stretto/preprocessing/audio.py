@@ -1,4 +1,4 @@
-"""Conversion of a request's audio, a file or samples, to mono samples at the codec's rate, within limits.
+"""Conversion of a request's audio, a file or samples, to mono samples at the codec's rate.
 
 Files are decoded by libsndfile, and by FFmpeg (PyAV) if libsndfile has no decoder for their format. Only numpy and two
 audio libraries are imported here, because every audio process imports this module at its start. PyAV is imported on

@@ -1,4 +1,4 @@
-"""Process that decodes audio, which isolates the caller from its CPU time, its memory and decoder crashes."""
+"""Process that decodes audio; isolates the caller from its CPU time, memory and crashes."""
 
 import json
 import os

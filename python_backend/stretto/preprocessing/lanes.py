@@ -1,4 +1,4 @@
-"""Queues of requests with audio, separate from text requests: one for short recordings, others for long ones.
+"""Queues of requests with audio: one for short recordings, others for long ones.
 
 A lane is a thread with an audio process. Waiting audio is bounded in bytes and in number of requests. Requests beyond a
 bound are rejected, so `submit` never blocks. Hosts take turns in each lane, and each host has a fair share of both

@@ -110,7 +110,7 @@ def take_files(config: LaunchConfig) -> None:
 
 
 def status(path: Path) -> int:
-    """Print a launcher's state as JSON; return 0 if its server is ready, 3 if there is no launcher, 1 otherwise."""
+    """Print a launcher's state as JSON; return 0 if ready, 3 without a launcher, 1 otherwise."""
     record = pid_file.read(path)
     print(json.dumps(record or {"state": "stopped"}))
     return 3 if record is None else int(record["state"] != "ready")

@@ -1,4 +1,7 @@
-"""Locations of the bundled model repository and of writable folders, which are outside an installed package."""
+"""Locations of the bundled model repository and of writable folders.
+
+The launcher never writes into an installed package.
+"""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Log of a launcher instance: output of its processes, copied by the launcher into files of bounded size."""
+"""Log of a launcher instance: output of its processes, in files of bounded size."""
 
 import fcntl
 import os

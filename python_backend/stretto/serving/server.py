@@ -74,7 +74,7 @@ def loading(config: LaunchConfig) -> list[str]:
 
 
 def listening(config: LaunchConfig, launch: Launch) -> list[str]:
-    """Return the flags for Triton's addresses: Unix sockets in the runtime directory, accessible only to this user.
+    """Return the flags for Triton's addresses: Unix sockets that only this user can access.
 
     If Triton's HTTP service is open, its closed APIs are protected by a random key that is not published. Other users
     of this host can read it in `ps`.

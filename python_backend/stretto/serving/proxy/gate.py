@@ -1,4 +1,4 @@
-"""Gate that is closed while models restart, because Triton would never answer requests sent in the meantime."""
+"""Gate that is closed while models restart, because Triton would never answer requests then."""
 
 import asyncio
 from collections.abc import Callable, Coroutine

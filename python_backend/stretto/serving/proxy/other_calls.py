@@ -17,7 +17,9 @@ _KINDS |= {SERVICE + method.name: GetMessageClass(method.input_type) for method 
 
 
 def check_other_call(method: str, request: bytes, is_key_holder: bool) -> None:
-    """Raise BadRequest for a message that must not reach Triton, which answers unreadable ones with an internal error.
+    """Raise BadRequest for an unreadable, oversized or forbidden message.
+
+    Triton would answer an unreadable one with an internal error.
 
     Args:
         method: Full method name.

@@ -42,7 +42,10 @@ def error_page(status: HTTPStatus, message: str) -> Page:
 
 
 class Readiness:
-    """Readiness of the server and its models: from Triton over gRPC, unless the launcher reports it as not ready."""
+    """Readiness of the server and its models.
+
+    Triton reports it over gRPC, unless the launcher reports the server as not ready.
+    """
 
     def __init__(self, triton: grpc.aio.Channel, is_ready: Callable[[], bool] = lambda: True) -> None:
         self._is_ready = is_ready
