@@ -78,6 +78,25 @@ def test_it_listens_is_started_again_when_it_ends_and_drains(
     until_well(process)
 
 
+@pytest.mark.slow
+def test_arguments_that_the_gateway_refuses_end_the_launch(tmp_path: Path) -> None:
+    (port,), log = free_ports(1), LaunchLog(tmp_path / "log")
+    process = GatewayProcess(config(tmp_path, "--gateway-arg=--cors-origin=null"), port, log)
+
+    def keep_alive_until_well() -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
+            process.keep_alive()
+            time.sleep(0.05)
+
+    try:
+        with pytest.raises(LaunchError, match=r"gateway: --cors-origin: expected an origin .*, got 'null'"):
+            keep_alive_until_well()
+    finally:
+        process.stop()
+        log.close()
+
+
 @pytest.mark.parametrize(
     ("address", "server"),
     [

@@ -22,6 +22,7 @@ NEEDED = (MODULE, "fastapi", "uvicorn", "av", "multipart", "prometheus_client")
 VOICES = "STRETTO_VOICES"  # environment variable of the gateway: folder of voices
 RESTART_S = 5.0  # minimum time between starts
 STOP_S = 5.0
+BAD_USAGE = 2  # the gateway's exit status for invalid arguments, or an invalid file that they name
 
 
 class GatewayProcess:
@@ -35,7 +36,7 @@ class GatewayProcess:
         if missing:
             raise LaunchError(f"--gateway: no module {missing[0]!r}; the extra 'gateway' of this package brings it")
         self._config, self._port, self._log = config, port, log
-        self._pulse = Pulse("gateway")
+        self._pulse, self._has_worked = Pulse("gateway"), False
         self._start()
 
     def command_line(self) -> list[str]:
@@ -66,7 +67,7 @@ class GatewayProcess:
     def _start(self) -> None:
         self._started = time.monotonic()
         environment = os.environ | self._pulse.prepare()
-        self._process, _ = self._log.start(
+        self._process, self._output = self._log.start(
             self.command_line(),
             env=environment,
             pass_fds=[self._pulse.writing],
@@ -76,7 +77,14 @@ class GatewayProcess:
         self._pulse.begin(self._process.pid)
 
     def keep_alive(self) -> None:
-        """Restart the gateway if it has ended or hangs."""
+        """Restart the gateway if it has ended or hangs.
+
+        Raises:
+            LaunchError: If it has refused its arguments and never worked.
+        """
+        self._has_worked = self._has_worked or self._pulse.has_beaten
+        if self._process.poll() == BAD_USAGE and not self._has_worked:
+            raise LaunchError(self._output.tail().strip().rpartition("\n")[2])
         if self._process.poll() is None and self._pulse.is_hung():
             self._process.kill()
             self._process.wait()
