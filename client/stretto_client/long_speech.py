@@ -39,8 +39,8 @@ async def cut(text: str, profile: Callable[[], Awaitable[ModelProfile]], markup:
         RequestRefused: As `read_text`, for a text with `markup`.
     """
     parts: list[str | float] = [text]
-    if markup != "none":  # in a thread, because a long text takes time
-        parts = await asyncio.to_thread(read_text, text, markup)
+    if markup != "none":
+        parts = await read_text(text, markup)
     max_chars = 0
     with suppress(ValueError):
         max_chars = (await profile()).max_text_chars

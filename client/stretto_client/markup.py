@@ -1,8 +1,10 @@
 """Conversion of Markdown and SSML to the text to speak, also while the text is still being written."""
 
+import asyncio
 import re
 from collections import Counter, deque
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, NoReturn, Protocol, get_args
 from xml.parsers import expat
 
@@ -19,6 +21,8 @@ MAX_PAUSE_S, MAX_PAUSES_S = 10.0, 60.0  # limits on one SSML break, and on all b
 MAX_DEPTH = 32  # nesting of SSML elements
 MAX_HELD_CHARS = 1000  # longest unclosed emphasis, link or table row; beyond, its marks are text
 MAX_MARKS = 60  # limit on marks in one of those, because parsing would take long
+SHORT_CHARS, SLICE_CHARS = 100, 1000  # read on the event loop, and at once in the thread: at most 6 and 60 ms
+READING = ThreadPoolExecutor(1, "markup")  # for longer texts, which take turns: 100,000 characters may take 3 s
 
 EMOJI = (
     "\U0001f000-\U0001faff\u2600-\u27bf\u2b05-\u2b07\u2b1b\u2b1c\u2b50\u2b55\u231a\u231b\u23e9-\u23fa"
@@ -32,22 +36,18 @@ CLOSING = ")\"'”’»"  # may follow the punctuation that ends a sentence
 class MarkupReader(Protocol):
     """Incremental converter of marked-up text; the result does not depend on the division into pieces."""
 
-    pauses: deque[float]
-    """Seconds of each PAUSE that was returned, in order."""
+    pauses: deque[float]  # seconds of each PAUSE that was returned, in order
 
     def add(self, piece: str) -> str:
         """Add a piece of text; return the text that is ready to be spoken."""
-        ...
 
     def end(self) -> str:
         """Return the rest of the text to speak."""
-        ...
 
 
 def open_reader(markup: Markup) -> MarkupReader:
     """Return a reader of `markup`, which is not `none`."""
-    readers: dict[str, Callable[[], MarkupReader]] = {"markdown": MarkdownReader, "ssml": SsmlReader}
-    return readers.get(markup, AutoReader)()
+    return MarkdownReader() if markup == "markdown" else SsmlReader() if markup == "ssml" else AutoReader()
 
 
 def has_marks(text: str) -> bool:
@@ -55,15 +55,16 @@ def has_marks(text: str) -> bool:
     return HAS_MARKS.search(text) is not None
 
 
-def read_text(text: str, markup: Markup) -> list[str | float]:
+async def read_text(text: str, markup: Markup) -> list[str | float]:
     """Return the text to speak for `text`, and seconds of silence between its parts.
 
     Raises:
         RequestRefused: SSML is not well-formed, or there is nothing to speak.
     """
     reader = open_reader(markup)
+    spoken = "".join([part async for part in read_slices(text, reader)]) + reader.end()
     parts = list[str | float]()
-    for part in re.split(f"({PAUSE})", reader.add(text) + reader.end()):
+    for part in re.split(f"({PAUSE})", spoken):
         if part == PAUSE and reader.pauses:
             parts.append(reader.pauses.popleft())
         elif is_spoken(part):
@@ -71,6 +72,16 @@ def read_text(text: str, markup: Markup) -> list[str | float]:
     if not any(isinstance(part, str) for part in parts):
         raise RequestRefused("text: expected something to speak, got nothing but marks")
     return parts
+
+
+async def read_slices(piece: str, reader: MarkupReader) -> AsyncIterator[str]:
+    """Yield what `reader` returns for `piece`, without keeping the event loop busy if the piece is long."""
+    if len(piece) <= SHORT_CHARS:
+        yield reader.add(piece)
+        return
+    for begin in range(0, len(piece), SLICE_CHARS):
+        part = piece[begin : begin + SLICE_CHARS]
+        yield await asyncio.get_running_loop().run_in_executor(READING, reader.add, part)
 
 
 def is_spoken(text: str) -> bool:
@@ -82,8 +93,9 @@ async def read_pieces(pieces: AsyncIterable[str], reader: MarkupReader) -> Async
     """Yield the text to speak for `pieces`, each part once its marks are known; raise as `read_text`."""
     try:
         async for piece in pieces:
-            if text := reader.add(piece):
-                yield text
+            async for text in read_slices(piece, reader):
+                if text:
+                    yield text
         if text := reader.end():
             yield text
     finally:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sys
+import threading
 from collections.abc import AsyncIterator
 
 import numpy as np
@@ -11,7 +12,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from stretto_client import RequestRefused, SpeechClient
-from stretto_client.markup import MAX_HELD_CHARS, Markup, has_marks, open_reader, read_text
+from stretto_client.markup import (
+    MAX_HELD_CHARS,
+    MarkdownReader,
+    Markup,
+    has_marks,
+    open_reader,
+    read_pieces,
+    read_text,
+)
 from tests.client.fake_server import Chunk, FakeServer
 
 MARKDOWN = {
@@ -68,6 +77,10 @@ def read(text: str, markup: Markup = "auto", *, size: int = 0) -> str:
     reader = open_reader(markup)
     pieces = [text[start : start + size] for start in range(0, len(text), size)] if size else [text]
     return "".join(map(reader.add, pieces)) + reader.end()
+
+
+def spoken(text: str, markup: Markup) -> list[str | float]:
+    return asyncio.run(read_text(text, markup))
 
 
 @pytest.mark.parametrize("text", MARKDOWN, ids=repr)
@@ -216,7 +229,7 @@ SSML = {
 
 @pytest.mark.parametrize("inner", SSML, ids=repr)
 def test_ssml_is_text_and_pauses(inner: str) -> None:
-    parts = read_text(f'<?xml version="1.0"?>\n<speak version="1.1">{inner}</speak>\n', "auto")
+    parts = spoken(f'<?xml version="1.0"?>\n<speak version="1.1">{inner}</speak>\n', "auto")
     assert [" ".join(part.split()) if isinstance(part, str) else part for part in parts] == SSML[inner]
 
 
@@ -238,16 +251,16 @@ def test_ssml_is_text_and_pauses(inner: str) -> None:
 )
 def test_what_cannot_be_spoken_is_refused(text: str, message: str) -> None:
     with pytest.raises(RequestRefused) as caught:
-        read_text(text, "auto")
+        spoken(text, "auto")
     assert str(caught.value).startswith(f"text: {message}")
 
 
 def test_the_kind_of_marks_can_be_said() -> None:
-    assert read_text("*a*", "markdown") == ["a"]
-    assert read_text("<speak>*a*</speak>", "ssml") == ["*a*"]
-    assert read_text("<speak>*a*</speak>", "markdown") == ["<speak>a</speak>"]
+    assert spoken("*a*", "markdown") == ["a"]
+    assert spoken("<speak>*a*</speak>", "ssml") == ["*a*"]
+    assert spoken("<speak>*a*</speak>", "markdown") == ["<speak>a</speak>"]
     with pytest.raises(RequestRefused, match="expected well-formed SSML"):
-        read_text("a < b", "ssml")
+        spoken("a < b", "ssml")
 
 
 HOSTILE = (
@@ -288,6 +301,34 @@ def test_the_work_grows_with_the_length_and_no_faster(unit: str) -> None:
         return count
 
     assert steps(32_000) < 3 * steps(16_000) + 1000
+
+
+class WatchedReader(MarkdownReader):
+    """Notes the length of what it takes, and the thread in which."""
+
+    taken: list[tuple[int, int]]
+
+    def add(self, piece: str) -> str:
+        self.taken.append((len(piece), threading.get_ident()))
+        return super().add(piece)
+
+
+@pytest.mark.parametrize("is_written", [False, True])
+async def test_long_texts_are_read_in_slices_off_the_event_loop(
+    monkeypatch: pytest.MonkeyPatch, is_written: bool
+) -> None:
+    monkeypatch.setattr("stretto_client.markup.AutoReader", WatchedReader)
+    monkeypatch.setattr(WatchedReader, "taken", [], raising=False)
+    text = "_a word_ " * 1000
+    if is_written:
+        got = "".join([part async for part in read_pieces(pieces(text), open_reader("auto"))]).strip()
+    else:
+        (whole,) = await read_text(text, "auto")
+        got = str(whole)
+    assert got == ("a word " * 1000).strip()
+    long = [(num_chars, thread) for num_chars, thread in WatchedReader.taken if num_chars > 100]
+    assert sum(num_chars for num_chars, _ in long) == len(text)
+    assert all(num_chars <= 1000 and thread != threading.get_ident() for num_chars, thread in long)
 
 
 # --- through the client -----------------------------------------------------------------------------------------------
