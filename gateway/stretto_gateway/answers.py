@@ -45,10 +45,12 @@ class NamedId(TypedDict):
 class Model(TypedDict):
     """OpenAI's model object, with further properties.
 
-    voices: of the model, as objects, because Speaches' clients read their `name`. sample_rate: of its codec, in Hz.
+    root: the id once more, which `vllm bench serve` reads if it is given no model. voices: of the model, as objects,
+    because Speaches' clients read their `name`. sample_rate: of its codec, in Hz.
     """
 
     id: str
+    root: str
     object: Literal["model"]
     created: int
     owned_by: str

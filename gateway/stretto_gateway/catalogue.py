@@ -92,6 +92,7 @@ class Catalogue:
         """Return OpenAI's `model` object, with further properties."""
         return {
             "id": profile.family,
+            "root": profile.family,
             "object": "model",
             "created": self._since,
             "owned_by": "stretto",

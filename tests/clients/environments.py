@@ -13,7 +13,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 UV = Path(sys.executable).with_name("uv")
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "stretto" / "clients"
-UNREACHABLE = ("dns error", "ENOTFOUND", "EAI_AGAIN", "Could not resolve", "Connection refused", "timed out")
+UNREACHABLE = (
+    *("dns error", "ENOTFOUND", "EAI_AGAIN", "Could not resolve", "Connection refused", "timed out"),
+    *("unable to access", "Could not connect", "Could not read from remote repository"),
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Environment:
             shutil.rmtree(self.folder)
             reason = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "no reason given"
             if any(words in done.stderr for words in UNREACHABLE):
-                pytest.skip(f"no package registry can be reached for {self.packages[0]}: {reason}")
+                pytest.skip(f"its packages cannot be reached: {self.packages[0]}: {reason}")
             pytest.fail(f"{' '.join(self.packages)}: {done.stderr}")
         stamp.touch()
         return self.folder

@@ -136,6 +136,11 @@ async def test_the_record_of_a_model_has_voices_as_speaches_clients_read_them(st
     assert record["voices"] == [{"id": "slt", "name": "slt"}, {"id": "rms", "name": "rms"}]
 
 
+async def test_the_first_model_of_the_list_has_a_root_as_vllms_benchmark_reads_it(start: Start) -> None:
+    async with (await start()).http() as http:
+        assert (await http.get("/v1/models")).json()["data"][0]["root"] == "tiny"
+
+
 async def test_models_of_speech_are_listed_as_open_webui_asks_for_them(start: Start) -> None:
     async with (await start()).http() as http:
         record = (await http.get("/v1/audio/models")).json()
