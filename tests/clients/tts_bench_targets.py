@@ -12,7 +12,21 @@ DATASET.write_text(json.dumps({"id": "garden", "text": TEXT}) + "\n")
 
 for target in ("vllm-omni", "sglang-omni", "voxserve", "mstar", "nari"):
     with attempt(f"target {target}"):
-        words = ["--target", target, "--base-url", URL, "--dataset", str(DATASET), "--output", str(FOLDER / target)]
+        # Its defaults are a model and a voice of Qwen3-TTS.
+        words = [
+            "--target",
+            target,
+            "--model",
+            "tts-1",
+            "--voice",
+            "alloy",
+            "--base-url",
+            URL,
+            "--dataset",
+            str(DATASET),
+            "--output",
+            str(FOLDER / target),
+        ]
         command = [str(Path(sys.executable).with_name("bench")), "run", *words]
         command += ["--rps", "0.5", "--warmup", "0s", "--duration", "4s", "--arrival", "constant"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
