@@ -1,0 +1,50 @@
+"""Plain language as a test: docstrings name their subject instead of circumscribing it."""
+
+import ast
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+# Largest permitted share of docstrings with a marker, by folder. Lower it when a folder improves; never raise it.
+MOST = {
+    "python_backend/stretto/codec": 0.04,
+    "python_backend/stretto/decoder": 0.01,
+    "python_backend/stretto/engine": 0.02,
+    "python_backend/stretto/records": 0.05,
+    "python_backend/stretto/streams": 0.0,
+    "python_backend/stretto/triton_io": 0.01,
+    "python_backend": 0.02,
+    "gateway": 0.015,
+    "client": 0.0,
+}
+MARKER = re.compile(
+    r"^(What|Who|Whose|Whether|Where|Of|One that|Those|It has|That)\b"
+    r"|\b(told|tells?|says|said|hears?|heard|stands|nobody|somebody|whoever|gives? way|so (many|much|long)"
+    r"|in the place of|by and by|amid|upon)\b"
+    r"|\b(what|who) (it|they|he|is|are|has|have|comes?|stands|was)\b",
+    re.MULTILINE,
+)
+DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def docstrings(folder: Path) -> list[str]:
+    """Return all docstrings in the Python files below `folder`."""
+    trees = (ast.parse(path.read_text()) for path in sorted(folder.rglob("*.py")))
+    nodes = (node for tree in trees for node in ast.walk(tree) if isinstance(node, DOCUMENTED))
+    return [text for node in nodes if (text := ast.get_docstring(node))]
+
+
+def share_of_markers(texts: list[str]) -> float:
+    """Return the share of `texts` that contain a marker of unclear language."""
+    return sum(MARKER.search(text) is not None for text in texts) / len(texts)
+
+
+def test_docstrings_name_their_subject() -> None:
+    shares = {name: share_of_markers(docstrings(ROOT / name)) for name in MOST}
+    over = {name: f"{share:.1%} > {MOST[name]:.0%}" for name, share in shares.items() if share > MOST[name]}
+    assert not over, over
+
+
+def test_a_marker_is_counted() -> None:
+    assert share_of_markers(["What it is told of who has left."]) == 1.0
+    assert share_of_markers(["Client-disconnect flags shared with the model processes.", "Return the id."]) == 0.0
