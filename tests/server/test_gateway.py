@@ -55,12 +55,18 @@ async def test_what_the_model_refuses_is_named_as_the_caller_names_it(client: op
     assert await refusal(input="") == "input"
     assert await refusal(extra_body={"seed": "one"}) == "seed"
     assert await refusal(extra_body={"audio": {"temperature": -1}}) == "audio.temperature"
-    assert await refusal(instructions="Whisper.") == "instructions"
-    assert await refusal(extra_body={"depth": {"top_k": 2}}) == "depth"
     assert await refusal(extra_body={"sample_rate": 1, "response_format": "pcm"}) == "sample_rate"
     with pytest.raises(openai.BadRequestError) as raised:
         await client.audio.transcriptions.create(model="whisper-1", file=("x.wav", b"nothing"))
     assert raised.value.param == "file"
+
+
+async def test_what_the_model_cannot_honour_is_ignored_and_named(client: openai.AsyncOpenAI) -> None:
+    answer = await client.audio.speech.with_raw_response.create(
+        model="tts-1", voice="alloy", input="A cat.", instructions="Whisper.", extra_body={"depth": {"top_k": 2}}
+    )
+    assert answer.status_code == 200
+    assert sorted(answer.headers["stretto-ignored"].split(", ")) == ["depth", "instructions"]
 
 
 async def test_who_leaves_frees_the_language_model(server: Server, client: openai.AsyncOpenAI) -> None:

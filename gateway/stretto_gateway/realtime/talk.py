@@ -123,7 +123,7 @@ class Talk:
         """Cancel the reply in progress."""
         reply = self._reply
         if reply is None or not reply.is_running or event.response_id not in (None, reply.response_id):
-            message = "Cancellation failed: there is no such reply in progress"  # LiveKit recognises the beginning
+            message = "Cancellation failed, because no such reply is in progress"  # LiveKit recognises the beginning
             raise ApiError(400, message, "response_id", "response_cancel_not_active")
         await reply.cancel("client_cancelled")
 
