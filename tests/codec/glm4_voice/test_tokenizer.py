@@ -94,5 +94,5 @@ def test_a_config_of_too_many_lists_and_weights_that_are_not_real_are_named(tmp_
     with pytest.raises(CheckpointError, match=r"ssl_tokenizer: expected dense tensors .* \['conv1\.bias'\]"):
         load_tokenizer(tmp_path, NUM_CODES)
     (folder / "config.json").write_text("[" * 100_000)
-    with pytest.raises(CheckpointError, match=r"expected GLM-4-Voice's tokenizer, got RecursionError"):
+    with pytest.raises(CheckpointError, match=r"expected a JSON object, got RecursionError"):
         load_tokenizer(tmp_path, NUM_CODES)

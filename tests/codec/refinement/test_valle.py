@@ -88,7 +88,7 @@ def test_numbers_that_do_not_fit_are_refused(
 
 
 def test_weights_that_do_not_fit_are_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="expected the numbers of a refinement, got FileNotFoundError"):
+    with pytest.raises(CheckpointError, match="expected a JSON object, got FileNotFoundError"):
         load(tmp_path)
     (tmp_path / "config.json").symlink_to(folder / "config.json")
     with pytest.raises(CheckpointError, match=r"model\.safetensors: "):
