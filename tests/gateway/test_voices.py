@@ -118,7 +118,10 @@ async def test_a_voice_outlasts_the_launchers_gateway_by_default(
         ids.append(await brought(running))
         listed = await Caller(running).list()
         in_list = [voice["id"] for voice in listed["data"]]
-        assert sorted(in_list) == sorted(ids)  # those of one second are in any order
+        assert sorted(in_list) == sorted(ids)
+        assert in_list == [
+            each["id"] for each in sorted(listed["data"], key=lambda each: (each["created_at"], each["id"]))
+        ]
         assert listed["voices"][2:] == [{"id": voice, "name": "mine"} for voice in in_list]
         assert (await Caller(running).speak(ids[0])).status_code == 200
 
