@@ -90,7 +90,7 @@ class Voices(TypedDict):
     """All voices that a request may name.
 
     `voices`: the model's voices and the caller's own. `names`: the model's voices. `titles`: display names of the
-    model's voices. `aliases`: the voice that each of OpenAI's voice names selects. `form`: fields of a request that
+    model's voices. `aliases`: the voice that each voice alias selects. `form`: fields of a request that
     adds a voice, empty if voices cannot be added. `data`: the caller's own voices with all their fields.
     """
 

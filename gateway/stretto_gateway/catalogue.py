@@ -1,4 +1,4 @@
-"""The served model and its voices under OpenAI's names."""
+"""The served model and its voices, under their own names and those of OpenAI and other engines."""
 
 import asyncio
 import re
@@ -23,13 +23,17 @@ MODEL_ALIASES = {
     "speaches-ai/Kokoro-82M-v1.0-ONNX": "wyoming-openai's example with Speaches",
     "Systran/faster-distil-whisper-small.en": "wyoming-openai's example with Speaches",
     "Systran/faster-whisper-small": "Speaches' own guide",
+    "Qwen/Qwen3-TTS-12Hz-1.7B-CustomVoice": "tts-bench, and vLLM-Omni's examples",
     "whisper": "LocalAI's guide",
     "tts": "LiteLLM's and LocalAI's guides",
 }
-# Ordered so that contrasting voices alternate, as they do in the families' lists.
+# Preset voices of OpenAI, Qwen3-TTS and Kokoro. Ordered so that contrasting voices alternate, as they do in the
+# families' lists.
 VOICE_ALIASES = (
     *("alloy", "ash", "coral", "ballad", "fable", "cedar", "marin", "echo"),
     *("nova", "onyx", "sage", "verse", "shimmer"),
+    *("ryan", "vivian", "uncle_fu", "serena", "aiden", "ono_anna", "dylan", "sohee", "eric"),
+    *("af_heart", "am_adam", "af_bella", "am_michael", "af_sky"),
 )
 
 
@@ -120,19 +124,20 @@ def conversation(task: TaskProfile) -> Talks:
 
 
 def aliases(profile: ModelProfile) -> dict[str, str | None]:
-    """Return the voice that each of OpenAI's names selects; None if the family has no named voices."""
+    """Return the voice that each name of `VOICE_ALIASES` selects; None if the family has no named voices."""
     voices = profile.voices or (None,)
-    return {name: voices[n % len(voices)] for n, name in enumerate(VOICE_ALIASES) if name not in profile.voices}
+    own = {name.lower() for name in profile.voices}
+    return {name: voices[n % len(voices)] for n, name in enumerate(VOICE_ALIASES) if name not in own}
 
 
 def find_voice(profile: ModelProfile, name: str | None) -> str | None:
-    """Return the family's name of a voice, or None for its default; raise ApiError for an unknown voice."""
+    """Return the family's name of a voice, in any case, or None for its default; raise ApiError for an unknown one."""
     if name is None or name in profile.voices:
         return name
-    known = aliases(profile)
-    if name not in known:
-        raise refused("voice", f"one of {', '.join((*profile.voices, *known))}", name)
-    return known[name]
+    known = aliases(profile) | {voice.lower(): voice for voice in profile.voices}
+    if name.lower() not in known:
+        raise refused("voice", f"one of {', '.join((*profile.voices, *aliases(profile)))}", name)
+    return known[name.lower()]
 
 
 def find_task(profile: ModelProfile, names: tuple[str, ...], what: str) -> TaskProfile:

@@ -39,7 +39,7 @@ class VoiceForm(Body):
 
 @router.get("/v1/audio/voices")
 async def list_voices(request: Request) -> Voices:
-    """List the model's voices, the voice that each of OpenAI's names selects, and the caller's own voices.
+    """List the model's voices, the voice that each alias selects, and the caller's own voices.
 
     `form` lists the
     fields of a request that adds a voice.

@@ -59,7 +59,12 @@ def sdk_models() -> set[str]:
 
 OTHERS = {  # which these clients send unless they are configured
     *("gpt-transcribe", "gpt-live-transcribe", "gpt-realtime-2.1", "gpt-realtime-1.5", "gpt-4o-transcribe-diarize"),
-    *("kokoro", "Systran/faster-distil-whisper-small.en", "speaches-ai/Kokoro-82M-v1.0-ONNX"),
+    *(
+        "kokoro",
+        "Qwen/Qwen3-TTS-12Hz-1.7B-CustomVoice",
+        "Systran/faster-distil-whisper-small.en",
+        "speaches-ai/Kokoro-82M-v1.0-ONNX",
+    ),
 }
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from stretto_gateway.config import Limits
 from stretto_gateway.encoding import MEDIA_TYPES, wav_header
-from tests.client.fake_server import Abort, Chunk, EmptyFinal, ErrorText, Until
+from tests.client.fake_server import PROFILE, Abort, Chunk, EmptyFinal, ErrorText, Until
 from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Start
 
 REQUEST: dict[str, Any] = {"model": "tts-1", "voice": "alloy", "input": "A cat."}
@@ -90,6 +90,26 @@ async def test_every_option_of_the_ensemble_goes_through_as_extra_body(start: St
     form = {"encoding": "pcm_s16le", "sample_rate": 8000}
     assert running.behind.requests[0]["text"] == b"A cat."
     assert json.loads(running.behind.requests[0]["options"]) == given | {"voice": "rms", "output": form}
+
+
+@pytest.mark.parametrize(
+    ("voices", "given", "used"),
+    [
+        *((["slt", "rms"], name, "rms") for name in ("RMS", "Ryan", "uncle_fu", "am_adam", {"id": "Onyx"})),
+        *((["slt", "rms"], name, "slt") for name in ("slt", "Vivian", "Alloy", "af_heart")),
+        *((["eric", "ryan"], name, "ryan") for name in ("ryan", "Ryan")),
+        (["Ryan", "ryan"], "ryan", "ryan"),
+        ([], "Ryan", None),
+    ],
+)
+async def test_a_preset_of_another_engine_selects_a_voice(
+    start: Start, voices: list[str], given: str | dict[str, str], used: str | None
+) -> None:
+    running = await start(profile=PROFILE | {"voices": voices})
+    async with running.http() as http:
+        answer = await http.post("/v1/audio/speech", json=REQUEST | {"voice": given, "response_format": "pcm"})
+    assert (answer.status_code, "stretto-ignored" in answer.headers) == (200, False)
+    assert json.loads(running.behind.requests[0]["options"]).get("voice") == used
 
 
 @pytest.mark.parametrize(
@@ -211,6 +231,7 @@ async def test_a_long_text_is_spoken_clause_by_clause(start: Start) -> None:
     [
         ({"voice": "nobody"}, "voice"),
         ({"voice": {"id": "nobody"}}, "voice"),
+        ({"voice": "Rian"}, "voice"),
         ({"response_format": "ogg"}, "response_format"),
         ({"speed": 4.1}, "speed"),
         ({"instructions": "a" * 16_384}, "instructions"),
