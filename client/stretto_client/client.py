@@ -117,7 +117,9 @@ class SpeechClient:
         if task != "tts" or (is_short(text) and markup == "none"):
             return self.speak_once(task, options, text)
         options["seed"] = secrets.randbits(32) if seed is None else seed
-        return LongSpeech(partial(self.speak_once, task, options), partial(cut, text, self.profile, markup))
+        speak = partial(self.speak_once, task, options)
+        check = None if options.get("transliterate") else speak
+        return LongSpeech(speak, partial(cut, text, self.profile, markup, check))
 
     def speak_once(
         self, task: str, options: dict[str, Any], text: str, timeouts: Timeouts | None = None

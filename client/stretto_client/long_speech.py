@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import unicodedata
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
@@ -19,10 +20,11 @@ from stretto_client.speech_stream import SpeechStream
 MAX_WHOLE_CHARS = 80  # every family takes a text of this length in one piece, if it has no digits
 # The server's refusal of a text that is too long when expanded, with or without a recorded voice.
 TOO_LONG = re.compile(r"(messages\[1\]\.)?text: expected at most ")
-
-ROOM_S, MAX_TRIES = 0.25, 240  # retries of a clause while the server is full: one minute in total
+LONE_GREEK = re.compile(r"(?<![Ͱ-Ͽἀ-῿])[Α-ω](?![Ͱ-Ͽἀ-῿])")  # a symbol, as in "π" or "Δt"
 
 Speak = Callable[[str], SpeechStream]
+
+ROOM_S, MAX_TRIES = 0.25, 240  # retries of a clause while the server is full: one minute in total
 
 
 def is_short(text: str) -> bool:
@@ -30,27 +32,57 @@ def is_short(text: str) -> bool:
     return len(text) <= MAX_WHOLE_CHARS and not any(map(str.isdigit, text))
 
 
-async def cut(text: str, profile: Callable[[], Awaitable[ModelProfile]], markup: Markup = "none") -> list[str | float]:
+async def cut(
+    text: str,
+    profile: Callable[[], Awaitable[ModelProfile]],
+    markup: Markup = "none",
+    check: Speak | None = None,
+) -> list[str | float]:
     """Return the pieces in which the model takes `text`, and seconds of silence between them.
 
     The text is a single piece if the model's limit is unknown.
 
+    Args:
+        text: Text of any length.
+        profile: Returns the model profile.
+        markup: Markup of the text.
+        check: Speaks a piece. If the model reads Latin letters only, it is called with the first piece that has others,
+            so that the server refuses the text before any of it is spoken; its events are not used.
+
     Raises:
-        RequestRefused: As `read_text`, for a text with `markup`.
+        RequestRefused: As `read_text`, for a text with `markup`; or the server refuses the piece given to `check`.
     """
     parts: list[str | float] = [text]
     if markup != "none":
         parts = await read_text(text, markup)
-    max_chars = 0
+    max_chars, reads_latin_only = 0, False
     with suppress(ValueError):
-        max_chars = (await profile()).max_text_chars
+        known = await profile()
+        max_chars, reads_latin_only = known.max_text_chars, "transliterate" in known.options
     pieces = list[str | float]()
     for part in parts:
         if isinstance(part, float) or not max_chars or len(part) <= max_chars:
             pieces.append(part)
         else:
             pieces += split(part, max_chars) or [part]
+    if check is not None and reads_latin_only:
+        later = (piece for piece in pieces[1:] if isinstance(piece, str))
+        if (piece := next(filter(has_other_letters, later), None)) is not None:
+            try:
+                async with check(piece) as stream:
+                    await anext(stream, None)
+            except RequestRefused as refusal:  # a piece that is only too long is halved later
+                if not is_too_long(piece, refusal):
+                    raise
     return pieces
+
+
+def has_other_letters(text: str) -> bool:
+    """Return True if `text` has letters that are not Latin. A Greek letter alone is a symbol, and does not count."""
+    if text.isascii():
+        return False
+    letters = filter(str.isalpha, LONE_GREEK.sub("", unicodedata.normalize("NFKC", text)))
+    return any(unicodedata.name(letter, "").partition(" ")[0] not in ("LATIN", "MODIFIER") for letter in letters)
 
 
 class LongSpeech(ProducedSpeech):

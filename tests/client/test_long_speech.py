@@ -9,8 +9,16 @@ import grpc
 import numpy as np
 import pytest
 
-from stretto_client import RecordedVoice, RequestCancelled, RequestRefused, ServerFull, ServerUnavailable, SpeechClient
-from tests.client.fake_server import Abort, Chunk, ErrorText, FakeServer, Request, Step, Until
+from stretto_client import (
+    RecordedVoice,
+    RequestCancelled,
+    RequestRefused,
+    ServerFull,
+    ServerUnavailable,
+    SpeechClient,
+)
+from stretto_client.markup import Markup
+from tests.client.fake_server import PROFILE, Abort, Chunk, ErrorText, FakeServer, Request, Step, Until
 
 SENTENCE = "This sentence has exactly fifty characters, I say."
 LONG = " ".join([SENTENCE] * 7)
@@ -135,6 +143,54 @@ async def test_space_that_is_too_long_is_refused_as_it_has_no_halves(serve: Serv
     _, client = await serve(lambda _: [ErrorText("invalid request: text: expected at most 160 characters, got 200")])
     with pytest.raises(RequestRefused, match=r"^text: expected at most 160 characters, got 200$"):
         [event async for event in client.speak(" " * 200)]
+
+
+UNREADABLE = "invalid request: text: expected English in Latin letters, got Chinese characters in '你好'"
+
+
+def reads_latin_only(request: Request) -> list[Step]:
+    text, options = request["text"].decode(), json.loads(request["options"])
+    return [ErrorText(UNREADABLE)] if "你好" in text and not options.get("transliterate") else SPOKEN
+
+
+@pytest.mark.parametrize("markup", ["none", "markdown"])
+async def test_letters_that_the_voice_does_not_read_are_refused_before_any_sound(serve: Serve, markup: Markup) -> None:
+    server, client = await serve(reads_latin_only)
+    stream = client.speak(f"{LONG} *Then* he said 你好 to her.", markup=markup)
+    with pytest.raises(RequestRefused, match="got Chinese characters in '你好'"):
+        await anext(stream)
+    (asked,) = texts(server)
+    assert "你好" in asked
+
+
+async def test_only_letters_that_may_be_refused_are_sent_ahead(serve: Serve) -> None:
+    server, client = await serve(reads_latin_only)
+    latin = f"{LONG} At the café: Δt is 2 µs, and π is over 3, ａｓ ｈｅ ｓａｉｄ. 😀 ʻOkina…"
+    server.profile = PROFILE | {"options": ["transliterate"]}
+    plain = [event async for event in client.speak(latin)]
+    asked = texts(server)
+    assert "".join(asked).replace(" ", "") == latin.replace(" ", "")
+    other = [event async for event in client.speak(f"{LONG} Say 你好.", transliterate=True)]
+    assert texts(server)[len(asked) :][0] == " ".join([SENTENCE] * 3)
+    reading = await serve(lambda _: SPOKEN)
+    reading[0].profile = PROFILE | {"options": []}
+    every = [event async for event in reading[1].speak(f"{LONG} Say 你好.")]
+    assert texts(reading[0])[0] == " ".join([SENTENCE] * 3)
+    assert [len(plain), len(other), len(every)] == [6, 6, 6]
+
+
+async def test_letters_that_the_server_reads_after_all_are_spoken_once(serve: Serve) -> None:
+    server, client = await serve(lambda _: SPOKEN)
+    events = [event async for event in client.speak(f"{LONG} Say 你好.")]
+    assert [event.is_final for event in events] == [False] * 5 + [True]
+    assert [text for text in texts(server) if "你好" not in text] == [" ".join([SENTENCE] * 3)] * 2
+
+    def too_long(request: Request) -> list[Step]:
+        refusal = "invalid request: text: expected at most 160 characters once written out in words, got 200 characters"
+        return [ErrorText(refusal)] if len(request["text"]) > 9 and "你好".encode() in request["text"] else SPOKEN
+
+    server, client = await serve(too_long)
+    assert [event async for event in client.speak(f"{LONG} 你好.")][-1].is_final
 
 
 async def test_options_that_are_no_json_are_an_error_of_the_caller(serve: Serve) -> None:

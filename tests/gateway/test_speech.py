@@ -226,6 +226,17 @@ async def test_a_long_text_is_spoken_clause_by_clause(start: Start) -> None:
     assert len(running.behind.requests) == 2
 
 
+@pytest.mark.parametrize("change", [{}, {"stream_format": "sse"}])
+async def test_a_long_text_in_another_script_at_its_end_is_a_400(start: Start, change: dict[str, Any]) -> None:
+    refusal = "invalid request: text: expected English in Latin letters, got Chinese characters in '你好'"
+    running = await start(lambda request: [ErrorText(refusal)] if "你好".encode() in request["text"] else SPOKEN)
+    text = " ".join(["This sentence has exactly fifty characters, I say."] * 4) + " 你好"
+    async with running.http() as http:
+        answer = await http.post("/v1/audio/speech", json={"input": text} | change)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "input")
+    assert "Chinese characters" in answer.json()["error"]["message"]
+
+
 @pytest.mark.parametrize(
     ("change", "param"),
     [
