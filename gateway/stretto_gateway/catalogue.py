@@ -12,6 +12,7 @@ from stretto_gateway.routed import RoutedClient
 
 MAX_NAME_CHARS = 64  # longest model name that is matched against the pattern
 REFRESH_S = 5.0  # age after which the profile is refreshed: the server may have been replaced
+MAX_FAILED = 3  # refreshes in succession that may fail before the profile is dropped
 # Model names that mean any served model. All of OpenAI's speech and audio models match, because the defaults of its
 # SDKs change with each release.
 OPENAI_MODELS = re.compile(
@@ -48,7 +49,7 @@ class Catalogue:
     def __init__(self, client: SpeechClient | RoutedClient, aliases: Mapping[str, str]):
         self._client, self._aliases = client, aliases
         self._profile: ModelProfile | None = None
-        self._asked_s = 0.0
+        self._asked_s, self._num_failed = 0.0, 0
         self._asking: asyncio.Task[None] | None = None
         self._since = int(time.time())
 
@@ -72,8 +73,11 @@ class Catalogue:
     async def _ask_again(self) -> None:
         try:
             self._profile = await self._ask()
-        except ApiError:  # the next request asks again and gets the error
-            self._profile = None
+        except ApiError:
+            self._asked_s = time.monotonic()
+            self._num_failed += 1
+            if self._num_failed >= MAX_FAILED:  # the next request asks again and gets the error
+                self._profile = None
 
     async def _ask(self) -> ModelProfile:
         try:
@@ -82,7 +86,7 @@ class Catalogue:
             raise from_client_error(error, {}) from None
         except ValueError as error:
             raise ApiError(503, str(error), code="unavailable") from None
-        self._asked_s = time.monotonic()
+        self._asked_s, self._num_failed = time.monotonic(), 0
         return profile
 
     async def model(self, name: str) -> ModelProfile:

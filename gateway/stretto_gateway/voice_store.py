@@ -61,7 +61,9 @@ class VoiceStore:
         """Store a voice; raise TooManyVoices at the owner's limit, OSError if the disk is full."""
         voice = StoredVoice(f"voice_{secrets.token_hex(16)}", name, text, consent, int(time.time()))
         with self._adding:
-            self._of(owner).mkdir(mode=0o700, exist_ok=True)
+            if not self._of(owner).is_dir():
+                self._of(owner).mkdir(mode=0o700, exist_ok=True)
+                keep_names(self._folder)
             if sum(1 for _ in self._of(owner).glob(f"*{SUFFIX}")) >= self._max_voices:
                 raise TooManyVoices
             self._write(self._path(owner, voice.id), voice, recording)
@@ -75,6 +77,7 @@ class VoiceStore:
                 file.flush()
                 os.fsync(file.fileno())
             unfinished.replace(path)
+            keep_names(path.parent)
         finally:
             unfinished.unlink(missing_ok=True)
 
@@ -97,7 +100,9 @@ class VoiceStore:
     def remove(self, owner: str, voice_id: str) -> bool:
         """Delete a voice; return True if it existed."""
         try:
-            self._path(owner, voice_id).unlink()
+            path = self._path(owner, voice_id)
+            path.unlink()
+            keep_names(path.parent)
         except (FileNotFoundError, ValueError):
             return False
         return True
@@ -124,6 +129,15 @@ class VoiceStore:
         if ID.fullmatch(voice_id) is None:
             raise ValueError(f"expected a voice's id, got {voice_id!r}")
         return self._of(owner) / f"{voice_id}{SUFFIX}"
+
+
+def keep_names(folder: Path) -> None:
+    """Write a folder's list of files to the disk: a file that is added or deleted stays so after a power cut."""
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def _read(line: bytes) -> StoredVoice:

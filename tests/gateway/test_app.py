@@ -6,6 +6,7 @@ import json
 import logging
 from importlib.metadata import version
 from typing import Any, Literal, get_args, get_origin
+from unittest.mock import AsyncMock, Mock
 from urllib.parse import quote
 
 import grpc
@@ -17,7 +18,9 @@ from openai.types.audio import SpeechModel
 from openai.types.realtime import AudioTranscription, RealtimeSessionCreateRequest
 from openai.types.shared import ChatModel
 
+from stretto_client import ModelProfile, ServerUnavailable
 from stretto_gateway import app, catalogue
+from stretto_gateway.api_error import ApiError
 from stretto_gateway.batch import together
 from stretto_gateway.catalogue import VOICE_ALIASES
 from stretto_gateway.config import Limits
@@ -543,6 +546,23 @@ async def test_another_model_is_noticed_and_so_is_that_there_is_none(
         async with asyncio.timeout(60):
             while (await http.get("/v1/models")).status_code != 503:
                 await asyncio.sleep(0.01)
+
+
+async def test_a_refresh_that_fails_once_costs_nothing_and_three_in_succession_drop_the_profile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(catalogue, "REFRESH_S", -1.0)  # every profile is too old
+    known, gone = ModelProfile("tiny", 24_000, 100), ServerUnavailable("gone")
+    answers = AsyncMock(side_effect=[known, gone, gone, known, gone, gone, gone, gone])
+    made = catalogue.Catalogue(Mock(profile=answers), {})
+    assert (await made.profile()).family == "tiny"
+    for _ in range(6):
+        assert (await made.profile()).family == "tiny"
+        assert made._asking is not None
+        await made._asking
+    assert made.family == ""
+    with pytest.raises(ApiError, match="takes no requests now"):
+        await made.profile()
 
 
 async def test_figures_tell_what_was_spoken_and_what_was_not(start: Start) -> None:

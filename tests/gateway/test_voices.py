@@ -324,6 +324,23 @@ def test_what_is_damaged_or_unfinished_harms_no_other(tmp_path: Path) -> None:
         store.add("../everybody", "nobody's", "", "yes", b"")
 
 
+def test_the_names_of_what_is_added_and_deleted_are_written_to_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, written, fsync = VoiceStore(tmp_path, 3), list[str](), os.fsync
+
+    def noted(file: int) -> None:
+        written.append(os.readlink(f"/proc/self/fd/{file}").removeprefix(str(tmp_path)))
+        fsync(file)
+
+    monkeypatch.setattr("os.fsync", noted)
+    voice = store.add("everybody", "mine", "", "yes", b"")
+    assert written == ["", f"/everybody/{voice.id}.unfinished", "/everybody"]
+    del written[:]
+    assert store.remove("everybody", voice.id)
+    assert written == ["/everybody"]
+
+
 @pytest.mark.parametrize(
     "line",
     [b'"what was said"', b'{"id": "what was said"}', b"what was said \xff", b'{"text": "what was said", "x": 1}', b""],

@@ -1,5 +1,6 @@
 """The process that reads audio: as reading in place, and as good as new when it has died."""
 
+import errno
 import os
 import signal
 import struct
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import av
 import numpy as np
@@ -18,7 +20,7 @@ import soundfile
 from stretto.errors import InvalidRequest
 from stretto.preprocessing.audio import Recording, read_recording
 from stretto.preprocessing.audio_process import AudioProcess, AudioProcessEnded
-from stretto.preprocessing.audio_worker import MAX_MEMORY_BYTES
+from stretto.preprocessing.audio_worker import MAX_MEMORY_BYTES, answer
 from tests.preprocessing.test_audio import FFMPEG, written
 
 MAX_S, RATE = 9.6, 16_000
@@ -92,6 +94,32 @@ def test_tables_that_are_declared_and_not_there_take_no_memory_beyond_the_limit(
     limits = Path(f"/proc/{process.pid}/limits").read_text()
     assert str(MAX_MEMORY_BYTES) in limits
     assert len(process.read(RECORDINGS["WAV"], MAX_S, RATE))
+
+
+def test_what_the_kernel_takes_in_parts_is_written_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory, pwrite = os.memfd_create("test"), os.pwrite
+    os.pwrite(memory, written(NOISE[:, :1], 16_000, "wav", "pcm_s16le"), 0)
+    monkeypatch.setattr("os.pwrite", lambda file, data, at: pwrite(file, data[:1000], at))
+    job = {"field": "audio", "is_file": True, "max_s": MAX_S, "rate": RATE}
+    assert answer(memory, job) == {"samples": len(NOISE)}
+    assert os.fstat(memory).st_size == 4 * len(NOISE)
+    os.close(memory)
+
+
+def test_no_room_fails_that_recording_alone(process: AudioProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    pid = process.pid
+    with monkeypatch.context() as patched:
+        patched.setattr("os.pwrite", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+        with pytest.raises(OSError, match="No space"):
+            process.read(RECORDINGS["WAV"], MAX_S, RATE)
+        assert process.num_bytes == 0
+        memory = os.memfd_create("test")
+        os.write(memory, encoded("WAV"))
+        job = {"field": "audio", "is_file": True, "max_s": MAX_S, "rate": RATE}
+        assert answer(memory, job) == {"failed": "OSError: [Errno 28] No space left on device"}
+        os.close(memory)
+    assert len(process.read(RECORDINGS["WAV"], MAX_S, RATE))
+    assert process.pid == pid
 
 
 def test_one_that_has_died_is_started_again(process: AudioProcess) -> None:

@@ -128,6 +128,33 @@ def test_a_log_that_somebody_has_taken_away_is_begun_anew(
     assert how == "removed" or (tmp_path / "theirs").read_text() == "first\n"
 
 
+@pytest.mark.parametrize("how", ["rotated", "removed"])
+def test_a_link_that_somebody_puts_in_the_place_of_a_log_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    def link(path: Path) -> None:
+        path.unlink()
+        path.symlink_to(tmp_path / "theirs")
+
+    (tmp_path / "theirs").write_text("theirs\n")
+    (tmp_path / "chosen").symlink_to(tmp_path / "log")  # the user's own link is followed at first
+    monkeypatch.setattr(launch_log, "LOG_BYTES", 10)
+    monkeypatch.setattr(launch_log, "rotate", link)
+    log = LogFile(tmp_path / "chosen")
+    log.write(b"first\n")
+    assert (tmp_path / "log").read_text() == "first\n"
+    if how == "removed":
+        (tmp_path / "log").unlink()
+        link(tmp_path / "chosen")
+    log.write(b"second\n")
+    assert (tmp_path / "theirs").read_text() == "theirs\n"
+    (tmp_path / "chosen").unlink()
+    log.write(b"third\n")
+    log.close()
+    lines = (tmp_path / "chosen").read_text().splitlines()
+    assert lines == ["[serve] 1 lines of this log were dropped before this one", "third"]
+
+
 def test_a_reader_of_standard_output_who_sleeps_keeps_no_process_waiting(tmp_path: Path) -> None:
     program = f"""
 import sys

@@ -85,11 +85,29 @@ def test_a_server_that_is_not_ready_is_said_to_be_none_with_the_reason(
     assert json.loads(capsys.readouterr().out)["reason"] == "a stub (pid 7) is stopped"
 
 
-@pytest.mark.parametrize("text", [None, "", "{"])
-def test_no_file_or_half_a_file_is_none(tmp_path: Path, text: str | None) -> None:
+DAMAGED = (
+    None,
+    "",
+    "{",
+    "[]",
+    "7",
+    "{}",
+    '{"state": "ready"}',
+    '{"pid": "x"}',
+    '{"pid": 1}',
+    "[" * 100_000,
+    "\0",
+    "\ud800",
+)
+
+
+@pytest.mark.parametrize("text", DAMAGED)
+def test_no_file_or_a_damaged_one_is_none(tmp_path: Path, text: str | None) -> None:
     if text is not None:
-        (tmp_path / "pid.json").write_text(text)
+        (tmp_path / "pid.json").write_bytes(text.encode(errors="surrogatepass"))
     assert pid_file.read(tmp_path / "pid.json") is None
+    assert serve.main(["--status", "--pid-file", str(tmp_path / "pid.json")]) == 3
+    assert serve.main(["--stop", "--pid-file", str(tmp_path / "pid.json")]) == 0
 
 
 def test_a_file_is_written_whole_and_only_its_owner_removes_it(tmp_path: Path) -> None:

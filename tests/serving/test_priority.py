@@ -80,6 +80,15 @@ def test_a_server_that_is_started_again_is_raised_itself_and_its_stubs_inherit_t
     assert nice.of[stub] == nice.of[os.getpid()] == 0
 
 
+def test_what_the_kernel_would_cut_off_is_not_given_back_too_much(nice: Nice) -> None:
+    nice.of = {0: -15, os.getpid(): -15}
+    hurry = Hurry(os.getpid(), is_whole=True)
+    hurry.look()
+    assert nice.of[os.getpid()] == -20
+    hurry.end()
+    assert nice.of[os.getpid()] == -15
+
+
 def test_a_stub_that_serves_already_is_left_alone(stub: int, nice: Nice) -> None:
     hurry = Hurry(os.getpid())
     hurry.look()

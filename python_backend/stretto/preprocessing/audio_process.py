@@ -12,6 +12,7 @@ import numpy as np
 
 from stretto.errors import InvalidRequest
 from stretto.preprocessing.audio import Recording, check_file_size
+from stretto.preprocessing.audio_worker import write
 
 MAX_WAIT_S = 300.0  # a stopped process never answers; a working one is ended earlier by its CPU limit
 
@@ -59,10 +60,11 @@ class AudioProcess:
             check_file_size(len(data), recording.field)
         if self._process.poll() is not None:
             self._restart()
-        self._fill(data)
         job = {"field": recording.field, "is_file": recording.is_file, "sample_rate": recording.sample_rate}
         job |= {"num_bytes": len(data), "max_s": max_s, "rate": target_rate}
         try:
+            os.ftruncate(self._memory, len(data))
+            write(self._memory, data)
             return self._result(self._ask(job))
         finally:
             os.ftruncate(self._memory, 0)  # release memory between recordings
@@ -91,12 +93,6 @@ class AudioProcess:
     def _end(self) -> None:
         with suppress(BrokenPipeError), self._process:  # closes its pipes and waits
             self._process.kill()
-
-    def _fill(self, data: memoryview) -> None:
-        os.ftruncate(self._memory, len(data))
-        written = 0
-        while written < len(data):
-            written += os.pwrite(self._memory, data[written:], written)
 
     def _ask(self, job: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin is not None

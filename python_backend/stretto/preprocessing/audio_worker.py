@@ -51,15 +51,22 @@ def answer(memory: int, job: dict[str, Any]) -> dict[str, Any]:
     """Run a job and return its result; the samples replace the job's audio in `memory`."""
     try:
         pcm = read(memory, job)
+        os.ftruncate(memory, 0)
+        write(memory, memoryview(np.ascontiguousarray(pcm, np.float32)).cast("B"))
     except InvalidRequest as error:
         return {"refused": [error.field, error.expected, str(error.got)]}
     except MemoryError:
         return {"refused": [job["field"], f"audio that is read in {MAX_MEMORY_BYTES >> 30} GiB of memory", "more"]}
     except Exception as error:
         return {"failed": f"{type(error).__name__}: {error}"}
-    os.ftruncate(memory, 0)
-    os.pwrite(memory, np.ascontiguousarray(pcm, np.float32).data, 0)
     return {"samples": len(pcm)}
+
+
+def write(memory: int, data: memoryview) -> None:
+    """Write bytes at the start of `memory`; raise OSError if there is no room for all of them."""
+    num_written = 0
+    while num_written < len(data):  # the kernel may take fewer bytes at once than it is given
+        num_written += os.pwrite(memory, data[num_written:], num_written)
 
 
 def read(memory: int, job: dict[str, Any]) -> np.ndarray:

@@ -39,6 +39,7 @@ class LogFile:
         self._path = path
         self._file: int | None = None if path is not None else STANDARD_OUTPUT
         self._num_dropped, self._ends_in_line = 0, True
+        self._link_flag = 0
 
     def write(self, lines: bytes) -> None:
         """Append complete lines, or drop them if the file cannot be written; the caller holds the lock."""
@@ -67,7 +68,9 @@ class LogFile:
         if self._path is None:
             return STANDARD_OUTPUT
         if self._file is None:
-            self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | self._link_flag
+            self._file = os.open(self._path, flags, 0o666)
+            self._link_flag = os.O_NOFOLLOW  # the user chose the first file; a later link may be another user's
         found = os.fstat(self._file)
         if not found.st_nlink:  # the file was removed
             self.close()

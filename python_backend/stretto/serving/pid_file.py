@@ -47,12 +47,16 @@ def write(
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """Return the record of a running launcher, or None."""
+    """Return the record of a running launcher; None without one, and for a damaged file."""
     try:
         record = json.loads(path.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
-    return record if _is_alive(record) else None
+    return record if _is_record(record) and _is_alive(record) else None
+
+
+def _is_record(found: Any) -> bool:
+    return isinstance(found, dict) and type(found.get("pid")) is int and found.get("state") in STATES
 
 
 def _is_alive(record: dict[str, Any]) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from stretto.serving.processes import GONE, PROC, descendants
 
 RAISE = 10  # nice levels: nine times the CPU share of a default process
+HIGHEST = -20  # the kernel's smallest nice level
 LOOK_S = 0.5
 AUTOGROUP = re.compile(r" nice (-?\d+)$")
 
@@ -31,6 +32,8 @@ class Hurry:
         self._server, self._is_whole = server_pid, is_whole
         self._others = {process.pid for process in descendants(server_pid)}
         self._raised = set[int]()
+        self._normal = os.getpriority(os.PRIO_PROCESS, 0)
+        self._raise_by = min(RAISE, self._normal - HIGHEST)  # the kernel would cut off more
         self._session_nice: int | None = None
         self._next_s = time.monotonic()
         self._may = True
@@ -56,13 +59,13 @@ class Hurry:
         return set(stubs) - self._others
 
     def _raise(self, pid: int) -> None:
-        os.setpriority(os.PRIO_PROCESS, pid, os.getpriority(os.PRIO_PROCESS, pid) - RAISE)
+        os.setpriority(os.PRIO_PROCESS, pid, os.getpriority(os.PRIO_PROCESS, pid) - self._raise_by)
         self._raised.add(pid)
         if self._session_nice is None:
             with suppress(OSError):  # the kernel has no autogroups
                 nice = self._session_file.read_text().strip()
                 self._session_nice = int(found[1]) if (found := AUTOGROUP.search(nice)) else 0
-                self._session_file.write_text(str(max(-20, self._session_nice - RAISE)))
+                self._session_file.write_text(str(max(HIGHEST, self._session_nice - RAISE)))
 
     @property
     def _session_file(self) -> Path:
@@ -74,14 +77,13 @@ class Hurry:
             with suppress(OSError):
                 self._session_file.write_text(str(self._session_nice))
         pids = self._raised | {child.pid for pid in self._raised for child in descendants(pid)}
-        normal = os.getpriority(os.PRIO_PROCESS, 0)
         seen, found = set[int](), threads_of(pids)
         while new := found - seen:
             for thread in new:
                 with suppress(OSError):
                     nice = os.getpriority(os.PRIO_PROCESS, thread)
-                    if nice < normal:  # skip threads started before the raise or lowered since
-                        os.setpriority(os.PRIO_PROCESS, thread, nice + RAISE)
+                    if nice < self._normal:  # skip threads started before the raise or lowered since
+                        os.setpriority(os.PRIO_PROCESS, thread, nice + self._raise_by)
             seen |= new
             found = threads_of(pids)
         self._raised.clear()

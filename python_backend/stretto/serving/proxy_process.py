@@ -13,10 +13,12 @@ from stretto.serving.environment import MALLOC
 from stretto.serving.installation import LaunchError
 from stretto.serving.launch_log import LaunchLog
 from stretto.serving.leftovers import Launch
+from stretto.serving.patience import slowness
 from stretto.serving.proxy.access import HTTP
 from stretto.serving.proxy.config import ENDING_ALL, ENDING_UNANSWERED, READY, STOPPING, UNREADY, Ports, ProxyConfig
 from stretto.serving.pulse import Pulse
 
+START_S = 60.0  # of the first start, on an idle machine, where it takes a second
 STOP_S = 5.0
 
 
@@ -46,6 +48,7 @@ class ProxyProcess:
         )
         self._state = UNREADY
         self._start()
+        self._listen()
         write_key(launch, self._config.grpc_port, self._config.key)
 
     def tell(self, is_ready: bool) -> None:
@@ -74,7 +77,7 @@ class ProxyProcess:
             self._process.stdin.flush()
 
     def _start(self) -> None:
-        """Start the proxy and wait until it listens; raise LaunchError if it cannot."""
+        """Start the proxy; its first line of output is still to be read."""
         environment = MALLOC | os.environ | self._pulse.prepare()
         self._process, _ = self._log.start(
             [sys.executable, "-P", "-m", "stretto.serving.proxy"],
@@ -85,10 +88,17 @@ class ProxyProcess:
             text=True,
         )
         self._pulse.begin(self._process.pid)
-        assert self._process.stdout is not None
+        self._has_said_ports = False
         self._send(self._config.to_json())
         self._send(self._state)
-        said = self._process.stdout.readline().strip()
+
+    def _listen(self) -> None:
+        """Wait until the first proxy listens; raise LaunchError if it cannot, or takes too long."""
+        limit_s = START_S * slowness()
+        if not self._has_written(limit_s):
+            self._kill()
+            raise LaunchError(f"the proxy did not listen within {limit_s:.0f} s; see the log")
+        said, self._has_said_ports = "".join(self._lines()), True
         try:
             self.ports = Ports.from_json(said)
         except ValueError:
@@ -99,21 +109,35 @@ class ProxyProcess:
 
     def given_up(self) -> str | None:
         """Return the model that the proxy reported as unhealthy in Triton since the last poll, or None."""
-        said, told = self._process.stdout, None
+        lines = self._lines() if self._has_written(0.0) else []
+        if lines and not self._has_said_ports:  # or why a restarted proxy cannot listen: it ends, and is restarted
+            self._has_said_ports = True
+            del lines[0]
+        return lines[-1] if lines else None
+
+    def _has_written(self, wait_s: float) -> bool:
+        """Return True once the proxy has written a line or ended; False after `wait_s` without."""
+        said = self._process.stdout
         assert said is not None
         # closed if the proxy has ended and its restart failed
-        while not said.closed and select.select([said], [], [], 0)[0] and (line := said.readline()):
-            told = line.strip()
-        return told
+        return not said.closed and bool(select.select([said], [], [], wait_s)[0])
+
+    def _lines(self) -> list[str]:
+        """Return the lines that the proxy has written; each is written at once."""
+        assert self._process.stdout is not None
+        return os.read(self._process.stdout.fileno(), select.PIPE_BUF).decode().splitlines()
 
     def keep_alive(self) -> None:
-        """Restart the proxy if it has ended or hangs; a failed restart is retried by the next call."""
+        """Restart the proxy if it has ended or hangs, without waiting for it; a failure is retried by the next call."""
         if self._process.poll() is None and self._pulse.is_hung():
-            self._process.kill()
-            self._process.communicate()
+            self._kill()
         if self._process.poll() is not None:
-            with suppress(LaunchError, OSError):  # the start failed; the next call retries
+            with suppress(OSError):  # process creation failed
                 self._start()
+
+    def _kill(self) -> None:
+        self._process.kill()
+        self._process.communicate()
 
     def fault(self) -> str:
         """Return a description of the proxy's fault; empty if none is known."""
@@ -125,8 +149,7 @@ class ProxyProcess:
         try:
             self._process.communicate(timeout=STOP_S)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.communicate()
+            self._kill()
         self._pulse.close()
 
 

@@ -10,7 +10,7 @@ from stretto.serving.proxy.config import BEATS
 from stretto.serving.trouble import Doubt
 
 POLL_S = 1.0
-MAX_MISSED, MAX_MISSED_AT_START = 30, 600  # polls without a beat, on an idle machine
+MAX_MISSED, MAX_MISSED_AT_START = 30, 120  # polls without a beat, on an idle machine
 
 
 class Pulse:
