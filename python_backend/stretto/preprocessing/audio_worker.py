@@ -52,7 +52,7 @@ def answer(memory: int, job: dict[str, Any]) -> dict[str, Any]:
     try:
         pcm = read(memory, job)
         os.ftruncate(memory, 0)
-        write(memory, memoryview(np.ascontiguousarray(pcm, np.float32)).cast("B"))
+        write(memory, np.ascontiguousarray(pcm, np.float32).data.cast("B"))
     except InvalidRequest as error:
         return {"refused": [error.field, error.expected, str(error.got)]}
     except MemoryError:
