@@ -6,7 +6,8 @@ from stretto.families.base import Family, Task, TextTrack, UnconditionalContext
 from stretto.families.bursts import Bursts, BurstSchedule
 from stretto.families.tiny.family import SPACE, TINY
 from stretto.records.sampling import SamplingConfig, SegmentSampling
-from stretto.streams.layout import StreamLayout
+from stretto.streams.layout import FrameCodec, StreamLayout
+from stretto.streams.pattern import NO_TAIL
 from stretto.streams.segment import Segment
 
 NUM_TEXT_IDS, CODEBOOK_SIZE, NUM_STREAMS = 160, 48, 8
@@ -73,6 +74,22 @@ INTERLEAVED = replace(
     transition=(),
     guided_streams=(),
     penalized="all",
+)
+
+# Frames of three rows: each is drawn from ids of its own, the end in the first alone. What was said comes less often.
+_PLACES = tuple(range(start, start + 16) for start in range(NUM_TEXT_IDS, NUM_TEXT_IDS + 48, 16))
+THREE_ROWS = replace(
+    EIGHT_STREAMS,
+    name="three_rows",
+    layout=StreamLayout(
+        NUM_TEXT_IDS + 48, (range(NUM_TEXT_IDS, NUM_TEXT_IDS + 48),), (0,), (0,), frame_codec=FrameCodec(_PLACES)
+    ),
+    tasks=EIGHT_STREAMS.tasks[1:2],
+    end_of_reply=4,
+    transition=(),
+    guided_streams=(0,),
+    tail=NO_TAIL,
+    penalized="drawn",
 )
 
 # For prompts and replies of thousands of rows.

@@ -25,7 +25,7 @@ from tests.engine.harness import DEFAULTS, Answer, Engine
 from tests.engine.prompts import make_prompt, make_prompts
 from tests.random_checkpoints import write_checkpoint
 from tests.reference.speech_lm import Reference
-from tests.speech_families import EIGHT_STREAMS, LEARNED_PADS
+from tests.speech_families import EIGHT_STREAMS, LEARNED_PADS, THREE_ROWS
 
 pytestmark = pytest.mark.engine
 
@@ -39,7 +39,7 @@ class Checkpoint:
     """A random checkpoint and the reference's replies to what it has been asked."""
 
     def __init__(self, folder: Path, name: str):
-        self.family: Family = {**FAMILIES, "learned_pads": LEARNED_PADS}[name]
+        self.family: Family = {**FAMILIES, "learned_pads": LEARNED_PADS, "three_rows": THREE_ROWS}[name]
         shape = {} if self.family is TINY else {"hidden": 64, "layers": 2}
         self.folder = write_checkpoint(folder, self.family, name, **shape)
         self._references: dict[int, Reference] = {}
@@ -73,7 +73,7 @@ class Checkpoint:
 
 
 def num_frames(family: Family, rows: list[list[int]]) -> int:
-    return sum(row[0] in family.layout.audio[0] for row in rows)
+    return sum(row[0] in family.layout.audio[0] for row in rows) // family.rows_per_frame
 
 
 @pytest.fixture(scope="module", params=list(FAMILIES), ids=["tiny", "eight_streams"])
@@ -319,3 +319,22 @@ def test_pads_that_are_learned_are_read_everywhere(tmp_path: Path) -> None:
     prompts = {f"r{index}": make_prompt(learned.family, index) for index in (0, 1, 2)}
     with engine(learned, async_scheduling=False) as running:
         learned.check(prompts, running.run(prompts))
+
+
+def test_each_row_of_a_frame_is_drawn_from_its_own_ids(tmp_path: Path) -> None:
+    """Alone, batched and preempted within frames; a reply may be cut within a frame, and ends by itself between two."""
+    three_rows = Checkpoint(tmp_path, "three_rows")
+    prompts = {f"r{index}": make_prompt(THREE_ROWS, index, repetition_penalty=1.2) for index in range(12)}
+    places = THREE_ROWS.layout.frame_codec.places
+    with engine(three_rows, **TIGHT) as running:
+        answers = running.run(prompts)
+        three_rows.check(prompts, answers, max_model_len=160)
+        three_rows.check({"r1": prompts["r1"]}, running.run({"r1": prompts["r1"]}), max_model_len=160)
+    assert sum(answer.trailer.num_preemptions for answer in answers.values()) > 0
+    for answer in answers.values():
+        assert all(row[0] in places[index % 3] for index, row in enumerate(answer.rows[:-1]))
+    lengths = {answer.trailer.was_cut: set[int]() for answer in answers.values()}
+    for answer in answers.values():
+        lengths[answer.trailer.was_cut].add((len(answer.rows) - 1) % 3)
+    assert lengths[0] == {0}, "an end was drawn within a frame"
+    assert lengths[1] > {0}, "no reply was cut within a frame"

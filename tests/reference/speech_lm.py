@@ -298,6 +298,10 @@ class _Reply:
 
     def first_ids(self, frame: int) -> list[int]:
         ends = [] if self.family.end_frame else list(self.family.drawn_ends) or [self.family.end_of_audio]
+        places = self.family.layout.frame_codec.places
+        if places:  # a frame takes several rows, and the audio ends between two frames
+            place = frame % len(places)
+            return list(places[place]) + ends * (place == 0 and frame >= self.sampling.audio.min_rows)
         return self.ids(0) + ends * (frame >= self.sampling.audio.min_rows)
 
     def text_token(self, logits: list[float]) -> int:

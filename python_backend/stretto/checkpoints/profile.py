@@ -39,7 +39,7 @@ def profile(family: Family, sample_rate: int, frame_rate: float) -> str:
 def _task(task: Task, family: Family, frame_rate: float) -> dict[str, Any]:
     """Return the attributes of `Task` that are useful to clients."""
     num_closing_rows = family.tail.num_closing_rows(family.layout.max_delay)
-    max_speech_s = (task.sampling.audio.max_rows - num_closing_rows) / frame_rate
+    max_speech_s = (task.sampling.audio.max_rows - num_closing_rows) // family.rows_per_frame / frame_rate
     return {
         "name": task.name,
         "needs": list(task.needs),

@@ -214,6 +214,11 @@ class Family:
         return self.layout.num_codebooks + self.num_filled_codebooks
 
     @property
+    def rows_per_frame(self) -> int:
+        """Number of audio rows of a frame."""
+        return self.layout.frame_codec.rows_per_frame
+
+    @property
     def track_stream(self) -> int | None:
         """Stream whose ids are known in advance (streamed text or positions); None if there is none."""
         track = self.text_track or self.positions

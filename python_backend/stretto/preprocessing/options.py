@@ -142,11 +142,12 @@ def _max_audio(options: OptionsRecord, audio: SegmentSampling, family: Family, f
         return audio
     seconds = options["max_audio_s"]
     num_closing_rows = family.tail.num_closing_rows(family.layout.max_delay)
-    low, high = 1 / frame_rate, (audio.max_rows - num_closing_rows) / frame_rate
+    longest = (audio.max_rows - num_closing_rows) // family.rows_per_frame
+    low, high = 1 / frame_rate, longest / frame_rate
     if not low <= seconds <= high:
         raise InvalidRequest("options.max_audio_s", f"seconds in [{low:g}, {high:g}]", seconds)
     # The small term makes 0.28 s at 25 Hz 7 frames, although floating point yields 7.000000000000001 or 6.99….
-    rows = max(1, int(seconds * frame_rate + 1e-6)) + num_closing_rows
+    rows = max(1, int(seconds * frame_rate + 1e-6)) * family.rows_per_frame + num_closing_rows
     return _within_max_rows(replace(audio, max_rows=rows), options.get("audio", {}))
 
 

@@ -122,8 +122,9 @@ class Preprocessor:
         spec = self.codec.spec
         options = read_options(text, self.family, task, spec.frame_rate, spec.right_frames, spec.blocks)
         sampling = options.sampling
-        if spec.max_frames is not None and sampling.audio.max_rows > spec.max_frames:
-            expected = f"at most {spec.max_frames} rows, which {spec.name} decodes as one"
+        if spec.max_frames is not None and sampling.audio.max_rows > spec.max_frames * self.family.rows_per_frame:
+            longest = spec.max_frames * self.family.rows_per_frame
+            expected = f"at most {longest} rows, which {spec.name} decodes as one"
             raise InvalidRequest("options.audio.max_rows", expected, sampling.audio.max_rows)
         if sampling.seed is None:
             sampling = replace(sampling, seed=secrets.randbits(32))

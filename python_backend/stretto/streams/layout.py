@@ -9,6 +9,37 @@ from functools import cached_property
 
 
 @dataclass(frozen=True)
+class FrameCodec:
+    """Mapping of the rows of a reply's audio to frames of codes.
+
+    A frame is one row by default. A model with a single stream may spread a frame over several rows:
+
+        row            0    1    2    3    4    5
+        id             a0   b0   c0   a1   b1   c1      a in places[0], b in places[1], c in places[2]
+        frame          0              1
+
+    Audio ends between two frames. If a limit ends it within a frame, that frame is dropped.
+
+    Attributes:
+        places: Ids of each row of a frame, one id per code; () if a frame is a row.
+    """
+
+    places: tuple[range, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len({len(ids) for ids in self.places}) > 1:
+            raise ValueError(f"all places of a frame must have as many ids, got {self.places}")
+
+    @cached_property
+    def rows_per_frame(self) -> int:
+        """Number of rows of a frame."""
+        return len(self.places) or 1
+
+
+ROWS_ARE_FRAMES = FrameCodec()
+
+
+@dataclass(frozen=True)
 class StreamLayout:
     """Streams of a family.
 
@@ -19,6 +50,7 @@ class StreamLayout:
         codebook_streams: Output streams that are codebooks, in the codec's order.
         pad_id: Id of an empty stream.
         pad_is_silent: True if a pad adds nothing to the row's embedding (on stream 0 it always does).
+        frame_codec: Mapping of audio rows to frames; one of several rows needs a layout with one stream.
     """
 
     vocab_size: int
@@ -29,6 +61,7 @@ class StreamLayout:
     pad_id: int = 0
     extra: tuple[tuple[int, ...], ...] = ()
     pad_is_silent: bool = True
+    frame_codec: FrameCodec = ROWS_ARE_FRAMES
 
     def __post_init__(self) -> None:
         if len(self.delays) != len(self.audio) or self.delays[0] != 0:
@@ -45,6 +78,11 @@ class StreamLayout:
             raise ValueError(f"extra ids must lie in [0, {self.vocab_size}), got {self.extra}")
         if len({len(self.audio[s]) for s in self.codebook_streams}) > 1:
             raise ValueError("all codebooks must have the same size")
+        places = self.frame_codec.places
+        if places and (self.num_input_streams > 1 or self.extra or self.codebook_streams != (0,)):
+            raise ValueError("frames of several rows need one stream, a codebook without extra ids")
+        if any(not self.audio[0].start <= ids.start < ids.stop <= self.audio[0].stop for ids in places):
+            raise ValueError(f"places must lie in {self.audio[0]}, got {places}")
 
     @cached_property
     def num_output_streams(self) -> int:
@@ -56,11 +94,11 @@ class StreamLayout:
 
     @cached_property
     def num_codebooks(self) -> int:
-        return len(self.codebook_streams)
+        return len(self.frame_codec.places) or len(self.codebook_streams)
 
     @cached_property
     def codebook_size(self) -> int:
-        return len(self.audio[self.codebook_streams[0]])
+        return len((self.frame_codec.places or (self.audio[self.codebook_streams[0]],))[0])
 
     @cached_property
     def max_delay(self) -> int:

@@ -32,6 +32,7 @@ from stretto.streams.chunking import ChunkPolicy, Pacer
 from stretto.streams.delay import delay_codes
 from stretto.streams.segment import Segment
 from tests.small_vocabularies import BAGPIPER, CSM
+from tests.speech_families import THREE_ROWS
 
 REPORT = Report("stop", 3, 1, 1, 1, 1.5, 0, 0.0, None, 1.0)
 SPOKEN = "pau _ k ae t _ s ih t _ pau".split()
@@ -253,3 +254,26 @@ def test_a_change_of_guidance_is_told_with_its_frame(together: int) -> None:
     for chunk in chunks[:-1]:
         start, sent = sent, sent + (0 if chunk.codes is None else chunk.codes.shape[1])
         assert all(start <= change.frame < sent for change in chunk.chunk.guidance_changes)
+
+
+@pytest.mark.parametrize("together", [1, 2, 100])
+@pytest.mark.parametrize("num_left_over", [0, 1, 2])
+def test_rows_become_frames_and_an_incomplete_frame_is_dropped(together: int, num_left_over: int) -> None:
+    """Three rows a frame, in chunks of two frames; a limit ends the reply up to two rows behind its last frame."""
+    places, end = THREE_ROWS.layout.frame_codec.places, THREE_ROWS.end_of_audio
+    expected = np.random.default_rng(0).integers(0, 16, (3, 7))
+    ids = [ids.start + code for frame in expected.T for ids, code in zip(places, frame, strict=True)]
+    ids += [places[place].start for place in range(num_left_over)] + [end]
+    policy = ChunkPolicy(2, 2, deterministic=True)
+    tracker = SegmentTracker(SegmentRules(THREE_ROWS, 512), THREE_ROWS.task("speak"), 9)
+    speaker = Utterance(tracker, (), SILENT, Pacer(policy), with_codes=True)
+    rows, chunks = np.array([[NO_CHANGE, token] for token in ids], np.int32), list[LMChunk]()
+    for first in range(0, len(rows), together):
+        chunks += speaker.push(rows[first : first + together])
+    chunks.append(speaker.finish(REPORT))
+    sizes = [chunk.codes.shape[1] for chunk in chunks if chunk.codes is not None]
+    assert (sizes, tracker.num_frames) == ([2, 2, 2, 1], 7)
+    heard = [chunk.codes for chunk in chunks if chunk.codes is not None]
+    assert np.array_equal(np.concatenate(heard, 1), expected)
+    told = [np.array(chunk.chunk.output_codes) for chunk in chunks if chunk.codes is not None]
+    assert np.array_equal(np.concatenate(told, 1), expected)

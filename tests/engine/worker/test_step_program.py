@@ -11,10 +11,10 @@ from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
 from tests.engine.worker.walks import LENGTH, Walk, captured, reference
 from tests.small_vocabularies import BAGPIPER, CHATTERBOX, DIALOGUE, HIGGS_AUDIO, OPUSLM, QWEN3_TTS, TRACKED_CSM
-from tests.speech_families import EIGHT_STREAMS, INTERLEAVED, PENALIZED
+from tests.speech_families import EIGHT_STREAMS, INTERLEAVED, PENALIZED, THREE_ROWS
 
 pytestmark = pytest.mark.slow
-FAMILIES = [TINY, DIALOGUE, PENALIZED, INTERLEAVED, TRACKED_CSM, QWEN3_TTS, HIGGS_AUDIO, CHATTERBOX]
+FAMILIES = [TINY, DIALOGUE, PENALIZED, INTERLEAVED, TRACKED_CSM, QWEN3_TTS, HIGGS_AUDIO, CHATTERBOX, THREE_ROWS]
 BY_NIGHT = [BAGPIPER, OPUSLM, EIGHT_STREAMS]  # which do nothing that those do not
 NUM_SLOTS, NUM_STEPS = 5, 20  # as many steps as it takes until others have followed in every slot
 

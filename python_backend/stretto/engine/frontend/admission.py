@@ -144,7 +144,7 @@ def max_words(prompt: Prompt, rules: SegmentRules) -> int:
 
 def _check_reference(prompt: Prompt, task: Task, rules: SegmentRules) -> None:
     layout, length = rules.family.layout, prompt.num_reference_rows
-    if not task.speaks or layout.max_delay:
+    if not task.speaks or layout.max_delay or rules.family.rows_per_frame > 1:
         raise InvalidRequest("num_reference_rows", f"0 for {task.name} of {rules.family.name}", length)
     if not 0 < length <= len(prompt.rows):
         raise InvalidRequest("num_reference_rows", f"at most {len(prompt.rows)}, the rows of the prompt", length)

@@ -15,9 +15,11 @@ class FrameCodes:
     def __init__(self, family: Family, streams: Sequence[int]):
         layout = family.layout
         self._streams, self._leaves_out = np.asarray(streams), family.leaves_out_extra
-        self._first_ids = np.asarray([layout.audio[s].start for s in streams])
-        self._num_ids = np.asarray([len(layout.audio[s]) for s in streams])
-        self._no_codes = [layout.extra[s] if layout.extra else () for s in streams]
+        self._rows_per_frame, places = family.rows_per_frame, layout.frame_codec.places
+        lines = places or [layout.audio[s] for s in streams]
+        self._first_ids = np.asarray([ids.start for ids in lines])
+        self._num_ids = np.asarray([len(ids) for ids in lines])
+        self._no_codes = [layout.extra[s] for s in streams] if layout.extra else [()] * len(lines)
         self._undelayer = Undelayer(tuple(layout.delays[s] for s in streams))
         self._left_out: list[int] = []  # indices of frames left out
         self.num_taken = 0
@@ -29,7 +31,7 @@ class FrameCodes:
     @property
     def num_ready(self) -> int:
         """Number of complete frames."""
-        return self._undelayer.num_ready
+        return self._undelayer.num_ready // self._rows_per_frame
 
     def take(self, num_frames: int) -> np.ndarray | None:
         """Return the codes of the next `num_frames` frames, int32 [K, n].
@@ -39,7 +41,9 @@ class FrameCodes:
         """
         first = self.num_taken
         self.num_taken += num_frames
-        ids = self._undelayer.take(num_frames)
+        ids = self._undelayer.take(num_frames * self._rows_per_frame)
+        if self._rows_per_frame > 1:
+            ids = ids.reshape(num_frames, -1).T
         codes = ids - self._first_ids[:, None]
         is_code = (codes >= 0) & (codes < self._num_ids[:, None])
         for stream, frame in np.argwhere(~is_code):

@@ -69,7 +69,8 @@ class Utterance:
         self._pacer, self._with_codes = pacer, with_codes
         layout = family.layout
         streams = list(range(layout.num_output_streams) if with_codes else layout.codebook_streams)
-        self._codebooks = [streams.index(stream) for stream in layout.codebook_streams]
+        places = range(layout.num_codebooks) if layout.frame_codec.places else None
+        self._codebooks = list(places or [streams.index(stream) for stream in layout.codebook_streams])
         self._frames = FrameCodes(family, streams)
         self._reader = codec.reader(tracker.task.name)
         self._text: list[int] = []
@@ -101,7 +102,7 @@ class Utterance:
             pointer = self.tracker.pointer
             segment = self.tracker.push(token_id)
             if mark:
-                frame = self.tracker.position - 1 - self.tracker.audio_start
+                frame = (self.tracker.position - 1 - self.tracker.audio_start) // self._family.rows_per_frame
                 self.guidance_changes.append(GuidanceChange(frame, mark == GUIDANCE_ON))
             if segment is TEXT:
                 self._text.append(token_id)

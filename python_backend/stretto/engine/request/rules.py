@@ -115,7 +115,7 @@ class SegmentRules:
         if sampling.guided_until_s is None:
             return None
         # The small term keeps 0.28 s at 25 Hz at 7 rows: in floating point the product is 7.000000000000001.
-        num_rows = math.ceil(sampling.guided_until_s * self.family.frame_rate - 1e-6)
+        num_rows = self.family.rows_per_frame * math.ceil(sampling.guided_until_s * self.family.frame_rate - 1e-6)
         schedule = self.schedule(sampling)
         return num_rows if schedule is None else schedule.next_step(num_rows)
 

@@ -53,7 +53,7 @@ class SegmentTracker:
         if self.audio_start == UNKNOWN:
             return self.num_interleaved
         stop = self.position if self.audio_end == UNKNOWN else self.audio_end
-        return max(0, stop - self.audio_start - self.rules.num_closing_rows)
+        return max(0, stop - self.audio_start - self.rules.num_closing_rows) // self.rules.family.rows_per_frame
 
     def push(self, token_id: int) -> Segment:
         """Process the token of the next row and return the segment of that row."""

@@ -112,7 +112,8 @@ class RequestState:
         if is_guided == self.is_guided:
             return NO_CHANGE
         self.is_guided = is_guided
-        self.guidance_switches.append(self.tracker.position - 1 - self.tracker.audio_start)
+        row = self.tracker.position - 1 - self.tracker.audio_start
+        self.guidance_switches.append(row // self.tracker.rules.family.rows_per_frame)
         return GUIDANCE_ON if is_guided else GUIDANCE_OFF
 
     def for_worker(self, data: NewRequestData) -> SpeechRequestData:

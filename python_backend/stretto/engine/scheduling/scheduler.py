@@ -61,7 +61,7 @@ class PairedScheduling(Base):
         rules = SegmentRules(family_of(config.model_config.hf_config), self.max_model_len)
         check_supported(config, self.kv_cache_config, rules)
         blocks = KvBlocks(self.kv_cache_manager, self.block_size, rules.num_open_rows)
-        load = StepLoad(rules.family.frame_rate)
+        load = StepLoad(rules.family.frame_rate * rules.family.rows_per_frame)
         self.table = RequestTable(rules, self.hash_block_size)
         self.planner = PairPlanner(self.table, blocks)
         self.guidance = AdaptiveGuidance(self.table, blocks, load, config.max_concurrent_batches)

@@ -1,6 +1,6 @@
 """Measured step time relative to the frame period, and the resulting number of guided replies.
 
-A step generates one frame of every reply. A step longer than a frame therefore makes every client underrun.
+A step generates one row of every reply. A step longer than a row's audio therefore makes every client underrun.
 """
 
 import math
@@ -20,8 +20,8 @@ RESTORE_BELOW = 0.85
 class StepLoad:
     """Moving average of the step time; `period_s` is infinite for a family without a frame rate."""
 
-    def __init__(self, frame_rate: float, clock: Callable[[], float] = time.perf_counter):
-        self.period_s = 1 / frame_rate if frame_rate > 0 else math.inf
+    def __init__(self, row_rate: float, clock: Callable[[], float] = time.perf_counter):
+        self.period_s = 1 / row_rate if row_rate > 0 else math.inf
         self.clock = clock
         self.step_s = 0.0
         self._num_steps = 0

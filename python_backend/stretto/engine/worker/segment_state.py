@@ -69,6 +69,8 @@ class SegmentState:
         self._transition = arrays.upload(np.array([*family.transition, family.layout.pad_id]))
         self._denied = arrays.tensor(arrays.upload(denied_text(rules)))
         self._delays = arrays.upload(np.array(family.layout.delays[1:]))
+        places = family.layout.frame_codec.places
+        self._out_of_place = arrays.tensor(arrays.upload(out_of_place(rules))) if places else None
 
     def mask_text(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
         """Set logits of ids that the text segment may not contain to -inf, in place: [W, V]."""
@@ -77,7 +79,10 @@ class SegmentState:
         return logits.masked_fill_(self._denied[task, may_end], -torch.inf)
 
     def mask_audio(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
-        """Set logits of end ids (the last E columns) to -inf before the minimum length, in place: [A, C0 + E]."""
+        """Mask end ids (the last E columns) before the minimum length, and ids out of place, in place: [A, C0 + E]."""
+        if self._out_of_place is not None:
+            place = self._arrays.tensor(_take(rows.frame % len(self._out_of_place), index))
+            logits.masked_fill_(self._out_of_place[place], -torch.inf)
         is_short = self._arrays.tensor(_take(rows.frame < rows.limits.audio_min, index))
         logits[:, logits.shape[1] - self.rules.num_end_columns[0] :].masked_fill_(is_short[:, None], -torch.inf)
         return logits
@@ -211,6 +216,17 @@ def denied_text(rules: SegmentRules) -> np.ndarray:
         for ids in task.text:
             denied[index, :, ids.start : ids.stop] = False
         denied[index, 1, list(rules.drawn_ends_of_text(task))] = False
+    return denied
+
+
+def out_of_place(rules: SegmentRules) -> np.ndarray:
+    """Return the ids of stream 0 denied to each row of a frame, bool [n, C0 + E]; only the first may end audio."""
+    places = rules.family.layout.frame_codec.places
+    ids = np.array(rules.audio_ids(0))
+    denied = np.ones((len(places), len(ids) + len(rules.drawn_ends_of_audio)), np.bool_)
+    for place, own in enumerate(places):
+        denied[place, : len(ids)] = (ids < own.start) | (ids >= own.stop)
+    denied[:1, len(ids) :] = False
     return denied
 
 

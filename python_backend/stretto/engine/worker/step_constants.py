@@ -9,7 +9,7 @@ from stretto.engine.kernels.gpu import step_rules
 from stretto.engine.kernels.gpu.step_rules import StepRules
 from stretto.engine.request.rules import SegmentRules
 from stretto.engine.worker.segment_ends import end_tables
-from stretto.engine.worker.segment_state import denied_text
+from stretto.engine.worker.segment_state import denied_text, out_of_place
 from stretto.engine.worker.slots import SlotTables
 from stretto.streams.pattern import FORCED_TAIL, NO_TAIL, PADDED_TAIL, SAMPLED_TAIL
 from stretto.streams.segment import Segment
@@ -37,6 +37,7 @@ class StepConstants:
     denied: torch.Tensor
     is_guided: torch.Tensor
     codebooks: torch.Tensor
+    out_of_place: torch.Tensor | None
 
     @classmethod
     def of(cls, rules: SegmentRules, tables: SlotTables, num_rows: int) -> "StepConstants":
@@ -64,6 +65,7 @@ class StepConstants:
             denied=torch.from_numpy(denied_text(rules)).to(tables.state.device),
             is_guided=upload([stream in family.guided_streams for stream in range(len(layout.audio))]),
             codebooks=upload([[ids.start for ids in codebooks], [ids.stop for ids in codebooks]]),
+            out_of_place=upload(out_of_place(rules)).to(torch.uint8) if layout.frame_codec.places else None,
         )
 
 

@@ -89,6 +89,7 @@ class StepProgram:
         said = self._said if self._said.shape[1] else None
         self._said_in_text, self._said_in_audio = said if writes else None, None if writes else said
         start = rules.family.layout.audio[0].start
+        self._num_places = rules.family.rows_per_frame
         self._stay_of_first = self._script.first_frame - start + 1 if self._script else 0
 
     def launch(self, variant: Variant, num_rows: int) -> None:
@@ -141,10 +142,10 @@ class StepProgram:
         draw_streams_kernel[len(logits), lanes.stop - lanes.start](
             drawn, logits, streams.offset, streams.token_ids, constants.codebooks[:, first:],
             constants.is_guided[first:], self.columns.table, self.lengths, self._tables.state, history,
-            None if first else self._said_in_audio, lanes.start,
+            None if first else self._said_in_audio, None if first else constants.out_of_place, lanes.start,
             drawn.stride(0), logits.stride(0), constants.codebooks.stride(0), self.num_rows,
             self._tables.state.stride(0), history.stride(0), history.stride(1), self._said.shape[1], num_columns,
-            first, block, streams.num_ends, self._frames.reads_drawn,
+            first, block, streams.num_ends, self._num_places, self._frames.reads_drawn,
             num_warps=4 if block <= 1024 else 8 if block <= 4096 else 16, **EXACT,
         )  # fmt: skip
 

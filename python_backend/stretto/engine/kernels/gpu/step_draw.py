@@ -189,12 +189,14 @@ def draw_streams_kernel(
     state: tl.tensor,  # [R, 6] int64
     history: tl.tensor,  # of the first of the streams: [R, T, ...] int32
     said: tl.tensor,  # [R, V + 1] uint8, which of the first V columns a repetition penalty counts; or None
+    places: tl.tensor,  # [n, C] uint8, which columns each row of a frame may not carry; or None
     first_lane: tl.tensor,  # which of the S streams is the first that this launch draws
     num_streams: tl.constexpr,  # S
     logits_stride: tl.constexpr, codebooks_stride: tl.constexpr, plan_stride: tl.constexpr, state_stride: tl.constexpr,
     history_slot_stride: tl.constexpr, history_row_stride: tl.constexpr, num_said: tl.constexpr,
     num_columns: tl.constexpr, first_stream: tl.constexpr, block: tl.constexpr,
     num_ends: tl.constexpr,  # of the columns, the last, that may not come before the shortest length
+    num_places: tl.constexpr,  # rows of a frame
     shares: tl.constexpr,  # whether the row of the other half gets the ids as well
 ) -> None:  # fmt: skip
     row, stream = tl.program_id(0), tl.program_id(1) + first_lane
@@ -213,6 +215,9 @@ def draw_streams_kernel(
         values = _penalized(values, said + slot * num_said, mine, columns, num_said, plan_stride)
     if position - audio_start < tl.load(mine + AUDIO_MIN * plan_stride):
         values = tl.where(columns < num_columns - num_ends, values, float("-inf"))
+    if places is not None:
+        denied = places + (position - audio_start) % num_places * num_columns + columns
+        values = tl.where(tl.load(denied, mask=inside, other=1) != 0, float("-inf"), values)
     temperature, top_k, top_p, span = _rules(mine, first_stream, plan_stride)
     key = stream_key_of(tl.load(mine + SEED_KEY * plan_stride), position, first_stream + stream)
     ids = tl.load(token_ids + own, mask=inside, other=0)
