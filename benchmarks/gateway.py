@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -37,16 +38,22 @@ START_S = 60.0
 
 
 @contextmanager
-def gateway(server: str) -> Iterator[tuple[str, psutil.Process]]:
-    """The address of a gateway before `server`, and its process; RuntimeError where it does not start."""
+def gateway(server: str, source: Path | None = None) -> Iterator[tuple[str, psutil.Process]]:
+    """Yield the address and the process of a gateway before `server`, of the source in folder `source` if not None.
+
+    Raises:
+        RuntimeError: It does not start.
+    """
     (port,) = free_ports(1)
-    command = [sys.executable, "-m", "stretto_gateway", "--server", server, "--port", str(port)]
+    paths = [] if source is None else [str(source / "gateway"), str(source / "client")]
+    code = f"import sys; sys.path[:0] = {paths}; from stretto_gateway.command import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "--server", server, "--port", str(port)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr is not None
-        said = process.stderr.readline()
-        if "listening" not in said:
-            raise RuntimeError(f"the gateway did not start: {said}")
+        line = process.stderr.readline()
+        if "listening" not in line:
+            raise RuntimeError(f"the gateway did not start: {line}")
         Thread(target=process.stderr.read, daemon=True).start()  # its log, for which a pipe has little room
         yield f"http://127.0.0.1:{port}", psutil.Process(process.pid)
     finally:

@@ -11,18 +11,13 @@ is more where the gateway is busy, or does not read at once, or has closed the c
 import asyncio
 import contextlib
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
+from benchmarks.gateway import gateway
 from benchmarks.results_file import append_result, command_line
-from benchmarks.temporary_server import free_ports
 
 MEGABYTE = 1_000_000
 START_S = 60.0
@@ -86,26 +81,6 @@ def floods() -> dict[str, Flood]:
         "json_lists": Flood(post(speech, JSON, MEGABYTE) + b'{"x":[', b"[],"),
         "plain_upload": Flood(post(files, FORM, 30 * MEGABYTE) + part[:-2], b"a" * 1000),
     }
-
-
-@contextmanager
-def gateway(folder: Path | None) -> Iterator[tuple[int, int]]:
-    """Yield the port and the process id of a gateway, of the source in `folder` unless that is None."""
-    (port,) = free_ports(1)
-    paths = [] if folder is None else [str(folder / "gateway"), str(folder / "client")]
-    code = f"import sys; sys.path[:0] = {paths}; from stretto_gateway.command import main; sys.exit(main())"
-    command = [sys.executable, "-c", code, "--server", "127.0.0.1:1", "--port", str(port)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    try:
-        assert process.stderr is not None
-        line = process.stderr.readline()
-        if "listening" not in line:
-            raise RuntimeError(f"the gateway did not start: {line}")
-        Thread(target=process.stderr.read, daemon=True).start()
-        yield port, process.pid
-    finally:
-        process.kill()
-        process.wait(timeout=START_S)
 
 
 def processor_s(pid: int) -> float:
@@ -202,8 +177,9 @@ def main() -> None:
     parser.add_argument("--source", type=Path, help="a checkout of another revision, which is measured instead")
     arguments = parser.parse_args()
     for kind in arguments.kinds:
-        with gateway(arguments.source) as (port, pid):
-            figures = asyncio.run(measure(port, pid, floods()[kind], arguments.seconds))
+        with gateway("127.0.0.1:1", arguments.source) as (url, process):
+            port = int(url.rpartition(":")[2])
+            figures = asyncio.run(measure(port, process.pid, floods()[kind], arguments.seconds))
         source = "" if arguments.source is None else arguments.source.name
         append_result(arguments.out, "gateway_input", {"kind": kind, "source": source} | figures)
 

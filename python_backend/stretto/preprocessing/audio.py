@@ -56,7 +56,7 @@ class Recording:
 
 
 AudioReader = Callable[[Recording, float, int], np.ndarray]
-"""Reads a recording of at most so many seconds as mono samples [n] float32 at a rate in Hz; raises InvalidRequest."""
+"""Function with the contract of `read_recording`."""
 
 
 def read_recording(recording: Recording, max_s: float, target_rate: int) -> np.ndarray:

@@ -41,18 +41,9 @@ class AudioProcess:
         return os.fstat(self._memory).st_size
 
     def read(self, recording: Recording, max_s: float, target_rate: int) -> np.ndarray:
-        """Read a recording as `audio.read_recording` does.
-
-        Args:
-            recording: The recording.
-            max_s: Longest duration in seconds.
-            target_rate: Sample rate of the result in Hz.
-
-        Returns:
-            Mono samples, float32 [n].
+        """Read a recording as `audio.read_recording` does, with its arguments, result and exceptions.
 
         Raises:
-            InvalidRequest: The recording is too large, too long or unreadable.
             AudioProcessEnded: The process crashed, failed, or did not answer for MAX_WAIT_S.
         """
         data = np.frombuffer(recording.data, np.uint8).data
