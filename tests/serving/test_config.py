@@ -1,5 +1,7 @@
 """Flags: ours are read, others are tritonserver's."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ from stretto.serving.config import launch_config, parser
 from stretto.serving.folders import state_folder
 from stretto.serving.installation import Installation, LaunchError
 from stretto.serving.leftovers import Launch
-from stretto.serving.proxy.config import Ports
+from stretto.serving.proxy.config import Ports, ProxyConfig
 from stretto.serving.server import command_line
 
 
@@ -136,3 +138,22 @@ def test_a_gateway_is_asked_for_and_is_behind_the_other_ports() -> None:
 def test_a_stop_takes_the_turns_of_the_gateway_and_of_the_server_and_their_exits() -> None:
     assert parse("--drain-seconds", "40")[0].stop_seconds == 70
     assert parse("--drain-seconds", "40", "--gateway")[0].stop_seconds == 110
+
+
+def test_messages_between_launcher_and_proxy_are_checked_field_by_field() -> None:
+    config = ProxyConfig("::1", 0, 0, None, "grpc", "metrics", "/flags", "key", ("repository",), 9, ("rm", "-r"))
+    for message in (Ports(1, 2), Ports(1, 2, 3), config, replace(config, http_port=8000)):
+        assert type(message).from_json(message.to_json()) == message
+    for kind, change, name in (
+        (Ports(1, 2), {"grpc": "1"}, "Ports.grpc"),
+        (Ports(1, 2), {"http": True}, "Ports.http"),
+        (Ports(1, 2), {"more": 1}, "Ports: expected an object of grpc, metrics, http"),
+        (config, {"allowed": "all"}, "ProxyConfig.allowed"),
+        (config, {"cleanup": [1]}, "ProxyConfig.cleanup"),
+        (config, {"key": ["key"]}, "ProxyConfig.key"),
+    ):
+        with pytest.raises(ValueError, match=name):
+            type(kind).from_json(json.dumps(json.loads(kind.to_json()) | change))
+    for text in ("[]", '{"grpc": 1}', "cannot listen"):
+        with pytest.raises(ValueError, match=r"expected an object|Expecting value"):
+            Ports.from_json(text)

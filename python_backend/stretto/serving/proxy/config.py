@@ -5,11 +5,14 @@ The proxy replies with its ports, and later with one line per model that Triton 
 
 import json
 from dataclasses import asdict, dataclass
+from typing import TypeVar, get_args, get_origin, get_type_hints
 
 # State messages that follow the config. While a model restarts, requests are refused and those in flight are ended: all
 # of them, or only those without a response yet and those on a stream of several requests.
 READY, UNREADY, ENDING_ALL, ENDING_UNANSWERED = "ready", "unready", "ending all", "ending unanswered"
 STOPPING = "stopping"  # last message; a launcher whose pipe closes without it has died
+
+Message = TypeVar("Message")
 
 # Environment variable of front-end processes: descriptor to which the event loop writes a byte every BEAT_S seconds.
 BEATS, BEAT_S = "STRETTO_BEATS", 1.0
@@ -35,8 +38,8 @@ class Ports:
 
     @classmethod
     def from_json(cls, text: str) -> "Ports":
-        """Parse the output of `to_json`; raise ValueError for an error message instead of ports."""
-        return cls(**json.loads(text))
+        """Parse the output of `to_json`; raise ValueError for anything else, such as an error message."""
+        return _parse(cls, text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,21 @@ class ProxyConfig:
 
     @classmethod
     def from_json(cls, text: str) -> "ProxyConfig":
-        """Parse the output of `to_json`."""
-        record = json.loads(text)
-        return cls(**record | {name: tuple(record[name]) for name in ("allowed", "cleanup")})
+        """Parse the output of `to_json`; raise ValueError for anything else."""
+        return _parse(cls, text)
+
+
+def _parse(kind: type[Message], text: str) -> Message:
+    """Return the message in a line of JSON; raise ValueError naming an invalid field, but no value: one is a key."""
+    record, kinds = json.loads(text), get_type_hints(kind)
+    if not isinstance(record, dict) or record.keys() != kinds.keys():
+        got = ", ".join(record) if isinstance(record, dict) else type(record).__name__
+        raise ValueError(f"{kind.__name__}: expected an object of {', '.join(kinds)}, got {got}")
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
+    for name, value in values.items():
+        of, is_list = kinds[name], isinstance(value, tuple)
+        found = {type(each) for each in (value if is_list else [value])}
+        allowed = {str} if get_origin(of) is tuple else set(get_args(of) or [of])
+        if is_list != (get_origin(of) is tuple) or not found <= allowed:
+            raise ValueError(f"{kind.__name__}.{name}: expected {of}, got {type(record[name]).__name__}")
+    return kind(**values)
