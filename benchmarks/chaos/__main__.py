@@ -25,6 +25,7 @@ from benchmarks.chaos.asks import make_asks
 from benchmarks.chaos.doors import Ask
 from benchmarks.chaos.faults import (
     LAUNCHER,
+    Ended,
     Fault,
     Fill,
     FullDiskKill,
@@ -114,7 +115,7 @@ class Soak:
             await fault.strike(self._launch)
         except Skipped as reason:
             skipped = str(reason)
-        except TimeoutError as error:
+        except (TimeoutError, Ended) as error:
             self.wrong.append(f"{fault.name}: {error}")
         right_s = await self._until_right(begun)
         await asyncio.sleep(AFTERWARDS_S)

@@ -30,6 +30,10 @@ class Skipped(Exception):
     """A fault that cannot be made here; the message says why."""
 
 
+class Ended(Exception):
+    """A fault ended processes that it must not end; the message names them."""
+
+
 class Fault(Protocol):
     """Something that happens to a server."""
 
@@ -163,8 +167,8 @@ class Fill:
         return f"no room in {'shared memory' if self.folder == SHARED_MEMORY else 'the folder of logs'}"
 
     async def strike(self, launch: Launch) -> None:
-        """Fill it again and again, and give the room back."""
-        found = os.statvfs(self.folder)
+        """Fill it again and again, and give the room back; raise Ended if a process of the server ended meanwhile."""
+        before, found = served_processes(os.getpid()), os.statvfs(self.folder)
         size = found.f_blocks * found.f_frsize
         if size > MAX_FILLED:
             raise Skipped(f"{self.folder} has {size >> 20} MiB and may be others' too: use scripts/soak.sh")
@@ -176,6 +180,8 @@ class Fill:
                     await asyncio.sleep(0.2)
             finally:
                 (self.folder / "filled").unlink()
+        if ended := [name for name, pid in before.items() if read_process(pid) is None]:
+            raise Ended(f"it ended {', '.join(sorted(ended))}")
 
 
 @dataclass(frozen=True, slots=True)

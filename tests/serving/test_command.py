@@ -26,6 +26,7 @@ from stretto.serving.processes import Process, all_processes, environment_of
 from stretto.serving.proxy.access import MODEL_INFER
 from stretto.serving.proxy.config import Ports
 from stretto.serving.proxy_process import ProxyProcess
+from stretto.serving.server import MAX_MODEL_RESTARTS
 from stretto.triton_io.flow import FlowTable
 from tests.patience import PATIENCE_S
 from tests.ports import free_ports
@@ -585,6 +586,19 @@ def test_a_model_whose_stub_dies_or_stops_is_started_again_and_nothing_else(
     os.kill(server.stub, signal.SIGKILL)  # the new one is watched as the first was
     server.until(lambda: server.said.count("ready after") == 3)
     assert (tmp_path / "starts").read_text().count("\n") == 1
+
+
+def test_after_several_restarts_of_models_the_server_is_started_again_as_triton_frees_none_of_them(
+    launch: Callable[..., Launched], tmp_path: Path
+) -> None:
+    (tmp_path / "reloads").touch()
+    server = launch()
+    for number in range(MAX_MODEL_RESTARTS + 2):
+        server.until(lambda number=number: server.said.count("ready after") == number + 1)
+        os.kill(server.stub, signal.SIGKILL)
+    server.until(lambda: server.said.count("ready after") == MAX_MODEL_RESTARTS + 3)
+    assert (tmp_path / "reloads").read_text().split() == RELOAD * (MAX_MODEL_RESTARTS + 1)
+    assert (tmp_path / "starts").read_text().count("\n") == 2
 
 
 def test_a_model_that_triton_takes_for_dead_is_started_again_and_nothing_else(

@@ -198,3 +198,20 @@ def test_the_pace_is_the_last_one_set(tmp_path: Path) -> None:
     for seconds in (0.5, 0.25):
         slot.set_pace(seconds)
     assert slot.load.pace_s == 0.25
+
+
+def test_tables_of_dead_owners_are_let_go_of_once_nothing_uses_them(tmp_path: Path) -> None:
+    def held() -> list[str]:
+        links = (os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink())
+        return [link for link in links if link.startswith(str(tmp_path))]
+
+    tables, owners = FlowTables(tmp_path), [FlowTable.create(1, 2, tmp_path) for _ in range(3)]
+    slots = [tables.at(owner.claim().address) for owner in owners[:2]]
+    for owner in owners[:2]:
+        owner.remove()
+    assert len(held()) == 2 + 2, "what a decoder still uses, and the owner's own with its lock"
+    slots[1].note_progress()
+    del slots[:]
+    tables.at(owners[2].claim().address)
+    assert {link.removesuffix(" (deleted)") for link in held()} == {str(owners[2].path)}
+    owners[2].remove()

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -114,3 +115,26 @@ def test_the_threads_that_the_decoders_stub_needs_do_not_end_unseen(monkeypatch:
     writers._writers = Broken()
     writers._may_wait.set()
     assert until(ended) == ["its thread 'rings' has ended"]
+
+
+def test_sockets_of_the_server_are_closed_and_nothing_else_is() -> None:
+    reading, writing = os.pipe()
+    ours, theirs = socket.socketpair()
+    program = f"""
+import os
+from stretto.triton_io.stub import close_inherited_sockets
+close_inherited_sockets()
+os.write({writing}, b"a pipe stays")
+os.read(0, 1)
+"""
+    command, passed = [sys.executable, "-c", program], (writing, theirs.fileno())
+    with subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=passed) as process, ours:
+        theirs.close()
+        os.close(writing)
+        assert os.read(reading, 100) == b"a pipe stays"
+        os.close(reading)
+        ours.settimeout(PATIENCE_S)
+        assert ours.recv(1) == b"", "its end is noticed while the process goes on"
+        assert process.poll() is None
+        assert process.stdin is not None
+        process.stdin.close()

@@ -17,6 +17,7 @@ class TritonPythonModel:
     """
 
     def initialize(self, args: dict[str, Any]) -> None:
+        stub.close_inherited_sockets()
         stub.use_utf8()
         stub.keep_large_memory()
         from stretto.config import DecoderConfig

@@ -16,6 +16,7 @@ class TritonPythonModel:
     """
 
     def initialize(self, args: dict[str, Any]) -> None:
+        stub.close_inherited_sockets()
         stub.use_utf8()
         stub.keep_large_memory()
         stub.fork_engine()

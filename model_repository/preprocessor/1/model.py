@@ -19,6 +19,7 @@ class TritonPythonModel:
     """
 
     def initialize(self, args: dict[str, Any]) -> None:
+        stub.close_inherited_sockets()
         stub.give_back_large_memory()
         from stretto.preprocessing.audio_process import AudioProcess
         from stretto.preprocessing.lanes import AudioLanes, Load

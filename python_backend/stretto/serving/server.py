@@ -29,6 +29,7 @@ from stretto.serving.trouble import Trouble
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None)
 REGION_BYTES = 16 << 20  # more than 64 streams use; see docs/architecture.md on regions that grow
+MAX_MODEL_RESTARTS = 8  # of one server: see `restart_models`
 STUCK_S = 20.0  # a stub exits within half of this time when asked
 BAD_USAGE = re.compile(r"tritonserver: (unrecognized )?option '")  # followed by pages of usage text
 HARMLESS = re.compile(r"[IW]\d{4} ")  # Triton's information and warning lines, such as "DCGM unable to start"
@@ -130,6 +131,7 @@ class Server:
         self._stuck_since: float | None = None
         self._watch: Watch | None = None
         self._restart: ModelRestart | None = None
+        self._num_restarts = 0
         self._long_lost: set[int] = set()  # Triton reaps these only after the model's last request, if at all
         self._process, self._output = log.start(
             command_line(config, installation, launch),
@@ -246,6 +248,9 @@ class Server:
     def restart_models(self, broken: list[Process]) -> ModelRestart | None:
         """Begin to restart only the models that ran on these processes; `is_ready` advances the restart.
 
+        WORKAROUND(triton python_backend r24.10): a model whose stub died amid requests is never freed, because nothing
+        ends these; its 35 threads and its region of shared memory remain. So only MAX_MODEL_RESTARTS are made.
+
         Args:
             broken: Ended or stopped processes.
 
@@ -254,8 +259,9 @@ class Server:
         """
         assert self._watch is not None, "restart models of a server that is ready"
         models = self._watch.models_of(broken)
-        if not models or not loading(self._config):
+        if not models or not loading(self._config) or self._num_restarts == MAX_MODEL_RESTARTS:
             return None
+        self._num_restarts += 1
         self._watch.end_models(models)
         self._launch.free_dead_locks()
         self._watch.close()

@@ -62,8 +62,9 @@ class FlowTable:
     """Memory of a table. `create` owns and locks the file; `open` only writes into it."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
+        """Map the file; the caller keeps the descriptor, which the mapping does not need."""
         self.path = path
-        self._descriptor = descriptor
+        self._lock: int | None = None
         self._map = mmap.mmap(descriptor, 0)
         if self._map[: len(MAGIC)] != MAGIC:
             raise ValueError(f"{path} is not a flow table")
@@ -85,7 +86,9 @@ class FlowTable:
             os.posix_fallocate(descriptor, 0, (num_slots + 1) * WORDS * 8)
             os.pwrite(descriptor, MAGIC, 0)
             unlocked.rename(path)
-            return cls(path, descriptor)
+            table = cls(path, descriptor)
+            table._lock = descriptor
+            return table
         except BaseException:
             unlocked.unlink(missing_ok=True)
             os.close(descriptor)
@@ -101,9 +104,8 @@ class FlowTable:
             if os.fstat(descriptor).st_uid != os.geteuid():
                 raise ValueError(f"{name} is another user's")
             return cls(directory / name, descriptor)
-        except BaseException:
+        finally:
             os.close(descriptor)
-            raise
 
     def claim(self) -> "FlowSlot":
         """Return a slot for a new utterance; raise Overloaded if none is free."""
@@ -203,7 +205,8 @@ class FlowTable:
         """Close the memory; the owner's lock is released."""
         self._words.release()
         self._map.close()
-        os.close(self._descriptor)
+        if self._lock is not None:
+            os.close(self._lock)
 
     def remove(self) -> None:
         """Close the memory and remove the file; for the owner."""

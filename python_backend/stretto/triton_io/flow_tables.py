@@ -14,7 +14,8 @@ class FlowTables:
         self._tables: dict[str, FlowTable] = {}
 
     def at(self, address: FlowAddress) -> FlowSlot:
-        """Return the slot at an address, opening its table on first use."""
+        """Return the slot at an address, opening its table on first use, and letting go of those of dead owners."""
         if address.table not in self._tables:
-            self._tables[address.table] = FlowTable.open(address.table, self._directory)
+            left = {name: table for name, table in self._tables.items() if table.path.exists()}
+            self._tables = left | {address.table: FlowTable.open(address.table, self._directory)}
         return self._tables[address.table].at(address)

@@ -12,9 +12,10 @@ import locale
 import logging
 import os
 import signal
+import stat
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +26,17 @@ LARGE, LARGEST = 4 << 20, 32 << 20
 def use_utf8() -> None:
     """Leave the C locale, in which the stub always starts, before torch reads its templates."""
     locale.setlocale(locale.LC_ALL, "C.UTF-8")
+
+
+def close_inherited_sockets() -> None:
+    """Close the server's sockets, of which a stub that is started again inherits those that are open by then.
+
+    With one of them open here, the end of the server or of its connection would not be noticed at the other end.
+    """
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # the descriptor of this listing
+            if int(name) > 2 and stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+                os.close(int(name))
 
 
 def fork_engine() -> None:

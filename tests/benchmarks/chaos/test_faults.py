@@ -15,7 +15,18 @@ import pytest
 from benchmarks.chaos import __main__ as chaos
 from benchmarks.chaos import faults
 from benchmarks.chaos.__main__ import KINDS, faults_of
-from benchmarks.chaos.faults import Fill, FullDiskKill, Jump, Kill, Replaced, Skipped, Stop, clock_environment, fill
+from benchmarks.chaos.faults import (
+    Ended,
+    Fill,
+    FullDiskKill,
+    Jump,
+    Kill,
+    Replaced,
+    Skipped,
+    Stop,
+    clock_environment,
+    fill,
+)
 from benchmarks.temporary_server import Launch
 from stretto.serving.processes import is_stopped
 
@@ -133,6 +144,21 @@ def test_all_that_is_free_is_taken_and_given_back(tmp_path: Path, monkeypatch: p
         assert os.fstat(file.fileno()).st_size == 8 * 512
     (tmp_path / "filled").unlink()
     asyncio.run(Fill(tmp_path, seconds=0.0).strike(LAUNCH))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_that_ends_while_there_is_no_room_is_a_finding(
+    victim: subprocess.Popen[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end(file: int, folder: Path) -> None:
+        victim.kill()
+        victim.wait()
+
+    monkeypatch.setattr(faults, "MAX_FILLED", 1 << 62)
+    asyncio.run(Fill(tmp_path, seconds=0.0).strike(LAUNCH))
+    monkeypatch.setattr(faults, "fill", end)
+    with pytest.raises(Ended, match="^it ended engine$"):
+        asyncio.run(Fill(tmp_path, seconds=0.001).strike(LAUNCH))
     assert list(tmp_path.iterdir()) == []
 
 

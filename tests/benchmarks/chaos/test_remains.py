@@ -36,6 +36,18 @@ def test_what_is_more_than_before_is_told(changes: dict[str, Any], told: list[st
     assert left_over(IDLE, replace(IDLE, **changes)) == told
 
 
+def test_what_triton_keeps_of_models_whose_stubs_died_is_allowed_for_and_bounded() -> None:
+    idle = replace(IDLE, threads={"tritonserver": 133, "engine": 48}, descriptors={"tritonserver": 68, "engine": 96})
+    threads, descriptors = {"tritonserver": 133 + 2 * 35, "engine": 48}, {"tritonserver": 70, "engine": 96}
+    after = replace(idle, threads=threads, descriptors=descriptors, files=8, abandoned=2)
+    assert left_over(idle, after) == []
+    told = ["tritonserver has 203 threads, 133 before", "8 files in shared memory, 6 before"]
+    assert left_over(idle, replace(after, abandoned=1)) == told
+    assert left_over(idle, replace(after, abandoned=9)) == ["Triton keeps 9 models whose stubs have died"]
+    more = replace(after, threads=threads | {"engine": 48 + 35})
+    assert left_over(idle, more) == ["engine has 83 threads, 48 before"], "only Triton keeps them"
+
+
 def test_figures_are_read_from_the_page_and_must_be_there() -> None:
     page = "# TYPE x gauge\n" + "".join(f'stretto_{name}{{model="speech"}} 0\n' for name in NONE)
     assert read_gauges(page) == NONE
