@@ -36,12 +36,12 @@ from stretto.checkpoints.make_repository import WARM_UP_S
 from stretto.codec.base import Codec
 from stretto.codec.registry import load_codec
 from stretto.config import DecoderConfig
-from stretto.decoder.graphs import WORTH_CAPTURING
+from stretto.decoder.launching import WORTH_CAPTURING
 from stretto.decoder.worker import DecoderWorker
 from stretto.records.chunk import Chunk
 from stretto.records.event import Event
 from stretto.streams.chunking import ChunkPolicy
-from stretto.streams.segment import Segment
+from stretto.streams.layout import Segment
 from stretto.triton_io.flow import FlowTable
 
 

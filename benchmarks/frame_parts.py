@@ -35,8 +35,8 @@ from benchmarks.speech_load import Load, texts  # noqa: E402
 from benchmarks.stepped_engine import SteppedEngine, Watch  # noqa: E402
 from stretto.codec.registry import load_codec  # noqa: E402
 from stretto.engine.frontend.launch import vllm_config  # noqa: E402
-from stretto.engine.request.params import sampling_params  # noqa: E402
-from stretto.engine.worker.frame_predictor import Draw, FramePredictor  # noqa: E402
+from stretto.engine.request.protocol import sampling_params  # noqa: E402
+from stretto.engine.worker.predictors import Draw, FramePredictor  # noqa: E402
 from stretto.families.registry import family_at  # noqa: E402
 
 MAX_MODEL_LEN, DECODED = 1024, 2  # decoded: windows of each stream, after one that warms up

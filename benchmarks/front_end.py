@@ -17,7 +17,7 @@ from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollec
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder  # noqa: E402
 
 from stretto.engine.frontend.llm import SpeechLLM  # noqa: E402
-from stretto.engine.request.shared_stats import SharedStats  # noqa: E402
+from stretto.engine.request.protocol import SharedStats  # noqa: E402
 
 
 class RecordedEngine:

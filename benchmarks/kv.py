@@ -23,13 +23,13 @@ from benchmarks.results_file import append_result, command_line
 from stretto.config import EngineConfig
 from stretto.engine.environment import prepare_environment
 from stretto.records.prompt import Prompt
-from stretto.streams.segment import Segment
+from stretto.streams.layout import Segment
 
 prepare_environment()
 
 from benchmarks.stepped_engine import SteppedEngine  # noqa: E402
 from stretto.engine.frontend.launch import vllm_config  # noqa: E402
-from stretto.engine.request.params import sampling_params  # noqa: E402
+from stretto.engine.request.protocol import sampling_params  # noqa: E402
 
 
 @dataclass

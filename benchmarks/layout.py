@@ -22,13 +22,13 @@ from stretto.engine.environment import prepare_environment
 from stretto.families.base import Family, Task
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import SamplingConfig
-from stretto.streams.segment import Segment
+from stretto.streams.layout import Segment
 
 prepare_environment()
 
 from benchmarks.stepped_engine import SteppedEngine, watch  # noqa: E402
 from stretto.engine.frontend.launch import vllm_config  # noqa: E402
-from stretto.engine.request.params import sampling_params  # noqa: E402
+from stretto.engine.request.protocol import sampling_params  # noqa: E402
 
 HIDDEN, LAYERS = 256, 4
 

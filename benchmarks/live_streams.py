@@ -10,15 +10,14 @@ import numpy as np
 from benchmarks.speech_metrics import Trace
 from stretto.codec.base import Codec, CodecSpec
 from stretto.config import DecoderConfig
-from stretto.decoder.chunk_queue import ChunkAnswer, ChunkQueue, PendingChunk
-from stretto.decoder.counts import Counts
+from stretto.decoder.chunk_queue import ChunkAnswer, ChunkQueue, Counts, PendingChunk
 from stretto.decoder.loop import DecodingLoop
 from stretto.decoder.sessions import Sessions
 from stretto.decoder.worker import DecoderWorker
 from stretto.records.chunk import Chunk
 from stretto.records.event import Event
 from stretto.streams.chunking import ChunkPolicy, Pacer
-from stretto.streams.segment import Segment
+from stretto.streams.layout import Segment
 from stretto.triton_io.flow import FlowSlot, FlowTable
 
 

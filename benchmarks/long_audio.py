@@ -41,9 +41,12 @@ from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollec
 from benchmarks.stepped_engine import SteppedEngine, Watch  # noqa: E402
 from stretto.engine.frontend.launch import vllm_config  # noqa: E402
 from stretto.engine.frontend.utterance import Utterance  # noqa: E402
-from stretto.engine.request.params import sampling_params  # noqa: E402
-from stretto.engine.request.tracker import SegmentTracker  # noqa: E402
-from stretto.engine.request.wire import Trailer, read_rows  # noqa: E402
+from stretto.engine.request.protocol import (  # noqa: E402
+    Trailer,
+    read_rows,
+    sampling_params,
+)
+from stretto.engine.request.reply_rules import SegmentTracker  # noqa: E402
 from stretto.families.text_codec import get_text_codec  # noqa: E402
 from stretto.streams.chunking import ChunkPolicy, Pacer  # noqa: E402
 

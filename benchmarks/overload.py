@@ -30,8 +30,11 @@ from stretto.records.sampling import GuidancePolicy
 
 prepare_environment()
 
-from stretto.engine.request.params import sampling_params  # noqa: E402
-from stretto.engine.request.wire import Trailer, read_rows  # noqa: E402
+from stretto.engine.request.protocol import (  # noqa: E402
+    Trailer,
+    read_rows,
+    sampling_params,
+)
 
 ARMS: tuple[GuidancePolicy, ...] = ("always", "adaptive")
 

@@ -31,8 +31,11 @@ prepare_environment()
 from benchmarks.stepped_engine import SteppedEngine  # noqa: E402
 from stretto.engine.frontend.launch import vllm_config  # noqa: E402
 from stretto.engine.kernels import cpu as cpu_kernels  # noqa: E402
-from stretto.engine.request.params import sampling_params  # noqa: E402
-from stretto.engine.request.wire import Trailer, read_rows  # noqa: E402
+from stretto.engine.request.protocol import (  # noqa: E402
+    Trailer,
+    read_rows,
+    sampling_params,
+)
 from stretto.preprocessing.conversation import Piece  # noqa: E402
 
 BLOCK_SIZE, SCALE = 32, 1.5

@@ -2,8 +2,7 @@
 
 from stretto.families.base import Family, Task, UnconditionalContext
 from stretto.records.sampling import SamplingConfig, SegmentSampling
-from stretto.streams.layout import StreamLayout
-from stretto.streams.segment import Segment
+from stretto.streams.layout import Segment, StreamLayout
 
 PAD, END_OF_REPLY, END_OF_AUDIO, AUDIO = 0, 2, 3, 8
 TEXT = range(256, 152_192)

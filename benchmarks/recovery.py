@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 
 from benchmarks.results_file import append_result, command_line
-from stretto.serving import pid_file
+from stretto.serving import background
 from stretto_client import SpeechClient
 from stretto_client.errors import ClientError
 
@@ -119,7 +119,7 @@ def main() -> None:
     turns = [(name, "killed") for name in given.processes]
     turns += [(name, "stopped") for name in given.processes if name == "acoustic_decoder"]
     for name, how in turns * given.rounds:
-        record = pid_file.read(given.pid_file)
+        record = background.read(given.pid_file)
         if record is None:
             raise SystemExit(f"{given.pid_file}: no launcher runs")
         append_result(given.out, "recovery", measure(name, how, record))

@@ -27,7 +27,7 @@ prepare_environment()
 from benchmarks.engine import SpeechArm, StockArm  # noqa: E402
 from benchmarks.replayed_steps import ReplayedSteps, host_work  # noqa: E402
 from stretto.engine.kernels import cpu as cpu_kernels  # noqa: E402
-from stretto.engine.request.shared_stats import KEY, SharedStats  # noqa: E402
+from stretto.engine.request.protocol import STATS_KEY, SharedStats  # noqa: E402
 
 SCALE = 1.5
 REPLAYED_FRAMES = 400
@@ -111,7 +111,7 @@ def main(arguments: argparse.Namespace) -> None:
     config = EngineConfig.from_file(ENGINE_ARGS, arguments.checkpoint)
     cpu_kernels.install()
     shared = SharedStats.create(1)  # our scheduler writes its figures down, as it does in service
-    observed = replace(config, engine_args={**config.engine_args, "additional_config": {KEY: str(shared.path)}})
+    observed = replace(config, engine_args={**config.engine_args, "additional_config": {STATS_KEY: str(shared.path)}})
     ours, stock = SpeechArm(observed), StockArm(config)
     shared.close()
     for pairs in arguments.pairs:

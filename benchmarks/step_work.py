@@ -33,7 +33,7 @@ from stretto.engine.worker.sampler import SpeechSampler  # noqa: E402
 SCALE, FRAMES = 1.5, 200
 WARM_UP, STEPS = 20, 8
 TWINS = str(Path(cpu_kernels.__file__).parent)
-MODELS = "multi_stream.py", "qwen3.py"
+MODELS = "multi_stream.py", "backbones.py"
 
 
 def is_of_the_device(code: CodeType) -> bool:

@@ -18,8 +18,8 @@ from vllm.v1.engine.core import EngineCore  # noqa: E402
 from vllm.v1.executor import Executor  # noqa: E402
 from vllm.v1.request import Request  # noqa: E402
 
-from stretto.engine.worker import drawing  # noqa: E402
-from stretto.engine.worker.step_sampler import StepSampler  # noqa: E402
+from stretto.engine.worker import sampler as drawing  # noqa: E402
+from stretto.engine.worker.step_program import StepSampler  # noqa: E402
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks import results_file
 from benchmarks.results_file import ROOT
-from stretto.serving import pid_file
+from stretto.serving import background
 
 START_S, STOP_S = 1500.0, 60.0
 PORTS = range(10_000, 23_000)  # below Linux's ip_local_port_range, which begins at 32768
@@ -121,7 +121,7 @@ def serving(repository: Path, python: str | Path = sys.executable) -> Iterator[s
 
 def _await(launcher: subprocess.Popen[bytes], record: Path, log: Path) -> None:
     deadline = time.monotonic() + START_S
-    while (pid_file.read(record) or {}).get("state") != "ready":
+    while (background.read(record) or {}).get("state") != "ready":
         if launcher.poll() is not None or time.monotonic() > deadline:
             said = log.read_text(errors="replace")[-TAIL:] if log.exists() else ""
             raise RuntimeError(f"the server of {record} did not become ready:\n{said}")

@@ -4,8 +4,8 @@ import torch
 from vllm.config import VllmConfig
 from vllm.model_executor.models.registry import ModelRegistry
 
-from stretto.engine.models.qwen3 import StrettoQwen3ForCausalLM
-from stretto.engine.worker.row_predictor import BurstBatch, SaidRows, Say
+from stretto.engine.models.backbones import StrettoQwen3ForCausalLM
+from stretto.engine.worker.predictors import BurstBatch, SaidRows, Say
 
 ARCHITECTURE = "ForcedBurstsForCausalLM"
 

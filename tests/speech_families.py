@@ -6,9 +6,8 @@ from stretto.families.base import Family, Task, TextTrack, UnconditionalContext
 from stretto.families.bursts import Bursts, BurstSchedule
 from stretto.families.tiny.family import SPACE, TINY
 from stretto.records.sampling import SamplingConfig, SegmentSampling
-from stretto.streams.layout import FrameCodec, StreamLayout
+from stretto.streams.layout import FrameCodec, Segment, StreamLayout
 from stretto.streams.pattern import NO_TAIL
-from stretto.streams.segment import Segment
 
 NUM_TEXT_IDS, CODEBOOK_SIZE, NUM_STREAMS = 160, 48, 8
 _SAMPLING = SamplingConfig(

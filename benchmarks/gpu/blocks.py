@@ -20,10 +20,10 @@ from benchmarks.gpu.decoder import capture_errors
 from benchmarks.gpu.jobs import Setup
 from stretto.codec.glm4_voice.codec import Glm4VoiceCodec, load
 from stretto.config import DecoderConfig
-from stretto.decoder.graphs import WORTH_CAPTURING
+from stretto.decoder.launching import WORTH_CAPTURING
 from stretto.decoder.worker import DecoderWorker
 from stretto.records.chunk import Chunk
-from stretto.streams.segment import Segment
+from stretto.streams.layout import Segment
 
 BATCHES, NUM_BLOCKS, ROUNDS = (1, 8), 4, 3
 

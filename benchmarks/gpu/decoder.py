@@ -15,11 +15,11 @@ from benchmarks.decoder import Arm, make_codec
 from benchmarks.gpu.jobs import Setup, failure
 from stretto.codec.base import Codec, Window
 from stretto.config import DecoderConfig
-from stretto.decoder.graphs import WORTH_CAPTURING
+from stretto.decoder.launching import WORTH_CAPTURING
 from stretto.decoder.worker import DecoderWorker
 from stretto.records.chunk import Chunk
 from stretto.records.event import Event
-from stretto.streams.segment import Segment
+from stretto.streams.layout import Segment
 
 CHUNKS = (2, 5, 25)
 EXACT, ALIKE = 1e-5, 1e-3  # streamed against one-shot on the device; the device against the CPU
@@ -73,7 +73,7 @@ class CaptureErrors(logging.Handler):
 @contextmanager
 def capture_errors() -> Iterator[list[str]]:
     """Those of the decoders that run meanwhile."""
-    handler, logger = CaptureErrors(), logging.getLogger("stretto.decoder.graphs")
+    handler, logger = CaptureErrors(), logging.getLogger("stretto.decoder.launching")
     logger.addHandler(handler)
     try:
         yield handler.errors

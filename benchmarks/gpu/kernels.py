@@ -12,13 +12,11 @@ import torch.nn.functional as F
 
 from benchmarks.gpu.jobs import Setup, failure
 from stretto.engine.kernels.gpu.draw import draw
-from stretto.engine.kernels.gpu.embed import embed_rows
-from stretto.engine.kernels.gpu.products import Float32Product
-from stretto.engine.request.rules import SegmentRules
-from stretto.engine.worker.cuda_graphs import CudaRecorder
+from stretto.engine.kernels.gpu.embed import Float32Product, embed_rows
+from stretto.engine.request.reply_rules import SegmentRules
+from stretto.engine.worker.step_program import CudaRecorder
 from stretto.families.tiny.family import TINY
-from stretto.sampling.draw import DrawParams, DrawPlan
-from stretto.sampling.guidance import guide
+from stretto.sampling.draw import DrawParams, DrawPlan, guide
 from stretto.sampling.noise import stream_keys
 
 # Of the published 8B: its streams' codes, stream 0 in audio, and its text; (streams, columns).

@@ -7,9 +7,8 @@ from tritonclient.grpc import InferenceServerException
 from stretto.errors import Closing, NoPlace, Overloaded
 from stretto.serving.proxy.grpc_proxy import CROWDED
 from stretto.serving.proxy.infer_request import BadRequest
-from stretto.serving.proxy.pace import LARGE_BYTES, Pace
-from stretto.serving.proxy.uploads import ENDED
-from stretto.triton_io.failures import failed_response
+from stretto.serving.proxy.uploads import ENDED, LARGE_BYTES, Pace
+from stretto.triton_io.callers import failed_response
 from stretto_client import ServerFull, ServerUnavailable
 from stretto_client.errors import from_exception, from_rpc, from_text
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stretto.records.ring_address import RingAddress
+from stretto.records.sampling import RingAddress
 from stretto.triton_io.ring import PcmRing
 from stretto_client import ServerUnavailable, SpeechClient
 from stretto_client import ring as ring_module

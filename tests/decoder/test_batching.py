@@ -5,12 +5,11 @@ import torch
 from stretto.decoder.batching import Batch, Job, next_group
 from stretto.decoder.chunk_queue import PendingChunk
 from stretto.decoder.launching import HostLauncher
-from stretto.decoder.rendering import Renderer
-from stretto.decoder.sessions import Session
+from stretto.decoder.sessions import Renderer, Session
 from stretto.decoder.streaming import Windower
 from stretto.records.chunk import Chunk
-from stretto.records.delivery import OutputForm
-from stretto.streams.segment import Segment
+from stretto.records.sampling import OutputForm
+from stretto.streams.layout import Segment
 from tests.fakes import FakeCodec, RecordedReply
 
 

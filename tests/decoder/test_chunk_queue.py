@@ -2,7 +2,7 @@ import threading
 
 from stretto.decoder.chunk_queue import ChunkQueue, PendingChunk
 from stretto.records.chunk import Chunk
-from stretto.streams.segment import Segment
+from stretto.streams.layout import Segment
 from tests.fakes import RecordedReply
 
 

@@ -12,9 +12,9 @@ from stretto.config import DecoderConfig
 from stretto.decoder.worker import DecoderWorker
 from stretto.families.tiny.family import TINY
 from stretto.records.chunk import Chunk
-from stretto.records.delivery import OutputForm
+from stretto.records.sampling import OutputForm
 from stretto.streams.chunking import ChunkPolicy, DecoderLoad, Pacer
-from stretto.streams.segment import Segment
+from stretto.streams.layout import Segment
 from tests.fakes import RecordedReply
 
 NUM_FRAMES = 90

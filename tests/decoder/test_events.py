@@ -1,12 +1,11 @@
 from stretto.decoder.chunk_queue import PendingChunk
 from stretto.decoder.events import make_event
-from stretto.decoder.rendering import Renderer
-from stretto.decoder.sessions import Session
+from stretto.decoder.sessions import Renderer, Session
 from stretto.decoder.streaming import Windower
 from stretto.records.chunk import Chunk, GuidanceChange, Report, WordMark
-from stretto.records.delivery import OutputForm
 from stretto.records.event import EVENT
-from stretto.streams.segment import Segment
+from stretto.records.sampling import OutputForm
+from stretto.streams.layout import Segment
 from tests.fakes import FakeCodec, RecordedReply
 
 REPORT = Report("stop", 9, 8, 20, 20, 1.5, 7, 0.1, 0.2, 0.9)

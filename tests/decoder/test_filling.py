@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from stretto.codec.refinement.base import Passage, RefinedCodec
 from stretto.config import DecoderConfig
-from stretto.decoder.filling import PART_FRAMES
+from stretto.decoder.streaming import PART_FRAMES
 from stretto.decoder.worker import DecoderWorker
 from stretto.errors import Cancelled, InvalidRequest
 from stretto.records.chunk import Chunk
-from stretto.records.delivery import OutputForm
-from stretto.streams.segment import Segment
+from stretto.records.sampling import OutputForm
+from stretto.streams.layout import Segment
 from tests.decoder.test_worker import expected_pcm, joined
 from tests.fakes import FakeCodec, RecordedReply
 

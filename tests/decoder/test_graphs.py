@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from stretto.codec.base import Window
-from stretto.decoder.graphs import WORTH_CAPTURING, CudaGraphs, GraphCache
+from stretto.decoder.launching import WORTH_CAPTURING, CudaGraphs, GraphCache
 from tests.decoder import fake_cuda
 from tests.fakes import FakeCodec
 

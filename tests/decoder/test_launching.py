@@ -12,7 +12,7 @@ from stretto.decoder import loop
 from stretto.decoder.launching import CudaLauncher, Flight, HostLauncher, make_launcher
 from stretto.decoder.worker import DecoderWorker
 from stretto.records.chunk import Chunk
-from stretto.streams.segment import Segment
+from stretto.streams.layout import Segment
 from tests.codec.conftest import make_codec
 from tests.decoder import fake_cuda
 from tests.fakes import FakeCodec, RecordedReply

@@ -10,16 +10,13 @@ from torch import Tensor
 from stretto.codec.base import Window
 from stretto.config import DecoderConfig
 from stretto.decoder import loop as loop_module
-from stretto.decoder.chunk_queue import ChunkQueue, PendingChunk
-from stretto.decoder.counts import Counts
-from stretto.decoder.graphs import MAX_GRAPHS
-from stretto.decoder.launching import CudaLauncher
+from stretto.decoder.chunk_queue import BUSY_SHARE, ChunkQueue, Counts, PendingChunk
+from stretto.decoder.launching import MAX_GRAPHS, CudaLauncher
 from stretto.decoder.loop import DecodingLoop
-from stretto.decoder.pace import BUSY_SHARE
 from stretto.decoder.sessions import Sessions
 from stretto.records.chunk import Chunk
-from stretto.records.delivery import OutputForm
-from stretto.streams.segment import Segment
+from stretto.records.sampling import OutputForm
+from stretto.streams.layout import Segment
 from tests.decoder import fake_cuda
 from tests.decoder.fake_cuda import FakeCuda
 from tests.fakes import FakeCodec, RecordedReply

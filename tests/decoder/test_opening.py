@@ -9,12 +9,11 @@ from transformers import DacModel
 from benchmarks.checkpoints.random_codecs import write_checkpoint
 from benchmarks.code_streams import random_codes, stream
 from stretto.config import DecoderConfig
-from stretto.decoder.opening import open_codec
 from stretto.decoder.streaming import Windower
-from stretto.decoder.worker import DecoderWorker
+from stretto.decoder.worker import DecoderWorker, open_codec
 from stretto.errors import CheckpointError
 from stretto.records.chunk import Chunk
-from stretto.streams.segment import Segment
+from stretto.streams.layout import Segment
 from tests.codec.test_onnx_runtime import SPEC, save
 from tests.fakes import RecordedReply
 

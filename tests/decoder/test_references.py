@@ -13,13 +13,12 @@ from benchmarks.checkpoints.random_qwen3_codec import make_qwen3_codec
 from benchmarks.code_streams import random_codes, stream
 from stretto.codec.base import Codec
 from stretto.config import DecoderConfig
-from stretto.decoder.references import PART_FRAMES, References
-from stretto.decoder.streaming import Windower
+from stretto.decoder.streaming import PART_FRAMES, References, Windower
 from stretto.decoder.worker import DecoderWorker
 from stretto.errors import InvalidRequest
 from stretto.records.chunk import Chunk
-from stretto.records.delivery import OutputForm
-from stretto.streams.segment import Segment
+from stretto.records.sampling import OutputForm
+from stretto.streams.layout import Segment
 from tests.decoder.test_worker import expected_pcm, joined
 from tests.fakes import FakeCodec, RecordedReply
 

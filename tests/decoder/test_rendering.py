@@ -7,8 +7,8 @@ import pytest
 import soxr
 
 from stretto.codec.base import CodecSpec, Windowed
-from stretto.decoder.rendering import Renderer
-from stretto.records.delivery import OutputForm
+from stretto.decoder.sessions import Renderer
+from stretto.records.sampling import OutputForm
 
 SPEC = CodecSpec("any", 16_000, 320, 2, 8, Windowed(1, 1))
 

@@ -3,7 +3,7 @@ import pytest
 
 from stretto.decoder.sessions import Sessions
 from stretto.errors import InvalidRequest, Overloaded
-from stretto.records.delivery import OutputForm
+from stretto.records.sampling import OutputForm
 from tests.fakes import FakeCodec
 
 FORM = OutputForm()

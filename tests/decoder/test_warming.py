@@ -12,7 +12,7 @@ from stretto.decoder.launching import HostLauncher
 from stretto.decoder.warming import capture_shapes, warm_up
 from stretto.decoder.worker import DecoderWorker
 from stretto.records.chunk import Chunk
-from stretto.streams.segment import Segment
+from stretto.streams.layout import Segment
 from tests.codec.conftest import make_codec
 from tests.fakes import FakeCodec, RecordedReply
 

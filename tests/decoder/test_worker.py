@@ -18,8 +18,8 @@ from stretto.decoder.launching import Flight
 from stretto.decoder.worker import MAX_FAILED_TURNS, DecoderWorker
 from stretto.errors import Cancelled, Closing, InvalidRequest
 from stretto.records.chunk import Chunk
-from stretto.records.delivery import OutputForm
-from stretto.streams.segment import Segment
+from stretto.records.sampling import OutputForm
+from stretto.streams.layout import Segment
 from tests.codec.conftest import make_codec
 from tests.fakes import FakeCodec, RecordedReply
 from tests.patience import PATIENCE_S

@@ -21,8 +21,13 @@ from vllm.v1.executor import Executor  # noqa: E402
 from vllm.v1.request import Request  # noqa: E402
 
 from stretto.engine.request.adapters import Adapters  # noqa: E402
-from stretto.engine.request.params import sampling_params  # noqa: E402
-from stretto.engine.request.wire import GUIDANCE_ON, NO_CHANGE, Trailer, read_rows  # noqa: E402
+from stretto.engine.request.protocol import (  # noqa: E402
+    GUIDANCE_ON,
+    NO_CHANGE,
+    Trailer,
+    read_rows,
+    sampling_params,
+)
 
 DEFAULTS = {
     "enforce_eager": True,

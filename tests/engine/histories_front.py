@@ -5,9 +5,8 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest
 from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
 
-from stretto.engine.request.params import sampling_params
-from stretto.engine.request.rules import SegmentRules
-from stretto.engine.request.wire import GUIDANCE_ON, NO_CHANGE, Trailer, read_rows
+from stretto.engine.request.protocol import GUIDANCE_ON, NO_CHANGE, Trailer, read_rows, sampling_params
+from stretto.engine.request.reply_rules import SegmentRules
 from stretto.records.prompt import Prompt
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from stretto.families.base import Family
 from stretto.records.prompt import Prompt
-from stretto.streams.segment import Segment
+from stretto.streams.layout import Segment
 
 LENGTHS = (5, 17, 40, 70)
 TRACK_LENGTHS = (9, 0, 30, 4, 100)

@@ -24,15 +24,12 @@ from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.worker.gpu.input_batch import InputBatch, InputBuffers
 from vllm.v1.worker.gpu.model_states.interface import ModelState
 
-from stretto.engine.kernels.gpu import draw, embed, gather
-from stretto.engine.request.new_request import SpeechRequestData
-from stretto.engine.request.params import SpeechParams
+from stretto.engine.kernels.gpu import advance, draw, embed
+from stretto.engine.request.protocol import SpeechParams, SpeechRequestData
 from stretto.engine.worker import run_slots, step_program
 from stretto.engine.worker.model_state import SpeechModelState
-from stretto.engine.worker.module_attention import Spans
-from stretto.engine.worker.module_program import ModuleProgram
-from stretto.engine.worker.step_graphs import padded_sizes
-from stretto.engine.worker.step_sampler import StepSampler
+from stretto.engine.worker.module_rows import ModuleProgram, Spans
+from stretto.engine.worker.step_program import StepSampler, padded_sizes
 from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
 from stretto.records.prompt import Prompt
@@ -156,12 +153,12 @@ def fill(state: SpeechModelState, family: Family) -> None:
 
 # What a step launches, by whether its kernels are used or torch alone, and by family.
 KERNELS = {
-    False: {"_draw_kernel": draw, "_embed_kernel": embed, "_gather_kernel": gather},
+    False: {"_draw_kernel": draw, "_embed_kernel": embed, "_gather_kernel": advance},
     True: {
         **dict.fromkeys(("text_maxima_kernel", "draw_text_kernel", "draw_streams_kernel"), step_program),
         "advance_kernel": step_program,
         "_embed_kernel": embed,
-        "_gather_kernel": gather,
+        "_gather_kernel": advance,
     },
 }
 

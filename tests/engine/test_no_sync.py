@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from stretto.engine.worker import model_state as state
-from stretto.engine.worker.arrays import DeviceArrays
-from stretto.engine.worker.segment_readback import DeviceReadback
+from stretto.engine.worker.run_slots import DeviceReadback
+from stretto.engine.worker.slots import DeviceArrays
 from stretto.families.tiny.family import TINY
 from tests.engine.harness import Answer, Engine
 from tests.engine.prompts import make_prompts

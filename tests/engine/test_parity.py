@@ -15,12 +15,12 @@ from stretto.engine.kernels import cpu as cpu_kernels
 from stretto.engine.kernels.gpu.draw import draw_on_device
 from stretto.engine.kernels.gpu.embed import embed_on_device
 from stretto.engine.models import multi_stream
-from stretto.engine.worker import drawing
+from stretto.engine.worker import sampler
 from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import SegmentSampling
-from stretto.streams.segment import Segment
+from stretto.streams.layout import Segment
 from tests.engine.harness import DEFAULTS, Answer, Engine
 from tests.engine.prompts import make_prompt, make_prompts
 from tests.random_checkpoints import write_checkpoint
@@ -286,7 +286,7 @@ def test_with_interpreted_kernels_the_replies_are_the_same(
 ) -> None:
     """The code path of a GPU: Triton kernels, vLLM's and ours, interpreted, in the place of their twins."""
     monkeypatch.setattr(
-        drawing, "draw", lambda logits, ids, keys, params, plan: draw_on_device(logits, ids, keys, params)
+        sampler, "draw", lambda logits, ids, keys, params, plan: draw_on_device(logits, ids, keys, params)
     )
     monkeypatch.setattr(multi_stream, "embed_rows", embed_on_device)
     for name in cpu_kernels.KERNELS:

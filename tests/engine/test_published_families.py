@@ -12,16 +12,15 @@ import torch
 
 from benchmarks.checkpoints.random_checkpoint import write_checkpoint
 from stretto.engine.frontend.utterance import Utterance
-from stretto.engine.request.rules import SegmentRules
-from stretto.engine.request.tracker import SegmentTracker
-from stretto.engine.request.wire import NO_CHANGE
-from stretto.engine.worker.heads import StreamHeads
+from stretto.engine.request.protocol import NO_CHANGE
+from stretto.engine.request.reply_rules import SegmentRules, SegmentTracker
+from stretto.engine.worker.predictors import StreamHeads
 from stretto.families.base import Family
 from stretto.families.text_codec import SILENT
 from stretto.records.chunk import Report
 from stretto.records.prompt import Prompt
 from stretto.streams.chunking import ChunkPolicy, Pacer
-from stretto.streams.segment import Segment
+from stretto.streams.layout import Segment
 from tests.engine.harness import Answer, Engine
 from tests.engine.prompts import make_prompt, make_prompts
 from tests.reference.speech_lm import Reference

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from stretto.engine.models.strict_loading import fused_parts
-from stretto.engine.worker.frame_predictor import Readout
+from stretto.engine.models.multi_stream import fused_parts
+from stretto.engine.worker.predictors import Readout
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import CodeSampling
 from tests.engine.harness import Engine

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.checkpoints.random_checkpoint import write_checkpoint
-from stretto.engine.worker.frame_predictor import Readout
+from stretto.engine.worker.predictors import Readout
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import CodeSampling
 from tests.engine.harness import Engine

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from stretto.engine.request.shared_stats import KEY, EngineStats, SharedStats
+from stretto.engine.request.protocol import STATS_KEY, EngineStats, SharedStats
 from stretto.engine.scheduling import step_stats
 from stretto.families.tiny.family import TINY
 from tests.engine.harness import Engine
@@ -31,7 +31,9 @@ def shared(asynchronous: bool) -> Iterator[SharedStats]:
 def engine(asynchronous: bool, shared: SharedStats, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     folder = write_checkpoint(tmp_path_factory.mktemp("checkpoint"), TINY, "tiny", hidden=64, layers=1)
     few_blocks = {"max_model_len": 160, "num_gpu_blocks_override": 9, "max_num_seqs": 4, "max_num_batched_tokens": 48}
-    running = Engine(folder, async_scheduling=asynchronous, additional_config={KEY: str(shared.path)}, **few_blocks)
+    running = Engine(
+        folder, async_scheduling=asynchronous, additional_config={STATS_KEY: str(shared.path)}, **few_blocks
+    )
     yield running
     running.shutdown()
 

@@ -7,9 +7,8 @@ import pytest
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from stretto.engine.request.pairs import UNCONDITIONAL_SUFFIX
-from stretto.engine.scheduling.request_state import RequestState
-from stretto.engine.scheduling.unconditional import unconditional_audio
+from stretto.engine.request.protocol import UNCONDITIONAL_SUFFIX
+from stretto.engine.scheduling.request_table import RequestState, unconditional_audio
 from stretto.families.tiny.family import TINY
 from tests.engine.harness import Engine
 from tests.engine.prompts import make_prompt

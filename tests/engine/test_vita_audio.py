@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from stretto.engine.worker import module_rows
-from stretto.engine.worker.burst_sampler import BurstStepSampler
-from stretto.engine.worker.module_attention import ModuleAttention
-from stretto.engine.worker.step_graphs import padded_sizes
+from stretto.engine.worker.module_rows import ModuleAttention
+from stretto.engine.worker.sampler import BurstStepSampler
+from stretto.engine.worker.step_program import padded_sizes
 from stretto.families.registry import family_at
 from tests.engine.forking import forked_processes
 from tests.engine.harness import Answer, Engine

@@ -13,13 +13,19 @@ import torch
 
 from stretto.engine.frontend.utterance import Utterance
 from stretto.engine.kernels.gpu.embed import embed_rows
-from stretto.engine.request.params import SpeechParams
-from stretto.engine.request.rules import SegmentRules
-from stretto.engine.request.tracker import SegmentTracker
-from stretto.engine.request.wire import NO_CHANGE
-from stretto.engine.worker.arrays import Arrays, DeviceArrays, HostArrays
+from stretto.engine.request.protocol import NO_CHANGE, SpeechParams
+from stretto.engine.request.reply_rules import SegmentRules, SegmentTracker
 from stretto.engine.worker.segment_state import Rows, SegmentState
-from stretto.engine.worker.slots import STATE, SlotLimits, SlotScales, SlotState, SlotTables
+from stretto.engine.worker.slots import (
+    STATE,
+    Arrays,
+    DeviceArrays,
+    HostArrays,
+    SlotLimits,
+    SlotScales,
+    SlotState,
+    SlotTables,
+)
 from stretto.families.base import Family, Task
 from stretto.families.text_codec import SILENT
 from stretto.records.chunk import Report

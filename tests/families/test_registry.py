@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from stretto.engine.request.rules import SegmentRules
+from stretto.engine.request.reply_rules import SegmentRules
 from stretto.errors import CheckpointError
 from stretto.families.opuslm.family import TAILS
 from stretto.families.registry import FOLDERS, family_at, module_of, read_family
 from stretto.families.tiny.family import TINY
 from stretto.records.sampling import SegmentSampling
-from stretto.streams.segment import Segment
+from stretto.streams.layout import Segment
 from tests.small_vocabularies import SMALL_BAGPIPER, SMALL_OPUSLM
 
 SMALL = {"bagpiper": SMALL_BAGPIPER, "opuslm": SMALL_OPUSLM}

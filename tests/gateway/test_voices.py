@@ -10,9 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
-from stretto.serving import gateway_process
+from stretto.serving import front_ends
 from stretto.serving.config import launch_config, parser
-from stretto.serving.gateway_process import GatewayProcess
+from stretto.serving.front_ends import GatewayProcess
 from stretto.serving.launch_log import LaunchLog
 from stretto_gateway.command import VOICES, arguments, read_config
 from stretto_gateway.config import Limits
@@ -107,7 +107,7 @@ async def test_a_voice_outlasts_the_launchers_gateway_by_default(
 ) -> None:
     monkeypatch.delenv(VOICES, raising=False)
     monkeypatch.setattr(GatewayProcess, "_start", lambda _: None)
-    monkeypatch.setattr(gateway_process, "state_folder", lambda: tmp_path)
+    monkeypatch.setattr(front_ends, "state_folder", lambda: tmp_path)
     ids = []
     for _ in range(2):
         launch = launch_config(*parser().parse_known_args(["--gateway", "--log-file", str(tmp_path / "log")]))

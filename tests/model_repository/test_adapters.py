@@ -22,9 +22,9 @@ from stretto.records.chunk import Chunk, LMChunk
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.chunking import Pacer
-from stretto.streams.segment import Segment
-from stretto.triton_io.draining import DRAIN_FILE
-from stretto.triton_io.prompt_tensors import read_prompt, write_prompt
+from stretto.streams.layout import Segment
+from stretto.triton_io.seal import read_prompt, write_prompt
+from stretto.triton_io.stub import DRAIN_FILE
 from tests.fakes_triton import Logger, Request, TritonError
 from tests.model_repository.pbtxt import ROOT, read_config
 from tests.patience import PATIENCE_S
@@ -195,7 +195,7 @@ def test_the_decoder_drives_one_worker(monkeypatch: pytest.MonkeyPatch, tmp_path
     module = load("acoustic_decoder")
     made: list[Any] = []
     waits: list[bool] = []
-    monkeypatch.setattr("stretto.decoder.opening.open_codec", lambda config, where: (config.codec, where))
+    monkeypatch.setattr("stretto.decoder.worker.open_codec", lambda config, where: (config.codec, where))
 
     def worker(codec: Any, config: Any) -> SimpleNamespace:
         made.append((codec, config))
@@ -206,7 +206,7 @@ def test_the_decoder_drives_one_worker(monkeypatch: pytest.MonkeyPatch, tmp_path
 
     monkeypatch.setattr("stretto.decoder.worker.DecoderWorker", worker)
     family = SimpleNamespace(codec="tiny", num_codebooks=5)
-    monkeypatch.setattr("stretto.triton_io.parameters.ModelParameters.family", lambda self: family)
+    monkeypatch.setattr("stretto.triton_io.tensors.ModelParameters.family", lambda self: family)
     model = module.TritonPythonModel()
     model.initialize(arguments("acoustic_decoder"))
     ((codec, config),) = made

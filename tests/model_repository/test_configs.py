@@ -7,7 +7,7 @@ import pytest
 from stretto.checkpoints.profile import profile
 from stretto.codec.registry import load_codec
 from stretto.families.tiny.family import TINY
-from stretto.triton_io.schema import MODELS, TensorSpec
+from stretto.triton_io.tensors import MODELS, TensorSpec
 from tests.model_repository.pbtxt import ROOT, read_config
 
 

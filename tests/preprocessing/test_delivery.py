@@ -8,7 +8,7 @@ import pytest
 from stretto.errors import InvalidRequest
 from stretto.families.tiny.family import TINY
 from stretto.preprocessing.options import read_options
-from stretto.records.delivery import Delivery, OutputForm
+from stretto.records.sampling import Delivery, OutputForm
 from stretto.streams.chunking import ChunkPolicy
 
 RING = {"name": "stretto_ring_0011223344556677"}

@@ -11,16 +11,12 @@ from hypothesis import strategies as st
 
 from stretto.errors import InvalidRequest
 from stretto.preprocessing.messages import read_messages
-from stretto.records.chunk import Chunk, GuidanceChange, Report, WordMark
-from stretto.records.delivery import Delivery, OutputForm
-from stretto.records.envelope import MAX_GENERATION, Envelope, FlowAddress
+from stretto.records.chunk import MAX_GENERATION, Chunk, Envelope, FlowAddress, GuidanceChange, Report, WordMark
 from stretto.records.event import EVENT
-from stretto.records.options import OPTIONS
 from stretto.records.prompt import HeardAudio, Prompt
-from stretto.records.ring_address import RingAddress
-from stretto.records.sampling import SamplingConfig, SegmentSampling
+from stretto.records.sampling import OPTIONS, Delivery, OutputForm, RingAddress, SamplingConfig, SegmentSampling
 from stretto.streams.chunking import ChunkPolicy
-from stretto.streams.segment import Segment
+from stretto.streams.layout import Segment
 
 FLOATS = st.floats(0, 1e6)
 COUNTS = st.integers(0, 1 << 31)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from stretto.sampling.min_p import keep_near, span_of
+from stretto.sampling.processors import keep_near, span_of
 
 
 @pytest.mark.parametrize("temperature", [0.3, 0.8, 2.0])

@@ -2,7 +2,7 @@
 
 import torch
 
-from stretto.sampling.script import advances
+from stretto.sampling.processors import advances
 
 
 def test_without_temperature_the_likelier_wins() -> None:

@@ -21,7 +21,7 @@ from stretto.codec.base import Codec
 from stretto.codec.registry import load_codec
 from stretto.codec.tiny.mel import NUM_MELS, log_mel
 from stretto.config import DecoderConfig
-from stretto.decoder.opening import open_codec
+from stretto.decoder.worker import open_codec
 from tests.fakes import FakeCodec
 
 FRAMES = 29

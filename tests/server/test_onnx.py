@@ -16,7 +16,7 @@ from stretto.checkpoints.make_repository import DECODER
 from stretto.codec.base import Codec
 from stretto.codec.registry import load_codec
 from stretto.config import DecoderConfig
-from stretto.decoder.opening import open_codec
+from stretto.decoder.worker import open_codec
 from stretto.families.tiny.family import TINY
 from tests.scripts.test_export_onnx import (
     test_an_exported_decoder_streams_exactly,

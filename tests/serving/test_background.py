@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from stretto.serving import background, pid_file
+from stretto.serving import background
 from stretto.serving.background import BackgroundServer, CannotServe
 from stretto.serving.config import default_pid_file
 from tests.patience import PATIENCE_S
@@ -129,7 +129,7 @@ def test_who_asks_is_told_of_the_page_where_the_server_has_a_gateway(
 ) -> None:
     monkeypatch.setattr(background, "state_folder", lambda: tmp_path)
     monkeypatch.setenv("STRETTO_PORT", "9000")
-    pid_file.write(default_pid_file(9000, tmp_path), "ready", ports, "x.log")
+    background.write(default_pid_file(9000, tmp_path), "ready", ports, "x.log")
     assert background.ready_server() == "localhost:9001"
     assert capsys.readouterr().err == said
 

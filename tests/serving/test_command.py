@@ -17,22 +17,22 @@ import pytest
 from tritonclient.grpc import service_pb2
 
 from stretto.serving import command as serve
-from stretto.serving import folders, proxy_process
+from stretto.serving import front_ends, installation
 from stretto.serving.config import launch_config, parser
+from stretto.serving.faults import LAUNCH_ID, begin_launch
+from stretto.serving.front_ends import ProxyProcess
 from stretto.serving.installation import LaunchError
 from stretto.serving.launch_log import LaunchLog
-from stretto.serving.leftovers import LAUNCH_ID, begin_launch
 from stretto.serving.processes import Process, all_processes, environment_of
 from stretto.serving.proxy.access import MODEL_INFER
 from stretto.serving.proxy.config import Ports
-from stretto.serving.proxy_process import ProxyProcess
 from stretto.serving.server import MAX_MODEL_RESTARTS
 from stretto.triton_io.flow import FlowTable
 from tests.patience import PATIENCE_S
 from tests.ports import free_ports
 
 pytestmark = pytest.mark.slow
-REPOSITORY = folders.bundled_repository()
+REPOSITORY = installation.bundled_repository()
 
 # Started as tritonserver is. Aborts as often as the file `aborts` says, or hangs as often as `hangs` does, in the way
 # that `hang` names; otherwise answers "ready" and has a child that is named as a stub is.
@@ -282,7 +282,7 @@ def test_a_home_that_cannot_be_written_is_said_in_one_line(
     """As of an installed package, whose files lie there; root may write where others may not, but not below a file."""
     home = tmp_path / "file"
     home.touch()
-    monkeypatch.setattr(folders, "clone", lambda: None)
+    monkeypatch.setattr(installation, "clone", lambda: None)
     monkeypatch.setenv("XDG_STATE_HOME", "" if place == "HOME" else str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv(place, str(home))
@@ -411,8 +411,8 @@ def test_a_proxy_that_hangs_as_it_starts_ends_the_launch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     start_of_a_program(monkeypatch, "import sys, time; sys.stdin.readline(); time.sleep(3600)")
-    monkeypatch.setattr(proxy_process, "START_S", 0.2)
-    monkeypatch.setattr(proxy_process, "slowness", lambda: 1.0)
+    monkeypatch.setattr(front_ends, "START_S", 0.2)
+    monkeypatch.setattr(front_ends, "slowness", lambda: 1.0)
     ports = [f"--{name}-port=0" for name in ("http", "grpc", "metrics")]
     flags, passed = parser().parse_known_args([*ports, "--pid-file", str(tmp_path / "serve.json")])
     launch, log = begin_launch(), LaunchLog(tmp_path / "log")

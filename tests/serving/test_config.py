@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from stretto.serving.config import launch_config, parser
-from stretto.serving.folders import state_folder
-from stretto.serving.installation import Installation, LaunchError
-from stretto.serving.leftovers import Launch
+from stretto.serving.faults import Launch
+from stretto.serving.installation import Installation, LaunchError, state_folder
 from stretto.serving.proxy.config import Ports, ProxyConfig
 from stretto.serving.server import command_line
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from stretto.serving import crash
-from stretto.serving.crash import CrashWatch
+from stretto.serving import faults
+from stretto.serving.faults import CrashWatch
 from tests.patience import PATIENCE_S
 
 # A thread as it is in a handler of SIGABRT that never returns, once a line has come; all others are as Triton's are.
@@ -28,7 +28,7 @@ time.sleep(600)
 
 @pytest.fixture
 def process(monkeypatch: pytest.MonkeyPatch) -> Iterator["subprocess.Popen[str]"]:
-    monkeypatch.setattr(crash, "LOOK_S", 0.0)
+    monkeypatch.setattr(faults, "LOOK_S", 0.0)
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", CRASHES], text=True, **pipes) as running:
         assert running.stdout is not None
@@ -58,8 +58,8 @@ def test_who_has_ended_has_not_crashed(process: "subprocess.Popen[str]") -> None
 
 def test_looks_are_rare(process: "subprocess.Popen[str]", monkeypatch: pytest.MonkeyPatch) -> None:
     looked = []
-    monkeypatch.setattr(crash, "blocks_by_thread", lambda pid, signals: looked.append(pid) or {1: len(looked) > 1})
-    monkeypatch.setattr(crash, "LOOK_S", 2.0)
+    monkeypatch.setattr(faults, "blocks_by_thread", lambda pid, signals: looked.append(pid) or {1: len(looked) > 1})
+    monkeypatch.setattr(faults, "LOOK_S", 2.0)
     watch, now_s = CrashWatch(process.pid), time.monotonic()
     for later_s in (1.0, 3.0, 4.0, 5.5, 7.0, 8.0):
         monkeypatch.setattr(time, "monotonic", lambda at_s=now_s + later_s: at_s)
@@ -72,7 +72,7 @@ def test_a_thread_that_has_always_had_signals_blocked_is_in_no_handler(
     process: "subprocess.Popen[str]", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks = iter([{1: False, 2: True}, {1: False, 2: True, 3: True}, {1: True, 2: True, 3: True}, {1: True, 3: True}])
-    monkeypatch.setattr(crash, "blocks_by_thread", lambda pid, signals: next(looks))
+    monkeypatch.setattr(faults, "blocks_by_thread", lambda pid, signals: next(looks))
     watch = CrashWatch(process.pid)
     assert [watch.trouble() for _ in range(3)] == [None] * 3
     assert watch.trouble() is not None

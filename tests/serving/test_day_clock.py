@@ -4,13 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from stretto.serving import day_clock
-from stretto.serving.day_clock import DayClock
+from stretto.serving import faults
+from stretto.serving.faults import DayClock
 
 
 def test_only_a_long_step_back_is_trouble_and_only_once(monkeypatch: pytest.MonkeyPatch) -> None:
     day_s, up_s = 1_000_000.0, 50.0
-    monkeypatch.setattr(day_clock, "time", SimpleNamespace(time=lambda: day_s, monotonic=lambda: up_s))
+    monkeypatch.setattr(faults, "time", SimpleNamespace(time=lambda: day_s, monotonic=lambda: up_s))
     clock = DayClock()
     seen = []
     for passed_s, step_s in ((90.0, 0.0), (0.25, -3600.0), (500.0, 0.0), (2.0, 3600.0), (0.25, -60.0), (0.25, -60.5)):

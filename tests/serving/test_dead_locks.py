@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from stretto.serving import dead_locks
-from stretto.serving.dead_locks import PIECE, free_dead_locks
+from stretto.serving import faults
+from stretto.serving.faults import PIECE, free_dead_locks
 
 LIBC = ctypes.CDLL(None)
 ROBUST, SHARED = 1, 1  # pthread.h
@@ -62,7 +62,7 @@ def test_who_asks_for_the_mutex_of_the_dead_is_told_of_that(region: Region) -> N
 
 @pytest.mark.parametrize("piece", PIECES)
 def test_what_the_dead_have_left_locked_is_freed(region: Region, monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
-    monkeypatch.setattr(dead_locks, "PIECE", piece)
+    monkeypatch.setattr(faults, "PIECE", piece)
     region.die_with(*PLACES)
     assert free_dead_locks(region.path) == 2
     assert [region.take(place) for place in PLACES] == [0, 0]

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from stretto.serving.drain import num_active_utterances
+from stretto.serving.supervisor import num_active_utterances
 from stretto.triton_io.flow import FlowTable
 
 

@@ -6,11 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from stretto.serving import environment
-from stretto.serving.environment import server_environment
-from stretto.serving.folders import IMPORT_ROOT
-from stretto.serving.installation import Installation
-from stretto.serving.leftovers import Launch
+from stretto.serving import installation
+from stretto.serving.faults import Launch
+from stretto.serving.installation import IMPORT_ROOT, Installation, server_environment
 
 BASE = {"PATH": "/usr/bin", "LD_LIBRARY_PATH": "/opt/lib", "HOME": "/home/x", "LC_ALL": "C"}
 
@@ -36,8 +34,8 @@ def test_bytecode_goes_to_the_cache_where_an_installation_has_none_and_takes_non
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
     (tmp_path / name).mkdir()
-    monkeypatch.setattr(environment, "PACKAGE", tmp_path)
-    monkeypatch.setattr(environment.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(installation, "PACKAGE", tmp_path)
+    monkeypatch.setattr(installation.os, "access", lambda path, mode: False)
     monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
     launch = Launch("1", 0, Path("/d"))
     made = server_environment(Installation(Path("/opt/x")), launch, BASE)

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from stretto.serving import gateway_process
+from stretto.serving import front_ends
 from stretto.serving.config import LaunchConfig, launch_config, parser
-from stretto.serving.gateway_process import GatewayProcess
+from stretto.serving.front_ends import GatewayProcess
 from stretto.serving.installation import LaunchError
 from stretto.serving.launch_log import LaunchLog
 from stretto_gateway.command import arguments, read_config
@@ -71,7 +71,7 @@ def test_it_listens_is_started_again_when_it_ends_and_drains(
     process.drain(iter(lambda: time.sleep(0.01), True))
     assert process.fault() == "the gateway has ended"
     process.keep_alive()
-    monkeypatch.setattr(gateway_process, "RESTART_S", 0.0)
+    monkeypatch.setattr(front_ends, "RESTART_S", 0.0)
     process.keep_alive()
     assert process.fault() == "the gateway is being started again"
     assert answers(port)
@@ -130,7 +130,7 @@ def test_it_keeps_voices_in_the_state_folder_unless_another_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(GatewayProcess, "_start", lambda _: None)
-    monkeypatch.setattr(gateway_process, "state_folder", lambda: tmp_path / "state")
+    monkeypatch.setattr(front_ends, "state_folder", lambda: tmp_path / "state")
 
     def folder(*words: str) -> Path | None:
         line = GatewayProcess(config(tmp_path, *words), 8003, NO_LOG).command_line()
@@ -139,10 +139,10 @@ def test_it_keeps_voices_in_the_state_folder_unless_another_is_named(
     assert folder() == tmp_path / "state" / "voices"
     assert (tmp_path / "state" / "voices").stat().st_mode & 0o777 == 0o700
     assert folder(f"--gateway-arg=--voices={tmp_path / 'mine'}") == tmp_path / "mine"
-    monkeypatch.setattr(gateway_process, "state_folder", lambda: Path("/dev/null/state"))
+    monkeypatch.setattr(front_ends, "state_folder", lambda: Path("/dev/null/state"))
     assert folder() is None
     assert "the gateway keeps no voices: cannot make /dev/null/state/voices" in capsys.readouterr().err
-    monkeypatch.setenv(gateway_process.VOICES, str(tmp_path / "other"))
+    monkeypatch.setenv(front_ends.VOICES, str(tmp_path / "other"))
     assert folder() == tmp_path / "other"
 
 
@@ -163,6 +163,6 @@ def test_it_passes_the_origins_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gateway_process, "NEEDED", ("no_such_module",))
+    monkeypatch.setattr(front_ends, "NEEDED", ("no_such_module",))
     with pytest.raises(LaunchError, match="'no_such_module'; the extra 'gateway'"):
         GatewayProcess(config(tmp_path), 8003, NO_LOG)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from stretto.serving.leftovers import LAUNCH_ID, begin_launch, sweep
+from stretto.serving.faults import LAUNCH_ID, begin_launch, sweep
 from stretto.serving.processes import read_process
 from tests.patience import PATIENCE_S
 

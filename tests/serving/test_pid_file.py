@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from stretto.serving import background
 from stretto.serving import command as serve
-from stretto.serving import pid_file
 from stretto.serving.processes import birth, is_stopped
 
 PORTS = {"http": 1, "grpc": 2, "metrics": 3}
@@ -31,7 +31,7 @@ def launcher(tmp_path: Path) -> "subprocess.Popen[bytes]":
 
 
 def test_a_living_launcher_is_read(launcher: "subprocess.Popen[bytes]", tmp_path: Path, capsys: object) -> None:
-    assert pid_file.read(tmp_path / "pid.json")["ports"] == PORTS
+    assert background.read(tmp_path / "pid.json")["ports"] == PORTS
     assert serve.main(["--status", "--pid-file", str(tmp_path / "pid.json")]) == 0
     assert json.loads(capsys.readouterr().out)["state"] == "ready"
 
@@ -54,15 +54,15 @@ def test_a_launcher_that_drains_for_longer_than_it_said_is_named(
 
 
 def test_a_launcher_tells_its_version(tmp_path: Path) -> None:
-    pid_file.write(tmp_path / "pid.json", "ready", PORTS, "x.log")
-    assert pid_file.read(tmp_path / "pid.json")["version"] == version("stretto")
+    background.write(tmp_path / "pid.json", "ready", PORTS, "x.log")
+    assert background.read(tmp_path / "pid.json")["version"] == version("stretto")
 
 
 def test_a_launcher_that_is_gone_is_none(launcher: "subprocess.Popen[bytes]", tmp_path: Path) -> None:
     launcher.kill()
     launcher.wait()
-    assert pid_file.read(tmp_path / "pid.json") is None
-    assert not pid_file.stop(tmp_path / "pid.json")
+    assert background.read(tmp_path / "pid.json") is None
+    assert not background.stop(tmp_path / "pid.json")
     assert serve.main(["--status", "--pid-file", str(tmp_path / "pid.json")]) == 3
 
 
@@ -71,8 +71,8 @@ def test_whoever_has_the_pid_of_a_dead_launcher_by_now_is_not_stopped(
 ) -> None:
     path = tmp_path / "pid.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"born": birth(launcher.pid) - 1}))
-    assert pid_file.read(path) is None
-    assert not pid_file.stop(path)
+    assert background.read(path) is None
+    assert not background.stop(path)
     assert launcher.poll() is None
 
 
@@ -80,7 +80,7 @@ def test_a_server_that_is_not_ready_is_said_to_be_none_with_the_reason(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "pid.json"
-    pid_file.write(path, "unready", PORTS, "x.log", "a stub (pid 7) is stopped")
+    background.write(path, "unready", PORTS, "x.log", "a stub (pid 7) is stopped")
     assert serve.main(["--status", "--pid-file", str(path)]) == 1
     assert json.loads(capsys.readouterr().out)["reason"] == "a stub (pid 7) is stopped"
 
@@ -105,17 +105,17 @@ DAMAGED = (
 def test_no_file_or_a_damaged_one_is_none(tmp_path: Path, text: str | None) -> None:
     if text is not None:
         (tmp_path / "pid.json").write_bytes(text.encode(errors="surrogatepass"))
-    assert pid_file.read(tmp_path / "pid.json") is None
+    assert background.read(tmp_path / "pid.json") is None
     assert serve.main(["--status", "--pid-file", str(tmp_path / "pid.json")]) == 3
     assert serve.main(["--stop", "--pid-file", str(tmp_path / "pid.json")]) == 0
 
 
 def test_a_file_is_written_whole_and_only_its_owner_removes_it(tmp_path: Path) -> None:
     path = tmp_path / "run" / "pid.json"
-    pid_file.write(path, "starting", PORTS, "x.log")
+    background.write(path, "starting", PORTS, "x.log")
     record = json.loads(path.read_text())
     assert (record["state"], record["ports"], record["log"]) == ("starting", PORTS, "x.log")
     assert [each.name for each in path.parent.iterdir()] == ["pid.json"]
     path.write_text(json.dumps(record | {"pid": 1}))
-    pid_file.remove(path)
+    background.remove(path)
     assert path.exists()

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.temporary_server import serving
-from stretto.serving.folders import IMPORT_ROOT
-from stretto.serving.plain_paths import plain_path
+from stretto.serving.installation import IMPORT_ROOT, plain_path
 
 CONFIG = """
 name: "speech"

@@ -5,8 +5,7 @@ import threading
 
 import pytest
 
-from stretto.serving.installation import LaunchError
-from stretto.serving.ports import page_address, wait_for_ports
+from stretto.serving.installation import LaunchError, page_address, wait_for_ports
 
 
 def listener() -> tuple[socket.socket, int]:

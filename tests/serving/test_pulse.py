@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from stretto.serving import faults
 from stretto.serving import pulse as pulse_module
-from stretto.serving import trouble
 from stretto.serving.processes import is_stopped
 from stretto.serving.proxy.config import BEATS
 from stretto.serving.pulse import MAX_MISSED, MAX_MISSED_AT_START, Pulse
@@ -46,7 +46,7 @@ class Child:
 def child(monkeypatch: pytest.MonkeyPatch) -> Iterator[Child]:
     monkeypatch.setattr(pulse_module, "POLL_S", 3600.0)
     monkeypatch.setattr(pulse_module, "slowness", lambda: 1.0)
-    monkeypatch.setattr(trouble, "PROOF_S", 0.0)
+    monkeypatch.setattr(faults, "PROOF_S", 0.0)
     made = Child()
     yield made
     made.end()
@@ -82,13 +82,13 @@ def test_a_start_may_take_longer_than_a_beat(child: Child, monkeypatch: pytest.M
 def test_a_stopped_process_is_a_fault_at_once_and_hangs_if_it_stays_so(
     child: Child, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trouble, "PROOF_S", 3600.0)
+    monkeypatch.setattr(faults, "PROOF_S", 3600.0)
     os.kill(child.process.pid, signal.SIGSTOP)
     while not is_stopped(child.process.pid):
         time.sleep(0.001)
     assert child.pulse.fault() == f"the gateway (pid {child.process.pid}) is stopped"
     assert not child.pulse.is_hung()
-    monkeypatch.setattr(trouble, "PROOF_S", 0.0)
+    monkeypatch.setattr(faults, "PROOF_S", 0.0)
     assert child.pulse.is_hung()
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stretto.streams.delay import Undelayer, delay_codes, undelay_codes
+from stretto.streams.layout import Undelayer, delay_codes, undelay_codes
 
 DELAYS = [(0,), (0, 1), (0, 1, 2, 3, 4, 5, 6, 7), (3, 4, 5), (0, 0, 2), (2, 0, 1)]
 PAD = -1

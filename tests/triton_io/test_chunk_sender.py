@@ -12,14 +12,12 @@ import pytest
 
 from stretto.departures import STREAM, Departures
 from stretto.errors import Cancelled, Closing, Overloaded
-from stretto.records.chunk import Chunk, LMChunk
-from stretto.records.delivery import Delivery, OutputForm
-from stretto.records.envelope import Envelope
-from stretto.streams.segment import Segment
+from stretto.records.chunk import Chunk, Envelope, LMChunk
+from stretto.records.sampling import Delivery, OutputForm
+from stretto.streams.layout import Segment
 from stretto.triton_io.callers import Caller
-from stretto.triton_io.chunk_sender import ChunkSender, SenderLimits
+from stretto.triton_io.chunk_sender import ChunkSender, Responses, ResponseThread, SenderLimits
 from stretto.triton_io.flow import DecoderFailed, DecoderRefused, DecoderStalled, FlowSlot, FlowTable, Outcome
-from stretto.triton_io.responses import Responses, ResponseThread
 from tests.fakes_triton import InferenceResponse, Request, ResponseSender
 from tests.patience import PATIENCE_S
 from tests.triton_io.answering import AnsweringSender

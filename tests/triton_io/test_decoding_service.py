@@ -10,11 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stretto.records.chunk import Chunk
-from stretto.records.delivery import OutputForm
-from stretto.records.envelope import Envelope
-from stretto.records.ring_address import RingAddress
-from stretto.streams.segment import Segment
+from stretto.records.chunk import Chunk, Envelope
+from stretto.records.sampling import OutputForm, RingAddress
+from stretto.streams.layout import Segment
 from stretto.triton_io.decoding_service import DecodingService
 from stretto.triton_io.flow import FlowSlot, FlowTable, Outcome
 from stretto.triton_io.seal import TAG, Seal

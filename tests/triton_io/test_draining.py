@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from stretto.errors import Closing
-from stretto.triton_io.draining import DRAIN_FILE, DrainGate, is_passing
+from stretto.triton_io.stub import DRAIN_FILE, DrainGate, is_passing
 
 
 def test_the_gate_is_closed_while_the_file_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from stretto.triton_io.event_loop import EventLoop
+from stretto.triton_io.stub import EventLoop
 
 
 async def double(number: int) -> int:

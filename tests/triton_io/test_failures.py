@@ -5,7 +5,7 @@ import re
 import pytest
 
 from stretto.errors import Cancelled, Closing, InvalidRequest, Overloaded, incident
-from stretto.triton_io.failures import failed_response, log_failure, told
+from stretto.triton_io.callers import failed_response, log_failure, told
 from tests.fakes_triton import Logger, TritonError
 
 

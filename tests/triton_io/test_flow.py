@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from stretto.errors import Overloaded
-from stretto.records.envelope import FlowAddress
-from stretto.triton_io.flow import FlowTable, Outcome, conclude_all, remove_stale_tables
-from stretto.triton_io.flow_tables import FlowTables
+from stretto.records.chunk import FlowAddress
+from stretto.triton_io.flow import FlowTable, FlowTables, Outcome, conclude_all, remove_stale_tables
 
 
 def hold_a_table(directory: Path, ready: "multiprocessing.synchronize.Event") -> None:

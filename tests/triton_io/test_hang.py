@@ -12,8 +12,8 @@ import pytest
 
 from stretto.config import DecoderConfig
 from stretto.decoder.worker import DecoderWorker
-from stretto.triton_io import hang
-from stretto.triton_io.hang import LOOKS, HangWatch
+from stretto.triton_io import stub
+from stretto.triton_io.stub import LOOKS, HangWatch
 from tests.decoder.test_worker import pile_up
 from tests.fakes import FakeCodec
 from tests.patience import PATIENCE_S
@@ -164,7 +164,7 @@ def test_a_decoder_whose_codec_never_returns_is_found_and_an_idle_one_is_not() -
 def test_the_process_of_the_watch_ends_with_what_hangs(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     ended: Queue[str] = Queue()
     monkeypatch.setattr("stretto.triton_io.stub.end", ended.put)
-    monkeypatch.setattr(hang, "LOOK_S", 0.001)
+    monkeypatch.setattr(stub, "LOOK_S", 0.001)
     watch = HangWatch(lambda: True, [(7, 8)], [5], machine.folder)
     watch.start("the engine")
     assert ended.get(timeout=PATIENCE_S) == "the engine hangs"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from stretto.errors import CheckpointError
-from stretto.triton_io.parameters import ModelParameters
+from stretto.triton_io.tensors import ModelParameters
 
 
 def parameters(folder: Path, kind: str = "CPU", device_id: str = "0", **values: str) -> ModelParameters:

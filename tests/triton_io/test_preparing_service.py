@@ -10,14 +10,12 @@ import pytest
 
 from stretto.departures import DEPARTURES_FILE, STREAM, Departures
 from stretto.errors import Closing, InvalidRequest, Overloaded
-from stretto.records.prompt import Prompt
+from stretto.records.prompt import Prompt, TextPart
 from stretto.records.sampling import SamplingConfig, SegmentSampling
-from stretto.records.text_part import TextPart
 from stretto.triton_io.callers import HOST
-from stretto.triton_io.draining import DrainGate, is_passing
 from stretto.triton_io.preparing_service import PreparingService
-from stretto.triton_io.prompt_tensors import read_prompt
-from stretto.triton_io.seal import Seal
+from stretto.triton_io.seal import Seal, read_prompt
+from stretto.triton_io.stub import DrainGate, is_passing
 from tests.fakes_triton import Logger, Request, TritonError
 
 ROWS = np.arange(6, dtype=np.int32).reshape(3, 2)

@@ -12,8 +12,8 @@ import pytest
 
 from stretto.errors import Cancelled, Closing, InvalidRequest, Overloaded
 from stretto.triton_io.callers import Caller
+from stretto.triton_io.decoding_service import ChunkReply
 from stretto.triton_io.flow import FlowSlot, FlowTable, Outcome
-from stretto.triton_io.replies import ChunkReply
 from tests.fakes_triton import InferenceResponse, Request, ResponseSender
 
 

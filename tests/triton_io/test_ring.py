@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from stretto.errors import InvalidRequest
-from stretto.records.ring_address import RingAddress
+from stretto.records.sampling import RingAddress
 from stretto.triton_io.ring import CudaPayload, PcmRing, check_ring
 from stretto_client.regions import SystemRegion
 from stretto_client.ring import HEADER, Ring, RingSize

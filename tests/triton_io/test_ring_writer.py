@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from stretto.errors import Cancelled, InvalidRequest
-from stretto.records.ring_address import RingAddress
-from stretto.triton_io import ring_writer as writers
+from stretto.records.sampling import RingAddress
+from stretto.triton_io import ring as writers
 from stretto.triton_io.flow import FlowSlot, FlowTable
-from stretto.triton_io.ring_writer import RingWriter, RingWriters
+from stretto.triton_io.ring import RingWriter, RingWriters
 from stretto_client.ring import Ring, RingSize
 from tests.cuda_runtime import install
 from tests.patience import PATIENCE_S

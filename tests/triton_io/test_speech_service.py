@@ -13,17 +13,16 @@ from stretto.departures import DEPARTURES_FILE, STREAM, Departures
 from stretto.errors import InvalidRequest, NoPlace
 from stretto.families.text_stream import SubwordStream
 from stretto.records.chunk import Chunk, LMChunk
-from stretto.records.prompt import Prompt
+from stretto.records.prompt import Prompt, TextPart
 from stretto.records.sampling import SamplingConfig, SegmentSampling
-from stretto.records.text_part import TextPart
 from stretto.streams.chunking import Pacer
-from stretto.streams.segment import Segment
+from stretto.streams.layout import Segment
 from stretto.triton_io.callers import HOST
 from stretto.triton_io.chunk_sender import SenderLimits
-from stretto.triton_io.event_loop import EventLoop
 from stretto.triton_io.flow import FlowTable, Outcome
 from stretto.triton_io.seal import TAG
 from stretto.triton_io.speech_service import SpeechService
+from stretto.triton_io.stub import EventLoop
 from tests.fakes_triton import Logger, MetricFamily, Request, ResponseSender, TritonError
 from tests.families.test_text_stream import QWEN, tokenizer
 from tests.patience import PATIENCE_S

@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 
 from stretto.errors import InvalidRequest
-from stretto.triton_io.schema import AUDIO, TEXT
-from stretto.triton_io.strings import MAX_STRINGS, Strings
-from stretto.triton_io.tensors import MAX_TEXT_BYTES, read_bytes, read_files
+from stretto.triton_io.tensors import AUDIO, MAX_STRINGS, MAX_TEXT_BYTES, TEXT, Strings, read_bytes, read_files
 from tests.fakes_triton import Request
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from stretto.serving.environment import MALLOC
+from stretto.serving.installation import MALLOC
 from stretto.triton_io.decoding_service import DecodingService
-from stretto.triton_io.ring_writer import RingWriters
+from stretto.triton_io.ring import RingWriters
 from tests.patience import PATIENCE_S
 from tests.triton_io.sealing import SEAL
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from stretto.errors import InvalidRequest
-from stretto.triton_io import schema
+from stretto.triton_io import tensors
 from stretto.triton_io.tensors import (
     array_tensor,
     bytes_tensor,
@@ -20,33 +20,33 @@ from tests.fakes_triton import Request
 
 def test_numbers_come_back_as_they_went() -> None:
     codes = np.arange(6, dtype=np.int32).reshape(2, 3)
-    tensor = array_tensor(schema.CODES, codes)
+    tensor = array_tensor(tensors.CODES, codes)
     assert tensor.name() == "codes"
-    np.testing.assert_array_equal(read_array(Request({"codes": tensor.as_numpy()}), schema.CODES), codes)
+    np.testing.assert_array_equal(read_array(Request({"codes": tensor.as_numpy()}), tensors.CODES), codes)
 
 
 @pytest.mark.parametrize("array", [np.arange(8, dtype=np.float32)[::2], np.zeros(0, np.float32)])
 def test_strided_and_empty_arrays_are_written_as_they_are(array: np.ndarray) -> None:
-    np.testing.assert_array_equal(array_tensor(schema.PCM, array).as_numpy(), array)
+    np.testing.assert_array_equal(array_tensor(tensors.PCM, array).as_numpy(), array)
 
 
 def test_a_record_survives_the_journey() -> None:
     record = bytes(range(256))
-    tensor = bytes_tensor(schema.CHUNK, record)
+    tensor = bytes_tensor(tensors.CHUNK, record)
     assert tensor.as_numpy().dtype == np.uint8
-    assert read_record(Request({"chunk": tensor.as_numpy()}), schema.CHUNK) == record
+    assert read_record(Request({"chunk": tensor.as_numpy()}), tensors.CHUNK) == record
 
 
 def test_an_absent_optional_tensor_is_none() -> None:
     request = Request({})
-    assert read_array(request, schema.PCM_IN) is None
-    assert read_scalar(request, schema.SAMPLE_RATE) is None
-    assert read_bytes(request, schema.TEXT) is None
+    assert read_array(request, tensors.PCM_IN) is None
+    assert read_scalar(request, tensors.SAMPLE_RATE) is None
+    assert read_bytes(request, tensors.TEXT) is None
 
 
 def test_a_missing_tensor_is_named() -> None:
     with pytest.raises(InvalidRequest, match=r"prompt: expected UINT8 \[-1\], got nothing"):
-        read_array(Request({}), schema.PROMPT)
+        read_array(Request({}), tensors.PROMPT)
 
 
 @pytest.mark.parametrize(
@@ -58,27 +58,27 @@ def test_a_missing_tensor_is_named() -> None:
 )
 def test_a_wrong_shape_or_type_is_named(array: np.ndarray, message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
-        read_array(Request({"pcm_in": array}), schema.PCM_IN)
+        read_array(Request({"pcm_in": array}), tensors.PCM_IN)
 
 
 @pytest.mark.parametrize("array", [np.array([b"a", b"b"], object), np.array([1], np.int32), np.array([], object)])
 def test_a_text_is_one_element(array: np.ndarray) -> None:
     with pytest.raises(InvalidRequest, match=r"text: expected STRING \[1\]"):
-        read_bytes(Request({"text": array}), schema.TEXT)
+        read_bytes(Request({"text": array}), tensors.TEXT)
 
 
 def test_files_are_all_elements_in_order() -> None:
     request = Request({"audio": np.array([b"a", b"\0b", b""], object)})
-    assert read_files(request, schema.AUDIO) == (b"a", b"\0b", b"")
-    assert read_files(Request({}), schema.AUDIO) is None
+    assert read_files(request, tensors.AUDIO) == (b"a", b"\0b", b"")
+    assert read_files(Request({}), tensors.AUDIO) is None
     with pytest.raises(InvalidRequest, match=r"audio: expected STRING \[-1\], got object \[1, 1\]"):
-        read_files(Request({"audio": np.array([[b"a"]], object)}), schema.AUDIO)
+        read_files(Request({"audio": np.array([[b"a"]], object)}), tensors.AUDIO)
 
 
 def test_a_text_is_sent_as_utf8() -> None:
-    assert text_tensor(schema.EVENT, "né".encode()).as_numpy()[0] == "né".encode()
+    assert text_tensor(tensors.EVENT, "né".encode()).as_numpy()[0] == "né".encode()
 
 
 def test_an_array_of_another_type_is_never_sent() -> None:
     with pytest.raises(AssertionError, match="pcm: float64"):
-        array_tensor(schema.PCM, np.zeros(3))
+        array_tensor(tensors.PCM, np.zeros(3))

@@ -13,14 +13,12 @@ from hypothesis import strategies as st
 
 from stretto.errors import InvalidRequest, Overloaded
 from stretto.families.text_stream import MAX_PENDING_CHARS, SubwordStream
-from stretto.records.chunk import Chunk, LMChunk
-from stretto.records.envelope import FlowAddress
-from stretto.records.prompt import Prompt
+from stretto.records.chunk import Chunk, FlowAddress, LMChunk
+from stretto.records.prompt import Prompt, TextPart
 from stretto.records.sampling import SamplingConfig, SegmentSampling
-from stretto.records.text_part import TextPart
 from stretto.streams.chunking import ChunkPolicy, Pacer
-from stretto.streams.segment import Segment
-from stretto.triton_io.text_sessions import TextSession, TextSessions
+from stretto.streams.layout import Segment
+from stretto.triton_io.speech_service import TextSession, TextSessions
 from tests.families.test_text_stream import QWEN, TEXTS, tokenizer
 from tests.small_vocabularies import TRACKED_CSM
 

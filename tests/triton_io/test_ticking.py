@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from stretto.triton_io.ticking import ticking, until
+from stretto.triton_io.stub import ticking, until
 
 
 async def test_it_looks_until_the_block_is_left() -> None:

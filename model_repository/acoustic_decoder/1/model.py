@@ -21,13 +21,12 @@ class TritonPythonModel:
         stub.use_utf8()
         stub.keep_large_memory()
         from stretto.config import DecoderConfig
-        from stretto.decoder.opening import open_codec
-        from stretto.decoder.worker import DecoderWorker
+        from stretto.decoder.worker import DecoderWorker, open_codec
         from stretto.triton_io.decoding_service import DecodingService
         from stretto.triton_io.flow import Outcome, conclude_all
-        from stretto.triton_io.hang import HangWatch
-        from stretto.triton_io.parameters import ModelParameters
         from stretto.triton_io.seal import SealKey
+        from stretto.triton_io.stub import HangWatch
+        from stretto.triton_io.tensors import ModelParameters
 
         parameters = ModelParameters(args)
         family = parameters.family()

@@ -25,12 +25,11 @@ class TritonPythonModel:
         from stretto.config import EngineConfig
         from stretto.engine.environment import prepare_environment
         from stretto.triton_io.chunk_sender import SenderLimits
-        from stretto.triton_io.event_loop import EventLoop
         from stretto.triton_io.flow import FlowTable
-        from stretto.triton_io.hang import HangWatch
-        from stretto.triton_io.parameters import ModelParameters
         from stretto.triton_io.seal import SealKey
         from stretto.triton_io.speech_service import SpeechService
+        from stretto.triton_io.stub import EventLoop, HangWatch
+        from stretto.triton_io.tensors import ModelParameters
 
         prepare_environment()
         with stub.no_collection():

@@ -25,14 +25,13 @@ class TritonPythonModel:
         from stretto.preprocessing.lanes import AudioLanes, Load
         from stretto.preprocessing.request import Preprocessor, RawRequest
         from stretto.preprocessing.text_part import read_part
-        from stretto.triton_io import strings
-        from stretto.triton_io.draining import DrainGate
-        from stretto.triton_io.inputs import read_inputs
-        from stretto.triton_io.parameters import ModelParameters
+        from stretto.triton_io import tensors
         from stretto.triton_io.preparing_service import PreparingService
         from stretto.triton_io.seal import SealKey
+        from stretto.triton_io.stub import DrainGate
+        from stretto.triton_io.tensors import ModelParameters, read_inputs
 
-        strings.install()
+        tensors.install()
         parameters = ModelParameters(args)
         limit = Load(parameters.number("max_audio_bytes"), parameters.number("max_audio_requests"))
         self.lanes = AudioLanes(AudioProcess, parameters.number("long_audio_lanes"), limit)

@@ -25,7 +25,7 @@ from stretto.families.base import Family
 from stretto.families.opuslm.ssl_tokenizer import FOLDER
 from stretto.families.registry import config_at
 from stretto.preprocessing.request import Preprocessor
-from stretto.serving.folders import bundled_repository
+from stretto.serving.installation import bundled_repository
 from stretto.untrusted_files import json_object
 
 BUNDLED = bundled_repository()

@@ -9,10 +9,9 @@ import torch
 from stretto.codec.base import Codec, CodecSpec, Window
 from stretto.codec.refinement.base import Passage, Refinement, refinement_of
 from stretto.decoder.chunk_queue import PendingChunk, check_waited_for
-from stretto.decoder.filling import Work
 from stretto.decoder.launching import Launcher
 from stretto.decoder.sessions import Session
-from stretto.decoder.streaming import FrameWindow
+from stretto.decoder.streaming import FrameWindow, Work
 from stretto.errors import Cancelled
 
 

@@ -1,17 +1,66 @@
-"""Queues of chunks to be decoded, one per utterance."""
+"""Chunk queues per utterance, unanswered chunks and their refusal, and the accepted chunk rate."""
 
+import logging
 import threading
-from collections import deque
-from collections.abc import Callable, Collection
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
-from stretto.errors import Cancelled
+from stretto.errors import Cancelled, StrettoError, incident
 from stretto.records.chunk import Chunk
-from stretto.records.delivery import OutputForm
 from stretto.records.event import Event
+from stretto.records.sampling import OutputForm
+
+NAMES = ("chunks", "failed", "cancelled", "expired", "batches", "windows", "frames")
+
+
+class Counts:
+    """Counters by name; values only increase."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._counting = threading.Lock()
+        self._largest_batch = 0
+        self._decode_s = 0.0
+
+    def add(self, name: str, by: int = 1) -> None:
+        """Increase one of NAMES."""
+        with self._counting:
+            self._counts[name] += by
+
+    def add_batch(self, num_windows: int, num_frames: int, spent_s: float) -> None:
+        """Count a batch of windows of `num_frames` frames each that took `spent_s` seconds."""
+        with self._counting:
+            self._counts += Counter(batches=1, windows=num_windows, frames=num_windows * num_frames)
+            self._largest_batch = max(self._largest_batch, num_windows)
+            self._decode_s += spent_s
+
+    def figures(self) -> dict[str, float]:
+        """Return all counters, the largest batch and the total decoding time in seconds."""
+        with self._counting:
+            counted = {name: self._counts[name] for name in NAMES}
+            return counted | {"largest_batch": self._largest_batch, "decode_s": self._decode_s}
+
+
+BUSY_SHARE = 0.9  # target utilisation; beyond it chunks only queue
+WINDOW_MEMORY = 64  # number of windows in the moving average
+
+
+class Pace:
+    """Moving average of the decoding time per window; written by one thread, read by any."""
+
+    def __init__(self) -> None:
+        self._window_s = 0.0  # average decoding time per window
+        self.chunk_s = 0.0  # interval between chunks of one utterance at BUSY_SHARE
+
+    def note(self, num_windows: int, spent_s: float, num_speaking: int) -> None:
+        """Record that a batch of `num_windows` windows took `spent_s` seconds with `num_speaking` active utterances."""
+        weight = min(1.0, num_windows / WINDOW_MEMORY) if self._window_s else 1.0
+        self._window_s += weight * (spent_s / num_windows - self._window_s)
+        self.chunk_s = num_speaking * self._window_s / BUSY_SHARE
 
 
 class ChunkAnswer(Protocol):
@@ -129,3 +178,55 @@ class ChunkQueue:
         if queue:
             self._waiting[utterance] = queue  # last in line: utterances take turns
         return pending
+
+
+logger = logging.getLogger(__name__)
+
+
+def refuse(pending: PendingChunk, error: Exception, counts: Counts) -> None:
+    """Answer a chunk with an error, count it, and log internal errors."""
+    counts.add("cancelled" if isinstance(error, Cancelled) else "failed")
+    if not isinstance(error, StrettoError):
+        what = (pending.utterance, pending.chunk.index, incident(error))
+        logger.error("utterance %s, chunk %d: %s", *what, exc_info=error)
+    try:
+        pending.reply.fail(error)
+    except Exception:
+        logger.exception("utterance %s: the error could not be delivered", pending.utterance)
+
+
+class Unanswered:
+    """Chunks taken from the queue and not answered yet. For one thread."""
+
+    def __init__(self, counts: Counts, queue: ChunkQueue) -> None:
+        self._counts, self._queue = counts, queue
+        self._pending: dict[int, PendingChunk] = {}
+
+    def __iter__(self) -> Iterator[PendingChunk]:
+        return iter(list(self._pending.values()))
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    def add(self, pending: PendingChunk) -> None:
+        """Add a chunk."""
+        self._pending[id(pending)] = pending
+
+    def tell(self) -> None:
+        """Signal progress to all waiting chunks, queued ones included.
+
+        A long operation occupies the decoder thread, so all of them wait for it.
+        """
+        for pending in (*self, *self._queue.waiting()):
+            if pending.on_progress is not None:
+                pending.on_progress()
+
+    def send(self, pending: PendingChunk, pcm: np.ndarray | None, event: Event) -> None:
+        """Answer a chunk; if that raises, the chunk stays unanswered."""
+        pending.reply.send(pcm, event)
+        del self._pending[id(pending)]
+
+    def refuse(self, pending: PendingChunk, error: Exception) -> None:
+        """Answer a chunk with an error."""
+        del self._pending[id(pending)]
+        refuse(pending, error, self._counts)

@@ -15,12 +15,9 @@ import numpy as np
 from stretto.codec.base import Codec
 from stretto.config import DecoderConfig
 from stretto.decoder.batching import Batch, FilledBatch, Job, batch_limit, launch, next_group, waited_for
-from stretto.decoder.chunk_queue import ChunkQueue, PendingChunk, check_waited_for
-from stretto.decoder.counts import Counts
+from stretto.decoder.chunk_queue import ChunkQueue, Counts, Pace, PendingChunk, Unanswered, check_waited_for
 from stretto.decoder.events import make_event
 from stretto.decoder.launching import make_launcher
-from stretto.decoder.pace import Pace
-from stretto.decoder.refusal import Unanswered
 from stretto.decoder.sessions import Session, Sessions
 from stretto.decoder.warming import capture_shapes, warm_up
 from stretto.errors import Cancelled, Closing

@@ -1,21 +1,60 @@
-"""Decoder state per utterance, from its first chunk to its last, an error, or an idle timeout."""
+"""Decoder state of each open utterance, and the output format of its samples."""
 
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+import soxr
 from torch import Tensor
 
 from stretto.codec.base import Codec, CodecSpec
 from stretto.codec.refinement.base import refinement_of
-from stretto.decoder.filling import Filling, Work, take_prompt
-from stretto.decoder.references import Reference, References, read_reference
-from stretto.decoder.rendering import Renderer
-from stretto.decoder.streaming import FrameWindow, Windower
+from stretto.decoder.streaming import (
+    Filling,
+    FrameWindow,
+    Reference,
+    References,
+    Windower,
+    Work,
+    read_reference,
+    take_prompt,
+)
 from stretto.errors import InvalidRequest, Overloaded
 from stretto.records.chunk import Chunk
-from stretto.records.delivery import OutputForm
+from stretto.records.sampling import OutputForm
+
+FULL_SCALE = 32_767
+
+
+class Renderer:
+    """Streaming resampler of one utterance; the joined parts equal one resampling of the whole."""
+
+    def __init__(self, form: OutputForm, spec: CodecSpec) -> None:
+        self.form = form
+        self.sample_rate = form.sample_rate or spec.sample_rate
+        self._stream: soxr.ResampleStream | None = None
+        if self.sample_rate != spec.sample_rate:
+            self._stream = soxr.ResampleStream(spec.sample_rate, self.sample_rate, 1, dtype="float32")
+
+    def resample(self, pcm: np.ndarray | None, is_final: bool) -> np.ndarray | None:
+        """Return float32 samples [m] at `sample_rate` for codec samples [n], or None for none.
+
+        The resampler holds back some tens of milliseconds, which the final call returns.
+        """
+        if self._stream is None:
+            return pcm
+        if pcm is None and not is_final:
+            return None
+        samples = self._stream.resample_chunk(np.zeros(0, np.float32) if pcm is None else pcm, last=is_final)
+        return np.clip(samples, -1.0, 1.0) if len(samples) else None  # resampling overshoots
+
+    def encode(self, pcm: np.ndarray | None) -> np.ndarray | None:
+        """Return the samples [m] as sent: float32 in [-1, 1], or int16."""
+        if pcm is None or self.form.encoding == "pcm_f32le":
+            return pcm
+        return np.rint(pcm * FULL_SCALE).astype(np.int16)
+
 
 logger = logging.getLogger(__name__)
 AUDIBLE = 0.01  # smallest magnitude of an audible sample

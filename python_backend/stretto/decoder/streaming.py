@@ -1,17 +1,17 @@
-"""Frames of one utterance, cut into windows that decode exactly.
+"""Codes of one utterance as windows that decode exactly: streaming, reference frames, filling in."""
 
-frames   ░░░░░░░░████████▒           ░ left context   █ decoded by this window   ▒ right context
-         ^       ^       ^
-         first - left    first       last             the next window starts at `last`
-"""
-
+from collections import OrderedDict, deque
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from hashlib import blake2b
 
 import numpy as np
+from torch import Tensor
 
 from stretto.codec.base import CodecSpec
+from stretto.codec.refinement.base import Passage, Refinement, check_given, check_prompt
 from stretto.errors import InvalidRequest
+from stretto.records.chunk import Chunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,3 +90,163 @@ class Windower:
         surplus = max(0, frame - self._kept_from)
         self._kept = self._kept[:, surplus:].copy()
         self._kept_from += surplus
+
+
+PART_FRAMES = 25  # frames decoded at once, so that other utterances get a turn in between
+
+
+@dataclass(slots=True)
+class Reference:
+    """Reference of an utterance.
+
+    Attributes:
+        num_frames: Number of reference frames.
+        parts: Parts [K, n] that have not been decoded yet.
+        key: Cache key of the resulting decoder state; None if it is cached already or there is no reference.
+    """
+
+    num_frames: int = 0
+    parts: deque[np.ndarray] = field(default_factory=deque)
+    key: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Decoded:
+    """Decoder state after a reference."""
+
+    windower: Windower
+    state: Tensor
+
+    @property
+    def num_bytes(self) -> int:
+        return self.windower.num_bytes + self.state.nbytes
+
+
+class References:
+    """LRU cache of decoder states after references, bounded in bytes. For one thread, except `num_bytes`.
+
+    Utterances that may share nothing have keys of their own.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._latest: OrderedDict[bytes, _Decoded] = OrderedDict()
+        self.num_bytes = 0
+
+    def find(self, key: bytes) -> tuple[Windower, Tensor] | None:
+        """Return windower and codec state after a reference, or None if not cached."""
+        decoded = self._latest.get(key)
+        if decoded is None:
+            return None
+        self._latest.move_to_end(key)
+        return decoded.windower.copy(), decoded.state
+
+    def remember(self, key: bytes, windower: Windower, state: Tensor) -> None:
+        """Cache the decoder state after a reference, evicting the least recently used."""
+        decoded = _Decoded(windower.copy(), state)
+        if key in self._latest or decoded.num_bytes > self._max_bytes:
+            return
+        self._latest[key] = decoded
+        self.num_bytes += decoded.num_bytes
+        while self.num_bytes > self._max_bytes:
+            self.num_bytes -= self._latest.popitem(last=False)[1].num_bytes
+
+
+def read_reference(chunk: Chunk, codes: np.ndarray | None, spec: CodecSpec, is_alone: bool) -> Reference:
+    """Return the reference at the front of an utterance's first chunk.
+
+    Args:
+        chunk: Record of the chunk.
+        codes: Codes of the chunk, [K, T].
+        spec: Numbers of the codec.
+        is_alone: True if the utterance may share nothing with others.
+
+    Raises:
+        InvalidRequest: If a later chunk names a reference, or it is longer than the chunk.
+    """
+    length, there = chunk.num_reference_frames, 0 if codes is None else codes.shape[-1]
+    if chunk.index != 0 or length > there:
+        expected = "0 behind the first chunk" if chunk.index else f"at most {there}, the frames of its chunk"
+        raise InvalidRequest("chunk.num_reference_frames", expected, length)
+    assert codes is not None, "it has frames"
+    check_codes(codes, spec)
+    whole = np.ascontiguousarray(codes[:, :length], np.int64)
+    parts = deque(whole[:, at : at + PART_FRAMES] for at in range(0, length, PART_FRAMES))
+    key = blake2b(whole.tobytes() + bytes([is_alone])).digest()
+    return Reference(length, parts, key)
+
+
+Work = FrameWindow | Passage  # unit of work of an utterance
+
+
+class Filling:
+    """Codes collected for one utterance, and the filled-in codes that remain to be decoded."""
+
+    def __init__(self, refinement: Refinement, prompt: np.ndarray) -> None:
+        check_prompt(prompt, refinement)
+        self._refinement = refinement
+        self._prompt = np.ascontiguousarray(prompt.T, np.int64)
+        self._given = np.zeros(0, np.int64)
+        self._parts = deque[np.ndarray]()
+        self._spoken = list[np.ndarray]()
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that grows with the utterance, in bytes."""
+        held = (self._prompt, self._given, *self._parts, *self._spoken)
+        return sum(each.nbytes for each in held)
+
+    def take(self, codes: np.ndarray | None) -> None:
+        """Append codes [1, T]; raise InvalidRequest if they are invalid."""
+        if codes is not None:
+            check_given(codes, len(self._prompt) + len(self._given), self._refinement)
+            self._given = np.concatenate([self._given, codes[0].astype(np.int64)])
+
+    def passage(self) -> Passage | None:
+        """Return the whole utterance as a passage to fill in, or None if it has no frame."""
+        return Passage(self._prompt, self._given) if len(self._given) else None
+
+    def fill(self, codes: np.ndarray) -> None:
+        """Store the filled-in codes [K, T]."""
+        assert codes.shape[1] == len(self._given), f"filled {codes.shape[1]} frames of {len(self._given)}"
+        self._parts.extend(codes[:, at : at + PART_FRAMES] for at in range(0, codes.shape[1], PART_FRAMES))
+
+    @property
+    def is_filled(self) -> bool:
+        """True if filled-in codes remain to be decoded."""
+        return bool(self._parts)
+
+    def next_window(self, windower: Windower) -> tuple[FrameWindow, bool]:
+        """Return the next window to decode, and whether it is the last."""
+        while self._parts:
+            part = self._parts.popleft()
+            window = windower.push(part, is_final=not self._parts)
+            if window is not None:
+                return window, not self._parts
+        raise AssertionError("the last part completes a window")
+
+    def keep(self, pcm: np.ndarray) -> None:
+        """Store samples [n] of a window that is not the last."""
+        self._spoken.append(pcm)
+
+    def joined(self, pcm: np.ndarray) -> np.ndarray:
+        """Return all samples of the utterance, given those of its last window."""
+        return np.concatenate([*self._spoken, pcm])
+
+
+def take_prompt(
+    filling: Filling | None, refinement: Refinement | None, chunk: Chunk, codes: np.ndarray | None
+) -> Filling | None:
+    """Return the collected codes of an utterance, created by its first chunk; None if its codes are complete.
+
+    Raises:
+        InvalidRequest: If the prompt is missing, or present for a codec that fills in nothing.
+    """
+    if chunk.index:
+        if chunk.is_prompt:
+            raise InvalidRequest("chunk.is_prompt", "false behind the first chunk", chunk.is_prompt)
+        return filling
+    if (refinement is not None) != chunk.is_prompt or (chunk.is_prompt and codes is None):
+        expected = "the prompt's rows" if refinement is not None else "no prompt, as all codebooks come"
+        raise InvalidRequest("chunk.is_prompt", expected, chunk.is_prompt)
+    return None if refinement is None or codes is None else Filling(refinement, codes)

@@ -1,24 +1,50 @@
-"""Decoder thread and its thread-safe interface."""
+"""Decoder thread, its counters, and its construction from the operator's configuration."""
 
 import logging
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from stretto.codec.base import Codec
+from stretto.codec.refinement import valle
+from stretto.codec.refinement.base import FOLDER, RefinedCodec
+from stretto.codec.registry import load_codec, load_exported
 from stretto.config import DecoderConfig
-from stretto.decoder.chunk_queue import ChunkAnswer, ChunkQueue, PendingChunk
-from stretto.decoder.counts import Counts
+from stretto.decoder.chunk_queue import ChunkAnswer, ChunkQueue, Counts, PendingChunk, refuse
 from stretto.decoder.loop import DecodingLoop
-from stretto.decoder.refusal import refuse
 from stretto.decoder.sessions import Sessions
-from stretto.errors import Cancelled, Closing
+from stretto.errors import Cancelled, CheckpointError, Closing
 from stretto.records.chunk import Chunk
-from stretto.records.delivery import OutputForm
+from stretto.records.sampling import OutputForm
+
+
+def open_codec(config: DecoderConfig, checkpoint: Path) -> Codec:
+    """Return the codec for `config` with the weights (or the exported file) in `checkpoint`.
+
+    If the checkpoint has a model that fills in codebooks, the codec is combined with it.
+
+    Raises:
+        CheckpointError: If files do not match the configuration.
+        ValueError: If the device or the right context is impossible.
+    """
+    if config.runtime == "onnx":
+        codec = load_exported(config.codec, checkpoint, config.device, config.threads)
+        there, wanted = codec.spec.num_codebooks, config.num_codebooks or codec.spec.num_codebooks
+        if there != wanted:
+            raise CheckpointError(f"{checkpoint}: {config.codec} was exported for {there} codebooks, not for {wanted}")
+    else:
+        codec = load_codec(config.codec, checkpoint, config.device, config.num_codebooks)
+    if config.right_frames is not None:
+        codec.spec = codec.spec.with_right_frames(config.right_frames)
+    if (checkpoint / FOLDER).is_dir():
+        return RefinedCodec(codec, valle.load(checkpoint / FOLDER, config.device))
+    return codec
+
 
 logger = logging.getLogger(__name__)
 PLAIN = OutputForm()

@@ -7,9 +7,8 @@ from typing import Literal
 from stretto.families.bursts import Bursts
 from stretto.families.depth import DepthSpec
 from stretto.records.sampling import SamplingConfig
-from stretto.streams.layout import StreamLayout
+from stretto.streams.layout import Segment, StreamLayout
 from stretto.streams.pattern import FORCED_TAIL, PADDED_WARM_UP, Staircase, Tail, WarmUp
-from stretto.streams.segment import Segment
 
 Role = Literal["system", "user", "assistant"]
 

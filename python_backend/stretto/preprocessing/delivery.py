@@ -4,8 +4,7 @@ from dataclasses import replace
 
 from stretto.errors import InvalidRequest
 from stretto.families.base import Family
-from stretto.records.delivery import Delivery, OutputForm
-from stretto.records.options import ChunkingOptions, OptionsRecord
+from stretto.records.sampling import ChunkingOptions, Delivery, OptionsRecord, OutputForm
 from stretto.streams.chunking import ChunkPolicy
 
 MAX_CHUNK_S = 10.0

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from stretto.errors import InvalidRequest, shown
 from stretto.families.base import Family
-from stretto.records.options import OptionsRecord
+from stretto.records.sampling import OptionsRecord
 
 
 @dataclass(frozen=True, slots=True)

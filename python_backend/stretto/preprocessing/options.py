@@ -9,10 +9,17 @@ from stretto.families.bursts import MAX_NUMBER, MAX_NUMBERS
 from stretto.preprocessing.delivery import read_delivery
 from stretto.preprocessing.json_field import read_json
 from stretto.preprocessing.manner import PLAIN, Manner, read_manner
-from stretto.records.delivery import Delivery
-from stretto.records.options import OPTIONS, OptionsRecord, SegmentOptions
-from stretto.records.sampling import MAX_GUIDANCE_SCALE, CodeSampling, SamplingConfig, SegmentSampling
-from stretto.streams.segment import Segment
+from stretto.records.sampling import (
+    MAX_GUIDANCE_SCALE,
+    OPTIONS,
+    CodeSampling,
+    Delivery,
+    OptionsRecord,
+    SamplingConfig,
+    SegmentOptions,
+    SegmentSampling,
+)
+from stretto.streams.layout import Segment
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,7 @@ import numpy as np
 
 from stretto.errors import InvalidRequest
 from stretto.families.base import Family
-from stretto.streams.delay import delay_codes
-from stretto.streams.layout import StreamLayout
+from stretto.streams.layout import StreamLayout, delay_codes
 
 
 def stream0_rows(layout: StreamLayout, ids: list[int]) -> np.ndarray:

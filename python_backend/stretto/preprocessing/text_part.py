@@ -4,7 +4,7 @@ from stretto.errors import InvalidRequest
 from stretto.preprocessing.json_field import read_json
 from stretto.preprocessing.request import RawRequest, string
 from stretto.preprocessing.subwords import check_text
-from stretto.records.text_part import MAX_PART_CHARS, SESSION, TextPart
+from stretto.records.prompt import MAX_PART_CHARS, SESSION, TextPart
 
 FIELD = "session"
 

@@ -1,4 +1,4 @@
-"""Chunks of an utterance: the record sent from the language model to the decoder."""
+"""Chunks of codes from the language model to the decoder, with their envelope."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -6,7 +6,9 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from stretto.streams.segment import Segment
+from stretto.records.json_record import JsonRecord
+from stretto.records.sampling import OutputForm
+from stretto.streams.layout import Segment
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,3 +98,44 @@ class LMChunk:
 
     chunk: Chunk
     codes: np.ndarray | None
+
+
+TABLE = r"stretto_flow_[0-9]{1,10}_[0-9a-f]{32}"
+MAX_GENERATION = (1 << 63) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class FlowAddress:
+    """Address of an utterance's flow slot; `generation` distinguishes successive users of the slot."""
+
+    table: Annotated[str, Field(pattern=f"^{TABLE}$")]
+    slot: Annotated[int, Field(ge=1, lt=1 << 31)]
+    generation: Annotated[int, Field(ge=1, le=MAX_GENERATION)]
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """A chunk of `utterance`, or, without one, a probe, which the decoder answers without a response to the client.
+
+    Attributes:
+        form: Output format of the whole utterance, in its first chunk.
+        receipt: Number of an accepted part of streamed text; it travels alone, to the sender of the part.
+    """
+
+    utterance: Annotated[str, Field(min_length=1, max_length=64)]
+    flow: FlowAddress
+    chunk: Chunk | None
+    form: OutputForm | None = None
+    receipt: int | None = None
+
+    def to_json(self) -> bytes:
+        """Return this envelope as JSON."""
+        return _JSON.write(self)
+
+    @classmethod
+    def from_json(cls, field: str, text: bytes) -> "Envelope":
+        """Return the envelope in `text`; raise InvalidRequest naming `field` if it is invalid."""
+        return _JSON.read(field, text)
+
+
+_JSON: JsonRecord[Envelope] = JsonRecord(Envelope)

@@ -1,10 +1,45 @@
-"""Sampling parameters per segment and reply, independent of transport and vLLM."""
+"""Request options: sampling per segment and reply, guidance, output format, ring and chunk sizes."""
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+import base64
+import binascii
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import AfterValidator, Field
+from typing_extensions import TypedDict
 
 from stretto.errors import InvalidRequest
 from stretto.records.json_record import JsonRecord
+from stretto.streams.chunking import ChunkPolicy
+
+FIELD = "options.output.ring"
+NAME = "stretto_ring_[0-9a-f]{16}"  # clients may name no other shared memory
+HANDLE_BYTES = 64
+
+
+def _check_handle(text: str) -> str:
+    try:
+        size = len(base64.b64decode(text, validate=True))
+    except (binascii.Error, ValueError) as error:
+        raise ValueError("no base64") from error
+    if size != HANDLE_BYTES:
+        raise ValueError(f"{size} bytes")
+    return text
+
+
+RingName = Annotated[str, Field(pattern=f"^{NAME}$", description=f"a name like {NAME}")]
+CudaHandle = Annotated[str, AfterValidator(_check_handle), Field(description=f"{HANDLE_BYTES} bytes in base64")]
+Device = Annotated[int, Field(ge=0, lt=1 << 31, description="the number of a GPU")]
+
+
+@dataclass(frozen=True, slots=True)
+class RingAddress:
+    """Name of the header's shared memory and, for slots on a GPU, IPC handle and device number."""
+
+    name: RingName
+    cuda_handle: CudaHandle | None = None
+    device: Device = 0
+
 
 GuidancePolicy = Literal["always", "until_s", "adaptive"]
 MAX_RAS_WINDOW = 512
@@ -143,3 +178,134 @@ class SamplingConfig:
 
 
 _JSON: JsonRecord[SamplingConfig] = JsonRecord(SamplingConfig)
+
+
+LOWEST_RATE, HIGHEST_RATE = 4_000, 192_000
+Encoding = Annotated[
+    Literal["pcm_f32le", "pcm_s16le"],
+    Field(description="one of pcm_f32le, pcm_s16le"),
+]
+SampleRate = Annotated[
+    int,
+    Field(ge=LOWEST_RATE, le=HIGHEST_RATE, description=f"an integer in [{LOWEST_RATE}, {HIGHEST_RATE}]"),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class OutputForm:
+    """Format of mono samples: float32 in [-1, 1] or int16, at `sample_rate` Hz (None: the codec's).
+
+    Attributes:
+        ring: Shared-memory ring that receives the samples instead of the response, for a client on this host.
+        deterministic: True to decode without batching, so that no bit depends on other utterances.
+    """
+
+    encoding: Encoding = "pcm_f32le"
+    sample_rate: SampleRate | None = None
+    ring: RingAddress | None = None
+    deterministic: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """Output format and chunk sizes of one utterance; `with_codes` adds the codes of all streams to the events."""
+
+    form: OutputForm = field(default_factory=OutputForm)
+    chunking: ChunkPolicy = field(default_factory=ChunkPolicy)
+    with_codes: bool = False
+
+
+MAX_PLAYOUT_S = 10
+Number = Annotated[float, Field(allow_inf_nan=False, description="a number")]
+Integer = Annotated[int, Field(description="an integer")]
+Boolean = Annotated[bool, Field(description="true or false")]
+Playout = Annotated[float, Field(ge=0, le=MAX_PLAYOUT_S, description=f"a number in [0, {MAX_PLAYOUT_S}]")]
+Policy = Annotated[GuidancePolicy, Field(description=f"one of {', '.join(POLICIES)}")]
+Ring = Annotated[RingAddress, Field(description="an object of name, cuda_handle and device")]
+String = Annotated[str, Field(description="text")]
+TextMode = Annotated[Literal["whole", "streaming", "open"], Field(description="one of whole, streaming, open")]
+OBJECT = Field(description="a JSON object")
+
+
+class CodeOptions(TypedDict, total=False):
+    """How ids are drawn: as CodeSampling."""
+
+    temperature: Number
+    top_k: Integer
+    top_p: Number
+
+
+class SegmentOptions(CodeOptions, total=False):
+    """How the rows of a segment are drawn: as SegmentSampling."""
+
+    min_rows: Integer
+    max_rows: Integer
+
+
+class AudioOptions(SegmentOptions, total=False):
+    """How those of audio are drawn, what is too unlikely, and when a code is drawn again: as SamplingConfig."""
+
+    min_p: Number
+    ras_window: Integer
+    ras_max_repeats: Integer
+
+
+class GuidanceOptions(TypedDict, total=False):
+    """How far and how long a reply is guided."""
+
+    scale: Number
+    policy: Policy
+    until_s: Number
+
+
+class OutputOptions(TypedDict, total=False):
+    """The form in which samples come, where they go, and whether their codes are told."""
+
+    encoding: Encoding
+    sample_rate: SampleRate
+    ring: Ring
+    codes: Boolean
+
+
+class ChunkingOptions(TypedDict, total=False):
+    """How many frames a chunk has, how long the player gathers sound, and whether chunks are the same in every run."""
+
+    first_frames: Integer
+    steady_frames: Integer
+    playout_s: Playout
+    deterministic: Boolean
+
+
+class OptionsRecord(TypedDict, total=False):
+    """Options of a request.
+
+    temperature, top_k, top_p: of the segment that the task ends with. voice, language, schedule: the family knows
+    which. transliterate: spell letters that the voice does not read in Latin ones. instruct: how to speak. text_mode:
+    whether words are read before the frames or beside them, and whether others will follow. adapter: the language
+    model knows which.
+    """
+
+    seed: Integer
+    adapter: String
+    voice: Any
+    language: Any
+    transliterate: Boolean
+    instruct: String
+    text_mode: TextMode
+    max_audio_s: Number
+    text: Annotated[SegmentOptions, OBJECT]
+    audio: Annotated[AudioOptions, OBJECT]
+    depth: Annotated[CodeOptions, OBJECT]
+    temperature: Number
+    top_k: Integer
+    top_p: Number
+    guidance_scale: Number
+    guidance: Annotated[GuidanceOptions, OBJECT]
+    script_temperature: Number
+    repetition_penalty: Number
+    schedule: Any
+    output: Annotated[OutputOptions, OBJECT]
+    chunking: Annotated[ChunkingOptions, OBJECT]
+
+
+OPTIONS: JsonRecord[OptionsRecord] = JsonRecord(Annotated[OptionsRecord, OBJECT])

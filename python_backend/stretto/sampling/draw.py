@@ -1,15 +1,53 @@
-"""Draw of one token per row and stream from masked logits: temperature, top-k, top-p, counter-based noise, no sort.
-
-This is the CPU version, in numpy over the tensors' memory; `engine/kernels/gpu/draw.py` draws the same on a GPU.
-"""
+"""Sampling of one token per row and stream from logits: guidance, temperature, top-k, top-p, noise."""
 
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
-from stretto.sampling.candidates import LOWEST, candidates, lower_bound
 from stretto.sampling.noise import gumbel
+
+LOWEST = np.finfo(np.float32).min
+GROUPS, GROUP_WIDTH = 64, 128  # least number of groups per row, and largest group width
+
+
+def lower_bound(logits: np.ndarray, reach: np.ndarray) -> np.ndarray:
+    """Return a lower bound on the `reach`-th largest logit of each row, [N, 1], from the maxima of column groups."""
+    num_rows, num_columns = logits.shape
+    width = min(num_columns // max(GROUPS, 2 * int(reach.max())), GROUP_WIDTH)
+    if width < 2:
+        return np.full((num_rows, 1), LOWEST)
+    groups = num_columns // width
+    maxima = logits[:, : groups * width].reshape(num_rows, width, groups).max(axis=1)
+    maxima.sort(axis=1)
+    return maxima[np.arange(num_rows)[:, None], groups - reach]
+
+
+def candidates(logits: np.ndarray, bound: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return each row's finite logits from `bound` [N, 1] on, in column order, and their columns: [N, M] each.
+
+    Shorter rows are filled with -inf. If there are many candidates, returns `logits` unchanged and None.
+    """
+    num_rows, num_columns = logits.shape
+    found = (logits >= np.maximum(bound, LOWEST)).reshape(-1).nonzero()[0]
+    if 4 * len(found) > logits.size:
+        return logits, None
+    ends = found.searchsorted(np.arange(num_rows + 1) * num_columns)
+    counts = ends[1:] - ends[:-1]
+    is_filled = np.arange(max(1, int(counts.max()))) < counts[:, None]
+    values = np.full(is_filled.shape, -np.inf, np.float32)
+    columns = np.zeros(is_filled.shape, np.int64)
+    values[is_filled] = logits.reshape(-1)[found]
+    columns[is_filled] = found % num_columns
+    return values, columns
+
+
+def guide(conditional: torch.Tensor, unconditional: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Return `unconditional + scale * (conditional - unconditional)` in float32, [B, ..., C]; `scale` is [B]."""
+    conditional, unconditional = conditional.float(), unconditional.float()
+    scale = scale.view(-1, *[1] * (conditional.dim() - 1))
+    return unconditional + scale * (conditional - unconditional)
+
 
 # 23-bit Gumbel noise is in (-2.82, 16.64), so a logit further below the largest (at temperature 1) is never drawn.
 NOISE_SPAN = 20.0

@@ -12,13 +12,11 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from stretto.serving import leftovers, pid_file
+from stretto.serving import background, faults
 from stretto.serving.config import LaunchConfig, launch_config, parser, pid_file_of
-from stretto.serving.installation import Installation, LaunchError, find_installation
+from stretto.serving.installation import Installation, LaunchError, find_installation, plain_path
 from stretto.serving.launch_log import say
-from stretto.serving.plain_paths import plain_path
-from stretto.serving.supervisor import Supervisor
-from stretto.serving.waiting import Waits
+from stretto.serving.supervisor import Supervisor, Waits
 
 
 def main(arguments: list[str]) -> int:
@@ -57,19 +55,19 @@ def serve(config: LaunchConfig) -> int:
         take_files(config)
     except OSError as error:
         raise cannot_write(error, config, "other files with --pid-file and --log-file") from None
-    for launch_id in leftovers.sweep():
+    for launch_id in faults.sweep():
         say(f"cleaned up after launch {launch_id}, which died")
     waits = Waits()
     waits.catch_signals()
-    launch = leftovers.begin_launch()
+    launch = faults.begin_launch()
     try:
         return Supervisor(*placed(config, launch), launch, waits).run()
     finally:
-        pid_file.remove(config.pid_file)
+        background.remove(config.pid_file)
         launch.close()
 
 
-def placed(config: LaunchConfig, launch: leftovers.Launch) -> tuple[LaunchConfig, Installation]:
+def placed(config: LaunchConfig, launch: faults.Launch) -> tuple[LaunchConfig, Installation]:
     """Return the config and the installation with paths that Triton accepts, through links where needed."""
     try:
         config.cache.mkdir(parents=True, exist_ok=True)
@@ -98,7 +96,7 @@ def cannot_write(error: OSError, config: LaunchConfig, choice: str) -> LaunchErr
 
 def take_files(config: LaunchConfig) -> None:
     """Create the log and the pid file; raise LaunchError if the pid file belongs to a running launcher."""
-    running = pid_file.read(config.pid_file)
+    running = background.read(config.pid_file)
     if running is not None and running["pid"] != os.getpid():
         pid = running["pid"]
         raise LaunchError(f"{config.pid_file}: the launcher with pid {pid} runs; stretto serve --stop ends it")
@@ -106,12 +104,12 @@ def take_files(config: LaunchConfig) -> None:
         config.log_file.parent.mkdir(parents=True, exist_ok=True)
         config.log_file.write_bytes(b"")
     log = str(config.log_file)
-    pid_file.write(config.pid_file, "starting", config.ports, log, stop_seconds=config.stop_seconds)
+    background.write(config.pid_file, "starting", config.ports, log, stop_seconds=config.stop_seconds)
 
 
 def status(path: Path) -> int:
     """Print a launcher's state as JSON; return 0 if ready, 3 without a launcher, 1 otherwise."""
-    record = pid_file.read(path)
+    record = background.read(path)
     print(json.dumps(record or {"state": "stopped"}))
     return 3 if record is None else int(record["state"] != "ready")
 
@@ -119,7 +117,7 @@ def status(path: Path) -> int:
 def stop(path: Path) -> int:
     """Drain and stop a launcher and return 0; raise LaunchError if it does not stop in time."""
     try:
-        say("stopped" if pid_file.stop(path) else "no server was running")
+        say("stopped" if background.stop(path) else "no server was running")
     except TimeoutError as error:
         raise LaunchError(str(error)) from None
     return 0

@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stretto.command_line import CommandParser
-from stretto.serving.folders import bundled_repository, cache_folder, state_folder
-from stretto.serving.installation import LaunchError
+from stretto.serving.installation import LaunchError, bundled_repository, cache_folder, state_folder
 from stretto.serving.proxy.access import CLOSED, HTTP
 from stretto.serving.proxy.config import Ports
 

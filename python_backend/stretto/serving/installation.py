@@ -1,19 +1,72 @@
-"""Location of the Triton server on this machine and its prerequisites."""
+"""Triton's installation on this machine: paths, ports, folders and process environment."""
 
 import hashlib
+import http.client
 import importlib.util
+import ipaddress
 import os
 import platform
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import sysconfig
 import tempfile
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from stretto.serving.folders import IMPORT_ROOT
+from stretto.departures import DEPARTURES_FILE
+from stretto.serving.faults import LAUNCH_ID, Launch
+from stretto.triton_io.stub import DRAIN_FILE, LARGE
+
+PLAIN = re.compile(r"[A-Za-z0-9_./+@%=:,-]+")
+
+
+def plain_path(path: Path, folder: Path, name: str) -> Path:
+    """Return `path` if bash reads it as one ASCII word; otherwise create and return a link to it.
+
+    Args:
+        path: Folder.
+        folder: Folder of the link.
+        name: Name of the link.
+    """
+    if PLAIN.fullmatch(str(path)):
+        return path
+    link = folder / name
+    link.symlink_to(path.absolute(), target_is_directory=True)
+    return link
+
+
+PACKAGE = Path(__file__).parents[1]
+IMPORT_ROOT = PACKAGE.parent  # on sys.path for `import stretto`
+
+
+def clone() -> Path | None:
+    """Return the git clone that contains this package, or None if the package is installed."""
+    tree = IMPORT_ROOT.parent
+    return tree if (tree / "pyproject.toml").is_file() and (tree / "model_repository").is_dir() else None
+
+
+def bundled_repository() -> Path:
+    """Return the bundled model repository: at the top of a clone, or inside an installed package."""
+    return (clone() or PACKAGE) / "model_repository"
+
+
+def state_folder() -> Path:
+    """Return the folder of pid files and logs: `.stretto` in a clone, or the user's state folder."""
+    tree = clone()
+    if tree is not None:
+        return tree / ".stretto"
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "stretto"
+
+
+def cache_folder() -> Path:
+    """Return the user's cache folder for this project."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stretto"
+
 
 CONTAINER_SERVER = Path("/opt/tritonserver/bin/tritonserver")
 STUB = "triton_python_backend_stub"
@@ -171,3 +224,109 @@ def python_library() -> Path:
         f"no shared library of Python {version} in {', '.join(map(str, folders))}; Triton's Python backend needs it: "
         f"install libpython{version}, or use a Python built with --enable-shared"
     )
+
+
+def wait_for_ports(ports: dict[str, int], timeout_s: float = 2.0) -> None:
+    """Return when all ports are free.
+
+    Args:
+        ports: Port of each protocol.
+        timeout_s: Time limit in seconds.
+
+    Raises:
+        LaunchError: A port is still in use after the time limit.
+    """
+    deadline = time.monotonic() + timeout_s
+    while taken := next(((name, port) for name, port in ports.items() if _is_taken(port)), None):
+        if time.monotonic() > deadline:
+            name, port = taken
+            raise LaunchError(f"port {port} is in use: choose another with --{name}-port, or stop what listens there")
+        time.sleep(0.05)
+
+
+def _is_taken(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers set it: ignore ports in TIME_WAIT
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return True
+    return False
+
+
+def reachable(address: str) -> str:
+    """Return the address at which this host reaches a server that listens at `address`."""
+    return "localhost" if ipaddress.ip_address(address).is_unspecified else address
+
+
+def page_address(address: str, port: int) -> str:
+    """Return the URL of the gateway's web page for a browser on this host."""
+    host = reachable(address)
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+
+
+class UnixConnection(http.client.HTTPConnection):
+    """HTTP connection through a Unix socket."""
+
+    def __init__(self, path: Path, timeout_s: float = 2.0) -> None:
+        super().__init__("localhost", timeout=timeout_s)
+        self._path = path
+
+    def connect(self) -> None:
+        """Connect to the socket."""
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+# Return larger blocks to the system when they are freed. Otherwise malloc keeps fragmented blocks of processed files,
+# and Triton grows ("Large files of others" in benchmarks/README.md). Its 130 threads share two arenas instead of up to
+# eight per core, each with its own fragmentation. See mallopt(3); stubs that compute set the first two themselves.
+MALLOC = {
+    "MALLOC_MMAP_THRESHOLD_": str(LARGE),
+    "MALLOC_TRIM_THRESHOLD_": str(LARGE),
+    "MALLOC_ARENA_MAX": "2",
+}
+
+
+def server_environment(
+    installation: Installation, launch: Launch, base: Mapping[str, str] = os.environ
+) -> dict[str, str]:
+    """Return the environment of the server.
+
+    The interpreter's folder comes first in PATH because the stub derives the virtual environment from it, not from
+    PYTHONPATH. SPT_NOENV keeps vLLM's process titles from overwriting the launcher id in /proc.
+
+    Args:
+        installation: The Triton server.
+        launch: The launcher instance.
+        base: Environment to extend.
+    """
+    environment = MALLOC | bytecode_folder() | dict(base)
+    environment |= {
+        "PATH": _joined(installation.python, base.get("PATH")),
+        "PYTHONPATH": _joined(installation.imports, base.get("PYTHONPATH")),
+        "LC_ALL": "C.UTF-8",
+        "PYTHONUTF8": "1",
+        "SPT_NOENV": "1",
+        LAUNCH_ID: launch.id,
+        DRAIN_FILE: str(launch.drain_file),
+        DEPARTURES_FILE: str(launch.departures_file),
+    }
+    if installation.library_path:
+        environment["LD_LIBRARY_PATH"] = _joined(*installation.library_path, base.get("LD_LIBRARY_PATH"))
+    return environment
+
+
+def bytecode_folder() -> dict[str, str]:
+    """Return a variable that redirects bytecode to the cache if the installation has none and is read-only.
+
+    With bytecode vLLM starts 10 s faster.
+    """
+    if os.access(PACKAGE, os.W_OK) or (PACKAGE / "__pycache__").is_dir():
+        return {}
+    return {"PYTHONPYCACHEPREFIX": str(cache_folder() / "bytecode")}
+
+
+def _joined(*parts: Path | str | None) -> str:
+    return os.pathsep.join(str(part) for part in parts if part)

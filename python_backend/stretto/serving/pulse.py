@@ -4,10 +4,10 @@ import os
 import time
 from contextlib import suppress
 
+from stretto.serving.faults import Doubt
 from stretto.serving.patience import slowness
 from stretto.serving.processes import is_stopped
 from stretto.serving.proxy.config import BEATS
-from stretto.serving.trouble import Doubt
 
 POLL_S = 1.0
 MAX_MISSED, MAX_MISSED_AT_START = 30, 120  # polls without a beat, on an idle machine

@@ -1,19 +1,182 @@
-"""Life cycle of a launcher instance: start, monitoring, restart, drain and stop."""
+"""Launcher life cycle: start, watch, announce, restart, drain and stop."""
 
 import math
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
 
-from stretto.serving.announcing import Announcer
+from stretto.serving import background
 from stretto.serving.config import LaunchConfig
-from stretto.serving.doors import Doors
-from stretto.serving.drain import has_drained, num_active_utterances
-from stretto.serving.installation import Installation, LaunchError
+from stretto.serving.faults import Doubt, Launch, Trouble, named
+from stretto.serving.front_ends import GatewayProcess, ProxyProcess
+from stretto.serving.installation import Installation, LaunchError, page_address, wait_for_ports
 from stretto.serving.launch_log import LaunchLog, say
-from stretto.serving.leftovers import Launch
 from stretto.serving.patience import BackOff
-from stretto.serving.ports import wait_for_ports
 from stretto.serving.server import AbortedStart, Server
-from stretto.serving.trouble import Doubt, Trouble, named
-from stretto.serving.waiting import Waits
+from stretto.triton_io.flow import DIRECTORY, tables_of
+from stretto.triton_io.stub import is_passing
+
+POLL_S = 0.1
+
+
+class Waits:
+    """Waits, and the count of signals that request a stop.
+
+    Attributes:
+        look: Function called at every poll of a wait.
+        num_signals: Number of signals received.
+    """
+
+    def __init__(self) -> None:
+        self.look: Callable[[], None] = lambda: None
+        self.num_signals = 0
+
+    def catch_signals(self) -> None:
+        """Install signal handlers that only end waits; called before any resource needs cleanup."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # ignored under nohup: keep it so
+                signal.signal(number, self._on_signal)
+
+    def polls(self, seconds: float, num_signals: int = 0) -> Iterator[None]:
+        """Yield every POLL_S seconds until `seconds` have passed or more than `num_signals` signals have arrived."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and self.num_signals == num_signals:
+            yield
+            self.look()
+            time.sleep(POLL_S)
+
+    def wait(self, seconds: float) -> None:
+        """Return when `seconds` have passed or a signal has arrived."""
+        for _ in self.polls(seconds):
+            pass
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.num_signals += 1
+
+
+READY = "ready"
+
+
+class Announcer:
+    """Publisher of the launcher's state."""
+
+    def __init__(self, config: LaunchConfig, proxy: ProxyProcess) -> None:
+        self._config, self._proxy = config, proxy
+        self.log = str(config.log_file or "standard output")
+
+    def note(self, state: str, reason: str = "") -> None:
+        """Publish a new state.
+
+        Args:
+            state: One of `pid_file.STATES`.
+            reason: Why the server is not ready; empty if nothing is wrong.
+        """
+        self._proxy.tell(is_ready=state == READY)
+        self._write(state, reason)
+
+    def note_ready(self, age_s: float, pid: int) -> None:
+        """Publish that the server is ready.
+
+        Args:
+            age_s: Seconds from its start until it was ready.
+            pid: Pid of the server.
+        """
+        self.note(READY)
+        ports = ", ".join(f"{name} {port}" for name, port in self._config.ports.items())
+        say(f"ready after {age_s:.1f} s: {ports}; pid {pid}")
+        if self._config.gateway_port is not None:
+            say(f"the page: {page_address(self._config.address, self._config.gateway_port)}")
+
+    def note_restart(self, reason: str, spares_answered: bool) -> None:
+        """Publish that models are being restarted: the proxy refuses requests and ends those in flight.
+
+        Args:
+            reason: Why models are restarted.
+            spares_answered: True if requests that have received a first response may continue.
+        """
+        self._proxy.shut(spares_answered)
+        self._write("starting", reason)
+
+    def _write(self, state: str, reason: str) -> None:
+        with suppress(OSError):  # a full disk must not end the server
+            config = self._config
+            background.write(config.pid_file, state, config.ports, self.log, reason, config.stop_seconds)
+
+
+class Doors:
+    """Front-end processes; they outlive Triton restarts.
+
+    Attributes:
+        proxy: The proxy.
+        config: Configuration of the launcher instance with the ports at which the proxy listens.
+    """
+
+    def __init__(self, config: LaunchConfig, launch: Launch, log: LaunchLog) -> None:
+        self.proxy = ProxyProcess(config, launch, log)
+        self.config = config = config.listening_at(self.proxy.ports)
+        self._gateway: GatewayProcess | None = None
+        self._is_draining = False
+        if config.gateway_port is not None:
+            try:
+                self._gateway = GatewayProcess(config, config.gateway_port, log)
+            except BaseException:
+                self.proxy.stop()
+                raise
+
+    def keep_alive(self) -> None:
+        """Restart front-end processes that have ended or hang."""
+        self.proxy.keep_alive()
+        if self._gateway is not None and not self._is_draining:
+            self._gateway.keep_alive()
+
+    def fault(self) -> str:
+        """Return a description of the proxy's or the gateway's fault; empty if none is known."""
+        return self.proxy.fault() or (self._gateway.fault() if self._gateway is not None else "")
+
+    def given_up(self) -> str | None:
+        """Return the model that Triton reported as unhealthy since the last call, or None."""
+        return self.proxy.given_up()
+
+    def drain(self, polls: Iterable[None]) -> None:
+        """Let the gateway finish its responses, which requires the server, until `polls` is exhausted."""
+        self._is_draining = True
+        if self._gateway is not None:
+            self._gateway.drain(polls)
+
+    def stop(self) -> None:
+        """Stop both processes."""
+        if self._gateway is not None:
+            self._gateway.stop()
+        self.proxy.stop()
+
+
+QUIET_POLLS = 3  # consecutive idle polls: an utterance may be in transit from the preprocessor
+
+
+def num_active_utterances(server_pid: int, directory: Path = DIRECTORY) -> int:
+    """Return the number of utterances in flight in the server with this pid."""
+    return sum(table.num_active() for table in tables_of(server_pid, directory))
+
+
+def has_drained(server_pid: int, drain_file: Path, polls: Iterable[None]) -> bool:
+    """Return True if all requests of a draining server end before `polls` is exhausted.
+
+    Args:
+        server_pid: Pid of the server.
+        drain_file: File by which the preprocessor refuses new requests.
+        polls: Iterator that paces the polls.
+    """
+    quiet = 0
+    for _ in polls:
+        is_busy = is_passing(drain_file) or num_active_utterances(server_pid) > 0
+        quiet = 0 if is_busy else quiet + 1
+        if quiet == QUIET_POLLS:
+            return True
+    return False
+
 
 EXIT_S = 2.0  # all streams have ended, so a server that is slow to unload models can be killed
 LOOK_S = 0.2  # poll interval of a ready server

@@ -1,9 +1,64 @@
-"""Originating host and disconnect state of a request."""
+"""Origin and disconnect state of a request, and the client message for an exception."""
 
 import json
+import traceback
 from typing import Any
 
+import triton_python_backend_utils as pb_utils
+
 from stretto.departures import STREAM, Departures
+from stretto.errors import Cancelled, Closing, InvalidRequest, Overloaded, incident
+from stretto.triton_io.flow import DecoderFailed, DecoderRefused, DecoderStalled
+
+MAX_MESSAGE = 300
+NO_NEWS = (InvalidRequest, Overloaded, Closing, Cancelled, DecoderFailed, DecoderRefused)
+TOLD = (*NO_NEWS, DecoderStalled)  # errors whose texts are meant for clients
+
+
+def failed_response(error: BaseException, whose: str) -> Any:
+    """Return a response with only the error: its kind and a short message.
+
+    The kind precedes the message because Triton's streams carry the text of an error but not its code, except with the
+    header `triton_grpc_error`, which crashes server 2.51.
+    """
+    code, kind = _code_and_kind(error)
+    detail = f"{kind}: {told(error, whose)}"
+    return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(detail[:MAX_MESSAGE], code))
+
+
+def told(error: BaseException, whose: str) -> str:
+    """Return the error message for the client.
+
+    Internal errors expose only the incident id under which they are logged.
+    """
+    return str(error) if isinstance(error, TOLD) else f"{whose}: {incident(error)}"
+
+
+def log_failure(error: BaseException, whose: str) -> None:
+    """Log internal errors with their traceback; not callers' mistakes, rejections or errors logged before."""
+    if not isinstance(error, NO_NEWS):
+        incident(error)
+        pb_utils.Logger.log_error(f"{whose}: " + "".join(traceback.format_exception(error)))
+
+
+def refuse(sender: Any, error: BaseException, whose: str) -> None:
+    """Log an internal error, and end the request with the error."""
+    log_failure(error, whose)
+    sender.send(failed_response(error, whose), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+
+def _code_and_kind(error: BaseException) -> tuple[Any, str]:
+    match error:  # not a module-level table, because the stub fills `pb_utils` only after our modules are imported
+        case InvalidRequest() | DecoderRefused():
+            return pb_utils.TritonError.INVALID_ARG, "invalid request"
+        case Overloaded():
+            return pb_utils.TritonError.UNAVAILABLE, "full"
+        case Closing():
+            return pb_utils.TritonError.UNAVAILABLE, "unavailable"
+        case Cancelled():
+            return pb_utils.TritonError.CANCELLED, "cancelled"
+    return pb_utils.TritonError.INTERNAL, "failed"
+
 
 HOST = "stretto_host"  # request parameter set by the proxy
 

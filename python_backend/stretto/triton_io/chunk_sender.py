@@ -1,25 +1,97 @@
-"""Flow control for one utterance's chunks from the language model to the decoder.
-
-chunks ─► window: limits on chunks and frames in transit ─► responses
-            │ idle or unanswered for long: a probe, which the decoder answers at once and by which it detects a
-            │ disconnected client
-            └ slot cancelled: stop
-"""
+"""Chunks of one utterance on their way to the decoder, and responses sent by a thread of their own."""
 
 import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
 
 from stretto.errors import Cancelled, Closing, Overloaded
-from stretto.records.chunk import LMChunk
-from stretto.records.delivery import Delivery, OutputForm
-from stretto.records.envelope import Envelope
+from stretto.records.chunk import Envelope, LMChunk
+from stretto.records.sampling import Delivery, OutputForm
 from stretto.streams.chunking import DecoderLoad, Pacer
+from stretto.triton_io.callers import Caller, refuse
 from stretto.triton_io.flow import DecoderFailed, DecoderRefused, DecoderStalled, FlowSlot, Outcome
-from stretto.triton_io.responses import Responses
-from stretto.triton_io.ticking import ticking, until
+from stretto.triton_io.seal import Seal
+from stretto.triton_io.stub import ticking, until
+from stretto.triton_io.tensors import CHUNK, CODES, array_tensor, bytes_tensor
+
+T = TypeVar("T")
+
+
+class ResponseThread:
+    """Thread that runs blocking functions in submission order."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, "responses")
+
+    def submit(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Queue `function`, which must not raise."""
+        self._pool.submit(function, *arguments)
+
+    async def call(self, function: Callable[..., T], *arguments: Any, **named: Any) -> T:
+        """Run `function` on the thread and return its result, without blocking the event loop."""
+        return await asyncio.wrap_future(self._pool.submit(function, *arguments, **named))
+
+    def close(self) -> None:
+        """Return when everything has been sent."""
+        self._pool.shutdown()
+
+
+class Responses:
+    """Responses of one request.
+
+    Attributes:
+        failure: Error of a chunk that could not be sent.
+        caller_has_left: True if `look_for_caller` has seen a disconnect.
+    """
+
+    def __init__(self, caller: Caller, thread: ResponseThread, seal: Seal) -> None:
+        self._caller, self._sender = caller, caller.sender
+        self._thread = thread
+        self._seal = seal
+        self.failure: Exception | None = None
+        self.caller_has_left = False
+
+    def send(self, record: bytes, codes: np.ndarray | None) -> None:
+        """Send the authenticated record of a chunk or probe, and the chunk's codes [K, T]."""
+        tensors = [bytes_tensor(CHUNK, self._seal.close(CHUNK.name, record, codes))]
+        if codes is not None:
+            tensors.append(array_tensor(CODES, codes))
+        self._thread.submit(self._send, pb_utils.InferenceResponse(tensors))
+
+    def _send(self, response: Any) -> None:
+        try:
+            self._sender.send(response)
+        except Exception as error:
+            self.failure = error
+
+    async def end(self) -> None:
+        """Send the final flag."""
+        await self._thread.call(self._sender.send, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    async def refuse(self, error: BaseException, whose: str) -> None:
+        """Send an error with the final flag."""
+        await self._thread.call(refuse, self._sender, error, whose)
+
+    def look_for_caller(self, slot: FlowSlot) -> None:
+        """Update `caller_has_left`. Triton does not tell an ensemble's earlier steps, but the proxy does.
+
+        A decoder learns of it through the slot. If nothing has been answered at the next check, there is no decoder,
+        because this model itself was called.
+        """
+        if self._caller.is_marked:
+            self.caller_has_left |= slot.outcome is Outcome.CANCELLED
+            slot.conclude(Outcome.CANCELLED)
+        self._thread.submit(self._look)
+
+    def _look(self) -> None:
+        self.caller_has_left = self.caller_has_left or self._sender.is_cancelled()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,4 @@
-"""Acknowledgement table in shared memory: the decoder's state of each utterance, read by the language model.
-
-In an ensemble only the last step learns of a client's disconnect, and no step knows the progress of a later one. The
-language model therefore creates a table and claims a slot per utterance. The decoder opens the table by the name sent
-with every chunk, counts answered chunks, and records the outcome and its reason.
-
-    header   "STRETTO5" | latency | its time | pace of the decoder, in us (`streams.chunking.DecoderLoad`)
-    slot     generation | answered | outcome | length of the reason | progress   5 x int64, aligned: stores are atomic
-             reason, UTF-8
-"""
+"""Flow-control slots in shared memory: decoder progress per utterance as read by the language model."""
 
 import fcntl
 import mmap
@@ -24,7 +15,7 @@ from enum import IntEnum
 from pathlib import Path
 
 from stretto.errors import Overloaded, StrettoError
-from stretto.records.envelope import MAX_GENERATION, TABLE, FlowAddress
+from stretto.records.chunk import MAX_GENERATION, TABLE, FlowAddress
 from stretto.streams.chunking import DecoderLoad
 
 DIRECTORY = Path("/dev/shm")
@@ -307,3 +298,18 @@ def remove_stale_tables(directory: Path = DIRECTORY) -> list[Path]:
             finally:
                 os.close(descriptor)
     return removed
+
+
+class FlowTables:
+    """Tables opened by this process, by name; for the decoder."""
+
+    def __init__(self, directory: Path = DIRECTORY) -> None:
+        self._directory = directory
+        self._tables: dict[str, FlowTable] = {}
+
+    def at(self, address: FlowAddress) -> FlowSlot:
+        """Return the slot at an address, opening its table on first use, and letting go of those of dead owners."""
+        if address.table not in self._tables:
+            left = {name: table for name, table in self._tables.items() if table.path.exists()}
+            self._tables = left | {address.table: FlowTable.open(address.table, self._directory)}
+        return self._tables[address.table].at(address)

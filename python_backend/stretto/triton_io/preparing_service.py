@@ -13,14 +13,11 @@ import triton_python_backend_utils as pb_utils
 
 from stretto.departures import Departures
 from stretto.errors import Cancelled
-from stretto.records.prompt import Prompt
-from stretto.records.text_part import TextPart
-from stretto.triton_io.callers import Caller
-from stretto.triton_io.draining import DrainGate
-from stretto.triton_io.failures import failed_response, log_failure
-from stretto.triton_io.prompt_tensors import write_part, write_prompt
+from stretto.records.prompt import Prompt, TextPart
+from stretto.triton_io.callers import Caller, failed_response, log_failure
 from stretto.triton_io.ring import check_ring
-from stretto.triton_io.seal import Seal
+from stretto.triton_io.seal import Seal, write_part, write_prompt
+from stretto.triton_io.stub import DrainGate
 
 WHOSE = "preprocessor"
 

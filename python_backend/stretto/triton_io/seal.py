@@ -1,11 +1,4 @@
-"""Message authentication between the steps of the ensemble.
-
-Triton lets clients call any model. Therefore every record between our models carries a keyed hash (MAC) of itself and
-of the arrays sent with it. The model processes share only the server that started them. The first one creates a key
-file that only its own user can read, named by the server's pid and start time.
-
-    authenticated record    tag, TAG bytes │ record
-"""
+"""Message authentication between the steps of the ensemble, and the sealed prompt tensors."""
 
 import fcntl
 import hmac
@@ -16,10 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from stretto.errors import InvalidRequest
+from stretto.records.prompt import Prompt, TextPart
+from stretto.triton_io.tensors import FEATURES, PROMPT, ROWS, array_tensor, bytes_tensor, read_array, read_record
 
 # In a subfolder, because Triton's shared-memory API can name any file directly in /dev/shm.
 FOLDER = Path(f"/dev/shm/stretto_keys_{os.geteuid()}")
@@ -115,3 +111,29 @@ def _start_time(pid: int) -> str:
     """Return the start time of a process, in clock ticks since boot."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return fields[19]  # field 22; pid and name, which may contain anything, are cut off
+
+
+PART = "part"  # MAC name of a part, which differs from a prompt's
+
+
+def write_prompt(prompt: Prompt, seal: Seal) -> list[Any]:
+    """Return the tensors of `prompt`."""
+    features, record = prompt.features, prompt.to_json()
+    sealed = seal.close(PROMPT.name, record, prompt.rows, features)
+    tensors = [array_tensor(ROWS, prompt.rows), bytes_tensor(PROMPT, sealed)]
+    return tensors if features is None else [*tensors, array_tensor(FEATURES, features)]
+
+
+def write_part(part: TextPart, seal: Seal) -> list[Any]:
+    """Return the tensor of `part`."""
+    return [bytes_tensor(PROMPT, seal.close(PART, part.to_json()))]
+
+
+def read_prompt(request: Any, seal: Seal) -> Prompt | TextPart:
+    """Return the prompt or text part of a request; raise InvalidRequest unless this server's preprocessor wrote it."""
+    rows, features = read_array(request, ROWS), read_array(request, FEATURES)
+    if rows is None:
+        return TextPart.from_json(PROMPT.name, seal.open(PART, read_record(request, PROMPT)))
+    rows, features = rows.copy(), None if features is None else features.copy()
+    record = seal.open(PROMPT.name, read_record(request, PROMPT), rows, features)
+    return Prompt.from_json(PROMPT.name, record, rows, features)

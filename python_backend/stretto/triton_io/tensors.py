@@ -1,17 +1,105 @@
-"""Conversion between Triton tensors and numpy arrays, text and bytes.
+"""Triton tensors: schema of the ensemble, conversion to and from arrays and text, model parameters."""
 
-Numbers use dlpack in both directions, because the server's own conversion depends on the numpy that it was built with.
-"""
-
+import json
+import math
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
 
+from stretto.config import parse_parameter
 from stretto.errors import InvalidRequest
-from stretto.triton_io.schema import TensorSpec
-from stretto.triton_io.strings import MAX_STRINGS
+from stretto.families.base import Family
+from stretto.families.registry import family_at
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Triton tensor; -1 in `dims` is any length, `meaning` gives the unit."""
+
+    name: str
+    dtype: str
+    dims: tuple[int, ...]
+    meaning: str
+    optional: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSchema:
+    """Inputs and outputs of a model in the repository."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    is_decoupled: bool = False
+
+
+TEXT = TensorSpec("text", "STRING", (1,), "what to speak, or the question; UTF-8", optional=True)
+AUDIO = TensorSpec("audio", "STRING", (-1,), "bytes of audio files, one for a turn", optional=True)
+PCM_IN = TensorSpec("pcm_in", "FP32", (-1,), "mono samples in [-1, 1] at sample_rate", optional=True)
+SAMPLE_RATE = TensorSpec("sample_rate", "INT32", (1,), "Hz, of pcm_in", optional=True)
+MESSAGES = TensorSpec("messages", "STRING", (1,), "JSON list of turns of a dialogue", optional=True)
+TASK = TensorSpec("task", "STRING", (1,), "a task of the family; default its first", optional=True)
+OPTIONS = TensorSpec("options", "STRING", (1,), "JSON: sampling, limits, chunking", optional=True)
+SESSION = TensorSpec("session", "STRING", (1,), "JSON: which text that is spoken `text` goes on with", optional=True)
+
+ROWS = TensorSpec("rows", "INT32", (-1, -1), "[P, S] token ids of the prompt; none of a part of a text", optional=True)
+PROMPT = TensorSpec("prompt", "UINT8", (-1,), "JSON: the rest of the prompt, or a part of a text")
+FEATURES = TensorSpec("features", "FP32", (-1, -1), "[F, M] log-mel frames of all audio of the prompt", optional=True)
+CODES = TensorSpec("codes", "INT32", (-1, -1), "[K, T] codes of new frames; absent in a text-only chunk", optional=True)
+CHUNK = TensorSpec("chunk", "UINT8", (-1,), "JSON: the chunk, whose it is, and its flow slot")
+
+PCM = TensorSpec("pcm", "FP32", (-1,), "mono samples in [-1, 1]; absent without samples, or with pcm16")
+PCM16 = TensorSpec("pcm16", "INT16", (-1,), "mono 16-bit samples, where the options ask for them instead of pcm")
+EVENT = TensorSpec("event", "STRING", (1,), "JSON: what this response adds")
+
+REQUEST = (TEXT, AUDIO, PCM_IN, SAMPLE_RATE, MESSAGES, TASK, OPTIONS, SESSION)
+RESPONSE = (PCM, PCM16, EVENT)
+
+MODELS = {
+    "speech": ModelSchema(REQUEST, RESPONSE, is_decoupled=True),
+    "preprocessor": ModelSchema(REQUEST, (ROWS, PROMPT, FEATURES)),
+    "language_model": ModelSchema((ROWS, PROMPT, FEATURES), (CODES, CHUNK), is_decoupled=True),
+    "acoustic_decoder": ModelSchema((CODES, CHUNK), RESPONSE, is_decoupled=True),
+}
+
+
+MAX_STRINGS = 64
+LENGTH = struct.Struct("<I")
+
+
+class Strings:
+    """Strings of a tensor as memoryviews of `encoded` [n] uint8.
+
+    A tensor with more than MAX_STRINGS strings has its original shape and None in each position.
+    """
+
+    def __init__(self, encoded: np.ndarray) -> None:
+        self._encoded = encoded.data
+
+    def reshape(self, shape: Any) -> np.ndarray:
+        """Return the strings in the request's shape, which the server has checked."""
+        number = math.prod(shape)
+        if number > MAX_STRINGS:
+            return np.broadcast_to(np.array(None, object), shape)
+        strings = np.empty(number, object)
+        start = 0
+        for index in range(number):
+            start += LENGTH.size
+            end = start + LENGTH.unpack_from(self._encoded, start - LENGTH.size)[0]
+            strings[index] = self._encoded[start:end]
+            start = end
+        return strings.reshape(shape)
+
+
+def install() -> None:
+    """Install this reader in the stub of this process."""
+    pb_utils.deserialize_bytes_tensor = Strings
+
 
 MAX_TEXT_BYTES = 1 << 20  # largest text or JSON in bytes
 NUMPY = {
@@ -109,3 +197,64 @@ def _find(request: Any, spec: TensorSpec) -> Any | None:
 
 def _describe(spec: TensorSpec) -> str:
     return f"{spec.dtype} {list(spec.dims)}"
+
+
+def read_inputs(request: Any) -> dict[str, Any]:
+    """Return all inputs by name, unconverted; None for absent ones."""
+    return {
+        "text": read_bytes(request, TEXT),
+        "audio": read_files(request, AUDIO),
+        "pcm_in": read_array(request, PCM_IN),
+        "sample_rate": read_scalar(request, SAMPLE_RATE),
+        "messages": read_bytes(request, MESSAGES),
+        "task": read_bytes(request, TASK),
+        "options": read_bytes(request, OPTIONS),
+        "session": read_bytes(request, SESSION),
+    }
+
+
+class ModelParameters:
+    """String parameters of one model; paths are relative to the model's folder in the repository.
+
+    All methods raise ValueError, naming the parameter, if it is missing or invalid.
+    """
+
+    def __init__(self, args: dict[str, Any]) -> None:
+        self._folder = Path(args["model_repository"])
+        self._kind, self._device_id = args["model_instance_kind"], args["model_instance_device_id"]
+        self.strings: dict[str, str] = {
+            name: value["string_value"] for name, value in json.loads(args["model_config"])["parameters"].items()
+        }
+
+    def number(self, name: str) -> int:
+        """Return an integer of at least 1."""
+        value: int = parse_parameter(name, int, self._text(name))
+        if value < 1:
+            raise ValueError(f"{name} must be >= 1, got {value}")
+        return value
+
+    def seconds(self, name: str) -> float:
+        """Return a duration of at least 0, in seconds."""
+        value: float = parse_parameter(name, float, self._text(name))
+        if not 0 <= value < float("inf"):
+            raise ValueError(f"{name} must be >= 0, got {value}")
+        return value
+
+    def path(self, name: str) -> Path:
+        """Return a file or folder."""
+        # normalised without resolving links, because the folder may be a link
+        return Path(os.path.normpath(self._folder / self._text(name)))
+
+    @property
+    def device(self) -> str:
+        """Return the device of the model's instance: `cuda:N` for KIND_GPU on GPU N, else `cpu`."""
+        return f"cuda:{self._device_id}" if self._kind == "GPU" else "cpu"
+
+    def family(self) -> Family:
+        """Return the family of the model's checkpoint; raise CheckpointError if config.json names no known one."""
+        return family_at(self.path("checkpoint"))
+
+    def _text(self, name: str) -> str:
+        if name not in self.strings:
+            raise ValueError(f"{name} is missing from the parameters in config.pbtxt")
+        return self.strings[name]

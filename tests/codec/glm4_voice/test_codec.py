@@ -21,8 +21,8 @@ from stretto.decoder.warming import capture_shapes, warm_up
 from stretto.decoder.worker import DecoderWorker
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.records.chunk import Chunk
-from stretto.records.delivery import OutputForm
-from stretto.streams.segment import Segment
+from stretto.records.sampling import OutputForm
+from stretto.streams.layout import Segment
 from tests.decoder.test_warming import Capturing
 from tests.fakes import RecordedReply
 

@@ -18,8 +18,8 @@ from stretto.decoder.warming import warm_up
 from stretto.decoder.worker import DecoderWorker
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.records.chunk import Chunk
-from stretto.records.delivery import OutputForm
-from stretto.streams.segment import Segment
+from stretto.records.sampling import OutputForm
+from stretto.streams.layout import Segment
 from tests.fakes import RecordedReply
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]

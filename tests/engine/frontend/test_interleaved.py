@@ -8,8 +8,7 @@ import pytest
 
 from stretto.engine.frontend.admission import Capacity, admit
 from stretto.engine.frontend.utterance import Utterance
-from stretto.engine.request.rules import SegmentRules
-from stretto.engine.request.tracker import SegmentTracker
+from stretto.engine.request.reply_rules import SegmentRules, SegmentTracker
 from stretto.errors import InvalidRequest
 from stretto.families.text_codec import TextCodec
 from stretto.families.vita_audio.family import VitaVocabulary, vita_audio
@@ -17,7 +16,7 @@ from stretto.preprocessing.options import read_options
 from stretto.records.chunk import LMChunk, Report
 from stretto.records.prompt import Prompt
 from stretto.streams.chunking import ChunkPolicy, Pacer
-from stretto.streams.segment import Segment
+from stretto.streams.layout import Segment
 from tests.speech_families import EIGHT_STREAMS, INTERLEAVED
 
 RULES = SegmentRules(INTERLEAVED, 128)

@@ -16,7 +16,7 @@ from transformers import PretrainedConfig
 from stretto.config import EngineConfig
 from stretto.engine.frontend.llm import SpeechLLM
 from stretto.engine.frontend.places import Places
-from stretto.engine.request.wire import Trailer
+from stretto.engine.request.protocol import Trailer
 from stretto.errors import InvalidRequest, NoPlace
 from stretto.families.text_codec import SILENT
 from stretto.families.tiny.family import TINY

@@ -12,12 +12,10 @@ import pytest_asyncio
 from stretto.config import EngineConfig
 from stretto.engine.frontend.llm import SpeechLLM
 from stretto.errors import InvalidRequest
-from stretto.records.chunk import LMChunk
-from stretto.records.envelope import FlowAddress
-from stretto.records.prompt import Prompt
-from stretto.records.text_part import TextPart
+from stretto.records.chunk import FlowAddress, LMChunk
+from stretto.records.prompt import Prompt, TextPart
 from stretto.streams.chunking import ChunkPolicy, Pacer
-from stretto.triton_io.text_sessions import TextSessions
+from stretto.triton_io.speech_service import TextSessions
 from tests.engine.forking import forked_processes
 from tests.engine.harness import DEFAULTS
 from tests.engine.prompts import make_prompt

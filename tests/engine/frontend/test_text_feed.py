@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from stretto.engine.frontend.text_feed import TextFeed
-from stretto.engine.request.track import TextUpdate
+from stretto.engine.frontend.utterance import TextFeed
+from stretto.engine.request.reply_rules import TextUpdate
 from stretto.errors import InvalidRequest
 
 pytestmark = pytest.mark.asyncio

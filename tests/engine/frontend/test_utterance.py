@@ -9,9 +9,8 @@ import pytest
 
 from benchmarks.checkpoints.random_published import write_tokenizer
 from stretto.engine.frontend.utterance import Utterance, reference_chunk
-from stretto.engine.request.rules import SegmentRules
-from stretto.engine.request.tracker import SegmentTracker
-from stretto.engine.request.wire import GUIDANCE_OFF, GUIDANCE_ON, NO_CHANGE
+from stretto.engine.request.protocol import GUIDANCE_OFF, GUIDANCE_ON, NO_CHANGE
+from stretto.engine.request.reply_rules import SegmentRules, SegmentTracker
 from stretto.families.chatterbox.family import ChatterboxVocabulary, chatterbox
 from stretto.families.text_codec import SILENT, get_text_codec, load_text_codec
 from stretto.families.tiny.family import (
@@ -29,8 +28,7 @@ from stretto.families.tiny.family import (
 from stretto.families.tokenizer import TextTokenizer
 from stretto.records.chunk import Chunk, GuidanceChange, LMChunk, Report, WordMark
 from stretto.streams.chunking import ChunkPolicy, Pacer
-from stretto.streams.delay import delay_codes
-from stretto.streams.segment import Segment
+from stretto.streams.layout import Segment, delay_codes
 from tests.small_vocabularies import BAGPIPER, CSM
 from tests.speech_families import THREE_ROWS
 

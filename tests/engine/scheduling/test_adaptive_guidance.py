@@ -2,7 +2,7 @@
 
 from vllm.v1.request import Request, RequestStatus
 
-from stretto.engine.scheduling.adaptive_guidance import AdaptiveGuidance, GuidanceChanges
+from stretto.engine.scheduling.guidance import AdaptiveGuidance, GuidanceChanges
 from stretto.engine.scheduling.request_table import RequestTable
 from tests.engine.scheduling.tables import FakeBlocks, arrive, pair, run, speak, table
 

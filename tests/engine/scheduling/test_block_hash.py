@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from stretto.engine.environment import prepare_environment
-from stretto.engine.scheduling.block_hash import row_block_hasher
-from stretto.engine.scheduling.history import RowHistory
+from stretto.engine.scheduling.request_table import RowHistory, row_block_hasher
 
 prepare_environment()
 

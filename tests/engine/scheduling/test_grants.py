@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stretto.engine.scheduling.grants import RunningRow, plan_grants
+from stretto.engine.scheduling.planner import RunningRow, plan_grants
 
 
 @st.composite

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from stretto.engine.request.track import Track
-from stretto.engine.scheduling.history import RowHistory
+from stretto.engine.request.reply_rules import Track
+from stretto.engine.scheduling.request_table import RowHistory
 
 
 def test_rows_come_back_after_growing_and_truncating() -> None:

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from stretto.engine.scheduling.kv_shares import KEY, KvShares
+from stretto.engine.scheduling.planner import KEY, KvShares
 from stretto.engine.scheduling.request_table import RequestTable
 from tests.engine.scheduling.tables import FakeBlocks, arrive, pair, run, table
 

@@ -7,10 +7,9 @@ import pytest
 from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.outputs import LogprobsLists, ModelRunnerOutput
 
-from stretto.engine.request.rules import SegmentRules
-from stretto.engine.request.tracker import SegmentTracker
-from stretto.engine.request.wire import GUIDANCE_OFF, NO_CHANGE
-from stretto.engine.scheduling.outgoing_rows import LEAST_LEAD_S, MAX_WAIT_S, OutgoingRows
+from stretto.engine.request.protocol import GUIDANCE_OFF, NO_CHANGE
+from stretto.engine.request.reply_rules import SegmentRules, SegmentTracker
+from stretto.engine.scheduling.request_table import LEAST_LEAD_S, MAX_WAIT_S, OutgoingRows
 from stretto.engine.scheduling.sampled_rows import SampledRows
 from stretto.streams.chunking import ChunkPolicy, DecoderLoad, Pacer
 from tests.engine.scheduling.tables import RULES, arrive, speak, table

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from stretto.engine.request.shared_stats import KEY, EngineStats, SharedStats
+from stretto.engine.request.protocol import STATS_KEY, EngineStats, SharedStats
 from stretto.engine.scheduling import step_stats
 from stretto.engine.scheduling.held_replies import HeldReplies
 from stretto.engine.scheduling.planner import PairPlanner
@@ -105,7 +105,7 @@ def test_it_is_shared_now_and_then_and_when_nothing_runs(clock: Clock) -> None:
 def test_each_scheduler_writes_its_own_line() -> None:
     memory = SharedStats.create(2)
     parallel = SimpleNamespace(data_parallel_size=2, data_parallel_rank=1)
-    share = share_of(SimpleNamespace(parallel_config=parallel, additional_config={KEY: str(memory.path)}))
+    share = share_of(SimpleNamespace(parallel_config=parallel, additional_config={STATS_KEY: str(memory.path)}))
     memory.close()
     share(EngineStats(engine_steps_total=7))
     assert memory.read().engine_steps_total == 7

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from stretto.engine.request.rules import SegmentRules
-from stretto.engine.scheduling.supported import check_supported
+from stretto.engine.request.reply_rules import SegmentRules
+from stretto.engine.scheduling.scheduler import check_supported
 from stretto.families.base import Family
 from tests.speech_families import EIGHT_STREAMS, FORCED_BURSTS, FORCED_CHAT, TRACKED
 

@@ -2,7 +2,7 @@
 
 from vllm.v1.request import Request, RequestStatus
 
-from stretto.engine.scheduling.waiting_queue import passing_over, put_first, put_first_behind
+from stretto.engine.scheduling.held_replies import passing_over, put_first, put_first_behind
 from tests.engine.scheduling.tables import arrive, queue, table
 
 

@@ -6,12 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from stretto.engine.request.params import SpeechParams
-from stretto.engine.request.rules import SegmentRules
-from stretto.engine.request.tracker import SegmentTracker
-from stretto.engine.worker.arrays import DeviceArrays, HostArrays
+from stretto.engine.request.protocol import SpeechParams
+from stretto.engine.request.reply_rules import SegmentRules, SegmentTracker
 from stretto.engine.worker.batch import BatchPlan, BatchPlanner, PlanArrays, StepRows, plan_batch
-from stretto.engine.worker.slots import SlotTables
+from stretto.engine.worker.slots import DeviceArrays, HostArrays, SlotTables
 from tests.engine.prompts import make_prompt
 from tests.speech_families import EIGHT_STREAMS
 

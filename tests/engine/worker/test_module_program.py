@@ -10,11 +10,10 @@ import torch
 from vllm.config import CUDAGraphMode
 from vllm.v1.attention.backend import AttentionCGSupport
 
-from stretto.engine.worker import module_attention
-from stretto.engine.worker.arrays import DeviceArrays
-from stretto.engine.worker.module_attention import ModuleAttention, Spans
-from stretto.engine.worker.module_program import IS_KEPT, IS_READ, NOW, POSITION, ModuleProgram
-from stretto.engine.worker.row_predictor import BurstBatch
+from stretto.engine.worker import module_rows
+from stretto.engine.worker.module_rows import IS_KEPT, IS_READ, NOW, POSITION, ModuleAttention, ModuleProgram, Spans
+from stretto.engine.worker.predictors import BurstBatch
+from stretto.engine.worker.slots import DeviceArrays
 from stretto.families.bursts import Bursts, BurstSchedule
 from tests.engine.test_devices import GPU, OneDevice
 from tests.engine.worker.test_step_graphs import FakeRecorder
@@ -126,7 +125,7 @@ def test_a_graph_holds_what_attention_keeps_in_one_place(
     support: AttentionCGSupport, mode: CUDAGraphMode, max_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = [], SimpleNamespace(min_cg_support=support), []
-    monkeypatch.setattr(module_attention, "init_attn_backend", lambda *args, **options: found)
+    monkeypatch.setattr(module_rows, "init_attn_backend", lambda *args, **options: found)
     compilation = SimpleNamespace(cudagraph_mode=mode, max_cudagraph_capture_size=512)
     tables = SimpleNamespace(slot_mappings=torch.zeros(1, 8, dtype=torch.int64))
     config = SimpleNamespace(compilation_config=compilation, model_config=SimpleNamespace(max_model_len=160))

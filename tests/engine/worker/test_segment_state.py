@@ -6,12 +6,21 @@ import numpy as np
 import pytest
 import torch
 
-from stretto.engine.request.params import SpeechParams
-from stretto.engine.request.rules import SegmentRules
-from stretto.engine.request.tracker import SegmentTracker
-from stretto.engine.worker.arrays import Array, Arrays, DeviceArrays, HostArrays
+from stretto.engine.request.protocol import SpeechParams
+from stretto.engine.request.reply_rules import SegmentRules, SegmentTracker
 from stretto.engine.worker.segment_state import Rows, SegmentState
-from stretto.engine.worker.slots import STATE, SlotLimits, SlotScales, SlotState, SlotTables, state_row
+from stretto.engine.worker.slots import (
+    STATE,
+    Array,
+    Arrays,
+    DeviceArrays,
+    HostArrays,
+    SlotLimits,
+    SlotScales,
+    SlotState,
+    SlotTables,
+    state_row,
+)
 from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
 from stretto.records.sampling import SamplingConfig

@@ -5,14 +5,10 @@ import pytest
 import torch
 from vllm.v1.core.sched.output import NewRequestData
 
-from stretto.engine.request.new_request import SpeechRequestData, TextNews
-from stretto.engine.request.params import SpeechParams
-from stretto.engine.request.rules import SegmentRules
-from stretto.engine.request.track import ENDLESS
-from stretto.engine.request.tracker import SegmentTracker
-from stretto.engine.worker.arrays import Arrays, DeviceArrays, HostArrays
+from stretto.engine.request.protocol import SpeechParams, SpeechRequestData, TextNews
+from stretto.engine.request.reply_rules import ENDLESS, SegmentRules, SegmentTracker
 from stretto.engine.worker.run_slots import RunSlots
-from stretto.engine.worker.slots import LIMITS, STATE, SlotTables, state_row
+from stretto.engine.worker.slots import LIMITS, STATE, Arrays, DeviceArrays, HostArrays, SlotTables, state_row
 from stretto.families.tiny.family import END_OF_TEXT, FIRST_PHONEME, TINY
 from tests.engine.prompts import make_prompt
 from tests.small_vocabularies import HIGGS_AUDIO

@@ -5,10 +5,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from stretto.engine.request.rules import SegmentRules
-from stretto.engine.worker.cuda_graphs import CudaRecorder
-from stretto.engine.worker.step_graphs import StepGraphs, padded_sizes
-from stretto.engine.worker.step_table import Variant
+from stretto.engine.request.reply_rules import SegmentRules
+from stretto.engine.worker.step_program import CudaRecorder, StepGraphs, Variant, padded_sizes
 from tests.engine.worker.walks import LENGTH, Walk, captured
 from tests.speech_families import EIGHT_STREAMS
 

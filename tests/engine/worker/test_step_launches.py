@@ -9,12 +9,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from stretto.engine.kernels.gpu import gather
-from stretto.engine.request.rules import SegmentRules
+from stretto.engine.kernels.gpu import advance
+from stretto.engine.request.reply_rules import SegmentRules
 from stretto.engine.worker import step_program
-from stretto.engine.worker.arrays import HostArrays
-from stretto.engine.worker.slots import STATE
-from stretto.engine.worker.step_table import Variant
+from stretto.engine.worker.slots import STATE, HostArrays
+from stretto.engine.worker.step_program import Variant
 from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
 from tests.engine.worker.walks import LENGTH, Walk, captured, request
@@ -73,7 +72,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     counted: Counter[str] = Counter()
     for name in KERNELS:
         monkeypatch.setattr(step_program, name, Counted(name, counted))
-    monkeypatch.setattr(gather, "_gather_kernel", Counted("_gather_kernel", counted))
+    monkeypatch.setattr(advance, "_gather_kernel", Counted("_gather_kernel", counted))
     return counted
 
 
@@ -163,6 +162,6 @@ def test_what_a_graph_holds_is_five_launches_and_eight_with_text(family: Family,
 def test_the_rows_of_all_streams_are_gathered_at_once(seen: Counter[str]) -> None:
     ids, rows, codes = torch.zeros(4, dtype=torch.int32), torch.zeros(8, 9, dtype=torch.int32), torch.zeros(2, 9, 8)
     with Operators(seen):
-        gather.gather_on_device(rows, ids, ids.long(), ids.long(), codes.int(), 0)
+        advance.gather_on_device(rows, ids, ids.long(), ids.long(), codes.int(), 0)
     assert seen.pop("_to_copy") == 3  # this test's own
     assert seen == {"_gather_kernel": 1}

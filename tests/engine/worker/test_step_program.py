@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from stretto.engine.kernels.gpu.columns import COLUMNS
-from stretto.engine.kernels.gpu.columns import STATE as KERNEL_STATE
-from stretto.engine.request.rules import SegmentRules
+from stretto.engine.kernels.gpu.step_table import COLUMNS
+from stretto.engine.kernels.gpu.step_table import STATE as KERNEL_STATE
+from stretto.engine.request.reply_rules import SegmentRules
 from stretto.engine.worker.slots import LIMITS, SCALES, STATE
 from stretto.families.base import Family
 from stretto.families.tiny.family import TINY

@@ -9,20 +9,14 @@ import torch
 import torch.nn.functional as F
 from vllm.v1.core.sched.output import NewRequestData
 
-from stretto.engine.request.new_request import SpeechRequestData
-from stretto.engine.request.params import SpeechParams
-from stretto.engine.request.rules import SegmentRules
-from stretto.engine.worker.arrays import Arrays, HostArrays, arrays_on
-from stretto.engine.worker.drawing import RowDraw
-from stretto.engine.worker.frame_predictor import DepthFrames, ParallelHeads, Readout
-from stretto.engine.worker.repetition import RepetitionGuard
+from stretto.engine.request.protocol import SpeechParams, SpeechRequestData
+from stretto.engine.request.reply_rules import SegmentRules
+from stretto.engine.worker.predictors import DepthFrames, ParallelHeads, Readout
 from stretto.engine.worker.run_slots import RunSlots
-from stretto.engine.worker.sampler import SpeechSampler
+from stretto.engine.worker.sampler import RepetitionGuard, RowDraw, SpeechSampler
 from stretto.engine.worker.segment_state import SegmentState
-from stretto.engine.worker.slots import SlotTables
-from stretto.engine.worker.step_graphs import Recorder, StepGraphs
-from stretto.engine.worker.step_program import StepProgram
-from stretto.engine.worker.step_sampler import StepSampler
+from stretto.engine.worker.slots import Arrays, HostArrays, SlotTables, arrays_on
+from stretto.engine.worker.step_program import Recorder, StepGraphs, StepProgram, StepSampler
 from stretto.families.base import Family
 from stretto.records.sampling import CodeSampling
 from tests.engine.prompts import make_prompt

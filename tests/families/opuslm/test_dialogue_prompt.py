@@ -3,9 +3,8 @@
 import numpy as np
 
 from stretto.engine.frontend.utterance import Utterance
-from stretto.engine.request.rules import SegmentRules
-from stretto.engine.request.tracker import SegmentTracker
-from stretto.engine.request.wire import NO_CHANGE
+from stretto.engine.request.protocol import NO_CHANGE
+from stretto.engine.request.reply_rules import SegmentRules, SegmentTracker
 from stretto.families.opuslm.dialogue_prompt import DialogueTemplate
 from stretto.families.opuslm.family import opuslm_dialogue
 from stretto.families.text_codec import SILENT

@@ -11,14 +11,13 @@ from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
 from benchmarks.code_streams import random_codes
 from stretto.checkpoints.command import main
 from stretto.config import DecoderConfig
-from stretto.decoder.opening import open_codec
-from stretto.decoder.worker import DecoderWorker
+from stretto.decoder.worker import DecoderWorker, open_codec
 from stretto.errors import InvalidRequest
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.records.chunk import Chunk
 from stretto.records.prompt import Prompt
 from stretto.streams.chunking import Pacer
-from stretto.streams.segment import Segment
+from stretto.streams.layout import Segment
 from tests.codec.glm4_voice.heard import HEARD, speech
 from tests.fakes import RecordedReply
 from tests.vita_release import command, random_vita

@@ -11,7 +11,7 @@ import pytest
 from stretto.departures import Departures
 from stretto.serving.proxy.__main__ import grpc_listener, grpc_proxy
 from stretto.serving.proxy.config import ProxyConfig
-from stretto.serving.proxy.gate import Gate
+from stretto.serving.proxy.triton_stream import Gate
 from stretto.serving.proxy.uploads import Uploads
 from tests.client.fake_server import Chunk, FakeServer
 from tests.ports import free_ports

@@ -7,8 +7,8 @@ import grpc
 import pytest
 from tritonclient.grpc.service_pb2 import ModelInferRequest, ModelStreamInferResponse
 
-from stretto.serving.proxy.client_stream import Check, ClientStream
 from stretto.serving.proxy.infer_request import BadRequest
+from stretto.serving.proxy.triton_stream import Check, ClientStream
 
 WAIT_S = 60
 NUM_REQUESTS = 1000

@@ -8,7 +8,7 @@ import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from stretto.serving.proxy.__main__ import Launcher
-from stretto.serving.proxy.gate import Gate
+from stretto.serving.proxy.triton_stream import Gate
 from stretto_client import ServerUnavailable, SpeechClient
 from stretto_client.errors import ClientError
 from tests.client.fake_server import Chunk, FakeServer, Pause, Until

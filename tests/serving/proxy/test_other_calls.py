@@ -4,8 +4,8 @@ import pytest
 from tritonclient.grpc import service_pb2
 
 from stretto.serving.proxy.access import APIS, HEALTH_CHECK, MODEL_INFER, MODEL_STREAM_INFER, SERVICE
+from stretto.serving.proxy.grpc_proxy import MAX_SMALL_BYTES, check_other_call
 from stretto.serving.proxy.infer_request import BadRequest
-from stretto.serving.proxy.other_calls import MAX_SMALL_BYTES, check_other_call
 
 REGISTER = f"{SERVICE}SystemSharedMemoryRegister"
 

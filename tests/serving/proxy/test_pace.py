@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from stretto.serving.proxy.infer_request import BadRequest
-from stretto.serving.proxy.pace import LARGE_BYTES, Pace
+from stretto.serving.proxy.uploads import LARGE_BYTES, Pace
 
 LARGE = LARGE_BYTES + 1
 WAIT_S, NEVER = 60, 1e-9  # bytes per second

@@ -10,7 +10,7 @@ import pytest
 
 from stretto.serving.proxy import __main__ as proxy_main
 from stretto.serving.proxy import grpc_proxy
-from stretto.serving.proxy.peers import host_of, host_of_call, in_excess
+from stretto.serving.proxy.access import host_of, host_of_call, in_excess
 from tests.serving.proxy.conftest import Proxied, proxied
 from tests.serving.proxy.test_grpc_proxy import call, service_pb2
 

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stretto.engine.request.pairs import max_blocks
-from stretto.engine.request.rules import SegmentRules
+from stretto.engine.request.protocol import max_blocks
+from stretto.engine.request.reply_rules import SegmentRules
 from stretto.errors import InvalidRequest, shown
 from stretto.families.base import Task
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import SamplingConfig
-from stretto.streams.segment import Segment
+from stretto.streams.layout import Segment
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

@@ -27,16 +27,21 @@ from vllm.inputs import TokensPrompt  # noqa: E402
 from vllm.outputs import RequestOutput  # noqa: E402
 from vllm.v1.engine.async_llm import AsyncLLM  # noqa: E402
 
-from stretto.engine.frontend.stats import FrameStats, Stats  # noqa: E402
-from stretto.engine.frontend.text_feed import NO_TEXT, TextFeed  # noqa: E402
-from stretto.engine.frontend.utterance import Utterance, first_chunk  # noqa: E402
+from stretto.engine.frontend.places import FrameStats, Stats  # noqa: E402
+from stretto.engine.frontend.utterance import NO_TEXT, TextFeed, Utterance, first_chunk  # noqa: E402  # noqa: E402
 from stretto.engine.request.adapters import Adapters  # noqa: E402
-from stretto.engine.request.family import family_of  # noqa: E402
-from stretto.engine.request.params import sampling_params  # noqa: E402
-from stretto.engine.request.rules import SegmentRules  # noqa: E402
-from stretto.engine.request.shared_stats import KEY, SharedStats  # noqa: E402
-from stretto.engine.request.tracker import SegmentTracker  # noqa: E402
-from stretto.engine.request.wire import Trailer, read_rows  # noqa: E402
+from stretto.engine.request.protocol import (  # noqa: E402  # noqa: E402
+    STATS_KEY,
+    SharedStats,
+    Trailer,
+    family_of,
+    read_rows,
+    sampling_params,
+)
+from stretto.engine.request.reply_rules import (  # noqa: E402
+    SegmentRules,
+    SegmentTracker,
+)
 from stretto.families.text_codec import load_text_codec  # noqa: E402
 from stretto.families.text_stream import SubwordStream  # noqa: E402
 
@@ -74,7 +79,7 @@ class SpeechLLM:
         built = vllm_config(config)
         shared = SharedStats.create(built.parallel_config.data_parallel_size)
         assert isinstance(built.additional_config, dict)
-        built.additional_config = built.additional_config | {KEY: str(shared.path)}
+        built.additional_config = built.additional_config | {STATS_KEY: str(shared.path)}
         try:
             return cls(AsyncLLM.from_vllm_config(built, disable_log_stats=True), built, shared)
         finally:

@@ -1,8 +1,4 @@
-"""Limit on replies given to the engine at once: those that run, and a bounded number that wait for their first row.
-
-Further replies are rejected before anything is queued. Admitted requests therefore start quickly, and rejected ones can
-be retried on another server at once. With a target for first frames, fewer are admitted while first frames are late.
-"""
+"""Limits on replies in flight, derived from the measured reply times, and front-end counters."""
 
 import math
 import time
@@ -12,13 +8,71 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from stretto.engine.frontend.flight_limit import FlightLimit
-from stretto.engine.request.shared_stats import SharedStats
+from stretto.engine.request.protocol import SharedStats
 from stretto.errors import NoPlace
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.engine.async_llm import AsyncLLM
+from collections.abc import Sequence
+
+from stretto.engine.request.protocol import num_guided
+from stretto.records.chunk import GuidanceChange
+from stretto.records.sampling import SamplingConfig
+
+GREATEST_CUT = 0.5  # smallest factor of one decrease, however late the reply is
+UNUSED_CUT = 0.97  # factor if less than half of the limit was in use
+UNBOUNDED = 1024.0  # sequences; initial limit if none is configured
+LEAST = 4.0  # sequences: two guided replies, so that one slow reply cannot cause all others to be rejected
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Admission record of a reply.
+
+    Attributes:
+        num_sequences: Sequences of the reply.
+        in_flight: Sequences in flight at admission, its own included.
+        round: Round of the limit; a round ends at each multiplicative decrease.
+    """
+
+    num_sequences: int
+    in_flight: int
+    round: int
+
+
+class FlightLimit:
+    """Limit `value` on sequences in flight, between `LEAST` and `most`, for first frames within `target_s`.
+
+    A late reply with at least half of the limit in use decreases it in proportion to the delay and ends the round, so
+    that replies admitted before are ignored. A late reply with less in use decreases it slightly. A timely reply with
+    at least half in use increases it: by one reply for as many replies as fill it.
+    """
+
+    def __init__(self, target_s: float, most: float):
+        self._most = min(most, UNBOUNDED)
+        self.target_s, self.value, self._round = target_s, self._most, 0
+
+    def enter(self, num_sequences: int, in_flight: int) -> Entry:
+        """Return the admission record of a reply."""
+        return Entry(num_sequences, in_flight, self._round)
+
+    def see(self, entry: Entry, first_frame_s: float) -> None:
+        """Update the limit with the time from admission to the first frame of a reply, in seconds."""
+        if entry.round != self._round:
+            return
+        is_used = 2 * entry.in_flight >= self.value
+        if first_frame_s <= self.target_s:
+            if is_used:
+                raised = self.value + min(entry.num_sequences, entry.num_sequences**2 / self.value)
+                self.value = min(self._most, raised)
+        elif not is_used:
+            self.value = max(UNUSED_CUT * self.value, 2.0 * entry.in_flight)
+        elif entry.in_flight > entry.num_sequences:
+            cut = max(GREATEST_CUT, self.target_s / first_frame_s)
+            self.value = min(self._most, max(LEAST, cut * self.value))
+            self._round += 1
+
 
 KEY, TARGET_KEY = "max_waiting", "first_frame_target_s"  # keys in vLLM's `additional_config`
 
@@ -121,3 +175,46 @@ class Places:
                 f"{taken} sequences are already in flight, as many as begin within {self._limit.target_s:g} s, and this"
                 f" reply has {num_sequences}; try again"
             )
+
+
+@dataclass
+class Stats:
+    """Counters since start-up, for metrics.
+
+    Attributes:
+        active: Replies in progress.
+        pairs: Guided replies among them.
+        finished_total: Replies finished.
+        frames_total: Frames generated.
+        unguided_total: Frames of requests with policy `always` sampled without guidance. Any value but 0 is a bug.
+        frames_unguided_by_policy_total: Unguided frames of guided requests with another policy.
+    """
+
+    active: int = 0
+    pairs: int = 0
+    finished_total: int = 0
+    frames_total: int = 0
+    unguided_total: int = 0
+    frames_unguided_by_policy_total: int = 0
+
+
+class FrameStats:
+    """Frame counts of one reply, added to the counters chunk by chunk."""
+
+    def __init__(self, stats: Stats, sampling: SamplingConfig):
+        self._stats = stats
+        self._is_guided, self._policy = sampling.guidance_scale != 1.0, sampling.policy
+        self._num_frames = self._num_unguided = 0
+
+    def see(self, num_frames: int, changes: Sequence[GuidanceChange]) -> None:
+        """Count the frames up to `num_frames`, given the frames in `changes` at which guidance stopped or resumed."""
+        self._stats.frames_total += num_frames - self._num_frames
+        self._num_frames = num_frames
+        if not self._is_guided:
+            return
+        num_unguided = num_frames - num_guided([change.frame for change in changes], num_frames)
+        if self._policy == "always":
+            self._stats.unguided_total += num_unguided - self._num_unguided
+        else:
+            self._stats.frames_unguided_by_policy_total += num_unguided - self._num_unguided
+        self._num_unguided = num_unguided

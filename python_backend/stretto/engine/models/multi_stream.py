@@ -1,20 +1,20 @@
-"""Multi-stream input and output for vLLM's causal language models."""
+"""Multi-stream embedding, output and strict weight loading for vLLM's causal language models."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from vllm.config import VllmConfig
 from vllm.distributed import tensor_model_parallel_all_reduce
 from vllm.sequence import IntermediateTensors
 
 from stretto.engine.kernels.gpu.embed import embed_rows
 from stretto.engine.models.depth_transformer import DepthTransformer
-from stretto.engine.models.strict_loading import load_strictly
-from stretto.engine.request.family import family_of
-from stretto.engine.request.rules import SegmentRules
+from stretto.engine.request.protocol import family_of
+from stretto.engine.request.reply_rules import SegmentRules
+from stretto.errors import CheckpointError
 from stretto.families.audio_format import AudioFormat, MelFormat, StackedFormat, StatesFormat, VectorFormat
 from stretto.families.bagpiper import model as bagpiper
 from stretto.families.qwen3_omni_talker import model as qwen3_omni_talker
@@ -25,6 +25,47 @@ if TYPE_CHECKING:  # mix-in for any of vLLM's decoders; type-checked against one
     from vllm.model_executor.models.llama import LlamaForCausalLM as Decoder
 else:
     Decoder = object
+
+
+FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+EXPERTS = {"w13_weight": ("gate_proj", "up_proj"), "w2_weight": ("down_proj",)}  # fused over all experts of a layer
+Weights = Iterable[tuple[str, Tensor]]
+
+
+def load_strictly(model: nn.Module, load: Callable[[Weights], set[str]], weights: Weights) -> set[str]:
+    """Return the result of `load` for `weights`.
+
+    Raises:
+        CheckpointError: If a tensor's shape does not match, or parts of fused parameters are missing.
+    """
+    seen: dict[str, list[int]] = {}
+
+    def watched() -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in weights:
+            seen[name] = list(tensor.shape)
+            yield name, tensor
+
+    try:
+        loaded = load(watched())
+    except (AssertionError, RuntimeError) as error:
+        name, shape = list(seen.items())[-1]
+        raise CheckpointError(f"{name}: {shape} does not fit: {error}") from error
+    missing = [name for name in fused_parts(model) if name not in seen]
+    if missing:
+        raise CheckpointError(f"the checkpoint lacks {', '.join(sorted(missing))}")
+    return loaded
+
+
+def fused_parts(model: nn.Module) -> Iterator[str]:
+    """Yield the checkpoint names of the parts of fused weights and biases."""
+    for name, parameter in model.named_parameters():
+        module, _, kind = name.rpartition(".")
+        for part in EXPERTS.get(kind, ()):
+            experts = module.removesuffix(".routed_experts")
+            yield from (f"{experts}.{number}.{part}.weight" for number in range(len(parameter)))
+        parent, _, fused = module.rpartition(".")
+        if kind in ("weight", "bias") and fused in FUSED:
+            yield from (f"{parent}.{part}.{kind}" for part in FUSED[fused])
 
 
 ENCODERS: dict[type[AudioFormat], Any] = {

@@ -1,21 +1,54 @@
-"""Replies blocked on streamed text: a row is computed only once its word has arrived.
-
-Word i is part of row i. A blocked reply is granted no rows. It keeps its KV blocks and slot until another request needs
-them. It is then preempted and not resumed before its word arrives.
-"""
+"""Replies that wait for streamed text, and their positions in vLLM's waiting queue."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from vllm.v1.core.sched.output import CachedRequestData
-from vllm.v1.request import Request
+from vllm.v1.core.sched.request_queue import RequestQueue
+from vllm.v1.request import Request, RequestStatus
 
-from stretto.engine.request.new_request import SpeechCachedRequests, TextNews
-from stretto.engine.request.track import TextUpdate
-from stretto.engine.scheduling.kv_blocks import KvBlocks
-from stretto.engine.scheduling.planner import PairPlanner
-from stretto.engine.scheduling.request_state import RequestState
-from stretto.engine.scheduling.request_table import RequestTable
+from stretto.engine.request.protocol import SpeechCachedRequests, TextNews
+from stretto.engine.request.reply_rules import TextUpdate
+from stretto.engine.scheduling.planner import KvBlocks, PairPlanner
+from stretto.engine.scheduling.request_table import RequestState, RequestTable
+
+NOBODY = nullcontext()  # shared by all steps that skip no request, which are nearly all
+
+
+def put_first(queue: RequestQueue, *requests: Request) -> None:
+    """Move waiting requests to the head of the queue, keeping their order."""
+    for request in reversed(requests):
+        queue.remove_request(request)
+        queue.prepend_request(request)
+
+
+def put_first_behind(queue: RequestQueue, half: Request, partner: Request) -> None:
+    """Move a new unconditional request to the head, or after its partner if that was preempted while sampling."""
+    queue.remove_request(half)
+    ahead = list[Request]()
+    while partner.status == RequestStatus.PREEMPTED and partner not in ahead:
+        ahead.append(queue.pop_request())
+    for request in (half, *reversed(ahead)):
+        queue.prepend_request(request)
+
+
+def passing_over(queue: RequestQueue, *groups: Sequence[Request]) -> AbstractContextManager[None]:
+    """Return a context in which the queue is served without `groups`; they regain their positions afterwards."""
+    requests = [request for group in groups for request in group]
+    return _without(queue, requests) if requests else NOBODY
+
+
+@contextmanager
+def _without(queue: RequestQueue, requests: Sequence[Request]) -> Iterator[None]:
+    before = list(queue)
+    queue.remove_requests(requests)
+    yield
+    left, old = list(queue), set(before)
+    stay = {*left, *requests}
+    queue.remove_requests(left)
+    for request in [each for each in left if each not in old] + [each for each in before if each in stay]:
+        queue.add_request(request)
 
 
 class HeldReplies:

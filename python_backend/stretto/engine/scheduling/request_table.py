@@ -1,21 +1,355 @@
-"""Table of the scheduler's requests, including the unconditional requests that it creates."""
+"""Scheduler state per request that survives preemption: history, block hashes, CFG pairs."""
 
 import copy
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+import numpy as np
+from vllm.v1.core.kv_cache_utils import BlockHash
+from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.request import Request
 
-from stretto.engine.request.pairs import partner_of
-from stretto.engine.request.params import SpeechParams
-from stretto.engine.request.rules import SegmentRules
-from stretto.engine.request.tracker import SegmentTracker
-from stretto.engine.scheduling.block_hash import row_block_hasher
-from stretto.engine.scheduling.history import RowHistory
-from stretto.engine.scheduling.request_state import GuidancePair, RequestState
-from stretto.engine.scheduling.unconditional import unconditional_context, unconditional_track
-from stretto.streams.segment import Segment
+from stretto.engine.request.protocol import (
+    GUIDANCE_OFF,
+    GUIDANCE_ON,
+    NO_CHANGE,
+    SpeechParams,
+    SpeechRequestData,
+    Trailer,
+    num_guided,
+    partner_of,
+)
+from stretto.engine.request.reply_rules import SegmentRules, SegmentTracker, Track
+from stretto.families.base import Family, UnconditionalContext
+from stretto.families.bursts import BurstSchedule
+from stretto.records.prompt import HeardAudio
+from stretto.streams.layout import Segment
+
+RowsOf = Callable[[int, int], np.ndarray]
+
+
+def row_block_hasher(
+    block_size: int,
+    codes: RowsOf,
+    audios: Sequence[HeardAudio] = (),
+    is_read_by_modules: bool = False,
+    track: Track | None = None,
+) -> Callable[[Request], list[BlockHash]]:
+    """Return a block hasher for one request.
+
+    Each hash covers its block and, through the previous hash, all rows before it. A block in which an audio input
+    begins covers that whole input. Rows that `track` does not know yet belong to no block.
+
+    Args:
+        block_size: Rows per block.
+        codes: Function of (first, last) that returns the ids of streams 1 and up in rows `first` to `last` - 1.
+        audios: Audio inputs with the row at which each begins.
+        is_read_by_modules: True if MCTP modules process the rows.
+        track: Streamed text input, if any.
+    """
+    heard: dict[int, list[bytes]] = {audio.first_row // block_size: [] for audio in audios}
+    for audio in audios:
+        heard[audio.first_row // block_size].append(hashlib.sha256(audio.features.tobytes()).digest())
+
+    def hash_new_blocks(request: Request) -> list[BlockHash]:
+        num_rows = request.num_tokens if track is None else min(request.num_tokens, track.num_known)
+        if num_rows // block_size == len(request.block_hashes):
+            return []
+        hashes = list[BlockHash]()
+        before_first = b"modules" * is_read_by_modules + (request.cache_salt or "").encode()
+        if request.lora_request is not None:
+            before_first += b"adapter" + request.lora_request.lora_int_id.to_bytes(4)
+        previous = request.block_hashes[-1] if request.block_hashes else before_first
+        first = len(request.block_hashes) * block_size
+        while first + block_size <= num_rows:
+            last = first + block_size
+            digest = hashlib.sha256(previous)
+            digest.update(np.asarray(request.all_token_ids[first:last], np.int32).tobytes())
+            digest.update(np.ascontiguousarray(codes(first, last), np.int32).tobytes())
+            for features in heard.get(first // block_size, ()):
+                digest.update(features)
+            previous = BlockHash(digest.digest())
+            hashes.append(previous)
+            first = last
+        return hashes
+
+    return hash_new_blocks
+
+
+MAX_NEWEST = 64
+
+
+class RowHistory:
+    """Codes of all rows of a request, prompt first; the copy that survives preemption.
+
+    The newest rows are kept as lists and copied into the array in batches. Ids of the streamed text input are
+    overwritten from the track when rows are read.
+    """
+
+    __slots__ = ("_newest", "_num_laid", "_rows", "_track", "num_prompt_rows", "num_rows")
+
+    def __init__(self, prompt_codes: np.ndarray, track: Track | None = None):
+        self._rows, self._track = prompt_codes.copy(), track
+        self._newest: list[Sequence[int]] = []
+        self._num_laid = len(prompt_codes)
+        self.num_prompt_rows = self.num_rows = len(prompt_codes)
+
+    def put(self, row: int, codes: Sequence[Sequence[int]]) -> None:
+        """Record rows.
+
+        Args:
+            row: Index of the first row: the next one, or an earlier one, which truncates the history.
+            codes: Codes of the rows, [n][S - 1].
+        """
+        if row != self.num_rows:
+            self.truncate(row)
+        self.num_rows += len(codes)
+        self._newest += codes
+        if len(self._newest) >= MAX_NEWEST:
+            self._lay()
+
+    def _lay(self) -> None:
+        num_rows = self.num_rows
+        if num_rows > len(self._rows):
+            grown = np.zeros((max(MAX_NEWEST, 2 * num_rows), self._rows.shape[1]), np.int32)
+            grown[: self._num_laid] = self._rows[: self._num_laid]
+            self._rows = grown
+        if self._newest:
+            self._rows[self._num_laid : num_rows] = self._newest
+        self._newest, self._num_laid = [], num_rows
+
+    def truncate(self, num_rows: int) -> None:
+        """Remove all rows from `num_rows` on."""
+        assert self.num_prompt_rows <= num_rows <= self.num_rows, (num_rows, self.num_rows)
+        self._lay()
+        self._num_laid = self.num_rows = num_rows
+
+    def rows(self, first: int, last: int) -> np.ndarray:
+        """Return the codes of rows `first` to `last` - 1, int32 [last - first, S - 1], as a view."""
+        assert last <= self.num_rows, (first, last, self.num_rows)
+        if last > self._num_laid:
+            self._lay()
+        rows = self._rows[first:last]
+        if self._track is not None:
+            self._track.fill(rows, first)
+        return rows
+
+
+MAX_WAIT_S = 0.2
+WAIT_SHARE = 0.25  # share of the audio generated ahead of playback
+SCRIPT_WAITS_S = 0.1, 0.5  # shortest and longest wait for text that will be spoken
+LEAST_LEAD_S = 0.25  # in addition to the lead of the first chunks, which are sent frame by frame
+
+
+class OutgoingRows:
+    """Rows of one reply that have not been sent yet, in the format of `protocol.py`.
+
+    An audio row waits at most for a share of the audio generated ahead of a player that started with the first row. A
+    text row waits at most for the time from the first to the last row sent, or twice that if the text is spoken after
+    it has been generated, because its client waits for the end of the text.
+    """
+
+    def __init__(self, tracker: SegmentTracker, clock: Callable[[], float] = time.monotonic) -> None:
+        self._tracker, self._clock = tracker, clock
+        self._frame_rate = tracker.rules.family.frame_rate
+        self._speaks = Segment.AUDIO in tracker.task.segments
+        self._ids: list[int] = []
+        self._is_audio: bool | None = None
+        self._began_s = self._due_s = 0.0  # start of the text or audio, and due time of its next rows
+
+    def push(self, rows: list[int], is_last: bool) -> list[int]:
+        """Add the newest rows, already seen by the tracker, and return the rows to send now: all or none."""
+        now = self._clock()
+        is_audio = self._tracker.audio_start >= 0 or self._tracker.num_interleaved > 0
+        if is_audio is not self._is_audio:
+            self._is_audio, self._began_s, self._due_s = is_audio, now, now
+        self._ids += rows
+        if now < self._due_s and not is_last:
+            return []
+        self._due_s = now + self._wait_s(now - self._began_s)
+        return self.take()
+
+    def take(self) -> list[int]:
+        """Remove and return all waiting rows."""
+        ids, self._ids = self._ids, []
+        return ids
+
+    def _wait_s(self, elapsed_s: float) -> float:
+        """Return how long later rows may wait, in seconds."""
+        if not self._is_audio:
+            least_s, longest_s = SCRIPT_WAITS_S
+            return min(longest_s, max(least_s, 2 * elapsed_s)) if self._speaks else min(MAX_WAIT_S, elapsed_s)
+        if self._frame_rate <= 0:
+            return 0.0
+        lead_s = self._tracker.num_frames / self._frame_rate - elapsed_s - LEAST_LEAD_S
+        return min(MAX_WAIT_S, WAIT_SHARE * max(lead_s, 0.0))
+
+
+NOT_YET = 1 << 60
+
+
+@dataclass
+class GuidancePair:
+    """Request ids of the two requests of a guided reply.
+
+    Attributes:
+        conditional: Id of the conditional request.
+        first_output: Output index of the conditional request at which guidance begins; `NOT_YET` while unknown.
+        unconditional: Id of the unconditional request, or None while there is none.
+        awaits_half: True if the conditional request waits for an unconditional one to be created.
+    """
+
+    conditional: str
+    first_output: int = NOT_YET
+    unconditional: str | None = None
+    awaits_half: bool = False
+
+    def part(self) -> None:
+        """Record that the unconditional request has been removed."""
+        self.first_output, self.unconditional = NOT_YET, None
+
+    def other(self, request_id: str) -> str | None:
+        """Return the id of the other request of the pair, or None if it does not exist yet."""
+        return self.unconditional if request_id == self.conditional else self.conditional
+
+
+@dataclass(slots=True)
+class RequestState:
+    """State of one conditional or unconditional request; `tracker` always follows the conditional one.
+
+    Attributes:
+        pair: CFG pair, or None if the reply is not guided (any more).
+        limit: Output index from which on the reply is unguided, once known.
+        is_guided: True if the newest audio row was guided.
+        track: Streamed text input, for families that have one.
+        held_s: Seconds that the reply was blocked while waiting for text.
+        guidance_switches: Audio row indices at which guidance stopped, resumed, stopped, and so on.
+        was_cut: True if a length limit ended a segment before the model did.
+        added_s: Monotonic time at which the scheduler received the request, in seconds.
+        queue_s: Seconds from then to its first step.
+        outgoing: Rows that have not been sent to the front end yet.
+        schedule: Rows of the reply that MCTP modules generate; None if the model has no modules.
+    """
+
+    request: Request
+    params: SpeechParams
+    history: RowHistory
+    tracker: SegmentTracker
+    pair: GuidancePair | None = None
+    limit: int = NOT_YET
+    is_guided: bool = False
+    track: Track | None = None
+    held_s: float = 0.0
+    guidance_switches: list[int] = field(default_factory=list)
+    was_cut: bool = False
+    added_s: float = field(default_factory=time.monotonic)
+    queue_s: float | None = None
+    outgoing: OutgoingRows = field(init=False)
+    partner_id: str = field(init=False)
+    is_unconditional: bool = field(init=False)
+    asks_for_guidance: bool = field(init=False)
+    is_adaptive: bool = field(init=False)
+    schedule: BurstSchedule | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.outgoing = OutgoingRows(self.tracker)
+        self.partner_id = partner_of(self.request.request_id)
+        self.is_unconditional, self.asks_for_guidance = self.params.is_unconditional, self.params.is_guided
+        self.is_adaptive = self.params.sampling.policy == "adaptive"
+        self.schedule = self.tracker.rules.schedule(self.params.sampling)
+
+    @property
+    def is_read_by_modules(self) -> bool:
+        """True if MCTP modules process its rows, i.e. if its schedule lets them generate any."""
+        return self.schedule is not None and self.schedule.max_extra > 0
+
+    @property
+    def waits_for_words(self) -> bool:
+        """True if it has generated a row whose text has not arrived."""
+        return self.track is not None and self.request.num_tokens > self.track.num_known
+
+    @property
+    def next_output(self) -> int:
+        """Index in the reply of the first row that the next step samples."""
+        return self.request.num_output_tokens + self.request.num_output_placeholders
+
+    def note_guidance(self, is_guided: bool) -> int:
+        """Record whether the newest audio row was guided and return the row's guidance mark."""
+        if not is_guided or self.limit != NOT_YET:
+            is_due = self.tracker.position - self.request.num_prompt_tokens <= self.limit
+            assert is_guided == is_due or self.is_adaptive, f"{self.request.request_id}: guided {is_guided}"
+        if is_guided == self.is_guided:
+            return NO_CHANGE
+        self.is_guided = is_guided
+        row = self.tracker.position - 1 - self.tracker.audio_start
+        self.guidance_switches.append(row // self.tracker.rules.family.rows_per_frame)
+        return GUIDANCE_ON if is_guided else GUIDANCE_OFF
+
+    def for_worker(self, data: NewRequestData) -> SpeechRequestData:
+        """Return the worker's record of a newly scheduled request: vLLM's `data` with parameters and history."""
+        if self.queue_s is None:
+            self.queue_s = time.monotonic() - self.added_s
+        track = None if self.track is None else replace(self.track, ids=self.track.ids.copy())
+        return SpeechRequestData.of(data, self.params, self.history.rows(0, self.request.num_tokens), track)
+
+    def trailer(self) -> Trailer:
+        """Return the statistics sent to the client after the last row."""
+        assert self.queue_s is not None
+        num_frames = num_guided(self.guidance_switches, self.tracker.num_frames) if self.asks_for_guidance else 0
+        queue_us = round(1e6 * self.queue_s)
+        held_us = round(1e6 * self.held_s)
+        return Trailer(num_frames, self.request.num_preemptions, int(self.was_cut), queue_us, held_us)
+
+
+def unconditional_context(state: RequestState, family: Family) -> np.ndarray:
+    """Return the prompt of the unconditional request: int32 [n, S].
+
+    It covers the rows so far, and at least all rows before the audio segment.
+    """
+    layout, request, audio_start = family.layout, state.request, state.tracker.audio_start
+    known = request.num_tokens
+    num_rows = max(known, audio_start)
+    rows = np.full((num_rows, layout.num_input_streams), layout.pad_id, np.int32)
+    rows[:known, 0] = request.all_token_ids[:known]
+    rows[:known, 1:] = state.history.rows(0, known)
+    if known < num_rows:  # forced rows that the model has not computed yet
+        rows[known:, 0] = family.transition[known - num_rows :]
+    before = unconditional_rows(rows[:audio_start], family.unconditional, layout.pad_id)
+    return np.concatenate([before, unconditional_audio(rows[audio_start:], family)])
+
+
+def unconditional_rows(rows: np.ndarray, context: UnconditionalContext, pad_id: int) -> np.ndarray:
+    """Return the context rows [n, S] with the condition hidden as `context` defines."""
+    hidden = rows.copy()
+    middle = slice(context.keep_first, max(context.keep_first, len(rows) - context.keep_last))
+    hidden[middle] = pad_id
+    hidden[middle, 0] = context.null_id
+    kept = list(context.kept_streams)
+    hidden[middle, kept] = rows[middle, kept]
+    return hidden
+
+
+def unconditional_track(track: Track | None, family: Family) -> Track | None:
+    """Return the streamed text as seen by the unconditional request: unchanged, or empty."""
+    if track is None or 1 + track.lane not in family.unconditional.hidden_streams:
+        return track
+    return replace(track, ids=[], pad_id=family.layout.pad_id)
+
+
+def unconditional_audio(rows: np.ndarray, family: Family) -> np.ndarray:
+    """Return the conditional request's audio rows [n, S] as seen by the unconditional one."""
+    context, layout = family.unconditional, family.layout
+    hidden = rows.copy()
+    for stream in context.hidden_streams:
+        if stream > 0:
+            hidden[:, stream] = layout.pad_id
+        else:
+            ids = layout.audio[0]
+            hidden[(rows[:, 0] >= ids.start) & (rows[:, 0] < ids.stop), 0] = context.null_id
+    return hidden
 
 
 class Follower(Protocol):

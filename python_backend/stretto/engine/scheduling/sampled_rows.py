@@ -3,7 +3,7 @@
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
 
-from stretto.engine.scheduling.request_state import RequestState
+from stretto.engine.scheduling.request_table import RequestState
 from stretto.streams.layout import StreamLayout
 
 

@@ -1,47 +1,127 @@
-"""vLLM schedulers, sync and async, with CFG pairs that are admitted, preempted and finished together.
-
-All changes are made around the stock `schedule`. Inside its loop only `_reserve_prefill_lookahead` is overridden.
-vLLM calls it for every request right before it allocates KV blocks, and 0 means "not in this step".
-
-Requests run, wait and are preempted by age (per class if KV shares are set, see `KvShares`). Therefore no reply waits
-while a younger one runs. The exception is an unconditional request, which is created when the audio segment of its
-reply begins. It waits for at most `max_num_seqs` - 2 younger replies that already run. Its slot is reserved, their
-blocks are freed for it, youngest reply first, and no new request is admitted before it.
-"""
+"""vLLM schedulers, sync and async, with CFG pairs that are admitted, preempted and finished together."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from vllm.config import VllmConfig
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
+from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
-from stretto.engine.request.family import family_of
-from stretto.engine.request.pairs import UNCONDITIONAL_SUFFIX
-from stretto.engine.request.rules import SegmentRules
-from stretto.engine.request.wire import NO_CHANGE
-from stretto.engine.scheduling.adaptive_guidance import AdaptiveGuidance
-from stretto.engine.scheduling.held_replies import HeldReplies
-from stretto.engine.scheduling.kv_blocks import KvBlocks
-from stretto.engine.scheduling.kv_shares import KvShares
-from stretto.engine.scheduling.planner import PairPlanner
-from stretto.engine.scheduling.request_state import RequestState
-from stretto.engine.scheduling.request_table import RequestTable
+from stretto.engine.request.protocol import NO_CHANGE, UNCONDITIONAL_SUFFIX, family_of
+from stretto.engine.request.reply_rules import SegmentRules
+from stretto.engine.request.supported import check_config
+from stretto.engine.scheduling.guidance import AdaptiveGuidance, StepLoad
+from stretto.engine.scheduling.held_replies import HeldReplies, passing_over, put_first, put_first_behind
+from stretto.engine.scheduling.planner import KvBlocks, KvShares, PairPlanner
+from stretto.engine.scheduling.request_table import RequestState, RequestTable
 from stretto.engine.scheduling.sampled_rows import SampledRows
-from stretto.engine.scheduling.step_load import StepLoad
 from stretto.engine.scheduling.step_stats import StepStats, share_of
-from stretto.engine.scheduling.supported import check_supported
-from stretto.engine.scheduling.unconditional_output import UnconditionalOutput
-from stretto.engine.scheduling.waiting_queue import passing_over, put_first, put_first_behind
-from stretto.streams.segment import Segment
+from stretto.families.base import Family
+from stretto.families.bursts import Bursts
+from stretto.streams.layout import Segment
+
+
+def check_supported(config: VllmConfig, kv_cache: KVCacheConfig, rules: SegmentRules) -> None:
+    """Raise ValueError for an engine configuration in which CFG pairs cannot be scheduled."""
+    check_config(config)
+    if len(kv_cache.kv_cache_groups) != 1:
+        raise ValueError("the speech plugin supports models whose attention layers are all of one kind")
+    if config.max_concurrent_batches > rules.least_rows_to_audio:
+        raise ValueError(
+            f"{rules.family.name}: {config.max_concurrent_batches} steps in flight would outrun the "
+            f"{rules.least_rows_to_audio} rows from its text to its audio; switch async scheduling off"
+        )
+    if rules.family.bursts is not None:
+        check_bursts(config, rules, rules.family.bursts)
+    if rules.family.track_stream is not None:
+        check_track(rules.family)
+
+
+def check_track(family: Family) -> None:
+    """Raise ValueError if streamed text or positions do not advance with the frames, or if a family has both."""
+    if family.text_track is not None and family.positions is not None:
+        raise ValueError(f"{family.name}: there is one stream whose ids are known before its rows, not two")
+    if family.bursts is not None or any(task.segments != (Segment.AUDIO,) for task in family.tasks):
+        kind = "a text track goes" if family.text_track else "positions go"
+        raise ValueError(f"{family.name}: {kind} with replies that are audio alone, a row a step")
+
+
+def check_bursts(config: VllmConfig, rules: SegmentRules, bursts: Bursts) -> None:
+    """Raise ValueError if multi-token steps cannot be scheduled or their KV blocks cannot be shared."""
+    name, budget = rules.family.name, config.scheduler_config.max_num_batched_tokens
+    if rules.family.guided_streams and rules.least_rows_to_audio < rules.max_model_len:
+        raise ValueError(f"{name}: a reply that steps of several rows take from text to audio cannot be guided")
+    if budget < 2 * rules.max_rows_per_step:
+        raise ValueError(
+            f"max_num_batched_tokens: expected at least {2 * rules.max_rows_per_step}, the rows that a pair of {name} "
+            f"says in a step, got {budget}"
+        )
+    if config.cache_config.block_size < bursts.num_modules:
+        raise ValueError(
+            f"block_size: expected at least {bursts.num_modules}, the modules of {name}, "
+            f"got {config.cache_config.block_size}"
+        )
+
+
+RUNNING = RequestStatus.RUNNING  # cached because enum member access is slow in Python 3.11
+
+
+class UnconditionalOutput:
+    """Processing of the rows sampled by unconditional requests, without vLLM's stop checks.
+
+    vLLM's loop checks stop conditions and builds client outputs. An unconditional request ends with its partner and has
+    no client output. The loop therefore skips it, unless it was preempted with the row in flight.
+
+    Args:
+        table: Request table.
+        blocks: KV block counts.
+        num_in_advance: Number of sampled tokens that a step counts before they are known (async scheduling).
+    """
+
+    def __init__(self, table: RequestTable, blocks: KvBlocks, num_in_advance: int):
+        self._table, self._blocks, self._num_in_advance = table, blocks, num_in_advance
+
+    def take(
+        self, output: ModelRunnerOutput, codes: Mapping[str, list[list[int]]], scheduled: dict[str, int]
+    ) -> dict[str, int]:
+        """Record the rows of unconditional requests and return the scheduled rows of all others.
+
+        Args:
+            output: Output of the step.
+            codes: Codes of the requests that sampled, by request id.
+            scheduled: Number of scheduled rows by request id.
+        """
+        if not codes:
+            return scheduled
+        others = dict(scheduled)
+        for request_id, token_ids in zip(output.req_ids, output.sampled_token_ids, strict=True):
+            state = self._table.get(request_id)
+            if state is None or not state.is_unconditional or not token_ids:
+                continue
+            request = state.request
+            if request.status is RUNNING and request.num_stale_output_tokens == 0:
+                request.num_in_flight_tokens -= others.pop(request_id)
+                state.history.put(request.num_tokens, codes[request_id])
+                self._append(request, token_ids)
+        return others
+
+    def _append(self, request: Request, token_ids: list[int]) -> None:
+        request.append_output_token_ids(token_ids)
+        if self._num_in_advance:
+            request.num_output_placeholders -= len(token_ids)
+            num_known = request.num_computed_tokens - request.num_output_placeholders
+            self._blocks.cache_newest(request, num_known, len(token_ids))
+
 
 # Cached because they are used per row, and enum member access is slow in Python 3.11.
-RUNNING, ABORTED = RequestStatus.RUNNING, RequestStatus.FINISHED_ABORTED
+ABORTED = RequestStatus.FINISHED_ABORTED
 TEXT, TRANSITION, AUDIO = Segment.TEXT, Segment.TRANSITION, Segment.AUDIO
 
 if TYPE_CHECKING:  # mix-in for either of vLLM's schedulers; type-checked against the synchronous one

@@ -9,12 +9,11 @@ from pathlib import Path
 from vllm.config import VllmConfig
 from vllm.v1.request import Request
 
-from stretto.engine.request.shared_stats import KEY, EngineStats, SharedStats
-from stretto.engine.scheduling.adaptive_guidance import AdaptiveGuidance
+from stretto.engine.request.protocol import STATS_KEY, EngineStats, SharedStats
+from stretto.engine.scheduling.guidance import AdaptiveGuidance
 from stretto.engine.scheduling.held_replies import HeldReplies
-from stretto.engine.scheduling.kv_blocks import KvBlocks
-from stretto.engine.scheduling.request_state import RequestState
-from stretto.engine.scheduling.request_table import RequestTable
+from stretto.engine.scheduling.planner import KvBlocks
+from stretto.engine.scheduling.request_table import RequestState, RequestTable
 
 Share = Callable[[EngineStats], None]
 PERIOD_S = 0.1  # shorter than a metrics poll, longer than many steps
@@ -87,7 +86,7 @@ class StepStats:
 def share_of(config: VllmConfig) -> Share | None:
     """Return the function that writes this scheduler's line of the shared statistics, or None if there are none."""
     parallel, options = config.parallel_config, config.additional_config
-    path = options.get(KEY) if isinstance(options, dict) else None
+    path = options.get(STATS_KEY) if isinstance(options, dict) else None
     if path is None:
         return None
     return partial(SharedStats(Path(path), parallel.data_parallel_size).write, parallel.data_parallel_rank)

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from stretto.engine.worker.arrays import Array, Arrays
-from stretto.engine.worker.slots import LIMITS, SCALES, SlotLimits, SlotScales, SlotTables
+from stretto.engine.worker.slots import LIMITS, SCALES, Array, Arrays, SlotLimits, SlotScales, SlotTables
 from stretto.sampling.draw import DrawParams, DrawPlan
 
 NO_ROW = -1

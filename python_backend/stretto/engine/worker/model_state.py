@@ -1,5 +1,6 @@
-"""Per-request device state beside the model, one table row per run slot (vLLM's `ModelState` hook)."""
+"""Per-request device state beside the model (vLLM's `ModelState` hook), and audio embeddings."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,28 +18,84 @@ from vllm.v1.worker.gpu.states import RequestState
 
 from stretto.engine.kernels.cpu.depth import HostDepth
 from stretto.engine.kernels.cpu.products import pad_products
-from stretto.engine.kernels.gpu.gather import gather_rows
-from stretto.engine.request.family import family_of
-from stretto.engine.request.new_request import SpeechRequestData
-from stretto.engine.request.rules import SegmentRules
-from stretto.engine.worker.arrays import arrays_on
-from stretto.engine.worker.audio_embeddings import AudioEmbeddings
-from stretto.engine.worker.burst_sampler import BurstSampler, BurstStepSampler
-from stretto.engine.worker.cuda_graphs import recorder_of
-from stretto.engine.worker.drawing import RowDraw
-from stretto.engine.worker.frame_predictor import DepthFrames, ParallelHeads, Readout
-from stretto.engine.worker.heads import AudioHeads, FirstHead, StreamHeads
-from stretto.engine.worker.repetition import RepetitionGuard
-from stretto.engine.worker.row_predictor import RowPredictor, SaidRows
-from stretto.engine.worker.run_slots import NO_SLOT, RunSlots
-from stretto.engine.worker.sampler import SpeechSampler
+from stretto.engine.kernels.gpu.advance import gather_rows
+from stretto.engine.request.protocol import SpeechRequestData, family_of
+from stretto.engine.request.reply_rules import SegmentRules
+from stretto.engine.worker.predictors import (
+    AudioHeads,
+    DepthFrames,
+    FirstHead,
+    ParallelHeads,
+    Readout,
+    RowPredictor,
+    SaidRows,
+    StreamHeads,
+)
+from stretto.engine.worker.run_slots import NO_SLOT, RunSlots, warmup_request
+from stretto.engine.worker.sampler import BurstSampler, BurstStepSampler, RepetitionGuard, RowDraw, SpeechSampler
 from stretto.engine.worker.segment_state import SegmentState
-from stretto.engine.worker.slots import SlotTables
-from stretto.engine.worker.step_graphs import StepGraphs
-from stretto.engine.worker.step_program import StepProgram
-from stretto.engine.worker.step_sampler import StepSampler
-from stretto.engine.worker.warm_up import warmup_request
+from stretto.engine.worker.slots import Arrays, SlotTables, arrays_on
+from stretto.engine.worker.step_program import StepGraphs, StepProgram, StepSampler, recorder_of
 from stretto.families.audio_format import AudioFormat
+from stretto.records.prompt import HeardAudio
+
+
+class AudioEmbeddings:
+    """Embedded audio of all slots, and the rows of the current step that it replaces.
+
+    The tensors returned by `inputs` keep their addresses, as CUDA graphs require.
+
+    Args:
+        model: Model with `embed_audio`.
+        arrays: Array factory.
+        embeds: Row embeddings of the largest batch, [N, H]; defines shape, type and device.
+    """
+
+    def __init__(self, model: Any, arrays: Arrays, embeds: torch.Tensor):
+        self._model, self._arrays = model, arrays
+        self._embeds = torch.zeros_like(embeds)
+        self._is_heard = torch.zeros(len(embeds), 1, dtype=torch.bool, device=embeds.device)
+        self._of_slot: dict[int, list[tuple[int, torch.Tensor]]] = {}
+
+    @torch.inference_mode()
+    def place(self, slot: int, audios: Sequence[HeardAudio]) -> None:
+        """Embed the audio inputs of the request in `slot`."""
+        self._of_slot.pop(slot, None)
+        if audios:
+            self._of_slot[slot] = [(audio.first_row, self._embed(audio)) for audio in audios]
+
+    def forget(self, slot: int) -> None:
+        """Drop the audio of `slot`."""
+        self._of_slot.pop(slot, None)
+
+    def inputs(self, num_rows: int) -> dict[str, torch.Tensor]:
+        """Return the model's audio inputs: embeddings [N, H], and a mask [N, 1] of the rows that they replace."""
+        return {"heard": self._embeds[:num_rows], "is_heard": self._is_heard[:num_rows]}
+
+    def fill(self, batch: InputBatch) -> dict[str, torch.Tensor]:
+        """Fill and return `inputs` for the rows of `batch`."""
+        num_rows = batch.num_tokens_after_padding
+        self._is_heard[:num_rows] = False
+        if not self._of_slot:
+            return self.inputs(num_rows)
+        computed, scheduled = batch.num_computed_tokens_np, batch.num_scheduled_tokens
+        for index, slot in enumerate(batch.idx_mapping_np.tolist()):
+            first = int(computed[index])
+            for begins, embeds in self._of_slot.get(slot, ()):
+                start, stop = max(first, begins), min(first + int(scheduled[index]), begins + len(embeds))
+                if start < stop:
+                    at = int(batch.query_start_loc_np[index]) + start - first
+                    self._embeds[at : at + stop - start] = embeds[start - begins : stop - begins]
+                    self._is_heard[at : at + stop - start] = True
+        return self.inputs(num_rows)
+
+    def _embed(self, audio: HeardAudio) -> torch.Tensor:
+        # Copied because the received buffer is read-only, which torch warns about.
+        features = self._arrays.tensor(self._arrays.upload(audio.features.copy()))
+        embeds = self._model.embed_audio(features)
+        if len(embeds) != audio.num_rows:
+            raise ValueError(f"{len(audio.features)} frames make {len(embeds)} rows, not {audio.num_rows}")
+        return embeds.to(self._embeds.dtype)
 
 
 class SpeechModelState(DefaultModelState):

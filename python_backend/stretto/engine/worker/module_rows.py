@@ -1,36 +1,195 @@
-"""Further rows per step by MCTP modules: VITA-Audio's multiple cross-modal token prediction (arXiv 2505.03739).
-
-A module is a decoder layer with its own KV cache. For row j it reads the previous module's output for row j (module 0:
-the model's last hidden state) and the embedding of row j + k + 1. Module k therefore generates row j + k + 2:
-
-    row        j         j + 1     j + 2     j + 3          j: the last row that the model has computed in this step
-    model      h ─draw─► row 0
-    module 0   h + row 0 ────────► row 1
-    module 1        h' + row 1 ────────────► row 2          each row is drawn, recorded, and read by the next module
-    module 2               h" + row 2 ────────────► …
-
-No row after j is computed, so modules need no KV blocks beyond those granted by the scheduler. Rows that a module could
-not process yet, because later ids were unknown or steps generated single rows, are processed with the next multi-token
-step. For that purpose the hidden states of the last `window` rows of every slot are kept. If the schedule has no
-multi-token step for longer than that, they are processed before they are overwritten. Prompt rows pass through all
-modules chunk by chunk.
-"""
+"""Multi-token prediction by MCTP modules (VITA-Audio, arXiv 2505.03739): attention, program, rows."""
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from vllm.config import VllmConfig
+from vllm.forward_context import set_forward_context
+from vllm.v1.attention.backend import AttentionCGSupport
 from vllm.v1.kv_cache_interface import KVCacheConfig
+from vllm.v1.worker.gpu.attn_utils import build_attn_metadata, build_slot_mappings_by_layer, init_attn_backend
 from vllm.v1.worker.gpu.block_table import BlockTables
 
-from stretto.engine.worker.cuda_graphs import recorder_of
-from stretto.engine.worker.module_attention import ModuleAttention, Spans
-from stretto.engine.worker.module_program import ModuleProgram
-from stretto.engine.worker.row_predictor import BurstBatch, SaidRows, Say
+from stretto.engine.worker.predictors import BurstBatch, SaidRows, Say
+from stretto.engine.worker.step_program import Recorder, StepGraphs, recorder_of
 from stretto.families.bursts import Bursts
+
+
+class Spans(NamedTuple):
+    """Rows of several requests, concatenated. All tensors are on the device.
+
+    Attributes:
+        slots: Run slots, int64 [n].
+        begin: First row of each request, int32 [n + 1].
+        lengths: Number of rows that each request attends to, int32 [n].
+        positions: Position of each row, int64 [N].
+    """
+
+    slots: torch.Tensor
+    begin: torch.Tensor
+    lengths: torch.Tensor
+    positions: torch.Tensor
+
+
+class ModuleAttention:
+    """Metadata builders of the modules, separate from those of the model's captured graphs."""
+
+    def __init__(
+        self,
+        vllm_config: VllmConfig,
+        kv_cache_config: KVCacheConfig,
+        block_tables: BlockTables,
+        layers: set[str],
+        max_rows: int,
+    ):
+        device = block_tables.slot_mappings.device
+        groups, support, _ = init_attn_backend(kv_cache_config, vllm_config, device, active_layer_names=layers)
+        self._groups, self._kv_cache_config, self._tables = groups, kv_cache_config, block_tables
+        self._vllm_config, self.max_length = vllm_config, vllm_config.model_config.max_model_len
+        self._slot_mappings = block_tables.slot_mappings.new_zeros(len(block_tables.slot_mappings), max_rows)
+        # Largest number of rows in a graph, given by the size of the builders' buffers.
+        compilation = vllm_config.compilation_config
+        is_uniform = support.min_cg_support.value >= AttentionCGSupport.UNIFORM_BATCH.value
+        has_graphs = is_uniform and compilation.cudagraph_mode.has_full_cudagraphs()
+        self.max_captured_rows = (compilation.max_cudagraph_capture_size or 0) if has_graphs else 0
+
+    def map(self, spans: Spans) -> torch.Tensor:
+        """Gather the blocks of each request and return the KV slot of each row, [G, N]."""
+        num_rows = len(spans.positions)
+        slots, begin = spans.slots, spans.begin
+        self._tables.gather_block_tables(slots, num_reqs_padded=len(slots))
+        return self._tables.compute_slot_mappings(slots, begin, spans.positions, num_rows, out=self._slot_mappings)
+
+    def metadata(self, spans: Spans, begin: np.ndarray, lengths: np.ndarray, max_length: int) -> dict[str, Any]:
+        """Return attention metadata by layer; `begin` and `lengths` (int32) are host copies of those in `spans`."""
+        num_rows, num_reqs = len(spans.positions), len(spans.slots)
+        return build_attn_metadata(
+            attn_groups=self._groups,
+            num_reqs=num_reqs,
+            num_tokens=num_rows,
+            query_start_loc_gpu=spans.begin,
+            query_start_loc_cpu=torch.from_numpy(begin),
+            max_query_len=int(np.diff(begin).max()),
+            seq_lens=spans.lengths,
+            max_seq_len=max_length,
+            block_tables=tuple(table[:num_reqs] for table in self._tables.input_block_tables),
+            slot_mappings=self._slot_mappings[:, :num_rows],
+            kv_cache_config=self._kv_cache_config,
+            seq_lens_cpu_upper_bound=torch.from_numpy(lengths),
+            positions=spans.positions,
+        )
+
+    def reads(self, metadata: dict[str, Any], num_rows: int) -> AbstractContextManager[None]:
+        """Return a forward context in which layers use `metadata` and the KV slots from `map` for `num_rows` rows."""
+        mapping = build_slot_mappings_by_layer(self._slot_mappings[:, :num_rows], self._kv_cache_config)
+        return set_forward_context(metadata, self._vllm_config, num_tokens=num_rows, slot_mapping=mapping)
+
+
+# Per row: slot, position, index of its hidden state in this step, True if that is in the ring instead, and True if
+# modules process it now. Per request: slot, and index of its last row.
+SLOT, POSITION, NOW, IS_KEPT, IS_READ = range(5)
+NOWHERE = -1  # vLLM's PAD_SLOT_ID: keys and values are not stored
+
+
+class ModuleProgram:
+    """Launches of the modules, with a graph per module and padded number of requests if `recorder` is given.
+
+    Args:
+        model: Model with `run_module`.
+        said: Embedded rows.
+        ring: The model's hidden states of the last rows of each slot, [R, window, H].
+        attention: Attention metadata of the modules.
+        recorder: Recorder of graphs, or None.
+
+    Attributes:
+        hidden: Output of the last module run for each request's last row, [R, H].
+    """
+
+    def __init__(
+        self, model: Any, said: SaidRows, ring: torch.Tensor, attention: ModuleAttention, recorder: Recorder | None
+    ):
+        self._model, self._said, self._ring, self._attention = model, said, ring, attention
+        self._num_modules = model.family.bursts.num_modules
+        num_reqs, self._window, width = ring.shape
+        num_rows, device = num_reqs * self._window, ring.device
+        self._rows = torch.zeros(5, num_rows, dtype=torch.int64, device=device)
+        self._requests = torch.zeros(2, num_reqs, dtype=torch.int64, device=device)
+        self._lengths = torch.zeros(num_reqs, dtype=torch.int32, device=device)
+        self._begin = np.arange(num_reqs + 1, dtype=np.int32) * self._window
+        self._begin_there = torch.from_numpy(self._begin).to(device)
+        self._states, self.hidden = ring.new_zeros(num_rows, width), ring.new_zeros(num_reqs, width)
+        self._size, self._metadata = 0, dict[str, Any]()
+        max_captured = min(num_reqs, attention.max_captured_rows // self._window)
+        self._graphs = StepGraphs(self._launch, num_reqs, recorder, lambda module, num_reqs: num_reqs <= max_captured)
+
+    def capture(self) -> None:
+        """Capture all modules at all sizes before the first request, while no row belongs to a request."""
+        self._rows.zero_()
+        for size in self._graphs.sizes:
+            self._build(size, np.full(size, self._window, np.int32))
+            self._graphs.capture(range(self._num_modules), [size])
+
+    def prepare(self, step: BurstBatch, first: np.ndarray) -> None:
+        """Prepare a step that processes rows `first` [B] and up of each request."""
+        batch, window, num_reqs = step.batch, self._window, step.batch.num_reqs
+        size = self._graphs.padded(num_reqs)
+        begin = np.maximum(step.num_read - window, 0)
+        positions = begin[:, None] + np.arange(window)
+        behind = positions - batch.num_computed_tokens_np[:, None]
+        now = batch.query_start_loc_np[:num_reqs, None] + behind
+        rows = np.zeros((len(self._rows), size, window), np.int64)
+        mine = rows[:, :num_reqs]
+        mine[SLOT], mine[POSITION] = batch.idx_mapping_np[:, None], positions
+        mine[NOW] = np.clip(now, 0, batch.num_tokens - 1)
+        mine[IS_KEPT] = behind < 0
+        mine[IS_READ] = (positions >= first[:, None]) & (positions < step.num_read[:, None])
+        requests = np.zeros((2, size), np.int64)
+        requests[0, :num_reqs] = batch.idx_mapping_np
+        requests[1] = np.arange(size) * window
+        requests[1, :num_reqs] += step.num_read - 1 - begin
+        lengths = np.full(size, window, np.int32)
+        lengths[:num_reqs] += begin.astype(np.int32)
+        upload, tensor = self._said.arrays.upload, self._said.arrays.tensor
+        self._rows[:, : size * window] = tensor(upload(rows.reshape(len(rows), -1)))
+        self._requests[:, :size] = tensor(upload(requests))
+        self._build(size, lengths)
+
+    def run(self, module: int, num_reqs: int) -> torch.Tensor:
+        """Run a module over the prepared rows; return its output for each request's last row, [B, H]."""
+        self._graphs.run(module, num_reqs)
+        return self.hidden[:num_reqs]
+
+    def _build(self, size: int, lengths: np.ndarray) -> None:
+        """Update the attention metadata for `size` requests; graphs read it from the buffers in each step."""
+        arrays = self._said.arrays
+        self._lengths[:size] = arrays.tensor(arrays.upload(lengths))
+        begin = self._begin[: size + 1]
+        self._size, self._metadata = (
+            size,
+            self._attention.metadata(self._spans(size), begin, lengths, self._attention.max_length),
+        )
+
+    def _spans(self, size: int) -> Spans:
+        positions = self._rows[POSITION, : size * self._window]
+        return Spans(self._requests[0, :size], self._begin_there[: size + 1], self._lengths[:size], positions)
+
+    def _launch(self, module: int, size: int) -> None:
+        assert size == self._size, f"{self._size} requests were prepared, not {size}"
+        num_rows = size * self._window
+        rows, states = self._rows[:, :num_rows], self._states[:num_rows]
+        if module == 0:
+            mapping = self._attention.map(self._spans(size))
+            mapping.masked_fill_(rows[IS_READ] == 0, NOWHERE)
+            kept = self._ring[rows[SLOT], rows[POSITION] % self._window]
+            is_kept = rows[IS_KEPT].bool()[:, None]
+            torch.where(is_kept, kept, self._model.rows_hidden[rows[NOW]], out=states)
+        with self._attention.reads(self._metadata, num_rows):
+            embeds = self._said.embed(rows[SLOT], rows[POSITION] + (module + 1))
+            states.copy_(self._model.run_module(module, embeds, states, rows[POSITION]))
+        torch.index_select(states, 0, self._requests[1, :size], out=self.hidden[:size])
 
 
 @dataclass(frozen=True)

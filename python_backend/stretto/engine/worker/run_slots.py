@@ -1,25 +1,129 @@
-"""Assignment of requests to run slots, CFG pairs among them, and the plan of a batch.
+"""Assignment of requests and CFG pairs to run slots, with the host copy of their segments."""
 
-Nothing here is authoritative: after a preemption the scheduler sends what a slot needs (`SpeechRequestData`).
-"""
-
+import itertools
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
+import torch
+from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
-from stretto.engine.request.new_request import SpeechRequestData, TextNews
-from stretto.engine.request.pairs import partner_of
-from stretto.engine.request.rules import SegmentRules
-from stretto.engine.request.tracker import SegmentTracker
-from stretto.engine.worker.arrays import Arrays
+from stretto.engine.request.protocol import SpeechParams, SpeechRequestData, TextNews, partner_of
+from stretto.engine.request.reply_rules import SegmentRules, SegmentTracker
 from stretto.engine.worker.batch import BatchPlan, BatchPlanner, PlanArrays, StepRows
-from stretto.engine.worker.segment_readback import readback_of
-from stretto.engine.worker.slots import LIMITS, SlotTables
-from stretto.engine.worker.warm_up import is_warm_up
+from stretto.engine.worker.slots import LIMITS, STATE, Arrays, SlotTables
 from stretto.families.bursts import BurstSchedule
-from stretto.streams.segment import Segment
+from stretto.streams.layout import Segment
+
+PREFIXES = ("_warmup_", "_v2_mixed_warmup_")
+_ordinals = itertools.count()
+
+
+def is_warm_up(request_id: str) -> bool:
+    """Return True for vLLM's own requests, which take one token per step."""
+    return request_id.startswith(PREFIXES)
+
+
+def warmup_request(data: NewRequestData, rules: SegmentRules) -> tuple[SpeechParams, np.ndarray]:
+    """Return parameters and codes [n, S - 1] for a request of vLLM's own, cycling through the family's tasks.
+
+    Raises:
+        TypeError: For any other request, which did not come through `SpeechLLM`.
+    """
+    if not is_warm_up(data.req_id):
+        raise TypeError(f"{data.req_id} did not come through SpeechLLM: it has no speech parameters")
+    family = rules.family
+    task = family.tasks[next(_ordinals) % len(family.tasks)]
+    sampling = replace(task.sampling, seed=0, guidance_scale=1.0, text=replace(task.sampling.text, max_rows=1))
+    num_rows = len(data.prefill_token_ids or ())
+    codes = np.full((num_rows, family.layout.num_input_streams - 1), family.layout.pad_id, np.int32)
+    return SpeechParams(task.name, sampling, codes), codes
+
+
+UNKNOWN = -1
+
+
+class HostReadback:
+    """Segment state on the CPU: the table itself."""
+
+    is_exact = True
+
+    def __init__(self, tables: SlotTables):
+        self._audio_start = tables.state.numpy()[:, STATE["audio_start"]]
+
+    def audio_starts(self) -> np.ndarray:
+        """Return the first audio position of every slot's reply, [R], negative while unknown."""
+        return self._audio_start
+
+    def place(self, slot: int, audio_start: int) -> None:
+        """Do nothing: the table holds the position."""
+
+    def publish(self) -> None:
+        """Do nothing: the table is up to date."""
+
+
+class DeviceReadback:
+    """Segment state on a GPU: asynchronous copies of the table, each read `lag` steps later.
+
+    `lag` is the number of steps that may be in flight. When a step is launched, the one `lag` steps before has ended,
+    because its output has been used. Nothing waits, and all ranks of a tensor-parallel group have the same knowledge at
+    the same step. Late knowledge stays valid, because a segment never changes from audio back to text.
+    """
+
+    is_exact = False
+
+    def __init__(self, tables: SlotTables, lag: int):
+        self._state, self._lag = tables.state, lag
+        num_slots = len(tables.state)
+        self._known = np.full(num_slots, UNKNOWN, np.int64)
+        self._tenant = np.zeros(num_slots, np.int64)  # number of replies that each slot has held
+        self._step = 0
+        self._copies: deque[_Copy] = deque()
+        self._spare = [_Copy(num_slots) for _ in range(lag + 1)]
+
+    def audio_starts(self) -> np.ndarray:
+        """Return the positions as of `lag` steps ago, [R]; call once per step."""
+        self._step += 1
+        while self._copies and self._copies[0].step <= self._step - self._lag:
+            copy = self._copies.popleft()
+            copy.event.synchronize()
+            is_same = copy.tenant == self._tenant
+            self._known[is_same] = np.maximum(self._known, copy.audio_start)[is_same]
+            self._spare.append(copy)
+        return self._known
+
+    def place(self, slot: int, audio_start: int) -> None:
+        """Record the position of the reply that `slot` is filled with."""
+        self._tenant[slot] += 1
+        self._known[slot] = audio_start
+
+    def publish(self) -> None:
+        """Start a copy of the table after the launched step; may be skipped if no text can have ended."""
+        copy = self._spare.pop()
+        copy.step = self._step
+        copy.tensor.copy_(self._state[:, STATE["audio_start"]], non_blocking=True)
+        copy.event.record()
+        copy.tenant[:] = self._tenant
+        self._copies.append(copy)
+
+
+class _Copy:
+    """Column `audio_start` [R] in pinned memory, with the tenants and the step it belongs to, and a CUDA event."""
+
+    def __init__(self, num_slots: int):
+        self.tensor = torch.zeros(num_slots, dtype=torch.int64, pin_memory=torch.cuda.is_available())
+        self.audio_start = self.tensor.numpy()
+        self.tenant = np.zeros(num_slots, np.int64)
+        self.step = 0
+        self.event = torch.cuda.Event()
+
+
+def readback_of(tables: SlotTables, arrays: Arrays, lag: int) -> HostReadback | DeviceReadback:
+    """Return the readback of `tables` for at most `lag` steps in flight."""
+    return HostReadback(tables) if arrays.xp is np else DeviceReadback(tables, lag)
+
 
 NO_SLOT = -1
 

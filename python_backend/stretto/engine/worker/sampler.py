@@ -1,4 +1,7 @@
-"""Sampler of the array path, replacing vLLM's: draw, share with unconditional rows, record. Nothing waits."""
+"""Samplers of the array path: logits, guidance, masks, draw, repetition, one or several rows a step."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -7,12 +10,260 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
 from vllm.v1.worker.gpu.sample.sampler import Sampler
 
-from stretto.engine.worker.arrays import Array
+from stretto.engine.kernels.gpu.draw import draw
 from stretto.engine.worker.batch import BatchPlan, PlanArrays, StepRows
-from stretto.engine.worker.drawing import RowDraw
+from stretto.engine.worker.predictors import EVERY, BurstBatch, Readout, RowPredictor
 from stretto.engine.worker.run_slots import RunSlots
-from stretto.engine.worker.segment_state import Rows, SegmentState
-from stretto.engine.worker.slots import LIMITS, STATE, SlotState
+from stretto.engine.worker.segment_state import Rows, SegmentState, Stairs
+from stretto.engine.worker.slots import LIMITS, STATE, Array, Arrays, SlotState, SlotTables, counted_columns
+from stretto.engine.worker.step_program import StepGraphs, StepProgram, StepSampler, Variant
+from stretto.sampling.draw import DrawParams, DrawPlan, guide
+from stretto.sampling.noise import redraw_keys, stream_keys, uniform
+from stretto.sampling.processors import RepetitionRule, advances, is_repeated, keep_near, penalize
+from stretto.streams.layout import StreamLayout
+
+NOT_COUNTED = -1
+EVERYTHING = DrawPlan(is_random=True, num_candidates=0, has_top_p=False)
+Logits = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # logits of a draw, token ids, noise keys
+
+
+@dataclass(frozen=True)
+class RecentRows:
+    """Last rows of A replies.
+
+    Attributes:
+        slots: Run slots, [A, 1].
+        positions: Positions from the last row backwards, [A, W].
+        counts: True for audio rows of the reply, [A, W].
+        rule: Repetition rule of each reply.
+    """
+
+    slots: torch.Tensor
+    positions: torch.Tensor
+    counts: torch.Tensor
+    rule: RepetitionRule
+
+
+class RepetitionGuard:
+    """History of all streams by slot and position, and the repetition rule over it.
+
+    Only codes of codebooks are drawn again, not pads, markers or end ids. `tokens` [R, T] int32 is vLLM's copy of
+    stream 0; the other streams are in `tables`.
+    """
+
+    def __init__(self, tokens: torch.Tensor, tables: SlotTables, layout: StreamLayout, arrays: Arrays):
+        self._tokens, self._codes, self._arrays = tokens, tables.codes, arrays
+        codebooks = [layout.audio[s] if s in layout.codebook_streams else range(0) for s in range(len(layout.audio))]
+        self._codebooks = torch.tensor([[ids.start, ids.stop] for ids in codebooks], device=tokens.device)
+
+    def recent(self, rows: Rows, index: Array | None, window: int) -> RecentRows:
+        """Return the `window` rows before those of `rows` selected by `index` (None for all)."""
+
+        def column(values: Array) -> torch.Tensor:
+            return self._arrays.tensor(values if index is None else values[index])
+
+        position, start = column(rows.position), column(rows.state.audio_start)
+        positions = position[:, None] - torch.arange(1, window + 1, device=position.device)
+        return RecentRows(
+            slots=column(rows.slots)[:, None],
+            positions=positions.clamp(min=0),
+            counts=positions >= start.clamp(min=0)[:, None],
+            rule=RepetitionRule(column(rows.limits.ras_window), column(rows.limits.ras_max_repeats)),
+        )
+
+    def first(self, drawn: torch.Tensor, logits: Logits, recent: RecentRows) -> torch.Tensor:
+        """Return stream 0, [A, 1], drawn again from `logits` (guided and masked) where repeated."""
+        history = self._tokens[recent.slots, recent.positions]
+        return self._redraw(drawn, history[..., None], self._codebooks[:1], logits, recent)
+
+    def auxiliary(self, drawn: torch.Tensor, logits: Logits, recent: RecentRows, streams: slice) -> torch.Tensor:
+        """Return `streams` of streams 1 and up, [A, k], drawn again from guided, masked `logits` where repeated."""
+        codebooks = self._codebooks[1:]
+        history = self._codes[recent.slots, recent.positions, : len(codebooks)][..., streams]
+        return self._redraw(drawn, history, codebooks[streams], logits, recent)
+
+    def _redraw(
+        self, drawn: torch.Tensor, history: torch.Tensor, codebooks: torch.Tensor, logits: Logits, recent: RecentRows
+    ) -> torch.Tensor:
+        history = torch.where(recent.counts[..., None], history, NOT_COUNTED)
+        is_code = (drawn >= codebooks[:, 0]) & (drawn < codebooks[:, 1])
+        again = is_repeated(drawn, history, recent.rule) & is_code
+        values, ids, keys = logits
+        plain = values.new_ones(len(drawn))
+        params = DrawParams(plain, torch.zeros_like(recent.rule.window), plain)
+        return torch.where(again, draw(values, ids, redraw_keys(keys), params, EVERYTHING), drawn)
+
+
+class RowDraw:
+    """Draw of the conditional rows of a batch; guided rows use their partner's logits."""
+
+    def __init__(
+        self, readout: Readout, segments: SegmentState, tables: SlotTables, arrays: Arrays, guard: RepetitionGuard
+    ):
+        self._heads, self._frames = readout
+        self._segments, self._arrays, self._guard = segments, arrays, guard
+        self._script, self._codes = arrays.of(tables.script), arrays.of(tables.codes)
+        self._said = arrays.of(tables.said) if segments.family.penalized else None
+        family = segments.family
+        self._track_stream = family.track_stream
+        self._stairs = Stairs(family.staircase, segments.rules, arrays) if family.staircase else None
+        self._num_streams = family.layout.num_output_streams
+        self._guided = np.array([stream in family.guided_streams for stream in range(1, self._num_streams)], np.bool_)
+        self._guides_first = 0 in family.guided_streams
+
+    def keys(self, seed_keys: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Return the noise keys, int32 [M, S], for seed keys and positions, int32 [M] each."""
+        return stream_keys(seed_keys, positions, self._num_streams)
+
+    def __call__(
+        self, hidden: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
+    ) -> tuple[Array, Array]:
+        """Return stream 0 [M] and streams 1 and up [M, S - 1] of the drawing rows.
+
+        Args:
+            hidden: Hidden states of all rows, [B, H].
+            keys: Noise keys, int32 [M, S].
+            plan: Plan of the step.
+            step: Arrays of the plan.
+            rows: State of the drawing rows, which is advanced.
+        """
+        text = audio = codes = None
+        if plan.may_write:
+            text = self._draw_text(hidden, _pick(keys, plan.writing), plan, step, rows)
+        if plan.may_speak:
+            audio, codes = self._draw_audio(hidden, _pick(keys, plan.speaking), plan, step, rows)
+        token = self._segments.choose(text, audio, rows)
+        if self._said is not None:
+            self._said[rows.slots, counted_columns(token, self._segments.rules.counted_ids)] = True
+        there = self._codes[rows.slots, rows.position] if plan.has_delayed_tail or self._track_stream else None
+        laid = self._segments.place_codes(codes, token, rows, there if plan.has_delayed_tail else None)
+        if self._track_stream is not None and there is not None:
+            laid[:, self._track_stream - 1] = there[:, self._track_stream - 1]
+        return token, laid
+
+    def _spread(self, drawn: torch.Tensor, index: Array | None, rows: Rows) -> Array:
+        """Return the values drawn by the rows `index`, placed among all rows."""
+        values = self._arrays.of(drawn)
+        if index is None:
+            return values
+        spread = self._arrays.zeros(len(rows.position), *drawn.shape[1:])
+        spread[index] = values
+        return spread
+
+    def _tensor(self, values: np.ndarray) -> torch.Tensor:
+        return self._arrays.tensor(self._arrays.upload(values))
+
+    def _draw_text(
+        self, hidden: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
+    ) -> Array:
+        """Return stream 0 of the rows that may be in a text segment."""
+        own = hidden if step.written is None else hidden[step.written]
+        logits = self._heads.text(own)
+        if self._said is not None:
+            logits = self._penalized(logits, rows, step.writing)
+        logits = self._segments.mask_text(logits, rows, step.writing)
+        token = draw(logits[:, None], self._heads.text_ids[None], self._tensor(keys[:, :1]), step.text, plan.text)
+        return self._segments.end_text(self._spread(token.squeeze(1), step.writing, rows), rows)
+
+    def _draw_audio(
+        self, hidden: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
+    ) -> tuple[Array, Array]:
+        """Return stream 0 [M] and streams 1 and up [M, K] of the rows that may be in audio."""
+        heard = hidden if step.heard is None else hidden[step.heard]
+        num_rows, num_shared = len(keys), len(step.guidance) if self._frames.reads_drawn else 0
+        recent = self._guard.recent(rows, step.speaking, plan.ras_window) if plan.ras_window else None
+        first = self._first_logits(heard, num_rows, step.guidance)
+        token = self._draw_first(first, keys[:, :1], plan, step, rows, recent)
+        code_keys = self._tensor(keys[:, 1:])
+
+        def draw_codes(logits: torch.Tensor, streams: slice) -> torch.Tensor:
+            guided = self._guided_codes(self._heads.shifted(logits, streams), streams, num_rows, step.guidance)
+            ids, own_keys = self._heads.codes, code_keys
+            if streams != EVERY:
+                ids, own_keys = ids[streams], own_keys[:, streams]
+            if self._stairs:
+                guided = self._stairs.mask_ends(guided, rows, step.speaking)
+            drawn_from = guided, ids, own_keys
+            codes = draw(*drawn_from, step.depth, plan.depth)
+            return _both(self._guard.auxiliary(codes, drawn_from, recent, streams) if recent else codes, num_shared)
+
+        said = _both(self._arrays.tensor(_pick(token, step.speaking)), num_shared)
+        codes = self._frames(heard, said, draw_codes)[:num_rows]
+        spread = self._spread(codes, step.speaking, rows)
+        if self._stairs:
+            token, spread = self._stairs.climb(token, spread, rows)
+        token = self._segments.end_audio(token, rows)
+        if self._segments.family.end_frame:
+            token = self._segments.end_frame(token, spread, rows)
+        return token, spread
+
+    def _penalized(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
+        """Return the logits with the repetition penalty applied."""
+        assert self._said is not None
+        slots, penalty = _pick(rows.slots, index), _pick(rows.scales.repetition_penalty, index)
+        return penalize(logits, self._arrays.tensor(self._said[slots, :-1]), self._arrays.tensor(penalty))
+
+    def _first_logits(self, heard: torch.Tensor, num_rows: int, scale: torch.Tensor) -> torch.Tensor:
+        """Return stream 0's logits of the first `num_rows` of `heard`, guided by the unconditional rows after them."""
+        if not self._guides_first or len(scale) == 0:
+            return self._heads.first(heard[:num_rows])
+        return _merge(self._heads.first(heard), num_rows, scale)
+
+    def _guided_codes(self, logits: torch.Tensor, streams: slice, num_rows: int, scale: torch.Tensor) -> torch.Tensor:
+        """Return the guided logits of `streams` of streams 1 and up: [A + P, k, C] -> [A, k, C]."""
+        if len(scale) == 0:
+            return logits
+        is_guided = self._guided[streams]
+        if is_guided.all():
+            return _merge(logits, num_rows, scale)
+        conditional = logits[:num_rows]
+        for stream in np.flatnonzero(is_guided):
+            conditional[:, stream] = _merge(logits[:, stream], num_rows, scale)
+        return conditional
+
+    def _draw_first(
+        self,
+        logits: torch.Tensor,
+        keys: np.ndarray,
+        plan: BatchPlan,
+        step: PlanArrays,
+        rows: Rows,
+        recent: RecentRows | None,
+    ) -> Array:
+        """Return stream 0 of the rows that may be in audio."""
+        segments, index = self._segments, step.speaking
+        if segments.script:
+            stay = self._arrays.tensor(_pick(segments.stay_column(rows, self._script), index))
+            temperature = self._arrays.tensor(_pick(rows.scales.script_temperature, index))
+            advance = advances(logits, stay, temperature, self._tensor(uniform(keys[:, 0], np.zeros(1, np.int64))))
+            return segments.follow_script(self._spread(advance.long(), index, rows) > 0, rows, self._script)
+        if self._said is not None and not segments.rules.num_text_ids:
+            counted = logits[:, : self._said.shape[1] - 1]
+            counted.copy_(self._penalized(counted, rows, index))
+        near = masked = segments.mask_audio(logits, rows, index)
+        ids, own_keys = self._heads.first_ids[None], self._tensor(keys)
+        if plan.has_min_p:
+            near = keep_near(masked, self._arrays.tensor(_pick(rows.scales.audio_span, index)))
+        token = draw(near[:, None], ids, own_keys, step.audio, plan.audio)
+        if recent:
+            token = self._guard.first(token, (masked[:, None], ids, own_keys), recent)
+        return self._spread(token.squeeze(1), index, rows)
+
+
+def _pick(values: Array, index: Array | None) -> Array:
+    return values if index is None else values[index]
+
+
+def _both(drawn: torch.Tensor, num_paired: int) -> torch.Tensor:
+    """Return the ids of A rows followed by those of the first P, for their unconditional rows."""
+    return torch.cat([drawn, drawn[:num_paired]]) if num_paired else drawn
+
+
+def _merge(logits: torch.Tensor, num_rows: int, scale: torch.Tensor) -> torch.Tensor:
+    """Return the logits of `num_rows` rows, the first P guided by the rows after them: [A + P, ...] -> [A, ...]."""
+    num_paired = len(scale)
+    guided = guide(logits[:num_paired], logits[num_rows:], scale)
+    return guided if num_paired == num_rows else torch.cat([guided, logits[num_paired:num_rows]])
 
 
 class SpeechSampler:
@@ -125,3 +376,90 @@ class SpeechSampler:
         self._table[slots] = self._arrays.xp.stack([getattr(rows.state, name) for name in STATE], 1)
         if entry is not None:
             self._script[slots, entry] = self._arrays.xp.where(entry > 0, token, 0)
+
+
+# (hidden states [B, H], rows, index of the row in the step) -> stream 0 [B], the others [B, S - 1], cut flags [B].
+SayRow = Callable[[torch.Tensor, StepRows, int], tuple[Array, Array, Array]]
+
+
+class Bursts:
+    """Multi-token step: each request gets as many rows as its schedule defines, at most W."""
+
+    def __init__(self, slots: RunSlots, predictor: RowPredictor):
+        self._slots, self._predictor, self._width = slots, predictor, slots.rules.max_rows_per_step
+        device, num_slots = slots.tables.state.device, slots.num_slots
+        self._nothing = torch.zeros(num_slots, 1, device=device)
+        self._none = torch.zeros(num_slots, dtype=torch.int32, device=device)
+
+    def sample(self, hidden: torch.Tensor, batch: InputBatch, say_row: SayRow) -> SamplerOutput:
+        """Sample rows for each request of `batch`; `hidden` [B, H] holds the last hidden states."""
+        slots, arrays, num_rows = self._slots, self._slots.arrays, batch.num_reqs
+        rows = slots.rows(batch)
+        num_read = batch.num_computed_tokens_np.astype(np.int64) + batch.num_scheduled_tokens
+        step = BurstBatch(batch, num_read, slots.num_extra(rows, num_read), slots.is_read_by_modules[rows.slots])
+        tokens = arrays.zeros(num_rows, self._width)
+        codes = arrays.int32(arrays.zeros(num_rows, self._width, slots.rules.family.layout.num_input_streams - 1))
+        cuts = arrays.int32(arrays.zeros(num_rows))
+
+        def say(states: torch.Tensor, place: int) -> None:
+            says = slots.rows_behind(rows, step.num_extra >= place) if place else rows
+            tokens[:, place], codes[:, place], cut = say_row(states, says, place)
+            cuts[:] |= cut << place  # one bit per row
+
+        say(hidden, 0)
+        self._predictor(hidden, step, say)
+        slots.readback.publish()
+        num_sampled = np.where(rows.samples, 1 + step.num_extra, 0).astype(np.int32)
+        return SamplerOutput(
+            sampled_token_ids=arrays.tensor(tokens),
+            logprobs_tensors=LogprobsTensors(
+                arrays.tensor(codes).flatten(1), self._nothing[:num_rows], arrays.tensor(cuts)
+            ),
+            num_nans=None,
+            num_sampled=arrays.tensor(arrays.upload(num_sampled)),
+            num_rejected=self._none[:num_rows],
+        )
+
+
+class BurstSampler(SpeechSampler):
+    """Sampler of several rows per step on the array path (numpy or torch)."""
+
+    def __init__(self, stock: Sampler, slots: RunSlots, draw: RowDraw, segments: SegmentState, predictor: RowPredictor):
+        super().__init__(stock, slots, draw, segments)
+        self._bursts = Bursts(slots, predictor)
+        self._tokens = slots.arrays.of(stock.req_states.all_token_ids.gpu)
+
+    def __call__(self, hidden: torch.Tensor, batch: InputBatch) -> SamplerOutput:
+        """Sample the rows of a step; `hidden` [B, H] holds the last hidden states."""
+        return self._bursts.sample(hidden, batch, lambda states, says, place: self._row(states, batch, says, place)[:3])
+
+    def _keep(self, slots: Array, position: Array, tokens: Array, codes: Array) -> None:
+        """Record the rows, including stream 0, which later rows of this step read."""
+        super()._keep(slots, position, tokens, codes)
+        self._tokens[slots, position] = self._arrays.int32(tokens)
+
+
+class BurstStepSampler(StepSampler):
+    """Sampler of several rows per step on the kernel path; each row is one run of the step program."""
+
+    def __init__(
+        self,
+        stock: Sampler,
+        slots: RunSlots,
+        program: StepProgram,
+        graphs: StepGraphs[Variant],
+        predictor: RowPredictor,
+    ):
+        super().__init__(stock, slots, program, graphs)
+        self._bursts = Bursts(slots, predictor)
+
+    def __call__(self, hidden: torch.Tensor, batch: InputBatch) -> SamplerOutput:
+        """Sample the rows of a step; `hidden` [B, H] holds the last hidden states."""
+        lengths = batch.seq_lens[: batch.num_reqs]
+
+        def say_row(states: torch.Tensor, says: StepRows, place: int) -> tuple[Array, Array, Array]:
+            self._run(states, lengths + place if place else lengths, says)
+            tokens, codes, cuts, _ = self._results(self._program.results, batch.num_reqs)
+            return tokens, codes, cuts
+
+        return self._bursts.sample(hidden, batch, say_row)

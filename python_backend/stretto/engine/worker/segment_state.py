@@ -1,19 +1,74 @@
-"""Segment state of all replies in a batch; vectorised twin of `SegmentTracker`.
-
-Written once for numpy and torch; on a GPU everything stays on the device.
-"""
+"""Vectorised segment state of the replies in a batch: delay-pattern ends, segment ends."""
 
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from stretto.engine.request.rules import SegmentRules
-from stretto.engine.worker.arrays import Array, Arrays
-from stretto.engine.worker.segment_ends import SegmentEnds
-from stretto.engine.worker.slots import SlotLimits, SlotScales, SlotState
+from stretto.engine.request.reply_rules import SegmentRules
+from stretto.engine.worker.slots import Array, Arrays, SlotLimits, SlotScales, SlotState
 from stretto.families.base import Script
-from stretto.streams.segment import Segment
+from stretto.streams.layout import Segment
+from stretto.streams.pattern import Staircase
+
+AS_DRAWN = -1
+
+
+def end_tables(rules: SegmentRules) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return lookup tables of segment ends.
+
+    Returns:
+        is_end: True if the id closes the text of the task, [tasks, ids + 1]; the last column is for all other ids.
+        num_rows: Number of rows from that id to the audio, [tasks, ids + 1].
+        written: Id written for a drawn end, by task; `AS_DRAWN` to keep it.
+        cut: Id written where a limit closes the text, by task.
+    """
+    tasks = rules.family.tasks
+    drawn, closings = [rules.drawn_ends_of_text(task) for task in tasks], [rules.closings(task) for task in tasks]
+    last = 1 + max((token for ids in (*drawn, *closings) for token in ids), default=0)
+    is_end, num_rows = np.zeros((len(tasks), last + 1), np.bool_), np.zeros((len(tasks), last + 1), np.int64)
+    for index, ids in enumerate(drawn):
+        is_end[index, list(ids)] = True
+        num_rows[index, list(closings[index])] = list(closings[index].values())
+    written = [rules.end_of_text(task) for task in tasks]
+    cut = np.array([rules.cut_of_text(task) for task in tasks])
+    return is_end, num_rows, np.array([AS_DRAWN if end is None else end for end in written]), cut
+
+
+class SegmentEnds:
+    """Segment ends for the rows of a batch."""
+
+    def __init__(self, rules: SegmentRules, arrays: Arrays):
+        self._xp, self._end_of_audio = arrays.xp, rules.family.end_of_audio
+        self._ends_of_audio = rules.drawn_ends_of_audio
+        is_end, num_rows, written, cut = end_tables(rules)
+        self._last = is_end.shape[1] - 1
+        self._keeps_drawn = bool((written == AS_DRAWN).any())
+        self._written, self._cut = arrays.upload(written), arrays.upload(cut)
+        self._is_end, self._num_rows = arrays.upload(is_end), arrays.upload(num_rows)
+
+    def text(self, token: Array, task: Array, must_end: Array) -> tuple[Array, Array]:
+        """Return the ids written into text rows, and flags of segments closed by a limit."""
+        is_end, written = self._is_end[task, self._column(token)], self._written[task]
+        if self._keeps_drawn:
+            written = self._xp.where(written == AS_DRAWN, token, written)
+        is_cut = must_end & ~is_end
+        return self._xp.where(is_end, written, self._xp.where(is_cut, self._cut[task], token)), is_cut
+
+    def audio(self, token: Array, must_end: Array) -> tuple[Array, Array]:
+        """Return the ids written into audio rows, and flags of segments closed by a limit."""
+        is_end = token != token
+        for end in self._ends_of_audio:
+            is_end = is_end | (token == end)
+        return self._xp.where(is_end | must_end, self._end_of_audio, token), must_end & ~is_end
+
+    def num_rows(self, token: Array, task: Array) -> Array:
+        """Return the number of rows from `token` to the audio, or 0 if the text goes on."""
+        return self._num_rows[task, self._column(token)]
+
+    def _column(self, token: Array) -> Array:
+        return self._xp.clip(token, 0, self._last)
+
 
 ENDLESS = 1 << 40
 
@@ -236,3 +291,34 @@ def _is_spoken(token: Array, script: Script) -> Array:
 
 def _take(values: Array, index: Array | None) -> Array:
     return values if index is None else values[index]
+
+
+class Stairs:
+    """Begin and end ids of streams that have their own."""
+
+    def __init__(self, staircase: Staircase, rules: SegmentRules, arrays: Arrays):
+        self._arrays, self._where, self._concatenate = arrays, arrays.xp.where, arrays.xp.concatenate
+        self._begins, self._ends = arrays.upload(np.array(staircase.begin)), arrays.upload(np.array(staircase.end))
+        self._delays = arrays.upload(np.array(rules.family.layout.delays))
+        self._streams = arrays.upload(np.arange(len(staircase.end)))
+
+    def mask_ends(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
+        """Set end-id logits of streams 1 and up to -inf before the minimum length, in place: [A, k, C]."""
+        is_short = rows.frame < rows.limits.audio_min
+        is_short = self._arrays.tensor(is_short if index is None else is_short[index])
+        logits[..., -1].masked_fill_(is_short[:, None], -torch.inf)
+        return logits
+
+    def climb(self, token: Array, codes: Array, rows: Rows) -> tuple[Array, Array]:
+        """Return `token` and `codes` [B, K] with begin ids before a stream's first frame and end ids after its last.
+
+        Records the position at which the first stream draws its own end.
+        """
+        state = rows.state
+        num_ended = self._where(state.first_end < 0, 0, rows.position - state.first_end)
+        said = self._concatenate([token[:, None], codes], 1)
+        said = self._where(rows.frame[:, None] < self._delays, self._begins, said)
+        said = self._where(self._streams < num_ended[:, None], self._ends, said)
+        ends = rows.in_audio & (state.first_end < 0) & (said == self._ends).any(1)
+        state.first_end = self._where(ends, rows.position, state.first_end)
+        return said[:, 0], said[:, 1:]

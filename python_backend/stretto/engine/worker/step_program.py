@@ -1,24 +1,225 @@
-"""A step from hidden states to the next rows, as a few launches on buffers with fixed addresses.
+"""GPU step program: hidden states to the next rows in a few launches, captured as CUDA graphs."""
 
-The launches are the same for every batch of a variant and number of rows; per-row differences are in device tables.
-They can therefore be captured in a CUDA graph (`StepGraphs`), and nothing is uploaded for a step.
-"""
+import logging
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
-from typing import NamedTuple
-
+import numpy as np
 import torch
 import triton
+from vllm.config import CUDAGraphMode, VllmConfig
+from vllm.v1.outputs import LogprobsTensors
+from vllm.v1.worker.gpu.input_batch import InputBatch
+from vllm.v1.worker.gpu.sample.output import SamplerOutput
+from vllm.v1.worker.gpu.sample.sampler import Sampler
 
-from stretto.engine.kernels.gpu.advance import advance_kernel
-from stretto.engine.kernels.gpu.keep import keep_kernel
+from stretto.cuda_graphs import record
+from stretto.engine.kernels.gpu import step_table
+from stretto.engine.kernels.gpu.advance import advance_kernel, keep_kernel
 from stretto.engine.kernels.gpu.step_draw import draw_script_kernel, draw_streams_kernel
+from stretto.engine.kernels.gpu.step_table import COLUMNS, DRAWS, RECEIVES, StepRules
 from stretto.engine.kernels.gpu.step_text import TILE, WIDTH, draw_text_kernel, text_maxima_kernel
-from stretto.engine.request.rules import SegmentRules
-from stretto.engine.worker.frame_predictor import Readout
-from stretto.engine.worker.slots import SlotTables
-from stretto.engine.worker.step_constants import StepConstants
-from stretto.engine.worker.step_table import StepTable, Variant
-from stretto.streams.segment import Segment
+from stretto.engine.request.reply_rules import SegmentRules
+from stretto.engine.worker.batch import NO_ROW, StepRows
+from stretto.engine.worker.predictors import Readout
+from stretto.engine.worker.run_slots import RunSlots
+from stretto.engine.worker.segment_state import denied_text, end_tables, out_of_place
+from stretto.engine.worker.slots import LIMITS, SCALES, SlotTables
+from stretto.streams.layout import Segment
+from stretto.streams.pattern import FORCED_TAIL, NO_TAIL, PADDED_TAIL, SAMPLED_TAIL
+
+
+class CudaRecorder:
+    """Recorder of launches on the current stream; graphs share memory because they never run concurrently."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def is_busy(self) -> bool:
+        """Return True while vLLM captures a graph of its own."""
+        return torch.cuda.is_current_stream_capturing()
+
+    def record(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        """Return the launches of `work` as a graph."""
+        return record(work, self._pool)
+
+
+def recorder_of(device: torch.device, config: VllmConfig) -> CudaRecorder | None:
+    """Return the recorder for `device`, or None if it has no CUDA graphs or they are disabled."""
+    wanted = config.compilation_config.cudagraph_mode is not CUDAGraphMode.NONE
+    return CudaRecorder() if wanted and device.type == "cuda" else None
+
+
+KINDS = {
+    FORCED_TAIL: step_table.FORCED_TAIL,
+    SAMPLED_TAIL: step_table.SAMPLED_TAIL,
+    PADDED_TAIL: step_table.PADDED_TAIL,
+    NO_TAIL: step_table.NO_TAIL,
+}
+
+
+@dataclass(frozen=True)
+class StepConstants:
+    """Rules and device tables; see `advance_kernel` and `draw_streams_kernel` for their contents."""
+
+    rules: StepRules
+    tasks: torch.Tensor
+    ends: torch.Tensor
+    ends_of_audio: torch.Tensor
+    end_frame: torch.Tensor
+    begins: torch.Tensor
+    transition: torch.Tensor
+    streams: torch.Tensor
+    denied: torch.Tensor
+    is_guided: torch.Tensor
+    codebooks: torch.Tensor
+    out_of_place: torch.Tensor | None
+
+    @classmethod
+    def of(cls, rules: SegmentRules, tables: SlotTables, num_rows: int) -> "StepConstants":
+        """Return the constants of `rules` for steps of up to `num_rows` rows."""
+        family, layout = rules.family, rules.family.layout
+        is_end, rows_to_audio, written, cut = end_tables(rules)
+        limits = [rules.text_limit(task) for task in family.tasks]
+        speaks = [Segment.AUDIO in task.segments for task in family.tasks]
+        delays = [*layout.delays[1:], *[0] * layout.num_input_only]
+        is_hidden = [stream in family.unconditional.hidden_streams for stream in range(1, layout.num_input_streams)]
+        codebooks = [layout.audio[s] if s in layout.codebook_streams else range(0) for s in range(len(layout.audio))]
+
+        def upload(values: object) -> torch.Tensor:
+            return torch.as_tensor(np.array(values, np.int64)).to(tables.state.device)
+
+        return cls(
+            rules=step_rules_of(rules, tables, num_rows, is_end.shape[1]),
+            tasks=upload([written, cut, limits, speaks]),
+            ends=upload([is_end, rows_to_audio]),
+            ends_of_audio=upload(rules.drawn_ends_of_audio),
+            end_frame=upload(family.end_frame),
+            begins=upload(family.staircase.begin if family.staircase else ()),
+            transition=upload([*family.transition, layout.pad_id]),
+            streams=upload([delays, is_hidden]),
+            denied=torch.from_numpy(denied_text(rules)).to(tables.state.device),
+            is_guided=upload([stream in family.guided_streams for stream in range(len(layout.audio))]),
+            codebooks=upload([[ids.start for ids in codebooks], [ids.stop for ids in codebooks]]),
+            out_of_place=upload(out_of_place(rules)).to(torch.uint8) if layout.frame_codec.places else None,
+        )
+
+
+def step_rules_of(rules: SegmentRules, tables: SlotTables, num_rows: int, num_ids: int) -> StepRules:
+    """Return the compile-time constants of the kernels."""
+    family, layout, script = rules.family, rules.family.layout, rules.family.script
+    return StepRules(
+        num_rows=num_rows,
+        num_others=layout.num_input_streams - 1,
+        num_drawn=layout.num_output_streams - 1,
+        num_tasks=len(family.tasks),
+        num_ids=num_ids,
+        num_ends=len(rules.drawn_ends_of_audio),
+        num_end_frame=len(family.end_frame),
+        num_transition=len(family.transition),
+        state_stride=tables.state.stride(0),
+        script_stride=tables.script.stride(0),
+        codes_stride=tables.codes.stride(0),
+        pad_id=layout.pad_id,
+        end_of_audio=family.end_of_audio,
+        end_of_reply=family.end_of_reply,
+        num_tail_rows=rules.num_tail_rows,
+        audio_limit=rules.audio_limit,
+        tail=KINDS[family.tail].value,
+        warm_up_is_sampled=family.warm_up.is_sampled,
+        hides_first=0 in family.unconditional.hidden_streams,
+        first_start=layout.audio[0].start,
+        first_stop=layout.audio[0].stop,
+        null_id=family.unconditional.null_id,
+        max_entries=rules.max_entries,
+        spoken_start=script.spoken.start if script else 0,
+        spoken_stop=script.spoken.stop if script else 0,
+        first_frame=script.first_frame if script else 0,
+        index_base=script.index_base if script else 0,
+        index_lane=script.index_stream - 1 if script else 0,
+        num_said=tables.said.shape[1],
+        said_start=rules.counted_ids.start,
+        track_lane=-1 if family.track_stream is None else family.track_stream - 1,
+        has_staircase=family.staircase is not None,
+    )
+
+
+AT = {name: index for index, name in enumerate(COLUMNS)}
+FIRST_LIMIT, FIRST_SCALE = AT["task"], AT["text_temperature"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Heads that a step needs: text (`writes`), audio (`speaks`), or both."""
+
+    writes: bool
+    speaks: bool
+
+
+def columns_of(
+    rows: StepRows, partner: np.ndarray, is_unconditional: np.ndarray, tables: SlotTables, num_rows: int
+) -> np.ndarray:
+    """Return the step table of a batch, [C, N]; `partner` and `is_unconditional` are by slot."""
+    slots, batch = rows.slots, np.arange(len(rows.slots))
+    columns = np.zeros((len(COLUMNS), num_rows), np.int32)
+    mine = columns[:, : len(slots)]
+    row_of = np.full(len(partner) + 1, NO_ROW)  # the last entry is for slots without a partner
+    row_of[slots[rows.samples]] = batch[rows.samples]
+    draws = rows.samples & ~is_unconditional[slots]
+    other = row_of[partner[slots]]
+    is_paired = draws & (other != NO_ROW)
+    mine[AT["role"], draws] = DRAWS.value
+    mine[AT["role"], other[is_paired]] = RECEIVES.value
+    mine[AT["slot"]] = slots
+    mine[AT["other"]] = np.where(is_paired, other, batch)
+    mine[AT["other_slot"]] = slots[mine[AT["other"]]]
+    mine[AT["samples"]] = rows.samples
+    mine[FIRST_LIMIT : FIRST_LIMIT + len(LIMITS)] = tables.limits[slots].T
+    mine[FIRST_SCALE : FIRST_SCALE + len(SCALES)] = np.ascontiguousarray(tables.scales[slots].T).view(np.int32)
+    return columns
+
+
+class StepTable:
+    """Step table on the device; nothing is uploaded while the batch stays the same."""
+
+    def __init__(self, tables: SlotTables, num_rows: int):
+        device = tables.state.device
+        self.table = torch.zeros(len(COLUMNS), num_rows, dtype=torch.int32, device=device)
+        self.num_uploads = 0
+        self._tables, self._is_pinning = tables, device.type == "cuda"
+        self._fingerprint: tuple[int, bytes, bytes] | None = None
+        self._draws = np.zeros(0, np.bool_)
+
+    def clear(self) -> None:
+        """Mark all rows as inactive."""
+        self.table.zero_()
+        self._fingerprint = None
+
+    def update(
+        self, rows: StepRows, partner: np.ndarray, is_unconditional: np.ndarray, version: int
+    ) -> tuple[Variant, bool]:
+        """Update the table; return the variant, and True if a reply may enter audio without the host's knowledge.
+
+        `version` changes whenever a slot changes its request.
+        """
+        fingerprint = version, rows.slots.tobytes(), rows.samples.tobytes()
+        if fingerprint != self._fingerprint:
+            columns = columns_of(rows, partner, is_unconditional, self._tables, self.table.shape[1])
+            self._upload(columns)
+            self._draws = columns[AT["role"], : len(rows.slots)] == DRAWS.value
+            self._fingerprint = fingerprint
+        may_write = rows.may_write & self._draws
+        if not may_write.any():
+            return Variant(False, bool(self._draws.any())), False
+        unsure = may_write & rows.may_speak
+        return Variant(True, bool((rows.may_speak & self._draws).any())), bool(unsure.any())
+
+    def _upload(self, columns: np.ndarray) -> None:
+        source = torch.from_numpy(columns)
+        self.table.copy_(source.pin_memory() if self._is_pinning else source, non_blocking=True)
+        self.num_uploads += 1
+
 
 VARIANTS = [Variant(False, True), Variant(True, True), Variant(True, False)]
 # Round product and sum separately, as torch does, so that guided logits equal the reference's.
@@ -161,3 +362,158 @@ class StepProgram:
         if self._tokens is not None:
             strides = self._tokens.stride(0), self.num_rows
             keep_kernel[num_rows,](self._tokens, self.results, self.columns.table, self.lengths, *strides, num_warps=1)
+
+
+LOGGER = logging.getLogger(__name__)
+Work = Callable[[], None]
+Kind = TypeVar("Kind", bound=Hashable)
+
+
+class Graph(Protocol):
+    """Recorded launches that can be repeated."""
+
+    def replay(self) -> None:
+        """Repeat the launches."""
+
+
+class Recorder(Protocol):
+    """Recorder of launches."""
+
+    def is_busy(self) -> bool:
+        """Return True if launches on this stream are already being recorded."""
+
+    def record(self, work: Work) -> Graph:
+        """Return the launches of `work` without running them; errors of `work` are raised with the state restored."""
+
+
+def padded_sizes(max_rows: int) -> list[int]:
+    """Return the captured numbers of rows: 1, 2, 4, multiples of 8, from 256 on multiples of 16, and `max_rows`."""
+    sizes = [1, 2, 4, *range(8, 256, 8), *range(256, max_rows, 16)]
+    return [size for size in sizes if size < max_rows] + [max_rows]
+
+
+class StepGraphs(Generic[Kind]):
+    """Runner of steps that uses a graph if one exists. Without a recorder every step is launched directly.
+
+    Args:
+        launch: Function of variant and number of rows that launches a step.
+        max_rows: Largest number of rows.
+        recorder: Recorder, or None.
+        can_capture: Returns True if the launches of a variant at a size may be recorded.
+    """
+
+    def __init__(
+        self,
+        launch: Callable[[Kind, int], None],
+        max_rows: int,
+        recorder: Recorder | None,
+        can_capture: Callable[[Kind, int], bool],
+    ):
+        self._launch, self._recorder, self._can_capture = launch, recorder, can_capture
+        self._sizes = padded_sizes(max_rows)
+        self._size_of = [min(size for size in self._sizes if size >= num_rows) for num_rows in range(max_rows + 1)]
+        self._graphs: dict[tuple[Kind, int], Graph] = {}
+
+    @property
+    def num_graphs(self) -> int:
+        return len(self._graphs)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Padded numbers of rows, largest first."""
+        return self._sizes[::-1]
+
+    def padded(self, num_rows: int) -> int:
+        """Return the number of rows for which a step of `num_rows` is launched."""
+        return self._size_of[num_rows]
+
+    def run(self, variant: Kind, num_rows: int) -> None:
+        """Run a step of `num_rows`; padding rows do nothing."""
+        size = self.padded(num_rows)
+        graph = self._graphs.get((variant, size))
+        if graph is not None:
+            graph.replay()
+            return
+        self._launch(variant, size)
+        self._capture(variant, size)  # recording does not run the step; the graph is for later steps
+
+    def capture(self, variants: Iterable[Kind], sizes: Iterable[int] | None = None) -> None:
+        """Capture `variants` at `sizes` (default: all), largest first, so that smaller ones reuse the memory.
+
+        Each step is launched once before, because first-use loading and allocation cannot be recorded. No row may have
+        work.
+        """
+        for variant in variants:
+            for size in self.sizes if sizes is None else sizes:
+                if self._recorder is not None and (variant, size) not in self._graphs:
+                    self._launch(variant, size)
+                    self._capture(variant, size)
+
+    def _capture(self, variant: Kind, size: int) -> None:
+        recorder = self._recorder
+        if recorder is None or not self._can_capture(variant, size) or recorder.is_busy():
+            return
+        try:
+            self._graphs[variant, size] = recorder.record(lambda: self._launch(variant, size))
+        except RuntimeError as error:  # of any kind, as in `stretto.cuda_graphs`
+            self._recorder = None
+            self._graphs.clear()
+            LOGGER.warning("steps of %d rows cannot be captured, they are launched one by one: %s", size, error)
+
+
+class StepSampler:
+    """Sampler of one row of all streams per request, as `SpeechSampler`, in a few capturable launches."""
+
+    def __init__(self, stock: Sampler, slots: RunSlots, program: StepProgram, graphs: StepGraphs[Variant]):
+        self.penalties_state = stock.penalties_state
+        self.compute_nans = False
+        self._slots, self._program, self._graphs = slots, program, graphs
+        device = program.results.device
+        self._nothing = torch.zeros(program.num_rows, 1, device=device)
+        self._none = torch.zeros(program.num_rows, dtype=torch.int32, device=device)
+
+    def add_request(self, req_idx: int, sampling_params: object) -> None:
+        """Ignore vLLM's sampling parameters; ours are in the slot tables."""
+
+    def apply_staged_writes(self) -> None:
+        """Do nothing: `SpeechModelState` uploads the slot tables."""
+
+    def capture(self) -> None:
+        """Capture steps of all sizes before the first request."""
+        self._program.columns.clear()
+        self._graphs.capture(self._program.variants)
+
+    def __call__(self, hidden: torch.Tensor, batch: InputBatch) -> SamplerOutput:
+        """Sample one row for each request of `batch`; `hidden` [B, H] holds the last hidden states."""
+        num_rows = batch.num_reqs
+        if self._run(hidden, batch.seq_lens[:num_rows], self._slots.rows(batch)):
+            self._slots.readback.publish()
+        return self._output(num_rows)
+
+    def _run(self, hidden: torch.Tensor, lengths: torch.Tensor, rows: StepRows) -> bool:
+        """Run a step at positions `lengths` [B]; return True if a reply may enter audio unknown to the host."""
+        slots, program, num_rows = self._slots, self._program, len(rows.slots)
+        variant, is_unsure = program.columns.update(rows, slots.partner, slots.is_unconditional, slots.version)
+        program.hidden[:num_rows].copy_(hidden)
+        program.lengths[:num_rows].copy_(lengths)
+        self._graphs.run(variant, num_rows)
+        return is_unsure
+
+    def _results(self, results: torch.Tensor, num_rows: int) -> tuple[torch.Tensor, ...]:
+        """Split the results: stream 0 [B], the others [B, S - 1], cut flags and numbers sampled [B]."""
+        size, width = self._program.num_rows, self._program.num_others
+        codes = results[size : size + num_rows * width].view(num_rows, width)
+        cuts, sampled = (results[size * (width + at) :][:num_rows] for at in (1, 2))
+        return results[:num_rows], codes, cuts, sampled
+
+    def _output(self, num_rows: int) -> SamplerOutput:
+        """Return a copy of the results, which the next step overwrites while vLLM still transfers them."""
+        tokens, codes, cuts, sampled = self._results(self._program.results.clone(), num_rows)
+        return SamplerOutput(
+            sampled_token_ids=tokens[:, None],
+            # Codes and cut flags travel in vLLM's asynchronous copy of log-probabilities.
+            logprobs_tensors=LogprobsTensors(codes, self._nothing[:num_rows], cuts),
+            num_nans=None,
+            num_sampled=sampled,
+            num_rejected=self._none[:num_rows],
+        )

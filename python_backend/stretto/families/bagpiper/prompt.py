@@ -26,7 +26,7 @@ from stretto.preprocessing.prompt import PromptRows, Template
 from stretto.preprocessing.rows import check_codes, frame_rows, stream0_rows
 from stretto.preprocessing.subwords import Subwords
 from stretto.records.prompt import HeardAudio
-from stretto.streams.segment import Segment
+from stretto.streams.layout import Segment
 
 SYSTEM_TEXT = "You are a helpful assistant."
 ROLES = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}

@@ -16,9 +16,8 @@ from typing import Any
 
 from stretto.families.base import Family, PositionStream, Task, UnconditionalContext
 from stretto.records.sampling import SamplingConfig, SegmentSampling
-from stretto.streams.layout import StreamLayout
+from stretto.streams.layout import Segment, StreamLayout
 from stretto.streams.pattern import NO_TAIL
-from stretto.streams.segment import Segment
 
 FRAME_RATE = 25.0
 # Published ids: begin and end of text; the ids before and after the codes.

@@ -18,9 +18,8 @@ from typing import Any
 from stretto.families.base import Family, Task, UnconditionalContext
 from stretto.families.depth import DepthSpec
 from stretto.records.sampling import SamplingConfig, SegmentSampling
-from stretto.streams.layout import StreamLayout
+from stretto.streams.layout import Segment, StreamLayout
 from stretto.streams.pattern import NO_TAIL
-from stretto.streams.segment import Segment
 
 FRAME_RATE = 12.5
 END_CODE = 0

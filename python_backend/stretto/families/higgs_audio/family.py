@@ -16,9 +16,8 @@ from typing import Any
 
 from stretto.families.base import Family, Task, UnconditionalContext
 from stretto.records.sampling import SamplingConfig, SegmentSampling
-from stretto.streams.layout import StreamLayout
+from stretto.streams.layout import Segment, StreamLayout
 from stretto.streams.pattern import NO_TAIL, SAMPLED_WARM_UP, Staircase
-from stretto.streams.segment import Segment
 
 FRAME_RATE = 25.0
 NUM_MARKS = 2  # ids after the codes of each codebook: its begin and its end

@@ -15,7 +15,7 @@ from stretto.families.opuslm.prompt_segments import SegmentWriter
 from stretto.preprocessing.conversation import Piece
 from stretto.preprocessing.manner import PLAIN, Manner
 from stretto.preprocessing.prompt import PromptRows
-from stretto.streams.segment import Segment
+from stretto.streams.layout import Segment
 
 ROLES = {"system": SYSTEM_PROMPT, "user": USER_INPUT, "assistant": ASSISTANT_OUTPUT}
 

@@ -18,9 +18,8 @@ from typing import Any
 
 from stretto.families.base import Family, Task, UnconditionalContext
 from stretto.records.sampling import SamplingConfig, SegmentSampling
-from stretto.streams.layout import StreamLayout
+from stretto.streams.layout import Segment, StreamLayout
 from stretto.streams.pattern import PADDED_TAIL, SAMPLED_TAIL
-from stretto.streams.segment import Segment
 
 NUM_STREAMS = 9
 PAD, SOS_EOS = 0, 5

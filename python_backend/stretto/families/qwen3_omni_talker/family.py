@@ -17,7 +17,7 @@ from typing import Any
 from stretto.families.base import Family, Task
 from stretto.families.qwen3_tts.family import DEPTH, Qwen3TtsVocabulary, qwen3_tts
 from stretto.records.sampling import CodeSampling, SamplingConfig, SegmentSampling
-from stretto.streams.segment import Segment
+from stretto.streams.layout import Segment
 
 NAME = "qwen3_omni_talker"
 NOT_SERVED = "speaks what a thinker says, and there is none here: it is driven through SpeechLLM (docs/families.md)"

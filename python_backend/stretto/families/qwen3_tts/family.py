@@ -17,9 +17,8 @@ from typing import Any, Literal, Self
 from stretto.families.base import Family, Task, TextTrack, UnconditionalContext
 from stretto.families.depth import DepthSpec
 from stretto.records.sampling import SamplingConfig, SegmentSampling
-from stretto.streams.layout import StreamLayout
+from stretto.streams.layout import Segment, StreamLayout
 from stretto.streams.pattern import NO_TAIL
-from stretto.streams.segment import Segment
 
 Kind = Literal["custom_voice", "voice_design", "base"]
 FRAME_RATE = 12.5

@@ -39,8 +39,7 @@ from stretto.preprocessing.manner import PLAIN, Manner
 from stretto.preprocessing.prompt import PromptRows, Template
 from stretto.preprocessing.rows import code_rows, stream0_rows
 from stretto.preprocessing.subwords import Subwords, check_text, without_leading_line_ends
-from stretto.records.prompt import HeardAudio
-from stretto.records.text_part import MAX_PART_CHARS
+from stretto.records.prompt import MAX_PART_CHARS, HeardAudio
 
 CHINESE = "chinese"
 

@@ -12,8 +12,7 @@ from typing import Any
 
 from stretto.families.base import Family, Script, Task, UnconditionalContext
 from stretto.records.sampling import SamplingConfig, SegmentSampling
-from stretto.streams.layout import StreamLayout
-from stretto.streams.segment import Segment
+from stretto.streams.layout import Segment, StreamLayout
 
 PAD, END_OF_REPLY, END_OF_TEXT, BEGIN_AUDIO, END_OF_AUDIO, NULL, TTS, ASR, BEGIN_TEXT, SEPARATOR = range(10)
 VOICES = {"slt": 10, "rms": 11}

@@ -17,9 +17,8 @@ from typing import Any
 
 from stretto.families.base import Family, Task, UnconditionalContext
 from stretto.records.sampling import SamplingConfig, SegmentSampling
-from stretto.streams.layout import StreamLayout
+from stretto.streams.layout import Segment, StreamLayout
 from stretto.streams.pattern import NO_TAIL
-from stretto.streams.segment import Segment
 
 PAD, SOS_EOS = 0, 5
 FRAME_RATE = 50.0

@@ -7,8 +7,7 @@ from vllm.config import VllmConfig
 from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 from vllm.model_executor.models.gpt2 import GPT2LMHeadModel, GPT2Model
 
-from stretto.engine.models.multi_stream import MultiStreamMixin
-from stretto.engine.models.strict_loading import load_strictly
+from stretto.engine.models.multi_stream import MultiStreamMixin, load_strictly
 
 HEAD = "audio_head.weight"
 

@@ -11,8 +11,7 @@ from typing import Any
 from stretto.families.base import Family, Task, UnconditionalContext
 from stretto.families.bursts import Bursts, BurstSchedule
 from stretto.records.sampling import SamplingConfig, SegmentSampling
-from stretto.streams.layout import StreamLayout
-from stretto.streams.segment import Segment
+from stretto.streams.layout import Segment, StreamLayout
 
 FRAME_RATE = 12.5
 # Ids by name in a release's tokenizer, `<|im_start|>` and so on; those of releases with discrete audio input.

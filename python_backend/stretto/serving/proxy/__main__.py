@@ -27,9 +27,9 @@ from stretto.serving.proxy.config import (
     Ports,
     ProxyConfig,
 )
-from stretto.serving.proxy.gate import Gate
 from stretto.serving.proxy.grpc_proxy import MAX_CALLS, SERVER_OPTIONS, TRITON_OPTIONS, GrpcProxy, LauncherWord
 from stretto.serving.proxy.pages import MAX_HEAD_BYTES, MetricsPage, Pages, PageServer, Readiness
+from stretto.serving.proxy.triton_stream import Gate
 from stretto.serving.proxy.uploads import Uploads
 
 STOP_S = 2.0  # for complete responses in transit

@@ -1,4 +1,4 @@
-"""gRPC port of the proxy: calls are forwarded to Triton as bytes, one at a time, and responses back."""
+"""gRPC front end: checks each call and forwards its bytes to Triton and back."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -6,12 +6,27 @@ from contextlib import ExitStack, suppress
 from typing import Any, Protocol
 
 import grpc
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
+from google.protobuf.wrappers_pb2 import StringValue
+from tritonclient.grpc import service_pb2
 
 from stretto.departures import Departures
 from stretto.serving.proxy import access
-from stretto.serving.proxy.access import MODEL_INFER, MODEL_READY, MODEL_STREAM_INFER, Access, Metadata
-from stretto.serving.proxy.client_stream import ClientStream
-from stretto.serving.proxy.gate import AGAIN, Gate, Restarting
+from stretto.serving.proxy.access import (
+    APIS,
+    HEALTH_CHECK,
+    MODEL_INFER,
+    MODEL_READY,
+    MODEL_STREAM_INFER,
+    OUR_MODELS,
+    SERVICE,
+    Access,
+    Metadata,
+    ServedModels,
+    check_registration,
+    host_of_call,
+)
 from stretto.serving.proxy.infer_request import (
     FULL,
     INVALID,
@@ -21,15 +36,96 @@ from stretto.serving.proxy.infer_request import (
     read_infer_request,
     with_origin,
 )
-from stretto.serving.proxy.other_calls import check_other_call
-from stretto.serving.proxy.pace import Pace
-from stretto.serving.proxy.peers import host_of_call
-from stretto.serving.proxy.served_models import OURS, ServedModels
-from stretto.serving.proxy.sole_calls import SoleCalls, passed_on
-from stretto.serving.proxy.triton_stream import TritonStream, Unwatched
-from stretto.serving.proxy.triton_words import told
-from stretto.serving.proxy.uploads import ENDED, Upload, Uploads
+from stretto.serving.proxy.triton_stream import AGAIN, ClientStream, Gate, Restarting, TritonStream, Unwatched, told
+from stretto.serving.proxy.uploads import ENDED, Pace, Upload, Uploads
 from stretto.shares import Shares
+
+MAX_SMALL_BYTES = 1 << 16  # messages carry names; only key holders may load models, with files in the message
+_TRITON = service_pb2.DESCRIPTOR.services_by_name[SERVICE.strip("/").rpartition(".")[2]].methods
+# A health check is also a single string (grpc/health/v1/health.proto); its package is not installed.
+_KINDS: dict[str, type[Message]] = {HEALTH_CHECK: StringValue}
+_KINDS |= {SERVICE + method.name: GetMessageClass(method.input_type) for method in _TRITON}
+
+
+def check_other_call(method: str, request: bytes, is_key_holder: bool) -> None:
+    """Raise BadRequest for an unreadable, oversized or forbidden message.
+
+    Triton would answer an unreadable one with an internal error.
+
+    Args:
+        method: Full method name.
+        request: Serialised message.
+        is_key_holder: True if the caller has sent the key; the message may then be large.
+    """
+    if not is_key_holder and len(request) > MAX_SMALL_BYTES:
+        raise BadRequest(f"request: expected at most {MAX_SMALL_BYTES} bytes, got {len(request)}")
+    try:
+        message = _KINDS[method].FromString(request)
+    except DecodeError:
+        name = method.rpartition("/")[2]
+        raise BadRequest(f"request: expected the message of {name}, got bytes that are none") from None
+    if isinstance(message, service_pb2.SystemSharedMemoryRegisterRequest):
+        check_registration(message)
+
+
+# WORKAROUND(triton server 2.51): a stream with this header that ends with an error makes Triton read freed memory.
+DROPPED_HEADERS = {"triton_grpc_error"}
+
+
+class SoleCalls:
+    """Makes unary calls to Triton.
+
+    A call to one of our models continues after its client has disconnected, unless a model is restarted. A call to
+    another model is cancelled.
+    """
+
+    def __init__(self, triton: grpc.aio.Channel, unwatched: Unwatched, gate: Gate) -> None:
+        self._calls = {method: triton.unary_unary(method) for method in APIS if method != MODEL_STREAM_INFER}
+        self._unwatched, self._gate = unwatched, gate
+
+    async def ask(
+        self, method: str, request: bytes, metadata: Metadata, place: ExitStack | None = None, is_ours: bool = True
+    ) -> bytes:
+        """Return Triton's response.
+
+        Args:
+            method: Full method name.
+            request: Serialised message.
+            metadata: Metadata of the client's call.
+            place: Slot of the client's host; if the client disconnects, it is held until the response has arrived.
+            is_ours: False for third-party models, which ask Triton whether the request is cancelled.
+        """
+        call = self._calls[method](request, metadata=passed_on(metadata))
+        answering = self._unwatched.start(_result(call))
+        try:
+            return await asyncio.shield(answering)
+        except asyncio.CancelledError:
+            if is_ours:
+                self._unwatched.start(self._see_off(call, answering, ExitStack() if place is None else place.pop_all()))
+            else:
+                call.cancel()
+            raise
+
+    async def _see_off(self, call: Any, answering: asyncio.Task[bytes], place: ExitStack) -> None:
+        with place, suppress(Restarting, grpc.aio.AioRpcError):
+            try:
+                await self._gate.guard(_shielded(answering))
+            finally:
+                call.cancel()  # no effect on a completed call
+
+
+async def _result(call: Awaitable[bytes]) -> bytes:
+    return bytes(await call)
+
+
+async def _shielded(answering: asyncio.Task[bytes]) -> bytes:
+    return await asyncio.shield(answering)
+
+
+def passed_on(metadata: Metadata) -> tuple[tuple[str, str | bytes], ...]:
+    """Return the metadata that is forwarded to Triton."""
+    return tuple((name, value) for name, value in metadata if name not in DROPPED_HEADERS and name[:5] != "grpc-")
+
 
 MAX_CALLS = 8192
 MAX_CALLS_OF_A_CONNECTION = 256
@@ -173,7 +269,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
     async def _infer_once(self, request: bytes, context: Context, place: ExitStack) -> bytes:
         metadata = context.invocation_metadata() or ()
         read = await self._check_infer(request, metadata)
-        whose, is_ours = with_origin(request, host_of_call(context.peer())), read.head.model_name in OURS
+        whose, is_ours = with_origin(request, host_of_call(context.peer())), read.head.model_name in OUR_MODELS
         return await self._gate.guard(self._sole.ask(MODEL_INFER, whose, metadata, place, is_ours))
 
     async def _stream(self, requests: AsyncIterator[bytes], context: Context, place: ExitStack) -> None:
@@ -197,7 +293,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
             await context.abort(*told(error, self._gate.give_up))
         finally:
             feeding.cancel()
-            if stream.model is not None and stream.model[0] not in OURS:
+            if stream.model is not None and stream.model[0] not in OUR_MODELS:
                 stream.cancel()  # third-party models ask Triton for cancellation
             elif not stream.is_over:
                 self._unwatched.start(self._see_off(stream, place.pop_all()))

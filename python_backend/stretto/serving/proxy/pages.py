@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from stretto.serving.proxy.peers import host_of, in_excess
+from stretto.serving.proxy.access import host_of, in_excess
 
 MAX_HEAD_BYTES = 8192
 MAX_CONNECTIONS = 256

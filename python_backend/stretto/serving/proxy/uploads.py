@@ -1,8 +1,4 @@
-"""Limits on calls that may still send: their number, and the memory of incomplete messages.
-
-gRPC buffers a message until it is complete and does not report partial ones. Their total size is therefore visible only
-in the memory of this process, and any call that may still send can hold a part of it.
-"""
+"""Limits on calls that still send: number, memory, and forwarding rate of large requests."""
 
 import asyncio
 import ctypes
@@ -15,7 +11,49 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from stretto.serving.proxy.peers import in_excess
+from stretto.serving.proxy.access import in_excess
+from stretto.serving.proxy.infer_request import FULL, BadRequest
+
+LARGE_BYTES = 1 << 20  # smaller messages never wait
+BYTES_PER_CORE_S = 10_000_000
+MAX_WAITING_BYTES = 256 << 20
+
+
+class Pace:
+    """Rate limiter that forwards large messages one at a time, at a fixed number of bytes per second."""
+
+    def __init__(self, bytes_per_s: float | None = None, max_waiting_bytes: int = MAX_WAITING_BYTES) -> None:
+        self._bytes_per_s = bytes_per_s or BYTES_PER_CORE_S * len(os.sched_getaffinity(0))
+        self._max_waiting_bytes = max_waiting_bytes
+        self._num_waiting_bytes = 0
+        self._turn, self._next_s = asyncio.Lock(), 0.0
+
+    async def wait(self, num_bytes: int) -> None:
+        """Wait until a message may be forwarded; small messages never wait.
+
+        Args:
+            num_bytes: Size of the message.
+
+        Raises:
+            BadRequest: Too many bytes are waiting already.
+        """
+        if num_bytes <= LARGE_BYTES:
+            return
+        if self._num_waiting_bytes + num_bytes > self._max_waiting_bytes:
+            raise BadRequest(
+                f"{self._num_waiting_bytes} bytes of large requests wait, of at most "
+                f"{self._max_waiting_bytes}; this one has {num_bytes}",
+                kind=FULL,
+            )
+        self._num_waiting_bytes += num_bytes
+        try:
+            async with self._turn:
+                loop = asyncio.get_running_loop()
+                await asyncio.sleep(self._next_s - loop.time())
+                self._next_s = loop.time() + num_bytes / self._bytes_per_s
+        finally:
+            self._num_waiting_bytes -= num_bytes
+
 
 MAX_CALLS = 2048  # that may still send: half of one host's limit of calls
 MAX_RESIDENT_BYTES = 1 << 30

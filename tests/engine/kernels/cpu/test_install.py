@@ -12,7 +12,7 @@ from vllm import LLM, SamplingParams
 from vllm.triton_utils import dispatcher
 
 from stretto.engine.kernels import cpu as cpu_kernels
-from stretto.engine.kernels.cpu import norms
+from stretto.engine.kernels.cpu import products
 
 pytestmark = pytest.mark.engine
 
@@ -40,7 +40,7 @@ def llm(reference) -> LLM:
     return LLM(
         str(reference[0]), skip_tokenizer_init=True, enforce_eager=True, dtype="float32", max_model_len=128,
         max_num_seqs=4, max_num_batched_tokens=32, block_size=32, kv_cache_memory_bytes=1 << 24,
-        kernel_config={"ir_op_priority": norms.IR_OP_PRIORITY},
+        kernel_config={"ir_op_priority": products.IR_OP_PRIORITY},
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ import torch
 from vllm import ir
 from vllm.platforms import current_platform
 
-from stretto.engine.kernels.cpu import norms
+from stretto.engine.kernels.cpu import products
 
 current_platform.import_kernels()
 
@@ -16,24 +16,24 @@ def test_norms_of_rows_and_of_heads_that_lie_apart_are_the_native_ones(rows):
     projection, weight = torch.randn(rows, 3 * 64, generator=random), torch.randn(32, generator=random)
     native = ir.ops.rms_norm.impls["native"].impl_fn
     for x in (projection[:, :32].contiguous(), projection[:, 64:128].view(rows, 2, 32), projection[:, 32:64]):
-        assert norms._fits_norm(x, weight, 1e-6)
+        assert products._fits_norm(x, weight, 1e-6)
         torch.testing.assert_close(
-            ir.ops.rms_norm.impls[norms.PROVIDER].impl_fn(x, weight, 1e-6), native(x, weight, 1e-6)
+            ir.ops.rms_norm.impls[products.PROVIDER].impl_fn(x, weight, 1e-6), native(x, weight, 1e-6)
         )
 
 
 def test_the_sum_and_its_norm_take_the_place_of_their_terms():
     x, residual, weight = torch.randn(5, 32), torch.randn(5, 32), torch.randn(32)
     expected = ir.ops.fused_add_rms_norm.impls["native"].impl_fn(x, residual, weight, 1e-6)
-    assert norms._fits_add_norm(x, residual, weight, 1e-6)
-    got = ir.ops.fused_add_rms_norm.impls[norms.PROVIDER].impl_fn(x, residual, weight, 1e-6)
+    assert products._fits_add_norm(x, residual, weight, 1e-6)
+    got = ir.ops.fused_add_rms_norm.impls[products.PROVIDER].impl_fn(x, residual, weight, 1e-6)
     torch.testing.assert_close(got, expected)
     assert got[1].data_ptr() == residual.data_ptr()
 
 
 def test_norms_that_the_kernel_cannot_do_are_left_to_torch():
     x, weight = torch.randn(4, 32), torch.randn(32)
-    assert not norms._fits_norm(x, None, 1e-6)
-    assert not norms._fits_norm(x, weight.half(), 1e-6)
-    assert not norms._fits_norm(x, weight, 1e-6, 16)
-    assert not norms._fits_add_norm(x.T.contiguous().T, x, weight, 1e-6)
+    assert not products._fits_norm(x, None, 1e-6)
+    assert not products._fits_norm(x, weight.half(), 1e-6)
+    assert not products._fits_norm(x, weight, 1e-6, 16)
+    assert not products._fits_add_norm(x.T.contiguous().T, x, weight, 1e-6)

@@ -9,13 +9,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from stretto.engine.kernels.gpu.advance import advance_kernel
+from stretto.engine.kernels.gpu.advance import _gather_kernel, advance_kernel, keep_kernel
 from stretto.engine.kernels.gpu.draw import _draw_kernel
 from stretto.engine.kernels.gpu.embed import _embed_kernel
-from stretto.engine.kernels.gpu.gather import _gather_kernel
-from stretto.engine.kernels.gpu.keep import keep_kernel
 from stretto.engine.kernels.gpu.step_draw import draw_script_kernel, draw_streams_kernel
-from stretto.engine.kernels.gpu.step_rules import StepRules
+from stretto.engine.kernels.gpu.step_table import StepRules
 from stretto.engine.kernels.gpu.step_text import draw_text_kernel, text_maxima_kernel
 
 DRAW = {

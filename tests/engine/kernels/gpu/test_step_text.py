@@ -5,11 +5,11 @@ import pytest
 import torch
 import triton
 
-from stretto.engine.kernels.gpu.columns import COLUMNS, DRAWS
+from stretto.engine.kernels.gpu.step_table import COLUMNS, DRAWS
 from stretto.engine.kernels.gpu.step_text import TILE, WIDTH, draw_text_kernel, text_maxima_kernel
 from stretto.sampling.draw import DrawParams, DrawPlan, draw
 from stretto.sampling.noise import seed_key, stream_keys
-from stretto.sampling.repetition import penalize
+from stretto.sampling.processors import penalize
 
 pytestmark = pytest.mark.slow
 NUM_COLUMNS = 17_000  # more than 128 groups, of which the last is not full

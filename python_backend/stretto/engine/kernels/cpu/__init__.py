@@ -10,13 +10,13 @@ import warnings
 from collections.abc import Callable
 from functools import cache
 
-from stretto.engine.kernels.cpu import block_tables, inputs, sampling
+from stretto.engine.kernels.cpu import inputs, sampling
 
 RUNNER = "vllm.v1.worker.gpu"
 KERNELS: dict[str, Callable[..., None]] = {
-    f"{RUNNER}.buffer_utils._apply_write_kernel": block_tables.apply_write,
-    f"{RUNNER}.block_table._gather_block_tables_kernel": block_tables.gather_block_tables,
-    f"{RUNNER}.block_table._compute_slot_mappings_kernel": block_tables.compute_slot_mappings,
+    f"{RUNNER}.buffer_utils._apply_write_kernel": inputs.apply_write,
+    f"{RUNNER}.block_table._gather_block_tables_kernel": inputs.gather_block_tables,
+    f"{RUNNER}.block_table._compute_slot_mappings_kernel": inputs.compute_slot_mappings,
     f"{RUNNER}.input_batch._prepare_prefill_inputs_kernel": inputs.prepare_prefill_inputs,
     f"{RUNNER}.input_batch._prepare_pos_seq_lens_kernel": inputs.prepare_pos_seq_lens,
     f"{RUNNER}.input_batch._combine_sampled_and_draft_tokens_kernel": inputs.combine_sampled_and_draft_tokens,
@@ -44,7 +44,7 @@ def install() -> None:
     import vllm.v1.worker.cpu.shm  # noqa: F401
     from vllm.triton_utils.dispatcher import register_kernels
 
-    from stretto.engine.kernels.cpu import norms  # noqa: F401  (offers its norms on import)
+    from stretto.engine.kernels.cpu import products  # noqa: F401  (offers its norms on import)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # deprecated torch names that the registry's search touches

@@ -1,16 +1,4 @@
-"""Products with a constant weight on the CPU, by oneDNN as vLLM's C++ offers it.
-
-vLLM uses it for its own layers. It keeps a packed copy of the weight and is up to three times as fast as torch's
-`linear`, which packs anew in every call.
-
-For every number of rows that it meets oneDNN writes code anew: some 3 ms and, with what falls between, half a megabyte,
-kept for the 1024 products that came last. Steps with prompts have any number of rows, so without a few sizes to choose
-from that cache is full after some thousand requests and never right. Rows of zeros fill a product up to such a size.
-
-A wide product never has one row: with AVX-512, oneDNN adds up one row in another order than two or more from a width of
-1536 on, so a reply computed alone would differ in its last bits from the same reply in a batch. Up to 1024 it does not,
-and there a second row would cost a fifth of the time.
-"""
+"""CPU products with constant weights (oneDNN) and RMS norms (vLLM's C++ kernels)."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,6 +8,50 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from vllm import _custom_ops as ops
+from vllm import ir
+
+PROVIDER = "cpu_c"
+# For `EngineArgs.kernel_config`: vLLM uses the first supported entry.
+IR_OP_PRIORITY = {"rms_norm": [PROVIDER, "native"], "fused_add_rms_norm": [PROVIDER, "native"]}
+
+
+def _fits_norm(x: torch.Tensor, weight: torch.Tensor | None, epsilon: float, variance_size: int | None = None) -> bool:
+    return variance_size is None and weight is not None and weight.dtype == x.dtype
+
+
+def _fits_add_norm(
+    x: torch.Tensor,
+    x_residual: torch.Tensor,
+    weight: torch.Tensor | None,
+    epsilon: float,
+    variance_size: int | None = None,
+) -> bool:
+    return _fits_norm(x, weight, epsilon, variance_size) and x.is_contiguous() and x_residual.is_contiguous()
+
+
+@ir.ops.rms_norm.register_impl(PROVIDER, supports_args=_fits_norm)
+def rms_norm(
+    x: torch.Tensor, weight: torch.Tensor | None, epsilon: float, variance_size: int | None = None
+) -> torch.Tensor:
+    """Return `x` [..., H] divided by its root mean square, times `weight` [H]."""
+    x = x.contiguous()  # heads of one projection are strided, but the C++ kernel needs contiguous rows
+    normed = torch.empty_like(x)
+    torch.ops._C.rms_norm(normed, x, weight, epsilon)
+    return normed
+
+
+@ir.ops.fused_add_rms_norm.register_impl(PROVIDER, supports_args=_fits_add_norm, inplace=True)
+def fused_add_rms_norm(
+    x: torch.Tensor,
+    x_residual: torch.Tensor,
+    weight: torch.Tensor | None,
+    epsilon: float,
+    variance_size: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Write the norm of the sum, and the sum, over `x` and `x_residual` [N, H], and return them."""
+    torch.ops._C.fused_add_rms_norm(x, x_residual, weight, epsilon)
+    return x, x_residual
+
 
 MAX_PREPARED = 128  # how many numbers of rows keep what has been prepared for them; vLLM's own default
 SIZES_PER_OCTAVE = 8  # 1 ... 16, 18, 20 ... 32, 36 ...: 72 up to 2048, with 4 % more rows on average

@@ -1,33 +1,173 @@
-"""Triton kernel that advances a step's rows, one program per row: ids on all streams, reply state, tables.
+"""Triton kernels that gather, record and advance the rows of a step, and end audio segments."""
 
-The references are `worker/segment_state.py` and `worker/segment_ends.py`. The program of a conditional row also writes
-the row of its unconditional request.
-"""
+from typing import Any
 
+import numpy as np
+import torch
 import triton
 import triton.language as tl
 
-from stretto.engine.kernels.gpu.audio_ends import audio_of, climb_of, end_frame_of
-from stretto.engine.kernels.gpu.columns import (
+from stretto.engine.kernels.gpu.step_table import (
     AUDIO_END,
     AUDIO_MAX,
     AUDIO_MIN,
     AUDIO_START,
     DRAWS,
+    FIRST_END,
+    FORCED_TAIL,
     FORCED_UNTIL,
+    NO_TAIL,
     NUM_ENTRIES,
     NUM_TEXT_TOKENS,
     OTHER,
     OTHER_SLOT,
+    PADDED_TAIL,
     POINTER,
     RECEIVES,
     ROLE,
+    SAMPLED_TAIL,
     SAMPLES,
     SLOT,
     TASK,
     TEXT_MAX,
 )
-from stretto.engine.kernels.gpu.step_rules import FORCED_TAIL, NO_TAIL, PADDED_TAIL, SAMPLED_TAIL
+
+
+@triton.jit
+def audio_of(
+    audio: tl.tensor, frame: tl.tensor, position: tl.tensor, in_audio: tl.tensor, audio_max: tl.tensor,
+    ends_of_audio: tl.tensor, rules: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
+    """Return the id written into an audio row where `audio` was drawn, and whether a limit closes the segment there."""
+    must_end = ((frame >= audio_max) | (position >= rules.audio_limit)) & in_audio
+    is_end = audio != audio
+    num_ends: tl.constexpr = rules.num_ends
+    for end in tl.static_range(num_ends):
+        is_end = is_end | (audio == tl.load(ends_of_audio + end))
+    return tl.where(is_end | must_end, rules.end_of_audio, audio), must_end & (is_end == 0)
+
+
+@triton.jit
+def climb_of(
+    heard: tl.tensor, drawn: tl.tensor, lanes: tl.tensor, at: tl.tensor, position: tl.tensor, frame: tl.tensor,
+    in_audio: tl.tensor, end_frame: tl.tensor, begins: tl.tensor, streams: tl.tensor, rules: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """Return stream 0 (`heard`) and the codes `drawn`, replaced by end ids on streams that must end."""
+    inside = lanes < rules.num_drawn
+    ends = tl.load(end_frame + 1 + lanes, mask=inside, other=0)
+    codes = tl.load(drawn + lanes, mask=inside, other=0).to(tl.int64)
+    first_end, first = tl.load(at + FIRST_END), tl.load(end_frame)
+    num_ended = tl.where(first_end < 0, 0, position - first_end)
+    has_begun = frame >= tl.load(streams + lanes, mask=inside, other=0)
+    codes = tl.where(has_begun, codes, tl.load(begins + 1 + lanes, mask=inside, other=0))
+    codes = tl.where(lanes + 1 < num_ended, ends, codes)
+    tl.store(drawn + lanes, codes.to(tl.int32), mask=inside)
+    heard = tl.where(num_ended > 0, first, heard)
+    is_end = (heard == first) | (tl.sum((inside & (codes == ends)).to(tl.int32), 0) > 0)
+    tl.store(at + FIRST_END, tl.where(in_audio & (first_end < 0) & is_end, position, first_end))
+    return heard
+
+
+@triton.jit
+def end_frame_of(
+    heard: tl.tensor, drawn: tl.tensor, lanes: tl.tensor, may_end: tl.tensor, end_frame: tl.tensor,
+    rules: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """Return `heard`, or the end of audio if it forms the end frame with the codes `drawn`."""
+    inside = lanes < rules.num_end_frame - 1
+    codes = tl.load(drawn + lanes, mask=inside, other=0)
+    ends = tl.load(end_frame + 1 + lanes, mask=inside, other=0)
+    num_others = tl.sum((codes != ends).to(tl.int32), 0)
+    is_end = may_end & (heard == tl.load(end_frame)) & (num_others == 0)
+    return tl.where(is_end, rules.end_of_audio, heard)
+
+
+@triton.jit
+def keep_kernel(
+    tokens: tl.tensor,  # [R, T] int32, written
+    results: tl.tensor,  # [N] int32, stream 0 of each row first
+    plan: tl.tensor,  # `step_table.py`, [C, N] int32
+    lengths: tl.tensor,  # [N] int32
+    tokens_stride: tl.constexpr,
+    plan_stride: tl.constexpr,
+) -> None:
+    """Record stream 0 of the rows that sample, because later rows of this step read it."""
+    row = tl.program_id(0)
+    if tl.load(plan + SAMPLES * plan_stride + row) != 0:
+        slot = tl.load(plan + SLOT * plan_stride + row).to(tl.int64)
+        tl.store(tokens + slot * tokens_stride + tl.load(lengths + row), tl.load(results + row))
+
+
+def gather_rows(rows: torch.Tensor, ids: Any, slots: Any, positions: Any, codes: torch.Tensor, pad_id: int) -> None:
+    """Fill `rows` [P, S] with `ids` [N] and `codes` [R, T, S - 1] at `slots` and `positions` [N], then pads.
+
+    Arguments of shape [N] are numpy arrays if the tables are in host memory, else tensors.
+    """
+    if isinstance(slots, np.ndarray):
+        gather_on_host(rows.numpy(), ids, slots, positions, codes.numpy(), pad_id)
+    else:
+        gather_on_device(rows, ids, slots, positions, codes, pad_id)
+
+
+def gather_on_host(
+    rows: np.ndarray, ids: np.ndarray, slots: np.ndarray, positions: np.ndarray, codes: np.ndarray, pad_id: int
+) -> None:
+    """Compute `gather_rows` in numpy."""
+    num_rows = len(ids)
+    rows[:num_rows, 0] = ids
+    rows[:num_rows, 1:] = codes[slots, positions]
+    rows[num_rows:] = pad_id
+
+
+def gather_on_device(
+    rows: torch.Tensor,
+    ids: torch.Tensor,
+    slots: torch.Tensor,
+    positions: torch.Tensor,
+    codes: torch.Tensor,
+    pad_id: int,
+) -> None:
+    """Compute `gather_rows` in one kernel, one program per row."""
+    num_streams = rows.shape[1]
+    _gather_kernel[len(rows),](
+        rows,
+        ids,
+        slots,
+        positions,
+        codes,
+        len(ids),
+        codes.stride(0),
+        pad_id,
+        num_streams,
+        triton.next_power_of_2(num_streams),
+        num_warps=1,
+    )
+
+
+# Avoid specialisation, so that one binary serves batches of any size.
+@triton.jit(do_not_specialize=["num_rows"])
+def _gather_kernel(
+    rows: tl.tensor,  # [P, S] int32, written
+    ids: tl.tensor,  # [N] int32
+    slots: tl.tensor,  # [N] int64
+    positions: tl.tensor,  # [N] int64
+    codes: tl.tensor,  # [R, T, S - 1] int32
+    num_rows: tl.tensor,
+    codes_stride: tl.constexpr,
+    pad_id: tl.constexpr,
+    num_streams: tl.constexpr,
+    block: tl.constexpr,
+) -> None:
+    row, streams = tl.program_id(0), tl.arange(0, block)
+    inside = streams < num_streams
+    values = tl.full((block,), pad_id, tl.int32)
+    if row < num_rows:
+        place = tl.load(slots + row).to(tl.int64) * codes_stride + tl.load(positions + row) * (num_streams - 1)
+        is_code = inside & (streams > 0)
+        values = tl.load(codes + place + streams - 1, mask=is_code, other=0)
+        values = tl.where(streams == 0, tl.load(ids + row).to(tl.int32), values)
+    tl.store(rows + row.to(tl.int64) * num_streams + streams, values, mask=inside)
+
 
 AS_DRAWN = tl.constexpr(-1)
 ENDLESS = tl.constexpr(1 << 40)
@@ -182,7 +322,7 @@ def advance_kernel(
     script: tl.tensor,  # [R, E + 1] int64, written
     codes: tl.tensor,  # [R, T + 1, S - 1] int32, written
     said: tl.tensor,  # [R, V + 1] uint8, written: ids counted by a repetition penalty; or empty
-    plan: tl.tensor,  # `columns.py`, [C, N] int32
+    plan: tl.tensor,  # `step_table.py`, [C, N] int32
     lengths: tl.tensor,  # [N] int32
     text: tl.tensor,  # drawn text ids, [N] int32
     first: tl.tensor,  # [N] int32; with a pointer, 1 if it advances

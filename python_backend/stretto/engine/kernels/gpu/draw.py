@@ -1,17 +1,49 @@
-"""The draw of `sampling/draw.py` as one Triton kernel, a program for each row and stream, and the choice of the two.
-
-No sort and no scratch memory: what top-k and top-p keep is all that is at least some logit, and that is found by
-bisection over the 2^32 floats in their order. The program asks the row, not the host, what it is to do, so that a
-captured graph may replay it.
-"""
+"""Triton kernel of `sampling/draw.py` with its noise, one program per row and stream."""
 
 import torch
 import triton
 import triton.language as tl
 
-from stretto.engine.kernels.gpu.noise import gumbel_of
 from stretto.sampling.draw import DrawParams, DrawPlan
 from stretto.sampling.draw import draw as draw_on_host
+
+
+@triton.jit
+def mixed(x: tl.tensor) -> tl.tensor:
+    """Return lowbias32 of uint32 `x`."""
+    x ^= x >> 16
+    x *= 0x7FEB352D
+    x ^= x >> 15
+    x *= 0x846CA68B
+    x ^= x >> 16
+    return x
+
+
+@triton.jit
+def stream_key_of(seed_key: tl.tensor, position: tl.tensor, stream: tl.tensor) -> tl.tensor:
+    """Return `sampling.noise.stream_keys` of one row and stream: uint32."""
+    row = mixed(seed_key.to(tl.uint32, bitcast=True) + position.to(tl.uint32) * 0x9E3779B1)
+    return mixed(row + stream.to(tl.uint32) * 0x85EBCA6B)
+
+
+@triton.jit
+def redraw_key_of(key: tl.tensor) -> tl.tensor:
+    """Return `sampling.noise.redraw_keys`."""
+    return mixed(key + 0x27D4EB2F)
+
+
+@triton.jit
+def uniform_of(key: tl.tensor, token_ids: tl.tensor) -> tl.tensor:
+    """Return `sampling.noise.uniform`."""
+    bits = mixed(key + token_ids.to(tl.uint32) * 0xC2B2AE35)
+    return ((bits >> 9).to(tl.int32).to(tl.float32) + 0.5) * 1.1920928955078125e-07
+
+
+@triton.jit
+def gumbel_of(key: tl.tensor, token_ids: tl.tensor) -> tl.tensor:
+    """Return `sampling.noise.gumbel` with the device's logarithms."""
+    return -tl.log(-tl.log(uniform_of(key, token_ids)))
+
 
 MAX_BLOCK = 4096
 

@@ -1,9 +1,10 @@
-"""Sum of a row's stream embeddings, gathered and added in one kernel."""
+"""Summed stream embeddings of a row, and float32 products with constant weights, on a GPU."""
 
 import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
+from vllm import envs
 
 
 def embed_rows(
@@ -79,3 +80,30 @@ def _embed_kernel(
             counted = tl.where(token == pad_id, 0, width)
         total += tl.load(table + token * table_stride + columns, mask=columns < counted, other=0.0).to(tl.float32)
     tl.store(embedded + row * width + columns, total.to(embedded.dtype.element_ty), mask=inside)
+
+
+ALIGNED, MAX_COPIED = 8, 1 << 16
+
+
+class Float32Product:
+    """Product `x @ weight.T` in float32 with a constant `weight` [N, H]: x [M, H] -> [M, N].
+
+    cuBLAS is fast if rows are multiples of 16 bytes. A small weight is therefore padded with zeros to a multiple of 8
+    rows, and the result is a view without the padding.
+    """
+
+    def __init__(self, weight: torch.Tensor):
+        self.num_columns = len(weight)
+        num_missing = -self.num_columns % ALIGNED if self.num_columns <= MAX_COPIED else 0
+        self.weight = F.pad(weight, (0, 0, 0, num_missing)) if num_missing else weight
+        self._is_mixed = weight.dtype != torch.float32 and not envs.VLLM_BATCH_INVARIANT
+        if envs.VLLM_BATCH_INVARIANT and self.num_columns <= MAX_COPIED:
+            self.weight = self.weight.float()
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the product."""
+        if self._is_mixed:
+            product = torch.mm(x, self.weight.t(), out_dtype=torch.float32)
+        else:
+            product = F.linear(x.to(self.weight.dtype), self.weight).float()
+        return product[:, : self.num_columns]

@@ -1,14 +1,23 @@
 """The draws of a step's rows in audio: guidance, masks, noise keys and draw at once, a program per row and stream.
 
 The kernels ask the tables, not the host, what each row is to do: a captured graph replays them for any batch. A line
-of logits is read once and kept in registers. The references are `sampling/guidance.py`, `sampling/draw.py`,
-`sampling/min_p.py`, `sampling/repetition.py`, `sampling/script.py` and `sampling/noise.py`.
+of logits is read once and kept in registers. The references are `sampling/draw.py`, `sampling/draw.py`,
+`sampling/processors.py`, `sampling/processors.py`, `sampling/processors.py` and `sampling/noise.py`.
 """
 
 import triton
 import triton.language as tl
 
-from stretto.engine.kernels.gpu.columns import (
+from stretto.engine.kernels.gpu.draw import (
+    float_of,
+    gumbel_of,
+    middle_of,
+    ordered_of,
+    redraw_key_of,
+    stream_key_of,
+    uniform_of,
+)
+from stretto.engine.kernels.gpu.step_table import (
     AUDIO_MIN,
     AUDIO_SPAN,
     AUDIO_START,
@@ -30,8 +39,6 @@ from stretto.engine.kernels.gpu.columns import (
     SEED_KEY,
     SLOT,
 )
-from stretto.engine.kernels.gpu.draw import float_of, middle_of, ordered_of
-from stretto.engine.kernels.gpu.noise import gumbel_of, redraw_key_of, stream_key_of, uniform_of
 
 
 @triton.jit
@@ -161,7 +168,7 @@ def _penalized(
     values: tl.tensor, said: tl.tensor, mine: tl.tensor, columns: tl.tensor, num_said: tl.constexpr,
     plan_stride: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """`values`, less where they were said; the reference is `penalize` of `sampling/repetition.py`."""
+    """`values`, less where they were said; the reference is `penalize` of `sampling/processors.py`."""
     is_said = tl.load(said + columns, mask=columns < num_said - 1, other=0) != 0
     penalty = real_of(mine + REPETITION_PENALTY * plan_stride)
     return tl.where(is_said, tl.where(values < 0, values * penalty, tl.div_rn(values, penalty)), values)
@@ -184,7 +191,7 @@ def draw_streams_kernel(
     token_ids: tl.tensor,  # [S, C] int64
     codebooks: tl.tensor,  # [2, S] int64: the first id that is a code of a codebook, and the one behind the last
     is_guided: tl.tensor,  # [S] int64
-    plan: tl.tensor,  # `columns.py`, [C, N] int32
+    plan: tl.tensor,  # `step_table.py`, [C, N] int32
     lengths: tl.tensor,  # [N] int32
     state: tl.tensor,  # [R, 6] int64
     history: tl.tensor,  # of the first of the streams: [R, T, ...] int32

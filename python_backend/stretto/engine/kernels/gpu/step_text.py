@@ -10,7 +10,9 @@ columns only if these hold too little mass.
 import triton
 import triton.language as tl
 
-from stretto.engine.kernels.gpu.columns import (
+from stretto.engine.kernels.gpu.draw import float_of, gumbel_of, middle_of, ordered_of, stream_key_of
+from stretto.engine.kernels.gpu.step_draw import kth_largest_of, real_of
+from stretto.engine.kernels.gpu.step_table import (
     AUDIO_START,
     DRAWS,
     NUM_TEXT_TOKENS,
@@ -24,9 +26,6 @@ from stretto.engine.kernels.gpu.columns import (
     TEXT_TOP_K,
     TEXT_TOP_P,
 )
-from stretto.engine.kernels.gpu.draw import float_of, middle_of, ordered_of
-from stretto.engine.kernels.gpu.noise import gumbel_of, stream_key_of
-from stretto.engine.kernels.gpu.step_draw import kth_largest_of, real_of
 
 WIDTH = tl.constexpr(128)  # columns per group
 TILE = tl.constexpr(32)  # groups processed at once
@@ -66,7 +65,7 @@ def text_maxima_kernel(
     values = tl.load(line + columns, mask=inside, other=float("-inf"))
     if offset is not None:
         values += tl.load(offset + columns, mask=inside, other=0.0)
-    if said is not None:  # the reference is `penalize` of `sampling/repetition.py`
+    if said is not None:  # the reference is `penalize` of `sampling/processors.py`
         is_said = tl.load(said + slot * (num_columns + 1) + columns, mask=inside, other=0) != 0
         penalty = real_of(mine + REPETITION_PENALTY * plan_stride)
         less = tl.where(values < 0, values * penalty, tl.div_rn(values, penalty))

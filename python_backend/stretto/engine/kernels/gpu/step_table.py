@@ -1,0 +1,112 @@
+"""Step table columns (32-bit words per row) and compile-time rules of the step kernels."""
+
+from typing import NamedTuple
+
+import triton.language as tl
+
+COLUMNS = (
+    "role",
+    "slot",
+    "other",
+    "other_slot",
+    "samples",
+    "task",
+    "text_min",
+    "text_max",
+    "audio_min",
+    "audio_max",
+    "text_top_k",
+    "audio_top_k",
+    "depth_top_k",
+    "seed_key",
+    "ras_window",
+    "ras_max_repeats",
+    "forced_until",
+    "text_temperature",
+    "text_top_p",
+    "audio_temperature",
+    "audio_top_p",
+    "depth_temperature",
+    "depth_top_p",
+    "script_temperature",
+    "guidance",
+    "repetition_penalty",
+    "audio_span",
+)
+# Roles: inactive, drawing, and receiving the draw of another row.
+IDLE, DRAWS, RECEIVES = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+# Columns of a reply's state (`worker/slots.py`).
+STATE = ("audio_start", "audio_end", "num_text_tokens", "num_entries", "pointer", "first_end")
+
+
+def _at(name: str) -> tl.constexpr:
+    return tl.constexpr(COLUMNS.index(name))
+
+
+def _state_at(name: str) -> tl.constexpr:
+    return tl.constexpr(STATE.index(name))
+
+
+ROLE, SLOT, OTHER, OTHER_SLOT, SAMPLES, TASK = map(_at, COLUMNS[:6])
+TEXT_MIN, TEXT_MAX, AUDIO_MIN, AUDIO_MAX, TEXT_TOP_K, AUDIO_TOP_K, DEPTH_TOP_K = map(_at, COLUMNS[6:13])
+SEED_KEY, RAS_WINDOW, RAS_MAX_REPEATS, FORCED_UNTIL = map(_at, COLUMNS[13:17])
+TEXT_TEMPERATURE, TEXT_TOP_P, AUDIO_TEMPERATURE, AUDIO_TOP_P, DEPTH_TEMPERATURE, DEPTH_TOP_P = map(_at, COLUMNS[17:23])
+SCRIPT_TEMPERATURE, GUIDANCE, REPETITION_PENALTY, AUDIO_SPAN = map(_at, COLUMNS[23:])
+AUDIO_START, AUDIO_END, NUM_TEXT_TOKENS, NUM_ENTRIES, POINTER, FIRST_END = map(_state_at, STATE)
+
+
+# Kinds of tail (`streams/pattern.py`).
+FORCED_TAIL, SAMPLED_TAIL, PADDED_TAIL, NO_TAIL = (tl.constexpr(kind) for kind in range(4))
+
+
+class StepRules(NamedTuple):
+    """A family's rules (`SegmentRules`) and the sizes of the tables.
+
+    Attributes:
+        num_rows: N, the capacity of the step's tables.
+        num_others: S - 1, the number of streams besides stream 0.
+        num_drawn: Number of those that are drawn; they come first.
+        num_ids: Number of columns of the tables of segment ends; the last is for all other ids.
+        num_end_frame: Number of ids in the frame that ends the audio, 0 without one.
+        max_entries: Largest number of pointer entries, 0 without a pointer.
+        index_lane: Index of the pointer's index stream among streams 1 and up.
+        first_start: First id of stream 0 that is replaced by `null_id` for unconditional requests.
+        first_stop: Id after the last such id.
+        num_said: Number of columns of the repetition penalty's table, 0 without a penalty.
+        said_start: Id of its first column.
+        track_lane: Index of the streamed text among streams 1 and up, which keeps its table entry; -1 without one.
+        has_staircase: True if streams begin and end with ids of their own.
+    """
+
+    num_rows: int
+    num_others: int
+    num_drawn: int
+    num_tasks: int
+    num_ids: int
+    num_ends: int
+    num_end_frame: int
+    num_transition: int
+    state_stride: int
+    script_stride: int
+    codes_stride: int
+    pad_id: int
+    end_of_audio: int
+    end_of_reply: int
+    num_tail_rows: int
+    audio_limit: int
+    tail: int
+    warm_up_is_sampled: bool
+    hides_first: bool
+    first_start: int
+    first_stop: int
+    null_id: int
+    max_entries: int
+    spoken_start: int
+    spoken_stop: int
+    first_frame: int
+    index_base: int
+    index_lane: int
+    num_said: int
+    said_start: int
+    track_lane: int
+    has_staircase: bool

@@ -1,0 +1,231 @@
+"""Backbones with several streams per row: Llama, Qwen2, Qwen3, Qwen3-MoE and OLMo 2."""
+
+import itertools
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Olmo2Config
+from vllm.compilation.decorators import support_torch_compile
+from vllm.config import CacheConfig, VllmConfig
+from vllm.distributed import (
+    get_tensor_model_parallel_rank,
+    get_tensor_model_parallel_world_size,
+    tensor_model_parallel_all_reduce,
+)
+from vllm.model_executor.layers.layernorm import RMSNorm
+from vllm.model_executor.layers.linear import ReplicatedLinear
+from vllm.model_executor.layers.logits_processor import LogitsProcessor
+from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+from vllm.model_executor.models.llama import LlamaForCausalLM
+from vllm.model_executor.models.qwen2 import Qwen2DecoderLayer, Qwen2ForCausalLM, Qwen2MLP, Qwen2Model
+from vllm.model_executor.models.qwen3 import Qwen3Attention, Qwen3ForCausalLM
+from vllm.model_executor.models.qwen3_moe import Qwen3MoeForCausalLM
+from vllm.transformers_utils.config import set_default_rope_theta
+
+from stretto.engine.models.multi_stream import MultiStreamMixin
+from stretto.engine.worker.module_rows import ModuleRows
+from stretto.engine.worker.predictors import SaidRows
+
+
+class StrettoLlamaForCausalLM(MultiStreamMixin, LlamaForCausalLM):
+    """Llama with several streams per row, under the architecture name in config.json."""
+
+
+class StrettoQwen2ForCausalLM(MultiStreamMixin, Qwen2ForCausalLM):
+    """Qwen2 with several streams per row, under the architecture name in config.json.
+
+    MCTP modules are decoder layers after those of the backbone, named as in published files: module k is
+    `model.layers.{L + k}`, `mtp_projs.{k}`, `mtp_embed_norms.{k}` and `mtp_hidden_norms.{k}`; `model.norm` and
+    `lm_head` are shared. The backbone runs its L = `num_hidden_layers` layers only.
+
+    Attributes:
+        rows_hidden: Last hidden states of a step's rows, valid until the next step.
+    """
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        if self.family.bursts is None:
+            return
+        config: Any = vllm_config.model_config.hf_config
+        number, dtype = self.family.bursts.num_modules, vllm_config.model_config.dtype
+        first, size, eps = config.num_hidden_layers, config.hidden_size, config.rms_norm_eps
+        for k in range(number):
+            name = f"model.layers.{first + k}"
+            self.model.layers.append(
+                Qwen2DecoderLayer(config, vllm_config.cache_config, vllm_config.quant_config, prefix=name)
+            )
+        self.mtp_projs = nn.ModuleList(
+            ReplicatedLinear(2 * size, size, bias=False, return_bias=False) for _ in range(number)
+        )  # vLLM's, because torch's adds up in an order that depends on the number of rows
+        self.mtp_embed_norms = nn.ModuleList(RMSNorm(size, eps=eps) for _ in range(number))
+        self.mtp_hidden_norms = nn.ModuleList(RMSNorm(size, eps=eps) for _ in range(number))
+        max_rows = vllm_config.scheduler_config.max_num_batched_tokens
+        assert isinstance(dtype, torch.dtype)
+        self.rows_hidden = torch.zeros(max_rows, size, dtype=dtype)
+
+    def forward(self, *args: Any, **inputs: Any) -> Any:
+        """Run the backbone and keep its hidden states for the modules, at a fixed address."""
+        hidden = super().forward(*args, **inputs)
+        if self.family.bursts is not None:
+            self.rows_hidden[: len(hidden)].copy_(hidden)
+        return hidden
+
+    def run_module(self, k: int, embeds: torch.Tensor, hidden: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Return the output of module k, [N, H].
+
+        Rotary positions are those of the embedded rows, as published.
+
+        Args:
+            k: Number of the module.
+            embeds: Embeddings of the rows k + 1 after the processed ones, [N, H].
+            hidden: Output of module k - 1, [N, H].
+            positions: Positions of the processed rows, [N].
+        """
+        both = torch.cat([self.mtp_embed_norms[k](embeds), self.mtp_hidden_norms[k](hidden)], -1)
+        layer = self.model.layers[self.model.config.num_hidden_layers + k]
+        states, residual = layer(positions + (k + 1), self.mtp_projs[k](both), None)
+        states, _ = self.model.norm(states, residual)
+        return states
+
+    def module_attention(self) -> set[str]:
+        """Return the names of the modules' attention layers in vLLM."""
+        assert self.family.bursts is not None
+        first = self.model.config.num_hidden_layers
+        layers = itertools.islice(self.model.layers, first, first + self.family.bursts.num_modules)
+        return {layer.self_attn.attn.layer_name for layer in layers}
+
+    def row_predictor(self, said: SaidRows, vllm_config: VllmConfig) -> ModuleRows:
+        """Return the predictor of further rows, made of the modules."""
+        assert self.family.bursts is not None
+        return ModuleRows(self, said, self.family.bursts, vllm_config)
+
+
+class StrettoQwen3ForCausalLM(MultiStreamMixin, Qwen3ForCausalLM):
+    """Qwen3 with several streams per row, under the architecture name in config.json."""
+
+
+# Type-checked against Llama, whose base classes vLLM lists in another order.
+class StrettoQwen3MoeForCausalLM(MultiStreamMixin, Qwen3MoeForCausalLM):  # type: ignore[misc, metaclass]
+    """Qwen3-MoE with several streams per row, under the architecture name in config.json."""
+
+
+class ShardedNorm(nn.Module):
+    """RMS norm over `size` features, split over the ranks: [..., size / ranks] -> the same."""
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self._size, self._eps = size, eps
+        self._ranks, self._rank = get_tensor_model_parallel_world_size(), get_tensor_model_parallel_rank()
+        self.weight = nn.Parameter(torch.ones(size // self._ranks))
+        self.weight.weight_loader = self._load  # type: ignore[attr-defined]
+
+    def _load(self, parameter: nn.Parameter, loaded: torch.Tensor) -> None:
+        if loaded.shape != (self._size,):
+            raise ValueError(f"norm over {self._size} features: got a weight of shape {list(loaded.shape)}")
+        parameter.data.copy_(loaded.chunk(self._ranks)[self._rank])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return `x` divided by its root mean square, times the weight, computed in float32."""
+        wide = x.float()
+        squares = tensor_model_parallel_all_reduce(wide.square().sum(-1, keepdim=True))
+        return (self.weight * wide * torch.rsqrt(squares / self._size + self._eps)).to(x.dtype)
+
+
+def full_width_norm(size: int, eps: float) -> nn.Module:
+    """Return an RMS norm over `size` features; on one rank it is vLLM's, a single GPU kernel."""
+    return ShardedNorm(size, eps) if get_tensor_model_parallel_world_size() > 1 else RMSNorm(size, eps=eps)
+
+
+class Olmo2Attention(Qwen3Attention):
+    """Qwen3's attention with queries and keys normalised over all heads together."""
+
+    def __init__(self, config: Olmo2Config, **layer_args: Any):
+        set_default_rope_theta(config, default_theta=500000)
+        assert config.num_key_value_heads is not None
+        super().__init__(
+            hidden_size=config.hidden_size,
+            num_heads=config.num_attention_heads,
+            num_kv_heads=config.num_key_value_heads,
+            rope_parameters=dict(config.rope_parameters or {}),
+            max_position=config.max_position_embeddings,
+            rms_norm_eps=config.rms_norm_eps,
+            qkv_bias=config.attention_bias,
+            **layer_args,
+        )
+        if self.total_num_kv_heads < get_tensor_model_parallel_world_size():
+            raise ValueError(f"OLMo 2: {self.total_num_kv_heads} key heads cannot be cut for tensor parallelism")
+        for name, heads in (("q_norm", self.total_num_heads), ("k_norm", self.total_num_kv_heads)):
+            self.register_module(name, full_width_norm(heads * self.head_dim, config.rms_norm_eps))
+
+    def forward(self, positions: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Return the output of attention, [N, H]."""
+        qkv, _ = self.qkv_proj(hidden_states)
+        q, k, v = qkv.split([self.q_size, self.kv_size, self.kv_size], dim=-1)
+        q, k = self.rotary_emb(positions, self.q_norm(q), self.k_norm(k))
+        output, _ = self.o_proj(self.attn(q, k, v))
+        return output
+
+
+class Olmo2DecoderLayer(nn.Module):
+    """Attention and MLP, each normalised before the residual sum."""
+
+    def __init__(
+        self,
+        config: Olmo2Config,
+        cache_config: CacheConfig | None = None,
+        quant_config: QuantizationConfig | None = None,
+        prefix: str = "",
+    ):
+        super().__init__()
+        layer_args = {"cache_config": cache_config, "quant_config": quant_config}
+        self.self_attn = Olmo2Attention(config, prefix=f"{prefix}.self_attn", **layer_args)
+        self.mlp = Qwen2MLP(
+            config.hidden_size,
+            config.intermediate_size,
+            config.hidden_act,
+            quant_config=quant_config,
+            prefix=f"{prefix}.mlp",
+        )
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_feedforward_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def forward(
+        self, positions: torch.Tensor, hidden_states: torch.Tensor, residual: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the MLP output and the residual, which the next layer or the last norm adds."""
+        entered = hidden_states if residual is None else hidden_states + residual
+        attended = entered + self.post_attention_layernorm(self.self_attn(positions, entered))
+        return self.post_feedforward_layernorm(self.mlp(attended)), attended
+
+
+@support_torch_compile(
+    dynamic_arg_dims={"input_ids": 0, "positions": -1, "intermediate_tensors": 0, "inputs_embeds": 0}
+)
+class Olmo2Model(Qwen2Model):
+    """Embeddings, layers and the last norm."""
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
+        super().__init__(vllm_config=vllm_config, prefix=prefix, decoder_layer_type=Olmo2DecoderLayer)
+
+
+class Olmo2ForCausalLM(Qwen3ForCausalLM):
+    """Model with its head, as one pipeline stage."""
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
+        nn.Module.__init__(self)
+        self.config = config = vllm_config.model_config.hf_config
+        self.vllm_config, self.quant_config = vllm_config, vllm_config.quant_config
+        self.register_module("model", Olmo2Model(vllm_config=vllm_config, prefix=f"{prefix}model"))
+        self.lm_head = ParallelLMHead(
+            config.vocab_size, config.hidden_size, quant_config=self.quant_config, prefix=f"{prefix}lm_head"
+        )
+        if config.tie_word_embeddings:
+            self.lm_head = self.lm_head.tie_weights(self.model.embed_tokens)
+        self.logits_processor = LogitsProcessor(config.vocab_size)
+        self.make_empty_intermediate_tensors = self.model.make_empty_intermediate_tensors
+
+
+class StrettoOlmo2ForCausalLM(MultiStreamMixin, Olmo2ForCausalLM):
+    """OLMo 2 with several streams per row, under the architecture name in config.json."""

@@ -1,0 +1,293 @@
+"""Messages between front end, scheduler and worker: request parameters, CFG pair ids, statistics."""
+
+import mmap
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from transformers import PretrainedConfig
+from vllm import SamplingParams
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.core.sched.output import CachedRequestData, NewRequestData
+
+from stretto.engine.request.reply_rules import SegmentRules, Track
+from stretto.families.base import Family
+from stretto.families.registry import read_family
+from stretto.records.prompt import HeardAudio, Prompt
+from stretto.records.sampling import SamplingConfig
+
+
+def family_of(config: PretrainedConfig) -> Family:
+    """Return the family that the checkpoint's config.json names; raise CheckpointError if it names none."""
+    return read_family(config.to_dict())
+
+
+UNCONDITIONAL_SUFFIX = "#unconditional"
+
+
+def partner_of(request_id: str) -> str:
+    """Return the id of the other request of the CFG pair."""
+    if request_id.endswith(UNCONDITIONAL_SUFFIX):
+        return request_id.removesuffix(UNCONDITIONAL_SUFFIX)
+    return request_id + UNCONDITIONAL_SUFFIX
+
+
+def num_guided(switches: Sequence[int], num_rows: int) -> int:
+    """Return how many of the first `num_rows` audio rows are guided.
+
+    Args:
+        switches: Rows at which guidance stops, resumes, stops, and so on.
+        num_rows: Number of audio rows.
+    """
+    edges = [0, *(min(row, num_rows) for row in switches), num_rows]
+    return sum(goes - comes for comes, goes in zip(edges[::2], edges[1::2], strict=False))
+
+
+def max_blocks(num_rows: int, block_size: int, is_guided: bool) -> int:
+    """Return the most KV blocks that a reply of `num_rows` rows (prompt included) may hold."""
+    return -(-num_rows // block_size) * (2 if is_guided else 1)
+
+
+KEY = "speech"
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechParams:
+    """Parameters of one request of a reply, conditional or unconditional.
+
+    Attributes:
+        task: Name of the family's task.
+        sampling: Sampling options.
+        codes: Ids of streams 1 and up of every prompt row, int32 [P, S - 1].
+        is_unconditional: True for the unconditional request of a CFG pair.
+        audios: Audio inputs and the prompt rows that they replace.
+        num_delayed_rows: Number of rows after the prompt in `codes`, for streams already begun when the reply begins.
+        track: Ids of the streamed text input for the first rows of the reply.
+        is_open: True if more text follows.
+    """
+
+    task: str
+    sampling: SamplingConfig
+    codes: np.ndarray
+    is_unconditional: bool = False
+    audios: tuple[HeardAudio, ...] = ()
+    num_delayed_rows: int = 0
+    track: tuple[int, ...] = ()
+    is_open: bool = False
+
+    @property
+    def is_guided(self) -> bool:
+        return self.sampling.guidance_scale != 1.0
+
+    def to_extra_args(self) -> dict[str, Any]:
+        """Return these parameters as plain data for `SamplingParams.extra_args`."""
+        record = {
+            "task": self.task,
+            "sampling": self.sampling.to_json(),
+            "codes": self.codes.astype(np.int32).tobytes(),
+            "num_rows": len(self.codes),
+            "is_unconditional": self.is_unconditional,
+            "num_delayed_rows": self.num_delayed_rows,
+            "track": self.track,
+            "is_open": self.is_open,
+            "audios": [
+                (each.first_row, each.num_rows, each.features.shape, each.features.astype(np.float32).tobytes())
+                for each in self.audios
+            ],
+        }
+        return {KEY: record}
+
+    @classmethod
+    def from_extra_args(cls, extra_args: dict[str, Any], num_streams: int) -> "SpeechParams":
+        """Return the parameters in `extra_args`, for rows of `num_streams` input streams."""
+        record = extra_args[KEY]
+        sampling = SamplingConfig.from_json("sampling", record["sampling"])
+        codes = np.frombuffer(record["codes"], np.int32).reshape(record["num_rows"], num_streams - 1)
+        audios = tuple(
+            HeardAudio(first_row, num_rows, np.frombuffer(features, np.float32).reshape(shape))
+            for first_row, num_rows, shape, features in record["audios"]
+        )
+        is_unconditional, num_delayed_rows = record["is_unconditional"], record["num_delayed_rows"]
+        track, is_open = tuple(record["track"]), record["is_open"]
+        return cls(record["task"], sampling, codes, is_unconditional, audios, num_delayed_rows, track, is_open)
+
+
+def sampling_params(prompt: Prompt, rules: SegmentRules) -> SamplingParams:
+    """Return vLLM's sampling parameters for `prompt`: its stop condition, and our parameters as extra arguments."""
+    codes, num_delayed_rows = prompt.rows[:, 1:], 0
+    if prompt.delayed_tail is not None:
+        codes, num_delayed_rows = np.concatenate([codes, prompt.delayed_tail]), len(prompt.delayed_tail)
+    params = SpeechParams(
+        prompt.task,
+        prompt.sampling,
+        codes,
+        audios=prompt.audios,
+        num_delayed_rows=num_delayed_rows,
+        track=prompt.track,
+        is_open=prompt.is_open,
+    )
+    return SamplingParams(
+        temperature=0.0,
+        max_tokens=rules.max_model_len - len(prompt.rows),
+        stop_token_ids=[rules.family.end_of_reply],
+        ignore_eos=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.DELTA,
+        extra_args=params.to_extra_args(),
+    )
+
+
+@dataclass
+class SpeechRequestData(NewRequestData):
+    """vLLM's record of a newly scheduled request, extended.
+
+    Attributes:
+        params: Request parameters.
+        codes: Ids of streams 1 and up in all rows so far, prompt and reply, int32 [n, S - 1].
+        track: Streamed text input, if any.
+    """
+
+    params: SpeechParams | None = None
+    codes: np.ndarray | None = None
+    track: Track | None = None
+
+    @classmethod
+    def of(
+        cls, data: NewRequestData, params: SpeechParams, codes: np.ndarray, track: Track | None = None
+    ) -> "SpeechRequestData":
+        """Return `data` extended by the request's parameters, history and streamed text."""
+        stock = {column.name: getattr(data, column.name) for column in fields(NewRequestData)}
+        return cls(**stock, params=params, codes=codes, track=track)
+
+
+class TextNews(NamedTuple):
+    """Text that has arrived for a request.
+
+    Attributes:
+        first_row: Row of the first id.
+        ids: Ids of that row and the following ones.
+        min_rows: Least number of frames of the reply, once the text is complete; None before.
+    """
+
+    first_row: int
+    ids: list[int]
+    min_rows: int | None
+
+
+@dataclass
+class SpeechCachedRequests(CachedRequestData):
+    """vLLM's record of the running requests, extended by the text that has arrived for each."""
+
+    news: Mapping[str, TextNews] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, data: CachedRequestData, news: Mapping[str, TextNews]) -> "SpeechCachedRequests":
+        """Return `data` extended by `news`."""
+        stock = {column.name: getattr(data, column.name) for column in fields(CachedRequestData) if column.init}
+        return cls(**stock, news=news)
+
+
+NO_CHANGE, GUIDANCE_OFF, GUIDANCE_ON = 0, 1, 2
+
+
+class Trailer(NamedTuple):
+    """Statistics of a finished reply.
+
+    Attributes:
+        num_guided_frames: Number of guided frames.
+        num_preemptions: Number of preemptions.
+        was_cut: 1 if a length limit ended a segment before the model did.
+        queue_us: Time in the queue, in microseconds.
+        held_us: Time blocked on streamed text, in microseconds.
+    """
+
+    num_guided_frames: int
+    num_preemptions: int
+    was_cut: int
+    queue_us: int
+    held_us: int
+
+
+def read_rows(ids: Sequence[int], num_streams: int) -> np.ndarray:
+    """Return the rows in `ids` as int64 [n, 1 + num_streams]: the mark, then the streams."""
+    return np.array(ids, np.int64).reshape(-1, 1 + num_streams)
+
+
+STATS_KEY = "speech_stats"
+
+
+@dataclass
+class EngineStats:
+    """Counters (`…_total`) and gauges of a scheduler.
+
+    Attributes:
+        engine_busy_seconds_total: Time with a step in flight, in seconds.
+        step_seconds: Duration of the last step, up to its output.
+        held_pairs: Guided replies whose two requests wait for each other.
+        kv_usage: Fraction of the KV blocks in use.
+        replies_without_words: Replies blocked on text that has not arrived.
+        seconds_without_words_total: Total time that replies were blocked, in seconds.
+    """
+
+    engine_steps_total: float = 0.0
+    engine_busy_seconds_total: float = 0.0
+    engine_rows_total: float = 0.0
+    preemptions_total: float = 0.0
+    preempted_pairs_total: float = 0.0
+    dropped_halves_total: float = 0.0
+    restored_halves_total: float = 0.0
+    step_seconds: float = 0.0
+    running_requests: float = 0.0
+    waiting_requests: float = 0.0
+    running_pairs: float = 0.0
+    held_pairs: float = 0.0
+    kv_usage: float = 0.0
+    replies_without_words: float = 0.0
+    seconds_without_words_total: float = 0.0
+
+
+NAMES = tuple(column.name for column in fields(EngineStats))
+SHARES = frozenset({"kv_usage", "step_seconds"})  # averaged over schedulers; all others are summed
+
+
+class SharedStats:
+    """One line of numbers per scheduler in memory shared by two processes; each number is stored atomically."""
+
+    def __init__(self, path: Path, num_lines: int, descriptor: int | None = None):
+        self.path, self._descriptor = path, descriptor
+        with path.open("r+b") as file:
+            self._map = mmap.mmap(file.fileno(), num_lines * len(NAMES) * 8)
+        self._lines = np.frombuffer(self._map, np.float64).reshape(num_lines, len(NAMES))
+
+    @classmethod
+    def create(cls, num_lines: int) -> "SharedStats":
+        """Create lines of zeros; call `close` once all schedulers have opened them.
+
+        The memory has no file name, so nothing is left over if this process is killed. Other processes of the same user
+        open it through this process's entry in /proc.
+        """
+        descriptor = os.memfd_create("stretto_stats", os.MFD_CLOEXEC)
+        os.ftruncate(descriptor, num_lines * len(NAMES) * 8)
+        return cls(Path(f"/proc/{os.getpid()}/fd/{descriptor}"), num_lines, descriptor)
+
+    def close(self) -> None:
+        """Close the descriptor, so that no further process can open the memory; existing mappings stay valid."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def write(self, line: int, stats: EngineStats) -> None:
+        """Replace the line of one scheduler."""
+        self._lines[line] = [getattr(stats, name) for name in NAMES]
+
+    def read(self) -> EngineStats:
+        """Return the statistics of all schedulers combined."""
+        totals = self._lines.sum(0)
+        values = {
+            name: float(total) / (len(self._lines) if name in SHARES else 1)
+            for name, total in zip(NAMES, totals, strict=True)
+        }
+        return EngineStats(**values)

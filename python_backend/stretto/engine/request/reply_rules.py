@@ -1,0 +1,325 @@
+"""Rules that a reply follows, its streamed text ids, and the host-side tracker of its position."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import count
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from stretto.families.base import Family, Task
+from stretto.families.bursts import BurstSchedule
+from stretto.records.sampling import SamplingConfig
+from stretto.streams.layout import Segment
+
+TEXT_KEY = "text"
+ENDLESS = 1 << 30
+
+
+class TextUpdate(NamedTuple):
+    """Next ids of a streamed text, sent under the id of its request; `is_last` if the text is complete."""
+
+    ids: list[int]
+    is_last: bool
+
+    def to_extra_args(self) -> dict[str, Any]:
+        """Return this update as plain data for `SamplingParams.extra_args`."""
+        return {TEXT_KEY: tuple(self)}
+
+    @classmethod
+    def from_extra_args(cls, extra_args: dict[str, Any] | None) -> "TextUpdate | None":
+        """Return the update in `extra_args`, or None if it holds none."""
+        return None if extra_args is None or TEXT_KEY not in extra_args else cls(*extra_args[TEXT_KEY])
+
+
+@dataclass(slots=True)
+class Track:
+    """Ids of an input-only stream: `ids` from row `first_row` on, then `pad_id`.
+
+    Attributes:
+        lane: Index of the stream among streams 1 and up.
+        first_row: First row of the reply.
+        ids: Ids that have arrived.
+        pad_id: Id of all rows after them.
+        is_live: True if the text arrives while it is spoken.
+        is_open: True if more ids may arrive, so that later rows are unknown.
+    """
+
+    lane: int
+    first_row: int
+    ids: list[int]
+    pad_id: int
+    is_live: bool = False
+    is_open: bool = False
+
+    @property
+    def end(self) -> int:
+        """Row after the last row with an id of its own."""
+        return self.first_row + len(self.ids)
+
+    @property
+    def num_known(self) -> int:
+        """Number of rows of the request that are known on this stream."""
+        return self.end if self.is_open else ENDLESS
+
+    @property
+    def min_frames(self) -> int:
+        """Least number of frames of the reply: the end of a streamed text must have been read."""
+        if not self.is_live:
+            return 0
+        return ENDLESS if self.is_open else len(self.ids)
+
+    def fill(self, codes: np.ndarray, first: int) -> None:
+        """Write the ids into `codes` [n, S - 1], rows `first` and up, leaving prompt rows unchanged."""
+        begun = max(self.first_row - first, 0)
+        at = first + begun - self.first_row
+        ids = self.ids[at : at + max(0, len(codes) - begun)]
+        codes[begun : begun + len(ids), self.lane] = ids
+        codes[begun + len(ids) :, self.lane] = self.pad_id
+
+
+@dataclass(frozen=True)
+class SegmentRules:
+    """Constants of every reply of a family in a model of `max_model_len` rows. Positions count from 0."""
+
+    family: Family
+    max_model_len: int
+
+    @cached_property
+    def task_index(self) -> dict[str, int]:
+        return {task.name: index for index, task in enumerate(self.family.tasks)}
+
+    @cached_property
+    def num_tail_rows(self) -> int:
+        """Number of rows from `end_of_audio` to `end_of_reply`; 0 if no frame is incomplete at `end_of_audio`."""
+        return self.family.tail.num_rows(self.family.layout.max_delay)
+
+    @cached_property
+    def num_closing_rows(self) -> int:
+        """Number of audio rows before `end_of_audio` that begin no frame of the reply."""
+        return self.family.tail.num_closing_rows(self.family.layout.max_delay)
+
+    @cached_property
+    def audio_limit(self) -> int:
+        """Last position at which `end_of_audio` leaves room for the tail."""
+        return self.max_model_len - 1 - self.num_tail_rows
+
+    @cached_property
+    def audio_start_limit(self) -> int:
+        """Last position at which the audio segment may begin and leave room for one frame and the tail."""
+        return self.audio_limit - self.num_closing_rows - 1
+
+    def text_limit(self, task: Task) -> int:
+        """Return the last position at which the text of `task` may end and leave room for the rest."""
+        if Segment.AUDIO not in task.segments:
+            return self.max_model_len - 1
+        return self.audio_start_limit - len(self.family.transition) - 1
+
+    def end_of_text(self, task: Task) -> int | None:
+        """Return the id written into the row that closes the text of `task`, or None to keep the drawn id."""
+        return self.family.end_of_text if Segment.AUDIO in task.segments else self.family.end_of_reply
+
+    def drawn_ends_of_text(self, task: Task) -> tuple[int, ...]:
+        """Return the ids whose draw closes the text segment of `task`; empty if it has no text."""
+        if task.segments[0] is Segment.AUDIO:
+            return ()
+        if self.family.drawn_ends:
+            return self.family.drawn_ends
+        end = self.end_of_text(task)
+        assert end is not None, f"{self.family.name}: nothing ends its text"
+        return (end,)
+
+    @cached_property
+    def drawn_ends_of_audio(self) -> tuple[int, ...]:
+        """Ids whose draw on stream 0 closes the audio segment; empty if a whole frame does."""
+        if self.family.end_frame:
+            return ()
+        return self.family.drawn_ends or (self.family.end_of_audio,)
+
+    @cached_property
+    def num_end_columns(self) -> tuple[int, int]:
+        """Number of end ids among the last columns of a head in audio: (stream 0, each other stream).
+
+        They are masked until the reply has its minimum length.
+        """
+        return (1, 1) if self.family.staircase else (len(self.drawn_ends_of_audio), 0)
+
+    def cut_of_text(self, task: Task) -> int:
+        """Return the id written into the row in which a length limit closes the text of `task`."""
+        end = self.end_of_text(task)
+        return self.family.transition[0] if end is None else end
+
+    def closings(self, task: Task) -> dict[int, int]:
+        """Return, for each id that closes the text of `task`, the number of rows until audio may begin."""
+        end, num_rows = self.end_of_text(task), 1 + len(self.family.transition)
+        if end is not None:
+            return {end: num_rows}
+        return dict.fromkeys(self.family.drawn_ends, num_rows) | {self.cut_of_text(task): num_rows - 1}
+
+    @cached_property
+    def least_rows_to_audio(self) -> int:
+        """Least number of rows from the row that closes a text to the audio segment."""
+        tasks = [task for task in self.family.tasks if task.segments == (Segment.TEXT, Segment.AUDIO)]
+        return min((rows for task in tasks for rows in self.closings(task).values()), default=self.max_model_len)
+
+    def audio_ids(self, stream: int) -> list[int]:
+        """Return, in order, all ids that output stream `stream` may carry in audio, without its end ids."""
+        layout = self.family.layout
+        if not any(Segment.AUDIO in task.segments for task in self.family.tasks):
+            return []
+        return sorted({*layout.audio[stream], *(layout.extra[stream] if layout.extra else ())})
+
+    def max_guided_rows(self, sampling: SamplingConfig) -> int | None:
+        """Return the number of guided audio rows, counted from the first, or None if unlimited.
+
+        Guidance ends with a whole step: if a step generates several rows, with the last of them.
+        """
+        if sampling.guided_until_s is None:
+            return None
+        # The small term keeps 0.28 s at 25 Hz at 7 rows: in floating point the product is 7.000000000000001.
+        num_rows = self.family.rows_per_frame * math.ceil(sampling.guided_until_s * self.family.frame_rate - 1e-6)
+        schedule = self.schedule(sampling)
+        return num_rows if schedule is None else schedule.next_step(num_rows)
+
+    def schedule(self, sampling: SamplingConfig) -> BurstSchedule | None:
+        """Return the schedule of rows generated by MCTP modules, or None if the model has none."""
+        return None if self.family.bursts is None else self.family.bursts.schedule(sampling.schedule)
+
+    def num_extra(self, schedule: BurstSchedule | None, num_prompt_rows: int, num_rows: int) -> int:
+        """Return how many rows modules generate after the row that the model generates.
+
+        Args:
+            schedule: Module schedule of the reply, or None.
+            num_prompt_rows: Number of prompt rows.
+            num_rows: Number of rows computed, prompt included.
+        """
+        if schedule is None:
+            return 0
+        return min(schedule.num_extra(num_rows - num_prompt_rows), self.max_model_len - 1 - num_rows)
+
+    @cached_property
+    def max_rows_per_step(self) -> int:
+        """Largest number of rows that a reply generates, and therefore computes, in one step after its prompt."""
+        return 1 if self.family.bursts is None else 1 + self.family.bursts.num_modules
+
+    @cached_property
+    def num_open_rows(self) -> int:
+        """Number of newest rows that modules may compute again, which changes their KV entries."""
+        return 0 if self.family.bursts is None else self.family.bursts.window
+
+    def track(self, first_row: int, ids: Sequence[int], is_open: bool = False) -> Track | None:
+        """Return the streamed text input (or the positions) of a reply that begins at `first_row`, or None."""
+        track, positions = self.family.text_track, self.family.positions
+        if positions is not None:
+            known = positions.ids[: self.max_model_len - first_row]
+            return Track(positions.stream - 1, first_row, list(known), self.family.layout.pad_id)
+        return None if track is None else Track(track.stream - 1, first_row, list(ids), track.pad_id, is_open, is_open)
+
+    @cached_property
+    def max_entries(self) -> int:
+        """Largest number of alignment-pointer entries of a reply; 0 without a pointer."""
+        return self.family.script.max_entries if self.family.script else 0
+
+    @cached_property
+    def counted_ids(self) -> range:
+        """Contiguous ids of stream 0 that a repetition penalty may count.
+
+        These are the text ids or, if the family writes no text, the codes and the ids that may replace them.
+        """
+        if self.num_text_ids:
+            return range(self.num_text_ids)
+        codes, others = self.family.layout.audio[0], {token for ids in self.family.layout.extra[:1] for token in ids}
+        return range(codes.start, next(token for token in count(codes.stop) if token not in others))
+
+    @cached_property
+    def num_text_ids(self) -> int:
+        """Upper bound (exclusive) of the ids that may be drawn in a text segment; 0 if no task has one."""
+        stops = [ids.stop for task in self.family.tasks for ids in task.text]
+        ends = [1 + token for task in self.family.tasks for token in self.drawn_ends_of_text(task)]
+        return max(stops + ends, default=0)
+
+
+UNKNOWN = -1
+# Cached because they are used per row, and enum member access is slow in Python 3.11.
+TEXT, TRANSITION, AUDIO, TAIL, INTERLEAVED = Segment
+
+
+@dataclass(slots=True)
+class SegmentTracker:
+    """Segment state of one reply after the tokens pushed so far; host twin of `worker.segment_state.SegmentState`.
+
+    Attributes:
+        position: Index of the next row.
+        num_text_tokens: Number of text tokens; for an interleaved reply, codes included.
+        audio_start: Position of the first audio row, or UNKNOWN.
+        audio_end: Position of `end_of_audio`, or UNKNOWN.
+        script: Spoken tokens of the text segment, which the alignment pointer moves along.
+        pointer: Number of the entry being spoken, from 1; 0 before the first.
+        num_interleaved: Number of codes of an interleaved reply.
+        first_end: Position of the first row in which stream 0 drew its own end, for families with per-stream ends.
+        segment: Segment of the next row.
+    """
+
+    rules: SegmentRules
+    task: Task
+    position: int
+    num_text_tokens: int = 0
+    audio_start: int = UNKNOWN
+    audio_end: int = UNKNOWN
+    script: list[int] = field(default_factory=list)
+    pointer: int = 0
+    num_interleaved: int = 0
+    first_end: int = UNKNOWN
+    segment: Segment = field(default=TEXT, init=False)
+    _closings: dict[int, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._closings = self.rules.closings(self.task)
+        if self.task.segments[0] is AUDIO:
+            self.audio_start, self.segment = self.position, AUDIO
+        elif self.task.segments[0] is INTERLEAVED:
+            self.segment = INTERLEAVED
+
+    @property
+    def num_frames(self) -> int:
+        """Number of frames begun, without those that stay incomplete if the audio ends here."""
+        if self.audio_start == UNKNOWN:
+            return self.num_interleaved
+        stop = self.position if self.audio_end == UNKNOWN else self.audio_end
+        return max(0, stop - self.audio_start - self.rules.num_closing_rows) // self.rules.family.rows_per_frame
+
+    def push(self, token_id: int) -> Segment:
+        """Process the token of the next row and return the segment of that row."""
+        segment = self.segment
+        if segment is AUDIO:
+            self._push_audio(token_id)
+        elif segment is TEXT:
+            self._push_text(token_id)
+        elif segment is INTERLEAVED:
+            self._push_text(token_id)
+            self.num_interleaved += token_id in self.rules.family.layout.audio[0]
+        self.position += 1
+        if self.position == self.audio_start:
+            self.segment = AUDIO
+        return segment
+
+    def _push_text(self, token_id: int) -> None:
+        num_rows, script = self._closings.get(token_id), self.rules.family.script
+        if num_rows is None:
+            self.num_text_tokens += 1
+            if script and token_id in script.spoken:
+                self.script.append(token_id)
+        elif AUDIO in self.task.segments:
+            self.audio_start, self.segment = self.position + num_rows, TRANSITION
+
+    def _push_audio(self, token_id: int) -> None:
+        family = self.rules.family
+        script = family.script
+        if token_id == family.end_of_audio:
+            self.audio_end, self.segment = self.position, TAIL
+        elif script and (token_id - script.first_frame) % 2 == 0:
+            self.pointer += 1
+        elif family.staircase and self.first_end == UNKNOWN and token_id == family.staircase.end[0]:
+            self.first_end = self.position

@@ -1,0 +1,201 @@
+"""Guidance policies `until_s` and `adaptive`, and the measured step load that they depend on."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from vllm.v1.request import Request, RequestStatus
+
+from stretto.engine.scheduling.planner import KvBlocks
+from stretto.engine.scheduling.request_table import RequestState, RequestTable
+from stretto.streams.layout import Segment
+
+# Steps to average after a change before the next one: 0.3 s of audio at 25 Hz.
+SETTLE_STEPS = 8
+# Steps to average before an unconditional request is re-created, one at a time: each costs a prefill.
+RESTORE_STEPS = 16
+# Window of the average, long enough that one long prompt does not look like overload.
+AVERAGED_STEPS = 16
+# Largest predicted step time, relative to the frame period, with one more request; the rest is for arrivals and noise.
+RESTORE_BELOW = 0.85
+
+
+class StepLoad:
+    """Moving average of the step time; `period_s` is infinite for a family without a frame rate."""
+
+    def __init__(self, row_rate: float, clock: Callable[[], float] = time.perf_counter):
+        self.period_s = 1 / row_rate if row_rate > 0 else math.inf
+        self.clock = clock
+        self.step_s = 0.0
+        self._num_steps = 0
+        self._began_s: float | None = None
+
+    def begin_step(self, is_counted: bool) -> None:
+        """Record the start of a step, which ends the previous one unless that was empty (see `end_schedule`)."""
+        now = self.clock()
+        if is_counted and self._began_s is not None:
+            self._num_steps += 1
+            self.step_s += (now - self._began_s - self.step_s) / min(self._num_steps, AVERAGED_STEPS)
+        self._began_s = now
+
+    def end_schedule(self, num_rows: int) -> None:
+        """Record that a step of `num_rows` rows was scheduled; after an empty one the engine may sleep."""
+        if num_rows == 0:
+            self._began_s = None
+
+    def excess(self, num_rows: int) -> int:
+        """Return how many unconditional requests to remove (or, if negative, re-create) at `num_rows` decoding rows."""
+        if self.step_s > self.period_s and self._num_steps >= SETTLE_STEPS:
+            # Assumes step time proportional to rows, which removes too few; the next decision removes the rest.
+            return max(1, round(num_rows * (1 - self.period_s / self.step_s)))
+        foreseen_s = self.step_s * (num_rows + 1) / max(1, num_rows)
+        if foreseen_s < RESTORE_BELOW * self.period_s and self._num_steps >= RESTORE_STEPS:
+            return -1
+        return 0
+
+    def start_over(self) -> None:
+        """Discard the average after a change, because earlier steps do not predict later ones."""
+        self._num_steps, self.step_s = 0, 0.0
+
+
+class GuidanceChanges(NamedTuple):
+    """Requests that lose, or regain, their unconditional request before a step."""
+
+    dropped: Sequence[RequestState] = ()
+    restored: Sequence[RequestState] = ()
+
+
+UNCHANGED = GuidanceChanges()
+
+
+class AdaptiveGuidance:
+    """Decision, before each step, which unconditional requests are removed and re-created.
+
+    Args:
+        table: Request table.
+        blocks: KV block counts.
+        load: Measured step load.
+        lag: Number of steps that the worker may still compute for a removed request whose id the next one reuses.
+
+    Attributes:
+        limited: Requests with policy `until_s` whose guidance has not ended yet.
+        adaptive: Ids of requests with policy `adaptive`.
+        dropped: Step at which each of them lost its unconditional request.
+        returning: The same for those that are about to regain it.
+    """
+
+    def __init__(self, table: RequestTable, blocks: KvBlocks, load: StepLoad, lag: int):
+        self._table, self._blocks, self._lag = table, blocks, lag
+        self.load = load
+        self.limited: dict[str, RequestState] = {}
+        self.adaptive: set[str] = set()
+        self.dropped: dict[str, int] = {}
+        self.returning: dict[str, int] = {}
+        self.num_dropped = self.num_restored = 0
+
+    def add(self, state: RequestState) -> None:
+        """Record a request that has arrived."""
+        if state.pair is None:
+            return
+        if state.params.sampling.policy == "until_s":
+            self.limited[state.request.request_id] = state
+        elif state.is_adaptive:
+            self.adaptive.add(state.request.request_id)
+
+    def remove(self, request_id: str) -> None:
+        """Forget a request that has ended."""
+        self.adaptive.discard(request_id)
+        for some in (self.limited, self.dropped, self.returning):
+            some.pop(request_id, None)
+
+    def ended(self) -> list[RequestState]:
+        """Remove and return the requests whose guidance has reached its time limit."""
+        ended = [state for state in self.limited.values() if state.next_output >= state.limit]
+        for state in ended:
+            del self.limited[state.request.request_id]
+        return ended
+
+    def begins(self, state: RequestState, step: int) -> bool:
+        """Return True if a request at its audio segment starts guided.
+
+        It starts unguided while older requests have lost their guidance, because the youngest lose it first.
+        """
+        if not state.is_adaptive or not self.dropped:
+            return True
+        self._note_dropped(state, step)
+        return False
+
+    def _note_dropped(self, state: RequestState, step: int) -> None:
+        self.dropped[state.request.request_id] = step
+        self.num_dropped += 1
+
+    def change(self, running: Sequence[Request], step: int) -> GuidanceChanges:
+        """Return the changes before step `step`, given the measured load and the requests ready to regain guidance."""
+        self.load.begin_step(is_counted=not self.returning)
+        if not self.adaptive:
+            return UNCHANGED
+        restored = [state for state in map(self._table.__getitem__, list(self.returning)) if self._follow(state)]
+        if self.returning:
+            return GuidanceChanges(restored=restored)
+        excess = self.load.excess(len(running))
+        if excess > 0:
+            return GuidanceChanges(dropped=self._drop(excess, running, step))
+        return GuidanceChanges(restored=self._take_one_back(running, step) if excess < 0 else ())
+
+    def end_schedule(self, num_rows: int) -> None:
+        """Record that a step of `num_rows` rows has been scheduled."""
+        self.load.end_schedule(num_rows)
+
+    def _follow(self, state: RequestState) -> bool:
+        """Follow a request that regains guidance; return True once all rows for its new partner are known."""
+        request, pair = state.request, state.pair
+        assert pair is not None
+        if pair.unconditional is not None:
+            if state.next_output > pair.first_output or request.status != RequestStatus.RUNNING:
+                del self.returning[request.request_id]
+            return False
+        if request.status != RequestStatus.RUNNING or state.tracker.segment is not Segment.AUDIO:
+            self._table.stop_awaiting(state)
+            self.dropped[request.request_id] = self.returning.pop(request.request_id)
+            return False
+        is_known = request.num_output_placeholders == 0
+        self.num_restored += is_known
+        return is_known
+
+    def _drop(self, number: int, running: Sequence[Request], step: int) -> list[RequestState]:
+        """Remove the unconditional requests of the `number` youngest adaptive pairs and return their states."""
+        dropped = list[RequestState]()
+        for request in reversed(running):
+            if len(dropped) == number:
+                break
+            state = self._table[request.request_id]
+            if state.is_unconditional or not state.is_adaptive:
+                continue
+            if state.pair is not None and state.pair.unconditional is not None:
+                dropped.append(state)
+                self._note_dropped(state, step)
+                self.load.start_over()
+        return dropped
+
+    def _take_one_back(self, running: Sequence[Request], step: int) -> list[RequestState]:
+        """Let the oldest request without guidance wait for a new unconditional request; return it if ready."""
+        for request in running:
+            dropped_at = self.dropped.get(request.request_id)
+            if dropped_at is None or step - dropped_at <= self._lag:
+                continue
+            state = self._table[request.request_id]
+            if self._is_worth_it(state, len(running)):
+                self.returning[request.request_id] = self.dropped.pop(request.request_id)
+                self._table.await_half(state)
+                self.load.start_over()
+                return [state] if self._follow(state) else []
+        return []
+
+    def _is_worth_it(self, state: RequestState, num_running: int) -> bool:
+        """Return True if the audio goes on and the new request fits without any preemption."""
+        return (
+            state.tracker.segment is Segment.AUDIO
+            and not state.request.is_prefill_chunk
+            and self._blocks.needed(state.request.num_tokens) + num_running <= self._blocks.num_free()
+        )

@@ -1,0 +1,321 @@
+"""Output heads per stream, and the predictors of further codebooks and further rows."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+from vllm.distributed import tensor_model_parallel_all_gather, tensor_model_parallel_all_reduce
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+from vllm.v1.kv_cache_interface import KVCacheConfig
+from vllm.v1.worker.gpu.block_table import BlockTables
+from vllm.v1.worker.gpu.input_batch import InputBatch
+
+from stretto.engine.kernels.cpu import products as on_host
+from stretto.engine.kernels.gpu import embed as on_device
+from stretto.engine.kernels.gpu.advance import gather_rows
+from stretto.engine.request.reply_rules import SegmentRules
+from stretto.engine.worker.slots import Array, Arrays
+from stretto.streams.layout import StreamLayout
+
+EVERY = slice(None)  # all of streams 1 and up
+Product = Callable[[torch.Tensor], torch.Tensor]
+
+
+def exact_product(rows: torch.Tensor) -> Product:
+    """Return a float32 product `x @ rows.T` with a constant weight, for the weight's device."""
+    return (on_host if rows.device.type == "cpu" else on_device).Float32Product(rows)
+
+
+class StreamHeads:
+    """Heads over one weight: stream 0 in text, stream 0 in audio, and the other streams.
+
+    A stream with a bias b has the logits W (h + b) = W h + W b, with the second term precomputed in float32.
+
+    Attributes:
+        text_ids: Token id of each text logit, [V].
+        first_ids: Token id of each logit of stream 0 in audio, [C0 + E]: codes and markers, then end ids.
+        codes: Token id of each logit of the other streams, [K, C].
+        is_text_cut: True if ranks exchange text logits.
+    """
+
+    def __init__(self, lm_head: nn.Module, rules: SegmentRules, stream_bias: torch.Tensor | None = None):
+        assert isinstance(lm_head, ParallelLMHead)
+        family, weight = rules.family, _WeightRows(lm_head)
+        first, *others = (rules.audio_ids(stream) for stream in range(family.layout.num_output_streams))
+        if len({len(ids) for ids in others}) > 1:
+            raise ValueError(f"{family.name}: auxiliary streams must have as many ids each")
+        device = weight.own.device
+        self.text_ids = torch.arange(rules.num_text_ids, device=device)
+        self.first_ids = torch.tensor([*first, *rules.drawn_ends_of_audio], device=device)
+        size = len(others[0]) if others else 0
+        self.codes = torch.tensor(others, dtype=torch.int64, device=device).view(len(others), size)
+        self.is_text_cut = weight.is_cut and rules.num_text_ids > weight.size
+        text_rows = weight.own if self.is_text_cut else weight.span(range(rules.num_text_ids))
+        first_rows, code_rows = weight.take(self.first_ids), weight.rows([token for ids in others for token in ids])
+        self._text: Product = (on_host.Product if device.type == "cpu" else on_device.Float32Product)(text_rows)
+        self._first, self._codes = exact_product(first_rows), exact_product(code_rows)
+        self.text_offset = self.first_offset = self.code_offset = None
+        if stream_bias is not None:
+            by_stream = code_rows.view(*self.codes.shape, -1)
+            self.text_offset = self._gather(_offset(text_rows, stream_bias[0])[None])[0]
+            self.first_offset = _offset(first_rows, stream_bias[0])
+            pairs = zip(by_stream, stream_bias[1:], strict=True)
+            self.code_offset = torch.cat([_offset(rows, bias) for rows, bias in pairs])
+
+    def raw_text(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return `text` without the bias term; rows may be strided."""
+        return self._gather(self._text(hidden))
+
+    def raw_first(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return `first` without the bias term; rows may be strided."""
+        return self._first(hidden)
+
+    def raw_codes(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the logits of streams 1 and up without the bias term: [N, H] -> float32 [N, K * C]."""
+        return self._codes(hidden)
+
+    def text(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the logits of stream 0 in a text segment: [N, H] -> float32 [N, V]."""
+        return _shift(self.raw_text(hidden), self.text_offset)
+
+    def first(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the logits of stream 0 in an audio segment: [N, H] -> float32 [N, C0 + E]."""
+        return _shift(self.raw_first(hidden), self.first_offset)
+
+    def shifted(self, logits: torch.Tensor, streams: slice) -> torch.Tensor:
+        """Add the bias term to raw logits of `streams` of streams 1 and up: [N, k * C] -> float32 [N, k, C]."""
+        num_streams, num_codes = len(range(len(self.codes))[streams]), self.codes.shape[1]
+        offset = self.code_offset
+        if offset is not None and streams != EVERY:
+            offset = offset.view(self.codes.shape)[streams].reshape(-1)
+        return _shift(logits, offset).reshape(len(logits), num_streams, num_codes)
+
+    def _gather(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return the logits over all text ids, gathered from all ranks if the head is split."""
+        if not self.is_text_cut:
+            return logits
+        return tensor_model_parallel_all_gather(logits)[:, : len(self.text_ids)]
+
+
+class FirstHead(StreamHeads):
+    """Head of stream 0 in audio, for a family without text whose frames a depth transformer completes.
+
+    Args:
+        rows: Weight, [C0 + E, H], complete on each rank.
+        rules: Rules of the family.
+    """
+
+    def __init__(self, rows: torch.Tensor, rules: SegmentRules):
+        first, *others = (rules.audio_ids(stream) for stream in range(rules.family.layout.num_output_streams))
+        self.text_ids = torch.arange(0, device=rows.device)
+        self.first_ids = torch.tensor([*first, *rules.drawn_ends_of_audio], device=rows.device)
+        size = len(others[0]) if others else 0
+        self.codes = torch.tensor(others, dtype=torch.int64, device=rows.device).view(len(others), size)
+        self.is_text_cut = False
+        self._first = exact_product(rows)
+        self.text_offset = self.first_offset = self.code_offset = None
+
+
+class AudioHeads(FirstHead):
+    """Heads of all streams in audio, for a family without text whose streams are drawn at once.
+
+    Args:
+        rows: Weights of all streams, [n, H], complete on each rank; stream 0's end ids follow its codes.
+        rules: Rules of the family.
+    """
+
+    def __init__(self, rows: torch.Tensor, rules: SegmentRules):
+        super().__init__(rows[: len(rules.audio_ids(0)) + len(rules.drawn_ends_of_audio)], rules)
+        self._codes = exact_product(rows[len(self.first_ids) :])
+
+
+def _offset(rows: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Return the logits of a bias [H]: rows [n, H] -> float32 [n], computed in parts to save memory."""
+    return torch.cat([some.float() @ bias.float() for some in rows.split(8192)])
+
+
+def _shift(logits: torch.Tensor, offset: torch.Tensor | None) -> torch.Tensor:
+    return logits.float() if offset is None else logits.float() + offset
+
+
+class _WeightRows:
+    """Rows of a head's weight by token id, gathered from all ranks with tensor parallelism."""
+
+    def __init__(self, lm_head: ParallelLMHead):
+        self.own, self.is_cut = lm_head.get_parameter("weight").data, lm_head.tp_size > 1
+        self.size = len(self.own)
+        shard = lm_head.shard_indices
+        self._start, self._stop = shard.org_vocab_start_index, shard.org_vocab_end_index
+
+    def take(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return a copy of the rows `ids` [n], the same on every rank."""
+        if not self.is_cut:
+            return self.own[ids]
+        is_own = (ids >= self._start) & (ids < self._stop)
+        rows = self.own.new_zeros(len(ids), self.own.shape[1])
+        rows[is_own] = self.own[ids[is_own] - self._start]
+        return tensor_model_parallel_all_reduce(rows)  # exact: one rank contributes the row, all others zeros
+
+    def span(self, ids: range) -> torch.Tensor:
+        """Return the rows of consecutive ids, as a view if every rank holds all rows."""
+        if not self.is_cut:
+            return self.own[ids.start : ids.stop]
+        return self.take(torch.arange(ids.start, ids.stop, device=self.own.device))
+
+    def rows(self, ids: list[int]) -> torch.Tensor:
+        """Return the rows `ids`, as a view if they are consecutive."""
+        if ids and ids == list(range(ids[0], ids[-1] + 1)):
+            return self.span(range(ids[0], ids[-1] + 1))
+        return self.take(torch.tensor(ids, dtype=torch.int64, device=self.own.device))
+
+
+# (raw float32 logits [N, k * C], possibly strided; slice of k of streams 1 and up) -> ids [N, k].
+Draw = Callable[[torch.Tensor, slice], torch.Tensor]
+
+
+class FramePredictor(Protocol):
+    """Predictor of the further ids of rows in an audio segment.
+
+    Attributes:
+        reads_drawn: True if it reads drawn ids (`token` or results of `draw`); they are then shared with unconditional
+            rows.
+    """
+
+    reads_drawn: bool
+
+    def __call__(self, hidden: torch.Tensor, token: torch.Tensor, draw: Draw) -> torch.Tensor:
+        """Return the ids of streams 1 and up, [N, K].
+
+        The rows include both requests of each CFG pair; the ids drawn for the conditional one count.
+
+        Args:
+            hidden: Hidden states, [N, H].
+            token: Stream 0 as drawn, [N].
+            draw: Draws ids from logits.
+        """
+        ...
+
+
+class ParallelHeads:
+    """Predictor of all streams at once from one hidden state."""
+
+    reads_drawn = False
+
+    def __init__(self, heads: StreamHeads):
+        self._heads = heads
+
+    def __call__(self, hidden: torch.Tensor, token: torch.Tensor, draw: Draw) -> torch.Tensor:
+        """Return the ids of all streams."""
+        return draw(self._heads.raw_codes(hidden), EVERY)
+
+
+class Depth(Protocol):
+    """Depth transformer (`models/depth_transformer.py`), which predicts each stream from the previous ones."""
+
+    heads: torch.Tensor
+
+    def prepare(self, max_rows: int) -> None: ...
+
+    def begin(self, hidden: torch.Tensor, code: torch.Tensor) -> torch.Tensor: ...
+
+    def next(self, code: torch.Tensor, position: int) -> torch.Tensor: ...
+
+
+class DepthFrames:
+    """Predictor by a depth transformer, one stream after another."""
+
+    reads_drawn = True
+
+    def __init__(self, depth: Depth, layout: StreamLayout, max_rows: int):
+        self._depth, self._num_codes = depth, layout.codebook_size
+        # Difference between a code's id and its row in the depth transformer's table.
+        self._shifts = [ids.start - stream * len(ids) for stream, ids in enumerate(layout.audio)]
+        self._heads: list[Product] = [exact_product(rows) for rows in depth.heads.data]
+        depth.prepare(max_rows)
+
+    def __call__(self, hidden: torch.Tensor, token: torch.Tensor, draw: Draw) -> torch.Tensor:
+        """Return the ids, drawn one stream at a time."""
+        code = (token - self._shifts[0]).clamp(0, self._num_codes - 1)  # results of rows without a code are ignored
+        drawn = [draw(self._heads[0](self._depth.begin(hidden, code)), slice(0, 1))]
+        for stream, head in enumerate(self._heads[1:], 1):
+            code = drawn[-1][:, 0] - self._shifts[stream]
+            drawn.append(draw(head(self._depth.next(code, stream + 1)), slice(stream, stream + 1)))
+        return torch.cat(drawn, 1)
+
+
+class Readout(NamedTuple):
+    """Output heads and frame predictor of a family's model."""
+
+    heads: StreamHeads
+    frames: FramePredictor
+
+
+# (hidden states [B, H], index of the row in the step) -> None; draws and records the row.
+Say = Callable[[torch.Tensor, int], None]
+
+
+@dataclass(frozen=True)
+class BurstBatch:
+    """Batch of a multi-token step.
+
+    Attributes:
+        batch: vLLM's batch.
+        num_read: Number of computed rows of each request after this step, [B]; the first generated row has that index.
+        num_extra: Number of rows generated after that one, [B].
+        is_read: True if modules process the request's rows, [B].
+    """
+
+    batch: InputBatch
+    num_read: np.ndarray
+    num_extra: np.ndarray
+    is_read: np.ndarray
+
+
+class RowPredictor(Protocol):
+    """Predictor of further rows in a step."""
+
+    def bind(self, kv_cache_config: KVCacheConfig, block_tables: BlockTables) -> None:
+        """Use the allocated KV cache."""
+        ...
+
+    def capture(self) -> None:
+        """Capture graphs before the first request."""
+        ...
+
+    def place(self, slot: int, num_read: int) -> None:
+        """Record a request in `slot` of which `num_read` rows come from the prefix cache."""
+        ...
+
+    def __call__(self, hidden: torch.Tensor, step: BurstBatch, say: Say) -> None:
+        """Generate the rows after the first, which has been drawn from `hidden` [B, H].
+
+        Called in every step, even if no request generates more rows, because prompt rows must pass through the modules.
+        """
+        ...
+
+
+class SaidRows:
+    """Embedded rows of all streams by slot and position.
+
+    Args:
+        model: Model with `embed_rows`.
+        tokens: Stream 0 of every slot, int32 [R, T].
+        codes: The other streams, int32 [R, T + 1, S - 1].
+        arrays: Array factory.
+        pad_id: Id of empty streams.
+    """
+
+    def __init__(self, model: Any, tokens: torch.Tensor, codes: torch.Tensor, arrays: Arrays, pad_id: int):
+        self.arrays, self._model, self._pad_id = arrays, model, pad_id
+        self._tokens, self._codes = arrays.of(tokens), codes
+        self._table = model.get_submodule("model.embed_tokens").get_parameter("weight")
+
+    def embed(self, slots: Array, positions: Array) -> torch.Tensor:
+        """Return the embedded rows [N, H] at `slots` and `positions`, int64 [N]; out-of-range rows are undefined."""
+        rows = self._codes.new_empty(len(slots), 1 + self._codes.shape[2])
+        positions = self.arrays.xp.clip(positions, 0, self._tokens.shape[1] - 1)
+        gather_rows(rows, self._tokens[slots, positions], slots, positions, self._codes, self._pad_id)
+        return self._model.embed_rows(rows, self._table.new_empty(len(slots), self._table.shape[1]))
