@@ -34,7 +34,7 @@ from stretto.checkpoints.make_repository import make
 from stretto.families.opuslm.family import NUM_STREAMS, OpusVocabulary
 from stretto.families.registry import family_at
 from stretto_client import SpeechClient
-from stretto_client.inputs import audio_inputs, options_json, strings
+from stretto_client.speech_stream import audio_inputs, options_json, strings
 
 MAX_ROWS = 64  # of a step
 TEXT_ROWS = 8  # before the audio

@@ -47,7 +47,7 @@ from stretto.engine.request.protocol import (  # noqa: E402
     sampling_params,
 )
 from stretto.engine.request.reply_rules import SegmentTracker  # noqa: E402
-from stretto.families.text_codec import get_text_codec  # noqa: E402
+from stretto.families.text import get_text_codec  # noqa: E402
 from stretto.streams.chunking import ChunkPolicy, Pacer  # noqa: E402
 
 SPAN = 1000  # rows at the beginning and at the end that are compared

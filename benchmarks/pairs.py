@@ -36,7 +36,7 @@ from stretto.engine.request.protocol import (  # noqa: E402
     read_rows,
     sampling_params,
 )
-from stretto.preprocessing.conversation import Piece  # noqa: E402
+from stretto.families.conversation import Piece  # noqa: E402
 
 BLOCK_SIZE, SCALE = 32, 1.5
 Rows = list[list[int]]

@@ -27,7 +27,7 @@ from benchmarks.checkpoints.random_vita import MODULES, SMALL, tensors
 from benchmarks.results_file import append_result, command_line
 from stretto.config import EngineConfig
 from stretto.engine.environment import prepare_environment
-from stretto.families.bursts import BurstSchedule
+from stretto.families.base import BurstSchedule
 from stretto.families.vita_audio.family import MARKERS, SCHEDULES, VANILLA, VitaVocabulary, vita_audio
 from stretto.records.prompt import Prompt
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from stretto.triton_io.cuda_memory import CudaMemory
-from stretto_client import regions
+from stretto_client import shared_memory
 
 HANDLE = bytes(range(64))
 ADDRESS, NUM_BYTES = 1 << 21, 1 << 20
@@ -72,7 +72,7 @@ def main() -> int:
     there: Any = WithoutGpu(runtime, runtime.cudaError_t.cudaSuccess, made_up)
     of_driver: Any = WithoutGpu(driver, driver.CUresult.CUDA_SUCCESS, {"cuMemGetAddressRange": (ADDRESS, NUM_BYTES)})
     sys.modules["cuda.bindings"] = SimpleNamespace(runtime=there, driver=of_driver)  # type: ignore[assignment]
-    region = regions.CudaRegion("check", NUM_BYTES)
+    region = shared_memory.CudaRegion("check", NUM_BYTES)
     assert region.handle == HANDLE, "a handle's bytes are not where they are read"
     region.write(np.zeros(16, np.uint8))
     region.read(0, 16)

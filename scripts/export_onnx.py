@@ -28,7 +28,7 @@ from stretto.codec import onnx_runtime
 from stretto.codec.base import Codec
 from stretto.codec.registry import load_codec
 from stretto.codec.tiny.codec import TinyCodec
-from stretto.codec.tiny.mel import HOP, SAMPLE_RATE, log_mel
+from stretto.codec.tiny.vocoder import HOP, SAMPLE_RATE, log_mel
 from stretto.codec.windowed import WindowedCodec
 from stretto.errors import CheckpointError
 from stretto.families.registry import family_at

@@ -3,10 +3,9 @@
 from dataclasses import replace
 
 from stretto.families.bagpiper.family import BagpiperVocabulary, bagpiper
-from stretto.families.base import TextTrack
+from stretto.families.base import DepthSpec, TextTrack
 from stretto.families.chatterbox.family import ChatterboxVocabulary, chatterbox
 from stretto.families.csm.family import CsmVocabulary, csm, llama3_rope
-from stretto.families.depth import DepthSpec
 from stretto.families.higgs_audio.family import HiggsAudioVocabulary, higgs_audio
 from stretto.families.opuslm.family import OpusVocabulary, opuslm, opuslm_dialogue
 from stretto.families.qwen3_tts.family import CodecIds, Qwen3TtsVocabulary, TextIds, qwen3_tts

@@ -2,8 +2,7 @@
 
 from dataclasses import replace
 
-from stretto.families.base import Family, Task, TextTrack, UnconditionalContext
-from stretto.families.bursts import Bursts, BurstSchedule
+from stretto.families.base import Bursts, BurstSchedule, Family, Task, TextTrack, UnconditionalContext
 from stretto.families.tiny.family import SPACE, TINY
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import FrameCodec, Segment, StreamLayout

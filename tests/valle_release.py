@@ -8,10 +8,10 @@ import numpy as np
 
 from benchmarks.checkpoints.random_valle import KNOWN
 from stretto.families.base import Family
+from stretto.families.conversation import Piece
+from stretto.families.text import Subwords
 from stretto.families.tokenizer import TextTokenizer
 from stretto.families.valle.prompt import ValleTemplate
-from stretto.preprocessing.conversation import Piece
-from stretto.preprocessing.subwords import Subwords
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from tests.fakes import FrameCounter

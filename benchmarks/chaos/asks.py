@@ -14,7 +14,7 @@ import soundfile
 from benchmarks.chaos.doors import Ask, GatewayAsk, GrpcAsk
 from benchmarks.large_audio import FILES
 from benchmarks.speech_load import NOISE_RATE, noise, texts
-from stretto_client.inputs import strings
+from stretto_client.speech_stream import strings
 
 FIXED_GUIDANCE: tuple[dict[str, Any], ...] = (
     {"guidance_scale": 1.0},

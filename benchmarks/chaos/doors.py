@@ -9,9 +9,8 @@ import httpx
 import numpy as np
 
 from stretto_client import ClientError, RequestRefused, ServerFull, ServerUnavailable, SpeechClient
-from stretto_client.errors import ServerFailed, TimedOut
+from stretto_client.errors import ServerFailed, TimedOut, Timeouts
 from stretto_client.long_speech import Speech
-from stretto_client.timeouts import Timeouts
 
 Door = Literal["grpc", "gateway"]
 REFUSALS: dict[int, type[ClientError]] = {400: RequestRefused, 429: ServerFull, 503: ServerUnavailable}

@@ -9,8 +9,7 @@ from benchmarks.chaos.answers import Answer
 from benchmarks.chaos.doors import Ask, Heard
 from benchmarks.chaos.relay import relay
 from stretto_client import ClientError
-from stretto_client.errors import TimedOut
-from stretto_client.timeouts import Timeouts
+from stretto_client.errors import TimedOut, Timeouts
 
 SILENT_S = 8.0  # a reader that stops goes on after that
 CRAWL_S = 0.3  # between two events

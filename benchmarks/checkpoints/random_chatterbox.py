@@ -15,8 +15,7 @@ from benchmarks.checkpoints import random_s3gen
 from benchmarks.checkpoints.random_tensors import random_tensors
 from stretto.checkpoints.backbone import LLAMA_520M
 from stretto.checkpoints.command import main
-from stretto.families.chatterbox.convert import HEAD, published_shapes
-from stretto.families.chatterbox.convert_s3gen import FILE
+from stretto.families.chatterbox.convert import FILE, HEAD, published_shapes
 from stretto.families.chatterbox.family import END_OF_SPEECH, END_OF_TEXT, SPACE, START_OF_TEXT, ChatterboxVocabulary
 
 SMALL: dict[str, Any] = {

@@ -10,8 +10,7 @@ from safetensors.torch import save_file
 from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeAudioEncoderConfig
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeAudioEncoder
 
-from stretto.families.base import Family
-from stretto.families.depth import DepthSpec
+from stretto.families.base import DepthSpec, Family
 from stretto.streams.layout import StreamLayout
 
 # Entry points of the families that only tests and benchmarks have, as an installed package brings its own.

@@ -18,7 +18,7 @@ from torch import Tensor
 from stretto.codec.qwen3_12hz.code2wav import MODEL_TYPE, Code2Wav, read_shape
 from stretto.codec.qwen3_12hz.codec import NOT_SERVED, Qwen3Codec
 from stretto.codec.qwen3_12hz.config import Qwen3CodecConfig
-from stretto.codec.qwen3_12hz.speaker import SpeakerConfig, SpeakerEncoder
+from stretto.codec.qwen3_12hz.voice import SpeakerConfig, SpeakerEncoder
 
 CODEBOOKS, HEARD_CODEBOOKS = 16, 32
 LEVEL = 0.15  # of the last layer's weights, so that the samples of random weights are about as loud as speech

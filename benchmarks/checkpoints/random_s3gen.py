@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.checkpoints.random_glm4_voice import as_published, random_vocoder, random_weights
-from stretto.codec.cosyvoice.shapes import EncoderShape, EstimatorShape
+from stretto.codec.cosyvoice.flow import EncoderShape, EstimatorShape
 from stretto.codec.s3gen.codec import S3GenCodec
 from stretto.codec.s3gen.config import EPSILON, FRAMES_PER_TOKEN, HEAD_WIDTH, S3GenConfig, vocoder_shape
 

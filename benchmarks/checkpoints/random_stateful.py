@@ -10,12 +10,10 @@ from transformers import EncodecConfig, EncodecModel, MimiConfig, MimiModel
 from benchmarks.checkpoints.random_qwen3_codec import make_qwen3_codec
 from stretto.codec.base import Codec
 from stretto.codec.encodec import EncodecCodec
-from stretto.codec.espnet_dac import EspnetDac
-from stretto.codec.espnet_dac_checkpoint import EspnetDacConfig
+from stretto.codec.espnet_dac import EspnetDac, EspnetDacConfig
 from stretto.codec.mimi import MimiCodec
 from stretto.codec.seanet.decoder import SeanetWidths
-from stretto.codec.seanet.published import keep_lengths_on_host
-from stretto.codec.seanet.shape import SeanetShape
+from stretto.codec.seanet.stream import SeanetShape, keep_lengths_on_host
 
 Module = TypeVar("Module", bound=nn.Module)
 MUSICGEN = {

@@ -82,7 +82,7 @@ def _share_memory(setup: Setup) -> dict[str, Any]:
     here, there = multiprocessing.Pipe()
     writer = multiprocessing.get_context("fork").Process(target=_write, args=(there,), daemon=True)
     writer.start()  # before this process has used CUDA
-    from stretto_client.regions import CudaRegion
+    from stretto_client.shared_memory import CudaRegion
 
     region = CudaRegion("gpu_check", SHARED)
     here.send_bytes(region.handle)

@@ -28,7 +28,7 @@ from stretto.checkpoints.make_repository import DECODER, ENGINE, make
 from stretto.config import EngineConfig
 from stretto.preprocessing.request import Preprocessor
 from stretto_client import SpeechClient
-from stretto_client.regions import Memory
+from stretto_client.shared_memory import Memory
 
 JOBS = {"ensemble": Job("benchmarks.gpu.served:run", 540)}
 TEXT, SEED, GUIDANCE = "The train to Oslo leaves in ten minutes.", 1, 1.5

@@ -8,6 +8,7 @@ async with SpeechClient("localhost:8001") as client:
 """
 
 from stretto_client.client import SpeechClient
+from stretto_client.conversation import RecordedVoice
 from stretto_client.errors import (
     ClientError,
     RequestCancelled,
@@ -16,14 +17,12 @@ from stretto_client.errors import (
     ServerFull,
     ServerUnavailable,
     TimedOut,
+    Timeouts,
 )
-from stretto_client.event import GuidanceChange, SpeechEvent, Word
 from stretto_client.long_speech import LongSpeech, Speech
 from stretto_client.model_profile import FAMILY_OPTIONS, ModelProfile, TaskProfile
-from stretto_client.recorded_voice import RecordedVoice
-from stretto_client.ring import RingSize
-from stretto_client.speech_stream import SpeechStream
-from stretto_client.timeouts import Timeouts
+from stretto_client.shared_memory import RingSize
+from stretto_client.speech_stream import GuidanceChange, SpeechEvent, SpeechStream, Word
 
 __all__ = [
     "FAMILY_OPTIONS",

@@ -12,17 +12,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from stretto_client.chat import chat
+from stretto_client.chat import chat, standard_input
 from stretto_client.client import SpeechClient
-from stretto_client.errors import ClientError
-from stretto_client.event import SpeechEvent
-from stretto_client.inputs import given
+from stretto_client.conversation import RecordedVoice
+from stretto_client.errors import ClientError, Timeouts
 from stretto_client.markup import MARKUPS
-from stretto_client.recorded_voice import RecordedVoice
-from stretto_client.sinks import AudioFile, Sink, find_player
-from stretto_client.standard_input import standard_input
-from stretto_client.stats import follow
-from stretto_client.timeouts import Timeouts
+from stretto_client.sinks import AudioFile, Sink, find_player, follow
+from stretto_client.speech_stream import SpeechEvent, given
 
 DEFAULT_OUT, DEFAULT_SERVER = Path("speech.wav"), "localhost:8001"
 

@@ -2,9 +2,13 @@
 
 import argparse
 import asyncio
+import codecs
 import json
+import os
+import stat
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +16,53 @@ import numpy as np
 
 from stretto_client.client import SpeechClient
 from stretto_client.conversation import Conversation
-from stretto_client.errors import RequestRefused
-from stretto_client.event import SpeechEvent
-from stretto_client.inputs import given
-from stretto_client.sinks import AudioFile, Sink, find_player
-from stretto_client.stats import Tally, follow
-from stretto_client.timeouts import Timeouts
+from stretto_client.errors import RequestRefused, Timeouts
+from stretto_client.sinks import AudioFile, Sink, Tally, find_player, follow
+from stretto_client.speech_stream import SpeechEvent, given
+
+MAX_READ_BYTES = 65_536
+
+
+def standard_input() -> str | AsyncIterator[str]:
+    """Return all of a file, or the pieces from a pipe; raise UnicodeDecodeError if it is not UTF-8."""
+    descriptor = sys.stdin.fileno()
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return sys.stdin.read()
+    return pieces_from(descriptor)
+
+
+async def pieces_from(descriptor: int) -> AsyncIterator[str]:
+    """Yield text in whole characters as it arrives; a daemon thread reads the descriptor."""
+    loop, came = asyncio.get_running_loop(), asyncio.Queue[bytes | OSError]()
+    wanted = threading.Semaphore(1)
+
+    def read() -> None:
+        while wanted.acquire():
+            data: bytes | OSError
+            try:
+                data = os.read(descriptor, MAX_READ_BYTES)
+            except OSError as error:
+                data = error
+            try:
+                loop.call_soon_threadsafe(came.put_nowait, data)
+            except RuntimeError:  # the event loop has ended
+                return
+            if not data or isinstance(data, OSError):
+                return
+
+    threading.Thread(target=read, name="standard input", daemon=True).start()
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    while True:
+        data = await came.get()
+        if isinstance(data, OSError):
+            raise data
+        text = decoder.decode(data, final=not data)
+        if text:
+            yield text
+        if not data:
+            return
+        wanted.release()
+
 
 # start of the server's refusal of `output` for a task that answers in text
 NEVER_SPEAKS = "options.output: expected nothing"

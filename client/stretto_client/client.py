@@ -13,20 +13,15 @@ import grpc
 from tritonclient.grpc import InferenceServerException, InferInput
 from tritonclient.grpc.aio import InferenceServerClient
 
-from stretto_client.inputs import Audio, audio_inputs, given, options_json, strings
-from stretto_client.live_speech import speak_written
-from stretto_client.long_speech import LongSpeech, Speech, cut, is_short
+from stretto_client.conversation import RecordedVoice, speech_inputs
+from stretto_client.errors import Timeouts
+from stretto_client.live_speech import PartStream, speak_written
+from stretto_client.long_speech import LongSpeech, ProducedSpeech, Speech, cut, is_short
 from stretto_client.markup import MARKUPS, Markup, has_marks
 from stretto_client.model_profile import ModelProfile, fetch_profile
-from stretto_client.part_stream import PartStream
-from stretto_client.produced_speech import ProducedSpeech
-from stretto_client.recorded_voice import RecordedVoice, speech_inputs
-from stretto_client.regions import Memory
-from stretto_client.ring import RingSize
 from stretto_client.server_key import key_headers
-from stretto_client.sharing import Sharing
-from stretto_client.speech_stream import SpeechStream
-from stretto_client.timeouts import Timeouts
+from stretto_client.shared_memory import Memory, RingSize, Sharing
+from stretto_client.speech_stream import Audio, SpeechStream, audio_inputs, given, options_json, strings
 
 # Keep gRPC's windows from growing to megabytes (minutes of unread speech). The rest are tritonclient's defaults.
 CHANNEL = [

@@ -1,28 +1,128 @@
-"""Speech for a text that is still being written: as it arrives, or by sentences for models that need whole texts.
-
-pieces ──► UnreadText ──► the first ones open the request ──► events
-                     └──► the others follow as parts, each after the one before was accepted
-"""
+"""Streamed text to speech: text spoken while it is written, part by part or sentence by sentence."""
 
 import asyncio
+import json
 import secrets
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
-from stretto_client.clauses import first_sentences, split
-from stretto_client.errors import ClientError, RequestRefused
-from stretto_client.joint import Joint
-from stretto_client.long_speech import MAX_TRIES, Speak, events_of, put_end
+import grpc
+from tritonclient.grpc.aio import InferenceServerClient
+
+from stretto_client.errors import ClientError, RequestRefused, ServerFailed, TimedOut, Timeouts, from_rpc, from_text
+from stretto_client.long_speech import MAX_TRIES, Items, Joint, Speak, events_of, first_sentences, put_end, split
 from stretto_client.markup import PAUSE, Markup, MarkupReader, is_spoken, open_reader, read_pieces, without_pauses
 from stretto_client.model_profile import ModelProfile
-from stretto_client.part_stream import PartStream
-from stretto_client.produced_speech import Items
-from stretto_client.speech_stream import SpeechStream
-from stretto_client.timeouts import Timeouts
-from stretto_client.unread_text import UnreadText
+from stretto_client.speech_stream import SpeechStream, strings
+
+MAX_WAITING_CHARS = 65_536  # buffered for a fast writer; beyond, `pieces` is not read
+
+
+class UnreadText:
+    """Buffer that a task fills from `pieces`; `async with` starts and ends the task."""
+
+    def __init__(self, pieces: AsyncIterable[str]):
+        self._pieces = pieces
+        self._text, self._is_complete = "", False
+        self._failure: Exception | None = None
+        self._changed = asyncio.Condition()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def is_complete(self) -> bool:
+        """True if all of the text has been taken."""
+        return self._is_complete and not self._text and self._failure is None
+
+    async def take(self, max_chars: int, patience_s: float | None = None) -> str:
+        """Remove and return up to `max_chars` characters.
+
+        Empty at the end of the text, or if none arrive within `patience_s`.
+        An exception of `pieces` is raised after the text received before it has been taken.
+        """
+        try:
+            async with asyncio.timeout(patience_s), self._changed:
+                await self._changed.wait_for(lambda: bool(self._text) or self._is_complete)
+        except TimeoutError:
+            return ""
+        async with self._changed:
+            text, self._text = self._text[:max_chars], self._text[max_chars:]
+            self._changed.notify_all()
+        if not text and self._failure is not None:
+            raise self._failure
+        return text
+
+    async def _read(self) -> None:
+        try:
+            async for piece in self._pieces:
+                async with self._changed:
+                    self._text += piece
+                    self._changed.notify_all()
+                    await self._changed.wait_for(lambda: len(self._text) < MAX_WAITING_CHARS)
+        except Exception as error:
+            self._failure = error
+        async with self._changed:
+            self._is_complete = True
+            self._changed.notify_all()
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._read())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._task is not None
+        self._task.cancel()
+        await asyncio.wait([self._task])
+        if close := getattr(self._pieces, "aclose", None):
+            await close()
+
+
+class PartStream:
+    """Stream of text parts to `model`; `async with` closes it.
+
+    Args:
+        client: Client of the server.
+        model: Name of the ensemble.
+        server: Address of the server (host:port), for error messages.
+        timeout_s: Longest wait for the response to a part, in seconds.
+    """
+
+    def __init__(self, client: InferenceServerClient, model: str, server: str, timeout_s: float):
+        self._client, self._model, self._server, self._timeout_s = client, model, server, timeout_s
+        self._requests: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._responses: Any = None
+
+    async def write(self, session: str, part: int, text: str, is_last: bool) -> None:
+        """Send the next part of the text of `session` and wait until it is accepted; raise ClientError otherwise."""
+        record = json.dumps({"id": session, "part": part, "is_last": is_last})
+        self._requests.put_nowait({"model_name": self._model, "inputs": strings(text=text, session=record)})
+        if self._responses is None:
+            self._responses = self._client.stream_infer(self._sent())
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                _, error = await anext(self._responses)
+        except StopAsyncIteration:
+            raise ServerFailed("the stream ended before the text did") from None
+        except TimeoutError:
+            raise TimedOut(f"{self._server}: no answer to a part of the text within {self._timeout_s:g} s") from None
+        except grpc.RpcError as failure:
+            raise from_rpc(failure, self._server) from failure
+        if error is not None:
+            raise from_text(error.message())
+
+    async def _sent(self) -> AsyncIterator[dict[str, Any]]:
+        while True:
+            yield await self._requests.get()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._responses is not None:
+            self._responses.cancel()
+
 
 MAX_PART_CHARS = 4096  # the server's limit
 STILL_THERE_S = 10.0  # interval of empty parts, which keep an idle text alive on the server

@@ -1,21 +1,297 @@
-"""Text of any length as one utterance: its clauses are requested one after another, ahead of playback."""
+"""Long texts to speech: clauses requested one after another and joined into one utterance."""
 
 import asyncio
 import re
 import unicodedata
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
+from typing import Any, Self
 
-from stretto_client.clauses import halve, split
-from stretto_client.errors import RequestRefused, ServerFull
-from stretto_client.event import SpeechEvent
-from stretto_client.joint import Joint
+import numpy as np
+from sentencex import segment
+
+from stretto_client.errors import RequestCancelled, RequestRefused, ServerFull
 from stretto_client.markup import Markup, read_text
 from stretto_client.model_profile import ModelProfile
-from stretto_client.produced_speech import Items, ProducedSpeech
-from stretto_client.speech_stream import SpeechStream
+from stretto_client.speech_stream import GuidanceChange, SpeechEvent, SpeechStream, Word
+
+# Places to cut an overlong sentence, the best first: after clause-ending punctuation and a space, after a comma or
+# closing bracket and a space, at any space.
+PLACES = (re.compile(r"(?<=[;:—…])\s+"), re.compile(r"(?<=[,)\]–])\s+"), re.compile(r"\s+"))
+# Block size for sentence detection, which takes quadratic time if quotes never close. Places to end a block, the best
+# first: a paragraph, punctuation that ends a sentence, any space.
+MAX_BLOCK_CHARS = 4000
+BLOCK_ENDS = (re.compile(r"\n\s*\n"), re.compile(r"[.!?…]\s|[。！？]"), re.compile(r"\s"))
+
+
+def split(text: str, max_chars: int, language: str = "en") -> list[str]:
+    """Return `text` in pieces of at most `max_chars` characters, as long as whole sentences allow.
+
+    Only whitespace is dropped, and punctuation without a word if it does not fit.
+
+    Args:
+        text: Text of any length.
+        max_chars: Limit of a piece.
+        language: ISO 639-1 code; its abbreviations end no sentence.
+    """
+    sentences = (sentence.strip() for block in _blocks(text) for sentence in segment(language, block))
+    short = (piece for sentence in sentences if sentence for piece in _cut(sentence, max_chars, PLACES))
+    return list(_packed(short, max_chars))
+
+
+def first_sentences(text: str, max_chars: int, language: str = "en") -> tuple[str, str]:
+    """Return the complete sentences of `text`, and the rest of at most `max_chars` characters.
+
+    A sentence is complete when another one follows. The first pieces of a longer sentence count as complete. Nothing is
+    dropped, not even whitespace.
+    """
+    sentences: list[str] = segment(language, text)
+    rest = sentences[-1] if sentences else ""
+    while len(rest) > max_chars:
+        rest = rest[_first_end(rest, max_chars) :]
+    return text[: len(text) - len(rest)], rest
+
+
+def halve(text: str, language: str = "en") -> list[str]:
+    """Return two or three pieces of `text`, of similar length as far as its sentences and clauses allow."""
+    return split(text, max(len(text) // 2 + len(text) % 2, 1), language)
+
+
+def _blocks(text: str) -> Iterator[str]:
+    """Yield all of `text`, in blocks of at most MAX_BLOCK_CHARS."""
+    start = 0
+    while len(text) - start > MAX_BLOCK_CHARS:
+        latest = start + MAX_BLOCK_CHARS
+        ends = ([found.end() for found in place.finditer(text, start, latest)] for place in BLOCK_ENDS)
+        end = next((found[-1] for found in ends if found), latest)
+        yield text[start:end]
+        start = end
+    yield text[start:]
+
+
+def _first_end(text: str, max_chars: int) -> int:
+    """Return the end of the first piece of an overlong sentence, including the space after it."""
+    ends = ([found.end() for found in place.finditer(text, 0, max_chars + 1)] for place in PLACES)
+    return next((found[-1] for found in ends if found), max_chars)
+
+
+def _cut(text: str, max_chars: int, places: Sequence[re.Pattern[str]]) -> Iterator[str]:
+    """Yield pieces of a sentence, cut at the first of the `places` that makes them short enough, or within a word."""
+    if len(text) <= max_chars:
+        yield text
+    elif places:
+        for part in _packed((part for part in places[0].split(text) if part), max_chars):
+            yield from _cut(part, max_chars, places[1:])
+    else:
+        yield from (text[start : start + max_chars] for start in range(0, len(text), max_chars))
+
+
+def _packed(pieces: Iterable[str], max_chars: int) -> Iterator[str]:
+    """Yield the pieces joined by spaces as far as they fit; punctuation alone that does not fit is dropped."""
+    held = ""
+    for piece in pieces:
+        joined = f"{held} {piece}" if held else piece
+        if len(joined) <= max_chars:
+            held = joined
+        elif not held or any(map(str.isalnum, piece)):
+            if held:
+                yield held
+            held = piece
+    if held:
+        yield held
+
+
+FADE_S = 0.005
+MAX_SILENCE_S = 1.0  # per event
+SUMS = ("num_prompt_rows", "num_text_tokens", "num_frames", "guided_frames", "total_s", "audio_s", "decode_s")
+
+
+class Joint:
+    """Converts the events of successive utterances to those of a single one.
+
+    Samples follow each other without a gap, except for pauses. A step between utterances would be an audible click. So
+    the next one starts at the last sample value of the one before and fades to its own within FADE_S seconds.
+
+    Attributes:
+        report: Combined report of the utterances that have ended.
+    """
+
+    def __init__(self) -> None:
+        self._num_events = 0
+        self._utterance = ""
+        self._before_s = 0.0  # duration of the earlier utterances
+        self._audio_s = 0.0  # received duration of the current utterance
+        self._last_sample = 0.0
+        self._pause_s = 0.0  # pending silence
+        self._form: np.ndarray | None = None  # empty array of the samples' type
+        self._begins = False  # an utterance has ended, and the next one has no samples yet
+        self._wants_space = False  # separates the texts of two utterances
+        self.report: dict[str, Any] | None = None
+
+    def pause(self, seconds: float) -> None:
+        """Insert silence between the last utterance and the next one."""
+        self._pause_s += seconds
+        self._before_s += seconds
+
+    def silences(self, event: SpeechEvent) -> Iterator[SpeechEvent]:
+        """Yield events of the pending silence before `event`, or at the end if `event` is the last of the whole."""
+        if event.pcm is not None and len(event.pcm):
+            self._form = event.pcm[:0]
+        elif not event.is_final:
+            return  # the type of the samples is still unknown
+        if self._form is None:
+            return
+        while num_samples := round(min(self._pause_s, MAX_SILENCE_S) * event.sample_rate):
+            length_s = num_samples / event.sample_rate
+            bare = replace(event, text="", words=(), guidance_changes=(), codes=None, report=None, is_final=False)
+            yield replace(
+                bare,
+                pcm=self._smooth(replace(bare, pcm=np.zeros(num_samples, self._form.dtype)), is_counted=False),
+                utterance=self._utterance or event.utterance,
+                index=self._num_events,
+                start_s=self._before_s - self._pause_s,
+                duration_s=length_s,
+            )
+            self._num_events += 1
+            self._pause_s = max(0.0, self._pause_s - length_s)
+            self._begins = True
+
+    def joined(self, event: SpeechEvent, is_last: bool) -> SpeechEvent:
+        """Return `event` as part of the whole; `is_last`: no utterance follows the event's own."""
+        self._utterance = self._utterance or event.utterance
+        joined = replace(
+            event,
+            pcm=None if event.pcm is None else self._smooth(event),
+            utterance=self._utterance,
+            index=self._num_events,
+            text=self._spaced(event.text),
+            words=tuple(Word(word.word, word.start_s + self._before_s) for word in event.words),
+            guidance_changes=tuple(
+                GuidanceChange(change.start_s + self._before_s, change.is_guided) for change in event.guidance_changes
+            ),
+            start_s=event.start_s + self._before_s,
+            is_final=event.is_final and is_last,
+        )
+        self._num_events += 1
+        return self._ended(joined, is_last) if event.is_final else joined
+
+    def _smooth(self, event: SpeechEvent, is_counted: bool = True) -> np.ndarray:
+        """Return the samples of `event` without a step from the last ones; `is_counted` is False for silence."""
+        assert event.pcm is not None
+        pcm = event.pcm
+        if not len(pcm):
+            return pcm
+        if self._begins:
+            self._begins = False
+            pcm = from_value(pcm, self._last_sample, round(FADE_S * event.sample_rate))
+        self._last_sample = float(pcm[-1])
+        if is_counted:
+            self._audio_s += len(pcm) / event.sample_rate
+        return pcm
+
+    def _spaced(self, text: str) -> str:
+        if text and self._wants_space:
+            self._wants_space = False
+            return f" {text}"
+        return text
+
+    def _ended(self, event: SpeechEvent, is_last: bool) -> SpeechEvent:
+        """Return the last event of an utterance, with the combined report if it is the last of the whole."""
+        if event.report is not None:
+            self.report = event.report if self.report is None else add_reports(self.report, event.report)
+        self._before_s += self._audio_s
+        self._audio_s = 0.0
+        self._begins = self._wants_space = True
+        return replace(event, report=self.report if is_last else None)
+
+
+def from_value(pcm: np.ndarray, value: float, num_samples: int) -> np.ndarray:
+    """Return samples [n] that start at `value` and fade to `pcm` within `num_samples`."""
+    fade = np.cos(np.linspace(0, np.pi / 2, num_samples, endpoint=False)[: len(pcm)]) ** 2
+    begin = pcm[: len(fade)] + (value - float(pcm[0])) * fade
+    if np.issubdtype(pcm.dtype, np.integer):
+        limits = np.iinfo(pcm.dtype)
+        begin = begin.round().clip(limits.min, limits.max)
+    return np.concatenate([begin.astype(pcm.dtype), pcm[len(fade) :]])
+
+
+def add_reports(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """Return the combined report of two successive utterances: counts are added, other values are the first one's.
+
+    `finish_reason` is that of the first utterance that was cut off. `first_sound_s` is that of the first audible one.
+    """
+    added = {key: first[key] + second[key] for key in SUMS if key in first and key in second}
+    reasons = {"finish_reason": second["finish_reason"]} if first.get("finish_reason") == "stop" else {}
+    sound: dict[str, Any] = {}
+    if first.get("first_sound_s") is None and second.get("first_sound_s") is not None:
+        sound = {"first_sound_s": first.get("audio_s", 0.0) + second["first_sound_s"]}
+    frames = first.get("num_frames", 0)
+    changes = [(frame + frames, guided) for frame, guided in second.get("guidance_changes", [])]
+    moved = {"guidance_changes": [*first.get("guidance_changes", []), *changes]} if changes else {}
+    return first | added | reasons | sound | moved
+
+
+MAX_EVENTS_AHEAD = 16  # buffered for a slow reader; beyond, the server's stream is not read
+
+Item = SpeechEvent | Exception
+Items = asyncio.Queue[Item]
+
+
+class ProducedSpeech:
+    """Events that `produce` puts into its queue, the last of them final, with the interface of SpeechStream.
+
+    Exceptions of `produce` are raised to the reader of the events.
+    """
+
+    def __init__(self, produce: Callable[[Items], Awaitable[None]]):
+        self._items: Items = asyncio.Queue(MAX_EVENTS_AHEAD)
+        self._task = asyncio.get_running_loop().create_task(_run(produce, self._items))
+        self._is_over = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> SpeechEvent:
+        if self._is_over:
+            raise StopAsyncIteration
+        item = await self._items.get()
+        if isinstance(item, Exception):
+            self._is_over = True
+            raise item
+        self._is_over = item.is_final
+        return item
+
+    def cancel(self) -> None:
+        """Cancel the utterance, also on the server; a pending or later read raises RequestCancelled."""
+        self._task.cancel()
+        while not self._items.empty():
+            self._items.get_nowait()
+        self._items.put_nowait(RequestCancelled("the request was cancelled"))
+
+    async def aclose(self) -> None:
+        """Cancel the utterance and end the iteration."""
+        self._is_over = True
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+    def __del__(self) -> None:
+        self._task.cancel()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+
+async def _run(produce: Callable[[Items], Awaitable[None]], items: Items) -> None:
+    try:
+        await produce(items)
+    except Exception as error:  # raised where the events are read
+        await items.put(error)
+
 
 MAX_WHOLE_CHARS = 80  # every family takes a text of this length in one piece, if it has no digits
 # The server's refusal of a text that is too long when expanded, with or without a recorded voice.

@@ -1,16 +1,175 @@
-"""Event stream of one utterance, with its timeouts and its cancellation."""
+"""gRPC stream of one utterance: request inputs, events, timeouts and end."""
 
 import asyncio
+import json
+import struct
 import time
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, Self
 
 import grpc
-from tritonclient.grpc import InferResult
+import numpy as np
+from tritonclient.grpc import InferInput, InferResult
 
-from stretto_client.errors import ClientError, RequestCancelled, ServerFailed, TimedOut, from_rpc, from_text
-from stretto_client.event import SpeechEvent, is_last, read_event
-from stretto_client.sharing import Sharing
-from stretto_client.timeouts import Timeouts
+from stretto_client.errors import ClientError, RequestCancelled, ServerFailed, TimedOut, Timeouts, from_rpc, from_text
+from stretto_client.shared_memory import Ring, Sharing
+
+STRING_HEAD = 4  # length prefix of a string, in bytes
+SAMPLES = {"pcm": np.float32, "pcm16": np.int16}
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """Word and its start in the utterance, in seconds."""
+
+    word: str
+    start_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class GuidanceChange:
+    """Time in the utterance, in seconds, from which frames are sampled with or without guidance."""
+
+    start_s: float
+    is_guided: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechEvent:
+    """Chunk of an utterance.
+
+    Attributes:
+        pcm: Mono samples [n], float32 in [-1, 1] or, if requested, int16; None for text alone.
+        utterance: Id of the utterance.
+        index: Number of the event.
+        segment: `text`, `audio` or `tail` (the rows that complete the last frames).
+        text: Text generated since the last event.
+        words: Words that start in this chunk.
+        start_s: Start of `pcm` in the utterance, in seconds.
+        duration_s: Duration of `pcm` in seconds.
+        sample_rate: Sampling rate of `pcm` in Hz.
+        is_final: True for the last chunk.
+        report: Finish reason, counts, seed, guidance and timings; only in the last chunk.
+        guidance_changes: Changes at the chunk's frames; empty unless the request's guidance policy makes some.
+        codes: Codes [S, T] of all streams if `output={"codes": True}`; `messages` accepts them in this form.
+        session: Session id for further text; only in the first event of a text that is still being written.
+    """
+
+    pcm: np.ndarray | None
+    utterance: str
+    index: int
+    segment: str
+    text: str = ""
+    words: tuple[Word, ...] = ()
+    start_s: float = 0.0
+    duration_s: float = 0.0
+    sample_rate: int = 0
+    is_final: bool = False
+    report: dict[str, Any] | None = field(default=None)
+    guidance_changes: tuple[GuidanceChange, ...] = ()
+    codes: np.ndarray | None = None
+    session: str = ""
+
+
+def read_event(result: InferResult, ring: Ring | None = None) -> SpeechEvent | None:
+    """Return the event of a response, with samples from the `ring` if it refers to it; None for a final flag alone."""
+    contents = _contents(result)
+    if "event" not in contents:
+        return None
+    record = json.loads(contents["event"][STRING_HEAD:])
+    return SpeechEvent(
+        pcm=_samples(contents, record, ring),
+        utterance=record["utterance"],
+        index=record["index"],
+        segment=record["segment"],
+        text=record["text"],
+        words=tuple(Word(word["word"], word["start_s"]) for word in record["words"]),
+        start_s=record["start_s"],
+        duration_s=record["duration_s"],
+        sample_rate=record["sample_rate"],
+        is_final=record["is_final"],
+        report=record.get("report"),  # only in the last chunk
+        guidance_changes=tuple(GuidanceChange(**change) for change in record["guidance_changes"]),
+        codes=np.array(record["codes"], np.int32) if "codes" in record else None,
+        session=record.get("session", ""),
+    )
+
+
+def _contents(result: InferResult) -> dict[str, bytes]:
+    """Return the bytes of each tensor; `as_numpy` is slower, because it makes arrays of all, including strings."""
+    response = result.get_response()
+    return {output.name: raw for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)}
+
+
+def _samples(contents: dict[str, bytes], record: dict[str, Any], ring: Ring | None) -> np.ndarray | None:
+    if ring is not None and "ring" in record:
+        return ring.take(record["ring"])
+    return next((np.frombuffer(contents[name], dtype) for name, dtype in SAMPLES.items() if name in contents), None)
+
+
+def is_last(result: InferResult) -> bool:
+    """Return True if a response has the final flag, which comes with the last chunk or alone."""
+    parameters = result.get_response().parameters
+    return "triton_final_response" in parameters and parameters["triton_final_response"].bool_param
+
+
+Audio = str | Path | bytes | tuple[np.ndarray, int]
+
+
+def strings(**values: str | bytes | None) -> list[InferInput]:
+    """Return a STRING [1] tensor for each value that is not None."""
+    return [
+        _tensor(name, np.array([value], np.object_), "BYTES") for name, value in values.items() if value is not None
+    ]
+
+
+def audio_inputs(*audio: Audio, sharing: Sharing | None = None) -> list[InferInput]:
+    """Return the tensors of audio inputs.
+
+    Args:
+        audio: Paths or bytes of files, and at most once (samples [n] in [-1, 1], rate in Hz).
+        sharing: Shared memory for the tensors; None to send them in the request.
+
+    Raises:
+        ValueError: Samples are not mono floating-point numbers, or there is more than one array of them.
+    """
+    sampled = [each for each in audio if isinstance(each, tuple)]
+    named = [each for each in audio if not isinstance(each, tuple)]
+    files = [each if isinstance(each, bytes) else Path(each).read_bytes() for each in named]
+    tensors = [_tensor("audio", np.array(files, np.object_), "BYTES", sharing)] if files else []
+    if len(sampled) > 1:
+        raise ValueError(f"expected files and at most one array of samples, got {len(sampled)}")
+    for pcm, sample_rate in sampled:
+        if pcm.ndim != 1 or not np.issubdtype(pcm.dtype, np.floating):
+            raise ValueError(f"expected mono floating-point samples [n], got {pcm.shape} {pcm.dtype}")
+        rate = _tensor("sample_rate", np.array([sample_rate], np.int32), "INT32")
+        tensors += [_tensor("pcm_in", pcm.astype(np.float32), "FP32", sharing), rate]
+    return tensors
+
+
+def given(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that are not None."""
+    return {key: value for key, value in options.items() if value is not None}
+
+
+def options_json(options: dict[str, Any]) -> str | None:
+    """Return the options that are not None as JSON; None if there are none."""
+    return json.dumps(given(options)) if given(options) else None
+
+
+def _tensor(name: str, array: np.ndarray, dtype: str, sharing: Sharing | None = None) -> InferInput:
+    tensor = InferInput(name, list(array.shape), dtype)
+    if sharing is None:
+        tensor.set_data_from_numpy(array)
+        return tensor
+    # Triton's string format: length in 4 bytes, then the string.
+    content = b"".join(struct.pack("<I", len(each)) + each for each in array) if dtype == "BYTES" else array.tobytes()
+    data = np.frombuffer(content, np.uint8)
+    region = sharing.region(len(data))
+    region.write(data)
+    tensor.set_shared_memory(region.name, len(data))
+    return tensor
 
 
 class Owner(Protocol):

@@ -15,15 +15,14 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from stretto_gateway import batch, chat, models, page, speech, speech_stream, transcription, voices
-from stretto_gateway.answers import ERRORS, TEXT, Described, described
-from stretto_gateway.api_error import ApiError, shown
+from stretto_gateway import chat, models, page, speech, speech_stream, transcription, voices
+from stretto_gateway.answers import ERRORS, TEXT, ApiError, Described, described, shown
 from stretto_gateway.config import GatewayConfig
-from stretto_gateway.field_path import field_path
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.guard import Guard
-from stretto_gateway.realtime import route as realtime
+from stretto_gateway.realtime import session as realtime
 from stretto_gateway.routed import RoutedClient
+from stretto_gateway.speech_request import field_path
 
 LOG = logging.getLogger("stretto_gateway")
 READY_S = 5.0
@@ -56,7 +55,7 @@ def make_app(config: GatewayConfig, make_client: Callable[[], RoutedClient] | No
     about: dict[str, Any] = {"title": "Stretto", "version": version("stretto"), "description": ABOUT}
     app = FastAPI(**about, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.is_draining = False
-    for part in (speech, speech_stream, batch, transcription, chat, realtime, models, voices, page):
+    for part in (speech, speech_stream, speech, transcription, chat, realtime, models, voices, page):
         app.include_router(part.router, responses=ERRORS)
     add_health(app)
     answer_head(app)

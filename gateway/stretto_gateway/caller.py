@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from starlette.types import Receive
 
-from stretto_gateway.api_error import ApiError
+from stretto_gateway.answers import ApiError
 
 Result = TypeVar("Result")
 

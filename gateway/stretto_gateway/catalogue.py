@@ -6,8 +6,7 @@ import time
 from collections.abc import Mapping
 
 from stretto_client import ClientError, ModelProfile, SpeechClient, TaskProfile
-from stretto_gateway.answers import Model, Talks
-from stretto_gateway.api_error import ApiError, from_client_error, refused
+from stretto_gateway.answers import ApiError, Model, Talks, from_client_error, refused
 from stretto_gateway.routed import RoutedClient
 
 MAX_NAME_CHARS = 64  # longest model name that is matched against the pattern

@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from stretto_client import ClientError, Speech, SpeechEvent
-from stretto_gateway.api_error import ApiError, from_client_error
+from stretto_gateway.answers import ApiError, from_client_error
 from stretto_gateway.trace import SpeechTrace, Trace
 
 

@@ -7,9 +7,9 @@ from typing import Protocol, TypeVar
 
 from starlette.websockets import WebSocket
 
-from stretto_gateway.api_error import ApiError
+from stretto_gateway.answers import ApiError
 from stretto_gateway.gateway import Gateway
-from stretto_gateway.realtime.channel import Channel, SessionEnd
+from stretto_gateway.realtime.events import Channel, SessionEnd
 
 DONE, FAILED, RESTART, TRY_AGAIN = 1000, 1011, 1012, 1013  # RFC 6455, section 7.4.1, and its registry
 Error = TypeVar("Error", bound=BaseException)

@@ -3,13 +3,124 @@
 All their files are in this package; the pages load none from other hosts.
 """
 
+import re
+from collections.abc import Iterator, Sequence
+from html import escape
 from pathlib import Path
+from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from stretto_gateway.reference import reference_page
+HEAD = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>Stretto: the API</title>
+<link rel="icon" type="image/svg+xml" href="page/icon.svg">
+<link rel="stylesheet" href="page/style.css">
+</head>
+<body class="reference">
+"""
+METHODS = ("get", "post", "delete")
+
+
+CODE = re.compile(r"`([^`]+)`")
+
+
+def reference_page(schema: dict[str, Any], base_url: str) -> str:
+    """Return a page about the routes of an OpenAPI schema, with an example.
+
+    Args:
+        schema: The content of `/openapi.json`.
+        base_url: URL under which the gateway was reached, with a trailing slash.
+    """
+    info = schema["info"]
+    parts = [HEAD, f"<header><h1>{escape(info['title'])}</h1></header>\n<main>\n"]
+    parts.append(f"<p>{_prose(info['description'])}</p>\n")
+    parts.append(
+        f'<section class="card" aria-label="An example">\n<h2>Try it</h2>\n{_example(schema, base_url)}</section>\n'
+    )
+    for path, operations in schema["paths"].items():
+        for method in METHODS:
+            if method in operations:
+                parts += _operation(method, path, operations[method], schema["components"]["schemas"])
+    return "".join([*parts, "</main>\n</body>\n</html>\n"])
+
+
+def _prose(text: str) -> str:
+    """Return `text` as HTML, with backquoted parts as code."""
+    return CODE.sub(r"<code>\1</code>", escape(text))
+
+
+def _example(schema: dict[str, Any], base_url: str) -> str:
+    """Return HTML with a curl command that speaks a sentence."""
+    key = ' \\\n  -H "authorization: Bearer $KEY"' if "security" in schema else ""
+    line = (
+        f"curl {base_url}v1/audio/speech{key} \\\n"
+        '  -H "content-type: application/json" \\\n'
+        """  -d '{"input": "It is twenty past nine."}' -o speech.mp3"""
+    )
+    told = "The answer is an mp3 file. It begins before the whole sentence is spoken."
+    return f"<pre><code>{escape(line, quote=False)}</code></pre>\n<p>{told}</p>\n"
+
+
+def _operation(method: str, path: str, operation: dict[str, Any], schemas: dict[str, Any]) -> Iterator[str]:
+    name = f"{method.upper()} {path}"
+    yield f'<section class="card" aria-label="{escape(name)}">\n<h2><code>{escape(name)}</code></h2>\n'
+    yield f"<p>{_prose(operation.get('description', ''))}</p>\n"
+    for media_type, body in operation.get("requestBody", {}).get("content", {}).items():
+        fields = _resolved(body["schema"], schemas)
+        needed = set(fields.get("required", ()))
+        named = sorted(fields["properties"].items(), key=lambda each: each[0] not in needed)  # those first
+        rows = [_field(each, told, fields, schemas) for each, told in named]
+        yield _table(f"Fields ({media_type})", ("name", "type", "default", "what"), rows)
+    answers = [(status, _answer(told, schemas), told["description"]) for status, told in operation["responses"].items()]
+    yield _table("Answers", ("status", "as", "what"), answers)
+    yield "</section>\n"
+
+
+def _field(name: str, told: dict[str, Any], fields: dict[str, Any], schemas: dict[str, Any]) -> tuple[str, ...]:
+    is_needed = name in fields.get("required", ())
+    default = "required" if is_needed else repr(told["default"]) if told.get("default") is not None else ""
+    return name, _type(told, schemas), default, told.get("description", "")
+
+
+def _answer(told: dict[str, Any], schemas: dict[str, Any]) -> str:
+    content = told.get("content", {})
+    return ", ".join(f"{kind}: {_type(each['schema'], schemas)}" for kind, each in content.items()) or "nothing"
+
+
+def _type(told: dict[str, Any], schemas: dict[str, Any]) -> str:
+    """Return a short description of a type; for an object, its fields."""
+    if "$ref" in told:
+        name, fields = told["$ref"].rpartition("/")[2], _resolved(told, schemas)
+        return f"{name} {{{', '.join(fields.get('properties', ()))}}}"
+    for kind in ("anyOf", "oneOf"):
+        if kind in told:
+            return " or ".join(_type(each, schemas) for each in told[kind])
+    if "enum" in told or "const" in told:
+        return " | ".join(map(str, told.get("enum", [told.get("const")])))
+    if told.get("type") == "array":
+        return f"list of {_type(told['items'], schemas)}"
+    if "contentMediaType" in told:
+        return "file"
+    return str(told.get("type", "anything"))
+
+
+def _resolved(told: dict[str, Any], schemas: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = schemas[told["$ref"].rpartition("/")[2]] if "$ref" in told else told
+    return found
+
+
+def _table(title: str, names: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    head = "".join(f'<th scope="col">{name}</th>' for name in names)
+    body = "".join(f"<tr>{''.join(f'<td>{_prose(cell)}</td>' for cell in row)}</tr>\n" for row in rows)
+    return f"<table><caption>{escape(title)}</caption>\n<tr>{head}</tr>\n{body}</table>\n"
+
 
 FOLDER = Path(__file__).parent / "static"
 MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}

@@ -10,9 +10,8 @@ from functools import partial
 from typing import Any
 
 from stretto_client import ClientError, ModelProfile, ServerUnavailable, SpeechClient, Timeouts
-from stretto_client.inputs import Audio
-from stretto_client.long_speech import Speech
-from stretto_client.produced_speech import Items, ProducedSpeech
+from stretto_client.long_speech import Items, ProducedSpeech, Speech
+from stretto_client.speech_stream import Audio
 
 ATTEMPTS = 4  # servers tried for an utterance before its first event
 READY_S = 4.0  # shorter than the gateway's own READY_S

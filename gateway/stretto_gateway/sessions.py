@@ -5,12 +5,11 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from stretto_gateway.admission import is_room
-from stretto_gateway.api_error import ApiError
+from stretto_gateway.admission import Held, is_room
+from stretto_gateway.answers import ApiError
 from stretto_gateway.caller import CALLER
 from stretto_gateway.config import Limits
-from stretto_gateway.held import Held
-from stretto_gateway.realtime.window_queue import WindowQueue
+from stretto_gateway.realtime.hearing import WindowQueue
 
 
 class Sessions:

@@ -1,19 +1,215 @@
 """Body of a speech request: OpenAI's fields and, as `extra_body`, every option of the ensemble."""
 
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi import Form
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    model_validator,
+)
 
 from stretto_client import FAMILY_OPTIONS, ModelProfile, RecordedVoice
 from stretto_client.markup import Markup
-from stretto_gateway.api_error import refused
+from stretto_gateway.answers import ApiError, refused
 from stretto_gateway.catalogue import find_task, find_voice
-from stretto_gateway.encoding import DEFAULT_RATE, HIGHEST_RATE, LOWEST_RATE, RATES
-from stretto_gateway.given_options import options_bytes
-from stretto_gateway.ignored import Body, Ignored
-from stretto_gateway.languages import AUTO, language_name
-from stretto_gateway.time_stretch import GREATEST_SPEED, LEAST_SPEED
+from stretto_gateway.encoding import DEFAULT_RATE, GREATEST_SPEED, HIGHEST_RATE, LEAST_SPEED, LOWEST_RATE, RATES
+
+MAX_NAME_CHARS = 200  # the names of unknown fields are the caller's
+
+
+def field_path(error: Mapping[str, Any], record: Any) -> str:
+    """Return the dotted path of an error in `record`; empty for the whole record.
+
+    For a field of several types, pydantic's locations also contain the type's name, which is left out.
+    """
+    names: list[str] = []
+    location = error["loc"]
+    for place, part in enumerate(location):
+        is_missing = error["type"] == "missing" and place == len(location) - 1
+        if isinstance(record, Mapping) and (part in record or is_missing):
+            record = record.get(part)
+        elif isinstance(record, list) and isinstance(part, int):
+            record = record[part]
+        else:
+            continue
+        names.append(str(part))
+    return ".".join(names)[:MAX_NAME_CHARS].encode(errors="backslashreplace").decode()
+
+
+HEADER = "stretto-ignored"
+MAX_NAMES, MAX_SHOWN_CHARS = 16, 64  # limits for the header, because the caller chooses the names
+UNSAFE = re.compile(r"[^A-Za-z0-9_.\[\]-]")  # other characters could end the header or an entry of its list
+UNKNOWN = "Extra inputs are not permitted"  # pydantic's message, also used with `--strict`
+
+
+class Body(BaseModel):
+    """Base class of request bodies: unknown fields are dropped, and the names of the first few are kept."""
+
+    model_config = ConfigDict(extra="ignore")
+    _unknown: tuple[str, ...] = PrivateAttr(default=())
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def drop_unknown(cls, record: Any, validate: ModelWrapValidatorHandler["Body"]) -> "Body":
+        """Return the validated body, which keeps the names of the first unknown fields of `record`."""
+        if not isinstance(record, Mapping):
+            return validate(record)
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        body = validate({name: value for name, value in record.items() if name in known})
+        body._unknown = first(name[:MAX_NAME_CHARS] for name in record if name not in known)
+        return body
+
+
+def first(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the first names, one more than the header shows."""
+    return tuple(name for name, _ in zip(names, range(MAX_NAMES + 1), strict=False))
+
+
+def unknown_fields(body: BaseModel, path: str = "") -> Iterator[str]:
+    """Yield the paths of the unknown fields that were dropped from `body` and the bodies inside it."""
+    if isinstance(body, Body):
+        yield from (path + name for name in body._unknown)
+    for name, value in body.__dict__.items():
+        if isinstance(value, BaseModel):
+            yield from unknown_fields(value, f"{path}{name}.")
+        elif isinstance(value, list):
+            for index, each in enumerate(value):
+                if isinstance(each, BaseModel):
+                    yield from unknown_fields(each, f"{path}{name}.{index}.")
+
+
+def refuse_unknown(body: BaseModel, path: str = "") -> None:
+    """Raise ApiError for the first unknown field of `body`, which is part of the request at `path`."""
+    for name in unknown_fields(body, path and f"{path}."):
+        param = name.encode(errors="backslashreplace").decode()[:MAX_NAME_CHARS]
+        raise ApiError(400, f"{param}: {UNKNOWN}", param, "invalid_value")
+
+
+class Ignored:
+    """Names of the fields of one request that are not honoured; with `--strict` such a field is an error instead."""
+
+    def __init__(self, body: BaseModel, is_strict: bool):
+        """Collect the unknown fields of `body`; raise ApiError for the first one if `is_strict`."""
+        if is_strict:
+            refuse_unknown(body)
+        self._is_strict = is_strict
+        self._names = list(first(unknown_fields(body)))
+
+    def add(self, name: str, expected: str, got: object) -> None:
+        """Record that `name` is not honoured; raise ApiError instead if the gateway is strict.
+
+        Args:
+            name: The field, under the caller's name.
+            expected: Value that would be honoured, for the error message.
+            got: The caller's value.
+        """
+        if self._is_strict:
+            raise refused(name, expected, got)
+        self.note(name)
+
+    def note(self, name: str) -> None:
+        """Record that `name` is not honoured, although a strict gateway accepts it as well."""
+        if name not in self._names and len(self._names) <= MAX_NAMES:
+            self._names.append(name)
+
+    @property
+    def names(self) -> list[str]:
+        """Recorded names in safe characters, limited in number and length; `...` replaces further ones."""
+        shown = [UNSAFE.sub("?", name[:MAX_SHOWN_CHARS]) for name in self._names[:MAX_NAMES]]
+        return shown + ["..."] * (len(self._names) > MAX_NAMES)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Response header with the names; empty if all fields were honoured."""
+        return {HEADER: ", ".join(self.names)} if self._names else {}
+
+
+# The server's limits (`records/json_record.py`), checked here before the values take up memory.
+MAX_BYTES, MAX_DEPTH = 16 * 1024, 8
+OBJECT_BYTES = 48  # most memory per byte of JSON once parsed: two bytes can be a list
+SMALL_BYTES = 1024  # JSON that is always admitted
+
+
+def json_bytes(value: Any, param: str) -> int:
+    """Return the size of `value` as the client's JSON; raise ApiError if it exceeds the server's limits."""
+    depth, num_values, level = 0, 1, [value]
+    while level := [each for each in level if isinstance(each, (list, dict))]:
+        depth, num_values = depth + 1, num_values + sum(map(len, level))
+        if depth > MAX_DEPTH:
+            raise refused(param, f"JSON nested at most {MAX_DEPTH} deep", f"more than {MAX_DEPTH} levels")
+        if num_values > MAX_BYTES:  # before they are serialised
+            raise refused(param, f"at most {MAX_BYTES} bytes of JSON", f"{num_values} values")
+        level = [inner for each in level for inner in (each.values() if isinstance(each, dict) else each)]
+    num_bytes = len(json.dumps(value))
+    if num_bytes > MAX_BYTES:
+        raise refused(param, f"at most {MAX_BYTES} bytes of JSON", f"{num_bytes} bytes")
+    return num_bytes
+
+
+def options_bytes(options: dict[str, Any]) -> int:
+    """Return the size of all options as JSON.
+
+    Raises:
+        ApiError: They exceed the server's limits; it names the first option that is too large or nested too deep.
+    """
+    num_bytes = 0
+    for name, value in options.items():
+        num_bytes += json_bytes({name: value}, name)
+        if num_bytes > MAX_BYTES:
+            raise refused(name, f"at most {MAX_BYTES} bytes of JSON in all options", f"{num_bytes} bytes")
+    return num_bytes
+
+
+def held_bytes(options: dict[str, Any]) -> int:
+    """Return the memory of stored options, beyond the small amount that is always admitted."""
+    return OBJECT_BYTES * max(0, len(json.dumps(options)) - SMALL_BYTES)
+
+
+AUTO = "auto"  # leaves the language to the model
+# ISO 639-1 and 639-2 codes of the languages that speech models name; others are given by their English names.
+CODES = dict(
+    pair.split(":")
+    for pair in (
+        "ar:arabic cs:czech da:danish de:german el:greek en:english es:spanish fi:finnish fr:french he:hebrew hi:hindi "
+        "hu:hungarian id:indonesian it:italian ja:japanese ko:korean ms:malay nl:dutch no:norwegian pl:polish "
+        "pt:portuguese ro:romanian ru:russian sv:swedish sw:swahili th:thai tr:turkish uk:ukrainian vi:vietnamese "
+        "zh:chinese deu:german eng:english fra:french ita:italian jpn:japanese kor:korean por:portuguese rus:russian "
+        "spa:spanish zho:chinese"
+    ).split()
+)
+
+
+def language_name(profile: ModelProfile, language: object) -> str:
+    """Return the model's name of a language, or AUTO.
+
+    Args:
+        profile: The served model. If it lists no languages, the server checks the name.
+        language: An English name, a code such as `en` or `en-US`, or `Auto`.
+
+    Raises:
+        ApiError: The model does not support the language.
+    """
+    if not isinstance(language, str):
+        raise refused("language", "a name or a code of a language", language)
+    name = code_name(language)
+    if name != AUTO and profile.languages and name not in profile.languages:
+        raise refused("language", f"one of {', '.join((AUTO, *profile.languages))}", language)
+    return name
+
+
+def code_name(language: str) -> str:
+    """Return the lower-case English name for a code such as `en` or `en-US`, or the name itself."""
+    plain = language.strip().lower()
+    return CODES.get(plain.replace("_", "-").partition("-")[0], plain) or AUTO
+
 
 OPTIONS = (
     *("seed", "guidance_scale", "guidance", "temperature", "top_k", "top_p", "text", "audio", "max_audio_s"),

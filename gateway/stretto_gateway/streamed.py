@@ -8,7 +8,7 @@ from contextlib import aclosing, suppress
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from stretto_gateway.api_error import ApiError
+from stretto_gateway.answers import ApiError
 from stretto_gateway.caller import CallerGone, unless_gone
 
 PIECE_BYTES = 16_384  # sent at a time, so that slow readers get one piece within the time limit

@@ -1,6 +1,8 @@
 """`/v1/audio/voices`: the model's voices, and voices that callers add."""
 
 import asyncio
+import base64
+import binascii
 from contextlib import aclosing
 from typing import Annotated
 
@@ -11,16 +13,45 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from stretto_client import ModelProfile, RecordedVoice, TaskProfile
-from stretto_gateway.answers import DeletedVoice, NamedId, Voice, Voices
-from stretto_gateway.api_error import ApiError, refused
+from stretto_gateway.answers import ApiError, DeletedVoice, NamedId, Voice, Voices, refused
 from stretto_gateway.caller import unless_gone
 from stretto_gateway.catalogue import aliases, find_task
 from stretto_gateway.events import told
 from stretto_gateway.gateway import Gateway
-from stretto_gateway.ignored import Body, Ignored
-from stretto_gateway.recordings import read_recording
-from stretto_gateway.speech_request import MAX_REF_CHARS, WITH_FILE, SpeechOptions, Text
+from stretto_gateway.speech_request import MAX_REF_CHARS, WITH_FILE, Body, Ignored, SpeechOptions, Text
 from stretto_gateway.voice_store import ID, StoredVoice, TooManyVoices, VoiceStore
+
+FETCHES_NOTHING = "base64 or a data: URL, because the gateway opens no addresses and no files"
+
+
+def read_recording(param: str, text: str, max_bytes: int) -> bytes:
+    """Return the bytes of the file in `text`.
+
+    Args:
+        param: The field, for error messages.
+        text: Base64, or a `data:` URL with base64.
+        max_bytes: Largest file.
+
+    Raises:
+        ApiError: `text` is another kind of URL, is not base64, or is too long.
+    """
+    data = text
+    if text[:5].lower() == "data:":
+        head, _, data = text.partition(",")
+        if not head.lower().endswith(";base64"):
+            raise refused(param, "a data: URL with ;base64", text)
+    elif "://" in text[:64] or text[:5].lower() == "file:":
+        raise refused(param, FETCHES_NOTHING, text)
+    if len(data) > 4 * (max_bytes + 2) // 3:
+        raise refused(param, f"at most {max_bytes} bytes", f"{len(data)} characters of base64")
+    try:
+        recording = base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError):
+        raise refused(param, FETCHES_NOTHING, text) from None
+    if not 0 < len(recording) <= max_bytes:
+        raise refused(param, f"1 to {max_bytes} bytes", f"{len(recording)} bytes")
+    return recording
+
 
 router = APIRouter()
 FIELDS = {"audio": "audio_sample", "messages[0].text": "ref_text"}  # caller's field names by the server's

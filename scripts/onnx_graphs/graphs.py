@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stretto.codec.tiny.mel import FFT_SIZE, FLOOR, HOP, WINDOW, mel_filters
+from stretto.codec.tiny.vocoder import FFT_SIZE, FLOOR, HOP, WINDOW, mel_filters
 
 
 def fourier(inputs: int, size: int) -> tuple[Tensor, Tensor]:

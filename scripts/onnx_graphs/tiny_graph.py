@@ -11,12 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scripts.onnx_graphs.graphs import fourier
-from stretto.codec.tiny import excitation
+from stretto.codec.tiny import vocoder as excitation
 from stretto.codec.tiny.codec import TinyCodec
-from stretto.codec.tiny.filters import BLOCK, LEAD, SPAN
-from stretto.codec.tiny.mel import FFT_SIZE, HOP, NUM_MELS
-from stretto.codec.tiny.network import ConvBlock, Trunk
-from stretto.codec.tiny.vocoder import VOICING_SLOPE
+from stretto.codec.tiny.vocoder import BLOCK, FFT_SIZE, HOP, LEAD, NUM_MELS, SPAN, VOICING_SLOPE, ConvBlock, Trunk
 
 ERF_STEP, ERF_TERMS, ERF_END = math.pi / 12.5, 25, 6.0  # beyond ERF_END, erf is 1 in float64
 

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import gateway
 from benchmarks.speech_metrics import Trace
-from stretto_gateway.api_error import ApiError
+from stretto_gateway.answers import ApiError
 
 FULL = ApiError(429, "no room").response().body.decode()
 BROKEN = ApiError(502, "broken").response().body.decode()

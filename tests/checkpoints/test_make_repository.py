@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from stretto.checkpoints.make_repository import BUNDLED, WARM_UP_S, bytes_per_row, main
-from stretto.checkpoints.profile import profile
-from stretto.families.opuslm.convert_ssl_tokenizer import ConvertedSslTokenizer
+from stretto.checkpoints.make_repository import BUNDLED, WARM_UP_S, bytes_per_row, main, profile
+from stretto.families.opuslm.convert import ConvertedSslTokenizer
 from stretto.families.opuslm.ssl_tokenizer import FOLDER
 from stretto.families.registry import family_at
 from stretto.families.tiny.family import TINY

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stretto_client import clauses
-from stretto_client.clauses import first_sentences, halve, split
+from stretto_client import long_speech
+from stretto_client.long_speech import first_sentences, halve, split
 
 TEXTS = st.text(alphabet='ab12 .,;:!?—"\n', max_size=200)
 SPACE = st.text(alphabet=" \n\t.;", min_size=1, max_size=60)
@@ -80,12 +80,12 @@ def test_sentences_are_looked_for_in_little_at_once_and_found_as_in_all_of_it(
         looked_at.append(text)
         return whole(language, text)
 
-    whole = clauses.segment
-    monkeypatch.setattr(clauses, "segment", segment)
+    whole = long_speech.segment
+    monkeypatch.setattr(long_speech, "segment", segment)
     pieces = split(text, 160)
     assert "".join(looked_at) == text
-    assert max(map(len, looked_at)) <= clauses.MAX_BLOCK_CHARS
+    assert max(map(len, looked_at)) <= long_speech.MAX_BLOCK_CHARS
     assert words(pieces) == words([text])
     if "Smith" in text:
-        monkeypatch.setattr(clauses, "MAX_BLOCK_CHARS", len(text))
+        monkeypatch.setattr(long_speech, "MAX_BLOCK_CHARS", len(text))
         assert split(text, 160) == pieces

@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stretto_client import RequestRefused, ServerFailed, SpeechClient, TimedOut, Timeouts, live_speech
-from stretto_client.clauses import first_sentences
-from stretto_client.live_speech import clauses_of
-from stretto_client.unread_text import MAX_WAITING_CHARS, UnreadText
+from stretto_client.live_speech import MAX_WAITING_CHARS, UnreadText, clauses_of
+from stretto_client.long_speech import first_sentences
 from tests.client.fake_server import PROFILE, Chunk, ErrorText, FakeServer, Pause, Request, Step, Taken, Until
 
 LIVE = PROFILE | {"reads_live_text": True}
@@ -195,7 +194,7 @@ async def test_a_model_that_needs_whole_texts_gets_sentences() -> None:
 
 
 async def test_a_stream_of_parts_that_ends_is_the_servers_failure(live: Live) -> None:
-    from stretto_client.part_stream import PartStream
+    from stretto_client.live_speech import PartStream
 
     async with SpeechClient(await live.server.start()) as client:
         parts = PartStream(client._client, "speech", "there", 60.0)

@@ -12,8 +12,8 @@ import pytest
 from stretto.records.sampling import RingAddress
 from stretto.triton_io.ring import PcmRing
 from stretto_client import ServerUnavailable, SpeechClient
-from stretto_client import ring as ring_module
-from stretto_client.regions import Memory
+from stretto_client import shared_memory as ring_module
+from stretto_client.shared_memory import Memory
 from tests.client.fake_server import Chunk, FakeServer, Pause, Step
 from tests.cuda_runtime import FakeRuntime, install
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from stretto_client.standard_input import pieces_from
+from stretto_client.chat import pieces_from
 from tests.client.test_live_speech import Live
 
 ROOT = Path(__file__).parents[2]

@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from benchmarks.checkpoints.random_espnet import CONFIG, publish, published_tensors
-from stretto.codec.espnet_dac import load
-from stretto.codec.espnet_dac_checkpoint import EspnetDacConfig, multiply_weight_norm_out
-from stretto.codec.seanet.shape import Context
+from stretto.codec.espnet_dac import EspnetDacConfig, load, multiply_weight_norm_out
+from stretto.codec.seanet.stream import Context
 from stretto.errors import CheckpointError
 
 

@@ -2,7 +2,7 @@ import torch
 from transformers import MimiConfig
 from transformers.models.mimi.modeling_mimi import MimiTransformerModel
 
-from stretto.codec.mimi_cache import RingTransformer
+from stretto.codec.mimi import RingTransformer
 
 WINDOW = 6
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stretto.codec.receptive_field import (
+from stretto.codec.windowed import (
     Conv,
     Layer,
     Upsample,

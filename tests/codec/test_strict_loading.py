@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from stretto.codec.strict_loading import load_strictly, read_tensors
+from stretto.codec.published import load_strictly, read_tensors
 from stretto.errors import CheckpointError
 
 TENSORS = {"weight": torch.arange(6.0).view(2, 3), "bias": torch.ones(2)}

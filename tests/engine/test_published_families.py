@@ -16,7 +16,7 @@ from stretto.engine.request.protocol import NO_CHANGE
 from stretto.engine.request.reply_rules import SegmentRules, SegmentTracker
 from stretto.engine.worker.predictors import StreamHeads
 from stretto.families.base import Family
-from stretto.families.text_codec import SILENT
+from stretto.families.text import SILENT
 from stretto.records.chunk import Report
 from stretto.records.prompt import Prompt
 from stretto.streams.chunking import ChunkPolicy, Pacer

@@ -27,7 +27,7 @@ from stretto.engine.worker.slots import (
     SlotTables,
 )
 from stretto.families.base import Family, Task
-from stretto.families.text_codec import SILENT
+from stretto.families.text import SILENT
 from stretto.records.chunk import Report
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.chunking import ChunkPolicy, Pacer

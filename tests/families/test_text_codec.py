@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.checkpoints.random_published import write_tokenizer
 from stretto.families.bagpiper.family import bagpiper
-from stretto.families.text_codec import get_text_codec, load_text_codec, subword_codec
+from stretto.families.text import get_text_codec, load_text_codec, subword_codec
 from stretto.families.tiny import family as tiny
 from stretto.families.tiny.family import CHARACTERS, FIRST_CHARACTER, FIRST_PHONEME, PHONEMES, SEPARATOR, SPACE
 from stretto.families.tokenizer import TextTokenizer

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from stretto_gateway.admission import Admission
-from stretto_gateway.api_error import ApiError
+from stretto_gateway.answers import ApiError
 from stretto_gateway.caller import CALLER, network
 
 WAITS = list[float]()

@@ -11,10 +11,9 @@ import pytest
 
 from stretto_client import SpeechStream, Timeouts
 from stretto_gateway import connection
-from stretto_gateway.admission import Waiter
+from stretto_gateway.admission import Held, Waiter
 from stretto_gateway.config import Limits
 from stretto_gateway.guard import SMALL_BYTES, Body
-from stretto_gateway.held import Held
 from stretto_gateway.streamed import Streamed
 from stretto_gateway.trace import Trace
 from tests.client.fake_server import Until

@@ -14,11 +14,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from stretto_gateway.app import make_app
-from stretto_gateway.batch import BatchRequest
-from stretto_gateway.chat_request import ChatRequest
+from stretto_gateway.chat import ChatRequest
 from stretto_gateway.config import GatewayConfig
-from stretto_gateway.ignored import Body
-from stretto_gateway.speech_request import SpeechRequest
+from stretto_gateway.speech import BatchRequest
+from stretto_gateway.speech_request import Body, SpeechRequest
 from tests.client.fake_server import PROFILE, FakeServer, Request, Step
 from tests.gateway.conftest import SPOKEN
 

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from stretto.errors import InvalidRequest
-from stretto.preprocessing import json_field
-from stretto_gateway.api_error import ApiError
-from stretto_gateway.given_options import MAX_BYTES, MAX_DEPTH, OBJECT_BYTES, SMALL_BYTES, held_bytes, options_bytes
-from stretto_gateway.realtime.client_events import MAX_VALUES, num_values, read_json
+from stretto.records import json_record
+from stretto_gateway.answers import ApiError
+from stretto_gateway.realtime.events import MAX_VALUES, num_values, read_json
+from stretto_gateway.speech_request import MAX_BYTES, MAX_DEPTH, OBJECT_BYTES, SMALL_BYTES, held_bytes, options_bytes
 
 
 def nested(depth: int) -> list[Any]:
@@ -18,7 +18,7 @@ def nested(depth: int) -> list[Any]:
 
 
 def test_limits_are_those_of_the_server() -> None:
-    assert (MAX_BYTES, MAX_DEPTH) == (json_field.MAX_BYTES, json_field.MAX_DEPTH)
+    assert (MAX_BYTES, MAX_DEPTH) == (json_record.MAX_BYTES, json_record.MAX_DEPTH)
 
 
 @pytest.mark.parametrize(
@@ -40,10 +40,10 @@ def test_what_the_server_takes_is_taken(options: dict[str, Any], param: str | No
     text = json.dumps(options)
     if param is None:
         assert options_bytes(options) == len(text)
-        assert json_field.read_json("options", text) == options
+        assert json_record.read_json("options", text) == options
         return
     with pytest.raises(InvalidRequest):
-        json_field.read_json("options", text)
+        json_record.read_json("options", text)
     with pytest.raises(ApiError) as raised:
         options_bytes(options)
     assert raised.value.param == param

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stretto_gateway.time_stretch import GREATEST_SPEED, LEAST_SPEED, TimeStretch
+from stretto_gateway.encoding import GREATEST_SPEED, LEAST_SPEED, TimeStretch
 
 RATE, HZ = 24_000, 440.0
 SPEEDS = [LEAST_SPEED, 0.5, 0.8, 1.25, 2.0, 3.1, GREATEST_SPEED]

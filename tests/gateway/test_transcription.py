@@ -6,7 +6,7 @@ import numpy as np
 import openai
 import pytest
 
-from stretto_gateway.api_error import REFUSED
+from stretto_gateway.answers import REFUSED
 from stretto_gateway.config import Limits
 from stretto_gateway.encoding import wav_header
 from tests.client.fake_server import PROFILE, REPORT, Chunk, ErrorText

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from stretto.checkpoints.profile import profile
+from stretto.checkpoints.make_repository import profile
 from stretto.codec.registry import load_codec
 from stretto.families.tiny.family import TINY
 from stretto.triton_io.tensors import MODELS, TensorSpec

@@ -4,10 +4,9 @@ import pytest
 
 from stretto.errors import InvalidRequest
 from stretto.families.base import Family
+from stretto.families.conversation import Turn, choose_task, read_messages
 from stretto.families.registry import read_family
 from stretto.families.tiny.family import TINY
-from stretto.preprocessing.conversation import choose_task
-from stretto.preprocessing.messages import Turn, read_messages
 
 BAGPIPER, OPUSLM, DIALOGUE = (
     read_family({"speech_family": name}) for name in ("bagpiper", "opuslm", "opuslm_dialogue")

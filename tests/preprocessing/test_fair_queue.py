@@ -6,7 +6,7 @@ from collections import defaultdict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stretto.preprocessing.fair_queue import FairQueue
+from stretto.preprocessing.lanes import FairQueue
 
 
 def test_a_host_waits_for_one_item_of_each_other_and_not_for_all() -> None:

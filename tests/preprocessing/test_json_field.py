@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stretto.errors import InvalidRequest
-from stretto.preprocessing import json_field
-from stretto.preprocessing.json_field import MAX_BYTES, MAX_DEPTH, MAX_PARTS, STRING_OR_BRACKET, measured, read_json
+from stretto.records import json_record
+from stretto.records.json_record import MAX_BYTES, MAX_DEPTH, MAX_PARTS, STRING_OR_BRACKET, measured, read_json
 
 VALUES = st.recursive(
     st.one_of(st.none(), st.integers(-9, 9), st.text(max_size=5)),
@@ -70,7 +70,7 @@ def test_no_more_parts_are_looked_at_than_there_may_be(monkeypatch: pytest.Monke
                 num_seen += 1
                 yield match
 
-    monkeypatch.setattr(json_field, "STRING_OR_BRACKET", Counting())
+    monkeypatch.setattr(json_record, "STRING_OR_BRACKET", Counting())
     with pytest.raises(InvalidRequest, match=r"^messages: expected (JSON nested at most 8 deep|at most 8192 strings)"):
         read_json("messages", "[" + part * 30_000, 1 << 20)
     assert num_seen <= (MAX_PARTS + 1 if part in ("[],", '"', '"",', "]") else 2 * MAX_DEPTH + 1)

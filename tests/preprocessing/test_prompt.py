@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from stretto.errors import CheckpointError
+from stretto.families.prompting import open_template
 from stretto.families.registry import FOLDERS, module_of, read_family
-from stretto.preprocessing.prompt import open_template
 from tests.fakes import FrameCounter
 
 

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stretto.errors import InvalidRequest
-from stretto.preprocessing.request import RawRequest
-from stretto.preprocessing.text_part import read_part
+from stretto.preprocessing.request import RawRequest, read_part
 from stretto.records.prompt import MAX_PART_CHARS, TextPart
 
 RECORD = {"id": "name", "part": 3, "is_last": False}

@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from stretto.errors import InvalidRequest
-from stretto.preprocessing.messages import read_messages
+from stretto.families.conversation import read_messages
 from stretto.records.chunk import MAX_GENERATION, Chunk, Envelope, FlowAddress, GuidanceChange, Report, WordMark
 from stretto.records.event import EVENT
 from stretto.records.prompt import HeardAudio, Prompt

@@ -19,7 +19,7 @@ from scripts.export_onnx import export_codec, export_mel
 from stretto.codec import onnx_runtime
 from stretto.codec.base import Codec
 from stretto.codec.registry import load_codec
-from stretto.codec.tiny.mel import NUM_MELS, log_mel
+from stretto.codec.tiny.vocoder import NUM_MELS, log_mel
 from stretto.config import DecoderConfig
 from stretto.decoder.worker import open_codec
 from tests.fakes import FakeCodec

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from stretto_client import SpeechClient, SpeechEvent
-from stretto_client.clauses import split
-from stretto_client.joint import FADE_S
+from stretto_client.long_speech import FADE_S, split
 from tests.server.conftest import Server
 
 pytestmark = pytest.mark.server

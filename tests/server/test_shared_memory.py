@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 from stretto_client import RequestRefused, RingSize, SpeechClient
-from stretto_client.inputs import Audio
+from stretto_client.speech_stream import Audio
 from tests.server.conftest import Server
 
 pytestmark = pytest.mark.server

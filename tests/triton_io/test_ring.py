@@ -12,8 +12,7 @@ import pytest
 from stretto.errors import InvalidRequest
 from stretto.records.sampling import RingAddress
 from stretto.triton_io.ring import CudaPayload, PcmRing, check_ring
-from stretto_client.regions import SystemRegion
-from stretto_client.ring import HEADER, Ring, RingSize
+from stretto_client.shared_memory import HEADER, Ring, RingSize, SystemRegion
 from tests.cuda_runtime import Handle, OldHandle, install
 
 SIZE = RingSize(slots=4, slot_bytes=64)  # 16 samples of float32 to a slot

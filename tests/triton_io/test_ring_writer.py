@@ -15,7 +15,7 @@ from stretto.records.sampling import RingAddress
 from stretto.triton_io import ring as writers
 from stretto.triton_io.flow import FlowSlot, FlowTable
 from stretto.triton_io.ring import RingWriter, RingWriters
-from stretto_client.ring import Ring, RingSize
+from stretto_client.shared_memory import Ring, RingSize
 from tests.cuda_runtime import install
 from tests.patience import PATIENCE_S
 

@@ -11,7 +11,7 @@ import pytest
 
 from stretto.departures import DEPARTURES_FILE, STREAM, Departures
 from stretto.errors import InvalidRequest, NoPlace
-from stretto.families.text_stream import SubwordStream
+from stretto.families.text import SubwordStream
 from stretto.records.chunk import Chunk, LMChunk
 from stretto.records.prompt import Prompt, TextPart
 from stretto.records.sampling import SamplingConfig, SegmentSampling

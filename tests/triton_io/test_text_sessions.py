@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stretto.errors import InvalidRequest, Overloaded
-from stretto.families.text_stream import MAX_PENDING_CHARS, SubwordStream
+from stretto.families.text import MAX_PENDING_CHARS, SubwordStream
 from stretto.records.chunk import Chunk, FlowAddress, LMChunk
 from stretto.records.prompt import Prompt, TextPart
 from stretto.records.sampling import SamplingConfig, SegmentSampling

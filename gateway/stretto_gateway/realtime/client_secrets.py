@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from stretto_gateway.admission import is_room
-from stretto_gateway.api_error import ApiError
+from stretto_gateway.answers import ApiError
 from stretto_gateway.realtime.settings import Settings
 from stretto_gateway.speech_request import Body
 

@@ -9,9 +9,9 @@ from typing import Any, Literal
 import numpy as np
 
 from stretto_client import Word
-from stretto_gateway.api_error import ApiError, refused
+from stretto_gateway.admission import Held
+from stretto_gateway.answers import ApiError, refused
 from stretto_gateway.encoding import DEFAULT_RATE, wav_header
-from stretto_gateway.held import Held
 
 Kind = Literal["input_text", "input_audio", "output_text", "output_audio"]
 MAX_CHAR_BYTES = 4

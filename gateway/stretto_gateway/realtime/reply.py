@@ -11,20 +11,17 @@ from typing import Any
 import numpy as np
 
 from stretto_client import ModelProfile, SpeechEvent
-from stretto_gateway.api_error import ApiError, refused, within
+from stretto_gateway.answers import ApiError, refused, within
 from stretto_gateway.catalogue import find_voice
-from stretto_gateway.chat_request import conversing_task
-from stretto_gateway.encoding import DEFAULT_RATE
+from stretto_gateway.chat import conversing_task
+from stretto_gateway.encoding import DEFAULT_RATE, TimeStretch
 from stretto_gateway.events import followed
 from stretto_gateway.gateway import Gateway
-from stretto_gateway.given_options import held_bytes
-from stretto_gateway.realtime.channel import Channel
-from stretto_gateway.realtime.client_events import ReplyFields, ResponseCreate
 from stretto_gateway.realtime.conversation import MAX_CHAR_BYTES, Conversation, Item, Kind, Part, asked_kinds, new_id
+from stretto_gateway.realtime.events import Channel, ReplyFields, ResponseCreate
 from stretto_gateway.realtime.settings import RealtimeSettings, ignoring
 from stretto_gateway.speech import usage
-from stretto_gateway.speech_request import OPTIONS
-from stretto_gateway.time_stretch import TimeStretch
+from stretto_gateway.speech_request import OPTIONS, held_bytes
 from stretto_gateway.trace import SpeechTrace, Trace
 
 clock_s: Callable[[], float] = time.monotonic

@@ -6,12 +6,10 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError
 
 from stretto_client import ModelProfile
-from stretto_gateway.api_error import ApiError, refused, shown, within
+from stretto_gateway.answers import ApiError, refused, shown, within
 from stretto_gateway.catalogue import Catalogue, find_task, find_voice
-from stretto_gateway.field_path import MAX_NAME_CHARS, field_path
-from stretto_gateway.ignored import Body
-from stretto_gateway.speech_request import Text, Voiced
-from stretto_gateway.time_stretch import GREATEST_SPEED, LEAST_SPEED
+from stretto_gateway.encoding import GREATEST_SPEED, LEAST_SPEED
+from stretto_gateway.speech_request import MAX_NAME_CHARS, Body, Text, Voiced, field_path
 
 MAX_INSTRUCTION_CHARS = 100_000  # a session keeps them in addition to its accounted memory
 MAX_ERRORS = 16  # reported for one update

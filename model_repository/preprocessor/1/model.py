@@ -23,8 +23,7 @@ class TritonPythonModel:
         stub.give_back_large_memory()
         from stretto.preprocessing.audio_process import AudioProcess
         from stretto.preprocessing.lanes import AudioLanes, Load
-        from stretto.preprocessing.request import Preprocessor, RawRequest
-        from stretto.preprocessing.text_part import read_part
+        from stretto.preprocessing.request import Preprocessor, RawRequest, read_part
         from stretto.triton_io import tensors
         from stretto.triton_io.preparing_service import PreparingService
         from stretto.triton_io.seal import SealKey

@@ -1,8 +1,8 @@
 """Codec of a checkpoint: a folder published by its authors, or the copy inside a release's weights."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,17 +20,39 @@ from transformers import (
     XcodecModel,
 )
 
-from stretto.checkpoints import shards
-from stretto.checkpoints.shards import Entry, Written
-from stretto.checkpoints.tensors import Part, check, shapes_of
-from stretto.codec.espnet_dac_checkpoint import read_config
+from stretto.checkpoints import tensors
+from stretto.checkpoints import tensors as shards
+from stretto.checkpoints.tensors import Entry, Part, Written, check, shapes_of
+from stretto.codec.espnet_dac import read_config
 from stretto.codec.glm4_voice import config as glm4_voice
+from stretto.codec.glm4_voice.tokenizer import CONFIG, FEATURES, FOLDER, read_tokenizer
 from stretto.codec.published import load_config
 from stretto.codec.qwen3_12hz import config as qwen3_12hz
 from stretto.codec.registry import load_codec
 from stretto.errors import CheckpointError
 from stretto.families.base import Family
 from stretto.untrusted_files import UNPARSABLE, released_file
+
+
+@dataclass(frozen=True)
+class PublishedTokenizer:
+    """Files to be copied to `ssl_tokenizer/`; no tensor is converted or dropped."""
+
+    files: list[Path]
+    entries: Sequence[Entry] = ()
+    dropped: dict[str, list[int]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, folder: Path, num_codes: int) -> "PublishedTokenizer":
+        """Return the files in a folder; CheckpointError if they do not fit, or make another number of codes."""
+        read_tokenizer(folder, num_codes)
+        names = [CONFIG, FEATURES, *sorted(path.name for path in folder.glob("model*.safetensors"))]
+        return cls([released_file(folder, name) for name in names])
+
+    def write(self, folder: Path, progress: tensors.Progress) -> list[Written]:
+        """Copy the files."""
+        return [tensors.copy_file(path, folder / path.name, f"{FOLDER}/{path.name}") for path in self.files]
+
 
 WEIGHTS = (".pt", ".pth", ".safetensors")
 FILES = (".json", ".yaml", *WEIGHTS)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from stretto.checkpoints.contents import DTYPES
 from stretto.checkpoints.conversion import Conversion, plan, write
+from stretto.checkpoints.published import DTYPES
 from stretto.checkpoints.release import FAMILIES, Release
 from stretto.command_line import CommandParser
 from stretto.errors import CheckpointError

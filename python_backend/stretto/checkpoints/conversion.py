@@ -13,18 +13,17 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
-from stretto.checkpoints import codec, shards
-from stretto.checkpoints.contents import notes_on, read_contents
+from stretto.checkpoints import codec
+from stretto.checkpoints import tensors as shards
+from stretto.checkpoints.codec import PublishedTokenizer
 from stretto.checkpoints.generation import read_defaults
-from stretto.checkpoints.published import Network, published
+from stretto.checkpoints.published import Network, notes_on, published, read_contents
 from stretto.checkpoints.release import Release, Tokenizer
-from stretto.checkpoints.shards import Entry, Written
-from stretto.checkpoints.speech_tokenizer import PublishedTokenizer
-from stretto.checkpoints.tensors import Part, Plan, check
+from stretto.checkpoints.tensors import Entry, Part, Plan, Written, check
 from stretto.errors import CheckpointError, shown
 from stretto.families.base import Family
 from stretto.families.defaults import KEY as SAMPLING
-from stretto.families.opuslm.convert_ssl_tokenizer import ConvertedSslTokenizer
+from stretto.families.opuslm.convert import ConvertedSslTokenizer
 from stretto.families.opuslm.ssl_tokenizer import FOLDER
 from stretto.families.registry import read_family
 from stretto.untrusted_files import UNPARSABLE

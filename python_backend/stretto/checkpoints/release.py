@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from stretto.checkpoints.byte_level_bpe import read_tokenizer
-from stretto.codec.strict_loading import UNREADABLE, read_pickled
+from stretto.codec.published import UNREADABLE, read_pickled
 from stretto.errors import CheckpointError, shown
 from stretto.families.tokenizer import FILE, TextTokenizer
 from stretto.untrusted_files import json_object, regular_file, released_file

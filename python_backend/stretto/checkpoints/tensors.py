@@ -1,13 +1,148 @@
-"""Mapping of published tensors to converted ones; none may be missing, unknown, or of another shape."""
+"""Tensors of a conversion: mapping from published names, and sharded safetensors output."""
 
-from collections.abc import Callable, Iterable, Mapping
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
 
 from stretto.errors import CheckpointError
+
+DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+PIECE = 64 << 20  # bytes per write
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Tensor to be written: its name, dtype and shape, and a function that reads it."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]
+
+    @property
+    def num_bytes(self) -> int:
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Written:
+    """File that was written.
+
+    Attributes:
+        name: Name relative to the checkpoint.
+        num_bytes: Size in bytes.
+        sha256: SHA-256 of its content, in hexadecimal.
+    """
+
+    name: str
+    num_bytes: int
+    sha256: str
+
+
+def split(entries: list[Entry], max_bytes: int) -> list[list[Entry]]:
+    """Split entries, in order, into shards of at most `max_bytes`; a larger entry gets a shard of its own."""
+    shards: list[list[Entry]] = []
+    size = max_bytes
+    for each in entries:
+        if size + each.num_bytes > max_bytes or not shards:
+            shards.append([])
+            size = 0
+        shards[-1].append(each)
+        size += each.num_bytes
+    return shards
+
+
+def write_shards(folder: Path, entries: list[Entry], max_bytes: int, progress: Progress) -> list[Written]:
+    """Write `model-0000N-of-0000M.safetensors` and their index."""
+    shards = split(entries, max_bytes)
+    files: list[Written] = []
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        files.append(write_file(folder / name, shard, progress))
+        weight_map |= {each.name: name for each in shard}
+    index = {"metadata": {"total_size": sum(each.num_bytes for each in entries)}, "weight_map": weight_map}
+    return [*files, write_json(folder / "model.safetensors.index.json", index)]
+
+
+def write_file(path: Path, entries: list[Entry], progress: Progress) -> Written:
+    """Write one safetensors file."""
+    # so that each begins at a multiple of its item size
+    entries = sorted(entries, key=lambda each: -each.dtype.itemsize)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for each in entries:
+        span = [offset, offset + each.num_bytes]
+        header[each.name] = {"dtype": DTYPES[each.dtype], "shape": [*each.shape], "data_offsets": span}
+        offset = span[1]
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        for piece in _pieces(len(text).to_bytes(8, "little") + text, entries, progress):
+            digest.update(piece)
+            file.write(piece)
+        size = _reach_disk(file)
+    return Written(path.name, size, digest.hexdigest())
+
+
+def _reach_disk(file: BinaryIO) -> int:
+    """Flush a file to disk, because its directory is renamed afterwards; return its size in bytes."""
+    file.flush()
+    os.fsync(file.fileno())
+    return file.tell()
+
+
+def _pieces(header: bytes, entries: list[Entry], progress: Progress) -> Iterator[memoryview]:
+    yield memoryview(header)
+    for each in entries:
+        yield from _content(each, progress)
+
+
+def _content(each: Entry, progress: Progress) -> Iterator[memoryview]:
+    tensor = each.read().to(each.dtype).contiguous()
+    assert tuple(tensor.shape) == each.shape, f"{each.name}: {tuple(tensor.shape)} for {each.shape}"
+    content = tensor.reshape(-1).view(torch.uint8).numpy().data
+    for start in range(0, len(content), PIECE):
+        piece = content[start : start + PIECE]
+        yield piece
+        progress(len(piece))
+
+
+def write_json(path: Path, record: dict[str, Any]) -> Written:
+    """Write an indented JSON file."""
+    content = (json.dumps(record, indent=2) + "\n").encode()
+    path.write_bytes(content)
+    return Written(path.name, len(content), hashlib.sha256(content).hexdigest())
+
+
+def copy_file(source: Path, target: Path, name: str) -> Written:
+    """Copy a file; `name` is its name in the result."""
+    digest = hashlib.sha256()
+    with source.open("rb") as read, target.open("wb") as write:
+        while piece := read.read(PIECE):
+            digest.update(piece)
+            write.write(piece)
+        size = _reach_disk(write)
+    return Written(name, size, digest.hexdigest())
+
 
 NAMED = 12  # number of tensors that an error message names
 

@@ -8,8 +8,7 @@ from transformers import DacConfig, DacModel
 
 from stretto.codec.base import CodecSpec, Windowed
 from stretto.codec.published import codec_directory, load_model
-from stretto.codec.receptive_field import Layer, context, dac_layers, tail_samples
-from stretto.codec.windowed import WindowedCodec
+from stretto.codec.windowed import Layer, WindowedCodec, context, dac_layers, tail_samples
 from stretto.errors import CheckpointError
 
 

@@ -9,8 +9,7 @@ from transformers import EncodecConfig, EncodecModel
 
 from stretto.codec.base import CodecSpec, Window
 from stretto.codec.published import codec_directory, load_config, load_model
-from stretto.codec.seanet.published import keep_lengths_on_host, multiply_weight_norm_out, shape_of
-from stretto.codec.seanet.stream import SeanetStream
+from stretto.codec.seanet.stream import SeanetStream, keep_lengths_on_host, multiply_weight_norm_out, shape_of
 from stretto.errors import CheckpointError
 
 

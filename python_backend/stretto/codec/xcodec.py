@@ -8,8 +8,7 @@ from transformers import XcodecModel
 from stretto.codec.base import CodecSpec, Windowed
 from stretto.codec.dac import decoder_layers
 from stretto.codec.published import codec_directory, load_model
-from stretto.codec.receptive_field import context, samples_per_frame
-from stretto.codec.windowed import WindowedCodec
+from stretto.codec.windowed import WindowedCodec, context, samples_per_frame
 from stretto.errors import CheckpointError
 
 ENCODING = ("acoustic_encoder", "encoder_semantic", "semantic_model", "fc")

@@ -1,14 +1,156 @@
-"""Model families as data: streams, special ids, tasks and defaults. Builds no tensor and reads no file."""
+"""Model families as data: streams, special ids, tasks, multi-token steps, depth transformers, defaults."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import cached_property
+from typing import Any, Literal
 
-from stretto.families.bursts import Bursts
-from stretto.families.depth import DepthSpec
 from stretto.records.sampling import SamplingConfig
 from stretto.streams.layout import Segment, StreamLayout
 from stretto.streams.pattern import FORCED_TAIL, PADDED_WARM_UP, Staircase, Tail, WarmUp
+
+MAX_NUMBERS, MAX_NUMBER = 32, 8192  # limits of a schedule, which a request may define
+
+
+@dataclass(frozen=True)
+class BurstSchedule:
+    """Schedule of the rows of a reply that modules generate.
+
+    Attributes:
+        name: Name of the schedule in requests and error messages.
+        mode: M1, m1, M2, m2 …: M1 rows of the backbone, one per step, the last of them followed by m1 rows of modules
+            in the same step; then M2 and m2. The last pair repeats.
+        num_modules: Number of modules. If an m is larger, the backbone generates the row after the modules' rows, and
+            the modules start again.
+    """
+
+    name: str
+    mode: tuple[int, ...]
+    num_modules: int = MAX_NUMBER
+
+    def __post_init__(self) -> None:
+        if not self.mode or len(self.mode) % 2 or min(self.mode[::2]) < 1 or min(self.mode[1::2]) < 0:
+            raise ValueError(f"{self.name}: expected pairs of M >= 1 and m >= 0, got {self.mode}")
+
+    @cached_property
+    def _pairs(self) -> tuple[tuple[int, int], ...]:
+        return tuple(zip(self.mode[::2], self.mode[1::2], strict=True))
+
+    @cached_property
+    def max_extra(self) -> int:
+        """Largest number of rows that modules generate in a step."""
+        return min(self.num_modules, max(self.mode[1::2]))
+
+    def num_extra(self, index: int) -> int:
+        """Return the number of module rows in the step that begins with row `index`, a row of the backbone."""
+        place = index
+        for main, extra in self._pairs[:-1]:
+            if place < main + extra:
+                return self._extra(index, place, main, extra)
+            place -= main + extra
+        main, extra = self._pairs[-1]
+        return self._extra(index, place % (main + extra), main, extra)
+
+    def next_step(self, index: int) -> int:
+        """Return the first row of the backbone at or after `index`."""
+        step = 0
+        while step < index:
+            step += 1 + self.num_extra(step)
+        return step
+
+    def _extra(self, index: int, place: int, main: int, extra: int) -> int:
+        behind = place - (main - 1)  # 0 in the row that the modules' rows follow
+        if behind < 0:
+            return 0
+        assert behind % (self.num_modules + 1) == 0, f"{self.name}: row {index} is a module's, no step begins with it"
+        return min(self.num_modules, extra - behind)
+
+    def window(self, num_modules: int) -> int:
+        """Return the largest number of recent rows that a module may not have read yet.
+
+        Rows are counted back from the last row that the backbone has read. Module k (from 0) reads row j together with
+        the id of row j + k + 1. Modules read a prompt as its chunks arrive, and the rows of a multi-token step as far
+        as the ids are known. They read the remaining rows with the next multi-token step.
+        """
+        extra = self.num_extra(0)
+        index, widest, behind = 1 + extra, num_modules, max(0, num_modules - 1 - extra)
+        for _ in range(sum(self.mode[::2]) + 2 * self.mode[-2] if self.max_extra else 0):
+            behind += 1 + extra
+            widest = max(widest, behind)
+            extra = self.num_extra(index)
+            index += 1 + extra
+            if extra:
+                behind = max(0, num_modules - 1 - extra)
+        return widest
+
+
+@dataclass(frozen=True)
+class Bursts:
+    """Modules of a model and its named schedules; the first schedule is the default.
+
+    Attributes:
+        num_modules: Number of modules; module k (from 0) generates row k + 1 after the backbone's row.
+        schedules: Named schedules.
+    """
+
+    num_modules: int
+    schedules: tuple[BurstSchedule, ...]
+
+    def __post_init__(self) -> None:
+        if (most := max(schedule.max_extra for schedule in self.schedules)) > self.num_modules:
+            raise ValueError(f"{self.num_modules} modules do not say {most} rows in a step")
+
+    def schedule(self, name: str | Sequence[int] | None) -> BurstSchedule:
+        """Return the schedule called `name`, one of the given numbers, or the default for None.
+
+        KeyError lists the names.
+        """
+        if name is not None and not isinstance(name, str):
+            return BurstSchedule("the request's schedule", tuple(name), self.num_modules)
+        for schedule in self.schedules:
+            if name in (None, schedule.name):
+                return schedule
+        raise KeyError(f"{name!r} is not one of {[schedule.name for schedule in self.schedules]}")
+
+    @cached_property
+    def window(self) -> int:
+        """Upper bound on the rows that modules may not have read yet, for any schedule.
+
+        It covers the named schedules, up to 2 * num_modules rows. If a step would leave more rows unread, the modules
+        read them in that step and generate nothing (`worker/module_rows.py`). That suffices for any schedule, because a
+        multi-token step leaves at most N = `num_modules` rows, and the next step reads N + 1.
+        """
+        windows = (schedule.window(self.num_modules) for schedule in self.schedules)
+        return max(self.num_modules + 1, *(min(window, 2 * self.num_modules) for window in windows))
+
+
+@dataclass(frozen=True)
+class DepthSpec:
+    """Hyperparameters of a depth transformer with layers of Llama or Qwen3.
+
+    Position 0 reads the row's hidden state, and position p the code of stream p - 1. The output of position p samples
+    stream p. Codes have embedding tables of their own, of width `hidden`, which include any projection that the
+    published model applies.
+
+    Attributes:
+        hidden: Width.
+        rope: `rope_parameters` of a published config.json, including `rope_theta`.
+        projection: Linear layer from the backbone's width to `hidden`, with or without bias; None if the widths are
+            equal.
+        has_head_norms: True if queries and keys are normalised per head, as in Qwen3.
+    """
+
+    hidden: int
+    intermediate: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    eps: float
+    rope: Mapping[str, Any] = field(hash=False)
+    projection: Literal["plain", "biased"] | None = "plain"
+    has_head_norms: bool = False
+
 
 Role = Literal["system", "user", "assistant"]
 

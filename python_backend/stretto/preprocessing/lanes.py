@@ -1,20 +1,52 @@
-"""Queues of requests with audio: one for short recordings, others for long ones.
-
-A lane is a thread with an audio process. Waiting audio is bounded in bytes and in number of requests. Requests beyond a
-bound are rejected, so `submit` never blocks. Hosts take turns in each lane, and each host has a fair share of both
-bounds. No host can therefore exclude or delay the recordings of others.
-"""
+"""Queues of requests with audio: fair among hosts, in lanes by length."""
 
 import threading
 import traceback
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from stretto.errors import Closing, Overloaded
 from stretto.preprocessing.audio import AudioReader
-from stretto.preprocessing.fair_queue import FairQueue
 from stretto.shares import Shares
+
+Item = TypeVar("Item")
+
+
+class FairQueue(Generic[Item]):
+    """Thread-safe queue that serves hosts in turn, so that one host cannot delay all others."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, deque[Item]] = {}  # in order of turns; the next host is first
+        self._changed = threading.Condition()
+        self._is_closed = False
+
+    def put(self, host: str, item: Item) -> None:
+        """Add an item of `host`."""
+        with self._changed:
+            self._waiting.setdefault(host, deque()).append(item)
+            self._changed.notify()
+
+    def get(self) -> Item | None:
+        """Return the next item, waiting for one if necessary; None once the queue is closed and empty."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._is_closed)
+            if not self._waiting:
+                return None
+            host = next(iter(self._waiting))
+            items = self._waiting.pop(host)
+            item = items.popleft()
+            if items:
+                self._waiting[host] = items
+            return item
+
+    def close(self) -> None:
+        """Close the queue to new items."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+
 
 SHORT_BYTES = 1 << 20  # recordings up to this size do not wait for longer ones
 LONG_NICENESS = 10  # long recordings yield the CPU to active streams

@@ -12,7 +12,10 @@ import numpy as np
 from stretto.codec.base import Codec
 from stretto.codec.registry import load_codec
 from stretto.errors import CheckpointError, InvalidRequest
+from stretto.families.conversation import Piece, Turn, choose_task, read_messages
+from stretto.families.prompting import open_template
 from stretto.families.registry import family_at
+from stretto.families.text import check_text
 from stretto.preprocessing.audio import (
     MAX_FILES,
     MAX_REQUEST_BYTES,
@@ -21,11 +24,9 @@ from stretto.preprocessing.audio import (
     check_file_size,
     read_recording,
 )
-from stretto.preprocessing.conversation import Piece, choose_task
-from stretto.preprocessing.messages import Turn, read_messages
 from stretto.preprocessing.options import read_options
-from stretto.preprocessing.prompt import open_template
-from stretto.records.prompt import Prompt
+from stretto.records.json_record import read_json
+from stretto.records.prompt import MAX_PART_CHARS, SESSION, Prompt, TextPart
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,3 +220,22 @@ def _check_files(raw: RawRequest, expected: int) -> None:
         raise InvalidRequest("audio", f"a file for each turn that means one, {expected}", f"{len(raw.files)} files")
     if expected > MAX_FILES:
         raise InvalidRequest("audio", f"at most {MAX_FILES} files", f"{expected} files")
+
+
+FIELD = "session"
+
+
+def read_part(raw: RawRequest) -> TextPart:
+    """Return the text part of a request; raise InvalidRequest if an input is invalid."""
+    for name in ("audio", "pcm_in", "sample_rate", "messages", "task", "options"):
+        if getattr(raw, name) is not None:
+            raise InvalidRequest(name, "none beside session, which the reply began with", "some")
+    record = string(FIELD, raw.session)
+    assert record is not None, "whoever calls this has looked"
+    read_json(FIELD, record)
+    session = SESSION.read(FIELD, record.encode(errors="surrogatepass"))
+    text = string("text", raw.text)
+    if text is None:
+        raise InvalidRequest("text", "the next part of the text, '' if nothing is added", "nothing")
+    check_text(text, "text", MAX_PART_CHARS)
+    return TextPart(session["id"], session["part"], text, session["is_last"])

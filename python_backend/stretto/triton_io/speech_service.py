@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from stretto.departures import Departures
 from stretto.errors import Cancelled, Closing, InvalidRequest, NoPlace, Overloaded, shown
 from stretto.families.base import Family
-from stretto.families.text_stream import SubwordStream
+from stretto.families.text import SubwordStream
 from stretto.records.chunk import Chunk, Envelope, FlowAddress, LMChunk
 from stretto.records.prompt import ID_BYTES, Prompt, TextPart
 from stretto.shares import Shares

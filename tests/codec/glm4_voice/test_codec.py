@@ -11,10 +11,9 @@ import torch
 from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
 from benchmarks.code_streams import chunks_of, random_codes, stream
 from stretto.codec.base import Blocks
-from stretto.codec.cosyvoice.noise import gaussian
-from stretto.codec.glm4_voice.checkpoint import load_part
+from stretto.codec.cosyvoice.flow import gaussian
 from stretto.codec.glm4_voice.codec import Glm4VoiceCodec, load
-from stretto.codec.glm4_voice.config import read_config
+from stretto.codec.glm4_voice.config import load_part, read_config
 from stretto.config import DecoderConfig
 from stretto.decoder.launching import HostLauncher
 from stretto.decoder.warming import capture_shapes, warm_up

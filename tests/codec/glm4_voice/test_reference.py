@@ -9,9 +9,8 @@ from torch import Tensor
 
 from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
 from benchmarks.code_streams import stream
-from stretto.codec.glm4_voice.checkpoint import load_part
 from stretto.codec.glm4_voice.codec import Glm4VoiceCodec
-from stretto.codec.glm4_voice.config import read_config
+from stretto.codec.glm4_voice.config import load_part, read_config
 from tests.codec.glm4_voice.reference import EVERY, LENGTHS, PART, PROMPT, REFERENCE, SIZES, thinned, tokens
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]

@@ -14,8 +14,7 @@ from benchmarks.checkpoints.random_qwen3_codec import make_qwen3_codec, record_o
 from stretto.codec.base import Window
 from stretto.codec.qwen3_12hz.codec import Qwen3Codec, load
 from stretto.codec.qwen3_12hz.config import Qwen3CodecConfig
-from stretto.codec.qwen3_12hz.decoder import Decoder
-from stretto.codec.qwen3_12hz.transformer import Transformer
+from stretto.codec.qwen3_12hz.decoder import Decoder, Transformer
 from stretto.codec.registry import load_codec
 from stretto.errors import CheckpointError
 from tests.codec.streaming import check_half_precision, chunks_of, random_codes, stream

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.checkpoints.random_qwen3_codec import write_qwen3_codec, write_speaker_encoder
-from stretto.codec.qwen3_12hz.speaker import read_speaker_encoder
+from stretto.codec.qwen3_12hz.voice import read_speaker_encoder
 from stretto.codec.registry import load_codec
 from stretto.preprocessing.audio import resample
 from tests.codec.qwen3_12hz.reference import EVERY, FRAMES, HEARD_S, REFERENCE, SPEAKER, codes, speech

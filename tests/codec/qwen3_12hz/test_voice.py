@@ -10,8 +10,7 @@ from safetensors.torch import load_file, save_file
 from benchmarks.checkpoints.random_qwen3_codec import make_qwen3_codec, write_speaker_encoder
 from stretto.codec.base import Codec
 from stretto.codec.qwen3_12hz.codec import Qwen3Codec
-from stretto.codec.qwen3_12hz.speaker import FOLDER, SpeakerConfig, SpeakerEncoder
-from stretto.codec.qwen3_12hz.voice import load_voice_encoder
+from stretto.codec.qwen3_12hz.voice import FOLDER, SpeakerConfig, SpeakerEncoder, load_voice_encoder
 from stretto.errors import CheckpointError, InvalidRequest
 from tests.codec.conftest import make_codec
 from tests.codec.qwen3_12hz.reference import SPEAKER, speech

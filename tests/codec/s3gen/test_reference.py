@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.checkpoints.random_s3gen import NARROW, NUM_CODES, tensors
-from stretto.codec.espnet_dac_checkpoint import multiply_weight_norm_out
+from stretto.codec.espnet_dac import multiply_weight_norm_out
 from stretto.codec.s3gen.codec import S3GenCodec, Voice
 from stretto.codec.s3gen.config import S3GenConfig
-from stretto.families.chatterbox.convert_s3gen import HEARING, voice_tensors
+from stretto.families.chatterbox.convert import HEARING, voice_tensors
 from tests.codec.s3gen.reference import LENGTHS, REFERENCE, VOICES, thinned, tokens
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]

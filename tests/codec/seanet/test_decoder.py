@@ -1,9 +1,16 @@
 import pytest
 import torch
 
-from stretto.codec.seanet.decoder import Convolution, SeanetWidths, Upsampling, make_decoder, make_encoder, reflect
-from stretto.codec.seanet.shape import SeanetShape
-from stretto.codec.seanet.snake import Snake
+from stretto.codec.seanet.decoder import (
+    Convolution,
+    SeanetWidths,
+    Snake,
+    Upsampling,
+    make_decoder,
+    make_encoder,
+    reflect,
+)
+from stretto.codec.seanet.stream import SeanetShape
 
 
 def test_snake_is_x_plus_its_sine_squared() -> None:

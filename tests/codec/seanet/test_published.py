@@ -2,8 +2,7 @@ import pytest
 import torch
 from transformers import EncodecConfig, EncodecModel, MimiConfig
 
-from stretto.codec.seanet.published import keep_lengths_on_host, multiply_weight_norm_out, shape_of
-from stretto.codec.seanet.shape import SeanetShape
+from stretto.codec.seanet.stream import SeanetShape, keep_lengths_on_host, multiply_weight_norm_out, shape_of
 from stretto.errors import CheckpointError
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from stretto.codec.seanet.decoder import SeanetWidths, make_decoder
-from stretto.codec.seanet.shape import Context, SeanetShape
+from stretto.codec.seanet.stream import Context, SeanetShape
 
 SHAPES = [
     SeanetShape(ratios=(8, 5, 4, 2), residual_kernel=7, num_residual_layers=3),  # OpusLM

@@ -5,8 +5,7 @@ import torch
 
 from stretto.codec.base import Stateful
 from stretto.codec.seanet.decoder import SeanetWidths, make_decoder
-from stretto.codec.seanet.shape import SeanetShape
-from stretto.codec.seanet.stream import SeanetStream
+from stretto.codec.seanet.stream import SeanetShape, SeanetStream
 
 SHAPE = SeanetShape(ratios=(4, 3), kernel=5, residual_kernel=7, num_residual_layers=3)
 FRAMES = 40

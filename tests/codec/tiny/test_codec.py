@@ -14,7 +14,7 @@ from stretto.codec.base import Window
 from stretto.codec.registry import load_codec
 from stretto.codec.tiny import codec as tiny
 from stretto.codec.tiny.codec import TinyCodec
-from stretto.codec.tiny.mel import NUM_MELS, log_mel
+from stretto.codec.tiny.vocoder import NUM_MELS, log_mel
 from stretto.errors import CheckpointError
 from tests.codec.conftest import make_codec
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from stretto.codec.tiny.network import Trunk
+from stretto.codec.tiny.vocoder import Trunk
 
 
 @pytest.mark.parametrize(("blocks", "lookahead"), [(1, 0), (3, 2), (4, 4)])

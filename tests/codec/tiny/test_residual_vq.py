@@ -1,6 +1,6 @@
 import torch
 
-from stretto.codec.tiny.residual_vq import ResidualVQ
+from stretto.codec.tiny.codec import ResidualVQ
 
 
 def make_quantiser() -> ResidualVQ:

@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from stretto.codec.tiny.mel import NUM_MELS
-from stretto.codec.tiny.vocoder import Vocoder, VocoderConfig, band_interpolation
+from stretto.codec.tiny.vocoder import NUM_MELS, Vocoder, VocoderConfig, band_interpolation
 
 FIRST, LAST = 60, 64
 

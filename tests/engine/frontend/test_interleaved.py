@@ -10,7 +10,7 @@ from stretto.engine.frontend.admission import Capacity, admit
 from stretto.engine.frontend.utterance import Utterance
 from stretto.engine.request.reply_rules import SegmentRules, SegmentTracker
 from stretto.errors import InvalidRequest
-from stretto.families.text_codec import TextCodec
+from stretto.families.text import TextCodec
 from stretto.families.vita_audio.family import VitaVocabulary, vita_audio
 from stretto.preprocessing.options import read_options
 from stretto.records.chunk import LMChunk, Report

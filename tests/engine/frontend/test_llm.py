@@ -18,7 +18,7 @@ from stretto.engine.frontend.llm import SpeechLLM
 from stretto.engine.frontend.places import Places
 from stretto.engine.request.protocol import Trailer
 from stretto.errors import InvalidRequest, NoPlace
-from stretto.families.text_codec import SILENT
+from stretto.families.text import SILENT
 from stretto.families.tiny.family import TINY
 from stretto.records.chunk import GuidanceChange, LMChunk
 from stretto.records.prompt import Prompt

@@ -12,7 +12,7 @@ from stretto.engine.frontend.utterance import Utterance, reference_chunk
 from stretto.engine.request.protocol import GUIDANCE_OFF, GUIDANCE_ON, NO_CHANGE
 from stretto.engine.request.reply_rules import SegmentRules, SegmentTracker
 from stretto.families.chatterbox.family import ChatterboxVocabulary, chatterbox
-from stretto.families.text_codec import SILENT, get_text_codec, load_text_codec
+from stretto.families.text import SILENT, get_text_codec, load_text_codec
 from stretto.families.tiny.family import (
     BEGIN_AUDIO,
     END_OF_AUDIO,

@@ -5,7 +5,7 @@ import pytest
 from transformers.audio_utils import mel_filter_bank
 
 from stretto.families.audio_format import MelFormat
-from stretto.families.bagpiper.features import SHORTEST, log_mel
+from stretto.families.bagpiper.prompt import SHORTEST, log_mel
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from stretto.errors import InvalidRequest
-from stretto.families.opuslm.kmeans import read_centres
+from stretto.families.opuslm.ssl_tokenizer import read_centres
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from tests import published_xeus
 from tests.published_checkpoints import convert, write_release

@@ -6,12 +6,11 @@ import pytest
 from stretto.errors import InvalidRequest
 from stretto.families.audio_format import MelFormat, check_audios
 from stretto.families.bagpiper.family import bagpiper
-from stretto.families.bagpiper.features import log_mel
-from stretto.families.bagpiper.prompt import SYSTEM_TEXT, BagpiperTemplate
+from stretto.families.bagpiper.prompt import SYSTEM_TEXT, BagpiperTemplate, log_mel
+from stretto.families.conversation import Piece
+from stretto.families.prompting import PromptRows
+from stretto.families.text import Subwords
 from stretto.families.tokenizer import TextTokenizer
-from stretto.preprocessing.conversation import Piece
-from stretto.preprocessing.prompt import PromptRows
-from stretto.preprocessing.subwords import Subwords
 from stretto.records.prompt import Prompt
 from tests.small_vocabularies import SMALL_BAGPIPER
 

@@ -3,8 +3,8 @@
 import numpy as np
 
 from stretto.families.base import Family
-from stretto.families.opuslm.prompt_segments import SegmentWriter
-from stretto.preprocessing.subwords import Subwords
+from stretto.families.opuslm.prompt import SegmentWriter
+from stretto.families.text import Subwords
 from tests.fakes import FrameCounter
 from tests.families.letters import Letters
 

@@ -5,10 +5,10 @@ import numpy as np
 from stretto.engine.frontend.utterance import Utterance
 from stretto.engine.request.protocol import NO_CHANGE
 from stretto.engine.request.reply_rules import SegmentRules, SegmentTracker
-from stretto.families.opuslm.dialogue_prompt import DialogueTemplate
+from stretto.families.conversation import Piece
 from stretto.families.opuslm.family import opuslm_dialogue
-from stretto.families.text_codec import SILENT
-from stretto.preprocessing.conversation import Piece
+from stretto.families.opuslm.prompt import DialogueTemplate
+from stretto.families.text import SILENT
 from stretto.streams.chunking import ChunkPolicy, Pacer
 from tests.families.opuslm.rows import CODES, FRAMES, GAP, VOICE, segments, text
 from tests.small_vocabularies import SMALL_OPUSLM

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from stretto.families.encoder_cache import ENTRY_BYTES, CachedEncoder
-from stretto.families.opuslm.heard_codes import HeardCodes
+from stretto.families.audio_format import ENTRY_BYTES, CachedEncoder
+from stretto.families.opuslm.ssl_tokenizer import HeardCodes
 from tests.fakes import FrameCounter
 
 

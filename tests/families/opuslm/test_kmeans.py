@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from stretto.errors import CheckpointError
-from stretto.families.opuslm.kmeans import read_centres
+from stretto.families.opuslm.ssl_tokenizer import read_centres
 
 DATA = Path(__file__).parents[2] / "data"
 

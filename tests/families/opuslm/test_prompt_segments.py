@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from stretto.errors import InvalidRequest
+from stretto.families.conversation import Piece
 from stretto.families.opuslm.family import opuslm
-from stretto.families.opuslm.prompt_segments import SegmentWriter
-from stretto.preprocessing.conversation import Piece
-from stretto.preprocessing.subwords import Subwords
+from stretto.families.opuslm.prompt import SegmentWriter
+from stretto.families.text import Subwords
 from tests.fakes import FrameCounter
 from tests.families.letters import Letters
 from tests.families.opuslm.rows import segments

@@ -11,9 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from stretto.errors import CheckpointError
-from stretto.families.opuslm.convert_ssl_tokenizer import ConvertedSslTokenizer
-from stretto.families.opuslm.kmeans import read_centres
-from stretto.families.opuslm.ssl_tokenizer import CONFIG, FOLDER, WEIGHTS, load_ssl_tokenizer
+from stretto.families.opuslm.convert import ConvertedSslTokenizer
+from stretto.families.opuslm.ssl_tokenizer import CONFIG, FOLDER, WEIGHTS, load_ssl_tokenizer, read_centres
 from tests import published_xeus
 from tests.reference import xeus as reference
 

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from stretto.codec.espnet_dac_checkpoint import multiply_weight_norm_out
-from stretto.families.opuslm.convert_ssl_tokenizer import DROPPED, config_from
-from stretto.families.opuslm.xeus import Xeus
-from stretto.families.opuslm.xeus_config import XeusConfig
+from stretto.codec.espnet_dac import multiply_weight_norm_out
+from stretto.families.opuslm.convert import SSL_DROPPED, config_from
+from stretto.families.opuslm.xeus import Xeus, XeusConfig
 from tests import published_xeus
 from tests.reference import xeus as reference
 
@@ -42,7 +41,7 @@ def test_features_are_those_of_the_slow_reference(front_end: dict[str, Any]) -> 
     config = config_with(**front_end)
     published = published_xeus.published_tensors(1, config)
     tensors = {
-        name: tensor for name, tensor in multiply_weight_norm_out(published).items() if not name.startswith(DROPPED)
+        name: tensor for name, tensor in multiply_weight_norm_out(published).items() if not name.startswith(SSL_DROPPED)
     }
     xeus = Xeus(config_from(config["frontend_conf"], config["encoder_conf"])).eval()
     xeus.load_state_dict(tensors)

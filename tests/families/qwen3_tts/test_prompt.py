@@ -9,10 +9,9 @@ import pytest
 from safetensors.torch import save_file
 from transformers import Qwen2Tokenizer
 
-from stretto.codec.qwen3_12hz.speaker import FOLDER, SpeakerConfig, SpeakerEncoder, load_speaker_encoder
+from stretto.codec.qwen3_12hz.voice import FOLDER, SpeakerConfig, SpeakerEncoder, load_speaker_encoder
 from stretto.errors import CheckpointError, InvalidRequest
-from stretto.families.qwen3_tts.prompt import RowWriter
-from stretto.families.qwen3_tts.voices import ClonedVoice
+from stretto.families.qwen3_tts.prompt import ClonedVoice, RowWriter
 from stretto.families.tokenizer import TextTokenizer
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.records.prompt import Prompt

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from stretto.errors import InvalidRequest
+from stretto.families.conversation import Piece
+from stretto.families.prompting import Manner
 from stretto.families.tiny.family import (
     ASR,
     BEGIN_AUDIO,
@@ -19,8 +21,6 @@ from stretto.families.tiny.family import (
     VOICES,
 )
 from stretto.families.tiny.prompt import MAX_FRAME_ROWS, TinyTemplate, trim_silence
-from stretto.preprocessing.conversation import Piece
-from stretto.preprocessing.manner import Manner
 from tests.fakes import FrameCounter
 
 TEMPLATE = TinyTemplate(FrameCounter())

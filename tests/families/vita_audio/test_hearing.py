@@ -10,9 +10,9 @@ import torch
 from benchmarks.checkpoints import random_sense_voice as random
 from stretto.errors import CheckpointError
 from stretto.families.audio_format import AudioFormat
-from stretto.families.vita_audio import convert_hearing
-from stretto.families.vita_audio.features import HOP, WINDOW, stacked_log_mel
+from stretto.families.vita_audio import convert
 from stretto.families.vita_audio.model import audio_adaptor, audio_tower, embed_audio, positions
+from stretto.families.vita_audio.prompt import HOP, WINDOW, stacked_log_mel
 from tests.codec.glm4_voice.heard import speech
 from tests.families.vita_audio.hearing import AUTHORS, HIDDEN, NUM_POSITIONS, SECONDS, thinned
 
@@ -22,7 +22,7 @@ TENSORS = {name: torch.from_numpy(value) for name, value in random.tensors(HIDDE
 
 @pytest.fixture(scope="module")
 def audio(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, object]:
-    return convert_hearing.numbers(random.write_numbers(tmp_path_factory.mktemp("sense_voice")))
+    return convert.encoder_numbers(random.write_numbers(tmp_path_factory.mktemp("sense_voice")))
 
 
 def loaded(module: torch.nn.Module, prefix: str, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
@@ -91,7 +91,7 @@ def test_numbers_that_are_none_are_refused(tmp_path: Path, number: str) -> None:
     before, _, numbers = tail.partition("[ ")
     path.write_text(f"{head}<AddShift>{before}[ {number} {numbers.split(maxsplit=1)[1]}")
     with pytest.raises(CheckpointError, match="<AddShift>: expected finite numbers"):
-        convert_hearing.numbers(tmp_path)
+        convert.encoder_numbers(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -114,4 +114,4 @@ def test_files_of_another_make_are_refused_by_name(
     assert changed != path.read_text()
     path.write_text(changed)
     with pytest.raises(CheckpointError, match=message):
-        convert_hearing.numbers(tmp_path)
+        convert.encoder_numbers(tmp_path)

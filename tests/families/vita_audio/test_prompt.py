@@ -9,10 +9,10 @@ import pytest
 from benchmarks.checkpoints.random_glm4_tokenizer import write_glm4_tokenizer
 from stretto.checkpoints.command import main
 from stretto.errors import InvalidRequest
+from stretto.families.conversation import Piece
 from stretto.families.registry import family_at
 from stretto.families.tokenizer import TextTokenizer
 from stretto.families.vita_audio.prompt import SYSTEM_TEXT, VitaTemplate, interleave, open_template
-from stretto.preprocessing.conversation import Piece
 from tests.codec.glm4_voice.heard import HEARD, speech
 from tests.vita_release import command, random_vita
 

@@ -16,10 +16,10 @@ from websockets.frames import Frame, Opcode
 
 from stretto_client import ModelProfile
 from stretto_gateway import web_socket
-from stretto_gateway.api_error import ApiError
+from stretto_gateway.answers import ApiError
 from stretto_gateway.config import Limits
-from stretto_gateway.realtime.client_events import MAX_METADATA, ReplyFields
 from stretto_gateway.realtime.conversation import ITEM_BYTES, PART_BYTES
+from stretto_gateway.realtime.events import MAX_METADATA, ReplyFields
 from stretto_gateway.realtime.reply import NUMBER_BYTES, Order
 from stretto_gateway.realtime.settings import MAX_IGNORED, Change, RealtimeSettings
 from tests.client.fake_server import Chunk, Until

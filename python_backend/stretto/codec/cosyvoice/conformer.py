@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stretto.codec.cosyvoice.shapes import EncoderShape
+from stretto.codec.cosyvoice.flow import EncoderShape
 
 LONGEST_WAVE = 10_000.0
 

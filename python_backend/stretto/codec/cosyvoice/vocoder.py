@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stretto.codec.cosyvoice.shapes import SourceShape, VocoderShape
+from stretto.codec.cosyvoice.flow import SourceShape, VocoderShape
 
 LOUDEST = 100.0  # largest magnitude of a frequency bin
 

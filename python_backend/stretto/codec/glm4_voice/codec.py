@@ -19,12 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stretto.codec.base import Blocks, CodecSpec, Window
-from stretto.codec.cosyvoice.noise import noise_tables
+from stretto.codec.cosyvoice.flow import noise_tables
 from stretto.codec.cosyvoice.vocoder import Vocoder
-from stretto.codec.glm4_voice.checkpoint import load_part
-from stretto.codec.glm4_voice.config import Glm4VoiceConfig, read_config
-from stretto.codec.glm4_voice.flow import Flow
-from stretto.codec.glm4_voice.memory import Memory, Room
+from stretto.codec.glm4_voice.config import Glm4VoiceConfig, load_part, read_config
+from stretto.codec.glm4_voice.flow import Flow, Memory, Room
 from stretto.errors import InvalidRequest
 
 BLOCKS = (25, 50, 100, 150, 200)  # tokens, as in web_demo.py

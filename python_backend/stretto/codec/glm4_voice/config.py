@@ -11,10 +11,29 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import Tensor, nn
 
-from stretto.codec.cosyvoice.shapes import EncoderShape, EstimatorShape, SourceShape, VocoderShape
+from stretto.codec.cosyvoice.flow import EncoderShape, EstimatorShape, SourceShape, VocoderShape
+from stretto.codec.espnet_dac import multiply_weight_norm_out
+from stretto.codec.published import load_strictly, read_tensors
 from stretto.errors import CheckpointError
 from stretto.untrusted_files import UNPARSABLE, yaml_mapping
+
+PARTS = ("flow", "hift")
+
+
+def read_part(directory: Path, part: str) -> dict[str, Tensor]:
+    """Return the tensors of one part in float32, weight norms multiplied out; raise CheckpointError if missing."""
+    path = directory / f"{part}.pt"
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing")
+    return multiply_weight_norm_out(read_tensors(path))
+
+
+def load_part(module: nn.Module, directory: Path, part: str) -> None:
+    """Load the tensors of a part into a module; raise CheckpointError for mismatches."""
+    load_strictly(module, read_part(directory, part), directory / f"{part}.pt")
+
 
 CONFIG_FILE = "config.yaml"
 

@@ -4,11 +4,100 @@ tokens ─► conformer ─► regulator ─► μ [B, M, T]
 noise [M, T] ─► 10 Euler steps along estimator(state, μ, speaker, prompt) ─► mel [B, M, T]
 """
 
+from dataclasses import astuple, dataclass
+from math import prod
+
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stretto.codec.cosyvoice.matching import Matching
+from stretto.codec.cosyvoice.conformer import EncoderLayer, TokenInput, wave_of_distances
+from stretto.codec.cosyvoice.flow import EncoderShape, Matching
 from stretto.codec.glm4_voice.config import Glm4VoiceConfig
-from stretto.codec.glm4_voice.conformer import BlockConformer, LengthRegulator
+
+
+class BlockConformer(nn.Module):
+    """Conformer over token vectors: [B, T, E] -> [B, T, H]."""
+
+    def __init__(self, token_width: int, shape: EncoderShape) -> None:
+        super().__init__()
+        self.embed = TokenInput(token_width, shape.width)
+        self.encoders = nn.ModuleList(EncoderLayer(shape) for _ in range(shape.layers))
+        self.after_norm = nn.LayerNorm(shape.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        distances = wave_of_distances(x.shape[1], x.shape[2], x.device).to(x.dtype)
+        for layer in self.encoders:
+            x = layer(x, distances)
+        return self.after_norm(x)
+
+
+class LengthRegulator(nn.Module):
+    """Length regulator: token vectors [B, T, M], repeated and smoothed -> [B, M, frames]."""
+
+    def __init__(self, channels: int, layers: int) -> None:
+        super().__init__()
+        model: list[nn.Module] = []
+        for _ in range(layers):
+            model += [nn.Conv1d(channels, channels, 3, padding=1), nn.GroupNorm(1, channels), nn.Mish()]
+        self.model = nn.Sequential(*model, nn.Conv1d(channels, channels, 1))
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        return self.model(F.interpolate(x.transpose(1, 2).contiguous(), size=frames, mode="nearest"))
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """State of B utterances between two blocks; parts shorter than their capacity are right-aligned.
+
+    Attributes:
+        mel: Mel already decoded, [B, M, n].
+        overlap: Mel to be faded into the next block, [B, M, o].
+        source: Excitation at the end of the decoded part, [B, s].
+        pending: Samples of frames that are not complete yet, [B, p].
+    """
+
+    mel: Tensor
+    overlap: Tensor
+    source: Tensor
+    pending: Tensor
+
+    def flat(self, room: "Room") -> Tensor:
+        """Return the state [B, room.size], with zeros in front of parts shorter than their capacity."""
+        parts = [self.mel, self.overlap, self.source, self.pending]
+        fitted = [_fitted(part, shape[-1]).flatten(1) for part, shape in zip(parts, room.shapes, strict=True)]
+        state = fitted[0].new_empty(len(fitted[0]), room.size)
+        for place, part in zip(state.split([each.shape[1] for each in fitted], 1), fitted, strict=True):
+            place.copy_(part)
+        return state
+
+
+def _fitted(part: Tensor, length: int) -> Tensor:
+    return F.pad(part, (max(0, length - part.shape[-1]), 0))[..., max(0, part.shape[-1] - length) :]
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Capacities of the four parts, without the batch dimension."""
+
+    mel: tuple[int, int]
+    overlap: tuple[int, int]
+    source: tuple[int]
+    pending: tuple[int]
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        return astuple(self)
+
+    @property
+    def size(self) -> int:
+        """Numbers in the state of one utterance."""
+        return sum(prod(shape) for shape in self.shapes)
+
+    def read(self, state: Tensor) -> Memory:
+        """Return the state [B, size] as its four parts."""
+        parts = state.split([prod(shape) for shape in self.shapes], 1)
+        return Memory(*(part.unflatten(1, shape) for part, shape in zip(parts, self.shapes, strict=True)))
 
 
 class Flow(nn.Module):

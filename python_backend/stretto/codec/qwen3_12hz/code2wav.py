@@ -18,12 +18,20 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from stretto.codec.base import CodecSpec, Stateful, Window
-from stretto.codec.published import CONFIG_FILE, codec_directory
+from stretto.codec.published import CONFIG_FILE, codec_directory, load_strictly, read_tensors
 from stretto.codec.qwen3_12hz.config import DecoderShape
-from stretto.codec.qwen3_12hz.layers import KERNEL, Block, ConvNext, Convolution, SnakeBeta, Upsampling, samples_of
-from stretto.codec.qwen3_12hz.memory import Memory
-from stretto.codec.qwen3_12hz.transformer import Attention, Transformer
-from stretto.codec.strict_loading import load_strictly, read_tensors
+from stretto.codec.qwen3_12hz.decoder import (
+    KERNEL,
+    Attention,
+    Block,
+    ConvNext,
+    Convolution,
+    Memory,
+    SnakeBeta,
+    Transformer,
+    Upsampling,
+    samples_of,
+)
 from stretto.errors import CheckpointError, InvalidRequest
 
 MODEL_TYPE = "qwen3_omni_moe_code2wav"

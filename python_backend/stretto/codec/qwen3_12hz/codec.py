@@ -7,13 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from stretto.codec.base import CodecSpec, Stateful, Window
-from stretto.codec.published import codec_directory
+from stretto.codec.published import codec_directory, load_strictly, read_tensors
 from stretto.codec.qwen3_12hz.config import Qwen3CodecConfig, read_config
-from stretto.codec.qwen3_12hz.decoder import Decoder
-from stretto.codec.qwen3_12hz.encoder import Encoder
-from stretto.codec.qwen3_12hz.memory import Memory
-from stretto.codec.seanet.published import keep_lengths_on_host
-from stretto.codec.strict_loading import load_strictly, read_tensors
+from stretto.codec.qwen3_12hz.decoder import Decoder, Memory
+from stretto.codec.qwen3_12hz.voice import Encoder
+from stretto.codec.seanet.stream import keep_lengths_on_host
 
 # Used in training only, to learn the codebooks' entries.
 NOT_SERVED = {f"decoder.quantizer.{part}.input_proj.weight" for part in ("rvq_first", "rvq_rest")}

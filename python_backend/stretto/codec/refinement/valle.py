@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stretto.codec.published import load_strictly, read_tensors
 from stretto.codec.refinement.base import Passage
-from stretto.codec.strict_loading import load_strictly, read_tensors
 from stretto.errors import CheckpointError
 from stretto.untrusted_files import UNPARSABLE, json_object
 

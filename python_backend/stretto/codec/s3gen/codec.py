@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from stretto.codec.base import CodecSpec, Whole, Window
-from stretto.codec.cosyvoice.noise import noise_tables
+from stretto.codec.cosyvoice.flow import noise_tables
 from stretto.codec.cosyvoice.vocoder import Vocoder
-from stretto.codec.espnet_dac_checkpoint import multiply_weight_norm_out
+from stretto.codec.espnet_dac import multiply_weight_norm_out
+from stretto.codec.published import load_strictly, read_tensors
 from stretto.codec.s3gen.config import FRAMES_PER_TOKEN, S3GenConfig
 from stretto.codec.s3gen.flow import Flow
-from stretto.codec.strict_loading import load_strictly, read_tensors
 from stretto.errors import CheckpointError, InvalidRequest
 
 LONGEST = 1000  # tokens, 40 s, the limit of the authors' `generate`

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from stretto.codec.cosyvoice.shapes import EncoderShape, EstimatorShape, SourceShape, VocoderShape
+from stretto.codec.cosyvoice.flow import EncoderShape, EstimatorShape, SourceShape, VocoderShape
 from stretto.errors import CheckpointError
 
 SAMPLE_RATE, FRAMES_PER_TOKEN = 24_000, 2

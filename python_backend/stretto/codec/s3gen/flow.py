@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stretto.codec.cosyvoice.conformer import EncoderLayer, TokenInput, wave_of_distances
-from stretto.codec.cosyvoice.matching import Matching
+from stretto.codec.cosyvoice.flow import Matching
 from stretto.codec.s3gen.config import FRAMES_PER_TOKEN, GUIDANCE, S3GenConfig
 
 AHEAD = 3  # tokens

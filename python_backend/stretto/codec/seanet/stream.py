@@ -1,22 +1,113 @@
-"""Exact streaming of a SEANet decoder with an LSTM, window by window.
+"""SEANet decoders of published codecs: receptive field, preparation, and exact streaming."""
 
-frames      first-left      first              last      last+right
-codes           ░░░░░░░░░░░░░██████████████████▒▒▒▒▒▒▒▒▒▒▒▒▒      the window
-head               ──────────────────────────────────────         a convolution: `head` frames lost on each side
-LSTM                ≈≈≈≈≈≈≈≈≈≈≈≈≈≈≈≈|≈≈≈≈≈≈≈≈≈≈≈≈≈≈≈≈≈≈≈≈          starts at first - tail.left from the carried (h, c)
-tail                         ██████████████████                   convolutions: `tail` frames lost on each side
-
-The state precedes frame first - tail.left (frame 0 at the utterance's start), so that the tail gets its left context
-again; it is stored at | for the next window. At the true ends the convolutions reflect, and no frame is lost.
-"""
-
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from transformers import EncodecConfig, MimiConfig
 
 from stretto.codec.base import Stateful
-from stretto.codec.seanet.shape import SeanetShape
+from stretto.errors import CheckpointError
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Input frames that an output frame depends on: `left` before it and `right` after it."""
+
+    left: int
+    right: int
+
+
+@dataclass(frozen=True, slots=True)
+class SeanetShape:
+    """Numbers that define a SEANet decoder's receptive field; `ratios` are its upsampling factors in order."""
+
+    ratios: tuple[int, ...]
+    kernel: int = 7
+    last_kernel: int = 7
+    residual_kernel: int = 3
+    num_residual_layers: int = 1
+    dilation_base: int = 2
+    is_causal: bool = False
+
+    @property
+    def hop(self) -> int:
+        """Samples per input frame."""
+        return math.prod(self.ratios)
+
+    @property
+    def head(self) -> Context:
+        """Context of the first convolution."""
+        return self._of_convolution(self.kernel, 1)
+
+    @property
+    def start(self) -> int:
+        """Number of frames that the head's reflection at the true start depends on."""
+        return self.head.left + 1
+
+    @property
+    def tail(self) -> Context:
+        """Context of all layers after the recurrence, in input frames, followed from the samples of frame 0 upwards.
+
+        Sample u of a transposed convolution (kernel 2 s, stride s, `trim` samples cut on its left) depends on the
+        inputs j with j s ≤ u + trim ≤ j s + 2 s - 1.
+        """
+        first, last = self._before(self.last_kernel, 1, 0, self.hop - 1)
+        for ratio in reversed(self.ratios):
+            for layer in reversed(range(self.num_residual_layers)):
+                first, last = self._before(self.residual_kernel, self.dilation_base**layer, first, last)
+            trim = 0 if self.is_causal else ratio - ratio // 2
+            first, last = -((2 * ratio - 1 - first - trim) // ratio), (last + trim) // ratio
+        return Context(left=-first, right=last)
+
+    def _of_convolution(self, kernel: int, dilation: int) -> Context:
+        span = (kernel - 1) * dilation
+        right = 0 if self.is_causal else span // 2
+        return Context(left=span - right, right=right)
+
+    def _before(self, kernel: int, dilation: int, first: int, last: int) -> tuple[int, int]:
+        reach = self._of_convolution(kernel, dilation)
+        return first - reach.left, last + reach.right
+
+
+LENGTHS = ("stride", "kernel_size", "padding_total")
+
+
+def shape_of(config: EncodecConfig | MimiConfig) -> SeanetShape:
+    """Return the decoder's shape; raise CheckpointError if it is not mono or trims transposed convolutions unevenly."""
+    if config.audio_channels != 1 or config.trim_right_ratio != 1.0:
+        raise CheckpointError(
+            f"audio_channels and trim_right_ratio must be 1, got {config.audio_channels}, {config.trim_right_ratio}"
+        )
+    return SeanetShape(
+        ratios=tuple(config.upsampling_ratios or ()),
+        kernel=config.kernel_size,
+        last_kernel=config.last_kernel_size,
+        residual_kernel=config.residual_kernel_size,
+        num_residual_layers=config.num_residual_layers,
+        dilation_base=config.dilation_growth_rate,
+        is_causal=config.use_causal_conv,
+    )
+
+
+def multiply_weight_norm_out(model: nn.Module) -> None:
+    """Replace each weight-norm pair (magnitude, direction) by the plain weight."""
+    for module in model.modules():
+        if parametrize.is_parametrized(module, "weight"):
+            parametrize.remove_parametrizations(module, "weight")
+
+
+def keep_lengths_on_host(model: nn.Module) -> None:
+    """Move the sizes that convolutions keep in buffers back to the host, so that padding does not synchronise a GPU.
+
+    Call this after the model has been moved to its device.
+    """
+    for module in model.modules():
+        for name in LENGTHS:
+            if name in module._buffers:
+                setattr(module, name, module.get_buffer(name).cpu())
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,4 @@
-"""`tiny`: bundled codec. 16 kHz speech, 25 frames per second, 7 residual codebooks of 256 on log-mel frames.
-
-    frame │ 640 samples │ 4 mel frames of 160 samples │ 7 codes
-
-Weights: `codec.json` (sizes) and `codec.safetensors` beside it, written by `training/tiny/export_codec.py`.
-"""
+"""`tiny`: bundled codec, 16 kHz: log-mel frames, residual quantiser (25 frames per second, 7 codebooks)."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +7,48 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from stretto.codec.base import CodecSpec, Stateful, Window
-from stretto.codec.strict_loading import load_strictly, read_tensors
-from stretto.codec.tiny.mel import HOP, NUM_MELS, SAMPLE_RATE, log_mel
-from stretto.codec.tiny.residual_vq import ResidualVQ
-from stretto.codec.tiny.vocoder import Vocoder, VocoderConfig
+from stretto.codec.published import load_strictly, read_tensors
+from stretto.codec.tiny.vocoder import HOP, NUM_MELS, SAMPLE_RATE, Vocoder, VocoderConfig, log_mel
 from stretto.errors import CheckpointError
 from stretto.untrusted_files import UNPARSABLE, json_object
+
+
+class ResidualVQ(nn.Module):
+    """Tables: mean [M], basis [M, D], codebooks [K, V, D], where M is the width of the stacked mel frames.
+
+    `decode` computes in float64, because the pitch derived from its result is integrated over the whole utterance.
+    """
+
+    mean: Tensor
+    basis: Tensor
+    codebooks: Tensor
+
+    def __init__(self, width: int, rank: int, num_codebooks: int, codebook_size: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("basis", torch.zeros(width, rank))
+        self.register_buffer("codebooks", torch.zeros(num_codebooks, codebook_size, rank))
+
+    def encode(self, stacked: Tensor) -> Tensor:
+        """Return codes, int64 [T, K], of stacked mel frames [T, M], each codebook's nearest vector in turn."""
+        residual = (stacked - self.mean) @ self.basis
+        codes = []
+        for codebook in self.codebooks:
+            distance = codebook.square().sum(1) - 2 * residual @ codebook.T
+            nearest = distance.argmin(1)
+            residual = residual - codebook[nearest]
+            codes.append(nearest)
+        return torch.stack(codes, 1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Return stacked mel frames, float64 [B, T, M], of codes [B, K, T]; K may omit the last codebooks."""
+        books = torch.arange(codes.shape[1], device=codes.device)
+        vectors = self.codebooks[books[:, None], codes].double().sum(1)
+        return vectors @ self.basis.double().T + self.mean.double()
+
 
 CONFIG_FILE, WEIGHTS_FILE = "codec.json", "codec.safetensors"
 

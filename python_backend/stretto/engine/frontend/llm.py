@@ -42,8 +42,10 @@ from stretto.engine.request.reply_rules import (  # noqa: E402
     SegmentRules,
     SegmentTracker,
 )
-from stretto.families.text_codec import load_text_codec  # noqa: E402
-from stretto.families.text_stream import SubwordStream  # noqa: E402
+from stretto.families.text import (  # noqa: E402
+    SubwordStream,
+    load_text_codec,
+)
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

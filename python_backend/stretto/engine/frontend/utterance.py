@@ -17,7 +17,7 @@ from stretto.engine.request.protocol import GUIDANCE_ON
 from stretto.engine.request.reply_rules import SegmentTracker, TextUpdate
 from stretto.errors import InvalidRequest
 from stretto.families.base import Family
-from stretto.families.text_codec import TextCodec
+from stretto.families.text import TextCodec
 from stretto.records.chunk import Chunk, GuidanceChange, LMChunk, Report, WordMark
 from stretto.records.prompt import Prompt
 from stretto.streams.chunking import Pacer

@@ -14,7 +14,7 @@ from vllm.model_executor.layers.linear import MergedColumnParallelLinear, QKVPar
 from vllm.model_executor.layers.rotary_embedding import get_rope
 from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 
-from stretto.families.depth import DepthSpec
+from stretto.families.base import DepthSpec
 
 # Checkpoint parts of fused weights: (fused parameter, part).
 FUSED: dict[str, tuple[str, str | int]] = {

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stretto.families.base import Family, Task
-from stretto.families.bursts import BurstSchedule
+from stretto.families.base import BurstSchedule, Family, Task
 from stretto.records.sampling import SamplingConfig
 from stretto.streams.layout import Segment
 

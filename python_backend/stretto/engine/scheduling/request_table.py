@@ -23,8 +23,7 @@ from stretto.engine.request.protocol import (
     partner_of,
 )
 from stretto.engine.request.reply_rules import SegmentRules, SegmentTracker, Track
-from stretto.families.base import Family, UnconditionalContext
-from stretto.families.bursts import BurstSchedule
+from stretto.families.base import BurstSchedule, Family, UnconditionalContext
 from stretto.records.prompt import HeardAudio
 from stretto.streams.layout import Segment
 

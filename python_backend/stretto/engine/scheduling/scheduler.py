@@ -23,8 +23,7 @@ from stretto.engine.scheduling.planner import KvBlocks, KvShares, PairPlanner
 from stretto.engine.scheduling.request_table import RequestState, RequestTable
 from stretto.engine.scheduling.sampled_rows import SampledRows
 from stretto.engine.scheduling.step_stats import StepStats, share_of
-from stretto.families.base import Family
-from stretto.families.bursts import Bursts
+from stretto.families.base import Bursts, Family
 from stretto.streams.layout import Segment
 
 

@@ -14,7 +14,7 @@ from stretto.engine.request.protocol import SpeechParams, SpeechRequestData, Tex
 from stretto.engine.request.reply_rules import SegmentRules, SegmentTracker
 from stretto.engine.worker.batch import BatchPlan, BatchPlanner, PlanArrays, StepRows
 from stretto.engine.worker.slots import LIMITS, STATE, Arrays, SlotTables
-from stretto.families.bursts import BurstSchedule
+from stretto.families.base import BurstSchedule
 from stretto.streams.layout import Segment
 
 PREFIXES = ("_warmup_", "_v2_mixed_warmup_")

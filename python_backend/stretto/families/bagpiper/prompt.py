@@ -8,25 +8,50 @@ tokenizer's first token, Qwen's "!" on its own, becomes a pad, as in training. L
 espnet2/speechlm/model/speechlm/speechlm_job.py of ESPnet.
 """
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
+from transformers import WhisperFeatureExtractor
 
 from stretto.codec.base import Codec
 from stretto.errors import InvalidRequest
 from stretto.families.audio_format import MelFormat
 from stretto.families.bagpiper.family import ASSISTANT, AUDIO, BOS, END_OF_REPLY, END_OF_TURN, PAD, SYSTEM, TEXT, USER
-from stretto.families.bagpiper.features import SAMPLE_RATE, SHORTEST, log_mel
 from stretto.families.base import Family, Task
+from stretto.families.conversation import Piece
+from stretto.families.prompting import PLAIN, Manner, PromptRows, Template, check_codes, frame_rows, stream0_rows
 from stretto.families.registry import config_at
+from stretto.families.text import Subwords
 from stretto.families.tokenizer import TextTokenizer
-from stretto.preprocessing.conversation import Piece
-from stretto.preprocessing.manner import PLAIN, Manner
-from stretto.preprocessing.prompt import PromptRows, Template
-from stretto.preprocessing.rows import check_codes, frame_rows, stream0_rows
-from stretto.preprocessing.subwords import Subwords
 from stretto.records.prompt import HeardAudio
 from stretto.streams.layout import Segment
+
+SAMPLE_RATE = 16_000
+HOP, WINDOW = 160, 400
+SHORTEST = WINDOW // 2 + 1  # samples: the waveform is mirrored at both ends by half a window
+
+
+@cache
+def _extractor(num_mel_bins: int) -> WhisperFeatureExtractor:
+    return WhisperFeatureExtractor(feature_size=num_mel_bins, sampling_rate=SAMPLE_RATE, hop_length=HOP, n_fft=WINDOW)
+
+
+def log_mel(pcm: np.ndarray, audio_format: MelFormat) -> np.ndarray:
+    """Return features [F, M] float32 of mono `pcm` [n >= SHORTEST] at 16 kHz, at most 30 s; F = n // 160.
+
+    Nothing is padded. The last frames see the end of the waveform mirrored, as in training, and no silence after it.
+    """
+    made = _extractor(audio_format.feature_size)(
+        pcm,
+        sampling_rate=SAMPLE_RATE,
+        do_normalize=audio_format.do_normalize,
+        max_length=len(pcm),
+        truncation=False,
+        return_tensors="np",
+    )
+    return np.ascontiguousarray(made["input_features"][0, :, : len(pcm) // HOP].T, np.float32)
+
 
 SYSTEM_TEXT = "You are a helpful assistant."
 ROLES = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}

@@ -13,13 +13,11 @@ from stretto.codec.base import Codec
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.base import Family, Task
 from stretto.families.chatterbox.family import END_OF_TEXT, SPACE, START_OF_TEXT, ChatterboxVocabulary
+from stretto.families.conversation import Piece
+from stretto.families.prompting import PLAIN, Manner, PromptRows, Template, stream0_rows
 from stretto.families.registry import VOCABULARY, config_at, read_family
+from stretto.families.text import check_text
 from stretto.families.tokenizer import FILE, TextTokenizer
-from stretto.preprocessing.conversation import Piece
-from stretto.preprocessing.manner import PLAIN, Manner
-from stretto.preprocessing.prompt import PromptRows, Template
-from stretto.preprocessing.rows import stream0_rows
-from stretto.preprocessing.subwords import check_text
 
 # Punctuation that is rare in training, with its replacement, applied in this order.
 EVENED = (

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 from transformers import CsmConfig, CsmForConditionalGeneration
 
+from stretto.checkpoints.backbone import LLAMA_NUMBERS, check_heads, dtype_of, read_numbers
 from stretto.checkpoints.generation import AUDIO, prefixed
 from stretto.checkpoints.published import Contents, Converted
 from stretto.checkpoints.release import Release, Tokenizer
 from stretto.checkpoints.tensors import Part, Plan, shapes_of
-from stretto.checkpoints.transformers_config import LLAMA_NUMBERS, check_heads, dtype_of, read_numbers
 from stretto.errors import CheckpointError
+from stretto.families.base import DepthSpec
 from stretto.families.csm.family import CsmVocabulary
-from stretto.families.depth import DepthSpec
 from stretto.families.registry import NAME, VOCABULARY
 
 BACKBONE_TAG = None  # config.json itself has the hyperparameters

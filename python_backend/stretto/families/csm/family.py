@@ -15,8 +15,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from stretto.families.base import Family, Task, UnconditionalContext
-from stretto.families.depth import DepthSpec
+from stretto.families.base import DepthSpec, Family, Task, UnconditionalContext
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import Segment, StreamLayout
 from stretto.streams.pattern import NO_TAIL

@@ -16,13 +16,11 @@ import numpy as np
 from stretto.codec.base import Codec
 from stretto.errors import InvalidRequest
 from stretto.families.base import Family, Task
+from stretto.families.conversation import Piece
 from stretto.families.csm.family import END_CODE, VOICES
+from stretto.families.prompting import PLAIN, Manner, PromptRows, Template, check_codes, code_rows, stream0_rows
+from stretto.families.text import Subwords
 from stretto.families.tokenizer import TextTokenizer
-from stretto.preprocessing.conversation import Piece
-from stretto.preprocessing.manner import PLAIN, Manner
-from stretto.preprocessing.prompt import PromptRows, Template
-from stretto.preprocessing.rows import check_codes, code_rows, stream0_rows
-from stretto.preprocessing.subwords import Subwords
 
 
 class CsmTemplate:

@@ -15,10 +15,9 @@ from transformers import HiggsAudioV2TokenizerConfig
 
 from stretto.checkpoints.published import Network
 from stretto.checkpoints.tensors import Part, check, shapes_of
-from stretto.codec.espnet_dac_checkpoint import multiply_weight_norm_out
+from stretto.codec.espnet_dac import multiply_weight_norm_out
 from stretto.codec.higgs import HiggsModel
-from stretto.codec.published import CONFIG_FILE, load_config
-from stretto.codec.strict_loading import read_tensors
+from stretto.codec.published import CONFIG_FILE, load_config, read_tensors
 from stretto.errors import CheckpointError
 from stretto.untrusted_files import UNPARSABLE, json_object, released_file
 

@@ -22,8 +22,9 @@ import numpy as np
 
 from stretto.codec.base import Codec
 from stretto.errors import InvalidRequest
+from stretto.families.audio_format import CachedEncoder
 from stretto.families.base import Family, Task
-from stretto.families.encoder_cache import CachedEncoder
+from stretto.families.conversation import Piece
 from stretto.families.higgs_audio.family import (
     BEGIN,
     BEGIN_OF_AUDIO,
@@ -34,12 +35,9 @@ from stretto.families.higgs_audio.family import (
     SCENE_START,
     START_HEADER,
 )
+from stretto.families.prompting import PLAIN, Manner, PromptRows, Template, check_codes, stream0_rows
+from stretto.families.text import check_text
 from stretto.families.tokenizer import TextTokenizer
-from stretto.preprocessing.conversation import Piece
-from stretto.preprocessing.manner import PLAIN, Manner
-from stretto.preprocessing.prompt import PromptRows, Template
-from stretto.preprocessing.rows import check_codes, stream0_rows
-from stretto.preprocessing.subwords import check_text
 from stretto.streams.layout import StreamLayout
 
 SYSTEM = "Generate audio following instruction."

@@ -8,16 +8,114 @@ from pathlib import Path
 import numpy as np
 
 from stretto.codec.base import Codec
+from stretto.errors import InvalidRequest
 from stretto.families.base import Family, Task
-from stretto.families.opuslm.dialogue_prompt import DialogueTemplate
-from stretto.families.opuslm.family import SOS_EOS
-from stretto.families.opuslm.prompt_segments import GAP, SegmentWriter
-from stretto.families.opuslm.ssl_tokenizer import load_ssl_tokenizer
+from stretto.families.conversation import Piece
+from stretto.families.opuslm.family import (
+    ASSISTANT_OUTPUT,
+    NUM_STREAMS,
+    PAD,
+    SOS_EOS,
+    SYSTEM_PROMPT,
+    USER_INPUT,
+    VOICE_FRAMES,
+)
+from stretto.families.opuslm.ssl_tokenizer import HeardCodes, SslTokenizer, load_ssl_tokenizer
+from stretto.families.prompting import PLAIN, Manner, PromptRows, Template, check_codes, frame_rows, stream0_rows
+from stretto.families.text import Subwords
 from stretto.families.tokenizer import TextTokenizer
-from stretto.preprocessing.conversation import Piece
-from stretto.preprocessing.manner import PLAIN, Manner
-from stretto.preprocessing.prompt import PromptRows, Template
-from stretto.preprocessing.subwords import Subwords
+from stretto.streams.layout import Segment
+
+GAP = NUM_STREAMS - 1
+
+
+class SegmentWriter:
+    """Writer of the segments of one checkpoint's prompts."""
+
+    def __init__(self, family: Family, subwords: Subwords, codec: Codec, ssl: SslTokenizer | None):
+        self.family, self._subwords = family, subwords
+        self._heard = None if ssl is None else HeardCodes(codec, ssl)
+
+    def ids(self, *ids: int) -> np.ndarray:
+        """Return rows [n, 9] with `ids` on stream 0."""
+        return stream0_rows(self.family.layout, list(ids))
+
+    def task_id(self, *names: str) -> int:
+        """Return the id of the first task of `names` in the checkpoint; InvalidRequest if it has none of them."""
+        known = [self.family.markers[name] for name in names if name in self.family.markers]
+        if not known:
+            raise InvalidRequest("task", "a task that this checkpoint has a token for", f"one that needs <{names[0]}>")
+        return known[0]
+
+    def marker(self, name: str) -> np.ndarray:
+        """Return the row that begins a segment: `codec_ssl`, `text_bpe` or `spk`."""
+        return self.ids(self.family.markers[name])
+
+    def piece(self, piece: Piece) -> np.ndarray:
+        """Return the segment of a text or audio, with the pads that separate it from the next."""
+        if piece.text is None:
+            return self.audio(piece)
+        return np.concatenate([self.text(piece), self.ids(*[PAD] * GAP)])
+
+    def text(self, piece: Piece) -> np.ndarray:
+        """Return the segment of a text, without pads after it."""
+        assert piece.text is not None, piece.path
+        return np.concatenate([self.marker("text_bpe"), self.ids(*self._subwords.ids(piece.text, piece.path))])
+
+    def audio(self, piece: Piece) -> np.ndarray:
+        """Return the segment of audio: marker and T + 8 rows."""
+        return np.concatenate([self.marker("codec_ssl"), self._frames(self._codes(piece))])
+
+    def voice(self, piece: Piece) -> np.ndarray:
+        """Return the segment of a voice to speak in: marker and 508 rows."""
+        rows = self._frames(self._codes(piece)[:, :VOICE_FRAMES])
+        return np.concatenate([self.marker("spk"), rows, self.ids(*[PAD] * (VOICE_FRAMES + GAP - len(rows)))])
+
+    def _frames(self, codes: np.ndarray) -> np.ndarray:
+        rows = frame_rows(self.family.layout, codes, (PAD,) * NUM_STREAMS)
+        rows[rows[:, 0] == self.family.layout.audio[0].start, 0] = PAD
+        return rows
+
+    def _codes(self, piece: Piece) -> np.ndarray:
+        """Return codes [9, T]: a semantic code and eight codes of the codec per frame."""
+        if piece.codes is not None:
+            check_codes(piece.codes, self.family, piece.path)
+            return piece.codes
+        assert piece.pcm is not None, piece.path
+        if self._heard is None:
+            raise InvalidRequest(
+                piece.path,
+                "codes [9][T] in messages: the checkpoint has no ssl_tokenizer/ (docs/families.md, Requests)",
+                "audio",
+            )
+        codes = self._heard.encode(piece.pcm)
+        if codes.shape[1] == 0:
+            raise InvalidRequest(piece.path, "audio of at least one frame (0.025 s)", f"{len(piece.pcm)} samples")
+        return codes
+
+
+ROLES = {"system": SYSTEM_PROMPT, "user": USER_INPUT, "assistant": ASSISTANT_OUTPUT}
+
+
+class DialogueTemplate:
+    """Prompt template of the dialogue model."""
+
+    def __init__(self, segments: SegmentWriter):
+        self._segments = segments
+
+    def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
+        """Return the rows of the turns and the head of the reply; audio in a system turn is the assistant's voice."""
+        segments = self._segments
+        name = "text_dialogue" if task.name == "text_dialogue" else "audio_dialogue"
+        parts = [segments.ids(SOS_EOS, segments.task_id(name))]
+        for piece in pieces:
+            is_voice = piece.role == "system" and piece.text is None
+            parts += [segments.ids(ROLES[piece.role]), segments.voice(piece) if is_voice else segments.piece(piece)]
+        modality = "text_bpe" if task.segments[0] is Segment.TEXT else "codec_ssl"
+        speaker = USER_INPUT if task.name == "asr" else ASSISTANT_OUTPUT
+        parts += [segments.ids(speaker), segments.marker(modality)]
+        return PromptRows(np.concatenate(parts))
+
 
 TASK_TOKENS = {
     "asr": ("codec_ssl_asr", "asr"),

@@ -11,23 +11,17 @@ from typing import Any
 
 from torch import Tensor
 
+from stretto.checkpoints.backbone import dtype_of
 from stretto.checkpoints.generation import prefixed
 from stretto.checkpoints.published import Contents, Converted, Network
 from stretto.checkpoints.release import Release, Tokenizer
 from stretto.checkpoints.tensors import Part, Plan, shapes_of
-from stretto.checkpoints.transformers_config import dtype_of
 from stretto.codec.qwen3_12hz.code2wav import MODEL_TYPE, Code2Wav, read_shape
 from stretto.errors import CheckpointError
 from stretto.families.audio_format import KEY, THINKER_STATES
 from stretto.families.qwen3_omni_talker.family import NAME, TalkerVocabulary
 from stretto.families.qwen3_tts import convert as qwen3_tts
-from stretto.families.qwen3_tts.convert_config import (
-    NUM_SUPPRESSED,
-    Numbers,
-    check_positions,
-    depth_spec,
-    text_ids,
-)
+from stretto.families.qwen3_tts.convert import NUM_SUPPRESSED, Numbers, check_positions, depth_spec, text_ids
 from stretto.families.qwen3_tts.family import CodecIds
 from stretto.families.registry import NAME as FAMILY
 from stretto.families.registry import VOCABULARY

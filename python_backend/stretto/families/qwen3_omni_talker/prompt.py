@@ -19,11 +19,10 @@ import numpy as np
 from stretto.codec.base import Codec
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.base import Family
+from stretto.families.prompting import Template, stream0_rows
 from stretto.families.qwen3_omni_talker.family import NAME, TalkerVocabulary, qwen3_omni_talker
 from stretto.families.qwen3_tts.prompt import RowWriter
 from stretto.families.registry import VOCABULARY, config_at
-from stretto.preprocessing.prompt import Template
-from stretto.preprocessing.rows import stream0_rows
 from stretto.records.prompt import HeardAudio, Prompt
 from stretto.records.sampling import SamplingConfig
 

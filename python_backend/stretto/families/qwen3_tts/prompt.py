@@ -23,23 +23,68 @@ Layout: `generate` of https://github.com/QwenLM/Qwen3-TTS, qwen_tts/core/models/
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from stretto.codec.base import Codec
-from stretto.errors import InvalidRequest
+from stretto.codec.qwen3_12hz.voice import FOLDER, VoiceEncoder, load_voice_encoder
+from stretto.errors import CheckpointError, InvalidRequest
+from stretto.families.audio_format import CachedEncoder
 from stretto.families.base import Family, Task
+from stretto.families.conversation import Piece
+from stretto.families.prompting import PLAIN, Manner, PromptRows, Template, code_rows, stream0_rows
 from stretto.families.qwen3_tts.family import Qwen3TtsVocabulary
-from stretto.families.qwen3_tts.voices import ClonedVoice, ClonedVoices, open_voices
 from stretto.families.registry import VOCABULARY, config_at
+from stretto.families.text import Subwords, check_text, without_leading_line_ends
 from stretto.families.tokenizer import TextTokenizer
-from stretto.preprocessing.conversation import Piece
-from stretto.preprocessing.manner import PLAIN, Manner
-from stretto.preprocessing.prompt import PromptRows, Template
-from stretto.preprocessing.rows import code_rows, stream0_rows
-from stretto.preprocessing.subwords import Subwords, check_text, without_leading_line_ends
 from stretto.records.prompt import MAX_PART_CHARS, HeardAudio
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ClonedVoice:
+    """Voice of a recording, as used in a prompt.
+
+    Attributes:
+        x_vector: [H] float32.
+        words: Ids of the recording's transcript; the model continues from them and `codes`. If empty, it is given only
+            the x-vector.
+        codes: [K, T] of the recording; None without a transcript.
+    """
+
+    x_vector: np.ndarray
+    words: tuple[int, ...] = ()
+    codes: np.ndarray | None = None
+
+
+class ClonedVoices:
+    """Encoder of recordings to voices, with caches keyed by the recording's samples."""
+
+    def __init__(self, encoder: VoiceEncoder):
+        self._codes = CachedEncoder(encoder.codec.encode)
+        self._x_vectors = CachedEncoder(encoder.speaker.encode)
+
+    def hear(self, pcm: np.ndarray, words: Sequence[int]) -> ClonedVoice:
+        """Return the voice of mono `pcm` [n] float32 at 24 kHz; `words` is its transcript, empty if unknown."""
+        x_vector = self._x_vectors.encode(pcm)
+        return ClonedVoice(x_vector, tuple(words), self._codes.encode(pcm)) if words else ClonedVoice(x_vector)
+
+
+def open_voices(checkpoint: Path, codec: Codec, device: str, hidden_size: int) -> ClonedVoices:
+    """Return the encoder of voices, from the codec and the speaker encoder of a checkpoint.
+
+    Raises:
+        CheckpointError: If the checkpoint has no speaker encoder, or one of another width than `hidden_size`.
+    """
+    encoder = load_voice_encoder(checkpoint, codec, device)
+    if encoder is None:
+        raise CheckpointError(f"{checkpoint / FOLDER}: expected the speaker encoder of a model that clones voices")
+    if encoder.hidden != hidden_size:
+        expected = f"a speaker encoder of width {hidden_size}, the model's"
+        raise CheckpointError(f"{checkpoint / FOLDER}: expected {expected}, got {encoder.hidden}")
+    return ClonedVoices(encoder)
+
 
 CHINESE = "chinese"
 

@@ -7,6 +7,8 @@ import numpy as np
 from stretto.codec.base import Codec
 from stretto.errors import InvalidRequest, shown
 from stretto.families.base import Family, Task
+from stretto.families.conversation import Piece
+from stretto.families.prompting import PLAIN, Manner, PromptRows, Template, code_rows, stream0_rows
 from stretto.families.tiny.family import (
     ASR,
     BEGIN_AUDIO,
@@ -21,10 +23,6 @@ from stretto.families.tiny.family import (
     VOICES,
 )
 from stretto.families.tiny.text import normalise, other_script, words_of
-from stretto.preprocessing.conversation import Piece
-from stretto.preprocessing.manner import PLAIN, Manner
-from stretto.preprocessing.prompt import PromptRows, Template
-from stretto.preprocessing.rows import code_rows, stream0_rows
 
 INDEX_STREAM = LAYOUT.num_output_streams
 MARGIN_S = 0.3  # silence kept around speech: more than in recordings of the bundled voices

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from stretto.families.text_codec import TextCodec, TextReader
+from stretto.families.text import TextCodec, TextReader
 from stretto.families.tiny import family as tiny
 
 PAUSE = tiny.FIRST_PHONEME + tiny.PHONEMES.index("pau")

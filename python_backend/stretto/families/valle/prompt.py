@@ -10,14 +10,12 @@ import numpy as np
 from stretto.codec.base import Codec
 from stretto.errors import InvalidRequest
 from stretto.families.base import Family, Task
+from stretto.families.conversation import Piece
+from stretto.families.prompting import PLAIN, Manner, PromptRows, Template, stream0_rows
 from stretto.families.registry import VOCABULARY, config_at
+from stretto.families.text import Subwords
 from stretto.families.tokenizer import TextTokenizer
 from stretto.families.valle.family import PAD, SOS_EOS, ValleVocabulary
-from stretto.preprocessing.conversation import Piece
-from stretto.preprocessing.manner import PLAIN, Manner
-from stretto.preprocessing.prompt import PromptRows, Template
-from stretto.preprocessing.rows import stream0_rows
-from stretto.preprocessing.subwords import Subwords
 
 
 class ValleTemplate:

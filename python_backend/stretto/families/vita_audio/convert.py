@@ -3,12 +3,13 @@
 Names: vita_audio/models/qwen2_mtp_v4_48_3 and vita_audio/tokenizer_glm4voice.py of
 https://github.com/VITA-MLLM/VITA-Audio. The projections and norms of the modules belong to the wrapper that has the
 head, so their names begin with `mtp_`; some tools add `model.` before that. VITA-Audio-Plus has SenseVoice's encoder in
-its files (`convert_hearing.py`).
+its files (`convert.py`).
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,104 @@ from stretto.checkpoints.backbone import config_of, shapes
 from stretto.checkpoints.generation import AUDIO
 from stretto.checkpoints.published import Contents, Converted
 from stretto.checkpoints.release import Release, Tokenizer, read_json
-from stretto.checkpoints.tensors import Part, Plan
+from stretto.checkpoints.tensors import Part, Plan, shapes_of
 from stretto.errors import CheckpointError
-from stretto.families.audio_format import KEY
+from stretto.families.audio_format import KEY, SENSE_VOICE
 from stretto.families.defaults import DRAWN
 from stretto.families.registry import NAME, VOCABULARY
-from stretto.families.vita_audio import convert_hearing
 from stretto.families.vita_audio.family import BALANCE, HEARD, MARKERS, SCHEDULES, VANILLA, VitaVocabulary
+from stretto.families.vita_audio.model import SenseVoice
+from stretto.families.vita_audio.prompt import DITHER, NUM_BINS, SAMPLE_RATE, STACKED, STEP
+from stretto.untrusted_files import read_text, yaml_mapping
+
+TOWER, ADAPTOR = "model.audio_model.model.", "model.audio_projection."
+UNUSED = f"{TOWER}ctc."  # transcription head
+ENCODER_NUMBERS = (
+    "output_size",
+    "attention_heads",
+    "linear_units",
+    "num_blocks",
+    "tp_blocks",
+    "kernel_size",
+    "sanm_shfit",
+)
+# Supported values, with the defaults of the authors' classes.
+MAKE = {
+    "model": ("SenseVoiceSmall", None),
+    "encoder": ("SenseVoiceEncoderSmall", None),
+    "encoder_conf.normalize_before": (True, True),
+    "encoder_conf.concat_after": (False, False),
+    "encoder_conf.selfattention_layer_type": ("sanm", "sanm"),
+    "frontend": ("WavFrontend", None),
+    "frontend_conf.fs": (SAMPLE_RATE, 16_000),
+    "frontend_conf.window": ("hamming", "hamming"),
+    "frontend_conf.n_mels": (NUM_BINS, 80),
+    "frontend_conf.frame_length": (25, 25),
+    "frontend_conf.frame_shift": (10, 10),
+    "frontend_conf.lfr_m": (STACKED, 1),
+    "frontend_conf.lfr_n": (STEP, 1),
+    "frontend_conf.dither": (DITHER, 1.0),
+    "frontend_conf.snip_edges": (True, True),
+}
+
+
+def encoder_numbers(folder: Path) -> dict[str, Any]:
+    """Return `audio_config` of config.json; CheckpointError if the files are missing or of an unsupported kind."""
+    path = folder / "config.yaml"
+    record = yaml_mapping(path)
+    for name, (wanted, default) in MAKE.items():
+        if (got := _at(record, name, default)) != wanted:
+            raise CheckpointError(f"{path}: {name}: expected {wanted!r}, got {got!r}")
+    found = {name: _at(record, f"encoder_conf.{name}", 0 if name == "sanm_shfit" else None) for name in ENCODER_NUMBERS}
+    for name, value in found.items():
+        if type(value) is not int or value < 0:
+            raise CheckpointError(f"{path}: encoder_conf.{name}: expected a number, got {value!r}")
+    width = NUM_BINS * STACKED
+    shift, scale = _normalisation(folder / "am.mvn", width)
+    return {"model_type": SENSE_VOICE, "num_mel_bins": width, **found, "shift": shift, "scale": scale}
+
+
+def encoder_plan(audio: Mapping[str, Any], hidden_size: int) -> Plan:
+    """Return the tensors of the encoder and of the adaptor; names stay except for the prefix."""
+    size = audio["output_size"]
+    adaptor: dict[str, tuple[int, ...]] = {"pre_proj_layernorm.weight": (size,), "pre_proj_layernorm.bias": (size,)}
+    adaptor |= {"mlp.0.weight": (hidden_size, size), "mlp.2.weight": (hidden_size, hidden_size)}
+    tower = shapes_of(SenseVoice, audio)
+    parts = {f"{TOWER}{name}": Part(f"audio_tower.{name}", shape) for name, shape in tower.items()}
+    return parts | {f"{ADAPTOR}{name}": Part(f"adaptor.{name}", shape) for name, shape in adaptor.items()}
+
+
+def _at(record: Mapping[str, Any], dotted: str, default: Any) -> Any:
+    """Return the value of config.yaml at `a.b`, or the default."""
+    first, _, second = dotted.partition(".")
+    value = record.get(first, {} if second else default)
+    if not second:
+        return value
+    return value.get(second, default) if isinstance(value, Mapping) else None
+
+
+def _normalisation(path: Path, width: int) -> tuple[list[float], list[float]]:
+    """Return shift and scale of each number of a frame, from Kaldi's text form of a network.
+
+    The shift is added first, and the sum is multiplied by the scale.
+    """
+    try:
+        words = read_text(path).split()
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: expected the normalisation of audio features, got {error}") from error
+    found = []
+    for layer in ("<AddShift>", "<Rescale>"):
+        try:
+            begin = words.index("[", words.index(layer)) + 1
+            found.append([float(word) for word in words[begin : words.index("]", begin)]])
+        except ValueError as error:
+            raise CheckpointError(f"{path}: expected {layer} and {width} numbers, got {error}") from error
+        if len(found[-1]) != width:
+            raise CheckpointError(f"{path}: {layer}: expected {width} numbers, got {len(found[-1])}")
+        if not all(map(isfinite, found[-1])):
+            raise CheckpointError(f"{path}: {layer}: expected finite numbers, got NaN or infinity")
+    return found[0], found[1]
+
 
 BACKBONE_TAG = None
 EMBEDDINGS = "model.embed_tokens.weight"
@@ -70,9 +162,9 @@ def convert(release: Release, contents: Contents) -> Converted:
     parts = plan(record, num_modules, prefix)
     if not hears:
         return Converted(record, parts, ())
-    record[KEY] = convert_hearing.numbers(release.config_folder)
-    parts |= convert_hearing.plan(record[KEY], record["hidden_size"])
-    return Converted(record, parts, (convert_hearing.UNUSED,))
+    record[KEY] = encoder_numbers(release.config_folder)
+    parts |= encoder_plan(record[KEY], record["hidden_size"])
+    return Converted(record, parts, (UNUSED,))
 
 
 def layers(config: Mapping[str, Any]) -> tuple[int, int]:

@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from stretto.families.base import Family, Task, UnconditionalContext
-from stretto.families.bursts import Bursts, BurstSchedule
+from stretto.families.base import Bursts, BurstSchedule, Family, Task, UnconditionalContext
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import Segment, StreamLayout
 

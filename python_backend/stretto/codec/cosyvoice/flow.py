@@ -1,17 +1,117 @@
-"""U-Net that estimates the flow: time-conditioned residual blocks, each followed by transformers over all frames.
-
-Modules and tensors are named as in published checkpoints (`cosyvoice/flow/decoder.py`; blocks of Matcha-TTS,
-https://github.com/shivammehta25/Matcha-TTS, MIT).
-"""
+"""Conditional flow matching (arXiv 2210.02747) over the U-Net estimator of CosyVoice's decoders."""
 
 import itertools
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stretto.codec.cosyvoice.shapes import EstimatorShape
+
+@dataclass(frozen=True, slots=True)
+class EncoderShape:
+    """Sizes of the conformer.
+
+    Attributes:
+        block: Attention is limited to a block of this many tokens and all previous ones; None for unlimited attention.
+        epsilon: Epsilon of the norms in its layers.
+    """
+
+    width: int
+    heads: int
+    inner: int
+    layers: int
+    block: int | None = None
+    epsilon: float = 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class EstimatorShape:
+    """Sizes of the U-Net that estimates the flow.
+
+    Attributes:
+        blocks: Number of transformers after each residual block.
+        is_causal: True if convolutions are causal and norms are per frame. Transformers attend to all frames either
+            way.
+    """
+
+    channels: tuple[int, ...]
+    head_width: int
+    heads: int
+    blocks: int
+    mids: int
+    is_causal: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SourceShape:
+    """Parameters of the excitation: sines of `amplitude` at the pitch and its harmonics, above `threshold` Hz.
+
+    Attributes:
+        sigma: Noise level in voiced parts; a third of the amplitude elsewhere.
+    """
+
+    harmonics: int
+    amplitude: float
+    sigma: float
+    threshold: float
+    pitch_channels: int
+
+
+@dataclass(frozen=True, slots=True)
+class VocoderShape:
+    """Sizes of HiFT: transposed convolutions by `rates`, residual blocks (kernel, dilations), and a Fourier transform.
+
+    The transform has `fourier` samples at intervals of `hop` samples.
+    """
+
+    channels: int
+    sample_rate: int
+    rates: tuple[int, ...]
+    kernels: tuple[int, ...]
+    residuals: tuple[tuple[int, tuple[int, ...]], ...]
+    source_residuals: tuple[tuple[int, tuple[int, ...]], ...]
+    fourier: int
+    hop: int
+    slope: float
+    limit: float
+    source: SourceShape
+
+    @property
+    def samples_per_mel(self) -> int:
+        """Samples per frame of the mel spectrogram."""
+        return math.prod(self.rates) * self.hop
+
+
+SEEDS = {"flow": 42, "source": 43, "phases": 44}
+
+
+def gaussian(columns: int, rows: int, seed: int) -> Tensor:
+    """Return unit noise [rows, columns], equal on every machine; fewer columns are a prefix of more."""
+    drawn = np.random.default_rng(seed).standard_normal((columns, rows), dtype=np.float32)
+    return torch.from_numpy(drawn.T.copy())
+
+
+def noise_tables(mels: int, shape: VocoderShape, most_heard: int, most_spoken: int) -> dict[str, Tensor]:
+    """Return the noise tables of flow and vocoder.
+
+    Returns:
+        noise: Start of the flow, [M, most_heard].
+        source_noise: Noise of the source for `most_spoken` frames, [harmonics + 1, n].
+        phases: Initial phase of each sine, [harmonics + 1, 1].
+    """
+    sines = shape.source.harmonics + 1
+    phases = np.random.default_rng(SEEDS["phases"]).uniform(-np.pi, np.pi, (sines, 1))
+    phases[0] = 0  # the fundamental starts at phase 0
+    return {
+        "noise": gaussian(most_heard, mels, SEEDS["flow"]),
+        "source_noise": gaussian(most_spoken * shape.samples_per_mel, sines, SEEDS["source"]),
+        "phases": torch.from_numpy(phases),
+    }
+
 
 GROUPS = 8
 
@@ -206,3 +306,45 @@ def _rising(shape: EstimatorShape) -> list[nn.Module]:
         )
         stages.append(Stage(2 * width, next_width, shape, grow))
     return stages
+
+
+STEPS = 10  # as in the authors' flow.py and flow_matching.py
+
+
+class Matching(nn.Module):
+    """Estimator under its published name, and the time steps.
+
+    Guidance g (Ho and Salimans): (1 + g) conditional - g unconditional.
+    """
+
+    waves: Tensor
+
+    def __init__(self, mels: int, shape: EstimatorShape, guidance: float) -> None:
+        super().__init__()
+        self.estimator = Estimator(mels, shape)
+        self.guidance = guidance
+        even = torch.linspace(0, 1, STEPS + 1, dtype=torch.float64, device="cpu")  # works on the meta device, too
+        times = 1 - torch.cos(even * 0.5 * math.pi)
+        self.strides = times.diff().tolist()
+        self.register_buffer("waves", waves_of_time(times[:-1], 4 * mels), persistent=False)
+
+    def forward(self, noise: Tensor, goal: Tensor, speaker: Tensor, prompt: Tensor) -> Tensor:
+        """Return the mel spectrogram.
+
+        All arguments are [B, M, T]. Unconditional estimates omit goal, speaker and prompt.
+        """
+        told = torch.cat([goal, speaker, prompt], 1)
+        told = torch.cat([told, torch.zeros_like(told)])
+        state = noise
+        for waves, stride in zip(self.waves.to(noise.dtype), self.strides, strict=True):
+            flow, free = self.estimator(torch.cat([state.repeat(2, 1, 1), told], 1), waves).chunk(2)
+            state = state + stride * ((1 + self.guidance) * flow - self.guidance * free)
+        return state
+
+
+def waves_of_time(times: Tensor, width: int) -> Tensor:
+    """Return sines and cosines [n, width] of times [n] in [0, 1], as Matcha's `SinusoidalPosEmb`."""
+    place = torch.arange(width // 2, device=times.device).float()
+    frequencies = torch.exp(place * -(math.log(10_000) / (width // 2 - 1)))
+    angle = 1000 * times[:, None] * frequencies.to(times.dtype)
+    return torch.cat([angle.sin(), angle.cos()], 1)

@@ -1,9 +1,12 @@
-"""Memory regions shared with a server on the same host: system memory or GPU memory."""
+"""Memory shared with a server on the same host: regions, output ring, and their use by an utterance."""
 
+import asyncio
 import base64
 import ctypes
 import os
 import secrets
+from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing.shared_memory import SharedMemory
 from typing import Any, Literal, Protocol
 
@@ -154,3 +157,134 @@ def new_region(memory: Memory, prefix: str, byte_size: int) -> Region:
     if memory not in ("system", "cuda"):
         raise ValueError(f"shared_memory: expected 'system' or 'cuda', got {memory!r}")
     return SystemRegion(prefix, byte_size) if memory == "system" else CudaRegion(prefix, byte_size)
+
+
+MAGIC = int.from_bytes(b"STRRING1", "little")
+HEADER = 4096  # bytes, one page
+PREFIX = "stretto_ring"
+_SLOTS, _SLOT_BYTES, _RELEASED, _OPEN = 1, 2, 3, 4
+PATIENCE_S, POLL_S = 5.0, 0.01  # a live server releases the ring within a second after the utterance
+
+
+@dataclass(frozen=True, slots=True)
+class RingSize:
+    """Size of one utterance's ring: 64 slots of 16 KiB hold 10 s of float32 samples at 24 kHz."""
+
+    slots: int = 64
+    slot_bytes: int = 1 << 14
+
+    def __post_init__(self) -> None:
+        if self.slots < 1 or self.slot_bytes < 1 or self.slot_bytes % 8:
+            raise ValueError(f"a ring needs slots of a multiple of 8 bytes, got {self.slots} of {self.slot_bytes}")
+
+
+class Ring:
+    """Client side of the ring."""
+
+    def __init__(self, memory: Memory, size: RingSize):
+        self._size, self._released = size, 0
+        payload = size.slots * size.slot_bytes
+        self._header = SystemRegion(PREFIX, HEADER + (payload if memory == "system" else 0))
+        self._device = CudaRegion(PREFIX, payload) if memory == "cuda" else None
+        self._words = self._header.words
+        self._words[_SLOTS], self._words[_SLOT_BYTES], self._words[_RELEASED] = size.slots, size.slot_bytes, 0
+        self._words[0] = MAGIC
+
+    def option(self) -> dict[str, Any]:
+        """Return the value of `options.output.ring`, with which the server opens the ring."""
+        option: dict[str, Any] = {"name": self._header.name}
+        if self._device is not None:
+            option |= {"cuda_handle": base64.b64encode(self._device.handle).decode(), "device": self._device.device}
+        return option
+
+    def take(self, record: dict[str, Any]) -> np.ndarray:
+        """Return a copy of the samples that an event's `ring` record refers to, and release their slots.
+
+        Args:
+            record: `slot`: the first slot, counted since the start. `slots`: number of slots. `samples`: number of
+                samples. `dtype`: their type.
+        """
+        if record["slot"] != self._released:
+            raise ValueError(f"the event names slot {record['slot']}, but {self._released} is next")
+        size, dtype = self._size, np.dtype(record["dtype"])
+        left = record["samples"] * dtype.itemsize
+        parts = [np.empty(0, np.uint8)]
+        for slot in range(record["slot"], record["slot"] + record["slots"]):
+            used = min(left, size.slot_bytes)
+            parts.append(self._read(slot % size.slots * size.slot_bytes, used))
+            left -= used
+        self._released = record["slot"] + record["slots"]
+        self._words[_RELEASED] = self._released
+        return np.concatenate(parts).view(dtype)
+
+    @property
+    def is_free(self) -> bool:
+        """True if the server does not have GPU memory open."""
+        return self._words[_OPEN] == 0
+
+    def withdraw(self) -> None:
+        """Invalidate the ring, so that no server opens it from now on."""
+        self._words[0] = 0
+
+    async def until_free(self) -> None:
+        """Withdraw the ring and wait until the server has released it, at most PATIENCE_S seconds."""
+        self.withdraw()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE_S):
+                while not self.is_free:
+                    await asyncio.sleep(POLL_S)
+
+    def _read(self, offset: int, byte_size: int) -> np.ndarray:
+        if self._device is not None:
+            return self._device.read(offset, byte_size)
+        return self._header.read(HEADER + offset, byte_size)
+
+    def close(self) -> None:
+        """Free the memory, after `until_free`."""
+        self._words.release()
+        self._header.close()
+        if self._device is not None:
+            self._device.close()
+
+
+class Sharing:
+    """Shared memory of one request, closed after the utterance. `headers` grant access to the server's API."""
+
+    def __init__(self, memory: Memory, ring_size: RingSize, headers: dict[str, str]):
+        self._memory, self._ring_size, self._headers = memory, ring_size, headers
+        self.ring: Ring | None = None
+        self._regions: list[Region] = []
+        self._registered: list[Region] = []
+
+    def region(self, byte_size: int) -> Region:
+        """Return a new region of `byte_size` bytes."""
+        region = new_region(self._memory, "stretto_in", byte_size)
+        self._regions.append(region)
+        return region
+
+    def make_ring(self) -> Ring:
+        """Create and return the ring for the samples."""
+        self.ring = Ring(self._memory, self._ring_size)
+        return self.ring
+
+    async def register(self, server: InferenceServerClient) -> None:
+        """Register the regions with the server."""
+        for region in self._regions:
+            await region.register(server, self._headers)
+            self._registered.append(region)
+
+    async def close(self, server: InferenceServerClient) -> None:
+        """Unregister and free everything, even if the server no longer answers."""
+        registered, self._registered = self._registered, []
+        try:
+            for region in registered:
+                await region.unregister(server, self._headers)
+        finally:
+            while self._regions:
+                self._regions.pop().close()
+            ring, self.ring = self.ring, None
+            if ring is not None:
+                try:
+                    await ring.until_free()
+                finally:
+                    ring.close()

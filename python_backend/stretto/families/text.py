@@ -1,0 +1,244 @@
+"""Text of prompts and replies as subwords: limits, incremental tokenization, and ids back to readable text."""
+
+import codecs
+import itertools
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from copy import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from stretto.errors import InvalidRequest, shown
+from stretto.families.base import Family
+from stretto.families.registry import module_of
+from stretto.families.tokenizer import FILE, TextTokenizer
+
+LEADING_LINE_ENDS = re.compile(r"\s*[\r\n]")
+
+
+def without_leading_line_ends(text: str) -> str:
+    """Return `text` without leading blank lines; the indentation of its first line is kept."""
+    blank = LEADING_LINE_ENDS.match(text)
+    return text[blank.end() :] if blank else text
+
+
+def check_text(text: str, path: str, max_chars: int) -> None:
+    """Check a text's length and encoding.
+
+    Args:
+        text: The text.
+        path: Name of the text in error messages.
+        max_chars: Largest number of characters.
+
+    Raises:
+        InvalidRequest: The text is too long or contains lone surrogates.
+    """
+    if len(text) > max_chars:
+        raise InvalidRequest(path, f"at most {max_chars} characters", f"{len(text)} characters")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise InvalidRequest(path, "text without lone surrogates", shown(text))
+
+
+class Subwords:
+    """A checkpoint's tokenizer, with ids in the family's text interval."""
+
+    def __init__(self, tokenizer: TextTokenizer, family: Family):
+        assert family.subwords is not None, family.name
+        self._tokenizer = tokenizer
+        self._ids, self._max_chars = family.subwords, family.max_text_chars
+
+    def ids(self, text: str, path: str) -> list[int]:
+        """Return the absolute ids of `text`.
+
+        Raises InvalidRequest, which names `path`, if the text is empty, too long, not Unicode, or has no ids in the
+        model.
+        """
+        check_text(text, path, self._max_chars)
+        ids = self._tokenizer.encode(text)
+        if not ids:
+            raise InvalidRequest(path, "text of at least one character", shown(text))
+        if max(ids) >= len(self._ids):
+            raise InvalidRequest(path, "text that the model has tokens for", shown(text))
+        return [self._ids.start + token_id for token_id in ids]
+
+
+MAX_PENDING_CHARS = 4096  # limit of text without the end of a word
+
+
+class TextStream:
+    """Incremental tokenizer of one text. `push` takes UTF-8, cut anywhere; `close` ends the text."""
+
+    def __init__(self, tokenizer: TextTokenizer):
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="strict")
+        self._pending = ""
+
+    @property
+    def num_pending(self) -> int:
+        """Number of characters whose tokens may still change."""
+        return len(self._pending)
+
+    def copy(self) -> "TextStream":
+        """Return an independent copy with the same pending text."""
+        other = TextStream(self._tokenizer)
+        other._decoder.setstate(self._decoder.getstate())
+        other._pending = self._pending
+        return other
+
+    def push(self, text: bytes) -> list[int]:
+        """Return the tokens that became final with `text`; UnicodeDecodeError if it continues with invalid UTF-8."""
+        self._pending += self._decoder.decode(text)
+        ids, spelled, stops = self._split()
+        stop = self._stable_stop()
+        num_bytes = max((each for each in stops if each <= stop), default=0)
+        ends = itertools.accumulate(map(len, spelled))
+        self._pending = b"".join(spelled)[num_bytes:].decode()
+        return [token_id for token_id, end in zip(ids, ends, strict=True) if end <= num_bytes]
+
+    def close(self) -> list[int]:
+        """Return the remaining tokens; UnicodeDecodeError if the text ends inside a character."""
+        self._pending += self._decoder.decode(b"", final=True)
+        ids, self._pending = self._tokenizer.encode(self._pending), ""
+        return ids
+
+    def _split(self) -> tuple[list[int], list[bytes], list[int]]:
+        """Return the pending text's tokens, their bytes, and byte offsets of the pre-tokens that are not only space.
+
+        The pending text is replaced by its form after the tokenizer's normalization.
+        """
+        ids, words = self._tokenizer.encode_words(self._pending)
+        spelled = [self._tokenizer.bytes_of(token_id) for token_id in ids]
+        self._pending = b"".join(spelled).decode()
+        starts, at = [], 0
+        for _, tokens in itertools.groupby(zip(words, spelled, strict=True), key=lambda each: each[0]):
+            word = b"".join(text for _, text in tokens)
+            if word.decode().strip():
+                starts.append(at)
+            at += len(word)
+        return ids, spelled, starts
+
+    def _stable_stop(self) -> int:
+        """Return how many pending bytes neither a combining mark nor a begun added token can change."""
+        text = self._pending
+        starter = next((at for at in reversed(range(len(text))) if not unicodedata.combining(text[at])), 0)
+        first = max(0, len(text) - self._tokenizer.longest_added)  # a longer suffix cannot begin an added token
+        begun = next((at for at in range(first, len(text)) if self._tokenizer.begins_added(text[at:])), len(text))
+        return len(text[: min(starter, begun)].encode())
+
+
+class SubwordStream:
+    """Incremental conversion of one text to a family's ids in `subwords`, without leading line ends."""
+
+    def __init__(self, tokenizer: TextTokenizer, subwords: range):
+        self._stream, self._subwords = TextStream(tokenizer), subwords
+        self._blank: str | None = ""  # leading space; None after the first other character
+
+    def after(self, text: str, is_last: bool) -> tuple[list[int], "SubwordStream"]:
+        """Return the ids that `text` completes, and the stream after it; this one is unchanged.
+
+        Raises:
+            InvalidRequest: If a word is too long, or the model has no token for part of the text.
+        """
+        behind = copy(self)
+        behind._stream = self._stream.copy()
+        if behind._blank is not None:
+            text = without_leading_line_ends(behind._blank + text)
+            behind._blank, text = (None, text) if text.strip() or is_last else (text, "")
+        ids = behind._stream.push(text.encode()) + (behind._stream.close() if is_last else [])
+        num_pending = behind._stream.num_pending + len(behind._blank or "")
+        if num_pending > MAX_PENDING_CHARS:
+            expected = f"a word that ends within {MAX_PENDING_CHARS} characters"
+            raise InvalidRequest("text", expected, f"{num_pending} characters")
+        if ids and max(ids) >= len(self._subwords):
+            raise InvalidRequest("text", "text that the model has tokens for", shown(text))
+        return [self._subwords.start + token_id for token_id in ids], behind
+
+
+class TextReader(Protocol):
+    """Incremental reader of one text segment."""
+
+    def push(self, token_id: int) -> str:
+        """Return the text that `token_id` adds; empty if it completes no character or word."""
+        ...
+
+    def end(self) -> str:
+        """Return the remaining text at the end of the segment."""
+        ...
+
+
+@dataclass(frozen=True)
+class TextCodec:
+    """Text conversion of a family, with the assignment of alignment entries to words.
+
+    Attributes:
+        reader: Function that creates a reader for a task.
+        words: Function that returns the word index of each spoken token of a text segment; None for a pause.
+        stream: Function that creates a converter of streamed text to ids; None without a tokenizer.
+    """
+
+    reader: Callable[[str], TextReader]
+    words: Callable[[Sequence[int]], list[int | None]]
+    stream: Callable[[], SubwordStream] | None = None
+
+
+class _SubwordReader:
+    """Reader of subwords that returns a character once its last byte has arrived."""
+
+    def __init__(self, tokenizer: TextTokenizer, subwords: range):
+        self._tokenizer, self._subwords = tokenizer, subwords
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token_id: int) -> str:
+        if token_id not in self._subwords:
+            return ""
+        return self._decoder.decode(self._tokenizer.bytes_of(token_id - self._subwords.start))
+
+    def end(self) -> str:
+        text = self._decoder.decode(b"", final=True)
+        self._decoder.reset()
+        return text
+
+
+class _SilentReader:
+    """Reader for families whose text is not readable."""
+
+    def push(self, token_id: int) -> str:
+        return ""
+
+    def end(self) -> str:
+        return ""
+
+
+def _no_words(token_ids: Sequence[int]) -> list[int | None]:
+    return [None] * len(token_ids)
+
+
+SILENT = TextCodec(lambda task: _SilentReader(), _no_words)
+
+
+def get_text_codec(family: str) -> TextCodec:
+    """Return the text codec of a family without a tokenizer; one that returns no text if the family has no reader."""
+    module = module_of(family, "reader")
+    return SILENT if module is None else module.TEXT_CODEC
+
+
+def subword_codec(tokenizer: TextTokenizer, subwords: range) -> TextCodec:
+    """Return the text codec of a family whose text ids are a tokenizer's ids plus `subwords.start`."""
+    return TextCodec(
+        lambda task: _SubwordReader(tokenizer, subwords), _no_words, lambda: SubwordStream(tokenizer, subwords)
+    )
+
+
+def load_text_codec(family: Family, checkpoint: Path) -> TextCodec:
+    """Return the text codec of `family`, with the tokenizer in its checkpoint's folder.
+
+    A checkpoint of random weights has no tokenizer; its codec returns no text.
+
+    Raises:
+        CheckpointError: If the tokenizer cannot be read.
+    """
+    if family.subwords is None or not (checkpoint / FILE).exists():
+        return get_text_codec(family.name)
+    return subword_codec(TextTokenizer.at(checkpoint), family.subwords)
