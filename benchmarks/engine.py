@@ -38,9 +38,9 @@ from benchmarks.front_end import cpu_ms_per_frame  # noqa: E402
 from benchmarks.layout import measure as measure_layout  # noqa: E402
 from benchmarks.published_layouts import LAYOUTS  # noqa: E402
 from benchmarks.stepped_engine import SteppedEngine, StepTime  # noqa: E402
-from stretto.engine.frontend.launch import vllm_config  # noqa: E402
 from stretto.engine.kernels import cpu as cpu_kernels  # noqa: E402
-from stretto.engine.request.protocol import sampling_params  # noqa: E402
+from stretto.engine.launch import vllm_config  # noqa: E402
+from stretto.engine.protocol import sampling_params  # noqa: E402
 from stretto.preprocessing.request import Preprocessor, RawRequest  # noqa: E402
 from stretto.records.prompt import Prompt  # noqa: E402
 

@@ -100,7 +100,7 @@ async def main(arguments: argparse.Namespace) -> None:
             append_result(arguments.out, benchmark, record)
         return
     prepare_environment()
-    from stretto.engine.frontend.llm import SpeechLLM  # vllm reads the environment when it is imported
+    from stretto.engine.llm import SpeechLLM  # vllm reads the environment when it is imported
 
     preprocessor = Preprocessor(CHECKPOINT)
     engine = await SpeechLLM.start(EngineConfig.from_file(ENGINE_ARGS, CHECKPOINT))

@@ -32,9 +32,9 @@ prepare_environment()
 
 from benchmarks.layout import engine_args  # noqa: E402
 from benchmarks.stepped_engine import SteppedEngine, StepTime  # noqa: E402
-from stretto.engine.frontend.launch import vllm_config  # noqa: E402
 from stretto.engine.kernels import cpu as cpu_kernels  # noqa: E402
-from stretto.engine.request.protocol import sampling_params  # noqa: E402
+from stretto.engine.launch import vllm_config  # noqa: E402
+from stretto.engine.protocol import sampling_params  # noqa: E402
 
 HIDDEN, LAYERS, PROMPT_ROWS, NUM_TEXT_IDS = 256, 16, 40, 2048
 SMALL_DEPTH = replace(DEPTH, hidden=128, intermediate=1024, head_dim=16)

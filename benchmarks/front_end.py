@@ -16,8 +16,8 @@ from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest  # noqa: E402
 from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector  # noqa: E402
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder  # noqa: E402
 
-from stretto.engine.frontend.llm import SpeechLLM  # noqa: E402
-from stretto.engine.request.protocol import SharedStats  # noqa: E402
+from stretto.engine.llm import SpeechLLM  # noqa: E402
+from stretto.engine.protocol import SharedStats  # noqa: E402
 
 
 class RecordedEngine:

@@ -27,8 +27,8 @@ from stretto.streams.layout import Segment
 prepare_environment()
 
 from benchmarks.stepped_engine import SteppedEngine, watch  # noqa: E402
-from stretto.engine.frontend.launch import vllm_config  # noqa: E402
-from stretto.engine.request.protocol import sampling_params  # noqa: E402
+from stretto.engine.launch import vllm_config  # noqa: E402
+from stretto.engine.protocol import sampling_params  # noqa: E402
 
 HIDDEN, LAYERS = 256, 4
 

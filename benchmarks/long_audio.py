@@ -39,14 +39,10 @@ from vllm.v1.engine import EngineCoreRequest  # noqa: E402
 from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector  # noqa: E402
 
 from benchmarks.stepped_engine import SteppedEngine, Watch  # noqa: E402
-from stretto.engine.frontend.launch import vllm_config  # noqa: E402
-from stretto.engine.frontend.utterance import Utterance  # noqa: E402
-from stretto.engine.request.protocol import (  # noqa: E402
-    Trailer,
-    read_rows,
-    sampling_params,
-)
-from stretto.engine.request.reply_rules import SegmentTracker  # noqa: E402
+from stretto.engine.launch import vllm_config  # noqa: E402
+from stretto.engine.protocol import Trailer, read_rows, sampling_params  # noqa: E402
+from stretto.engine.reply_rules import SegmentTracker  # noqa: E402
+from stretto.engine.utterance import Utterance  # noqa: E402
 from stretto.families.text import get_text_codec  # noqa: E402
 from stretto.streams.chunking import ChunkPolicy, Pacer  # noqa: E402
 

@@ -32,8 +32,8 @@ from stretto.streams.layout import Segment
 prepare_environment()
 
 from benchmarks.stepped_engine import SteppedEngine  # noqa: E402
-from stretto.engine.frontend.launch import vllm_config  # noqa: E402
-from stretto.engine.request.protocol import sampling_params  # noqa: E402
+from stretto.engine.launch import vllm_config  # noqa: E402
+from stretto.engine.protocol import sampling_params  # noqa: E402
 
 SPEAK = BAGPIPER_SMALL.task("speak")
 LISTEN = Task("listen", (Segment.TEXT,), (TEXT,), ("audio",), SPEAK.sampling)

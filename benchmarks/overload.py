@@ -30,11 +30,7 @@ from stretto.records.sampling import GuidancePolicy
 
 prepare_environment()
 
-from stretto.engine.request.protocol import (  # noqa: E402
-    Trailer,
-    read_rows,
-    sampling_params,
-)
+from stretto.engine.protocol import Trailer, read_rows, sampling_params  # noqa: E402
 
 ARMS: tuple[GuidancePolicy, ...] = ("always", "adaptive")
 

@@ -29,13 +29,9 @@ from stretto.records.prompt import Prompt
 prepare_environment()
 
 from benchmarks.stepped_engine import SteppedEngine  # noqa: E402
-from stretto.engine.frontend.launch import vllm_config  # noqa: E402
 from stretto.engine.kernels import cpu as cpu_kernels  # noqa: E402
-from stretto.engine.request.protocol import (  # noqa: E402
-    Trailer,
-    read_rows,
-    sampling_params,
-)
+from stretto.engine.launch import vllm_config  # noqa: E402
+from stretto.engine.protocol import Trailer, read_rows, sampling_params  # noqa: E402
 from stretto.families.conversation import Piece  # noqa: E402
 
 BLOCK_SIZE, SCALE = 32, 1.5

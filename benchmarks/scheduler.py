@@ -27,7 +27,7 @@ prepare_environment()
 from benchmarks.engine import SpeechArm, StockArm  # noqa: E402
 from benchmarks.replayed_steps import ReplayedSteps, host_work  # noqa: E402
 from stretto.engine.kernels import cpu as cpu_kernels  # noqa: E402
-from stretto.engine.request.protocol import STATS_KEY, SharedStats  # noqa: E402
+from stretto.engine.protocol import STATS_KEY, SharedStats  # noqa: E402
 
 SCALE = 1.5
 REPLAYED_FRAMES = 400

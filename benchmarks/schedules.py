@@ -34,8 +34,8 @@ from stretto.records.prompt import Prompt
 prepare_environment()
 
 from benchmarks.stepped_engine import SteppedEngine  # noqa: E402
-from stretto.engine.frontend.launch import vllm_config  # noqa: E402
-from stretto.engine.request.protocol import sampling_params  # noqa: E402
+from stretto.engine.launch import vllm_config  # noqa: E402
+from stretto.engine.protocol import sampling_params  # noqa: E402
 
 LAYERS = 28
 # Hidden size, inner size and ids are the published ones over 8; a head of 32 numbers is the least that attention takes.

@@ -32,7 +32,7 @@ ENVIRONMENT = {
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
 }
 # Imported once, before the jobs fork; what touches CUDA in an import may not be here (`can_fork`).
-PRELOADED = ("torch", "vllm", "vllm.engine.arg_utils", "vllm.v1.engine.core", "stretto.engine.frontend.launch")
+PRELOADED = ("torch", "vllm", "vllm.engine.arg_utils", "vllm.v1.engine.core", "stretto.engine.launch")
 PRELOADED_ON_THE_CPU = ("vllm.v1.worker.cpu_worker", "vllm.v1.worker.gpu.model_runner", "benchmarks.gpu.speed")
 
 

@@ -17,7 +17,7 @@ from benchmarks.gpu.models import MODELS, PromptMaker
 from benchmarks.gpu.speed import Arm
 from benchmarks.schedules import FIRST_BLOCK, allowed, ids_after, passes
 from benchmarks.stepped_engine import SteppedEngine
-from stretto.engine.request.protocol import sampling_params
+from stretto.engine.protocol import sampling_params
 from stretto.families.vita_audio.family import SCHEDULES, VANILLA
 
 

@@ -77,7 +77,7 @@ async def speak(client: SpeechClient) -> np.ndarray:
 async def tax(setup: Setup, repository: Path, address: str) -> AsyncIterator[dict[str, Any]]:
     """`triton_tax` and what else `benchmarks.ensemble` measures, for each number of streams."""
     from benchmarks.ensemble import measure, through_engine, through_triton
-    from stretto.engine.frontend.llm import SpeechLLM  # vllm reads the environment when it is imported
+    from stretto.engine.llm import SpeechLLM  # vllm reads the environment when it is imported
 
     preprocessor = Preprocessor(repository / LINK)
     engine = await SpeechLLM.start(EngineConfig.from_file(repository / ENGINE, repository / LINK))

@@ -31,8 +31,8 @@ from vllm import SamplingParams  # noqa: E402
 from vllm.engine.arg_utils import EngineArgs  # noqa: E402
 
 from benchmarks.stepped_engine import SteppedEngine, watch  # noqa: E402
-from stretto.engine.frontend.launch import vllm_config  # noqa: E402
-from stretto.engine.request.protocol import sampling_params  # noqa: E402
+from stretto.engine.launch import vllm_config  # noqa: E402
+from stretto.engine.protocol import sampling_params  # noqa: E402
 
 
 @dataclass(frozen=True)

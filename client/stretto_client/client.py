@@ -1,11 +1,14 @@
 """Asynchronous client of the ensemble; each utterance has its own gRPC stream, so it can be cancelled alone."""
 
 import asyncio
+import ipaddress
 import json
+import os
 import secrets
 from collections.abc import AsyncIterable, AsyncIterator
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,9 +22,38 @@ from stretto_client.live_speech import PartStream, speak_written
 from stretto_client.long_speech import LongSpeech, ProducedSpeech, Speech, cut, is_short
 from stretto_client.markup import MARKUPS, Markup, has_marks
 from stretto_client.model_profile import ModelProfile, fetch_profile
-from stretto_client.server_key import key_headers
 from stretto_client.shared_memory import Memory, RingSize, Sharing
 from stretto_client.speech_stream import Audio, SpeechStream, audio_inputs, given, options_json, strings
+
+DIRECTORY = Path("/dev/shm")  # the folder of shared memory, so that every client that can share memory finds the key
+HEADER = "triton-grpc-protocol-stretto-key"
+
+
+def key_headers(server: str, directory: Path = DIRECTORY) -> dict[str, str]:
+    """Return the header that grants access to the shared-memory API of `server` (host:port); empty if no key is found.
+
+    The key is only sent to loopback addresses, because another program may listen on the same port of another host.
+    """
+    host, _, port = server.rpartition(":")
+    if not is_loopback(host.strip("[]")) or not port.isdigit():
+        return {}
+    found = {path.stat().st_mtime_ns: path for path in directory.glob(f"stretto_launch_*.run/key-{port}") if ours(path)}
+    return {HEADER: found[max(found)].read_text()} if found else {}
+
+
+def ours(path: Path) -> bool:
+    """Return True if this user has written the file, and no other user could have."""
+    state, folder = path.lstat(), path.parent.lstat()
+    return state.st_uid == folder.st_uid == os.getuid() and not (state.st_mode | folder.st_mode) & 0o077
+
+
+def is_loopback(host: str) -> bool:
+    """Return True if `host` is this machine's loopback."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
 
 # Keep gRPC's windows from growing to megabytes (minutes of unread speech). The rest are tritonclient's defaults.
 CHANNEL = [

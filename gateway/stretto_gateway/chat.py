@@ -19,11 +19,10 @@ from stretto_gateway.answers import ApiError, Completion, described, refused
 from stretto_gateway.caller import unless_gone
 from stretto_gateway.catalogue import converses, find_voice
 from stretto_gateway.encoding import DEFAULT_RATE, make_encoder
-from stretto_gateway.events import followed
+from stretto_gateway.events import Streamed, followed
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.speech import encoded, sse, sse_error, usage
 from stretto_gateway.speech_request import AudioFormat, Body, Ignored, Text
-from stretto_gateway.streamed import Streamed
 from stretto_gateway.trace import SpeechTrace, Trace
 
 MAX_TURNS, MAX_PARTS = 64, 64  # turns of a conversation, parts of a turn

@@ -1,11 +1,65 @@
-"""Event streams of responses, with metrics and with errors mapped to API errors."""
+"""Streamed response bodies and server-sent events."""
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing, suppress
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from stretto_client import ClientError, Speech, SpeechEvent
 from stretto_gateway.answers import ApiError, from_client_error
+from stretto_gateway.caller import CallerGone, unless_gone
 from stretto_gateway.trace import SpeechTrace, Trace
+
+PIECE_BYTES = 16_384  # sent at a time, so that slow readers get one piece within the time limit
+LOG = logging.getLogger("stretto_gateway")
+
+
+class Streamed(Response):
+    """Response that is sent part by part.
+
+    An ApiError before the first part is the whole response. After the first part, the connection is closed early, so
+    that no client takes the response for complete. If the format can carry an error, `last_words` makes a last part of
+    it. If the client disconnects, or reads nothing for `stall_s` seconds, the parts are closed.
+    """
+
+    def __init__(
+        self,
+        parts: AsyncGenerator[bytes, None],
+        media_type: str,
+        stall_s: float,
+        last_words: Callable[[ApiError], bytes] | None = None,
+    ):
+        super().__init__(media_type=media_type, headers={"cache-control": "no-store", "x-accel-buffering": "no"})
+        del self.headers["content-length"]
+        self._parts, self._stall_s, self._last_words = parts, stall_s, last_words
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with suppress(CallerGone):
+            await unless_gone(receive, self._send_all(send))
+
+    async def _send_all(self, send: Send) -> None:
+        async with aclosing(self._parts) as parts:
+            part: bytes | None = await anext(parts)
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            while part is not None:
+                try:
+                    for begin in range(0, len(part), PIECE_BYTES):
+                        async with asyncio.timeout(self._stall_s):
+                            piece = part[begin : begin + PIECE_BYTES]
+                            await send({"type": "http.response.body", "body": piece, "more_body": True})
+                    part = await anext(parts, None)
+                except TimeoutError:
+                    LOG.warning("a reader took nothing for %g s and was left", self._stall_s)
+                    return
+                except ApiError as error:
+                    LOG.warning("an answer was broken off: %s", error.code)
+                    if self._last_words is not None:
+                        await send({"type": "http.response.body", "body": self._last_words(error), "more_body": True})
+                    return  # without the last message: the client sees an incomplete response
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def told(stream: Speech, fields: dict[str, str]) -> AsyncGenerator[SpeechEvent, None]:

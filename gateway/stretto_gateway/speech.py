@@ -28,7 +28,7 @@ from stretto_gateway.encoding import (
     make_encoder,
     wav_header,
 )
-from stretto_gateway.events import heard
+from stretto_gateway.events import Streamed, heard
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.speech_request import (
     Ignored,
@@ -39,7 +39,6 @@ from stretto_gateway.speech_request import (
     held_bytes,
     options_bytes,
 )
-from stretto_gateway.streamed import Streamed
 from stretto_gateway.trace import SpeechTrace
 from stretto_gateway.voices import brought_voice
 

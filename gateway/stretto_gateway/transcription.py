@@ -13,11 +13,10 @@ from stretto_client import ModelProfile, SpeechEvent, TaskProfile
 from stretto_gateway.answers import PlainText, TimedText, described, refused
 from stretto_gateway.caller import unless_gone
 from stretto_gateway.catalogue import find_task
-from stretto_gateway.events import written
+from stretto_gateway.events import Streamed, written
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.speech import sse, sse_error, usage
 from stretto_gateway.speech_request import WITH_FILE, Body, Ignored, Text, code_name
-from stretto_gateway.streamed import Streamed
 from stretto_gateway.trace import Trace
 
 router = APIRouter()

@@ -15,7 +15,7 @@ prepare_environment()
 
 from benchmarks.layout import engine_args  # noqa: E402
 from benchmarks.stepped_engine import SteppedEngine  # noqa: E402
-from stretto.engine.frontend.launch import vllm_config  # noqa: E402
+from stretto.engine.launch import vllm_config  # noqa: E402
 
 
 def test_the_kv_cache_goes_with_its_engine_and_another_one_stays(tmp_path: Path) -> None:

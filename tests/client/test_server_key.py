@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from stretto_client.server_key import HEADER, key_headers
+from stretto_client.client import HEADER, key_headers
 
 
 def leave(directory: Path, launch: str, key: str) -> Path:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from stretto.engine.frontend.launch import PROCESS_METHOD
+from stretto.engine.launch import PROCESS_METHOD
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import numpy as np
 
 from stretto.config import EngineConfig
 from stretto.engine.environment import prepare_environment
-from stretto.engine.frontend.launch import vllm_config
+from stretto.engine.launch import vllm_config
 from stretto.records.prompt import Prompt
 from tests import heap
 
@@ -20,14 +20,8 @@ from vllm.v1.engine.core import EngineCore  # noqa: E402
 from vllm.v1.executor import Executor  # noqa: E402
 from vllm.v1.request import Request  # noqa: E402
 
-from stretto.engine.request.adapters import Adapters  # noqa: E402
-from stretto.engine.request.protocol import (  # noqa: E402
-    GUIDANCE_ON,
-    NO_CHANGE,
-    Trailer,
-    read_rows,
-    sampling_params,
-)
+from stretto.engine.adapters import Adapters  # noqa: E402
+from stretto.engine.protocol import GUIDANCE_ON, NO_CHANGE, Trailer, read_rows, sampling_params  # noqa: E402
 
 DEFAULTS = {
     "enforce_eager": True,

@@ -6,7 +6,7 @@ from functools import partial
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.request import Request
 
-from stretto.engine.request.protocol import UNCONDITIONAL_SUFFIX
+from stretto.engine.protocol import UNCONDITIONAL_SUFFIX
 from stretto.families.base import BurstSchedule
 from tests.engine.harness import Engine
 

@@ -5,8 +5,8 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest
 from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
 
-from stretto.engine.request.protocol import GUIDANCE_ON, NO_CHANGE, Trailer, read_rows, sampling_params
-from stretto.engine.request.reply_rules import SegmentRules
+from stretto.engine.protocol import GUIDANCE_ON, NO_CHANGE, Trailer, read_rows, sampling_params
+from stretto.engine.reply_rules import SegmentRules
 from stretto.records.prompt import Prompt
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.core.sched.output import SchedulerOutput
 
-from stretto.engine.frontend.admission import Capacity, admit
+from stretto.engine.admission import Capacity, admit
 from stretto.errors import InvalidRequest
 from stretto.families.base import Family
 from stretto.records.prompt import Prompt

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from stretto.config import EngineConfig
-from stretto.engine.frontend.llm import SpeechLLM
+from stretto.engine.llm import SpeechLLM
 from stretto.errors import InvalidRequest
 from stretto.families.tiny.family import TINY
 from stretto.records.prompt import Prompt

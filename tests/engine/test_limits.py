@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stretto.engine.request.reply_rules import SegmentTracker
+from stretto.engine.reply_rules import SegmentTracker
 from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
 from stretto.records.prompt import Prompt

@@ -9,7 +9,7 @@ import pytest
 from vllm import SamplingParams
 from vllm.v1.request import Request
 
-from stretto.engine.request.reply_rules import TextUpdate
+from stretto.engine.reply_rules import TextUpdate
 from stretto.records.prompt import Prompt
 from tests.engine.harness import Answer, Engine
 from tests.engine.prompts import make_prompt

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from benchmarks.checkpoints.random_checkpoint import write_checkpoint
-from stretto.engine.frontend.utterance import Utterance
-from stretto.engine.request.protocol import NO_CHANGE
-from stretto.engine.request.reply_rules import SegmentRules, SegmentTracker
+from stretto.engine.protocol import NO_CHANGE
+from stretto.engine.reply_rules import SegmentRules, SegmentTracker
+from stretto.engine.utterance import Utterance
 from stretto.engine.worker.predictors import StreamHeads
 from stretto.families.base import Family
 from stretto.families.text import SILENT

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from stretto.engine.request.protocol import STATS_KEY, EngineStats, SharedStats
-from stretto.engine.scheduling import step_stats
+from stretto.engine.protocol import STATS_KEY, EngineStats, SharedStats
+from stretto.engine.scheduling import scheduler
 from stretto.families.tiny.family import TINY
 from tests.engine.harness import Engine
 from tests.engine.prompts import make_prompt
@@ -39,7 +39,7 @@ def engine(asynchronous: bool, shared: SharedStats, tmp_path_factory: pytest.Tem
 
 
 def test_stats_add_up(engine: Engine, shared: SharedStats, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step_stats, "PERIOD_S", 0.0)
+    monkeypatch.setattr(scheduler, "PERIOD_S", 0.0)
     prompts = {f"r{index}": make_prompt(TINY, index, "tts", guidance_scale=2.0) for index in range(6)}
     seen: list[EngineStats] = []
     before = engine.scheduler.stats.values.engine_steps_total
@@ -62,7 +62,7 @@ def test_stats_add_up(engine: Engine, shared: SharedStats, monkeypatch: pytest.M
 def test_the_last_step_is_shown_however_soon_it_comes(
     engine: Engine, shared: SharedStats, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(step_stats, "PERIOD_S", 1e9)
+    monkeypatch.setattr(scheduler, "PERIOD_S", 1e9)
     seen: list[EngineStats] = []
     engine.run({"one": make_prompt(TINY, 0, "tts")}, after_step=lambda _: seen.append(shared.read()))
     assert seen[-1].engine_steps_total == engine.scheduler.stats.values.engine_steps_total > seen[0].engine_steps_total
@@ -73,7 +73,7 @@ def test_the_last_step_is_shown_however_soon_it_comes(
 def test_after_an_abort_nothing_is_shown_as_running(
     engine: Engine, shared: SharedStats, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(step_stats, "PERIOD_S", 0.0)
+    monkeypatch.setattr(scheduler, "PERIOD_S", 0.0)
     prompt = make_prompt(TINY, 0, "tts", guidance_scale=2.0)
     shown: list[float] = []
     engine.run({"one": prompt}, aborts={"one": 12}, after_step=lambda _: shown.append(shared.read().running_requests))

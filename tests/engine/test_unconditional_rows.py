@@ -7,7 +7,7 @@ import pytest
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from stretto.engine.request.protocol import UNCONDITIONAL_SUFFIX
+from stretto.engine.protocol import UNCONDITIONAL_SUFFIX
 from stretto.engine.scheduling.request_table import RequestState, unconditional_audio
 from stretto.families.tiny.family import TINY
 from tests.engine.harness import Engine

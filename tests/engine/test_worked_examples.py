@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from stretto.engine.frontend.utterance import Utterance
 from stretto.engine.kernels.gpu.embed import embed_rows
-from stretto.engine.request.protocol import NO_CHANGE, SpeechParams
-from stretto.engine.request.reply_rules import SegmentRules, SegmentTracker
+from stretto.engine.protocol import NO_CHANGE, SpeechParams
+from stretto.engine.reply_rules import SegmentRules, SegmentTracker
+from stretto.engine.utterance import Utterance
 from stretto.engine.worker.segment_state import Rows, SegmentState
 from stretto.engine.worker.slots import (
     STATE,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from stretto.engine.request.reply_rules import SegmentRules
+from stretto.engine.reply_rules import SegmentRules
 from stretto.errors import CheckpointError
 from stretto.families.opuslm.family import TAILS
 from stretto.families.registry import FOLDERS, family_at, module_of, read_family

@@ -166,9 +166,9 @@ class Speaking:
 
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = ModuleType("stretto.engine.frontend.llm")
+    module = ModuleType("stretto.engine.llm")
     module.SpeechLLM = Speaking
-    monkeypatch.setitem(sys.modules, "stretto.engine.frontend.llm", module)
+    monkeypatch.setitem(sys.modules, "stretto.engine.llm", module)
 
 
 def test_the_language_model_streams_and_shuts_down(engine: None, monkeypatch: pytest.MonkeyPatch) -> None:

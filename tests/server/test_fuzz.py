@@ -20,7 +20,7 @@ import tritonclient.grpc
 
 from benchmarks.chaos import remains
 from benchmarks.process_watch import read_usage, served_processes
-from stretto_client.server_key import key_headers
+from stretto_client.client import key_headers
 from tests.server.conftest import Server
 from tests.server.fuzzing.calls import make_call
 from tests.server.fuzzing.doors import Doors, Sent

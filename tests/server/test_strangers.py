@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc as grpc
 
-from stretto_client.server_key import key_headers
+from stretto_client.client import key_headers
 from tests.patience import PATIENCE_S
 from tests.server.conftest import Server
 

@@ -4,14 +4,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from stretto.serving import patience
-from stretto.serving.patience import MAX_DELAY_S, BackOff, slowness
+from stretto.serving import faults
+from stretto.serving.faults import MAX_DELAY_S, BackOff, slowness
 
 
 @pytest.fixture
 def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     clock = [1000.0]
-    monkeypatch.setattr(patience, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(faults, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     return clock
 
 
@@ -27,10 +27,10 @@ def test_after_a_while_of_health_the_next_start_comes_at_once(now: list[float]) 
     for _ in range(5):
         back_off.next_delay_s()
     back_off.note_ready()
-    now[0] += patience.HEALTHY_S - 1
+    now[0] += faults.HEALTHY_S - 1
     assert back_off.next_delay_s() == 8.0
     back_off.note_ready()
-    now[0] += patience.HEALTHY_S
+    now[0] += faults.HEALTHY_S
     assert back_off.next_delay_s() == 0.0
 
 
@@ -45,8 +45,8 @@ def test_what_has_had_its_delay_waits_for_no_second_one(now: list[float]) -> Non
 
 
 def test_a_busy_machine_is_given_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience.os, "cpu_count", lambda: 2)
-    monkeypatch.setattr(patience.os, "getloadavg", lambda: (20.0, 0.0, 0.0))
+    monkeypatch.setattr(faults.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(faults.os, "getloadavg", lambda: (20.0, 0.0, 0.0))
     assert slowness() == 10.0
-    monkeypatch.setattr(patience.os, "getloadavg", lambda: (0.1, 0.0, 0.0))
+    monkeypatch.setattr(faults.os, "getloadavg", lambda: (0.1, 0.0, 0.0))
     assert slowness() == 1.0

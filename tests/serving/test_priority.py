@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from stretto.serving import priority
-from stretto.serving.priority import Hurry, threads_of
+from stretto.serving import processes
+from stretto.serving.processes import Hurry, threads_of
 
 PROGRAM = "import threading; threading.Thread(target=input).start(); print('begun', flush=True)"
 
@@ -31,7 +31,7 @@ class Nice:
 
 @pytest.fixture
 def nice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Nice:
-    monkeypatch.setattr(priority, "LOOK_S", 0.0)
+    monkeypatch.setattr(processes, "LOOK_S", 0.0)
     monkeypatch.setattr(Hurry, "_session_file", tmp_path / "autogroup")
     (tmp_path / "autogroup").write_text("/autogroup-7 nice 0\n")
     return Nice(monkeypatch)

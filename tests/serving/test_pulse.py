@@ -10,10 +10,10 @@ from collections.abc import Iterator
 import pytest
 
 from stretto.serving import faults
-from stretto.serving import pulse as pulse_module
+from stretto.serving import faults as pulse_module
+from stretto.serving.faults import MAX_MISSED, MAX_MISSED_AT_START, Pulse
 from stretto.serving.processes import is_stopped
 from stretto.serving.proxy.config import BEATS
-from stretto.serving.pulse import MAX_MISSED, MAX_MISSED_AT_START, Pulse
 
 PROGRAM = f"import os, sys\nfor line in sys.stdin: os.write(int(os.environ['{BEATS}']), b'.')"
 

@@ -33,7 +33,7 @@ class TritonPythonModel:
 
         prepare_environment()
         with stub.no_collection():
-            from stretto.engine.frontend.llm import SpeechLLM  # vLLM reads the environment at import
+            from stretto.engine.llm import SpeechLLM  # vLLM reads the environment at import
 
         parameters = ModelParameters(args)
         config = EngineConfig.from_file(parameters.path("engine"), parameters.path("checkpoint"))

@@ -1,4 +1,4 @@
-"""Faults of a server: hanging crash handlers, clock steps, dead locks, pending faults; clean-up after its end."""
+"""Faults of a server and its processes: hanging crash handlers, clock steps, dead locks, heartbeats; clean-up."""
 
 import fcntl
 import os
@@ -16,8 +16,51 @@ from pathlib import Path
 
 from stretto.departures import Departures
 from stretto.serving import processes
-from stretto.serving.processes import Process, blocks_by_thread
+from stretto.serving.processes import Process, blocks_by_thread, is_stopped
+from stretto.serving.proxy.config import BEATS
 from stretto.triton_io.flow import remove_stale_tables
+
+FIRST_DELAY_S, MAX_DELAY_S = 0.5, 30.0
+HEALTHY_S = 60.0  # a server that was ready for this long resets the delay
+
+
+def slowness() -> float:
+    """Return the factor by which timeouts are scaled: the load average per core, at least 1."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
+class BackOff:
+    """Delays before restarts.
+
+    The first failure has no delay. Later delays double from FIRST_DELAY_S to MAX_DELAY_S, and reset once a server has
+    been ready for HEALTHY_S.
+    """
+
+    def __init__(self) -> None:
+        self._num_failed = 0
+        self._ready_since: float | None = None
+        self._has_waited = False
+
+    def note_waited(self) -> None:
+        """Record that the delay of the current failure has passed, so that it is not delayed again."""
+        self._has_waited = True
+
+    def note_ready(self) -> None:
+        """Record that the server is ready."""
+        self._ready_since = time.monotonic()
+        self._has_waited = False
+
+    def next_delay_s(self) -> float:
+        """Record a failure of the server or its start, and return the delay before the next start, in seconds."""
+        if self._has_waited:
+            self._has_waited = False
+            return 0.0
+        if self._ready_since is not None and time.monotonic() - self._ready_since >= HEALTHY_S:
+            self._num_failed = 0
+        self._ready_since = None
+        self._num_failed += 1
+        return 0.0 if self._num_failed == 1 else min(MAX_DELAY_S, FIRST_DELAY_S * 2.0 ** min(self._num_failed - 2, 16))
+
 
 # pthread_mutex_t of glibc on 64-bit machines (sysdeps/nptl/bits/struct_mutex.h): lock, count, owner, users, kind.
 HEAD = struct.Struct("<IIIII")
@@ -313,3 +356,70 @@ def _ahead_s() -> float:
     Corrections of the clock rate affect both clocks equally; steps affect only the wall clock.
     """
     return time.time() - time.monotonic()
+
+
+POLL_S = 1.0
+MAX_MISSED, MAX_MISSED_AT_START = 30, 120  # polls without a beat, on an idle machine
+
+
+class Pulse:
+    """Health of a front-end process, from its event loop's heartbeats and from /proc.
+
+    Missed heartbeats are counted per poll, not by elapsed time: a launcher that was itself stopped finds the heartbeats
+    in the pipe.
+
+    Attributes:
+        writing: Write end of the heartbeat pipe, until the process has inherited it.
+        has_beaten: True once the process has sent a heartbeat.
+    """
+
+    def __init__(self, name: str) -> None:
+        """Create the health state of the process called `name` in messages."""
+        self._name, self._pid = name, 0
+        self._num_starts = 0
+        self._reading, self.writing = -1, -1
+        self._doubt = Doubt()
+
+    def prepare(self) -> dict[str, str]:
+        """Create the next process's pipe; return the environment variable that names its write end."""
+        self.close()
+        self._reading, self.writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        return {BEATS: str(self.writing)}
+
+    def begin(self, pid: int) -> None:
+        """Follow the process that inherited the pipe."""
+        os.close(self.writing)
+        self._pid, self.writing = pid, -1
+        self._num_starts += 1
+        self._polled_s, self._num_missed, self.has_beaten = time.monotonic(), 0, False
+        self._doubt = Doubt()
+
+    def fault(self) -> str:
+        """Return a description of the process's fault; empty if none is known."""
+        self._poll()
+        if is_stopped(self._pid):
+            return f"the {self._name} (pid {self._pid}) is stopped"
+        if self._num_missed >= (MAX_MISSED if self.has_beaten else MAX_MISSED_AT_START) * slowness():
+            return f"the {self._name} (pid {self._pid}) does not answer"
+        return f"the {self._name} is being started again" if self._num_starts > 1 and not self.has_beaten else ""
+
+    def is_hung(self) -> bool:
+        """Return True if the process must be replaced: stopped for PROOF_S, or without heartbeats for too long."""
+        fault = self.fault()
+        self._doubt.is_news(fault if fault.endswith("is stopped") else "")
+        return self._doubt.is_proven or fault.endswith("does not answer")
+
+    def close(self) -> None:
+        """Close the pipe."""
+        for descriptor in (self._reading, self.writing):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._reading = self.writing = -1
+
+    def _poll(self) -> None:
+        if time.monotonic() - self._polled_s >= POLL_S:
+            self._polled_s = time.monotonic()
+            self._num_missed += 1
+        with suppress(BlockingIOError):
+            if self._reading >= 0 and os.read(self._reading, 4096):
+                self._num_missed, self.has_beaten = 0, True

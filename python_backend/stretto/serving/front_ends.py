@@ -13,13 +13,11 @@ from contextlib import suppress
 from dataclasses import replace
 
 from stretto.serving.config import LaunchConfig
-from stretto.serving.faults import Launch
+from stretto.serving.faults import Launch, Pulse, slowness
 from stretto.serving.installation import MALLOC, LaunchError, state_folder
 from stretto.serving.launch_log import LaunchLog, say
-from stretto.serving.patience import slowness
 from stretto.serving.proxy.access import HTTP
 from stretto.serving.proxy.config import ENDING_ALL, ENDING_UNANSWERED, READY, STOPPING, UNREADY, Ports, ProxyConfig
-from stretto.serving.pulse import Pulse
 from stretto.serving.server import die_with_the_launcher
 
 START_S = 60.0  # of the first start, on an idle machine, where it takes a second

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from stretto.serving.config import LaunchConfig
-from stretto.serving.faults import CrashWatch, DayClock, Launch, Trouble
+from stretto.serving.faults import CrashWatch, DayClock, Launch, Trouble, slowness
 from stretto.serving.installation import (
     IMPORT_ROOT,
     Installation,
@@ -26,9 +26,7 @@ from stretto.serving.installation import (
     server_environment,
 )
 from stretto.serving.launch_log import LaunchLog
-from stretto.serving.patience import slowness
-from stretto.serving.priority import Hurry
-from stretto.serving.processes import Process, Watch, descendants, end_all, lost_children, waits_for_a_child
+from stretto.serving.processes import Hurry, Process, Watch, descendants, end_all, lost_children, waits_for_a_child
 from stretto.serving.proxy.access import CLOSED_APIS, HTTP, REPOSITORY
 
 FIRST_STEPS = {"preprocessor"}  # not needed once a request has received a response

@@ -10,11 +10,10 @@ from types import FrameType
 
 from stretto.serving import background
 from stretto.serving.config import LaunchConfig
-from stretto.serving.faults import Doubt, Launch, Trouble, named
+from stretto.serving.faults import BackOff, Doubt, Launch, Trouble, named
 from stretto.serving.front_ends import GatewayProcess, ProxyProcess
 from stretto.serving.installation import Installation, LaunchError, page_address, wait_for_ports
 from stretto.serving.launch_log import LaunchLog, say
-from stretto.serving.patience import BackOff
 from stretto.serving.server import AbortedStart, Server
 from stretto.triton_io.flow import DIRECTORY, tables_of
 from stretto.triton_io.stub import is_passing

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from stretto.engine.frontend.admission import Capacity, admit, max_rows
-from stretto.engine.request.reply_rules import SegmentRules
+from stretto.engine.admission import Capacity, admit, max_rows
+from stretto.engine.reply_rules import SegmentRules
 from stretto.errors import InvalidRequest
 from stretto.families.higgs_audio.family import HiggsAudioVocabulary, higgs_audio
 from stretto.families.higgs_audio.prompt import audio_rows

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from stretto.engine.frontend.places import LEAST, Entry, FlightLimit
+from stretto.engine.places import LEAST, Entry, FlightLimit
 
 
 def seen(limit: FlightLimit, num_sequences: int, in_flight: int, first_frame_s: float) -> float:

@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from stretto.engine.frontend.admission import Capacity, admit
-from stretto.engine.frontend.utterance import Utterance
-from stretto.engine.request.reply_rules import SegmentRules, SegmentTracker
+from stretto.engine.admission import Capacity, admit
+from stretto.engine.reply_rules import SegmentRules, SegmentTracker
+from stretto.engine.utterance import Utterance
 from stretto.errors import InvalidRequest
 from stretto.families.text import TextCodec
 from stretto.families.vita_audio.family import VitaVocabulary, vita_audio

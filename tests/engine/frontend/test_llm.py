@@ -14,9 +14,9 @@ import pytest_asyncio
 from transformers import PretrainedConfig
 
 from stretto.config import EngineConfig
-from stretto.engine.frontend.llm import SpeechLLM
-from stretto.engine.frontend.places import Places
-from stretto.engine.request.protocol import Trailer
+from stretto.engine.llm import SpeechLLM
+from stretto.engine.places import Places
+from stretto.engine.protocol import Trailer
 from stretto.errors import InvalidRequest, NoPlace
 from stretto.families.text import SILENT
 from stretto.families.tiny.family import TINY
@@ -144,8 +144,8 @@ async def test_a_reference_is_on_its_way_before_the_engine_has_made_a_row() -> N
         additional_config={},
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stretto.engine.frontend.llm.family_of", lambda _: CSM)
-        patch.setattr("stretto.engine.frontend.llm.load_text_codec", lambda *_: SILENT)
+        patch.setattr("stretto.engine.llm.family_of", lambda _: CSM)
+        patch.setattr("stretto.engine.llm.load_text_codec", lambda *_: SILENT)
         speaker = SpeechLLM(cast(Any, Silent()), cast(Any, config), cast(Any, None))
     rows = np.array([[57, *[58] * 5], *[[ids.start + row for ids in CSM.layout.audio] for row in range(3)]], np.int32)
     prompt = replace(make_prompt(CSM, 0, "tts", guidance_scale=1.0), rows=rows, num_reference_rows=3)

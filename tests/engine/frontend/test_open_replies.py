@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from stretto.config import EngineConfig
-from stretto.engine.frontend.llm import SpeechLLM
+from stretto.engine.llm import SpeechLLM
 from stretto.errors import InvalidRequest
 from stretto.records.chunk import FlowAddress, LMChunk
 from stretto.records.prompt import Prompt, TextPart

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from stretto.engine.frontend.places import Places
+from stretto.engine.places import Places
 from stretto.errors import NoPlace
 
 

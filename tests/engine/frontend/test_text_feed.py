@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from stretto.engine.frontend.utterance import TextFeed
-from stretto.engine.request.reply_rules import TextUpdate
+from stretto.engine.reply_rules import TextUpdate
+from stretto.engine.utterance import TextFeed
 from stretto.errors import InvalidRequest
 
 pytestmark = pytest.mark.asyncio

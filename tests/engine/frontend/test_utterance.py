@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from benchmarks.checkpoints.random_published import write_tokenizer
-from stretto.engine.frontend.utterance import Utterance, reference_chunk
-from stretto.engine.request.protocol import GUIDANCE_OFF, GUIDANCE_ON, NO_CHANGE
-from stretto.engine.request.reply_rules import SegmentRules, SegmentTracker
+from stretto.engine.protocol import GUIDANCE_OFF, GUIDANCE_ON, NO_CHANGE
+from stretto.engine.reply_rules import SegmentRules, SegmentTracker
+from stretto.engine.utterance import Utterance, reference_chunk
 from stretto.families.chatterbox.family import ChatterboxVocabulary, chatterbox
 from stretto.families.text import SILENT, get_text_codec, load_text_codec
 from stretto.families.tiny.family import (

@@ -1,6 +1,6 @@
 """Pairs by name and by number."""
 
-from stretto.engine.request.protocol import max_blocks, num_guided, partner_of
+from stretto.engine.protocol import max_blocks, num_guided, partner_of
 
 
 def test_each_half_names_the_other() -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import msgspec
 import numpy as np
 
-from stretto.engine.request.protocol import SpeechParams
+from stretto.engine.protocol import SpeechParams
 from stretto.records.prompt import HeardAudio
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 

@@ -4,7 +4,7 @@ import multiprocessing
 from dataclasses import replace
 from pathlib import Path
 
-from stretto.engine.request.protocol import NAMES, SHARES, EngineStats, SharedStats
+from stretto.engine.protocol import NAMES, SHARES, EngineStats, SharedStats
 
 
 def write_a_line(path: str, line: int, stats: EngineStats) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stretto.engine.request.protocol import GUIDANCE_OFF, GUIDANCE_ON, NO_CHANGE, read_rows
+from stretto.engine.protocol import GUIDANCE_OFF, GUIDANCE_ON, NO_CHANGE, read_rows
 
 
 def test_rows_come_with_their_marks() -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from stretto.engine.environment import prepare_environment
-from stretto.engine.request.reply_rules import SegmentRules
+from stretto.engine.reply_rules import SegmentRules
 from stretto.streams.layout import Segment
 from tests.engine.prompts import make_prompt
 from tests.speech_families import EIGHT_STREAMS as FAMILY
@@ -16,7 +16,7 @@ prepare_environment()
 from vllm.v1.core.sched.request_queue import FCFSRequestQueue  # noqa: E402
 from vllm.v1.request import Request, RequestStatus  # noqa: E402
 
-from stretto.engine.request.protocol import sampling_params  # noqa: E402
+from stretto.engine.protocol import sampling_params  # noqa: E402
 from stretto.engine.scheduling.request_table import (  # noqa: E402
     RequestState,
     RequestTable,

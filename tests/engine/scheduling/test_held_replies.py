@@ -7,8 +7,8 @@ from vllm import SamplingParams
 from vllm.v1.core.sched.output import CachedRequestData
 from vllm.v1.request import Request
 
-from stretto.engine.request.protocol import SpeechCachedRequests, TextNews, sampling_params
-from stretto.engine.request.reply_rules import ENDLESS, SegmentRules, TextUpdate
+from stretto.engine.protocol import SpeechCachedRequests, TextNews, sampling_params
+from stretto.engine.reply_rules import ENDLESS, SegmentRules, TextUpdate
 from stretto.engine.scheduling.held_replies import HeldReplies
 from stretto.engine.scheduling.planner import PairPlanner
 from tests.engine.prompts import make_prompt

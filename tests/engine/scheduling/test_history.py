@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stretto.engine.request.reply_rules import Track
+from stretto.engine.reply_rules import Track
 from stretto.engine.scheduling.request_table import RowHistory
 
 

@@ -7,10 +7,10 @@ import pytest
 from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.outputs import LogprobsLists, ModelRunnerOutput
 
-from stretto.engine.request.protocol import GUIDANCE_OFF, NO_CHANGE
-from stretto.engine.request.reply_rules import SegmentRules, SegmentTracker
+from stretto.engine.protocol import GUIDANCE_OFF, NO_CHANGE
+from stretto.engine.reply_rules import SegmentRules, SegmentTracker
 from stretto.engine.scheduling.request_table import LEAST_LEAD_S, MAX_WAIT_S, OutgoingRows
-from stretto.engine.scheduling.sampled_rows import SampledRows
+from stretto.engine.scheduling.scheduler import SampledRows
 from stretto.streams.chunking import ChunkPolicy, DecoderLoad, Pacer
 from tests.engine.scheduling.tables import RULES, arrive, speak, table
 from tests.speech_families import EIGHT_STREAMS as FAMILY

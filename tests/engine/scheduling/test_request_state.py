@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from vllm.v1.core.sched.output import NewRequestData
 
-from stretto.engine.request.protocol import GUIDANCE_OFF, GUIDANCE_ON, NO_CHANGE
+from stretto.engine.protocol import GUIDANCE_OFF, GUIDANCE_ON, NO_CHANGE
 from tests.engine.scheduling.tables import arrive, pair, speak, table
 
 

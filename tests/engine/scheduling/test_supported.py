@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from stretto.engine.request.reply_rules import SegmentRules
+from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.scheduling.scheduler import check_supported
 from stretto.families.base import Family
 from tests.speech_families import EIGHT_STREAMS, FORCED_BURSTS, FORCED_CHAT, TRACKED

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from stretto.engine.request.protocol import SpeechParams
-from stretto.engine.request.reply_rules import SegmentRules, SegmentTracker
+from stretto.engine.protocol import SpeechParams
+from stretto.engine.reply_rules import SegmentRules, SegmentTracker
 from stretto.engine.worker.batch import BatchPlan, BatchPlanner, PlanArrays, StepRows, plan_batch
 from stretto.engine.worker.slots import DeviceArrays, HostArrays, SlotTables
 from tests.engine.prompts import make_prompt

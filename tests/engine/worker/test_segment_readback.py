@@ -2,7 +2,7 @@ import numpy as np
 import torch
 from vllm.v1.worker.cpu import shm  # noqa: F401  (events of the CPU in the place of a GPU's)
 
-from stretto.engine.request.reply_rules import SegmentRules
+from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.worker.run_slots import DeviceReadback, HostReadback
 from stretto.engine.worker.slots import STATE, SlotTables
 from tests.speech_families import EIGHT_STREAMS

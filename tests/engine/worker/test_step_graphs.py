@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from stretto.engine.request.reply_rules import SegmentRules
+from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.worker.step_program import CudaRecorder, StepGraphs, Variant, padded_sizes
 from tests.engine.worker.walks import LENGTH, Walk, captured
 from tests.speech_families import EIGHT_STREAMS

@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stretto.engine.kernels.gpu import advance
-from stretto.engine.request.reply_rules import SegmentRules
+from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.worker import step_program
 from stretto.engine.worker.slots import STATE, HostArrays
 from stretto.engine.worker.step_program import Variant

@@ -5,7 +5,7 @@ import torch
 
 from stretto.engine.kernels.gpu.step_table import COLUMNS
 from stretto.engine.kernels.gpu.step_table import STATE as KERNEL_STATE
-from stretto.engine.request.reply_rules import SegmentRules
+from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.worker.slots import LIMITS, SCALES, STATE
 from stretto.families.base import Family
 from stretto.families.tiny.family import TINY

@@ -7,7 +7,7 @@ import torch
 from vllm.v1.core.sched.output import GrammarOutput, NewRequestData
 from vllm.v1.worker.gpu.warmup import run_mixed_prefill_decode_warmup, warmup_kernels
 
-from stretto.engine.request.reply_rules import SegmentRules
+from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.worker.run_slots import warmup_request
 from stretto.families.tiny.family import TINY
 from tests.engine.harness import Engine

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from vllm.v1.core.sched.output import NewRequestData
 
-from stretto.engine.request.protocol import SpeechParams, SpeechRequestData
-from stretto.engine.request.reply_rules import SegmentRules
+from stretto.engine.protocol import SpeechParams, SpeechRequestData
+from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.worker.predictors import DepthFrames, ParallelHeads, Readout
 from stretto.engine.worker.run_slots import RunSlots
 from stretto.engine.worker.sampler import RepetitionGuard, RowDraw, SpeechSampler

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from stretto.engine.frontend.utterance import Utterance
-from stretto.engine.request.protocol import NO_CHANGE
-from stretto.engine.request.reply_rules import SegmentRules, SegmentTracker
+from stretto.engine.protocol import NO_CHANGE
+from stretto.engine.reply_rules import SegmentRules, SegmentTracker
+from stretto.engine.utterance import Utterance
 from stretto.families.conversation import Piece
 from stretto.families.opuslm.family import opuslm_dialogue
 from stretto.families.opuslm.prompt import DialogueTemplate

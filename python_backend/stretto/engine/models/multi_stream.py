@@ -12,8 +12,8 @@ from vllm.sequence import IntermediateTensors
 
 from stretto.engine.kernels.gpu.embed import embed_rows
 from stretto.engine.models.depth_transformer import DepthTransformer
-from stretto.engine.request.protocol import family_of
-from stretto.engine.request.reply_rules import SegmentRules
+from stretto.engine.protocol import family_of
+from stretto.engine.reply_rules import SegmentRules
 from stretto.errors import CheckpointError
 from stretto.families.audio_format import AudioFormat, MelFormat, StackedFormat, StatesFormat, VectorFormat
 from stretto.families.bagpiper import model as bagpiper

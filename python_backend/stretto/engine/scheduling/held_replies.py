@@ -8,8 +8,8 @@ from vllm.v1.core.sched.output import CachedRequestData
 from vllm.v1.core.sched.request_queue import RequestQueue
 from vllm.v1.request import Request, RequestStatus
 
-from stretto.engine.request.protocol import SpeechCachedRequests, TextNews
-from stretto.engine.request.reply_rules import TextUpdate
+from stretto.engine.protocol import SpeechCachedRequests, TextNews
+from stretto.engine.reply_rules import TextUpdate
 from stretto.engine.scheduling.planner import KvBlocks, PairPlanner
 from stretto.engine.scheduling.request_table import RequestState, RequestTable
 

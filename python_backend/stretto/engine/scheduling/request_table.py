@@ -12,7 +12,7 @@ from vllm.v1.core.kv_cache_utils import BlockHash
 from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.request import Request
 
-from stretto.engine.request.protocol import (
+from stretto.engine.protocol import (
     GUIDANCE_OFF,
     GUIDANCE_ON,
     NO_CHANGE,
@@ -22,7 +22,7 @@ from stretto.engine.request.protocol import (
     num_guided,
     partner_of,
 )
-from stretto.engine.request.reply_rules import SegmentRules, SegmentTracker, Track
+from stretto.engine.reply_rules import SegmentRules, SegmentTracker, Track
 from stretto.families.base import BurstSchedule, Family, UnconditionalContext
 from stretto.records.prompt import HeardAudio
 from stretto.streams.layout import Segment

@@ -1,7 +1,10 @@
 """vLLM schedulers, sync and async, with CFG pairs that are admitted, preempted and finished together."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm.config import VllmConfig
@@ -14,17 +17,146 @@ from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
-from stretto.engine.request.protocol import NO_CHANGE, UNCONDITIONAL_SUFFIX, family_of
-from stretto.engine.request.reply_rules import SegmentRules
-from stretto.engine.request.supported import check_config
+from stretto.engine.adapters import check_config
+from stretto.engine.protocol import NO_CHANGE, STATS_KEY, UNCONDITIONAL_SUFFIX, EngineStats, SharedStats, family_of
+from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.scheduling.guidance import AdaptiveGuidance, StepLoad
 from stretto.engine.scheduling.held_replies import HeldReplies, passing_over, put_first, put_first_behind
 from stretto.engine.scheduling.planner import KvBlocks, KvShares, PairPlanner
 from stretto.engine.scheduling.request_table import RequestState, RequestTable
-from stretto.engine.scheduling.sampled_rows import SampledRows
-from stretto.engine.scheduling.step_stats import StepStats, share_of
 from stretto.families.base import Bursts, Family
-from stretto.streams.layout import Segment
+from stretto.streams.layout import Segment, StreamLayout
+
+
+class SampledRows:
+    """Rows of the step whose output is processed, at most `max_rows` per request.
+
+    Attributes:
+        codes: Codes of streams 1 and up by request id, [n][S - 1].
+    """
+
+    def __init__(self, layout: StreamLayout, max_rows: int) -> None:
+        self._num_codes = layout.num_output_streams - 1
+        self._shape = max_rows, layout.num_input_streams - 1
+        self.codes: dict[str, list[list[int]]] = {}
+        self._cut: dict[str, int] = {}
+        self._preempted: list[RequestState] = []  # preempted since the previous step's output
+
+    def take(self, output: ModelRunnerOutput) -> None:
+        """Take the codes, and the rows in which a length limit ended a segment, out of `output`.
+
+        Both travel in the log-probability fields, which are removed here because vLLM must not process them.
+        """
+        self.codes, self._cut = {}, {}
+        if output.logprobs is None:
+            return
+        logprobs, output.logprobs = output.logprobs, None
+        cuts = logprobs.sampled_token_ranks.tolist()
+        if any(cuts):
+            self._cut = {request_id: cut for request_id, cut in zip(output.req_ids, cuts, strict=True) if cut}
+        codes = logprobs.logprob_token_ids.reshape(len(output.req_ids), *self._shape).tolist()
+        if self._shape[0] > 1:
+            codes = [rows[: len(ids)] for rows, ids in zip(codes, output.sampled_token_ids, strict=True)]
+        self.codes = dict(zip(output.req_ids, codes, strict=True))
+
+    def push(self, state: RequestState, marks: list[int], token_ids: list[int], is_last: bool) -> list[int]:
+        """Return the rows of a request to send now; `is_last` if no further row follows for a while."""
+        request_id, number = state.request.request_id, self._num_codes
+        if request_id in self._cut:
+            state.was_cut |= self._cut[request_id] & ((1 << len(token_ids)) - 1) > 0
+        ids: list[int] = []  # `list[int]()` would cost more than the rest
+        for mark, token_id, codes in zip(marks, token_ids, self.codes[request_id], strict=False):  # up to the end
+            ids += (mark, token_id, *codes[:number])
+        return state.outgoing.push(ids, is_last)
+
+    def note_preempted(self, state: RequestState) -> None:
+        """Record a preempted request, which may not sample again for a long time."""
+        self._preempted.append(state)
+
+    def send_preempted(self, outputs: dict[int, EngineCoreOutputs]) -> None:
+        """Add the waiting rows of preempted requests to the outputs of a step."""
+        preempted, self._preempted = self._preempted, []
+        for state in preempted:
+            if ids := state.outgoing.take():
+                of_client = outputs.setdefault(state.request.client_index, EngineCoreOutputs())
+                of_client.outputs.append(EngineCoreOutput(state.request.request_id, ids))
+
+
+Share = Callable[[EngineStats], None]
+PERIOD_S = 0.1  # shorter than a metrics poll, longer than many steps
+
+
+class StepStats:
+    """Step counters, published through `share` if it is given."""
+
+    def __init__(
+        self,
+        table: RequestTable,
+        guidance: AdaptiveGuidance,
+        texts: HeldReplies,
+        blocks: KvBlocks,
+        share: Share | None,
+    ):
+        self._table, self._guidance, self._texts, self._blocks, self._share = table, guidance, texts, blocks, share
+        self.values = EngineStats()
+        self._begun: deque[float] = deque()  # scheduling time of each step in flight
+        self._ended = self._written = 0.0
+
+    def begin_step(self) -> None:
+        """Record that a step is about to be scheduled."""
+        self._begun.append(time.perf_counter())
+
+    def end_schedule(self, num_rows: int) -> None:
+        """Record that a step has been scheduled."""
+        self.values.engine_rows_total += num_rows
+
+    def end_step(self, num_rows: int, running: Sequence[Request], num_waiting: int) -> None:
+        """Record that the oldest step in flight has ended, and publish the metrics if they are due."""
+        begun, now, values = self._begun.popleft(), time.perf_counter(), self.values
+        if num_rows > 0:
+            values.step_seconds = now - begun
+            # Steps in flight overlap: what counts is the time since the step before ended.
+            values.engine_busy_seconds_total += min(values.step_seconds, now - self._ended)
+            values.engine_steps_total += 1
+            self._ended = now
+        if now - self._written >= PERIOD_S or not running or self._texts.hold_all:
+            self._written = now
+            self.report(running, num_waiting)
+
+    def count_preemption(self, state: RequestState) -> None:
+        """Count a preempted request; a CFG pair is counted with its conditional request."""
+        self.values.preemptions_total += 1
+        self.values.preempted_pairs_total += state.asks_for_guidance and not state.is_unconditional
+
+    def report(self, running: Sequence[Request], num_waiting: int) -> None:
+        """Publish the current state."""
+        if self._share is not None:
+            self._describe({request.request_id for request in running}, num_waiting)
+            self._share(self.values)
+
+    def _describe(self, running: set[str], num_waiting: int) -> None:
+        values = self.values
+        pairs = [pair for pair in (self._table[request_id].pair for request_id in running) if pair is not None]
+        both = sum(pair.unconditional in running and pair.conditional in running for pair in pairs)
+        values.running_requests = len(running)
+        values.waiting_requests = num_waiting
+        values.running_pairs = both / 2
+        # Pairs of which one request runs and the other exists but does not run.
+        values.held_pairs = sum(pair.unconditional is not None for pair in pairs) - both
+        values.dropped_halves_total = self._guidance.num_dropped
+        values.restored_halves_total = self._guidance.num_restored
+        values.kv_usage = self._blocks.usage
+        values.replies_without_words = self._texts.num_held
+        values.seconds_without_words_total = self._texts.held_s
+
+
+def share_of(config: VllmConfig) -> Share | None:
+    """Return the function that writes this scheduler's line of the shared statistics, or None if there are none."""
+    parallel, options = config.parallel_config, config.additional_config
+    path = options.get(STATS_KEY) if isinstance(options, dict) else None
+    if path is None:
+        return None
+    return partial(SharedStats(Path(path), parallel.data_parallel_size).write, parallel.data_parallel_rank)
 
 
 def check_supported(config: VllmConfig, kv_cache: KVCacheConfig, rules: SegmentRules) -> None:

@@ -16,11 +16,10 @@ from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 from vllm.v1.worker.gpu.sample.sampler import Sampler
 from vllm.v1.worker.gpu.states import RequestState
 
-from stretto.engine.kernels.cpu.depth import HostDepth
-from stretto.engine.kernels.cpu.products import pad_products
+from stretto.engine.kernels.cpu.products import HostDepth, pad_products
 from stretto.engine.kernels.gpu.advance import gather_rows
-from stretto.engine.request.protocol import SpeechRequestData, family_of
-from stretto.engine.request.reply_rules import SegmentRules
+from stretto.engine.protocol import SpeechRequestData, family_of
+from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.worker.predictors import (
     AudioHeads,
     DepthFrames,

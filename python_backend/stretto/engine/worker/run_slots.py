@@ -10,8 +10,8 @@ import torch
 from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
-from stretto.engine.request.protocol import SpeechParams, SpeechRequestData, TextNews, partner_of
-from stretto.engine.request.reply_rules import SegmentRules, SegmentTracker
+from stretto.engine.protocol import SpeechParams, SpeechRequestData, TextNews, partner_of
+from stretto.engine.reply_rules import SegmentRules, SegmentTracker
 from stretto.engine.worker.batch import BatchPlan, BatchPlanner, PlanArrays, StepRows
 from stretto.engine.worker.slots import LIMITS, STATE, Arrays, SlotTables
 from stretto.families.base import BurstSchedule

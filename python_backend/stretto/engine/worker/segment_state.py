@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from stretto.engine.request.reply_rules import SegmentRules
+from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.worker.slots import Array, Arrays, SlotLimits, SlotScales, SlotState
 from stretto.families.base import Script
 from stretto.streams.layout import Segment

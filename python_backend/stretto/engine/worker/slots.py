@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from stretto.engine.request.protocol import SpeechParams, TextNews
-from stretto.engine.request.reply_rules import UNKNOWN, SegmentRules, SegmentTracker, Track
+from stretto.engine.protocol import SpeechParams, TextNews
+from stretto.engine.reply_rules import UNKNOWN, SegmentRules, SegmentTracker, Track
 from stretto.sampling.noise import seed_key
 from stretto.sampling.processors import span_of
 

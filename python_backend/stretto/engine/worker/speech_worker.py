@@ -8,8 +8,8 @@ from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 from vllm.v1.worker.gpu_worker import Worker
 from vllm.v1.worker.worker_base import CompilationTimes
 
-from stretto.engine.request.adapters import Adapters
-from stretto.engine.request.protocol import SpeechCachedRequests
+from stretto.engine.adapters import Adapters
+from stretto.engine.protocol import SpeechCachedRequests
 
 if TYPE_CHECKING or not current_platform.is_cpu():
     Base = Worker

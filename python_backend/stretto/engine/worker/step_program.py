@@ -20,7 +20,7 @@ from stretto.engine.kernels.gpu.advance import advance_kernel, keep_kernel
 from stretto.engine.kernels.gpu.step_draw import draw_script_kernel, draw_streams_kernel
 from stretto.engine.kernels.gpu.step_table import COLUMNS, DRAWS, RECEIVES, StepRules
 from stretto.engine.kernels.gpu.step_text import TILE, WIDTH, draw_text_kernel, text_maxima_kernel
-from stretto.engine.request.reply_rules import SegmentRules
+from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.worker.batch import NO_ROW, StepRows
 from stretto.engine.worker.predictors import Readout
 from stretto.engine.worker.run_slots import RunSlots

@@ -1,6 +1,6 @@
 """Prints how many binaries of the draw and of each of a step's kernels a GPU would need for steps of 1 to 9 rows."""
 
-from stretto.engine.request.reply_rules import SegmentRules
+from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.worker import step_program
 from stretto.engine.worker.step_program import Variant
 from tests.engine.kernels.gpu.specialise import Launches, num_binaries_of_the_draw

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from stretto.engine.request.protocol import SharedStats
+from stretto.engine.protocol import SharedStats
 from stretto.errors import NoPlace
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 from collections.abc import Sequence
 
-from stretto.engine.request.protocol import num_guided
+from stretto.engine.protocol import num_guided
 from stretto.records.chunk import GuidanceChange
 from stretto.records.sampling import SamplingConfig
 

@@ -13,7 +13,7 @@ from vllm import SamplingParams
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.core.sched.output import CachedRequestData, NewRequestData
 
-from stretto.engine.request.reply_rules import SegmentRules, Track
+from stretto.engine.reply_rules import SegmentRules, Track
 from stretto.families.base import Family
 from stretto.families.registry import read_family
 from stretto.records.prompt import HeardAudio, Prompt

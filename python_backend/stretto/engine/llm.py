@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stretto.config import EngineConfig
+from stretto.engine.admission import Capacity, admit, known_ids, max_words
 from stretto.engine.environment import prepare_environment
-from stretto.engine.frontend.admission import Capacity, admit, known_ids, max_words
-from stretto.engine.frontend.launch import vllm_config
-from stretto.engine.frontend.places import Place, Places
+from stretto.engine.launch import vllm_config
+from stretto.engine.places import Place, Places
 from stretto.errors import InvalidRequest, StrettoError
 from stretto.families.audio_format import AudioFormat, check_audios
 from stretto.families.base import Family
@@ -27,21 +27,11 @@ from vllm.inputs import TokensPrompt  # noqa: E402
 from vllm.outputs import RequestOutput  # noqa: E402
 from vllm.v1.engine.async_llm import AsyncLLM  # noqa: E402
 
-from stretto.engine.frontend.places import FrameStats, Stats  # noqa: E402
-from stretto.engine.frontend.utterance import NO_TEXT, TextFeed, Utterance, first_chunk  # noqa: E402  # noqa: E402
-from stretto.engine.request.adapters import Adapters  # noqa: E402
-from stretto.engine.request.protocol import (  # noqa: E402  # noqa: E402
-    STATS_KEY,
-    SharedStats,
-    Trailer,
-    family_of,
-    read_rows,
-    sampling_params,
-)
-from stretto.engine.request.reply_rules import (  # noqa: E402
-    SegmentRules,
-    SegmentTracker,
-)
+from stretto.engine.adapters import Adapters  # noqa: E402
+from stretto.engine.places import FrameStats, Stats  # noqa: E402
+from stretto.engine.protocol import STATS_KEY, SharedStats, Trailer, family_of, read_rows, sampling_params  # noqa: E402
+from stretto.engine.reply_rules import SegmentRules, SegmentTracker  # noqa: E402
+from stretto.engine.utterance import NO_TEXT, TextFeed, Utterance, first_chunk  # noqa: E402
 from stretto.families.text import (  # noqa: E402
     SubwordStream,
     load_text_codec,

@@ -13,8 +13,8 @@ from vllm import SamplingParams
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from stretto.engine.request.protocol import GUIDANCE_ON
-from stretto.engine.request.reply_rules import SegmentTracker, TextUpdate
+from stretto.engine.protocol import GUIDANCE_ON
+from stretto.engine.reply_rules import SegmentTracker, TextUpdate
 from stretto.errors import InvalidRequest
 from stretto.families.base import Family
 from stretto.families.text import TextCodec

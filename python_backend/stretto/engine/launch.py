@@ -10,6 +10,7 @@ from stretto.families.registry import config_at, family_at
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
+
 SCHEDULER = "stretto.engine.scheduling.scheduler.SpeechScheduler"
 WORKER = "stretto.engine.worker.speech_worker.SpeechWorker"
 PROCESS_METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
@@ -26,8 +27,8 @@ def vllm_config(config: EngineConfig) -> "VllmConfig":
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.platforms import current_platform
 
-    from stretto.engine.request import adapters
-    from stretto.engine.request.supported import check_config
+    from stretto.engine import adapters
+    from stretto.engine.adapters import check_config
 
     folders = config.adapter_folders
     config_at(config.checkpoint)  # refuses keys by which vLLM would take code or a model from elsewhere

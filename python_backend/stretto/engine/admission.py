@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stretto.engine.request.protocol import max_blocks
-from stretto.engine.request.reply_rules import SegmentRules
+from stretto.engine.protocol import max_blocks
+from stretto.engine.reply_rules import SegmentRules
 from stretto.errors import InvalidRequest, shown
 from stretto.families.base import Task
 from stretto.records.prompt import Prompt

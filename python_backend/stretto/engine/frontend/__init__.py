@@ -1,1 +1,0 @@
-"""Front end of the engine, in the caller's process: `SpeechLLM`."""

@@ -1,1 +1,0 @@
-"""Records and rules of a request shared by front end, scheduler and worker."""
