@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stretto.serving.processes import GONE, Process, descendants
+from stretto.launcher.processes import GONE, Process, descendants
 
 PROC, SHARED = Path("/proc"), "/dev/shm/"
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")

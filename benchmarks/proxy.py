@@ -18,7 +18,7 @@ from benchmarks.speech_load import Load
 from benchmarks.two_ways import compare
 from stretto_client import SpeechClient
 
-PROXY = "stretto.serving.proxy"
+PROXY = "stretto.proxy"
 
 
 def proxy_of(port: int) -> psutil.Process:

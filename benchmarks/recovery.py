@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 
 from benchmarks.results_file import append_result, command_line
-from stretto.serving import background
+from stretto.launcher import background
 from stretto_client import SpeechClient
 from stretto_client.errors import ClientError
 
@@ -52,7 +52,7 @@ def is_named(name: str, command: list[str], executable: str) -> bool:
         case "engine":
             return bool(command) and command[0].startswith("VLLM::EngineCore")
         case "proxy":
-            return "stretto.serving.proxy" in command
+            return "stretto.proxy" in command
         case "audio worker":
             return "stretto.preprocessing.audio_worker" in command
     return is_stub and any(f"/{name}/" in word for word in command)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks import results_file
 from benchmarks.results_file import ROOT
-from stretto.serving import background
+from stretto.launcher import background
 
 START_S, STOP_S = 1500.0, 60.0
 PORTS = range(10_000, 23_000)  # below Linux's ip_local_port_range, which begins at 32768

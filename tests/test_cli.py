@@ -7,9 +7,9 @@ import sys
 import pytest
 
 from stretto.cli import COMMANDS, USAGE, main
-from stretto.serving import background
-from stretto.serving.background import CannotServe
-from stretto.serving.installation import LaunchError
+from stretto.launcher import background
+from stretto.launcher.background import CannotServe
+from stretto.launcher.installation import LaunchError
 
 PRINT_IMPORTED = "import sys, atexit; atexit.register(lambda: print('imported', *sys.modules)); "
 

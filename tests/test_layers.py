@@ -33,7 +33,7 @@ ALLOWED = {
     "codec": {"untrusted_files", "errors"},
     "preprocessing": {"families", "records", "streams", "codec", "shares", "errors"},
     "checkpoints": {
-        "families", "preprocessing", "codec", "serving", "config", "command_line", "untrusted_files", "errors",
+        "families", "preprocessing", "codec", "launcher", "config", "command_line", "untrusted_files", "errors",
     },
     "engine": {"engine/kernels", "families", "records", "streams", "config", "errors"},
     "engine/scheduling": {"engine", "families", "records", "streams", "errors"},
@@ -44,8 +44,8 @@ ALLOWED = {
     "engine/kernels": {"sampling", "errors"},
     "decoder": {"codec", "records", "streams", "config", "cuda_graphs", "errors"},
     "triton_io": {"families", "records", "streams", "config", "shares", "departures", "errors"},
-    "serving": {"triton_io", "serving/proxy", "departures", "command_line"},
-    "serving/proxy": {"shares", "departures"},
+    "launcher": {"triton_io", "proxy", "departures", "command_line"},
+    "proxy": {"shares", "departures"},
 }  # fmt: skip
 LIBRARIES = {
     "vllm": {"engine", "families/model.py"},

@@ -14,7 +14,7 @@ import pytest
 from stretto.checkpoints import command as convert
 from stretto.checkpoints import make_repository
 from stretto.cli import COMMANDS
-from stretto.serving import config
+from stretto.launcher import config
 from stretto_client.__main__ import parse
 from stretto_gateway import command as gateway
 from tests.ports import free_row

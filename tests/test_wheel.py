@@ -29,7 +29,9 @@ PLACES = {
 }
 EPOCH_S = 1_700_000_000
 BUILD = "import sys; from setuptools import build_meta; getattr(build_meta, sys.argv[1])(sys.argv[2])"
-SHOW_FOLDERS = "import stretto, stretto.serving.installation as f; print(stretto.__file__, f.clone(), f.state_folder())"
+SHOW_FOLDERS = (
+    "import stretto, stretto.launcher.installation as f; print(stretto.__file__, f.clone(), f.state_folder())"
+)
 
 
 def build(kind: str, tree: Path, out: Path) -> Path:

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from benchmarks.process_watch import served_processes
 from benchmarks.temporary_server import Launch
-from stretto.serving.processes import birth, read_process
+from stretto.launcher.processes import birth, read_process
 
 LAUNCHER = "launcher"
 SHARED_MEMORY = Path("/dev/shm")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.process_watch import read_usage, served_processes, shared_files
-from stretto.serving.server import MAX_MODEL_RESTARTS
+from stretto.launcher.server import MAX_MODEL_RESTARTS
 
 SHARED_MEMORY = Path("/dev/shm")
 IDLE_GAUGES = (

@@ -57,7 +57,7 @@ def _look(setup: Setup) -> dict[str, Any]:
 
 def _server_parts(setup: Setup) -> dict[str, Any]:
     """What the second call needs: Python's own library, and MPS, without which two processes take turns on a GPU."""
-    from stretto.serving.installation import python_library
+    from stretto.launcher.installation import python_library
 
     return {
         "python": sys.version.split()[0],

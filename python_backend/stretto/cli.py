@@ -51,8 +51,8 @@ def main(words: list[str] | None = None) -> int:
 
 def client(words: list[str]) -> int:
     """Run speak, transcribe or chat, starting a background server if none runs."""
-    from stretto.serving.background import CannotServe, ready_server
-    from stretto.serving.installation import LaunchError
+    from stretto.launcher.background import CannotServe, ready_server
+    from stretto.launcher.installation import LaunchError
     from stretto_client.__main__ import main
 
     try:
@@ -64,7 +64,7 @@ def client(words: list[str]) -> int:
 
 def serve(words: list[str]) -> int:
     """Run, query or stop a server."""
-    from stretto.serving.command import main
+    from stretto.launcher.command import main
 
     return main(words)
 

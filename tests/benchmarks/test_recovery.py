@@ -12,7 +12,7 @@ COMMANDS = {
     "acoustic_decoder": ([STUB, "/x/acoustic_decoder/1/model.py"], "triton_python_b"),
     "engine": (["VLLM::EngineCore"], "VLLM::EngineCor"),
     "audio worker": (["/x/python", "-P", "-m", "stretto.preprocessing.audio_worker", "9", "0"], "python"),
-    "proxy": (["/x/python", "-P", "-m", "stretto.serving.proxy"], "python"),
+    "proxy": (["/x/python", "-P", "-m", "stretto.proxy"], "python"),
 }
 
 

@@ -5,9 +5,9 @@ import pytest
 from tritonclient.grpc import InferenceServerException
 
 from stretto.errors import Closing, NoPlace, Overloaded
-from stretto.serving.proxy.grpc_proxy import CROWDED
-from stretto.serving.proxy.infer_request import BadRequest
-from stretto.serving.proxy.uploads import ENDED, LARGE_BYTES, Pace
+from stretto.proxy.grpc_proxy import CROWDED
+from stretto.proxy.infer_request import BadRequest
+from stretto.proxy.uploads import ENDED, LARGE_BYTES, Pace
 from stretto.triton_io.callers import failed_response
 from stretto_client import ServerFull, ServerUnavailable
 from stretto_client.errors import from_exception, from_rpc, from_text

@@ -14,9 +14,9 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from stretto.serving.config import launch_config, parser
-from stretto.serving.proxy.pages import MetricsPage, Readiness
-from stretto.serving.supervisor import EXIT_S
+from stretto.launcher.config import launch_config, parser
+from stretto.launcher.supervisor import EXIT_S
+from stretto.proxy.pages import MetricsPage, Readiness
 from stretto_gateway.app import make_app
 from stretto_gateway.command import KEYS, arguments
 from stretto_gateway.config import GatewayConfig

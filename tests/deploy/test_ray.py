@@ -14,8 +14,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from stretto.serving.background import STATES
-from stretto.serving.config import parser
+from stretto.launcher.background import STATES
+from stretto.launcher.config import parser
 from stretto_client import ServerUnavailable
 from tests.gateway.test_dashboard import of_the_server
 

@@ -10,10 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
-from stretto.serving import front_ends
-from stretto.serving.config import launch_config, parser
-from stretto.serving.front_ends import GatewayProcess
-from stretto.serving.launch_log import LaunchLog
+from stretto.launcher import front_ends
+from stretto.launcher.config import launch_config, parser
+from stretto.launcher.front_ends import GatewayProcess
+from stretto.launcher.launch_log import LaunchLog
 from stretto_gateway.command import VOICES, arguments, read_config
 from stretto_gateway.config import Limits
 from stretto_gateway.voice_store import TooManyVoices, VoiceStore

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from stretto.checkpoints.make_repository import make
-from stretto.serving.installation import bundled_repository
+from stretto.launcher.installation import bundled_repository
 from stretto.triton_io.flow import FlowTable
 from tests.patience import PATIENCE_S
 from tests.ports import free_ports

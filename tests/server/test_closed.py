@@ -12,7 +12,7 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from stretto.serving.processes import all_processes, descendants
+from stretto.launcher.processes import all_processes, descendants
 from tests.server.conftest import Server
 
 pytestmark = pytest.mark.server

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from stretto.launcher.processes import descendants
 from stretto.preprocessing.audio import MAX_FILE_BYTES
 from stretto.preprocessing.lanes import LONG_NICENESS, SHORT_BYTES
-from stretto.serving.processes import descendants
 from tests.server.conftest import Server
 
 pytestmark = pytest.mark.server

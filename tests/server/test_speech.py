@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from stretto.serving.installation import UnixConnection
+from stretto.launcher.installation import UnixConnection
 from tests.server.conftest import Server
 from tests.server.listening import Answer, Stream
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stretto.serving.processes import descendants, read_process
+from stretto.launcher.processes import descendants, read_process
 from tests.server.conftest import Server, idle_s
 
 pytestmark = pytest.mark.server

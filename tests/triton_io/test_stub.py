@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from stretto.serving.installation import MALLOC
+from stretto.launcher.installation import MALLOC
 from stretto.triton_io.decoding_service import DecodingService
 from stretto.triton_io.ring import RingWriters
 from tests.patience import PATIENCE_S

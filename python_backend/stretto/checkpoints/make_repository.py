@@ -16,8 +16,8 @@ from stretto.errors import CheckpointError
 from stretto.families.base import Family, Task
 from stretto.families.opuslm.ssl_tokenizer import FOLDER
 from stretto.families.registry import config_at
+from stretto.launcher.installation import bundled_repository
 from stretto.preprocessing.request import Preprocessor
-from stretto.serving.installation import bundled_repository
 from stretto.untrusted_files import json_object
 
 PARAMETER = "profile"

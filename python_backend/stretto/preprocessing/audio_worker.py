@@ -24,7 +24,7 @@ MAX_MEMORY_BYTES = 2 << 30  # address space; a 70 KB MP4 file can declare tables
 def main() -> None:
     """Process jobs until standard input is closed."""
     memory, niceness = int(sys.argv[1]), int(sys.argv[2])
-    # Absolute, because the parent's priority may be raised temporarily while models load (serving/processes.py).
+    # Absolute, because the parent's priority may be raised temporarily while models load (launcher/processes.py).
     os.setpriority(os.PRIO_PROCESS, 0, max(niceness, os.getpriority(os.PRIO_PROCESS, 0)))
     limit_memory()
     for line in sys.stdin:

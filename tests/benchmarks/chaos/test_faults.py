@@ -28,7 +28,7 @@ from benchmarks.chaos.faults import (
     fill,
 )
 from benchmarks.temporary_server import Launch
-from stretto.serving.processes import is_stopped
+from stretto.launcher.processes import is_stopped
 
 LAUNCH: Any = None
 WAIT_S = 3600  # by the clock of the day; nobody waits so long here

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.chaos.memory import Follower, describe
 from benchmarks.process_watch import Usage, name_of, read_usage, slope_mb_per_min
-from stretto.serving.processes import Process
+from stretto.launcher.processes import Process
 
 
 def usage(at_s: float, mb: float) -> Usage:
@@ -50,7 +50,7 @@ def test_the_usage_of_a_process_is_read_while_it_lives() -> None:
         ("triton_python_b", "/opt/stub /srv/repository/language_model/1/model.py prefix 1 2", "language_model"),
         ("VLLM::EngineCor", "VLLM::EngineCore", "engine"),
         ("python", "python -m stretto serve --http-port 1", "launcher"),
-        ("python", "python -m stretto.serving.proxy", "proxy"),
+        ("python", "python -m stretto.proxy", "proxy"),
         ("python", "python -c from multiprocessing.resource_tracker import main", "resource tracker"),
     ],
 )

@@ -18,8 +18,8 @@ from tritonclient.grpc.service_pb2 import (
     ModelStreamInferResponse,
 )
 
+from stretto.proxy import access
 from stretto.records.event import EVENT
-from stretto.serving.proxy import access
 from tests.server.fuzzing.doors import ANSWER_S, Doors, Sent, wrong_words
 from tests.server.fuzzing.mutations import NUMBERS, TEXTS, as_json, flipped, varied
 

@@ -1,0 +1,123 @@
+"""Start the Triton server with this project's model repository, on any machine.
+
+    stretto serve [--model-repository FOLDER] [tritonserver flags]
+    stretto serve --status
+    stretto serve --stop
+
+Uses the server of a Triton container, or else the one inside the nvidia-pytriton wheel.
+"""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from stretto.launcher import background, faults
+from stretto.launcher.config import LaunchConfig, launch_config, parser, pid_file_of
+from stretto.launcher.installation import Installation, LaunchError, find_installation, plain_path
+from stretto.launcher.launch_log import say
+from stretto.launcher.supervisor import Supervisor, Waits
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command and return its exit code.
+
+    Args:
+        arguments: Command-line arguments after `stretto serve`.
+    """
+    try:
+        known = parser()
+        flags, passed = known.parse_known_args(arguments)
+        if passed and not passed[0].startswith("-"):
+            known.error(f"unknown argument {passed[0]!r}")
+        if flags.status or flags.stop:
+            if passed:
+                known.error(f"unknown flag {passed[0]!r} beside --status or --stop")
+            path = pid_file_of(flags)
+            return status(path) if flags.status else stop(path)
+        return serve(launch_config(flags, passed))
+    except LaunchError as error:
+        say(str(error))
+        return 1
+
+
+def serve(config: LaunchConfig) -> int:
+    """Run the launcher until a signal stops it, and return the exit code.
+
+    Raises:
+        LaunchError: The configuration is unusable, or the server could not be started.
+    """
+    if not config.model_repository.is_dir():
+        raise LaunchError(f"--model-repository: there is no folder {config.model_repository}")
+    if not any(config.model_repository.glob("*/config.pbtxt")):
+        raise LaunchError(f"--model-repository: no folder of {config.model_repository} holds a config.pbtxt")
+    try:
+        take_files(config)
+    except OSError as error:
+        raise cannot_write(error, config, "other files with --pid-file and --log-file") from None
+    for launch_id in faults.sweep():
+        say(f"cleaned up after launch {launch_id}, which died")
+    waits = Waits()
+    waits.catch_signals()
+    launch = faults.begin_launch()
+    try:
+        return Supervisor(*placed(config, launch), launch, waits).run()
+    finally:
+        background.remove(config.pid_file)
+        launch.close()
+
+
+def placed(config: LaunchConfig, launch: faults.Launch) -> tuple[LaunchConfig, Installation]:
+    """Return the config and the installation with paths that Triton accepts, through links where needed."""
+    try:
+        config.cache.mkdir(parents=True, exist_ok=True)
+        installation = find_installation(plain_path(config.cache, launch.folder, "cache"))
+    except OSError as error:
+        raise cannot_write(error, config, "another folder with --cache") from None
+    repository = plain_path(config.model_repository, launch.folder, "models")
+    installation = replace(
+        installation,
+        python=plain_path(installation.python.parent, launch.folder, "python") / installation.python.name,
+        imports=plain_path(installation.imports, launch.folder, "imports"),
+    )
+    return replace(config, model_repository=repository), installation
+
+
+def cannot_write(error: OSError, config: LaunchConfig, choice: str) -> LaunchError:
+    """Return the error for a launcher file that cannot be written.
+
+    Args:
+        error: The failure.
+        config: Configuration; its cache is named if the error names no file.
+        choice: Suggested remedy.
+    """
+    return LaunchError(f"cannot write {error.filename or config.cache} ({error.strerror or error}): choose {choice}")
+
+
+def take_files(config: LaunchConfig) -> None:
+    """Create the log and the pid file; raise LaunchError if the pid file belongs to a running launcher."""
+    running = background.read(config.pid_file)
+    if running is not None and running["pid"] != os.getpid():
+        pid = running["pid"]
+        raise LaunchError(f"{config.pid_file}: the launcher with pid {pid} runs; stretto serve --stop ends it")
+    if config.log_file is not None:
+        config.log_file.parent.mkdir(parents=True, exist_ok=True)
+        config.log_file.write_bytes(b"")
+    log = str(config.log_file)
+    background.write(config.pid_file, "starting", config.ports, log, stop_seconds=config.stop_seconds)
+
+
+def status(path: Path) -> int:
+    """Print a launcher's state as JSON; return 0 if ready, 3 without a launcher, 1 otherwise."""
+    record = background.read(path)
+    print(json.dumps(record or {"state": "stopped"}))
+    return 3 if record is None else int(record["state"] != "ready")
+
+
+def stop(path: Path) -> int:
+    """Drain and stop a launcher and return 0; raise LaunchError if it does not stop in time."""
+    try:
+        say("stopped" if background.stop(path) else "no server was running")
+    except TimeoutError as error:
+        raise LaunchError(str(error)) from None
+    return 0

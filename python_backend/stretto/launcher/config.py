@@ -1,0 +1,254 @@
+"""Launcher configuration and its command-line flags."""
+
+import argparse
+import ipaddress
+import math
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from stretto.command_line import CommandParser
+from stretto.launcher.installation import LaunchError, bundled_repository, cache_folder, state_folder
+from stretto.proxy.access import CLOSED, HTTP
+from stretto.proxy.config import Ports
+
+DESCRIPTION = "Start the Triton server, keep it alive, and drain it on SIGTERM. Unknown flags go to tritonserver."
+TAKEN = {"--http-address", "--grpc-address", "--metrics-address", "--allow-http", "--allow-grpc"}
+TAKEN |= {"--http-restricted-api", "--grpc-restricted-protocol"}
+MAX_MESSAGE_MB = 2147  # gRPC message sizes are 31-bit
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchConfig:
+    """Launcher configuration.
+
+    A port of 0 is replaced by a free port once the proxy listens (`listening_at`).
+
+    Attributes:
+        model_repository: Triton model repository.
+        address: IP address to listen at.
+        allowed: APIs that are open to all clients.
+        max_request_bytes: Largest accepted gRPC message.
+        http_port: HTTP port.
+        grpc_port: gRPC port.
+        metrics_port: Metrics port.
+        gateway_port: Gateway port; None runs no gateway.
+        pid_file: Path of the pid file.
+        log_file: Path of the log; None is standard output.
+        cache: Folder for the launcher's private files.
+        start_seconds: Time limit of a start, scaled by the machine's load.
+        start_attempts: Number of aborted first starts before the launcher fails.
+        drain_seconds: Time limit for streams in progress when stopping.
+        passed: Flags passed through to tritonserver.
+        gateway_args: Arguments passed through to the gateway.
+    """
+
+    model_repository: Path
+    address: str
+    allowed: frozenset[str]
+    max_request_bytes: int
+    http_port: int
+    grpc_port: int
+    metrics_port: int
+    gateway_port: int | None
+    pid_file: Path
+    log_file: Path | None
+    cache: Path
+    start_seconds: float
+    start_attempts: int
+    drain_seconds: float
+    passed: tuple[str, ...]
+    gateway_args: tuple[str, ...] = ()
+
+    @property
+    def ports(self) -> dict[str, int]:
+        """Port of each protocol, by its name."""
+        ports = {"http": self.http_port, "grpc": self.grpc_port, "metrics": self.metrics_port}
+        return ports if self.gateway_port is None else ports | {"gateway": self.gateway_port}
+
+    @property
+    def stop_seconds(self) -> float:
+        """Upper bound of the time to stop: draining the gateway, draining streams, and process exits."""
+        return (1 if self.gateway_port is None else 2) * self.drain_seconds + 30
+
+    def listening_at(self, ports: Ports) -> "LaunchConfig":
+        """Return a copy with the ports at which the proxy listens."""
+        http_port = self.http_port if ports.http is None else ports.http
+        return replace(self, http_port=http_port, grpc_port=ports.grpc, metrics_port=ports.metrics)
+
+    @property
+    def triton_ports(self) -> dict[str, int]:
+        """Ports that Triton itself listens at; the proxy has the others."""
+        return {"http": self.http_port} if HTTP in self.allowed else {}
+
+
+def default_port() -> int:
+    """Return the default HTTP port: STRETTO_PORT, or 8000 like Triton.
+
+    gRPC uses the next port and metrics the one after. Raises LaunchError if STRETTO_PORT is not a valid port.
+    """
+    text = os.environ.get("STRETTO_PORT") or "8000"
+    if not text.isdecimal() or not 0 < int(text) <= 65_532:
+        raise LaunchError(f"STRETTO_PORT: expected a port from 1 to 65532, got {text!r}")
+    return int(text)
+
+
+def default_pid_file(http_port: int, folder: Path) -> Path:
+    """Return the default pid file of a launcher with this HTTP port."""
+    return folder / f"server-{http_port}.pid"
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the launcher's flags; raise LaunchError if STRETTO_PORT is not a valid port."""
+    flags = CommandParser(prog="stretto serve", description=DESCRIPTION, allow_abbrev=False)
+    port, state = default_port(), state_folder()
+    flags.add_argument("--model-repository", type=Path, default=bundled_repository(), help="default: %(default)s")
+    flags.add_argument("--address", type=ip_address, default="127.0.0.1", help="0.0.0.0 opens the ports to all hosts")
+    flags.add_argument("--allow", action="append", default=[], choices=CLOSED, help="open an API to all; repeatable")
+    flags.add_argument("--max-request-mb", type=message_mb, default=64, help="largest request; default: %(default)s")
+    for number, name in enumerate(("http", "grpc", "metrics")):
+        default = f"STRETTO_PORT + {number}" if number else "STRETTO_PORT"
+        about = f"default: {default}, or {8000 + number}; 0: any that is free, which the pid file tells"
+        flags.add_argument(f"--{name}-port", type=port_or_any, default=port + number, help=about)
+    flags.add_argument("--gateway", action="store_true", help="also serve OpenAI's audio API over HTTP")
+    flags.add_argument("--gateway-port", type=port_number, default=port + 3, help="default: STRETTO_PORT + 3, or 8003")
+    about = "an argument of stretto gateway, as --gateway-arg=--strict; repeatable"
+    flags.add_argument("--gateway-arg", action="append", default=[], metavar="ARG", help=about)
+    flags.add_argument(
+        "--pid-file",
+        type=Path,
+        help=f"JSON with pid, ports and state, as long as the launcher lives (default: by the HTTP port, in {state})",
+    )
+    about = "the server's output, at most 16 MiB and four older files of that size; '-' is standard output"
+    flags.add_argument("--log-file", help=f"{about} (default: in {state})")
+    flags.add_argument("--cache", type=Path, default=cache_folder(), help="private files of the launcher")
+    add_patience(flags)
+    action = flags.add_mutually_exclusive_group()
+    action.add_argument("--status", action="store_true", help="print the launcher's state; 0 when it is ready")
+    action.add_argument("--stop", action="store_true", help="drain and stop the launcher")
+    return flags
+
+
+def add_patience(flags: argparse.ArgumentParser) -> None:
+    """Add the flags for time limits and the number of start attempts."""
+    default = "; default: %(default)s"
+    about = f"give up a start after this long{default}"
+    flags.add_argument("--start-seconds", type=positive_seconds, default=600, help=about)
+    about = f"starts tried when the server aborts{default}"
+    flags.add_argument("--start-attempts", type=positive, default=10, help=about)
+    about = (
+        f"longest wait for running streams on SIGTERM, after one as long for the gateway's, if there is one{default}"
+    )
+    flags.add_argument("--drain-seconds", type=non_negative_seconds, default=30, help=about)
+
+
+def port_number(text: str) -> int:
+    """Parse a port from 1 to 65535."""
+    return whole_number(text, 65_535, "a port from 1 to 65535")
+
+
+def port_or_any(text: str) -> int:
+    """Parse a port from 0 to 65535; 0 requests any free port."""
+    return 0 if text == "0" else port_number(text)
+
+
+def positive(text: str) -> int:
+    """Parse a whole number of at least 1."""
+    return whole_number(text, math.inf, "a whole number from 1")
+
+
+def message_mb(text: str) -> int:
+    """Parse a maximum gRPC message size in MB."""
+    return whole_number(text, MAX_MESSAGE_MB, f"MB from 1 to {MAX_MESSAGE_MB}")
+
+
+def whole_number(text: str, last: float, expected: str) -> int:
+    """Parse a whole number from 1 to `last`.
+
+    Args:
+        text: Text to parse.
+        last: Largest accepted number.
+        expected: Description of accepted values, for the error message.
+    """
+    if not text.isdecimal() or not 0 < int(text) <= last:
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+    return int(text)
+
+
+def positive_seconds(text: str) -> float:
+    """Parse a finite time in seconds greater than 0."""
+    seconds = number(text)
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"expected seconds, more than 0, got {text!r}")
+    return seconds
+
+
+def non_negative_seconds(text: str) -> float:
+    """Parse a finite time in seconds of at least 0."""
+    seconds = number(text)
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"expected seconds, 0 or more, got {text!r}")
+    return seconds
+
+
+def number(text: str) -> float:
+    """Parse a number; return NaN, which is outside every range, if `text` is not one."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def ip_address(text: str) -> str:
+    """Parse an IP address; raise ValueError, which argparse reports, if it is invalid."""
+    return str(ipaddress.ip_address(text))
+
+
+def launch_config(flags: argparse.Namespace, passed: list[str]) -> LaunchConfig:
+    """Return the configuration from parsed flags.
+
+    Args:
+        flags: Result of the launcher's parser.
+        passed: Flags for tritonserver.
+
+    Raises:
+        LaunchError: `passed` has a flag that only the launcher may set, or flags contradict each other.
+    """
+    given = {word.partition("=")[0] for word in passed} & TAKEN
+    if given:
+        raise LaunchError(f"{min(given)}: say with --address where the server listens, and with --allow what is open")
+    if flags.gateway_arg and not flags.gateway:
+        raise LaunchError("--gateway-arg: expected --gateway beside it")
+    if not flags.http_port and HTTP in flags.allow:
+        raise LaunchError("--http-port: expected a port, as with --allow http Triton itself listens there, got 0")
+    pid_file = pid_file_of(flags)
+    own_log = state_folder() / f"server-{flags.http_port}.log" if flags.http_port else pid_file.with_suffix(".log")
+    log_file = None if flags.log_file == "-" else Path(flags.log_file or own_log)
+    return LaunchConfig(
+        model_repository=flags.model_repository.resolve(),
+        address=flags.address,
+        allowed=frozenset(flags.allow),
+        max_request_bytes=flags.max_request_mb * 1_000_000,
+        http_port=flags.http_port,
+        grpc_port=flags.grpc_port,
+        metrics_port=flags.metrics_port,
+        gateway_port=flags.gateway_port if flags.gateway else None,
+        pid_file=pid_file,
+        log_file=log_file,
+        cache=flags.cache,
+        start_seconds=flags.start_seconds,
+        start_attempts=flags.start_attempts,
+        drain_seconds=flags.drain_seconds,
+        passed=tuple(passed),
+        gateway_args=tuple(flags.gateway_arg),
+    )
+
+
+def pid_file_of(flags: argparse.Namespace) -> Path:
+    """Return the pid file that the flags select: the named one, or the default for the HTTP port.
+
+    Raises LaunchError if no file is named and the HTTP port is 0.
+    """
+    if not flags.http_port and flags.pid_file is None:
+        raise LaunchError("--http-port 0: say with --pid-file where the port is told")
+    return flags.pid_file or default_pid_file(flags.http_port, state_folder())

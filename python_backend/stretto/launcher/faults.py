@@ -1,0 +1,425 @@
+"""Faults of a server and its processes: hanging crash handlers, clock steps, dead locks, heartbeats; clean-up."""
+
+import fcntl
+import os
+import re
+import secrets
+import shutil
+import signal
+import struct
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from stretto.departures import Departures
+from stretto.launcher import processes
+from stretto.launcher.processes import Process, blocks_by_thread, is_stopped
+from stretto.proxy.config import BEATS
+from stretto.triton_io.flow import remove_stale_tables
+
+FIRST_DELAY_S, MAX_DELAY_S = 0.5, 30.0
+HEALTHY_S = 60.0  # a server that was ready for this long resets the delay
+
+
+def slowness() -> float:
+    """Return the factor by which timeouts are scaled: the load average per core, at least 1."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
+class BackOff:
+    """Delays before restarts.
+
+    The first failure has no delay. Later delays double from FIRST_DELAY_S to MAX_DELAY_S, and reset once a server has
+    been ready for HEALTHY_S.
+    """
+
+    def __init__(self) -> None:
+        self._num_failed = 0
+        self._ready_since: float | None = None
+        self._has_waited = False
+
+    def note_waited(self) -> None:
+        """Record that the delay of the current failure has passed, so that it is not delayed again."""
+        self._has_waited = True
+
+    def note_ready(self) -> None:
+        """Record that the server is ready."""
+        self._ready_since = time.monotonic()
+        self._has_waited = False
+
+    def next_delay_s(self) -> float:
+        """Record a failure of the server or its start, and return the delay before the next start, in seconds."""
+        if self._has_waited:
+            self._has_waited = False
+            return 0.0
+        if self._ready_since is not None and time.monotonic() - self._ready_since >= HEALTHY_S:
+            self._num_failed = 0
+        self._ready_since = None
+        self._num_failed += 1
+        return 0.0 if self._num_failed == 1 else min(MAX_DELAY_S, FIRST_DELAY_S * 2.0 ** min(self._num_failed - 2, 16))
+
+
+# pthread_mutex_t of glibc on 64-bit machines (sysdeps/nptl/bits/struct_mutex.h): lock, count, owner, users, kind.
+HEAD = struct.Struct("<IIIII")
+ROBUST_AND_SHARED = 0x90  # normal type, robust (0x10), process-shared (0x80)
+KIND = re.compile(re.escape(struct.pack("<I", ROBUST_AND_SHARED)))
+FREE = HEAD.pack(0, 0, 0, 0, ROBUST_AND_SHARED)
+OWNER_DIED, TID = 0x40000000, 0x3FFFFFFF  # bits of the lock word (linux/futex.h)
+PIECE = 1 << 22
+
+
+def free_dead_locks(region: Path) -> int:
+    """Release the mutexes of a shared-memory file whose owners have died.
+
+    Args:
+        region: Path of the file; files of other users are left unchanged.
+
+    Returns:
+        The number of mutexes released.
+
+    Raises:
+        OSError: The file does not exist.
+    """
+    descriptor = os.open(region, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        found = os.fstat(descriptor)
+        if (found.st_uid, found.st_nlink) != (os.geteuid(), 1):
+            return 0
+        dead = [start for offset in range(0, found.st_size, PIECE) for start in _dead(descriptor, offset)]
+        for start in dead:
+            os.pwrite(descriptor, FREE, start)
+        return len(dead)
+    finally:
+        os.close(descriptor)
+
+
+def _dead(descriptor: int, offset: int) -> Iterator[int]:
+    """Yield the file offsets of mutexes whose owner has died, which the kernel marks in the lock word."""
+    data = os.pread(descriptor, PIECE + HEAD.size, offset)
+    for found in KIND.finditer(data):
+        start = found.end() - HEAD.size
+        if start >= 0 and start % 8 == 0 and start < PIECE:
+            lock, *_ = HEAD.unpack_from(data, start)
+            if lock & OWNER_DIED and not lock & TID:
+                yield offset + start
+
+
+SHARED_MEMORY = Path("/dev/shm")
+PREFIX = "stretto_launch_"
+LAUNCH_ID = "STRETTO_LAUNCH_ID"  # environment variable of its processes
+IDS = re.compile(r"[0-9]+_[0-9a-f]{8}")
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """Identity of a live launcher instance.
+
+    Attributes:
+        id: Unique id.
+        lock: Descriptor of the locked file.
+        directory: Shared-memory directory.
+    """
+
+    id: str
+    lock: int
+    directory: Path
+
+    @property
+    def region_prefix(self) -> str:
+        """Prefix of the names of the server's shared-memory regions."""
+        return f"{PREFIX}{self.id}_"
+
+    @property
+    def folder(self) -> Path:
+        """Runtime directory: sockets, key and drain file, accessible only to this user; kept over restarts."""
+        return _folder(self.id, self.directory)
+
+    @property
+    def http_socket(self) -> Path:
+        """Unix socket of Triton's HTTP service."""
+        return self.folder / "http"
+
+    @property
+    def metrics_socket(self) -> Path:
+        """Unix socket of Triton's metrics endpoint."""
+        return self.folder / "metrics"
+
+    @property
+    def grpc_socket(self) -> Path:
+        """Unix socket of Triton's gRPC service; Triton appends a colon and its port to this name."""
+        return self.folder / "grpc"
+
+    @property
+    def drain_file(self) -> Path:
+        """File that makes the preprocessor refuse new requests while it exists; writable only by this user."""
+        return self.folder / "draining"
+
+    @property
+    def departures_file(self) -> Path:
+        """Client-disconnect flags that the proxy sets for the models; writable only by this user."""
+        return self.folder / "departures"
+
+    def hide_regions(self) -> None:
+        """Make Triton's shared-memory regions readable only by this user.
+
+        Triton creates them readable for all users, and they contain text and audio of requests.
+        """
+        for path in self.directory.glob(f"{self.region_prefix}*"):
+            with suppress(OSError):  # removed, or owned by another user
+                descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+                try:
+                    found = os.fstat(descriptor)
+                    if (found.st_uid, found.st_nlink) == (os.geteuid(), 1):
+                        os.fchmod(descriptor, 0o600)
+                finally:
+                    os.close(descriptor)
+
+    def free_dead_locks(self) -> None:
+        """Release robust mutexes owned by dead stubs in the server's shared memory.
+
+        Otherwise Triton aborts with `lock_exception` when it next locks them.
+        """
+        for path in self.directory.glob(f"{self.region_prefix}*"):
+            with suppress(OSError):  # removed, or owned by another user
+                free_dead_locks(path)
+
+    def clean(self) -> None:
+        """End the processes and remove the shared memory of this instance's server, which has ended."""
+        _remove_launch(self.id, self.directory)
+        remove_stale_tables(self.directory)
+        for path in self.folder.iterdir():
+            if path.is_socket():
+                path.unlink()
+
+    def close(self) -> None:
+        """Clean up and release the lock when the launcher ends."""
+        self.clean()
+        shutil.rmtree(self.folder)
+        _lock_file(self.id, self.directory).unlink(missing_ok=True)
+        os.close(self.lock)
+
+
+def begin_launch(directory: Path = SHARED_MEMORY) -> Launch:
+    """Create a launcher instance with its lock, runtime directory and client-disconnect flags."""
+    launch_id = f"{os.getpid()}_{secrets.token_hex(4)}"
+    unlocked = directory / f".{PREFIX}{launch_id}"
+    lock = os.open(unlocked, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    unlocked.rename(_lock_file(launch_id, directory))
+    _folder(launch_id, directory).mkdir(mode=0o700)
+    launch = Launch(launch_id, lock, directory)
+    Departures.create(launch.departures_file)
+    return launch
+
+
+def _lock_file(launch_id: str, directory: Path) -> Path:
+    return directory / f"{PREFIX}{launch_id}.lock"
+
+
+def _folder(launch_id: str, directory: Path) -> Path:
+    return directory / f"{PREFIX}{launch_id}.run"
+
+
+def sweep(directory: Path = SHARED_MEMORY) -> list[str]:
+    """Clean up after dead launcher instances and return their ids."""
+    swept = []
+    for path in directory.glob(f"{PREFIX}*.lock"):
+        launch_id = path.name.removeprefix(PREFIX).removesuffix(".lock")
+        if not IDS.fullmatch(launch_id):
+            continue
+        with suppress(OSError):  # removed, locked, or owned by another user
+            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+            try:
+                if os.fstat(descriptor).st_uid != os.geteuid():
+                    continue
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _remove_launch(launch_id, directory)
+                shutil.rmtree(_folder(launch_id, directory), ignore_errors=True)
+                path.unlink()
+                swept.append(launch_id)
+            finally:
+                os.close(descriptor)
+    return swept
+
+
+def _remove_launch(launch_id: str, directory: Path) -> None:
+    me = os.getpid()
+    processes.end_all(lambda each: each.pid != me and processes.environment_of(each.pid, LAUNCH_ID) == launch_id)
+    for path in directory.glob(f"{PREFIX}{launch_id}_*"):
+        with suppress(OSError):  # a file created by another user must not end the launcher
+            path.unlink()
+
+
+if __name__ == "__main__":  # the argument is the pid of the ending launcher, this process's parent
+    while os.getppid() == int(sys.argv[1]):
+        time.sleep(0.01)
+    sweep()
+
+
+PROOF_S = 2.0  # a process stopped for this long does not resume by itself
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """A fault of the server.
+
+    Attributes:
+        processes: Processes with the fault; empty if it concerns the whole server.
+        what: Description of the fault.
+    """
+
+    processes: list[Process]
+    what: str
+
+    def __str__(self) -> str:
+        return f"{named(self.processes)} {self.what}".lstrip()
+
+
+class Doubt:
+    """A suspected fault that may still clear.
+
+    Attributes:
+        reason: Description of the fault; empty if there is none.
+    """
+
+    def __init__(self) -> None:
+        self.reason = ""
+        self._since = time.monotonic()
+
+    def is_news(self, reason: str) -> bool:
+        """Record the current fault, or none if `reason` is empty; return True if it differs from the last one."""
+        if reason == self.reason:
+            return False
+        self.reason, self._since = reason, time.monotonic()
+        return True
+
+    @property
+    def is_proven(self) -> bool:
+        """True if the fault has lasted for PROOF_S."""
+        return bool(self.reason) and time.monotonic() - self._since >= PROOF_S
+
+
+def named(processes: list[Process]) -> str:
+    """Return names and pids of processes for a message."""
+    return ", ".join(f"{process.name} (pid {process.pid})" for process in processes)
+
+
+FATAL = frozenset({signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL})
+LOOK_S = 2.0  # each poll reads one file per thread, 130 in all
+
+
+class CrashWatch:
+    """Watcher for threads that execute a fatal-signal handler.
+
+    A thread in the handler has the signal blocked. Threads of third-party libraries, for example GPU drivers, may have
+    all signals blocked from their start; they are ignored.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._pid, self._looked_s = pid, time.monotonic()
+        self._were_free, self._seen = set[int](), set[int]()
+
+    def trouble(self) -> Trouble | None:
+        """Return a crash if a thread was in the handler at two successive polls; None otherwise."""
+        now_s = time.monotonic()
+        if now_s - self._looked_s < LOOK_S:
+            return None
+        threads, before = blocks_by_thread(self._pid, FATAL), self._seen
+        self._were_free = {each for each, blocks in threads.items() if not blocks or each in self._were_free}
+        self._seen = {each for each in self._were_free if threads[each]}
+        self._looked_s = now_s
+        return Trouble([], "tritonserver has crashed and does not end") if before & self._seen else None
+
+
+MAX_BACK_S = 60.0  # a shorter hang ends sooner than a restart would take
+
+
+class DayClock:
+    """Detector of backward steps of the wall clock."""
+
+    def __init__(self) -> None:
+        self._ahead_s = _ahead_s()
+
+    def trouble(self) -> Trouble | None:
+        """Return a fault if the clock was set back by more than MAX_BACK_S since the last poll; None otherwise."""
+        before_s, self._ahead_s = self._ahead_s, _ahead_s()
+        back_s = before_s - self._ahead_s
+        return Trouble([], f"the clock was set back by {back_s:.0f} s") if back_s > MAX_BACK_S else None
+
+
+def _ahead_s() -> float:
+    """Return wall-clock time minus monotonic time, in seconds.
+
+    Corrections of the clock rate affect both clocks equally; steps affect only the wall clock.
+    """
+    return time.time() - time.monotonic()
+
+
+POLL_S = 1.0
+MAX_MISSED, MAX_MISSED_AT_START = 30, 120  # polls without a beat, on an idle machine
+
+
+class Pulse:
+    """Health of a front-end process, from its event loop's heartbeats and from /proc.
+
+    Missed heartbeats are counted per poll, not by elapsed time: a launcher that was itself stopped finds the heartbeats
+    in the pipe.
+
+    Attributes:
+        writing: Write end of the heartbeat pipe, until the process has inherited it.
+        has_beaten: True once the process has sent a heartbeat.
+    """
+
+    def __init__(self, name: str) -> None:
+        """Create the health state of the process called `name` in messages."""
+        self._name, self._pid = name, 0
+        self._num_starts = 0
+        self._reading, self.writing = -1, -1
+        self._doubt = Doubt()
+
+    def prepare(self) -> dict[str, str]:
+        """Create the next process's pipe; return the environment variable that names its write end."""
+        self.close()
+        self._reading, self.writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        return {BEATS: str(self.writing)}
+
+    def begin(self, pid: int) -> None:
+        """Follow the process that inherited the pipe."""
+        os.close(self.writing)
+        self._pid, self.writing = pid, -1
+        self._num_starts += 1
+        self._polled_s, self._num_missed, self.has_beaten = time.monotonic(), 0, False
+        self._doubt = Doubt()
+
+    def fault(self) -> str:
+        """Return a description of the process's fault; empty if none is known."""
+        self._poll()
+        if is_stopped(self._pid):
+            return f"the {self._name} (pid {self._pid}) is stopped"
+        if self._num_missed >= (MAX_MISSED if self.has_beaten else MAX_MISSED_AT_START) * slowness():
+            return f"the {self._name} (pid {self._pid}) does not answer"
+        return f"the {self._name} is being started again" if self._num_starts > 1 and not self.has_beaten else ""
+
+    def is_hung(self) -> bool:
+        """Return True if the process must be replaced: stopped for PROOF_S, or without heartbeats for too long."""
+        fault = self.fault()
+        self._doubt.is_news(fault if fault.endswith("is stopped") else "")
+        return self._doubt.is_proven or fault.endswith("does not answer")
+
+    def close(self) -> None:
+        """Close the pipe."""
+        for descriptor in (self._reading, self.writing):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._reading = self.writing = -1
+
+    def _poll(self) -> None:
+        if time.monotonic() - self._polled_s >= POLL_S:
+            self._polled_s = time.monotonic()
+            self._num_missed += 1
+        with suppress(BlockingIOError):
+            if self._reading >= 0 and os.read(self._reading, 4096):
+                self._num_missed, self.has_beaten = 0, True

@@ -1,0 +1,263 @@
+"""Proxy and gateway processes in front of Triton, kept for the lifetime of the launcher."""
+
+import importlib.util
+import ipaddress
+import os
+import secrets
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import replace
+
+from stretto.launcher.config import LaunchConfig
+from stretto.launcher.faults import Launch, Pulse, slowness
+from stretto.launcher.installation import MALLOC, LaunchError, state_folder
+from stretto.launcher.launch_log import LaunchLog, say
+from stretto.launcher.server import die_with_the_launcher
+from stretto.proxy.access import HTTP
+from stretto.proxy.config import ENDING_ALL, ENDING_UNANSWERED, READY, STOPPING, UNREADY, Ports, ProxyConfig
+
+START_S = 60.0  # of the first start, on an idle machine, where it takes a second
+STOP_S = 5.0
+
+
+class ProxyProcess:
+    """Proxy process, restarted at the same ports if it ends or hangs.
+
+    It exits when its standard input is closed, and therefore with the launcher.
+
+    Attributes:
+        ports: Ports at which it listens.
+    """
+
+    def __init__(self, config: LaunchConfig, launch: Launch, log: LaunchLog) -> None:
+        self._log, self._pulse = log, Pulse("proxy")
+        self._config = ProxyConfig(
+            address=config.address,
+            grpc_port=config.grpc_port,
+            metrics_port=config.metrics_port,
+            http_port=None if HTTP in config.allowed else config.http_port,
+            triton_grpc=str(launch.grpc_socket),
+            triton_metrics=str(launch.metrics_socket),
+            departures=str(launch.departures_file),
+            key=secrets.token_urlsafe(),
+            allowed=tuple(sorted(config.allowed)),
+            max_request_bytes=config.max_request_bytes,
+            cleanup=(sys.executable, "-P", "-m", "stretto.launcher.faults", str(os.getpid())),
+        )
+        self._state = UNREADY
+        self._start()
+        self._listen()
+        write_key(launch, self._config.grpc_port, self._config.key)
+
+    def tell(self, is_ready: bool) -> None:
+        """Report the server's readiness to the proxy; the proxy also requires Triton to report ready."""
+        self._tell(READY if is_ready else UNREADY)
+
+    def shut(self, spares_answered: bool) -> None:
+        """Make the proxy refuse requests and end those in flight, until the next readiness report.
+
+        Args:
+            spares_answered: True if requests that have received a first response may continue.
+        """
+        self._tell(ENDING_UNANSWERED if spares_answered else ENDING_ALL)
+
+    def _tell(self, state: str) -> None:
+        if state != self._state:
+            self._state = state
+            self._send(state)
+
+    def _send(self, line: str) -> None:
+        assert self._process.stdin is not None
+        if self._process.stdin.closed:  # a restart failed; the next one sends the state
+            return
+        with suppress(BrokenPipeError):  # the proxy has ended; its restart sends the state
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+
+    def _start(self) -> None:
+        """Start the proxy; its first line of output is still to be read."""
+        environment = MALLOC | os.environ | self._pulse.prepare()
+        self._process, _ = self._log.start(
+            [sys.executable, "-P", "-m", "stretto.proxy"],
+            env=environment,
+            pass_fds=[self._pulse.writing],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._pulse.begin(self._process.pid)
+        self._has_said_ports = False
+        self._send(self._config.to_json())
+        self._send(self._state)
+
+    def _listen(self) -> None:
+        """Wait until the first proxy listens; raise LaunchError if it cannot, or takes too long."""
+        limit_s = START_S * slowness()
+        if not self._has_written(limit_s):
+            self._kill()
+            raise LaunchError(f"the proxy did not listen within {limit_s:.0f} s; see the log")
+        said, self._has_said_ports = "".join(self._lines()), True
+        try:
+            self.ports = Ports.from_json(said)
+        except ValueError:
+            self.stop()
+            raise LaunchError(said or "the proxy ended as it started; see the log") from None
+        grpc, metrics, http = self.ports.grpc, self.ports.metrics, self.ports.http
+        self._config = replace(self._config, grpc_port=grpc, metrics_port=metrics, http_port=http)
+
+    def given_up(self) -> str | None:
+        """Return the model that the proxy reported as unhealthy in Triton since the last poll, or None."""
+        lines = self._lines() if self._has_written(0.0) else []
+        if lines and not self._has_said_ports:  # or why a restarted proxy cannot listen: it ends, and is restarted
+            self._has_said_ports = True
+            del lines[0]
+        return lines[-1] if lines else None
+
+    def _has_written(self, wait_s: float) -> bool:
+        """Return True once the proxy has written a line or ended; False after `wait_s` without."""
+        said = self._process.stdout
+        assert said is not None
+        # closed if the proxy has ended and its restart failed
+        return not said.closed and bool(select.select([said], [], [], wait_s)[0])
+
+    def _lines(self) -> list[str]:
+        """Return the lines that the proxy has written; each is written at once."""
+        assert self._process.stdout is not None
+        return os.read(self._process.stdout.fileno(), select.PIPE_BUF).decode().splitlines()
+
+    def keep_alive(self) -> None:
+        """Restart the proxy if it has ended or hangs, without waiting for it; a failure is retried by the next call."""
+        if self._process.poll() is None and self._pulse.is_hung():
+            self._kill()
+        if self._process.poll() is not None:
+            with suppress(OSError):  # process creation failed
+                self._start()
+
+    def _kill(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def fault(self) -> str:
+        """Return a description of the proxy's fault; empty if none is known."""
+        return self._pulse.fault()
+
+    def stop(self) -> None:
+        """Let the proxy send complete responses, then end it."""
+        self._send(STOPPING)
+        try:
+            self._process.communicate(timeout=STOP_S)
+        except subprocess.TimeoutExpired:
+            self._kill()
+        self._pulse.close()
+
+
+def write_key(launch: Launch, grpc_port: int, key: str) -> None:
+    """Write the access key to a file that clients of the same user find by the server's gRPC port."""
+    descriptor = os.open(launch.folder / f"key-{grpc_port}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(key)
+
+
+MODULE = "stretto_gateway"  # a separate program: run, not imported
+NEEDED = (MODULE, "fastapi", "uvicorn", "av", "multipart", "prometheus_client")
+VOICES = "STRETTO_VOICES"  # environment variable of the gateway: folder of voices
+RESTART_S = 5.0  # minimum time between starts
+BAD_USAGE = 2  # the gateway's exit status for invalid arguments, or an invalid file that they name
+
+
+class GatewayProcess:
+    """Gateway process, restarted if it ends or hangs.
+
+    Raises LaunchError if the gateway is not installed.
+    """
+
+    def __init__(self, config: LaunchConfig, port: int, log: LaunchLog) -> None:
+        missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+        if missing:
+            raise LaunchError(f"--gateway: no module {missing[0]!r}; the extra 'gateway' of this package brings it")
+        self._config, self._port, self._log = config, port, log
+        self._pulse, self._has_worked = Pulse("gateway"), False
+        self._start()
+
+    def command_line(self) -> list[str]:
+        """Return the gateway's command, with the proxy as its server; the user's own arguments come last."""
+        is_any = ipaddress.ip_address(self._config.address).is_unspecified
+        host = "localhost" if is_any else self._config.address
+        server = f"[{host}]:{self._config.grpc_port}" if ":" in host else f"{host}:{self._config.grpc_port}"
+        flags = ("--address", self._config.address, "--port", str(self._port))
+        drain = ("--drain-seconds", str(self._config.drain_seconds))
+        own = (*flags, *drain, *self._voices())
+        return [sys.executable, "-P", "-m", MODULE, "--server", server, *own, *self._config.gateway_args]
+
+    def _voices(self) -> tuple[str, ...]:
+        """Return the flag for a persistent voices folder.
+
+        Empty if the user has set STRETTO_VOICES, or if the folder cannot be created.
+        """
+        if os.environ.get(VOICES):
+            return ()
+        folder = state_folder() / "voices"
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            say(f"the gateway keeps no voices: cannot make {folder} ({error.strerror}); name a folder with {VOICES}")
+            return ()
+        return ("--voices", str(folder))
+
+    def _start(self) -> None:
+        self._started = time.monotonic()
+        environment = os.environ | self._pulse.prepare()
+        self._process, self._output = self._log.start(
+            self.command_line(),
+            env=environment,
+            pass_fds=[self._pulse.writing],
+            stdin=subprocess.DEVNULL,
+            preexec_fn=die_with_the_launcher,
+        )
+        self._pulse.begin(self._process.pid)
+
+    def keep_alive(self) -> None:
+        """Restart the gateway if it has ended or hangs.
+
+        Raises:
+            LaunchError: If it has refused its arguments and never worked.
+        """
+        self._has_worked = self._has_worked or self._pulse.has_beaten
+        if self._process.poll() == BAD_USAGE and not self._has_worked:
+            raise LaunchError(self._output.tail().strip().rpartition("\n")[2])
+        if self._process.poll() is None and self._pulse.is_hung():
+            self._process.kill()
+            self._process.wait()
+        if self._process.poll() is not None and time.monotonic() - self._started > RESTART_S:
+            with suppress(OSError):  # process creation failed; the next call retries
+                self._start()
+
+    @property
+    def is_beating(self) -> bool:
+        """True once the running gateway's event loop has sent a heartbeat."""
+        return self._pulse.has_beaten
+
+    def fault(self) -> str:
+        """Return a description of the gateway's fault; empty if none is known."""
+        return "the gateway has ended" if self._process.poll() is not None else self._pulse.fault()
+
+    def drain(self, polls: Iterable[None]) -> None:
+        """Stop the gateway from accepting requests and wait for it to exit, until `polls` is exhausted."""
+        self._process.terminate()
+        for _ in polls:
+            if self._process.poll() is not None:
+                break
+
+    def stop(self) -> None:
+        """Terminate the gateway; kill it after STOP_S."""
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._pulse.close()

@@ -1,0 +1,332 @@
+"""Triton's installation on this machine: paths, ports, folders and process environment."""
+
+import hashlib
+import http.client
+import importlib.util
+import ipaddress
+import os
+import platform
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from stretto.departures import DEPARTURES_FILE
+from stretto.launcher.faults import LAUNCH_ID, Launch
+from stretto.triton_io.stub import DRAIN_FILE, LARGE
+
+PLAIN = re.compile(r"[A-Za-z0-9_./+@%=:,-]+")
+
+
+def plain_path(path: Path, folder: Path, name: str) -> Path:
+    """Return `path` if bash reads it as one ASCII word; otherwise create and return a link to it.
+
+    Args:
+        path: Folder.
+        folder: Folder of the link.
+        name: Name of the link.
+    """
+    if PLAIN.fullmatch(str(path)):
+        return path
+    link = folder / name
+    link.symlink_to(path.absolute(), target_is_directory=True)
+    return link
+
+
+PACKAGE = Path(__file__).parents[1]
+IMPORT_ROOT = PACKAGE.parent  # on sys.path for `import stretto`
+
+
+def clone() -> Path | None:
+    """Return the git clone that contains this package, or None if the package is installed."""
+    tree = IMPORT_ROOT.parent
+    return tree if (tree / "pyproject.toml").is_file() and (tree / "model_repository").is_dir() else None
+
+
+def bundled_repository() -> Path:
+    """Return the bundled model repository: at the top of a clone, or inside an installed package."""
+    return (clone() or PACKAGE) / "model_repository"
+
+
+def state_folder() -> Path:
+    """Return the folder of pid files and logs: `.stretto` in a clone, or the user's state folder."""
+    tree = clone()
+    if tree is not None:
+        return tree / ".stretto"
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "stretto"
+
+
+def cache_folder() -> Path:
+    """Return the user's cache folder for this project."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stretto"
+
+
+CONTAINER_SERVER = Path("/opt/tritonserver/bin/tritonserver")
+STUB = "triton_python_backend_stub"
+# Flags that only newer servers accept; older ones refuse to start with them. Since 26.05 client shared memory is off by
+# default. The proxy decides which clients may use it.
+OPTIONAL_FLAGS = ("--allow-client-shm=true",)
+HELP_S = 60.0
+FLAG = re.compile(r"^\s*(--[a-z][a-z0-9-]*)", re.MULTILINE)
+
+
+class LaunchError(Exception):
+    """The server cannot be started; the message names the missing prerequisite and the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """A Triton server installation.
+
+    Attributes:
+        executable: Path of tritonserver.
+        arguments: Flags that this installation requires.
+        library_path: Library folders to search first.
+        python: Folder of the Python interpreter whose packages the stubs use.
+        imports: Folder from which the stubs import our package.
+    """
+
+    executable: Path
+    arguments: tuple[str, ...] = ()
+    library_path: tuple[Path, ...] = ()
+    python: Path = Path(sys.executable).parent
+    imports: Path = IMPORT_ROOT
+
+
+def find_installation(cache: Path) -> Installation:
+    """Return the server of a Triton container, or otherwise the one inside the nvidia-pytriton wheel.
+
+    Args:
+        cache: Folder for the prepared copy of the wheel's Python backend.
+
+    Raises:
+        LaunchError: No usable server was found.
+    """
+    found = Installation(CONTAINER_SERVER) if CONTAINER_SERVER.exists() else wheel_installation(wheel_server(), cache)
+    known = known_flags(found)
+    flags = tuple(flag for flag in OPTIONAL_FLAGS if flag.partition("=")[0] in known)
+    return replace(found, arguments=found.arguments + flags)
+
+
+def known_flags(installation: Installation) -> frozenset[str]:
+    """Return the flags listed by `tritonserver --help`; raise LaunchError if it cannot run."""
+    folders = [*map(str, installation.library_path), os.environ.get("LD_LIBRARY_PATH", "")]
+    environment = os.environ | {"LD_LIBRARY_PATH": os.pathsep.join(filter(None, folders))}
+    asked = [str(installation.executable), "--help"]
+    try:
+        told = subprocess.run(asked, env=environment, capture_output=True, text=True, timeout=HELP_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise LaunchError(f"{installation.executable} --help: {error}") from error
+    known = frozenset(FLAG.findall(told.stdout + told.stderr))
+    if not known:
+        lines = (told.stderr + told.stdout).strip().splitlines() or ["it wrote nothing"]
+        raise LaunchError(f"{installation.executable} --help: {lines[0]}")
+    return known
+
+
+def wheel_server() -> Path:
+    """Return the folder `pytriton/tritonserver` of the installed wheel, found without importing it."""
+    spec = importlib.util.find_spec("pytriton")
+    if spec is None or spec.origin is None:
+        raise LaunchError(
+            f"no Triton server: neither {CONTAINER_SERVER} nor the wheel nvidia-pytriton for {sys.executable}; "
+            "install the extra 'embedded' (in a clone: scripts/setup.sh), or start inside a Triton container"
+        )
+    return Path(spec.origin).parent / "tritonserver"
+
+
+def wheel_installation(server: Path, cache: Path) -> Installation:
+    """Prepare the wheel's server: make it executable and add the stub of this Python version."""
+    executable = server / "bin" / "tritonserver"
+    if not os.access(executable, os.X_OK):
+        executable.chmod(0o755)  # wheels may lose the executable bit
+    backends = place_backend(server, cache)
+    arguments = (f"--backend-directory={backends}", f"--cache-directory={server / 'caches'}")
+    return Installation(executable, arguments, (wheel_libraries(server), python_library()))
+
+
+def wheel_libraries(server: Path) -> Path:
+    """Return the folder of the shared libraries bundled with the wheel."""
+    return server.parents[1] / "nvidia_pytriton.libs"
+
+
+def place_backend(server: Path, cache: Path) -> Path:
+    """Create a private copy of the wheel's Python backend with the stub of this Python version.
+
+    The copy keeps the folder depth at which its libraries look for `nvidia_pytriton.libs`. It is moved into place by
+    one rename, so that concurrent launchers never see a partial copy. Its name depends on the wheel and the Python
+    version.
+
+    Args:
+        server: Folder of the wheel's server.
+        cache: Folder in which the copy is created.
+
+    Returns:
+        The backend folder for tritonserver.
+
+    Raises:
+        LaunchError: The wheel has no stub for this Python version.
+    """
+    version = ".".join(platform.python_version_tuple()[:2])
+    stub = server / "python_backend_stubs" / version / STUB
+    if not stub.exists():
+        known = sorted(path.name for path in stub.parents[1].iterdir())
+        raise LaunchError(f"the wheel has no stub for Python {version}; it has {', '.join(known)}")
+    state = stub.stat()
+    name = hashlib.sha256(f"{stub} {state.st_size} {state.st_mtime_ns}".encode()).hexdigest()[:12]
+    target = cache / f"backend-{version}-{name}"
+    within = Path("site", "pytriton", "tritonserver", "backends")
+    if not target.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as scratch:
+            build = Path(scratch, "backend")
+            shutil.copytree(server / "backends" / "python", build / within / "python", ignore=_not_ours)
+            shutil.copy(stub, build / within / "python" / STUB)
+            (build / within / "python" / STUB).chmod(0o755)
+            (build / "site" / "nvidia_pytriton.libs").symlink_to(wheel_libraries(server))
+            try:
+                build.rename(target)
+            except OSError:
+                if not target.exists():  # if it exists, another launcher created it first
+                    raise
+    return target / within
+
+
+def _not_ours(folder: str, names: list[str]) -> list[str]:
+    return [name for name in names if name in ("__pycache__", STUB)]
+
+
+def python_library() -> Path:
+    """Return the folder of this Python's shared library, so that the stub loads it instead of the system's.
+
+    For a Python built without a shared library, STRETTO_LIBPYTHON may name the folder of another one of the same
+    version. Raises LaunchError if no shared library is found.
+    """
+    given = os.environ.get("STRETTO_LIBPYTHON")
+    version = ".".join(platform.python_version_tuple()[:2])
+    if given and (Path(given) / f"libpython{version}.so.1.0").exists():
+        return Path(given)
+    name = sysconfig.get_config_var("INSTSONAME") or ""
+    configured = Path(sysconfig.get_config_var("LIBDIR") or "/usr/lib")
+    multiarch = sysconfig.get_config_var("MULTIARCH") or ""
+    folders = (configured, configured / multiarch, Path(sys.base_prefix, "lib"))
+    for folder in folders:
+        if ".so" in name and (folder / name).exists():
+            return folder
+    raise LaunchError(
+        f"no shared library of Python {version} in {', '.join(map(str, folders))}; Triton's Python backend needs it: "
+        f"install libpython{version}, or use a Python built with --enable-shared"
+    )
+
+
+def wait_for_ports(ports: dict[str, int], timeout_s: float = 2.0) -> None:
+    """Return when all ports are free.
+
+    Args:
+        ports: Port of each protocol.
+        timeout_s: Time limit in seconds.
+
+    Raises:
+        LaunchError: A port is still in use after the time limit.
+    """
+    deadline = time.monotonic() + timeout_s
+    while taken := next(((name, port) for name, port in ports.items() if _is_taken(port)), None):
+        if time.monotonic() > deadline:
+            name, port = taken
+            raise LaunchError(f"port {port} is in use: choose another with --{name}-port, or stop what listens there")
+        time.sleep(0.05)
+
+
+def _is_taken(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers set it: ignore ports in TIME_WAIT
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return True
+    return False
+
+
+def reachable(address: str) -> str:
+    """Return the address at which this host reaches a server that listens at `address`."""
+    return "localhost" if ipaddress.ip_address(address).is_unspecified else address
+
+
+def page_address(address: str, port: int) -> str:
+    """Return the URL of the gateway's web page for a browser on this host."""
+    host = reachable(address)
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+
+
+class UnixConnection(http.client.HTTPConnection):
+    """HTTP connection through a Unix socket."""
+
+    def __init__(self, path: Path, timeout_s: float = 2.0) -> None:
+        super().__init__("localhost", timeout=timeout_s)
+        self._path = path
+
+    def connect(self) -> None:
+        """Connect to the socket."""
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+# Return larger blocks to the system when they are freed. Otherwise malloc keeps fragmented blocks of processed files,
+# and Triton grows ("Large files of others" in benchmarks/README.md). Its 130 threads share two arenas instead of up to
+# eight per core, each with its own fragmentation. See mallopt(3); stubs that compute set the first two themselves.
+MALLOC = {
+    "MALLOC_MMAP_THRESHOLD_": str(LARGE),
+    "MALLOC_TRIM_THRESHOLD_": str(LARGE),
+    "MALLOC_ARENA_MAX": "2",
+}
+
+
+def server_environment(
+    installation: Installation, launch: Launch, base: Mapping[str, str] = os.environ
+) -> dict[str, str]:
+    """Return the environment of the server.
+
+    The interpreter's folder comes first in PATH because the stub derives the virtual environment from it, not from
+    PYTHONPATH. SPT_NOENV keeps vLLM's process titles from overwriting the launcher id in /proc.
+
+    Args:
+        installation: The Triton server.
+        launch: The launcher instance.
+        base: Environment to extend.
+    """
+    environment = MALLOC | bytecode_folder() | dict(base)
+    environment |= {
+        "PATH": _joined(installation.python, base.get("PATH")),
+        "PYTHONPATH": _joined(installation.imports, base.get("PYTHONPATH")),
+        "LC_ALL": "C.UTF-8",
+        "PYTHONUTF8": "1",
+        "SPT_NOENV": "1",
+        LAUNCH_ID: launch.id,
+        DRAIN_FILE: str(launch.drain_file),
+        DEPARTURES_FILE: str(launch.departures_file),
+    }
+    if installation.library_path:
+        environment["LD_LIBRARY_PATH"] = _joined(*installation.library_path, base.get("LD_LIBRARY_PATH"))
+    return environment
+
+
+def bytecode_folder() -> dict[str, str]:
+    """Return a variable that redirects bytecode to the cache if the installation has none and is read-only.
+
+    With bytecode vLLM starts 10 s faster.
+    """
+    if os.access(PACKAGE, os.W_OK) or (PACKAGE / "__pycache__").is_dir():
+        return {}
+    return {"PYTHONPYCACHEPREFIX": str(cache_folder() / "bytecode")}
+
+
+def _joined(*parts: Path | str | None) -> str:
+    return os.pathsep.join(str(part) for part in parts if part)

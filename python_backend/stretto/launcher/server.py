@@ -1,0 +1,367 @@
+"""One run of tritonserver: start, readiness, watch, restart of single models, stop."""
+
+import ctypes
+import http.client
+import json
+import os
+import re
+import secrets
+import select
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from stretto.launcher.config import LaunchConfig
+from stretto.launcher.faults import CrashWatch, DayClock, Launch, Trouble, slowness
+from stretto.launcher.installation import (
+    IMPORT_ROOT,
+    Installation,
+    LaunchError,
+    UnixConnection,
+    reachable,
+    server_environment,
+)
+from stretto.launcher.launch_log import LaunchLog
+from stretto.launcher.processes import Hurry, Process, Watch, descendants, end_all, lost_children, waits_for_a_child
+from stretto.proxy.access import CLOSED_APIS, HTTP, REPOSITORY
+
+FIRST_STEPS = {"preprocessor"}  # not needed once a request has received a response
+Connect = Callable[[], http.client.HTTPConnection]
+
+
+class ModelRestart:
+    """Unloads models whose processes have ended, and reloads them with their dependents, without blocking.
+
+    Attributes:
+        models: Names of the models.
+    """
+
+    def __init__(self, models: Sequence[str], connect: Connect) -> None:
+        self.models = tuple(models)
+        self._connect = connect
+        actions = [(action, model) for action in ("unload", "load") for model in models]
+        self._steps = deque(f"models/{model}/{action}" for action, model in actions)
+        self._steps.append("index")
+        self._call: http.client.HTTPConnection | None = None
+        self._step = ""
+
+    @property
+    def spares_answered(self) -> bool:
+        """True if streams that have received a first response can continue without these models."""
+        return set(self.models) <= FIRST_STEPS
+
+    def is_done(self) -> bool:
+        """Advance as far as possible without waiting, and return True once all models are ready.
+
+        Raises LaunchError if Triton refuses a step or a model is not ready at the end.
+        """
+        while self._call is not None or self._steps:
+            if self._call is None:
+                self._step = self._steps.popleft()
+                self._call = self._connect()
+                self._call.request("POST", f"/v2/repository/{self._step}", "{}")
+            if not select.select([self._call.sock], [], [], 0)[0]:
+                return False
+            answer = self._call.getresponse()
+            body = answer.read()
+            self.close()
+            self._check(answer.status, body)
+        return True
+
+    def close(self) -> None:
+        """Abandon the call in progress."""
+        if self._call is not None:
+            self._call.close()
+            self._call = None
+
+    def _check(self, status: int, body: bytes) -> None:
+        if status != http.HTTPStatus.OK:
+            raise LaunchError(f"{self._step}: {body.decode(errors='replace')[:500]}")
+        if self._step == "index":
+            models: list[dict[str, Any]] = json.loads(body)
+            missing = [f"{model['name']} is {model.get('state')}" for model in models if model.get("state") != "READY"]
+            if missing:
+                raise LaunchError(", ".join(missing))
+
+
+PR_SET_PDEATHSIG = 1
+LIBC = ctypes.CDLL(None)
+REGION_BYTES = 16 << 20  # more than 64 streams use; see docs/architecture.md on regions that grow
+MAX_MODEL_RESTARTS = 8  # of one server: see `restart_models`
+STUCK_S = 20.0  # a stub exits within half of this time when asked
+BAD_USAGE = re.compile(r"tritonserver: (unrecognized )?option '")  # followed by pages of usage text
+HARMLESS = re.compile(r"[IW]\d{4} ")  # Triton's information and warning lines, such as "DCGM unable to start"
+TRANSIENT = ("lock_exception", "Timed out occurred while waiting for the stub", "Stub process")
+
+
+class AbortedStart(Exception):
+    """The server died while starting, for a reason that may not recur."""
+
+
+def command_line(config: LaunchConfig, installation: Installation, launch: Launch) -> list[str]:
+    """Return the server's command line; flags passed by the user come last and take precedence.
+
+    Auto-completion of model configs, which ours do not need, would start each stub twice. With an allocation pool
+    Triton would keep the newest request of each ended stream for reuse, with its content: eight files of 20 MB.
+    """
+    return [
+        str(installation.executable),
+        f"--model-repository={config.model_repository}",
+        *listening(config, launch),
+        *loading(config),
+        "--disable-auto-complete-config",
+        "--exit-timeout-secs=10",
+        "--grpc-infer-allocation-pool-size=0",
+        "--backend-config=python,thread-pool-size=32",
+        f"--backend-config=python,shm-region-prefix-name={launch.region_prefix}",
+        f"--backend-config=python,shm-default-byte-size={REGION_BYTES}",
+        f"--backend-config=python,shm-growth-byte-size={REGION_BYTES}",
+        *installation.arguments,
+        *config.passed,
+    ]
+
+
+def loading(config: LaunchConfig) -> list[str]:
+    """Return the flags that load all models and permit reloading single models.
+
+    Empty if the user passes model-control flags. Empty also if other users could load models, because a load request
+    may contain model code: if the repository API is open to all, or if Triton's own HTTP service is open, whose key any
+    user of this host can read in `ps`.
+    """
+    said = any(flag.startswith(("--model-control-mode", "--load-model")) for flag in config.passed)
+    return [] if said or config.allowed & {REPOSITORY, HTTP} else ["--model-control-mode=explicit", "--load-model=*"]
+
+
+def listening(config: LaunchConfig, launch: Launch) -> list[str]:
+    """Return the flags for Triton's addresses: Unix sockets that only this user can access.
+
+    If Triton's HTTP service is open, its closed APIs are protected by a random key that is not published. Other users
+    of this host can read it in `ps`.
+    """
+    flags = [f"--http-address=unix:{launch.http_socket}"]
+    if HTTP in config.allowed:
+        closed = ",".join(api for api in CLOSED_APIS if api not in config.allowed)
+        flags = [f"--http-address={config.address}"]
+        flags += [f"--http-restricted-api={closed}:stretto-key={secrets.token_urlsafe()}"] if closed else []
+    return [
+        *flags,
+        f"--http-port={config.http_port}",
+        f"--grpc-address=unix:{launch.grpc_socket}",
+        f"--grpc-port={config.grpc_port}",
+        f"--metrics-address=unix:{launch.metrics_socket}",
+        f"--metrics-port={config.metrics_port}",
+    ]
+
+
+def imports_by_place(installation: Installation) -> Path | None:
+    """Return the working directory from which stubs import our package, or None if they find it without.
+
+    WORKAROUND(triton): the stubs decode module paths as ASCII and ignore PYTHONPATH.
+    """
+    return None if installation.imports == IMPORT_ROOT else installation.imports
+
+
+def die_with_the_launcher() -> None:
+    """Make the kernel kill this process when the launcher dies (Popen `preexec_fn`)."""
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+class Server:
+    """A tritonserver process and its output.
+
+    It has its own process group, so that Ctrl-C reaches only the launcher.
+    """
+
+    def __init__(
+        self, config: LaunchConfig, installation: Installation, launch: Launch, log: LaunchLog, is_again: bool = False
+    ) -> None:
+        """Start the server.
+
+        Args:
+            config: Launcher configuration.
+            installation: The Triton server to start.
+            launch: The launcher instance.
+            log: Destination of the server's output.
+            is_again: True if an earlier server was ready. Models are then loaded with raised priority.
+        """
+        self._config, self._launch = config, launch
+        self._started, self._clock = time.monotonic(), DayClock()
+        self._stuck_since: float | None = None
+        self._watch: Watch | None = None
+        self._restart: ModelRestart | None = None
+        self._num_restarts = 0
+        self._long_lost: set[int] = set()  # Triton reaps these only after the model's last request, if at all
+        self._process, self._output = log.start(
+            command_line(config, installation, launch),
+            env=server_environment(installation, launch),
+            cwd=imports_by_place(installation),
+            preexec_fn=die_with_the_launcher,
+        )
+        self._crash = CrashWatch(self._process.pid)
+        self._hurry = Hurry(self._process.pid, is_whole=True) if is_again else None
+        if self._hurry is not None:
+            self._hurry.look()
+
+    @property
+    def pid(self) -> int:
+        """Pid of the server."""
+        return self._process.pid
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since the server, or the last model restart, was started."""
+        return time.monotonic() - self._started
+
+    def is_ready(self) -> bool:
+        """Return True once every model is loaded; from then on the server's processes are watched.
+
+        Raises:
+            AbortedStart: The server or a stub died, or the start hangs; another attempt may succeed.
+            LaunchError: The server has ended with an error, or the time limit has passed.
+        """
+        code = self._process.poll()
+        if code is not None:
+            reason = last_error(self._output.tail())
+            if code < 0 or any(sign in reason for sign in TRANSIENT):
+                raise AbortedStart(f"the server ended with {_exit(code)}: {reason}")
+            raise LaunchError(f"the server ended with {_exit(code)}: {reason}")
+        if self.age_s > self._config.start_seconds * slowness():
+            raise LaunchError(f"the server is not ready after {self.age_s:.0f} s")
+        if self._answers_ready() if self._restart is None else self._restart.is_done():
+            if self._hurry is not None:
+                self._hurry.end()
+                self._hurry = None
+            self._watch = self._watch_processes()
+            self._launch.hide_regions()
+            return True
+        if self._hurry is not None:
+            self._hurry.look()
+        self._check_progress()
+        return False
+
+    def _check_progress(self) -> None:
+        """Raise AbortedStart if the start hangs, which Triton 24.10 can do in two ways (stub_launcher.cc).
+
+        A stub without a sign of life for a second while its model loads is given up. The server then waits for it to
+        exit, although nothing has asked it to. The server also waits without limit for a stub's first message, even if
+        the stub has died.
+        """
+        now = time.monotonic()
+        # WORKAROUND(triton#408, fixed in 25.09): a start can hang in python_backend; we abort and repeat it.
+        if waits_for_a_child(self.pid):
+            hang = "waited for a stub to end"
+        elif lost_children(self.pid) - self._long_lost:
+            hang = "not noticed the end of a stub"
+        else:
+            self._stuck_since = None
+            return
+        self._stuck_since = self._stuck_since or now
+        if now - self._stuck_since > STUCK_S * slowness():
+            raise AbortedStart(f"the server has {hang} for {STUCK_S:g} s")
+
+    def _answers_ready(self) -> bool:
+        with suppress(OSError, http.client.HTTPException):
+            connection = self._connection()
+            try:
+                connection.request("GET", "/v2/health/ready")
+                return connection.getresponse().status == 200
+            finally:
+                connection.close()
+        return False
+
+    def _connection(self) -> http.client.HTTPConnection:
+        if HTTP in self._config.allowed:
+            return http.client.HTTPConnection(reachable(self._config.address), self._config.http_port, timeout=2)
+        return UnixConnection(self._launch.http_socket)
+
+    def _watch_processes(self) -> Watch:
+        """Return a watcher of the server and the processes that it depends on."""
+        me = Process(self.pid, os.getpid(), self.pid, "tritonserver", "")
+        watch = Watch([me, *(process for process in descendants(self.pid) if process.is_worker)])
+        if lost_children(self.pid) - self._long_lost:
+            watch.close()
+            raise AbortedStart("a stub ended as soon as its model was loaded")
+        return watch
+
+    def wait(self, timeout_s: float) -> Trouble | None:
+        """Return the fault that prevents the ready server from continuing, or None.
+
+        Waits for at most `timeout_s`, or until the first process ends.
+        """
+        assert self._watch is not None, "wait for a server that is ready"
+        ended = self._watch.wait(timeout_s)
+        return Trouble(ended, "ended") if ended else self._clock.trouble() or self._crash.trouble()
+
+    def given_up(self, model: str | None) -> Trouble | None:
+        """Return the fault that Triton reports the stub of `model` as dead; None if the model has no stub."""
+        assert self._watch is not None, "look after a server that is ready"
+        stubs = [] if model is None else self._watch.stubs_of(model)
+        return Trouble(stubs, "is taken for dead by Triton") if stubs else None
+
+    def stopped(self) -> list[Process]:
+        """Return the processes of the ready server that a signal has stopped."""
+        assert self._watch is not None, "look after a server that is ready"
+        return self._watch.stopped()
+
+    def restart_models(self, broken: list[Process]) -> ModelRestart | None:
+        """Begin to restart only the models that ran on these processes; `is_ready` advances the restart.
+
+        WORKAROUND(triton python_backend r24.10): a model whose stub died amid requests is never freed, because nothing
+        ends these; its 35 threads and its region of shared memory remain. So only MAX_MODEL_RESTARTS are made.
+
+        Args:
+            broken: Ended or stopped processes.
+
+        Returns:
+            The restart, or None if the whole server must be restarted.
+        """
+        assert self._watch is not None, "restart models of a server that is ready"
+        models = self._watch.models_of(broken)
+        if not models or not loading(self._config) or self._num_restarts == MAX_MODEL_RESTARTS:
+            return None
+        self._num_restarts += 1
+        self._watch.end_models(models)
+        self._launch.free_dead_locks()
+        self._watch.close()
+        self._watch = self._stuck_since = None
+        self._long_lost = lost_children(self.pid)
+        self._output.forget()
+        self._started = time.monotonic()
+        self._restart = ModelRestart(sorted(models), self._connection)
+        # Loading must not slow down streams that continue.
+        self._hurry = None if self._restart.spares_answered else Hurry(self.pid)
+        return self._restart
+
+    def terminate(self) -> None:
+        """Request the server's exit, which takes at most its own exit timeout."""
+        self._process.terminate()
+
+    def has_ended(self) -> bool:
+        """Return True if the process has ended."""
+        return self._process.poll() is not None
+
+    def kill(self) -> None:
+        """Kill the server and its process group immediately."""
+        self._process.kill()
+        self._process.wait()
+        end_all(lambda process: process.group == self.pid)
+        if self._watch is not None:
+            self._watch.close()
+        self._output.close()
+
+
+def last_error(output: str) -> str:
+    """Return the line of a server's output that best explains why it ended."""
+    lines = [line for line in output.splitlines() if not HARMLESS.match(line)]
+    telling = [line[found.start() :] for line in lines if (found := BAD_USAGE.search(line))]
+    telling = telling or [line for line in lines if "failed to load '" in line and "depend" not in line]
+    telling = telling[:1] or [line for line in lines if "error" in line.lower()][-1:] or lines[-1:]
+    return telling[0].replace("\\n\\nAt:", " ").strip()[:500] if telling else "it wrote no error"
+
+
+def _exit(code: int) -> str:
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

@@ -1,0 +1,344 @@
+"""Launcher life cycle: start, watch, announce, restart, drain and stop."""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+
+from stretto.launcher import background
+from stretto.launcher.config import LaunchConfig
+from stretto.launcher.faults import BackOff, Doubt, Launch, Trouble, named
+from stretto.launcher.front_ends import GatewayProcess, ProxyProcess
+from stretto.launcher.installation import Installation, LaunchError, page_address, wait_for_ports
+from stretto.launcher.launch_log import LaunchLog, say
+from stretto.launcher.server import AbortedStart, Server
+from stretto.triton_io.flow import DIRECTORY, tables_of
+from stretto.triton_io.stub import is_passing
+
+POLL_S = 0.1
+
+
+class Waits:
+    """Waits, and the count of signals that request a stop.
+
+    Attributes:
+        look: Function called at every poll of a wait.
+        num_signals: Number of signals received.
+    """
+
+    def __init__(self) -> None:
+        self.look: Callable[[], None] = lambda: None
+        self.num_signals = 0
+
+    def catch_signals(self) -> None:
+        """Install signal handlers that only end waits; called before any resource needs cleanup."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # ignored under nohup: keep it so
+                signal.signal(number, self._on_signal)
+
+    def polls(self, seconds: float, num_signals: int = 0) -> Iterator[None]:
+        """Yield every POLL_S seconds until `seconds` have passed or more than `num_signals` signals have arrived."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and self.num_signals == num_signals:
+            yield
+            self.look()
+            time.sleep(POLL_S)
+
+    def wait(self, seconds: float) -> None:
+        """Return when `seconds` have passed or a signal has arrived."""
+        for _ in self.polls(seconds):
+            pass
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.num_signals += 1
+
+
+READY = "ready"
+
+
+class Announcer:
+    """Publisher of the launcher's state."""
+
+    def __init__(self, config: LaunchConfig, proxy: ProxyProcess) -> None:
+        self._config, self._proxy = config, proxy
+        self.log = str(config.log_file or "standard output")
+
+    def note(self, state: str, reason: str = "") -> None:
+        """Publish a new state.
+
+        Args:
+            state: One of `pid_file.STATES`.
+            reason: Why the server is not ready; empty if nothing is wrong.
+        """
+        self._proxy.tell(is_ready=state == READY)
+        self._write(state, reason)
+
+    def note_ready(self, age_s: float, pid: int) -> None:
+        """Publish that the server is ready.
+
+        Args:
+            age_s: Seconds from its start until it was ready.
+            pid: Pid of the server.
+        """
+        self.note(READY)
+        ports = ", ".join(f"{name} {port}" for name, port in self._config.ports.items())
+        say(f"ready after {age_s:.1f} s: {ports}; pid {pid}")
+        if self._config.gateway_port is not None:
+            say(f"the page: {page_address(self._config.address, self._config.gateway_port)}")
+
+    def note_restart(self, reason: str, spares_answered: bool) -> None:
+        """Publish that models are being restarted: the proxy refuses requests and ends those in flight.
+
+        Args:
+            reason: Why models are restarted.
+            spares_answered: True if requests that have received a first response may continue.
+        """
+        self._proxy.shut(spares_answered)
+        self._write("starting", reason)
+
+    def _write(self, state: str, reason: str) -> None:
+        with suppress(OSError):  # a full disk must not end the server
+            config = self._config
+            background.write(config.pid_file, state, config.ports, self.log, reason, config.stop_seconds)
+
+
+class Doors:
+    """Front-end processes; they outlive Triton restarts.
+
+    Attributes:
+        proxy: The proxy.
+        config: Configuration of the launcher instance with the ports at which the proxy listens.
+    """
+
+    def __init__(self, config: LaunchConfig, launch: Launch, log: LaunchLog) -> None:
+        self.proxy = ProxyProcess(config, launch, log)
+        self.config = config = config.listening_at(self.proxy.ports)
+        self._gateway: GatewayProcess | None = None
+        self._is_draining = False
+        if config.gateway_port is not None:
+            try:
+                self._gateway = GatewayProcess(config, config.gateway_port, log)
+            except BaseException:
+                self.proxy.stop()
+                raise
+
+    def keep_alive(self) -> None:
+        """Restart front-end processes that have ended or hang."""
+        self.proxy.keep_alive()
+        if self._gateway is not None and not self._is_draining:
+            self._gateway.keep_alive()
+
+    def fault(self) -> str:
+        """Return a description of the proxy's or the gateway's fault; empty if none is known."""
+        return self.proxy.fault() or (self._gateway.fault() if self._gateway is not None else "")
+
+    def given_up(self) -> str | None:
+        """Return the model that Triton reported as unhealthy since the last call, or None."""
+        return self.proxy.given_up()
+
+    def drain(self, polls: Iterable[None]) -> None:
+        """Let the gateway finish its responses, which requires the server, until `polls` is exhausted."""
+        self._is_draining = True
+        if self._gateway is not None:
+            self._gateway.drain(polls)
+
+    def stop(self) -> None:
+        """Stop both processes."""
+        if self._gateway is not None:
+            self._gateway.stop()
+        self.proxy.stop()
+
+
+QUIET_POLLS = 3  # consecutive idle polls: an utterance may be in transit from the preprocessor
+
+
+def num_active_utterances(server_pid: int, directory: Path = DIRECTORY) -> int:
+    """Return the number of utterances in flight in the server with this pid."""
+    return sum(table.num_active() for table in tables_of(server_pid, directory))
+
+
+def has_drained(server_pid: int, drain_file: Path, polls: Iterable[None]) -> bool:
+    """Return True if all requests of a draining server end before `polls` is exhausted.
+
+    Args:
+        server_pid: Pid of the server.
+        drain_file: File by which the preprocessor refuses new requests.
+        polls: Iterator that paces the polls.
+    """
+    quiet = 0
+    for _ in polls:
+        is_busy = is_passing(drain_file) or num_active_utterances(server_pid) > 0
+        quiet = 0 if is_busy else quiet + 1
+        if quiet == QUIET_POLLS:
+            return True
+    return False
+
+
+EXIT_S = 2.0  # all streams have ended, so a server that is slow to unload models can be killed
+LOOK_S = 0.2  # poll interval of a ready server
+
+
+class Supervisor:
+    """Keeps one server running until a signal requests a stop."""
+
+    def __init__(self, config: LaunchConfig, installation: Installation, launch: Launch, waits: Waits) -> None:
+        self._config, self._installation, self._launch = config, installation, launch
+        self._waits = waits
+        self._was_ready = False
+        self._back_off = BackOff()
+
+    def run(self) -> int:
+        """Serve until a signal requests a stop; return 0 after a clean stop.
+
+        Raises:
+            LaunchError: The server could not be started and has never been ready, or a port is in use.
+        """
+        wait_for_ports(self._config.ports)
+        self._log = LaunchLog(self._config.log_file)
+        try:
+            self._doors = Doors(self._config, self._launch, self._log)
+            self._config = self._doors.config
+            self._waits.look = self._doors.keep_alive
+            self._announcer = Announcer(self._config, self._doors.proxy)
+            try:
+                self._serve()
+            finally:
+                self._doors.stop()
+        finally:
+            self._log.close()
+        say("stopped")
+        return 0
+
+    def _serve(self) -> None:
+        while not self._waits.num_signals:
+            server = self._start()
+            if server is None:
+                break
+            try:
+                trouble = self._keep(server)
+                if trouble is None:
+                    self._stop(server)
+                    break
+                self._announcer.note("waiting", str(trouble))
+            finally:
+                self._end(server)
+            self._pause(f"{trouble}: restarting the server")
+
+    def _start(self) -> Server | None:
+        """Return a ready server, or None if a signal arrived first.
+
+        Raises LaunchError if no server has been ready yet and another start would fail in the same way. After a first
+        ready server every failure is retried without limit.
+        """
+        num_aborted = 0
+        while not self._waits.num_signals:
+            try:
+                return self._start_once()
+            except AbortedStart as error:
+                num_aborted += 1
+                attempts = "as many as it takes" if self._was_ready else self._config.start_attempts
+                self._pause(f"start {num_aborted} of {attempts} aborted: {error}")
+                if not self._was_ready and num_aborted == self._config.start_attempts:
+                    reason = f"the server aborted {num_aborted} times, at last: {error}"
+                    raise LaunchError(f"{reason}\nthe whole log: {self._announcer.log}") from None
+            except (LaunchError, OSError) as error:
+                if not self._was_ready:
+                    raise LaunchError(f"{error}\nthe whole log: {self._announcer.log}") from None
+                self._pause(f"the start failed: {error}")
+        return None
+
+    def _start_once(self) -> Server | None:
+        self._announcer.note("starting")
+        wait_for_ports(self._config.triton_ports)
+        say(f"starting the server; its log: {self._announcer.log}")
+        server = Server(self._config, self._installation, self._launch, self._log, is_again=self._was_ready)
+        is_ready = False
+        try:
+            is_ready = self._until_ready(server)
+            return server if is_ready else None
+        finally:
+            if not is_ready:
+                self._end(server)
+
+    def _end(self, server: Server) -> None:
+        """Kill the server and clean up after it."""
+        server.kill()
+        self._launch.clean()
+
+    def _until_ready(self, server: Server) -> bool:
+        if not any(server.is_ready() for _ in self._waits.polls(math.inf)):
+            return False
+        self._was_ready = True
+        self._doors.given_up()  # discard reports about the previous run
+        self._back_off.note_ready()
+        self._announcer.note_ready(server.age_s, server.pid)
+        return True
+
+    def _keep(self, server: Server) -> Trouble | None:
+        """Return the fault that makes a restart of the server necessary, or None if a signal arrived first."""
+        while trouble := self._wait(server):
+            if not self._restart_models(server, trouble):
+                return trouble
+        return None
+
+    def _restart_models(self, server: Server, trouble: Trouble) -> bool:
+        """Restart only the failed models; return False if the whole server must be restarted."""
+        restart = server.restart_models(trouble.processes)
+        if restart is None:
+            return False
+        say(f"{trouble}: restarting {', '.join(restart.models)}")
+        self._announcer.note_restart(str(trouble), restart.spares_answered)
+        try:
+            self._waits.wait(self._back_off.next_delay_s())
+            self._until_ready(server)
+        except (AbortedStart, LaunchError, OSError) as error:
+            say(f"the models could not be restarted: {error}")
+            self._back_off.note_waited()
+            return False
+        finally:
+            restart.close()
+        return True
+
+    def _wait(self, server: Server) -> Trouble | None:
+        """Monitor the server until it has a fault and return that, or None if a signal arrived first."""
+        doubt = Doubt()
+        while not self._waits.num_signals:
+            trouble = server.wait(LOOK_S) or server.given_up(self._doors.given_up())
+            if trouble is not None:
+                return trouble
+            stopped = server.stopped()
+            if doubt.is_news(f"{named(stopped)} is stopped" if stopped else self._doors.fault()):
+                say(doubt.reason or "all processes go on")
+                self._announcer.note("unready" if doubt.reason else "ready", doubt.reason)
+            if stopped and doubt.is_proven:
+                return Trouble(stopped, "is stopped")
+            self._doors.keep_alive()
+        return None
+
+    def _pause(self, reason: str) -> None:
+        """Report a failure and wait before the next start; the first failure in a while has no delay."""
+        delay_s = self._back_off.next_delay_s()
+        say(f"{reason}; the next start is in {delay_s:g} s" if delay_s else reason)
+        self._announcer.note("waiting", reason)
+        self._waits.wait(delay_s)
+
+    def _stop(self, server: Server) -> None:
+        """Refuse new requests, let active streams finish, and end the server.
+
+        A second signal skips the wait.
+        """
+        self._doors.drain(self._waits.polls(self._config.drain_seconds, num_signals=1))
+        self._launch.drain_file.touch()
+        self._announcer.note("draining")  # last, because readers of this state rely on new requests being refused
+        polls = self._waits.polls(self._config.drain_seconds, num_signals=1)
+        if not has_drained(server.pid, self._launch.drain_file, polls):
+            say(f"stopping with {num_active_utterances(server.pid)} streams still open")
+            return
+        say("drained")
+        server.terminate()
+        for _ in self._waits.polls(EXIT_S, num_signals=1):
+            if server.has_ended():
+                break

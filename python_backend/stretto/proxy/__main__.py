@@ -1,0 +1,175 @@
+"""Process of the proxy.
+
+It reads a ProxyConfig, one line of JSON, from standard input, and serves until standard input is closed. It writes one
+line: its ports (`Ports`), or the reason why it cannot listen. Later it writes the name of each model that Triton
+reports as unhealthy.
+"""
+
+import asyncio
+import os
+import resource
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import grpc
+
+from stretto.departures import Departures
+from stretto.proxy.access import Access
+from stretto.proxy.config import (
+    BEAT_S,
+    BEATS,
+    ENDING_ALL,
+    ENDING_UNANSWERED,
+    READY,
+    STOPPING,
+    Ports,
+    ProxyConfig,
+)
+from stretto.proxy.grpc_proxy import MAX_CALLS, SERVER_OPTIONS, TRITON_OPTIONS, GrpcProxy, LauncherWord
+from stretto.proxy.pages import MAX_HEAD_BYTES, MetricsPage, Pages, PageServer, Readiness
+from stretto.proxy.triton_stream import Gate
+from stretto.proxy.uploads import Uploads
+
+STOP_S = 2.0  # for complete responses in transit
+
+
+class Launcher:
+    """Connection to the launcher.
+
+    Standard input carries the server's state. Standard output reports a model that Triton considers dead, at most once
+    per state message.
+
+    Attributes:
+        stopped: Set when standard input is closed or a signal requests a stop.
+        gate: Gate that the launcher controls.
+        has_died: True if standard input was closed without the STOPPING message.
+    """
+
+    def __init__(self) -> None:
+        self.stopped = asyncio.Event()
+        self.gate = Gate(self.give_up)
+        self._said = b""
+        self._is_ready = self._is_told = self._is_stopping = False
+        self.has_died = False  # standard input was closed without STOPPING
+
+    def is_ready(self) -> bool:
+        """Return True if the launcher's last message reported the server as ready."""
+        return self._is_ready
+
+    def give_up(self, model: str) -> None:
+        """Report that Triton considers the stub of `model` dead, unless models are being restarted."""
+        if not self.gate.is_shut and not self._is_told:
+            self._is_told = True
+            print(model, flush=True)
+
+    def hear(self) -> None:
+        """Read and apply the available messages."""
+        came = os.read(0, 4096)
+        if not came:
+            self.has_died = not self._is_stopping
+            self.stopped.set()
+        *lines, self._said = (self._said + came).split(b"\n")
+        for line in lines:
+            self._take(line.decode())
+
+    def _take(self, line: str) -> None:
+        self._is_ready, self._is_told, self._is_stopping = line == READY, False, line == STOPPING
+        if line in (ENDING_ALL, ENDING_UNANSWERED):
+            self.gate.shut(spares_answered=line == ENDING_UNANSWERED)
+        else:
+            self.gate.open()
+
+
+async def serve(config: ProxyConfig, launcher: Launcher) -> None:
+    """Listen on all ports until the launcher ends; raise OSError if a port is not available."""
+    server, grpc_port = grpc_listener(config)
+    async with grpc.aio.insecure_channel(f"unix:{config.triton_grpc}:{grpc_port}", TRITON_OPTIONS) as triton:
+        uploads = Uploads()
+        server.add_generic_rpc_handlers((grpc_proxy(config, triton, launcher, uploads),))
+        listeners = [await page_listener(config, config.metrics_port, MetricsPage(config.triton_metrics))]
+        if config.http_port is not None:
+            listeners.append(await page_listener(config, config.http_port, Readiness(triton, launcher.is_ready)))
+        await server.start()
+        metrics_port, *http_port = (listener.sockets[0].getsockname()[1] for listener in listeners)
+        print(Ports(grpc_port, metrics_port, *http_port).to_json(), flush=True)
+        tasks = [asyncio.create_task(uploads.watch()), asyncio.create_task(beat())]
+        await launcher.stopped.wait()
+        for task in tasks:
+            task.cancel()
+        for listener in listeners:
+            listener.close()
+        await server.stop(STOP_S)
+
+
+async def beat() -> None:
+    """Write a heartbeat byte every BEAT_S seconds, which shows the launcher that this event loop runs."""
+    pipe = os.environ.get(BEATS)
+    while pipe is not None:
+        with suppress(OSError):  # the pipe is full, or the launcher has ended
+            os.write(int(pipe), b".")
+        await asyncio.sleep(BEAT_S)
+
+
+async def page_listener(config: ProxyConfig, port: int, page: Pages) -> asyncio.Server:
+    """Start an HTTP server for `page` at a port; raise OSError if the port is not available."""
+    return await asyncio.start_server(PageServer(page), config.address, port, limit=MAX_HEAD_BYTES)
+
+
+def grpc_listener(config: ProxyConfig) -> tuple[grpc.aio.Server, int]:
+    """Return a gRPC server without handlers and its port; raise OSError if the port is not available."""
+    options = [*SERVER_OPTIONS, ("grpc.max_receive_message_length", config.max_request_bytes)]
+    server = grpc.aio.server(options=options, maximum_concurrent_rpcs=MAX_CALLS)
+    host = f"[{config.address}]" if ":" in config.address else config.address
+    try:
+        return server, server.add_insecure_port(f"{host}:{config.grpc_port}")
+    except RuntimeError:
+        raise OSError(f"cannot listen on {host}:{config.grpc_port}") from None
+
+
+def grpc_proxy(config: ProxyConfig, triton: grpc.aio.Channel, launcher: LauncherWord, uploads: Uploads) -> GrpcProxy:
+    """Return the handler of gRPC calls."""
+    allowed = Access(config.key, frozenset(config.allowed))
+    return GrpcProxy(triton, allowed, launcher, uploads, Departures(Path(config.departures)))
+
+
+async def run(config: ProxyConfig, launcher: Launcher) -> None:
+    """Serve until the launcher ends or a signal requests a stop."""
+    loop = asyncio.get_running_loop()
+    loop.add_reader(0, launcher.hear)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, launcher.stopped.set)
+    await serve(config, launcher)
+
+
+def first_line() -> str:
+    """Read the first line of standard input, and nothing after it."""
+    line = b""
+    while (byte := os.read(0, 1)) not in (b"", b"\n"):
+        line += byte
+    return line.decode()
+
+
+def main() -> int:
+    """Serve; return 1 if a port is not available.
+
+    If the launcher has died, this process becomes its cleanup command, because no other process is certain to outlive
+    the launcher.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each connection uses a descriptor
+    config, launcher = ProxyConfig.from_json(first_line()), Launcher()
+    try:
+        asyncio.run(run(config, launcher))
+    except OSError as error:
+        print(error, flush=True)
+        return 1
+    finally:
+        if config.cleanup and launcher.has_died:
+            os.execv(config.cleanup[0], config.cleanup)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

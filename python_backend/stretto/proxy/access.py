@@ -1,0 +1,181 @@
+"""Access rules of the proxy: calls, models and shared memory a client may use, fair shares."""
+
+import heapq
+import hmac
+import ipaddress
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from urllib.parse import unquote
+
+import grpc
+from tritonclient.grpc.service_pb2 import (
+    ModelInferRequest,
+    ModelReadyRequest,
+    ModelReadyResponse,
+    SystemSharedMemoryRegisterRequest,
+)
+
+from stretto.proxy.infer_request import SHOWN, UNAVAILABLE, BadRequest
+
+KEY_HEADER = "triton-grpc-protocol-stretto-key"  # Triton's header name for a key called `stretto-key`
+OPEN, REPOSITORY = "open", "model-repository"
+MODELS, HTTP = "models", "http"  # direct calls to the ensemble's steps; Triton's HTTP service instead of ours
+SERVICE = "/inference.GRPCInferenceService/"
+MODEL_INFER, MODEL_STREAM_INFER = f"{SERVICE}ModelInfer", f"{SERVICE}ModelStreamInfer"
+MODEL_READY = f"{SERVICE}ModelReady"
+HEALTH_CHECK = "/grpc.health.v1.Health/Check"
+CLOSED_APIS = {
+    "shared-memory": tuple(
+        f"{kind}SharedMemory{action}" for kind in ("System", "Cuda") for action in ("Status", "Register", "Unregister")
+    ),
+    REPOSITORY: ("RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload"),
+    "trace": ("TraceSetting",),
+    "logging": ("LogSettings",),
+}
+OPEN_CALLS = ["ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelConfig"]
+OPEN_CALLS += ["ModelStatistics", "ModelInfer", "ModelStreamInfer"]
+
+CLOSED = (*CLOSED_APIS, MODELS, HTTP)  # unless --allow opens them
+
+# API of each forwarded method.
+APIS = {SERVICE + call: OPEN for call in OPEN_CALLS} | {HEALTH_CHECK: OPEN}
+APIS |= {SERVICE + call: api for api, calls in CLOSED_APIS.items() for call in calls}
+
+INNER_MODELS = ("preprocessor", "language_model", "acoustic_decoder")
+
+Metadata = Iterable[tuple[str, str | bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Access rules.
+
+    Attributes:
+        key: Secret that permits the closed APIs.
+        allowed: APIs that are open to all clients.
+    """
+
+    key: str
+    allowed: frozenset[str]
+
+    def admits(self, api: str, metadata: Metadata) -> bool:
+        """Return True if a call with this metadata may use the API."""
+        return api == OPEN or api in self.allowed or self.is_key_holder(metadata)
+
+    def is_key_holder(self, metadata: Metadata) -> bool:
+        """Return True if the metadata contains the key."""
+        given = next((value for name, value in metadata if name == KEY_HEADER), "")
+        return isinstance(given, str) and hmac.compare_digest(given.encode(), self.key.encode())
+
+
+def refusal(api: str) -> str:
+    """Return the error message for a caller without access to the API."""
+    return f"the {api} API is closed: start the server with --allow {api}, or send its key in the header {KEY_HEADER}"
+
+
+OUR_MODELS = frozenset({"speech", *INNER_MODELS})  # these read client-disconnect flags from the proxy
+VERSIONS = ("", "1")  # of our models
+
+Ask = Callable[[bytes], Awaitable[bytes]]
+
+
+class ServedModels:
+    """Check of requested models: our own by name, others by a ModelReady call to Triton."""
+
+    def __init__(self, allowed: Access, ask: Ask) -> None:
+        """Create the check.
+
+        Args:
+            allowed: Access rules.
+            ask: Calls ModelReady with a serialised request.
+        """
+        self._access, self._ask = allowed, ask
+
+    async def check(self, head: ModelInferRequest, metadata: Metadata) -> None:
+        """Raise BadRequest if the caller may not use the request's model, or if the server does not have it.
+
+        Args:
+            head: The request.
+            metadata: Metadata of the call.
+        """
+        name, version = head.model_name, head.model_version
+        if name in INNER_MODELS and not self._access.admits(MODELS, metadata):
+            raise BadRequest(f"model_name: {refusal(MODELS)}", head.id)
+        if name not in OUR_MODELS:
+            if not await self._is_served(head):
+                expected = "model_name: expected a model that the server has"
+                raise BadRequest(f"{expected}, got {name[:SHOWN]!r}, version {version[:SHOWN]!r}", head.id)
+        elif version not in VERSIONS:
+            raise BadRequest(f"model_version: expected '1' or none, got {version[:SHOWN]!r}", head.id)
+
+    async def _is_served(self, head: ModelInferRequest) -> bool:
+        request = ModelReadyRequest(name=head.model_name, version=head.model_version)
+        try:
+            return bool(ModelReadyResponse.FromString(await self._ask(request.SerializeToString())).ready)
+        except grpc.aio.AioRpcError as error:
+            if error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT):
+                return False
+            raise BadRequest(
+                "the server does not say whether it has this model; try again", head.id, UNAVAILABLE
+            ) from None
+
+
+SERVER_PREFIXES = ("stretto_", "triton_python_backend_")
+OF_CLIENTS = "stretto_in_"
+
+
+def check_registration(request: SystemSharedMemoryRegisterRequest) -> None:
+    """Raise BadRequest if the segment belongs to the server; tensors could otherwise access its memory."""
+    name = request.key.lstrip("/")
+    if name.startswith(SERVER_PREFIXES) and not name.startswith(OF_CLIENTS):
+        raise BadRequest(f"key: expected a segment of the client's, got {name!r}, whose prefix is for the server's own")
+
+
+T = TypeVar("T")
+IPV6_HOST_BITS = 64  # network of one customer, as assigned by providers (RFC 6177)
+
+
+def host_of_call(peer: str) -> str:
+    """Return the host of a gRPC peer such as `ipv4:127.0.0.1:5000` or `ipv6:%5B::1%5D:5000`."""
+    kind, _, place = unquote(peer).partition(":")
+    return host_of(place.rpartition(":")[0].strip("[]")) if kind in ("ipv4", "ipv6") else peer
+
+
+def host_of(address: str) -> str:
+    """Return the unit by which an address is counted: the IPv4 address, or the IPv6 /64 network.
+
+    A host in an IPv6 network can have any number of addresses.
+    """
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(found, ipaddress.IPv4Address):
+        return str(found)
+    if found.ipv4_mapped is not None:
+        return str(found.ipv4_mapped)
+    return str(ipaddress.ip_network((found, IPV6_HOST_BITS), strict=False))
+
+
+def in_excess(members: Iterable[T], host: Callable[[T], str], rank: Callable[[T], Any]) -> Iterator[T]:
+    """Yield members in the order of eviction.
+
+    Each is the lowest-ranked member of the host that has the most members left.
+
+    Args:
+        members: Members to order.
+        host: Returns a member's host.
+        rank: Returns a member's sort key; low ranks are evicted first.
+    """
+    of_host: dict[str, list[T]] = {}
+    for member in sorted(members, key=rank, reverse=True):
+        of_host.setdefault(host(member), []).append(member)
+    heap = [(-len(left), rank(left[-1]), name) for name, left in of_host.items()]
+    heapq.heapify(heap)
+    while heap:
+        *_, name = heapq.heappop(heap)
+        left = of_host[name]
+        yield left.pop()
+        if left:
+            heapq.heappush(heap, (-len(left), rank(left[-1]), name))

@@ -1,0 +1,331 @@
+"""gRPC front end: checks each call and forwards its bytes to Triton and back."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack, suppress
+from typing import Any, Protocol
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
+from google.protobuf.wrappers_pb2 import StringValue
+from tritonclient.grpc import service_pb2
+
+from stretto.departures import Departures
+from stretto.proxy import access
+from stretto.proxy.access import (
+    APIS,
+    HEALTH_CHECK,
+    MODEL_INFER,
+    MODEL_READY,
+    MODEL_STREAM_INFER,
+    OUR_MODELS,
+    SERVICE,
+    Access,
+    Metadata,
+    ServedModels,
+    check_registration,
+    host_of_call,
+)
+from stretto.proxy.infer_request import (
+    FULL,
+    INVALID,
+    UNAVAILABLE,
+    BadRequest,
+    InferRequest,
+    read_infer_request,
+    with_origin,
+)
+from stretto.proxy.triton_stream import AGAIN, ClientStream, Gate, Restarting, TritonStream, Unwatched, told
+from stretto.proxy.uploads import ENDED, Pace, Upload, Uploads
+from stretto.shares import Shares
+
+MAX_SMALL_BYTES = 1 << 16  # messages carry names; only key holders may load models, with files in the message
+_TRITON = service_pb2.DESCRIPTOR.services_by_name[SERVICE.strip("/").rpartition(".")[2]].methods
+# A health check is also a single string (grpc/health/v1/health.proto); its package is not installed.
+_KINDS: dict[str, type[Message]] = {HEALTH_CHECK: StringValue}
+_KINDS |= {SERVICE + method.name: GetMessageClass(method.input_type) for method in _TRITON}
+
+
+def check_other_call(method: str, request: bytes, is_key_holder: bool) -> None:
+    """Raise BadRequest for an unreadable, oversized or forbidden message.
+
+    Triton would answer an unreadable one with an internal error.
+
+    Args:
+        method: Full method name.
+        request: Serialised message.
+        is_key_holder: True if the caller has sent the key; the message may then be large.
+    """
+    if not is_key_holder and len(request) > MAX_SMALL_BYTES:
+        raise BadRequest(f"request: expected at most {MAX_SMALL_BYTES} bytes, got {len(request)}")
+    try:
+        message = _KINDS[method].FromString(request)
+    except DecodeError:
+        name = method.rpartition("/")[2]
+        raise BadRequest(f"request: expected the message of {name}, got bytes that are none") from None
+    if isinstance(message, service_pb2.SystemSharedMemoryRegisterRequest):
+        check_registration(message)
+
+
+# WORKAROUND(triton server 2.51): a stream with this header that ends with an error makes Triton read freed memory.
+DROPPED_HEADERS = {"triton_grpc_error"}
+
+
+class SoleCalls:
+    """Makes unary calls to Triton.
+
+    A call to one of our models continues after its client has disconnected, unless a model is restarted. A call to
+    another model is cancelled.
+    """
+
+    def __init__(self, triton: grpc.aio.Channel, unwatched: Unwatched, gate: Gate) -> None:
+        self._calls = {method: triton.unary_unary(method) for method in APIS if method != MODEL_STREAM_INFER}
+        self._unwatched, self._gate = unwatched, gate
+
+    async def ask(
+        self, method: str, request: bytes, metadata: Metadata, place: ExitStack | None = None, is_ours: bool = True
+    ) -> bytes:
+        """Return Triton's response.
+
+        Args:
+            method: Full method name.
+            request: Serialised message.
+            metadata: Metadata of the client's call.
+            place: Slot of the client's host; if the client disconnects, it is held until the response has arrived.
+            is_ours: False for third-party models, which ask Triton whether the request is cancelled.
+        """
+        call = self._calls[method](request, metadata=passed_on(metadata))
+        answering = self._unwatched.start(_result(call))
+        try:
+            return await asyncio.shield(answering)
+        except asyncio.CancelledError:
+            if is_ours:
+                self._unwatched.start(self._see_off(call, answering, ExitStack() if place is None else place.pop_all()))
+            else:
+                call.cancel()
+            raise
+
+    async def _see_off(self, call: Any, answering: asyncio.Task[bytes], place: ExitStack) -> None:
+        with place, suppress(Restarting, grpc.aio.AioRpcError):
+            try:
+                await self._gate.guard(_shielded(answering))
+            finally:
+                call.cancel()  # no effect on a completed call
+
+
+async def _result(call: Awaitable[bytes]) -> bytes:
+    return bytes(await call)
+
+
+async def _shielded(answering: asyncio.Task[bytes]) -> bytes:
+    return await asyncio.shield(answering)
+
+
+def passed_on(metadata: Metadata) -> tuple[tuple[str, str | bytes], ...]:
+    """Return the metadata that is forwarded to Triton."""
+    return tuple((name, value) for name, value in metadata if name not in DROPPED_HEADERS and name[:5] != "grpc-")
+
+
+MAX_CALLS = 8192
+MAX_CALLS_OF_A_CONNECTION = 256
+# Limit on accepted RPCs that no handler has picked up yet (about 14 KiB each). Beyond it gRPC cancels new RPCs, from
+# any client. A reset RPC counts towards its connection's limit until it is picked up, so one client needs many
+# connections to reach this limit.
+MAX_PENDING_CALLS = 1 << 14
+SERVER_OPTIONS = [
+    ("grpc.max_send_message_length", -1),
+    # No compression: gRPC decompresses a message before it checks the size, and gzip packs 60 MB of zeros into 60 KB.
+    ("grpc.compression_enabled_algorithms_bitset", 1 << grpc.Compression.NoCompression),
+    ("grpc.max_concurrent_streams", MAX_CALLS_OF_A_CONNECTION),
+    ("grpc.server.max_pending_requests", MAX_PENDING_CALLS),
+    ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING_CALLS),
+    ("grpc.so_reuseport", 0),  # otherwise a second server could share the port silently
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.max_connection_idle_ms", 600_000),  # without a call; clients reconnect for the next call
+]
+TRITON_OPTIONS = [
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.enable_retries", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+]
+# Responses while the launcher reports the server as not ready: three messages whose readiness field is false.
+NOT_READY = {access.SERVICE + "ServerReady": b"", MODEL_READY: b"", access.HEALTH_CHECK: b"\x08\x02"}
+STATUS = {INVALID: grpc.StatusCode.INVALID_ARGUMENT, FULL: grpc.StatusCode.RESOURCE_EXHAUSTED}
+STATUS[UNAVAILABLE] = grpc.StatusCode.UNAVAILABLE
+Context = Any  # grpc.aio.ServicerContext, of bytes
+Handler = Callable[[AsyncIterator[bytes], Context, ExitStack], Awaitable[None]]  # may take over the call's slot
+CROWDED = "full: this host has as many calls as the others leave it"
+
+
+class LauncherWord(Protocol):
+    """Server state as reported by the launcher.
+
+    Attributes:
+        gate: Gate that the launcher controls.
+    """
+
+    gate: Gate
+
+    def is_ready(self) -> bool:
+        """Return True if the launcher's last message reported the server as ready."""
+        ...
+
+
+class GrpcProxy(grpc.GenericRpcHandler):
+    """gRPC handler that forwards valid calls that the access rules permit."""
+
+    def __init__(
+        self,
+        triton: grpc.aio.Channel,
+        allowed: Access,
+        launcher: LauncherWord,
+        uploads: Uploads,
+        departures: Departures,
+    ) -> None:
+        """Create the handler.
+
+        Args:
+            triton: Channel to Triton.
+            allowed: Access rules.
+            launcher: Server state as reported by the launcher.
+            uploads: Registry of calls that may still send.
+            departures: Client-disconnect flags that the models read.
+        """
+        self._access = allowed
+        self._is_ready, self._gate = launcher.is_ready, launcher.gate
+        self._pace, self._uploads, self._departures = Pace(), uploads, departures
+        self._shares = Shares(MAX_CALLS)
+        self._infer = triton.stream_stream(MODEL_STREAM_INFER)
+        self._unwatched = Unwatched()
+        self._sole = SoleCalls(triton, self._unwatched, self._gate)
+        self._models = ServedModels(allowed, lambda request: self._sole.ask(MODEL_READY, request, ()))
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+        """Return the handler of a call, or None for an unknown method."""
+        method = details.method
+        if method not in access.APIS:
+            return None
+        handler = self._stream if method == MODEL_STREAM_INFER else self._call(method)
+        return grpc.stream_stream_rpc_method_handler(self._shared(handler))
+
+    def _shared(self, handler: Handler) -> Callable[[AsyncIterator[bytes], Context], Awaitable[None]]:
+        async def answer(requests: AsyncIterator[bytes], context: Context) -> None:
+            with ExitStack() as place:
+                if not place.enter_context(self._shares.taking(host_of_call(context.peer()))):
+                    # also reaches clients that read no responses
+                    await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, CROWDED)
+                await handler(requests, context, place)
+
+        return answer
+
+    def _call(self, method: str) -> Handler:
+        """Return a unary handler, registered as stream-stream.
+
+        So access is checked before the request body has been received.
+        """
+        api = access.APIS[method]
+
+        async def answer(requests: AsyncIterator[bytes], context: Context, place: ExitStack) -> None:
+            metadata = context.invocation_metadata() or ()
+            if not self._access.admits(api, metadata):
+                await context.abort(grpc.StatusCode.PERMISSION_DENIED, access.refusal(api))
+            request = await self._only_message(context)
+            try:
+                if method == MODEL_INFER:
+                    response = await self._infer_once(request, context, place)
+                else:
+                    check_other_call(method, request, self._access.is_key_holder(metadata))
+                    is_told = method in NOT_READY and not self._is_ready()
+                    response = NOT_READY[method] if is_told else await self._sole.ask(method, request, metadata, place)
+            except BadRequest as error:
+                await context.abort(STATUS[error.kind], error.told)
+            except Restarting as error:
+                await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+            except grpc.aio.AioRpcError as error:
+                await context.abort(*told(error, self._gate.give_up))
+            await context.write(response)
+
+        return answer
+
+    async def _only_message(self, context: Context) -> bytes:
+        reading = asyncio.create_task(context.read())
+        upload = Upload(reading.cancel, host_of_call(context.peer()))
+        with self._uploads.entry(upload):
+            try:
+                message = await reading
+            except asyncio.CancelledError:
+                reading.cancel()
+                if not upload.is_ended:
+                    raise
+                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, ENDED)
+        if message is grpc.aio.EOF:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "expected a message, got none")
+        return message
+
+    async def _infer_once(self, request: bytes, context: Context, place: ExitStack) -> bytes:
+        metadata = context.invocation_metadata() or ()
+        read = await self._check_infer(request, metadata)
+        whose, is_ours = with_origin(request, host_of_call(context.peer())), read.head.model_name in OUR_MODELS
+        return await self._gate.guard(self._sole.ask(MODEL_INFER, whose, metadata, place, is_ours))
+
+    async def _stream(self, requests: AsyncIterator[bytes], context: Context, place: ExitStack) -> None:
+        metadata, host = context.invocation_metadata() or (), host_of_call(context.peer())
+        stream = TritonStream(self._infer(metadata=passed_on(metadata)), self._departures.next_number())
+        client = ClientStream(stream, context, self._gate.give_up)
+        answering = asyncio.current_task()
+        assert answering is not None
+        upload = Upload(answering.cancel, host)
+        feeding = asyncio.create_task(self._feed(client, metadata, upload))
+        try:
+            await self._gate.guard(client.answer(), lambda: stream.is_answered)
+        except Restarting as error:
+            stream.cancel()  # Triton would never end the stream
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+        except asyncio.CancelledError:
+            if not upload.is_ended:
+                raise
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, ENDED)
+        except grpc.aio.AioRpcError as error:
+            await context.abort(*told(error, self._gate.give_up))
+        finally:
+            feeding.cancel()
+            if stream.model is not None and stream.model[0] not in OUR_MODELS:
+                stream.cancel()  # third-party models ask Triton for cancellation
+            elif not stream.is_over:
+                self._unwatched.start(self._see_off(stream, place.pop_all()))
+            await asyncio.gather(feeding, return_exceptions=True)  # it fails with the stream, whose error is reported
+
+    async def _see_off(self, stream: TritonStream, place: ExitStack) -> None:
+        """Drain a stream whose client has disconnected.
+
+        The models are notified. The client's host keeps its slot until the stream ends.
+        """
+        self._departures.mark(stream.number)
+        with place, suppress(Restarting, grpc.aio.AioRpcError):
+            try:
+                await self._gate.guard(stream.run_out(), lambda: stream.is_answered)
+            finally:
+                stream.cancel()
+
+    async def _feed(self, client: ClientStream, metadata: Metadata, upload: Upload) -> None:
+        stream = client.stream
+
+        async def check(request: bytes) -> None:
+            upload.came()
+            read = await self._check_infer(request, metadata)
+            if self._gate.is_shut:
+                raise BadRequest(AGAIN, read.head.id, UNAVAILABLE)
+            stream.ask(read.head)
+
+        with self._uploads.entry(upload):
+            await client.feed(check, upload.host)
+
+    async def _check_infer(self, data: bytes, metadata: Metadata) -> InferRequest:
+        await self._pace.wait(len(data))
+        request = read_infer_request(data)
+        await self._models.check(request.head, metadata)
+        return request

@@ -1,0 +1,197 @@
+"""HTTP ports for readiness and metrics; only the first line of a request is interpreted."""
+
+import asyncio
+import json
+import re
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from http import HTTPStatus
+from itertools import count
+from typing import Any
+
+import grpc
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from stretto.proxy.access import host_of, in_excess
+
+MAX_HEAD_BYTES = 8192
+MAX_CONNECTIONS = 256
+MAX_PAGE_BYTES = 1 << 24
+REQUEST_S, ANSWER_S, LINGER_S = 5.0, 5.0, 0.5
+CLOSED = "Triton's HTTP service is closed: use gRPC, or start the server with --allow http"
+ALIVE = "/health/live"  # liveness of the proxy, independent of Triton
+MODEL_READY = re.compile(r"/v2/models/([^/?]{1,128})(?:/versions/(\d{1,18}))?/ready")
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """An HTTP response."""
+
+    status: HTTPStatus
+    body: bytes = b""
+    content_type: str = "application/json"
+
+
+Pages = Callable[[str], Awaitable[Page]]
+
+
+def error_page(status: HTTPStatus, message: str) -> Page:
+    """Return an error in the format of Triton's HTTP service."""
+    return Page(status, json.dumps({"error": message}).encode())
+
+
+class Readiness:
+    """Readiness of the server and its models.
+
+    Triton reports it over gRPC, unless the launcher reports the server as not ready.
+    """
+
+    def __init__(self, triton: grpc.aio.Channel, is_ready: Callable[[], bool] = lambda: True) -> None:
+        self._is_ready = is_ready
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(triton)
+
+    async def __call__(self, path: str) -> Page:
+        """Return the response for `path`."""
+        model = MODEL_READY.fullmatch(path)
+        if path == ALIVE:
+            return _yes_or_no(True)
+        try:
+            if path == "/v2/health/live":
+                answer = await self._stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=ANSWER_S)
+                return _yes_or_no(answer.live)
+            if not self._is_ready() and (model or path == "/v2/health/ready"):
+                return _yes_or_no(False)
+            if path == "/v2/health/ready":
+                answer = await self._stub.ServerReady(service_pb2.ServerReadyRequest(), timeout=ANSWER_S)
+                return _yes_or_no(answer.ready)
+            if model:
+                request = service_pb2.ModelReadyRequest(name=model[1], version=model[2] or "")
+                return _yes_or_no((await self._stub.ModelReady(request, timeout=ANSWER_S)).ready)
+        except grpc.aio.AioRpcError:
+            return _yes_or_no(False)
+        return error_page(HTTPStatus.NOT_FOUND, CLOSED)
+
+
+def _yes_or_no(answer: bool) -> Page:
+    return Page(HTTPStatus.OK if answer else HTTPStatus.SERVICE_UNAVAILABLE)
+
+
+class MetricsPage:
+    """Triton's metrics, which Triton serves at a Unix socket."""
+
+    def __init__(self, socket: str) -> None:
+        self._socket = socket
+
+    async def __call__(self, path: str) -> Page:
+        """Return the response for `path`."""
+        if path != "/metrics":
+            return error_page(HTTPStatus.NOT_FOUND, "the page of metrics is /metrics")
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                return Page(HTTPStatus.OK, await self._fetch(path), "text/plain; charset=utf-8")
+        except (OSError, EOFError):  # TimeoutError is an OSError
+            return error_page(HTTPStatus.SERVICE_UNAVAILABLE, "the server is starting")
+
+    async def _fetch(self, path: str) -> bytes:
+        reader, writer = await asyncio.open_unix_connection(self._socket, limit=MAX_PAGE_BYTES)
+        try:
+            writer.write(f"GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
+            return await (reader.readexactly(int(length[1])) if length else reader.read())
+        finally:
+            writer.close()
+
+
+@dataclass(slots=True, eq=False)
+class _Connection:
+    """An open connection.
+
+    Attributes:
+        writer: Its writer.
+        serving: Task that serves it.
+        number: Sequence number of its opening or, later, of its response.
+        is_idle: True if no response is pending.
+    """
+
+    writer: asyncio.StreamWriter
+    serving: "asyncio.Task[Any] | None"
+    number: int
+    is_idle: bool = True
+
+    @property
+    def host(self) -> str:
+        """Host of the client, as counted for limits."""
+        name = self.writer.get_extra_info("peername")
+        return host_of(name[0]) if name else ""
+
+    def end(self) -> None:
+        """Close the connection immediately."""
+        self.writer.transport.abort()
+        if self.serving is not None and self.serving is not asyncio.current_task():
+            self.serving.cancel()
+
+
+class PageServer:
+    """HTTP server that answers one GET per connection.
+
+    If there are more than MAX_CONNECTIONS connections, one of the host with the most connections is closed. Idle
+    connections are closed first, and among equals the oldest.
+    """
+
+    def __init__(self, pages: Pages) -> None:
+        self._pages = pages
+        self._open: set[_Connection] = set()
+        self._number = count()
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve a connection."""
+        connection = _Connection(writer, asyncio.current_task(), next(self._number))
+        self._open.add(connection)
+        self._make_room()
+        try:
+            if connection in self._open:
+                with suppress(OSError):  # the client disconnected or is too slow
+                    async with asyncio.timeout(REQUEST_S + ANSWER_S):
+                        await self._serve(reader, connection)
+        except asyncio.CancelledError:
+            if connection in self._open:  # not cancelled to make room for another connection
+                raise
+        finally:
+            self._open.discard(connection)
+            writer.close()
+
+    def _make_room(self) -> None:
+        if len(self._open) > MAX_CONNECTIONS:
+            order = in_excess(self._open, lambda each: each.host, lambda each: (not each.is_idle, each.number))
+            first = next(order)
+            self._open.discard(first)
+            first.end()
+
+    async def _serve(self, reader: asyncio.StreamReader, connection: _Connection) -> None:
+        writer = connection.writer
+        page = await self._answer(reader, connection)
+        head = f"HTTP/1.1 {page.status.value} {page.status.phrase}\r\nContent-Type: {page.content_type}\r\n"
+        writer.write(f"{head}Content-Length: {len(page.body)}\r\nConnection: close\r\n\r\n".encode() + page.body)
+        await writer.drain()
+        writer.write_eof()
+        connection.is_idle, connection.number = True, next(self._number)
+        # wait before closing: a reset would discard the response of a client that still sends
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_S):
+                await reader.read(MAX_HEAD_BYTES)
+
+    async def _answer(self, reader: asyncio.StreamReader, connection: _Connection) -> Page:
+        try:
+            async with asyncio.timeout(REQUEST_S):
+                head = await reader.readuntil(b"\r\n\r\n")
+        except (asyncio.LimitOverrunError, asyncio.IncompleteReadError):
+            return error_page(HTTPStatus.BAD_REQUEST, f"expected a request's head of at most {MAX_HEAD_BYTES} bytes")
+        connection.is_idle = False
+        words = head.partition(b"\r\n")[0].decode("latin-1").split(" ")
+        if len(words) != 3 or not words[2].startswith("HTTP/1."):
+            return error_page(HTTPStatus.BAD_REQUEST, "expected a request of HTTP/1.1")
+        if words[0] != "GET":
+            return error_page(HTTPStatus.METHOD_NOT_ALLOWED, CLOSED)
+        return await self._pages(words[1].partition("?")[0])

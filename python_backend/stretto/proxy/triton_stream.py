@@ -1,0 +1,279 @@
+"""Client streams and the Triton streams that answer them, which outlive a cancelled client."""
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+import grpc
+from tritonclient.grpc.service_pb2 import ModelInferRequest, ModelStreamInferResponse
+
+from stretto.proxy.infer_request import SHOWN, BadRequest, with_origin
+
+T = TypeVar("T")
+AGAIN = "a part of the server has ended and is being started again; try again"
+
+
+class Restarting(Exception):
+    """A call was ended or refused because a model is being restarted."""
+
+    def __init__(self) -> None:
+        super().__init__(f"unavailable: {AGAIN}")
+
+
+class Gate:
+    """Gate for calls; closing it ends calls in flight.
+
+    Attributes:
+        give_up: Reports a model whose stub Triton considers dead to the launcher.
+        is_shut: True while the gate is closed.
+    """
+
+    def __init__(self, give_up: Callable[[str], None] = lambda _: None) -> None:
+        self.give_up = give_up
+        self.is_shut = self._spares_answered = False
+        self._calls: dict[asyncio.Task[Any], Callable[[], bool]] = {}
+        self._ended: set[asyncio.Task[Any]] = set()
+
+    async def guard(self, call: Coroutine[Any, Any, T], is_answered: Callable[[], bool] = lambda: False) -> T:
+        """Await a call, and cancel it if the gate closes.
+
+        Args:
+            call: The call.
+            is_answered: Returns True if Triton has begun to answer all requests of the call.
+
+        Raises:
+            Restarting: The gate is closed for this call, or was closed while the call was in flight.
+        """
+        if self.is_shut and not (self._spares_answered and is_answered()):
+            call.close()
+            raise Restarting
+        task = asyncio.create_task(call)
+        self._calls[task] = is_answered
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if task not in self._ended:
+                raise
+            raise Restarting from None
+        finally:
+            del self._calls[task]
+            self._ended.discard(task)
+
+    def open(self) -> None:
+        """Let calls pass."""
+        self.is_shut = False
+
+    def shut(self, spares_answered: bool) -> None:
+        """Refuse new calls and end those in flight.
+
+        Args:
+            spares_answered: True to exempt calls that Triton has begun to answer.
+        """
+        self.is_shut, self._spares_answered = True, spares_answered
+        for task, is_answered in self._calls.items():
+            if not (spares_answered and is_answered()):
+                self._ended.add(task)
+                task.cancel()
+
+
+STUB_HAS_ENDED = "' is not healthy."  # as in "Stub process 'acoustic_decoder_0_0' is not healthy."
+# Matches the entire message, so that client text cannot imitate it; the group is the model.
+GIVEN_UP = re.compile(
+    r"(?:\[request id: [^]]{0,128}\] )?(?:in ensemble '\w+', )?Stub process '(\w+)_\d+_\d+' is not healthy\."
+)
+GONE = ("unix:", "ocket closed", "onnection reset", "roken pipe")  # parts of gRPC's messages for an unreachable server
+BROKEN_OFF = "Internal error from Core"  # gRPC's message for a write to an ended call; the cause is lost
+
+Tell = Callable[[str], None]  # reports a model whose stub Triton considers dead to the launcher
+
+
+def retold(response: bytes, give_up: Tell) -> bytes:
+    """Return a response for the client, in which errors about dead stubs are reworded.
+
+    Triton may report a dead stub before the launcher has noticed it.
+
+    Args:
+        response: Serialised ModelStreamInferResponse.
+        give_up: Reports the model to the launcher.
+    """
+    if STUB_HAS_ENDED.encode() not in response:
+        return response
+    retold = ModelStreamInferResponse.FromString(response)
+    retold.error_message = _said_of_stubs(retold.error_message, give_up)
+    return retold.SerializeToString()
+
+
+def _said_of_stubs(message: str, give_up: Tell) -> str:
+    """Return an error message, reworded if it is about a stub that Triton considers dead."""
+    if found := GIVEN_UP.fullmatch(message):
+        give_up(found[1])
+    return str(Restarting()) if message.endswith(STUB_HAS_ENDED) else message
+
+
+def told(error: grpc.aio.AioRpcError, give_up: Tell) -> tuple[grpc.StatusCode, str]:
+    """Return the status and message with which to end the client's call.
+
+    Args:
+        error: Error of the call to Triton.
+        give_up: Reports a model with a dead stub to the launcher.
+    """
+    code, details = error.code(), _said_of_stubs(error.details() or "", give_up)
+    is_gone = code is grpc.StatusCode.UNAVAILABLE and any(words in details for words in GONE)
+    if is_gone or details == BROKEN_OFF:
+        return grpc.StatusCode.UNAVAILABLE, "unavailable: the server is starting"
+    return code, details
+
+
+DEFAULT_VERSION = "1"  # version of a request that names none
+
+
+class Unwatched:
+    """Tasks that run to their end even if no other task awaits them."""
+
+    def __init__(self) -> None:
+        self._tasks = set[asyncio.Task[Any]]()
+
+    def start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Start a task."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        # retrieve the exception, so that asyncio does not log it
+        task.add_done_callback(lambda each: each.cancelled() or each.exception())
+        return task
+
+
+class TritonStream:
+    """A ModelStreamInfer call to Triton.
+
+    Attributes:
+        number: Number by which the models recognise that its client has disconnected.
+        model: Name and version of the model of all its requests; None before the first request.
+    """
+
+    def __init__(self, call: Any, number: int) -> None:
+        self.number = number
+        self.model: tuple[str, str] | None = None
+        self._call, self._num_asked, self._has_answered = call, 0, False
+        self._reading: asyncio.Future[Any] | None = None
+        self._writing: asyncio.Future[Any] | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """True if Triton has ended the stream, or it was cancelled."""
+        return bool(self._call.done())
+
+    @property
+    def is_answered(self) -> bool:
+        """True if Triton has certainly begun to answer all requests of the stream.
+
+        This is known only for a stream of one request.
+        """
+        return self._has_answered and self._num_asked == 1
+
+    def ask(self, head: ModelInferRequest) -> None:
+        """Record the request's model as that of the stream; raise BadRequest if it differs from earlier requests.
+
+        WORKAROUND(triton server 2.51): it writes responses of decoupled and other models without synchronisation. gRPC
+        aborts the process if two writes overlap.
+        """
+        asked = head.model_name, head.model_version or DEFAULT_VERSION
+        first = self.model = self.model or asked
+        if asked != first:
+            expected, got = (f"{name[:SHOWN]!r}, version {version[:SHOWN]}" for name, version in (first, asked))
+            raise BadRequest(f"model_name: expected {expected}, as before on this stream, got {got}", head.id)
+
+    async def write(self, request: bytes) -> None:
+        """Send a request; raise gRPC's error if the stream is over."""
+        self._num_asked += 1
+        await self._written(self._call.write(request))
+
+    async def end(self) -> None:
+        """Half-close the stream."""
+        await self._written(self._call.done_writing())
+
+    async def _written(self, writing: Awaitable[None]) -> None:
+        self._writing = asyncio.ensure_future(writing)
+        await asyncio.shield(self._writing)
+
+    async def read(self) -> bytes | None:
+        """Return the next response, or None at the end; raise AioRpcError if the stream ends with an error."""
+        if self._reading is None:
+            self._reading = asyncio.ensure_future(self._call.read())
+        response = await asyncio.shield(self._reading)
+        self._reading = None
+        if response is grpc.aio.EOF:
+            return None
+        self._has_answered = True
+        return bytes(response)
+
+    async def run_out(self) -> None:
+        """Half-close the stream and discard its remaining responses; raise AioRpcError on an error."""
+        if self._writing is not None:
+            await asyncio.gather(self._writing, return_exceptions=True)
+        await self.end()
+        while await self.read() is not None:
+            pass
+
+    def cancel(self) -> None:
+        """Cancel the call."""
+        self._call.cancel()
+
+
+Context = Any  # grpc.aio.ServicerContext, of bytes
+Check = Callable[[bytes], Awaitable[None]]
+
+
+class ClientStream:
+    """Forwards requests of a client's stream to Triton, and responses back.
+
+    Attributes:
+        stream: The stream to Triton.
+    """
+
+    def __init__(self, stream: TritonStream, context: Context, give_up: Tell) -> None:
+        self.stream, self._context, self._give_up = stream, context, give_up
+        self._writing = asyncio.Lock()
+
+    async def feed(self, check: Check, host: str) -> None:
+        """Forward valid requests until the client half-closes; answer invalid ones here and keep the stream open.
+
+        No request is read while a response is waiting for the client, because it would only be buffered, here or in
+        Triton.
+
+        Args:
+            check: Raises BadRequest for an invalid request.
+            host: Host of the client, added to each request.
+        """
+        while True:
+            async with self._writing:
+                pass
+            request = await self._context.read()
+            if request is grpc.aio.EOF:
+                break
+            refusal = await self._pass_on(request, check, host)
+            del request
+            if refusal is not None:
+                await self._write(refusal)
+        await self.stream.end()
+
+    async def _pass_on(self, request: bytes, check: Check, host: str) -> bytes | None:
+        """Forward a valid request as soon as it is checked; return the error response to an invalid one."""
+        try:
+            await check(request)
+        except BadRequest as error:
+            response = ModelStreamInferResponse(error_message=error.told)
+            response.infer_response.id = error.request_id
+            return response.SerializeToString()
+        await self.stream.write(with_origin(request, host, self.stream.number))
+        return None
+
+    async def answer(self) -> None:
+        """Forward Triton's responses until its stream ends; raise AioRpcError if it ends with an error."""
+        while (response := await self.stream.read()) is not None:
+            await self._write(retold(response, self._give_up))
+
+    async def _write(self, response: bytes) -> None:
+        async with self._writing:
+            await self._context.write(response)

@@ -1,0 +1,180 @@
+"""The background server with a stand-in for its launcher: who starts it, and who waits for it."""
+
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from stretto.launcher import background
+from stretto.launcher.background import BackgroundServer, CannotServe
+from stretto.launcher.config import default_pid_file
+from tests.patience import PATIENCE_S
+from tests.ports import free_row
+
+CALL = """
+import sys
+from pathlib import Path
+from stretto.launcher.background import BackgroundServer
+from stretto.launcher.installation import LaunchError
+port, folder, *launcher = sys.argv[1:]
+try:
+    BackgroundServer(int(port), Path(folder), tuple(launcher)).be_ready()
+except LaunchError as error:
+    sys.exit(str(error))
+print("ready")
+"""
+# Writes the pid file that it is given, as the launcher does. Its server is not ready as long as there is a file `slow`.
+LAUNCHER = """
+import os, pathlib, signal, sys, time
+from stretto.launcher import pid_file
+here = pathlib.Path(sys.argv[1])
+with (here / "starts").open("a") as starts:
+    starts.write(str(os.getpid()) + "\\n")
+if (here / "fails").exists():
+    sys.exit("port 8000 is in use")
+(here / "environment").write_text(str(dict(os.environ)))
+known_by = pathlib.Path(sys.argv[sys.argv.index("--pid-file") + 1])
+pid_file.write(known_by, "starting", {}, "x.log")
+while (here / "slow").exists():
+    time.sleep(0.02)
+pid_file.write(known_by, "ready", {}, "x.log")
+signal.pause()
+"""
+
+
+class Caller:
+    """Starts calls for one background server, and ends the stand-ins that they have started."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port = folder, free_row(3)
+        self.calls: list[subprocess.Popen[str]] = []
+
+    def call(self) -> "subprocess.Popen[str]":
+        launcher = [sys.executable, "-c", LAUNCHER, str(self.folder), "serve"]
+        command = [sys.executable, "-c", CALL, str(self.port), str(self.folder / "state"), *launcher]
+        pipe, environment = subprocess.PIPE, os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
+        self.calls.append(subprocess.Popen(command, env=environment, text=True, stdout=pipe, stderr=pipe))
+        return self.calls[-1]
+
+    def until_started(self) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while not self.starts:
+            assert time.monotonic() < deadline, "no call has started the server"
+            time.sleep(0.01)
+
+    @property
+    def starts(self) -> list[int]:
+        path = self.folder / "starts"
+        return [int(line) for line in path.read_text().split()] if path.exists() else []
+
+    def end(self) -> None:
+        for call in self.calls:
+            call.kill()
+            call.communicate()
+        for pid in [] if (self.folder / "fails").exists() else self.starts:
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def caller(tmp_path: Path) -> Iterator[Caller]:
+    made = Caller(tmp_path)
+    yield made
+    made.end()
+
+
+def test_of_two_calls_at_once_one_starts_the_server_and_the_other_waits_for_it(caller: Caller) -> None:
+    calls = [caller.call(), caller.call()]
+    said = [call.communicate(timeout=60) for call in calls]
+    assert [output for output, _ in said] == ["ready\n", "ready\n"], said
+    assert len(caller.starts) == 1
+
+
+def test_a_call_waits_for_the_server_that_another_one_is_starting(caller: Caller) -> None:
+    (caller.folder / "slow").touch()
+    first = caller.call()
+    caller.until_started()
+    second = caller.call()
+    assert second.stderr is not None
+    said, _, _ = select.select([second.stderr], [], [], 60)
+    assert said, "the second call has said nothing within 60 s"
+    assert second.stderr.readline() == "another call is starting the server: waiting for it\n"
+    (caller.folder / "slow").unlink()
+    assert second.communicate(timeout=60) == ("ready\n", "")
+    assert f"starting the server on ports {caller.port} (HTTP)" in first.communicate(timeout=60)[1]
+    assert len(caller.starts) == 1
+
+
+def test_a_server_that_runs_is_used_without_a_word_and_has_not_kept_the_lock(caller: Caller) -> None:
+    caller.call().communicate(timeout=60)
+    assert caller.call().communicate(timeout=60) == ("ready\n", "")
+    assert len(caller.starts) == 1
+
+
+@pytest.mark.parametrize(
+    ("ports", "said"), [({"http": 9000}, ""), ({"gateway": 9003}, "the page: http://localhost:9003/\n")]
+)
+def test_who_asks_is_told_of_the_page_where_the_server_has_a_gateway(
+    ports: dict[str, int],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(background, "state_folder", lambda: tmp_path)
+    monkeypatch.setenv("STRETTO_PORT", "9000")
+    background.write(default_pid_file(9000, tmp_path), "ready", ports, "x.log")
+    assert background.ready_server() == "localhost:9001"
+    assert capsys.readouterr().err == said
+
+
+def test_a_server_that_an_interrupted_call_has_left_starting_is_waited_for(caller: Caller) -> None:
+    (caller.folder / "slow").touch()
+    interrupted = caller.call()
+    caller.until_started()
+    interrupted.send_signal(signal.SIGINT)
+    interrupted.communicate(timeout=60)
+    assert interrupted.returncode == -signal.SIGINT
+    (caller.folder / "slow").unlink()
+    output, errors = caller.call().communicate(timeout=60)
+    assert output == "ready\n", errors
+    assert len(caller.starts) == 1
+
+
+def test_a_server_that_does_not_start_is_an_error_that_says_why(caller: Caller) -> None:
+    (caller.folder / "fails").touch()
+    call = caller.call()
+    _, errors = call.communicate(timeout=60)
+    assert call.returncode == 1
+    assert errors.endswith("the server did not start:\nport 8000 is in use\n")
+    assert len(caller.starts) == 1
+
+
+def test_the_server_may_write_bytecode_and_is_no_child_of_the_callers_session(caller: Caller) -> None:
+    caller.call().communicate(timeout=60)
+    assert "PYTHONDONTWRITEBYTECODE" not in (caller.folder / "environment").read_text()
+    (pid,) = caller.starts
+    assert os.getsid(pid) == pid
+
+
+def test_a_server_that_no_launcher_of_ours_has_started_is_used_as_it_is(tmp_path: Path) -> None:
+    first = free_row(3)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", first + 1))
+        other.listen()
+        BackgroundServer(first, tmp_path / "state", ("/nowhere/launcher",)).be_ready()
+    assert not (tmp_path / "state").exists()
+
+
+def test_without_a_server_to_start_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(background, "CONTAINER_SERVER", tmp_path / "tritonserver")
+    monkeypatch.setattr(background.importlib.util, "find_spec", lambda name: None)
+    port = free_row(3)
+    with pytest.raises(CannotServe, match=rf"no server listens on port {port + 1}, .*embedded.*--server HOST:PORT"):
+        BackgroundServer(port, tmp_path).be_ready()

@@ -1,0 +1,158 @@
+"""Flags: ours are read, others are tritonserver's."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from stretto.launcher.config import launch_config, parser
+from stretto.launcher.faults import Launch
+from stretto.launcher.installation import Installation, LaunchError, state_folder
+from stretto.launcher.server import command_line
+from stretto.proxy.config import Ports, ProxyConfig
+
+
+def parse(*arguments: str) -> tuple[object, list[str]]:
+    flags, passed = parser().parse_known_args(arguments)
+    return launch_config(flags, passed), passed
+
+
+def test_the_defaults_are_tritons_ports_and_our_repository() -> None:
+    config, _ = parse()
+    assert config.ports == {"http": 8000, "grpc": 8001, "metrics": 8002}
+    assert (config.model_repository / "speech" / "config.pbtxt").exists()
+    assert config.log_file == state_folder() / "server-8000.log"
+    assert config.pid_file == state_folder() / "server-8000.pid"
+
+
+def test_any_free_ports_are_told_in_a_file_that_has_a_name(tmp_path: Path) -> None:
+    anywhere = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0")
+    config, _ = parse(*anywhere, "--pid-file", str(tmp_path / "mine.json"))
+    assert config.log_file == tmp_path / "mine.log"
+    assert config.listening_at(Ports(5, 6, 7)).ports == {"http": 7, "grpc": 5, "metrics": 6}
+    with pytest.raises(LaunchError, match=r"^--http-port 0: say with --pid-file"):
+        parse(*anywhere)
+    with pytest.raises(LaunchError, match=r"^--http-port: expected a port, as with --allow http .*, got 0$"):
+        parse(*anywhere, "--pid-file", "mine.json", "--allow", "http")
+
+
+def test_unknown_flags_go_to_tritonserver_and_win(tmp_path: Path) -> None:
+    config, passed = parse("--http-port", "9000", "--log-verbose=1", "--exit-timeout-secs=3", "--grpc-port=9001")
+    assert passed == ["--log-verbose=1", "--exit-timeout-secs=3"]
+    line = command_line(config, Installation(Path("/t"), ("--backend-directory=/b",)), Launch("7_x", 0, tmp_path))
+    assert line[0] == "/t"
+    assert {"--http-port=9000", "--grpc-port=9001", "--metrics-port=8002", "--backend-directory=/b"} < set(line)
+    assert line.index("--exit-timeout-secs=3") > line.index("--exit-timeout-secs=10")
+    assert {"--grpc-infer-allocation-pool-size=0", "--backend-config=python,shm-default-byte-size=16777216"} < set(line)
+    assert "--backend-config=python,shm-region-prefix-name=stretto_launch_7_x_" in line
+
+
+def test_a_dash_logs_to_standard_output() -> None:
+    config, _ = parse("--log-file", "-")
+    assert config.log_file is None
+
+
+def line_of(*arguments: str) -> list[str]:
+    config, _ = parse(*arguments)
+    return command_line(config, Installation(Path("/t")), Launch("7_x", 0, Path("/s")))
+
+
+def test_by_default_triton_listens_at_sockets_of_this_user_and_the_proxy_on_loopback() -> None:
+    config, _ = parse()
+    assert (config.address, config.allowed, config.triton_ports) == ("127.0.0.1", frozenset(), {})
+    addresses = [word for word in line_of() if "-address=" in word]
+    assert addresses == [
+        "--http-address=unix:/s/stretto_launch_7_x.run/http",
+        "--grpc-address=unix:/s/stretto_launch_7_x.run/grpc",
+        "--metrics-address=unix:/s/stretto_launch_7_x.run/metrics",
+    ]
+
+
+def test_an_opened_http_service_keeps_closed_what_else_is_not_opened() -> None:
+    config, _ = parse("--allow", "http", "--address", "0.0.0.0")
+    assert config.triton_ports == {"http": 8000}
+    line = line_of("--allow", "http", "--allow", "trace", "--address", "0.0.0.0")
+    assert "--http-address=0.0.0.0" in line
+    (closed,) = [word for word in line if word.startswith("--http-restricted-api=")]
+    assert closed.startswith("--http-restricted-api=shared-memory,model-repository,logging:stretto-key=")
+    assert len(closed.rpartition("=")[2]) > 40
+    assert "--grpc-address=unix:/s/stretto_launch_7_x.run/grpc" in line
+
+
+def test_models_can_be_loaded_again_unless_the_caller_says_how_they_are() -> None:
+    assert {"--model-control-mode=explicit", "--load-model=*"} < set(line_of())
+    line = line_of("--model-control-mode=explicit", "--load-model=speech")
+    assert [word for word in line if "-model=" in word or "control-mode" in word] == [
+        "--model-control-mode=explicit",
+        "--load-model=speech",
+    ]
+
+
+@pytest.mark.parametrize("api", ["model-repository", "http"])
+def test_where_others_may_load_models_none_can_be(api: str) -> None:
+    """A call that loads a model may bring its code along, and the key of the HTTP service is no secret on its host."""
+    assert not [word for word in line_of("--allow", api) if "-model=" in word or "control-mode" in word]
+
+
+@pytest.mark.parametrize("flag", ["--grpc-address=0.0.0.0", "--http-address", "--allow-http=true"])
+def test_flags_of_tritonserver_that_would_open_it_are_refused(flag: str) -> None:
+    with pytest.raises(LaunchError, match=r"^--(grpc-address|http-address|allow-http): say with --address .* --allow"):
+        parse(flag)
+
+
+@pytest.mark.parametrize("flags", [["--address", "host"], ["--allow", "everything"]])
+def test_an_address_or_api_that_there_is_not_is_refused(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(*flags)
+    assert repr(flags[1]) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flag", "least", "refused", "expected"),
+    [
+        ("--max-request-mb", "1", ["-5", "0", "1.5", "nan", "2148"], "MB from 1 to 2147"),
+        ("--start-attempts", "1", ["-1", "0", "1.5", "inf"], "a whole number from 1"),
+        ("--start-seconds", "0.1", ["-1", "0", "nan", "inf", "soon"], "seconds, more than 0"),
+        ("--drain-seconds", "0", ["-1", "nan", "inf", "soon"], "seconds, 0 or more"),
+    ],
+)
+def test_a_limit_that_holds_nothing_is_refused(
+    capsys: pytest.CaptureFixture[str], flag: str, least: str, refused: list[str], expected: str
+) -> None:
+    parse(flag, least)
+    for text in refused:
+        with pytest.raises(SystemExit):
+            parse(f"{flag}={text}")
+        assert f"argument {flag}: expected {expected}, got {text!r};" in capsys.readouterr().err
+
+
+def test_a_gateway_is_asked_for_and_is_behind_the_other_ports() -> None:
+    config, _ = parse("--gateway")
+    assert config.ports["gateway"] == 8003
+    config, _ = parse("--gateway", "--gateway-port", "9999")
+    assert config.ports["gateway"] == 9999
+
+
+def test_a_stop_takes_the_turns_of_the_gateway_and_of_the_server_and_their_exits() -> None:
+    assert parse("--drain-seconds", "40")[0].stop_seconds == 70
+    assert parse("--drain-seconds", "40", "--gateway")[0].stop_seconds == 110
+
+
+def test_messages_between_launcher_and_proxy_are_checked_field_by_field() -> None:
+    config = ProxyConfig("::1", 0, 0, None, "grpc", "metrics", "/flags", "key", ("repository",), 9, ("rm", "-r"))
+    for message in (Ports(1, 2), Ports(1, 2, 3), config, replace(config, http_port=8000)):
+        assert type(message).from_json(message.to_json()) == message
+    for kind, change, name in (
+        (Ports(1, 2), {"grpc": "1"}, "Ports.grpc"),
+        (Ports(1, 2), {"http": True}, "Ports.http"),
+        (Ports(1, 2), {"more": 1}, "Ports: expected an object of grpc, metrics, http"),
+        (config, {"allowed": "all"}, "ProxyConfig.allowed"),
+        (config, {"cleanup": [1]}, "ProxyConfig.cleanup"),
+        (config, {"key": ["key"]}, "ProxyConfig.key"),
+    ):
+        with pytest.raises(ValueError, match=name):
+            type(kind).from_json(json.dumps(json.loads(kind.to_json()) | change))
+    for text in ("[]", '{"grpc": 1}', "cannot listen"):
+        with pytest.raises(ValueError, match=r"expected an object|Expecting value"):
+            Ports.from_json(text)

@@ -1,0 +1,78 @@
+"""A server that has crashed and does not end."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from stretto.launcher import faults
+from stretto.launcher.faults import CrashWatch
+from tests.patience import PATIENCE_S
+
+# A thread as it is in a handler of SIGABRT that never returns, once a line has come; all others are as Triton's are.
+CRASHES = """
+import signal, sys, threading, time
+def hang():
+    sys.stdin.readline()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGABRT})
+    print("crashed", flush=True)
+    time.sleep(600)
+threading.Thread(target=hang, daemon=True).start()
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+print("runs", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def process(monkeypatch: pytest.MonkeyPatch) -> Iterator["subprocess.Popen[str]"]:
+    monkeypatch.setattr(faults, "LOOK_S", 0.0)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", CRASHES], text=True, **pipes) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "runs\n"
+        yield running
+        running.kill()
+
+
+def test_a_thread_that_stays_in_a_handler_is_seen_at_the_second_look(process: "subprocess.Popen[str]") -> None:
+    watch = CrashWatch(process.pid)
+    assert [watch.trouble() for _ in range(3)] == [None] * 3
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == "crashed\n"
+    assert watch.trouble() is None
+    assert str(watch.trouble()) == "tritonserver has crashed and does not end"
+
+
+def test_who_has_ended_has_not_crashed(process: "subprocess.Popen[str]") -> None:
+    watch = CrashWatch(process.pid)
+    process.kill()
+    process.wait(PATIENCE_S)
+    assert [watch.trouble() for _ in range(3)] == [None] * 3
+
+
+def test_looks_are_rare(process: "subprocess.Popen[str]", monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = []
+    monkeypatch.setattr(faults, "blocks_by_thread", lambda pid, signals: looked.append(pid) or {1: len(looked) > 1})
+    monkeypatch.setattr(faults, "LOOK_S", 2.0)
+    watch, now_s = CrashWatch(process.pid), time.monotonic()
+    for later_s in (1.0, 3.0, 4.0, 5.5, 7.0, 8.0):
+        monkeypatch.setattr(time, "monotonic", lambda at_s=now_s + later_s: at_s)
+        trouble = watch.trouble()
+    assert len(looked) == 3
+    assert trouble is not None
+
+
+def test_a_thread_that_has_always_had_signals_blocked_is_in_no_handler(
+    process: "subprocess.Popen[str]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = iter([{1: False, 2: True}, {1: False, 2: True, 3: True}, {1: True, 2: True, 3: True}, {1: True, 3: True}])
+    monkeypatch.setattr(faults, "blocks_by_thread", lambda pid, signals: next(looks))
+    watch = CrashWatch(process.pid)
+    assert [watch.trouble() for _ in range(3)] == [None] * 3
+    assert watch.trouble() is not None

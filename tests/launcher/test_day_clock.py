@@ -1,0 +1,20 @@
+"""Steps of the clock of the day are told from the time that passes."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from stretto.launcher import faults
+from stretto.launcher.faults import DayClock
+
+
+def test_only_a_long_step_back_is_trouble_and_only_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    day_s, up_s = 1_000_000.0, 50.0
+    monkeypatch.setattr(faults, "time", SimpleNamespace(time=lambda: day_s, monotonic=lambda: up_s))
+    clock = DayClock()
+    seen = []
+    for passed_s, step_s in ((90.0, 0.0), (0.25, -3600.0), (500.0, 0.0), (2.0, 3600.0), (0.25, -60.0), (0.25, -60.5)):
+        up_s += passed_s
+        day_s += passed_s + step_s
+        seen.append(str(clock.trouble() or ""))
+    assert seen == ["", "the clock was set back by 3600 s", "", "", "", "the clock was set back by 60 s"]

@@ -1,0 +1,85 @@
+"""A mutex whose owner was killed can be had again, one that is held cannot."""
+
+import ctypes
+import errno
+import mmap
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from stretto.launcher import faults
+from stretto.launcher.faults import PIECE, free_dead_locks
+
+LIBC = ctypes.CDLL(None)
+ROBUST, SHARED = 1, 1  # pthread.h
+PLACES = (64, 4096 + 8)  # of mutexes in the file
+PIECES = (PIECE, 4096 + 16)  # the second of which ends in a mutex
+
+
+class Region:
+    """A file with mutexes as Boost makes them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.write_bytes(bytes(8192))
+        with path.open("r+b") as file:
+            self._memory = mmap.mmap(file.fileno(), 0)
+        self._start = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+        attributes = ctypes.create_string_buffer(64)
+        LIBC.pthread_mutexattr_init(attributes)
+        LIBC.pthread_mutexattr_setpshared(attributes, SHARED)
+        LIBC.pthread_mutexattr_setrobust(attributes, ROBUST)
+        for place in PLACES:
+            assert LIBC.pthread_mutex_init(self.mutex(place), attributes) == 0
+
+    def mutex(self, place: int) -> ctypes.c_void_p:
+        return ctypes.c_void_p(self._start + place)
+
+    def die_with(self, *places: int) -> None:
+        """A process is killed while it holds these."""
+        pid = os.fork()
+        if pid == 0:
+            for place in places:
+                LIBC.pthread_mutex_lock(self.mutex(place))
+            os.kill(os.getpid(), signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+    def take(self, place: int) -> int:
+        return LIBC.pthread_mutex_trylock(self.mutex(place))
+
+
+@pytest.fixture
+def region(tmp_path: Path) -> Region:
+    return Region(tmp_path / "region")
+
+
+def test_who_asks_for_the_mutex_of_the_dead_is_told_of_that(region: Region) -> None:
+    region.die_with(PLACES[0])
+    assert region.take(PLACES[0]) == errno.EOWNERDEAD
+
+
+@pytest.mark.parametrize("piece", PIECES)
+def test_what_the_dead_have_left_locked_is_freed(region: Region, monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
+    monkeypatch.setattr(faults, "PIECE", piece)
+    region.die_with(*PLACES)
+    assert free_dead_locks(region.path) == 2
+    assert [region.take(place) for place in PLACES] == [0, 0]
+    assert LIBC.pthread_mutex_unlock(region.mutex(PLACES[0])) == 0
+    assert free_dead_locks(region.path) == 0
+
+
+def test_what_somebody_holds_is_left_alone(region: Region) -> None:
+    assert region.take(PLACES[1]) == 0
+    assert free_dead_locks(region.path) == 0
+    assert region.take(PLACES[1]) == errno.EBUSY
+
+
+def test_memory_that_only_looks_a_little_like_it_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "region"
+    data = b"\x90\0\0\0" * 100 + os.urandom(1000) + b"\x90\0\0"
+    for written in (b"", data):
+        path.write_bytes(written)
+        assert free_dead_locks(path) == 0
+        assert path.read_bytes() == written

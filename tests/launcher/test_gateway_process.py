@@ -1,0 +1,168 @@
+"""The gateway as the launcher keeps it."""
+
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stretto.launcher import front_ends
+from stretto.launcher.config import LaunchConfig, launch_config, parser
+from stretto.launcher.front_ends import GatewayProcess
+from stretto.launcher.installation import LaunchError
+from stretto.launcher.launch_log import LaunchLog
+from stretto_gateway.command import arguments, read_config
+from tests.patience import PATIENCE_S
+from tests.ports import free_ports
+
+NO_LOG: Any = None  # of a process that is not started
+
+
+def config(tmp_path: Path, *arguments: str) -> LaunchConfig:
+    flags, passed = parser().parse_known_args(["--gateway", "--log-file", str(tmp_path / "log"), *arguments])
+    return launch_config(flags, passed)
+
+
+def answers(port: int) -> bool:
+    """Whether a gateway lives there, before long."""
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/live", timeout=5) as page:
+                return bool(page.status == 200)
+        except OSError:
+            time.sleep(0.05)
+    return False
+
+
+def until_logged(log: Path) -> str:
+    while not (text := log.read_text()):
+        time.sleep(0.05)
+    return text
+
+
+def until_well(process: GatewayProcess) -> None:
+    """Return when the gateway sends beats and nothing else is wrong with it."""
+    deadline = time.monotonic() + PATIENCE_S
+    while process.fault() or not process.is_beating:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> Iterator[tuple[GatewayProcess, int]]:
+    (port,), log = free_ports(1), LaunchLog(tmp_path / "log")
+    process = GatewayProcess(config(tmp_path), port, log)
+    yield process, port
+    process.stop()
+    log.close()
+
+
+@pytest.mark.slow
+def test_it_listens_is_started_again_when_it_ends_and_drains(
+    begun: tuple[GatewayProcess, int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    process, port = begun
+    assert answers(port)
+    assert "listening at" in until_logged(tmp_path / "log")
+    until_well(process)
+    process.drain(iter(lambda: time.sleep(0.01), True))
+    assert process.fault() == "the gateway has ended"
+    process.keep_alive()
+    monkeypatch.setattr(front_ends, "RESTART_S", 0.0)
+    process.keep_alive()
+    assert process.fault() == "the gateway is being started again"
+    assert answers(port)
+    until_well(process)
+
+
+@pytest.mark.slow
+def test_arguments_that_the_gateway_refuses_end_the_launch(tmp_path: Path) -> None:
+    (port,), log = free_ports(1), LaunchLog(tmp_path / "log")
+    process = GatewayProcess(config(tmp_path, "--gateway-arg=--cors-origin=null"), port, log)
+
+    def keep_alive_until_well() -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
+            process.keep_alive()
+            time.sleep(0.05)
+
+    try:
+        with pytest.raises(LaunchError, match=r"gateway: --cors-origin: expected an origin .*, got 'null'"):
+            keep_alive_until_well()
+    finally:
+        process.stop()
+        log.close()
+
+
+@pytest.mark.parametrize(
+    ("address", "server"),
+    [
+        ("0.0.0.0", "localhost:8001"),
+        ("::", "localhost:8001"),
+        ("10.1.2.3", "10.1.2.3:8001"),
+        ("fd00::1", "[fd00::1]:8001"),
+    ],
+)
+def test_it_asks_the_server_where_that_listens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str, server: str
+) -> None:
+    monkeypatch.setattr(GatewayProcess, "_start", lambda _: None)
+    line = GatewayProcess(config(tmp_path, "--address", address), 8003, NO_LOG).command_line()
+    assert line[line.index("--server") + 1] == server
+    assert line[line.index("--address") + 1] == address
+
+
+def test_it_is_given_arguments_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GatewayProcess, "_start", lambda _: None)
+    words = ("--gateway-arg=--strict", "--gateway-arg=--model-alias", "--gateway-arg=my/voice=tiny")
+    line = GatewayProcess(config(tmp_path, *words), 8003, NO_LOG).command_line()
+    known = read_config(arguments().parse_args(line[line.index("--server") :]))
+    assert (known.strict, known.model_aliases) == (True, {"my/voice": "tiny"})
+    flags, passed = parser().parse_known_args(["--gateway-arg=--strict"])
+    with pytest.raises(LaunchError, match="--gateway-arg: expected --gateway"):
+        launch_config(flags, passed)
+
+
+def test_it_keeps_voices_in_the_state_folder_unless_another_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(GatewayProcess, "_start", lambda _: None)
+    monkeypatch.setattr(front_ends, "state_folder", lambda: tmp_path / "state")
+
+    def folder(*words: str) -> Path | None:
+        line = GatewayProcess(config(tmp_path, *words), 8003, NO_LOG).command_line()
+        return read_config(arguments().parse_args(line[line.index("--server") :])).voices
+
+    assert folder() == tmp_path / "state" / "voices"
+    assert (tmp_path / "state" / "voices").stat().st_mode & 0o777 == 0o700
+    assert folder(f"--gateway-arg=--voices={tmp_path / 'mine'}") == tmp_path / "mine"
+    monkeypatch.setattr(front_ends, "state_folder", lambda: Path("/dev/null/state"))
+    assert folder() is None
+    assert "the gateway keeps no voices: cannot make /dev/null/state/voices" in capsys.readouterr().err
+    monkeypatch.setenv(front_ends.VOICES, str(tmp_path / "other"))
+    assert folder() == tmp_path / "other"
+
+
+def test_it_drains_for_as_long_as_the_launcher_gives_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GatewayProcess, "_start", lambda _: None)
+    line = GatewayProcess(config(tmp_path, "--drain-seconds", "75"), 8003, NO_LOG).command_line()
+    assert read_config(arguments().parse_args(line[line.index("--server") :])).limits.drain_s == 75
+
+
+def test_it_passes_the_origins_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GatewayProcess, "_start", lambda _: None)
+    origins = ("--gateway-arg=--cors-origin=https://a.example", "--gateway-arg=--cors-origin=*")
+    line = GatewayProcess(config(tmp_path, *origins), 8003, NO_LOG).command_line()
+    assert read_config(arguments().parse_args(line[line.index("--server") :])).cors_origins == (
+        "https://a.example",
+        "*",
+    )
+
+
+def test_what_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(front_ends, "NEEDED", ("no_such_module",))
+    with pytest.raises(LaunchError, match="'no_such_module'; the extra 'gateway'"):
+        GatewayProcess(config(tmp_path), 8003, NO_LOG)

@@ -1,0 +1,146 @@
+"""A server is found or what is missing is said; its backend folder is private and complete."""
+
+import concurrent.futures
+import os
+import platform
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from stretto.launcher import installation
+from stretto.launcher.installation import (
+    STUB,
+    LaunchError,
+    find_installation,
+    known_flags,
+    place_backend,
+    python_library,
+)
+
+VERSION = ".".join(platform.python_version_tuple()[:2])
+
+
+@pytest.fixture
+def wheel(tmp_path: Path) -> Path:
+    """A folder `pytriton/tritonserver` like the wheel's, without the bit that makes its files executable."""
+    site = tmp_path / "site-packages"
+    server = site / "pytriton" / "tritonserver"
+    for name in (
+        "bin/tritonserver",
+        "backends/python/libtriton_python.so",
+        "backends/python/triton_python_backend_utils.py",
+        f"python_backend_stubs/{VERSION}/{STUB}",
+    ):
+        (server / name).parent.mkdir(parents=True, exist_ok=True)
+        (server / name).write_text(name)
+    (site / "nvidia_pytriton.libs").mkdir()
+    return server
+
+
+def test_the_backend_folder_holds_the_stub_of_this_python(wheel: Path, tmp_path: Path) -> None:
+    backend = place_backend(wheel, tmp_path / "cache") / "python"
+    assert (backend / STUB).read_text() == f"python_backend_stubs/{VERSION}/{STUB}"
+    assert os.access(backend / STUB, os.X_OK)
+    assert {path.name for path in backend.iterdir()} == {
+        STUB,
+        "libtriton_python.so",
+        "triton_python_backend_utils.py",
+    }
+    # where the libraries, by the run path that the wheel gave them, look for the others
+    assert (backend / "../../../../nvidia_pytriton.libs").resolve() == wheel.parents[1] / "nvidia_pytriton.libs"
+
+
+def test_the_wheel_itself_is_not_written_to(wheel: Path, tmp_path: Path) -> None:
+    place_backend(wheel, tmp_path / "cache")
+    assert not (wheel / "backends" / "python" / STUB).exists()
+    assert not os.access(wheel / "python_backend_stubs" / VERSION / STUB, os.X_OK)
+
+
+def test_launchers_that_start_together_share_one_folder(wheel: Path, tmp_path: Path) -> None:
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        folders = set(pool.map(lambda _: place_backend(wheel, tmp_path / "cache"), range(8)))
+    assert len(folders) == 1
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_another_wheel_gets_another_folder(wheel: Path, tmp_path: Path) -> None:
+    first = place_backend(wheel, tmp_path / "cache")
+    (wheel / "python_backend_stubs" / VERSION / STUB).write_text("a newer stub")
+    assert place_backend(wheel, tmp_path / "cache") != first
+
+
+def test_a_python_without_a_stub_is_named(wheel: Path, tmp_path: Path) -> None:
+    stubs = wheel / "python_backend_stubs"
+    (stubs / VERSION).rename(stubs / "2.7")
+    with pytest.raises(LaunchError, match=f"no stub for Python {VERSION}; it has 2.7"):
+        place_backend(wheel, tmp_path / "cache")
+
+
+HELP = r"Usage: tritonserver [options]\n  --help\n\tPrint usage\n\n  --backend-config <string>\n\tSee --model-store\n"
+NEW_HELP = HELP + r"\nShared memory:\n  --allow-client-shm <boolean>\n\tDefault is false.\n"
+
+
+@pytest.fixture
+def container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a container has its server."""
+    monkeypatch.setattr(installation, "CONTAINER_SERVER", tmp_path / "tritonserver")
+    return tmp_path / "tritonserver"
+
+
+def write_server(executable: Path, text: str) -> None:
+    """A server that tells its help as tritonserver does: on standard error, with exit code 1."""
+    executable.write_text(f"#!/bin/sh\nprintf '{text}' >&2\nexit 1\n")
+    executable.chmod(0o755)
+
+
+def test_a_container_needs_nothing_placed(container: Path, tmp_path: Path) -> None:
+    write_server(container, HELP)
+    found = find_installation(tmp_path / "cache")
+    assert (found.executable, found.arguments, found.library_path) == (container, (), ())
+    assert known_flags(found) == {"--help", "--backend-config"}
+
+
+def test_a_server_that_keeps_clients_memory_closed_is_told_to_open_it(container: Path, tmp_path: Path) -> None:
+    """26.05 and later; an older one would not start with the flag."""
+    write_server(container, NEW_HELP)
+    assert find_installation(tmp_path / "cache").arguments == ("--allow-client-shm=true",)
+
+
+@pytest.mark.parametrize("text", ["error while loading shared libraries: libb64.so.0d", ""])
+def test_a_server_that_cannot_run_says_why(container: Path, tmp_path: Path, text: str) -> None:
+    write_server(container, text)
+    with pytest.raises(LaunchError, match=r"tritonserver --help: (error while loading|it wrote nothing)"):
+        find_installation(tmp_path / "cache")
+
+
+def test_without_any_server_the_way_out_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(installation, "CONTAINER_SERVER", tmp_path / "none")
+    monkeypatch.setattr(installation.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(LaunchError, match=r"nvidia-pytriton .* install the extra .embedded. .*scripts/setup\.sh"):
+        find_installation(tmp_path)
+
+
+def test_the_wheels_server_is_made_executable(wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(installation, "python_library", lambda: tmp_path)
+    found = installation.wheel_installation(wheel, tmp_path / "cache")
+    assert os.access(found.executable, os.X_OK)
+    assert found.library_path == (wheel.parents[1] / "nvidia_pytriton.libs", tmp_path)
+
+
+def test_the_library_of_this_python_is_found() -> None:
+    assert (python_library() / sysconfig.get_config_var("INSTSONAME")).exists()
+
+
+def test_a_library_of_the_same_version_can_be_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STRETTO_LIBPYTHON", str(tmp_path))
+    (tmp_path / "libpython9.9.so.1.0").touch()
+    assert python_library() != tmp_path
+    (tmp_path / f"libpython{VERSION}.so.1.0").touch()
+    assert python_library() == tmp_path
+
+
+def test_a_python_without_a_library_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(installation.sysconfig, "get_config_var", {"INSTSONAME": "libpython9.a"}.get)
+    with pytest.raises(LaunchError, match=f"install libpython{VERSION}, or use a Python built with --enable-shared"):
+        python_library()

@@ -1,0 +1,159 @@
+"""What the dead leave behind is removed, what the living hold is not."""
+
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from stretto.launcher.faults import LAUNCH_ID, begin_launch, sweep
+from stretto.launcher.processes import read_process
+from tests.patience import PATIENCE_S
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A folder whose name leaves room for that of a Unix socket, which has 107 bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def orphan(launch_id: str) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)"],
+        env=os.environ | {LAUNCH_ID: launch_id},
+        stdout=subprocess.PIPE,
+    )
+    process.stdout.read(1)
+    return process
+
+
+def launch_and_wait(directory: Path, ids: "multiprocessing.Queue[str]") -> None:
+    launch = begin_launch(directory)
+    (directory / f"{launch.region_prefix}region").touch()
+    ids.put(launch.id)
+    signal.pause()
+
+
+def test_a_launch_that_died_is_swept_and_a_living_one_is_not(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    ids = context.Queue()
+    launcher = context.Process(target=launch_and_wait, args=(tmp_path, ids))
+    launcher.start()
+    launch_id = ids.get(timeout=PATIENCE_S)
+    left = orphan(launch_id)
+    assert sweep(tmp_path) == []
+    assert left.poll() is None
+    os.kill(launcher.pid, signal.SIGKILL)
+    launcher.join()
+    assert sweep(tmp_path) == [launch_id]
+    assert left.wait(60) == -signal.SIGKILL
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_cleaning_ends_our_processes_and_files_and_nobody_elses(short_path: Path) -> None:
+    launch, other = begin_launch(short_path), begin_launch(short_path)
+    ours, theirs = orphan(launch.id), orphan(other.id)
+    for each in (launch, other):
+        (short_path / f"{each.region_prefix}region").touch()
+    launch.drain_file.touch()
+    (launch.folder / "key-8001").touch()
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(launch.http_socket))
+    launch.clean()
+    assert ours.wait(60) == -signal.SIGKILL
+    assert theirs.poll() is None
+    kept = sorted(path.name for path in launch.folder.iterdir())
+    assert kept == ["departures", "draining", "key-8001"], "what this launcher alone can make stays, the sockets go"
+    assert launch.folder.stat().st_mode & 0o777 == 0o700
+    assert {path.name for path in short_path.iterdir()} - {launch.folder.name, other.folder.name} == {
+        f"stretto_launch_{launch.id}.lock",
+        f"stretto_launch_{other.id}.lock",
+        f"{other.region_prefix}region",
+    }
+    launch.close()
+    other.close()
+    assert theirs.wait(60) == -signal.SIGKILL
+    assert list(short_path.iterdir()) == []
+
+
+def test_a_process_that_has_ended_and_is_not_reaped_is_gone() -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    deadline = time.monotonic() + PATIENCE_S
+    while read_process(process.pid) is not None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.wait()
+
+
+def test_what_others_name_like_a_launchs_own_ends_neither_its_cleaning_nor_a_start(short_path: Path) -> None:
+    launch = begin_launch(short_path)
+    (short_path / f"{launch.region_prefix}region").touch()
+    for name in (f"{launch.region_prefix}forged", "stretto_launch_1_00000000.lock", "stretto_flow_1_forged"):
+        (short_path / name).mkdir()
+    assert sweep(short_path) == []
+    launch.close()
+    left = {"stretto_launch_1_00000000.lock", "stretto_flow_1_forged", f"{launch.region_prefix}forged"}
+    assert {path.name for path in short_path.iterdir()} == left
+
+
+def test_a_name_that_is_no_launchs_makes_nobody_remove_the_files_of_others(short_path: Path) -> None:
+    launch = begin_launch(short_path)
+    region = short_path / f"{launch.region_prefix}region"
+    region.touch()
+    (short_path / "stretto_launch_*.lock").touch()
+    assert sweep(short_path) == []
+    assert region.exists()
+    launch.close()
+
+
+def test_nobody_else_can_make_the_file_that_has_requests_refused(short_path: Path) -> None:
+    launch = begin_launch(short_path)
+    assert launch.drain_file.parent == launch.folder
+    assert launch.folder.stat().st_mode & 0o777 == 0o700
+    launch.close()
+
+
+def test_what_the_server_has_made_for_all_to_read_is_hidden_and_nothing_that_a_link_leads_to(short_path: Path) -> None:
+    launch = begin_launch(short_path)
+    region, own = short_path / f"{launch.region_prefix}region", short_path / "own"
+    for path in (region, own):
+        path.touch()
+        path.chmod(0o644)
+    (short_path / f"{launch.region_prefix}link").symlink_to(own)
+    launch.hide_regions()
+    assert [path.stat().st_mode & 0o777 for path in (region, own)] == [0o600, 0o644]
+    launch.close()
+
+
+NOBODY = 65_534
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_another_user_reads_what_is_hidden_no_more_and_its_own_file_of_such_a_name_is_left_alone(
+    short_path: Path,
+) -> None:
+    launch = begin_launch(short_path)
+    region, theirs = (short_path / f"{launch.region_prefix}{name}" for name in ("region", "theirs"))
+    for path in (short_path, region, theirs):
+        if path is not short_path:
+            path.write_bytes(b"speech")
+        path.chmod(0o755)
+    os.chown(theirs, NOBODY, NOBODY)
+
+    def read_by_another(path: Path) -> bytes:
+        return subprocess.run(["cat", path], user=NOBODY, group=NOBODY, extra_groups=(), capture_output=True).stdout
+
+    assert read_by_another(region) == b"speech"
+    launch.hide_regions()
+    assert read_by_another(region) == b""
+    assert theirs.stat().st_mode & 0o777 == 0o755
+    assert launch.folder.stat().st_mode & 0o777 == 0o700
+    launch.close()

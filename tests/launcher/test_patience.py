@@ -1,0 +1,52 @@
+"""Starts that fail are tried again ever more slowly, and at once when all was well in between."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from stretto.launcher import faults
+from stretto.launcher.faults import MAX_DELAY_S, BackOff, slowness
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    clock = [1000.0]
+    monkeypatch.setattr(faults, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    return clock
+
+
+def test_delays_grow_to_a_limit_and_no_further(now: list[float]) -> None:
+    back_off = BackOff()
+    delays = [back_off.next_delay_s() for _ in range(1000)]
+    assert delays[:5] == [0.0, 0.5, 1.0, 2.0, 4.0]
+    assert set(delays[8:]) == {MAX_DELAY_S}
+
+
+def test_after_a_while_of_health_the_next_start_comes_at_once(now: list[float]) -> None:
+    back_off = BackOff()
+    for _ in range(5):
+        back_off.next_delay_s()
+    back_off.note_ready()
+    now[0] += faults.HEALTHY_S - 1
+    assert back_off.next_delay_s() == 8.0
+    back_off.note_ready()
+    now[0] += faults.HEALTHY_S
+    assert back_off.next_delay_s() == 0.0
+
+
+def test_what_has_had_its_delay_waits_for_no_second_one(now: list[float]) -> None:
+    back_off = BackOff()
+    delays = [back_off.next_delay_s() for _ in range(4)]
+    back_off.note_waited()
+    assert [*delays, back_off.next_delay_s(), back_off.next_delay_s()] == [0.0, 0.5, 1.0, 2.0, 0.0, 4.0]
+    back_off.note_waited()
+    back_off.note_ready()
+    assert back_off.next_delay_s() == 8.0
+
+
+def test_a_busy_machine_is_given_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faults.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(faults.os, "getloadavg", lambda: (20.0, 0.0, 0.0))
+    assert slowness() == 10.0
+    monkeypatch.setattr(faults.os, "getloadavg", lambda: (0.1, 0.0, 0.0))
+    assert slowness() == 1.0

@@ -1,0 +1,62 @@
+"""Triton starts its stubs by a line of bash: what that cannot say goes by another name."""
+
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+
+from benchmarks.temporary_server import serving
+from stretto.launcher.installation import IMPORT_ROOT, plain_path
+
+CONFIG = """
+name: "speech"
+backend: "python"
+max_batch_size: 0
+input [ { name: "x" data_type: TYPE_FP32 dims: [1] } ]
+output [ { name: "y" data_type: TYPE_FP32 dims: [1] } ]
+"""
+MODEL = """
+import subprocess, sys
+import stretto.errors
+
+subprocess.run([sys.executable, "-P", "-c", "import stretto.errors"], check=True)
+
+class TritonPythonModel:
+    pass
+"""
+
+
+@pytest.mark.parametrize("name", ["a b", "ü", "it's", "$HOME", "a;b", "a\nb"])
+def test_what_bash_would_not_read_as_one_word_goes_by_a_link(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "inside").touch()
+    plain = plain_path(folder, tmp_path, "models")
+    assert plain == tmp_path / "models"
+    assert (plain / "inside").exists()
+
+
+def test_a_plain_path_stays_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "model_repository-2.51+cpu"
+    assert plain_path(path, tmp_path, "models") == path
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.server
+def test_a_server_starts_in_a_folder_that_bash_and_ascii_cannot_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "ein Ordner für Töne"
+    version = folder / "models" / "speech" / "1"
+    version.mkdir(parents=True)
+    (version / "model.py").write_text(MODEL)
+    (version.parent / "config.pbtxt").write_text(CONFIG)
+    venv.create(folder / "python", symlinks=True)  # whose packages are those of this one, but for ours
+    (packages,) = folder.glob("python/lib/python3.*/site-packages")
+    (packages / "others.pth").write_text(f"import sys; sys.path.append({sysconfig.get_path('purelib')!r})")
+    (folder / "ours").symlink_to(IMPORT_ROOT, target_is_directory=True)
+    monkeypatch.setenv("PYTHONPATH", str(folder / "ours"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    with serving(folder / "models", folder / "python" / "bin" / "python"):
+        pass

@@ -1,0 +1,41 @@
+"""A port in use is named; one that is given up in time is not."""
+
+import socket
+import threading
+
+import pytest
+
+from stretto.launcher.installation import LaunchError, page_address, wait_for_ports
+
+
+def listener() -> tuple[socket.socket, int]:
+    taken = socket.socket()
+    taken.bind(("127.0.0.1", 0))
+    taken.listen()
+    return taken, taken.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("address", "page"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8003/"),
+        ("0.0.0.0", "http://localhost:8003/"),
+        ("::", "http://localhost:8003/"),
+        ("fd00::1", "http://[fd00::1]:8003/"),
+    ],
+)
+def test_a_page_has_an_address_that_a_browser_takes(address: str, page: str) -> None:
+    assert page_address(address, 8003) == page
+
+
+def test_a_port_in_use_is_named() -> None:
+    taken, port = listener()
+    with pytest.raises(LaunchError, match=f"port {port} is in use: choose another with --grpc-port"):
+        wait_for_ports({"grpc": port}, timeout_s=0.1)
+    taken.close()
+
+
+def test_a_port_that_is_given_up_is_waited_for() -> None:
+    taken, port = listener()
+    threading.Timer(0.2, taken.close).start()
+    wait_for_ports({"http": port}, timeout_s=5)

@@ -1,0 +1,104 @@
+"""Loading models goes before other work, where that is permitted, and for as long as they load."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from stretto.launcher import processes
+from stretto.launcher.processes import Hurry, threads_of
+
+PROGRAM = "import threading; threading.Thread(target=input).start(); print('begun', flush=True)"
+
+
+class Nice:
+    """The priorities that processes have, without the right to change those of real ones."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.of = dict[int, int]()
+        self.may = True
+        monkeypatch.setattr("os.getpriority", lambda _, pid: self.of.get(pid, 0))
+        monkeypatch.setattr("os.setpriority", self.set)
+
+    def set(self, _: int, pid: int, value: int) -> None:
+        if not self.may:
+            raise PermissionError
+        self.of[pid] = value
+
+
+@pytest.fixture
+def nice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Nice:
+    monkeypatch.setattr(processes, "LOOK_S", 0.0)
+    monkeypatch.setattr(Hurry, "_session_file", tmp_path / "autogroup")
+    (tmp_path / "autogroup").write_text("/autogroup-7 nice 0\n")
+    return Nice(monkeypatch)
+
+
+@pytest.fixture
+def hurry(nice: Nice) -> Hurry:
+    return Hurry(os.getpid())
+
+
+@pytest.fixture
+def stub(hurry: Hurry, tmp_path: Path) -> Iterator[int]:
+    """A process that is named as a stub and has two threads; it is started after the hurry has begun."""
+    (tmp_path / "triton_python_backend_stub").symlink_to(sys.executable)
+    command = [tmp_path / "triton_python_backend_stub", "-c", PROGRAM]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield process.pid
+        process.kill()
+
+
+def test_a_new_stub_is_raised_once_and_lowered_with_its_threads(
+    hurry: Hurry, stub: int, nice: Nice, tmp_path: Path
+) -> None:
+    hurry.look()
+    hurry.look()
+    assert nice.of == {stub: -10}
+    assert (tmp_path / "autogroup").read_text() == "-10"
+    threads = threads_of({stub})
+    assert len(threads) == 2
+    early = max(threads)
+    nice.of = dict.fromkeys(threads - {early}, -10)  # as threads inherit it that are begun after the raise
+    hurry.end()
+    assert nice.of == dict.fromkeys(threads - {early}, 0)
+    assert (tmp_path / "autogroup").read_text() == "0"
+
+
+def test_a_server_that_is_started_again_is_raised_itself_and_its_stubs_inherit_that(stub: int, nice: Nice) -> None:
+    hurry = Hurry(os.getpid(), is_whole=True)
+    hurry.look()
+    hurry.look()
+    assert nice.of == {os.getpid(): -10}
+    nice.of = dict.fromkeys({os.getpid()} | threads_of({stub}), -10)
+    hurry.end()
+    assert nice.of[stub] == nice.of[os.getpid()] == 0
+
+
+def test_what_the_kernel_would_cut_off_is_not_given_back_too_much(nice: Nice) -> None:
+    nice.of = {0: -15, os.getpid(): -15}
+    hurry = Hurry(os.getpid(), is_whole=True)
+    hurry.look()
+    assert nice.of[os.getpid()] == -20
+    hurry.end()
+    assert nice.of[os.getpid()] == -15
+
+
+def test_a_stub_that_serves_already_is_left_alone(stub: int, nice: Nice) -> None:
+    hurry = Hurry(os.getpid())
+    hurry.look()
+    hurry.end()
+    assert nice.of == {}
+
+
+def test_without_the_right_nothing_changes(hurry: Hurry, stub: int, nice: Nice, tmp_path: Path) -> None:
+    nice.may = False
+    hurry.look()
+    hurry.end()
+    assert nice.of == {}
+    assert (tmp_path / "autogroup").read_text() == "/autogroup-7 nice 0\n"

@@ -1,0 +1,150 @@
+"""/proc read: families of processes, and the moment when one ends."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from stretto.launcher.processes import (
+    Process,
+    Watch,
+    descendants,
+    end_all,
+    environment_of,
+    lost_children,
+    read_process,
+    waits_for_a_child,
+)
+from tests.patience import PATIENCE_S
+
+SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
+PARENT = [sys.executable, "-c", f"import subprocess; subprocess.run({SLEEP!r})"]
+
+
+def test_grandchildren_are_found() -> None:
+    parent = subprocess.Popen(PARENT)
+    deadline = time.monotonic() + PATIENCE_S
+    while len(descendants(parent.pid)) < 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    (grandchild,) = descendants(parent.pid)
+    assert parent.pid in {process.pid for process in descendants(os.getpid())}
+    assert grandchild.pid in {process.pid for process in descendants(os.getpid())}
+    end_all(lambda process: process.pid in (parent.pid, grandchild.pid))
+    assert descendants(parent.pid) == []
+    parent.wait()
+
+
+TRACKED = """
+import multiprocessing, time
+lock = multiprocessing.get_context("spawn").Lock()
+print(lock._semlock.name, flush=True)
+time.sleep(60)
+"""
+
+
+def test_trackers_are_left_to_clean_up() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", TRACKED], stdout=subprocess.PIPE, start_new_session=True, text=True
+    )
+    name = process.stdout.readline().strip()
+    semaphore = Path("/dev/shm", "sem." + name.lstrip("/"))
+    assert semaphore.exists()
+    end_all(lambda each: each.group == process.pid)
+    process.wait()
+    assert not semaphore.exists()
+
+
+def test_a_watch_notices_the_first_end() -> None:
+    """It would otherwise wait for a day."""
+    first, second = subprocess.Popen(SLEEP), subprocess.Popen(SLEEP)
+    watch = Watch([read_process(first.pid), read_process(second.pid)])
+    assert watch.wait(0.01) == []
+    second.kill()
+    assert [process.pid for process in watch.wait(86_400)] == [second.pid]
+    watch.close()
+    first.kill()
+    first.wait()
+    second.wait()
+
+
+def test_a_watch_on_a_process_that_is_gone_says_so() -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    gone = Process(process.pid, 1, 1, "gone", "")
+    assert Watch([gone]).wait(10) == [gone]
+
+
+def test_the_environment_of_a_process_can_be_read() -> None:
+    process = subprocess.Popen(SLEEP, env={"COLOUR": "green"})
+    deadline = time.monotonic() + PATIENCE_S
+    while environment_of(process.pid, "COLOUR") is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert environment_of(process.pid, "COLOUR") == "green"
+    assert environment_of(process.pid, "COLO") is None
+    process.kill()
+    process.wait()
+    assert environment_of(process.pid, "COLOUR") is None
+
+
+def test_who_waits_for_a_child_is_told_from_who_sleeps() -> None:
+    parent = subprocess.Popen(PARENT)
+    try:
+        deadline = time.monotonic() + PATIENCE_S
+        while not waits_for_a_child(parent.pid):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        (child,) = descendants(parent.pid)
+        assert not waits_for_a_child(child.pid)
+    finally:
+        end_all(lambda process: process.pid == parent.pid or process.parent == parent.pid)
+        parent.wait()
+    assert not waits_for_a_child(parent.pid)
+
+
+def test_who_has_not_noticed_the_end_of_a_child_is_found() -> None:
+    child = subprocess.Popen(SLEEP)
+    assert not lost_children(os.getpid())
+    child.kill()
+    deadline = time.monotonic() + PATIENCE_S
+    while not lost_children(os.getpid()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    child.wait()
+    assert not lost_children(os.getpid())
+
+
+def test_stubs_and_engines_are_workers() -> None:
+    assert Process(1, 0, 1, "triton_python_b", "/x/triton_python_backend_stub model.py").is_worker
+    assert Process(1, 0, 1, "VLLM::EngineCor", "VLLM::EngineCore").is_worker
+    assert not Process(1, 0, 1, "python3", "python3 -c from multiprocessing.resource_tracker").is_worker
+
+
+def stub(pid: int, parent: int, model: str) -> Process:
+    return Process(pid, parent, 1, "triton_python_b", f"/b/triton_python_backend_stub /m/{model}/1/model.py region ")
+
+
+def test_a_process_is_of_the_model_whose_stub_has_made_it() -> None:
+    running = [subprocess.Popen(SLEEP) for _ in range(4)]
+    server, language, engine, decoder = (each.pid for each in running)
+    watch = Watch(
+        [
+            Process(server, os.getpid(), 1, "tritonserver", "tritonserver"),
+            stub(language, server, "language_model"),
+            Process(engine, language, 1, "VLLM::EngineCor", "VLLM::EngineCore"),
+            stub(decoder, server, "an acoustic decoder"),
+        ]
+    )
+    found = {process.pid: process for process in watch._watched.values()}
+    assert watch.models_of([found[engine]]) == {"language_model"}
+    assert watch.models_of([found[engine], found[decoder]]) == {"language_model", "an acoustic decoder"}
+    assert watch.models_of([found[server]]) is None
+    assert watch.models_of([found[decoder], found[server]]) is None
+    watch.end_models({"language_model"})
+    assert [each.poll() is None for each in running] == [True, False, False, True]
+    watch.close()
+    for each in running:
+        each.kill()
+        each.wait()

@@ -1,0 +1,100 @@
+"""A front-end process that hangs is told from one that is slow."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from stretto.launcher import faults
+from stretto.launcher import faults as pulse_module
+from stretto.launcher.faults import MAX_MISSED, MAX_MISSED_AT_START, Pulse
+from stretto.launcher.processes import is_stopped
+from stretto.proxy.config import BEATS
+
+PROGRAM = f"import os, sys\nfor line in sys.stdin: os.write(int(os.environ['{BEATS}']), b'.')"
+
+
+class Child:
+    """A process that beats once for each line that it reads."""
+
+    def __init__(self) -> None:
+        self.pulse = Pulse("gateway")
+        self.start()
+
+    def start(self) -> None:
+        environment = os.environ | self.pulse.prepare()
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM], env=environment, pass_fds=[self.pulse.writing], stdin=subprocess.PIPE
+        )
+        self.pulse.begin(self.process.pid)
+
+    def beat(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(b"\n")
+        self.process.stdin.flush()
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture
+def child(monkeypatch: pytest.MonkeyPatch) -> Iterator[Child]:
+    monkeypatch.setattr(pulse_module, "POLL_S", 3600.0)
+    monkeypatch.setattr(pulse_module, "slowness", lambda: 1.0)
+    monkeypatch.setattr(faults, "PROOF_S", 0.0)
+    made = Child()
+    yield made
+    made.end()
+    made.pulse.close()
+
+
+def until_beaten(child: Child) -> None:
+    child.beat()
+    while child.pulse.fault() or not child.pulse.has_beaten:
+        time.sleep(0.001)
+
+
+def test_a_process_without_beats_for_many_polls_hangs(child: Child, monkeypatch: pytest.MonkeyPatch) -> None:
+    until_beaten(child)
+    monkeypatch.setattr(pulse_module, "POLL_S", 0.0)
+    assert [child.pulse.is_hung() for _ in range(MAX_MISSED)] == [False] * (MAX_MISSED - 1) + [True]
+    assert child.pulse.fault() == f"the gateway (pid {child.process.pid}) does not answer"
+
+
+def test_a_busy_machine_gets_as_much_longer_as_it_is_busy(child: Child, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pulse_module, "slowness", lambda: 10.0)
+    until_beaten(child)
+    monkeypatch.setattr(pulse_module, "POLL_S", 0.0)
+    assert not any(child.pulse.is_hung() for _ in range(MAX_MISSED + 1))
+
+
+def test_a_start_may_take_longer_than_a_beat(child: Child, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pulse_module, "POLL_S", 0.0)
+    assert not any(child.pulse.is_hung() for _ in range(MAX_MISSED_AT_START - 1))
+    assert child.pulse.is_hung()
+
+
+def test_a_stopped_process_is_a_fault_at_once_and_hangs_if_it_stays_so(
+    child: Child, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(faults, "PROOF_S", 3600.0)
+    os.kill(child.process.pid, signal.SIGSTOP)
+    while not is_stopped(child.process.pid):
+        time.sleep(0.001)
+    assert child.pulse.fault() == f"the gateway (pid {child.process.pid}) is stopped"
+    assert not child.pulse.is_hung()
+    monkeypatch.setattr(faults, "PROOF_S", 0.0)
+    assert child.pulse.is_hung()
+
+
+def test_a_process_that_is_started_again_is_a_fault_until_it_beats(child: Child) -> None:
+    assert child.pulse.fault() == ""
+    child.end()
+    child.start()
+    assert child.pulse.fault() == "the gateway is being started again"
+    until_beaten(child)

@@ -1,0 +1,94 @@
+"""Whatever the launcher is doing, a signal ends it, its processes and what it has in shared memory."""
+
+import os
+import signal
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from http import HTTPStatus
+from pathlib import Path
+
+import pytest
+
+from tests.launcher.test_command import Launched, busy_table, hang, launch, proxies
+from tests.patience import PATIENCE_S
+
+__all__ = ["launch"]  # a fixture
+pytestmark = pytest.mark.slow
+
+TERM, INT, HUP = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
+Launch = Callable[..., Launched]
+
+
+def has_left_nothing(server: Launched, *numbers: signal.Signals) -> bool:
+    """Send signals, and wait for the launcher's end."""
+    running = proxies(server.process.pid)
+    for number in numbers:
+        server.process.send_signal(number)
+    assert server.process.wait(PATIENCE_S) == 0, server.said
+    server.until(lambda: not any(Path("/proc", str(pid)).exists() for pid in running))
+    return server.leftovers() == [] and server.processes() == [] and server.state is None
+
+
+@pytest.mark.parametrize("number", [TERM, INT, HUP])
+def test_before_the_server_is_started(launch: Launch, monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
+    monkeypatch.setenv("EARLY", str(int(number)))
+    server = launch()
+    assert has_left_nothing(server)
+    assert not (server.folder / "starts").exists()
+
+
+@pytest.mark.parametrize("numbers", [(TERM, TERM), (INT,), (HUP,)])
+def test_while_the_server_starts(launch: Launch, tmp_path: Path, numbers: tuple[signal.Signals, ...]) -> None:
+    hang(tmp_path, 9, "waiting")
+    server = launch(0, "--start-attempts=99")
+    server.until((tmp_path / "stub").exists)
+    assert has_left_nothing(server, *numbers)
+
+
+@pytest.mark.parametrize("numbers", [(TERM, HUP), (INT, TERM)])  # two of a kind, neither of them heard yet, are one
+def test_while_it_serves(launch: Launch, numbers: tuple[signal.Signals, ...]) -> None:
+    server = launch(0, "--drain-seconds=600")
+    server.until(lambda: "ready after" in server.said)
+    table = busy_table(int(server.said.rpartition("pid ")[2]))
+    assert has_left_nothing(server, *numbers)
+    table.remove()
+
+
+@pytest.mark.parametrize("number", [TERM, INT, HUP])
+def test_while_a_model_is_started_again(launch: Launch, tmp_path: Path, number: signal.Signals) -> None:
+    (tmp_path / "reloads").touch()
+    (tmp_path / "slow").touch()
+    server = launch()
+    server.until(lambda: server.state == "ready")
+    os.kill(server.stub, signal.SIGKILL)
+    server.until(lambda: "/load" in (tmp_path / "reloads").read_text())
+    assert has_left_nothing(server, number)
+
+
+def readiness(server: Launched) -> int:
+    """The HTTP status that health checks see."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.ports[0]}/v2/health/ready", timeout=60) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_a_stub_that_dies_again_and_again_is_started_ever_later_and_its_server_is_not_ready_meanwhile(
+    launch: Launch, tmp_path: Path
+) -> None:
+    (tmp_path / "reloads").touch()
+    server = launch(0, "--start-attempts=1")
+    server.until(lambda: server.state == "ready")
+    (tmp_path / "dies").touch()
+    os.kill(server.stub, signal.SIGKILL)
+    server.until(lambda: "a stub ended as soon as its model was loaded; the next start is in 1 s" in server.said)
+    assert readiness(server) == HTTPStatus.SERVICE_UNAVAILABLE
+    assert server.state != "ready"
+    (tmp_path / "dies").unlink()
+    server.until(lambda: server.said.count("ready after") == 2)
+    (tmp_path / "dies").touch()  # soon after: what was ready for a moment is not well
+    os.kill(server.stub, signal.SIGKILL)
+    server.until(lambda: "the next start is in 4 s" in server.said)
+    assert has_left_nothing(server, TERM)

@@ -1,0 +1,82 @@
+"""A proxy in this process, before a server that answers as Triton does."""
+
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import pytest
+
+from stretto.departures import Departures
+from stretto.proxy.__main__ import grpc_listener, grpc_proxy
+from stretto.proxy.config import ProxyConfig
+from stretto.proxy.triton_stream import Gate
+from stretto.proxy.uploads import Uploads
+from tests.client.fake_server import Chunk, FakeServer
+from tests.ports import free_ports
+
+KEY = "the key of this start"
+FOLDERS = tempfile.TemporaryDirectory()  # which goes with this process
+
+
+class Proxied:
+    """A fake Triton and the address of the proxy before it, and where the models look for clients that have left."""
+
+    def __init__(self, triton: FakeServer, address: str, given_up: list[str], departures: Departures) -> None:
+        self.triton, self.address, self.given_up, self.departures = triton, address, given_up, departures
+
+
+@dataclass
+class Word:
+    """What the launcher has said."""
+
+    gate: Gate
+    is_ready: Callable[[], bool]
+
+
+def proxy_config(*allowed: str) -> ProxyConfig:
+    ports = free_ports(3)
+    departures = Path(tempfile.mkdtemp(dir=FOLDERS.name)) / "departures"
+    Departures.create(departures)
+    places = ("/no/grpc", "/no/metrics", str(departures))
+    return ProxyConfig("127.0.0.1", *ports, *places, KEY, allowed, max_request_bytes=1_000_000)
+
+
+def grpc_server(
+    config: ProxyConfig,
+    channel: grpc.aio.Channel,
+    is_ready: Callable[[], bool] = lambda: True,
+    uploads: Uploads | None = None,
+    gate: Gate | None = None,
+) -> grpc.aio.Server:
+    """The proxy's gRPC server before the Triton of this channel, not started."""
+    server, _ = grpc_listener(config)
+    launcher = Word(gate or Gate(), is_ready)
+    server.add_generic_rpc_handlers((grpc_proxy(config, channel, launcher, uploads or Uploads()),))
+    return server
+
+
+async def proxied(*allowed: str) -> AsyncIterator[Proxied]:
+    triton = FakeServer(lambda _: [Chunk(0, text="a cat"), Chunk(1, is_final=True, is_last=True)])
+    triton.more_models = ("somebody_elses",)
+    config = proxy_config(*allowed)
+    async with grpc.aio.insecure_channel(await triton.start()) as channel:
+        given_up = list[str]()
+        server = grpc_server(config, channel, gate=Gate(given_up.append))
+        await server.start()
+        yield Proxied(triton, f"127.0.0.1:{config.grpc_port}", given_up, Departures(Path(config.departures)))
+        await server.stop(0)
+    await triton.stop()
+
+
+@pytest.fixture
+async def proxy() -> AsyncIterator[Proxied]:
+    async for each in proxied():
+        yield each
+
+
+@pytest.fixture
+async def open_proxy() -> AsyncIterator[Proxied]:
+    async for each in proxied("shared-memory", "models"):
+        yield each

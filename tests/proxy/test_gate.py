@@ -1,0 +1,157 @@
+"""What becomes of calls while a model is started again."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import grpc
+import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from stretto.proxy.__main__ import Launcher
+from stretto.proxy.triton_stream import Gate
+from stretto_client import ServerUnavailable, SpeechClient
+from stretto_client.errors import ClientError
+from tests.client.fake_server import Chunk, FakeServer, Pause, Until
+from tests.proxy.conftest import grpc_server, proxy_config
+from tests.proxy.test_grpc_proxy import WAIT_S, request
+
+AGAIN = "a part of the server has ended and is being started again; try again"
+
+
+class Gated:
+    """A fake Triton behind a proxy with a gate; it answers at once, or begins to, or never does."""
+
+    def __init__(self, triton: FakeServer, address: str, gate: Gate) -> None:
+        self.triton, self.address, self.gate = triton, address, gate
+        self.heard: dict[str, int] = {}
+        self.released = asyncio.Event()  # for what begins to answer, to go on
+
+    async def speak(self, text: str) -> ClientError | None:
+        """What ended a stream too early."""
+        self.heard[text] = 0
+        try:
+            async with SpeechClient(self.address) as client, asyncio.timeout(WAIT_S):
+                async for _ in client.speak(text):
+                    self.heard[text] += 1
+        except ClientError as error:
+            return error
+        return None
+
+    async def until(self, num_requests: int, **heard: int) -> None:
+        async with asyncio.timeout(WAIT_S):
+            while len(self.triton.requests) < num_requests or heard.items() - self.heard.items():
+                await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+async def gated() -> AsyncIterator[Gated]:
+    triton = FakeServer(lambda asked: scripts.get(asked["text"], [Chunk(0, is_final=True, is_last=True)]))
+    config, gate = proxy_config("models"), Gate()
+    async with grpc.aio.insecure_channel(await triton.start()) as channel:
+        server = grpc_server(config, channel, gate=gate)
+        await server.start()
+        made = Gated(triton, f"127.0.0.1:{config.grpc_port}", gate)
+        begun = [Chunk(0), Until(made.released), Chunk(1, is_final=True, is_last=True)]
+        scripts = {b"silent": [Pause(600)], b"begun": begun}
+        yield made
+        await server.stop(0)
+    await triton.stop()
+
+
+async def test_streams_end_with_an_error_that_says_to_try_again(gated: Gated) -> None:
+    streams = [asyncio.create_task(gated.speak(text)) for text in ("silent", "begun")]
+    await gated.until(2, begun=1)
+    gated.gate.shut(spares_answered=False)
+    for error in await asyncio.gather(*streams):
+        assert isinstance(error, ServerUnavailable)
+        assert AGAIN in str(error)
+
+
+async def test_what_is_being_answered_goes_on_where_it_can(gated: Gated) -> None:
+    silent, begun = [asyncio.create_task(gated.speak(text)) for text in ("silent", "begun")]
+    await gated.until(2, begun=1)
+    gated.gate.shut(spares_answered=True)
+    assert isinstance(await silent, ServerUnavailable)
+    gated.released.set()
+    assert await begun is None
+    assert gated.heard["begun"] == 2
+
+
+@pytest.mark.parametrize("is_shut_first", [False, True])
+async def test_what_a_client_has_left_is_cancelled_where_triton_would_never_end_it(
+    gated: Gated, is_shut_first: bool
+) -> None:
+    async with SpeechClient(gated.address) as client, asyncio.timeout(WAIT_S):
+        stream = client.speak("begun")
+        await anext(stream)
+        if is_shut_first:
+            gated.gate.shut(spares_answered=True)
+        await stream.aclose()
+        assert not gated.triton.num_cancelled
+        gated.gate.shut(spares_answered=False)
+        await gated.triton.cancelled.wait()
+
+
+async def test_who_leaves_what_is_spared_has_nothing_cancelled(gated: Gated) -> None:
+    async with SpeechClient(gated.address) as client, asyncio.timeout(WAIT_S):
+        stream = client.speak("begun")
+        await anext(stream)
+        gated.gate.shut(spares_answered=True)
+        await stream.aclose()
+    gated.released.set()
+    async with asyncio.timeout(WAIT_S):
+        while not gated.triton.num_ended:
+            await asyncio.sleep(0.01)
+    assert not gated.triton.num_cancelled
+
+
+async def test_what_was_left_is_cancelled_as_well_where_it_was_alone_on_its_call(gated: Gated) -> None:
+    gated.triton.may_infer = asyncio.Event()
+    async with grpc.aio.insecure_channel(gated.address) as channel, asyncio.timeout(WAIT_S):
+        asking = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request("preprocessor"))
+        while not gated.triton.parameters:
+            await asyncio.sleep(0.01)
+        asking.cancel()
+        await asyncio.sleep(0.1)
+        assert not gated.triton.num_cancelled
+        gated.gate.shut(spares_answered=True)
+        while not gated.triton.num_cancelled:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_stream_of_many_requests_is_not_spared(gated: Gated) -> None:
+    async with grpc.aio.insecure_channel(gated.address) as channel, asyncio.timeout(WAIT_S):
+        stream = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer()
+        for text in ("\5\0\0\0hello", "\5\0\0\0begun"):
+            await stream.write(request(raw=text.encode()))
+            await stream.read()
+        await gated.until(2)
+        gated.gate.shut(spares_answered=True)
+        with pytest.raises(grpc.aio.AioRpcError, match=AGAIN):
+            await stream.read()
+
+
+async def test_requests_are_refused_until_the_gate_is_open_again(gated: Gated) -> None:
+    gated.gate.shut(spares_answered=True)
+    assert isinstance(await gated.speak("hello"), ServerUnavailable)
+    async with grpc.aio.insecure_channel(gated.address) as channel, asyncio.timeout(WAIT_S):
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError, match=AGAIN) as refused:
+            await stub.ModelInfer(request("preprocessor"))
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert (await stub.ServerReady(service_pb2.ServerReadyRequest())).ready, "no inference: it passes"
+    assert gated.triton.requests == []
+    gated.gate.open()
+    assert await gated.speak("hello") is None
+
+
+def test_the_launcher_shuts_and_opens_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = [b"ready\n", b"ending all\n", b"unready\n", b"ending unanswered\nready\n"]
+    monkeypatch.setattr("os.read", lambda descriptor, size: said.pop(0))
+    launcher, found, spared = Launcher(), [], []
+    monkeypatch.setattr(launcher.gate, "shut", lambda spares_answered: spared.append(spares_answered))
+    while said:
+        launcher.hear()
+        found.append(launcher.is_ready())
+    assert found == [True, False, False, True]
+    assert spared == [False, True]

@@ -1,0 +1,382 @@
+"""What passes through to Triton, and what does not."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import grpc
+import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from stretto.departures import STREAM
+from stretto.proxy import grpc_proxy
+from stretto.proxy.__main__ import Launcher, grpc_listener
+from stretto.proxy.access import KEY_HEADER
+from stretto.proxy.grpc_proxy import CROWDED
+from stretto.proxy.infer_request import HOST
+from stretto.triton_io import callers
+from stretto_client import RequestRefused, ServerUnavailable, SpeechClient
+from tests.client.fake_server import Abort, Chunk, ErrorText, FakeServer, Until
+from tests.proxy.conftest import KEY, Proxied, grpc_server, proxied, proxy_config
+
+TEXT = b"\x02\0\0\0hi"
+WAIT_S = 60
+
+
+def request(model: str = "speech", shape: Iterable[int] = (1,), raw: bytes = TEXT) -> service_pb2.ModelInferRequest:
+    made = service_pb2.ModelInferRequest(model_name=model, id=f"{list(shape)}")
+    made.inputs.add(name="text", datatype="BYTES", shape=shape)
+    made.raw_input_contents.append(raw)
+    return made
+
+
+async def answers(address: str, *requests: Any, metadata: Any = None) -> list[service_pb2.ModelStreamInferResponse]:
+    async with grpc.aio.insecure_channel(address) as channel, asyncio.timeout(WAIT_S):
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        return [answer async for answer in stub.ModelStreamInfer(iter(requests), metadata=metadata)]
+
+
+async def call(address: str, method: str, message: Any, metadata: Any = None) -> Any:
+    async with grpc.aio.insecure_channel(address) as channel, asyncio.timeout(WAIT_S):
+        return await getattr(service_pb2_grpc.GRPCInferenceServiceStub(channel), method)(message, metadata=metadata)
+
+
+async def test_a_stream_passes_through_both_ways(proxy: Proxied) -> None:
+    async with SpeechClient(proxy.address) as client:
+        assert await client.ready()
+        events = [event async for event in client.speak("hello")]
+    assert [event.text for event in events] == ["a cat", ""]
+    assert events[-1].is_final
+    assert proxy.triton.requests[0]["text"] == b"hello"
+
+
+async def test_the_header_that_crashes_triton_does_not_reach_it(proxy: Proxied) -> None:
+    await answers(proxy.address, request(), metadata=[("triton_grpc_error", "true"), ("traceparent", "00-1")])
+    (metadata,) = proxy.triton.metadata
+    assert "triton_grpc_error" not in metadata
+    assert metadata["traceparent"] == "00-1"
+
+
+async def test_a_request_says_whose_it_is_and_no_client_does(proxy: Proxied) -> None:
+    forged = request()
+    forged.parameters[HOST].string_param = "203.0.113.9"
+    forged.parameters["mine"].string_param = "as it was"
+    forged.parameters[STREAM].string_param = "7"
+    await answers(proxy.address, request(), forged)
+    number = proxy.triton.parameters[0][STREAM]
+    assert int(number) > 7
+    whose = {HOST: "127.0.0.1", STREAM: number}
+    assert proxy.triton.parameters == [whose, whose | {"mine": "as it was"}]
+    assert HOST == callers.HOST
+    assert proxy.triton.requests[1]["text"] == b"hi"
+    proxy.triton.parameters.clear()
+    await call(proxy.address, "ModelInfer", forged, None)
+    assert proxy.triton.parameters == [{HOST: "127.0.0.1", STREAM: "0", "mine": "as it was"}]
+
+
+async def test_an_unsound_request_is_answered_and_its_stream_goes_on(proxy: Proxied) -> None:
+    came = await answers(proxy.address, request(shape=[-1]), request(shape=[2**62, 4]), request())
+    refused = [answer for answer in came if answer.error_message]
+    assert [answer.infer_response.id for answer in refused] == ["[-1]", "[4611686018427387904, 4]"]
+    wanted = "invalid request: inputs.text: expected a shape of fewer than 2^31 elements, got [-1]"
+    assert refused[0].error_message == wanted
+    assert len(came) - len(refused) == 2
+    assert len(proxy.triton.requests) == 1
+
+
+async def test_what_triton_says_of_a_stub_that_has_ended_is_told_as_the_launcher_tells_it(proxy: Proxied) -> None:
+    ended = "in ensemble 'speech', Stub process 'acoustic_decoder_0_0' is not healthy."
+    proxy.triton.script = lambda _: [Chunk(0, text=ended), ErrorText(ended)]
+    async with SpeechClient(proxy.address) as client:
+        stream = client.speak("hello")
+        assert (await anext(stream)).text == ended
+        with pytest.raises(ServerUnavailable, match=r"^a part of the server has ended .*; try again$"):
+            await anext(stream)
+    assert proxy.given_up == ["acoustic_decoder"]
+
+
+@pytest.mark.parametrize("said", ["{}", "[request id: 7] {}", "in ensemble 'speech', {}"])
+@pytest.mark.parametrize("stub", ["Stub process 'preprocessor_0_0' is not healthy.", "' is not healthy."])
+async def test_only_triton_s_own_words_give_a_model_up(proxy: Proxied, stub: str, said: str) -> None:
+    proxy.triton.script = lambda _: [ErrorText(said.format(stub))]
+    await answers(proxy.address, request())
+    assert proxy.given_up == (["preprocessor"] if stub.startswith("Stub") else [])
+    theirs = f"invalid request: task: expected tts, got {said.format(stub)}"
+    proxy.triton.script = lambda _: [ErrorText(theirs)]
+    await answers(proxy.address, request())
+    assert len(proxy.given_up) == stub.startswith("Stub")
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "told"),
+    [
+        (grpc.StatusCode.INTERNAL, "Internal error from Core", grpc.StatusCode.UNAVAILABLE),
+        (grpc.StatusCode.UNAVAILABLE, "Socket closed", grpc.StatusCode.UNAVAILABLE),
+        (grpc.StatusCode.INTERNAL, "any other", grpc.StatusCode.INTERNAL),
+    ],
+)
+async def test_a_call_that_ends_as_triton_is_started_again_is_unavailable(
+    proxy: Proxied, code: grpc.StatusCode, said: str, told: grpc.StatusCode
+) -> None:
+    proxy.triton.script = lambda _: [Abort(code, said)]
+    with pytest.raises(grpc.aio.AioRpcError) as ended:
+        await answers(proxy.address, request())
+    assert ended.value.code() is told
+    assert ended.value.details() == (
+        said if told is not grpc.StatusCode.UNAVAILABLE else "unavailable: the server is starting"
+    )
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(WAIT_S):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("is_silent", [False, True], ids=["amid an answer", "before it goes on"])
+async def test_of_a_client_that_leaves_the_models_are_told_and_nothing_is_cancelled(
+    proxy: Proxied, is_silent: bool
+) -> None:
+    goes_on, large = asyncio.Event(), [Chunk(index, num_samples=100_000) for index in range(30)]
+    proxy.triton.script = lambda _: [Chunk(0), *[Until(goes_on)][: int(is_silent)], *large, Chunk(31, is_last=True)]
+    async with grpc.aio.insecure_channel(proxy.address) as channel, asyncio.timeout(WAIT_S):
+        stream = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer()
+        await stream.write(request())
+        await stream.read()
+        number = int(proxy.triton.parameters[0][STREAM])
+        assert not proxy.departures.has(number)
+        stream.cancel()
+    await until(lambda: proxy.departures.has(number))
+    goes_on.set()
+    await until(lambda: proxy.triton.num_ended == 1)
+    assert proxy.triton.num_cancelled == 0
+    assert await answers(proxy.address, request())
+    assert not proxy.departures.has(int(proxy.triton.parameters[-1][STREAM]))
+
+
+async def test_others_models_are_told_by_triton_that_a_client_has_left(proxy: Proxied) -> None:
+    proxy.triton.script = lambda _: [Chunk(0), Until(asyncio.Event())]
+    async with grpc.aio.insecure_channel(proxy.address) as channel, asyncio.timeout(WAIT_S):
+        stream = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer()
+        await stream.write(request("somebody_elses"))
+        await stream.read()
+        stream.cancel()
+        await proxy.triton.cancelled.wait()
+
+
+@pytest.mark.parametrize(("first", "second"), [("speech", "somebody_elses"), ("somebody_elses", "speech")])
+async def test_a_stream_is_for_one_model(proxy: Proxied, first: str, second: str) -> None:
+    came = await answers(proxy.address, request(first), request(second), request(first))
+    assert [each["model"] for each in proxy.triton.requests] == [first, first]
+    (refused,) = [answer.error_message for answer in came if answer.error_message]
+    expected, got = f"'{first}', version 1", f"'{second}', version 1"
+    assert refused == f"invalid request: model_name: expected {expected}, as before on this stream, got {got}"
+
+
+@pytest.mark.parametrize(
+    ("model", "version", "told"),
+    [
+        ("none", "", "model_name: expected a model that the server has, got 'none', version ''"),
+        ("somebody_elses", "7", "model_name: expected a model that the server has, got 'somebody_elses', version '7'"),
+        ("", "", "model_name: expected a model that the server has, got '', version ''"),
+        ("speech", "2", "model_version: expected '1' or none, got '2'"),
+        ("speech", "x", "model_version: expected '1' or none, got 'x'"),
+        ("speech\0", "", "model_name: expected text without NUL, got 'speech\\x00'"),
+        ("preprocessor\0x", "", "model_name: expected text without NUL, got 'preprocessor\\x00x'"),
+    ],
+)
+async def test_a_model_that_is_not_there_is_never_asked_for(
+    proxy: Proxied, model: str, version: str, told: str
+) -> None:
+    asked = request(model)
+    asked.model_version = version
+    came = await answers(proxy.address, request(), asked, request())
+    assert [answer.error_message for answer in came if answer.error_message] == [f"invalid request: {told}"]
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await call(proxy.address, "ModelInfer", asked)
+    assert refused.value.details() == f"invalid request: {told}"
+    assert [each["model"] for each in proxy.triton.requests] == ["speech", "speech"]
+
+
+@pytest.fixture
+async def narrow_proxy(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Proxied]:
+    """It has room for two calls, of which one host alone may have one."""
+    monkeypatch.setattr(grpc_proxy, "MAX_CALLS", 2)
+    async for each in proxied():
+        yield each
+
+
+async def test_a_place_is_kept_until_what_was_left_is_answered(narrow_proxy: Proxied) -> None:
+    triton, goes_on = narrow_proxy.triton, asyncio.Event()
+    triton.script = lambda _: [Chunk(0), Until(goes_on), Chunk(1, is_last=True)]
+    async with grpc.aio.insecure_channel(narrow_proxy.address) as channel, asyncio.timeout(WAIT_S):
+        stream = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer()
+        await stream.write(request())
+        await stream.read()
+        stream.cancel()
+    await until(lambda: narrow_proxy.departures.has(int(triton.parameters[0][STREAM])))
+    assert not await has_place(narrow_proxy)
+    goes_on.set()
+    await until_placed(narrow_proxy)
+    triton.parameters.clear()
+    await leave_after_a_sole_request(narrow_proxy, "speech")
+    assert not await has_place(narrow_proxy)
+    assert triton.may_infer is not None
+    triton.may_infer.set()
+    await until_placed(narrow_proxy)
+
+
+async def has_place(proxy: Proxied) -> bool:
+    try:
+        await call(proxy.address, "ServerLive", service_pb2.ServerLiveRequest())
+    except grpc.aio.AioRpcError as error:
+        return error.details() != CROWDED  # the fake Triton has no such call
+    return True
+
+
+async def until_placed(proxy: Proxied) -> None:
+    async with asyncio.timeout(WAIT_S):
+        while not await has_place(proxy):
+            await asyncio.sleep(0.01)
+
+
+async def test_a_client_that_leaves_after_a_sole_request_cancels_nothing(proxy: Proxied) -> None:
+    await leave_after_a_sole_request(proxy, "speech")
+    assert proxy.triton.may_infer is not None
+    proxy.triton.may_infer.set()
+    await until(lambda: proxy.triton.num_ended == 1)
+    assert proxy.triton.num_cancelled == 0
+
+
+async def test_a_sole_request_for_another_model_is_cancelled_with_its_client(proxy: Proxied) -> None:
+    await leave_after_a_sole_request(proxy, "somebody_elses")
+    await until(lambda: proxy.triton.num_cancelled == 1)
+
+
+async def leave_after_a_sole_request(proxy: Proxied, model: str) -> None:
+    proxy.triton.may_infer = asyncio.Event()
+    async with grpc.aio.insecure_channel(proxy.address) as channel:
+        asking = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request(model))
+        await until(lambda: bool(proxy.triton.parameters))
+        asking.cancel()
+
+
+@pytest.mark.parametrize("model", ["preprocessor", "language_model", "acoustic_decoder"])
+async def test_the_steps_of_the_ensemble_are_for_holders_of_the_key(proxy: Proxied, model: str) -> None:
+    (refused,) = await answers(proxy.address, request(model))
+    closed = "invalid request: model_name: the models API is closed: start the server with --allow models"
+    assert refused.error_message.startswith(closed)
+    assert len(await answers(proxy.address, request(model), metadata=[(KEY_HEADER, KEY)])) == 2
+    assert [each["model"] for each in proxy.triton.requests] == [model]
+
+
+@pytest.mark.parametrize("method", ["SystemSharedMemoryRegister", "RepositoryModelLoad", "TraceSetting", "LogSettings"])
+async def test_a_closed_call_needs_the_key(proxy: Proxied, method: str) -> None:
+    kind = "TraceSettingRequest" if method == "TraceSetting" else f"{method}Request"
+    message = getattr(service_pb2, kind)()
+    for metadata in (None, [(KEY_HEADER, KEY[:-1])], [(KEY_HEADER, "")], [("authorization", KEY)]):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call(proxy.address, method, message, metadata)
+        assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+        assert "API is closed: start the server with --allow " in refused.value.details()
+    with pytest.raises(grpc.aio.AioRpcError) as passed:  # the fake Triton has no such call, or no such memory
+        await call(proxy.address, method, message, [(KEY_HEADER, KEY)])
+    assert passed.value.code() in (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNKNOWN)
+
+
+async def test_an_opened_api_needs_none(open_proxy: Proxied) -> None:
+    assert len(await answers(open_proxy.address, request("preprocessor"))) == 2
+
+
+@pytest.mark.parametrize("name", ["/stretto_flow_7_x", "//stretto_launch_7_x", "triton_python_backend_shm_region_1"])
+async def test_the_servers_own_memory_cannot_be_registered(open_proxy: Proxied, name: str) -> None:
+    message = service_pb2.SystemSharedMemoryRegisterRequest(name="a", key=name, byte_size=8)
+    for metadata in (None, [(KEY_HEADER, KEY)]):
+        with pytest.raises(grpc.aio.AioRpcError, match="key: expected a segment of the client's"):
+            await call(open_proxy.address, "SystemSharedMemoryRegister", message, metadata)
+    assert not open_proxy.triton.regions
+
+
+async def test_a_message_over_the_limit_is_refused_and_nobody_else(proxy: Proxied) -> None:
+    async with SpeechClient(proxy.address) as client:
+        with pytest.raises(RequestRefused, match=r"larger than max \(\d+ vs\. 1000000\)"):
+            [event async for event in client.transcribe(b"x" * 2_000_000)]
+        assert [event async for event in client.speak("hello")][-1].is_final
+    name = service_pb2.ModelReadyRequest(name="x" * 70_000)
+    with pytest.raises(grpc.aio.AioRpcError, match="at most 65536 bytes, got 7000"):
+        await call(proxy.address, "ModelReady", name)
+
+
+@pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate])
+async def test_a_compressed_message_is_refused_before_it_is_inflated(
+    proxy: Proxied, compression: grpc.Compression
+) -> None:
+    async def never() -> AsyncIterator[service_pb2.ModelInferRequest]:  # the headers are enough to be refused
+        await asyncio.Event().wait()
+        yield zeros
+
+    zeros = request(shape=(1,), raw=b"\0\xe8\x03\0" + bytes(256_000))
+    async with grpc.aio.insecure_channel(proxy.address, compression=compression) as channel, asyncio.timeout(WAIT_S):
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stub.ModelInfer(zeros)
+        assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            [answer async for answer in stub.ModelStreamInfer(never())]
+        assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert proxy.triton.requests == []
+    assert len(await answers(proxy.address, request())) == 2
+
+
+async def test_much_metadata_ends_its_own_call_alone(proxy: Proxied) -> None:
+    name = service_pb2.ModelReadyRequest(name="speech")
+    for metadata in ([("a", "x" * 100_000)], [(f"a{number}", "x" * 100) for number in range(1000)]):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call(proxy.address, "ModelReady", name, metadata)
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert len(await answers(proxy.address, request())) == 2
+
+
+async def test_without_triton_the_server_is_starting() -> None:
+    config = proxy_config()
+    async with grpc.aio.insecure_channel("unix:/no/such/socket") as nobody:
+        server = grpc_server(config, nobody)
+        await server.start()
+        async with SpeechClient(f"127.0.0.1:{config.grpc_port}") as client, asyncio.timeout(WAIT_S):
+            assert not await client.ready()
+            with pytest.raises(ServerUnavailable, match=r"^unavailable: the server is starting$"):
+                [event async for event in client.speak("hello")]
+        await server.stop(0)
+
+
+async def test_what_the_launcher_knows_to_be_wrong_is_not_ready_and_still_answers() -> None:
+    triton = FakeServer(lambda _: [Chunk(0, is_final=True, is_last=True)])
+    config, is_ready = proxy_config(), False
+    async with grpc.aio.insecure_channel(await triton.start()) as channel:
+        server = grpc_server(config, channel, lambda: is_ready)
+        await server.start()
+        async with SpeechClient(f"127.0.0.1:{config.grpc_port}") as client, asyncio.timeout(WAIT_S):
+            assert not await client.ready()
+            assert [event async for event in client.speak("hello")][-1].is_final
+            is_ready = True
+            assert await client.ready()
+        await server.stop(0)
+    await triton.stop()
+
+
+def test_the_launcher_is_heard_also_where_a_line_comes_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = [b"unready\nrea", b"dy", b"\n", b"unready\n", b""]
+    monkeypatch.setattr("os.read", lambda descriptor, size: said.pop(0))
+    launcher, heard = Launcher(), []
+    while said:
+        launcher.hear()
+        heard.append(launcher.is_ready())
+    assert heard == [False, False, True, False, False]
+    assert launcher.stopped.is_set()
+
+
+async def test_a_taken_port_is_not_shared(proxy: Proxied) -> None:
+    taken = int(proxy.address.rpartition(":")[2])
+    with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{taken}"):
+        grpc_listener(replace(proxy_config(), grpc_port=taken))

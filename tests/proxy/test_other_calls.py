@@ -1,0 +1,42 @@
+"""Messages of calls that are no inference."""
+
+import pytest
+from tritonclient.grpc import service_pb2
+
+from stretto.proxy.access import APIS, HEALTH_CHECK, MODEL_INFER, MODEL_STREAM_INFER, SERVICE
+from stretto.proxy.grpc_proxy import MAX_SMALL_BYTES, check_other_call
+from stretto.proxy.infer_request import BadRequest
+
+REGISTER = f"{SERVICE}SystemSharedMemoryRegister"
+
+
+@pytest.mark.parametrize("method", sorted(APIS.keys() - {MODEL_INFER, MODEL_STREAM_INFER}))
+def test_bytes_that_are_no_message_are_the_callers_mistake(method: str) -> None:
+    check_other_call(method, b"", False)
+    for request in (b"\x0a\x05abc", b"\xff"):
+        with pytest.raises(BadRequest, match=rf"^request: expected the message of {method.rpartition('/')[2]}, got "):
+            check_other_call(method, request, True)
+
+
+def test_names_are_text() -> None:
+    check_other_call(HEALTH_CHECK, b"\x0a\x06speech", False)
+    for method in (HEALTH_CHECK, f"{SERVICE}ModelReady"):
+        with pytest.raises(BadRequest, match="bytes that are none"):
+            check_other_call(method, b"\x0a\x02\xff\xfe", False)
+
+
+def test_who_has_no_key_sends_names_and_no_more() -> None:
+    long = service_pb2.ModelReadyRequest(name="a" * MAX_SMALL_BYTES).SerializeToString()
+    for method in APIS.keys() - {MODEL_INFER, MODEL_STREAM_INFER}:
+        with pytest.raises(BadRequest, match=rf"^request: expected at most {MAX_SMALL_BYTES} bytes, got {len(long)}$"):
+            check_other_call(method, long, False)
+    loaded = service_pb2.RepositoryModelLoadRequest(model_name="a" * MAX_SMALL_BYTES)
+    check_other_call(f"{SERVICE}RepositoryModelLoad", loaded.SerializeToString(), True)
+
+
+def test_no_registration_is_of_the_servers_own_memory() -> None:
+    own = service_pb2.SystemSharedMemoryRegisterRequest(name="mine", key="//stretto_flow_1")
+    with pytest.raises(BadRequest, match=r"^key: expected a segment of the client's"):
+        check_other_call(REGISTER, own.SerializeToString(), False)
+    own.key = "/stretto_in_1"
+    check_other_call(REGISTER, own.SerializeToString(), False)

@@ -1,0 +1,53 @@
+"""Which messages wait for which."""
+
+import asyncio
+
+import pytest
+
+from stretto.proxy.infer_request import BadRequest
+from stretto.proxy.uploads import LARGE_BYTES, Pace
+
+LARGE = LARGE_BYTES + 1
+WAIT_S, NEVER = 60, 1e-9  # bytes per second
+
+
+async def test_a_small_message_never_waits_and_one_large_message_neither() -> None:
+    pace = Pace(NEVER)
+    async with asyncio.timeout(WAIT_S):
+        await pace.wait(LARGE)
+        waiting = asyncio.create_task(pace.wait(LARGE))
+        await asyncio.sleep(0)
+        for _ in range(100):
+            await pace.wait(LARGE_BYTES)
+    assert not waiting.done()
+    waiting.cancel()
+
+
+async def test_large_messages_go_on_one_after_the_other_in_their_order() -> None:
+    pace, went = Pace(1e9), []
+
+    async def wait(number: int) -> None:
+        await pace.wait(LARGE)
+        went.append(number)
+
+    async with asyncio.timeout(WAIT_S):
+        await asyncio.gather(*map(wait, range(5)))
+    assert went == [0, 1, 2, 3, 4]
+
+
+async def test_what_would_be_too_much_to_hold_is_refused_until_there_is_room() -> None:
+    pace = Pace(NEVER, max_waiting_bytes=2 * LARGE)
+    async with asyncio.timeout(WAIT_S):
+        await pace.wait(LARGE)
+    waiting = [asyncio.create_task(pace.wait(LARGE)) for _ in range(2)]
+    await asyncio.sleep(0)
+    with pytest.raises(BadRequest, match=f"^{2 * LARGE} bytes of large requests wait, of at most ") as refused:
+        await pace.wait(LARGE)
+    assert refused.value.told.startswith("full: ")
+    waiting[0].cancel()  # its client has left
+    await asyncio.gather(waiting[0], return_exceptions=True)
+    third = asyncio.create_task(pace.wait(LARGE))
+    await asyncio.sleep(0)
+    assert not third.done()
+    for each in (waiting[1], third):
+        each.cancel()

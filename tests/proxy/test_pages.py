@@ -1,0 +1,198 @@
+"""Readiness and metrics over HTTP, whatever is asked there."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+
+import grpc
+import pytest
+
+from stretto.proxy import pages
+from stretto.proxy.pages import MetricsPage, PageServer, Readiness
+from tests.client.fake_server import FakeServer
+from tests.ports import free_ports
+
+Ask = Callable[[bytes], Awaitable[bytes]]
+WAIT_S = 60
+
+
+async def asking(server: PageServer, port: int = 0) -> AsyncIterator[Ask]:
+    listener = await asyncio.start_server(server, "127.0.0.1", port, limit=pages.MAX_HEAD_BYTES)
+    port = listener.sockets[0].getsockname()[1]
+
+    async def ask(request: bytes) -> bytes:
+        async with asyncio.timeout(WAIT_S):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(request)
+            try:
+                return await reader.read()
+            except ConnectionResetError:
+                return b""
+            finally:
+                writer.close()
+
+    yield ask
+    listener.close()
+
+
+@pytest.fixture
+async def triton() -> AsyncIterator[FakeServer]:
+    server = FakeServer(lambda _: [])
+    server.address = await server.start()
+    yield server
+    await server.stop()
+
+
+@pytest.fixture
+async def ask(triton: FakeServer) -> AsyncIterator[Ask]:
+    async with grpc.aio.insecure_channel(triton.address) as channel:
+        async for each in asking(PageServer(Readiness(channel))):
+            yield each
+
+
+def get(path: str) -> bytes:
+    return f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+
+
+async def test_readiness_is_tritons(ask: Ask, triton: FakeServer) -> None:
+    assert (await ask(get("/v2/health/ready"))).startswith(b"HTTP/1.1 200 OK\r\n")
+    assert (await ask(get("/v2/models/speech/ready"))).startswith(b"HTTP/1.1 200 OK\r\n")
+    assert (await ask(get("/v2/models/other/ready"))).startswith(b"HTTP/1.1 503 ")
+    triton.is_ready = False
+    assert (await ask(get("/v2/models/speech/ready"))).startswith(b"HTTP/1.1 503 ")
+    await triton.stop()
+    assert (await ask(get("/v2/health/ready"))).startswith(b"HTTP/1.1 503 ")
+
+
+async def test_what_the_launcher_knows_to_be_wrong_is_not_ready_whatever_triton_says(triton: FakeServer) -> None:
+    async with grpc.aio.insecure_channel(triton.address) as channel:
+        async for ask in asking(PageServer(Readiness(channel, lambda: False))):
+            for path in ("/v2/health/ready", "/v2/models/speech/ready"):
+                assert (await ask(get(path))).startswith(b"HTTP/1.1 503 ")
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        (b"POST /v2/models/preprocessor/infer HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}", b"405"),
+        (b"POST /v2/logging HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n[[[[[\r\n", b"405"),
+        (get("/v2/repository/index"), b"404"),
+        (get("/v2/systemsharedmemory/status"), b"404"),
+        (get("/v2/models/" + "x" * 500 + "/ready"), b"404"),
+        (get("/" + "x" * 100_000), b"400"),
+        (b"GET / HTTP/1.1\r\nX: " + b"y" * 100_000 + b"\r\n\r\n", b"400"),
+        (b"\0" * 100 + b"\r\n\r\n", b"400"),
+        (b"GET /v2/health/ready\r\n\r\n", b"400"),
+        (b"GET  HTTP/1.1\r\n\r\n", b"404"),
+    ],
+)
+async def test_everything_else_is_refused_and_harms_nobody(ask: Ask, request_bytes: bytes, status: bytes) -> None:
+    answer = await ask(request_bytes)
+    assert answer.split(b" ")[1:2] in ([status], [])  # a client that still sends may see a reset instead
+    if len(request_bytes) < pages.MAX_HEAD_BYTES:
+        assert b'{"error": "' in answer
+    assert (await ask(get("/v2/health/ready"))).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_a_client_that_never_ends_its_request_is_let_go(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "REQUEST_S", 0.1)
+    assert await ask(b"GET /v2/health/ready HT") == b""
+
+
+async def test_idle_connections_make_room_the_oldest_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "MAX_CONNECTIONS", 3)
+    monkeypatch.setattr(pages, "REQUEST_S", 10 * WAIT_S)
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    async def page(path: str) -> pages.Page:
+        if path == "/slow":
+            asked.set()
+            await answer.wait()
+        return pages.Page(pages.HTTPStatus.OK)
+
+    (port,) = free_ports(1)
+    async for ask in asking(PageServer(page), port):
+        slow = asyncio.create_task(ask(get("/slow")))
+        await asyncio.wait_for(asked.wait(), WAIT_S)
+        idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(50)]
+        assert (await ask(get("/"))).startswith(b"HTTP/1.1 200 ")
+        async with asyncio.timeout(WAIT_S):
+            for reader, _ in idle[:-2]:
+                with suppress(ConnectionResetError):
+                    assert await reader.read() == b""
+        assert not idle[-1][0].at_eof()
+        answer.set()
+        assert (await slow).startswith(b"HTTP/1.1 200 ")
+        for _, writer in idle:
+            writer.close()
+
+
+async def test_the_host_that_has_the_most_connections_makes_room_also_where_it_awaits_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pages, "MAX_CONNECTIONS", 4)
+    monkeypatch.setattr(pages, "REQUEST_S", 10 * WAIT_S)
+    num_asked, num_ended = 0, 0
+
+    async def page(path: str) -> pages.Page:
+        nonlocal num_asked, num_ended
+        if path == "/slow":
+            num_asked += 1
+            try:
+                await asyncio.Event().wait()
+            finally:
+                num_ended += 1
+        return pages.Page(pages.HTTPStatus.OK)
+
+    (port,) = free_ports(1)
+    async for ask in asking(PageServer(page), port):
+        silent = await asyncio.open_connection("127.0.0.1", port)
+        theirs = []
+        async with asyncio.timeout(WAIT_S):
+            for number in range(1, 4):
+                theirs.append(await asyncio.open_connection("127.0.0.1", port, local_addr=("127.0.0.2", 0)))
+                theirs[-1][1].write(get("/slow"))
+                while num_asked < number:
+                    await asyncio.sleep(0.001)
+            assert (await ask(get("/"))).startswith(b"HTTP/1.1 200 ")
+            while num_ended < 1:
+                await asyncio.sleep(0.001)
+            assert await theirs[0][0].read() == b""
+        assert not silent[0].at_eof()
+        for _, writer in [silent, *theirs]:
+            writer.close()
+
+
+async def test_where_every_connection_awaits_its_answer_a_further_one_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pages, "MAX_CONNECTIONS", 1)
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    async def page(path: str) -> pages.Page:
+        asked.set()
+        await answer.wait()
+        return pages.Page(pages.HTTPStatus.OK)
+
+    async for ask in asking(PageServer(page)):
+        first = asyncio.create_task(ask(get("/")))
+        await asyncio.wait_for(asked.wait(), WAIT_S)
+        assert await ask(get("/")) == b""
+        answer.set()
+        assert (await first).startswith(b"HTTP/1.1 200 ")
+        assert (await ask(get("/"))).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_the_metrics_are_tritons(tmp_path: Path) -> None:
+    async def metrics(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"GET /metrics HTTP/1.0")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nnv_ 1")
+        writer.close()
+
+    path = tmp_path / "metrics"
+    async for ask in asking(PageServer(MetricsPage(str(path)))):
+        assert (await ask(get("/metrics"))).startswith(b"HTTP/1.1 503 ")
+        async with await asyncio.start_unix_server(metrics, path):
+            assert (await ask(get("/metrics"))).endswith(b"\r\n\r\nnv_ 1")
+            assert (await ask(get("/other"))).startswith(b"HTTP/1.1 404 ")

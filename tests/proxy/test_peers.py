@@ -1,0 +1,117 @@
+"""Who counts as one, and in which order they give way."""
+
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import pytest
+
+from stretto.proxy import __main__ as proxy_main
+from stretto.proxy import grpc_proxy
+from stretto.proxy.access import host_of, host_of_call, in_excess
+from tests.proxy.conftest import Proxied, proxied
+from tests.proxy.test_grpc_proxy import call, service_pb2
+
+DATA, HEADERS, RESET, SETTINGS = 0, 1, 3, 4  # frames of HTTP/2 (RFC 9113, section 6)
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+CANCEL = struct.pack(">I", 8)
+
+
+@pytest.mark.parametrize(
+    ("peer", "host"),
+    [
+        ("ipv4:127.0.0.1:5000", "127.0.0.1"),
+        ("ipv6:%5B::1%5D:5000", "::/64"),
+        ("ipv6:[2001:db8:1:2:3:4:5:6]:5000", "2001:db8:1:2::/64"),
+        ("ipv6:%5B::ffff:10.0.0.7%5D:5000", "10.0.0.7"),
+        ("ipv6:%5Bfe80::1%25eth0%5D:5000", "fe80::/64"),
+        ("unix:/a/socket", "unix:/a/socket"),
+    ],
+)
+def test_a_caller_counts_for_its_host_whatever_its_port(peer: str, host: str) -> None:
+    assert host_of_call(peer) == host
+
+
+def test_what_is_no_address_counts_for_itself() -> None:
+    assert host_of("") == ""
+    assert host_of("a host") == "a host"
+
+
+def test_the_host_that_has_the_most_left_gives_way_first_and_there_the_first_by_rank() -> None:
+    members = [("a", 3), ("a", 1), ("a", 2), ("b", 0), ("c", 5), ("c", 4)]
+    order = [*in_excess(members, lambda each: each[0], lambda each: each[1])]
+    assert order == [("a", 1), ("a", 2), ("c", 4), ("b", 0), ("a", 3), ("c", 5)]
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    return struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + payload
+
+
+def head(**fields: str) -> bytes:
+    """Header fields as literals (RFC 7541, section 6.2.2)."""
+    words = [(name.replace("__", ":").replace("_", "-"), value) for name, value in fields.items()]
+    return b"".join(b"\0" + bytes([len(name)]) + name.encode() + bytes([len(of)]) + of.encode() for name, of in words)
+
+
+BEGIN = head(
+    __method="POST",
+    __scheme="http",
+    __path="/inference.GRPCInferenceService/ServerReady",
+    __authority="localhost",
+    content_type="application/grpc",
+    te="trailers",
+)
+
+
+@contextmanager
+def flood(port: int, source: str, connections: int) -> Iterator[None]:
+    """Calls that are begun and reset without end."""
+    is_over = threading.Event()
+
+    def run() -> None:
+        with socket.create_connection(("127.0.0.1", port), 60, (source, 0)) as client:
+            client.sendall(PREFACE + frame(SETTINGS, 0, 0) + frame(SETTINGS, 1, 0))
+            client.setblocking(False)
+            stream, unsent = 1, b""
+            while not is_over.wait(0.001):
+                while len(unsent) < 1 << 16:
+                    unsent += frame(HEADERS, 4, stream, BEGIN) + frame(RESET, 0, stream, CANCEL)
+                    stream += 2
+                with suppress(BlockingIOError):
+                    client.recv(1 << 16)
+                with suppress(BlockingIOError):
+                    unsent = unsent[client.send(unsent) :]
+
+    threads = [threading.Thread(target=run, daemon=True) for _ in range(connections)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        for thread in threads:
+            thread.join(60)
+
+
+async def test_a_host_that_takes_no_answers_keeps_nobody_else_from_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (grpc_proxy, proxy_main):
+        monkeypatch.setattr(module, "MAX_CALLS", 8)
+    async for proxy in proxied():
+        port = int(proxy.address.rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port), 60, ("127.0.0.2", 0)) as client:
+            no_window = struct.pack(">HI", 4, 0)
+            client.sendall(PREFACE + frame(SETTINGS, 0, 0, no_window) + frame(SETTINGS, 1, 0))
+            for stream in range(1, 41, 2):
+                client.sendall(frame(HEADERS, 4, stream, BEGIN) + frame(DATA, 1, stream, bytes(5)))
+            for _ in range(50):
+                assert (await call(proxy.address, "ServerReady", service_pb2.ServerReadyRequest())).ready
+
+
+@pytest.mark.slow
+async def test_calls_that_one_host_begins_and_resets_without_end_cancel_nobody_elses(proxy: Proxied) -> None:
+    port = int(proxy.address.rpartition(":")[2])
+    with flood(port, "127.0.0.2", connections=4):
+        for _ in range(3):
+            assert (await call(proxy.address, "ServerReady", service_pb2.ServerReadyRequest())).ready

@@ -1,0 +1,144 @@
+"""Which calls are ended where they are too many or hold too much."""
+
+import asyncio
+from contextlib import ExitStack
+
+import grpc
+import pytest
+
+from stretto.proxy import uploads as uploads_module
+from stretto.proxy.uploads import ENDED, KEPT_BYTES, Upload, Uploads
+from tests.client.fake_server import Chunk, FakeServer
+from tests.proxy.conftest import grpc_server, proxy_config
+from tests.proxy.test_grpc_proxy import TEXT, WAIT_S, call, request, service_pb2
+
+METHODS = [f"/inference.GRPCInferenceService/{name}" for name in ("ModelStreamInfer", "ModelInfer", "ServerReady")]
+
+
+def entered(uploads: Uploads, stack: ExitStack, *num_sent: int, host: str = "a") -> list[Upload]:
+    made = [Upload(lambda: None, host, sent, since) for since, sent in enumerate(num_sent)]
+    for upload in made:
+        stack.enter_context(uploads.entry(upload))
+    return made
+
+
+def test_of_too_many_the_oldest_that_has_sent_nothing_whole_is_ended() -> None:
+    with ExitStack() as stack:
+        made = entered(Uploads(max_calls=3), stack, 1, 0, 0, 2, 0, 0)
+    assert [upload.is_ended for upload in made] == [False, True, True, False, True, False]
+
+
+def test_where_all_have_sent_something_the_one_that_was_silent_longest_is_ended() -> None:
+    with ExitStack() as stack:
+        uploads = Uploads(max_calls=2)
+        made = entered(uploads, stack, 1, 1)
+        made[0].came()
+        made.append(Upload(lambda: None, "a", 1))
+        stack.enter_context(uploads.entry(made[2]))
+    assert [upload.is_ended for upload in made] == [False, True, False]
+
+
+def test_who_comes_gives_way_to_nobody_who_has_sent_something_and_stays() -> None:
+    with ExitStack() as stack:
+        made = entered(Uploads(max_calls=2), stack, 1, 1, 0)
+    assert [upload.is_ended for upload in made] == [True, False, False]
+
+
+def test_of_too_many_those_of_the_host_that_has_the_most_are_ended() -> None:
+    uploads = Uploads(max_calls=9)
+    with ExitStack() as stack:
+        first, second = entered(uploads, stack, 1, 0, 0, host="a"), entered(uploads, stack, 1, 0, host="b")
+        entered(uploads, stack, *[1] * 500, host="c")
+        late = entered(uploads, stack, 0, host="b")
+        assert not any(upload.is_ended for upload in first + second + late)
+        entered(uploads, stack, *[0] * 500, host="a")
+        assert not any(upload.is_ended for upload in second + late)
+
+
+def test_memory_is_taken_from_those_that_have_sent_nothing_whole_however_many_others_a_host_has() -> None:
+    held = [50, 101, 101, 101, 101]
+    uploads = Uploads(max_resident_bytes=100, resident=lambda: held.pop(0))
+    with ExitStack() as stack:
+        busy, silent = entered(uploads, stack, *[1] * 8, host="a"), entered(uploads, stack, 0, host="b")
+        uploads.look()
+        assert [upload.is_ended for upload in busy + silent] == [False] * 8 + [True]
+        uploads.look()
+        assert [upload.is_ended for upload in busy] == [True] * 3 + [False] * 5
+
+
+def test_they_are_ended_while_the_process_holds_too_much_and_not_before() -> None:
+    held = [50, 100, 101, 101, 101, 100]
+    uploads = Uploads(max_resident_bytes=100, resident=lambda: held.pop(0))
+    with ExitStack() as stack:
+        made = entered(uploads, stack, *[0] * 8)
+        uploads.look()
+        assert not any(upload.is_ended for upload in made)
+        uploads.look()
+        assert [upload.is_ended for upload in made] == [True] * 3 + [False] * 5
+        uploads.look()  # malloc has given back what was too much
+        assert [upload.is_ended for upload in made] == [True] * 3 + [False] * 5
+    assert not held
+
+
+def test_what_came_and_went_is_given_back_once_nothing_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    gave_back: list[int] = []
+    held = [50]
+    monkeypatch.setattr(uploads_module, "give_back", lambda: gave_back.append(held[-1]))
+    monkeypatch.setattr(uploads_module, "LOOKS", 2)
+    uploads = Uploads(resident=lambda: held[-1])
+    for _ in range(4):
+        held.append(held[-1] + KEPT_BYTES)
+        uploads.look()
+    assert not gave_back  # for more was there each time
+    uploads.look()
+    assert gave_back == held[-1:]  # which are in use still
+    uploads.look()
+    assert gave_back == held[-1:]
+    uploads.look()
+    assert gave_back == [held[-1]] * 2
+    held.append(50 + KEPT_BYTES)
+    for _ in range(4):
+        uploads.look()
+    assert gave_back == [held[-2]] * 2
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_a_call_that_is_ended_says_why_and_others_go_on(method: str) -> None:
+    triton = FakeServer(lambda _: [Chunk(0, is_final=True, is_last=True)])
+    uploads, config = Uploads(resident=lambda: 1 << 40), proxy_config()
+    address = f"127.0.0.1:{config.grpc_port}"
+    async with grpc.aio.insecure_channel(await triton.start()) as channel, asyncio.timeout(WAIT_S):
+        server = grpc_server(config, channel, uploads=uploads)
+        await server.start()
+        async with grpc.aio.insecure_channel(address) as client:
+            unfinished = client.stream_stream(method)()
+            await unfinished.wait_for_connection()
+            while not unfinished.done():
+                uploads.look()
+                await asyncio.sleep(0.01)
+            assert (await unfinished.code(), await unfinished.details()) == (
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                ENDED,
+            )
+        assert (await call(address, "ServerReady", service_pb2.ServerReadyRequest())).ready
+        await server.stop(0)
+    await triton.stop()
+
+
+async def test_a_stream_that_has_sent_all_is_none_of_them() -> None:
+    triton = FakeServer(lambda _: [Chunk(0, is_final=True, is_last=True)])
+    uploads, config = Uploads(resident=lambda: 1 << 40), proxy_config()
+    async with grpc.aio.insecure_channel(await triton.start()) as channel, asyncio.timeout(WAIT_S):
+        server = grpc_server(config, channel, uploads=uploads)
+        await server.start()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{config.grpc_port}") as client:
+            stream = client.stream_stream(METHODS[0])()
+            await stream.write(request(raw=TEXT).SerializeToString())
+            await stream.done_writing()
+            assert await stream.read() is not grpc.aio.EOF
+            uploads.look()
+            while await stream.read() is not grpc.aio.EOF:
+                pass
+            assert await stream.code() is grpc.StatusCode.OK
+        await server.stop(0)
+    await triton.stop()
