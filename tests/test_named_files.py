@@ -10,6 +10,7 @@ import pytest
 ROOT, VLLM = Path(__file__).parents[1], Path(importlib.util.find_spec("vllm").origin).parent
 TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
 NAMED = re.compile(r"`([\w./-]+\.(?:py|sh|md|pbtxt))`|`(deploy/[\w./-]+)`")
+MODULES = re.compile(r'"(stretto\w*(?:\.\w+)+):(\w+)"')  # as in registries, which import a module by its name
 TEXTS = (".md", ".py", ".pbtxt", ".sh", ".yaml")
 FILES = [*TRACKED, *(f"vllm/{path.relative_to(VLLM)}" for path in (VLLM / "v1").rglob("*.py"))]
 OTHERS = {  # of other projects
@@ -51,4 +52,23 @@ def test_every_file_that_is_named_is_there(path: str) -> None:
     missing = [
         name for name in named(path) - OTHERS if not any(f"/{file}".endswith(f"/{name.lstrip('./')}") for file in FILES)
     ]
+    assert not missing
+
+
+def test_every_module_that_a_registry_names_has_that_attribute() -> None:
+    sources = [
+        path for path in TRACKED if path.startswith(("python_backend/", "gateway/", "client/")) and path.endswith(".py")
+    ]
+    names = {
+        match for path in sources if (ROOT / path).is_file() for match in MODULES.findall((ROOT / path).read_text())
+    }
+    missing = []
+    for module, attribute in names:
+        file = ROOT / "python_backend" / module.replace(".", "/")
+        found = [path for path in (file.with_suffix(".py"), file / "__init__.py") if path.is_file()]
+        if not found or not re.search(
+            rf"^(class|def) {attribute}\b|^{attribute}\b", found[0].read_text(), re.MULTILINE
+        ):
+            missing.append(f"{module}:{attribute}")
+    assert len(names) > 5
     assert not missing

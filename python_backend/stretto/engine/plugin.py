@@ -2,13 +2,12 @@
 
 import gc
 
-BACKBONES = "stretto.engine.models"
 ARCHITECTURES = {
-    "StrettoQwen2ForCausalLM": f"{BACKBONES}.qwen2:StrettoQwen2ForCausalLM",
-    "StrettoQwen3ForCausalLM": f"{BACKBONES}.qwen3:StrettoQwen3ForCausalLM",
-    "StrettoQwen3MoeForCausalLM": f"{BACKBONES}.qwen3_moe:StrettoQwen3MoeForCausalLM",
-    "StrettoLlamaForCausalLM": f"{BACKBONES}.llama:StrettoLlamaForCausalLM",
-    "StrettoOlmo2ForCausalLM": f"{BACKBONES}.olmo2:StrettoOlmo2ForCausalLM",
+    "StrettoQwen2ForCausalLM": "stretto.engine.models.backbones:StrettoQwen2ForCausalLM",
+    "StrettoQwen3ForCausalLM": "stretto.engine.models.backbones:StrettoQwen3ForCausalLM",
+    "StrettoQwen3MoeForCausalLM": "stretto.engine.models.backbones:StrettoQwen3MoeForCausalLM",
+    "StrettoLlamaForCausalLM": "stretto.engine.models.backbones:StrettoLlamaForCausalLM",
+    "StrettoOlmo2ForCausalLM": "stretto.engine.models.backbones:StrettoOlmo2ForCausalLM",
     "StrettoHiggsAudioForCausalLM": "stretto.families.higgs_audio.model:StrettoHiggsAudioForCausalLM",
     "StrettoValleForCausalLM": "stretto.families.valle.model:StrettoValleForCausalLM",
 }
