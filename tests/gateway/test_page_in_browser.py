@@ -58,10 +58,20 @@ window.recorderReady = (async () => {
   };
 })();
 """
-# In the place of the microphone: silence, and what `say` is given, base64 of samples.
+# In the place of the microphone: silence, and what `say` is given, base64 of samples. `isCaptured`: the page has some.
 MICROPHONE = """
 let microphone = null;
+let isCaptured = false;
+window.AudioWorkletNode = class extends AudioWorkletNode {
+  constructor(context, name, options) {
+    super(context, name, options);
+    const look = ({ data }) => (isCaptured ||= data.some((sample) => sample !== 0));
+    if (name === "capture") this.port.addEventListener("message", look);
+  }
+};
 navigator.mediaDevices.getUserMedia = async () => {
+  microphone?.context.close();
+  isCaptured = false;
   microphone = new AudioContext({ sampleRate: 24000 }).createMediaStreamDestination();
   return microphone.stream;
 };
@@ -146,6 +156,25 @@ async def test_what_is_sent_is_heard_from_the_first_chunk_on_sample_by_sample(st
     assert await tab.text("#used-seed") == "11"
     assert (await tab.text("#words")).split() == ["a", "cat"]
     assert await tab.text("#length") == f"{len(ALL) / 24_000:.1f} s"
+
+
+# Holds the page up for a while before each sound starts, as a busy machine does.
+HELD_UP = """
+const start = AudioBufferSourceNode.prototype.start;
+AudioBufferSourceNode.prototype.start = function (when) {
+  const end = this.context.currentTime + 0.1;
+  while (this.context.currentTime < end && performance.now() < 60_000);
+  start.call(this, when);
+};
+"""
+
+
+async def test_a_page_that_is_held_up_plays_each_sample_once(start: Start, browser: Browser) -> None:
+    running = await start(CHUNKS)
+    tab = await listened(browser, running.url, HELD_UP)
+    await tab.click("#speak-button")
+    await tab.reads("#speak-status", "Finished")
+    assert await tab.value("pass(0.1).then(() => heard)") == ALL
 
 
 async def test_it_is_played_again_and_handed_out_as_a_file(start: Start, browser: Browser, tmp_path: Path) -> None:
@@ -275,18 +304,14 @@ async def test_a_recording_of_nothing_is_not_sent(start: Start, browser: Browser
 
 
 async def record(tab: Tab, button: str) -> None:
-    """Record some sound with a button; again if the browser had none yet when it ended."""
+    """Record some sound with a button."""
     sound = base64.b64encode(wave(5, 20 * RATE).tobytes()).decode()
-    error = "[...document.querySelectorAll('.error')].some((line) => line.innerText.startsWith('Nothing was'))"
-    while True:
-        await tab.click(button)
-        await tab.reads(button, "Finish")
-        await tab.value(f"say('{sound}')")
-        await tab.value("pass(0.3)")
-        await tab.click(button)
-        await tab.wait(f"document.querySelector('{button}').innerText !== 'Finish'")
-        if not await tab.value(error):
-            return
+    await tab.click(button)
+    await tab.reads(button, "Finish")
+    await tab.value(f"say('{sound}')")
+    await tab.wait("isCaptured")
+    await tab.click(button)
+    await tab.wait(f"document.querySelector('{button}').innerText !== 'Finish'")
 
 
 async def test_errors_are_told_in_words_at_the_field(start: Start, browser: Browser) -> None:

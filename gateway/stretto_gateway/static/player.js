@@ -2,6 +2,7 @@
 
 export const RATE = 24000; // Hz, as the gateway sends pcm
 const LEAD_S = 0.03; // from handing a buffer over to its first sample: less, and the audio thread has passed it already
+const LATE_S = 0.02; // within which the audio thread begins a sound that is scheduled for a time it has passed
 const SCHEDULED_S = 10; // of sound lies ready in the audio graph; the rest waits as 16-bit samples
 const FADE_S = 0.005; // time constant, so that a stop is no click
 const NO_DEVICE_MS = 3000; // in which the clock of an audio device moves, if there is one
@@ -111,7 +112,7 @@ export class Playback {
 
   #schedule() {
     const samples = this.chunks[this.#numScheduled++];
-    if (this.#end < (context.currentTime + LEAD_S / 2) * RATE) this.#beginRun();
+    if (this.#end < (context.currentTime + LEAD_S / 2) * RATE) this.#beginRun(LEAD_S);
     const buffer = new AudioBuffer({ length: samples.length, sampleRate: RATE });
     buffer.copyToChannel(Float32Array.from(samples, (sample) => sample / 32768), 0);
     const source = new AudioBufferSourceNode(context, { buffer });
@@ -121,12 +122,14 @@ export class Playback {
       this.#pump();
     };
     source.start(this.#end / RATE);
+    // The page was held up, and the sound begins only now: what follows it must not be mixed with it.
+    if (this.#end < context.currentTime * RATE) this.#beginRun(LATE_S);
     this.#sources.add(source);
     this.#end += samples.length;
   }
 
-  #beginRun() {
-    const frame = Math.ceil((context.currentTime + LEAD_S) * RATE);
+  #beginRun(afterS) {
+    const frame = Math.ceil((context.currentTime + afterS) * RATE);
     const before = this.chunks.slice(0, this.#numScheduled - 1).reduce((sum, chunk) => sum + chunk.length, 0);
     if (this.#runs.length === 0) {
       const delayS = frame / RATE - context.currentTime + (context.outputLatency || context.baseLatency);
