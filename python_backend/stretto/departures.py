@@ -12,6 +12,7 @@ import secrets
 from pathlib import Path
 
 DEPARTURES_FILE = "STRETTO_DEPARTURES_FILE"  # environment variable of the stubs: path of the file
+HOST = "stretto_host"  # request parameter set by the proxy: host of the client, used for fair-share limits
 STREAM = "stretto_stream"  # request parameter set by the proxy: number of its stream
 NUM_PLACES = 1 << 16  # many more than concurrent streams; streams that share a position overwrite each other
 

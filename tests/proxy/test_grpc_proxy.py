@@ -9,13 +9,11 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from stretto.departures import STREAM
+from stretto.departures import HOST, STREAM
 from stretto.proxy import grpc_proxy
 from stretto.proxy.__main__ import Launcher, grpc_listener
 from stretto.proxy.access import KEY_HEADER
 from stretto.proxy.grpc_proxy import CROWDED
-from stretto.proxy.infer_request import HOST
-from stretto.triton_io import callers
 from stretto_client import RequestRefused, ServerUnavailable, SpeechClient
 from tests.client.fake_server import Abort, Chunk, ErrorText, FakeServer, Until
 from tests.proxy.conftest import KEY, Proxied, grpc_server, proxied, proxy_config
@@ -68,7 +66,6 @@ async def test_a_request_says_whose_it_is_and_no_client_does(proxy: Proxied) -> 
     assert int(number) > 7
     whose = {HOST: "127.0.0.1", STREAM: number}
     assert proxy.triton.parameters == [whose, whose | {"mine": "as it was"}]
-    assert HOST == callers.HOST
     assert proxy.triton.requests[1]["text"] == b"hi"
     proxy.triton.parameters.clear()
     await call(proxy.address, "ModelInfer", forged, None)

@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stretto.departures import DEPARTURES_FILE, STREAM, Departures
+from stretto.departures import DEPARTURES_FILE, HOST, STREAM, Departures
 from stretto.errors import Closing, InvalidRequest, Overloaded
 from stretto.records.prompt import Prompt, TextPart
 from stretto.records.sampling import SamplingConfig, SegmentSampling
-from stretto.triton_io.callers import HOST
 from stretto.triton_io.preparing_service import PreparingService
 from stretto.triton_io.seal import Seal, read_prompt
 from stretto.triton_io.stub import DrainGate, is_passing

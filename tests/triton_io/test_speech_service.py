@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stretto.departures import DEPARTURES_FILE, STREAM, Departures
+from stretto.departures import DEPARTURES_FILE, HOST, STREAM, Departures
 from stretto.errors import InvalidRequest, NoPlace
 from stretto.families.text import SubwordStream
 from stretto.records.chunk import Chunk, LMChunk
@@ -17,7 +17,6 @@ from stretto.records.prompt import Prompt, TextPart
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.chunking import Pacer
 from stretto.streams.layout import Segment
-from stretto.triton_io.callers import HOST
 from stretto.triton_io.chunk_sender import SenderLimits
 from stretto.triton_io.flow import FlowTable, Outcome
 from stretto.triton_io.seal import TAG

@@ -13,7 +13,7 @@ from itertools import islice
 from google.protobuf.message import DecodeError
 from tritonclient.grpc.service_pb2 import ModelInferRequest
 
-from stretto.departures import STREAM
+from stretto.departures import HOST, STREAM
 
 MAX_HEAD_BYTES = 1 << 20
 MAX_FIELDS = 256  # with those of tensors; a request with all inputs of all our models has less than half
@@ -40,7 +40,6 @@ SIZES = {"BOOL": 1, "UINT8": 1, "INT8": 1, "UINT16": 2, "INT16": 2, "FP16": 2, "
 SIZES |= {"UINT32": 4, "INT32": 4, "FP32": 4, "UINT64": 8, "INT64": 8, "FP64": 8}
 STRING, STRING_HEAD = "BYTES", 4
 
-HOST = "stretto_host"  # request parameter: host of the client, used for fair-share limits
 
 INVALID, FULL, UNAVAILABLE = "invalid request", "full", "unavailable"
 

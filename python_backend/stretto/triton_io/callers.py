@@ -6,7 +6,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from stretto.departures import STREAM, Departures
+from stretto.departures import HOST, STREAM, Departures
 from stretto.errors import Cancelled, Closing, InvalidRequest, Overloaded, incident
 from stretto.triton_io.flow import DecoderFailed, DecoderRefused, DecoderStalled
 
@@ -58,9 +58,6 @@ def _code_and_kind(error: BaseException) -> tuple[Any, str]:
         case Cancelled():
             return pb_utils.TritonError.CANCELLED, "cancelled"
     return pb_utils.TritonError.INTERNAL, "failed"
-
-
-HOST = "stretto_host"  # request parameter set by the proxy
 
 
 class Caller:
