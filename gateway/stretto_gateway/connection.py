@@ -22,6 +22,9 @@ MAX_PIPELINED = 8  # requests queued on a connection
 SMALL_BYTES, MAX_SMALL = 1024, 500
 # Each part of a body costs time, however small it is. Beyond FREE_PARTS, parts must have this average size.
 FREE_PARTS, MIN_PART_BYTES = 4096, 16
+# After NUM_TINY reads in succession of less than TINY_BYTES on average, and faster than TINY_PER_S, each read is delayed,
+# so that the kernel merges what a client writes byte by byte; until NUM_TINY reads have SMALL_BYTES on average.
+TINY_BYTES, NUM_TINY, TINY_PER_S, TINY_DELAY_S = 32, 64, 200, 0.05
 UNSENT_BYTES = 16_384  # limit on unsent bytes in the kernel, and here: progress of a reader is not visible beyond them
 TOO_LONG = f"The head of a request has at most {MAX_HEAD_BYTES} bytes."
 
@@ -44,6 +47,31 @@ class Rate:
         if now >= self.ends_at:
             self._count, self.ends_at = 0, now + 1.0
         self._count += num
+
+
+class Reads:
+    """Sizes and rate of a connection's reads.
+
+    Attributes:
+        are_tiny: True if reads were small and fast, and should be delayed.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop):
+        self._loop, self._begun = loop, loop.time()
+        self._num, self._num_bytes, self.are_tiny = 0, 0, False
+
+    def add(self, num_bytes: int) -> None:
+        """Count a read."""
+        self._num += 1
+        self._num_bytes += num_bytes
+        if self._num == NUM_TINY:
+            now = self._loop.time()
+            is_fast = now - self._begun < NUM_TINY / TINY_PER_S
+            if self.are_tiny:
+                self.are_tiny = self._num_bytes < NUM_TINY * SMALL_BYTES
+            else:
+                self.are_tiny = is_fast and self._num_bytes < NUM_TINY * TINY_BYTES
+            self._begun, self._num, self._num_bytes = now, 0, 0
 
 
 class PacedFlow(FlowControl):
@@ -104,7 +132,7 @@ class Connection(HttpToolsProtocol):
         self._num_head_bytes = self._num_headers = 0  # of the request being received
         self._num_parts = self._num_body_bytes = 0  # of its body
         self._refusal = ""  # reason for stopping the parser
-        self._small = Rate(self.loop, MAX_SMALL)
+        self._small, self._reads = Rate(self.loop, MAX_SMALL), Reads(self.loop)
         self._timer: asyncio.TimerHandle | None = None  # runs while idle, or while the client does not read
         self._waits_since = 0.0  # by the loop's clock
         self._answered: RequestResponseCycle | None = None  # the current or last request
@@ -144,11 +172,15 @@ class Connection(HttpToolsProtocol):
             return
         self._num_kept_bytes += len(data)
         self._small.add(len(data) < SMALL_BYTES)
+        self._reads.add(len(data))
         super().data_received(data)
         if self._num_kept_bytes > MAX_HEAD_BYTES and not self._is_ending and not self.transport.is_closing():
             self.send_400_response(TOO_LONG)
-        if self._small.is_over and isinstance(self.flow, PacedFlow) and not self.transport.is_closing():
-            self.flow.hold(self.loop, self._small.ends_at)
+        if isinstance(self.flow, PacedFlow) and not self.transport.is_closing():
+            if self._small.is_over:
+                self.flow.hold(self.loop, self._small.ends_at)
+            elif self._reads.are_tiny:
+                self.flow.hold(self.loop, self.loop.time() + TINY_DELAY_S)
 
     def handle_websocket_upgrade(self) -> None:
         if self.flow.write_paused or not self.is_idle:  # a new WebSocket would not learn that writing is paused

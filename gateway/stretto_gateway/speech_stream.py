@@ -176,6 +176,7 @@ class StreamChannel(Channel):
     """Channel whose errors also have `message` at the top level, which vLLM-Omni's clients expect."""
 
     async def tell(self, error: ApiError, event_id: str | None = None) -> None:
+        self._count_error()
         await self.send("error", message=error.message, **error.record())
 
     async def close(self, end: SessionEnd) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import Frame, Opcode
 
-from stretto_gateway.connection import Rate
+from stretto_gateway.connection import TINY_DELAY_S, Rate, Reads
 
 MAX_FRAMES = 1024  # per message: even empty frames take memory
 PART_BYTES = 1024  # parsed at a time: at most 170 frames
@@ -34,6 +34,7 @@ class Socket(WebSocketsSansIOProtocol):
         self._unparsed = bytearray()  # at most one read of the transport
         self._next: asyncio.Handle | None = None  # the call that parses the next part
         self._control, self._small = Rate(self.loop, MAX_CONTROL), Rate(self.loop, MAX_SMALL)
+        self._reads = Reads(self.loop)
         self._num_frames = self._num_received = 0
         self._is_refused = False  # further data is ignored
 
@@ -51,6 +52,10 @@ class Socket(WebSocketsSansIOProtocol):
         if self._is_refused:
             return
         self._unparsed += data
+        self._reads.add(len(data))
+        if self._next is None and self._reads.are_tiny and self.handshake_complete:
+            self.transport.pause_reading()
+            self._next = self.loop.call_later(TINY_DELAY_S, self._parse)
         if self._next is None:
             self._parse()
 
@@ -66,8 +71,10 @@ class Socket(WebSocketsSansIOProtocol):
 
     async def send(self, message: Any) -> None:
         await super().send(message)
-        # the client's close frame may follow messages that the application does not receive
-        if message["type"] == "websocket.close":
+        if message["type"] == "websocket.close" and message.get("code") == POLICY:
+            self._ignore()
+        elif message["type"] == "websocket.close":
+            # the client's close frame may follow messages that the application does not receive
             self._parse_later()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -129,17 +136,23 @@ class Socket(WebSocketsSansIOProtocol):
                 self.transport.resume_reading()
 
     def _refuse(self, why: str) -> None:
-        """Close the connection because the client exceeded a limit, and ignore all further data."""
-        self._is_refused, self.frames = True, []
-        self._unparsed.clear()
+        """Close the connection because the client exceeded a limit."""
         self.conn.events_received()
         if not self.close_sent:
             self.conn.fail(POLICY, why)
             self.queue.put_nowait({"type": "websocket.disconnect", "code": POLICY, "reason": why})
             self.transport.write(b"".join(self.conn.data_to_send()))
             self.close_sent = True
-        if self.close_timer is None:
-            self.close_timer = self.loop.call_later(LINGER_S, self.transport.close)
+        self._ignore()
+
+    def _ignore(self) -> None:
+        """Drop all further data unread, and close the connection soon."""
+        self._is_refused, self.frames = True, []
+        self._unparsed.clear()
+        self.transport.resume_reading()
+        if self.close_timer is not None:
+            self.close_timer.cancel()
+        self.close_timer = self.loop.call_later(LINGER_S, self.transport.close)
 
 
 def _kind(frame: Frame) -> Literal["control", "message"]:

@@ -4,6 +4,8 @@ import asyncio
 import json
 import socket
 import time
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import uvicorn
@@ -14,7 +16,15 @@ from uvicorn.server import ServerState
 from stretto_client import Timeouts
 from stretto_gateway import connection
 from stretto_gateway.config import Limits
-from stretto_gateway.connection import FREE_PARTS, MAX_HEADERS, MAX_PIPELINED, MAX_SMALL, Connection
+from stretto_gateway.connection import (
+    FREE_PARTS,
+    MAX_HEADERS,
+    MAX_PIPELINED,
+    MAX_SMALL,
+    NUM_TINY,
+    Connection,
+    Reads,
+)
 from tests.client.fake_server import Until
 from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Running, Start
 
@@ -153,7 +163,38 @@ async def test_a_body_of_tiny_chunks_has_an_end(start: Start, part: bytes) -> No
     writer.close()
 
 
-async def test_small_writes_are_read_together(start: Start) -> None:
+async def test_what_is_written_byte_by_byte_is_read_in_larger_parts(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "TINY_PER_S", 0.001)  # also those of a slow machine come fast
+    (reader, writer), made = await made_by(await start())
+    head = HEAD.replace(b"POST", b"GET") + b"a: " + b"a" * NUM_TINY
+    for index in range(NUM_TINY - 2):  # after the read of a first request
+        made.data_received(head[index : index + 1])
+    assert made.transport.is_reading()
+    made.data_received(head[NUM_TINY - 2 : NUM_TINY])
+    assert not made.transport.is_reading()
+    writer.write(head[NUM_TINY:] + b"\r\nconnection: close\r\n\r\n")
+    assert (await read_all(reader)).startswith(b"HTTP/1.1 405 ")
+    writer.close()
+
+
+def test_reads_are_tiny_if_they_are_small_and_fast_until_they_are_large() -> None:
+    now = [0.0]
+    made: Any = Reads(SimpleNamespace(time=lambda: now[0]))
+
+    def read(num_bytes: int, each_s: float) -> bool:
+        for _ in range(NUM_TINY):
+            now[0] += each_s
+            made.add(num_bytes)
+        return made.are_tiny
+
+    assert [read(32, 0.001), read(1, 0.006), read(31, 0.004)] == [False, False, True]
+    assert [read(1000, 0.05), read(1, 0.05), read(1024, 0.05), read(1000, 0.001)] == [True, True, False, False]
+
+
+async def test_small_writes_are_read_together(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "TINY_BYTES", 0)
     (reader, writer), made = await made_by(await start())
     head = HEAD.replace(b"POST", b"GET") + b"a: " + b"a" * MAX_SMALL
     for index in range(len(head)):

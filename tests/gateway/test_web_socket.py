@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 from websockets.frames import Frame, Opcode
 
-from stretto_gateway import web_socket
+from stretto_gateway import connection, web_socket
+from stretto_gateway.connection import NUM_TINY
+from stretto_gateway.realtime import events
+from stretto_gateway.realtime.events import MAX_ERRORS
 from stretto_gateway.web_socket import MAX_CONTROL, MAX_SMALL, PART_BYTES, Socket
 from tests.gateway.conftest import Running, Start
 from tests.gateway.realtime.test_bounds import closed, open_socket
@@ -106,7 +109,8 @@ async def test_other_connections_are_answered_while_one_floods(start: Start, mon
         await (await opened.ping())
 
 
-async def test_small_messages_wait_for_the_next_second(start: Start) -> None:
+async def test_small_messages_wait_for_the_next_second(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "MAX_ERRORS", 1_000_000)
     running = await start()
     now = [0.0]
     async with open_socket(running, STREAM) as opened:
@@ -128,7 +132,43 @@ async def test_small_messages_wait_for_the_next_second(start: Start) -> None:
                 num_answers += 1
 
 
-async def test_messages_that_nobody_has_received_stop_the_parsing(start: Start) -> None:
+@pytest.mark.parametrize("path", [STREAM, "/v1/realtime"])
+async def test_messages_that_are_refused_have_a_rate(start: Start, path: str) -> None:
+    running = await start()
+    async with open_socket(running, path, ping_interval=None) as opened:
+        opened.transport.write(frame(Opcode.TEXT, b"{}") * 10 * MAX_ERRORS)
+        assert await closed(opened) == (1008, f"at most {MAX_ERRORS} messages are refused in a second")
+
+
+async def test_what_comes_byte_by_byte_is_read_in_larger_parts_and_answered(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "TINY_PER_S", 0.001)  # also those of a slow machine come fast
+    monkeypatch.setattr(web_socket, "TINY_DELAY_S", 3600.0)
+    running = await start()
+    async with open_socket(running, STREAM, ping_interval=None) as opened:
+        made, message = socket_of(running), frame(Opcode.TEXT, b" " * 200)
+        for byte in message[: NUM_TINY - 2]:  # after the read of the upgrade
+            made.data_received(bytes([byte]))
+        assert made.transport.is_reading()
+        made.data_received(message[NUM_TINY - 2 : NUM_TINY])
+        assert not made.transport.is_reading()
+        assert made._next is not None
+        made._next.cancel()
+        made._parse()  # as the timer does
+        assert made.transport.is_reading()
+        made.data_received(message[NUM_TINY:])
+        made._parse_later()
+        assert not made.transport.is_reading()
+        made._next.cancel()
+        made._parse()
+        assert "error" in await opened.recv()
+
+
+async def test_messages_that_nobody_has_received_stop_the_parsing(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "MAX_ERRORS", 1_000_000)
     running = await start()
     async with open_socket(running, STREAM) as opened:
         made = socket_of(running)

@@ -15,11 +15,14 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from stretto_gateway.answers import ApiError, refused, shown
 from stretto_gateway.chat import MAX_PARTS, MAX_TURNS
+from stretto_gateway.connection import Rate
 from stretto_gateway.realtime.conversation import new_id
 from stretto_gateway.realtime.settings import ReplyAudio, ReplyOptions, current_shape, merged, validated
 from stretto_gateway.speech_request import Body, Text, json_bytes
+from stretto_gateway.web_socket import POLICY
 
 LOG = logging.getLogger("stretto_gateway")
+MAX_ERRORS = 100  # per second; beyond, the session ends: refusing a message costs more than sending it
 
 
 class SessionEnd(Exception):
@@ -44,6 +47,7 @@ class Channel:
 
     def __init__(self, socket: WebSocket, stall_s: float):
         self._socket, self._stall_s = socket, stall_s
+        self._errors = Rate(asyncio.get_running_loop(), MAX_ERRORS)
 
     async def send(self, kind: str, **fields: Any) -> None:
         """Send an event; raise SessionEnd if the client has disconnected or does not read."""
@@ -65,8 +69,17 @@ class Channel:
             raise SessionEnd from None
 
     async def tell(self, error: ApiError, event_id: str | None = None) -> None:
-        """Send an error; `event_id` is the client's id of the event that caused it."""
+        """Send an error; `event_id` is the client's id of the event that caused it.
+
+        Raise SessionEnd after MAX_ERRORS errors in a second.
+        """
+        self._count_error()
         await self.send("error", error=error.record()["error"] | {"event_id": event_id})
+
+    def _count_error(self) -> None:
+        self._errors.add()
+        if self._errors.is_over:
+            raise SessionEnd(POLICY, f"at most {MAX_ERRORS} messages are refused in a second")
 
     async def close(self, end: SessionEnd) -> None:
         """Send the reason for the end of the session, and close it."""
