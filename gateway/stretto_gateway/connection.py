@@ -22,8 +22,8 @@ MAX_PIPELINED = 8  # requests queued on a connection
 SMALL_BYTES, MAX_SMALL = 1024, 500
 # Each part of a body costs time, however small it is. Beyond FREE_PARTS, parts must have this average size.
 FREE_PARTS, MIN_PART_BYTES = 4096, 16
-# After NUM_TINY reads in succession of less than TINY_BYTES on average, and faster than TINY_PER_S, each read is delayed,
-# so that the kernel merges what a client writes byte by byte; until NUM_TINY reads have SMALL_BYTES on average.
+# After NUM_TINY reads of less than TINY_BYTES on average, and faster than TINY_PER_S, each read is delayed, so that the
+# kernel merges what a client writes byte by byte; until NUM_TINY reads have SMALL_BYTES on average.
 TINY_BYTES, NUM_TINY, TINY_PER_S, TINY_DELAY_S = 32, 64, 200, 0.05
 UNSENT_BYTES = 16_384  # limit on unsent bytes in the kernel, and here: progress of a reader is not visible beyond them
 TOO_LONG = f"The head of a request has at most {MAX_HEAD_BYTES} bytes."
