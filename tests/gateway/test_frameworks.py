@@ -49,6 +49,10 @@ def recording(container: str) -> bytes:
     return file.getvalue()
 
 
+def recording_url() -> str:
+    return "data:audio/wav;base64," + base64.b64encode(recording("wav")).decode()
+
+
 def form(parts: list[dict[str, str]]) -> tuple[bytes, str]:
     """Return a form of these parts, in this order, and its content type."""
     body = bytearray()
@@ -76,7 +80,8 @@ async def replay(running: Running, request: dict[str, Any]) -> tuple[int, str]:
     if "parts" in request:
         content, headers["content-type"] = form(request["parts"])
     elif "json" in request:
-        content = json.dumps(request["json"]).encode()
+        brought = {"ref_audio": recording_url()} if "ref_audio" in request["json"] else {}
+        content = json.dumps(request["json"] | brought).encode()
     is_chunked = headers.pop("transfer-encoding", "") == "chunked"
     body = chunks(content) if is_chunked else content
     async with running.http() as http:

@@ -1,0 +1,65 @@
+"""tts-bench, a public load test of streaming speech servers, against a running gateway, with its own defaults.
+
+    python -m benchmarks.tts_bench --bench ~/tts-bench/.venv/bin/bench --url http://127.0.0.1:8003
+
+Requests come at random times: a first target at each rate, then every other target at one rate. The texts are those of
+`perf_inputs.json`. One line of JSON for each run.
+"""
+
+import json
+import subprocess
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from benchmarks.results_file import append_result, command_line
+
+TARGETS = ("vllm-omni", "sglang-omni", "voxserve", "mstar", "nari")
+LATE = "audio_stall"  # its name for audio that is complete and was late by more than 0.5 s
+
+
+def write_texts(path: Path) -> None:
+    """Write the texts as tts-bench reads them."""
+    texts = [each["text"][0] for each in json.loads(Path("benchmarks/perf_inputs.json").read_text())["data"]]
+    path.write_text("".join(json.dumps({"id": str(n), "text": text}) + "\n" for n, text in enumerate(texts)))
+
+
+def read_figures(folder: Path) -> dict[str, Any]:
+    """Return the figures of a finished run: numbers of requests, and medians in milliseconds."""
+    summary = json.loads((folder / "summary.json").read_text())
+    kinds = Counter(json.loads(line)["error_kind"] for line in (folder / "requests.jsonl").read_text().splitlines())
+    return {
+        "scheduled": summary["scheduled_requests"],
+        "complete": kinds[None] + kinds[LATE],
+        "without_stall": kinds[None],
+        "errors": {kind: count for kind, count in kinds.items() if kind not in (None, LATE)},
+        "first_byte_ms_p50": summary["ttfb_ms"]["p50"],
+        "first_sound_ms_p50": summary["audible_ttfa_ms"]["p50"],
+        "seconds": summary["measurement_duration_s"],
+    }
+
+
+def main() -> None:
+    """Run the benchmark once for each pair of a target and a rate."""
+    parser = command_line(__doc__, "tts_bench")
+    parser.add_argument("--bench", default="bench", help="the command of tts-bench; default: %(default)s")
+    parser.add_argument("--url", default="http://127.0.0.1:8003", help="of the gateway; default: %(default)s")
+    parser.add_argument("--rates", type=float, nargs="+", default=[0.5, 1, 2, 4], help="requests a second")
+    parser.add_argument(
+        "--others-at", type=float, default=1, help="the rate of the other targets; default: %(default)s"
+    )
+    args = parser.parse_args()
+    runs = [(TARGETS[0], rate) for rate in args.rates] + [(target, args.others_at) for target in TARGETS[1:]]
+    with tempfile.TemporaryDirectory() as folder:
+        texts = Path(folder) / "texts.jsonl"
+        write_texts(texts)
+        for target, rate in runs:
+            out = Path(folder) / f"{target}-{rate}"
+            words = ["--target", target, "--base-url", args.url, "--dataset", str(texts), "--rps", str(rate)]
+            subprocess.run([args.bench, "run", *words, "--output", str(out)], stdout=subprocess.DEVNULL, check=True)
+            append_result(args.out, "tts_bench", {"target": target, "rate": rate, **read_figures(out)})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+"""The figures that are read from a run of tts-bench."""
+
+import json
+from pathlib import Path
+
+from benchmarks.tts_bench import read_figures, write_texts
+
+
+def test_a_late_request_is_complete_and_any_other_error_is_not(tmp_path: Path) -> None:
+    kinds = [None, None, "audio_stall", "http_error", "timeout", "timeout"]
+    (tmp_path / "requests.jsonl").write_text("".join(json.dumps({"error_kind": kind}) + "\n" for kind in kinds))
+    summary = {"scheduled_requests": 7, "measurement_duration_s": 30.0}
+    summary |= {"ttfb_ms": {"p50": 250.0}, "audible_ttfa_ms": {"p50": 300.0}}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    figures = read_figures(tmp_path)
+    assert (figures["scheduled"], figures["complete"], figures["without_stall"]) == (7, 3, 2)
+    assert figures["errors"] == {"http_error": 1, "timeout": 2}
+    assert (figures["first_byte_ms_p50"], figures["first_sound_ms_p50"]) == (250.0, 300.0)
+
+
+def test_every_text_has_an_id_of_its_own(tmp_path: Path) -> None:
+    write_texts(tmp_path / "texts")
+    lines = [json.loads(line) for line in (tmp_path / "texts").read_text().splitlines()]
+    assert len({line["id"] for line in lines}) == len(lines) > 4
+    assert all(line["text"] for line in lines)
