@@ -4,7 +4,6 @@ import asyncio
 import ipaddress
 import json
 import os
-import secrets
 from collections.abc import AsyncIterable, AsyncIterator
 from contextlib import suppress
 from functools import partial
@@ -23,7 +22,7 @@ from stretto_client.long_speech import LongSpeech, ProducedSpeech, Speech, cut, 
 from stretto_client.markup import MARKUPS, Markup, has_marks
 from stretto_client.model_profile import ModelProfile, fetch_profile
 from stretto_client.shared_memory import Memory, RingSize, Sharing
-from stretto_client.speech_stream import Audio, SpeechStream, audio_inputs, given, options_json, strings
+from stretto_client.speech_stream import Audio, SpeechStream, audio_inputs, given, options_json, strings, with_seed
 
 DIRECTORY = Path("/dev/shm")  # the folder of shared memory, so that every client that can share memory finds the key
 HEADER = "triton-grpc-protocol-stretto-key"
@@ -143,8 +142,7 @@ class SpeechClient:
             markup = "none"
         if task != "tts" or (is_short(text) and markup == "none"):
             return self.speak_once(task, options, text)
-        options["seed"] = secrets.randbits(32) if seed is None else seed
-        speak = partial(self.speak_once, task, options)
+        speak = partial(self.speak_once, task, with_seed(options))
         check = None if options.get("transliterate") else speak
         return LongSpeech(speak, partial(cut, text, self.profile, markup, check))
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import secrets
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
@@ -16,7 +15,7 @@ from stretto_client.errors import ClientError, RequestRefused, ServerFailed, Tim
 from stretto_client.long_speech import MAX_TRIES, Items, Joint, Speak, events_of, first_sentences, put_end, split
 from stretto_client.markup import PAUSE, Markup, MarkupReader, is_spoken, open_reader, read_pieces, without_pauses
 from stretto_client.model_profile import ModelProfile
-from stretto_client.speech_stream import SpeechStream, strings
+from stretto_client.speech_stream import SpeechStream, strings, with_seed
 
 MAX_WAITING_CHARS = 65_536  # buffered for a fast writer; beyond, `pieces` is not read
 
@@ -183,8 +182,7 @@ async def speak_written(
         async with client.parts() as parts:
             await speak_live(speak, parts.write, pieces, items)
     elif profile is not None and task == "tts":
-        seed = options["seed"]
-        options = options | {"seed": secrets.randbits(32) if seed is None else seed}
+        options = with_seed(options)
         if reader is not None:
             pieces = read_pieces(pieces, reader)
         speak = partial(client.speak_once, task, options)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import secrets
 import struct
 import time
 from dataclasses import dataclass, field
@@ -151,6 +152,11 @@ def audio_inputs(*audio: Audio, sharing: Sharing | None = None) -> list[InferInp
 def given(options: dict[str, Any]) -> dict[str, Any]:
     """Return the options that are not None."""
     return {key: value for key, value in options.items() if value is not None}
+
+
+def with_seed(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options with a random seed of 32 bits if they have none, for requests that share one."""
+    return options if options.get("seed") is not None else options | {"seed": secrets.randbits(32)}
 
 
 def options_json(options: dict[str, Any]) -> str | None:

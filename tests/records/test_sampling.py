@@ -71,3 +71,10 @@ def test_the_ends_of_every_range_are_taken() -> None:
         segment = SegmentSampling(temperature, top_k, top_p, rows, rows)
         for seed in (0, (1 << 32) - 1, 1 << 32, (1 << 63) - 1):
             SamplingConfig(segment, segment, guidance_scale=0.0, seed=seed, policy="until_s", guided_until_s=1e6)
+
+
+def test_a_missing_seed_is_drawn_and_a_given_one_kept() -> None:
+    drawn = [replace(CONFIG, seed=None).with_seed().seed for _ in range(8)]
+    assert all(seed is not None and 0 <= seed < 1 << 32 for seed in drawn)
+    assert len(set(drawn)) > 1
+    assert replace(CONFIG, seed=1 << 40).with_seed().seed == 1 << 40

@@ -64,7 +64,7 @@ def admit(prompt: Prompt, rules: SegmentRules, capacity: Capacity) -> Prompt:
         raise InvalidRequest("options.repetition_penalty", expected, prompt.sampling.repetition_penalty)
     if rules.family.staircase is not None:
         _check_window(prompt, rules)
-    if prompt.sampling.guidance_scale != 1.0:
+    if prompt.sampling.is_guided:
         _check_pair(prompt, task, rules, capacity)
     _check_blocks(prompt, task, rules, capacity)
     return prompt
@@ -100,7 +100,7 @@ def _check_delayed_tail(delayed_tail: np.ndarray, task: Task, rules: SegmentRule
 def _check_track(prompt: Prompt, rules: SegmentRules) -> None:
     if rules.family.text_track is None and prompt.track:
         raise InvalidRequest("track", f"none for {rules.family.name}", f"{len(prompt.track)} ids")
-    if prompt.is_open and (rules.family.text_track is None or prompt.sampling.guidance_scale != 1.0):
+    if prompt.is_open and (rules.family.text_track is None or prompt.sampling.is_guided):
         kind = "a guided reply" if rules.family.text_track else rules.family.name
         raise InvalidRequest("text", f"all of it at once, as {kind} needs", "a text that is still being written")
     last = max_words(prompt, rules) if prompt.is_open else rules.max_model_len - len(prompt.rows)
@@ -191,7 +191,7 @@ def _check_pair(prompt: Prompt, task: Task, rules: SegmentRules, capacity: Capac
 
 def _check_blocks(prompt: Prompt, task: Task, rules: SegmentRules, capacity: Capacity) -> None:
     """Refuse a request that needs more KV blocks than exist: vLLM would queue it, and all later ones, forever."""
-    is_guided = prompt.sampling.guidance_scale != 1.0
+    is_guided = prompt.sampling.is_guided
     rows = max_rows(len(prompt.rows), task, prompt.sampling, rules)
     needed = max_blocks(rows, capacity.block_size, is_guided)
     usable = capacity.num_blocks - 1  # vLLM reserves one block

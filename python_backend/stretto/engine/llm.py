@@ -1,6 +1,5 @@
 """`SpeechLLM`: the API of the language model."""
 
-import secrets
 import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
@@ -136,9 +135,8 @@ class SpeechLLM:
             raise InvalidRequest("request_id", "an id that is not in use", request_id)
         prompt = admit(prompt, self._rules, self._capacity)
         check_audios(prompt, self._audio_format)
-        if prompt.sampling.seed is None:
-            prompt = replace(prompt, sampling=replace(prompt.sampling, seed=secrets.randbits(63)))
-        is_guided = prompt.sampling.guidance_scale != 1.0
+        prompt = replace(prompt, sampling=prompt.sampling.with_seed())
+        is_guided = prompt.sampling.is_guided
         if prompt.is_open:
             room = self.max_words(prompt) - len(prompt.track)
             self._texts[request_id] = TextFeed(self._engine, request_id, len(prompt.track), room)

@@ -203,7 +203,7 @@ class FrameStats:
 
     def __init__(self, stats: Stats, sampling: SamplingConfig):
         self._stats = stats
-        self._is_guided, self._policy = sampling.guidance_scale != 1.0, sampling.policy
+        self._is_guided, self._policy = sampling.is_guided, sampling.policy
         self._num_frames = self._num_unguided = 0
 
     def see(self, num_frames: int, changes: Sequence[GuidanceChange]) -> None:

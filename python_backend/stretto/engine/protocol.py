@@ -80,7 +80,7 @@ class SpeechParams:
 
     @property
     def is_guided(self) -> bool:
-        return self.sampling.guidance_scale != 1.0
+        return self.sampling.is_guided
 
     def to_extra_args(self) -> dict[str, Any]:
         """Return these parameters as plain data for `SamplingParams.extra_args`."""

@@ -1,6 +1,5 @@
 """A request's inputs, and their conversion to a prompt."""
 
-import secrets
 import threading
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -122,13 +121,11 @@ class Preprocessor:
         text = string("options", raw.options)
         spec = self.codec.spec
         options = read_options(text, self.family, task, spec.frame_rate, spec.right_frames, spec.blocks)
-        sampling = options.sampling
+        sampling = options.sampling.with_seed()
         if spec.max_frames is not None and sampling.audio.max_rows > spec.max_frames * self.family.rows_per_frame:
             longest = spec.max_frames * self.family.rows_per_frame
             expected = f"at most {longest} rows, which {spec.name} decodes as one"
             raise InvalidRequest("options.audio.max_rows", expected, sampling.audio.max_rows)
-        if sampling.seed is None:
-            sampling = replace(sampling, seed=secrets.randbits(32))
         files = enumerate(raw.files)
         pieces = tuple(self._piece(turn, kind, raw, files, read) for turn in turns for kind in turn.kinds)
         with self._tokenising if any(piece.pcm is not None for piece in pieces) else nullcontext():

@@ -2,7 +2,8 @@
 
 import base64
 import binascii
-from dataclasses import dataclass, field
+import secrets
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, Field
@@ -133,6 +134,15 @@ class SamplingConfig:
     schedule: str | tuple[int, ...] | None = None
     repetition_penalty: float = 1.0
     depth: CodeSampling | None = None
+
+    @property
+    def is_guided(self) -> bool:
+        """True if the reply needs a CFG pair. Every other part of the server asks here."""
+        return self.guidance_scale != 1.0
+
+    def with_seed(self) -> "SamplingConfig":
+        """Return the parameters with a random seed of 32 bits, which JSON keeps exact, if they have none."""
+        return self if self.seed is not None else replace(self, seed=secrets.randbits(32))
 
     def __post_init__(self) -> None:
         self.text.check("text")
