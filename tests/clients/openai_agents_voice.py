@@ -7,22 +7,22 @@ import asyncio
 import os
 
 import numpy as np
-from report import attempt, recorded_pcm, report, report_audio
+from report import TEXT, attempt, recorded_pcm, report, report_audio
 
 os.environ["OPENAI_AGENTS_DISABLE_TRACING"] = "1"
 
 from agents.voice import AudioInput, StreamedAudioInput, VoicePipeline, VoiceWorkflowBase
 
 
-class Repeat(VoiceWorkflowBase):
-    """A workflow whose reply is the transcript."""
+class Answer(VoiceWorkflowBase):
+    """A workflow with one reply, so that its request does not depend on the words of the transcript."""
 
     def __init__(self):
         self.transcripts = []
 
     async def run(self, transcription):
         self.transcripts.append(transcription)
-        yield transcription
+        yield TEXT
 
 
 async def collect(result) -> bytes:
@@ -36,14 +36,14 @@ async def collect(result) -> bytes:
 
 
 async def whole(samples: np.ndarray) -> None:
-    workflow = Repeat()
+    workflow = Answer()
     audio = await collect(await VoicePipeline(workflow=workflow).run(AudioInput(buffer=samples)))
     report("pipeline: transcript", text=" ".join(workflow.transcripts))
     report_audio("pipeline: speech", audio, "pcm")
 
 
 async def streamed(samples: np.ndarray) -> None:
-    workflow, stream = Repeat(), StreamedAudioInput()
+    workflow, stream = Answer(), StreamedAudioInput()
     running = asyncio.create_task(collect(await VoicePipeline(workflow=workflow).run(stream)))
     for start in range(0, len(samples), 2400):
         await stream.add_audio(samples[start : start + 2400])

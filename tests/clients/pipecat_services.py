@@ -113,13 +113,14 @@ async def listen(step, worker, frames) -> None:
 async def main() -> None:
     base = {"api_key": "unused", "base_url": f"{URL}/v1"}
     socket = {"api_key": "unused", "base_url": f"{URL.replace('http', 'ws', 1)}/v1/realtime"}
+    patient = {"stop_frame_timeout_s": 120}  # 3 s by default, in which a busy machine may not speak
     otherwise = OpenAITTSService.Settings(speed=1.25, instructions="Speak calmly.")
     noise = OpenAIRealtimeSTTService.Settings(model="gpt-transcribe", noise_reduction="near_field")
     detecting = {"turn_detection": {"type": "server_vad"}, "settings": noise}
     services = {
-        "OpenAITTSService": (lambda: OpenAITTSService(**base), speak),
+        "OpenAITTSService": (lambda: OpenAITTSService(**base, **patient), speak),
         "OpenAITTSService at 1.25 with instructions": (
-            lambda: OpenAITTSService(**base, settings=otherwise),
+            lambda: OpenAITTSService(**base, **patient, settings=otherwise),
             speak_otherwise,
         ),
         "OpenAISTTService": (lambda: OpenAISTTService(**base), listen),
