@@ -33,7 +33,7 @@ print("ready")
 # Writes the pid file that it is given, as the launcher does. Its server is not ready as long as there is a file `slow`.
 LAUNCHER = """
 import os, pathlib, signal, sys, time
-from stretto.launcher import pid_file
+from stretto.launcher import background as pid_file
 here = pathlib.Path(sys.argv[1])
 with (here / "starts").open("a") as starts:
     starts.write(str(os.getpid()) + "\\n")

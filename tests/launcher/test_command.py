@@ -113,11 +113,11 @@ LAUNCH = """
 import os, signal, sys, time
 from pathlib import Path
 from stretto.launcher import command as serve
-from stretto.launcher import server, trouble
+from stretto.launcher import faults, server
 from stretto.launcher.installation import Installation
 server.STUCK_S = 0.5
 server.slowness = lambda: 1.0
-trouble.PROOF_S = float(os.environ.get("PROOF_S", 0.5))
+faults.PROOF_S = float(os.environ.get("PROOF_S", 0.5))
 back, true_time = Path(sys.argv[1]).with_name("set back by"), time.time
 time.time = lambda: true_time() - (float(back.read_text() or 0) if back.exists() else 0)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which it would ignore where nohup runs the tests
