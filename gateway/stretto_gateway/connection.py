@@ -17,6 +17,7 @@ STALL_S = 30.0  # time in which the client has to read part of a response
 # polls in that time: a delayed event loop runs timers before pending reads, so one timer could expire too early
 NUM_LOOKS = 10
 MAX_HEAD_BYTES, MAX_HEADERS = 65_536, 100  # of a request head, including trailers
+MAX_UPGRADE_LINE = 8000  # bytes of a header, and of the URL: websockets parses no longer lines, and would not answer
 MAX_PIPELINED = 8  # requests queued on a connection
 # Limit on small reads plus requests per second. Excess data waits in the kernel, which merges small writes.
 SMALL_BYTES, MAX_SMALL = 1024, 500
@@ -185,6 +186,9 @@ class Connection(HttpToolsProtocol):
     def handle_websocket_upgrade(self) -> None:
         if self.flow.write_paused or not self.is_idle:  # a new WebSocket would not learn that writing is paused
             self.send_400_response("A WebSocket is opened where all answers before it are taken.")
+            return
+        if max(len(self.url), *(len(name) + len(value) for name, value in self.headers)) > MAX_UPGRADE_LINE:
+            self.send_400_response(f"A WebSocket's URL and each of its headers have at most {MAX_UPGRADE_LINE} bytes.")
             return
         self._stop_waiting()
         super().handle_websocket_upgrade()

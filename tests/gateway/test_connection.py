@@ -21,6 +21,7 @@ from stretto_gateway.connection import (
     MAX_HEADERS,
     MAX_PIPELINED,
     MAX_SMALL,
+    MAX_UPGRADE_LINE,
     NUM_TINY,
     Connection,
     Reads,
@@ -191,6 +192,24 @@ def test_reads_are_tiny_if_they_are_small_and_fast_until_they_are_large() -> Non
 
     assert [read(32, 0.001), read(1, 0.006), read(31, 0.004)] == [False, False, True]
     assert [read(1000, 0.05), read(1, 0.05), read(1024, 0.05), read(1000, 0.001)] == [True, True, False, False]
+
+
+@pytest.mark.parametrize("where", ["authorization", "url"])
+async def test_an_upgrade_with_a_long_line_is_refused_and_a_shorter_one_is_not(start: Start, where: str) -> None:
+    async def answer(num: int) -> bytes:
+        old, new = (b"\r\n\r\n", b"\r\nauthorization: " + b"a" * num + b"\r\n\r\n")
+        if where == "url":
+            old, new = b"/v1/realtime", b"/v1/realtime?x=" + b"a" * num
+        reader, writer = await connect(running, UPGRADE.replace(old, new))
+        async with asyncio.timeout(60):
+            head = await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+        return head
+
+    running = await start()
+    assert (await answer(MAX_UPGRADE_LINE + 1)).startswith(b"HTTP/1.1 400 ")
+    assert (await answer(20_000)).startswith(b"HTTP/1.1 400 ")
+    assert (await answer(MAX_UPGRADE_LINE - 20)).startswith(b"HTTP/1.1 101 ")
 
 
 async def test_small_writes_are_read_together(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
