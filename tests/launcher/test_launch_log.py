@@ -176,3 +176,8 @@ def test_the_reason_of_a_failed_start_is_no_warning_that_every_start_gives() -> 
     always = 'W1122 20:04:53.069365 25315 metrics.cc:798] "DCGM unable to start: DCGM initialization error"'
     assert last_error(f"E1122 the cause is an error\n{always}\n") == "E1122 the cause is an error"
     assert last_error(f"{always}\n") == "it wrote no error"
+
+
+def test_the_reason_of_an_abort_is_the_servers_and_not_what_its_stubs_write_after_it() -> None:
+    stub = "Fatal Python error: PyThreadState_Get: the function must be called with the GIL held"
+    assert last_error(f"terminate called\n  what():  lock_exception\n{stub}\n") == "what():  lock_exception"

@@ -59,20 +59,25 @@ def test_a_killed_decoder_ends_every_stream_with_an_error_and_is_started_again_a
 @pytest.mark.parametrize("victim", ["language_model", "its engine"])
 def test_a_killed_language_model_or_engine_is_started_again_alone(server: Server, victim: str) -> None:
     old, stubs, engine = server.pid, {model: stub_of(server, model) for model in MODELS}, engine_of(server)
-    stream = server.stream({"seed": 1}, text=LONG)
+    stream, num_said = server.stream({"seed": 1}, text=LONG), len(server.said)
     stream.next()
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(stream.listen)
         kill(server, engine if victim == "its engine" else stubs[victim])
         error = answer.result(idle_s(60)).error
     assert error is None or "unavailable: " in error or "internal error" in error
-    assert server.pid == old
+    # WORKAROUND(triton python_backend r24.10): the server aborts if it locks a mutex whose owner was killed before the
+    # launcher has freed it (`free_dead_locks`); then all of it is started again, and nothing else may be the reason.
+    said = server.said[num_said:]
+    has_aborted = "the server ended with signal SIGABRT: what():  boost::interprocess::lock_exception" in said
+    assert (server.pid == old) is not has_aborted, said
     now = {model: stub_of(server, model) for model in MODELS}
-    assert {model for model in MODELS if now[model] != stubs[model]} == {"language_model"}
+    expected = set(MODELS) if has_aborted else {"language_model"}
+    assert {model for model in MODELS if now[model] != stubs[model]} == expected
     assert engine_of(server) != engine
     assert read_process(engine) is None
     assert server.ask({"seed": 1, "max_audio_s": 1.0}, text=LONG).error is None
-    assert len(list(Path("/dev/shm").glob(f"stretto_flow_{old}_*"))) == 1
+    assert len(list(Path("/dev/shm").glob(f"stretto_flow_{server.pid}_*"))) == 1
 
 
 def test_a_killed_preprocessor_is_started_again_while_what_runs_goes_on(server: Server) -> None:

@@ -355,10 +355,14 @@ class Server:
 
 
 def last_error(output: str) -> str:
-    """Return the line of a server's output that best explains why it ended."""
+    """Return the line of a server's output that best explains why it ended.
+
+    An uncaught exception of the server goes before other errors: stubs that lose their server write errors, too.
+    """
     lines = [line for line in output.splitlines() if not HARMLESS.match(line)]
     telling = [line[found.start() :] for line in lines if (found := BAD_USAGE.search(line))]
     telling = telling or [line for line in lines if "failed to load '" in line and "depend" not in line]
+    telling = telling or [line for line in lines if line.lstrip().startswith("what(): ")]
     telling = telling[:1] or [line for line in lines if "error" in line.lower()][-1:] or lines[-1:]
     return telling[0].replace("\\n\\nAt:", " ").strip()[:500] if telling else "it wrote no error"
 
