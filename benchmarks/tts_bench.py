@@ -28,7 +28,8 @@ def write_texts(path: Path) -> None:
 def read_figures(folder: Path) -> dict[str, Any]:
     """Return the figures of a finished run: numbers of requests, and medians in milliseconds."""
     summary = json.loads((folder / "summary.json").read_text())
-    kinds = Counter(json.loads(line)["error_kind"] for line in (folder / "requests.jsonl").read_text().splitlines())
+    results = [json.loads(line) for line in (folder / "requests.jsonl").read_text().splitlines()]
+    kinds = Counter(result["error_kind"] for result in results if result["phase"] == "measurement")
     return {
         "scheduled": summary["scheduled_requests"],
         "complete": kinds[None] + kinds[LATE],

@@ -8,7 +8,9 @@ from benchmarks.tts_bench import read_figures, write_texts
 
 def test_a_late_request_is_complete_and_any_other_error_is_not(tmp_path: Path) -> None:
     kinds = [None, None, "audio_stall", "http_error", "timeout", "timeout"]
-    (tmp_path / "requests.jsonl").write_text("".join(json.dumps({"error_kind": kind}) + "\n" for kind in kinds))
+    results = [{"phase": "measurement", "error_kind": kind} for kind in kinds]
+    results.append({"phase": "warmup", "error_kind": None})
+    (tmp_path / "requests.jsonl").write_text("".join(json.dumps(result) + "\n" for result in results))
     summary = {"scheduled_requests": 7, "measurement_duration_s": 30.0}
     summary |= {"ttfb_ms": {"p50": 250.0}, "audible_ttfa_ms": {"p50": 300.0}}
     (tmp_path / "summary.json").write_text(json.dumps(summary))
