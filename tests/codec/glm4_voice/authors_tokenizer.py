@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from transformers import BatchFeature, WhisperFeatureExtractor
 
 from benchmarks.checkpoints.random_glm4_tokenizer import RECORD, write_glm4_tokenizer
-from tests.codec.glm4_voice.heard import HEARD, SECONDS, speech
+from tests.codec.glm4_voice.heard import HEARD, LENGTHS, speech
 
 
 class OnHost(WhisperFeatureExtractor):
@@ -50,7 +50,7 @@ def main() -> None:
         str(seconds): extract_speech_token(
             encoder.eval(), features, [(torch.from_numpy(speech(seconds))[None], 16_000)]
         )[0]
-        for seconds in SECONDS
+        for seconds in LENGTHS
     }
     HEARD.write_text(json.dumps(heard) + "\n")
 

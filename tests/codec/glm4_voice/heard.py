@@ -6,6 +6,9 @@ import numpy as np
 
 HEARD = Path(__file__).with_name("tokens.json")
 SECONDS = (0.05, 1.0, 2.56, 4.321, 31.7)
+# around a token (1280 samples), of no round number, and with a remainder of one sample or one token after 30 s
+NUM_SAMPLES = (1, 1279, 1280, 1281, 7919, 480_001, 481_280)
+LENGTHS = (*SECONDS, *(num_samples / 16_000 for num_samples in NUM_SAMPLES))  # seconds
 
 
 def speech(seconds: float) -> np.ndarray:

@@ -2,9 +2,17 @@
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
+from transformers import WhisperFeatureExtractor
 from transformers.audio_utils import mel_filter_bank
+from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import (
+    Qwen3OmniMoeAudioEncoder,
+    _get_feat_extract_output_lengths,
+)
 
 from stretto.families.audio_format import MelFormat
+from stretto.families.bagpiper.model import audio_tower, embed_audio
 from stretto.families.bagpiper.prompt import SHORTEST, log_mel
 
 pytestmark = pytest.mark.slow
@@ -45,6 +53,40 @@ def test_audio_of_every_length_ends_as_in_training(whole: int) -> None:
         expected, features = as_espnet_hears(pcm), log_mel(pcm, NORMALISED)
         assert features.shape == expected.shape == ((whole + extra) // 160, 128), whole + extra
         np.testing.assert_allclose(features, expected, atol=2e-4, err_msg=str(whole + extra))
+
+
+@pytest.fixture(scope="module")
+def tower() -> Qwen3OmniMoeAudioEncoder:
+    torch.manual_seed(0)
+    sizes = {"encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 8, "d_model": 8, "output_dim": 8}
+    return audio_tower(
+        {**sizes, "num_mel_bins": 128, "downsample_hidden_size": 4, "n_window": 50, "n_window_infer": 400}
+    )
+
+
+@pytest.mark.parametrize("num_samples", [201, 399, 400, 401, 1599, 7919, 15_999, 16_001, 47_993, 480_001])
+@torch.no_grad()
+def test_samples_make_the_rows_of_transformers_extractor_and_encoder(
+    tower: Qwen3OmniMoeAudioEncoder, num_samples: int
+) -> None:
+    """The extractor's settings and the cut are those of ESPnet's `ContinuousAudioIO.preprocess`."""
+    pcm, num_frames = speech(num_samples), num_samples // 160
+    made = WhisperFeatureExtractor(feature_size=128)(
+        [pcm],
+        truncation=False,
+        return_tensors="pt",
+        do_normalize=True,
+        max_length=num_samples,
+        return_attention_mask=True,
+        sampling_rate=16_000,
+    )
+    mel = made["input_features"][0, :, :num_frames]
+    wanted = tower(mel, feature_lens=torch.tensor([num_frames])).last_hidden_state
+    features = log_mel(pcm, NORMALISED)
+    np.testing.assert_array_equal(features, mel.T.numpy())
+    rows = embed_audio(tower, nn.Identity(), torch.from_numpy(features))
+    assert len(rows) == NORMALISED.num_rows(num_frames) == _get_feat_extract_output_lengths(num_frames)
+    torch.testing.assert_close(rows, wanted, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("num_samples", [480_000, 479_999])

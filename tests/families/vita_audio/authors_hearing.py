@@ -17,7 +17,7 @@ import yaml
 
 from benchmarks.checkpoints import random_sense_voice as random
 from tests.codec.glm4_voice.heard import speech
-from tests.families.vita_audio.hearing import AUTHORS, HIDDEN, NUM_POSITIONS, SECONDS, thinned
+from tests.families.vita_audio.hearing import AUTHORS, HIDDEN, LENGTHS, NUM_POSITIONS, thinned
 
 
 def main() -> None:
@@ -40,7 +40,7 @@ def main() -> None:
         numbers = random.write_numbers(Path(folder))
         frontend = WavFrontend(cmvn_file=str(numbers / "am.mvn"), **config["frontend_conf"], dither=0.0)
         found = {}
-        for seconds in SECONDS:
+        for seconds in LENGTHS:
             pcm = torch.from_numpy(speech(seconds))[None]
             features, _ = frontend(pcm, [pcm.shape[1]])
             found[f"features {seconds}"] = thinned(features[0].numpy())

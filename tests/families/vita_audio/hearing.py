@@ -7,6 +7,8 @@ import numpy as np
 AUTHORS = Path(__file__).with_name("heard.npz")
 EVERY = 29
 SECONDS = (0.08, 0.5, 1.03)  # 1, 8 and 17 frames
+NUM_SAMPLES = (400, 401, 559, 560, 1359, 1360, 7919, 16_001)  # around a window, a mel frame, six of them; round nowhere
+LENGTHS = (*SECONDS, *(num_samples / 16_000 for num_samples in NUM_SAMPLES))  # seconds
 HIDDEN = 64
 NUM_POSITIONS = 300
 

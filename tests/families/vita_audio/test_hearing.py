@@ -14,7 +14,7 @@ from stretto.families.vita_audio import convert
 from stretto.families.vita_audio.model import audio_adaptor, audio_tower, embed_audio, positions
 from stretto.families.vita_audio.prompt import HOP, WINDOW, stacked_log_mel
 from tests.codec.glm4_voice.heard import speech
-from tests.families.vita_audio.hearing import AUTHORS, HIDDEN, NUM_POSITIONS, SECONDS, thinned
+from tests.families.vita_audio.hearing import AUTHORS, HIDDEN, LENGTHS, NUM_POSITIONS, thinned
 
 THEIRS = np.load(AUTHORS)
 TENSORS = {name: torch.from_numpy(value) for name, value in random.tensors(HIDDEN).items()}
@@ -31,13 +31,13 @@ def loaded(module: torch.nn.Module, prefix: str, dtype: torch.dtype = torch.floa
     return module.to(dtype)
 
 
-@pytest.mark.parametrize("seconds", SECONDS)
+@pytest.mark.parametrize("seconds", LENGTHS)
 def test_features_are_the_authors(audio: Mapping[str, object], seconds: float) -> None:
     ours = stacked_log_mel(speech(seconds), audio, dither=0.0)
     np.testing.assert_allclose(thinned(ours), THEIRS[f"features {seconds}"], atol=2e-4)
 
 
-@pytest.mark.parametrize("seconds", SECONDS)
+@pytest.mark.parametrize("seconds", LENGTHS)
 @torch.no_grad()
 def test_rows_are_the_authors(audio: Mapping[str, object], seconds: float) -> None:
     tower = loaded(audio_tower(audio), random.TOWER)
