@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from transformers import BatchFeature, WhisperFeatureExtractor
 
 from benchmarks.checkpoints.random_glm4_tokenizer import RECORD, write_glm4_tokenizer
-from tests.codec.glm4_voice.heard import HEARD, LENGTHS, speech
+from tests.codec.glm4_voice.heard import HEARD, recordings
 
 
 class OnHost(WhisperFeatureExtractor):
@@ -47,10 +47,8 @@ def main() -> None:
         encoder.load_state_dict(load_file(folder / "model.safetensors"))
         features = OnHost.from_pretrained(folder)
     heard = {
-        str(seconds): extract_speech_token(
-            encoder.eval(), features, [(torch.from_numpy(speech(seconds))[None], 16_000)]
-        )[0]
-        for seconds in LENGTHS
+        name: extract_speech_token(encoder.eval(), features, [(torch.from_numpy(pcm)[None], 16_000)])[0]
+        for name, pcm in recordings().items()
     }
     HEARD.write_text(json.dumps(heard) + "\n")
 

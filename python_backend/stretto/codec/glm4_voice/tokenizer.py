@@ -168,24 +168,24 @@ class SpeechTokenizer(nn.Module):
     def encode(self, pcm: np.ndarray) -> np.ndarray:
         """Return tokens, int64 [T], of mono `pcm`, float32 [n] at 16 kHz, T = ceil(n / 1280).
 
-        Each 30 s are encoded separately, as by the authors. They pad the remainder to 30 s; this changes only the last
-        12 ms of audio that ends with a complete token.
+        Each 30 s are encoded separately. The remainder is followed by silence, because the authors pad it to 30 s.
         """
-        parts = [self._encode(pcm[at : at + SEGMENT]) for at in range(0, len(pcm), SEGMENT)]
+        parts = [self._encode(pcm[at : at + SEGMENT], is_remainder=at > 0) for at in range(0, len(pcm), SEGMENT)]
         return np.concatenate([np.zeros(0, np.int64), *parts])
 
-    def _encode(self, pcm: np.ndarray) -> np.ndarray:
+    def _encode(self, pcm: np.ndarray, is_remainder: bool) -> np.ndarray:
+        """Return the tokens of at most 30 s. One token of silence changes the features as much as 30 s do."""
+        hop = self.features.hop_length
         made = self.features(
-            pcm,
+            np.pad(pcm, (0, self.frames_per_token * hop * is_remainder)),
             sampling_rate=HEARD_RATE,
-            return_attention_mask=True,
             return_tensors="pt",
             padding="longest",
-            pad_to_multiple_of=self.frames_per_token * self.features.hop_length,
-        )
+            pad_to_multiple_of=self.frames_per_token * hop,
+        )["input_features"]
         weight = self.encoder.conv1.weight
-        is_sound = made["attention_mask"].bool()
-        tokens = self.encoder(made["input_features"].to(weight), is_sound.to(weight.device))
+        is_sound = hop * torch.arange(made.shape[2])[None] < len(pcm)
+        tokens = self.encoder(made.to(weight), is_sound.to(weight.device))
         return tokens[0].cpu().numpy()[is_sound[0, :: self.frames_per_token].numpy()]
 
 
