@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from benchmarks.checkpoints.random_published import Published
+from stretto.checkpoints import release
 from stretto.checkpoints.codec import check_directory
 from stretto.checkpoints.command import main
 from stretto.errors import CheckpointError
@@ -162,6 +163,16 @@ def test_what_is_broken_is_refused_in_a_line(
     assert said.startswith("stretto convert: ")
     assert message in said
     assert [path.name for path in tmp_path.iterdir()] == ["release"]
+
+
+@pytest.mark.parametrize("family", sorted(set(release.FAMILIES) - {"opuslm", "opuslm-dialogue", "vita-audio"}))
+def test_a_tokenizer_of_audio_is_refused_by_families_that_take_none(
+    family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [family, *("--model", str(tmp_path)), *("--tokenizer", str(tmp_path)), *("--ssl-tokenizer", str(tmp_path))]
+    assert main([*words, *("--out", str(tmp_path / "out"))]) == 1
+    assert f"--ssl-tokenizer: {family} takes no audio tokenizer" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("windows", [("0", "800"), ("50", "0"), ("3", "800"), ("800", "800")])

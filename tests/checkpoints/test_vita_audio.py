@@ -13,6 +13,7 @@ from benchmarks.checkpoints import random_vita
 from benchmarks.checkpoints.random_sense_voice import ADAPTOR, TOWER
 from stretto.checkpoints.command import main
 from stretto.families.registry import family_at
+from stretto.families.vita_audio.convert import schedule
 from stretto.families.vita_audio.family import SCHEDULES
 from tests.vita_release import command
 
@@ -71,6 +72,14 @@ def test_a_release_s_own_schedule_is_the_first_and_the_others_may_be_asked_for(t
     assert bursts.num_modules == 10
     assert bursts.schedules[0].name == mode
     assert {each.name: each.mode for each in bursts.schedules} == SCHEDULES
+
+
+def test_only_a_schedule_s_counts_of_module_rows_are_compared_with_the_modules(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SCHEDULES, "balance", (12, 4))  # 12 rows of the backbone need no module
+    assert schedule(tmp_path, 4) == "balance"
+    assert schedule(tmp_path, 3) == "vanilla"
 
 
 def test_modules_are_taken_from_below_the_model_too(tmp_path: Path) -> None:

@@ -97,7 +97,12 @@ class Conversion:
 
 def plan(release: Release) -> Conversion:
     """Read everything except the tensors' values; CheckpointError names the parts that do not fit."""
-    contents, family_files = read_contents(release), published(release)
+    family_files = published(release)
+    if release.ssl_tokenizer and not hasattr(family_files, "SSL_TOKENIZER"):
+        raise CheckpointError(
+            f"--ssl-tokenizer: {release.family} takes no audio tokenizer, got {release.ssl_tokenizer}"
+        )
+    contents = read_contents(release)
     tensors = contents.tensors
     try:
         made = family_files.convert(release, contents)
@@ -117,16 +122,18 @@ def plan(release: Release) -> Conversion:
     copy = None
     if release.keeps_codec:
         copy = codec.Copy.of(family, release.codec, contents.config, tensors, family_files.CODEC)
-    hears = _tokenizer(release.ssl_tokenizer, family) if release.ssl_tokenizer else None
+    hears = _tokenizer(release, family)
     dropped_shapes = {name: list(tensors[name].shape) for name in unused} | (hears.dropped if hears else {})
     entries, notes = _entries(made.plan, tensors, contents.dtype), [*notes_on(contents, release), *defaults]
     return Conversion(record, entries, dropped_shapes, contents.tokenizer, files, copy, hears, notes, networks)
 
 
-def _tokenizer(folder: Path, family: Family) -> ConvertedSslTokenizer | PublishedTokenizer:
-    """Return the audio tokenizer of the family: GLM-4-Voice's if its codec is GLM-4-Voice's, else XEUS."""
-    kind = PublishedTokenizer if family.codec == "glm4_voice" else ConvertedSslTokenizer
-    return kind.of(folder, len(family.layout.audio[0]))
+def _tokenizer(release: Release, family: Family) -> ConvertedSslTokenizer | PublishedTokenizer | None:
+    """Return the audio tokenizer in the folder of `--ssl-tokenizer`; None without that option."""
+    if release.ssl_tokenizer is None:
+        return None
+    kind: type[ConvertedSslTokenizer | PublishedTokenizer] = vars(published(release))["SSL_TOKENIZER"]
+    return kind.of(release.ssl_tokenizer, len(family.layout.audio[0]))
 
 
 def _entries(parts: Plan, tensors: Mapping[str, Tensor], dtype: str) -> list[Entry]:

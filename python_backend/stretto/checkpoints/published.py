@@ -77,6 +77,8 @@ class Published(Protocol):
         EMBEDDINGS: Published name of the embedding table.
         CODEC: Prefix of the names of the codec's copy in the file; empty if there is none.
         GENERATION: Fields of `speech_sampling` by keys of generation_config.json; empty if releases have no such file.
+        SSL_TOKENIZER: Class that converts the folder of `--ssl-tokenizer`, by `of(folder, num_codes)`. A family without
+            this attribute refuses the option.
     """
 
     BACKBONE_TAG: str | None

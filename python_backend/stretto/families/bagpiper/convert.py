@@ -51,8 +51,6 @@ EMBEDDINGS = "model.embed_tokens.weight"
 
 def convert(release: Release, contents: Contents) -> Converted:
     """Return the checkpoint, including the audio tower."""
-    if release.ssl_tokenizer:
-        raise CheckpointError("Bagpiper hears through its own encoder: --ssl-tokenizer is for OpusLM")
     config = contents.config
     known = vocabulary(config, contents.tensors, contents.tokenizer, release.codec)
     audio = tower_config(config, release.audio_config, release.audio)

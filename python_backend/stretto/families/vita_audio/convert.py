@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from stretto.checkpoints.backbone import config_of, shapes
+from stretto.checkpoints.codec import PublishedTokenizer
 from stretto.checkpoints.generation import AUDIO
 from stretto.checkpoints.published import Contents, Converted
 from stretto.checkpoints.release import Release, Tokenizer, read_json
@@ -121,6 +122,7 @@ def _normalisation(path: Path, width: int) -> tuple[list[float], list[float]]:
 BACKBONE_TAG = None
 EMBEDDINGS = "model.embed_tokens.weight"
 CODEC = ""
+SSL_TOKENIZER = PublishedTokenizer
 # Text and codes share one segment.
 GENERATION = AUDIO | {name: (f"text.{name}", f"audio.{name}") for name in DRAWN}
 GENERATION |= {"do_sample": ("text.temperature", "audio.temperature")}
@@ -219,7 +221,7 @@ def schedule(folder: Path, num_modules: int) -> str:
     mode = read_json(path).get("mtp_inference_mode") if num_modules and path.is_file() else None
     names = {value: name for name, value in SCHEDULES.items()}
     if mode is None:
-        return BALANCE if num_modules >= max(SCHEDULES[BALANCE]) else VANILLA
+        return BALANCE if num_modules >= max(SCHEDULES[BALANCE][1::2]) else VANILLA
     if not isinstance(mode, list) or tuple(mode) not in names:
         known = ", ".join(str(list(value)) for value in names)
         raise CheckpointError(f"{path}: mtp_inference_mode: expected one of {known}, got {mode}")
