@@ -13,7 +13,7 @@ from torch import Tensor
 from stretto.checkpoints.command import main
 from stretto.families.opuslm.ssl_tokenizer import CONFIG, FOLDER, WEIGHTS, load_ssl_tokenizer
 from tests import published_xeus
-from tests.published_checkpoints import command, write_bagpiper, write_opuslm
+from tests.published_checkpoints import command, write_opuslm
 from tests.small_vocabularies import SMALL_OPUSLM
 
 NUM_CODES = SMALL_OPUSLM.ssl[1] - SMALL_OPUSLM.ssl[0]
@@ -134,10 +134,3 @@ def test_a_file_that_is_not_there_is_named(name: str, tmp_path: Path, capsys: py
     xeus = published_xeus.write_xeus(tmp_path / "xeus")
     (xeus / "model" / name).unlink()
     assert name in refusal(tmp_path, xeus, capsys)
-
-
-def test_bagpiper_has_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    xeus = published_xeus.write_xeus(tmp_path / "xeus")
-    words = command("bagpiper", write_bagpiper(tmp_path / "release"), tmp_path / "out")
-    assert main([*words, "--ssl-tokenizer", str(xeus)]) == 1
-    assert "--ssl-tokenizer is for OpusLM" in capsys.readouterr().err
