@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: the model repository and the gateway's page travel in the wheel, as data."""
+"""What pyproject.toml cannot say: the model repository, the gateway's page and py.typed are data of the wheel."""
 
 from setuptools import find_packages, setup
 
@@ -13,7 +13,9 @@ setup(
         DATA: "model_repository",
     },
     package_data={
-        "stretto_gateway": ["static/*"],
+        "stretto": ["py.typed"],
+        "stretto_client": ["py.typed"],
+        "stretto_gateway": ["py.typed", "static/*"],
         DATA: [
             "*/config.pbtxt",
             "*/1/model.py",
