@@ -106,6 +106,11 @@ class FfmpegEncoder:
         rate = {} if bit_rate is None else {"b": str(bit_rate)}
         self._stream: Any = self._container.add_stream(codec, rate=sample_rate, options=rate, layout="mono")
 
+    @property
+    def is_new(self) -> bool:
+        """True until samples have been encoded."""
+        return not self._num_samples
+
     def encode(self, pcm: np.ndarray) -> bytes:
         frame = av.AudioFrame.from_ndarray(pcm.astype(np.int16, copy=False)[None], format="s16", layout="mono")
         frame.sample_rate, frame.pts, frame.time_base = self._rate, self._num_samples, Fraction(1, self._rate)

@@ -43,6 +43,7 @@ from stretto_gateway.trace import SpeechTrace
 from stretto_gateway.voices import brought_voice
 
 router = APIRouter()
+FIRST_SAMPLES = 2400  # encoded first: few, and enough for the first bytes of mp3 (1800) and aac (2160)
 IN_A_VOICE = {"messages[1].text": "input", "messages[0].text": "voice", "audio": "voice", "messages": "voice"}
 # Caller's field names by the server's.
 FIELDS = {"text": "input", "options.instruct": "instructions"} | IN_A_VOICE
@@ -107,7 +108,7 @@ async def audio_parts(
     encoder = item_encoder(item)
     async with spoken(gateway, text, options) as events:
         async for event in events:
-            if event.pcm is not None and (part := await encoded(encoder, event.pcm)):
+            async for part in encoded_parts(encoder, event.pcm):
                 yield part
     if rest := encoder.close():
         yield rest
@@ -125,7 +126,7 @@ async def sse_parts(gateway: Gateway, item: SpeechRequest, options: dict[str, An
             if item.timestamps and event.words:
                 words = [{"word": word.word, "start": word.start_s / speed} for word in event.words]
                 yield sse({"type": "speech.audio.words", "words": words})
-            if event.pcm is not None and (part := await encoded(encoder, event.pcm)):
+            async for part in encoded_parts(encoder, event.pcm):
                 yield sse(delta(part))
             report = event.report or report
     if rest := encoder.close():
@@ -139,6 +140,19 @@ def item_encoder(item: SpeechOptions) -> Encoder:
     if item.speed in (None, 1.0):
         return encoder
     return StretchedEncoder(TimeStretch(item.speed, item.sample_rate), encoder)
+
+
+async def encoded_parts(encoder: Encoder, pcm: np.ndarray | None) -> AsyncIterator[bytes]:
+    """Yield the bytes after samples `pcm`: int16 [n].
+
+    Those of an utterance's first FIRST_SAMPLES are yielded before the rest is encoded. That changes no byte of them.
+    """
+    if pcm is None:
+        return
+    num_first = FIRST_SAMPLES if isinstance(encoder, FfmpegEncoder) and encoder.is_new else 0
+    for piece in (pcm[:num_first], pcm[num_first:]):
+        if part := await encoded(encoder, piece):
+            yield part
 
 
 async def encoded(encoder: Encoder, pcm: np.ndarray) -> bytes:
