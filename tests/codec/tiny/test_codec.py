@@ -14,7 +14,7 @@ from stretto.codec.base import Window
 from stretto.codec.registry import load_codec
 from stretto.codec.tiny import codec as tiny
 from stretto.codec.tiny.codec import TinyCodec
-from stretto.codec.tiny.vocoder import NUM_MELS, log_mel
+from stretto.codec.tiny.vocoder import FFT_SIZE, FLOOR, HOP, NUM_MELS, WINDOW, log_mel, mel_filters
 from stretto.errors import CheckpointError
 from tests.codec.conftest import make_codec
 
@@ -170,6 +170,36 @@ def test_a_half_frame_of_pcm_becomes_a_whole_frame_of_codes(codec: TinyCodec) ->
         codes = codec.encode(np.zeros(length, dtype=np.float32))
         assert codes.shape == (codec.spec.num_codebooks, frames)
         assert codes.dtype == np.int64
+
+
+def slow_codes(codec: TinyCodec, pcm: np.ndarray) -> np.ndarray:
+    """Return codes [K, T] of samples [n] frame by frame: a DFT of each windowed hop, then each codebook's nearest."""
+    per_frame, vq = codec.spec.samples_per_frame, codec.quantiser
+    padded = np.concatenate([np.zeros(FFT_SIZE), pcm, np.zeros(-len(pcm) % per_frame + FFT_SIZE)])
+    window, filters = torch.hann_window(WINDOW).double().numpy(), mel_filters().double().numpy()
+    codes = []
+    for first in range(0, len(pcm), per_frame):
+        mels = []
+        for hop in range(first, first + per_frame, HOP):
+            centre = FFT_SIZE + hop + HOP // 2
+            part = padded[centre - WINDOW // 2 : centre + WINDOW // 2] * window
+            mels.append(np.log(np.maximum(filters @ np.abs(np.fft.rfft(part, FFT_SIZE)), FLOOR)))
+        residual = (np.concatenate(mels) - vq.mean.double().numpy()) @ vq.basis.double().numpy()
+        codes.append([])
+        for codebook in vq.codebooks.double().numpy():
+            codes[-1].append(int(np.square(codebook - residual).sum(1).argmin()))
+            residual = residual - codebook[codes[-1][-1]]
+    return np.array(codes).T
+
+
+# One sample, about a hop, about a frame of 640, no multiple of either, and just over 30 s.
+@pytest.mark.parametrize("length", [1, 159, 161, 639, 641, 7919, 480_001])
+def test_recordings_of_awkward_lengths_have_the_codes_of_a_slow_loop(codec: TinyCodec, length: int) -> None:
+    pcm = np.random.default_rng(length).normal(0, 0.1, length).astype(np.float32)
+    pcm[: length // 2] *= np.linspace(0, 3, length // 2, dtype=np.float32)  # loud and quiet frames
+    codes, expected = codec.encode(pcm), slow_codes(codec, pcm)
+    assert codes.shape == expected.shape
+    assert (codes != expected).mean() < 1e-3  # vectors that are equally near in float32
 
 
 @pytest.fixture(scope="module")
