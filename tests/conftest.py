@@ -4,6 +4,7 @@ import gc
 import os
 import re
 import signal
+from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import suppress
 from functools import cache
@@ -15,6 +16,8 @@ from hypothesis import HealthCheck, settings
 from stretto.engine.environment import prepare_environment
 from stretto.triton_io import stub
 from tests import heap
+
+pytest_plugins = ["tests.ending"]
 
 heap.keep_to_ourselves()
 prepare_environment()  # before any test imports what imports Triton, which looks at the environment once
@@ -99,6 +102,19 @@ def nothing_has_ended() -> Iterator[None]:
     yield
     ended = [ENDED.pop() for _ in range(len(ENDED))]
     assert not ended
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the files whose tests took longest, setup and teardown included."""
+    seconds = Counter[str]()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                seconds[report.location[0]] += report.duration
+    if len(seconds) > 1:
+        terminalreporter.section("seconds by file")
+        for path, took in seconds.most_common(15):
+            terminalreporter.line(f"{took:8.1f}  {path}")
 
 
 @pytest.hookimpl(trylast=True)

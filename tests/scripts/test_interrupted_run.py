@@ -1,0 +1,54 @@
+"""A run of the tests that is interrupted or killed leaves no process behind."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stretto.launcher.processes import read_process
+
+ROOT = Path(__file__).parents[2]
+STARTS = """
+import multiprocessing, os, pathlib, signal, subprocess, sys, time
+
+SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
+DEAF = [sys.executable, "-c", "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(600)"]
+
+def engine(pipe):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    pipe.send(subprocess.Popen(SLEEP, start_new_session=True).pid)
+    time.sleep(600)
+
+def test_that_hangs():
+    ours, theirs = multiprocessing.Pipe()
+    forked = multiprocessing.get_context("fork").Process(target=engine, args=(theirs,))
+    forked.start()
+    server = subprocess.Popen(DEAF, start_new_session=True)
+    pids = [os.getpid(), forked.pid, server.pid, ours.recv()]
+    with open(os.environ["PIDS"], "w") as pipe:
+        print(*pids, file=pipe)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "workers"),
+    [(signal.SIGINT, ["-n", "1"]), (signal.SIGTERM, ["-n", "1"]), (signal.SIGKILL, ["-p", "no:xdist"])],
+)
+def test_a_run_that_is_ended_leaves_no_process(tmp_path: Path, number: signal.Signals, workers: list[str]) -> None:
+    (tmp_path / "test_starts.py").write_text(STARTS)
+    told = tmp_path / "pids"
+    os.mkfifo(told)
+    command = [sys.executable, "-m", "pytest", "-p", "tests.ending", *workers, "--rootdir", tmp_path, tmp_path]
+    environment = os.environ | {"PIDS": str(told), "PYTHONPATH": str(ROOT)}
+    output = subprocess.PIPE  # ends when the last process has: the guard and all that hold it
+    with subprocess.Popen(command, env=environment, stdout=output, stderr=output) as run:
+        pids = [int(pid) for pid in told.read_text().split()]
+        assert all(read_process(pid) is not None for pid in pids)
+        run.send_signal(number)
+        run.communicate()
+    assert [pid for pid in pids if read_process(pid) is not None] == []
