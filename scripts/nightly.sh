@@ -4,7 +4,7 @@
 # Qwen3-TTS's and Chatterbox's own packages and VITA-Audio's own code (where GitHub can be reached) must say what the
 # tests hold ours to (VALL-E's is asked by hand: scripts/valle_replies.py reads a source that has been mended by hand);
 # every answer of 64 streams must be right, or an error, whatever is done to the server; no package of the environment
-# may have a known advisory (where the network has that of OSV); then what the suite leaves out, and thousands of random
+# may have a known advisory (where the network has that of OSV); then the nightly tier of the tests (tests/README.md), and thousands of random
 # histories, others each time, with hypothesis profile $HISTORIES (tests/engine/test_histories.py).
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Sets up .venv and runs everything that must hold: lint, types and all tests but the nightly ones, real servers included.
-# scripts/test.sh --fast              lint and what needs neither a server nor a large engine: three minutes
+# Sets up .venv and runs lint, types and the day tier of the tests (tests/README.md), a real server included; the rest
+# is for scripts/nightly.sh. The last lines name the files that took longest.
+# scripts/test.sh --fast              lint and what needs neither a server nor an engine
 # scripts/test.sh tests/streams -k x  arguments go to pytest
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -85,6 +85,7 @@ def test_the_files_that_the_installation_names_are_there() -> None:
 
 
 @pytest.mark.server
+@pytest.mark.nightly  # by day scripts/test_speak.py, and tests/server
 def test_the_first_command_speaks_and_its_server_stays_until_it_is_stopped(tmp_path: Path) -> None:
     """Without its set-up, which has made the environment that this runs in."""
     environment = os.environ | {"STRETTO_PORT": str(free_row(3))}

@@ -75,6 +75,7 @@ def wheel(built: tuple[Path, Path]) -> Path:
     return built[1]
 
 
+@pytest.mark.nightly
 def test_built_twice_it_has_the_same_bytes(
     built: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,6 +140,7 @@ def run(installed: Path, home: Path, *command: str, port: int = 8000) -> "subpro
     return subprocess.run(line, cwd=home, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
+@pytest.mark.nightly
 def test_it_lies_in_its_environment_and_writes_to_the_users_state_folder(installed: Path, tmp_path: Path) -> None:
     done = run(installed, tmp_path, "python", "-c", SHOW_FOLDERS)
     found, clone, state = done.stdout.split()
@@ -146,6 +148,7 @@ def test_it_lies_in_its_environment_and_writes_to_the_users_state_folder(install
     assert (clone, state) == ("None", str(tmp_path / ".local/state/stretto"))
 
 
+@pytest.mark.nightly
 def test_its_commands_run(installed: Path, tmp_path: Path) -> None:
     assert "speak, transcribe and chat" in run(installed, tmp_path, "stretto", "--help").stdout
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]

@@ -66,7 +66,7 @@ class TritonPythonModel:
         sender.send(flags=1)
 '''
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.nightly]  # by day test_perf_report.py
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from stretto.codec.espnet_dac import EspnetDac, load
 from stretto.codec.registry import load_codec
 from tests.codec.espnet_reference import Reference
 from tests.codec.streaming import check_half_precision, chunks_of, random_codes, stream
+from tests.tiers import by_night
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +28,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory, tensors: dict[str, torch
     return publish(tmp_path_factory.mktemp("espnet_dac"), tensors)
 
 
-@pytest.fixture(params=[torch.float32, torch.float64], ids=["fp32", "fp64"])
+@pytest.fixture(params=[*by_night(torch.float32, ids=["fp32"]), pytest.param(torch.float64, id="fp64")])
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return request.param
 

@@ -13,6 +13,7 @@ from stretto.codec.base import Window
 from stretto.codec.registry import load_codec
 from stretto.codec.windowed import WindowedCodec
 from tests.codec.streaming import chunks_of, random_codes, stream
+from tests.tiers import by_night
 
 pytestmark = pytest.mark.slow
 
@@ -32,7 +33,11 @@ class Pair:
             return self.model.decode(audio_codes=codes).audio_values.reshape(len(codes), -1).clamp(-1, 1)
 
 
-@pytest.fixture(scope="module", params=[(name, dtype) for name in MODELS for dtype in (torch.float32, torch.float64)])
+FIRST, *OTHERS = [(name, torch.float32) for name in MODELS]
+HALF_AS_WIDE = [pytest.param(FIRST), *(pytest.param(each, marks=pytest.mark.nightly) for each in OTHERS)]
+
+
+@pytest.fixture(scope="module", params=[(name, torch.float64) for name in MODELS] + HALF_AS_WIDE)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     name, dtype = request.param
     model, directory = make_model(name), tmp_path_factory.mktemp(name)
@@ -42,7 +47,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return Pair(codec.to(dtype), model.to(dtype), 1e-5 if dtype == torch.float32 else 1e-12)
 
 
-@pytest.mark.parametrize("size", [1, 2, 5, 25])
+@pytest.mark.parametrize("size", [1, 25, *by_night(2, 5)])
 def test_a_batch_in_chunks_equals_one_decode_of_the_whole(pair: Pair, size: int) -> None:
     codes = random_codes(pair.codec, 3, FRAMES)
     whole = pair.one_shot(codes)

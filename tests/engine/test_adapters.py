@@ -22,6 +22,7 @@ from tests.random_checkpoints import write_checkpoint, write_modules
 from tests.reference.module_lm import ModuleReference
 from tests.reference.speech_lm import Reference
 from tests.speech_families import EIGHT_STREAMS, MODULES
+from tests.tiers import by_night
 
 pytestmark = pytest.mark.engine
 NAMES = (None, "narrator", "whisperer")
@@ -59,7 +60,7 @@ class Adapted:
         return [row[: self.family.layout.num_output_streams] for row in rows]
 
 
-@pytest.fixture(scope="module", params=[EIGHT_STREAMS, MODULES], ids=["heads", "modules"])
+@pytest.fixture(scope="module", params=[pytest.param(EIGHT_STREAMS, id="heads"), *by_night(MODULES, ids=["modules"])])
 def adapted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Adapted:
     return Adapted(tmp_path_factory.mktemp("adapted"), request.param)
 
@@ -86,6 +87,7 @@ def test_one_batch_mixes_adapters(adapted: Adapted) -> None:
     assert any(answer.trailer.num_preemptions for answer in crowded.values())
 
 
+@pytest.mark.nightly
 def test_a_depth_transformer_is_that_of_the_checkpoint(tmp_path: Path) -> None:
     """Whose layers have the names of the backbone's, and read other rows."""
     model = csm.make_model()

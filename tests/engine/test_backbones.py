@@ -6,16 +6,17 @@ import pytest
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.v1.worker.gpu.cudagraph_utils import has_compiled_submodule
 
-from benchmarks.checkpoints.random_checkpoint import BACKBONES, write_checkpoint
+from benchmarks.checkpoints.random_checkpoint import write_checkpoint
 from stretto.families.tiny.family import TINY
 from tests.engine.harness import Engine
 from tests.engine.prompts import make_prompt, make_prompts
 from tests.reference.speech_lm import Reference
+from tests.tiers import by_night
 
 pytestmark = pytest.mark.engine
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", ["olmo2", *by_night("qwen3", "llama")])
 def test_replies_are_those_of_the_backbone_s_own_class(backbone: str, tmp_path: Path) -> None:
     write_checkpoint(tmp_path, TINY, "tiny", layers=2, backbone=backbone)
     reference = Reference(tmp_path, TINY, 512)

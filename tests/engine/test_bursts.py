@@ -15,11 +15,12 @@ from tests.engine.prompts import make_prompt, make_prompts
 from tests.random_checkpoints import write_checkpoint
 from tests.reference.speech_lm import Reference
 from tests.speech_families import FORCED_BURSTS, FORCED_CHAT, NUM_TEXT_IDS
+from tests.tiers import ASYNC_BY_DAY
 
 pytestmark = pytest.mark.engine
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["sync", "async"])
+@pytest.fixture(scope="module", params=ASYNC_BY_DAY)
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     folder = tmp_path_factory.mktemp("checkpoint")
     write_checkpoint(folder, FORCED_BURSTS, "forced_bursts", hidden=128, layers=2)
@@ -28,7 +29,7 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     running.shutdown()
 
 
-@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("is_async", ASYNC_BY_DAY)
 def test_a_text_leads_to_audio_within_a_step(tmp_path: Path, is_async: bool) -> None:
     """Unguided, in chunks and preempted: some of twelve replies go over to audio in the middle of a burst."""
     name = "forced_chat"

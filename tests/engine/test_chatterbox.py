@@ -14,6 +14,7 @@ from stretto.families.registry import VOCABULARY, config_at, family_at
 from stretto.records.prompt import Prompt
 from tests.chatterbox_release import REPLIES, prompt_of, rows_of, write
 from tests.engine.harness import Engine
+from tests.tiers import ASYNC_BY_DAY
 
 pytestmark = pytest.mark.engine
 # Prompts in chunks, room for little more than one pair of the six: pairs give way as wholes.
@@ -26,7 +27,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return convert(tmp_path_factory.mktemp("chatterbox"))
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["sync", "async"])
+@pytest.fixture(scope="module", params=ASYNC_BY_DAY)
 def engine(checkpoint: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
     running = Engine(checkpoint, max_model_len=256, async_scheduling=request.param)
     yield running
@@ -75,6 +76,7 @@ def test_the_other_half_reads_positions_and_no_words(checkpoint: Path, engine: E
     assert answers["again"].rows == answers["first"].rows
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 def test_pairs_go_on_behind_a_preemption(checkpoint: Path, is_async: bool) -> None:
     running = Engine(checkpoint, max_model_len=128, async_scheduling=is_async, **TIGHT)

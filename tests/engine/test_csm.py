@@ -26,6 +26,7 @@ from tests.published_csm import (
     make_model,
     swap_codes,
 )
+from tests.tiers import ASYNC_BY_DAY, SYNC_BY_DAY, by_night
 
 pytestmark = pytest.mark.engine
 Release = tuple[Path, Family, CsmReference]
@@ -70,15 +71,15 @@ def expected(release: Release) -> dict[str, tuple[Prompt, list[list[int]]]]:
     return made
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["sync", "async"])
+@pytest.fixture(scope="module", params=ASYNC_BY_DAY)
 def roomy(release: Release, request: pytest.FixtureRequest) -> Iterator[Engine]:
     engine = Engine(release[0], async_scheduling=request.param, **ROOMY)
     yield engine
     engine.shutdown()
 
 
-@pytest.mark.parametrize("settings", [ROOMY, TIGHT], ids=["roomy", "tight"])
-@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("settings", [pytest.param(TIGHT, id="tight"), *by_night(ROOMY, ids=["roomy"])])
+@pytest.mark.parametrize("is_async", SYNC_BY_DAY)
 def test_replies_are_those_of_generate_and_guided_ones_those_of_two_runs(
     release: Release, expected: dict[str, tuple[Prompt, list[list[int]]]], settings: dict[str, Any], is_async: bool
 ) -> None:

@@ -39,6 +39,7 @@ from tests.random_checkpoints import write_checkpoint, write_modules
 from tests.small_vocabularies import CSM, HIGGS_AUDIO, QWEN3_TTS, TRACKED_CSM
 from tests.small_vocabularies import FAMILIES as PUBLISHED
 from tests.speech_families import EIGHT_STREAMS, MODULES
+from tests.tiers import by_night
 
 pytestmark = pytest.mark.engine
 GPU = torch.device("meta")
@@ -52,6 +53,7 @@ FAMILIES = {
     "small_qwen3_tts": QWEN3_TTS,
     "small_higgs_audio": HIGGS_AUDIO,
 }
+BY_DAY = ("tiny", "small_csm")
 
 
 class OneDevice(TorchDispatchMode):
@@ -184,7 +186,9 @@ def captured_at_start(state: SpeechModelState, sampler: StepSampler) -> None:
 
 
 @pytest.mark.parametrize("uses_kernels", [True, False])
-@pytest.mark.parametrize("name", list(FAMILIES))
+@pytest.mark.parametrize(
+    "name", ["tiny", "small_csm", *by_night(*(name for name in FAMILIES if name not in ("tiny", "small_csm")))]
+)
 def test_nothing_in_a_step_is_mixed_with_what_lies_in_host_memory(
     name: str, uses_kernels: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,7 +242,7 @@ class BlocksOnTheDevice:
         return nullcontext()
 
 
-@pytest.mark.parametrize("uses_kernels", [True, False])
+@pytest.mark.parametrize("uses_kernels", [True, *by_night(False)])
 def test_no_module_is_mixed_with_what_lies_in_host_memory(
     uses_kernels: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

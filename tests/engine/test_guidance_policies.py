@@ -9,12 +9,13 @@ import pytest
 from stretto.records.prompt import Prompt
 from tests.engine.harness import Answer, Engine
 from tests.engine.prompts import make_prompt
-from tests.engine.test_parity import FAMILIES, TIGHT, Checkpoint, engine, is_async, num_frames
+from tests.engine.test_parity import TIGHT, Checkpoint, engine, is_async, num_frames
+from tests.tiers import by_night
 
 pytestmark = pytest.mark.engine
 
 
-@pytest.fixture(scope="module", params=list(FAMILIES), ids=["tiny", "eight_streams"])
+@pytest.fixture(scope="module", params=["tiny", *by_night("eight_streams")])
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return Checkpoint(tmp_path_factory.mktemp("checkpoint"), request.param)
 
@@ -41,7 +42,7 @@ def check_changes(checkpoint: Checkpoint, prompt: Prompt, answer: Answer) -> Non
         assert answer.changes == [(rows[0] + limit, False)]
 
 
-@pytest.mark.parametrize("seconds", [0.04, 0.3, 60.0])
+@pytest.mark.parametrize("seconds", [0.3, *by_night(0.04, 60.0)])
 def test_guidance_ends_at_its_row_whatever_the_schedule(checkpoint: Checkpoint, tight: Engine, seconds: float) -> None:
     changes = {"guidance_scale": 2.0, "policy": "until_s", "guided_until_s": seconds}
     prompts = speaking(checkpoint, 8, **changes)
@@ -148,7 +149,7 @@ def test_with_time_to_spare_an_adaptive_reply_is_an_always_guided_one(checkpoint
     assert answer.rows == checkpoint.reply(always, 192)
 
 
-@pytest.mark.parametrize("wave", [7, 20, 33])
+@pytest.mark.parametrize("wave", [20, *by_night(7, 33)])
 def test_changes_survive_preemption_and_aborts(checkpoint: Checkpoint, tight: Engine, wave: int) -> None:
     """Halves go and come back in waves, with blocks for little more than one pair, while some clients leave."""
     prompts = {f"r{i}": long_speech(checkpoint, i, policy="adaptive" if i % 3 else "always") for i in range(6)}

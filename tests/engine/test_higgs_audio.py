@@ -15,6 +15,7 @@ from stretto.families.higgs_audio.prompt import audio_rows
 from stretto.records.prompt import Prompt
 from tests.engine.harness import Engine
 from tests.published_higgs_audio import HiggsAudioReference, convert
+from tests.tiers import ASYNC_BY_DAY
 
 pytestmark = pytest.mark.engine
 Release = tuple[Path, Family, HiggsAudioReference]
@@ -74,7 +75,7 @@ def expected(release: Release) -> Replies:
     return replies
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["sync", "async"])
+@pytest.fixture(scope="module", params=ASYNC_BY_DAY)
 def roomy(release: Release, request: pytest.FixtureRequest) -> Iterator[Engine]:
     engine = Engine(release[0], async_scheduling=request.param, **ROOMY)
     yield engine
@@ -113,6 +114,7 @@ def test_replies_side_by_side_are_those_of_each_alone(release: Release, expected
     assert roomy.is_clean()
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 def test_replies_go_on_behind_a_preemption(release: Release, expected: Replies, is_async: bool) -> None:
     """Where it is tight, in chunks of prompts; of both one through a compiler, which on a GPU traces the layers."""

@@ -82,7 +82,15 @@ FOUND = {
 }
 
 
-@pytest.fixture(scope="module", params=list(FAMILIES), ids=["eight_streams", "tiny", "bursts", "csm", "modules"])
+# By day pairs, and rows that modules say; by night what has as much and less of both.
+NAMES = dict(zip(FAMILIES, ["eight_streams", "tiny", "bursts", "csm", "modules"], strict=True))
+NIGHTLY = {"tiny", "bursts", "csm"}
+STAGES = [
+    pytest.param(key, id=name, marks=[pytest.mark.nightly] if name in NIGHTLY else []) for key, name in NAMES.items()
+]
+
+
+@pytest.fixture(scope="module", params=STAGES)
 def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     running = Stage(tmp_path_factory.mktemp("checkpoint"), request.param)
     yield running

@@ -8,6 +8,7 @@ from stretto.records.prompt import Prompt
 from tests.engine.harness import Engine
 from tests.engine.prompts import make_prompt
 from tests.engine.test_parity import Checkpoint, engine
+from tests.tiers import SYNC_BY_DAY, by_night
 
 pytestmark = pytest.mark.engine
 
@@ -51,7 +52,7 @@ def first_rows(running: Engine, crowd: dict[str, Prompt], single: Prompt) -> tup
     return first.pop("single"), first
 
 
-@pytest.mark.parametrize("kind", ["listening", "speaking"])
+@pytest.mark.parametrize("kind", ["listening", *by_night("speaking")])
 def test_a_crowd_of_one_kind_starves_the_other_only_without_shares(checkpoint: Checkpoint, kind: str) -> None:
     makers = {"listening": listening, "speaking": speaking}
     crowd = {f"r{index}": makers[kind](checkpoint, index) for index in range(10)}
@@ -65,7 +66,7 @@ def test_a_crowd_of_one_kind_starves_the_other_only_without_shares(checkpoint: C
     assert list(first) == list(crowd), "within a class the order stays"
 
 
-@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("is_async", SYNC_BY_DAY)
 def test_with_shares_every_reply_is_the_reference_s(checkpoint: Checkpoint, is_async: bool) -> None:
     prompts = {f"r{index}": make_prompt(checkpoint.family, index) for index in range(12)}
     arrivals = {request_id: 3 * index for index, request_id in enumerate(prompts)}

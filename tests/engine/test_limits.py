@@ -15,6 +15,7 @@ from tests.engine.prompts import make_prompt
 from tests.random_checkpoints import write_checkpoint
 from tests.reference.speech_lm import Reference
 from tests.speech_families import EIGHT_STREAMS, SPEECHLESS
+from tests.tiers import SYNC_BY_DAY, by_night
 
 pytestmark = pytest.mark.engine
 MAX_MODEL_LEN = 112
@@ -41,7 +42,7 @@ class Case:
         return answer, tracker
 
 
-@pytest.fixture(scope="module", params=["eight_streams", "tiny"])
+@pytest.fixture(scope="module", params=["eight_streams", *by_night("tiny")])
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     folder = tmp_path_factory.mktemp("checkpoint")
     if request.param == "tiny":
@@ -105,7 +106,7 @@ def test_a_reply_without_limits_is_not_called_cut(case: Case, engine: Engine) ->
         assert not answer.trailer.was_cut
 
 
-@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("is_async", SYNC_BY_DAY)
 def test_an_empty_script_ends_the_audio_at_once(tmp_path: Path, is_async: bool) -> None:
     case = Case(tmp_path, SPEECHLESS, "speechless")
     running = Engine(case.folder, max_model_len=MAX_MODEL_LEN, async_scheduling=is_async)

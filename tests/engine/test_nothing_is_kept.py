@@ -17,6 +17,7 @@ from tests import heap
 from tests.engine.harness import Engine
 from tests.engine.prompts import make_prompt
 from tests.random_checkpoints import write_checkpoint
+from tests.tiers import ASYNC_BY_DAY
 
 pytestmark = pytest.mark.engine
 
@@ -39,7 +40,7 @@ def multiplied() -> Iterator[set[int]]:
         yield met
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["sync", "async"])
+@pytest.fixture(scope="module", params=ASYNC_BY_DAY)
 def engine(request: pytest.FixtureRequest, folder: Path, multiplied: set[int]) -> Iterator[Engine]:
     few_blocks = {"max_model_len": 160, "num_gpu_blocks_override": 24, "max_num_seqs": 8}
     running = Engine(folder, async_scheduling=request.param, **few_blocks)

@@ -15,12 +15,13 @@ from tests.engine.harness import Answer, Engine
 from tests.engine.prompts import make_prompt
 from tests.random_checkpoints import write_checkpoint
 from tests.small_vocabularies import TRACKED_CSM
+from tests.tiers import ASYNC_BY_DAY, by_night
 
 pytestmark = pytest.mark.engine
 NUM_TEXTS = 9
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["sync", "async"])
+@pytest.fixture(scope="module", params=ASYNC_BY_DAY)
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     folder: Path = tmp_path_factory.mktemp("checkpoint")
     write_checkpoint(folder, TRACKED_CSM, "small_tracked_csm", hidden=64, layers=2)
@@ -101,7 +102,7 @@ def at_once(engine: Engine) -> dict[str, list[list[int]]]:
     return {name: answer.rows for name, answer in engine.run(made).items()}
 
 
-@pytest.mark.parametrize(("seed", "slowest", "aborts"), [(1, 1, 0), (2, 4, 0), (3, 15, 2), (4, 40, 3)])
+@pytest.mark.parametrize(("seed", "slowest", "aborts"), [(4, 40, 3), *by_night((1, 1, 0), (2, 4, 0), (3, 15, 2))])
 def test_at_any_pace_the_reply_is_the_same(
     engine: Engine, at_once: dict[str, list[list[int]]], seed: int, slowest: int, aborts: int
 ) -> None:

@@ -26,6 +26,7 @@ from tests.engine.prompts import make_prompt, make_prompts
 from tests.random_checkpoints import write_checkpoint
 from tests.reference.speech_lm import Reference
 from tests.speech_families import EIGHT_STREAMS, LEARNED_PADS, THREE_ROWS
+from tests.tiers import by_night
 
 pytestmark = pytest.mark.engine
 
@@ -76,7 +77,7 @@ def num_frames(family: Family, rows: list[list[int]]) -> int:
     return sum(row[0] in family.layout.audio[0] for row in rows) // family.rows_per_frame
 
 
-@pytest.fixture(scope="module", params=list(FAMILIES), ids=["tiny", "eight_streams"])
+@pytest.fixture(scope="module", params=["tiny", *by_night("eight_streams")])
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return Checkpoint(tmp_path_factory.mktemp("checkpoint"), request.param)
 

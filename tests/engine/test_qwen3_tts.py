@@ -15,9 +15,10 @@ from stretto.records.sampling import CodeSampling
 from tests.engine.harness import Engine
 from tests.engine.prompts import make_prompt
 from tests.engine.recorded_logits import RecordedLogits
-from tests.published_qwen3_tts import CASES, Checkpoint
+from tests.published_qwen3_tts import Checkpoint
 from tests.reference.speech_lm import Reference
 from tests.small_vocabularies import QWEN3_TTS
+from tests.tiers import ASYNC_BY_DAY, by_night
 
 pytestmark = pytest.mark.engine
 LENGTH = 128
@@ -38,7 +39,7 @@ def drawn_prompt(index: int) -> Prompt:
     return replace(prompt, sampling=replace(prompt.sampling, depth=depth, audio=audio))
 
 
-@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("is_async", ASYNC_BY_DAY)
 def test_drawn_replies_are_those_of_the_slow_reference(tmp_path: Path, is_async: bool) -> None:
     """In chunks of prompts and preempted; with a penalty, and two samplers in a reply, of which one may be greedy."""
     folder = write_checkpoint(tmp_path, QWEN3_TTS, "small_qwen3_tts", layers=2)
@@ -57,7 +58,7 @@ def test_drawn_replies_are_those_of_the_slow_reference(tmp_path: Path, is_async:
     assert sum(each.trailer.num_preemptions for each in answers.values()) > 0
 
 
-@pytest.mark.parametrize("kind", CASES)
+@pytest.mark.parametrize("kind", ["base", *by_night("custom_voice", "voice_design")])
 def test_replies_are_those_of_the_authors_package(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, float], None]
 ) -> None:

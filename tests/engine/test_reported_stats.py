@@ -10,11 +10,12 @@ from stretto.families.tiny.family import TINY
 from tests.engine.harness import Engine
 from tests.engine.prompts import make_prompt
 from tests.random_checkpoints import write_checkpoint
+from tests.tiers import ASYNC_BY_DAY
 
 pytestmark = pytest.mark.engine
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["sync", "async"])
+@pytest.fixture(scope="module", params=ASYNC_BY_DAY)
 def asynchronous(request: pytest.FixtureRequest) -> bool:
     return bool(request.param)
 

@@ -22,6 +22,7 @@ from tests.engine.prompts import make_prompt
 from tests.random_checkpoints import write_checkpoint, write_modules
 from tests.small_vocabularies import CSM
 from tests.speech_families import EIGHT_STREAMS, MODULES
+from tests.tiers import by_night
 
 pytestmark = pytest.mark.engine
 
@@ -87,7 +88,7 @@ def make_prompts(family: Family) -> dict[str, Prompt]:
     return made
 
 
-@pytest.mark.parametrize("name", RELEASES)
+@pytest.mark.parametrize("name", ["wide", "modules", *by_night("wide with a depth transformer")])
 def test_hidden_states_are_the_same_bits_alone_and_in_any_company(
     tmp_path: Path, name: str, seen: Bits, multiplied: set[int]
 ) -> None:

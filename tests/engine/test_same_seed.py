@@ -14,6 +14,7 @@ from tests.engine.harness import Engine
 from tests.engine.prompts import make_prompt
 from tests.random_checkpoints import write_checkpoint
 from tests.speech_families import EIGHT_STREAMS
+from tests.tiers import SYNC_BY_DAY, by_night
 
 pytestmark = pytest.mark.engine
 FAMILIES: dict[str, Family] = {"eight_streams": EIGHT_STREAMS, "tiny": TINY}
@@ -22,7 +23,7 @@ TIGHT = {"max_num_seqs": 4, "max_num_batched_tokens": 48, "num_gpu_blocks_overri
 Rows = list[list[int]]
 
 
-@pytest.fixture(scope="module", params=list(FAMILIES), ids=["eight_streams", "tiny"])
+@pytest.fixture(scope="module", params=["eight_streams", *by_night("tiny")])
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -64,7 +65,7 @@ def alone(folder: Path, prompts: dict[str, Prompt]) -> dict[str, Rows]:
         return {name: engine.run({name: prompt})[name].rows for name, prompt in prompts.items()}
 
 
-@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("is_async", SYNC_BY_DAY)
 def test_a_batch_draws_what_each_draws_alone(
     folder: Path, prompts: dict[str, Prompt], alone: dict[str, Rows], is_async: bool
 ) -> None:
@@ -73,7 +74,7 @@ def test_a_batch_draws_what_each_draws_alone(
     assert {name: answer.rows for name, answer in answers.items()} == alone
 
 
-@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("is_async", SYNC_BY_DAY)
 def test_who_is_preempted_draws_what_it_draws_alone(
     folder: Path, prompts: dict[str, Prompt], alone: dict[str, Rows], is_async: bool
 ) -> None:

@@ -18,6 +18,7 @@ from tests.engine.prompts import make_prompts
 from tests.random_checkpoints import write_checkpoint, write_modules
 from tests.small_vocabularies import CSM, OPUSLM
 from tests.speech_families import MODULES, WIDE_TEXT
+from tests.tiers import by_night
 
 pytestmark = pytest.mark.engine
 
@@ -86,8 +87,9 @@ class RankCheck:
             self.num_checks += 1
 
 
-# wide_text by night: its heads are cut as opuslm's, its pairs go as tiny's.
-PARAMS = [pytest.param(name, marks=[pytest.mark.nightly] if name == "wide_text" else []) for name in CASES]
+# By day heads that are cut, and pairs; by night wide text, a depth transformer and modules.
+BY_DAY = ("opuslm", "tiny")
+PARAMS = [*BY_DAY, *by_night(*(name for name in CASES if name not in BY_DAY))]
 
 
 @pytest.fixture(scope="module", params=PARAMS)

@@ -13,13 +13,14 @@ from stretto.families.tiny.family import TINY
 from tests.engine.harness import Engine
 from tests.engine.prompts import make_prompt
 from tests.random_checkpoints import write_checkpoint
+from tests.tiers import ASYNC_BY_DAY
 
 pytestmark = pytest.mark.engine
 
 PROMPTS = {f"r{index}": make_prompt(TINY, index, "tts", guidance_scale=2.0) for index in range(3)}
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["sync", "async"])
+@pytest.fixture(scope="module", params=ASYNC_BY_DAY)
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     folder = write_checkpoint(tmp_path_factory.mktemp("checkpoint"), TINY, "tiny", hidden=64, layers=1)
     running = Engine(folder, async_scheduling=request.param, max_model_len=160, max_num_seqs=8)

@@ -18,6 +18,7 @@ from stretto.families.registry import config_at, family_at
 from stretto.families.valle.family import SOS_EOS
 from stretto.records.prompt import Prompt
 from tests.engine.harness import Engine
+from tests.tiers import ASYNC_BY_DAY
 from tests.valle_release import REPLIES, open_valle, prompt_of
 
 pytestmark = pytest.mark.engine
@@ -36,7 +37,7 @@ def family(checkpoint: Path) -> Family:
     return family_at(checkpoint)
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["sync", "async"])
+@pytest.fixture(scope="module", params=ASYNC_BY_DAY)
 def engine(checkpoint: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
     running = Engine(checkpoint, max_model_len=256, async_scheduling=request.param)
     yield running
@@ -87,6 +88,7 @@ def test_guided_codes_are_those_of_two_runs(
     assert any(answers[name].rows != expected(REPLIES[int(name[1:])]) for name in guided)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 def test_replies_go_on_behind_a_preemption(checkpoint: Path, prompts: dict[str, Prompt], is_async: bool) -> None:
     running = Engine(checkpoint, max_model_len=128, async_scheduling=is_async, **TIGHT)

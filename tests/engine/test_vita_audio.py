@@ -90,6 +90,7 @@ class CapturedAttention(ModuleAttention):
         self.max_captured_rows = 512
 
 
+@pytest.mark.nightly
 def test_two_ranks_say_the_same(checkpoint: Path) -> None:
     """Each has half of the heads of attention, of the modules' too, and half of the one head over all ids."""
     ends, replies = family_at(checkpoint).drawn_ends, [reply for reply in REPLIES if reply["penalty"] > 1.1]
@@ -112,6 +113,7 @@ def is_text_cut(worker: Any) -> bool:
     return worker.worker.model_runner.sampler._draw._heads.is_text_cut
 
 
+@pytest.mark.nightly
 def test_chunks_and_preemptions_forget_nothing_that_was_said(checkpoint: Path) -> None:
     """The last of these tests: this engine takes the process's parallel groups with it when it ends."""
     ends = family_at(checkpoint).drawn_ends

@@ -20,6 +20,7 @@ from tests.gateway.test_voices import cloning
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.nightly,
     pytest.mark.xdist_group("chromium"),
     pytest.mark.skipif(not EXECUTABLE, reason="no Chromium on the PATH; on Debian: apt-get install chromium"),
 ]

@@ -44,6 +44,7 @@ def test_a_plain_path_stays_as_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.server
+@pytest.mark.nightly
 def test_a_server_starts_in_a_folder_that_bash_and_ascii_cannot_say(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

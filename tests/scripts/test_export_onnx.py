@@ -25,7 +25,11 @@ from stretto.decoder.worker import open_codec
 from tests.fakes import FakeCodec
 
 FRAMES = 29
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:.*axis name:UserWarning")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.nightly,
+    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:.*axis name:UserWarning"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import pytest
 
 from tests.patience import PATIENCE_S
 from tests.server.conftest import Server
+from tests.tiers import by_night
 
 pytestmark = pytest.mark.server
 
@@ -34,7 +35,7 @@ def cancel_after(server: Server, num_responses: int) -> None:
     table.close()
 
 
-@pytest.mark.parametrize("num_responses", [0, 1, 4])
+@pytest.mark.parametrize("num_responses", [1, *by_night(0, 4)])
 def test_the_language_model_stops_with_the_client(server: Server, num_responses: int) -> None:
     before = server.metric("cancelled_total")
     for _ in range(5):

@@ -19,7 +19,7 @@ from stretto_client.client import SpeechClient
 from tests.server.conftest import ServedRelease
 from tests.server.published import Expected
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.nightly]  # by day test_converted.py, and test_speech.py
 
 LONG_ENOUGH = {"text": {"min_rows": 6, "max_rows": 12, "temperature": 1.0}}
 SPOKEN = LONG_ENOUGH | {
@@ -104,11 +104,8 @@ CASES: dict[str, list[tuple[str, dict[str, Any], str]]] = {
     ],
 }
 # What OpusLM has of its own, each of its tasks, is held without a server; its dialogue goes the same way through one.
-MARKS = {"opuslm": [pytest.mark.nightly]}
 PAIRS = [
-    pytest.param(family, case, id=f"{family}-{case[0]}-{i}", marks=MARKS.get(family, []))
-    for family in CASES
-    for i, case in enumerate(CASES[family])
+    pytest.param(family, case, id=f"{family}-{case[0]}-{i}") for family in CASES for i, case in enumerate(CASES[family])
 ]
 
 
@@ -192,7 +189,7 @@ BAD: dict[str, list[tuple[dict[str, Any], str]]] = {
 }
 
 
-@pytest.mark.parametrize("served", [pytest.param(family, marks=MARKS.get(family, [])) for family in BAD], indirect=True)
+@pytest.mark.parametrize("served", list(BAD), indirect=True)
 def test_bad_input_is_refused_by_its_field(served: ServedRelease) -> None:
     for inputs, message in BAD[served.name]:
         served.server.refuses(inputs, message)

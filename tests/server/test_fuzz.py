@@ -28,6 +28,7 @@ from tests.server.fuzzing.http_requests import make_request
 from tests.server.fuzzing.sessions import make_session
 from tests.server.listening import tensor
 from tests.server.openai_client import gateway_port
+from tests.tiers import by_night
 
 pytestmark = pytest.mark.server
 
@@ -144,7 +145,7 @@ async def opened(server: Server) -> AsyncIterator[Doors]:
         yield Doors(channel, key, prompt, server.http, port)
 
 
-@pytest.mark.parametrize("num_requests", [1000, pytest.param(10_000, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("num_requests", [100, *by_night(1000, 10_000)])
 async def test_each_is_refused_in_words_or_answered(
     server: Server, num_requests: int, caplog: pytest.LogCaptureFixture
 ) -> None:

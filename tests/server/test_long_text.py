@@ -9,7 +9,7 @@ from stretto_client import SpeechClient, SpeechEvent
 from stretto_client.long_speech import FADE_S, split
 from tests.server.conftest import Server
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.nightly]  # by day tests/client/test_long_speech.py
 TEXT = (
     "The birch canoe slid on the smooth planks. It is easy to tell the depth of a well. Rice is often served in round "
     "bowls, and the juice of lemons makes fine punch. The box was thrown beside the parked truck; the hogs were fed "

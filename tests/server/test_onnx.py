@@ -28,6 +28,7 @@ from tests.server.conftest import Server, served_repository
 __all__ = ["test_an_exported_decoder_streams_exactly", "test_onnxruntime_gives_torchs_samples_in_any_shape"]
 pytestmark = [
     pytest.mark.server,
+    pytest.mark.nightly,  # by day tests/codec/test_onnx_runtime.py
     pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:.*axis name:UserWarning"),
 ]
 RUNTIME = 'parameters { key: "runtime" value { string_value: "onnx" } }\n'
@@ -55,7 +56,6 @@ def exported(repository: Path) -> Iterator[Server]:
         yield server
 
 
-@pytest.mark.nightly  # what the decoder opens is held to torch above, and what it does with it in tests/decoder
 def test_a_sentence_from_the_exported_decoder_is_torchs_waveform(exported: Server) -> None:
     assert "onnxruntime" in maps_of_the_decoder(exported)
     options = {"seed": 7, "max_audio_s": 3.0, "output": {"codes": True}}

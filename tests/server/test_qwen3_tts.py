@@ -37,7 +37,7 @@ from tests.reference.speech_lm import Reference
 from tests.server.conftest import ServedCheckpoint, served_checkpoint
 from tests.server.listening import Answer, Response
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.nightly]  # by day the engine's tests, and test_speech.py
 
 CODEBOOKS, CODES, NUM_FRAMES = 16, 64, 9  # as `random_qwen3_codec` has them
 OPTIONS: dict[str, Any] = {
@@ -98,7 +98,6 @@ def test_a_reply_streams_what_the_checkpoint_says(served: ServedQwen3TTS, case: 
     check(served, answer, served.codes(options, text="hello world"), 0)
 
 
-@pytest.mark.nightly  # a server of its own; the prompt is held to the authors' without one
 def test_a_voice_that_is_described_streams_what_the_checkpoint_says(tmp_path: Path) -> None:
     with serve(tmp_path, "voice_design") as served:
         options = OPTIONS | {"instruct": "a low, slow voice"}

@@ -17,7 +17,10 @@ from tests.server.openai_client import openai_client
 from tests.server.published import Expected
 from tests.server.test_families import SPOKEN, messages, turn
 
-pytestmark = pytest.mark.server
+pytestmark = [
+    pytest.mark.server,
+    pytest.mark.nightly,
+]  # by day tests/gateway/realtime, before a server that answers by a script
 OPTIONS = {"seed": 5} | {name: value for name, value in SPOKEN.items() if name != "output"}
 
 

@@ -14,7 +14,7 @@ from stretto_client.client import key_headers
 from tests.patience import PATIENCE_S
 from tests.server.conftest import Server
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.nightly]  # by day test_bad_input.py and test_closed.py
 
 TYPES = {"u": "UINT8", "i": "INT32", "O": "BYTES", "f": "FP32"}
 FORGERIES = 250  # per kind

@@ -56,6 +56,7 @@ def test_a_killed_decoder_ends_every_stream_with_an_error_and_is_started_again_a
     server.until(lambda: server.metric("active_utterances") == 0)  # those that the dead decoder has left, too
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("victim", ["language_model", "its engine"])
 def test_a_killed_language_model_or_engine_is_started_again_alone(server: Server, victim: str) -> None:
     old, stubs, engine = server.pid, {model: stub_of(server, model) for model in MODELS}, engine_of(server)
@@ -80,6 +81,7 @@ def test_a_killed_language_model_or_engine_is_started_again_alone(server: Server
     assert len(list(Path("/dev/shm").glob(f"stretto_flow_{server.pid}_*"))) == 1
 
 
+@pytest.mark.nightly
 def test_a_killed_preprocessor_is_started_again_while_what_runs_goes_on(server: Server) -> None:
     old, stubs = server.pid, {model: stub_of(server, model) for model in MODELS}
     streams = [server.stream({"seed": i}, text=LONG) for i in range(4)]
@@ -95,6 +97,7 @@ def test_a_killed_preprocessor_is_started_again_while_what_runs_goes_on(server: 
     assert server.ask({"seed": 1, "max_audio_s": 1.0}, text=LONG).error is None
 
 
+@pytest.mark.nightly
 def test_a_stub_that_triton_took_for_dead_while_it_stood_still_costs_no_later_request(server: Server) -> None:
     stub = stub_of(server, "preprocessor")
     num_ready = server.said.count("ready after")
@@ -110,6 +113,7 @@ def test_a_stub_that_triton_took_for_dead_while_it_stood_still_costs_no_later_re
     assert server.ask({"seed": 1, "max_audio_s": 1.0}, text=LONG).error is None
 
 
+@pytest.mark.nightly
 def test_a_killed_server_is_started_again(server: Server) -> None:
     old = server.pid
     children = [process.pid for process in descendants(old)]
@@ -120,6 +124,7 @@ def test_a_killed_server_is_started_again(server: Server) -> None:
     assert list(Path("/dev/shm").glob(f"stretto_flow_{old}_*")) == []
 
 
+@pytest.mark.nightly
 def test_a_stopping_server_finishes_what_runs_and_refuses_what_comes(server: Server) -> None:
     pid, launch = server.pid, server.launcher
     for _ in range(3):

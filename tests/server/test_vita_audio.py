@@ -12,7 +12,7 @@ from stretto.codec.glm4_voice.tokenizer import load_tokenizer
 from tests.codec.glm4_voice.heard import speech
 from tests.server.vita import NUM_IDS, ServedVita, serve
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.nightly]  # by day the engine's tests, and test_speech.py
 
 HEARD = np.random.default_rng(0).integers(0, 64, 24).tolist()
 TALK = [

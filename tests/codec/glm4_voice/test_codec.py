@@ -24,6 +24,7 @@ from stretto.records.sampling import OutputForm
 from stretto.streams.layout import Segment
 from tests.decoder.test_warming import Capturing
 from tests.fakes import RecordedReply
+from tests.tiers import by_night
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 SIZES, HISTORY = (8, 10, 16), 90
@@ -66,7 +67,7 @@ def test_blocks_that_cannot_be_are_refused(wrong: dict) -> None:
         replace(Blocks(SIZES, 6, HISTORY, 1), **wrong)
 
 
-@pytest.mark.parametrize("frames", [1, 8, 9, 34, 37])
+@pytest.mark.parametrize("frames", [9, 34, *by_night(1, 8, 37)])
 def test_the_same_samples_come_of_every_chunking(codec: Glm4VoiceCodec, frames: int) -> None:
     """Also where the utterance ends with a block, which its last chunk may or may not bring."""
     codes = random_codes(codec, 2, frames)
@@ -98,7 +99,7 @@ def test_the_noise_is_the_same_whatever_its_length() -> None:
     assert torch.equal(gaussian(40, 80, 42)[:, :30], gaussian(30, 80, 42))
 
 
-@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("batch", [3, *by_night(1)])
 def test_the_decoder_speaks_block_by_block_for_whoever_speaks(codec: Glm4VoiceCodec, batch: int) -> None:
     codes = random_codes(codec, batch, 30).numpy()
     worker = DecoderWorker(codec, DecoderConfig(codec="glm4_voice", max_batch=4, stop_timeout_s=60))

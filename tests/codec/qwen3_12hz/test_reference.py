@@ -13,6 +13,7 @@ from stretto.codec.registry import load_codec
 from stretto.preprocessing.audio import resample
 from tests.codec.qwen3_12hz.reference import EVERY, FRAMES, HEARD_S, REFERENCE, SPEAKER, codes, speech
 from tests.codec.streaming import chunks_of, stream
+from tests.tiers import by_night
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 MADE = np.load(REFERENCE)
@@ -26,17 +27,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 EXACT, ROUNDED = (torch.float64, 1e-12), (torch.float32, 1e-5)
-CASES = [(sizes, *how) for sizes in (chunks_of(5, FRAMES), chunks_of(25, FRAMES), RAMP) for how in (EXACT, ROUNDED)]
-FRAME_BY_FRAME = [1] * FRAMES
+FIVE, MANY, FRAME_BY_FRAME = chunks_of(5, FRAMES), chunks_of(25, FRAMES), [1] * FRAMES
+BY_NIGHT = [(FIVE, *ROUNDED), (MANY, *EXACT), (RAMP, *ROUNDED), (FRAME_BY_FRAME, *EXACT), (FRAME_BY_FRAME, *ROUNDED)]
 
 
 @pytest.mark.parametrize(
     ("sizes", "dtype", "tolerance"),
-    [
-        *CASES,
-        (FRAME_BY_FRAME, *EXACT),
-        pytest.param(FRAME_BY_FRAME, *ROUNDED, marks=pytest.mark.nightly),  # beside the exact one, and chunks rounded
-    ],
+    [(FIVE, *EXACT), (MANY, *ROUNDED), (RAMP, *EXACT), *by_night(*BY_NIGHT)],
     ids=lambda value: str(len(value) if isinstance(value, list) else value),
 )
 def test_chunks_are_the_authors_decode_of_the_whole(

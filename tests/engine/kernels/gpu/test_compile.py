@@ -39,6 +39,7 @@ def test_kernels_compile_for_cuda(tmp_path: Path, capability: str) -> None:
     assert min(sizes.values()) > 1000
 
 
+@pytest.mark.nightly
 def test_one_binary_of_the_draw_and_of_each_of_a_step_s_kernels_serves_steps_of_any_size(tmp_path: Path) -> None:
     assert compiled(tmp_path, "tests.engine.kernels.gpu.specialise_step") == [
         "_draw_kernel 1",

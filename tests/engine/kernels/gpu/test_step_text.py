@@ -10,6 +10,7 @@ from stretto.engine.kernels.gpu.step_text import TILE, WIDTH, draw_text_kernel, 
 from stretto.sampling.draw import DrawParams, DrawPlan, draw
 from stretto.sampling.noise import seed_key, stream_keys
 from stretto.sampling.processors import penalize
+from tests.tiers import by_night
 
 pytestmark = pytest.mark.slow
 NUM_COLUMNS = 17_000  # more than 128 groups, of which the last is not full
@@ -87,8 +88,8 @@ class Batch:
         return drawn, (lists >= 0).sum(1)
 
 
-@pytest.mark.parametrize("is_penalized", [False, True])
-@pytest.mark.parametrize("step", [0.0, 0.5])
+@pytest.mark.parametrize("is_penalized", [True, *by_night(False)])
+@pytest.mark.parametrize("step", [0.0, *by_night(0.5)])
 def test_few_groups_give_the_token_that_all_columns_give(step: float, is_penalized: bool) -> None:
     batch = Batch(step)
     drawn, num_listed = batch.drawn(is_penalized)
