@@ -1,0 +1,103 @@
+"""Requests, rows, pairs and stats between the processes of the engine."""
+
+import multiprocessing
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from stretto.engine.protocol import (
+    GUIDANCE_OFF,
+    GUIDANCE_ON,
+    NAMES,
+    NO_CHANGE,
+    SHARES,
+    EngineStats,
+    SharedStats,
+    SpeechParams,
+    max_blocks,
+    num_guided,
+    partner_of,
+    read_rows,
+)
+from stretto.records.prompt import HeardAudio
+from stretto.records.sampling import SamplingConfig, SegmentSampling
+
+SAMPLING = SamplingConfig(SegmentSampling(0.7, 5, 0.9, 1, 20), SegmentSampling(1, max_rows=9), seed=(1 << 63) - 1)
+
+
+def test_parameters_come_back_as_they_went() -> None:
+    codes, heard = np.arange(12, dtype=np.int32).reshape(4, 3), np.ones((5, 2), np.float32)
+    for sampling in (SAMPLING, replace(SAMPLING, guidance_scale=2.5, policy="until_s", guided_until_s=0.1)):
+        sent = SpeechParams("tts", sampling, codes, True, (HeardAudio(1, 2, heard),), 2, (5, 6))
+        extra_args = msgspec.msgpack.decode(msgspec.msgpack.encode(sent.to_extra_args()))
+        read = SpeechParams.from_extra_args(extra_args, num_streams=4)
+        assert (read.task, read.sampling, read.is_unconditional, read.num_delayed_rows) == ("tts", sampling, True, 2)
+        assert read.track == (5, 6)
+        np.testing.assert_array_equal(read.codes, codes)
+        (audio,) = read.audios
+        assert (audio.first_row, audio.num_rows) == (1, 2)
+        np.testing.assert_array_equal(audio.features, heard)
+
+
+def test_rows_come_with_their_marks() -> None:
+    ids = [NO_CHANGE, 1, 2, GUIDANCE_OFF, 3, 4, GUIDANCE_ON, 5, 6]
+    assert read_rows(ids, 2).tolist() == [[NO_CHANGE, 1, 2], [GUIDANCE_OFF, 3, 4], [GUIDANCE_ON, 5, 6]]
+
+
+def test_the_last_message_may_bring_the_trailer_alone() -> None:
+    assert read_rows([], 2).shape == (0, 3)
+
+
+def test_half_a_row_is_an_error() -> None:
+    with pytest.raises(ValueError, match="reshape"):
+        read_rows([NO_CHANGE, 1, 2, NO_CHANGE], 2)
+
+
+def test_each_half_names_the_other() -> None:
+    assert partner_of("r1") == "r1#unconditional"
+    assert partner_of("r1#unconditional") == "r1"
+
+
+def test_guided_frames_are_those_between_two_turns() -> None:
+    assert num_guided([], 7) == 7
+    assert num_guided([3], 7) == 3
+    assert num_guided([3, 5], 7) == 5
+    assert num_guided([3, 9], 7) == 3, "a turn behind the last frame"
+
+
+def test_a_pair_needs_the_blocks_of_two() -> None:
+    assert max_blocks(33, 32, is_guided=False) == 2
+    assert max_blocks(33, 32, is_guided=True) == 4
+
+
+def write_a_line(path: str, line: int, stats: EngineStats) -> None:
+    SharedStats(Path(path), 2).write(line, stats)
+
+
+def test_what_another_process_writes_is_read_here() -> None:
+    shared = SharedStats.create(2)
+    stats = EngineStats(**{name: float(index + 1) for index, name in enumerate(NAMES)})
+    for line in (0, 1):
+        writer = multiprocessing.get_context("fork").Process(target=write_a_line, args=(str(shared.path), line, stats))
+        writer.start()
+        writer.join()
+        assert writer.exitcode == 0
+    read = shared.read()
+    assert {name: getattr(read, name) for name in NAMES} == {
+        name: getattr(stats, name) * (1 if name in SHARES else 2) for name in NAMES
+    }
+    shared.close()
+
+
+def test_the_memory_has_no_file_and_outlives_its_opening() -> None:
+    before = set(Path("/dev/shm").iterdir())
+    shared = SharedStats.create(1)
+    assert not {path for path in set(Path("/dev/shm").iterdir()) - before if path.name.startswith("stretto_stats")}
+    other = SharedStats(shared.path, 1)
+    shared.close()
+    assert not shared.path.exists()
+    other.write(0, replace(EngineStats(), kv_usage=0.5))
+    assert shared.read().kv_usage == 0.5
