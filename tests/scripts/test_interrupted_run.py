@@ -35,6 +35,7 @@ def test_that_hangs():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "workers"),
     [(signal.SIGINT, ["-n", "1"]), (signal.SIGTERM, ["-n", "1"]), (signal.SIGKILL, ["-p", "no:xdist"])],
