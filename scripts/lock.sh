@@ -10,3 +10,4 @@ mkdir -p requirements
 compile --extra embedded --output-file requirements/embedded.txt
 compile --extra embedded --extra dev --extra train --constraint requirements/embedded.txt --output-file requirements/dev.txt
 compile --extra ray --constraint requirements/embedded.txt --output-file requirements/ray.txt
+compile --extra docs --constraint requirements/dev.txt --output-file requirements/docs.txt

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes .venv from a lock file in requirements/ (embedded: what serving needs; dev: that, tests and training) and installs this package into it.
+# Makes .venv from a lock file in requirements/ (embedded: what serving needs; docs: the site alone; dev: both, tests and training) and installs this package into it.
 # Says what it does, can be interrupted and run again, and does nothing when all is in place.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -13,10 +13,9 @@ fail() { echo "setup: $*" >&2; exit 1; }
 key=$(cat requirements/*.txt | sha256sum | cut -c1-16)
 package_stamp=.venv/.stretto-package-$(cat pyproject.toml setup.py | sha256sum | cut -c1-16)
 look() {
-    reached= have_packages=
-    for done_set in embedded dev; do
-        [ "$done_set" = "$set_name" ] && reached=1
-        [ -n "$reached" ] && [ -f ".venv/.stretto-$done_set-$key" ] && have_packages=1
+    have_packages=
+    for done_set in "$set_name" dev; do # dev contains all of them
+        [ -f ".venv/.stretto-$done_set-$key" ] && have_packages=1
     done
     [ -n "$have_packages" ] && [ -f "$package_stamp" ]
 }
@@ -59,7 +58,7 @@ if [ -z "$have_packages" ]; then
     else
         echo "setup: CPU torch comes from $UV_FIND_LINKS"
     fi
-    echo "setup: installing $(wc -l <"$lock") packages of $lock (about 3.5 GB unpacked; what is cached is not downloaded again)"
+    echo "setup: installing $(wc -l <"$lock") packages of $lock (up to 3.5 GB unpacked; what is cached is not downloaded again)"
     export UV_HTTP_TIMEOUT=${UV_HTTP_TIMEOUT:-180} UV_LINK_MODE=${UV_LINK_MODE:-hardlink}
     .venv/bin/uv pip install --python .venv/bin/python --no-deps -r "$lock" ||
         fail "a download failed (see above); run this again, it goes on where it stopped"

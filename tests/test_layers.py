@@ -3,12 +3,16 @@
 import ast
 import io
 import re
+import subprocess
+import sys
 import tokenize
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "python_backend" / "stretto"
@@ -319,4 +323,10 @@ def test_every_source_file_has_a_docstring() -> None:
 
 
 def test_importing_the_package_is_cheap() -> None:
-    assert not imports(PACKAGE / "__init__.py")
+    """`SpeechLLM` is a name of the package, and imported only when it is asked for."""
+    loaded = "import stretto, sys; print(*{name.partition('.')[0] for name in sys.modules})"
+    names = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True).stdout.split()
+    assert "stretto" in names
+    assert not {"numpy", "pydantic", "torch", "vllm"} & set(names)
+    with pytest.raises(AttributeError, match="no attribute 'Speech'"):
+        __import__("stretto").Speech  # noqa: B018

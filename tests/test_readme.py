@@ -20,7 +20,7 @@ from stretto_gateway import command as gateway
 from tests.ports import free_row
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "docs" / "families.md", ROOT / "docs" / "api.md"]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 README = PAGES[0].read_text()
 FIRST_BLOCK = re.search(r"```sh\n(.*?)```", README, re.DOTALL)
 assert FIRST_BLOCK, "the README shows no commands"
@@ -33,9 +33,13 @@ LAST_LINE = re.compile(
 def shown(page: Path) -> list[list[str]]:
     """The words after `stretto` in every such line of a page's blocks, without those that only hint at their flags."""
     joined = page.read_text().replace("\\\n", " ")
-    lines = [line.strip().removeprefix("$ ") for line in joined.splitlines() if line.startswith("    ")]
-    commands = [shlex.split(line, comments=True) for line in lines if line.startswith(("stretto ", "$ stretto "))]
-    return [words[1:] for words in commands if "…" not in words]
+    lines = [
+        line.strip().removeprefix("$ ").removeprefix(".venv/bin/")
+        for line in joined.splitlines()
+        if line.startswith("    ")
+    ]
+    commands = [shlex.split(line, comments=True) for line in lines if line.startswith("stretto ")]
+    return [words[1:] for words in commands if not any("…" in word for word in words)]
 
 
 def serve_flags(words: list[str]) -> argparse.Namespace:
@@ -62,8 +66,19 @@ def test_the_readme_shows_the_last_line_that_the_first_command_prints() -> None:
     assert LAST_LINE.search(README)
 
 
-def test_the_readme_shows_every_command_at_work() -> None:
-    assert {words[0] for words in shown(PAGES[0])} == set(COMMANDS)
+def test_the_pages_show_every_command_at_work() -> None:
+    assert {words[0] for page in PAGES for words in shown(page)} == set(COMMANDS)
+
+
+def test_the_readme_is_short_and_links_to_every_page() -> None:
+    assert len(README.split()) <= 1200
+    linked = set(re.findall(r"\]\(((?:docs|benchmarks)/[^)#]+|[A-Z]+\.md)", README))
+    pages = {str(page.relative_to(ROOT)) for page in PAGES[1:]} - {
+        "docs/delayed_streams.md",
+        "docs/families/sources.md",
+    }
+    assert pages | {"CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/README.md"} <= linked
+    assert not re.search(r"`[\w/.-]+\.md`", README), "a page's name without a link to it"
 
 
 @pytest.mark.parametrize("words", [words for page in PAGES for words in shown(page)], ids=shlex.join)
@@ -79,7 +94,7 @@ def test_a_command_that_a_page_shows_has_the_flags_that_it_shows(
 
 
 def test_the_files_that_the_installation_names_are_there() -> None:
-    named = set(re.findall(r"requirements/\w+\.txt", README))
+    named = set(re.findall(r"requirements/\w+\.txt", (ROOT / "docs" / "install.md").read_text()))
     assert named >= {"requirements/overrides.txt", "requirements/embedded.txt"}
     assert all((ROOT / name).is_file() for name in named)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, Field
-from typing_extensions import TypedDict
+from typing_extensions import Doc, TypedDict
 
 from stretto.errors import InvalidRequest
 from stretto.records.json_record import JsonRecord
@@ -238,84 +238,111 @@ OBJECT = Field(description="a JSON object")
 
 
 class CodeOptions(TypedDict, total=False):
-    """How ids are drawn: as CodeSampling."""
+    """Sampling of ids."""
 
-    temperature: Number
-    top_k: Integer
-    top_p: Number
+    temperature: Annotated[Number, Doc("Sampling temperature; 0 takes the most likely id.")]
+    top_k: Annotated[Integer, Doc("Samples from this many most likely ids only; 0 is off.")]
+    top_p: Annotated[Number, Doc("Samples from the most likely ids up to this probability mass only; 1 is off.")]
 
 
 class SegmentOptions(CodeOptions, total=False):
-    """How the rows of a segment are drawn: as SegmentSampling."""
+    """Sampling and length of a segment, text or audio."""
 
-    min_rows: Integer
-    max_rows: Integer
+    min_rows: Annotated[Integer, Doc("Rows before the segment may end.")]
+    max_rows: Annotated[Integer, Doc("Rows after which the segment is ended.")]
 
 
 class AudioOptions(SegmentOptions, total=False):
-    """How those of audio are drawn, what is too unlikely, and when a code is drawn again: as SamplingConfig."""
+    """Sampling and length of the audio segment."""
 
-    min_p: Number
-    ras_window: Integer
-    ras_max_repeats: Integer
+    min_p: Annotated[
+        Number, Doc("Drops ids of the first stream that are less likely than this times the most likely one; 0 is off.")
+    ]
+    ras_window: Annotated[
+        Integer, Doc("Repetition-aware sampling: rows of a stream in which repeated codes are counted; 0 is off.")
+    ]
+    ras_max_repeats: Annotated[
+        Integer, Doc("Occurrences in the window from which on a code is drawn again, from the whole softmax.")
+    ]
 
 
 class GuidanceOptions(TypedDict, total=False):
-    """How far and how long a reply is guided."""
+    """Scale and duration of classifier-free guidance."""
 
-    scale: Number
-    policy: Policy
-    until_s: Number
+    scale: Annotated[Number, Doc("Guidance scale; 1 is unguided.")]
+    policy: Annotated[
+        Policy,
+        Doc("`always`; `until_s`, for the first seconds only; `adaptive`, while steps keep up with the frame rate."),
+    ]
+    until_s: Annotated[Number, Doc("Seconds of audio that are guided, for the policy `until_s`.")]
 
 
 class OutputOptions(TypedDict, total=False):
-    """The form in which samples come, where they go, and whether their codes are told."""
+    """Form and destination of the samples."""
 
-    encoding: Encoding
-    sample_rate: SampleRate
-    ring: Ring
-    codes: Boolean
+    encoding: Annotated[Encoding, Doc("Sample format: float32 in the tensor `pcm`, or int16 in the tensor `pcm16`.")]
+    sample_rate: Annotated[SampleRate, Doc("Rate in Hz to which the samples are converted; by default the codec's.")]
+    ring: Annotated[Ring, Doc("Ring in shared memory for the samples, for clients on the server's host.")]
+    codes: Annotated[Boolean, Doc("Adds the codes of all streams to the events.")]
 
 
 class ChunkingOptions(TypedDict, total=False):
-    """How many frames a chunk has, how long the player gathers sound, and whether chunks are the same in every run."""
+    """Sizes of the chunks in which audio is sent."""
 
-    first_frames: Integer
-    steady_frames: Integer
-    playout_s: Playout
-    deterministic: Boolean
+    first_frames: Annotated[Integer, Doc("Fewest frames in the first chunk.")]
+    steady_frames: Annotated[Integer, Doc("Most frames in a chunk.")]
+    playout_s: Annotated[Playout, Doc("Seconds of audio that the player buffers before it starts.")]
+    deterministic: Annotated[Boolean, Doc("Equal seeds give equal chunks and equal bytes.")]
 
 
 class OptionsRecord(TypedDict, total=False):
-    """Options of a request.
+    """Options of a request. The family and the task decide what is left out."""
 
-    temperature, top_k, top_p: of the segment that the task ends with. voice, language, schedule: the family knows
-    which. transliterate: spell letters that the voice does not read in Latin ones. instruct: how to speak. text_mode:
-    whether words are read before the frames or beside them, and whether others will follow. adapter: the language
-    model knows which.
-    """
-
-    seed: Integer
-    adapter: String
-    voice: Any
-    language: Any
-    transliterate: Boolean
-    instruct: String
-    text_mode: TextMode
-    max_audio_s: Number
-    text: Annotated[SegmentOptions, OBJECT]
-    audio: Annotated[AudioOptions, OBJECT]
-    depth: Annotated[CodeOptions, OBJECT]
-    temperature: Number
-    top_k: Integer
-    top_p: Number
-    guidance_scale: Number
-    guidance: Annotated[GuidanceOptions, OBJECT]
-    script_temperature: Number
-    repetition_penalty: Number
-    schedule: Any
-    output: Annotated[OutputOptions, OBJECT]
-    chunking: Annotated[ChunkingOptions, OBJECT]
+    seed: Annotated[Integer, Doc("Seed of the noise: the same seed gives the same codes. Random by default.")]
+    adapter: Annotated[String, Doc("Name of a LoRA adapter in `engine.json`; none by default.")]
+    voice: Annotated[Any, Doc("Name of a voice of the model.")]
+    language: Annotated[
+        Any, Doc("Language of the text, by name or `auto` (Qwen3-TTS). The bundled voices accept English only.")
+    ]
+    transliterate: Annotated[
+        Boolean,
+        Doc("Bundled model: spell letters that the voice does not read in Latin ones instead of refusing them."),
+    ]
+    instruct: Annotated[String, Doc("How to speak, in words (Qwen3-TTS); the scene (Higgs Audio v2).")]
+    text_mode: Annotated[
+        TextMode,
+        Doc("Qwen3-TTS: read the text before the frames, beside them, or beside them while it is still being written."),
+    ]
+    max_audio_s: Annotated[Number, Doc("Longest reply in seconds.")]
+    text: Annotated[SegmentOptions, OBJECT, Doc("Sampling of the text segment.")]
+    audio: Annotated[AudioOptions, OBJECT, Doc("Sampling of the audio segment.")]
+    depth: Annotated[
+        CodeOptions,
+        OBJECT,
+        Doc("Sampling of a depth transformer's codes; what is left out is as for the first stream."),
+    ]
+    temperature: Annotated[Number, Doc("Sampling temperature of the task's last segment.")]
+    top_k: Annotated[Integer, Doc("`top_k` of the task's last segment.")]
+    top_p: Annotated[Number, Doc("`top_p` of the task's last segment.")]
+    guidance_scale: Annotated[Number, Doc("Short for `guidance.scale`.")]
+    guidance: Annotated[GuidanceOptions, OBJECT, Doc("Classifier-free guidance.")]
+    script_temperature: Annotated[Number, Doc("Bundled model: temperature of the alignment pointer.")]
+    repetition_penalty: Annotated[
+        Number,
+        Doc(
+            "Makes ids less likely that the reply (for VITA-Audio also the prompt) contains: from 0.1 to 10; 1 is off."
+            " By default 1.05 for VITA-Audio and Qwen3-TTS, 1.2 for Chatterbox."
+        ),
+    ]
+    schedule: Annotated[
+        Any,
+        Doc(
+            "VITA-Audio: ids per forward pass, as `vanilla`, `balance`, `boost`, `turbo` or numbers such as"
+            " `[1, 10, 4, 10]`."
+        ),
+    ]
+    output: Annotated[OutputOptions, OBJECT, Doc("Form and destination of the samples.")]
+    chunking: Annotated[ChunkingOptions, OBJECT, Doc("Sizes of the chunks in which audio is sent.")]
 
 
 OPTIONS: JsonRecord[OptionsRecord] = JsonRecord(Annotated[OptionsRecord, OBJECT])

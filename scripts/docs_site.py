@@ -1,0 +1,121 @@
+"""Hooks of the documentation site (`mkdocs.yml`), and the table of options in `docs/options.md`.
+
+`python -m scripts.docs_site` writes the table. The site also has pages that lie outside `docs/`; links between files of
+the repository are converted, so that the same pages work on GitHub and on the site.
+"""
+
+import posixpath
+import re
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+from pydantic.fields import FieldInfo
+from typing_extensions import Doc, is_typeddict
+
+ROOT = Path(__file__).parents[1]
+OPTIONS_PAGE = ROOT / "docs" / "options.md"
+TABLE = re.compile(r"(?<=<!-- table: python -m scripts\.docs_site -->\n\n).*?(?=<!-- end -->)", re.DOTALL)
+# Pages of the repository outside docs/, and their places on the site.
+OUTSIDE = {"README.md": "index.md"} | {
+    path: f"repository/{path}"
+    for path in (
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "benchmarks/README.md",
+        "benchmarks/results/chaos.md",
+        "benchmarks/results/chaos_front_ends.md",
+    )
+}
+LINK = re.compile(
+    r"(?P<label>!?\[(?:[^\[\]]|\[[^\]]*\])*\])\((?P<target>(?![a-z]+:|#|/)[^)\s#]+)(?P<anchor>#[^)\s]*)?\)"
+)
+FENCE = re.compile(r"^(```.*?^```|    [^\n]*)$", re.MULTILINE | re.DOTALL)
+
+
+def site_paths() -> dict[str, str]:
+    """Return the path on the site of every file of the repository that the site has."""
+    pictures = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "benchmarks" / "plots").glob("*.png"))]
+    docs = [path for path in sorted((ROOT / "docs").rglob("*")) if path.is_file()]
+    return (
+        OUTSIDE
+        | {path: f"repository/{path}" for path in pictures}
+        | {str(path.relative_to(ROOT)): str(path.relative_to(ROOT / "docs")) for path in docs}
+    )
+
+
+def converted_links(markdown: str, source: str) -> str:
+    """Return `markdown` with links that work on the site.
+
+    A link to a file of the repository that the site lacks becomes its label. A link to a missing file is kept, and
+    mkdocs reports it.
+
+    Args:
+        markdown: Text of a page.
+        source: Path of the page in the repository.
+    """
+    paths = site_paths()
+    folder = posixpath.dirname(paths[source])
+
+    def convert(match: re.Match[str]) -> str:
+        label, target = (
+            LINK.sub(convert, match["label"]),
+            posixpath.normpath(posixpath.join(posixpath.dirname(source), match["target"])),
+        )
+        if target in paths:
+            return f"{label}({posixpath.relpath(paths[target], folder or '.')}{match['anchor'] or ''})"
+        is_kept = label.startswith("!") or not (ROOT / target).exists()
+        return match[0] if is_kept else label[1:-1]
+
+    parts = FENCE.split(markdown)
+    return "".join(part if at % 2 else LINK.sub(convert, part) for at, part in enumerate(parts))
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add the pages and pictures that lie outside `docs/` (mkdocs hook)."""
+    from mkdocs.structure.files import File
+
+    for path, uri in site_paths().items():
+        if not path.startswith("docs/"):
+            files.append(File.generated(config, uri, abs_src_path=str(ROOT / path)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Convert the links of a page (mkdocs hook)."""
+    return converted_links(markdown, str(Path(page.file.abs_src_path).relative_to(ROOT)))
+
+
+def option_rows(record: type, prefix: str = "") -> list[tuple[str, str, str]]:
+    """Return name, expected value and description of each option, an object's fields after it.
+
+    Args:
+        record: TypedDict with an `Annotated` type, a `Field` description and a `Doc` for each key.
+        prefix: Path of the object that holds the options.
+    """
+    rows = []
+    for name, hint in get_type_hints(record, include_extras=True).items():
+        kind, *details = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+        (doc,) = [detail.documentation for detail in details if isinstance(detail, Doc)]
+        expected = [each.description for each in details if isinstance(each, FieldInfo) and each.description]
+        rows.append((f"{prefix}{name}", expected[0] if expected else "see the family", doc))
+        if is_typeddict(kind):
+            rows += option_rows(kind, f"{prefix}{name}.")
+    return rows
+
+
+def option_table() -> str:
+    """Return the Markdown table of all options."""
+    from stretto.records.sampling import OptionsRecord
+
+    rows = [("option", "expected", "meaning"), ("---", "---", "---")]
+    rows += [(f"`{name}`", expected, doc) for name, expected, doc in option_rows(OptionsRecord)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows) + "\n"
+
+
+def page_with_table(page: str) -> str:
+    """Return the options page with a current table."""
+    return TABLE.sub(lambda _: option_table(), page)
+
+
+if __name__ == "__main__":
+    OPTIONS_PAGE.write_text(page_with_table(OPTIONS_PAGE.read_text()))

@@ -1,0 +1,54 @@
+"""The documentation site: a strict build, its links, and the table of options from the schema."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts import docs_site
+from stretto.records.sampling import OptionsRecord
+
+ROOT = Path(__file__).parents[1]
+
+
+def build(folder: Path, site: Path) -> subprocess.CompletedProcess[str]:
+    """Build the site of the repository in `folder`; a warning of any link or page is an error."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", str(folder / "mkdocs.yml")]
+    quiet = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    return subprocess.run([*command, "--site-dir", str(site)], capture_output=True, text=True, timeout=600, env=quiet)
+
+
+@pytest.mark.slow
+def test_the_site_builds_and_loads_nothing_from_other_hosts(tmp_path: Path) -> None:
+    built = build(ROOT, tmp_path)
+    assert built.returncode == 0, built.stdout + built.stderr
+    pages = {path: path.read_text() for path in tmp_path.rglob("*.html")}
+    loaded = re.compile(
+        r"<(?:script|img|iframe|audio)[^>]*\ssrc=\"?(https?:[^\s\">]+)|<link[^>]*\shref=\"?(https?:[^\s\">]+)"
+    )
+    assert not {match[1] or match[2] for page in pages.values() for match in loaded.finditer(page)}
+    assert "SpeechClient" in (tmp_path / "python" / "index.html").read_text(), "no signatures from the source"
+    assert "Returns:" in (tmp_path / "python" / "index.html").read_text() or "Parameters:" in "".join(pages.values())
+
+
+def test_links_of_the_repository_become_links_of_the_site() -> None:
+    text = "[a](docs/api.md#speech) [![b](docs/page_light.png)](docs/page.md) [c](LICENSE) [d](none.md)\n\n"
+    code = "    [e](docs/api.md)\n"
+    expected = "[a](api.md#speech) [![b](page_light.png)](page.md) c [d](none.md)\n\n"
+    assert docs_site.converted_links(text + code, "README.md") == expected + code
+    assert (
+        docs_site.converted_links("[a](../benchmarks/README.md)", "docs/api.md")
+        == "[a](repository/benchmarks/README.md)"
+    )
+    assert docs_site.converted_links("[a](../../docs/api.md)", "benchmarks/results/chaos.md") == "[a](../../../api.md)"
+
+
+def test_the_table_of_options_is_that_of_the_schema() -> None:
+    page = docs_site.OPTIONS_PAGE.read_text()
+    assert page == docs_site.page_with_table(page), "run python -m scripts.docs_site"
+    names = [name for name, *_ in docs_site.option_rows(OptionsRecord)]
+    assert "audio.ras_window" in names
+    assert set(OptionsRecord.__annotations__) <= set(names)
