@@ -16,8 +16,8 @@ import torch
 from stretto import SpeechLLM
 from stretto.codec.base import Window
 from stretto.config import EngineConfig
-from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.launcher.installation import bundled_repository
+from stretto.preprocessing.request import Preprocessor, RawRequest
 
 BUNDLED = bundled_repository() / "language_model" / "1"
 
