@@ -55,7 +55,7 @@ def make_app(config: GatewayConfig, make_client: Callable[[], RoutedClient] | No
     about: dict[str, Any] = {"title": "Stretto", "version": version("stretto"), "description": ABOUT}
     app = FastAPI(**about, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.is_draining = False
-    for part in (speech, speech_stream, speech, transcription, chat, realtime, models, voices, page):
+    for part in (speech, speech_stream, transcription, chat, realtime, models, voices, page):
         app.include_router(part.router, responses=ERRORS)
     add_health(app)
     answer_head(app)

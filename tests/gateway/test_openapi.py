@@ -17,6 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
+from stretto_gateway.app import make_app
+from stretto_gateway.config import GatewayConfig
 from stretto_gateway.page import HEADERS
 from tests.client.fake_server import Chunk, ErrorText, Request, Step
 from tests.gateway.conftest import SPOKEN, Start
@@ -111,6 +113,12 @@ def check(schema: dict[str, Any], method: str, path: str, answer: httpx.Response
     content = told["content"][media_type]["schema"]
     if media_type == "application/json":
         Draft202012Validator(content | {"components": schema["components"]}).validate(answer.json())
+
+
+def test_each_route_is_there_once() -> None:
+    app = make_app(GatewayConfig(""))
+    routes = [(method, route.path) for route in app.routes for method in getattr(route, "methods", None) or ()]
+    assert len(routes) == len(set(routes)), sorted(routes)
 
 
 def test_each_good_answer_is_as_it_says(door: Door) -> None:

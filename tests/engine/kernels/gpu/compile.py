@@ -44,6 +44,7 @@ TYPES = {
     **dict.fromkeys(("logits", "offset", "maxima"), "*fp32"),
     "denied": "*i1",
     "said": "*u8",
+    "places": "*u8",
     "first_lane": "i32",
 }
 SIZES = {"logits_stride": 8200, "codebooks_stride": 9, "plan_stride": 64, "state_stride": 5, "script_stride": 256}
@@ -54,9 +55,12 @@ AUDIO = {
     "history_slot_stride": 8 * 8193,
     "history_row_stride": 8,
     "num_said": 3073,
+    "places": None,
+    "num_places": 1,
 }
 STREAMS = {**AUDIO, "said": None, "num_columns": 1025, "num_ends": 0, "first_stream": 1, "block": 2048}
 PENALIZED = {**AUDIO, "num_columns": 3072, "num_ends": 1, "first_stream": 0, "block": 4096}
+SEVEN_ROWS = {name: value for name, value in (STREAMS | {"num_places": 7}).items() if name != "places"}
 SCRIPT = {**SIZES, "spoken_start": 48, "stay_of_first": 1, "num_columns": 83, "block": 128}
 TEXT = {**SIZES, "num_columns": 152_192, "num_groups": 1189, "block": 2048}
 RULES = StepRules(**dict.fromkeys(StepRules._fields, 3))
@@ -69,6 +73,7 @@ CASES: list[tuple[Any, dict[str, str], dict[str, Any], int]] = [
     (draw_streams_kernel, {}, {**STREAMS, "offset": None, "num_ends": 2, "num_columns": 5002, "block": 8192}, 16),
     (draw_streams_kernel, {}, {**STREAMS, "shares": True}, 8),
     (draw_streams_kernel, {}, PENALIZED, 8),
+    (draw_streams_kernel, {}, SEVEN_ROWS, 8),
     (draw_script_kernel, {}, {**SCRIPT, "offset": None}, 4),
     (text_maxima_kernel, {}, TEXT, 8),
     (text_maxima_kernel, {}, {**TEXT, "said": None}, 8),
