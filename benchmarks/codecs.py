@@ -27,7 +27,8 @@ from benchmarks.checkpoints.random_codecs import MODELS, codec_of, write_checkpo
 from benchmarks.checkpoints.random_stateful import STATEFUL, make_stateful
 from benchmarks.code_streams import chunks_of, random_codes, stream
 from stretto.codec.base import Codec, Window
-from stretto.codec.registry import LOADERS, load_codec
+from stretto.codec.registry import load_codec
+from stretto.plugins import CODECS, names
 
 CHUNK = 5  # frames that arrive at once
 OTHER_CHUNK = 7  # in a long stream, beside chunks of the steady size
@@ -175,7 +176,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     known = ["tiny", *MODELS, *STATEFUL]
     parser.add_argument("codecs", nargs="*", metavar="codec", help=f"of {', '.join(known)}; default: all")
-    parser.add_argument("--checkpoint", type=Path, help=f"a published checkpoint of one codec, of {sorted(LOADERS)}")
+    parser.add_argument("--checkpoint", type=Path, help=f"a published checkpoint of one codec, of {names(CODECS)}")
     parser.add_argument("--wide", action="store_true", help="random weights as wide as published")
     parser.add_argument("--frames", type=int, default=60, help="length of the utterances")
     parser.add_argument("--batch", type=int, default=4, help="utterances")

@@ -43,7 +43,7 @@ from stretto.engine.launch import vllm_config  # noqa: E402
 from stretto.engine.protocol import Trailer, read_rows, sampling_params  # noqa: E402
 from stretto.engine.reply_rules import SegmentTracker  # noqa: E402
 from stretto.engine.utterance import Utterance  # noqa: E402
-from stretto.families.text import get_text_codec  # noqa: E402
+from stretto.families.tiny.reader import TEXT_CODEC  # noqa: E402
 from stretto.streams.chunking import ChunkPolicy, Pacer  # noqa: E402
 
 SPAN = 1000  # rows at the beginning and at the end that are compared
@@ -129,7 +129,7 @@ class LongReplies:
         processor.add_request(request, None, queue=collector)
         tracker = SegmentTracker(self._rules, LONG.task("speak"), len(tokens))
         policy = ChunkPolicy(frame_rate=LONG.frame_rate)
-        utterance = Utterance(tracker, (), get_text_codec("tiny"), Pacer(policy))
+        utterance = Utterance(tracker, (), TEXT_CODEC, Pacer(policy))
         marks = list[Mark]()
         self._watch.restart()
         while self._engine.scheduler.has_requests():

@@ -9,10 +9,11 @@ import pytest
 from benchmarks.checkpoints.random_glm4_tokenizer import NUM_CODES, write_glm4_tokenizer
 from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
 from benchmarks.checkpoints.random_qwen3_codec import write_qwen3_codec
-from stretto.checkpoints.codec import PublishedTokenizer, check_directory
+from stretto.checkpoints.codec import check_directory
 from stretto.codec.glm4_voice.tokenizer import FOLDER, load_tokenizer
 from stretto.errors import CheckpointError
 from stretto.families.base import Family
+from stretto.families.vita_audio.convert import PublishedTokenizer
 
 
 def speaking(num_codebooks: int, codebook_size: int, codec: str = "glm4_voice") -> Family:

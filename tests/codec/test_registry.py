@@ -9,8 +9,9 @@ from benchmarks.checkpoints.random_espnet import CODEBOOKS, publish, published_t
 from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
 from benchmarks.checkpoints.random_qwen3_codec import write_code2wav, write_qwen3_codec
 from benchmarks.code_streams import chunks_of, random_codes, stream
-from stretto.codec.registry import LOADERS, load_codec, load_exported
+from stretto.codec.registry import codec_module, load_codec, load_exported
 from stretto.errors import CheckpointError
+from stretto.plugins import CODECS, OWN, installed
 from tests.codec.conftest import make_codec
 from tests.codec.test_encodec import KHZ_24
 from tests.codec.test_encodec import make_model as make_encodec
@@ -18,19 +19,25 @@ from tests.codec.test_mimi import make_model as make_mimi
 from tests.codec.test_onnx_runtime import SPEC, save
 from tests.codec.tiny.test_codec import save_checkpoint
 
+NAMES = [each.name for each in installed(CODECS) if each.distribution == OWN]
+
 
 def test_an_unknown_codec_is_answered_with_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(KeyError, match=r"unknown codec 'flac'; known: .*'dac'.*'tiny'"):
+    with pytest.raises(KeyError, match=r"unknown codec 'flac'; installed: dac, .*, tiny"):
         load_codec("flac", tmp_path)
     with pytest.raises(KeyError, match="unknown codec 'flac'"):
         load_exported("flac", tmp_path)
 
 
-@pytest.mark.parametrize("name", sorted(LOADERS))
-def test_every_codec_has_a_module_of_its_name(name: str) -> None:
-    module, function = LOADERS[name].split(":")
-    assert function == "load"
-    assert (Path(__file__).parents[2] / "python_backend" / (module.replace(".", "/") + ".py")).is_file()
+def test_what_is_no_codec_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "brook-1.dist-info").mkdir()
+    points = "[stretto.codecs]\nbrook = stretto.errors\npond = pond_that_is_not_there\n"
+    (tmp_path / "brook-1.dist-info" / "entry_points.txt").write_text(points)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(CheckpointError, match=r"codec brook: expected a module with `load` as stretto.errors"):
+        codec_module("brook")
+    with pytest.raises(CheckpointError, match="pond: cannot import pond_that_is_not_there"):
+        codec_module("pond")
 
 
 def test_another_codecs_file_is_refused(tmp_path: Path) -> None:
@@ -61,7 +68,7 @@ def write(name: str, folder: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(LOADERS))
+@pytest.mark.parametrize("name", NAMES)
 def test_every_codec_is_loaded_for_as_many_codebooks_as_a_model_speaks(name: str, tmp_path: Path) -> None:
     folder = write(name, tmp_path)
     there = load_codec(name, folder).spec

@@ -12,7 +12,7 @@ from stretto.engine.protocol import GUIDANCE_OFF, GUIDANCE_ON, NO_CHANGE
 from stretto.engine.reply_rules import SegmentRules, SegmentTracker
 from stretto.engine.utterance import Utterance, reference_chunk
 from stretto.families.chatterbox.family import ChatterboxVocabulary, chatterbox
-from stretto.families.text import SILENT, get_text_codec, load_text_codec
+from stretto.families.text import SILENT, load_text_codec
 from stretto.families.tiny.family import (
     BEGIN_AUDIO,
     END_OF_AUDIO,
@@ -25,6 +25,7 @@ from stretto.families.tiny.family import (
     PHONEMES,
     TINY,
 )
+from stretto.families.tiny.reader import TEXT_CODEC
 from stretto.families.tokenizer import TextTokenizer
 from stretto.records.chunk import Chunk, GuidanceChange, LMChunk, Report, WordMark
 from stretto.streams.chunking import ChunkPolicy, Pacer
@@ -46,7 +47,7 @@ def utterance(
     task = family.task("tts")
     tracker = SegmentTracker(SegmentRules(family, 1024), task, 3)
     pacer = Pacer(policy, clock=lambda: frame_s * next(now))
-    return Utterance(tracker, words, get_text_codec("tiny"), pacer, with_codes)
+    return Utterance(tracker, words, TEXT_CODEC, pacer, with_codes)
 
 
 def test_every_chunk_names_the_voice_of_the_codec() -> None:

@@ -9,8 +9,10 @@ import pytest
 from stretto.engine.reply_rules import SegmentRules
 from stretto.errors import CheckpointError
 from stretto.families.opuslm.family import TAILS
-from stretto.families.registry import FOLDERS, family_at, module_of, read_family
+from stretto.families.plugin import FamilyPlugin
+from stretto.families.registry import family_at, plugin, plugins, read_family
 from stretto.families.tiny.family import TINY
+from stretto.plugins import FAMILIES, OWN, installed
 from stretto.records.sampling import SegmentSampling
 from stretto.streams.layout import Segment
 from tests.small_vocabularies import SMALL_BAGPIPER, SMALL_OPUSLM
@@ -18,7 +20,7 @@ from tests.small_vocabularies import SMALL_BAGPIPER, SMALL_OPUSLM
 SMALL = {"bagpiper": SMALL_BAGPIPER, "opuslm": SMALL_OPUSLM}
 
 
-@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize("name", [each.name for each in installed(FAMILIES) if each.distribution == OWN])
 def test_every_family_is_sound(name: str) -> None:
     family = read_family({"speech_family": name})
     layout, audio = family.layout, list(family.layout.audio)
@@ -106,29 +108,55 @@ def register(folder: Path, value: str) -> None:
 
 
 def test_an_installed_package_registers_a_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    register(tmp_path, "brook_speech")
-    (tmp_path / "brook_speech").mkdir()
-    (tmp_path / "brook_speech" / "__init__.py").write_text("")
-    family = "from stretto.families.tiny.family import TINY\ndef build(name, vocabulary):\n    return TINY\n"
-    (tmp_path / "brook_speech" / "family.py").write_text(family)
+    register(tmp_path, "brook_speech:PLUGIN")
+    code = "from stretto.families.plugin import FamilyPlugin, lazy\n"
+    code += 'PLUGIN = FamilyPlugin("brook", lazy("stretto.families.tiny.family:build", "tiny"))\n'
+    (tmp_path / "brook_speech.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     assert read_family({"speech_family": "brook"}) is TINY
-    assert module_of("brook", "family").__name__ == "brook_speech.family"
-    assert module_of("brook", "prompt") is None
+    found = plugin("brook")
+    assert isinstance(found, FamilyPlugin)
+    assert (found.name, found.open_template, found.convert) == ("brook", None, None)
 
 
-def test_a_package_may_register_a_family_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_may_register_a_family_without_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     register(tmp_path, "stretto.families.tiny.family:TINY")
     monkeypatch.syspath_prepend(tmp_path)
     assert read_family({"speech_family": "brook"}) is TINY
-    assert module_of("brook", "prompt") is None
+    assert plugin("brook").open_template is None
+
+
+def test_what_is_no_family_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    register(tmp_path, "stretto.families.tiny.family:PAD")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(CheckpointError, match=r"family brook: expected a FamilyPlugin as .*PAD, got int"):
+        read_family({"speech_family": "brook"})
+
+
+def test_an_unknown_family_is_answered_with_the_installed_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(CheckpointError, match=r"unknown family 'brook'; installed: .*bagpiper, .*csm, .*tiny"):
+        read_family({"speech_family": "brook"})
+    monkeypatch.setattr("stretto.plugins.entry_points", lambda group: [])
+    with pytest.raises(CheckpointError, match=r"unknown family 'csm'; installed: none; .*scripts/setup.sh"):
+        read_family({"speech_family": "csm"})
 
 
 def test_a_registered_family_that_cannot_be_imported_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     register(tmp_path, "brook_that_is_not_there")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(CheckpointError, match="family brook: cannot import brook_that_is_not_there"):
+    with pytest.raises(CheckpointError, match="brook: cannot import brook_that_is_not_there"):
         read_family({"speech_family": "brook"})
+
+
+def test_a_plug_in_that_cannot_be_imported_stops_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    register(tmp_path, "brook_that_is_not_there")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = {each.name for each in plugins()}
+    assert {"tiny", "csm"} <= found
+    assert "brook" not in found
+    assert "brook: cannot import brook_that_is_not_there" in caplog.text
 
 
 def test_a_built_in_family_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,13 +6,14 @@ import pytest
 
 from benchmarks.checkpoints.random_published import write_tokenizer
 from stretto.families.bagpiper.family import bagpiper
-from stretto.families.text import get_text_codec, load_text_codec, subword_codec
+from stretto.families.text import load_text_codec, subword_codec
 from stretto.families.tiny import family as tiny
 from stretto.families.tiny.family import CHARACTERS, FIRST_CHARACTER, FIRST_PHONEME, PHONEMES, SEPARATOR, SPACE
+from stretto.families.tiny.reader import TEXT_CODEC as TINY
 from stretto.families.tokenizer import TextTokenizer
 from tests.small_vocabularies import SMALL_BAGPIPER
+from tests.speech_families import EIGHT_STREAMS
 
-TINY = get_text_codec("tiny")
 FIRST = 256  # of the subwords' ids
 
 
@@ -73,7 +74,7 @@ def test_words_are_what_lies_between_blanks_and_a_pause_is_none(spoken: str, wor
 
 
 def test_a_family_without_a_text_codec_says_nothing() -> None:
-    silent = get_text_codec("eight_streams")
+    silent = load_text_codec(EIGHT_STREAMS, Path())
     reader = silent.reader("chat")
     assert reader.push(3) == reader.end() == ""
     assert silent.words([1, 2]) == [None, None]

@@ -6,12 +6,15 @@ import pytest
 
 from stretto.errors import CheckpointError
 from stretto.families.prompting import open_template
-from stretto.families.registry import FOLDERS, module_of, read_family
+from stretto.families.registry import plugin, read_family
+from stretto.plugins import FAMILIES, OWN, installed
 from tests.fakes import FrameCounter
 
 
 def test_every_family_can_be_prompted() -> None:
-    assert all(module_of(name, "prompt") for name in FOLDERS)
+    built_in = [each.name for each in installed(FAMILIES) if each.distribution == OWN]
+    assert len(built_in) >= 11
+    assert all(plugin(name).open_template is not None for name in built_in)
 
 
 @pytest.mark.parametrize("name", ["bagpiper", "opuslm", "opuslm_dialogue"])

@@ -15,8 +15,8 @@ from pathlib import Path
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from stretto.checkpoints.conversion import Conversion, plan, write
-from stretto.checkpoints.published import DTYPES
-from stretto.checkpoints.release import FAMILIES, Release
+from stretto.checkpoints.published import DTYPES, audio_tokenizer_of, convertible
+from stretto.checkpoints.release import Release
 from stretto.command_line import CommandParser
 from stretto.errors import CheckpointError
 from stretto.families.audio_format import KEY
@@ -30,7 +30,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = CommandParser(
         prog="stretto convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("family", choices=FAMILIES)
+    parser.add_argument("family", choices=convertible())
     add = parser.add_argument
     add(
         "--model",
@@ -50,7 +50,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         help="to hear samples: for OpusLM a directory of espnet/xeus (config.yaml, xeus_checkpoint_new.pth, "
         "km_opus_lm.mdl), for VITA-Audio one of THUDM/glm-4-voice-tokenizer",
     )
-    add("--codec-from-model", action="store_true", help="write codec/ from the copy in Bagpiper's or CSM's files")
+    add("--codec-from-model", action="store_true", help="write codec/ from the copy in the model's files")
     add("--backbone", type=Path, help="config.json of the backbone, where it is none of the published releases'")
     add("--dtype", choices=DTYPES, help="of the tensors; default: what the model was trained in")
     add("--shard-gb", type=float, default=MAX_SHARD_GB, help=f"size of a file at most, in GB; default {MAX_SHARD_GB}")
@@ -97,7 +97,7 @@ def describe(conversion: Conversion) -> str:
     if not conversion.codec_files and conversion.codec_copy is None and not has_network:
         lines.append("no codec: the server needs one under codec/ before it can speak (--codec)")
     hears_nothing = KEY not in record and conversion.ssl_tokenizer is None
-    if record[NAME].startswith(("opuslm", "vita")) and hears_nothing:
+    if audio_tokenizer_of(record[NAME]) is not None and hears_nothing:
         lines.append("no tokenizer of audio: the server will take audio as codes alone (--ssl-tokenizer)")
     return "\n".join(lines)
 

@@ -15,16 +15,20 @@ from torch import Tensor
 
 from stretto.checkpoints import codec
 from stretto.checkpoints import tensors as shards
-from stretto.checkpoints.codec import PublishedTokenizer
 from stretto.checkpoints.generation import read_defaults
-from stretto.checkpoints.published import Network, notes_on, published, read_contents
+from stretto.checkpoints.published import (
+    AUDIO_TOKENIZER,
+    AudioTokenizer,
+    Network,
+    audio_tokenizer_of,
+    notes_on,
+    published,
+    read_contents,
+)
 from stretto.checkpoints.release import Release, Tokenizer
 from stretto.checkpoints.tensors import Entry, Part, Plan, Written, check
 from stretto.errors import CheckpointError, shown
-from stretto.families.base import Family
 from stretto.families.defaults import KEY as SAMPLING
-from stretto.families.opuslm.convert import ConvertedSslTokenizer
-from stretto.families.opuslm.ssl_tokenizer import FOLDER
 from stretto.families.registry import read_family
 from stretto.untrusted_files import UNPARSABLE
 
@@ -85,7 +89,7 @@ class Conversion:
     tokenizer: Tokenizer
     codec_files: list[Path]
     codec_copy: codec.Copy | None
-    ssl_tokenizer: ConvertedSslTokenizer | PublishedTokenizer | None
+    ssl_tokenizer: AudioTokenizer | None
     notes: list[str]
     networks: list[ConvertedNetwork]
 
@@ -98,7 +102,7 @@ class Conversion:
 def plan(release: Release) -> Conversion:
     """Read everything except the tensors' values; CheckpointError names the parts that do not fit."""
     family_files = published(release)
-    if release.ssl_tokenizer and not hasattr(family_files, "SSL_TOKENIZER"):
+    if release.ssl_tokenizer and audio_tokenizer_of(release.family_name) is None:
         raise CheckpointError(
             f"--ssl-tokenizer: {release.family} takes no audio tokenizer, got {release.ssl_tokenizer}"
         )
@@ -122,18 +126,18 @@ def plan(release: Release) -> Conversion:
     copy = None
     if release.keeps_codec:
         copy = codec.Copy.of(family, release.codec, contents.config, tensors, family_files.CODEC)
-    hears = _tokenizer(release, family)
+    hears = _tokenizer(release, len(family.layout.audio[0]))
     dropped_shapes = {name: list(tensors[name].shape) for name in unused} | (hears.dropped if hears else {})
     entries, notes = _entries(made.plan, tensors, contents.dtype), [*notes_on(contents, release), *defaults]
     return Conversion(record, entries, dropped_shapes, contents.tokenizer, files, copy, hears, notes, networks)
 
 
-def _tokenizer(release: Release, family: Family) -> ConvertedSslTokenizer | PublishedTokenizer | None:
+def _tokenizer(release: Release, num_codes: int) -> AudioTokenizer | None:
     """Return the audio tokenizer in the folder of `--ssl-tokenizer`; None without that option."""
-    if release.ssl_tokenizer is None:
+    kind = audio_tokenizer_of(release.family_name)
+    if release.ssl_tokenizer is None or kind is None:
         return None
-    kind: type[ConvertedSslTokenizer | PublishedTokenizer] = vars(published(release))["SSL_TOKENIZER"]
-    return kind.of(release.ssl_tokenizer, len(family.layout.audio[0]))
+    return kind(release.ssl_tokenizer, num_codes)
 
 
 def _entries(parts: Plan, tensors: Mapping[str, Tensor], dtype: str) -> list[Entry]:
@@ -185,8 +189,8 @@ def write(conversion: Conversion, out: Path, max_bytes: int, progress: shards.Pr
         if conversion.codec_copy:
             files += conversion.codec_copy.write(folder / "codec", progress)
         if conversion.ssl_tokenizer:
-            (folder / FOLDER).mkdir()
-            files += conversion.ssl_tokenizer.write(folder / FOLDER, progress)
+            (folder / AUDIO_TOKENIZER).mkdir()
+            files += conversion.ssl_tokenizer.write(folder / AUDIO_TOKENIZER, progress)
         for each in conversion.networks:
             files += each.write(folder, progress)
     return files

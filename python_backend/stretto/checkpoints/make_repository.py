@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from stretto.checkpoints.conversion import fresh_directory
+from stretto.checkpoints.published import AUDIO_TOKENIZER
 from stretto.codec.refinement import base as refinement
 from stretto.command_line import CommandParser
 from stretto.config import EngineConfig
 from stretto.errors import CheckpointError
 from stretto.families.base import Family, Task
-from stretto.families.opuslm.ssl_tokenizer import FOLDER
-from stretto.families.registry import config_at
+from stretto.families.registry import config_at, family_at
 from stretto.launcher.installation import bundled_repository
 from stretto.preprocessing.request import Preprocessor
 from stretto.untrusted_files import json_object
@@ -179,13 +179,13 @@ def make(checkpoint: Path, out: Path, engine_args: dict[str, Any], gpu: int | No
         spec = preprocessor.codec.spec
         told = profile(family, spec.sample_rate, spec.frame_rate)
         change(folder / ENSEMBLE / "config.pbtxt", {parameter(PARAMETER): rf"\1: '{told}'"})
-        if family.codec != "tiny":
+        if family.codec != family_at(BUNDLED / CHECKPOINT).codec:
             change(folder / DECODER / "config.pbtxt", {parameter("warm_up_s"): rf'\1: "{WARM_UP_S}"'})
         if gpu is not None:
             place = {r"kind: KIND_CPU": f"kind: KIND_GPU gpus: [ {gpu} ]"}
             batches = {parameter("max_batch"): r'\1: "64"'}  # larger batches bring no further speed-up on a GPU
             change(folder / DECODER / "config.pbtxt", place | batches)
-            if (checkpoint / FOLDER).is_dir():  # XEUS needs most of a core in real time
+            if (checkpoint / AUDIO_TOKENIZER).is_dir():  # the largest needs most of a core in real time
                 change(folder / PREPROCESSOR / "config.pbtxt", place)
 
 

@@ -1,17 +1,21 @@
 """Interface of a family's `convert.py`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 from torch import Tensor
 
 from stretto.checkpoints.backbone import read_backbone
-from stretto.checkpoints.release import BARE, Release, Tokenizer, entry, read_json, read_tensors
-from stretto.checkpoints.tensors import Plan
+from stretto.checkpoints.release import Release, Tokenizer, entry, read_json, read_tensors
+from stretto.checkpoints.tensors import Entry, Plan, Progress, Written
 from stretto.errors import CheckpointError
-from stretto.families.registry import module_of
+from stretto.families.registry import plugin, plugins
 from stretto.untrusted_files import yaml_mapping
+
+AUDIO_TOKENIZER = "ssl_tokenizer"  # folder of a checkpoint
 
 
 @dataclass(frozen=True)
@@ -69,8 +73,32 @@ class Converted:
     networks: tuple[Network, ...] = ()
 
 
+class AudioTokenizer(Protocol):
+    """Audio tokenizer to be written to the checkpoint's folder for it.
+
+    Attributes:
+        entries: Tensors to be converted.
+        dropped: Shapes of published tensors that are not used, by name.
+    """
+
+    @property
+    def entries(self) -> Sequence[Entry]: ...
+
+    @property
+    def dropped(self) -> dict[str, list[int]]: ...
+
+    def write(self, folder: Path, progress: Progress) -> list[Written]:
+        """Write the files into `folder`."""
+        ...
+
+
 class Published(Protocol):
-    """A family's `convert.py`.
+    """A family's module for conversion.
+
+    It may also define:
+
+        IS_BARE         True if releases have no config, and any kind of tokenizer, because the family generates no text
+        MARKS           descriptions of its releases, for error messages, by the name of a tensor
 
     Attributes:
         BACKBONE_TAG: Key of config.yaml that names the backbone; None if config.json itself has the hyperparameters.
@@ -99,11 +127,37 @@ class Published(Protocol):
         ...
 
 
+def convertible() -> list[str]:
+    """Return the families that `stretto convert` knows, as named on the command line."""
+    return [each.name.replace("_", "-") for each in plugins() if each.convert is not None]
+
+
 def published(release: Release) -> Published:
-    """Return the `convert.py` of a release's family."""
-    module = module_of(release.family_name, "convert")
-    assert module is not None, release.family
-    return cast(Published, module)
+    """Return the module for conversion of a release's family."""
+    found = plugin(release.family_name)
+    if found is None or found.convert is None:
+        raise CheckpointError(f"{release.family}: expected a family that can be converted: {', '.join(convertible())}")
+    return cast(Published, import_module(found.convert))
+
+
+def is_bare(release: Release) -> bool:
+    """Return True if the family's releases have no config, and any kind of tokenizer."""
+    return bool(getattr(published(release), "IS_BARE", False))
+
+
+def audio_tokenizer_of(family: str) -> Callable[[Path, int], AudioTokenizer] | None:
+    """Return the function that converts a family's audio tokenizer; None if the family has none."""
+    found = plugin(family)
+    if found is None or found.convert is None:
+        return None
+    kind = getattr(import_module(found.convert), "SSL_TOKENIZER", None)
+    return None if kind is None else kind.of
+
+
+def marks() -> dict[str, str]:
+    """Return descriptions of releases by the name of a tensor that only they have."""
+    converters = [import_module(each.convert) for each in plugins() if each.convert is not None]
+    return {name: kind for each in converters for name, kind in getattr(each, "MARKS", {}).items()}
 
 
 DTYPES = ("bfloat16", "float16", "float32")
@@ -112,7 +166,7 @@ DTYPES = ("bfloat16", "float16", "float32")
 def read_contents(release: Release) -> Contents:
     """Read everything except the tensors' values; CheckpointError if a file is invalid."""
     config, tensors = _config(release), read_tensors(release.model)
-    tokenizer = Tokenizer.at(release.tokenizer, spells_bytes=release.family not in BARE)
+    tokenizer = Tokenizer.at(release.tokenizer, spells_bytes=not is_bare(release))
     family = published(release)
     tag = family.BACKBONE_TAG
     backbone = config if tag is None else read_backbone(entry(config, tag), release.backbone, release.tokenizer)
@@ -123,7 +177,7 @@ def read_contents(release: Release) -> Contents:
 def _config(release: Release) -> dict[str, Any]:
     """Return the release's config; empty for a family without one."""
     if release.config is None:
-        if release.family not in BARE:
+        if not is_bare(release):
             raise CheckpointError(f"--config: expected the config.yaml or config.json of {release.family}, got none")
         return {}
     read = read_json if release.config.suffix == ".json" else yaml_mapping  # YAML would read 1e-05 as a string

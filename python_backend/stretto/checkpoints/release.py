@@ -18,19 +18,6 @@ from stretto.errors import CheckpointError, shown
 from stretto.families.tokenizer import FILE, TextTokenizer
 from stretto.untrusted_files import json_object, regular_file, released_file
 
-FAMILIES = (
-    "bagpiper",
-    "opuslm",
-    "opuslm-dialogue",
-    "vita-audio",
-    "csm",
-    "qwen3-tts",
-    "qwen3-omni-talker",
-    "higgs-audio-v2",
-    "chatterbox",
-    "valle",
-)
-BARE = ("chatterbox",)  # families without a config, and with any kind of tokenizer, because they generate no text
 INDEX, SUFFIX = ".safetensors.index.json", ".safetensors"
 # Prefixes of a tokenizer's file names. Its folder may be a whole repository.
 TOKENIZER = ("tokenizer", "vocab", "merges", "special_tokens_map", "added_tokens", "chat_template")
@@ -47,7 +34,7 @@ class Release:
         config: config.yaml or config.json; None for a family without one.
         tokenizer: Folder of the tokenizer of text.
         codec: Folder of the codec's release.
-        ssl_tokenizer: Folder of the audio tokenizer: XEUS for OpusLM, GLM-4-Voice's for VITA-Audio.
+        ssl_tokenizer: Folder of the audio tokenizer's release.
         keeps_codec: True to write the codec from the copy in the weights; `codec` then only provides its config.
         backbone: config.json of the backbone, if the release only names it.
         audio_config: config.json of the audio tower, if the release only names it.

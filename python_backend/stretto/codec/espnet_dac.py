@@ -235,3 +235,9 @@ def load(directory: Path, device: str = "cpu") -> EspnetDac:
     codec = EspnetDac(read_config(directory))
     load_strictly(codec, read_generator(directory, codec.spec.num_codebooks), directory)
     return codec.eval().requires_grad_(False).to(device)
+
+
+def published_shape(directory: Path) -> tuple[int, int]:
+    """Return the number of codebooks, and of codes in each, of the codec published in `directory`."""
+    config = read_config(directory)
+    return config.num_codebooks, config.codebook_size

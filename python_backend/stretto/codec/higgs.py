@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import HiggsAudioV2TokenizerConfig, XcodecModel
 from transformers.models.xcodec.modeling_xcodec import XcodecVectorQuantization
 
+from stretto.codec.published import load_config
 from stretto.codec.resampling import resample
 from stretto.codec.xcodec import SemanticCodec, load_semantic
 
@@ -67,3 +68,9 @@ class HiggsCodec(SemanticCodec):
 def load(directory: Path, device: str = "cpu") -> SemanticCodec:
     """The codec in a published checkpoint; CheckpointError names what is missing or does not fit."""
     return load_semantic("higgs", HiggsModel, directory, HiggsCodec).to(device)
+
+
+def published_shape(directory: Path) -> tuple[int, int]:
+    """Return the number of codebooks, and of codes in each, of the codec published in `directory`."""
+    config = load_config(HiggsAudioV2TokenizerConfig, directory)
+    return config.num_quantizers, config.codebook_size

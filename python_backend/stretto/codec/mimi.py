@@ -75,6 +75,7 @@ class RingTransformer:
 
 
 STEPS = 2  # transformer steps per frame
+TRANSFORMERS = MimiConfig, MimiModel
 
 
 class MimiCodec(nn.Module):
@@ -163,3 +164,9 @@ def load(directory: Path, device: str = "cpu") -> MimiCodec:
     codec = MimiCodec(model).to(device)
     keep_lengths_on_host(codec)
     return codec
+
+
+def published_shape(directory: Path) -> tuple[int, int]:
+    """Return the number of codebooks, and of codes in each, of the codec published in `directory`."""
+    config = load_config(MimiConfig, directory)
+    return config.num_quantizers, config.codebook_size

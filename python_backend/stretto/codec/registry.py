@@ -1,24 +1,40 @@
-"""Codecs by name; a codec's library is imported on first use."""
+"""Codecs by name: modules that installed packages register (entry points of the group `stretto.codecs`).
+
+A codec's module has `load(directory, device)`, which returns a `Codec` or raises CheckpointError. It may also have
+
+    published_shape(directory) -> (K, C)    for `stretto convert --codec`: codebooks, and codes in each
+    TRANSFORMERS = config class, model class    for `stretto convert --codec-from-model`
+"""
 
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from stretto.codec.base import Codec
 from stretto.errors import CheckpointError
+from stretto.plugins import CODECS, find, installed, names
 
-LOADERS = {
-    "dac": "stretto.codec.dac:load",
-    "encodec": "stretto.codec.encodec:load",
-    "espnet_dac": "stretto.codec.espnet_dac:load",
-    "glm4_voice": "stretto.codec.glm4_voice.codec:load",
-    "higgs": "stretto.codec.higgs:load",
-    "mimi": "stretto.codec.mimi:load",
-    "qwen3_12hz": "stretto.codec.qwen3_12hz.codec:load",
-    "qwen3_omni": "stretto.codec.qwen3_12hz.code2wav:load",
-    "s3gen": "stretto.codec.s3gen.codec:load",
-    "tiny": "stretto.codec.tiny.codec:load",
-    "xcodec": "stretto.codec.xcodec:load",
-}
+
+def codec_module(name: str) -> Any:
+    """Return the module of the codec called `name`.
+
+    Raises:
+        KeyError: For an unknown name; the message lists the installed ones.
+        CheckpointError: If several packages register the name, or the module cannot be imported.
+    """
+    found = find(CODECS, name)
+    if found is None:
+        raise KeyError(f"unknown codec {name!r}; installed: {names(CODECS)}")
+    loaded: Any = found.load()
+    if not isinstance(loaded, ModuleType) or not hasattr(loaded, "load"):
+        raise CheckpointError(f"codec {name}: expected a module with `load` as {found.entry_point.value}")
+    return loaded
+
+
+def codecs_in_transformers() -> list[str]:
+    """Return the names of the codecs that transformers has classes for (`TRANSFORMERS`)."""
+    return [each.name for each in installed(CODECS) if hasattr(codec_module(each.name), "TRANSFORMERS")]
 
 
 def load_codec(name: str, directory: Path, device: str = "cpu", num_codebooks: int | None = None) -> Codec:
@@ -31,12 +47,10 @@ def load_codec(name: str, directory: Path, device: str = "cpu", num_codebooks: i
         num_codebooks: Number of codebooks in use, or None for all.
 
     Raises:
-        KeyError: For an unknown name; the message lists the known ones.
+        KeyError: For an unknown name; the message lists the installed ones.
         CheckpointError: If files do not match, or there are too few codebooks.
     """
-    _check(name)
-    module, function = LOADERS[name].split(":")
-    codec: Codec = getattr(import_module(module), function)(directory, device)
+    codec: Codec = codec_module(name).load(directory, device)
     if num_codebooks is not None:
         try:
             codec.spec = codec.spec.with_codebooks(num_codebooks)
@@ -49,15 +63,12 @@ def load_exported(name: str, directory: Path, device: str = "cpu", threads: int 
     """Return the codec called `name` from its exported file, run by onnxruntime.
 
     Raises:
+        KeyError: For an unknown name; the message lists the installed ones.
         CheckpointError: If the file is that of another codec.
     """
-    _check(name)
+    if find(CODECS, name) is None:
+        raise KeyError(f"unknown codec {name!r}; installed: {names(CODECS)}")
     codec: Codec = import_module("stretto.codec.onnx_runtime").load(directory, device, threads)
     if codec.spec.name != name:
         raise CheckpointError(f"{directory} holds an exported {codec.spec.name}, not {name}")
     return codec
-
-
-def _check(name: str) -> None:
-    if name not in LOADERS:
-        raise KeyError(f"unknown codec {name!r}; known: {sorted(LOADERS)}")

@@ -3,16 +3,17 @@
 from pathlib import Path
 
 from torch import Tensor
-from transformers import XcodecModel
+from transformers import XcodecConfig, XcodecModel
 
 from stretto.codec.base import CodecSpec, Windowed
 from stretto.codec.dac import decoder_layers
-from stretto.codec.published import codec_directory, load_model
+from stretto.codec.published import codec_directory, load_config, load_model
 from stretto.codec.windowed import WindowedCodec, context, samples_per_frame
 from stretto.errors import CheckpointError
 
 ENCODING = ("acoustic_encoder", "encoder_semantic", "semantic_model", "fc")
 TRAINING = ("decoder_semantic", "fc1")
+TRANSFORMERS = XcodecConfig, XcodecModel
 
 
 class SemanticCodec(WindowedCodec):
@@ -59,3 +60,9 @@ def load_semantic(
 def load(directory: Path, device: str = "cpu") -> SemanticCodec:
     """Return the codec in a published checkpoint; raise CheckpointError for missing or mismatched files."""
     return load_semantic("xcodec", XcodecModel, directory).to(device)
+
+
+def published_shape(directory: Path) -> tuple[int, int]:
+    """Return the number of codebooks, and of codes in each, of the codec published in `directory`."""
+    config = load_config(XcodecConfig, directory)
+    return config.num_quantizers, config.codebook_size

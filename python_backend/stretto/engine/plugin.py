@@ -8,8 +8,6 @@ ARCHITECTURES = {
     "StrettoQwen3MoeForCausalLM": "stretto.engine.models.backbones:StrettoQwen3MoeForCausalLM",
     "StrettoLlamaForCausalLM": "stretto.engine.models.backbones:StrettoLlamaForCausalLM",
     "StrettoOlmo2ForCausalLM": "stretto.engine.models.backbones:StrettoOlmo2ForCausalLM",
-    "StrettoHiggsAudioForCausalLM": "stretto.families.higgs_audio.model:StrettoHiggsAudioForCausalLM",
-    "StrettoValleForCausalLM": "stretto.families.valle.model:StrettoValleForCausalLM",
 }
 
 
@@ -18,12 +16,15 @@ def register() -> None:
     from vllm import ModelRegistry
     from vllm.platforms import current_platform
 
+    from stretto.families.registry import plugins
+
     # vLLM collects garbage eight times during start-up, each time over every imported module.
     gc.freeze()
     known = ModelRegistry.get_supported_archs()
-    for name, path in ARCHITECTURES.items():
-        if name not in known:
-            ModelRegistry.register_model(name, path)
+    for classes in (ARCHITECTURES, *(plugin.architectures for plugin in plugins())):
+        for name, path in classes.items():
+            if name not in known:
+                ModelRegistry.register_model(name, path)
     if current_platform.is_cpu():
         from stretto.engine.kernels.cpu import install
 

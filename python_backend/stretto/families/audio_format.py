@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from stretto.errors import InvalidRequest
+from stretto.errors import CheckpointError, InvalidRequest, shown
+from stretto.families.plugin import AudioEncoder
+from stretto.families.registry import plugins
 from stretto.records.prompt import Prompt
 
 MAX_BYTES = 32 << 20  # half a minute of codes takes at most 108 kB, in the family with the most codes
@@ -44,6 +46,7 @@ KEY = "audio_config"  # key of the encoder's configuration in a checkpoint's con
 SENSE_VOICE = "sense_voice_small"  # `model_type` of SenseVoice's encoder
 X_VECTOR = "x_vector"  # `model_type` if a speaker encoder outside the model computes vectors of voices
 THINKER_STATES = "thinker_states"  # `model_type` if the model receives hidden states of a separate thinker model
+MEL = "qwen3_omni_moe_audio_encoder"  # `model_type` of Qwen3-Omni's encoder, also if none is given
 NUM_QUERIES = 4  # learned query rows that SenseVoice puts before the audio rows
 
 
@@ -56,16 +59,8 @@ class AudioFormat(ABC):
     @staticmethod
     def from_config(config: Mapping[str, Any]) -> "AudioFormat | None":
         """Return the format for a checkpoint's config.json; None if it has no encoder."""
-        record = config.get(KEY)
-        if record is None:
-            return None
-        if record.get("model_type") == SENSE_VOICE:
-            return StackedFormat(record["num_mel_bins"])
-        if record.get("model_type") == X_VECTOR:
-            return VectorFormat(record["hidden_size"])
-        if record.get("model_type") == THINKER_STATES:
-            return StatesFormat(record["hidden_size"])
-        return MelFormat.from_config(config)
+        encoder = encoder_of(config)
+        return None if encoder is None else encoder.read_format(config[KEY])
 
     @abstractmethod
     def num_rows(self, num_frames: int) -> int:
@@ -84,13 +79,10 @@ class MelFormat(AudioFormat):
     n_window: int = 50
     do_normalize: bool = True
 
-    @staticmethod
-    def from_config(config: Mapping[str, Any]) -> "MelFormat | None":
-        """Return the format for a config.json with Qwen3-Omni's encoder; None if it has no encoder."""
-        record = config.get(KEY)
-        if record is None:
-            return None
-        return MelFormat(record["num_mel_bins"], record["n_window"], record.get("do_normalize", True))
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "MelFormat":
+        """Return the format for the `audio_config` of Qwen3-Omni's encoder."""
+        return cls(record["num_mel_bins"], record["n_window"], record.get("do_normalize", True))
 
     def num_rows(self, num_frames: int) -> int:
         """Return the rows after three convolutions of stride 2 over each chunk; a shorter last chunk counts separately.
@@ -106,6 +98,11 @@ class MelFormat(AudioFormat):
 class StackedFormat(AudioFormat):
     """Input format of SenseVoice's encoder: frames that stack several log-mel frames; without windows."""
 
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "StackedFormat":
+        """Return the format for the `audio_config` of SenseVoice's encoder."""
+        return cls(record["num_mel_bins"])
+
     def num_rows(self, num_frames: int) -> int:
         """Return one row per frame, plus the encoder's own query rows."""
         return NUM_QUERIES + num_frames
@@ -114,6 +111,11 @@ class StackedFormat(AudioFormat):
 @dataclass(frozen=True, slots=True)
 class VectorFormat(AudioFormat):
     """Vectors as wide as the model's rows, each replacing part of one row's embedding."""
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "VectorFormat":
+        """Return the format for an `audio_config` with the width of the vectors."""
+        return cls(record["hidden_size"])
 
     def num_rows(self, num_frames: int) -> int:
         """Return one row per vector."""
@@ -129,6 +131,23 @@ def _after_convolutions(num_frames: int) -> int:
     for _ in range(3):
         num_frames = (num_frames - 1) // 2 + 1
     return num_frames
+
+
+def encoder_of(config: Mapping[str, Any]) -> AudioEncoder | None:
+    """Return the encoder that a checkpoint's config.json names by `model_type` of `audio_config`; None without one.
+
+    Raises:
+        CheckpointError: If no installed family has such an encoder.
+    """
+    record = config.get(KEY)
+    if record is None:
+        return None
+    kind = record.get("model_type", MEL)
+    known = {name: encoder for plugin in plugins() for name, encoder in plugin.audio_encoders.items()}
+    if kind not in known:
+        expected = f"model_type {', '.join(sorted(known))}"
+        raise CheckpointError(f"config.json: {KEY}: expected {expected}, got {shown(kind)}")
+    return known[kind]
 
 
 def check_audios(prompt: Prompt, audio_format: AudioFormat | None) -> None:

@@ -10,7 +10,7 @@ from stretto.codec.base import Codec
 from stretto.errors import CheckpointError, InvalidRequest, shown
 from stretto.families.base import Family, Task
 from stretto.families.conversation import Piece
-from stretto.families.registry import module_of
+from stretto.families.registry import plugin
 from stretto.records.prompt import HeardAudio
 from stretto.records.sampling import OptionsRecord
 from stretto.streams.layout import StreamLayout, delay_codes
@@ -224,7 +224,8 @@ def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -
     Raises:
         CheckpointError: The folder lacks a required file, or the family has no prompts.
     """
-    module = module_of(family.name, "prompt")
-    if module is None:
+    found = plugin(family.name)
+    if found is None or found.open_template is None:
         raise CheckpointError(f"{family.name} has no prompts")
-    return module.open_template(family, checkpoint, codec, device)
+    template: Template = found.open_template(family, checkpoint, codec, device)
+    return template

@@ -1,63 +1,53 @@
-"""Registry of families: the built-in ones, and those that installed packages register.
+"""Registry of families: plug-ins by name, and the family of a checkpoint.
 
-A family is a package of these files:
-
-family.py    build(name, vocabulary) -> Family          numbers, ids, tasks and defaults; without torch
-prompt.py    open_template(...) -> Template             conversion of a request to rows
-reader.py    TEXT_CODEC                                 optional: readable text for families without a tokenizer
-model.py                                                optional: parts of the network that stock vLLM lacks
-convert.py   convert(release, contents) -> Converted    optional: published files to a checkpoint
-
-Another installed package registers its family by an entry point of the group `stretto.families`. The entry point has
-the family's name and refers to such a package, or to one `Family`, which has no prompts. A checkpoint only names a
-family. It cannot name code.
+A checkpoint only names a family. It cannot name code.
 """
 
-from collections.abc import Mapping
-from importlib import import_module
-from importlib.metadata import entry_points
-from importlib.util import find_spec
+import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from stretto.errors import CheckpointError, shown
 from stretto.families.base import Family
 from stretto.families.defaults import KEY as SAMPLING
 from stretto.families.defaults import with_defaults
+from stretto.families.plugin import FamilyPlugin
+from stretto.plugins import FAMILIES, Installed, find, installed, names
 from stretto.untrusted_files import LEADS_ELSEWHERE, UNPARSABLE, json_object
 
+logger = logging.getLogger(__name__)
+
 NAME, VOCABULARY = "speech_family", "speech_vocabulary"  # keys of a checkpoint's config.json
-GROUP = "stretto.families"  # entry point group
-
-SAME_NAME = ("tiny", "bagpiper", "opuslm", "vita_audio", "csm", "qwen3_tts", "qwen3_omni_talker", "chatterbox", "valle")
-FOLDERS = {name: name for name in SAME_NAME} | {"opuslm_dialogue": "opuslm", "higgs_audio_v2": "higgs_audio"}
 
 
-def registered(name: str) -> ModuleType | Family | None:
-    """Return the package of a family, or the family itself if that was registered; None if the name is unknown.
+def plugin(name: str) -> FamilyPlugin | None:
+    """Return the plug-in of a family, or None if no installed package registers the name.
 
     Raises:
-        CheckpointError: If two packages register the name, or the registered object cannot be imported.
+        CheckpointError: If several packages register the name, or its object cannot be imported.
     """
-    if name in FOLDERS:
-        return import_module(f"{__package__}.{FOLDERS[name]}")
-    found = {each.value: each for each in entry_points(group=GROUP, name=name)}
-    if len(found) > 1:
-        raise CheckpointError(f"family {name}: expected one installed package, got {sorted(found)}")
-    for value, each in found.items():
+    found = find(FAMILIES, name)
+    return None if found is None else _loaded(found)
+
+
+def plugins() -> Iterator[FamilyPlugin]:
+    """Yield the plug-ins of all installed families; one that cannot be imported is logged and left out."""
+    for each in installed(FAMILIES):
         try:
-            return each.load()
-        except (ImportError, AttributeError) as error:
-            raise CheckpointError(f"family {name}: cannot import {value}: {error!r}") from error
-    return None
+            yield _loaded(each)
+        except CheckpointError as error:
+            logger.warning("%s", error)
 
 
-def module_of(family: str, role: str) -> ModuleType | None:
-    """Return the module of a family's package for a role, for example `prompt`; None if there is none."""
-    package = registered(family)
-    name = f"{package.__name__}.{role}" if isinstance(package, ModuleType) else None
-    return import_module(name) if name and find_spec(name) else None
+def _loaded(found: Installed) -> FamilyPlugin:
+    loaded = found.load()
+    if isinstance(loaded, Family):
+        return FamilyPlugin(found.name, lambda vocabulary: loaded)
+    if not isinstance(loaded, FamilyPlugin):
+        expected = f"a FamilyPlugin as {found.entry_point.value}"
+        raise CheckpointError(f"family {found.name}: expected {expected}, got {type(loaded).__name__}")
+    return loaded
 
 
 def read_family(config: Mapping[str, Any]) -> Family:
@@ -70,17 +60,11 @@ def read_family(config: Mapping[str, Any]) -> Family:
     name = config.get(NAME)
     if not isinstance(name, str):
         raise CheckpointError(f"config.json: expected the family's name in {NAME}, got {shown(name)}")
-    found = registered(name)
-    if isinstance(found, Family):
-        return with_defaults(found, config.get(SAMPLING))
-    family = module_of(name, "family") if found else None
-    if family is None:
-        raise CheckpointError(
-            f"config.json: {NAME}: unknown family {shown(name)}; known: {sorted(FOLDERS)}, and what installed packages "
-            f"register as {GROUP}"
-        )
+    found = plugin(name)
+    if found is None:
+        raise CheckpointError(f"config.json: {NAME}: unknown family {shown(name)}; installed: {names(FAMILIES)}")
     try:
-        built = family.build(name, config.get(VOCABULARY))
+        built = found.build(config.get(VOCABULARY))
     except UNPARSABLE as error:
         raise CheckpointError(f"config.json: {VOCABULARY}: not a vocabulary of {name}: {error!r}") from error
     return with_defaults(built, config.get(SAMPLING))

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from stretto.errors import InvalidRequest, shown
 from stretto.families.base import Family
-from stretto.families.registry import module_of
+from stretto.families.registry import plugin
 from stretto.families.tokenizer import FILE, TextTokenizer
 
 LEADING_LINE_ENDS = re.compile(r"\s*[\r\n]")
@@ -218,12 +218,6 @@ def _no_words(token_ids: Sequence[int]) -> list[int | None]:
 SILENT = TextCodec(lambda task: _SilentReader(), _no_words)
 
 
-def get_text_codec(family: str) -> TextCodec:
-    """Return the text codec of a family without a tokenizer; one that returns no text if the family has no reader."""
-    module = module_of(family, "reader")
-    return SILENT if module is None else module.TEXT_CODEC
-
-
 def subword_codec(tokenizer: TextTokenizer, subwords: range) -> TextCodec:
     """Return the text codec of a family whose text ids are a tokenizer's ids plus `subwords.start`."""
     return TextCodec(
@@ -240,5 +234,6 @@ def load_text_codec(family: Family, checkpoint: Path) -> TextCodec:
         CheckpointError: If the tokenizer cannot be read.
     """
     if family.subwords is None or not (checkpoint / FILE).exists():
-        return get_text_codec(family.name)
+        found = plugin(family.name)
+        return found.text_codec(family, checkpoint) if found and found.text_codec else SILENT
     return subword_codec(TextTokenizer.at(checkpoint), family.subwords)

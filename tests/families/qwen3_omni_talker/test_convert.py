@@ -77,7 +77,7 @@ def test_an_expert_that_is_missing_and_a_tensor_that_is_unknown_are_named(
 def test_a_codec_that_is_asked_for_apart_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_release(tmp_path)
     assert main([*command(folder, folder / "out"), "--codec-from-model"]) == 1
-    assert "qwen3_omni_talker: expected a copy of xcodec, mimi, got qwen3_omni" in capsys.readouterr().err
+    assert "qwen3_omni_talker: expected a copy of mimi, xcodec, got qwen3_omni" in capsys.readouterr().err
 
 
 def test_of_the_thinker_its_table_alone_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

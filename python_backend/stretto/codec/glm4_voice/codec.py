@@ -168,3 +168,8 @@ def load(directory: Path, device: str = "cpu") -> Glm4VoiceCodec:
     load_part(codec.flow, directory, "flow")
     load_part(codec.hift, directory, "hift")
     return codec.eval().requires_grad_(False).to(device)
+
+
+def published_shape(directory: Path) -> tuple[int, int]:
+    """Return the number of codebooks, and of codes in each, of the codec published in `directory`."""
+    return 1, read_config(directory).codebook_size

@@ -65,3 +65,9 @@ def load(directory: Path, device: str = "cpu") -> Qwen3Codec:
     codec.eval().requires_grad_(False).to(device)
     keep_lengths_on_host(codec)
     return codec
+
+
+def published_shape(directory: Path) -> tuple[int, int]:
+    """Return the number of codebooks, and of codes in each, of the codec published in `directory`."""
+    decoder = read_config(directory).decoder
+    return decoder.num_quantizers, decoder.codebook_size

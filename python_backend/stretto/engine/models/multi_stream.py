@@ -1,6 +1,7 @@
 """Multi-stream embedding, output and strict weight loading for vLLM's causal language models."""
 
 from collections.abc import Callable, Iterable, Iterator
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,11 +16,7 @@ from stretto.engine.models.depth_transformer import DepthTransformer
 from stretto.engine.protocol import family_of
 from stretto.engine.reply_rules import SegmentRules
 from stretto.errors import CheckpointError
-from stretto.families.audio_format import AudioFormat, MelFormat, StackedFormat, StatesFormat, VectorFormat
-from stretto.families.bagpiper import model as bagpiper
-from stretto.families.qwen3_omni_talker import model as qwen3_omni_talker
-from stretto.families.qwen3_tts import model as qwen3_tts
-from stretto.families.vita_audio import model as vita_audio
+from stretto.families.audio_format import encoder_of
 
 if TYPE_CHECKING:  # mix-in for any of vLLM's decoders; type-checked against one of them
     from vllm.model_executor.models.llama import LlamaForCausalLM as Decoder
@@ -68,14 +65,6 @@ def fused_parts(model: nn.Module) -> Iterator[str]:
             yield from (f"{parent}.{part}.{kind}" for part in FUSED[fused])
 
 
-ENCODERS: dict[type[AudioFormat], Any] = {
-    MelFormat: bagpiper,
-    StackedFormat: vita_audio,
-    VectorFormat: qwen3_tts,
-    StatesFormat: qwen3_omni_talker,
-}
-
-
 class StreamBias(nn.Module):
     """Bias added to the hidden state before each stream's head, [S, H], applied by `StreamHeads`."""
 
@@ -115,9 +104,9 @@ class MultiStreamMixin(Decoder):
             rules = SegmentRules(self.family, vllm_config.model_config.max_model_len)
             num_ids = sum(len(rules.audio_ids(s)) for s in range(len(layout.audio)))
             self.audio_head = AudioHead(num_ids + len(rules.drawn_ends_of_audio), width)
-        audio_format = AudioFormat.from_config(config.to_dict())
-        if audio_format is not None:
-            self._encoder = ENCODERS[type(audio_format)]
+        encoder = encoder_of(config.to_dict())
+        if encoder is not None:
+            self._encoder: Any = import_module(encoder.network)
             self.audio_tower = self._encoder.audio_tower(config.audio_config)
             self.adaptor = self._encoder.audio_adaptor(config.audio_config, config.hidden_size)
 

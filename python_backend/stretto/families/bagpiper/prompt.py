@@ -16,7 +16,7 @@ from transformers import WhisperFeatureExtractor
 
 from stretto.codec.base import Codec
 from stretto.errors import InvalidRequest
-from stretto.families.audio_format import MelFormat
+from stretto.families.audio_format import KEY, MelFormat
 from stretto.families.bagpiper.family import ASSISTANT, AUDIO, BOS, END_OF_REPLY, END_OF_TURN, PAD, SYSTEM, TEXT, USER
 from stretto.families.base import Family, Task
 from stretto.families.conversation import Piece
@@ -114,4 +114,5 @@ class BagpiperTemplate:
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
     """Return the template with a checkpoint's tokenizer; it accepts audio if the checkpoint has an audio tower."""
     subwords = Subwords(TextTokenizer.at(checkpoint), family)
-    return BagpiperTemplate(family, subwords, MelFormat.from_config(config_at(checkpoint)))
+    record = config_at(checkpoint).get(KEY)
+    return BagpiperTemplate(family, subwords, None if record is None else MelFormat.from_record(record))

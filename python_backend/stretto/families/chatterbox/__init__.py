@@ -1,1 +1,10 @@
 """Chatterbox's T3: Llama over rows of text followed by codes, with learned positions and built-in guidance."""
+
+from stretto.families.plugin import FamilyPlugin, lazy
+
+PLUGIN = FamilyPlugin(
+    name="chatterbox",
+    build=lazy("stretto.families.chatterbox.family:build", "chatterbox"),
+    open_template=lazy("stretto.families.chatterbox.prompt:open_template"),
+    convert="stretto.families.chatterbox.convert",
+)

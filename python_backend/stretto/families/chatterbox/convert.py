@@ -120,6 +120,7 @@ def voice_tensors(name: str, voice: Mapping[str, Any], num_codes: int) -> dict[s
 
 BACKBONE_TAG = None
 CODEC = ""
+IS_BARE = True  # releases have no config
 GENERATION: dict[str, tuple[str, ...]] = {}  # releases have no generation_config.json
 BACKBONE = "Llama_520M"  # the authors' name of the backbone's config
 EMBEDDINGS, HEAD = "text_emb.weight", "speech_head.weight"

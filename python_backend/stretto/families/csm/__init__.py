@@ -1,1 +1,10 @@
 """CSM: Llama over frames of Mimi, with a depth transformer that completes each frame."""
+
+from stretto.families.plugin import FamilyPlugin, lazy
+
+PLUGIN = FamilyPlugin(
+    name="csm",
+    build=lazy("stretto.families.csm.family:build", "csm"),
+    open_template=lazy("stretto.families.csm.prompt:open_template"),
+    convert="stretto.families.csm.convert",
+)

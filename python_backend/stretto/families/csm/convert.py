@@ -31,6 +31,7 @@ CODES_OF_BACKBONE = "backbone_model.embed_tokens.embed_audio_tokens.weight"  # t
 PROJECTOR = "depth_decoder.model.inputs_embeds_projector.weight"
 DEPTH, BACKBONE = "depth_decoder.model.", "backbone_model."
 BEGIN, END = "<|begin_of_text|>", "<|end_of_text|>"
+MARKS = {EMBEDDINGS: "CSM's language model"}
 SESAMES = "codebook0_head.weight"  # https://github.com/SesameAILabs/csm, models.py
 
 

@@ -1,1 +1,11 @@
 """Higgs Audio v2: Llama with separate feed-forward layers for rows of text and rows of eight codes."""
+
+from stretto.families.plugin import FamilyPlugin, lazy
+
+PLUGIN = FamilyPlugin(
+    name="higgs_audio_v2",
+    build=lazy("stretto.families.higgs_audio.family:build", "higgs_audio_v2"),
+    open_template=lazy("stretto.families.higgs_audio.prompt:open_template"),
+    convert="stretto.families.higgs_audio.convert",
+    architectures={"StrettoHiggsAudioForCausalLM": "stretto.families.higgs_audio.model:StrettoHiggsAudioForCausalLM"},
+)

@@ -31,6 +31,7 @@ HEADS = "audio_lm_head.weight"
 # A head over text, for training, and copies with the names of Boson's own files.
 DROPPED = ("text_lm_head.", "audio_decoder_proj.")
 BOSONS = "audio_codebook_embeddings.weight"  # https://github.com/boson-ai/higgs-audio, modeling_higgs_audio.py
+MARKS = {BOSONS: "Higgs Audio's language model in Boson's own layout"}
 
 
 def convert(release: Release, contents: Contents) -> Converted:

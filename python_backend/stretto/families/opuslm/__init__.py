@@ -1,1 +1,16 @@
 """OpusLM and OpusLM dialogue."""
+
+from stretto.families.plugin import FamilyPlugin, lazy
+
+OPUSLM = FamilyPlugin(
+    name="opuslm",
+    build=lazy("stretto.families.opuslm.family:build", "opuslm"),
+    open_template=lazy("stretto.families.opuslm.prompt:open_template"),
+    convert="stretto.families.opuslm.convert",
+)
+DIALOGUE = FamilyPlugin(
+    name="opuslm_dialogue",
+    build=lazy("stretto.families.opuslm.family:build", "opuslm_dialogue"),
+    open_template=lazy("stretto.families.opuslm.prompt:open_template"),
+    convert="stretto.families.opuslm.convert",
+)

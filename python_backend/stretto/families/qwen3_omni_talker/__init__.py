@@ -1,1 +1,15 @@
 """Talker of Qwen3-Omni: Qwen3-TTS's layout with a mixture of experts; it speaks the output of a separate thinker."""
+
+from stretto.families.plugin import AudioEncoder, FamilyPlugin, lazy
+
+PLUGIN = FamilyPlugin(
+    name="qwen3_omni_talker",
+    build=lazy("stretto.families.qwen3_omni_talker.family:build", "qwen3_omni_talker"),
+    open_template=lazy("stretto.families.qwen3_omni_talker.prompt:open_template"),
+    convert="stretto.families.qwen3_omni_talker.convert",
+    audio_encoders={
+        "thinker_states": AudioEncoder(
+            lazy("stretto.families.audio_format:StatesFormat.from_record"), "stretto.families.qwen3_omni_talker.model"
+        )
+    },
+)

@@ -212,6 +212,7 @@ GENERATION = AUDIO | prefixed("subtalker_", "depth") | {"subtalker_dosample": ("
 TALKER, DEPTH = "talker.model.", "talker.code_predictor."
 EMBEDDINGS = f"{TALKER}text_embedding.weight"
 CODES, HEAD = f"{TALKER}codec_embedding.weight", "talker.codec_head.weight"
+MARKS = {CODES: "Qwen3-TTS's language model"}
 PROJECTION = f"{DEPTH}small_to_mtp_projection."
 TEXT_PROJECTION = "talker.text_projection.linear_fc"
 LAYER_NUMBERS = (

@@ -1,1 +1,10 @@
 """Bundled model `tiny`."""
+
+from stretto.families.plugin import FamilyPlugin, lazy
+
+PLUGIN = FamilyPlugin(
+    name="tiny",
+    build=lazy("stretto.families.tiny.family:build", "tiny"),
+    open_template=lazy("stretto.families.tiny.prompt:open_template"),
+    text_codec=lazy("stretto.families.tiny.reader:open_text_codec"),
+)

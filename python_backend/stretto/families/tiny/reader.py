@@ -1,7 +1,9 @@
 """Readable text segments of the bundled model: phonemes, or the characters of a transcript."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
+from stretto.families.base import Family
 from stretto.families.text import TextCodec, TextReader
 from stretto.families.tiny import family as tiny
 
@@ -68,3 +70,8 @@ def _tiny_words(token_ids: Sequence[int]) -> list[int | None]:
 
 
 TEXT_CODEC = TextCodec(_tiny_reader, _tiny_words)
+
+
+def open_text_codec(family: Family, checkpoint: Path) -> TextCodec:
+    """Return the text codec, which needs no file."""
+    return TEXT_CODEC

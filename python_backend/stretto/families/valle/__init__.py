@@ -1,1 +1,11 @@
 """VALL-E as trained by ESPnet."""
+
+from stretto.families.plugin import FamilyPlugin, lazy
+
+PLUGIN = FamilyPlugin(
+    name="valle",
+    build=lazy("stretto.families.valle.family:build", "valle"),
+    open_template=lazy("stretto.families.valle.prompt:open_template"),
+    convert="stretto.families.valle.convert",
+    architectures={"StrettoValleForCausalLM": "stretto.families.valle.model:StrettoValleForCausalLM"},
+)

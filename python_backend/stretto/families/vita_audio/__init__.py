@@ -1,1 +1,15 @@
 """VITA-Audio: interleaved text and speech in one stream, with several ids per forward pass."""
+
+from stretto.families.plugin import AudioEncoder, FamilyPlugin, lazy
+
+PLUGIN = FamilyPlugin(
+    name="vita_audio",
+    build=lazy("stretto.families.vita_audio.family:build", "vita_audio"),
+    open_template=lazy("stretto.families.vita_audio.prompt:open_template"),
+    convert="stretto.families.vita_audio.convert",
+    audio_encoders={
+        "sense_voice_small": AudioEncoder(
+            lazy("stretto.families.audio_format:StackedFormat.from_record"), "stretto.families.vita_audio.model"
+        )
+    },
+)

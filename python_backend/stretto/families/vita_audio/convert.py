@@ -8,19 +8,21 @@ its files (`convert.py`).
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from stretto.checkpoints import tensors
 from stretto.checkpoints.backbone import config_of, shapes
 from stretto.checkpoints.codec import PublishedTokenizer
 from stretto.checkpoints.generation import AUDIO
 from stretto.checkpoints.published import Contents, Converted
 from stretto.checkpoints.release import Release, Tokenizer, read_json
-from stretto.checkpoints.tensors import Part, Plan, shapes_of
+from stretto.checkpoints.tensors import Entry, Part, Plan, Written, shapes_of
+from stretto.codec.glm4_voice.tokenizer import CONFIG, FEATURES, FOLDER, read_tokenizer
 from stretto.errors import CheckpointError
 from stretto.families.audio_format import KEY, SENSE_VOICE
 from stretto.families.defaults import DRAWN
@@ -28,7 +30,28 @@ from stretto.families.registry import NAME, VOCABULARY
 from stretto.families.vita_audio.family import BALANCE, HEARD, MARKERS, SCHEDULES, VANILLA, VitaVocabulary
 from stretto.families.vita_audio.model import SenseVoice
 from stretto.families.vita_audio.prompt import DITHER, NUM_BINS, SAMPLE_RATE, STACKED, STEP
-from stretto.untrusted_files import read_text, yaml_mapping
+from stretto.untrusted_files import read_text, released_file, yaml_mapping
+
+
+@dataclass(frozen=True)
+class PublishedTokenizer:
+    """Files to be copied to `ssl_tokenizer/`; no tensor is converted or dropped."""
+
+    files: list[Path]
+    entries: Sequence[Entry] = ()
+    dropped: dict[str, list[int]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, folder: Path, num_codes: int) -> "PublishedTokenizer":
+        """Return the files in a folder; CheckpointError if they do not fit, or make another number of codes."""
+        read_tokenizer(folder, num_codes)
+        names = [CONFIG, FEATURES, *sorted(path.name for path in folder.glob("model*.safetensors"))]
+        return cls([released_file(folder, name) for name in names])
+
+    def write(self, folder: Path, progress: tensors.Progress) -> list[Written]:
+        """Copy the files."""
+        return [tensors.copy_file(path, folder / path.name, f"{FOLDER}/{path.name}") for path in self.files]
+
 
 TOWER, ADAPTOR = "model.audio_model.model.", "model.audio_projection."
 UNUSED = f"{TOWER}ctc."  # transcription head
