@@ -20,13 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.checkpoints.random_checkpoint import write_checkpoint
 from benchmarks.results_file import append_result, command_line
 from stretto.config import EngineConfig
 from stretto.engine.environment import prepare_environment
 from stretto.families.base import Family
 from stretto.families.csm.family import DEPTH, CsmVocabulary, csm
 from stretto.records.prompt import Prompt
+from stretto.testing.checkpoints import write_checkpoint
 
 prepare_environment()
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.checkpoints.random_checkpoint import write_checkpoint
 from benchmarks.layout import HIDDEN, LAYERS, engine_args
 from benchmarks.published_layouts import LAYOUTS, PROMPT_ROWS, TEXT
 from benchmarks.results_file import append_result, command_line
@@ -24,6 +23,7 @@ from stretto.config import EngineConfig
 from stretto.engine.environment import prepare_environment
 from stretto.records.prompt import Prompt
 from stretto.streams.layout import Segment
+from stretto.testing.checkpoints import write_checkpoint
 
 prepare_environment()
 

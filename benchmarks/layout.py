@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.checkpoints.random_checkpoint import write_checkpoint
 from benchmarks.published_layouts import LAYOUTS, PROMPT_ROWS, TEXT
 from stretto.config import EngineConfig
 from stretto.engine.environment import prepare_environment
@@ -23,6 +22,7 @@ from stretto.families.base import Family, Task
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import SamplingConfig
 from stretto.streams.layout import Segment
+from stretto.testing.checkpoints import write_checkpoint
 
 prepare_environment()
 

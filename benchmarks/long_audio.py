@@ -25,12 +25,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.checkpoints.random_checkpoint import write_checkpoint
 from benchmarks.published_layouts import BAGPIPER_SMALL, PROMPT_ROWS, TEXT
 from benchmarks.results_file import append_result, command_line
 from stretto.config import EngineConfig
 from stretto.engine.environment import prepare_environment
 from stretto.records.prompt import Prompt
+from stretto.testing.checkpoints import write_checkpoint
 
 prepare_environment()
 

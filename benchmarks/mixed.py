@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.checkpoints.random_checkpoint import write_checkpoint
 from benchmarks.layout import HIDDEN, LAYERS, engine_args
 from benchmarks.published_layouts import BAGPIPER_SMALL, TEXT
 from benchmarks.results_file import append_result, command_line
@@ -28,6 +27,7 @@ from stretto.engine.environment import prepare_environment
 from stretto.families.base import Task
 from stretto.records.prompt import Prompt
 from stretto.streams.layout import Segment
+from stretto.testing.checkpoints import write_checkpoint
 
 prepare_environment()
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+import benchmarks.checkpoints  # noqa: F401 (registers the tests' families)
 from stretto.engine.environment import prepare_environment
 from stretto.triton_io import stub
 from tests import heap

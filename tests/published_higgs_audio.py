@@ -14,8 +14,8 @@ from benchmarks.checkpoints.random_higgs_audio import AUDIO_OUT, write_release
 from stretto.families.base import Family
 from stretto.families.registry import family_at
 from stretto.records.prompt import Prompt
+from stretto.testing.reference import uniform
 from tests.reference.draw import draw
-from tests.reference.noise import uniform
 
 
 class HiggsAudioReference:

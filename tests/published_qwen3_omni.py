@@ -22,8 +22,7 @@ from stretto.families.qwen3_omni_talker.prompt import TalkerPrompts
 from stretto.families.registry import VOCABULARY, config_at
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import CodeSampling
-from tests.reference.depth import DepthReference
-from tests.reference.speech_lm import Reference
+from stretto.testing.reference import DepthReference, Reference
 
 START, END, NEWLINE = SPECIAL["<|im_start|>"], SPECIAL["<|im_end|>"], 198
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from safetensors.numpy import save_file
 
-from benchmarks.checkpoints.random_checkpoint import write_checkpoint as write_random_checkpoint
 from benchmarks.checkpoints.random_vita import tensors
 from stretto.families.base import Family
+from stretto.testing.checkpoints import write_checkpoint as write_random_checkpoint
 
 __all__ = ["write_checkpoint", "write_modules"]
 

@@ -3,6 +3,8 @@
 import re
 import subprocess
 import sys
+from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
@@ -49,6 +51,7 @@ def test_an_unknown_word_is_one_line_that_names_it(capsys: pytest.CaptureFixture
         (["serve", "--status", "--sing"], "--sing"),
         (["convert", "parrot"], "parrot"),
         (["make-repository", "--sing"], "--checkpoint"),
+        (["families", "--sing"], "--sing"),
     ],
 )
 def test_wrong_usage_of_a_command_is_one_line_and_status_2(
@@ -62,7 +65,9 @@ def test_wrong_usage_of_a_command_is_one_line_and_status_2(
     assert named in errors
 
 
-@pytest.mark.parametrize("words", [["--help"], ["speak", "--help"], ["chat", "--help"], ["serve", "--status"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["speak", "--help"], ["chat", "--help"], ["serve", "--status"], ["families"]]
+)
 def test_what_needs_neither_torch_nor_vllm_imports_neither(words: list[str]) -> None:
     imported = imported_by(*words)
     assert "stretto.cli" in imported
@@ -103,6 +108,25 @@ def test_a_command_says_which_extra_brings_what_it_lacks(words: list[str], lacki
     assert done.stderr.startswith(f"stretto {words[0]}: ")
     assert f"{lacking}" in done.stderr
     assert f"the extra '{extra}' of this package brings it" in done.stderr
+
+
+def test_families_and_codecs_are_listed_with_their_packages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = version("stretto")
+    assert main(["families"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["family", "csm", "stretto", own] in lines
+    assert ["codec", "mimi", "stretto", own] in lines
+    (tmp_path / "brook-1.5.dist-info").mkdir()
+    (tmp_path / "brook-1.5.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: brook\nVersion: 1.5\n")
+    (tmp_path / "brook-1.5.dist-info" / "entry_points.txt").write_text("[stretto.families]\nbrook = not_there\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert main(["families"]) == 1
+    output, errors = capsys.readouterr()
+    assert ["family", "brook", "brook", "1.5"] in [line.split() for line in output.splitlines()]
+    assert errors.startswith("stretto families: brook: cannot import not_there: ")
+    assert errors.count("\n") == 1
 
 
 @pytest.mark.parametrize("port", ["x", "0", "65533", "-1"])

@@ -22,7 +22,7 @@ NAME, GATEWAY = "stretto", "stretto_gateway"
 ALLOWED = {
     "errors": set(),
     "untrusted_files": {"errors"},
-    "plugins": {"errors"},
+    "plugins": {"command_line", "errors"},
     "config": {"errors"},
     "command_line": set(),
     "cuda_graphs": set(),
@@ -47,15 +47,24 @@ ALLOWED = {
     },
     "engine/models": {"engine", "engine/worker", "engine/kernels", "families", "errors"},
     "engine/kernels": {"sampling", "errors"},
+    "testing": {"engine", "families", "records", "streams", "config", "plugins", "errors"},
     "decoder": {"codec", "records", "streams", "config", "cuda_graphs", "errors"},
     "triton_io": {"families", "records", "streams", "config", "shares", "departures", "errors"},
     "launcher": {"triton_io", "proxy", "departures", "command_line"},
     "proxy": {"shares", "departures"},
 }  # fmt: skip
 LIBRARIES = {
-    "vllm": {"engine", "families/model.py"},
+    "vllm": {"engine", "families/model.py", "testing"},
     "triton_python_backend_utils": {"triton_io"},
-    "transformers": {"families", "families/model.py", "families/convert*.py", "engine", "codec", "checkpoints"},
+    "transformers": {
+        "families",
+        "families/model.py",
+        "families/convert*.py",
+        "engine",
+        "codec",
+        "checkpoints",
+        "testing",
+    },
     "torch": {
         "cuda_graphs",
         "sampling",
@@ -67,6 +76,7 @@ LIBRARIES = {
         "engine",
         "decoder",
         "triton_io",
+        "testing",
     },
 }
 # Outer bounds against accidents, not a style: what is always read together belongs in one file.

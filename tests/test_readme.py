@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from stretto import plugins
 from stretto.checkpoints import command as convert
 from stretto.checkpoints import make_repository
 from stretto.cli import COMMANDS
@@ -53,6 +54,7 @@ PARSERS: dict[str, Callable[[list[str]], argparse.Namespace]] = {
     "gateway": gateway.arguments().parse_args,
     "convert": convert.arguments,
     "make-repository": make_repository.arguments,
+    "families": plugins.arguments,
 }
 
 

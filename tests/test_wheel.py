@@ -104,7 +104,7 @@ def test_it_holds_every_file_of_the_packages_and_of_the_bundled_model_and_no_oth
             assert archive.read(name) == path.read_bytes(), name
 
 
-def test_it_has_the_console_command_and_the_entry_points_of_vllm_and_triton(wheel: Path) -> None:
+def test_it_has_the_console_command_and_all_entry_points(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (each for each in archive.namelist() if each.endswith(".dist-info/entry_points.txt"))
         points = configparser.ConfigParser()
@@ -112,7 +112,8 @@ def test_it_has_the_console_command_and_the_entry_points_of_vllm_and_triton(whee
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     expected = {"console_scripts": project["scripts"]} | project["entry-points"]
     assert {section: dict(points[section]) for section in points.sections()} == expected
-    assert set(expected) == {"console_scripts", "vllm.general_plugins", "triton.backends"}
+    groups = {"vllm.general_plugins", "stretto.families", "stretto.codecs", "triton.backends"}
+    assert set(expected) == {"console_scripts", *groups}
 
 
 @pytest.fixture(scope="module")

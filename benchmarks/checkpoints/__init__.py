@@ -1,1 +1,7 @@
-"""Random checkpoints in the layouts in which models and codecs are published, for tests and benchmarks."""
+"""Random checkpoints, codecs and releases; also registers the families that only tests and benchmarks have."""
+
+import sys
+from pathlib import Path
+
+# Entry points of these families, as of an installed package.
+sys.path.append(str(Path(__file__).with_name("registered")))

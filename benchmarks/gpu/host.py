@@ -36,7 +36,7 @@ def _look(setup: Setup) -> dict[str, Any]:
     from vllm.triton_utils import HAS_TRITON
 
     plugins = entry_points(group="vllm.general_plugins").names
-    has_tests = importlib.util.find_spec("tests.reference.speech_lm") is not None  # not another package of that name
+    has_tests = importlib.util.find_spec("tests.reference.module_lm") is not None  # not another package of that name
     facts: dict[str, Any] = {
         "platform": type(current_platform).__name__,
         "triton": version("triton"),

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 
 from benchmarks.checkpoints.bundled import CHECKPOINT
-from benchmarks.checkpoints.random_checkpoint import write_checkpoint
 from benchmarks.gpu.jobs import Setup
 from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
 from stretto.records.prompt import Prompt
+from stretto.testing.checkpoints import write_checkpoint
 
 LEAD = 3e-4  # in logits; fp32 sums in another order differ by some 1e-5
 MAX_MODEL_LEN = 160
@@ -97,7 +97,7 @@ def families() -> tuple[tuple[Family, str], ...]:
 
 def prompts_of(setup: Setup, family: Family) -> dict[str, Prompt]:
     """As many as a dry run has patience for, or twelve."""
-    return importlib.import_module("tests.engine.prompts").make_prompts(family, 4 if setup.is_small else 12)
+    return importlib.import_module("stretto.testing.prompts").make_prompts(family, 4 if setup.is_small else 12)
 
 
 def bundled_prompts() -> dict[str, Prompt]:

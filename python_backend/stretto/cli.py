@@ -15,6 +15,7 @@ usage: stretto COMMAND ...    (stretto COMMAND --help: all that it takes)
   gateway                   OpenAI's audio API over HTTP, before a server; serve --gateway starts both
   convert FAMILY            makes a checkpoint of what is published of a model
   make-repository           makes a model repository that serves a checkpoint
+  families                  lists the installed model families and codecs
 
 speak, transcribe and chat talk to --server HOST:PORT. Without it they talk to the server of this machine, and start
 one in the background where none runs. STRETTO_PORT (default 8000) is its HTTP port; gRPC is on the next, metrics on
@@ -90,6 +91,13 @@ def make_repository(words: list[str]) -> int:
     return main(words)
 
 
+def families(words: list[str]) -> int:
+    """List the installed families and codecs."""
+    from stretto.plugins import main
+
+    return main(words)
+
+
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "speak": client,
     "transcribe": client,
@@ -98,5 +106,6 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "gateway": gateway,
     "convert": convert,
     "make-repository": make_repository,
+    "families": families,
 }
 EXTRAS = {"speak": "client", "transcribe": "client", "chat": "client", "gateway": "gateway"}

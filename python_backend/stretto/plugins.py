@@ -1,9 +1,14 @@
-"""Objects that installed packages register by entry points: model families and codecs."""
+"""Objects that installed packages register by entry points: model families and codecs.
 
+stretto families    lists them with the packages that they come from
+"""
+
+import sys
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+from stretto.command_line import CommandParser
 from stretto.errors import CheckpointError
 
 FAMILIES, CODECS = "stretto.families", "stretto.codecs"  # entry point groups
@@ -64,3 +69,20 @@ def names(group: str) -> str:
     """Return the names registered in a group, for error messages."""
     known = sorted({each.name for each in installed(group)})
     return ", ".join(known) or f"none; the package {OWN} is not installed as it is now (scripts/setup.sh installs it)"
+
+
+def main(words: list[str] | None = None) -> int:
+    """Print a line per family and codec; return 1 if a family cannot be imported, or is registered twice."""
+    CommandParser(prog="stretto families", description="List model families and codecs.").parse_args(words)
+    is_sound = True
+    for group, kind in ((FAMILIES, "family"), (CODECS, "codec")):
+        for each in installed(group):
+            print(f"{kind:7} {each.name:20} {each.distribution} {each.version}")
+            try:
+                find(group, each.name)
+                if group == FAMILIES:  # codecs import torch
+                    each.load()
+            except CheckpointError as error:
+                print(f"stretto families: {error}", file=sys.stderr)
+                is_sound = False
+    return 0 if is_sound else 1

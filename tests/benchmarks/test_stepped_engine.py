@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.checkpoints.random_checkpoint import write_checkpoint
 from stretto.config import EngineConfig
 from stretto.engine.environment import prepare_environment
+from stretto.testing.checkpoints import write_checkpoint
 from tests.speech_families import EIGHT_STREAMS
 
 pytestmark = pytest.mark.engine

@@ -14,6 +14,7 @@ from stretto.engine.admission import Capacity, admit
 from stretto.errors import InvalidRequest
 from stretto.families.base import Family
 from stretto.records.prompt import Prompt
+from stretto.testing.reference import Reference
 from tests.engine.harness import DEFAULTS, Engine
 from tests.engine.histories import (
     FAMILIES,
@@ -30,7 +31,6 @@ from tests.engine.histories_checks import Order, bursts_of, check_blocks, check_
 from tests.engine.histories_front import FrontEnd, Reader
 from tests.random_checkpoints import write_checkpoint, write_modules
 from tests.reference.module_lm import ModuleReference
-from tests.reference.speech_lm import Reference
 from tests.speech_families import MODULES
 
 MIN_LEAD = 3e-5  # a decision closer than this may go either way when a batch adds its numbers in another order

@@ -13,14 +13,14 @@ from stretto.engine.launch import vllm_config
 from stretto.errors import CheckpointError
 from stretto.families.base import Family
 from stretto.records.prompt import Prompt
+from stretto.testing.prompts import make_prompt
+from stretto.testing.reference import Reference
 from tests import published_csm as csm
 from tests.engine.adapters import write_adapter, write_merged
 from tests.engine.harness import DEFAULTS, Engine
-from tests.engine.prompts import make_prompt
 from tests.engine.test_csm import make_prompt as make_turns
 from tests.random_checkpoints import write_checkpoint, write_modules
 from tests.reference.module_lm import ModuleReference
-from tests.reference.speech_lm import Reference
 from tests.speech_families import EIGHT_STREAMS, MODULES
 from tests.tiers import by_night
 

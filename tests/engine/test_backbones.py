@@ -6,11 +6,11 @@ import pytest
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.v1.worker.gpu.cudagraph_utils import has_compiled_submodule
 
-from benchmarks.checkpoints.random_checkpoint import write_checkpoint
 from stretto.families.tiny.family import TINY
+from stretto.testing.checkpoints import write_checkpoint
+from stretto.testing.prompts import make_prompt, make_prompts
+from stretto.testing.reference import Reference
 from tests.engine.harness import Engine
-from tests.engine.prompts import make_prompt, make_prompts
-from tests.reference.speech_lm import Reference
 from tests.tiers import by_night
 
 pytestmark = pytest.mark.engine

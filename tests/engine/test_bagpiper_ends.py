@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from benchmarks.checkpoints.random_checkpoint import write_checkpoint
 from stretto.records.prompt import Prompt
+from stretto.testing.checkpoints import write_checkpoint
+from stretto.testing.prompts import make_prompt
+from stretto.testing.reference import Reference
 from tests.engine.harness import Engine
-from tests.engine.prompts import make_prompt
-from tests.reference.speech_lm import Reference
 from tests.small_vocabularies import BAGPIPER
 
 pytestmark = pytest.mark.engine

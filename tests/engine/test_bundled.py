@@ -19,8 +19,8 @@ from stretto.families.tiny.family import (
     VOICES,
 )
 from stretto.records.prompt import Prompt
+from stretto.testing.reference import Reference
 from tests.engine.harness import Engine
-from tests.reference.speech_lm import Reference
 
 FOLDER = Path(__file__).parents[2] / "model_repository/language_model/1/checkpoint"
 pytestmark = pytest.mark.engine

@@ -10,10 +10,10 @@ from vllm.v1.core.sched.output import NewRequestData
 
 from stretto.engine.worker.batch import StepRows
 from stretto.records.prompt import Prompt
+from stretto.testing.prompts import make_prompt, make_prompts
+from stretto.testing.reference import Reference
 from tests.engine.harness import Engine
-from tests.engine.prompts import make_prompt, make_prompts
 from tests.random_checkpoints import write_checkpoint
-from tests.reference.speech_lm import Reference
 from tests.speech_families import FORCED_BURSTS, FORCED_CHAT, NUM_TEXT_IDS
 from tests.tiers import ASYNC_BY_DAY
 

@@ -12,10 +12,10 @@ from stretto.engine.llm import SpeechLLM
 from stretto.errors import InvalidRequest
 from stretto.families.tiny.family import TINY
 from stretto.records.prompt import Prompt
+from stretto.testing.prompts import make_prompt
 from tests.engine.adapters import write_adapter
 from tests.engine.forking import forked_processes
 from tests.engine.harness import DEFAULTS, Engine
-from tests.engine.prompts import make_prompt
 from tests.random_checkpoints import write_checkpoint
 
 pytestmark = pytest.mark.engine

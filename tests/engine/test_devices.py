@@ -33,8 +33,8 @@ from stretto.engine.worker.step_program import StepSampler, padded_sizes
 from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
 from stretto.records.prompt import Prompt
+from stretto.testing.prompts import make_prompt
 from tests.engine.harness import Engine
-from tests.engine.prompts import make_prompt
 from tests.random_checkpoints import write_checkpoint, write_modules
 from tests.small_vocabularies import CSM, HIGGS_AUDIO, QWEN3_TTS, TRACKED_CSM
 from tests.small_vocabularies import FAMILIES as PUBLISHED

@@ -10,10 +10,10 @@ from stretto.engine.reply_rules import SegmentTracker
 from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
 from stretto.records.prompt import Prompt
+from stretto.testing.prompts import make_prompt
+from stretto.testing.reference import Reference
 from tests.engine.harness import Answer, Engine
-from tests.engine.prompts import make_prompt
 from tests.random_checkpoints import write_checkpoint
-from tests.reference.speech_lm import Reference
 from tests.speech_families import EIGHT_STREAMS, SPEECHLESS
 from tests.tiers import SYNC_BY_DAY, by_night
 

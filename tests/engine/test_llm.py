@@ -23,11 +23,11 @@ from stretto.families.tiny.family import TINY
 from stretto.records.chunk import GuidanceChange, LMChunk
 from stretto.records.prompt import Prompt
 from stretto.streams.chunking import ChunkPolicy
+from stretto.testing.prompts import make_prompt
+from stretto.testing.reference import Reference
 from tests.engine.forking import forked_processes
 from tests.engine.harness import DEFAULTS
-from tests.engine.prompts import make_prompt
 from tests.random_checkpoints import write_checkpoint
-from tests.reference.speech_lm import Reference
 from tests.small_vocabularies import CSM
 
 WAITING = 40  # sequences; all that the other tests have at once

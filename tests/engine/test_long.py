@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from stretto.records.prompt import Prompt
+from stretto.testing.prompts import make_prompt
+from stretto.testing.reference import Reference
 from tests.engine.harness import Engine
-from tests.engine.prompts import make_prompt
 from tests.random_checkpoints import write_checkpoint
-from tests.reference.speech_lm import Reference
 from tests.speech_families import LONG
 
 pytestmark = pytest.mark.engine

@@ -9,8 +9,8 @@ import pytest
 
 from stretto.families.base import Family
 from stretto.records.prompt import Prompt
+from stretto.testing.prompts import make_prompt
 from tests.engine.harness import Answer, Engine
-from tests.engine.prompts import make_prompt
 from tests.random_checkpoints import write_modules
 from tests.reference.module_lm import ModuleReference
 from tests.speech_families import MODULES, PENALIZED_SPEECH

@@ -21,10 +21,10 @@ from stretto.families.tiny.family import TINY
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import SegmentSampling
 from stretto.streams.layout import Segment
+from stretto.testing.prompts import make_prompt, make_prompts
+from stretto.testing.reference import Reference
 from tests.engine.harness import DEFAULTS, Answer, Engine
-from tests.engine.prompts import make_prompt, make_prompts
 from tests.random_checkpoints import write_checkpoint
-from tests.reference.speech_lm import Reference
 from tests.speech_families import EIGHT_STREAMS, LEARNED_PADS, THREE_ROWS
 from tests.tiers import by_night
 

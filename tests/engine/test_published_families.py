@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.checkpoints.random_checkpoint import write_checkpoint
 from stretto.engine.protocol import NO_CHANGE
 from stretto.engine.reply_rules import SegmentRules, SegmentTracker
 from stretto.engine.utterance import Utterance
@@ -21,9 +20,10 @@ from stretto.records.chunk import Report
 from stretto.records.prompt import Prompt
 from stretto.streams.chunking import ChunkPolicy, Pacer
 from stretto.streams.layout import Segment
+from stretto.testing.checkpoints import write_checkpoint
+from stretto.testing.prompts import make_prompt, make_prompts
+from stretto.testing.reference import Reference
 from tests.engine.harness import Answer, Engine
-from tests.engine.prompts import make_prompt, make_prompts
-from tests.reference.speech_lm import Reference
 from tests.small_vocabularies import FAMILIES
 
 pytestmark = pytest.mark.engine

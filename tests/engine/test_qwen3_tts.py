@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.checkpoints.random_checkpoint import write_checkpoint
 from stretto.engine.worker.predictors import Readout
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import CodeSampling
+from stretto.testing.checkpoints import write_checkpoint
+from stretto.testing.prompts import make_prompt
+from stretto.testing.reference import Reference
 from tests.engine.harness import Engine
-from tests.engine.prompts import make_prompt
 from tests.engine.recorded_logits import RecordedLogits
 from tests.published_qwen3_tts import Checkpoint
-from tests.reference.speech_lm import Reference
 from tests.small_vocabularies import QWEN3_TTS
 from tests.tiers import ASYNC_BY_DAY, by_night
 

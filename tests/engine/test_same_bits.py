@@ -17,8 +17,8 @@ from stretto.engine.worker.batch import StepRows
 from stretto.engine.worker.sampler import SpeechSampler
 from stretto.families.base import Family
 from stretto.records.prompt import Prompt
+from stretto.testing.prompts import make_prompt
 from tests.engine.harness import Engine
-from tests.engine.prompts import make_prompt
 from tests.random_checkpoints import write_checkpoint, write_modules
 from tests.small_vocabularies import CSM
 from tests.speech_families import EIGHT_STREAMS, MODULES

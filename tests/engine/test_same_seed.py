@@ -10,8 +10,8 @@ import pytest
 from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
 from stretto.records.prompt import Prompt
+from stretto.testing.prompts import make_prompt
 from tests.engine.harness import Engine
-from tests.engine.prompts import make_prompt
 from tests.random_checkpoints import write_checkpoint
 from tests.speech_families import EIGHT_STREAMS
 from tests.tiers import SYNC_BY_DAY, by_night

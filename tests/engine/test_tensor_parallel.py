@@ -12,9 +12,9 @@ import pytest
 from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
 from stretto.records.prompt import Prompt
+from stretto.testing.prompts import make_prompts
 from tests.engine.forking import forked_processes
 from tests.engine.harness import Answer, Engine
-from tests.engine.prompts import make_prompts
 from tests.random_checkpoints import write_checkpoint, write_modules
 from tests.small_vocabularies import CSM, OPUSLM
 from tests.speech_families import MODULES, WIDE_TEXT

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from stretto.families.base import Family
+from stretto.testing.prompts import make_prompts
+from stretto.testing.reference import Reference
 from tests.engine.harness import Engine
-from tests.engine.prompts import make_prompts
 from tests.random_checkpoints import write_checkpoint
-from tests.reference.speech_lm import Reference
 from tests.speech_families import HIDDEN_TRACK, TRACKED
 
 pytestmark = pytest.mark.engine

@@ -196,7 +196,7 @@ def test_a_checkpoint_cannot_lead_libraries_elsewhere(key: str, tmp_path: Path) 
     ("config", "message"),
     [
         ({}, "expected the family's name in speech_family, got None"),
-        ({"speech_family": "huge"}, "unknown family 'huge'; known:"),
+        ({"speech_family": "huge"}, "unknown family 'huge'; installed:"),
         ({"speech_family": "bagpiper", "speech_vocabulary": {"text": 3}}, "not a vocabulary of bagpiper"),
         ({"speech_family": "opuslm", "speech_vocabulary": {"tasks": {}}}, "not a vocabulary of opuslm"),
         (

@@ -8,7 +8,7 @@ import torch
 from safetensors.numpy import load_file
 
 from stretto.families.base import Family
-from tests.reference.speech_lm import Context, Reference, Row
+from stretto.testing.reference import Context, Reference, Row
 from tests.reference.vita_audio import VitaReference
 
 

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.checkpoints.random_published import Published
 from stretto.families.base import Family
-from tests.reference.speech_lm import Reference
+from stretto.testing.reference import Reference
 
 # Hugging Face's names for ESPnet's, where they are not the same.
 OPUSLM = {"model.embed_tokens.weight": "corelm.emb.weight", "lm_head.weight": "corelm.lm_head.weight"}

@@ -4,7 +4,7 @@ Hugging Face's Qwen2 layers, plain Python around them. Tokens t_0 … t_n are kn
 draws the next; the module k = 0, 1, … that draws after it reads the hidden state of slot j and token j + k + 1.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -14,21 +14,9 @@ from torch import Tensor
 from transformers import Qwen2Config
 from transformers.models.qwen2.modeling_qwen2 import Qwen2ForCausalLM
 
+from stretto.testing.reference import drawn_by
+
 NOTHING: Mapping[int, Tensor] = MappingProxyType({})
-
-
-def drawn_by(schedule: Sequence[int], num_modules: int) -> Iterator[int]:
-    """Who draws each token of a reply: -1 the main model, k the module; pairs [main, modules], the last for ever.
-
-    Where more tokens follow than there are modules, the main model draws one and the modules begin anew.
-    """
-    pairs = [tuple(schedule[at : at + 2]) for at in range(0, len(schedule), 2)]
-    while True:
-        main, more = pairs.pop(0) if len(pairs) > 1 else pairs[0]
-        yield from [-1] * main
-        yield from (
-            index % (num_modules + 1) if index % (num_modules + 1) < num_modules else -1 for index in range(more)
-        )
 
 
 class VitaReference:

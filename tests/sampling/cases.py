@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from stretto.sampling.draw import DrawParams, DrawPlan
 from stretto.sampling.noise import seed_key, stream_keys
+from stretto.testing.reference import uniform
 from tests.reference import draw as reference
-from tests.reference.noise import uniform
 
 FIRST_ID, UNDECIDED = 100, 1e-4
 

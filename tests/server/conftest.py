@@ -41,8 +41,10 @@ class Server:
     flags: more words for the launcher's command line.
     """
 
-    def __init__(self, folder: Path, repository: Path = REPOSITORY, *flags: str) -> None:
-        self.folder, self.repository, self.flags = folder, repository, flags
+    def __init__(
+        self, folder: Path, repository: Path = REPOSITORY, *flags: str, python: str | Path = sys.executable
+    ) -> None:
+        self.folder, self.repository, self.flags, self.python = folder, repository, flags, python
         self.pid_file = folder / "serve.json"
         self.http, self.grpc, self.metrics = free_ports(3)
         self.launcher: subprocess.Popen[bytes] | None = None
@@ -55,7 +57,7 @@ class Server:
         flags = {"--model-repository": self.repository, "--pid-file": self.pid_file, "--log-file": self.folder / "log"}
         arguments = [str(part) for pair in (flags | ports).items() for part in pair]
         with (self.folder / "launcher").open("ab") as said:
-            command = [sys.executable, "-m", "stretto", "serve", *arguments, *self.flags]
+            command = [self.python, "-m", "stretto", "serve", *arguments, *self.flags]
             self.launcher = subprocess.Popen(command, stderr=said)
         self.until_ready()
 

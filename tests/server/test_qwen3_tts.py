@@ -28,12 +28,12 @@ from stretto.checkpoints.command import main
 from stretto.codec.registry import load_codec
 from stretto.families.registry import family_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
+from stretto.testing.reference import Reference
 from stretto_client import RecordedVoice, SpeechClient
 from stretto_gateway.command import make_server
 from stretto_gateway.config import GatewayConfig
 from tests.codec.qwen3_12hz.reference import speech
 from tests.published_qwen3_tts import command
-from tests.reference.speech_lm import Reference
 from tests.server.conftest import ServedCheckpoint, served_checkpoint
 from tests.server.listening import Answer, Response
 

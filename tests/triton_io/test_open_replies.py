@@ -15,10 +15,10 @@ from stretto.errors import InvalidRequest
 from stretto.records.chunk import FlowAddress, LMChunk
 from stretto.records.prompt import Prompt, TextPart
 from stretto.streams.chunking import ChunkPolicy, Pacer
+from stretto.testing.prompts import make_prompt
 from stretto.triton_io.speech_service import TextSessions
 from tests.engine.forking import forked_processes
 from tests.engine.harness import DEFAULTS
-from tests.engine.prompts import make_prompt
 from tests.random_checkpoints import write_checkpoint
 from tests.small_vocabularies import TRACKED_CSM
 

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from benchmarks.checkpoints.random_checkpoint import BACKBONES, write_checkpoint
 from stretto.errors import CheckpointError
 from stretto.families.tiny.family import TINY
+from stretto.testing.checkpoints import BACKBONES, write_checkpoint
 from tests.engine.harness import Engine
 
 pytestmark = pytest.mark.engine

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.checkpoints.random_checkpoint import write_checkpoint
 from stretto.families.audio_format import AudioFormat
 from stretto.records.prompt import HeardAudio, Prompt
+from stretto.testing.checkpoints import write_checkpoint
+from stretto.testing.prompts import make_prompt
+from stretto.testing.reference import Reference
 from tests.engine.harness import Engine
-from tests.engine.prompts import make_prompt
-from tests.reference.speech_lm import Reference
 from tests.speech_families import EIGHT_STREAMS
 
 pytestmark = pytest.mark.engine

@@ -10,7 +10,7 @@ from stretto.engine.protocol import SpeechParams
 from stretto.engine.reply_rules import SegmentRules, SegmentTracker
 from stretto.engine.worker.batch import BatchPlan, BatchPlanner, PlanArrays, StepRows, plan_batch
 from stretto.engine.worker.slots import DeviceArrays, HostArrays, SlotTables
-from tests.engine.prompts import make_prompt
+from stretto.testing.prompts import make_prompt
 from tests.speech_families import EIGHT_STREAMS
 
 NUM_SLOTS = 10

@@ -1,7 +1,7 @@
-"""Random checkpoints, written on the fly: weights large enough that the best logit leads by a clear margin."""
+"""Random checkpoints with weights large enough that the best logit leads by a clear margin."""
 
 import json
-import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,6 @@ from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3Omni
 
 from stretto.families.base import DepthSpec, Family
 from stretto.streams.layout import StreamLayout
-
-# Entry points of the families that only tests and benchmarks have, as an installed package brings its own.
-sys.path.append(str(Path(__file__).with_name("registered")))
 
 BACKBONES = ("qwen3", "llama", "olmo2")
 
@@ -28,10 +25,20 @@ def write_checkpoint(
     seed: int = 0,
     backbone: str = "qwen3",
     audio_config: dict[str, Any] | None = None,
+    vocabulary: Mapping[str, Any] | None = None,
 ) -> Path:
-    """A `backbone` of `hidden` units with random weights for `family`, which config.json calls `name`.
+    """Write a checkpoint with random weights and return its folder.
 
-    audio_config: of an encoder to hear audio through, where there is to be one.
+    Args:
+        folder: Folder to be made.
+        family: Family whose layout the checkpoint has.
+        name: Name of the family in config.json.
+        hidden: Width of the backbone.
+        layers: Number of its layers.
+        seed: Seed of the weights.
+        backbone: `qwen3`, `llama` or `olmo2`.
+        audio_config: Configuration of an encoder of audio input, or None.
+        vocabulary: Value of `speech_vocabulary` in config.json, or None.
     """
     heads, kv_heads, inner = 4, 2, 2 * hidden
     head_dim = max(32, hidden // heads)  # vLLM's attention on the CPU knows no smaller heads
@@ -60,6 +67,8 @@ def write_checkpoint(
     if family.depth is not None:
         del weights["lm_head.weight"]
         weights |= _depth_weights(family.depth, family.layout, hidden, 0 if family.end_frame else 1, generator)
+    if vocabulary is not None:
+        config["speech_vocabulary"] = dict(vocabulary)
     if audio_config is not None:
         config["audio_config"] = audio_config
         weights |= _audio_weights(audio_config, hidden, generator)
@@ -72,7 +81,7 @@ def write_checkpoint(
 def _depth_weights(
     spec: DepthSpec, layout: StreamLayout, hidden: int, num_ends: int, generator: torch.Generator
 ) -> dict[str, torch.Tensor]:
-    """A depth transformer's, as `stretto convert` writes them."""
+    """Return the tensors of a depth transformer, named as `stretto convert` writes them."""
     wide, keys, others = (
         spec.num_heads * spec.head_dim,
         spec.num_kv_heads * spec.head_dim,
@@ -150,7 +159,7 @@ def _weights(config: dict, generator: torch.Generator) -> dict[str, torch.Tensor
 
 
 def _norms(config: dict) -> dict[str, torch.Tensor]:
-    """The norms of a layer, by name; OLMo's differ along their width, which tensor parallelism cuts."""
+    """Return the norms of a layer by name; OLMo's differ along their width, which tensor parallelism splits."""
     hidden, head_dim = config["hidden_size"], config["head_dim"]
     queries, keys = config["num_attention_heads"] * head_dim, config["num_key_value_heads"] * head_dim
     before = {"input_layernorm": torch.ones(hidden), "post_attention_layernorm": torch.ones(hidden)}

@@ -1,19 +1,28 @@
-"""A slow, obvious speech language model: Hugging Face's own class, one row at a time, plain Python around it.
+"""Slow reference of a speech language model: Hugging Face's class, one row at a time, and plain Python around it.
 
-It shares no code with the engine beyond the family's data. `Reference.reply` returns every row of a reply on all
-streams, and the smallest lead that any decision had over its runner-up.
+It shares no code with the engine except the family's data. `Reference.reply` returns every row of a reply on all
+streams, and the smallest lead of any decision over its runner-up.
 """
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    DynamicCache,
+    LlamaConfig,
+    LlamaModel,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3Model,
+)
 from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeAudioEncoderConfig
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeAudioEncoder
 
@@ -22,15 +31,96 @@ from stretto.records.prompt import Prompt
 from stretto.records.sampling import CodeSampling
 from stretto.streams.layout import Segment
 from stretto.streams.pattern import FORCED_TAIL, NO_TAIL, PADDED_TAIL, PADDED_WARM_UP, SAMPLED_TAIL
-from tests.reference.depth import DepthReference
-from tests.reference.noise import uniform
-from tests.reference.vita_audio import drawn_by
 
 Row = list[int]
 
 
+MASK = 0xFFFFFFFF
+
+
+def mix(x: int) -> int:
+    """Return the hash `lowbias32` of a number."""
+    x ^= x >> 16
+    x = x * 0x7FEB352D & MASK
+    x ^= x >> 15
+    x = x * 0x846CA68B & MASK
+    return x ^ x >> 16
+
+
+def uniform(seed: int, position: int, stream: int, token: int, is_redraw: bool = False) -> float:
+    key = mix(mix(seed >> 32) + (seed & MASK) & MASK)
+    key = mix(key + position * 0x9E3779B1 & MASK)
+    key = mix(key + stream * 0x85EBCA6B & MASK)
+    key = mix(key + 0x27D4EB2F & MASK) if is_redraw else key
+    return ((mix(key + token * 0xC2B2AE35 & MASK) >> 9) + 0.5) / 2**23
+
+
+def drawn_by(schedule: Sequence[int], num_modules: int) -> Iterator[int]:
+    """Yield the module that samples each token of a reply, -1 for the main model.
+
+    Args:
+        schedule: Numbers of tokens of the main model and of modules, alternating; the last pair is repeated.
+        num_modules: Number of modules. If more tokens follow, the main model samples one and the modules start again.
+    """
+    pairs = [tuple(schedule[at : at + 2]) for at in range(0, len(schedule), 2)]
+    while True:
+        main, more = pairs.pop(0) if len(pairs) > 1 else pairs[0]
+        yield from [-1] * main
+        yield from (
+            index % (num_modules + 1) if index % (num_modules + 1) < num_modules else -1 for index in range(more)
+        )
+
+
+class DepthReference:
+    """Slow depth transformer of the tensors `depth.…`, which are removed from `weights`."""
+
+    def __init__(self, family: Family, weights: dict[str, torch.Tensor]):
+        spec = family.depth
+        mine = {name.removeprefix("depth."): weights.pop(name) for name in list(weights) if name.startswith("depth.")}
+        self.layout = family.layout
+        config_class, model_class = (Qwen3Config, Qwen3Model) if spec.has_head_norms else (LlamaConfig, LlamaModel)
+        config = config_class(
+            vocab_size=1,
+            hidden_size=spec.hidden,
+            intermediate_size=spec.intermediate,
+            num_hidden_layers=spec.num_layers,
+            num_attention_heads=spec.num_heads,
+            num_key_value_heads=spec.num_kv_heads,
+            head_dim=spec.head_dim,
+            rms_norm_eps=spec.eps,
+            rope_parameters=dict(spec.rope),
+        )
+        self.first_head, self.heads, self.embed = (mine.pop(name) for name in ("first_head", "heads", "embed"))
+        self.project = mine.pop("project.weight") if spec.projection else torch.eye(spec.hidden)
+        self.bias = mine.pop("project.bias") if spec.projection == "biased" else torch.zeros(spec.hidden)
+        self.ends = [] if family.end_frame else [family.end_of_audio]
+        self.model = model_class(config).float().eval()
+        named = {"embed_tokens.weight": torch.zeros(1, spec.hidden), "norm.weight": mine.pop("norm.weight")}
+        for name, tensor in mine.items():
+            kind = name.split(".")[2]
+            part = "self_attn." if kind[:2] in ("q_", "k_", "v_", "o_") else "mlp." if "proj" in kind else ""
+            named[name.replace(kind, part + kind)] = tensor
+        self.model.load_state_dict(named)
+
+    @torch.no_grad()
+    def logits(self, hidden: torch.Tensor, codes: list[int]) -> list[float]:
+        """Return the logits of the stream after those that carry `codes`, in a row with hidden state `hidden` [H]."""
+        size = self.layout.codebook_size
+        if not codes:
+            return self._spread(self.first_head @ hidden, [*self.layout.audio[0], *self.ends])
+        before = [self.embed[s * size + code - self.layout.audio[s].start] for s, code in enumerate(codes)]
+        embeds = torch.stack([self.project @ hidden + self.bias, *before])
+        state = self.model(inputs_embeds=embeds[None], use_cache=False).last_hidden_state[0, -1]
+        return self._spread(self.heads[len(codes) - 1] @ state, list(self.layout.audio[len(codes)]))
+
+    def _spread(self, logits: torch.Tensor, ids: list[int]) -> list[float]:
+        spread = torch.full((self.layout.vocab_size,), -math.inf)
+        spread[ids] = logits
+        return spread.tolist()
+
+
 class Context:
-    """A sequence of rows and what the model remembers of them."""
+    """Sequence of rows with the model's cache for them."""
 
     def __init__(self, model: PreTrainedModel, family: Family, heard: dict[int, torch.Tensor] | None = None):
         self.model, self.family, self.heard = model, family, heard or {}
@@ -38,7 +128,7 @@ class Context:
 
     @torch.no_grad()
     def hidden(self, rows: list[Row]) -> torch.Tensor:
-        """Hidden states [n, H] of those of `rows` that are new: what stood before them is remembered."""
+        """Return the hidden states [n, H] of the new ones of `rows`; those before them are cached."""
         first, self.num_read = self.num_read, len(rows)
         embedded = self.embed(rows[first:])
         for position in self.heard.keys() & range(first, len(rows)):
@@ -48,7 +138,7 @@ class Context:
 
     @torch.no_grad()
     def embed(self, rows: list[Row]) -> torch.Tensor:
-        """The sum of what the streams of each row stand for, [n, H]."""
+        """Return the sum of the embeddings of each row's streams, [n, H]."""
         ids = torch.tensor(rows)
         embedded = self.model.model.embed_tokens(ids)  # [n, S, H]
         silent = (ids == self.family.layout.pad_id) & self.family.layout.pad_is_silent
@@ -56,9 +146,9 @@ class Context:
         return embedded.masked_fill(silent[..., None], 0.0).sum(1)
 
     def last_hidden(self, rows: list[Row], place: int) -> torch.Tensor:
-        """The hidden state [1, H] from which the row behind `rows` is said, `place` rows behind the main model's last.
+        """Return the hidden state [1, H] that generates the row after `rows`, `place` rows after the main model's last.
 
-        The place of modules is taken by a rule: what the row before was said from, and that row, at unit scale.
+        A rule replaces modules: the hidden state of the previous row plus that row's embedding, at unit scale.
         """
         if place:
             mixed = self.said_from + self.embed(rows[-1:])
@@ -69,7 +159,11 @@ class Context:
 
 
 class Reference:
-    """was_cut: whether a limit closed a segment of the last reply that the model would not have closed there."""
+    """Slow model of a checkpoint.
+
+    Attributes:
+        was_cut: True if a limit closed a segment of the last reply that the model would not have closed there.
+    """
 
     was_cut = False
     depth: DepthReference | None = None
@@ -89,21 +183,21 @@ class Reference:
         self.model.load_state_dict(weights)
 
     def context(self, heard: dict[int, torch.Tensor] | None = None) -> Context:
-        """A sequence of rows of which nothing has been read."""
+        """Return an empty context."""
         return Context(self.model, self.family, heard)
 
     @torch.no_grad()
     def heads(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits of every stream over the whole vocabulary: [n, H] -> [n, S, V], or [n, 1, V] if all are the same."""
+        """Return all streams' logits over the vocabulary: [n, H] -> [n, S, V], or [n, 1, V] if all are the same."""
         return self.model.lm_head(hidden[:, None] if self.bias is None else hidden[:, None] + self.bias)
 
     def logits(self, rows: list[Row]) -> torch.Tensor:
-        """Logits [n, S, V] after each of `rows` [n][S], read at once."""
+        """Return the logits [n, S, V] after each of `rows` [n][S], processed at once."""
         return self.heads(Context(self.model, self.family).hidden(rows))
 
     @torch.no_grad()
     def hear(self, prompt: Prompt) -> dict[int, torch.Tensor]:
-        """What stands in the place of the rows of `prompt` that are audio, by position."""
+        """Return the rows that replace placeholders of audio input in `prompt`, by position."""
         heard: dict[int, torch.Tensor] = {}
         for audio in prompt.audios:
             if self.audio_config.get("model_type") == "x_vector":
@@ -120,9 +214,11 @@ class Reference:
         return heard
 
     def reply(self, prompt: Prompt, changes: Sequence[tuple[int, bool]] = ()) -> tuple[list[Row], float]:
-        """The rows of the reply to `prompt`, [n][S], and the smallest lead of a decision.
+        """Return the rows of the reply to `prompt`, [n][S], and the smallest lead of a decision.
 
-        changes: frames, counted from the first, from which on an adaptive reply is guided or is not.
+        Args:
+            prompt: Prompt of the reply, with a seed.
+            changes: Frames of an adaptive reply from which on guidance is on (True) or off.
         """
         reply = _Reply(self, prompt, changes)
         rows, lead = reply.run()
@@ -131,7 +227,7 @@ class Reference:
 
 
 def merged(conditional: list[float], unconditional: list[float], scale: float) -> list[float]:
-    """Guided logits; what neither may be stays so."""
+    """Return guided logits; ids that both forbid stay forbidden."""
     a, b = np.array(conditional), np.array(unconditional)
     with np.errstate(invalid="ignore"):  # the difference of what neither may be
         return np.where(a == b, a, b + scale * (a - b)).tolist()
@@ -170,7 +266,7 @@ class _Reply:
                 return self.rows[len(self.prompt.rows) :], self.lead
 
     def logits(self, context: Context, rows: list[Row]) -> list[list[float]]:
-        """Logits for each output stream, over the whole vocabulary, after the last of `rows`."""
+        """Return each output stream's logits over the vocabulary after the last of `rows`."""
         said = self.kinds[: 1 + len(rows) - len(self.prompt.rows)]
         hidden = context.last_hidden(rows, len(said) - len(said.rstrip("m")))
         if self.reference.depth is not None:
@@ -179,7 +275,7 @@ class _Reply:
         return logits if len(logits) > 1 else logits * self.family.layout.num_output_streams
 
     def guided(self, logits: list[list[float]]) -> list[list[float]]:
-        """Logits for each output stream, guided where they are to be."""
+        """Return each output stream's logits with guidance applied."""
         scale = self.sampling.guidance_scale
         self.is_merging = scale != 1.0 and self.audio_start is not None
         self.is_merging = self.is_merging and self.is_guided(len(self.rows) - self.audio_start)
@@ -192,14 +288,14 @@ class _Reply:
         return logits
 
     def deeper(self, codes: list[int]) -> list[float]:
-        """Logits of the stream behind those that carry `codes` in the row to come."""
+        """Return the logits of the stream after those that carry `codes` in the next row."""
         logits = self.reference.depth.logits(self.context.said_from[0], codes)
         if not self.is_merging or len(codes) not in self.family.guided_streams:
             return logits
         return merged(logits, self.reference.depth.logits(self.other.said_from[0], codes), self.sampling.guidance_scale)
 
     def is_guided(self, frame: int) -> bool:
-        """Whether the row `frame` of the audio segment, counted from its first, is drawn with guidance."""
+        """Return True if the row `frame` of the audio segment is sampled with guidance."""
         if frame < 0:
             return False
         if self.sampling.policy == "until_s":  # the term takes 0.28 s at 25 Hz for 7 rows, not 7.000000000000001
@@ -210,7 +306,7 @@ class _Reply:
         return [is_on for first, is_on in [(0, True), *self.changes] if first <= frame][-1]
 
     def hidden(self, position: int) -> Row:
-        """The row at `position` as the unconditional half sees it."""
+        """Return the row at `position` of the unconditional request."""
         layout, context, row = self.family.layout, self.family.unconditional, list(self.rows[position])
         if position < self.audio_start:
             if context.keep_first <= position < self.audio_start - context.keep_last:
@@ -256,7 +352,7 @@ class _Reply:
         return self.ended(row, frame)
 
     def penalized(self, logits: list[float]) -> list[float]:
-        """Logits of stream 0, less where their ids were said: in a text or, of a family that writes none, in audio."""
+        """Return stream 0's logits with the penalty for repeated ids: in text or, without text, in audio."""
         writes = any(task.text for task in self.family.tasks)
         if not self.family.penalized or writes != (self.audio_start is None):
             return logits
@@ -268,7 +364,7 @@ class _Reply:
         return [logit * factor for logit, factor in zip(logits, factors, strict=True)]
 
     def ended(self, row: Row, frame: int) -> Row:
-        """`row`, or the row of the end where it is the frame that says so."""
+        """Return `row`, or the row that ends the audio if `row` is the end frame."""
         family = self.family
         end = list(family.end_frame)
         if not end or row[: len(end)] != end or frame < self.sampling.audio.min_rows:
@@ -277,7 +373,7 @@ class _Reply:
         return [family.end_of_audio] + [family.layout.pad_id] * (len(row) - 1)
 
     def is_read(self, position: int, spoken: int) -> bool:
-        """Whether a stream other than the first, which is at the frame `spoken`, is sampled at `position`."""
+        """Return True if a stream other than the first, at frame `spoken`, is sampled at `position`."""
         if self.family.warm_up is PADDED_WARM_UP and spoken < 0:
             return False
         if self.audio_end is None or self.family.tail is SAMPLED_TAIL:
@@ -288,11 +384,11 @@ class _Reply:
         return self.family.tail is FORCED_TAIL and self.audio_start + spoken < self.audio_end
 
     def behind(self, position: int) -> int:
-        """How far behind the end of audio a row of a padded tail stands: the first is not there behind a limit's."""
+        """Return the distance of a padded tail's row from the end of audio, which a limit shortens by a row."""
         return position - self.audio_end + (self.audio_met_limit and position > self.audio_end)
 
     def ids(self, stream: int) -> list[int]:
-        """What a stream may carry in audio: its codes, and what else the family says."""
+        """Return the ids that a stream may carry in audio: codes and extra ids."""
         layout = self.family.layout
         return [*layout.audio[stream], *(layout.extra[stream] if layout.extra else ())]
 
@@ -380,7 +476,7 @@ class _Reply:
         return self.redrawn(logits, allowed, stream) if self.repeats(best[0], stream, limits) else best[0]
 
     def repeats(self, token: int, stream: int, limits: CodeSampling) -> bool:
-        """Whether `token` is a code that came too often in the last rows of this audio segment's stream."""
+        """Return True if `token` is a code that occurred too often in the stream's last audio rows."""
         layout, position, window = self.family.layout, len(self.rows), self.sampling.ras_window
         if window == 0 or limits is self.sampling.text:
             return False
@@ -390,7 +486,7 @@ class _Reply:
         return before.count(token) >= self.sampling.ras_max_repeats
 
     def redrawn(self, logits: list[float], allowed: list[int], stream: int) -> int:
-        """Another token, from the softmax of the raw logits."""
+        """Return another token, sampled from the softmax of the raw logits."""
         noise = {t: uniform(self.sampling.seed, len(self.rows), stream, t, is_redraw=True) for t in allowed}
         scores = {t: logits[t] - math.log(-math.log(noise[t])) for t in allowed}
         first, second = sorted(scores, key=lambda t: -scores[t])[:2]

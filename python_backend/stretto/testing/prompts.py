@@ -1,4 +1,4 @@
-"""Prompts for random checkpoints, and the engines' common limits."""
+"""Prompts for random checkpoints."""
 
 from dataclasses import replace
 
@@ -13,9 +13,13 @@ TRACK_LENGTHS = (9, 0, 30, 4, 100)
 
 
 def make_prompt(family: Family, index: int, task: str | None = None, **changes: object) -> Prompt:
-    """Prompt number `index`: lengths, tasks, guidance and temperatures go round, each at its own pace.
+    """Return prompt number `index`; lengths, tasks, guidance and temperatures vary with different periods.
 
-    changes: fields of SamplingConfig.
+    Args:
+        family: Family of the checkpoint.
+        index: Number of the prompt, which is also the seed of its ids.
+        task: Name of the task; None to alternate.
+        **changes: Fields of `SamplingConfig` to override.
     """
     tasks = [each.name for each in family.tasks]
     task = task or tasks[index % len(tasks)]
@@ -46,7 +50,7 @@ def make_prompt(family: Family, index: int, task: str | None = None, **changes: 
 
 
 def make_track(family: Family, index: int) -> tuple[int, ...]:
-    """A text beside a reply, often shorter than it, sometimes longer; where the family has none, none."""
+    """Return a streamed text, often shorter than the reply, sometimes longer; () if the family reads none."""
     track, random = family.text_track, np.random.default_rng(index)
     if track is None:
         return ()
@@ -54,7 +58,7 @@ def make_track(family: Family, index: int) -> tuple[int, ...]:
 
 
 def _fill_with_audio(rows: np.ndarray, family: Family, random: np.random.Generator) -> None:
-    """Codes on every auxiliary stream, as in a prompt that is listened to."""
+    """Write codes to every auxiliary stream, as in a prompt with audio."""
     for stream, ids in enumerate(family.layout.audio[1:], 1):
         rows[1:-1, stream] = random.integers(ids.start, ids.stop, len(rows) - 2)
     if family.script:
@@ -62,4 +66,5 @@ def _fill_with_audio(rows: np.ndarray, family: Family, random: np.random.Generat
 
 
 def make_prompts(family: Family, count: int) -> dict[str, Prompt]:
+    """Return the first `count` prompts by request id."""
     return {f"r{index}": make_prompt(family, index) for index in range(count)}

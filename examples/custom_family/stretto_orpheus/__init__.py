@@ -1,0 +1,10 @@
+"""Orpheus 3B (Canopy Labs) for Stretto: its plug-in, which the entry point `orpheus` of `stretto.families` names."""
+
+from stretto.families.plugin import FamilyPlugin, lazy
+
+PLUGIN = FamilyPlugin(
+    name="orpheus",
+    build=lazy("stretto_orpheus.family:build"),
+    open_template=lazy("stretto_orpheus.prompt:open_template"),
+    convert="stretto_orpheus.convert",
+)

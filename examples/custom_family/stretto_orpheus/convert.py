@@ -1,0 +1,91 @@
+"""Conversion of Orpheus' release: a Llama in transformers' layout, whose tensors keep their names.
+
+https://huggingface.co/canopylabs/orpheus-3b-0.1-ft, with `--codec` a folder of
+https://huggingface.co/hubertsiuzdak/snac_24khz. Text and codes share one table, which is also the head.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from stretto.checkpoints.backbone import LLAMA_NUMBERS, check_heads, dtype_of, read_numbers
+from stretto.checkpoints.generation import AUDIO
+from stretto.checkpoints.published import Contents, Converted
+from stretto.checkpoints.release import Release, Tokenizer
+from stretto.checkpoints.tensors import Part, shapes_of
+from stretto.errors import CheckpointError
+from stretto.families.registry import NAME, VOCABULARY
+from stretto_orpheus.family import MARKERS, ROWS_PER_FRAME, OrpheusVocabulary
+from stretto_orpheus.snac import published_shape
+
+BACKBONE_TAG = None  # config.json itself has the hyperparameters
+CODEC = ""  # the codec is a separate release
+GENERATION = AUDIO
+EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+FIRST, CODE_0 = "<custom_token_0>", "<custom_token_10>"  # spelling of the first id after text; of the first code
+# Spelling of the markers in the tokenizer.
+SPELLED = {
+    "begin_of_text": "<|begin_of_text|>",
+    "end_of_turn": "<|eot_id|>",
+    "speech": "<custom_token_1>",
+    "end_of_speech": "<custom_token_2>",
+    "human": "<custom_token_3>",
+    "end_of_human": "<custom_token_4>",
+    "ai": "<custom_token_5>",
+    "pad": "<custom_token_7>",
+}
+assert SPELLED.keys() == MARKERS.keys()
+
+
+def convert(release: Release, contents: Contents) -> Converted:
+    """Return the checkpoint: all tensors as published."""
+    config = read_numbers(LlamaConfig, contents.config)
+    check_heads(config)
+    codebook_size = published_shape(release.codec)[1] if release.codec else OrpheusVocabulary.codebook_size
+    known = vocabulary(config, contents.tokenizer, codebook_size)
+    is_tied = bool(config.tie_word_embeddings)
+    record = {
+        "architectures": ["StrettoLlamaForCausalLM"],
+        "model_type": "llama",
+        NAME: "orpheus",
+        VOCABULARY: known.to_record(),
+        "vocab_size": config.vocab_size,
+        **{name: getattr(config, name) for name in LLAMA_NUMBERS},
+        "tie_word_embeddings": is_tied,
+        "dtype": contents.dtype,
+    }
+    shapes = shapes_of(LlamaForCausalLM, config)
+    kept = {name: Part(name, shape) for name, shape in shapes.items() if not (is_tied and name == HEAD)}
+    return Converted(record, kept, (HEAD,) if is_tied else ())
+
+
+def trained_dtype(config: Mapping[str, Any]) -> str | None:
+    """Return the dtype in config.json; None if there is none."""
+    return dtype_of(config)
+
+
+def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
+    """Return no notes."""
+    return []
+
+
+def vocabulary(config: Any, tokenizer: Tokenizer, codebook_size: int) -> OrpheusVocabulary:
+    """Return the vocabulary; CheckpointError if the tokenizer lacks a marker, or the table has too few rows."""
+    ids = {spelling: token_id for token_id, spelling in tokenizer.tokens.items()}
+    missing = [name for name in (*SPELLED.values(), FIRST, CODE_0) if name not in ids]
+    if missing:
+        expected = "a tokenizer with the markers of Orpheus"
+        raise CheckpointError(f"{tokenizer.folder}: expected {expected}, got none called {', '.join(missing)}")
+    least = ids[CODE_0] + ROWS_PER_FRAME * codebook_size
+    if config.vocab_size < least:
+        raise CheckpointError(f"config.json: vocab_size: expected at least {least}, got {config.vocab_size}")
+    return OrpheusVocabulary(
+        vocab_size=config.vocab_size,
+        num_text_ids=ids[FIRST],
+        first_code=ids[CODE_0],
+        codebook_size=codebook_size,
+        markers={name: ids[spelling] for name, spelling in SPELLED.items()},
+        max_model_len=min(config.max_position_embeddings, OrpheusVocabulary.max_model_len),
+    )

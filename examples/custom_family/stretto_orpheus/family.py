@@ -1,0 +1,118 @@
+"""Orpheus 3B (Canopy Labs): Llama 3.2 3B that generates the seven codes of a frame of SNAC one after another.
+
+    tts    [human][begin] tara: Hello [end of turn][end of human][AI][speech] ─► a b c d e f g a b c … [end of speech]
+
+Each of the seven codes has 4096 ids of its own, so the id tells the place in the frame. The model is asked for ids of
+the row's place only; the authors' code asks for any and drops what is out of place. It ends between two frames. There
+is no text in a reply, no delay, and no guidance. The numbers are those of `canopylabs/orpheus-3b-0.1-ft`; the
+vocabulary in config.json of a checkpoint may override them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from stretto.families.base import Family, Task, UnconditionalContext
+from stretto.records.sampling import SamplingConfig, SegmentSampling
+from stretto.streams.layout import FrameCodec, Segment, StreamLayout
+from stretto.streams.pattern import NO_TAIL
+
+ROWS_PER_FRAME = 7
+FRAME_RATE = 24000 / 2048  # SNAC at 24 kHz
+MAX_FRAMES = 171  # 14.6 s; the authors ask for at most 1200 ids
+VOICES = ("tara", "leah", "jess", "leo", "dan", "mia", "zac", "zoe")
+MARKERS = {
+    "begin_of_text": 128000,
+    "end_of_turn": 128009,
+    "speech": 128257,
+    "end_of_speech": 128258,
+    "human": 128259,
+    "end_of_human": 128260,
+    "ai": 128261,
+    "pad": 128263,
+}
+
+
+@dataclass(frozen=True)
+class OrpheusVocabulary:
+    """Ids of text, followed by markers and by the codes of the seven places, one place after another.
+
+    Attributes:
+        vocab_size: Number of rows of the table.
+        num_text_ids: Number of ids of the tokenizer of Llama 3.
+        first_code: Id of code 0 of the first place.
+        codebook_size: Number of codes of a place.
+        markers: Ids that no text contains, by name.
+        voices: Names of the voices, the default first.
+    """
+
+    vocab_size: int = 156940
+    num_text_ids: int = 128256
+    first_code: int = 128266
+    codebook_size: int = 4096
+    markers: Mapping[str, int] = field(default_factory=lambda: MARKERS, hash=False)
+    voices: tuple[str, ...] = VOICES
+    max_model_len: int = 4096
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "OrpheusVocabulary":
+        """Return the vocabulary stored in `speech_vocabulary` of config.json."""
+        return cls(**{**record, "voices": tuple(record.get("voices", VOICES))})
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the vocabulary as a record for `from_record`."""
+        return asdict(self)
+
+    @property
+    def layout(self) -> StreamLayout:
+        """One stream, and seven rows per frame."""
+        size, first = self.codebook_size, self.first_code
+        places = tuple(range(start, start + size) for start in range(first, first + ROWS_PER_FRAME * size, size))
+        return StreamLayout(
+            vocab_size=self.vocab_size,
+            audio=(range(places[0].start, places[-1].stop),),
+            delays=(0,),
+            codebook_streams=(0,),
+            pad_id=self.markers["pad"],
+            frame_codec=FrameCodec(places),
+        )
+
+
+# Defaults of the authors' package, orpheus-speech 0.1.0. The penalty counts codes that were generated.
+SAMPLING = SamplingConfig(
+    text=SegmentSampling(temperature=0.0),
+    audio=SegmentSampling(temperature=0.6, top_p=0.8, min_rows=1, max_rows=MAX_FRAMES * ROWS_PER_FRAME),
+    repetition_penalty=1.3,
+)
+
+
+def orpheus(vocabulary: OrpheusVocabulary) -> Family:
+    """Return the family for a vocabulary."""
+    end = vocabulary.markers["end_of_speech"]
+    return Family(
+        name="orpheus",
+        layout=vocabulary.layout,
+        tasks=(Task("tts", (Segment.AUDIO,), (), ("text",), SAMPLING),),
+        codec="snac",
+        end_of_reply=end,
+        end_of_text=end,
+        end_of_audio=end,
+        transition=(),
+        guided_streams=(),
+        unconditional=UnconditionalContext(null_id=vocabulary.markers["pad"], keep_first=1, keep_last=1),
+        voices=vocabulary.voices,
+        max_text_chars=300,
+        max_model_len=vocabulary.max_model_len,
+        frame_rate=FRAME_RATE,
+        first_chunk_frames=1,
+        steady_chunk_frames=24,
+        tail=NO_TAIL,
+        subwords=range(vocabulary.num_text_ids),
+        markers=vocabulary.markers,
+        penalized="all",
+    )
+
+
+def build(vocabulary: Mapping[str, Any] | None) -> Family:
+    """Return the family for a checkpoint's vocabulary, by default the published one."""
+    return orpheus(OrpheusVocabulary.from_record(vocabulary) if vocabulary else OrpheusVocabulary())

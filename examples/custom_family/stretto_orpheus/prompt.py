@@ -1,0 +1,41 @@
+"""Prompts of Orpheus: the voice's name and the text, between markers.
+
+    [human][begin of text] tara: Hello [end of turn][end of human][AI][speech]
+
+Emotions such as `<laugh>` are plain text. The authors' package decodes this prompt to a string, which its tokenizer
+reads with a second `begin of text` in front; the model was trained with one.
+"""
+
+from pathlib import Path
+
+from stretto.codec.base import Codec
+from stretto.errors import InvalidRequest
+from stretto.families.base import Family, Task
+from stretto.families.conversation import Piece
+from stretto.families.prompting import PLAIN, Manner, PromptRows, Template, stream0_rows
+from stretto.families.text import Subwords
+from stretto.families.tokenizer import TextTokenizer
+
+BEFORE, BEHIND = ("human", "begin_of_text"), ("end_of_turn", "end_of_human", "ai", "speech")
+
+
+class OrpheusTemplate:
+    """Prompt template of Orpheus."""
+
+    def __init__(self, family: Family, subwords: Subwords):
+        self._family, self._subwords = family, subwords
+
+    def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
+        """Return the rows of the text to speak, in the voice called `voice`."""
+        text, markers = pieces[-1].text, self._family.markers
+        assert text is not None, "the task takes text alone"
+        if not text.strip():
+            raise InvalidRequest(pieces[-1].path, "text of at least one character other than a space", repr(text))
+        spoken = self._subwords.ids(f"{voice}: {text}", pieces[-1].path)
+        ids = [*(markers[name] for name in BEFORE), *spoken, *(markers[name] for name in BEHIND)]
+        return PromptRows(stream0_rows(self._family.layout, ids))
+
+
+def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
+    """Return the template with a checkpoint's tokenizer."""
+    return OrpheusTemplate(family, Subwords(TextTokenizer.at(checkpoint), family))

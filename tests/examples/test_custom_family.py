@@ -1,0 +1,249 @@
+"""A family and a codec outside of the package: Orpheus' layout, from `examples/custom_family`, installed with pip."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.checkpoints.random_orpheus import CODES, SNAC, write_release, write_snac
+from benchmarks.code_streams import chunks_of, random_codes, stream
+from stretto.checkpoints.command import main as convert
+from stretto.codec.base import Codec, Window
+from stretto.codec.registry import load_codec
+from stretto.errors import CheckpointError, InvalidRequest
+from stretto.families.registry import family_at
+from stretto.preprocessing.request import Preprocessor, RawRequest
+from stretto.testing import assert_family_conforms
+from stretto.testing.reference import Reference
+from tests.server.conftest import Server
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "examples" / "custom_family"
+
+
+@dataclass(frozen=True)
+class Environment:
+    """An environment with the example, which borrows all else from this one."""
+
+    folder: Path
+
+    @property
+    def python(self) -> Path:
+        return self.folder / "bin" / "python"
+
+    @property
+    def packages(self) -> Path:
+        return Path(sysconfig.get_path("purelib", "venv", {"base": str(self.folder), "platbase": str(self.folder)}))
+
+    def run(self, *words: str) -> str:
+        """What a command of `stretto` prints there."""
+        line = [str(self.python), "-m", "stretto", *words]
+        done = subprocess.run(line, capture_output=True, text=True, timeout=600, check=False, cwd=self.folder)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environment]:
+    """The environment; this process finds its packages, too."""
+    folder = tmp_path_factory.mktemp("custom_family")
+    source = shutil.copytree(PACKAGE, folder / "source", ignore=shutil.ignore_patterns("build", "*.egg-info"))
+    environment = Environment(folder / "env")
+    venv.create(environment.folder, symlinks=True)
+    borrowed = [sysconfig.get_path("purelib"), *(str(ROOT / each) for each in ("python_backend", "client", "gateway"))]
+    (environment.packages / "borrowed.pth").write_text("\n".join(borrowed) + "\n")
+    install = [sys.executable, "-m", "pip", "--python", str(environment.python), "install", "--quiet", "--no-index"]
+    install += ["--no-deps", "--no-build-isolation", str(source)]
+    done = subprocess.run(install, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(environment.packages)
+        yield environment
+
+
+@pytest.fixture(scope="module")
+def codec_folder(environment: Environment, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_snac(tmp_path_factory.mktemp("snac") / "snac")
+
+
+@pytest.fixture(scope="module")
+def codec(codec_folder: Path) -> Codec:
+    return load_codec("snac", codec_folder)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(environment: Environment, codec_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `stretto convert` makes of a release."""
+    folder = tmp_path_factory.mktemp("orpheus")
+    release = write_release(folder / "release")
+    assert convert(command(release, codec_folder, folder / "converted")) == 0
+    return folder / "converted"
+
+
+def command(release: Path, codec: Path, out: Path) -> list[str]:
+    given = {"--model": release, "--config": release / "config.json", "--tokenizer": release}
+    words = given | {"--codec": codec, "--out": out}
+    return ["orpheus", *(str(word) for pair in words.items() for word in pair)]
+
+
+def test_the_decoder_is_its_authors(codec: Any) -> None:
+    """Samples of the snac package for the same weights and codes, with a cosine as noise (scripts/snac_samples.py)."""
+    recorded = np.load(ROOT / "tests" / "data" / "snac.npz")
+    codes, noise = torch.from_numpy(recorded["codes"])[None], codec.noise.clone()
+    sizes = [512 * steps for steps in codec.steps]
+    codec.noise.copy_(torch.cat([torch.arange(size).cos() for size in sizes]))
+    try:
+        pcm = stream(codec, codes, [codes.shape[2]])[0].numpy()
+    finally:
+        codec.noise.copy_(noise)
+    assert codec.spec.samples_per_frame == 2048
+    np.testing.assert_allclose(pcm, recorded["pcm"], atol=2e-6)
+    assert np.abs(pcm).max() > 0.01
+
+
+def test_chunks_of_any_size_are_one_decode(codec: Any) -> None:
+    codec = codec.double()
+    try:
+        codes = random_codes(codec, 2, 12)
+        whole = stream(codec, codes, [12])
+        for sizes in (chunks_of(1, 12), chunks_of(5, 12)):
+            assert (stream(codec, codes, sizes) - whole).abs().max() <= 1e-12
+    finally:
+        codec.float()
+
+
+def test_noise_follows_the_place_in_the_utterance_and_not_the_batch(codec: Any) -> None:
+    """Two windows of one batch lie at other places, one of them where the noise begins anew."""
+    codes, first = random_codes(codec, 2, 9), torch.tensor([3, 510])
+    both, _ = codec.decode(Window(codes, 3, 3, first, codec.initial_state(2)))
+    for index in range(2):
+        alone, _ = codec.decode(Window(codes[index : index + 1], 3, 3, first[index : index + 1], torch.zeros(1, 0)))
+        assert (alone[0] - both[index]).abs().max() <= 1e-6
+    assert (both[0] - both[1]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"attn_window_size": 32}, "attn_window_size: expected None, as in SNAC at 24 kHz, got 32"),
+        ({"vq_strides": [8, 4, 2, 1]}, "vq_strides: expected .4, 2, 1."),
+        ({"decoder_rates": [8, 0]}, "decoder_rates: expected positive integers"),
+        ({"codebook_size": "48"}, "codebook_size: expected positive integers, got '48'"),
+    ],
+)
+def test_another_codec_is_refused_by_name(
+    environment: Environment, tmp_path: Path, changed: dict[str, Any], message: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(SNAC | changed))
+    with pytest.raises(CheckpointError, match=message):
+        load_codec("snac", tmp_path)
+
+
+def test_a_release_is_converted_and_prompted(checkpoint: Path) -> None:
+    """The prompt is the authors', token by token, with one begin of text."""
+    family = family_at(checkpoint)
+    assert (family.name, family.codec, family.num_codebooks, family.layout.codebook_size) == (
+        "orpheus",
+        "snac",
+        7,
+        CODES,
+    )
+    preprocessor = Preprocessor(checkpoint)
+    prompt = preprocessor.prepare(RawRequest(text="so <laugh> it was", options='{"voice": "Leo"}'))
+    spelled = {ids: name for name, ids in family.markers.items()}
+    named = [spelled.get(token) for token in prompt.rows[:, 0].tolist()]
+    assert named[:2] == ["human", "begin_of_text"]
+    assert named[-4:] == ["end_of_turn", "end_of_human", "ai", "speech"]
+    assert not any(named[2:-4])
+    reader = preprocessor.template._subwords._tokenizer
+    assert b"".join(map(reader.bytes_of, prompt.rows[2:-4, 0].tolist())) == b"leo: so <laugh> it was"
+    assert prompt.sampling.audio.max_rows == 7 * 171
+    shorter = preprocessor.prepare(RawRequest(text="so", options='{"max_audio_s": 1.0}'))
+    assert shorter.sampling.audio.max_rows == 7 * 11
+    for text in (" ", "<custom_token_3>"):
+        with pytest.raises(InvalidRequest, match="text: expected text"):
+            preprocessor.prepare(RawRequest(text=text))
+
+
+@pytest.mark.parametrize("name", ["<custom_token_10>", "<|eot_id|>"])
+def test_a_tokenizer_without_a_marker_is_refused(
+    codec_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    release = write_release(tmp_path / "release")
+    path = release / "tokenizer.json"
+    path.write_text(path.read_text().replace(name, "<other>"))
+    assert convert(command(release, codec_folder, tmp_path / "out")) == 1
+    assert f"expected a tokenizer with the markers of Orpheus, got none called {name}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.engine
+def test_the_family_conforms(environment: Environment, tmp_path: Path) -> None:
+    """Alone, batched and preempted within frames the replies are the slow reference's."""
+    from stretto_orpheus import PLUGIN
+    from stretto_orpheus.family import OrpheusVocabulary
+
+    markers = {name: 64 + index for index, name in enumerate(OrpheusVocabulary().markers)}
+    small = OrpheusVocabulary(80 + 7 * 16, 64, 80, 16, markers, max_model_len=256)
+    assert_family_conforms(PLUGIN, tmp_path, small.to_record(), backbone="llama", hidden=64, layers=2)
+
+
+def test_the_kit_refuses_a_family_that_is_not_installed(environment: Environment, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from stretto_orpheus import PLUGIN
+
+    with pytest.raises(AssertionError, match=r"orpheus: expected this plug-in under its name in stretto\.families"):
+        assert_family_conforms(replace(PLUGIN, convert=None), tmp_path)
+
+
+def test_no_line_of_the_core_names_the_example_or_a_family_that_could_move_out() -> None:
+    own = ROOT / "python_backend" / "stretto" / "families" / "csm"
+    sources = [path for folder in ("python_backend", "client", "gateway") for path in (ROOT / folder).rglob("*.py")]
+    assert len(sources) > 100
+    for path in sources:
+        names = "orpheus|snac" if path.is_relative_to(own) else "orpheus|snac|csm"
+        assert not re.search(names, path.read_text(), re.IGNORECASE), path
+
+
+@pytest.mark.server
+@pytest.mark.nightly  # an environment, its commands and a server of its own
+def test_it_is_installed_converted_and_served(environment: Environment, codec_folder: Path, tmp_path: Path) -> None:
+    """From pip to sound: what the server streams is what the reference says of the checkpoint, decoded at once."""
+    assert re.search(r"family +orpheus +stretto-orpheus 0\.1\.0", environment.run("families"))
+    release, checkpoint, repository = (tmp_path / name for name in ("release", "converted", "repository"))
+    write_release(release)
+    environment.run("convert", *command(release, codec_folder, checkpoint))
+    environment.run("make-repository", "--checkpoint", str(checkpoint), "--out", str(repository))
+    (checkpoint / "model.safetensors").symlink_to(next(checkpoint.glob("model-*.safetensors")))  # the reference's
+    options = {"audio": {"temperature": 0.0, "max_rows": 80}, "output": {"codes": True}, "seed": 3, "voice": "dan"}
+    prompt = Preprocessor(checkpoint).prepare(RawRequest(text="hello world", options=json.dumps(options)))
+    family = family_at(checkpoint)
+    rows, _ = Reference(checkpoint, family, family.max_model_len).reply(prompt)
+    num_frames = (len(rows) - 1) // 7
+    starts = [ids.start for ids in family.layout.frame_codec.places]
+    expected = np.array(rows[: 7 * num_frames]).reshape(num_frames, 7).T - np.array(starts)[:, None]
+    server = Server(tmp_path, repository, python=environment.python)
+    try:
+        server.start()
+        answer = server.ask(options, text="hello world")
+    finally:
+        server.stop()
+    assert answer.error is None
+    assert (num_frames, len(rows) - 1) == (11, 80), "the limit of 80 rows lies within a frame, which is dropped"
+    codes = np.concatenate([np.array(event["codes"]) for event in answer.events if "codes" in event], axis=1)
+    np.testing.assert_array_equal(codes, expected)
+    pcm = stream(load_codec("snac", checkpoint), torch.from_numpy(expected)[None], [num_frames])[0].numpy()
+    np.testing.assert_allclose(answer.pcm, pcm, atol=1e-4)
+    assert np.abs(pcm).max() > 0.01
