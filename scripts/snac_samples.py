@@ -11,6 +11,7 @@ import os
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -25,22 +26,18 @@ def main() -> None:
     sys.path.insert(0, os.environ["SNAC_SRC"])
     from snac import SNAC as Reference
 
-    model = Reference(**SNAC).eval()
+    model = Reference(**SNAC).double().eval()
     model.load_state_dict({name: snac_tensor(name, tuple(each.shape)) for name, each in model.state_dict().items()})
     codes = torch.from_numpy(np.random.default_rng(5).integers(0, CODES, (1, 7, NUM_FRAMES)))
     levels = [codes[:, places].transpose(1, 2).flatten(1) for places in ([0], [1, 4], [2, 3, 5, 6])]
-    random, torch.randn = torch.randn, cosine
-    try:
-        with torch.no_grad():
-            pcm = model.decode(levels)[0, 0]
-    finally:
-        torch.randn = random
+    with patch.object(torch, "randn", cosine), torch.no_grad():
+        pcm = model.decode(levels)[0, 0]
     np.savez_compressed(Path(sys.argv[1]), codes=codes[0].numpy(), pcm=pcm.numpy())
 
 
 def cosine(shape: tuple[int, ...], **options: Any) -> torch.Tensor:
     """Return a cosine of the position on the last axis, in place of random numbers."""
-    return torch.arange(shape[-1]).cos().expand(shape)
+    return torch.arange(shape[-1]).cos().double().expand(shape)
 
 
 if __name__ == "__main__":

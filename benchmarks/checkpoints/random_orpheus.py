@@ -36,8 +36,8 @@ def snac_tensor(name: str, shape: tuple[int, ...]) -> Tensor:
     noise = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
     if name.endswith("alpha"):
         return torch.from_numpy(1 + np.abs(noise))
-    if name.endswith("original0"):
-        return torch.from_numpy(0.7 + 0.2 * np.abs(noise))
+    if name.endswith("original0"):  # that of the last layer keeps samples well inside of [-1, 1]
+        return torch.from_numpy((0.7 + 0.2 * np.abs(noise)) * np.float32(0.05 if len(noise) == 1 else 1.0))
     return torch.from_numpy(0.1 * noise if name.endswith("bias") else noise)
 
 
@@ -72,8 +72,10 @@ def write_release(folder: Path) -> Path:
     custom = [f"<custom_token_{number}>" for number in range(11)]
     tokenizer.add_special_tokens(["<|begin_of_text|>", "<|eot_id|>", *custom])
     tokenizer.save(str(folder / "tokenizer.json"))
+    first_code = tokenizer.token_to_id(custom[-1])
+    assert first_code is not None
     config = LlamaConfig(
-        vocab_size=tokenizer.token_to_id(custom[-1]) + 7 * CODES + 2,
+        vocab_size=first_code + 7 * CODES + 2,
         hidden_size=64,
         intermediate_size=96,
         num_hidden_layers=2,

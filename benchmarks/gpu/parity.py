@@ -61,11 +61,15 @@ class Case:
 
 
 def answer(
-    name: str, folder: Path, family: Family, prompts: dict[str, Prompt], reference: str = "speech_lm:Reference"
+    name: str,
+    folder: Path,
+    family: Family,
+    prompts: dict[str, Prompt],
+    reference: str = "stretto.testing.reference:Reference",
 ) -> Case:
     """The case of `prompts`, answered by a reference of the tests."""
     module, reference_class = reference.split(":")
-    made = getattr(importlib.import_module(f"tests.reference.{module}"), reference_class)
+    made = getattr(importlib.import_module(module), reference_class)
     computed, width, replies = made(folder, family, MAX_MODEL_LEN), family.layout.num_output_streams, {}
     for request_id, prompt in prompts.items():
         rows, lead = computed.reply(prompt)
@@ -86,7 +90,9 @@ def modules(setup: Setup, folder: Path) -> Case:
     """A random checkpoint with modules behind it, whose rows come several a step."""
     name, family = "modules", importlib.import_module("tests.speech_families").MODULES
     checkpoint = importlib.import_module("tests.random_checkpoints").write_modules(folder, family, name)
-    return answer(family.name, checkpoint, family, prompts_of(setup, family), "module_lm:ModuleReference")
+    return answer(
+        family.name, checkpoint, family, prompts_of(setup, family), "tests.reference.module_lm:ModuleReference"
+    )
 
 
 def families() -> tuple[tuple[Family, str], ...]:

@@ -3,6 +3,7 @@
 stretto families    lists them with the packages that they come from
 """
 
+import argparse
 import sys
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -71,9 +72,14 @@ def names(group: str) -> str:
     return ", ".join(known) or f"none; the package {OWN} is not installed as it is now (scripts/setup.sh installs it)"
 
 
+def arguments(words: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line, which has no arguments."""
+    return CommandParser(prog="stretto families", description="List model families and codecs.").parse_args(words)
+
+
 def main(words: list[str] | None = None) -> int:
-    """Print a line per family and codec; return 1 if a family cannot be imported, or is registered twice."""
-    CommandParser(prog="stretto families", description="List model families and codecs.").parse_args(words)
+    """Print a line per family and codec; return 1 if a family cannot be imported, or a name is registered twice."""
+    arguments(words)
     is_sound = True
     for group, kind in ((FAMILIES, "family"), (CODECS, "codec")):
         for each in installed(group):

@@ -104,12 +104,12 @@ def test_the_decoder_is_its_authors(codec: Any) -> None:
     sizes = [512 * steps for steps in codec.steps]
     codec.noise.copy_(torch.cat([torch.arange(size).cos() for size in sizes]))
     try:
-        pcm = stream(codec, codes, [codes.shape[2]])[0].numpy()
+        pcm = stream(codec.double(), codes, [codes.shape[2]])[0].numpy()
     finally:
-        codec.noise.copy_(noise)
+        codec.float().noise.copy_(noise)
     assert codec.spec.samples_per_frame == 2048
-    np.testing.assert_allclose(pcm, recorded["pcm"], atol=2e-6)
-    assert np.abs(pcm).max() > 0.01
+    np.testing.assert_allclose(pcm, recorded["pcm"], atol=1e-5)  # the lengths of weights are multiplied in float32
+    assert 0.05 < np.abs(pcm).max() < 0.9
 
 
 def test_chunks_of_any_size_are_one_decode(codec: Any) -> None:
@@ -171,9 +171,10 @@ def test_a_release_is_converted_and_prompted(checkpoint: Path) -> None:
     assert prompt.sampling.audio.max_rows == 7 * 171
     shorter = preprocessor.prepare(RawRequest(text="so", options='{"max_audio_s": 1.0}'))
     assert shorter.sampling.audio.max_rows == 7 * 11
-    for text in (" ", "<custom_token_3>"):
-        with pytest.raises(InvalidRequest, match="text: expected text"):
-            preprocessor.prepare(RawRequest(text=text))
+    spelled_out = preprocessor.prepare(RawRequest(text="<custom_token_3>")).rows[2:-4, 0]
+    assert not set(spelled_out.tolist()) & set(family.markers.values()), "a marker in a text is text"
+    with pytest.raises(InvalidRequest, match="text: expected text of at least one character"):
+        preprocessor.prepare(RawRequest(text=" "))
 
 
 @pytest.mark.parametrize("name", ["<custom_token_10>", "<|eot_id|>"])

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -64,7 +64,7 @@ class Engine:
         arguments = {**DEFAULTS, **engine_args}
         config = vllm_config(EngineConfig(folder, arguments, dict(kv_share or {}), adapters=adapters or {}))
         self.core = EngineCore(config, Executor.get_class(config), log_stats=False)
-        self.scheduler = self.core.scheduler
+        self.scheduler = cast(Any, self.core.scheduler)
         self.rules = self.scheduler.table.rules
         self.num_free_blocks = self.free_blocks()
         self.num_steps = 0

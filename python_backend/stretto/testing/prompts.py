@@ -1,6 +1,7 @@
 """Prompts for random checkpoints."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ LENGTHS = (5, 17, 40, 70)
 TRACK_LENGTHS = (9, 0, 30, 4, 100)
 
 
-def make_prompt(family: Family, index: int, task: str | None = None, **changes: object) -> Prompt:
+def make_prompt(family: Family, index: int, task: str | None = None, **changes: Any) -> Prompt:
     """Return prompt number `index`; lengths, tasks, guidance and temperatures vary with different periods.
 
     Args:

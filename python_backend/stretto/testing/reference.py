@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from transformers import (
 from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeAudioEncoderConfig
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeAudioEncoder
 
-from stretto.families.base import Family
+from stretto.families.base import DepthSpec, Family
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import CodeSampling
 from stretto.streams.layout import Segment
@@ -75,10 +76,11 @@ class DepthReference:
     """Slow depth transformer of the tensors `depth.…`, which are removed from `weights`."""
 
     def __init__(self, family: Family, weights: dict[str, torch.Tensor]):
-        spec = family.depth
+        spec, config_class, model_class = cast(DepthSpec, family.depth), cast(Any, LlamaConfig), cast(Any, LlamaModel)
+        if spec.has_head_norms:
+            config_class, model_class = Qwen3Config, Qwen3Model
         mine = {name.removeprefix("depth."): weights.pop(name) for name in list(weights) if name.startswith("depth.")}
         self.layout = family.layout
-        config_class, model_class = (Qwen3Config, Qwen3Model) if spec.has_head_norms else (LlamaConfig, LlamaModel)
         config = config_class(
             vocab_size=1,
             hidden_size=spec.hidden,
@@ -125,6 +127,7 @@ class Context:
     def __init__(self, model: PreTrainedModel, family: Family, heard: dict[int, torch.Tensor] | None = None):
         self.model, self.family, self.heard = model, family, heard or {}
         self.cache, self.num_read = DynamicCache(), 0
+        self.said_from: Any = None  # hidden state of the newest row
 
     @torch.no_grad()
     def hidden(self, rows: list[Row]) -> torch.Tensor:
@@ -166,7 +169,7 @@ class Reference:
     """
 
     was_cut = False
-    depth: DepthReference | None = None
+    depth: Any = None  # DepthReference of a family with a depth transformer
 
     def __init__(self, folder: Path, family: Family, max_model_len: int):
         config = json.loads((folder / "config.json").read_text())
@@ -240,10 +243,11 @@ class _Reply:
         self.task, self.sampling = self.family.task(prompt.task), prompt.sampling
         self.rows: list[Row] = prompt.rows.tolist()
         self.context = reference.context(reference.hear(prompt))
-        self.other: Context | None = None
+        self.other: Any = None  # Context of the unconditional request
+        self.seed: Any = self.sampling.seed
         self.lead = math.inf
-        self.audio_start = len(self.rows) if self.task.segments[0] is Segment.AUDIO else None
-        self.audio_end: int | None = None
+        self.audio_start: Any = len(self.rows) if self.task.segments[0] is Segment.AUDIO else None
+        self.audio_end: Any = None
         self.text: list[int] = []
         self.pointer = 0
         self.was_cut = self.audio_met_limit = self.is_merging = False
@@ -299,7 +303,8 @@ class _Reply:
         if frame < 0:
             return False
         if self.sampling.policy == "until_s":  # the term takes 0.28 s at 25 Hz for 7 rows, not 7.000000000000001
-            limit = math.ceil(self.sampling.guided_until_s * self.family.frame_rate - 1e-6)
+            until_s: Any = self.sampling.guided_until_s
+            limit = self.family.rows_per_frame * math.ceil(until_s * self.family.frame_rate - 1e-6)
             while self.kinds[limit : limit + 1] == "m":  # guidance ends with a step; such a reply is audio alone
                 limit += 1
             return frame < limit
@@ -404,7 +409,7 @@ class _Reply:
         family, limits, position = self.family, self.sampling.text, len(self.rows)
         speaks = Segment.AUDIO in self.task.segments
         written = family.end_of_text if speaks else family.end_of_reply
-        ends = list(family.drawn_ends) or [written]
+        ends: Any = list(family.drawn_ends) or [written]
         count = position - len(self.prompt.rows)
         last = self.reference.max_model_len - 1
         if speaks:
@@ -439,7 +444,7 @@ class _Reply:
         return family.end_of_audio if is_end or self.audio_met_limit else token
 
     def script_token(self, logits: list[float], frame: int) -> int:
-        script = self.family.script
+        script: Any = self.family.script
         advance = self.pointer == 0
         if self.pointer:
             stay = script.first_frame + 2 * (self.text[self.pointer - 1] - script.spoken.start) + 1
@@ -449,7 +454,7 @@ class _Reply:
             if self.sampling.script_temperature == 0:
                 threshold = 0.0
             else:
-                noise = uniform(self.sampling.seed, len(self.rows), 0, 0)
+                noise = uniform(self.seed, len(self.rows), 0, 0)
                 threshold = self.sampling.script_temperature * math.log(noise / (1 - noise))
             self.lead = min(self.lead, abs(math.log(odds) - threshold))
             advance = math.log(odds) > threshold
@@ -468,7 +473,7 @@ class _Reply:
             weights = [math.exp((logits[token] - logits[kept[0]]) / limits.temperature) for token in kept]
             before = [math.fsum(weights[:i]) / math.fsum(weights) for i in range(len(kept))]
             kept = [token for token, mass in zip(kept, before, strict=True) if mass < limits.top_p]
-            noise = {t: -math.log(-math.log(uniform(self.sampling.seed, len(self.rows), stream, t))) for t in kept}
+            noise = {t: -math.log(-math.log(uniform(self.seed, len(self.rows), stream, t))) for t in kept}
             scores = {token: logits[token] / limits.temperature + noise[token] for token in kept}
         best = sorted(scores, key=lambda token: -scores[token])[:2]
         if len(best) == 2:
@@ -487,7 +492,7 @@ class _Reply:
 
     def redrawn(self, logits: list[float], allowed: list[int], stream: int) -> int:
         """Return another token, sampled from the softmax of the raw logits."""
-        noise = {t: uniform(self.sampling.seed, len(self.rows), stream, t, is_redraw=True) for t in allowed}
+        noise = {t: uniform(self.seed, len(self.rows), stream, t, is_redraw=True) for t in allowed}
         scores = {t: logits[t] - math.log(-math.log(noise[t])) for t in allowed}
         first, second = sorted(scores, key=lambda t: -scores[t])[:2]
         self.lead = min(self.lead, scores[first] - scores[second])
