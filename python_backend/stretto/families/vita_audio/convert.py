@@ -17,7 +17,6 @@ from torch import Tensor
 
 from stretto.checkpoints import tensors
 from stretto.checkpoints.backbone import config_of, shapes
-from stretto.checkpoints.codec import PublishedTokenizer
 from stretto.checkpoints.generation import AUDIO
 from stretto.checkpoints.published import Contents, Converted
 from stretto.checkpoints.release import Release, Tokenizer, read_json
