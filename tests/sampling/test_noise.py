@@ -7,7 +7,7 @@ import torch
 
 from stretto.sampling import noise as on_host
 from stretto.sampling.noise import gumbel, redraw_keys, seed_key, stream_keys
-from tests.reference import noise as reference
+from stretto.testing import reference
 
 SEEDS = (0, 1, 7, (1 << 31) - 1, 1 << 31, (1 << 32) + 5, (1 << 63) - 1)
 

@@ -1,5 +1,16 @@
 """Kit for testing model families: random checkpoints, prompts, an engine in steps, the slow reference, conformance."""
 
-from stretto.testing.conformance import assert_family_conforms
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stretto.testing.conformance import assert_family_conforms
 
 __all__ = ["assert_family_conforms"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the name on first use, because conformance imports vLLM and the other modules do not."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("stretto.testing.conformance"), name)
