@@ -121,7 +121,7 @@ def test_the_real_codec_batched_equals_the_real_codec_alone() -> None:
         assert np.abs(a - b).max() <= 1e-5
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # by day the memory of ten minutes below, and exactness in shorter streams
 def test_ten_minutes_in_one_stream_are_exact_and_take_no_more_memory() -> None:
     """Against float64 in much larger windows, which is one decode of the whole to 1e-12 (codec/tiny/test_codec.py)."""
     codec, total, size = make_codec(), 15_000, 25

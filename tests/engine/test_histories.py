@@ -82,9 +82,9 @@ FOUND = {
 }
 
 
-# By day pairs, and rows that modules say; by night what has as much and less of both.
+# By day pairs on eight streams; by night what has fewer streams, depth, bursts or modules.
 NAMES = dict(zip(FAMILIES, ["eight_streams", "tiny", "bursts", "csm", "modules"], strict=True))
-NIGHTLY = {"tiny", "bursts", "csm"}
+NIGHTLY = {"tiny", "bursts", "csm", "modules"}
 STAGES = [
     pytest.param(key, id=name, marks=[pytest.mark.nightly] if name in NIGHTLY else []) for key, name in NAMES.items()
 ]

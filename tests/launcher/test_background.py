@@ -18,6 +18,8 @@ from stretto.launcher.config import default_pid_file
 from tests.patience import PATIENCE_S
 from tests.ports import free_row
 
+pytestmark = pytest.mark.slow
+
 CALL = """
 import sys
 from pathlib import Path

@@ -23,6 +23,8 @@ from stretto.preprocessing.audio_process import AudioProcess, AudioProcessEnded
 from stretto.preprocessing.audio_worker import MAX_MEMORY_BYTES, answer
 from tests.preprocessing.test_audio import FFMPEG, written
 
+pytestmark = pytest.mark.slow
+
 MAX_S, RATE = 9.6, 16_000
 NOISE = np.random.default_rng(0).uniform(-0.5, 0.5, (30_000, 2)).astype(np.float32)
 

@@ -11,6 +11,7 @@ from stretto.plugins import FAMILIES, OWN, installed
 from tests.fakes import FrameCounter
 
 
+@pytest.mark.slow
 def test_every_family_can_be_prompted() -> None:
     built_in = [each.name for each in installed(FAMILIES) if each.distribution == OWN]
     assert len(built_in) >= 11

@@ -18,6 +18,8 @@ from stretto.records.sampling import OPTIONS, Delivery, OutputForm, RingAddress,
 from stretto.streams.chunking import ChunkPolicy
 from stretto.streams.layout import Segment
 
+pytestmark = pytest.mark.slow
+
 FLOATS = st.floats(0, 1e6)
 COUNTS = st.integers(0, 1 << 31)
 TEXTS = st.text(max_size=20)

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.checkpoints import random_vita
 from tests.reference.vita_audio import VitaReference, drawn_by
+from tests.tiers import by_night
 
 pytestmark = pytest.mark.slow
 RECORD: dict[str, Any] = json.loads((Path(__file__).parents[1] / "data" / "vita_audio_replies.json").read_text())
@@ -24,7 +25,11 @@ def test_the_fixture_is_of_the_small_release_and_decided_everywhere() -> None:
     assert all(len(set(reply["ids"])) > 8 for reply in RECORD["replies"] if reply["penalty"] > 1)
 
 
-@pytest.mark.parametrize("name", list(RECORD["schedules"]))
+BY_DAY = ("turbo", "vanilla")
+SCHEDULES = [*BY_DAY, *by_night(*(name for name in RECORD["schedules"] if name not in BY_DAY))]
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
 def test_replies_recomputed_from_scratch_are_the_authors(reference: VitaReference, name: str) -> None:
     replies = [reply for reply in RECORD["replies"] if reply["schedule"] == name]
     assert len(replies) == 9

@@ -15,6 +15,8 @@ from stretto.checkpoints.command import main
 from stretto.checkpoints.make_repository import main as make_repository
 from tests.refused_conversion import refused
 
+pytestmark = pytest.mark.slow
+
 Tensors = dict[str, torch.Tensor]
 
 

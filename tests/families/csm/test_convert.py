@@ -13,6 +13,8 @@ from stretto.checkpoints.command import main
 from stretto.codec.mimi import load
 from tests.published_csm import NUM_CODEBOOKS, CsmRelease, make_model, write_release
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def release(tmp_path: Path) -> CsmRelease:

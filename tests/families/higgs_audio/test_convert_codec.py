@@ -13,6 +13,8 @@ from stretto.codec.registry import load_codec
 from stretto.families.higgs_audio.convert_codec import read_config
 from tests.refused_conversion import refused
 
+pytestmark = pytest.mark.slow
+
 Tensors = dict[str, torch.Tensor]
 RESIDUAL = ("snake1", "conv1", "snake2", "conv2")
 # As bosonai/higgs-audio-v2-tokenizer had it at first.

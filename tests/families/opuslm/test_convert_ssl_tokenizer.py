@@ -16,6 +16,8 @@ from tests import published_xeus
 from tests.published_checkpoints import command, write_opuslm
 from tests.small_vocabularies import SMALL_OPUSLM
 
+pytestmark = pytest.mark.slow
+
 NUM_CODES = SMALL_OPUSLM.ssl[1] - SMALL_OPUSLM.ssl[0]
 
 
