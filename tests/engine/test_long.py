@@ -14,6 +14,7 @@ from stretto.testing.reference import Reference
 from tests.engine.harness import Engine
 from tests.random_checkpoints import write_checkpoint
 from tests.speech_families import LONG
+from tests.tiers import by_night
 
 pytestmark = pytest.mark.engine
 PROMPT_ROWS = 8000
@@ -46,9 +47,8 @@ def long_prompt(index: int, task: str, guidance_scale: float) -> Prompt:
     ("index", "task", "scale"),
     [
         (3, "chat", 2.0),
-        (4, "speak", 2.0),
-        pytest.param(5, "chat", 1.0, marks=pytest.mark.nightly),  # beside the guided one, and text alone
-        (6, "listen", 1.0),
+        # Beside text and audio that are guided: each alone, and unguided.
+        *by_night((4, "speak", 2.0), (5, "chat", 1.0), (6, "listen", 1.0)),
     ],
 )
 def test_a_prompt_of_eight_thousand_rows_is_answered_as_by_the_reference(

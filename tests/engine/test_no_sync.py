@@ -51,7 +51,7 @@ def run(folder: Path, prompts: dict, is_async: bool) -> dict[str, Answer]:
     [
         pytest.param("tiny", True, id="tiny"),
         pytest.param("eight_streams", False, id="eight_streams", marks=pytest.mark.nightly),
-        pytest.param("modules", True, id="modules"),
+        pytest.param("modules", True, id="modules", marks=pytest.mark.nightly),
         pytest.param("small_tracked_csm", True, id="depth", marks=pytest.mark.nightly),
     ],
 )

@@ -30,6 +30,7 @@ from stretto.proxy.config import Ports
 from stretto.triton_io.flow import FlowTable
 from tests.patience import PATIENCE_S
 from tests.ports import free_ports
+from tests.tiers import by_night
 
 pytestmark = pytest.mark.slow
 REPOSITORY = installation.bundled_repository()
@@ -243,7 +244,7 @@ def test_a_server_that_aborts_every_time_is_given_up(launch: Callable[..., Launc
 HANGS = {"waiting": "waited for a stub to end", "lost": "not noticed the end of a stub"}
 
 
-@pytest.mark.parametrize("way", HANGS)
+@pytest.mark.parametrize("way", ["lost", *by_night("waiting")])
 def test_a_start_that_hangs_is_tried_again(launch: Callable[..., Launched], tmp_path: Path, way: str) -> None:
     hang(tmp_path, 1, way)
     server = launch()
@@ -253,7 +254,7 @@ def test_a_start_that_hangs_is_tried_again(launch: Callable[..., Launched], tmp_
     assert len(server.processes()) == 2, "the server and its stub, nobody of the start that hung"
 
 
-@pytest.mark.parametrize("way", HANGS)
+@pytest.mark.parametrize("way", ["waiting", *by_night("lost")])
 def test_a_server_that_hangs_every_time_is_given_up(launch: Callable[..., Launched], tmp_path: Path, way: str) -> None:
     hang(tmp_path, 9, way)
     server = launch(0, "--start-attempts=2")
