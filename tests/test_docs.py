@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from scripts import docs_site
 from stretto.records.sampling import OptionsRecord
@@ -52,3 +53,16 @@ def test_the_table_of_options_is_that_of_the_schema() -> None:
     names = [name for name, *_ in docs_site.option_rows(OptionsRecord)]
     assert "audio.ras_window" in names
     assert set(OptionsRecord.__annotations__) <= set(names)
+
+
+def test_hooks_and_workflow_run_what_is_there() -> None:
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    assert {hook["id"] for hook in hooks} == {"ruff", "ruff-format", "mypy"}
+    locked = (ROOT / "requirements" / "dev.txt").read_text()
+    for hook in hooks:
+        program = Path(hook["entry"].split()[0])
+        assert program.parent == Path(".venv/bin")
+        assert f"\n{program.name}==" in locked
+    (job,) = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"].values()
+    assert job["steps"][-1]["run"] == ".ci/run"
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)

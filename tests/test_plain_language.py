@@ -17,6 +17,14 @@ MOST = {
     "gateway": 0.015,
     "client": 0.0,
 }
+# The same for documents: shares of paragraphs, list items, headings and table rows, code left out.
+MOST_IN_DOCUMENTS = {
+    ("README.md",): 0.03,
+    ("docs/**/*.md",): 0.035,
+    ("CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/README.md"): 0.11,
+}
+CODE = re.compile(r"^```.*?^```|^    [^\n]*$", re.MULTILINE | re.DOTALL)
+BREAK = re.compile(r"\n\s*\n|\n(?=\s*(?:[-|#]|\d+\. ))")
 MARKER = re.compile(
     r"^(What|Who|Whose|Whether|Where|Of|One that|Those|It has|That)\b"
     r"|\b(told|tells?|says|said|hears?|heard|stands|nobody|somebody|whoever|gives? way|so (many|much|long)"
@@ -43,6 +51,26 @@ def test_docstrings_name_their_subject() -> None:
     shares = {name: share_of_markers(docstrings(ROOT / name)) for name in MOST}
     over = {name: f"{share:.1%} > {MOST[name]:.0%}" for name, share in shares.items() if share > MOST[name]}
     assert not over, over
+
+
+def blocks(document: str) -> list[str]:
+    """Return the blocks of a document, each in one line without its list, table or heading mark."""
+    parts = (re.sub(r"^\s*(?:[-#|]+|\d+\.)\s*", "", part) for part in BREAK.split(CODE.sub("", document)))
+    return [" ".join(part.split()) for part in parts if part.strip()]
+
+
+def test_documents_name_their_subject() -> None:
+    over = {}
+    for patterns, most in MOST_IN_DOCUMENTS.items():
+        texts = [block for pattern in patterns for path in ROOT.glob(pattern) for block in blocks(path.read_text())]
+        if (share := share_of_markers(texts)) > most:
+            over[patterns] = f"{share:.1%} > {most:.0%}"
+    assert not over, over
+
+
+def test_blocks_of_a_document() -> None:
+    text = "# Title\n\nOne\nparagraph.\n\n- item\n- other\n\n    code says\n\n```sh\ntell\n```\n| cell |\n"
+    assert blocks(text) == ["Title", "One paragraph.", "item", "other", "cell |"]
 
 
 def test_a_marker_is_counted() -> None:
