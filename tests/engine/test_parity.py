@@ -331,6 +331,12 @@ def test_each_row_of_a_frame_is_drawn_from_its_own_ids(tmp_path: Path) -> None:
         answers = running.run(prompts)
         three_rows.check(prompts, answers, max_model_len=160)
         three_rows.check({"r1": prompts["r1"]}, running.run({"r1": prompts["r1"]}), max_model_len=160)
+        timed = {"policy": "until_s", "guided_until_s": 0.3, "guidance_scale": 2.0}  # 4 frames of 0.08 s
+        for index in range(3):
+            prompt = make_prompt(THREE_ROWS, index, **timed)
+            answer = running.run({"timed": prompt})["timed"]
+            assert answer.rows == three_rows.reply(prompt, 160)
+            assert answer.trailer.num_guided_frames == min(4, num_frames(THREE_ROWS, answer.rows))
     assert sum(answer.trailer.num_preemptions for answer in answers.values()) > 0
     for answer in answers.values():
         assert all(row[0] in places[index % 3] for index, row in enumerate(answer.rows[:-1]))

@@ -19,6 +19,7 @@ import torch
 from benchmarks.checkpoints.random_orpheus import CODES, SNAC, write_release, write_snac
 from benchmarks.code_streams import chunks_of, random_codes, stream
 from stretto.checkpoints.command import main as convert
+from stretto.checkpoints.make_repository import profile
 from stretto.codec.base import Codec, Window
 from stretto.codec.registry import load_codec
 from stretto.errors import CheckpointError, InvalidRequest
@@ -169,6 +170,8 @@ def test_a_release_is_converted_and_prompted(checkpoint: Path) -> None:
     reader = preprocessor.template._subwords._tokenizer
     assert b"".join(map(reader.bytes_of, prompt.rows[2:-4, 0].tolist())) == b"leo: so <laugh> it was"
     assert prompt.sampling.audio.max_rows == 7 * 171
+    told = json.loads(profile(family, 24000, family.frame_rate))
+    assert told["tasks"][0]["max_speech_s"] == pytest.approx(171 * 2048 / 24000)
     shorter = preprocessor.prepare(RawRequest(text="so", options='{"max_audio_s": 1.0}'))
     assert shorter.sampling.audio.max_rows == 7 * 11
     spelled_out = preprocessor.prepare(RawRequest(text="<custom_token_3>")).rows[2:-4, 0]

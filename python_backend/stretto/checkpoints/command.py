@@ -38,9 +38,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         required=True,
         help="model.pt, model.pth, 2epoch.pth, or safetensors files: one, their directory, or their index",
     )
-    add(
-        "--config", type=Path, help="the release's config.yaml; config.json of those that have one; Chatterbox has none"
-    )
+    add("--config", type=Path, help="the release's config.yaml or config.json, if it has one")
     add("--tokenizer", type=Path, required=True, help="directory of the public tokenizer that config.yaml names")
     add("--out", type=Path, required=True, help="directory to be made")
     add("--codec", type=Path, help="directory of the codec's own release; copied to codec/")
