@@ -97,7 +97,7 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/b", "..", ".", "", "a\0b", 3, None])
 def test_an_index_names_files_beside_it_only(name: str, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="expected the name of a file in this folder"):
+    with pytest.raises(CheckpointError, match="expected a file name without a folder"):
         released_file(tmp_path, name)
 
 

@@ -27,7 +27,7 @@ class Parser(argparse.ArgumentParser):
     """Argument parser with one-line error messages."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; {self.prog} --help says what there is\n")
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 def parse(argv: list[str] | None, prog: str) -> argparse.Namespace:

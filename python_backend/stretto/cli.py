@@ -5,7 +5,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 
 USAGE = """\
-usage: stretto COMMAND ...    (stretto COMMAND --help: all that it takes)
+usage: stretto COMMAND ...    (stretto COMMAND --help lists its options)
 
   speak "text"              speaks: --voice NAME, --out FILE, --guidance SCALE, --words, ...
   transcribe FILE           writes down what is said in a wav, flac, ogg, mp3, webm, m4a, mp4 or aac file
@@ -17,9 +17,9 @@ usage: stretto COMMAND ...    (stretto COMMAND --help: all that it takes)
   make-repository           makes a model repository that serves a checkpoint
   families                  lists the installed model families and codecs
 
-speak, transcribe and chat talk to --server HOST:PORT. Without it they talk to the server of this machine, and start
-one in the background where none runs. STRETTO_PORT (default 8000) is its HTTP port; gRPC is on the next, metrics on
-the one after, the gateway behind that.
+speak, transcribe and chat use the server at --server HOST:PORT. By default they use the server of this machine and
+start one in the background if none runs. STRETTO_PORT (default 8000) is its HTTP port. The next three ports are gRPC,
+metrics and the gateway.
 """
 
 
@@ -38,7 +38,7 @@ def main(words: list[str] | None = None) -> int:
         return 0
     if name not in COMMANDS:
         kind = "flag" if name.startswith("-") else "command"
-        print(f"stretto: unknown {kind} {name!r}; stretto --help says what there is", file=sys.stderr)
+        print(f"stretto: unknown {kind} {name!r}; stretto --help lists all commands", file=sys.stderr)
         return 2
     try:
         return COMMANDS[name](words if COMMANDS[name] is client else rest)
@@ -46,7 +46,7 @@ def main(words: list[str] | None = None) -> int:
         if (error.name or "").startswith("stretto"):
             raise
         extra = EXTRAS.get(name, "embedded")
-        print(f"stretto {name}: {error}; the extra {extra!r} of this package brings it", file=sys.stderr)
+        print(f"stretto {name}: {error}; install the extra {extra!r} of this package", file=sys.stderr)
         return 1
 
 

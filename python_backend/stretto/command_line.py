@@ -8,4 +8,4 @@ class CommandParser(argparse.ArgumentParser):
     """Argument parser whose errors are a single line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; {self.prog} --help says what there is\n")
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")

@@ -120,7 +120,7 @@ class DecoderConfig:
         if self.dtype not in self.DTYPES:
             raise ValueError(f"dtype must be one of {self.DTYPES}, got {self.dtype!r}")
         if self.runtime == "onnx" and self.dtype != "float32":
-            raise ValueError(f"dtype must be float32 where runtime is onnx, got {self.dtype}")
+            raise ValueError(f"dtype must be float32 if runtime is onnx, got {self.dtype}")
         if self.num_codebooks is not None and self.num_codebooks < 1:
             raise ValueError(f"num_codebooks must be >= 1, got {self.num_codebooks}")
         if self.right_frames is not None and self.right_frames < 0:

@@ -64,7 +64,7 @@ def released_file(folder: Path, name: str) -> Path:
             leads elsewhere.
     """
     if not isinstance(name, str) or name in ("", ".", "..") or name != os.path.basename(name) or "\0" in name:
-        raise CheckpointError(f"{folder}: expected the name of a file in this folder, got {shown(name)}")
+        raise CheckpointError(f"{folder}: expected a file name without a folder, got {shown(name)}")
     path = folder / name
     try:
         target = path.resolve(strict=True)

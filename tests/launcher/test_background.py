@@ -106,7 +106,7 @@ def test_a_call_waits_for_the_server_that_another_one_is_starting(caller: Caller
     assert second.stderr is not None
     said, _, _ = select.select([second.stderr], [], [], 60)
     assert said, "the second call has said nothing within 60 s"
-    assert second.stderr.readline() == "another call is starting the server: waiting for it\n"
+    assert second.stderr.readline() == "another process is starting the server; waiting for it\n"
     (caller.folder / "slow").unlink()
     assert second.communicate(timeout=60) == ("ready\n", "")
     assert f"starting the server on ports {caller.port} (HTTP)" in first.communicate(timeout=60)[1]

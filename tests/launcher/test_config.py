@@ -31,9 +31,9 @@ def test_any_free_ports_are_told_in_a_file_that_has_a_name(tmp_path: Path) -> No
     config, _ = parse(*anywhere, "--pid-file", str(tmp_path / "mine.json"))
     assert config.log_file == tmp_path / "mine.log"
     assert config.listening_at(Ports(5, 6, 7)).ports == {"http": 7, "grpc": 5, "metrics": 6}
-    with pytest.raises(LaunchError, match=r"^--http-port 0: say with --pid-file"):
+    with pytest.raises(LaunchError, match=r"^--http-port 0: expected --pid-file"):
         parse(*anywhere)
-    with pytest.raises(LaunchError, match=r"^--http-port: expected a port, as with --allow http .*, got 0$"):
+    with pytest.raises(LaunchError, match=r"^--http-port: expected a fixed port, because with --allow http .*, got 0$"):
         parse(*anywhere, "--pid-file", "mine.json", "--allow", "http")
 
 
@@ -97,7 +97,10 @@ def test_where_others_may_load_models_none_can_be(api: str) -> None:
 
 @pytest.mark.parametrize("flag", ["--grpc-address=0.0.0.0", "--http-address", "--allow-http=true"])
 def test_flags_of_tritonserver_that_would_open_it_are_refused(flag: str) -> None:
-    with pytest.raises(LaunchError, match=r"^--(grpc-address|http-address|allow-http): say with --address .* --allow"):
+    with pytest.raises(
+        LaunchError,
+        match=r"^--(grpc-address|http-address|allow-http): set the listening address with --address .* --allow",
+    ):
         parse(flag)
 
 

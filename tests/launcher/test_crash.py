@@ -46,7 +46,7 @@ def test_a_thread_that_stays_in_a_handler_is_seen_at_the_second_look(process: "s
     process.stdin.flush()
     assert process.stdout.readline() == "crashed\n"
     assert watch.trouble() is None
-    assert str(watch.trouble()) == "tritonserver has crashed and does not end"
+    assert str(watch.trouble()) == "tritonserver has crashed but does not exit"
 
 
 def test_who_has_ended_has_not_crashed(process: "subprocess.Popen[str]") -> None:

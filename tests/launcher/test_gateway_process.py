@@ -73,7 +73,7 @@ def test_it_listens_is_started_again_when_it_ends_and_drains(
     process.keep_alive()
     monkeypatch.setattr(front_ends, "RESTART_S", 0.0)
     process.keep_alive()
-    assert process.fault() == "the gateway is being started again"
+    assert process.fault() == "the gateway is being restarted"
     assert answers(port)
     until_well(process)
 
@@ -141,7 +141,7 @@ def test_it_keeps_voices_in_the_state_folder_unless_another_is_named(
     assert folder(f"--gateway-arg=--voices={tmp_path / 'mine'}") == tmp_path / "mine"
     monkeypatch.setattr(front_ends, "state_folder", lambda: Path("/dev/null/state"))
     assert folder() is None
-    assert "the gateway keeps no voices: cannot make /dev/null/state/voices" in capsys.readouterr().err
+    assert "voices cannot be stored: cannot create /dev/null/state/voices" in capsys.readouterr().err
     monkeypatch.setenv(front_ends.VOICES, str(tmp_path / "other"))
     assert folder() == tmp_path / "other"
 

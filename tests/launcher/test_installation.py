@@ -110,7 +110,7 @@ def test_a_server_that_keeps_clients_memory_closed_is_told_to_open_it(container:
 @pytest.mark.parametrize("text", ["error while loading shared libraries: libb64.so.0d", ""])
 def test_a_server_that_cannot_run_says_why(container: Path, tmp_path: Path, text: str) -> None:
     write_server(container, text)
-    with pytest.raises(LaunchError, match=r"tritonserver --help: (error while loading|it wrote nothing)"):
+    with pytest.raises(LaunchError, match=r"tritonserver --help: (error while loading|no output)"):
         find_installation(tmp_path / "cache")
 
 

@@ -96,5 +96,5 @@ def test_a_process_that_is_started_again_is_a_fault_until_it_beats(child: Child)
     assert child.pulse.fault() == ""
     child.end()
     child.start()
-    assert child.pulse.fault() == "the gateway is being started again"
+    assert child.pulse.fault() == "the gateway is being restarted"
     until_beaten(child)

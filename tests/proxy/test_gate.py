@@ -15,7 +15,7 @@ from tests.client.fake_server import Chunk, FakeServer, Pause, Until
 from tests.proxy.conftest import grpc_server, proxy_config
 from tests.proxy.test_grpc_proxy import WAIT_S, request
 
-AGAIN = "a part of the server has ended and is being started again; try again"
+AGAIN = "a process of the server has ended and is being restarted; try again"
 
 
 class Gated:

@@ -109,7 +109,7 @@ def classified() -> bytes:
         (b"\x0a\xff\xff\xff\xff\x7f", "bytes of field 1, got 0"),
         (b"\x0a" + b"\xff" * 20, "a length without an end"),
         (b"\x0b" * 100, "got field 1 of type 3"),
-        (b"\x0a\x02\xff\xff", "got bytes that are none"),
+        (b"\x0a\x02\xff\xff", "got bytes that cannot be parsed"),
         (message([1], b"\0" * 4) + b"\x1a\x80\x80\x80\x01" + b"x" * (1 << 21), "beside raw_input_contents"),
     ],
 )

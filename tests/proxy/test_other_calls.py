@@ -14,14 +14,14 @@ REGISTER = f"{SERVICE}SystemSharedMemoryRegister"
 def test_bytes_that_are_no_message_are_the_callers_mistake(method: str) -> None:
     check_other_call(method, b"", False)
     for request in (b"\x0a\x05abc", b"\xff"):
-        with pytest.raises(BadRequest, match=rf"^request: expected the message of {method.rpartition('/')[2]}, got "):
+        with pytest.raises(BadRequest, match=rf"^request: expected a message for {method.rpartition('/')[2]}, got "):
             check_other_call(method, request, True)
 
 
 def test_names_are_text() -> None:
     check_other_call(HEALTH_CHECK, b"\x0a\x06speech", False)
     for method in (HEALTH_CHECK, f"{SERVICE}ModelReady"):
-        with pytest.raises(BadRequest, match="bytes that are none"):
+        with pytest.raises(BadRequest, match="bytes that cannot be parsed"):
             check_other_call(method, b"\x0a\x02\xff\xfe", False)
 
 
@@ -36,7 +36,7 @@ def test_who_has_no_key_sends_names_and_no_more() -> None:
 
 def test_no_registration_is_of_the_servers_own_memory() -> None:
     own = service_pb2.SystemSharedMemoryRegisterRequest(name="mine", key="//stretto_flow_1")
-    with pytest.raises(BadRequest, match=r"^key: expected a segment of the client's"):
+    with pytest.raises(BadRequest, match=r"^key: expected a name without the server's own prefix"):
         check_other_call(REGISTER, own.SerializeToString(), False)
     own.key = "/stretto_in_1"
     check_other_call(REGISTER, own.SerializeToString(), False)

@@ -143,7 +143,9 @@ def test_the_flow_table_cannot_be_registered_as_shared_memory(server: Server) ->
             register = service_pb2_grpc.GRPCInferenceServiceStub(channel).SystemSharedMemoryRegister
             with pytest.raises(grpc.RpcError) as refused:
                 register(request, timeout=WAIT_S, metadata=metadata)
-        assert "API is closed" in refused.value.details() or "prefix is for the server's own" in refused.value.details()
+        assert (
+            "API is closed" in refused.value.details() or "without the server's own prefix" in refused.value.details()
+        )
     table.close()
 
 

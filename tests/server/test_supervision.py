@@ -18,7 +18,7 @@ LONG = "the river and the green garden and the window and the morning and the do
 
 
 MODELS = ("preprocessor", "language_model", "acoustic_decoder")
-AGAIN = "a part of the server has ended and is being started again; try again"
+AGAIN = "a process of the server has ended and is being restarted; try again"
 
 
 def stub_of(server: Server, model: str) -> int:

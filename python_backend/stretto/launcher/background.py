@@ -189,7 +189,7 @@ class BackgroundServer:
         if launcher is not None:
             start = "\r" if sys.stderr.isatty() else ""
             stop = "stretto serve --stop"
-            say(f"{start}server ready after {time.monotonic() - begun:.0f} s; it stays for the next call, until {stop}")
+            say(f"{start}server ready after {time.monotonic() - begun:.0f} s; it keeps running until {stop}")
 
     def _launch(self) -> "subprocess.Popen[bytes]":
         """Start a launcher in its own session, so that signals that end this call do not end the server."""
@@ -219,7 +219,7 @@ class BackgroundServer:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                say("another call is starting the server: waiting for it")
+                say("another process is starting the server; waiting for it")
                 fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
@@ -229,8 +229,8 @@ def require_installation(port: int) -> None:
     has_server = CONTAINER_SERVER.exists() or importlib.util.find_spec("pytriton") is not None
     if not has_server or importlib.util.find_spec("vllm") is None:
         raise CannotServe(
-            f"no server listens on port {port + 1}, and none can be started here: without the extra 'embedded' stretto "
-            "has only its client; --server HOST:PORT names a server elsewhere"
+            f"no server listens on port {port + 1}, and none can be started here: the extra "
+            "'embedded' is not installed; name another server with --server HOST:PORT"
         )
 
 

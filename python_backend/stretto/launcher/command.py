@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
             known.error(f"unknown argument {passed[0]!r}")
         if flags.status or flags.stop:
             if passed:
-                known.error(f"unknown flag {passed[0]!r} beside --status or --stop")
+                known.error(f"unknown flag {passed[0]!r} together with --status or --stop")
             path = pid_file_of(flags)
             return status(path) if flags.status else stop(path)
         return serve(launch_config(flags, passed))
@@ -99,7 +99,7 @@ def take_files(config: LaunchConfig) -> None:
     running = background.read(config.pid_file)
     if running is not None and running["pid"] != os.getpid():
         pid = running["pid"]
-        raise LaunchError(f"{config.pid_file}: the launcher with pid {pid} runs; stretto serve --stop ends it")
+        raise LaunchError(f"{config.pid_file}: a launcher is running (pid {pid}); stop it with stretto serve --stop")
     if config.log_file is not None:
         config.log_file.parent.mkdir(parents=True, exist_ok=True)
         config.log_file.write_bytes(b"")

@@ -104,27 +104,29 @@ def parser() -> argparse.ArgumentParser:
     port, state = default_port(), state_folder()
     flags.add_argument("--model-repository", type=Path, default=bundled_repository(), help="default: %(default)s")
     flags.add_argument("--address", type=ip_address, default="127.0.0.1", help="0.0.0.0 opens the ports to all hosts")
-    flags.add_argument("--allow", action="append", default=[], choices=CLOSED, help="open an API to all; repeatable")
+    flags.add_argument(
+        "--allow", action="append", default=[], choices=CLOSED, help="open an API to everyone; repeatable"
+    )
     flags.add_argument("--max-request-mb", type=message_mb, default=64, help="largest request; default: %(default)s")
     for number, name in enumerate(("http", "grpc", "metrics")):
         default = f"STRETTO_PORT + {number}" if number else "STRETTO_PORT"
-        about = f"default: {default}, or {8000 + number}; 0: any that is free, which the pid file tells"
+        about = f"default: {default}, or {8000 + number}; 0: any free port, written to the pid file"
         flags.add_argument(f"--{name}-port", type=port_or_any, default=port + number, help=about)
     flags.add_argument("--gateway", action="store_true", help="also serve OpenAI's audio API over HTTP")
     flags.add_argument("--gateway-port", type=port_number, default=port + 3, help="default: STRETTO_PORT + 3, or 8003")
-    about = "an argument of stretto gateway, as --gateway-arg=--strict; repeatable"
+    about = "argument for stretto gateway, for example --gateway-arg=--strict; repeatable"
     flags.add_argument("--gateway-arg", action="append", default=[], metavar="ARG", help=about)
     flags.add_argument(
         "--pid-file",
         type=Path,
-        help=f"JSON with pid, ports and state, as long as the launcher lives (default: by the HTTP port, in {state})",
+        help=f"JSON file with pid, ports and state while the launcher runs (default: in {state}, named by HTTP port)",
     )
     about = "the server's output, at most 16 MiB and four older files of that size; '-' is standard output"
     flags.add_argument("--log-file", help=f"{about} (default: in {state})")
     flags.add_argument("--cache", type=Path, default=cache_folder(), help="private files of the launcher")
     add_patience(flags)
     action = flags.add_mutually_exclusive_group()
-    action.add_argument("--status", action="store_true", help="print the launcher's state; 0 when it is ready")
+    action.add_argument("--status", action="store_true", help="print the launcher's state; exit code 0 if it is ready")
     action.add_argument("--stop", action="store_true", help="drain and stop the launcher")
     return flags
 
@@ -132,13 +134,11 @@ def parser() -> argparse.ArgumentParser:
 def add_patience(flags: argparse.ArgumentParser) -> None:
     """Add the flags for time limits and the number of start attempts."""
     default = "; default: %(default)s"
-    about = f"give up a start after this long{default}"
+    about = f"time limit of a start{default}"
     flags.add_argument("--start-seconds", type=positive_seconds, default=600, help=about)
-    about = f"starts tried when the server aborts{default}"
+    about = f"number of start attempts if the server aborts{default}"
     flags.add_argument("--start-attempts", type=positive, default=10, help=about)
-    about = (
-        f"longest wait for running streams on SIGTERM, after one as long for the gateway's, if there is one{default}"
-    )
+    about = f"longest wait for active streams on SIGTERM; with a gateway, it is given the same time first{default}"
     flags.add_argument("--drain-seconds", type=non_negative_seconds, default=30, help=about)
 
 
@@ -216,11 +216,13 @@ def launch_config(flags: argparse.Namespace, passed: list[str]) -> LaunchConfig:
     """
     given = {word.partition("=")[0] for word in passed} & TAKEN
     if given:
-        raise LaunchError(f"{min(given)}: say with --address where the server listens, and with --allow what is open")
+        raise LaunchError(f"{min(given)}: set the listening address with --address and the open APIs with --allow")
     if flags.gateway_arg and not flags.gateway:
-        raise LaunchError("--gateway-arg: expected --gateway beside it")
+        raise LaunchError("--gateway-arg: expected --gateway, too")
     if not flags.http_port and HTTP in flags.allow:
-        raise LaunchError("--http-port: expected a port, as with --allow http Triton itself listens there, got 0")
+        raise LaunchError(
+            "--http-port: expected a fixed port, because with --allow http Triton itself listens there, got 0"
+        )
     pid_file = pid_file_of(flags)
     own_log = state_folder() / f"server-{flags.http_port}.log" if flags.http_port else pid_file.with_suffix(".log")
     log_file = None if flags.log_file == "-" else Path(flags.log_file or own_log)
@@ -250,5 +252,5 @@ def pid_file_of(flags: argparse.Namespace) -> Path:
     Raises LaunchError if no file is named and the HTTP port is 0.
     """
     if not flags.http_port and flags.pid_file is None:
-        raise LaunchError("--http-port 0: say with --pid-file where the port is told")
+        raise LaunchError("--http-port 0: expected --pid-file, the file to which the port is written")
     return flags.pid_file or default_pid_file(flags.http_port, state_folder())

@@ -331,7 +331,7 @@ class CrashWatch:
         self._were_free = {each for each, blocks in threads.items() if not blocks or each in self._were_free}
         self._seen = {each for each in self._were_free if threads[each]}
         self._looked_s = now_s
-        return Trouble([], "tritonserver has crashed and does not end") if before & self._seen else None
+        return Trouble([], "tritonserver has crashed but does not exit") if before & self._seen else None
 
 
 MAX_BACK_S = 60.0  # a shorter hang ends sooner than a restart would take
@@ -401,7 +401,7 @@ class Pulse:
             return f"the {self._name} (pid {self._pid}) is stopped"
         if self._num_missed >= (MAX_MISSED if self.has_beaten else MAX_MISSED_AT_START) * slowness():
             return f"the {self._name} (pid {self._pid}) does not answer"
-        return f"the {self._name} is being started again" if self._num_starts > 1 and not self.has_beaten else ""
+        return f"the {self._name} is being restarted" if self._num_starts > 1 and not self.has_beaten else ""
 
     def is_hung(self) -> bool:
         """Return True if the process must be replaced: stopped for PROOF_S, or without heartbeats for too long."""

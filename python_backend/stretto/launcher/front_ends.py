@@ -178,7 +178,7 @@ class GatewayProcess:
     def __init__(self, config: LaunchConfig, port: int, log: LaunchLog) -> None:
         missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
         if missing:
-            raise LaunchError(f"--gateway: no module {missing[0]!r}; the extra 'gateway' of this package brings it")
+            raise LaunchError(f"--gateway: no module {missing[0]!r}; install the extra 'gateway' of this package")
         self._config, self._port, self._log = config, port, log
         self._pulse, self._has_worked = Pulse("gateway"), False
         self._start()
@@ -204,7 +204,7 @@ class GatewayProcess:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            say(f"the gateway keeps no voices: cannot make {folder} ({error.strerror}); name a folder with {VOICES}")
+            say(f"voices cannot be stored: cannot create {folder} ({error.strerror}); set another folder with {VOICES}")
             return ()
         return ("--voices", str(folder))
 

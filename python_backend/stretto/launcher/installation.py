@@ -126,7 +126,7 @@ def known_flags(installation: Installation) -> frozenset[str]:
         raise LaunchError(f"{installation.executable} --help: {error}") from error
     known = frozenset(FLAG.findall(told.stdout + told.stderr))
     if not known:
-        lines = (told.stderr + told.stdout).strip().splitlines() or ["it wrote nothing"]
+        lines = (told.stderr + told.stdout).strip().splitlines() or ["no output"]
         raise LaunchError(f"{installation.executable} --help: {lines[0]}")
     return known
 

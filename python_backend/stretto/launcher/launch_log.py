@@ -89,7 +89,7 @@ class LogFile:
         while data:
             wait_s = 0.0 if self._num_dropped else WRITABLE_S
             if not select.select([], [file], [], wait_s)[1]:
-                raise TimeoutError("nothing reads it")
+                raise TimeoutError("the pipe has no reader")
             # A writable pipe accepts PIPE_BUF bytes without blocking.
             written = os.write(file, data[: select.PIPE_BUF])
             self._ends_in_line = data[written - 1 : written] == b"\n"

@@ -364,7 +364,7 @@ def last_error(output: str) -> str:
     telling = telling or [line for line in lines if "failed to load '" in line and "depend" not in line]
     telling = telling or [line for line in lines if line.lstrip().startswith("what(): ")]
     telling = telling[:1] or [line for line in lines if "error" in line.lower()][-1:] or lines[-1:]
-    return telling[0].replace("\\n\\nAt:", " ").strip()[:500] if telling else "it wrote no error"
+    return telling[0].replace("\\n\\nAt:", " ").strip()[:500] if telling else "no error message"
 
 
 def _exit(code: int) -> str:

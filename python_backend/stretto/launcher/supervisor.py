@@ -239,14 +239,14 @@ class Supervisor:
                 return self._start_once()
             except AbortedStart as error:
                 num_aborted += 1
-                attempts = "as many as it takes" if self._was_ready else self._config.start_attempts
+                attempts = "unlimited" if self._was_ready else self._config.start_attempts
                 self._pause(f"start {num_aborted} of {attempts} aborted: {error}")
                 if not self._was_ready and num_aborted == self._config.start_attempts:
-                    reason = f"the server aborted {num_aborted} times, at last: {error}"
-                    raise LaunchError(f"{reason}\nthe whole log: {self._announcer.log}") from None
+                    reason = f"the server aborted {num_aborted} times; last error: {error}"
+                    raise LaunchError(f"{reason}\nfull log: {self._announcer.log}") from None
             except (LaunchError, OSError) as error:
                 if not self._was_ready:
-                    raise LaunchError(f"{error}\nthe whole log: {self._announcer.log}") from None
+                    raise LaunchError(f"{error}\nfull log: {self._announcer.log}") from None
                 self._pause(f"the start failed: {error}")
         return None
 
@@ -311,7 +311,7 @@ class Supervisor:
                 return trouble
             stopped = server.stopped()
             if doubt.is_news(f"{named(stopped)} is stopped" if stopped else self._doors.fault()):
-                say(doubt.reason or "all processes go on")
+                say(doubt.reason or "all processes run again")
                 self._announcer.note("unready" if doubt.reason else "ready", doubt.reason)
             if stopped and doubt.is_proven:
                 return Trouble(stopped, "is stopped")

@@ -117,7 +117,7 @@ class ServedModels:
             if error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT):
                 return False
             raise BadRequest(
-                "the server does not say whether it has this model; try again", head.id, UNAVAILABLE
+                "the server did not report whether it has this model; try again", head.id, UNAVAILABLE
             ) from None
 
 
@@ -129,7 +129,7 @@ def check_registration(request: SystemSharedMemoryRegisterRequest) -> None:
     """Raise BadRequest if the segment belongs to the server; tensors could otherwise access its memory."""
     name = request.key.lstrip("/")
     if name.startswith(SERVER_PREFIXES) and not name.startswith(OF_CLIENTS):
-        raise BadRequest(f"key: expected a segment of the client's, got {name!r}, whose prefix is for the server's own")
+        raise BadRequest(f"key: expected a name without the server's own prefix, got {name!r}")
 
 
 T = TypeVar("T")

@@ -63,7 +63,7 @@ def check_other_call(method: str, request: bytes, is_key_holder: bool) -> None:
         message = _KINDS[method].FromString(request)
     except DecodeError:
         name = method.rpartition("/")[2]
-        raise BadRequest(f"request: expected the message of {name}, got bytes that are none") from None
+        raise BadRequest(f"request: expected a message for {name}, got bytes that cannot be parsed") from None
     if isinstance(message, service_pb2.SystemSharedMemoryRegisterRequest):
         check_registration(message)
 
@@ -158,7 +158,7 @@ STATUS = {INVALID: grpc.StatusCode.INVALID_ARGUMENT, FULL: grpc.StatusCode.RESOU
 STATUS[UNAVAILABLE] = grpc.StatusCode.UNAVAILABLE
 Context = Any  # grpc.aio.ServicerContext, of bytes
 Handler = Callable[[AsyncIterator[bytes], Context, ExitStack], Awaitable[None]]  # may take over the call's slot
-CROWDED = "full: this host has as many calls as the others leave it"
+CROWDED = "full: this host has reached its share of open calls"
 
 
 class LauncherWord(Protocol):

@@ -90,12 +90,12 @@ def read_infer_request(data: bytes) -> InferRequest:
             raw_sizes.append(end - content)
             continue
         if len(head) + end - start > MAX_HEAD_BYTES:
-            raise BadRequest(f"request: expected at most {MAX_HEAD_BYTES} bytes beside raw_input_contents, got more")
+            raise BadRequest(f"request: expected at most {MAX_HEAD_BYTES} bytes besides raw_input_contents, got more")
         head += data[start:end]
     try:
         request = InferRequest(ModelInferRequest.FromString(bytes(head)), tuple(raw_sizes))
     except DecodeError:
-        raise BadRequest("request: expected a ModelInferRequest, got bytes that are none") from None
+        raise BadRequest("request: expected a ModelInferRequest, got bytes that cannot be parsed") from None
     for name in ("id", "model_name", "model_version"):
         if (length := len(getattr(request.head, name))) > MAX_ID:
             raise BadRequest(f"{name}: expected at most {MAX_ID} characters, got {length}")
@@ -188,7 +188,7 @@ def _check_parameters(head: ModelInferRequest) -> None:
 def _check_tensors(request: InferRequest) -> None:
     for output in request.head.outputs:
         if "classification" in output.parameters:  # WORKAROUND(triton server 2.51): it crashes for strings
-            raise BadRequest(f"outputs.{output.name[:SHOWN]}: expected no classification, which none of these have")
+            raise BadRequest(f"outputs.{output.name[:SHOWN]}: expected no classification, which no model here supports")
     raw_sizes = iter(request.raw_sizes)
     for tensor in request.head.inputs:
         name = f"inputs.{tensor.name[:SHOWN]}"

@@ -86,7 +86,7 @@ class MetricsPage:
     async def __call__(self, path: str) -> Page:
         """Return the response for `path`."""
         if path != "/metrics":
-            return error_page(HTTPStatus.NOT_FOUND, "the page of metrics is /metrics")
+            return error_page(HTTPStatus.NOT_FOUND, "metrics are served at /metrics")
         try:
             async with asyncio.timeout(ANSWER_S):
                 return Page(HTTPStatus.OK, await self._fetch(path), "text/plain; charset=utf-8")

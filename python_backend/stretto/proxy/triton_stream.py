@@ -11,7 +11,7 @@ from tritonclient.grpc.service_pb2 import ModelInferRequest, ModelStreamInferRes
 from stretto.proxy.infer_request import SHOWN, BadRequest, with_origin
 
 T = TypeVar("T")
-AGAIN = "a part of the server has ended and is being started again; try again"
+AGAIN = "a process of the server has ended and is being restarted; try again"
 
 
 class Restarting(Exception):

@@ -41,7 +41,7 @@ class Pace:
             return
         if self._num_waiting_bytes + num_bytes > self._max_waiting_bytes:
             raise BadRequest(
-                f"{self._num_waiting_bytes} bytes of large requests wait, of at most "
+                f"{self._num_waiting_bytes} bytes of large requests are waiting, of at most "
                 f"{self._max_waiting_bytes}; this one has {num_bytes}",
                 kind=FULL,
             )
@@ -59,7 +59,7 @@ MAX_CALLS = 2048  # that may still send: half of one host's limit of calls
 MAX_RESIDENT_BYTES = 1 << 30
 KEPT_BYTES = 64 << 20  # free memory that malloc may keep
 LOOK_S, LOOKS = 0.25, 12  # minimum number of polls between returns of free memory
-ENDED = "full: too much is being sent at a time, and this call was not complete"
+ENDED = "full: too many bytes are being sent at once, and this call was incomplete"
 
 
 @dataclass(slots=True, eq=False)

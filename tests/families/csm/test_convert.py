@@ -54,7 +54,7 @@ def test_the_codec_in_the_files_is_served(release: CsmRelease, tmp_path: Path) -
         (
             "transformers.safetensors.index.json",
             lambda record: record["weight_map"].update(extra="/etc/passwd"),
-            "expected the name of a file in this folder, got '/etc/passwd'",
+            "expected a file name without a folder, got '/etc/passwd'",
         ),
         ("config.json", lambda record: record.update(hidden_size=32), "tensors do not fit: of another shape"),
         ("tokenizer.json", lambda record: record["added_tokens"].pop(-3), "without <|end_of_text|>"),
