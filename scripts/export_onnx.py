@@ -155,7 +155,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     known = ["mel", "tiny", "dac", *MODELS]
     parser.add_argument("name", choices=known, metavar="name", help=f"one of {', '.join(known)}")
-    parser.add_argument("--checkpoint", type=Path, help="where the codec lies; default: random weights")
+    parser.add_argument("--checkpoint", type=Path, help="the codec's folder; default: random weights")
     parser.add_argument("--wide", action="store_true", help="random weights as wide as published")
     parser.add_argument("--out", type=Path, help="where to write; a decoder is read as codec.onnx in its checkpoint")
     arguments = parser.parse_args()

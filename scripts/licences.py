@@ -32,7 +32,7 @@ Packages of the environment that serves the bundled model (`requirements/embedde
 state. Made by `scripts/release.sh`, from the SBOM that goes with a release; not edited by hand.
 
 The wheel of `av` contains FFmpeg, which reports "LGPL version 3 or later", and further libraries, x264 and x265 (GPL)
-among them. Whoever passes on an environment or an image with it passes these on, too.
+among them. Anyone who redistributes an environment or an image with it redistributes these, too.
 """
 
 

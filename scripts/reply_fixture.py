@@ -29,7 +29,7 @@ def run(
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("fixture", type=Path)
-    parser.add_argument("--check", action="store_true", help="compare with what is there, and write nothing")
+    parser.add_argument("--check", action="store_true", help="compare with the stored replies, and write nothing")
     args = parser.parse_args()
     made = make()
     (compare if args.check else write)(args.fixture, made)
@@ -40,9 +40,9 @@ def equal_in(*names: str) -> Callable[[Path, Replies], None]:
 
     def compare(fixture: Path, made: Replies) -> None:
         known = json.loads(fixture.read_text())["replies"]
-        assert len(made) == len(known), f"{fixture} has {len(known)} replies, made were {len(made)}"
+        assert len(made) == len(known), f"{fixture}: expected {len(known)} replies, got {len(made)}"
         for at, (reply, there) in enumerate(zip(made, known, strict=True)):
             for name in names:
-                assert reply[name] == there[name], f"{fixture}: reply {at} has other {name}"
+                assert reply[name] == there[name], f"{fixture}: reply {at} differs in {name}"
 
     return compare

@@ -126,7 +126,7 @@ class PartStream:
 MAX_PART_CHARS = 4096  # the server's limit
 STILL_THERE_S = 10.0  # interval of empty parts, which keep an idle text alive on the server
 # start of its refusal of a part after the reply has ended
-NOT_SPOKEN = "session.id: expected that of a text that is being spoken"
+NOT_SPOKEN = "session.id: expected the id of an open streamed text"
 
 Write = Callable[[str, int, str, bool], Awaitable[None]]
 """Sends a part of a text: the session, the part's number, what it adds, and whether it is the last."""

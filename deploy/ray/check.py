@@ -251,7 +251,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--command", required=True)
     parser.add_argument("--servers", type=int, default=1, help="at least")
-    parser.add_argument("--streams", type=int, default=6, help="that are asked for at a time")
+    parser.add_argument("--streams", type=int, default=6, help="number of concurrent streams")
     parser.add_argument("--limit", type=float, default=480.0, help="seconds for each phase")
     parser.add_argument("phases", nargs="+", choices=PHASES)
     words = parser.parse_args()

@@ -139,7 +139,7 @@ def test_a_reference_alone_is_no_sound(worker: DecoderWorker) -> None:
     [
         (0, 5, np.zeros((2, 4), np.int32), r"chunk.num_reference_frames: expected at most 4"),
         (0, 1, None, r"chunk.num_reference_frames: expected at most 0"),
-        (1, 1, np.zeros((2, 4), np.int32), r"chunk.num_reference_frames: expected 0 behind the first chunk, got 1"),
+        (1, 1, np.zeros((2, 4), np.int32), r"chunk.num_reference_frames: expected 0 after the first chunk, got 1"),
         (0, 2, np.full((2, 4), 8, np.int32), r"codes: expected values in \[0, 8\)"),
         (0, 2, np.zeros((3, 4), np.int32), r"codes: expected shape \[2, T\]"),
         (0, 2, np.zeros(4, np.int32), r"codes: expected shape \[2, T\]"),

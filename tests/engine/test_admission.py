@@ -62,7 +62,7 @@ def test_repeats_are_looked_for_no_further_than_to_what_was_heard() -> None:
         sampling = replace(family.tasks[0].sampling, ras_window=window)
         prompt = Prompt("tts", np.concatenate([*rows, begins]), sampling)
         if is_refused:
-            message = "options.audio.ras_window: expected an integer in [0, 9] behind audio that was heard, got 10"
+            message = "options.audio.ras_window: expected an integer in [0, 9] after input audio, got 10"
             assert str(refusal(prompt, rules)) == message
         else:
             assert admit(prompt, rules, ROOMY) == prompt
@@ -106,7 +106,7 @@ def test_ids_outside_a_stream_s_range_are_refused(stream: int, token_id: int) ->
     [
         ((5, 544), "track: expected ids in [0, 544), got 5 ... 544"),
         ((-1,), "track: expected ids in [0, 544), got -1 ... -1"),
-        ((5,) * 108, "text: expected at most 107 tokens behind the prompt, got 108"),
+        ((5,) * 108, "text: expected at most 107 tokens after the prompt, got 108"),
     ],
 )
 def test_a_text_beside_the_frames_has_ids_and_room(track: tuple[int, ...], said: str) -> None:
@@ -177,7 +177,7 @@ def test_a_pair_that_outgrows_the_cache_is_refused_with_the_numbers() -> None:
         len(prompt.rows) + prompt.sampling.text.max_rows + 2 + prompt.sampling.audio.max_rows + 1 + RULES.num_tail_rows
     )
     assert f"{rows} rows each, {2 * -(-rows // 32)} blocks" in str(error)
-    assert "two halves fit in the 3 KV blocks of 32 rows" in str(error)
+    assert "two requests fit in the 3 KV blocks of 32 rows" in str(error)
     alone = replace(prompt, sampling=replace(prompt.sampling, guidance_scale=1.0))
     assert admit(alone, RULES, capacity) == alone
 
@@ -222,6 +222,6 @@ def test_an_open_text_is_for_unguided_replies_beside_one() -> None:
     room = min(alone.sampling.audio.max_rows, rules.audio_limit - len(alone.rows)) - 1  # one frame reads the end
     assert admit(replace(alone, track=(20,) * room), rules, ROOMY)
     longer = replace(alone, track=(20,) * (room + 1))
-    assert f"text: expected at most {room} tokens behind the prompt, got {room + 1}" in str(refusal(longer, rules))
+    assert f"text: expected at most {room} tokens after the prompt, got {room + 1}" in str(refusal(longer, rules))
     tiny = replace(make_prompt(TINY, 0), is_open=True)
     assert "text: expected all of it at once, as tiny needs" in str(refusal(tiny))

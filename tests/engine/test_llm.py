@@ -103,7 +103,7 @@ async def test_as_long_as_first_frames_come_late_a_reply_beside_others_is_refuse
     async for chunk in second:
         if chunk.codes is not None:
             break
-    with pytest.raises(NoPlace, match=r"as many as begin within 1e-09 s, and this reply has 2; try again"):
+    with pytest.raises(NoPlace, match=r"the limit for a first frame within 1e-09 s, and this reply has 2; try again"):
         await anext(llm.generate(prompts[0]))
     await first.aclose()
     await second.aclose()

@@ -114,7 +114,7 @@ def test_as_long_as_first_frames_come_late_fewer_are_let_in() -> None:
     places = Places(8, 0, lambda _: True, lambda: 0, target_s=0.5)
     with places.take("a", 2), places.take("b", 2) as late:
         late.see_first_frame(1.0)
-        said = "4 sequences are already in flight, as many as begin within 0.5 s, and this reply has 2; try again"
+        said = "4 sequences are already in flight, the limit for a first frame within 0.5 s, and this reply has 2; try"
         with pytest.raises(NoPlace, match=said), places.take("c", 2):
             pass
     for number in range(4):

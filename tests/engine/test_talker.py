@@ -59,7 +59,7 @@ async def test_words_that_come_while_it_speaks_make_the_codes_of_the_whole_text(
             await llm.write("live", [1482])
         await llm.write("live", [], is_last=True)
     assert np.array_equal(reply.result(), expected)
-    with pytest.raises(InvalidRequest, match=r"^request_id: expected a reply whose text is open"):
+    with pytest.raises(InvalidRequest, match=r"^request_id: expected a reply with open streamed text"):
         await llm.write("live", [5])
 
 
@@ -70,7 +70,7 @@ async def test_what_cannot_be_spoken_is_refused_and_the_next_reply_is_whole(llm:
     wide = replace(heard.audios[0], features=np.zeros((9, 50), np.float32))
     bad = {
         "text, audio or messages: expected a prompt of at most": writer.write([*case.conversation] * 40, [5], "ethan"),
-        "text: expected at most 112 tokens behind the prompt, got 200": writer.write(
+        "text: expected at most 112 tokens after the prompt, got 200": writer.write(
             case.conversation, [5] * 200, "ethan"
         ),
         r"audios\[0\]: expected features \[F >= 1, 48\], got \[9, 50\]": replace(heard, audios=(wide,)),

@@ -55,7 +55,7 @@ async def test_nothing_is_written_behind_the_end_or_beyond_the_room() -> None:
     with pytest.raises(InvalidRequest, match="text: expected at most 0 more tokens, got 1"):
         await written.write([1, 7], True)
     await written.write([7], True)  # the end, which always has room
-    with pytest.raises(InvalidRequest, match="text: expected no more of it, as it is complete, got 1 tokens"):
+    with pytest.raises(InvalidRequest, match="text: expected no more text, because it is complete, got 1 tokens"):
         await written.write([1], False)
 
 
@@ -72,7 +72,7 @@ async def test_a_writer_who_falls_silent_ends_the_reply_by_name() -> None:
     engine = FakeEngine()
     written = text(engine, patience_s=0.0)
     await engine.aborted.wait()
-    with pytest.raises(InvalidRequest, match="text: expected more of it, or its end, within 0 s, got nothing"):
+    with pytest.raises(InvalidRequest, match="text: expected more text, or its end, within 0 s, got nothing"):
         written.check()
     complete = text(engine)
     await complete.write([], True)

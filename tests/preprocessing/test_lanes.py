@@ -110,7 +110,7 @@ def test_more_bytes_than_the_limit_are_refused_with_the_figures_until_some_are_d
 ) -> None:
     opened = lanes()
     jobs = [opened.hold(LONG) for _ in range(4)]
-    told = f"{4 * LONG} bytes are in work, {4 * LONG} of this host, of at most {8 * LONG}; this request has 1; try"
+    told = f"{4 * LONG} bytes are being processed, {4 * LONG} of them from this host, of at most {8 * LONG}"
     with pytest.raises(Overloaded, match=told):
         opened.hold(1)
     jobs += [opened.hold(LONG, "other"), opened.hold(LONG, "other")]
@@ -124,10 +124,12 @@ def test_more_bytes_than_the_limit_are_refused_with_the_figures_until_some_are_d
 def test_more_requests_than_the_limit_are_refused(lanes: Callable[..., Opened]) -> None:
     opened = lanes()
     jobs = [opened.hold(1) for _ in range(8)]
-    with pytest.raises(Overloaded, match="8 requests are in work, 8 of this host, of at most 16; try again"):
+    with pytest.raises(
+        Overloaded, match="8 requests are being processed, 8 of them from this host, of at most 16; try again"
+    ):
         opened.hold(1)
     jobs += [opened.hold(1, "other") for _ in range(4)]
-    with pytest.raises(Overloaded, match="12 requests are in work, 4 of this host"):
+    with pytest.raises(Overloaded, match="12 requests are being processed, 4 of them from this host"):
         opened.hold(1, "other")
     for job in jobs:
         job.may_end.set()

@@ -106,7 +106,9 @@ def test_a_family_without_a_drain_needs_rows_that_begin_no_frame(seconds: float,
 def test_audio_too_short_for_a_frame_is_refused_where_its_last_rows_begin_none() -> None:
     task = BAGPIPER.task("tts")
     assert read_options('{"audio": {"max_rows": 8}}', BAGPIPER, task, 50.0).sampling.audio.max_rows == 8
-    with pytest.raises(InvalidRequest, match=r"audio\.max_rows: expected at least 8 rows, as 7 begin no frame, got 7"):
+    with pytest.raises(
+        InvalidRequest, match=r"audio\.max_rows: expected at least 8 rows, because 7 of them start no frame, got 7"
+    ):
         read_options('{"audio": {"max_rows": 7}}', BAGPIPER, task, 50.0)
     assert read({"audio": {"max_rows": 1}}).sampling.audio.max_rows == 1
 
@@ -242,5 +244,7 @@ def test_a_bad_schedule_is_refused_by_name(schedule: object, message: str) -> No
 
 
 def test_a_model_without_modules_has_no_schedule() -> None:
-    with pytest.raises(InvalidRequest, match=r"options\.schedule: expected none: this model says one row a step, got"):
+    with pytest.raises(
+        InvalidRequest, match=r"options\.schedule: expected none: this model generates one row per step, got"
+    ):
         read({"schedule": [1, 4]})

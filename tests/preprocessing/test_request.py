@@ -99,8 +99,8 @@ def test_the_longest_audio_fits_the_model(preprocessor: Preprocessor) -> None:
         (RawRequest(audio=wav(0.03)), "audio: expected at least 0.04 s"),
         (RawRequest(audio=wav(9.7)), "audio: expected at most 9.6 s, got more"),
         (RawRequest(audio=b"garbage"), "audio: expected a readable wav, flac, ogg, mp3, webm, m4a, mp4 or aac file"),
-        (RawRequest(audio=()), "audio: expected a file for each turn that means one, 1, got 0 files"),
-        (RawRequest(audio=(wav(1), wav(1))), "audio: expected a file for each turn that means one, 1, got 2 files"),
+        (RawRequest(audio=()), "audio: expected one file per turn with audio, 1, got 0 files"),
+        (RawRequest(audio=(wav(1), wav(1))), "audio: expected one file per turn with audio, 1, got 2 files"),
         (
             RawRequest(audio=(b"",) * 17, messages=json.dumps([{"role": "user", "audio": "audio"}] * 17)),
             "audio: expected at most 16 files, got 17 files",

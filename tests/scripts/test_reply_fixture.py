@@ -31,7 +31,7 @@ def test_a_fixture_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     [
         ({"codes": [4]}, "reply 1 has other codes"),
         ({"text": "c"}, "reply 1 has other text"),
-        (None, "has 2 replies, made were 1"),
+        (None, "expected 2 replies, got 1"),
         ({"lead": 0.125}, None),
     ],
     ids=["codes", "case", "number", "what is not compared"],

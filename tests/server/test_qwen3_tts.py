@@ -239,7 +239,7 @@ def test_a_text_that_is_still_written_is_spoken_as_the_whole(
     np.testing.assert_allclose(pcm, at_once[0], atol=1e-4)
     again = write(served, session, len(pieces), "more")
     assert again.error is not None
-    assert "session.id: expected that of a text that is being spoken" in again.error
+    assert "session.id: expected the id of an open streamed text" in again.error
 
 
 def test_what_another_program_writes_is_spoken_by_the_command_line(

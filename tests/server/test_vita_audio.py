@@ -69,8 +69,14 @@ def test_what_is_wrong_with_a_request_is_said_in_a_line(served: ServedVita) -> N
     for options, message in (
         ({"schedule": "fast"}, "schedule: expected one of balance, vanilla, boost, turbo, or numbers, got 'fast'"),
         ({"repetition_penalty": 20}, "options.repetition_penalty: expected a number in [0.1, 10.0], got 20"),
-        ({"audio": {"top_k": 3}}, "options.audio: expected nothing: options.text says how 'tts' draws"),
-        ({"guidance_scale": 2}, "options.guidance_scale: expected nothing: options.text says how 'tts' draws"),
+        (
+            {"audio": {"top_k": 3}},
+            "options.audio: expected nothing: options.text sets the sampling of text and audio for 'tts'",
+        ),
+        (
+            {"guidance_scale": 2},
+            "options.guidance_scale: expected nothing: options.text sets the sampling of text and audio for 'tts'",
+        ),
     ):
         error = served.server.ask(options, text="how are you?").error
         assert error is not None

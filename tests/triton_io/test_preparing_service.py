@@ -198,7 +198,7 @@ def test_a_part_of_a_text_goes_on_sealed_as_one_even_while_the_server_drains(rim
     inputs.session = "{}"
     response, _ = rim.ask(inputs)
     assert read_prompt(Request({"prompt": response.array("prompt")}), SEAL) == PART
-    with pytest.raises(InvalidRequest, match="what a step of this server has sealed"):
+    with pytest.raises(InvalidRequest, match="a record authenticated by this server"):
         read_prompt(Request({"prompt": response.array("prompt"), "rows": ROWS}), SEAL)
     inputs.fault = InvalidRequest("session.part", "an integer", "'a'")
     response, _ = rim.ask(inputs)

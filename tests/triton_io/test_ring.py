@@ -142,7 +142,7 @@ def test_what_is_no_ring_is_refused(tmp_path: Path) -> None:
 def test_nothing_of_a_file_that_is_no_ring_is_told(tmp_path: Path, content: bytes) -> None:
     address = RingAddress("stretto_ring_0011223344556677")
     (tmp_path / address.name).write_bytes(content)
-    with pytest.raises(InvalidRequest, match=r"got memory that begins otherwise$"):
+    with pytest.raises(InvalidRequest, match=r"got memory with another header$"):
         PcmRing.open(address, tmp_path)
     assert (tmp_path / address.name).read_bytes() == content
 
@@ -195,7 +195,7 @@ def test_a_handle_that_cuda_rejects_is_the_client_s_error(monkeypatch: pytest.Mo
     install(monkeypatch)
     ring = Ring("cuda", SIZE)
     for wrong in ({"cuda_handle": base64.b64encode(bytes(64)).decode()}, {"device": 7}):
-        with pytest.raises(InvalidRequest, match=r"memory of GPU . that another process shares"):
+        with pytest.raises(InvalidRequest, match=r"memory of GPU . shared by another process"):
             PcmRing.open(RingAddress(**ring.option() | wrong))
     ring.close()
 

@@ -227,7 +227,7 @@ def test_a_decoder_that_never_answers_does_not_hang_the_utterance(service: Speec
     asked.sender = ResponseSender()
     service.accept(asked)
     wait(lambda: asked.sender.is_final)
-    assert asked.sender.responses[-1].error.message() == "failed: the decoder has answered nothing for 1 s"
+    assert asked.sender.responses[-1].error.message() == "failed: the decoder has acknowledged no chunk for 1 s"
     assert "DecoderStalled" in Logger.errors[0]
     wait(lambda: table.num_active() == 0)
 
@@ -259,7 +259,7 @@ def test_a_prompt_that_the_preprocessor_did_not_write_is_refused_and_takes_no_sl
         assert asked.sender.is_final
         (response,) = asked.sender.responses
         assert response.error.message() == (
-            "invalid request: prompt: expected what a step of this server has sealed, got something else"
+            "invalid request: prompt: expected a record authenticated by this server, got something else"
         )
     assert table.num_active() == 0
     assert Logger.errors == []
@@ -310,7 +310,7 @@ def test_a_text_goes_on_and_each_part_has_its_receipt(service: SpeechService, ta
     late = Request(part_inputs(TextPart(session, 2, "more", False)))
     service.accept(late)
     wait(lambda: late.sender.is_final)
-    assert "session.id: expected that of a text that is being spoken" in late.sender.responses[0].error.message()
+    assert "session.id: expected the id of an open streamed text" in late.sender.responses[0].error.message()
     assert Logger.errors == []
 
 
@@ -333,7 +333,7 @@ def test_a_part_that_the_preprocessor_did_not_write_is_refused(service: SpeechSe
     honest = part_inputs(TextPart(session_of(asked), 0, "Hello", True))
     forged = Request({"prompt": honest["prompt"][TAG:]})
     service.accept(forged)
-    assert "what a step of this server has sealed" in forged.sender.responses[0].error.message()
+    assert "a record authenticated by this server" in forged.sender.responses[0].error.message()
     table.at(envelope_in(asked.sender.responses[0]).flow).conclude(Outcome.CANCELLED)
 
 
@@ -346,7 +346,7 @@ def test_more_open_texts_than_there_may_be_are_refused(
     session_of(first)
     service.accept(second)
     wait(lambda: second.sender.is_final)
-    refusal = "full: 1 texts are being written already, 1 of them by this host; try again"
+    refusal = "full: 1 streamed texts are open already, 1 of them from this host; try again"
     assert second.sender.responses[0].error.message() == refusal
     assert MetricFamily.made["stretto_rejected_total"].value == 1
     service.accept(other)

@@ -146,7 +146,7 @@ def test_a_text_that_is_complete_before_it_begins_is_one_like_any_other_whose_en
             TextPart("", 0, "a" * (MAX_PENDING_CHARS + 1), False),
             "text: expected a word that ends within 4096 characters",
         ),
-        (TextPart("nobody's", 0, "a ", False), "session.id: expected that of a text that is being spoken, got"),
+        (TextPart("nobody's", 0, "a ", False), "session.id: expected the id of an open streamed text, got"),
     ],
 )
 def test_a_refused_part_leaves_the_text_as_it_was(part: TextPart, message: str) -> None:
@@ -174,7 +174,9 @@ def test_what_there_is_no_room_for_is_refused_and_the_next_part_may_be_shorter(h
         if has_begun:
             await model.begun()
         room = 7 - len(SubwordStream(TOKENIZER, SUBWORDS).after(opening, False)[0]) * has_begun
-        with pytest.raises(InvalidRequest, match=f"text: expected at most {room} more tokens, as a frame reads one"):
+        with pytest.raises(
+            InvalidRequest, match=f"text: expected at most {room} more tokens, because each frame reads one"
+        ):
             await reply.sessions.write(TextPart(name, 0, "this is much more than there is room for", False))
         await reply.sessions.write(TextPart(name, 0, "a", True))
         await speaking
@@ -193,7 +195,7 @@ def test_no_part_follows_the_last_and_a_part_comes_once() -> None:
             await session.write(TextPart(session.id, 0, "a ", False))
         await session.write(TextPart(session.id, 1, "b", True))
         with pytest.raises(
-            InvalidRequest, match="session: expected no further part, as the text is complete, got part 2"
+            InvalidRequest, match="session: expected no further part, because the text is complete, got part 2"
         ):
             await session.write(TextPart(session.id, 2, "c", False))
         assert await session.begin() == expected("a b")
@@ -228,7 +230,7 @@ def test_a_host_may_open_as_many_as_are_left_over_and_others_find_room() -> None
     with ExitStack() as crowd:
         for _ in range(4):
             crowd.enter_context(sessions.place("crowd"))
-        with pytest.raises(Overloaded, match="4 texts are being written already, 4 of them by this host; try again"):
+        with pytest.raises(Overloaded, match="4 streamed texts are open already, 4 of them from this host; try again"):
             crowd.enter_context(sessions.place("crowd"))
         with sessions.place("other"), sessions.place("other"):
             pass

@@ -61,7 +61,7 @@ class Batch:
     def pcm(self) -> np.ndarray:
         """Wait for, and return, the samples, float32 [B, n]."""
         samples = self._flight.pcm()
-        assert samples.shape == self._expected, f"{self._codec} gave pcm {samples.shape} instead of {self._expected}"
+        assert samples.shape == self._expected, f"{self._codec} returned pcm {samples.shape}, expected {self._expected}"
         return samples
 
     @property

@@ -101,7 +101,7 @@ class GraphCache:
         try:
             (pcm, states), replay = self._backend.capture(lambda: self._decode(still))
         except RuntimeError:  # of any kind, as in `stretto.cuda_graphs`
-            logger.warning("decoding goes on without graphs: %s cannot be captured", key, exc_info=True)
+            logger.warning("decoding without CUDA graphs: cannot capture %s", key, exc_info=True)
             self._has_failed = True
             self._graphs.clear()
             return None

@@ -166,7 +166,7 @@ def read_reference(chunk: Chunk, codes: np.ndarray | None, spec: CodecSpec, is_a
     """
     length, there = chunk.num_reference_frames, 0 if codes is None else codes.shape[-1]
     if chunk.index != 0 or length > there:
-        expected = "0 behind the first chunk" if chunk.index else f"at most {there}, the frames of its chunk"
+        expected = "0 after the first chunk" if chunk.index else f"at most {there}, the frames of its chunk"
         raise InvalidRequest("chunk.num_reference_frames", expected, length)
     assert codes is not None, "it has frames"
     check_codes(codes, spec)
@@ -244,7 +244,7 @@ def take_prompt(
     """
     if chunk.index:
         if chunk.is_prompt:
-            raise InvalidRequest("chunk.is_prompt", "false behind the first chunk", chunk.is_prompt)
+            raise InvalidRequest("chunk.is_prompt", "false after the first chunk", chunk.is_prompt)
         return filling
     if (refinement is not None) != chunk.is_prompt or (chunk.is_prompt and codes is None):
         expected = "the prompt's rows" if refinement is not None else "no prompt, as all codebooks come"

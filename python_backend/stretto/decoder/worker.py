@@ -36,7 +36,7 @@ def open_codec(config: DecoderConfig, checkpoint: Path) -> Codec:
         codec = load_exported(config.codec, checkpoint, config.device, config.threads)
         there, wanted = codec.spec.num_codebooks, config.num_codebooks or codec.spec.num_codebooks
         if there != wanted:
-            raise CheckpointError(f"{checkpoint}: {config.codec} was exported for {there} codebooks, not for {wanted}")
+            raise CheckpointError(f"{checkpoint}: {config.codec} was exported for {there} codebooks, expected {wanted}")
     else:
         codec = load_codec(config.codec, checkpoint, config.device, config.num_codebooks)
     if config.right_frames is not None:
@@ -161,7 +161,7 @@ class DecoderWorker:
                 self._loop.turn()
                 num_failed = 0
             except Exception as error:
-                logger.exception("a turn of the decoder failed")
+                logger.exception("an iteration of the decoder failed")
                 self._loop.fail_all(error)
                 num_failed += 1
                 if num_failed == MAX_FAILED_TURNS:
@@ -171,7 +171,7 @@ class DecoderWorker:
         try:
             self._loop.enter()
         except Exception as error:
-            logger.exception("the decoder cannot begin")
+            logger.exception("the decoder cannot start")
             self._warm.set_exception(error)
             return False
         self._warm.set_result(None)

@@ -30,7 +30,7 @@ class Capacity:
     def of(cls, config: "VllmConfig") -> "Capacity":
         """Return the capacity of each engine, after start-up (vLLM then reports the sum of all blocks)."""
         num_blocks = config.cache_config.num_gpu_blocks
-        assert num_blocks is not None, "the engine has not said how many KV blocks it has"
+        assert num_blocks is not None, "the engine has not reported its number of KV blocks"
         each = num_blocks // config.parallel_config.data_parallel_size
         return cls(each, config.cache_config.block_size, config.scheduler_config.max_num_seqs)
 
@@ -102,11 +102,11 @@ def _check_track(prompt: Prompt, rules: SegmentRules) -> None:
         raise InvalidRequest("track", f"none for {rules.family.name}", f"{len(prompt.track)} ids")
     if prompt.is_open and (rules.family.text_track is None or prompt.sampling.is_guided):
         kind = "a guided reply" if rules.family.text_track else rules.family.name
-        raise InvalidRequest("text", f"all of it at once, as {kind} needs", "a text that is still being written")
+        raise InvalidRequest("text", f"the complete text at once, as {kind} requires", "an open streamed text")
     last = max_words(prompt, rules) if prompt.is_open else rules.max_model_len - len(prompt.rows)
     size = rules.family.layout.vocab_size
     if len(prompt.track) > last:
-        raise InvalidRequest("text", f"at most {last} tokens behind the prompt", len(prompt.track))
+        raise InvalidRequest("text", f"at most {last} tokens after the prompt", len(prompt.track))
     if prompt.track and not 0 <= min(prompt.track) <= max(prompt.track) < size:
         raise InvalidRequest("track", f"ids in [0, {size})", f"{min(prompt.track)} ... {max(prompt.track)}")
 
@@ -120,7 +120,7 @@ def _check_window(prompt: Prompt, rules: SegmentRules) -> None:
     codes, longest = rules.family.layout.audio[0], rules.family.layout.max_delay + 2
     has_heard = ((prompt.rows[:, 0] >= codes.start) & (prompt.rows[:, 0] < codes.stop)).any()
     if prompt.sampling.ras_window > longest and has_heard:
-        expected = f"an integer in [0, {longest}] behind audio that was heard"
+        expected = f"an integer in [0, {longest}] after input audio"
         raise InvalidRequest("options.audio.ras_window", expected, prompt.sampling.ras_window)
 
 
@@ -196,7 +196,7 @@ def _check_blocks(prompt: Prompt, task: Task, rules: SegmentRules, capacity: Cap
     needed = max_blocks(rows, capacity.block_size, is_guided)
     usable = capacity.num_blocks - 1  # vLLM reserves one block
     if needed > usable:
-        halves, each = ("two halves fit", " each") if is_guided else ("rows fit", "")
+        halves, each = ("two requests fit", " each") if is_guided else ("rows fit", "")
         raise InvalidRequest(
             f"options.{'audio' if Segment.AUDIO in task.segments else 'text'}.max_rows",
             f"a reply whose {halves} in the {usable} KV blocks of {capacity.block_size} rows",

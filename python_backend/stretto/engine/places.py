@@ -172,8 +172,8 @@ class Places:
             )
         if self._limit and wanted > self._limit.value:
             raise NoPlace(
-                f"{taken} sequences are already in flight, as many as begin within {self._limit.target_s:g} s, and this"
-                f" reply has {num_sequences}; try again"
+                f"{taken} sequences are already in flight, the limit for a first frame within "
+                f"{self._limit.target_s:g} s, and this reply has {num_sequences}; try again"
             )
 
 

@@ -127,7 +127,7 @@ class SegmentRules:
         if self.family.drawn_ends:
             return self.family.drawn_ends
         end = self.end_of_text(task)
-        assert end is not None, f"{self.family.name}: nothing ends its text"
+        assert end is not None, f"{self.family.name}: no id ends its text"
         return (end,)
 
     @cached_property

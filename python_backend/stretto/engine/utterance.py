@@ -64,7 +64,7 @@ class FrameCodes:
         for stream, frame in np.argwhere(~is_code):
             found = int(ids[stream, frame])
             assert found in self._no_codes[stream], (
-                f"frame {first + frame}: id {found} in line {stream} is no code of it"
+                f"frame {first + frame}: id {found} of stream {stream} is not a code"
             )
         codes = codes.clip(0, self._num_ids[:, None] - 1).astype(np.int32)
         if not self._leaves_out:
@@ -111,7 +111,7 @@ class TextFeed:
     async def write(self, ids: Sequence[int], is_last: bool) -> None:
         """Append `ids` (the last one being the end id if `is_last`); raise InvalidRequest if too long or complete."""
         if self._is_complete:
-            raise InvalidRequest("text", "no more of it, as it is complete", f"{len(ids)} tokens")
+            raise InvalidRequest("text", "no more text, because it is complete", f"{len(ids)} tokens")
         if len(ids) - is_last > self._room:
             raise InvalidRequest("text", f"at most {self._room} more tokens", len(ids) - is_last)
         self._room -= len(ids)
@@ -135,9 +135,9 @@ class TextFeed:
     def check(self) -> None:
         """Raise InvalidRequest if the reply was aborted because no text, or no end, arrived in time."""
         if self._is_silent and self._left_s <= 0:
-            raise InvalidRequest("text", f"its end within {self.longest_s:g} s of its beginning", "none")
+            raise InvalidRequest("text", f"its end within {self.longest_s:g} s of its start", "none")
         if self._is_silent:
-            raise InvalidRequest("text", f"more of it, or its end, within {self._patience_s:g} s", "nothing")
+            raise InvalidRequest("text", f"more text, or its end, within {self._patience_s:g} s", "nothing")
 
     def end(self) -> None:
         """Stop the timer, because the reply has ended."""

@@ -97,7 +97,7 @@ class AudioProcess:
             pass  # treated as a missing answer
         if not line.endswith("\n"):
             self._restart()
-            raise AudioProcessEnded("the process that reads audio ended while it read this")
+            raise AudioProcessEnded("the audio-reading process ended while reading this file")
         return json.loads(line)
 
     def _result(self, answer: dict[str, Any]) -> np.ndarray:

@@ -153,10 +153,11 @@ class AudioLanes:
         if self.is_closed:
             raise Closing("server is stopping")
         if not self._bytes.is_left(host, num_bytes):
-            held = f"{self._bytes.taken} bytes are in work, {self._bytes.taken_by(host)} of this host"
+            held = f"{self._bytes.taken} bytes are being processed, {self._bytes.taken_by(host)} of them from this host"
             raise Overloaded(f"audio: {held}, of at most {self._bytes.limit}; this request has {num_bytes}; try again")
         if not self._requests.is_left(host):
-            held = f"{self._requests.taken} requests are in work, {self._requests.taken_by(host)} of this host"
+            own = self._requests.taken_by(host)
+            held = f"{self._requests.taken} requests are being processed, {own} of them from this host"
             raise Overloaded(f"audio: {held}, of at most {self._requests.limit}; try again")
 
     def _lane(self, queue: FairQueue[Job], process: Process) -> tuple[FairQueue[Job], threading.Thread]:

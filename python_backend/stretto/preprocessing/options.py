@@ -137,7 +137,7 @@ def _read(field: str, text: str | None, task: Task) -> OptionsRecord:
             raise InvalidRequest(f"{field}.{key}", f"nothing: task {task.name!r} does not speak", shown(record[key]))
     if isinstance(record, dict) and Segment.INTERLEAVED in task.segments:
         for key in sorted(AUDIO_KEYS & record.keys()):
-            expected = f"nothing: options.text says how {task.name!r} draws its text and its audio"
+            expected = f"nothing: options.text sets the sampling of text and audio for {task.name!r}"
             raise InvalidRequest(f"{field}.{key}", expected, shown(record[key]))
     return OPTIONS.read(field, text.encode(errors="surrogatepass"))
 
@@ -168,7 +168,7 @@ def _segment(
         raise InvalidRequest(f"{path}.max_rows", f"at most {family.max_model_len} rows", max_rows)
     num_closing = family.tail.num_closing_rows(family.layout.max_delay) if name == "audio" else 0
     if "max_rows" in given and 0 < max_rows <= num_closing:
-        expected = f"at least {num_closing + 1} rows, as {num_closing} begin no frame"
+        expected = f"at least {num_closing + 1} rows, because {num_closing} of them start no frame"
         raise InvalidRequest(f"{path}.max_rows", expected, max_rows)
     sampling = _within_max_rows(replace(defaults, **values), given)
     sampling.check(name)
@@ -227,7 +227,7 @@ def _schedule(options: OptionsRecord, family: Family) -> str | tuple[int, ...]:
     """Return the schedule: a name, or its numbers M, m, M, m, …"""
     schedule = options["schedule"]
     if family.bursts is None:
-        raise InvalidRequest("options.schedule", "none: this model says one row a step", shown(schedule))
+        raise InvalidRequest("options.schedule", "none: this model generates one row per step", shown(schedule))
     if isinstance(schedule, list):
         return _numbers(schedule)
     names = [schedule.name for schedule in family.bursts.schedules]
@@ -252,6 +252,6 @@ def _voice(options: OptionsRecord, family: Family) -> str | None:
     if isinstance(voice, str):
         voice = voice.lower()
     if "voice" in options and voice not in family.voices:
-        expected = f"one of {', '.join(family.voices)}" if family.voices else "none: this model has no voices by name"
+        expected = f"one of {', '.join(family.voices)}" if family.voices else "none: this model has no named voices"
         raise InvalidRequest("options.voice", expected, shown(options["voice"]))
     return voice

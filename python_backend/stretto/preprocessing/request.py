@@ -124,7 +124,7 @@ class Preprocessor:
         sampling = options.sampling.with_seed()
         if spec.max_frames is not None and sampling.audio.max_rows > spec.max_frames * self.family.rows_per_frame:
             longest = spec.max_frames * self.family.rows_per_frame
-            expected = f"at most {longest} rows, which {spec.name} decodes as one"
+            expected = f"at most {longest} rows, the most that {spec.name} decodes in one piece"
             raise InvalidRequest("options.audio.max_rows", expected, sampling.audio.max_rows)
         files = enumerate(raw.files)
         pieces = tuple(self._piece(turn, kind, raw, files, read) for turn in turns for kind in turn.kinds)
@@ -214,7 +214,7 @@ def read_turns(raw: RawRequest) -> tuple[Turn, ...]:
 
 def _check_files(raw: RawRequest, expected: int) -> None:
     if len(raw.files) != expected:
-        raise InvalidRequest("audio", f"a file for each turn that means one, {expected}", f"{len(raw.files)} files")
+        raise InvalidRequest("audio", f"one file per turn with audio, {expected}", f"{len(raw.files)} files")
     if expected > MAX_FILES:
         raise InvalidRequest("audio", f"at most {MAX_FILES} files", f"{expected} files")
 
@@ -226,9 +226,9 @@ def read_part(raw: RawRequest) -> TextPart:
     """Return the text part of a request; raise InvalidRequest if an input is invalid."""
     for name in ("audio", "pcm_in", "sample_rate", "messages", "task", "options"):
         if getattr(raw, name) is not None:
-            raise InvalidRequest(name, "none beside session, which the reply began with", "some")
+            raise InvalidRequest(name, "none with session: only the first part may set it", "some")
     record = string(FIELD, raw.session)
-    assert record is not None, "whoever calls this has looked"
+    assert record is not None, "checked by the caller"
     read_json(FIELD, record)
     session = SESSION.read(FIELD, record.encode(errors="surrogatepass"))
     text = string("text", raw.text)

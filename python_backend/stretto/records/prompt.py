@@ -156,7 +156,7 @@ ID_BYTES = 16  # length of the secret session name in bytes
 class SessionRecord(TypedDict):
     """JSON tensor `session`: session of a part, its number from 0, and whether it is the last."""
 
-    id: Annotated[str, Field(min_length=1, max_length=64, description="the session that the reply's first event tells")]
+    id: Annotated[str, Field(min_length=1, max_length=64, description="the session id in the reply's first event")]
     part: Annotated[int, Field(ge=0, lt=1 << 31, description="an integer in [0, 2^31)")]
     is_last: Annotated[bool, Field(description="true or false")]
 

@@ -75,7 +75,7 @@ class FrameCodec:
 
     def __post_init__(self) -> None:
         if len({len(ids) for ids in self.places}) > 1:
-            raise ValueError(f"all places of a frame must have as many ids, got {self.places}")
+            raise ValueError(f"all places of a frame must have equally many ids, got {self.places}")
 
     @cached_property
     def rows_per_frame(self) -> int:

@@ -207,7 +207,7 @@ class ChunkSender:
             if self._num_chunks_answered() > num_answered or self._slot.progress != progress:
                 num_answered, progress, since = self._num_chunks_answered(), self._slot.progress, time.monotonic()
             if time.monotonic() - since > self._limits.stall_s:
-                raise DecoderStalled(f"the decoder has answered nothing for {self._limits.stall_s:g} s")
+                raise DecoderStalled(f"the decoder has acknowledged no chunk for {self._limits.stall_s:g} s")
             return False
 
         await until(look, self._limits.poll_s / 4)
@@ -222,7 +222,7 @@ class ChunkSender:
     def _check(self) -> None:
         """Raise the error that ended the utterance, if it is over."""
         if self._responses.caller_has_left:
-            raise Cancelled("the caller has left")
+            raise Cancelled("the client has disconnected")
         if self._responses.failure is not None:
             raise self._responses.failure
         outcome = self._slot.outcome

@@ -64,12 +64,14 @@ def open_cuda_memory(handle: bytes, device: int, num_bytes: int) -> CudaMemory:
     try:
         from cuda.bindings import driver, runtime
     except ImportError as error:
-        raise InvalidRequest(field, "a ring in system memory: this server has no CUDA", "a CUDA handle") from error
+        raise InvalidRequest(
+            field, "a ring in system memory, because this server has no CUDA", "a CUDA handle"
+        ) from error
     try:
         memory = CudaMemory(runtime, driver, handle, device)
         found = memory.size()
     except RuntimeError as error:
-        raise InvalidRequest(field, f"memory of GPU {device} that another process shares", str(error)) from error
+        raise InvalidRequest(field, f"memory of GPU {device} shared by another process", str(error)) from error
     if found < num_bytes:
         memory.close()
         raise InvalidRequest(field, f"{num_bytes} bytes of a GPU's memory", f"{found} bytes")

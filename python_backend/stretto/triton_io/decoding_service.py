@@ -117,11 +117,11 @@ def outcome_of(error: BaseException) -> Outcome:
 # Metric descriptions by field of the worker's statistics.
 METRICS = {
     "batches": ("decoder_batches_total", "Batches decoded"),
-    "windows": ("decoder_windows_total", "Windows decoded; per batch, how well the utterances share the codec"),
+    "windows": ("decoder_windows_total", "Windows decoded; divided by the batches, the mean batch size"),
     "frames": ("decoder_frames_total", "Frames decoded"),
     "decode_s": ("decoder_seconds_total", "Seconds spent decoding"),
-    "session_bytes": ("decoder_session_bytes", "Memory of the frames and states of open utterances and references"),
-    "waiting_chunks": ("decoder_waiting_chunks", "Chunks that wait to be decoded"),
+    "session_bytes": ("decoder_session_bytes", "Bytes of the frames and states of open utterances and references"),
+    "waiting_chunks": ("decoder_waiting_chunks", "Chunks waiting to be decoded"),
 }
 STATS_PERIOD_S = 0.5
 PLAIN = OutputForm()  # replaced by the session's own form once it is open

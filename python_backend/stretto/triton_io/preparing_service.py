@@ -90,7 +90,7 @@ class PreparingService:
     def _hand_over(self, raw: Raw, num_bytes: int, caller: Caller) -> None:
         def prepare(reader: Any) -> Prompt:
             if caller.has_left():
-                raise Cancelled("the client has gone away")
+                raise Cancelled("the client has disconnected")
             return self._prepare(raw, reader)
 
         def refuse(error: Exception) -> None:

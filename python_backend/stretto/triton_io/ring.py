@@ -116,7 +116,7 @@ class SystemPayload:
         """Copy uint8 `data` to byte `offset`."""
         written = os.pwrite(self._file, data.data, HEADER + offset)
         if written < len(data):
-            raise InvalidRequest(FIELD, "room for its slots in shared memory", f"{written} of {len(data)} bytes")
+            raise InvalidRequest(FIELD, "enough shared memory for its slots", f"{written} of {len(data)} bytes")
 
     def close(self) -> None:
         """Do nothing: the file is closed with the header."""
@@ -183,7 +183,7 @@ def _read_shape(header: int, address: RingAddress) -> tuple[int, int]:
     size = HEADER + (slots * slot_bytes if address.cuda_handle is None else 0)
     if words[0] != MAGIC or not is_shaped or os.fstat(header).st_size < size:
         expected = f"a ring of slots of a multiple of 8 bytes, {MAX_BYTES} bytes at most"
-        raise InvalidRequest("options.output.ring.name", expected, "memory that begins otherwise")
+        raise InvalidRequest("options.output.ring.name", expected, "memory with another header")
     return slots, slot_bytes
 
 
@@ -297,7 +297,7 @@ class RingWriter:
             try:
                 self._held.popleft()[0].fail(error)
             except Exception:
-                logger.exception("a reply that waited for its ring could not be ended")
+                logger.exception("a response waiting for its ring could not be sent")
 
     def _move(self, address: int | None = None) -> bool:
         """Answer held replies while there is room; return True if any was answered."""
@@ -370,5 +370,5 @@ class RingWriters:
         try:
             yield
         except Exception:
-            logger.exception("the ring of utterance %s is given up", utterance)
+            logger.exception("the ring of utterance %s is abandoned", utterance)
             self._writers.pop(utterance, None)

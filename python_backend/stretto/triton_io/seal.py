@@ -39,7 +39,7 @@ class Seal:
         """
         tag, record = sealed[:TAG], sealed[TAG:]
         if not hmac.compare_digest(tag, self._tag(name, record, arrays)):
-            raise InvalidRequest(name, "what a step of this server has sealed", "something else")
+            raise InvalidRequest(name, "a record authenticated by this server", "something else")
         return record
 
     def _tag(self, name: str, record: bytes, arrays: tuple[np.ndarray | None, ...]) -> bytes:

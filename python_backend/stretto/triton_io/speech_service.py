@@ -70,7 +70,7 @@ class TextSession:
         """Accept the next part; raise InvalidRequest if it is out of order or cannot be spoken."""
         async with self._writing:
             if self.is_complete:
-                raise InvalidRequest("session", "no further part, as the text is complete", f"part {part.part}")
+                raise InvalidRequest("session", "no further part, because the text is complete", f"part {part.part}")
             if part.part != self._next_part:
                 raise InvalidRequest("session.part", f"{self._next_part}, the next", part.part)
             ids, words = self._after(part.text, part.is_last)
@@ -84,7 +84,7 @@ class TextSession:
     def _after(self, text: str, is_last: bool) -> tuple[list[int], SubwordStream]:
         ids, words = self._words.after(text, is_last)
         if len(ids) > self._room:
-            raise InvalidRequest("text", f"at most {self._room} more tokens, as a frame reads one", len(ids))
+            raise InvalidRequest("text", f"at most {self._room} more tokens, because each frame reads one", len(ids))
         return ids, words
 
     def _keep(self, ids: list[int], words: SubwordStream) -> None:
@@ -122,14 +122,14 @@ class TextSessions:
         with self._shares.taking(host) as is_left:
             if not is_left:
                 total, own = self._shares.taken, self._shares.taken_by(host)
-                raise Overloaded(f"{total} texts are being written already, {own} of them by this host; try again")
+                raise Overloaded(f"{total} streamed texts are open already, {own} of them from this host; try again")
             yield
 
     async def write(self, part: TextPart) -> Envelope:
         """Accept a part and return its receipt; raise InvalidRequest if session or part does not exist."""
         session = self._open.get(part.session)
         if session is None:
-            raise InvalidRequest("session.id", "that of a text that is being spoken", shown(part.session))
+            raise InvalidRequest("session.id", "the id of an open streamed text", shown(part.session))
         await session.write(part)
         return Envelope(session.utterance, session.flow, None, receipt=part.part)
 
@@ -159,7 +159,7 @@ class TextSessions:
         For a complete text the result is an ordinary prompt whose reply cannot end before the end of the text is read.
         """
         track = self._model.family.text_track
-        assert track is not None, "only a family that has one makes prompts of open texts"
+        assert track is not None, "only families with a text track have prompts of open texts"
         rows = prompt.rows.copy()
         rows[-1, track.stream] = words[0]
         begun = replace(prompt, rows=rows, track=tuple(words[1:]), opening="")
@@ -175,27 +175,27 @@ METRICS = {
     "utterances_total": "Utterances started",
     "cancelled_total": "Utterances that the client cancelled or the decoder gave up",
     "failed_total": "Utterances that failed",
-    "rejected_total": "Utterances that were not begun: no reply like it can be made here, or too many are in flight",
+    "rejected_total": "Utterances rejected: unsupported here, or too many in flight",
     "pairs": "Guided utterances being generated",
     "finished_total": "Utterances that the language model has finished",
-    "preempted_pairs_total": "Guidance pairs that the scheduler took off the engine for a while",
-    "frames_total": "Frames generated, counted as their chunks leave",
+    "preempted_pairs_total": "Guidance pairs preempted by the scheduler",
+    "frames_total": "Frames generated, counted when their chunks are sent",
     "unguided_total": "Frames of guided utterances that were sampled without guidance; more than 0 is a bug",
-    "frames_unguided_by_policy_total": "Frames sampled without guidance as their utterances' own policies allow",
+    "frames_unguided_by_policy_total": "Frames sampled without guidance because the utterance's policy allows it",
     "engine_steps_total": "Steps of the engine",
-    "engine_busy_seconds_total": "Seconds in which the engine had a step on its way",
-    "engine_rows_total": "Rows that the engine has computed: prompt rows, and a row per half and step",
-    "preemptions_total": "Requests, halves of pairs among them, that gave way to older ones",
-    "dropped_halves_total": "Unconditional halves that adaptive guidance let go under load",
-    "restored_halves_total": "Unconditional halves that adaptive guidance took back",
-    "step_seconds": "How long the last step took, until its output",
+    "engine_busy_seconds_total": "Seconds in which the engine had a step in flight",
+    "engine_rows_total": "Rows computed: prompt rows, and one per step for each conditional or unconditional request",
+    "preemptions_total": "Requests preempted by older ones; the two of a pair count separately",
+    "dropped_halves_total": "Unconditional requests dropped by adaptive guidance under load",
+    "restored_halves_total": "Unconditional requests resumed by adaptive guidance",
+    "step_seconds": "Seconds from the start of the last step to its output",
     "running_requests": "Requests in the engine's batch; a pair counts twice",
-    "waiting_requests": "Requests that wait for a place in the batch",
-    "running_pairs": "Pairs both of whose halves are in the batch",
-    "held_pairs": "Pairs one of whose halves waits for the other",
+    "waiting_requests": "Requests waiting for a slot in the batch",
+    "running_pairs": "Pairs with both requests in the batch",
+    "held_pairs": "Pairs with one request waiting for the other",
     "kv_usage": "Share of the KV blocks in use",
-    "replies_without_words": "Utterances that stand still until more of their text comes",
-    "seconds_without_words_total": "Seconds in which utterances stood still for want of text",
+    "replies_without_words": "Utterances blocked until more of their streamed text arrives",
+    "seconds_without_words_total": "Seconds in which utterances were blocked waiting for text",
 }
 STATS_PERIOD_S = 0.5
 
@@ -241,7 +241,7 @@ class SpeechService:
         if isinstance(asked, TextPart):
             self._loop.start(self._take(asked, responses))
         elif caller.is_marked:
-            self._loop.start(self._end(utterance, responses, Cancelled("the client has gone away")))
+            self._loop.start(self._end(utterance, responses, Cancelled("the client has disconnected")))
         else:
             self._loop.start(self._serve(utterance, asked, responses, caller.host))
 

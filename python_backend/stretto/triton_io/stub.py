@@ -167,7 +167,7 @@ def no_collection() -> Iterator[None]:
 
 def end(reason: str) -> None:
     """End this process because it cannot work any more, so that it is restarted."""
-    logger.critical("the stub ends: %s", reason)
+    logger.critical("the stub exits: %s", reason)
     os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -38,23 +38,25 @@ class ModelSchema:
     is_decoupled: bool = False
 
 
-TEXT = TensorSpec("text", "STRING", (1,), "what to speak, or the question; UTF-8", optional=True)
-AUDIO = TensorSpec("audio", "STRING", (-1,), "bytes of audio files, one for a turn", optional=True)
+TEXT = TensorSpec("text", "STRING", (1,), "text to speak, or the question; UTF-8", optional=True)
+AUDIO = TensorSpec("audio", "STRING", (-1,), "bytes of audio files, one per turn", optional=True)
 PCM_IN = TensorSpec("pcm_in", "FP32", (-1,), "mono samples in [-1, 1] at sample_rate", optional=True)
 SAMPLE_RATE = TensorSpec("sample_rate", "INT32", (1,), "Hz, of pcm_in", optional=True)
 MESSAGES = TensorSpec("messages", "STRING", (1,), "JSON list of turns of a dialogue", optional=True)
-TASK = TensorSpec("task", "STRING", (1,), "a task of the family; default its first", optional=True)
+TASK = TensorSpec("task", "STRING", (1,), "task of the family; default: the first", optional=True)
 OPTIONS = TensorSpec("options", "STRING", (1,), "JSON: sampling, limits, chunking", optional=True)
-SESSION = TensorSpec("session", "STRING", (1,), "JSON: which text that is spoken `text` goes on with", optional=True)
+SESSION = TensorSpec("session", "STRING", (1,), "JSON: the open streamed text that `text` continues", optional=True)
 
-ROWS = TensorSpec("rows", "INT32", (-1, -1), "[P, S] token ids of the prompt; none of a part of a text", optional=True)
-PROMPT = TensorSpec("prompt", "UINT8", (-1,), "JSON: the rest of the prompt, or a part of a text")
+ROWS = TensorSpec(
+    "rows", "INT32", (-1, -1), "[P, S] token ids of the prompt; absent in a part of a streamed text", optional=True
+)
+PROMPT = TensorSpec("prompt", "UINT8", (-1,), "JSON: the rest of the prompt, or a part of a streamed text")
 FEATURES = TensorSpec("features", "FP32", (-1, -1), "[F, M] log-mel frames of all audio of the prompt", optional=True)
 CODES = TensorSpec("codes", "INT32", (-1, -1), "[K, T] codes of new frames; absent in a text-only chunk", optional=True)
-CHUNK = TensorSpec("chunk", "UINT8", (-1,), "JSON: the chunk, whose it is, and its flow slot")
+CHUNK = TensorSpec("chunk", "UINT8", (-1,), "JSON: the chunk, its utterance, and its flow slot")
 
 PCM = TensorSpec("pcm", "FP32", (-1,), "mono samples in [-1, 1]; absent without samples, or with pcm16")
-PCM16 = TensorSpec("pcm16", "INT16", (-1,), "mono 16-bit samples, where the options ask for them instead of pcm")
+PCM16 = TensorSpec("pcm16", "INT16", (-1,), "mono 16-bit samples, if the options select them instead of pcm")
 EVENT = TensorSpec("event", "STRING", (1,), "JSON: what this response adds")
 
 REQUEST = (TEXT, AUDIO, PCM_IN, SAMPLE_RATE, MESSAGES, TASK, OPTIONS, SESSION)

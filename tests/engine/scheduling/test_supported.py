@@ -64,10 +64,10 @@ def test_what_is_supported_starts() -> None:
         ({"num_groups": 2}, "attention layers are all of one kind"),
         ({"speculative_config": object()}, r"works without \['speculative_config'\]"),
         ({"threshold": 8}, r"works without \['long_prefill_token_threshold'\]"),
-        ({"steps": 3}, "eight_streams: 3 steps in flight would outrun the 2 rows from its text"),
-        ({"family": GUIDED_CHAT}, "guided_chat: a reply that steps of several rows take from text to audio cannot be"),
+        ({"steps": 3}, "eight_streams: 3 steps in flight exceed the 2 rows from its text"),
+        ({"family": GUIDED_CHAT}, "guided_chat: multi-token steps from text to audio exclude guidance"),
         ({"family": FORCED_BURSTS, "budget": 9}, "max_num_batched_tokens: expected at least 10, .*, got 9"),
-        ({"family": TRACKED_CHAT}, "tracked_chat: a text track goes with replies that are audio alone"),
+        ({"family": TRACKED_CHAT}, "tracked_chat: a text track works only with replies of audio alone"),
         ({"family": FORCED_BURSTS, "block_size": 3}, "block_size: expected at least 4, the modules of .*, got 3"),
     ],
 )

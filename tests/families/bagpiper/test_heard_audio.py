@@ -107,7 +107,7 @@ def test_files_belong_to_the_turns_that_mean_one_in_order(preprocessors: dict[st
     files = tuple(wav(pcm) for pcm, name in zip(heard, inputs, strict=True) if name == "audio")
     spoken = rows(preprocessor, "asr", turns, audio=files, pcm_in=heard[2], sample_rate=16_000)
     assert np.array_equal(spoken, expected)
-    with pytest.raises(InvalidRequest, match=r"audio: expected a file for each turn that means one, 3, got 2 files"):
+    with pytest.raises(InvalidRequest, match=r"audio: expected one file per turn with audio, 3, got 2 files"):
         rows(preprocessor, "asr", turns, audio=files[:2], pcm_in=heard[2], sample_rate=16_000)
     with pytest.raises(
         InvalidRequest, match=r"audio\[2\]: expected a readable wav, flac, ogg, mp3, webm, m4a, mp4 or aac file"

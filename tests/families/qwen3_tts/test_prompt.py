@@ -81,7 +81,7 @@ def test_a_request_says_voice_language_and_how_to_speak(checkpoints: dict[str, C
         ("custom_voice", {"instruct": 7}, "options.instruct: expected text"),
         ("custom_voice", {"instruct": LONG}, "options.instruct: expected at most 4000 characters, got 4001"),
         ("custom_voice", {"text_mode": "slow"}, "options.text_mode: expected one of whole, streaming"),
-        ("voice_design", {"voice": "ryan"}, "options.voice: expected none: this model has no voices by name"),
+        ("voice_design", {"voice": "ryan"}, "options.voice: expected none: this model has no named voices"),
     ],
 )
 def test_what_it_cannot_say_is_refused_by_name(

@@ -61,7 +61,7 @@ class DepthTransformer(nn.Module):
             fused, shard = FUSED.get(module, (module, None))
             target = f"{path}.{fused}.weight" if module in FUSED else name
             if target not in parameters:
-                raise ValueError(f"there is no depth.{name}")
+                raise ValueError(f"unknown tensor depth.{name}")
             load: Callable[..., None] = getattr(parameters[target], "weight_loader", default_weight_loader)
             load(parameters[target], tensor, *([] if shard is None else [shard]))
             loaded.add(target)

@@ -473,7 +473,7 @@ class RequestTable(dict[str, RequestState]):
         pair = state.pair
         assert pair is not None
         request_id = pair.unconditional
-        assert request_id is not None, f"{state.request.request_id} has no half to release"
+        assert request_id is not None, f"{state.request.request_id} has no unconditional request to release"
         pair.part()
         if state.next_output >= state.limit:
             state.pair = None

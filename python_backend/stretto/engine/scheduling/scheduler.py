@@ -166,7 +166,7 @@ def check_supported(config: VllmConfig, kv_cache: KVCacheConfig, rules: SegmentR
         raise ValueError("the speech plugin supports models whose attention layers are all of one kind")
     if config.max_concurrent_batches > rules.least_rows_to_audio:
         raise ValueError(
-            f"{rules.family.name}: {config.max_concurrent_batches} steps in flight would outrun the "
+            f"{rules.family.name}: {config.max_concurrent_batches} steps in flight exceed the "
             f"{rules.least_rows_to_audio} rows from its text to its audio; switch async scheduling off"
         )
     if rules.family.bursts is not None:
@@ -178,21 +178,21 @@ def check_supported(config: VllmConfig, kv_cache: KVCacheConfig, rules: SegmentR
 def check_track(family: Family) -> None:
     """Raise ValueError if streamed text or positions do not advance with the frames, or if a family has both."""
     if family.text_track is not None and family.positions is not None:
-        raise ValueError(f"{family.name}: there is one stream whose ids are known before its rows, not two")
+        raise ValueError(f"{family.name}: expected streamed text or positions, got both")
     if family.bursts is not None or any(task.segments != (Segment.AUDIO,) for task in family.tasks):
-        kind = "a text track goes" if family.text_track else "positions go"
-        raise ValueError(f"{family.name}: {kind} with replies that are audio alone, a row a step")
+        kind = "a text track works" if family.text_track else "positions work"
+        raise ValueError(f"{family.name}: {kind} only with replies of audio alone, one row per step")
 
 
 def check_bursts(config: VllmConfig, rules: SegmentRules, bursts: Bursts) -> None:
     """Raise ValueError if multi-token steps cannot be scheduled or their KV blocks cannot be shared."""
     name, budget = rules.family.name, config.scheduler_config.max_num_batched_tokens
     if rules.family.guided_streams and rules.least_rows_to_audio < rules.max_model_len:
-        raise ValueError(f"{name}: a reply that steps of several rows take from text to audio cannot be guided")
+        raise ValueError(f"{name}: multi-token steps from text to audio exclude guidance")
     if budget < 2 * rules.max_rows_per_step:
         raise ValueError(
             f"max_num_batched_tokens: expected at least {2 * rules.max_rows_per_step}, the rows that a pair of {name} "
-            f"says in a step, got {budget}"
+            f"generates per step, got {budget}"
         )
     if config.cache_config.block_size < bursts.num_modules:
         raise ValueError(

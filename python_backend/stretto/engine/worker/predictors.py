@@ -46,7 +46,7 @@ class StreamHeads:
         family, weight = rules.family, _WeightRows(lm_head)
         first, *others = (rules.audio_ids(stream) for stream in range(family.layout.num_output_streams))
         if len({len(ids) for ids in others}) > 1:
-            raise ValueError(f"{family.name}: auxiliary streams must have as many ids each")
+            raise ValueError(f"{family.name}: auxiliary streams must have equally many ids")
         device = weight.own.device
         self.text_ids = torch.arange(rules.num_text_ids, device=device)
         self.first_ids = torch.tensor([*first, *rules.drawn_ends_of_audio], device=device)

@@ -458,7 +458,7 @@ class StepGraphs(Generic[Kind]):
         except RuntimeError as error:  # of any kind, as in `stretto.cuda_graphs`
             self._recorder = None
             self._graphs.clear()
-            LOGGER.warning("steps of %d rows cannot be captured, they are launched one by one: %s", size, error)
+            LOGGER.warning("steps of %d rows run without a CUDA graph, because capturing failed: %s", size, error)
 
 
 class StepSampler:
