@@ -35,34 +35,43 @@ def parse(argv: list[str] | None, prog: str) -> argparse.Namespace:
     parser = Parser(prog=prog, description="Speak, transcribe and talk through the server.")
     shared = Parser(add_help=False)
     shared.add_argument("--server", metavar="HOST:PORT", help="its gRPC port; default: this machine's server")
-    shared.add_argument("--seed", type=int, help="the same seed gives the same samples; default: drawn and reported")
-    shared.add_argument("--options", type=json_object, default={}, metavar="JSON", help="any option the server knows")
+    shared.add_argument("--seed", type=int, help="the same seed gives the same samples; default: random, and reported")
+    shared.add_argument("--options", type=json_object, default={}, metavar="JSON", help="any option of the server")
     shared.add_argument("--timeout", type=float, default=300.0, metavar="S", help="for the whole request")
     shared.add_argument("--json", action="store_true", help="print the summary as JSON")
     commands = parser.add_subparsers(dest="command", required=True)
     speak = commands.add_parser("speak", parents=[shared], help="text to speech")
-    speak.add_argument("text", help="what to say; - speaks standard input as it comes")
-    speak.add_argument("--task", default="tts", help="what the model calls it; default: tts")
+    speak.add_argument("text", help="text to speak; - streams standard input")
+    speak.add_argument("--task", default="tts", help="name of the model's task; default: tts")
     speak.add_argument("--out", type=Path, metavar="FILE", help="wav, flac, ogg or mp3; grows as audio arrives")
-    speak.add_argument("--play", choices=["auto", "off"], default="auto", help="play where a player is found")
+    speak.add_argument("--play", choices=["auto", "off"], default="auto", help="play the audio if a player is found")
     speak.add_argument("--voice", help="a voice of the model")
-    speak.add_argument("--clone", type=Path, metavar="FILE", help="or the voice of a recording, where the model can")
-    speak.add_argument("--clone-text", default="", metavar="TEXT", help="what is said in it, from which it goes on")
+    speak.add_argument(
+        "--clone", type=Path, metavar="FILE", help="or the voice of a recording, if the model clones voices"
+    )
+    speak.add_argument(
+        "--clone-text", default="", metavar="TEXT", help="transcript of that recording; the speech continues it"
+    )
     speak.add_argument("--guidance", type=float, dest="guidance_scale", metavar="SCALE", help="1 is unguided")
-    speak.add_argument("--encoding", choices=["pcm_f32le", "pcm_s16le"], help="of the samples on their way")
+    speak.add_argument("--encoding", choices=["pcm_f32le", "pcm_s16le"], help="format of the samples on the wire")
     speak.add_argument("--sample-rate", type=int, metavar="HZ", help="resampled by the server; default: the codec's")
-    speak.add_argument("--markup", choices=MARKUPS, default="none", help="marks that are not read aloud; default: none")
+    speak.add_argument("--markup", choices=MARKUPS, default="none", help="markup that is not read aloud; default: none")
     speak.add_argument("--words", action="store_true", help="print each word and when it starts")
     transcribe = commands.add_parser("transcribe", parents=[shared], help="speech to text")
     transcribe.add_argument("file", type=Path, help="wav, flac, ogg, mp3, webm, m4a, mp4 or aac")
-    transcribe.add_argument("--task", default="asr", help="what the model calls it; default: asr")
+    transcribe.add_argument("--task", default="asr", help="name of the model's task; default: asr")
     talk = commands.add_parser("chat", parents=[shared], help="a conversation, line by line from standard input")
     talk.description = "A line is a turn: text, @FILE (audio, or codes in .npy), or @FILE text. Ends with the input."
-    talk.add_argument("--task", help="what the model calls it; default: the model's first that answers the turns")
-    talk.add_argument("--system", metavar="TEXT", help="what the model is told before the first turn")
+    talk.add_argument("--task", help="name of the model's task; default: the first that fits the turns")
+    talk.add_argument("--system", metavar="TEXT", help="system prompt")
     talk.add_argument("--clone", type=Path, metavar="FILE", help="the voice to answer in: audio, or codes in .npy")
-    talk.add_argument("--out-dir", type=Path, metavar="DIR", help="for reply-1.wav, …; default: here, without a player")
-    talk.add_argument("--play", choices=["auto", "off"], default="auto", help="play where a player is found")
+    talk.add_argument(
+        "--out-dir",
+        type=Path,
+        metavar="DIR",
+        help="folder for reply-1.wav, …; default: the current one if no player is found",
+    )
+    talk.add_argument("--play", choices=["auto", "off"], default="auto", help="play the audio if a player is found")
     args = parser.parse_args(argv)
     if not args.timeout > 0:  # nan, too
         parser.error(f"--timeout must be > 0 s, got {args.timeout:g}")
@@ -70,7 +79,7 @@ def parse(argv: list[str] | None, prog: str) -> argparse.Namespace:
     if heard is not None and not heard.is_file():
         parser.error(f"there is no file {heard}")
     if args.command == "speak" and (args.clone_text if args.clone is None else args.voice):
-        parser.error("--clone-text is what is said in --clone FILE, which is instead of --voice")
+        parser.error("--clone-text: expected --clone FILE, too; --clone and --voice exclude each other")
     return args
 
 

@@ -70,7 +70,7 @@ async def read_text(text: str, markup: Markup) -> list[str | float]:
         elif is_spoken(part):
             parts.append(part.strip())
     if not any(isinstance(part, str) for part in parts):
-        raise RequestRefused("text: expected something to speak, got nothing but marks")
+        raise RequestRefused("text: expected text to speak, got only markup")
     return parts
 
 

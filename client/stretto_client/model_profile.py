@@ -94,7 +94,9 @@ class ModelProfile:
         """
         parameter = config.get("parameters", {}).get(PARAMETER)
         if parameter is None:
-            raise ValueError("the server tells nothing of its model: stretto make-repository makes it anew")
+            raise ValueError(
+                "the server does not describe its model; remake its repository with stretto make-repository"
+            )
         try:
             record = json.loads(parameter["string_value"])
         except (ValueError, RecursionError) as error:

@@ -53,7 +53,7 @@ class SystemRegion:
             reserve(self._memory.name, byte_size)
         except OSError as error:
             self.close()
-            raise ServerUnavailable(f"no room for {byte_size} bytes of shared memory: {error.strerror}") from None
+            raise ServerUnavailable(f"not enough shared memory for {byte_size} bytes: {error.strerror}") from None
         self.name, self._byte_size = self._memory.name, byte_size
         assert self._memory.buf is not None
         self._buffer: memoryview = self._memory.buf

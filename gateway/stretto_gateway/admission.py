@@ -64,7 +64,7 @@ class Admission:
             return
         waiting = Counter(waiter.caller for waiter in self._waiting)
         if not is_room(waiting, caller, self._max_waiting):
-            told = f"{len(self._waiting)} requests wait already, {waiting[caller]} of them yours; try again"
+            told = f"{len(self._waiting)} requests are waiting already, {waiting[caller]} of them yours; try again"
             raise ApiError(429, told, code="rate_limit_exceeded")
         waiter = Waiter(caller, asyncio.get_running_loop().create_future())
         self._waiting.append(waiter)
@@ -118,10 +118,8 @@ class Held:
         caller = CALLER.get()
         own = self._num_bytes[caller]
         if num_bytes and not is_room(self._num_bytes, caller, self.limits.max_held_bytes, num_bytes):
-            told = f"{self.num_bytes} bytes are kept for callers, {own} of them yours"
-            message = (
-                f"{told}, and there is no room for {num_bytes} more; try again when some of it is answered or deleted"
-            )
+            told = f"{self.num_bytes} bytes are held for all clients, {own} of them yours"
+            message = f"{told}, and {num_bytes} more exceed the limit; try again after some are answered or deleted"
             raise ApiError(503, message, code="unavailable")
         self._num_bytes[caller] += num_bytes
 

@@ -75,9 +75,9 @@ def from_client_error(error: ClientError, fields: dict[str, str]) -> ApiError:
         case RequestRefused():
             return _refusal(str(error), fields)
         case ServerFull():
-            return ApiError(429, "the speech server has as much work as it takes; try again", code="server_full")
+            return ApiError(429, "the speech server is at capacity; try again", code="server_full")
         case ServerUnavailable() | RequestCancelled():
-            return ApiError(503, "the speech server takes no requests now; try again", code="unavailable")
+            return ApiError(503, "the speech server accepts no requests now; try again", code="unavailable")
         case TimedOut():
             return ApiError(504, "the speech server did not answer in time", code="timeout")
         case _:
@@ -325,8 +325,8 @@ class ClientSecret(TypedDict):
 
 
 ERRORS: Described = {
-    "4XX": {"model": ErrorAnswer, "description": "What is wrong with the request, by the name of the field"},
-    "5XX": {"model": ErrorAnswer, "description": "Why there is no answer now"},
+    "4XX": {"model": ErrorAnswer, "description": "Error message that names the invalid field"},
+    "5XX": {"model": ErrorAnswer, "description": "Reason why there is no response now"},
 }
 TEXT = {"schema": {"type": "string"}}
 FILE = {"schema": {"type": "string", "contentMediaType": "application/octet-stream"}}

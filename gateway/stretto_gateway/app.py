@@ -77,8 +77,13 @@ def make_app(config: GatewayConfig, make_client: Callable[[], RoutedClient] | No
 def add_health(app: FastAPI) -> None:
     """Add the routes for health checks and metrics."""
     plain: dict[str, Any] = {"response_class": Response}
-    not_ready: Described = {503: {"description": "No sentence would be spoken", "content": {"text/plain": TEXT}}}
-    is_live, is_ready = described("It runs", "text/plain"), described("A sentence would be spoken", "text/plain")
+    not_ready: Described = {
+        503: {"description": "The server cannot generate speech now", "content": {"text/plain": TEXT}}
+    }
+    is_live, is_ready = (
+        described("The gateway is running", "text/plain"),
+        described("The server can generate speech", "text/plain"),
+    )
     app.add_api_route("/health", ready, responses=is_ready | not_ready, openapi_extra=OPEN, **plain)
     app.add_api_route("/health/live", live, responses=is_live, openapi_extra=OPEN, **plain)
     app.add_api_route("/health/ready", ready, responses=is_ready | not_ready, openapi_extra=OPEN, **plain)
@@ -134,7 +139,7 @@ async def tell_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first: dict[str, Any] = error.errors()[0]
     if first["type"] == "json_invalid":
-        return ApiError(400, "the body is no JSON").response()
+        return ApiError(400, "the body is not JSON").response()
     param = field_path(first | {"loc": first["loc"][1:]}, error.body) or None
     media_type = request.headers.get("content-type", "")
     if param is None and isinstance(error.body, bytes) and "json" not in media_type.lower():

@@ -44,7 +44,7 @@ class CallerGone(ApiError):
     """The client has disconnected."""
 
     def __init__(self) -> None:
-        super().__init__(499, "the caller has gone", code="client_closed_request")
+        super().__init__(499, "the client has disconnected", code="client_closed_request")
 
 
 async def unless_gone(receive: Receive, work: Awaitable[Result]) -> Result:

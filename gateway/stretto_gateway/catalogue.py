@@ -92,7 +92,7 @@ class Catalogue:
         """Return the model of that name or alias, of any for an empty one; raise ApiError 404 for other names."""
         profile = await self.profile()
         if name and name != profile.family and self._aliases.get(name) != profile.family and not is_alias(name):
-            raise ApiError(404, f"model: there is {profile.family!r}, and no {name[:60]!r}", "model", "model_not_found")
+            raise ApiError(404, f"model: expected {profile.family!r}, got {name[:60]!r}", "model", "model_not_found")
         return profile
 
     def record(self, profile: ModelProfile) -> Model:
@@ -148,5 +148,5 @@ def find_task(profile: ModelProfile, names: tuple[str, ...], what: str) -> TaskP
     found = (task for name in names if (task := profile.task(name)))
     task = next(found, None)
     if task is None:
-        raise ApiError(400, f"model: {profile.family!r} does not {what}", "model", "unsupported")
+        raise ApiError(400, f"model: {profile.family!r} does not support {what}", "model", "unsupported")
     return task

@@ -146,7 +146,7 @@ def conversing_task(profile: ModelProfile, kinds: set[str], speaks: bool) -> Tas
         fits = set(task.needs) <= kinds <= {*task.needs, *task.also}
         if converses(task) and task.speaks == speaks and fits:
             return task
-    told = f"{profile.family!r} has no conversation that answers {' and '.join(sorted(kinds))} in "
+    told = f"{profile.family!r} has no conversation with {' and '.join(sorted(kinds))} as input and output in "
     raise ApiError(400, f"model: {told}{'speech' if speaks else 'text'}", "model", "unsupported")
 
 
@@ -167,7 +167,7 @@ async def create_completion(body: ChatRequest, request: Request) -> Response:
     speaks = "audio" in body.modalities
     task = conversing_task(profile, conversation.kinds(), speaks)
     if body.stream and speaks and body.audio.format != "pcm16":
-        raise refused("audio.format", "pcm16 of what is streamed", body.audio.format)
+        raise refused("audio.format", "pcm16 with stream", body.audio.format)
     options = body.options() | {"task": task.name}
     if speaks:
         form = {"encoding": "pcm_s16le", "sample_rate": DEFAULT_RATE}

@@ -132,8 +132,8 @@ def make_server(
     )
     host = f"[{config.address}]" if ":" in config.address else config.address
     where = f"http{'s' if certificate else ''}://{host}:{listener.getsockname()[1]}"
-    who = "" if config.keys else ": without keys, whoever reaches it may ask"
-    return Server(app, settings, f"[gateway] listening at {where}, before {config.server}{who}")
+    who = "" if config.keys else "; it has no keys, so everyone who can reach it may use it"
+    return Server(app, settings, f"[gateway] listening at {where} for the server {config.server}{who}")
 
 
 def arguments() -> Parser:
@@ -144,31 +144,36 @@ def arguments() -> Parser:
     add("--server", metavar="HOST:PORT", help="gRPC; default: this host, at STRETTO_PORT + 1, or 8001")
     add("--address", type=address, default="127.0.0.1", help="0.0.0.0 opens the port to all hosts")
     add("--port", type=int, help="default: STRETTO_PORT + 3, or 8003")
-    add("--keys", type=Path, metavar="FILE", help="who may ask: those who send one of the keys; default: everybody")
+    add(
+        "--keys",
+        type=Path,
+        metavar="FILE",
+        help="file of API keys, one per line; clients must send one; default: no key is needed",
+    )
     folder = os.environ.get(VOICES)
     add(
         "--voices",
         type=Path,
         metavar="FOLDER",
         default=Path(folder) if folder else None,
-        help=f"where voices that callers bring are kept; default: {VOICES}, or none are taken",
+        help=f"folder for uploaded voices; default: {VOICES}, or uploads are refused",
     )
     add(
         "--strict",
         action="store_true",
         default=os.environ.get(STRICT, "") not in ("", "0"),
-        help=f"refuse request fields that are not honoured, instead of ignoring them; default: {STRICT}=1, or off",
+        help=f"refuse unsupported request fields instead of ignoring them; default: {STRICT}=1, or off",
     )
     about = "serve the family FAMILY also under the model name NAME; repeatable"
     add("--model-alias", type=model_alias, action="append", default=[], metavar="NAME=FAMILY", help=about)
-    about = f"pages of this origin may ask (CORS); repeatable; * is any; default: {ORIGINS}, by commas, or none"
+    about = f"origin whose pages may use the API (CORS); repeatable; * for any; default: {ORIGINS}, comma-separated"
     add("--cors-origin", action="append", metavar="ORIGIN", help=about)
     add("--certificate", metavar="FILE", help="TLS with this certificate")
-    add("--private-key", metavar="FILE", help="and this key; default: that in the certificate's file")
-    half = "of which one caller alone may have half; default: %(default)s"
-    add("--max-active", type=int, default=limits.max_active, help=f"utterances made at once, {half}")
-    add("--max-waiting", type=int, default=limits.max_waiting, help=f"requests that wait for one to end, {half}")
-    about = "longest wait for answers on SIGTERM; default: %(default)s"
+    add("--private-key", metavar="FILE", help="its private key; default: the one in the certificate file")
+    half = "at most half for one client; default: %(default)s"
+    add("--max-active", type=int, default=limits.max_active, help=f"concurrent utterances, {half}")
+    add("--max-waiting", type=int, default=limits.max_waiting, help=f"requests that may wait for a slot, {half}")
+    about = "longest wait for active responses on SIGTERM; default: %(default)s"
     add("--drain-seconds", type=float, default=limits.drain_s, help=about)
     return parser
 
@@ -213,7 +218,7 @@ def read_config(args: argparse.Namespace) -> GatewayConfig:
         if not least <= value < math.inf:
             raise ValueError(f"{flag}: expected at least {least}, got {value}")
     if args.private_key is not None and args.certificate is None:
-        raise ValueError("--private-key: expected --certificate FILE beside it")
+        raise ValueError("--private-key: expected --certificate FILE, too")
     limits = Limits(max_active=args.max_active, max_waiting=args.max_waiting, drain_s=args.drain_seconds)
     are_wanted()  # raises ValueError if the traces' dependencies are missing
     if args.voices is not None:
@@ -228,12 +233,12 @@ def read_keys(path: Path | None) -> tuple[str, ...]:
     try:
         lines = [] if path is None else path.read_text().splitlines()
     except UnicodeDecodeError:
-        raise ValueError(f"--keys: {path} is no text") from None
+        raise ValueError(f"--keys: expected a text file, got {path}") from None
     keys = tuple(key for line in [*lines, *os.environ.get(KEYS, "").split(",")] if (key := line.strip()))
     if path is not None and not keys:
-        raise ValueError(f"--keys: {path} holds none, so nobody could ask")
+        raise ValueError(f"--keys: expected at least one key in {path}, got none")
     if KEYS in os.environ and not keys:
-        raise ValueError(f"{KEYS}: it is there and holds none; everybody may ask where it is not there")
+        raise ValueError(f"{KEYS}: expected at least one key, got none; unset it to allow access without a key")
     if not all(len(key) >= MIN_KEY_CHARS and key.isascii() and key.isprintable() for key in keys):
-        raise ValueError(f"keys: each must have at least {MIN_KEY_CHARS} characters, of ASCII, as headers have")
+        raise ValueError(f"keys: expected at least {MIN_KEY_CHARS} printable ASCII characters for each")
     return keys

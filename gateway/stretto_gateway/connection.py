@@ -185,7 +185,7 @@ class Connection(HttpToolsProtocol):
 
     def handle_websocket_upgrade(self) -> None:
         if self.flow.write_paused or not self.is_idle:  # a new WebSocket would not learn that writing is paused
-            self.send_400_response("A WebSocket is opened where all answers before it are taken.")
+            self.send_400_response("A WebSocket can be opened only after all earlier responses have been read.")
             return
         if max(len(self.url), *(len(name) + len(value) for name, value in self.headers)) > MAX_UPGRADE_LINE:
             self.send_400_response(f"A WebSocket's URL and each of its headers have at most {MAX_UPGRADE_LINE} bytes.")
@@ -236,7 +236,9 @@ class Connection(HttpToolsProtocol):
         self._num_parts += 1
         self._num_body_bytes += len(body)
         if self._num_parts > FREE_PARTS + self._num_body_bytes // MIN_PART_BYTES:
-            self._refuse(f"After {FREE_PARTS} chunks, those of a body have at least {MIN_PART_BYTES} bytes on average.")
+            self._refuse(
+                f"After {FREE_PARTS} chunks, those of a body must have at least {MIN_PART_BYTES} bytes on average."
+            )
         super().on_body(body)
 
     def on_response_complete(self) -> None:
@@ -293,7 +295,7 @@ class Connection(HttpToolsProtocol):
             self._look_later(num_unread, num_looks)
             return
         if num_unread:
-            LOG.warning("a reader took nothing for %g s and was left", STALL_S)
+            LOG.warning("a client read nothing for %g s and was disconnected", STALL_S)
         self.transport.abort()
 
     def _stop_waiting(self) -> None:

@@ -52,10 +52,10 @@ class Streamed(Response):
                             await send({"type": "http.response.body", "body": piece, "more_body": True})
                     part = await anext(parts, None)
                 except TimeoutError:
-                    LOG.warning("a reader took nothing for %g s and was left", self._stall_s)
+                    LOG.warning("a client read nothing for %g s and was disconnected", self._stall_s)
                     return
                 except ApiError as error:
-                    LOG.warning("an answer was broken off: %s", error.code)
+                    LOG.warning("a response was aborted: %s", error.code)
                     if self._last_words is not None:
                         await send({"type": "http.response.body", "body": self._last_words(error), "more_body": True})
                     return  # without the last message: the client sees an incomplete response
@@ -98,7 +98,7 @@ async def heard(stream: Speech, fields: dict[str, str], trace: SpeechTrace) -> A
         async for event in events:
             yield event
     if not trace.has_sound:
-        raise ApiError(502, "the model has said nothing", code="no_audio")
+        raise ApiError(502, "the model has generated no audio", code="no_audio")
 
 
 def followed(stream: Speech, fields: dict[str, str], trace: Trace) -> AsyncGenerator[SpeechEvent, None]:

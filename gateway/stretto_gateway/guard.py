@@ -170,16 +170,18 @@ class Guard:
         path = scope["path"]
         is_ephemeral = is_realtime(scope) and key_in(authorization).startswith(PREFIX)
         if is_ephemeral and secret is None and not self._keys:
-            return ApiError(401, "the client secret is none of this gateway's, or expired", code="invalid_api_key")
+            return ApiError(401, "the client secret is unknown or expired", code="invalid_api_key")
         if path not in OPEN_PATHS and secret is None and not self._keys.admit(authorization):
-            return ApiError(401, "no key, or a wrong one: Authorization: Bearer KEY", code="invalid_api_key")
+            return ApiError(401, "no valid key: expected the header Authorization: Bearer KEY", code="invalid_api_key")
         origin = headers.get(b"origin")
         is_allowed = origin is not None and (ANY_ORIGIN in self._origins or origin in self._origins)
         if not self._keys and not is_allowed and not is_own_page(origin, headers.get(b"host", "")):
-            return ApiError(403, "a page from elsewhere may not ask a gateway without keys", code="origin_not_allowed")
+            return ApiError(
+                403, "a page of another origin may not use a gateway without keys", code="origin_not_allowed"
+            )
         is_checked = not (self._keys or is_allowed or path in OPEN_PATHS)
         if is_checked and may_be_page_of_a_name(scope.get("method", ""), headers):
-            told = "without keys, the gateway answers a browser at an address (http://ADDRESS:PORT), and at no name"
+            told = "without keys, the gateway answers browsers only at an IP address (http://ADDRESS:PORT)"
             return ApiError(403, told, code="origin_not_allowed")
         length = headers.get(b"content-length", "0")
         max_bytes = self._max_bytes(path, headers)
@@ -250,7 +252,7 @@ class Body:
                 message = await self._receive()
         except TimeoutError:
             late = f"was not complete after {limits.upload_s:g} s"
-            silent = f"had nothing more for {limits.stall_s:g} s"
+            silent = f"received nothing for {limits.stall_s:g} s"
             raise ApiError(408, f"the body {late if left_s < limits.stall_s else silent}", code="timeout") from None
         part = message.get("body", b"")
         self._num_bytes += len(part)
@@ -260,7 +262,7 @@ class Body:
         if self._max_other is not None:
             self._num_other += len(part.translate(None, BASE64))
             if self._num_other > self._max_other:
-                raise too_large(self._max_other, " beside those of files")
+                raise too_large(self._max_other, " besides files")
         self.keep(min(len(part), max(0, self._num_bytes - SMALL_BYTES)))
         if self._is_json:
             num_values = len(part) - len(part.translate(None, VALUES))

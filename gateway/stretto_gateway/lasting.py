@@ -84,7 +84,7 @@ async def attend(
             async with asyncio.timeout(left_s):
                 message = await socket.receive()
         except TimeoutError:
-            raise SessionEnd(DONE, f"nothing came for {left_s:g} s") from None
+            raise SessionEnd(DONE, f"nothing was received for {left_s:g} s") from None
         if message["type"] == "websocket.disconnect":
             raise SessionEnd
         await session.handle(message.get("text"))
@@ -94,7 +94,7 @@ async def _until_draining(gateway: Gateway, session: LastingSession) -> None:
     """End the session when the gateway shuts down, once the output in progress is complete."""
     await gateway.sessions.draining.wait()
     await session.complete()
-    raise SessionEnd(RESTART, "the gateway ends")
+    raise SessionEnd(RESTART, "the gateway is shutting down")
 
 
 async def _until_expired(session_s: float) -> None:

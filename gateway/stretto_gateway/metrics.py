@@ -28,14 +28,14 @@ class Metrics:
     def __init__(self, family: Callable[[], str], spans: Spans | None = None):
         self.registry, self.family, self.spans = CollectorRegistry(), family, spans
         self.first_audio = Histogram(
-            "audio_ttfp_seconds", "To the first sound", LABELS, buckets=SECONDS, registry=self.registry
+            "audio_ttfp_seconds", "Seconds to the first audible sample", LABELS, buckets=SECONDS, registry=self.registry
         )
         self.real_time = Histogram(
-            "audio_rtf", "Seconds for a second of sound", LABELS, buckets=RATIOS, registry=self.registry
+            "audio_rtf", "Seconds of generation per second of audio", LABELS, buckets=RATIOS, registry=self.registry
         )
         self.underrun = Histogram(
             "audio_underrun_seconds",
-            "What a player that starts at once waits for later sound",
+            "Seconds that a player without a buffer waits for later audio",
             LABELS,
             buckets=GAPS,
             registry=self.registry,
@@ -43,20 +43,22 @@ class Metrics:
         self.continuous = Counter(
             "audio_continuity_ok", "Utterances without such a wait", LABELS, registry=self.registry
         )
-        self.silent = Counter("audio_skipped", "Utterances without sound", LABELS, registry=self.registry)
-        self.cut = Counter("audio_cut", "Utterances that a limit ended", LABELS, registry=self.registry)
-        self.left = Counter("audio_left", "Utterances that did not come to their end", LABELS, registry=self.registry)
-        self.interrupted = Counter("audio_interrupted", "Replies into which the user spoke", registry=self.registry)
+        self.silent = Counter("audio_skipped", "Utterances without audible audio", LABELS, registry=self.registry)
+        self.cut = Counter("audio_cut", "Utterances ended by a limit", LABELS, registry=self.registry)
+        self.left = Counter("audio_left", "Utterances that did not complete", LABELS, registry=self.registry)
+        self.interrupted = Counter(
+            "audio_interrupted", "Replies interrupted by the user's speech", registry=self.registry
+        )
         self.text_seconds = Histogram(
-            "text_seconds", "To the end of a written answer", LABELS, buckets=SECONDS, registry=self.registry
+            "text_seconds", "Seconds to the end of a text response", LABELS, buckets=SECONDS, registry=self.registry
         )
-        self.text_cut = Counter("text_cut", "Written answers that a limit ended", LABELS, registry=self.registry)
-        self.text_left = Counter(
-            "text_left", "Written answers that did not come to their end", LABELS, registry=self.registry
+        self.text_cut = Counter("text_cut", "Text responses ended by a limit", LABELS, registry=self.registry)
+        self.text_left = Counter("text_left", "Text responses that did not complete", LABELS, registry=self.registry)
+        self.answers = Counter(
+            "gateway_answers", "Responses by route and status", ["route", "status"], registry=self.registry
         )
-        self.answers = Counter("gateway_answers", "By route and status", ["route", "status"], registry=self.registry)
         self._queue = Histogram(
-            "gateway_queue_seconds", "For a place to make an utterance", buckets=WAITS, registry=self.registry
+            "gateway_queue_seconds", "Seconds that requests waited for a slot", buckets=WAITS, registry=self.registry
         )
 
     def waited(self, seconds: float) -> None:
@@ -65,11 +67,11 @@ class Metrics:
 
     def watch(self, admission: Admission, sessions: Sessions) -> None:
         """Add gauges of active utterances, queued requests and open sessions."""
-        active = Gauge("gateway_active", "Utterances that are being made", registry=self.registry)
+        active = Gauge("gateway_active", "Utterances in progress", registry=self.registry)
         active.set_function(lambda: admission.num_active)
-        waiting = Gauge("gateway_waiting", "Requests that wait for a place", registry=self.registry)
+        waiting = Gauge("gateway_waiting", "Requests waiting for a slot", registry=self.registry)
         waiting.set_function(lambda: admission.num_waiting)
-        opened = Gauge("gateway_sessions", "WebSockets that are open", registry=self.registry)
+        opened = Gauge("gateway_sessions", "Open WebSockets", registry=self.registry)
         opened.set_function(lambda: sessions.num_open)
 
     def page(self, accept: str) -> tuple[bytes, str]:

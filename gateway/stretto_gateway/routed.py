@@ -126,7 +126,7 @@ async def _ended_with(lease: Lease, stream: Speech) -> AsyncIterator[None]:
     except ClientError:
         if not lease.lost.done() or lease.lost.cancelled():
             raise
-        raise ServerUnavailable(f"{lease.server}: the server that spoke has ended; try again") from None
+        raise ServerUnavailable(f"{lease.server}: the server of this stream has ended; try again") from None
 
 
 def conversation_key(messages: list[dict[str, Any]], *audio: Audio) -> str:

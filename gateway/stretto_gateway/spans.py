@@ -108,7 +108,7 @@ def are_wanted() -> bool:
     """Return True if the environment asks for spans; raise ValueError if their dependencies are missing."""
     wanted = next((name for name in (OURS, *STANDARD) if os.environ.get(name)), None)
     if wanted is not None and not _is_installed(EXPORTER):
-        raise ValueError(f"{wanted}: traces need what is not installed: pip install 'stretto[traces]'")
+        raise ValueError(f"{wanted}: traces need packages that are not installed: pip install 'stretto[traces]'")
     return wanted is not None
 
 

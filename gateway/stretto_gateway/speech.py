@@ -49,7 +49,7 @@ IN_A_VOICE = {"messages[1].text": "input", "messages[0].text": "voice", "audio":
 FIELDS = {"text": "input", "options.instruct": "instructions"} | IN_A_VOICE
 WRITTEN_FIELDS = FIELDS | {"text": "text", "messages[1].text": "text"}  # for a text that is still being written
 
-ANSWERS = described("The sound, chunk by chunk, or events with it", *MEDIA_TYPES.values(), schema=FILE)
+ANSWERS = described("Audio, chunk by chunk, or events with audio", *MEDIA_TYPES.values(), schema=FILE)
 ANSWERS[200]["content"]["text/event-stream"] = TEXT
 
 
@@ -60,7 +60,7 @@ async def create_speech(body: SpeechRequest, request: Request) -> Response:
     ignored = Ignored(body, gateway.strict)
     options = await speech_options(gateway, body, request.state, ignored)
     if body.timestamps and body.stream_format != "sse":
-        raise refused("timestamps", "none without stream_format 'sse', which has room for them", True)
+        raise refused("timestamps", "none without stream_format 'sse'", True)
     if body.stream_format == "sse":
         parts = sse_parts(gateway, body, options)
         answer = Streamed(parts, "text/event-stream", gateway.limits.stall_s, sse_error)
@@ -79,7 +79,7 @@ async def speech_options(gateway: Gateway, item: SpeechItem, asked: State, ignor
         expected = f"at most {gateway.limits.max_input_chars} characters"
         raise refused("input", expected, f"{len(item.input)} characters")
     if item.text_mode == "open":  # the server would wait for more text
-        raise refused("text_mode", "'whole' or 'streaming' of a text that is all there", item.text_mode)
+        raise refused("text_mode", "'whole' or 'streaming' for a complete text", item.text_mode)
     return await voice_options(gateway, item, asked, ignored)
 
 
@@ -96,7 +96,7 @@ async def voice_options(gateway: Gateway, item: SpeechOptions, asked: State, ign
         ApiError: This gateway or model does not support the requested fields.
     """
     profile = await gateway.catalogue.model(item.model)
-    find_task(profile, ("tts",), "speak a text as it stands")
+    find_task(profile, ("tts",), "text to speech")
     asked.keep(held_bytes(item.options))
     return item.for_server(profile, ignored, await brought_voice(gateway, profile, item, asked, ignored))
 

@@ -235,7 +235,7 @@ def whole_characters(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError("expected text, got half of a character") from None
+        raise ValueError("expected text, got a lone surrogate") from None
     return text
 
 
@@ -268,17 +268,17 @@ class SpeechOptions(Voiced):
     model: Text = Field(default="tts-1", description="a name of `/v1/models`, or an alias")
     instructions: Text | None = Field(default=None, description="how to speak, for families that take instructions")
     response_format: AudioFormat = "mp3"
-    markup: Markup = Field(default="auto", description="which marks are not read aloud; `auto`: Markdown, or SSML")
+    markup: Markup = Field(default="auto", description="markup that is not read aloud; `auto`: Markdown, or SSML")
     speed: Speed = Field(default=None, description="2 halves the duration; the pitch stays")
     sample_rate: int = Field(default=DEFAULT_RATE, ge=LOWEST_RATE, le=HIGHEST_RATE, description="in Hz")
     stream: bool | None = Field(default=None, description="no effect: audio is always sent as it is made")
-    task_type: TaskType | None = Field(default=None, description="how the voice is chosen, if the model has that way")
+    task_type: TaskType | None = Field(default=None, description="how the voice is selected, if the model supports it")
     ref_audio: Text | None = Field(
         default=None, description="a recording of the voice: a data: URL, or base64 of a wav, flac, ogg or mp3 file"
     )
-    ref_text: Text | None = Field(default=None, max_length=MAX_REF_CHARS, description="the words of `ref_audio`")
+    ref_text: Text | None = Field(default=None, max_length=MAX_REF_CHARS, description="transcript of `ref_audio`")
     non_streaming_mode: bool | None = Field(default=None, description="true: `text_mode` `whole`; false: `streaming`")
-    max_new_tokens: NumFrames = Field(default=None, description="most frames of a clause")
+    max_new_tokens: NumFrames = Field(default=None, description="maximum number of frames per clause")
     max_completion_tokens: NumFrames = Field(default=None, description="the same")
     seed: Any = Field(default=None, description="the same seed gives the same speech")
     guidance_scale: Any = None
@@ -340,7 +340,7 @@ class SpeechOptions(Voiced):
         for name in FAMILY_OPTIONS:
             if name in options and name not in profile.options:
                 field = "instructions" if name == "instruct" else name
-                ignored.add(field, f"nothing: {profile.family!r} does not take it", options.pop(name))
+                ignored.add(field, f"nothing: {profile.family!r} does not support it", options.pop(name))
         if "language" in options:
             options |= {"language": language_name(profile, options["language"])}
             if options["language"] == AUTO:
@@ -355,7 +355,7 @@ class SpeechOptions(Voiced):
 
     def _check_task_type(self, profile: ModelProfile, ignored: Ignored) -> None:
         """Ignore a `task_type` that is not this model's way of choosing a voice."""
-        clones = "audio" in find_task(profile, ("tts",), "speak a text as it stands").system
+        clones = "audio" in find_task(profile, ("tts",), "text to speech").system
         designs = "instruct" in profile.options and not clones and not profile.voices
         ways = {"Base": clones, "CustomVoice": bool(profile.voices), "VoiceDesign": designs}
         if self.task_type is not None and not ways[self.task_type]:
@@ -367,10 +367,10 @@ class SpeechOptions(Voiced):
         limits = {name: limit for name in FRAME_LIMITS if (limit := getattr(self, name)) is not None}
         if not limits:
             return {}
-        longest_s = find_task(profile, ("tts",), "speak a text as it stands").max_speech_s
+        longest_s = find_task(profile, ("tts",), "text to speech").max_speech_s
         if not profile.frame_rate or not longest_s:
             for name, limit in limits.items():
-                ignored.add(name, f"none: the server does not tell the frame rate of {profile.family!r}", limit)
+                ignored.add(name, f"none: the server does not report the frame rate of {profile.family!r}", limit)
             return {}
         seconds = min(limits.values()) / profile.frame_rate
         is_tighter = seconds < (max_audio_s if isinstance(max_audio_s, int | float) else longest_s)
@@ -387,4 +387,4 @@ class SpeechRequest(SpeechItem):
     """Text to speak, with its options and the form of the response."""
 
     stream_format: Literal["audio", "sse"] = "audio"
-    timestamps: bool = Field(default=False, description="with `sse`: an event for the words that begin")
+    timestamps: bool = Field(default=False, description="with `sse`: events with the start time of each word")

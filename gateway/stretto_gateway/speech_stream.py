@@ -64,7 +64,7 @@ class WrittenText:
 
     def _expire(self) -> None:
         """Fail after the time limit, because an unfinished text occupies a slot."""
-        told = f"text: it was not complete {self._limits.writing_s:g} s after its beginning"
+        told = f"text: expected its end within {self._limits.writing_s:g} s of its start, got none"
         self._failure = self._failure or ApiError(408, told, "text", "timeout")
         self._changed.set()
 
@@ -309,7 +309,7 @@ class StreamSession:
 
     def _expect_silence(self, kind: str) -> None:
         if self._is_speaking:
-            told = f"type: {kind} has to wait for the session.done of the utterance before"
+            told = f"type: {kind} must wait for the session.done of the previous utterance"
             raise ApiError(400, told, "type", "utterance_in_progress")
 
     async def _speak(self, config: SessionConfig, text: WrittenText, index: int) -> None:

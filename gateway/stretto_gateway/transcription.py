@@ -30,19 +30,19 @@ class TranslationForm(Body):
 
     file: UploadFile
     model: Text = "whisper-1"
-    prompt: Text | None = Field(default=None, description="ignored: no family reads text before it listens")
+    prompt: Text | None = Field(default=None, description="ignored: no family takes a text prompt for transcription")
     response_format: Literal["json", "text", "verbose_json", "srt", "vtt"] = "json"
     temperature: float | None = Field(default=None, ge=0, le=2, allow_inf_nan=False)
-    max_completion_tokens: int | None = Field(default=None, ge=1, description="the longest text, in rows of the model")
+    max_completion_tokens: int | None = Field(default=None, ge=1, description="longest text, in rows of the model")
 
     def options(self, task: TaskProfile, ignored: Ignored) -> dict[str, Any]:
         """Return the server's options; add unsupported fields to `ignored`."""
         if self.prompt:
-            ignored.add("prompt", "none: this model reads no text before it listens", self.prompt)
+            ignored.add("prompt", "none: this model takes no text prompt for transcription", self.prompt)
         options: dict[str, Any] = {} if self.temperature is None else {"temperature": self.temperature}
         limit = self.max_completion_tokens
         if limit is not None and not task.max_text_rows:
-            ignored.add("max_completion_tokens", "none: the server does not tell how long its texts are", limit)
+            ignored.add("max_completion_tokens", "none: the server does not report its longest text", limit)
         elif limit is not None and limit < task.max_text_rows:
             options["text"] = {"max_rows": limit}
         return options
@@ -64,14 +64,14 @@ class TranscriptionForm(TranslationForm):
 
     def options(self, task: TaskProfile, ignored: Ignored) -> dict[str, Any]:
         if "word" in self.granularities:
-            ignored.add("timestamp_granularities", "segment: this model does not time the words of a recording", "word")
+            ignored.add("timestamp_granularities", "segment: this model gives no times of words", "word")
         return super().options(task, ignored)
 
     def check(self) -> None:
         if self.granularities and self.response_format != "verbose_json":
             raise refused("timestamp_granularities", "none without response_format 'verbose_json'", self.granularities)
         if self.stream and self.response_format not in ("json", "text"):
-            raise refused("response_format", "json or text of what is streamed", self.response_format)
+            raise refused("response_format", "json or text with stream", self.response_format)
 
     def check_language(self, profile: ModelProfile, ignored: Ignored) -> None:
         """Report `language` as ignored unless it is the model's only one; strict gateways accept it, too."""
@@ -79,7 +79,7 @@ class TranscriptionForm(TranslationForm):
             ignored.note("language")
 
 
-WRITTEN = described("The text, or events with it", *TEXTS, "text/event-stream", model=PlainText | TimedText)
+WRITTEN = described("Text, or events with text", *TEXTS, "text/event-stream", model=PlainText | TimedText)
 TRANSLATED = described("The text", *TEXTS, model=PlainText | TimedText)
 
 
@@ -88,7 +88,7 @@ async def create_transcription(form: Annotated[TranscriptionForm, WITH_FILE], re
     """Transcribe `file` (wav, flac, ogg, mp3, webm, m4a, mp4 or aac); with `stream`, as server-sent events."""
     gateway: Gateway = request.app.state.gateway
     ignored = Ignored(form, gateway.strict)
-    content, options = await opened(gateway, form, TRANSCRIBE, "write down what it hears", ignored)
+    content, options = await opened(gateway, form, TRANSCRIBE, "transcription", ignored)
     form.check_language(await gateway.catalogue.profile(), ignored)
     if form.stream:
         parts = sse_parts(gateway, content, options, bool(form.stream_include_usage))
@@ -108,7 +108,7 @@ async def create_translation(form: Annotated[TranslationForm, WITH_FILE], reques
     """Translate the speech in `file`, in any language, to English text."""
     gateway: Gateway = request.app.state.gateway
     ignored = Ignored(form, gateway.strict)
-    content, options = await opened(gateway, form, TRANSLATE, "translate what it hears", ignored)
+    content, options = await opened(gateway, form, TRANSLATE, "translation of speech", ignored)
     text, report = await unless_gone(request.receive, transcribed(gateway, content, TRANSLATE, options))
     answer = formed(form.response_format, text, report, {"task": "translate", "language": "english"})
     answer.headers.update(ignored.headers)

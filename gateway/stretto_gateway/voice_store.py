@@ -116,7 +116,7 @@ class VoiceStore:
         except (ValueError, TypeError) as error:
             if ID.fullmatch(voice_id):
                 # the error's text may contain parts of the file
-                LOG.error("%s is no voice: %s", voice_id, type(error).__name__)
+                LOG.error("%s is not a voice: %s", voice_id, type(error).__name__)
             return None
 
     def _of(self, owner: str) -> Path:

@@ -21,7 +21,7 @@ from stretto_gateway.gateway import Gateway
 from stretto_gateway.speech_request import MAX_REF_CHARS, WITH_FILE, Body, Ignored, SpeechOptions, Text
 from stretto_gateway.voice_store import ID, StoredVoice, TooManyVoices, VoiceStore
 
-FETCHES_NOTHING = "base64 or a data: URL, because the gateway opens no addresses and no files"
+FETCHES_NOTHING = "base64 or a data: URL, because the gateway opens no URLs or files"
 
 
 def read_recording(param: str, text: str, max_bytes: int) -> bytes:
@@ -63,8 +63,8 @@ class VoiceForm(Body):
 
     audio_sample: UploadFile
     name: Annotated[Text, Field(min_length=1, max_length=100)]
-    consent: Annotated[Text, Field(min_length=1, max_length=200, description="how the speaker has agreed")]
-    ref_text: Annotated[Text, Field(max_length=MAX_REF_CHARS, description="what is said in the recording")] = ""
+    consent: Annotated[Text, Field(min_length=1, max_length=200, description="statement of the speaker's consent")]
+    ref_text: Annotated[Text, Field(max_length=MAX_REF_CHARS, description="transcript of the recording")] = ""
     model: Text = "tts-1"
 
 
@@ -102,7 +102,7 @@ async def create_voice(form: Annotated[VoiceForm, WITH_FILE], request: Request, 
     profile = await gateway.catalogue.model(form.model)
     task = cloning_task(profile)
     if form.ref_text and "text" not in task.system:
-        raise refused("ref_text", f"none: {profile.family!r} is not told what is said in a recording", form.ref_text)
+        raise refused("ref_text", f"none: {profile.family!r} takes no transcript of a recording", form.ref_text)
     recording = await form.audio_sample.read()
     if len(recording) > gateway.limits.max_voice_bytes:
         expected = f"at most {gateway.limits.max_voice_bytes} bytes"
@@ -115,7 +115,7 @@ async def create_voice(form: Annotated[VoiceForm, WITH_FILE], request: Request, 
         message = f"there are {gateway.limits.max_voices} voices of this key, which is the limit; delete one"
         raise ApiError(400, message, code="too_many_voices") from None
     except OSError:
-        raise ApiError(507, "the disk has no room for another voice", code="no_room") from None
+        raise ApiError(507, "not enough disk space for another voice", code="no_room") from None
 
 
 @router.delete("/v1/audio/voices/{voice_id}")
@@ -161,15 +161,15 @@ def _recorded(
     gateway: Gateway, profile: ModelProfile, item: SpeechOptions, asked: State, ignored: Ignored
 ) -> RecordedVoice | None:
     """Return the voice of `ref_audio`, if the model clones voices."""
-    system = find_task(profile, ("tts",), "speak a text as it stands").system
+    system = find_task(profile, ("tts",), "text to speech").system
     text = item.ref_text or ""
     if text and ("text" not in system or item.ref_audio is None):
-        ignored.add("ref_text", "none without ref_audio, or of a model that does not read it", text)
+        ignored.add("ref_text", "none without ref_audio, or if the model does not use it", text)
         text = ""
     if item.ref_audio is None:
         return None
     if "audio" not in system:
-        ignored.add("ref_audio", f"none: {profile.family!r} does not speak in the voice of a recording", item.ref_audio)
+        ignored.add("ref_audio", f"none: {profile.family!r} does not clone voices", item.ref_audio)
         return None
     recording = read_recording("ref_audio", item.ref_audio, gateway.limits.max_voice_bytes)
     asked.keep(len(recording))
@@ -186,9 +186,9 @@ async def try_voice(gateway: Gateway, voice: RecordedVoice) -> None:
 
 def cloning_task(profile: ModelProfile, param: str = "model") -> TaskProfile:
     """Return the task that clones recorded voices; raise ApiError for `param` if there is none."""
-    task = find_task(profile, ("tts",), "speak a text as it stands")
+    task = find_task(profile, ("tts",), "text to speech")
     if "audio" not in task.system:
-        message = f"{param}: {profile.family!r} does not speak in the voice of a recording"
+        message = f"{param}: {profile.family!r} does not clone voices"
         raise ApiError(400, message, param, "unsupported")
     return task
 
@@ -207,14 +207,14 @@ def fields_taken(gateway: Gateway, profile: ModelProfile) -> list[str]:
 def opened(gateway: Gateway, param: str | None = None) -> VoiceStore:
     """Return the voice store; raise ApiError for `param` if there is none."""
     if gateway.voices is None:
-        message = "voice: this gateway keeps none that are brought; with --voices FOLDER it does"
+        message = "voice: this gateway stores no voices; start it with --voices FOLDER"
         raise ApiError(400, message, param, "unsupported")
     return gateway.voices
 
 
 def unknown(status: int, voice_id: str) -> ApiError:
     """Return the error for an unknown id, which is the same for another caller's voice."""
-    return ApiError(status, f"voice: there is no {voice_id[:60]!r}", "voice", "voice_not_found")
+    return ApiError(status, f"voice: unknown voice {voice_id[:60]!r}", "voice", "voice_not_found")
 
 
 def named(voice_id: str, name: str) -> NamedId:

@@ -89,7 +89,7 @@ class Socket(WebSocketsSansIOProtocol):
         self._control.add(kinds.count("control"))
         self._small.add(kinds.count("message"))
         if self._control.is_over:
-            self._refuse(f"at most {MAX_CONTROL} pings, pongs and small fragments are taken in a second")
+            self._refuse(f"at most {MAX_CONTROL} pings, pongs and small fragments are accepted per second")
         else:
             super().handle_events()
 

@@ -160,8 +160,8 @@ async def test_speak_takes_the_voice_of_a_recording(run: Run, tmp_path: Path) ->
     ("words", "message"),
     [
         (("--clone", "nobody.wav"), "there is no file nobody.wav"),
-        (("--clone-text", "a"), "--clone-text is what is said in --clone FILE"),
-        (("--clone", "me.wav", "--voice", "rms"), "which is instead of --voice"),
+        (("--clone-text", "a"), "--clone-text: expected --clone FILE, too"),
+        (("--clone", "me.wav", "--voice", "rms"), "--clone and --voice exclude each other"),
     ],
 )
 async def test_a_recording_that_makes_no_sense_is_refused(

@@ -245,8 +245,8 @@ def test_ssml_is_text_and_pauses(inner: str) -> None:
         ('<speak><break time="11s"/></speak>', "expected breaks of at most 10 s in SSML, got 11 s"),
         ("<speak>" + '<break time="9s"/>' * 7, "expected breaks of at most 60 s in all in SSML, got more"),
         ('<speak><break strength="big"/></speak>', "expected a break's strength among none, x-weak"),
-        ("<speak><break/></speak>", "expected something to speak, got nothing but marks"),
-        ("😀 ***", "expected something to speak, got nothing but marks"),
+        ("<speak><break/></speak>", "expected text to speak, got only markup"),
+        ("😀 ***", "expected text to speak, got only markup"),
     ],
 )
 def test_what_cannot_be_spoken_is_refused(text: str, message: str) -> None:
@@ -372,7 +372,7 @@ async def test_marks_are_read_before_a_text_is_cut(fake: FakeServer) -> None:
         await speak(client, "# Title\n\n**Note:** " + "word " * 40 + "*end*")
         await speak(client, "A cat.")
         await speak(client, "**x**", markup="none")
-        with pytest.raises(RequestRefused, match="text: expected something to speak"):
+        with pytest.raises(RequestRefused, match="text: expected text to speak"):
             await speak(client, "😀")
         with pytest.raises(ValueError, match="markup: expected one of auto, none, markdown, ssml, got 'html'"):
             await speak(client, "x", markup="html")

@@ -63,7 +63,7 @@ def test_what_makes_no_sense_is_refused_in_one_sentence(record: Any, message: st
 
 
 def test_a_server_that_tells_nothing_is_named() -> None:
-    with pytest.raises(ValueError, match="tells nothing of its model"):
+    with pytest.raises(ValueError, match="does not describe its model"):
         ModelProfile.from_config({})
 
 

@@ -131,7 +131,7 @@ async def test_where_shared_memory_has_no_room_the_request_fails_and_not_the_pro
     before = {path.name for path in Path("/dev/shm").glob("stretto_ring*")}
     monkeypatch.setattr("os.posix_fallocate", fail)
     async with SpeechClient(server.address, shared_memory="system") as client:
-        with pytest.raises(ServerUnavailable, match=r"^no room for \d+ bytes of shared memory: No space left"):
+        with pytest.raises(ServerUnavailable, match=r"^not enough shared memory for \d+ bytes: No space left"):
             [event async for event in client.speak("hello")]
     assert regions() == []
     assert {path.name for path in Path("/dev/shm").glob("stretto_ring*")} <= before

@@ -100,7 +100,7 @@ async def test_one_caller_does_not_fill_the_queue() -> None:
     admission = Admission(1, 4, WAITS.append)
     guests = await come(admission, "aaa")
     assert (admission.num_active, admission.num_waiting) == (1, 2)
-    with asking("a"), pytest.raises(ApiError, match="2 requests wait already, 2 of them yours") as raised:
+    with asking("a"), pytest.raises(ApiError, match="2 requests are waiting already, 2 of them yours") as raised:
         async with admission.place():
             pass
     assert raised.value.response().headers["retry-after"] == "1"

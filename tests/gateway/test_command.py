@@ -89,15 +89,15 @@ def test_fields_are_ignored_unless_it_is_strict_and_models_have_the_names_that_a
         (["--model-alias", "a" * 201 + "=tiny"], "--model-alias: expected NAME=FAMILY"),
         (["--keys", "/nowhere/keys"], "/nowhere/keys"),
         (["--voices", "/dev/null/voices"], "/dev/null/voices"),
-        (["--keys", "/dev/null"], "holds none"),
-        (["--keys", sys.executable], f"--keys: {sys.executable} is no text"),
+        (["--keys", "/dev/null"], "--keys: expected at least one key in /dev/null, got none"),
+        (["--keys", sys.executable], f"--keys: expected a text file, got {sys.executable}"),
         (["--port", "70000"], "--port"),
         (["--max-active", "0"], "--max-active: expected at least 1, got 0;"),
         (["--max-waiting", "-2"], "--max-waiting: expected at least 0, got -2;"),
         (["--drain-seconds", "-0.5"], "--drain-seconds: expected at least 0, got -0.5;"),
         (["--drain-seconds", "nan"], "--drain-seconds: expected at least 0, got nan;"),
         (["--drain-seconds", "inf"], "--drain-seconds: expected at least 0, got inf;"),
-        (["--private-key", "mine"], "--private-key: expected --certificate FILE beside it"),
+        (["--private-key", "mine"], "--private-key: expected --certificate FILE, too"),
         (["--certificate", "/nowhere/mine", "--port", "0"], "--certificate /nowhere/mine"),
         (["--certificate", "/dev/null", "--port", "0"], "--certificate /dev/null"),
         (["--address", "here"], "--address"),
@@ -185,6 +185,6 @@ def test_the_address_that_is_told_is_one_that_a_browser_takes() -> None:
 
 async def test_who_starts_it_without_keys_is_told(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
     await start()
-    assert "without keys, whoever reaches it may ask" in capsys.readouterr().err
+    assert "it has no keys, so everyone who can reach it may use it" in capsys.readouterr().err
     await start(keys=(KEY,))
     assert "whoever" not in capsys.readouterr().err

@@ -137,4 +137,4 @@ async def test_livekit_is_told_the_status_and_the_words_of_a_failure(start: Star
             pass
     assert raised.value.status_code == 429
     assert raised.value.request_id
-    assert "as much work as it takes" in raised.value.message
+    assert "at capacity" in raised.value.message

@@ -222,10 +222,10 @@ async def test_a_recording_in_the_request_is_the_voice(start: Start) -> None:
 @pytest.mark.parametrize(
     ("ref_audio", "told"),
     [
-        ("http://169.254.169.254/latest", "the gateway opens no addresses and no files"),
-        ("https://example.com/me.wav", "the gateway opens no addresses and no files"),
-        ("file:///etc/passwd", "the gateway opens no addresses and no files"),
-        ("FILE:/etc/passwd", "the gateway opens no addresses and no files"),
+        ("http://169.254.169.254/latest", "the gateway opens no URLs or files"),
+        ("https://example.com/me.wav", "the gateway opens no URLs or files"),
+        ("file:///etc/passwd", "the gateway opens no URLs or files"),
+        ("FILE:/etc/passwd", "the gateway opens no URLs or files"),
         ("/etc/passwd", "expected"),
         ("data:audio/wav,abc", "expected a data: URL with ;base64"),
         ("data:audio/wav;base64,?", "expected base64"),

@@ -239,7 +239,7 @@ async def test_a_visitor_finds_a_text_and_a_voice_by_what_it_is(start: Start, br
     running = await start(CHUNKS, PROFILE | {"voice_titles": ["Female", "Male"]})
     tab = await browser.tab()
     await tab.open(running.url, READY)
-    assert "hear it spoken" in await tab.text("#about")
+    assert "audio is still being generated" in await tab.text("#about")
     options = "[...document.querySelector('#voice').options].map(({ text, value }) => [text, value])"
     assert await tab.value(options) == [["Female (slt)", "slt"], ["Male (rms)", "rms"]]
     examples = await tab.value("document.querySelectorAll('#examples button').length")
@@ -320,9 +320,9 @@ async def test_errors_are_told_in_words_at_the_field(start: Start, browser: Brow
     tab = await browser.tab()
     await tab.open(running.url, READY)
     for field, written, told in (
-        ("text", " ", "Write what shall be said."),
+        ("text", " ", "Write the text to speak."),
         ("text", "!", "Expected words, got '!'."),
-        ("seed", "x", "A seed is a whole number, or nothing for a new one."),
+        ("seed", "x", "The seed must be a whole number; leave it empty for a new one."),
     ):
         await tab.write(f"#{field}", written)
         await tab.click("#speak-button")
@@ -338,7 +338,7 @@ async def test_what_breaks_off_is_told(start: Start, browser: Browser) -> None:
     await tab.open(running.url, READY)
     await tab.click("#speak-button")
     # The connection ends with the error, and a browser may drop what came just before its end.
-    told = ["The model failed on this. Try again, perhaps with another text.", "The answer broke off."]
+    told = ["The model failed on this. Try again, perhaps with another text.", "The response was interrupted."]
     await tab.wait(f"{told}.includes(document.querySelector('#speak-error').innerText)")
     assert await tab.value("document.querySelector('#download').hidden")
 
@@ -352,7 +352,7 @@ async def test_a_key_is_asked_for_where_there_are_keys_and_kept_in_the_tab_alone
     assert not await tab.value(READY)
     await tab.write("#key", "ключ")
     await tab.press("Enter")
-    await tab.reads("#key-error", "A key has letters")
+    await tab.reads("#key-error", "A key has only letters")
     await tab.write("#key", "a-wrong-key-of-mine")
     await tab.press("Enter")
     await tab.reads("#key-error", "The gateway does not know this key.")
@@ -525,7 +525,7 @@ async def test_a_call_that_is_not_taken_is_told_in_a_line(start: Start, browser:
     await tab.open(running.url, READY)
     await tab.click("#converse-tab")
     await tab.click("#call-button")
-    await tab.reads("#call-button-error", "The gateway does not take the call.")
+    await tab.reads("#call-button-error", "The gateway did not accept the call.")
     assert await tab.text("#call-button") == "Call"
 
 
@@ -543,7 +543,7 @@ async def test_two_strengths_of_guidance_are_played_side_by_side(start: Start, b
     await tab.write("#seed", "11")
     await tab.write("#right-scale", "2")
     await tab.click("#compare-button")
-    await tab.reads("#compare-status", "Both are here; their seed is 11.")
+    await tab.reads("#compare-status", "Both are ready; their seed is 11.")
     assert await tab.text("#takes h2") == "Unguided"
     options = [json.loads(each["options"]) for each in running.behind.requests]
     assert sorted(each.pop("guidance_scale") for each in options) == [1, 2]
@@ -648,7 +648,7 @@ async def test_nothing_runs_over_the_edge_of_a_phone(
     await tab.click("#figures summary")
     await tab.click("#compare summary")
     await tab.click("#compare-button")
-    await tab.reads("#compare-status", "Both are here")
+    await tab.reads("#compare-status", "Both are ready")
     for name in TABS:
         await tab.click(f"#{name}-tab")
         assert await tab.value("document.documentElement.scrollWidth") <= width, name

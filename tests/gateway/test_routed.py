@@ -140,7 +140,7 @@ async def test_an_utterance_ends_with_its_server_and_not_with_a_time_out(fleet: 
     async with client.speak("A cat.") as speech:
         await anext(speech)
         fleet.leased["a"].set_result(None)
-        with pytest.raises(ServerUnavailable, match="the server that spoke has ended"):
+        with pytest.raises(ServerUnavailable, match="the server of this stream has ended"):
             await anext(speech)
 
 

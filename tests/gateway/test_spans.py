@@ -128,4 +128,7 @@ def test_who_asks_for_traces_without_what_they_take_is_told(
     with pytest.raises(SystemExit) as raised:
         main(["--port", "0"])
     assert raised.value.code == 2
-    assert "STRETTO_OTLP: traces need what is not installed: pip install 'stretto[traces]'" in capsys.readouterr().err
+    assert (
+        "STRETTO_OTLP: traces need packages that are not installed: pip install 'stretto[traces]'"
+        in capsys.readouterr().err
+    )

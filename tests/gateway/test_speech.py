@@ -165,7 +165,7 @@ async def test_marks_are_not_read_aloud(start: Start, given: dict[str, Any], sen
             "<speak>Tom & Ann</speak>",
             "input: expected well-formed SSML, got not well-formed (invalid token) at line 1, column 13",
         ),
-        ("😀", "input: expected something to speak, got nothing but marks"),
+        ("😀", "input: expected text to speak, got only markup"),
     ],
 )
 async def test_markup_that_cannot_be_read_is_refused(start: Start, text: str, message: str) -> None:
@@ -309,10 +309,10 @@ async def test_a_chunk_without_samples_is_passed_over(start: Start, name: str) -
             ErrorText("invalid request: options.instruct: expected nothing: this model takes no instructions"),
             *(openai.BadRequestError, "instructions: expected nothing: this model takes no"),
         ),
-        (ErrorText("unavailable: server is draining"), openai.InternalServerError, "takes no requests now"),
+        (ErrorText("unavailable: server is draining"), openai.InternalServerError, "accepts no requests now"),
         (Abort(grpc.StatusCode.INTERNAL, "secret path"), openai.InternalServerError, "failed on this request"),
         (EmptyFinal(), openai.InternalServerError, "failed on this request"),
-        (Chunk(0, None, is_final=True, is_last=True), openai.InternalServerError, "said nothing"),
+        (Chunk(0, None, is_final=True, is_last=True), openai.InternalServerError, "generated no audio"),
     ],
 )
 async def test_a_failed_start_is_one_of_the_clients_exceptions(

@@ -91,7 +91,7 @@ async def test_a_form_without_files_is_no_larger_than_other_bodies(start: Start,
 
 async def test_a_family_that_does_not_translate_says_so(start: Start) -> None:
     running = await start(WRITTEN)
-    with pytest.raises(openai.BadRequestError, match="'tiny' does not translate what it hears") as raised:
+    with pytest.raises(openai.BadRequestError, match="'tiny' does not support translation of speech") as raised:
         await running.openai().audio.translations.create(model="whisper-1", file=FILE)
     assert (raised.value.param, raised.value.code, raised.value.type) == ("model", "unsupported", REFUSED)
     assert not running.behind.requests

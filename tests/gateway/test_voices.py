@@ -192,9 +192,9 @@ async def test_what_is_no_id_leads_nowhere(start: Start, tmp_path: Path, voice: 
 @pytest.mark.parametrize(
     ("profile", "has_folder", "message"),
     [
-        (PROFILE, True, "'tiny' does not speak in the voice of a recording"),
-        (cloning("text"), True, "'tiny' does not speak in the voice of a recording"),
-        (CLONES, False, "voice: this gateway keeps none that are brought; with --voices FOLDER it does"),
+        (PROFILE, True, "'tiny' does not clone voices"),
+        (cloning("text"), True, "'tiny' does not clone voices"),
+        (CLONES, False, "voice: this gateway stores no voices; start it with --voices FOLDER"),
     ],
 )
 async def test_where_none_can_be_kept_or_used_that_is_said(

@@ -80,7 +80,7 @@ async def test_of_pings_whose_answers_nobody_takes_the_last_is_answered(
 async def test_pings_pongs_and_small_fragments_have_a_rate(start: Start, again: bytes) -> None:
     async with open_socket(await start(), STREAM, ping_interval=None) as opened:
         opened.transport.write(again * 10 * MAX_CONTROL)
-        told = f"at most {MAX_CONTROL} pings, pongs and small fragments are taken in a second"
+        told = f"at most {MAX_CONTROL} pings, pongs and small fragments are accepted per second"
         assert (await closed(opened)) == (1008, told)
 
 

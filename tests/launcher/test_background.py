@@ -35,7 +35,7 @@ print("ready")
 # Writes the pid file that it is given, as the launcher does. Its server is not ready as long as there is a file `slow`.
 LAUNCHER = """
 import os, pathlib, signal, sys, time
-from stretto.launcher import background as pid_file
+from stretto.launcher import background
 here = pathlib.Path(sys.argv[1])
 with (here / "starts").open("a") as starts:
     starts.write(str(os.getpid()) + "\\n")
@@ -43,10 +43,10 @@ if (here / "fails").exists():
     sys.exit("port 8000 is in use")
 (here / "environment").write_text(str(dict(os.environ)))
 known_by = pathlib.Path(sys.argv[sys.argv.index("--pid-file") + 1])
-pid_file.write(known_by, "starting", {}, "x.log")
+background.write(known_by, "starting", {}, "x.log")
 while (here / "slow").exists():
     time.sleep(0.02)
-pid_file.write(known_by, "ready", {}, "x.log")
+background.write(known_by, "ready", {}, "x.log")
 signal.pause()
 """
 

@@ -181,9 +181,9 @@ class Conversation:
     def _expect_room(self, num_bytes: int) -> None:
         """Raise ApiError if a system item does not fit; no other item is removed for it."""
         if len(self.items) >= self._max_items:
-            raise refused("item", f"at most {self._max_items} items with those of the system", len(self.items) + 1)
+            raise refused("item", f"at most {self._max_items} items, system messages included", len(self.items) + 1)
         if self.num_bytes + num_bytes > self._max_bytes:
-            expected = f"at most {self._max_bytes} bytes in a conversation, as they are counted"
+            expected = f"at most {self._max_bytes} bytes in a conversation"
             raise refused("item.content", expected, f"{self.num_bytes + num_bytes} bytes")
 
     def _parts(self, role: str) -> Sequence[Part]:

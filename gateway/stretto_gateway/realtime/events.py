@@ -63,7 +63,7 @@ class Channel:
             async with asyncio.timeout(self._stall_s):
                 await sending
         except TimeoutError:
-            LOG.warning("a listener took nothing for %g s and was left", self._stall_s)
+            LOG.warning("a client read nothing for %g s and was disconnected", self._stall_s)
             raise SessionEnd from None
         except (WebSocketDisconnect, RuntimeError):  # RuntimeError: uvicorn has already closed it
             raise SessionEnd from None

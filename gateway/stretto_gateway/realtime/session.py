@@ -168,7 +168,7 @@ class Session:
 
     def _conversing(self, event: client.ClientEvent) -> RealtimeSettings:
         if not isinstance(self._settings, RealtimeSettings):
-            raise refused("type", "nothing that converses in a session of type 'transcription'", event.type)
+            raise refused("type", "no conversation event in a session of type 'transcription'", event.type)
         return self._settings
 
 

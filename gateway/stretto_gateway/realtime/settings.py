@@ -187,7 +187,7 @@ class TranscriptionSettings(Body):
 
     def check(self, profile: ModelProfile) -> None:
         """Raise ApiError if the model does not transcribe."""
-        find_task(profile, ASR, "write down what it hears")
+        find_task(profile, ASR, "transcription")
 
 
 Settings = RealtimeSettings | TranscriptionSettings
@@ -246,7 +246,7 @@ class Change:
         if kind not in ("realtime", "transcription"):
             self.errors.append(refused("session.type", "realtime or transcription", kind))
         elif kind != settings.type and not can_change_type:
-            expected = f"{settings.type!r}, as which the conversation has begun"
+            expected = f"{settings.type!r}, the type with which the conversation started"
             self.errors.append(refused("session.type", expected, kind))
         else:
             return str(kind)

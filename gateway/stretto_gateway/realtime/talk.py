@@ -59,7 +59,7 @@ class Transcriber:
             await self._fail(item, error)
 
     async def _write(self, item: Item) -> None:
-        task = find_task(await self._gateway.catalogue.profile(), ("asr",), "write down what it hears")
+        task = find_task(await self._gateway.catalogue.profile(), ("asr",), "transcription")
         pcm, text, report = item.parts[0].pcm, "", dict[str, Any]()
         trace = Trace(self._gateway.metrics, task.name)
         async with self._gateway.admission.place():
@@ -133,7 +133,7 @@ class Talk:
         """Cut a reply to the part that the user has heard."""
         item = self._conversation.find(event.item_id)
         if item.role != "assistant" or not item.num_samples:
-            raise refused("item_id", "an item that the model has spoken", event.item_id)
+            raise refused("item_id", "an item with the model's speech", event.item_id)
         if event.audio_end_ms > milliseconds(item.num_samples):
             raise refused("audio_end_ms", f"at most {milliseconds(item.num_samples)}", event.audio_end_ms)
         await self._cut(item, samples(event.audio_end_ms))
@@ -157,7 +157,7 @@ class Talk:
             message = f"response: {self._reply.response_id} is not complete; cancel it, or wait for its end"
             raise ApiError(400, message, "response", "conversation_already_has_active_response")
         if self._gateway.sessions.draining.is_set():
-            raise ApiError(503, "the gateway begins no more replies", code="unavailable")
+            raise ApiError(503, "the gateway is shutting down", code="unavailable")
         with within("session"):
             profile = await self._gateway.catalogue.model(settings.model)
         with self._asked(event.response) as conversation:

@@ -5,8 +5,8 @@ import { Playback, RATE } from "./player.js";
 import { Microphone } from "./recording.js";
 
 const PIECE = RATE / 25; // samples of a message: 40 ms
-const BROKEN = "The call broke off.";
-const REFUSED = "The gateway does not take the call. Is it still running, and is there room for one more?";
+const BROKEN = "The call was interrupted.";
+const REFUSED = "The gateway did not accept the call. Is it running, and has it a free slot?";
 
 /**
  * A call from when it is made to `hangUp`, or to its end by the gateway.

@@ -28,7 +28,7 @@ class Take {
     const field = element(`${this.side}-scale`);
     const written = field.value.trim().replace(",", ".");
     if (/^\d{1,3}(\.\d{1,6})?$/.test(written)) return Number(written);
-    tell(field, "A strength is a number: 1 is without guidance.");
+    tell(field, "The strength must be a number; 1 is without guidance.");
     return null;
   }
 
@@ -100,7 +100,7 @@ class ComparePanel {
     this.#say(`Making both with seed ${record.seed}…`);
     try {
       await Promise.all(this.#takes.map((take, n) => take.make(record, scales[n], request.signal)));
-      this.#say(`Both are here; their seed is ${record.seed}.`);
+      this.#say(`Both are ready; their seed is ${record.seed}.`);
     } catch (error) {
       if (this.#request !== request) return; // another one has taken its place
       request.abort();

@@ -42,7 +42,7 @@ class ConversePanel {
 
   #sendText() {
     const text = element("turn").value.trim();
-    if (text === "") return tell(element("turn"), "Write something to say.");
+    if (text === "") return tell(element("turn"), "Write something to send.");
     element("turn").value = "";
     return this.#send(text, text);
   }
@@ -94,7 +94,7 @@ class ConversePanel {
         if (text.trim() !== "") line.textContent = text.trim();
         if (reason) isWhole = true;
       }
-      if (!isWhole) throw new Error("The answer broke off.");
+      if (!isWhole) throw new Error("The response was interrupted.");
     } catch (error) {
       if (text.trim() === "") line.remove();
       throw error;

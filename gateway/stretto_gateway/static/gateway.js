@@ -4,13 +4,13 @@ const KEY = "stretto-key"; // of sessionStorage: gone with the tab
 const WORDS = {
   invalid_api_key: "The gateway does not know this key.",
   origin_not_allowed:
-    "A gateway without keys answers only a page that was opened by address: use http://127.0.0.1 or http://localhost.",
+    "A gateway without keys answers only pages opened by IP address: use http://127.0.0.1 or http://localhost.",
   server_full: "The model is busy with other requests. Try again in a moment.",
   rate_limit_exceeded: "The model is busy with other requests. Try again in a moment.",
   unavailable: "The model is not ready. Try again in a moment.",
   timeout: "The model took too long. Try again.",
   server_failed: "The model failed on this. Try again, perhaps with another text.",
-  no_audio: "The model made no sound of this. Try another text.",
+  no_audio: "The model generated no audio for this. Try another text.",
 };
 
 /** An error of the API in words for a visitor: without the name of its field, which is told at that field. */
@@ -79,7 +79,7 @@ export async function* events(answer) {
     }
   } catch (error) {
     if (error instanceof GatewayError || error.name === "AbortError") throw error;
-    throw new GatewayError("The answer broke off.");
+    throw new GatewayError("The response was interrupted.");
   }
 }
 
@@ -101,7 +101,7 @@ export async function* speech(record, signal) {
     if (event.type === "speech.audio.delta") yield { samples: samplesOf(event.audio) };
     if (event.type === "speech.audio.done") isWhole = true;
   }
-  if (!isWhole) throw new GatewayError("The answer broke off.");
+  if (!isWhole) throw new GatewayError("The response was interrupted.");
 }
 
 /** A WebSocket that begins to open; GatewayError where it cannot. */
@@ -113,7 +113,7 @@ export function openSocket(path, protocol) {
   try {
     return new WebSocket(url, protocols);
   } catch {
-    throw new GatewayError("A browser cannot open a WebSocket with this key: it has signs that no header may have.");
+    throw new GatewayError("A browser cannot open a WebSocket with this key: it has characters that no header may have.");
   }
 }
 

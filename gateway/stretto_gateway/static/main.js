@@ -74,7 +74,7 @@ element("key-form").addEventListener("submit", async (event) => {
   forgive(element("key-form"));
   const key = element("key").value.trim();
   if (!/^[\x21-\x7e]+$/.test(key)) {
-    tell(element("key"), "A key has letters, digits and signs of ASCII alone.");
+    tell(element("key"), "A key has only letters, digits and signs of ASCII.");
     return;
   }
   keepKey(key);
@@ -89,7 +89,7 @@ element("key-form").addEventListener("submit", async (event) => {
 
 document.addEventListener("key-wanted", () => {
   element("key-form").hidden = false;
-  element("model").textContent = "This gateway wants a key.";
+  element("model").textContent = "This gateway requires a key.";
 });
 
 element("base-url").textContent = new URL("v1", document.baseURI);

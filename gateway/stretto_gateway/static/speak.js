@@ -16,11 +16,11 @@ export const seconds = (value, digits = 1) => `${value.toFixed(digits)} s`;
 export function speechRequest() {
   const [text, voice, seed] = ["text", "voice", "seed"].map((id) => element(id).value.trim());
   if (text === "") {
-    tell(element("text"), "Write what shall be said.");
+    tell(element("text"), "Write the text to speak.");
     return null;
   }
   if (!/^\d{0,15}$/.test(seed)) {
-    tell(element("seed"), "A seed is a whole number, or nothing for a new one.");
+    tell(element("seed"), "The seed must be a whole number; leave it empty for a new one.");
     return null;
   }
   return {
@@ -82,7 +82,7 @@ class SpeakPanel {
       this.#offer();
       await playback.finished;
       const lengthS = playback.numSamples / RATE;
-      if (this.#request === request && !playback.isMute) this.#say(`Finished: ${seconds(lengthS)} of sound.`);
+      if (this.#request === request && !playback.isMute) this.#say(`Finished: ${seconds(lengthS)} of audio.`);
     } catch (error) {
       playback.stop();
       if (error.name !== "AbortError") this.#fail(error);
@@ -213,7 +213,7 @@ export function speakPanel() {
     const menu = element("voice");
     const chosen = menu.value;
     const own = document.createElement("optgroup");
-    own.label = "Of recordings";
+    own.label = "From recordings";
     own.append(...data.map(({ id, name }) => new Option(name, id)));
     const named = names.map((name) => new Option(name in titles ? `${titles[name]} (${name})` : name, name));
     const others = named.length > 0 ? named : [new Option("the model’s own", "")];

@@ -41,7 +41,7 @@ class TranscribePanel {
     this.#say(`Listening to ${file.name}…`);
     try {
       await this.#receive(await this.#send(file, request.signal), text);
-      this.#say(text.textContent === "" ? "Nothing was heard in it." : "Heard:");
+      this.#say(text.textContent === "" ? "No speech was found." : "Transcript:");
       element("copy-button").hidden = text.textContent === "" || navigator.clipboard === undefined;
     } catch (error) {
       if (error.name !== "AbortError") this.#fail(error);
@@ -63,7 +63,7 @@ class TranscribePanel {
       if (event.type === "transcript.text.done") [text.textContent, isWhole] = [event.text, true];
       text.hidden = text.textContent === "";
     }
-    if (!isWhole) throw new Error("The answer broke off.");
+    if (!isWhole) throw new Error("The response was interrupted.");
   }
 
   #fail(error) {

@@ -38,7 +38,7 @@ class VoicesPanel {
       this.#recording = null;
       element("voices").querySelector("form").reset();
       await this.changed();
-      this.#say(`${name} is kept.`);
+      this.#say(`${name} is stored.`);
     } catch (error) {
       this.#say("");
       tell(element(FIELDS[error.param] ?? "sample"), error.message);
@@ -52,7 +52,7 @@ class VoicesPanel {
     const [name, consent] = ["voice-name", "consent"].map((id) => element(id).value.trim());
     if (file === undefined) tell(element("sample"), "Choose a file, or record yourself.");
     else if (name === "") tell(element("voice-name"), "Give the voice a name.");
-    else if (consent === "") tell(element("consent"), "Say how the speaker has agreed: “my own voice”, for example.");
+    else if (consent === "") tell(element("consent"), "State how the speaker has agreed, for example “my own voice”.");
     else {
       const body = new FormData();
       const said = element("said-field").hidden ? "" : element("said").value.trim();

@@ -232,7 +232,7 @@ async def test_an_error_once_a_socket_is_open_is_an_event(start: Start, monkeypa
     catalogue = running.app.state.gateway.catalogue
 
     async def gone() -> None:
-        raise ApiError(503, "the speech server takes no requests now; try again", code="unavailable")
+        raise ApiError(503, "the speech server accepts no requests now; try again", code="unavailable")
 
     monkeypatch.setattr(catalogue, "profile", gone)
     monkeypatch.setattr(catalogue, "model", AsyncMock(return_value=ModelProfile("talker", 24_000, 100)))
@@ -395,7 +395,10 @@ async def test_what_the_system_says_is_forgotten_by_nobody_and_has_an_end(
 
 @pytest.mark.parametrize(
     ("limits", "reason"),
-    [(Limits(idle_s=0.2, drain_s=1), "nothing came for 0.2 s"), (Limits(session_s=0.2, drain_s=1), "it lasts 0.2 s")],
+    [
+        (Limits(idle_s=0.2, drain_s=1), "nothing was received for 0.2 s"),
+        (Limits(session_s=0.2, drain_s=1), "it lasts 0.2 s"),
+    ],
 )
 async def test_a_session_has_an_end(start: Start, limits: Limits, reason: str) -> None:
     async with open_socket(await start(limits=limits)) as opened:
@@ -443,7 +446,7 @@ async def test_what_is_being_said_is_said_before_the_gateway_ends(start: Start) 
         await caller.send("response.create")
         await caller.until("response.output_audio.delta")
         running.server.should_exit = True
-        assert (await idle.next()).error.message == "the session is over: the gateway ends"
+        assert (await idle.next()).error.message == "the session is over: the gateway is shutting down"
         with pytest.raises(websockets.ConnectionClosed, match="1012"):
             await idle.next()
         goes_on.set()
