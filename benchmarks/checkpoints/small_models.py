@@ -136,7 +136,7 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=SMALL_MODELS)
-    parser.add_argument("out", type=Path, help="directory to be made")
+    parser.add_argument("out", type=Path, help="directory to create")
     return parser.parse_args()
 
 

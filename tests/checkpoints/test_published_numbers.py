@@ -110,7 +110,7 @@ def test_a_backbone_that_shares_its_table_with_its_head_gets_a_head_of_its_own()
 
 
 def test_a_backbone_that_nobody_knows_needs_its_numbers(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"backbone small/x: not one of .*; --backbone must say where it lies"):
+    with pytest.raises(CheckpointError, match=r"backbone small/x: not one of .*; --backbone must name its config.json"):
         read_backbone("small/x", None, tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     with pytest.raises(
@@ -121,7 +121,7 @@ def test_a_backbone_that_nobody_knows_needs_its_numbers(tmp_path: Path) -> None:
 
 def test_an_encoder_that_nobody_knows_needs_its_numbers() -> None:
     record: dict[str, Any] = {"multimodal_io": {"continuous_audio": {"encoder_hf_model_tag": "Qwen/Qwen2.5-Omni-7B"}}}
-    with pytest.raises(CheckpointError, match="--audio-config must say where its numbers lie"):
+    with pytest.raises(CheckpointError, match="--audio-config must name the file with its parameters"):
         bagpiper.tower_config(record, None, {})
 
 

@@ -139,9 +139,9 @@ REFUSED: list[tuple[str, Change, str]] = [
     (
         "opuslm",
         config(lambda record: record["transformer_conf"].update(n_ctx="long")),
-        "backbone: not the numbers of olmo2",
+        "backbone: not the parameters of olmo2",
     ),
-    ("opuslm", backbone(hidden_size="wide"), "backbone: not the numbers of olmo2"),
+    ("opuslm", backbone(hidden_size="wide"), "backbone: not the parameters of olmo2"),
     ("opuslm", backbone(model_type=["olmo2"]), "expected one of ['llama', 'olmo2', 'qwen2', 'qwen3'], got ['olmo2']"),
     (
         "opuslm",
@@ -219,7 +219,7 @@ def test_a_release_that_may_be_the_other_family_s_is_remarked_on(
     others = {"opuslm": "opuslm-dialogue", "opuslm-dialogue": "opuslm"}
     if family in others:
         convert(others[family], published, tmp_path / "b")
-        assert f"which the release of {others[family]} does not: another family?" in capsys.readouterr().out
+        assert f"which the release of {others[family]} does not; is it another family?" in capsys.readouterr().out
 
 
 def test_a_codec_that_nobody_reads_is_named(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_audio_that_does_not_fit_is_refused(audios: tuple[HeardAudio, ...], mess
 def test_what_fits_passes_and_a_model_without_an_encoder_takes_none() -> None:
     check_audios(prompt(audio(), audio(first_row=15)), FORMAT)
     check_audios(prompt(), None)
-    with pytest.raises(InvalidRequest, match="hears through no encoder"):
+    with pytest.raises(InvalidRequest, match="has no audio encoder"):
         check_audios(prompt(audio()), None)
 
 

@@ -98,5 +98,5 @@ def test_a_mode_that_is_none_is_refused(mode: tuple[int, ...]) -> None:
 
 
 def test_a_schedule_for_more_modules_than_there_are_is_refused() -> None:
-    with pytest.raises(ValueError, match="3 modules do not say 4 rows"):
+    with pytest.raises(ValueError, match="3 modules cannot generate 4 rows"):
         Bursts(3, (BurstSchedule("any", (1, 4)),))

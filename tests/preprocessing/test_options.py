@@ -211,7 +211,7 @@ def test_the_bundled_voice_speaks_english(language: str) -> None:
 def test_only_a_family_of_one_script_transliterates() -> None:
     assert read({"transliterate": True}).manner == Manner(transliterates=True)
     assert read({"transliterate": False}).manner == PLAIN
-    refusal = "options.transliterate: expected false or nothing: this model reads every script, got true"
+    refusal = "options.transliterate: expected false or nothing: this model supports every script, got true"
     with pytest.raises(InvalidRequest, match=refusal):
         read_options('{"transliterate": true}', VITA, VITA.task("tts"), 12.5)
 

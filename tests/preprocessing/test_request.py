@@ -83,7 +83,7 @@ def test_the_longest_audio_fits_the_model(preprocessor: Preprocessor) -> None:
         (RawRequest(audio=b"", pcm_in=PCM), "pcm_in: expected either audio or pcm_in without messages, got both"),
         (
             RawRequest(messages='[{"role": "user", "codes": [[0]]}]'),
-            "messages[0].codes: expected an audio input: this model hears samples, got codes",
+            "messages[0].codes: expected an audio input: this model takes samples, got codes",
         ),
         (RawRequest(text=""), "text: expected something that can be spoken, got ''"),
         (RawRequest(text="a" * 10**6), "text: expected at most 160 characters, got 1000000 characters"),

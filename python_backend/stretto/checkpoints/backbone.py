@@ -49,7 +49,7 @@ def read_numbers(config_class: Any, record: Mapping[str, Any]) -> Any:
         return config_class.from_dict(dict(record))
     except (*UNPARSABLE, StrictDataclassError) as error:
         said = " ".join(str(error).split())  # some messages have several lines
-        raise CheckpointError(f"config.json: not the numbers of {kind}: {said}") from error
+        raise CheckpointError(f"config.json: not the parameters of {kind}: {said}") from error
 
 
 def check_heads(config: Any) -> None:
@@ -172,7 +172,7 @@ def read_backbone(tag: str, path: Path | None, tokenizer: Path) -> dict[str, Any
     elif (tokenizer / "config.json").is_file():
         record = read_json(tokenizer)
     else:
-        raise CheckpointError(f"backbone {tag}: not one of {sorted(PUBLISHED)}; --backbone must say where it lies")
+        raise CheckpointError(f"backbone {tag}: not one of {sorted(PUBLISHED)}; --backbone must name its config.json")
     if record.get("model_type") not in tuple(CLASSES):
         raise CheckpointError(f"backbone {tag}: expected one of {sorted(CLASSES)}, got {record.get('model_type')!r}")
     return {name: value for name, value in record.items() if name not in LEFT_OUT}
@@ -196,4 +196,4 @@ def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     try:
         return shapes_of(model_class, config_class.from_dict(dict(config)))
     except (*UNPARSABLE, RuntimeError, StrictDataclassError) as error:
-        raise CheckpointError(f"backbone: not the numbers of {config['model_type']}: {error}") from error
+        raise CheckpointError(f"backbone: not the parameters of {config['model_type']}: {error}") from error

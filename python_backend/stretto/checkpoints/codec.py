@@ -51,7 +51,7 @@ def check_directory(folder: Path, family: Family) -> list[Path]:
     files = [released_file(folder, name) for name in names]
     if not any(path.suffix in WEIGHTS for path in files):
         known = f"{', '.join(WEIGHTS[:-1])} or {WEIGHTS[-1]}"
-        raise CheckpointError(f"{folder}: expected weights ({known}) beside the codec's numbers, got none")
+        raise CheckpointError(f"{folder}: expected weights ({known}) and the codec's parameters, got no weights")
     try:
         # as the server does, so that a file that does not fit is reported before it is copied
         load_codec(family.codec, folder)
@@ -114,7 +114,7 @@ class Copy:
             config = load_config(config_class, folder) if folder else config_class.from_dict(numbers)
         except (*UNPARSABLE, StrictDataclassError) as error:
             said = " ".join(str(error).split())
-            raise CheckpointError(f"config.json: codec_config: not the numbers of {family.codec}: {said}") from error
+            raise CheckpointError(f"config.json: codec_config: not the parameters of {family.codec}: {said}") from error
         plan = {f"{prefix}{name}": Part(name, shape) for name, shape in shapes_of(model_class, config).items()}
         check(plan, {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}, ())
         entries = [

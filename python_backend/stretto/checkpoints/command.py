@@ -40,12 +40,12 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     )
     add("--config", type=Path, help="the release's config.yaml or config.json, if it has one")
     add("--tokenizer", type=Path, required=True, help="directory of the public tokenizer that config.yaml names")
-    add("--out", type=Path, required=True, help="directory to be made")
+    add("--out", type=Path, required=True, help="directory to create")
     add("--codec", type=Path, help="directory of the codec's own release; copied to codec/")
     add(
         "--ssl-tokenizer",
         type=Path,
-        help="to hear samples: for OpusLM a directory of espnet/xeus (config.yaml, xeus_checkpoint_new.pth, "
+        help="tokenizer for samples: for OpusLM a directory of espnet/xeus (config.yaml, xeus_checkpoint_new.pth, "
         "km_opus_lm.mdl), for VITA-Audio one of THUDM/glm-4-voice-tokenizer",
     )
     add("--codec-from-model", action="store_true", help="write codec/ from the copy in the model's files")
@@ -53,10 +53,10 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--dtype", choices=DTYPES, help="of the tensors; default: what the model was trained in")
     add("--shard-gb", type=float, default=MAX_SHARD_GB, help=f"size of a file at most, in GB; default {MAX_SHARD_GB}")
     audio = parser.add_argument_group("Bagpiper's audio tower")
-    audio.add_argument("--audio-config", type=Path, help="config.json with its numbers, where it is not Qwen3-Omni's")
+    audio.add_argument("--audio-config", type=Path, help="config.json with its parameters, if it is not Qwen3-Omni's")
     audio.add_argument("--n-window", type=int, help="half a chunk, in mel frames; default 50, as trained")
     audio.add_argument("--n-window-infer", type=int, help="mel frames that see each other; default 800, as trained")
-    audio.add_argument("--no-normalize", action="store_true", help="leave waveforms as loud as they come")
+    audio.add_argument("--no-normalize", action="store_true", help="do not normalise the loudness of waveforms")
     args = parser.parse_args(words)
     if not args.shard_gb > 0:
         parser.error(f"--shard-gb must be > 0, got {args.shard_gb:g}")

@@ -97,9 +97,14 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         prog="stretto make-repository", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--checkpoint", type=Path, required=True, help="what stretto convert has made")
-    add("--out", type=Path, required=True, help="directory to be made")
-    add("--engine-args", type=Path, metavar="FILE", help="JSON: engine arguments of vLLM in place of those chosen here")
+    add("--checkpoint", type=Path, required=True, help="checkpoint made by stretto convert")
+    add("--out", type=Path, required=True, help="directory to create")
+    add(
+        "--engine-args",
+        type=Path,
+        metavar="FILE",
+        help="JSON with engine arguments for vLLM instead of the default ones",
+    )
     add("--gpu", type=int, metavar="N", help="for GPUs, codec and tokenizer of audio on GPU N; default: for the CPU")
     return parser.parse_args(words)
 

@@ -191,7 +191,7 @@ def notes_on(contents: Contents, release: Release) -> list[str]:
     stored = str(table.dtype).removeprefix("torch.")
     notes = [f"stored in {stored}, written in {contents.dtype}"] if stored != contents.dtype else []
     if contents.dtype == "float32" and release.dtype is None:
-        notes.append("written and served in float32; --dtype bfloat16 takes half of the memory, and less time on a GPU")
+        notes.append("written and served in float32; --dtype bfloat16 takes half the memory, and less time on a GPU")
     return notes + family.notes(contents.config, table, release.family)
 
 
@@ -199,5 +199,7 @@ def _known_dtype(trained: str | None, tensors: Mapping[str, Tensor]) -> str:
     """Return the dtype that the model was trained in; if unknown, the dtype of its first stored tensor."""
     dtype = trained or str(next(iter(tensors.values())).dtype).removeprefix("torch.")
     if dtype not in DTYPES:
-        raise CheckpointError(f"trained in one of {', '.join(DTYPES)} is expected, got {dtype!r}; --dtype decides")
+        raise CheckpointError(
+            f"expected a model trained in one of {', '.join(DTYPES)}, got {dtype!r}; choose with --dtype"
+        )
     return dtype

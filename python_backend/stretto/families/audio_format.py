@@ -156,7 +156,7 @@ def check_audios(prompt: Prompt, audio_format: AudioFormat | None) -> None:
     for index, audio in enumerate(prompt.audios):
         field = f"audios[{index}]"
         if audio_format is None:
-            raise InvalidRequest(field, "no audio: this model hears through no encoder", f"{audio.num_rows} rows")
+            raise InvalidRequest(field, "no audio: this model has no audio encoder", f"{audio.num_rows} rows")
         if audio.features.ndim != 2 or audio.features.shape[1] != audio_format.feature_size or not len(audio.features):
             expected = f"features [F >= 1, {audio_format.feature_size}]"
             raise InvalidRequest(field, expected, list(audio.features.shape))

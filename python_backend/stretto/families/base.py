@@ -62,7 +62,9 @@ class BurstSchedule:
         behind = place - (main - 1)  # 0 in the row that the modules' rows follow
         if behind < 0:
             return 0
-        assert behind % (self.num_modules + 1) == 0, f"{self.name}: row {index} is a module's, no step begins with it"
+        assert behind % (self.num_modules + 1) == 0, (
+            f"{self.name}: row {index} belongs to a module, so no step starts with it"
+        )
         return min(self.num_modules, extra - behind)
 
     def window(self, num_modules: int) -> int:
@@ -98,7 +100,7 @@ class Bursts:
 
     def __post_init__(self) -> None:
         if (most := max(schedule.max_extra for schedule in self.schedules)) > self.num_modules:
-            raise ValueError(f"{self.num_modules} modules do not say {most} rows in a step")
+            raise ValueError(f"{self.num_modules} modules cannot generate {most} rows in a step")
 
     def schedule(self, name: str | Sequence[int] | None) -> BurstSchedule:
         """Return the schedule called `name`, one of the given numbers, or the default for None.

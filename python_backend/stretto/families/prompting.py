@@ -57,7 +57,7 @@ def _language(options: OptionsRecord, family: Family) -> str | None:
     name = language.lower() if isinstance(language, str) else language
     if not family.languages or name not in (AUTO, *family.languages):
         known = f"one of {', '.join((AUTO, *family.languages))}"
-        expected = known if family.languages else "nothing: this model is not told a language"
+        expected = known if family.languages else "nothing: this model takes no language"
         raise InvalidRequest("options.language", expected, shown(language))
     return None if name == AUTO else name
 
@@ -72,7 +72,7 @@ def _instruct(options: OptionsRecord, family: Family) -> str:
 def _transliterates(options: OptionsRecord, family: Family) -> bool:
     transliterates = options.get("transliterate", False)
     if transliterates and not family.reads_latin_only:
-        raise InvalidRequest("options.transliterate", "false or nothing: this model reads every script", "true")
+        raise InvalidRequest("options.transliterate", "false or nothing: this model supports every script", "true")
     return transliterates
 
 
@@ -80,7 +80,7 @@ def _is_streaming(options: OptionsRecord, family: Family) -> bool:
     if "text_mode" not in options:
         return family.text_track is not None and family.text_track.is_usual
     if family.text_track is None:
-        expected = "nothing: this model reads no text beside its frames"
+        expected = "nothing: this model takes no text during its frames"
         raise InvalidRequest("options.text_mode", expected, shown(options["text_mode"]))
     return options["text_mode"] != "whole"
 

@@ -66,13 +66,13 @@ def test_all_of_an_utterance_counts(refinement: ValleRefinement) -> None:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda r: r.pop("width"), "expected the numbers of a refinement, got TypeError"),
-        (lambda r: r.update(more=1), "expected the numbers of a refinement, got TypeError"),
+        (lambda r: r.pop("width"), "expected the parameters of a refinement, got TypeError"),
+        (lambda r: r.update(more=1), "expected the parameters of a refinement, got TypeError"),
         (lambda r: r.update(num_heads=3), "expected two codebooks or more and whole heads"),
         (lambda r: r.update(num_heads=0), "expected two codebooks or more and whole heads"),
         (lambda r: r.update(num_codebooks=1), "expected two codebooks or more and whole heads"),
         (lambda r: r.update(codes=350), "expected all codes and the end below num_ids"),
-        (lambda r: r.update(width="64"), "expected the numbers of a refinement"),
+        (lambda r: r.update(width="64"), "expected the parameters of a refinement"),
         (lambda r: r.update(num_layers=3), r"missing \['blocks\.2\."),
     ],
 )

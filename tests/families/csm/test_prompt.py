@@ -104,11 +104,11 @@ def test_codes_stand_for_audio_and_the_voice_is_the_assistant_s_number(made: Mad
         ({"text": "a", "options": '{"voice": "2"}'}, "options.voice: expected one of 0, 1"),
         (
             {"messages": talk(turn("user", codes=CODES), turn("assistant", text="a"))},
-            "messages[0].codes: expected audio together with the text that is said in it",
+            "messages[0].codes: expected audio together with its transcript",
         ),
         (
             {"messages": talk(turn("assistant", text="a", codes=CODES))},
-            "messages[0].codes: expected the words to be said, and no audio, in the last turn",
+            "messages[0].codes: expected text to speak, and no audio, in the last turn",
         ),
         (
             {"messages": talk(turn("user", text="b", codes=CODES[:4]), turn("assistant", text="a"))},

@@ -148,7 +148,7 @@ def test_numbers_that_are_none_of_a_codec_are_named(
     edit: dict[str, object], release: HiggsAudioRelease, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "tokenizer" / "config.json").write_text(json.dumps(BOSONS_NUMBERS | edit))
-    assert "tokenizer/config.json: not the numbers of Higgs Audio's codec" in refusal(release, capsys)
+    assert "tokenizer/config.json: not the parameters of Higgs Audio's codec" in refusal(release, capsys)
 
 
 def test_the_model_folder_may_hold_older_shards_too(release: HiggsAudioRelease, tmp_path: Path) -> None:

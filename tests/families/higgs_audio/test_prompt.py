@@ -120,15 +120,15 @@ def test_codes_of_earlier_replies_are_voices(made: Made) -> None:
         ({"text": "a", "options": '{"voice": "2"}'}, "options.voice: expected"),
         (
             {"messages": talk(turn("system", codes=CODES), turn("user", text="a"))},
-            "messages[0].codes: expected audio together with the text that is said in it",
+            "messages[0].codes: expected audio together with its transcript",
         ),
         (
             {"messages": talk(turn("assistant", text="b"), turn("user", text="a"))},
-            "messages[0].text: expected words alone in a turn of the user, audio alone in one of the assistant",
+            "messages[0].text: expected only text in a turn of the user, only audio in a turn of the assistant",
         ),
         (
             {"messages": talk(turn("user", codes=CODES), turn("assistant", codes=CODES), turn("user", text="a"))},
-            "messages[0].codes: expected words alone in a turn of the user",
+            "messages[0].codes: expected only text in a turn of the user",
         ),
         (
             {"messages": talk(turn("assistant", codes=CODES[:4]), turn("user", text="a"))},
@@ -139,7 +139,7 @@ def test_codes_of_earlier_replies_are_voices(made: Made) -> None:
                 "messages": talk(turn("system", text="b"), turn("user", text="a")),
                 "options": '{"instruct": "c"}',
             },
-            "options.instruct: expected nothing, where a system turn says the scene",
+            "options.instruct: expected nothing if a system turn describes the scene",
         ),
         ({"text": "o " * 300}, "text: expected a prompt of at most 255 rows"),
     ],

@@ -43,7 +43,7 @@ def test_without_one_the_converter_says_what_the_server_will_take(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(command("opuslm", write_opuslm(tmp_path / "release"), tmp_path / "out")) == 0
-    assert "the server will take audio as codes alone (--ssl-tokenizer)" in capsys.readouterr().out
+    assert "the server will accept audio only as codes (--ssl-tokenizer)" in capsys.readouterr().out
     assert not (tmp_path / "out" / FOLDER).exists()
 
 
@@ -109,7 +109,7 @@ def test_tensors_that_do_not_fit_are_named(
         ("encoder_conf", "merge_conv_kernel", 30, "expected odd kernels"),
         ("encoder_conf", "attention_heads", 5, "expected a width of whole heads"),
         ("encoder_conf", "num_blocks", "3", "expected positive whole numbers"),
-        ("frontend_conf", "shapes", 7, "expected the numbers of XEUS, got TypeError"),
+        ("frontend_conf", "shapes", 7, "expected the parameters of XEUS, got TypeError"),
         ("frontend_conf", "conv_mode", "depth_only", "frontend_conf.conv_mode: expected one of ('standard',)"),
         ("preencoder_conf", "output_size", 16, "preencoder_conf.output_size: expected 32, as the encoder's"),
         (None, "encoder_conf", None, "config.yaml: encoder_conf: expected a mapping, got None"),

@@ -71,7 +71,7 @@ def written(checkpoint: Path, **changes: Any) -> Prompt:
         ({"voice": "Ethan"}, "voice: expected one of ethan, chelsie, got 'Ethan'"),
         (
             {"states": None},
-            r"states: expected float32 \[9, W\], one for each id where audio was heard, got float32 \[0",
+            r"states: expected float32 \[9, W\], one for each id of input audio, got float32 \[0",
         ),
         ({"states": np.zeros((8, 48), np.float32)}, r"states: expected float32 \[9, W\].* got float32 \[8, 48\]"),
         ({"states": np.zeros((9, 48))}, r"states: .* got float64 \[9, 48\]"),
@@ -120,7 +120,9 @@ def test_the_server_says_in_one_line_that_there_is_no_thinker(
 ) -> None:
     assert make_repository(["--checkpoint", str(checkpoint), "--out", str(tmp_path / "served")]) == 1
     said = capsys.readouterr().err
-    assert said.startswith("stretto make-repository: qwen3_omni_talker speaks what a thinker says, and there is none")
+    assert said.startswith(
+        "stretto make-repository: qwen3_omni_talker speaks the output of a thinker, which the server lacks"
+    )
     assert said.count("\n") == 1
 
 

@@ -69,7 +69,7 @@ def test_what_a_fine_tune_leaves_out_is_as_the_authors_class_has_it(tmp_path: Pa
         ),
         (
             lambda config: config.update(tts_model_type="base", speaker_encoder_config={"enc_dim": 64, "depth": 3}),
-            "speaker_encoder_config: expected a speaker encoder's numbers",
+            "speaker_encoder_config: expected a speaker encoder's parameters",
         ),
         (
             lambda config: config.update(tts_model_type="base", speaker_encoder_config={"enc_dim": 64}),

@@ -195,7 +195,7 @@ def test_a_voice_is_encoded_once_and_another_is_another(
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        (RawRequest(text="hello"), "messages: expected a system turn with audio: this model speaks in the voice of a"),
+        (RawRequest(text="hello"), "messages: expected a system turn with audio: this model clones the voice of a"),
         (
             RawRequest(messages='[{"role": "system", "text": "a"}, {"role": "user", "text": "b"}]'),
             "messages: expected a sy",

@@ -63,7 +63,7 @@ def test_tensors_that_do_not_fit_are_named(
     ("edit", "message"),
     [
         (lambda c: c.update(corelm="ar_delay"), "corelm: expected valle, got 'ar_delay'"),
-        (lambda c: c["corelm_conf"].update(qk_norm=True), "corelm_conf.qk_norm: norms of queries and keys"),
+        (lambda c: c["corelm_conf"].update(qk_norm=True), "corelm_conf.qk_norm: expected false, got true"),
         (lambda c: c["corelm_conf"].update(ar_layer=0), "corelm_conf.ar_layer: expected a whole number >= 1, got 0"),
         (lambda c: c["corelm_conf"].update(head=3), "corelm_conf.att_unit: expected a multiple of head, 3, got 64"),
         (lambda c: c.update(codec_token_in_use=7), "codec_token_in_use: expected a number >= 2 of codebooks"),

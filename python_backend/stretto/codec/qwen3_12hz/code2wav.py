@@ -84,7 +84,7 @@ class Code2Wav(nn.Module):
         frames = codes.shape[2]
         memory = Memory(window.state, first, frames, window.right)
         pcm, begin = self(codes, first, memory), self.spec.tail_samples
-        assert memory.is_complete, "every layer has kept its part"
+        assert memory.is_complete, "every layer has stored its state"
         stop = begin + self.spec.num_samples(frames - window.right, window.right)
         return pcm[:, begin:stop].clamp(-1, 1), memory.after
 

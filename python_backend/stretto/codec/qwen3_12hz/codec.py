@@ -51,7 +51,7 @@ class Qwen3Codec(nn.Module):
         codes, first = (each.to(window.state.device) for each in (window.codes[:, :, window.left :], window.first))
         memory = Memory(window.state, first, codes.shape[2])
         pcm = self.decoder(codes, first, memory)
-        assert memory.is_complete, "every layer has kept its part"
+        assert memory.is_complete, "every layer has stored its state"
         return pcm.clamp(-1, 1), memory.after
 
 

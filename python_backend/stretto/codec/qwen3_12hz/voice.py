@@ -69,7 +69,7 @@ class SpeakerConfig:
             raise ValueError(f"sample_rate must be {SAMPLE_RATE}, got {config.sample_rate}")
         lists = (config.enc_channels, config.enc_kernel_sizes, config.enc_dilations)
         if len({len(each) for each in lists}) != 1 or len(config.enc_channels) < 3:
-            raise ValueError(f"enc_channels, enc_kernel_sizes and enc_dilations must be as long, got {lists}")
+            raise ValueError(f"enc_channels, enc_kernel_sizes and enc_dilations must have the same length, got {lists}")
         return config
 
     @property
@@ -135,7 +135,9 @@ def read_speaker_encoder(folder: Path) -> SpeakerEncoder:
         config = SpeakerConfig.from_record(json_object(folder / CONFIG))
         encoder = SpeakerEncoder(config)
     except (*UNPARSABLE, RuntimeError) as error:
-        raise CheckpointError(f"{folder / CONFIG}: expected the numbers of a speaker encoder, got {error}") from error
+        raise CheckpointError(
+            f"{folder / CONFIG}: expected the parameters of a speaker encoder, got {error}"
+        ) from error
     load_strictly(encoder.network, read_tensors(folder / WEIGHTS), folder / WEIGHTS)
     return encoder.eval().requires_grad_(False)
 

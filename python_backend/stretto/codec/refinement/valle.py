@@ -165,6 +165,8 @@ def load(folder: Path, device: str = "cpu") -> ValleRefinement:
     try:
         made = ValleRefinement(ValleShape(**json_object(folder / CONFIG_FILE)))
     except UNPARSABLE as error:
-        raise CheckpointError(f"{folder / CONFIG_FILE}: expected the numbers of a refinement, got {error!r}") from error
+        raise CheckpointError(
+            f"{folder / CONFIG_FILE}: expected the parameters of a refinement, got {error!r}"
+        ) from error
     load_strictly(made, read_tensors(folder / WEIGHTS_FILE), folder)
     return made.eval().requires_grad_(False).to(device)

@@ -166,7 +166,7 @@ def trained_dtype(config: Mapping[str, Any]) -> str | None:
 
 def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
     """Return a note that samples have no watermark, unlike those of the authors' code."""
-    return ["samples will have no watermark: its authors add theirs (Perth) behind the model"]
+    return ["samples will have no watermark: its authors add theirs (Perth) after the model"]
 
 
 def vocabulary(tensors: Mapping[str, Tensor], tokenizer: Tokenizer, voices: tuple[str, ...]) -> ChatterboxVocabulary:

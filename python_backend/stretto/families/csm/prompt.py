@@ -36,7 +36,7 @@ class CsmTemplate:
         turns = [list(turn) for _, turn in groupby(pieces, lambda piece: piece.path.rpartition(".")[0] or piece.path)]
         spoken = turns[-1]
         if len(spoken) > 1 or spoken[0].text is None:
-            raise InvalidRequest(spoken[-1].path, "the words to be said, and no audio, in the last turn", "audio")
+            raise InvalidRequest(spoken[-1].path, "text to speak, and no audio, in the last turn", "audio")
         says = "assistant" if task.answers == "assistant" else "user"
         parts = [self._turn(turn, voice if turn[0].role == says else other) for turn in turns]
         return PromptRows(np.concatenate(parts))
@@ -45,7 +45,7 @@ class CsmTemplate:
         """Return the rows of a turn: its words followed by its audio, in whichever order the request has them."""
         words = [piece for piece in turn if piece.text is not None]
         if not words:
-            raise InvalidRequest(turn[0].path, "audio together with the text that is said in it", "audio alone")
+            raise InvalidRequest(turn[0].path, "audio together with its transcript", "audio alone")
         rows = [self._text(words[0], speaker)]
         return np.concatenate([*rows, *(self._audio(piece) for piece in turn if piece.text is None)])
 

@@ -54,7 +54,7 @@ def boson_codec(folder: Path, num_codebooks: int, codebook_size: int) -> Network
     try:
         shapes = shapes_of(HiggsModel, config)
     except (*UNPARSABLE, RuntimeError) as error:
-        raise CheckpointError(f"{folder / CONFIG_FILE}: not the numbers of a codec: {error!r}") from error
+        raise CheckpointError(f"{folder / CONFIG_FILE}: not the parameters of a codec: {error!r}") from error
     tensors = renamed(stored, len(config.acoustic_model_config.upsampling_ratios))
     plan = {name: Part(name, shape) for name, shape in shapes.items()}
     try:
@@ -86,7 +86,9 @@ def read_config(folder: Path) -> Any:
             }
         )
     except UNPARSABLE as error:
-        raise CheckpointError(f"{folder / CONFIG_FILE}: not the numbers of Higgs Audio's codec: {error!r}") from error
+        raise CheckpointError(
+            f"{folder / CONFIG_FILE}: not the parameters of Higgs Audio's codec: {error!r}"
+        ) from error
 
 
 def renamed(stored: Mapping[str, Tensor], num_blocks: int) -> dict[str, Tensor]:

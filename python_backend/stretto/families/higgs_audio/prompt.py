@@ -69,7 +69,7 @@ class HiggsAudioTemplate:
         scene, path = manner.instruct, "options.instruct"
         if system and not has_voice:
             if scene:
-                raise InvalidRequest(path, "nothing, where a system turn says the scene", "both")
+                raise InvalidRequest(path, "nothing if a system turn describes the scene", "both")
             scene, path = system[0].text or "", system[0].path
         parts = [self._opening(scene, path)]
         parts += self._voice(system) if has_voice else []
@@ -88,14 +88,14 @@ class HiggsAudioTemplate:
         """Return the rows of a voice, as a turn of its recording: its words and its audio."""
         words = [piece for piece in pieces if piece.text is not None]
         if not words:
-            raise InvalidRequest(pieces[0].path, "audio together with the text that is said in it", "audio alone")
+            raise InvalidRequest(pieces[0].path, "audio together with its transcript", "audio alone")
         return [self._words(words[0]), *(self._audio(piece) for piece in pieces if piece.text is None)]
 
     def _turn(self, turn: Sequence[Piece]) -> np.ndarray:
         """Return the rows of a turn: text of the user, or audio of the assistant."""
         for piece in turn:
             if (piece.role == "user") != (piece.text is not None):
-                user, assistant = "words alone in a turn of the user", "audio alone in one of the assistant"
+                user, assistant = "only text in a turn of the user", "only audio in a turn of the assistant"
                 raise InvalidRequest(piece.path, f"{user}, {assistant}", "audio" if piece.text is None else "text")
         return self._words(turn[0]) if turn[0].text is not None else self._audio(turn[0])
 

@@ -68,7 +68,7 @@ def read_config(path: Path) -> XeusConfig:
     try:
         config = config_from(front_end, encoder)
     except UNPARSABLE as error:
-        raise CheckpointError(f"{path}: expected the numbers of XEUS, got {error!r}") from error
+        raise CheckpointError(f"{path}: expected the parameters of XEUS, got {error!r}") from error
     if entry(record, "preencoder_conf.output_size") != config.hidden:
         raise CheckpointError(f"{path}: preencoder_conf.output_size: expected {config.hidden}, as the encoder's")
     return config
@@ -190,7 +190,7 @@ GENERATION: dict[str, tuple[str, ...]] = {}  # releases have no generation_confi
 def convert(release: Release, contents: Contents) -> Converted:
     """Return the checkpoint of the base model or of the dialogue model."""
     if release.keeps_codec:
-        raise CheckpointError("OpusLM's file holds no copy of its codec: --codec must say where it lies")
+        raise CheckpointError("OpusLM's file holds no copy of its codec: --codec must name its folder")
     config, name = contents.config, release.family_name
     known = vocabulary(config, contents.tokenizer, is_dialogue=name == "opuslm_dialogue")
     record = config_of(contents.backbone, known.vocab_size, contents.dtype)
@@ -216,7 +216,9 @@ def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[st
     kind = "zero" if not embeddings[0].any() else "not zero: a row of text carries it eight times"
     notes, model = [f"the pad's embedding is {kind}"], config.get("model")
     if (model == "dpo") != (family == "opuslm-dialogue"):
-        notes.append(f"config.yaml says `model: {model}`, which the release of {family} does not: another family?")
+        notes.append(
+            f"config.yaml says `model: {model}`, which the release of {family} does not; is it another family?"
+        )
     return notes
 
 

@@ -97,7 +97,7 @@ def trained_dtype(config: Mapping[str, Any]) -> str | None:
 
 def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
     """Return a note that the server does not serve the talker."""
-    return ["a talker without its thinker: to be driven through SpeechLLM; the server refuses it"]
+    return ["a talker without its thinker: use it through SpeechLLM; the server does not accept it"]
 
 
 def vocabulary(numbers: Numbers, tokenizer: Tokenizer) -> TalkerVocabulary:

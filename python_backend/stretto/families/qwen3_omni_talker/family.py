@@ -20,7 +20,7 @@ from stretto.records.sampling import CodeSampling, SamplingConfig, SegmentSampli
 from stretto.streams.layout import Segment
 
 NAME = "qwen3_omni_talker"
-NOT_SERVED = "speaks what a thinker says, and there is none here: it is driven through SpeechLLM (docs/families.md)"
+NOT_SERVED = "speaks the output of a thinker, which the server lacks: use it through SpeechLLM (docs/families.md)"
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,7 @@ class TalkerPrompts:
         heard = [index for index, token in enumerate(users) if token == self._known.heard]
         given = np.zeros((0, 1), np.float32) if states is None else states
         if given.ndim != 2 or len(given) != len(heard) or given.dtype != np.float32:
-            expected = f"float32 [{len(heard)}, W], one for each id where audio was heard"
+            expected = f"float32 [{len(heard)}, W], one for each id of input audio"
             raise InvalidRequest("states", expected, f"{given.dtype} {list(given.shape)}")
         runs = [[at for at, _ in run] for _, run in groupby(enumerate(heard), lambda each: each[1] - each[0])]
         return tuple(HeardAudio(heard[run[0]], len(run), given[run[0] : run[-1] + 1]) for run in runs)

@@ -197,7 +197,7 @@ def speaker_encoder(numbers: Numbers, hidden_size: int) -> Network:
         config = SpeakerConfig.from_record(record)
         shapes = shapes_of(SpeakerEncoder, config)
     except (ValueError, TypeError, RuntimeError) as error:
-        raise CheckpointError(f"config.json: {CONFIG}: expected a speaker encoder's numbers, got {error}") from error
+        raise CheckpointError(f"config.json: {CONFIG}: expected a speaker encoder's parameters, got {error}") from error
     if config.enc_dim != hidden_size:
         expected = f"{CONFIG}.enc_dim {hidden_size}, the talker's width"
         raise CheckpointError(f"config.json: expected {expected}, got {config.enc_dim}")

@@ -125,7 +125,7 @@ class Qwen3TtsTemplate:
         """Return the voice of a system turn: its audio and, if the turn has text, the transcript."""
         recordings = [piece for piece in pieces if piece.text is None]
         if not recordings:
-            expected = "a system turn with audio: this model speaks in the voice of a recording"
+            expected = "a system turn with audio: this model clones the voice of a recording"
             raise InvalidRequest("messages", expected, "no voice")
         if recordings[0].pcm is None:
             raise InvalidRequest(recordings[0].path, "a file or samples of a voice", "codes")
@@ -197,7 +197,7 @@ class RowWriter:
             InvalidRequest: If the voice continues from its recording, because the transcript's words are in these rows.
         """
         if voice is not None and voice.codes is not None:
-            expected = "whole or streaming, as the recording's words are told"
+            expected = "whole or streaming, because the recording's transcript is given"
             raise InvalidRequest("options.text_mode", expected, "open")
         return PromptRows(np.concatenate([head, self._frames(voice)]), audios=_x_vector(head, voice))
 

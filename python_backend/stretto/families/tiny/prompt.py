@@ -43,7 +43,7 @@ class TinyTemplate:
             assert voice is not None, task.name
             return PromptRows(*self.speak(piece.text, voice, piece.path, manner.transliterates))
         if piece.pcm is None:
-            raise InvalidRequest(piece.path, "an audio input: this model hears samples", "codes")
+            raise InvalidRequest(piece.path, "an audio input: this model takes samples", "codes")
         pcm = trim_silence(piece.pcm, int(MARGIN_S * self._codec.spec.sample_rate))
         return PromptRows(self.listen(self._codec.encode(pcm)))
 

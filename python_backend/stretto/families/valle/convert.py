@@ -39,7 +39,7 @@ RENAMED = {"attn.out": "attn.c_proj", "mlp.0": "mlp.c_fc", "mlp.2": "mlp.c_proj"
 def convert(release: Release, contents: Contents) -> Converted:
     """Return the checkpoint: the autoregressive model for the engine, and the other one in a folder for the decoder."""
     if release.keeps_codec:
-        raise CheckpointError("VALL-E's file holds no copy of its codec: --codec must say where it lies")
+        raise CheckpointError("VALL-E's file holds no copy of its codec: --codec must name its folder")
     numbers, known = network_numbers(contents.config), vocabulary(contents.config, contents.tokenizer)
     record = {
         "architectures": ["StrettoValleForCausalLM"],
@@ -72,7 +72,7 @@ def trained_dtype(config: Mapping[str, Any]) -> str | None:
 
 def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
     """Return a note on the latency of replies."""
-    return ["a reply sounds when it has ended: its other codebooks are filled in of the whole utterance"]
+    return ["audio starts only after the whole reply, because its other codebooks are filled in afterwards"]
 
 
 def network_numbers(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def network_numbers(config: Mapping[str, Any]) -> dict[str, Any]:
     given = optional_entry(config, "corelm_conf") or {}
     numbers = DEFAULTS | {name: given[name] for name in DEFAULTS if name in given}
     if numbers["qk_norm"]:
-        raise CheckpointError("config.yaml: corelm_conf.qk_norm: norms of queries and keys are not built, got true")
+        raise CheckpointError("config.yaml: corelm_conf.qk_norm: expected false, got true")
     for name in ("att_unit", "head", "ar_layer", "nar_layer", "n_ctx"):
         if type(numbers[name]) is not int or numbers[name] < 1:
             expected = f"a whole number >= 1, got {numbers[name]!r}"

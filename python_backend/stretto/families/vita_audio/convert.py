@@ -173,7 +173,7 @@ def convert(release: Release, contents: Contents) -> Converted:
     num_main, num_modules = layers(config)
     hears = config["model_type"] == PLUS
     if hears and release.ssl_tokenizer:
-        raise CheckpointError("VITA-Audio-Plus hears through its own encoder: --ssl-tokenizer is for VITA-Audio")
+        raise CheckpointError("VITA-Audio-Plus has its own audio encoder: --ssl-tokenizer is for VITA-Audio")
     known = replace(
         vocabulary(contents.tokenizer, config["vocab_size"], (*MARKERS, *[HEARD] * hears)),
         num_modules=num_modules,

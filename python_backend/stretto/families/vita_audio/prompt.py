@@ -165,7 +165,9 @@ class VitaTemplate:
 
     def _features(self, piece: Piece, audio: Mapping[str, Any]) -> np.ndarray:
         if piece.pcm is None:
-            raise InvalidRequest(piece.path, "an audio input: VITA-Audio-Plus hears samples and speaks codes", "codes")
+            raise InvalidRequest(
+                piece.path, "an audio input: VITA-Audio-Plus takes samples and generates codes", "codes"
+            )
         return stacked_log_mel(piece.pcm, audio)
 
     def _placed(self, ids: list[int], heard: list[np.ndarray]) -> tuple[HeardAudio, ...]:
