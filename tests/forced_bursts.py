@@ -5,7 +5,7 @@ from vllm.config import VllmConfig
 from vllm.model_executor.models.registry import ModelRegistry
 
 from stretto.engine.models.backbones import StrettoQwen3ForCausalLM
-from stretto.engine.worker.predictors import BurstBatch, SaidRows, Say
+from stretto.engine.worker.predictors import BurstBatch, GeneratedRows, Say
 
 ARCHITECTURE = "ForcedBurstsForCausalLM"
 
@@ -13,7 +13,7 @@ ARCHITECTURE = "ForcedBurstsForCausalLM"
 class ForcedRows:
     """Says each further row from what the row before was said from, and that row."""
 
-    def __init__(self, said: SaidRows):
+    def __init__(self, said: GeneratedRows):
         self._said = said
 
     def bind(self, kv_cache_config: object, block_tables: object) -> None:
@@ -36,7 +36,7 @@ class ForcedRows:
 class ForcedBurstsForCausalLM(StrettoQwen3ForCausalLM):
     """Qwen3 with such rows."""
 
-    def row_predictor(self, said: SaidRows, vllm_config: VllmConfig) -> ForcedRows:
+    def row_predictor(self, said: GeneratedRows, vllm_config: VllmConfig) -> ForcedRows:
         return ForcedRows(said)
 
 

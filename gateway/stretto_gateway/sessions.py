@@ -9,7 +9,7 @@ from stretto_gateway.admission import Held, is_room
 from stretto_gateway.answers import ApiError
 from stretto_gateway.caller import CALLER
 from stretto_gateway.config import Limits
-from stretto_gateway.realtime.hearing import WindowQueue
+from stretto_gateway.realtime.audio_input import WindowQueue
 
 
 class Sessions:

@@ -14,14 +14,14 @@ from stretto_gateway.admission import Held
 from stretto_gateway.answers import ApiError, refused
 from stretto_gateway.config import Limits
 from stretto_gateway.gateway import Gateway
-from stretto_gateway.lasting import DONE, attend, session_tasks
 from stretto_gateway.realtime.events import Channel, SessionEnd, read_json
 from stretto_gateway.realtime.settings import IGNORED, validated
+from stretto_gateway.socket_sessions import DONE, attend, session_tasks
 from stretto_gateway.speech import audio_parts, voice_options
 from stretto_gateway.speech_request import Body, Ignored, SpeechOptions, Text, held_bytes
 
 
-class WrittenText:
+class StreamedText:
     """Queue of text pieces, with limits on their total length and on the time to write them.
 
     Unread text counts as held memory until `close`.
@@ -197,7 +197,7 @@ class StreamSession:
         self._gateway, self._channel, self._owner, self._tasks = gateway, channel, owner, tasks
         self._config: SessionConfig | None = None
         self._num_utterances = 0
-        self._text: WrittenText | None = None
+        self._text: StreamedText | None = None
         self._task: asyncio.Task[None] | None = None
         self._is_closing = False
 
@@ -276,7 +276,7 @@ class StreamSession:
             config = self._configured()
             if self._is_closing or not piece:
                 return
-            self._text = WrittenText(self._gateway.limits, self._gateway.sessions.held)
+            self._text = StreamedText(self._gateway.limits, self._gateway.sessions.held)
             self._task = self._tasks.create_task(self._speak(config, self._text, self._num_utterances))
             self._num_utterances += 1
         assert self._text is not None
@@ -312,7 +312,7 @@ class StreamSession:
             told = f"type: {kind} must wait for the session.done of the previous utterance"
             raise ApiError(400, told, "type", "utterance_in_progress")
 
-    async def _speak(self, config: SessionConfig, text: WrittenText, index: int) -> None:
+    async def _speak(self, config: SessionConfig, text: StreamedText, index: int) -> None:
         """Speak one utterance and send its events; if it fails, the rest of its text is ignored."""
         place = {"utterance_index": index, "sentence_index": 0}
         num_bytes, has_failed = 0, False

@@ -3,7 +3,7 @@
 StrettoError
 ├── InvalidRequest      caller's mistake; reported for that request only
 ├── Overloaded          a server limit is reached; can be retried later
-│   └── NoPlace         rejected before any work, because the queue is full
+│   └── NoCapacity         rejected before any work, because the queue is full
 ├── Closing             the server, or a part of it, is shutting down; can be retried later
 ├── Cancelled           the client disconnected or cancelled
 └── CheckpointError     a checkpoint file is missing or invalid; the model does not load
@@ -30,7 +30,7 @@ class Overloaded(StrettoError):
     """The server has as much work as it accepts."""
 
 
-class NoPlace(Overloaded):
+class NoCapacity(Overloaded):
     """The queue is full, so the request was not begun."""
 
 

@@ -23,7 +23,7 @@ MODEL = '''
 import json, pathlib, threading, time
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from stretto.departures import Departures
+from stretto.disconnects import Disconnects
 from stretto.triton_io.callers import Caller
 
 class TritonPythonModel:
@@ -36,7 +36,7 @@ class TritonPythonModel:
             threading.Thread(target=self.answer, args=(request,)).start()
 
     def answer(self, request):
-        caller = Caller(request, Departures.from_environment())
+        caller = Caller(request, Disconnects.from_environment())
         sender = caller.sender
         text = pb_utils.get_input_tensor_by_name(request, "text").as_numpy()[0]
         if text == b"once" and self.is_full:

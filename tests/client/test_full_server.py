@@ -4,7 +4,7 @@ import grpc
 import pytest
 from tritonclient.grpc import InferenceServerException
 
-from stretto.errors import Closing, NoPlace, Overloaded
+from stretto.errors import Closing, NoCapacity, Overloaded
 from stretto.proxy.grpc_proxy import CROWDED
 from stretto.proxy.infer_request import BadRequest
 from stretto.proxy.uploads import ENDED, LARGE_BYTES, Pace
@@ -14,7 +14,7 @@ from stretto_client.errors import from_exception, from_rpc, from_text
 
 
 @pytest.mark.parametrize(
-    ("error", "kind"), [(Overloaded, ServerFull), (NoPlace, ServerFull), (Closing, ServerUnavailable)]
+    ("error", "kind"), [(Overloaded, ServerFull), (NoCapacity, ServerFull), (Closing, ServerUnavailable)]
 )
 def test_what_the_models_refuse_is_told_by_its_kind_and_not_by_its_words(
     error: type[Exception], kind: type[Exception]

@@ -29,7 +29,7 @@ def with_audio(prompt: Prompt, published: Published) -> Prompt:
     features = np.random.default_rng(0).standard_normal((230, 128)).astype(np.float32)
     num_rows = audio_format.num_rows(len(features))
     rows = np.insert(prompt.rows, [3] * num_rows, 0, axis=0)
-    return replace(prompt, rows=rows, audios=(HeardAudio(3, num_rows, features),))
+    return replace(prompt, rows=rows, audios=(InputAudio(3, num_rows, features),))
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from stretto.config import EngineConfig
 from stretto.engine.llm import SpeechLLM
 from stretto.engine.places import Places
 from stretto.engine.protocol import Trailer
-from stretto.errors import InvalidRequest, NoPlace
+from stretto.errors import InvalidRequest, NoCapacity
 from stretto.families.text import SILENT
 from stretto.families.tiny.family import TINY
 from stretto.records.chunk import GuidanceChange, LMChunk
@@ -103,7 +103,9 @@ async def test_as_long_as_first_frames_come_late_a_reply_beside_others_is_refuse
     async for chunk in second:
         if chunk.codes is not None:
             break
-    with pytest.raises(NoPlace, match=r"the limit for a first frame within 1e-09 s, and this reply has 2; try again"):
+    with pytest.raises(
+        NoCapacity, match=r"the limit for a first frame within 1e-09 s, and this reply has 2; try again"
+    ):
         await anext(llm.generate(prompts[0]))
     await first.aclose()
     await second.aclose()
@@ -167,7 +169,7 @@ async def test_a_reply_that_would_wait_behind_too_many_is_refused_and_the_others
     tasks = [asyncio.create_task(anext(reply)) for reply in replies]
     await asyncio.sleep(0)  # each has begun, and taken its place
     before = llm.stats()
-    with pytest.raises(NoPlace, match="46 sequences are already in flight, of which 6 run and 40 may wait"):
+    with pytest.raises(NoCapacity, match="46 sequences are already in flight, of which 6 run and 40 may wait"):
         await collect(llm, prompts[0])
     assert llm.stats()["active"] == before["active"] == len(replies)
     for number, (task, reply) in enumerate(zip(tasks, replies, strict=True)):

@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from stretto.engine.places import Places
-from stretto.errors import NoPlace
+from stretto.errors import NoCapacity
 
 
 class Engine:
@@ -26,7 +26,7 @@ def test_as_many_are_let_in_as_run_and_may_wait_and_the_next_is_told_the_limits(
     with places.take("a", 2), places.take("b", 2), places.take("c", 1), places.take("d", 1):
         assert places.num_taken() == 6
         said = "6 sequences are already in flight, of which 4 run and 2 may wait, and this reply has 1; try again"
-        with pytest.raises(NoPlace, match=said), places.take("e", 1):
+        with pytest.raises(NoCapacity, match=said), places.take("e", 1):
             pass
     assert places.num_taken() == 0
 
@@ -34,7 +34,7 @@ def test_as_many_are_let_in_as_run_and_may_wait_and_the_next_is_told_the_limits(
 def test_a_guided_reply_needs_room_for_both_of_its_halves() -> None:
     places = Engine().places()
     with places.take("a", 2), places.take("b", 2), places.take("c", 1):
-        with pytest.raises(NoPlace), places.take("pair", 2):
+        with pytest.raises(NoCapacity), places.take("pair", 2):
             pass
         with places.take("single", 1):
             assert places.num_taken() == 6
@@ -44,7 +44,7 @@ def test_who_is_refused_takes_nothing() -> None:
     places = Engine().places(1, 0)
     with places.take("a", 1):
         for _ in range(3):
-            with pytest.raises(NoPlace), places.take("b", 1):
+            with pytest.raises(NoCapacity), places.take("b", 1):
                 pass
         assert places.num_taken() == 1
 
@@ -58,11 +58,11 @@ def test_a_place_is_free_when_the_engine_has_finished_though_the_reply_is_still_
     engine = Engine()
     places = engine.places(1, 0)
     with places.take("slow reader", 1) as place:
-        with pytest.raises(NoPlace), places.take("next", 1):  # the engine does not know of it yet
+        with pytest.raises(NoCapacity), places.take("next", 1):  # the engine does not know of it yet
             pass
         engine.unfinished.add("slow reader")
         place.has_begun = True
-        with pytest.raises(NoPlace), places.take("next", 1):
+        with pytest.raises(NoCapacity), places.take("next", 1):
             pass
         engine.unfinished.clear()
         with places.take("next", 1):
@@ -74,7 +74,7 @@ def test_replies_that_wait_for_words_leave_their_places_to_others() -> None:
     places = engine.places(2, 0)
     with places.take("open", 1), places.take("open too", 1):
         engine.num_parked = 1
-        with places.take("next", 1), pytest.raises(NoPlace), places.take("another", 1):
+        with places.take("next", 1), pytest.raises(NoCapacity), places.take("another", 1):
             pass
         engine.num_parked = 7  # the figure is of another moment
         assert places.num_taken() == 0
@@ -99,7 +99,7 @@ def test_several_engines_run_more(num_engines: int, expected: int) -> None:
     places = Places.of(cast(Any, config), cast(Any, engine), cast(Any, SimpleNamespace(read=lambda: values)))
     with places.take("all", expected) as place:
         place.has_begun = True
-        with pytest.raises(NoPlace), places.take("one more", 1):
+        with pytest.raises(NoCapacity), places.take("one more", 1):
             pass
         values.replies_without_words = 1.0
         with places.take("in the place of one that waits for words", 1):
@@ -115,7 +115,7 @@ def test_as_long_as_first_frames_come_late_fewer_are_let_in() -> None:
     with places.take("a", 2), places.take("b", 2) as late:
         late.see_first_frame(1.0)
         said = "4 sequences are already in flight, the limit for a first frame within 0.5 s, and this reply has 2; try"
-        with pytest.raises(NoPlace, match=said), places.take("c", 2):
+        with pytest.raises(NoCapacity, match=said), places.take("c", 2):
             pass
     for number in range(4):
         with places.take("beside", 2), places.take(f"in time {number}", 2) as place:
@@ -146,7 +146,7 @@ def test_who_gives_up_before_the_engine_has_begun_was_late(has_begun: bool, is_r
     with places.take("a", 2), places.take("b", 2):
         with places.take("gives up", 2) as place:
             place.has_begun = has_begun
-        with nullcontext() if is_room else pytest.raises(NoPlace), places.take("c", 2):
+        with nullcontext() if is_room else pytest.raises(NoCapacity), places.take("c", 2):
             pass
 
 
@@ -155,5 +155,5 @@ def test_who_gives_up_sooner_says_nothing() -> None:
     with places.take("a", 2), places.take("b", 2), places.take("late", 2) as late:
         late.see_first_frame(1e10)
         for number in range(100):
-            with pytest.raises(NoPlace), places.take("c", 2), places.take(f"gives up {number}", 2):
+            with pytest.raises(NoCapacity), places.take("c", 2), places.take(f"gives up {number}", 2):
                 pass

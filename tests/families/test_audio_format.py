@@ -6,7 +6,7 @@ import pytest
 from stretto.errors import InvalidRequest
 from stretto.families.audio_format import AudioFormat, MelFormat, check_audios
 from stretto.families.tiny.family import TINY
-from stretto.records.prompt import HeardAudio, Prompt
+from stretto.records.prompt import InputAudio, Prompt
 
 FORMAT = MelFormat(8)
 SAMPLING = TINY.task("tts").sampling
@@ -26,12 +26,12 @@ def test_a_waveform_is_normalised_unless_the_checkpoint_says_otherwise() -> None
     assert AudioFormat.from_config({}) is None
 
 
-def prompt(*audios: HeardAudio) -> Prompt:
+def prompt(*audios: InputAudio) -> Prompt:
     return Prompt("tts", np.zeros((40, 9), np.int32), SAMPLING, audios=audios)
 
 
-def audio(first_row: int = 2, num_rows: int = 13, shape: tuple[int, ...] = (100, 8)) -> HeardAudio:
-    return HeardAudio(first_row, num_rows, np.zeros(shape, np.float32))
+def audio(first_row: int = 2, num_rows: int = 13, shape: tuple[int, ...] = (100, 8)) -> InputAudio:
+    return InputAudio(first_row, num_rows, np.zeros(shape, np.float32))
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def audio(first_row: int = 2, num_rows: int = 13, shape: tuple[int, ...] = (100,
         ((audio(), audio(first_row=10)), r"audios\[1\]: expected rows in \[15, 40\), got 10"),
     ],
 )
-def test_audio_that_does_not_fit_is_refused(audios: tuple[HeardAudio, ...], message: str) -> None:
+def test_audio_that_does_not_fit_is_refused(audios: tuple[InputAudio, ...], message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
         check_audios(prompt(*audios), FORMAT)
 
@@ -59,7 +59,7 @@ def test_what_fits_passes_and_a_model_without_an_encoder_takes_none() -> None:
 def test_audios_survive_the_way_to_the_language_model() -> None:
     random = np.random.default_rng(0)
     made = prompt(
-        HeardAudio(2, 13, random.random((100, 8), np.float32)), HeardAudio(20, 5, random.random((37, 8), np.float32))
+        InputAudio(2, 13, random.random((100, 8), np.float32)), InputAudio(20, 5, random.random((37, 8), np.float32))
     )
     read = Prompt.from_json("prompt", made.to_json(), made.rows, made.features)
     for one, other in zip(read.audios, made.audios, strict=True):

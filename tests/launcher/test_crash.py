@@ -39,21 +39,21 @@ def process(monkeypatch: pytest.MonkeyPatch) -> Iterator["subprocess.Popen[str]"
 
 def test_a_thread_that_stays_in_a_handler_is_seen_at_the_second_look(process: "subprocess.Popen[str]") -> None:
     watch = CrashWatch(process.pid)
-    assert [watch.trouble() for _ in range(3)] == [None] * 3
+    assert [watch.fault() for _ in range(3)] == [None] * 3
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdin.write("\n")
     process.stdin.flush()
     assert process.stdout.readline() == "crashed\n"
-    assert watch.trouble() is None
-    assert str(watch.trouble()) == "tritonserver has crashed but does not exit"
+    assert watch.fault() is None
+    assert str(watch.fault()) == "tritonserver has crashed but does not exit"
 
 
 def test_who_has_ended_has_not_crashed(process: "subprocess.Popen[str]") -> None:
     watch = CrashWatch(process.pid)
     process.kill()
     process.wait(PATIENCE_S)
-    assert [watch.trouble() for _ in range(3)] == [None] * 3
+    assert [watch.fault() for _ in range(3)] == [None] * 3
 
 
 def test_looks_are_rare(process: "subprocess.Popen[str]", monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,9 +63,9 @@ def test_looks_are_rare(process: "subprocess.Popen[str]", monkeypatch: pytest.Mo
     watch, now_s = CrashWatch(process.pid), time.monotonic()
     for later_s in (1.0, 3.0, 4.0, 5.5, 7.0, 8.0):
         monkeypatch.setattr(time, "monotonic", lambda at_s=now_s + later_s: at_s)
-        trouble = watch.trouble()
+        fault = watch.fault()
     assert len(looked) == 3
-    assert trouble is not None
+    assert fault is not None
 
 
 def test_a_thread_that_has_always_had_signals_blocked_is_in_no_handler(
@@ -74,5 +74,5 @@ def test_a_thread_that_has_always_had_signals_blocked_is_in_no_handler(
     looks = iter([{1: False, 2: True}, {1: False, 2: True, 3: True}, {1: True, 2: True, 3: True}, {1: True, 3: True}])
     monkeypatch.setattr(faults, "blocks_by_thread", lambda pid, signals: next(looks))
     watch = CrashWatch(process.pid)
-    assert [watch.trouble() for _ in range(3)] == [None] * 3
-    assert watch.trouble() is not None
+    assert [watch.fault() for _ in range(3)] == [None] * 3
+    assert watch.fault() is not None

@@ -8,7 +8,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from stretto.departures import Departures
+from stretto.disconnects import Disconnects
 from stretto.proxy.__main__ import grpc_listener, grpc_proxy
 from stretto.proxy.config import ProxyConfig
 from stretto.proxy.triton_stream import Gate
@@ -23,7 +23,7 @@ FOLDERS = tempfile.TemporaryDirectory()  # which goes with this process
 class Proxied:
     """A fake Triton and the address of the proxy before it, and where the models look for clients that have left."""
 
-    def __init__(self, triton: FakeServer, address: str, given_up: list[str], departures: Departures) -> None:
+    def __init__(self, triton: FakeServer, address: str, given_up: list[str], departures: Disconnects) -> None:
         self.triton, self.address, self.given_up, self.departures = triton, address, given_up, departures
 
 
@@ -38,7 +38,7 @@ class Word:
 def proxy_config(*allowed: str) -> ProxyConfig:
     ports = free_ports(3)
     departures = Path(tempfile.mkdtemp(dir=FOLDERS.name)) / "departures"
-    Departures.create(departures)
+    Disconnects.create(departures)
     places = ("/no/grpc", "/no/metrics", str(departures))
     return ProxyConfig("127.0.0.1", *ports, *places, KEY, allowed, max_request_bytes=1_000_000)
 
@@ -65,7 +65,7 @@ async def proxied(*allowed: str) -> AsyncIterator[Proxied]:
         given_up = list[str]()
         server = grpc_server(config, channel, gate=Gate(given_up.append))
         await server.start()
-        yield Proxied(triton, f"127.0.0.1:{config.grpc_port}", given_up, Departures(Path(config.departures)))
+        yield Proxied(triton, f"127.0.0.1:{config.grpc_port}", given_up, Disconnects(Path(config.departures)))
         await server.stop(0)
     await triton.stop()
 

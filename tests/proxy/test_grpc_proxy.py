@@ -9,7 +9,7 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from stretto.departures import HOST, STREAM
+from stretto.disconnects import HOST, STREAM
 from stretto.proxy import grpc_proxy
 from stretto.proxy.__main__ import Launcher, grpc_listener
 from stretto.proxy.access import KEY_HEADER

@@ -13,7 +13,7 @@ from stretto.errors import InvalidRequest
 from stretto.families.conversation import read_messages
 from stretto.records.chunk import MAX_GENERATION, Chunk, Envelope, FlowAddress, GuidanceChange, Report, WordMark
 from stretto.records.event import EVENT
-from stretto.records.prompt import HeardAudio, Prompt
+from stretto.records.prompt import InputAudio, Prompt
 from stretto.records.sampling import OPTIONS, Delivery, OutputForm, RingAddress, SamplingConfig, SegmentSampling
 from stretto.streams.chunking import ChunkPolicy
 from stretto.streams.layout import Segment
@@ -67,7 +67,7 @@ PROMPTS = st.builds(
     sampling=SAMPLINGS,
     words=st.lists(TEXTS, max_size=3).map(tuple),
     delivery=DELIVERIES,
-    audios=st.sampled_from([(), (HeardAudio(1, 2, np.ones((5, 3), np.float32)),)]),
+    audios=st.sampled_from([(), (InputAudio(1, 2, np.ones((5, 3), np.float32)),)]),
     delayed_tail=st.sampled_from([None, np.ones((2, 2), np.int32), np.zeros((0, 2), np.int32)]),
     track=st.lists(st.integers(0, 99), max_size=3).map(tuple),
     num_reference_rows=st.integers(0, 4),
@@ -184,7 +184,7 @@ def test_what_is_wrong_with_a_record_is_named(changes: dict[str, Any], message: 
 
 def test_a_prompt_whose_arrays_do_not_fit_is_refused() -> None:
     sampling = SamplingConfig(SegmentSampling(0.0), SegmentSampling(0.0))
-    prompt = Prompt("tts", ROWS, sampling, audios=(HeardAudio(1, 2, np.ones((5, 3), np.float32)),))
+    prompt = Prompt("tts", ROWS, sampling, audios=(InputAudio(1, 2, np.ones((5, 3), np.float32)),))
     for features in (None, np.ones((4, 3), np.float32)):
         with pytest.raises(InvalidRequest, match=r"^prompt\.audios: expected spans of all . frames of the features"):
             Prompt.from_json("prompt", prompt.to_json(), ROWS, features)

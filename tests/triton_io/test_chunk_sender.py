@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stretto.departures import STREAM, Departures
+from stretto.disconnects import STREAM, Disconnects
 from stretto.errors import Cancelled, Closing, Overloaded
 from stretto.records.chunk import Chunk, Envelope, LMChunk
 from stretto.records.sampling import Delivery, OutputForm
@@ -229,8 +229,8 @@ async def test_while_chunks_wait_for_their_answers_the_decoder_is_asked_after_th
 async def test_a_caller_that_is_marked_is_waited_for_where_the_decoder_answers(
     slot: FlowSlot, tmp_path: Path, answers: bool
 ) -> None:
-    Departures.create(tmp_path / "departures")
-    departures, sender = Departures(tmp_path / "departures"), ResponseSender()
+    Disconnects.create(tmp_path / "departures")
+    departures, sender = Disconnects(tmp_path / "departures"), ResponseSender()
     number = departures.next_number()
     caller = Caller(Request({}, sender, {STREAM: str(number)}), departures)
     sending = ChunkSender(Responses(caller, NoThread(), SEAL), slot, "u", replace(QUICK, look_s=0.02, stall_s=600))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stretto.departures import DEPARTURES_FILE, HOST, STREAM, Departures
+from stretto.disconnects import DISCONNECTS_FILE, HOST, STREAM, Disconnects
 from stretto.errors import Closing, InvalidRequest, Overloaded
 from stretto.records.prompt import Prompt, TextPart
 from stretto.records.sampling import SamplingConfig, SegmentSampling
@@ -153,9 +153,9 @@ def test_audio_of_a_client_that_has_gone_is_not_read(rim: Rim) -> None:
 def test_audio_of_a_client_that_the_proxy_has_seen_leave_is_not_read(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    Departures.create(tmp_path / "departures")
-    monkeypatch.setenv(DEPARTURES_FILE, str(tmp_path / "departures"))
-    rim, departures = Rim(tmp_path), Departures(tmp_path / "departures")
+    Disconnects.create(tmp_path / "departures")
+    monkeypatch.setenv(DISCONNECTS_FILE, str(tmp_path / "departures"))
+    rim, departures = Rim(tmp_path), Disconnects(tmp_path / "departures")
     number = departures.next_number()
     _, sender = rim.ask(Inputs(num_bytes=5), stream=number)
     departures.mark(number)

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stretto.departures import DEPARTURES_FILE, HOST, STREAM, Departures
-from stretto.errors import InvalidRequest, NoPlace
+from stretto.disconnects import DISCONNECTS_FILE, HOST, STREAM, Disconnects
+from stretto.errors import InvalidRequest, NoCapacity
 from stretto.families.text import SubwordStream
 from stretto.records.chunk import Chunk, LMChunk
 from stretto.records.prompt import Prompt, TextPart
@@ -60,7 +60,7 @@ class Model:
         if len(prompt.rows) == 2:
             raise InvalidRequest("text", "at most 1024 rows", 2000)
         if len(prompt.rows) == 5:
-            raise NoPlace("80 sequences are already in flight; try again")
+            raise NoCapacity("80 sequences are already in flight; try again")
         yield LMChunk(Chunk(0, Segment.TEXT, "hm"), None)
         if len(prompt.rows) == 1:
             raise RuntimeError("boom")
@@ -166,9 +166,9 @@ def test_a_refusal_is_answered_and_not_logged(service: SpeechService, table: Flo
 def test_one_whose_client_has_gone_before_it_is_not_begun(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, table: FlowTable
 ) -> None:
-    Departures.create(tmp_path / "departures")
-    monkeypatch.setenv(DEPARTURES_FILE, str(tmp_path / "departures"))
-    departures, loop = Departures(tmp_path / "departures"), EventLoop("test")
+    Disconnects.create(tmp_path / "departures")
+    monkeypatch.setenv(DISCONNECTS_FILE, str(tmp_path / "departures"))
+    departures, loop = Disconnects(tmp_path / "departures"), EventLoop("test")
     service = SpeechService(Model(), loop, table, SenderLimits(poll_s=0.005, stall_s=1), SEAL)
     left, stays = request(table, 4), request(table, 4)
     for asked in (left, stays):

@@ -14,12 +14,11 @@ from stretto_client import ModelProfile
 from stretto_gateway.answers import ApiError, ClientSecret, refused
 from stretto_gateway.caller import CALLER
 from stretto_gateway.gateway import Gateway
-from stretto_gateway.lasting import attend, session_tasks
 from stretto_gateway.realtime import events as client
+from stretto_gateway.realtime.audio_input import Edge, InputBuffer, milliseconds, samples
 from stretto_gateway.realtime.client_secrets import SecretRequest
 from stretto_gateway.realtime.conversation import Item, Part, new_id
 from stretto_gateway.realtime.events import Channel
-from stretto_gateway.realtime.hearing import Edge, Hearing, milliseconds, samples
 from stretto_gateway.realtime.settings import (
     Change,
     RealtimeSettings,
@@ -30,6 +29,7 @@ from stretto_gateway.realtime.settings import (
     session_record,
 )
 from stretto_gateway.realtime.talk import Talk, Transcriber
+from stretto_gateway.socket_sessions import attend, session_tasks
 from stretto_gateway.speech_request import Ignored
 
 MIN_COMMIT_MS = 100  # as at OpenAI
@@ -45,7 +45,7 @@ class Session:
         self._gateway, self._channel, self._model, self._tasks = gateway, channel, model, tasks
         self._session_id = new_id("sess")
         self._expires_at = int(time.time() + gateway.limits.session_s)
-        self._hearing = Hearing(samples(1000 * gateway.limits.max_turn_s), gateway.sessions.held)
+        self._input = InputBuffer(samples(1000 * gateway.limits.max_turn_s), gateway.sessions.held)
         self._talk = Talk(gateway, channel, tasks)
         self._transcriber = Transcriber(gateway, channel)
         self._settings: Settings = RealtimeSettings(model=model)
@@ -88,11 +88,11 @@ class Session:
 
     def close(self) -> None:
         """Discard the audio and the conversation."""
-        self._hearing.take()
+        self._input.take()
         self._talk.close()
 
     async def _update(self, event: client.SessionUpdate) -> None:
-        is_empty = self._talk.is_empty and not self._hearing.num_samples
+        is_empty = self._talk.is_empty and not self._input.num_samples
         change = Change(self._settings, event.session, self._model, is_empty)
         profile = await fit(change, self._gateway.catalogue, self._model)
         change.ignored[:0] = event.ignored
@@ -105,17 +105,17 @@ class Session:
 
     def _apply(self, settings: Settings, profile: ModelProfile) -> None:
         max_s = min(self._gateway.limits.max_turn_s, profile.max_audio_s)
-        self._hearing.configure(settings.audio.input.vad, samples(1000 * max_s))
+        self._input.configure(settings.audio.input.vad, samples(1000 * max_s))
         self._settings = settings
 
     def _record(self) -> dict[str, Any]:
         return session_record(self._settings, self._session_id, self._expires_at)
 
     async def _append(self, event: client.AudioAppend) -> None:
-        self._hearing.add(client.read_pcm(event.audio, "audio"))
-        while self._hearing.has_window:
+        self._input.add(client.read_pcm(event.audio, "audio"))
+        while self._input.has_window:
             await self._gateway.sessions.windows.turn()
-            edge = self._hearing.judge()
+            edge = self._input.judge()
             if edge is None:
                 continue
             try:
@@ -126,23 +126,23 @@ class Session:
     async def _start_turn(self, edge: Edge) -> None:
         place = {"audio_start_ms": milliseconds(edge.sample), "item_id": self._next_id}
         await self._channel.send("input_audio_buffer.speech_started", **place)
-        if self._hearing.vad is not None and self._hearing.vad.interrupt_response:
+        if self._input.vad is not None and self._input.vad.interrupt_response:
             await self._talk.interrupt()
 
     async def _end_turn(self, edge: Edge) -> None:
         place = {"audio_end_ms": milliseconds(edge.sample), "item_id": self._next_id}
         await self._channel.send("input_audio_buffer.speech_stopped", **place)
-        await self._commit(self._hearing.take(edge.sample))
-        answers = self._hearing.vad is not None and self._hearing.vad.create_response
+        await self._commit(self._input.take(edge.sample))
+        answers = self._input.vad is not None and self._input.vad.create_response
         if answers and isinstance(self._settings, RealtimeSettings):
             await self._talk.answer(self._settings, client.ResponseCreate(type="response.create"))
 
     async def _commit_all(self, _: client.ClientEvent) -> None:
-        got_ms = milliseconds(self._hearing.num_committable)
+        got_ms = milliseconds(self._input.num_committable)
         if got_ms < MIN_COMMIT_MS:
             message = f"input_audio_buffer: expected at least {MIN_COMMIT_MS} ms of audio, got {got_ms} ms"
             raise ApiError(400, message, code="input_audio_buffer_commit_empty")
-        await self._commit(self._hearing.take())
+        await self._commit(self._input.take())
 
     async def _commit(self, pcm: bytes) -> None:
         item, self._next_id = Item("user", [Part("input_audio", None, pcm)], self._next_id), new_id("item")
@@ -156,7 +156,7 @@ class Session:
             await self._transcriber.begin(item, self._tasks)
 
     async def _clear(self, _: client.ClientEvent) -> None:
-        self._hearing.take()
+        self._input.take()
         await self._channel.send("input_audio_buffer.cleared")
 
     async def _create_item(self, event: client.ItemCreate) -> None:

@@ -142,7 +142,7 @@ class ReplyAudio(Body):
     output: OutputAudio = Field(default_factory=OutputAudio)
 
 
-class HeardAudio(Body):
+class TranscriptionAudio(Body):
     """Audio of a session that only transcribes."""
 
     input: InputAudio = Field(default_factory=lambda: InputAudio(transcription=Transcription()))
@@ -182,7 +182,7 @@ class TranscriptionSettings(Body):
     """Settings of a session that only transcribes."""
 
     type: Literal["transcription"] = "transcription"
-    audio: HeardAudio = Field(default_factory=HeardAudio)
+    audio: TranscriptionAudio = Field(default_factory=TranscriptionAudio)
     include: NoList = None
 
     def check(self, profile: ModelProfile) -> None:

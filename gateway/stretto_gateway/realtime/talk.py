@@ -13,9 +13,9 @@ from stretto_gateway.encoding import DEFAULT_RATE, wav_header
 from stretto_gateway.events import written
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.realtime import events as client
+from stretto_gateway.realtime.audio_input import milliseconds, samples
 from stretto_gateway.realtime.conversation import Conversation, Item, Part
 from stretto_gateway.realtime.events import Channel
-from stretto_gateway.realtime.hearing import milliseconds, samples
 from stretto_gateway.realtime.reply import Reply, make_order
 from stretto_gateway.realtime.settings import RealtimeSettings, ignoring
 from stretto_gateway.speech import usage

@@ -126,7 +126,7 @@ class SpeechLLM:
 
         Raises:
             InvalidRequest: If the request can never run. Nothing has been queued then.
-            NoPlace: If the queue is full. Nothing has been queued then.
+            NoCapacity: If the queue is full. Nothing has been queued then.
         """
         if not isinstance(request_id, str | None):  # otherwise vLLM's engine process would accept no further request
             raise InvalidRequest("request_id", "a string", repr(request_id))

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from stretto.engine.protocol import SharedStats
-from stretto.errors import NoPlace
+from stretto.errors import NoCapacity
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -146,7 +146,7 @@ class Places:
 
     @contextmanager
     def take(self, request_id: str, num_sequences: int, is_timed: bool = True) -> Iterator[Place]:
-        """Hold a permit while the block runs; raise NoPlace if none is free (`is_timed`: it has a target)."""
+        """Hold a permit while the block runs; raise NoCapacity if none is free (`is_timed`: it has a target)."""
         taken = self.num_taken() if self._places else 0
         if taken:
             self._check_room(taken, num_sequences)
@@ -166,12 +166,12 @@ class Places:
     def _check_room(self, taken: int, num_sequences: int) -> None:
         wanted = taken + num_sequences
         if self._max_waiting is not None and wanted > self._max_running + self._max_waiting:
-            raise NoPlace(
+            raise NoCapacity(
                 f"{taken} sequences are already in flight, of which {self._max_running} run and"
                 f" {self._max_waiting} may wait, and this reply has {num_sequences}; try again"
             )
         if self._limit and wanted > self._limit.value:
-            raise NoPlace(
+            raise NoCapacity(
                 f"{taken} sequences are already in flight, the limit for a first frame within "
                 f"{self._limit.target_s:g} s, and this reply has {num_sequences}; try again"
             )

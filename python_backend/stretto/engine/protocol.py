@@ -16,7 +16,7 @@ from vllm.v1.core.sched.output import CachedRequestData, NewRequestData
 from stretto.engine.reply_rules import SegmentRules, Track
 from stretto.families.base import Family
 from stretto.families.registry import read_family
-from stretto.records.prompt import HeardAudio, Prompt
+from stretto.records.prompt import InputAudio, Prompt
 from stretto.records.sampling import SamplingConfig
 
 
@@ -73,7 +73,7 @@ class SpeechParams:
     sampling: SamplingConfig
     codes: np.ndarray
     is_unconditional: bool = False
-    audios: tuple[HeardAudio, ...] = ()
+    audios: tuple[InputAudio, ...] = ()
     num_delayed_rows: int = 0
     track: tuple[int, ...] = ()
     is_open: bool = False
@@ -107,7 +107,7 @@ class SpeechParams:
         sampling = SamplingConfig.from_json("sampling", record["sampling"])
         codes = np.frombuffer(record["codes"], np.int32).reshape(record["num_rows"], num_streams - 1)
         audios = tuple(
-            HeardAudio(first_row, num_rows, np.frombuffer(features, np.float32).reshape(shape))
+            InputAudio(first_row, num_rows, np.frombuffer(features, np.float32).reshape(shape))
             for first_row, num_rows, shape, features in record["audios"]
         )
         is_unconditional, num_delayed_rows = record["is_unconditional"], record["num_delayed_rows"]

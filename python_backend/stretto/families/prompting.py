@@ -187,7 +187,7 @@ class PromptRows:
 
     rows: np.ndarray
     words: tuple[str, ...] = ()
-    audios: tuple[HeardAudio, ...] = ()
+    audios: tuple[InputAudio, ...] = ()
     delayed_tail: np.ndarray | None = None
     track: tuple[int, ...] = ()
     num_reference_rows: int = 0

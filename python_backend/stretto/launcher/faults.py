@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from stretto.departures import Departures
+from stretto.disconnects import Disconnects
 from stretto.launcher import processes
 from stretto.launcher.processes import Process, blocks_by_thread, is_stopped
 from stretto.proxy.config import BEATS
@@ -158,7 +158,7 @@ class Launch:
         return self.folder / "draining"
 
     @property
-    def departures_file(self) -> Path:
+    def disconnects_file(self) -> Path:
         """Client-disconnect flags that the proxy sets for the models; writable only by this user."""
         return self.folder / "departures"
 
@@ -211,7 +211,7 @@ def begin_launch(directory: Path = SHARED_MEMORY) -> Launch:
     unlocked.rename(_lock_file(launch_id, directory))
     _folder(launch_id, directory).mkdir(mode=0o700)
     launch = Launch(launch_id, lock, directory)
-    Departures.create(launch.departures_file)
+    Disconnects.create(launch.disconnects_file)
     return launch
 
 
@@ -263,7 +263,7 @@ PROOF_S = 2.0  # a process stopped for this long does not resume by itself
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
+class Fault:
     """A fault of the server.
 
     Attributes:
@@ -278,7 +278,7 @@ class Trouble:
         return f"{named(self.processes)} {self.what}".lstrip()
 
 
-class Doubt:
+class PendingFault:
     """A suspected fault that may still clear.
 
     Attributes:
@@ -322,7 +322,7 @@ class CrashWatch:
         self._pid, self._looked_s = pid, time.monotonic()
         self._were_free, self._seen = set[int](), set[int]()
 
-    def trouble(self) -> Trouble | None:
+    def fault(self) -> Fault | None:
         """Return a crash if a thread was in the handler at two successive polls; None otherwise."""
         now_s = time.monotonic()
         if now_s - self._looked_s < LOOK_S:
@@ -331,7 +331,7 @@ class CrashWatch:
         self._were_free = {each for each, blocks in threads.items() if not blocks or each in self._were_free}
         self._seen = {each for each in self._were_free if threads[each]}
         self._looked_s = now_s
-        return Trouble([], "tritonserver has crashed but does not exit") if before & self._seen else None
+        return Fault([], "tritonserver has crashed but does not exit") if before & self._seen else None
 
 
 MAX_BACK_S = 60.0  # a shorter hang ends sooner than a restart would take
@@ -343,11 +343,11 @@ class DayClock:
     def __init__(self) -> None:
         self._ahead_s = _ahead_s()
 
-    def trouble(self) -> Trouble | None:
+    def fault(self) -> Fault | None:
         """Return a fault if the clock was set back by more than MAX_BACK_S since the last poll; None otherwise."""
         before_s, self._ahead_s = self._ahead_s, _ahead_s()
         back_s = before_s - self._ahead_s
-        return Trouble([], f"the clock was set back by {back_s:.0f} s") if back_s > MAX_BACK_S else None
+        return Fault([], f"the clock was set back by {back_s:.0f} s") if back_s > MAX_BACK_S else None
 
 
 def _ahead_s() -> float:
@@ -378,7 +378,7 @@ class Pulse:
         self._name, self._pid = name, 0
         self._num_starts = 0
         self._reading, self.writing = -1, -1
-        self._doubt = Doubt()
+        self._pending = PendingFault()
 
     def prepare(self) -> dict[str, str]:
         """Create the next process's pipe; return the environment variable that names its write end."""
@@ -392,7 +392,7 @@ class Pulse:
         self._pid, self.writing = pid, -1
         self._num_starts += 1
         self._polled_s, self._num_missed, self.has_beaten = time.monotonic(), 0, False
-        self._doubt = Doubt()
+        self._pending = PendingFault()
 
     def fault(self) -> str:
         """Return a description of the process's fault; empty if none is known."""
@@ -406,8 +406,8 @@ class Pulse:
     def is_hung(self) -> bool:
         """Return True if the process must be replaced: stopped for PROOF_S, or without heartbeats for too long."""
         fault = self.fault()
-        self._doubt.is_news(fault if fault.endswith("is stopped") else "")
-        return self._doubt.is_proven or fault.endswith("does not answer")
+        self._pending.is_news(fault if fault.endswith("is stopped") else "")
+        return self._pending.is_proven or fault.endswith("does not answer")
 
     def close(self) -> None:
         """Close the pipe."""

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from stretto.departures import DEPARTURES_FILE
+from stretto.disconnects import DISCONNECTS_FILE
 from stretto.launcher.faults import LAUNCH_ID, Launch
 from stretto.triton_io.stub import DRAIN_FILE, LARGE
 
@@ -311,7 +311,7 @@ def server_environment(
         "SPT_NOENV": "1",
         LAUNCH_ID: launch.id,
         DRAIN_FILE: str(launch.drain_file),
-        DEPARTURES_FILE: str(launch.departures_file),
+        DISCONNECTS_FILE: str(launch.disconnects_file),
     }
     if installation.library_path:
         environment["LD_LIBRARY_PATH"] = _joined(*installation.library_path, base.get("LD_LIBRARY_PATH"))

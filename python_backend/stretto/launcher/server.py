@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from stretto.launcher.config import LaunchConfig
-from stretto.launcher.faults import CrashWatch, DayClock, Launch, Trouble, slowness
+from stretto.launcher.faults import CrashWatch, DayClock, Fault, Launch, slowness
 from stretto.launcher.installation import (
     IMPORT_ROOT,
     Installation,
@@ -287,20 +287,20 @@ class Server:
             raise AbortedStart("a stub ended as soon as its model was loaded")
         return watch
 
-    def wait(self, timeout_s: float) -> Trouble | None:
+    def wait(self, timeout_s: float) -> Fault | None:
         """Return the fault that prevents the ready server from continuing, or None.
 
         Waits for at most `timeout_s`, or until the first process ends.
         """
         assert self._watch is not None, "wait for a server that is ready"
         ended = self._watch.wait(timeout_s)
-        return Trouble(ended, "ended") if ended else self._clock.trouble() or self._crash.trouble()
+        return Fault(ended, "ended") if ended else self._clock.fault() or self._crash.fault()
 
-    def given_up(self, model: str | None) -> Trouble | None:
+    def given_up(self, model: str | None) -> Fault | None:
         """Return the fault that Triton reports the stub of `model` as dead; None if the model has no stub."""
         assert self._watch is not None, "look after a server that is ready"
         stubs = [] if model is None else self._watch.stubs_of(model)
-        return Trouble(stubs, "is taken for dead by Triton") if stubs else None
+        return Fault(stubs, "is taken for dead by Triton") if stubs else None
 
     def stopped(self) -> list[Process]:
         """Return the processes of the ready server that a signal has stopped."""

@@ -10,7 +10,7 @@ from types import FrameType
 
 from stretto.launcher import background
 from stretto.launcher.config import LaunchConfig
-from stretto.launcher.faults import BackOff, Doubt, Launch, Trouble, named
+from stretto.launcher.faults import BackOff, Fault, Launch, PendingFault, named
 from stretto.launcher.front_ends import GatewayProcess, ProxyProcess
 from stretto.launcher.installation import Installation, LaunchError, page_address, wait_for_ports
 from stretto.launcher.launch_log import LaunchLog, say
@@ -105,7 +105,7 @@ class Announcer:
             background.write(config.pid_file, state, config.ports, self.log, reason, config.stop_seconds)
 
 
-class Doors:
+class FrontEndProcesses:
     """Front-end processes; they outlive Triton restarts.
 
     Attributes:
@@ -199,14 +199,14 @@ class Supervisor:
         wait_for_ports(self._config.ports)
         self._log = LaunchLog(self._config.log_file)
         try:
-            self._doors = Doors(self._config, self._launch, self._log)
-            self._config = self._doors.config
-            self._waits.look = self._doors.keep_alive
-            self._announcer = Announcer(self._config, self._doors.proxy)
+            self._front_ends = FrontEndProcesses(self._config, self._launch, self._log)
+            self._config = self._front_ends.config
+            self._waits.look = self._front_ends.keep_alive
+            self._announcer = Announcer(self._config, self._front_ends.proxy)
             try:
                 self._serve()
             finally:
-                self._doors.stop()
+                self._front_ends.stop()
         finally:
             self._log.close()
         say("stopped")
@@ -218,14 +218,14 @@ class Supervisor:
             if server is None:
                 break
             try:
-                trouble = self._keep(server)
-                if trouble is None:
+                fault = self._keep(server)
+                if fault is None:
                     self._stop(server)
                     break
-                self._announcer.note("waiting", str(trouble))
+                self._announcer.note("waiting", str(fault))
             finally:
                 self._end(server)
-            self._pause(f"{trouble}: restarting the server")
+            self._pause(f"{fault}: restarting the server")
 
     def _start(self) -> Server | None:
         """Return a ready server, or None if a signal arrived first.
@@ -272,25 +272,25 @@ class Supervisor:
         if not any(server.is_ready() for _ in self._waits.polls(math.inf)):
             return False
         self._was_ready = True
-        self._doors.given_up()  # discard reports about the previous run
+        self._front_ends.given_up()  # discard reports about the previous run
         self._back_off.note_ready()
         self._announcer.note_ready(server.age_s, server.pid)
         return True
 
-    def _keep(self, server: Server) -> Trouble | None:
+    def _keep(self, server: Server) -> Fault | None:
         """Return the fault that makes a restart of the server necessary, or None if a signal arrived first."""
-        while trouble := self._wait(server):
-            if not self._restart_models(server, trouble):
-                return trouble
+        while fault := self._wait(server):
+            if not self._restart_models(server, fault):
+                return fault
         return None
 
-    def _restart_models(self, server: Server, trouble: Trouble) -> bool:
+    def _restart_models(self, server: Server, fault: Fault) -> bool:
         """Restart only the failed models; return False if the whole server must be restarted."""
-        restart = server.restart_models(trouble.processes)
+        restart = server.restart_models(fault.processes)
         if restart is None:
             return False
-        say(f"{trouble}: restarting {', '.join(restart.models)}")
-        self._announcer.note_restart(str(trouble), restart.spares_answered)
+        say(f"{fault}: restarting {', '.join(restart.models)}")
+        self._announcer.note_restart(str(fault), restart.spares_answered)
         try:
             self._waits.wait(self._back_off.next_delay_s())
             self._until_ready(server)
@@ -302,20 +302,20 @@ class Supervisor:
             restart.close()
         return True
 
-    def _wait(self, server: Server) -> Trouble | None:
+    def _wait(self, server: Server) -> Fault | None:
         """Monitor the server until it has a fault and return that, or None if a signal arrived first."""
-        doubt = Doubt()
+        pending = PendingFault()
         while not self._waits.num_signals:
-            trouble = server.wait(LOOK_S) or server.given_up(self._doors.given_up())
-            if trouble is not None:
-                return trouble
+            fault = server.wait(LOOK_S) or server.given_up(self._front_ends.given_up())
+            if fault is not None:
+                return fault
             stopped = server.stopped()
-            if doubt.is_news(f"{named(stopped)} is stopped" if stopped else self._doors.fault()):
-                say(doubt.reason or "all processes run again")
-                self._announcer.note("unready" if doubt.reason else "ready", doubt.reason)
-            if stopped and doubt.is_proven:
-                return Trouble(stopped, "is stopped")
-            self._doors.keep_alive()
+            if pending.is_news(f"{named(stopped)} is stopped" if stopped else self._front_ends.fault()):
+                say(pending.reason or "all processes run again")
+                self._announcer.note("unready" if pending.reason else "ready", pending.reason)
+            if stopped and pending.is_proven:
+                return Fault(stopped, "is stopped")
+            self._front_ends.keep_alive()
         return None
 
     def _pause(self, reason: str) -> None:
@@ -330,7 +330,7 @@ class Supervisor:
 
         A second signal skips the wait.
         """
-        self._doors.drain(self._waits.polls(self._config.drain_seconds, num_signals=1))
+        self._front_ends.drain(self._waits.polls(self._config.drain_seconds, num_signals=1))
         self._launch.drain_file.touch()
         self._announcer.note("draining")  # last, because readers of this state rely on new requests being refused
         polls = self._waits.polls(self._config.drain_seconds, num_signals=1)

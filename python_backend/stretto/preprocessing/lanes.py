@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from stretto.errors import Closing, Overloaded
+from stretto.limits import FairLimit
 from stretto.preprocessing.audio import AudioReader
-from stretto.shares import Shares
 
 Item = TypeVar("Item")
 
@@ -103,7 +103,7 @@ class AudioLanes:
             num_long: Number of lanes for long recordings.
             limit: Limit of all jobs together.
         """
-        self._bytes, self._requests = Shares(limit.num_bytes), Shares(limit.num_requests)
+        self._bytes, self._requests = FairLimit(limit.num_bytes), FairLimit(limit.num_requests)
         self._mutex, self.is_closed = threading.Lock(), False
         self._short, self._long = FairQueue[Job](), FairQueue[Job]()
         self._threads = [self._lane(self._short, open_process(0))]

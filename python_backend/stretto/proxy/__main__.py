@@ -15,7 +15,7 @@ from pathlib import Path
 
 import grpc
 
-from stretto.departures import Departures
+from stretto.disconnects import Disconnects
 from stretto.proxy.access import Access
 from stretto.proxy.config import (
     BEAT_S,
@@ -27,7 +27,7 @@ from stretto.proxy.config import (
     Ports,
     ProxyConfig,
 )
-from stretto.proxy.grpc_proxy import MAX_CALLS, SERVER_OPTIONS, TRITON_OPTIONS, GrpcProxy, LauncherWord
+from stretto.proxy.grpc_proxy import MAX_CALLS, SERVER_OPTIONS, TRITON_OPTIONS, GrpcProxy, LauncherState
 from stretto.proxy.pages import MAX_HEAD_BYTES, MetricsPage, Pages, PageServer, Readiness
 from stretto.proxy.triton_stream import Gate
 from stretto.proxy.uploads import Uploads
@@ -128,10 +128,10 @@ def grpc_listener(config: ProxyConfig) -> tuple[grpc.aio.Server, int]:
         raise OSError(f"cannot listen on {host}:{config.grpc_port}") from None
 
 
-def grpc_proxy(config: ProxyConfig, triton: grpc.aio.Channel, launcher: LauncherWord, uploads: Uploads) -> GrpcProxy:
+def grpc_proxy(config: ProxyConfig, triton: grpc.aio.Channel, launcher: LauncherState, uploads: Uploads) -> GrpcProxy:
     """Return the handler of gRPC calls."""
     allowed = Access(config.key, frozenset(config.allowed))
-    return GrpcProxy(triton, allowed, launcher, uploads, Departures(Path(config.departures)))
+    return GrpcProxy(triton, allowed, launcher, uploads, Disconnects(Path(config.departures)))
 
 
 async def run(config: ProxyConfig, launcher: Launcher) -> None:

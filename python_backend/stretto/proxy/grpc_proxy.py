@@ -11,7 +11,8 @@ from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.wrappers_pb2 import StringValue
 from tritonclient.grpc import service_pb2
 
-from stretto.departures import Departures
+from stretto.disconnects import Disconnects
+from stretto.limits import FairLimit
 from stretto.proxy import access
 from stretto.proxy.access import (
     APIS,
@@ -38,7 +39,6 @@ from stretto.proxy.infer_request import (
 )
 from stretto.proxy.triton_stream import AGAIN, ClientStream, Gate, Restarting, TritonStream, Unwatched, told
 from stretto.proxy.uploads import ENDED, Pace, Upload, Uploads
-from stretto.shares import Shares
 
 MAX_SMALL_BYTES = 1 << 16  # messages carry names; only key holders may load models, with files in the message
 _TRITON = service_pb2.DESCRIPTOR.services_by_name[SERVICE.strip("/").rpartition(".")[2]].methods
@@ -161,7 +161,7 @@ Handler = Callable[[AsyncIterator[bytes], Context, ExitStack], Awaitable[None]] 
 CROWDED = "full: this host has reached its share of open calls"
 
 
-class LauncherWord(Protocol):
+class LauncherState(Protocol):
     """Server state as reported by the launcher.
 
     Attributes:
@@ -182,9 +182,9 @@ class GrpcProxy(grpc.GenericRpcHandler):
         self,
         triton: grpc.aio.Channel,
         allowed: Access,
-        launcher: LauncherWord,
+        launcher: LauncherState,
         uploads: Uploads,
-        departures: Departures,
+        departures: Disconnects,
     ) -> None:
         """Create the handler.
 
@@ -197,8 +197,8 @@ class GrpcProxy(grpc.GenericRpcHandler):
         """
         self._access = allowed
         self._is_ready, self._gate = launcher.is_ready, launcher.gate
-        self._pace, self._uploads, self._departures = Pace(), uploads, departures
-        self._shares = Shares(MAX_CALLS)
+        self._pace, self._uploads, self._disconnects = Pace(), uploads, departures
+        self._shares = FairLimit(MAX_CALLS)
         self._infer = triton.stream_stream(MODEL_STREAM_INFER)
         self._unwatched = Unwatched()
         self._sole = SoleCalls(triton, self._unwatched, self._gate)
@@ -274,7 +274,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
 
     async def _stream(self, requests: AsyncIterator[bytes], context: Context, place: ExitStack) -> None:
         metadata, host = context.invocation_metadata() or (), host_of_call(context.peer())
-        stream = TritonStream(self._infer(metadata=passed_on(metadata)), self._departures.next_number())
+        stream = TritonStream(self._infer(metadata=passed_on(metadata)), self._disconnects.next_number())
         client = ClientStream(stream, context, self._gate.give_up)
         answering = asyncio.current_task()
         assert answering is not None
@@ -304,7 +304,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
 
         The models are notified. The client's host keeps its slot until the stream ends.
         """
-        self._departures.mark(stream.number)
+        self._disconnects.mark(stream.number)
         with place, suppress(Restarting, grpc.aio.AioRpcError):
             try:
                 await self._gate.guard(stream.run_out(), lambda: stream.is_answered)

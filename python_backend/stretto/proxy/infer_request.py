@@ -13,7 +13,7 @@ from itertools import islice
 from google.protobuf.message import DecodeError
 from tritonclient.grpc.service_pb2 import ModelInferRequest
 
-from stretto.departures import HOST, STREAM
+from stretto.disconnects import HOST, STREAM
 
 MAX_HEAD_BYTES = 1 << 20
 MAX_FIELDS = 256  # with those of tensors; a request with all inputs of all our models has less than half

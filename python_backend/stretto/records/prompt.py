@@ -15,7 +15,7 @@ Int32 = Annotated[int, Field(ge=-(1 << 31), lt=1 << 31)]
 
 
 @dataclass(frozen=True, slots=True)
-class HeardAudio:
+class InputAudio:
     """Audio input for the model's encoder, which replaces placeholder rows of a prompt.
 
     Attributes:
@@ -55,7 +55,7 @@ class Prompt:
     sampling: SamplingConfig
     words: tuple[str, ...] = ()
     delivery: Delivery = field(default_factory=Delivery)
-    audios: tuple[HeardAudio, ...] = ()
+    audios: tuple[InputAudio, ...] = ()
     delayed_tail: np.ndarray | None = None
     track: tuple[int, ...] = ()
     is_open: bool = False
@@ -102,7 +102,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class AudioSpan:
-    """HeardAudio without its features: placeholder rows and number of frames."""
+    """InputAudio without its features: placeholder rows and number of frames."""
 
     first_row: Annotated[int, Field(ge=0)]
     num_rows: Annotated[int, Field(ge=1)]
@@ -138,7 +138,7 @@ def _delayed_tail(field: str, lists: list[list[int]], rows: np.ndarray) -> np.nd
     return np.array(lists, np.int32).reshape(-1, width)
 
 
-def _audios(field: str, spans: tuple[AudioSpan, ...], features: np.ndarray | None) -> tuple[HeardAudio, ...]:
+def _audios(field: str, spans: tuple[AudioSpan, ...], features: np.ndarray | None) -> tuple[InputAudio, ...]:
     num_frames, there = sum(span.num_frames for span in spans), 0 if features is None else len(features)
     if num_frames != there:
         raise InvalidRequest(f"{field}.audios", f"spans of all {there} frames of the features", f"{num_frames} frames")
@@ -146,7 +146,7 @@ def _audios(field: str, spans: tuple[AudioSpan, ...], features: np.ndarray | Non
         return ()
     ends = np.cumsum([span.num_frames for span in spans])
     parts = np.split(features, ends[:-1])
-    return tuple(HeardAudio(span.first_row, span.num_rows, part) for span, part in zip(spans, parts, strict=True))
+    return tuple(InputAudio(span.first_row, span.num_rows, part) for span, part in zip(spans, parts, strict=True))
 
 
 MAX_PART_CHARS = 4096

@@ -6,7 +6,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from stretto.departures import HOST, STREAM, Departures
+from stretto.disconnects import HOST, STREAM, Disconnects
 from stretto.errors import Cancelled, Closing, InvalidRequest, Overloaded, incident
 from stretto.triton_io.flow import DecoderFailed, DecoderRefused, DecoderStalled
 
@@ -67,16 +67,16 @@ class Caller:
         host: Host that the request comes from, as reported by the proxy; '' without a proxy.
     """
 
-    def __init__(self, request: Any, departures: Departures | None = None) -> None:
+    def __init__(self, request: Any, departures: Disconnects | None = None) -> None:
         parameters = json.loads(request.parameters())
         self.sender = request.get_response_sender()
         self.host = str(parameters.get(HOST, ""))
-        self._departures, self._stream = departures, _number(parameters.get(STREAM))
+        self._disconnects, self._stream = departures, _number(parameters.get(STREAM))
 
     @property
     def is_marked(self) -> bool:
         """Return True if the proxy has reported a disconnect; cheap."""
-        return self._departures is not None and self._stream > 0 and self._departures.has(self._stream)
+        return self._disconnects is not None and self._stream > 0 and self._disconnects.has(self._stream)
 
     def has_left(self) -> bool:
         """Return True if the client has disconnected.

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from stretto.departures import Departures
+from stretto.disconnects import Disconnects
 from stretto.errors import Cancelled, Closing, InvalidRequest, Overloaded
 from stretto.records import event as event_record
 from stretto.records.chunk import Chunk, Envelope
@@ -182,7 +182,7 @@ class DecodingService:
     def __init__(self, worker: Worker, seal: Seal) -> None:
         self._worker = worker
         self._seal = seal
-        self._departures = Departures.from_environment()
+        self._disconnects = Disconnects.from_environment()
         self._tables = FlowTables()
         self._writers = RingWriters()
         self._gauges = Gauges("acoustic_decoder", dict(METRICS.values()))
@@ -196,7 +196,7 @@ class DecodingService:
             if envelope.receipt is not None:
                 acknowledge(request, envelope.utterance, envelope.receipt)
                 return
-            reply = ChunkReply(Caller(request, self._departures), self._tables.at(envelope.flow))
+            reply = ChunkReply(Caller(request, self._disconnects), self._tables.at(envelope.flow))
             self._take(envelope, codes, reply)
         except Exception as error:
             if reply is None:  # not sent by the ensemble, whose envelopes are always readable

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from stretto.departures import Departures
+from stretto.disconnects import Disconnects
 from stretto.errors import Cancelled
 from stretto.records.prompt import Prompt, TextPart
 from stretto.triton_io.callers import Caller, failed_response, log_failure
@@ -66,7 +66,7 @@ class PreparingService:
         gate: DrainGate,
     ) -> None:
         self._prepare, self._read_part, self._lanes, self._seal, self._gate = prepare, read_part, lanes, seal, gate
-        self._departures = Departures.from_environment()
+        self._disconnects = Disconnects.from_environment()
 
     def answer(self, request: Any, read: Callable[[Any], Any]) -> Any | None:
         """Return the response to `request`, whose inputs `read` reads, or None if it will be sent later."""
@@ -81,7 +81,7 @@ class PreparingService:
         if not num_bytes:
             return self._respond(lambda: self._prepare(raw))
         try:
-            self._hand_over(raw.kept(), num_bytes, Caller(request, self._departures))
+            self._hand_over(raw.kept(), num_bytes, Caller(request, self._disconnects))
         except Exception as error:
             self._gate.leave()
             return failure(error)

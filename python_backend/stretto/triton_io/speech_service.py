@@ -8,13 +8,13 @@ from contextlib import ExitStack, aclosing, contextmanager
 from dataclasses import replace
 from typing import Any, Protocol
 
-from stretto.departures import Departures
-from stretto.errors import Cancelled, Closing, InvalidRequest, NoPlace, Overloaded, shown
+from stretto.disconnects import Disconnects
+from stretto.errors import Cancelled, Closing, InvalidRequest, NoCapacity, Overloaded, shown
 from stretto.families.base import Family
 from stretto.families.text import SubwordStream
+from stretto.limits import FairLimit
 from stretto.records.chunk import Chunk, Envelope, FlowAddress, LMChunk
 from stretto.records.prompt import ID_BYTES, Prompt, TextPart
-from stretto.shares import Shares
 from stretto.streams.chunking import Pacer
 from stretto.streams.layout import Segment
 from stretto.triton_io.callers import Caller, refuse
@@ -110,7 +110,7 @@ class TextSessions:
     """Open streamed texts by name; `limit` is their number, shared fairly among hosts."""
 
     def __init__(self, model: TextModel, limit: int = MAX_SESSIONS) -> None:
-        self._model, self._shares = model, Shares(limit)
+        self._model, self._shares = model, FairLimit(limit)
         self._open: dict[str, TextSession] = {}
 
     def __len__(self) -> int:
@@ -219,7 +219,7 @@ class SpeechService:
         self.table = table
         self._limits = limits
         self._seal = seal
-        self._departures = Departures.from_environment()
+        self._disconnects = Disconnects.from_environment()
         self._thread = ResponseThread()
         self._texts = TextSessions(model)
         self._gauges, self._info = Gauges("language_model", METRICS), BuildInfo()
@@ -231,7 +231,7 @@ class SpeechService:
         The client's request id may be empty or duplicated, so it is not used as a key.
         """
         utterance = uuid.uuid4().hex
-        caller = Caller(request, self._departures)
+        caller = Caller(request, self._disconnects)
         try:
             asked = read_prompt(request, self._seal)
         except Exception as error:
@@ -312,7 +312,7 @@ class SpeechService:
             self._gauges.add("cancelled_total", failure is not None)
             await responses.end()
         else:
-            is_refused = isinstance(failure, InvalidRequest | DecoderRefused | NoPlace)
+            is_refused = isinstance(failure, InvalidRequest | DecoderRefused | NoCapacity)
             self._gauges.add("rejected_total" if is_refused else "failed_total", 1)
             await responses.refuse(failure, f"utterance {utterance}")
 

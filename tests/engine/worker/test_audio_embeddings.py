@@ -61,7 +61,7 @@ def hearing(index: int, num_frames: int, task: str, **changes: object) -> Prompt
     features = np.random.default_rng(index).standard_normal((num_frames, 16)).astype(np.float32)
     placeholders = np.zeros((num_rows, prompt.rows.shape[1]), np.int32)
     rows = np.concatenate([prompt.rows[:3], placeholders, prompt.rows[3:]])
-    return replace(prompt, rows=rows, audios=(HeardAudio(3, num_rows, features),))
+    return replace(prompt, rows=rows, audios=(InputAudio(3, num_rows, features),))
 
 
 def check(reference: Reference, engine: Engine, prompts: dict[str, Prompt]) -> int:

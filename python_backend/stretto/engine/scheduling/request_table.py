@@ -24,7 +24,7 @@ from stretto.engine.protocol import (
 )
 from stretto.engine.reply_rules import SegmentRules, SegmentTracker, Track
 from stretto.families.base import BurstSchedule, Family, UnconditionalContext
-from stretto.records.prompt import HeardAudio
+from stretto.records.prompt import InputAudio
 from stretto.streams.layout import Segment
 
 RowsOf = Callable[[int, int], np.ndarray]
@@ -33,7 +33,7 @@ RowsOf = Callable[[int, int], np.ndarray]
 def row_block_hasher(
     block_size: int,
     codes: RowsOf,
-    audios: Sequence[HeardAudio] = (),
+    audios: Sequence[InputAudio] = (),
     is_read_by_modules: bool = False,
     track: Track | None = None,
 ) -> Callable[[Request], list[BlockHash]]:

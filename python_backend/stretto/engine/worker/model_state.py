@@ -24,10 +24,10 @@ from stretto.engine.worker.predictors import (
     AudioHeads,
     DepthFrames,
     FirstHead,
+    GeneratedRows,
     ParallelHeads,
     Readout,
     RowPredictor,
-    SaidRows,
     StreamHeads,
 )
 from stretto.engine.worker.run_slots import NO_SLOT, RunSlots, warmup_request
@@ -36,7 +36,7 @@ from stretto.engine.worker.segment_state import SegmentState
 from stretto.engine.worker.slots import Arrays, SlotTables, arrays_on
 from stretto.engine.worker.step_program import StepGraphs, StepProgram, StepSampler, recorder_of
 from stretto.families.audio_format import AudioFormat
-from stretto.records.prompt import HeardAudio
+from stretto.records.prompt import InputAudio
 
 
 class AudioEmbeddings:
@@ -57,7 +57,7 @@ class AudioEmbeddings:
         self._of_slot: dict[int, list[tuple[int, torch.Tensor]]] = {}
 
     @torch.inference_mode()
-    def place(self, slot: int, audios: Sequence[HeardAudio]) -> None:
+    def place(self, slot: int, audios: Sequence[InputAudio]) -> None:
         """Embed the audio inputs of the request in `slot`."""
         self._of_slot.pop(slot, None)
         if audios:
@@ -88,7 +88,7 @@ class AudioEmbeddings:
                     self._is_heard[at : at + stop - start] = True
         return self.inputs(num_rows)
 
-    def _embed(self, audio: HeardAudio) -> torch.Tensor:
+    def _embed(self, audio: InputAudio) -> torch.Tensor:
         # Copied because the received buffer is read-only, which torch warns about.
         features = self._arrays.tensor(self._arrays.upload(audio.features.copy()))
         embeds = self._model.embed_audio(features)
@@ -229,7 +229,7 @@ class SpeechModelState(DefaultModelState):
 
     def _modules(self, tokens: torch.Tensor) -> RowPredictor:
         """Return the predictor of further rows; `tokens` [R, T] holds stream 0 of every slot."""
-        said = SaidRows(self.model, tokens, self.slots.tables.codes, self.arrays, self.rules.family.layout.pad_id)
+        said = GeneratedRows(self.model, tokens, self.slots.tables.codes, self.arrays, self.rules.family.layout.pad_id)
         model: Any = self.model
         predictor = self._row_predictor = model.row_predictor(said, self.vllm_config)
         return predictor

@@ -13,7 +13,7 @@ from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.worker.gpu.attn_utils import build_attn_metadata, build_slot_mappings_by_layer, init_attn_backend
 from vllm.v1.worker.gpu.block_table import BlockTables
 
-from stretto.engine.worker.predictors import BurstBatch, SaidRows, Say
+from stretto.engine.worker.predictors import BurstBatch, GeneratedRows, Say
 from stretto.engine.worker.step_program import Recorder, StepGraphs, recorder_of
 from stretto.families.base import Bursts
 
@@ -109,7 +109,7 @@ class ModuleProgram:
     """
 
     def __init__(
-        self, model: Any, said: SaidRows, ring: torch.Tensor, attention: ModuleAttention, recorder: Recorder | None
+        self, model: Any, said: GeneratedRows, ring: torch.Tensor, attention: ModuleAttention, recorder: Recorder | None
     ):
         self._model, self._said, self._ring, self._attention = model, said, ring, attention
         self._num_modules = model.family.bursts.num_modules
@@ -216,7 +216,7 @@ class Runs:
 class ModuleRows:
     """MCTP modules over the rows of all slots; all row bookkeeping is on the host."""
 
-    def __init__(self, model: Any, said: SaidRows, bursts: Bursts, vllm_config: VllmConfig):
+    def __init__(self, model: Any, said: GeneratedRows, bursts: Bursts, vllm_config: VllmConfig):
         self._model, self._said, self._bursts, self._vllm_config = model, said, bursts, vllm_config
         self._num_slots = vllm_config.scheduler_config.max_num_seqs
         hidden = model.rows_hidden

@@ -297,7 +297,7 @@ class RowPredictor(Protocol):
         ...
 
 
-class SaidRows:
+class GeneratedRows:
     """Embedded rows of all streams by slot and position.
 
     Args:

@@ -122,7 +122,9 @@ def _codebook_size(tensors: Mapping[str, Tensor], codec: Path | None) -> int:
     if CODEBOOK in tensors:
         return _rows(tensors, CODEBOOK)
     if codec is None:
-        raise CheckpointError("the file holds no copy of the codec, so --codec is required for the sizes of its codebooks")
+        raise CheckpointError(
+            "the file holds no copy of the codec, so --codec is required for the sizes of its codebooks"
+        )
     return read_json(codec)["codebook_size"]
 
 
@@ -145,7 +147,9 @@ def tower_config(config: Mapping[str, Any], path: Path | None, overrides: Mappin
     else:
         tag = entry(config, "multimodal_io.continuous_audio.encoder_hf_model_tag")
         if tag != "Qwen/Qwen3-Omni-30B-A3B-Instruct":
-            raise CheckpointError(f"audio encoder {tag}: unknown; --audio-config must name the file with its parameters")
+            raise CheckpointError(
+                f"audio encoder {tag}: unknown; --audio-config must name the file with its parameters"
+            )
     _check_windows(QWEN3_OMNI | {**record, **overrides})
     return {"model_type": "qwen3_omni_moe_audio_encoder", **record, **overrides}
 

@@ -24,7 +24,7 @@ from stretto.families.prompting import PLAIN, Manner, PromptRows, Template, chec
 from stretto.families.registry import config_at
 from stretto.families.text import Subwords
 from stretto.families.tokenizer import TextTokenizer
-from stretto.records.prompt import HeardAudio
+from stretto.records.prompt import InputAudio
 from stretto.streams.layout import Segment
 
 SAMPLE_RATE = 16_000
@@ -74,7 +74,7 @@ class BagpiperTemplate:
             pieces = (Piece("system", "", text=SYSTEM_TEXT), *pieces)
         followers = (*(piece.role for piece in pieces[1:]), "assistant")
         parts: list[np.ndarray] = [self._row(BOS)]
-        audios: list[HeardAudio] = []
+        audios: list[InputAudio] = []
         for piece, follower in zip(pieces, followers, strict=True):
             parts += [self._row(ROLES[piece.role]), self._row(TEXT if piece.text is not None else AUDIO)]
             if piece.pcm is not None:
@@ -90,14 +90,14 @@ class BagpiperTemplate:
     def _row(self, token_id: int) -> np.ndarray:
         return stream0_rows(self._family.layout, [token_id])
 
-    def _hear(self, pcm: np.ndarray, path: str, first_row: int) -> HeardAudio:
+    def _hear(self, pcm: np.ndarray, path: str, first_row: int) -> InputAudio:
         if self._audio_format is None:
             raise InvalidRequest(path, "no audio: this checkpoint has no audio encoder", f"{len(pcm)} samples")
         if len(pcm) < SHORTEST:
             expected = f"audio of at least {SHORTEST} samples ({SHORTEST / SAMPLE_RATE:.4f} s)"
             raise InvalidRequest(path, expected, f"{len(pcm)} samples")
         features = log_mel(pcm, self._audio_format)
-        return HeardAudio(first_row, self._audio_format.num_rows(len(features)), features)
+        return InputAudio(first_row, self._audio_format.num_rows(len(features)), features)
 
     def _content(self, piece: Piece) -> np.ndarray:
         layout = self._family.layout

@@ -20,7 +20,7 @@ from stretto.families.opuslm.family import (
     USER_INPUT,
     VOICE_FRAMES,
 )
-from stretto.families.opuslm.ssl_tokenizer import HeardCodes, SslTokenizer, load_ssl_tokenizer
+from stretto.families.opuslm.ssl_tokenizer import InputCodes, SslTokenizer, load_ssl_tokenizer
 from stretto.families.prompting import PLAIN, Manner, PromptRows, Template, check_codes, frame_rows, stream0_rows
 from stretto.families.text import Subwords
 from stretto.families.tokenizer import TextTokenizer
@@ -34,7 +34,7 @@ class SegmentWriter:
 
     def __init__(self, family: Family, subwords: Subwords, codec: Codec, ssl: SslTokenizer | None):
         self.family, self._subwords = family, subwords
-        self._heard = None if ssl is None else HeardCodes(codec, ssl)
+        self._heard = None if ssl is None else InputCodes(codec, ssl)
 
     def ids(self, *ids: int) -> np.ndarray:
         """Return rows [n, 9] with `ids` on stream 0."""

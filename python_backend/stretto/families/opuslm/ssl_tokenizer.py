@@ -161,7 +161,7 @@ def load_ssl_tokenizer(checkpoint: Path, num_codes: int, device: str = "cpu") ->
     return tokenizer.eval().requires_grad_(False).to(device)
 
 
-class HeardCodes(CachedEncoder):
+class InputCodes(CachedEncoder):
     """Cached encoder of audio to codes [S, T] int64 by both tokenizers; T is the shorter of both lengths."""
 
     def __init__(self, codec: Codec, ssl: SslTokenizer):

@@ -23,7 +23,7 @@ from stretto.families.prompting import Template, stream0_rows
 from stretto.families.qwen3_omni_talker.family import NAME, TalkerVocabulary, qwen3_omni_talker
 from stretto.families.qwen3_tts.prompt import RowWriter
 from stretto.families.registry import VOCABULARY, config_at
-from stretto.records.prompt import HeardAudio, Prompt
+from stretto.records.prompt import InputAudio, Prompt
 from stretto.records.sampling import SamplingConfig
 
 
@@ -110,7 +110,7 @@ class TalkerPrompts:
                 raise InvalidRequest("conversation", expected, "a turn with an image or a video")
             yield turn
 
-    def _heard(self, users: Sequence[int], states: np.ndarray | None) -> tuple[HeardAudio, ...]:
+    def _heard(self, users: Sequence[int], states: np.ndarray | None) -> tuple[InputAudio, ...]:
         """Return the states, assigned to the rows of audio."""
         heard = [index for index, token in enumerate(users) if token == self._known.heard]
         given = np.zeros((0, 1), np.float32) if states is None else states
@@ -118,7 +118,7 @@ class TalkerPrompts:
             expected = f"float32 [{len(heard)}, W], one for each id of input audio"
             raise InvalidRequest("states", expected, f"{given.dtype} {list(given.shape)}")
         runs = [[at for at, _ in run] for _, run in groupby(enumerate(heard), lambda each: each[1] - each[0])]
-        return tuple(HeardAudio(heard[run[0]], len(run), given[run[0] : run[-1] + 1]) for run in runs)
+        return tuple(InputAudio(heard[run[0]], len(run), given[run[0] : run[-1] + 1]) for run in runs)
 
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:

@@ -39,7 +39,7 @@ from stretto.families.qwen3_tts.family import Qwen3TtsVocabulary
 from stretto.families.registry import VOCABULARY, config_at
 from stretto.families.text import Subwords, check_text, without_leading_line_ends
 from stretto.families.tokenizer import TextTokenizer
-from stretto.records.prompt import MAX_PART_CHARS, HeardAudio
+from stretto.records.prompt import MAX_PART_CHARS, InputAudio
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -230,8 +230,8 @@ class RowWriter:
         return rows
 
 
-def _x_vector(head: np.ndarray, voice: ClonedVoice | None) -> tuple[HeardAudio, ...]:
-    return () if voice is None else (HeardAudio(len(head) - 2, 1, voice.x_vector[None]),)
+def _x_vector(head: np.ndarray, voice: ClonedVoice | None) -> tuple[InputAudio, ...]:
+    return () if voice is None else (InputAudio(len(head) - 2, 1, voice.x_vector[None]),)
 
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:

@@ -35,7 +35,7 @@ from stretto.families.registry import VOCABULARY, config_at
 from stretto.families.text import Subwords
 from stretto.families.tokenizer import TextTokenizer
 from stretto.families.vita_audio.family import HEARD, VitaVocabulary
-from stretto.records.prompt import HeardAudio
+from stretto.records.prompt import InputAudio
 
 SAMPLE_RATE = 16_000
 HOP, WINDOW, SPECTRUM = 160, 400, 512  # samples
@@ -170,12 +170,12 @@ class VitaTemplate:
             )
         return stacked_log_mel(piece.pcm, audio)
 
-    def _placed(self, ids: list[int], heard: list[np.ndarray]) -> tuple[HeardAudio, ...]:
+    def _placed(self, ids: list[int], heard: list[np.ndarray]) -> tuple[InputAudio, ...]:
         """Return the features in `heard`, assigned in order to the rows that `ids` has for them."""
         context = self._family.markers.get(HEARD)
         firsts = [at for at, token in enumerate(ids) if token == context and ids[at - 1] == self._begin]
         return tuple(
-            HeardAudio(first, NUM_QUERIES + len(features), features)
+            InputAudio(first, NUM_QUERIES + len(features), features)
             for first, features in zip(firsts, heard, strict=True)
         )
 

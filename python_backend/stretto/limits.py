@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Shares:
+class FairLimit:
     """Fair-share limit: a client may hold at most as many units as are free after it.
 
     One client alone gets half of `limit`, and none can exhaust it (dynamic threshold with alpha = 1; Choudhury and

@@ -15,7 +15,7 @@ DONE, FAILED, RESTART, TRY_AGAIN = 1000, 1011, 1012, 1013  # RFC 6455, section 7
 Error = TypeVar("Error", bound=BaseException)
 
 
-class LastingSession(Protocol):
+class SocketSession(Protocol):
     """Handler of the events of a session."""
 
     async def handle(self, message: str | None) -> None:
@@ -59,7 +59,7 @@ def _end_by(error: ApiError) -> SessionEnd:
 async def attend(
     gateway: Gateway,
     socket: WebSocket,
-    session: LastingSession,
+    session: SocketSession,
     tasks: asyncio.TaskGroup,
     patience_s: Callable[[], float],
 ) -> None:
@@ -90,7 +90,7 @@ async def attend(
         await session.handle(message.get("text"))
 
 
-async def _until_draining(gateway: Gateway, session: LastingSession) -> None:
+async def _until_draining(gateway: Gateway, session: SocketSession) -> None:
     """End the session when the gateway shuts down, once the output in progress is complete."""
     await gateway.sessions.draining.wait()
     await session.complete()

@@ -2,11 +2,11 @@
 
 from contextlib import ExitStack
 
-from stretto.shares import Shares
+from stretto.limits import FairLimit
 
 
 def test_a_host_may_have_as_many_as_are_left_over() -> None:
-    shares = Shares(8)
+    shares = FairLimit(8)
     with ExitStack() as stack:
         taken = [stack.enter_context(shares.taking(host)) for host in "aaaaabbbcc"]
     assert taken == [True] * 4 + [False] + [True] * 2 + [False] + [True] + [False]
@@ -15,7 +15,7 @@ def test_a_host_may_have_as_many_as_are_left_over() -> None:
 
 
 def test_an_amount_is_had_whole_or_not_at_all_and_nothing_is_left_of_it() -> None:
-    shares = Shares(8)
+    shares = FairLimit(8)
     assert shares.is_left("a", 8)
     shares.take("a", 3)
     assert [shares.is_left("a", amount) for amount in (2, 3)] == [True, False]

@@ -200,7 +200,7 @@ class WindowQueue:
 SAMPLE_BYTES = 2
 
 
-class Hearing:
+class InputBuffer:
     """Buffer of pcm16 at 24 kHz, at most `max_samples`; with `vad`, silence that belongs to no turn is dropped."""
 
     def __init__(self, max_samples: int, held: Held):

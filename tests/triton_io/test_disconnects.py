@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from stretto.departures import DEPARTURES_FILE, NUM_PLACES, STREAM, Departures
+from stretto.disconnects import DISCONNECTS_FILE, NUM_PLACES, STREAM, Disconnects
 from stretto.triton_io.callers import Caller
 from tests.fakes_triton import Request
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    Departures.create(tmp_path / "departures")
+    Disconnects.create(tmp_path / "departures")
     return tmp_path / "departures"
 
 
@@ -21,7 +21,7 @@ def test_the_marks_have_all_their_memory_from_the_beginning(path: Path) -> None:
 
 
 def test_a_mark_is_seen_by_all_and_is_of_one_stream(path: Path) -> None:
-    proxy, model = Departures(path), Departures(path)
+    proxy, model = Disconnects(path), Disconnects(path)
     number = proxy.next_number()
     assert not model.has(number)
     proxy.mark(number)
@@ -32,17 +32,17 @@ def test_a_mark_is_seen_by_all_and_is_of_one_stream(path: Path) -> None:
 
 
 def test_a_proxy_that_was_started_again_numbers_otherwise(path: Path) -> None:
-    assert Departures(path).next_number() != Departures(path).next_number()
+    assert Disconnects(path).next_number() != Disconnects(path).next_number()
 
 
 def test_a_file_is_made_once_for_one_user(path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
     with pytest.raises(FileExistsError):
-        Departures.create(path)
+        Disconnects.create(path)
 
 
 def test_a_caller_has_left_by_a_mark_or_by_triton_s_word(path: Path) -> None:
-    departures = Departures(path)
+    departures = Disconnects(path)
     number = departures.next_number()
     request = Request({}, given={STREAM: str(number)})
     caller, other = Caller(request, departures), Caller(Request({}, given={STREAM: str(number + 1)}), departures)
@@ -56,14 +56,14 @@ def test_a_caller_has_left_by_a_mark_or_by_triton_s_word(path: Path) -> None:
 
 @pytest.mark.parametrize("given", [{}, {STREAM: "0"}, {STREAM: "x"}, {STREAM: 3}])
 def test_who_came_by_another_way_is_asked_after_of_triton_alone(path: Path, given: dict[str, object]) -> None:
-    caller = Caller(Request({}, given=given), Departures(path))
+    caller = Caller(Request({}, given=given), Disconnects(path))
     assert not caller.has_left()
     caller.sender.client_is_gone = True
     assert caller.has_left()
 
 
 def test_without_a_launcher_there_are_none(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
-    monkeypatch.delenv(DEPARTURES_FILE, raising=False)
-    assert Departures.from_environment() is None
-    monkeypatch.setenv(DEPARTURES_FILE, str(path))
-    assert Departures.from_environment() is not None
+    monkeypatch.delenv(DISCONNECTS_FILE, raising=False)
+    assert Disconnects.from_environment() is None
+    monkeypatch.setenv(DISCONNECTS_FILE, str(path))
+    assert Disconnects.from_environment() is not None

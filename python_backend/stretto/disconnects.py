@@ -11,13 +11,13 @@ import os
 import secrets
 from pathlib import Path
 
-DEPARTURES_FILE = "STRETTO_DEPARTURES_FILE"  # environment variable of the stubs: path of the file
+DISCONNECTS_FILE = "STRETTO_DEPARTURES_FILE"  # environment variable of the stubs: path of the file
 HOST = "stretto_host"  # request parameter set by the proxy: host of the client, used for fair-share limits
 STREAM = "stretto_stream"  # request parameter set by the proxy: number of its stream
 NUM_PLACES = 1 << 16  # many more than concurrent streams; streams that share a position overwrite each other
 
 
-class Departures:
+class Disconnects:
     """Disconnect flags: the number of each disconnected stream, at that number's position."""
 
     def __init__(self, path: Path) -> None:
@@ -38,9 +38,9 @@ class Departures:
         os.close(descriptor)
 
     @classmethod
-    def from_environment(cls) -> "Departures | None":
+    def from_environment(cls) -> "Disconnects | None":
         """Return the flags named by this process's launcher, or None without a launcher."""
-        named = os.environ.get(DEPARTURES_FILE)
+        named = os.environ.get(DISCONNECTS_FILE)
         return cls(Path(named)) if named else None
 
     def next_number(self) -> int:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from stretto.families.audio_format import ENTRY_BYTES, CachedEncoder
-from stretto.families.opuslm.ssl_tokenizer import HeardCodes
+from stretto.families.opuslm.ssl_tokenizer import InputCodes
 from tests.fakes import FrameCounter
 
 
@@ -23,13 +23,13 @@ def audio(value: int, num_frames: int = 2) -> np.ndarray:
 
 
 def test_codes_go_as_far_as_both_tokenizers() -> None:
-    codes = HeardCodes(FrameCounter(320, 8, 12), Loudness()).encode(audio(7))
+    codes = InputCodes(FrameCounter(320, 8, 12), Loudness()).encode(audio(7))
     assert codes.tolist() == [[7, 7], *[[0, 1]] * 8]
 
 
 def test_the_same_audio_is_heard_once_and_other_audio_again() -> None:
     tokenizer = Loudness()
-    heard = HeardCodes(FrameCounter(320, 8, 12), tokenizer)
+    heard = InputCodes(FrameCounter(320, 8, 12), tokenizer)
     for value, length in ((1, 2), (2, 2), (1, 2), (1, 3), (2, 2)):
         assert heard.encode(audio(value, length))[0].tolist() == [value] * length
     assert tokenizer.num_heard == 3
