@@ -8,21 +8,21 @@ from stretto.limits import FairLimit
 def test_a_host_may_have_as_many_as_are_left_over() -> None:
     shares = FairLimit(8)
     with ExitStack() as stack:
-        taken = [stack.enter_context(shares.taking(host)) for host in "aaaaabbbcc"]
+        taken = [stack.enter_context(shares.reserving(host)) for host in "aaaaabbbcc"]
     assert taken == [True] * 4 + [False] + [True] * 2 + [False] + [True] + [False]
     with ExitStack() as stack:
-        assert [stack.enter_context(shares.taking("b")) for _ in range(5)] == [True] * 4 + [False]
+        assert [stack.enter_context(shares.reserving("b")) for _ in range(5)] == [True] * 4 + [False]
 
 
 def test_an_amount_is_had_whole_or_not_at_all_and_nothing_is_left_of_it() -> None:
     shares = FairLimit(8)
-    assert shares.is_left("a", 8)
-    shares.take("a", 3)
-    assert [shares.is_left("a", amount) for amount in (2, 3)] == [True, False]
-    assert [shares.is_left("b", amount) for amount in (5, 6)] == [True, False]
-    shares.take("b", 5)
-    assert not shares.is_left("c")
-    assert (shares.taken, shares.taken_by("b"), shares.taken_by("c")) == (8, 5, 0)
+    assert shares.has_free("a", 8)
+    shares.acquire("a", 3)
+    assert [shares.has_free("a", amount) for amount in (2, 3)] == [True, False]
+    assert [shares.has_free("b", amount) for amount in (5, 6)] == [True, False]
+    shares.acquire("b", 5)
+    assert not shares.has_free("c")
+    assert (shares.held, shares.held_by("b"), shares.held_by("c")) == (8, 5, 0)
     for host, amount in (("a", 3), ("b", 5)):
-        shares.give_back(host, amount)
+        shares.release(host, amount)
     assert not shares._taken

@@ -79,7 +79,7 @@ def _draw(setup: Setup, kind: str, sampling: str, num_rows: int) -> dict[str, An
     ids = 100 + torch.arange(num_streams * num_columns).view(num_streams, num_columns)
     temperature, top_k, top_p = (np.full(num_rows, value) for value in SAMPLINGS[sampling])
     arrays = temperature.astype(np.float32), top_k.astype(np.int32), top_p.astype(np.float32)
-    plan, params = DrawPlan.of(*arrays), [torch.from_numpy(array) for array in arrays]
+    plan, params = DrawPlan.from_parameters(*arrays), [torch.from_numpy(array) for array in arrays]
     expected = draw(logits, ids, keys, DrawParams(*params), plan)
     there = logits.to(setup.device), ids.to(setup.device), keys.to(setup.device)
     params_there = DrawParams(*(each.to(setup.device) for each in params))

@@ -110,7 +110,7 @@ async def speak(client: SpeechClient, args: argparse.Namespace) -> None:
     flags = {"task": args.task, "seed": args.seed, "guidance_scale": args.guidance_scale, "voice": voice}
     flags |= {"encoding": args.encoding, "sample_rate": args.sample_rate, "markup": args.markup}
 
-    def hear(event: SpeechEvent) -> None:
+    def on_event(event: SpeechEvent) -> None:
         for word in event.words if args.words else ():
             print(f"{word.start_s:7.2f} s  {word.word}")
         if event.pcm is not None and len(event.pcm):
@@ -118,7 +118,7 @@ async def speak(client: SpeechClient, args: argparse.Namespace) -> None:
                 sink.write(event.pcm, event.sample_rate)
 
     try:
-        tally = await follow(client.speak(text, **args.options | given(flags)), hear, not args.words)
+        tally = await follow(client.speak(text, **args.options | given(flags)), on_event, not args.words)
     finally:
         for sink in sinks:
             sink.close()

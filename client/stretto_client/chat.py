@@ -159,7 +159,7 @@ class Talk:
         talk = self._conversation
         try:
             reply.tally = await follow(
-                self.client.converse(talk.turns, *talk.audio, **self._options), reply.hear, shows_progress=False
+                self.client.converse(talk.turns, *talk.audio, **self._options), reply.on_event, shows_progress=False
             )
         finally:
             reply.close()
@@ -181,7 +181,7 @@ class Reply:
         self._codes: list[np.ndarray] = []
         self.tally = Tally(shows_progress=False)
 
-    def hear(self, event: SpeechEvent) -> None:
+    def on_event(self, event: SpeechEvent) -> None:
         """Process one event."""
         if not self._is_quiet:
             print(event.text, end="", flush=True)

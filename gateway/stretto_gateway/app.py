@@ -61,10 +61,10 @@ def make_app(config: GatewayConfig, make_client: Callable[[], RoutedClient] | No
     answer_head(app)
     if config.keys:
         ask_for_keys(app)
-    app.add_exception_handler(ApiError, tell)
-    app.add_exception_handler(RequestValidationError, tell_invalid)
-    app.add_exception_handler(HTTPException, tell_http)
-    app.add_exception_handler(Exception, tell_failed)
+    app.add_exception_handler(ApiError, api_error_response)
+    app.add_exception_handler(RequestValidationError, validation_error_response)
+    app.add_exception_handler(HTTPException, http_error_response)
+    app.add_exception_handler(Exception, failure_response)
     app.add_middleware(Guard, config=config)
     if config.cors_origins:
         # Outside the guard, because a browser's preflight request has no key.
@@ -128,13 +128,13 @@ async def figures(request: Request) -> Response:
     return Response(page, media_type=media_type)
 
 
-async def tell(_: Request, error: Exception) -> Response:
+async def api_error_response(_: Request, error: Exception) -> Response:
     """Return the response to an ApiError."""
     assert isinstance(error, ApiError)
     return error.response()
 
 
-async def tell_invalid(request: Request, error: Exception) -> Response:
+async def validation_error_response(request: Request, error: Exception) -> Response:
     """Return an error that names the first field that violates the schema, or the missing content type."""
     assert isinstance(error, RequestValidationError)
     first: dict[str, Any] = error.errors()[0]
@@ -149,13 +149,13 @@ async def tell_invalid(request: Request, error: Exception) -> Response:
     return ApiError(400, message, param, "missing" if first["type"] == "missing" else "invalid_value").response()
 
 
-async def tell_http(_: Request, error: Exception) -> Response:
+async def http_error_response(_: Request, error: Exception) -> Response:
     """Return the response to an error of the framework: unknown path or method, or an unreadable body."""
     assert isinstance(error, HTTPException)
     return ApiError(error.status_code, str(error.detail)).response()
 
 
-async def tell_failed(request: Request, error: Exception) -> Response:
+async def failure_response(request: Request, error: Exception) -> Response:
     """Return the response to an internal error, and log its traceback under the request's id."""
     request_id = request.state.request_id
     LOG.error("%s failed", request_id, exc_info=error)

@@ -62,7 +62,7 @@ class Streamed(Response):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def told(stream: Speech, fields: dict[str, str]) -> AsyncGenerator[SpeechEvent, None]:
+async def client_events(stream: Speech, fields: dict[str, str]) -> AsyncGenerator[SpeechEvent, None]:
     """Yield the events of `stream` and close it at the end.
 
     Args:
@@ -84,7 +84,7 @@ async def written(stream: Speech, fields: dict[str, str], trace: Trace) -> Async
     """Yield the events of a text response and record them in `trace`; raise ApiError if it fails."""
     trace.start()
     try:
-        async with aclosing(told(stream, fields)) as events:
+        async with aclosing(client_events(stream, fields)) as events:
             async for event in events:
                 trace.add(event)
                 yield event

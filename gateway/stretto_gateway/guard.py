@@ -142,7 +142,7 @@ class Guard:
         scope["state"]["owner"] = secret.owner if secret and self._keys else self._keys.owner(authorization)
         if error is not None:
             await error.response()(scope, receive, exchange.send)
-            exchange.note()
+            exchange.log()
         elif scope["type"] == "websocket":
             await exchange.converse(self._app, receive)
         else:
@@ -156,7 +156,7 @@ class Guard:
                 raise
             finally:
                 body.forget()
-                exchange.note()
+                exchange.log()
 
     def _caller(self, scope: Scope, authorization: str, secret: ClientSecret | None) -> str:
         if self._keys:
@@ -317,9 +317,9 @@ class Exchange:
             with suppress(OSError, RuntimeError):  # client disconnected, or socket closed already
                 await self._send({"type": "websocket.close", "code": FAILED_CODE})
         finally:
-            self.note()
+            self.log()
 
-    def note(self) -> None:
+    def log(self) -> None:
         """Count the request and log its id, method, route, status and duration in milliseconds."""
         route = getattr(self._scope.get("route"), "path", "-")
         self._scope["app"].state.gateway.metrics.answers.labels(route, str(self._status)).inc()

@@ -113,9 +113,9 @@ class Ignored:
         """
         if self._is_strict:
             raise refused(name, expected, got)
-        self.note(name)
+        self.record(name)
 
-    def note(self, name: str) -> None:
+    def record(self, name: str) -> None:
         """Record that `name` is not honoured, although a strict gateway accepts it as well."""
         if name not in self._names and len(self._names) <= MAX_NAMES:
             self._names.append(name)

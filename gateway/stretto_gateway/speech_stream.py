@@ -175,7 +175,7 @@ def asking(owner: str, held: Held) -> Iterator[State]:
 class StreamChannel(Channel):
     """Channel whose errors also have `message` at the top level, which vLLM-Omni's clients expect."""
 
-    async def tell(self, error: ApiError, event_id: str | None = None) -> None:
+    async def send_error(self, error: ApiError, event_id: str | None = None) -> None:
         self._count_error()
         await self.send("error", message=error.message, **error.record())
 
@@ -231,7 +231,7 @@ class StreamSession:
                 case kind:
                     raise refused("type", f"one of {', '.join(KINDS)}", kind)
         except ApiError as error:
-            await self._channel.tell(error)
+            await self._channel.send_error(error)
 
     def _read(self, model: type[Event], record: dict[str, Any]) -> Event:
         """Return the event in `record`; raise ApiError for a wrong field or, with `--strict`, an unknown one."""
@@ -330,7 +330,7 @@ class StreamSession:
                         num_bytes += len(part)
         except ApiError as error:
             has_failed = True
-            await self._channel.tell(error)
+            await self._channel.send_error(error)
         finally:
             text.close()
         if num_bytes:

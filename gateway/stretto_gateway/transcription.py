@@ -76,7 +76,7 @@ class TranscriptionForm(TranslationForm):
     def check_language(self, profile: ModelProfile, ignored: Ignored) -> None:
         """Report `language` as ignored unless it is the model's only one; strict gateways accept it, too."""
         if self.language and {code_name(each) for each in profile.languages} != {code_name(self.language)}:
-            ignored.note("language")
+            ignored.record("language")
 
 
 WRITTEN = described("Text, or events with text", *TEXTS, "text/event-stream", model=PlainText | TimedText)

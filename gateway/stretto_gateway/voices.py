@@ -16,7 +16,7 @@ from stretto_client import ModelProfile, RecordedVoice, TaskProfile
 from stretto_gateway.answers import ApiError, DeletedVoice, NamedId, Voice, Voices, refused
 from stretto_gateway.caller import unless_gone
 from stretto_gateway.catalogue import aliases, find_task
-from stretto_gateway.events import told
+from stretto_gateway.events import client_events
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.speech_request import MAX_REF_CHARS, WITH_FILE, Body, Ignored, SpeechOptions, Text
 from stretto_gateway.voice_store import ID, StoredVoice, TooManyVoices, VoiceStore
@@ -180,7 +180,7 @@ async def try_voice(gateway: Gateway, voice: RecordedVoice) -> None:
     """Let the model generate the first audio with a voice; raise ApiError if it cannot."""
     async with gateway.admission.place():
         speech = gateway.client.speak(SAMPLE, voice=voice)
-        async with aclosing(told(speech, FIELDS)) as events:
+        async with aclosing(client_events(speech, FIELDS)) as events:
             await anext(events, None)
 
 

@@ -17,36 +17,36 @@ class FairLimit:
         self._taken = Counter[str]()
 
     @property
-    def taken(self) -> int:
+    def held(self) -> int:
         """Units held by all hosts."""
         return self._taken.total()
 
-    def taken_by(self, host: str) -> int:
+    def held_by(self, host: str) -> int:
         """Return the units held by `host`."""
         return self._taken[host]
 
-    def is_left(self, host: str, amount: int = 1) -> bool:
+    def has_free(self, host: str, amount: int = 1) -> bool:
         """Return True if `host` may take `amount` more units."""
-        return self._taken[host] + amount <= self.limit - self.taken
+        return self._taken[host] + amount <= self.limit - self.held
 
-    def take(self, host: str, amount: int = 1) -> None:
+    def acquire(self, host: str, amount: int = 1) -> None:
         """Take `amount` units for `host`."""
         self._taken[host] += amount
 
-    def give_back(self, host: str, amount: int = 1) -> None:
+    def release(self, host: str, amount: int = 1) -> None:
         """Return `amount` units of `host`."""
         self._taken[host] -= amount
         if not self._taken[host]:
             del self._taken[host]  # drop empty entries: the number of distinct hosts is unbounded
 
     @contextmanager
-    def taking(self, host: str) -> Iterator[bool]:
+    def reserving(self, host: str) -> Iterator[bool]:
         """Hold one unit while the block runs, if there is one; yields True if so."""
-        is_left = self.is_left(host)
+        is_left = self.has_free(host)
         if is_left:
-            self.take(host)
+            self.acquire(host)
         try:
             yield is_left
         finally:
             if is_left:
-                self.give_back(host)
+                self.release(host)

@@ -43,9 +43,9 @@ def test_the_files_of_glm4_voices_tokenizer_are_taken_as_published(tmp_path: Pat
     folder, out = write_glm4_tokenizer(tmp_path / "published"), tmp_path / FOLDER
     (folder / "README.md").write_text("not the tokenizer's")
     out.mkdir()
-    written = PublishedTokenizer.of(folder, NUM_CODES).write(out, lambda _: None)
+    written = PublishedTokenizer.from_folder(folder, NUM_CODES).write(out, lambda _: None)
     names = ["config.json", "preprocessor_config.json", "model.safetensors"]
     assert [file.name for file in written] == [f"{FOLDER}/{name}" for name in names]
     assert load_tokenizer(tmp_path, NUM_CODES) is not None
     with pytest.raises(CheckpointError, match="16384 codes"):
-        PublishedTokenizer.of(folder, 16_384)
+        PublishedTokenizer.from_folder(folder, 16_384)

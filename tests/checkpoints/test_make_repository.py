@@ -92,7 +92,7 @@ def test_a_tokenizer_of_audio_is_on_the_gpu_with_the_codec(checkpoint: Path, tmp
     hearing = tmp_path / "hearing"
     shutil.copytree(checkpoint, hearing)
     (hearing / FOLDER).mkdir()
-    ConvertedSslTokenizer.of(write_xeus(tmp_path / "xeus"), 20).write(hearing / FOLDER, lambda num_bytes: None)
+    ConvertedSslTokenizer.from_folder(write_xeus(tmp_path / "xeus"), 20).write(hearing / FOLDER, lambda num_bytes: None)
     made(hearing, tmp_path / "out", "--gpu", "1")
     for model in ("preprocessor", "acoustic_decoder"):
         text = (tmp_path / "out" / model / "config.pbtxt").read_text()

@@ -36,7 +36,7 @@ def test_the_proxy_tells_it_by_a_status(text: str) -> None:
 async def test_so_is_its_queue_of_large_requests() -> None:
     with pytest.raises(BadRequest) as refused:
         await Pace(max_waiting_bytes=0).wait(LARGE_BYTES + 1)
-    assert isinstance(from_text(refused.value.told), ServerFull)
+    assert isinstance(from_text(refused.value.client_message), ServerFull)
 
 
 def test_a_server_that_starts_or_is_not_there_is_not_full() -> None:

@@ -44,7 +44,7 @@ def test_a_request_has_the_blocks_of_one_engine(num_engines: int) -> None:
         parallel_config=SimpleNamespace(data_parallel_size=num_engines),
         scheduler_config=SimpleNamespace(max_num_seqs=16),
     )
-    assert Capacity.of(config) == Capacity(25, 32, 16)
+    assert Capacity.from_config(config) == Capacity(25, 32, 16)
 
 
 def test_guidance_means_nothing_where_there_is_no_audio() -> None:

@@ -141,7 +141,7 @@ def request(slot: int, prompt: Prompt, is_unconditional: bool = False) -> Speech
     ids = prompt.rows[:, 0].tolist()
     name = f"r{slot // 2}" + "#unconditional" * is_unconditional
     data = NewRequestData(name, ids, [], None, None, ([1],), 0, None, prefill_token_ids=ids)
-    return SpeechRequestData.of(data, params, codes)
+    return SpeechRequestData.extending(data, params, codes)
 
 
 def fill(state: SpeechModelState, family: Family) -> None:

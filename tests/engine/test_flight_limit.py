@@ -10,7 +10,7 @@ from stretto.engine.places import LEAST, Entry, FlightLimit
 
 
 def seen(limit: FlightLimit, num_sequences: int, in_flight: int, first_frame_s: float) -> float:
-    limit.see(limit.enter(num_sequences, in_flight), first_frame_s)
+    limit.record(limit.enter(num_sequences, in_flight), first_frame_s)
     return limit.value
 
 
@@ -33,9 +33,9 @@ def test_who_was_let_in_before_a_cut_says_nothing_after_it() -> None:
     limit = FlightLimit(1.0, 80)
     early = [limit.enter(2, in_flight) for in_flight in (46, 48, 50)]
     for entry in early:
-        limit.see(entry, 2.0)
+        limit.record(entry, 2.0)
     assert limit.value == 40
-    limit.see(early[0], 0.1)
+    limit.record(early[0], 0.1)
     assert limit.value == 40
 
 
@@ -115,7 +115,7 @@ def served(rate: float, most: float, target_s: float, seconds: float = 400.0) ->
         for reply in running:
             reply.num_rows += 1
             if reply.num_rows == ROWS_TO_FIRST:
-                limit.see(reply.entry, now - reply.came_s)
+                limit.record(reply.entry, now - reply.came_s)
                 if reply.came_s > seconds / 2:
                     firsts.append(now - reply.came_s)
         running = [reply for reply in running if reply.num_rows < ROWS]

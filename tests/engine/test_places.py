@@ -96,7 +96,7 @@ def test_several_engines_run_more(num_engines: int, expected: int) -> None:
     ids = {"all": ["all-1"]}
     engine = SimpleNamespace(output_processor=SimpleNamespace(external_req_ids=ids))
     values = SimpleNamespace(replies_without_words=0.0)
-    places = Places.of(cast(Any, config), cast(Any, engine), cast(Any, SimpleNamespace(read=lambda: values)))
+    places = Places.from_config(cast(Any, config), cast(Any, engine), cast(Any, SimpleNamespace(read=lambda: values)))
     with places.take("all", expected) as place:
         place.has_begun = True
         with pytest.raises(NoCapacity), places.take("one more", 1):

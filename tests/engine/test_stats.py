@@ -20,7 +20,7 @@ def test_frames_add_up_however_they_come(step: int, turns: list[int]) -> None:
     is_guided = [sum(turn <= frame for turn in turns) % 2 == 0 for frame in range(12)]
     for num_frames in [*range(0, 12, step), 12, 12]:
         known = [turn for turn in turns if turn < num_frames]
-        counts.see(num_frames, [GuidanceChange(turn, index % 2 == 1) for index, turn in enumerate(known)])
+        counts.record(num_frames, [GuidanceChange(turn, index % 2 == 1) for index, turn in enumerate(known)])
         assert stats.frames_total == num_frames
         assert stats.frames_unguided_by_policy_total == is_guided[:num_frames].count(False)
     assert stats.unguided_total == 0
@@ -28,12 +28,12 @@ def test_frames_add_up_however_they_come(step: int, turns: list[int]) -> None:
 
 def test_a_reply_that_must_be_guided_and_is_not_is_a_bug_that_shows() -> None:
     stats = Stats()
-    FrameStats(stats, GUIDED).see(4, [GuidanceChange(1, False)])
+    FrameStats(stats, GUIDED).record(4, [GuidanceChange(1, False)])
     assert (stats.unguided_total, stats.frames_unguided_by_policy_total) == (3, 0)
 
 
 def test_replies_without_guidance_have_no_unguided_frames() -> None:
     stats = Stats()
     for _ in range(2):
-        FrameStats(stats, replace(GUIDED, guidance_scale=1.0)).see(4, [])
+        FrameStats(stats, replace(GUIDED, guidance_scale=1.0)).record(4, [])
     assert (stats.frames_total, stats.unguided_total) == (8, 0)

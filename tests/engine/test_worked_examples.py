@@ -100,19 +100,19 @@ class Reply:
 
     def write(self, drawn: Sequence[int]) -> list[int]:
         """The row that is written where the model draws `drawn`."""
-        of, upload = self.arrays.of, self.arrays.upload
-        state = SlotState(*of(self.tables.state)[upload(np.array([0]))].T)
+        wrap, upload = self.arrays.wrap, self.arrays.upload
+        state = SlotState(*wrap(self.tables.state)[upload(np.array([0]))].T)
         limits, scales = SlotLimits(*upload(self.tables.limits.T)), SlotScales(*upload(self.tables.scales.T))
         rows = Rows(state, limits, scales, upload(np.array([0])), upload(np.array([self.tracker.position])))
         first, codes = upload(np.array(drawn[:1])), upload(np.array([drawn[1:]]))
         text, audio = self.machine.end_text(first, rows), self.machine.end_audio(first, rows)
         token = self.machine.choose(text, audio, rows)
         self.was_cut |= bool(rows.is_cut[0])
-        forced = of(self.tables.codes)[rows.slots, rows.position]
+        forced = wrap(self.tables.codes)[rows.slots, rows.position]
         row = [int(token[0]), *self.machine.place_codes(codes, token, rows, forced)[0].tolist()]
         self.machine.advance(token, rows, bool(rows.in_text.any()))
         for column, name in enumerate(STATE):
-            of(self.tables.state)[:, column] = getattr(rows.state, name)
+            wrap(self.tables.state)[:, column] = getattr(rows.state, name)
         self._keep(self.utterance.push(np.array([[NO_CHANGE, *row]])))
         return row
 

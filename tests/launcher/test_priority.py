@@ -57,8 +57,8 @@ def stub(hurry: Hurry, tmp_path: Path) -> Iterator[int]:
 def test_a_new_stub_is_raised_once_and_lowered_with_its_threads(
     hurry: Hurry, stub: int, nice: Nice, tmp_path: Path
 ) -> None:
-    hurry.look()
-    hurry.look()
+    hurry.poll()
+    hurry.poll()
     assert nice.of == {stub: -10}
     assert (tmp_path / "autogroup").read_text() == "-10"
     threads = threads_of({stub})
@@ -72,8 +72,8 @@ def test_a_new_stub_is_raised_once_and_lowered_with_its_threads(
 
 def test_a_server_that_is_started_again_is_raised_itself_and_its_stubs_inherit_that(stub: int, nice: Nice) -> None:
     hurry = Hurry(os.getpid(), is_whole=True)
-    hurry.look()
-    hurry.look()
+    hurry.poll()
+    hurry.poll()
     assert nice.of == {os.getpid(): -10}
     nice.of = dict.fromkeys({os.getpid()} | threads_of({stub}), -10)
     hurry.end()
@@ -83,7 +83,7 @@ def test_a_server_that_is_started_again_is_raised_itself_and_its_stubs_inherit_t
 def test_what_the_kernel_would_cut_off_is_not_given_back_too_much(nice: Nice) -> None:
     nice.of = {0: -15, os.getpid(): -15}
     hurry = Hurry(os.getpid(), is_whole=True)
-    hurry.look()
+    hurry.poll()
     assert nice.of[os.getpid()] == -20
     hurry.end()
     assert nice.of[os.getpid()] == -15
@@ -91,14 +91,14 @@ def test_what_the_kernel_would_cut_off_is_not_given_back_too_much(nice: Nice) ->
 
 def test_a_stub_that_serves_already_is_left_alone(stub: int, nice: Nice) -> None:
     hurry = Hurry(os.getpid())
-    hurry.look()
+    hurry.poll()
     hurry.end()
     assert nice.of == {}
 
 
 def test_without_the_right_nothing_changes(hurry: Hurry, stub: int, nice: Nice, tmp_path: Path) -> None:
     nice.may = False
-    hurry.look()
+    hurry.poll()
     hurry.end()
     assert nice.of == {}
     assert (tmp_path / "autogroup").read_text() == "/autogroup-7 nice 0\n"

@@ -151,7 +151,7 @@ def test_the_launcher_shuts_and_opens_the_gate(monkeypatch: pytest.MonkeyPatch) 
     launcher, found, spared = Launcher(), [], []
     monkeypatch.setattr(launcher.gate, "shut", lambda spares_answered: spared.append(spares_answered))
     while said:
-        launcher.hear()
+        launcher.read_commands()
         found.append(launcher.is_ready())
     assert found == [True, False, False, True]
     assert spared == [False, True]

@@ -367,7 +367,7 @@ def test_the_launcher_is_heard_also_where_a_line_comes_in_pieces(monkeypatch: py
     monkeypatch.setattr("os.read", lambda descriptor, size: said.pop(0))
     launcher, heard = Launcher(), []
     while said:
-        launcher.hear()
+        launcher.read_commands()
         heard.append(launcher.is_ready())
     assert heard == [False, False, True, False, False]
     assert launcher.stopped.is_set()

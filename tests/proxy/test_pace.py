@@ -43,7 +43,7 @@ async def test_what_would_be_too_much_to_hold_is_refused_until_there_is_room() -
     await asyncio.sleep(0)
     with pytest.raises(BadRequest, match=f"^{2 * LARGE} bytes of large requests are waiting, of at most ") as refused:
         await pace.wait(LARGE)
-    assert refused.value.told.startswith("full: ")
+    assert refused.value.client_message.startswith("full: ")
     waiting[0].cancel()  # its client has left
     await asyncio.gather(waiting[0], return_exceptions=True)
     third = asyncio.create_task(pace.wait(LARGE))

@@ -60,9 +60,9 @@ def test_memory_is_taken_from_those_that_have_sent_nothing_whole_however_many_ot
     uploads = Uploads(max_resident_bytes=100, resident=lambda: held.pop(0))
     with ExitStack() as stack:
         busy, silent = entered(uploads, stack, *[1] * 8, host="a"), entered(uploads, stack, 0, host="b")
-        uploads.look()
+        uploads.poll()
         assert [upload.is_ended for upload in busy + silent] == [False] * 8 + [True]
-        uploads.look()
+        uploads.poll()
         assert [upload.is_ended for upload in busy] == [True] * 3 + [False] * 5
 
 
@@ -71,11 +71,11 @@ def test_they_are_ended_while_the_process_holds_too_much_and_not_before() -> Non
     uploads = Uploads(max_resident_bytes=100, resident=lambda: held.pop(0))
     with ExitStack() as stack:
         made = entered(uploads, stack, *[0] * 8)
-        uploads.look()
+        uploads.poll()
         assert not any(upload.is_ended for upload in made)
-        uploads.look()
+        uploads.poll()
         assert [upload.is_ended for upload in made] == [True] * 3 + [False] * 5
-        uploads.look()  # malloc has given back what was too much
+        uploads.poll()  # malloc has given back what was too much
         assert [upload.is_ended for upload in made] == [True] * 3 + [False] * 5
     assert not held
 
@@ -88,17 +88,17 @@ def test_what_came_and_went_is_given_back_once_nothing_comes(monkeypatch: pytest
     uploads = Uploads(resident=lambda: held[-1])
     for _ in range(4):
         held.append(held[-1] + KEPT_BYTES)
-        uploads.look()
+        uploads.poll()
     assert not gave_back  # for more was there each time
-    uploads.look()
+    uploads.poll()
     assert gave_back == held[-1:]  # which are in use still
-    uploads.look()
+    uploads.poll()
     assert gave_back == held[-1:]
-    uploads.look()
+    uploads.poll()
     assert gave_back == [held[-1]] * 2
     held.append(50 + KEPT_BYTES)
     for _ in range(4):
-        uploads.look()
+        uploads.poll()
     assert gave_back == [held[-2]] * 2
 
 
@@ -114,7 +114,7 @@ async def test_a_call_that_is_ended_says_why_and_others_go_on(method: str) -> No
             unfinished = client.stream_stream(method)()
             await unfinished.wait_for_connection()
             while not unfinished.done():
-                uploads.look()
+                uploads.poll()
                 await asyncio.sleep(0.01)
             assert (await unfinished.code(), await unfinished.details()) == (
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -136,7 +136,7 @@ async def test_a_stream_that_has_sent_all_is_none_of_them() -> None:
             await stream.write(request(raw=TEXT).SerializeToString())
             await stream.done_writing()
             assert await stream.read() is not grpc.aio.EOF
-            uploads.look()
+            uploads.poll()
             while await stream.read() is not grpc.aio.EOF:
                 pass
             assert await stream.code() is grpc.StatusCode.OK

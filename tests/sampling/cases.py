@@ -41,7 +41,7 @@ class Case:
 
     @property
     def plan(self) -> DrawPlan:
-        return DrawPlan.of(self.temperature, self.top_k, self.top_p)
+        return DrawPlan.from_parameters(self.temperature, self.top_k, self.top_p)
 
     def row(self, index: int) -> "Case":
         """One row of the batch, alone."""

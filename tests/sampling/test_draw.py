@@ -109,7 +109,7 @@ def test_a_row_without_any_token_left_harms_no_other() -> None:
 
 def test_the_plan_says_what_no_row_asks_for() -> None:
     def plan(temperature: list[float], top_k: list[int], top_p: list[float]) -> DrawPlan:
-        return DrawPlan.of(np.float32(temperature), np.int64(top_k), np.float32(top_p))
+        return DrawPlan.from_parameters(np.float32(temperature), np.int64(top_k), np.float32(top_p))
 
     assert plan([0, 0], [5, 0], [0.5, 1]) == DrawPlan(False, 1, False)
     assert plan([1, 0], [5, 0], [1, 0.5]) == DrawPlan(True, 5, False)

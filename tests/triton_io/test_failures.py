@@ -5,7 +5,7 @@ import re
 import pytest
 
 from stretto.errors import Cancelled, Closing, InvalidRequest, Overloaded, incident
-from stretto.triton_io.callers import failed_response, log_failure, told
+from stretto.triton_io.callers import client_message, failed_response, log_failure
 from tests.fakes_triton import Logger, TritonError
 
 
@@ -51,5 +51,5 @@ def test_what_a_failure_says_is_not_told() -> None:
 
 def test_a_failure_has_one_name_wherever_it_is_told() -> None:
     error = RuntimeError("boom")
-    assert incident(error) == incident(error) == told(error, "utterance 7").removeprefix("utterance 7: ")
+    assert incident(error) == incident(error) == client_message(error, "utterance 7").removeprefix("utterance 7: ")
     assert incident(RuntimeError("boom")) != incident(error)

@@ -48,7 +48,7 @@ def looks_until_it_hangs(machine: Machine, change: Change = lambda *_: None, mos
     watch = HangWatch(lambda: True, [(7, 8)], [5], machine.folder)
     for look in range(most):
         change(machine, look)
-        if watch.look():
+        if watch.poll():
             return look
     return None
 
@@ -59,7 +59,7 @@ def test_a_thread_with_work_that_uses_no_time_while_all_sleep_hangs(machine: Mac
 
 def test_a_thread_without_work_may_sleep(machine: Machine) -> None:
     watch = HangWatch(lambda: False, [(7, 8)], [5], machine.folder)
-    assert not any(watch.look() for _ in range(4 * LOOKS))
+    assert not any(watch.poll() for _ in range(4 * LOOKS))
 
 
 @pytest.mark.parametrize("who", [(7, 8), (7, 7), (9, 9), (5, 5)])
@@ -97,8 +97,8 @@ def test_of_several_all_must_hang(machine: Machine) -> None:
     watch = HangWatch(lambda: True, [(7, 8), (9, 9)], (), machine.folder)
     for look in range(4 * LOOKS):
         machine.use(9, 9, look)
-        assert not watch.look()
-    assert any(watch.look() for _ in range(2 * LOOKS))
+        assert not watch.poll()
+    assert any(watch.poll() for _ in range(2 * LOOKS))
 
 
 @pytest.mark.parametrize("missing", ["schedstat", ""])
@@ -133,7 +133,7 @@ def started(request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[bytes]]
 def test_a_real_thread_that_waits_for_ever_is_found(started: subprocess.Popen[bytes]) -> None:
     watch = HangWatch(lambda: True, [(started.pid, started.pid)])
     deadline = time.monotonic() + PATIENCE_S
-    while not watch.look():
+    while not watch.poll():
         assert time.monotonic() < deadline
         time.sleep(0.001)
 
@@ -142,7 +142,7 @@ def test_a_real_thread_that_waits_for_ever_is_found(started: subprocess.Popen[by
 def test_a_real_one_that_works_or_waits_for_one_that_does_is_not(started: subprocess.Popen[bytes]) -> None:
     watch = HangWatch(lambda: True, [(started.pid, started.pid)])
     for _ in range(3 * LOOKS):
-        assert not watch.look()
+        assert not watch.poll()
         time.sleep(0.01)
 
 
@@ -151,10 +151,10 @@ def test_a_decoder_whose_codec_never_returns_is_found_and_an_idle_one_is_not() -
     worker = DecoderWorker(codec, DecoderConfig(stop_timeout_s=5))
     worker.wait_until_warm()
     watch = HangWatch(worker.has_work, [(os.getpid(), worker.thread_id)])
-    assert not any(watch.look() for _ in range(2 * LOOKS))
+    assert not any(watch.poll() for _ in range(2 * LOOKS))
     pile_up(worker, codec)
     deadline = time.monotonic() + 50
-    while not watch.look():
+    while not watch.poll():
         assert time.monotonic() < deadline
         time.sleep(0.001)
     codec.gate.set()
@@ -169,4 +169,4 @@ def test_the_process_of_the_watch_ends_with_what_hangs(machine: Machine, monkeyp
     watch.start("the engine")
     assert ended.get(timeout=PATIENCE_S) == "the engine hangs"
     watch.stop()
-    assert not watch.look()
+    assert not watch.poll()

@@ -57,7 +57,7 @@ def ring() -> Iterator[Ring]:
 
 def opened(writers: RingWriters, utterance: str, ring: Ring, slot: FlowSlot) -> RingWriter:
     writers.open(utterance, RingAddress(**ring.option()), slot)
-    writer = writers.of(utterance)
+    writer = writers.get(utterance)
     assert writer is not None
     return writer
 
@@ -227,7 +227,7 @@ def test_a_ring_that_cannot_be_let_go_keeps_no_other_waiting(
 
 def test_an_utterance_has_one_writer(all_writers: RingWriters, writer: RingWriter, ring: Ring, slot: FlowSlot) -> None:
     assert opened(all_writers, "u", ring, slot) is writer
-    assert all_writers.of("v") is None
+    assert all_writers.get("v") is None
     with pytest.raises(InvalidRequest):
         all_writers.open("v", RingAddress("stretto_ring_0000000000000000"), slot)
 

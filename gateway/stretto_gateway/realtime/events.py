@@ -68,7 +68,7 @@ class Channel:
         except (WebSocketDisconnect, RuntimeError):  # RuntimeError: uvicorn has already closed it
             raise SessionEnd from None
 
-    async def tell(self, error: ApiError, event_id: str | None = None) -> None:
+    async def send_error(self, error: ApiError, event_id: str | None = None) -> None:
         """Send an error; `event_id` is the client's id of the event that caused it.
 
         Raise SessionEnd after MAX_ERRORS errors in a second.
@@ -85,7 +85,9 @@ class Channel:
         """Send the reason for the end of the session, and close it."""
         assert end.code is not None
         with suppress(SessionEnd):
-            await self.tell(end.error or ApiError(400, f"the session is over: {end.reason}", code="session_ended"))
+            await self.send_error(
+                end.error or ApiError(400, f"the session is over: {end.reason}", code="session_ended")
+            )
         with suppress(WebSocketDisconnect, RuntimeError, TimeoutError):
             async with asyncio.timeout(self._stall_s):
                 await self._socket.close(end.code, end.reason)

@@ -234,7 +234,7 @@ class Reply:
         if event.text:
             part.text = (part.text or "") + event.text
             kind = "response.output_audio_transcript.delta" if self._order.speaks else "response.output_text.delta"
-            await self._tell(kind, delta=event.text)
+            await self._send_event(kind, delta=event.text)
         if event.pcm is not None and len(event.pcm):
             await self._play(event.pcm)
 
@@ -261,7 +261,7 @@ class Reply:
             self._first_s = clock_s()
         self.item.num_samples += len(pcm)
         data = base64.b64encode(pcm.astype("<i2", copy=False).tobytes()).decode()
-        await self._tell("response.output_audio.delta", delta=data)
+        await self._send_event("response.output_audio.delta", delta=data)
 
     async def _open(self) -> None:
         before = self._conversation.add(self.item) if self._order.is_kept else None
@@ -270,7 +270,7 @@ class Reply:
         await self._channel.send("response.output_item.added", item=self.item.record(), **place)
         if self._order.is_kept:
             await self._channel.send("conversation.item.added", item=self.item.record(), previous_item_id=before)
-        await self._tell("response.content_part.added", part=self._part())
+        await self._send_event("response.content_part.added", part=self._part())
 
     async def _end(self, status: str, details: dict[str, Any]) -> None:
         if self._is_open:
@@ -281,17 +281,17 @@ class Reply:
         self.item.status = "completed" if status == "completed" else "incomplete"
         text = self.item.parts[0].text
         if self._order.speaks:
-            await self._tell("response.output_audio.done")
-            await self._tell("response.output_audio_transcript.done", transcript=text)
+            await self._send_event("response.output_audio.done")
+            await self._send_event("response.output_audio_transcript.done", transcript=text)
         else:
-            await self._tell("response.output_text.done", text=text)
-        await self._tell("response.content_part.done", part=self._part())
+            await self._send_event("response.output_text.done", text=text)
+        await self._send_event("response.content_part.done", part=self._part())
         place = {"response_id": self.response_id, "output_index": 0}
         if self._order.is_kept:
             await self._channel.send("conversation.item.done", item=self.item.record())
         await self._channel.send("response.output_item.done", item=self.item.record(), **place)
 
-    async def _tell(self, kind: str, **fields: Any) -> None:
+    async def _send_event(self, kind: str, **fields: Any) -> None:
         place = {"response_id": self.response_id, "item_id": self.item.item_id, "output_index": 0, "content_index": 0}
         await self._channel.send(kind, **place, **fields)
 

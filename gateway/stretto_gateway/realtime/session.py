@@ -79,7 +79,7 @@ class Session:
             event = client.read_event(record, self._gateway.strict)
             await self._handlers[event.type](event)
         except ApiError as error:
-            await self._channel.tell(error, client.event_id(record))
+            await self._channel.send_error(error, client.event_id(record))
 
     async def complete(self) -> None:
         """Wait until transcripts and the reply in progress are complete."""
@@ -100,7 +100,7 @@ class Session:
             change.expect_honoured()
         self._apply(change.settings, profile)
         for error in change.errors:
-            await self._channel.tell(error, event.event_id)
+            await self._channel.send_error(error, event.event_id)
         await self._channel.send("session.updated", session=self._record(), **ignoring(change.ignored))
 
     def _apply(self, settings: Settings, profile: ModelProfile) -> None:
@@ -121,7 +121,7 @@ class Session:
             try:
                 await (self._start_turn(edge) if edge.is_start else self._end_turn(edge))
             except ApiError as error:  # continue with the remaining samples
-                await self._channel.tell(error, event.event_id)
+                await self._channel.send_error(error, event.event_id)
 
     async def _start_turn(self, edge: Edge) -> None:
         place = {"audio_start_ms": milliseconds(edge.sample), "item_id": self._next_id}

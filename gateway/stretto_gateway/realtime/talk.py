@@ -69,14 +69,14 @@ class Transcriber:
                     report = event.report or report
                     text += event.text
                     if event.text:
-                        await self._tell(item, "delta", delta=event.text)
+                        await self._send_event(item, "delta", delta=event.text)
         item.parts[0].text = text.strip()
-        await self._tell(item, "completed", transcript=text.strip(), usage={"type": "tokens"} | usage(report))
+        await self._send_event(item, "completed", transcript=text.strip(), usage={"type": "tokens"} | usage(report))
 
     async def _fail(self, item: Item, error: ApiError) -> None:
-        await self._tell(item, "failed", error=error.record()["error"])
+        await self._send_event(item, "failed", error=error.record()["error"])
 
-    async def _tell(self, item: Item, what: str, **fields: Any) -> None:
+    async def _send_event(self, item: Item, what: str, **fields: Any) -> None:
         await self._channel.send(f"{NAME}.{what}", item_id=item.item_id, content_index=0, **fields)
 
 

@@ -88,7 +88,7 @@ class Copy:
     entries: list[Entry]
 
     @classmethod
-    def of(
+    def from_tensors(
         cls, family: Family, folder: Path | None, release: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str
     ) -> "Copy":
         """Return the copy formed by the tensors under `prefix`.

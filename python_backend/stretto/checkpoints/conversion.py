@@ -48,7 +48,7 @@ class ConvertedNetwork:
     entries: list[Entry]
 
     @classmethod
-    def of(cls, network: Network, tensors: Mapping[str, Tensor]) -> "ConvertedNetwork":
+    def from_network(cls, network: Network, tensors: Mapping[str, Tensor]) -> "ConvertedNetwork":
         """Return the network with all tensors, its own or those of `tensors`; CheckpointError if any does not fit."""
         tensors = tensors if network.tensors is None else network.tensors
         check(network.plan, {name: tensors[name] for name in network.plan if name in tensors}, ())
@@ -118,7 +118,7 @@ def plan(release: Release) -> Conversion:
     sampling, defaults = read_defaults(release, read_family(made.record), family_files.GENERATION)
     record = made.record | ({SAMPLING: sampling} if sampling else {})
     family = read_family(record)
-    networks = [ConvertedNetwork.of(each, tensors) for each in made.networks]
+    networks = [ConvertedNetwork.from_network(each, tensors) for each in made.networks]
     elsewhere = {*made.folded, *(name for each in made.networks for name in each.plan)}
     unused = [name for name in check(made.plan, tensors, (*made.dropped, *elsewhere)) if name not in elsewhere]
     is_made = release.keeps_codec or any(each.folder == "codec" for each in made.networks)

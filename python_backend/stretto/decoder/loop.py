@@ -141,7 +141,7 @@ class DecodingLoop:
                 self._fail(job.pending, error)
             return
         self._counts.add_batch(len(batch.jobs), batch.num_frames, spent_s)
-        self.pace.note(len(batch.jobs), spent_s, self._sessions.num_speaking)
+        self.pace.record(len(batch.jobs), spent_s, self._sessions.num_speaking)
         for job, samples, address in zip(batch.jobs, pcm, batch.addresses(), strict=True):
             job.session.decode_s += spent_s / len(batch.jobs)
             try:

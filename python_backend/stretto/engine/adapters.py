@@ -25,7 +25,7 @@ class Adapters(dict[str, LoRARequest]):
     """Adapters of a server by name."""
 
     @classmethod
-    def of(cls, config: VllmConfig) -> "Adapters":
+    def from_config(cls, config: VllmConfig) -> "Adapters":
         """Return the adapters that an engine was started with; vLLM numbers them from 1, in order."""
         assert isinstance(config.additional_config, dict)
         paths = config.additional_config.get(KEY, {})
@@ -154,7 +154,8 @@ def check_config(config: VllmConfig) -> None:
         "enable_dbo": parallel.enable_dbo,
         "long_prefill_token_threshold": scheduling.long_prefill_token_threshold > 0,
         "speculative_config": config.speculative_config is not None,
-        "lora_config": config.lora_config is not None and not Adapters.of(config),  # set by our option `adapters`
+        "lora_config": config.lora_config is not None
+        and not Adapters.from_config(config),  # set by our option `adapters`
     }
     if any(refused.values()):
         names = [name for name in refused if refused[name]]

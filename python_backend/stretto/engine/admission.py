@@ -27,7 +27,7 @@ class Capacity:
     max_num_seqs: int
 
     @classmethod
-    def of(cls, config: "VllmConfig") -> "Capacity":
+    def from_config(cls, config: "VllmConfig") -> "Capacity":
         """Return the capacity of each engine, after start-up (vLLM then reports the sum of all blocks)."""
         num_blocks = config.cache_config.num_gpu_blocks
         assert num_blocks is not None, "the engine has not reported its number of KV blocks"

@@ -49,11 +49,11 @@ class SpeechLLM:
         self._text = load_text_codec(self.family, Path(config.model_config.model))
         self._audio_format = AudioFormat.from_config(config.model_config.hf_config.to_dict())
         self._rules = SegmentRules(self.family, config.model_config.max_model_len)
-        self._capacity, self._adapters = Capacity.of(config), Adapters.of(config)
+        self._capacity, self._adapters = Capacity.from_config(config), Adapters.from_config(config)
         self._stats = Stats()
         self._active: set[str] = set()
         self._texts: dict[str, TextFeed] = {}
-        self._places = Places.of(config, engine, shared)
+        self._places = Places.from_config(config, engine, shared)
 
     @classmethod
     async def start(cls, config: EngineConfig) -> "SpeechLLM":
@@ -175,10 +175,10 @@ class SpeechLLM:
                 rows = read_rows(ids, width)
                 pacer.stands_still = text.is_awaited(tracker.position + len(rows) - len(prompt.rows))
                 for chunk in utterance.push(rows):
-                    clock.see(chunk)
-                    frame_stats.see(tracker.num_frames, utterance.guidance_changes)
+                    clock.record(chunk)
+                    frame_stats.record(tracker.num_frames, utterance.guidance_changes)
                     yield chunk
-        frame_stats.see(tracker.num_frames, utterance.guidance_changes)
+        frame_stats.record(tracker.num_frames, utterance.guidance_changes)
         yield utterance.finish(self._report(prompt, utterance, trailer, clock))
 
     def _report(self, prompt: Prompt, utterance: Utterance, trailer: Trailer | None, clock: "_Clock") -> Report:
@@ -220,7 +220,7 @@ class _Clock:
     def elapsed_s(self) -> float:
         return time.perf_counter() - self._start
 
-    def see(self, chunk: LMChunk) -> None:
+    def record(self, chunk: LMChunk) -> None:
         """Record the time of the first frames and report it to the admission limit."""
         if chunk.codes is not None and self.first_frame_s is None:
             self.first_frame_s = self.elapsed_s

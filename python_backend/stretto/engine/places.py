@@ -57,7 +57,7 @@ class FlightLimit:
         """Return the admission record of a reply."""
         return Entry(num_sequences, in_flight, self._round)
 
-    def see(self, entry: Entry, first_frame_s: float) -> None:
+    def record(self, entry: Entry, first_frame_s: float) -> None:
         """Update the limit with the time from admission to the first frame of a reply, in seconds."""
         if entry.round != self._round:
             return
@@ -123,7 +123,7 @@ class Places:
         self._places: set[Place] = set()
 
     @classmethod
-    def of(cls, config: "VllmConfig", engine: "AsyncLLM", shared: SharedStats) -> "Places":
+    def from_config(cls, config: "VllmConfig", engine: "AsyncLLM", shared: SharedStats) -> "Places":
         """Return the permits of all engines behind one front end."""
         assert isinstance(config.additional_config, dict)
         max_running = config.scheduler_config.max_num_seqs * config.parallel_config.data_parallel_size
@@ -152,7 +152,7 @@ class Places:
             self._check_room(taken, num_sequences)
         place = Place(request_id, num_sequences)
         if self._limit and is_timed:
-            place.see_first_frame = partial(self._limit.see, self._limit.enter(num_sequences, taken + num_sequences))
+            place.see_first_frame = partial(self._limit.record, self._limit.enter(num_sequences, taken + num_sequences))
         self._places.add(place)
         begun = time.perf_counter()
         try:
@@ -206,7 +206,7 @@ class FrameStats:
         self._is_guided, self._policy = sampling.is_guided, sampling.policy
         self._num_frames = self._num_unguided = 0
 
-    def see(self, num_frames: int, changes: Sequence[GuidanceChange]) -> None:
+    def record(self, num_frames: int, changes: Sequence[GuidanceChange]) -> None:
         """Count the frames up to `num_frames`, given the frames in `changes` at which guidance stopped or resumed."""
         self._stats.frames_total += num_frames - self._num_frames
         self._num_frames = num_frames

@@ -155,7 +155,7 @@ class SpeechRequestData(NewRequestData):
     track: Track | None = None
 
     @classmethod
-    def of(
+    def extending(
         cls, data: NewRequestData, params: SpeechParams, codes: np.ndarray, track: Track | None = None
     ) -> "SpeechRequestData":
         """Return `data` extended by the request's parameters, history and streamed text."""
@@ -184,7 +184,7 @@ class SpeechCachedRequests(CachedRequestData):
     news: Mapping[str, TextNews] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, data: CachedRequestData, news: Mapping[str, TextNews]) -> "SpeechCachedRequests":
+    def extending(cls, data: CachedRequestData, news: Mapping[str, TextNews]) -> "SpeechCachedRequests":
         """Return `data` extended by `news`."""
         stock = {column.name: getattr(data, column.name) for column in fields(CachedRequestData) if column.init}
         return cls(**stock, news=news)

@@ -120,7 +120,7 @@ def ready_server() -> str:
     server = BackgroundServer(default_port(), state_folder())
     server.be_ready()
     if (page := server.page()) is not None:
-        say(f"the page: {page}")
+        log_line(f"the page: {page}")
     return f"localhost:{server.port + 1}"
 
 
@@ -189,13 +189,13 @@ class BackgroundServer:
         if launcher is not None:
             start = "\r" if sys.stderr.isatty() else ""
             stop = "stretto serve --stop"
-            say(f"{start}server ready after {time.monotonic() - begun:.0f} s; it keeps running until {stop}")
+            log_line(f"{start}server ready after {time.monotonic() - begun:.0f} s; it keeps running until {stop}")
 
     def _launch(self) -> "subprocess.Popen[bytes]":
         """Start a launcher in its own session, so that signals that end this call do not end the server."""
         http, grpc, metrics = range(self.port, self.port + 3)
         log = self.folder / f"server-{http}.log"
-        say(f"starting the server on ports {http} (HTTP), {grpc} (gRPC), {metrics} (metrics); log: {log}")
+        log_line(f"starting the server on ports {http} (HTTP), {grpc} (gRPC), {metrics} (metrics); log: {log}")
         ports = ("--http-port", http, "--grpc-port", grpc, "--metrics-port", metrics)
         files = ("--pid-file", default_pid_file(self.port, self.folder), "--log-file", log)
         command = [str(word) for word in (*self.launcher, *ports, *files)]
@@ -219,7 +219,7 @@ class BackgroundServer:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                say("another process is starting the server; waiting for it")
+                log_line("another process is starting the server; waiting for it")
                 fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
@@ -239,6 +239,6 @@ def _listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def say(message: str) -> None:
+def log_line(message: str) -> None:
     """Print a progress line to standard error; standard output is reserved for the command's result."""
     print(message, file=sys.stderr, flush=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from stretto.launcher import background, faults
 from stretto.launcher.config import LaunchConfig, launch_config, parser, pid_file_of
 from stretto.launcher.installation import Installation, LaunchError, find_installation, plain_path
-from stretto.launcher.launch_log import say
+from stretto.launcher.launch_log import log_line
 from stretto.launcher.supervisor import Supervisor, Waits
 
 
@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
             return status(path) if flags.status else stop(path)
         return serve(launch_config(flags, passed))
     except LaunchError as error:
-        say(str(error))
+        log_line(str(error))
         return 1
 
 
@@ -56,7 +56,7 @@ def serve(config: LaunchConfig) -> int:
     except OSError as error:
         raise cannot_write(error, config, "other files with --pid-file and --log-file") from None
     for launch_id in faults.sweep():
-        say(f"cleaned up after launch {launch_id}, which died")
+        log_line(f"cleaned up after launch {launch_id}, which died")
     waits = Waits()
     waits.catch_signals()
     launch = faults.begin_launch()
@@ -117,7 +117,7 @@ def status(path: Path) -> int:
 def stop(path: Path) -> int:
     """Drain and stop a launcher and return 0; raise LaunchError if it does not stop in time."""
     try:
-        say("stopped" if background.stop(path) else "no server was running")
+        log_line("stopped" if background.stop(path) else "no server was running")
     except TimeoutError as error:
         raise LaunchError(str(error)) from None
     return 0

@@ -15,7 +15,7 @@ from dataclasses import replace
 from stretto.launcher.config import LaunchConfig
 from stretto.launcher.faults import Launch, Pulse, slowness
 from stretto.launcher.installation import MALLOC, LaunchError, state_folder
-from stretto.launcher.launch_log import LaunchLog, say
+from stretto.launcher.launch_log import LaunchLog, log_line
 from stretto.launcher.server import die_with_the_launcher
 from stretto.proxy.access import HTTP
 from stretto.proxy.config import ENDING_ALL, ENDING_UNANSWERED, READY, STOPPING, UNREADY, Ports, ProxyConfig
@@ -53,9 +53,9 @@ class ProxyProcess:
         self._listen()
         write_key(launch, self._config.grpc_port, self._config.key)
 
-    def tell(self, is_ready: bool) -> None:
+    def report_ready(self, is_ready: bool) -> None:
         """Report the server's readiness to the proxy; the proxy also requires Triton to report ready."""
-        self._tell(READY if is_ready else UNREADY)
+        self._send_state(READY if is_ready else UNREADY)
 
     def shut(self, spares_answered: bool) -> None:
         """Make the proxy refuse requests and end those in flight, until the next readiness report.
@@ -63,9 +63,9 @@ class ProxyProcess:
         Args:
             spares_answered: True if requests that have received a first response may continue.
         """
-        self._tell(ENDING_UNANSWERED if spares_answered else ENDING_ALL)
+        self._send_state(ENDING_UNANSWERED if spares_answered else ENDING_ALL)
 
-    def _tell(self, state: str) -> None:
+    def _send_state(self, state: str) -> None:
         if state != self._state:
             self._state = state
             self._send(state)
@@ -204,7 +204,9 @@ class GatewayProcess:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            say(f"voices cannot be stored: cannot create {folder} ({error.strerror}); set another folder with {VOICES}")
+            log_line(
+                f"voices cannot be stored: cannot create {folder} ({error.strerror}); set another folder with {VOICES}"
+            )
             return ()
         return ("--voices", str(folder))
 

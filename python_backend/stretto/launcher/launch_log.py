@@ -20,7 +20,7 @@ WRITABLE_S = 1.0
 STANDARD_OUTPUT = 1
 
 
-def say(message: str) -> None:
+def log_line(message: str) -> None:
     """Write a line of the launcher to standard error; drop it if the disk is full."""
     with suppress(OSError):
         print(f"[serve] {message}", file=sys.stderr, flush=True)
@@ -54,7 +54,7 @@ class LogFile:
             self._put(file, lines)
         except OSError as error:
             if not self._num_dropped:
-                say(f"the log cannot be written, and lines are dropped until it can: {error.strerror or error}")
+                log_line(f"the log cannot be written, and lines are dropped until it can: {error.strerror or error}")
             self._num_dropped += max(1, lines.count(b"\n"))
 
     def close(self) -> None:

@@ -264,7 +264,7 @@ class Hurry:
         self._next_s = time.monotonic()
         self._may = True
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Raise the priority of stubs that were started since the last poll."""
         if not self._may or time.monotonic() < self._next_s:
             return

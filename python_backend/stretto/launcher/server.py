@@ -204,7 +204,7 @@ class Server:
         self._crash = CrashWatch(self._process.pid)
         self._hurry = Hurry(self._process.pid, is_whole=True) if is_again else None
         if self._hurry is not None:
-            self._hurry.look()
+            self._hurry.poll()
 
     @property
     def pid(self) -> int:
@@ -239,7 +239,7 @@ class Server:
             self._launch.hide_regions()
             return True
         if self._hurry is not None:
-            self._hurry.look()
+            self._hurry.poll()
         self._check_progress()
         return False
 

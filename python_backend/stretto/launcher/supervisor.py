@@ -13,7 +13,7 @@ from stretto.launcher.config import LaunchConfig
 from stretto.launcher.faults import BackOff, Fault, Launch, PendingFault, named
 from stretto.launcher.front_ends import GatewayProcess, ProxyProcess
 from stretto.launcher.installation import Installation, LaunchError, page_address, wait_for_ports
-from stretto.launcher.launch_log import LaunchLog, say
+from stretto.launcher.launch_log import LaunchLog, log_line
 from stretto.launcher.server import AbortedStart, Server
 from stretto.triton_io.flow import DIRECTORY, tables_of
 from stretto.triton_io.stub import is_passing
@@ -66,14 +66,14 @@ class Announcer:
         self._config, self._proxy = config, proxy
         self.log = str(config.log_file or "standard output")
 
-    def note(self, state: str, reason: str = "") -> None:
+    def record(self, state: str, reason: str = "") -> None:
         """Publish a new state.
 
         Args:
             state: One of `pid_file.STATES`.
             reason: Why the server is not ready; empty if nothing is wrong.
         """
-        self._proxy.tell(is_ready=state == READY)
+        self._proxy.report_ready(is_ready=state == READY)
         self._write(state, reason)
 
     def note_ready(self, age_s: float, pid: int) -> None:
@@ -83,11 +83,11 @@ class Announcer:
             age_s: Seconds from its start until it was ready.
             pid: Pid of the server.
         """
-        self.note(READY)
+        self.record(READY)
         ports = ", ".join(f"{name} {port}" for name, port in self._config.ports.items())
-        say(f"ready after {age_s:.1f} s: {ports}; pid {pid}")
+        log_line(f"ready after {age_s:.1f} s: {ports}; pid {pid}")
         if self._config.gateway_port is not None:
-            say(f"the page: {page_address(self._config.address, self._config.gateway_port)}")
+            log_line(f"the page: {page_address(self._config.address, self._config.gateway_port)}")
 
     def note_restart(self, reason: str, spares_answered: bool) -> None:
         """Publish that models are being restarted: the proxy refuses requests and ends those in flight.
@@ -209,7 +209,7 @@ class Supervisor:
                 self._front_ends.stop()
         finally:
             self._log.close()
-        say("stopped")
+        log_line("stopped")
         return 0
 
     def _serve(self) -> None:
@@ -222,7 +222,7 @@ class Supervisor:
                 if fault is None:
                     self._stop(server)
                     break
-                self._announcer.note("waiting", str(fault))
+                self._announcer.record("waiting", str(fault))
             finally:
                 self._end(server)
             self._pause(f"{fault}: restarting the server")
@@ -251,9 +251,9 @@ class Supervisor:
         return None
 
     def _start_once(self) -> Server | None:
-        self._announcer.note("starting")
+        self._announcer.record("starting")
         wait_for_ports(self._config.triton_ports)
-        say(f"starting the server; its log: {self._announcer.log}")
+        log_line(f"starting the server; its log: {self._announcer.log}")
         server = Server(self._config, self._installation, self._launch, self._log, is_again=self._was_ready)
         is_ready = False
         try:
@@ -289,13 +289,13 @@ class Supervisor:
         restart = server.restart_models(fault.processes)
         if restart is None:
             return False
-        say(f"{fault}: restarting {', '.join(restart.models)}")
+        log_line(f"{fault}: restarting {', '.join(restart.models)}")
         self._announcer.note_restart(str(fault), restart.spares_answered)
         try:
             self._waits.wait(self._back_off.next_delay_s())
             self._until_ready(server)
         except (AbortedStart, LaunchError, OSError) as error:
-            say(f"the models could not be restarted: {error}")
+            log_line(f"the models could not be restarted: {error}")
             self._back_off.note_waited()
             return False
         finally:
@@ -311,8 +311,8 @@ class Supervisor:
                 return fault
             stopped = server.stopped()
             if pending.is_news(f"{named(stopped)} is stopped" if stopped else self._front_ends.fault()):
-                say(pending.reason or "all processes run again")
-                self._announcer.note("unready" if pending.reason else "ready", pending.reason)
+                log_line(pending.reason or "all processes run again")
+                self._announcer.record("unready" if pending.reason else "ready", pending.reason)
             if stopped and pending.is_proven:
                 return Fault(stopped, "is stopped")
             self._front_ends.keep_alive()
@@ -321,8 +321,8 @@ class Supervisor:
     def _pause(self, reason: str) -> None:
         """Report a failure and wait before the next start; the first failure in a while has no delay."""
         delay_s = self._back_off.next_delay_s()
-        say(f"{reason}; the next start is in {delay_s:g} s" if delay_s else reason)
-        self._announcer.note("waiting", reason)
+        log_line(f"{reason}; the next start is in {delay_s:g} s" if delay_s else reason)
+        self._announcer.record("waiting", reason)
         self._waits.wait(delay_s)
 
     def _stop(self, server: Server) -> None:
@@ -332,12 +332,12 @@ class Supervisor:
         """
         self._front_ends.drain(self._waits.polls(self._config.drain_seconds, num_signals=1))
         self._launch.drain_file.touch()
-        self._announcer.note("draining")  # last, because readers of this state rely on new requests being refused
+        self._announcer.record("draining")  # last, because readers of this state rely on new requests being refused
         polls = self._waits.polls(self._config.drain_seconds, num_signals=1)
         if not has_drained(server.pid, self._launch.drain_file, polls):
-            say(f"stopping with {num_active_utterances(server.pid)} streams still open")
+            log_line(f"stopping with {num_active_utterances(server.pid)} streams still open")
             return
-        say("drained")
+        log_line("drained")
         server.terminate()
         for _ in self._waits.polls(EXIT_S, num_signals=1):
             if server.has_ended():

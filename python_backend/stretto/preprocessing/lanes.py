@@ -131,8 +131,8 @@ class AudioLanes:
         job = Job(host, num_bytes, run, refuse)
         with self._mutex:
             self._check(host, num_bytes)
-            self._bytes.take(host, num_bytes)
-            self._requests.take(host)
+            self._bytes.acquire(host, num_bytes)
+            self._requests.acquire(host)
             (self._short if num_bytes <= SHORT_BYTES else self._long).put(host, job)
 
     def close(self) -> None:
@@ -147,17 +147,17 @@ class AudioLanes:
     @property
     def held(self) -> Load:
         """Audio and requests of all hosts that wait or run."""
-        return Load(self._bytes.taken, self._requests.taken)
+        return Load(self._bytes.held, self._requests.held)
 
     def _check(self, host: str, num_bytes: int) -> None:
         if self.is_closed:
             raise Closing("server is stopping")
-        if not self._bytes.is_left(host, num_bytes):
-            held = f"{self._bytes.taken} bytes are being processed, {self._bytes.taken_by(host)} of them from this host"
+        if not self._bytes.has_free(host, num_bytes):
+            held = f"{self._bytes.held} bytes are being processed, {self._bytes.held_by(host)} of them from this host"
             raise Overloaded(f"audio: {held}, of at most {self._bytes.limit}; this request has {num_bytes}; try again")
-        if not self._requests.is_left(host):
-            own = self._requests.taken_by(host)
-            held = f"{self._requests.taken} requests are being processed, {own} of them from this host"
+        if not self._requests.has_free(host):
+            own = self._requests.held_by(host)
+            held = f"{self._requests.held} requests are being processed, {own} of them from this host"
             raise Overloaded(f"audio: {held}, of at most {self._requests.limit}; try again")
 
     def _lane(self, queue: FairQueue[Job], process: Process) -> tuple[FairQueue[Job], threading.Thread]:
@@ -178,6 +178,6 @@ class AudioLanes:
             finally:
                 del job  # release its audio before waiting for the next job
                 with self._mutex:
-                    self._bytes.give_back(host, num_bytes)
-                    self._requests.give_back(host)
+                    self._bytes.release(host, num_bytes)
+                    self._requests.release(host)
         process.close()

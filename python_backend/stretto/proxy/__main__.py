@@ -64,7 +64,7 @@ class Launcher:
             self._is_told = True
             print(model, flush=True)
 
-    def hear(self) -> None:
+    def read_commands(self) -> None:
         """Read and apply the available messages."""
         came = os.read(0, 4096)
         if not came:
@@ -72,9 +72,9 @@ class Launcher:
             self.stopped.set()
         *lines, self._said = (self._said + came).split(b"\n")
         for line in lines:
-            self._take(line.decode())
+            self._apply(line.decode())
 
-    def _take(self, line: str) -> None:
+    def _apply(self, line: str) -> None:
         self._is_ready, self._is_told, self._is_stopping = line == READY, False, line == STOPPING
         if line in (ENDING_ALL, ENDING_UNANSWERED):
             self.gate.shut(spares_answered=line == ENDING_UNANSWERED)
@@ -137,7 +137,7 @@ def grpc_proxy(config: ProxyConfig, triton: grpc.aio.Channel, launcher: Launcher
 async def run(config: ProxyConfig, launcher: Launcher) -> None:
     """Serve until the launcher ends or a signal requests a stop."""
     loop = asyncio.get_running_loop()
-    loop.add_reader(0, launcher.hear)
+    loop.add_reader(0, launcher.read_commands)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, launcher.stopped.set)
     await serve(config, launcher)

@@ -37,7 +37,7 @@ from stretto.proxy.infer_request import (
     read_infer_request,
     with_origin,
 )
-from stretto.proxy.triton_stream import AGAIN, ClientStream, Gate, Restarting, TritonStream, Unwatched, told
+from stretto.proxy.triton_stream import AGAIN, ClientStream, Gate, Restarting, TritonStream, Unwatched, client_status
 from stretto.proxy.uploads import ENDED, Pace, Upload, Uploads
 
 MAX_SMALL_BYTES = 1 << 16  # messages carry names; only key holders may load models, with files in the message
@@ -215,7 +215,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
     def _shared(self, handler: Handler) -> Callable[[AsyncIterator[bytes], Context], Awaitable[None]]:
         async def answer(requests: AsyncIterator[bytes], context: Context) -> None:
             with ExitStack() as place:
-                if not place.enter_context(self._shares.taking(host_of_call(context.peer()))):
+                if not place.enter_context(self._shares.reserving(host_of_call(context.peer()))):
                     # also reaches clients that read no responses
                     await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, CROWDED)
                 await handler(requests, context, place)
@@ -242,11 +242,11 @@ class GrpcProxy(grpc.GenericRpcHandler):
                     is_told = method in NOT_READY and not self._is_ready()
                     response = NOT_READY[method] if is_told else await self._sole.ask(method, request, metadata, place)
             except BadRequest as error:
-                await context.abort(STATUS[error.kind], error.told)
+                await context.abort(STATUS[error.kind], error.client_message)
             except Restarting as error:
                 await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
             except grpc.aio.AioRpcError as error:
-                await context.abort(*told(error, self._gate.give_up))
+                await context.abort(*client_status(error, self._gate.give_up))
             await context.write(response)
 
         return answer
@@ -290,7 +290,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
                 raise
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, ENDED)
         except grpc.aio.AioRpcError as error:
-            await context.abort(*told(error, self._gate.give_up))
+            await context.abort(*client_status(error, self._gate.give_up))
         finally:
             feeding.cancel()
             if stream.model is not None and stream.model[0] not in OUR_MODELS:

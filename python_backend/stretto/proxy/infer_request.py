@@ -57,7 +57,7 @@ class BadRequest(Exception):
         self.request_id, self.kind = request_id, kind
 
     @property
-    def told(self) -> str:
+    def client_message(self) -> str:
         """Error message for the client."""
         return f"{self.kind}: {self}"
 

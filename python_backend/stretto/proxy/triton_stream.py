@@ -111,7 +111,7 @@ def _said_of_stubs(message: str, give_up: Tell) -> str:
     return str(Restarting()) if message.endswith(STUB_HAS_ENDED) else message
 
 
-def told(error: grpc.aio.AioRpcError, give_up: Tell) -> tuple[grpc.StatusCode, str]:
+def client_status(error: grpc.aio.AioRpcError, give_up: Tell) -> tuple[grpc.StatusCode, str]:
     """Return the status and message with which to end the client's call.
 
     Args:
@@ -263,7 +263,7 @@ class ClientStream:
         try:
             await check(request)
         except BadRequest as error:
-            response = ModelStreamInferResponse(error_message=error.told)
+            response = ModelStreamInferResponse(error_message=error.client_message)
             response.infer_response.id = error.request_id
             return response.SerializeToString()
         await self.stream.write(with_origin(request, host, self.stream.number))

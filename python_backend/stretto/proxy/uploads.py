@@ -131,9 +131,9 @@ class Uploads:
         """Poll the memory of this process periodically."""
         while True:
             await asyncio.sleep(LOOK_S)
-            self.look()
+            self.poll()
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """End some calls if this process holds too much memory; return free memory to the system once traffic is idle.
 
         A quarter of the calls without any complete message is ended, or of all calls if there are none of these.

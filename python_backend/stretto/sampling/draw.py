@@ -69,7 +69,7 @@ class DrawPlan:
     has_top_p: bool
 
     @classmethod
-    def of(cls, temperature: np.ndarray, top_k: np.ndarray, top_p: np.ndarray) -> "DrawPlan":
+    def from_parameters(cls, temperature: np.ndarray, top_k: np.ndarray, top_p: np.ndarray) -> "DrawPlan":
         """Return the plan for rows with these parameters, [B] each; greedy rows need one candidate."""
         random = temperature > 0
         if not random.any():
@@ -101,7 +101,7 @@ class _Rows:
     has_top_p: bool
 
     @classmethod
-    def of(cls, params: "DrawParams", num_streams: int, num_columns: int) -> "list[_Rows]":
+    def from_parameters(cls, params: "DrawParams", num_streams: int, num_columns: int) -> "list[_Rows]":
         """Return the rows of S streams each.
 
         Rows that keep all tokens are separate, because they make the others as wide.
@@ -154,7 +154,7 @@ class DrawParams:
         """Return the parameters for S streams over C columns."""
         shape = num_streams, num_columns
         if shape not in self._rows:
-            self._rows[shape] = _Rows.of(self, *shape)
+            self._rows[shape] = _Rows.from_parameters(self, *shape)
         return self._rows[shape]
 
 

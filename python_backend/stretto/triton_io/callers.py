@@ -22,11 +22,11 @@ def failed_response(error: BaseException, whose: str) -> Any:
     header `triton_grpc_error`, which crashes server 2.51.
     """
     code, kind = _code_and_kind(error)
-    detail = f"{kind}: {told(error, whose)}"
+    detail = f"{kind}: {client_message(error, whose)}"
     return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(detail[:MAX_MESSAGE], code))
 
 
-def told(error: BaseException, whose: str) -> str:
+def client_message(error: BaseException, whose: str) -> str:
     """Return the error message for the client.
 
     Internal errors expose only the incident id under which they are logged.

@@ -15,7 +15,7 @@ from stretto.records.chunk import Chunk, Envelope
 from stretto.records.event import Event
 from stretto.records.sampling import OutputForm
 from stretto.triton_io import stub
-from stretto.triton_io.callers import Caller, log_failure, refuse, told
+from stretto.triton_io.callers import Caller, client_message, log_failure, refuse
 from stretto.triton_io.flow import FlowSlot, FlowTables, Outcome
 from stretto.triton_io.metrics import Gauges
 from stretto.triton_io.ring import RingWriter, RingWriters
@@ -69,7 +69,7 @@ class ChunkReply:
 
     def fail(self, error: BaseException) -> None:
         """End the utterance with an error, which the decoder has logged."""
-        self.slot.conclude(outcome_of(error), told(error, NAME))
+        self.slot.conclude(outcome_of(error), client_message(error, NAME))
         if not self._is_answered:
             self._answer()
 
@@ -225,7 +225,7 @@ class DecodingService:
         slot.set_pace(self._worker.pace_s)
         if form.ring is not None:
             self._writers.open(envelope.utterance, form.ring, slot)
-        reply.writer = self._writers.of(envelope.utterance)
+        reply.writer = self._writers.get(envelope.utterance)
         on_device = reply.lies_at if reply.writer is not None and reply.writer.is_on_device else None
         self._worker.push(envelope.utterance, envelope.chunk, codes, reply, form, on_device, slot.note_progress)
 

@@ -336,7 +336,7 @@ class RingWriters:
                 self._writers[utterance] = RingWriter(PcmRing.open(address), slot)
                 self._may_wait.set()
 
-    def of(self, utterance: str) -> RingWriter | None:
+    def get(self, utterance: str) -> RingWriter | None:
         """Return the writer of an utterance, or None."""
         return self._writers.get(utterance)
 

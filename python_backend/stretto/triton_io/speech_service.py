@@ -119,9 +119,9 @@ class TextSessions:
     @contextmanager
     def place(self, host: str) -> Iterator[None]:
         """Reserve a session for `host` while the block runs; raise Overloaded if none is free."""
-        with self._shares.taking(host) as is_left:
+        with self._shares.reserving(host) as is_left:
             if not is_left:
-                total, own = self._shares.taken, self._shares.taken_by(host)
+                total, own = self._shares.held, self._shares.held_by(host)
                 raise Overloaded(f"{total} streamed texts are open already, {own} of them from this host; try again")
             yield
 

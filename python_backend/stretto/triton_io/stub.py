@@ -233,7 +233,7 @@ class HangWatch:
 
         def run() -> None:
             while not self._stopped.wait(LOOK_S):
-                if self.look():
+                if self.poll():
                     end(f"{name} hangs")
 
         start_thread("hangs", run)
@@ -243,7 +243,7 @@ class HangWatch:
         self._stopped.set()
         self._has_work = lambda: False
 
-    def look(self) -> bool:
+    def poll(self) -> bool:
         """Poll once; return True if all the threads hang. False if /proc is unreadable."""
         used = self._times() if self._has_work() else None
         if used and used == self._used:

@@ -24,7 +24,7 @@ def codec() -> S3GenCodec:
         told = voice_tensors(name, {"gen": gen}, NUM_CODES)
         spoken |= {f"voices.{number}.{part}": tensor for part, tensor in told.items()}
     plain = multiply_weight_norm_out(spoken)
-    config = S3GenConfig.of({name: tuple(tensor.shape) for name, tensor in plain.items()})
+    config = S3GenConfig.from_shapes({name: tuple(tensor.shape) for name, tensor in plain.items()})
     assert config.encoder == NARROW.encoder
     assert (config.estimator, config.vocoder, config.up_layers) == (NARROW.estimator, NARROW.vocoder, NARROW.up_layers)
     made = S3GenCodec(config)

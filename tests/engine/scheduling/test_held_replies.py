@@ -82,15 +82,15 @@ def test_the_end_of_a_text_frees_all_rows(world: World) -> None:
 
 def test_the_worker_is_told_once_and_of_the_shortest_reply_at_the_end(world: World) -> None:
     world.arrive("r", 20)
-    assert world.texts.tell(NOTHING) is NOTHING
+    assert world.texts.attach_news(NOTHING) is NOTHING
     world.write("r", 21)
     world.write("r", 22, 23)
-    told = world.texts.tell(NOTHING)
+    told = world.texts.attach_news(NOTHING)
     assert isinstance(told, SpeechCachedRequests)
     assert told.news == {"r": TextNews(6, [21, 22, 23], None)}
     world.write("r", 7, is_last=True)
-    assert world.texts.tell(NOTHING).news == {"r": TextNews(9, [7], 5)}
-    assert world.texts.tell(NOTHING) is NOTHING
+    assert world.texts.attach_news(NOTHING).news == {"r": TextNews(9, [7], 5)}
+    assert world.texts.attach_news(NOTHING) is NOTHING
 
 
 def test_a_block_is_hashed_once_its_words_are_known(world: World) -> None:
@@ -135,6 +135,6 @@ def test_a_reply_that_has_ended_leaves_nothing(world: World) -> None:
     world.write("r")
     world.texts.remove("r")
     world.table.remove("r")
-    assert (world.texts.num_held, world.texts.hold_all, world.texts.tell(NOTHING)) == (0, False, NOTHING)
+    assert (world.texts.num_held, world.texts.hold_all, world.texts.attach_news(NOTHING)) == (0, False, NOTHING)
     assert world.write("r", 20)
-    assert world.texts.tell(NOTHING) is NOTHING
+    assert world.texts.attach_news(NOTHING) is NOTHING

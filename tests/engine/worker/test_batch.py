@@ -71,7 +71,7 @@ def test_the_arrays_are_the_rows_of_the_plan(arrays: HostArrays | DeviceArrays) 
     for seed in range(20):
         rows, partner, is_unconditional = make_rows(np.random.default_rng(seed))
         plan = plan_batch(rows, partner, is_unconditional, tables)
-        step = PlanArrays.of(plan, rows, tables, arrays)
+        step = PlanArrays.from_plan(plan, rows, tables, arrays)
         drawing = rows.slots[plan.drawing]
         assert np.allclose(step.scales.guidance, 1.0 + drawing)
         assert np.allclose(step.guidance, 1.0 + drawing[: plan.num_paired])

@@ -57,8 +57,8 @@ class Walk:
 
     def step(self) -> tuple[torch.Tensor, torch.Tensor]:
         """One row of every reply: stream 0, and the other streams."""
-        of, upload = self.arrays.of, self.arrays.upload
-        state = SlotState(*of(self.tables.state)[self.slots].T)
+        wrap, upload = self.arrays.wrap, self.arrays.upload
+        state = SlotState(*wrap(self.tables.state)[self.slots].T)
         limits = SlotLimits(*upload(self.tables.limits.T))
         scales = SlotScales(*upload(self.tables.scales.T))
         position = upload(np.array([tracker.position for tracker in self.trackers]))
@@ -69,9 +69,9 @@ class Walk:
         codes = self.segments.place_codes(upload(drawn), token, rows)
         entry = self.segments.advance(token, rows, bool(rows.in_text.any()))
         for column, name in enumerate(STATE):
-            of(self.tables.state)[:, column] = getattr(rows.state, name)
+            wrap(self.tables.state)[:, column] = getattr(rows.state, name)
         if entry is not None:
-            of(self.tables.script)[self.slots, entry] = self.arrays.xp.where(entry > 0, token, 0)
+            wrap(self.tables.script)[self.slots, entry] = self.arrays.xp.where(entry > 0, token, 0)
         return self.arrays.tensor(token), self.arrays.tensor(codes)
 
     def _text(self, rows: Rows) -> Array:
@@ -80,19 +80,19 @@ class Walk:
             noise[slot, list(self.rules.drawn_ends_of_text(tracker.task))] += self.random.random() < 0.1
         token = self.segments.mask_text(torch.from_numpy(noise), rows, None).argmax(-1)
         self.drawn_text = token.tolist()
-        return self.segments.end_text(self.arrays.of(token), rows)
+        return self.segments.end_text(self.arrays.wrap(token), rows)
 
     def _audio(self, rows: Rows) -> Array:
         if self.segments.script:
             advance = self.arrays.upload(self.random.random(SLOTS) < 0.4)
-            token = self.segments.follow_script(advance, rows, self.arrays.of(self.tables.script))
+            token = self.segments.follow_script(advance, rows, self.arrays.wrap(self.tables.script))
             self.drawn_audio = token.tolist()
             return self.segments.end_audio(token, rows)
         ids = torch.tensor([*self.family.layout.audio[0][:11], *self.rules.drawn_ends_of_audio])
         noise = torch.from_numpy(self.random.random((SLOTS, len(ids))))
         token = ids[self.segments.mask_audio(noise, rows, None).argmax(-1)]
         self.drawn_audio = token.tolist()
-        return self.segments.end_audio(self.arrays.of(token), rows)
+        return self.segments.end_audio(self.arrays.wrap(token), rows)
 
     def is_cut(self, slot: int) -> bool:
         """Whether a limit closes the segment of `slot` with the row just drawn, and not what the model drew."""

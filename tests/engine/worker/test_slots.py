@@ -67,7 +67,7 @@ def test_a_slot_knows_what_its_reply_has_said_and_nothing_of_the_one_before(coun
     sampling = INTERLEAVED.tasks[0].sampling
     params = SpeechParams("reply", replace(sampling, seed=0), np.zeros((2, 0), np.int32))
     data = NewRequestData("r", [3, 7], [], None, None, ([1],), 0, None, prefill_token_ids=[3, 7, 20, 21])
-    slots.fill(1, SpeechRequestData.of(data, params, np.zeros((4, 0), np.int32)))
+    slots.fill(1, SpeechRequestData.extending(data, params, np.zeros((4, 0), np.int32)))
     slots.tables.apply_staged(HostArrays())
     assert set(slots.tables.said[1].nonzero().flatten().tolist()) == expected
     assert not slots.tables.said[0].any()
@@ -84,7 +84,7 @@ def test_a_slot_s_text_goes_on_where_its_rows_will_be_read() -> None:
     ids, codes = prompt.rows[:, 0].tolist(), prompt.rows[:, 1:]
     params = SpeechParams(prompt.task, prompt.sampling, codes, track=(20, 21), is_open=True)
     data = NewRequestData("r", ids, [], None, None, ([1],), 0, None, prefill_token_ids=ids)
-    slots.fill(1, SpeechRequestData.of(data, params, codes, rules.track(len(ids), (20, 21), is_open=True)))
+    slots.fill(1, SpeechRequestData.extending(data, params, codes, rules.track(len(ids), (20, 21), is_open=True)))
     tables.apply_staged(arrays)
     assert tables.codes[1, :9, 7].tolist() == [*codes[:, 7], 20, 21, 6, 6]
     assert tables.codes[1, 9:, 7].unique().tolist() == [6]

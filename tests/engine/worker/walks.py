@@ -152,7 +152,7 @@ def request(family: Family, name: str, index: int, is_unconditional: bool, **cha
     name += "#unconditional" * is_unconditional
     data = NewRequestData(name, ids, [], None, None, ([1],), 0, None, prefill_token_ids=ids)
     beside = SegmentRules(family, LENGTH).track(len(ids), prompt.track[:9])
-    return SpeechRequestData.of(data, params, codes, beside)
+    return SpeechRequestData.extending(data, params, codes, beside)
 
 
 class Walk:

@@ -25,7 +25,7 @@ def checkpoint(tmp_path: Path) -> Path:
     release = published_xeus.write_xeus(tmp_path / "xeus")
     folder = tmp_path / "checkpoint" / FOLDER
     folder.mkdir(parents=True)
-    ConvertedSslTokenizer.of(release, NUM_CODES).write(folder, lambda num_bytes: None)
+    ConvertedSslTokenizer.from_folder(release, NUM_CODES).write(folder, lambda num_bytes: None)
     return folder.parent
 
 

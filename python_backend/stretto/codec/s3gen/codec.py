@@ -113,7 +113,7 @@ def load(directory: Path, device: str = "cpu") -> S3GenCodec:
     """Return the codec in a converted `codec/` folder; raise CheckpointError for mismatched files."""
     path = directory / "codec" / "model.safetensors"
     tensors = multiply_weight_norm_out(read_tensors(path))
-    codec = S3GenCodec(S3GenConfig.of({name: tuple(tensor.shape) for name, tensor in tensors.items()}))
+    codec = S3GenCodec(S3GenConfig.from_shapes({name: tuple(tensor.shape) for name, tensor in tensors.items()}))
     load_strictly(codec, tensors, path)
     if not codec.config.voices:
         raise CheckpointError(f"{path}: expected a voice, got none")

@@ -37,7 +37,7 @@ class S3GenConfig:
     voices: tuple[int, ...]
 
     @classmethod
-    def of(cls, shapes: Shapes) -> "S3GenConfig":
+    def from_shapes(cls, shapes: Shapes) -> "S3GenConfig":
         """Return the sizes given the tensors' shapes by name; raise CheckpointError for a missing tensor."""
         codebook_size, _ = _shape(shapes, "flow.input_embedding.weight", 2)
         mels, speaker = _shape(shapes, "flow.spk_embed_affine_layer.weight", 2)

@@ -116,12 +116,12 @@ class HeldReplies:
             state.held_s += held_s
             self.held_s += held_s
 
-    def tell(self, requests: CachedRequestData) -> CachedRequestData:
+    def attach_news(self, requests: CachedRequestData) -> CachedRequestData:
         """Return vLLM's record of the running requests extended by the text that has arrived since the last step."""
         if not self._news:
             return requests
         news, self._news = self._news, {}
-        return SpeechCachedRequests.of(requests, news)
+        return SpeechCachedRequests.extending(requests, news)
 
     def is_held(self, request: Request) -> bool:
         """Return True if the request is blocked: it has generated a row whose text has not arrived."""

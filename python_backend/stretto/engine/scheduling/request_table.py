@@ -292,7 +292,7 @@ class RequestState:
         if self.queue_s is None:
             self.queue_s = time.monotonic() - self.added_s
         track = None if self.track is None else replace(self.track, ids=self.track.ids.copy())
-        return SpeechRequestData.of(data, self.params, self.history.rows(0, self.request.num_tokens), track)
+        return SpeechRequestData.extending(data, self.params, self.history.rows(0, self.request.num_tokens), track)
 
     def trailer(self) -> Trailer:
         """Return the statistics sent to the client after the last row."""

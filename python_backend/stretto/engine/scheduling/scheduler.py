@@ -295,7 +295,7 @@ class PairedScheduling(Base):
         with passing_over(self.waiting, self.shares.full(self.waiting, self.running), self.texts.held(self.waiting)):
             output = super().schedule(throttle_prefills)
         output.scheduled_new_reqs = [self.table[data.req_id].for_worker(data) for data in output.scheduled_new_reqs]
-        output.scheduled_cached_reqs = self.texts.tell(output.scheduled_cached_reqs)
+        output.scheduled_cached_reqs = self.texts.attach_news(output.scheduled_cached_reqs)
         if self._num_in_advance:
             self.table.count_bursts(output.num_scheduled_tokens)
         num_rows = output.total_num_scheduled_tokens

@@ -96,7 +96,7 @@ def plan_batch(rows: StepRows, partner: np.ndarray, is_unconditional: np.ndarray
 
         def plan(name: str) -> DrawPlan:
             temperature, top_p = (scales[index, SCALES[f"{name}_{what}"]] for what in ("temperature", "top_p"))
-            return DrawPlan.of(temperature, limits[index, LIMITS[f"{name}_top_k"]], top_p)
+            return DrawPlan.from_parameters(temperature, limits[index, LIMITS[f"{name}_top_k"]], top_p)
 
         return (None if len(index) == len(drawing) else index), [plan(name) for name in names]
 
@@ -157,7 +157,7 @@ class PlanArrays:
     num_sampled: torch.Tensor
 
     @classmethod
-    def of(cls, plan: BatchPlan, rows: StepRows, tables: SlotTables, arrays: Arrays) -> "PlanArrays":
+    def from_plan(cls, plan: BatchPlan, rows: StepRows, tables: SlotTables, arrays: Arrays) -> "PlanArrays":
         """Return the uploaded arrays of `plan`."""
         slots = rows.slots[plan.sampling]
         drawing = slots[: len(plan.drawing)]
@@ -212,6 +212,6 @@ class BatchPlanner:
         fingerprint = rows.fingerprint()
         if fingerprint != self._fingerprint:
             plan = plan_batch(rows, partner, is_unconditional, self._tables)
-            self._plan = plan, PlanArrays.of(plan, rows, self._tables, self._arrays)
+            self._plan = plan, PlanArrays.from_plan(plan, rows, self._tables, self._arrays)
             self._fingerprint = fingerprint
         return self._plan

@@ -126,7 +126,7 @@ class SpeechModelState(DefaultModelState):
         """Fill a slot with a new request, or with a preempted one that resumes."""
         super().add_request(req_index, new_req_data)
         if not isinstance(new_req_data, SpeechRequestData):
-            new_req_data = SpeechRequestData.of(new_req_data, *warmup_request(new_req_data, self.rules))
+            new_req_data = SpeechRequestData.extending(new_req_data, *warmup_request(new_req_data, self.rules))
         self.slots.fill(req_index, new_req_data)
         if self._row_predictor is not None:
             self._row_predictor.place(req_index, new_req_data.num_computed_tokens)
@@ -149,14 +149,14 @@ class SpeechModelState(DefaultModelState):
     def prepare_inputs(self, input_batch: InputBatch, req_states: RequestState) -> dict[str, Any]:
         """Return the ids of all streams of the batch's rows, gathered by position for prefill and decode alike."""
         inputs = super().prepare_inputs(input_batch, req_states)
-        of, num_rows = self.arrays.of, input_batch.num_tokens
-        slots = of(input_batch.idx_mapping)
+        wrap, num_rows = self.arrays.wrap, input_batch.num_tokens
+        slots = wrap(input_batch.idx_mapping)
         if num_rows != input_batch.num_reqs:
             slots = self.arrays.upload(np.repeat(input_batch.idx_mapping_np, input_batch.num_scheduled_tokens))
         rows = self._batch_rows[: input_batch.num_tokens_after_padding]
-        ids, positions = of(input_batch.input_ids)[:num_rows], of(input_batch.positions)[:num_rows]
+        ids, positions = wrap(input_batch.input_ids)[:num_rows], wrap(input_batch.positions)[:num_rows]
         if self.rules.family.bursts is not None:  # vLLM keeps only the last row of a step in `input_ids`
-            ids = of(req_states.all_token_ids.gpu)[slots, positions]
+            ids = wrap(req_states.all_token_ids.gpu)[slots, positions]
         gather_rows(rows, ids, slots, positions, self.slots.tables.codes, self.rules.family.layout.pad_id)
         heard = {} if self.audio_embeddings is None else self.audio_embeddings.fill(input_batch)
         return {**inputs, "rows": rows, "inputs_embeds": self._batch_embeds[: len(rows)], **heard}

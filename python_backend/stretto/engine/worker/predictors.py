@@ -310,7 +310,7 @@ class GeneratedRows:
 
     def __init__(self, model: Any, tokens: torch.Tensor, codes: torch.Tensor, arrays: Arrays, pad_id: int):
         self.arrays, self._model, self._pad_id = arrays, model, pad_id
-        self._tokens, self._codes = arrays.of(tokens), codes
+        self._tokens, self._codes = arrays.wrap(tokens), codes
         self._table = model.get_submodule("model.embed_tokens").get_parameter("weight")
 
     def embed(self, slots: Array, positions: Array) -> torch.Tensor:

@@ -102,8 +102,8 @@ class RowDraw:
     ):
         self._heads, self._frames = readout
         self._segments, self._arrays, self._guard = segments, arrays, guard
-        self._script, self._codes = arrays.of(tables.script), arrays.of(tables.codes)
-        self._said = arrays.of(tables.said) if segments.family.penalized else None
+        self._script, self._codes = arrays.wrap(tables.script), arrays.wrap(tables.codes)
+        self._said = arrays.wrap(tables.said) if segments.family.penalized else None
         family = segments.family
         self._track_stream = family.track_stream
         self._stairs = Stairs(family.staircase, segments.rules, arrays) if family.staircase else None
@@ -143,7 +143,7 @@ class RowDraw:
 
     def _spread(self, drawn: torch.Tensor, index: Array | None, rows: Rows) -> Array:
         """Return the values drawn by the rows `index`, placed among all rows."""
-        values = self._arrays.of(drawn)
+        values = self._arrays.wrap(drawn)
         if index is None:
             return values
         spread = self._arrays.zeros(len(rows.position), *drawn.shape[1:])
@@ -275,7 +275,7 @@ class SpeechSampler:
         self._slots, self._arrays = slots, slots.arrays
         self._draw, self._segments = draw, segments
         tables, arrays = slots.tables, slots.arrays
-        self._table, self._codes, self._script = (arrays.of(t) for t in (tables.state, tables.codes, tables.script))
+        self._table, self._codes, self._script = (arrays.wrap(t) for t in (tables.state, tables.codes, tables.script))
         self._family = segments.family
         hidden, layout = self._family.unconditional.hidden_streams, self._family.layout
         self._hides_first = 0 in hidden
@@ -327,7 +327,7 @@ class SpeechSampler:
         Both requests of a CFG pair get the same draw. The flag is the conditional one's.
         """
         # The row sampled follows the request's last token.
-        lengths = self._arrays.of(batch.seq_lens)
+        lengths = self._arrays.wrap(batch.seq_lens)
         position = lengths[: batch.num_reqs] if step.sampling is None else lengths[step.sampling]
         position = position + place if place else position
         num_drawing = len(plan.drawing)
@@ -427,7 +427,7 @@ class BurstSampler(SpeechSampler):
     def __init__(self, stock: Sampler, slots: RunSlots, draw: RowDraw, segments: SegmentState, predictor: RowPredictor):
         super().__init__(stock, slots, draw, segments)
         self._bursts = Bursts(slots, predictor)
-        self._tokens = slots.arrays.of(stock.req_states.all_token_ids.gpu)
+        self._tokens = slots.arrays.wrap(stock.req_states.all_token_ids.gpu)
 
     def __call__(self, hidden: torch.Tensor, batch: InputBatch) -> SamplerOutput:
         """Sample the rows of a step; `hidden` [B, H] holds the last hidden states."""

@@ -21,7 +21,7 @@ class Arrays(Protocol):
 
     xp: ModuleType
 
-    def of(self, tensor: torch.Tensor) -> Array:
+    def wrap(self, tensor: torch.Tensor) -> Array:
         """Return `tensor` as an array over the same memory."""
 
     def tensor(self, array: Array) -> torch.Tensor:
@@ -42,7 +42,7 @@ class HostArrays:
 
     xp: ModuleType = np
 
-    def of(self, tensor: torch.Tensor) -> Array:
+    def wrap(self, tensor: torch.Tensor) -> Array:
         """Return `tensor` as an array over the same memory."""
         return tensor.numpy()
 
@@ -71,7 +71,7 @@ class DeviceArrays:
     def __init__(self, device: torch.device):
         self._device, self._is_pinning = device, device.type == "cuda"
 
-    def of(self, tensor: torch.Tensor) -> Array:
+    def wrap(self, tensor: torch.Tensor) -> Array:
         """Return `tensor` unchanged."""
         return tensor
 

@@ -23,7 +23,7 @@ class SpeechWorker(Base):
     def compile_or_warm_up_model(self) -> CompilationTimes:
         """Warm up as vLLM does, then load all adapters, so that no step has to."""
         times = super().compile_or_warm_up_model()
-        for adapter in Adapters.of(self.vllm_config).values():
+        for adapter in Adapters.from_config(self.vllm_config).values():
             self.add_lora(adapter)
         return times
 

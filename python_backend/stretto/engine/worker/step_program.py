@@ -77,7 +77,7 @@ class StepConstants:
     out_of_place: torch.Tensor | None
 
     @classmethod
-    def of(cls, rules: SegmentRules, tables: SlotTables, num_rows: int) -> "StepConstants":
+    def from_rules(cls, rules: SegmentRules, tables: SlotTables, num_rows: int) -> "StepConstants":
         """Return the constants of `rules` for steps of up to `num_rows` rows."""
         family, layout = rules.family, rules.family.layout
         is_end, rows_to_audio, written, cut = end_tables(rules)
@@ -265,7 +265,7 @@ class StepProgram:
         num_rows, device = len(hidden), hidden.device
         heads, self._frames = readout
         self.hidden, self.columns = hidden, StepTable(tables, num_rows)
-        self.constants = StepConstants.of(rules, tables, num_rows)
+        self.constants = StepConstants.from_rules(rules, tables, num_rows)
         self._heads, self._tables, self._script = heads, tables, rules.family.script
         self._tokens = tokens if rules.max_rows_per_step > 1 else None
         self.num_rows, self.num_others = num_rows, self.constants.rules.num_others

@@ -56,7 +56,7 @@ def s3gen(folder: Path, voices: Mapping[str, Mapping[str, Any]], num_codes: int)
     for number, (name, voice) in enumerate(voices.items()):
         parts = voice_tensors(name, voice, num_codes)
         speaking |= {f"voices.{number}.{part}": tensor for part, tensor in parts.items()}
-    config = S3GenConfig.of({name: tuple(tensor.shape) for name, tensor in speaking.items()})
+    config = S3GenConfig.from_shapes({name: tuple(tensor.shape) for name, tensor in speaking.items()})
     if config.codebook_size != num_codes:
         raise CheckpointError(f"{folder / FILE}: expected {num_codes} codes, got {config.codebook_size}")
     plan = {name: Part(name, shape) for name, shape in s3gen_shapes(config).items()}
@@ -78,7 +78,7 @@ def s3gen_shapes(config: S3GenConfig) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def told(name: str, voice: Mapping[str, Any], part: str, names: tuple[str, ...]) -> Mapping[str, Tensor]:
+def read_voice_part(name: str, voice: Mapping[str, Any], part: str, names: tuple[str, ...]) -> Mapping[str, Tensor]:
     """Return the tensors `names` of a voice's file for a part of the model, `t3` or `gen`.
 
     Raises:
@@ -107,7 +107,7 @@ def voice_tensors(name: str, voice: Mapping[str, Any], num_codes: int) -> dict[s
     The authors' recordings of any length have a mel spectrogram with twice as many frames as tokens, or one more. That
     extra frame has no token and is dropped.
     """
-    tokens, mel, speaker = told(name, voice, "gen", VOICE_TENSORS).values()
+    tokens, mel, speaker = read_voice_part(name, voice, "gen", VOICE_TENSORS).values()
     is_code = tokens.ndim == 2 and not tokens.is_floating_point() and 0 < tokens.numel() <= LONGEST
     if not is_code or len(tokens) != 1 or not 0 <= int(tokens.min()) <= int(tokens.max()) < num_codes:
         expected = f"codes in [0, {num_codes}), at most {LONGEST}, [1, n]"
@@ -138,7 +138,7 @@ def convert(release: Release, contents: Contents) -> Converted:
     """Return the checkpoint: one table of all embeddings summed in a row, and a head over the ids of speech."""
     backbone = read_backbone(BACKBONE, release.backbone, release.tokenizer)
     files = read_voices(release.model.parent)
-    voices = {name: told(name, file, "t3", TOLD) for name, file in files.items()}
+    voices = {name: read_voice_part(name, file, "t3", TOLD) for name, file in files.items()}
     known = vocabulary(contents.tensors, contents.tokenizer, tuple(voices))
     stored = published_shapes(backbone, known)
     check({name: Part(name, shape) for name, shape in stored.items()}, contents.tensors, ())

@@ -118,7 +118,7 @@ class ConvertedSslTokenizer:
     dropped: dict[str, list[int]]
 
     @classmethod
-    def of(cls, folder: Path, num_codes: int) -> "ConvertedSslTokenizer":
+    def from_folder(cls, folder: Path, num_codes: int) -> "ConvertedSslTokenizer":
         """Return the conversion of the published directory, or of the one above it.
 
         Args:

@@ -45,8 +45,8 @@ def convert(release: Release, contents: Contents) -> Converted:
     """Return the checkpoint."""
     numbers = Numbers(contents.config)
     known = vocabulary(numbers, contents.tokenizer)
-    talker = numbers.of("talker_config")
-    text = talker.of("text_config")
+    talker = numbers.part("talker_config")
+    text = talker.part("text_config")
     record = {
         "architectures": ["StrettoQwen3MoeForCausalLM"],
         "model_type": "qwen3_moe",
@@ -103,8 +103,8 @@ def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[st
 def vocabulary(numbers: Numbers, tokenizer: Tokenizer) -> TalkerVocabulary:
     """Return the vocabulary and voices; CheckpointError if the model is not supported."""
     numbers.same("model_type", "qwen3_omni_moe")
-    talker, thinker = numbers.of("talker_config"), numbers.of("thinker_config")
-    text, depth = talker.of("text_config"), talker.of("code_predictor_config")
+    talker, thinker = numbers.part("talker_config"), numbers.part("thinker_config")
+    text, depth = talker.part("text_config"), talker.part("code_predictor_config")
     for part in (text, depth):
         part.same("hidden_act", "silu")
         part.same("attention_bias", False)
@@ -121,7 +121,7 @@ def vocabulary(numbers: Numbers, tokenizer: Tokenizer) -> TalkerVocabulary:
         raise CheckpointError(f"config.json: expected talker_config.num_code_groups >= 3, got {num_codebooks}")
     depth.same("num_code_groups", num_codebooks)
     check_positions(text)
-    num_text_ids = thinker.of("text_config").number("vocab_size")
+    num_text_ids = thinker.part("text_config").number("vocab_size")
     codec = {name: talker.token(f"codec_{name}_id", num_ids) for name in CODEC_IDS}
     return TalkerVocabulary(
         takes_instructions=False,
@@ -142,15 +142,15 @@ def vocabulary(numbers: Numbers, tokenizer: Tokenizer) -> TalkerVocabulary:
 
 def published_shapes(numbers: Numbers, known: TalkerVocabulary) -> dict[str, tuple[int, ...]]:
     """Return the shapes of all tensors in use, by name."""
-    talker = numbers.of("talker_config")
-    text, heard = talker.of("text_config"), talker.number("thinker_hidden_size")
+    talker = numbers.part("talker_config")
+    text, heard = talker.part("text_config"), talker.number("thinker_hidden_size")
     inner, width = text.number("intermediate_size"), text.number("hidden_size")
     shapes = {
         EMBEDDINGS: (known.num_text_ids, heard),
         **qwen3_tts.code_shapes(known, width),
         **_projection_shapes(qwen3_tts.TEXT_PROJECTION.removesuffix("linear_fc"), heard, inner, width),
         **_projection_shapes(PROJECTION, heard, inner, width),
-        **qwen3_tts.layer_shapes(f"{qwen3_tts.DEPTH}model.", talker.of("code_predictor_config")),
+        **qwen3_tts.layer_shapes(f"{qwen3_tts.DEPTH}model.", talker.part("code_predictor_config")),
     }
     layers = qwen3_tts.layer_shapes(qwen3_tts.TALKER, text).items()
     shapes |= {name: shape for name, shape in layers if ".mlp." not in name}

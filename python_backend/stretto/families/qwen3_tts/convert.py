@@ -75,7 +75,7 @@ class Numbers:
         ids = self.entry(name, dict)
         return {key.lower(): self._token(f"{name}.{key}", value, below) for key, value in ids.items()}
 
-    def of(self, name: str) -> "Numbers":
+    def part(self, name: str) -> "Numbers":
         """Return the nested part called `name`."""
         return Numbers(self.entry(name, dict), f"{self._path}{name}.")
 
@@ -101,8 +101,8 @@ def vocabulary(numbers: Numbers, tokenizer: Tokenizer) -> Qwen3TtsVocabulary:
     kind, size = numbers.entry("tts_model_type", str), numbers.entry("tts_model_size", str)
     if kind not in KINDS:
         raise CheckpointError(f"config.json: expected tts_model_type of {', '.join(KINDS)}, got {kind!r}")
-    talker = numbers.of("talker_config")
-    depth = talker.of("code_predictor_config")
+    talker = numbers.part("talker_config")
+    depth = talker.part("code_predictor_config")
     for part in (talker, depth):
         part.same("hidden_act", "silu", default="silu")
         part.same("attention_bias", False, default=False)
@@ -152,7 +152,7 @@ def check_positions(talker: Numbers) -> None:
 
     The three positions of a row are equal, so the sections act as one.
     """
-    sections = talker.of("rope_scaling").entry("mrope_section", list)
+    sections = talker.part("rope_scaling").entry("mrope_section", list)
     if not all(isinstance(each, int) for each in sections) or 2 * sum(sections) != talker.number("head_dim"):
         raise CheckpointError(f"config.json: expected mrope_section of half a head in all, got {sections!r}")
 
@@ -231,7 +231,7 @@ def convert(release: Release, contents: Contents) -> Converted:
     """Return the checkpoint."""
     numbers = Numbers(contents.config)
     known = vocabulary(numbers, contents.tokenizer)
-    talker = numbers.of("talker_config")
+    talker = numbers.part("talker_config")
     shapes = published_shapes(numbers, known)
     width, clones = talker.number("hidden_size"), known.kind == "base"
     networks = (speaker_encoder(numbers, width),) if clones else ()
@@ -271,8 +271,8 @@ def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[st
 
 def published_shapes(numbers: Numbers, known: Qwen3TtsVocabulary) -> dict[str, tuple[int, ...]]:
     """Return the shapes of all tensors of the talker, by name."""
-    talker = numbers.of("talker_config")
-    depth = talker.of("code_predictor_config")
+    talker = numbers.part("talker_config")
+    depth = talker.part("code_predictor_config")
     width, text, inner = talker.number("hidden_size"), talker.number("text_hidden_size"), known.depth.hidden
     shapes = {
         EMBEDDINGS: (known.num_text_ids, text),

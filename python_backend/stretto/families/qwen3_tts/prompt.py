@@ -65,7 +65,7 @@ class ClonedVoices:
         self._codes = CachedEncoder(encoder.codec.encode)
         self._x_vectors = CachedEncoder(encoder.speaker.encode)
 
-    def hear(self, pcm: np.ndarray, words: Sequence[int]) -> ClonedVoice:
+    def encode(self, pcm: np.ndarray, words: Sequence[int]) -> ClonedVoice:
         """Return the voice of mono `pcm` [n] float32 at 24 kHz; `words` is its transcript, empty if unknown."""
         x_vector = self._x_vectors.encode(pcm)
         return ClonedVoice(x_vector, tuple(words), self._codes.encode(pcm)) if words else ClonedVoice(x_vector)
@@ -130,7 +130,7 @@ class Qwen3TtsTemplate:
         if recordings[0].pcm is None:
             raise InvalidRequest(recordings[0].path, "a file or samples of a voice", "codes")
         said = [self._ids(piece.text, piece.path) for piece in pieces if piece.text]
-        return voices.hear(recordings[0].pcm, said[0] if said else [])
+        return voices.encode(recordings[0].pcm, said[0] if said else [])
 
     def _ids(self, text: str, path: str) -> list[int]:
         """Return the ids of `text` without leading line ends.
