@@ -146,7 +146,7 @@ REFUSED: list[tuple[str, Change, str]] = [
     (
         "opuslm",
         without_weights_of_the_codec,
-        "expected weights (.bin, .pt, .pth or .safetensors) beside the codec's numbers, got none",
+        "expected weights (.bin, .pt, .pth or .safetensors) and the codec's parameters, got no weights",
     ),
 ]
 

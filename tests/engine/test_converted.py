@@ -11,7 +11,7 @@ import torch
 from benchmarks.checkpoints.random_published import Published
 from stretto.families.audio_format import AudioFormat
 from stretto.families.base import Family
-from stretto.records.prompt import HeardAudio, Prompt
+from stretto.records.prompt import InputAudio, Prompt
 from stretto.testing.prompts import make_prompt, make_prompts
 from tests.engine.harness import Engine
 from tests.published_checkpoints import convert, write_bagpiper, write_opuslm

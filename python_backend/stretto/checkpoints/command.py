@@ -49,9 +49,9 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         "km_opus_lm.mdl), for VITA-Audio one of THUDM/glm-4-voice-tokenizer",
     )
     add("--codec-from-model", action="store_true", help="write codec/ from the copy in the model's files")
-    add("--backbone", type=Path, help="config.json of the backbone, where it is none of the published releases'")
-    add("--dtype", choices=DTYPES, help="of the tensors; default: what the model was trained in")
-    add("--shard-gb", type=float, default=MAX_SHARD_GB, help=f"size of a file at most, in GB; default {MAX_SHARD_GB}")
+    add("--backbone", type=Path, help="config.json of the backbone, if it is not one of the published releases'")
+    add("--dtype", choices=DTYPES, help="dtype of the tensors; default: as trained")
+    add("--shard-gb", type=float, default=MAX_SHARD_GB, help=f"largest file in GB; default {MAX_SHARD_GB}")
     audio = parser.add_argument_group("Bagpiper's audio tower")
     audio.add_argument("--audio-config", type=Path, help="config.json with its parameters, if it is not Qwen3-Omni's")
     audio.add_argument("--n-window", type=int, help="half a chunk, in mel frames; default 50, as trained")
@@ -96,7 +96,7 @@ def describe(conversion: Conversion) -> str:
         lines.append("no codec: the server needs one under codec/ before it can speak (--codec)")
     hears_nothing = KEY not in record and conversion.ssl_tokenizer is None
     if audio_tokenizer_of(record[NAME]) is not None and hears_nothing:
-        lines.append("no tokenizer of audio: the server will take audio as codes alone (--ssl-tokenizer)")
+        lines.append("no tokenizer of audio: the server will accept audio only as codes (--ssl-tokenizer)")
     return "\n".join(lines)
 
 

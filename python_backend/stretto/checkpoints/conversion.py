@@ -125,7 +125,7 @@ def plan(release: Release) -> Conversion:
     files = codec.check_directory(release.codec, family) if release.codec and not is_made else []
     copy = None
     if release.keeps_codec:
-        copy = codec.Copy.of(family, release.codec, contents.config, tensors, family_files.CODEC)
+        copy = codec.Copy.from_tensors(family, release.codec, contents.config, tensors, family_files.CODEC)
     hears = _tokenizer(release, len(family.layout.audio[0]))
     dropped_shapes = {name: list(tensors[name].shape) for name in unused} | (hears.dropped if hears else {})
     entries, notes = _entries(made.plan, tensors, contents.dtype), [*notes_on(contents, release), *defaults]

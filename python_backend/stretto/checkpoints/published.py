@@ -151,7 +151,7 @@ def audio_tokenizer_of(family: str) -> Callable[[Path, int], AudioTokenizer] | N
     if found is None or found.convert is None:
         return None
     kind = getattr(import_module(found.convert), "SSL_TOKENIZER", None)
-    return None if kind is None else kind.of
+    return None if kind is None else kind.from_folder
 
 
 def marks() -> dict[str, str]:

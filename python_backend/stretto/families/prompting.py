@@ -11,7 +11,7 @@ from stretto.errors import CheckpointError, InvalidRequest, shown
 from stretto.families.base import Family, Task
 from stretto.families.conversation import Piece
 from stretto.families.registry import plugin
-from stretto.records.prompt import HeardAudio
+from stretto.records.prompt import InputAudio
 from stretto.records.sampling import OptionsRecord
 from stretto.streams.layout import StreamLayout, delay_codes
 

@@ -86,7 +86,7 @@ class Engine:
         params = sampling_params(prompt, self.rules)
         tokens = prompt.rows[:, 0].tolist()
         hasher = self.core.request_block_hasher
-        adapter = Adapters.of(self.core.vllm_config).named(prompt.adapter)
+        adapter = Adapters.from_config(self.core.vllm_config).named(prompt.adapter)
         request = Request(request_id, tokens, params, None, lora_request=adapter, block_hasher=hasher)
         self.core.add_request(request)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from stretto.families.audio_format import AudioFormat
-from stretto.records.prompt import HeardAudio, Prompt
+from stretto.records.prompt import InputAudio, Prompt
 from stretto.testing.checkpoints import write_checkpoint
 from stretto.testing.prompts import make_prompt
 from stretto.testing.reference import Reference

@@ -41,7 +41,7 @@ class PublishedTokenizer:
     dropped: dict[str, list[int]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, folder: Path, num_codes: int) -> "PublishedTokenizer":
+    def from_folder(cls, folder: Path, num_codes: int) -> "PublishedTokenizer":
         """Return the files in a folder; CheckpointError if they do not fit, or make another number of codes."""
         read_tokenizer(folder, num_codes)
         names = [CONFIG, FEATURES, *sorted(path.name for path in folder.glob("model*.safetensors"))]
