@@ -61,7 +61,7 @@ async def test_the_profile_is_asked_for_once_and_a_short_text_needs_none(serve: 
     server, client = await serve(lambda _: SPOKEN)
     server.profile = None
     assert [event.index async for event in client.speak("Good morning.")] == [0, 1]
-    with pytest.raises(ValueError, match="tells nothing"):
+    with pytest.raises(ValueError, match="does not describe"):
         await client.profile()
     server.profile = {"family": "x", "sample_rate": 8000, "voices": [], "max_text_chars": 60, "max_audio_s": 1.0}
     server.profile |= {"times_words": False, "tasks": []}

@@ -555,7 +555,7 @@ async def test_two_strengths_of_guidance_are_played_side_by_side(start: Start, b
         await tab.wait(f"heard.length === {len(samples)}")
         assert await tab.value("heard") == samples.tolist()
     for written, line, told in (
-        ("much", "#left-scale-error", "A strength is a number"),
+        ("much", "#left-scale-error", "The strength must be a number"),
         ("400", "#compare-error", "Expected at most 100, got 400."),
     ):
         await tab.write("#left-scale", written)

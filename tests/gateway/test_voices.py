@@ -352,7 +352,7 @@ def test_a_damaged_file_is_named_in_the_log_and_not_repeated(
     voice = store.add("everybody", "mine", "", "yes", b"")
     (tmp_path / "everybody" / f"{voice.id}.recording").write_bytes(line + b"\n")
     assert store.all("everybody") == []
-    assert f"{voice.id} is no voice" in caplog.text
+    assert f"{voice.id} is not a voice" in caplog.text
     assert "what was said" not in caplog.text
 
 

@@ -110,7 +110,7 @@ def classified() -> bytes:
         (b"\x0a" + b"\xff" * 20, "a length without an end"),
         (b"\x0b" * 100, "got field 1 of type 3"),
         (b"\x0a\x02\xff\xff", "got bytes that cannot be parsed"),
-        (message([1], b"\0" * 4) + b"\x1a\x80\x80\x80\x01" + b"x" * (1 << 21), "beside raw_input_contents"),
+        (message([1], b"\0" * 4) + b"\x1a\x80\x80\x80\x01" + b"x" * (1 << 21), "besides raw_input_contents"),
     ],
 )
 def test_what_a_tensor_says_of_itself_must_hold(data: bytes, says: str) -> None:

@@ -294,7 +294,7 @@ async def test_what_cannot_be_sent_ends_the_utterance(slot: FlowSlot) -> None:
 
 
 async def test_a_decoder_that_answers_nothing_ends_the_utterance(slot: FlowSlot) -> None:
-    with pytest.raises(DecoderStalled, match="answered nothing"):
+    with pytest.raises(DecoderStalled, match="acknowledged no chunk"):
         await ChunkSender(responses_to(ResponseSender()), slot, "u", IMPATIENT).pump(Speaker(9).speak())
 
 

@@ -36,7 +36,7 @@ def test_a_tokenizer_is_written_beside_the_codec(tmp_path: Path, capsys: pytest.
     assert files == [CONFIG, WEIGHTS]
     assert all(f"  {FOLDER}/{name}  " in said for name in files), "their sums are printed"
     assert "not needed: util_modules.mask.mask_embedding" in said
-    assert "codes alone" not in said
+    assert "only as codes" not in said
 
 
 def test_without_one_the_converter_says_what_the_server_will_take(
