@@ -26,8 +26,8 @@ ALLOWED = {
     "config": {"errors"},
     "command_line": set(),
     "cuda_graphs": set(),
-    "shares": set(),
-    "departures": set(),
+    "limits": set(),
+    "disconnects": set(),
     "streams": set(),
     "records": {"streams", "errors"},
     "sampling": {"errors"},
@@ -36,7 +36,7 @@ ALLOWED = {
     "families/model.py": {"families", "engine/models"},
     "families/convert*.py": {"families", "checkpoints", "codec", "untrusted_files", "errors"},
     "codec": {"plugins", "untrusted_files", "errors"},
-    "preprocessing": {"families", "records", "streams", "codec", "shares", "errors"},
+    "preprocessing": {"families", "records", "streams", "codec", "limits", "errors"},
     "checkpoints": {
         "families", "preprocessing", "codec", "launcher", "config", "command_line", "untrusted_files", "errors",
     },
@@ -49,9 +49,9 @@ ALLOWED = {
     "engine/kernels": {"sampling", "errors"},
     "testing": {"engine", "families", "records", "streams", "config", "plugins", "errors"},
     "decoder": {"codec", "records", "streams", "config", "cuda_graphs", "errors"},
-    "triton_io": {"families", "records", "streams", "config", "shares", "departures", "errors"},
-    "launcher": {"triton_io", "proxy", "departures", "command_line"},
-    "proxy": {"shares", "departures"},
+    "triton_io": {"families", "records", "streams", "config", "limits", "disconnects", "errors"},
+    "launcher": {"triton_io", "proxy", "disconnects", "command_line"},
+    "proxy": {"limits", "disconnects"},
 }  # fmt: skip
 LIBRARIES = {
     "vllm": {"engine", "families/model.py", "testing"},

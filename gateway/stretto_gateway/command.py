@@ -133,7 +133,7 @@ def make_server(
     host = f"[{config.address}]" if ":" in config.address else config.address
     where = f"http{'s' if certificate else ''}://{host}:{listener.getsockname()[1]}"
     who = "" if config.keys else "; it has no keys, so everyone who can reach it may use it"
-    return Server(app, settings, f"[gateway] listening at {where} for the server {config.server}{who}")
+    return Server(app, settings, f"[gateway] listening at {where}, server {config.server}{who}")
 
 
 def arguments() -> Parser:

@@ -164,5 +164,5 @@ def test_it_passes_the_origins_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_what_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(front_ends, "NEEDED", ("no_such_module",))
-    with pytest.raises(LaunchError, match="'no_such_module'; the extra 'gateway'"):
+    with pytest.raises(LaunchError, match="'no_such_module'; install the extra 'gateway'"):
         GatewayProcess(config(tmp_path), 8003, NO_LOG)
