@@ -28,6 +28,13 @@ def walked(folder: Path, jobs: Collection[str]) -> dict[str, list[dict[str, Any]
     return {job: [line for line in lines if line["job"] == job and "status" not in line] for job in jobs}
 
 
+def test_a_dry_run_passes_jobs_without_an_engine(tmp_path: Path) -> None:
+    found = walked(tmp_path, ("host", "kernels"))
+    assert all(found.values())
+    assert {line["kernel"] for line in found["kernels"]} == {"draw", "embed", "sampler", "head"}
+
+
+@pytest.mark.nightly
 def test_a_dry_run_passes_a_job_of_each_kind(tmp_path: Path) -> None:
     parity = "parity_preempted", "parity_frames"
     kinds = ("host", "kernels", "decoder_tiny", *parity, "waits", "ours_1b7", "stock_1b7", "schedules_vita")
