@@ -326,7 +326,7 @@ async def test_a_failed_start_is_one_of_the_clients_exceptions(
 
 
 async def test_an_unknown_model_is_not_found(start: Start) -> None:
-    with pytest.raises(openai.NotFoundError, match="there is 'tiny'"):
+    with pytest.raises(openai.NotFoundError, match="expected 'tiny', got 'parrot'"):
         await (await start()).openai().audio.speech.create(**REQUEST | {"model": "parrot"})
 
 
