@@ -93,7 +93,7 @@ def caller(tmp_path: Path) -> Iterator[Caller]:
 
 def test_of_two_calls_at_once_one_starts_the_server_and_the_other_waits_for_it(caller: Caller) -> None:
     calls = [caller.call(), caller.call()]
-    said = [call.communicate(timeout=60) for call in calls]
+    said = [call.communicate(timeout=PATIENCE_S) for call in calls]
     assert [output for output, _ in said] == ["ready\n", "ready\n"], said
     assert len(caller.starts) == 1
 
@@ -104,18 +104,18 @@ def test_a_call_waits_for_the_server_that_another_one_is_starting(caller: Caller
     caller.until_started()
     second = caller.call()
     assert second.stderr is not None
-    said, _, _ = select.select([second.stderr], [], [], 60)
-    assert said, "the second call has said nothing within 60 s"
+    said, _, _ = select.select([second.stderr], [], [], PATIENCE_S)
+    assert said, "the second call has said nothing"
     assert second.stderr.readline() == "another process is starting the server; waiting for it\n"
     (caller.folder / "slow").unlink()
-    assert second.communicate(timeout=60) == ("ready\n", "")
-    assert f"starting the server on ports {caller.port} (HTTP)" in first.communicate(timeout=60)[1]
+    assert second.communicate(timeout=PATIENCE_S) == ("ready\n", "")
+    assert f"starting the server on ports {caller.port} (HTTP)" in first.communicate(timeout=PATIENCE_S)[1]
     assert len(caller.starts) == 1
 
 
 def test_a_server_that_runs_is_used_without_a_word_and_has_not_kept_the_lock(caller: Caller) -> None:
-    caller.call().communicate(timeout=60)
-    assert caller.call().communicate(timeout=60) == ("ready\n", "")
+    caller.call().communicate(timeout=PATIENCE_S)
+    assert caller.call().communicate(timeout=PATIENCE_S) == ("ready\n", "")
     assert len(caller.starts) == 1
 
 
@@ -141,10 +141,10 @@ def test_a_server_that_an_interrupted_call_has_left_starting_is_waited_for(calle
     interrupted = caller.call()
     caller.until_started()
     interrupted.send_signal(signal.SIGINT)
-    interrupted.communicate(timeout=60)
+    interrupted.communicate(timeout=PATIENCE_S)
     assert interrupted.returncode == -signal.SIGINT
     (caller.folder / "slow").unlink()
-    output, errors = caller.call().communicate(timeout=60)
+    output, errors = caller.call().communicate(timeout=PATIENCE_S)
     assert output == "ready\n", errors
     assert len(caller.starts) == 1
 
@@ -152,14 +152,14 @@ def test_a_server_that_an_interrupted_call_has_left_starting_is_waited_for(calle
 def test_a_server_that_does_not_start_is_an_error_that_says_why(caller: Caller) -> None:
     (caller.folder / "fails").touch()
     call = caller.call()
-    _, errors = call.communicate(timeout=60)
+    _, errors = call.communicate(timeout=PATIENCE_S)
     assert call.returncode == 1
     assert errors.endswith("the server did not start:\nport 8000 is in use\n")
     assert len(caller.starts) == 1
 
 
 def test_the_server_may_write_bytecode_and_is_no_child_of_the_callers_session(caller: Caller) -> None:
-    caller.call().communicate(timeout=60)
+    caller.call().communicate(timeout=PATIENCE_S)
     assert "PYTHONDONTWRITEBYTECODE" not in (caller.folder / "environment").read_text()
     (pid,) = caller.starts
     assert os.getsid(pid) == pid
