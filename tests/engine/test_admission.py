@@ -216,7 +216,7 @@ def test_a_guided_reply_that_begins_with_audio_needs_a_context_of_two_rows() -> 
 def test_an_open_text_is_for_unguided_replies_beside_one() -> None:
     rules, prompt = SegmentRules(TRACKED, 512), replace(make_prompt(TRACKED, 0), is_open=True)
     assert prompt.sampling.guidance_scale == 2.0
-    assert "text: expected all of it at once, as a guided reply needs" in str(refusal(prompt, rules))
+    assert "text: expected the complete text at once, as a guided reply requires" in str(refusal(prompt, rules))
     alone = replace(prompt, sampling=replace(prompt.sampling, guidance_scale=1.0))
     assert admit(alone, rules, ROOMY) == alone
     room = min(alone.sampling.audio.max_rows, rules.audio_limit - len(alone.rows)) - 1  # one frame reads the end
@@ -224,4 +224,4 @@ def test_an_open_text_is_for_unguided_replies_beside_one() -> None:
     longer = replace(alone, track=(20,) * (room + 1))
     assert f"text: expected at most {room} tokens after the prompt, got {room + 1}" in str(refusal(longer, rules))
     tiny = replace(make_prompt(TINY, 0), is_open=True)
-    assert "text: expected all of it at once, as tiny needs" in str(refusal(tiny))
+    assert "text: expected the complete text at once, as tiny requires" in str(refusal(tiny))

@@ -108,7 +108,7 @@ def test_texts_come_back_from_the_rows(preprocessors: dict[str, Preprocessor], t
         (
             "bagpiper",
             RawRequest(text="o", options='{"voice": "rms"}'),
-            "options.voice: expected none: this model has no voices by n",
+            "options.voice: expected none: this model has no named voices",
         ),
         (
             "bagpiper",

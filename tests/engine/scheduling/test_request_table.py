@@ -94,7 +94,7 @@ def test_guidance_that_ends_early_has_a_limit_once_it_begins() -> None:
 def test_a_half_that_is_not_there_is_not_dropped() -> None:
     known = table()
     arrive(known, "r")
-    with pytest.raises(AssertionError, match="r has no half"):
+    with pytest.raises(AssertionError, match="r has no unconditional request"):
         known.drop_unconditional(known["r"])
 
 

@@ -37,15 +37,15 @@ def test_the_codec_in_the_files_is_served(release: CsmRelease, tmp_path: Path) -
     [
         ("config.json", lambda record: record.update(model_type="llama"), "expected model_type 'csm', got 'llama'"),
         ("config.json", lambda record: record.update(attention_bias=True), "expected layers without biases"),
-        ("config.json", lambda record: record.update(rms_norm_eps="small"), "not the numbers of csm"),
+        ("config.json", lambda record: record.update(rms_norm_eps="small"), "not the parameters of csm"),
         ("config.json", lambda record: record.update(codebook_eos_token_id=1), "codebook_eos_token_id 0, got 1"),
         ("config.json", lambda record: record.update(text_vocab_size=300), "at most 300 tokens"),
         (
             "config.json",
             lambda record: record["codec_config"].update(num_codebooks=8),
-            "config.json: not the numbers of csm: property 'num_codebooks' of 'MimiConfig' object has no setter",
+            "config.json: not the parameters of csm: property 'num_codebooks' of 'MimiConfig' object has no setter",
         ),
-        ("config.json", lambda record: record["codec_config"].update(frame_size=8), "not the numbers of csm"),
+        ("config.json", lambda record: record["codec_config"].update(frame_size=8), "not the parameters of csm"),
         (
             "config.json",
             lambda record: record.update(hidden_size=65, head_dim=32),

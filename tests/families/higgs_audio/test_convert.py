@@ -44,7 +44,7 @@ def test_what_only_training_needs_is_left_out(release: HiggsAudioRelease, tmp_pa
     [
         ("config.json", lambda record: record.update(model_type="higgs_audio"), "expected model_type 'higgs_audio_v2'"),
         ("config.json", lambda record: record.update(attention_bias=True), "expected layers without biases"),
-        ("config.json", lambda record: record.update(rms_norm_eps="small"), "not the numbers of higgs_audio_v2"),
+        ("config.json", lambda record: record.update(rms_norm_eps="small"), "not the parameters of higgs_audio_v2"),
         ("config.json", lambda record: record.update(audio_stream_eos_id=16), "to be the last two of codebook_size 18"),
         ("config.json", lambda record: record.update(eos_token_id=[5, 6]), "expected one eos_token_id"),
         ("config.json", lambda record: record.update(intermediate_size=32), "tensors do not fit: of another shape"),
