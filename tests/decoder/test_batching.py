@@ -83,5 +83,5 @@ def test_a_codec_that_gives_the_wrong_number_of_samples_is_caught() -> None:
     codec = FakeCodec()
     codec.decode = lambda window: (torch.zeros(1, 5), window.state)  # type: ignore[method-assign]
     batch = Batch([make_job("x", [4], codec)], HostLauncher(codec, "float32"), codec.spec)
-    with pytest.raises(AssertionError, match=r"fake gave pcm \(1, 5\) instead of \(1, 12\)"):
+    with pytest.raises(AssertionError, match=r"fake returned pcm \(1, 5\), expected \(1, 12\)"):
         batch.pcm()

@@ -87,7 +87,7 @@ async def test_a_text_without_an_end_ends_the_reply_however_often_nothing_is_wri
     written = text(engine)
     await written.write([], False)
     await engine.aborted.wait()
-    with pytest.raises(InvalidRequest, match="text: expected its end within 0 s of its beginning, got none"):
+    with pytest.raises(InvalidRequest, match="text: expected its end within 0 s of its start, got none"):
         written.check()
 
 

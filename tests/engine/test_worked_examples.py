@@ -168,7 +168,7 @@ def test_an_id_that_no_frame_of_its_stream_may_carry_is_no_code(stray: int) -> N
     whole = [PADS[0] + 3, PADS[1] + 1, PADS[2] + 4]
     for row in (whole, whole, [whole[0], stray, whole[2]]):
         reply.write(row)
-    with pytest.raises(AssertionError, match=rf"frame 1: id {stray} in line 1 is no code of it"):
+    with pytest.raises(AssertionError, match=rf"frame 1: id {stray} of stream 1 is not a code"):
         reply.write(whole)
 
 

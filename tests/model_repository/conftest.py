@@ -8,5 +8,7 @@ fakes_triton.install()  # before the modules under test are imported
 
 
 @pytest.fixture(autouse=True)
-def _fresh_fakes() -> None:
+def _fresh_fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     fakes_triton.install()
+    # A stub closes all sockets that it has inherited. Here that would be the sockets of other tests.
+    monkeypatch.setattr("stretto.triton_io.stub.close_inherited_sockets", lambda: None)

@@ -29,8 +29,8 @@ def test_a_fixture_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"codes": [4]}, "reply 1 has other codes"),
-        ({"text": "c"}, "reply 1 has other text"),
+        ({"codes": [4]}, "reply 1 differs in codes"),
+        ({"text": "c"}, "reply 1 differs in text"),
         (None, "expected 2 replies, got 1"),
         ({"lead": 0.125}, None),
     ],
