@@ -114,7 +114,8 @@ LAUNCH = """
 import os, signal, sys, time
 from pathlib import Path
 from stretto.launcher import command as serve
-from stretto.launcher import faults, server
+from stretto.launcher import faults, processes, server
+processes.LOOK_S = 0.05
 from stretto.launcher.installation import Installation
 server.STUCK_S = 0.5
 server.slowness = lambda: 1.0

@@ -70,11 +70,13 @@ def test_a_new_stub_is_raised_once_and_lowered_with_its_threads(
     assert (tmp_path / "autogroup").read_text() == "0"
 
 
-def test_a_server_that_is_started_again_is_raised_itself_and_its_stubs_inherit_that(stub: int, nice: Nice) -> None:
+@pytest.mark.parametrize("inherited", [0, -10], ids=["started before the raise", "inherits it"])
+def test_a_server_that_is_started_again_is_raised_with_its_stubs(stub: int, nice: Nice, inherited: int) -> None:
+    nice.of = {stub: inherited}
     hurry = Hurry(os.getpid(), is_whole=True)
     hurry.poll()
     hurry.poll()
-    assert nice.of == {os.getpid(): -10}
+    assert nice.of == {os.getpid(): -10, stub: -10}
     nice.of = dict.fromkeys({os.getpid()} | threads_of({stub}), -10)
     hurry.end()
     assert nice.of[stub] == nice.of[os.getpid()] == 0

@@ -279,10 +279,15 @@ class Hurry:
                 continue
 
     def _loading(self) -> set[int]:
-        if self._is_whole:
-            return {self._server}
-        stubs = (each.pid for each in descendants(self._server) if each.name.startswith("triton_python_b"))
-        return set(stubs) - self._others
+        stubs = {each.pid for each in descendants(self._server) if each.name.startswith("triton_python_b")}
+        if self._is_whole:  # a stub that was started before the raise has not inherited it
+            return {self._server, *(pid for pid in stubs if self._is_normal(pid))}
+        return stubs - self._others
+
+    def _is_normal(self, pid: int) -> bool:
+        with suppress(OSError):
+            return os.getpriority(os.PRIO_PROCESS, pid) >= self._normal
+        return False
 
     def _raise(self, pid: int) -> None:
         os.setpriority(os.PRIO_PROCESS, pid, os.getpriority(os.PRIO_PROCESS, pid) - self._raise_by)
