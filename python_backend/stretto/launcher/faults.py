@@ -10,7 +10,7 @@ import struct
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,15 +83,27 @@ def free_dead_locks(region: Path) -> int:
     Raises:
         OSError: The file does not exist.
     """
-    descriptor = os.open(region, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
-    try:
-        found = os.fstat(descriptor)
-        if (found.st_uid, found.st_nlink) != (os.geteuid(), 1):
+    with _own_region(region) as descriptor:
+        if descriptor is None:
             return 0
-        dead = [start for offset in range(0, found.st_size, PIECE) for start in _dead(descriptor, offset)]
+        size = os.fstat(descriptor).st_size
+        dead = [start for offset in range(0, size, PIECE) for start in _dead(descriptor, offset)]
         for start in dead:
             os.pwrite(descriptor, FREE, start)
         return len(dead)
+
+
+@contextmanager
+def _own_region(path: Path) -> Iterator[int | None]:
+    """Open a shared-memory file without following links.
+
+    Yields:
+        Its descriptor; None if the file is another user's, or has a second name.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        found = os.fstat(descriptor)
+        yield descriptor if (found.st_uid, found.st_nlink) == (os.geteuid(), 1) else None
     finally:
         os.close(descriptor)
 
@@ -168,14 +180,9 @@ class Launch:
         Triton creates them readable for all users, and they contain text and audio of requests.
         """
         for path in self.directory.glob(f"{self.region_prefix}*"):
-            with suppress(OSError):  # removed, or owned by another user
-                descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
-                try:
-                    found = os.fstat(descriptor)
-                    if (found.st_uid, found.st_nlink) == (os.geteuid(), 1):
-                        os.fchmod(descriptor, 0o600)
-                finally:
-                    os.close(descriptor)
+            with suppress(OSError), _own_region(path) as descriptor:  # removed, or owned by another user
+                if descriptor is not None:
+                    os.fchmod(descriptor, 0o600)
 
     def free_dead_locks(self) -> None:
         """Release robust mutexes owned by dead stubs in the server's shared memory.
