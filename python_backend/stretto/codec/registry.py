@@ -13,7 +13,7 @@ from typing import Any
 
 from stretto.codec.base import Codec
 from stretto.errors import CheckpointError
-from stretto.plugins import CODECS, find, installed, names
+from stretto.plugins import CODECS, Installed, find, installed, names
 
 
 def codec_module(name: str) -> Any:
@@ -26,15 +26,19 @@ def codec_module(name: str) -> Any:
     found = find(CODECS, name)
     if found is None:
         raise KeyError(f"unknown codec {name!r}; installed: {names(CODECS)}")
+    return _module(found)
+
+
+def _module(found: Installed) -> Any:
     loaded: Any = found.load()
     if not isinstance(loaded, ModuleType) or not hasattr(loaded, "load"):
-        raise CheckpointError(f"codec {name}: expected a module with `load` as {found.entry_point.value}")
+        raise CheckpointError(f"codec {found.name}: expected a module with `load` as {found.entry_point.value}")
     return loaded
 
 
 def codecs_in_transformers() -> list[str]:
     """Return the names of the codecs that transformers has classes for (`TRANSFORMERS`)."""
-    return [each.name for each in installed(CODECS) if hasattr(codec_module(each.name), "TRANSFORMERS")]
+    return [each.name for each in installed(CODECS) if hasattr(_module(each), "TRANSFORMERS")]
 
 
 def load_codec(name: str, directory: Path, device: str = "cpu", num_codebooks: int | None = None) -> Codec:
