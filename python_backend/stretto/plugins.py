@@ -36,7 +36,7 @@ class Installed:
         """Return the object; raise CheckpointError if it cannot be imported."""
         try:
             return self.entry_point.load()
-        except (ImportError, AttributeError) as error:
+        except Exception as error:  # the other families must not end with one whose module fails
             raise CheckpointError(f"{self.name}: cannot import {self.entry_point.value}: {error!r}") from error
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stretto.errors import InvalidRequest
+from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.audio_format import AudioFormat, MelFormat, check_audios
 from stretto.families.tiny.family import TINY
 from stretto.records.prompt import InputAudio, Prompt
@@ -24,6 +24,12 @@ def test_a_waveform_is_normalised_unless_the_checkpoint_says_otherwise() -> None
     left = AudioFormat.from_config({"audio_config": record | {"do_normalize": False}})
     assert left == MelFormat(128, 50, do_normalize=False)
     assert AudioFormat.from_config({}) is None
+
+
+@pytest.mark.parametrize("record", [{"model_type": "ears"}, {"model_type": ["x"]}, {"model_type": {}}, [], 3, "x"])
+def test_an_encoder_that_is_not_known_is_refused_by_name(record: object) -> None:
+    with pytest.raises(CheckpointError, match=r"config.json: audio_config: expected model_type .*x_vector, got "):
+        AudioFormat.from_config({"audio_config": record})
 
 
 def prompt(*audios: InputAudio) -> Prompt:

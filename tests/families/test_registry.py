@@ -159,6 +159,18 @@ def test_a_plug_in_that_cannot_be_imported_stops_no_other(
     assert "brook: cannot import brook_that_is_not_there" in caplog.text
 
 
+def test_a_plug_in_that_fails_as_it_is_imported_stops_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    register(tmp_path, "dry_brook:PLUGIN")
+    (tmp_path / "dry_brook.py").write_text("raise RuntimeError('no water')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert {"tiny", "csm"} <= {each.name for each in plugins()}
+    assert "brook: cannot import dry_brook:PLUGIN: RuntimeError('no water')" in caplog.text
+    with pytest.raises(CheckpointError, match="no water"):
+        read_family({"speech_family": "brook"})
+
+
 def test_a_built_in_family_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "brook-1.dist-info").mkdir()
     (tmp_path / "brook-1.dist-info" / "entry_points.txt").write_text("[stretto.families]\ntiny = brook\n")

@@ -142,9 +142,9 @@ def encoder_of(config: Mapping[str, Any]) -> AudioEncoder | None:
     record = config.get(KEY)
     if record is None:
         return None
-    kind = record.get("model_type", MEL)
+    kind = record.get("model_type", MEL) if isinstance(record, Mapping) else record
     known = {name: encoder for plugin in plugins() for name, encoder in plugin.audio_encoders.items()}
-    if kind not in known:
+    if not isinstance(kind, str) or kind not in known:
         expected = f"model_type {', '.join(sorted(known))}"
         raise CheckpointError(f"config.json: {KEY}: expected {expected}, got {shown(kind)}")
     return known[kind]
