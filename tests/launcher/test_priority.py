@@ -76,7 +76,8 @@ def test_a_server_that_is_started_again_is_raised_with_its_stubs(stub: int, nice
     hurry = Hurry(os.getpid(), is_whole=True)
     hurry.poll()
     hurry.poll()
-    assert nice.of == {os.getpid(): -10, stub: -10}
+    raised = {os.getpid(): -10, stub: -10}
+    assert nice.of.items() >= raised.items()  # stubs of a server fixture are children of this process, too
     nice.of = dict.fromkeys({os.getpid()} | threads_of({stub}), -10)
     hurry.end()
     assert nice.of[stub] == nice.of[os.getpid()] == 0
