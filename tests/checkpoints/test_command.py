@@ -420,7 +420,7 @@ def test_an_interrupted_conversion_leaves_nothing_that_looks_whole(tmp_path: Pat
     published, out = write_opuslm(tmp_path), tmp_path / "out"
     before = sorted(path.name for path in tmp_path.iterdir())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stretto.checkpoints.tensors.copy_file", interrupt)
+        patch.setattr("stretto.checkpoints.conversion.copy_file", interrupt)
         with pytest.raises(KeyboardInterrupt):
             convert("opuslm", published, out)
     assert sorted(path.name for path in tmp_path.iterdir()) == before

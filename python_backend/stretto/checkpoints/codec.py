@@ -11,9 +11,8 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from stretto.checkpoints import tensors as shards
 from stretto.checkpoints.published import marks
-from stretto.checkpoints.tensors import Entry, Part, Written, check, shapes_of
+from stretto.checkpoints.tensors import Entry, Part, Progress, Written, check, shapes_of, write_file, write_json
 from stretto.codec.published import load_config
 from stretto.codec.registry import codec_module, codecs_in_transformers, load_codec
 from stretto.errors import CheckpointError
@@ -123,8 +122,8 @@ class Copy:
         ]
         return cls({**config.to_dict(), "architectures": [model_class.__name__]}, entries)
 
-    def write(self, folder: Path, progress: shards.Progress) -> list[Written]:
+    def write(self, folder: Path, progress: Progress) -> list[Written]:
         """Write `config.json` and `model.safetensors`."""
-        files = [shards.write_json(folder / "config.json", self.record)]
-        files.append(shards.write_file(folder / "model.safetensors", self.entries, progress))
+        files = [write_json(folder / "config.json", self.record)]
+        files.append(write_file(folder / "model.safetensors", self.entries, progress))
         return [replace(file, name=f"codec/{file.name}") for file in files]

@@ -14,7 +14,6 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from stretto.checkpoints import codec
-from stretto.checkpoints import tensors as shards
 from stretto.checkpoints.generation import read_defaults
 from stretto.checkpoints.published import (
     AUDIO_TOKENIZER,
@@ -26,7 +25,18 @@ from stretto.checkpoints.published import (
     read_contents,
 )
 from stretto.checkpoints.release import Release, Tokenizer
-from stretto.checkpoints.tensors import Entry, Part, Plan, Written, check
+from stretto.checkpoints.tensors import (
+    Entry,
+    Part,
+    Plan,
+    Progress,
+    Written,
+    check,
+    copy_file,
+    write_file,
+    write_json,
+    write_shards,
+)
 from stretto.errors import CheckpointError, shown
 from stretto.families.defaults import KEY as SAMPLING
 from stretto.families.registry import read_family
@@ -58,12 +68,12 @@ class ConvertedNetwork:
         ]
         return cls(network.folder, network.record, entries)
 
-    def write(self, checkpoint: Path, progress: shards.Progress) -> list[Written]:
+    def write(self, checkpoint: Path, progress: Progress) -> list[Written]:
         """Write the folder and its files."""
         folder = checkpoint / self.folder
         folder.mkdir()
-        files = [shards.write_json(folder / "config.json", self.record)]
-        files.append(shards.write_file(folder / "model.safetensors", self.entries, progress))
+        files = [write_json(folder / "config.json", self.record)]
+        files.append(write_file(folder / "model.safetensors", self.entries, progress))
         return [replace(file, name=f"{self.folder}/{file.name}") for file in files]
 
 
@@ -173,19 +183,19 @@ def fresh_directory(out: Path) -> Iterator[Path]:
         raise
 
 
-def write(conversion: Conversion, out: Path, max_bytes: int, progress: shards.Progress) -> list[Written]:
+def write(conversion: Conversion, out: Path, max_bytes: int, progress: Progress) -> list[Written]:
     """Write all files, or none if anything fails."""
     with fresh_directory(out) as folder:
-        files = shards.write_shards(folder, conversion.entries, max_bytes, progress)
-        files.append(shards.write_json(folder / "config.json", conversion.record))
+        files = write_shards(folder, conversion.entries, max_bytes, progress)
+        files.append(write_json(folder / "config.json", conversion.record))
         for path in conversion.tokenizer.files:
-            files.append(shards.copy_file(path, folder / path.name, path.name))
+            files.append(copy_file(path, folder / path.name, path.name))
         if conversion.tokenizer.made is not None:
-            files.append(shards.write_json(folder / "tokenizer.json", dict(conversion.tokenizer.made)))
+            files.append(write_json(folder / "tokenizer.json", dict(conversion.tokenizer.made)))
         if conversion.codec_files or conversion.codec_copy:
             (folder / "codec").mkdir()
         for path in conversion.codec_files:
-            files.append(shards.copy_file(path, folder / "codec" / path.name, f"codec/{path.name}"))
+            files.append(copy_file(path, folder / "codec" / path.name, f"codec/{path.name}"))
         if conversion.codec_copy:
             files += conversion.codec_copy.write(folder / "codec", progress)
         if conversion.ssl_tokenizer:

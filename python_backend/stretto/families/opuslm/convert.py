@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stretto.checkpoints import tensors as shards
 from stretto.checkpoints.backbone import config_of, shapes
 from stretto.checkpoints.published import Contents, Converted
 from stretto.checkpoints.release import Release, Tokenizer, entry, optional_entry, read_tensors
-from stretto.checkpoints.tensors import Entry, Part, Plan, Written, check
+from stretto.checkpoints.tensors import Entry, Part, Plan, Progress, Written, check, write_file, write_json
 from stretto.codec.espnet_dac import multiply_weight_norm_out
 from stretto.errors import CheckpointError
 from stretto.families.opuslm import family as opuslm
@@ -149,10 +148,10 @@ class ConvertedSslTokenizer:
         entries.append(Entry("centres", torch.float32, tuple(centres.shape), lambda: centres))
         return cls(config.to_record(), entries, {name: list(tensors[name].shape) for name in dropped})
 
-    def write(self, folder: Path, progress: shards.Progress) -> list[Written]:
+    def write(self, folder: Path, progress: Progress) -> list[Written]:
         """Write `config.json` and `model.safetensors`."""
-        files = [shards.write_json(folder / CONFIG, self.record)]
-        files.append(shards.write_file(folder / WEIGHTS, self.entries, progress))
+        files = [write_json(folder / CONFIG, self.record)]
+        files.append(write_file(folder / WEIGHTS, self.entries, progress))
         return [replace(file, name=f"{FOLDER}/{file.name}") for file in files]
 
 
