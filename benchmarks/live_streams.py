@@ -148,7 +148,7 @@ class _Stream:
         """Gain a frame; whether more are to come."""
         self._num_ready += 1
         is_last = self._num_sent + self._num_ready == self._codes.shape[1]
-        while not is_last and (size := self._pacer.take(self._num_ready)):
+        while not is_last and (size := self._pacer.num_to_send(self._num_ready)):
             self._send(size, False)
         if is_last:
             self._send(self._num_ready, True)

@@ -47,7 +47,7 @@ class Disconnects:
         """Return the number of a new stream."""
         return next(self._numbers)
 
-    def mark(self, number: int) -> None:
+    def record(self, number: int) -> None:
         """Record that the stream's client has disconnected."""
         self._words[number % NUM_PLACES] = number
 

@@ -32,7 +32,7 @@ def cut(num_frames: int, policy: ChunkPolicy, draw: random.Random) -> list[int]:
     sizes: list[int] = []
     for ready in range(1, num_frames + 1):
         now += draw.random() / 10
-        while size := pacer.take(ready - sum(sizes)):
+        while size := pacer.num_to_send(ready - sum(sizes)):
             sizes.append(size)
     return [*sizes, num_frames - sum(sizes)]
 

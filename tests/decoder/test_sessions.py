@@ -69,8 +69,8 @@ def test_an_idle_utterance_is_closed_and_a_busy_one_stays() -> None:
     assert sessions.expire() == ["idle"]
     assert len(sessions) == 1
     clock.now = 18.0
-    sessions.keep("busy")  # somebody waits for it, though nothing comes
-    sessions.keep("idle")
+    sessions.keep_alive("busy")  # somebody waits for it, though nothing comes
+    sessions.keep_alive("idle")
     clock.now = 20.0
     assert sessions.expire() == []
 

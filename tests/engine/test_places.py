@@ -23,58 +23,58 @@ class Engine:
 
 def test_as_many_are_let_in_as_run_and_may_wait_and_the_next_is_told_the_limits() -> None:
     places = Engine().places()
-    with places.take("a", 2), places.take("b", 2), places.take("c", 1), places.take("d", 1):
+    with places.acquire("a", 2), places.acquire("b", 2), places.acquire("c", 1), places.acquire("d", 1):
         assert places.num_taken() == 6
         said = "6 sequences are already in flight, of which 4 run and 2 may wait, and this reply has 1; try again"
-        with pytest.raises(NoCapacity, match=said), places.take("e", 1):
+        with pytest.raises(NoCapacity, match=said), places.acquire("e", 1):
             pass
     assert places.num_taken() == 0
 
 
 def test_a_guided_reply_needs_room_for_both_of_its_halves() -> None:
     places = Engine().places()
-    with places.take("a", 2), places.take("b", 2), places.take("c", 1):
-        with pytest.raises(NoCapacity), places.take("pair", 2):
+    with places.acquire("a", 2), places.acquire("b", 2), places.acquire("c", 1):
+        with pytest.raises(NoCapacity), places.acquire("pair", 2):
             pass
-        with places.take("single", 1):
+        with places.acquire("single", 1):
             assert places.num_taken() == 6
 
 
 def test_who_is_refused_takes_nothing() -> None:
     places = Engine().places(1, 0)
-    with places.take("a", 1):
+    with places.acquire("a", 1):
         for _ in range(3):
-            with pytest.raises(NoCapacity), places.take("b", 1):
+            with pytest.raises(NoCapacity), places.acquire("b", 1):
                 pass
         assert places.num_taken() == 1
 
 
 def test_a_reply_alone_is_let_in_whatever_it_needs() -> None:
-    with Engine().places(1, 0).take("pair", 2):
+    with Engine().places(1, 0).acquire("pair", 2):
         pass
 
 
 def test_a_place_is_free_when_the_engine_has_finished_though_the_reply_is_still_being_heard() -> None:
     engine = Engine()
     places = engine.places(1, 0)
-    with places.take("slow reader", 1) as place:
-        with pytest.raises(NoCapacity), places.take("next", 1):  # the engine does not know of it yet
+    with places.acquire("slow reader", 1) as place:
+        with pytest.raises(NoCapacity), places.acquire("next", 1):  # the engine does not know of it yet
             pass
         engine.unfinished.add("slow reader")
         place.has_begun = True
-        with pytest.raises(NoCapacity), places.take("next", 1):
+        with pytest.raises(NoCapacity), places.acquire("next", 1):
             pass
         engine.unfinished.clear()
-        with places.take("next", 1):
+        with places.acquire("next", 1):
             assert places.num_taken() == 1
 
 
 def test_replies_that_wait_for_words_leave_their_places_to_others() -> None:
     engine = Engine()
     places = engine.places(2, 0)
-    with places.take("open", 1), places.take("open too", 1):
+    with places.acquire("open", 1), places.acquire("open too", 1):
         engine.num_parked = 1
-        with places.take("next", 1), pytest.raises(NoCapacity), places.take("another", 1):
+        with places.acquire("next", 1), pytest.raises(NoCapacity), places.acquire("another", 1):
             pass
         engine.num_parked = 7  # the figure is of another moment
         assert places.num_taken() == 0
@@ -82,7 +82,7 @@ def test_replies_that_wait_for_words_leave_their_places_to_others() -> None:
 
 def test_without_a_bound_all_are_let_in() -> None:
     places = Engine().places(1, None)
-    with places.take("a", 1), places.take("b", 2), places.take("c", 2):
+    with places.acquire("a", 1), places.acquire("b", 2), places.acquire("c", 2):
         assert places.num_taken() == 5
 
 
@@ -97,63 +97,63 @@ def test_several_engines_run_more(num_engines: int, expected: int) -> None:
     engine = SimpleNamespace(output_processor=SimpleNamespace(external_req_ids=ids))
     values = SimpleNamespace(replies_without_words=0.0)
     places = Places.from_config(cast(Any, config), cast(Any, engine), cast(Any, SimpleNamespace(read=lambda: values)))
-    with places.take("all", expected) as place:
+    with places.acquire("all", expected) as place:
         place.has_begun = True
-        with pytest.raises(NoCapacity), places.take("one more", 1):
+        with pytest.raises(NoCapacity), places.acquire("one more", 1):
             pass
         values.replies_without_words = 1.0
-        with places.take("in the place of one that waits for words", 1):
+        with places.acquire("in the place of one that waits for words", 1):
             pass
         values.replies_without_words = 0.0
         ids.clear()
-        with places.take("as all have ended", expected):
+        with places.acquire("as all have ended", expected):
             pass
 
 
 def test_as_long_as_first_frames_come_late_fewer_are_let_in() -> None:
     places = Places(8, 0, lambda _: True, lambda: 0, target_s=0.5)
-    with places.take("a", 2), places.take("b", 2) as late:
+    with places.acquire("a", 2), places.acquire("b", 2) as late:
         late.see_first_frame(1.0)
         said = "4 sequences are already in flight, the limit for a first frame within 0.5 s, and this reply has 2; try"
-        with pytest.raises(NoCapacity, match=said), places.take("c", 2):
+        with pytest.raises(NoCapacity, match=said), places.acquire("c", 2):
             pass
     for number in range(4):
-        with places.take("beside", 2), places.take(f"in time {number}", 2) as place:
+        with places.acquire("beside", 2), places.acquire(f"in time {number}", 2) as place:
             place.see_first_frame(0.1)
-    with places.take("a", 2), places.take("b", 2), places.take("c", 2):
+    with places.acquire("a", 2), places.acquire("b", 2), places.acquire("c", 2):
         pass
 
 
 def test_without_a_target_late_first_frames_change_nothing() -> None:
     places = Engine().places(4, 0)
-    with places.take("a", 2), places.take("b", 2) as late:
+    with places.acquire("a", 2), places.acquire("b", 2) as late:
         late.see_first_frame(1e9)
-    with places.take("a", 2), places.take("b", 2):
+    with places.acquire("a", 2), places.acquire("b", 2):
         pass
 
 
 def test_a_reply_that_waits_for_words_is_not_late() -> None:
     places = Places(8, 0, lambda _: True, lambda: 0, target_s=0.5)
-    with places.take("a", 2), places.take("open", 2, is_timed=False) as waits:
+    with places.acquire("a", 2), places.acquire("open", 2, is_timed=False) as waits:
         waits.see_first_frame(60.0)
-        with places.take("c", 2):
+        with places.acquire("c", 2):
             pass
 
 
 @pytest.mark.parametrize(("has_begun", "is_room"), [(False, False), (True, True)])
 def test_who_gives_up_before_the_engine_has_begun_was_late(has_begun: bool, is_room: bool) -> None:
     places = Places(8, 0, lambda _: True, lambda: 0, target_s=1e-9)
-    with places.take("a", 2), places.take("b", 2):
-        with places.take("gives up", 2) as place:
+    with places.acquire("a", 2), places.acquire("b", 2):
+        with places.acquire("gives up", 2) as place:
             place.has_begun = has_begun
-        with nullcontext() if is_room else pytest.raises(NoCapacity), places.take("c", 2):
+        with nullcontext() if is_room else pytest.raises(NoCapacity), places.acquire("c", 2):
             pass
 
 
 def test_who_gives_up_sooner_says_nothing() -> None:
     places = Places(8, 0, lambda _: True, lambda: 0, target_s=1e9)
-    with places.take("a", 2), places.take("b", 2), places.take("late", 2) as late:
+    with places.acquire("a", 2), places.acquire("b", 2), places.acquire("late", 2) as late:
         late.see_first_frame(1e10)
         for number in range(100):
-            with pytest.raises(NoCapacity), places.take("c", 2), places.take(f"gives up {number}", 2):
+            with pytest.raises(NoCapacity), places.acquire("c", 2), places.acquire(f"gives up {number}", 2):
                 pass

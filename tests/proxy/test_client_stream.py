@@ -81,7 +81,7 @@ async def test_of_who_takes_no_answers_no_more_is_taken(check: Check) -> None:
 
 
 async def test_nothing_waits_between_its_check_and_triton() -> None:
-    """A gate that is shut meanwhile would not have seen it."""
+    """A gate that is closed meanwhile would not have seen it."""
     triton, reader = Triton(), Reader()
     seen = list[int]()
 

@@ -61,7 +61,7 @@ async def gated() -> AsyncIterator[Gated]:
 async def test_streams_end_with_an_error_that_says_to_try_again(gated: Gated) -> None:
     streams = [asyncio.create_task(gated.speak(text)) for text in ("silent", "begun")]
     await gated.until(2, begun=1)
-    gated.gate.shut(spares_answered=False)
+    gated.gate.close(spares_answered=False)
     for error in await asyncio.gather(*streams):
         assert isinstance(error, ServerUnavailable)
         assert AGAIN in str(error)
@@ -70,25 +70,25 @@ async def test_streams_end_with_an_error_that_says_to_try_again(gated: Gated) ->
 async def test_what_is_being_answered_goes_on_where_it_can(gated: Gated) -> None:
     silent, begun = [asyncio.create_task(gated.speak(text)) for text in ("silent", "begun")]
     await gated.until(2, begun=1)
-    gated.gate.shut(spares_answered=True)
+    gated.gate.close(spares_answered=True)
     assert isinstance(await silent, ServerUnavailable)
     gated.released.set()
     assert await begun is None
     assert gated.heard["begun"] == 2
 
 
-@pytest.mark.parametrize("is_shut_first", [False, True])
+@pytest.mark.parametrize("is_closed_first", [False, True])
 async def test_what_a_client_has_left_is_cancelled_where_triton_would_never_end_it(
-    gated: Gated, is_shut_first: bool
+    gated: Gated, is_closed_first: bool
 ) -> None:
     async with SpeechClient(gated.address) as client, asyncio.timeout(WAIT_S):
         stream = client.speak("begun")
         await anext(stream)
-        if is_shut_first:
-            gated.gate.shut(spares_answered=True)
+        if is_closed_first:
+            gated.gate.close(spares_answered=True)
         await stream.aclose()
         assert not gated.triton.num_cancelled
-        gated.gate.shut(spares_answered=False)
+        gated.gate.close(spares_answered=False)
         await gated.triton.cancelled.wait()
 
 
@@ -96,7 +96,7 @@ async def test_who_leaves_what_is_spared_has_nothing_cancelled(gated: Gated) -> 
     async with SpeechClient(gated.address) as client, asyncio.timeout(WAIT_S):
         stream = client.speak("begun")
         await anext(stream)
-        gated.gate.shut(spares_answered=True)
+        gated.gate.close(spares_answered=True)
         await stream.aclose()
     gated.released.set()
     async with asyncio.timeout(WAIT_S):
@@ -114,7 +114,7 @@ async def test_what_was_left_is_cancelled_as_well_where_it_was_alone_on_its_call
         asking.cancel()
         await asyncio.sleep(0.1)
         assert not gated.triton.num_cancelled
-        gated.gate.shut(spares_answered=True)
+        gated.gate.close(spares_answered=True)
         while not gated.triton.num_cancelled:
             await asyncio.sleep(0.01)
 
@@ -126,13 +126,13 @@ async def test_a_stream_of_many_requests_is_not_spared(gated: Gated) -> None:
             await stream.write(request(raw=text.encode()))
             await stream.read()
         await gated.until(2)
-        gated.gate.shut(spares_answered=True)
+        gated.gate.close(spares_answered=True)
         with pytest.raises(grpc.aio.AioRpcError, match=AGAIN):
             await stream.read()
 
 
 async def test_requests_are_refused_until_the_gate_is_open_again(gated: Gated) -> None:
-    gated.gate.shut(spares_answered=True)
+    gated.gate.close(spares_answered=True)
     assert isinstance(await gated.speak("hello"), ServerUnavailable)
     async with grpc.aio.insecure_channel(gated.address) as channel, asyncio.timeout(WAIT_S):
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
@@ -145,11 +145,11 @@ async def test_requests_are_refused_until_the_gate_is_open_again(gated: Gated) -
     assert await gated.speak("hello") is None
 
 
-def test_the_launcher_shuts_and_opens_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_launcher_closes_and_opens_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
     said = [b"ready\n", b"ending all\n", b"unready\n", b"ending unanswered\nready\n"]
     monkeypatch.setattr("os.read", lambda descriptor, size: said.pop(0))
     launcher, found, spared = Launcher(), [], []
-    monkeypatch.setattr(launcher.gate, "shut", lambda spares_answered: spared.append(spares_answered))
+    monkeypatch.setattr(launcher.gate, "close", lambda spares_answered: spared.append(spares_answered))
     while said:
         launcher.read_commands()
         found.append(launcher.is_ready())

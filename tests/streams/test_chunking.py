@@ -30,7 +30,7 @@ class Line:
         ready = self._ready
         for self.now in times:
             ready += 1
-            while size := self._pacer.take(ready):
+            while size := self._pacer.num_to_send(ready):
                 ready -= size
                 self.sizes.append(size)
                 sounding = size - (self._held if len(self.sizes) == 1 else 0)
@@ -149,7 +149,7 @@ def test_deterministic_chunks_have_sizes_that_no_clock_nor_load_changes(
 def test_a_codec_of_blocks_gets_each_block_when_it_is_whole_whatever_the_player_needs() -> None:
     policy = ChunkPolicy(blocks=(25, 50, 100), frame_rate=12.5, held_frames=6)
     pacer = Pacer(policy, lambda: DecoderLoad(latency_s=3.0, pace_s=9.0), clock=lambda: 0.0)
-    assert [pacer.take(ready) for ready in (24, 25, 49, 80, 30, 99, 100, 300)] == [0, 25, 0, 50, 0, 0, 100, 100]
+    assert [pacer.num_to_send(ready) for ready in (24, 25, 49, 80, 30, 99, 100, 300)] == [0, 25, 0, 50, 0, 0, 100, 100]
 
 
 def test_every_size_is_a_power_of_two_or_the_steady_one() -> None:
@@ -187,20 +187,20 @@ def test_a_player_that_makes_no_sense_is_refused(wrong: dict[str, float]) -> Non
 def test_all_that_is_ready_leaves_before_a_reply_stands_still(held_frames: int) -> None:
     now = 0.0
     pacer = Pacer(ChunkPolicy(8, 25, held_frames=held_frames), clock=lambda: now)
-    assert pacer.take(held_frames + 7) == 0
+    assert pacer.num_to_send(held_frames + 7) == 0
     pacer.stands_still = True
     left, sizes = held_frames + 7, []
-    while size := pacer.take(left):
+    while size := pacer.num_to_send(left):
         sizes.append(size)
         left -= size
     assert sizes == [held_frames + 4, 2, 1]
     now, pacer.stands_still = 30.0, False  # how long it stood still is no frame's wait
-    assert pacer.take(1) == 1, "the listener has nothing left"
+    assert pacer.num_to_send(1) == 1, "the listener has nothing left"
     now = 30.001
-    assert pacer.take(1) == 0, "and now enough for a while"
+    assert pacer.num_to_send(1) == 0, "and now enough for a while"
 
 
 def test_deterministic_chunks_are_the_same_wherever_the_reply_stands_still() -> None:
     pacer = Pacer(ChunkPolicy(4, 25, deterministic=True))
     pacer.stands_still = True
-    assert [pacer.take(num_ready) for num_ready in (3, 4, 7, 8)] == [0, 4, 0, 8]
+    assert [pacer.num_to_send(num_ready) for num_ready in (3, 4, 7, 8)] == [0, 4, 0, 8]

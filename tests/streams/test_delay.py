@@ -35,7 +35,7 @@ def test_frames_taken_as_rows_arrive_are_those_of_the_whole(delays: tuple[int, .
         undelayer.push(row[None])
         assert undelayer.num_ready + sum(part.shape[1] for part in taken) == max(0, index + 1 - max(delays))
         if undelayer.num_ready >= step:
-            taken.append(undelayer.take(step))
+            taken.append(undelayer.pop_frames(step))
     if undelayer.num_ready:
-        taken.append(undelayer.take(undelayer.num_ready))
+        taken.append(undelayer.pop_frames(undelayer.num_ready))
     assert np.array_equal(np.concatenate(taken, 1), codes)

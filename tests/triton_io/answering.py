@@ -15,4 +15,4 @@ class AnsweringSender(ResponseSender):
     def send(self, response: InferenceResponse | None = None, flags: int = 0) -> None:
         super().send(response, flags)
         if response is not None and response.error is None:
-            self._table.at(envelope_in(response).flow).count_answer()
+            self._table.slot_at(envelope_in(response).flow).count_answer()

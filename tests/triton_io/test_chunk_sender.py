@@ -236,7 +236,7 @@ async def test_a_caller_that_is_marked_is_waited_for_where_the_decoder_answers(
     sending = ChunkSender(Responses(caller, NoThread(), SEAL), slot, "u", replace(QUICK, look_s=0.02, stall_s=600))
     await sending.pump(Speaker(1).speak())
     settling = asyncio.ensure_future(sending.settle())
-    departures.mark(number)
+    departures.record(number)
     await settled(lambda: slot.outcome is Outcome.CANCELLED)
     if answers:  # as the decoder does, which hears of it by the slot
         answer(slot, len(envelopes(sender)))

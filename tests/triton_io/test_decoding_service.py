@@ -40,7 +40,7 @@ class Worker:
     def abandon(self, utterance: str) -> None:
         self.abandoned.append(utterance)
 
-    def keep(self, utterance: str) -> None:
+    def keep_alive(self, utterance: str) -> None:
         self.kept.append(utterance)
 
     def stats(self) -> dict[str, float]:

@@ -24,7 +24,7 @@ def test_a_mark_is_seen_by_all_and_is_of_one_stream(path: Path) -> None:
     proxy, model = Disconnects(path), Disconnects(path)
     number = proxy.next_number()
     assert not model.has(number)
-    proxy.mark(number)
+    proxy.record(number)
     assert model.has(number)
     others = [proxy.next_number() for _ in range(100)]
     assert not any(model.has(other) for other in (*others, number - NUM_PLACES, number + NUM_PLACES))
@@ -47,7 +47,7 @@ def test_a_caller_has_left_by_a_mark_or_by_triton_s_word(path: Path) -> None:
     request = Request({}, given={STREAM: str(number)})
     caller, other = Caller(request, departures), Caller(Request({}, given={STREAM: str(number + 1)}), departures)
     assert not caller.has_left()
-    departures.mark(number)
+    departures.record(number)
     assert caller.has_left()
     assert not other.has_left()
     other.sender.client_is_gone = True

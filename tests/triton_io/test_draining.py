@@ -12,7 +12,7 @@ def test_the_gate_is_closed_while_the_file_exists(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv(DRAIN_FILE, str(tmp_path / "draining"))
     gate = DrainGate.from_environment()
     gate.enter()
-    gate.leave()
+    gate.release()
     (tmp_path / "draining").touch()
     with pytest.raises(Closing, match="server is draining"):
         gate.enter()
@@ -25,7 +25,7 @@ def test_a_request_on_its_way_through_is_seen_from_outside(tmp_path: Path) -> No
     assert not is_passing(path)
     gate.enter()
     assert is_passing(path)
-    gate.leave()
+    gate.release()
     assert not is_passing(path)
     path.touch()
     with pytest.raises(Closing):
@@ -38,9 +38,9 @@ def test_requests_of_several_threads_pass_until_the_last_is_out(tmp_path: Path) 
     gate = DrainGate(path)
     gate.enter()
     gate.enter()
-    gate.leave()
+    gate.release()
     assert is_passing(path)
-    gate.leave()
+    gate.release()
     assert not is_passing(path)
 
 

@@ -41,7 +41,7 @@ def test_a_table_for_which_there_is_no_room_leaves_no_file(tmp_path: Path, monke
 def test_what_the_decoder_writes_is_what_the_language_model_reads(tmp_path: Path) -> None:
     table = FlowTable.create(4711, 4, tmp_path)
     mine = table.claim()
-    theirs = FlowTables(tmp_path).at(mine.address)
+    theirs = FlowTables(tmp_path).slot_at(mine.address)
     assert (mine.num_answered, mine.outcome, mine.reason) == (0, Outcome.OPEN, "")
     theirs.count_answer()
     theirs.count_answer()
@@ -56,7 +56,7 @@ def test_what_the_decoder_writes_is_what_the_language_model_reads(tmp_path: Path
 
 def test_a_late_word_about_an_earlier_utterance_does_not_reach_the_next_one(tmp_path: Path) -> None:
     table = FlowTable.create(1, 1, tmp_path)
-    late = FlowTables(tmp_path).at(table.claim().address)
+    late = FlowTables(tmp_path).slot_at(table.claim().address)
     table.release(late.address)
     successor = table.claim()
     assert successor.address.slot == late.address.slot
@@ -152,7 +152,7 @@ def test_a_decoder_that_is_started_again_ends_what_one_before_it_has_left(tmp_pa
 def test_a_slot_that_is_none_of_the_tables_is_refused(tmp_path: Path, slot: int) -> None:
     table = FlowTable.create(1, 2, tmp_path)
     with pytest.raises(ValueError, match=f"slot {slot} is not in stretto_flow_1_"):
-        FlowTables(tmp_path).at(FlowAddress(table.path.name, slot, 1))
+        FlowTables(tmp_path).slot_at(FlowAddress(table.path.name, slot, 1))
 
 
 def test_neither_tables_nor_tenants_can_be_guessed(tmp_path: Path) -> None:
@@ -205,12 +205,12 @@ def test_tables_of_dead_owners_are_let_go_of_once_nothing_uses_them(tmp_path: Pa
         return [link for link in links if link.startswith(str(tmp_path))]
 
     tables, owners = FlowTables(tmp_path), [FlowTable.create(1, 2, tmp_path) for _ in range(3)]
-    slots = [tables.at(owner.claim().address) for owner in owners[:2]]
+    slots = [tables.slot_at(owner.claim().address) for owner in owners[:2]]
     for owner in owners[:2]:
         owner.remove()
     assert len(held()) == 2 + 2, "what a decoder still uses, and the owner's own with its lock"
     slots[1].note_progress()
     del slots[:]
-    tables.at(owners[2].claim().address)
+    tables.slot_at(owners[2].claim().address)
     assert {link.removesuffix(" (deleted)") for link in held()} == {str(owners[2].path)}
     owners[2].remove()

@@ -158,7 +158,7 @@ def test_audio_of_a_client_that_the_proxy_has_seen_leave_is_not_read(
     rim, departures = Rim(tmp_path), Disconnects(tmp_path / "departures")
     number = departures.next_number()
     _, sender = rim.ask(Inputs(num_bytes=5), stream=number)
-    departures.mark(number)
+    departures.record(number)
     rim.lanes.jobs[0][1]("there")
     assert rim.readers == []
     assert sender.responses[0].error.code() == TritonError.CANCELLED

@@ -173,7 +173,7 @@ def test_one_whose_client_has_gone_before_it_is_not_begun(
     left, stays = request(table, 4), request(table, 4)
     for asked in (left, stays):
         asked.given[STREAM] = str(departures.next_number())
-    departures.mark(int(left.given[STREAM]))
+    departures.record(int(left.given[STREAM]))
     for asked in (left, stays):
         service.accept(asked)
         wait(lambda sender=asked.sender: sender.is_final)
@@ -187,7 +187,7 @@ def test_a_cancelled_utterance_ends_without_an_error(service: SpeechService, tab
     service.accept(asked)
     wait(lambda: len(asked.sender.responses) >= 1)
     envelope = envelope_in(asked.sender.responses[0])
-    table.at(envelope.flow).conclude(Outcome.CANCELLED)
+    table.slot_at(envelope.flow).conclude(Outcome.CANCELLED)
     wait(lambda: asked.sender.is_final)
     assert all(each.error is None for each in asked.sender.responses)
     wait(lambda: table.num_active() == 0)
@@ -209,7 +209,7 @@ def test_what_the_decoder_could_not_do_is_answered_when_all_else_is(
     service.accept(asked)
     wait(lambda: len(asked.sender.responses) >= 1)
     envelope = envelope_in(asked.sender.responses[0])
-    slot = table.at(envelope.flow)
+    slot = table.slot_at(envelope.flow)
     slot.conclude(outcome, "no codec")
     time.sleep(0.05)
     assert not asked.sender.is_final
@@ -318,7 +318,7 @@ def test_a_listener_who_leaves_while_words_are_awaited_frees_all(service: Speech
     asked = open_request(table)
     service.accept(asked)
     session = session_of(asked)
-    table.at(envelope_in(asked.sender.responses[0]).flow).conclude(Outcome.CANCELLED)
+    table.slot_at(envelope_in(asked.sender.responses[0]).flow).conclude(Outcome.CANCELLED)
     wait(lambda: asked.sender.is_final and table.num_active() == 0)
     part = Request(part_inputs(TextPart(session, 0, "Hello", True)))
     service.accept(part)
@@ -334,7 +334,7 @@ def test_a_part_that_the_preprocessor_did_not_write_is_refused(service: SpeechSe
     forged = Request({"prompt": honest["prompt"][TAG:]})
     service.accept(forged)
     assert "a record authenticated by this server" in forged.sender.responses[0].error.message()
-    table.at(envelope_in(asked.sender.responses[0]).flow).conclude(Outcome.CANCELLED)
+    table.slot_at(envelope_in(asked.sender.responses[0]).flow).conclude(Outcome.CANCELLED)
 
 
 def test_more_open_texts_than_there_may_be_are_refused(
@@ -352,4 +352,4 @@ def test_more_open_texts_than_there_may_be_are_refused(
     service.accept(other)
     session_of(other)
     for each in (first, other):
-        table.at(envelope_in(each.sender.responses[0]).flow).conclude(Outcome.CANCELLED)
+        table.slot_at(envelope_in(each.sender.responses[0]).flow).conclude(Outcome.CANCELLED)

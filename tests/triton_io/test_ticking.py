@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from stretto.triton_io.stub import ticking, until
+from stretto.triton_io.stub import ticking, wait_until
 
 
 async def test_it_looks_until_the_block_is_left() -> None:
     looks: list[int] = []
     with ticking(lambda: looks.append(1), 0.001):
-        await asyncio.wait_for(until(lambda: len(looks) >= 3, 0.001), 60)
+        await asyncio.wait_for(wait_until(lambda: len(looks) >= 3, 0.001), 60)
     seen = len(looks)
     await asyncio.sleep(0.02)
     assert len(looks) == seen
@@ -19,14 +19,14 @@ async def test_it_looks_until_the_block_is_left() -> None:
 
 async def test_a_condition_that_holds_is_asked_once() -> None:
     asked: list[int] = []
-    await until(lambda: asked.append(1) is None, 3600)
+    await wait_until(lambda: asked.append(1) is None, 3600)
     assert asked == [1]
 
 
 async def test_what_a_condition_raises_is_raised() -> None:
     answers = [False, False]
     with pytest.raises(IndexError):
-        await asyncio.wait_for(until(lambda: answers.pop(), 0.001), 60)
+        await asyncio.wait_for(wait_until(lambda: answers.pop(), 0.001), 60)
 
 
 async def test_those_who_look_as_often_are_woken_together(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,7 +136,7 @@ class ChunkQueue:
             self._changed.notify()
             return list(self._waiting.pop(utterance, ()))
 
-    def take(self, timeout_s: float, busy: Collection[str] = ()) -> tuple[list[PendingChunk], list[str]]:
+    def next_chunks(self, timeout_s: float, busy: Collection[str] = ()) -> tuple[list[PendingChunk], list[str]]:
         """Return the next chunk of each utterance not in `busy`, longest-waiting first, and the abandoned utterances.
 
         Args:
@@ -212,7 +212,7 @@ class Unanswered:
         """Add a chunk."""
         self._pending[id(pending)] = pending
 
-    def tell(self) -> None:
+    def signal_progress(self) -> None:
         """Signal progress to all waiting chunks, queued ones included.
 
         A long operation occupies the decoder thread, so all of them wait for it.

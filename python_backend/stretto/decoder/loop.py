@@ -83,7 +83,7 @@ class DecodingLoop:
     def _take_in(self) -> None:
         """Turn queued chunks into jobs; wait for one if there is nothing to do."""
         timeout_s = 0.0 if self.unanswered else self._config.idle_timeout_s / 4
-        taken, abandoned = self._queue.take(timeout_s, {pending.utterance for pending in self.unanswered})
+        taken, abandoned = self._queue.next_chunks(timeout_s, {pending.utterance for pending in self.unanswered})
         for pending in taken:
             self.unanswered.add(pending)
         for utterance in abandoned:
@@ -123,7 +123,9 @@ class DecodingLoop:
         group, begun = waited_for(group, self._fail), self.stopwatch()
         try:
             if group:
-                self._batches.append((launch(group, self._launcher, self._codec, self.unanswered.tell), begun))
+                self._batches.append(
+                    (launch(group, self._launcher, self._codec, self.unanswered.signal_progress), begun)
+                )
         except Exception as error:
             if len(group) == 1:
                 self._fail(group[0].pending, error)
@@ -153,10 +155,10 @@ class DecodingLoop:
     def _finish(self, job: Job, pcm: np.ndarray | None, address: int | None) -> None:
         """Answer a job's chunk with its audible samples, or continue with its next window."""
         if job.is_heard and pcm is not None:
-            heard = job.session.heard(job.frames, pcm, self._codec.spec)
+            heard = job.session.audible_part(job.frames, pcm, self._codec.spec)
             self._answer(job.pending, job.session, heard, address if heard is pcm else None)
         else:
-            job.session.keep(pcm)
+            job.session.store(pcm)
             self._go_on(job.pending, job.session)
 
     def _answer(self, pending: PendingChunk, session: Session, pcm: np.ndarray | None, at: int | None = None) -> None:

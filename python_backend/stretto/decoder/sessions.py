@@ -95,12 +95,12 @@ class Session:
         """Memory of frames and codec state in bytes; the rest takes a few kilobytes."""
         return self.windower.num_bytes + self.state.nbytes + (self.filling.num_bytes if self.filling else 0)
 
-    def keep(self, pcm: np.ndarray | None) -> None:
+    def store(self, pcm: np.ndarray | None) -> None:
         """Store samples [n] of a window that is not the chunk's last; those of a reference are dropped."""
         if self.filling is not None and pcm is not None:
-            self.filling.keep(pcm)
+            self.filling.store(pcm)
 
-    def heard(self, window: FrameWindow, pcm: np.ndarray, spec: CodecSpec) -> np.ndarray | None:
+    def audible_part(self, window: FrameWindow, pcm: np.ndarray, spec: CodecSpec) -> np.ndarray | None:
         """Return the audible part of a window's samples [n], with all stored samples, or None."""
         if self.filling is not None:
             return self.filling.joined(pcm)
@@ -173,7 +173,7 @@ class Sessions:
         session.last_used_s = self._clock()
         return session
 
-    def keep(self, utterance: str) -> None:
+    def keep_alive(self, utterance: str) -> None:
         """Restart the idle timeout of an utterance. Any thread may call it."""
         session = self._open.get(utterance)
         if session is not None:
@@ -221,7 +221,7 @@ class Sessions:
             session.last_used_s = self._clock()  # filling in may take as long as the idle timeout
             if filling.is_filled:
                 return filling.next_window(session.windower)
-            filling.take(None if chunk.is_prompt else codes)
+            filling.append_codes(None if chunk.is_prompt else codes)
             passage = filling.passage() if chunk.is_final else None
             return passage, passage is None
         part = self._next_part(session)

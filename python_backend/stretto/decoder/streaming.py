@@ -196,7 +196,7 @@ class Filling:
         held = (self._prompt, self._given, *self._parts, *self._spoken)
         return sum(each.nbytes for each in held)
 
-    def take(self, codes: np.ndarray | None) -> None:
+    def append_codes(self, codes: np.ndarray | None) -> None:
         """Append codes [1, T]; raise InvalidRequest if they are invalid."""
         if codes is not None:
             check_given(codes, len(self._prompt) + len(self._given), self._refinement)
@@ -225,7 +225,7 @@ class Filling:
                 return window, not self._parts
         raise AssertionError("the last part completes a window")
 
-    def keep(self, pcm: np.ndarray) -> None:
+    def store(self, pcm: np.ndarray) -> None:
         """Store samples [n] of a window that is not the last."""
         self._spoken.append(pcm)
 

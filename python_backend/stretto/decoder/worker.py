@@ -96,9 +96,9 @@ class DecoderWorker:
         if not self._queue.put(pending):
             refuse(pending, Closing(STOPPING), self._counts)
 
-    def keep(self, utterance: str) -> None:
+    def keep_alive(self, utterance: str) -> None:
         """Restart the idle timeout of an utterance. Any thread may call it."""
-        self._sessions.keep(utterance)
+        self._sessions.keep_alive(utterance)
 
     def abandon(self, utterance: str) -> None:
         """Drop an utterance that has ended for an external reason; its waiting chunks fail."""

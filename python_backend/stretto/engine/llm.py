@@ -144,7 +144,7 @@ class SpeechLLM:
         self._stats.active += 1
         self._stats.pairs += is_guided
         try:
-            with self._places.take(request_id, 1 + is_guided, _is_timed(prompt, self.family)) as place:
+            with self._places.acquire(request_id, 1 + is_guided, _is_timed(prompt, self.family)) as place:
                 async with aclosing(self._generate(prompt, place, pacer)) as chunks:
                     async for chunk in chunks:
                         yield chunk

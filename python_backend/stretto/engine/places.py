@@ -145,7 +145,7 @@ class Places:
         return max(0, taken - self._num_parked())
 
     @contextmanager
-    def take(self, request_id: str, num_sequences: int, is_timed: bool = True) -> Iterator[Place]:
+    def acquire(self, request_id: str, num_sequences: int, is_timed: bool = True) -> Iterator[Place]:
         """Hold a permit while the block runs; raise NoCapacity if none is free (`is_timed`: it has a target)."""
         taken = self.num_taken() if self._places else 0
         if taken:

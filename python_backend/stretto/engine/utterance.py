@@ -48,7 +48,7 @@ class FrameCodes:
         """Number of complete frames."""
         return self._undelayer.num_ready // self._rows_per_frame
 
-    def take(self, num_frames: int) -> np.ndarray | None:
+    def pop_frames(self, num_frames: int) -> np.ndarray | None:
         """Return the codes of the next `num_frames` frames, int32 [K, n].
 
         An id that is no code, such as a pad, is replaced by the nearest code. For families that leave such frames out,
@@ -56,7 +56,7 @@ class FrameCodes:
         """
         first = self.num_taken
         self.num_taken += num_frames
-        ids = self._undelayer.take(num_frames * self._rows_per_frame)
+        ids = self._undelayer.pop_frames(num_frames * self._rows_per_frame)
         if self._rows_per_frame > 1:
             ids = ids.reshape(num_frames, -1).T
         codes = ids - self._first_ids[:, None]
@@ -309,8 +309,8 @@ class Utterance:
 
         No chunk is sent if all of its frames are left out; a later chunk reports guidance changes at them.
         """
-        while size := self._pacer.take(self._num_ready):
-            if (codes := self._frames.take(size)) is not None:
+        while size := self._pacer.num_to_send(self._num_ready):
+            if (codes := self._frames.pop_frames(size)) is not None:
                 yield self._chunk(segment, codes=codes)
 
     def _read(self, token_id: int) -> str:
@@ -363,7 +363,7 @@ class Utterance:
         """Return the last chunk, with the rest of the reply and the report."""
         segment = Segment.TAIL if self.tracker.audio_start >= 0 else self.tracker.segment
         text = "" if segment is Segment.TAIL else self._reader.end()
-        codes = self._frames.take(self._num_ready) if self._num_ready > 0 else None
+        codes = self._frames.pop_frames(self._num_ready) if self._num_ready > 0 else None
         changes = self._changes_before(sys.maxsize)
         last = Chunk(self.num_chunks, segment, text, tuple(self._marks), True, report, changes, voice=self.voice)
         return self._sent(last, codes)

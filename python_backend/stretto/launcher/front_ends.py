@@ -57,7 +57,7 @@ class ProxyProcess:
         """Report the server's readiness to the proxy; the proxy also requires Triton to report ready."""
         self._send_state(READY if is_ready else UNREADY)
 
-    def shut(self, spares_answered: bool) -> None:
+    def close_gate(self, spares_answered: bool) -> None:
         """Make the proxy refuse requests and end those in flight, until the next readiness report.
 
         Args:

@@ -30,7 +30,7 @@ class Waits:
     """
 
     def __init__(self) -> None:
-        self.look: Callable[[], None] = lambda: None
+        self.on_poll: Callable[[], None] = lambda: None
         self.num_signals = 0
 
     def catch_signals(self) -> None:
@@ -44,7 +44,7 @@ class Waits:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and self.num_signals == num_signals:
             yield
-            self.look()
+            self.on_poll()
             time.sleep(POLL_S)
 
     def wait(self, seconds: float) -> None:
@@ -96,7 +96,7 @@ class Announcer:
             reason: Why models are restarted.
             spares_answered: True if requests that have received a first response may continue.
         """
-        self._proxy.shut(spares_answered)
+        self._proxy.close_gate(spares_answered)
         self._write("starting", reason)
 
     def _write(self, state: str, reason: str) -> None:
@@ -201,7 +201,7 @@ class Supervisor:
         try:
             self._front_ends = FrontEndProcesses(self._config, self._launch, self._log)
             self._config = self._front_ends.config
-            self._waits.look = self._front_ends.keep_alive
+            self._waits.on_poll = self._front_ends.keep_alive
             self._announcer = Announcer(self._config, self._front_ends.proxy)
             try:
                 self._serve()

@@ -60,7 +60,7 @@ class Launcher:
 
     def give_up(self, model: str) -> None:
         """Report that Triton considers the stub of `model` dead, unless models are being restarted."""
-        if not self.gate.is_shut and not self._is_told:
+        if not self.gate.is_closed and not self._is_told:
             self._is_told = True
             print(model, flush=True)
 
@@ -77,7 +77,7 @@ class Launcher:
     def _apply(self, line: str) -> None:
         self._is_ready, self._is_told, self._is_stopping = line == READY, False, line == STOPPING
         if line in (ENDING_ALL, ENDING_UNANSWERED):
-            self.gate.shut(spares_answered=line == ENDING_UNANSWERED)
+            self.gate.close(spares_answered=line == ENDING_UNANSWERED)
         else:
             self.gate.open()
 

@@ -83,7 +83,7 @@ class SoleCalls:
         self._calls = {method: triton.unary_unary(method) for method in APIS if method != MODEL_STREAM_INFER}
         self._unwatched, self._gate = unwatched, gate
 
-    async def ask(
+    async def call(
         self, method: str, request: bytes, metadata: Metadata, place: ExitStack | None = None, is_ours: bool = True
     ) -> bytes:
         """Return Triton's response.
@@ -202,7 +202,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
         self._infer = triton.stream_stream(MODEL_STREAM_INFER)
         self._unwatched = Unwatched()
         self._sole = SoleCalls(triton, self._unwatched, self._gate)
-        self._models = ServedModels(allowed, lambda request: self._sole.ask(MODEL_READY, request, ()))
+        self._models = ServedModels(allowed, lambda request: self._sole.call(MODEL_READY, request, ()))
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
         """Return the handler of a call, or None for an unknown method."""
@@ -240,7 +240,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
                 else:
                     check_other_call(method, request, self._access.is_key_holder(metadata))
                     is_told = method in NOT_READY and not self._is_ready()
-                    response = NOT_READY[method] if is_told else await self._sole.ask(method, request, metadata, place)
+                    response = NOT_READY[method] if is_told else await self._sole.call(method, request, metadata, place)
             except BadRequest as error:
                 await context.abort(STATUS[error.kind], error.client_message)
             except Restarting as error:
@@ -270,7 +270,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
         metadata = context.invocation_metadata() or ()
         read = await self._check_infer(request, metadata)
         whose, is_ours = with_origin(request, host_of_call(context.peer())), read.head.model_name in OUR_MODELS
-        return await self._gate.guard(self._sole.ask(MODEL_INFER, whose, metadata, place, is_ours))
+        return await self._gate.guard(self._sole.call(MODEL_INFER, whose, metadata, place, is_ours))
 
     async def _stream(self, requests: AsyncIterator[bytes], context: Context, place: ExitStack) -> None:
         metadata, host = context.invocation_metadata() or (), host_of_call(context.peer())
@@ -304,7 +304,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
 
         The models are notified. The client's host keeps its slot until the stream ends.
         """
-        self._disconnects.mark(stream.number)
+        self._disconnects.record(stream.number)
         with place, suppress(Restarting, grpc.aio.AioRpcError):
             try:
                 await self._gate.guard(stream.run_out(), lambda: stream.is_answered)
@@ -317,9 +317,9 @@ class GrpcProxy(grpc.GenericRpcHandler):
         async def check(request: bytes) -> None:
             upload.came()
             read = await self._check_infer(request, metadata)
-            if self._gate.is_shut:
+            if self._gate.is_closed:
                 raise BadRequest(AGAIN, read.head.id, UNAVAILABLE)
-            stream.ask(read.head)
+            stream.record_model(read.head)
 
         with self._uploads.entry(upload):
             await client.feed(check, upload.host)

@@ -26,12 +26,12 @@ class Gate:
 
     Attributes:
         give_up: Reports a model whose stub Triton considers dead to the launcher.
-        is_shut: True while the gate is closed.
+        is_closed: True while the gate is closed.
     """
 
     def __init__(self, give_up: Callable[[str], None] = lambda _: None) -> None:
         self.give_up = give_up
-        self.is_shut = self._spares_answered = False
+        self.is_closed = self._spares_answered = False
         self._calls: dict[asyncio.Task[Any], Callable[[], bool]] = {}
         self._ended: set[asyncio.Task[Any]] = set()
 
@@ -45,7 +45,7 @@ class Gate:
         Raises:
             Restarting: The gate is closed for this call, or was closed while the call was in flight.
         """
-        if self.is_shut and not (self._spares_answered and is_answered()):
+        if self.is_closed and not (self._spares_answered and is_answered()):
             call.close()
             raise Restarting
         task = asyncio.create_task(call)
@@ -62,15 +62,15 @@ class Gate:
 
     def open(self) -> None:
         """Let calls pass."""
-        self.is_shut = False
+        self.is_closed = False
 
-    def shut(self, spares_answered: bool) -> None:
+    def close(self, spares_answered: bool) -> None:
         """Refuse new calls and end those in flight.
 
         Args:
             spares_answered: True to exempt calls that Triton has begun to answer.
         """
-        self.is_shut, self._spares_answered = True, spares_answered
+        self.is_closed, self._spares_answered = True, spares_answered
         for task, is_answered in self._calls.items():
             if not (spares_answered and is_answered()):
                 self._ended.add(task)
@@ -172,7 +172,7 @@ class TritonStream:
         """
         return self._has_answered and self._num_asked == 1
 
-    def ask(self, head: ModelInferRequest) -> None:
+    def record_model(self, head: ModelInferRequest) -> None:
         """Record the request's model as that of the stream; raise BadRequest if it differs from earlier requests.
 
         WORKAROUND(triton server 2.51): it writes responses of decoupled and other models without synchronisation. gRPC

@@ -100,7 +100,7 @@ class Pacer:
         self._grown_s: float | None = None
         self.stands_still = False
 
-    def take(self, num_ready: int) -> int:
+    def num_to_send(self, num_ready: int) -> int:
         """Return the number of the `num_ready` unsent frames to send now as one chunk, or 0 to wait."""
         if self.policy.blocks:
             return self._block(num_ready)

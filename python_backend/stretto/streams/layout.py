@@ -38,7 +38,7 @@ class Undelayer:
         """Append rows, [n, K]."""
         self._rows = np.concatenate([self._rows, rows])
 
-    def take(self, num_frames: int) -> np.ndarray:
+    def pop_frames(self, num_frames: int) -> np.ndarray:
         """Remove and return the next `num_frames` complete frames, [K, num_frames]."""
         assert 0 < num_frames <= self.num_ready, (num_frames, self.num_ready)
         rows, self._rows = self._rows[: num_frames + self._longest], self._rows[num_frames:]

@@ -199,7 +199,7 @@ class Reference:
         return self.heads(Context(self.model, self.family).hidden(rows))
 
     @torch.no_grad()
-    def hear(self, prompt: Prompt) -> dict[int, torch.Tensor]:
+    def encode_audio(self, prompt: Prompt) -> dict[int, torch.Tensor]:
         """Return the rows that replace placeholders of audio input in `prompt`, by position."""
         heard: dict[int, torch.Tensor] = {}
         for audio in prompt.audios:
@@ -242,7 +242,7 @@ class _Reply:
         self.reference, self.family, self.prompt = reference, reference.family, prompt
         self.task, self.sampling = self.family.task(prompt.task), prompt.sampling
         self.rows: list[Row] = prompt.rows.tolist()
-        self.context = reference.context(reference.hear(prompt))
+        self.context = reference.context(reference.encode_audio(prompt))
         self.other: Any = None  # Context of the unconditional request
         self.seed: Any = self.sampling.seed
         self.lead = math.inf
@@ -346,7 +346,7 @@ class _Reply:
                 row[family.script.index_stream] = family.script.index_base + self.pointer
         elif position == self.audio_end + (self.tail if self.audio_end > self.audio_start else 1):
             row[0] = family.end_of_reply
-        elif family.tail is SAMPLED_TAIL or (family.tail is PADDED_TAIL and self.behind(position) == 1):
+        elif family.tail is SAMPLED_TAIL or (family.tail is PADDED_TAIL and self.distance_after_audio(position) == 1):
             row[0] = self.draw(logits[0], self.first_ids(frame), 0, self.sampling.audio)
         for s in range(1, len(family.layout.audio)):
             if self.is_read(position, frame - family.layout.delays[s]):
@@ -385,10 +385,10 @@ class _Reply:
             return True
         if self.family.tail is PADDED_TAIL:
             last = self.audio_end - self.audio_met_limit
-            return self.behind(position) <= 1 or self.audio_start + spoken <= last
+            return self.distance_after_audio(position) <= 1 or self.audio_start + spoken <= last
         return self.family.tail is FORCED_TAIL and self.audio_start + spoken < self.audio_end
 
-    def behind(self, position: int) -> int:
+    def distance_after_audio(self, position: int) -> int:
         """Return the distance of a padded tail's row from the end of audio, which a limit shortens by a row."""
         return position - self.audio_end + (self.audio_met_limit and position > self.audio_end)
 

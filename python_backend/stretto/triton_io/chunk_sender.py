@@ -18,7 +18,7 @@ from stretto.streams.chunking import DecoderLoad, Pacer
 from stretto.triton_io.callers import Caller, refuse
 from stretto.triton_io.flow import DecoderFailed, DecoderRefused, DecoderStalled, FlowSlot, Outcome
 from stretto.triton_io.seal import Seal
-from stretto.triton_io.stub import ticking, until
+from stretto.triton_io.stub import ticking, wait_until
 from stretto.triton_io.tensors import CHUNK, CODES, array_tensor, bytes_tensor
 
 T = TypeVar("T")
@@ -171,7 +171,7 @@ class ChunkSender:
 
     async def _wait_for_turn(self) -> None:
         """Wait until the next chunk may be sent."""
-        await until(lambda: not self._is_ahead(), self._limits.poll_s)
+        await wait_until(lambda: not self._is_ahead(), self._limits.poll_s)
         await self._wait_for_decoder(self._has_room)
 
     def _is_ahead(self) -> bool:
@@ -199,7 +199,7 @@ class ChunkSender:
         """Wait until `condition` holds; raise DecoderStalled if nothing is answered for too long."""
         num_answered, progress, since = self._num_chunks_answered(), self._slot.progress, time.monotonic()
 
-        def look() -> bool:
+        def poll() -> bool:
             nonlocal num_answered, progress, since
             if condition():
                 return True
@@ -210,7 +210,7 @@ class ChunkSender:
                 raise DecoderStalled(f"the decoder has acknowledged no chunk for {self._limits.stall_s:g} s")
             return False
 
-        await until(look, self._limits.poll_s / 4)
+        await wait_until(poll, self._limits.poll_s / 4)
 
     def _is_over(self) -> bool:
         return self._slot.outcome is not Outcome.OPEN or self._is_unanswerable()

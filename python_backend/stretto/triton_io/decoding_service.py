@@ -153,7 +153,7 @@ class Worker(Protocol):
         """
         ...
 
-    def keep(self, utterance: str) -> None:
+    def keep_alive(self, utterance: str) -> None:
         """Restart the idle timeout of an utterance."""
         ...
 
@@ -196,7 +196,7 @@ class DecodingService:
             if envelope.receipt is not None:
                 acknowledge(request, envelope.utterance, envelope.receipt)
                 return
-            reply = ChunkReply(Caller(request, self._disconnects), self._tables.at(envelope.flow))
+            reply = ChunkReply(Caller(request, self._disconnects), self._tables.slot_at(envelope.flow))
             self._take(envelope, codes, reply)
         except Exception as error:
             if reply is None:  # not sent by the ensemble, whose envelopes are always readable
@@ -220,7 +220,7 @@ class DecodingService:
             if slot.outcome is not Outcome.OPEN or not slot.is_held:
                 self._worker.abandon(envelope.utterance)
             else:
-                self._worker.keep(envelope.utterance)
+                self._worker.keep_alive(envelope.utterance)
             return
         slot.set_pace(self._worker.pace_s)
         if form.ring is not None:

@@ -116,7 +116,7 @@ class FlowTable:
         self._words[address.slot * WORDS] = 0
         self._free.append(address.slot)  # at the other end of the queue, so that a slot is not reused immediately
 
-    def at(self, address: FlowAddress) -> "FlowSlot":
+    def slot_at(self, address: FlowAddress) -> "FlowSlot":
         """Return the slot at an address; raise ValueError if the table has none such."""
         if not 1 <= address.slot < len(self._words) // WORDS:
             raise ValueError(f"slot {address.slot} is not in {self.path.name}")
@@ -307,9 +307,9 @@ class FlowTables:
         self._directory = directory
         self._tables: dict[str, FlowTable] = {}
 
-    def at(self, address: FlowAddress) -> FlowSlot:
+    def slot_at(self, address: FlowAddress) -> FlowSlot:
         """Return the slot at an address, opening its table on first use, and letting go of those of dead owners."""
         if address.table not in self._tables:
             left = {name: table for name, table in self._tables.items() if table.path.exists()}
             self._tables = left | {address.table: FlowTable.open(address.table, self._directory)}
-        return self._tables[address.table].at(address)
+        return self._tables[address.table].slot_at(address)

@@ -83,7 +83,7 @@ class PreparingService:
         try:
             self._hand_over(raw.kept(), num_bytes, Caller(request, self._disconnects))
         except Exception as error:
-            self._gate.leave()
+            self._gate.release()
             return failure(error)
         return None
 
@@ -94,7 +94,7 @@ class PreparingService:
             return self._prepare(raw, reader)
 
         def refuse(error: Exception) -> None:
-            self._gate.leave()
+            self._gate.release()
             send(caller.sender, failure(error))
 
         def run(reader: Any) -> None:
@@ -110,7 +110,7 @@ class PreparingService:
         except Exception as error:
             return failure(error)
         finally:
-            self._gate.leave()
+            self._gate.release()
 
 
 def failure(error: Exception) -> Any:

@@ -21,8 +21,8 @@ from stretto.errors import Closing
 
 
 @contextmanager
-def ticking(look: Callable[[], None], period_s: float) -> Iterator[None]:
-    """Call `look`, which must not raise, every `period_s` seconds.
+def ticking(poll: Callable[[], None], period_s: float) -> Iterator[None]:
+    """Call `poll`, which must not raise, every `period_s` seconds.
 
     Pollers with equal periods are aligned, because waking the event loop costs more than a poll.
     """
@@ -32,7 +32,7 @@ def ticking(look: Callable[[], None], period_s: float) -> Iterator[None]:
     def tick() -> None:
         nonlocal timer
         timer = set_timer()
-        look()
+        poll()
 
     def set_timer() -> asyncio.TimerHandle:
         return loop.call_at((loop.time() // period_s + 1) * period_s, tick)
@@ -44,11 +44,11 @@ def ticking(look: Callable[[], None], period_s: float) -> Iterator[None]:
         timer.cancel()
 
 
-async def until(condition: Callable[[], bool], period_s: float) -> None:
+async def wait_until(condition: Callable[[], bool], period_s: float) -> None:
     """Wait until `condition`, polled every `period_s` seconds, holds; errors of `condition` are raised."""
     done = asyncio.get_running_loop().create_future()
 
-    def look() -> None:
+    def poll() -> None:
         if done.done():
             return
         try:
@@ -57,8 +57,8 @@ async def until(condition: Callable[[], bool], period_s: float) -> None:
         except Exception as error:
             done.set_exception(error)
 
-    look()
-    with ticking(look, period_s):
+    poll()
+    with ticking(poll, period_s):
         await done
 
 
@@ -93,10 +93,10 @@ class DrainGate:
                 fcntl.flock(self._lock, fcntl.LOCK_SH)
             self._num_passing += 1
         if self._path.exists():
-            self.leave()
+            self.release()
             raise Closing("server is draining")
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """Release one request."""
         if self._lock is None:
             return

@@ -44,7 +44,7 @@ class World:
 
     def write(self, name: str, *ids: int, is_last: bool = False) -> bool:
         params = SamplingParams(max_tokens=1, extra_args=TextUpdate(list(ids), is_last).to_extra_args())
-        return self.texts.take(Request(name, [0], params, None))
+        return self.texts.absorb_update(Request(name, [0], params, None))
 
 
 @pytest.fixture

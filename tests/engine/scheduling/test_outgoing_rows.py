@@ -130,7 +130,7 @@ class Listener:
             delay_s = self._random.uniform(0.1, 0.5)
             self._tracker.push(FIRST + 1)
             num_ready += len(self._outgoing.push([row], row == num_rows - 1)) if self._holds else 1
-            while size := self._pacer.take(num_ready):
+            while size := self._pacer.num_to_send(num_ready):
                 num_ready -= size
                 self._hear(size, delay_s)
         return self.begins_s, self.silence_s
@@ -163,7 +163,7 @@ def test_a_row_is_its_mark_its_token_and_its_codes() -> None:
     known, rows = table(), SampledRows(FAMILY.layout, 1)
     arrive(known, "r")
     output = sampled("r", cut=True)
-    rows.take(output)
+    rows.extract(output)
     assert output.logprobs is None, "vLLM would send them"
     assert rows.push(known["r"], [NO_CHANGE], [9], is_last=True) == [NO_CHANGE, 9, 1, 2, 3, 4, 5, 6, 7]
     assert known["r"].was_cut
@@ -174,7 +174,7 @@ def test_of_a_burst_the_rows_up_to_the_end_leave_and_a_cut_behind_it_is_none(cut
     known, rows = table(), SampledRows(FAMILY.layout, 3)
     arrive(known, "r")
     logprobs = LogprobsLists(np.arange(21)[None], np.zeros((1, 1)), np.array([1 << cut_in]))
-    rows.take(ModelRunnerOutput(["r"], {"r": 0}, [[8, 9, 10]], logprobs, {}, []))
+    rows.extract(ModelRunnerOutput(["r"], {"r": 0}, [[8, 9, 10]], logprobs, {}, []))
     assert rows.codes == {"r": [[*range(7)], [*range(7, 14)], [*range(14, 21)]]}
     ids = rows.push(known["r"], [NO_CHANGE, GUIDANCE_OFF], [8, 9], is_last=True)
     assert ids == [NO_CHANGE, 8, *range(7), GUIDANCE_OFF, 9, *range(7, 14)]
@@ -184,7 +184,7 @@ def test_of_a_burst_the_rows_up_to_the_end_leave_and_a_cut_behind_it_is_none(cut
 def test_of_as_many_codes_as_a_step_may_sample_those_are_taken_that_it_has_sampled() -> None:
     rows = SampledRows(FAMILY.layout, 3)
     logprobs = LogprobsLists(np.arange(42).reshape(2, 21), np.zeros((2, 1)), np.zeros(2, np.int64))
-    rows.take(ModelRunnerOutput(["r", "s"], {"r": 0, "s": 1}, [[8], []], logprobs, {}, []))
+    rows.extract(ModelRunnerOutput(["r", "s"], {"r": 0, "s": 1}, [[8], []], logprobs, {}, []))
     assert rows.codes == {"r": [[*range(7)]], "s": []}
 
 
@@ -193,7 +193,7 @@ def test_what_a_preempted_request_has_ready_leaves_with_the_next_output() -> Non
     arrive(known, "r")
     state = known["r"]
     state.outgoing = OutgoingRows(state.tracker, lambda: 0.0)
-    rows.take(sampled("r"))
+    rows.extract(sampled("r"))
     for _ in range(60):
         speak(state)
         rows.push(state, [NO_CHANGE], [FIRST + 1], is_last=False)
@@ -204,6 +204,6 @@ def test_what_a_preempted_request_has_ready_leaves_with_the_next_output() -> Non
     assert output.request_id == "r"
     assert output.finish_reason is None
     assert len(output.new_token_ids) % 9 == 0
-    assert not state.outgoing.take()
+    assert not state.outgoing.pop_rows()
     rows.send_preempted(outputs)
     assert len(outputs[state.request.client_index].outputs) == 1, "told once"

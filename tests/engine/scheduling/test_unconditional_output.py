@@ -32,7 +32,7 @@ def test_a_half_takes_its_row_and_its_partner_is_left_to_vllm() -> None:
     known, cached = table(), Cached()
     one, half = run(*pair(known, "one"))
     output, codes, scheduled = step(one, half)
-    assert UnconditionalOutput(known, KvBlocks(cached, 3), 0).take(output, codes, scheduled) == {"one": 1}
+    assert UnconditionalOutput(known, KvBlocks(cached, 3), 0).extract(output, codes, scheduled) == {"one": 1}
     assert scheduled == {"one": 1, half.request_id: 1}, "what the step computed stays as it is"
     assert list(half.output_token_ids) == [7]
     assert not one.output_token_ids
@@ -45,7 +45,7 @@ def test_with_a_step_in_flight_what_was_counted_in_advance_becomes_known() -> No
     known, cached = table(), Cached()
     _, half = run(*pair(known, "one"))
     half.num_output_placeholders, half.num_computed_tokens = 2, 10
-    UnconditionalOutput(known, KvBlocks(cached, 3), 1).take(*step(half))
+    UnconditionalOutput(known, KvBlocks(cached, 3), 1).extract(*step(half))
     assert half.num_output_placeholders == 1
     assert cached.seen == [(half.request_id, 9)]
 
@@ -56,7 +56,7 @@ def test_blocks_are_cached_as_they_become_full() -> None:
     output = UnconditionalOutput(known, KvBlocks(cached, 3), 1)
     for num_computed in range(9, 17):
         half.num_output_placeholders, half.num_computed_tokens = 2, num_computed
-        output.take(*step(half))
+        output.extract(*step(half))
     assert [num_tokens for _, num_tokens in cached.seen] == [9, 12, 15]
 
 
@@ -67,7 +67,7 @@ def test_a_half_takes_the_rows_of_a_burst_and_blocks_that_modules_may_read_again
     half.num_output_placeholders, half.num_computed_tokens = 4, 12
     output, codes, scheduled = step(half)
     output.sampled_token_ids, codes[half.request_id] = [[7, 8, 9]], [CODES, [1] * len(CODES), CODES]
-    UnconditionalOutput(known, KvBlocks(cached, 3, num_open=5), 1).take(output, codes, scheduled)
+    UnconditionalOutput(known, KvBlocks(cached, 3, num_open=5), 1).extract(output, codes, scheduled)
     assert list(half.output_token_ids) == [7, 8, 9]
     assert half.num_output_placeholders == 1
     assert known[half.request_id].history.rows(8, 11)[:, 0].tolist() == [CODES[0], 1, CODES[0]]
@@ -79,9 +79,9 @@ def test_vllm_sees_a_half_that_was_preempted_with_its_row_on_its_way() -> None:
     known = table()
     _, half = run(*pair(known, "one"))
     half.status = RequestStatus.PREEMPTED
-    assert UnconditionalOutput(known, KvBlocks(Cached(), 3), 0).take(*step(half)) == {half.request_id: 1}
+    assert UnconditionalOutput(known, KvBlocks(Cached(), 3), 0).extract(*step(half)) == {half.request_id: 1}
     half.status, half.num_stale_output_tokens = RequestStatus.RUNNING, 1
-    assert UnconditionalOutput(known, KvBlocks(Cached(), 3), 0).take(*step(half)) == {half.request_id: 1}
+    assert UnconditionalOutput(known, KvBlocks(Cached(), 3), 0).extract(*step(half)) == {half.request_id: 1}
     assert not half.output_token_ids
 
 
@@ -90,5 +90,5 @@ def test_vllm_sees_a_half_that_reads_its_context() -> None:
     one, half = run(*pair(known, "one"))
     output, codes, scheduled = step(one, half)
     output.sampled_token_ids = [[7], []]
-    assert UnconditionalOutput(known, KvBlocks(Cached(), 3), 0).take(output, codes, scheduled) == scheduled
-    assert UnconditionalOutput(known, KvBlocks(Cached(), 3), 0).take(output, {}, scheduled) == scheduled
+    assert UnconditionalOutput(known, KvBlocks(Cached(), 3), 0).extract(output, codes, scheduled) == scheduled
+    assert UnconditionalOutput(known, KvBlocks(Cached(), 3), 0).extract(output, {}, scheduled) == scheduled

@@ -57,7 +57,7 @@ def test_a_reply_leaves_in_the_decoder_s_blocks(checkpoint: Path, preprocessor: 
     worker = DecoderWorker(codec, DecoderConfig(codec="glm4_voice", stop_timeout_s=60))
     try:
         for ready in range(1, 31):
-            size = pacer.take(ready - sent) or (30 - sent) * (ready == 30)
+            size = pacer.num_to_send(ready - sent) or (30 - sent) * (ready == 30)
             if size:
                 replies.append(RecordedReply(None, ("u", len(replies))))
                 chunk = Chunk(len(replies) - 1, Segment.INTERLEAVED, is_final=ready == 30)

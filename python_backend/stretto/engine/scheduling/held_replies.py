@@ -77,7 +77,7 @@ class HeldReplies:
         for some in (self._open, self._news, self._since):
             some.pop(request_id, None)
 
-    def take(self, request: Request) -> bool:
+    def absorb_update(self, request: Request) -> bool:
         """Return True if `request` only carries text for a request in progress; drop it if that has finished."""
         assert request.sampling_params is not None
         update = TextUpdate.from_extra_args(request.sampling_params.extra_args)

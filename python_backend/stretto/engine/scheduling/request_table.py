@@ -169,9 +169,9 @@ class OutgoingRows:
         if now < self._due_s and not is_last:
             return []
         self._due_s = now + self._wait_s(now - self._began_s)
-        return self.take()
+        return self.pop_rows()
 
-    def take(self) -> list[int]:
+    def pop_rows(self) -> list[int]:
         """Remove and return all waiting rows."""
         ids, self._ids = self._ids, []
         return ids

@@ -42,7 +42,7 @@ class SampledRows:
         self._cut: dict[str, int] = {}
         self._preempted: list[RequestState] = []  # preempted since the previous step's output
 
-    def take(self, output: ModelRunnerOutput) -> None:
+    def extract(self, output: ModelRunnerOutput) -> None:
         """Take the codes, and the rows in which a length limit ended a segment, out of `output`.
 
         Both travel in the log-probability fields, which are removed here because vLLM must not process them.
@@ -77,7 +77,7 @@ class SampledRows:
         """Add the waiting rows of preempted requests to the outputs of a step."""
         preempted, self._preempted = self._preempted, []
         for state in preempted:
-            if ids := state.outgoing.take():
+            if ids := state.outgoing.pop_rows():
                 of_client = outputs.setdefault(state.request.client_index, EngineCoreOutputs())
                 of_client.outputs.append(EngineCoreOutput(state.request.request_id, ids))
 
@@ -219,7 +219,7 @@ class UnconditionalOutput:
     def __init__(self, table: RequestTable, blocks: KvBlocks, num_in_advance: int):
         self._table, self._blocks, self._num_in_advance = table, blocks, num_in_advance
 
-    def take(
+    def extract(
         self, output: ModelRunnerOutput, codes: Mapping[str, list[list[int]]], scheduled: dict[str, int]
     ) -> dict[str, int]:
         """Record the rows of unconditional requests and return the scheduled rows of all others.
@@ -370,7 +370,7 @@ class PairedScheduling(Base):
 
     def add_request(self, request: Request) -> None:
         """Queue a request, followed by its unconditional request if the reply begins with audio."""
-        if self.texts.take(request):
+        if self.texts.absorb_update(request):
             return  # more text for a request in progress is sent as a request, too
         state = self.table.add(request)
         super().add_request(request)
@@ -407,8 +407,8 @@ class PairedScheduling(Base):
     ) -> dict[int, EngineCoreOutputs]:
         """Pass the sampled tokens of a step to vLLM and send complete rows to the clients."""
         self._scheduled = scheduler_output.num_scheduled_tokens
-        self._sampled.take(model_runner_output)
-        others = self.unconditional.take(model_runner_output, self._sampled.codes, self._scheduled)
+        self._sampled.extract(model_runner_output)
+        others = self.unconditional.extract(model_runner_output, self._sampled.codes, self._scheduled)
         scheduler_output.num_scheduled_tokens = others
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         scheduler_output.num_scheduled_tokens = self._scheduled

@@ -54,7 +54,7 @@ class StreamHeads:
         self.codes = torch.tensor(others, dtype=torch.int64, device=device).view(len(others), size)
         self.is_text_cut = weight.is_cut and rules.num_text_ids > weight.size
         text_rows = weight.own if self.is_text_cut else weight.span(range(rules.num_text_ids))
-        first_rows, code_rows = weight.take(self.first_ids), weight.rows([token for ids in others for token in ids])
+        first_rows, code_rows = weight.gather(self.first_ids), weight.rows([token for ids in others for token in ids])
         self._text: Product = (on_host.Product if device.type == "cpu" else on_device.Float32Product)(text_rows)
         self._first, self._codes = exact_product(first_rows), exact_product(code_rows)
         self.text_offset = self.first_offset = self.code_offset = None
@@ -150,7 +150,7 @@ class _WeightRows:
         shard = lm_head.shard_indices
         self._start, self._stop = shard.org_vocab_start_index, shard.org_vocab_end_index
 
-    def take(self, ids: torch.Tensor) -> torch.Tensor:
+    def gather(self, ids: torch.Tensor) -> torch.Tensor:
         """Return a copy of the rows `ids` [n], the same on every rank."""
         if not self.is_cut:
             return self.own[ids]
@@ -163,13 +163,13 @@ class _WeightRows:
         """Return the rows of consecutive ids, as a view if every rank holds all rows."""
         if not self.is_cut:
             return self.own[ids.start : ids.stop]
-        return self.take(torch.arange(ids.start, ids.stop, device=self.own.device))
+        return self.gather(torch.arange(ids.start, ids.stop, device=self.own.device))
 
     def rows(self, ids: list[int]) -> torch.Tensor:
         """Return the rows `ids`, as a view if they are consecutive."""
         if ids and ids == list(range(ids[0], ids[-1] + 1)):
             return self.span(range(ids[0], ids[-1] + 1))
-        return self.take(torch.tensor(ids, dtype=torch.int64, device=self.own.device))
+        return self.gather(torch.tensor(ids, dtype=torch.int64, device=self.own.device))
 
 
 # (raw float32 logits [N, k * C], possibly strided; slice of k of streams 1 and up) -> ids [N, k].

@@ -97,7 +97,7 @@ class Rows:
         self.frame = self.position - state.audio_start  # index of the audio row; meaningless before the audio
         self.is_cut = self.in_text & self.in_audio
 
-    def behind(self, rules: SegmentRules) -> Array:
+    def distance_after_audio(self, rules: SegmentRules) -> Array:
         """Return the distance of each row from `end_of_audio`, plus one if a limit-closed tail skips a row."""
         state, num_skipped = self.state, rules.family.tail.num_skipped_by_cut
         behind = self.position - state.audio_end
@@ -197,7 +197,7 @@ class SegmentState:
             return text
         state, family, where = rows.state, self.family, self._xp.where
         last = where(state.audio_end > state.audio_start, self.rules.num_tail_rows, 1)
-        tail = family.tail.first_stream(audio, family.layout.pad_id, rows.behind(self.rules))
+        tail = family.tail.first_stream(audio, family.layout.pad_id, rows.distance_after_audio(self.rules))
         tail = where(rows.position - state.audio_end == last, family.end_of_reply, tail)
         token = where(rows.in_audio, audio, tail)
         step = self._xp.clip(rows.frame + len(family.transition), 0, len(family.transition))
@@ -224,7 +224,7 @@ class SegmentState:
     def _lay(self, drawn: Array, token: Array, rows: Rows, forced: Array | None) -> Array:
         state, family, where = rows.state, self.family, self._xp.where
         frame = rows.frame[:, None] - self._delays
-        behind = where(state.audio_end < 0, -ENDLESS, rows.behind(self.rules))
+        behind = where(state.audio_end < 0, -ENDLESS, rows.distance_after_audio(self.rules))
         behind = where(rows.in_audio & (token == family.end_of_audio), 0, behind)[:, None]
         lies = rows.is_spoken[:, None] & family.warm_up.carries_drawn(frame)
         lies = lies & family.tail.carries_drawn(behind, self._delays)
