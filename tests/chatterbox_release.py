@@ -1,4 +1,4 @@
-"""What the authors' own T3 of Chatterbox replied, and the prompts that the engine is given of the same."""
+"""Replies of the authors' own T3 of Chatterbox, and the engine's prompts for them."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ def write(template: ChatterboxTemplate, family: Family, text: str, voice: str = 
 
 
 def prompt_of(reply: dict[str, Any], template: ChatterboxTemplate, family: Family) -> Prompt:
-    """What a reply of the fixture answers, drawn as it was."""
+    """Return the prompt of a reply of the fixture, with its sampling."""
     sampling = SamplingConfig(
         text=SegmentSampling(temperature=0.0),
         audio=SegmentSampling(reply["temperature"], top_p=reply["top_p"], max_rows=RECORD["num_codes"]),

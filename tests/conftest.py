@@ -1,4 +1,4 @@
-"""What holds for the whole suite."""
+"""Hooks and fixtures of the whole suite."""
 
 import gc
 import os
@@ -52,7 +52,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """While all is imported nobody looks for garbage, nor ever after among what was: an eighth of the imports' time."""
+    """Disable garbage collection during imports, and exclude imports from it afterwards: an eighth of their time."""
     gc.disable()
     collected = yield
     heap.set_aside()
@@ -62,10 +62,11 @@ def pytest_collection() -> Generator[None, object, object]:
 
 @pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Among several workers: those of a file stay together, for they share an engine, and those of the server, too.
+    """Group tests for the workers of xdist, and run the longest first.
 
-    What takes longest begins first, so that no worker is left with it at the end. (xdist would begin with the groups of
-    most tests: scripts/test.sh tells it not to.)
+    Tests of a file share an engine and stay together, and so do all tests of the server. The longest groups begin
+    first, so that no worker is left with one at the end. (xdist would begin with the groups of most tests;
+    scripts/test.sh prevents that.)
     """
     if not config.pluginmanager.hasplugin("xdist"):
         return
@@ -77,9 +78,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @cache
 def stand_back() -> None:
-    """From now on this process gets a tenth of the processor's time of one that does not, where both want it.
+    """Lower this process's share of processor time to a tenth, if other processes need the processor.
 
-    Linux weighs sessions first, then what is in each: it takes one of its own (autogroup, `man 7 sched`).
+    Linux weighs sessions before processes, so this process gets a session of its own (autogroup, `man 7 sched`).
     """
     os.nice(10)
     with suppress(OSError):  # a session's leader, or a kernel that does not weigh sessions
@@ -89,9 +90,9 @@ def stand_back() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Among several workers: who has no test of the server, or no more of them, lets the one go first that has.
+    """Give the worker that tests the server priority over the others.
 
-    Triton takes a stub for dead that shows no life for a second, as happens where more want to run than can.
+    Triton reports a stub as dead that gives no sign of life for a second, which happens on an overloaded machine.
     """
     if hasattr(item.config, "workerinput") and not item.get_closest_marker("server"):
         stand_back()
@@ -120,5 +121,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure() -> None:
-    """Let go of what was set aside, or Triton's bindings report it as leaked behind the suite's last line."""
+    """Return excluded objects to garbage collection, or Triton's bindings report them as leaked after the summary."""
     heap.take_back()

@@ -74,7 +74,7 @@ class FakeRuntime(ModuleType):
         return (0,)
 
     def cudaMemcpy(self, target: int, source: int, size: int, kind: int) -> tuple[int]:
-        """Takes what comes from the host, and lets it arrive at the device only when that is waited for."""
+        """Copy host memory now, and deliver it to the device only at the next synchronization."""
         taken = ctypes.string_at(source, size)
         if any(address <= target < address + len(buffer) for address, buffer in self.buffers.items()):
             self.on_their_way.append((target, taken))

@@ -65,7 +65,7 @@ class InferenceResponse:
 
 
 class ResponseSender:
-    """Keeps what is sent; refuses anything after the final flag, as the stub does."""
+    """Keeps responses; refuses any after the final flag, as the stub does."""
 
     def __init__(self) -> None:
         self.responses: list[InferenceResponse] = []

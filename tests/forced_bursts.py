@@ -1,4 +1,4 @@
-"""A model whose further rows follow by a rule, with no module behind it: for what is around modules."""
+"""A model whose further rows follow a rule, without MTP modules: for tests of multi-token steps."""
 
 import torch
 from vllm.config import VllmConfig
@@ -11,7 +11,7 @@ ARCHITECTURE = "ForcedBurstsForCausalLM"
 
 
 class ForcedRows:
-    """Says each further row from what the row before was said from, and that row."""
+    """Generates each further row from the input of the previous row, and from that row."""
 
     def __init__(self, said: GeneratedRows):
         self._said = said

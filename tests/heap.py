@@ -1,8 +1,8 @@
-"""What the tests' own process looks through for garbage: not all that it has imported, again and again.
+"""Exclusion of imported objects from garbage collection in the tests' process.
 
-vLLM collects garbage eight times while an engine starts, sets aside all that is there, and takes all of it back and
-looks through it twice when the engine ends: a second of two for each engine, in a process that has imported a whole
-suite. Here, what has been imported stays aside, and an engine's own objects never are, so that they go with it.
+vLLM collects garbage eight times while an engine starts and freezes all objects. It unfreezes them and collects twice
+when the engine ends. That takes one or two seconds per engine in a process that has imported a whole suite. Here,
+imported objects stay frozen, and an engine's own objects never are, so that they are freed with it.
 """
 
 import gc
@@ -19,9 +19,9 @@ def keep_to_ourselves() -> None:
 
 
 def set_aside() -> None:
-    """What is here now is not looked through any more, where many modules have been imported since the last time.
+    """Exclude all existing objects from garbage collection if many modules were imported since the last call.
 
-    Not each time: what is set aside while it is in use, such as an engine of another test, never goes.
+    Not at each call, because objects that are frozen while in use, such as another test's engine, are never freed.
     """
     global _num_modules
     if len(sys.modules) >= _num_modules + _MANY_MODULES:

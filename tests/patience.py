@@ -1,3 +1,3 @@
-"""How long a test waits for what must come. Only what never comes may cost so much: no machine is too busy for it."""
+"""Timeout for events that must happen. Only a failure takes so much time, whatever the machine's load."""
 
 PATIENCE_S = 600.0

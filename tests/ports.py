@@ -1,4 +1,4 @@
-"""Ports on which nobody listens, for servers that tests start."""
+"""Free ports for servers that tests start."""
 
 import random
 import socket

@@ -46,7 +46,7 @@ def command(family: str, published: Published, out: Path) -> list[str]:
 
 
 def convert(family: str, published: Published, out: Path, *words: str) -> Path:
-    """What the converter makes of a release, under `out`."""
+    """Return the converted checkpoint of a release, under `out`."""
     assert main([*command(family, published, out), *words]) == 0
     return out
 

@@ -58,14 +58,14 @@ CONFIG: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class CsmRelease:
-    """Where its files lie, and the model that they hold."""
+    """A release's folder, and the model in its files."""
 
     folder: Path
     model: CsmForConditionalGeneration
 
     @property
     def command(self) -> list[str]:
-        """What the converter is told of it."""
+        """Arguments of the converter."""
         index = self.folder / "transformers.safetensors.index.json"
         return [
             "csm",
@@ -104,7 +104,7 @@ def make_model(seed: int = 0) -> CsmForConditionalGeneration:
 
 
 def swap_codes(model: CsmForConditionalGeneration, codes: list[int]) -> None:
-    """Let each codebook call 0 what it calls one of `codes`, and the other way round: replies stay as they are else."""
+    """Exchange code 0 with one of `codes` in each codebook; replies are unchanged otherwise."""
     size = model.config.vocab_size
     for k, code in enumerate(codes):
         heads = model.depth_decoder.codebooks_head.weight
@@ -142,7 +142,7 @@ class CsmReference:
 
     @torch.no_grad()
     def generated(self, prompt: Prompt) -> list[list[int]]:
-        """What `generate` replies greedily: rows of absolute ids, the frame that ends the audio among them."""
+        """Return the greedy reply of `generate`: rows of absolute ids, including the frame that ends the audio."""
         embeds = self.embeds(torch.from_numpy(prompt.rows).long())[None]
         codes = self.model.generate(
             inputs_embeds=embeds,

@@ -1,4 +1,4 @@
-"""What transformers' own class of Higgs Audio replies with the weights of a small random release."""
+"""Replies of transformers' own class of Higgs Audio with the weights of a small random release."""
 
 import math
 from collections.abc import Iterator
@@ -125,7 +125,7 @@ class HiggsAudioReference:
     def _drawn(
         self, logits: list[float], k: int, prompt: Prompt, position: int, before: list[int]
     ) -> tuple[int, float]:
-        """What stream `k` draws, and its lead; a code that it has said too often in the window is drawn again."""
+        """Return the token of stream `k` and its lead; a code that is too frequent in the window is drawn again."""
         sampling, audio = prompt.sampling, prompt.sampling.audio
         start, seed = int(self._starts[k]), sampling.seed
         ids = list(range(start, start + self.size))

@@ -28,7 +28,7 @@ START, END, NEWLINE = SPECIAL["<|im_start|>"], SPECIAL["<|im_end|>"], 198
 
 
 def command(folder: Path, out: Path) -> list[str]:
-    """What the converter is told of a release."""
+    """Return the converter's arguments for a release."""
     files = ("--model", str(folder / "model.safetensors.index.json"), "--config", str(folder / "config.json"))
     return ["qwen3-omni-talker", *files, "--tokenizer", str(folder), "--out", str(out)]
 
@@ -47,7 +47,7 @@ def turn(role: str, ids: Sequence[int]) -> list[int]:
 
 @dataclass(frozen=True)
 class Case:
-    """A conversation, the states where audio was heard, and a reply."""
+    """A conversation, the hidden states of its audio, and a reply."""
 
     conversation: list[int]
     words: list[int]
@@ -55,7 +55,7 @@ class Case:
     states: np.ndarray | None = None
 
     def prompt(self, checkpoint: Path, num_frames: int) -> Prompt:
-        """A greedy request for so many frames at the most."""
+        """Return a greedy request for at most `num_frames` frames."""
         made = TalkerPrompts.at(checkpoint).write(self.conversation, self.words, self.voice, self.states)
         audio = replace(made.sampling.audio, temperature=0.0, max_rows=num_frames)
         return replace(made, sampling=replace(made.sampling, audio=audio, depth=CodeSampling(0.0), seed=0))
@@ -119,8 +119,12 @@ class Theirs:
 
     @torch.no_grad()
     def inputs(self, case: Case) -> tuple[Tensor, Tensor, Tensor]:
-        """What its `generate` would hand the talker: the prompt [1, P, H], the words beside the frames [1, n, H], and
-        what stands beside the others [1, 1, H]; by their own functions."""
+        """Return the inputs that transformers' `generate` gives the talker, made by its own functions.
+
+        Returns:
+            The prompt [1, P, H], the words added to the first frames [1, n, H], and the row added to later ones [1, 1,
+            H].
+        """
         ids = torch.tensor([case.conversation + case.words])
         embedded, states = self.table[ids], torch.zeros(1, ids.shape[1], self.table.shape[1])
         marks = [self.record[f"tts_{name}_token_id"] for name in ("bos", "eos", "pad")]

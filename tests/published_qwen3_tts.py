@@ -40,7 +40,7 @@ MODES = {"whole": False, "streaming": True}
 
 
 def command(folder: Path, out: Path) -> list[str]:
-    """What the converter is told of a release."""
+    """Return the converter's arguments for a release."""
     files = ("--model", str(folder), "--config", str(folder / "config.json"), "--tokenizer", str(folder))
     return ["qwen3-tts", *files, "--out", str(out)]
 
@@ -54,7 +54,7 @@ def convert(folder: Path, kind: str, **changes: Any) -> Path:
 
 @cache
 def fixture() -> dict[str, np.ndarray]:
-    """What `scripts/qwen3_tts_replies.py` has written."""
+    """Return the file that `scripts/qwen3_tts_replies.py` has written."""
     return dict(np.load(FIXTURE))
 
 
@@ -119,8 +119,11 @@ class Checkpoint:
         }
 
     def embedded(self, prompt: Prompt) -> np.ndarray:
-        """What the backbone reads of a prompt [P, H]: the sum of the ids' lines of its table in each row, silent pads
-        left out; and an x-vector in the place of a row, beside the text's pad."""
+        """Return the backbone's input for a prompt [P, H].
+
+        Each row is the sum of its ids' embeddings without silent pads. An x-vector replaces one row, next to the text's
+        pad.
+        """
         weights = load_file(next(self.folder.glob("*.safetensors")))
         ids = torch.from_numpy(prompt.rows).long()
         is_silent = ids == self.family.layout.pad_id

@@ -1,4 +1,4 @@
-"""What the converter's command line says of a release that it refuses."""
+"""Error output of the converter's command line for a release that it refuses."""
 
 from pathlib import Path
 

@@ -8,7 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 
 RUN = "STRETTO_TEST_RUN"  # environment variable: the ids of the runs that a process belongs to
-GRACE_S = 20.0  # in which a launcher stops its server in order; whatever is left is killed
+# Seconds in which a launcher stops its server in order. Whatever is left is killed.
+GRACE_S = float(os.environ.get("STRETTO_TEST_GRACE_S", "20"))
 
 
 def members(run: str) -> list[int]:
@@ -24,7 +25,7 @@ def members(run: str) -> list[int]:
 
 
 def end(run: str) -> None:
-    """End the run's processes: ask each once, and kill what is left after GRACE_S."""
+    """End the run's processes: send SIGTERM once, and SIGKILL after GRACE_S."""
     asked, deadline = set[int](), time.monotonic() + GRACE_S
     while left := members(run):
         is_late = time.monotonic() > deadline

@@ -1,4 +1,4 @@
-"""The console command `stretto`: what it lists, what it refuses, and what it leaves unimported."""
+"""The console command `stretto`: its help, its refusals, and modules that it leaves unimported."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""What can be checked of the container files without building them: pinned, not root, nothing fetched at run time."""
+"""Checks of the container files without a build: pinned versions, no root user, no download at run time."""
 
 import fnmatch
 import json

@@ -1,4 +1,4 @@
-"""Shares of what is bounded for all."""
+"""Fair-share limits."""
 
 from contextlib import ExitStack
 

@@ -1,4 +1,4 @@
-"""What docs and docstrings name is there: a page that says where a thing lies must not outlive its move."""
+"""Files named in docs and docstrings exist."""
 
 import importlib.util
 import re

@@ -35,7 +35,7 @@ SHOW_FOLDERS = (
 
 
 def build(kind: str, tree: Path, out: Path) -> Path:
-    """What setuptools makes of a tree; no network, no isolation."""
+    """Return the distribution that setuptools builds of a tree, without network or isolation."""
     command = [sys.executable, "-c", BUILD, f"build_{kind}", str(out)]
     subprocess.run(command, cwd=tree, check=True, capture_output=True, timeout=300)
     (made,) = out.iterdir()
@@ -131,9 +131,9 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(installed: Path, home: Path, *command: str, port: int = 8000) -> "subprocess.CompletedProcess[str]":
-    """Run a command of the environment for a user who has set nothing but the port.
+    """Run a command of the environment as a user with no settings but the port.
 
-    What vLLM knows of our models it has from its cache: to learn it takes another import of it, at every first start.
+    vLLM's cache of our models' properties is kept, because each first start would otherwise import it once more.
     """
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "STRETTO_", "PYTHON"))}
     environment = kept | {"HOME": str(home), "STRETTO_PORT": str(port), "VLLM_CACHE_ROOT": envs.VLLM_CACHE_ROOT}

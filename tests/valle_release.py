@@ -1,4 +1,4 @@
-"""What the authors' own VALL-E replied, and the prompts that the engine is given of the same."""
+"""Replies of the authors' own VALL-E, and the engine's prompts for them."""
 
 import json
 from pathlib import Path
@@ -35,5 +35,5 @@ def rows_of(reply: dict[str, Any], template: ValleTemplate, family: Family) -> n
 
 
 def prompt_of(reply: dict[str, Any], template: ValleTemplate, family: Family) -> Prompt:
-    """What a reply of the fixture answers, drawn greedily as it was."""
+    """Return the prompt of a reply of the fixture, with its greedy sampling."""
     return Prompt("tts", rows_of(reply, template, family), GREEDY)

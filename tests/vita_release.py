@@ -1,4 +1,4 @@
-"""What VITA-Audio's own `generate` replied, and the small release whose weights it had, converted."""
+"""Replies of VITA-Audio's own `generate`, and the small release with their weights, converted."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ def convert(folder: Path) -> Path:
 
 
 def prompt_of(reply: dict[str, Any], task: str = "dialogue", **changes: object) -> Prompt:
-    """What the fixture's reply answers, for as many ids."""
+    """Return the prompt of a reply of the fixture, for as many ids."""
     size = len(reply["ids"])
     text = SegmentSampling(temperature=0.0, max_rows=size)
     name = reply["schedule"]

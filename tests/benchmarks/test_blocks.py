@@ -1,4 +1,4 @@
-"""What a codec of blocks costs, and how far its blocks are from one decode."""
+"""The benchmark of block codecs: costs, and the deviation of blocks from one decode."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""The arms take turns, their ratios are of equal rounds, and what was not measured is said."""
+"""The family benchmark: arms in turns, ratios of equal rounds, and a list of missing measurements."""
 
 import argparse
 import asyncio

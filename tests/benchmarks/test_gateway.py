@@ -1,4 +1,7 @@
-"""Who is told to come again does, and has waited since coming first; what else goes wrong is nobody's place."""
+"""The gateway benchmark: refused requests are retried and their wait counts from the first attempt.
+
+Other errors are not.
+"""
 
 from typing import Any
 from unittest.mock import AsyncMock

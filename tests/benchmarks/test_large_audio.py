@@ -1,4 +1,4 @@
-"""What the benchmark of large files sends, and what it makes of its figures."""
+"""The benchmark of large files: its requests and its figures."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Many live streams on a decoder that takes exactly as long as a formula says: what their listeners wait for."""
+"""Many live streams on a decoder with a formula for its duration: the listeners' waits."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +44,7 @@ DAC = CodecSpec("dac", 16_000, 320, 12, 1024, Windowed(10, 10)), 0.00005
 
 
 def play(folder: Path, kind: tuple[CodecSpec, float], load: LiveLoad, first_frames: int) -> list[Trace]:
-    """What is heard of a load; nothing is random, and no time passes."""
+    """Return the listeners' results for a load; without randomness and in simulated time."""
     codec = TimedCodec(*kind)
     policy = ChunkPolicy(first_frames, 25, frame_rate=codec.spec.frame_rate, held_frames=codec.spec.right_frames)
     stage = ProcessorTime(codec, DecoderConfig(max_utterances=1024), lambda: codec.now_s)

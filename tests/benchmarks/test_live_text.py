@@ -1,4 +1,4 @@
-"""The arms get equal texts and frames, and what is counted begins with the first word."""
+"""The streamed-text benchmark: equal texts and frames for all arms, counted from the first word."""
 
 import argparse
 from collections.abc import AsyncIterator

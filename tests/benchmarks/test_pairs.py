@@ -1,4 +1,4 @@
-"""Guided replies in a cache that does not hold them: the benchmark counts what it says it counts."""
+"""The benchmark of guided replies that exceed the KV cache: its counts are right."""
 
 import argparse
 from pathlib import Path

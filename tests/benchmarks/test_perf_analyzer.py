@@ -89,7 +89,7 @@ def server(repository: Path) -> Iterator[str]:
 
 
 def profiled(folder: Path, *arguments: str, status: int = 0) -> tuple[list[dict], str]:
-    """The experiments that the script tells of, run in `folder`, and what it said."""
+    """Return the output of the script's experiments, run in `folder`."""
     script = ROOT / "benchmarks" / "perf_analyzer.sh"
     done = subprocess.run([script, *arguments], capture_output=True, text=True, check=False, timeout=300, cwd=folder)
     if done.returncode == BINARY_NOT_TO_BE_HAD:

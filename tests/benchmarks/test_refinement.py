@@ -1,4 +1,4 @@
-"""Codebooks filled in of whole utterances: the benchmark fills what it says it fills."""
+"""The benchmark of filled codebooks for whole utterances: it fills the codebooks that it reports."""
 
 import argparse
 

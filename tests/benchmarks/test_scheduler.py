@@ -11,7 +11,7 @@ from benchmarks.scheduler import SchedulerWatch  # noqa: E402
 
 
 class Scheduler:
-    """Schedules what it is told to."""
+    """Scheduler that returns the given schedule."""
 
     def schedule(self, scheduled: dict[str, int]) -> SimpleNamespace:
         sum(range(20_000))

@@ -1,4 +1,4 @@
-"""An engine that nobody holds any more gives its memory back, though vLLM has frozen it."""
+"""An unreferenced engine frees its memory, although vLLM has frozen its objects."""
 
 import weakref
 from pathlib import Path

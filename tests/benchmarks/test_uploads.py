@@ -1,4 +1,4 @@
-"""What the benchmark of uploads counts."""
+"""Counts of the upload benchmark."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""What these tests hold the client to of the server's own answers runs on the stand-in for Triton's module."""
+"""Fake Triton module for the client's tests against the server's own responses."""
 
 from tests import fakes_triton
 

@@ -1,4 +1,4 @@
-"""A server that is full is told apart from one that takes no work at all, by the kind of its error or its status."""
+"""A full server is distinguished from one that accepts no work, by its error's kind or its status."""
 
 import grpc
 import pytest

@@ -238,7 +238,7 @@ async def test_nobody_who_does_not_listen_has_the_server_speak_on(serve: Serve) 
 
 
 def in_a_voice(request: Request) -> list[Step]:
-    """As a server whose model is told the voice in a system turn, and that takes 30 characters less than it tells."""
+    """Script of a server with the voice in a system turn, which accepts 30 characters fewer than it reports."""
     _, turn = json.loads(request["messages"])
     if len(turn["text"]) > 130:
         return [ErrorText("invalid request: messages[1].text: expected at most 130 characters, got more")]

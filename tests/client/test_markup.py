@@ -1,4 +1,4 @@
-"""Markdown and SSML as text to speak: what is left of the marks, whatever the cuts, and in what time."""
+"""Markdown and SSML as text to speak: remaining text for any division into pieces, and time limits."""
 
 import asyncio
 import json
@@ -179,7 +179,7 @@ CUTS = st.lists(st.integers(1, 40), min_size=1, max_size=20)
 
 
 def outcome(text: str, sizes: list[int]) -> object:
-    """What comes of `text` in pieces of these sizes, in turns; or how it is refused."""
+    """Return the spoken text of `text` in pieces of these sizes in turn, or its refusal."""
     reader, start, spoken = open_reader("auto"), 0, ""
     try:
         while start < len(text):
@@ -304,7 +304,7 @@ def test_the_work_grows_with_the_length_and_no_faster(unit: str) -> None:
 
 
 class WatchedReader(MarkdownReader):
-    """Notes the length of what it takes, and the thread in which."""
+    """Reader that records the length of each piece and its thread."""
 
     taken: list[tuple[int, int]]
 

@@ -1,4 +1,4 @@
-"""The key of a server on this host is found by its port, and sent to nobody else."""
+"""The key of a server on this host is found by its port, and sent to no other server."""
 
 import os
 from pathlib import Path

@@ -139,7 +139,7 @@ def _parts(form: str, body: bytes) -> list[dict[str, str]]:
 
 
 def _messages(caller: h11.Connection, sent: bytes, answer: h11.InformationalResponse) -> list[dict[str, Any]]:
-    """Return what a client said on a WebSocket; audio is left out, and appended audio is named once in a row."""
+    """Return a client's messages on a WebSocket without audio; consecutive appends of audio are listed once."""
     rest = sent[sent.index(b"\r\n\r\n") + 4 :]
     deflates = b"sec-websocket-extensions" in dict(answer.headers)
     protocol = ServerProtocol(state=State.OPEN, max_size=None)

@@ -173,7 +173,7 @@ def recording(url: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def duration_s(path: Path) -> float:
-    """Return how long a file sounds: `pcm` is 16-bit mono at 24 kHz, all else says for itself."""
+    """Return the duration of an audio file in seconds; `pcm` is 16-bit mono at 24 kHz."""
     data = path.read_bytes()
     if path.suffix == ".pcm":
         return len(data) / 48_000
@@ -183,7 +183,7 @@ def duration_s(path: Path) -> float:
 
 
 def fault(result: dict[str, Any]) -> str | None:
-    """Return what is wrong with the result of a step, if anything."""
+    """Return the problem of a step's result, or None."""
     if "error" in result:
         return str(result["error"])
     if "audio" in result:

@@ -19,7 +19,7 @@ BACKENDS = {"by default": [], "KOKORO_FASTAPI": ["KOKORO_FASTAPI"], "SPEACHES": 
 
 @asynccontextmanager
 async def bridge(backend: list[str]):
-    """Start the server as its README says and yield a connected client."""
+    """Start the server as in its README and yield a connected client."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     words = ["--uri", f"tcp://127.0.0.1:{port}", "--languages", "en", "--stt-openai-url", f"{URL}/v1"]

@@ -1,6 +1,6 @@
-"""`torch.cuda` as far as the decoder uses it, on the CPU: streams in simulated time, events, and graphs that can fail.
+"""Fake `torch.cuda` on the CPU for the decoder: streams in simulated time, events, and graphs that can fail.
 
-Work takes no time by itself: `FakeCuda.work` says how long the device is busy with what follows on the current stream.
+Work takes no time by itself: `FakeCuda.work` sets how long later work keeps the device busy on the current stream.
 """
 
 from collections.abc import Callable, Iterator
@@ -94,7 +94,7 @@ class FakeCuda:
         self.num_captured += 1
 
     def end_allocating(self, device: int, pool: tuple[int, ...]) -> None:
-        """As torch's allocator, which refuses to end what it has not begun."""
+        """Raise like torch's allocator if no such pool is in use."""
         if pool not in self.pools_in_use:
             raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
         self.pools_in_use.remove(pool)

@@ -1,4 +1,4 @@
-"""Equal codes become equal bytes where a client asks for it, whatever the clock and whoever else speaks."""
+"""Deterministic output on request: equal codes give equal bytes at any load and timing."""
 
 import random
 

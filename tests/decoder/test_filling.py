@@ -47,7 +47,7 @@ class FakeRefinement:
 
 
 def filled(prompt: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """[2, T]: the fake codec hears the first codebook alone, so here that one shows what was filled."""
+    """Return codes [2, T] that show the filled codebook, because the fake codec decodes only the first codebook."""
     codes = (first + prompt.sum() + first.sum() * np.arange(1, len(first) + 1)) % 7
     return np.stack([codes, codes])
 
@@ -146,8 +146,10 @@ def test_passages_of_like_length_are_filled_as_one_batch_and_others_apart(
 
 
 def test_all_who_wait_are_told_behind_each_codebook(worker: DecoderWorker, refinement: FakeRefinement) -> None:
-    """Two passages of unlike lengths are filled one behind the other: the second is told of both fills, though it comes
-    during the first. Whoever has its answer is told no more."""
+    """Two passages of different lengths are filled one after the other.
+
+    The second arrives during the first and is notified of both fills. An answered request receives no further progress.
+    """
     told = {"short": 0, "long": 0}
     refinement.gate.clear()
 

@@ -1,4 +1,4 @@
-"""The decoder's thread with a GPU that is not there: how long batches take it, what it captures, where samples lie."""
+"""The decoder's thread on a fake GPU: batch durations, captured graphs, and memory of samples."""
 
 from collections.abc import Callable
 from ctypes import string_at

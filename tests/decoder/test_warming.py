@@ -1,4 +1,4 @@
-"""What a decoder does before its first chunk."""
+"""The decoder's warm-up before its first chunk."""
 
 from collections import Counter
 
@@ -38,7 +38,7 @@ def test_an_utterance_afterwards_sounds_as_ever(make: type[Codec]) -> None:
 
 
 class Capturing(HostLauncher):
-    """A launcher with graphs that notes what it is to capture and to decode."""
+    """Launcher with graphs that records requested captures and decodes."""
 
     has_graphs = True
 

@@ -56,7 +56,7 @@ def frames(*values: int) -> np.ndarray:
 
 
 def expected_pcm(codes: np.ndarray) -> np.ndarray:
-    """What FakeCodec promises, one frame at a time."""
+    """Return FakeCodec's samples, computed one frame at a time."""
     code, total, samples = codes[0].astype(float), 0.0, []
     for t in range(len(code)):
         before, after = code[t - 1] if t > 0 else 0.0, code[t + 1] if t + 1 < len(code) else 0.0
@@ -70,7 +70,7 @@ def joined(replies: list[RecordedReply]) -> np.ndarray:
 
 
 def pile_up(worker: DecoderWorker, codec: FakeCodec) -> RecordedReply:
-    """Keep the worker busy, so that what is pushed next waits; opening `codec.gate` ends it."""
+    """Keep the worker busy, so that later pushes wait until `codec.gate` opens."""
     codec.gate.clear()
     reply = push(worker, "plug", 0, frames(1, 1, 1, 1, 1, 1), is_final=True)
     while worker.stats()["waiting_chunks"]:
@@ -146,7 +146,7 @@ def test_ten_minutes_in_one_stream_are_exact_and_take_no_more_memory() -> None:
 
 
 def resident_mb() -> float:
-    """What this process holds of the machine's memory."""
+    """Return the resident memory of this process in MiB."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
@@ -193,7 +193,7 @@ def test_whole_utterances_are_answered_one_by_one(codec: FakeCodec, monkeypatch:
 def test_nothing_is_decoded_for_a_caller_who_has_left_while_others_were_heard(
     codec: FakeCodec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It has been taken in, and waits for one that was there before."""
+    """Its chunk has been accepted and waits for an earlier one."""
     decode, replies = codec.decode, list[RecordedReply]()
 
     def leave(window: Window) -> tuple[torch.Tensor, torch.Tensor]:
@@ -336,7 +336,7 @@ def test_nobody_waits_for_ever_when_the_thread_dies(codec: FakeCodec, monkeypatc
 
 
 def failing(times: int, otherwise: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that raises so many times, and from then on does what `otherwise` does."""
+    """Return a function that raises `times` times and then calls `otherwise`."""
     left = iter(range(times))
 
     def call(*arguments: Any) -> Any:

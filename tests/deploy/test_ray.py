@@ -1,4 +1,4 @@
-"""deploy/ray/, without Ray: who is chosen and leased, when servers are added, and the server that a replica owns."""
+"""deploy/ray/ without Ray: selection and leases, scaling, and the server that a replica owns."""
 
 import asyncio
 import gc
@@ -108,11 +108,11 @@ REQUEST = ContextVar[str]("REQUEST")
 
 
 class Lost(Exception):
-    """What Ray raises."""
+    """Error that Ray raises for a lost replica."""
 
 
 class Responses:
-    """Of Ray's: says who was asked, or nothing, or fails; then nothing more, unless it is lost."""
+    """Fake of Ray's response stream: the replica's name, nothing, or a failure, and no more until it is lost."""
 
     def __init__(self, name: str, kind: str, deployment: "Deployment") -> None:
         self.name, self._kind, self._deployment = name, kind, deployment
@@ -140,7 +140,7 @@ class Responses:
 
 
 class Deployment:
-    """A deployment's handle. Replicas by what they are; who has refused or is silent is asked after the others."""
+    """Fake deployment handle with replicas by kind; replicas that refused or are silent are tried last."""
 
     def __init__(self, **kinds: str) -> None:
         self.kinds, self.lease = kinds, self

@@ -10,7 +10,7 @@ from stretto.engine.launch import PROCESS_METHOD
 
 @contextmanager
 def forked_processes() -> Iterator[None]:
-    """What vLLM starts is forked from this process, as the language model's stub has it: none imports vLLM again."""
+    """Make vLLM fork its processes from this one, as in the language model's stub, so that none imports vLLM again."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(PROCESS_METHOD, "fork")
         yield

@@ -1,4 +1,4 @@
-"""The engine of these tests: `stretto.testing`'s, with what was imported set aside from garbage collection."""
+"""`stretto.testing`'s engine, with imported objects set aside from garbage collection."""
 
 from typing import Any
 

@@ -45,10 +45,12 @@ class Limits:
 
 @dataclass(frozen=True)
 class Client:
-    """One request: prompt number `prompt`, sent `gap` steps after the one before it.
+    """One request: prompt number `prompt`, sent `gap` steps after the previous one.
 
-    leaves_after: steps until the client goes away, None if it stays; leaves_late: it does so while a step runs.
-    reads_every: steps between two looks at what has come.
+    Attributes:
+        leaves_after: Number of steps until the client disconnects, or None if it stays.
+        leaves_late: True if the client disconnects while a step runs.
+        reads_every: Number of steps between two reads of the client.
     """
 
     prompt: int
@@ -60,7 +62,7 @@ class Client:
 
 @dataclass(frozen=True)
 class History:
-    """What happens to one engine, from empty to empty."""
+    """Sequence of events in one engine, which is empty at its start and at its end."""
 
     limits: Limits
     clients: tuple[Client, ...]

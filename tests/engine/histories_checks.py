@@ -1,4 +1,4 @@
-"""What must hold after every step, whatever the history."""
+"""Invariants that hold after every step of any history."""
 
 from collections import Counter
 from functools import partial
@@ -102,10 +102,11 @@ def check_blocks(engine: Engine, num_taken: int) -> None:
 
 
 def bursts_of(engine: Engine, output: SchedulerOutput) -> Counter[str]:
-    """What becomes of rows said in bursts in the step that `output` asks for.
+    """Count special cases of multi-token steps in the step that `output` schedules.
 
-    preempted bursts: replies that had said some, preempted before and read again from here on. bursts in parts: steps
-    that read the first rows of one and leave its others to the next.
+    Counted as "preempted bursts": replies that had generated multi-token steps, were preempted, and are now recomputed.
+    Counted as "bursts in parts": steps that compute the first rows of a multi-token step and leave the rest to the
+    next.
     """
     scheduler, seen = engine.scheduler, Counter[str]()
     joining = {data.req_id for data in output.scheduled_new_reqs}
@@ -120,5 +121,5 @@ def bursts_of(engine: Engine, output: SchedulerOutput) -> Counter[str]:
 
 
 def _is_extra(schedule: BurstSchedule, index: int) -> bool:
-    """Whether row `index` of a reply is one that follows the main model's in a burst."""
+    """Return True if row `index` of a reply follows the main model's row in a multi-token step."""
     return schedule.next_step(index) != index

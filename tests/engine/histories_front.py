@@ -1,4 +1,4 @@
-"""What stands between the engine core and its clients: vLLM's own front end, without its event loop."""
+"""Front end between the engine core and its clients: vLLM's own, without its event loop."""
 
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
@@ -21,7 +21,7 @@ class Reader:
         self.num_merged = 0
 
     def look(self) -> bool:
-        """Take what has come; whether that was the last of it."""
+        """Read pending output; return True if the reply is complete."""
         output = self.collector.get_nowait()
         if output is None:
             return False
@@ -67,15 +67,15 @@ class FrontEnd:
         return Reader(self.rules, collector)
 
     def abort(self, request_id: str) -> bool:
-        """The client has gone; whether the engine core must be told."""
+        """Disconnect the client; return True if the engine core must be notified."""
         return bool(self.processor.abort_requests([request_id], internal=True))
 
     def take(self, outputs: dict[int, EngineCoreOutputs] | None) -> None:
-        """What a step gave."""
+        """Process the outputs of a step."""
         for core_outputs in (outputs or {}).values():
             done = self.processor.process_outputs(core_outputs.outputs)
             assert not done.reqs_to_abort
 
     def is_empty(self) -> bool:
-        """Whether no request left anything behind."""
+        """Return True if no state of any request is left."""
         return not self.processor.request_states and not self.processor.external_req_ids

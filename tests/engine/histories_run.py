@@ -48,7 +48,7 @@ class Expected:
 
 
 class Moods:
-    """What stands for the load of steps, which goes by the clock: from time to time halves go, or one comes back."""
+    """Replacement for `StepLoad`, which depends on the clock: at times drops unconditional requests or restores one."""
 
     def __init__(self, seed: int | None):
         self._random = None if seed is None else np.random.default_rng(seed)
@@ -59,9 +59,10 @@ class Moods:
 
 
 class Stage:
-    """One family's random checkpoint, the engines that serve it, and the reference's replies.
+    """A family's random checkpoint, the engines that serve it, and the reference's replies.
 
-    Of two layers: with one, keys and values would be those of ids alone, whatever attention did to the rows before.
+    The checkpoint has two layers. In a model of one layer, keys and values would depend on token ids alone, so that
+    errors of attention would not propagate.
     """
 
     def __init__(self, folder: Path, name: str):
@@ -239,7 +240,7 @@ class _Play:
         seen["preempted pairs"] += was_preempted and is_guided
 
     def _count(self, prompt: Prompt, num_frames: int, changes: list[tuple[int, bool]]) -> int:
-        """The guided ones among `num_frames` frames, as the policy and the `changes` that were told say."""
+        """Return the number of guided frames among `num_frames` frames, by the policy and the reported `changes`."""
         if prompt.sampling.guidance_scale == 1.0:
             assert not changes
             return 0

@@ -20,7 +20,7 @@ _KEPT = {id(each) for each in (tl.int32, tl.int64, tl.uint32, tl.float32)}  # wh
 
 
 class _Launch:
-    """What the interpreter restores when a launch has ended."""
+    """Patches that the interpreter undoes after a launch."""
 
     def restore(self) -> None:
         while _patched:
@@ -55,9 +55,11 @@ def _promote_unlike(self: TritonSemantic, lhs: Any, rhs: Any, *args: Any, **kwar
 
 
 def make_interpreter_quick() -> None:
-    """Patch the language once a launch for each module, not at each call of a function; look no type up twice; leave
-    out what tells an integer's overflow, which is worked out at each addition and then dropped, as nothing debugs; work
-    out no shape of a scalar, nor the common type of two scalars of one."""
+    """Speed up Triton's interpreter.
+
+    Patches the language once per module and launch instead of at each function call, and caches types. Drops the check
+    for integer overflow, whose result is only used when debugging. Skips shape and type promotion of equal scalars.
+    """
     options = interpreter.interpreter_builder.options
     assert not options.debug
     interpreter.interpreter_builder.options = replace(options, sanitize_overflow=False)

@@ -1,4 +1,4 @@
-"""What an engine draws from, as it computes it."""
+"""Recorder of the logits from which an engine samples."""
 
 from collections.abc import Callable
 from typing import Any

@@ -67,7 +67,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
         patch.setattr(torch.Tensor, method, asked)
 
     def watch_pinning() -> None:
-        """What does not lie in one piece is copied through memory that is not pinned, and the host may wait."""
+        """Record copies of non-contiguous tensors, which pass through unpinned memory and may block the host."""
         inner = torch.Tensor.pin_memory
 
         def pinned(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:

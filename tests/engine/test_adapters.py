@@ -89,7 +89,7 @@ def test_one_batch_mixes_adapters(adapted: Adapted) -> None:
 
 @pytest.mark.nightly
 def test_a_depth_transformer_is_that_of_the_checkpoint(tmp_path: Path) -> None:
-    """Whose layers have the names of the backbone's, and read other rows."""
+    """Adapters leave the depth transformer alone, although its layers have the names of the backbone's."""
     model = csm.make_model()
     checkpoint, family, reference = csm.convert(tmp_path, model)
     prompt = make_turns(family, 1)

@@ -1,4 +1,4 @@
-"""What can never run is refused, and the refusal says why, with numbers."""
+"""Admission: requests that can never run are refused, with the reason and its numbers."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -38,7 +38,7 @@ def test_a_good_prompt_passes_unchanged() -> None:
 
 @pytest.mark.parametrize("num_engines", [1, 2, 4])
 def test_a_request_has_the_blocks_of_one_engine(num_engines: int) -> None:
-    """vLLM says how many all of them have."""
+    """vLLM reports the number of blocks of all engines together."""
     config = SimpleNamespace(
         cache_config=SimpleNamespace(num_gpu_blocks=25 * num_engines, block_size=32),
         parallel_config=SimpleNamespace(data_parallel_size=num_engines),

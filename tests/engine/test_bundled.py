@@ -37,7 +37,7 @@ def speak(text: str, voice: str, seed: int, guidance_scale: float) -> Prompt:
 
 
 def listen(codes: np.ndarray) -> Prompt:
-    """A prompt that hears `codes` [7, T]."""
+    """Return a prompt with audio input `codes` [7, T]."""
     num_frames = codes.shape[1]
     rows = np.zeros((num_frames + 3, TINY.layout.num_input_streams), np.int32)
     rows[[0, 1, -1], 0] = ASR, BEGIN_AUDIO, BEGIN_TEXT

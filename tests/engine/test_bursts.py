@@ -1,4 +1,4 @@
-"""Several rows a step, without a module behind them: as few steps as the schedule says, and the same replies."""
+"""Multi-token steps without MTP modules: the scheduled number of steps, and equal replies."""
 
 from collections.abc import Iterator
 from dataclasses import replace

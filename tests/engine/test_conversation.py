@@ -1,4 +1,4 @@
-"""A conversation's next turn reads from the prefix cache what the turn before has said, on all its streams."""
+"""Later turns of a conversation read the previous turn, on all its streams, from the prefix cache."""
 
 import json
 from pathlib import Path

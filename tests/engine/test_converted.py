@@ -1,4 +1,4 @@
-"""A release, converted and served, replies what its own file says: ids of all streams, drawn and greedy alike."""
+"""Converted releases reply as their original file: ids of all streams, sampled and greedy."""
 
 import json
 from dataclasses import replace

@@ -129,7 +129,7 @@ def test_a_frame_is_read_on_the_cpu_as_by_the_modules_and_each_row_as_if_it_were
 
 
 def ended(folder: Path, prompt: Prompt, num_end_codebooks: int) -> list[list[int]]:
-    """The frames of a reply, where zeros in so many codebooks end it."""
+    """Return the frames of a reply that ends at zeros in this number of codebooks."""
     config = json.loads((folder / "config.json").read_text())
     config["speech_vocabulary"]["num_end_codebooks"] = num_end_codebooks
     (folder / "config.json").write_text(json.dumps(config))

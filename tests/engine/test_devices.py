@@ -1,7 +1,7 @@
-"""Everything that a step works on lies on the device: a step is made on a GPU that is not there, its numbers left out.
+"""All tensors of a step are on the device.
 
-torch's device `meta` stands for it: tensors there have shapes and types and no numbers. An operator whose tensors lie
-on two devices, and one that asks for a number, is an error, as it is, or costs a wait, on a GPU.
+The steps run on torch's device `meta`, whose tensors have shapes and types but no numbers. Operators whose tensors are
+on two devices, and operators that need a number, raise; on a GPU they would raise or block the host.
 """
 
 import json
@@ -85,7 +85,7 @@ class OnTheDevice:
 
 
 class Nowhere:
-    """What the host knows where replies stand: nothing."""
+    """Host-side positions of replies, all unknown."""
 
     is_exact = False
 
@@ -226,7 +226,7 @@ def test_nothing_in_a_step_is_mixed_with_what_lies_in_host_memory(
 
 
 class BlocksOnTheDevice:
-    """Stands for what attention layers of modules are told: their block tables are vLLM's, its kernels find them."""
+    """Fake attention metadata of MTP modules: block tables are vLLM's and are looked up by its kernels."""
 
     max_captured_rows, max_length = 1 << 20, 512
 

@@ -1,4 +1,4 @@
-"""Guidance that ends early or comes and goes: every row is exactly guided or exactly unguided, as is told."""
+"""Guidance that ends early or is adaptive: each row is exactly guided or exactly unguided, as reported."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -33,7 +33,7 @@ def speaking(checkpoint: Checkpoint, count: int, **changes: object) -> dict[str,
 
 
 def check_changes(checkpoint: Checkpoint, prompt: Prompt, answer: Answer) -> None:
-    """What is told of guidance that ends early is what the clock says."""
+    """Check the report on guidance that ends early against the number of frames."""
     rows = [index for index, row in enumerate(answer.rows) if row[0] in checkpoint.family.layout.audio[0]]
     limit = math.ceil(prompt.sampling.guided_until_s * checkpoint.family.frame_rate - 1e-6)
     frames = num_frames(checkpoint.family, answer.rows)
@@ -70,7 +70,7 @@ def test_a_half_that_is_done_leaves_its_blocks_and_its_slot(checkpoint: Checkpoi
 
 
 class Load:
-    """The scheduler's clock: every step takes as long as `step_s` says for its number."""
+    """Clock of the scheduler: step n takes `step_s(n)` seconds."""
 
     def __init__(self, running: Engine, step_s: Callable[[int], float]):
         self.now, self.engine, self.step_s = 0.0, running, step_s
@@ -92,7 +92,7 @@ def long_speech(checkpoint: Checkpoint, index: int, **changes: object) -> Prompt
 
 
 def check_adaptive(checkpoint: Checkpoint, prompt: Prompt, answer: Answer, max_model_len: int) -> None:
-    """The reply is the reference's with guidance on and off at the frames that were told."""
+    """Check that the reply is the reference's with guidance switched at the reported frames."""
     first = next(i for i, row in enumerate(answer.rows) if row[0] in checkpoint.family.layout.audio[0])
     changes = [(index - first, is_guided) for index, is_guided in answer.changes]
     assert [is_guided for _, is_guided in changes] == [index % 2 == 1 for index in range(len(changes))]

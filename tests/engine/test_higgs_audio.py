@@ -33,7 +33,7 @@ ARRIVALS = {"r1": 2, "r2": 5, "r3": 6, "r4": 11, "r5": 11}
 
 
 def make_prompt(family: Family, index: int, scale: float = 1.0, **changes: object) -> Prompt:
-    """Words, with how words were said between them in every other one; a row of begins at the end."""
+    """Return a prompt of words, with audio between them in every second prompt, and the row that begins audio last."""
     random, layout = np.random.default_rng(index), family.layout
 
     def words(number: int) -> np.ndarray:
@@ -117,7 +117,7 @@ def test_replies_side_by_side_are_those_of_each_alone(release: Release, expected
 @pytest.mark.nightly
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 def test_replies_go_on_behind_a_preemption(release: Release, expected: Replies, is_async: bool) -> None:
-    """Where it is tight, in chunks of prompts; of both one through a compiler, which on a GPU traces the layers."""
+    """Little memory and prompts in chunks, with and without the compiler that traces the layers on a GPU."""
     traced = {"enforce_eager": False, "compilation_config": {"mode": 2, "backend": "eager", "cudagraph_mode": "NONE"}}
     engine = Engine(release[0], async_scheduling=is_async, **TIGHT, **(traced if is_async else {}))
     try:

@@ -98,7 +98,7 @@ def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def is_seen(stage: Stage, what: str, seen: Counter[str]) -> bool:
-    """Whether histories had `what`, or nothing of a kind that the family knows."""
+    """Return True if histories contained `what`, or did not if the family cannot have it."""
     return (seen[what] > 0) == (what not in OF_BURSTS or stage.family.bursts is not None)
 
 

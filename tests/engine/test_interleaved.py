@@ -1,4 +1,4 @@
-"""A reply of text and codes in one stream, on its way out: what a client is told, in whatever pieces the rows come."""
+"""Output of replies with text and codes in one stream, for rows that arrive in any grouping."""
 
 import re
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What vLLM is started with, and what is refused before anything is started."""
+"""vLLM's start arguments, and configurations that are refused before anything is started."""
 
 from pathlib import Path
 

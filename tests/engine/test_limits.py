@@ -1,4 +1,4 @@
-"""Where a limit ends a segment, the reply still ends in order: markers, drain, last code, end of reply."""
+"""Segments that a limit ends are still closed in order: markers, drain, last code, end of reply."""
 
 from collections.abc import Iterator
 from dataclasses import replace

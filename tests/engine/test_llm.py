@@ -229,7 +229,7 @@ async def test_a_reader_who_leaves_frees_the_engine(llm: SpeechLLM, reference: R
     before = llm.stats()["finished_total"]
 
     async def leave(after: int) -> bool:
-        """Whether chunk `after` was not the last: how many there are is a matter of the clock."""
+        """Return True if chunk `after` was not the last; the number of chunks depends on the clock."""
         async with aclosing(llm.generate(prompt)) as chunks:
             async for chunk in chunks:
                 if chunk.chunk.index >= after:

@@ -27,7 +27,7 @@ NARROW = {"max_num_seqs": 5, "max_num_batched_tokens": 64}
 
 
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tables stay in host memory, but the step treats them as a device's, and pins what it copies there."""
+    """Keep the tables in host memory, but pin copies to the device."""
 
     def pinning(device: torch.device) -> DeviceArrays:
         arrays = DeviceArrays(device)

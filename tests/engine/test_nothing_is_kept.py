@@ -1,4 +1,4 @@
-"""What requests leave behind in the engine's process: nothing of any of them, and few products prepared."""
+"""Memory that ended requests leave in the engine's process: no references, and few cached products."""
 
 import gc
 from collections import Counter, deque
@@ -67,7 +67,7 @@ def run(engine: Engine, first: int, count: int) -> None:
 
 
 def kept_ids() -> list[str]:
-    """What contains the id of a request, anywhere in this process, whatever its generation."""
+    """Return all containers in this process, of any generation, that contain a request's id."""
     heap.take_back()
     found = []
     for container in gc.get_objects():

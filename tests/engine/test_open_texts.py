@@ -41,7 +41,7 @@ def prompt(index: int) -> Prompt:
 
 @dataclass
 class Writer:
-    """Sends the words of a prompt's text in pieces, a piece when `paces` says: steps from one to the next."""
+    """Sender of a prompt's text in pieces; `paces` gives the number of steps between two pieces."""
 
     engine: Engine
     name: str

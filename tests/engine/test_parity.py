@@ -37,7 +37,7 @@ TIGHT = {"max_num_batched_tokens": 48, "max_num_seqs": 4, "max_model_len": 160, 
 
 
 class Checkpoint:
-    """A random checkpoint and the reference's replies to what it has been asked."""
+    """A random checkpoint and the reference's cached replies."""
 
     def __init__(self, folder: Path, name: str):
         self.family: Family = {**FAMILIES, "learned_pads": LEARNED_PADS, "three_rows": THREE_ROWS}[name]
@@ -285,7 +285,7 @@ def test_the_unconditional_halves_share_their_context(checkpoint: Checkpoint, ro
 def test_with_interpreted_kernels_the_replies_are_the_same(
     checkpoint: Checkpoint, roomy: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The code path of a GPU: Triton kernels, vLLM's and ours, interpreted, in the place of their twins."""
+    """Run a GPU's code path: Triton kernels of vLLM and of this project, interpreted."""
     monkeypatch.setattr(
         sampler, "draw", lambda logits, ids, keys, params, plan: draw_on_device(logits, ids, keys, params)
     )

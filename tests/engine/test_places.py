@@ -1,4 +1,4 @@
-"""Who is let in: so many sequences as run, and a bounded number that wait; a guided reply has two."""
+"""Slots for requests: a limit for running and one for waiting requests; a guided reply takes two."""
 
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -11,7 +11,7 @@ from stretto.errors import NoCapacity
 
 
 class Engine:
-    """What the engine has in work, and how many of that wait for words."""
+    """Unfinished requests, and how many of them are blocked (waiting for text)."""
 
     def __init__(self) -> None:
         self.unfinished: set[str] = set()

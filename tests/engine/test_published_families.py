@@ -36,9 +36,10 @@ REPORT = Report("stop", 1, 1, 1, 1, 1.0, 0, 0.0, None, 1.0)
 
 
 class Checkpoint:
-    """A small random checkpoint and the reference's replies to what it has been asked.
+    """A small random checkpoint and the reference's cached replies.
 
-    lead: the smallest lead of any decision of the reference's over its runner-up.
+    Attributes:
+        lead: Smallest margin of any of the reference's decisions over its runner-up.
     """
 
     def __init__(self, folder: Path, name: str):
@@ -195,7 +196,7 @@ def test_limits_end_replies_in_order_and_what_frames_there_are_leave(checkpoint:
 
 
 class RecordedLogits:
-    """What the heads of an engine gave, step by step: the token ids of each stream and their logits."""
+    """Logits of an engine's heads by step: token ids of each stream and their logits."""
 
     def __init__(self, heads: StreamHeads, patch: pytest.MonkeyPatch):
         self.steps: list[list[tuple[torch.Tensor, torch.Tensor]]] = []

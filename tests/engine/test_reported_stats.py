@@ -1,4 +1,4 @@
-"""The scheduler's stats follow what it does."""
+"""The scheduler's reported statistics."""
 
 from collections.abc import Iterator
 

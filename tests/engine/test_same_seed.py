@@ -1,4 +1,4 @@
-"""A seed says everything: the same codes on every stream alone, in a batch, preempted, restarted, in step or ahead."""
+"""Equal seeds give equal codes on every stream: alone, batched, preempted, restarted, either scheduler."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

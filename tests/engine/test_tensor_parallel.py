@@ -57,7 +57,7 @@ def model_state(worker: Any) -> Any:
 
 
 def digest(worker: Any) -> str:
-    """A rank's slots: states, limits, scripts, codes, and who is whose partner."""
+    """Return a hash of a rank's slots: states, limits, alignment pointers, codes and partners."""
     slots = model_state(worker).slots
     tables = (slots.tables.state, slots.tables.limits, slots.tables.script, slots.tables.codes)
     seen = hashlib.sha256(repr((slots.slot_of, slots.partner.tolist())).encode())
@@ -103,7 +103,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="module")
 def alone(case: tuple[Family, Path, bool]) -> dict[str, Answer]:
-    """What one worker answers."""
+    """Return the answers of a single worker."""
     family, folder, is_async = case
     engine = Engine(folder, async_scheduling=is_async, **limits(family))
     answers = engine.run(prompts_of(family))

@@ -1,4 +1,4 @@
-"""What is written of a text reaches the engine in order, once it has the reply, and never without an end."""
+"""Streamed text reaches the engine in order, after the reply has started, and always with an end."""
 
 import asyncio
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.asyncio
 
 
 class FakeEngine:
-    """What stands for vLLM's: which replies it knows, and what it was told."""
+    """Fake vLLM engine that records known replies and the text updates sent to it."""
 
     def __init__(self) -> None:
         self.output_processor = SimpleNamespace(external_req_ids={"r": ["r-1"]})

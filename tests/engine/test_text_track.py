@@ -20,7 +20,7 @@ FAMILIES = {"sync": TRACKED, "async": HIDDEN_TRACK}
 
 @pytest.fixture(scope="module", params=list(FAMILIES))
 def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Engine, Family]]:
-    """An engine with little room, whose prompts are cut and whose replies give way."""
+    """An engine with little memory: prompts are chunked and replies preempted."""
     family = FAMILIES[request.param]
     folder = tmp_path_factory.mktemp("checkpoint")
     write_checkpoint(folder, family, family.name, hidden=64, layers=2)
@@ -44,7 +44,7 @@ def test_every_reply_is_the_reference_s(both: tuple[Engine, Family]) -> None:
 
 
 def test_another_text_makes_another_reply(both: tuple[Engine, Family]) -> None:
-    """From the row behind the one that differs; and what it differs in is in the hash of the blocks."""
+    """Replies differ after the first differing row, and block hashes include the text."""
     engine, family = both
     first = make_prompts(family, 10)["r7"]
     other = replace(first, track=(*first.track[:2], 20 + first.track[2] % 3, *first.track[3:]))

@@ -1,4 +1,4 @@
-"""Unconditional halves take their tokens by a way of their own, and nothing tells it from vLLM's."""
+"""Unconditional requests receive their tokens through a path of their own, with vLLM's results."""
 
 from collections.abc import Iterator
 

@@ -61,7 +61,10 @@ def test_every_chunk_names_the_voice_of_the_codec() -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_frames_that_are_no_codes_are_left_out_where_the_family_leaves_them_out(size: int) -> None:
-    """Of Chatterbox, in chunks of any size, the last of them too; a change of guidance lies where it is heard."""
+    """Chatterbox in chunks of any size, the last one included.
+
+    A change of guidance is reported at its audible frame.
+    """
     family = chatterbox(ChatterboxVocabulary())
     start, speech = ChatterboxVocabulary().start, family.layout.audio[0]
     ids = [5, start, 6, 6560, start, start + 2, start, start + 2, 7, start]
@@ -102,7 +105,7 @@ def test_a_reply_that_goes_on_from_a_reference_tells_its_frames_first() -> None:
 
 
 def reply(num_frames: int | None = None) -> tuple[list[list[int]], np.ndarray]:
-    """The rows of a reply that says SPOKEN, three frames to each entry, and its codes [7, T]."""
+    """Return the rows of a reply that speaks SPOKEN, three frames per entry, and its codes [7, T]."""
     text = [FIRST_CHARACTER if name == "_" else FIRST_PHONEME + PHONEMES.index(name) for name in SPOKEN]
     rows = [[token] + [PAD] * 7 for token in [*text, END_OF_TEXT, BEGIN_AUDIO]]
     entries = [token - FIRST_PHONEME for token in text if token >= FIRST_PHONEME]
@@ -116,7 +119,7 @@ def reply(num_frames: int | None = None) -> tuple[list[list[int]], np.ndarray]:
 
 
 def parted(rows: list[list[int]], together: int = 1, changes: dict[int, int] | None = None) -> list[np.ndarray]:
-    """Rows as they leave the engine, so many `together`; `changes` are marks by row."""
+    """Return rows as they leave the engine, in groups of `together`; `changes` are marks by row."""
     marked = np.array([[(changes or {}).get(index, NO_CHANGE), *row] for index, row in enumerate(rows)])
     return np.split(marked, range(together, len(rows), together))
 

@@ -61,7 +61,7 @@ def test_the_fixture_is_no_accident() -> None:
 
 
 def test_codes_are_the_authors(engine: Engine, prompts: dict[str, Prompt]) -> None:
-    """Side by side, and again where the prefix cache holds the prompts; a limit ends a reply where it stands."""
+    """Batched, then again with prompts from the prefix cache; a limit ends a reply early."""
     sampling = prompts["r0"].sampling
     cut = replace(prompts["r0"], sampling=replace(sampling, audio=replace(sampling.audio, max_rows=4)))
     for arrivals in (ARRIVALS, {}):

@@ -43,7 +43,7 @@ def engine(checkpoint: Path, **engine_args: object) -> Iterator[Engine]:
 
 
 def check(reply: dict[str, Any], answer: Answer, ends: tuple[int, ...]) -> None:
-    """Up to the first end, whichever it is, the reply is the authors'; the row that closes it says so."""
+    """Check that the reply is the authors' up to the first end token of either kind, and ends with an end token."""
     ids = reply["ids"]
     size = next((at for at, token in enumerate(ids) if token in ends), len(ids))
     assert [row[0] for row in answer.rows] == [*ids[:size], ends[0]]
@@ -51,7 +51,7 @@ def check(reply: dict[str, Any], answer: Answer, ends: tuple[int, ...]) -> None:
 
 
 def test_greedy_replies_are_the_authors_in_one_batch(checkpoint: Path) -> None:
-    """On all published schedules and others at once, penalized by what prompt and reply have said, and not."""
+    """All published schedules and others in one batch, with and without a penalty on prompt and reply."""
     ends = family_at(checkpoint).drawn_ends
     with engine(checkpoint, async_scheduling=True) as running:
         answers = running.run({f"r{at}": prompt_of(reply) for at, reply in enumerate(REPLIES)})
@@ -62,8 +62,11 @@ def test_greedy_replies_are_the_authors_in_one_batch(checkpoint: Path) -> None:
 
 
 def test_replayed_modules_on_a_device_say_the_same(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Row by row by the kernels of a step, interpreted, and by modules captured before: what is replayed reads the rows
-    of its own step. A whole burst is penalized by what was said in it; who says a row a step says it beside."""
+    """Replay modules that were captured before: they must read the rows of the current step.
+
+    Rows are processed one by one by the interpreted kernels of a step. A whole multi-token step is penalized by its own
+    earlier rows. A reply with one row per step runs in the same batch.
+    """
     replies = [each for each in REPLIES if each["schedule"] in ("turbo", "one prefix", "vanilla")]
     replies = [{**each, "ids": each["ids"][:14]} for each in replies if each["penalty"] > 1.1]
     recorder = FakeRecorder()
@@ -83,7 +86,7 @@ def test_replayed_modules_on_a_device_say_the_same(checkpoint: Path, monkeypatch
 
 
 class CapturedAttention(ModuleAttention):
-    """As on a GPU, graphs may hold attention; on a CPU it is told anew of each step."""
+    """Attention that graphs may contain, as on a GPU; on a CPU its metadata is set at each step."""
 
     def __init__(self, *args: Any):
         super().__init__(*args)

@@ -1,4 +1,4 @@
-"""VITA-Audio-Plus in small: replies to what it hears are those of a recomputation, in chunks and preempted."""
+"""A small VITA-Audio-Plus: replies to audio input equal a recomputation, chunked and preempted."""
 
 import json
 from pathlib import Path

@@ -163,7 +163,7 @@ def test_a_pad_in_a_frame_becomes_the_first_code() -> None:
 
 @pytest.mark.parametrize("stray", [PADS[0] + 2, PADS[2] + 1, PADS[2], 0, 300])
 def test_an_id_that_no_frame_of_its_stream_may_carry_is_no_code(stray: int) -> None:
-    """Of the stream before, of the one behind, its pad, the pad of text, a word: each beside whole rows."""
+    """Ids of the previous and next stream, its pad, the text pad, and a word: each next to whole rows."""
     reply = Reply(BAGPIPER_3, BAGPIPER_3.task("speak"), HostArrays())
     whole = [PADS[0] + 3, PADS[1] + 1, PADS[2] + 4]
     for row in (whole, whole, [whole[0], stray, whole[2]]):
@@ -175,7 +175,7 @@ def test_an_id_that_no_frame_of_its_stream_may_carry_is_no_code(stray: int) -> N
 @pytest.mark.parametrize("arrays", ARRAYS, ids=["numpy", "torch"])
 @pytest.mark.parametrize("end", [EOS, EOT])
 def test_bagpiper_s_caption_ends_as_it_was_drawn_and_the_audio_s_marker_follows(arrays: Arrays, end: int) -> None:
-    """`ParallelLLM.inference` lets either be drawn, feeds it, and goes on with the next modality it was told."""
+    """`ParallelLLM.inference` samples either end, feeds it, and continues with the requested next modality."""
     reply = Reply(BAGPIPER_3, BAGPIPER_3.task("tts"), arrays)
     drawn = [PADS[0] + 1, PADS[1], PADS[2]]
     rows = [reply.write([token, *drawn[1:]]) for token in (300, end, drawn[0], drawn[0], drawn[0])]
@@ -227,10 +227,10 @@ def test_opuslm_s_pads_are_forced_and_two_rows_follow_its_end(arrays: Arrays) ->
 
 
 def as_espnet_closes(drawn: Sequence[Sequence[int]], maxlen: int = 1 << 20) -> list[list[int]]:
-    """What the loop that OpusLM was released with keeps of what it draws: `ARDelayLM.inference` in step by step words.
+    """Return the rows that OpusLM's released loop, `ARDelayLM.inference` in step by step words, keeps of `drawn`.
 
-    It sees the end in the row after it; from the next row on, streams 0 … j - 1 are pads in the j-th row after the end.
-    An end that it puts there itself, where just the rows are left in which the streams end, it sees at once.
+    It detects the end one row late. From the next row on, streams 0 … j - 1 are pads in the j-th row after the end. If
+    it sets the end itself, because only the rows are left in which the streams end, it detects that at once.
     """
     rows: list[list[int]] = []
     seen: int | None = None

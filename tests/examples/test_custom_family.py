@@ -48,7 +48,7 @@ class Environment:
         return Path(sysconfig.get_path("purelib", "venv", {"base": str(self.folder), "platbase": str(self.folder)}))
 
     def run(self, *words: str) -> str:
-        """What a command of `stretto` prints there."""
+        """Return the output of a `stretto` command in the environment."""
         line = [str(self.python), "-m", "stretto", *words]
         done = subprocess.run(line, capture_output=True, text=True, timeout=600, check=False, cwd=self.folder)
         assert done.returncode == 0, done.stderr
@@ -85,7 +85,7 @@ def codec(codec_folder: Path) -> Codec:
 
 @pytest.fixture(scope="module")
 def checkpoint(environment: Environment, codec_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `stretto convert` makes of a release."""
+    """A release, converted by `stretto convert`."""
     folder = tmp_path_factory.mktemp("orpheus")
     release = write_release(folder / "release")
     assert convert(command(release, codec_folder, folder / "converted")) == 0
@@ -224,7 +224,7 @@ def test_no_line_of_the_core_names_the_example_or_a_family_that_could_move_out()
 @pytest.mark.server
 @pytest.mark.nightly  # an environment, its commands and a server of its own
 def test_it_is_installed_converted_and_served(environment: Environment, codec_folder: Path, tmp_path: Path) -> None:
-    """From pip to sound: what the server streams is what the reference says of the checkpoint, decoded at once."""
+    """From pip to audio: the streamed audio equals the reference's codes, decoded at once."""
     assert re.search(r"family +orpheus +stretto-orpheus 0\.1\.0", environment.run("families"))
     release, checkpoint, repository = (tmp_path / name for name in ("release", "converted", "repository"))
     write_release(release)

@@ -1,4 +1,4 @@
-"""Schedules say by a row's place alone who says it, and how far modules may stay behind."""
+"""Multi-token schedules: the module of a row follows from its position, and modules may lag by a bounded number."""
 
 import pytest
 from hypothesis import given
@@ -17,7 +17,7 @@ def modes(draw: st.DrawFn) -> tuple[int, ...]:
 
 
 def expanded(mode: tuple[int, ...], num_modules: int = 10) -> str:
-    """The published way to say it: a letter a row; where there are too few modules, the model says the next row."""
+    """Return the published form, a letter per row; with too few modules, the main model generates the next row."""
     kinds, in_burst = "", 0
     for kind in letters(mode):
         in_burst = in_burst + 1 if kind == "m" and in_burst < num_modules else 0

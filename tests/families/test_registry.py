@@ -49,9 +49,9 @@ def test_the_published_intervals() -> None:
 
 
 def test_the_published_defaults_of_sampling() -> None:
-    """Of the authors' serving code for Bagpiper, of `conf/decode_general.yaml` in ESPnet for OpusLM.
+    """Bagpiper's defaults are in its authors' serving code, OpusLM's in ESPnet's `conf/decode_general.yaml`.
 
-    That file's `maxlen`, 2048, counts the eight rows in which the streams that trail end.
+    That file's `maxlen`, 2048, includes the eight rows in which delayed streams end.
     """
     bagpiper = read_family({"speech_family": "bagpiper"})
     for name in ("tts", "generate", "speak"):
@@ -70,7 +70,7 @@ def test_the_published_defaults_of_sampling() -> None:
 
 
 def test_vita_audio_s_intervals_and_defaults_are_the_published_ones() -> None:
-    """Of its tokenizer, its `generation_config.json` and its scripts, which draw greedily but where they read aloud."""
+    """From its tokenizer, its `generation_config.json` and its scripts, which sample greedily except to read aloud."""
     family = read_family({"speech_family": "vita_audio"})
     assert family.layout.audio == (range(151685, 151685 + 16384),)
     assert (family.layout.vocab_size, family.end_of_reply, family.drawn_ends) == (168072, 151645, (151645, 151643))

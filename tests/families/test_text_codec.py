@@ -1,4 +1,4 @@
-"""What text tokens say, and which words a script is made of."""
+"""Text of tokens, and the words of an alignment script."""
 
 from pathlib import Path
 

@@ -34,7 +34,7 @@ NUM_SAMPLES = 3840 + 7680 + 1920
 
 @dataclass
 class Running:
-    """A gateway and what is behind it."""
+    """A running gateway and the server that it uses."""
 
     url: str
     behind: FakeServer

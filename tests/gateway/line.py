@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Line:
-    """A WebSocket without a network: what is sent to the session, and what it says."""
+    """A WebSocket without a network: messages for the session, and the events that it sends."""
 
     def __init__(self, messages: list[str | bytes]):
         self._left = iter(messages)

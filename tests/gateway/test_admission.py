@@ -1,4 +1,4 @@
-"""Places: in order, with room for whoever comes next."""
+"""Admission: slots are given in order, and one is reserved for the next caller."""
 
 import asyncio
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ WAITS = list[float]()
 
 
 class Guest:
-    """Holds a place from when it has got one until it is told to go."""
+    """Holder of a slot from admission until it is released by the test."""
 
     def __init__(self, admission: Admission, caller: str):
         self.is_in, self._go = False, asyncio.Event()

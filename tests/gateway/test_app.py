@@ -1,4 +1,4 @@
-"""What all endpoints have in common: models, voices, batches, keys, limits, errors, health, figures, logs."""
+"""Behaviour common to all endpoints: models, voices, batches, keys, limits, errors, health, metrics, logs."""
 
 import asyncio
 import base64

@@ -1,4 +1,4 @@
-"""`stretto gateway`: what it is told, what it refuses, and how it ends."""
+"""`stretto gateway`: options, refused configurations, and exit."""
 
 import asyncio
 import signal

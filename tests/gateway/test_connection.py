@@ -1,4 +1,4 @@
-"""What callers may send before anybody knows who they are: heads without end, crowds of requests, and nothing."""
+"""Unauthenticated connections: endless headers, floods of requests, and silence."""
 
 import asyncio
 import json
@@ -42,7 +42,7 @@ Pair = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 async def connect(running: Running, data: bytes = b"", num_unread: int | None = None) -> Pair:
-    """num_unread: so many bytes or few more are taken by the client's system while it does not read."""
+    """Connect and send `data`; `num_unread` is the size of the client's receive buffer in bytes."""
     host, port = running.url.removeprefix("http://").split(":")
     made = socket.socket()
     made.setblocking(False)
@@ -55,7 +55,7 @@ async def connect(running: Running, data: bytes = b"", num_unread: int | None = 
 
 
 async def read_all(reader: asyncio.StreamReader) -> bytes:
-    """What comes until the connection is closed, or reset."""
+    """Return everything up to the end or reset of the connection."""
     read = b""
     try:
         async with asyncio.timeout(20):

@@ -1,4 +1,4 @@
-"""256 connections at once: bounds on what is made and on who waits, an answer for everybody, nothing left of them."""
+"""256 connections at once: bounded replies and queues, an answer for each, and no leftovers."""
 
 import asyncio
 import gc
@@ -37,7 +37,10 @@ class Crowd:
     refused: Counter[str] = field(default_factory=Counter)
 
     async def come(self, callers: Counter[str]) -> None:
-        """All of `callers` at once; nobody is spoken to before each is spoken for, waits or was refused."""
+        """Send the requests of all `callers` at once.
+
+        Replies start once each request is admitted, queued or refused.
+        """
         admission = self.running.app.state.gateway.admission
         self.goes_on.clear()
         self.answered, self.refused = Counter(), Counter()
@@ -70,7 +73,7 @@ def num_held() -> int:
 
 
 def left() -> Counter[type]:
-    """What there is of requests and connections, by type."""
+    """Return the number of live request and connection objects by type."""
     gc.collect()
     return Counter(type(each) for each in gc.get_objects() if isinstance(each, OF_A_REQUEST))
 

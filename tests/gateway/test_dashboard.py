@@ -38,7 +38,7 @@ def names(expression: str) -> set[str]:
 
 
 def of_the_server() -> set[str]:
-    """What the server's models declare: the fields of each METRICS, read as text."""
+    """Return the metrics that the server's models declare: the fields of each METRICS, read from source."""
     found = set[str]()
     for path in RIM.glob("*.py"):
         for node in ast.parse(path.read_text()).body:
@@ -53,7 +53,7 @@ def of_the_server() -> set[str]:
 
 
 async def of_the_gateway(start: Start) -> set[str]:
-    """What `/metrics` shows after one utterance and one transcript."""
+    """Return the metrics in `/metrics` after one utterance and one transcript."""
     running = await start()
     async with running.http() as http:
         assert (await http.post("/v1/audio/speech", json=SPEECH)).status_code == 200

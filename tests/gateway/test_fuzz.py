@@ -1,4 +1,4 @@
-"""Bodies, headers and paths that nobody should send: an answer in 4xx, and a gateway that goes on."""
+"""Invalid bodies, headers and paths: a 4xx answer, and a gateway that continues."""
 
 import asyncio
 import json
@@ -38,7 +38,7 @@ JSON = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dict
 
 
 def resolved(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
-    """A schema in the place of a reference to it."""
+    """Return the schema that a reference points to."""
     return definitions[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
 
 

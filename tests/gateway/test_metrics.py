@@ -1,4 +1,4 @@
-"""What is counted of an utterance, however it goes."""
+"""Metrics of utterances, for each way in which they end."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""`/openapi.json`: each answer, good or bad, is one of those that it tells of, and names the field that is wrong."""
+"""`/openapi.json`: each answer, valid or an error, is a documented one, and errors name the invalid field."""
 
 import asyncio
 import json
@@ -96,7 +96,7 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
 
 
 def strict(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema, by which nothing has a field of which it does not tell."""
+    """Return the schema with undocumented fields forbidden."""
     schema = deepcopy(schema)
     for each in schema["components"]["schemas"].values():
         if "properties" in each:
@@ -105,7 +105,7 @@ def strict(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def check(schema: dict[str, Any], method: str, path: str, answer: httpx.Response) -> None:
-    """The answer is one of those that the schema tells of at this path."""
+    """Check that the answer matches a response documented for this path."""
     known, status = schema["paths"][path][method]["responses"], str(answer.status_code)
     told = known.get(status) or known[f"{status[0]}XX"]
     assert answer.status_code < 500 or path == "/health/ready", answer.text
@@ -151,7 +151,7 @@ def encodable(value: Any) -> str:
 
 
 def sent(fields: dict[str, Any], record: Any, media_type: str) -> dict[str, Any]:
-    """What httpx is told, to send a record as JSON, or as a form where fields that may be files are mostly files."""
+    """Return httpx arguments for a record: JSON, or a form whose file fields are mostly files."""
     if media_type == "application/json" or not isinstance(record, dict):
         return {"content": json.dumps(record).encode(), "headers": {"content-type": media_type}}
     files = {name: FILE for name, told in fields.items() if "contentMediaType" in told and record.get(name)}

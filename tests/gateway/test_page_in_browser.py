@@ -1,4 +1,4 @@
-"""The page in a Chromium: what a person types, hears and is told."""
+"""The page in Chromium: typing, playback and messages."""
 
 import asyncio
 import base64

@@ -1,4 +1,4 @@
-"""Utterances on several servers: who speaks them, what is begun anew, and how they end where a server is lost."""
+"""Utterances on several servers: routing, restarts on another server, and the loss of a server."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -20,7 +20,7 @@ BUSY: list[Step] = [ErrorText("unavailable: a part of the server has ended; try 
 
 
 class Fleet:
-    """Servers by name, each with a script; gives the first that is not refused, and notes what it was asked."""
+    """Scripted servers by name; selects the first that is not excluded, and records the calls."""
 
     def __init__(self) -> None:
         self.servers: dict[str, str] = {}

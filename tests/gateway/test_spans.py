@@ -1,4 +1,4 @@
-"""Traces of what is answered: off unless asked for, as far as the server tells its times, in the caller's own trace."""
+"""Traces: off by default, with the server's reported times, in the caller's trace."""
 
 import asyncio
 import builtins
@@ -39,7 +39,7 @@ def test_the_parts_follow_each_other_inside_the_whole(times: Times, expected: li
 
 
 class Collector(ThreadingHTTPServer):
-    """Keeps what it is sent."""
+    """Collector that keeps the received spans."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Take)

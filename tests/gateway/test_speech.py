@@ -1,4 +1,4 @@
-"""`/v1/audio/speech` by OpenAI's own client: formats, streaming, events, what is refused and how failures end."""
+"""`/v1/audio/speech` through OpenAI's client: formats, streaming, events, refusals and failures."""
 
 import asyncio
 import base64

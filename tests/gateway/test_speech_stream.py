@@ -1,4 +1,4 @@
-"""`WS /v1/audio/speech/stream`: what is written is spoken meanwhile, within bounds, and to nobody who has left."""
+"""`WS /v1/audio/speech/stream`: speech of streamed text, limits, and clients that disconnect."""
 
 import asyncio
 import base64
@@ -70,7 +70,7 @@ class Writer:
 
 
 async def begin(opened: Any, **config: Any) -> Writer:
-    """A client that has said how it wants to hear."""
+    """Return a client that has sent its session configuration."""
     writer = Writer(opened)
     await writer.send("session.config", **{"response_format": "pcm"} | config)
     return writer
@@ -81,7 +81,7 @@ def kinds(events: list[dict[str, Any]]) -> list[str]:
 
 
 def packets(data: bytes, name: str) -> list[bytes]:
-    """What a file is made of; of Ogg without the pages around it, which have a number that is drawn."""
+    """Return the content of a file; of Ogg only its packets, because page serial numbers are random."""
     if name != "opus":
         return [data]
     with av.open(io.BytesIO(data), format="ogg") as container:

@@ -11,7 +11,7 @@ SINE = np.round(10_000 * np.sin(2 * np.pi * HZ * np.arange(2 * RATE) / RATE)).as
 
 
 def stretched(speed: float, pcm: np.ndarray, size: int, rate: int = RATE) -> list[np.ndarray]:
-    """What comes of `pcm`, `size` samples at a time; the last is the rest."""
+    """Return the output for `pcm` in parts of `size` samples; the last part is the remainder."""
     stretch = TimeStretch(speed, rate)
     parts = [stretch.stretch(pcm[begin : begin + size]) for begin in range(0, len(pcm), size)]
     return [*parts, stretch.close()]

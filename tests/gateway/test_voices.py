@@ -1,4 +1,4 @@
-"""Voices that callers bring: kept, used by their ids, forgotten, and nobody else's."""
+"""Uploaded voices: stored, used by id, deleted, and private to their owner."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ STRANGE_IDS = ("voice_", "voice_" + "A" * 32, "voice_" + "0" * 33, "..", "%2e%2e
 
 
 def cloning(*system: str) -> dict[str, Any]:
-    """A model that is told a voice in a system turn that may hold that."""
+    """Return a profile of a model whose voice is given in a system turn of these kinds."""
     tasks = [each | {"system": list(system)} if each["name"] == "tts" else each for each in PROFILE["tasks"]]
     return PROFILE | {"tasks": tasks}
 
@@ -36,7 +36,7 @@ CLONES = cloning("text", "audio")
 
 
 class Caller:
-    """Who asks a gateway, with a key or without one."""
+    """A client of the gateway, with or without a key."""
 
     def __init__(self, running: Running, key: str | None = None):
         headers = {} if key is None else {"authorization": f"Bearer {key}"}
@@ -247,7 +247,7 @@ async def test_a_voice_that_was_refused_later_is_called_voice(start: Start, tmp_
 
 
 async def test_the_model_is_left_as_soon_as_it_speaks(start: Start, tmp_path: Path) -> None:
-    """What is left of its answer would be an error."""
+    """The rest of the model's answer would be an error."""
     running = await start([Chunk(0, 640), ErrorText("failed")], CLONES, voices=tmp_path)
     await brought(running)
     assert await running.metric("gateway_active") == 0

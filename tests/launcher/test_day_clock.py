@@ -1,4 +1,4 @@
-"""Steps of the clock of the day are told from the time that passes."""
+"""Steps of the wall clock are distinguished from elapsed time."""
 
 from types import SimpleNamespace
 

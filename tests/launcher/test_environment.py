@@ -1,4 +1,4 @@
-"""What the server's environment adds to the caller's."""
+"""Environment variables that the launcher adds for the server."""
 
 import os
 import sys

@@ -26,7 +26,7 @@ def config(tmp_path: Path, *arguments: str) -> LaunchConfig:
 
 
 def answers(port: int) -> bool:
-    """Whether a gateway lives there, before long."""
+    """Return True once a gateway answers at this port."""
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         try:

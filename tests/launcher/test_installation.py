@@ -1,4 +1,4 @@
-"""A server is found or what is missing is said; its backend folder is private and complete."""
+"""Search for a server, messages about missing parts, and the private, complete backend folder."""
 
 import concurrent.futures
 import os
@@ -83,13 +83,13 @@ NEW_HELP = HELP + r"\nShared memory:\n  --allow-client-shm <boolean>\n\tDefault 
 
 @pytest.fixture
 def container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where a container has its server."""
+    """Path of a container's server."""
     monkeypatch.setattr(installation, "CONTAINER_SERVER", tmp_path / "tritonserver")
     return tmp_path / "tritonserver"
 
 
 def write_server(executable: Path, text: str) -> None:
-    """A server that tells its help as tritonserver does: on standard error, with exit code 1."""
+    """Write a server that prints this help text as tritonserver does: to standard error, with exit code 1."""
     executable.write_text(f"#!/bin/sh\nprintf '{text}' >&2\nexit 1\n")
     executable.chmod(0o755)
 

@@ -1,4 +1,4 @@
-"""What the dead leave behind is removed, what the living hold is not."""
+"""Leftovers of dead processes are removed; those of running processes stay."""
 
 import multiprocessing
 import os

@@ -1,4 +1,4 @@
-"""The file that says where a launcher listens and whether it is ready."""
+"""The launcher's pid file: its ports and its state."""
 
 import json
 import os

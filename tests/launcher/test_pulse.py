@@ -1,4 +1,4 @@
-"""A front-end process that hangs is told from one that is slow."""
+"""A front-end process that hangs is distinguished from a slow one."""
 
 import os
 import signal

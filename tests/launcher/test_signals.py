@@ -1,28 +1,24 @@
-"""Whatever the launcher is doing, a signal ends it, its processes and what it has in shared memory."""
+"""Signals that end the launcher in every state, with its processes and its shared memory."""
 
-import os
 import signal
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
 
 import pytest
 
-from tests.launcher.test_command import Launched, busy_table, hang, launch, proxies
+from tests.launcher.launched import EARLY, WAITS, Launch, Launched, busy_table, hang
 from tests.patience import PATIENCE_S
 
-__all__ = ["launch"]  # a fixture
 pytestmark = pytest.mark.slow
 
 TERM, INT, HUP = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
-Launch = Callable[..., Launched]
 
 
 def has_left_nothing(server: Launched, *numbers: signal.Signals) -> bool:
-    """Send signals, and wait for the launcher's end."""
-    running = proxies(server.process.pid)
+    """Send signals, and return True if the launcher leaves no process, shared memory or pid file."""
+    running = server.proxies()
     for number in numbers:
         server.process.send_signal(number)
     assert server.process.wait(PATIENCE_S) == 0, server.said
@@ -32,7 +28,7 @@ def has_left_nothing(server: Launched, *numbers: signal.Signals) -> bool:
 
 @pytest.mark.parametrize("number", [TERM, INT, HUP])
 def test_before_the_server_is_started(launch: Launch, monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
-    monkeypatch.setenv("EARLY", str(int(number)))
+    monkeypatch.setenv(EARLY, str(int(number)))
     server = launch()
     assert has_left_nothing(server)
     assert not (server.folder / "starts").exists()
@@ -46,11 +42,11 @@ def test_while_the_server_starts(launch: Launch, tmp_path: Path, numbers: tuple[
     assert has_left_nothing(server, *numbers)
 
 
-@pytest.mark.parametrize("numbers", [(TERM, HUP), (INT, TERM)])  # two of a kind, neither of them heard yet, are one
+@pytest.mark.parametrize("numbers", [(TERM, HUP), (INT, TERM)])  # two equal pending signals would be delivered once
 def test_while_it_serves(launch: Launch, numbers: tuple[signal.Signals, ...]) -> None:
     server = launch(0, "--drain-seconds=600")
-    server.until(lambda: "ready after" in server.said)
-    table = busy_table(int(server.said.rpartition("pid ")[2]))
+    server.until_ready()
+    table = busy_table(server.server_pid)
     assert has_left_nothing(server, *numbers)
     table.remove()
 
@@ -61,13 +57,13 @@ def test_while_a_model_is_started_again(launch: Launch, tmp_path: Path, number: 
     (tmp_path / "slow").touch()
     server = launch()
     server.until(lambda: server.state == "ready")
-    os.kill(server.stub, signal.SIGKILL)
+    server.kill_stub()
     server.until(lambda: "/load" in (tmp_path / "reloads").read_text())
     assert has_left_nothing(server, number)
 
 
 def readiness(server: Launched) -> int:
-    """The HTTP status that health checks see."""
+    """Return the HTTP status of the readiness endpoint."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{server.ports[0]}/v2/health/ready", timeout=60) as answer:
             return answer.status
@@ -75,20 +71,21 @@ def readiness(server: Launched) -> int:
         return error.code
 
 
-def test_a_stub_that_dies_again_and_again_is_started_ever_later_and_its_server_is_not_ready_meanwhile(
-    launch: Launch, tmp_path: Path
+def test_a_stub_that_keeps_dying_is_restarted_with_growing_delays_and_the_server_is_unready(
+    launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv(WAITS, "1")
     (tmp_path / "reloads").touch()
     server = launch(0, "--start-attempts=1")
     server.until(lambda: server.state == "ready")
     (tmp_path / "dies").touch()
-    os.kill(server.stub, signal.SIGKILL)
+    server.kill_stub()
     server.until(lambda: "a stub ended as soon as its model was loaded; the next start is in 1 s" in server.said)
     assert readiness(server) == HTTPStatus.SERVICE_UNAVAILABLE
     assert server.state != "ready"
     (tmp_path / "dies").unlink()
-    server.until(lambda: server.said.count("ready after") == 2)
-    (tmp_path / "dies").touch()  # soon after: what was ready for a moment is not well
-    os.kill(server.stub, signal.SIGKILL)
+    server.until_ready(2)
+    (tmp_path / "dies").touch()  # too soon to reset the delay
+    server.kill_stub()
     server.until(lambda: "the next start is in 4 s" in server.said)
     assert has_left_nothing(server, TERM)

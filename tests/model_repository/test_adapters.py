@@ -1,4 +1,4 @@
-"""Each adapter between the stand-in for Triton and a stand-in for what it drives."""
+"""Each adapter between a fake Triton module and a fake of the object that it drives."""
 
 import importlib.util
 import json
@@ -70,7 +70,7 @@ def wait(condition: Callable[[], bool]) -> None:
 
 
 class Preparing:
-    """A preprocessor that remembers where its checkpoint is, where it hears and what it was asked."""
+    """Preprocessor that records its checkpoint, its device and its requests."""
 
     def __init__(self, checkpoint: Path, device: str) -> None:
         self.checkpoint, self.device = checkpoint, device

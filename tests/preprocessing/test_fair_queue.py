@@ -1,4 +1,4 @@
-"""Who comes when."""
+"""Order of a fair queue."""
 
 import threading
 from collections import defaultdict

@@ -1,4 +1,4 @@
-"""Lanes: who waits for whom, what is refused, and what is let go."""
+"""Lanes: order of jobs, refusals, and released resources."""
 
 import threading
 import weakref

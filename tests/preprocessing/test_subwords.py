@@ -1,4 +1,4 @@
-"""Text to a family's ids, and what is no text for it."""
+"""Conversion of text to a family's ids, and text that a family refuses."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Parts of a text: what a stranger may send, and what comes of it."""
+"""Parts of a streamed text: valid and hostile ones."""
 
 import json
 import re

@@ -29,7 +29,7 @@ class Proxied:
 
 @dataclass
 class Word:
-    """What the launcher has said."""
+    """Last message of the launcher."""
 
     gate: Gate
     is_ready: Callable[[], bool]

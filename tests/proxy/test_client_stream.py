@@ -1,4 +1,4 @@
-"""What passes between a client's stream and Triton's."""
+"""Messages between a client's stream and Triton's."""
 
 import asyncio
 from typing import Any

@@ -1,4 +1,4 @@
-"""What becomes of calls while a model is started again."""
+"""Calls during the restart of a model."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -27,7 +27,7 @@ class Gated:
         self.released = asyncio.Event()  # for what begins to answer, to go on
 
     async def speak(self, text: str) -> ClientError | None:
-        """What ended a stream too early."""
+        """Return the error that ended a stream early."""
         self.heard[text] = 0
         try:
             async with SpeechClient(self.address) as client, asyncio.timeout(WAIT_S):

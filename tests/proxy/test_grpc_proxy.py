@@ -1,4 +1,4 @@
-"""What passes through to Triton, and what does not."""
+"""Calls that the proxy forwards to Triton, and calls that it refuses."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -198,7 +198,7 @@ async def test_a_model_that_is_not_there_is_never_asked_for(
 
 @pytest.fixture
 async def narrow_proxy(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Proxied]:
-    """It has room for two calls, of which one host alone may have one."""
+    """A proxy with capacity for two calls, of which one host may use one."""
     monkeypatch.setattr(grpc_proxy, "MAX_CALLS", 2)
     async for each in proxied():
         yield each

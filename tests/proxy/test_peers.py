@@ -1,4 +1,4 @@
-"""Who counts as one, and in which order they give way."""
+"""Identity of client hosts, and the order in which their calls are cancelled."""
 
 import asyncio
 import socket

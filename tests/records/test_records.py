@@ -1,4 +1,4 @@
-"""Every record: what was written comes back, and whatever else comes is a record or one clear refusal."""
+"""Records survive serialization; any other input is a valid record or one clear refusal."""
 
 import json
 from dataclasses import asdict
@@ -118,7 +118,7 @@ READERS = pytest.mark.parametrize("read", [read_envelope, read_prompt, read_opti
 
 
 def refusal(read: Any, text: bytes) -> str | None:
-    """What is said of `text`, if it is refused."""
+    """Return the error message for `text`, or None if it is accepted."""
     try:
         read(text)
     except InvalidRequest as error:

@@ -1,4 +1,4 @@
-"""What a caller may ask of the sampler in Python, where no reader of JSON has looked at the types before."""
+"""Sampling options given in Python, whose types no JSON reader has checked."""
 
 import math
 from dataclasses import replace

@@ -19,7 +19,7 @@ class ModuleContext(Context):
 
     @torch.no_grad()
     def last_hidden(self, rows: list[Row], place: int) -> torch.Tensor:
-        """The hidden state [1, H] from which the row behind `rows` is said: by the model, or by module `place` - 1."""
+        """Return the hidden state [1, H] for the row after `rows`, of the main model or of module `place` - 1."""
         return self.modules.hidden(self.embed(rows), place - 1)[None]
 
 
@@ -36,7 +36,7 @@ class ModuleReference(Reference):
 
     @classmethod
     def over(cls, modules: VitaReference, family: Family, max_model_len: int) -> "ModuleReference":
-        """What a family makes of the draws of a release that has been read."""
+        """Return the family's reference over the modules of a release that has been read."""
         made = cls.__new__(cls)
         made._take(modules, family, max_model_len)
         return made

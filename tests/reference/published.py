@@ -17,7 +17,7 @@ HEARING = (TOWER, "adaptor.continuous_audio.")
 
 
 def heard(name: str) -> str:
-    """What the reference calls a tensor of the audio tower or its adaptor."""
+    """Return the reference's name of a tensor of the audio tower or its adaptor."""
     return name.replace(TOWER, "audio_tower.").replace("adaptor.continuous_audio.", "adaptor.")
 
 

@@ -1,4 +1,4 @@
-"""The recomputing reference says what VITA-Audio's own `generate` says, on every schedule."""
+"""The recomputing reference equals VITA-Audio's own `generate` on every schedule."""
 
 import json
 from pathlib import Path

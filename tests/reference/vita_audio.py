@@ -36,16 +36,19 @@ class VitaReference:
 
     @torch.no_grad()
     def logits(self, tokens: Sequence[int], module: int, heard: Mapping[int, Tensor] = NOTHING) -> Tensor:
-        """Logits [V] of the token behind `tokens`, drawn by `module`, or by the main model where it is -1.
+        """Return logits [V] of the token after `tokens`.
 
-        heard: rows [n, H] by the place from which on they are read in the place of tokens.
+        Args:
+            tokens: Token ids of the prompt and the reply.
+            module: Index of the MTP module, or -1 for the main model.
+            heard: Embedded audio rows [n, H] by the position of the first token that they replace.
         """
         embedded = self.model.model.embed_tokens(torch.tensor(list(tokens)))
         return self.model.lm_head(self.hidden(embedded, module, heard))
 
     @torch.no_grad()
     def hidden(self, embedded: Tensor, module: int, heard: Mapping[int, Tensor] = NOTHING) -> Tensor:
-        """The hidden state [H] from which that is drawn, of `embedded` tokens [n, H]; modules do not hear."""
+        """Return the hidden state [H] for that draw, of `embedded` tokens [n, H]; modules receive no audio."""
         read = embedded.clone()
         for first, rows in heard.items():
             read[first : first + len(rows)] = rows

@@ -1,4 +1,4 @@
-"""What a reply of VITA-Audio-Plus hears, by the encoder that is held to its authors' (`test_hearing.py`)."""
+"""Audio input of VITA-Audio-Plus, by the encoder that `test_hearing.py` compares with its authors'."""
 
 from collections.abc import Mapping
 from pathlib import Path

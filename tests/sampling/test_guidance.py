@@ -1,4 +1,4 @@
-"""Guidance is what its formula says, row by row."""
+"""Guidance equals its formula, row by row."""
 
 import torch
 

@@ -20,7 +20,7 @@ def test_what_is_kept_is_as_probable_as_asked_for(min_p: float, temperature: flo
 
 
 def test_rows_that_do_not_ask_for_it_keep_all() -> None:
-    """Of greedy ones the likeliest is drawn anyway."""
+    """Greedy rows draw the most likely token anyway."""
     assert span_of(0.0, 1.0) == span_of(0.5, 0.0) == math.inf
     logits = torch.randn(2, 50)
     kept = keep_near(logits, torch.tensor([math.inf, span_of(1.0, 1.0)]))

@@ -42,13 +42,13 @@ def test_that_hangs():
 )
 def test_a_run_that_is_ended_leaves_no_process(tmp_path: Path, number: signal.Signals, workers: list[str]) -> None:
     (tmp_path / "test_starts.py").write_text(STARTS)
-    told = tmp_path / "pids"
-    os.mkfifo(told)
+    named = tmp_path / "pids"
+    os.mkfifo(named)
     command = [sys.executable, "-m", "pytest", "-p", "tests.ending", *workers, "--rootdir", tmp_path, tmp_path]
-    environment = os.environ | {"PIDS": str(told), "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PIDS": str(named), "PYTHONPATH": str(ROOT), "STRETTO_TEST_GRACE_S": "0.5"}
     output = subprocess.PIPE  # ends when the last process has: the guard and all that hold it
     with subprocess.Popen(command, env=environment, stdout=output, stderr=output) as run:
-        pids = [int(pid) for pid in told.read_text().split()]
+        pids = [int(pid) for pid in named.read_text().split()]
         assert all(read_process(pid) is not None for pid in pids)
         run.send_signal(number)
         run.communicate()

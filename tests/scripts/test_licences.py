@@ -1,4 +1,4 @@
-"""Every package of an SBOM is in the table, with what it states of its licence; one that states nothing is told."""
+"""Packages of an SBOM in the licence table, with their declared licence; missing ones are reported."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A fixture of replies is written, and then held to what is made again."""
+"""Writing a fixture of replies, and comparing it with new replies."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Where the set-up puts its environment; nothing is installed here."""
+"""Location of the environment that the set-up makes; nothing is installed here."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""`scripts/speak.sh` with stand-ins for the set-up and for `stretto`: what it calls, and from where."""
+"""`scripts/speak.sh` with fakes of the set-up and of `stretto`: its calls and their working directory."""
 
 import subprocess
 from pathlib import Path

@@ -84,7 +84,7 @@ class Stream:
         )
 
     def listen(self) -> Answer:
-        """Everything up to the final flag, or to the event that says it is the last, or to an error."""
+        """Return everything up to the final flag, the last event, or an error."""
         answer = Answer()
         try:
             while True:
@@ -104,7 +104,7 @@ class Stream:
 
 
 def as_inputs(options: str | dict[str, Any] | None, inputs: dict[str, Any]) -> dict[str, Any]:
-    """`inputs` with `options`, given as JSON or as what it says."""
+    """Return `inputs` with `options`, which are JSON or a mapping."""
     if options is None:
         return inputs
     return inputs | {"options": options if isinstance(options, str) else json.dumps(options)}

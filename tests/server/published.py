@@ -1,4 +1,4 @@
-"""What one of the published families should answer, by the slow reference over the release's own file."""
+"""Expected answers of the published families, by the slow reference over the release's own file."""
 
 import codecs
 import json
@@ -35,7 +35,7 @@ class Expected:
 
 
 class PublishedModel:
-    """A release, what the converter made of it, and what it should answer."""
+    """A release, its converted checkpoint, and the answers to expect of it."""
 
     def __init__(self, published: Published, checkpoint: Path):
         self.checkpoint, self.family = checkpoint, family_at(checkpoint)
@@ -62,7 +62,7 @@ class PublishedModel:
         return Expected(prompt.task, self._pieces(texts), codes, self._sound(codes), lead)
 
     def _pieces(self, token_ids: list[int]) -> list[str]:
-        """What each token adds to the text."""
+        """Return the text that each token adds."""
         tokenizer, begins = TextTokenizer.at(self._published.tokenizer), self.family.subwords.start
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         said = [tokenizer.bytes_of(token_id - begins) for token_id in token_ids if token_id in self.family.subwords]
@@ -86,7 +86,7 @@ def audio_start(rows: list[list[int]], family: Family, task: str) -> int | None:
 
 
 def frames(rows: list[list[int]], family: Family) -> np.ndarray:
-    """Codes [S, T] of the frames before the end of the audio; what is no code as the nearest one."""
+    """Return codes [S, T] of the frames before the end of the audio; ids that are no codes become the nearest code."""
     layout = family.layout
     end = next(index for index, row in enumerate(rows) if row[0] == family.end_of_audio)
     num_frames = end - family.tail.num_closing_rows(layout.max_delay)

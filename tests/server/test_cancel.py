@@ -15,7 +15,7 @@ ENDLESS = {"seed": 1, "max_audio_s": 9.6, "audio": {"min_rows": 239}}
 
 
 def cancel_after(server: Server, num_responses: int) -> None:
-    """Cancel a stream after so many responses, while it runs, and wait until the language model has let go."""
+    """Cancel a running stream after `num_responses` responses, and wait until the language model has released it."""
     table = server.table()
     deadline = time.monotonic() + PATIENCE_S
     for _ in range(5):

@@ -34,7 +34,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedCheckpoin
 
 
 def options_of(reply: dict[str, Any]) -> dict[str, Any]:
-    """What asks for a reply of the fixture."""
+    """Return the options that produce a reply of the fixture."""
     drawn = {name: reply[name] for name in ("temperature", "top_p", "min_p")}
     return {
         "audio": drawn | {"max_rows": RECORD["num_codes"]},

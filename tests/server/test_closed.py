@@ -1,4 +1,4 @@
-"""What a stranger may send: no request ends a process of the server, and nothing is open that should be shut."""
+"""Hostile requests: none ends a process of the server, and private interfaces are closed."""
 
 import json
 import socket

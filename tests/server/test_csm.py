@@ -1,6 +1,6 @@
 """CSM through the real server: transformers' release, converter, repository, server, client.
 
-What comes back is what transformers' own classes say of the release, greedily.
+Replies equal those of transformers' own classes for the release with greedy sampling.
 """
 
 import json

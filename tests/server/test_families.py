@@ -1,6 +1,6 @@
-"""The published families through the real server: release, converter, repository, server, client; each of their tasks.
+"""The published families through the real server: release, converter, repository, server, client, each task.
 
-What comes back is what the slow reference over the release's own file gives for the request alone.
+Replies equal those of the slow reference over the release's own file for the request alone.
 """
 
 import io
@@ -197,7 +197,7 @@ def test_bad_input_is_refused_by_its_field(served: ServedRelease) -> None:
 
 @pytest.mark.parametrize("served", ["opuslm-dialogue"], indirect=True)
 async def test_a_conversation_goes_on_with_what_was_said(served: ServedRelease) -> None:
-    """Two turns through our own client; the assistant hears the codes of its own first reply."""
+    """Two turns through our client; the model receives the codes of its own first reply."""
     turns = [turn("system", codes=VOICE), turn("user", text="how are you?")]
     options = {"seed": 5} | SPOKEN
     async with SpeechClient(f"localhost:{served.server.grpc}") as client:
@@ -214,7 +214,7 @@ async def test_a_conversation_goes_on_with_what_was_said(served: ServedRelease) 
 
 @pytest.mark.parametrize("served", ["opuslm-dialogue"], indirect=True)
 def test_the_command_line_converses(served: ServedRelease, tmp_path: Path) -> None:
-    """Two turns, a written one and a spoken one; what is printed and saved is what the release says to the turns."""
+    """Two turns, one written and one spoken; printed and saved replies are the release's."""
     np.save(tmp_path / "voice.npy", np.array(VOICE))
     np.save(tmp_path / "heard.npy", np.array(HEARD))
     options = {"seed": 5} | SPOKEN

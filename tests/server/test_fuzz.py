@@ -58,7 +58,7 @@ def batches(num_requests: int) -> Iterator[list[int]]:
 
 
 class Fuzzed:
-    """A server under such requests: what it must be after each hundred, and what was wrong so far."""
+    """A server under mutated requests, checked after each hundred, and the problems found."""
 
     def __init__(self, server: Server, seed: int) -> None:
         self._server, self._seed, self._logged = server, seed, len(server.log)
@@ -83,7 +83,7 @@ class Fuzzed:
         await asyncio.to_thread(self._look, f"{numbers[0]} to {numbers[-1]}")
 
     def _look(self, numbers: str) -> None:
-        """The reference sentence, the processes, and what they hold: as before."""
+        """Check that the reference sentence, the processes and their resources are unchanged."""
         answer = self._server.ask(SAME, text=SENTENCE)
         codes = [[event.get("codes") for event in spoken.events] for spoken in (answer, self._reference)]
         if answer.error or codes[0] != codes[1] or not np.array_equal(answer.pcm, self._reference.pcm):
@@ -99,7 +99,7 @@ class Fuzzed:
             self._held, self._rss_mb = self._look_at_figures(), self._memory()
 
     def _processes(self) -> dict[str, int]:
-        """Those that may not be started again: readers of audio are, where a file was too much for one."""
+        """Return processes that must not be restarted; audio readers may be, if a file was too large."""
         assert self._server.launcher is not None
         return served_processes(self._server.launcher.pid)
 
@@ -112,7 +112,7 @@ class Fuzzed:
         return {name: usage.rss_mb for name, usage in usages.items() if usage is not None}
 
     def finish(self) -> None:
-        """What is held in the end, memory, and what the log says."""
+        """Check resources, memory and the log at the end."""
         assert self._held is not None
         self.wrong += remains.left_over(self._held, self._look_at_figures())
         for name, rss_mb in self._memory().items():
@@ -124,7 +124,7 @@ class Fuzzed:
 
 
 def sealed_prompt(server: Server) -> dict[str, bytes]:
-    """A prompt, as whoever has the key gets one from the preprocessor."""
+    """Return a prompt from the preprocessor, as a client with the key receives it."""
     client = tritonclient.grpc.InferenceServerClient(f"localhost:{server.grpc}")
     options = json.dumps({"seed": 1, "max_audio_s": 0.24})
     inputs = [tensor("text", "a cat"), tensor("options", options)]

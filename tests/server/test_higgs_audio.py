@@ -1,6 +1,6 @@
 """Higgs Audio v2 through the real server: transformers' release, converter, repository, server, client.
 
-What comes back is what transformers' own class says of the release, greedily.
+Replies equal those of transformers' own class for the release with greedy sampling.
 """
 
 import json

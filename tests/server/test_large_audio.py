@@ -1,4 +1,4 @@
-"""Large files among small requests: nobody waits for them, and what reads them may stop or die."""
+"""Large files among small requests: they delay no request, and their reader processes may stop or die."""
 
 import io
 import os

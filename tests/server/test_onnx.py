@@ -1,4 +1,4 @@
-"""The bundled decoder, exported as docs/decoder.md says: against torch, and in the server with the bundled model."""
+"""The bundled decoder, exported as in docs/decoder.md: against torch, and in the server with the bundled model."""
 
 import shutil
 from collections.abc import Iterator
@@ -71,7 +71,7 @@ def test_a_sentence_from_the_exported_decoder_is_torchs_waveform(exported: Serve
 
 
 def maps_of_the_decoder(server: Server) -> str:
-    """What the process of the acoustic decoder has loaded."""
+    """Return the memory map of the acoustic decoder's process."""
     stubs = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
     [decoder] = [pid for pid in stubs if "acoustic_decoder" in Path(f"/proc/{pid}/cmdline").read_text()]
     return Path(f"/proc/{decoder}/maps").read_text()

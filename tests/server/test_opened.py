@@ -1,4 +1,4 @@
-"""A tritonserver without our models, for what it takes of the launcher's flags."""
+"""The launcher's flags on a tritonserver without our models."""
 
 import json
 import urllib.error
@@ -19,7 +19,7 @@ ASK_S = 30
 
 @pytest.fixture
 def http_port(tmp_path: Path) -> Iterator[int]:
-    """The port of a server that was told to open Triton's HTTP service."""
+    """Return the HTTP port of a server started with Triton's HTTP service open."""
     folder = tmp_path / "models" / "still"
     (folder / "1").mkdir(parents=True)
     (folder / "config.pbtxt").write_text(CONFIG)

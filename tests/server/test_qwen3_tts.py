@@ -1,6 +1,6 @@
 """Qwen3-TTS through the real server: the release's files, converter, repository, server, client.
 
-What comes back is what the slow reference says of the checkpoint, greedily.
+Replies equal those of the slow reference for the checkpoint with greedy sampling.
 """
 
 import asyncio
@@ -107,7 +107,7 @@ def test_a_voice_that_is_described_streams_what_the_checkpoint_says(tmp_path: Pa
 
 
 def check(served: ServedQwen3TTS, answer: Answer, expected: np.ndarray, num_reference: int) -> None:
-    """The answer is that of `expected` codes, of which so many frames are a reference that is not heard."""
+    """Check the answer against `expected` codes, of which the first `num_reference` are the inaudible reference."""
     codes = np.concatenate([np.array(event["codes"]) for event in answer.events if "codes" in event], axis=1)
     np.testing.assert_array_equal(codes, expected[:, num_reference:])
     codec = load_codec("qwen3_12hz", served.checkpoint, num_codebooks=CODEBOOKS)
@@ -125,7 +125,7 @@ def wav(pcm: np.ndarray, rate: int) -> bytes:
 
 
 def voice_of(text: str | None) -> str:
-    """A conversation that asks for words in the voice of a file, in which `text` is said."""
+    """Return a conversation that requests speech in the voice of a file whose words are `text`."""
     said = {} if text is None else {"text": text}
     return json.dumps([{"role": "system", "audio": "audio", **said}, {"role": "user", "text": "hello world"}])
 
@@ -169,7 +169,7 @@ def test_voices_side_by_side_are_those_alone(cloning: ServedQwen3TTS) -> None:
 
 
 def answer_frames(answer: Answer) -> int:
-    """How many frames were heard."""
+    """Return the number of audible frames."""
     return len(answer.pcm) // 1920
 
 

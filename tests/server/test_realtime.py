@@ -1,4 +1,4 @@
-"""The realtime API before real servers: what the bundled model hears, and a family that converses."""
+"""The realtime API on real servers: transcripts of the bundled model, and a family that converses."""
 
 import asyncio
 import base64
@@ -46,7 +46,7 @@ def talker(families: Callable[[str], ServedRelease]) -> ServedRelease:
 
 
 async def reply(caller: Caller) -> tuple[str, bytes]:
-    """The transcript and the sound of a reply; the last event tells of the whole of it."""
+    """Return the transcript and audio of a reply, from its final event."""
     await caller.send("response.create", response={"options": OPTIONS})
     events = await caller.until("response.done")
     assert events[-1].response.status in ("completed", "incomplete"), events[-1]  # by the limit in OPTIONS
@@ -95,7 +95,7 @@ async def test_who_speaks_into_a_reply_frees_the_language_model(talker: ServedRe
 
 
 async def test_what_the_model_refuses_is_told(talker: ServedRelease) -> None:
-    """Without the tokenizer of its audio this release hears no samples."""
+    """Without an audio tokenizer this release refuses audio input."""
     async with openai_client(talker.server.grpc) as client:
         await refused(client)
 

@@ -1,4 +1,4 @@
-"""Through shared memory all is heard, and said, as inline."""
+"""Input and output through shared memory equal those inline."""
 
 import asyncio
 from io import BytesIO

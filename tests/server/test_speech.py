@@ -1,4 +1,4 @@
-"""What one utterance is, from the first response to the last."""
+"""One utterance from its first response to its last."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""The server loses a stub, and is told to stop. These tests come last: they restart the server that all share."""
+"""Loss of a stub, and stop. These tests run last because they restart the shared server."""
 
 import os
 import re

@@ -1,6 +1,6 @@
 """VALL-E through the real server: a recipe's files, converter, repository, server, client.
 
-What comes back is what its authors' own code says of the same weights, greedily.
+Replies equal those of its authors' code for the same weights with greedy sampling.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""VITA-Audio-Plus through the real server: what it hears stands in the prompt as rows of SenseVoice's."""
+"""VITA-Audio-Plus through the real server: audio input is in the prompt as rows of SenseVoice features."""
 
 import json
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
-"""VITA-Audio's small releases behind a real server, and what their models should say.
+"""VITA-Audio's small releases on a real server, and the replies to expect.
 
-That is what the recomputing reference says, which has been held to the authors' `generate`.
+These are the recomputing reference's, which other tests compare with the authors' `generate`.
 """
 
 import json
@@ -36,9 +36,10 @@ Hearing = Callable[[Path, Prompt], Mapping[int, Tensor]]
 
 @dataclass(frozen=True)
 class ServedVita(ServedCheckpoint):
-    """A server, its checkpoint, and what its model should say.
+    """A server, its checkpoint, and the replies to expect.
 
-    hearing: what stands in the place of a prompt's rows, of a model that hears through an encoder.
+    Attributes:
+        hearing: Replacement for a prompt's rows, for a model with an audio encoder.
     """
 
     reference: VitaReference

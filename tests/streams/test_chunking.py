@@ -23,7 +23,7 @@ class Line:
         self._pacer = Pacer(policy, lambda: DecoderLoad(self._known_s, pace_s), lambda: self.now)
 
     def slow_down(self, latency_s: float) -> None:
-        """Chunks take longer from now on, which nobody has been told."""
+        """Make chunks take longer from now on, without notice."""
         self._latency_s = latency_s
 
     def run(self, times: list[float]) -> "Line":

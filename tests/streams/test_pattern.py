@@ -27,7 +27,7 @@ TAILS = {
 
 
 def shown(carries_drawn: bool, frame: int) -> str:
-    """What a stream that stands at `frame` is drawn with."""
+    """Return the input value of a stream at `frame`."""
     if not carries_drawn:
         return PAD
     return FRAMES[frame] if 0 <= frame < len(FRAMES) else SAMPLED

@@ -1,4 +1,4 @@
-"""What one step of the ensemble hands to the next, under a seal that tests know."""
+"""Authenticated records between steps of the ensemble, with a key known to tests."""
 
 from collections.abc import Callable
 from typing import Any
@@ -33,12 +33,12 @@ def part_inputs(part: TextPart) -> dict[str, np.ndarray]:
 
 
 def envelope_in(response: InferenceResponse) -> Envelope:
-    """What a response of the language model carries, whatever its seal."""
+    """Return the content of a language model's response, without checking its MAC."""
     return Envelope.from_json("chunk", response.array("chunk").tobytes()[TAG:])
 
 
 class NoThread(ResponseThread):
-    """Calls what it is given at once: what is handed over is sent."""
+    """Executor that calls functions immediately."""
 
     def submit(self, function: Callable[..., None], *arguments: Any) -> None:
         function(*arguments)

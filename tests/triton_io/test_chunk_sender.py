@@ -33,7 +33,7 @@ def slot(tmp_path: Path) -> FlowSlot:
 
 
 class Speaker:
-    """Yields chunks of `frames` frames, `pause_s` apart; tells whether it was closed."""
+    """Yields chunks of `frames` frames, `pause_s` apart, and records whether it was closed."""
 
     def __init__(self, num_chunks: int, frames: int = 1, pause_s: float = 0.0) -> None:
         self.num_chunks, self.frames, self.pause_s = num_chunks, frames, pause_s
@@ -212,7 +212,7 @@ async def test_a_caller_of_the_language_model_itself_who_leaves_is_noticed(slot:
 
 
 async def test_while_chunks_wait_for_their_answers_the_decoder_is_asked_after_the_client(slot: FlowSlot) -> None:
-    """A reader who has stopped holds them up, and may have left."""
+    """A client that has stopped reading blocks them, and may have disconnected."""
     sender = ResponseSender()
     looking = ChunkSender(responses_to(sender), slot, "u", replace(QUICK, look_s=0.02))
     await looking.pump(Speaker(2, frames=60).speak())
@@ -299,8 +299,10 @@ async def test_a_decoder_that_answers_nothing_ends_the_utterance(slot: FlowSlot)
 
 
 class HurriedClock:
-    """In the place of `time`: a second passes whenever it is asked; the decoder tells of its work, or does not, and
-    answers in the end."""
+    """Replacement for `time` that advances by a second at each call.
+
+    The decoder reports progress if the argument is true, and answers in the end.
+    """
 
     def __init__(self, slot: FlowSlot, tells: bool) -> None:
         self._slot, self._tells, self.now_s = slot, tells, 0.0

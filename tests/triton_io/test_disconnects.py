@@ -1,4 +1,4 @@
-"""What the models are told of clients that have left."""
+"""Client disconnects as reported to the models."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Slots in shared memory: claimed, told, released, and no file left by the dead."""
+"""Slots in shared memory: claim, acknowledgement, release, and removal of dead processes' files."""
 
 import errno
 import multiprocessing

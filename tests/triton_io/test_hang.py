@@ -1,4 +1,4 @@
-"""A thread that waits for ever is told from one that is kept waiting, whatever else the machine does."""
+"""A thread that waits forever is distinguished from one that is delayed, on any machine."""
 
 import os
 import subprocess
@@ -120,7 +120,7 @@ HAS_A_CHILD_THAT_WORKS = f"import subprocess, sys; subprocess.run([sys.executabl
 
 @pytest.fixture
 def started(request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that does what the parameter says, as one of a session that ends with the test."""
+    """A process, in a session of its own, that runs the parameter's program and ends with the test."""
     process = subprocess.Popen([sys.executable, "-c", request.param], stdout=subprocess.PIPE, start_new_session=True)
     assert process.stdout is not None
     assert process.stdout.read(1)

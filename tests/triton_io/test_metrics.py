@@ -1,4 +1,4 @@
-"""Counters grow, gauges move, unknown fields are somebody else's."""
+"""Counters grow, gauges move, and unknown fields are ignored."""
 
 from importlib.metadata import version
 

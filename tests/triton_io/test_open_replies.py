@@ -55,9 +55,9 @@ class Letters:
 
 
 async def speak(llm: SpeechLLM, given: Prompt, parts: list[str], begins_first: bool) -> tuple[list[LMChunk], list[str]]:
-    """The reply to an open text that comes in `parts`, once it has begun or before, and what was refused of it.
+    """Return the reply to an open text that arrives in `parts`, and the refused parts.
 
-    What is refused comes again without its last letter.
+    Parts are sent after the reply's start, or before. A refused part is sent again without its last letter.
     """
     sessions, refused = TextSessions(llm), list[str]()
     chunks = sessions.speak(given, "live", FLOW, Pacer(ChunkPolicy()))

@@ -24,7 +24,7 @@ SEAL = Seal(bytes(32))
 
 
 class Inputs:
-    """What a request holds: `num_bytes` of audio, or a fault."""
+    """Inputs of a request: `num_bytes` of audio, or a fault."""
 
     pcm_in = session = None
 
@@ -40,7 +40,7 @@ class Inputs:
 
 
 class Waiting:
-    """Lanes in which nothing is done until the test says so."""
+    """Lanes that run no job until the test starts it."""
 
     def __init__(self) -> None:
         self.jobs: list[tuple[int, Callable[[Any], None], Callable[[Exception], None]]] = []

@@ -130,7 +130,7 @@ def test_a_probe_is_answered_to_nobody(slot: FlowSlot, is_gone: bool) -> None:
 
 
 class Freed(ResponseSender):
-    """Frees what it could be asked as soon as it sends, and takes its time to return."""
+    """Response sender that frees its request when it sends, and returns late."""
 
     def __init__(self) -> None:
         super().__init__()

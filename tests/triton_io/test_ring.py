@@ -1,4 +1,4 @@
-"""The two ends of a ring: what the server puts in, the client takes out, and nobody overtakes the other."""
+"""The two ends of a ring: the client reads what the server writes, and neither overtakes the other."""
 
 import base64
 import os
@@ -203,7 +203,7 @@ def test_a_handle_that_cuda_rejects_is_the_client_s_error(monkeypatch: pytest.Mo
 def test_a_ring_that_is_larger_than_its_memory_is_refused_and_its_memory_let_go(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What lies beyond the memory would be another's, or nobody's: writing there ends every stream of the decoder."""
+    """A write after the end of the memory would crash the decoder and end all its streams."""
     runtime = install(monkeypatch)
     ring = Ring("cuda", SIZE)
     [buffer] = runtime.buffers.values()
@@ -251,7 +251,7 @@ def test_memory_of_a_gpu_is_not_free_while_the_server_has_it_open(monkeypatch: p
 
 
 def test_a_ring_that_is_taken_back_while_it_is_opened_is_not_opened(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client frees its memory as soon as the header says that the server has not got it."""
+    """The client frees its memory as soon as the header shows that the server does not use it."""
     runtime = install(monkeypatch)
     ring = Ring("cuda", SIZE)
     say = CudaPayload._say

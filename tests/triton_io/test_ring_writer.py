@@ -1,4 +1,4 @@
-"""Samples go into the ring in their turn; a full ring holds its own utterance's replies and nobody else's."""
+"""Samples enter the ring in order; a full ring blocks only replies of its own utterance."""
 
 import os
 import time
@@ -175,7 +175,7 @@ def test_the_last_event_says_that_the_ring_is_let_go(
 def test_samples_that_wait_for_room_are_copied_from_the_host(
     all_writers: RingWriters, slot: FlowSlot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those on the device are gone by then."""
+    """The copy on the device has been freed by then."""
     install(monkeypatch)
     ring, decoded = Ring("cuda", RingSize(1, 64)), samples(7)
     writer = opened(all_writers, "u", ring, slot)
@@ -190,7 +190,7 @@ def test_samples_that_wait_for_room_are_copied_from_the_host(
 
 
 class Unanswerable(Reply):
-    """Cannot even be told that it is over."""
+    """Reply whose failure cannot be reported either."""
 
     def fail(self, error: BaseException) -> None:
         super().fail(error)

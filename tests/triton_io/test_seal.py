@@ -1,4 +1,4 @@
-"""What is sealed opens unchanged, anything else is refused; the processes of one server find one key."""
+"""MAC of records: unchanged ones open, all others are refused; processes of one server share a key."""
 
 import multiprocessing
 import os

@@ -1,4 +1,4 @@
-"""Requests to a language model that can be told to fail: each is answered, ended and forgotten."""
+"""Requests to a language model that fails on demand: each is answered, ended and forgotten."""
 
 import asyncio
 import re

@@ -1,4 +1,4 @@
-"""What a stub does to its process."""
+"""Settings that a stub makes for its process."""
 
 import os
 import signal

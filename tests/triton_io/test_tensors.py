@@ -1,4 +1,4 @@
-"""Tensors read and written; wrong ones answered by the name of the field, what was expected and what came."""
+"""Reading and writing of tensors; errors name the field, the expected and the received value."""
 
 import numpy as np
 import pytest

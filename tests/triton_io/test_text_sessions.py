@@ -78,7 +78,7 @@ def prompt(opening: str = "") -> Prompt:
 
 
 class Reply:
-    """The reply to an open text, and the name that its first chunk tells."""
+    """The reply to an open text, and the session name from its first chunk."""
 
     def __init__(self, model: Model, opening: str = "") -> None:
         self.sessions = TextSessions(model)

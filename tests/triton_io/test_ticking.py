@@ -1,4 +1,4 @@
-"""What is looked at again and again: as long as somebody waits, and no longer."""
+"""Periodic polls: they run as long as a waiter exists."""
 
 import asyncio
 from typing import Any

@@ -1,4 +1,4 @@
-"""What an answer is worth: every way to be wrong is seen."""
+"""Verdicts on answers: each kind of error is found."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ REFUSED = Answer(error="RequestRefused", said="text: expected …")
 
 
 def whole(**changes: object) -> Answer:
-    """The reference in three events, and what is different."""
+    """Return the reference in three events, with changes."""
     return replace(Answer("a cat", list(np.split(SOUND, 3)), is_final=True), **changes)  # type: ignore[arg-type]
 
 

@@ -15,7 +15,7 @@ SAMPLES = np.arange(500, dtype=np.int16)
 
 
 def chunks(*sizes: int) -> bytes:
-    """An answer with the samples in chunks of so many bytes, and without its end."""
+    """Return an answer with the samples in chunks of these sizes, without its end."""
     answer, data = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", SAMPLES.tobytes()
     for size in sizes:
         answer += f"{size:x}\r\n".encode() + data[:size] + b"\r\n"
@@ -24,7 +24,7 @@ def chunks(*sizes: int) -> bytes:
 
 
 async def heard(answer: bytes, reader: Reader = listen) -> Answer:
-    """What a reader has of it, whose sender closes the connection then."""
+    """Return a reader's result if the sender then closes the connection."""
 
     async def serve(incoming: asyncio.StreamReader, outgoing: asyncio.StreamWriter) -> None:
         assert (await incoming.readuntil(b"\r\n\r\n")).startswith(b"POST /v1/audio/speech ")

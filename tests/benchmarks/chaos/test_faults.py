@@ -1,4 +1,4 @@
-"""Faults hit what they name, end by themselves, and are left out by name where they cannot be made."""
+"""Faults hit their target, end by themselves, and are listed as left out if they cannot be made."""
 
 import asyncio
 import errno

@@ -1,4 +1,4 @@
-"""The figures of processes under load: slopes, names, and what is told of each."""
+"""Memory figures of processes under load: slopes, names and reports."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What is left of requests that have ended, and what is wrong about a run: each is told, and nothing else."""
+"""Leftovers of ended requests and problems of a run: each is reported, and nothing else."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The report says first what is wrong, and names what was left out."""
+"""The report begins with problems and names faults that were left out."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Readers and streams before a fake server: what is right is called so, and what it does wrong is found."""
+"""Readers and streams on a fake server: correct answers pass, and each error is found."""
 
 import asyncio
 import random
@@ -22,7 +22,7 @@ SAMPLES = np.arange(640, dtype=np.int16)
 
 
 def spoken(changed: int | None = None, events: int = 6) -> list[Step]:
-    """An answer of so many events, all different; one of them not as it should be."""
+    """Return an answer of `events` different events; number `changed` is wrong."""
     chunks: list[Step] = []
     for index in range(events):
         pcm = SAMPLES + np.int16(index + (50 if index == changed else 0))
@@ -32,7 +32,7 @@ def spoken(changed: int | None = None, events: int = 6) -> list[Step]:
 
 
 def run(script: Callable[[Request], list[Step]], *readers: Reader, limit_s: float = LIMIT_S) -> list[Verdict]:
-    """What the answers of a server are worth, whose first two are the reference."""
+    """Return the verdicts on a server's answers, of which the first two are the reference."""
 
     async def ask() -> list[Verdict]:
         server = FakeServer(lambda request: spoken() if len(server.requests) <= 2 else script(request))

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.engine
 
 
 def walked(folder: Path, jobs: Collection[str]) -> dict[str, list[dict[str, Any]]]:
-    """What each of the `jobs` wrote in a dry run."""
+    """Return the records of each of the `jobs` in a dry run."""
     command = [sys.executable, "-m", "benchmarks.gpu", "--dry-run", "--out", str(folder), "--limit-s", "3000"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([*command, "--jobs", *jobs], cwd=ROOT, env=environment, capture_output=True, text=True)

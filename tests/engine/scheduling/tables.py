@@ -29,7 +29,7 @@ CODES = [0] * (FAMILY.layout.num_input_streams - 1)
 
 @dataclass
 class FakeBlocks:
-    """Stands for `KvBlocks`: so many blocks of four rows are free."""
+    """Fake `KvBlocks` with a fixed number of free blocks of four rows."""
 
     free: int = 1000
     held: dict[str, int] = field(default_factory=dict)
@@ -50,7 +50,7 @@ def table(rules: SegmentRules = RULES) -> RequestTable:
 
 
 def no_hashes(request: Request) -> list:
-    """A hasher that says that blocks are hashed at all."""
+    """Return no block hashes; the presence of a hasher enables hashing."""
     return []
 
 

@@ -11,7 +11,7 @@ LAG = 2
 
 
 class FakeLoad:
-    """Stands for `StepLoad`: so many halves are too many, or, below 0, may come back."""
+    """Fake `StepLoad`: `wanted` unconditional requests are in excess, or, if negative, may be restored."""
 
     def __init__(self) -> None:
         self.wanted = 0
@@ -45,7 +45,7 @@ class Scene:
             self.guidance.add(self.table[name])
 
     def change(self, wanted: int = 0) -> tuple[list[str], list[str]]:
-        """Who loses a half before the next step, and who gets one."""
+        """Return the requests that lose and those that regain their unconditional request before the next step."""
         self.step, self.load.wanted = self.step + 1, wanted
         dropped, restored = self.guidance.change(self.running, self.step)
         for state in dropped:

@@ -1,4 +1,4 @@
-"""What is granted never lets one half of a pair sample without the other, and wastes no budget."""
+"""Token grants: the requests of a CFG pair sample together, and no budget is wasted."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,9 +8,10 @@ from stretto.engine.scheduling.planner import RunningRow, plan_grants
 
 @st.composite
 def running(draw: st.DrawFn) -> list[RunningRow]:
-    """Running requests in any order: single ones, pairs, halves whose partner does not run, halves too early.
+    """Draw running requests in any order.
 
-    Some decode, and lack what they said last.
+    Kinds: single requests, pairs, requests whose partner does not run, and requests that are behind their partner. Some
+    decode and have not read their last token.
     """
     rows = []
     remaining = st.one_of(st.just(1), st.integers(1, 40))

@@ -1,4 +1,4 @@
-"""Who is held, who gives way for it, and what the worker is told of words that come."""
+"""Replies blocked on streamed text: blocking, preemption, and text updates for the worker."""
 
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ NOTHING = CachedRequestData.make_empty()
 
 
 class World:
-    """A table, its open texts, and a clock that stands still."""
+    """A request table with open texts, and a clock that the test sets."""
 
     def __init__(self) -> None:
         self.now, self.table, self.blocks = 0.0, table(RULES), FakeBlocks()
@@ -28,7 +28,7 @@ class World:
         self.texts = HeldReplies(self.table, self.planner, self.blocks, lambda: self.now)
 
     def arrive(self, name: str, *ids: int, is_open: bool = True) -> Request:
-        """A running reply to a prompt of five rows whose first word is said, and waits for id 0 of its track."""
+        """Add a running reply to a prompt of five rows that has generated one word and waits for text id 0."""
         made = replace(make_prompt(TRACKED, 0, guidance_scale=1.0), track=ids, is_open=is_open)
         hashes = lambda request: [b"hash"] * (request.num_tokens // BLOCK - len(request.block_hashes))  # noqa: E731
         params = sampling_params(made, RULES)

@@ -1,4 +1,4 @@
-"""The history holds what was pushed, however long it grows and whatever was taken back."""
+"""Token histories keep pushed rows while they grow and after rows are withdrawn."""
 
 import numpy as np
 import pytest

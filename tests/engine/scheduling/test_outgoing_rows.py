@@ -1,4 +1,4 @@
-"""Rows that nobody waits for leave together, and all of them in order."""
+"""Batching of outgoing rows: rows without urgency leave together and in order."""
 
 import random
 
@@ -120,7 +120,7 @@ class Listener:
         return DecoderLoad(self._latency_s, 0.1)
 
     def listen(self, num_rows: int = 80) -> tuple[float, float]:
-        """When the first of it is heard, and how long it is silent after that."""
+        """Return the time of the first audio and the duration of silence after it."""
         num_ready = 0
         for row in range(num_rows):
             if self._random.random() < 0.01:

@@ -1,4 +1,4 @@
-"""Pairs are planned as one: what they are granted, how they are ordered, who gives way, who finds a place."""
+"""Planning of CFG pairs as one unit: token grants, order, preemption and slots."""
 
 import pytest
 from vllm.v1.request import Request
@@ -13,7 +13,7 @@ def ids(requests: object) -> list[str]:
 
 
 def read(running: list[Request]) -> list[Request]:
-    """These, as a step that reads all they have said leaves them once it is scheduled."""
+    """Advance requests as if a step had been scheduled that computes all their tokens, and return them."""
     for request in running:
         request.num_computed_tokens = request.num_tokens + request.num_output_placeholders
     return running
@@ -190,7 +190,7 @@ def test_a_step_that_the_plan_did_not_foresee_is_held_to_the_invariant() -> None
 
 
 def burst(known: RequestTable, request: Request, num_rows: int) -> None:
-    """`request` has read all, and its step has said so many rows."""
+    """Advance `request` as if it had computed all tokens and its step had generated `num_rows` rows."""
     request.num_computed_tokens = request.num_tokens
     known[request.request_id].history.put(request.num_tokens, [CODES] * num_rows)
     request.append_output_token_ids([7] * num_rows)

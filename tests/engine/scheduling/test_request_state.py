@@ -1,4 +1,4 @@
-"""What a request's state says of itself: to the worker, and to the client."""
+"""Request state as reported to the worker and to the client."""
 
 import numpy as np
 import pytest

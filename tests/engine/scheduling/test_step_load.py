@@ -16,7 +16,7 @@ class Steps:
         self.load.begin_step(is_counted=True)
 
     def run(self, *step_s: float, num_rows: int = 10, is_counted: bool = True) -> int:
-        """Steps of so many seconds; the decision after the last."""
+        """Run steps of the given durations in seconds, and return the decision after the last."""
         for seconds in step_s:
             self.load.end_schedule(num_rows)
             self.now += seconds

@@ -1,4 +1,4 @@
-"""An engine that pairs cannot be scheduled in does not start, and says why."""
+"""Engines that cannot schedule CFG pairs refuse to start and give the reason."""
 
 from dataclasses import replace
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Who waits keeps its place, unless it is put elsewhere for a reason."""
+"""Waiting requests keep their position unless they are moved deliberately."""
 
 from vllm.v1.request import Request, RequestStatus
 

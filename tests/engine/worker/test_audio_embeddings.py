@@ -46,7 +46,7 @@ def reference(folder: Path) -> Reference:
 
 @pytest.fixture(scope="module")
 def tight(folder: Path) -> Iterator[Engine]:
-    """Prompts are computed in chunks, and replies give way to each other."""
+    """An engine with little memory: prompts are computed in chunks and replies are preempted."""
     limits = {"max_num_batched_tokens": 24, "max_num_seqs": 6, "num_gpu_blocks_override": 9, "max_model_len": 160}
     engine = Engine(folder, **limits)
     yield engine
@@ -65,7 +65,7 @@ def hearing(index: int, num_frames: int, task: str, **changes: object) -> Prompt
 
 
 def check(reference: Reference, engine: Engine, prompts: dict[str, Prompt]) -> int:
-    """Whether all replies are the reference's; returns how often one was preempted."""
+    """Check that all replies are the reference's, and return the number of preemptions."""
     answers = engine.run(prompts)
     for name, prompt in prompts.items():
         rows, lead = reference.reply(prompt)

@@ -1,4 +1,4 @@
-"""The plan of a batch against a plain loop, and that it says no more than the host can know."""
+"""The batch plan against a plain loop; it contains only what the host can know."""
 
 from dataclasses import replace
 

@@ -99,7 +99,7 @@ def test_nothing_is_mixed_with_what_lies_in_host_memory() -> None:
 
 
 def test_batches_whose_rows_fit_a_graph_are_replayed_from_the_start() -> None:
-    """Of 5, 4, 2 and 1 requests; those of 5 have more rows than attention leaves room for in a graph."""
+    """Batches of 5, 4, 2 and 1 requests; five have more rows than attention permits in a graph."""
     recorder = FakeRecorder()
     modules, attention = program(torch.device("cpu"), 4 * WINDOW, recorder)
     modules.capture()

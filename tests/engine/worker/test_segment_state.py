@@ -95,7 +95,7 @@ class Walk:
         return self.segments.end_audio(self.arrays.wrap(token), rows)
 
     def is_cut(self, slot: int) -> bool:
-        """Whether a limit closes the segment of `slot` with the row just drawn, and not what the model drew."""
+        """Return True if a limit, not the model, closes the segment of `slot` with the row just sampled."""
         tracker, sampling, rules = self.trackers[slot], self.sampling[slot], self.rules
         if tracker.audio_start < 0:
             is_full = 0 < rules.max_entries <= len(tracker.script)
@@ -107,7 +107,7 @@ class Walk:
         return self.meets_limit(slot, tracker.position) and self.drawn_audio[slot] not in rules.drawn_ends_of_audio
 
     def meets_limit(self, slot: int, position: int) -> bool:
-        """Whether the audio of `slot` may not go on at `position`."""
+        """Return True if the audio of `slot` must end at `position`."""
         num_rows = position - self.trackers[slot].audio_start
         return num_rows >= self.sampling[slot].audio.max_rows or position >= self.rules.audio_limit
 
@@ -146,9 +146,14 @@ def test_machine_and_tracker_agree_row_by_row(family: Family, seed: int, arrays:
 
 
 def check_codes(family: Family, tracker: SegmentTracker, position: int, codes: list[int], skips: bool) -> None:
-    """A stream carries a code exactly where its delay puts a frame; the index names what is written or spoken.
+    """Check that a stream carries a code exactly at its delayed frames, and the index the word that is generated.
 
-    skips: whether the audio ended where a limit was met, so that of a padded tail the row that is drawn is left out.
+    Args:
+        family: The model family.
+        tracker: State of the segment.
+        position: Position of the row.
+        codes: Codes of the row.
+        skips: True if a limit ended the audio, so that the sampled row of a padded tail is left out.
     """
     layout, frame = family.layout, position - tracker.audio_start
     for stream in range(1, layout.num_output_streams):

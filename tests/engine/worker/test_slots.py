@@ -60,7 +60,7 @@ def test_a_slot_knows_which_row_of_its_reply_was_the_first_with_an_end(ends: dic
 
 @pytest.mark.parametrize(("counted", "expected"), [("all", {3, 7, 20, 21}), ("drawn", {20, 21})])
 def test_a_slot_knows_what_its_reply_has_said_and_nothing_of_the_one_before(counted: str, expected: set[int]) -> None:
-    """As after a preemption: a prompt of 3 and 7, and a reply that stands at 20, 21."""
+    """As after a preemption: a prompt of 3 and 7, and a reply that has reached 20, 21."""
     rules = SegmentRules(replace(INTERLEAVED, penalized=counted), 128)
     slots = RunSlots(SlotTables(2, rules, torch.device("cpu")), rules, HostArrays(), 1)
     slots.tables.said[1] = True

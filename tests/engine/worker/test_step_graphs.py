@@ -1,4 +1,4 @@
-"""Which steps are recorded, which replayed and which launched as they are, with a recorder that stands for CUDA's."""
+"""Steps that are captured, replayed or launched directly, with a fake CUDA graph recorder."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ SPEAK, WRITE = Variant(False, True), Variant(True, True)
 
 
 class Recording:
-    """What was recorded, and how often it has been replayed."""
+    """A captured step, and the number of its replays."""
 
     def __init__(self, work: Callable[[], None]):
         self._work, self.num_replays = work, 0
@@ -101,7 +101,7 @@ def test_a_capture_that_fails_is_said_once_and_steps_go_on_without_any_graph(cap
 
 @pytest.mark.slow
 def test_replayed_steps_in_padded_batches_are_the_launched_ones() -> None:
-    """What is replayed reads the tables as they are then, and rows that pad a batch touch nobody's state."""
+    """Replays read the current tables, and padding rows change no request's state."""
     rules = SegmentRules(EIGHT_STREAMS, LENGTH)
     recorder = FakeRecorder()
     replayed, launched = captured(rules, 5, recorder), captured(rules, 5)

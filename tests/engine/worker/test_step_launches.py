@@ -25,7 +25,7 @@ DECODE, TEXT = 5, 3  # two products, two draws and the state; a product and two 
 
 
 class Operators(TorchDispatchMode):
-    """Counts the operators of torch that a device would be told of: all but those that only look at memory anew."""
+    """Counter of torch operators that launch work on a device; views are not counted."""
 
     def __init__(self, seen: Counter[str]):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a GPU worker does before its first request, done here: vLLM's own warm-up, and what graphs hold on to."""
+"""A GPU worker's work before its first request: vLLM's warm-up, and the memory that graphs keep."""
 
 from collections.abc import Iterator
 

@@ -31,7 +31,7 @@ STOCK: Any = SimpleNamespace(penalties_state=None)
 
 
 class RandomHeads:
-    """What `StreamHeads` gives, of weights and biases drawn at random; segments end now and then before a limit."""
+    """Fake `StreamHeads` with random weights and biases; segments sometimes end before a limit."""
 
     is_text_cut = False
 
@@ -74,7 +74,7 @@ class RandomHeads:
 
 
 class RandomDepth:
-    """What `DepthTransformer` gives, of random weights: each code changes what draws the next ones."""
+    """Fake `DepthTransformer` with random weights; each code changes the distribution of the next ones."""
 
     def __init__(self, family: Family, device: torch.device = CPU, seed: int = 0):
         random = torch.Generator().manual_seed(seed)
@@ -95,7 +95,7 @@ class RandomDepth:
 
 
 def make_readout(rules: SegmentRules, num_slots: int, device: torch.device = CPU) -> Readout:
-    """What `SpeechModelState` makes of a model, of random weights."""
+    """Return the readout that `SpeechModelState` makes of a model, with random weights."""
     heads: Any = RandomHeads(rules, device)
     if rules.family.depth is None:
         return Readout(heads, ParallelHeads(heads))

@@ -1,4 +1,4 @@
-"""OpusLM hears samples: its prompts are those of the codes that the slow references make of them."""
+"""OpusLM's audio input: prompts contain the codes that the slow references make of the samples."""
 
 import json
 from io import BytesIO

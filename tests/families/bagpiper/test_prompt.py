@@ -94,7 +94,7 @@ def test_a_checkpoint_without_an_encoder_refuses_audio() -> None:
 
 
 def test_audio_of_less_than_half_a_window_is_refused() -> None:
-    """Both ends are mirrored by so much: the authors' own features fail there."""
+    """Both ends are padded by reflection of half a window: the authors' features fail on less."""
     (audio,) = write("understand", heard(201)).audios
     assert audio.features.shape == (1, 80)
     with pytest.raises(InvalidRequest, match=r"^audio: expected audio of at least 201 samples .*, got 200 samples"):

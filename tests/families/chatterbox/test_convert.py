@@ -21,7 +21,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 class Hostile:
-    """What would run as its file is unpickled."""
+    """Pickled object that runs code when it is loaded."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.mkdir, ("was-run",)

@@ -1,4 +1,4 @@
-"""CSM's prompts are those of transformers' processor and model, and what it cannot hear is refused by its place."""
+"""CSM's prompts equal those of transformers' processor and model; refusals name the unsupported turn."""
 
 import json
 from dataclasses import dataclass
@@ -70,7 +70,7 @@ def test_a_text_alone_is_what_the_speaker_says(made: Made) -> None:
 
 @pytest.mark.parametrize("length", [1920, 1921, 3839, 7919, 9_000])
 def test_a_conversation_is_embedded_as_transformers_embeds_it(made: Made, length: int) -> None:
-    """Words and audio of the user, words alone of the assistant, and what it is to say."""
+    """Text and audio of the user, text of the assistant, and the text to speak."""
     turns = (
         turn("user", audio="pcm_in", text="how are you?"),
         turn("assistant", text="fine"),

@@ -152,7 +152,7 @@ def test_numbers_that_are_none_of_a_codec_are_named(
 
 
 def test_the_model_folder_may_hold_older_shards_too(release: HiggsAudioRelease, tmp_path: Path) -> None:
-    """Under other names, as one repository is said to have them: transformers takes the one file."""
+    """Under other names, as one repository is reported to contain; transformers reads the single file."""
     (tmp_path / "tokenizer" / "model.safetensors").unlink()
     before = (release.convert(tmp_path / "before") / "model-00001-of-00001.safetensors").read_bytes()
     index = {}

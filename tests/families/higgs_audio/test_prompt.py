@@ -1,4 +1,4 @@
-"""Higgs Audio's prompts are those of transformers' processor, and what it cannot hear is refused by its place."""
+"""Higgs Audio's prompts equal those of transformers' processor; refusals name the unsupported turn."""
 
 import json
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class Made:
         return self.preprocessor.prepare(RawRequest(options=json.dumps(options or {}), **inputs)).rows.tolist()
 
     def expected(self, text: str, *audios: np.ndarray) -> list[list[int]]:
-        """Rows of the processor's `text`, codes [8, T] in the place of their names, and the row of begins."""
+        """Return rows of the processor's `text` with codes [8, T] for placeholders, and the row that begins audio."""
         layout, heard = self.preprocessor.family.layout, [self.delayed(codes) for codes in audios]
         rows: list[list[int]] = []
         for token in self.tokenizer(text, add_special_tokens=False).input_ids:

@@ -1,4 +1,4 @@
-"""What the tests of OpusLM's prompts share: frames, and how they lie in rows. Ids: `tests/small_vocabularies.py`."""
+"""Frames and their rows, for the tests of OpusLM's prompts. Ids: `tests/small_vocabularies.py`."""
 
 import numpy as np
 

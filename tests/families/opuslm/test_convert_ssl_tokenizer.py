@@ -1,4 +1,4 @@
-"""What espnet/xeus publishes becomes `ssl_tokenizer/`; what does not fit is named and nothing is written."""
+"""Conversion of espnet/xeus to `ssl_tokenizer/`; refusals name the mismatch and write nothing."""
 
 import copy
 from collections.abc import Callable
@@ -65,7 +65,7 @@ def test_the_newer_of_two_checkpoints_is_taken(tmp_path: Path) -> None:
 
 
 def refusal(folder: Path, xeus: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    """What the converter says when it refuses; it must have written nothing."""
+    """Return the converter's refusal, which must have written nothing."""
     assert convert(folder, xeus) == 1
     assert not (folder / "out").exists()
     return capsys.readouterr().err

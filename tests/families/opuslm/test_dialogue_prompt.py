@@ -54,7 +54,7 @@ def test_a_transcript_is_the_user_s_own_words() -> None:
 
 
 def test_the_rows_of_a_spoken_reply_continue_those_of_the_same_reply_prefilled() -> None:
-    """What the engine writes between text and audio is what the template writes for a text that was said before."""
+    """The rows between text and audio are equal in the engine and in the template for earlier turns."""
     words = [372, 373]
     reply = [*write("dialogue", HEARD), *text(*words), *text(0, *FAMILY.transition)]
     assert reply == write("speak", HEARD, Piece("assistant", "", text="ab"))

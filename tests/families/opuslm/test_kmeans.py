@@ -1,4 +1,4 @@
-"""Centres out of files that joblib wrote; what else such a file says is never done."""
+"""K-means centres from joblib files; other pickled code in such a file never runs."""
 
 import pickle
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Segments of OpusLM's prompts: audio that is heard, given as codes, or refused."""
+"""Segments of OpusLM's prompts: audio encoded, given as codes, or refused."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What does not fit of a release of Qwen3-Omni is named, and nothing is written; of the thinker little is read."""
+"""Conversion of Qwen3-Omni: mismatches are named and nothing is written; little of the thinker is read."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Prompts of Qwen3-Omni's talker are those that transformers' classes hand it; what it cannot speak is refused."""
+"""Prompts of Qwen3-Omni's talker equal transformers' inputs to it; unsupported ones are refused."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -108,7 +108,7 @@ def test_of_an_open_text_the_end_is_still_to_come(checkpoint: Path) -> None:
 
 
 def test_turns_of_others_are_not_read(checkpoint: Path) -> None:
-    """Nor what the thinker heard in them: of such states none is given."""
+    """Nor is the thinker's audio input: no hidden states for it are given."""
     case = Case(turn("system", [3]) + turn("user", [4]) + turn("assistant", [AUDIO, IMAGE]), [5], "ethan")
     rows = case.prompt(checkpoint, 9).rows
     assert rows[:6, 0].tolist() == turn("user", [4])

@@ -1,4 +1,4 @@
-"""What does not fit of a release of Qwen3-TTS is named, and nothing is written."""
+"""Conversion of Qwen3-TTS: mismatches are named and nothing is written."""
 
 import json
 from collections.abc import Callable

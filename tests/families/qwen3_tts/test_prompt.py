@@ -1,4 +1,4 @@
-"""Prompts of Qwen3-TTS are those that its authors' package gives its talker; what it cannot say is refused by name."""
+"""Prompts of Qwen3-TTS equal its authors' inputs to the talker; unsupported fields are refused by name."""
 
 import json
 import shutil
@@ -134,7 +134,7 @@ def clone(
     preprocessor: Preprocessor | None = None,
     **more: object,
 ) -> Prompt:
-    """ "hello world" in the voice of `pcm`, in which `said` is said."""
+    """Return a prompt for "hello world" in the voice of `pcm`, whose words are `said`."""
     preprocessor = preprocessor or Preprocessor(checkpoint.folder, FrameCounter(1920, 4, 32, 24_000))
     system = {"role": "system", "audio": "pcm_in"} | ({} if said is None else {"text": said})
     messages = json.dumps([system, {"role": "user", "text": "hello world"}])

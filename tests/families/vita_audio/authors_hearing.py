@@ -1,11 +1,11 @@
-"""What the authors' own code hears on the random weights: writes `heard.npz`, which the tests read.
+r"""Writer of `heard.npz`: results of the authors' audio encoder on the random weights, for the tests.
 
 git clone https://github.com/VITA-MLLM/VITA-Audio
 pip install torch torchaudio funasr omegaconf "numpy<2" safetensors
-PYTHONPATH=.:python_backend:VITA-Audio/vita_audio/models/qwen2_mtp_sensevoice_v4_48_3 \\
+PYTHONPATH=.:python_backend:VITA-Audio/vita_audio/models/qwen2_mtp_sensevoice_v4_48_3 \
     python -m tests.families.vita_audio.authors_hearing
 
-The encoder is FunASR's: the authors' copy of it differs in the type of its mask alone.
+The encoder is FunASR's; the authors' copy differs only in the dtype of its mask.
 """
 
 import tempfile

@@ -1,4 +1,4 @@
-"""What the authors' code and ours are both asked to hear. Every so many numbers of a result are kept."""
+"""Audio inputs for the authors' encoder and ours. Every n-th number of a result is kept."""
 
 from pathlib import Path
 

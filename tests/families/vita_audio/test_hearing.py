@@ -1,4 +1,4 @@
-"""What VITA-Audio-Plus hears, against the authors' own code on the same random weights (`authors_hearing.py`)."""
+"""VITA-Audio-Plus's audio encoder against the authors' code on the same random weights (`authors_hearing.py`)."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A release of VITA-Audio with both of its acoustic parts, converted: what it hears, and how its reply is spoken."""
+"""Conversion of a VITA-Audio release with both acoustic parts: audio encoder and decoder."""
 
 import json
 from pathlib import Path

@@ -95,7 +95,7 @@ class Caller:
         return await self.next()
 
     async def update(self, turn_detection: Any = None, **session: Any) -> Any:
-        """Change the session; without turn detection unless told otherwise."""
+        """Update the session; turn detection is off unless given."""
         kind = session.pop("type", "realtime")
         heard = {"input": {"turn_detection": turn_detection} | session.pop("input", {})}
         return await self.ask("session.update", session=joined({"type": kind, "audio": heard}, session))

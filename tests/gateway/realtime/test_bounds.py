@@ -1,4 +1,4 @@
-"""What holds for everybody who opens a WebSocket: keys, pages from elsewhere, sizes, numbers, times, the end."""
+"""Limits for all WebSocket endpoints: keys, foreign origins, message sizes, counts, times, shutdown."""
 
 import asyncio
 import base64
@@ -408,7 +408,7 @@ async def test_a_session_has_an_end(start: Start, limits: Limits, reason: str) -
 
 
 async def ask_again(opened: Any, message: str) -> None:
-    """Send the same until nobody takes it."""
+    """Send the same message until the connection is closed."""
     with suppress(websockets.ConnectionClosed):
         while True:
             await opened.send(message)

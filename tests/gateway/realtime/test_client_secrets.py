@@ -1,4 +1,4 @@
-"""Client secrets of the realtime API: what they open, with which settings, for how long, and how many there may be."""
+"""Client secrets of the realtime API: scope, settings, expiry and number."""
 
 import re
 from types import SimpleNamespace

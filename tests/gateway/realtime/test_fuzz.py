@@ -1,4 +1,4 @@
-"""Events that nobody should send: an error that says so, and a session that goes on."""
+"""Invalid realtime events: each is answered by an error, and the session continues."""
 
 import asyncio
 import base64
@@ -67,7 +67,7 @@ class CheckedLine(Line):
 
 @pytest.mark.slow
 def test_no_event_ends_a_session_or_is_a_failure(caplog: pytest.LogCaptureFixture) -> None:
-    """A session of some events each: every one that it cannot do is told, and the next is answered."""
+    """Several events per session: each invalid one is reported, and the next valid one is answered."""
     seen: set[str] = set()
     last = json.dumps({"type": "conversation.item.retrieve", "item_id": "nothing", "event_id": "the last"})
     with asyncio.Runner() as runner:

@@ -1,4 +1,4 @@
-"""Turns by the user's voice: where they begin and end, and what becomes of a reply into which somebody speaks."""
+"""Turn detection by voice: start and end of turns, and replies that the user interrupts."""
 
 import asyncio
 import base64
@@ -38,7 +38,7 @@ def edges(detector: TurnDetector, pcm: np.ndarray, step: int = PIECE) -> list[Ed
 
 
 def judged(judge: VoiceActivity | TurnDetector, pcm: np.ndarray, step: int = PIECE) -> list[Any]:
-    """What a detector or its network says of all windows in samples that come in pieces."""
+    """Return the results of a detector, or its network, for all windows of samples fed in pieces."""
     found = []
     for start in range(0, len(pcm), step):
         judge.add(pcm[start : start + step])
@@ -101,7 +101,7 @@ class Script:
 
 
 def scripted(*probabilities: float) -> TurnDetector:
-    """A detector that hears what a script says, whatever comes."""
+    """Return a detector whose network returns these probabilities for any audio."""
     vad = ServerVad(prefix_padding_ms=32, silence_duration_ms=96)
     return TurnDetector(vad, 1000, 20 * WINDOW_SAMPLES, Script(probabilities))
 

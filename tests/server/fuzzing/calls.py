@@ -328,7 +328,7 @@ async def _ask(doors: Doors, method: str, data: bytes, has_key: bool) -> list[st
 
 
 async def _answers(call: Any) -> list[ModelStreamInferResponse]:
-    """What comes to the end; of the language model, whose chunks nobody hands to a decoder here, the first."""
+    """Return all responses; for the language model only the first, because its chunks are not decoded here."""
     answers = []
     async for data in call:
         answers.append(ModelStreamInferResponse.FromString(data))
@@ -339,7 +339,7 @@ async def _answers(call: Any) -> list[ModelStreamInferResponse]:
 
 
 def _heard(doors: Doors, answers: list[ModelStreamInferResponse]) -> list[str]:
-    """What is wrong with all that came for a request on a stream."""
+    """Return the problems of all responses to a request on a stream."""
     said = [answer.error_message for answer in answers if answer.error_message]
     doors.answers["gRPC refused" if said else "gRPC answered"] += 1
     if said:
@@ -352,7 +352,7 @@ def _heard(doors: Doors, answers: list[ModelStreamInferResponse]) -> list[str]:
 
 
 def _wrong_sound(answers: list[ModelInferResponse]) -> list[str]:
-    """What is wrong with the events and samples of an utterance that nobody has refused."""
+    """Return the problems of an accepted utterance's events and samples."""
     events, wrong = [], []
     for answer in answers:
         tensors = dict(zip((output.name for output in answer.outputs), answer.raw_output_contents, strict=True))

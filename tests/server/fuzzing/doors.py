@@ -1,4 +1,4 @@
-"""Where a mutated request goes, and what none of the answers may be."""
+"""Endpoints for mutated requests, and rules that all answers must satisfy."""
 
 import re
 from collections import Counter
@@ -30,14 +30,14 @@ class Doors:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A mutated request. ask: sends it, and returns what is wrong with the answer, if anything."""
+    """A mutated request; `ask` sends it and returns the answer's problems."""
 
     what: str
     ask: Callable[[Doors], Awaitable[list[str]]]
 
 
 def wrong_words(said: str) -> list[str]:
-    """What is wrong with the words of an error."""
+    """Return the problems of an error message."""
     found = UNTOLD.search(said)
     if found is None and said.strip():
         return []

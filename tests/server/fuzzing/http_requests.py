@@ -194,7 +194,7 @@ def _cut(request: Request, draw: Random) -> None:
 
 
 def _spoil(request: Request, draw: Random) -> None:
-    """Other bytes, as many as it says."""
+    """Replace the body by other bytes of the announced length."""
     request.body = flipped(request.body, draw)
     request.headers = [line for line in request.headers if not line.startswith("Content-Length")]
     request.headers.append(f"Content-Length: {len(request.body)}")
@@ -239,7 +239,7 @@ async def _answer(port: int, data: bytes, is_whole: bool) -> bytes:
 
 
 def _wrong(answer: bytes) -> list[str]:
-    """What is wrong with what came: a status, and words where it is an error."""
+    """Return the problems of an answer: its status, and the message of an error."""
     found = re.match(rb"HTTP/1\.[01] (\d{3}) ", answer)
     if not found:
         return [f"no answer of HTTP: {answer[:100]!r}"]

@@ -1,4 +1,4 @@
-"""What is made of something that is right: a field of it of another kind or size, twice, or not there; other bytes."""
+"""Mutations of valid requests: fields of another kind or size, repeated or missing, and altered bytes."""
 
 import json
 from random import Random
@@ -29,7 +29,7 @@ def flipped(data: bytes, draw: Random) -> bytes:
 
 
 def varied(record: Any, draw: Random) -> Any:
-    """A JSON value with one of what it holds changed, at any depth."""
+    """Return a JSON value with one change at any depth."""
     if not isinstance(record, dict | list) or not record or draw.random() < 0.1:
         return draw.choice(VALUES)
     place = draw.choice(sorted(record)) if isinstance(record, dict) else draw.randrange(len(record))

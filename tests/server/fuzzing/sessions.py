@@ -93,7 +93,7 @@ async def _ask(doors: Doors, path: str, messages: list[str | bytes], is_left: bo
 
 
 async def _listen(doors: Doors, socket: Any, wrong: list[str]) -> int | None:
-    """Note what is wrong with what comes, to the end; the code with which it was closed."""
+    """Record the problems of all events until the connection ends, and return its close code."""
     try:
         async for message in socket:
             event = {"type": "sound"} if isinstance(message, bytes) else json.loads(message)

@@ -1,4 +1,4 @@
-"""Logits to tokens, against the interpreted kernels; a seed must draw exactly what it draws on a GPU."""
+"""CPU sampling equals the interpreted kernels: a seed draws the same tokens as on a GPU."""
 
 import math
 

@@ -30,7 +30,7 @@ class Launches:
 
 
 def num_binaries_of_the_draw() -> int:
-    """Where kernels are not interpreted; the draw launches none afterwards."""
+    """Return the number of binaries of the draw kernel; replaces it, so that it launches none afterwards."""
     launches = kernel._draw_kernel = Launches(kernel._draw_kernel)
     token_ids = torch.arange(STREAMS * COLUMNS).view(STREAMS, COLUMNS)
     for num_rows in range(1, 10):

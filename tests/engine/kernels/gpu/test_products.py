@@ -1,4 +1,4 @@
-"""What the heads of a GPU give: float32, over as many columns as the head has rows."""
+"""Products of the heads on a GPU: float32, with as many columns as the head has rows."""
 
 import pytest
 import torch

@@ -46,7 +46,7 @@ class Batch:
         self.lengths = torch.arange(40, 40 + len(ROWS), dtype=torch.int32)
 
     def expected(self, is_penalized: bool) -> torch.Tensor:
-        """What the draw over all columns gives."""
+        """Return the tokens of a draw over all columns."""
         masks = [self.denied[row % 2, row % 2] for row in range(len(ROWS))]
         logits = self.logits + self.offset
         if is_penalized:
@@ -74,7 +74,7 @@ class Batch:
         return torch.from_numpy(plan)
 
     def drawn(self, is_penalized: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the kernels draw, and how many groups each row has listed."""
+        """Return the tokens that the kernels draw, and the number of groups listed per row."""
         plan, logits, num_rows = self.plan(), self.logits.clone(), len(ROWS)
         drawn, lists = torch.zeros(num_rows, dtype=torch.int32), torch.full((num_rows, NUM_GROUPS), -1).int()
         maxima = torch.zeros(num_rows, NUM_GROUPS)

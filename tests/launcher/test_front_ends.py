@@ -1,0 +1,155 @@
+"""The launcher's proxy and gateway: restarts on the same ports while the server continues."""
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stretto.launcher import front_ends
+from stretto.launcher.config import launch_config, parser
+from stretto.launcher.faults import begin_launch
+from stretto.launcher.front_ends import ProxyProcess
+from stretto.launcher.installation import LaunchError
+from stretto.launcher.launch_log import LaunchLog
+from stretto.proxy.config import Ports
+from tests.launcher.launched import Launch, answers
+from tests.patience import PATIENCE_S
+from tests.ports import free_ports
+
+pytestmark = pytest.mark.slow
+
+
+def test_the_address_of_the_gateways_page_is_logged(launch: Launch) -> None:
+    (port,) = free_ports(1)
+    server = launch(0, "--gateway", "--gateway-port", str(port))
+    server.until(lambda: f"[serve] the page: http://127.0.0.1:{port}/\n" in server.said)
+
+
+def test_a_dead_proxy_is_restarted_on_the_same_ports(launch: Launch, tmp_path: Path) -> None:
+    server = launch(0, "--http-port=0", "--grpc-port=0", "--metrics-port=0")
+    server.until_ready()
+    ports = json.loads((tmp_path / "serve.json").read_text())["ports"]
+    assert all(answers(port) for port in ports.values())
+    assert Path(f"/dev/shm/stretto_launch_{server.launch_id}.run/key-{ports['grpc']}").exists()
+    assert f"http {ports['http']}, grpc {ports['grpc']}, metrics {ports['metrics']}" in server.said
+    (first,) = server.proxies()
+    os.kill(first, signal.SIGKILL)
+    server.until(lambda: server.proxies() not in ([], [first]))
+    server.until(lambda: all(answers(port) for port in ports.values()))
+    assert server.num_ready == 1
+    server.process.kill()
+    server.process.wait()
+    server.until(lambda: not any(answers(port) for port in ports.values()))
+
+
+def test_a_proxy_restarts_once_its_port_is_free_again(launch: Launch) -> None:
+    server = launch()
+    server.until_ready()
+    (first,) = server.proxies()
+    os.kill(server.process.pid, signal.SIGSTOP)
+    os.kill(first, signal.SIGKILL)
+    server.until(lambda: not answers(server.ports[1]))
+    with socket.create_server(("127.0.0.1", server.ports[1])):
+        os.kill(server.process.pid, signal.SIGCONT)
+        tried = set[int]()
+        server.until(lambda: bool(tried.update(server.proxies()) or len(tried - {first}) > 1))
+    server.until(lambda: answers(server.ports[1]))
+    assert server.process.poll() is None
+    assert server.num_ready == 1
+
+
+def test_a_stopped_proxy_is_replaced(launch: Launch) -> None:
+    server = launch()
+    server.until_ready()
+    (first,) = server.proxies()
+    os.kill(first, signal.SIGSTOP)
+    server.until(lambda: f"[serve] the proxy (pid {first}) is stopped\n" in server.said)
+    server.until(lambda: server.proxies() not in ([], [first]))
+    server.until(lambda: server.state == "ready" and answers(server.ports[1]))
+    assert server.num_ready == 1, "the server has not been restarted"
+
+
+def test_a_proxy_that_hangs_at_its_first_start_ends_the_launcher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    start_of_a_program(monkeypatch, "import sys, time; sys.stdin.readline(); time.sleep(3600)")
+    monkeypatch.setattr(front_ends, "START_S", 0.2)
+    monkeypatch.setattr(front_ends, "slowness", lambda: 1.0)
+    ports = [f"--{name}-port=0" for name in ("http", "grpc", "metrics")]
+    flags, passed = parser().parse_known_args([*ports, "--pid-file", str(tmp_path / "serve.json")])
+    launch, log = begin_launch(), LaunchLog(tmp_path / "log")
+    try:
+        with pytest.raises(LaunchError, match=r"^the proxy did not listen within 0 s; see the log$"):
+            ProxyProcess(launch_config(flags, passed), launch, log)
+    finally:
+        log.close()
+        launch.close()
+
+
+def test_a_proxy_that_hangs_at_a_restart_does_not_block_the_launcher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    says = tmp_path / "says"
+    says.write_text(Ports(1, 2, 3).to_json() + "\n")
+    program = f"import sys, time; print(open({str(says)!r}).read(), end='', flush=True); time.sleep(3600)"
+    start_of_a_program(monkeypatch, program)
+    flags, passed = parser().parse_known_args(["--pid-file", str(tmp_path / "serve.json")])
+    launch, log = begin_launch(), LaunchLog(tmp_path / "log")
+    proxy = ProxyProcess(launch_config(flags, passed), launch, log)
+    try:
+        assert (proxy.ports, proxy.given_up()) == (Ports(1, 2, 3), None)
+        says.write_text("")
+        first = end_of(proxy)
+        proxy.keep_alive()  # returns although the next proxy writes nothing
+        assert proxy.fault() == "the proxy is being restarted"
+        assert proxy.given_up() is None
+        says.write_text(Ports(1, 2, 3).to_json() + "\npreprocessor\n")
+        assert end_of(proxy) != first
+        proxy.keep_alive()
+        deadline = time.monotonic() + PATIENCE_S
+        while (model := proxy.given_up()) is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert model == "preprocessor", "the line before it has ports"
+    finally:
+        proxy.stop()
+        log.close()
+        launch.close()
+
+
+def start_of_a_program(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
+    """Have the launcher's log start this program instead of any other."""
+    start = LaunchLog.start
+
+    def replaced(log: LaunchLog, command: list[str], **options: Any) -> Any:
+        return start(log, [sys.executable, "-c", program], **options)
+
+    monkeypatch.setattr(LaunchLog, "start", replaced)
+
+
+def end_of(proxy: ProxyProcess) -> int:
+    """Kill the proxy, wait for its end, and return its pid."""
+    process = proxy._process
+    process.kill()
+    process.wait(PATIENCE_S)
+    return process.pid
+
+
+def test_a_stopped_gateway_makes_the_server_unready_until_it_is_replaced(launch: Launch) -> None:
+    (port,) = free_ports(1)
+    server = launch(0, "--gateway", "--gateway-port", str(port))
+    server.until(lambda: server.state == "ready" and answers(port))
+    (first,) = server.children("stretto_gateway")
+    os.kill(first, signal.SIGSTOP)
+    server.until(lambda: server.state == "unready")
+    server.until(lambda: server.children("stretto_gateway") not in ([], [first]))
+    server.until(lambda: server.state == "ready" and answers(port))
+    assert f"[serve] the gateway (pid {first}) is stopped\n" in server.said
+    assert "[serve] the gateway is being restarted\n" in server.said
+    assert server.num_ready == 1, "the server has not been restarted"
