@@ -1,18 +1,18 @@
-# The GPU image: Triton's server from the base image, stock vLLM and this package in one virtual environment.
-# 26.07 is the oldest whose Python backend and gRPC front hold what is asked of them here, and 26.11 mends more that
-# a stream meets (docs/gpu.md). It brings a newer CUDA than torch, which has CUDA libraries of its own.
+# GPU image: Triton's server from the base image, with stock vLLM and this package in one virtual environment.
+# 26.07 is the oldest base whose Python backend and gRPC front end work here; 26.11 fixes further bugs that affect
+# streams (docs/gpu.md). Its CUDA is newer than torch's, which has its own CUDA libraries.
 FROM nvcr.io/nvidia/tritonserver:26.11-py3
 
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 
-# Triton (the language) compiles a launcher for its kernels when a model loads.
+# The Triton language compiles a launcher for its kernels when a model loads.
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc libc6-dev libpython3-dev \
     && rm -rf /var/lib/apt/lists/*
 
 COPY --from=ghcr.io/astral-sh/uv:0.13.8 /uv /usr/local/bin/uv
 
-# First on PATH, so that the stubs of the Python backend use it, under plain `tritonserver` too.
+# First on PATH, so that the stubs of the Python backend use it even if `tritonserver` is started directly.
 ENV VIRTUAL_ENV=/opt/venv \
     PATH=/opt/venv/bin:$PATH \
     PYTHONUTF8=1 \
@@ -29,7 +29,7 @@ COPY model_repository model_repository
 RUN uv pip install --no-cache ".[gpu]"
 COPY scripts scripts
 
-# Nothing is fetched at run time: weights are in model_repository, or mounted over it.
+# Nothing is downloaded at run time: weights are in model_repository, or are mounted over it.
 ENV HF_HUB_OFFLINE=1 \
     TRANSFORMERS_OFFLINE=1 \
     VLLM_NO_USAGE_STATS=1 \
@@ -39,7 +39,7 @@ ENV HF_HUB_OFFLINE=1 \
     TRITON_CACHE_DIR=/home/stretto/.cache/triton \
     TORCHINDUCTOR_CACHE_DIR=/home/stretto/.cache/inductor
 
-# A volume over the cache is made with the folder's owner.
+# A new volume over the cache gets the folder's owner.
 RUN useradd --create-home --uid 10001 stretto \
     && install --directory --owner=stretto --group=stretto /home/stretto/.cache
 USER stretto
@@ -48,5 +48,5 @@ EXPOSE 8000 8001 8002
 HEALTHCHECK --interval=10s --timeout=3s --start-period=300s --retries=3 \
     CMD ["curl", "--fail", "--silent", "--output", "/dev/null", "http://localhost:8000/v2/health/ready"]
 
-# All addresses of the container: whom it is published to, the host decides (compose.yaml).
+# Listens on all addresses of the container; the host decides where ports are published (compose.yaml).
 CMD ["stretto", "serve", "--model-repository", "model_repository", "--log-file", "-", "--address", "0.0.0.0"]

@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: the model repository, the gateway's page and py.typed are data of the wheel."""
+"""Package data that pyproject.toml cannot express: the model repository, the gateway's web page and py.typed."""
 
 from setuptools import find_packages, setup
 
@@ -20,7 +20,7 @@ setup(
             "*/config.pbtxt",
             "*/1/model.py",
             "*/1/engine.json",
-            "*/1/.gitkeep",  # Triton wants the folder of a version, also where it is empty
+            "*/1/.gitkeep",  # Triton requires the version folder, even if it is empty
             "*/1/checkpoint/*.json",
             "*/1/checkpoint/*.safetensors",
         ],

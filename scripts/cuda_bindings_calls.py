@@ -65,7 +65,7 @@ def main() -> int:
 
     status, number = runtime.cudaGetDeviceCount()
     if status == runtime.cudaError_t.cudaSuccess and number:
-        print(f"cuda-bindings {version('cuda-bindings')}: nothing is called, for this host has a GPU")
+        print(f"cuda-bindings {version('cuda-bindings')}: no calls are made, because this host has a GPU")
         return 0
     made_up = dict.fromkeys(("cudaMalloc", "cudaIpcOpenMemHandle"), (ADDRESS,))
     made_up |= {"cudaIpcGetMemHandle": (handle_of(runtime),)}

@@ -15,7 +15,7 @@ from typing_extensions import Doc, is_typeddict
 ROOT = Path(__file__).parents[1]
 OPTIONS_PAGE = ROOT / "docs" / "options.md"
 TABLE = re.compile(r"(?<=<!-- table: python -m scripts\.docs_site -->\n\n).*?(?=<!-- end -->)", re.DOTALL)
-# Pages of the repository outside docs/, and their places on the site.
+# Pages of the repository outside docs/, and their paths on the site.
 OUTSIDE = {"README.md": "index.md"} | {
     path: f"repository/{path}"
     for path in (

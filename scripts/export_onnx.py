@@ -156,8 +156,8 @@ def main() -> None:
     known = ["mel", "tiny", "dac", *MODELS]
     parser.add_argument("name", choices=known, metavar="name", help=f"one of {', '.join(known)}")
     parser.add_argument("--checkpoint", type=Path, help="the codec's folder; default: random weights")
-    parser.add_argument("--wide", action="store_true", help="random weights as wide as published")
-    parser.add_argument("--out", type=Path, help="where to write; a decoder is read as codec.onnx in its checkpoint")
+    parser.add_argument("--wide", action="store_true", help="use random weights of the published width")
+    parser.add_argument("--out", type=Path, help="output file; the server reads codec.onnx of the checkpoint")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as directory:

@@ -26,7 +26,7 @@ KNOWN: Mapping[str, str] = {
 }
 MAX_CHARS = 200  # longer texts are a licence's full text, not its name
 INTRO = """\
-# What the server is made of
+# Components of the server
 
 Packages of the environment that serves the bundled model (`requirements/embedded.txt`), and the licences that they
 state. Made by `scripts/release.sh`, from the SBOM that goes with a release; not edited by hand.

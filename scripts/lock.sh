@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Resolves the environments of pyproject.toml again and writes requirements/*.txt. Needs uv and network access.
+# Resolve the dependencies of pyproject.toml and write requirements/*.txt. Needs uv and network access.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/uv_sources.sh

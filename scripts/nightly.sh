@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# By night: the wheel with all that it needs, installed into an empty environment, must speak from an empty folder;
-# NVIDIA's bindings of three releases must know our calls to them;
-# Qwen3-TTS's and Chatterbox's own packages and VITA-Audio's own code (where GitHub can be reached) must say what the
-# tests hold ours to (VALL-E's is asked by hand: scripts/valle_replies.py reads a source that has been mended by hand);
-# every answer of 64 streams must be right, or an error, whatever is done to the server; no package of the environment
-# may have a known advisory (where the network has that of OSV); then the nightly tier of the tests (tests/README.md), and thousands of random
-# histories, others each time, with hypothesis profile $HISTORIES (tests/engine/test_histories.py).
+# Nightly checks, in this order:
+# - The wheel, installed with its dependencies into an empty environment, generates speech from an empty folder.
+# - Three releases of NVIDIA's cuda-bindings accept the calls that we make to them.
+# - The reference code of Qwen3-TTS, Chatterbox and VITA-Audio (if GitHub is reachable) reproduces the test fixtures.
+#   VALL-E's is checked by hand, because scripts/valle_replies.py needs a source with two manual fixes.
+# - No package of the serving environment has a known advisory (if OSV is reachable).
+# - Under injected faults, every answer to 64 streams is correct or an error (scripts/soak.sh).
+# - The nightly tier of the tests passes (tests/README.md).
+# - Thousands of new random histories pass, with hypothesis profile $HISTORIES (tests/engine/test_histories.py).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 unset PYTHONDONTWRITEBYTECODE # without bytecode every start of vLLM takes 10 s longer
@@ -24,11 +26,11 @@ speak_from_an_empty_environment() (
     mkdir "$empty/folder"
     cd "$empty/folder"
     stretto speak "It is twenty past nine and the garden door is open." --seed 1 --out speech.wav
-    heard=$(stretto transcribe speech.wav --seed 1)
-    [[ $heard == *garden* ]] || { echo "nightly: it has spoken, and is heard as: $heard" >&2; exit 1; }
+    transcript=$(stretto transcribe speech.wav --seed 1)
+    [[ $transcript == *garden* ]] || { echo "nightly: the speech was recognised as: $transcript" >&2; exit 1; }
 )
 
-replies_of_qwen3_tts_are_its_authors() (
+check_qwen3_tts_replies() (
     . scripts/uv_sources.sh
     env=$(mktemp -d)
     trap 'rm -rf "$env"' EXIT
@@ -39,20 +41,20 @@ replies_of_qwen3_tts_are_its_authors() (
     "$env/bin/python" -m scripts.qwen3_tts_replies --check tests/data/qwen3_tts_replies.npz
 )
 
-replies_of_chatterbox_are_its_authors() (
+check_chatterbox_replies() (
     . scripts/uv_sources.sh
     folder=$(mktemp -d)
     trap 'rm -rf "$folder"' EXIT
-    uv pip install --quiet --target "$folder" --no-deps chatterbox-tts==0.1.7 # read in this environment
+    uv pip install --quiet --target "$folder" --no-deps chatterbox-tts==0.1.7 # imported in this environment
     CHATTERBOX_SRC="$folder/chatterbox" python -m scripts.chatterbox_replies --check tests/data/chatterbox_replies.json
 )
 
-replies_of_vita_audio_are_its_authors() (
+check_vita_audio_replies() (
     . scripts/uv_sources.sh
     env=$(mktemp -d)
     trap 'rm -rf "$env"' EXIT
     git clone --quiet https://github.com/VITA-MLLM/VITA-Audio "$env/source" ||
-        { echo "nightly: no reply of VITA-Audio is made: its repository cannot be reached from here" >&2; exit 0; }
+        { echo "nightly: VITA-Audio's replies are not checked, because its repository is not reachable" >&2; exit 0; }
     git -C "$env/source" checkout --quiet 0abaf17
     uv venv --quiet --python .venv/bin/python "$env/env"
     uv pip install --quiet --python "$env/env/bin/python" torch==2.13.0 transformers==4.48.3
@@ -60,26 +62,26 @@ replies_of_vita_audio_are_its_authors() (
         tests/data/vita_audio_replies.json
 )
 
-no_package_is_known_to_be_unsafe() (
+check_advisories() (
     . scripts/uv_sources.sh
     env=$(mktemp -d)
     trap 'rm -rf "$env"' EXIT
-    # What is built for the CPU has a local version, which no database of advisories knows.
+    # CPU builds have a local version (`+cpu`), which no advisory database contains.
     sed -E 's/\+[a-z0-9.]+//' requirements/embedded.txt >"$env/requirements.txt"
     curl --silent --max-time 20 --output /dev/null https://api.osv.dev ||
-        { echo "nightly: no advisories are read: https://api.osv.dev cannot be reached from here" >&2; exit 0; }
+        { echo "nightly: advisories are not checked, because https://api.osv.dev is not reachable" >&2; exit 0; }
     uv venv --quiet --python .venv/bin/python "$env/tool"
     uv pip install --quiet --python "$env/tool/bin/python" pip-audit==2.9.0
     "$env/tool/bin/pip-audit" --vulnerability-service osv --no-deps --disable-pip --requirement "$env/requirements.txt"
 )
 
-calls_to_cuda_are_those_of_its_bindings() (
+check_cuda_calls() (
     . scripts/uv_sources.sh
     folder=$(mktemp -d)
     trap 'rm -rf "$folder"' EXIT
-    for release in "==12.*" "==13.0.*" ">=13.4.1"; do # the last of each: as images have had them, and as they are now
+    for release in "==12.*" "==13.0.*" ">=13.4.1"; do # the latest of each series, in older and current images
         uv pip install --quiet --target "$folder/$release" "cuda-bindings$release" || {
-            echo "nightly: no call is held to cuda-bindings $release: no registry answers with it" >&2
+            echo "nightly: calls are not checked against cuda-bindings $release, because it could not be installed" >&2
             continue
         }
         PYTHONPATH="$folder/$release" python -m scripts.cuda_bindings_calls
@@ -87,11 +89,11 @@ calls_to_cuda_are_those_of_its_bindings() (
 )
 
 speak_from_an_empty_environment
-calls_to_cuda_are_those_of_its_bindings
-replies_of_qwen3_tts_are_its_authors
-replies_of_chatterbox_are_its_authors
-replies_of_vita_audio_are_its_authors
-no_package_is_known_to_be_unsafe
+check_cuda_calls
+check_qwen3_tts_replies
+check_chatterbox_replies
+check_vita_audio_replies
+check_advisories
 scripts/soak.sh --minutes 5 --out .stretto/chaos.jsonl --report .stretto/chaos.md
 python -m pytest -m nightly
 exec python -m pytest tests/engine/test_histories.py "$@"

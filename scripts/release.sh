@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # scripts/release.sh [OUT]   (default: dist)
-# A release's files: wheel and source distribution, built twice with the same bytes; sbom.cdx.json (CycloneDX) of the
-# environment that serves, licences.md from it, and SHA256SUMS. Needs uv and network access.
+# Build a release: wheel and source distribution (built twice and compared byte by byte), sbom.cdx.json (CycloneDX) of
+# the serving environment, licences.md generated from it, and SHA256SUMS. Needs uv and network access.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/uv_sources.sh
@@ -13,7 +13,7 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 python=$(command -v .venv/bin/python || command -v python3)
 
-build() { # <folder>: of what is committed, so that nothing that lies about gets in
+build() { # <folder>; builds from the commit, so that uncommitted files are left out
     mkdir -p "$scratch/$1/tree" "$scratch/$1/made"
     git archive HEAD | tar -x -C "$scratch/$1/tree"
     uv build --quiet --sdist --out-dir "$scratch/$1/made" "$scratch/$1/tree"
@@ -25,7 +25,7 @@ build() { # <folder>: of what is committed, so that nothing that lies about gets
 }
 build first
 build second
-diff -r "$scratch/first/made" "$scratch/second/made" || { echo "release: built twice, it is not the same" >&2; exit 1; }
+diff -r "$scratch/first/made" "$scratch/second/made" || { echo "release: two builds of the same commit differ" >&2; exit 1; }
 
 uv venv --quiet --python "$python" "$scratch/env"
 uv pip install --quiet --python "$scratch/env/bin/python" --no-deps -r requirements/embedded.txt

@@ -1,30 +1,32 @@
 #!/usr/bin/env bash
-# Makes .venv from a lock file in requirements/ (embedded: what serving needs; docs: the site alone; dev: both, tests and training) and installs this package into it.
-# Says what it does, can be interrupted and run again, and does nothing when all is in place.
+# scripts/setup.sh [embedded|docs|dev]   (default: embedded)
+# Create .venv from a lock file in requirements/ and install this package into it. `embedded` has the dependencies of
+# the server, `docs` only those of the documentation site, and `dev` both, with those of tests and training.
+# The script can be interrupted and run again. It does nothing if the environment is complete.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 set_name=${1:-embedded}
 lock=requirements/$set_name.txt
-[ -f "$lock" ] || { echo "setup: no such lock file: $lock" >&2; exit 2; }
+[ -f "$lock" ] || { echo "setup: lock file not found: $lock" >&2; exit 2; }
 
 fail() { echo "setup: $*" >&2; exit 1; }
 
-# A set is in place when its stamp, or that of a set containing it, was made from the lock files as they are now.
+# A set is installed if its stamp, or that of a set that contains it, matches the current lock files.
 key=$(cat requirements/*.txt | sha256sum | cut -c1-16)
 package_stamp=.venv/.stretto-package-$(cat pyproject.toml setup.py | sha256sum | cut -c1-16)
-look() {
+is_installed() {
     have_packages=
     for done_set in "$set_name" dev; do # dev contains all of them
         [ -f ".venv/.stretto-$done_set-$key" ] && have_packages=1
     done
     [ -n "$have_packages" ] && [ -f "$package_stamp" ]
 }
-look && exit
-[ -w . ] || fail "cannot write into $PWD: clone to where you may write"
+is_installed && exit
+[ -w . ] || fail "cannot write into $PWD: clone into a writable folder"
 mkdir -p .stretto
 exec 8>.stretto/setup.lock
-flock --nonblock 8 || { echo "setup: another call is at it: waiting for it"; flock 8; }
-look && exit
+flock --nonblock 8 || { echo "setup: waiting for another setup in this folder"; flock 8; }
+is_installed && exit
 
 candidates=${PYTHON:-python3.11 python3.12 python3}
 PYTHON=
@@ -36,12 +38,12 @@ done
 [ -n "$PYTHON" ] || fail "needs Python 3.11 or 3.12 on the PATH (or in \$PYTHON)"
 [ "$(uname -m)" = x86_64 ] || fail "the embedded environment is for x86_64, this is $(uname -m); use the Dockerfile"
 
-# Triton's stubs speak ASCII alone, and libraries in them look up where they really lie: that must be a name they can say.
+# Triton's stubs support ASCII paths only, and libraries in them resolve links, so the real path of .venv must be ASCII.
 is_ascii() { [ -z "$(LC_ALL=C tr -d '\000-\177' <<<"$1")" ]; }
 if ! is_ascii "$PWD" && [ ! -e .venv ]; then
     place=${XDG_CACHE_HOME:-$HOME/.cache}/stretto/venv-$(sha256sum <<<"$PWD" | cut -c1-16)
     is_ascii "$place" || fail "no folder for .venv: neither $PWD nor $place is ASCII; set XDG_CACHE_HOME to one that is"
-    echo "setup: .venv is a link to $place, for the name of this folder is not ASCII"
+    echo "setup: .venv is a link to $place, because the path of this folder is not ASCII"
     mkdir -p "$place"
     ln -sfn "$place" .venv
 fi
@@ -58,10 +60,10 @@ if [ -z "$have_packages" ]; then
     else
         echo "setup: CPU torch comes from $UV_FIND_LINKS"
     fi
-    echo "setup: installing $(wc -l <"$lock") packages of $lock (up to 3.5 GB unpacked; what is cached is not downloaded again)"
+    echo "setup: installing $(wc -l <"$lock") packages of $lock (up to 3.5 GB unpacked; cached packages are not downloaded again)"
     export UV_HTTP_TIMEOUT=${UV_HTTP_TIMEOUT:-180} UV_LINK_MODE=${UV_LINK_MODE:-hardlink}
     .venv/bin/uv pip install --python .venv/bin/python --no-deps -r "$lock" ||
-        fail "a download failed (see above); run this again, it goes on where it stopped"
+        fail "a download failed (see above); run this again to continue"
     touch ".venv/.stretto-$set_name-$key"
 fi
 .venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable . || fail "could not install this package"

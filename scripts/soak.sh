@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
 # scripts/soak.sh --minutes 60 [flags of benchmarks.chaos]
-# Every kind of request from many clients for so many minutes, then every process of the server killed and stopped, memory
-# and disk filled and the clock moved under the same load: is every answer right, or an error? benchmarks/results/chaos.md
-# Shared memory and a disk of this run's own, small enough to be filled, need a user namespace; without one both are left
-# out, by name. The clock is moved for the server alone, where there is a C compiler (benchmarks/chaos/clock.c).
+# Send all kinds of requests from many clients for the given number of minutes. Then inject faults under the same load:
+# kill and stop each process of the server, fill memory and disk, and move the clock. Check that every answer is correct
+# or an error (benchmarks/results/chaos.md).
+# Filling memory and disk needs a small /dev/shm and disk for this run only, and so a user namespace. Without one, both
+# faults are skipped with a message. The clock is moved only for the server, if there is a C compiler
+# (benchmarks/chaos/clock.c).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$PWD/.venv/bin/python
-[ -x "$python" ] || { echo "soak: there is no .venv; run scripts/setup.sh dev first" >&2; exit 3; }
+[ -x "$python" ] || { echo "soak: no .venv found; run scripts/setup.sh dev first" >&2; exit 3; }
 unset PYTHONDONTWRITEBYTECODE # without bytecode every start of vLLM takes 10 s longer
-export PATH="$PWD/.venv/bin:$PATH" # a server takes its tools from there
+export PATH="$PWD/.venv/bin:$PATH" # the server finds its programs there
 
 if [ "${1:-}" = --in-namespace ]; then
     shift
@@ -25,7 +27,7 @@ own=(unshare --user --map-root-user --mount)
 if "${own[@]}" true 2>/dev/null; then
     "${own[@]}" "$0" --in-namespace "$folder" "$@" &
 else
-    echo "soak: no user namespace: shared memory and the disk are not filled" >&2
+    echo "soak: no user namespace, so shared memory and disk are not filled" >&2
     "$python" -m benchmarks.chaos --faults stop front-end kill clock "$@" &
 fi
 child=$!

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# scripts/speak.sh "text" [options]   sets .venv up where needed, then runs `stretto speak`, which writes speech.wav
-# scripts/speak.sh --stop             stops the server that it has started, as `stretto serve --stop` does
+# scripts/speak.sh "text" [options]   sets up .venv if needed, then runs `stretto speak`, which writes speech.wav
+# scripts/speak.sh --stop             stops the server that it started (`stretto serve --stop`)
 set -euo pipefail
 clone=$(cd "$(dirname "$0")/.." && pwd)
 stretto=$clone/.venv/bin/stretto

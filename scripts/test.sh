@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Sets up .venv and runs lint, types and the day tier of the tests (tests/README.md), a real server included; the rest
-# is for scripts/nightly.sh. The last lines name the files that took longest.
-# scripts/test.sh --fast              lint and what needs neither a server nor an engine
-# scripts/test.sh tests/streams -k x  arguments go to pytest
+# scripts/test.sh                     sets up .venv; runs lint, type checks and the day tier of the tests (tests/README.md)
+# scripts/test.sh --fast              runs lint and the tests without a server or an engine
+# scripts/test.sh tests/streams -k x  passes its arguments to pytest
+# The day tier starts a real server. scripts/nightly.sh runs the other tests. The last lines list the slowest tests.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 unset PYTHONDONTWRITEBYTECODE # without bytecode every start of vLLM takes 10 s longer
@@ -20,7 +20,7 @@ case "${1:-}" in
         ruff check .
         ruff format --check .
         types=$(mktemp)
-        nice -n 19 mypy >"$types" 2>&1 & # beside the tests, which leave a part of two cores idle, and told behind them
+        nice -n 19 mypy >"$types" 2>&1 & # in parallel with the tests, which leave part of two cores idle; printed after them
         checking=$!
         trap 'kill "$checking" 2>/dev/null || true; rm -f "$types"' EXIT
         failed=0

@@ -1,5 +1,5 @@
-# Sourced, not run: tells uv, which does not read pip's settings, where this machine gets its packages from.
-# CPU torch is a file in pip's find-links folder where one is configured, or comes from PyTorch's own CPU index.
+# To be sourced. Passes pip's package sources on this machine to uv, which does not read pip's settings.
+# CPU torch comes from pip's find-links folder if that is configured and has it, and otherwise from PyTorch's CPU index.
 pip_setting() { "${PYTHON:-python3}" -m pip config get "global.$1" 2>/dev/null || true; }
 
 links=$(pip_setting find-links)

@@ -48,9 +48,9 @@ def status() -> dict[str, Any]:
     applications = serve.status().applications
     if APP not in applications:
         return {"status": "none"}
-    told = applications[APP]
-    deployments = {name: {key: getattr(each, key) for key in STATES} for name, each in told.deployments.items()}
-    return {"status": told.status, "message": told.message, "deployments": deployments}
+    application = applications[APP]
+    deployments = {name: {key: getattr(each, key) for key in STATES} for name, each in application.deployments.items()}
+    return {"status": application.status, "message": application.message, "deployments": deployments}
 
 
 def running() -> int:
@@ -249,8 +249,8 @@ def is_fine(record: dict[str, Any]) -> bool:
 def main() -> int:
     """Start the nodes and the application, and run the phases."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--command", required=True)
-    parser.add_argument("--servers", type=int, default=1, help="at least")
+    parser.add_argument("--command", required=True, help="command that starts a server")
+    parser.add_argument("--servers", type=int, default=1, help="minimum number of servers")
     parser.add_argument("--streams", type=int, default=6, help="number of concurrent streams")
     parser.add_argument("--limit", type=float, default=480.0, help="seconds for each phase")
     parser.add_argument("phases", nargs="+", choices=PHASES)

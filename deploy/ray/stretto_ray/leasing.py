@@ -17,7 +17,7 @@ ATTEMPTS = 4
 
 Failures = tuple[type[Exception], ...]
 Asked = dict[asyncio.Future[dict[str, Any]], Any]
-"""What replicas will answer, and the responses of Ray's that the answers come by."""
+"""Pending answers of replicas, with the Ray responses that deliver them."""
 
 
 def leasing(handle_of: Callable[[], Any], failures: Failures) -> Choose:
@@ -39,18 +39,18 @@ def leasing(handle_of: Callable[[], Any], failures: Failures) -> Choose:
             return Context().run(handle.lease.remote, key, list(unready))
 
         for _ in range(ATTEMPTS):
-            async with _first_answer(ask, failures) as (told, responses):
-                if told["server"]:
+            async with _first_answer(ask, failures) as (offer, responses):
+                if offer["server"]:
                     lost = asyncio.ensure_future(_until_lost(responses, failures))
                     try:
-                        yield Lease(told["name"], told["server"], lost)
+                        yield Lease(offer["name"], offer["server"], lost)
                     finally:
                         lost.cancel()
                     return
-            if told["name"] in unready:
+            if offer["name"] in unready:
                 break  # all have refused: those are ranked last
-            unready.append(told["name"])
-        raise ServerUnavailable("no server takes requests now; try again")
+            unready.append(offer["name"])
+        raise ServerUnavailable("no server accepts requests now; try again")
 
     return choose
 
@@ -64,13 +64,13 @@ async def _first_answer(ask: Callable[[], Any], failures: Failures) -> AsyncIter
         try:
             async with asyncio.timeout(LEASE_S):
                 first = await _first_of(ask, asked)
-            told = first.result()
+            offer = first.result()
         except silences as error:
-            raise ServerUnavailable(f"no server takes requests now ({type(error).__name__}); try again") from None
+            raise ServerUnavailable(f"no server accepts requests now ({type(error).__name__}); try again") from None
         responses = asked.pop(first)
         _leave(asked)
         asked[first] = responses
-        yield told, responses
+        yield offer, responses
     finally:
         _leave(asked)
 

@@ -40,13 +40,13 @@ class ServerProcess:
         ports = ("--http-port", 0, "--grpc-port", 0, "--metrics-port", 0)
         files = ("--pid-file", self._pid_file, "--log-file", self.log)
         words = (*command, "--address", host, *ports, *files, "--drain-seconds", drain_s, *more)
-        with (self._folder / "launcher.log").open("wb") as said:
+        with (self._folder / "launcher.log").open("wb") as output:
             self._process = subprocess.Popen(
                 [str(word) for word in words],
                 env=environment(),
                 stdin=subprocess.DEVNULL,
-                stdout=said,
-                stderr=said,
+                stdout=output,
+                stderr=output,
                 start_new_session=True,
                 preexec_fn=_end_with_parent,
             )
