@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from stretto.codec.base import Codec, Window
+from stretto.codecs.base import Codec, Window
 from stretto.decoder.streaming import Windower
 
 

@@ -26,8 +26,8 @@ from benchmarks.checkpoints.bundled import CHECKPOINT
 from benchmarks.checkpoints.random_codecs import MODELS, codec_of, write_checkpoint
 from benchmarks.checkpoints.random_stateful import STATEFUL, make_stateful
 from benchmarks.code_streams import chunks_of, random_codes, stream
-from stretto.codec.base import Codec, Window
-from stretto.codec.registry import load_codec
+from stretto.codecs.base import Codec, Window
+from stretto.codecs.registry import load_codec
 from stretto.plugins import CODECS, names
 
 CHUNK = 5  # frames that arrive at once

@@ -32,10 +32,10 @@ from benchmarks.checkpoints.bundled import CHECKPOINT
 from benchmarks.live_streams import LiveLoad, LiveStreams, ProcessorTime, RealTime
 from benchmarks.results_file import append_result
 from benchmarks.speech_metrics import percentiles, summarise, underrun_s
-from stretto.checkpoints.make_repository import WARM_UP_S
-from stretto.codec.base import Codec
-from stretto.codec.registry import load_codec
+from stretto.codecs.base import Codec
+from stretto.codecs.registry import load_codec
 from stretto.config import DecoderConfig
+from stretto.convert.make_repository import WARM_UP_S
 from stretto.decoder.launching import WORTH_CAPTURING
 from stretto.decoder.worker import DecoderWorker
 from stretto.records.chunk import Chunk

@@ -30,7 +30,7 @@ from benchmarks.process_watch import cpu_s, served_processes
 from benchmarks.speech_load import Load, Speak, check, follow, ratio, run, run_open, texts
 from benchmarks.speech_metrics import Trace, percentiles, summarise
 from benchmarks.temporary_server import serving
-from stretto.checkpoints.make_repository import make
+from stretto.convert.make_repository import make
 from stretto.families.opuslm.family import NUM_STREAMS, OpusVocabulary
 from stretto.families.registry import family_at
 from stretto_client import SpeechClient

@@ -33,7 +33,7 @@ from benchmarks.decoder import Arm as DecoderArm  # noqa: E402
 from benchmarks.layout import engine_args  # noqa: E402
 from benchmarks.speech_load import Load, texts  # noqa: E402
 from benchmarks.stepped_engine import SteppedEngine, Watch  # noqa: E402
-from stretto.codec.registry import load_codec  # noqa: E402
+from stretto.codecs.registry import load_codec  # noqa: E402
 from stretto.engine.launch import vllm_config  # noqa: E402
 from stretto.engine.protocol import sampling_params  # noqa: E402
 from stretto.engine.worker.predictors import Draw, FramePredictor  # noqa: E402

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from benchmarks.speech_metrics import Trace
-from stretto.codec.base import Codec, CodecSpec
+from stretto.codecs.base import Codec, CodecSpec
 from stretto.config import DecoderConfig
 from stretto.decoder.chunk_queue import ChunkAnswer, ChunkQueue, Counts, PendingChunk
 from stretto.decoder.loop import DecodingLoop

@@ -21,7 +21,7 @@ from benchmarks.results_file import append_result, command_line
 from benchmarks.speech_load import Load, Speak, check, follow, ratio, run, texts
 from benchmarks.speech_metrics import Trace, percentiles, underrun_s
 from benchmarks.temporary_server import serving, stop_on_sigterm
-from stretto.checkpoints.make_repository import make
+from stretto.convert.make_repository import make
 from stretto_client import SpeechClient
 
 FAMILY = "qwen3-tts-small"

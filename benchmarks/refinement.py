@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from benchmarks.results_file import append_result, command_line
-from stretto.codec.refinement.base import Passage
-from stretto.codec.refinement.valle import ValleRefinement, ValleShape
+from stretto.codecs.refinement.base import Passage
+from stretto.codecs.refinement.valle import ValleRefinement, ValleShape
 from stretto.families.valle.family import FRAME_RATE, SOS_EOS, ValleVocabulary
 
 KNOWN = ValleVocabulary()

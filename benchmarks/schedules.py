@@ -57,7 +57,7 @@ VOCABULARY = VitaVocabulary(
     num_modules=MODULES,
 )
 FAMILY = vita_audio(VOCABULARY)
-FIRST_BLOCK = 25 + 6  # `codec/glm4_voice/codec.py`
+FIRST_BLOCK = 25 + 6  # `codecs/glm4_voice/codec.py`
 TRAINED = {"balance": SCHEDULES["balance"]}  # the others with Boost's ratio
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from stretto import SpeechLLM
-from stretto.codec.base import Window
+from stretto.codecs.base import Window
 from stretto.config import EngineConfig
 from stretto.launcher.installation import bundled_repository
 from stretto.preprocessing.request import Preprocessor, RawRequest

@@ -24,12 +24,12 @@ from benchmarks.code_streams import random_codes, stream
 from benchmarks.codecs import STEADY, seconds_of, seconds_of_a_window
 from scripts.onnx_graphs.graphs import LogMel
 from scripts.onnx_graphs.tiny_graph import TinyGraph
-from stretto.codec import onnx_runtime
-from stretto.codec.base import Codec
-from stretto.codec.registry import load_codec
-from stretto.codec.tiny.codec import TinyCodec
-from stretto.codec.tiny.vocoder import HOP, SAMPLE_RATE, log_mel
-from stretto.codec.windowed import WindowedCodec
+from stretto.codecs import onnx_runtime
+from stretto.codecs.base import Codec
+from stretto.codecs.registry import load_codec
+from stretto.codecs.tiny.codec import TinyCodec
+from stretto.codecs.tiny.vocoder import HOP, SAMPLE_RATE, log_mel
+from stretto.codecs.windowed import WindowedCodec
 from stretto.errors import CheckpointError
 from stretto.families.registry import family_at
 

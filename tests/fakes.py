@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stretto.codec.base import CodecSpec, Stateful, Window, Windowed
+from stretto.codecs.base import CodecSpec, Stateful, Window, Windowed
 from tests.patience import PATIENCE_S
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from benchmarks.checkpoints import random_published
 from benchmarks.checkpoints.random_espnet import write_codec
 from benchmarks.checkpoints.random_published import Published
-from stretto.checkpoints.command import main
+from stretto.convert.command import main
 from stretto.families.bagpiper.family import BagpiperVocabulary
 from stretto.families.opuslm.family import OpusVocabulary
 from tests.small_vocabularies import SMALL_BAGPIPER, SMALL_OPUSLM

@@ -9,11 +9,11 @@ import torch
 from transformers import CsmConfig, CsmForConditionalGeneration, DynamicCache
 
 from benchmarks.checkpoints.random_published import write_tokenizer
-from stretto.checkpoints.command import main
+from stretto.convert.command import main
 from stretto.families.base import Family
 from stretto.families.registry import family_at
 from stretto.records.prompt import Prompt
-from tests.codec.test_mimi import SMALL as MIMI
+from tests.codecs.test_mimi import SMALL as MIMI
 
 NUM_CODEBOOKS, CODEBOOK_SIZE, NUM_TEXT_IDS, WIDTH = 6, 32, 330, 64
 UNUSED = 3  # ids behind the codes of each table, as published

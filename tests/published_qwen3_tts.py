@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.checkpoints.random_qwen3_tts import small_config, write_release
-from stretto.checkpoints.command import main
+from stretto.convert.command import main
 from stretto.families.base import Family
 from stretto.families.prompting import PromptRows
 from stretto.families.qwen3_tts.family import Qwen3TtsVocabulary

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from stretto.checkpoints.command import main
+from stretto.convert.command import main
 
 
 def refused(words: list[str], out: Path, capsys: pytest.CaptureFixture[str]) -> str:

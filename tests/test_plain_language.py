@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # Largest permitted share of docstrings with a marker, by folder. Lower it when a folder improves; never raise it.
 MOST = {
-    "python_backend/stretto/codec": 0.04,
+    "python_backend/stretto/codecs": 0.04,
     "python_backend/stretto/decoder": 0.01,
     "python_backend/stretto/engine": 0.02,
     "python_backend/stretto/records": 0.02,

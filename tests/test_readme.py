@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from stretto import plugins
-from stretto.checkpoints import command as convert
-from stretto.checkpoints import make_repository
 from stretto.cli import COMMANDS
+from stretto.convert import command as convert
+from stretto.convert import make_repository
 from stretto.launcher import config
 from stretto_client.__main__ import parse
 from stretto_gateway import command as gateway

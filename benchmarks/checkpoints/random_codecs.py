@@ -21,8 +21,8 @@ from transformers import (
     XcodecModel,
 )
 
-from stretto.codec.higgs import HiggsModel
-from stretto.codec.xcodec import ENCODING, TRAINING
+from stretto.codecs.higgs import HiggsModel
+from stretto.codecs.xcodec import ENCODING, TRAINING
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -97,7 +97,7 @@ MODELS: dict[str, Callable[[bool], PreTrainedModel]] = {
 
 
 def codec_of(model: str) -> str:
-    """The name in `codec.registry` of a name in MODELS."""
+    """The name in `codecs.registry` of a name in MODELS."""
     return model.split("_")[0]
 
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stretto.codec.glm4_voice.tokenizer import CONFIG, FEATURES, WhisperVq, WhisperVqConfig
+from stretto.encoders.whisper_vq import CONFIG, FEATURES, WhisperVq, WhisperVqConfig
 
 NUM_CODES = 64
 RECORD = {

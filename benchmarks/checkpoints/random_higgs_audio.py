@@ -9,7 +9,7 @@ from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneratio
 
 from benchmarks.checkpoints.random_codecs import make_model as make_codec
 from benchmarks.checkpoints.random_published import write_tokenizer
-from stretto.checkpoints.command import main
+from stretto.convert.command import main
 from stretto.families.higgs_audio.family import NEEDED, SCENE_END, SCENE_START
 
 NUM_TEXT_IDS, HEAD = 330, 32

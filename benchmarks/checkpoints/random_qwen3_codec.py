@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stretto.codec.qwen3_12hz.code2wav import MODEL_TYPE, Code2Wav, read_shape
-from stretto.codec.qwen3_12hz.codec import NOT_SERVED, Qwen3Codec
-from stretto.codec.qwen3_12hz.config import Qwen3CodecConfig
-from stretto.codec.qwen3_12hz.voice import SpeakerConfig, SpeakerEncoder
+from stretto.codecs.qwen3_12hz.code2wav import MODEL_TYPE, Code2Wav, read_shape
+from stretto.codecs.qwen3_12hz.codec import NOT_SERVED, Qwen3Codec
+from stretto.codecs.qwen3_12hz.config import Qwen3CodecConfig
+from stretto.encoders.x_vector import SpeakerConfig, SpeakerEncoder
 
 CODEBOOKS, HEARD_CODEBOOKS = 16, 32
 LEVEL = 0.15  # of the last layer's weights, so that the samples of random weights are about as loud as speech

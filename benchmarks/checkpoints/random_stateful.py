@@ -8,12 +8,12 @@ from torch import nn
 from transformers import EncodecConfig, EncodecModel, MimiConfig, MimiModel
 
 from benchmarks.checkpoints.random_qwen3_codec import make_qwen3_codec
-from stretto.codec.base import Codec
-from stretto.codec.encodec import EncodecCodec
-from stretto.codec.espnet_dac import EspnetDac, EspnetDacConfig
-from stretto.codec.mimi import MimiCodec
-from stretto.codec.seanet.decoder import SeanetWidths
-from stretto.codec.seanet.stream import SeanetShape, keep_lengths_on_host
+from stretto.codecs.base import Codec
+from stretto.codecs.encodec import EncodecCodec
+from stretto.codecs.espnet_dac import EspnetDac, EspnetDacConfig
+from stretto.codecs.mimi import MimiCodec
+from stretto.codecs.seanet.decoder import SeanetWidths
+from stretto.codecs.seanet.stream import SeanetShape, keep_lengths_on_host
 
 Module = TypeVar("Module", bound=nn.Module)
 MUSICGEN = {

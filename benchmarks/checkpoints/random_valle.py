@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.checkpoints.random_espnet import write_codec
 from benchmarks.checkpoints.random_published import write_tokenizer
-from stretto.checkpoints.command import main
+from stretto.convert.command import main
 from stretto.families.valle.convert import (
     EMBEDDINGS,
     HEAD,

@@ -26,7 +26,7 @@ from benchmarks.checkpoints import (
 from benchmarks.checkpoints.random_espnet import write_codec
 from benchmarks.checkpoints.random_published import Published, Size
 from benchmarks.speech_load import ANIMALS, CITIES, texts
-from stretto.checkpoints import command as convert_checkpoint
+from stretto.convert import command as convert_checkpoint
 from stretto.families.bagpiper.family import BagpiperVocabulary
 from stretto.families.opuslm.family import OpusVocabulary
 

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.decoder import Arm, make_codec
 from benchmarks.gpu.jobs import Setup, failure
-from stretto.codec.base import Codec, Window
+from stretto.codecs.base import Codec, Window
 from stretto.config import DecoderConfig
 from stretto.decoder.launching import WORTH_CAPTURING
 from stretto.decoder.worker import DecoderWorker

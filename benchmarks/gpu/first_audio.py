@@ -20,8 +20,8 @@ from benchmarks.checkpoints import random_codecs as random_weights
 from benchmarks.checkpoints import random_espnet
 from benchmarks.checkpoints.random_qwen3_codec import write_qwen3_codec
 from benchmarks.stepped_engine import SteppedEngine
-from stretto.codec.base import Codec, Window
-from stretto.codec.registry import load_codec
+from stretto.codecs.base import Codec, Window
+from stretto.codecs.registry import load_codec
 from stretto.families.base import Family
 
 

@@ -15,11 +15,11 @@ import numpy as np
 
 from benchmarks.gpu.jobs import Setup
 from benchmarks.published_layouts import PROMPT_ROWS
-from stretto.checkpoints.backbone import OLMO2_7B, QWEN3_8B, SMOLLM2_1_7B, config_of
 from stretto.families.base import Family
 from stretto.families.qwen3_tts.family import DEPTH, Qwen3TtsVocabulary
 from stretto.families.registry import NAME, VOCABULARY, read_family
 from stretto.records.prompt import Prompt
+from stretto.weights.backbones import OLMO2_7B, QWEN3_8B, SMOLLM2_1_7B, config_of
 
 DRY = {
     "hidden_size": 64,

@@ -23,9 +23,9 @@ from benchmarks.checkpoints.bundled import CHECKPOINT
 from benchmarks.gpu.__main__ import main, parse
 from benchmarks.gpu.jobs import Job, Setup, failure
 from benchmarks.temporary_server import serving
-from stretto.checkpoints.make_repository import CHECKPOINT as LINK
-from stretto.checkpoints.make_repository import DECODER, ENGINE, make
 from stretto.config import EngineConfig
+from stretto.convert.make_repository import CHECKPOINT as LINK
+from stretto.convert.make_repository import DECODER, ENGINE, make
 from stretto.preprocessing.request import Preprocessor
 from stretto_client import SpeechClient
 from stretto_client.shared_memory import Memory

@@ -21,7 +21,7 @@ from benchmarks.gpu.first_audio import figures, first_rows, make_codec, time_bur
 from benchmarks.gpu.jobs import Setup
 from benchmarks.gpu.models import MODELS, PromptMaker, engine_args, write_config
 from benchmarks.published_layouts import PROMPT_ROWS
-from stretto.codec.base import Codec
+from stretto.codecs.base import Codec
 from stretto.config import EngineConfig
 from stretto.engine.environment import prepare_environment
 

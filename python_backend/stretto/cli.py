@@ -79,14 +79,14 @@ def gateway(words: list[str]) -> int:
 
 def convert(words: list[str]) -> int:
     """Convert a release to a checkpoint."""
-    from stretto.checkpoints.command import main
+    from stretto.convert.command import main
 
     return main(words)
 
 
 def make_repository(words: list[str]) -> int:
     """Make a model repository for a checkpoint."""
-    from stretto.checkpoints.make_repository import main
+    from stretto.convert.make_repository import main
 
     return main(words)
 

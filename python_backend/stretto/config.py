@@ -80,7 +80,7 @@ class DecoderConfig:
     """Configuration of the acoustic decoder.
 
     Attributes:
-        codec: Name in `codec.registry`.
+        codec: Name in `codecs.registry`.
         num_codebooks: Number of codebooks in use, the first ones; None for all.
         device: Device that decodes (`cpu`, `cuda`, `cuda:1`, …).
         threads: torch threads on the CPU.

@@ -10,9 +10,9 @@ from benchmarks.checkpoints.random_codecs import MODELS
 from benchmarks.checkpoints.random_stateful import STATEFUL
 from benchmarks.code_streams import random_codes
 from benchmarks.codecs import Long, Streaming, codecs, measure_dial, measure_long, measure_streaming
-from stretto.codec.base import Stateful, Windowed
-from stretto.codec.tiny import vocoder
-from stretto.codec.tiny.vocoder import HOP
+from stretto.codecs.base import Stateful, Windowed
+from stretto.codecs.tiny import vocoder
+from stretto.codecs.tiny.vocoder import HOP
 from tests.fakes import FakeCodec
 
 pytestmark = pytest.mark.slow

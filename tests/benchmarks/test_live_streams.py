@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.live_streams import LiveLoad, LiveStreams, ProcessorTime
 from benchmarks.speech_metrics import Trace, underrun_s
-from stretto.codec.base import CodecSpec, Window, Windowed
+from stretto.codecs.base import CodecSpec, Window, Windowed
 from stretto.config import DecoderConfig
 from stretto.streams.chunking import ChunkPolicy
 from stretto.triton_io.flow import FlowTable

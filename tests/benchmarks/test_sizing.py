@@ -22,7 +22,7 @@ from benchmarks.sizing import (
     streams_in_time,
     tables,
 )
-from stretto.codec.base import Window
+from stretto.codecs.base import Window
 from stretto.families.csm.family import CsmVocabulary
 from stretto.families.higgs_audio.family import HiggsAudioVocabulary
 from stretto.families.qwen3_tts.family import Qwen3TtsVocabulary

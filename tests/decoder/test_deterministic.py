@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from benchmarks.checkpoints.bundled import CHECKPOINT
-from stretto.codec.base import Codec
-from stretto.codec.registry import load_codec
+from stretto.codecs.base import Codec
+from stretto.codecs.registry import load_codec
 from stretto.config import DecoderConfig
 from stretto.decoder.worker import DecoderWorker
 from stretto.families.tiny.family import TINY

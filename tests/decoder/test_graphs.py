@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stretto.codec.base import Window
+from stretto.codecs.base import Window
 from stretto.decoder.launching import WORTH_CAPTURING, CudaGraphs, GraphCache
 from tests.decoder import fake_cuda
 from tests.fakes import FakeCodec

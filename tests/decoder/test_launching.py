@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from stretto.codec.base import Window
+from stretto.codecs.base import Window
 from stretto.config import DecoderConfig
 from stretto.decoder import loop
 from stretto.decoder.launching import CudaLauncher, Flight, HostLauncher, make_launcher
 from stretto.decoder.worker import DecoderWorker
 from stretto.records.chunk import Chunk
 from stretto.streams.layout import Segment
-from tests.codec.conftest import make_codec
+from tests.codecs.conftest import make_codec
 from tests.decoder import fake_cuda
 from tests.fakes import FakeCodec, RecordedReply
 

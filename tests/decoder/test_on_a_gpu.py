@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from stretto.codec.base import Window
+from stretto.codecs.base import Window
 from stretto.config import DecoderConfig
 from stretto.decoder import loop as loop_module
 from stretto.decoder.chunk_queue import BUSY_SHARE, ChunkQueue, Counts, PendingChunk

@@ -14,7 +14,7 @@ from stretto.decoder.worker import DecoderWorker, open_codec
 from stretto.errors import CheckpointError
 from stretto.records.chunk import Chunk
 from stretto.streams.layout import Segment
-from tests.codec.test_onnx_runtime import SPEC, save
+from tests.codecs.test_onnx_runtime import SPEC, save
 from tests.fakes import RecordedReply
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from benchmarks.checkpoints.random_qwen3_codec import make_qwen3_codec
 from benchmarks.code_streams import random_codes, stream
-from stretto.codec.base import Codec
+from stretto.codecs.base import Codec
 from stretto.config import DecoderConfig
 from stretto.decoder.streaming import PART_FRAMES, References, Windower
 from stretto.decoder.worker import DecoderWorker

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soxr
 
-from stretto.codec.base import CodecSpec, Windowed
+from stretto.codecs.base import CodecSpec, Windowed
 from stretto.decoder.sessions import Renderer
 from stretto.records.sampling import OutputForm
 

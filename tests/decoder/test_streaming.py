@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from stretto.codec.base import CodecSpec, Stateful, Windowed
+from stretto.codecs.base import CodecSpec, Stateful, Windowed
 from stretto.decoder.streaming import FrameWindow, Windower
 from stretto.errors import InvalidRequest
 

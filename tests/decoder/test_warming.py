@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from stretto.codec.base import Codec, Window
+from stretto.codecs.base import Codec, Window
 from stretto.config import DecoderConfig
 from stretto.decoder.launching import HostLauncher
 from stretto.decoder.warming import capture_shapes, warm_up
 from stretto.decoder.worker import DecoderWorker
 from stretto.records.chunk import Chunk
 from stretto.streams.layout import Segment
-from tests.codec.conftest import make_codec
+from tests.codecs.conftest import make_codec
 from tests.fakes import FakeCodec, RecordedReply
 
 SIZES = (1, 2, 4, 8, 16, 25)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks.code_streams import chunks_of, random_codes, stream
-from stretto.codec.base import Whole, Window
+from stretto.codecs.base import Whole, Window
 from stretto.config import DecoderConfig
 from stretto.decoder.batching import next_group
 from stretto.decoder.launching import Flight
@@ -20,7 +20,7 @@ from stretto.errors import Cancelled, Closing, InvalidRequest
 from stretto.records.chunk import Chunk
 from stretto.records.sampling import OutputForm
 from stretto.streams.layout import Segment
-from tests.codec.conftest import make_codec
+from tests.codecs.conftest import make_codec
 from tests.fakes import FakeCodec, RecordedReply
 from tests.patience import PATIENCE_S
 
@@ -123,7 +123,7 @@ def test_the_real_codec_batched_equals_the_real_codec_alone() -> None:
 
 @pytest.mark.nightly  # by day the memory of ten minutes below, and exactness in shorter streams
 def test_ten_minutes_in_one_stream_are_exact_and_take_no_more_memory() -> None:
-    """Against float64 in much larger windows, which is one decode of the whole to 1e-12 (codec/tiny/test_codec.py)."""
+    """Against float64 in much larger windows, which is one decode of the whole to 1e-12 (codecs/tiny/test_codec.py)."""
     codec, total, size = make_codec(), 15_000, 25
     codes = random_codes(codec, 1, total)
     truth = stream(make_codec().double(), codes, chunks_of(1000, total))[0].float().numpy()

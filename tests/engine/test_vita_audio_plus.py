@@ -7,12 +7,12 @@ import pytest
 
 from benchmarks.checkpoints import random_vita
 from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
-from stretto.checkpoints.command import main
+from stretto.convert.command import main
 from stretto.families.registry import family_at
 from stretto.families.vita_audio.family import SCHEDULES
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.records.prompt import Prompt
-from tests.codec.glm4_voice.heard import speech
+from tests.encoders.recordings import speech
 from tests.engine.harness import Engine
 from tests.reference.vita_audio import VitaReference
 from tests.reference.vita_hearing import heard_by_plus

@@ -18,10 +18,10 @@ import torch
 
 from benchmarks.checkpoints.random_orpheus import CODES, SNAC, write_release, write_snac
 from benchmarks.code_streams import chunks_of, random_codes, stream
-from stretto.checkpoints.command import main as convert
-from stretto.checkpoints.make_repository import profile
-from stretto.codec.base import Codec, Window
-from stretto.codec.registry import load_codec
+from stretto.codecs.base import Codec, Window
+from stretto.codecs.registry import load_codec
+from stretto.convert.command import main as convert
+from stretto.convert.make_repository import profile
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.registry import family_at
 from stretto.preprocessing.request import Preprocessor, RawRequest

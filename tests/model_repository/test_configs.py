@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from stretto.checkpoints.make_repository import profile
-from stretto.codec.registry import load_codec
+from stretto.codecs.registry import load_codec
+from stretto.convert.make_repository import profile
 from stretto.families.tiny.family import TINY
 from stretto.triton_io.tensors import MODELS, TensorSpec
 from tests.model_repository.pbtxt import ROOT, read_config

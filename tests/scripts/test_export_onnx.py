@@ -16,10 +16,10 @@ from benchmarks.checkpoints.random_codecs import codec_of, make_model
 from benchmarks.code_streams import chunks_of, random_codes, stream
 from scripts import export_onnx
 from scripts.export_onnx import export_codec, export_mel
-from stretto.codec import onnx_runtime
-from stretto.codec.base import Codec
-from stretto.codec.registry import load_codec
-from stretto.codec.tiny.vocoder import NUM_MELS, log_mel
+from stretto.codecs import onnx_runtime
+from stretto.codecs.base import Codec
+from stretto.codecs.registry import load_codec
+from stretto.codecs.tiny.vocoder import NUM_MELS, log_mel
 from stretto.config import DecoderConfig
 from stretto.decoder.worker import open_codec
 from tests.fakes import FakeCodec

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from stretto.checkpoints.make_repository import make
+from stretto.convert.make_repository import make
 from stretto.launcher.installation import bundled_repository
 from stretto.triton_io.flow import FlowTable
 from tests.patience import PATIENCE_S

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.checkpoints.random_published import Published
 from benchmarks.code_streams import stream
-from stretto.codec.registry import load_codec
+from stretto.codecs.registry import load_codec
 from stretto.families.base import Family
 from stretto.families.registry import family_at
 from stretto.families.tokenizer import TextTokenizer

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from benchmarks.checkpoints.random_chatterbox import convert
-from stretto.codec.base import Window
-from stretto.codec.registry import load_codec
+from stretto.codecs.base import Window
+from stretto.codecs.registry import load_codec
 from stretto.families.chatterbox.family import END_OF_SPEECH
 from tests.chatterbox_release import RECORD, REPLIES
 from tests.server.conftest import ServedCheckpoint, served_checkpoint

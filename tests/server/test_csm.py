@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks.code_streams import stream
-from stretto.codec.registry import load_codec
+from stretto.codecs.registry import load_codec
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from tests.published_csm import CODEBOOK_SIZE, NUM_CODEBOOKS, CsmReference, convert, make_model
 from tests.server.conftest import ServedCheckpoint, served_checkpoint

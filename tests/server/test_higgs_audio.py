@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.checkpoints.random_higgs_audio import make_model
 from benchmarks.code_streams import stream
-from stretto.codec.registry import load_codec
+from stretto.codecs.registry import load_codec
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from tests.published_higgs_audio import HiggsAudioReference, convert
 from tests.server.conftest import ServedCheckpoint, served_checkpoint

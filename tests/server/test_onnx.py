@@ -11,11 +11,11 @@ import torch
 from benchmarks.checkpoints.bundled import CHECKPOINT
 from benchmarks.code_streams import stream
 from scripts.export_onnx import codec_file, export_codec
-from stretto.checkpoints.make_repository import CHECKPOINT as LINK
-from stretto.checkpoints.make_repository import DECODER
-from stretto.codec.base import Codec
-from stretto.codec.registry import load_codec
+from stretto.codecs.base import Codec
+from stretto.codecs.registry import load_codec
 from stretto.config import DecoderConfig
+from stretto.convert.make_repository import CHECKPOINT as LINK
+from stretto.convert.make_repository import DECODER
 from stretto.decoder.worker import open_codec
 from stretto.families.tiny.family import TINY
 from tests.scripts.test_export_onnx import (
@@ -28,7 +28,7 @@ from tests.server.conftest import Server, served_repository
 __all__ = ["test_an_exported_decoder_streams_exactly", "test_onnxruntime_gives_torchs_samples_in_any_shape"]
 pytestmark = [
     pytest.mark.server,
-    pytest.mark.nightly,  # by day tests/codec/test_onnx_runtime.py
+    pytest.mark.nightly,  # by day tests/codecs/test_onnx_runtime.py
     pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:.*axis name:UserWarning"),
 ]
 RUNTIME = 'parameters { key: "runtime" value { string_value: "onnx" } }\n'

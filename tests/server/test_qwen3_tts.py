@@ -24,15 +24,15 @@ import torch
 from benchmarks.checkpoints.random_qwen3_codec import write_qwen3_codec
 from benchmarks.checkpoints.random_qwen3_tts import small_config, write_release
 from benchmarks.code_streams import stream
-from stretto.checkpoints.command import main
-from stretto.codec.registry import load_codec
+from stretto.codecs.registry import load_codec
+from stretto.convert.command import main
 from stretto.families.registry import family_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.testing.reference import Reference
 from stretto_client import RecordedVoice, SpeechClient
 from stretto_gateway.command import make_server
 from stretto_gateway.config import GatewayConfig
-from tests.codec.qwen3_12hz.reference import speech
+from tests.codecs.qwen3_12hz.reference import speech
 from tests.published_qwen3_tts import command
 from tests.server.conftest import ServedCheckpoint, served_checkpoint
 from tests.server.listening import Answer, Response

@@ -13,12 +13,12 @@ import torch
 
 from benchmarks.checkpoints.random_valle import convert
 from benchmarks.code_streams import stream
-from stretto.codec.registry import load_codec
+from stretto.codecs.registry import load_codec
 from tests.server.conftest import ServedCheckpoint, served_checkpoint
 from tests.valle_release import REPLIES
 
-# By night: tests/engine/test_valle.py, tests/codec/refinement/test_valle.py and tests/decoder/test_filling.py hold each
-# part to the same replies.
+# By night: tests/engine/test_valle.py, tests/codecs/refinement/test_valle.py and tests/decoder/test_filling.py hold
+# each part to the same replies.
 pytestmark = [pytest.mark.server, pytest.mark.nightly]
 
 GREEDY = {"audio": {"temperature": 0.0, "max_rows": 120}, "output": {"codes": True}, "seed": 3}

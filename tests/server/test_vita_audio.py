@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from benchmarks.checkpoints import random_vita
-from stretto.codec.glm4_voice.tokenizer import load_tokenizer
-from tests.codec.glm4_voice.heard import speech
+from stretto.encoders.whisper_vq import load_tokenizer
+from tests.encoders.recordings import speech
 from tests.server.vita import NUM_IDS, ServedVita, serve
 
 pytestmark = [pytest.mark.server, pytest.mark.nightly]  # by day the engine's tests, and test_speech.py

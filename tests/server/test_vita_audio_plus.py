@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from benchmarks.checkpoints import random_vita
-from tests.codec.glm4_voice.heard import speech
+from tests.encoders.recordings import speech
 from tests.reference.vita_hearing import heard_by_plus
 from tests.server.vita import NUM_IDS, ServedVita, serve
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from benchmarks.checkpoints import random_vita
 from benchmarks.checkpoints.random_glm4_tokenizer import write_glm4_tokenizer
 from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
-from stretto.checkpoints.command import main
+from stretto.convert.command import main
 from stretto.families.registry import family_at
 from stretto.families.text import subword_codec
 from stretto.families.tokenizer import TextTokenizer

@@ -204,7 +204,7 @@ def test_a_chunk_of_an_utterance_that_is_over_is_answered_without_an_error(slot:
 def test_a_worker_that_fails_ends_the_utterance_and_names_the_failure_only(slot: FlowSlot) -> None:
     class Broken(Worker):
         def push(self, *delivery: Any) -> None:
-            raise RuntimeError("/srv/stretto/codec.py is broken")
+            raise RuntimeError("/srv/stretto/codecs.py is broken")
 
     asked = request(slot, Chunk(0, Segment.TEXT))
     DecodingService(Broken(), SEAL).accept(asked)
@@ -213,7 +213,7 @@ def test_a_worker_that_fails_ends_the_utterance_and_names_the_failure_only(slot:
     assert slot.outcome is Outcome.FAILED
     assert re.fullmatch("acoustic decoder: internal error [0-9a-f]{8}", slot.reason)
     (line,) = Logger.errors
-    assert "/srv/stretto/codec.py is broken" in line
+    assert "/srv/stretto/codecs.py is broken" in line
     assert slot.reason.rpartition(" ")[2] in line
 
 

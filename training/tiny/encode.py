@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stretto.codec.tiny.codec import ResidualVQ
+from stretto.codecs.tiny.codec import ResidualVQ
 from training.tiny.clips import load_quantiser
 from training.tiny.corpus import write_encoded
 from training.tiny.encoded import Spoken, encode_utterance

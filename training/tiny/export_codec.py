@@ -10,14 +10,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from stretto.codec.tiny.codec import CONFIG_FILE, WEIGHTS_FILE
+from stretto.codecs.tiny.codec import CONFIG_FILE, WEIGHTS_FILE
 from training.tiny.clips import MEL_FRAMES, load_quantiser
 
 PRECISE = "vocoder.pitch_trunk."  # its error is integrated over the utterance
 
 
 def export(vocoder_file: Path, quantiser_file: Path, out: Path) -> None:
-    """Write the two files that `stretto.codec.tiny.codec.load` reads."""
+    """Write the two files that `stretto.codecs.tiny.codec.load` reads."""
     saved, quantiser = torch.load(vocoder_file), load_quantiser(quantiser_file)
     num_codebooks, codebook_size, rank = quantiser.codebooks.shape
     record = {

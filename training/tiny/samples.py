@@ -8,8 +8,8 @@ import numpy as np
 import soundfile
 import torch
 
-from stretto.codec.registry import load_codec
-from stretto.codec.tiny.vocoder import SAMPLE_RATE
+from stretto.codecs.registry import load_codec
+from stretto.codecs.tiny.vocoder import SAMPLE_RATE
 from training.tiny.evaluate import resynthesise
 from training.tiny.export import load_exported
 from training.tiny.generate import Speaking, speak

@@ -10,13 +10,13 @@ from typing import Any
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from stretto.checkpoints.backbone import LLAMA_NUMBERS, check_heads, dtype_of, read_numbers
-from stretto.checkpoints.generation import AUDIO
-from stretto.checkpoints.published import Contents, Converted
-from stretto.checkpoints.release import Release, Tokenizer
-from stretto.checkpoints.tensors import Part, shapes_of
+from stretto.convert.generation import AUDIO
+from stretto.convert.published import Contents, Converted
+from stretto.convert.release import Release, Tokenizer
 from stretto.errors import CheckpointError
 from stretto.families.registry import NAME, VOCABULARY
+from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, dtype_of, read_numbers
+from stretto.weights.tensors import Part, shapes_of
 from stretto_orpheus.family import MARKERS, ROWS_PER_FRAME, OrpheusVocabulary
 from stretto_orpheus.snac import published_shape
 

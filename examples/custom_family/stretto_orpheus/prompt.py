@@ -8,7 +8,7 @@ reads with a second `begin of text` in front; the model was trained with one.
 
 from pathlib import Path
 
-from stretto.codec.base import Codec
+from stretto.codecs.base import Codec
 from stretto.errors import InvalidRequest
 from stretto.families.base import Family, Task
 from stretto.families.conversation import Piece

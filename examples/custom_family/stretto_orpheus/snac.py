@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stretto.codec.base import CodecSpec, Window, Windowed
-from stretto.codec.published import codec_directory, load_strictly, read_tensors
-from stretto.codec.windowed import WindowedCodec, context, dac_layers
+from stretto.codecs.base import CodecSpec, Window, Windowed
+from stretto.codecs.windowed import WindowedCodec, context, dac_layers
 from stretto.errors import CheckpointError
 from stretto.untrusted_files import json_object, released_file
+from stretto.weights.loading import codec_directory, load_strictly, read_tensors
 
 WEIGHTS = "pytorch_model.bin"
 LEVEL_OF_PLACE = (0, 1, 2, 2, 1, 2, 2)  # level of each of a frame's seven codes

@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Any, cast
 
-from stretto.codec.base import CodecSpec
+from stretto.codecs.base import CodecSpec
 from stretto.decoder.chunk_queue import PendingChunk
 from stretto.decoder.sessions import Session
 from stretto.records.event import Event, ReportEvent

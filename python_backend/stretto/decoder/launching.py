@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stretto.codec.base import Codec, Window
+from stretto.codecs.base import Codec, Window
 from stretto.config import DecoderConfig
 from stretto.cuda_graphs import record
 

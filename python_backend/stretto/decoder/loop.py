@@ -12,7 +12,7 @@ from collections import deque
 
 import numpy as np
 
-from stretto.codec.base import Codec
+from stretto.codecs.base import Codec
 from stretto.config import DecoderConfig
 from stretto.decoder.batching import Batch, FilledBatch, Job, batch_limit, launch, next_group, waited_for
 from stretto.decoder.chunk_queue import ChunkQueue, Counts, Pace, PendingChunk, Unanswered, check_waited_for

@@ -8,8 +8,8 @@ import numpy as np
 import soxr
 from torch import Tensor
 
-from stretto.codec.base import Codec, CodecSpec
-from stretto.codec.refinement.base import refinement_of
+from stretto.codecs.base import Codec, CodecSpec
+from stretto.codecs.refinement.base import refinement_of
 from stretto.decoder.streaming import (
     Filling,
     FrameWindow,

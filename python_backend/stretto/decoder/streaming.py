@@ -8,8 +8,8 @@ from hashlib import blake2b
 import numpy as np
 from torch import Tensor
 
-from stretto.codec.base import CodecSpec
-from stretto.codec.refinement.base import Passage, Refinement, check_given, check_prompt
+from stretto.codecs.base import CodecSpec
+from stretto.codecs.refinement.base import Passage, Refinement, check_given, check_prompt
 from stretto.errors import InvalidRequest
 from stretto.records.chunk import Chunk
 

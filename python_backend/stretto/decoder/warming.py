@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from stretto.codec.base import Codec, CodecSpec, Window
+from stretto.codecs.base import Codec, CodecSpec, Window
 from stretto.decoder.launching import Launcher
 from stretto.decoder.streaming import FrameWindow, Windower
 from stretto.streams.chunking import ChunkPolicy

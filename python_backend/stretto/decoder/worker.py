@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stretto.codec.base import Codec
-from stretto.codec.refinement import valle
-from stretto.codec.refinement.base import FOLDER, RefinedCodec
-from stretto.codec.registry import load_codec, load_exported
+from stretto.codecs.base import Codec
+from stretto.codecs.refinement import valle
+from stretto.codecs.refinement.base import FOLDER, RefinedCodec
+from stretto.codecs.registry import load_codec, load_exported
 from stretto.config import DecoderConfig
 from stretto.decoder.chunk_queue import ChunkAnswer, ChunkQueue, Counts, PendingChunk, refuse
 from stretto.decoder.loop import DecodingLoop

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from stretto.codec.base import Codec
+from stretto.codecs.base import Codec
 from stretto.errors import CheckpointError, InvalidRequest, shown
 from stretto.families.base import Family, Task
 from stretto.families.conversation import Piece

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from stretto.codec.base import Codec
-from stretto.codec.registry import load_codec
+from stretto.codecs.base import Codec
+from stretto.codecs.registry import load_codec
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.conversation import Piece, Turn, choose_task, read_messages
 from stretto.families.prompting import open_template

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.checkpoints.random_published import Size
 from benchmarks.checkpoints.small_models import SMALL_MODELS, write_checkpoint
-from stretto.codec.registry import load_codec
+from stretto.codecs.registry import load_codec
 from stretto.families.bagpiper.family import BagpiperVocabulary
 from stretto.families.opuslm.family import OpusVocabulary
 from stretto.families.qwen3_tts.family import DEPTH

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from stretto.encoders.xeus_units import read_centres
 from stretto.errors import InvalidRequest
-from stretto.families.opuslm.ssl_tokenizer import read_centres
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from tests import published_xeus
 from tests.published_checkpoints import convert, write_release

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.checkpoints.random_chatterbox import command, convert, voice, write_release
-from stretto.checkpoints.command import main
-from stretto.checkpoints.make_repository import main as make_repository
+from stretto.convert.command import main
+from stretto.convert.make_repository import main as make_repository
 from tests.refused_conversion import refused
 
 pytestmark = pytest.mark.slow

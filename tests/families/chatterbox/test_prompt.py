@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from benchmarks.checkpoints.random_chatterbox import KNOWN, convert
-from stretto.checkpoints.release import read_tensors
-from stretto.codec.base import Whole
+from stretto.codecs.base import Whole
+from stretto.convert.release import read_tensors
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.chatterbox.family import END_OF_TEXT, START_OF_TEXT, ChatterboxVocabulary
 from stretto.families.chatterbox.prompt import ChatterboxTemplate, open_chatterbox

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from stretto.checkpoints.command import main
-from stretto.codec.mimi import load
+from stretto.codecs.mimi import load
+from stretto.convert.command import main
 from tests.published_csm import NUM_CODEBOOKS, CsmRelease, make_model, write_release
 
 pytestmark = pytest.mark.slow

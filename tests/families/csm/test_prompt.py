@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from stretto.checkpoints.release import read_tensors
+from stretto.convert.release import read_tensors
 from stretto.errors import InvalidRequest
 from stretto.families.csm.convert import CODES as TABLE
 from stretto.families.csm.convert import CODES_OF_BACKBONE

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.checkpoints.random_higgs_audio import HiggsAudioRelease, make_model, write_release
-from stretto.checkpoints.release import read_tensors
+from stretto.convert.release import read_tensors
 from tests.refused_conversion import refused
 
 Tensors = dict[str, torch.Tensor]

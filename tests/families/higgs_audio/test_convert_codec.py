@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.checkpoints.random_higgs_audio import HiggsAudioRelease, make_model, write_release
-from stretto.codec.registry import load_codec
+from stretto.codecs.registry import load_codec
 from stretto.families.higgs_audio.convert_codec import read_config
 from tests.refused_conversion import refused
 

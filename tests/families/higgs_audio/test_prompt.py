@@ -14,7 +14,7 @@ from benchmarks.checkpoints.random_codecs import make_model as make_codec
 from benchmarks.checkpoints.random_higgs_audio import AUDIO_OUT, SPELLED, make_model
 from stretto.errors import InvalidRequest
 from stretto.preprocessing.request import Preprocessor, RawRequest
-from tests.codec.test_higgs import transformers_class
+from tests.codecs.test_higgs import transformers_class
 from tests.published_higgs_audio import convert
 
 PCM = (np.sin(np.arange(9_000) ** 1.3 / 300) / 2).astype(np.float32)

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from stretto.checkpoints.command import main
-from stretto.families.opuslm.ssl_tokenizer import CONFIG, FOLDER, WEIGHTS, load_ssl_tokenizer
+from stretto.convert.command import main
+from stretto.encoders.xeus_units import CONFIG, FOLDER, WEIGHTS, load_ssl_tokenizer
 from tests import published_xeus
 from tests.published_checkpoints import command, write_opuslm
 from tests.small_vocabularies import SMALL_OPUSLM

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from benchmarks.checkpoints.random_qwen3_omni import UNUSED, small_config, write_release
-from stretto.checkpoints.command import main
+from stretto.convert.command import main
 from stretto.families.registry import family_at
 from tests.published_qwen3_omni import command
 from tests.refused_conversion import refused

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.checkpoints.random_qwen3_omni import AUDIO, IMAGE
-from stretto.checkpoints.make_repository import main as make_repository
+from stretto.convert.make_repository import main as make_repository
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.audio_format import AudioFormat, check_audios
 from stretto.families.qwen3_omni_talker.prompt import TalkerPrompts

@@ -10,8 +10,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from benchmarks.checkpoints.random_qwen3_tts import small_config, write_release
-from stretto.checkpoints.command import main
-from stretto.codec.qwen3_12hz.voice import load_speaker_encoder
+from stretto.convert.command import main
+from stretto.encoders.x_vector import load_speaker_encoder
 from stretto.families.registry import family_at
 from tests.published_qwen3_tts import command
 from tests.refused_conversion import refused

@@ -9,13 +9,13 @@ import pytest
 from safetensors.torch import save_file
 from transformers import Qwen2Tokenizer
 
-from stretto.codec.qwen3_12hz.voice import FOLDER, SpeakerConfig, SpeakerEncoder, load_speaker_encoder
+from stretto.encoders.x_vector import FOLDER, SpeakerConfig, SpeakerEncoder, load_speaker_encoder
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.qwen3_tts.prompt import ClonedVoice, RowWriter
 from stretto.families.tokenizer import TextTokenizer
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.records.prompt import Prompt
-from tests.codec.qwen3_12hz.reference import speech
+from tests.codecs.qwen3_12hz.reference import speech
 from tests.fakes import FrameCounter
 from tests.published_qwen3_tts import CASES, REFERENCES, Checkpoint, fixture
 

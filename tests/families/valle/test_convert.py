@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from benchmarks.checkpoints.random_valle import command, convert, write_release
-from stretto.checkpoints.make_repository import main as make_repository
+from stretto.convert.make_repository import main as make_repository
 from tests.refused_conversion import refused
 
 AR = "corelm.ar_decoder.blocks.1.attn."

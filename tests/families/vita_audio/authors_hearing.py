@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from benchmarks.checkpoints import random_sense_voice as random
-from tests.codec.glm4_voice.heard import speech
+from tests.encoders.recordings import speech
 from tests.families.vita_audio.hearing import AUTHORS, HIDDEN, LENGTHS, NUM_POSITIONS, thinned
 
 

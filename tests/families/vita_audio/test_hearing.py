@@ -13,7 +13,7 @@ from stretto.families.audio_format import AudioFormat
 from stretto.families.vita_audio import convert
 from stretto.families.vita_audio.model import audio_adaptor, audio_tower, embed_audio, positions
 from stretto.families.vita_audio.prompt import HOP, WINDOW, stacked_log_mel
-from tests.codec.glm4_voice.heard import speech
+from tests.encoders.recordings import speech
 from tests.families.vita_audio.hearing import AUTHORS, HIDDEN, LENGTHS, NUM_POSITIONS, thinned
 
 THEIRS = np.load(AUTHORS)

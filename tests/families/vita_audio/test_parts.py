@@ -9,8 +9,8 @@ import pytest
 from benchmarks.checkpoints.random_glm4_tokenizer import write_glm4_tokenizer
 from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
 from benchmarks.code_streams import random_codes
-from stretto.checkpoints.command import main
 from stretto.config import DecoderConfig
+from stretto.convert.command import main
 from stretto.decoder.worker import DecoderWorker, open_codec
 from stretto.errors import InvalidRequest
 from stretto.preprocessing.request import Preprocessor, RawRequest
@@ -18,7 +18,7 @@ from stretto.records.chunk import Chunk
 from stretto.records.prompt import Prompt
 from stretto.streams.chunking import Pacer
 from stretto.streams.layout import Segment
-from tests.codec.glm4_voice.heard import HEARD, speech
+from tests.encoders.recordings import HEARD, speech
 from tests.fakes import RecordedReply
 from tests.vita_release import command, random_vita
 

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from benchmarks.checkpoints.random_glm4_tokenizer import write_glm4_tokenizer
-from stretto.checkpoints.command import main
+from stretto.convert.command import main
 from stretto.errors import InvalidRequest
 from stretto.families.conversation import Piece
 from stretto.families.registry import family_at
 from stretto.families.tokenizer import TextTokenizer
 from stretto.families.vita_audio.prompt import SYSTEM_TEXT, VitaTemplate, interleave, open_template
-from tests.codec.glm4_voice.heard import HEARD, speech
+from tests.encoders.recordings import HEARD, speech
 from tests.vita_release import command, random_vita
 
 IM_START, IM_END, BEGIN, END = "<|im_start|>", "<|im_end|>", "<|begin_of_audio|>", "<|end_of_audio|>"

@@ -3,8 +3,8 @@ import torch
 
 from benchmarks.code_streams import random_codes
 from scripts.onnx_graphs.tiny_graph import TinyGraph, erf
-from stretto.codec.base import Window
-from tests.codec.conftest import make_codec
+from stretto.codecs.base import Window
+from tests.codecs.conftest import make_codec
 
 
 def test_erf_by_sines_is_erf() -> None:

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from stretto.codec.tiny.vocoder import HOP, NUM_MELS, SAMPLE_RATE
-from tests.codec.conftest import make_codec
+from stretto.codecs.tiny.vocoder import HOP, NUM_MELS, SAMPLE_RATE
+from tests.codecs.conftest import make_codec
 from training.tiny.clips import Clip, bridge, draw_batch, make_clip, quantise
 from training.tiny.synthesise import Utterance
 

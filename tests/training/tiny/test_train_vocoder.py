@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from stretto.codec.tiny import codec as tiny
-from stretto.codec.tiny.vocoder import HOP, log_mel
+from stretto.codecs.tiny import codec as tiny
+from stretto.codecs.tiny.vocoder import HOP, log_mel
 from training.tiny import train_vocoder
 from training.tiny.export_codec import export
 

@@ -13,13 +13,13 @@ from torch import Tensor
 from transformers import Qwen3OmniMoeAudioEncoderConfig
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeAudioEncoder
 
-from stretto.checkpoints.backbone import config_of, shapes
-from stretto.checkpoints.published import Contents, Converted
-from stretto.checkpoints.release import Release, Tokenizer, entry, optional_entry, read_json
-from stretto.checkpoints.tensors import Part, Plan, shapes_of
+from stretto.convert.published import Contents, Converted
+from stretto.convert.release import Release, Tokenizer, entry, optional_entry, read_json
 from stretto.errors import CheckpointError
 from stretto.families.bagpiper.family import NUM_STREAMS, SPECIAL_TOKENS, BagpiperVocabulary
 from stretto.families.registry import NAME, VOCABULARY
+from stretto.weights.backbones import config_of, shapes
+from stretto.weights.tensors import Part, Plan, shapes_of
 
 NUM_SPECIAL = 256
 TOWER = "multimodal_io_dict.continuous_audio.model.audio_tower."

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from transformers import WhisperFeatureExtractor
 
-from stretto.codec.base import Codec
+from stretto.codecs.base import Codec
 from stretto.errors import InvalidRequest
 from stretto.families.audio_format import KEY, MelFormat
 from stretto.families.bagpiper.family import ASSISTANT, AUDIO, BOS, END_OF_REPLY, END_OF_TURN, PAD, SYSTEM, TEXT, USER

@@ -18,17 +18,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stretto.checkpoints.backbone import read_backbone, shapes
-from stretto.checkpoints.published import Contents, Converted, Network
-from stretto.checkpoints.release import Release, Tokenizer, read_tensors
-from stretto.checkpoints.tensors import Part, Plan, check
-from stretto.codec.published import read_pickled
-from stretto.codec.s3gen.codec import LONGEST, S3GenCodec
-from stretto.codec.s3gen.config import FRAMES_PER_TOKEN, S3GenConfig
+from stretto.codecs.s3gen.codec import LONGEST, S3GenCodec
+from stretto.codecs.s3gen.config import FRAMES_PER_TOKEN, S3GenConfig
+from stretto.convert.published import Contents, Converted, Network
+from stretto.convert.release import Release, Tokenizer, read_tensors
 from stretto.errors import CheckpointError
 from stretto.families.chatterbox.family import END_OF_SPEECH, SPACE, START_OF_SPEECH, ChatterboxVocabulary
 from stretto.families.registry import NAME, VOCABULARY
 from stretto.untrusted_files import released_file
+from stretto.weights.backbones import read_backbone, shapes
+from stretto.weights.loading import read_pickled
+from stretto.weights.tensors import Part, Plan, check
 
 FILE = "s3gen.safetensors"
 HEARING = ("tokenizer.", "speaker_encoder.")

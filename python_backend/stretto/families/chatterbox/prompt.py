@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stretto.codec.base import Codec
+from stretto.codecs.base import Codec
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.base import Family, Task
 from stretto.families.chatterbox.family import END_OF_TEXT, SPACE, START_OF_TEXT, ChatterboxVocabulary

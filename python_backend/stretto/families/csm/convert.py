@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 from transformers import CsmConfig, CsmForConditionalGeneration
 
-from stretto.checkpoints.backbone import LLAMA_NUMBERS, check_heads, dtype_of, read_numbers
-from stretto.checkpoints.generation import AUDIO, prefixed
-from stretto.checkpoints.published import Contents, Converted
-from stretto.checkpoints.release import Release, Tokenizer
-from stretto.checkpoints.tensors import Part, Plan, shapes_of
+from stretto.convert.generation import AUDIO, prefixed
+from stretto.convert.published import Contents, Converted
+from stretto.convert.release import Release, Tokenizer
 from stretto.errors import CheckpointError
 from stretto.families.base import DepthSpec
 from stretto.families.csm.family import CsmVocabulary
 from stretto.families.registry import NAME, VOCABULARY
+from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, dtype_of, read_numbers
+from stretto.weights.tensors import Part, Plan, shapes_of
 
 BACKBONE_TAG = None  # config.json itself has the hyperparameters
 CODEC = "codec_model."

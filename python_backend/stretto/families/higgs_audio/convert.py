@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration
 
-from stretto.checkpoints.backbone import LLAMA_NUMBERS, check_heads, dtype_of, read_numbers
-from stretto.checkpoints.generation import AUDIO
-from stretto.checkpoints.published import Contents, Converted
-from stretto.checkpoints.release import Release, Tokenizer
-from stretto.checkpoints.tensors import Part, Plan, shapes_of
+from stretto.convert.generation import AUDIO
+from stretto.convert.published import Contents, Converted
+from stretto.convert.release import Release, Tokenizer
 from stretto.errors import CheckpointError
 from stretto.families.higgs_audio.convert_codec import boson_codec
 from stretto.families.higgs_audio.family import NEEDED, NUM_MARKS, SCENE_END, SCENE_START, HiggsAudioVocabulary
 from stretto.families.registry import NAME, VOCABULARY
+from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, dtype_of, read_numbers
+from stretto.weights.tensors import Part, Plan, shapes_of
 
 BACKBONE_TAG = None  # config.json itself has the hyperparameters
 CODEC = ""  # the codec is a separate release

@@ -13,13 +13,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import HiggsAudioV2TokenizerConfig
 
-from stretto.checkpoints.published import Network
-from stretto.checkpoints.tensors import Part, check, shapes_of
-from stretto.codec.espnet_dac import multiply_weight_norm_out
-from stretto.codec.higgs import HiggsModel
-from stretto.codec.published import CONFIG_FILE, load_config, read_tensors
+from stretto.codecs.espnet_dac import multiply_weight_norm_out
+from stretto.codecs.higgs import HiggsModel
+from stretto.convert.published import Network
 from stretto.errors import CheckpointError
 from stretto.untrusted_files import UNPARSABLE, json_object, released_file
+from stretto.weights.loading import CONFIG_FILE, load_config, read_tensors
+from stretto.weights.tensors import Part, check, shapes_of
 
 WEIGHTS, OTHERS = "model.pth", "model.safetensors"
 OURS = "acoustic_decoder.conv1.weight"  # in transformers' layout, and in no language model

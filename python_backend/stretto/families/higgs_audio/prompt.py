@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stretto.codec.base import Codec
+from stretto.codecs.base import Codec
 from stretto.errors import InvalidRequest
 from stretto.families.audio_format import CachedEncoder
 from stretto.families.base import Family, Task

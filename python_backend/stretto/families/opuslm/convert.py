@@ -13,18 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stretto.checkpoints.backbone import config_of, shapes
-from stretto.checkpoints.published import Contents, Converted
-from stretto.checkpoints.release import Release, Tokenizer, entry, optional_entry, read_tensors
-from stretto.checkpoints.tensors import Entry, Part, Plan, Progress, Written, check, write_file, write_json
-from stretto.codec.espnet_dac import multiply_weight_norm_out
+from stretto.codecs.espnet_dac import multiply_weight_norm_out
+from stretto.convert.published import Contents, Converted
+from stretto.convert.release import Release, Tokenizer, entry, optional_entry, read_tensors
+from stretto.encoders.xeus import Xeus, XeusConfig
+from stretto.encoders.xeus_units import CONFIG, FOLDER, WEIGHTS, read_centres
 from stretto.errors import CheckpointError
 from stretto.families.opuslm import family as opuslm
 from stretto.families.opuslm.family import NUM_STREAMS, OpusVocabulary
-from stretto.families.opuslm.ssl_tokenizer import CONFIG, FOLDER, WEIGHTS, read_centres
-from stretto.families.opuslm.xeus import Xeus, XeusConfig
 from stretto.families.registry import NAME, VOCABULARY
 from stretto.untrusted_files import UNPARSABLE, released_file, yaml_mapping
+from stretto.weights.backbones import config_of, shapes
+from stretto.weights.tensors import Entry, Part, Plan, Progress, Written, check, write_file, write_json
 
 CHECKPOINTS, CLUSTERS = ("xeus_checkpoint_new.pth", "xeus_checkpoint_old.pth"), "km_opus_lm.mdl"
 SSL_DROPPED = ("losses.", "util_modules.", "masker.", "global_step")  # tensors that are only needed for training

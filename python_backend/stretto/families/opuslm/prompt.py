@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from stretto.codec.base import Codec
+from stretto.codecs.base import Codec
+from stretto.encoders.xeus_units import InputCodes, SslTokenizer, load_ssl_tokenizer
 from stretto.errors import InvalidRequest
 from stretto.families.base import Family, Task
 from stretto.families.conversation import Piece
@@ -20,7 +21,6 @@ from stretto.families.opuslm.family import (
     USER_INPUT,
     VOICE_FRAMES,
 )
-from stretto.families.opuslm.ssl_tokenizer import InputCodes, SslTokenizer, load_ssl_tokenizer
 from stretto.families.prompting import PLAIN, Manner, PromptRows, Template, check_codes, frame_rows, stream0_rows
 from stretto.families.text import Subwords
 from stretto.families.tokenizer import TextTokenizer

@@ -11,12 +11,10 @@ from typing import Any
 
 from torch import Tensor
 
-from stretto.checkpoints.backbone import dtype_of
-from stretto.checkpoints.generation import prefixed
-from stretto.checkpoints.published import Contents, Converted, Network
-from stretto.checkpoints.release import Release, Tokenizer
-from stretto.checkpoints.tensors import Part, Plan, shapes_of
-from stretto.codec.qwen3_12hz.code2wav import MODEL_TYPE, Code2Wav, read_shape
+from stretto.codecs.qwen3_12hz.code2wav import MODEL_TYPE, Code2Wav, read_shape
+from stretto.convert.generation import prefixed
+from stretto.convert.published import Contents, Converted, Network
+from stretto.convert.release import Release, Tokenizer
 from stretto.errors import CheckpointError
 from stretto.families.audio_format import KEY, THINKER_STATES
 from stretto.families.qwen3_omni_talker.family import NAME, TalkerVocabulary
@@ -25,6 +23,8 @@ from stretto.families.qwen3_tts.convert import NUM_SUPPRESSED, Numbers, check_po
 from stretto.families.qwen3_tts.family import CodecIds
 from stretto.families.registry import NAME as FAMILY
 from stretto.families.registry import VOCABULARY
+from stretto.weights.backbones import dtype_of
+from stretto.weights.tensors import Part, Plan, shapes_of
 
 BACKBONE_TAG = None  # config.json itself has the hyperparameters
 CODEC = "code2wav."

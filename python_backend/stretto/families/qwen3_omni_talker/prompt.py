@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stretto.codec.base import Codec
+from stretto.codecs.base import Codec
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.base import Family
 from stretto.families.prompting import Template, stream0_rows

@@ -15,17 +15,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stretto.checkpoints.backbone import dtype_of
-from stretto.checkpoints.generation import AUDIO, prefixed
-from stretto.checkpoints.published import Contents, Converted, Network
-from stretto.checkpoints.release import Release, Tokenizer
-from stretto.checkpoints.tensors import Part, Plan, check, shapes_of
-from stretto.codec.qwen3_12hz.voice import FOLDER, PREFIX, SpeakerConfig, SpeakerEncoder
+from stretto.convert.generation import AUDIO, prefixed
+from stretto.convert.published import Contents, Converted, Network
+from stretto.convert.release import Release, Tokenizer
+from stretto.encoders.x_vector import FOLDER, PREFIX, SpeakerConfig, SpeakerEncoder
 from stretto.errors import CheckpointError
 from stretto.families.audio_format import KEY, X_VECTOR
 from stretto.families.base import DepthSpec
 from stretto.families.qwen3_tts.family import CodecIds, Qwen3TtsVocabulary, TextIds
 from stretto.families.registry import NAME, VOCABULARY
+from stretto.weights.backbones import dtype_of
+from stretto.weights.tensors import Part, Plan, check, shapes_of
 
 KINDS = ("custom_voice", "voice_design", "base")
 SMALLER = "0b6"  # `tts_model_size` of the release that was not trained to follow instructions

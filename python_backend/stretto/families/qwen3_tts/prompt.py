@@ -28,8 +28,8 @@ from pathlib import Path
 
 import numpy as np
 
-from stretto.codec.base import Codec
-from stretto.codec.qwen3_12hz.voice import FOLDER, VoiceEncoder, load_voice_encoder
+from stretto.codecs.base import Codec
+from stretto.encoders.x_vector import FOLDER, VoiceEncoder, load_voice_encoder
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.audio_format import CachedEncoder
 from stretto.families.base import Family, Task

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stretto.codec.base import Codec
+from stretto.codecs.base import Codec
 from stretto.errors import InvalidRequest, shown
 from stretto.families.base import Family, Task
 from stretto.families.conversation import Piece

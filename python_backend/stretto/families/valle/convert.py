@@ -12,16 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stretto.checkpoints.backbone import TOKENS
-from stretto.checkpoints.published import Contents, Converted, Network
-from stretto.checkpoints.release import Release, Tokenizer, entry, optional_entry
-from stretto.checkpoints.tensors import Part, Plan, check
-from stretto.codec.refinement.base import FOLDER
-from stretto.codec.refinement.valle import EPS, ValleShape
+from stretto.codecs.refinement.base import FOLDER
+from stretto.codecs.refinement.valle import EPS, ValleShape
+from stretto.convert.published import Contents, Converted, Network
+from stretto.convert.release import Release, Tokenizer, entry, optional_entry
 from stretto.errors import CheckpointError
 from stretto.families.opuslm import convert as opuslm
 from stretto.families.registry import NAME, VOCABULARY
 from stretto.families.valle.family import PAD, SOS_EOS, ValleVocabulary
+from stretto.weights.backbones import TOKENS
+from stretto.weights.tensors import Part, Plan, check
 
 BACKBONE_TAG = None  # config.yaml itself has the hyperparameters
 EMBEDDINGS, HEAD = "corelm.emb.weight", "corelm.lm_head.weight"

@@ -15,13 +15,10 @@ from typing import Any
 
 from torch import Tensor
 
-from stretto.checkpoints import tensors
-from stretto.checkpoints.backbone import config_of, shapes
-from stretto.checkpoints.generation import AUDIO
-from stretto.checkpoints.published import Contents, Converted
-from stretto.checkpoints.release import Release, Tokenizer, read_json
-from stretto.checkpoints.tensors import Entry, Part, Plan, Written, shapes_of
-from stretto.codec.glm4_voice.tokenizer import CONFIG, FEATURES, FOLDER, read_tokenizer
+from stretto.convert.generation import AUDIO
+from stretto.convert.published import Contents, Converted
+from stretto.convert.release import Release, Tokenizer, read_json
+from stretto.encoders.whisper_vq import CONFIG, FEATURES, FOLDER, read_tokenizer
 from stretto.errors import CheckpointError
 from stretto.families.audio_format import KEY, SENSE_VOICE
 from stretto.families.defaults import DRAWN
@@ -30,6 +27,9 @@ from stretto.families.vita_audio.family import BALANCE, HEARD, MARKERS, SCHEDULE
 from stretto.families.vita_audio.model import SenseVoice
 from stretto.families.vita_audio.prompt import DITHER, NUM_BINS, SAMPLE_RATE, STACKED, STEP
 from stretto.untrusted_files import read_text, released_file, yaml_mapping
+from stretto.weights import tensors
+from stretto.weights.backbones import config_of, shapes
+from stretto.weights.tensors import Entry, Part, Plan, Written, shapes_of
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from transformers.audio_utils import mel_filter_bank
 
-from stretto.codec.base import Codec
-from stretto.codec.glm4_voice.tokenizer import SpeechTokenizer, load_tokenizer
+from stretto.codecs.base import Codec
+from stretto.encoders.whisper_vq import SpeechTokenizer, load_tokenizer
 from stretto.errors import InvalidRequest
 from stretto.families.audio_format import KEY, NUM_QUERIES, CachedEncoder
 from stretto.families.base import Family, Task

@@ -1,0 +1,59 @@
+"""`dac`: the Descript Audio Codec as published by transformers (16, 24 and 44.1 kHz; Kumar et al., 2023)."""
+
+from math import prod
+from pathlib import Path
+
+from torch import Tensor
+from transformers import DacConfig, DacModel
+
+from stretto.codecs.base import CodecSpec, Windowed
+from stretto.codecs.windowed import Layer, WindowedCodec, context, dac_layers, tail_samples
+from stretto.errors import CheckpointError
+from stretto.weights.loading import codec_directory, load_model
+
+
+def decoder_layers(config: DacConfig, output_padding: bool) -> list[Layer]:
+    """Return the layers of a DAC decoder.
+
+    The order of the strides defines the receptive field: 10 frames for (8, 5, 4, 2), but 30 for (2, 4, 5, 8).
+
+    Raises:
+        CheckpointError: If the decoder's samples per frame differ from the encoder's.
+    """
+    ratios = config.upsampling_ratios
+    if prod(ratios) != prod(config.downsampling_ratios):
+        raise CheckpointError(f"upsampling_ratios {ratios} do not undo {config.downsampling_ratios}")
+    return dac_layers(ratios, output_padding)
+
+
+class DacCodec(WindowedCodec):
+    """DAC. With odd strides the last frame of an utterance has fewer samples."""
+
+    def __init__(self, model: DacModel) -> None:
+        config, layers = model.config, decoder_layers(model.config, output_padding=False)
+        super().__init__(
+            CodecSpec(
+                name="dac",
+                sample_rate=config.sampling_rate,
+                samples_per_frame=prod(config.upsampling_ratios),
+                num_codebooks=config.n_codebooks,
+                codebook_size=config.codebook_size,
+                streaming=Windowed(*context(layers)),
+                tail_samples=tail_samples(layers),
+            )
+        )
+        self.model = model
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """Return the waveform [B, n] of codes [B, K, T]."""
+        return self.model.decode(audio_codes=codes, return_dict=False)[0]
+
+    def codes_of(self, pcm: Tensor) -> Tensor:
+        """Return codes [B, K, T] of pcm [B, n] from `fit`."""
+        return self.model.encode(pcm[:, None]).audio_codes
+
+
+def load(directory: Path, device: str = "cpu") -> DacCodec:
+    """Return the codec in a published checkpoint; raise CheckpointError for missing or mismatched files."""
+    model, _ = load_model(DacModel, codec_directory(directory))
+    return DacCodec(model).to(device)

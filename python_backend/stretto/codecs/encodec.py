@@ -1,0 +1,77 @@
+"""`encodec`: Encodec as published by transformers: 24 kHz (causal) and 32 kHz (Musicgen's, with look-ahead)."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import EncodecConfig, EncodecModel
+
+from stretto.codecs.base import CodecSpec, Window
+from stretto.codecs.seanet.stream import SeanetStream, keep_lengths_on_host, multiply_weight_norm_out, shape_of
+from stretto.errors import CheckpointError
+from stretto.weights.loading import codec_directory, load_config, load_model
+
+
+class EncodecCodec(nn.Module):
+    """Encodec. Its state is the (h, c) of the decoder's LSTM.
+
+    It has the codebooks of the checkpoint's highest bandwidth; lower ones use the first of them.
+    """
+
+    def __init__(self, model: EncodecModel) -> None:
+        super().__init__()
+        config = model.config
+        check(config)
+        multiply_weight_norm_out(model)
+        self.model = model
+        head, recurrence, *tail = model.decoder.layers
+        shape, lstm = shape_of(config), recurrence.lstm
+        assert isinstance(lstm, nn.LSTM)
+        self.stream = SeanetStream(shape, head, lstm, nn.Sequential(*tail))
+        self.spec = CodecSpec(
+            name="encodec",
+            sample_rate=config.sampling_rate,
+            samples_per_frame=shape.hop,
+            num_codebooks=config.num_quantizers,
+            codebook_size=config.codebook_size,
+            streaming=self.stream.streaming,
+        )
+
+    @torch.inference_mode()
+    def encode(self, pcm: np.ndarray) -> np.ndarray:
+        """Return the codes, int64 [K, T], of mono samples, float32 [n]; the last frame may be partial."""
+        if len(pcm) == 0:
+            return np.zeros((self.spec.num_codebooks, 0), dtype=np.int64)
+        samples = torch.from_numpy(np.asarray(pcm)).to(next(self.parameters()))
+        codes = self.model.quantizer.encode(self.model.encoder(samples[None, None]))
+        return codes[: self.spec.num_codebooks, 0].cpu().numpy()
+
+    def initial_state(self, batch: int) -> Tensor:
+        return self.stream.initial_state(batch)
+
+    @torch.inference_mode()
+    def decode(self, window: Window) -> tuple[Tensor, Tensor]:
+        """Return the waveform [B, n] in [-1, 1] of the window's frames, and the state before the next window."""
+        codes = window.codes.to(window.state.device)
+        latents = self.model.quantizer.decode(codes.transpose(0, 1))
+        pcm, state = self.stream(latents, window.left, window.right, window.state)
+        return pcm.clamp(-1, 1), state
+
+
+def check(config: EncodecConfig) -> None:
+    """Raise CheckpointError for the 48 kHz model, which normalises and cross-fades whole seconds and cannot stream."""
+    if config.normalize or config.chunk_length_s is not None or config.norm_type != "weight_norm":
+        raise CheckpointError(
+            "encodec: only checkpoints without normalize, chunk_length_s and time_group_norm (24 and 32 kHz) stream"
+        )
+
+
+def load(directory: Path, device: str = "cpu") -> EncodecCodec:
+    """Return the codec in a published checkpoint; raise CheckpointError for missing or mismatched files."""
+    directory = codec_directory(directory)
+    check(load_config(EncodecConfig, directory))
+    model, _ = load_model(EncodecModel, directory)
+    codec = EncodecCodec(model).to(device)
+    keep_lengths_on_host(codec)
+    return codec

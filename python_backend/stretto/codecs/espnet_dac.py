@@ -1,0 +1,243 @@
+"""`espnet_dac`: the codec of OpusLM, called DAC by ESPnet: a SEANet with LSTM and a residual quantiser.
+
+Reads a published directory: `config.yaml` and one `*.pth`, as packed by ESPnet (espnet2/gan_codec/dac/dac.py).
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stretto.codecs.base import CodecSpec, Window
+from stretto.codecs.seanet import decoder as seanet
+from stretto.codecs.seanet.decoder import SeanetWidths
+from stretto.codecs.seanet.stream import SeanetShape, SeanetStream
+from stretto.errors import CheckpointError
+from stretto.untrusted_files import UNPARSABLE, yaml_mapping
+from stretto.weights.loading import load_strictly, read_tensors
+
+CONFIG_FILE = "config.yaml"
+GENERATOR = "codec.generator."
+DEFAULTS: dict[str, Any] = {
+    "hidden_dim": 128,
+    "codebook_dim": 8,
+    "encdec_n_filters": 32,
+    "encdec_n_residual_layers": 1,
+    "encdec_ratios": [8, 5, 4, 2],
+    "encdec_kernel_size": 7,
+    "encdec_residual_kernel_size": 7,
+    "encdec_last_kernel_size": 7,
+    "encdec_dilation_base": 2,
+    "encdec_compress": 2,
+    "encdec_lstm": 2,
+    "quantizer_n_q": 8,
+    "quantizer_bins": 1024,
+    "quantizer_target_bandwidth": [7.5, 15],
+}
+# What the decoder of this package takes for granted.
+REQUIRED: dict[str, Any] = {
+    "encdec_channels": 1,
+    "encdec_activation": "Snake",
+    "encdec_norm": "weight_norm",
+    "encdec_causal": False,
+    "encdec_pad_mode": "reflect",
+    "encdec_true_skip": False,
+    "decoder_final_activation": None,
+}
+NOT_SERVED = ("inited", "cluster_size", "embed_avg")  # of a codebook: what training kept
+
+
+@dataclass(frozen=True, slots=True)
+class EspnetDacConfig:
+    """The numbers of a checkpoint; `num_codebooks` is what its last bandwidth uses, as ESPnet's `encode` does."""
+
+    sample_rate: int
+    num_codebooks: int
+    codebook_size: int
+    shape: SeanetShape
+    widths: SeanetWidths
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> "EspnetDacConfig":
+        """From the contents of `config.yaml`. KeyError or ValueError name what is missing or not this codec."""
+        if record["codec"] != "dac":
+            raise ValueError(f"codec must be dac, got {record['codec']}")
+        given = record["codec_conf"]["generator_params"]
+        odd = {name: given[name] for name, value in REQUIRED.items() if given.get(name, value) != value}
+        values = DEFAULTS | given
+        if odd or values["codebook_dim"] != values["hidden_dim"]:
+            raise ValueError(f"codebook_dim must be hidden_dim, and {REQUIRED}; got {odd}, {values['codebook_dim']}")
+        rate, hop = record["codec_conf"]["sampling_rate"], math.prod(values["encdec_ratios"])
+        kbps_per_codebook = math.log2(values["quantizer_bins"]) * math.ceil(rate / hop) / 1000
+        affordable = math.floor(values["quantizer_target_bandwidth"][-1] / kbps_per_codebook)
+        return cls(
+            sample_rate=rate,
+            num_codebooks=max(1, min(values["quantizer_n_q"], affordable)),
+            codebook_size=values["quantizer_bins"],
+            shape=SeanetShape(
+                ratios=tuple(values["encdec_ratios"]),
+                kernel=values["encdec_kernel_size"],
+                last_kernel=values["encdec_last_kernel_size"],
+                residual_kernel=values["encdec_residual_kernel_size"],
+                num_residual_layers=values["encdec_n_residual_layers"],
+                dilation_base=values["encdec_dilation_base"],
+            ),
+            widths=SeanetWidths(
+                base=values["encdec_n_filters"],
+                latent=values["hidden_dim"],
+                compress=values["encdec_compress"],
+                lstm_layers=values["encdec_lstm"],
+            ),
+        )
+
+
+def read_config(directory: Path) -> EspnetDacConfig:
+    """The numbers in `config.yaml`; CheckpointError if it is missing or of another codec."""
+    path = directory / CONFIG_FILE
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing")
+    try:
+        return EspnetDacConfig.from_record(yaml_mapping(path))
+    except UNPARSABLE as error:
+        raise CheckpointError(f"{path}: {error!r}") from error
+
+
+def read_generator(directory: Path, num_codebooks: int) -> dict[str, Tensor]:
+    """The generator's tensors by our names, weight norm multiplied out; CheckpointError unless there is one `*.pth`,
+    of tensors."""
+    paths = sorted(directory.glob("*.pth"))
+    if len(paths) != 1:
+        raise CheckpointError(f"{directory}: expected one *.pth, got {[path.name for path in paths]}")
+    tensors = {
+        re.sub(r"\.model\.|\.(conv|convtr)\.\1\.", ".", name.removeprefix(GENERATOR)): tensor
+        for name, tensor in read_tensors(paths[0]).items()
+        if name.startswith(GENERATOR) and name.rpartition(".")[2] not in NOT_SERVED
+    }
+    tensors = multiply_weight_norm_out(tensors)
+    names = [f"quantizer.vq.layers.{codebook}._codebook.embed" for codebook in range(num_codebooks)]
+    missing = [name for name in names if name not in tensors]
+    if missing:
+        raise CheckpointError(f"{paths[0]}: missing {missing}")
+    shapes = {name: list(tensors[name].shape) for name in names}
+    if any(shape != shapes[names[0]] for shape in shapes.values()):
+        raise CheckpointError(f"{paths[0]}: expected codebooks of one shape, got {shapes}")
+    tables = torch.stack([tensors[name] for name in names])
+    rest = {name: tensor for name, tensor in tensors.items() if not name.startswith("quantizer.vq.layers.")}
+    return rest | {"quantizer.embed": tables}
+
+
+def multiply_weight_norm_out(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weight g v / |v| in place of the pair (g, v), under torch's older and newer names of it.
+
+    In one dimension g is as long as v, a number for each output or each tap of a kernel; the norm is over the others,
+    in which g is 1 long. What is no such pair stays, under a name that no module has.
+    """
+    plain = dict(tensors)
+    for magnitude, direction in (("weight_g", "weight_v"), (_newer(0), _newer(1))):
+        for name in [name for name in tensors if name.endswith(f".{magnitude}")]:
+            stem = name.removesuffix(magnitude)
+            g, v = tensors[name], tensors.get(stem + direction)
+            if v is None or not _are_lengths(g.shape, v.shape):
+                continue
+            del plain[name], plain[stem + direction]
+            shared = [dim for dim in range(g.dim()) if g.shape[dim] == 1]
+            norm = torch.linalg.vector_norm(v.double(), dim=shared, keepdim=True)
+            plain[f"{stem}weight"] = (v.double() * (g.double() / norm)).float()
+    return plain
+
+
+def _are_lengths(g: torch.Size, v: torch.Size) -> bool:
+    """Whether a tensor of shape g says how long those are that lie in one of shape v along one dimension."""
+    return len(v) > 1 and any(
+        [*g] == [size if dim == kept else 1 for dim, size in enumerate(v)] for kept in range(len(v))
+    )
+
+
+def _newer(part: int) -> str:
+    return f"parametrizations.weight.original{part}"
+
+
+class EuclideanCodebooks(nn.Module):
+    """Residual quantiser with tables [K, V, D]; each codebook quantises the residual of the previous ones."""
+
+    embed: Tensor
+
+    def __init__(self, num_codebooks: int, codebook_size: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("embed", torch.zeros(num_codebooks, codebook_size, width))
+
+    def encode(self, latents: Tensor) -> Tensor:
+        """Return the codes [K, T] of latents [D, T], each the nearest vector."""
+        residual, codes = latents.T, []
+        for table in self.embed:
+            distance = table.square().sum(1) - 2 * residual @ table.T
+            codes.append(distance.argmin(1))
+            residual = residual - table[codes[-1]]
+        return torch.stack(codes)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Return the latents [B, D, T] of codes [B, K, T]."""
+        books = torch.arange(codes.shape[1], device=codes.device)
+        return self.embed[books[:, None], codes].sum(1).transpose(1, 2)
+
+
+class EspnetDac(nn.Module):
+    """ESPnet's DAC. Its state is the (h, c) of the decoder's LSTM."""
+
+    def __init__(self, config: EspnetDacConfig) -> None:
+        super().__init__()
+        self.encoder = seanet.make_encoder(config.shape, config.widths)
+        self.decoder = seanet.make_decoder(config.shape, config.widths)
+        self.quantizer = EuclideanCodebooks(config.num_codebooks, config.codebook_size, config.widths.latent)
+        recurrence = self.decoder[1]
+        assert isinstance(recurrence, seanet.Recurrence)
+        self.stream = SeanetStream(config.shape, self.decoder[0], recurrence.lstm, self.decoder[2:])
+        self.spec = CodecSpec(
+            name="espnet_dac",
+            sample_rate=config.sample_rate,
+            samples_per_frame=config.shape.hop,
+            num_codebooks=config.num_codebooks,
+            codebook_size=config.codebook_size,
+            streaming=self.stream.streaming,
+        )
+
+    @torch.inference_mode()
+    def encode(self, pcm: np.ndarray) -> np.ndarray:
+        """Return the codes, int64 [K, T], of mono samples, float32 [n].
+
+        A partial last frame is padded by reflection.
+        """
+        if len(pcm) == 0:
+            return np.zeros((self.spec.num_codebooks, 0), dtype=np.int64)
+        samples = torch.from_numpy(np.asarray(pcm)).to(self.quantizer.embed)
+        codes = self.quantizer.encode(self.encoder(samples[None, None])[0])
+        return codes[: self.spec.num_codebooks].cpu().numpy()
+
+    def initial_state(self, batch: int) -> Tensor:
+        return self.stream.initial_state(batch)
+
+    @torch.inference_mode()
+    def decode(self, window: Window) -> tuple[Tensor, Tensor]:
+        """Return the waveform [B, n] in [-1, 1] of the window's frames, and the state before the next window."""
+        latents = self.quantizer.decode(window.codes.to(self.quantizer.embed.device))
+        pcm, state = self.stream(latents, window.left, window.right, window.state)
+        return pcm.clamp(-1, 1), state
+
+
+def load(directory: Path, device: str = "cpu") -> EspnetDac:
+    """Return the codec published in `directory` or its `codec/`; raise CheckpointError for mismatched files."""
+    directory = directory / "codec" if (directory / "codec").is_dir() else directory
+    codec = EspnetDac(read_config(directory))
+    load_strictly(codec, read_generator(directory, codec.spec.num_codebooks), directory)
+    return codec.eval().requires_grad_(False).to(device)
+
+
+def published_shape(directory: Path) -> tuple[int, int]:
+    """Return the number of codebooks, and of codes in each, of the codec published in `directory`."""
+    config = read_config(directory)
+    return config.num_codebooks, config.codebook_size

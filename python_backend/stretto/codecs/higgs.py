@@ -1,0 +1,76 @@
+"""`higgs`: the tokenizer of Higgs Audio v2: X-codec at 24 kHz, 25 frames a second, whose codebooks are projected.
+
+transformers' own class of it needs torchaudio even to decode; this one takes the same checkpoint and the same
+configuration class, and builds on transformers' X-codec, from which the other is derived.
+"""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import HiggsAudioV2TokenizerConfig, XcodecModel
+from transformers.models.xcodec.modeling_xcodec import XcodecVectorQuantization
+
+from stretto.codecs.resampling import resample
+from stretto.codecs.xcodec import SemanticCodec, load_semantic
+from stretto.weights.loading import load_config
+
+MARGIN = 160  # samples of silence on either side of what HuBERT hears
+
+
+class ProjectedQuantization(XcodecVectorQuantization):
+    """A codebook in a space of its own, with a projection to it and back."""
+
+    def __init__(self, config: HiggsAudioV2TokenizerConfig) -> None:
+        super().__init__(config)  # type: ignore[arg-type]
+        self.project_in = nn.Linear(config.hidden_size, config.codebook_dim)
+        self.project_out = nn.Linear(config.codebook_dim, config.hidden_size)
+
+    def encode(self, hidden_states: Tensor) -> Tensor:
+        """Codes [B, T] of hidden states [B, H, T]."""
+        return self.codebook.encode(self.project_in(hidden_states.transpose(1, 2)))
+
+    def decode(self, embed_ind: Tensor) -> Tensor:
+        """Hidden states [B, H, T] of codes [B, T]."""
+        return self.project_out(self.codebook.decode(embed_ind)).transpose(1, 2)
+
+
+class HiggsModel(XcodecModel):
+    """transformers' X-codec with projected codebooks, which hears semantics at a rate of its own."""
+
+    config_class = HiggsAudioV2TokenizerConfig  # type: ignore[assignment]
+    _keys_to_ignore_on_load_unexpected = {"semantic_model.masked_spec_embed"}  # noqa: RUF012 (transformers reads it here)
+
+    def __init__(self, config: HiggsAudioV2TokenizerConfig) -> None:
+        super().__init__(config)
+        self.quantizer.quantizers = nn.ModuleList(ProjectedQuantization(config) for _ in self.quantizer.quantizers)
+
+    def _extract_semantic_features(self, input_values: Tensor) -> Tensor:  # type: ignore[override]
+        heard = resample(input_values[:, 0], self.config.sample_rate, self.config.semantic_sample_rate)
+        hidden = self.semantic_model(F.pad(heard, (MARGIN, MARGIN)), output_hidden_states=True).hidden_states
+        return torch.stack(hidden, dim=1).mean(dim=1)[:, :: self.config.semantic_downsample_factor]
+
+
+class HiggsCodec(SemanticCodec):
+    """The codec of `base.Codec`, which encodes recordings of any length without completing the last frame.
+
+    `HiggsAudioV2Processor` calls its feature extractor with `padding=False`. The number of codes is then that of the
+    semantic features; if the acoustic encoder would make another number, `XcodecModel.encode` puts half a frame of
+    silence on both sides of its input.
+    """
+
+    def fit(self, samples: Tensor) -> Tensor:
+        """Return samples [n] unchanged."""
+        return samples
+
+
+def load(directory: Path, device: str = "cpu") -> SemanticCodec:
+    """The codec in a published checkpoint; CheckpointError names what is missing or does not fit."""
+    return load_semantic("higgs", HiggsModel, directory, HiggsCodec).to(device)
+
+
+def published_shape(directory: Path) -> tuple[int, int]:
+    """Return the number of codebooks, and of codes in each, of the codec published in `directory`."""
+    config = load_config(HiggsAudioV2TokenizerConfig, directory)
+    return config.num_quantizers, config.codebook_size

@@ -1,0 +1,172 @@
+"""`mimi`: Mimi as published by transformers (24 kHz, 12.5 frames per second; Défossez et al., 2024).
+
+codes ─► frames ─► upsample ×2 ─► transformer, 250 steps back ─► SEANet decoder ─► pcm
+                   1 frame back    keys and values carried        8 steps back, outputs carried
+
+transformers' own `decode` with past keys and values is not exact, because its convolutions have no memory.
+"""
+
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import MimiConfig, MimiModel
+from transformers.models.mimi.modeling_mimi import MimiTransformerModel
+
+from stretto.codecs.base import CodecSpec, Stateful, Window
+from stretto.codecs.seanet.stream import keep_lengths_on_host, shape_of
+from stretto.errors import CheckpointError
+from stretto.weights.loading import codec_directory, load_config, load_model
+
+
+@dataclass(frozen=True, slots=True)
+class Ring:
+    """Rings [B, layers, 2, heads, R, head_dim] of B utterances; each layer writes `slots` [B, n] in place."""
+
+    rings: Tensor
+    slots: Tensor
+
+    def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Store new keys and values [B, heads, n, head_dim]; return all of the layer, [B, heads, R, head_dim]."""
+        rows = torch.arange(len(self.slots), device=self.slots.device)[:, None]
+        for part, new in enumerate((keys, values)):
+            self.rings[rows, layer, part, :, self.slots] = new.transpose(1, 2).to(self.rings.dtype)
+        return self.rings[:, layer, 0], self.rings[:, layer, 1]
+
+
+class RingTransformer:
+    """Mimi transformer that continues from rings owned by the caller."""
+
+    def __init__(self, transformer: MimiTransformerModel, block: int = 32) -> None:
+        config = transformer.config
+        self._transformer = transformer
+        self._window = config.sliding_window
+        self._block = block
+        self.size = self._window - 1 + block
+        assert config.head_dim is not None, "MimiConfig fills it in"
+        self.shape = (config.num_hidden_layers, 2, config.num_key_value_heads, self.size, config.head_dim)
+
+    def advance(self, steps: Tensor, first: Tensor, rings: Tensor) -> Tensor:
+        """Return outputs [B, n, H] of steps [B, n, H] at positions first [B] + 0 … n - 1; updates `rings`."""
+        outputs = []
+        for start in range(0, steps.shape[1], self._block):
+            block = steps[:, start : start + self._block]
+            positions = first[:, None] + torch.arange(start, start + block.shape[1], device=first.device)
+            outputs.append(self._advance_block(block, positions, rings))
+        return torch.cat(outputs, 1)
+
+    def visible(self, positions: Tensor) -> Tensor:
+        """Return which slots the queries at positions [B, n] attend to after these are written: bool [B, 1, n, R]."""
+        slot = torch.arange(self.size, device=positions.device)
+        newest = positions[:, -1:]
+        held = newest - (newest - slot) % self.size  # [B, R]: step in each slot, negative if empty
+        distance = positions[:, :, None] - held[:, None]
+        return ((held[:, None] >= 0) & (distance >= 0) & (distance < self._window))[:, None]
+
+    def _advance_block(self, hidden: Tensor, positions: Tensor, rings: Tensor) -> Tensor:
+        rotation = self._transformer.rotary_emb(hidden, positions)
+        ring, mask = Ring(rings, positions % self.size), self.visible(positions)
+        for layer in self._transformer.layers:
+            hidden = layer(hidden, attention_mask=mask, past_key_values=ring, position_embeddings=rotation)[0]
+        return hidden
+
+
+STEPS = 2  # transformer steps per frame
+TRANSFORMERS = MimiConfig, MimiModel
+
+
+class MimiCodec(nn.Module):
+    """Mimi.
+
+    Its state [B, D] holds the transformer's key and value rings, then the last transformer outputs that the SEANet
+    needs again.
+    """
+
+    def __init__(self, model: MimiModel) -> None:
+        super().__init__()
+        config = model.config
+        check(config)
+        self.model = model
+        self.transformer = RingTransformer(model.decoder_transformer)
+        self.ring_size = prod(self.transformer.shape)
+        shape = shape_of(config)
+        self.left_frames = -(-(shape.head.left + shape.tail.left) // STEPS)
+        self.samples_per_step = shape.hop
+        self.spec = CodecSpec(
+            name="mimi",
+            sample_rate=config.sampling_rate,
+            samples_per_frame=shape.hop * STEPS,
+            num_codebooks=config.num_quantizers,
+            codebook_size=config.codebook_size,
+            streaming=Stateful(left=self.left_frames),
+        )
+
+    @torch.inference_mode()
+    def encode(self, pcm: np.ndarray) -> np.ndarray:
+        """Return the codes, int64 [K, T], of mono samples, float32 [n]; the last frame may be partial."""
+        if len(pcm) == 0:
+            return np.zeros((self.spec.num_codebooks, 0), dtype=np.int64)
+        samples = torch.from_numpy(np.asarray(pcm)).to(next(self.parameters()))
+        codes = self.model.encode(samples[None, None], num_quantizers=self.spec.num_codebooks)[0]
+        return codes[0].cpu().numpy()
+
+    def initial_state(self, batch: int) -> Tensor:
+        """Return zeros: empty rings and silent outputs."""
+        outputs = self.left_frames * STEPS * self.model.config.hidden_size
+        return next(self.parameters()).new_zeros(batch, self.ring_size + outputs)
+
+    @torch.inference_mode()
+    def decode(self, window: Window) -> tuple[Tensor, Tensor]:
+        """Return the waveform [B, n] in [-1, 1] of the window's frames, and the state before the next window."""
+        state = window.state.clone()
+        rings, outputs = state.split([prod(self.transformer.shape), state.shape[1] - prod(self.transformer.shape)], 1)
+        rings, outputs = (
+            rings.unflatten(1, self.transformer.shape),
+            outputs.unflatten(1, (self.left_frames * STEPS, -1)),
+        )
+        steps = self._steps(window.codes.to(state.device), window.left)
+        new = self.transformer.advance(steps, window.first.to(state.device) * STEPS, rings)
+        heard = torch.cat([outputs, new], 1)
+        outputs.copy_(heard[:, -outputs.shape[1] :])
+        pcm = self._waveform(heard[:, outputs.shape[1] - window.left * STEPS :], window.left * STEPS)
+        return pcm.clamp(-1, 1), state
+
+    def _steps(self, codes: Tensor, left: int) -> Tensor:
+        """Return the transformer inputs [B, 2 n, H] of the last n frames of codes [B, K, left + n]."""
+        before = min(left, 1)
+        frames = self.model.quantizer.decode(codes[:, :, left - before :])
+        upsample = self.model.upsample
+        assert upsample is not None, "there are two steps a frame"
+        return upsample(frames)[:, :, before * STEPS :].transpose(1, 2)
+
+    def _waveform(self, heard: Tensor, left: int) -> Tensor:
+        return self.model.decoder(heard.transpose(1, 2))[:, 0, left * self.samples_per_step :]
+
+
+def check(config: MimiConfig) -> None:
+    """Raise CheckpointError for a Mimi with look-ahead, non-zero padding, or an upsampling other than 2."""
+    if not config.use_causal_conv or config.pad_mode != "constant":
+        raise CheckpointError(
+            f"mimi: use_causal_conv and pad_mode constant, got {config.use_causal_conv}, {config.pad_mode}"
+        )
+    if config.encodec_frame_rate != STEPS * config.frame_rate:
+        raise CheckpointError(f"mimi: encodec_frame_rate {config.encodec_frame_rate} is not twice {config.frame_rate}")
+
+
+def load(directory: Path, device: str = "cpu") -> MimiCodec:
+    """Return the codec in a published checkpoint; raise CheckpointError for missing or mismatched files."""
+    directory = codec_directory(directory)
+    check(load_config(MimiConfig, directory))
+    model, _ = load_model(MimiModel, directory)
+    codec = MimiCodec(model).to(device)
+    keep_lengths_on_host(codec)
+    return codec
+
+
+def published_shape(directory: Path) -> tuple[int, int]:
+    """Return the number of codebooks, and of codes in each, of the codec published in `directory`."""
+    config = load_config(MimiConfig, directory)
+    return config.num_quantizers, config.codebook_size

@@ -1,0 +1,96 @@
+"""Codec that decodes an exported ONNX file (`scripts/export_onnx.py`), without weights or torch's codec.
+
+The graph of a windowed codec maps `codes` to `pcm` of all its frames. The graph of a codec with a state also takes the
+position of the window's own frames and returns `next_state`. The file's metadata contain the codec's spec.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import Tensor
+
+from stretto.codecs.base import CodecSpec, Stateful, Window, Windowed
+from stretto.errors import CheckpointError, InvalidRequest
+
+FILE = "codec.onnx"
+SPEC_KEY = "stretto.codec_spec"
+STREAMING = {"windowed": Windowed, "stateful": Stateful}
+STATE_DTYPES = {"tensor(float)": torch.float32, "tensor(double)": torch.float64}
+
+
+def spec_to_json(spec: CodecSpec) -> str:
+    """Return the spec as metadata of a file."""
+    return json.dumps(asdict(spec) | {"kind": type(spec.streaming).__name__.lower()})
+
+
+def spec_from_json(text: str) -> CodecSpec:
+    """Return the spec in a file's metadata."""
+    record = json.loads(text)
+    streaming = STREAMING[record.pop("kind")](**record.pop("streaming"))
+    return CodecSpec(**record, streaming=streaming)
+
+
+class OnnxCodec:
+    """Exported codec, without `encode`."""
+
+    def __init__(self, spec: CodecSpec, session: onnxruntime.InferenceSession) -> None:
+        self.spec = spec
+        self._session = session
+        self._state = next((each for each in session.get_inputs() if each.name == "state"), None)
+
+    def encode(self, pcm: np.ndarray) -> np.ndarray:
+        """Raise InvalidRequest, because the file holds only the decoder."""
+        raise InvalidRequest("audio", f"none, as an exported {self.spec.name} only decodes", "audio")
+
+    def initial_state(self, batch: int) -> Tensor:
+        """Return zeros [batch, D]."""
+        if self._state is None:
+            return torch.zeros(batch, 0)
+        return torch.zeros(batch, self._state.shape[1], dtype=STATE_DTYPES[self._state.type])
+
+    def decode(self, window: Window) -> tuple[Tensor, Tensor]:
+        """Return the waveform [B, n] in [-1, 1] of the window's frames, and the state before the next window."""
+        last = window.codes.shape[2] - window.right
+        start = window.left * self.spec.samples_per_frame
+        stop = start + self.spec.num_samples(last - window.left, window.right)
+        feeds: dict[str, Any] = {"codes": window.codes.cpu().numpy()}
+        if self._state is None:
+            [pcm] = self._session.run(["pcm"], feeds)
+            return torch.from_numpy(pcm[:, start:stop]).clamp(-1, 1), window.state
+        feeds |= {"left": np.array([window.left]), "last": np.array([last])}
+        feeds |= {"first": window.first.cpu().numpy(), "state": window.state.cpu().numpy()}
+        pcm, state = self._session.run(["pcm", "next_state"], feeds)
+        return torch.from_numpy(pcm[:, start:stop]).clamp(-1, 1), torch.from_numpy(state)
+
+
+def open_session(file: Path, device: str = "cpu", threads: int = 1) -> onnxruntime.InferenceSession:
+    """Return an onnxruntime session on `cpu` or `cuda:<n>`; raise ValueError if no provider supports the device."""
+    provider = "CPUExecutionProvider" if device == "cpu" else "CUDAExecutionProvider"
+    if provider not in onnxruntime.get_available_providers():
+        raise ValueError(f"onnxruntime has no {provider} here; device must be cpu, got {device}")
+    settings = {"device_id": torch.device(device).index or 0} if device != "cpu" else {}
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(str(file), options, providers=[(provider, settings)])
+
+
+def load(directory: Path, device: str = "cpu", threads: int = 1) -> OnnxCodec:
+    """Return the exported codec in a checkpoint or its `codec/`; raise CheckpointError if there is none."""
+    places = [place for place in (directory / "codec", directory) if (place / FILE).is_file()]
+    if not places:
+        raise CheckpointError(f"{directory / FILE} is missing: scripts/export_onnx.py writes it")
+    return load_file(places[0] / FILE, device, threads)
+
+
+def load_file(file: Path, device: str = "cpu", threads: int = 1) -> OnnxCodec:
+    """Return the codec in an exported file; raise CheckpointError if it contains something else."""
+    session = open_session(file, device, threads)
+    metadata = session.get_modelmeta().custom_metadata_map
+    if SPEC_KEY not in metadata:
+        raise CheckpointError(f"{file} was not written by scripts/export_onnx.py: it has no {SPEC_KEY}")
+    return OnnxCodec(spec_from_json(metadata[SPEC_KEY]), session)

@@ -1,0 +1,130 @@
+"""`qwen3_omni`: code2wav, the decoder in Qwen3-Omni's release (24 kHz, 12.5 frames per second of 16 codes).
+
+codes ─► mean of 16 entries ─► transformer ─► 2 × (↑2, ConvNeXt) ─► conv ─► 4 × (↑ 8, 5, 4, 3) ─► conv ─► pcm
+
+It has the layers of Qwen3-TTS's decoder, except for the codebooks, and trims its transposed convolutions at both ends.
+Therefore the output of each starts one step later (`late`), and no layer sees what would precede it. A frame is
+complete with the next one, and T frames give T · 1920 - 555 samples. Tensors are named as in transformers'
+Qwen3OmniMoeCode2Wav, whose `chunked_decode` differs from one decode of the whole because it drops samples at each seam.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+
+from stretto.codecs.base import CodecSpec, Stateful, Window
+from stretto.codecs.qwen3_12hz.config import DecoderShape
+from stretto.codecs.qwen3_12hz.decoder import (
+    KERNEL,
+    Attention,
+    Block,
+    ConvNext,
+    Convolution,
+    Memory,
+    SnakeBeta,
+    Transformer,
+    Upsampling,
+    samples_of,
+)
+from stretto.errors import CheckpointError, InvalidRequest
+from stretto.weights.loading import CONFIG_FILE, codec_directory, load_strictly, read_tensors
+
+MODEL_TYPE = "qwen3_omni_moe_code2wav"
+SAMPLE_RATE = 24_000  # not in config.json; used by the model card's examples
+
+
+class Code2Wav(nn.Module):
+    """Code2wav, a codec without encoder. Its state is the decoder's memory."""
+
+    def __init__(self, shape: DecoderShape) -> None:
+        super().__init__()
+        width, channels, late = shape.hidden_size, shape.decoder_dim, 0
+        self.code_embedding = nn.Embedding(shape.num_quantizers * shape.codebook_size, width)
+        self.pre_transformer = Transformer(shape, is_projected=False)
+        self.upsample = nn.ModuleList(
+            nn.ModuleList([Upsampling(width, width, ratio, ratio), ConvNext(width)])
+            for ratio in shape.upsampling_ratios
+        )
+        layers: list[nn.Module] = [Convolution(width, channels, KERNEL)]
+        for rate in shape.upsample_rates:
+            layers.append(Block(channels, rate, (late, (late + 1) * rate)))
+            channels, late = channels // 2, (late + 1) * rate
+        last = Convolution(channels, 1, KERNEL)
+        last.late = late
+        self.decoder = nn.ModuleList([*layers, SnakeBeta(channels), last])
+        self.spec = CodecSpec(
+            name="qwen3_omni",
+            sample_rate=SAMPLE_RATE,
+            samples_per_frame=shape.hop,
+            num_codebooks=shape.num_quantizers,
+            codebook_size=shape.codebook_size,
+            streaming=Stateful(right=1),
+            tail_samples=late,
+        )
+        keeping = (each for each in self.modules() if isinstance(each, Convolution | Upsampling | Attention))
+        self._num_kept = sum(each.kept for each in keeping)
+
+    def encode(self, pcm: np.ndarray) -> np.ndarray:
+        """Raise InvalidRequest, because no encoder is published with the decoder."""
+        raise InvalidRequest("audio", f"none, as {self.spec.name} only decodes", "audio")
+
+    def initial_state(self, batch: int) -> Tensor:
+        """Return zeros: no frame has been decoded."""
+        return next(self.parameters()).new_zeros(batch, self._num_kept)
+
+    @torch.inference_mode()
+    def decode(self, window: Window) -> tuple[Tensor, Tensor]:
+        """Return the waveform [B, n] in [-1, 1] of the window's frames, and the state before the next window."""
+        codes, first = (each.to(window.state.device) for each in (window.codes[:, :, window.left :], window.first))
+        frames = codes.shape[2]
+        memory = Memory(window.state, first, frames, window.right)
+        pcm, begin = self(codes, first, memory), self.spec.tail_samples
+        assert memory.is_complete, "every layer has stored its state"
+        stop = begin + self.spec.num_samples(frames - window.right, window.right)
+        return pcm[:, begin:stop].clamp(-1, 1), memory.after
+
+    def forward(self, codes: Tensor, first: Tensor, memory: Memory) -> Tensor:
+        """Return samples [B, n · hop] of codes [B, K, n] that begin at frames first [B].
+
+        `tail_samples` of them precede the samples that `decode` returns for these frames.
+        """
+        starts = torch.arange(codes.shape[1], device=codes.device) * self.spec.codebook_size
+        latents = self.code_embedding(codes + starts[:, None]).mean(1)
+        x = self.pre_transformer(latents, first, memory).transpose(1, 2)
+        return samples_of(x, memory, self.upsample, self.decoder)
+
+
+def read_config(directory: Path) -> DecoderShape:
+    """Return the sizes in a folder's `config.json`; raise CheckpointError if missing or of another codec."""
+    try:
+        record, _ = PretrainedConfig.get_config_dict(str(directory))
+        if record.get("model_type") != MODEL_TYPE:
+            raise ValueError(f"model_type must be {MODEL_TYPE}, got {record.get('model_type')!r}")
+        if not isinstance(record.get("decoder_config"), dict):
+            raise ValueError("decoder_config must be an object")
+        return read_shape(record["decoder_config"])
+    except (OSError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{directory / CONFIG_FILE}: {error}") from error
+
+
+def read_shape(record: Mapping[str, Any]) -> DecoderShape:
+    """Return the sizes in `code2wav_config`; raise ValueError for a missing or unsupported value."""
+    width, heads = record.get("hidden_size"), record.get("num_attention_heads")
+    head_dim = width // heads if isinstance(width, int) and isinstance(heads, int) and heads > 0 else None
+    # Latents are as wide as the transformer, and codebook entries are not halved.
+    derived = {"head_dim": record.get("head_dim", head_dim), "latent_dim": width, "codebook_dim": 2}
+    return DecoderShape.from_record({**record, **derived})
+
+
+def load(directory: Path, device: str = "cpu") -> Code2Wav:
+    """Return the codec in a converted folder; raise CheckpointError for mismatched files."""
+    directory = codec_directory(directory)
+    codec = Code2Wav(read_config(directory))
+    path = directory / "model.safetensors"
+    load_strictly(codec, read_tensors(path), path)
+    return codec.eval().requires_grad_(False).to(device)

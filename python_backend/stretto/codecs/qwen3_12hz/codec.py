@@ -1,0 +1,73 @@
+"""`qwen3_12hz`: codec of Qwen3-TTS (24 kHz, 12.5 frames per second of 1 + 15 codes), as published with each model."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stretto.codecs.base import CodecSpec, Stateful, Window
+from stretto.codecs.qwen3_12hz.config import Qwen3CodecConfig, read_config
+from stretto.codecs.qwen3_12hz.decoder import Decoder, Memory
+from stretto.codecs.seanet.stream import keep_lengths_on_host
+from stretto.encoders.x_vector import Encoder
+from stretto.weights.loading import codec_directory, load_strictly, read_tensors
+
+# Used in training only, to learn the codebooks' entries.
+NOT_SERVED = {f"decoder.quantizer.{part}.input_proj.weight" for part in ("rvq_first", "rvq_rest")}
+
+
+class Qwen3Codec(nn.Module):
+    """Codec of Qwen3-TTS. Its state is the decoder's memory; windows need no neighbouring frames."""
+
+    def __init__(self, config: Qwen3CodecConfig) -> None:
+        super().__init__()
+        self.decoder, self.encoder = Decoder(config.decoder), Encoder(config.encoder)
+        self.spec = CodecSpec(
+            name="qwen3_12hz",
+            sample_rate=config.sample_rate,
+            samples_per_frame=config.decoder.hop,
+            num_codebooks=config.decoder.num_quantizers,
+            codebook_size=config.decoder.codebook_size,
+            streaming=Stateful(),
+        )
+        self._num_kept = self.decoder.num_kept
+
+    @torch.inference_mode()
+    def encode(self, pcm: np.ndarray) -> np.ndarray:
+        """Return codes, int64 [K, T], of mono samples, float32 [n], T = ceil(n / samples_per_frame)."""
+        if len(pcm) == 0:
+            return np.zeros((self.spec.num_codebooks, 0), dtype=np.int64)
+        samples = torch.from_numpy(np.asarray(pcm)).to(next(self.parameters()))
+        return self.encoder(samples, self.spec.num_codebooks).cpu().numpy()
+
+    def initial_state(self, batch: int) -> Tensor:
+        """Return zeros: no frame has been decoded."""
+        return next(self.parameters()).new_zeros(batch, self._num_kept)
+
+    @torch.inference_mode()
+    def decode(self, window: Window) -> tuple[Tensor, Tensor]:
+        """Return the waveform [B, n] in [-1, 1] of the window's frames, and the state before the next window."""
+        codes, first = (each.to(window.state.device) for each in (window.codes[:, :, window.left :], window.first))
+        memory = Memory(window.state, first, codes.shape[2])
+        pcm = self.decoder(codes, first, memory)
+        assert memory.is_complete, "every layer has stored its state"
+        return pcm.clamp(-1, 1), memory.after
+
+
+def load(directory: Path, device: str = "cpu") -> Qwen3Codec:
+    """Return the codec in a published checkpoint; raise CheckpointError for missing or mismatched files."""
+    directory = codec_directory(directory)
+    codec = Qwen3Codec(read_config(directory))
+    path = directory / "model.safetensors"
+    served = {name: tensor for name, tensor in read_tensors(path).items() if name not in NOT_SERVED}
+    load_strictly(codec, served, path)
+    codec.eval().requires_grad_(False).to(device)
+    keep_lengths_on_host(codec)
+    return codec
+
+
+def published_shape(directory: Path) -> tuple[int, int]:
+    """Return the number of codebooks, and of codes in each, of the codec published in `directory`."""
+    decoder = read_config(directory).decoder
+    return decoder.num_quantizers, decoder.codebook_size

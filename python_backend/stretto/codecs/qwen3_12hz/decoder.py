@@ -1,0 +1,379 @@
+"""Decoder of Qwen3-TTS' codec: frames of codes to samples, continuing from a memory.
+
+codes ─► 1 + 15 codebooks ─► conv ─► transformer ─► 2 × (↑2, ConvNeXt) ─► conv ─► 4 × (↑ 8, 5, 4, 3) ─► conv ─► pcm
+         12.5 per second     2 back  71 back, 8 times   6 steps back      6 back   78 steps back each       6 back
+
+All layers are causal and keep their own last inputs, so a window is decoded without the frames before it.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stretto.codecs.qwen3_12hz.config import SEMANTIC, DecoderShape
+
+
+class Memory:
+    """Sequential reader of a state [B, D] and writer of the next one, layer by layer in execution order.
+
+    A zero state equals the zero padding of a causal convolution.
+
+    Args:
+        state: State before the window, [B, D].
+        first: First frame of the window, [B].
+        frames: Number of frames in the window, right context included.
+        right: Number of right-context frames, which the next window contains again.
+    """
+
+    def __init__(self, state: Tensor, first: Tensor, frames: int, right: int = 0) -> None:
+        self._before, self._is_start = state, first == 0
+        self._frames, self._right = frames, right
+        self.after = torch.empty_like(state)
+        self._at = 0
+
+    @property
+    def is_complete(self) -> bool:
+        """True if the whole next state has been written."""
+        return self._at == self.after.shape[1]
+
+    def recall(self, x: Tensor, steps: int, time: int = 2) -> Tensor:
+        """Return x [B, …] preceded by its last `steps` inputs along dimension `time`, and store the newest ones.
+
+        Steps that the next window contains again are not stored.
+        """
+        shape = [*x.shape[:time], steps, *x.shape[time + 1 :]]
+        stop = self._at + x[0].numel() // x.shape[time] * steps
+        both = torch.cat([self._before[:, self._at : stop].view(shape), x], time)
+        again = x.shape[time] * self._right // self._frames
+        kept = both.narrow(time, both.shape[time] - again - steps, steps)
+        self.after[:, self._at : stop].view(shape).copy_(kept)
+        self._at = stop
+        return both
+
+    def begun(self, x: Tensor, late: int) -> Tensor:
+        """Return x [B, C, n] with the first `late` steps of an utterance masked as non-existent."""
+        if not late:
+            return x
+        is_before = torch.arange(x.shape[2], device=x.device) < late
+        return x.masked_fill((is_before & self._is_start[:, None])[:, None], 0)
+
+
+KERNEL = 7
+DILATIONS = (1, 3, 9)
+EPS = 1e-9  # of SnakeBeta
+NEXT_EPS = 1e-6  # of ConvNeXt's norm
+
+
+class Convolution(nn.Module):
+    """Causal convolution with memory.
+
+    Attributes:
+        late: Steps at an utterance's start that are masked, set by the owner.
+        kept: Numbers of its part of the memory.
+    """
+
+    late = 0
+
+    def __init__(self, channels: int, out_channels: int, kernel: int, dilation: int = 1, groups: int = 1) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(channels, out_channels, kernel, dilation=dilation, groups=groups)
+        self.before = (kernel - 1) * dilation
+        self.kept = channels * self.before
+
+    def forward(self, x: Tensor, memory: Memory) -> Tensor:
+        return self.conv(memory.recall(memory.begun(x, self.late), self.before) if self.before else x)
+
+
+class Upsampling(nn.Module):
+    """Transposed convolution trimmed on the right; with a kernel longer than the rate a step also affects the next one.
+
+    Attributes:
+        late: Steps at an utterance's start that are masked.
+    """
+
+    def __init__(self, channels: int, out_channels: int, kernel: int, rate: int, late: int = 0) -> None:
+        super().__init__()
+        self.late = late
+        self.conv = nn.ConvTranspose1d(channels, out_channels, kernel, rate)
+        self.rate, self.before = rate, (kernel - 1) // rate
+        self.kept = channels * self.before
+
+    def forward(self, x: Tensor, memory: Memory) -> Tensor:
+        x = memory.begun(x, self.late)
+        whole = self.conv(memory.recall(x, self.before) if self.before else x)
+        return whole[..., self.before * self.rate : (self.before + x.shape[2]) * self.rate]
+
+
+class SnakeBeta(nn.Module):
+    """SnakeBeta activation x + sin²(a x) / b, with log a and log b per channel (Ziyin et al., arXiv 2006.08195.
+
+    BigVGAN).
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.alpha, self.beta = nn.Parameter(torch.zeros(channels)), nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        height = 1 / (self.beta.exp() + EPS)
+        return (x * self.alpha.exp()[:, None]).sin_().square_().mul_(height[:, None]).add_(x)
+
+
+class ResidualUnit(nn.Module):
+    """SnakeBeta, dilated convolution, SnakeBeta, pointwise convolution, with a residual path."""
+
+    def __init__(self, channels: int, dilation: int, late: int = 0) -> None:
+        super().__init__()
+        self.act1, self.act2 = SnakeBeta(channels), SnakeBeta(channels)
+        self.conv1 = Convolution(channels, channels, KERNEL, dilation)
+        self.conv1.late = late
+        self.conv2 = Convolution(channels, channels, 1)
+
+    def forward(self, x: Tensor, memory: Memory) -> Tensor:
+        return self.conv2(self.act2(self.conv1(self.act1(x), memory)), memory).add_(x)
+
+
+class Block(nn.Module):
+    """SnakeBeta, a transposed convolution to half as many channels, and residual units.
+
+    Attributes:
+        late: Masked steps at an utterance's start, of its input and of its output.
+    """
+
+    def __init__(self, channels: int, rate: int, late: tuple[int, int] = (0, 0)) -> None:
+        super().__init__()
+        half = channels // 2
+        units = [ResidualUnit(half, dilation, late[1]) for dilation in DILATIONS]
+        self.block = nn.ModuleList([SnakeBeta(channels), Upsampling(channels, half, 2 * rate, rate, late[0]), *units])
+
+    def forward(self, x: Tensor, memory: Memory) -> Tensor:
+        snake, *others = self.block
+        x = snake(x)
+        for layer in others:
+            x = layer(x, memory)
+        return x
+
+
+class ConvNext(nn.Module):
+    """ConvNeXt block (Liu et al., arXiv 2201.03545): depthwise convolution, norm, two layers with GELU, residual."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.dwconv = Convolution(channels, channels, KERNEL, groups=channels)
+        self.norm = nn.LayerNorm(channels, NEXT_EPS)
+        self.pwconv1, self.pwconv2 = nn.Linear(channels, 4 * channels), nn.Linear(4 * channels, channels)
+        self.gamma = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor, memory: Memory) -> Tensor:
+        steps = self.norm(self.dwconv(x, memory).transpose(1, 2))
+        return x + (self.gamma * self.pwconv2(F.gelu(self.pwconv1(steps)))).transpose(1, 2)
+
+
+def samples_of(x: Tensor, memory: Memory, upsample: nn.ModuleList, decoder: nn.ModuleList) -> Tensor:
+    """Return samples [B, n · hop] of latents [B, C, n], through the stages `upsample` and the layers `decoder`."""
+    for stage in upsample:
+        for layer in stage.children():
+            x = layer(x, memory)
+    *layers, snake, last = decoder
+    for layer in layers:
+        x = layer(x, memory)
+    return last(snake(x), memory)[:, 0]
+
+
+Rotation = tuple[Tensor, Tensor]
+
+
+class Scale(nn.Module):
+    """Per-channel scale of a residual branch (LayerScale; Touvron et al., arXiv 2103.17239)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * x
+
+
+class Attention(nn.Module):
+    """Sliding-window attention. `kept`: numbers of its part of the memory, keys then values."""
+
+    def __init__(self, shape: DecoderShape) -> None:
+        super().__init__()
+        self.heads, self.width, self.before = shape.num_attention_heads, shape.head_dim, shape.sliding_window - 1
+        self.is_grouped = shape.num_key_value_heads != self.heads
+        queried, held = self.heads * self.width, shape.num_key_value_heads * self.width
+        self.q_proj = nn.Linear(shape.hidden_size, queried, bias=False)
+        self.k_proj = nn.Linear(shape.hidden_size, held, bias=False)
+        self.v_proj = nn.Linear(shape.hidden_size, held, bias=False)
+        self.o_proj = nn.Linear(queried, shape.hidden_size, bias=False)
+        self.kept = 2 * self.before * held
+
+    def forward(self, x: Tensor, rotation: Rotation, is_seen: Tensor, memory: Memory) -> Tensor:
+        """Return attention outputs for x [B, n, H]; is_seen [B, 1, n, before + n]."""
+        query, key, value = (
+            linear(x).unflatten(2, (-1, self.width)) for linear in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        key = memory.recall(rotated(key, rotation), self.before, time=1)
+        value = memory.recall(value, self.before, time=1)
+        query, key, value = (each.transpose(1, 2) for each in (rotated(query, rotation), key, value))
+        seen = F.scaled_dot_product_attention(query, key, value, is_seen, enable_gqa=self.is_grouped)
+        return self.o_proj(seen.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, shape: DecoderShape) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj = (
+            nn.Linear(shape.hidden_size, shape.intermediate_size, bias=False) for _ in range(2)
+        )
+        self.down_proj = nn.Linear(shape.intermediate_size, shape.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Layer(nn.Module):
+    """Attention and feed-forward, each pre-normalised, scaled and residual."""
+
+    def __init__(self, shape: DecoderShape) -> None:
+        super().__init__()
+        self.self_attn, self.mlp = Attention(shape), FeedForward(shape)
+        self.input_layernorm, self.post_attention_layernorm = (
+            nn.RMSNorm(shape.hidden_size, shape.rms_norm_eps) for _ in range(2)
+        )
+        self.self_attn_layer_scale, self.mlp_layer_scale = Scale(shape.hidden_size), Scale(shape.hidden_size)
+
+    def forward(self, x: Tensor, rotation: Rotation, is_seen: Tensor, memory: Memory) -> Tensor:
+        x = x + self.self_attn_layer_scale(self.self_attn(self.input_layernorm(x), rotation, is_seen, memory))
+        return x + self.mlp_layer_scale(self.mlp(self.post_attention_layernorm(x)))
+
+
+class Transformer(nn.Module):
+    """Transformer over latents [B, n, C] of steps at positions first [B] + 0 … n - 1.
+
+    `is_projected`: True if latents are projected to the transformer's width and back.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, shape: DecoderShape, is_projected: bool = True) -> None:
+        super().__init__()
+        self.before = shape.sliding_window - 1
+        self.input_proj = nn.Linear(shape.latent_dim, shape.hidden_size) if is_projected else nn.Identity()
+        self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.num_hidden_layers))
+        self.norm = nn.RMSNorm(shape.hidden_size, shape.rms_norm_eps)
+        self.output_proj = nn.Linear(shape.hidden_size, shape.latent_dim) if is_projected else nn.Identity()
+        exponents = torch.arange(0, shape.head_dim, 2).float() / shape.head_dim
+        self.register_buffer("frequencies", 1 / shape.rope_theta**exponents, persistent=False)
+
+    def forward(self, latents: Tensor, first: Tensor, memory: Memory) -> Tensor:
+        # the residual stream keeps the weights' dtype in half precision, too
+        x = self.input_proj(latents).to(self.norm.weight.dtype)
+        rotation, is_seen = self._rotation(first, x), self.visible(first, x.shape[1])
+        for layer in self.layers:
+            x = layer(x, rotation, is_seen, memory)
+        return self.output_proj(self.norm(x))
+
+    def visible(self, first: Tensor, steps: int) -> Tensor:
+        """Return the attention mask of `steps` steps from `first` [B] on: bool [B, 1, steps, before + steps]."""
+        key = torch.arange(self.before + steps, device=first.device)
+        ahead = key - torch.arange(steps, device=first.device)[:, None]  # relative to the first visible step
+        is_near, is_there = (ahead >= 0) & (ahead <= self.before), key >= self.before - first[:, None]
+        return is_near & is_there[:, None, None]
+
+    def _rotation(self, first: Tensor, x: Tensor) -> Rotation:
+        """Return cosines and sines [B, n, 1, head_dim].
+
+        Angles are rounded to float32 in all precisions, as in training.
+        """
+        steps = first[:, None] + torch.arange(x.shape[1], device=x.device)
+        angles = (steps.float()[..., None] * self.frequencies.float()).repeat(1, 1, 2)[:, :, None]
+        return angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+
+
+def rotated(x: Tensor, rotation: Rotation) -> Tensor:
+    """Return x [B, n, heads, width] rotated by its steps' angles; the two halves are the two coordinates."""
+    cosines, sines = rotation
+    one, other = x.chunk(2, -1)
+    return x * cosines + torch.cat([-other, one], -1) * sines
+
+
+FIRST_KERNEL = 3
+LEAST_USAGE = 1e-5  # least usage count of a codebook entry
+
+
+class Codebook(nn.Module):
+    """Codebook stored as in training: sums of entries and their usage counts."""
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        self.cluster_usage = nn.Parameter(torch.ones(size))
+        self.embedding_sum = nn.Parameter(torch.zeros(size, width))
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """Return the entries [B, n, C] of codes [B, n]."""
+        usage = self.cluster_usage[codes].clamp(min=LEAST_USAGE)
+        return F.embedding(codes, self.embedding_sum) / usage[..., None]
+
+
+class Codebooks(nn.Module):
+    """Codebooks whose entries are summed and projected together."""
+
+    def __init__(self, shape: DecoderShape, number: int) -> None:
+        super().__init__()
+        width = shape.codebook_dim // 2
+        self._books = [Codebook(shape.codebook_size, width) for _ in range(number)]
+        layers = nn.ModuleList(nn.ModuleDict({"_codebook": book}) for book in self._books)  # matches the tensor names
+        self.vq = nn.ModuleDict({"layers": layers})
+        self.output_proj = nn.Conv1d(width, shape.codebook_dim, 1, bias=False)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """Return the latents [B, C, n] of codes [B, K, n] of the first K codebooks."""
+        entries = [book(each) for book, each in zip(self._books, codes.unbind(1), strict=False)]
+        return self.output_proj(torch.stack(entries).sum(0).transpose(1, 2))
+
+
+class Quantizer(nn.Module):
+    """Semantic codebook and acoustic codebooks."""
+
+    def __init__(self, shape: DecoderShape) -> None:
+        super().__init__()
+        self.rvq_first = Codebooks(shape, SEMANTIC)
+        self.rvq_rest = Codebooks(shape, shape.num_quantizers - SEMANTIC)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        latents = self.rvq_first(codes[:, :SEMANTIC])
+        return latents + self.rvq_rest(codes[:, SEMANTIC:]) if codes.shape[1] > SEMANTIC else latents
+
+
+class Decoder(nn.Module):
+    """Decoder: codes to samples."""
+
+    def __init__(self, shape: DecoderShape) -> None:
+        super().__init__()
+        self.quantizer = Quantizer(shape)
+        self.pre_conv = Convolution(shape.codebook_dim, shape.latent_dim, FIRST_KERNEL)
+        self.pre_transformer = Transformer(shape)
+        self.upsample = nn.ModuleList(
+            nn.ModuleList([Upsampling(shape.latent_dim, shape.latent_dim, ratio, ratio), ConvNext(shape.latent_dim)])
+            for ratio in shape.upsampling_ratios
+        )
+        channels = shape.decoder_dim
+        layers: list[nn.Module] = [Convolution(shape.latent_dim, channels, KERNEL)]
+        for rate in shape.upsample_rates:
+            layers.append(Block(channels, rate))
+            channels //= 2
+        self.decoder = nn.ModuleList([*layers, SnakeBeta(channels), Convolution(channels, 1, KERNEL)])
+
+    @property
+    def num_kept(self) -> int:
+        """Numbers in the memory of one utterance."""
+        return sum(each.kept for each in self.modules() if isinstance(each, Convolution | Upsampling | Attention))
+
+    def forward(self, codes: Tensor, first: Tensor, memory: Memory) -> Tensor:
+        """Return samples [B, n · hop] of codes [B, K, n] that begin at frames first [B]."""
+        latents = self.pre_conv(self.quantizer(codes), memory).transpose(1, 2)
+        x = self.pre_transformer(latents, first, memory).transpose(1, 2)
+        return samples_of(x, memory, self.upsample, self.decoder)

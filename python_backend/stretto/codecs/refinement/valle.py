@@ -1,0 +1,172 @@
+"""VALL-E's non-autoregressive model: fills in one codebook per pass over a whole utterance (arXiv 2301.02111).
+
+    row        words … voice … start   c0  c1 … c(T-1)   end
+    level 1    embeddings of codebook 0             ─► codebook 1 of every frame, the most likely code
+    level 2    plus those of codebook 1             ─► codebook 2
+    …
+
+Attention is bidirectional, so each frame of an utterance depends on all others. Every norm is scaled and shifted by the
+level. Names are those of ESPnet's checkpoints (espnet2/speechlm/{core_lm,module}/valle.py of
+https://github.com/espnet/espnet). Two details are reproduced from there: after each level the embedding of the start id
+is added to its row once more, and the row of the end gets the embedding of the code at that position.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stretto.codecs.refinement.base import Passage
+from stretto.errors import CheckpointError
+from stretto.untrusted_files import UNPARSABLE, json_object
+from stretto.weights.loading import load_strictly, read_tensors
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+EPS = 1e-5  # epsilon of the norms
+
+
+@dataclass(frozen=True, slots=True)
+class ValleShape:
+    """Sizes of a checkpoint.
+
+    Attributes:
+        num_ids: Number of rows of the embedding table.
+        codes: Id of code 0 of codebook 0; those of the other codebooks follow.
+        end: Id after the last frame.
+    """
+
+    width: int
+    num_heads: int
+    num_layers: int
+    max_rows: int
+    num_ids: int
+    num_codebooks: int
+    codebook_size: int
+    codes: int
+    end: int
+
+    def __post_init__(self) -> None:
+        if (
+            min(asdict(self).values()) < 0
+            or self.num_codebooks < 2
+            or not self.num_heads
+            or self.width % self.num_heads
+        ):
+            raise ValueError(f"expected two codebooks or more and whole heads, got {self}")
+        if self.codes + self.num_codebooks * self.codebook_size > self.num_ids or self.end >= self.num_ids:
+            raise ValueError(f"expected all codes and the end below num_ids, got {self}")
+
+
+class LevelNorm(nn.Module):
+    """Norm over the width of x [B, L, H] with scale and shift computed from the level [H]."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.bias = (nn.Linear(width, width, bias=False) for _ in range(2))
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        return self.weight(level) * F.layer_norm(x, x.shape[-1:], eps=EPS) + self.bias(level)
+
+
+class Attention(nn.Module):
+    """Attention from every row [B, L, H] to all rows in `mask` [B, 1, 1, L]."""
+
+    def __init__(self, shape: ValleShape) -> None:
+        super().__init__()
+        self._num_heads = shape.num_heads
+        self.query, self.value, self.out = (nn.Linear(shape.width, shape.width) for _ in range(3))
+        self.key = nn.Linear(shape.width, shape.width, bias=False)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        query, key, value = (
+            part(x).unflatten(-1, (self._num_heads, -1)).transpose(1, 2) for part in (self.query, self.key, self.value)
+        )
+        return self.out(F.scaled_dot_product_attention(query, key, value, mask).transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """Attention and feed-forward of four times the width, each pre-normalised."""
+
+    def __init__(self, shape: ValleShape) -> None:
+        super().__init__()
+        width = shape.width
+        self.attn, self.attn_ln, self.mlp_ln = Attention(shape), LevelNorm(width), LevelNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor, level: Tensor, mask: Tensor) -> Tensor:
+        x = x + self.attn(self.attn_ln(x, level), mask)
+        return x + self.mlp(self.mlp_ln(x, level))
+
+
+class ValleRefinement(nn.Module):
+    """VALL-E's refinement.
+
+    Attributes:
+        emb: Embeddings of all ids of a prompt and all codes, [V, H].
+        head: Heads of codebooks 1 and up, [(K - 1) * C, H].
+    """
+
+    def __init__(self, shape: ValleShape) -> None:
+        super().__init__()
+        self.shape, self.num_streams = shape, shape.num_codebooks  # a prompt has one stream per codebook
+        self.num_ids, self.codebook_size, self.max_rows = shape.num_ids, shape.codebook_size, shape.max_rows
+        num_levels = shape.num_codebooks - 1
+        self.emb, self.pos_emb, self.level_emb = (
+            nn.Embedding(size, shape.width) for size in (shape.num_ids, shape.max_rows, num_levels)
+        )
+        self.head = nn.Linear(shape.width, num_levels * shape.codebook_size, bias=False)
+        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.num_layers))
+        self.ln = LevelNorm(shape.width)
+
+    @torch.inference_mode()
+    def fill(self, passages: Sequence[Passage], told: Callable[[], None] | None = None) -> list[np.ndarray]:
+        """Return the codes of each passage; shorter passages are padded, and the padding is masked."""
+        firsts = [len(passage.prompt) - 1 for passage in passages]  # row of frame 0; row 0 of a prompt is not read
+        lasts = [first + len(passage.given) for first, passage in zip(firsts, passages, strict=True)]  # rows of the end
+        rows = self.emb.weight.new_zeros(len(passages), max(lasts) + 1, self.shape.width)
+        for row, passage, first, last in zip(rows, passages, firsts, lasts, strict=True):
+            row[:first] = self.emb(self._ids(passage.prompt[1:])).sum(1)
+            row[first:last] = self.emb(self._ids(passage.given) + self.shape.codes)
+            row[last] = self.emb.weight[self.shape.end]
+        starts = torch.stack([row[first - 1] for row, first in zip(rows, firsts, strict=True)])
+        ends = torch.tensor(lasts, device=rows.device)
+        mask = (torch.arange(rows.shape[1], device=rows.device) <= ends[:, None])[:, None, None]
+        codes = [[passage.given] for passage in passages]
+        for level in range(1, self.shape.num_codebooks):
+            said = self._said(rows, level, mask)
+            for at, (first, last) in enumerate(zip(firsts, lasts, strict=True)):
+                found = said[at, first : last + 1]
+                codes[at].append(found[:-1].cpu().numpy())
+                rows[at, first : last + 1] += self.emb(found + self.shape.codes + level * self.shape.codebook_size)
+                rows[at, first - 1] += starts[at]
+            if told is not None:
+                told()
+        return [np.stack(each).astype(np.int64) for each in codes]
+
+    def _said(self, rows: Tensor, level: int, mask: Tensor) -> Tensor:
+        """Return the most likely code of codebook `level` in each row: [B, L, H] -> [B, L]."""
+        told = self.level_emb.weight[level - 1]
+        x = rows + self.pos_emb.weight[: rows.shape[1]]
+        for block in self.blocks:
+            x = block(x, told, mask)
+        size = self.shape.codebook_size
+        return F.linear(self.ln(x, told), self.head.weight[(level - 1) * size : level * size]).argmax(-1)
+
+    def _ids(self, ids: np.ndarray) -> Tensor:
+        return torch.from_numpy(ids).to(self.emb.weight.device)
+
+
+def load(folder: Path, device: str = "cpu") -> ValleRefinement:
+    """Return the refinement in a checkpoint folder; raise CheckpointError for mismatched files."""
+    try:
+        made = ValleRefinement(ValleShape(**json_object(folder / CONFIG_FILE)))
+    except UNPARSABLE as error:
+        raise CheckpointError(
+            f"{folder / CONFIG_FILE}: expected the parameters of a refinement, got {error!r}"
+        ) from error
+    load_strictly(made, read_tensors(folder / WEIGHTS_FILE), folder)
+    return made.eval().requires_grad_(False).to(device)

@@ -1,0 +1,78 @@
+"""Codecs by name: modules that installed packages register (entry points of the group `stretto.codecs`).
+
+A codec's module has `load(directory, device)`, which returns a `Codec` or raises CheckpointError. It may also have
+
+    published_shape(directory) -> (K, C)    for `stretto convert --codec`: codebooks, and codes in each
+    TRANSFORMERS = config class, model class    for `stretto convert --codec-from-model`
+"""
+
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from stretto.codecs.base import Codec
+from stretto.errors import CheckpointError
+from stretto.plugins import CODECS, Installed, find, installed, names
+
+
+def codec_module(name: str) -> Any:
+    """Return the module of the codec called `name`.
+
+    Raises:
+        KeyError: For an unknown name; the message lists the installed ones.
+        CheckpointError: If several packages register the name, or the module cannot be imported.
+    """
+    found = find(CODECS, name)
+    if found is None:
+        raise KeyError(f"unknown codec {name!r}; installed: {names(CODECS)}")
+    return _module(found)
+
+
+def _module(found: Installed) -> Any:
+    loaded: Any = found.load()
+    if not isinstance(loaded, ModuleType) or not hasattr(loaded, "load"):
+        raise CheckpointError(f"codec {found.name}: expected a module with `load` as {found.entry_point.value}")
+    return loaded
+
+
+def codecs_in_transformers() -> list[str]:
+    """Return the names of the codecs that transformers has classes for (`TRANSFORMERS`)."""
+    return [each.name for each in installed(CODECS) if hasattr(_module(each), "TRANSFORMERS")]
+
+
+def load_codec(name: str, directory: Path, device: str = "cpu", num_codebooks: int | None = None) -> Codec:
+    """Return the codec called `name`.
+
+    Args:
+        name: Name of the codec.
+        directory: Folder with the weights.
+        device: torch device.
+        num_codebooks: Number of codebooks in use, or None for all.
+
+    Raises:
+        KeyError: For an unknown name; the message lists the installed ones.
+        CheckpointError: If files do not match, or there are too few codebooks.
+    """
+    codec: Codec = codec_module(name).load(directory, device)
+    if num_codebooks is not None:
+        try:
+            codec.spec = codec.spec.with_codebooks(num_codebooks)
+        except ValueError as error:
+            raise CheckpointError(f"{directory}: {error}") from error
+    return codec
+
+
+def load_exported(name: str, directory: Path, device: str = "cpu", threads: int = 1) -> Codec:
+    """Return the codec called `name` from its exported file, run by onnxruntime.
+
+    Raises:
+        KeyError: For an unknown name; the message lists the installed ones.
+        CheckpointError: If the file is that of another codec.
+    """
+    if find(CODECS, name) is None:
+        raise KeyError(f"unknown codec {name!r}; installed: {names(CODECS)}")
+    codec: Codec = import_module("stretto.codecs.onnx_runtime").load(directory, device, threads)
+    if codec.spec.name != name:
+        raise CheckpointError(f"{directory} holds an exported {codec.spec.name}, not {name}")
+    return codec

@@ -1,0 +1,148 @@
+"""SEANet decoders of published codecs: receptive field, preparation, and exact streaming."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from transformers import EncodecConfig, MimiConfig
+
+from stretto.codecs.base import Stateful
+from stretto.errors import CheckpointError
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Input frames that an output frame depends on: `left` before it and `right` after it."""
+
+    left: int
+    right: int
+
+
+@dataclass(frozen=True, slots=True)
+class SeanetShape:
+    """Numbers that define a SEANet decoder's receptive field; `ratios` are its upsampling factors in order."""
+
+    ratios: tuple[int, ...]
+    kernel: int = 7
+    last_kernel: int = 7
+    residual_kernel: int = 3
+    num_residual_layers: int = 1
+    dilation_base: int = 2
+    is_causal: bool = False
+
+    @property
+    def hop(self) -> int:
+        """Samples per input frame."""
+        return math.prod(self.ratios)
+
+    @property
+    def head(self) -> Context:
+        """Context of the first convolution."""
+        return self._of_convolution(self.kernel, 1)
+
+    @property
+    def start(self) -> int:
+        """Number of frames that the head's reflection at the true start depends on."""
+        return self.head.left + 1
+
+    @property
+    def tail(self) -> Context:
+        """Context of all layers after the recurrence, in input frames, followed from the samples of frame 0 upwards.
+
+        Sample u of a transposed convolution (kernel 2 s, stride s, `trim` samples cut on its left) depends on the
+        inputs j with j s ≤ u + trim ≤ j s + 2 s - 1.
+        """
+        first, last = self._before(self.last_kernel, 1, 0, self.hop - 1)
+        for ratio in reversed(self.ratios):
+            for layer in reversed(range(self.num_residual_layers)):
+                first, last = self._before(self.residual_kernel, self.dilation_base**layer, first, last)
+            trim = 0 if self.is_causal else ratio - ratio // 2
+            first, last = -((2 * ratio - 1 - first - trim) // ratio), (last + trim) // ratio
+        return Context(left=-first, right=last)
+
+    def _of_convolution(self, kernel: int, dilation: int) -> Context:
+        span = (kernel - 1) * dilation
+        right = 0 if self.is_causal else span // 2
+        return Context(left=span - right, right=right)
+
+    def _before(self, kernel: int, dilation: int, first: int, last: int) -> tuple[int, int]:
+        reach = self._of_convolution(kernel, dilation)
+        return first - reach.left, last + reach.right
+
+
+LENGTHS = ("stride", "kernel_size", "padding_total")
+
+
+def shape_of(config: EncodecConfig | MimiConfig) -> SeanetShape:
+    """Return the decoder's shape; raise CheckpointError if it is not mono or trims transposed convolutions unevenly."""
+    if config.audio_channels != 1 or config.trim_right_ratio != 1.0:
+        raise CheckpointError(
+            f"audio_channels and trim_right_ratio must be 1, got {config.audio_channels}, {config.trim_right_ratio}"
+        )
+    return SeanetShape(
+        ratios=tuple(config.upsampling_ratios or ()),
+        kernel=config.kernel_size,
+        last_kernel=config.last_kernel_size,
+        residual_kernel=config.residual_kernel_size,
+        num_residual_layers=config.num_residual_layers,
+        dilation_base=config.dilation_growth_rate,
+        is_causal=config.use_causal_conv,
+    )
+
+
+def multiply_weight_norm_out(model: nn.Module) -> None:
+    """Replace each weight-norm pair (magnitude, direction) by the plain weight."""
+    for module in model.modules():
+        if parametrize.is_parametrized(module, "weight"):
+            parametrize.remove_parametrizations(module, "weight")
+
+
+def keep_lengths_on_host(model: nn.Module) -> None:
+    """Move the sizes that convolutions keep in buffers back to the host, so that padding does not synchronise a GPU.
+
+    Call this after the model has been moved to its device.
+    """
+    for module in model.modules():
+        for name in LENGTHS:
+            if name in module._buffers:
+                setattr(module, name, module.get_buffer(name).cpu())
+
+
+@dataclass(frozen=True, slots=True)
+class SeanetStream:
+    """Three parts of a decoder (mapping [B, C, T] to [B, C', T'], the LSTM [T, B, C]) and its shape."""
+
+    shape: SeanetShape
+    head: nn.Module
+    lstm: nn.LSTM
+    tail: nn.Module
+
+    @property
+    def streaming(self) -> Stateful:
+        """Context of head and tail in sequence; the head reflects at the start."""
+        head, tail = self.shape.head, self.shape.tail
+        return Stateful(left=head.left + tail.left, right=head.right + tail.right, start=self.shape.start)
+
+    def initial_state(self, batch: int) -> Tensor:
+        """Return zeros for (h, c) of every layer: [batch, 2 * layers * channels]."""
+        return next(self.lstm.parameters()).new_zeros(batch, 2 * self.lstm.num_layers * self.lstm.hidden_size)
+
+    def __call__(self, latents: Tensor, left: int, right: int, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return samples [B, n] of latents [B, C, left + frames + right] without context, and the next state."""
+        end = latents.shape[2] - right
+        start, keep = (max(0, frame - self.shape.tail.left) for frame in (left, end))
+        steps = self.head(latents).permute(2, 0, 1)[start : end + self.shape.tail.right]
+        before, state = self._recur(steps[: keep - start], state)
+        after, _ = self._recur(steps[keep - start :], state)
+        hidden = torch.cat([before, after]) + steps
+        pcm = self.tail(hidden.permute(1, 2, 0))[:, 0]
+        return pcm[:, (left - start) * self.shape.hop : (end - start) * self.shape.hop], state
+
+    def _recur(self, steps: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        if len(steps) == 0:
+            return steps, state
+        hidden, cell = state.unflatten(1, (2, self.lstm.num_layers, -1)).permute(1, 2, 0, 3).contiguous()
+        steps, (hidden, cell) = self.lstm(steps, (hidden, cell))
+        return steps, torch.stack([hidden, cell]).permute(2, 0, 1, 3).flatten(1).to(state.dtype)

@@ -1,0 +1,149 @@
+"""Codecs without state: receptive fields, and decoding of a window with its context."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import ceil, prod
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stretto.codecs.base import CodecSpec, Window
+from stretto.errors import InvalidRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Conv:
+    """Convolution that keeps the length: output j reads inputs j - before … j - before + dilation * (kernel - 1)."""
+
+    kernel: int
+    before: int  # zeros padded at the start
+    dilation: int = 1
+
+    def reach(self, first: int, last: int) -> tuple[int, int]:
+        """Return the first and last input that outputs `first` … `last` depend on."""
+        return first - self.before, last - self.before + self.dilation * (self.kernel - 1)
+
+    def length(self, length: int) -> int:
+        """Return the number of outputs for `length` inputs."""
+        return length
+
+
+@dataclass(frozen=True, slots=True)
+class Upsample:
+    """Transposed convolution: input i writes outputs i * stride - before … i * stride - before + kernel - 1.
+
+    Attributes:
+        before: Outputs cut at the start (torch's `padding`).
+        after: Outputs cut at the end (`padding - output_padding`).
+    """
+
+    kernel: int
+    stride: int
+    before: int
+    after: int
+
+    def reach(self, first: int, last: int) -> tuple[int, int]:
+        """Return the first and last input that outputs `first` … `last` depend on."""
+        return ceil((first + self.before - self.kernel + 1) / self.stride), (last + self.before) // self.stride
+
+    def length(self, length: int) -> int:
+        """Return the number of outputs for `length` inputs."""
+        return (length - 1) * self.stride + self.kernel - self.before - self.after
+
+
+Layer = Conv | Upsample
+
+
+def same(kernel: int, dilation: int = 1) -> Conv:
+    """Return a convolution with equal look-ahead and look-back."""
+    return Conv(kernel, dilation * (kernel - 1) // 2, dilation)
+
+
+def dac_layers(upsampling_ratios: Iterable[int], output_padding: bool) -> list[Layer]:
+    """Return the layers of transformers' DacDecoder: per block an upsampling and residual units of dilation 1, 3, 9.
+
+    `output_padding`: True if odd strides complete their last frame, as in X-codec's and Higgs' decoders.
+    """
+    layers: list[Layer] = [same(7)]
+    for stride in upsampling_ratios:
+        before = ceil(stride / 2)
+        after = before - (stride % 2 if output_padding else 0)
+        layers += [Upsample(2 * stride, stride, before, after), same(7, 1), same(7, 3), same(7, 9)]
+    return [*layers, same(7)]
+
+
+def samples_per_frame(layers: Sequence[Layer]) -> int:
+    """Return the product of the strides."""
+    return prod(layer.stride for layer in layers if isinstance(layer, Upsample))
+
+
+def reach(layers: Sequence[Layer], first: int, last: int) -> tuple[int, int]:
+    """Return the first and last frame that samples `first` … `last` depend on."""
+    for layer in reversed(layers):
+        first, last = layer.reach(first, last)
+    return first, last
+
+
+def context(layers: Sequence[Layer]) -> tuple[int, int]:
+    """Return the number of context frames (left, right) of a frame."""
+    first, last = reach(layers, 0, samples_per_frame(layers) - 1)
+    return -first, last
+
+
+def tail_samples(layers: Sequence[Layer]) -> int:
+    """Return the number of samples by which the waveform is shorter than whole frames."""
+    frames = 1 + sum(context(layers))
+    length = frames
+    for layer in layers:
+        length = layer.length(length)
+    return frames * samples_per_frame(layers) - length
+
+
+class WindowedCodec(nn.Module):
+    """What convolutional codecs share. A codec adds `forward` and, where its checkpoint can encode, `codes_of`."""
+
+    def __init__(self, spec: CodecSpec, can_encode: bool = True) -> None:
+        super().__init__()
+        self.spec = spec
+        self.can_encode = can_encode
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """Waveform [B, n] of codes [B, K, T] as of a whole utterance: n is spec.num_samples(T, right=0)."""
+        raise NotImplementedError
+
+    def codes_of(self, pcm: Tensor) -> Tensor:
+        """Return codes [B, K, T] of pcm [B, n] from `fit`."""
+        raise NotImplementedError
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return next(self.parameters()).device
+
+    def initial_state(self, batch: int) -> Tensor:
+        """Nothing is carried: [batch, 0]."""
+        return torch.zeros(batch, 0, device=self.device)
+
+    @torch.inference_mode()
+    def decode(self, window: Window) -> tuple[Tensor, Tensor]:
+        """As `base.Codec` says."""
+        frames = window.codes.shape[2] - window.left - window.right
+        start = window.left * self.spec.samples_per_frame
+        pcm = self(window.codes.to(self.device))[:, start : start + self.spec.num_samples(frames, window.right)]
+        return pcm.clamp(-1, 1), window.state
+
+    @torch.inference_mode()
+    def encode(self, pcm: np.ndarray) -> np.ndarray:
+        """Encode a recording, as described by `base.Codec`; InvalidRequest if the checkpoint has no encoder."""
+        if not self.can_encode:
+            raise InvalidRequest("audio", f"none, as this checkpoint of {self.spec.name} only decodes", "audio")
+        if len(pcm) == 0:
+            return np.zeros((self.spec.num_codebooks, 0), dtype=np.int64)
+        samples = torch.from_numpy(pcm).to(self.device, next(self.parameters()).dtype)
+        return self.codes_of(self.fit(samples)[None])[0, : self.spec.num_codebooks].cpu().numpy()
+
+    def fit(self, samples: Tensor) -> Tensor:
+        """Return samples [n] with silence appended to the last frame, as transformers' `DacFeatureExtractor` pads."""
+        return F.pad(samples, (0, -len(samples) % self.spec.samples_per_frame))

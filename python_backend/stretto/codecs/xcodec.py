@@ -1,0 +1,68 @@
+"""`xcodec`: X-codec (Ye et al., 2024), a DAC whose codes include HuBERT features; used by Bagpiper."""
+
+from pathlib import Path
+
+from torch import Tensor
+from transformers import XcodecConfig, XcodecModel
+
+from stretto.codecs.base import CodecSpec, Windowed
+from stretto.codecs.dac import decoder_layers
+from stretto.codecs.windowed import WindowedCodec, context, samples_per_frame
+from stretto.errors import CheckpointError
+from stretto.weights.loading import codec_directory, load_config, load_model
+
+ENCODING = ("acoustic_encoder", "encoder_semantic", "semantic_model", "fc")
+TRAINING = ("decoder_semantic", "fc1")
+TRANSFORMERS = XcodecConfig, XcodecModel
+
+
+class SemanticCodec(WindowedCodec):
+    """X-codec. `decode` needs the quantiser, `fc2` and the acoustic decoder; `encode` needs all of it."""
+
+    def __init__(self, name: str, model: XcodecModel, can_encode: bool) -> None:
+        config, layers = model.config, decoder_layers(model.config.acoustic_model_config, output_padding=True)
+        super().__init__(
+            CodecSpec(
+                name=name,
+                sample_rate=config.sample_rate,
+                samples_per_frame=samples_per_frame(layers),
+                num_codebooks=config.num_quantizers,
+                codebook_size=config.codebook_size,
+                streaming=Windowed(*context(layers)),
+            ),
+            can_encode,
+        )
+        self.model = model
+        for part in TRAINING if can_encode else TRAINING + ENCODING:
+            delattr(model, part)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """Return the waveform [B, n] of codes [B, K, T]."""
+        return self.model.decode(codes, return_dict=False)[:, 0]
+
+    def codes_of(self, pcm: Tensor) -> Tensor:
+        """Return codes [B, K, T] of pcm [B, n] from `fit`."""
+        return self.model.encode(pcm[:, None], return_dict=False)
+
+
+def load_semantic(
+    name: str, model_class: type[XcodecModel], directory: Path, codec_class: type[SemanticCodec] = SemanticCodec
+) -> SemanticCodec:
+    """Load a codec of this kind; a checkpoint may omit the tensors used only for encoding and training."""
+    directory = codec_directory(directory)
+    model, is_complete = load_model(model_class, directory, ENCODING + TRAINING)
+    try:
+        return codec_class(name, model, can_encode=is_complete)
+    except CheckpointError as error:
+        raise CheckpointError(f"{directory}: {error}") from error
+
+
+def load(directory: Path, device: str = "cpu") -> SemanticCodec:
+    """Return the codec in a published checkpoint; raise CheckpointError for missing or mismatched files."""
+    return load_semantic("xcodec", XcodecModel, directory).to(device)
+
+
+def published_shape(directory: Path) -> tuple[int, int]:
+    """Return the number of codebooks, and of codes in each, of the codec published in `directory`."""
+    config = load_config(XcodecConfig, directory)
+    return config.num_quantizers, config.codebook_size

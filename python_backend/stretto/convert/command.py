@@ -1,0 +1,130 @@
+r"""Convert a published model (weights, config.yaml, a tokenizer) to a checkpoint directory that the server loads.
+
+    stretto convert bagpiper --model model.pt --config config.yaml --tokenizer Qwen3-8B-Base \
+        --codec xcodec-hubert-general --out bagpiper
+
+Writes config.json, model-0000N-of-0000M.safetensors with their index, the tokenizer's files, `codec/` and, if
+requested, `ssl_tokenizer/`, and prints the SHA-256 of each file. Tensors are copied from file to file one at a time.
+If anything does not fit, it is reported and nothing is written.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from stretto.command_line import CommandParser
+from stretto.convert.conversion import Conversion, plan, write
+from stretto.convert.published import DTYPES, audio_tokenizer_of, convertible
+from stretto.convert.release import Release
+from stretto.errors import CheckpointError
+from stretto.families.audio_format import KEY
+from stretto.families.registry import NAME
+
+MAX_SHARD_GB = 4.0
+
+
+def arguments(words: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = CommandParser(
+        prog="stretto convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("family", choices=convertible())
+    add = parser.add_argument
+    add(
+        "--model",
+        type=Path,
+        required=True,
+        help="model.pt, model.pth, 2epoch.pth, or safetensors files: one, their directory, or their index",
+    )
+    add("--config", type=Path, help="the release's config.yaml or config.json, if it has one")
+    add("--tokenizer", type=Path, required=True, help="directory of the public tokenizer that config.yaml names")
+    add("--out", type=Path, required=True, help="directory to create")
+    add("--codec", type=Path, help="directory of the codec's own release; copied to codec/")
+    add(
+        "--ssl-tokenizer",
+        type=Path,
+        help="tokenizer for samples: for OpusLM a directory of espnet/xeus (config.yaml, xeus_checkpoint_new.pth, "
+        "km_opus_lm.mdl), for VITA-Audio one of THUDM/glm-4-voice-tokenizer",
+    )
+    add("--codec-from-model", action="store_true", help="write codec/ from the copy in the model's files")
+    add("--backbone", type=Path, help="config.json of the backbone, if it is not one of the published releases'")
+    add("--dtype", choices=DTYPES, help="dtype of the tensors; default: as trained")
+    add("--shard-gb", type=float, default=MAX_SHARD_GB, help=f"largest file in GB; default {MAX_SHARD_GB}")
+    audio = parser.add_argument_group("Bagpiper's audio tower")
+    audio.add_argument("--audio-config", type=Path, help="config.json with its parameters, if it is not Qwen3-Omni's")
+    audio.add_argument("--n-window", type=int, help="half a chunk, in mel frames; default 50, as trained")
+    audio.add_argument("--n-window-infer", type=int, help="mel frames that see each other; default 800, as trained")
+    audio.add_argument("--no-normalize", action="store_true", help="do not normalise the loudness of waveforms")
+    args = parser.parse_args(words)
+    if not args.shard_gb > 0:
+        parser.error(f"--shard-gb must be > 0, got {args.shard_gb:g}")
+    return args
+
+
+def release(args: argparse.Namespace) -> Release:
+    """Return the release that the command line describes."""
+    audio = {"do_normalize": not args.no_normalize}
+    audio |= {name: getattr(args, name) for name in ("n_window", "n_window_infer") if getattr(args, name) is not None}
+    return Release(
+        family=args.family,
+        model=args.model,
+        config=args.config,
+        tokenizer=args.tokenizer,
+        codec=args.codec,
+        ssl_tokenizer=args.ssl_tokenizer,
+        keeps_codec=args.codec_from_model,
+        backbone=args.backbone,
+        audio_config=args.audio_config,
+        audio=audio,
+        dtype=args.dtype,
+    )
+
+
+def describe(conversion: Conversion) -> str:
+    """Return a description of the files that will be written, and of the tensors that will not."""
+    record = conversion.record
+    lines = [
+        f"{record['architectures'][0]}, {record['vocab_size']} ids, {record['dtype']}",
+        f"{len(conversion.entries)} tensors, {conversion.num_bytes / 1e6:,.1f} MB",
+        *(f"not needed: {each}" for each in grouped(conversion.dropped)),
+        *conversion.notes,
+    ]
+    has_network = any(each.folder == "codec" for each in conversion.networks)
+    if not conversion.codec_files and conversion.codec_copy is None and not has_network:
+        lines.append("no codec: the server needs one under codec/ before it can speak (--codec)")
+    hears_nothing = KEY not in record and conversion.ssl_tokenizer is None
+    if audio_tokenizer_of(record[NAME]) is not None and hears_nothing:
+        lines.append("no tokenizer of audio: the server will accept audio only as codes (--ssl-tokenizer)")
+    return "\n".join(lines)
+
+
+def grouped(shapes: dict[str, list[int]]) -> list[str]:
+    """Return names with their shapes; several names with a common prefix become that prefix and their number."""
+    groups: dict[str, list[str]] = {}
+    for name in shapes:
+        groups.setdefault(".".join(name.split(".")[:2]), []).append(name)
+    return [
+        f"{names[0]} {shapes[names[0]]}" if len(names) == 1 else f"{len(names)} tensors of {first}"
+        for first, names in groups.items()
+    ]
+
+
+def main(words: list[str] | None = None) -> int:
+    """Convert a release; return 1 if something does not fit."""
+    args = arguments(words)
+    try:
+        conversion = plan(release(args))
+        print(describe(conversion))
+        columns = (TextColumn("writing"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+        with Progress(*columns, transient=True) as bar:
+            task = bar.add_task("", total=conversion.num_bytes)
+            advance = lambda num_bytes: bar.update(task, advance=num_bytes)  # noqa: E731
+            files = write(conversion, args.out, int(args.shard_gb * 1e9), advance)
+    except (CheckpointError, OSError) as error:
+        print(f"stretto convert: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    for file in files:
+        print(f"{file.sha256}  {file.name}  {file.num_bytes}")
+    return 0

@@ -1,0 +1,222 @@
+"""Model repositories for converted checkpoints, and the model profile that clients read."""
+
+import argparse
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from stretto.codecs.refinement import base as refinement
+from stretto.command_line import CommandParser
+from stretto.config import EngineConfig
+from stretto.convert.conversion import fresh_directory
+from stretto.convert.published import AUDIO_TOKENIZER
+from stretto.errors import CheckpointError
+from stretto.families.base import Family, Task
+from stretto.families.registry import config_at, family_at
+from stretto.launcher.installation import bundled_repository
+from stretto.preprocessing.request import Preprocessor
+from stretto.untrusted_files import json_object
+
+PARAMETER = "profile"
+
+
+def profile(family: Family, sample_rate: int, frame_rate: float) -> str:
+    """Return the family's profile as one line of JSON that fits between single quotes in a config.
+
+    Args:
+        family: Family of the checkpoint.
+        sample_rate: Sampling rate of the codec in Hz.
+        frame_rate: Frames per second of the codec.
+    """
+    record = {
+        "family": family.name,
+        "sample_rate": sample_rate,
+        "frame_rate": frame_rate,
+        "voices": list(family.voices),
+        "voice_titles": list(family.voice_titles),
+        "languages": list(family.languages),
+        "options": _options(family),
+        "max_text_chars": family.max_text_chars,
+        "max_audio_s": family.max_audio_s,
+        "times_words": family.script is not None,
+        "reads_live_text": family.text_track is not None,
+        "tasks": [_task(task, family, frame_rate) for task in family.tasks],
+    }
+    text = json.dumps(record)
+    assert "'" not in text, f"{family.name}: a quote would end the parameter"
+    assert "\\" not in text, f"{family.name}: a backslash would be read as an escape"
+    return text
+
+
+def _task(task: Task, family: Family, frame_rate: float) -> dict[str, Any]:
+    """Return the attributes of `Task` that are useful to clients."""
+    num_closing_rows = family.tail.num_closing_rows(family.layout.max_delay)
+    max_speech_s = (task.sampling.audio.max_rows - num_closing_rows) // family.rows_per_frame / frame_rate
+    return {
+        "name": task.name,
+        "needs": list(task.needs),
+        "also": list(task.also),
+        "speaks": task.speaks,
+        "answers": task.answers,
+        "has_history": task.has_history,
+        "system": list(task.system),
+        "max_text_rows": task.sampling.text.max_rows,
+        "max_speech_s": max_speech_s if task.has_audio_segment else 0.0,
+    }
+
+
+def _options(family: Family) -> list[str]:
+    """Return the names of the options that this family accepts and some other family rejects."""
+    taken = {
+        "depth": family.depth is not None,
+        "instruct": family.takes_instructions,
+        "language": bool(family.languages),
+        "repetition_penalty": family.penalized is not None,
+        "schedule": family.bursts is not None,
+        "text_mode": family.text_track is not None,
+        "transliterate": family.reads_latin_only,
+    }
+    return [name for name, is_taken in taken.items() if is_taken]
+
+
+BUNDLED = bundled_repository()
+CHECKPOINT, ENGINE = "language_model/1/checkpoint", "language_model/1/engine.json"
+DECODER, PREPROCESSOR, ENSEMBLE = "acoustic_decoder", "preprocessor", "speech"
+NUM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+CPU_BLOCK_SIZE = 32  # rows; the block size on the CPU must be a multiple of it
+MIB = 1 << 20
+WARM_UP_S = 4.0  # warm-up time of the decoder: 96 batches of a small DAC take 3.3 s
+
+
+def arguments(words: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = CommandParser(
+        prog="stretto make-repository", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--checkpoint", type=Path, required=True, help="checkpoint made by stretto convert")
+    add("--out", type=Path, required=True, help="directory to create")
+    add(
+        "--engine-args",
+        type=Path,
+        metavar="FILE",
+        help="JSON with engine arguments for vLLM instead of the default ones",
+    )
+    add("--gpu", type=int, metavar="N", help="for GPUs, codec and tokenizer of audio on GPU N; default: for the CPU")
+    return parser.parse_args(words)
+
+
+def engine_arguments(record: dict[str, Any], family: Family, is_on_gpu: bool) -> dict[str, Any]:
+    """Return vLLM's arguments for a checkpoint.
+
+    On the CPU, the KV cache holds at least a CFG pair with replies of maximum length, so that no request is rejected
+    for its length, and 1024 rows per batch slot. On a GPU, vLLM uses the memory that weights and codec leave. Up to a
+    quarter as many requests as batch slots may wait; further ones are rejected and may be retried.
+
+    Args:
+        record: config.json of the checkpoint.
+        family: Its family.
+        is_on_gpu: True to serve on a GPU.
+    """
+    chosen: dict[str, Any] = {
+        "dtype": precision(record, is_on_gpu),
+        "max_model_len": min(family.max_model_len, record["max_position_embeddings"]),
+    }
+    if is_on_gpu:
+        places = {"max_num_seqs": 128, "max_waiting": 32}
+        return chosen | places | {"max_num_batched_tokens": 8192, "gpu_memory_utilization": 0.85}
+    num_seqs = 32
+    num_rows = max(2 * chosen["max_model_len"], 1024 * num_seqs) + 2 * CPU_BLOCK_SIZE
+    return chosen | {
+        "max_num_seqs": num_seqs,
+        "max_waiting": num_seqs // 4,
+        "max_num_batched_tokens": 2048,
+        "block_size": CPU_BLOCK_SIZE,
+        "kv_cache_memory_bytes": -(-num_rows * bytes_per_row(record, chosen["dtype"]) // MIB) * MIB,
+        "enforce_eager": True,
+    }
+
+
+def precision(record: dict[str, Any], is_on_gpu: bool) -> str:
+    """Return the dtype to serve in: the checkpoint's own, because vLLM would choose 16 bits for float32.
+
+    On a CPU, float16 becomes float32: most CPUs compute float16 in float32, with a conversion around every product.
+    """
+    stored = record.get("dtype") or record["torch_dtype"]  # key of transformers 5.0 and later, and of earlier versions
+    return "float32" if stored == "float16" and not is_on_gpu else stored
+
+
+def bytes_per_row(record: dict[str, Any], dtype: str) -> int:
+    """Return the bytes of the KV cache per row: keys and values of every layer."""
+    heads = record.get("num_key_value_heads") or record["num_attention_heads"]
+    head_dim = record.get("head_dim") or record["hidden_size"] // record["num_attention_heads"]
+    return 2 * record["num_hidden_layers"] * heads * head_dim * NUM_BYTES[dtype]
+
+
+def make(checkpoint: Path, out: Path, engine_args: dict[str, Any], gpu: int | None = None) -> None:
+    """Create the repository at `out`.
+
+    Args:
+        checkpoint: Converted checkpoint.
+        out: Directory to create; it must be missing or empty.
+        engine_args: Arguments of vLLM that override the chosen ones.
+        gpu: Index of the GPU for codec and audio tokenizer; None for the CPU.
+
+    Raises:
+        CheckpointError: If the checkpoint cannot be served.
+    """
+    preprocessor = Preprocessor(checkpoint)  # opens the tokenizer, the codec and the audio encoder
+    family = preprocessor.family
+    if not any(checkpoint.glob("*.safetensors")):
+        raise CheckpointError(f"{checkpoint}: expected weights in *.safetensors, got none")
+    if family.num_filled_codebooks and not (checkpoint / refinement.FOLDER).is_dir():
+        raise CheckpointError(f"{checkpoint}: expected {refinement.FOLDER}/, which fills {family.name}'s codebooks")
+    chosen = engine_arguments(config_at(checkpoint), family, gpu is not None) | engine_args
+    with fresh_directory(out) as folder:
+        left_out = shutil.ignore_patterns(Path(CHECKPOINT).name, Path(ENGINE).name, "__pycache__")
+        shutil.copytree(BUNDLED, folder, ignore=left_out, dirs_exist_ok=True)
+        (folder / CHECKPOINT).symlink_to(checkpoint.resolve(), target_is_directory=True)
+        (folder / ENGINE).write_text(json.dumps(chosen, indent=2) + "\n")
+        EngineConfig.from_file(folder / ENGINE, checkpoint)
+        spec = preprocessor.codec.spec
+        told = profile(family, spec.sample_rate, spec.frame_rate)
+        change(folder / ENSEMBLE / "config.pbtxt", {parameter(PARAMETER): rf"\1: '{told}'"})
+        if family.codec != family_at(BUNDLED / CHECKPOINT).codec:
+            change(folder / DECODER / "config.pbtxt", {parameter("warm_up_s"): rf'\1: "{WARM_UP_S}"'})
+        if gpu is not None:
+            place = {r"kind: KIND_CPU": f"kind: KIND_GPU gpus: [ {gpu} ]"}
+            batches = {parameter("max_batch"): r'\1: "64"'}  # larger batches bring no further speed-up on a GPU
+            change(folder / DECODER / "config.pbtxt", place | batches)
+            if (checkpoint / AUDIO_TOKENIZER).is_dir():  # the largest needs most of a core in real time
+                change(folder / PREPROCESSOR / "config.pbtxt", place)
+
+
+def parameter(name: str) -> str:
+    """Return a pattern for the parameter `name` of a model's config; its first group is everything before the value."""
+    return rf'(key: "{name}" value \{{ string_value): (?:"[^"]*"|\'[^\']*\')'
+
+
+def change(config: Path, changes: dict[str, str]) -> None:
+    """Replace each pattern of `changes`, which must match exactly once in the config."""
+    text = config.read_text()
+    for pattern, new in changes.items():
+        text, num_changed = re.subn(pattern, new, text)
+        assert num_changed == 1, f"{config}: {pattern!r} matches {num_changed} times instead of once"
+    config.write_text(text)
+
+
+def main(words: list[str] | None = None) -> int:
+    """Create the repository; return 1 if the checkpoint cannot be served."""
+    args = arguments(words)
+    try:
+        given = json_object(args.engine_args) if args.engine_args else {}
+        make(args.checkpoint, args.out, given, args.gpu)
+    except (CheckpointError, OSError, ValueError) as error:
+        print(f"stretto make-repository: {error}", file=sys.stderr)
+        return 1
+    print((args.out / ENGINE).read_text(), end="")
+    print(f"stretto serve --model-repository {args.out}")
+    return 0

@@ -1,0 +1,206 @@
+"""Voice cloning for Qwen3-TTS: codes and x-vector of a recording.
+
+    voices = load_voice_encoder(checkpoint, codec)       # None if the checkpoint has no speaker encoder
+    voice = voices.encode(pcm)                           # mono float32 at 24 kHz: `spec.sample_rate` of the codec
+    voice.codes [16, T] int64                            # in-context cloning: rows of the prompt
+    voice.x_vector [H] float32                           # replaces an embedding
+
+`preprocessing.audio` resamples recordings to the codec's rate by soxr, as the authors' wrapper does. Results are
+deterministic; `families.encoder_cache` caches the latest.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import MimiConfig
+from transformers.audio_utils import mel_filter_bank
+from transformers.models.mimi.modeling_mimi import (
+    MimiConv1d,
+    MimiEncoder,
+    MimiSplitResidualVectorQuantizer,
+    MimiTransformerModel,
+)
+from transformers.models.qwen2_5_omni.configuration_qwen2_5_omni import Qwen2_5OmniDiTConfig
+from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import ECAPA_TimeDelayNet
+
+from stretto.codecs.base import Codec
+from stretto.errors import CheckpointError, InvalidRequest
+from stretto.untrusted_files import UNPARSABLE, json_object
+from stretto.weights.loading import load_strictly, read_tensors
+
+FOLDER, CONFIG, WEIGHTS = "speaker_encoder", "config.json", "model.safetensors"
+PREFIX = "speaker_encoder."
+SAMPLE_RATE = 24_000
+FOURIER, HOP = 1024, 256
+POWER_FLOOR, MEL_FLOOR = 1e-9, 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class SpeakerConfig:
+    """`speaker_encoder_config`, by its published names.
+
+    Releases contain only the last width and the rate; the other defaults are those of `Qwen3TTSSpeakerEncoderConfig`.
+    """
+
+    enc_dim: int
+    sample_rate: int = SAMPLE_RATE
+    mel_dim: int = 128
+    enc_channels: tuple[int, ...] = (512, 512, 512, 512, 1536)
+    enc_kernel_sizes: tuple[int, ...] = (5, 3, 3, 3, 1)
+    enc_dilations: tuple[int, ...] = (1, 2, 3, 4, 1)
+    enc_attention_channels: int = 128
+    enc_res2net_scale: int = 8
+    enc_se_channels: int = 128
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "SpeakerConfig":
+        """Return the sizes in `config.json`; raise TypeError or ValueError for unsupported values."""
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in record.items()
+        }
+        config = cls(**values)
+        if config.sample_rate != SAMPLE_RATE:
+            raise ValueError(f"sample_rate must be {SAMPLE_RATE}, got {config.sample_rate}")
+        lists = (config.enc_channels, config.enc_kernel_sizes, config.enc_dilations)
+        if len({len(each) for each in lists}) != 1 or len(config.enc_channels) < 3:
+            raise ValueError(f"enc_channels, enc_kernel_sizes and enc_dilations must have the same length, got {lists}")
+        return config
+
+    @property
+    def fewest_samples(self) -> int:
+        """Least number of samples of a recording, because reflection padding needs longer input."""
+        pairs = zip(self.enc_kernel_sizes, self.enc_dilations, strict=True)
+        frames = 1 + max((kernel - 1) * dilation - (kernel - 1) * dilation // 2 for kernel, dilation in pairs)
+        return max(FOURIER - HOP, frames * HOP)
+
+
+class SpeakerEncoder(nn.Module):
+    """Speaker encoder: samples to an x-vector."""
+
+    filters: Tensor
+    window: Tensor
+
+    def __init__(self, config: SpeakerConfig) -> None:
+        super().__init__()
+        self.config = config
+        names = ("enc_dim", "mel_dim", "enc_attention_channels", "enc_res2net_scale", "enc_se_channels")
+        lists = ("enc_channels", "enc_kernel_sizes", "enc_dilations")
+        values = {name: getattr(config, name) for name in names} | {name: list(getattr(config, name)) for name in lists}
+        self.network = ECAPA_TimeDelayNet(Qwen2_5OmniDiTConfig(**values))
+        bands = mel_filter_bank(
+            FOURIER // 2 + 1, config.mel_dim, 0.0, SAMPLE_RATE / 2, SAMPLE_RATE, norm="slaney", mel_scale="slaney"
+        )
+        self.register_buffer("filters", torch.from_numpy(bands.T).float(), persistent=False)
+        self.register_buffer("window", torch.hann_window(FOURIER), persistent=False)
+
+    @torch.inference_mode()
+    def encode(self, pcm: np.ndarray) -> np.ndarray:
+        """Return the x-vector, float32 [H], of mono `pcm`, float32 [n] at 24 kHz.
+
+        Raise InvalidRequest below about 50 ms.
+        """
+        if len(pcm) < self.config.fewest_samples:
+            seconds = self.config.fewest_samples / SAMPLE_RATE
+            raise InvalidRequest("audio", f"at least {seconds:.3f} s of a voice", f"{len(pcm) / SAMPLE_RATE:.3f} s")
+        mel = self.log_mel(torch.from_numpy(np.asarray(pcm)).to(self.filters))
+        return self.network(mel.T[None])[0].cpu().numpy()
+
+    def log_mel(self, pcm: Tensor) -> Tensor:
+        """Return log-mel frames, float32 [M, n // HOP], of samples [n]."""
+        margin = (FOURIER - HOP) // 2
+        padded = F.pad(pcm[None], (margin, margin), "reflect")[0]
+        spectrum = torch.stft(padded, FOURIER, HOP, window=self.window, center=False, return_complex=True)
+        magnitude = (torch.view_as_real(spectrum).square().sum(-1) + POWER_FLOOR).sqrt()
+        return (self.filters @ magnitude).clamp(min=MEL_FLOOR).log()
+
+
+def load_speaker_encoder(checkpoint: Path, device: str = "cpu") -> SpeakerEncoder | None:
+    """Return the speaker encoder of a checkpoint, or None if it has none.
+
+    Raise CheckpointError for mismatched files.
+    """
+    folder = checkpoint / FOLDER
+    return read_speaker_encoder(folder).to(device) if folder.is_dir() else None
+
+
+def read_speaker_encoder(folder: Path) -> SpeakerEncoder:
+    """Return the speaker encoder in a folder; raise CheckpointError for mismatched files."""
+    try:
+        config = SpeakerConfig.from_record(json_object(folder / CONFIG))
+        encoder = SpeakerEncoder(config)
+    except (*UNPARSABLE, RuntimeError) as error:
+        raise CheckpointError(
+            f"{folder / CONFIG}: expected the parameters of a speaker encoder, got {error}"
+        ) from error
+    load_strictly(encoder.network, read_tensors(folder / WEIGHTS), folder / WEIGHTS)
+    return encoder.eval().requires_grad_(False)
+
+
+KERNEL, STRIDE = 4, 2  # downsampling from transformer steps to frames
+
+
+class Encoder(nn.Module):
+    """Encoder: samples to codes, from transformers' modules under their names in MimiModel."""
+
+    def __init__(self, config: MimiConfig) -> None:
+        super().__init__()
+        self.encoder = MimiEncoder(config)
+        self.encoder_transformer = MimiTransformerModel(config)
+        width = config.hidden_size
+        self.downsample = MimiConv1d(config, width, width, KERNEL, STRIDE, bias=False, pad_mode="replicate")
+        self.quantizer = MimiSplitResidualVectorQuantizer(config)
+
+    def forward(self, pcm: Tensor, num_codebooks: int) -> Tensor:
+        """Return the codes [K, T] of samples [n]; the last frame may be partial."""
+        steps = self.encoder(pcm[None, None]).transpose(1, 2)
+        steps = self.encoder_transformer(steps, use_cache=False).last_hidden_state.transpose(1, 2)
+        return self.quantizer.encode(self.downsample(steps), num_codebooks)[:, 0]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Voice:
+    """Voice of a recording. codes: int64 [K, T], T = ceil(n / 1920). x_vector: float32 [H]."""
+
+    codes: np.ndarray
+    x_vector: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class VoiceEncoder:
+    """Codec and speaker encoder. For one thread at a time."""
+
+    codec: Codec
+    speaker: SpeakerEncoder
+
+    @property
+    def hidden(self) -> int:
+        """Width of the language model, H."""
+        return self.speaker.config.enc_dim
+
+    def encode(self, pcm: np.ndarray) -> Voice:
+        """Return the voice of mono `pcm`, float32 [n] at 24 kHz.
+
+        Raise InvalidRequest naming `audio` if it is too short.
+        """
+        x_vector = self.speaker.encode(pcm)  # refuses short recordings before the codec runs
+        return Voice(self.codec.encode(pcm), x_vector)
+
+
+def load_voice_encoder(checkpoint: Path, codec: Codec, device: str = "cpu") -> VoiceEncoder | None:
+    """Return the voice encoder of a checkpoint folder, or None if it has no speaker encoder.
+
+    Raises:
+        CheckpointError: For missing, unknown or misshapen tensors.
+    """
+    speaker = load_speaker_encoder(checkpoint, device)
+    if speaker is None:
+        return None
+    if codec.spec.sample_rate != SAMPLE_RATE:
+        raise CheckpointError(f"{checkpoint}: expected a codec of {SAMPLE_RATE} Hz, got {codec.spec.sample_rate}")
+    return VoiceEncoder(codec, speaker)

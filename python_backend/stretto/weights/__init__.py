@@ -1,0 +1,1 @@
+"""Tensors and configs of releases: strict loading, plans, shards, backbones."""

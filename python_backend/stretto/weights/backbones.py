@@ -1,0 +1,199 @@
+"""Hyperparameters of a backbone that a release only names: from its own config.json, or from the table here."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from stretto.convert.release import read_json
+from stretto.errors import CheckpointError
+from stretto.untrusted_files import LEADS_ELSEWHERE, UNPARSABLE
+from stretto.weights.tensors import shapes_of
+
+# Keys of a backbone with Llama's layers.
+LLAMA_NUMBERS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "rope_parameters",
+    "attention_bias",
+    "mlp_bias",
+)
+
+
+def read_numbers(config_class: Any, record: Mapping[str, Any]) -> Any:
+    """Return config.json as a `config_class`; CheckpointError if it is of another model, or invalid."""
+    kind = config_class.model_type
+    if record.get("model_type") != kind:
+        raise CheckpointError(f"config.json: expected model_type {kind!r}, got {record.get('model_type')!r}")
+    try:
+        return config_class.from_dict(dict(record))
+    except (*UNPARSABLE, StrictDataclassError) as error:
+        said = " ".join(str(error).split())  # some messages have several lines
+        raise CheckpointError(f"config.json: not the parameters of {kind}: {said}") from error
+
+
+def check_heads(config: Any) -> None:
+    """Raise CheckpointError for numbers of heads that transformers accepts and vLLM's Llama rejects."""
+    for name, count in (("hidden_size", config.hidden_size), ("num_attention_heads", config.num_attention_heads)):
+        of = "num_attention_heads" if name == "hidden_size" else "num_key_value_heads"
+        if count % getattr(config, of):
+            expected = f"{name} to be a multiple of {of}"
+            raise CheckpointError(f"config.json: expected {expected}, got {count} and {getattr(config, of)}")
+
+
+def dtype_of(record: Mapping[str, Any]) -> str | None:
+    """Return the dtype in config.json; None if there is none."""
+    return record.get("dtype", record.get("torch_dtype"))
+
+
+CLASSES: dict[str, tuple[type[PretrainedConfig], type[PreTrainedModel]]] = {
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+    "llama": (LlamaConfig, LlamaForCausalLM),
+    "olmo2": (Olmo2Config, Olmo2ForCausalLM),
+}
+QWEN3_8B = {
+    "model_type": "qwen3",
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1e6,
+    "attention_bias": False,
+}
+OLMO2_7B = {
+    "model_type": "olmo2",
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "hidden_act": "silu",
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 5e5,
+    "attention_bias": False,
+}
+SMOLLM2_1_7B = {
+    "model_type": "llama",
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "hidden_act": "silu",
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 130000.0,
+    "attention_bias": False,
+    "mlp_bias": False,
+}
+# Chatterbox's backbone (`LLAMA_520M_CONFIG_DICT`, chatterbox/models/t3/llama_configs.py).
+LLAMA_520M = {
+    "model_type": "llama",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "head_dim": 64,
+    "hidden_act": "silu",
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "rope_parameters": {
+        "rope_type": "llama3",
+        "rope_theta": 500000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    },
+    "attention_bias": False,
+    "mlp_bias": False,
+}
+# Contents of the repositories' config.json, by the names in releases.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "Qwen/Qwen3-8B-Base": QWEN3_8B,
+    "allenai/OLMo-2-1124-7B": OLMO2_7B,
+    "HuggingFaceTB/SmolLM2-1.7B": SMOLLM2_1_7B,
+    "HuggingFaceTB/SmolLM2-1.7B-Instruct": SMOLLM2_1_7B,
+    "Llama_520M": LLAMA_520M,
+}
+# Keys of a public config.json about its tokens and tools, not its layers.
+SAID_ELSEWHERE = ("architectures", "transformers_version", "_name_or_path", "torch_dtype", "dtype", "vocab_size")
+LEFT_OUT = (*SAID_ELSEWHERE, "quantization_config", *LEADS_ELSEWHERE)
+# set to null, because the family defines them and the classes have defaults
+TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def read_backbone(tag: str, path: Path | None, tokenizer: Path) -> dict[str, Any]:
+    """Return the hyperparameters of the backbone that a release calls `tag`.
+
+    They come from `path` if given, else from the table PUBLISHED. If `tag` is not in it, they come from the config.json
+    next to the tokenizer, whose folder may be the backbone's repository.
+
+    Args:
+        tag: Name of the backbone in the release.
+        path: config.json of the backbone, or its folder.
+        tokenizer: Folder of the tokenizer.
+
+    Raises:
+        CheckpointError: If the backbone is unknown, or of an unknown type.
+    """
+    if path is not None:
+        record = read_json(path)
+    elif tag in PUBLISHED:
+        record = PUBLISHED[tag]
+    elif (tokenizer / "config.json").is_file():
+        record = read_json(tokenizer)
+    else:
+        raise CheckpointError(f"backbone {tag}: not one of {sorted(PUBLISHED)}; --backbone must name its config.json")
+    if record.get("model_type") not in tuple(CLASSES):
+        raise CheckpointError(f"backbone {tag}: expected one of {sorted(CLASSES)}, got {record.get('model_type')!r}")
+    return {name: value for name, value in record.items() if name not in LEFT_OUT}
+
+
+def config_of(backbone: dict[str, Any], vocab_size: int, dtype: str) -> dict[str, Any]:
+    """Return config.json of the language model: the backbone with this vocabulary and an untied head."""
+    return {
+        "architectures": [f"Stretto{backbone['model_type'].capitalize()}ForCausalLM"],
+        **backbone,
+        **dict.fromkeys(TOKENS),
+        "vocab_size": vocab_size,
+        "tie_word_embeddings": False,
+        "dtype": dtype,
+    }
+
+
+def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return names and shapes of the language model's tensors; CheckpointError if `config` is incomplete."""
+    config_class, model_class = CLASSES[config["model_type"]]
+    try:
+        return shapes_of(model_class, config_class.from_dict(dict(config)))
+    except (*UNPARSABLE, RuntimeError, StrictDataclassError) as error:
+        raise CheckpointError(f"backbone: not the parameters of {config['model_type']}: {error}") from error

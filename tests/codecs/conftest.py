@@ -1,0 +1,38 @@
+"""A tiny codec with random weights: the arithmetic is the same, and no checkpoint is needed."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from stretto.codecs.tiny.codec import TinyCodec, TinyConfig
+from stretto.codecs.tiny.vocoder import VocoderConfig
+
+SMALL = VocoderConfig(channels=16, blocks=3, pitch_channels=8, pitch_blocks=3, lookahead=3)
+
+
+def make_codec(vocoder: VocoderConfig = SMALL, seed: int = 0) -> TinyCodec:
+    """A codec whose pitch moves and whose voicing comes and goes."""
+    torch.manual_seed(seed)
+    codec = TinyCodec(TinyConfig(num_codebooks=3, codebook_size=16, mel_frames=4, rank=8, vocoder=vocoder))
+    codec.quantiser.mean.normal_(-4, 0.5)
+    codec.quantiser.basis.normal_(0, 0.3)
+    codec.quantiser.codebooks.normal_(0, 1)
+    codec.eval().requires_grad_(False)
+    codec.vocoder.pitch_trunk.double()
+    codec.vocoder.pitch_trunk.leave.weight *= 4
+    return codec
+
+
+@pytest.fixture(scope="session")
+def codec() -> TinyCodec:
+    return make_codec()
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For many small layers: threads that wait for each other take longer than one, and much longer beside others."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

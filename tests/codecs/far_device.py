@@ -1,0 +1,81 @@
+"""A device that is not there: what a codec's decoding would copy to a GPU, or ask it for, while the host waits.
+
+torch's device `meta` stands for the GPU. A CUDA graph records none of this: a copy from memory of the host that is not
+pinned ends the capture.
+"""
+
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import stretto
+from stretto.codecs.seanet.stream import LENGTHS
+
+DEVICE = torch.device("meta")
+MAKERS: set[Callable[..., Any]] = {torch.tensor, torch.as_tensor, torch.asarray, torch.from_numpy, Tensor.new_tensor}
+ASKING = {"_local_scalar_dense", "nonzero", "masked_select", "unique_consecutive", "_unique2"}
+PACKAGE = str(Path(stretto.__file__).parent)
+
+
+class Crossings(TorchDispatchMode):
+    """Notes operators that see two devices, and those whose result the host must know to go on."""
+
+    def __init__(self, seen: list[str]):
+        super().__init__()
+        self._seen = seen
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._overloadpacket.__name__
+        if name in ASKING and args[0].device == DEVICE:
+            raise AssertionError(f"{name} at {place()}: its result is not known on the host")
+        result = func(*args, **(kwargs or {}))
+        tensors = [each for each in tree_leaves((args, kwargs, result)) if isinstance(each, Tensor)]
+        if len({each.device for each in tensors}) > 1:
+            self._seen.append(f"{name} at {place()}")
+        return result
+
+
+class Makers(TorchFunctionMode):
+    """Notes tensors made of Python's numbers: `torch.tensor` writes them in host memory and copies them."""
+
+    def __init__(self, seen: list[str]):
+        super().__init__()
+        self._seen = seen
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in MAKERS and result.device == DEVICE:
+            self._seen.append(f"{func.__name__} at {place()}")
+        return result
+
+
+def place() -> str:
+    """The innermost line of our own code that is running."""
+    ours = [each for each in traceback.extract_stack() if each.filename.startswith(PACKAGE)]
+    return f"{Path(ours[-1].filename).relative_to(PACKAGE)}:{ours[-1].lineno}" if ours else "elsewhere"
+
+
+@contextmanager
+def crossings() -> Iterator[list[str]]:
+    """What crosses between host and device while the block runs, and where in our code."""
+    seen: list[str] = []
+    with Makers(seen), Crossings(seen):
+        yield seen
+
+
+def send_away(module: nn.Module) -> None:
+    """Move weights to DEVICE, where their numbers are lost; what `load` keeps on the host stays there."""
+    for owner in module.modules():
+        for tensors in (owner._parameters, owner._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None and name not in LENGTHS:
+                    away = tensor.to(DEVICE)
+                    tensors[name] = nn.Parameter(away, False) if isinstance(tensor, nn.Parameter) else away

@@ -1,0 +1,153 @@
+"""What the authors' own code makes of the random checkpoint: writes `reference.npz`, which the tests read.
+
+    git clone https://github.com/THUDM/GLM-4-Voice && git clone https://github.com/shivammehta25/Matcha-TTS
+    pip install torch einops omegaconf scipy diffusers==0.27.2 "huggingface_hub<0.26" pyyaml
+    PYTHONPATH=.:python_backend:GLM-4-Voice:Matcha-TTS python -m tests.codecs.glm4_voice.authors
+
+All in float64: the phases of a source add up. Noise is drawn from the codec's tables in place of torch's generator.
+`demo` is the loop of their `web_demo.py`, whose prompt repeats a frame from the third block on; `loop` is the same with
+the frame left out.
+"""
+
+import sys
+import tempfile
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+
+from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
+from stretto.codecs.glm4_voice import config as ours
+from stretto.codecs.glm4_voice.codec import Glm4VoiceCodec
+from tests.codecs.glm4_voice.reference import LENGTHS, PART, PROMPT, REFERENCE, SIZES, thinned, tokens
+
+MISSING = {
+    "conformer": ["ConformerBlock"],
+    "hyperpyyaml": ["load_hyperpyyaml"],
+    "torchaudio": [],
+    "matcha.utils": [],
+    "matcha.utils.pylogger": ["get_pylogger"],
+}  # what their modules import and this does not need
+
+
+def stand_in() -> None:
+    """Modules of those names, whose functions and classes do nothing."""
+    for name, members in MISSING.items():
+        module = ModuleType(name)
+        module.__spec__ = ModuleSpec(name, None)
+        for member in members:
+            setattr(module, member, type(member, (), {"__init__": lambda *_: None}))
+        sys.modules[name] = module
+
+
+def built(folder: Path) -> Any:
+    """Their `AudioDecoder` on the checkpoint in a folder."""
+    stand_in()
+    import flow_inference
+    from cosyvoice.flow.decoder import ConditionalDecoder
+    from cosyvoice.flow.flow import MaskedDiffWithXvec
+    from cosyvoice.flow.flow_matching import ConditionalCFM
+    from cosyvoice.flow.length_regulator import InterpolateRegulator
+    from cosyvoice.hifigan.f0_predictor import ConvRNNF0Predictor
+    from cosyvoice.hifigan.generator import HiFTGenerator
+    from cosyvoice.transformer.encoder import BlockConformerEncoder
+    from omegaconf import DictConfig
+
+    raw = yaml.load((folder / "config.yaml").read_text(), ours._Loader)
+    record = ours._resolved(raw, raw)
+    flow, hift = record["flow"], record["hift"]
+    matching = flow.pop("decoder")
+    matching["estimator"] = ConditionalDecoder(**matching["estimator"])
+    matching["cfm_params"] = DictConfig(**matching["cfm_params"])
+    flow["encoder"] = BlockConformerEncoder(**flow["encoder"])
+    flow["length_regulator"] = InterpolateRegulator(**flow["length_regulator"])
+    hift["f0_predictor"] = ConvRNNF0Predictor(**hift["f0_predictor"])
+    parts = {"flow": MaskedDiffWithXvec(**flow, decoder=ConditionalCFM(**matching)), "hift": HiFTGenerator(**hift)}
+    flow_inference.load_hyperpyyaml = lambda _: parts
+    paths = (str(folder / name) for name in ("config.yaml", "flow.pt", "hift.pt"))
+    decoder = flow_inference.AudioDecoder(*paths, device="cpu")
+    decoder.flow.eval().double()
+    decoder.hift.eval().double()
+    decoder.hift.stft_window = decoder.hift.stft_window.double()
+    return decoder
+
+
+def draw_from(codec: Glm4VoiceCodec) -> None:
+    """Let their noise come from the codec's tables: by its shape it is the flow's, the source's or goes unused."""
+    tables = {80: codec.noise.double(), 9: codec.source_noise.double()}
+
+    def drawn(like: Tensor) -> Tensor:
+        table = tables.get(like.shape[1])
+        return torch.zeros_like(like) if table is None else table[None, :, : like.shape[2]]
+
+    torch.randn_like = drawn
+    torch.distributions.uniform.Uniform.sample = lambda *_args, **_kwargs: codec.phases[None].clone()
+
+
+def loop(decoder: Any, ids: Tensor, sizes: tuple[int, ...], repeats: bool) -> Tensor:
+    """Samples [n] of ids [1, T], block for block; the last is what is left. repeats: as published, see above."""
+    prompt, mels, parts, done = torch.zeros(1, 0, 80), [], [], 0
+    for size in [*sizes, *[sizes[-1]] * ids.shape[1]]:
+        if done >= ids.shape[1]:
+            break
+        block, is_last = ids[:, done : done + size], done + size >= ids.shape[1]
+        speech, mel = decoder.token2wav(
+            block,
+            uuid="u",
+            prompt_token=ids[:, :done],
+            prompt_feat=prompt,
+            embedding=torch.zeros(1, 192),
+            finalize=is_last,
+        )
+        mels.append(mel if repeats or not mels else mel[:, :, 1:])
+        parts.append(speech)
+        prompt, done = torch.cat(mels, 2).transpose(1, 2), done + size
+    return torch.cat(parts, 1)[0]
+
+
+def parts(decoder: Any, codec: Glm4VoiceCodec) -> dict[str, Tensor]:
+    """What the encoder, the regulator, the flow without and with a prompt, and the vocoder make of PART tokens."""
+    flow, ids, length, none = decoder.flow, tokens()[:, :PART], torch.tensor([PART]), torch.tensor([0])
+    encoded, _ = flow.encoder(flow.input_embedding(ids), length)
+    goal, _ = flow.length_regulator(flow.encoder_proj(encoded), torch.tensor([codec.mels(PART)]))
+
+    def mel(prompt: Tensor) -> Tensor:
+        known = prompt.transpose(1, 2)
+        return flow.inference(ids, length, ids[:, :0], none, known, torch.tensor([known.shape[1]]), torch.zeros(1, 192))
+
+    whole = mel(torch.zeros(1, 80, 0))
+    pcm, source = decoder.hift.inference(mel=whole)
+    results = {"encoded": encoded, "goal": goal.transpose(1, 2), "mel": whole, "prompted": mel(whole[..., :PROMPT])}
+    return results | {"pcm": pcm, "source": source}
+
+
+def loops(decoder: Any) -> dict[str, Tensor]:
+    """Their loop over each length in each block sizes."""
+    return {
+        f"{kind}_{sizes[0]}_{length}": loop(decoder, tokens()[:, :length], sizes, kind == "demo")
+        for sizes in SIZES
+        for length in LENGTHS[sizes[0]]
+        for kind in ("demo", "loop")
+    }
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = write_glm4_voice(Path(name))
+        codec = Glm4VoiceCodec(ours.read_config(folder))
+        torch.set_default_dtype(torch.float64)
+        decoder = built(folder)
+    draw_from(codec)
+    with torch.inference_mode():
+        results = parts(decoder, codec) | loops(decoder)
+    np.savez_compressed(REFERENCE, **{name: thinned(each.numpy()) for name, each in results.items()})
+
+
+if __name__ == "__main__":
+    main()

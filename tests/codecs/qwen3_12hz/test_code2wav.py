@@ -1,0 +1,111 @@
+"""Qwen3-Omni's code2wav: in chunks the samples of one decode by transformers' class, and no seams as in its own."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers.models.qwen3_omni_moe import modeling_qwen3_omni_moe as theirs
+from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeCode2WavConfig
+
+from benchmarks.checkpoints.random_qwen3_codec import code2wav_record, code2wav_tensors, write_code2wav
+from stretto.codecs.base import Window
+from stretto.codecs.qwen3_12hz.code2wav import Code2Wav
+from stretto.codecs.registry import load_codec
+from stretto.errors import CheckpointError, InvalidRequest
+from tests.codecs.streaming import chunks_of, random_codes, stream
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+HOP, SHORT, FRAMES = 1920, 555, 90  # more frames than a window has
+
+
+def exact_norm(self: Any, x: Tensor) -> Tensor:
+    """Their norm, in the precision of what it is given."""
+    return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_code2wav(tmp_path_factory.mktemp("code2wav"))
+
+
+@pytest.fixture(scope="module")
+def codec(folder: Path) -> Code2Wav:
+    loaded = load_codec("qwen3_omni", folder)
+    assert isinstance(loaded, Code2Wav)
+    return loaded.double()
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    made = theirs.Qwen3OmniMoeCode2Wav(Qwen3OmniMoeCode2WavConfig(**code2wav_record()))
+    made.load_state_dict(code2wav_tensors(code2wav_record()))
+    return made.eval().double()
+
+
+@pytest.fixture(autouse=True)
+def _norms(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("Qwen3OmniMoeRMSNorm", "Qwen3OmniMoeCode2WavRMSNorm"):
+        monkeypatch.setattr(getattr(theirs, name), "forward", exact_norm)
+
+
+@torch.no_grad()
+def test_in_chunks_it_makes_the_samples_of_one_decode(codec: Code2Wav, model: Any) -> None:
+    """Float64, to 1e-12; a reply of one frame too. Their own decode in chunks of 40 is another waveform."""
+    codes = random_codes(codec, 1, FRAMES)
+    whole, level = model(codes)[:, 0], 0.0
+    assert whole.shape == (1, FRAMES * HOP - SHORT)
+    for sizes in ([FRAMES], chunks_of(7, FRAMES), [1, 1, 2, 30, 1, 55]):
+        difference = (stream(codec, codes, sizes) - whole).abs().max()
+        level = max(level, difference.item())
+    assert level <= 1e-12
+    one = codes[:, :, :1]
+    torch.testing.assert_close(stream(codec, one, [1]), model(one)[:, 0], rtol=0, atol=1e-12)
+    seams = model.chunked_decode(codes, 40, 25)[:, 0]
+    assert seams.shape == (1, whole.shape[1] - 2 * SHORT)
+
+
+@torch.no_grad()
+def test_utterances_at_different_places_decode_in_one_batch(codec: Code2Wav) -> None:
+    codes = random_codes(codec, 2, 12)
+    whole = stream(codec, codes, [12])
+    _, later = codec.decode(Window(codes[1:, :, :6], 0, 1, torch.tensor([0]), codec.initial_state(1)))
+    windows = torch.stack([codes[0, :, :4], codes[1, :, 5:9]])
+    states = torch.cat([codec.initial_state(1), later])
+    pcm, _ = codec.decode(Window(windows, 0, 1, torch.tensor([0, 5]), states))
+    for row, first in enumerate((0, 5)):
+        expected = whole[row, first * HOP : (first + 3) * HOP]
+        torch.testing.assert_close(pcm[row], expected, rtol=0, atol=1e-12)
+
+
+def test_it_only_decodes(codec: Code2Wav) -> None:
+    spec = codec.spec
+    assert (spec.sample_rate, spec.samples_per_frame, spec.num_codebooks, spec.codebook_size) == (24_000, HOP, 16, 64)
+    assert (spec.right_frames, spec.tail_samples) == (1, SHORT)
+    with pytest.raises(InvalidRequest, match=r"^audio: expected none, as qwen3_omni only decodes"):
+        codec.encode(torch.zeros(5).numpy())
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda record: record.update(model_type="mimi"), "model_type must be qwen3_omni_moe_code2wav, got 'mimi'"),
+        (lambda record: record["decoder_config"].pop("sliding_window"), "decoder_config lacks sliding_window"),
+        (lambda record: record["decoder_config"].update(num_attention_heads=0), "num_attention_heads must be positive"),
+        (lambda record: record["decoder_config"].update(attention_bias=True), "expected {'attention_bias': False}"),
+        (lambda record: record.update(decoder_config=[]), "decoder_config must be an object"),
+        (lambda record: record["decoder_config"].update(num_hidden_layers=9), "missing"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused(
+    folder: Path, tmp_path: Path, edit: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    record = json.loads((folder / "config.json").read_text())
+    edit(record)
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    (tmp_path / "model.safetensors").symlink_to(folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=message):
+        load_codec("qwen3_omni", tmp_path)

@@ -1,0 +1,100 @@
+"""VALL-E's second half fills what its authors' own code fills, alone and beside others of other lengths."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from benchmarks.checkpoints.random_valle import KNOWN, convert
+from stretto.codecs.refinement.base import FOLDER, Passage
+from stretto.codecs.refinement.valle import ValleRefinement, load
+from stretto.errors import CheckpointError
+from tests.valle_release import REPLIES
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return convert(tmp_path_factory.mktemp("valle")) / FOLDER
+
+
+@pytest.fixture(scope="module")
+def refinement(folder: Path) -> ValleRefinement:
+    return load(folder)
+
+
+def passage(reply: dict[str, Any]) -> Passage:
+    """As the engine sends it: ESPnet's prompt and the marker behind it, alone on its row."""
+    start = [KNOWN.codec_marker] + [KNOWN.nothing] * (KNOWN.num_codebooks - 1)
+    return Passage(np.array([*reply["prefix"], start]), np.array(reply["codes"][0]))
+
+
+def test_the_fixture_is_no_accident() -> None:
+    """Every code leads; and lengths differ, so that some are filled up beside others."""
+    assert min(reply["filled_lead"] for reply in REPLIES) > 1e-3
+    assert len({len(reply["prefix"]) + len(reply["codes"][0]) for reply in REPLIES}) > 2
+
+
+def test_codes_are_the_authors(refinement: ValleRefinement) -> None:
+    alone = [refinement.fill([passage(reply)])[0] for reply in REPLIES]
+    told: list[None] = []
+    together = refinement.fill([passage(reply) for reply in REPLIES], lambda: told.append(None))
+    assert len(told) == len(together[0]) - 1, "once behind each codebook that is filled in"
+    for reply, each, beside in zip(REPLIES, alone, together, strict=True):
+        np.testing.assert_array_equal(each, reply["codes"])
+        np.testing.assert_array_equal(beside, reply["codes"])
+
+
+def test_all_of_an_utterance_counts(refinement: ValleRefinement) -> None:
+    """The first half of an utterance hears the second, and all of it the voice."""
+    heard = {"later": False, "voice": False}
+    for reply in REPLIES:
+        whole = passage(reply)
+        half = len(whole.given) // 2
+        later = Passage(whole.prompt, np.append(whole.given[:half], (whole.given[half:] + 5) % KNOWN.codebook_size))
+        voice = Passage(np.concatenate([whole.prompt[:-4], whole.prompt[-3:]]), whole.given)
+        before, *after = (refinement.fill([each])[0] for each in (whole, later, voice))
+        heard["later"] |= bool((before[:, :half] != after[0][:, :half]).any())
+        heard["voice"] |= bool((before != after[1]).any())
+    assert heard == {"later": True, "voice": True}
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda r: r.pop("width"), "expected the parameters of a refinement, got TypeError"),
+        (lambda r: r.update(more=1), "expected the parameters of a refinement, got TypeError"),
+        (lambda r: r.update(num_heads=3), "expected two codebooks or more and whole heads"),
+        (lambda r: r.update(num_heads=0), "expected two codebooks or more and whole heads"),
+        (lambda r: r.update(num_codebooks=1), "expected two codebooks or more and whole heads"),
+        (lambda r: r.update(codes=350), "expected all codes and the end below num_ids"),
+        (lambda r: r.update(width="64"), "expected the parameters of a refinement"),
+        (lambda r: r.update(num_layers=3), r"missing \['blocks\.2\."),
+    ],
+)
+def test_numbers_that_do_not_fit_are_refused(
+    folder: Path, tmp_path: Path, edit: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    record = json.loads((folder / "config.json").read_text())
+    edit(record)
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    (tmp_path / "model.safetensors").symlink_to(folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=message):
+        load(tmp_path)
+
+
+def test_weights_that_do_not_fit_are_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="expected a JSON object, got FileNotFoundError"):
+        load(tmp_path)
+    (tmp_path / "config.json").symlink_to(folder / "config.json")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: "):
+        load(tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["ln.weight.weight"] = torch.ones(3)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"of another shape \['ln\.weight\.weight'\]"):
+        load(tmp_path)

@@ -1,0 +1,134 @@
+"""What the authors' own code makes of the random weights: writes `reference.npz`, which the tests read.
+
+    pip install torch einops omegaconf scipy diffusers==0.29.0
+    CHATTERBOX_SRC=chatterbox PYTHONPATH=.:python_backend python -m tests.codecs.s3gen.authors
+
+CHATTERBOX_SRC is the folder of that name in the wheel chatterbox-tts 0.1.7. All in float64: the phases of a source add
+up. Noise is drawn from the codec's tables in place of torch's generator; widths are those of the random weights.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.checkpoints.random_s3gen import NARROW, tensors
+from stretto.codecs.s3gen.codec import S3GenCodec
+from tests.codecs.s3gen.reference import LENGTHS, REFERENCE, VOICES, thinned, tokens
+
+SOURCE = Path(os.environ.get("CHATTERBOX_SRC", "chatterbox"))
+MISSING = {
+    "conformer": ["ConformerBlock"],
+    "librosa": [],
+    "librosa.filters": ["mel"],
+    "torchaudio": [],
+    "torchaudio.compliance": [],
+    "torchaudio.compliance.kaldi": [],
+}  # what their modules import and this does not need
+FOLDERS = ("", ".models", ".models.s3gen", ".models.s3tokenizer")
+
+
+def stand_in() -> None:
+    """Modules whose functions and classes do nothing, and the authors' packages, their own modules unopened."""
+    for name, members in MISSING.items():
+        module = ModuleType(name)
+        module.__spec__, module.__path__ = ModuleSpec(name, None), []
+        for member in members:
+            setattr(module, member, type(member, (), {}))
+        sys.modules[name] = module
+        parent, _, child = name.rpartition(".")
+        if parent:
+            setattr(sys.modules[parent], child, module)
+    for name in FOLDERS:
+        module = ModuleType(f"chatterbox{name}")
+        module.__path__ = [str(SOURCE.joinpath(*name.split(".")[1:]))]
+        sys.modules[module.__name__] = module
+    said: Any = sys.modules["chatterbox.models.s3tokenizer"]
+    said.S3_SR, said.SPEECH_VOCAB_SIZE, said.S3Tokenizer = 16_000, NARROW.codebook_size, lambda _: nn.Linear(1, 1)
+
+
+def other(make: Callable[..., Any], **values: Any) -> Callable[..., Any]:
+    """The same with other values of some arguments."""
+    return lambda *args, **given: make(*args, **given | values)
+
+
+def narrowed() -> Any:
+    """Their `S3Token2Wav` with the widths of the random weights, and these weights."""
+    stand_in()
+    from chatterbox.models.s3gen import decoder, s3gen
+    from chatterbox.models.s3gen.transformer import upsample_encoder
+
+    shape, estimator, vocoder = NARROW.encoder, NARROW.estimator, NARROW.vocoder
+    width = shape.width
+    upsample_encoder.PreLookaheadLayer = other(upsample_encoder.PreLookaheadLayer, channels=width)
+    upsample_encoder.Upsample1D = other(upsample_encoder.Upsample1D, channels=width, out_channels=width)
+    s3gen.UpsampleConformerEncoder = other(
+        s3gen.UpsampleConformerEncoder,
+        input_size=width,
+        output_size=width,
+        attention_heads=shape.heads,
+        linear_units=shape.inner,
+        num_blocks=shape.layers,
+    )
+    s3gen.ConditionalDecoder = other(
+        s3gen.ConditionalDecoder,
+        channels=list(estimator.channels),
+        n_blocks=estimator.blocks,
+        num_mid_blocks=estimator.mids,
+        num_heads=estimator.heads,
+    )
+    s3gen.CausalMaskedDiffWithXvec = other(s3gen.CausalMaskedDiffWithXvec, input_size=width)
+    s3gen.HiFTGenerator = other(s3gen.HiFTGenerator, base_channels=vocoder.channels)
+    s3gen.ConvRNNF0Predictor = other(s3gen.ConvRNNF0Predictor, cond_channels=vocoder.source.pitch_channels)
+    s3gen.CAMPPlus = other(lambda **_: nn.Identity())
+    bias = decoder.mask_to_bias
+    decoder.mask_to_bias = lambda mask, dtype: bias(mask, torch.float32).to(dtype)  # it knows no float64
+    model = s3gen.S3Token2Wav()
+    spoken = {name: tensor for name, tensor in tensors().items() if name.startswith(("flow.", "mel2wav."))}
+    missing, unknown = model.load_state_dict(spoken, strict=False)
+    assert not unknown
+    assert all(name.startswith("tokenizer.") for name in missing), missing
+    model.eval().double()
+    model.mel2wav.stft_window = model.mel2wav.stft_window.double()
+    return model
+
+
+def draw_from(codec: S3GenCodec) -> None:
+    """Let their noise come from the codec's tables: by its shape it is the flow's, the source's or goes unused."""
+    tables = {80: codec.noise.double(), 9: codec.source_noise.double()}
+
+    def drawn(like: Tensor) -> Tensor:
+        table = tables.get(like.shape[1])
+        return torch.zeros_like(like) if table is None else table[None, :, : like.shape[2]]
+
+    torch.randn_like = drawn
+    torch.distributions.uniform.Uniform.sample = lambda *_args, **_kwargs: codec.phases[None].clone()
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    codec = S3GenCodec(NARROW)
+    torch.set_default_dtype(torch.float64)
+    model, results = narrowed(), dict[str, Tensor]()
+    draw_from(codec)
+    with torch.inference_mode():
+        for name, voice in VOICES.items():
+            embedded = model.flow.input_embedding(voice["prompt_token"])
+            results[f"encoded_{name}"] = model.flow.encoder(embedded, voice["prompt_token_len"])[0]
+            for length in LENGTHS:
+                ids, told = tokens(length)[None], dict(voice)
+                results[f"mel_{name}_{length}"] = model.flow_inference(ids, ref_dict=dict(told), finalize=True)
+                pcm, source = model.inference(ids, ref_dict=told)
+                results |= {f"pcm_{name}_{length}": pcm, f"source_{name}_{length}": source}
+    np.savez_compressed(REFERENCE, **{name: thinned(each.numpy()) for name, each in results.items()})
+
+
+if __name__ == "__main__":
+    main()

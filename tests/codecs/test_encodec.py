@@ -1,0 +1,190 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import EncodecConfig, EncodecModel
+
+from stretto.codecs.base import Window
+from stretto.codecs.encodec import EncodecCodec
+from stretto.codecs.registry import load_codec
+from stretto.errors import CheckpointError
+from tests.codecs.streaming import check_half_precision, chunks_of, random_codes, stream
+from tests.tiers import by_night
+
+pytestmark = pytest.mark.slow
+
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
+TOTALS = (1, 2, 4, 9, 31)
+SMALL = {"num_filters": 2, "hidden_size": 8, "codebook_size": 32}
+# The strides, kernels and paddings of the published models; 4 codebooks of 5 bits.
+KHZ_24 = {"target_bandwidths": [0.75, 1.5], "sampling_rate": 24000, **SMALL}
+KHZ_32 = {
+    "target_bandwidths": [1.0],
+    "sampling_rate": 32000,
+    "upsampling_ratios": [8, 5, 4, 4],
+    "use_causal_conv": False,
+    "use_conv_shortcut": False,
+    **SMALL,
+}
+
+
+def make_model(values: dict, seed: int = 0) -> EncodecModel:
+    """Random weights, loud enough for errors to show."""
+    torch.manual_seed(seed)
+    model = EncodecModel(EncodecConfig(**values)).eval()
+    for name, parameter in model.named_parameters():
+        if "lstm.weight" in name:
+            parameter.data.normal_(0, 1.5 / parameter.shape[1] ** 0.5)
+        elif name.endswith("bias"):
+            parameter.data.normal_(0, 0.1)
+    for codebook, layer in enumerate(model.quantizer.layers):
+        layer.codebook.embed.normal_(0, 1 / (codebook + 1))
+    with torch.no_grad():
+        codes = torch.randint(32, (1, 1, len(model.quantizer.layers), 50))
+        last = model.decoder.layers[-1].conv
+        last.bias.zero_()
+        last.parametrizations.weight.original0 *= 0.3 / model.decode(codes, [None]).audio_values.abs().mean()
+    return model
+
+
+@pytest.fixture(scope="module", params=[pytest.param(KHZ_24, id="24kHz"), *by_night(KHZ_32, ids=["32kHz"])])
+def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("encodec")
+    make_model(request.param).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(params=[*by_night(torch.float32, ids=["fp32"]), pytest.param(torch.float64, id="fp64")])
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    return request.param
+
+
+@pytest.fixture
+def codec(directory: Path, dtype: torch.dtype) -> EncodecCodec:
+    codec = load_codec("encodec", directory)
+    assert isinstance(codec, EncodecCodec)
+    return codec.to(dtype)
+
+
+@torch.inference_mode()
+def one_shot(model: EncodecModel, codes: torch.Tensor) -> torch.Tensor:
+    """transformers' own decode of whole utterances, within what a loudspeaker takes."""
+    return model.decode(codes[None], [None]).audio_values[:, 0].clamp(-1, 1)
+
+
+def largest(difference: torch.Tensor) -> float:
+    return difference.abs().max().item()
+
+
+def test_the_spec_is_read_from_the_checkpoint(directory: Path) -> None:
+    spec = load_codec("encodec", directory).spec
+    contexts = (spec.left_frames, spec.right_frames, spec.start_frames)
+    expected = {24000: (320, 75.0, (8, 0, 7)), 32000: (640, 50.0, (4, 4, 4))}[spec.sample_rate]
+    assert (spec.samples_per_frame, spec.frame_rate, contexts) == expected
+    assert (spec.num_codebooks, spec.codebook_size) == (4, 32)
+
+
+def test_a_whole_decode_is_that_of_the_published_class(directory: Path) -> None:
+    codec = load_codec("encodec", directory)
+    published = EncodecModel.from_pretrained(directory).eval()
+    for total in TOTALS:
+        codes = random_codes(codec, 2, total)
+        assert largest(stream(codec, codes, [total]) - one_shot(published, codes)) <= 1e-5
+
+
+@pytest.mark.parametrize("total", TOTALS)
+def test_streamed_equals_one_shot(codec: EncodecCodec, dtype: torch.dtype, total: int) -> None:
+    codes = random_codes(codec, 2, total, seed=total)
+    whole = one_shot(codec.model, codes)
+    assert whole.shape == (2, total * codec.spec.samples_per_frame)
+    assert total < 9 or whole.abs().mean() > 0.05
+    for size in (1, 2, 5, 25):
+        streamed = stream(codec, codes, chunks_of(size, total))
+        assert streamed.shape == whole.shape
+        assert largest(streamed - whole) <= TOLERANCE[dtype], f"chunks of {size}"
+
+
+def test_utterances_at_different_places_decode_in_one_batch(codec: EncodecCodec, dtype: torch.dtype) -> None:
+    codes = random_codes(codec, 2, 40)
+    whole, (left, right) = one_shot(codec.model, codes), (codec.spec.left_frames, codec.spec.right_frames)
+    states, windows = [], []
+    for row, last in ((0, 10), (1, 25)):  # row 0 is decoded up to frame 10, row 1 up to frame 25
+        start = Window(codes[row : row + 1, :, : last + right], 0, right, torch.tensor([0]), codec.initial_state(1))
+        states.append(codec.decode(start)[1])
+        windows.append(codes[row, :, last - left : last + 3 + right])
+    batch = Window(torch.stack(windows), left, right, torch.tensor([10, 25]), torch.cat(states))
+    pcm, _ = codec.decode(batch)
+    hop = codec.spec.samples_per_frame
+    assert largest(pcm[0] - whole[0, 10 * hop : 13 * hop]) <= TOLERANCE[dtype]
+    assert largest(pcm[1] - whole[1, 25 * hop : 28 * hop]) <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64], indirect=True)
+def test_a_frame_is_heard_no_earlier_than_the_spec_says(codec: EncodecCodec) -> None:
+    codes = random_codes(codec, 1, 40)
+    changed = codes.clone()
+    changed[:, :, 20] = (changed[:, :, 20] + 1) % 32
+    heard = (one_shot(codec.model, codes) != one_shot(codec.model, changed))[0].unflatten(0, (40, -1)).any(1)
+    assert heard.nonzero()[0].item() == 20 - codec.spec.right_frames
+    assert heard[20:].all()
+
+
+def test_a_mirrored_start_looks_ahead_in_the_first_frames_only() -> None:
+    """Why the causal codec's first window waits for 7 frames: frame 6 is mirrored into the padding of frame 0."""
+    codec = EncodecCodec(make_model(KHZ_24)).double()
+    codes = random_codes(codec, 1, 20)
+    for frame, first_heard in ((6, 0), (7, 7), (8, 8)):
+        changed = codes.clone()
+        changed[:, :, frame] = (changed[:, :, frame] + 1) % 32
+        heard = (one_shot(codec.model, codes) != one_shot(codec.model, changed))[0].unflatten(0, (20, -1)).any(1)
+        assert heard.nonzero()[0].item() == first_heard
+
+
+def test_the_state_stays_one_size_and_seams_stay_small_over_a_long_utterance(
+    codec: EncodecCodec, dtype: torch.dtype
+) -> None:
+    codes = random_codes(codec, 1, 300)
+    right = codec.spec.right_frames
+    window = Window(codes[:, :, : 20 + right], 0, right, torch.tensor([0]), codec.initial_state(1))
+    assert codec.decode(window)[1].shape == codec.initial_state(1).shape == (1, 2 * 2 * 32)
+    assert largest(stream(codec, codes, chunks_of(25, 300)) - one_shot(codec.model, codes)) <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32], indirect=True)
+def test_half_precision_stays_near_and_keeps_the_state_whole(codec: EncodecCodec) -> None:
+    check_half_precision(codec, 40)
+
+
+@pytest.mark.parametrize("samples", [1, 319, 641, 5000, *by_night(2, 321, 639, 640, 48_017)])
+def test_encoding_is_that_of_the_published_class(directory: Path, samples: int) -> None:
+    codec = load_codec("encodec", directory)
+    published = EncodecModel.from_pretrained(directory).eval()
+    pcm = torch.randn(1, 1, samples, generator=torch.Generator().manual_seed(1)) / 4
+    with torch.inference_mode():
+        expected = published.encode(pcm, bandwidth=published.config.target_bandwidths[-1])
+    assert expected.audio_scales == [None]
+    codes = codec.encode(pcm[0, 0].numpy())
+    assert codes.dtype == np.int64
+    assert codes.shape == (4, -(-samples // codec.spec.samples_per_frame))
+    assert (codes == expected.audio_codes[0, 0].numpy()).all()
+
+
+def test_a_lower_bandwidth_uses_the_first_codebooks() -> None:
+    codec, full = EncodecCodec(make_model(KHZ_24)), EncodecCodec(make_model(KHZ_24))
+    codec.spec = codec.spec.with_codebooks(2)
+    pcm = np.random.default_rng(0).normal(0, 0.2, 4000).astype(np.float32)
+    assert (codec.encode(pcm) == full.encode(pcm)[:2]).all()
+    codes = random_codes(codec, 1, 6)
+    assert largest(stream(codec, codes, [2, 2, 2]) - one_shot(codec.model, codes)) <= 1e-5
+
+
+def test_no_pcm_encodes_to_no_frames(codec: EncodecCodec) -> None:
+    assert codec.encode(np.zeros(0, np.float32)).shape == (4, 0)
+
+
+@pytest.mark.parametrize("values", [{"normalize": True}, {"chunk_length_s": 1.0}, {"audio_channels": 2}], ids=str)
+def test_a_checkpoint_that_cannot_be_streamed_is_refused(tmp_path: Path, values: dict) -> None:
+    EncodecModel(EncodecConfig(**(KHZ_24 | values))).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=next(iter(values))):
+        load_codec("encodec", tmp_path)

@@ -1,0 +1,142 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.checkpoints.random_espnet import CODEBOOKS, SIZE, publish, published_tensors
+from stretto.codecs.base import Window
+from stretto.codecs.espnet_dac import EspnetDac, load
+from stretto.codecs.registry import load_codec
+from tests.codecs.espnet_reference import Reference
+from tests.codecs.streaming import check_half_precision, chunks_of, random_codes, stream
+from tests.tiers import by_night
+
+pytestmark = pytest.mark.slow
+
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
+TOTALS = (1, 3, 7, 8, 12, 31)  # below, at and above the context of 7 frames on each side
+
+
+@pytest.fixture(scope="module")
+def tensors() -> dict[str, torch.Tensor]:
+    return published_tensors()
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory, tensors: dict[str, torch.Tensor]) -> Path:
+    return publish(tmp_path_factory.mktemp("espnet_dac"), tensors)
+
+
+@pytest.fixture(params=[*by_night(torch.float32, ids=["fp32"]), pytest.param(torch.float64, id="fp64")])
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    return request.param
+
+
+@pytest.fixture
+def codec(directory: Path, dtype: torch.dtype) -> EspnetDac:
+    return load(directory).to(dtype)
+
+
+@pytest.fixture
+def reference(tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> Reference:
+    return Reference(tensors, dtype)
+
+
+def largest(difference: torch.Tensor) -> float:
+    return difference.abs().max().item()
+
+
+def test_the_spec_is_read_from_the_checkpoint(directory: Path) -> None:
+    spec = load_codec("espnet_dac", directory).spec
+    assert (spec.sample_rate, spec.samples_per_frame, spec.frame_rate) == (16000, 320, 50.0)
+    assert (spec.num_codebooks, spec.codebook_size) == (CODEBOOKS, SIZE)
+    assert (spec.left_frames, spec.right_frames) == (7, 7)
+
+
+@pytest.mark.parametrize("total", TOTALS)
+def test_a_whole_decode_is_that_of_the_plain_reference(
+    codec: EspnetDac, reference: Reference, dtype: torch.dtype, total: int
+) -> None:
+    codes = random_codes(codec, 2, total)
+    pcm = stream(codec, codes, [total])
+    assert pcm.shape == (2, total * 320)
+    assert pcm.dtype == dtype
+    assert pcm.abs().mean() > 0.05
+    assert largest(pcm - reference.decode(codes).clamp(-1, 1)) <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("total", TOTALS)
+def test_streamed_equals_one_shot(codec: EspnetDac, reference: Reference, dtype: torch.dtype, total: int) -> None:
+    codes = random_codes(codec, 2, total, seed=total)
+    whole = reference.decode(codes).clamp(-1, 1)
+    for size in (1, 2, 5, 25):
+        streamed = stream(codec, codes, chunks_of(size, total))
+        assert streamed.shape == (2, total * 320)
+        assert largest(streamed - whole) <= TOLERANCE[dtype], f"chunks of {size}"
+
+
+def test_utterances_at_different_places_decode_in_one_batch(codec: EspnetDac, dtype: torch.dtype) -> None:
+    codes = random_codes(codec, 2, 40)
+    alone = stream(codec, codes, chunks_of(5, 40))
+    states = []
+    for row, last in ((0, 10), (1, 25)):  # row 0 is decoded up to frame 10, row 1 up to frame 25
+        start = Window(codes[row : row + 1, :, : last + 7], 0, 7, torch.tensor([0]), codec.initial_state(1))
+        states.append(codec.decode(start)[1])
+    both = torch.stack([codes[0, :, 3:20], codes[1, :, 18:35]])
+    pcm, _ = codec.decode(Window(both, 7, 7, torch.tensor([10, 25]), torch.cat(states)))
+    assert largest(pcm[0] - alone[0, 10 * 320 : 13 * 320]) <= TOLERANCE[dtype]
+    assert largest(pcm[1] - alone[1, 25 * 320 : 28 * 320]) <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64], indirect=True)
+def test_a_frame_is_heard_up_to_seven_frames_earlier_and_for_ever_after(codec: EspnetDac) -> None:
+    codes = random_codes(codec, 1, 60)
+    changed = codes.clone()
+    changed[:, :, 20] = (changed[:, :, 20] + 1) % SIZE
+    heard = (stream(codec, codes, [60]) != stream(codec, changed, [60]))[0].unflatten(0, (60, 320))
+    assert heard.any(1).nonzero()[0].item() == 20 - codec.spec.right_frames
+    assert heard[20 - 6 :].any(1).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64], indirect=True)
+def test_without_its_state_or_its_look_ahead_it_would_differ(codec: EspnetDac) -> None:
+    codes = random_codes(codec, 1, 40)
+    whole = stream(codec, codes, [40])[:, 20 * 320 : 25 * 320]
+
+    def decoded(right: int, state: torch.Tensor) -> torch.Tensor:
+        return codec.decode(Window(codes[:, :, 13 : 25 + right], 7, right, torch.tensor([20]), state))[0]
+
+    _, state = codec.decode(Window(codes[:, :, :27], 0, 7, torch.tensor([0]), codec.initial_state(1)))
+    assert largest(decoded(7, state) - whole) <= 1e-12
+    assert largest(decoded(6, state) - whole) > 1e-6
+    assert largest(decoded(7, codec.initial_state(1)) - whole) > 1e-3
+
+
+def test_the_state_stays_one_size_and_seams_stay_small_over_a_long_utterance(
+    codec: EspnetDac, reference: Reference, dtype: torch.dtype
+) -> None:
+    codes = random_codes(codec, 1, 200)
+    window = Window(codes[:, :, :27], 0, 7, torch.tensor([0]), codec.initial_state(1))
+    assert codec.decode(window)[1].shape == codec.initial_state(1).shape == (1, 2 * 2 * 32)
+    streamed = stream(codec, codes, chunks_of(25, 200))
+    assert largest(streamed - reference.decode(codes).clamp(-1, 1)) <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32], indirect=True)
+def test_half_precision_stays_near_and_keeps_the_state_whole(codec: EspnetDac) -> None:
+    check_half_precision(codec, 40)
+
+
+@pytest.mark.parametrize("samples", [1, 2, 159, 161, 319, 320, 321, 5000, 16_001])
+def test_encoding_is_that_of_the_plain_reference(codec: EspnetDac, reference: Reference, samples: int) -> None:
+    pcm = torch.randn(samples, generator=torch.Generator().manual_seed(1)) / 4
+    codes = codec.encode(pcm.numpy())
+    assert codes.dtype == np.int64
+    assert codes.shape == (CODEBOOKS, -(-samples // 320))
+    expected = reference.encode(pcm.to(reference.dtype))
+    assert (codes == expected.numpy()).all()
+
+
+def test_no_pcm_encodes_to_no_frames(codec: EspnetDac) -> None:
+    assert codec.encode(np.zeros(0, np.float32)).shape == (CODEBOOKS, 0)

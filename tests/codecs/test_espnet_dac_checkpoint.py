@@ -1,0 +1,127 @@
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.checkpoints.random_espnet import CONFIG, publish, published_tensors
+from stretto.codecs.espnet_dac import EspnetDacConfig, load, multiply_weight_norm_out
+from stretto.codecs.seanet.stream import Context
+from stretto.errors import CheckpointError
+
+
+def with_generator(**values: object) -> dict:
+    config = deepcopy(CONFIG)
+    config["codec_conf"]["generator_params"] |= values
+    return config
+
+
+def test_the_published_config_of_opuslm_gives_its_numbers() -> None:
+    """egs2/amuse/codec1/conf/train_dac_large_v1.4.yaml of https://github.com/espnet/espnet."""
+    config = EspnetDacConfig.from_record(
+        with_generator(
+            hidden_dim=512,
+            codebook_dim=512,
+            encdec_n_filters=32,
+            quantizer_n_q=8,
+            quantizer_bins=1024,
+            quantizer_target_bandwidth=[0.5, 1, 2, 4],
+        )
+    )
+    assert (config.sample_rate, config.num_codebooks, config.codebook_size) == (16000, 8, 1024)
+    assert (config.shape.hop, config.shape.head, config.shape.tail) == (320, Context(3, 3), Context(4, 4))
+    assert (config.widths.base, config.widths.latent, config.widths.lstm_layers) == (32, 512, 2)
+
+
+def test_the_last_bandwidth_decides_the_codebooks() -> None:
+    assert EspnetDacConfig.from_record(with_generator(quantizer_target_bandwidth=[0.75, 0.5])).num_codebooks == 2
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"encdec_activation": "ELU"}, {"encdec_causal": True}, {"codebook_dim": 8}, {"encdec_norm": "time_group_norm"}],
+    ids=str,
+)
+def test_a_codec_of_another_make_is_refused_by_name(tmp_path: Path, values: dict[str, object]) -> None:
+    publish(tmp_path, {}, with_generator(**values))
+    with pytest.raises(CheckpointError, match=next(iter(values))):
+        load(tmp_path)
+
+
+def test_missing_unknown_and_misshapen_tensors_are_named(tmp_path: Path) -> None:
+    tensors = published_tensors()
+    del tensors["codec.generator.decoder.model.0.conv.conv.bias"]
+    tensors["codec.generator.decoder.model.99.alpha"] = torch.ones(1)
+    tensors["codec.generator.encoder.model.0.conv.conv.bias"] = torch.ones(7)
+    with pytest.raises(CheckpointError) as error:
+        load(publish(tmp_path, tensors))
+    for name in ("missing ['decoder.0.bias']", "unknown ['decoder.99.alpha']", "shape ['encoder.0.bias']"):
+        assert name in str(error.value)
+
+
+def test_a_missing_codebook_is_named(tmp_path: Path) -> None:
+    tensors = published_tensors()
+    del tensors["codec.generator.quantizer.vq.layers.2._codebook.embed"]
+    with pytest.raises(CheckpointError, match=r"vq\.layers\.2"):
+        load(publish(tmp_path, tensors))
+
+
+def test_codebooks_of_several_shapes_are_named(tmp_path: Path) -> None:
+    name = "codec.generator.quantizer.vq.layers.1._codebook.embed"
+    with pytest.raises(CheckpointError, match=r"360epoch\.pth: expected codebooks of one shape, got .*layers\.1\."):
+        load(publish(tmp_path, published_tensors() | {name: torch.ones(3, 4)}))
+
+
+@pytest.mark.parametrize("other", [None, torch.ones(1), torch.ones(5, 2, 7)], ids=["none", "another rank", "no parts"])
+def test_half_a_weight_norm_is_named(tmp_path: Path, other: torch.Tensor | None) -> None:
+    tensors, half = published_tensors(), "codec.generator.decoder.model.0.conv.conv.parametrizations.weight.original0"
+    tensors |= {} if other is None else {half: other}
+    del tensors[half.replace("original0", "original1") if other is None else "codec.discriminator.unused"]
+    with pytest.raises(CheckpointError, match=r"missing \['decoder\.0\.weight'\], unknown .*weight\.original0"):
+        load(publish(tmp_path, tensors))
+
+
+def test_a_file_of_no_tensors_is_named(tmp_path: Path) -> None:
+    path = publish(tmp_path, published_tensors()) / "360epoch.pth"
+    path.write_bytes(path.read_bytes()[:-400])
+    with pytest.raises(CheckpointError, match=r"360epoch\.pth: expected tensors, got "):
+        load(tmp_path)
+
+
+def test_a_directory_without_its_files_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"config\.yaml is missing"):
+        load(tmp_path)
+    publish(tmp_path, published_tensors())
+    (tmp_path / "second.pth").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"second\.pth"):
+        load(tmp_path)
+
+
+def test_a_codec_inside_a_speech_models_checkpoint_is_found(tmp_path: Path) -> None:
+    (tmp_path / "codec").mkdir()
+    publish(tmp_path / "codec", published_tensors())
+    assert load(tmp_path).spec.name == "espnet_dac"
+
+
+@pytest.mark.parametrize(
+    ("magnitude", "direction"),
+    [("weight_g", "weight_v"), ("parametrizations.weight.original0", "parametrizations.weight.original1")],
+)
+def test_weight_norm_is_multiplied_out_as_torch_does(magnitude: str, direction: str) -> None:
+    normed = torch.nn.utils.parametrizations.weight_norm(torch.nn.ConvTranspose1d(3, 5, 4))
+    parts = normed.parametrizations.weight
+    plain = multiply_weight_norm_out({f"x.{magnitude}": parts.original0 * 2, f"x.{direction}": parts.original1})
+    assert plain.keys() == {"x.weight"}
+    assert torch.allclose(plain["x.weight"], normed.weight * 2)
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 4), (5, 3, 1), (1, 1, 1)], ids=str)
+def test_lengths_of_another_shape_are_no_weight_norm(shape: tuple[int, ...]) -> None:
+    """They stay under their names: over no dimension torch's norm is one over all, which would be other weights."""
+    pair = {"x.weight_g": torch.ones(shape), "x.weight_v": torch.ones(5, 3, 4)}
+    assert multiply_weight_norm_out(pair) == pair
+
+
+def test_lengths_of_a_vector_are_no_weight_norm() -> None:
+    pair = {"x.weight_g": torch.ones(5), "x.weight_v": torch.ones(5)}
+    assert multiply_weight_norm_out(pair).keys() == pair.keys()

@@ -1,0 +1,199 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import MimiConfig, MimiModel
+
+from stretto.codecs.base import Window
+from stretto.codecs.mimi import MimiCodec
+from stretto.codecs.registry import load_codec
+from stretto.errors import CheckpointError
+from tests.codecs.streaming import check_half_precision, chunks_of, random_codes, stream
+from tests.tiers import by_night
+
+pytestmark = pytest.mark.slow
+
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
+# The strides, kernels and paddings of kyutai/mimi; a window that the tests can outlast.
+SMALL = {
+    "hidden_size": 32,
+    "num_filters": 2,
+    "codebook_size": 32,
+    "codebook_dim": 16,
+    "vector_quantization_hidden_dimension": 16,
+    "num_quantizers": 4,
+    "num_hidden_layers": 3,
+    "intermediate_size": 32,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "upsample_groups": 32,
+    "layer_scale_initial_scale": 0.5,
+    "sliding_window": 20,
+}
+HOP = 1920
+
+
+def make_model(seed: int = 0, **values: object) -> MimiModel:
+    """Random weights, loud enough for errors to show."""
+    torch.manual_seed(seed)
+    model = MimiModel(MimiConfig(**(SMALL | values))).eval().requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() >= 2:
+            parameter.normal_(0, 1.5 / parameter[0].numel() ** 0.5)
+        elif name.endswith("bias"):
+            parameter.normal_(0, 0.1)
+    for module in model.modules():
+        if type(module).__name__ == "MimiEuclideanCodebook":
+            module.embed_sum.normal_()
+    codes = torch.randint(32, (1, 4, 25))
+    last = model.decoder.layers[-1].conv
+    last.bias.zero_()
+    last.weight *= 0.3 / model.decode(codes).audio_values.abs().mean()
+    return model
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("mimi")
+    make_model().save_pretrained(path)
+    return path
+
+
+@pytest.fixture(params=[*by_night(torch.float32, ids=["fp32"]), pytest.param(torch.float64, id="fp64")])
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    return request.param
+
+
+@pytest.fixture
+def codec(directory: Path, dtype: torch.dtype) -> MimiCodec:
+    codec = load_codec("mimi", directory)
+    assert isinstance(codec, MimiCodec)
+    return codec.to(dtype)
+
+
+@torch.inference_mode()
+def one_shot(model: MimiModel, codes: torch.Tensor) -> torch.Tensor:
+    """transformers' own decode of whole utterances, within what a loudspeaker takes."""
+    return model.decode(codes).audio_values[:, 0].clamp(-1, 1)
+
+
+def largest(difference: torch.Tensor) -> float:
+    return difference.abs().max().item()
+
+
+def test_the_spec_is_read_from_the_checkpoint(directory: Path) -> None:
+    spec = load_codec("mimi", directory).spec
+    assert (spec.sample_rate, spec.samples_per_frame, spec.frame_rate) == (24000, HOP, 12.5)
+    assert (spec.num_codebooks, spec.codebook_size) == (4, 32)
+    assert (spec.left_frames, spec.right_frames, spec.start_frames) == (4, 0, 0)
+
+
+@pytest.mark.parametrize("total", [1, 2, 3, 5, 9, 40])
+def test_streamed_equals_one_shot(codec: MimiCodec, dtype: torch.dtype, total: int) -> None:
+    codes = random_codes(codec, 2, total, seed=total)
+    whole = one_shot(codec.model, codes)
+    assert whole.shape == (2, total * HOP)
+    assert total < 9 or whole.abs().mean() > 0.05
+    for size in (1, 2, 5, 25, total):
+        streamed = stream(codec, codes, chunks_of(size, total))
+        assert streamed.shape == whole.shape
+        assert largest(streamed - whole) <= TOLERANCE[dtype], f"chunks of {size}"
+
+
+def test_utterances_at_different_places_decode_in_one_batch(codec: MimiCodec, dtype: torch.dtype) -> None:
+    codes = random_codes(codec, 2, 40)
+    whole = one_shot(codec.model, codes)
+    states, windows = [], []
+    for row, last in ((0, 5), (1, 25)):  # row 0 has not filled its attention window yet, row 1 has left it behind
+        start = Window(codes[row : row + 1, :, :last], 0, 0, torch.tensor([0]), codec.initial_state(1))
+        states.append(codec.decode(start)[1])
+        windows.append(codes[row, :, last - 4 : last + 3])
+    pcm, _ = codec.decode(Window(torch.stack(windows), 4, 0, torch.tensor([5, 25]), torch.cat(states)))
+    assert largest(pcm[0] - whole[0, 5 * HOP : 8 * HOP]) <= TOLERANCE[dtype]
+    assert largest(pcm[1] - whole[1, 25 * HOP : 28 * HOP]) <= TOLERANCE[dtype]
+
+
+def test_decoding_leaves_the_state_it_was_given_alone(codec: MimiCodec) -> None:
+    codes, state = random_codes(codec, 1, 6), codec.initial_state(1)
+    for _ in range(2):
+        codec.decode(Window(codes, 0, 0, torch.tensor([0]), state))
+        assert not state.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64], indirect=True)
+def test_a_frame_is_heard_from_its_own_place_on_and_the_decoder_hears_eight_steps_back(codec: MimiCodec) -> None:
+    codes = random_codes(codec, 1, 30)
+    changed = codes.clone()
+    changed[:, :, 12] = (changed[:, :, 12] + 1) % 32
+    heard = (one_shot(codec.model, codes) != one_shot(codec.model, changed))[0].unflatten(0, (30, -1)).any(1)
+    assert heard.nonzero()[0].item() == 12
+    with torch.inference_mode():
+        steps = torch.randn(1, 32, 30, dtype=torch.float64)
+        other = steps.clone()
+        other[:, :, 12] += 1
+        differs = (codec.model.decoder(steps) != codec.model.decoder(other))[0, 0].unflatten(0, (30, -1)).any(1)
+    assert differs.nonzero().flatten().tolist() == list(range(12, 12 + 8 + 1))
+    assert codec.left_frames * 2 == 8
+
+
+@pytest.mark.parametrize("dtype", [torch.float64], indirect=True)
+def test_without_its_state_it_would_differ(codec: MimiCodec) -> None:
+    codes = random_codes(codec, 1, 12)
+    whole = one_shot(codec.model, codes)[:, 8 * HOP :]
+    _, state = codec.decode(Window(codes[:, :, :8], 0, 0, torch.tensor([0]), codec.initial_state(1)))
+    rings = state.clone()
+    rings[:, -8 * 32 :] = 0
+    for given, is_exact in ((state, True), (rings, False), (codec.initial_state(1), False)):
+        pcm, _ = codec.decode(Window(codes[:, :, 4:], 4, 0, torch.tensor([8]), given))
+        assert (largest(pcm - whole) <= 1e-12) == is_exact
+
+
+def test_the_state_stays_one_size_and_exact_far_beyond_the_attention_window(
+    codec: MimiCodec, dtype: torch.dtype
+) -> None:
+    codes = random_codes(codec, 1, 250)  # 500 steps, 25 windows
+    state = codec.decode(Window(codes, 0, 0, torch.tensor([0]), codec.initial_state(1)))[1]
+    assert state.shape == codec.initial_state(1).shape == (1, 3 * 2 * 2 * (19 + 32) * 8 + 8 * 32)
+    whole = one_shot(codec.model, codes)
+    for size in (3, 25, 250):
+        assert largest(stream(codec, codes, chunks_of(size, 250)) - whole) <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32], indirect=True)
+def test_half_precision_stays_near_and_keeps_the_state_whole(codec: MimiCodec) -> None:
+    check_half_precision(codec, 20)
+
+
+@pytest.mark.parametrize("samples", [1, 959, 1921, 9000, *by_night(2, 961, 1919, 1920, 48_017)])
+def test_encoding_is_that_of_the_published_class(directory: Path, samples: int) -> None:
+    codec = load_codec("mimi", directory)
+    published = MimiModel.from_pretrained(directory).eval()
+    pcm = torch.randn(1, 1, samples, generator=torch.Generator().manual_seed(1)) / 4
+    with torch.inference_mode():
+        expected = published.encode(pcm).audio_codes
+    codes = codec.encode(pcm[0, 0].numpy())
+    assert codes.dtype == np.int64
+    assert codes.shape == (4, -(-samples // HOP))
+    assert (codes == expected[0].numpy()).all()
+
+
+def test_fewer_codebooks_use_the_first_ones() -> None:
+    codec, full = MimiCodec(make_model()), MimiCodec(make_model())
+    codec.spec = codec.spec.with_codebooks(2)
+    pcm = np.random.default_rng(0).normal(0, 0.2, 4000).astype(np.float32)
+    assert (codec.encode(pcm) == full.encode(pcm)[:2]).all()
+    codes = random_codes(codec, 1, 6)
+    assert largest(stream(codec, codes, [2, 2, 2]) - one_shot(codec.model, codes)) <= 1e-5
+
+
+def test_no_pcm_encodes_to_no_frames(codec: MimiCodec) -> None:
+    assert codec.encode(np.zeros(0, np.float32)).shape == (4, 0)
+
+
+@pytest.mark.parametrize("values", [{"pad_mode": "replicate"}, {"use_causal_conv": False}], ids=str)
+def test_a_checkpoint_that_looks_ahead_is_refused(tmp_path: Path, values: dict) -> None:
+    make_model(**values).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=next(iter(values))):
+        load_codec("mimi", tmp_path)

@@ -1,0 +1,86 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.checkpoints import random_chatterbox
+from benchmarks.checkpoints.random_codecs import MODELS, codec_of, write_checkpoint
+from benchmarks.checkpoints.random_espnet import CODEBOOKS, publish, published_tensors
+from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
+from benchmarks.checkpoints.random_qwen3_codec import write_code2wav, write_qwen3_codec
+from benchmarks.code_streams import chunks_of, random_codes, stream
+from stretto.codecs.registry import codec_module, load_codec, load_exported
+from stretto.errors import CheckpointError
+from stretto.plugins import CODECS, OWN, installed
+from tests.codecs.conftest import make_codec
+from tests.codecs.test_encodec import KHZ_24
+from tests.codecs.test_encodec import make_model as make_encodec
+from tests.codecs.test_mimi import make_model as make_mimi
+from tests.codecs.test_onnx_runtime import SPEC, save
+from tests.codecs.tiny.test_codec import save_checkpoint
+
+NAMES = [each.name for each in installed(CODECS) if each.distribution == OWN]
+
+
+def test_an_unknown_codec_is_answered_with_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(KeyError, match=r"unknown codec 'flac'; installed: dac, .*, tiny"):
+        load_codec("flac", tmp_path)
+    with pytest.raises(KeyError, match="unknown codec 'flac'"):
+        load_exported("flac", tmp_path)
+
+
+def test_what_is_no_codec_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "brook-1.dist-info").mkdir()
+    points = "[stretto.codecs]\nbrook = stretto.errors\npond = pond_that_is_not_there\n"
+    (tmp_path / "brook-1.dist-info" / "entry_points.txt").write_text(points)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(CheckpointError, match=r"codec brook: expected a module with `load` as stretto.errors"):
+        codec_module("brook")
+    with pytest.raises(CheckpointError, match="pond: cannot import pond_that_is_not_there"):
+        codec_module("pond")
+
+
+def test_another_codecs_file_is_refused(tmp_path: Path) -> None:
+    save(tmp_path, SPEC)
+    with pytest.raises(CheckpointError, match="holds an exported small, not dac"):
+        load_exported("dac", tmp_path)
+
+
+def write(name: str, folder: Path) -> Path:
+    """A checkpoint of the codec called `name`, with random weights."""
+    if name == "tiny":
+        save_checkpoint(make_codec(), folder)
+    elif name == "espnet_dac":
+        publish(folder, published_tensors())
+    elif name == "glm4_voice":
+        write_glm4_voice(folder)
+    elif name == "qwen3_12hz":
+        write_qwen3_codec(folder)
+    elif name == "qwen3_omni":
+        write_code2wav(folder)
+    elif name == "s3gen":
+        return random_chatterbox.convert(folder)
+    elif name in ("encodec", "mimi"):
+        (make_encodec(KHZ_24) if name == "encodec" else make_mimi()).save_pretrained(folder)
+    else:
+        write_checkpoint(next(model for model in MODELS if codec_of(model) == name), folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_every_codec_is_loaded_for_as_many_codebooks_as_a_model_speaks(name: str, tmp_path: Path) -> None:
+    folder = write(name, tmp_path)
+    there = load_codec(name, folder).spec
+    spoken = min(2, there.num_codebooks)
+    assert there.num_codebooks >= CODEBOOKS or spoken == 1
+    fewer = load_codec(name, folder, num_codebooks=spoken)
+    assert fewer.spec == replace(there, num_codebooks=spoken)
+    codes = random_codes(fewer, 1, 12)
+    assert codes.shape[1] == spoken
+    pcm = stream(fewer, codes, chunks_of(5, 12))
+    assert pcm.shape == (1, there.num_samples(12, 0))
+    assert (pcm - stream(fewer, codes, [12])).abs().max() <= 1e-5
+    for wrong in (there.num_codebooks + 1, 0):
+        with pytest.raises(CheckpointError, match=f"{name} has {there.num_codebooks} codebooks, {wrong} are asked for"):
+            load_codec(name, folder, num_codebooks=wrong)

@@ -1,0 +1,40 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from stretto.codecs.resampling import ROLLOFF, ZERO_CROSSINGS, resample
+
+
+def slow_resample(pcm: np.ndarray, source_hz: int, target_hz: int) -> np.ndarray:
+    """The sum over all input samples of a windowed sinc, output by output; float64 [n] to [m]."""
+    bandwidth = ROLLOFF * min(1, target_hz / source_hz)
+    out = np.zeros(math.ceil(len(pcm) * target_hz / source_hz))
+    reach = math.ceil(ZERO_CROSSINGS / bandwidth)
+    for j in range(len(out)):
+        near = np.arange(max(0, math.floor(j * source_hz / target_hz) - reach), len(pcm))[: 2 * reach + 2]
+        distance = (near - j * source_hz / target_hz) * bandwidth
+        inside = np.abs(distance) < ZERO_CROSSINGS
+        window = np.where(inside, np.cos(np.pi * distance / (2 * ZERO_CROSSINGS)) ** 2, 0)
+        out[j] = bandwidth * np.sum(pcm[near] * np.sinc(distance) * window)
+    return out
+
+
+@pytest.mark.parametrize("rates", [(24_000, 16_000), (16_000, 24_000), (44_100, 16_000), (8000, 8000)])
+@pytest.mark.parametrize("length", [1, 5, 700])
+def test_it_is_the_sum_of_windowed_sincs(rates: tuple[int, int], length: int) -> None:
+    pcm = np.random.default_rng(0).normal(0, 1, (2, length))
+    resampled = resample(torch.from_numpy(pcm), *rates)
+    for row, expected in zip(resampled.numpy(), pcm, strict=True):
+        wanted = expected if rates[0] == rates[1] else slow_resample(expected, *rates)
+        assert row.shape == wanted.shape
+        assert np.abs(row - wanted).max() < 1e-12
+
+
+def test_a_tone_stays_the_same_tone() -> None:
+    seconds, hz = 0.2, 440.0
+    tone = [torch.sin(2 * math.pi * hz * torch.arange(int(rate * seconds)) / rate) for rate in (24_000, 16_000)]
+    heard = resample(tone[0][None], 24_000, 16_000)[0]
+    inner = slice(100, -100)
+    assert (heard - tone[1])[inner].abs().max() < 2e-2

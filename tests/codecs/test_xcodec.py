@@ -1,0 +1,74 @@
+import json
+import math
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from benchmarks.checkpoints.random_codecs import make_model
+from stretto.codecs import xcodec
+from stretto.codecs.registry import load_codec
+from stretto.errors import CheckpointError, InvalidRequest
+from tests.codecs.streaming import random_codes, stream
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A codec beside a speech model."""
+    make_model("xcodec").save_pretrained(tmp_path / "codec")
+    return tmp_path
+
+
+def keep(directory: Path, names: set[str]) -> None:
+    """Leave only these parts in a checkpoint."""
+    file = directory / "codec" / "model.safetensors"
+    tensors = {name: tensor for name, tensor in load_file(file).items() if name.split(".")[0] in names}
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def test_a_checkpoint_without_the_parts_that_encode_still_decodes(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever lies in the memory of those parts, of which transformers fills some and HuBERT's weight norm not."""
+    whole = load_codec("xcodec", directory)
+    keep(directory, {"acoustic_decoder", "quantizer", "fc2"})
+    monkeypatch.setattr(torch, "empty_like", partial(torch.full_like, fill_value=math.nan))
+    bare = xcodec.load(directory)
+    codes = random_codes(bare, 1, 12)
+    assert torch.equal(stream(bare, codes, [12]), stream(whole, codes, [12]))
+    with pytest.raises(InvalidRequest, match="audio: expected none, as this checkpoint of xcodec only decodes"):
+        bare.encode(np.zeros(320, dtype=np.float32))
+    assert sum(map(torch.numel, bare.parameters())) < sum(map(torch.numel, whole.parameters())) / 2
+
+
+def test_a_checkpoint_with_a_part_of_what_encodes_is_refused(directory: Path) -> None:
+    keep(directory, {"acoustic_decoder", "quantizer", "fc2", "fc"})
+    with pytest.raises(CheckpointError, match=r"missing .*semantic_model"):
+        xcodec.load(directory)
+
+
+def set_ratios(directory: Path, ratios: list[int]) -> None:
+    file = directory / "codec" / "config.json"
+    record = json.loads(file.read_text())
+    record["acoustic_model_config"]["upsampling_ratios"] = ratios
+    file.write_text(json.dumps(record))
+
+
+def test_strides_in_the_other_order_do_not_fit_the_weights(directory: Path) -> None:
+    """The order changes how far the decoder sees, threefold; it must not be guessed."""
+    set_ratios(directory, [2, 4, 5, 8])
+    with pytest.raises(CheckpointError, match=r"wrong shape .*acoustic_decoder\.block\.0\.conv_t1\.weight"):
+        xcodec.load(directory)
+
+
+def test_a_decoder_whose_strides_do_not_undo_the_encoders_is_refused(directory: Path) -> None:
+    set_ratios(directory, [4, 5, 4, 2])
+    with pytest.raises(CheckpointError, match=r"wrong shape|do not undo"):
+        xcodec.load(directory)
+    model = make_model("xcodec")
+    model.config.acoustic_model_config.downsampling_ratios = [8, 5, 4, 4]
+    with pytest.raises(CheckpointError, match=r"\[8, 5, 4, 2\] do not undo \[8, 5, 4, 4\]"):
+        xcodec.SemanticCodec("xcodec", model, can_encode=True)

@@ -1,0 +1,33 @@
+import math
+
+import torch
+
+from stretto.codecs.tiny.vocoder import FFT_SIZE, FLOOR, HOP, NUM_MELS, SAMPLE_RATE, WINDOW, log_mel, mel_filters
+
+
+def test_a_frame_is_the_mel_average_of_its_own_spectrum() -> None:
+    pcm = torch.randn(8 * HOP, generator=torch.Generator().manual_seed(0))
+    frame = 3
+    centre = frame * HOP + HOP // 2
+    # torch centres the window in the FFT frame
+    part = pcm[centre - WINDOW // 2 : centre + WINDOW // 2] * torch.hann_window(WINDOW)
+    n = torch.arange(WINDOW).double()
+    for band in (2, 30, 63):
+        magnitude = torch.stack([
+            (part * torch.exp(-2j * math.pi * k * n / FFT_SIZE)).sum().abs() for k in range(FFT_SIZE // 2 + 1)
+        ])  # fmt: skip
+        expected = (mel_filters()[band].double() @ magnitude).log()
+        assert abs(log_mel(pcm)[frame, band].item() - expected.item()) < 1e-4
+
+
+def test_silence_is_the_floor_and_frames_count_whole_hops() -> None:
+    frames = log_mel(torch.zeros(2, 5 * HOP + 7))
+    assert frames.shape == (2, 5, NUM_MELS)
+    assert torch.allclose(frames, torch.tensor(math.log(FLOOR)))
+
+
+def test_a_tone_is_loudest_in_the_band_around_it() -> None:
+    tone = (2 * math.pi * 1000 * torch.arange(SAMPLE_RATE) / SAMPLE_RATE).sin()
+    band = log_mel(tone)[50].argmax()
+    centre_hz = (mel_filters()[band] @ torch.arange(FFT_SIZE // 2 + 1.0)) * SAMPLE_RATE / FFT_SIZE
+    assert abs(centre_hz - 1000) < 60

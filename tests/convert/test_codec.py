@@ -1,0 +1,51 @@
+"""What a converter copies of a codec's published directory, and of a tokenizer's."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from benchmarks.checkpoints.random_glm4_tokenizer import NUM_CODES, write_glm4_tokenizer
+from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
+from benchmarks.checkpoints.random_qwen3_codec import write_qwen3_codec
+from stretto.convert.codec import check_directory
+from stretto.encoders.whisper_vq import FOLDER, load_tokenizer
+from stretto.errors import CheckpointError
+from stretto.families.base import Family
+from stretto.families.vita_audio.convert import PublishedTokenizer
+
+
+def speaking(num_codebooks: int, codebook_size: int, codec: str = "glm4_voice") -> Family:
+    """A family as far as its codec goes."""
+    layout = SimpleNamespace(codebook_size=codebook_size)
+    return cast(Any, SimpleNamespace(codec=codec, num_codebooks=num_codebooks, layout=layout))
+
+
+def test_the_files_of_glm4_voice_are_taken_as_published(tmp_path: Path) -> None:
+    folder = write_glm4_voice(tmp_path)
+    (folder / "README.md").write_text("not the codec's")
+    files = check_directory(folder, speaking(1, 64))
+    assert [path.name for path in files] == ["config.yaml", "flow.pt", "hift.pt"]
+    with pytest.raises(CheckpointError, match=r"expected 1 codebooks of 16384 codes, got \(1, 64\)"):
+        check_directory(folder, speaking(1, 16_384))
+
+
+def test_the_files_of_qwen3_ttss_speech_tokenizer_are_taken_as_published(tmp_path: Path) -> None:
+    folder = write_qwen3_codec(tmp_path)
+    files = check_directory(folder, speaking(16, 64, "qwen3_12hz"))
+    assert [path.name for path in files] == ["config.json", "model.safetensors", "preprocessor_config.json"]
+    with pytest.raises(CheckpointError, match=r"expected 16 codebooks of 2048 codes, got \(16, 64\)"):
+        check_directory(folder, speaking(16, 2048, "qwen3_12hz"))
+
+
+def test_the_files_of_glm4_voices_tokenizer_are_taken_as_published(tmp_path: Path) -> None:
+    folder, out = write_glm4_tokenizer(tmp_path / "published"), tmp_path / FOLDER
+    (folder / "README.md").write_text("not the tokenizer's")
+    out.mkdir()
+    written = PublishedTokenizer.from_folder(folder, NUM_CODES).write(out, lambda _: None)
+    names = ["config.json", "preprocessor_config.json", "model.safetensors"]
+    assert [file.name for file in written] == [f"{FOLDER}/{name}" for name in names]
+    assert load_tokenizer(tmp_path, NUM_CODES) is not None
+    with pytest.raises(CheckpointError, match="16384 codes"):
+        PublishedTokenizer.from_folder(folder, 16_384)

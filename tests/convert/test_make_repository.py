@@ -1,0 +1,147 @@
+"""A repository for another checkpoint: the bundled one's files, a link, and arguments that fit."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from stretto.convert.make_repository import BUNDLED, WARM_UP_S, bytes_per_row, main, profile
+from stretto.encoders.xeus_units import FOLDER
+from stretto.families.opuslm.convert import ConvertedSslTokenizer
+from stretto.families.registry import family_at
+from stretto.families.tiny.family import TINY
+from tests.published_checkpoints import convert, write_release
+from tests.published_xeus import write_xeus
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("release")
+    return convert("opuslm", write_release("opuslm", folder), folder / "converted")
+
+
+def made(checkpoint: Path, out: Path, *words: str) -> dict:
+    assert main(["--checkpoint", str(checkpoint), "--out", str(out), *words]) == 0
+    return json.loads((out / "language_model/1/engine.json").read_text())
+
+
+def test_it_is_the_bundled_repository_with_another_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
+    made(checkpoint, tmp_path / "out")
+    for model in ("preprocessor", "language_model", "acoustic_decoder", "speech"):
+        assert (tmp_path / "out" / model / "1").is_dir()
+        for name in ("config.pbtxt", "1/model.py"):
+            if (BUNDLED / model / name).exists():
+                expected = (BUNDLED / model / name).read_text()
+                expected = expected.replace(
+                    '"warm_up_s" value { string_value: "0.0"', f'"warm_up_s" value {{ string_value: "{WARM_UP_S}"'
+                )
+                family = family_at(checkpoint)
+                expected = expected.replace(profile(TINY, 16_000, 25.0), profile(family, 16_000, family.frame_rate))
+                assert (tmp_path / "out" / model / name).read_text() == expected
+    link = tmp_path / "out/language_model/1/checkpoint"
+    assert link.is_symlink()
+    assert link.resolve() == checkpoint.resolve()
+
+
+def test_the_engine_s_arguments_fit_the_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
+    arguments = made(checkpoint, tmp_path / "out")
+    assert (arguments["dtype"], arguments["max_model_len"]) == ("float32", 1024)
+    rows = arguments["kv_cache_memory_bytes"] // bytes_per_row(
+        json.loads((checkpoint / "config.json").read_text()), "float32"
+    )
+    assert rows // arguments["block_size"] > 2 * -(-1024 // arguments["block_size"])
+    given = tmp_path / "engine.json"
+    given.write_text('{"max_num_seqs": 4, "tensor_parallel_size": 2}')
+    changed = made(checkpoint, tmp_path / "other", "--engine-args", str(given))
+    assert changed == arguments | {"max_num_seqs": 4, "tensor_parallel_size": 2}
+
+
+def test_a_row_s_keys_and_values_are_counted() -> None:
+    record = {"num_hidden_layers": 36, "num_attention_heads": 32, "hidden_size": 4096}
+    assert bytes_per_row(record, "bfloat16") == 36 * 2 * 4096 * 2
+    assert bytes_per_row(record | {"num_key_value_heads": 8, "head_dim": 128}, "bfloat16") == 36 * 2 * 8 * 128 * 2
+
+
+def test_the_bundled_checkpoint_can_be_served_elsewhere(tmp_path: Path) -> None:
+    bundled = BUNDLED / "language_model/1/checkpoint"
+    assert made(bundled, tmp_path / "cpu")["dtype"] == "float32"
+    assert made(bundled, tmp_path / "gpu", "--gpu", "0")["dtype"] == "float16"
+    text = (tmp_path / "cpu/acoustic_decoder/config.pbtxt").read_text()
+    assert text == (BUNDLED / "acoustic_decoder/config.pbtxt").read_text()
+
+
+def test_for_a_gpu_the_codec_is_there_too_and_vllm_takes_what_is_left(checkpoint: Path, tmp_path: Path) -> None:
+    arguments = made(checkpoint, tmp_path / "out", "--gpu", "1")
+    assert arguments.keys() == {
+        "dtype",
+        "max_model_len",
+        "max_num_seqs",
+        "max_waiting",
+        "max_num_batched_tokens",
+        "gpu_memory_utilization",
+    }
+    text = (tmp_path / "out/acoustic_decoder/config.pbtxt").read_text()
+    assert "instance_group [ { count: 1 kind: KIND_GPU gpus: [ 1 ] } ]" in text
+    assert 'key: "max_batch" value { string_value: "64" }' in text
+    heard_on_the_cpu = (tmp_path / "out/preprocessor/config.pbtxt").read_text()
+    assert heard_on_the_cpu == (BUNDLED / "preprocessor/config.pbtxt").read_text()
+
+
+def test_a_tokenizer_of_audio_is_on_the_gpu_with_the_codec(checkpoint: Path, tmp_path: Path) -> None:
+    hearing = tmp_path / "hearing"
+    shutil.copytree(checkpoint, hearing)
+    (hearing / FOLDER).mkdir()
+    ConvertedSslTokenizer.from_folder(write_xeus(tmp_path / "xeus"), 20).write(hearing / FOLDER, lambda num_bytes: None)
+    made(hearing, tmp_path / "out", "--gpu", "1")
+    for model in ("preprocessor", "acoustic_decoder"):
+        text = (tmp_path / "out" / model / "config.pbtxt").read_text()
+        assert "instance_group [ { count: 1 kind: KIND_GPU gpus: [ 1 ] } ]" in text
+    made(hearing, tmp_path / "other")
+    assert "KIND_GPU gpus" not in (tmp_path / "other/preprocessor/config.pbtxt").read_text()
+
+
+def test_a_tokenizer_of_audio_that_does_not_load_is_refused(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hearing = tmp_path / "hearing"
+    shutil.copytree(checkpoint, hearing)
+    (hearing / FOLDER).mkdir()
+    assert main(["--checkpoint", str(hearing), "--out", str(tmp_path / "out")]) == 1
+    assert "ssl_tokenizer: expected config.json and model.safetensors of XEUS" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("codec", "config.yaml is missing"),
+        ("tokenizer.json", "tokenizer.json: expected a tokenizer"),
+        ("config.json", "config.json: expected a JSON object"),
+        ("model-00001-of-00001.safetensors", "expected weights in *.safetensors, got none"),
+    ],
+)
+def test_a_checkpoint_that_lacks_something_is_refused_and_nothing_is_written(
+    missing: str, message: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lacking = tmp_path / "lacking"
+    lacking.mkdir()
+    for path in checkpoint.iterdir():
+        if path.name != missing:
+            (lacking / path.name).symlink_to(path)
+    assert main(["--checkpoint", str(lacking), "--out", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("stretto make-repository: ")
+    assert message in said
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_arguments_that_are_the_project_s_own_are_refused_and_nothing_is_written(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reserved = tmp_path / "reserved.json"
+    reserved.write_text('{"scheduler_cls": "x"}')
+    words = ["--checkpoint", str(checkpoint), "--out", str(tmp_path / "out"), "--engine-args", str(reserved)]
+    assert main(words) == 1
+    assert "scheduler_cls" in capsys.readouterr().err
+    assert not list(tmp_path.glob("out*"))

@@ -1,0 +1,227 @@
+"""Files that are broken, or of something else, are refused in one line; nothing is written, nothing is left over."""
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from benchmarks.checkpoints.random_published import Published
+from stretto.convert.codec import check_directory
+from stretto.convert.command import main
+from stretto.convert.published import convertible
+from stretto.errors import CheckpointError
+from stretto.families.tiny.family import TINY
+from tests.published_checkpoints import FAMILIES, command, convert, write_release
+
+Change = Callable[[Published], object]
+
+
+def tensors(change: Callable[[dict[Any, Any]], Any]) -> Change:
+    """The file of weights holds what `change` makes of its tensors."""
+
+    def apply(published: Published) -> None:
+        stored = torch.load(published.model, weights_only=True)
+        torch.save(change(stored.get("module", stored)), published.model)
+
+    return apply
+
+
+def config(change: Callable[[dict[str, Any]], object]) -> Change:
+    """config.yaml holds what `change` leaves of it."""
+
+    def apply(published: Published) -> None:
+        record = yaml.safe_load(published.config.read_text())
+        change(record)
+        published.config.write_text(yaml.safe_dump(record, sort_keys=False))
+
+    return apply
+
+
+def tokenizer(change: Callable[[dict[str, Any]], object]) -> Change:
+    """tokenizer.json holds what `change` leaves of it."""
+
+    def apply(published: Published) -> None:
+        path = published.tokenizer / "tokenizer.json"
+        record = json.loads(path.read_text())
+        change(record)
+        path.write_text(json.dumps(record))
+
+    return apply
+
+
+def backbone(**numbers: object) -> Change:
+    """The backbone's config.json says `numbers`."""
+
+    def apply(published: Published) -> None:
+        path = published.backbone / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | numbers))
+
+    return apply
+
+
+def cut_short(published: Published) -> None:
+    content = published.model.read_bytes()
+    published.model.write_bytes(content[: len(content) * 99 // 100])
+
+
+def without_weights_of_the_codec(published: Published) -> None:
+    assert published.codec is not None
+    for path in published.codec.glob("*.pth"):
+        path.unlink()
+
+
+def fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def written(field: str, text: str) -> Change:
+    """A file of the release holds `text` and nothing else."""
+    return lambda published: getattr(published, field).write_text(text)
+
+
+def linked_tokenizer(published: Published) -> None:
+    """A file of the tokenizer, which would be copied, is a link to a file of this machine."""
+    (published.tokenizer / "tokenizer_extra.json").symlink_to("/etc/passwd")
+
+
+REFUSED: list[tuple[str, Change, str]] = [
+    ("opuslm", written("config", "[" * 200_000), "config.yaml: expected YAML, got ValueError('more than 64 levels')"),
+    (
+        "opuslm",
+        written("config", "a: " + "9" * 10**6),
+        "expected YAML, got ValueError('a number of 1000000 characters')",
+    ),
+    ("opuslm", written("config", "a: 2026-02-31"), "expected YAML, got ValueError('day is out of range for month')"),
+    ("opuslm", lambda published: fifo(published.config), "expected a regular file, got a FIFO, socket or device"),
+    ("opuslm", lambda published: fifo(published.model), "expected a regular file, got a FIFO, socket or device"),
+    ("opuslm", linked_tokenizer, "tokenizer_extra.json: expected a file of this release, got a link to"),
+    ("bagpiper", config(lambda record: record.update(multimodal_io={"discrete_audio": 3})), "cannot be read as a"),
+    ("opuslm", cut_short, "expected tensors, got"),
+    ("opuslm", lambda published: published.model.write_bytes(b""), "expected tensors, got"),
+    ("opuslm", lambda published: published.model.unlink(), "No such file"),
+    ("opuslm", tensors(lambda found: [*found.values()]), "expected tensors by name, or under 'module'; got none"),
+    ("opuslm", tensors(lambda found: {"module": [1]}), "expected tensors by name, or under 'module'; got none"),
+    ("opuslm", tensors(lambda found: found | {1: torch.zeros(1), "step": 2}), "got ['1', 'step']"),
+    (
+        "opuslm",
+        tensors(lambda found: found | {"corelm.emb.weight": torch.tensor(0.0)}),
+        "corelm.emb.weight [] for [432",
+    ),
+    ("opuslm", tensors(lambda found: found | {"corelm.head_emb.weight": torch.tensor(0.0)}), "head_emb.weight [] for"),
+    ("opuslm", tensors(lambda found: found | {"corelm.head_emb.weight": torch.zeros(8, 64)}), "[8, 64] for [9, 64]"),
+    (
+        "bagpiper",
+        tensors(lambda found: found | {"model.embed_tokens.weight": torch.zeros(3)}),
+        "embed_tokens.weight [3]",
+    ),
+    ("opuslm", tokenizer(lambda record: record.pop("model")), "tokenizer.json: expected a tokenizer, got an error"),
+    ("opuslm", tokenizer(lambda record: record["model"].update(vocab=[["a", 0.0]])), "expected a tokenizer, got an"),
+    ("bagpiper", tokenizer(lambda record: record.update(decoder=None)), "expected a byte-level tokenizer, got None"),
+    ("bagpiper", lambda published: published.config.write_bytes(b"\xff\xfe\0"), "expected YAML, got"),
+    (
+        "bagpiper",
+        config(lambda record: record["model"]["model_conf"].update(dtype="bf16")),
+        "got 'bf16'; choose with --dtype",
+    ),
+    (
+        "opuslm",
+        config(lambda record: record["token_bias"].update(ssl=["a", "b"])),
+        "token_bias.ssl: expected [first, end)",
+    ),
+    (
+        "opuslm",
+        config(lambda record: record["transformer_conf"].update(n_ctx="long")),
+        "backbone: not the parameters of olmo2",
+    ),
+    ("opuslm", backbone(hidden_size="wide"), "backbone: not the parameters of olmo2"),
+    ("opuslm", backbone(model_type=["olmo2"]), "expected one of ['llama', 'olmo2', 'qwen2', 'qwen3'], got ['olmo2']"),
+    (
+        "opuslm",
+        without_weights_of_the_codec,
+        "expected weights (.bin, .pt, .pth or .safetensors) and the codec's parameters, got no weights",
+    ),
+]
+
+
+@pytest.mark.parametrize(("family", "change", "message"), REFUSED, ids=[message for *_, message in REFUSED])
+def test_what_is_broken_is_refused_in_a_line(
+    family: str, change: Change, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    published = write_release(family, tmp_path / "release")
+    change(published)
+    capsys.readouterr()
+    assert main(command(family, published, tmp_path / "out")) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("stretto convert: ")
+    assert message in said
+    assert [path.name for path in tmp_path.iterdir()] == ["release"]
+
+
+@pytest.mark.parametrize("family", sorted(set(convertible()) - {"opuslm", "opuslm-dialogue", "vita-audio"}))
+def test_a_tokenizer_of_audio_is_refused_by_families_that_take_none(
+    family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [family, *("--model", str(tmp_path)), *("--tokenizer", str(tmp_path)), *("--ssl-tokenizer", str(tmp_path))]
+    assert main([*words, *("--out", str(tmp_path / "out"))]) == 1
+    assert f"--ssl-tokenizer: {family} takes no audio tokenizer" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("windows", [("0", "800"), ("50", "0"), ("3", "800"), ("800", "800")])
+def test_windows_that_the_tower_cannot_have_are_refused(
+    windows: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    published = write_release("bagpiper", tmp_path / "release")
+    half, whole = windows
+    words = ["--n-window", half, "--n-window-infer", whole]
+    assert main([*command("bagpiper", published, tmp_path / "out"), *words]) == 1
+    said = capsys.readouterr().err
+    assert f"n_window_infer must be a multiple of 2 * n_window, got {whole} and {half}" in said
+
+
+def test_a_disk_that_is_full_leaves_nothing_behind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    published = write_release("opuslm", tmp_path / "release")
+    monkeypatch.setattr("os.fsync", full)
+    assert main(command("opuslm", published, tmp_path / "out")) == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["release"]
+
+
+@pytest.mark.parametrize("size", ["0", "-1", "nan"])
+def test_shards_need_a_size(size: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nowhere = Published(*[tmp_path / "none"] * 4)
+    with pytest.raises(SystemExit):
+        main([*command("opuslm", nowhere, tmp_path / "out"), "--shard-gb", size])
+    assert f"--shard-gb must be > 0, got {size}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_release_that_may_be_the_other_family_s_is_remarked_on(
+    family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """OpusLM and the dialogue model have the same tensors and tokens; only how they were trained tells them apart."""
+    published = write_release(family, tmp_path / "release")
+    convert(family, published, tmp_path / "a")
+    assert "another family?" not in capsys.readouterr().out
+    others = {"opuslm": "opuslm-dialogue", "opuslm-dialogue": "opuslm"}
+    if family in others:
+        convert(others[family], published, tmp_path / "b")
+        assert f"which the release of {others[family]} does not; is it another family?" in capsys.readouterr().out
+
+
+def test_a_codec_that_nobody_reads_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no reader for what is published of codec 'dac'"):
+        check_directory(tmp_path, replace(TINY, codec="dac"))

@@ -1,0 +1,70 @@
+"""K-means centres from joblib files; other pickled code in such a file never runs."""
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stretto.encoders.xeus_units import read_centres
+from stretto.errors import CheckpointError
+
+DATA = Path(__file__).parents[2] / "data"
+
+
+def test_both_layouts_of_joblib_s_arrays_are_read() -> None:
+    padded, plain = (read_centres(DATA / name) for name in ("km_opus_lm.mdl", "km_joblib_1.0.mdl"))
+    assert padded.shape == (20, 32)
+    assert padded.dtype == np.float32
+    assert np.array_equal(padded, plain)
+    # What scikit-learn's own attribute says.
+    assert padded[0, :3].tolist() == pytest.approx([0.492803, -0.26337, 0.782203], abs=1e-6)
+    assert padded.sum() == pytest.approx(-16.001007, abs=1e-4)
+
+
+class Command:
+    """Touches a file where it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Path]]:
+        return Path.touch, (self.path,)
+
+
+def test_nothing_that_a_file_asks_for_is_called(tmp_path: Path) -> None:
+    touched, path = tmp_path / "touched", tmp_path / "km.mdl"
+    path.write_bytes(pickle.dumps(Command(touched)))
+    with pytest.raises(CheckpointError, match="expected a k-means model with cluster_centers_"):
+        read_centres(path)
+    assert not touched.exists()
+    pickle.loads(path.read_bytes())
+    assert touched.exists(), "pickle itself would have"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "uncompressed, got UnpicklingError"),
+        (b"x\x9c compressed", "uncompressed, got UnpicklingError"),
+        (pickle.dumps({"cluster_centers_": 3}), "with cluster_centers_, got AttributeError"),
+        ((DATA / "km_opus_lm.mdl").read_bytes()[:-200], "expected a k-means model"),
+        (
+            (DATA / "km_opus_lm.mdl").read_bytes()[:1500],
+            "expected a k-means model with cluster_centers_, got ValueError",
+        ),
+    ],
+    ids=["empty", "compressed", "another object", "end cut off", "cut off within the centres"],
+)
+def test_another_file_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "km.mdl"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
+        read_centres(path)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"none\.mdl: expected a k-means model"):
+        read_centres(tmp_path / "none.mdl")

@@ -1,0 +1,71 @@
+"""XEUS's features against arrays of float64, one frame at a time."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from stretto.codecs.espnet_dac import multiply_weight_norm_out
+from stretto.encoders.xeus import Xeus, XeusConfig
+from stretto.families.opuslm.convert import SSL_DROPPED, config_from
+from tests import published_xeus
+from tests.reference import xeus as reference
+
+XEUS = XeusConfig(
+    convolutions=((512, 10, 5), *[(512, 3, 2)] * 4, *[(512, 2, 2)] * 2),
+    hidden=1024,
+    heads=8,
+    blocks=19,
+    feed_forward=4096,
+    gate=4096,
+    gate_kernel=31,
+    merge_kernel=31,
+)
+
+
+def config_with(**front_end: Any) -> dict[str, Any]:
+    """The small release's config.yaml with other settings of its front end."""
+    config = copy.deepcopy(published_xeus.CONFIG)
+    config["frontend_conf"] |= front_end
+    return config
+
+
+@pytest.mark.parametrize(
+    "front_end",
+    [{}, {"norm_mode": "group_norm", "bias": False}, {"normalize_audio": False}, {"normalize_output": True}],
+    ids=["as published", "group norm", "as loud as it comes", "normed output"],
+)
+def test_features_are_those_of_the_slow_reference(front_end: dict[str, Any]) -> None:
+    config = config_with(**front_end)
+    published = published_xeus.published_tensors(1, config)
+    tensors = {
+        name: tensor for name, tensor in multiply_weight_norm_out(published).items() if not name.startswith(SSL_DROPPED)
+    }
+    xeus = Xeus(config_from(config["frontend_conf"], config["encoder_conf"])).eval()
+    xeus.load_state_dict(tensors)
+    pcm = 0.3 * np.random.default_rng(2).standard_normal(6000).astype(np.float32)
+    with torch.inference_mode():
+        heard = xeus(torch.from_numpy(pcm)).numpy()
+    expected = reference.features(pcm, published, config)
+    assert heard.shape == expected.shape == (18, published_xeus.HIDDEN)
+    assert np.abs(heard - expected).max() < 3e-5
+    assert expected.std(0).min() > 0.1, "frames differ from each other"
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "num_frames"), [(0, 0), (399, 0), (400, 1), (719, 1), (720, 2), (480_000, 1499)]
+)
+def test_a_frame_is_400_samples_and_the_next_begins_320_later(num_samples: int, num_frames: int) -> None:
+    assert XEUS.num_frames(num_samples) == num_frames
+
+
+def test_the_published_size_has_574_of_the_577_million_parameters_that_the_paper_counts() -> None:
+    with torch.device("meta"):
+        numbers = sum(parameter.numel() for parameter in Xeus(XEUS).parameters())
+    assert round(numbers / 1e6) == 574, "the rest, some 3 million, are what it was trained with"
+
+
+def test_a_config_comes_back_from_its_record() -> None:
+    assert XeusConfig.from_record(XEUS.to_record()) == XEUS
