@@ -4,10 +4,12 @@ import gc
 import os
 import re
 import signal
+import tomllib
 from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import suppress
 from functools import cache
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,16 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 SLOW = [HealthCheck.too_slow]
 settings.register_profile("same", derandomize=True, deadline=None, database=None, suppress_health_check=SLOW)
 settings.load_profile("same")
+
+
+def pytest_configure() -> None:
+    """Stop if entry points in pyproject.toml differ from the installed ones: they name modules, which may move."""
+    project = tomllib.loads(Path(__file__).parents[1].joinpath("pyproject.toml").read_text())["project"]
+    groups = project["entry-points"]
+    wanted = {(group, name, value) for group, entries in groups.items() for name, value in entries.items()}
+    found = {(each.group, each.name, each.value) for each in distribution("stretto").entry_points}
+    if not wanted <= found:
+        pytest.exit("pyproject.toml has other entry points than the installed package: run scripts/setup.sh dev", 2)
 
 
 NOT_WANTED = re.compile(r"not \w+(?: and not \w+)*")

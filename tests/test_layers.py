@@ -18,67 +18,66 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "python_backend" / "stretto"
 NAME, GATEWAY = "stretto", "stretto_gateway"
 
-# What each folder may import of ours, beside itself. A folder inside another is named with its path.
+# What each package may import of ours, beside itself: a folder, a folder in the engine, or a module of its own. Lower
+# packages come first, so that no import runs up. Each folder in `families` is a plug-in, found by name: see PLUGIN.
 ALLOWED = {
     "errors": set(),
-    "untrusted_files": {"errors"},
-    "plugins": {"command_line", "errors"},
-    "config": {"errors"},
     "command_line": set(),
     "cuda_graphs": set(),
     "limits": set(),
     "disconnects": set(),
+    "config": {"errors"},
+    "untrusted_files": {"errors"},
+    "plugins": {"command_line", "errors"},
     "streams": set(),
     "records": {"streams", "errors"},
     "sampling": {"errors"},
-    "families": {"records", "streams", "codec", "plugins", "untrusted_files", "errors"},
-    "families/family.py": {"families", "records", "streams", "errors"},
-    "families/model.py": {"families", "engine/models"},
-    "families/convert*.py": {"families", "checkpoints", "codec", "untrusted_files", "errors"},
-    "codec": {"plugins", "untrusted_files", "errors"},
-    "preprocessing": {"families", "records", "streams", "codec", "limits", "errors"},
-    "checkpoints": {
-        "families", "preprocessing", "codec", "launcher", "config", "command_line", "untrusted_files", "errors",
-    },
+    "weights": {"untrusted_files", "errors"},
+    "codecs": {"weights", "plugins", "untrusted_files", "errors"},
+    "encoders": {"codecs", "weights", "untrusted_files", "errors"},
+    "families": {"codecs", "weights", "records", "streams", "plugins", "untrusted_files", "errors"},
+    "preprocessing": {"families", "codecs", "records", "streams", "limits", "errors"},
+    "decoder": {"codecs", "records", "streams", "config", "cuda_graphs", "errors"},
+    "engine/kernels": {"sampling", "errors"},
     "engine": {"engine/kernels", "families", "records", "streams", "config", "errors"},
     "engine/scheduling": {"engine", "families", "records", "streams", "errors"},
     "engine/worker": {
         "engine", "engine/kernels", "families", "sampling", "records", "streams", "cuda_graphs", "errors",
     },
-    "engine/models": {"engine", "engine/worker", "engine/kernels", "families", "errors"},
-    "engine/kernels": {"sampling", "errors"},
-    "testing": {"engine", "families", "records", "streams", "config", "plugins", "errors"},
-    "decoder": {"codec", "records", "streams", "config", "cuda_graphs", "errors"},
+    "engine/models": {"engine/worker", "engine", "engine/kernels", "families", "errors"},
     "triton_io": {"families", "records", "streams", "config", "limits", "disconnects", "errors"},
-    "launcher": {"triton_io", "proxy", "disconnects", "command_line"},
     "proxy": {"limits", "disconnects"},
+    "launcher": {"triton_io", "proxy", "disconnects", "command_line"},
+    "convert": {
+        "launcher", "preprocessing", "families", "codecs", "weights", "config", "command_line", "untrusted_files",
+        "errors",
+    },
+    "testing": {"engine", "families", "records", "streams", "config", "plugins", "errors"},
+    "__init__": {"engine"},
+    "cli": {"convert", "launcher", "plugins"},
+    "__main__": {"cli"},
+    "families/*": {
+        "engine/models", "families", "encoders", "codecs", "weights", "records", "streams", "untrusted_files", "errors",
+    },
 }  # fmt: skip
-LIBRARIES = {
-    "vllm": {"engine", "families/model.py", "testing"},
-    "triton_python_backend_utils": {"triton_io"},
-    "transformers": {
-        "families",
-        "families/model.py",
-        "families/convert*.py",
-        "engine",
-        "codec",
-        "checkpoints",
-        "testing",
-    },
-    "torch": {
-        "cuda_graphs",
-        "sampling",
-        "families",
-        "families/model.py",
-        "families/convert*.py",
-        "codec",
-        "checkpoints",
-        "engine",
-        "decoder",
-        "triton_io",
-        "testing",
-    },
+PLUGIN = "families/*"
+# What a plug-in's file may import, if it is less than the plug-in may: most processes import it without torch or vLLM.
+ROLES = {
+    "__init__.py": {"families"},
+    "family.py": {"families", "records", "streams", "errors"},
+    "model.py": {"families", "engine/models"},
+    "convert*.py": {"families", "encoders", "codecs", "weights", "untrusted_files", "errors"},
 }
+# Libraries that only some packages may import; "families/*/model.py" is that file of a plug-in.
+LIBRARIES = {
+    "vllm": {"engine", "families/*/model.py", "testing"},
+    "triton_python_backend_utils": {"triton_io"},
+    "transformers": {"weights", "codecs", "encoders", "families", "families/*", "engine", "convert", "testing"},
+    "torch": {
+        "cuda_graphs", "sampling", "weights", "codecs", "encoders", "families", "families/*", "engine", "decoder",
+        "triton_io", "convert", "testing",
+    },
+}  # fmt: skip
 # Outer bounds against accidents, not a style: what is always read together belongs in one file.
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_CLASS_LINES, MAX_CONSTRUCTOR_ARGUMENTS, MAX_ADAPTER_LINES = 600, 80, 300, 8, 80
 BANNED_NAMES = {"cfg", "utils", "helpers", "common", "misc", "shadow", "n_q", "card"}
@@ -123,27 +122,33 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-def part_of(names: Sequence[str]) -> str | None:
-    """The folder of the table that a module's path inside the package belongs to."""
-    if not names:
-        return None
-    nested = "/".join(names[:2])
-    return nested if nested in ALLOWED else names[0]
+def package_of(names: Sequence[str]) -> str:
+    """Return the package of a module's path inside `stretto`: its folder, a folder in the engine, or a plug-in."""
+    if len(names) > 1 and (nested := "/".join(names[:2])) in ALLOWED:
+        return nested
+    if names[0] == "families" and len(names) > 1 and (PACKAGE / "families" / names[1]).is_dir():
+        return f"families/{names[1]}"
+    return names[0]
 
 
-def rule_of(names: Sequence[str]) -> str:
-    """The line of the table that holds for a module: its folder's, or that of its role in a family."""
-    part = part_of(names)
-    assert part is not None, names
-    if part == "families" and len(names) == 3:
-        roles = (key for key in ALLOWED if key.startswith("families/"))
-        return next((key for key in roles if fnmatch(f"families/{names[2]}.py", key)), part)
-    return part
+def imported_packages(path: Path) -> set[str]:
+    """Return the packages of ours that a file imports."""
+    found: set[str] = set()
+    for node in statements(path):
+        if isinstance(node, ast.Import):
+            found |= {package_of(parts[1:]) for each in node.names if (parts := each.name.split("."))[0] == NAME}
+        elif isinstance(node, ast.ImportFrom) and (parts := (node.module or "").split("."))[0] == NAME:
+            found |= {package_of([*parts[1:], alias.name]) for alias in node.names}
+    return found
 
 
-def used_parts(path: Path) -> set[str]:
-    modules = (module.split(".") for module in imports(path))
-    return {part for names in modules if names[0] == NAME and (part := part_of(names[1:]))}
+def own_package(path: Path) -> str:
+    return package_of(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def line_of(package: str) -> str:
+    """Return the line of the table for a package."""
+    return PLUGIN if package not in ALLOWED and package.startswith("families/") else package
 
 
 def identity(path: Path) -> str:
@@ -180,23 +185,45 @@ def find_circle(graph: Mapping[str, set[str]]) -> list[str]:
 
 def upward_imports(path: Path) -> list[str]:
     """Return one line for each import of `path` that the tables above do not allow."""
-    names = path.relative_to(PACKAGE).with_suffix("").parts
-    if names[0] in ("__init__", "__main__", "cli"):
-        return []
-    rule = rule_of(names)
-    owner = rule if "." in rule else names[0]
-    used = {module.split(".")[0] for module in imports(path)}
-    found = [f"{identity(path)} imports {part}" for part in sorted(used_parts(path) - {part_of(names)} - ALLOWED[rule])]
-    return found + [
-        f"{identity(path)} imports {library}, which is for {sorted(owners)}"
-        for library, owners in LIBRARIES.items()
-        if library in used and owner not in owners
+    package = own_package(path)
+    line, root, used = line_of(package), package.split("/")[0], {module.split(".")[0] for module in imports(path)}
+    is_plugin = line == PLUGIN
+    role = next((role for role in ROLES if is_plugin and fnmatch(path.name, role)), None)
+    allowed = ALLOWED[line] if role is None else ROLES[role]
+    owners = {PLUGIN, f"{PLUGIN}/{path.name}"} if is_plugin else {root}
+    return [
+        f"{identity(path)} imports {found}"
+        for found in sorted(imported_packages(path) - {package})
+        if found not in allowed and not (is_plugin and line_of(found) == PLUGIN)
+    ] + [
+        f"{identity(path)} imports {library}, which is for {sorted(allowed_for)}"
+        for library, allowed_for in LIBRARIES.items()
+        if library in used and not owners & allowed_for
     ]
 
 
-def test_imports_go_downwards_only() -> None:
+def test_imports_are_those_of_the_table() -> None:
     violations = [line for path in OURS for line in upward_imports(path)]
     assert not violations, "\n".join(violations)
+
+
+def test_the_table_runs_downwards_only_and_has_no_package_that_is_gone() -> None:
+    lower = set[str]()
+    for package, allowed in ALLOWED.items():
+        assert allowed <= lower, f"{package}: {sorted(allowed - lower)} not below it"
+        lower.add(package)
+    assert {line_of(own_package(path)) for path in OURS} == ALLOWED.keys()
+
+
+def test_no_packages_import_each_other_in_a_circle() -> None:
+    """Each built-in plug-in is a package: nothing but another plug-in imports it, and those form no circle."""
+    graph: dict[str, set[str]] = {}
+    for path in OURS:
+        graph.setdefault(own_package(path), set()).update(imported_packages(path) - {own_package(path)})
+    assert not find_circle(graph)
+    plugins = {package for package in graph if line_of(package) == PLUGIN}
+    assert len(plugins) > 5
+    assert not {user: used & plugins for user, used in graph.items() if used & plugins and user not in plugins}
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
@@ -229,8 +256,8 @@ def test_programs_around_the_package_keep_to_their_side() -> None:
         used = {module.split(".")[0] for module in imports(path)} & forbidden_roots(path)
         violations += [f"{identity(path)} imports {root}" for root in sorted(used)]
     for path in ADAPTERS:
-        driven = {part.split("/")[0] for part in used_parts(path)}
-        driven -= {"triton_io", "config", "errors", "records", "families", "codec"}
+        driven = {package.split("/")[0] for package in imported_packages(path)}
+        driven -= {"triton_io", "config", "errors", "records", "families", "codecs"}
         if len(driven) > 1:
             violations.append(f"{identity(path)} drives more than one package: {sorted(driven)}")
     assert not violations, "\n".join(violations)

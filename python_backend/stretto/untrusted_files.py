@@ -9,6 +9,7 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,28 @@ def json_object(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: expected a JSON object, got {type(record).__name__}")
     _check_depth(record, path)
     return record
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the contents of a config.json, or of the one in a folder."""
+    return json_object(path / "config.json" if path.is_dir() else path)
+
+
+def entry(record: Mapping[str, Any], dotted: str) -> Any:
+    """Return the value of a nested record at `a.b.c`; CheckpointError names the first missing key."""
+    value: Any = record
+    for depth, key in enumerate(dotted.split(".")):
+        if not isinstance(value, Mapping) or key not in value:
+            raise CheckpointError(f"config.yaml: {'.'.join(dotted.split('.')[: depth + 1])} is missing")
+        value = value[key]
+    return value
+
+
+def optional_entry(record: Mapping[str, Any], dotted: str) -> Any:
+    """Return the value of a nested record at `a.b.c`; None if it is missing."""
+    with suppress(CheckpointError):
+        return entry(record, dotted)
+    return None
 
 
 def yaml_mapping(path: Path, loader: Any = None) -> dict[str, Any]:

@@ -8,10 +8,11 @@ import torch
 from transformers import XcodecConfig, XcodecModel
 
 from benchmarks.checkpoints.random_published import token_list, write_tokenizer
-from stretto.convert.release import Tokenizer
+from stretto.convert.tokenizer import read_tokenizer
 from stretto.errors import CheckpointError
 from stretto.families.bagpiper import convert as bagpiper
 from stretto.families.bagpiper.family import BagpiperVocabulary
+from stretto.families.conversion import Tokenizer
 from stretto.families.opuslm import convert as opuslm
 from stretto.families.opuslm.family import OpusVocabulary
 from stretto.families.registry import read_family
@@ -77,7 +78,7 @@ def test_opuslm_s_vocabularies_and_tensors(
         },
         "codec_token_in_use": 9,
     }
-    found = opuslm.vocabulary(record, Tokenizer.at(tmp_path), is_dialogue=True)
+    found = opuslm.vocabulary(record, read_tokenizer(tmp_path), is_dialogue=True)
     assert found == vocabulary
     assert found.tasks["audio_dialogue"] == 89
     hidden = PUBLISHED[tag]["hidden_size"]

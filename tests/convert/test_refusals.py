@@ -15,7 +15,7 @@ import yaml
 from benchmarks.checkpoints.random_published import Published
 from stretto.convert.codec import check_directory
 from stretto.convert.command import main
-from stretto.convert.published import convertible
+from stretto.convert.release import convertible
 from stretto.errors import CheckpointError
 from stretto.families.tiny.family import TINY
 from tests.published_checkpoints import FAMILIES, command, convert, write_release

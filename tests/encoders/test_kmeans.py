@@ -11,7 +11,7 @@ import pytest
 from stretto.encoders.xeus_units import read_centres
 from stretto.errors import CheckpointError
 
-DATA = Path(__file__).parents[2] / "data"
+DATA = Path(__file__).parents[1] / "data"
 
 
 def test_both_layouts_of_joblib_s_arrays_are_read() -> None:

@@ -1,4 +1,4 @@
-"""Tokens of audio against those of the authors' own code on the same random weights (`authors_tokenizer.py`)."""
+"""Tokens of audio against those of the authors' own code on the same random weights (`whisper_vq_authors.py`)."""
 
 import json
 from pathlib import Path

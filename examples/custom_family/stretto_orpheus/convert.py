@@ -10,10 +10,8 @@ from typing import Any
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from stretto.convert.generation import AUDIO
-from stretto.convert.published import Contents, Converted
-from stretto.convert.release import Release, Tokenizer
 from stretto.errors import CheckpointError
+from stretto.families.conversion import AUDIO, Contents, Converted, Release, Tokenizer
 from stretto.families.registry import NAME, VOCABULARY
 from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, dtype_of, read_numbers
 from stretto.weights.tensors import Part, shapes_of

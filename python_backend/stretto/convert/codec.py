@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from stretto.codecs.registry import codec_module, codecs_in_transformers, load_codec
-from stretto.convert.published import marks
+from stretto.convert.release import marks
 from stretto.errors import CheckpointError
 from stretto.families.base import Family
 from stretto.untrusted_files import UNPARSABLE, released_file

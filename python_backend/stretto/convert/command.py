@@ -16,10 +16,10 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from stretto.command_line import CommandParser
 from stretto.convert.conversion import Conversion, plan, write
-from stretto.convert.published import DTYPES, audio_tokenizer_of, convertible
-from stretto.convert.release import Release
+from stretto.convert.release import DTYPES, audio_tokenizer_of, convertible
 from stretto.errors import CheckpointError
 from stretto.families.audio_format import KEY
+from stretto.families.conversion import Release
 from stretto.families.registry import NAME
 
 MAX_SHARD_GB = 4.0

@@ -14,18 +14,9 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from stretto.convert import codec
-from stretto.convert.generation import read_defaults
-from stretto.convert.published import (
-    AUDIO_TOKENIZER,
-    AudioTokenizer,
-    Network,
-    audio_tokenizer_of,
-    notes_on,
-    published,
-    read_contents,
-)
-from stretto.convert.release import Release, Tokenizer
+from stretto.convert.release import audio_tokenizer_of, notes_on, published, read_contents, read_defaults
 from stretto.errors import CheckpointError, shown
+from stretto.families.conversion import AUDIO_TOKENIZER, AudioTokenizer, Network, Release, Tokenizer
 from stretto.families.defaults import KEY as SAMPLING
 from stretto.families.registry import read_family
 from stretto.untrusted_files import UNPARSABLE

@@ -12,9 +12,9 @@ from stretto.codecs.refinement import base as refinement
 from stretto.command_line import CommandParser
 from stretto.config import EngineConfig
 from stretto.convert.conversion import fresh_directory
-from stretto.convert.published import AUDIO_TOKENIZER
 from stretto.errors import CheckpointError
 from stretto.families.base import Family, Task
+from stretto.families.conversion import AUDIO_TOKENIZER
 from stretto.families.registry import config_at, family_at
 from stretto.launcher.installation import bundled_repository
 from stretto.preprocessing.request import Preprocessor

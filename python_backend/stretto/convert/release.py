@@ -1,206 +1,154 @@
-"""Files of a release, read without copying: tensors stay in their files until they are written."""
+"""Reading of a release: everything except the values of its tensors."""
 
-import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import torch
-from safetensors import safe_open
 from torch import Tensor
 
-from stretto.convert.byte_level_bpe import read_tokenizer
+from stretto.convert.tokenizer import read_tokenizer
 from stretto.errors import CheckpointError, shown
-from stretto.families.tokenizer import FILE, TextTokenizer
-from stretto.untrusted_files import json_object, regular_file, released_file
-from stretto.weights.loading import UNREADABLE, read_pickled
-
-INDEX, SUFFIX = ".safetensors.index.json", ".safetensors"
-# Prefixes of a tokenizer's file names. Its folder may be a whole repository.
-TOKENIZER = ("tokenizer", "vocab", "merges", "special_tokens_map", "added_tokens", "chat_template")
-WHOLE, SHARDS = "model.safetensors", f"model{INDEX}"  # names used by transformers, in order of preference
-
-
-@dataclass(frozen=True)
-class Release:
-    """Release to convert.
-
-    Attributes:
-        family: Family as named on the command line.
-        model: Weights: a file, a folder or an index.
-        config: config.yaml or config.json; None for a family without one.
-        tokenizer: Folder of the tokenizer of text.
-        codec: Folder of the codec's release.
-        ssl_tokenizer: Folder of the audio tokenizer's release.
-        keeps_codec: True to write the codec from the copy in the weights; `codec` then only provides its config.
-        backbone: config.json of the backbone, if the release only names it.
-        audio_config: config.json of the audio tower, if the release only names it.
-        audio: Options of the audio tower from the command line.
-        dtype: dtype to write; None for that of the training.
-    """
-
-    family: str
-    model: Path
-    config: Path | None
-    tokenizer: Path
-    codec: Path | None = None
-    ssl_tokenizer: Path | None = None
-    keeps_codec: bool = False
-    backbone: Path | None = None
-    audio_config: Path | None = None
-    audio: Mapping[str, Any] = field(default_factory=dict)
-    dtype: str | None = None
-
-    @property
-    def config_folder(self) -> Path:
-        """Folder of the config, for a family whose releases have one."""
-        assert self.config is not None, self.family
-        return self.config.parent
-
-    @property
-    def family_name(self) -> str:
-        """Name of the family in a checkpoint's config.json."""
-        return self.family.replace("-", "_")
+from stretto.families.base import Family
+from stretto.families.conversion import AudioTokenizer, Contents, Published, Release
+from stretto.families.defaults import with_defaults
+from stretto.families.registry import plugin, plugins
+from stretto.untrusted_files import entry, json_object, read_json, released_file, yaml_mapping
+from stretto.weights.backbones import read_backbone
+from stretto.weights.loading import open_tensors
 
 
-class StoredTensors(Mapping[str, Tensor]):
-    """Tensors of safetensors files by name, read on access."""
-
-    def __init__(self, paths: list[Path]):
-        files = [safe_open(path, framework="pt") for path in paths]
-        self._files = {name: file for file in files for name in file.keys()}  # noqa: SIM118
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._files[name].get_tensor(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
-
-    def __len__(self) -> int:
-        return len(self._files)
+def convertible() -> list[str]:
+    """Return the families that `stretto convert` knows, as named on the command line."""
+    return [each.name.replace("_", "-") for each in plugins() if each.convert is not None]
 
 
-def safetensors_files(path: Path) -> list[Path] | None:
-    """Return the safetensors files that `path` refers to; None if it is a file of another kind.
-
-    A folder may hold the same weights twice, so files are chosen as in transformers: the value of
-    `transformers_weights` in `config.json`, `model.safetensors`, or the shards of `model.safetensors.index.json`.
-    Without any of these, all safetensors files of the folder are returned. An index refers to the files that it names.
-
-    Raises:
-        CheckpointError: If a file is not regular, an index names a file outside its folder, or a link in the folder
-            leads out of the release.
-    """
-    if path.is_dir():
-        config = path / "config.json"
-        chosen = json_object(config).get("transformers_weights") if config.exists() else None
-        if chosen is not None:
-            return _named_files(released_file(path, chosen))
-        for name in (WHOLE, SHARDS):
-            if os.path.lexists(path / name):
-                return _named_files(released_file(path, name))
-        return [released_file(path, each.name) for each in sorted(path.glob(f"*{SUFFIX}"))]
-    return _named_files(regular_file(path))
+def published(release: Release) -> Published:
+    """Return the module for conversion of a release's family."""
+    found = plugin(release.family_name)
+    if found is None or found.convert is None:
+        raise CheckpointError(f"{release.family}: expected a family that can be converted: {', '.join(convertible())}")
+    return cast(Published, import_module(found.convert))
 
 
-def _named_files(path: Path) -> list[Path] | None:
-    """Return the files of an index, or `path` itself if it is a safetensors file; None for another kind of file."""
-    if not path.name.endswith(INDEX):
-        return [path] if path.suffix == SUFFIX else None
-    names = json_object(path).get("weight_map")
-    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
-        raise CheckpointError(f"{path}: weight_map: expected file names by tensor, got {shown(names)}")
-    return [released_file(path.parent, name) for name in sorted(set(names.values()))]
+def is_bare(release: Release) -> bool:
+    """Return True if the family's releases have no config, and any kind of tokenizer."""
+    return bool(getattr(published(release), "IS_BARE", False))
 
 
-def read_tensors(path: Path) -> Mapping[str, Tensor]:
-    """Return the tensors in `path`.
+def audio_tokenizer_of(family: str) -> Callable[[Path, int], AudioTokenizer] | None:
+    """Return the function that converts a family's audio tokenizer; None if the family has none."""
+    found = plugin(family)
+    if found is None or found.convert is None:
+        return None
+    kind = getattr(import_module(found.convert), "SSL_TOKENIZER", None)
+    return None if kind is None else kind.from_folder
 
-    `path` is `model.pt` ({"module": …}), `model.pth` or `2epoch.pth`, a safetensors file, its index, or a folder of
-    such files.
+
+def marks() -> dict[str, str]:
+    """Return descriptions of releases by the name of a tensor that only they have."""
+    converters = [import_module(each.convert) for each in plugins() if each.convert is not None]
+    return {name: kind for each in converters for name, kind in getattr(each, "MARKS", {}).items()}
+
+
+DTYPES = ("bfloat16", "float16", "float32")
+
+
+def read_contents(release: Release) -> Contents:
+    """Read everything except the tensors' values; CheckpointError if a file is invalid."""
+    config, tensors = _config(release), open_tensors(release.model)
+    tokenizer = read_tokenizer(release.tokenizer, spells_bytes=not is_bare(release))
+    family = published(release)
+    tag = family.BACKBONE_TAG
+    backbone = config if tag is None else read_backbone(entry(config, tag), release.backbone, release.tokenizer)
+    dtype = release.dtype or _known_dtype(family.trained_dtype(config), tensors)
+    return Contents(config, tensors, tokenizer, backbone, dtype)
+
+
+def _config(release: Release) -> dict[str, Any]:
+    """Return the release's config; empty for a family without one."""
+    if release.config is None:
+        if not is_bare(release):
+            raise CheckpointError(f"--config: expected the config.yaml or config.json of {release.family}, got none")
+        return {}
+    read = read_json if release.config.suffix == ".json" else yaml_mapping  # YAML would read 1e-05 as a string
+    return read(release.config)
+
+
+def notes_on(contents: Contents, release: Release) -> list[str]:
+    """Return findings that an operator may want to know."""
+    family = published(release)
+    table = contents.tensors[family.EMBEDDINGS]
+    stored = str(table.dtype).removeprefix("torch.")
+    notes = [f"stored in {stored}, written in {contents.dtype}"] if stored != contents.dtype else []
+    if contents.dtype == "float32" and release.dtype is None:
+        notes.append("written and served in float32; --dtype bfloat16 takes half the memory, and less time on a GPU")
+    return notes + family.notes(contents.config, table, release.family)
+
+
+def _known_dtype(trained: str | None, tensors: Mapping[str, Tensor]) -> str:
+    """Return the dtype that the model was trained in; if unknown, the dtype of its first stored tensor."""
+    dtype = trained or str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+    if dtype not in DTYPES:
+        raise CheckpointError(
+            f"expected a model trained in one of {', '.join(DTYPES)}, got {dtype!r}; choose with --dtype"
+        )
+    return dtype
+
+
+GENERATION_FILE = "generation_config.json"
+
+
+def read_defaults(
+    release: Release, family: Family, names: Mapping[str, tuple[str, ...]]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return `speech_sampling` from a release's generation_config.json, and notes on the values used.
+
+    Lengths are ignored: a family has its own, and a request may set them.
+
+    Args:
+        release: The release; the file is next to its config, or in the folder of its weights.
+        family: Family with the defaults of its authors' code.
+        names: Fields of `speech_sampling` by keys of the file; a `…do_sample` that is false makes a segment greedy.
 
     Raises:
-        CheckpointError: If the file is missing, holds anything but tensors, or cannot be memory-mapped.
+        CheckpointError: If a value is invalid; the message names its key.
     """
-    try:
-        files = safetensors_files(path)
-        stored = read_pickled(path, stays_in_file=True) if files is None else StoredTensors(files)
-    except UNREADABLE as error:
-        raise CheckpointError(f"{path}: expected tensors, got {error!r}") from error
-    if isinstance(stored, StoredTensors) and stored:
-        return stored
-    tensors = stored.get("module", stored) if isinstance(stored, dict) else {}
-    if not isinstance(tensors, dict):
-        tensors = {}
-    odd = sorted(
-        str(name) for name, tensor in tensors.items() if not (isinstance(name, str) and torch.is_tensor(tensor))
+    path = _place(release) if names else None
+    if path is None:
+        return {}, []
+    found = json_object(path)
+    taken: dict[str, Any] = {}
+    keys = [name for name in names if found.get(name) is not None]
+    if family.penalized is None:
+        keys = [name for name in keys if "repetition_penalty" not in names[name]]
+    is_switch = {name: name.endswith(("do_sample", "dosample")) for name in keys}
+    for name in sorted(keys, key=lambda name: is_switch[name]):  # switches last, because they override the temperature
+        value = found[name]
+        if is_switch[name]:
+            if not isinstance(value, bool):
+                raise CheckpointError(f"{path}: {name}: expected true or false, got {shown(value)}")
+            if value:
+                continue
+            value = 0.0
+        for field in names[name]:
+            segment, _, last = field.rpartition(".")
+            part = {last: value}
+            try:
+                with_defaults(family, {segment: part} if segment else part)
+            except CheckpointError as error:
+                expected = str(error).partition(": expected ")[2]
+                raise CheckpointError(f"{path}: {name}: expected {expected}") from error
+            (taken.setdefault(segment, {}) if segment else taken).update(part)
+    said = ", ".join(f"{name} {found[name]}" for name in keys)
+    return taken, [f"defaults from {GENERATION_FILE}: {said}"] if keys else []
+
+
+def _place(release: Release) -> Path | None:
+    """Return the path of the file; None if the release has none."""
+    folders = [release.model if release.model.is_dir() else release.model.parent]
+    if release.config is not None:
+        folders.insert(0, release.config.parent)
+    return next(
+        (released_file(folder, GENERATION_FILE) for folder in folders if (folder / GENERATION_FILE).exists()), None
     )
-    if odd or not tensors:
-        raise CheckpointError(f"{path}: expected tensors by name, or under 'module'; got {odd[:8] or 'none'}")
-    return tensors
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the contents of a config.json, or of the one in a folder."""
-    return json_object(path / "config.json" if path.is_dir() else path)
-
-
-def entry(record: Mapping[str, Any], dotted: str) -> Any:
-    """Return the value of a nested record at `a.b.c`; CheckpointError names the first missing key."""
-    value: Any = record
-    for depth, key in enumerate(dotted.split(".")):
-        if not isinstance(value, Mapping) or key not in value:
-            raise CheckpointError(f"config.yaml: {'.'.join(dotted.split('.')[: depth + 1])} is missing")
-        value = value[key]
-    return value
-
-
-def optional_entry(record: Mapping[str, Any], dotted: str) -> Any:
-    """Return the value of a nested record at `a.b.c`; None if it is missing."""
-    with suppress(CheckpointError):
-        return entry(record, dotted)
-    return None
-
-
-@dataclass(frozen=True)
-class Tokenizer:
-    """Files of a public tokenizer, to be copied.
-
-    Attributes:
-        folder: Folder of the tokenizer.
-        size: Highest id plus one.
-        tokens: Spelling of each id.
-        made: tokenizer.json to be written with the files, if they have none.
-        files: Files to copy.
-    """
-
-    folder: Path
-    size: int
-    tokens: Mapping[int, str] = field(default_factory=dict)
-    made: Mapping[str, Any] | None = None
-    files: tuple[Path, ...] = ()
-
-    @classmethod
-    def at(cls, folder: Path, spells_bytes: bool = True) -> "Tokenizer":
-        """Read `tokenizer.json`, or build it from vocab.json and merges.txt.
-
-        Args:
-            folder: Folder of the tokenizer.
-            spells_bytes: See `TextTokenizer`.
-
-        Raises:
-            CheckpointError: If there is no tokenizer, or one that the server cannot use.
-        """
-        made = None
-        if (folder / FILE).exists() or not (folder / "vocab.json").exists():
-            tokens = TextTokenizer.at(folder, spells_bytes).tokens
-        else:
-            tokenizer = read_tokenizer(folder)
-            tokens, made = TextTokenizer(tokenizer).tokens, json.loads(tokenizer.to_str())
-        if not tokens:
-            raise CheckpointError(f"{folder}: expected a tokenizer with tokens, got none")
-        found = sorted(path.name for path in folder.iterdir() if path.name.startswith(TOKENIZER) and not path.is_dir())
-        return cls(folder, 1 + max(tokens), tokens, made, tuple(released_file(folder, name) for name in found))

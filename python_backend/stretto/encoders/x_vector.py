@@ -6,7 +6,7 @@
     voice.x_vector [H] float32                           # replaces an embedding
 
 `preprocessing.audio` resamples recordings to the codec's rate by soxr, as the authors' wrapper does. Results are
-deterministic; `families.encoder_cache` caches the latest.
+deterministic; `families.audio_format.CachedEncoder` keeps the latest.
 """
 
 from collections.abc import Mapping
@@ -18,14 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import MimiConfig
 from transformers.audio_utils import mel_filter_bank
-from transformers.models.mimi.modeling_mimi import (
-    MimiConv1d,
-    MimiEncoder,
-    MimiSplitResidualVectorQuantizer,
-    MimiTransformerModel,
-)
 from transformers.models.qwen2_5_omni.configuration_qwen2_5_omni import Qwen2_5OmniDiTConfig
 from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import ECAPA_TimeDelayNet
 
@@ -140,27 +133,6 @@ def read_speaker_encoder(folder: Path) -> SpeakerEncoder:
         ) from error
     load_strictly(encoder.network, read_tensors(folder / WEIGHTS), folder / WEIGHTS)
     return encoder.eval().requires_grad_(False)
-
-
-KERNEL, STRIDE = 4, 2  # downsampling from transformer steps to frames
-
-
-class Encoder(nn.Module):
-    """Encoder: samples to codes, from transformers' modules under their names in MimiModel."""
-
-    def __init__(self, config: MimiConfig) -> None:
-        super().__init__()
-        self.encoder = MimiEncoder(config)
-        self.encoder_transformer = MimiTransformerModel(config)
-        width = config.hidden_size
-        self.downsample = MimiConv1d(config, width, width, KERNEL, STRIDE, bias=False, pad_mode="replicate")
-        self.quantizer = MimiSplitResidualVectorQuantizer(config)
-
-    def forward(self, pcm: Tensor, num_codebooks: int) -> Tensor:
-        """Return the codes [K, T] of samples [n]; the last frame may be partial."""
-        steps = self.encoder(pcm[None, None]).transpose(1, 2)
-        steps = self.encoder_transformer(steps, use_cache=False).last_hidden_state.transpose(1, 2)
-        return self.quantizer.encode(self.downsample(steps), num_codebooks)[:, 0]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -19,10 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from stretto.codecs.base import Codec
 from stretto.encoders.xeus import Xeus, XeusConfig
 from stretto.errors import CheckpointError
-from stretto.families.audio_format import CachedEncoder
 from stretto.untrusted_files import UNPARSABLE, json_object, regular_file
 from stretto.weights.loading import load_strictly
 
@@ -159,15 +157,3 @@ def load_ssl_tokenizer(checkpoint: Path, num_codes: int, device: str = "cpu") ->
         tokenizer = XeusTokenizer(config, num_codes)
     load_strictly(tokenizer, tensors, folder, assign=True)
     return tokenizer.eval().requires_grad_(False).to(device)
-
-
-class InputCodes(CachedEncoder):
-    """Cached encoder of audio to codes [S, T] int64 by both tokenizers; T is the shorter of both lengths."""
-
-    def __init__(self, codec: Codec, ssl: SslTokenizer):
-        def both(pcm: np.ndarray) -> np.ndarray:
-            semantic, acoustic = ssl.encode(pcm), codec.encode(pcm)
-            num_frames = min(len(semantic), acoustic.shape[1])
-            return np.concatenate([semantic[None, :num_frames], acoustic[:, :num_frames]])
-
-        super().__init__(both)

@@ -18,9 +18,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from stretto.convert.release import read_json
 from stretto.errors import CheckpointError
-from stretto.untrusted_files import LEADS_ELSEWHERE, UNPARSABLE
+from stretto.untrusted_files import LEADS_ELSEWHERE, UNPARSABLE, read_json
 from stretto.weights.tensors import shapes_of
 
 # Keys of a backbone with Llama's layers.

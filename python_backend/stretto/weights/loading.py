@@ -1,20 +1,21 @@
-"""Codec checkpoints as published by transformers, loaded strictly."""
+"""Weights of checkpoints and releases, read strictly: tensors, configs, and models of transformers."""
 
+import os
 import pickle
 import struct
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel, logging
 
-from stretto.errors import CheckpointError
+from stretto.errors import CheckpointError, shown
 from stretto.untrusted_files import LEADS_ELSEWHERE, UNPARSABLE, json_object, regular_file, released_file
 
 NAMED = 12  # of so many tensors that do not fit, the names are said
@@ -205,3 +206,84 @@ def load_model(model_class: type[Model], directory: Path, optional: Iterable[str
         raise CheckpointError(f"{directory}: {', '.join(f'{kind} {first(names)}' for kind, names in found.items())}")
     check_finite({name: tensor for name, tensor in tensors.items() if name not in absent}, directory)
     return model.eval().requires_grad_(False), not absent
+
+
+INDEX, SUFFIX = ".safetensors.index.json", ".safetensors"
+WHOLE, SHARDS = "model.safetensors", f"model{INDEX}"  # names used by transformers, in order of preference
+
+
+class StoredTensors(Mapping[str, Tensor]):
+    """Tensors of safetensors files by name, read on access."""
+
+    def __init__(self, paths: list[Path]):
+        files = [safe_open(path, framework="pt") for path in paths]
+        self._files = {name: file for file in files for name in file.keys()}  # noqa: SIM118
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._files[name].get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
+def safetensors_files(path: Path) -> list[Path] | None:
+    """Return the safetensors files that `path` refers to; None if it is a file of another kind.
+
+    A folder may hold the same weights twice, so files are chosen as in transformers: the value of
+    `transformers_weights` in `config.json`, `model.safetensors`, or the shards of `model.safetensors.index.json`.
+    Without any of these, all safetensors files of the folder are returned. An index refers to the files that it names.
+
+    Raises:
+        CheckpointError: If a file is not regular, an index names a file outside its folder, or a link in the folder
+            leads out of the release.
+    """
+    if path.is_dir():
+        config = path / "config.json"
+        chosen = json_object(config).get("transformers_weights") if config.exists() else None
+        if chosen is not None:
+            return _named_files(released_file(path, chosen))
+        for name in (WHOLE, SHARDS):
+            if os.path.lexists(path / name):
+                return _named_files(released_file(path, name))
+        return [released_file(path, each.name) for each in sorted(path.glob(f"*{SUFFIX}"))]
+    return _named_files(regular_file(path))
+
+
+def _named_files(path: Path) -> list[Path] | None:
+    """Return the files of an index, or `path` itself if it is a safetensors file; None for another kind of file."""
+    if not path.name.endswith(INDEX):
+        return [path] if path.suffix == SUFFIX else None
+    names = json_object(path).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        raise CheckpointError(f"{path}: weight_map: expected file names by tensor, got {shown(names)}")
+    return [released_file(path.parent, name) for name in sorted(set(names.values()))]
+
+
+def open_tensors(path: Path) -> Mapping[str, Tensor]:
+    """Return the tensors in `path`.
+
+    `path` is `model.pt` ({"module": …}), `model.pth` or `2epoch.pth`, a safetensors file, its index, or a folder of
+    such files.
+
+    Raises:
+        CheckpointError: If the file is missing, holds anything but tensors, or cannot be memory-mapped.
+    """
+    try:
+        files = safetensors_files(path)
+        stored = read_pickled(path, stays_in_file=True) if files is None else StoredTensors(files)
+    except UNREADABLE as error:
+        raise CheckpointError(f"{path}: expected tensors, got {error!r}") from error
+    if isinstance(stored, StoredTensors) and stored:
+        return stored
+    tensors = stored.get("module", stored) if isinstance(stored, dict) else {}
+    if not isinstance(tensors, dict):
+        tensors = {}
+    odd = sorted(
+        str(name) for name, tensor in tensors.items() if not (isinstance(name, str) and torch.is_tensor(tensor))
+    )
+    if odd or not tensors:
+        raise CheckpointError(f"{path}: expected tensors by name, or under 'module'; got {odd[:8] or 'none'}")
+    return tensors

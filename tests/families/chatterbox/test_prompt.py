@@ -9,7 +9,6 @@ import torch
 
 from benchmarks.checkpoints.random_chatterbox import KNOWN, convert
 from stretto.codecs.base import Whole
-from stretto.convert.release import read_tensors
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.chatterbox.family import END_OF_TEXT, START_OF_TEXT, ChatterboxVocabulary
 from stretto.families.chatterbox.prompt import ChatterboxTemplate, open_chatterbox
@@ -17,6 +16,7 @@ from stretto.families.registry import VOCABULARY, config_at, family_at
 from stretto.families.tokenizer import TextTokenizer
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.records.prompt import Prompt
+from stretto.weights.loading import open_tensors
 from tests.chatterbox_release import REPLIES, write
 
 
@@ -42,7 +42,7 @@ def test_rows_are_voice_text_and_twice_the_start(reply: dict[str, object], check
 
 @pytest.mark.parametrize("reply", REPLIES[:2], ids=lambda reply: reply["voice"])
 def test_the_rows_of_a_voice_are_the_authors(reply: dict[str, object], checkpoint: Path) -> None:
-    table = read_tensors(checkpoint)["model.embed_tokens.weight"]
+    table = open_tensors(checkpoint)["model.embed_tokens.weight"]
     ids = known_at(checkpoint).voice(str(reply["voice"]))
     sums = table[ids.start : ids.stop].abs().sum(1)
     assert torch.allclose(sums, torch.tensor(reply["voice_rows"]), rtol=1e-5)

@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from stretto.convert.release import read_tensors
 from stretto.errors import InvalidRequest
 from stretto.families.csm.convert import CODES as TABLE
 from stretto.families.csm.convert import CODES_OF_BACKBONE
 from stretto.preprocessing.request import Preprocessor, RawRequest
+from stretto.weights.loading import open_tensors
 from tests.published_csm import (
     BEGIN,
     CODEBOOK_SIZE,
@@ -133,13 +133,13 @@ def test_both_tables_of_codes_may_be_one(tmp_path: Path) -> None:
     tables = model.backbone_model.embed_tokens.embed_audio_tokens, model.depth_decoder.model.embed_tokens
     tables[0].weight.copy_(tables[1].weight)
     release = write_release(tmp_path / "release", model)
-    both = read_tensors(release.convert(tmp_path / "both"))
+    both = open_tensors(release.convert(tmp_path / "both"))
     index = release.folder / "transformers.safetensors.index.json"
-    published = dict(read_tensors(index))
+    published = dict(open_tensors(index))
     for table in (TABLE, CODES_OF_BACKBONE):
         held = {name: tensor for name, tensor in published.items() if name != table}
         save_file(held, release.folder / "one.safetensors")
         index.write_text(json.dumps({"weight_map": dict.fromkeys(held, "one.safetensors")}))
-        alone = read_tensors(release.convert(tmp_path / table))
+        alone = open_tensors(release.convert(tmp_path / table))
         assert alone.keys() == both.keys()
         assert all(torch.equal(alone[name], both[name]) for name in both)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.checkpoints.random_higgs_audio import HiggsAudioRelease, make_model, write_release
-from stretto.convert.release import read_tensors
+from stretto.weights.loading import open_tensors
 from tests.refused_conversion import refused
 
 Tensors = dict[str, torch.Tensor]
@@ -33,9 +33,9 @@ def change(release: HiggsAudioRelease, edit: Callable[[Tensors], object]) -> Non
 
 
 def test_what_only_training_needs_is_left_out(release: HiggsAudioRelease, tmp_path: Path) -> None:
-    before = read_tensors(release.convert(tmp_path / "before"))
+    before = open_tensors(release.convert(tmp_path / "before"))
     change(release, lambda tensors: tensors.update({"text_lm_head.weight": torch.ones(330, 64)}))
-    after = read_tensors(release.convert(tmp_path / "after"))
+    after = open_tensors(release.convert(tmp_path / "after"))
     assert before.keys() == after.keys()
 
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from stretto.encoders.xeus_units import InputCodes
 from stretto.families.audio_format import ENTRY_BYTES, CachedEncoder
+from stretto.families.opuslm.prompt import InputCodes
 from tests.fakes import FrameCounter
 
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from stretto.codecs.base import CodecSpec, Stateful, Window
 from stretto.codecs.qwen3_12hz.config import Qwen3CodecConfig, read_config
 from stretto.codecs.qwen3_12hz.decoder import Decoder, Memory
+from stretto.codecs.qwen3_12hz.encoder import Encoder
 from stretto.codecs.seanet.stream import keep_lengths_on_host
-from stretto.encoders.x_vector import Encoder
 from stretto.weights.loading import codec_directory, load_strictly, read_tensors
 
 # Used in training only, to learn the codebooks' entries.

@@ -13,11 +13,11 @@ from torch import Tensor
 from transformers import Qwen3OmniMoeAudioEncoderConfig
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeAudioEncoder
 
-from stretto.convert.published import Contents, Converted
-from stretto.convert.release import Release, Tokenizer, entry, optional_entry, read_json
 from stretto.errors import CheckpointError
 from stretto.families.bagpiper.family import NUM_STREAMS, SPECIAL_TOKENS, BagpiperVocabulary
+from stretto.families.conversion import Contents, Converted, Release, Tokenizer
 from stretto.families.registry import NAME, VOCABULARY
+from stretto.untrusted_files import entry, optional_entry, read_json
 from stretto.weights.backbones import config_of, shapes
 from stretto.weights.tensors import Part, Plan, shapes_of
 

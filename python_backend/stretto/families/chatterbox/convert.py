@@ -20,14 +20,13 @@ from torch import Tensor
 
 from stretto.codecs.s3gen.codec import LONGEST, S3GenCodec
 from stretto.codecs.s3gen.config import FRAMES_PER_TOKEN, S3GenConfig
-from stretto.convert.published import Contents, Converted, Network
-from stretto.convert.release import Release, Tokenizer, read_tensors
 from stretto.errors import CheckpointError
 from stretto.families.chatterbox.family import END_OF_SPEECH, SPACE, START_OF_SPEECH, ChatterboxVocabulary
+from stretto.families.conversion import Contents, Converted, Network, Release, Tokenizer
 from stretto.families.registry import NAME, VOCABULARY
 from stretto.untrusted_files import released_file
 from stretto.weights.backbones import read_backbone, shapes
-from stretto.weights.loading import read_pickled
+from stretto.weights.loading import open_tensors, read_pickled
 from stretto.weights.tensors import Part, Plan, check
 
 FILE = "s3gen.safetensors"
@@ -51,7 +50,7 @@ def s3gen(folder: Path, voices: Mapping[str, Mapping[str, Any]], num_codes: int)
     Raises:
         CheckpointError: If anything does not fit; the message names it.
     """
-    stored = read_tensors(released_file(folder, FILE))
+    stored = open_tensors(released_file(folder, FILE))
     speaking = {name: tensor for name, tensor in stored.items() if not name.startswith(HEARING)}
     for number, (name, voice) in enumerate(voices.items()):
         parts = voice_tensors(name, voice, num_codes)

@@ -12,11 +12,9 @@ import torch
 from torch import Tensor
 from transformers import CsmConfig, CsmForConditionalGeneration
 
-from stretto.convert.generation import AUDIO, prefixed
-from stretto.convert.published import Contents, Converted
-from stretto.convert.release import Release, Tokenizer
 from stretto.errors import CheckpointError
 from stretto.families.base import DepthSpec
+from stretto.families.conversion import AUDIO, Contents, Converted, Release, Tokenizer, prefixed
 from stretto.families.csm.family import CsmVocabulary
 from stretto.families.registry import NAME, VOCABULARY
 from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, dtype_of, read_numbers

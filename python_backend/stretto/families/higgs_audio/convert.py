@@ -12,10 +12,8 @@ import torch
 from torch import Tensor
 from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration
 
-from stretto.convert.generation import AUDIO
-from stretto.convert.published import Contents, Converted
-from stretto.convert.release import Release, Tokenizer
 from stretto.errors import CheckpointError
+from stretto.families.conversion import AUDIO, Contents, Converted, Release, Tokenizer
 from stretto.families.higgs_audio.convert_codec import boson_codec
 from stretto.families.higgs_audio.family import NEEDED, NUM_MARKS, SCENE_END, SCENE_START, HiggsAudioVocabulary
 from stretto.families.registry import NAME, VOCABULARY

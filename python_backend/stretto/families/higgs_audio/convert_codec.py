@@ -15,8 +15,8 @@ from transformers import HiggsAudioV2TokenizerConfig
 
 from stretto.codecs.espnet_dac import multiply_weight_norm_out
 from stretto.codecs.higgs import HiggsModel
-from stretto.convert.published import Network
 from stretto.errors import CheckpointError
+from stretto.families.conversion import Network
 from stretto.untrusted_files import UNPARSABLE, json_object, released_file
 from stretto.weights.loading import CONFIG_FILE, load_config, read_tensors
 from stretto.weights.tensors import Part, check, shapes_of

@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 
 from stretto.codecs.espnet_dac import multiply_weight_norm_out
-from stretto.convert.published import Contents, Converted
-from stretto.convert.release import Release, Tokenizer, entry, optional_entry, read_tensors
 from stretto.encoders.xeus import Xeus, XeusConfig
 from stretto.encoders.xeus_units import CONFIG, FOLDER, WEIGHTS, read_centres
 from stretto.errors import CheckpointError
+from stretto.families.conversion import Contents, Converted, Release, Tokenizer
 from stretto.families.opuslm import family as opuslm
 from stretto.families.opuslm.family import NUM_STREAMS, OpusVocabulary
 from stretto.families.registry import NAME, VOCABULARY
-from stretto.untrusted_files import UNPARSABLE, released_file, yaml_mapping
+from stretto.untrusted_files import UNPARSABLE, entry, optional_entry, released_file, yaml_mapping
 from stretto.weights.backbones import config_of, shapes
+from stretto.weights.loading import open_tensors
 from stretto.weights.tensors import Entry, Part, Plan, Progress, Written, check, write_file, write_json
 
 CHECKPOINTS, CLUSTERS = ("xeus_checkpoint_new.pth", "xeus_checkpoint_old.pth"), "km_opus_lm.mdl"
@@ -129,7 +129,7 @@ class ConvertedSslTokenizer:
         """
         folder = folder / "model" if (folder / "model").is_dir() else folder
         config = read_config(released_file(folder, "config.yaml"))
-        published = read_tensors(released_file(folder, _checkpoint(folder).name))
+        published = open_tensors(released_file(folder, _checkpoint(folder).name))
         tensors = multiply_weight_norm_out(
             {name.replace(OLD_POSITIONS, POSITIONS): tensor for name, tensor in published.items()}
         )

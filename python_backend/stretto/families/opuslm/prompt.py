@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from stretto.codecs.base import Codec
-from stretto.encoders.xeus_units import InputCodes, SslTokenizer, load_ssl_tokenizer
+from stretto.encoders.xeus_units import SslTokenizer, load_ssl_tokenizer
 from stretto.errors import InvalidRequest
+from stretto.families.audio_format import CachedEncoder
 from stretto.families.base import Family, Task
 from stretto.families.conversation import Piece
 from stretto.families.opuslm.family import (
@@ -27,6 +28,18 @@ from stretto.families.tokenizer import TextTokenizer
 from stretto.streams.layout import Segment
 
 GAP = NUM_STREAMS - 1
+
+
+class InputCodes(CachedEncoder):
+    """Cached encoder of audio to codes [S, T] int64 by both tokenizers; T is the shorter of both lengths."""
+
+    def __init__(self, codec: Codec, ssl: SslTokenizer):
+        def both(pcm: np.ndarray) -> np.ndarray:
+            semantic, acoustic = ssl.encode(pcm), codec.encode(pcm)
+            num_frames = min(len(semantic), acoustic.shape[1])
+            return np.concatenate([semantic[None, :num_frames], acoustic[:, :num_frames]])
+
+        super().__init__(both)
 
 
 class SegmentWriter:

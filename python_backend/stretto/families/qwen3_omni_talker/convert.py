@@ -12,11 +12,9 @@ from typing import Any
 from torch import Tensor
 
 from stretto.codecs.qwen3_12hz.code2wav import MODEL_TYPE, Code2Wav, read_shape
-from stretto.convert.generation import prefixed
-from stretto.convert.published import Contents, Converted, Network
-from stretto.convert.release import Release, Tokenizer
 from stretto.errors import CheckpointError
 from stretto.families.audio_format import KEY, THINKER_STATES
+from stretto.families.conversion import Contents, Converted, Network, Release, Tokenizer, prefixed
 from stretto.families.qwen3_omni_talker.family import NAME, TalkerVocabulary
 from stretto.families.qwen3_tts import convert as qwen3_tts
 from stretto.families.qwen3_tts.convert import NUM_SUPPRESSED, Numbers, check_positions, depth_spec, text_ids

@@ -15,13 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stretto.convert.generation import AUDIO, prefixed
-from stretto.convert.published import Contents, Converted, Network
-from stretto.convert.release import Release, Tokenizer
 from stretto.encoders.x_vector import FOLDER, PREFIX, SpeakerConfig, SpeakerEncoder
 from stretto.errors import CheckpointError
 from stretto.families.audio_format import KEY, X_VECTOR
 from stretto.families.base import DepthSpec
+from stretto.families.conversion import AUDIO, Contents, Converted, Network, Release, Tokenizer, prefixed
 from stretto.families.qwen3_tts.family import CodecIds, Qwen3TtsVocabulary, TextIds
 from stretto.families.registry import NAME, VOCABULARY
 from stretto.weights.backbones import dtype_of

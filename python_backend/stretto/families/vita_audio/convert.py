@@ -15,18 +15,16 @@ from typing import Any
 
 from torch import Tensor
 
-from stretto.convert.generation import AUDIO
-from stretto.convert.published import Contents, Converted
-from stretto.convert.release import Release, Tokenizer, read_json
 from stretto.encoders.whisper_vq import CONFIG, FEATURES, FOLDER, read_tokenizer
 from stretto.errors import CheckpointError
 from stretto.families.audio_format import KEY, SENSE_VOICE
+from stretto.families.conversion import AUDIO, Contents, Converted, Release, Tokenizer
 from stretto.families.defaults import DRAWN
 from stretto.families.registry import NAME, VOCABULARY
 from stretto.families.vita_audio.family import BALANCE, HEARD, MARKERS, SCHEDULES, VANILLA, VitaVocabulary
 from stretto.families.vita_audio.model import SenseVoice
 from stretto.families.vita_audio.prompt import DITHER, NUM_BINS, SAMPLE_RATE, STACKED, STEP
-from stretto.untrusted_files import read_text, released_file, yaml_mapping
+from stretto.untrusted_files import read_json, read_text, released_file, yaml_mapping
 from stretto.weights import tensors
 from stretto.weights.backbones import config_of, shapes
 from stretto.weights.tensors import Entry, Part, Plan, Written, shapes_of
