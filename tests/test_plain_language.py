@@ -19,7 +19,7 @@ MOST = {
     "client": 0.0,
     "scripts": 0.0,
     "deploy": 0.0,
-    "training": 0.12,
+    "training": 0.0,
     "benchmarks": 0.26,
     "tests": 0.03,
 }

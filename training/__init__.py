@@ -1,1 +1,1 @@
-"""How the bundled model was made."""
+"""Training of the bundled model."""

@@ -1,10 +1,10 @@
-"""The bundled model from an empty folder: python -m training.tiny --folder DIR --out DIR
+"""Train the bundled model from an empty folder: python -m training.tiny --folder DIR --out DIR
 
     words ─► flite ─► shards ─► quantiser ─► codes ─► language model ─┐
                          └────► vocoder ────────────► codec ──────────┴─► checkpoint ─► word error rates
 
-Every step is skipped where its result exists, and goes on where it was interrupted, so the command may be repeated.
-Needs flite (`apt-get install flite`) and the extra `train`. About four hours on two cores.
+Steps with a result are skipped, and interrupted steps continue, so the command may be repeated. It needs flite
+(`apt-get install flite`) and the extra `train`, and takes about four hours on two cores.
 """
 
 import argparse
@@ -29,7 +29,7 @@ SEEDS = 3
 
 
 def synthesise_all(folder: Path, utterances: int) -> None:
-    """Speak the training sentences with one process per worker; the test sentences are left out."""
+    """Synthesise the training sentences, without those of the test sets, in one process per worker."""
     load_pronunciations(folder)
     avoid = {*domain_sentences(), *open_sentences()}
     with get_context("spawn").Pool(WORKERS) as pool:
@@ -48,12 +48,12 @@ def train_codec(folder: Path, rvq: Path, out: Path) -> None:
 
 
 def main() -> None:
-    """Every step in order."""
+    """Run all steps in order."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="where shards and checkpoints are kept (6 GB)")
-    parser.add_argument("--out", type=Path, required=True, help="where the exported checkpoint goes")
+    parser.add_argument("--folder", type=Path, required=True, help="working folder for shards and checkpoints (6 GB)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the exported checkpoint")
     parser.add_argument("--utterances", type=int, default=24_000)
-    parser.add_argument("--minutes", type=float, default=92, help="of training the language model")
+    parser.add_argument("--minutes", type=float, default=92, help="training time of the language model, in minutes")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     arguments.folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Rows of several examples in one padded batch, and the losses over it."""
+"""Padded batches of examples, and their losses."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,15 +12,21 @@ from stretto.families.tiny import family as tiny
 from training.tiny.network import GUIDED, Network
 from training.tiny.sequences import NO_TARGET, Head, Rows
 
-# the fine codebooks are noise to a good part; the coarse ones carry the words
+# weights of stream 0 and the codebooks: fine codebooks are largely noise, coarse ones carry the words
 STREAM_WEIGHTS = torch.tensor([1.0, 1.0, 0.8, 0.7, 0.6, 0.5, 0.4, 0.4])
-GUIDE_HEADS = [Head(index) for index in range(4)]  # layer by layer, as GUIDED lists them
+GUIDE_HEADS = [Head(index) for index in range(4)]  # in the order of layers and heads in GUIDED
 
 
 @dataclass(frozen=True)
 class Batch:
-    """`ids` [B, T, 9] and what to predict from each row, as in `Rows`; `codes` [B, T, 7] are the next row's codes,
-    NO_TARGET where there is none; `spoken` [B, T] marks rows of stream 0 inside an audio segment."""
+    """Padded examples.
+
+    Attributes:
+        ids: Rows, int64 [B, T, 9].
+        target: Stream 0 of the next row, or NO_TARGET, int64 [B, T].
+        codes: Codes of the next row, or NO_TARGET, int64 [B, T, 7].
+        look: Target spans of the guided heads, int64 [B, T, 4, 2], as in `Rows`.
+    """
 
     ids: Tensor
     target: Tensor
@@ -30,14 +36,19 @@ class Batch:
 
 @dataclass(frozen=True)
 class Losses:
-    """Sums of cross-entropies and how many: per kind of target. Kinds: text, frame, code0 … code6, look0 … look3."""
+    """Losses of a batch.
+
+    Attributes:
+        total: Weighted sum, used for training.
+        sums: Sum of cross-entropies and number of targets by kind: text, frame, code0 … code6, look0 … look3.
+    """
 
     total: Tensor
     sums: dict[str, tuple[float, int]]
 
 
 def collate(examples: Sequence[Rows]) -> Batch:
-    """Pad to the longest, rounded up to eight rows."""
+    """Pad examples to the length of the longest, rounded up to a multiple of eight rows."""
     length = -(-max(len(rows.ids) for rows in examples) // 8) * 8
     count = len(examples)
     ids = np.full((count, length, tiny.LAYOUT.num_input_streams), tiny.PAD, dtype=np.int64)
@@ -57,7 +68,7 @@ def collate(examples: Sequence[Rows]) -> Batch:
 
 
 def losses(network: Network, batch: Batch, guide: float, text_weight: float) -> Losses:
-    """All losses of one batch; the total is audio + text_weight · text + guide · look."""
+    """Return the losses of one batch; the total is audio + text_weight · text + guide · look."""
     scores: list[Tensor] = []
     with torch.autocast("cpu", torch.bfloat16):
         hidden = network(batch.ids, scores if guide else None)
@@ -75,7 +86,7 @@ def losses(network: Network, batch: Batch, guide: float, text_weight: float) -> 
 
 
 def _text_losses(logits: Tensor, target: Tensor, sums: dict[str, tuple[float, int]]) -> tuple[Tensor, Tensor, float]:
-    """Mean over the text segments, then sum and count over the audio rows of stream 0."""
+    """Return the mean over text segments, and the sum and count over audio rows of stream 0."""
     each = F.cross_entropy(logits, target, reduction="none")
     in_audio = (target >= tiny.FIRST_FRAME_TOKEN) | (target == tiny.END_OF_AUDIO)
     frames, words = each[in_audio], each[~in_audio]
@@ -96,7 +107,7 @@ def _code_losses(logits: Tensor, codes: Tensor, sums: dict[str, tuple[float, int
 
 
 def _look_losses(scores: list[Tensor], look: Tensor, sums: dict[str, tuple[float, int]]) -> Tensor:
-    """Minus the log of the attention that each guided head pays to its span, averaged over rows, then heads."""
+    """Return the negative log of each guided head's attention to its span, averaged over rows, then over heads."""
     assert len(scores) == len(GUIDED)
     column = torch.arange(look.shape[1])
     found = []

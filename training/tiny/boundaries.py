@@ -1,7 +1,8 @@
-"""Where the words lie in a sentence's phonemes.
+"""Assignment of a sentence's phonemes to its words.
 
-flite names no words, and says a word differently alone and in a sentence (`a` is ey alone, ax in passing). So the
-sentence is laid against its words said alone, by edit distance, and each phoneme takes the word it lands on:
+flite does not report word boundaries, and it pronounces some words differently in a sentence (`a` is ey alone, ax in
+passing). A sentence is therefore aligned with its words pronounced alone, by edit distance. Each phoneme belongs to the
+word that it is aligned with:
 
     alone      ey | b er ch              sentence   pau ax b er ch pau
     word        0   1 1  1               word        -  0  1 1  1   -
@@ -20,10 +21,10 @@ def _swap_cost(a: str, b: str) -> float:
     return 0.6 if (a in _VOWELS) == (b in _VOWELS) else 1.6
 
 
-def _costs(heard: Sequence[str], alone: Sequence[str]) -> list[list[float]]:
-    """`table[i][j]`: cheapest way to turn the first j phonemes said alone into the first i heard."""
+def _costs(sentence: Sequence[str], alone: Sequence[str]) -> list[list[float]]:
+    """Return `table[i][j]`, the minimal cost of changing the first j of `alone` into the first i of `sentence`."""
     table = [[float(j) for j in range(len(alone) + 1)]]
-    for i, phoneme in enumerate(heard, start=1):
+    for i, phoneme in enumerate(sentence, start=1):
         row = [float(i)]
         above = table[-1]
         for j, other in enumerate(alone, start=1):
@@ -32,12 +33,14 @@ def _costs(heard: Sequence[str], alone: Sequence[str]) -> list[list[float]]:
     return table
 
 
-def word_of_phonemes(heard: Sequence[str], words: Sequence[Sequence[str]]) -> list[int] | None:
-    """For each phoneme heard, the index of its word, NO_WORD for silence; None unless every word has one.
+def word_of_phonemes(sentence: Sequence[str], words: Sequence[Sequence[str]]) -> list[int] | None:
+    """Return the index of the word of each phoneme, with NO_WORD for silence; None if a word has no phoneme.
 
-    words: the phonemes of each word said alone, in order.
+    Args:
+        sentence: Phonemes of the sentence.
+        words: Phonemes of each word pronounced alone, in order.
     """
-    spoken = [phoneme for phoneme in heard if phoneme != SILENCE]
+    spoken = [phoneme for phoneme in sentence if phoneme != SILENCE]
     alone = [(phoneme, index) for index, word in enumerate(words) for phoneme in word]
     table = _costs(spoken, [phoneme for phoneme, _ in alone])
     landed = [NO_WORD] * len(spoken)
@@ -48,10 +51,10 @@ def word_of_phonemes(heard: Sequence[str], words: Sequence[Sequence[str]]) -> li
             landed[i] = alone[j][1]
         elif table[i][j] == table[i - 1][j] + 1:
             i -= 1
-            landed[i] = alone[max(j - 1, 0)][1]  # one phoneme more than alone: still the same word
+            landed[i] = alone[max(j - 1, 0)][1]  # an additional phoneme belongs to the same word
         else:
             j -= 1
     if set(landed) != set(range(len(words))):
         return None
     remaining = iter(landed)
-    return [NO_WORD if phoneme == SILENCE else next(remaining) for phoneme in heard]
+    return [NO_WORD if phoneme == SILENCE else next(remaining) for phoneme in sentence]

@@ -1,4 +1,4 @@
-"""One function per task: from an utterance or a transcript to the rows of `sequences`."""
+"""Training sequences of each task, built from utterances or transcripts (see `sequences`)."""
 
 import numpy as np
 
@@ -25,7 +25,7 @@ FIRST_CODEC, LAST_CODEC = 1, 1 + tiny.NUM_CODEBOOKS
 
 
 def _read(voice: str, transcript: Transcript, tail: list[int]) -> tuple[Rows, int]:
-    """Context, phoneme text, [end_of_text], then `tail` on stream 0; and the first row of the phoneme text."""
+    """Return the rows of context, phoneme text, [end_of_text] and `tail`, and the first row of the phoneme text."""
     source_ids, source = phoneme_text(transcript)
     head = [tiny.TTS, tiny.VOICES[voice], *characters(transcript.text), tiny.BEGIN_TEXT]
     first = len(head)
@@ -38,19 +38,19 @@ def _read(voice: str, transcript: Transcript, tail: list[int]) -> tuple[Rows, in
 
 
 def g2p(transcript: Transcript, voice: str) -> Rows:
-    """Characters in, phoneme text out; no audio."""
+    """Return a sequence from characters to phoneme text, without audio."""
     return _read(voice, transcript, [])[0]
 
 
 def frame_tokens(spoken: Spoken) -> np.ndarray:
-    """Stream 0 of each frame: its phoneme, with a mark on the phoneme's first frame."""
+    """Return stream 0 of each frame: the token of its phoneme, with a mark on the phoneme's first frame."""
     phonemes = np.asarray(spoken.transcript.phonemes)[spoken.phoneme_of_frame]
     continues = np.diff(spoken.phoneme_of_frame, prepend=-1) == 0
     return tiny.FIRST_FRAME_TOKEN + 2 * phonemes + continues
 
 
 def tts(spoken: Spoken) -> Rows:
-    """Characters in, phoneme text and then audio out."""
+    """Return a sequence from characters to phoneme text and then audio."""
     frames = len(spoken.codes)
     drain = [tiny.PAD] * (MAX_DELAY - 2)
     tail = [tiny.BEGIN_AUDIO, *frame_tokens(spoken).tolist(), tiny.END_OF_AUDIO, *drain, tiny.END_OF_REPLY]
@@ -65,7 +65,7 @@ def tts(spoken: Spoken) -> Rows:
 
 
 def _look_at_script(rows: Rows, spoken: Spoken, text: int, audio: int) -> None:
-    """Audio rows look at the text rows of their phoneme and of the next."""
+    """Set the guided attention of audio rows to the text rows of their phoneme and of the next."""
     _, source = phoneme_text(spoken.transcript)
     at = np.asarray([text + position for position, index in enumerate(source) if index >= 0])
     for frame, phoneme in enumerate(spoken.phoneme_of_frame):
@@ -75,7 +75,7 @@ def _look_at_script(rows: Rows, spoken: Spoken, text: int, audio: int) -> None:
 
 
 def unconditional(spoken: Spoken) -> Rows:
-    """What the unconditional half of a guidance pair sees of `tts`; only the codec streams are predicted."""
+    """Return the sequence of `tts` for the unconditional request of a CFG pair; only codec streams are targets."""
     rows = tts(spoken)
     audio = len(rows.ids) - len(spoken.codes) - MAX_DELAY
     rows.ids[KEPT_FIRST : audio - 1, 0] = tiny.NULL
@@ -87,7 +87,7 @@ def unconditional(spoken: Spoken) -> Rows:
 
 
 def _write(transcript: Transcript, head: Rows) -> Rows:
-    """`head`, which ends in [begin_text], then phoneme text, [separator], characters, [end_of_reply]."""
+    """Append phoneme text, [separator], characters and [end_of_reply] to `head`, which ends in [begin_text]."""
     source_ids, source = phoneme_text(transcript)
     first = len(head.ids)
     tail = blank([*source_ids, tiny.SEPARATOR, *characters(transcript.text), tiny.END_OF_REPLY])
@@ -106,14 +106,14 @@ def _write(transcript: Transcript, head: Rows) -> Rows:
 
 
 def spell(transcript: Transcript) -> Rows:
-    """Phoneme text in, characters out; no audio. The phonemes themselves are not predicted."""
+    """Return a sequence from phoneme text to characters, without audio; the phonemes are not targets."""
     rows = _write(transcript, blank([tiny.ASR, tiny.BEGIN_AUDIO, tiny.BEGIN_TEXT]))
     rows.target[: 2 + len(phoneme_text(transcript)[0])] = NO_TARGET
     return rows
 
 
 def audio_prompt(codes: np.ndarray) -> np.ndarray:
-    """Rows [T + 9, 9] of the audio that a transcription reads: codes [T, 7] delayed, numbered from 1."""
+    """Return the rows int64 [T + 9, 9] of an audio prompt: codes [T, 7] delayed, with frames numbered from 1."""
     count = len(codes) + MAX_DELAY
     ids = blank([tiny.PAD] * count).ids
     ids[:, FIRST_CODEC:LAST_CODEC] = codec_rows(codes, count)
@@ -122,8 +122,11 @@ def audio_prompt(codes: np.ndarray) -> np.ndarray:
 
 
 def asr(spoken: Spoken) -> Rows:
-    """Audio in, phoneme text and then characters out. Each audio row whose frame is complete also names that
-    frame's token (training only: it makes the network recognise while it listens)."""
+    """Return a sequence from audio to phoneme text and then characters.
+
+    The target of each audio row whose frame is complete is that frame's token. This is used only in training: it makes
+    the network recognise phonemes while it reads audio.
+    """
     frames = len(spoken.codes)
     head = blank([tiny.ASR, tiny.BEGIN_AUDIO, *[tiny.PAD] * (frames + MAX_DELAY), tiny.BEGIN_TEXT])
     audio = 2
@@ -135,7 +138,7 @@ def asr(spoken: Spoken) -> Rows:
 
 
 def _look_at_sound(rows: Rows, spoken: Spoken, audio: int) -> None:
-    """Text rows look at the audio rows that carry the next phoneme; a space belongs to the phoneme after it."""
+    """Set the guided attention of text rows to the next phoneme's audio rows; a space belongs to the next phoneme."""
     _, source = phoneme_text(spoken.transcript)
     starts = np.searchsorted(spoken.phoneme_of_frame, np.arange(len(spoken.transcript.phonemes) + 1))
     text = audio + len(spoken.codes) + MAX_DELAY + 1

@@ -1,4 +1,4 @@
-"""What the vocoder learns from: waveforms with their log-mel frames and their pitch."""
+"""Training data of the vocoder: waveforms with their log-mel frames and pitch."""
 
 import random
 from dataclasses import dataclass
@@ -18,7 +18,13 @@ HOP_MS = 1000 * HOP / SAMPLE_RATE
 
 @dataclass(frozen=True)
 class Clip:
-    """One utterance: pcm [T * HOP] float32, mel [T, NUM_MELS], pitch_hz [T] (0 where unvoiced); T in whole codes."""
+    """An utterance, cut to T mel frames that fill whole codec frames.
+
+    Attributes:
+        pcm: Samples, float32 [T * HOP].
+        mel: Log-mel frames, float32 [T, NUM_MELS].
+        pitch_hz: Pitch in Hz, float32 [T]; 0 for unvoiced frames.
+    """
 
     pcm: Tensor
     mel: Tensor
@@ -26,26 +32,26 @@ class Clip:
 
 
 def read_pitch(pcm: np.ndarray, frames: int) -> Tensor:
-    """Pitch in Hz at the middle of each mel frame, 0 where unvoiced (WORLD's DIO, refined by StoneMask)."""
-    import pyworld  # only training needs it
+    """Return the pitch in Hz at the middle of each mel frame, 0 if unvoiced (WORLD's DIO and StoneMask)."""
+    import pyworld  # dependency of training only
 
     wave = pcm.astype(np.float64)
     coarse, times = pyworld.dio(wave, SAMPLE_RATE, f0_floor=60, f0_ceil=400, frame_period=HOP_MS / 2)
-    fine = pyworld.stonemask(wave, coarse, times, SAMPLE_RATE)[1::2]  # estimates lie on multiples of half a hop
+    fine = pyworld.stonemask(wave, coarse, times, SAMPLE_RATE)[1::2]  # estimates are at multiples of half a hop
     found = np.zeros(frames, dtype=np.float32)
     found[: min(frames, len(fine))] = fine[:frames]
     return torch.from_numpy(found)
 
 
 def make_clip(utterance: Utterance) -> Clip:
-    """The clip of an utterance, cut to whole codec frames."""
+    """Return the clip of an utterance, cut to whole codec frames."""
     frames = len(utterance.pcm) // (HOP * MEL_FRAMES) * MEL_FRAMES
     pcm = utterance.pcm[: frames * HOP].float() / 32768
     return Clip(pcm, log_mel(pcm), read_pitch(pcm.numpy(), frames))
 
 
 def load_clips(data: Path, cache: Path, num_shards: int) -> list[Clip]:
-    """The clips of the first shards; each shard is worked out once and kept in `cache`."""
+    """Return the clips of the first shards; those of each shard are computed once and stored in `cache`."""
     cache.mkdir(parents=True, exist_ok=True)
     clips: list[Clip] = []
     for shard in sorted(data.glob("shard_*.pt"))[:num_shards]:
@@ -60,7 +66,7 @@ def load_clips(data: Path, cache: Path, num_shards: int) -> list[Clip]:
 
 
 def load_quantiser(path: Path) -> ResidualVQ:
-    """The residual quantiser that `training/tiny` fitted by k-means."""
+    """Return the residual quantiser that `fit_codec` fitted."""
     tables = torch.load(path)
     books = tables["cb"]
     quantiser = ResidualVQ(tables["mu"].shape[0], tables["P"].shape[1], books.shape[0], books.shape[1])
@@ -69,14 +75,21 @@ def load_quantiser(path: Path) -> ResidualVQ:
 
 
 def quantise(quantiser: ResidualVQ, mel: Tensor, num_codebooks: int) -> Tensor:
-    """Mel frames [T, NUM_MELS] as the first codebooks give them back."""
+    """Return mel frames [T, NUM_MELS] as reconstructed from the first codebooks."""
     codes = quantiser.encode(mel.reshape(-1, MEL_FRAMES * NUM_MELS)).T[:num_codebooks]
     return quantiser.decode(codes[None])[0].float().reshape(-1, NUM_MELS)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Segments: pcm [B, T * HOP], mel [B, T, NUM_MELS], pitch_hz [B, T] filled in between, voiced [B, T] in {0, 1}."""
+    """Random segments of clips.
+
+    Attributes:
+        pcm: Samples, [B, T * HOP].
+        mel: Log-mel frames, [B, T, NUM_MELS].
+        pitch_hz: Pitch in Hz, interpolated over unvoiced frames, [B, T].
+        voiced: 1 for voiced frames and 0 for others, [B, T].
+    """
 
     pcm: Tensor
     mel: Tensor
@@ -85,7 +98,7 @@ class Batch:
 
 
 def bridge(pitch_hz: Tensor) -> Tensor:
-    """Pitch with its unvoiced stretches filled by straight lines between the voiced neighbours."""
+    """Return the pitch, linearly interpolated over unvoiced frames."""
     known = torch.nonzero(pitch_hz)[:, 0].numpy()
     if len(known) == 0:
         return torch.full_like(pitch_hz, 130.0)
@@ -93,7 +106,12 @@ def bridge(pitch_hz: Tensor) -> Tensor:
 
 
 def draw_batch(clips: list[Clip], mels: list[list[Tensor]], rng: random.Random, size: int, frames: int) -> Batch:
-    """`size` random segments of whole codes. mels[i]: the mel variants of clip i, one of which is drawn."""
+    """Return random segments of whole codec frames.
+
+    Args:
+        mels: Variants of the mel frames of each clip, of which one is chosen at random.
+        size: Number of segments.
+    """
     parts: list[tuple[Tensor, ...]] = []
     while len(parts) < size:
         index = rng.randrange(len(clips))

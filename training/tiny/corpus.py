@@ -1,4 +1,4 @@
-"""What training draws from: encoded utterances, and word strings that are read but never spoken."""
+"""Sources of training examples: encoded utterances, and word strings without audio."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -15,26 +15,28 @@ from training.tiny.words import load_words
 
 Item = TypeVar("Item")
 
-BUCKET = 240  # utterances that are sorted by length together
-MAX_LISTENED_FRAMES = 255 - MAX_DELAY  # frames of an audio prompt are numbered to 255
-CONTEXTUAL = 150  # the most frequent words sound different alone; they are learned from sentences only
+BUCKET = 240  # number of utterances that are sorted by length together
+MAX_LISTENED_FRAMES = 255 - MAX_DELAY  # because frames of an audio prompt are numbered up to 255
+CONTEXTUAL = (
+    150  # number of most frequent words that are learned only from sentences, because they sound different alone
+)
 
 
 def write_encoded(path: Path, utterances: list[Spoken]) -> None:
-    """Save encoded utterances so that a reader never sees half a file."""
+    """Save encoded utterances atomically."""
     partial = path.with_suffix(".partial")
     torch.save([asdict(utterance) for utterance in utterances], partial)
     partial.rename(path)
 
 
 def read_encoded(path: Path) -> list[Spoken]:
-    """The utterances of one file of `write_encoded`."""
+    """Return the utterances in a file of `write_encoded`."""
     records = torch.load(path, weights_only=False)
     return [Spoken(**{**record, "transcript": Transcript(**record["transcript"])}) for record in records]
 
 
 class Corpus:
-    """The encoded utterances of a folder; `refresh` takes in files that have been added since."""
+    """Encoded utterances of a folder; `refresh` adds files that have been written since."""
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -48,7 +50,7 @@ class Corpus:
                 self.utterances += read_encoded(path)
 
     def batches(self, rows: int, rng: random.Random, max_frames: int = 1 << 20) -> Iterator[list[Spoken]]:
-        """Endless batches of similar length and at most `rows` rows, every utterance once per epoch."""
+        """Yield endless batches of similar length with at most `rows` rows; each epoch has every utterance once."""
         while True:
             self.refresh()
             pool = [utterance for utterance in self.utterances if len(utterance.codes) <= max_frames]
@@ -60,13 +62,13 @@ class Corpus:
 
 
 def num_rows(utterance: Spoken) -> int:
-    """Rows of its sequence, spaces between words aside."""
+    """Return the number of rows of a sequence, without spaces between words."""
     transcript = utterance.transcript
     return len(utterance.codes) + len(transcript.phonemes) + len(transcript.text) + MAX_DELAY
 
 
 def cut(items: list[Item], num_rows: Callable[[Item], int], rows: int) -> list[list[Item]]:
-    """Sort by length and cut into batches whose padded size is at most `rows`, or which hold a single item."""
+    """Sort by length and cut into batches with a padded size of at most `rows`, or with a single item."""
     batches: list[list[Item]] = [[]]
     for item in sorted(items, key=num_rows):
         if batches[-1] and (len(batches[-1]) + 1) * num_rows(item) > rows:
@@ -76,7 +78,7 @@ def cut(items: list[Item], num_rows: Callable[[Item], int], rows: int) -> list[l
 
 
 class WordStrings:
-    """Transcripts of random words, joined from their pronunciations alone."""
+    """Transcripts of random words, joined from their separate pronunciations."""
 
     def __init__(self, pronunciations: Pronunciations, rng: random.Random):
         words = load_words()
@@ -86,7 +88,7 @@ class WordStrings:
         self._rng = rng
 
     def draw(self, count: int) -> Transcript:
-        """`count` words, each as likely as any other: what is to be learned here is spelling, not frequency."""
+        """Return `count` uniformly random words; frequency does not matter for learning to spell."""
         text = " ".join(self._rng.choices(self._words, k=count))
         phonemes, owners = [PHONEME_ID["pau"]], [-1]
         for index, word in enumerate(text.split()):

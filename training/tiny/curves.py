@@ -1,4 +1,4 @@
-"""Draws the losses of a training log: python -m training.tiny.curves --log FILE --out FILE.png"""
+"""Plot the losses of a training log: python -m training.tiny.curves --log FILE --out FILE.png"""
 
 import argparse
 import re
@@ -31,14 +31,14 @@ _PAIR = re.compile(r"(\S+) ([\d.]+)")
 
 
 def read_log(path: Path) -> dict[str, np.ndarray]:
-    """Each kind of number in the log as a column; a step that was repeated after a restart counts once."""
+    """Return each quantity of the log as a column; a step repeated after a restart counts once."""
     found = [dict(_PAIR.findall(line)) for line in path.open() if line.startswith("step ")]
     lines = {int(record["step"]): record for record in found}
     return {kind: np.asarray([float(lines[step][kind]) for step in sorted(lines)]) for kind in found[0]}
 
 
 def draw(log: dict[str, np.ndarray], out: Path) -> None:
-    """One panel per group of losses, over minutes of training."""
+    """Plot one panel per group of losses over minutes of training."""
     figure, axes = pyplot.subplots(1, len(PANELS), figsize=(12, 3.4), dpi=80)
     for axis, (title, curves) in zip(axes, PANELS.items(), strict=True):
         for kind, label in curves.items():

@@ -1,4 +1,4 @@
-"""Turns shards of speech into what the language model trains on: `shard_NNNN.pt` into `codes_NNNN.pt`."""
+"""Encoding of speech shards for the language model: `shard_NNNN.pt` to `codes_NNNN.pt`."""
 
 from pathlib import Path
 
@@ -13,13 +13,13 @@ from training.tiny.synthesise import Utterance, read_shard
 
 
 def encode_one(utterance: Utterance, quantiser: ResidualVQ) -> Spoken | None:
-    """The utterance with its codes; None where it has more phonemes than frames."""
+    """Return the utterance with its codes; None if it has more phonemes than frames."""
     codes = quantiser.encode(stacked_mel(utterance)).numpy().astype(np.uint8)
     return encode_utterance(utterance, codes)
 
 
 def encode_shards(folder: Path, rvq: Path) -> None:
-    """Encode every shard of `folder` that has not been."""
+    """Encode all shards of `folder` that have not been encoded yet."""
     quantiser = load_quantiser(rvq)
     for shard in sorted(folder.glob("shard_*.pt")):
         path = folder / shard.name.replace("shard", "codes")

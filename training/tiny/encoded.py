@@ -1,4 +1,4 @@
-"""An utterance as the language model needs it: text, phonemes, words, and the codes of every frame."""
+"""Utterances with text, phonemes, words and the codes of each frame."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,13 @@ PHONEME_ID = {name: index for index, name in enumerate(PHONEMES)}
 
 @dataclass(frozen=True)
 class Transcript:
-    """Text and how it is said: `phonemes` index PHONEMES, `words[i]` is the word of phoneme i, -1 for silence."""
+    """Text and pronunciation.
+
+    Attributes:
+        text: Normalised text.
+        phonemes: Indices into PHONEMES.
+        words: Index of the word of each phoneme; -1 for silence.
+    """
 
     text: str
     phonemes: tuple[int, ...]
@@ -23,7 +29,12 @@ class Transcript:
 
 @dataclass(frozen=True)
 class Spoken:
-    """A transcript with its audio: `phoneme_of_frame` [T] int64 never falls; `codes` [T, K] uint8."""
+    """A transcript with audio.
+
+    Attributes:
+        phoneme_of_frame: Index of each frame's phoneme, int64 [T], never decreasing.
+        codes: Codes, uint8 [T, K].
+    """
 
     transcript: Transcript
     voice: str
@@ -32,15 +43,15 @@ class Spoken:
 
 
 def frame_starts(ends_s: Sequence[float], num_frames: int, frame_rate: float = FRAME_RATE) -> list[int]:
-    """The first frame of each phoneme, strictly rising from 0, so that every phoneme has a frame.
+    """Return the first frame of each phoneme, strictly increasing from 0, so that each phoneme has a frame.
 
-    Nearest in the least-squares sense (isotonic regression by pooling) to the true start times.
+    The frames are the nearest to the true start times by least squares (isotonic regression with pooling).
     """
     count = len(ends_s)
     assert count <= num_frames, (count, num_frames)
     pools: list[tuple[float, int]] = []
     for index, start_s in enumerate([0.0, *ends_s[:-1]]):
-        pools.append((start_s * frame_rate - index, 1))  # a start less its index may stay equal but never fall
+        pools.append((start_s * frame_rate - index, 1))  # a start minus its index may stay equal but never decrease
         while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
             (b, nb), (a, na) = pools.pop(), pools.pop()
             pools.append(((a * na + b * nb) / (na + nb), na + nb))
@@ -50,12 +61,12 @@ def frame_starts(ends_s: Sequence[float], num_frames: int, frame_rate: float = F
 
 
 def phoneme_of_frames(starts: Sequence[int], num_frames: int) -> np.ndarray:
-    """The phoneme that each frame belongs to, [T] int64."""
+    """Return the index of the phoneme of each frame, int64 [T]."""
     return np.searchsorted(np.asarray(starts), np.arange(num_frames), side="right") - 1
 
 
 def encode_utterance(utterance: Utterance, codes: np.ndarray) -> Spoken | None:
-    """Join an utterance and its codes [T, K]; None where it has more phonemes than frames."""
+    """Combine an utterance with its codes [T, K]; return None if it has more phonemes than frames."""
     phonemes = tuple(PHONEME_ID[name] for name in utterance.phonemes)
     if len(phonemes) > len(codes):
         return None

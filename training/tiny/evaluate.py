@@ -1,6 +1,6 @@
-"""Measures an exported checkpoint on the test sets: python -m training.tiny.evaluate --folder DIR --checkpoint DIR
+"""Evaluate an exported checkpoint on the test sets: python -m training.tiny.evaluate --folder DIR --checkpoint DIR
 
-One JSON line per figure, appended to `wer.jsonl` in the folder; a figure that is there already is not measured again.
+Appends one JSON line per result to `wer.jsonl` in the folder. Existing results are not measured again.
 """
 
 import argparse
@@ -29,21 +29,21 @@ BATCH = 30
 
 
 def resynthesise(codec: Codec, codes: np.ndarray) -> np.ndarray:
-    """Pcm [n] of codes [T, K], decoded in one window."""
+    """Return the samples [n] of codes [T, K], decoded in one window."""
     whole = torch.from_numpy(codes.T.astype(np.int64))[None]
     pcm, _ = codec.decode(Window(whole, 0, 0, torch.zeros(1, dtype=torch.int64), codec.initial_state(1)))
     return pcm[0].numpy()
 
 
 def error_rate(references: list[list], found: list[list]) -> float:
-    """Edit errors in per cent of the references' length."""
+    """Return the edit errors in percent of the references' length."""
     errors = sum(word_errors(reference, other) for reference, other in zip(references, found, strict=True))
     return 100 * errors / sum(map(len, references))
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One measurement: what was measured, on which set and voice, under which settings, and the value in per cent."""
+    """One measurement: its quantity, test set, voice and settings."""
 
     what: str
     test_set: str
@@ -56,7 +56,7 @@ class Figure:
 
 
 class Evaluation:
-    """One test set in one voice, and the figures that can be taken of it."""
+    """Evaluation on one test set in one voice; each method measures one quantity."""
 
     def __init__(self, folder: Path, checkpoint: Path, test_set: str, voice: str):
         self.test_set, self.voice = test_set, voice
@@ -80,16 +80,16 @@ class Evaluation:
         return (items[start : start + BATCH] for start in range(0, len(items), BATCH))
 
     def original(self) -> tuple[float, None]:
-        """Word error rate of flite itself."""
+        """Return the word error rate of flite's audio."""
         return self._judge.rate(self.texts, [utterance.pcm.numpy() / 32768 for utterance in self.utterances]), None
 
     def codec(self) -> tuple[float, None]:
-        """Word error rate after the codec's encoder and decoder."""
+        """Return the word error rate after encoding and decoding with the codec."""
         return self._judge.rate(self.texts, [resynthesise(self._codec, u.codes) for u in self._encoded]), None
 
     @torch.inference_mode()
     def phonemes(self) -> tuple[float, None]:
-        """Error rate of the phoneme text that the model writes, against flite's, spaces counted."""
+        """Return the error rate of the generated phoneme text against flite's, including spaces."""
         wanted = [phoneme_text(utterance.transcript)[0] for utterance in self._encoded]
         prompts = [text_prompt(text, self.voice) for text in self.texts]
         return error_rate(
@@ -98,14 +98,14 @@ class Evaluation:
 
     @torch.inference_mode()
     def transcription(self) -> tuple[float, int]:
-        """Word error rate of what the model writes when it listens to flite; how many transcripts are complete."""
+        """Return the word error rate of transcripts of flite's audio, and the number of complete transcripts."""
         codes = [utterance.codes for utterance in self._encoded]
         found = [written(text) for part in self._batches(codes) for text in transcribe(self._network, part)]
         rate = error_rate([spelled_words(text) for text in self.texts], [spelled_words(text) for text in found])
         return rate, sum(bool(text) for text in found)
 
     def speech(self, speaking: Speaking) -> tuple[float, int]:
-        """Word error rate of the model's speech from characters, and how many utterances ended by themselves."""
+        """Return the word error rate of speech generated from characters, and the number of utterances that ended."""
         recordings, ended = [], 0
         for index, texts in enumerate(self._batches(self.texts)):
             codes, ends = speak(self._network, texts, self.voice, replace(speaking, seed=1000 * speaking.seed + index))
@@ -115,7 +115,7 @@ class Evaluation:
 
 
 def plan(scales: list[float], seeds: int, test_set: str, voice: str) -> dict[Figure, Callable]:
-    """The figures to take of one set in one voice, and how."""
+    """Return the measurements for one test set in one voice."""
     simple = {
         Figure(what, test_set, voice): getattr(Evaluation, what)
         for what in ("original", "codec", "phonemes", "transcription")
@@ -129,7 +129,7 @@ def plan(scales: list[float], seeds: int, test_set: str, voice: str) -> dict[Fig
 
 
 def evaluate(folder: Path, checkpoint: Path, scales: list[float], seeds: int, voices: list[str]) -> None:
-    """Measure what `wer.jsonl` lacks."""
+    """Make all measurements that `wer.jsonl` does not contain."""
     path = folder / "wer.jsonl"
     known = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     for voice in voices:

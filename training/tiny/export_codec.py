@@ -1,6 +1,6 @@
 """Write the codec's files: python -m training.tiny.export_codec --vocoder FILE --rvq FILE --out DIR
 
-`codec.json` holds the sizes, `codec.safetensors` the weights in float16 (the pitch trunk in float32).
+`codec.json` has the sizes. `codec.safetensors` has the weights in float16, those of the pitch trunk in float32.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def export(vocoder_file: Path, quantiser_file: Path, out: Path) -> None:
     save_file(
         {n: (t if n.startswith(PRECISE) else t.half()).contiguous() for n, t in tensors.items()}, out / WEIGHTS_FILE
     )
-    (out / WEIGHTS_FILE).chmod(0o644)  # save_file makes it the owner's alone
+    (out / WEIGHTS_FILE).chmod(0o644)  # save_file makes it readable only by the owner
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Fits the codec's residual quantiser: principal components of stacked log-mel frames, then k-means per codebook.
+"""Fit of the codec's residual quantiser: principal components of stacked log-mel frames, then k-means per codebook.
 
-Seven codebooks of 256 on 4 mel frames (40 ms): 25 frames a second. Takes well under a minute on one core.
+It has seven codebooks of 256 entries for 4 mel frames (40 ms), so 25 frames per second. Fitting takes well under a
+minute on one core.
 """
 
 from pathlib import Path
@@ -21,20 +22,20 @@ NUM_SHARDS = 10
 
 
 def stacked_mel(utterance: Utterance) -> Tensor:
-    """Log-mel frames of an utterance, four by four: [T, 4 * NUM_MELS]; its last frame is repeated to complete one."""
+    """Return log-mel frames in groups of four, [T, 4 * NUM_MELS]; the last frame is repeated to fill a group."""
     mel = log_mel(utterance.pcm.float() / 32768)
     missing = -len(mel) % MEL_FRAMES
     return torch.cat([mel, mel[-1:].expand(missing, -1)]).reshape(-1, MEL_FRAMES * NUM_MELS)
 
 
 def nearest(points: Tensor, centres: Tensor) -> Tensor:
-    """Index [N] of the nearest of `centres` [V, D] to each of `points` [N, D]."""
+    """Return the index [N] of the centre [V, D] nearest to each point [N, D]."""
     parts = points.split(8192)
     return torch.cat([(centres.square().sum(1) - 2 * part @ centres.T).argmin(1) for part in parts])
 
 
 def k_means(points: Tensor, size: int, iterations: int) -> Tensor:
-    """Centres [size, D]; a centre that loses all its points starts again from one of them."""
+    """Return centres [size, D]; a centre without points restarts at a random point."""
     centres = points[torch.randperm(len(points))[:size]].clone()
     for _ in range(iterations):
         owner = nearest(points, centres)
@@ -46,7 +47,7 @@ def k_means(points: Tensor, size: int, iterations: int) -> Tensor:
 
 
 def fit(frames: Tensor) -> dict[str, Tensor | int]:
-    """Tables of the quantiser for stacked frames [N, 256]: mean `mu`, basis `P` [256, D], codebooks `cb` [K, V, D]."""
+    """Return the tables for stacked frames [N, 256]: mean `mu`, basis `P` [256, D], codebooks `cb` [K, V, D]."""
     if len(frames) > MAX_FRAMES:
         frames = frames[torch.randperm(len(frames))[:MAX_FRAMES]]
     mean = frames.mean(0)
@@ -64,7 +65,7 @@ def fit(frames: Tensor) -> dict[str, Tensor | int]:
 
 
 def fit_codec(folder: Path) -> Path:
-    """Fit to the first shards of `folder` and write `rvq.pt` there, unless it exists."""
+    """Fit the quantiser to the first shards of `folder` and write `rvq.pt` there, unless it exists."""
     path = folder / "rvq.pt"
     if not path.exists():
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Calls the flite program (Debian package `flite`): pronunciations, and speech with exact phoneme times."""
+"""Calls of the flite program (Debian package `flite`): pronunciations, and speech with exact phoneme times."""
 
 import subprocess
 import tempfile
@@ -9,12 +9,18 @@ import numpy as np
 import soundfile
 
 SAMPLE_RATE = 16_000
-PRONOUNCING_VOICE = "kal"  # the same lexicon and letter-to-sound rules as the others, and the quickest
+PRONOUNCING_VOICE = "kal"  # the fastest voice; all have the same lexicon and letter-to-sound rules
 
 
 @dataclass(frozen=True)
 class Speech:
-    """What flite said: phonemes, the second at which each ends, and pcm [n] int16 at 16 kHz."""
+    """Output of flite.
+
+    Attributes:
+        phonemes: Phonemes.
+        ends: End of each phoneme in seconds.
+        pcm: Samples at 16 kHz, int16 [n].
+    """
 
     phonemes: tuple[str, ...]
     ends_s: tuple[float, ...]
@@ -27,7 +33,7 @@ def _run(arguments: list[str]) -> list[str]:
 
 
 def pronounce(words: list[str], batch: int = 500) -> dict[str, tuple[str, ...]]:
-    """The phonemes of each word said alone, without the silence around it; a word that flite splits is left out."""
+    """Return each word's phonemes without silence; words that flite splits are left out."""
     said: dict[str, tuple[str, ...]] = {}
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "words.txt"
@@ -46,7 +52,7 @@ def pronounce(words: list[str], batch: int = 500) -> dict[str, tuple[str, ...]]:
 
 
 def speak(text: str, voice: str, wav: Path) -> Speech | None:
-    """`text` spoken by `voice`, using `wav` as a scratch file; None where flite makes several utterances of it."""
+    """Synthesise `text` in `voice`, with `wav` as scratch file; return None if flite splits it into utterances."""
     lines = _run(["-voice", voice, "-psdur", "-t", text, "-o", str(wav)])
     if len(lines) != 1:
         return None

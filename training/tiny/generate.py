@@ -1,7 +1,7 @@
-"""Speaks and transcribes with the network alone: the rules of the engine, batched, for measuring the model.
+"""Batched speech and transcription with the network alone by the engine's rules, for evaluation.
 
-Text segments are greedy. In the audio segment stream 0 follows the script (stay or advance), and the codec streams
-are drawn from guided logits: unconditional + scale · (conditional - unconditional), temperature, top k.
+Text segments are greedy. In the audio segment stream 0 is the alignment pointer, which stays or advances. The codec
+streams are sampled from guided logits: unconditional + scale · (conditional - unconditional), temperature, top k.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ ANY_TEXT = (tiny.WRITTEN, tiny.SPOKEN, range(tiny.SEPARATOR, tiny.SEPARATOR + 1)
 
 @dataclass(frozen=True)
 class Speaking:
-    """How to draw an audio segment."""
+    """Sampling parameters of an audio segment."""
 
     guidance_scale: float = 2.0
     temperature: float = 0.3
@@ -36,7 +36,7 @@ class Speaking:
 def write_text(
     network: Network, prompts: list[np.ndarray], allowed: Sequence[range], stop: int, max_rows: int
 ) -> list[list[int]]:
-    """The greedy text segment of each prompt, without `stop`; cut at `max_rows` where it does not stop."""
+    """Generate the greedy text segment of each prompt, without `stop`; cut after `max_rows` rows."""
     permitted = torch.zeros(NUM_TEXT_IDS, dtype=torch.bool)
     permitted[[stop, *(token_id for ids in allowed for token_id in ids)]] = True
     session = Session(network, prompts)
@@ -60,17 +60,17 @@ def write_text(
 
 
 def text_prompt(text: str, voice: str) -> np.ndarray:
-    """Rows that ask for `text` to be spoken."""
+    """Return the prompt rows of a speech request for `text`."""
     return blank([tiny.TTS, tiny.VOICES[voice], *characters(text), tiny.BEGIN_TEXT]).ids
 
 
 def phonemise(network: Network, prompts: list[np.ndarray]) -> list[list[int]]:
-    """The phoneme text that the model writes for each prompt."""
+    """Generate the phoneme text of each prompt."""
     return write_text(network, prompts, PHONEME_TEXT, tiny.END_OF_TEXT, 300)
 
 
 def transcribe(network: Network, codes: list[np.ndarray]) -> list[list[int]]:
-    """Phoneme text, separator and characters that the model writes for the codes [T, 7] of each utterance."""
+    """Generate phoneme text, separator and characters for the codes [T, 7] of each utterance."""
     prompts = []
     for each in codes:
         rows = blank([tiny.ASR, tiny.BEGIN_AUDIO, *[tiny.PAD] * (len(each) + MAX_DELAY), tiny.BEGIN_TEXT])
@@ -80,13 +80,13 @@ def transcribe(network: Network, codes: list[np.ndarray]) -> list[list[int]]:
 
 
 def written(token_ids: Sequence[int]) -> str:
-    """The characters after the separator; nothing where there is no separator."""
+    """Return the characters after the separator; empty without a separator."""
     start = token_ids.index(tiny.SEPARATOR) + 1 if tiny.SEPARATOR in token_ids else len(token_ids)
     return "".join(tiny.CHARACTERS[i - tiny.FIRST_CHARACTER] for i in token_ids[start:] if i in tiny.WRITTEN)
 
 
 def with_text(prompt: np.ndarray, text: Sequence[int]) -> np.ndarray:
-    """A prompt, its text segment and the forced rows before the audio."""
+    """Return the rows of a prompt, its text segment and the forced rows before the audio."""
     rows = blank([*text, tiny.END_OF_TEXT, tiny.BEGIN_AUDIO])
     ordinal = 0
     for position, token_id in enumerate(text):
@@ -97,14 +97,14 @@ def with_text(prompt: np.ndarray, text: Sequence[int]) -> np.ndarray:
 
 
 def without_text(context: np.ndarray) -> np.ndarray:
-    """The unconditional form of `with_text`."""
+    """Return the unconditional variant of `with_text`."""
     rows = blank([tiny.NULL] * len(context)).ids
     rows[:KEPT_FIRST], rows[-1] = context[:KEPT_FIRST], context[-1]
     return rows
 
 
 class Scripts:
-    """The pointers of a batch: which phoneme of its script each utterance is speaking."""
+    """Alignment pointers of a batch: the current phoneme of each utterance."""
 
     def __init__(self, scripts: list[list[int]]):
         self.length = torch.tensor([len(script) for script in scripts])
@@ -119,7 +119,7 @@ class Scripts:
         return tiny.FIRST_FRAME_TOKEN + 2 * phoneme
 
     def advance(self, logits: Tensor, row: int, temperature: float, generator: torch.Generator) -> Tensor:
-        """Stream 0 [B] of this row from its logits [B, 192]: stay, advance, end, or pad once ended."""
+        """Return stream 0 [B] of this row from its logits [B, 192]: stay, advance, end, or pad after the end."""
         spoken = torch.full_like(logits, -torch.inf)
         for ids in (slice(tiny.FIRST_FRAME_TOKEN, NUM_TEXT_IDS), slice(tiny.END_OF_AUDIO, tiny.END_OF_AUDIO + 1)):
             spoken[:, ids] = logits[:, ids]
@@ -135,12 +135,12 @@ class Scripts:
         return torch.where(self.end < row, tiny.PAD, token)
 
     def index(self, row: int) -> Tensor:
-        """The index stream [B] of this row."""
+        """Return the index stream [B] of this row."""
         return torch.where(self.end > row, tiny.PHONEME_INDEX_BASE + 1 + self.entry, tiny.PAD)
 
 
 def draw_codes(logits: Tensor, speaking: Speaking, generator: torch.Generator) -> Tensor:
-    """Codes [B, 7] from guided logits [B, 7, 256]."""
+    """Sample codes [B, 7] from guided logits [B, 7, 256]."""
     kept = logits.topk(speaking.top_k, -1)
     weights = (kept.values / speaking.temperature).softmax(-1)
     choice = torch.multinomial(weights.flatten(0, 1), 1, generator=generator).view(*logits.shape[:2], 1)
@@ -151,7 +151,18 @@ def draw_codes(logits: Tensor, speaking: Speaking, generator: torch.Generator) -
 def speak(
     network: Network, texts: list[str], voice: str, speaking: Speaking, scripts: list[list[int]] | None = None
 ) -> tuple[list[np.ndarray], list[bool]]:
-    """Codes [T, 7] of each text, and whether it ended by itself. `scripts`: phoneme texts to use for the model's."""
+    """Generate the codes [T, 7] of each text.
+
+    Args:
+        network: The network.
+        texts: Normalised texts.
+        voice: Name of the voice.
+        speaking: Sampling parameters.
+        scripts: Phoneme texts to use; generated by default.
+
+    Returns:
+        The codes of each text, and for each text True if its utterance ended.
+    """
     prompts = [text_prompt(text, voice) for text in texts]
     contexts = [with_text(*pair) for pair in zip(prompts, scripts or phonemise(network, prompts), strict=True)]
     pointer = Scripts([[i for i in context[:, 0].tolist() if i in tiny.SPOKEN] for context in contexts])
@@ -177,7 +188,7 @@ def speak(
 
 
 def _hidden(rows: Tensor) -> Tensor:
-    """What the unconditional half sees of audio rows [B, 9]."""
+    """Return audio rows [B, 9] as the unconditional request gets them."""
     seen = rows.clone()
     seen[:, 0] = torch.where(rows[:, 0] >= tiny.FIRST_FRAME_TOKEN, tiny.NULL, rows[:, 0])
     seen[:, INDEX] = tiny.PAD
@@ -185,7 +196,7 @@ def _hidden(rows: Tensor) -> Tensor:
 
 
 def _undelay(rows: np.ndarray, ends: list[int]) -> tuple[list[np.ndarray], list[bool]]:
-    """Codes [T, 7] of rows [B, R, 9] and whether each ended; one that did not is cut to its complete frames."""
+    """Return the codes [T, 7] of rows [B, R, 9], and whether each ended; others are cut to complete frames."""
     found = []
     for index, end in enumerate(ends):
         frames = min(end, rows.shape[1] - MAX_DELAY)

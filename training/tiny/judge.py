@@ -1,7 +1,7 @@
-"""Word error rate by pocketsphinx: a recogniser that has heard neither the voices nor the model.
+"""Word error rate by pocketsphinx, a recogniser that was trained neither on the voices nor on the model.
 
-domain   a bigram grammar over the domain's words, counted on templated sentences
-open     a uniform loop over about 900 words
+domain   bigram grammar of the domain's words, counted on templated sentences
+open     uniform loop over about 900 words
 """
 
 import math
@@ -24,7 +24,7 @@ DISCOUNT = 0.5
 
 
 def word_errors(reference: list[str], heard: list[str]) -> int:
-    """Fewest substitutions, insertions and deletions that turn one into the other."""
+    """Return the minimal number of substitutions, insertions and deletions that change one list into the other."""
     row = list(range(len(heard) + 1))
     for i, word in enumerate(reference, start=1):
         above, row = row, [i]
@@ -34,7 +34,7 @@ def word_errors(reference: list[str], heard: list[str]) -> int:
 
 
 def uniform_grammar(words: list[str]) -> str:
-    """An ARPA unigram model that gives every word, and the end, the same chance."""
+    """Return an ARPA unigram model with equal probabilities of all words and of the end."""
     share = math.log10(1 / (len(words) + 1))
     lines = [f"{share:.4f} {word}" for word in words]
     head = f"\\data\\\nngram 1={len(words) + 2}\n\n\\1-grams:\n-99 <s> 0\n{share:.4f} </s>\n"
@@ -42,7 +42,7 @@ def uniform_grammar(words: list[str]) -> str:
 
 
 def bigram_grammar(sentences: list[list[str]], words: list[str]) -> str:
-    """An ARPA bigram model with absolute discounting; a word that was never counted counts once."""
+    """Return an ARPA bigram model with absolute discounting; words without a count get a count of one."""
     pairs: Counter[tuple[str, str]] = Counter()
     for sentence in sentences:
         pairs.update(zip(["<s>", *sentence], [*sentence, "</s>"], strict=True))
@@ -69,14 +69,14 @@ def _dictionary(words: set[str]) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write so that a judge of another process, at work in the same folder, never reads half a file."""
+    """Write a file atomically, because judges in other processes may read it."""
     partial = path.with_suffix(f".{os.getpid()}")
     partial.write_text(text)
     partial.rename(path)
 
 
 class Judge:
-    """The recogniser for one test set, `domain` or `open`; its grammar is kept in `folder`."""
+    """Recogniser of one test set, `domain` or `open`; its grammar is stored in `folder`."""
 
     def __init__(self, kind: str, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
@@ -96,7 +96,7 @@ class Judge:
         )
 
     def hear(self, pcm: np.ndarray) -> list[str]:
-        """The words heard in pcm [n] float at 16 kHz, brought to one loudness and given silence on both sides."""
+        """Recognise the words in samples at 16 kHz, float [n], with normalised loudness and silence at both ends."""
         padded = np.concatenate([np.zeros(1600), pcm, np.zeros(3200)])
         padded = padded + np.random.RandomState(0).randn(len(padded)) * 1e-4
         scaled = np.clip(padded * (0.6 / max(np.abs(padded).max(), 1e-3)), -1, 1) * 32767
@@ -107,7 +107,7 @@ class Judge:
         return heard.hypstr.split() if heard else []
 
     def rate(self, texts: list[str], recordings: list[np.ndarray]) -> float:
-        """Word error rate in per cent over a whole set."""
+        """Return the word error rate of a whole set in percent."""
         errors = count = 0
         for text, pcm in zip(texts, recordings, strict=True):
             reference = spelled_words(text)

@@ -1,6 +1,6 @@
-"""Muon for the matrices inside the layers, AdamW for the table, the head and the norms.
+"""Muon for the matrices of the layers, AdamW for the table, the head and the norms.
 
-Muon (Jordan et al. 2024): the momentum of each matrix is replaced by the nearest orthogonal matrix, found by five
+Muon (Jordan et al. 2024) replaces the momentum of each matrix by the nearest orthogonal matrix, computed by five
 Newton-Schulz iterations with the published coefficients.
 """
 
@@ -19,7 +19,7 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
-    """The nearest (semi-)orthogonal matrices to [N, rows, columns], approximately, in bfloat16."""
+    """Return the approximately nearest (semi-)orthogonal matrices to [N, rows, columns], in bfloat16."""
     a, b, c = _COEFFICIENTS
     x = matrices.bfloat16()
     tall = x.shape[1] > x.shape[2]
@@ -33,7 +33,7 @@ def orthogonalise(matrices: Tensor) -> Tensor:
 
 @torch.no_grad()
 def clip(parameters: Sequence[Tensor]) -> float:
-    """Scale all gradients so that their joint norm is at most 1; the norm before."""
+    """Scale all gradients to a joint norm of at most 1, and return the previous norm."""
     gradients = [weight.grad for weight in parameters if weight.grad is not None]
     norm = float(torch.stack([gradient.norm() for gradient in gradients]).norm())
     for gradient in gradients:
@@ -59,7 +59,7 @@ class Optimiser:
             weight.grad = None
 
     def step(self, scale: float) -> float:
-        """One update at `scale` times the full rates; the gradient's norm before clipping to 1."""
+        """Make one update at `scale` times the full rates; return the gradient's norm before it was clipped to 1."""
         norm = clip(self._parameters)
         for group in self._adam.param_groups:
             group["lr"] = ADAM_RATE * scale

@@ -1,4 +1,4 @@
-"""Prints `wer.jsonl` as the tables of docs/bundled_model.md: python -m training.tiny.report FILE"""
+"""Print `wer.jsonl` as the tables of docs/bundled_model.md: python -m training.tiny.report FILE"""
 
 import json
 import sys
@@ -16,7 +16,7 @@ NAMES = {
 
 
 def rows(records: list[dict[str, Any]]) -> dict[tuple[str, float], dict[tuple[str, str], list[float]]]:
-    """Values by (what, guidance scale, 0 where it does not apply) and then by (set, voice), one per seed."""
+    """Return the values of all seeds by (quantity, guidance scale or 0) and then by (set, voice)."""
     found: dict[tuple[str, float], dict[tuple[str, str], list[float]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         what = record["what"], record["guidance_scale"] or 0.0
@@ -25,7 +25,7 @@ def rows(records: list[dict[str, Any]]) -> dict[tuple[str, float], dict[tuple[st
 
 
 def cell(values: list[float]) -> str:
-    """A mean, with the single values behind it where there are several."""
+    """Return the mean, followed by the single values if there are several."""
     if not values:
         return ""
     mean = f"{sum(values) / len(values):.1f}"
@@ -33,7 +33,7 @@ def cell(values: list[float]) -> str:
 
 
 def table(records: list[dict[str, Any]]) -> str:
-    """A Markdown table, one column per set and voice."""
+    """Return a Markdown table with one column per set and voice."""
     found = rows(records)
     columns = sorted({column for row in found.values() for column in row})
     lines = [

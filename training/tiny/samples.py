@@ -1,4 +1,4 @@
-"""Writes the samples of docs/: python -m training.tiny.samples --checkpoint DIR --out DIR"""
+"""Write the samples of docs/: python -m training.tiny.samples --checkpoint DIR --out DIR"""
 
 import argparse
 from dataclasses import replace
@@ -26,7 +26,7 @@ UNGUIDED = "birch_canoe"
 
 
 def write_samples(checkpoint: Path, out: Path) -> None:
-    """Every sentence in both voices, and one of them once more without guidance."""
+    """Write each sentence in both voices, and one of them also without guidance."""
     network, codec = load_exported(checkpoint), load_codec("tiny", checkpoint)
     out.mkdir(parents=True, exist_ok=True)
 

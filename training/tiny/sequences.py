@@ -1,11 +1,11 @@
-"""Training sequences: the rows that the engine will feed at run time, what to predict, and where to look.
+"""Training sequences: the rows as the engine feeds them at run time, their targets and the guided attention.
 
     tts    [tts][voice] c a t [begin_text] pau k ae t pau [end_of_text] [begin_audio] audio rows …
     g2p    the same, cut after [end_of_text]
     asr    [asr][begin_audio] audio rows [begin_text] pau k ae t pau [separator] c a t [end_of_reply]
     spell  the same without audio rows
 
-`look` names, for some rows, the earlier rows that a guided attention head should find (training only).
+`look` has the spans of earlier rows that guided attention heads are trained to attend to. It is used only in training.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ MAX_DELAY = tiny.LAYOUT.max_delay
 
 
 class Head(IntEnum):
-    """The guided heads: what each finds for the row it stands on."""
+    """The guided heads, each with the rows that it attends to."""
 
     NEXT_PHONEME = 0  # audio row -> text row of the phoneme after the one being spoken
     THIS_PHONEME = 1  # audio row -> text row of the phoneme being spoken
@@ -38,8 +38,14 @@ class Head(IntEnum):
 
 @dataclass(frozen=True)
 class Rows:
-    """R rows: `ids` [R, 9]; `target` [R] is stream 0 of the next row or NO_TARGET; `speaks` [R] is whether the
-    codec streams of the next row are predicted; `look` [R, 4, 2] is a span of rows per Head, empty if equal."""
+    """A sequence of R rows.
+
+    Attributes:
+        ids: Token ids, int64 [R, 9].
+        target: Stream 0 of the next row, or NO_TARGET, int64 [R].
+        speaks: True if the codec streams of the next row are targets, bool [R].
+        look: Span of rows for each Head, int64 [R, 4, 2]; empty if both ends are equal.
+    """
 
     ids: np.ndarray
     target: np.ndarray
@@ -48,7 +54,7 @@ class Rows:
 
 
 def blank(stream_0: Sequence[int]) -> Rows:
-    """Rows with these ids on stream 0 and nothing else, nothing to predict, nowhere to look."""
+    """Return rows with these ids on stream 0, without targets and guided attention."""
     rows = len(stream_0)
     ids = np.full((rows, STREAMS), tiny.PAD, dtype=np.int64)
     ids[:, 0] = stream_0
@@ -61,7 +67,7 @@ def blank(stream_0: Sequence[int]) -> Rows:
 
 
 def letter_spans(text: str) -> list[tuple[int, int]]:
-    """Where each word's letters lie in a text: [first, last) per word, punctuation left out."""
+    """Return the letters of each word as [first, last) in the text, without punctuation."""
     spans, start = [], 0
     for piece in text.split(" "):
         stripped = piece.strip(",.?")
@@ -73,7 +79,7 @@ def letter_spans(text: str) -> list[tuple[int, int]]:
 
 
 def phoneme_text(transcript: Transcript) -> tuple[list[int], list[int]]:
-    """The text segment's ids, and for each of them its phoneme (index into the transcript), -1 for a space."""
+    """Return the text segment's ids, and the index of each id's phoneme in the transcript, -1 for a space."""
     ids: list[int] = []
     source: list[int] = []
     word = 0
@@ -88,14 +94,14 @@ def phoneme_text(transcript: Transcript) -> tuple[list[int], list[int]]:
 
 
 def _diagonal(position: int, count: int, span: tuple[int, int]) -> tuple[int, int]:
-    """The part of `span` that lies opposite item `position` of `count`, and one and a half to each side."""
+    """Return the part of `span` opposite item `position` of `count`, extended by 1.5 on each side."""
     first, last = span
     centre = first + (position + 0.5) / count * (last - first)
     return max(first, floor(centre - 1.5)), min(last, ceil(centre + 1.5))
 
 
 def _phoneme_spans(words: Sequence[int]) -> dict[int, tuple[int, int]]:
-    """[first, last) phoneme of each word."""
+    """Return the phonemes of each word as [first, last)."""
     spans: dict[int, tuple[int, int]] = {}
     for index, word in enumerate(words):
         if word >= 0:
@@ -104,9 +110,9 @@ def _phoneme_spans(words: Sequence[int]) -> dict[int, tuple[int, int]]:
 
 
 def letters_of_phonemes(transcript: Transcript, source: Sequence[int]) -> list[tuple[int, int]]:
-    """For each id of the phoneme text, the characters it comes from: [first, last) in the text, or an empty span.
+    """Return the source characters of each id of the phoneme text as [first, last) in the text; may be empty.
 
-    A space comes from the space before its word, a silence from the character after the word before it.
+    A space comes from the space before its word, and a silence from the character after the previous word.
     """
     letters = letter_spans(transcript.text)
     spans = _phoneme_spans(transcript.words)
@@ -125,7 +131,7 @@ def letters_of_phonemes(transcript: Transcript, source: Sequence[int]) -> list[t
 
 
 def phonemes_of_letters(transcript: Transcript, source: Sequence[int]) -> list[tuple[int, int]]:
-    """For each character of the text, the ids of the phoneme text it comes from, or an empty span."""
+    """Return the ids of the phoneme text for each character of the text, as a span that may be empty."""
     at = {index: position for position, index in enumerate(source) if index >= 0}
     spans = _phoneme_spans(transcript.words)
     found = [(0, 0)] * len(transcript.text)
@@ -139,24 +145,24 @@ def phonemes_of_letters(transcript: Transcript, source: Sequence[int]) -> list[t
 
 
 def number_phonemes(rows: Rows, first: int, source: Sequence[int]) -> None:
-    """Write each phoneme's ordinal, from 1, on the index stream of the phoneme text that starts at row `first`."""
+    """Number the phonemes of the text that starts at row `first`, from 1, on the index stream."""
     for position, index in enumerate(source):
         if index >= 0:
             rows.ids[first + position, INDEX] = tiny.PHONEME_INDEX_BASE + index + 1
 
 
 def predict(rows: Rows, first: int, last: int) -> None:
-    """Make stream 0 of rows [first, last) a target of the rows before them."""
+    """Make stream 0 of rows [first, last) the target of the rows before them."""
     rows.target[first - 1 : last - 1] = rows.ids[first:last, 0]
 
 
 def characters(text: str) -> list[int]:
-    """Token ids of a normalised text."""
+    """Return the token ids of a normalised text."""
     return [CHARACTER_ID[character] for character in text]
 
 
 def codec_rows(codes: np.ndarray, rows: int) -> np.ndarray:
-    """Delayed codec streams [rows, 7] of codes [T, 7]: stream k of row j carries frame j - delays[k], pad outside."""
+    """Return delayed streams [rows, 7] of codes [T, 7]: stream k of row j has frame j - delays[k], or padding."""
     frames, streams = codes.shape
     delayed = np.full((rows, streams), tiny.PAD, dtype=np.int64)
     for k in range(streams):

@@ -1,4 +1,4 @@
-"""A batch of sequences that grow row by row, with keys and values kept: the plain-torch way to run the network."""
+"""Batched generation in plain torch: sequences that grow row by row with a key-value cache."""
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ from training.tiny.network import KeyValues, Network, Pass
 
 
 class Session:
-    """B prompts of different lengths, padded on the left and masked; `hidden` [B, H] is that of the last row."""
+    """B prompts, padded on the left and masked; `hidden` [B, H] is the hidden state of the last row."""
 
     def __init__(self, network: Network, prompts: list[np.ndarray]):
         self._network = network
@@ -23,19 +23,21 @@ class Session:
         self.hidden = self._read(torch.from_numpy(ids))
 
     def _read(self, ids: Tensor) -> Tensor:
-        """Hidden state [B, H] of the last of the new rows [B, T, 9]."""
+        """Return the hidden state [B, H] of the last of the new rows [B, T, 9]."""
         start, self._length = self._length, self._length + ids.shape[1]
         row = torch.arange(start, self._length)
         column = torch.arange(self._length)
         position = (row - self._padding[:, None]).clamp(min=0)
         hidden = (column < self._padding[:, None])[:, None] | (column > row[:, None])
-        hidden = hidden & (column != row[:, None])  # a padding row sees itself, or its softmax has nothing to share
+        hidden = hidden & (
+            column != row[:, None]
+        )  # a padding row attends to itself, because a softmax needs at least one entry
         mask = torch.zeros(hidden.shape).masked_fill(hidden, -torch.inf)[:, None]
         cos, sin = self._network.model.angles(position)
         shared = Pass(cos[:, None], sin[:, None], mask, self._caches)
         return self._network.model(self._network.model.embed(ids), shared)[:, -1]
 
     def step(self, rows: Tensor) -> Tensor:
-        """Append one row per sequence, [B, 9], and return the new `hidden`."""
+        """Append one row [B, 9] per sequence and return the new `hidden`."""
         self.hidden = self._read(rows[:, None])
         return self.hidden

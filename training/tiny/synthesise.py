@@ -1,6 +1,6 @@
-"""Shards of training speech: sentences spoken by flite in two voices, with phonemes, their times and their words.
+"""Shards of training speech: sentences synthesised by flite in two voices, with phonemes, times and words.
 
-A shard is a list of `Utterance` records saved by torch; a killed worker goes on with its next shard.
+A shard is a list of `Utterance` records saved by torch. A worker that was killed continues with its next shard.
 """
 
 import json
@@ -24,7 +24,12 @@ Pronunciations = dict[str, tuple[str, ...]]
 
 @dataclass(frozen=True)
 class Utterance:
-    """One sentence as spoken: `words[i]` is the word of phoneme i (-1 for silence); pcm [n] int16 at 16 kHz."""
+    """A synthesised sentence.
+
+    Attributes:
+        words: Index of the word of each phoneme; -1 for silence.
+        pcm: Samples at 16 kHz, int16 [n].
+    """
 
     text: str
     voice: str
@@ -35,12 +40,12 @@ class Utterance:
 
 
 def spelled_words(text: str) -> list[str]:
-    """The words of a normalised text, without punctuation."""
+    """Return the words of a normalised text, without punctuation."""
     return [word for word in (piece.strip(",.?") for piece in text.split()) if word]
 
 
 def load_pronunciations(folder: Path) -> Pronunciations:
-    """Every word of every list said alone; computed once, then read from `pronunciations.json`."""
+    """Return the separate pronunciation of each word of all lists; cached in `pronunciations.json`."""
     path = folder / "pronunciations.json"
     if not path.exists():
         words = load_words()
@@ -50,7 +55,7 @@ def load_pronunciations(folder: Path) -> Pronunciations:
 
 
 def utter(text: str, voice: str, pronunciations: Pronunciations, scratch: Path) -> Utterance | None:
-    """Speak one sentence; None where flite splits it or its words cannot be placed."""
+    """Synthesise one sentence; return None if flite splits it or its words cannot be aligned."""
     words = spelled_words(text)
     if not all(word in pronunciations for word in words):
         return None
@@ -76,19 +81,19 @@ def _utterances(seed: int, pronunciations: Pronunciations, avoid: set[str], scra
 
 
 def write_shard(path: Path, utterances: list[Utterance]) -> None:
-    """Save so that a reader never sees half a shard."""
+    """Save a shard atomically."""
     partial = path.with_suffix(".partial")
     torch.save([asdict(utterance) for utterance in utterances], partial)
     partial.rename(path)
 
 
 def read_shard(path: Path) -> list[Utterance]:
-    """The utterances of one shard."""
+    """Return the utterances of one shard."""
     return [Utterance(**record) for record in torch.load(path)]
 
 
 def synthesise(folder: Path, worker: int, num_workers: int, count: int, avoid: set[str]) -> None:
-    """Write this worker's part of `count` utterances; shards that exist are kept. `avoid`: the test sentences."""
+    """Write this worker's part of `count` utterances, without sentences in `avoid`; existing shards are kept."""
     pronunciations = load_pronunciations(folder)
     for shard in range(worker, -(-count // SHARD_SIZE), num_workers):
         path = folder / f"shard_{shard:04d}.pt"

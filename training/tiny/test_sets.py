@@ -1,6 +1,6 @@
-"""The sentences that no training example holds: 60 of the domain, 60 of the open vocabulary, in both voices.
+"""Test sentences that are in no training example: 60 of the domain, 60 of the open vocabulary, in both voices.
 
-An open-vocabulary sentence is a string of words of which six in ten are held out of all training.
+An open-vocabulary sentence is a string of words, six in ten of which are held out of all training.
 """
 
 import random
@@ -16,7 +16,7 @@ FAMILIAR = 3000
 
 
 def domain_sentences() -> list[str]:
-    """Distinct domain sentences from a seed that training does not use."""
+    """Return distinct domain sentences from a seed that training does not use."""
     rng = random.Random(424_242)
     found: dict[str, None] = {}
     while len(found) < SENTENCES:
@@ -25,7 +25,7 @@ def domain_sentences() -> list[str]:
 
 
 def open_sentences() -> list[str]:
-    """Strings of four to eight words, six in ten of them held out."""
+    """Return strings of four to eight words, six in ten of them held out."""
     words, rng = load_words(), random.Random(99)
     familiar = words.spoken[:FAMILIAR]
     return [
@@ -35,13 +35,13 @@ def open_sentences() -> list[str]:
 
 
 def open_vocabulary() -> list[str]:
-    """The word loop of the open-vocabulary judge: the words of its sentences and 600 others."""
+    """Return the vocabulary of the open-vocabulary judge: the words of its sentences and 600 others."""
     others = random.Random(7).sample(load_words().spoken[:FAMILIAR], 600)
     return sorted({word for sentence in open_sentences() for word in sentence.split()} | set(others))
 
 
 def load_test_sets(folder: Path) -> dict[tuple[str, str], list[Utterance]]:
-    """Utterances by (set, voice), spoken once and then read from the folder."""
+    """Return utterances by (set, voice); they are synthesised once and then read from the folder."""
     sets = {"domain": domain_sentences(), "open": open_sentences()}
     return {(name, voice): _spoken(folder, name, voice, texts) for name, texts in sets.items() for voice in VOICES}
 

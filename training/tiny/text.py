@@ -1,7 +1,7 @@
-"""Sentences of the domain: times, dates, weather, travel, the home, shopping, numbers, small talk.
+"""Generator of domain sentences: times, dates, weather, travel, the home, shopping, numbers, small talk.
 
-Everything is written as it is spoken: lower case, numbers in words. Templates hold slots in braces, which
-`SLOTS` fills; a slot may itself hold slots. Nothing here knows audio or token ids.
+Text is written as it is spoken: in lower case, with numbers in words. Templates have slots in braces, which are filled
+from `SLOTS`; fillings may have slots too. This module does not depend on audio or token ids.
 """
 
 import random
@@ -17,7 +17,7 @@ ORDINALS = (
 
 
 def number_words(value: int) -> str:
-    """An integer in [0, 999999] in words: 342 is `three hundred and forty two`."""
+    """Return an integer in [0, 999999] in words: 342 is `three hundred and forty two`."""
     if value < 10:
         return ONES[value]
     if value < 20:
@@ -145,20 +145,20 @@ _SLOT = re.compile(r"{(\w+)}")
 
 
 def fill(template: str, rng: random.Random) -> str:
-    """The template with every slot, and every slot within a slot, filled at random."""
+    """Return the template with all slots, including nested ones, filled at random."""
     while "{" in template:
         template = _SLOT.sub(lambda slot: rng.choice(SLOTS[slot[1]]), template)
     return template
 
 
 def domain_vocabulary() -> list[str]:
-    """Every word that a domain sentence can hold, sorted."""
+    """Return all words that a domain sentence can contain, sorted."""
     pieces = [*STATEMENTS, *QUESTIONS, *(choice for choices in SLOTS.values() for choice in choices), "and"]
     return sorted({word for piece in pieces for word in _SLOT.sub(" ", piece).replace(",", " ").split()})
 
 
 def clause(rng: random.Random) -> str:
-    """One statement, or rarely two joined by `and`."""
+    """Return one statement, or rarely two joined by `and`."""
     first = fill(rng.choice(STATEMENTS), rng)
     if rng.random() < 0.15 and len(first) < 60:
         return f"{first} and {fill(rng.choice(STATEMENTS), rng)}"
@@ -166,7 +166,7 @@ def clause(rng: random.Random) -> str:
 
 
 def domain_sentence(rng: random.Random) -> str:
-    """A sentence of the domain: mostly a statement, sometimes a question, two statements, or loose domain words."""
+    """Return a domain sentence: usually a statement, or a question, two statements or separate words."""
     kind = rng.random()
     if kind < 0.12:
         return fill(rng.choice(QUESTIONS), rng) + "?"

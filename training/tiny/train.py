@@ -1,7 +1,7 @@
-"""Trains the language model on one core until its minutes are spent; goes on from its last checkpoint.
+"""Training of the language model on one core for a fixed time; continues from its last checkpoint.
 
-Every step mixes three batches: utterances to speak (one in ten without its text), utterances to recognise, and
-word strings to read or to spell. The learning rate is a function of the training time spent so far.
+Each step mixes three batches: speech (one utterance in ten without text), transcription, and word strings to read or
+to spell. The learning rate depends on the training time so far.
 """
 
 import math
@@ -26,7 +26,7 @@ from training.tiny.synthesise import load_pronunciations
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Where and how long. `speak`, `listen`, `read`: rows per step of speech, transcription and word strings."""
+    """Folder and duration. `speak`, `listen`, `read`: rows per step of speech, transcription and word strings."""
 
     folder: Path
     minutes: float
@@ -45,13 +45,13 @@ class TrainingConfig:
 
 
 def rate_scale(step: int, spent: float, config: TrainingConfig) -> float:
-    """Learning-rate scale: a linear start, flat until `flat` of the time, then half a cosine to 1 %."""
+    """Return the learning-rate scale: linear warm-up, constant until `flat` of the time, half a cosine to 1 %."""
     falling = max(0.0, (spent - config.flat) / (1 - config.flat))
     return min(1.0, (step + 1) / config.warm_up_steps) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * falling)))
 
 
 class Mixer:
-    """Endless triples of batches."""
+    """Source of the three batches of each step."""
 
     def __init__(self, config: TrainingConfig, seed: int):
         self._config = config
@@ -70,7 +70,7 @@ class Mixer:
         return builders.g2p(transcript, self._rng.choice(list(tiny.VOICES)))
 
     def _read(self, step: int) -> list[builders.Rows]:
-        """Word strings of similar length; short ones first."""
+        """Return word strings of similar length; short ones come first."""
         if not self._pool:
             high = 2 if step < self._config.short_strings_until else 6
             strings = [self._string(high) for _ in range(2 * BUCKET)]
@@ -83,7 +83,7 @@ class Mixer:
         return builders.unconditional(utterance) if hide else builders.tts(utterance)
 
     def draw(self, step: int) -> dict[str, Batch]:
-        """The batches of one step, by task."""
+        """Return the batches of one step, by task."""
         return {
             "tts": collate([self._speech(utterance) for utterance in next(self._speak)]),
             "asr": collate([builders.asr(u) for u in next(self._listen)]),
@@ -95,7 +95,7 @@ TEXT_WEIGHTS = {"tts": 0.5, "asr": 0.5, "g2p": 1.0}
 
 
 class Trainer:
-    """The run: network, optimiser, and how far it has come."""
+    """A training run: network, optimiser and progress."""
 
     def __init__(self, config: TrainingConfig):
         self.config = config
@@ -115,7 +115,7 @@ class Trainer:
         self.step, self.spent_s = saved["step"], saved["spent_s"]
 
     def save(self) -> None:
-        """Write the checkpoint so that no reader sees half of it."""
+        """Write the checkpoint atomically."""
         partial = self.config.checkpoint.with_suffix(".partial")
         state = {"network": self.network.state_dict(), "config": asdict(self.network.model.config)}
         torch.save(
@@ -124,12 +124,12 @@ class Trainer:
         os.replace(partial, self.config.checkpoint)
 
     def run(self) -> None:
-        """Train until the minutes are spent; a checkpoint every minute, a line every fifty steps."""
+        """Train until the time is spent; save every minute and log every fifty steps."""
         mixer = Mixer(self.config, seed=self.step)
         saved_s = self.spent_s
         while self.spent_s < self.config.minutes * 60:
             start = time.monotonic()
-            self._one_step(mixer.draw(self.step))  # the schedule counts the time that drawing takes
+            self._one_step(mixer.draw(self.step))  # the schedule includes the time for building batches
             self.spent_s += time.monotonic() - start
             if self.step % 50 == 0:
                 self._report()
@@ -161,6 +161,6 @@ class Trainer:
 
 
 def train(config: TrainingConfig) -> None:
-    """Run, or go on with, one training."""
+    """Start or continue a training run."""
     torch.set_num_threads(1)
     Trainer(config).run()

@@ -1,8 +1,8 @@
-"""Which words are taught: a list by frequency, split into spoken, read-only and held-out words.
+"""Vocabulary: a frequency list, split into spoken, read-only and held-out words.
 
-spoken     in synthesised utterances                      (rank < SPOKEN)
-read       only in text-to-phoneme examples, never heard  (the other words of the list)
-held out   in no training example of any kind: the open-vocabulary test is made of them
+spoken     in synthesised utterances                (rank < SPOKEN)
+read       only in text-to-phoneme examples         (the other words of the list)
+held out   in no training example; used by the open-vocabulary test
 """
 
 import random
@@ -30,7 +30,7 @@ class Words:
 
 
 def dictionary_path() -> Path:
-    """The CMU pronouncing dictionary that pocketsphinx ships with its US-English model."""
+    """Return the path of the CMU pronouncing dictionary in pocketsphinx's US-English model."""
     import pocketsphinx
 
     return Path(pocketsphinx.__file__).parent / "model/en-us/cmudict-en-us.dict"
@@ -44,7 +44,7 @@ def _is_word(word: str) -> bool:
 
 @cache
 def load_words(size: int = 60_000) -> Words:
-    """Split the `size` most frequent English words that the dictionary knows. The split never changes."""
+    """Split the `size` most frequent English words of the dictionary; the split is always the same."""
     known = {line.split()[0] for line in dictionary_path().read_text().splitlines() if line.strip()}
     ranked = [word for word in wordfreq.top_n_list("en", size) if word in known and _is_word(word)]
     in_domain = set(domain_vocabulary())
@@ -55,7 +55,7 @@ def load_words(size: int = 60_000) -> Words:
 
 
 def word_string(words: tuple[str, ...], rng: random.Random, low: int, high: int) -> str:
-    """Between `low` and `high` words, the frequent ones more often, with an occasional comma and full stop."""
+    """Return between `low` and `high` words, by frequency, with an occasional comma and full stop."""
     chosen = []
     for _ in range(rng.randint(low, high)):
         skew = 3 if rng.random() < 0.5 else 1
@@ -64,7 +64,7 @@ def word_string(words: tuple[str, ...], rng: random.Random, low: int, high: int)
 
 
 def training_sentence(rng: random.Random) -> str:
-    """What a training utterance says: a third of the domain, the rest word strings, a few of them long."""
+    """Return the text of a training utterance: a third are domain sentences, the rest word strings, a few long."""
     from training.tiny.text import domain_sentence
 
     kind = rng.random()
