@@ -59,26 +59,26 @@ def test_a_new_stub_is_raised_once_and_lowered_with_its_threads(
 ) -> None:
     hurry.poll()
     hurry.poll()
-    assert nice.of == {stub: -10}
-    assert (tmp_path / "autogroup").read_text() == "-10"
+    assert nice.of == {stub: -15}
+    assert (tmp_path / "autogroup").read_text() == "-15"
     threads = threads_of({stub})
     assert len(threads) == 2
     early = max(threads)
-    nice.of = dict.fromkeys(threads - {early}, -10)  # as threads inherit it that are begun after the raise
+    nice.of = dict.fromkeys(threads - {early}, -15)  # as threads inherit it that are begun after the raise
     hurry.end()
     assert nice.of == dict.fromkeys(threads - {early}, 0)
     assert (tmp_path / "autogroup").read_text() == "0"
 
 
-@pytest.mark.parametrize("inherited", [0, -10], ids=["started before the raise", "inherits it"])
+@pytest.mark.parametrize("inherited", [0, -15], ids=["started before the raise", "inherits it"])
 def test_a_server_that_is_started_again_is_raised_with_its_stubs(stub: int, nice: Nice, inherited: int) -> None:
     nice.of = {stub: inherited}
     hurry = Hurry(os.getpid(), is_whole=True)
     hurry.poll()
     hurry.poll()
-    raised = {os.getpid(): -10, stub: -10}
+    raised = {os.getpid(): -15, stub: -15}
     assert nice.of.items() >= raised.items()  # stubs of a server fixture are children of this process, too
-    nice.of = dict.fromkeys({os.getpid()} | threads_of({stub}), -10)
+    nice.of = dict.fromkeys({os.getpid()} | threads_of({stub}), -15)
     hurry.end()
     assert nice.of[stub] == nice.of[os.getpid()] == 0
 

@@ -64,7 +64,7 @@ def test_a_restarted_server_has_raised_priority_until_it_is_ready(launch: Launch
     hang(tmp_path, 1_000_000, "waiting")
     server.kill_stub()
     highest = -20 - os.getpriority(os.PRIO_PROCESS, 0)  # the tests may run raised themselves
-    server.until(lambda: niceness() == max(-10, highest))
+    server.until(lambda: niceness() == max(-15, highest))
     hang(tmp_path, 0)
     server.until_ready(2)
     assert niceness() == 0

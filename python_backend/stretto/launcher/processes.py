@@ -234,7 +234,7 @@ class Watch:
         self._watched.clear()
 
 
-RAISE = 10  # nice levels: nine times the CPU share of a default process
+RAISE = 15  # nice levels: 28 times the CPU share of a default process
 HIGHEST = -20  # the kernel's smallest nice level
 LOOK_S = 0.5
 AUTOGROUP = re.compile(r" nice (-?\d+)$")
