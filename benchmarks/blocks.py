@@ -1,12 +1,12 @@
-"""What a codec of blocks costs block by block, and how far its blocks are from one decode of the whole.
+"""Cost of a codec that decodes in blocks, and the difference of its blocks from one decode of the whole.
 
     python -m benchmarks.blocks                    # narrow, random weights: half a minute
     python -m benchmarks.blocks --wide             # of published width: some minutes
     python -m benchmarks.blocks --checkpoint <dir>
 
-Prints two markdown tables and one line of JSON. The differences are those of one utterance: of the mel spectrogram,
-relative to how much it varies, and of the samples, relative to their level; the phases of a block's source begin anew,
-so that samples may differ as much as two recordings of one sentence do.
+Prints two Markdown tables and one line of JSON. The differences are those of one utterance: of the mel spectrogram,
+relative to its standard deviation, and of the samples, relative to their level. The source of each block starts with
+new phases, so samples may differ as much as those of two recordings of one sentence.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from stretto.decoder.streaming import FrameWindow, Windower
 
 
 def blocks_of(codec: Glm4VoiceCodec, number: int) -> list[FrameWindow]:
-    """The windows of the first blocks of an utterance."""
+    """Return the windows of the first blocks of an utterance."""
     borders = [0]
     for _ in range(number):
         borders.append(borders[-1] + codec.blocks.size_after(borders[-1]))
@@ -38,7 +38,7 @@ def blocks_of(codec: Glm4VoiceCodec, number: int) -> list[FrameWindow]:
 
 
 def cost(codec: Glm4VoiceCodec, window: FrameWindow, repeats: int) -> tuple[int, int, float, float, float]:
-    """Tokens heard and in the block, its processor seconds, and for a second of its audio these and GFLOP."""
+    """Return input tokens, new tokens, processor seconds, and per second of audio processor seconds and GFLOP."""
     size = codec.blocks.size_after(window.left + codec.blocks.right if window.left else 0)
     codes, first = torch.from_numpy(window.codes)[None], torch.tensor([window.first])
     batch = Window(codes, window.left, window.right, first, codec.initial_state(1))
@@ -53,31 +53,31 @@ def cost(codec: Glm4VoiceCodec, window: FrameWindow, repeats: int) -> tuple[int,
 
 
 def one_decode(codec: Glm4VoiceCodec, codes: Tensor) -> tuple[Tensor, Tensor]:
-    """Mel [1, M, n] and samples [1, m] of codes [1, 1, T] as a single block."""
+    """Return mel [1, M, n] and samples [1, m] of codes [1, 1, T] decoded as a single block."""
     whole = Glm4VoiceCodec(codec.config, (codes.shape[2] + 1,), codes.shape[2] + 64)
     whole.load_state_dict(codec.state_dict())
-    return spoken(whole.eval().requires_grad_(False), codes)
+    return decode(whole.eval().requires_grad_(False), codes)
 
 
-def spoken(codec: Glm4VoiceCodec, codes: Tensor) -> tuple[Tensor, Tensor]:
-    """The mel that the vocoder is given for codes [1, 1, T], each frame once, and the samples."""
+def decode(codec: Glm4VoiceCodec, codes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the vocoder's input for codes [1, 1, T], a mel with each frame once, and the samples."""
     mels: list[Tensor] = []
     voice = codec.hift.source
 
-    def listening(mel: Tensor, phases: Tensor, noise: Tensor) -> Tensor:
+    def recording(mel: Tensor, phases: Tensor, noise: Tensor) -> Tensor:
         mels.append(mel[..., 1:] if mels else mel)
         return voice(mel, phases, noise)
 
-    codec.hift.source = listening  # type: ignore[method-assign]
+    codec.hift.source = recording  # type: ignore[method-assign]
     pcm = stream(codec, codes, [codes.shape[2]])
     codec.hift.source = voice  # type: ignore[method-assign]
     return torch.cat(mels, 2), pcm
 
 
 def differences(codec: Glm4VoiceCodec, frames: int) -> tuple[float, float]:
-    """Of blocks from one decode: the mel's over its deviation, the samples' over their level."""
+    """Return the differences of blocks from one decode: of the mel and of the samples, both relative."""
     codes = random_codes(codec, 1, frames)
-    (mel, pcm), (whole_mel, whole_pcm) = spoken(codec, codes), one_decode(codec, codes)
+    (mel, pcm), (whole_mel, whole_pcm) = decode(codec, codes), one_decode(codec, codes)
     of_mel = (mel - whole_mel).square().mean().sqrt() / whole_mel.std()
     of_pcm = (pcm - whole_pcm).square().mean().sqrt() / whole_pcm.square().mean().sqrt()
     return float(of_mel), float(of_pcm)
@@ -87,8 +87,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--wide", action="store_true", help="random weights as wide as published")
     parser.add_argument("--checkpoint", type=Path, help="a published checkpoint")
-    parser.add_argument("--blocks", type=int, default=4, help="how many are timed")
-    parser.add_argument("--frames", type=int, nargs="*", default=[60, 175], help="lengths that are compared")
+    parser.add_argument("--blocks", type=int, default=4, help="number of timed blocks")
+    parser.add_argument("--frames", type=int, nargs="*", default=[60, 175], help="lengths to compare")
     parser.add_argument("--repeats", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -97,10 +97,10 @@ def main() -> None:
     begun = time.monotonic()
     costs = [cost(codec, window, arguments.repeats) for window in blocks_of(codec, arguments.blocks)]
     print(
-        "| tokens heard | of them new | s of a core | for a second of audio | GFLOP |\n| --- | --- | --- | --- | --- |"
+        "| tokens read | of them new | s of a core | for a second of audio | GFLOP |\n| --- | --- | --- | --- | --- |"
     )
-    for heard, new, spent, share, operations in costs:
-        print(f"| {heard} | {new} | {spent:.2f} | {share:.2f} | {operations:.0f} |")
+    for read, new, spent, share, operations in costs:
+        print(f"| {read} | {new} | {spent:.2f} | {share:.2f} | {operations:.0f} |")
     errors = [(frames, *differences(codec, frames)) for frames in arguments.frames]
     print("\n| tokens | mel | samples |\n| --- | --- | --- |")
     for frames, of_mel, of_pcm in errors:

@@ -1,4 +1,4 @@
-"""A Chromium without a window, driven over the DevTools protocol: what a person sees, types and hears."""
+"""Headless Chromium, driven over the DevTools protocol: page content, input and audio as a person has them."""
 
 import asyncio
 import base64
@@ -27,12 +27,12 @@ FLAGS = (
     *("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream", "--hide-scrollbars"),
     *("--remote-debugging-port=0", "about:blank"),
 )
-PATIENCE_S = 120.0  # of a machine that has much else to do
+PATIENCE_S = 120.0  # for a busy machine
 Record = dict[str, Any]
 
 
 class Browser:
-    """The connection to a Chromium; `on` has handlers of its events by session and name."""
+    """Connection to a Chromium. `on` holds event handlers by session and name."""
 
     def __init__(self, connection: ClientConnection):
         self._connection = connection
@@ -43,7 +43,7 @@ class Browser:
         self._reading = asyncio.ensure_future(self._read())
 
     async def send(self, method: str, session: str | None = None, **params: Any) -> Record:
-        """The result of a command; RuntimeError where it fails."""
+        """Send a command and return its result; RuntimeError if it fails."""
         number = next(self._ids)
         answer = self._answers[number] = asyncio.get_running_loop().create_future()
         message = {"id": number, "method": method, "params": params}
@@ -65,7 +65,7 @@ class Browser:
                     answer.set_result(record["result"])
 
     async def tab(self) -> "Tab":
-        """A tab in a context of its own: no storage of another's."""
+        """Open a tab in its own context, without the storage of other tabs."""
         context = (await self.send("Target.createBrowserContext"))["browserContextId"]
         self._contexts.append(context)
         target = await self.send("Target.createTarget", url="about:blank", browserContextId=context)
@@ -76,14 +76,14 @@ class Browser:
         return tab
 
     async def leave(self) -> None:
-        """Close its tabs, and go on no more."""
+        """Close all tabs and stop reading."""
         for context in self._contexts:
             await self.send("Target.disposeBrowserContext", browserContextId=context)
         self._reading.cancel()
 
 
 class Tab:
-    """A page, with all that it has asked for and complained of."""
+    """A page, with the addresses that it has requested and its error messages."""
 
     def __init__(self, browser: Browser, session: str, context: str):
         self._browser, self._session, self._context = browser, session, context
@@ -95,11 +95,11 @@ class Tab:
         browser.on[session, "Runtime.exceptionThrown"] = lambda record: self.complaints.append(str(record))
 
     async def send(self, method: str, **params: Any) -> Record:
-        """A command to this page."""
+        """Send a command to this page."""
         return await self._browser.send(method, self._session, **params)
 
     async def open(self, url: str, until: str) -> None:
-        """Go there, and wait for a condition."""
+        """Load a page and wait for a condition."""
         is_loaded = asyncio.Event()
         self._browser.on[self._session, "Page.loadEventFired"] = lambda _: is_loaded.set()
         await self.send("Page.navigate", url=url)
@@ -108,7 +108,7 @@ class Tab:
         await self.wait(until)
 
     async def value(self, script: str) -> Any:
-        """What an expression of JavaScript is, a promise included; RuntimeError where it fails."""
+        """Evaluate a JavaScript expression, awaiting promises; RuntimeError if it fails."""
         asked = {"expression": script, "awaitPromise": True, "returnByValue": True, "userGesture": True}
         answer = await self.send("Runtime.evaluate", **asked)
         if "exceptionDetails" in answer:
@@ -116,7 +116,7 @@ class Tab:
         return answer["result"].get("value")
 
     async def wait(self, condition: str) -> None:
-        """Until an expression of JavaScript is true; TimeoutError after PATIENCE_S, with the page's complaints."""
+        """Wait until a JavaScript expression is true; TimeoutError with the page's errors after PATIENCE_S."""
         try:
             async with asyncio.timeout(PATIENCE_S):
                 while not await self.value(f"Boolean({condition})"):
@@ -125,7 +125,7 @@ class Tab:
             raise TimeoutError(f"{condition} never held; complaints: {self.complaints}") from None
 
     async def click(self, selector: str) -> None:
-        """Click with the mouse into the middle of an element."""
+        """Click the centre of an element."""
         place = await self.value(f"""(() => {{
             const element = document.querySelector({json.dumps(selector)});
             element.scrollIntoView({{ block: "center", behavior: "instant" }});
@@ -136,7 +136,7 @@ class Tab:
             await self.send("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **place)
 
     async def write(self, selector: str, text: str) -> None:
-        """Type into a field, in the place of what is there."""
+        """Replace the text of a field."""
         await self.value(f"(field => (field.focus(), field.select()))(document.querySelector({json.dumps(selector)}))")
         await self.send("Input.insertText", text=text)
 
@@ -149,26 +149,26 @@ class Tab:
         await self.send("Input.dispatchKeyEvent", type="keyUp", **known)
 
     async def text(self, selector: str) -> str:
-        """The text of an element, none where it is not shown."""
+        """Return the text of an element; empty if it is not visible."""
         return str(await self.value(shown_text(selector)))
 
     async def reads(self, selector: str, text: str) -> None:
-        """Wait until an element shows a text that begins so."""
+        """Wait until the visible text of an element begins with `text`."""
         await self.wait(f"{shown_text(selector)}.startsWith({json.dumps(text)})")
 
     async def picture(self, path: Path) -> None:
-        """A PNG of what is seen."""
+        """Save a screenshot as PNG."""
         shot = await self.send("Page.captureScreenshot", format="png")
         path.write_bytes(base64.b64decode(shot["data"]))
 
     async def choose(self, selector: str, file: Path) -> None:
-        """Choose a file in a field for one."""
+        """Choose a file in a file input."""
         document = await self.send("DOM.getDocument")
         node = await self.send("DOM.querySelector", nodeId=document["root"]["nodeId"], selector=selector)
         await self.send("DOM.setFileInputFiles", nodeId=node["nodeId"], files=[str(file)])
 
     async def serve(self, pattern: str, content: str, media_type: str) -> None:
-        """Answer the page's requests for such an address in the server's place."""
+        """Answer the page's requests for matching addresses instead of the server."""
         body = base64.b64encode(content.encode()).decode()
         answer = {"responseCode": 200, "body": body}
         headers = [{"name": "content-type", "value": media_type}]
@@ -183,39 +183,39 @@ class Tab:
         await self.send("Fetch.enable", patterns=[{"urlPattern": pattern}])
 
     async def save_downloads_to(self, folder: Path) -> None:
-        """Where files go that the page hands out."""
+        """Save downloads to a folder."""
         known = {"behavior": "allow", "downloadPath": str(folder), "browserContextId": self._context}
         await self._browser.send("Browser.setDownloadBehavior", **known)
 
 
 def shown_text(selector: str) -> str:
-    """The text that a person sees of an element, in JavaScript."""
+    """Return the JavaScript expression for the visible text of an element."""
     return f"(each => each.checkVisibility() ? each.innerText : '')(document.querySelector({json.dumps(selector)}))"
 
 
 @contextmanager
 def chromium(folder: Path) -> Iterator[str]:
-    """The address of a Chromium whose files are in an empty folder; it ends with the block."""
+    """Yield the DevTools address of a Chromium that keeps its files in an empty folder and ends with the block."""
     own = {name: str(folder) for name in ("HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME")}
     log = folder / "log"
     command = [EXECUTABLE, f"--user-data-dir={folder / 'profile'}", *FLAGS]
-    with log.open("wb") as said:
-        process = subprocess.Popen(command, env=os.environ | own, stdout=said, stderr=said, start_new_session=True)
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, env=os.environ | own, stdout=output, stderr=output, start_new_session=True)
     try:
         end = time.monotonic() + PATIENCE_S
         while (match := re.search(r"DevTools listening on (ws://\S+)\s", log.read_text(errors="replace"))) is None:
             assert process.poll() is None, log.read_text(errors="replace")
-            assert time.monotonic() < end, "Chromium does not say where it listens"
+            assert time.monotonic() < end, "Chromium does not report its address"
             time.sleep(0.05)
         yield match[1]
     finally:
-        os.killpg(process.pid, signal.SIGKILL)  # with its children; its files are thrown away
+        os.killpg(process.pid, signal.SIGKILL)  # with its children; its files are discarded
         process.wait()
 
 
 @asynccontextmanager
 async def driving(address: str) -> AsyncIterator[Browser]:
-    """The connection to a Chromium."""
+    """Yield a connection to a Chromium."""
     async with connect(address, max_size=None, proxy=None) as connection:
         browser = Browser(connection)
         try:

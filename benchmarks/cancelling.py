@@ -1,57 +1,53 @@
-"""How long a server works on for a client that has gone: from `cancel` to when the language model has let go.
+"""Time until the server stops working for a disconnected client: from `cancel` until the language model is done.
 
     python -m benchmarks.cancelling --streams 1 8
 
-A server is started for it. So many long utterances begin together; when one has been answered a few times it is
-cancelled, while the others go on. That the language model has let go is seen in its table of utterances, which this
-process looks into. One line of JSON for each number of streams: percentiles, in ms.
+A server is started for it. Several long utterances begin together. One of them is cancelled after a few responses,
+while the others continue. The end of its generation is read from the language model's table of utterances, which this
+process opens. One line of JSON for each number of streams: percentiles, in ms.
 """
 
-import argparse
 import asyncio
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.process_watch import served_processes
-from benchmarks.results_file import append_result
-from benchmarks.temporary_server import command_line, serving, stop_on_sigterm
+from benchmarks.harness import append_result, command_line, served_processes, serving, stop_on_sigterm
 from stretto.triton_io.flow import FlowTable
 from stretto_client import Speech, SpeechClient
 
 TEXT = "The river and the green garden and the window and the morning and the door."
-RESPONSES = 3  # before it is cancelled
-LOOK_S = 0.0005
+RESPONSES = 3  # before the cancellation
+POLL_S = 0.0005
 WAIT_S = 60.0
 
 
 def flow_table() -> FlowTable:
-    """The table of the server below this process."""
-    (path,) = Path("/dev/shm").glob(f"stretto_flow_{served_processes(os.getpid())['tritonserver']}_*")
+    """Open the table of the server below this process."""
+    (path,) = Path("/dev/shm").glob(f"stretto_flow_{served_processes()['tritonserver']}_*")
     return FlowTable.open(path.name)
 
 
 async def until_active(table: FlowTable, number: int) -> None:
-    """Wait until no more than `number` utterances are in flight."""
+    """Wait until at most `number` utterances are in flight."""
     deadline = time.monotonic() + WAIT_S
     while table.num_active() > number:
         if time.monotonic() > deadline:
-            raise RuntimeError(f"{table.num_active()} utterances are in flight {WAIT_S:g} s after a client has gone")
-        await asyncio.sleep(LOOK_S)
+            raise RuntimeError(f"{table.num_active()} utterances are in flight {WAIT_S:g} s after a disconnect")
+        await asyncio.sleep(POLL_S)
 
 
 async def begun(stream: Speech) -> Speech:
-    """The stream, answered so often."""
+    """Return the stream after RESPONSES responses."""
     for _ in range(RESPONSES):
         await anext(stream)
     return stream
 
 
 async def cancel_one(client: SpeechClient, table: FlowTable, num_streams: int) -> float | None:
-    """Seconds until one of so many streams has been let go; None where another had ended before."""
+    """Return the seconds until one of `num_streams` streams has been dropped; None if another had ended before."""
     options: dict[str, Any] = {"seed": 1, "max_audio_s": 9.6, "audio": {"min_rows": 239}}
     streams = [client.speak(TEXT, **options) for _ in range(num_streams)]
     await asyncio.gather(*map(begun, streams))
@@ -67,34 +63,31 @@ async def cancel_one(client: SpeechClient, table: FlowTable, num_streams: int) -
 
 
 async def measure(server: str, num_streams: int, count: int) -> dict[str, Any]:
-    """The record of one number of streams."""
+    """Return the record of one number of streams."""
     table, took_s = flow_table(), list[float]()
     async with SpeechClient(server) as client:
-        for number in range(-1, count):  # the first warms up
+        for number in range(-1, count):  # the first round warms up
             seconds = await cancel_one(client, table, num_streams)
             if seconds is not None and number >= 0:
                 took_s.append(seconds)
     table.close()
-    figures = {f"cancel_ms_p{which}": round(1000 * float(np.percentile(took_s, which)), 2) for which in (50, 95, 100)}
-    return {"streams": num_streams, "cancelled": len(took_s), **figures}
+    return {"streams": num_streams, "cancelled": len(took_s), **percentiles_ms("cancel", took_s)}
 
 
-def main(arguments: argparse.Namespace) -> None:
-    """A line for every number of streams."""
-    with serving(arguments.model_repository) as server:
-        for num_streams in arguments.streams:
-            figures = asyncio.run(measure(server, num_streams, arguments.count))
-            append_result(arguments.out, "cancelling", figures)
-
-
-def parse() -> argparse.Namespace:
-    """The command line."""
-    parser = command_line(__doc__, "cancelling")
-    parser.add_argument("--streams", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--count", type=int, default=40, help="streams that are cancelled, of each number")
-    return parser.parse_args()
+def percentiles_ms(name: str, took_s: list[float]) -> dict[str, float]:
+    """Return the median, 95th percentile and maximum in milliseconds."""
+    return {f"{name}_ms_p{which}": round(1000 * float(np.percentile(took_s, which)), 2) for which in (50, 95, 100)}
 
 
 if __name__ == "__main__":
+    given = command_line(
+        __doc__,
+        "cancelling",
+        serves=True,
+        streams=([1, 8], "streams at once"),
+        count=(40, "cancellations for each number of streams"),
+    ).parse_args()
     stop_on_sigterm()
-    main(parse())
+    with serving(given.model_repository) as server:
+        for number in given.streams:
+            append_result(given.out, "cancelling", asyncio.run(measure(server, number, given.count)))

@@ -1,4 +1,4 @@
-"""A codec driven as the decoder drives it: chunks of codes in, windows decoded, pcm laid end to end."""
+"""A codec driven as the decoder does: chunks of codes in, windows decoded, samples concatenated."""
 
 from collections.abc import Iterable
 
@@ -10,15 +10,15 @@ from stretto.decoder.streaming import Windower
 
 
 def random_codes(codec: Codec, batch: int, frames: int, seed: int = 0) -> Tensor:
-    """Codes [B, K, T]."""
+    """Return random codes [B, K, T]."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(codec.spec.codebook_size, (batch, codec.spec.num_codebooks, frames), generator=generator)
 
 
 def stream(codec: Codec, codes: Tensor, sizes: Iterable[int]) -> Tensor:
-    """Pcm [B, n] of codes [B, K, T] that arrive in chunks of the given sizes, the last of them at the end of `codes`.
+    """Return the samples [B, n] of codes [B, K, T] that arrive in chunks of the given sizes.
 
-    The rows arrive in step and decode as one batch.
+    The rows of the batch arrive together and are decoded as one batch. The last chunk ends with `codes`.
     """
     batch, _, total = codes.shape
     windowers = [Windower(codec.spec) for _ in range(batch)]
@@ -47,5 +47,5 @@ def stream(codec: Codec, codes: Tensor, sizes: Iterable[int]) -> Tensor:
 
 
 def chunks_of(size: int, total: int) -> list[int]:
-    """Chunks of equal size, the last one ragged."""
+    """Return chunk sizes for `total` frames: all equal, so the last chunk may be shorter than its size."""
     return [size] * -(-total // size)

@@ -1,13 +1,13 @@
-"""How each codec streams: its context, how exact it is, what less right context costs, and how fast it decodes.
+"""Streaming properties of each codec: context, exactness, the cost of less right context, and decoding speed.
 
     python -m benchmarks.codecs                          # all, narrow, with random weights: a minute
     python -m benchmarks.codecs xcodec --wide            # one, as wide as published: its speed
-    python -m benchmarks.codecs dac --checkpoint <dir>   # one with its real weights: its errors
-    python -m benchmarks.codecs --long 600               # how exact ten minutes in one stream are
+    python -m benchmarks.codecs dac --checkpoint <dir>   # one with its published weights: its errors
+    python -m benchmarks.codecs --long 600               # exactness of ten minutes in one stream
 
-Prints two markdown tables, with `--long` a third one instead, and one line of JSON last. Contexts and exactness depend
-on strides and kernels alone; what less context costs depends on the weights, so that a trained codec's errors may
-differ from those with random ones.
+Prints two Markdown tables (with `--long` a third one instead) and one line of JSON. Contexts and exactness depend on
+strides and kernels only. The error of less context depends on the weights, so a trained codec's errors may differ from
+those with random weights.
 """
 
 import argparse
@@ -22,22 +22,22 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from benchmarks.checkpoints.bundled import CHECKPOINT
 from benchmarks.checkpoints.random_codecs import MODELS, codec_of, write_checkpoint
 from benchmarks.checkpoints.random_stateful import STATEFUL, make_stateful
 from benchmarks.code_streams import chunks_of, random_codes, stream
+from benchmarks.harness import CHECKPOINT
 from stretto.codecs.base import Codec, Window
 from stretto.codecs.registry import load_codec
 from stretto.plugins import CODECS, names
 
-CHUNK = 5  # frames that arrive at once
-OTHER_CHUNK = 7  # in a long stream, beside chunks of the steady size
-STEADY = 25  # frames of the window that is timed
+CHUNK = 5  # frames of a chunk
+OTHER_CHUNK = 7  # in a long stream, to compare with chunks of the steady size
+STEADY = 25  # frames of the timed window
 
 
 @dataclass(frozen=True, slots=True)
 class Streaming:
-    """One row of the first table. max_difference: of streamed samples from one decode of the whole."""
+    """One row of the first table. max_difference: between streamed samples and one decode of the whole."""
 
     codec: str
     weights: str
@@ -53,7 +53,7 @@ class Streaming:
 
 @dataclass(frozen=True, slots=True)
 class Dial:
-    """One row of the second table. relative_error: rms of the difference over the whole's standard deviation."""
+    """One row of the second table. relative_error: rms of the difference over the standard deviation of the whole."""
 
     codec: str
     right_frames: int
@@ -64,10 +64,14 @@ class Dial:
 
 @dataclass(frozen=True, slots=True)
 class Long:
-    """One row of the third table: the greatest differences between samples of one long utterance.
+    """One row of the third table: the largest differences between samples of one long utterance.
 
-    level: its root mean square. chunkings: chunks of STEADY frames from chunks of OTHER_CHUNK. streamed: chunks of
-    STEADY frames from one decode of the whole. The last two: either of these from one decode of the whole in float64.
+    Attributes:
+        level: Root mean square of the samples.
+        chunkings: Chunks of STEADY frames against chunks of OTHER_CHUNK.
+        streamed: Chunks of STEADY frames against one decode of the whole.
+        streamed_from_float64: Chunks of STEADY frames against one decode of the whole in float64.
+        whole_from_float64: One decode of the whole against the same in float64.
     """
 
     codec: str
@@ -80,12 +84,12 @@ class Long:
 
 
 def ms_of(codec: Codec, frames: int) -> float:
-    """Milliseconds that so many frames last."""
+    """Return the duration of `frames` frames in milliseconds."""
     return round(1000 * frames / codec.spec.frame_rate, 1)
 
 
 def measure_streaming(name: str, weights: str, codec: Codec, codes: torch.Tensor) -> Streaming:
-    """How a codec streams codes [B, K, T]."""
+    """Measure how a codec streams codes [B, K, T]."""
     spec, total = codec.spec, codes.shape[2]
     difference = stream(codec, codes, chunks_of(CHUNK, total)) - stream(codec, codes, [total])
     return Streaming(
@@ -103,7 +107,7 @@ def measure_streaming(name: str, weights: str, codec: Codec, codes: torch.Tensor
 
 
 def measure_dial(name: str, codec: Codec, codes: torch.Tensor) -> Iterator[Dial]:
-    """The error of every right context from the least to the exact one, in windows of CHUNK frames."""
+    """Yield the error of every right context from the smallest to the exact one, in windows of CHUNK frames."""
     exact, total = codec.spec, codes.shape[2]
     whole = stream(codec, codes, [total])
     for right in range(exact.least_right_frames, exact.right_frames + 1):
@@ -115,9 +119,9 @@ def measure_dial(name: str, codec: Codec, codes: torch.Tensor) -> Iterator[Dial]
 
 
 def measure_long(name: str, codec: Codec, seconds: float) -> Long:
-    """How exactly one utterance of so many seconds streams, in float32 and beside float64."""
+    """Measure how exactly one utterance of `seconds` streams, in float32 and against float64."""
     assert isinstance(codec, nn.Module), type(codec)
-    exact = copy.deepcopy(codec).double()  # before `codec` decodes: Mimi keeps what it makes of its codebooks
+    exact = copy.deepcopy(codec).double()  # before `codec` decodes, because Mimi caches derived codebooks
     total = round(seconds * codec.spec.frame_rate)
     codes = random_codes(codec, 1, total)
     truth = stream(exact, codes, [total])
@@ -128,7 +132,7 @@ def measure_long(name: str, codec: Codec, seconds: float) -> Long:
 
 
 def seconds_of_a_window(codec: Codec, frames: int) -> float:
-    """Processor time of one steady window of one utterance."""
+    """Return the processor time of one steady window of one utterance."""
     spec = codec.spec
     codes = random_codes(codec, 1, spec.left_frames + frames + spec.right_frames)
     first = torch.tensor([spec.left_frames])
@@ -137,7 +141,7 @@ def seconds_of_a_window(codec: Codec, frames: int) -> float:
 
 
 def seconds_of(work: Callable[[], object], repeats: int = 3) -> float:
-    """Processor time of some work, the best of a few after a warm-up."""
+    """Return the processor time of `work`, the best of `repeats` runs after a warm-up."""
     work()
     best = float("inf")
     for _ in range(repeats):
@@ -148,7 +152,7 @@ def seconds_of(work: Callable[[], object], repeats: int = 3) -> float:
 
 
 def table(rows: list[Streaming] | list[Dial] | list[Long]) -> str:
-    """Rows of one kind as markdown."""
+    """Return rows of one kind as a Markdown table."""
     names = [each.name for each in fields(rows[0])]
     lines = [names, ["---"] * len(names), *[[_cell(value) for value in asdict(row).values()] for row in rows]]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -159,7 +163,7 @@ def _cell(value: object) -> str:
 
 
 def codecs(names: list[str], checkpoint: Path | None, is_wide: bool) -> Iterator[tuple[str, str, Codec]]:
-    """Name, kind of weights and codec, one after the other."""
+    """Yield the name, the kind of weights and the codec of each."""
     kind = "random, wide" if is_wide else "random, narrow"
     for name in names:
         if checkpoint is not None or name == "tiny":

@@ -1,19 +1,20 @@
-"""The acoustic decoder alone: how much batching saves, and what listeners to many live streams hear.
+"""The acoustic decoder alone: the gain of batching, and the listeners of many live streams.
 
     python -m benchmarks.decoder --streams 64 --frames 8
     python -m benchmarks.decoder --live 1 8 32 64 --seconds 10
 
-The first form decodes the same steady windows of `--frames` frames, one of each of `--streams` utterances, one at a
-time and in batches, by turns; a figure is the median over the rounds. `speedup_over_one_at_a_time` is the ratio of
-their wall times, `speedup_cpu` of their processor times, which a busy machine disturbs less; `streams_real_time`
-how many streams the batched decoder can follow.
+The first form decodes the same steady windows of `--frames` frames, one for each of `--streams` utterances, one at a
+time and in batches, in turns; a figure is the median over the rounds. `speedup_over_one_at_a_time` is the ratio of
+their wall times, `speedup_cpu` that of their processor times, which a busy machine disturbs less. `streams_real_time`
+is the number of streams that the batched decoder can serve in real time.
 
-The second form plays live streams: frames come at `--fps` (default: as fast as they are played), leave as the chunk
-policy says, and are heard by players that start with the first chunk. Metrics as in benchmarks/README.md. With
-`--clock processor` the decoder has a core of its own, on which it is as fast as its processor time says: a busy
-machine gives the figures of a quiet one.
+The second form plays live streams: frames arrive at `--fps` (default: real time), are sent as the chunk policy decides,
+and are played by players that start with the first chunk. Metrics are defined in benchmarks/README.md. With
+`--clock processor` time advances by the processor time of the decoder, as if it had its own core, so a busy machine
+gives the figures of an idle one.
 
-The bundled codec has its own weights, any other small random ones with the strides and kernels of the published one.
+The bundled codec has its own weights. Other codecs have random weights, with few channels but the published strides and
+kernels.
 """
 
 import argparse
@@ -28,10 +29,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.checkpoints.bundled import CHECKPOINT
+from benchmarks.harness import CHECKPOINT, append_result, command_line, median_ratio
 from benchmarks.live_streams import LiveLoad, LiveStreams, ProcessorTime, RealTime
-from benchmarks.results_file import append_result
-from benchmarks.speech_metrics import percentiles, summarise, underrun_s
+from benchmarks.loads import percentiles, summarise, underrun_s
 from stretto.codecs.base import Codec
 from stretto.codecs.registry import load_codec
 from stretto.config import DecoderConfig
@@ -46,10 +46,10 @@ from stretto.triton_io.flow import FlowTable
 
 
 def make_codec(name: str, device: str, is_narrow: bool) -> Codec:
-    """The bundled codec, or one with random weights by its name in `random_codecs.py` or `random_stateful.py`."""
+    """Return the bundled codec, or one of `random_codecs.py` or `random_stateful.py` with random weights."""
     if name == "tiny":
         return load_codec(name, CHECKPOINT, device)
-    from benchmarks.checkpoints.random_codecs import (  # transformers, which the bundled one is without
+    from benchmarks.checkpoints.random_codecs import (  # needs transformers, unlike the bundled codec
         codec_of,
         write_checkpoint,
     )
@@ -62,13 +62,13 @@ def make_codec(name: str, device: str, is_narrow: bool) -> Codec:
 
 
 def random_codes(codec: Codec, num_frames: int) -> np.ndarray:
-    """Codes [K, T] int32."""
+    """Return random codes [K, T], int32."""
     spec = codec.spec
     return np.random.default_rng(0).integers(0, spec.codebook_size, (spec.num_codebooks, num_frames), np.int32)
 
 
 class CountingReply:
-    """Counts the answers to `number` chunks."""
+    """Reply that counts the answers to `number` chunks."""
 
     def __init__(self, number: int) -> None:
         self.errors: list[Exception] = []
@@ -87,7 +87,7 @@ class CountingReply:
         return False
 
     def wait(self) -> None:
-        """Until every chunk is answered; raises what one of them failed with."""
+        """Wait until every chunk is answered; raise the error of one that failed."""
         self._all.wait()
         if self.errors:
             raise self.errors[0]
@@ -100,7 +100,7 @@ class CountingReply:
 
 
 class Arm:
-    """A decoder and the seconds that it took: of the clock, and of processor time."""
+    """A decoder and the time it took: wall time and processor time in seconds."""
 
     def __init__(self, codec: Codec, config: DecoderConfig) -> None:
         self._codec = codec
@@ -110,7 +110,7 @@ class Arm:
         self.cpu_s: list[float] = []
 
     def run(self, streams: int, frames: int) -> None:
-        """Decode two steady windows of `frames` frames of each of `streams` utterances, the first not timed."""
+        """Decode two steady windows of `frames` frames of each of `streams` utterances, and time the second."""
         self._num_runs += 1
         spec = self._codec.spec
         start = spec.left_frames + frames + spec.right_frames
@@ -128,15 +128,15 @@ class Arm:
                 self.cpu_s.append(time.process_time() - cpu_s)
 
     def stop(self) -> None:
-        """End the decoder's thread."""
+        """Stop the decoder's thread."""
         self._worker.stop()
 
 
 def measure_batching(codec: Codec, config: DecoderConfig, streams: int, frames: int, rounds: int) -> dict[str, Any]:
-    """How much faster windows decode together than one at a time."""
+    """Return how much faster windows decode in batches than one at a time."""
     alone = Arm(codec, DecoderConfig(**asdict(config) | {"max_batch": 1}))
     together = Arm(codec, config)
-    warm_up = 1 if torch.device(config.device).type == "cpu" else WORTH_CAPTURING  # until all graphs are captured
+    warm_up = 1 if torch.device(config.device).type == "cpu" else WORTH_CAPTURING  # to capture all graphs
     for turn in range(rounds + warm_up):
         for arm in (alone, together):
             arm.run(streams, frames)
@@ -149,8 +149,8 @@ def measure_batching(codec: Codec, config: DecoderConfig, streams: int, frames: 
     return {
         "streams": streams,
         "frames": frames,
-        "speedup_over_one_at_a_time": round(ratio(alone.wall_s, together.wall_s), 3),
-        "speedup_cpu": round(ratio(alone.cpu_s, together.cpu_s), 3),
+        "speedup_over_one_at_a_time": round(median_ratio(alone.wall_s, together.wall_s), 3),
+        "speedup_cpu": round(median_ratio(alone.cpu_s, together.cpu_s), 3),
         "window_ms": round(1e3 * wall_s / streams, 3),
         "window_cpu_ms": round(1e3 * cpu_s / streams, 3),
         "frames_per_cpu_s": round(streams * frames / cpu_s, 1),
@@ -158,13 +158,8 @@ def measure_batching(codec: Codec, config: DecoderConfig, streams: int, frames: 
     }
 
 
-def ratio(numerators: list[float], denominators: list[float]) -> float:
-    """The median of the ratios, turn by turn: neighbours in time share the machine's mood."""
-    return statistics.median(a / b for a, b in zip(numerators, denominators, strict=True))
-
-
 def measure_live(live: LiveStreams, load: LiveLoad, policy: ChunkPolicy) -> dict[str, Any]:
-    """What the listeners of one load hear."""
+    """Play one load and return the figures of its listeners."""
     cpu_s = time.process_time()
     traces, sizes, wall_s = live.run(load, policy)
     failed = [trace.error for trace in traces if trace.error]
@@ -183,31 +178,33 @@ def measure_live(live: LiveStreams, load: LiveLoad, policy: ChunkPolicy) -> dict
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--codec", default="tiny", help="tiny, or a name in random_codecs.py or random_stateful.py")
+    """Parse the command line."""
+    parser = command_line(
+        __doc__,
+        "decoder",
+        codec=("tiny", "tiny, or a name in random_codecs.py or random_stateful.py"),
+        device=("cpu", "device of torch"),
+        threads=(1, "threads of torch, on the CPU"),
+        max_batch=(int, "windows at once; default 16 on the CPU, 64 on a GPU"),
+        streams=(64, "utterances"),
+        frames=(8, "frames of a window"),
+        rounds=(9, "turns of each arm"),
+        fps=(float, "frames per second of each live stream"),
+        seconds=(10.0, "seconds of audio in a live stream"),
+        first=(4, "first_frames of the chunk policy"),
+        steady=(25, "steady_frames of the chunk policy"),
+        playout=(0.0, "playout_s of the chunk policy"),
+    )
     parser.add_argument("--wide", action="store_true", help="as many channels as published")
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=DecoderConfig.DTYPES)
     parser.add_argument("--no-graphs", action="store_true", help="without CUDA graphs")
-    parser.add_argument("--threads", type=int, default=1, help="of torch, on the CPU")
-    parser.add_argument("--max-batch", type=int, help="windows at once; default 16 on the CPU, 64 on a GPU")
-    parser.add_argument("--streams", type=int, default=64)
-    parser.add_argument("--frames", type=int, default=8, help="of a window")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--live", type=int, nargs="+", metavar="STREAMS", help="play so many streams in real time")
-    parser.add_argument("--fps", type=float, help="frames per second of each live stream")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of audio in a live stream")
-    parser.add_argument("--clock", choices=["wall", "processor"], default="wall", help="of live streams")
-    parser.add_argument("--first", type=int, default=4, help="first_frames of the chunk policy")
-    parser.add_argument("--steady", type=int, default=25, help="steady_frames of the chunk policy")
-    parser.add_argument("--playout", type=float, default=0.0, help="playout_s of the chunk policy")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/decoder.jsonl"))
+    parser.add_argument("--live", type=int, nargs="+", metavar="STREAMS", help="numbers of live streams to play")
+    parser.add_argument("--clock", choices=["wall", "processor"], default="wall", help="clock of live streams")
     return parser.parse_args(argv)
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Measure one codec, a line for each measurement."""
+    """Measure one codec and write a line for each measurement."""
     codec = make_codec(arguments.codec, arguments.device, not arguments.wide)
     config = DecoderConfig(
         device=arguments.device,
@@ -218,11 +215,11 @@ def main(arguments: argparse.Namespace) -> None:
         max_utterances=4096,
         warm_up_s=WARM_UP_S,
     )
-    what = {"codec": arguments.codec, "wide": arguments.wide, "device": arguments.device, "dtype": arguments.dtype}
-    what |= {"graphs": config.graphs, "threads": config.threads, "max_batch": config.max_batch}
+    about = {"codec": arguments.codec, "wide": arguments.wide, "device": arguments.device, "dtype": arguments.dtype}
+    about |= {"graphs": config.graphs, "threads": config.threads, "max_batch": config.max_batch}
     if arguments.live is None:
         figures = measure_batching(codec, config, arguments.streams, arguments.frames, arguments.rounds)
-        append_result(arguments.out, "decoder_batching", what | figures)
+        append_result(arguments.out, "decoder_batching", about | figures)
         return
     spec = codec.spec
     policy = ChunkPolicy(
@@ -238,7 +235,7 @@ def main(arguments: argparse.Namespace) -> None:
         for streams in arguments.live:
             load = LiveLoad(streams, arguments.seconds, arguments.fps or spec.frame_rate)
             figures = {"clock": arguments.clock} | measure_live(live, load, policy)
-            append_result(arguments.out, "decoder_live", what | figures)
+            append_result(arguments.out, "decoder_live", about | figures)
         table.remove()
     stage.close()
 

@@ -2,17 +2,17 @@
 
     python -m benchmarks.engine --requests 1 4 8 16 --frames 64 --guidance 1.5
 
-Four arms take turns, round after round: guided and unguided replies of ours, and greedy decoding by stock vLLM with as
-many rows as either has in a step (a guided reply has two). Only steps in which every row decodes are timed; a figure is
-the median over the rounds. `engine_efficiency` is stock's step time over ours, guided; `engine_efficiency_unguided` the
-same without guidance; `cfg_retention` the unguided step time over the guided one: both steps yield a frame for each
-reply, so this is the throughput kept. The `_cpu` figures are the same ratios of processor time, which a busy machine
-disturbs less. `front_end_cpu_ms_per_frame` is what the callers' process spends on a guided frame (`front_end.py`). One
-line of JSON for each number of requests.
+Four arms take turns: guided and unguided replies of Stretto, and greedy decoding by stock vLLM with as many rows as
+either has in a step (a guided reply has two). Only steps in which every row decodes are timed; a figure is the median
+over the rounds. `engine_efficiency` is stock's step time over Stretto's, guided; `engine_efficiency_unguided` the same
+without guidance. `cfg_retention` is the unguided step time over the guided one; as both steps yield a frame for each
+reply, this is the throughput that guidance keeps. The `_cpu` figures are the same ratios of processor time, which a
+busy machine disturbs less. `front_end_cpu_ms_per_frame` is the time of the callers' process per guided frame
+(`front_end.py`). One line of JSON for each number of requests.
 
     python -m benchmarks.engine --layout bagpiper-small --requests 16 --frames 64 --guidance 3.0
 
-Ours alone, with the streams and the vocabulary of a published model on random weights: `layout.py`.
+Stretto alone, with the streams and the vocabulary of a published model on random weights: `layout.py`.
 """
 
 import argparse
@@ -24,8 +24,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.checkpoints.bundled import CHECKPOINT, ENGINE_ARGS
-from benchmarks.results_file import append_result
+from benchmarks.engines import SteppedEngine, StepTime
+from benchmarks.harness import CHECKPOINT, ENGINE_ARGS, append_result, command_line
+from benchmarks.layouts import LAYOUTS
 from stretto.config import EngineConfig
 from stretto.engine.environment import prepare_environment
 
@@ -36,11 +37,8 @@ from vllm.engine.arg_utils import EngineArgs  # noqa: E402
 
 from benchmarks.front_end import cpu_ms_per_frame  # noqa: E402
 from benchmarks.layout import measure as measure_layout  # noqa: E402
-from benchmarks.published_layouts import LAYOUTS  # noqa: E402
-from benchmarks.stepped_engine import SteppedEngine, StepTime  # noqa: E402
 from stretto.engine.kernels import cpu as cpu_kernels  # noqa: E402
 from stretto.engine.launch import vllm_config  # noqa: E402
-from stretto.engine.protocol import sampling_params  # noqa: E402
 from stretto.preprocessing.request import Preprocessor, RawRequest  # noqa: E402
 from stretto.records.prompt import Prompt  # noqa: E402
 
@@ -48,7 +46,7 @@ PROMPT_ROWS, TEXT_ROWS = 40, 8
 
 
 def forced(prompt: Prompt, frames: int, scale: float) -> Prompt:
-    """`prompt` with a text segment of `TEXT_ROWS` rows and an audio segment of `frames` frames."""
+    """Return `prompt` with a text segment of `TEXT_ROWS` rows and an audio segment of `frames` frames."""
     sampling = prompt.sampling
     text = replace(sampling.text, min_rows=TEXT_ROWS, max_rows=TEXT_ROWS)
     audio = replace(sampling.audio, min_rows=frames, max_rows=frames)
@@ -56,12 +54,11 @@ def forced(prompt: Prompt, frames: int, scale: float) -> Prompt:
 
 
 class SpeechArm:
-    """Replies of ours: `number` prompts, each with its text."""
+    """Replies of Stretto's engine."""
 
     def __init__(self, engine_args: EngineConfig):
         self.engine = SteppedEngine(vllm_config(engine_args))
         self._preprocessor = Preprocessor(engine_args.checkpoint)
-        self._rules = self.engine.scheduler.table.rules
 
     def _prompts(self, number: int, frames: int, scale: float) -> list[Prompt]:
         texts = [f"The train to Oslo leaves in {index + 10} minutes." for index in range(number)]
@@ -69,20 +66,17 @@ class SpeechArm:
         return [forced(prompt, frames, scale) for prompt in prompts]
 
     def time_steps(self, number: int, frames: int, scale: float) -> StepTime:
-        """The median step in which `number` replies, guided unless `scale` is 1, are in their audio segment."""
+        """Return the median step in which `number` replies, guided unless `scale` is 1, are in their audio segment."""
         return self.engine.time_steps(*self.requests(number, frames, scale), number * (1 if scale == 1.0 else 2))
 
     def requests(self, number: int, frames: int, scale: float) -> tuple[list[list[int]], list[SamplingParams]]:
-        """Stream 0 of as many prompts, and their parameters."""
-        prompts = self._prompts(number, frames, scale)
-        tokens = [prompt.rows[:, 0].tolist() for prompt in prompts]
-        return tokens, [sampling_params(prompt, self._rules) for prompt in prompts]
+        """Return stream 0 of `number` prompts, and their parameters."""
+        return self.engine.requests(self._prompts(number, frames, scale))
 
     def front_end_ms_per_frame(self, number: int, frames: int, scale: float) -> float:
-        """Processor time between the engine's outputs and chunks, per frame of `number` replies at once."""
+        """Return the processor time from the engine's outputs to chunks, per frame of `number` replies at once."""
         prompts = self._prompts(number, frames, scale)
-        tokens = [prompt.rows[:, 0].tolist() for prompt in prompts]
-        ids = self.engine.add(tokens, [sampling_params(prompt, self._rules) for prompt in prompts])
+        ids = self.engine.add_prompts(prompts)
         steps = []
         while self.engine.scheduler.has_requests():
             steps += self.engine.step().values()
@@ -103,17 +97,17 @@ class StockArm:
         self.engine = SteppedEngine(args.create_engine_config())
 
     def time_steps(self, num_rows: int, steps: int) -> StepTime:
-        """The median of `steps` steps that decode `num_rows` rows."""
+        """Return the median of `steps` steps that decode `num_rows` rows."""
         return self.engine.time_steps(*self.requests(num_rows, steps), num_rows)
 
     def requests(self, num_rows: int, steps: int) -> tuple[list[list[int]], list[SamplingParams]]:
-        """As many prompts, and their parameters."""
+        """Return `num_rows` prompts, and their parameters."""
         params = SamplingParams(temperature=0.0, max_tokens=steps, ignore_eos=True, detokenize=False)
         return [[20 + index] * PROMPT_ROWS for index in range(num_rows)], [params] * num_rows
 
 
 def measure(number: int, arguments: argparse.Namespace, ours: SpeechArm, stock: StockArm) -> dict[str, Any]:
-    """All arms in turn, and the ratios between them."""
+    """Run all arms in turns and return the ratios between them."""
     frames = arguments.frames
     arms: dict[str, Callable[[], StepTime]] = {
         "guided": lambda: ours.time_steps(number, frames, arguments.guidance),
@@ -147,10 +141,11 @@ def measure(number: int, arguments: argparse.Namespace, ours: SpeechArm, stock: 
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Measure every number of requests, a line each."""
+    """Measure each number of requests and write a line for each."""
+    out = arguments.out or Path(f"benchmarks/results/{'engine' if arguments.layout is None else 'layout'}.jsonl")
     if arguments.layout is not None:
         for figures in measure_layout(arguments):
-            append_result(arguments.out, "layout", figures)
+            append_result(out, "layout", figures)
         return
     config = EngineConfig.from_file(ENGINE_ARGS, arguments.checkpoint)
     num_slots = max(config.engine_args["max_num_seqs"], 2 * max(arguments.requests))
@@ -158,26 +153,26 @@ def main(arguments: argparse.Namespace) -> None:
     cpu_kernels.install()
     ours, stock = SpeechArm(config), StockArm(config)
     for number in arguments.requests:
-        append_result(arguments.out, "engine", measure(number, arguments, ours, stock))
+        append_result(out, "engine", measure(number, arguments, ours, stock))
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, nargs="+", default=[1, 4, 8, 16], help="replies in a step")
-    parser.add_argument("--frames", type=int, default=64, help="frames of each reply")
-    parser.add_argument("--guidance", type=float, default=1.5, help="guidance scale of the guided arm")
-    parser.add_argument("--rounds", type=int, default=5, help="times that the arms take turns")
+    """Parse the command line."""
+    parser = command_line(
+        __doc__,
+        "engine",
+        requests=([1, 4, 8, 16], "replies in a step"),
+        frames=(64, "frames of each reply"),
+        guidance=(1.5, "guidance scale of the guided arm"),
+        rounds=(5, "turns of each arm"),
+        checkpoint=(CHECKPOINT, "checkpoint to load"),
+    )
     parser.add_argument("--layout", choices=LAYOUTS, help="streams and vocabulary of this model, on random weights")
-    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
-    parser.add_argument("--out", type=Path, help="by default engine.jsonl or layout.jsonl in benchmarks/results")
-    arguments = parser.parse_args()
-    name = "engine" if arguments.layout is None else "layout"
-    arguments.out = arguments.out or Path(f"benchmarks/results/{name}.jsonl")
-    return arguments
+    parser.set_defaults(out=None)
+    return parser.parse_args()
 
 
 if __name__ == "__main__":
     main(parse())
-    gc.unfreeze()  # what the plugin froze, or Triton's bindings report it as leaked behind the last line
+    gc.unfreeze()  # objects that the plugin froze, or Triton's bindings report them as leaked after the last line
     gc.collect()

@@ -1,16 +1,16 @@
-"""Streams per second of speech: the whole ensemble under load, with and without guidance, and the engine by itself.
+"""Seconds of speech per second: the ensemble under load, guided and unguided, and the engine alone.
 
     python -m benchmarks.ensemble --concurrency 1 4 8 16 --rounds 3
 
-Closed loop: every stream sends its next request when the last one has ended; every text is new. Per concurrency and
-round, three arms take turns, so that a noisy machine disturbs all alike: guided and unguided through Triton, and the
-engine alone without Triton, codec and client (guided). `cfg_retention` and `triton_tax` compare arms at equal, forced
-frame counts; the latencies come from a fourth arm that lets every utterance end by itself. One JSON line per
-concurrency goes to `--out`, and to standard output. The server must be running.
+In a closed loop every stream sends its next request when the last one has ended; every text is new. For each
+concurrency and round, three arms take turns, so that other load on the machine affects all alike: guided and unguided
+requests through Triton, and guided requests to the engine alone, without Triton, codec and client. `cfg_retention` and
+`triton_tax` compare arms at equal, forced frame counts. The latencies are those of a fourth arm, whose utterances end
+by themselves. One line of JSON for each concurrency. The server must be running.
 
     python -m benchmarks.ensemble --family bagpiper-small --concurrency 1 4 8
 
-A published family in small, random weights, through a server of its own: `family.py`.
+A small version of a published family with random weights, served by its own server: `family.py`.
 """
 
 import argparse
@@ -21,30 +21,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.checkpoints.bundled import CHECKPOINT, ENGINE_ARGS
 from benchmarks.checkpoints.small_models import SMALL_MODELS
 from benchmarks.family import measure_family
-from benchmarks.results_file import append_result
-from benchmarks.speech_load import Load, Speak, check, follow, ratio, run, texts
-from benchmarks.speech_metrics import Trace, summarise
-from benchmarks.temporary_server import stop_on_sigterm
+from benchmarks.harness import CHECKPOINT, ENGINE_ARGS, append_result, command_line, stop_on_sigterm
+from benchmarks.loads import Load, Speak, Trace, check, ratio, run, summarise, texts, through_triton
 from stretto.config import EngineConfig
 from stretto.engine.environment import prepare_environment
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto_client import SpeechClient
 
 
-def through_triton(client: SpeechClient) -> Speak:
-    """The way of a user: over gRPC through the ensemble."""
-
-    async def speak(text: str, options: dict[str, Any]) -> Trace:
-        return await follow(Trace(sent=time.perf_counter()), client.speak(text, **options))
-
-    return speak
-
-
 def through_engine(engine: Any, preprocessor: Preprocessor, frame_rate: float) -> Speak:
-    """The engine alone: its codes count as the audio they stand for."""
+    """Return a function that sends a text to the engine alone; its codes count as the audio that they encode."""
 
     async def speak(text: str, options: dict[str, Any]) -> Trace:
         trace = Trace(sent=time.perf_counter(), sound=0.0)
@@ -60,7 +48,7 @@ def through_engine(engine: Any, preprocessor: Preprocessor, frame_rate: float) -
 
 
 async def measure(concurrency: int, arguments: argparse.Namespace, server: Speak, engine: Speak) -> dict[str, Any]:
-    """All arms at one concurrency; the record of its figures."""
+    """Run all arms at one concurrency and return the record."""
     lines = texts()
     scale = arguments.guidance
     arms = {
@@ -69,7 +57,7 @@ async def measure(concurrency: int, arguments: argparse.Namespace, server: Speak
         "engine": (Load(concurrency, arguments.requests, arguments.frames, scale), engine),
         "natural": (Load(concurrency, arguments.requests, None, scale), server),
     }
-    for load, speak in arms.values():  # warm every path up, with texts of its own
+    for load, speak in arms.values():  # warm up every path, with its own texts
         await run(Load(min(concurrency, 4), 1, load.frames, load.guidance_scale), speak, lines)
     throughput: dict[str, list[float]] = {name: [] for name in arms}
     natural: list[Trace] = []
@@ -94,7 +82,7 @@ async def measure(concurrency: int, arguments: argparse.Namespace, server: Speak
 
 
 async def main(arguments: argparse.Namespace) -> None:
-    """Measure every concurrency, a line each."""
+    """Measure each concurrency and write a line for each."""
     if arguments.family is not None:
         async for benchmark, record in measure_family(arguments):
             append_result(arguments.out, benchmark, record)
@@ -115,20 +103,24 @@ async def main(arguments: argparse.Namespace) -> None:
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--family", choices=SMALL_MODELS, help="a published family in small, through a server started for it")
-    add("--server", default="localhost:8001", help="gRPC address of the running server, without --family")
-    add("--concurrency", type=int, nargs="+", default=[1, 4, 8, 16])
-    add("--requests", type=int, default=4, help="utterances of each stream in a run")
-    add("--rounds", type=int, default=3, help="times that the arms take turns")
-    add("--frames", type=int, default=75, help="frames of an utterance where they are forced")
-    add("--guidance", type=float, help="guidance scale of the guided arms; by default 1.5, or the family's own")
-    add("--listeners", type=int, help="requests to understand audio beside the streams; by default as many as streams")
-    add("--open-loop", type=float, nargs="+", default=[], metavar="SHARE", help="of the last closed loop's requests/s")
-    add("--open-s", type=float, default=20.0, help="seconds of each open loop, at least 16 requests")
-    add("--out", type=Path, help="by default speech.jsonl or families.jsonl in benchmarks/results")
+    """Parse the command line."""
+    parser = command_line(
+        __doc__,
+        "speech",
+        server=("localhost:8001", "gRPC address of the running server, without --family"),
+        concurrency=([1, 4, 8, 16], "streams at once"),
+        requests=(4, "utterances of each stream in a run"),
+        rounds=(3, "turns of each arm"),
+        frames=(75, "frames of an utterance of forced length"),
+        guidance=(float, "guidance scale of the guided arms; default: 1.5, or the family's own"),
+        listeners=(int, "requests with audio input during the streams; default: as many as streams"),
+        open_s=(20.0, "seconds of each open loop, which has at least 16 requests"),
+    )
+    parser.add_argument("--family", choices=SMALL_MODELS, help="small published family, with its own server")
+    parser.add_argument(
+        "--open-loop", type=float, nargs="+", default=[], metavar="SHARE", help="of the last closed loop's requests/s"
+    )
+    parser.set_defaults(out=None)
     arguments = parser.parse_args()
     name = "speech" if arguments.family is None else "families"
     arguments.out = arguments.out or Path(f"benchmarks/results/{name}.jsonl")

@@ -1,13 +1,12 @@
-"""A published family in small under load: how it speaks, what guidance keeps, and what listening beside it costs.
+"""A small version of a published family under load: speech alone, without guidance, and during audio input.
 
-Part of `benchmarks.ensemble` (`--family`): a random checkpoint is made and converted on the spot (`small_models.py`), a
-server is started for it and stopped afterwards. Frame counts are forced, and the rows of text before them. Arms take
-turns, round after round: `speaking`; `unguided`, where the family knows guidance; and, where it can listen, `mixed`, in
-which as many closed loops of requests to understand audio run beside the streams for as long as these do. Of `speaking`
-the processor time of every process of the server, and of this one, is counted. With `--open-loop` requests then come at
-random times, at shares of the rate that the last closed loop has reached. Where a depth transformer draws the frames,
-what each part of one costs comes last, measured in this process (`frame_parts.py`): of a family that no server has,
-that alone.
+Part of `benchmarks.ensemble` (`--family`). A random checkpoint is written and converted (`small_models.py`); a server
+is started for it and stopped afterwards. The frames of replies, and the rows of text before them, are forced. The arms
+take turns: `speaking`; `unguided`, if the family supports guidance; and `mixed`, if it understands audio, in which as
+many closed loops of requests with audio input run during the streams. For `speaking` the processor time of every
+process of the server, and of this one, is counted. With `--open-loop` requests then arrive at random times, at shares
+of the rate that the last closed loop reached. For a family with a depth transformer the cost of the parts of a frame is
+measured last, in this process (`frame_parts.py`). A family that is not served has only this measurement.
 """
 
 import argparse
@@ -26,10 +25,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.checkpoints.small_models import SMALL_MODELS, SmallModel, write_checkpoint
-from benchmarks.process_watch import cpu_s, served_processes
-from benchmarks.speech_load import Load, Speak, check, follow, ratio, run, run_open, texts
-from benchmarks.speech_metrics import Trace, percentiles, summarise
-from benchmarks.temporary_server import serving
+from benchmarks.harness import cpu_s, served_processes, serving
+from benchmarks.loads import Load, Speak, Trace, check, follow, percentiles, ratio, run, run_open, summarise, texts
 from stretto.convert.make_repository import make
 from stretto.families.opuslm.family import NUM_STREAMS, OpusVocabulary
 from stretto.families.registry import family_at
@@ -38,19 +35,21 @@ from stretto_client.speech_stream import audio_inputs, options_json, strings
 
 MAX_ROWS = 64  # of a step
 TEXT_ROWS = 8  # before the audio
-HEARD_S, HEARD_RATE, FRAME_RATE = 5, 16_000, 50
+INPUT_S, INPUT_RATE, FRAME_RATE = 5, 16_000, 50
 LEAST_REQUESTS = 16  # of an open loop
 ENGINE, CLIENT = "engine", "client"  # two of the processes
 ANSWER = {"text": {"min_rows": 32, "max_rows": 32}}
 QUESTION = "what do you hear?"
 
-Listen = Callable[[int], Awaitable[float]]  # a request, by its seed; the seconds until its answer was complete
+Listen = Callable[
+    [int], Awaitable[float]
+]  # sends the request of a seed; returns the seconds until its answer was complete
 Run = tuple[list[Trace], float]
 Count = Callable[[], dict[str, float]]
 
 
 def speaker(client: SpeechClient, model: SmallModel) -> Speak:
-    """One turn of the user, to be answered by speech."""
+    """Return a function that sends one user turn, which is answered by speech."""
 
     async def speak(text: str, options: dict[str, Any]) -> Trace:
         messages = json.dumps([{"role": "user", "text": text}])
@@ -61,7 +60,7 @@ def speaker(client: SpeechClient, model: SmallModel) -> Speak:
 
 
 def listener(client: SpeechClient, model: SmallModel) -> Listen:
-    """Five seconds to be understood: samples for Bagpiper, with a question; codes for OpusLM. Answers are as long."""
+    """Return a function that sends five seconds of audio: samples and a question to Bagpiper, codes to OpusLM."""
     task = model.listen
     assert task is not None
 
@@ -69,10 +68,10 @@ def listener(client: SpeechClient, model: SmallModel) -> Listen:
         random = np.random.default_rng(seed)
         turn: dict[str, Any] = {"role": "user"}
         if task == "understand":
-            pcm = 0.1 * random.standard_normal(HEARD_S * HEARD_RATE).astype(np.float32)
-            inputs, turn = audio_inputs((pcm, HEARD_RATE)), turn | {"audio": "pcm_in", "text": QUESTION}
+            pcm = 0.1 * random.standard_normal(INPUT_S * INPUT_RATE).astype(np.float32)
+            inputs, turn = audio_inputs((pcm, INPUT_RATE)), turn | {"audio": "pcm_in", "text": QUESTION}
         else:
-            inputs, turn = [], turn | {"codes": heard_codes(random)}
+            inputs, turn = [], turn | {"codes": input_codes(random)}
         begun = time.perf_counter()
         options = options_json(ANSWER | {"seed": seed})
         inputs += strings(messages=json.dumps([turn]), task=task, options=options)
@@ -83,19 +82,21 @@ def listener(client: SpeechClient, model: SmallModel) -> Listen:
     return listen
 
 
-def heard_codes(random: np.random.Generator) -> list[list[int]]:
-    """Codes of OpusLM's nine streams, semantic tokens first."""
+def input_codes(random: np.random.Generator) -> list[list[int]]:
+    """Return random codes of OpusLM's nine streams, semantic tokens first."""
     vocabulary = OpusVocabulary()
     sizes = [vocabulary.ssl[1] - vocabulary.ssl[0], *[vocabulary.codebook_size] * (NUM_STREAMS - 1)]
-    return [random.integers(0, size, HEARD_S * FRAME_RATE).tolist() for size in sizes]
+    return [random.integers(0, size, INPUT_S * FRAME_RATE).tolist() for size in sizes]
 
 
 async def beside(
     listen: Listen, number: int, seeds: Iterator[int], speaking: Awaitable[Any]
 ) -> tuple[Any, list[float]]:
-    """What `speaking` yields, with `number` closed loops of `listen` beside it, and the seconds of each answer.
+    """Await `speaking` during `number` closed loops of `listen`; return its result and the seconds of each answer.
 
-    ClientError where one was refused or failed."""
+    Raises:
+        ClientError: A request with audio input was refused or failed.
+    """
     is_over, answers = asyncio.Event(), list[float]()
 
     async def loop() -> None:
@@ -115,9 +116,14 @@ async def beside(
 
 
 class FamilyLoad:
-    """The arms at one concurrency, and what came of their rounds.
+    """The arms at one concurrency.
 
-    listen: None where the model cannot. count: the seconds of processor time so far, by process.
+    Args:
+        model: Model to measure.
+        speak: Sends a request for speech.
+        listen: Sends a request with audio input; None if the model does not understand audio.
+        arguments: Command line.
+        count: Returns the seconds of processor time so far by process.
     """
 
     def __init__(
@@ -128,21 +134,21 @@ class FamilyLoad:
         self._scale = arguments.guidance or model.guidance_scale if model.guidance_scale is not None else None
 
     async def measure(self, concurrency: int) -> dict[str, Any]:
-        """The record of one concurrency."""
+        """Return the record of one concurrency."""
         listeners = concurrency if self._arguments.listeners is None else self._arguments.listeners
         rounds: defaultdict[str, list[Run]] = defaultdict(list)
         answers: list[float] = []
         used: list[dict[str, float]] = []
-        for number in range(self._arguments.rounds + 1):  # the first warms up
+        for number in range(self._arguments.rounds + 1):  # the first round warms up
             before = self._count()
             rounds["speaking"].append(await self._run(concurrency, self._scale))
             used.append({name: seconds - before[name] for name, seconds in self._count().items()})
             if self._scale is not None:
                 rounds["unguided"].append(await self._run(concurrency, 1.0))
             if self._listen is not None:
-                mixed, heard = await beside(self._listen, listeners, self._seeds, self._run(concurrency, self._scale))
+                mixed, seconds = await beside(self._listen, listeners, self._seeds, self._run(concurrency, self._scale))
                 rounds["mixed"].append(mixed)
-                answers += heard if number else []
+                answers += seconds if number else []
         record = self._record(concurrency, {arm: runs[1:] for arm, runs in rounds.items()}, used[1:])
         if self._listen is not None:
             record["mixed"] = {"listeners": listeners, "answers": len(answers), **percentiles("answer_s", answers)}
@@ -150,7 +156,7 @@ class FamilyLoad:
         return record
 
     async def measure_open(self, share: float, full_rate: float) -> dict[str, Any]:
-        """The record of an open loop of as many seconds as there are to be, at a share of a rate."""
+        """Return the record of an open loop of `--open-s` seconds at a share of a rate."""
         rate = share * full_rate
         load = self._load(1, max(LEAST_REQUESTS, math.ceil(rate * self._arguments.open_s)), self._scale)
         traces, wall_s = await run_open(load, rate, self._speak, self._lines)
@@ -185,7 +191,7 @@ class FamilyLoad:
         else:
             left_out["cfg_retention"] = f"{self._model.family} is not guided by its authors"
         if self._listen is None:
-            left_out["mixed"] = f"{self._model.family} does not listen"
+            left_out["mixed"] = f"{self._model.family} does not understand audio"
         if left_out:
             record["left_out"] = left_out
         record |= cpu_figures(used, concurrency * self._arguments.requests * self._arguments.frames)
@@ -193,7 +199,7 @@ class FamilyLoad:
 
 
 def cpu_figures(used: list[dict[str, float]], num_frames: int) -> dict[str, Any]:
-    """Medians over rounds of `num_frames` frames each, from the seconds of processor time that each process used."""
+    """Return medians over rounds of `num_frames` frames, from the seconds of processor time of each process."""
 
     def per_s(seconds: Callable[[dict[str, float]], float]) -> float:
         return round(statistics.median(num_frames / max(seconds(each), 1e-9) for each in used), 1)
@@ -209,7 +215,7 @@ def cpu_figures(used: list[dict[str, float]], num_frames: int) -> dict[str, Any]
 
 
 def mixed_figures(mixed: list[Run], speaking: list[Run]) -> dict[str, Any]:
-    """Of streams beside listeners, and against the same alone."""
+    """Return the figures of streams during audio input, and their ratios to the same streams alone."""
     figures = summarise([trace for run in mixed for trace in run[0]], sum(run[1] for run in mixed))
     return {
         "ttfp_ratio": ratio(list(map(ttfp, mixed)), list(map(ttfp, speaking))),
@@ -220,22 +226,22 @@ def mixed_figures(mixed: list[Run], speaking: list[Run]) -> dict[str, Any]:
 
 
 def throughput(run: Run) -> float:
-    """Seconds of audio per second of wall."""
+    """Return seconds of audio per second of wall time."""
     return sum(trace.audio_s for trace in run[0]) / run[1]
 
 
 def ttfp(run: Run) -> float:
-    """The median `audio_ttfp` of a run."""
-    return statistics.median(trace.arrivals[0] - trace.sent for trace in run[0])
+    """Return the median `audio_ttfp` of a run."""
+    return statistics.median(trace.first_s for trace in run[0])
 
 
 def rtf(run: Run) -> float:
-    """The median `audio_rtf` of a run."""
+    """Return the median `audio_rtf` of a run."""
     return statistics.median(((trace.finished or 0.0) - trace.sent) / trace.audio_s for trace in run[0])
 
 
 async def measure_family(arguments: argparse.Namespace) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-    """A record for every concurrency and for every share of their rate, each with the name of its benchmark."""
+    """Yield the benchmark's name and the record of each concurrency, of each open loop, and of the parts of a frame."""
     model = SMALL_MODELS[arguments.family]
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = write_checkpoint(model.family, Path(folder) / "checkpoint")
@@ -256,7 +262,7 @@ async def _measure_served(
 ) -> AsyncIterator[tuple[str, dict[str, Any]]]:
     with serving(repository) as address:
         async with SpeechClient(address) as client:
-            pids = served_processes(os.getpid()) | {CLIENT: os.getpid()}
+            pids = served_processes() | {CLIENT: os.getpid()}
             listen = None if model.listen is None else listener(client, model)
             load = FamilyLoad(model, speaker(client, model), listen, arguments, lambda: cpu_s(pids))
             full_rate = 0.0

@@ -1,9 +1,9 @@
-"""What the parts of a frame cost that a depth transformer completes: the talker, the predictor, the codec.
+"""Cost of the parts of a frame for models with a depth transformer: talker, predictor and codec.
 
-Part of `benchmarks.ensemble` (`--family`), behind the served loads: the engine and the decoder run in this process, one
-after the other, on one thread. Milliseconds of processor time by frame, of steps in which every reply decodes: `talker`
-is the backbone's forward pass, `predictor` the codes behind the first with heads and draws, `rest` all else of a step
-(what it schedules, prepares and writes down, and the first code); `codec` is a steady chunk in the decoder.
+Part of `benchmarks.ensemble` (`--family`), after the served loads. The engine and the decoder run in this process, one
+after the other, on one thread. Figures are milliseconds of processor time per frame, in steps in which every reply
+decodes: `talker` is the backbone's forward pass; `predictor` the codes after the first, with heads and sampling; `rest`
+everything else in a step (scheduling, preparation, bookkeeping, the first code); `codec` a steady chunk in the decoder.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.checkpoints.random_qwen3_omni import PLAIN_IDS, question
 from benchmarks.checkpoints.small_models import SmallModel
-from stretto.config import DecoderConfig, EngineConfig
+from stretto.config import DecoderConfig
 from stretto.engine.environment import prepare_environment
 from stretto.families.qwen3_omni_talker.prompt import TalkerPrompts
 from stretto.preprocessing.request import Preprocessor, RawRequest
@@ -30,22 +30,19 @@ prepare_environment()
 import torch  # noqa: E402
 
 from benchmarks.decoder import Arm as DecoderArm  # noqa: E402
-from benchmarks.layout import engine_args  # noqa: E402
-from benchmarks.speech_load import Load, texts  # noqa: E402
-from benchmarks.stepped_engine import SteppedEngine, Watch  # noqa: E402
+from benchmarks.engines import SteppedEngine, Watch, engine_args  # noqa: E402
+from benchmarks.loads import Load, texts  # noqa: E402
 from stretto.codecs.registry import load_codec  # noqa: E402
-from stretto.engine.launch import vllm_config  # noqa: E402
-from stretto.engine.protocol import sampling_params  # noqa: E402
 from stretto.engine.worker.predictors import Draw, FramePredictor  # noqa: E402
 from stretto.families.registry import family_at  # noqa: E402
 
-MAX_MODEL_LEN, DECODED = 1024, 2  # decoded: windows of each stream, after one that warms up
-HEARD_WORDS, SAID_WORDS = 24, 16  # of a user, and of a thinker
-Write = Callable[[Load, int], Prompt]  # for a load the prompt of a number
+MAX_MODEL_LEN, DECODED = 1024, 2  # DECODED: windows of each stream, after one that warms up
+USER_WORDS, THINKER_WORDS = 24, 16
+Write = Callable[[Load, int], Prompt]  # returns the prompt with an index in a load
 
 
 class NamedPredictor:
-    """A predictor behind a method with a name, at which a watch can stand."""
+    """A predictor with a named method, which a `Watch` can wrap."""
 
     def __init__(self, predictor: FramePredictor):
         self._predictor, self.reads_drawn = predictor, predictor.reads_drawn
@@ -54,19 +51,21 @@ class NamedPredictor:
         return self.predict(hidden, token, draw)
 
     def predict(self, hidden: torch.Tensor, token: torch.Tensor, draw: Draw) -> torch.Tensor:
-        """As the predictor does."""
+        """Call the predictor."""
         return self._predictor(hidden, token, draw)
 
 
 def writer(checkpoint: Path, model: SmallModel) -> Write:
-    """What writes the prompts of a load: the preprocessor, or of the talker, which no server has, what makes them of a
-    thinker's ids, here random ones."""
+    """Return the function that writes the prompts of a load.
+
+    It is the preprocessor. Qwen3-Omni's talker, which is not served, gets prompts of random ids of a thinker.
+    """
     if family_at(checkpoint).not_served:
         talker, random = TalkerPrompts.at(checkpoint), np.random.default_rng(0)
 
         def write_talker(load: Load, index: int) -> Prompt:
-            words = random.integers(0, PLAIN_IDS, HEARD_WORDS + SAID_WORDS).tolist()
-            prompt = talker.write(question(words[:HEARD_WORDS]), words[HEARD_WORDS:], "ethan")
+            words = random.integers(0, PLAIN_IDS, USER_WORDS + THINKER_WORDS).tolist()
+            prompt = talker.write(question(words[:USER_WORDS]), words[USER_WORDS:], "ethan")
             audio = replace(prompt.sampling.audio, min_rows=load.frames or 0, max_rows=load.frames or 0)
             return replace(prompt, sampling=replace(prompt.sampling, audio=audio, seed=index))
 
@@ -81,10 +80,10 @@ def writer(checkpoint: Path, model: SmallModel) -> Write:
 
 
 class PartsArm:
-    """An engine over a checkpoint, with a watch over the parts of its steps."""
+    """An engine over a checkpoint, whose steps are divided into parts."""
 
     def __init__(self, checkpoint: Path, model: SmallModel, max_requests: int):
-        self._engine = SteppedEngine(vllm_config(EngineConfig(checkpoint, engine_args(MAX_MODEL_LEN, max_requests))))
+        self._engine = SteppedEngine.from_args(checkpoint, engine_args(MAX_MODEL_LEN, max_requests))
         self._write = writer(checkpoint, model)
         self._watch, runner = Watch(), self._engine.runner
         drawing = runner.sampler._draw
@@ -93,25 +92,20 @@ class PartsArm:
         self._watch.wrap(predictor, "predict", "predictor")
 
     def run(self, load: Load) -> dict[str, float]:
-        """Milliseconds of each part by frame, of the steps in which all replies of `load` decode, and of `all`."""
-        rules = self._engine.scheduler.table.rules
-        prompts = [self._write(load, index) for index in range(load.concurrency)]
-        params = [sampling_params(prompt, rules) for prompt in prompts]
-        self._engine.add([prompt.rows[:, 0].tolist() for prompt in prompts], params)
+        """Return milliseconds per frame of each part and of `all`, in steps in which all replies of `load` decode."""
+        self._engine.add_prompts([self._write(load, index) for index in range(load.concurrency)])
         while self._engine.num_decoding() < load.concurrency:
             self._engine.step()
         self._watch.restart()
-        steps, begun_s = 0, time.process_time()
-        while self._engine.scheduler.has_requests():
-            self._engine.step()
-            steps += 1
+        begun_s = time.process_time()
+        steps = self._engine.finish()
         all_s = time.process_time() - begun_s
         num_frames = load.concurrency * steps
         return {"all": 1e3 * all_s / num_frames, **self._watch.ms_per(num_frames)}
 
 
 def measure_parts(checkpoint: Path, model: SmallModel, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """A record for every number of replies at once: the median run, by all of its processor time."""
+    """Yield for each number of replies the median run, by its total processor time."""
     family = family_at(checkpoint)
     codec = load_codec(family.codec, checkpoint, num_codebooks=family.layout.num_codebooks)
     decoder = DecoderArm(codec, DecoderConfig())
@@ -133,7 +127,7 @@ def measure_parts(checkpoint: Path, model: SmallModel, arguments: argparse.Names
 
 
 def decode_ms(decoder: DecoderArm, streams: int, frames: int) -> float:
-    """Milliseconds of processor time by frame of chunks of `frames` frames, as many at once as there are streams."""
+    """Return milliseconds of processor time per frame, in chunks of `frames` frames of `streams` streams at once."""
     decoder.cpu_s.clear()
     for _ in range(1 + DECODED):
         decoder.run(streams, frames)

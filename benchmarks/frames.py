@@ -1,45 +1,28 @@
-"""What it costs to draw a frame's codes one after another: decode steps of CSM's shape, with its depth transformer, and
-of the same backbone and streams whose heads draw all codes at once.
+"""Cost of sampling the codes of a frame one after another, with a depth transformer.
 
     python -m benchmarks.frames --requests 1 4 16 --frames 48
 
-Both engines run in this process on random weights, an eighth as wide as `sesame/csm-1b` and with as many layers and
-codebooks; they take turns, round after round, and a figure is the median over the rounds. `depth_cost` is the time of a
-step with the depth transformer over that of one without it, `depth_cost_cpu` the same of processor time, and
-`depth_cpu_ms_per_code` the difference, over the codes that it draws. One line of JSON for each number of requests.
+Decode steps of CSM's shape are compared with steps of the same backbone and streams whose heads sample all codes at
+once. Both engines run in this process on random weights, an eighth as wide as `sesame/csm-1b`, with as many layers and
+codebooks. They take turns; a figure is the median over the rounds. `depth_cost` is the time of a step with the depth
+transformer over that of one without it, `depth_cost_cpu` the same in processor time, and `depth_cpu_ms_per_code` the
+difference divided by the number of codes. One line of JSON for each number of requests.
 """
 
-import argparse
 import gc
 import statistics
 import tempfile
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from benchmarks.results_file import append_result, command_line
-from stretto.config import EngineConfig
-from stretto.engine.environment import prepare_environment
+from benchmarks.engines import SteppedEngine, StepTime, engine_args, forced_prompt
+from benchmarks.harness import append_result, command_line, median_ratio
+from benchmarks.layouts import CSM, NUM_TEXT_IDS, PARALLEL
+from stretto.engine.kernels import cpu as cpu_kernels
 from stretto.families.base import Family
-from stretto.families.csm.family import DEPTH, CsmVocabulary, csm
-from stretto.records.prompt import Prompt
 from stretto.testing.checkpoints import write_checkpoint
 
-prepare_environment()
-
-from benchmarks.layout import engine_args  # noqa: E402
-from benchmarks.stepped_engine import SteppedEngine, StepTime  # noqa: E402
-from stretto.engine.kernels import cpu as cpu_kernels  # noqa: E402
-from stretto.engine.launch import vllm_config  # noqa: E402
-from stretto.engine.protocol import sampling_params  # noqa: E402
-
-HIDDEN, LAYERS, PROMPT_ROWS, NUM_TEXT_IDS = 256, 16, 40, 2048
-SMALL_DEPTH = replace(DEPTH, hidden=128, intermediate=1024, head_dim=16)
-CSM = csm(CsmVocabulary(NUM_TEXT_IDS, begin=1, end=2, pad=3, end_of_audio=4, max_model_len=512, depth=SMALL_DEPTH))
-PARALLEL = replace(CSM, name="csm_in_parallel", depth=None, end_frame=())
+HIDDEN, LAYERS, PROMPT_ROWS = 256, 16, 40
 
 
 class Arm:
@@ -48,67 +31,48 @@ class Arm:
     def __init__(self, folder: Path, family: Family, name: str, max_requests: int):
         self._family = family
         checkpoint = write_checkpoint(folder / family.name, family, name, HIDDEN, LAYERS, backbone="llama")
-        config = EngineConfig(checkpoint, engine_args(family.max_model_len, max_requests))
-        self._engine = SteppedEngine(vllm_config(config))
+        self._engine = SteppedEngine.from_args(checkpoint, engine_args(family.max_model_len, max_requests))
 
     def time_steps(self, number: int, frames: int) -> StepTime:
-        """The median step in which `number` replies of `frames` frames are drawn."""
-        layout, task = self._family.layout, self._family.tasks[0]
-        rules = self._engine.scheduler.table.rules
-        sampling = replace(task.sampling, audio=replace(task.sampling.audio, min_rows=frames, max_rows=frames))
-        rows = np.full((PROMPT_ROWS, layout.num_input_streams), layout.pad_id, np.int32)
-        rows[:, 0] = np.random.default_rng(0).integers(5, NUM_TEXT_IDS, PROMPT_ROWS)
-        prompts = [Prompt(task.name, rows, replace(sampling, seed=index)) for index in range(number)]
-        params = [sampling_params(prompt, rules) for prompt in prompts]
-        return self._engine.time_steps([rows[:, 0].tolist()] * number, params, number)
+        """Return the median step in which `number` replies of `frames` frames decode."""
+        task, ids = self._family.tasks[0], range(5, NUM_TEXT_IDS)
+        prompts = [
+            forced_prompt(self._family, task, seed, frames, num_rows=PROMPT_ROWS, ids=ids) for seed in range(number)
+        ]
+        return self._engine.time_steps(*self._engine.requests(prompts), number)
 
 
 def measure(number: int, frames: int, num_rounds: int, arms: dict[str, Arm]) -> dict[str, Any]:
-    """Both arms in turn, and the ratio between them."""
+    """Run both arms in turns and return the ratios between them."""
     for arm in arms.values():
         arm.time_steps(number, frames)
-    rounds = [{name: arm.time_steps(number, frames) for name, arm in arms.items()} for _ in range(num_rounds)]
-
-    def median(figure: Callable[[dict[str, StepTime]], float]) -> float:
-        return round(statistics.median(figure(each) for each in rounds), 4)
-
-    num_codes = CSM.layout.num_output_streams - 1
+    turns = [{name: arm.time_steps(number, frames) for name, arm in arms.items()} for _ in range(num_rounds)]
+    cpu = {name: [turn[name].cpu_ms for turn in turns] for name in ("depth", "parallel")}
+    walls = ([turn[name].wall_ms for turn in turns] for name in ("depth", "parallel"))
+    more_ms = statistics.median(a - b for a, b in zip(cpu["depth"], cpu["parallel"], strict=True))
     return {
         "requests": number,
         "frames": frames,
-        "depth_cost": median(lambda each: each["depth"].wall_ms / each["parallel"].wall_ms),
-        "depth_cost_cpu": median(lambda each: each["depth"].cpu_ms / each["parallel"].cpu_ms),
-        "depth_cpu_ms_per_code": median(lambda each: (each["depth"].cpu_ms - each["parallel"].cpu_ms) / num_codes),
-        "cpu_ms_per_step": {
-            "depth": median(lambda each: each["depth"].cpu_ms),
-            "parallel": median(lambda each: each["parallel"].cpu_ms),
-        },
+        "depth_cost": round(median_ratio(*walls), 4),
+        "depth_cost_cpu": round(median_ratio(cpu["depth"], cpu["parallel"]), 4),
+        "depth_cpu_ms_per_code": round(more_ms / (CSM.layout.num_output_streams - 1), 4),
+        "cpu_ms_per_step": {name: round(statistics.median(values), 4) for name, values in cpu.items()},
     }
 
 
-def main(arguments: argparse.Namespace) -> None:
-    """Measure every number of requests, a line each."""
-    cpu_kernels.install()
-    with tempfile.TemporaryDirectory() as folder:
-        arms = {
-            "depth": Arm(Path(folder), CSM, "benchmark_csm", max(arguments.requests)),
-            "parallel": Arm(Path(folder), PARALLEL, "benchmark_parallel", max(arguments.requests)),
-        }
-        for number in arguments.requests:
-            figures = measure(number, arguments.frames, arguments.rounds, arms)
-            append_result(arguments.out, "frames", figures)
-
-
-def parse() -> argparse.Namespace:
-    """The command line."""
-    parser = command_line(__doc__, "frames")
-    parser.add_argument("--requests", type=int, nargs="+", default=[1, 4, 16], help="replies in a step")
-    parser.add_argument("--frames", type=int, default=48, help="frames of each reply")
-    parser.add_argument("--rounds", type=int, default=5, help="times that the arms take turns")
-    return parser.parse_args()
-
-
 if __name__ == "__main__":
-    main(parse())
-    gc.unfreeze()  # what the plugin froze, or Triton's bindings report it as leaked behind the last line
+    given = command_line(
+        __doc__,
+        "frames",
+        requests=([1, 4, 16], "replies in a step"),
+        frames=(48, "frames of each reply"),
+        rounds=(5, "turns of each engine"),
+    ).parse_args()
+    cpu_kernels.install()
+    with tempfile.TemporaryDirectory() as temporary:
+        families = {"depth": (CSM, "benchmark_csm"), "parallel": (PARALLEL, "benchmark_parallel")}
+        both = {arm: Arm(Path(temporary), *each, max(given.requests)) for arm, each in families.items()}
+        for count in given.requests:
+            append_result(given.out, "frames", measure(count, given.frames, given.rounds, both))
+    gc.unfreeze()  # objects that the plugin froze, or Triton's bindings report them as leaked after the last line
     gc.collect()

@@ -1,4 +1,4 @@
-"""What the front end costs: recorded steps of an engine, played to `SpeechLLM` by vLLM's own output processor."""
+"""Processor time of the front end: recorded steps of an engine, played to `SpeechLLM` by vLLM's output processor."""
 
 import asyncio
 import time
@@ -21,7 +21,7 @@ from stretto.engine.protocol import SharedStats  # noqa: E402
 
 
 class RecordedEngine:
-    """Stands in the place of `AsyncLLM`: what leaves it was recorded, each step as the engine's process sends it."""
+    """Replacement of `AsyncLLM` with recorded outputs, each step encoded as the engine's process sends it."""
 
     def __init__(self, steps: list[EngineCoreOutputs]):
         self._processor = OutputProcessor(None, log_stats=False)
@@ -31,7 +31,7 @@ class RecordedEngine:
     async def generate(
         self, inputs: Any, params: SamplingParams, request_id: str, lora_request: None = None
     ) -> AsyncGenerator[RequestOutput]:
-        """The outputs of one request, as they come."""
+        """Yield the outputs of one request as they arrive."""
         tokens = inputs["prompt_token_ids"]
         request = EngineCoreRequest(request_id, tokens, None, params, None, time.time(), None, None, None)
         request.external_req_id = request_id
@@ -45,16 +45,16 @@ class RecordedEngine:
             yield output
 
     async def play(self) -> None:
-        """Send all steps; each is consumed before the next comes."""
+        """Send all steps; each one is consumed before the next is sent."""
         decoder = MsgpackDecoder(EngineCoreOutputs)
         for step in self._steps:
             self._processor.process_outputs(decoder.decode(step).outputs)
-            for _ in range(3):  # a task wakes up, and what it wakes up
+            for _ in range(3):  # for a task that wakes up, and for tasks that it wakes up
                 await asyncio.sleep(0)
 
 
 def cpu_ms_per_frame(steps: list[EngineCoreOutputs], prompts: Mapping[str, Prompt], config: Any) -> float:
-    """Milliseconds of processor time per frame between the engine's process and the chunks of `prompts`, by id."""
+    """Return milliseconds of processor time per frame from the engine's process to the chunks of `prompts`, by id."""
     shared = SharedStats.create(1)
     shared.close()
     engine: Any = RecordedEngine(steps)

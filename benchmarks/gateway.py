@@ -1,10 +1,10 @@
-"""What the gateway costs: the same load over HTTP through it, and over gRPC past it, in turns.
+"""Cost of the gateway: the same load over HTTP through it, and over gRPC past it, in turns.
 
     python -m benchmarks.gateway --concurrency 1 16 --rounds 6 --connections 256 --disconnects 40
 
-Then a crowd: so many connections at once, who come again when they are told to. And callers who leave amid an answer,
-one at a time: how long the language model works on for each. It starts a server of its own, and a gateway before it;
-clients, gateway and server share this host, which has to be at rest.
+Then a crowd: `--connections` connections at once, which retry when the gateway asks them to. And clients that
+disconnect during an answer, one at a time: how long the language model goes on for each. The benchmark starts its own
+server and gateway. Clients, gateway and server share this host, which should be otherwise idle.
 """
 
 import argparse
@@ -22,12 +22,9 @@ import aiohttp
 import numpy as np
 import psutil
 
-from benchmarks.cancelling import TEXT, flow_table, until_active
-from benchmarks.results_file import append_result
-from benchmarks.speech_load import Load, Speak, check, follow, texts
-from benchmarks.speech_metrics import Trace, percentiles
-from benchmarks.temporary_server import command_line, free_ports, serving, stop_on_sigterm
-from benchmarks.two_ways import compare
+from benchmarks.cancelling import TEXT, flow_table, percentiles_ms, until_active
+from benchmarks.harness import append_result, command_line, free_ports, serving, stop_on_sigterm
+from benchmarks.loads import Load, Speak, Trace, check, compare, percentiles, texts, through_triton
 from stretto.triton_io.flow import FlowTable
 from stretto_client import SpeechClient
 from stretto_gateway.encoding import DEFAULT_RATE, wav_header
@@ -39,10 +36,10 @@ START_S = 60.0
 
 @contextmanager
 def gateway(server: str, source: Path | None = None) -> Iterator[tuple[str, psutil.Process]]:
-    """Yield the address and the process of a gateway before `server`, of the source in folder `source` if not None.
+    """Yield the address and the process of a gateway in front of `server`, from the checkout `source` if not None.
 
     Raises:
-        RuntimeError: It does not start.
+        RuntimeError: The gateway does not start.
     """
     (port,) = free_ports(1)
     paths = [] if source is None else [str(source / "gateway"), str(source / "client")]
@@ -54,7 +51,7 @@ def gateway(server: str, source: Path | None = None) -> Iterator[tuple[str, psut
         line = process.stderr.readline()
         if "listening" not in line:
             raise RuntimeError(f"the gateway did not start: {line}")
-        Thread(target=process.stderr.read, daemon=True).start()  # its log, for which a pipe has little room
+        Thread(target=process.stderr.read, daemon=True).start()  # drains its log, which would fill the pipe
         yield f"http://127.0.0.1:{port}", psutil.Process(process.pid)
     finally:
         process.terminate()
@@ -62,7 +59,7 @@ def gateway(server: str, source: Path | None = None) -> Iterator[tuple[str, psut
 
 
 def through_http(session: aiohttp.ClientSession, response_format: str) -> Speak:
-    """The way of a program that speaks OpenAI's API; sound of formats that need a decoder counts as it comes."""
+    """Return a function that speaks a text over OpenAI's API; audio of compressed formats is counted undecoded."""
 
     async def speak(text: str, options: dict[str, Any]) -> Trace:
         body = {"model": "tts-1", "input": text, "response_format": response_format} | options
@@ -82,56 +79,46 @@ def through_http(session: aiohttp.ClientSession, response_format: str) -> Speak:
     return speak
 
 
-def through_grpc(client: SpeechClient) -> Speak:
-    """The same samples past the gateway."""
-
-    async def speak(text: str, options: dict[str, Any]) -> Trace:
-        form: dict[str, Any] = {"encoding": "pcm_s16le", "sample_rate": DEFAULT_RATE}
-        return await follow(Trace(sent=time.perf_counter()), client.speak(text, **form, **options))
-
-    return speak
-
-
-async def come(speak: Speak, text: str, options: dict[str, Any]) -> tuple[Trace, int]:
-    """One of a crowd, and how often it was told to come again."""
-    begun_s, num_told = time.perf_counter(), 0
+async def speak_with_retries(speak: Speak, text: str, options: dict[str, Any]) -> tuple[Trace, int]:
+    """Send a request until it is admitted; return its trace since the first attempt, and the number of retries."""
+    begun_s, num_retries = time.perf_counter(), 0
     while (trace := await speak(text, options)).error is not None and '"rate_limit_error"' in trace.error:
-        num_told += 1
-        await asyncio.sleep(1)  # as Retry-After says
+        num_retries += 1
+        await asyncio.sleep(1)  # the value of Retry-After
     trace.sent = begun_s
-    return trace, num_told
+    return trace, num_retries
 
 
 async def crowd(server: str, num_connections: int, frames: int) -> dict[str, Any]:
-    """The record of so many connections at once: who was answered, when, and what the gateway took for them."""
+    """Return the record of many connections at once: retries, first audio, and the gateway's memory."""
     lines, options = texts(), {"audio": {"min_rows": frames, "max_rows": frames}}
     with gateway(server) as (url, process):
         connector = aiohttp.TCPConnector(limit=num_connections, force_close=True)
         async with aiohttp.ClientSession(url, connector=connector) as session:
             speak = through_http(session, "wav")
             rss_mib = list[float]()
-            for _ in range(2):  # the first takes what is taken once
-                everybody = [come(speak, next(lines), options) for _ in range(num_connections)]
-                traces, num_told = zip(*await asyncio.gather(*everybody), strict=True)
+            for _ in range(2):  # the first crowd includes one-time allocations
+                everybody = [speak_with_retries(speak, next(lines), options) for _ in range(num_connections)]
+                traces, num_retries = zip(*await asyncio.gather(*everybody), strict=True)
                 check(list(traces))
                 rss_mib.append(process.memory_info().rss / MIB)
-    first_s = [trace.arrivals[0] - trace.sent for trace in traces]
+    first_s = [trace.first_s for trace in traces]
     return {
         "connections": num_connections,
-        "told_full": sum(num > 0 for num in num_told),
+        "told_full": sum(num > 0 for num in num_retries),
         **percentiles("crowd_first_audio", first_s),
         "gateway_rss_mib": [round(each, 1) for each in rss_mib],
     }
 
 
 async def leave_one(session: aiohttp.ClientSession, table: FlowTable) -> float:
-    """Seconds from when a caller has closed a connection to when the language model has let go of the answer."""
+    """Return the seconds from the close of a connection until the language model has dropped its answer."""
     body = {"model": "tts-1", "input": TEXT, "response_format": "wav", "max_audio_s": 9.6, "audio": {"min_rows": 239}}
     answer = await session.post("/v1/audio/speech", json=body)
     for _ in range(2):
         await answer.content.readany()
     if table.num_active() != 1:
-        raise RuntimeError(f"{table.num_active()} utterances are in flight where one was asked for")
+        raise RuntimeError(f"{table.num_active()} utterances are in flight, expected 1")
     left_s = time.monotonic()
     answer.close()
     await until_active(table, 0)
@@ -139,45 +126,42 @@ async def leave_one(session: aiohttp.ClientSession, table: FlowTable) -> float:
 
 
 async def leave(server: str, count: int) -> dict[str, Any]:
-    """The record of `count` of them."""
+    """Return the record of `count` disconnects."""
     table = flow_table()
     with gateway(server) as (url, _):
         async with aiohttp.ClientSession(url) as session:
-            await leave_one(session, table)  # which warms up
+            await leave_one(session, table)  # warms up
             took_s = [await leave_one(session, table) for _ in range(count)]
     table.close()
-    figures = {f"leave_ms_p{which}": round(1000 * float(np.percentile(took_s, which)), 2) for which in (50, 95, 100)}
-    return {"left": count, **figures}
+    return {"left": count, **percentiles_ms("leave", took_s)}
 
 
 async def measure(server: str, concurrency: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Both ways at one concurrency; the record of their figures."""
+    """Run both ways at one concurrency and return the record."""
     load = Load(concurrency, arguments.requests, arguments.frames, 2.0)
     with gateway(server) as (url, process):
         async with aiohttp.ClientSession(url) as session, SpeechClient(server) as client:
-            ways = through_http(session, "wav"), through_grpc(client)
+            ways = through_http(session, "wav"), through_triton(client, encoding="pcm_s16le", sample_rate=DEFAULT_RATE)
             return await compare("gateway", load, arguments.rounds, process, *ways)
 
 
-def main(words: list[str] | None = None) -> None:
-    """A line for every concurrency."""
-    flags = command_line(__doc__, "gateway")
-    flags.add_argument("--concurrency", type=int, nargs="+", default=[1, 16])
-    flags.add_argument("--requests", type=int, default=3, help="of each stream and round")
-    flags.add_argument("--rounds", type=int, default=6)
-    flags.add_argument("--frames", type=int, default=75, help="of every utterance")
-    flags.add_argument("--connections", type=int, default=256, help="of the crowd; 0: none")
-    flags.add_argument("--disconnects", type=int, default=40, help="callers who leave; 0: none")
-    arguments = flags.parse_args(words)
-    stop_on_sigterm()
-    with serving(arguments.model_repository) as server:
-        for concurrency in arguments.concurrency:
-            append_result(arguments.out, "gateway", asyncio.run(measure(server, concurrency, arguments)))
-        if arguments.disconnects:
-            append_result(arguments.out, "gateway", asyncio.run(leave(server, arguments.disconnects)))
-        if arguments.connections:
-            append_result(arguments.out, "gateway", asyncio.run(crowd(server, arguments.connections, arguments.frames)))
-
-
 if __name__ == "__main__":
-    main()
+    given = command_line(
+        __doc__,
+        "gateway",
+        serves=True,
+        concurrency=([1, 16], "streams at once"),
+        requests=(3, "utterances of each stream in a round"),
+        rounds=(6, "turns of each way"),
+        frames=(75, "frames of each utterance"),
+        connections=(256, "connections of the crowd; 0: no crowd"),
+        disconnects=(40, "clients that disconnect; 0: none"),
+    ).parse_args()
+    stop_on_sigterm()
+    with serving(given.model_repository) as address:
+        for number in given.concurrency:
+            append_result(given.out, "gateway", asyncio.run(measure(address, number, given)))
+        if given.disconnects:
+            append_result(given.out, "gateway", asyncio.run(leave(address, given.disconnects)))
+        if given.connections:
+            append_result(given.out, "gateway", asyncio.run(crowd(address, given.connections, given.frames)))

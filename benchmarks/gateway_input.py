@@ -1,11 +1,11 @@
-"""What input that is cheap to send costs the gateway: processor seconds for a megabyte, by kind.
+"""Cost to the gateway of input that is cheap to send: processor seconds per megabyte, by kind of input.
 
     python -m benchmarks.gateway_input --seconds 5
 
-A gateway of its own is sent each kind for some seconds over one connection, or, where that is closed, over one after
-the other. Meanwhile another connection asks for `/health/live`. The gateway needs no server behind it: nothing here
-is speech. `megabytes` counts what the gateway read. `megabytes_sent` counts what its system took from the sender, which
-is more where the gateway is busy, or does not read at once, or has closed the connection.
+Each kind is sent for some seconds to a new gateway over one connection, or over one after another if the gateway closes
+them. Meanwhile another connection requests `/health/live`. No server runs behind the gateway, because none of the input
+is a valid request for speech. `megabytes` is what the gateway read. `megabytes_sent` is what the system accepted from
+the sender; it is larger if the gateway is busy, slows its reading down, or has closed the connection.
 """
 
 import asyncio
@@ -17,22 +17,26 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gateway import gateway
-from benchmarks.results_file import append_result, command_line
+from benchmarks.harness import append_result, command_line
 
 MEGABYTE = 1_000_000
 START_S = 60.0
-LOOK_S = 0.05  # between two requests for /health/live
+POLL_S = 0.05  # between two requests for /health/live
 KEY = b"AAAAAAAAAAAAAAAAAAAAAA=="
-MASK = b"\0\0\0\0"  # which changes nothing
+MASK = b"\0\0\0\0"  # leaves the payload unchanged
 JSON = b"content-type: application/json\r\n"
 FORM = b"content-type: multipart/form-data; boundary=b\r\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Flood:
-    """Input of a kind: `head` opens a connection, and `again` follows for as long as the connection takes it.
+    """One kind of input.
 
-    piece: how many bytes are written at once; None: as many as the system takes. first: follows an upgrade's answer.
+    Attributes:
+        head: Sent first on each connection.
+        again: Repeated for as long as the connection accepts it.
+        piece: Bytes of one write; None for as many as the system accepts.
+        first: Sent once after the response to an upgrade.
     """
 
     head: bytes
@@ -96,13 +100,13 @@ def bytes_read(pid: int) -> int:
 
 
 def send(port: int, flood: Flood, until_s: float) -> tuple[int, bool]:
-    """Send over one connection until `until_s`, of the monotonic clock; return the bytes, and if it was closed."""
+    """Send over one connection until `until_s`, of the monotonic clock; return the bytes, and True if it was closed."""
     num_bytes, piece = 0, flood.again * max(1, 65_536 // len(flood.again))
     data = memoryview(piece)[: flood.piece]
     with socket.create_connection(("127.0.0.1", port)) as made:
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         made.sendall(flood.head)
-        made.settimeout(LOOK_S)
+        made.settimeout(POLL_S)
         if flood.head.startswith(b"GET /v1/audio"):
             made.settimeout(START_S)
             made.recv(65_536)  # the answer to the upgrade
@@ -148,12 +152,12 @@ def ask_live(port: int, until: "asyncio.Future[Any]") -> list[float]:
             while made.recv(65_536):
                 pass
         took_s.append(time.monotonic() - begun_s)
-        time.sleep(LOOK_S)
+        time.sleep(POLL_S)
     return took_s
 
 
 async def measure(port: int, pid: int, flood: Flood, seconds: float) -> dict[str, Any]:
-    """Return the record of one kind, without what requests for /health/live take where nothing else is asked."""
+    """Return the record of one kind, minus the cost of the requests for /health/live."""
     before_s, before = processor_s(pid), bytes_read(pid)
     await asyncio.to_thread(ask_live, port, asyncio.ensure_future(asyncio.sleep(seconds)))
     idle, num_idle = (processor_s(pid) - before_s) / seconds, (bytes_read(pid) - before) / seconds
@@ -177,11 +181,14 @@ async def measure(port: int, pid: int, flood: Flood, seconds: float) -> dict[str
 
 
 def main() -> None:
-    """Measure, print and keep a line for each kind."""
-    parser = command_line(__doc__, "gateway_input")
-    parser.add_argument("--seconds", type=float, default=5.0, help="for each kind; default: %(default)s")
+    """Measure each kind and write a line for it."""
+    parser = command_line(
+        __doc__,
+        "gateway_input",
+        seconds=(5.0, "time for each kind; default: %(default)s"),
+        source=(Path, "checkout of another revision to measure instead"),
+    )
     parser.add_argument("--kinds", nargs="*", choices=list(floods()), default=list(floods()))
-    parser.add_argument("--source", type=Path, help="a checkout of another revision, which is measured instead")
     arguments = parser.parse_args()
     for kind in arguments.kinds:
         with gateway("127.0.0.1:1", arguments.source) as (url, process):

@@ -1,19 +1,19 @@
-"""What large files of one client cost everybody else: first audio of short texts, one after the other, in turns
+"""Effect of one client's large files on other clients: first audio of short texts, one after another, in turns.
 
-    alone      with nothing beside them
-    busy       beside a process that does nothing but keep a core busy, at the priority of the clients below
-    prepared   beside a client that sends files of 19 MB, which are read and answered
-    long       beside one whose files are refused, for they are too long
-    format     beside one whose files are refused, for they are none of a known format
-    corrupt    beside one whose files are refused, for their second half is none
-    unsound    beside one whose requests the proxy refuses, and Triton never sees
+    alone      nothing else runs
+    busy       a process keeps a core busy, at the priority of the clients below
+    prepared   a client sends files of 19 MB, which are decoded and answered
+    long       its files are refused as too long
+    format     its files are refused as no known format
+    corrupt    its files are refused because their second half is corrupt
+    unsound    the proxy refuses its requests, which never reach Triton
 
     python -m benchmarks.large_audio --rounds 10
 
-A client that sends stands for another machine: it is a process of the lowest priority that sends the same bytes again
-as soon as they have been answered, and neither builds nor reads anything meanwhile. What an arm takes longer than
-`busy` is the server's; what `busy` takes longer than `alone` is this machine's. One line of JSON, with the cores that
-each process of the server took in each arm.
+The client represents another machine. It is a process of the lowest priority that sends the same bytes again as soon as
+they have been answered, and neither builds nor parses anything meanwhile. The time of an arm beyond `busy` is due to
+the server, and that of `busy` beyond `alone` to this machine. One line of JSON, with the cores that each process of the
+server used in each arm.
 """
 
 import argparse
@@ -36,28 +36,26 @@ import soundfile
 from tritonclient.grpc import InferInput, service_pb2
 from tritonclient.grpc._utils import _get_inference_request as inference_request
 
-from benchmarks.process_watch import read_usage, served_processes
-from benchmarks.results_file import append_result
-from benchmarks.temporary_server import command_line, serving, stop_on_sigterm
+from benchmarks.harness import append_result, command_line, read_usage, served_processes, serving, stop_on_sigterm
 from stretto_client import SpeechClient
 
 TEXT = "The birch canoe slid."
-NICENESS = 19  # of what stands for other machines
+NICENESS = 19  # of clients that stand for other machines
 WAIT_S = 120.0
 NUM_BYTES = 19_000_000
 PROCESSES = ("proxy", "tritonserver", "preprocessor", "language_model", "engine", "acoustic_decoder", "audio_worker")
 
 
 def wave(seconds: float, rate: int, channels: int, subtype: str) -> bytes:
-    """A wav file of noise."""
+    """Return a wav file of noise."""
     samples = np.random.default_rng(0).uniform(-0.5, 0.5, (int(seconds * rate), channels)).astype(np.float32)
     held = io.BytesIO()
     soundfile.write(held, samples, rate, format="WAV", subtype=subtype)
     return held.getvalue()
 
 
-def flac_that_breaks_off() -> bytes:
-    """A flac file whose second half is none."""
+def corrupt_flac() -> bytes:
+    """Return a flac file whose second half is zeros."""
     samples = np.random.default_rng(0).uniform(-0.5, 0.5, (NUM_BYTES // 4, 1)).astype(np.float32)
     held = io.BytesIO()
     soundfile.write(held, samples, 384_000, format="FLAC", subtype="PCM_24")
@@ -66,17 +64,17 @@ def flac_that_breaks_off() -> bytes:
 
 
 FILES: dict[str, Callable[[], bytes]] = {
-    "prepared": lambda: wave(0.77, 384_000, 8, "DOUBLE"),  # much to read, and little for the models
+    "prepared": lambda: wave(0.77, 384_000, 8, "DOUBLE"),  # much to decode, and little for the models
     "long": lambda: wave(215.0, 44_100, 1, "PCM_16"),
     "format": lambda: np.random.default_rng(0).bytes(NUM_BYTES),
-    "corrupt": flac_that_breaks_off,
+    "corrupt": corrupt_flac,
     "unsound": lambda: bytes(NUM_BYTES),
 }
 REFUSED = FILES.keys() - {"prepared"}
 
 
 def large_request(kind: str) -> bytes:
-    """A request for a transcript of a large file, as it goes over the wire."""
+    """Return the serialised request for a transcript of a large file."""
     tensors = [InferInput("audio", [1], "BYTES"), InferInput("options", [1], "BYTES")]
     for tensor, value in zip(tensors, (FILES[kind](), b'{"seed": 1, "text": {"max_rows": 1}}'), strict=True):
         tensor.set_data_from_numpy(np.array([value], object))
@@ -97,8 +95,8 @@ def large_request(kind: str) -> bytes:
 
 
 def keep_busy(server: str, kind: str, going: Event, resting: Event, answered: Any) -> None:
-    """Take a core's time while it is `going`."""
-    give_way()
+    """Keep a core busy while `going` is set."""
+    lower_priority()
     while True:
         rest(going, resting)
         for _ in range(100_000):
@@ -106,8 +104,8 @@ def keep_busy(server: str, kind: str, going: Event, resting: Event, answered: An
 
 
 def keep_sending(server: str, kind: str, going: Event, resting: Event, answered: Any) -> None:
-    """Send a large file again and again while it is `going`, each when the last has been answered."""
-    give_way()
+    """Send a large file while `going` is set, again each time the last one has been answered."""
+    lower_priority()
     request = large_request(kind)
     channel = grpc.insecure_channel(server, [("grpc.max_send_message_length", -1)])
     ask = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
@@ -121,8 +119,8 @@ def keep_sending(server: str, kind: str, going: Event, resting: Event, answered:
         answered.value += 1
 
 
-def give_way() -> None:
-    """Leave the processor to the server: where Linux shares it among sessions first, by a session of little weight."""
+def lower_priority() -> None:
+    """Lower this process's priority, and that of its session, because Linux may share the processor by session."""
     os.setsid()
     weight = Path("/proc/self/autogroup")
     if weight.exists():
@@ -131,14 +129,14 @@ def give_way() -> None:
 
 
 def rest(going: Event, resting: Event) -> None:
-    """Wait where it is not `going`, and say so meanwhile: again and again, for it may go and rest between two looks."""
+    """Wait until `going` is set, setting `resting` repeatedly, because both may change between two checks."""
     while not going.is_set():
         resting.set()
         going.wait(0.05)
 
 
 class Neighbour:
-    """A process that does something beside the texts while it is told to."""
+    """A process that works during a turn and rests otherwise."""
 
     def __init__(self, run: Callable[..., None], server: str, kind: str) -> None:
         context = multiprocessing.get_context("spawn")
@@ -151,7 +149,7 @@ class Neighbour:
 
     @property
     def pid(self) -> int:
-        """The process."""
+        """Process id."""
         assert self._process.pid is not None
         return self._process.pid
 
@@ -159,11 +157,11 @@ class Neighbour:
         deadline = time.monotonic() + WAIT_S
         while not self._resting.wait(0.1):
             if not self._process.is_alive() or time.monotonic() > deadline:
-                raise RuntimeError(f"{what}: the client that sends has ended, or is not answered")
+                raise RuntimeError(f"{what}: the sending client has ended or gets no answer")
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """It works; at the end it rests."""
+        """Let the process work for the duration of the block."""
         self._resting.clear()
         self._going.set()
         try:
@@ -173,22 +171,22 @@ class Neighbour:
             self._await("at rest")
 
     def close(self) -> None:
-        """End it."""
+        """Kill the process."""
         self._process.kill()
         self._process.join()
 
 
 @dataclass
 class Arm:
-    """One neighbour, or none; for each turn the first audio of its texts, and what all turns together took."""
+    """One neighbour or none; the first audio of the texts of each turn, and the time of all turns together."""
 
     neighbour: Neighbour | None
     turns: list[list[float]] = field(default_factory=list)
     wall_s: float = 0.0
     cpu_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PROCESSES, 0.0))
 
-    def take(self, server: str, requests: int) -> None:
-        """A turn."""
+    def run(self, server: str, requests: int) -> None:
+        """Run one turn."""
         before, begun = processor_time(), time.monotonic()
         self.turns.append(asyncio.run(measure(server, requests)))
         self.wall_s += time.monotonic() - begun
@@ -198,44 +196,44 @@ class Arm:
 
 
 def processor_time() -> dict[str, float]:
-    """Seconds of processor time of each kind of process so far."""
+    """Return the seconds of processor time so far of each kind of process."""
     seen = dict.fromkeys(PROCESSES, 0.0)
-    for name, pid in served_processes(os.getpid()).items():
-        usage, kind = read_usage(pid, 0.0), name.partition(" ")[0]
+    for name, pid in served_processes().items():
+        usage, kind = read_usage(pid), name.partition(" ")[0]
         if usage is not None and kind in seen:
             seen[kind] += usage.cpu_s
     return seen
 
 
 async def first_audio_s(client: SpeechClient) -> float:
-    """Seconds from a request to its first samples."""
-    asked, heard = time.monotonic(), None
+    """Return the seconds from a request to its first samples."""
+    sent, first = time.monotonic(), None
     async for event in client.speak(TEXT, seed=1, max_audio_s=0.8):
-        if event.pcm is not None and heard is None:
-            heard = time.monotonic()
-    assert heard is not None
-    return heard - asked
+        if event.pcm is not None and first is None:
+            first = time.monotonic()
+    assert first is not None
+    return first - sent
 
 
 async def measure(server: str, requests: int) -> list[float]:
-    """First audio of so many requests, one after the other."""
+    """Return the first audio of `requests` requests, one after another."""
     async with SpeechClient(server) as client:
         return [await first_audio_s(client) for _ in range(requests)]
 
 
 def take_turns(server: str, arguments: argparse.Namespace) -> dict[str, Arm]:
-    """All arms, each a turn in each round."""
+    """Run all arms, one turn each per round."""
     arms = {"alone": Arm(None), "busy": Arm(Neighbour(keep_busy, server, "busy"))}
     arms |= {kind: Arm(Neighbour(keep_sending, server, kind)) for kind in FILES}
-    asyncio.run(measure(server, arguments.requests))  # the first requests of all warm up
+    asyncio.run(measure(server, arguments.requests))  # warms up
     try:
         for _ in range(arguments.rounds):
             for arm in arms.values():
                 if arm.neighbour is None:
-                    arm.take(server, arguments.requests)
+                    arm.run(server, arguments.requests)
                     continue
                 with arm.neighbour.at_work():
-                    arm.take(server, arguments.requests)
+                    arm.run(server, arguments.requests)
     finally:
         for arm in arms.values():
             if arm.neighbour is not None:
@@ -244,7 +242,7 @@ def take_turns(server: str, arguments: argparse.Namespace) -> dict[str, Arm]:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Take turns, and write the line."""
+    """Run all turns and write the line."""
     with serving(arguments.model_repository) as server:
         arms = take_turns(server, arguments)
     record = describe({name: arm.turns for name, arm in arms.items()})
@@ -263,7 +261,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def describe(turns: dict[str, list[list[float]]]) -> dict[str, Any]:
-    """Of each arm: percentiles of the first audio, and of how much later its turns' medians are than those beside them.
+    """Return percentiles of the first audio of each arm, and of the difference of its turns' medians to other arms.
 
     All in ms; `over_alone` and `over_busy` compare the turns of the same round.
     """
@@ -281,18 +279,14 @@ def describe(turns: dict[str, list[list[float]]]) -> dict[str, Any]:
 
 
 def percentiles(values: Any) -> dict[str, float]:
-    """p50 and p95."""
+    """Return p50 and p95."""
     return {f"p{which}": round(float(np.percentile(values, which)), 1) for which in (50, 95)}
-
-
-def parse() -> argparse.Namespace:
-    """The command line."""
-    parser = command_line(__doc__, "large_audio")
-    parser.add_argument("--rounds", type=int, default=10, help="times that each turn is taken")
-    parser.add_argument("--requests", type=int, default=10, help="texts of a turn")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":
     stop_on_sigterm()
-    main(parse())
+    main(
+        command_line(
+            __doc__, "large_audio", serves=True, rounds=(10, "turns of each arm"), requests=(10, "texts of a turn")
+        ).parse_args()
+    )

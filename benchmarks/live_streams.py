@@ -1,4 +1,4 @@
-"""Utterances whose frames come as a language model makes them, through the pacer and a decoder to listeners."""
+"""Utterances whose frames arrive at the pace of a language model, through the pacer and a decoder to listeners."""
 
 import time
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from benchmarks.speech_metrics import Trace
+from benchmarks.loads import Trace
 from stretto.codecs.base import Codec, CodecSpec
 from stretto.config import DecoderConfig
 from stretto.decoder.chunk_queue import ChunkAnswer, ChunkQueue, Counts, PendingChunk
@@ -22,27 +22,27 @@ from stretto.triton_io.flow import FlowSlot, FlowTable
 
 
 class Stage(Protocol):
-    """A decoder and the clock by which it is played."""
+    """A decoder and its clock."""
 
     def now(self) -> float:
-        """Seconds."""
+        """Return the time in seconds."""
         ...
 
     def push(self, utterance: str, chunk: Chunk, codes: np.ndarray, reply: ChunkAnswer) -> None:
-        """Hand a chunk to the decoder."""
+        """Send a chunk to the decoder."""
         ...
 
     def pace_s(self) -> float:
-        """As the decoder measures it."""
+        """Return the decoder's estimate of the time per chunk in seconds."""
         ...
 
     def until(self, at: float) -> None:
-        """Let time pass."""
+        """Advance the time to `at`."""
         ...
 
 
 class RealTime:
-    """A decoder's thread, in real time."""
+    """A decoder thread in real time."""
 
     def __init__(self, codec: Codec, config: DecoderConfig) -> None:
         self._worker = DecoderWorker(codec, config)
@@ -56,14 +56,17 @@ class RealTime:
         time.sleep(max(0.0, at - time.monotonic()))
 
     def close(self) -> None:
-        """End the decoder's thread."""
+        """Stop the decoder's thread."""
         self._worker.stop()
 
 
 class ProcessorTime:
-    """A decoder with a core of its own: it is as fast as its processor time says, whatever else the machine does.
+    """A decoder whose clock advances by its processor time, as if it had its own core.
 
-    stopwatch: what measures that time, in seconds.
+    Args:
+        codec: Codec to decode with.
+        config: Configuration of the decoder.
+        stopwatch: Returns the processor time in seconds.
     """
 
     def __init__(self, codec: Codec, config: DecoderConfig, stopwatch: Callable[[], float] = time.thread_time) -> None:
@@ -74,7 +77,7 @@ class ProcessorTime:
         self._loop.stopwatch = stopwatch
         self._loop.enter()
         self._now = self._free_at = 0.0
-        self._turn_s: float | None = None  # of the stopwatch, at which the turn began that is under way
+        self._turn_s: float | None = None  # value of the stopwatch at the start of the current turn
 
     def now(self) -> float:
         return self._now if self._turn_s is None else self._free_at + self._stopwatch() - self._turn_s
@@ -86,7 +89,7 @@ class ProcessorTime:
         self._queue.put(PendingChunk(utterance, chunk, codes, reply))
 
     def until(self, at: float) -> None:
-        """A turn that begins before `at` may end after it; what comes meanwhile waits for the next."""
+        """Advance the time to `at`. A turn that begins before may end after it; later chunks wait for the next turn."""
         self._free_at = max(self._free_at, self._now)
         while self._free_at < at and len(self._queue) + self._loop.num_jobs:
             self._turn_s = self._stopwatch()
@@ -95,14 +98,16 @@ class ProcessorTime:
         self._now = at
 
     def close(self) -> None:
-        """There is nothing to end."""
+        """Do nothing: there is no thread."""
 
 
 @dataclass(frozen=True)
 class LiveLoad:
-    """`streams` utterances of `seconds` each. frames_per_s: of the language model; all streams advance in one step.
+    """`streams` utterances of `seconds` each.
 
-    stagger_s: over which their starts are spread.
+    Attributes:
+        frames_per_s: Speed of the language model, in which all streams advance together.
+        stagger_s: Time over which their starts are spread.
     """
 
     streams: int
@@ -113,7 +118,7 @@ class LiveLoad:
 
 @dataclass
 class _Reply:
-    """Notes when the samples of a chunk are heard."""
+    """Records when the samples of a chunk arrive."""
 
     stream: "_Stream"
     sent_s: float
@@ -134,7 +139,7 @@ class _Reply:
 
 
 class _Stream:
-    """One utterance: frames in, as the engine's `Utterance` sends them, and a trace of what a client hears."""
+    """One utterance: frames in, as the engine's `Utterance` sends them, and the trace of its client."""
 
     def __init__(self, name: str, codes: np.ndarray, slot: FlowSlot, policy: ChunkPolicy, stage: Stage) -> None:
         self.slot, self.stage = slot, stage
@@ -145,7 +150,7 @@ class _Stream:
         self._num_ready = self._num_sent = 0
 
     def step(self) -> bool:
-        """Gain a frame; whether more are to come."""
+        """Add a frame; return True if more follow."""
         self._num_ready += 1
         is_last = self._num_sent + self._num_ready == self._codes.shape[1]
         while not is_last and (size := self._pacer.num_to_send(self._num_ready)):
@@ -165,14 +170,14 @@ class _Stream:
 
 
 class LiveStreams:
-    """Plays loads on a stage, and tells what was heard of them."""
+    """Plays loads on a stage and records their traces."""
 
     def __init__(self, stage: Stage, spec: CodecSpec, codes: np.ndarray, table: FlowTable) -> None:
         self._stage, self._spec, self._codes, self._table = stage, spec, codes, table
         self._num_runs = 0
 
     def run(self, load: LiveLoad, policy: ChunkPolicy) -> tuple[list[Trace], list[int], float]:
-        """The traces of one run, all chunk sizes, and the seconds it took."""
+        """Play a load; return its traces, all chunk sizes and its duration in seconds."""
         self._num_runs += 1
         stage, begun, tick = self._stage, self._stage.now(), 0
         starts = [begun + load.stagger_s * index / load.streams for index in range(load.streams)]

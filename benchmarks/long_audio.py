@@ -1,35 +1,31 @@
-"""Ten minutes of audio in one request: what a step costs at the end of it, and what memory it has taken by then.
+"""Ten minutes of audio in one request: the cost of a step at its end, and the growth of memory.
 
     python -m benchmarks.long_audio [--rows 30000] [--guidance 3.0]
 
-The engine core, vLLM's front end and ours run in this process on one thread, with Bagpiper's streams on random
-weights. The last line is JSON: processor time of the model's forward pass, whose attention reads every row so far, and
-of all the rest, in the median step of the first and of the last thousand rows; and the growth of resident memory
-between those. KV cache that has not been written yet is touched beforehand: it would count.
+The engine core and both front ends, vLLM's and Stretto's, run in this process on one thread, with Bagpiper's streams on
+random weights. Compared are the median steps of the first and of the last thousand rows: processor time of the model's
+forward pass, whose attention reads every row so far, and of everything else; and resident memory. The KV cache is
+touched beforehand, because pages that are written for the first time would count as growth.
 
-The rest does no more work at the end than at the beginning, and yet takes longer: attention has read more than the
-processor's caches hold, and what comes after it finds them cold. `ms_per_step_control` shows what that alone makes: the
-first thousand rows of another reply, where each forward pass reads in the end as much of the KV cache as attention
-reads after all rows.
+Everything else does the same work at the end as at the beginning but takes longer, because attention has filled the
+processor's caches. `ms_per_step_control` shows this effect alone: the first thousand rows of another reply, in which
+each forward pass reads in addition as much of the KV cache as attention reads at the end. One line of JSON.
 """
 
-import argparse
 import itertools
 import os
 import statistics
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from benchmarks.published_layouts import BAGPIPER_SMALL, PROMPT_ROWS, TEXT
-from benchmarks.results_file import append_result, command_line
-from stretto.config import EngineConfig
+from benchmarks.engines import SteppedEngine, Watch, engine_args, forced_prompt, split_trailer
+from benchmarks.harness import append_result, command_line
+from benchmarks.layouts import LONG, PROMPT_ROWS, SPEAK
 from stretto.engine.environment import prepare_environment
-from stretto.records.prompt import Prompt
 from stretto.testing.checkpoints import write_checkpoint
 
 prepare_environment()
@@ -38,8 +34,6 @@ from vllm.sampling_params import RequestOutputKind  # noqa: E402
 from vllm.v1.engine import EngineCoreRequest  # noqa: E402
 from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector  # noqa: E402
 
-from benchmarks.stepped_engine import SteppedEngine, Watch  # noqa: E402
-from stretto.engine.launch import vllm_config  # noqa: E402
 from stretto.engine.protocol import Trailer, read_rows, sampling_params  # noqa: E402
 from stretto.engine.reply_rules import SegmentTracker  # noqa: E402
 from stretto.engine.utterance import Utterance  # noqa: E402
@@ -50,12 +44,11 @@ SPAN = 1000  # rows at the beginning and at the end that are compared
 WARM_UP = 100
 BLOCK_SIZE = 32
 MAX_ROWS = 32_768 - 128
-LONG = replace(BAGPIPER_SMALL, name="bagpiper-long", max_model_len=32_768)
 
 
 @dataclass(frozen=True)
 class Mark:
-    """Where a run stands after some rows: processor seconds so far, and resident memory."""
+    """State of a run after a row: processor seconds so far, and resident memory."""
 
     forward_s: float
     other_s: float
@@ -63,26 +56,18 @@ class Mark:
 
 
 def resident_mb() -> float:
-    """What this process holds of the machine's memory."""
+    """Return the resident memory of this process in MB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 class LongReplies:
-    """Replies one after the other, each all the way from the scheduler to chunks."""
+    """Replies one after another, each from the scheduler to its chunks."""
 
     def __init__(self, folder: Path, guidance_scale: float):
         write_checkpoint(folder, LONG, "benchmark_long", hidden=64, layers=2)
-        arguments = {
-            "dtype": "float32",
-            "max_model_len": LONG.max_model_len,
-            "max_num_seqs": 2,
-            "max_num_batched_tokens": 2048,
-            "block_size": BLOCK_SIZE,
-            "kv_cache_memory_bytes": 160 << 20,
-            "enforce_eager": True,
-        }
-        self._engine = SteppedEngine(vllm_config(EngineConfig(folder, arguments)))
+        sizes = {"block_size": BLOCK_SIZE, "max_num_batched_tokens": 2048, "kv_cache_memory_bytes": 160 << 20}
+        self._engine = SteppedEngine.from_args(folder, engine_args(LONG.max_model_len, 1, **sizes))
         for cache in self._engine.runner.kv_caches:
             cache.zero_()
         self._rules = self._engine.scheduler.table.rules
@@ -102,23 +87,15 @@ class LongReplies:
         return result
 
     def read_as_after(self, num_rows: int) -> None:
-        """From now on let each forward pass read, in the end, what attention reads of the KV cache after `num_rows`."""
+        """Let each later forward pass also read as much of the KV cache as attention reads after `num_rows` rows."""
         num_halves = 1 if self._guidance_scale == 1.0 else 2
         share = num_halves * (PROMPT_ROWS + num_rows) / (self._engine.scheduler.kv_cache_config.num_blocks * BLOCK_SIZE)
         caches = [cache.view(-1) for cache in self._engine.runner.kv_caches]
         self._read_behind = [cache[: int(share * len(cache))] for cache in caches]
 
-    def _prompt(self, num_rows: int) -> Prompt:
-        task = LONG.task("speak")
-        rows = np.zeros((PROMPT_ROWS, LONG.layout.num_input_streams), np.int32)
-        rows[:, 0] = np.random.default_rng(0).integers(TEXT.start, TEXT.stop, PROMPT_ROWS)
-        audio = replace(task.sampling.audio, min_rows=num_rows, max_rows=num_rows)
-        scale = self._guidance_scale
-        return Prompt(task.name, rows, replace(task.sampling, audio=audio, guidance_scale=scale, seed=0))
-
     def run(self, num_rows: int) -> list[Mark]:
-        """Where a reply of `num_rows` frames stands after every row."""
-        prompt = self._prompt(num_rows)
+        """Generate a reply of `num_rows` frames; return the state after every row."""
+        prompt = forced_prompt(LONG, SPEAK, 0, num_rows, scale=self._guidance_scale)
         params = sampling_params(prompt, self._rules)
         tokens = prompt.rows[:, 0].tolist()
         (request_id,) = self._engine.add([tokens], [params])
@@ -127,14 +104,13 @@ class LongReplies:
         request = EngineCoreRequest(request_id, tokens, None, params, None, 0.0, None, None, None)
         request.external_req_id = request_id
         processor.add_request(request, None, queue=collector)
-        tracker = SegmentTracker(self._rules, LONG.task("speak"), len(tokens))
+        tracker = SegmentTracker(self._rules, SPEAK, len(tokens))
         policy = ChunkPolicy(frame_rate=LONG.frame_rate)
         utterance = Utterance(tracker, (), TEXT_CODEC, Pacer(policy))
         marks = list[Mark]()
         self._watch.restart()
         while self._engine.scheduler.has_requests():
-            for outputs in (self._engine.step() or {}).values():
-                processor.process_outputs(outputs.outputs)
+            processor.process_outputs(list(self._engine.outputs()))
             if (output := collector.get_nowait()) is not None:
                 self._read(utterance, output)
             marks.append(self._mark())
@@ -143,8 +119,7 @@ class LongReplies:
     def _read(self, utterance: Utterance, output: Any) -> None:
         ids = list(output.outputs[0].token_ids)
         if output.finished:
-            size = len(Trailer._fields)
-            self.trailer, ids = Trailer(*ids[-size:]), ids[:-size]
+            ids, self.trailer = split_trailer(ids)
         for chunk in utterance.push(read_rows(ids, LONG.layout.num_output_streams)):
             self.num_frames += 0 if chunk.codes is None else chunk.codes.shape[1]
 
@@ -154,7 +129,7 @@ class LongReplies:
 
 
 def ms_per_step(span: list[Mark]) -> dict[str, float]:
-    """Milliseconds of the median step between the marks, by part."""
+    """Return the milliseconds of the median step between the marks, by part."""
     steps = list(itertools.pairwise(span))
     forward = statistics.median(after.forward_s - before.forward_s for before, after in steps)
     other = statistics.median(after.other_s - before.other_s for before, after in steps)
@@ -162,7 +137,7 @@ def ms_per_step(span: list[Mark]) -> dict[str, float]:
 
 
 def compare(marks: list[Mark], control: list[Mark]) -> dict[str, Any]:
-    """The first `SPAN` rows, the last, and the first of the control; and the memory taken between first and last."""
+    """Return the figures of the first and last `SPAN` rows and of the control, and the growth of memory."""
     first, last = marks[WARM_UP : WARM_UP + SPAN + 1], marks[-SPAN - 1 :]
     return {
         "ms_per_step_first": ms_per_step(first),
@@ -174,7 +149,7 @@ def compare(marks: list[Mark], control: list[Mark]) -> dict[str, Any]:
 
 
 def check(num_rows: int, guidance_scale: float) -> dict[str, Any]:
-    """The figures of one reply of `num_rows` rows, and of the control."""
+    """Return the figures of one reply of `num_rows` rows, and of the control."""
     with tempfile.TemporaryDirectory() as folder:
         replies = LongReplies(Path(folder), guidance_scale)
         marks = replies.run(num_rows)
@@ -185,16 +160,11 @@ def check(num_rows: int, guidance_scale: float) -> dict[str, Any]:
         return {"rows": num_rows, "guidance_scale": guidance_scale, "guided_frames": guided, **compare(marks, control)}
 
 
-def parse() -> argparse.Namespace:
-    parser = command_line(__doc__, "long_audio")
-    parser.add_argument("--rows", type=int, default=30_000, help="of audio; 50 of them are a second")
-    parser.add_argument("--guidance", type=float, default=3.0, help="1.0 for none")
-    arguments = parser.parse_args()
-    if not 2 * SPAN + WARM_UP <= arguments.rows <= MAX_ROWS:
-        parser.error(f"--rows: expected {2 * SPAN + WARM_UP} ... {MAX_ROWS}, got {arguments.rows}")
-    return arguments
-
-
 if __name__ == "__main__":
-    asked = parse()
-    append_result(asked.out, "long_audio", check(asked.rows, asked.guidance))
+    parser = command_line(
+        __doc__, "long_audio", rows=(30_000, "rows of audio, 50 per second"), guidance=(3.0, "scale; 1.0 for none")
+    )
+    given = parser.parse_args()
+    if not 2 * SPAN + WARM_UP <= given.rows <= MAX_ROWS:
+        parser.error(f"--rows: expected {2 * SPAN + WARM_UP} ... {MAX_ROWS}, got {given.rows}")
+    append_result(given.out, "long_audio", check(given.rows, given.guidance))

@@ -1,13 +1,12 @@
-"""How soon the page is heard, beside the command line: the same text and seed, in turns.
+"""Time to the first sound of the web page, against the command line: the same text and seed, in turns.
 
     python -m benchmarks.page --rounds 15
 
-It starts a server of its own, a gateway before it, and a Chromium, all on this host. The page's time is its own, from
-the click to the first sample at the loudspeaker, with the delay of the device as the browser knows it. The command
-line's is that of its summary, from the request to the first audio in its hands.
+The benchmark starts its own server, gateway and Chromium on this host. The page's time is its own measurement, from the
+click to the first sample at the loudspeaker, including the delay of the audio device as the browser reports it. The
+command line's time is that of its summary, from the request to the first audio received.
 """
 
-import argparse
 import asyncio
 import json
 import statistics
@@ -19,15 +18,14 @@ from typing import Any
 
 from benchmarks.browser import Tab, chromium, driving
 from benchmarks.gateway import gateway
-from benchmarks.results_file import append_result
-from benchmarks.temporary_server import command_line, serving, stop_on_sigterm
+from benchmarks.harness import append_result, command_line, serving, stop_on_sigterm
 
 TEXT = "It is twenty past nine and the garden door is open."
 IS_OPEN = "document.querySelector('#speak').checkVisibility()"
 
 
 async def by_page(tab: Tab, seed: int) -> float:
-    """Seconds to the first sound in the page, which is ready."""
+    """Return the seconds to the first sound on the page."""
     await tab.write("#seed", str(seed))
     await tab.click("#speak-button")
     await tab.wait(f"document.querySelector('#used-seed').textContent === '{seed}'")
@@ -36,24 +34,24 @@ async def by_page(tab: Tab, seed: int) -> float:
 
 
 def by_command_line(server: str, seed: int, folder: Path) -> float:
-    """Seconds to the first audio by the command, without those in which it starts."""
+    """Return the seconds from the command's request to its first audio, without its start-up time."""
     command = [sys.executable, "-m", "stretto_client", "speak", TEXT, "--json", "--play", "off"]
     flags = ["--server", server, "--seed", str(seed), "--out", str(folder / "speech.wav")]
     done = subprocess.run([*command, *flags], capture_output=True, text=True, check=True)
     return float(json.loads(done.stdout.splitlines()[-1])["ttfa_s"])
 
 
-async def measure(server: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The record: medians of both, and of the pairs' differences; the first click of a tab by itself."""
+async def measure(server: str, rounds: int) -> dict[str, Any]:
+    """Return medians of both ways and of the differences of pairs, and the first click of a new tab."""
     with tempfile.TemporaryDirectory() as folder, gateway(server) as (url, _), chromium(Path(folder)) as address:
         async with driving(address) as browser:
             tab = await browser.tab()
             await tab.open(url, IS_OPEN)
             await tab.write("#text", TEXT)
-            by_command_line(server, 1, Path(folder))  # so that the first click is the page's first alone
+            by_command_line(server, 1, Path(folder))  # warms up the server but not the page
             first_click_s = await by_page(tab, 1)
             page_s, line_s = [], []
-            for seed in range(2, 2 + arguments.rounds):
+            for seed in range(2, 2 + rounds):
                 page_s.append(await by_page(tab, seed))
                 line_s.append(await asyncio.to_thread(by_command_line, server, seed, Path(folder)))
     more_ms = [1000 * (page - line) for page, line in zip(page_s, line_s, strict=True)]
@@ -63,19 +61,12 @@ async def measure(server: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "page_more_ms": round(statistics.median(more_ms)),
         "page_more_ms_max": round(max(more_ms)),
         "first_click_ms": round(1000 * first_click_s),
-        "rounds": arguments.rounds,
+        "rounds": rounds,
     }
 
 
-def main(words: list[str] | None = None) -> None:
-    """A line."""
-    flags = command_line(__doc__, "page")
-    flags.add_argument("--rounds", type=int, default=15)
-    arguments = flags.parse_args(words)
-    stop_on_sigterm()
-    with serving(arguments.model_repository) as server:
-        append_result(arguments.out, "page", asyncio.run(measure(server, arguments)))
-
-
 if __name__ == "__main__":
-    main()
+    given = command_line(__doc__, "page", serves=True, rounds=(15, "pairs of page and command")).parse_args()
+    stop_on_sigterm()
+    with serving(given.model_repository) as address:
+        append_result(given.out, "page", asyncio.run(measure(address, given.rounds)))

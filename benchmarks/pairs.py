@@ -1,13 +1,13 @@
-"""Guided replies in a KV cache that does not hold all of them: what guidance keeps of the throughput, and every frame.
+"""Guided replies in a KV cache too small for all of them: the throughput that guidance keeps, and every frame checked.
 
     python -m benchmarks.pairs --pairs 1 4 16 --share 0.75
 
-Replies of Chatterbox's T3 with small random weights, a model that is always guided, in this process: as many guided as
-unguided ones in turns, of equal, forced lengths, in one cache that holds `--share` of what both halves of all guided
-replies take at their end, but one pair at least. `cfg_retention` is the time of the unguided replies over that of the
-guided ones, from the first prompt to the last frame, so what is preempted and computed again counts; `_cpu` the same of
-processor time. Each reply is held, row by row, to what the same prompt says alone: `wrong_frames`. `unguided_total`:
-frames of guided replies that were drawn without. One line of JSON for each number of pairs.
+Replies of Chatterbox's T3 with small random weights run in this process, as many guided as unguided ones in turns, of
+equal, forced lengths. One cache holds `--share` of what both halves of all guided replies take at their end, but at
+least one pair. `cfg_retention` is the time of the unguided replies over that of the guided ones, from the first prompt
+to the last frame, so preempted work that is repeated counts; `cfg_retention_cpu` is the same in processor time.
+`wrong_frames` counts rows that differ from the reply to the same prompt alone. `unguided_total` counts frames of guided
+replies that were generated without guidance. One line of JSON for each number of pairs.
 """
 
 import argparse
@@ -19,20 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.checkpoints.random_chatterbox import KNOWN, convert
-from benchmarks.results_file import append_result, command_line
-from stretto.config import EngineConfig
-from stretto.engine.environment import prepare_environment
+from benchmarks.engines import SteppedEngine, engine_args, split_trailer
+from benchmarks.harness import append_result, command_line, median_ratio
+from stretto.engine.kernels import cpu as cpu_kernels
+from stretto.engine.protocol import Trailer, read_rows
 from stretto.families.chatterbox.family import chatterbox
 from stretto.families.chatterbox.prompt import open_chatterbox
+from stretto.families.conversation import Piece
 from stretto.records.prompt import Prompt
-
-prepare_environment()
-
-from benchmarks.stepped_engine import SteppedEngine  # noqa: E402
-from stretto.engine.kernels import cpu as cpu_kernels  # noqa: E402
-from stretto.engine.launch import vllm_config  # noqa: E402
-from stretto.engine.protocol import Trailer, read_rows, sampling_params  # noqa: E402
-from stretto.families.conversation import Piece  # noqa: E402
 
 BLOCK_SIZE, SCALE = 32, 1.5
 Rows = list[list[int]]
@@ -40,7 +34,7 @@ Rows = list[list[int]]
 
 @dataclass
 class Run:
-    """What came of replies that began at once, in their order."""
+    """Replies that began at once, in their order."""
 
     wall_s: float = 0.0
     cpu_s: float = 0.0
@@ -63,59 +57,52 @@ class PairArm:
         rows = max(len(prompt.rows) for prompt in self._prompts) + arguments.frames + 1
         blocks_of_pair = 2 * -(-rows // BLOCK_SIZE)
         self.num_blocks = max(blocks_of_pair, int(arguments.share * number * blocks_of_pair))
-        engine_args = {
-            "dtype": "float32",
-            "enforce_eager": True,
-            "max_model_len": KNOWN.max_model_len,
-            "max_num_seqs": 2 * number,
-            "max_num_batched_tokens": 512,
-            "block_size": BLOCK_SIZE,
-            "kv_cache_memory_bytes": 1 << 28,
-            "num_gpu_blocks_override": 1 + self.num_blocks,  # vLLM keeps one for itself
-        }
-        self._engine = SteppedEngine(vllm_config(EngineConfig(checkpoint, engine_args)))
+        args = engine_args(
+            KNOWN.max_model_len,
+            number,
+            max_num_batched_tokens=512,
+            block_size=BLOCK_SIZE,
+            kv_cache_memory_bytes=1 << 28,
+            num_gpu_blocks_override=1 + self.num_blocks,  # vLLM keeps one for itself
+        )
+        self._engine = SteppedEngine.from_args(checkpoint, args)
 
     def run(self, scale: float, only: int | None = None) -> Run:
-        """All replies at once, or the one of a prompt alone; nothing is left in the prefix cache from before."""
+        """Run all replies at once, or the one with index `only`, with an empty prefix cache."""
         assert self._engine.scheduler.reset_prefix_cache()
         chosen = self._prompts if only is None else self._prompts[only : only + 1]
         prompts = [replace(each, sampling=replace(each.sampling, guidance_scale=scale)) for each in chosen]
-        rules, found = self._engine.scheduler.table.rules, Run()
         wall, cpu = time.perf_counter(), time.process_time()
-        params = [sampling_params(prompt, rules) for prompt in prompts]
-        ids = self._engine.add([prompt.rows[:, 0].tolist() for prompt in prompts], params)
-        said: dict[str, list[int]] = {request_id: [] for request_id in ids}
+        replies: dict[str, list[int]] = {request_id: [] for request_id in self._engine.add_prompts(prompts)}
         while self._engine.scheduler.has_requests():
-            for outputs in (self._engine.step() or {}).values():
-                for output in outputs.outputs:
-                    said[output.request_id] += output.new_token_ids
-        found.wall_s, found.cpu_s = time.perf_counter() - wall, time.process_time() - cpu
-        num_more = len(Trailer._fields)
-        for tokens in said.values():
-            found.trailers.append(Trailer(*tokens[-num_more:]))
-            found.rows.append(read_rows(tokens[:-num_more], 1)[:, 1:].tolist())
+            for output in self._engine.outputs():
+                replies[output.request_id] += output.new_token_ids
+        found = Run(time.perf_counter() - wall, time.process_time() - cpu)
+        for tokens in replies.values():
+            ids, trailer = split_trailer(tokens)
+            found.trailers.append(trailer)
+            found.rows.append(read_rows(ids, 1)[:, 1:].tolist())
         return found
 
 
 def num_wrong(rows: Rows, expected: Rows) -> int:
-    """Rows that differ, or that one has and the other has not."""
+    """Return how many rows differ or are missing on one side."""
     differ = sum(mine != theirs for mine, theirs in zip(rows, expected, strict=False))
     return differ + abs(len(rows) - len(expected))
 
 
 def measure(checkpoint: Path, number: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Both arms in turns, and the ratio between them."""
+    """Run both arms in turns and return the ratio between them."""
     arm = PairArm(checkpoint, number, arguments)
     arms = {"guided": SCALE, "unguided": 1.0}
     alone = {name: [arm.run(scale, only).rows[0] for only in range(number)] for name, scale in arms.items()}
-    rounds = [{name: arm.run(scale) for name, scale in arms.items()} for _ in range(arguments.rounds)]
+    turns = [{name: arm.run(scale) for name, scale in arms.items()} for _ in range(arguments.rounds)]
+    runs = {name: [turn[name] for turn in turns] for name in arms}
 
     def ratio(clock: str) -> float:
-        kept = [getattr(each["unguided"], clock) / getattr(each["guided"], clock) for each in rounds]
-        return round(statistics.median(kept), 4)
+        return round(median_ratio(*([getattr(run, clock) for run in runs[name]] for name in ("unguided", "guided"))), 4)
 
     frames = number * arguments.frames
-    guided = [sum(trailer.num_guided_frames for trailer in each["guided"].trailers) for each in rounds]
     return {
         "pairs": number,
         "frames": arguments.frames,
@@ -124,36 +111,33 @@ def measure(checkpoint: Path, number: int, arguments: argparse.Namespace) -> dic
         "rounds": arguments.rounds,
         "cfg_retention": ratio("wall_s"),
         "cfg_retention_cpu": ratio("cpu_s"),
-        "frames_per_s": {
-            name: round(statistics.median(frames / each[name].wall_s for each in rounds), 1) for name in arms
-        },
-        "unguided_total": sum(frames - each for each in guided),
+        "frames_per_s": {name: round(statistics.median(frames / run.wall_s for run in runs[name]), 1) for name in arms},
+        "unguided_total": sum(
+            frames - sum(trailer.num_guided_frames for trailer in run.trailers) for run in runs["guided"]
+        ),
         "wrong_frames": sum(
             num_wrong(rows, expected)
-            for each in rounds
             for name in arms
-            for rows, expected in zip(each[name].rows, alone[name], strict=True)
+            for run in runs[name]
+            for rows, expected in zip(run.rows, alone[name], strict=True)
         ),
         "preemptions": {
-            name: sum(trailer.num_preemptions for each in rounds for trailer in each[name].trailers) for name in arms
+            name: sum(trailer.num_preemptions for run in runs[name] for trailer in run.trailers) for name in arms
         },
     }
 
 
-def parse() -> argparse.Namespace:
-    """The command line."""
-    parser = command_line(__doc__, "pairs")
-    parser.add_argument("--pairs", type=int, nargs="+", default=[1, 4, 16], help="replies at once")
-    parser.add_argument("--frames", type=int, default=96, help="frames of each reply")
-    parser.add_argument("--share", type=float, default=0.75, help="of the KV blocks that all pairs take at their end")
-    parser.add_argument("--rounds", type=int, default=5, help="times that the arms take turns")
-    return parser.parse_args()
-
-
 if __name__ == "__main__":
-    given = parse()
+    given = command_line(
+        __doc__,
+        "pairs",
+        pairs=([1, 4, 16], "replies at once"),
+        frames=(96, "frames of each reply"),
+        share=(0.75, "share of the KV blocks that all pairs take at their end"),
+        rounds=(5, "turns of each arm"),
+    ).parse_args()
     cpu_kernels.install()
-    with tempfile.TemporaryDirectory() as folder:
-        converted = convert(Path(folder))
+    with tempfile.TemporaryDirectory() as temporary:
+        converted = convert(Path(temporary))
         for pairs in given.pairs:
             append_result(given.out, "pairs", measure(converted, pairs, given))

@@ -1,14 +1,14 @@
-"""Reads profile exports of perf_analyzer and prints what its own summary lacks for a streaming model.
+"""Percentiles of streams from profile exports of perf_analyzer, whose own summary has none for streaming models.
 
     python -m benchmarks.perf_report export.json …
-    python -m benchmarks.perf_report --count export.json …      # only how many whole requests they hold
+    python -m benchmarks.perf_report --count export.json …      # only the number of complete requests
 
-perf_analyzer prints one latency per request; of a stream, the first response, the first one with audio and the gaps
-between responses matter. A table goes to standard output, and one JSON object as its last line. Exports of the same
-load are one line.
+perf_analyzer prints one latency per request. For a stream, the first response, the first response with audio and the
+gaps between responses matter. A table goes to standard output, and one JSON object is its last line. Exports of the
+same load are combined into one line.
 
-An export may break off: of an empty output perf_analyzer tells a value all the same, out of memory that nobody set,
-and its writer ends where that is no finite number (one empty output in some hundreds). What stands before counts.
+An export may be truncated: for an empty output perf_analyzer writes a value from uninitialised memory, and its writer
+stops if that is not a finite number (one empty output in some hundreds). The requests before it count.
 """
 
 import argparse
@@ -22,16 +22,16 @@ from typing import Any
 import numpy as np
 
 PERCENTILES = (50, 95, 99)
-MIN_VALUES_FOR_P99 = 100  # fewer say nothing about the hundredth
+MIN_VALUES_FOR_P99 = 100  # fewer values do not determine a p99
 INTERVALS = "intervals"
 MEASURES = ("first_response", "first_audio", "inter_response", "total")
 
-Load = tuple[str, Any]  # what perf_analyzer was told to keep up, "concurrency" say, and its value
+Load = tuple[str, Any]  # the load of perf_analyzer, such as "concurrency", and its value
 
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """One request: seconds from sending it to each response, and the seconds of audio in each."""
+    """One request: seconds from sending it to each response, and seconds of audio in each."""
 
     arrivals_s: tuple[float, ...]
     audio_s: tuple[float, ...]
@@ -43,7 +43,7 @@ class Exchange:
 
 
 def read_exchange(request: dict[str, Any]) -> Exchange:
-    """A request of an export. A response without an event carries the final flag alone and does not count."""
+    """Parse a request of an export. A response without an event has only the final flag and does not count."""
     sent = request["timestamp"]
     pairs = zip(request["response_timestamps"], request["response_outputs"], strict=True)
     events = [((arrived - sent) / 1e9, json.loads(output["event"])) for arrived, output in pairs if output.get("event")]
@@ -51,7 +51,7 @@ def read_exchange(request: dict[str, Any]) -> Exchange:
 
 
 def summarise(load: Load, exchanges: list[Exchange]) -> dict[str, Any]:
-    """The load, counts, and the percentiles in seconds of every measure that has values; p99 from 100 values on."""
+    """Return the load, counts, and percentiles in seconds of every measure that has values; p99 from 100 values on."""
     answered = [exchange for exchange in exchanges if exchange.arrivals_s]
     values = {
         "first_response": [exchange.arrivals_s[0] for exchange in answered],
@@ -70,13 +70,13 @@ def summarise(load: Load, exchanges: list[Exchange]) -> dict[str, Any]:
 
 
 def percentiles(values: list[float]) -> dict[str, float]:
-    """p50 and p95 of `values`, and p99 where there are enough of them."""
+    """Return p50 and p95 of `values`, and p99 if there are enough."""
     shown = [p for p in PERCENTILES if p < 99 or len(values) >= MIN_VALUES_FOR_P99]
     return {f"p{p}": round(float(np.percentile(values, p)), 6) for p in shown}
 
 
 def read_export(path: Path) -> dict[Load, list[Exchange]]:
-    """The requests of an export by their load, up to where it breaks off; ValueError when the file is none."""
+    """Return the complete requests of an export by load; ValueError if the file is not an export."""
     try:
         return {
             read_load(path, experiment["experiment"]): [read_exchange(request) for request in experiment["requests"]]
@@ -87,14 +87,14 @@ def read_export(path: Path) -> dict[Load, list[Exchange]]:
 
 
 def read_load(path: Path, experiment: dict[str, Any]) -> Load:
-    """What perf_analyzer was told to keep up, by its export and by the name of that."""
+    """Return the load of an export, from its contents and its file name."""
     if path.name.startswith(f"{INTERVALS}-"):
         return INTERVALS, path.name.removeprefix(f"{INTERVALS}-").partition(".")[0]
     return experiment["mode"], experiment["value"]
 
 
 def parse(export: str) -> Any:
-    """The JSON of an export; of one that breaks off, without its last request (no string holds a bare quote)."""
+    """Parse an export; drop the last request if it is truncated (no string contains a bare quote)."""
     try:
         return json.loads(export)
     except json.JSONDecodeError:
@@ -102,7 +102,7 @@ def parse(export: str) -> Any:
 
 
 def table(summary: dict[str, Any]) -> str:
-    """A summary for people: milliseconds."""
+    """Return a summary as text, in milliseconds."""
     load = next(iter(summary))
     head = (
         f"{load} {summary[load]}: {summary['answered']} of {summary['requests']} requests answered, "
@@ -118,10 +118,10 @@ def table(summary: dict[str, Any]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print the report; status 1 when a file is no export or a request went unanswered."""
+    """Print the report; return 1 if a file is not an export or a request was not answered."""
     parser = argparse.ArgumentParser(description="Percentiles of the streams in perf_analyzer's profile exports.")
     parser.add_argument("exports", nargs="+", type=Path)
-    parser.add_argument("--count", action="store_true", help="print how many whole requests there are, and no more")
+    parser.add_argument("--count", action="store_true", help="print only the number of complete requests")
     arguments = parser.parse_args(argv)
     found: dict[Load, list[Exchange]] = defaultdict(list)
     try:

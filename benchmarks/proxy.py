@@ -1,4 +1,4 @@
-"""What the proxy before Triton costs: the same load through it, and past it into Triton's own socket, in turns.
+"""Cost of the proxy in front of Triton: the same load through it, and past it to Triton's own socket, in turns.
 
     python -m benchmarks.proxy --concurrency 1 8 16 --rounds 5
 
@@ -12,17 +12,15 @@ from typing import Any
 
 import psutil
 
-from benchmarks.ensemble import through_triton
-from benchmarks.results_file import append_result, command_line
-from benchmarks.speech_load import Load
-from benchmarks.two_ways import compare
+from benchmarks.harness import append_result, command_line
+from benchmarks.loads import Load, compare, through_triton
 from stretto_client import SpeechClient
 
 PROXY = "stretto.proxy"
 
 
 def proxy_of(port: int) -> psutil.Process:
-    """The proxy's process that listens on the gRPC port."""
+    """Return the proxy's process that listens on the gRPC port."""
     for process in psutil.process_iter(["cmdline"]):
         if PROXY in (process.info["cmdline"] or ()) and any(
             each.laddr.port == port for each in process.net_connections()
@@ -32,32 +30,24 @@ def proxy_of(port: int) -> psutil.Process:
 
 
 async def measure(concurrency: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Both ways at one concurrency; the record of their figures."""
+    """Run both ways at one concurrency and return the record."""
     port, proxy = arguments.port, proxy_of(arguments.port)
     (socket,) = Path("/dev/shm").glob(f"stretto_launch_*.run/grpc:{port}")
     load = Load(concurrency, arguments.requests, arguments.frames, arguments.guidance)
     async with SpeechClient(f"localhost:{port}") as through, SpeechClient(f"unix:{socket}") as past:
-        ways = through_triton(through), through_triton(past)
-        return await compare("proxy", load, arguments.rounds, proxy, *ways)
-
-
-async def main(arguments: argparse.Namespace) -> None:
-    """A line for every concurrency."""
-    for concurrency in arguments.concurrency:
-        append_result(arguments.out, "proxy", await measure(concurrency, arguments))
-
-
-def parse() -> argparse.Namespace:
-    """The command line."""
-    flags = command_line(__doc__, "proxy")
-    flags.add_argument("--port", type=int, default=8001, help="the server's gRPC port")
-    flags.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 16])
-    flags.add_argument("--requests", type=int, default=3, help="of each stream and round")
-    flags.add_argument("--rounds", type=int, default=5)
-    flags.add_argument("--frames", type=int, default=75, help="of every utterance")
-    flags.add_argument("--guidance", type=float, default=2.0)
-    return flags.parse_args()
+        return await compare("proxy", load, arguments.rounds, proxy, through_triton(through), through_triton(past))
 
 
 if __name__ == "__main__":
-    asyncio.run(main(parse()))
+    given = command_line(
+        __doc__,
+        "proxy",
+        port=(8001, "the server's gRPC port"),
+        concurrency=([1, 8, 16], "streams at once"),
+        requests=(3, "utterances of each stream in a round"),
+        rounds=(5, "turns of each way"),
+        frames=(75, "frames of each utterance"),
+        guidance=(2.0, "guidance scale"),
+    ).parse_args()
+    for number in given.concurrency:
+        append_result(given.out, "proxy", asyncio.run(measure(number, given)))

@@ -1,9 +1,9 @@
-"""How soon the server is right again after one of its processes is killed or stopped.
+"""Time until the server works again after one of its processes is killed or stopped.
 
-    python -m benchmarks.recovery --pid-file PATH       # every process in turn, killed; the decoder stopped, too
+    python -m benchmarks.recovery --pid-file PATH       # kill each process in turn; also stop the decoder
     python -m benchmarks.recovery --pid-file PATH --processes engine --rounds 5
 
-The server must be running on this host, started by `stretto serve` and by this user; nobody else should use it.
+The server must be running on this host, started by `stretto serve` and by this user, without other clients.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.results_file import append_result, command_line
+from benchmarks.harness import append_result, command_line
 from stretto.launcher import background
 from stretto_client import SpeechClient
 from stretto_client.errors import ClientError
@@ -30,11 +30,11 @@ AUDIO = "audio worker"  # of the preprocessor
 PROCESSES = ("tritonserver", *STUBS, "engine", "proxy", AUDIO)
 SIGNALS = {"killed": signal.SIGKILL, "stopped": signal.SIGSTOP}
 POLL_S, MAX_S = 0.02, 600.0
-NOTICE_S = 3.0  # readiness that is true for so long stays so
+NOTICE_S = 3.0  # if readiness has not dropped by then, the fault goes unnoticed
 
 
 def find(name: str, launcher: psutil.Process) -> psutil.Process:
-    """The launcher's process of that name; LookupError where it has none."""
+    """Return the launcher's process of that name; LookupError if there is none."""
     for process in launcher.children(recursive=True):
         with suppress(psutil.Error):
             command = process.cmdline()
@@ -44,7 +44,7 @@ def find(name: str, launcher: psutil.Process) -> psutil.Process:
 
 
 def is_named(name: str, command: list[str], executable: str) -> bool:
-    """Whether a process with that command is the one called `name` here."""
+    """Return True if a process with that command is the one called `name` here."""
     is_stub = executable.startswith("triton_python_b")
     match name:
         case "tritonserver":
@@ -59,14 +59,14 @@ def is_named(name: str, command: list[str], executable: str) -> bool:
 
 
 def is_ready(port: int) -> bool:
-    """What the server's HTTP port says."""
+    """Return True if the server's HTTP port reports readiness."""
     with suppress(OSError), urllib.request.urlopen(f"http://localhost:{port}/v2/health/ready", timeout=2) as answer:
         return answer.status == 200
     return False
 
 
 def seconds_until(condition: Callable[[], bool], begun: float, max_s: float = MAX_S) -> float | None:
-    """Seconds from `begun` until the condition holds; None where it does not within `max_s`."""
+    """Return the seconds from `begun` until the condition holds; None if it does not within `max_s`."""
     while not condition():
         if time.perf_counter() - begun > max_s:
             return None
@@ -75,7 +75,7 @@ def seconds_until(condition: Callable[[], bool], begun: float, max_s: float = MA
 
 
 def recording() -> bytes:
-    """A second of silence, as a wav file."""
+    """Return a second of silence as a wav file."""
     file = io.BytesIO()
     with wave.open(file, "wb") as audio:
         audio.setparams((1, 2, 16_000, 0, "NONE", ""))
@@ -84,7 +84,7 @@ def recording() -> bytes:
 
 
 def answers(port: int, name: str) -> bool:
-    """Whether a short text is spoken to its end; where the process `name` reads audio, whether that is answered."""
+    """Return True if a short text is spoken completely, or for the audio worker if a recording is answered."""
 
     async def ask() -> bool:
         async with SpeechClient(f"localhost:{port}") as client:
@@ -97,7 +97,7 @@ def answers(port: int, name: str) -> bool:
 
 
 def measure(name: str, how: str, record: dict[str, Any]) -> dict[str, Any]:
-    """Kill or stop a process: when readiness was false, when true again, and when a text was spoken."""
+    """Kill or stop a process; return the seconds until readiness dropped, returned, and until a request succeeded."""
     ports, launcher = record["ports"], psutil.Process(record["pid"])
     begun = time.perf_counter()
     os.kill(find(name, launcher).pid, SIGNALS[how])
@@ -109,12 +109,15 @@ def measure(name: str, how: str, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure, one line for each signal."""
-    flags = command_line(__doc__, "recovery")
-    flags.add_argument("--pid-file", type=Path, required=True, help="of the launcher")
+    """Measure and write one line for each signal."""
+    flags = command_line(
+        __doc__,
+        "recovery",
+        rounds=(1, "times that each process is killed"),
+        settle_s=(61.0, "pause between two; after a minute the launcher no longer counts them as repeated"),
+    )
+    flags.add_argument("--pid-file", type=Path, required=True, help="file of the launcher")
     flags.add_argument("--processes", nargs="+", choices=PROCESSES, default=PROCESSES)
-    flags.add_argument("--rounds", type=int, default=1)
-    flags.add_argument("--settle-s", type=float, default=61.0, help="rest between two, after which none is the second")
     given = flags.parse_args()
     turns = [(name, "killed") for name in given.processes]
     turns += [(name, "stopped") for name in given.processes if name == "acoustic_decoder"]

@@ -1,13 +1,14 @@
-"""Codebooks filled in of whole utterances: one at a time, and in batches of like length.
+"""Refinement of complete utterances (the codebooks after the first): one at a time, and in batches of similar length.
 
     python -m benchmarks.refinement --utterances 1 4 16 --width 256 --layers 4
 
-VALL-E's second half with random weights (head width 64, eight codebooks of 1024 codes) fills utterances of about
-`--frames` frames behind prompts of `--rows` rows, lengths up to a tenth apart, alone and as one batch, in turns;
-figures are medians over the rounds. `fill_s`: of one utterance alone. `speedup_over_one_at_a_time`: wall time of all of
-them one at a time over that of the batch, `speedup_cpu` the same of processor time. `real_time_factor`: seconds to fill
-an utterance ÷ seconds of it, as part of the batch. `differ`: utterances in which a code is another beside others, where
-two lead by what float32 rounds away. One line of JSON for each number of utterances.
+VALL-E's non-autoregressive model with random weights (head width 64, eight codebooks of 1024 codes) fills utterances of
+about `--frames` frames after prompts of `--rows` rows. Lengths differ by up to a tenth. Single utterances and one batch
+take turns; figures are medians over the rounds. `fill_s`: time of one utterance alone. `speedup_over_one_at_a_time`:
+wall time of all of them one at a time over that of the batch; `speedup_cpu` the same in processor time.
+`real_time_factor`: seconds to fill an utterance as part of the batch, over its duration. `differ`: utterances of which
+a code differs in the batch, because two candidates differ by less than float32 rounding. One line of JSON for each
+number of utterances.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from benchmarks.results_file import append_result, command_line
+from benchmarks.harness import append_result, command_line, median_ratio
 from stretto.codecs.refinement.base import Passage
 from stretto.codecs.refinement.valle import ValleRefinement, ValleShape
 from stretto.families.valle.family import FRAME_RATE, SOS_EOS, ValleVocabulary
@@ -28,7 +29,7 @@ HEAD_WIDTH = 64
 
 
 def make_refinement(width: int, num_layers: int, device: str) -> ValleRefinement:
-    """Random weights, as torch's layers draw them, over the vocabulary of the family's defaults."""
+    """Return a model with torch's default random weights and the default vocabulary of the family."""
     torch.manual_seed(0)
     shape = ValleShape(
         width=width,
@@ -45,7 +46,7 @@ def make_refinement(width: int, num_layers: int, device: str) -> ValleRefinement
 
 
 def passages(number: int, num_frames: int, num_rows: int) -> list[Passage]:
-    """Utterances of lengths up to a tenth apart."""
+    """Return utterances whose lengths differ by up to a tenth."""
     random = np.random.default_rng(0)
     lengths = random.integers(num_frames * 9 // 10, num_frames + 1, number)
     return [
@@ -58,25 +59,25 @@ def passages(number: int, num_frames: int, num_rows: int) -> list[Passage]:
 
 
 def timed(work: Callable[[], object]) -> tuple[float, float]:
-    """Seconds of wall and of processor time that some work takes."""
+    """Return the wall time and processor time of `work` in seconds."""
     wall_s, cpu_s = time.perf_counter(), time.process_time()
     work()
     return time.perf_counter() - wall_s, time.process_time() - cpu_s
 
 
 def measure(refinement: ValleRefinement, number: int, arguments: argparse.Namespace) -> dict[str, object]:
-    """The figures of so many utterances."""
-    told = passages(number, arguments.frames, arguments.rows)
-    refinement.fill(told[:1])  # what torch prepares at first use
+    """Return the figures of `number` utterances."""
+    given = passages(number, arguments.frames, arguments.rows)
+    refinement.fill(given[:1])  # warms up
     alone, batch, differ = list[tuple[float, float]](), list[tuple[float, float]](), 0
     for _ in range(arguments.rounds):
         one, all_of_them = list[np.ndarray](), list[np.ndarray]()
-        alone.append(timed(lambda: one.extend(refinement.fill([each])[0] for each in told)))  # noqa: B023
-        batch.append(timed(lambda: all_of_them.extend(refinement.fill(told))))  # noqa: B023
+        alone.append(timed(lambda: one.extend(refinement.fill([each])[0] for each in given)))  # noqa: B023
+        batch.append(timed(lambda: all_of_them.extend(refinement.fill(given))))  # noqa: B023
         differ += sum((a != b).any() for a, b in zip(one, all_of_them, strict=True))
-    wall_s, cpu_s = (statistics.median(a[at] / b[at] for a, b in zip(alone, batch, strict=True)) for at in (0, 1))
+    wall_s, cpu_s = (median_ratio([each[at] for each in alone], [each[at] for each in batch]) for at in (0, 1))
     fill_s, batch_s = (statistics.median(each[0] for each in runs) for runs in (alone, batch))
-    seconds = sum(len(each.given) for each in told) / FRAME_RATE
+    seconds = sum(len(each.given) for each in given) / FRAME_RATE
     return {
         "utterances": number,
         **{name: getattr(arguments, name) for name in ("frames", "rows", "width", "layers", "rounds", "threads")},
@@ -88,24 +89,20 @@ def measure(refinement: ValleRefinement, number: int, arguments: argparse.Namesp
     }
 
 
-def main() -> None:
-    """Measures, prints and keeps the figures."""
-    parser = command_line(__doc__, "refinement")
-    add = parser.add_argument
-    add("--utterances", type=int, nargs="+", default=[1, 4, 16])
-    add("--frames", type=int, default=200)
-    add("--rows", type=int, default=200)
-    add("--width", type=int, default=256)
-    add("--layers", type=int, default=4)
-    add("--rounds", type=int, default=3)
-    add("--threads", type=int, default=1)
-    add("--device", default="cpu")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    refinement = make_refinement(arguments.width, arguments.layers, arguments.device)
-    for number in arguments.utterances:
-        append_result(arguments.out, "refinement", measure(refinement, number, arguments))
-
-
 if __name__ == "__main__":
-    main()
+    flags = command_line(
+        __doc__,
+        "refinement",
+        utterances=([1, 4, 16], "utterances of a batch"),
+        frames=(200, "frames of an utterance"),
+        rows=(200, "rows of a prompt"),
+        width=(256, "width of the model"),
+        layers=(4, "layers of the model"),
+        rounds=(3, "turns of each arm"),
+        threads=(1, "threads of torch"),
+        device=("cpu", "device of torch"),
+    ).parse_args()
+    torch.set_num_threads(flags.threads)
+    model = make_refinement(flags.width, flags.layers, flags.device)
+    for count in flags.utterances:
+        append_result(flags.out, "refinement", measure(model, count, flags))

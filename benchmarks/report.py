@@ -1,4 +1,4 @@
-"""Draws the curves of benchmarks/results/*.jsonl into benchmarks/plots/: the latest measurement of every point.
+"""Plots of benchmarks/results/*.jsonl in benchmarks/plots/: the latest measurement of every point.
 
 python -m benchmarks.report [--results benchmarks/results] [--plots benchmarks/plots]
 """
@@ -6,6 +6,7 @@ python -m benchmarks.report [--results benchmarks/results] [--plots benchmarks/p
 import argparse
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,89 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 
-from benchmarks.pictures import PLOTS, Plot
-
 Record = Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class Plot:
+    """One picture: fields of a benchmark's lines over their field `over`, as curves, or as bars if `over` is a name.
+
+    Attributes:
+        fields: Names of fields, with dots if nested.
+        by: Field of which each value has its own curves.
+        only: Values that a line must have to be drawn.
+        goal: Level drawn as a dashed line.
+        knee: Field with the place on the axis that is marked as the knee.
+    """
+
+    name: str
+    benchmark: str
+    over: str
+    fields: tuple[str, ...]
+    title: str
+    label: str
+    by: str | None = None
+    only: Mapping[str, Any] = field(default_factory=dict)
+    goal: float | None = None
+    knee: str | None = None
+
+
+SMALL = "Small published families: "
+OPEN: dict[str, Any] = {"by": "first_frame_target", "only": {"arrivals": "poisson"}, "knee": "knee"}
+PLOTS = (
+    Plot("speech_retention", "speech", "concurrency", ("cfg_retention", "triton_tax"),
+         "Ensemble: throughput kept under guidance, and the cost of Triton", "ratio"),
+    Plot("speech_latency", "speech", "concurrency", ("audio_ttfp_p50", "audio_ttfp_p95", "first_sound_p50", "itl_p95"),
+         "Ensemble: latency", "seconds"),
+    Plot("speech_throughput", "speech", "concurrency",
+         ("audio_throughput_guided", "audio_throughput_unguided", "audio_throughput_engine"),
+         "Ensemble: seconds of audio per second", "s/s"),
+    Plot("engine_retention", "engine", "requests", ("cfg_retention", "engine_efficiency", "engine_efficiency_unguided"),
+         "Decode steps of the engine: guided against unguided, and against stock vLLM", "ratio", goal=0.85),
+    Plot("decoder_live", "decoder_live", "streams",
+         ("audio_ttfp_p50", "audio_ttfp_p95", "itl_p50", "audio_underrun_p50", "audio_underrun_p95"),
+         "Decoder alone: live streams of the bundled codec in real time", "seconds",
+         only={"codec": "tiny", "device": "cpu", "frames_per_s": 25.0, "clock": "processor"}),
+    Plot("families_ttfp", "families", "concurrency", ("audio_ttfp_p50", "mixed.audio_ttfp_p50"),
+         f"{SMALL}first audio, alone and during audio input", "seconds", by="family"),
+    Plot("families_rtf", "families", "concurrency", ("audio_rtf_p50", "mixed.audio_rtf_p50"),
+         f"{SMALL}wall time per second of audio", "s/s", by="family"),
+    Plot("families_retention", "families", "concurrency", ("cfg_retention", "mixed.throughput_ratio"),
+         f"{SMALL}throughput kept under guidance, and during audio input", "ratio", by="family"),
+    Plot("families_open", "families_open", "rate", ("first_sound_p50", "first_sound_p95"),
+         "Open loop: first audible sample by requests per second", "seconds", by="family"),
+    Plot("open_loop", "open_loop", "rate", ("first_sound_p50", "first_sound_p95", "refused"),
+         "Open loop: first audible sample, share refused, by the target of first frames", "seconds, share", **OPEN),
+    Plot("open_loop_goodput", "open_loop", "rate", ("goodput", "requests_per_s"),
+         "Open loop: requests in time and without a gap, by the target of first frames", "requests/s", **OPEN),
+    Plot("frame_parts", "frame_parts", "requests",
+         tuple(f"cpu_ms_per_frame.{part}" for part in ("talker", "predictor", "rest", "codec")),
+         "Small Qwen3-TTS: processor time of a frame by part", "ms", only={"family": "qwen3-tts-small"}),
+    Plot("layout_frames", "layout", "requests", ("frames_per_cpu_s",),
+         "Bagpiper's streams on random weights, guided: frames per second of processor time", "frames/s",
+         only={"layout": "bagpiper-small", "guidance_scale": 3.0}),
+    Plot("overload_underrun", "overload", "requests",
+         ("without_underrun_always", "without_underrun_adaptive", "guided_share_adaptive"),
+         "More streams than can be guided: streams without a gap, by guidance policy", "share",
+         only={"layout": "bagpiper-small"}),
+    Plot("scheduler_ratio", "scheduler", "pairs", ("scheduler_ratio",),
+         "Scheduling of pairs against stock vLLM with as many rows", "ratio of processor time"),
+    Plot("schedules_ids", "schedules", "streams", ("over_vanilla", "allowed"),
+         "VITA-Audio's schedules: ids per second of processor time over one id per forward pass", "ratio",
+         by="schedule"),
+    Plot("schedules_passes", "schedules", "schedule", ("passes_to_first_code", "passes_to_first_block"),
+         "VITA-Audio's schedules: forward passes before the first sound", "forward passes"),
+)  # fmt: skip
+
+
 def read_results(folder: Path) -> list[Record]:
-    """All lines of all result files, oldest first."""
+    """Return all lines of all result files, oldest first."""
     lines = [line for path in sorted(folder.glob("*.jsonl")) for line in path.read_text().splitlines()]
     return sorted((json.loads(line) for line in lines if line), key=lambda record: record["time"])
 
 
 def value(record: Record, name: str) -> Any:
-    """The field called `name`, `a.b` for field b of record a; None where there is none."""
+    """Return the field `name`, with `a.b` for field b of record a; None if there is none."""
     found: Any = record
     for part in name.split("."):
         found = found.get(part) if isinstance(found, Mapping) else None
@@ -36,7 +107,7 @@ def value(record: Record, name: str) -> Any:
 
 
 def points(records: Iterable[Record], plot: Plot) -> dict[Any, Record]:
-    """The latest record at each place on the axis of `plot`, in order."""
+    """Return the latest record at each place on the axis of `plot`, in order."""
     latest = {
         value(record, plot.over): record
         for record in records
@@ -48,7 +119,7 @@ def points(records: Iterable[Record], plot: Plot) -> dict[Any, Record]:
 
 
 def groups(records: Iterable[Record], plot: Plot) -> dict[str, dict[Any, Record]]:
-    """The points of each value of `plot.by` that has any, by what stands before the names of its lines."""
+    """Return the points of each value of `plot.by` that has any, by the prefix of its legend entries."""
     if plot.by is None:
         found = {"": points(records, plot)}
     else:
@@ -61,7 +132,7 @@ def groups(records: Iterable[Record], plot: Plot) -> dict[str, dict[Any, Record]
 
 
 def draw(plot: Plot, found: Mapping[str, Mapping[Any, Record]], folder: Path) -> Path:
-    """Write one picture and say where."""
+    """Write one picture and return its path."""
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
     places = sorted({place for records in found.values() for place in records})
     if all(isinstance(place, str) for place in places):
@@ -88,14 +159,14 @@ def draw(plot: Plot, found: Mapping[str, Mapping[Any, Record]], folder: Path) ->
 
 
 def knee_of(records: Mapping[Any, Record], plot: Plot) -> list[float]:
-    """The place that is marked, of the latest measurement that has one."""
+    """Return the place of the knee in the latest measurement that has one, in a list."""
     latest = sorted(records.values(), key=lambda record: record["time"])
     marked = [value(record, plot.knee) for record in latest if plot.knee is not None]
     return [place for place in marked if place is not None][-1:]
 
 
 def draw_curves(axes: Axes, plot: Plot, found: Mapping[str, Mapping[Any, Record]]) -> None:
-    """Groups differ in colour, or else fields do; in a group they differ in dashes."""
+    """Draw a curve for each group and field. Groups differ in colour, and fields of a group in dashes."""
     for color, (group, records) in enumerate(found.items()):
         for dashes, name in enumerate(plot.fields):
             line = {place: value(record, name) for place, record in records.items() if value(record, name) is not None}
@@ -105,7 +176,7 @@ def draw_curves(axes: Axes, plot: Plot, found: Mapping[str, Mapping[Any, Record]
 
 
 def draw_bars(axes: Axes, plot: Plot, records: Mapping[str, Record]) -> None:
-    """A bar for each field beside one another, their heights written above them."""
+    """Draw adjacent bars for the fields, with their heights above them."""
     width = 0.8 / len(plot.fields)
     for index, name in enumerate(plot.fields):
         starts = [place + index * width for place in range(len(records))]
@@ -115,7 +186,7 @@ def draw_bars(axes: Axes, plot: Plot, records: Mapping[str, Record]) -> None:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Draw every plot for which there are results."""
+    """Draw every plot that has results."""
     records = read_results(arguments.results)
     arguments.plots.mkdir(parents=True, exist_ok=True)
     for plot in PLOTS:
@@ -124,7 +195,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--plots", type=Path, default=Path("benchmarks/plots"))

@@ -1,14 +1,14 @@
-"""What a second of audio costs, process by process: the engine, the decoder, and the rim that carries it to a listener.
+"""Processor time per second of audio, by process.
 
     python -m benchmarks.rim --streams 1 16
 
-A server is started for it. Closed loops of utterances of equal, forced length, with guidance and without, take turns;
-counted is the processor time, user and system, of every process of the server and of this one, the client, which does
-nothing else. `rim_ms` is that of the proxy, Triton's own process, the language model's stub and the client. One line of
-JSON for each number of streams, with guidance and without; then the table.
+A server is started for it. Closed loops of utterances of equal, forced length take turns, with and without guidance.
+Counted is the processor time, user and system, of every process of the server and of this one, the client, which does
+nothing else. `rim_ms` is the cost around the models: the proxy, Triton's own process, the language model's stub and the
+client. One line of JSON for each number of streams, with and without guidance; then a table.
 
-With --profile DIR every process but the server's own is watched by py-spy, which then has to be installed; figures of
-such a run are not kept.
+With --profile DIR, py-spy, which must be installed, samples every process except Triton's. The figures of such a run
+are not written to the file.
 """
 
 import argparse
@@ -24,11 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ensemble import through_triton
-from benchmarks.process_watch import cpu_s, served_processes
-from benchmarks.results_file import append_result
-from benchmarks.speech_load import Load, Speak, check, run, texts
-from benchmarks.temporary_server import command_line, serving, stop_on_sigterm
+from benchmarks.harness import append_result, command_line, cpu_s, served_processes, serving, stop_on_sigterm
+from benchmarks.loads import Load, Speak, check, run, texts, through_triton
 from stretto_client import SpeechClient
 
 CLIENT = "client"
@@ -39,18 +36,18 @@ GUIDANCE = 1.5
 
 @dataclass
 class Arm:
-    """One load, and the milliseconds of processor time per second of audio that its rounds took, by process."""
+    """One load, and for each round the milliseconds of processor time per second of audio by process."""
 
     load: Load
     rounds: list[dict[str, float]] = field(default_factory=list)
 
     @property
     def is_guided(self) -> bool:
-        """Whether it asks for guidance."""
+        """True if requests are guided."""
         return self.load.guidance_scale != 1.0
 
     def record(self) -> dict[str, Any]:
-        """Its figures: the median over the rounds of each process, and of the rim and of all together."""
+        """Return the median over the rounds for each process, for the rim and in total."""
         sums = {
             "rim_ms": [sum(each.get(name, 0.0) for name in RIM) for each in self.rounds],
             "total_ms": [sum(each.values()) for each in self.rounds],
@@ -69,7 +66,7 @@ class Arm:
 
 
 async def count(arm: Arm, speak: Speak, lines: Iterator[str], pids: dict[str, int]) -> None:
-    """One more round of an arm."""
+    """Run one round of an arm."""
     before = cpu_s(pids)
     traces, _ = await run(arm.load, speak, lines)
     after = cpu_s(pids)
@@ -79,13 +76,13 @@ async def count(arm: Arm, speak: Speak, lines: Iterator[str], pids: dict[str, in
 
 
 async def measure(server: str, arguments: argparse.Namespace) -> list[Arm]:
-    """All arms, in turns."""
+    """Run all arms in turns."""
     arms = [
         Arm(Load(streams, max(1, arguments.utterances // streams), arguments.frames, scale))
         for streams in arguments.streams
         for scale in (GUIDANCE, 1.0)
     ]
-    pids = served_processes(os.getpid())
+    pids = served_processes()
     pids = {name: pids[name] for name in ORDER if name in pids} | {CLIENT: os.getpid()}
     lines = texts()
     async with SpeechClient(server) as client:
@@ -101,7 +98,7 @@ async def measure(server: str, arguments: argparse.Namespace) -> list[Arm]:
 
 @contextmanager
 def profiles(folder: Path | None, pids: dict[str, int]) -> Iterator[None]:
-    """With a `folder`, a profile of each process that runs Python: its stacks, and how often each was seen."""
+    """Write a profile of each Python process to `folder`, if it is not None: stacks with their numbers of samples."""
     with ExitStack() as stack:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
@@ -122,7 +119,7 @@ def _profile(pid: int, out: Path) -> Iterator[None]:
 
 
 def table(arms: list[Arm]) -> str:
-    """The figures for a page: a row for each process, a column for each arm."""
+    """Return the figures in Markdown: a row for each process, a column for each arm."""
     records = [arm.record() for arm in arms]
     heads = [f"{each['streams']} {'guided' if each['guided'] else 'unguided'}" for each in records]
     rows = [
@@ -134,29 +131,22 @@ def table(arms: list[Arm]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def main(arguments: argparse.Namespace) -> None:
-    """Start a server, count, tell."""
-    if arguments.profile is not None and shutil.which("py-spy") is None:
-        raise SystemExit("--profile needs py-spy in PATH")
-    with serving(arguments.model_repository) as server:
-        arms = asyncio.run(measure(server, arguments))
-    for arm in arms:
-        append_result(arguments.out if arguments.profile is None else None, "rim", arm.record())
-    print(table(arms))
-
-
-def parse() -> argparse.Namespace:
-    """The command line."""
-    parser = command_line(__doc__, "rim")
-    add = parser.add_argument
-    add("--streams", type=int, nargs="+", default=[1, 16])
-    add("--utterances", type=int, default=32, help="of all streams together, in a round")
-    add("--frames", type=int, default=75, help="frames of each utterance")
-    add("--rounds", type=int, default=3, help="times that the arms take turns")
-    add("--profile", type=Path, help="a folder for profiles by py-spy")
-    return parser.parse_args()
-
-
 if __name__ == "__main__":
+    given = command_line(
+        __doc__,
+        "rim",
+        serves=True,
+        streams=([1, 16], "streams at once"),
+        utterances=(32, "utterances of all streams together in a round"),
+        frames=(75, "frames of each utterance"),
+        rounds=(3, "turns of each arm"),
+        profile=(Path, "folder for profiles by py-spy"),
+    ).parse_args()
     stop_on_sigterm()
-    main(parse())
+    if given.profile is not None and shutil.which("py-spy") is None:
+        raise SystemExit("--profile needs py-spy in PATH")
+    with serving(given.model_repository) as address:
+        measured = asyncio.run(measure(address, given))
+    for each in measured:
+        append_result(given.out if given.profile is None else None, "rim", each.record())
+    print(table(measured))

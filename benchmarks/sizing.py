@@ -1,32 +1,32 @@
-"""Which GPU holds which family, and how many streams at once: arithmetic, not measurement.
+"""Which GPU serves which family, and how many streams at once: an estimate by arithmetic, not a measurement.
 
     python -m benchmarks.sizing            # the tables of docs/gpu.md
 
-A step computes one row for each stream, two where it is guided, and must end before the next frame is due. It reads all
-weights once, and the KV cache of every row; it computes two operations for each weight and row. Where a depth
-transformer completes the frame, its layers are read again for each code. Memory holds weights and KV cache of the
-longest reply. The codec computes in float32, on a GPU of its own or beside the language model. What is assumed beside
-that are the constants below.
+A step computes one row for each stream, two for a guided one, and must end before the next frame is due. It reads all
+weights once and the KV cache of every row, and computes two operations per weight and row. For a family with a depth
+transformer, the depth layers are read again for each code. Memory holds the weights and the KV cache of the longest
+reply. The codec computes in float32, on its own GPU or on that of the language model. The constants below are the other
+assumptions.
 """
 
 from dataclasses import dataclass
 from itertools import takewhile
 
 BYTES = 2  # bfloat16
-SHARE_OF_BANDWIDTH, SHARE_OF_COMPUTE = 0.75, 0.5  # of the data sheet's, that kernels reach
+SHARE_OF_BANDWIDTH, SHARE_OF_COMPUTE = 0.75, 0.5  # of the data sheet's values, reached by kernels
 SHARE_OF_MEMORY = 0.85  # `gpu_memory_utilization` of `make-repository --gpu`
-SHARE_OF_FLOAT32 = 0.3  # that a codec's convolutions reach
-RESERVED_GB = 4.0  # activations, graphs, the codec, what hears audio
-SHARE_OF_TIME = 0.8  # of the time between two frames, that a step may take
-HOST_MS, HOST_MS_A_ROW = 1.0, 0.019  # of Python around a step: 2.2 ms at 64 rows
-PASS_MS = 0.03  # that a layer of a depth transformer takes at least: ten small kernels of 3 µs, one behind the other
-SECONDS, PROMPT_ROWS = 30.0, 200  # of the longest reply that all streams may reach at once; they are halfway on average
+SHARE_OF_FLOAT32 = 0.3  # reached by a codec's convolutions
+RESERVED_GB = 4.0  # activations, graphs, the codec, the audio encoder
+SHARE_OF_TIME = 0.8  # of the time between two frames that a step may take
+HOST_MS, HOST_MS_A_ROW = 1.0, 0.019  # Python time around a step: 2.2 ms at 64 rows
+PASS_MS = 0.03  # least time of a layer of a depth transformer: ten small consecutive kernels of 3 µs
+SECONDS, PROMPT_ROWS = 30.0, 200  # of the longest reply; streams are halfway through it on average
 MOST_STREAMS = 1024
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Layers of a decoder; inner: of their MLPs, of all that a layer has together."""
+    """Layers of a decoder. inner: width of the MLP, or the sum of widths if a layer has several."""
 
     hidden: int
     layers: int
@@ -37,39 +37,43 @@ class Shape:
 
     @property
     def layer_weights(self) -> int:
-        """Of attention's four matrices and the MLP's three, in all layers."""
+        """Number of weights in the four attention and three MLP matrices of all layers."""
         attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
         return self.layers * (attention + 3 * self.hidden * self.inner)
 
 
 @dataclass(frozen=True)
 class Depth(Shape):
-    """A depth transformer: so many `passes` draw the codes of a frame behind the first, of `columns` each."""
+    """A depth transformer: `passes` sample the codes of a frame after the first, from `columns` logits each."""
 
     passes: int
     columns: int
 
     @property
     def weights(self) -> int:
-        """With an embedding and a head for each pass."""
+        """Number of weights, with an embedding and a head for each pass."""
         return self.layer_weights + 2 * self.passes * self.columns * self.hidden
 
     def ms(self, gpu: "Gpu", rows: int) -> float:
-        """What completes the frames of so many rows."""
+        """Return the milliseconds to complete the frames of `rows` rows."""
         return self.passes * max(
             products_ms(self.layer_weights + self.columns * self.hidden, gpu, rows), self.launch_ms
         )
 
     @property
     def launch_ms(self) -> float:
-        """The least that a pass takes, however fast the GPU."""
+        """Least milliseconds of a pass on any GPU."""
         return self.layers * PASS_MS
 
 
 @dataclass(frozen=True)
 class Backbone(Shape):
-    """A language model. head_columns: of the output heads that a step reads. tables: 1 where there is no head over the
-    vocabulary beside its embeddings, else 2."""
+    """A language model.
+
+    Attributes:
+        head_columns: Columns of the output heads that a step reads.
+        tables: Number of tables over the vocabulary: 1 if it has only embeddings, 2 with an output head.
+    """
 
     name: str
     vocabulary: int
@@ -81,29 +85,29 @@ class Backbone(Shape):
 
     @property
     def weights(self) -> int:
-        """With the embeddings, the head over them, and the depth transformer."""
+        """Number of weights, with embeddings, output head and depth transformer."""
         own = self.layer_weights + self.tables * self.vocabulary * self.hidden
         return own if self.depth is None else own + self.depth.weights
 
     @property
     def kv_bytes(self) -> int:
-        """Of one row: keys and values of every layer."""
+        """KV cache of one row in bytes: keys and values of every layer."""
         return 2 * self.layers * self.kv_heads * self.head_dim * BYTES
 
     @property
     def rows(self) -> int:
-        """That a stream has in a step."""
+        """Rows of a stream in a step."""
         return 2 if self.is_guided else 1
 
     @property
     def longest(self) -> int:
-        """Rows of a reply with its prompt."""
+        """Rows of the longest reply with its prompt."""
         return PROMPT_ROWS + round(SECONDS * self.frame_rate)
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """Numbers of the data sheet: memory, bandwidth, and operations a second in dense bfloat16 and in float32."""
+    """Data sheet values: memory, bandwidth, and operations per second in dense bfloat16 and in float32."""
 
     name: str
     memory_gb: float
@@ -114,7 +118,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class CodecCost:
-    """Operations for a second of audio in chunks of 25 frames and of 8, context and all (torch's `FlopCounterMode`)."""
+    """Operations per second of audio, in chunks of 25 and of 8 frames with context (torch's `FlopCounterMode`)."""
 
     name: str
     gflop: dict[int, float]
@@ -143,13 +147,13 @@ CODECS = (CodecCost("xcodec (Bagpiper)", {25: 44.0, 8: 85.6}), CodecCost("espnet
 
 
 def streams_in_memory(backbone: Backbone, gpu: Gpu) -> int:
-    """How many of the longest replies the KV cache holds; 0 or less where the weights do not fit."""
+    """Return how many of the longest replies the KV cache holds; 0 or less if the weights do not fit."""
     free = 1e9 * (SHARE_OF_MEMORY * gpu.memory_gb - RESERVED_GB) - BYTES * backbone.weights
     return int(free // (backbone.rows * backbone.longest * backbone.kv_bytes))
 
 
 def step_ms(backbone: Backbone, gpu: Gpu, streams: int) -> float:
-    """A step with that many streams, halfway: the device or the host, whichever is slower."""
+    """Return the milliseconds of a step of `streams` streams halfway through: device or host, whichever is slower."""
     rows = streams * backbone.rows
     products = products_ms(backbone.layer_weights + backbone.head_columns * backbone.hidden, gpu, rows)
     attention = 1e3 * rows * backbone.longest / 2 * backbone.kv_bytes / (SHARE_OF_BANDWIDTH * gpu.tb_per_s * 1e12)
@@ -158,24 +162,24 @@ def step_ms(backbone: Backbone, gpu: Gpu, streams: int) -> float:
 
 
 def products_ms(weights: int, gpu: Gpu, rows: int) -> float:
-    """The products of so many rows with so many weights: to read these, or to compute."""
+    """Return the milliseconds of matrix products: the time to read the weights or to compute, whichever is longer."""
     read_s = BYTES * weights / (SHARE_OF_BANDWIDTH * gpu.tb_per_s * 1e12)
     return 1e3 * max(read_s, 2 * rows * weights / (SHARE_OF_COMPUTE * gpu.tflops * 1e12))
 
 
 def streams_in_time(backbone: Backbone, gpu: Gpu) -> int:
-    """How many streams a step keeps at the rate of their frames."""
+    """Return how many streams a step serves at their frame rate."""
     limit_ms = SHARE_OF_TIME * 1e3 / backbone.frame_rate
     return sum(1 for _ in takewhile(lambda n: step_ms(backbone, gpu, n) <= limit_ms, range(1, MOST_STREAMS + 1)))
 
 
 def streams_of_codec(codec: CodecCost, gpu: Gpu, frames: int) -> int:
-    """How many streams in chunks of `frames` frames the codec keeps up with, with a GPU of its own."""
+    """Return how many streams, in chunks of `frames` frames, the codec serves on its own GPU."""
     return int(1e3 * SHARE_OF_FLOAT32 * gpu.float32_tflops // codec.gflop[frames])
 
 
 def tables() -> str:
-    """The tables in Markdown."""
+    """Return the tables in Markdown."""
     lines = ["| model | weights | KV cache a row | a stream of 30 s |", "|---|---|---|---|"]
     for each in BACKBONES:
         weights_gb, stream_gb = BYTES * each.weights / 1e9, each.rows * each.longest * each.kv_bytes / 1e9
@@ -198,10 +202,5 @@ def _cell(backbone: Backbone, gpu: Gpu) -> str:
     return f"**{min(memory, time)}** ({memory} / {time}), {step_ms(backbone, gpu, 1):.1f} ms"
 
 
-def main() -> None:
-    """Print them."""
-    print(tables())
-
-
 if __name__ == "__main__":
-    main()
+    print(tables())

@@ -2,8 +2,8 @@
 
     python -m benchmarks.tts_bench --bench ~/tts-bench/.venv/bin/bench --url http://127.0.0.1:8003
 
-Requests come at random times: a first target at each rate, then every other target at one rate. The texts are those of
-`perf_inputs.json`. One line of JSON for each run.
+Requests arrive at random times: the first target at each rate, then the other targets at one rate. The texts are those
+of `perf_inputs.json`. One line of JSON for each run.
 """
 
 import json
@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results_file import append_result, command_line
+from benchmarks.harness import append_result, command_line
 
 TARGETS = ("vllm-omni", "sglang-omni", "voxserve", "mstar", "nari")
 LATE = "audio_stall"  # its name for audio that is complete and was late by more than 0.5 s
@@ -43,14 +43,14 @@ def read_figures(folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Run the benchmark once for each pair of a target and a rate."""
-    parser = command_line(__doc__, "tts_bench")
-    parser.add_argument("--bench", default="bench", help="the command of tts-bench; default: %(default)s")
-    parser.add_argument("--url", default="http://127.0.0.1:8003", help="of the gateway; default: %(default)s")
-    parser.add_argument("--rates", type=float, nargs="+", default=[0.5, 1, 2, 4], help="requests a second")
-    parser.add_argument(
-        "--others-at", type=float, default=1, help="the rate of the other targets; default: %(default)s"
-    )
-    args = parser.parse_args()
+    args = command_line(
+        __doc__,
+        "tts_bench",
+        bench=("bench", "command of tts-bench; default: %(default)s"),
+        url=("http://127.0.0.1:8003", "address of the gateway; default: %(default)s"),
+        rates=([0.5, 1, 2, 4], "requests per second for the first target"),
+        others_at=(1.0, "requests per second for the other targets; default: %(default)s"),
+    ).parse_args()
     runs = [(TARGETS[0], rate) for rate in args.rates] + [(target, args.others_at) for target in TARGETS[1:]]
     with tempfile.TemporaryDirectory() as folder:
         texts = Path(folder) / "texts.jsonl"

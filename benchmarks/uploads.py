@@ -1,13 +1,12 @@
-"""Clients that all upload large files at once, as fast as they are answered: what becomes of them and of the memory.
+"""Clients that upload large files at once, as fast as they are answered: outcomes and memory.
 
     python -m benchmarks.uploads --clients 12 --seconds 60 --rounds 10
 
-A round is good where every file got its answer or was refused as `full`, and every process of the server is the
-one that it was before. Memory is read before the first round and `--rest-s` after each. One line of JSON.
+A round is good if every file was answered or refused as `full`, and no process of the server was replaced. Memory is
+read before the first round and `--rest-s` seconds after each. One line of JSON.
 """
 
 import argparse
-import os
 import threading
 import time
 from collections import Counter
@@ -16,17 +15,15 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2
 
+from benchmarks.harness import append_result, command_line, read_usage, served_processes, serving, stop_on_sigterm
 from benchmarks.large_audio import large_request
-from benchmarks.process_watch import read_usage, served_processes
-from benchmarks.results_file import append_result
-from benchmarks.temporary_server import command_line, serving, stop_on_sigterm
 
 ANSWER_S = 600.0
 WATCHED = ("proxy", "tritonserver", "preprocessor", "language_model", "engine", "acoustic_decoder")
 
 
 def upload(server: str, request: bytes, until_s: float, outcomes: Counter[str]) -> None:
-    """Send a file, and again and again until then; counts what came of each."""
+    """Send a file repeatedly until `until_s`, at least once, and count the outcomes."""
     with grpc.insecure_channel(server, [("grpc.max_send_message_length", -1)]) as channel:
         ask = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
         is_first = True
@@ -43,12 +40,12 @@ def upload(server: str, request: bytes, until_s: float, outcomes: Counter[str]) 
 
 
 def outcome_of(error: str) -> str:
-    """What a file is counted as."""
+    """Return the outcome of a file by its error message."""
     return "answered" if not error else "full" if "full: " in error else error
 
 
 def take_round(server: str, request: bytes, clients: int, seconds: float) -> dict[str, int]:
-    """All clients at once; how many files came to what."""
+    """Run all clients at once and return the number of files by outcome."""
     outcomes: Counter[str] = Counter()
     until_s = time.monotonic() + seconds
     threads = [threading.Thread(target=upload, args=(server, request, until_s, outcomes)) for _ in range(clients)]
@@ -60,42 +57,36 @@ def take_round(server: str, request: bytes, clients: int, seconds: float) -> dic
 
 
 def memory_mb(pids: dict[str, int]) -> dict[str, int]:
-    """Resident memory of each process that is still there, in MB of 2^20 bytes."""
-    usages = {name: read_usage(pid, 0.0) for name, pid in pids.items() if name in WATCHED}
+    """Return the resident memory of each process that still runs, in MB of 2^20 bytes."""
+    usages = {name: read_usage(pid) for name, pid in pids.items() if name in WATCHED}
     return {name: round(usage.rss_mb) for name, usage in usages.items() if usage is not None}
 
 
 def measure(server: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """All rounds."""
-    request, pids = large_request("prepared"), served_processes(os.getpid())
-    take_round(server, request, 1, 0.001)  # the first of all warms up
+    """Run all rounds."""
+    request, pids = large_request("prepared"), served_processes()
+    take_round(server, request, 1, 0.001)  # warms up
     memory, rounds, num_good = [memory_mb(pids)], [], 0
     for _ in range(arguments.rounds):
         rounds.append(take_round(server, request, arguments.clients, arguments.seconds))
-        num_good += rounds[-1].keys() <= {"answered", "full"} and served_processes(os.getpid()) == pids
+        num_good += rounds[-1].keys() <= {"answered", "full"} and served_processes() == pids
         time.sleep(arguments.rest_s)
         memory.append(memory_mb(pids))
     return {"good": num_good, "outcomes": rounds, "memory_mb": memory}
 
 
-def main(arguments: argparse.Namespace) -> None:
-    """Measure, and write the line."""
-    with serving(arguments.model_repository) as server:
-        record = measure(server, arguments)
-    given = {name: getattr(arguments, name) for name in ("clients", "seconds", "rounds", "rest_s")}
-    append_result(arguments.out, "uploads", given | record)
-
-
-def parse() -> argparse.Namespace:
-    """The command line."""
-    parser = command_line(__doc__, "uploads")
-    parser.add_argument("--clients", type=int, default=12)
-    parser.add_argument("--seconds", type=float, default=60.0, help="how long new files are begun in each round")
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--rest-s", type=float, default=10.0, help="rest after each round, before memory is read")
-    return parser.parse_args()
-
-
 if __name__ == "__main__":
+    given = command_line(
+        __doc__,
+        "uploads",
+        serves=True,
+        clients=(12, "clients at once"),
+        seconds=(60.0, "time in which new files are begun in each round"),
+        rounds=(10, "rounds"),
+        rest_s=(10.0, "pause after each round, before memory is read"),
+    ).parse_args()
     stop_on_sigterm()
-    main(parse())
+    with serving(given.model_repository) as address:
+        record = measure(address, given)
+    settings = {name: getattr(given, name) for name in ("clients", "seconds", "rounds", "rest_s")}
+    append_result(given.out, "uploads", settings | record)

@@ -22,6 +22,10 @@ OUTSIDE = {"README.md": "index.md"} | {
         "CHANGELOG.md",
         "CONTRIBUTING.md",
         "benchmarks/README.md",
+        "benchmarks/results/engine.md",
+        "benchmarks/results/ensemble.md",
+        "benchmarks/results/families.md",
+        "benchmarks/results/robustness.md",
         "benchmarks/results/chaos.md",
         "benchmarks/results/chaos_front_ends.md",
     )

@@ -4,7 +4,7 @@ import random
 import socket
 from contextlib import ExitStack
 
-from benchmarks.temporary_server import free_ports
+from benchmarks.harness import free_ports
 
 __all__ = ["free_ports", "free_row"]
 

@@ -1,1 +1,1 @@
-"""Whether every answer is right, or an error that says so, whatever is done to the server."""
+"""Soak test with faults: every answer is correct or an explicit error, whatever happens to the server."""

@@ -1,12 +1,12 @@
-"""Many streams of every kind for a while, then one fault after the other under that load, and what came of it.
+"""Many streams of every kind for a while, then one fault after another under that load.
 
-    scripts/soak.sh --minutes 60        # in memory and a disk of its own, so that these may be filled
+    scripts/soak.sh --minutes 60        # with its own shared memory and disk, so that they can be filled
 
-First every request of `asks.py` is sent alone: that is its reference. Then `--streams` clients send them at random, and
-read as `readers.py` says; every answer is judged: it is complete and equal to its reference, or an error, and never
-late (`--limit-s`). Memory is followed; threads, descriptors, shared memory and the server's
-own figures must afterwards be those of an idle server. Then each fault of `faults.py` strikes while clients ask. One
-line of JSON in `--out`, a report beside it, and status 1 where something is wrong.
+First every request of `requests.py` is sent alone for its reference. Then `--streams` clients send requests at random
+and read them as `clients.py` describes. Every answer is judged: it must equal its reference or be an error, and must
+not be late (`--limit-s`). Memory is followed. Threads, descriptors, shared memory and the server's own metrics must
+afterwards be those of an idle server. Then each fault of `faults.py` occurs while clients send requests. One line of
+JSON goes to `--out` with a report next to it. The exit status is 1 if there are findings.
 """
 
 import argparse
@@ -19,10 +19,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.chaos import findings, remains
-from benchmarks.chaos.answers import Answer
-from benchmarks.chaos.asks import make_asks
-from benchmarks.chaos.doors import Ask
+from benchmarks.chaos import checks
+from benchmarks.chaos.checks import IDLE_S, Follower, describe, write_report
+from benchmarks.chaos.clients import Answer
 from benchmarks.chaos.faults import (
     LAUNCHER,
     Ended,
@@ -36,12 +35,9 @@ from benchmarks.chaos.faults import (
     Stop,
     clock_environment,
 )
-from benchmarks.chaos.memory import IDLE_S, Follower, describe
-from benchmarks.chaos.report import write_report
+from benchmarks.chaos.requests import Ask, make_asks
 from benchmarks.chaos.streams import Outcomes, Servers, Streams, take_references
-from benchmarks.process_watch import served_processes
-from benchmarks.results_file import append_result
-from benchmarks.temporary_server import Launch, command_line, free_ports, stop_on_sigterm
+from benchmarks.harness import Launch, append_result, command_line, free_ports, served_processes, stop_on_sigterm
 
 STUBS = ("preprocessor", "language_model", "acoustic_decoder")
 STOPPED = ("proxy", "stretto_gateway", "tritonserver", *STUBS, "engine", LAUNCHER)
@@ -62,17 +58,17 @@ class Soak:
         self.wrong: list[str] = []
 
     async def take_references(self) -> None:
-        """Ask for each alone; RuntimeError where one is not the same twice."""
+        """Send each request alone; RuntimeError if two answers differ."""
         self._references = await take_references(self._servers, self._asks, self._arguments.limit_s)
 
     async def calm(self) -> dict[str, Any]:
-        """The load and nothing else; the record of it."""
+        """Run the load without faults and return its record."""
         arguments = self._arguments
         warmed = self._streams(seed=-1)
-        warmed.start(arguments.streams)  # every thread of every pool is there, every buffer as long as it gets
+        warmed.start(arguments.streams)  # starts every thread of every pool, and grows every buffer
         await warmed.stop()
         await asyncio.sleep(IDLE_S)
-        before, follower = remains.look(self._launch.metrics), Follower(os.getpid())
+        before, follower = checks.look(self._launch.metrics), Follower(os.getpid())
         first, streams = follower.look(), self._streams(seed=0)
         streams.start(arguments.streams)
         until_s = time.monotonic() + 60 * arguments.minutes
@@ -81,29 +77,29 @@ class Soak:
             follower.look()
         await streams.stop()
         await asyncio.sleep(IDLE_S)
-        last, after = follower.look(), remains.look(self._launch.metrics)
+        last, after = follower.look(), checks.look(self._launch.metrics)
         processes = describe(follower, arguments.warm_up_minutes, first, last)
-        wrong = findings.of_calm(streams.outcomes) + remains.left_over(before, after)
-        wrong += findings.of_memory(processes, arguments.minutes - arguments.warm_up_minutes)
+        wrong = checks.of_calm(streams.outcomes) + checks.left_over(before, after)
+        wrong += checks.of_memory(processes, arguments.minutes - arguments.warm_up_minutes)
         self.wrong += wrong
         return {
             "minutes": arguments.minutes,
             "warm_up_minutes": arguments.warm_up_minutes,
             "processes": processes,
-            "outcomes": told(streams.outcomes),
+            "outcomes": outcomes_record(streams.outcomes),
             "files": [before.files, after.files],
             "wrong": wrong,
         }
 
     async def strike(self, faults: Sequence[Fault]) -> list[dict[str, Any]]:
-        """Each fault under load, a record for each; what is left in the end is looked at once."""
+        """Run each fault under load and return their records; check once at the end for resources left over."""
         records = []
-        before = remains.look(self._launch.metrics)
+        before = checks.look(self._launch.metrics)
         for number, fault in enumerate(faults):
             records.append(await self._strike_one(fault, seed=number + 1))
             print(f"chaos: {fault.name}: {records[-1]}", file=sys.stderr, flush=True)
         await asyncio.sleep(IDLE_S)
-        self.wrong += remains.left_over(before, remains.look(self._launch.metrics))
+        self.wrong += checks.left_over(before, checks.look(self._launch.metrics))
         return records
 
     async def _strike_one(self, fault: Fault, seed: int) -> dict[str, Any]:
@@ -120,13 +116,18 @@ class Soak:
         right_s = await self._until_right(begun)
         await asyncio.sleep(AFTERWARDS_S)
         await streams.stop()
-        wrong = [f"{fault.name}: {each}" for each in findings.of_fault(streams.outcomes, right_s)]
+        wrong = [f"{fault.name}: {each}" for each in checks.of_fault(streams.outcomes, right_s)]
         self.wrong += wrong
-        record = {"fault": fault.name, "right_s": right_s, "outcomes": told(streams.outcomes), "wrong": wrong}
+        record = {
+            "fault": fault.name,
+            "right_s": right_s,
+            "outcomes": outcomes_record(streams.outcomes),
+            "wrong": wrong,
+        }
         return record if skipped is None else {"fault": fault.name, "skipped": skipped}
 
     async def _until_right(self, begun: float) -> float | None:
-        """Seconds until the server and the gateway answer right; None where they do not within the limit."""
+        """Return the seconds until server and gateway answer correctly; None if they do not within the limit."""
         probes = [next(ask for ask in self._asks if ask.door == door) for door in self._servers]
         while probes and time.monotonic() - begun < self._arguments.limit_s:
             streams = self._streams(seed=0)
@@ -139,14 +140,14 @@ class Soak:
         return Streams(self._servers, self._asks, self._references, arguments.seed + seed, arguments.limit_s)
 
 
-def told(outcomes: Outcomes) -> dict[str, Any]:
-    """Outcomes for the record."""
+def outcomes_record(outcomes: Outcomes) -> dict[str, Any]:
+    """Return outcomes for the record."""
     return {"verdicts": dict(sorted(outcomes.verdicts.items())), "errors": dict(outcomes.errors.most_common())}
 
 
 def faults_of(kinds: Sequence[str], folder: Path) -> list[Fault]:
-    """The faults of these kinds for the processes that run now, but for the clock's; a launcher's death comes last."""
-    names = [name for name in served_processes(os.getpid()) if name != LAUNCHER] + [LAUNCHER]
+    """Return the faults of these kinds for the running processes, except the clock's; the launcher is killed last."""
+    names = [name for name in served_processes() if name != LAUNCHER] + [LAUNCHER]
     made: dict[str, list[Fault]] = {
         "stop": [Stop(name) for name in STOPPED if name not in FRONT_ENDS],
         "front-end": [Replaced(name) for name in FRONT_ENDS],
@@ -159,7 +160,7 @@ def faults_of(kinds: Sequence[str], folder: Path) -> list[Fault]:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """All of it; the number of findings."""
+    """Run everything; return the number of findings."""
     record: dict[str, Any] = {"streams": arguments.streams, "seed": arguments.seed}
     wrong: list[str] = []
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
@@ -182,7 +183,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def jump(folder: Path, arguments: argparse.Namespace, wrong: list[str]) -> list[dict[str, Any]]:
-    """The faults of the clock, against a server of their own, whose clock is not the machine's."""
+    """Run the faults of the clock against a separate server with its own clock."""
     (folder / "clocked").mkdir()
     environment = clock_environment(folder / "clocked")
     launch = Launch(arguments.model_repository, folder / "clocked", environment=environment, gateway=free_ports(1)[0])
@@ -197,18 +198,22 @@ def jump(folder: Path, arguments: argparse.Namespace, wrong: list[str]) -> list[
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = command_line(__doc__, "chaos")
+    """Parse the command line."""
+    parser = command_line(
+        __doc__,
+        "chaos",
+        serves=True,
+        minutes=(5.0, "minutes of load before the faults"),
+        warm_up_minutes=(float, "minutes of these before the slopes begin; default: a third"),
+        streams=(64, "clients at once"),
+        limit_s=(240.0, "a client that waits longer is hung"),
+        interval_s=(5.0, "seconds between two readings of the processes"),
+        seed=(0, "seed of requests and readers"),
+        folder=(Path, "folder of logs, which `disk` fills; only for this run"),
+        report=(Path("benchmarks/results/chaos.md"), "Markdown report"),
+    )
     add = parser.add_argument
-    add("--minutes", type=float, default=5.0, help="of load before the faults")
-    add("--warm-up-minutes", type=float, help="of these, at whose end the slopes begin; by default a third")
-    add("--streams", type=int, default=64)
-    add("--faults", nargs="*", choices=KINDS, default=list(KINDS), help="those to make; none: the load alone")
-    add("--limit-s", type=float, default=240.0, help="who has waited so long is hung")
-    add("--interval-s", type=float, default=5.0, help="between two looks at the processes")
-    add("--seed", type=int, default=0, help="of requests and readers")
-    add("--folder", type=Path, help="of logs, which is filled for `disk`; one of this run's own")
-    add("--report", type=Path, default=Path("benchmarks/results/chaos.md"))
+    add("--faults", nargs="*", choices=KINDS, default=list(KINDS), help="faults to cause; none: the load alone")
     arguments = parser.parse_args(argv)
     if arguments.warm_up_minutes is None:
         arguments.warm_up_minutes = arguments.minutes / 3

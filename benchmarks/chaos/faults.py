@@ -1,4 +1,4 @@
-"""What is done to a server: processes killed and stopped, memory and disk filled, the clock moved."""
+"""Faults: processes killed and stopped, memory and disk filled, the clock moved."""
 
 import asyncio
 import os
@@ -14,20 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from benchmarks.process_watch import served_processes
-from benchmarks.temporary_server import Launch
+from benchmarks.harness import Launch, served_processes
 from stretto.launcher.processes import birth, read_process
 
 LAUNCHER = "launcher"
 SHARED_MEMORY = Path("/dev/shm")
 STOPPED_S, FULL_S, JUMPED_S = 20.0, 10.0, 20.0
-REPLACED_S = 200.0  # of a busy machine; a replacement takes seconds on an idle one
-MAX_FILLED = 4 << 30  # bytes of a file system that may be filled: a larger one is others' too
+REPLACED_S = 200.0  # for a busy machine; a replacement takes seconds on an idle one
+MAX_FILLED = 4 << 30  # bytes of a file system that may be filled; a larger one may be shared
 CLOCK = Path(__file__).with_name("clock.c")
 
 
 class Skipped(Exception):
-    """A fault that cannot be made here; the message says why."""
+    """A fault that is not possible here; the message gives the reason."""
 
 
 class Ended(Exception):
@@ -39,27 +38,27 @@ class Fault(Protocol):
 
     @property
     def name(self) -> str:
-        """What it is called in the report."""
+        """Name in the report."""
         ...
 
     async def strike(self, launch: Launch) -> None:
-        """Do it, and undo what would last. Skipped where it cannot be done."""
+        """Cause the fault, and undo its lasting effects. Skipped if it is not possible."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """SIGKILL of a process; a launcher that was killed is started again by whoever runs it, here by this."""
+    """SIGKILL of a process. A killed launcher is started again by its supervisor, which is this process here."""
 
     process: str
 
     @property
     def name(self) -> str:
-        """What it is called."""
+        """Name in the report."""
         return f"kill {self.process}"
 
     async def strike(self, launch: Launch) -> None:
-        """Kill it."""
+        """Kill the process."""
         os.kill(find(self.process), signal.SIGKILL)
         if self.process == LAUNCHER:
             await asyncio.to_thread(launch.wait)
@@ -68,18 +67,18 @@ class Kill:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """SIGSTOP of a process for a while."""
+    """SIGSTOP of a process for some seconds."""
 
     process: str
     seconds: float = STOPPED_S
 
     @property
     def name(self) -> str:
-        """What it is called."""
+        """Name in the report."""
         return f"stop {self.process} for {self.seconds:g} s"
 
     async def strike(self, launch: Launch) -> None:
-        """Stop it, and let it go on, if nobody has ended it meanwhile."""
+        """Stop the process and continue it later, if it still exists."""
         pid = find(self.process)
         os.kill(pid, signal.SIGSTOP)
         try:
@@ -91,18 +90,18 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Replaced:
-    """SIGSTOP of a front-end process, which nothing wakes again: the launcher has to replace it."""
+    """SIGSTOP of a front-end process without SIGCONT: the launcher has to replace it."""
 
     process: str
     limit_s: float = REPLACED_S
 
     @property
     def name(self) -> str:
-        """Return its name in the report."""
+        """Name in the report."""
         return f"stop {self.process} for good"
 
     async def strike(self, launch: Launch) -> None:
-        """Stop it and return once it is gone, or after `limit_s`, when it is continued: it was not replaced."""
+        """Stop the process and wait until it is gone; TimeoutError after `limit_s`, when it is continued."""
         pid = find(self.process)
         born = birth(pid)
         os.kill(pid, signal.SIGSTOP)
@@ -116,7 +115,7 @@ class Replaced:
 
 @dataclass(frozen=True, slots=True)
 class FullDiskKill:
-    """SIGKILL of a process whose log's disk is full; it stays full until the process runs again, or for `limit_s`."""
+    """SIGKILL of a process while the disk of its log is full, until the process runs again or for `limit_s`."""
 
     folder: Path
     process: str
@@ -124,11 +123,11 @@ class FullDiskKill:
 
     @property
     def name(self) -> str:
-        """Return its name in the report."""
+        """Name in the report."""
         return f"kill {self.process} with no room for logs"
 
     async def strike(self, launch: Launch) -> None:
-        """Fill the disk, kill the process, and give the room back once the server is ready again."""
+        """Fill the disk, kill the process, and free the disk once the server is ready again."""
         filling = asyncio.create_task(Fill(self.folder, self.limit_s).strike(launch))
         await asyncio.sleep(1.0)
         if filling.done():
@@ -156,22 +155,22 @@ def is_ready(port: int) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Fill:
-    """A file system without a free byte for a while; only one that is small enough to be this run's own."""
+    """A full file system for some seconds, only if it is small enough to belong to this run alone."""
 
     folder: Path
     seconds: float = FULL_S
 
     @property
     def name(self) -> str:
-        """What it is called."""
+        """Name in the report."""
         return f"no room in {'shared memory' if self.folder == SHARED_MEMORY else 'the folder of logs'}"
 
     async def strike(self, launch: Launch) -> None:
-        """Fill it again and again, and give the room back; raise Ended if a process of the server ended meanwhile."""
-        before, found = served_processes(os.getpid()), os.statvfs(self.folder)
+        """Keep the file system full, then free it; raise Ended if a process of the server ended meanwhile."""
+        before, found = served_processes(), os.statvfs(self.folder)
         size = found.f_blocks * found.f_frsize
         if size > MAX_FILLED:
-            raise Skipped(f"{self.folder} has {size >> 20} MiB and may be others' too: use scripts/soak.sh")
+            raise Skipped(f"{self.folder} has {size >> 20} MiB and may be shared: use scripts/soak.sh")
         until_s = time.monotonic() + self.seconds
         with (self.folder / "filled").open("wb") as file:
             try:
@@ -186,43 +185,43 @@ class Fill:
 
 @dataclass(frozen=True, slots=True)
 class Jump:
-    """The server's clock, and no other's, moved by `seconds` and back again (`clock_environment`)."""
+    """The clock of the server alone, moved by `seconds` and back (`clock_environment`)."""
 
     seconds: float
     lasting_s: float = JUMPED_S
 
     @property
     def name(self) -> str:
-        """What it is called."""
+        """Name in the report."""
         return f"clock {self.seconds:+g} s"
 
     async def strike(self, launch: Launch) -> None:
-        """Move it, and move it back."""
+        """Move the clock, and move it back."""
         if "LD_PRELOAD" not in launch.environment:
-            raise Skipped("no C compiler for a clock of the server's own, and the machine's is everybody's")
+            raise Skipped("no C compiler to give the server its own clock")
         set_clock(launch.folder, self.seconds)
         await asyncio.sleep(self.lasting_s)
         set_clock(launch.folder, 0.0)
 
 
 def find(name: str) -> int:
-    """The pid of this process's server's process of that name; Skipped where it has none."""
-    found = served_processes(os.getpid())
+    """Return the pid of the server's process of that name; Skipped if there is none."""
+    found = served_processes()
     if name not in found:
         raise Skipped(f"no such process; there are {', '.join(sorted(found))}")
     return found[name]
 
 
 def fill(file: int, folder: Path) -> None:
-    """Take all that is free in the file system of `folder` into an open file of it."""
-    with suppress(OSError):  # somebody else was faster
+    """Allocate all free space in the file system of `folder` to an open file in it."""
+    with suppress(OSError):  # another process was faster
         free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
         if free > 0:
             os.posix_fallocate(file, os.fstat(file).st_size, free)
 
 
 def clock_environment(folder: Path) -> Mapping[str, str]:
-    """The environment of a server whose clock `set_clock` moves; empty where no C compiler is to be had for it."""
+    """Return the environment of a server whose clock `set_clock` moves; empty without a C compiler."""
     compiler, library = shutil.which("cc"), folder / "clock.so"
     if compiler is None:
         return {}
@@ -232,7 +231,7 @@ def clock_environment(folder: Path) -> Mapping[str, str]:
 
 
 def set_clock(folder: Path, seconds: float) -> None:
-    """Have it be so much later, from now on, to a server of `clock_environment`."""
+    """Move the clock of a server of `clock_environment` to `seconds` later than now."""
     place = folder / "clock"
-    with open(place, "r+b" if place.exists() else "wb") as file:  # the same file: servers have it mapped
+    with open(place, "r+b" if place.exists() else "wb") as file:  # keep the file, which servers have mapped
         file.write(struct.pack("q", round(seconds)))

@@ -1,4 +1,4 @@
-"""Many clients at once, each with one request after the other, and every answer judged."""
+"""Many clients at once, each with one request after another, and every answer judged."""
 
 import asyncio
 import random
@@ -6,20 +6,24 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from benchmarks.chaos.answers import BAD, Answer, Verdict, judge
-from benchmarks.chaos.doors import Ask, Door
-from benchmarks.chaos.readers import READERS, listen, read
+from benchmarks.chaos.clients import BAD, READERS, Answer, Verdict, judge, listen, read
+from benchmarks.chaos.requests import Ask, Door
 
-KINDS = {"speak": 10.0, "transcribe": 4.0, "gateway": 2.0, "upload": 0.2, "malformed": 2.0}  # how often each comes
-PAUSE_S = 0.5  # after an error, as a client has that tries again
-MAX_TOLD = 20
-Servers = Mapping[Door, str]  # their addresses
+KINDS = {"speak": 10.0, "transcribe": 4.0, "gateway": 2.0, "upload": 0.2, "malformed": 2.0}  # relative frequencies
+PAUSE_S = 0.5  # before a retry after an error
+MAX_BAD = 20
+Servers = Mapping[Door, str]  # addresses
 
 
 @dataclass(slots=True)
 class Outcomes:
-    """How many answers of each kind came to what; errors: what they said, and how often; bad: the first of those that
-    must never be."""
+    """Numbers of answers.
+
+    Attributes:
+        verdicts: Answers by kind of request and judgement.
+        errors: Errors by message.
+        bad: The first of the answers that must never occur.
+    """
 
     verdicts: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
@@ -29,17 +33,19 @@ class Outcomes:
         """Count one answer."""
         self.verdicts[f"{ask.kind}: {verdict}"] += 1
         if verdict is Verdict.ERROR:
-            self.errors[f"{answer.error}: {answer.said}"[:160]] += 1
-        if verdict in BAD and len(self.bad) < MAX_TOLD:
-            self.bad.append(f"{ask.name}, {reader}: {verdict}; {len(answer.samples())} samples, {answer.said[:200]!r}")
+            self.errors[f"{answer.error}: {answer.message}"[:160]] += 1
+        if verdict in BAD and len(self.bad) < MAX_BAD:
+            self.bad.append(
+                f"{ask.name}, {reader}: {verdict}; {len(answer.samples())} samples, {answer.message[:200]!r}"
+            )
 
     def num(self, *verdicts: Verdict) -> int:
-        """How many answers came to one of these."""
+        """Return the number of answers with one of these judgements."""
         return sum(count for name, count in self.verdicts.items() if name.rpartition(": ")[2] in verdicts)
 
 
 class Streams:
-    """`number` closed loops of requests drawn at random, until they are told to stop."""
+    """Closed loops of random requests, until they are stopped."""
 
     def __init__(
         self, servers: Servers, asks: Sequence[Ask], references: Mapping[str, Answer], seed: int, limit_s: float
@@ -51,16 +57,16 @@ class Streams:
         self._loops: list[asyncio.Task[None]] = []
 
     def start(self, number: int) -> None:
-        """Begin."""
+        """Start `number` loops."""
         self._loops = [asyncio.create_task(self._loop(random.Random(f"{self._seed} {each}"))) for each in range(number)]
 
     async def stop(self) -> None:
-        """Let every request come to its end, and begin no other. Raises what a loop has raised."""
+        """Complete all requests in flight and begin no other; raise the exception of a loop that failed."""
         self._is_over = True
         await asyncio.gather(*self._loops)
 
     async def is_right(self, ask: Ask) -> bool:
-        """Whether one request is answered right now."""
+        """Return True if one request is answered correctly now."""
         answer = await read(ask, self._servers[ask.door], listen, random.Random(0), self._limit_s)
         return judge(self._references[ask.name], answer) is Verdict.RIGHT
 
@@ -77,13 +83,13 @@ class Streams:
 
 
 async def take_references(servers: Servers, asks: Sequence[Ask], limit_s: float) -> dict[str, Answer]:
-    """What each request brings alone; RuntimeError where one that should be answered is not, or not twice the same."""
+    """Return the answer to each request alone; RuntimeError if it is not as expected or not the same twice."""
     references = {}
     for ask in asks:
         first, second = [await read(ask, servers[ask.door], listen, random.Random(0), limit_s) for _ in range(2)]
         is_refused = ask.kind == "malformed" or ask.name in ("upload long", "upload corrupt")
         if (first.error == "RequestRefused") != is_refused or judge(first, second) is not Verdict.RIGHT:
-            said = f"{first.error} {first.said}; then {second.error} {second.said}"
-            raise RuntimeError(f"{ask.name}: no reference: {said}")
+            answers = f"{first.error} {first.message}; then {second.error} {second.message}"
+            raise RuntimeError(f"{ask.name}: no reference: {answers}")
         references[ask.name] = first
     return references

@@ -1,7 +1,7 @@
-"""A random checkpoint in the layout in which Resemble AI publishes Chatterbox's T3: small, the same on every machine.
+"""Random checkpoint in the published layout of Chatterbox's T3 (Resemble AI): small, the same on every machine.
 
 t3_cfg.safetensors   s3gen.safetensors   tokenizer.json   conds.pt   voices/anna.pt
-backbone.json (which the real one has not)
+backbone.json (not part of the published release)
 """
 
 import json
@@ -27,36 +27,36 @@ SMALL: dict[str, Any] = {
     "num_key_value_heads": 2,
     "head_dim": 32,
 }
-# Six rows of how a voice sounds in the place of 32; the ids are as many as published.
+# A voice has six rows instead of 32; the number of ids is as published.
 KNOWN = ChatterboxVocabulary(num_text_positions=66, num_speech_positions=260, num_voice_rows=8, max_model_len=256)
 VOICES = {"default": 3, "anna": 4}  # seeds
-ENDING = 3.0  # how much more the end says than other ids, so that some replies end by themselves
+ENDING = 3.0  # factor of the logit of the end, so that some replies end by themselves
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ,.!?'\"-"
 MERGES = (("t", "h"), ("th", "e"), ("i", "n"), ("o", "u"), ("e", "r"), ("a", "n"))
 
 
 def tensors(seed: int = 1) -> dict[str, np.ndarray]:
-    """T3's, by published name."""
+    """Return the tensors of T3 by published name."""
     made = random_tensors(published_shapes(SMALL, KNOWN), seed)
     made[HEAD][END_OF_SPEECH] *= ENDING
     return made
 
 
 def voice(seed: int, num_codes: int = 15) -> dict[str, Any]:
-    """What the authors' `Conditionals.save` writes of a voice."""
+    """Return the contents of a voice as the authors' `Conditionals.save` writes it."""
     random = np.random.Generator(np.random.PCG64(seed))
-    said = {
+    t3 = {
         "speaker_emb": torch.from_numpy(random.standard_normal((1, 256)).astype(np.float32)),
         "clap_emb": None,
         "cond_prompt_speech_tokens": torch.from_numpy(random.integers(6561, size=(1, num_codes))),
         "cond_prompt_speech_emb": None,
         "emotion_adv": 0.5 * torch.ones(1, 1, 1),
     }
-    return {"t3": said, "gen": random_s3gen.told(seed, 4 + seed, is_odd=seed % 2 == 0)}
+    return {"t3": t3, "gen": random_s3gen.conditions(seed, 4 + seed, is_odd=seed % 2 == 0)}
 
 
 def write_tokenizer(folder: Path) -> None:
-    """Letters and a few pairs of them, words apart at spaces and punctuation, and the markers at the published ids."""
+    """Write a tokenizer of letters and some pairs, split at spaces and punctuation, with the published marker ids."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     spelled = ["[STOP]", "[UNK]", SPACE, *LETTERS, *("".join(pair) for pair in MERGES)]
@@ -69,7 +69,7 @@ def write_tokenizer(folder: Path) -> None:
 
 
 def write_release(folder: Path, seed: int = 1) -> Path:
-    """A release as published, in `folder`."""
+    """Write a release as published to `folder`."""
     from safetensors.numpy import save_file
 
     (folder / "voices").mkdir(parents=True)
@@ -83,13 +83,13 @@ def write_release(folder: Path, seed: int = 1) -> Path:
 
 
 def command(release: Path, out: Path) -> list[str]:
-    """The converter's command line."""
+    """Return the converter's command line."""
     model, backbone = str(release / "t3_cfg.safetensors"), str(release / "backbone.json")
     words = ["chatterbox", "--model", model, "--tokenizer", str(release), "--backbone", backbone]
     return [*words, "--codec", str(release), "--out", str(out)]
 
 
 def convert(folder: Path) -> Path:
-    """The small release, and what the converter makes of it."""
+    """Write the small release and convert it; return the checkpoint."""
     assert main(command(write_release(folder / "release"), folder / "checkpoint")) == 0
     return folder / "checkpoint"

@@ -1,6 +1,7 @@
-"""The published codecs with their real strides, kernels and codebooks, and random weights that are heard.
+"""Published codecs with their strides, kernels and codebooks, and random weights that give audible output.
 
-Narrow, with few channels, for tests and for errors, which depend on the strides; or as wide as published, for speed.
+They are narrow, with few channels, for tests and for errors, which depend on the strides; or as wide as published, for
+speed.
 """
 
 import math
@@ -28,7 +29,7 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 def hubert_config(is_narrow: bool) -> HubertConfig:
-    """What X-codec hears with; it takes no part in decoding, so it has two layers even where it is wide."""
+    """Return the configuration of X-codec's semantic encoder: always two layers, because decoding does not use it."""
     width = 16 if is_narrow else 768
     return HubertConfig(
         hidden_size=width,
@@ -42,7 +43,7 @@ def hubert_config(is_narrow: bool) -> HubertConfig:
 
 
 def acoustic_config(ratios: list[int], is_narrow: bool) -> DacConfig:
-    """As X-codec has it: the encoder's strides in the order of the decoder's."""
+    """Return the configuration of X-codec's DAC, whose encoder strides are in the order of the decoder's."""
     record = {
         "encoder_hidden_size": 2 if is_narrow else 64,
         "downsampling_ratios": ratios,
@@ -54,7 +55,7 @@ def acoustic_config(ratios: list[int], is_narrow: bool) -> DacConfig:
 
 
 def xcodec(is_narrow: bool, codebook_size: int = 1024) -> XcodecModel:
-    """8 codebooks at 16 kHz and 50 Hz."""
+    """Return X-codec: 8 codebooks at 16 kHz and 50 Hz."""
     config = XcodecConfig(
         acoustic_model_config=acoustic_config([8, 5, 4, 2], is_narrow),
         semantic_model_config=hubert_config(is_narrow),
@@ -65,7 +66,7 @@ def xcodec(is_narrow: bool, codebook_size: int = 1024) -> XcodecModel:
 
 
 def higgs(is_narrow: bool) -> HiggsModel:
-    """8 codebooks at 24 kHz."""
+    """Return Higgs Audio's codec: 8 codebooks at 24 kHz."""
     config = HiggsAudioV2TokenizerConfig(
         acoustic_model_config=acoustic_config([8, 5, 4, 2, 3], is_narrow),
         semantic_model_config=hubert_config(is_narrow),
@@ -76,7 +77,7 @@ def higgs(is_narrow: bool) -> HiggsModel:
 
 
 def dac(sampling_rate: int, is_narrow: bool) -> DacModel:
-    """As published for 16, 24 and 44.1 kHz: 12, 32 and 9 codebooks."""
+    """Return DAC as published for 16, 24 or 44.1 kHz: 12, 32 or 9 codebooks."""
     config = DacConfig(
         encoder_hidden_size=2 if is_narrow else 64,
         downsampling_ratios=[2, 4, 8, 8] if sampling_rate == 44_100 else [2, 4, 5, 8],
@@ -97,31 +98,31 @@ MODELS: dict[str, Callable[[bool], PreTrainedModel]] = {
 
 
 def codec_of(model: str) -> str:
-    """The name in `codecs.registry` of a name in MODELS."""
+    """Return the name in `codecs.registry` of a name in MODELS."""
     return model.split("_")[0]
 
 
 def make_model(name: str, is_narrow: bool = True, seed: int = 0) -> PreTrainedModel:
-    """One of MODELS, its weights drawn so that each layer about keeps the size of what goes through it.
+    """Return one of MODELS with random weights whose layers roughly preserve the size of their input.
 
-    transformers' own initialisation dies away on the way to the waveform.
+    With transformers' own initialisation the signal fades before it reaches the waveform.
     """
-    torch.manual_seed(seed)  # what `randomize` leaves as it is made
+    torch.manual_seed(seed)  # for weights that `randomize` does not set
     model = randomize(MODELS[name](is_narrow), seed)
     if isinstance(model, DacModel):
-        model.decoder.conv2.weight.mul_(0.2)  # about as loud as speech: so large are its rounding errors
+        model.decoder.conv2.weight.mul_(0.2)  # about as loud as speech, because rounding errors grow with the level
     return model
 
 
 def randomize(model: Model, seed: int) -> Model:
-    """The model with weights of `make_model`."""
+    """Draw the weights of `make_model`."""
     torch.manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight)
         elif isinstance(module, nn.Conv1d | nn.Linear):
             nn.init.normal_(module.weight, std=0.6 / math.sqrt(module.weight[0].numel()))
-        elif isinstance(module, nn.ConvTranspose1d):  # two inputs meet in an output
+        elif isinstance(module, nn.ConvTranspose1d):  # an output sums two inputs
             nn.init.normal_(module.weight, std=0.6 / math.sqrt(2 * module.weight.shape[0]))
     for key, buffer in model.named_buffers():
         if key.endswith("codebook.embed"):
@@ -130,7 +131,7 @@ def randomize(model: Model, seed: int) -> Model:
 
 
 def write_checkpoint(name: str, directory: Path, is_narrow: bool = True) -> Path:
-    """The published layout of one of MODELS, without what X-codec and its kin need only to encode and to train."""
+    """Write the published layout of one of MODELS, without parts of X-codec that only encoding and training use."""
     model = make_model(name, is_narrow)
     model.save_pretrained(directory)
     if codec_of(name) != "dac":

@@ -1,4 +1,4 @@
-"""ESPnet's DAC as it is published, with its strides, kernels and names, few channels and random weights."""
+"""ESPnet's DAC as published, with its strides, kernels and names, few channels and random weights."""
 
 import math
 from pathlib import Path
@@ -24,14 +24,14 @@ CONFIG: dict[str, Any] = {
             "encdec_causal": False,
             "quantizer_n_q": CODEBOOKS,
             "quantizer_bins": SIZE,
-            "quantizer_target_bandwidth": [0.25, 0.75],  # 5 bits at 50 Hz are 0.25 kb/s a codebook
+            "quantizer_target_bandwidth": [0.25, 0.75],  # 5 bits at 50 Hz are 0.25 kb/s per codebook
         },
     },
 }
 
 
 def published_tensors(seed: int = 0, codebooks: int = CODEBOOKS, size: int = SIZE) -> dict[str, Tensor]:
-    """Random tensors with the names and shapes of an ESPnet checkpoint, and loud enough to be told apart."""
+    """Return random tensors with the names and shapes of an ESPnet checkpoint, large enough for distinct samples."""
     torch.manual_seed(seed)
     tensors: dict[str, Tensor] = {"codec.discriminator.unused": torch.zeros(1)}
 
@@ -83,14 +83,14 @@ def published_tensors(seed: int = 0, codebooks: int = CODEBOOKS, size: int = SIZ
 
 
 def publish(directory: Path, tensors: dict[str, Tensor], config: dict[str, Any] = CONFIG) -> Path:
-    """The directory, with both published files in it."""
+    """Write both published files; return the directory."""
     (directory / "config.yaml").write_text(yaml.safe_dump(config))
     torch.save(tensors, directory / "360epoch.pth")
     return directory
 
 
 def write_codec(directory: Path, codebook_size: int, seed: int = 0) -> Path:
-    """OpusLM's codec: eight codebooks at 16 kHz and 50 Hz."""
+    """Write OpusLM's codec: eight codebooks at 16 kHz and 50 Hz."""
     codebooks, conf = 8, CONFIG["codec_conf"]
     bandwidth = math.log2(codebook_size) * 50 * codebooks / 1000 + 0.01
     numbers = {"quantizer_n_q": codebooks, "quantizer_bins": codebook_size, "quantizer_target_bandwidth": [bandwidth]}

@@ -1,4 +1,4 @@
-"""GLM-4-Voice's tokenizer as its authors publish it, narrow and with random weights."""
+"""GLM-4-Voice's tokenizer as published, narrow and with random weights."""
 
 import json
 import math
@@ -50,9 +50,12 @@ PREPROCESSOR = {
 
 
 def write_glm4_tokenizer(folder: Path, prefix: str = "", **values: object) -> Path:
-    """`config.json` (with `values`), `preprocessor_config.json` and `model.safetensors` in a folder that is made.
+    """Write `config.json` (with `values`), `preprocessor_config.json` and `model.safetensors` to a new folder.
 
-    prefix: of the tensors' names; published are those of a whole model, `model.encoder.`, or of the encoder alone.
+    Args:
+        folder: Folder to be made.
+        prefix: Prefix of the tensors' names. Published are a complete model, `model.encoder.`, and the encoder alone.
+        **values: Entries of `config.json` to replace.
     """
     folder.mkdir(parents=True, exist_ok=True)
     record = RECORD | values
@@ -64,7 +67,7 @@ def write_glm4_tokenizer(folder: Path, prefix: str = "", **values: object) -> Pa
 
 
 def random_weights(config: WhisperVqConfig) -> dict[str, Tensor]:
-    """Those of the encoder, drawn by numpy in the order of their names, with what training kept beside the codebook."""
+    """Return the encoder's tensors, drawn by numpy in the order of their names, with those that only training uses."""
     rng, drawn = np.random.default_rng(0), dict[str, Tensor]()
     for name, tensor in sorted(WhisperVq(config).state_dict().items()):
         values = torch.from_numpy(rng.standard_normal(tuple(tensor.shape), dtype=np.float32))

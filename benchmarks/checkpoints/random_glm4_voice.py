@@ -1,6 +1,6 @@
-"""GLM-4-Voice's decoder as its authors publish it, with random weights that are heard: narrow, or of published width.
+"""GLM-4-Voice's decoder as published, with random weights that give audible output: narrow, or of published width.
 
-Weights are drawn by numpy in the order of their names, so that a reference elsewhere has the same ones.
+Weights are drawn by numpy in the order of their names, so that an external reference has the same ones.
 """
 
 import math
@@ -116,7 +116,7 @@ WEIGHT_NORMS = re.compile(
 
 
 def write_glm4_voice(folder: Path, is_narrow: bool = True, seed: int = 0) -> Path:
-    """`config.yaml`, `flow.pt` and `hift.pt` in a folder that is made."""
+    """Write `config.yaml`, `flow.pt` and `hift.pt` to a new folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(CONFIG.format(**(NARROW if is_narrow else WIDE)))
     codec = Glm4VoiceCodec(read_config(folder))
@@ -127,7 +127,7 @@ def write_glm4_voice(folder: Path, is_narrow: bool = True, seed: int = 0) -> Pat
 
 
 def random_vocoder(vocoder: nn.Module, rng: np.random.Generator) -> dict[str, Tensor]:
-    """Weights of a HiFT that hums."""
+    """Return weights of a HiFT vocoder with a pitch near PITCH_HZ."""
     drawn = random_weights(vocoder, rng)
     drawn["f0_predictor.classifier.bias"] += PITCH_HZ
     drawn["f0_predictor.classifier.weight"] *= 0.3 * PITCH_HZ
@@ -135,7 +135,7 @@ def random_vocoder(vocoder: nn.Module, rng: np.random.Generator) -> dict[str, Te
 
 
 def random_weights(module: nn.Module, rng: np.random.Generator) -> dict[str, Tensor]:
-    """Weights that about keep the size of what goes through them; biases and what scales a norm, near 0 and 1."""
+    """Return weights that roughly preserve the size of their input, with biases near 0 and norm scales near 1."""
     drawn = {}
     for name, tensor in sorted(module.state_dict().items()):
         values = torch.from_numpy(rng.standard_normal(tuple(tensor.shape), dtype=np.float32))
@@ -153,7 +153,7 @@ def random_weights(module: nn.Module, rng: np.random.Generator) -> dict[str, Ten
 def as_published(
     tensors: dict[str, Tensor], magnitude: str = "weight_g", direction: str = "weight_v"
 ) -> dict[str, Tensor]:
-    """HiFT's tensors with the weight norms that its authors left in: magnitude and direction in place of a weight."""
+    """Return HiFT's tensors with the published weight norms: magnitude and direction instead of a weight."""
     published = {}
     for name, tensor in tensors.items():
         if WEIGHT_NORMS.match(name) and name.endswith(".weight"):

@@ -1,4 +1,4 @@
-"""Higgs Audio's release with small random weights, as transformers publishes it: for tests, and for benchmarks."""
+"""Higgs Audio's release with small random weights, in transformers' published layout."""
 
 import json
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ NUM_TEXT_IDS, HEAD = 330, 32
 MARKERS = {name: 316 + index for index, name in enumerate((*NEEDED, SCENE_START, SCENE_END))}
 AUDIO_OUT, DELAY, PAD = 324, 325, 326
 SPELLED = MARKERS | {"<|AUDIO_OUT|>": AUDIO_OUT, "<|reserved_special_token_6|>": DELAY, "<|end_of_text|>": PAD}
-# As published, but for lengths that the tests can outlast.
+# As published, with lengths that tests can exceed.
 ROPE = {"rope_type": "llama3", "factor": 32.0, "rope_theta": 500000.0}
 ROPE |= {"low_freq_factor": 0.125, "high_freq_factor": 0.5, "original_max_position_embeddings": 32}
 
@@ -30,7 +30,7 @@ def make_model(
     layers: int = 2,
     max_rows: int = 256,
 ) -> HiggsAudioV2ForConditionalGeneration:
-    """Random weights whose best logit leads. ends: how large the logits of the streams' ends are beside others."""
+    """Return random weights whose best logit leads clearly. ends: factor of the logits of the streams' end codes."""
     torch.manual_seed(seed)
     config = HiggsAudioV2Config(
         vocab_size=NUM_TEXT_IDS,
@@ -65,27 +65,27 @@ def make_model(
 
 @dataclass(frozen=True)
 class HiggsAudioRelease:
-    """Where its files lie, and the model that they hold."""
+    """Folder of a release, and the model in it."""
 
     folder: Path
     model: HiggsAudioV2ForConditionalGeneration
 
     @property
     def command(self) -> list[str]:
-        """What the converter is told of it."""
+        """Converter's command line."""
         folder = str(self.folder)
         words = ["higgs-audio-v2", "--model", folder, "--config", f"{folder}/config.json", "--tokenizer", folder]
         codec = self.folder.parent / "tokenizer"
         return [*words, "--codec", str(codec)] if codec.exists() else words
 
     def convert(self, out: Path) -> Path:
-        """The checkpoint that the converter makes of it."""
+        """Convert the release; return the checkpoint."""
         assert main([*self.command, "--out", str(out)]) == 0
         return out
 
 
 def write_release(folder: Path, model: HiggsAudioV2ForConditionalGeneration) -> HiggsAudioRelease:
-    """The release of a model and, where they fit, that of its codec beside it."""
+    """Write the release of a model and, if their shapes match, that of its codec next to it."""
     model.save_pretrained(folder)
     write_tokenizer(folder, NUM_TEXT_IDS - 10)
     record = json.loads((folder / "tokenizer.json").read_text())

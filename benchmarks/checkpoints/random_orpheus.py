@@ -1,4 +1,4 @@
-"""Small releases in the layouts of Orpheus and SNAC, with random weights that follow from the tensors' names."""
+"""Small releases in the layouts of Orpheus and SNAC, with random weights derived from the tensors' names."""
 
 import json
 import zlib
@@ -32,17 +32,17 @@ SNAC: dict[str, Any] = {
 
 
 def snac_tensor(name: str, shape: tuple[int, ...]) -> Tensor:
-    """What a tensor of this name holds in the authors' layout, in which weights have a length and a direction."""
+    """Return the tensor of a name in the published layout, in which a weight has a magnitude and a direction."""
     noise = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
     if name.endswith("alpha"):
         return torch.from_numpy(1 + np.abs(noise))
-    if name.endswith("original0"):  # that of the last layer keeps samples well inside of [-1, 1]
+    if name.endswith("original0"):  # small in the last layer, to keep samples within [-1, 1]
         return torch.from_numpy((0.7 + 0.2 * np.abs(noise)) * np.float32(0.05 if len(noise) == 1 else 1.0))
     return torch.from_numpy(0.1 * noise if name.endswith("bias") else noise)
 
 
 def published_shapes(plain: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes in the authors' layout of the decoder's tensors `plain`, with one of the encoder's."""
+    """Return names and shapes in the published layout of the decoder's tensors `plain`, with one of the encoder's."""
     found: dict[str, tuple[int, ...]] = {"encoder.block.0.bias": (4,)}
     for name, tensor in plain.items():
         module, _, kind = name.rpartition(".")
@@ -55,7 +55,7 @@ def published_shapes(plain: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def write_snac(folder: Path) -> Path:
-    """A folder as SNAC is published."""
+    """Write a folder in SNAC's published layout."""
     from stretto_orpheus.snac import SnacCodec, read_config
 
     folder.mkdir(parents=True)
@@ -66,7 +66,7 @@ def write_snac(folder: Path) -> Path:
 
 
 def write_release(folder: Path) -> Path:
-    """A folder as Orpheus is published: Llama with a tied head, and a tokenizer with tokens for codes behind it."""
+    """Write a folder in Orpheus' published layout: Llama with a tied head, and codes as the last tokens."""
     write_tokenizer(folder, 300)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     custom = [f"<custom_token_{number}>" for number in range(11)]

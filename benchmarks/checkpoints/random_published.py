@@ -1,10 +1,10 @@
-"""Random checkpoints in the layouts in which ESPnet publishes Bagpiper and OpusLM: small, for tests and benchmarks.
+"""Random checkpoints in the layouts in which ESPnet publishes Bagpiper and OpusLM, small.
 
     bagpiper   model.pt {"module": …}, config.yaml, tokenizer/ (with the backbone's config.json), codec/ (X-codec)
     opuslm     model.pth or 2epoch.pth, config.yaml, tokenizer/, backbone/config.json (another repository's)
 
-Weights are drawn large enough that the best logit leads by a clear margin, norms differ along their width, and what
-old checkpoints carry in row 0 of their tables is not zero.
+Weights are large enough that the best logit leads by a clear margin. Norms vary along their width. Row 0 of tables,
+which old checkpoints use for padding, is not zero.
 """
 
 import json
@@ -43,25 +43,25 @@ BACKBONES: dict[str, tuple[type, type]] = {
 
 @dataclass(frozen=True)
 class Size:
-    """Of the backbone."""
+    """Size of the backbone."""
 
     hidden: int = 64
     layers: int = 2
 
 
 SMALL = Size()
-TAG = "small/{}"  # stands where a release names a public repository
+TAG = "small/{}"  # in place of a public repository's name
 AUDIO_WIDTH = 48
 AUDIO_TOWER = {
     "d_model": 32,
     "encoder_layers": 1,
-    "encoder_attention_heads": 1,  # vLLM's attention on the CPU knows no heads smaller than 32
+    "encoder_attention_heads": 1,  # vLLM's attention on the CPU needs heads of at least 32
     "encoder_ffn_dim": 64,
     "num_mel_bins": 128,
     "output_dim": AUDIO_WIDTH,
     "downsample_hidden_size": 8,
 }
-STORED_HEADS = 12  # rows of head_emb, of which a model uses its first nine
+STORED_HEADS = 12  # rows of head_emb, of which the model uses nine
 SENTENCES = (
     "the birch canoe slid on the smooth planks, and the garden door was open.",
     "glue the sheet to the dark blue background; it is easy to tell the depth of a well.",
@@ -71,8 +71,12 @@ SENTENCES = (
 
 @dataclass(frozen=True)
 class Published:
-    """Where the files of one release lie. codec: its codec's own directory, None where there is none yet. audio: the
-    numbers of the audio tower, which a real release takes from another repository."""
+    """Files of one release.
+
+    Attributes:
+        codec: Directory of its codec, None if there is none yet.
+        audio: Configuration of the audio tower, which a real release takes from another repository.
+    """
 
     model: Path
     config: Path
@@ -83,7 +87,7 @@ class Published:
 
 
 def write_tokenizer(folder: Path, size: int, seed_text: tuple[str, ...] = SENTENCES) -> Path:
-    """A byte-level BPE in Hugging Face's layout, of at most `size` - 4 tokens, so that some ids stay unused.
+    """Write a byte-level BPE in Hugging Face's layout, of at most `size` - 4 tokens, so that some ids stay unused.
 
     With fewer than 280 ids it knows only the characters of `seed_text`.
     """
@@ -105,7 +109,7 @@ def write_tokenizer(folder: Path, size: int, seed_text: tuple[str, ...] = SENTEN
 
 
 def random_tensor(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """What a tensor of this name holds: norms about 1, tables and heads wide, matrices that keep their input's size."""
+    """Return the tensor of a name: norms near 1, large tables and heads, matrices that preserve sizes."""
     if name.endswith(("layernorm.weight", "layer_norm.weight", "norm.weight", "ln_post.weight")):
         return torch.linspace(0.9, 1.1, shape[0])[torch.randperm(shape[0], generator=generator)]
     noise = torch.randn(shape, generator=generator)
@@ -117,7 +121,7 @@ def random_tensor(name: str, shape: tuple[int, ...], generator: torch.Generator)
 
 
 def _tensors(model_class: type, config: Any, generator: torch.Generator) -> dict[str, Tensor]:
-    """Random tensors for each name of a Hugging Face model."""
+    """Return random tensors for each name of a Hugging Face model."""
     with torch.device("meta"):
         model: nn.Module = model_class(config)
     names = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -125,7 +129,7 @@ def _tensors(model_class: type, config: Any, generator: torch.Generator) -> dict
 
 
 def backbone_config(backbone: str, vocab_size: int, size: Size = SMALL) -> Any:
-    """What the backbone's own repository says. Qwen3 shares keys between heads; OLMo 2 and Llama do not."""
+    """Return config.json of the backbone's own repository. Only Qwen3 shares keys between heads."""
     is_qwen, hidden = backbone == "qwen3", size.hidden
     record = {
         "vocab_size": vocab_size,
@@ -138,7 +142,7 @@ def backbone_config(backbone: str, vocab_size: int, size: Size = SMALL) -> Any:
         "max_position_embeddings": 2048,
         "rms_norm_eps": 1e-5 if backbone == "llama" else 1e-6,
         "rope_theta": {"qwen3": 1e6, "llama": 130000.0, "olmo2": 5e5}[backbone],
-        "tie_word_embeddings": backbone == "llama",  # as SmolLM2 is; OpusLM has a head of its own
+        "tie_word_embeddings": backbone == "llama",  # as in SmolLM2; OpusLM has a separate head
         **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),
     }
     return BACKBONES[backbone][0](**record, architectures=[BACKBONES[backbone][1].__name__])
@@ -147,7 +151,7 @@ def backbone_config(backbone: str, vocab_size: int, size: Size = SMALL) -> Any:
 def write_bagpiper(
     folder: Path, vocabulary: BagpiperVocabulary, seed: int = 0, dtype: str = "float32", size: Size = SMALL
 ) -> Published:
-    """Bagpiper's release: backbone, stream embeddings, audio tower, adaptor, a copy of the codec, loss weights."""
+    """Write Bagpiper's release: backbone, stream embeddings, audio tower, adaptor, copy of the codec, loss weights."""
     generator = torch.Generator().manual_seed(seed)
     config = backbone_config("qwen3", vocabulary.vocab_size, size)
     module = _tensors(Qwen3ForCausalLM, config, generator)
@@ -157,8 +161,8 @@ def write_bagpiper(
         hidden, AUDIO_TOWER["output_dim"], generator=generator
     )
     module["adaptor.continuous_audio.bias"] = 0.1 * torch.randn(hidden, generator=generator)
-    heard = Qwen3OmniMoeAudioEncoderConfig.from_dict(AUDIO_TOWER)
-    tower = _tensors(Qwen3OmniMoeAudioEncoder, heard, generator)
+    encoder = Qwen3OmniMoeAudioEncoderConfig.from_dict(AUDIO_TOWER)
+    tower = _tensors(Qwen3OmniMoeAudioEncoder, encoder, generator)
     prefix = "multimodal_io_dict.continuous_audio.model.audio_tower."
     module |= {f"{prefix}{name}": tensor for name, tensor in tower.items()}
     codec = randomize(xcodec(is_narrow=True, codebook_size=vocabulary.codebook_size), seed)
@@ -167,10 +171,10 @@ def write_bagpiper(
     names = ("model.pt", "config.yaml", "tokenizer", "tokenizer", "codec", "audio")
     published = Published(*[folder / name for name in names])
     write_tokenizer(published.tokenizer, len(vocabulary.text))
-    config.vocab_size = len(vocabulary.text)  # the public backbone knows text alone
+    config.vocab_size = len(vocabulary.text)  # the public backbone has only text
     config.save_pretrained(published.tokenizer)
     codec.save_pretrained(folder / "codec")
-    heard.save_pretrained(folder / "audio")
+    encoder.save_pretrained(folder / "audio")
     module = {name: tensor.to(getattr(torch, dtype)) for name, tensor in module.items()}
     module["vocab_weight"] = torch.ones(vocabulary.vocab_size)
     torch.save({"module": module}, published.model)
@@ -179,7 +183,7 @@ def write_bagpiper(
 
 
 def _bagpiper_yaml(dtype: str) -> dict[str, Any]:
-    """Of train_stage3_qwen3_base.yaml, what says anything of the model."""
+    """Return the entries of train_stage3_qwen3_base.yaml that describe the model."""
     io = {
         "text": {"tokenizer_name": TAG.format("qwen3")},
         "discrete_audio": {
@@ -209,7 +213,7 @@ def write_opuslm(
     seed: int = 0,
     size: Size = SMALL,
 ) -> Published:
-    """OpusLM's release, or the dialogue model's, which holds its reference model and its criterion beside it."""
+    """Write OpusLM's release, or the dialogue model's, which also contains its reference model and criterion."""
     generator = torch.Generator().manual_seed(seed)
     config = backbone_config(backbone, vocabulary.vocab_size, size)
     untied = {**config.to_dict(), "tie_word_embeddings": False}
@@ -236,7 +240,7 @@ def write_opuslm(
 
 
 def _opuslm_yaml(vocabulary: OpusVocabulary, tokenizer: Path, backbone: str, is_dialogue: bool) -> dict[str, Any]:
-    """Of config.yaml, what says anything of the model."""
+    """Return the entries of config.yaml that describe the model."""
     return {
         "token_list": token_list(vocabulary, tokenizer),
         "token_bias": {
@@ -261,7 +265,7 @@ def _opuslm_yaml(vocabulary: OpusVocabulary, tokenizer: Path, backbone: str, is_
 
 
 def token_list(vocabulary: OpusVocabulary, tokenizer: Path) -> list[str]:
-    """The names of all ids, as ESPnet makes them (espnet2/speechlm/definitions.py), the tokenizer's last."""
+    """Return the names of all ids as ESPnet makes them (espnet2/speechlm/definitions.py), the tokenizer's last."""
     named = {0: "<pad>", 1: "<unk>", 2: "<blank>", 3: "<space>", 4: "<continuous_placeholder>", 5: "<sos/eos>"}
     named |= {6: "<local_sos/eos>", 7: "<unkown_task_identifer>", 8: "<system_prompt>", 9: "<user_input>"}
     named |= {10: "<assistant_output>", 11: "<eou>"}
@@ -271,7 +275,12 @@ def token_list(vocabulary: OpusVocabulary, tokenizer: Path) -> list[str]:
     names += [f"<ssl_code{index + 1}>" for index in range(vocabulary.ssl[1] - vocabulary.ssl[0])]
     for codebook in range(opuslm.NUM_STREAMS - 1):
         names += [f"<codec_layer{codebook}_code{code}>" for code in range(vocabulary.codebook_size)]
+    return names + tokenizer_words(tokenizer, len(names), vocabulary.vocab_size)
+
+
+def tokenizer_words(tokenizer: Path, first: int, stop: int) -> list[str]:
+    """Return the names of the tokenizer's ids, which take the ids from `first` on, and of unused ids up to `stop`."""
     record = json.loads((tokenizer / "tokenizer.json").read_text())
     words = record["model"]["vocab"] | {token["content"]: token["id"] for token in record["added_tokens"]}
-    names += sorted(words, key=lambda word: words[word])
-    return names + [f"<unused_text_bpe_{token_id}>" for token_id in range(len(names), vocabulary.vocab_size)]
+    found = sorted(words, key=lambda word: words[word])
+    return found + [f"<unused_text_bpe_{token_id}>" for token_id in range(first + len(found), stop)]

@@ -1,7 +1,7 @@
-"""The codec of Qwen3-TTS and its speaker encoder as published, with random weights: wide, small or narrow.
+"""Qwen3-TTS' codec and speaker encoder as published, with random weights: wide, small or narrow.
 
-All strides, kernels, windows and codebooks are as published. `small` has an eighth of every width, which leaves the
-proportions of the decoder's parts as they are: 1.7 M parameters beside its codebooks. `narrow` is for tests.
+All strides, kernels, windows and codebooks are as published. `small` has an eighth of every width, which preserves the
+proportions of the decoder: 1.7 M parameters without its codebooks. `narrow` is for tests.
 """
 
 import json
@@ -20,8 +20,8 @@ from stretto.codecs.qwen3_12hz.codec import NOT_SERVED, Qwen3Codec
 from stretto.codecs.qwen3_12hz.config import Qwen3CodecConfig
 from stretto.encoders.x_vector import SpeakerConfig, SpeakerEncoder
 
-CODEBOOKS, HEARD_CODEBOOKS = 16, 32
-LEVEL = 0.15  # of the last layer's weights, so that the samples of random weights are about as loud as speech
+CODEBOOKS, INPUT_CODEBOOKS = 16, 32
+LEVEL = 0.15  # factor of the last layer's weights, for samples about as loud as speech
 WIDTHS: dict[str, dict[str, dict[str, int]]] = {
     "wide": {
         "decoder": {
@@ -89,7 +89,7 @@ PREPROCESSOR = {
 
 
 def record_of(width: str) -> dict[str, Any]:
-    """`config.json`, with the numbers that the release has whatever its width."""
+    """Return `config.json`, with the entries that the release has at any width."""
     widths = WIDTHS[width]
     decoder = {
         "attention_bias": False,
@@ -109,7 +109,7 @@ def record_of(width: str) -> dict[str, Any]:
         "upsample_rates": [8, 5, 4, 3],
         "upsampling_ratios": [2, 2],
     }
-    encoder = {"codebook_size": 2048, "codebook_dim": 256, "num_quantizers": HEARD_CODEBOOKS, "sliding_window": 250}
+    encoder = {"codebook_size": 2048, "codebook_dim": 256, "num_quantizers": INPUT_CODEBOOKS, "sliding_window": 250}
     encoder |= widths["encoder"]
     encoder["vector_quantization_hidden_dimension"] = encoder["codebook_dim"]
     return {
@@ -125,8 +125,7 @@ def record_of(width: str) -> dict[str, Any]:
 
 
 def random_weights(config: Qwen3CodecConfig, seed: int = 0) -> dict[str, Tensor]:
-    """Under their published names, drawn by numpy in the order of these: each layer about keeps the size of what goes
-    through it."""
+    """Return weights by published name, drawn by numpy in the order of names; layers roughly preserve sizes."""
     rng, drawn = np.random.default_rng(seed), dict[str, Tensor]()
     width = config.decoder.codebook_dim
     shapes = {name: tuple(tensor.shape) for name, tensor in Qwen3Codec(config).state_dict().items()}
@@ -139,7 +138,7 @@ def random_weights(config: Qwen3CodecConfig, seed: int = 0) -> dict[str, Tensor]
 
 
 def _last(names: Mapping[str, Tensor]) -> str:
-    """The decoder's last weight."""
+    """Return the name of the decoder's last weight."""
     numbers = [int(name.split(".")[2]) for name in names if name.startswith("decoder.decoder.")]
     return f"decoder.decoder.{max(numbers)}.conv.weight"
 
@@ -161,7 +160,7 @@ def _scaled(name: str, values: Tensor) -> Tensor:
 
 
 def write_qwen3_codec(folder: Path, width: str = "narrow", **values: object) -> Path:
-    """`config.json` (with `values`), `preprocessor_config.json` and `model.safetensors` in a folder that is made."""
+    """Write `config.json` (with `values`), `preprocessor_config.json` and `model.safetensors` to a new folder."""
     folder.mkdir(parents=True, exist_ok=True)
     record = record_of(width)
     (folder / "config.json").write_text(json.dumps(record | values))
@@ -171,7 +170,7 @@ def write_qwen3_codec(folder: Path, width: str = "narrow", **values: object) -> 
 
 
 def make_qwen3_codec(width: str, seed: int = 0) -> Qwen3Codec:
-    """The codec itself."""
+    """Return the codec."""
     config = Qwen3CodecConfig.from_record(record_of(width))
     codec = Qwen3Codec(config)
     weights = random_weights(config, seed)
@@ -180,7 +179,7 @@ def make_qwen3_codec(width: str, seed: int = 0) -> Qwen3Codec:
 
 
 def code2wav_record(hidden: int = 32, codebooks: int = 16, codes: int = 64) -> dict[str, Any]:
-    """`code2wav_config` of a small release of Qwen3-Omni; strides, kernels and windows are as published."""
+    """Return `code2wav_config` of a small release of Qwen3-Omni; strides, kernels and windows are as published."""
     return {
         "attention_bias": False,
         "codebook_size": codes,
@@ -203,7 +202,7 @@ def code2wav_record(hidden: int = 32, codebooks: int = 16, codes: int = 64) -> d
 
 
 def code2wav_tensors(record: Mapping[str, Any], seed: int = 0) -> dict[str, Tensor]:
-    """Random tensors of code2wav by name, drawn as the codec's."""
+    """Return random tensors of code2wav by name, drawn as the codec's."""
     rng = np.random.default_rng(seed)
     return {
         name: _scaled(name, torch.from_numpy(rng.standard_normal(tuple(tensor.shape), dtype=np.float32)))
@@ -212,7 +211,7 @@ def code2wav_tensors(record: Mapping[str, Any], seed: int = 0) -> dict[str, Tens
 
 
 def write_code2wav(folder: Path) -> Path:
-    """`config.json` and `model.safetensors` as `stretto convert` writes them, in a folder that is made."""
+    """Write `config.json` and `model.safetensors`, as `stretto convert` writes them, to a new folder."""
     folder.mkdir(parents=True, exist_ok=True)
     record = {"model_type": MODEL_TYPE, "decoder_config": code2wav_record()}
     (folder / "config.json").write_text(json.dumps(record))
@@ -221,7 +220,7 @@ def write_code2wav(folder: Path) -> Path:
 
 
 def write_speaker_encoder(folder: Path, record: Mapping[str, Any]) -> Path:
-    """`config.json` and `model.safetensors` of a speaker encoder in a folder that is made."""
+    """Write `config.json` and `model.safetensors` of a speaker encoder to a new folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(record))
     save_file(speaker_tensors(record), folder / "model.safetensors")
@@ -229,7 +228,7 @@ def write_speaker_encoder(folder: Path, record: Mapping[str, Any]) -> Path:
 
 
 def speaker_tensors(record: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Random tensors of a speaker encoder by name."""
+    """Return random tensors of a speaker encoder by name."""
     network, rng = SpeakerEncoder(SpeakerConfig.from_record(record)).network, np.random.default_rng(5)
     return {
         name: _scaled(name, torch.from_numpy(rng.standard_normal(tuple(tensor.shape), dtype=np.float32)))

@@ -1,6 +1,6 @@
-"""Random weights of Qwen3-Omni's talker in the layout in which the whole model is published, small, for tests.
+"""Random weights of Qwen3-Omni's talker in the published layout of the complete model, small.
 
-Of the thinker there is its table of embeddings, which the talker reads, and a tensor that it does not.
+The thinker's tensors are its embedding table, which the talker uses, and one that it does not use.
 """
 
 import json
@@ -23,15 +23,15 @@ from benchmarks.checkpoints.random_qwen3_tts import (
 from benchmarks.checkpoints.random_tensors import random_tensors
 
 NAMES = ("pad_id", "bos_id", "eos_token_id", "nothink_id", "think_bos_id", "think_eos_id")
-AUDIO, IMAGE, VIDEO = 316, 317, 318  # where the thinker has heard or seen something
-HEARD = {"<|audio_pad|>": AUDIO, "<|image_pad|>": IMAGE, "<|video_pad|>": VIDEO}
+AUDIO, IMAGE, VIDEO = 316, 317, 318  # placeholders for the thinker's audio, image and video input
+PLACEHOLDERS = {"<|audio_pad|>": AUDIO, "<|image_pad|>": IMAGE, "<|video_pad|>": VIDEO}
 ROLES = {"system": 319, "user": 266, "assistant": 263}
-PLAIN_IDS, NEWLINE = 200, 198  # ids below are words, of which one ends a line
+PLAIN_IDS, NEWLINE = 200, 198  # ids below PLAIN_IDS are words; one is a line break
 UNUSED = "thinker.model.norm.weight"
 
 
 def small_config() -> dict[str, Any]:
-    """What config.json says of a small release."""
+    """Return config.json of a small release."""
     return {
         "architectures": ["Qwen3OmniMoeForConditionalGeneration"],
         "model_type": "qwen3_omni_moe",
@@ -54,15 +54,18 @@ def small_config() -> dict[str, Any]:
 
 
 def question(words: Sequence[int]) -> list[int]:
-    """A user's turn of words, and the beginning of the answer, in the thinker's ids."""
+    """Return a user turn of `words` and the beginning of the answer, in the thinker's ids."""
     start = SPECIAL["<|im_start|>"]
     asked = [start, ROLES["user"], NEWLINE, *words, SPECIAL["<|im_end|>"], NEWLINE]
     return [*asked, start, ROLES["assistant"], NEWLINE]
 
 
 def proportioned_config() -> dict[str, Any]:
-    """Of a release with the proportions of the published one: a talker a quarter as wide, 4 layers of 20 and 1 of the
-    depth transformer's 5, code2wav an eighth as wide; experts, codes, codebooks and heads' width as published."""
+    """Return config.json of a release with the published proportions.
+
+    The talker is a quarter as wide, with 4 layers of 20 and 1 of the depth transformer's 5; code2wav an eighth as wide.
+    Experts, codes, codebooks and head width are as published.
+    """
     config = small_config()
     talker = config["talker_config"] = _talker(256, layers=4, depth_layers=1, codebooks=16, codes=2048, experts=128)
     wide = {"head_dim": 128, "max_position_embeddings": 2048}
@@ -112,7 +115,7 @@ def _talker(
 
 
 def _moe_layers(numbers: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The talker's layers: as Qwen3's, but for experts in the place of one feed-forward."""
+    """Return the shapes of the talker's layers: Qwen3's with experts instead of one feed-forward network."""
     hidden, inner, shared = (
         numbers[name] for name in ("hidden_size", "moe_intermediate_size", "shared_expert_intermediate_size")
     )
@@ -130,21 +133,20 @@ def _moe_layers(numbers: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The published tensors by name that a talker with this config.json has, without code2wav's; and two of the
-    thinker's."""
+    """Return the shapes by published name of the talker without code2wav, and of two of the thinker's tensors."""
     talker = config["talker_config"]
     text, depth = talker["text_config"], talker["code_predictor_config"]
-    hidden, inner, heard = text["hidden_size"], text["intermediate_size"], talker["thinker_hidden_size"]
+    hidden, inner, thinker = text["hidden_size"], text["intermediate_size"], talker["thinker_hidden_size"]
     found = _moe_layers(text) | layer_shapes("talker.code_predictor.model.", depth)
     found |= {
-        "thinker.model.embed_tokens.weight": (config["thinker_config"]["text_config"]["vocab_size"], heard),
-        UNUSED: (heard,),
+        "thinker.model.embed_tokens.weight": (config["thinker_config"]["text_config"]["vocab_size"], thinker),
+        UNUSED: (thinker,),
         "talker.model.codec_embedding.weight": (text["vocab_size"], hidden),
         "talker.codec_head.weight": (text["vocab_size"], hidden),
     }
     for name in ("text", "hidden"):
         found |= {
-            f"talker.{name}_projection.linear_fc1.weight": (inner, heard),
+            f"talker.{name}_projection.linear_fc1.weight": (inner, thinker),
             f"talker.{name}_projection.linear_fc1.bias": (inner,),
             f"talker.{name}_projection.linear_fc2.weight": (hidden, inner),
             f"talker.{name}_projection.linear_fc2.bias": (hidden,),
@@ -156,18 +158,17 @@ def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def tensors(config: Mapping[str, Any], seed: int = 1) -> dict[str, np.ndarray]:
-    """Random float32 tensors by published name."""
+    """Return random float32 tensors by published name."""
     return random_tensors(shapes(config), seed)
 
 
 def write_release(folder: Path, config: Mapping[str, Any] | None = None, seed: int = 1) -> Path:
-    """A release as published, but for most of its thinker: weights in two files with their index, their
-    numbers and the tokenizer, all in `folder`."""
+    """Write a release as published without most of its thinker: weights, index, configuration, tokenizer."""
     from safetensors.numpy import save_file
 
     config = config or small_config()
     folder.mkdir(parents=True, exist_ok=True)
-    write_tokenizer(folder, SPECIAL | HEARD)
+    write_tokenizer(folder, SPECIAL | PLACEHOLDERS)
     (folder / "config.json").write_text(json.dumps(config))
     codec = code2wav_tensors(config["code2wav_config"])
     drawn = tensors(config, seed) | {f"code2wav.{name}": tensor.numpy() for name, tensor in codec.items()}

@@ -1,6 +1,6 @@
-"""Random weights of Qwen3-TTS in the layout in which it is published, the same on every machine: small, for tests.
+"""Random weights of Qwen3-TTS in the published layout, the same on every machine, small.
 
-`random_tensors.py` and numpy are all that is needed to draw them; `write_release` adds a tokenizer.
+The weights need only `random_tensors.py` and numpy; `write_release` adds a tokenizer.
 """
 
 import json
@@ -12,9 +12,9 @@ import numpy as np
 
 from benchmarks.checkpoints.random_tensors import random_tensors
 
-NUM_MARKERS = 1024  # ids of the codec's vocabulary behind its codes; the authors' code never draws the last so many
+NUM_MARKERS = 1024  # ids after the codes in the codec's vocabulary, which the authors' code never samples
 TEXT_IDS = 330
-ROOM = 1000  # for more text in front of the special tokens
+ROOM = 1000  # additional text ids before the special tokens
 SPECIAL = {
     "<|endoftext|>": 310,
     "<|im_start|>": 311,
@@ -49,7 +49,7 @@ MERGES = (
     ("Ġ", "w"),
     ("a", "B"),
 )
-# Behind the codes of the codec's vocabulary.
+# Offsets after the codes of the codec's vocabulary.
 MARKERS = {
     "pad_id": 100,
     "bos_id": 101,
@@ -80,7 +80,7 @@ def small_config(
     codebooks: int = 4,
     codes: int = 32,
 ) -> dict[str, Any]:
-    """What config.json says of a small release; where the widths differ, the depth transformer's input is projected."""
+    """Return config.json of a small release; if the widths differ, the depth transformer's input is projected."""
     talker = {
         **backbone(hidden, layers, 32),
         "num_code_groups": codebooks,
@@ -113,8 +113,11 @@ def small_config(
 
 
 def proportioned_config() -> dict[str, Any]:
-    """What config.json says of a release with the proportions of the 0.6B one: a quarter as wide, 4 layers of 28 and 1
-    of the depth transformer's 5; codes, codebooks and heads' width as published. Its text has few ids."""
+    """Return config.json of a release with the proportions of the 0.6B model.
+
+    It is a quarter as wide, with 4 layers of 28 and 1 of the depth transformer's 5. Codes, codebooks and head width are
+    as published. Its text has few ids.
+    """
     config = small_config(hidden=256, depth_hidden=256, layers=4, depth_layers=1, codebooks=16, codes=2048)
     talker = config["talker_config"]
     for part in (talker, talker["code_predictor_config"]):
@@ -161,7 +164,7 @@ def layer_shapes(prefix: str, numbers: Mapping[str, Any]) -> dict[str, tuple[int
 
 
 def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The published tensors by name, but for those of the speaker encoder, of a model with this config.json."""
+    """Return the shapes by published name of a model with this config.json, without those of the speaker encoder."""
     talker = config["talker_config"]
     depth = talker["code_predictor_config"]
     hidden, text, inner = talker["hidden_size"], talker["text_hidden_size"], depth["hidden_size"]
@@ -186,14 +189,17 @@ def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def tensors(config: Mapping[str, Any], seed: int = 1) -> dict[str, np.ndarray]:
-    """Random float32 tensors by published name."""
+    """Return random float32 tensors by published name."""
     return random_tensors(shapes(config), seed)
 
 
 def write_tokenizer(folder: Path, special: Mapping[str, int] = SPECIAL, words: Iterable[str] = ()) -> None:
-    """A byte-level BPE as published: vocab.json and merges.txt, special tokens in tokenizer_config.json.
+    """Write a byte-level BPE as published: vocab.json, merges.txt, and special tokens in tokenizer_config.json.
 
-    words: each of them one token, as it stands behind a space or without one.
+    Args:
+        folder: Existing folder.
+        special: Special tokens with their ids.
+        words: Words to be single tokens, with or without a space before them.
     """
     from tokenizers import models, pre_tokenizers
 
@@ -202,7 +208,7 @@ def write_tokenizer(folder: Path, special: Mapping[str, int] = SPECIAL, words: I
     vocabulary = {token: index for index, token in enumerate(alphabet)}
     for first, second in merges:
         vocabulary[first + second] = len(vocabulary)
-    for unused in range(len(vocabulary), min(special.values())):  # special tokens lie behind all others
+    for unused in range(len(vocabulary), min(special.values())):  # special tokens come last
         vocabulary[f"unused{unused}"] = unused
     models.BPE(vocab=vocabulary, merges=list(merges)).save(str(folder))
     added = {str(token_id): {"content": name, "special": True} for name, token_id in special.items()}
@@ -211,12 +217,12 @@ def write_tokenizer(folder: Path, special: Mapping[str, int] = SPECIAL, words: I
 
 
 def _chain(word: str) -> list[tuple[str, str]]:
-    """The merges that make a word one token, from its first character on."""
+    """Return the merges that make a word one token."""
     return [(word[:end], word[end]) for end in range(1, len(word))]
 
 
 def plain_ids(text: str) -> list[int]:
-    """The ids of ASCII text in which the tokenizer merges nothing."""
+    """Return the ids of ASCII text in which the tokenizer merges nothing."""
     from tokenizers import pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -226,9 +232,13 @@ def plain_ids(text: str) -> list[int]:
 def write_release(
     folder: Path, config: Mapping[str, Any] | None = None, seed: int = 1, words: Iterable[str] = ()
 ) -> Path:
-    """A release as published, but for its codec: weights, their numbers and the tokenizer, all in `folder`.
+    """Write a release as published without its codec: weights, configuration and tokenizer.
 
-    words: tokens of the tokenizer's (`write_tokenizer`).
+    Args:
+        folder: Folder to be made.
+        config: config.json; None for `small_config`.
+        seed: Seed of the weights.
+        words: Single tokens of the tokenizer (`write_tokenizer`).
     """
     from safetensors.numpy import save_file
 

@@ -1,6 +1,6 @@
-"""S3Gen as Chatterbox's authors publish it, with random weights that are heard: narrow, or of published width.
+"""Chatterbox's S3Gen as published, with random weights that give audible output: narrow, or of published width.
 
-Weights are drawn by numpy in the order of their names, so that a reference elsewhere has the same ones.
+Weights are drawn by numpy in the order of their names, so that an external reference has the same ones.
 """
 
 from dataclasses import replace
@@ -38,7 +38,7 @@ WIDE = replace(
 
 
 def tensors(config: S3GenConfig = NARROW, seed: int = 0) -> dict[str, Tensor]:
-    """By published name; of the parts that hear, one each."""
+    """Return the tensors by published name, with one each of the parts for audio input."""
     codec, rng = S3GenCodec(config), np.random.default_rng(seed)
     flow = random_weights(codec.flow, rng)
     vocoder = as_published(random_vocoder(codec.mel2wav, rng), MAGNITUDE, DIRECTION)
@@ -48,12 +48,12 @@ def tensors(config: S3GenConfig = NARROW, seed: int = 0) -> dict[str, Tensor]:
 
 
 def write_s3gen(path: Path, config: S3GenConfig = NARROW, seed: int = 0) -> None:
-    """`s3gen.safetensors`."""
+    """Write `s3gen.safetensors`."""
     save_file(tensors(config, seed), path)
 
 
-def told(seed: int, num_tokens: int, is_odd: bool = False) -> dict[str, Any]:
-    """What `embed_ref` of its authors makes of a recording; of one whose length is odd there is a frame more."""
+def conditions(seed: int, num_tokens: int, is_odd: bool = False) -> dict[str, Any]:
+    """Return the result of the authors' `embed_ref` for a recording; one of odd length has one more frame."""
     rng = np.random.default_rng(seed)
     frames = FRAMES_PER_TOKEN * num_tokens + is_odd
     return {

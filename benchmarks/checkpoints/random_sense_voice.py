@@ -1,4 +1,4 @@
-"""SenseVoice's encoder as VITA-Audio-Plus publishes it, narrow and with random weights, and the files beside them."""
+"""SenseVoice's encoder as published with VITA-Audio-Plus, narrow and with random weights, with its other files."""
 
 from pathlib import Path
 
@@ -43,7 +43,7 @@ frontend_conf:
 
 
 def shapes(hidden: int) -> dict[str, tuple[int, ...]]:
-    """The published tensors by name; the backbone is `hidden` wide."""
+    """Return the shapes by published name; the backbone is `hidden` wide."""
     found: dict[str, tuple[int, ...]] = {f"{TOWER}embed.weight": (16, WIDTH)}
     blocks = [("encoders0.0", WIDTH)]
     blocks += [(f"encoders.{index}", SIZE) for index in range(NUM_BLOCKS - 1)]
@@ -61,7 +61,7 @@ def shapes(hidden: int) -> dict[str, tuple[int, ...]]:
 
 
 def tensors(hidden: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Random float32 tensors by published name, the same on every machine."""
+    """Return random float32 tensors by published name, the same on every machine."""
     random, found = np.random.default_rng(seed), dict[str, np.ndarray]()
     for name, shape in sorted(shapes(hidden).items()):
         noise = random.standard_normal(shape, np.float32)
@@ -73,7 +73,7 @@ def tensors(hidden: int, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def write_numbers(folder: Path) -> Path:
-    """`config.yaml`, and `am.mvn` of random numbers, in a folder that there is."""
+    """Write `config.yaml` and a random `am.mvn` to an existing folder."""
     (folder / "config.yaml").write_text(CONFIG)
     random = np.random.default_rng(1)
     layers = {"<AddShift>": -8 + random.standard_normal(WIDTH), "<Rescale>": 0.2 + 0.02 * random.standard_normal(WIDTH)}

@@ -1,4 +1,4 @@
-"""The codecs that carry a state, with random weights: narrow, or as wide as published."""
+"""Codecs with a state, with random weights: narrow, or as wide as published."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -27,28 +27,28 @@ MUSICGEN = {
 
 
 def encodec_24khz(is_narrow: bool) -> Codec:
-    """facebook/encodec_24khz."""
+    """Return facebook/encodec_24khz."""
     config = EncodecConfig(num_filters=4 if is_narrow else 32)
     return EncodecCodec(loud(EncodecModel(config)))
 
 
 def encodec_32khz(is_narrow: bool) -> Codec:
-    """facebook/encodec_32khz, Musicgen's."""
+    """Return facebook/encodec_32khz, Musicgen's codec."""
     config = EncodecConfig.from_dict(MUSICGEN | {"num_filters": 4 if is_narrow else 64})
     return EncodecCodec(loud(EncodecModel(config)))
 
 
 def mimi(is_narrow: bool) -> Codec:
-    """kyutai/mimi."""
+    """Return kyutai/mimi."""
     narrow = {"num_filters": 4, "num_hidden_layers": 2, "intermediate_size": 64} if is_narrow else {}
     model = loud(MimiModel(MimiConfig.from_dict({"layer_scale_initial_scale": 0.5} | narrow)))
-    # Else it is louder than 1, and so are its rounding errors.
+    # Otherwise samples and rounding errors are larger than those of speech.
     next(model.decoder.layers[-1].parameters()).mul_(0.2)
     return MimiCodec(model)
 
 
 def espnet_dac(is_narrow: bool) -> Codec:
-    """OpusLM's codec."""
+    """Return OpusLM's codec."""
     shape = SeanetShape(ratios=(8, 5, 4, 2), residual_kernel=7, num_residual_layers=3)
     widths = SeanetWidths(base=4 if is_narrow else 32, latent=64 if is_narrow else 512)
     config = EspnetDacConfig(16_000, num_codebooks=8, codebook_size=1024, shape=shape, widths=widths)
@@ -56,12 +56,12 @@ def espnet_dac(is_narrow: bool) -> Codec:
 
 
 def qwen3_12hz(is_narrow: bool) -> Codec:
-    """Qwen3-TTS' codec."""
+    """Return Qwen3-TTS' codec."""
     return make_qwen3_codec("narrow" if is_narrow else "wide")
 
 
 def qwen3_12hz_small(is_narrow: bool) -> Codec:
-    """The same with an eighth of all widths, or as wide as published."""
+    """Return Qwen3-TTS' codec with an eighth of all widths, or as wide as published."""
     return make_qwen3_codec("small" if is_narrow else "wide")
 
 
@@ -76,15 +76,15 @@ STATEFUL: dict[str, Callable[[bool], Codec]] = {
 
 
 def loud(module: Module) -> Module:
-    """The module with random codebooks, which are zero otherwise, for evaluation."""
+    """Fill the codebooks of a module, which are zero initially, and set it to evaluation."""
     for name, buffer in module.named_buffers():
         if name.endswith(("codebook.embed", "quantizer.embed", "embed_sum")):
-            buffer.normal_(0, 0.2)  # many are added up
+            buffer.normal_(0, 0.2)  # many are summed
     return module.eval().requires_grad_(False)
 
 
 def make_stateful(name: str, is_narrow: bool = True, seed: int = 0, device: str = "cpu") -> Codec:
-    """One of STATEFUL, on a device as the loader of a published checkpoint puts it there."""
+    """Return one of STATEFUL on a device, as the loader of a published checkpoint does."""
     torch.manual_seed(seed)
     codec = STATEFUL[name](is_narrow)
     assert isinstance(codec, nn.Module)

@@ -1,4 +1,4 @@
-"""Random tensors by published name, the same on every machine. numpy is all that is needed to draw them."""
+"""Random tensors by published name, the same on every machine; needs only numpy."""
 
 from collections.abc import Mapping
 
@@ -6,8 +6,7 @@ import numpy as np
 
 
 def random_tensors(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
-    """Float32 tensors of a language model, in the order of `shapes`: large enough that the best logit leads by a clear
-    margin."""
+    """Return float32 tensors of a language model, in the order of `shapes`, whose best logit leads clearly."""
     random = np.random.Generator(np.random.PCG64(seed))
     found = {}
     for name, shape in shapes.items():

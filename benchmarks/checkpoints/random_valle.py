@@ -1,9 +1,8 @@
-"""A random checkpoint in the layout in which ESPnet's recipes leave VALL-E: small, the same on every machine.
+"""Random checkpoint in the layout of ESPnet's VALL-E recipes: small, the same on every machine.
 
 valle.pth   config.yaml   tokenizer/   codec/ (ESPnet's DAC)
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import yaml
 from torch import Tensor
 
 from benchmarks.checkpoints.random_espnet import write_codec
-from benchmarks.checkpoints.random_published import write_tokenizer
+from benchmarks.checkpoints.random_published import tokenizer_words, write_tokenizer
 from stretto.convert.command import main
 from stretto.families.valle.convert import (
     EMBEDDINGS,
@@ -29,18 +28,18 @@ from stretto.families.valle.family import SOS_EOS, ValleVocabulary
 NUMBERS: dict[str, Any] = {"att_unit": 64, "head": 2, "ar_layer": 2, "nar_layer": 2, "n_ctx": 256, "qk_norm": False}
 # 256 special tokens, eight codebooks of 12 codes, 60 ids of text; a voice of 6 frames.
 KNOWN = ValleVocabulary(412, (352, 412), 256, 8, 12, voice_frames=6, max_model_len=256)
-ENDING = 1.3  # how much more the end says than other ids, so that some replies end by themselves
+ENDING = 1.3  # factor of the logit of the end, so that some replies end by themselves
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
-    """All tensors by published name."""
+    """Return the shapes of all tensors by published name."""
     first = {name: part.stored for name, part in first_half(NUMBERS, KNOWN, {}).items()}
     second = {name: part.stored for name, part in second_half(second_shape(NUMBERS, KNOWN), KNOWN).items()}
     return first | folded_shapes(NUMBERS) | {name: second[name] for name in second if name.startswith(SECOND)}
 
 
 def tensors(seed: int = 1) -> dict[str, Tensor]:
-    """As a training leaves them: the table and the head over it are one."""
+    """Return the tensors as training leaves them, with one tensor for the table and the head."""
     random = np.random.Generator(np.random.PCG64(seed))
     made = {name: random.standard_normal(shape) for name, shape in shapes().items() if name != HEAD}
     for name, noise in made.items():
@@ -54,21 +53,18 @@ def tensors(seed: int = 1) -> dict[str, Tensor]:
 
 
 def token_list(tokenizer: Path) -> list[str]:
-    """The names of all ids, as ESPnet makes them (espnet2/speechlm/definitions.py), the tokenizer's last."""
+    """Return the names of all ids as ESPnet makes them (espnet2/speechlm/definitions.py), the tokenizer's last."""
     named = {0: "<pad>", 1: "<unk>", 2: "<blank>", 3: "<space>", SOS_EOS: "<sos/eos>"}
     named |= {KNOWN.codec_marker: "<codec_start/end>", KNOWN.text_marker: "<text_bpe_start/end>"}
     named |= {KNOWN.voice_marker: "<spk_start/end>", KNOWN.task: "<bpe_tts_task>"}
     names = [named.get(token_id, f"<unused_token_{token_id}>") for token_id in range(KNOWN.codec)]
     for codebook in range(KNOWN.num_codebooks):
         names += [f"<codec_layer{codebook}_code{code}>" for code in range(KNOWN.codebook_size)]
-    record = json.loads((tokenizer / "tokenizer.json").read_text())
-    words = record["model"]["vocab"] | {token["content"]: token["id"] for token in record["added_tokens"]}
-    names += sorted(words, key=lambda word: words[word])
-    return names + [f"<unused_text_bpe_{token_id}>" for token_id in range(len(names), KNOWN.vocab_size)]
+    return names + tokenizer_words(tokenizer, len(names), KNOWN.vocab_size)
 
 
 def config(tokenizer: Path) -> dict[str, Any]:
-    """Of config.yaml, what says anything of the model."""
+    """Return the entries of config.yaml that describe the model."""
     codes = [KNOWN.codec, KNOWN.codec + KNOWN.num_codebooks * KNOWN.codebook_size]
     return {
         "token_list": token_list(tokenizer),
@@ -84,7 +80,7 @@ def config(tokenizer: Path) -> dict[str, Any]:
 
 
 def write_release(folder: Path, seed: int = 1) -> Path:
-    """A release as a recipe leaves it, in `folder`."""
+    """Write a release, as a recipe leaves it, to `folder`."""
     folder.mkdir(parents=True)
     tokenizer = write_tokenizer(folder / "tokenizer", len(range(*KNOWN.text)))
     write_codec(folder / "codec", KNOWN.codebook_size, seed)
@@ -95,12 +91,12 @@ def write_release(folder: Path, seed: int = 1) -> Path:
 
 
 def command(release: Path, out: Path) -> list[str]:
-    """The converter's command line."""
+    """Return the converter's command line."""
     words = ["valle", "--model", str(release / "valle.pth"), "--config", str(release / "config.yaml")]
     return [*words, "--tokenizer", str(release / "tokenizer"), "--codec", str(release / "codec"), "--out", str(out)]
 
 
 def convert(folder: Path) -> Path:
-    """The small release, and what the converter makes of it."""
+    """Write the small release and convert it; return the checkpoint."""
     assert main(command(write_release(folder / "release"), folder / "checkpoint")) == 0
     return folder / "checkpoint"

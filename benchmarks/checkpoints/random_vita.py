@@ -1,8 +1,7 @@
-"""Random weights of VITA-Audio in the layout in which it is published, the same on every machine: small, for tests.
+"""Random weights of VITA-Audio in the published layout, the same on every machine, small.
 
-The main model's decoder layers come first in `model.layers`, those of the modules behind them; the rest of the modules
-lies beside the model, on the wrapper that has the head. `random_tensors.py` and numpy are all that is needed to draw
-them.
+`model.layers` holds the main model's decoder layers, then those of the modules. The other tensors of the modules belong
+to the wrapper around the model, which has the head. The weights need only `random_tensors.py` and numpy.
 """
 
 import json
@@ -15,7 +14,7 @@ from benchmarks.checkpoints.random_tensors import random_tensors
 
 MAIN_LAYERS, MODULES = 2, 10
 
-# What config.json says of a small release: as many modules as the published one has, two main layers of 28.
+# config.json of a small release: as many modules as published, two main layers of 28.
 SMALL: dict[str, Any] = {
     "architectures": ["Qwen2MTPForCausalLM"],
     "model_type": "qwen2_mtp",
@@ -34,7 +33,7 @@ SMALL: dict[str, Any] = {
     "vocab_size": 384,
     "torch_dtype": "float32",
 }
-# The same of a release that hears through SenseVoice.
+# config.json of a release with SenseVoice as its audio encoder.
 PLUS = SMALL | {"architectures": ["Qwen2MTPSenseVoiceForCausalLM"], "model_type": "qwen2_mtp_sensevoice"}
 NUM_CODES = 64
 SPECIAL = (
@@ -53,7 +52,7 @@ GENERATION = {
 
 
 def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The published tensors by name, of a model with this config.json."""
+    """Return the shapes by published name of a model with this config.json."""
     hidden, inner, vocab = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
     width = hidden // config["num_attention_heads"]
     keys = config["num_key_value_heads"] * width
@@ -75,15 +74,12 @@ def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def tensors(config: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
-    """Random float32 tensors by published name.
-
-    Those of the language model alone: what a release hears with is in `random_sense_voice.py`.
-    """
+    """Return the language model's tensors by published name; the encoder's are in `random_sense_voice.py`."""
     return random_tensors(shapes(config), seed)
 
 
 def write_release(folder: Path, config: dict[str, Any] | None = None, seed: int = 1) -> Path:
-    """A release as published: weights, their numbers, the tokenizer with its markers and codes, all in `folder`."""
+    """Write a release as published: weights, configuration, and the tokenizer with its markers and codes."""
     from safetensors.numpy import save_file
     from tokenizers import AddedToken, Tokenizer
 

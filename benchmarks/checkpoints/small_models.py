@@ -1,9 +1,9 @@
-"""The published families in small, for benchmarks and for a try: random releases, put through the converter.
+"""Small versions of the published families, for benchmarks and for trying them: random releases, converted.
 
-What costs time beside the backbone is as published: vocabulary, streams, delays, strides of the codec, chunks. The
-backbone has four layers of 256, codec and audio tower few channels. Of Qwen3-TTS the depth transformer is as wide, and
-the codec an eighth as wide as published; its text, which is only looked up, has few ids. Likewise Qwen3-Omni's talker,
-whose experts are as many as published. Higgs Audio's text has few ids, too.
+Everything that costs time apart from the backbone is as published: vocabulary, streams, delays, strides of the codec,
+chunks. The backbone has four layers of 256; codec and audio tower have few channels. Qwen3-TTS' depth transformer is as
+wide as its backbone, its codec an eighth as wide as published, and its text, which is only looked up, has few ids. The
+same holds for Qwen3-Omni's talker, which has as many experts as published. Higgs Audio's text has few ids, too.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from benchmarks.checkpoints import (
 )
 from benchmarks.checkpoints.random_espnet import write_codec
 from benchmarks.checkpoints.random_published import Published, Size
-from benchmarks.speech_load import ANIMALS, CITIES, texts
+from benchmarks.loads import ANIMALS, CITIES, texts
 from stretto.convert import command as convert_checkpoint
 from stretto.families.bagpiper.family import BagpiperVocabulary
 from stretto.families.opuslm.family import OpusVocabulary
@@ -35,10 +35,16 @@ SIZE = Size(hidden=256, layers=4)
 
 @dataclass(frozen=True)
 class SmallModel:
-    """One of the converter's families, and what a benchmark asks it: the tasks to speak and to listen, where it can.
+    """A family of the converter, and the requests of a benchmark.
 
-    has_text: whether it writes before it speaks. guidance_scale: the authors' own, None where they guide nothing.
-    options: of every request to speak. tail_rows: behind a reply's last frame, of those that a limit counts.
+    Attributes:
+        family: Name for the converter.
+        speak: Task that generates speech.
+        listen: Task with audio input, or None.
+        has_text: True if the model generates text before speech.
+        guidance_scale: The authors' scale, or None without guidance.
+        options: Options of every request for speech.
+        tail_rows: Rows after a reply's last frame that count towards a limit.
     """
 
     family: str
@@ -63,7 +69,7 @@ SMALL_MODELS = {
 def write_release(
     family: str, folder: Path, vocabulary: BagpiperVocabulary | OpusVocabulary | None = None, size: Size = SIZE
 ) -> tuple[Published, Path]:
-    """A random release and the directory of its codec; the dialogue model goes over Llama, as the published one."""
+    """Write a random release; return its files and its codec directory. The dialogue model uses Llama, as published."""
     if family == "bagpiper":
         assert not isinstance(vocabulary, OpusVocabulary)
         published = random_published.write_bagpiper(folder, vocabulary or BagpiperVocabulary(), size=size)
@@ -80,7 +86,7 @@ def write_release(
 def write_checkpoint(
     family: str, out: Path, vocabulary: BagpiperVocabulary | OpusVocabulary | None = None, size: Size = SIZE
 ) -> Path:
-    """What the converter makes of a random release: a directory that the server loads. Its account goes to stderr."""
+    """Write a random release and convert it to a directory for the server. The converter's output goes to stderr."""
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         if family in WRITERS:
             words = WRITERS[family](Path(folder))
@@ -96,7 +102,7 @@ def write_checkpoint(
 
 
 def _write_qwen3_tts(folder: Path) -> list[str | Path]:
-    """Of Qwen3-TTS there is one small release, to which a word is a token; what the converter is told of it."""
+    """Write a release of Qwen3-TTS with one token per word; return the converter's arguments."""
     lines = " ".join(itertools.islice(texts(), len(CITIES) * len(ANIMALS)))
     words = {word.replace(" ", "Ġ") for word in re.findall(" ?[a-zA-Z]+", lines)}
     config = random_qwen3_tts.proportioned_config()
@@ -107,13 +113,13 @@ def _write_qwen3_tts(folder: Path) -> list[str | Path]:
 
 
 def _write_higgs_audio(folder: Path) -> list[str | Path]:
-    """Of Higgs Audio as many codebooks and codes as published."""
+    """Write a release of Higgs Audio with the published codebooks and codes; return the converter's arguments."""
     model = random_higgs_audio.make_model(width=SIZE.hidden, layers=SIZE.layers, max_rows=1024)
     return [*random_higgs_audio.write_release(folder / "release", model).command[1:]]
 
 
 def _write_talker(folder: Path) -> list[str | Path]:
-    """Of Qwen3-Omni all that the talker needs, and code2wav."""
+    """Write the parts of a Qwen3-Omni release for the talker and code2wav; return the converter's arguments."""
     release = random_qwen3_omni.write_release(folder, random_qwen3_omni.proportioned_config())
     files = "--model", release / "model.safetensors.index.json", "--config", release / "config.json"
     return [*files, "--tokenizer", release]
@@ -128,12 +134,12 @@ WRITERS: dict[str, Callable[[Path], list[str | Path]]] = {
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Write one."""
+    """Write one model."""
     write_checkpoint(SMALL_MODELS[arguments.model].family, arguments.out)
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=SMALL_MODELS)
     parser.add_argument("out", type=Path, help="directory to create")

@@ -1,1 +1,1 @@
-"""What a host with a GPU is asked at first contact: jobs, each in a process of its own (`jobs.py` lists them)."""
+"""Checks and measurements on a host with a GPU: jobs, each in its own process (`jobs.py` lists them)."""

@@ -1,11 +1,12 @@
 """Checks and measures the engine and the decoder on a host with a GPU, in one call of ten minutes.
 
     python -m benchmarks.gpu --out DIR             # on the GPU
-    python -m benchmarks.gpu --out DIR --dry-run   # every job on the CPU, tiny: walks the paths, measures nothing
+    python -m benchmarks.gpu --out DIR --dry-run   # every job on the CPU, tiny: runs all code paths, measures nothing
 
-Jobs (`jobs.py`) run one after another, each in a process of its own, the most informative first; one that fails, faults
-or hangs ends alone. DIR/all.jsonl has a line for each figure and for what became of each job, DIR/logs.txt all that was
-printed, both written as they come. The last lines on standard output are a table of the jobs.
+Jobs (`jobs.py`) run one after another, each in its own process, the most informative first. One that fails, crashes or
+hangs does not end the others. DIR/all.jsonl has a line for each figure and for the outcome of each job; DIR/logs.txt
+has everything that was printed. Both are written immediately. The last lines of standard output are a table of the
+jobs.
 """
 
 import argparse
@@ -21,24 +22,26 @@ from pathlib import Path
 
 from benchmarks.gpu.children import Children, enter_job, summary, table
 from benchmarks.gpu.jobs import JOBS, Job, Setup
-from benchmarks.results_file import know_this_host
+from benchmarks.harness import know_this_host
 from stretto.engine.environment import is_cpu_build, prepare_environment
 
-# Nothing leaves the host, and none of its interfaces need have an address. To ask NVML for devices leaves CUDA alone.
+# All traffic stays on the host, whose interfaces may have no address. NVML lists devices without initialising CUDA.
 ENVIRONMENT = {
     "GLOO_SOCKET_IFNAME": "lo",
     "NCCL_SOCKET_IFNAME": "lo",
     "VLLM_HOST_IP": "127.0.0.1",
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
 }
-# Imported once, before the jobs fork; what touches CUDA in an import may not be here (`can_fork`).
+# Imported once, before the jobs fork. Modules that initialise CUDA on import must not be listed (`can_fork`).
 PRELOADED = ("torch", "vllm", "vllm.engine.arg_utils", "vllm.v1.engine.core", "stretto.engine.launch")
 PRELOADED_ON_THE_CPU = ("vllm.v1.worker.cpu_worker", "vllm.v1.worker.gpu.model_runner", "benchmarks.gpu.speed")
 
 
 def preload(is_small: bool) -> None:
-    """Import what the jobs need, and keep the garbage collector of every child away from it. In a dry run vLLM's
-    plugins, too, which each engine would load and install in its own process."""
+    """Import the modules that jobs need, and exclude their objects from garbage collection in all children.
+
+    A dry run also loads vLLM's plugins, which otherwise each engine would load in its own process.
+    """
     for module in (*PRELOADED, *(PRELOADED_ON_THE_CPU if is_small else ())):
         importlib.import_module(module)
     if is_small:
@@ -48,7 +51,7 @@ def preload(is_small: bool) -> None:
 
 
 def can_fork() -> bool:
-    """Whether a forked child can use CUDA, which it cannot once this process has."""
+    """Return True if a forked child can use CUDA, which is impossible after this process has used it."""
 
     def touch() -> None:
         import torch
@@ -64,9 +67,9 @@ def can_fork() -> bool:
 def parse(
     line: Iterable[str] | None = None, jobs: Mapping[str, Job] = JOBS, description: str | None = __doc__
 ) -> argparse.Namespace:
-    """The command line of a call that runs `jobs`."""
+    """Parse the command line of a call that runs `jobs`."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("gpu_check"), help="where the two files go")
+    parser.add_argument("--out", type=Path, default=Path("gpu_check"), help="folder of the two files")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--dry-run", dest="device", action="store_const", const="cpu", help="the same as --device cpu")
     parser.add_argument("--jobs", nargs="+", choices=list(jobs), default=list(jobs))
@@ -76,7 +79,7 @@ def parse(
 
 
 def main(arguments: argparse.Namespace, jobs: Mapping[str, Job] = JOBS) -> int:
-    """The exit status: 0 when every one of the chosen `jobs` passed."""
+    """Run the chosen jobs; return 0 if all passed."""
     os.environ.update(ENVIRONMENT)
     prepare_environment()
     setup = Setup(arguments.device, arguments.out.resolve())
@@ -84,18 +87,18 @@ def main(arguments: argparse.Namespace, jobs: Mapping[str, Job] = JOBS) -> int:
         name, job, limit_s = arguments.one
         enter_job(name, Job(**json.loads(job)), setup, float(limit_s))
     if not setup.is_small and is_cpu_build():
-        raise SystemExit("gpu_check: this vLLM is built for the CPU; --dry-run walks the same paths there")
+        raise SystemExit("gpu_check: this vLLM is built for the CPU; --dry-run runs the same code there")
     setup.out.mkdir(parents=True, exist_ok=True)
     know_this_host()
     preload(setup.is_small)
     children = Children(setup, is_cold=not setup.is_small and not can_fork())
     chosen = {name: jobs[name] for name in arguments.jobs}
-    if setup.is_small:  # how long a job takes on a GPU says nothing of this host
+    if setup.is_small:  # the time limits are for a GPU
         chosen = {name: replace(job, limit_s=arguments.limit_s) for name, job in chosen.items()}
     outcomes = children.run_all(chosen, arguments.limit_s)
     print(table(outcomes))
     print(json.dumps(summary(outcomes)), flush=True)
-    gc.unfreeze()  # or Triton's bindings report it as leaked behind the last line
+    gc.unfreeze()  # or Triton's bindings report leaks after the last line
     gc.collect()
     return int(any(outcome.status != "passed" for outcome in outcomes))
 

@@ -1,7 +1,7 @@
-"""A codec of blocks on the device, wide as published: how fast each block of an utterance comes, through the decoder.
+"""A codec that decodes in blocks, as wide as published: speed of each block of an utterance through the decoder.
 
-`rtf` is the time from the chunk that completes a block to the last listener's samples, over the seconds of the block:
-above 1 a player runs dry. Utterances speak at once, their blocks in the same batch.
+`rtf` is the time from the chunk that completes a block to the last client's samples, divided by the duration of the
+block; above 1 a player underruns. Utterances run together, their blocks in the same batch.
 """
 
 import statistics
@@ -29,7 +29,7 @@ BATCHES, NUM_BLOCKS, ROUNDS = (1, 8), 4, 3
 
 
 def run(setup: Setup) -> Iterator[dict[str, Any]]:
-    """A line for each block, without graphs and with them, for each number of utterances."""
+    """Yield a line for each block and number of utterances, without graphs and with them."""
     batches, num_blocks, rounds = ((1,), 2, 1) if setup.is_small else (BATCHES, NUM_BLOCKS, ROUNDS)
     with tempfile.TemporaryDirectory() as folder:
         codec = load(write_glm4_voice(Path(folder) / "codec", is_narrow=setup.is_small), setup.device)
@@ -51,7 +51,7 @@ def run(setup: Setup) -> Iterator[dict[str, Any]]:
 
 
 def block_sizes(codec: Glm4VoiceCodec, number: int) -> list[int]:
-    """Tokens of the first blocks of an utterance."""
+    """Return the numbers of tokens of the first blocks of an utterance."""
     borders = [0]
     for _ in range(number):
         borders.append(borders[-1] + codec.blocks.size_after(borders[-1]))
@@ -59,7 +59,7 @@ def block_sizes(codec: Glm4VoiceCodec, number: int) -> list[int]:
 
 
 def speak(worker: DecoderWorker, codec: Glm4VoiceCodec, batch: int, sizes: list[int]) -> list[float]:
-    """Seconds that each block took, of `batch` utterances that speak together; what is held back follows the last."""
+    """Return the seconds of each block of `batch` utterances together; then end them to decode retained tokens."""
     random, times = np.random.default_rng(0), list[float]()
     for index, size in enumerate(sizes):
         codes = random.integers(0, codec.spec.codebook_size, (batch, 1, size))

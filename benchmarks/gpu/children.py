@@ -1,4 +1,4 @@
-"""Jobs one after another, each in a forked process group: a fault or a hang ends one job and nothing else."""
+"""Jobs one after another, each in a forked process group, so that a crash or a hang ends only one job."""
 
 import faulthandler
 import json
@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.gpu.jobs import Job, Setup, append, run_job
 
-# As CUDA words it; a launch is then asynchronous no more, and the stack is that of the guilty call.
+# CUDA's messages. With blocking launches, the stack is that of the failing call.
 ILLEGAL_ACCESS = (b"illegal memory access", b"CUDA_ERROR_ILLEGAL_ADDRESS")
 BLOCKING = {"CUDA_LAUNCH_BLOCKING": "1"}
 FAILED = 1
@@ -22,7 +22,7 @@ FAILED = 1
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job."""
+    """Outcome of a job."""
 
     job: str
     status: str
@@ -32,13 +32,13 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Children:
-    """Runs jobs. is_cold: every one in a fresh interpreter, since what is imported here cannot be used in a fork."""
+    """Runs jobs. is_cold: each runs in a new interpreter, because a fork of this process cannot use CUDA."""
 
     setup: Setup
     is_cold: bool = False
 
     def run_all(self, jobs: Mapping[str, Job], limit_s: float) -> list[Outcome]:
-        """All jobs within `limit_s` seconds; a job may use what those before it have left of their limits."""
+        """Run all jobs within `limit_s` seconds; a job may use time that earlier jobs left of their limits."""
         begun = time.monotonic()
         planned, outcomes = begun, list[Outcome]()
         for name, job in jobs.items():
@@ -46,24 +46,24 @@ class Children:
             now = time.monotonic()
             left = min(max(job.limit_s, planned - now), begun + limit_s - now)
             outcomes += self._run(name, job, left) if left >= 1 else [Outcome(name, "not run")]
-            self._tell(outcomes[-1])
+            self._report(outcomes[-1])
         return outcomes
 
     def _run(self, name: str, job: Job, limit_s: float) -> list[Outcome]:
-        """A job and, where it met an illegal access, the same once more with each launch waited for."""
+        """Run a job; after an illegal memory access, run it again with synchronous launches."""
         since = self.setup.logs.stat().st_size if self.setup.logs.exists() else 0
         first = self._attempt(name, job, limit_s)
         if first.status == "passed" or not self._has_faulted(since):
             return [first]
-        self._tell(first)
+        self._report(first)
         again = replace(job, environment={**job.environment, **BLOCKING})
         return [first, self._attempt(f"{name} (blocking)", again, limit_s)]
 
     def _has_faulted(self, since: int) -> bool:
         with self.setup.logs.open("rb") as file:
             file.seek(since)
-            said = file.read()
-        return any(words in said for words in ILLEGAL_ACCESS)
+            output = file.read()
+        return any(words in output for words in ILLEGAL_ACCESS)
 
     def _attempt(self, name: str, job: Job, limit_s: float) -> Outcome:
         before, begun = self._num_lines(), time.monotonic()
@@ -79,12 +79,12 @@ class Children:
     def _num_lines(self) -> int:
         return self.setup.results.read_bytes().count(b"\n") if self.setup.results.exists() else 0
 
-    def _tell(self, outcome: Outcome) -> None:
+    def _report(self, outcome: Outcome) -> None:
         append(self.setup, asdict(outcome))
         print(f"{outcome.job}: {outcome.status}, {outcome.seconds} s", flush=True)
 
     def _enter(self, name: str, job: Job, limit_s: float) -> None:
-        """In the child: a group of its own, the log for all that is printed, then the job."""
+        """Run in the child: create a process group, redirect output to the log, and run the job."""
         os.setsid()
         log = self.setup.logs.open("a", buffering=1)
         os.dup2(log.fileno(), 1)
@@ -100,8 +100,8 @@ class Children:
 
 
 def enter_job(name: str, job: Job, setup: Setup, limit_s: float) -> None:
-    """Run a job in this process, which ends with it; a crash and a hang leave every thread's stack in the log."""
-    faulthandler.disable()  # a library may have put a handler of its own in the place of one that was enabled before
+    """Run a job in this process, which ends with it; after a crash or a hang, the log has the stacks of all threads."""
+    faulthandler.disable()  # a library may have replaced an earlier handler
     faulthandler.enable()
     faulthandler.dump_traceback_later(0.95 * limit_s)
     is_right = run_job(name, job, setup)
@@ -118,9 +118,9 @@ def _status(child: ForkProcess) -> str:
 
 
 def _end_group(child: ForkProcess) -> None:
-    """End a child and whatever it has left: engine and worker processes are in its group."""
+    """Kill a child and its process group, which includes engine and worker processes."""
     assert child.pid is not None
-    for end in (os.killpg, os.kill):  # the child itself, too, where it has not come so far as to have a group
+    for end in (os.killpg, os.kill):  # also the child itself, which may not have created its group yet
         try:
             end(child.pid, signal.SIGKILL)
         except ProcessLookupError:
@@ -129,12 +129,12 @@ def _end_group(child: ForkProcess) -> None:
 
 
 def table(outcomes: list[Outcome]) -> str:
-    """What became of all jobs, to be read by people."""
+    """Return the outcomes as a table."""
     width = max(len(outcome.job) for outcome in outcomes)
     rows = [f"{each.job:{width}}  {each.status:9}  {each.seconds:6.1f} s  {each.lines:3} lines" for each in outcomes]
     return "\n".join(rows)
 
 
 def summary(outcomes: list[Outcome]) -> dict[str, Any]:
-    """The same on one line."""
+    """Return the outcomes as one record."""
     return {outcome.job: outcome.status for outcome in outcomes}

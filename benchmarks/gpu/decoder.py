@@ -1,4 +1,4 @@
-"""One codec on the device: exact, with graphs and without; how exact in narrow types; how many streams it follows."""
+"""One codec on the device: exactness with and without graphs, error of narrow types, and real-time streams."""
 
 import logging
 import statistics
@@ -22,14 +22,14 @@ from stretto.records.event import Event
 from stretto.streams.layout import Segment
 
 CHUNKS = (2, 5, 25)
-EXACT, ALIKE = 1e-5, 1e-3  # streamed against one-shot on the device; the device against the CPU
+EXACT, ALIKE = 1e-5, 1e-3  # streamed against one decode on the device; device against CPU
 BATCHES = (1, 16, 64)
-FRAMES = 25  # of a window
+FRAMES = 25  # frames of a window
 PATIENCE_S = 120.0
 
 
 class Listener:
-    """Keeps the samples of one utterance."""
+    """Collects the samples of one utterance."""
 
     def __init__(self) -> None:
         self.parts: list[np.ndarray] = []
@@ -49,30 +49,30 @@ class Listener:
         return False
 
     def pcm(self) -> np.ndarray:
-        """All samples [n]; waits for the last."""
+        """Return all samples [n], after waiting for the last."""
         if not self.over.wait(PATIENCE_S):
-            raise TimeoutError(f"an utterance has no end after {PATIENCE_S:.0f} s")
+            raise TimeoutError(f"an utterance has not ended after {PATIENCE_S:.0f} s")
         if self.error is not None:
             raise self.error
         return np.concatenate(self.parts)
 
 
 class CaptureErrors(logging.Handler):
-    """What the decoder's log says of shapes that could not be captured."""
+    """Collects the decoder's log messages about shapes that could not be captured."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.errors: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep the error's own words."""
+        """Store the error's message."""
         error = record.exc_info[1] if record.exc_info else None
         self.errors.append(f"{record.getMessage()}: {type(error).__name__}: {error}"[:500])
 
 
 @contextmanager
 def capture_errors() -> Iterator[list[str]]:
-    """Those of the decoders that run meanwhile."""
+    """Yield the capture errors of decoders that run in the block."""
     handler, logger = CaptureErrors(), logging.getLogger("stretto.decoder.launching")
     logger.addHandler(handler)
     try:
@@ -82,7 +82,7 @@ def capture_errors() -> Iterator[list[str]]:
 
 
 def streamed(codec: Codec, config: DecoderConfig, codes: np.ndarray, size: int) -> np.ndarray:
-    """Pcm [B, n] of codes [B, K, T] that come in chunks of `size`, those of all utterances by turns."""
+    """Return samples [B, n] of codes [B, K, T] sent in chunks of `size`, one utterance after another."""
     worker, listeners = DecoderWorker(codec, config), [Listener() for _ in codes]
     starts = range(0, codes.shape[2], size)
     for index, start in enumerate(starts):
@@ -96,14 +96,14 @@ def streamed(codec: Codec, config: DecoderConfig, codes: np.ndarray, size: int) 
 
 
 def at_once(codec: Codec, codes: np.ndarray) -> np.ndarray:
-    """Pcm [B, n] of codes [B, K, T], each utterance as one window."""
+    """Return samples [B, n] of codes [B, K, T], each utterance decoded as one window."""
     batch = len(codes)
     window = Window(torch.from_numpy(codes), 0, 0, torch.zeros(batch, dtype=torch.int64), codec.initial_state(batch))
     return codec.decode(window)[0].float().cpu().numpy()
 
 
 def run(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
-    """A line for graphs off and on, then for each batch size, then for each narrow type."""
+    """Yield a line without graphs and with them, then for each batch size, then for each narrow type."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     parts = (_exactness, _speed, _narrow)
     for part in parts:
@@ -127,7 +127,7 @@ def _exactness(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
             with capture_errors() as errors:
                 parts = [streamed(codec, config, codes, size) for size in (CHUNKS[1:2] if setup.is_small else CHUNKS)]
             seams = max(float(np.abs(pcm - whole).max()) for pcm in parts)
-        except torch.AcceleratorError:  # nothing on this device can be trusted any more
+        except torch.AcceleratorError:  # the device is unusable after this
             raise
         except Exception as error:
             yield {"graphs": graphs, "capture_errors": errors, **failure(error)}
@@ -137,7 +137,7 @@ def _exactness(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
 
 
 def _speed(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
-    """How many real-time streams the decoder follows at each batch size, wide as published."""
+    """Measure how many real-time streams the decoder serves at each batch size, as wide as published."""
     batches, rounds = ((2,), 1) if setup.is_small else (BATCHES, 5)
     codec = make_codec(name, setup.device, setup.is_small)
     config = DecoderConfig(device=setup.device, max_batch=batches[-1], max_utterances=1024)
@@ -157,7 +157,7 @@ def _speed(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
 
 
 def _narrow(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
-    """The error of narrow types, relative to the root mean square of the exact samples."""
+    """Measure the error of narrow types, relative to the root mean square of the exact samples."""
     codec = make_codec(name, setup.device, is_narrow=True)
     codes = _codes(codec, 2, 50)
     exact = streamed(codec, DecoderConfig(device=setup.device), codes, 25)

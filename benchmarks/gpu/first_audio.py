@@ -1,8 +1,8 @@
-"""How soon audio begins, against the floor that the steps themselves set, and how much of it a second brings.
+"""Time to the first audio, against the lower bound given by the steps themselves, and audio generated per second.
 
 `ttfp_floor` is prefill + (longest delay + first chunk + right context of the codec) x median step + one decode of the
-first chunk. `ttfp` is measured at the engine, from the queue to the last row of a reply's first chunk, and the same
-decode is added to it; `prefill` lasts until every reply has its first row. Replies start together.
+first chunk. `ttfp` is measured at the engine, from the queue to the last row of a reply's first chunk, plus the same
+decode. `prefill` lasts until every reply has its first row. Replies start together.
 """
 
 import statistics
@@ -19,7 +19,7 @@ import torch
 from benchmarks.checkpoints import random_codecs as random_weights
 from benchmarks.checkpoints import random_espnet
 from benchmarks.checkpoints.random_qwen3_codec import write_qwen3_codec
-from benchmarks.stepped_engine import SteppedEngine
+from benchmarks.engines import SteppedEngine
 from stretto.codecs.base import Codec, Window
 from stretto.codecs.registry import load_codec
 from stretto.families.base import Family
@@ -27,7 +27,7 @@ from stretto.families.base import Family
 
 @dataclass(frozen=True)
 class Burst:
-    """Replies from their start together to their end, in seconds. ttfp_s: the median over the replies."""
+    """Times in seconds of replies that start together. ttfp_s: median over the replies."""
 
     prefill_s: float
     ttfp_s: float
@@ -36,18 +36,18 @@ class Burst:
 
 
 def first_rows(family: Family, codec: Codec) -> int:
-    """Rows of a reply of audio until its first chunk can be decoded."""
+    """Return the rows of an audio reply until its first chunk can be decoded."""
     return max(family.layout.delays) + family.first_chunk_frames + codec.spec.right_frames
 
 
 def audio_s(family: Family, num_rows: int) -> float:
-    """Seconds of audio in a reply of `num_rows` rows of audio."""
+    """Return the seconds of audio in a reply of `num_rows` rows of audio."""
     incomplete = family.tail.num_closing_rows(family.layout.max_delay)
     return (num_rows - incomplete) / family.frame_rate
 
 
 def time_burst(engine: SteppedEngine, request_ids: list[str], num_rows: int, first: int, num_streams: int) -> Burst:
-    """Step `engine` to the end of all replies; a full step decodes `num_rows` rows, a first chunk is of `first`."""
+    """Step `engine` until all replies have ended. Full steps decode `num_rows` rows; a first chunk has `first` rows."""
     core, scheduler = engine.core, engine.scheduler
     rows, reached = dict.fromkeys(request_ids, 0.0), dict[str, float]()
     prefill_s, step_s, begun = 0.0, [], time.perf_counter()
@@ -70,7 +70,7 @@ def time_burst(engine: SteppedEngine, request_ids: list[str], num_rows: int, fir
 
 
 def figures(bursts: list[Burst], family: Family, codec: Codec, number: int, num_rows: int) -> dict[str, float]:
-    """Medians over bursts of `number` replies of `num_rows` rows each."""
+    """Return medians over bursts of `number` replies of `num_rows` rows each."""
 
     def median(figure: Callable[[Burst], float]) -> float:
         return statistics.median(map(figure, bursts))
@@ -92,8 +92,11 @@ def figures(bursts: list[Burst], family: Family, codec: Codec, number: int, num_
 
 
 def make_codec(family: Family, device: str, is_small: bool) -> Codec:
-    """The family's codec with random weights: X-codec and Qwen3-TTS' wide as published, ESPnet's in few channels (the
-    width of the published one is in its own release)."""
+    """Return the family's codec with random weights.
+
+    X-codec and Qwen3-TTS' codec are as wide as published. ESPnet's is narrow, because its published width is known only
+    from the release.
+    """
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder) / "codec"
         if family.codec == "xcodec":
@@ -106,7 +109,7 @@ def make_codec(family: Family, device: str, is_small: bool) -> Codec:
 
 
 def time_decode(codec: Codec, number: int, num_frames: int) -> float:
-    """Seconds of one decode of the first chunks of `number` utterances, the median of five after two to warm up."""
+    """Return the seconds of one decode of the first chunks of `number` utterances: median of five after two more."""
     spec = codec.spec
     shape = (number, spec.num_codebooks, num_frames)
     codes = torch.from_numpy(np.random.default_rng(0).integers(0, spec.codebook_size, shape))

@@ -1,4 +1,4 @@
-"""What the host is: versions, what compiles, what the other jobs and the Triton server need of it."""
+"""Properties of the host: versions, compilers, and requirements of the other jobs and of the Triton server."""
 
 import importlib.util
 import multiprocessing
@@ -19,9 +19,9 @@ SHARED, WORD = 1 << 20, b"shared"
 
 
 def run(setup: Setup) -> Iterator[dict[str, Any]]:
-    """A line for each thing asked; one that cannot be told does not hide the others."""
-    questions: tuple[Callable[[Setup], dict[str, Any]], ...] = (_share_memory, _look, _server_parts, _rms_norm)
-    for question in questions:  # the first one forks, which must be before CUDA is used
+    """Yield a line for each check; one that fails does not prevent the others."""
+    questions: tuple[Callable[[Setup], dict[str, Any]], ...] = (_share_memory, _software, _server_parts, _rms_norm)
+    for question in questions:  # the first one forks, which must happen before CUDA is used
         try:
             figures = question(setup)
         except Exception as error:
@@ -29,19 +29,19 @@ def run(setup: Setup) -> Iterator[dict[str, Any]]:
         yield {"what": question.__name__.strip("_"), **figures}
 
 
-def _look(setup: Setup) -> dict[str, Any]:
-    """Hardware, versions, and whether vLLM finds the plugin."""
+def _software(setup: Setup) -> dict[str, Any]:
+    """Check hardware, versions, and that vLLM finds the plugin."""
     import torch
     from vllm.platforms import current_platform
     from vllm.triton_utils import HAS_TRITON
 
     plugins = entry_points(group="vllm.general_plugins").names
-    has_tests = importlib.util.find_spec("tests.reference.module_lm") is not None  # not another package of that name
+    has_tests = importlib.util.find_spec("tests.reference.module_lm") is not None  # not another package named tests
     facts: dict[str, Any] = {
         "platform": type(current_platform).__name__,
         "triton": version("triton"),
         "cuda": torch.version.cuda,
-        "gcc": _first_line("gcc", "--version"),  # Triton has it compile what launches its kernels
+        "gcc": _first_line("gcc", "--version"),  # Triton compiles kernel launchers with it
         "shm_gib": round(shutil.disk_usage("/dev/shm").total / 2**30, 2),
         "plugin": "stretto" in plugins,
         "tests": has_tests,
@@ -56,7 +56,7 @@ def _look(setup: Setup) -> dict[str, Any]:
 
 
 def _server_parts(setup: Setup) -> dict[str, Any]:
-    """What the second call needs: Python's own library, and MPS, without which two processes take turns on a GPU."""
+    """Check requirements of the second call: libpython, and MPS, without which processes share a GPU in turns."""
     from stretto.launcher.installation import python_library
 
     return {
@@ -76,7 +76,7 @@ def _first_line(*command: str) -> str | None:
 
 
 def _share_memory(setup: Setup) -> dict[str, Any]:
-    """Whether another process can write where the client has memory of a GPU: what the CUDA ring does."""
+    """Check that another process can write to the client's GPU memory, as the CUDA ring does."""
     if setup.is_small:
         return {"left_out": "needs a GPU"}
     here, there = multiprocessing.Pipe()
@@ -105,7 +105,7 @@ def _write(connection: Connection) -> None:
 
 
 def _rms_norm(setup: Setup) -> dict[str, Any]:
-    """One of vLLM's compiled kernels against torch: whether its extension fits this torch and this GPU."""
+    """Compare one of vLLM's compiled kernels with torch, to check that its extension fits this torch and this GPU."""
     import torch
     from vllm import _custom_ops
 

@@ -1,4 +1,4 @@
-"""The table of jobs, most informative first, and one of them run: a generator of figures, kept as they come."""
+"""Table of jobs, the most informative first, and execution of one: a generator of figures, written immediately."""
 
 import importlib
 import traceback
@@ -7,37 +7,41 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results_file import Result
+from benchmarks.harness import Result
 
 
 @dataclass(frozen=True)
 class Setup:
-    """Where to run and where results go. On the CPU everything is tiny: the paths are walked, nothing is measured."""
+    """Device and output folder. On the CPU everything is tiny: all code paths run, nothing is measured."""
 
     device: str
     out: Path
 
     @property
     def is_small(self) -> bool:
-        """Whether this is a dry run."""
+        """True for a dry run."""
         return self.device == "cpu"
 
     @property
     def results(self) -> Path:
-        """The JSON lines of all jobs."""
+        """File with the JSON lines of all jobs."""
         return self.out / "all.jsonl"
 
     @property
     def logs(self) -> Path:
-        """What all jobs print."""
+        """File with the output of all jobs."""
         return self.out / "logs.txt"
 
 
 @dataclass(frozen=True)
 class Job:
-    """`run` names a generator function of a Setup and `arguments`, as `module:function`.
+    """One job.
 
-    environment: what is read while vLLM is imported, so that on a GPU the job begins in a fresh interpreter.
+    Attributes:
+        run: Generator function of a Setup and `arguments`, as `module:function`.
+        limit_s: Time limit in seconds.
+        arguments: Keyword arguments of the function.
+        environment: Variables that vLLM reads on import, so on a GPU the job runs in a new interpreter.
     """
 
     run: str
@@ -46,7 +50,7 @@ class Job:
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def load(self) -> Callable[..., Iterator[Mapping[str, Any]]]:
-        """The function."""
+        """Return the function."""
         module, function = self.run.split(":")
         return getattr(importlib.import_module(module), function)
 
@@ -67,7 +71,7 @@ def _stock(model: str, limit_s: float, requests: tuple[int, ...]) -> Job:
     return Job("benchmarks.gpu.speed:run_stock", limit_s, {"model": model, "requests": requests})
 
 
-# The limits together leave a call of 600 s time to unpack and to import; what a job does not use, later ones have.
+# The limits leave time in a call of 600 s for unpacking and imports. Later jobs may use time that earlier ones left.
 JOBS = {
     "host": Job("benchmarks.gpu.host:run", 12),
     "kernels": Job("benchmarks.gpu.kernels:run", 38),
@@ -101,7 +105,7 @@ JOBS = {
 
 
 def run_job(name: str, job: Job, setup: Setup) -> bool:
-    """Keep every line of a job, the last with its error where it fails; whether all was right."""
+    """Write every line of a job, and its error if it fails; return True if everything was correct."""
     is_right = True
     try:
         for figures in job.load()(setup, **job.arguments):
@@ -115,11 +119,11 @@ def run_job(name: str, job: Job, setup: Setup) -> bool:
 
 
 def failure(error: Exception) -> dict[str, Any]:
-    """What a line says of an error."""
+    """Return the fields of a line for an error."""
     return {"error": f"{type(error).__name__}: {error}"[:500], "ok": False}
 
 
 def append(setup: Setup, figures: Mapping[str, Any]) -> None:
-    """Put a line into the results, on the disk when this returns."""
+    """Append a line to the results file."""
     with setup.results.open("a") as file:
         file.write(Result("gpu_check", {"device": setup.device, **figures}).to_line() + "\n")

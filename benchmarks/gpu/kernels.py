@@ -1,4 +1,4 @@
-"""Our kernels and the sampler made of them, without an engine: against their twins on the host, and how fast."""
+"""Stretto's GPU kernels and the sampler built from them, without an engine: equality with the CPU, and speed."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -19,18 +19,18 @@ from stretto.families.tiny.family import TINY
 from stretto.sampling.draw import DrawParams, DrawPlan, guide
 from stretto.sampling.noise import stream_keys
 
-# Of the published 8B: its streams' codes, stream 0 in audio, and its text; (streams, columns).
+# (streams, columns) of the published 8B: codes of its streams, stream 0 in audio, and text.
 DRAWS = {"codes": (8, 1025), "first": (1, 1026), "text": (1, 152_192)}
 SAMPLINGS = {"greedy": (0.0, 0, 1.0), "top_k": (0.8, 20, 1.0), "top_p": (0.8, 0, 0.95)}
 WIDTH, VOCABULARY, PAD = 4096, 160_392, 0
 SCALE = 3.0
-# What reads its frames from parallel heads, from a depth transformer, and from heads of its own; each in small.
+# Small families with parallel heads, with a depth transformer, and with separate heads.
 SAMPLERS = "BAGPIPER", "OPUSLM", "TRACKED_CSM", "QWEN3_TTS", "HIGGS_AUDIO", "TINY"
-ROUNDED = 2e-3  # of guided logits of size 1: products kept in float32 stay well below, rounded to bfloat16 well above
+ROUNDED = 2e-3  # error of guided logits of size 1: products in float32 stay well below, in bfloat16 they exceed it
 
 
 def run(setup: Setup) -> Iterator[dict[str, Any]]:
-    """A line for each kernel and size."""
+    """Yield a line for each kernel and size."""
     rows = (1, 2) if setup.is_small else (1, 32, 64)
     for kind, sampling in ((kind, sampling) for kind in DRAWS for sampling in SAMPLINGS):
         for num_rows in rows:
@@ -47,14 +47,14 @@ def run(setup: Setup) -> Iterator[dict[str, Any]]:
 def _attempt(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     try:
         return measure()
-    except torch.AcceleratorError:  # nothing on this device can be trusted any more
+    except torch.AcceleratorError:  # the device is unusable after this
         raise
     except Exception as error:
         return failure(error)
 
 
 def _ms(setup: Setup, step: Callable[[], Any]) -> float:
-    """Milliseconds of a call on the device, one behind the other so that launches cost nothing."""
+    """Return the milliseconds of a call on the device; calls are queued without waiting, so launches cost nothing."""
     number = 1 if setup.is_small else 50
     step()
     _wait(setup)
@@ -85,7 +85,7 @@ def _draw(setup: Setup, kind: str, sampling: str, num_rows: int) -> dict[str, An
     params_there = DrawParams(*(each.to(setup.device) for each in params))
     drawn = draw(*there, params_there, plan).cpu()
     different, number = int((drawn != expected).sum()), expected.numel()
-    # The device's logarithms differ from the host's in their last bit, which decides once in many draws.
+    # Logarithms of device and host differ in the last bit, which rarely changes a sample.
     is_right = different <= number / 100 if sampling != "greedy" else different == 0
     return {
         "different": different,
@@ -106,11 +106,11 @@ def _embed(setup: Setup, num_rows: int) -> dict[str, Any]:
     found = embed_rows(table_there, ids_there, PAD, True).cpu()
     difference = float((found.float() - expected.float()).abs().max())
     ms = _ms(setup, lambda: embed_rows(table_there, ids_there, PAD, True))
-    return {"max_difference": difference, "ms": ms, "ok": difference <= 2**-4}  # one step of bfloat16 from 8 on
+    return {"max_difference": difference, "ms": ms, "ok": difference <= 2**-4}  # one step of bfloat16 above 8
 
 
 def _sampler(setup: Setup, name: str) -> dict[str, Any]:
-    """The sampler of a GPU, from graphs, against that of the CPU: replies walked through by both, row by row."""
+    """Compare the GPU's sampler, with graphs, with that of the CPU, row by row over complete replies."""
     walks = import_module("tests.engine.worker.walks")
     family = TINY if name == "TINY" else getattr(import_module("tests.small_vocabularies"), name)
     rules, num_slots, steps = SegmentRules(family, walks.LENGTH), 5, 2 if setup.is_small else 48
@@ -125,7 +125,7 @@ def _sampler(setup: Setup, name: str) -> dict[str, Any]:
 
 
 def _head(setup: Setup, num_columns: int) -> dict[str, Any]:
-    """32 guided rows: how far logits are from float64's, rounded to bfloat16 and kept in float32, and both times."""
+    """Measure the error of logits of 32 guided rows against float64, in bfloat16 and in float32, and both times."""
     width, num_rows = (64, 2) if setup.is_small else (WIDTH, 32)
     random = torch.Generator(setup.device).manual_seed(0)
     hidden = torch.randn(2 * num_rows, width, device=setup.device, generator=random).bfloat16()
@@ -135,7 +135,7 @@ def _head(setup: Setup, num_columns: int) -> dict[str, Any]:
     def guided(logits: torch.Tensor) -> torch.Tensor:
         return guide(logits[:num_rows], logits[num_rows:], scale)
 
-    head = Float32Product(weight.float() if setup.is_small else weight)  # mixed types are for CUDA
+    head = Float32Product(weight.float() if setup.is_small else weight)  # mixed types need CUDA
     x = hidden.float() if setup.is_small else hidden
 
     def kept() -> torch.Tensor:

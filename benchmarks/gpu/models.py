@@ -1,7 +1,7 @@
-"""The models in their true shapes that speed is measured with: random weights, made on the device.
+"""Models of published shape for speed measurements, with random weights that are created on the device.
 
-Only config.json is written, as the converter writes it. In a dry run the backbone is tiny; streams and vocabulary are
-as published all the same.
+Only config.json is written, as by the converter. In a dry run the backbone is tiny, but streams and vocabulary are as
+published.
 """
 
 import itertools
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.gpu.jobs import Setup
-from benchmarks.published_layouts import PROMPT_ROWS
+from benchmarks.layouts import PROMPT_ROWS
 from stretto.families.base import Family
 from stretto.families.qwen3_tts.family import DEPTH, Qwen3TtsVocabulary
 from stretto.families.registry import NAME, VOCABULARY, read_family
@@ -29,7 +29,7 @@ DRY = {
     "num_key_value_heads": 2,
     "head_dim": 32,
 }
-# Of https://huggingface.co/Qwen/Qwen2.5-7B, on which VITA-Audio is built.
+# https://huggingface.co/Qwen/Qwen2.5-7B, the backbone of VITA-Audio.
 QWEN2_5_7B = {
     "model_type": "qwen2",
     "hidden_size": 3584,
@@ -42,7 +42,7 @@ QWEN2_5_7B = {
     "rms_norm_eps": 1e-6,
     "rope_theta": 1e6,
 }
-# Of https://huggingface.co/Qwen/Qwen3-TTS-12Hz-1.7B-CustomVoice: its talker.
+# Talker of https://huggingface.co/Qwen/Qwen3-TTS-12Hz-1.7B-CustomVoice.
 QWEN3_TTS_1B7 = {
     "model_type": "qwen3",
     "hidden_size": 2048,
@@ -64,9 +64,14 @@ WITHOUT_COMPILER = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
 
 @dataclass(frozen=True)
 class Model:
-    """A family over a backbone. scale: of the guidance, 1 where the family has none. task: one that begins with audio,
-    or is audio and text by turns; written: one that writes text first. dry: the vocabulary of a dry run, where it says
-    sizes of the model; else the published one."""
+    """A family over a backbone.
+
+    Attributes:
+        scale: Guidance scale, 1 for a family without guidance.
+        task: Task that begins with audio or interleaves audio and text.
+        written: Task that begins with text, or None.
+        dry: Vocabulary of a dry run if it contains sizes of the model; None for the published one.
+    """
 
     family: str
     backbone: Mapping[str, Any]
@@ -77,15 +82,15 @@ class Model:
 
     @property
     def rows_per_request(self) -> int:
-        """Of a step: a guided reply has two."""
+        """Rows in a step, two for a guided reply."""
         return 1 if self.scale == 1.0 else 2
 
     def named(self, setup: Setup) -> dict[str, Any]:
-        """What config.json says of the family."""
+        """Return the family's entries in config.json."""
         return {NAME: self.family, VOCABULARY: self.dry if setup.is_small else None}
 
     def read_family(self, setup: Setup) -> Family:
-        """The family over the published vocabulary."""
+        """Return the family with the published vocabulary."""
         return read_family(self.named(setup))
 
 
@@ -99,18 +104,20 @@ MODELS = {
 
 
 def write_config(folder: Path, model: Model, setup: Setup) -> Path:
-    """A folder that vLLM takes for a checkpoint without weights."""
+    """Write a folder that vLLM accepts as a checkpoint without weights."""
     backbone = {**model.backbone, **(DRY if setup.is_small else {})}
     family = model.read_family(setup)
     record = config_of(backbone, family.layout.vocab_size, "float32" if setup.is_small else "bfloat16")
-    record["tie_word_embeddings"] = family.depth is not None  # whose first head is not over this vocabulary
+    record["tie_word_embeddings"] = family.depth is not None  # a depth family's first head is not over this vocabulary
     (folder / "config.json").write_text(json.dumps(record | model.named(setup)))
     return folder
 
 
 def engine_args(setup: Setup, model: Model, requests: tuple[int, ...], is_compiled: bool = False) -> dict[str, Any]:
-    """vLLM's arguments: all replies at once, guided or not, and a graph for every number of rows; of modules, too, who
-    read a window of rows of each."""
+    """Return vLLM arguments for all replies at once, guided or not, with a graph for every number of rows.
+
+    For a model with multi-token-prediction modules, which read several rows of each reply, there is another graph.
+    """
     rows = sorted({factor * number for number in requests for factor in (1, model.rows_per_request)})
     args: dict[str, Any] = {
         "dtype": "float32" if setup.is_small else "bfloat16",
@@ -130,14 +137,14 @@ def engine_args(setup: Setup, model: Model, requests: tuple[int, ...], is_compil
 
 
 class PromptMaker:
-    """Prompts of random text, none like another, so that no run finds another's blocks."""
+    """Prompts of random text that are all different, so that none finds cached blocks of another."""
 
     def __init__(self, family: Family):
         self._family = family
         self._random, self._seeds = np.random.default_rng(0), itertools.count()
 
     def make(self, number: int, task: str, scale: float, frames: int, text_rows: int) -> list[Prompt]:
-        """`number` of them, for replies of forced length."""
+        """Return `number` prompts of replies of forced length."""
         sampling, layout, subwords = self._family.task(task).sampling, self._family.layout, self._family.subwords
         assert subwords is not None
         text = replace(sampling.text, min_rows=text_rows, max_rows=text_rows)

@@ -1,7 +1,7 @@
-"""The codes of the device against a slow reference on the CPU, in fp32, in one mode; in bf16, graphs against none.
+"""Codes from the device against a slow reference on the CPU in fp32, in one mode; in bf16, graphs against no graphs.
 
-Random checkpoints of two families, and the bundled model where its weights are here. Where the reference itself was
-nearly undecided (`LEAD`), the device may decide otherwise: such replies are counted, and are not wrong.
+Covered are random checkpoints of two families, and the bundled model if its weights are present. If two candidates of
+the reference are nearly equal (`LEAD`), the device may choose the other one. Such replies are counted, not wrong.
 """
 
 import importlib
@@ -16,22 +16,22 @@ from typing import Any
 
 import torch
 
-from benchmarks.checkpoints.bundled import CHECKPOINT
 from benchmarks.gpu.jobs import Setup
+from benchmarks.harness import CHECKPOINT
 from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
 from stretto.records.prompt import Prompt
 from stretto.testing.checkpoints import write_checkpoint
 
-LEAD = 3e-4  # in logits; fp32 sums in another order differ by some 1e-5
+LEAD = 3e-4  # in logits; fp32 sums in another order differ by about 1e-5
 MAX_MODEL_LEN = 160
 CHUNKED = {"max_num_batched_tokens": 48, "max_num_seqs": 4, "num_gpu_blocks_override": 9}
 SIZES = [1, 2, 4, 8, 16, 32]
-FRAMES = ("CSM", "llama"), ("QWEN3_TTS", "qwen3")  # of the small vocabularies, and the backbones of their releases
+FRAMES = ("CSM", "llama"), ("QWEN3_TTS", "qwen3")  # small vocabularies, and the backbones of their releases
 
 
 def graphs(mode: str, compiler: int = 0) -> dict[str, Any]:
-    """Engine arguments for one of vLLM's `cudagraph_mode`s, with torch.compile (3) or without (0)."""
+    """Return engine arguments for one of vLLM's `cudagraph_mode`s, with torch.compile (3) or without (0)."""
     config = {"mode": compiler, "cudagraph_mode": mode, "cudagraph_capture_sizes": SIZES}
     return {"enforce_eager": False, "async_scheduling": True, "compilation_config": config}
 
@@ -43,8 +43,8 @@ MODES: dict[str, dict[str, Any]] = {
     "FULL_DECODE_ONLY, async, chunked, preempted": {**graphs("FULL_DECODE_ONLY"), **CHUNKED},
     "FULL_AND_PIECEWISE, async": graphs("FULL_AND_PIECEWISE", compiler=3),
 }
-WITHOUT_GRAPHS = {"enforce_eager": True, "compilation_config": {}}  # whatever the mode, in a dry run
-# As 8B runs: bfloat16, FlashAttention; a graph for every number of rows, so that none is padded to another product.
+WITHOUT_GRAPHS = {"enforce_eager": True, "compilation_config": {}}  # for all modes, in a dry run
+# As the 8B model: bfloat16, FlashAttention; a graph for every number of rows, so that no product is padded.
 HALF: dict[str, Any] = {"dtype": "bfloat16", "attention_backend": "FLASH_ATTN", "gpu_memory_utilization": 0.3}
 EVERY_SIZE = {**graphs("FULL_DECODE_ONLY"), "async_scheduling": False}
 EVERY_SIZE["compilation_config"] = {**EVERY_SIZE["compilation_config"], "cudagraph_capture_sizes": list(range(1, 17))}
@@ -52,7 +52,7 @@ EVERY_SIZE["compilation_config"] = {**EVERY_SIZE["compilation_config"], "cudagra
 
 @dataclass(frozen=True)
 class Case:
-    """A checkpoint, what it is asked, and the reference's rows and leads."""
+    """A checkpoint, its prompts, and for each the rows and the smallest lead of the reference."""
 
     name: str
     folder: Path
@@ -67,7 +67,7 @@ def answer(
     prompts: dict[str, Prompt],
     reference: str = "stretto.testing.reference:Reference",
 ) -> Case:
-    """The case of `prompts`, answered by a reference of the tests."""
+    """Return the case of `prompts`, answered by a slow reference."""
     module, reference_class = reference.split(":")
     made = getattr(importlib.import_module(module), reference_class)
     computed, width, replies = made(folder, family, MAX_MODEL_LEN), family.layout.num_output_streams, {}
@@ -78,7 +78,7 @@ def answer(
 
 
 def cases(setup: Setup, folder: Path) -> Iterator[Case]:
-    """Two random checkpoints, then the bundled model."""
+    """Yield two random checkpoints, then the bundled model."""
     for family, name in families():
         checkpoint = write_checkpoint(folder / family.name, family, name)
         yield answer(family.name, checkpoint, family, prompts_of(setup, family))
@@ -87,7 +87,7 @@ def cases(setup: Setup, folder: Path) -> Iterator[Case]:
 
 
 def modules(setup: Setup, folder: Path) -> Case:
-    """A random checkpoint with modules behind it, whose rows come several a step."""
+    """Return a random checkpoint with multi-token-prediction modules, which yield several rows per step."""
     name, family = "modules", importlib.import_module("tests.speech_families").MODULES
     checkpoint = importlib.import_module("tests.random_checkpoints").write_modules(folder, family, name)
     return answer(
@@ -96,18 +96,18 @@ def modules(setup: Setup, folder: Path) -> Case:
 
 
 def families() -> tuple[tuple[Family, str], ...]:
-    """Those of the random checkpoints, and what config.json calls them."""
+    """Return the families of the random checkpoints and their names in config.json."""
     eight_streams = importlib.import_module("tests.speech_families").EIGHT_STREAMS
     return (TINY, "tiny"), (eight_streams, "eight_streams")
 
 
 def prompts_of(setup: Setup, family: Family) -> dict[str, Prompt]:
-    """As many as a dry run has patience for, or twelve."""
+    """Return twelve prompts, or four in a dry run."""
     return importlib.import_module("stretto.testing.prompts").make_prompts(family, 4 if setup.is_small else 12)
 
 
 def bundled_prompts() -> dict[str, Prompt]:
-    """Three sentences for the bundled model."""
+    """Return three sentences for the bundled model."""
     from stretto.preprocessing.request import Preprocessor, RawRequest
 
     preprocessor = Preprocessor(CHECKPOINT)
@@ -117,7 +117,7 @@ def bundled_prompts() -> dict[str, Prompt]:
 
 
 def run(setup: Setup, mode: str) -> Iterator[dict[str, Any]]:
-    """A line for each checkpoint."""
+    """Yield a line for each checkpoint."""
     be_exact()
     with tempfile.TemporaryDirectory() as folder:
         for case in itertools.islice(cases(setup, Path(folder)), _some(setup, mode)):
@@ -125,7 +125,7 @@ def run(setup: Setup, mode: str) -> Iterator[dict[str, Any]]:
 
 
 def run_modules(setup: Setup) -> Iterator[dict[str, Any]]:
-    """A line for the checkpoint with modules: those, too, are replayed where a step reads no prompt."""
+    """Yield a line for the checkpoint with modules, which are replayed in steps without prompts, too."""
     be_exact()
     mode = "FULL_DECODE_ONLY, async"
     with tempfile.TemporaryDirectory() as folder:
@@ -134,7 +134,7 @@ def run_modules(setup: Setup) -> Iterator[dict[str, Any]]:
 
 
 def run_frames(setup: Setup) -> Iterator[dict[str, Any]]:
-    """A line for each family whose depth transformer draws codes one after another, in the graph of a step."""
+    """Yield a line for each family whose depth transformer samples codes one after another in the graph of a step."""
     be_exact()
     small, mode = importlib.import_module("tests.small_vocabularies"), "FULL_DECODE_ONLY, async"
     with tempfile.TemporaryDirectory() as folder:
@@ -143,12 +143,12 @@ def run_frames(setup: Setup) -> Iterator[dict[str, Any]]:
             name = f"small_{attribute.lower()}"
             checkpoint = write_checkpoint(Path(folder) / attribute, family, name, backbone=backbone)
             few = dict(itertools.islice(prompts_of(setup, family).items(), 1 if setup.is_small else 6))
-            case = answer(family.name, checkpoint, family, few)  # which reads a frame anew for each of its codes
+            case = answer(family.name, checkpoint, family, few)  # the reference is slow
             yield {"checkpoint": case.name, "mode": mode, **compare(setup, case, mode)}
 
 
 def run_higgs_audio(setup: Setup) -> Iterator[dict[str, Any]]:
-    """A line for a random release of Higgs Audio, whose rows of codes have layers of their own."""
+    """Yield a line for a random release of Higgs Audio, whose rows of codes have their own layers."""
     be_exact()
     published = importlib.import_module("tests.published_higgs_audio")
     replies = importlib.import_module("tests.engine.test_higgs_audio")
@@ -166,12 +166,12 @@ def run_higgs_audio(setup: Setup) -> Iterator[dict[str, Any]]:
 
 
 def _some(setup: Setup, mode: str) -> int | None:
-    """How many checkpoints: in a dry run graphs are none, and once was enough."""
+    """Return the number of checkpoints, or None for all; a dry run has no graphs, so one is enough."""
     return 1 if setup.is_small and mode != "eager" and "preempted" not in mode else None
 
 
 def be_exact() -> None:
-    """Neither torch nor Triton may multiply numbers of float32 as TF32, which is what attention in Triton does else."""
+    """Prevent torch and Triton from multiplying float32 as TF32, which Triton's attention does by default."""
     os.environ["TRITON_F32_DEFAULT"] = "ieee"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 
@@ -180,7 +180,7 @@ Watch = Callable[[], AbstractContextManager[object]]
 
 
 def compare(setup: Setup, case: Case, mode: str, watch: Watch = nullcontext) -> dict[str, Any]:
-    """How many of the engine's replies are the reference's. `watch` goes round the replies."""
+    """Return how many of the engine's replies equal the reference's. `watch` surrounds the generation."""
     args = {**MODES[mode], **WITHOUT_GRAPHS} if setup.is_small else {**CUDA, **MODES[mode]}
     answers = replies(case.folder, args, case.prompts, watch)
     other = [request_id for request_id, (rows, _) in case.replies.items() if answers[request_id].rows != rows]
@@ -191,7 +191,7 @@ def compare(setup: Setup, case: Case, mode: str, watch: Watch = nullcontext) -> 
 
 
 def replies(folder: Path, args: dict[str, Any], prompts: dict[str, Prompt], watch: Watch = nullcontext) -> Any:
-    """The answers of an engine to prompts that come one after another."""
+    """Return an engine's answers to prompts that arrive one after another."""
     engine = importlib.import_module("tests.engine.harness").Engine(folder, max_model_len=MAX_MODEL_LEN, **args)
     try:
         with watch():
@@ -201,10 +201,10 @@ def replies(folder: Path, args: dict[str, Any], prompts: dict[str, Prompt], watc
 
 
 def run_half(setup: Setup) -> Iterator[dict[str, Any]]:
-    """A line for each random checkpoint: bfloat16 with graphs against bfloat16 without."""
+    """Yield a line for each random checkpoint: bfloat16 with graphs against bfloat16 without."""
     for family, name in itertools.islice(families(), _some(setup, "bfloat16")):
         with tempfile.TemporaryDirectory() as folder:
-            hidden = 64 if setup.is_small else 256  # heads of 64, as FlashAttention 3 has
+            hidden = 64 if setup.is_small else 256  # heads of 64, which FlashAttention 3 supports
             checkpoint = write_checkpoint(Path(folder), family, name, hidden=hidden)
             prompts = prompts_of(setup, family)
             base = {"async_scheduling": False, **({} if setup.is_small else HALF)}

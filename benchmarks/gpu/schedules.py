@@ -1,8 +1,9 @@
-"""Several ids of one forward pass: VITA-Audio's schedules over Vanilla, and when their first block may be decoded.
+"""Several ids per forward pass: VITA-Audio's schedules against Vanilla, and the time to the first block.
 
-`over_vanilla` is ids per second over those of Vanilla, in turns, replies started together; `allowed` the same by the
-weights that an id reads. `first_block_s` is the time from the queue until every reply has as many ids as bring the 31
-codes of the decoder's first block where words and codes take turns as trained; random weights draw ids of any kind.
+`over_vanilla` is ids per second over those of Vanilla, in turns, with replies that start together. `allowed` is the
+same ratio computed from the weights that are read per id. `first_block_s` is the time from the queue until every reply
+has as many ids as contain the 31 codes of the decoder's first block, with words and codes alternating as in training;
+random weights generate ids of any kind.
 """
 
 import math
@@ -12,25 +13,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from benchmarks.engines import SteppedEngine
 from benchmarks.gpu.jobs import Setup
 from benchmarks.gpu.models import MODELS, PromptMaker
 from benchmarks.gpu.speed import Arm
 from benchmarks.schedules import FIRST_BLOCK, allowed, ids_after, passes
-from benchmarks.stepped_engine import SteppedEngine
-from stretto.engine.protocol import sampling_params
 from stretto.families.vita_audio.family import SCHEDULES, VANILLA
 
 
 @dataclass(frozen=True)
 class Timed:
-    """Seconds from the queue to the end of all replies, and until all had their first block's ids."""
+    """Seconds from the queue to the end of all replies, and until all had the ids of their first block."""
 
     wall_s: float
     first_block_s: float
 
 
 def run(setup: Setup, requests: tuple[int, ...]) -> Iterator[dict[str, Any]]:
-    """A line for the start, then one for each schedule at each number of requests."""
+    """Yield a line for the start, then one for each schedule at each number of requests."""
     begun = time.perf_counter()
     requests = requests[:1] if setup.is_small else requests
     num_ids, rounds = (22, 1) if setup.is_small else (110, 3)
@@ -62,15 +62,14 @@ def run(setup: Setup, requests: tuple[int, ...]) -> Iterator[dict[str, Any]]:
 
 
 def one(engine: SteppedEngine, prompts: PromptMaker, number: int, name: str, num_ids: int, num_codes: int) -> Timed:
-    """`number` replies of `num_ids` ids on a schedule, to their end."""
-    task, rules = MODELS["vita"].task, engine.scheduler.table.rules
-    made = prompts.make(number, task, 1.0, num_ids, num_ids)
+    """Run `number` replies of `num_ids` ids on one schedule."""
+    made = prompts.make(number, MODELS["vita"].task, 1.0, num_ids, num_ids)
     made = [replace(prompt, sampling=replace(prompt.sampling, schedule=name)) for prompt in made]
     begun, needed, first_block_s = time.perf_counter(), ids_after(name, passes(name, num_codes)), math.inf
-    engine.add([prompt.rows[:, 0].tolist() for prompt in made], [sampling_params(prompt, rules) for prompt in made])
+    engine.add_prompts(made)
     while engine.scheduler.has_requests() or engine.core.batch_queue:
         engine.step()
-        said = [len(request.output_token_ids) for request in engine.scheduler.requests.values()]
-        if first_block_s == math.inf and min(said, default=num_ids) >= needed:
+        lengths = [len(request.output_token_ids) for request in engine.scheduler.requests.values()]
+        if first_block_s == math.inf and min(lengths, default=num_ids) >= needed:
             first_block_s = time.perf_counter() - begun
     return Timed(time.perf_counter() - begun, first_block_s)

@@ -1,12 +1,12 @@
-"""The second call on a host with a GPU: the whole ensemble in the real Triton server, the decoder on the GPU too.
+"""The second call on a host with a GPU: the complete ensemble in the Triton server, with the decoder on the GPU too.
 
     python -m benchmarks.gpu.served --out DIR             # on the GPU
     python -m benchmarks.gpu.served --out DIR --dry-run   # on the CPU, few short requests
 
-A repository of the bundled model is made for GPU 0, or for the CPU, and served. Then: whether it speaks; whether
-samples through a ring, in the GPU's memory or the system's, are those that come by gRPC; and `triton_tax` at 1 and 16
-streams, the engine alone running in this process. The host needs nvidia-pytriton, numpy below 2, Python's shared
-library and the bundled model's weights. Files and table are as those of `benchmarks.gpu`.
+A repository of the bundled model is made for GPU 0, or for the CPU, and served. Checked are that it speaks, and that
+samples through a ring in GPU or system memory equal those over gRPC. Measured is `triton_tax` at 1 and 16 streams, with
+the engine alone running in this process. The host needs nvidia-pytriton, numpy below 2, Python's shared library and the
+bundled model's weights. Files and table are those of `benchmarks.gpu`.
 """
 
 import argparse
@@ -19,10 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.checkpoints.bundled import CHECKPOINT
 from benchmarks.gpu.__main__ import main, parse
 from benchmarks.gpu.jobs import Job, Setup, failure
-from benchmarks.temporary_server import serving
+from benchmarks.harness import CHECKPOINT, serving
 from stretto.config import EngineConfig
 from stretto.convert.make_repository import CHECKPOINT as LINK
 from stretto.convert.make_repository import DECODER, ENGINE, make
@@ -32,12 +31,12 @@ from stretto_client.shared_memory import Memory
 
 JOBS = {"ensemble": Job("benchmarks.gpu.served:run", 540)}
 TEXT, SEED, GUIDANCE = "The train to Oslo leaves in ten minutes.", 1, 1.5
-ALIKE = 1e-4  # chunks are cut as time has it, and each window rounds by itself
+ALIKE = 1e-4  # chunk boundaries depend on timing, and each window is rounded separately
 SHARE = {"gpu_memory_utilization": 0.3}  # two engines and the decoder on one GPU
 
 
 def run(setup: Setup) -> Iterator[dict[str, Any]]:
-    """A line for each thing that is asked of one server."""
+    """Yield a line for each check of one server."""
     with tempfile.TemporaryDirectory() as folder:
         repository = Path(folder) / "repository"
         gpu = None if setup.is_small else 0
@@ -68,14 +67,14 @@ async def _ask(setup: Setup, repository: Path, address: str) -> AsyncIterator[di
 
 
 async def speak(client: SpeechClient) -> np.ndarray:
-    """The samples of one utterance."""
+    """Return the samples of one utterance."""
     async with client:
         parts = [event.pcm async for event in client.speak(TEXT, seed=SEED) if event.pcm is not None]
     return np.concatenate([part for part in parts if part.size])
 
 
 async def tax(setup: Setup, repository: Path, address: str) -> AsyncIterator[dict[str, Any]]:
-    """`triton_tax` and what else `benchmarks.ensemble` measures, for each number of streams."""
+    """Yield `triton_tax` and the other figures of `benchmarks.ensemble` for each number of streams."""
     from benchmarks.ensemble import measure, through_engine, through_triton
     from stretto.engine.llm import SpeechLLM  # vllm reads the environment when it is imported
 

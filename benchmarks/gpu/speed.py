@@ -1,7 +1,7 @@
-"""A model's speed: a step and its parts, what guidance costs, when audio begins; and stock vLLM on the same backbone.
+"""Speed of a model: a step and its parts, the cost of guidance, the first audio; and stock vLLM on the same backbone.
 
-`engine_efficiency` is the step of stock vLLM, which decodes greedily as many rows with the same arguments, over ours.
-Steps count only where every row decodes; a figure is the median over them.
+`engine_efficiency` is the step time of stock vLLM, which decodes as many rows greedily with the same arguments, over
+Stretto's. Only steps in which every row decodes count; a figure is the median over them.
 """
 
 import itertools
@@ -20,9 +20,8 @@ import torch
 from benchmarks.gpu.first_audio import figures, first_rows, make_codec, time_burst
 from benchmarks.gpu.jobs import Setup
 from benchmarks.gpu.models import MODELS, PromptMaker, engine_args, write_config
-from benchmarks.published_layouts import PROMPT_ROWS
+from benchmarks.layouts import PROMPT_ROWS
 from stretto.codecs.base import Codec
-from stretto.config import EngineConfig
 from stretto.engine.environment import prepare_environment
 
 prepare_environment()
@@ -30,14 +29,12 @@ prepare_environment()
 from vllm import SamplingParams  # noqa: E402
 from vllm.engine.arg_utils import EngineArgs  # noqa: E402
 
-from benchmarks.stepped_engine import SteppedEngine, watch  # noqa: E402
-from stretto.engine.launch import vllm_config  # noqa: E402
-from stretto.engine.protocol import sampling_params  # noqa: E402
+from benchmarks.engines import SteppedEngine, watch  # noqa: E402
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run to its end, and the median step in which every row that there may be decodes."""
+    """One complete run, and the median step in which all rows decode."""
 
     wall_s: float
     steps: int
@@ -46,8 +43,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Load:
-    """Replies of `frames` frames of audio, behind `text_rows` rows of text where there is text; rounds, after one that
-    warms up."""
+    """Replies of `frames` frames of audio, after `text_rows` rows of text if there is text; rounds after a warm-up."""
 
     frames: int
     text_rows: int
@@ -55,12 +51,12 @@ class Load:
 
 
 def load(setup: Setup) -> Load:
-    """Two seconds of audio, or as few frames as there are chunks of."""
+    """Return the load: two seconds of audio, or as few frames as make several chunks."""
     return Load(24, 4, 1) if setup.is_small else Load(96, 48, 2)
 
 
 class Arm:
-    """Replies of forced length, all started together."""
+    """Replies of forced length that start together."""
 
     def __init__(self, name: str, setup: Setup, requests: tuple[int, ...], is_compiled: bool):
         self.model, self.load = MODELS[name], load(setup)
@@ -68,24 +64,22 @@ class Arm:
         self._prompts = PromptMaker(self.family)
         with tempfile.TemporaryDirectory() as folder:
             args = engine_args(setup, self.model, requests, is_compiled)
-            config = EngineConfig(write_config(Path(folder), self.model, setup), args)
-            self.engine = SteppedEngine(vllm_config(config))
+            self.engine = SteppedEngine.from_args(write_config(Path(folder), self.model, setup), args)
 
     def run(self, number: int, scale: float, task: str | None = None) -> Run:
-        """`number` replies, guided unless `scale` is 1."""
+        """Run `number` replies, guided unless `scale` is 1."""
         self.add(number, scale, task)
         return time_run(self.engine, number * (1 if scale == 1.0 else 2))
 
     def add(self, number: int, scale: float, task: str | None = None) -> list[str]:
-        """Put `number` replies in the queue; their ids."""
+        """Queue `number` replies; return their ids."""
         forced = self.load.frames, self.load.text_rows
         prompts = self._prompts.make(number, task or self.model.task, scale, *forced)
-        params = [sampling_params(prompt, self.engine.scheduler.table.rules) for prompt in prompts]
-        return self.engine.add([prompt.rows[:, 0].tolist() for prompt in prompts], params)
+        return self.engine.add_prompts(prompts)
 
 
 def time_run(engine: SteppedEngine, num_rows: int) -> Run:
-    """Step `engine` until nothing is left, in the queue or in flight."""
+    """Step `engine` until no request is queued or in flight."""
     core, scheduler = engine.core, engine.scheduler
     step_ms, steps, start = [], 0, time.perf_counter()
     while scheduler.has_requests() or core.batch_queue:
@@ -101,8 +95,10 @@ def time_run(engine: SteppedEngine, num_rows: int) -> Run:
 def run_ours(
     setup: Setup, model: str, requests: tuple[int, ...], is_compiled: bool = False
 ) -> Iterator[dict[str, Any]]:
-    """A line for the start; for the step at the first two numbers of requests; then, unless compiled, for what guidance
-    costs and when audio begins at each of them."""
+    """Yield a line for the start, for the step at the first two numbers of requests, and more unless compiled.
+
+    The others are for the cost of guidance and for the first audio, at each number of requests.
+    """
     requests, begun = requests[: 2 if setup.is_small else None], time.perf_counter()
     requests = (1, 2)[: len(requests)] if setup.is_small else requests
     about = {"model": model, "is_compiled": is_compiled}
@@ -125,8 +121,10 @@ def run_ours(
 
 
 def parts(arm: Arm, number: int, setup: Setup) -> dict[str, Any]:
-    """A step, and its milliseconds by part: of this thread's processor time and, on a GPU, of the device's. The step's
-    own time is from runs that nothing watches."""
+    """Return a step and its milliseconds by part: processor time of this thread and, on a GPU, device time.
+
+    The step itself is measured without a watch.
+    """
     scale = arm.model.scale
     arm.run(number, scale)
     step_ms = statistics.median(arm.run(number, scale).step_ms for _ in range(arm.load.rounds))
@@ -143,7 +141,7 @@ def parts(arm: Arm, number: int, setup: Setup) -> dict[str, Any]:
 
 
 def retention(arm: Arm, number: int, task: str | None = None) -> dict[str, Any]:
-    """Both arms in turn, round after round; equal frames, so that throughputs are as the walls."""
+    """Run guided and unguided replies in turns; frames are equal, so throughputs are as wall times."""
     scale, frames = arm.model.scale, arm.load.frames
     arm.run(number, scale, task)
     rounds = [{each: arm.run(number, each, task) for each in (1.0, scale)} for _ in range(arm.load.rounds)]
@@ -163,7 +161,7 @@ def retention(arm: Arm, number: int, task: str | None = None) -> dict[str, Any]:
 
 
 def first_audio(arm: Arm, number: int, codec: Codec) -> dict[str, float]:
-    """When replies of audio begin, and the audio of all by the second."""
+    """Return the time to the first audio, and the audio of all replies per second."""
     rows, streams = first_rows(arm.family, codec), arm.family.layout.num_output_streams
     bursts = []
     for _ in range(arm.load.rounds):
@@ -173,7 +171,7 @@ def first_audio(arm: Arm, number: int, codec: Codec) -> dict[str, float]:
 
 
 def run_stock(setup: Setup, model: str, requests: tuple[int, ...]) -> Iterator[dict[str, Any]]:
-    """A line for each number of requests: stock vLLM's step, and its ratio to ours where that has been measured."""
+    """Yield a line for each number of requests: stock vLLM's step, and its ratio to Stretto's if that was measured."""
     chosen, forced = MODELS[model], load(setup)
     requests = (1, 2)[: len(requests)] if setup.is_small else requests
     seeds, ours = itertools.count(1000), our_steps(setup, model)
@@ -193,7 +191,7 @@ def run_stock(setup: Setup, model: str, requests: tuple[int, ...]) -> Iterator[d
 
 
 def stock_engine(folder: Path, setup: Setup, model: str, requests: tuple[int, ...]) -> SteppedEngine:
-    """Stock vLLM on a model's backbone, with the arguments of ours."""
+    """Return stock vLLM on a model's backbone, with the same arguments."""
     args = engine_args(setup, MODELS[model], requests)
     wants_async = args.pop("async_scheduling")
     checkpoint = write_config(folder, MODELS[model], setup)
@@ -207,7 +205,7 @@ def stock_engine(folder: Path, setup: Setup, model: str, requests: tuple[int, ..
 
 
 def our_steps(setup: Setup, model: str) -> dict[int, float]:
-    """Milliseconds of our step by number of requests, as an earlier job has left them; a step with guidance."""
+    """Return the milliseconds of Stretto's step by number of requests, from the results of an earlier job."""
     lines = [json.loads(line) for line in setup.results.read_text().splitlines()] if setup.results.exists() else []
     ours = [line for line in lines if line.get("model") == model and not line.get("is_compiled")]
     guided = {line["requests"]: line["step_ms_guided"] for line in ours if line["part"] == "cfg_retention"}
@@ -215,14 +213,14 @@ def our_steps(setup: Setup, model: str) -> dict[int, float]:
 
 
 class DeviceWatch:
-    """Time on the GPU between the beginning and the end of what a method queues there."""
+    """Time on the GPU from the start to the end of the work that a method queues."""
 
     def __init__(self) -> None:
         self._spans: defaultdict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = defaultdict(list)
         self._wrapped: list[tuple[Any, str, Any]] = []
 
     def wrap(self, owner: Any, method: str, part: str) -> None:
-        """Let what `owner.method` queues count for `part`."""
+        """Count the device time of `owner.method` as `part`."""
         inner: Callable[..., Any] = getattr(owner, method)
         self._wrapped.append((owner, method, vars(owner).get(method)))
 
@@ -237,13 +235,13 @@ class DeviceWatch:
         setattr(owner, method, timed)
 
     def stop(self) -> None:
-        """Take the watch off again."""
+        """Remove the watch."""
         while self._wrapped:
             owner, method, own = self._wrapped.pop()
             delattr(owner, method) if own is None else setattr(owner, method, own)
 
     def ms_per(self, number: int) -> dict[str, float]:
-        """Milliseconds of each part, over `number`; waits for the device."""
+        """Wait for the device and return the milliseconds of each part, divided by `number`."""
         if self._spans:
             torch.cuda.synchronize()
         totals = {part: sum(a.elapsed_time(b) for a, b in spans) for part, spans in self._spans.items()}

@@ -1,7 +1,7 @@
-"""Whether anything in a step waits: for the device, or for a kernel that is compiled only now.
+"""Waits in a step: for the device, or for a kernel that is compiled only then.
 
-For the device: vLLM lets torch raise an error at the first call that does. For Triton: the kernels that it compiled
-after the engine had started are named; one of ours is an error, as what it is compiled for then depends on the batch.
+For the device, vLLM lets torch raise an error at the first synchronising call. For Triton, kernels compiled after the
+start of the engine are named; one of Stretto's is an error, because its specialisation would depend on the batch.
 """
 
 import tempfile
@@ -18,7 +18,7 @@ OURS, MODE = "stretto.", "FULL_DECODE_ONLY, async"
 
 @contextmanager
 def compiled(names: list[str]) -> Iterator[None]:
-    """Add the kernels, by module and name, that Triton compiles while the block runs."""
+    """Append the module and name of each kernel that Triton compiles during the block."""
     from triton import knobs
 
     former = knobs.runtime.jit_post_compile_hook
@@ -36,9 +36,9 @@ def compiled(names: list[str]) -> Iterator[None]:
 
 
 def run(setup: Setup) -> Iterator[dict[str, Any]]:
-    """One line; an error names the call. Only CUDA has such calls: a dry run walks the path.
+    """Yield one line; an error names the call. Only CUDA has such calls, so a dry run just runs the code.
 
-    The job sets VLLM_GPU_SYNC_CHECK, which vLLM reads while it is imported.
+    The job sets VLLM_GPU_SYNC_CHECK, which vLLM reads on import.
     """
     names: list[str] = []
     be_exact()

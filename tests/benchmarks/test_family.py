@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from benchmarks.checkpoints.small_models import SMALL_MODELS
-from benchmarks.family import Count, FamilyLoad, beside, heard_codes
-from benchmarks.speech_load import Load, arrivals, follow, run_open
-from benchmarks.speech_metrics import Trace
+from benchmarks.family import Count, FamilyLoad, beside, input_codes
+from benchmarks.loads import Load, Trace, arrivals, follow, run_open
 from stretto_client import RequestRefused, SpeechEvent
 
 FRAME_S = 0.02
@@ -52,7 +51,7 @@ def load(name: str, server: FakeServer, count: Count = dict, **flags: Any) -> Fa
 
 def test_guidance_is_weighed_where_the_family_knows_it(monkeypatch: pytest.MonkeyPatch) -> None:
     server = FakeServer()
-    monkeypatch.setattr("benchmarks.speech_load.time", server)
+    monkeypatch.setattr("benchmarks.loads.time", server)
     record = asyncio.run(load("bagpiper-small", server).measure(3))
     assert record["cfg_retention"] == pytest.approx(0.5)
     assert record["audio_rtf_p50"] == pytest.approx(0.2)
@@ -128,7 +127,7 @@ def test_a_listener_that_is_refused_fails_the_run() -> None:
 
 
 def test_opuslm_hears_nine_streams_of_codes() -> None:
-    codes = heard_codes(np.random.default_rng(0))
+    codes = input_codes(np.random.default_rng(0))
     assert [len(stream) for stream in codes] == [250] * 9
     assert max(map(max, codes[1:])) < 1024
 

@@ -9,7 +9,7 @@ from unittest.mock import AsyncMock
 import pytest
 
 from benchmarks import gateway
-from benchmarks.speech_metrics import Trace
+from benchmarks.loads import Trace
 from stretto_gateway.answers import ApiError
 
 FULL = ApiError(429, "no room").response().body.decode()
@@ -27,6 +27,6 @@ async def test_who_is_told_to_come_again_does(
     async def speak(text: str, options: dict[str, Any]) -> Trace:
         return next(answers)
 
-    trace, num_told = await gateway.come(speak, "A cat.", {})
+    trace, num_told = await gateway.speak_with_retries(speak, "A cat.", {})
     assert (trace.error, num_told) == (expected, errors.count(FULL))
     assert trace.sent == 1.0, "since it came first"

@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from benchmarks.published_layouts import BAGPIPER_SMALL, LAYOUTS
+from benchmarks.layouts import BAGPIPER_SMALL, LAYOUTS
 from stretto.engine.environment import prepare_environment
 from tests.speech_families import EIGHT_STREAMS
 
@@ -20,11 +20,12 @@ def test_the_layout_is_the_published_one() -> None:
 @pytest.mark.parametrize("scale", [pytest.param(1.0, marks=pytest.mark.nightly), 3.0])
 def test_the_parts_of_a_step_add_up_and_give_the_throughput(monkeypatch: pytest.MonkeyPatch, scale: float) -> None:
     prepare_environment()
+    from benchmarks import engines
     from benchmarks import layout as benchmark_layout
 
     monkeypatch.setitem(LAYOUTS, "eight", ("eight_streams", EIGHT_STREAMS))
-    monkeypatch.setattr(benchmark_layout, "TEXT", EIGHT_STREAMS.tasks[0].text[0])
-    monkeypatch.setattr(benchmark_layout, "HIDDEN", 128)
+    monkeypatch.setattr(engines, "TEXT", EIGHT_STREAMS.tasks[0].text[0])
+    monkeypatch.setattr(engines, "HIDDEN", 128)
     arguments = argparse.Namespace(layout="eight", requests=[3], frames=16, guidance=scale, rounds=1)
     (figures,) = benchmark_layout.measure(arguments)
     parts = dict(figures["ms_per_step"])

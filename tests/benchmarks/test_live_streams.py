@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.live_streams import LiveLoad, LiveStreams, ProcessorTime
-from benchmarks.speech_metrics import Trace, underrun_s
+from benchmarks.loads import Trace, underrun_s
 from stretto.codecs.base import CodecSpec, Window, Windowed
 from stretto.config import DecoderConfig
 from stretto.streams.chunking import ChunkPolicy

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import live_text, speech_load
+from benchmarks import live_text, loads
 from stretto_client import SpeechEvent
 
 FRAME_S = 0.08
@@ -35,7 +35,7 @@ async def test_figures_are_of_equal_texts(monkeypatch: pytest.MonkeyPatch) -> No
     client = FakeClient()
     clock = argparse.Namespace(perf_counter=lambda: client.clock)
     monkeypatch.setattr(live_text, "time", clock)
-    monkeypatch.setattr(speech_load, "time", clock)
+    monkeypatch.setattr(loads, "time", clock)
     arguments = live_text.parse(["--rounds", "2", "--requests", "2", "--words-per-s", "100000"])
     record = await live_text.measure(client, 1, arguments)
     spoken = {arm: client.asked[3 + 2 * index :: 6][:2] for index, arm in enumerate(live_text.ARMS)}

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.loads import Trace
 from benchmarks.open_loop import Mix, closed, figures, in_bursts, is_good, knee, measure, opened, parse, with_target
-from benchmarks.pictures import PLOTS
-from benchmarks.report import knee_of
-from benchmarks.speech_metrics import Trace
+from benchmarks.report import PLOTS, knee_of
 from stretto.config import EngineConfig
 from stretto_client import SpeechClient
 from tests.client.fake_server import Chunk, ErrorText, FakeServer, Request, Step

@@ -3,15 +3,14 @@ import argparse
 import numpy as np
 import pytest
 
-from benchmarks.published_layouts import LAYOUTS
+from benchmarks.layouts import LAYOUTS
 from stretto.engine.environment import prepare_environment
 from tests.speech_families import EIGHT_STREAMS
 
 pytestmark = pytest.mark.engine
 prepare_environment()
 
-from benchmarks import layout as benchmark_layout  # noqa: E402
-from benchmarks import overload as benchmark_overload  # noqa: E402
+from benchmarks import engines  # noqa: E402
 from benchmarks.overload import Listener, OverloadArm, measure  # noqa: E402
 
 PERIOD_S, DELAY = 0.02, 3
@@ -28,8 +27,8 @@ def test_a_frame_that_is_later_than_the_buffer_lasts_is_a_gap(late: float, gap_s
 
 def test_both_arms_are_measured(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     monkeypatch.setitem(LAYOUTS, "eight", ("eight_streams", EIGHT_STREAMS))
-    monkeypatch.setattr(benchmark_overload, "TEXT", EIGHT_STREAMS.tasks[0].text[0])
-    monkeypatch.setattr(benchmark_layout, "HIDDEN", 128)
+    monkeypatch.setattr(engines, "TEXT", EIGHT_STREAMS.tasks[0].text[0])
+    monkeypatch.setattr(engines, "HIDDEN", 128)
     arguments = argparse.Namespace(layout="eight", frames=30, guidance=2.0, rounds=1, interval_s=0.0, buffer_s=0.2)
     figures = measure(3, arguments, OverloadArm(tmp_path, "eight", 3))
     assert figures["guided_share_always"] == 1.0

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.temporary_server import serving
+from benchmarks.harness import serving
 from stretto_client import RequestCancelled, RequestRefused, SpeechClient
 from tests.patience import PATIENCE_S
 

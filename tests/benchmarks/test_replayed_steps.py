@@ -10,7 +10,7 @@ from stretto.engine.environment import prepare_environment
 pytestmark = pytest.mark.engine
 prepare_environment()
 
-from benchmarks.replayed_steps import ReplayedSteps, host_work  # noqa: E402
+from benchmarks.host_work import ReplayedSteps, host_work  # noqa: E402
 
 PARAMS: list[Any] = [None, None]
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from benchmarks.loads import Load
 from benchmarks.rim import ORDER, Arm, table
-from benchmarks.speech_load import Load
 
 
 def test_the_rim_is_the_proxy_the_server_the_stub_and_the_client() -> None:

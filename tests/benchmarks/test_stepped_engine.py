@@ -13,8 +13,7 @@ from tests.speech_families import EIGHT_STREAMS
 pytestmark = pytest.mark.engine
 prepare_environment()
 
-from benchmarks.layout import engine_args  # noqa: E402
-from benchmarks.stepped_engine import SteppedEngine  # noqa: E402
+from benchmarks.engines import SteppedEngine, engine_args  # noqa: E402
 from stretto.engine.launch import vllm_config  # noqa: E402
 
 

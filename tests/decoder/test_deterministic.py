@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from benchmarks.checkpoints.bundled import CHECKPOINT
+from benchmarks.harness import CHECKPOINT
 from stretto.codecs.base import Codec
 from stretto.codecs.registry import load_codec
 from stretto.config import DecoderConfig

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.temporary_server import serving
+from benchmarks.harness import serving
 from stretto.launcher.installation import IMPORT_ROOT, plain_path
 
 CONFIG = """

@@ -19,7 +19,7 @@ import pytest
 import tritonclient.grpc
 
 from benchmarks.chaos import remains
-from benchmarks.process_watch import read_usage, served_processes
+from benchmarks.harness import read_usage, served_processes
 from stretto_client.client import key_headers
 from tests.server.conftest import Server
 from tests.server.fuzzing.calls import make_call

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.checkpoints.bundled import CHECKPOINT
 from benchmarks.code_streams import stream
+from benchmarks.harness import CHECKPOINT
 from scripts.export_onnx import codec_file, export_codec
 from stretto.codecs.base import Codec
 from stretto.codecs.registry import load_codec

@@ -1,1 +1,1 @@
-"""What `benchmarks/gpu/bundling/__main__.py` does: choose wheels, trim them, cut them into parts, join them again."""
+"""Steps of `benchmarks/gpu/bundling/__main__.py`: select wheels, trim them, cut them into parts, join the parts."""

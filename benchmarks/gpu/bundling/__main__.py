@@ -1,15 +1,15 @@
-"""What a GPU host without a network needs, in parts of at most 60 MB, and its installation there.
+"""Files for a GPU host without a network, in parts of at most 60 MB, and their installation there.
 
     python -m benchmarks.gpu.bundling pack --out bundle                         # here: vLLM for CUDA, and the rest
-    python -m benchmarks.gpu.bundling install --into DIR manifest.json part-01      # there, in as many calls
-    python -m benchmarks.gpu.bundling install --into DIR part-02                    # as the parts take to arrive
+    python -m benchmarks.gpu.bundling install --into DIR manifest.json part-01      # there, in one or more calls
+    python -m benchmarks.gpu.bundling install --into DIR part-02                    # as the parts arrive
 
-The host must have torch for CUDA, triton, transformers and numpy under Python 3.12 (`--python` for another). `pack` has
-uv resolve and pip fetch the wheels of vLLM and of all it imports that the host lacks (`--have`), leaves out the kernels
-and the distributions that nothing of ours touches (`contents.py` names them) and the code of other GPUs
-(`trimming.py`), adds this package, its benchmarks and tests, and cuts the whole into parts with their SHA-256.
-`install` verifies each part, keeps it, and when the last one is there unpacks them and prints the line that makes
-Python find the bundle. It needs the standard library only.
+The host must have torch for CUDA, triton, transformers and numpy for Python 3.12 (`--python` for another). `pack` lets
+uv resolve and pip download the wheels of vLLM and of its dependencies that the host lacks (`--have`). It leaves out
+kernels and distributions that Stretto does not use (`contents.py` lists them) and the code for other GPUs
+(`trimming.py`). It adds this package, its benchmarks and tests, and cuts everything into parts with their SHA-256.
+`install` verifies and stores each part. When all are there, it unpacks them and prints the line that sets Python's
+path. It needs only the standard library.
 """
 
 import argparse
@@ -41,7 +41,7 @@ SOURCES = (
 
 
 def build_package(folder: Path) -> Path:
-    """The wheel of this package, as the tree is now, without the bundled model's weights: they go with the sources."""
+    """Build the wheel of this package from the current tree, without weights, which go with the sources."""
     tree = folder / "package"
     for name in ("python_backend", "client", "model_repository"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
@@ -53,7 +53,7 @@ def build_package(folder: Path) -> Path:
 
 
 def copy_sources(into: Path, with_weights: bool) -> None:
-    """Scripts, tests and models, as git knows them; the bundled model's weights only where asked for."""
+    """Copy tracked scripts, tests and models; the bundled model's weights only if `with_weights`."""
     listed = subprocess.run(["git", "ls-files", "-z", *SOURCES], cwd=ROOT, check=True, capture_output=True, text=True)
     for name in filter(None, listed.stdout.split("\0")):
         if name.startswith("python_backend/") or (name.endswith(".safetensors") and not with_weights):
@@ -63,12 +63,12 @@ def copy_sources(into: Path, with_weights: bool) -> None:
 
 
 def trim_library(name: str, data: bytes, architecture: int) -> bytes:
-    """A file of a wheel: an extension with the code of one GPU, anything else as it is."""
+    """Return a file of a wheel: an extension with the code of one GPU, any other file unchanged."""
     return trim(data, architecture) if name.endswith(".so") else data
 
 
 def pack(arguments: argparse.Namespace, package: Path | None = None) -> dict[str, Any]:
-    """Write the parts; returns what the manifest says of them. `package`: a wheel in the place of this tree's."""
+    """Write the parts; return the contents of the manifest. `package`: wheel to use instead of building this tree's."""
     from benchmarks.gpu.bundling.wheels import Wheelhouse, extract, read_have
 
     have = read_have(arguments.have)
@@ -100,7 +100,7 @@ def pack(arguments: argparse.Namespace, package: Path | None = None) -> dict[str
 
 
 def install(arguments: argparse.Namespace) -> int:
-    """Take parts, and unpack once all are there; 0 when the bundle is ready, 3 while parts are missing."""
+    """Store parts, and unpack when all are there; return 0 if the bundle is ready, 3 while parts are missing."""
     installation = Installation(arguments.into)
     if not installation.bundle.exists():
         try:
@@ -117,7 +117,7 @@ def install(arguments: argparse.Namespace) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = top.add_subparsers(dest="command", required=True)
     packing = commands.add_parser("pack", help="make the parts, with a network")
@@ -143,7 +143,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Do what was asked; the exit status."""
+    """Run the command; return the exit status."""
     if arguments.command == "install":
         return install(arguments)
     pack(arguments)

@@ -1,14 +1,14 @@
-"""What goes into a bundle and what stays out of it, as data."""
+"""Lists of what a bundle contains and leaves out."""
 
 from fnmatch import fnmatch
 
 VLLM = "vllm==0.32.0"
-TRITON_SERVER = ("nvidia-pytriton==0.7.0", "numpy==1.26.4")  # whose Python backend takes no later numpy
-# Beside what vLLM asks for: our own code reads and writes audio, and normalises text.
+TRITON_SERVER = ("nvidia-pytriton==0.7.0", "numpy==1.26.4")  # its Python backend needs numpy 1
+# In addition to vLLM's dependencies: Stretto reads and writes audio, and normalises text.
 OURS = ("soundfile", "soxr", "num2words", "anyascii")
 
-# Asked for by vLLM or by what it asks for, and imported by nothing that `SpeechLLM` runs: other models, other front
-# ends, other hardware, tools. The engine has run with every one of them hidden.
+# Dependencies of vLLM, direct or indirect, that `SpeechLLM` does not import: for other models, front ends and hardware,
+# and tools. The engine was tested with all of them hidden.
 UNUSED = frozenset(
     """
     anthropic blake3 depyf docopt email-validator fastapi-cli fastsafetensors flashinfer-python helion humming-kernels
@@ -19,10 +19,10 @@ UNUSED = frozenset(
     pydantic-settings orjson
     """.split()
 )
-# Far too large to carry, and what a GPU host is bought for: it must have them.
+# Too large to bundle; a GPU host must have them.
 REQUIRED_THERE = ("torch", "triton", "transformers", "numpy")
 
-# Files of vLLM's CUDA wheel that stay behind, with their packed size where it matters.
+# Files of vLLM's CUDA wheel that are left out, with their compressed size if large.
 LEFT_OUT = (
     "vllm/vllm_flash_attn/_vllm_fa2_C.abi3.so",  # 130 MB: attention for chips before Hopper
     "vllm/vllm_flash_attn/_vllm_fa3_C.abi3.so",  # 43 MB: attention for Hopper
@@ -46,9 +46,9 @@ FLASH_ATTENTION = {
 
 
 def is_wanted(name: str, flash_attention: str) -> bool:
-    """Whether file `name` of vLLM's wheel enters a bundle with FlashAttention `2` or `3`.
+    """Return True if file `name` of vLLM's wheel is part of a bundle with FlashAttention `2` or `3`.
 
-    One of them must: `vllm.vllm_flash_attn` cannot be imported on CUDA without, whatever attention runs.
+    One of them is required: `vllm.vllm_flash_attn` cannot be imported on CUDA otherwise, whatever attention is used.
     """
     if name == FLASH_ATTENTION[flash_attention]:
         return True

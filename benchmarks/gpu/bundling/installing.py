@@ -1,4 +1,4 @@
-"""The other end: take parts as they come, and unpack them once all are there. Standard library only."""
+"""Installation of a bundle: store parts as they arrive, and unpack them when all are there. Standard library only."""
 
 import shutil
 from dataclasses import dataclass
@@ -10,31 +10,35 @@ SITE, SOURCE, LIBRARIES, PARTS = "site", "source", "lib", "parts"
 
 
 class DamagedPart(ValueError):
-    """A part is not what the manifest says."""
+    """A part does not match the manifest."""
 
 
 @dataclass(frozen=True)
 class Installation:
-    """The bundle below `root`: parts as they came, then the tree `root/bundle`."""
+    """The bundle below `root`: parts as received, then the tree `root/bundle`."""
 
     root: Path
 
     @property
     def bundle(self) -> Path:
-        """Where the tree lies once all parts were there."""
+        """Folder of the unpacked tree."""
         return self.root / "bundle"
 
     @property
     def environment(self) -> str:
-        """A line for the shell: what makes Python find the bundle."""
+        """Line for the shell that lets Python find the bundle."""
         site, source, libraries = (self.bundle / part for part in (SITE, SOURCE, LIBRARIES))
         line = f"export PYTHONPATH={site}:{source}${{PYTHONPATH:+:$PYTHONPATH}} PATH={site / 'bin'}:$PATH"
         return line + (f" STRETTO_LIBPYTHON={libraries}" if libraries.exists() else "")
 
     def take(self, files: list[Path]) -> list[str]:
-        """Verify and keep `files` (parts, and their manifest among or beside them); the names still missing.
+        """Verify and store parts; return the names of missing parts.
 
-        Raises DamagedPart, having kept nothing of it, for a file that differs from the manifest.
+        Args:
+            files: Parts, with their manifest among or next to them.
+
+        Raises:
+            DamagedPart: A file differs from the manifest; nothing of it is stored.
         """
         kept = self.root / PARTS
         kept.mkdir(parents=True, exist_ok=True)
@@ -52,7 +56,7 @@ class Installation:
         return [name for name in expected if not (kept / name).exists()]
 
     def _manifest(self, files: list[Path]) -> Manifest:
-        """The manifest of an earlier call, which any that comes now must equal."""
+        """Return the manifest of the first call, which any later one must equal."""
         kept = self.root / PARTS / MANIFEST
         beside = {file.parent / MANIFEST for file in files} | {file for file in files if file.name == MANIFEST}
         for path in sorted(path for path in beside if path.exists()):
@@ -65,7 +69,7 @@ class Installation:
         return Manifest.read(kept)
 
     def finish(self) -> None:
-        """Unpack what `take` kept, then let go of the parts; nothing happens the second time."""
+        """Unpack the stored parts and delete them; do nothing if that has been done."""
         if self.bundle.exists():
             return
         kept = self.root / PARTS

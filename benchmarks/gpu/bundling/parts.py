@@ -1,7 +1,7 @@
-"""An archive cut into parts of bounded size, and a manifest that says what each must be. Standard library only.
+"""An archive cut into parts of limited size, and a manifest with their checksums. Standard library only.
 
-The archive is one `.tar.xz`; a part is a stretch of its bytes, so that any file fits. The same tree gives the same
-bytes: names are sorted, times and owners are zero.
+The archive is one `.tar.xz`; a part is a range of its bytes, so any file fits. The same tree gives the same bytes:
+names are sorted, times and owners are zero.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ BUFFER = 1 << 20
 
 @dataclass(frozen=True)
 class Part:
-    """One file that travels."""
+    """One part."""
 
     name: str
     size: int
@@ -30,19 +30,19 @@ class Part:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All parts in order, and what the archive holds (`contents`: for people, and for the path line)."""
+    """All parts in order. contents: description of the archive, for information."""
 
     parts: list[Part]
     contents: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> "Manifest":
-        """From the JSON that `write` makes."""
+        """Read the JSON that `write` writes."""
         record = json.loads(path.read_text())
         return cls([Part(**part) for part in record["parts"]], record["contents"])
 
     def write(self, folder: Path) -> Path:
-        """As `manifest.json` in `folder`."""
+        """Write `manifest.json` to `folder`."""
         path = folder / MANIFEST
         path.write_text(json.dumps(asdict(self), indent=1) + "\n")
         return path
@@ -58,11 +58,11 @@ class PartWriter(io.RawIOBase):
         self.parts: list[Part] = []
 
     def writable(self) -> bool:
-        """It is."""
+        """Return True."""
         return True
 
     def write(self, data: Any) -> int:
-        """All of `data`, over as many parts as it takes."""
+        """Write all of `data`, over as many parts as necessary."""
         view = memoryview(data).cast("B")
         written = len(view)
         while view:
@@ -89,7 +89,7 @@ class PartWriter(io.RawIOBase):
         self._file = None
 
     def close(self) -> None:
-        """End the last part."""
+        """Complete the last part."""
         if not self.closed:
             self._end()
         super().close()
@@ -117,13 +117,13 @@ def write_parts(tree: Path, folder: Path, part_bytes: int, contents: dict[str, A
 
 
 def sha256_of(path: Path) -> str:
-    """The checksum of a file."""
+    """Return the checksum of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class _Joined(io.RawIOBase):
-    """The bytes of several files, one after another."""
+    """Concatenated bytes of several files."""
 
     def __init__(self, paths: Iterable[Path]):
         self._files: Iterator[BinaryIO] = (path.open("rb") for path in paths)
@@ -143,7 +143,7 @@ class _Joined(io.RawIOBase):
 
 
 def unpack(paths: Iterable[Path], into: Path) -> None:
-    """Unpack the archive whose parts are `paths`, in order, into a new folder `into`."""
+    """Unpack the archive of the parts `paths`, in order, into a new folder `into`."""
     unfinished = into.with_name(into.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     joined = io.BufferedReader(_Joined(paths), BUFFER)

@@ -1,9 +1,9 @@
-"""CUDA extensions with the code of one GPU only, so that they pack small.
+"""CUDA extensions reduced to the code of one GPU, so that they compress well.
 
 A section `.nv_fatbin` holds containers one after another, each with entries for several architectures: machine code
-(cubins), and PTX that the driver can compile. What is not for the wanted architecture is filled with zeros, which take
-no room once packed; offsets and sizes stay, so that the loader finds all that it looks for. A container without machine
-code for that architecture keeps its PTX.
+(cubins), and PTX that the driver can compile. Entries for other architectures are filled with zeros, which compress to
+nothing. Offsets and sizes stay the same, so the loader still finds everything. A container without machine code for the
+architecture keeps its PTX.
 """
 
 import struct
@@ -28,9 +28,10 @@ class Entry:
 
 
 def trim(library: bytes, architecture: int) -> bytes:
-    """An extension without the payloads that a GPU of `architecture` does not run; one without any as it is.
+    """Return an extension without the payloads that a GPU of `architecture` does not run.
 
-    ValueError where its fat binaries are not laid out as they are known.
+    Raises:
+        ValueError: Its fat binaries have an unknown layout.
     """
     trimmed = bytearray(library)
     for section in _sections(library, SECTION):
@@ -47,7 +48,7 @@ def _useless(entries: list[Entry], architecture: int) -> list[Entry]:
 
 
 def _sections(library: bytes, name: bytes) -> Iterator[range]:
-    """Where the sections of that name lie in a 64-bit ELF file; none in any other file."""
+    """Yield the ranges of the sections of that name in a 64-bit ELF file; none for any other file."""
     if library[:5] != b"\x7fELF\x02":
         return
     (table,) = struct.unpack_from("<Q", library, 0x28)
@@ -64,12 +65,12 @@ def _containers(library: bytes, section: range) -> Iterator[list[Entry]]:
     position = section.start
     while position + CONTAINER_SIZE <= section.stop:
         magic, _, header, size = struct.unpack_from(CONTAINER, library, position)
-        if magic != MAGIC:  # between containers there may be padding
+        if magic != MAGIC:  # padding between containers
             position += ALIGNMENT
             continue
         stop = position + header + size
         if stop > section.stop:
-            raise ValueError(f"a fat binary at {position} goes on behind the end of its section")
+            raise ValueError(f"a fat binary at {position} extends past the end of its section")
         yield list(_entries(library, range(position + header, stop)))
         position = stop
 

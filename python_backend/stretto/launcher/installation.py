@@ -280,8 +280,9 @@ class UnixConnection(http.client.HTTPConnection):
 
 
 # Return larger blocks to the system when they are freed. Otherwise malloc keeps fragmented blocks of processed files,
-# and Triton grows ("Large files of others" in benchmarks/README.md). Its 130 threads share two arenas instead of up to
-# eight per core, each with its own fragmentation. See mallopt(3); stubs that compute set the first two themselves.
+# and Triton grows ("Large files of other clients" in benchmarks/results/robustness.md). Its 130 threads share two
+# arenas instead of up to eight per core, each with its own fragmentation. See mallopt(3); stubs that compute set the
+# first two themselves.
 MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": str(LARGE),
     "MALLOC_TRIM_THRESHOLD_": str(LARGE),

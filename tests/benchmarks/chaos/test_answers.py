@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.chaos.answers import Answer, Verdict, judge
+from benchmarks.chaos.clients import Answer, Verdict, judge
 
 SOUND = np.linspace(-0.5, 0.5, 900, dtype=np.float32)
 REFERENCE = Answer("a cat", [SOUND], is_final=True)
-REFUSED = Answer(error="RequestRefused", said="text: expected …")
+REFUSED = Answer(error="RequestRefused", message="text: expected …")
 
 
 def whole(**changes: object) -> Answer:

@@ -6,9 +6,8 @@ import random
 import numpy as np
 import pytest
 
-from benchmarks.chaos.answers import Answer
-from benchmarks.chaos.doors import GatewayAsk
-from benchmarks.chaos.readers import Reader, cancel, listen, read
+from benchmarks.chaos.clients import Answer, Reader, cancel, listen, read
+from benchmarks.chaos.requests import GatewayAsk
 
 ASK = GatewayAsk("gateway 0", "gateway", {"input": "a cat", "response_format": "pcm"})
 SAMPLES = np.arange(500, dtype=np.int16)
@@ -56,7 +55,7 @@ async def test_an_answer_that_breaks_off_is_an_error_behind_its_beginning() -> N
 )
 async def test_a_status_is_an_error_of_the_clients(status: int, error: str) -> None:
     got = await heard(f"HTTP/1.1 {status} X\r\nContent-Length: 2\r\n\r\n{{}}".encode())
-    assert (got.error, got.said) == (error, f"{status}: {{}}")
+    assert (got.error, got.message) == (error, f"{status}: {{}}")
 
 
 async def test_a_reader_may_leave_it() -> None:

@@ -27,7 +27,7 @@ from benchmarks.chaos.faults import (
     clock_environment,
     fill,
 )
-from benchmarks.temporary_server import Launch
+from benchmarks.harness import Launch
 from stretto.launcher.processes import is_stopped
 
 LAUNCH: Any = None
@@ -53,8 +53,8 @@ print(os.strerror(ctypes.get_errno()))
 @pytest.fixture
 def victim(monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    monkeypatch.setattr(faults, "served_processes", lambda _: {"engine": process.pid})
-    monkeypatch.setattr(chaos, "served_processes", lambda _: {"engine": process.pid})
+    monkeypatch.setattr(faults, "served_processes", lambda *_: {"engine": process.pid})
+    monkeypatch.setattr(chaos, "served_processes", lambda *_: {"engine": process.pid})
     yield process
     process.kill()
     process.wait()
@@ -131,7 +131,7 @@ def test_a_process_that_is_not_there_is_left_out(victim: subprocess.Popen[bytes]
 
 def test_a_file_system_of_everybodys_is_not_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(faults, "MAX_FILLED", 0)
-    with pytest.raises(Skipped, match="may be others' too"):
+    with pytest.raises(Skipped, match="may be shared"):
         asyncio.run(Fill(tmp_path).strike(LAUNCH))
     assert list(tmp_path.iterdir()) == []
 

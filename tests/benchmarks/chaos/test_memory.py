@@ -5,8 +5,8 @@ import subprocess
 
 import pytest
 
-from benchmarks.chaos.memory import Follower, describe
-from benchmarks.process_watch import Usage, name_of, read_usage, slope_mb_per_min
+from benchmarks.chaos.checks import Follower, describe
+from benchmarks.harness import Usage, name_of, read_usage, slope_mb_per_min
 from stretto.launcher.processes import Process
 
 

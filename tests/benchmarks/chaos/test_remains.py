@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.chaos.answers import Answer, Verdict
-from benchmarks.chaos.asks import make_asks
-from benchmarks.chaos.findings import of_calm, of_fault, of_memory
-from benchmarks.chaos.remains import IDLE_GAUGES, SLACK, Held, left_over, read_gauges
+from benchmarks.chaos.checks import IDLE_GAUGES, SLACK, Held, left_over, of_calm, of_fault, of_memory, read_gauges
+from benchmarks.chaos.clients import Answer, Verdict
+from benchmarks.chaos.requests import make_asks
 from benchmarks.chaos.streams import KINDS, Outcomes
 
 NONE = dict.fromkeys((*IDLE_GAUGES, "unguided_total"), 0.0)
@@ -26,8 +25,8 @@ ASK = make_asks(0)[0]
         ({"descriptors": {"engine": 96, "proxy": 84}}, ["proxy has 84 descriptors, 20 before"]),
         ({"files": 7}, ["7 files in shared memory, 6 before"]),
         ({"files": 5}, []),
-        ({"threads": {"proxy": 3}}, ["there is no engine"]),
-        ({"threads": IDLE.threads | {"engine 2": 1}}, ["there is another process, engine 2"]),
+        ({"threads": {"proxy": 3}}, ["engine is missing"]),
+        ({"threads": IDLE.threads | {"engine 2": 1}}, ["there is a new process, engine 2"]),
         ({"gauges": NONE | {"kv_usage": 0.01}}, ["kv_usage is 0.01, not 0"]),
         ({"gauges": NONE | {"unguided_total": 1.0}}, ["unguided_total is 1, not 0"]),
     ],
@@ -65,8 +64,8 @@ def outcomes(*answers: tuple[Answer, Verdict]) -> Outcomes:
 
 
 RIGHT = (Answer(is_final=True), Verdict.RIGHT)
-FULL = (Answer(error="ServerFull", said="try again"), Verdict.ERROR)
-FAILED = (Answer(error="ServerFailed", said="internal error"), Verdict.ERROR)
+FULL = (Answer(error="ServerFull", message="try again"), Verdict.ERROR)
+FAILED = (Answer(error="ServerFailed", message="internal error"), Verdict.ERROR)
 HUNG = (Answer(is_overdue=True), Verdict.HUNG)
 
 

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from benchmarks.chaos.report import lines
-from benchmarks.results_file import Result
+from benchmarks.chaos.checks import lines
+from benchmarks.harness import Result
 
 PROCESS = {f"rss_mb_{when}": 100.0 for when in ("start", "warm", "end")}
 PROCESS |= {"slope_rss_mb_per_min": 0.25, "threads": [3, 3], "descriptors": [7, 8]}  # type: ignore[dict-item]
@@ -42,4 +42,4 @@ def test_a_report_of_a_run() -> None:
     assert "| kill engine | 9.7 | 5 | 0 | 4 | 3 |" in said
     assert "| stop proxy | never | 0 | 0 | 0 | 0 |" in said
     assert "| clock +3600 s | not done: no C compiler | | | | |" in said
-    assert "Nothing is wrong" in "\n".join(lines(result_of(record | {"wrong": []})))
+    assert "No findings" in "\n".join(lines(result_of(record | {"wrong": []})))

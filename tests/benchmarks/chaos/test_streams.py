@@ -7,9 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from benchmarks.chaos.answers import Verdict, judge
-from benchmarks.chaos.doors import Ask, GrpcAsk
-from benchmarks.chaos.readers import READERS, Reader, listen, read
+from benchmarks.chaos.clients import READERS, Reader, Verdict, judge, listen, read
+from benchmarks.chaos.requests import Ask, GrpcAsk
 from benchmarks.chaos.streams import Servers, Streams, take_references
 from tests.client.fake_server import Chunk, ErrorText, FakeServer, Request, Step, Until
 
@@ -49,8 +48,8 @@ def run(script: Callable[[Request], list[Step]], *readers: Reader, limit_s: floa
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.chaos.readers.SILENT_S", 0.01)
-    monkeypatch.setattr("benchmarks.chaos.readers.CRAWL_S", 0.01)
+    monkeypatch.setattr("benchmarks.chaos.clients.SILENT_S", 0.01)
+    monkeypatch.setattr("benchmarks.chaos.clients.CRAWL_S", 0.01)
 
 
 @pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.__name__)

@@ -13,8 +13,8 @@ REFERENCE = Path(__file__).with_name("reference.npz")
 EVERY = 29
 LENGTHS = (1, 23)  # tokens
 VOICES: dict[str, dict[str, Any]] = {
-    "short": random_s3gen.told(3, 7),
-    "long": random_s3gen.told(4, 31),
+    "short": random_s3gen.conditions(3, 7),
+    "long": random_s3gen.conditions(4, 31),
 }
 
 

@@ -1,7 +1,14 @@
+"""Metrics of listeners, and the comparison of two ways to a server."""
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 
-from benchmarks.speech_metrics import Trace, percentiles, summarise, underrun_s
+from benchmarks import loads
+from benchmarks.loads import Load, Trace, compare, percentiles, summarise, underrun_s
 
 
 def trace_of(arrivals: list[float], durations: list[float]) -> Trace:
@@ -58,3 +65,48 @@ def test_silence_and_errors_are_no_success() -> None:
 def test_a_p99_needs_a_hundred_values() -> None:
     assert "x_p99" not in percentiles("x", [1.0] * 99)
     assert "x_p99" in percentiles("x", [1.0] * 100)
+
+
+class FakeWays:
+    """Two ways to a server, by a clock of its own: through a process that works for 3 ms a request, or past it."""
+
+    def __init__(self) -> None:
+        self.clock = self.used_s = 0.0
+        self.order = list[str]()
+        self.asked = list[tuple[str, int]]()
+
+    def perf_counter(self) -> float:
+        return self.clock
+
+    def cpu_times(self) -> Any:
+        return SimpleNamespace(user=self.used_s, system=0.0)
+
+    async def through(self, text: str, options: dict[str, Any]) -> Trace:
+        self.used_s += 0.003
+        self.asked.append((text, options["seed"]))
+        return self._answer("through", 0.5)
+
+    async def past(self, text: str, options: dict[str, Any]) -> Trace:
+        self.used_s += 1.0  # of others
+        self.asked.append((text, options["seed"]))
+        return self._answer("past", 0.4)
+
+    def _answer(self, way: str, seconds: float) -> Trace:
+        self.order.append(way)
+        sent, self.clock = self.clock, self.clock + seconds
+        return Trace(sent, arrivals=[self.clock], durations=[2.0], sound=0.0, finished=self.clock)
+
+
+def test_the_ways_take_turns_and_figures_are_of_their_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    ways: Any = FakeWays()
+    monkeypatch.setattr(loads, "time", ways)
+    record = asyncio.run(compare("gateway", Load(1, 2, 50, 2.0), 3, ways, ways.through, ways.past))
+    first, then = ["past", "past", "through", "through"], ["through", "through", "past", "past"]
+    assert ways.order == ["through", "past", *first, *then, *first]
+    for begin in (2, 6, 10):
+        assert ways.asked[begin : begin + 2] == ways.asked[begin + 2 : begin + 4], "each way has the same to speak"
+    assert len(set(ways.asked[2:])) == 6
+    assert record["gateway_throughput_ratio"] == pytest.approx(0.8)
+    assert record["gateway_first_audio_ms"] == pytest.approx(100.0)
+    assert record["gateway_cpu_ms_per_audio_s"] == pytest.approx(1.5)
+    assert (record["audio_throughput"], record["audio_ttfp_p50"]) == pytest.approx((4.0, 0.5))

@@ -1,0 +1,245 @@
+"""Findings of a soak test and its report: memory, resources left over, and wrong answers."""
+
+import os
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.chaos.clients import Verdict
+from benchmarks.chaos.streams import Outcomes
+from benchmarks.harness import Result, Usage, read_usage, served_processes, shared_files, slope_mb_per_min
+from stretto.launcher.server import MAX_MODEL_RESTARTS
+
+IDLE_S = 20.0  # until resources that outlast a request are released
+COLUMNS = ("rss_mb", "pss_mb", "uss_mb")
+
+
+class Follower:
+    """Reads the usage of the processes below one process repeatedly."""
+
+    def __init__(self, root: int):
+        self._begun = time.monotonic()
+        self.pids = served_processes(root) | {"client": os.getpid()}
+        self.usages: dict[str, list[Usage]] = {name: [] for name in self.pids}
+
+    def look(self) -> dict[str, Usage]:
+        """Return the current usage of the processes; RuntimeError if one has ended."""
+        at_s = time.monotonic() - self._begun
+        seen = {}
+        for name, pid in self.pids.items():
+            usage = read_usage(pid, at_s)
+            if usage is None:
+                raise RuntimeError(f"{name} (process {pid}) ended after {at_s:.0f} s")
+            seen[name] = usage
+            self.usages[name].append(usage)
+        return seen
+
+
+def describe(
+    follower: Follower, warm_up_min: float, before: dict[str, Usage], after: dict[str, Usage]
+) -> dict[str, dict[str, Any]]:
+    """Return for each process its memory at start, after warm-up and at the end, slopes, and idle resources."""
+    processes = {}
+    for name, usages in follower.usages.items():
+        steady = [usage for usage in usages if usage.at_s >= 60 * warm_up_min]
+        span_s = usages[-1].at_s - usages[0].at_s
+        processes[name] = {
+            **{
+                f"{column}_{when}": round(getattr(usage, column), 1)
+                for column in COLUMNS
+                for when, usage in (("start", before[name]), ("warm", steady[0]), ("end", after[name]))
+            },
+            **{f"slope_{column}_per_min": round(slope_mb_per_min(steady, column), 3) for column in COLUMNS},
+            "cores": round((usages[-1].cpu_s - usages[0].cpu_s) / span_s, 3),
+            "threads": [before[name].threads, after[name].threads],
+            "descriptors": [before[name].descriptors, after[name].descriptors],
+        }
+    return processes
+
+
+SHARED_MEMORY = Path("/dev/shm")
+IDLE_GAUGES = (
+    "active_utterances",
+    "pairs",
+    "running_requests",
+    "waiting_requests",
+    "running_pairs",
+    "held_pairs",
+    "kv_usage",
+    "replies_without_words",
+    "decoder_waiting_chunks",
+)
+NEVER = ("unguided_total",)  # counters of bugs
+SERVER, REGION = "tritonserver", "stretto_launch_"
+ABANDONED_THREADS = 35  # of a model instance in Triton's Python backend: a pool of 32, and three
+SLACK = 4  # additional threads and descriptors of a process: a pool's thread, a connection that is being closed
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Resources of an idle server.
+
+    Attributes:
+        threads: Number for each process.
+        descriptors: Number for each process.
+        files: Number of files in shared memory.
+        shared_mb: Their size.
+        gauges: Metrics that are zero on an idle server, and counters of events that must never occur.
+        abandoned: Model instances that Triton keeps although their stubs died with requests in flight. The launcher
+            bounds their number (`Server.restart_models`); the resources of each are not a finding.
+    """
+
+    threads: Mapping[str, int]
+    descriptors: Mapping[str, int]
+    files: int
+    shared_mb: float
+    gauges: Mapping[str, float]
+    abandoned: int = 0
+
+
+def look(metrics_port: int, root: int | None = None) -> Held:
+    """Return the current resources of the processes below `root` or, by default, below this one."""
+    pids = served_processes(root)
+    usages = {name: usage for name, pid in pids.items() if (usage := read_usage(pid, 0.0)) is not None}
+    mapped = shared_files(pids.values())
+    stubs = shared_files(pid for name, pid in pids.items() if name != SERVER)
+    server = shared_files(pid for name, pid in pids.items() if name == SERVER)
+    with urllib.request.urlopen(f"http://localhost:{metrics_port}/metrics", timeout=60) as page:
+        gauges = read_gauges(page.read().decode())
+    return Held(
+        {name: usage.threads for name, usage in usages.items()},
+        {name: usage.descriptors for name, usage in usages.items()},
+        len(mapped),
+        round(sum(mapped.values()) / 2**20, 2),
+        gauges,
+        sum(name.startswith(REGION) for name in server.keys() - stubs.keys()),
+    )
+
+
+def read_gauges(page: str) -> dict[str, float]:
+    """Return the metrics that must be zero; KeyError if one is missing."""
+    lines = [line.rpartition(" ") for line in page.splitlines() if line.startswith("stretto_")]
+    found = {name.partition("{")[0].removeprefix("stretto_"): float(value) for name, _, value in lines}
+    return {name: found[name] for name in (*IDLE_GAUGES, *NEVER)}
+
+
+def left_over(before: Held, after: Held) -> list[str]:
+    """Return a sentence for each resource left over."""
+    found = [f"{name} is {value:g}, not 0" for name, value in after.gauges.items() if value]
+    abandoned = max(0, after.abandoned - before.abandoned)
+    for what, old, new, of_instance in (
+        ("threads", before.threads, after.threads, ABANDONED_THREADS),
+        ("descriptors", before.descriptors, after.descriptors, 1),
+    ):
+        found += [
+            f"{name} has {new[name]} {what}, {old[name]} before"
+            for name in sorted(old.keys() & new.keys())
+            if new[name] > old[name] + SLACK + of_instance * abandoned * (name == SERVER)
+        ]
+    found += [f"{name} is missing" for name in sorted(before.threads.keys() - after.threads.keys())]
+    found += [f"there is a new process, {name}" for name in sorted(after.threads.keys() - before.threads.keys())]
+    if after.files > before.files + abandoned:
+        found.append(f"{after.files} files in shared memory, {before.files} before")
+    if after.abandoned > MAX_MODEL_RESTARTS:
+        found.append(f"Triton keeps {after.abandoned} models whose stubs have died")
+    return found
+
+
+MAX_SLOPE = 1.0  # MB a minute
+LEAST_STEADY_MIN = 15.0  # a shorter time does not distinguish caches that fill from leaks
+CLIENT = "client"  # this process, which stores the answers
+FULL = "ServerFull"  # the only error that is expected without faults
+
+
+def of_calm(outcomes: Outcomes) -> list[str]:
+    """Return the findings about answers without faults."""
+    found = list(outcomes.bad)
+    found += [
+        f"{count} times: {message}" for message, count in outcomes.errors.items() if not message.startswith(f"{FULL}: ")
+    ]
+    if not outcomes.num(Verdict.RIGHT):
+        found.append("no answer was right: nothing has been tested")
+    return found
+
+
+def of_fault(outcomes: Outcomes, right_s: float | None) -> list[str]:
+    """Return the findings about answers during a fault. right_s: seconds until a correct answer, or None."""
+    return outcomes.bad + (["the server has not become right again"] if right_s is None else [])
+
+
+def of_memory(processes: Mapping[str, Mapping[str, Any]], steady_min: float) -> list[str]:
+    """Return the findings about the slopes of each process's memory; none if `steady_min` minutes are too few."""
+    if steady_min < LEAST_STEADY_MIN:
+        return []
+    return [
+        f"{name} grows by {figures['slope_rss_mb_per_min']:g} MB a minute"
+        for name, figures in processes.items()
+        if name != CLIENT and figures["slope_rss_mb_per_min"] >= MAX_SLOPE
+    ]
+
+
+def write_report(path: Path, result: Result) -> None:
+    """Write the report."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines(result)) + "\n")
+
+
+def lines(result: Result) -> Iterator[str]:
+    """Yield the lines of the report."""
+    record = result.figures
+    calm, hardware = record["calm"], result.hardware
+    yield f"# {record['streams']} streams for {calm['minutes']:g} minutes, then faults"
+    yield ""
+    machine = f"{hardware['cores']} cores ({hardware['cpu']}), {hardware['memory_gib']:g} GiB"
+    made = f"`scripts/soak.sh --minutes {calm['minutes']:g} --seed {record['seed']}`"
+    yield f"{made}, {result.time}, revision {result.revision}, on {machine}."
+    yield f"At the end the load average was {result.load_average:g}."
+    yield ""
+    yield from verdict(record["wrong"])
+    yield ""
+    yield f"## The load alone: {sum(calm['outcomes']['verdicts'].values())} answers"
+    yield ""
+    yield "| requests | of them |"
+    yield "|---|---|"
+    yield from (f"| {name} | {count} |" for name, count in calm["outcomes"]["verdicts"].items())
+    yield from (f"| {message.replace('|', '/')} | {count} |" for message, count in calm["outcomes"]["errors"].items())
+    yield ""
+    yield f"Memory in MB; the slope is that after {calm['warm_up_minutes']:.3g} minutes."
+    yield ""
+    yield "| process | start | warm | end | slope, MB / min | threads | descriptors |"
+    yield "|---|---|---|---|---|---|---|"
+    for name, figures in calm["processes"].items():
+        memory = " | ".join(f"{figures[f'rss_mb_{when}']:.0f}" for when in ("start", "warm", "end"))
+        held = " | ".join("{}, {}".format(*figures[what]) for what in ("threads", "descriptors"))
+        yield f"| {name} | {memory} | {figures['slope_rss_mb_per_min']:.2f} | {held} |"
+    yield ""
+    yield "## Faults under that load"
+    yield ""
+    yield "| fault | right again after, s | right | left | errors | wrong, incomplete or hung |"
+    yield "|---|---|---|---|---|---|"
+    yield from (row(fault) for fault in record["faults"])
+
+
+def verdict(wrong: list[str]) -> Iterator[str]:
+    """Yield the summary: findings, or that there are none."""
+    if not wrong:
+        yield "No findings: every answer was complete and equal to its reference, or an explicit error."
+        return
+    yield f"**{len(wrong)} findings:**"
+    yield ""
+    yield from (f"- {each}" for each in wrong)
+
+
+def row(fault: Mapping[str, Any]) -> str:
+    """Return the table row of one fault."""
+    if "skipped" in fault:
+        return f"| {fault['fault']} | not done: {fault['skipped']} | | | | |"
+    counts = dict.fromkeys(("right", "left", "error", "bad"), 0)
+    for name, count in fault["outcomes"]["verdicts"].items():
+        worth = name.rpartition(": ")[2]
+        counts[worth if worth in counts else "bad"] += count
+    right_s = "never" if fault["right_s"] is None else f"{fault['right_s']:.1f}"
+    return f"| {fault['fault']} | {right_s} | " + " | ".join(map(str, counts.values())) + " |"

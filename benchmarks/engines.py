@@ -1,0 +1,265 @@
+"""Engine cores in this process, stepped by hand; replies of forced length; and where the time of a step goes."""
+
+import itertools
+import statistics
+import time
+import weakref
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.layouts import LAYOUTS, PROMPT_ROWS, TEXT
+from stretto.config import EngineConfig
+from stretto.engine.environment import prepare_environment
+from stretto.families.base import Family, Task
+from stretto.records.prompt import Prompt
+from stretto.records.sampling import GuidancePolicy
+from stretto.testing.checkpoints import write_checkpoint
+
+prepare_environment()
+
+from vllm import SamplingParams  # noqa: E402
+from vllm.v1.engine.core import EngineCore  # noqa: E402
+from vllm.v1.executor import Executor  # noqa: E402
+from vllm.v1.request import Request  # noqa: E402
+
+from stretto.engine.launch import vllm_config  # noqa: E402
+from stretto.engine.protocol import Trailer, sampling_params  # noqa: E402
+from stretto.engine.worker import sampler as drawing  # noqa: E402
+from stretto.engine.worker.step_program import StepSampler  # noqa: E402
+
+HIDDEN, LAYERS = 256, 4  # of random backbones
+
+
+@dataclass(frozen=True, slots=True)
+class StepTime:
+    """Milliseconds of a decode step: wall time, and processor time of this thread."""
+
+    wall_ms: float
+    cpu_ms: float
+
+
+class SteppedEngine:
+    """One engine core in this process. Its KV cache is freed with it."""
+
+    def __init__(self, config: Any):
+        self.core = EngineCore(config, Executor.get_class(config), log_stats=False)
+        # vLLM freezes its objects, so garbage collection would never find the cache. `core.shutdown` cannot be used:
+        # it also takes the process groups away from the other engines of this process.
+        weakref.finalize(self, self.core.model_executor.shutdown).atexit = False
+        self.scheduler: Any = self.core.scheduler
+        self._ids = itertools.count()
+
+    @classmethod
+    def from_args(
+        cls, checkpoint: Path, engine_args: dict[str, Any], kv_share: dict[str, float] | None = None
+    ) -> "SteppedEngine":
+        """Return an engine over a checkpoint."""
+        return cls(vllm_config(EngineConfig(checkpoint, engine_args, kv_share or {})))
+
+    @property
+    def runner(self) -> Any:
+        """Model runner of the worker."""
+        executor: Any = self.core.model_executor
+        return executor.driver_worker.worker.model_runner
+
+    def add(self, prompts: Iterable[list[int]], params: Iterable[SamplingParams]) -> list[str]:
+        """Queue prompts of stream 0, each with its parameters; return their ids."""
+        # This setting belongs to the process, and the last engine that started has set it.
+        self.core.vllm_config.kernel_config.ir_op_priority.set_default()
+        ids = list[str]()
+        for tokens, wanted in zip(prompts, params, strict=True):
+            hasher = self.core.request_block_hasher
+            ids.append(f"r{next(self._ids)}")
+            self.core.add_request(Request(ids[-1], tokens, wanted, None, block_hasher=hasher))
+        return ids
+
+    def requests(self, prompts: Sequence[Prompt]) -> tuple[list[list[int]], list[SamplingParams]]:
+        """Return stream 0 of each prompt, and its parameters, as `add` takes them."""
+        rules = self.scheduler.table.rules
+        return [prompt.rows[:, 0].tolist() for prompt in prompts], [sampling_params(each, rules) for each in prompts]
+
+    def add_prompts(self, prompts: Sequence[Prompt]) -> list[str]:
+        """Queue prompts; return their ids."""
+        return self.add(*self.requests(prompts))
+
+    def step(self) -> Any:
+        """Run one step of the engine and return its outputs."""
+        outputs, executed = self.core.step_fn()
+        self.core.post_step(executed)
+        return outputs
+
+    def outputs(self) -> Iterator[Any]:
+        """Run one step and yield the output of each request."""
+        for outputs in (self.step() or {}).values():
+            yield from outputs.outputs
+
+    def finish(self) -> int:
+        """Step until no request is left; return the number of steps."""
+        steps = 0
+        while self.scheduler.has_requests():
+            self.step()
+            steps += 1
+        return steps
+
+    def time_steps(self, prompts: Iterable[list[int]], params: Iterable[SamplingParams], num_rows: int) -> StepTime:
+        """Run the prompts to their end; return the median step of those in which `num_rows` rows decode."""
+        self.add(prompts, params)
+        wall_ms, cpu_ms = [], []
+        while self.scheduler.has_requests():
+            rows_before, wall, cpu = self.num_decoding(), time.perf_counter(), time.thread_time()
+            self.step()
+            wall, cpu = time.perf_counter() - wall, time.thread_time() - cpu
+            if rows_before == self.num_decoding() == num_rows:
+                wall_ms.append(1e3 * wall)
+                cpu_ms.append(1e3 * cpu)
+        assert len(wall_ms) > 8, f"only {len(wall_ms)} steps with {num_rows} decoding rows"
+        return StepTime(statistics.median(wall_ms), statistics.median(cpu_ms))
+
+    def num_decoding(self) -> int:
+        """Return the number of rows that the next step decodes: running requests whose prompts are complete."""
+        running = self.scheduler.running
+        return sum(request.num_computed_tokens >= request.num_prompt_tokens for request in running)
+
+
+def engine_args(max_model_len: int, max_requests: int, **others: Any) -> dict[str, Any]:
+    """Return vLLM arguments with room for `max_requests` pairs, and for all their prompts in one step."""
+    return {
+        "dtype": "float32",
+        "max_model_len": max_model_len,
+        "max_num_seqs": 2 * max_requests,
+        "max_num_batched_tokens": 4096,
+        "block_size": 32,
+        "kv_cache_memory_bytes": 1 << 30,
+        "enforce_eager": True,
+    } | others
+
+
+def layout_engine(folder: Path, layout: str, max_requests: int) -> tuple[Family, SteppedEngine]:
+    """Return the family of a layout, and an engine over a random checkpoint of it that is written to `folder`."""
+    name, family = LAYOUTS[layout]
+    write_checkpoint(folder, family, name, HIDDEN, LAYERS)
+    return family, SteppedEngine.from_args(folder, engine_args(family.max_model_len, max_requests))
+
+
+def forced_prompt(
+    family: Family,
+    task: Task,
+    seed: int,
+    audio: int,
+    text: int | None = None,
+    scale: float | None = None,
+    policy: GuidancePolicy | None = None,
+    num_rows: int = PROMPT_ROWS,
+    ids: range | None = None,
+) -> Prompt:
+    """Return a random prompt of a reply of forced length.
+
+    Args:
+        family: Family of the model.
+        task: Task, whose sampling applies otherwise.
+        seed: Seed of the prompt and of the reply.
+        audio: Frames of audio.
+        text: Rows of text before them; None leaves them free.
+        scale: Guidance scale; None for the default of the task.
+        policy: Guidance policy; None for the default of the task.
+        num_rows: Rows of the prompt.
+        ids: Ids to choose its text from; default: TEXT.
+    """
+    ids, sampling = ids or TEXT, task.sampling
+    rows = np.full((num_rows, family.layout.num_input_streams), family.layout.pad_id, np.int32)
+    rows[:, 0] = np.random.default_rng(seed).integers(ids.start, ids.stop, num_rows)
+    sampling = replace(sampling, audio=replace(sampling.audio, min_rows=audio, max_rows=audio), seed=seed)
+    if text is not None:
+        sampling = replace(sampling, text=replace(sampling.text, min_rows=text, max_rows=text))
+    if scale is not None:
+        sampling = replace(sampling, guidance_scale=scale)
+    if policy is not None:
+        sampling = replace(sampling, policy=policy)
+    return Prompt(task.name, rows, sampling)
+
+
+def split_trailer(ids: Sequence[int]) -> tuple[list[int], Trailer]:
+    """Split the ids of a complete reply into those of its rows and its statistics."""
+    size = len(Trailer._fields)
+    return list(ids[:-size]), Trailer(*ids[-size:])
+
+
+class Watch:
+    """Processor time by part. A nested call counts only for its own part, so the parts add up."""
+
+    def __init__(self) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self._parts = ["rest"]
+        self._since = time.thread_time()
+        self._wrapped: list[tuple[Any, str, Any]] = []
+
+    def wrap(self, owner: Any, method: str, part: str) -> None:
+        """Count the time of `owner.method`, on this object only, as `part`."""
+        inner: Callable[..., Any] = getattr(owner, method)
+        self._wrapped.append((owner, method, vars(owner).get(method)))
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            self._turn()
+            self._parts.append(part)
+            try:
+                return inner(*args, **kwargs)
+            finally:
+                self._turn()
+                self._parts.pop()
+
+        setattr(owner, method, timed)
+
+    def stop(self) -> None:
+        """Remove the watch, so that it does not slow later steps."""
+        while self._wrapped:
+            owner, method, own = self._wrapped.pop()
+            delattr(owner, method) if own is None else setattr(owner, method, own)
+
+    def _turn(self) -> None:
+        now = time.thread_time()
+        self.seconds[self._parts[-1]] += now - self._since
+        self._since = now
+
+    def restart(self) -> None:
+        """Reset all times."""
+        self._turn()
+        self.seconds.clear()
+
+    def ms_per(self, number: int) -> dict[str, float]:
+        """Return the milliseconds of each part, divided by `number`."""
+        self._turn()
+        return {part: round(1e3 * seconds / number, 4) for part, seconds in self.seconds.items()}
+
+
+def watch(engine: SteppedEngine) -> Watch:
+    """Return a watch over the parts of a decode step of Stretto's engine."""
+    parts, runner, scheduler = Watch(), engine.runner, engine.scheduler
+    state, sampler = runner.model_state, runner.sampler
+    watched: list[tuple[Any, str, str]] = [
+        (scheduler, "schedule", "schedule"),
+        (scheduler, "update_from_output", "update"),
+        (runner, "add_requests", "requests"),
+        (runner, "update_requests", "requests"),
+        (runner, "prepare_inputs", "prepare"),
+        (runner, "prepare_attn", "prepare"),
+        (state, "prepare_attn", "prepare"),
+        (state, "prepare_inputs", "prepare_codes"),
+        (runner.model, "embed_rows", "embed"),
+        (runner.model, "forward", "forward"),
+        (runner, "postprocess_sampled", "postprocess"),
+    ]
+    if isinstance(sampler, StepSampler):  # one launch for heads, guidance and sampling
+        watched.append((sampler._graphs, "run", "draw"))
+    else:
+        watched += [(drawing, "draw", "draw"), (drawing, "guide", "guidance")]
+        watched += [(sampler._draw._heads, head, "heads") for head in ("text", "first", "raw_codes")]
+    for owner, method, part in watched:
+        parts.wrap(owner, method, part)
+    parts.wrap(runner, "sample_tokens", "sample")
+    parts.wrap(runner, "execute_model", "execute")
+    return parts

@@ -1,0 +1,67 @@
+"""Families that only benchmarks use: stream layouts of published models, for random weights.
+
+Entry points in `checkpoints/registered` make them known to the engine. Only what costs time is as published.
+"""
+
+from dataclasses import replace
+
+from stretto.families.base import Family, Task, UnconditionalContext
+from stretto.families.csm.family import DEPTH, CsmVocabulary, csm
+from stretto.records.sampling import SamplingConfig, SegmentSampling
+from stretto.streams.layout import Segment, StreamLayout
+
+PAD, END_OF_REPLY, END_OF_AUDIO, AUDIO = 0, 2, 3, 8
+TEXT = range(256, 152_192)
+NUM_STREAMS, INTERVAL = 8, 1025  # the pad of a stream, then its 1024 codes
+PROMPT_ROWS = 53
+
+_SAMPLING = SamplingConfig(
+    text=SegmentSampling(temperature=0.6, top_k=20),
+    audio=SegmentSampling(temperature=0.8, top_k=20),
+    guidance_scale=3.0,
+)
+SPEAK = Task("speak", (Segment.AUDIO,), (), ("text",), _SAMPLING)
+CHAT = Task("chat", (Segment.TEXT, Segment.AUDIO), (TEXT,), ("text",), _SAMPLING)
+LISTEN = Task("listen", (Segment.TEXT,), (TEXT,), ("audio",), _SAMPLING)
+
+# Bagpiper's vocabulary of 152,192 + 8 * 1025 ids, its delays, and its published default sampling.
+BAGPIPER_SMALL = Family(
+    name="bagpiper-small",
+    layout=StreamLayout(
+        vocab_size=TEXT.stop + NUM_STREAMS * INTERVAL,
+        audio=tuple(range(TEXT.stop + s * INTERVAL, TEXT.stop + (s + 1) * INTERVAL) for s in range(NUM_STREAMS)),
+        delays=tuple(range(NUM_STREAMS)),
+        codebook_streams=tuple(range(NUM_STREAMS)),
+        pad_id=PAD,
+    ),
+    tasks=(SPEAK, CHAT),
+    codec="none",
+    end_of_reply=END_OF_REPLY,
+    end_of_text=END_OF_AUDIO,
+    end_of_audio=END_OF_AUDIO,
+    transition=(AUDIO,),
+    guided_streams=tuple(range(NUM_STREAMS)),
+    unconditional=UnconditionalContext(null_id=PAD, keep_first=0, keep_last=1),
+    max_model_len=1024,
+    frame_rate=50.0,
+)
+LONG = replace(BAGPIPER_SMALL, name="bagpiper-long", max_model_len=32_768)
+MIXED = replace(BAGPIPER_SMALL, name="bagpiper-small-mixed", tasks=(SPEAK, LISTEN))
+
+# `sesame/csm-1b` an eighth as wide, and the same streams without its depth transformer.
+NUM_TEXT_IDS = 2048
+CSM = csm(
+    CsmVocabulary(
+        NUM_TEXT_IDS,
+        begin=1,
+        end=2,
+        pad=3,
+        end_of_audio=4,
+        max_model_len=512,
+        depth=replace(DEPTH, hidden=128, intermediate=1024, head_dim=16),
+    )
+)
+PARALLEL = replace(CSM, name="csm_in_parallel", depth=None, end_frame=())
+
+# Layouts to choose on a command line: the name of the family in config.json, and the family.
+LAYOUTS = {BAGPIPER_SMALL.name: ("benchmark_bagpiper", BAGPIPER_SMALL)}

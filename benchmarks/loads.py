@@ -1,0 +1,276 @@
+"""Loads of speech requests and the metrics of their listeners.
+
+In a closed loop a stream sends its next request when the last one has ended. In an open loop requests are sent at
+random times, whether earlier ones have ended or not. Texts do not repeat. Metrics are defined in benchmarks/README.md.
+"""
+
+import asyncio
+import itertools
+import statistics
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmarks.harness import median_ratio
+from stretto_client import ClientError, ServerFull, Speech, SpeechClient
+
+if TYPE_CHECKING:
+    import psutil
+
+CITIES = ("Oslo", "Rome", "Boston", "Paris", "Tokyo", "Vienna", "Dublin", "Denver")
+ANIMALS = ("dog", "horse", "rabbit", "tiger", "mouse", "monkey", "bird")
+NOISE_RATE = 16_000  # Hz
+SILENCE_DBFS = -50.0
+
+
+@dataclass(slots=True)
+class Trace:
+    """One request as seen by its client; all times in seconds on one clock.
+
+    Attributes:
+        arrivals: Time of each response with samples.
+        durations: Seconds of audio in each of them.
+        sound: Seconds from the start of the audio to the first sample above -50 dBFS; None without one.
+        unguided_frames: Frames generated without guidance although the request asked for it.
+        is_refused: True if the server was full and did not begin the request.
+    """
+
+    sent: float
+    arrivals: list[float] = field(default_factory=list)
+    durations: list[float] = field(default_factory=list)
+    sound: float | None = None
+    finished: float | None = None
+    error: str | None = None
+    unguided_frames: int = 0
+    is_refused: bool = False
+
+    @property
+    def audio_s(self) -> float:
+        """Seconds of audio received."""
+        return sum(self.durations)
+
+    @property
+    def first_s(self) -> float:
+        """Seconds from the request to its first samples."""
+        return self.arrivals[0] - self.sent
+
+    @property
+    def succeeded(self) -> bool:
+        """True if the request ended without error and its audio is not silent."""
+        return self.error is None and self.finished is not None and self.sound is not None
+
+    def add(self, now: float, pcm: np.ndarray, sample_rate: int) -> None:
+        """Record a chunk of mono samples [n] that arrived at `now`."""
+        if self.sound is None:
+            loud = np.flatnonzero(np.abs(pcm) > 10 ** (SILENCE_DBFS / 20))
+            if loud.size:
+                self.sound = self.audio_s + loud[0] / sample_rate
+        self.arrivals.append(now)
+        self.durations.append(len(pcm) / sample_rate)
+
+
+def underrun_s(trace: Trace) -> float:
+    """Return the longest wait for a chunk of a player that starts with the first chunk, in seconds."""
+    played = np.concatenate([[0.0], np.cumsum(trace.durations)[:-1]])
+    return float(np.max(np.asarray(trace.arrivals) - trace.arrivals[0] - played, initial=0.0))
+
+
+def percentiles(name: str, values: Sequence[float]) -> dict[str, float]:
+    """Return `name_p50`, `name_p95` and, if there are at least 100 values, `name_p99`."""
+    points = (50, 95, 99) if len(values) >= 100 else (50, 95)
+    return {f"{name}_p{p}": round(float(np.percentile(values, p)), 5) for p in points} if len(values) else {}
+
+
+def summarise(traces: Sequence[Trace], wall_s: float) -> dict[str, float]:
+    """Return the metrics of a run that took `wall_s` seconds."""
+    good = [trace for trace in traces if trace.succeeded]
+    several = [underrun_s(trace) for trace in good if len(trace.arrivals) > 1]
+    summary = {
+        "requests": len(traces),
+        "success": len(good) / max(len(traces), 1),
+        "audio_throughput": round(sum(trace.audio_s for trace in good) / wall_s, 3),
+        "requests_per_s": round(len(good) / wall_s, 3),
+    }
+    summary |= percentiles("audio_ttfp", [trace.first_s for trace in good])
+    summary |= percentiles("first_sound", [trace.first_s + trace.sound for trace in good if trace.sound is not None])
+    summary |= percentiles("itl", [gap for trace in good for gap in np.diff(trace.arrivals)])
+    summary |= percentiles(
+        "audio_rtf", [(trace.finished - trace.sent) / trace.audio_s for trace in good if trace.finished is not None]
+    )
+    summary |= percentiles("audio_underrun", several)
+    for limit_ms in (50, 100, 200):
+        if several:
+            summary[f"C{limit_ms}"] = round(float(np.mean(np.asarray(several) <= limit_ms / 1000)), 4)
+    return summary
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """`concurrency` streams of `requests` utterances each.
+
+    Attributes:
+        frames: Forced number of frames of each utterance; None lets utterances end by themselves.
+        guidance_scale: None for a model that is not guided.
+        text_rows: Forced number of text rows before the audio; None if there are none or they are not forced.
+    """
+
+    concurrency: int
+    requests: int
+    frames: int | None
+    guidance_scale: float | None
+    text_rows: int | None = None
+
+    def options(self, seed: int) -> dict[str, Any]:
+        """Return the options of one request."""
+        options: dict[str, Any] = {"seed": seed}
+        if self.guidance_scale is not None:
+            options["guidance_scale"] = self.guidance_scale
+        for segment, rows in (("audio", self.frames), ("text", self.text_rows)):
+            if rows is not None:
+                options[segment] = {"min_rows": rows, "max_rows": rows}
+        return options
+
+
+Speak = Callable[[str, dict[str, Any]], Awaitable[Trace]]
+
+
+def texts() -> Iterator[str]:
+    """Yield sentences of similar length; the first 5,040 differ from one another."""
+    for number, city, animal in itertools.product(range(10, 100), CITIES, ANIMALS):
+        yield f"The train to {city} leaves in {number} minutes and the {animal} is late."
+
+
+def noise(seconds: float, seed: int) -> np.ndarray:
+    """Return quiet noise [n] at NOISE_RATE, float32, as input of a transcription."""
+    return (0.05 * np.random.default_rng(seed).standard_normal(int(seconds * NOISE_RATE))).astype(np.float32)
+
+
+async def run(load: Load, speak: Speak, lines: Iterator[str]) -> tuple[list[Trace], float]:
+    """Run a closed loop; return its traces and its wall time in seconds."""
+    traces: list[Trace] = []
+
+    async def stream(index: int) -> None:
+        for turn in range(load.requests):
+            traces.append(await speak(next(lines), load.options(seed=1000 * index + turn)))
+
+    begun = time.perf_counter()
+    await asyncio.gather(*(stream(index) for index in range(load.concurrency)))
+    return traces, time.perf_counter() - begun
+
+
+def arrivals(rate: float, number: int, seed: int = 0) -> np.ndarray:
+    """Return the times at which requests of a Poisson process are sent.
+
+    Args:
+        rate: Mean number of requests per second.
+        number: Number of requests.
+        seed: Seed of the gaps between them.
+
+    Returns:
+        Seconds after the first request [number].
+    """
+    gaps = np.random.default_rng(seed).exponential(1 / rate, number - 1)
+    return np.concatenate([[0.0], np.cumsum(gaps)])
+
+
+async def run_open(load: Load, rate: float, speak: Speak, lines: Iterator[str]) -> tuple[list[Trace], float]:
+    """Run an open loop of as many requests as `load` has in all, `rate` per second; return as `run` does."""
+    traces: list[Trace] = []
+
+    async def send(index: int, due_s: float) -> None:
+        await asyncio.sleep(begun + due_s - time.perf_counter())
+        traces.append(await speak(next(lines), load.options(seed=index)))
+
+    begun = time.perf_counter()
+    times = arrivals(rate, load.concurrency * load.requests)
+    await asyncio.gather(*(send(index, due_s) for index, due_s in enumerate(times)))
+    return traces, time.perf_counter() - begun
+
+
+async def follow(trace: Trace, stream: Speech) -> Trace:
+    """Record the events of `stream` in `trace` until the stream ends; an error is recorded too."""
+    try:
+        async for event in stream:
+            if event.pcm is not None and event.pcm.size:
+                trace.add(time.perf_counter(), event.pcm, event.sample_rate)
+            if event.report is not None and event.report["guidance_scale"] != 1.0:
+                trace.unguided_frames = event.report["num_frames"] - event.report["guided_frames"]
+    except ClientError as error:
+        trace.error, trace.is_refused = str(error), isinstance(error, ServerFull)
+    trace.finished = time.perf_counter()
+    return trace
+
+
+def through_triton(client: SpeechClient, **fixed: Any) -> Speak:
+    """Return a function that speaks a text over gRPC through the ensemble, with `fixed` options added."""
+
+    async def speak(text: str, options: dict[str, Any]) -> Trace:
+        return await follow(Trace(sent=time.perf_counter()), client.speak(text, **fixed, **options))
+
+    return speak
+
+
+def check(traces: list[Trace]) -> None:
+    """Raise RuntimeError if requests failed, because the figures of the others would be of a smaller load."""
+    failed = [trace.error for trace in traces if trace.error]
+    if failed:
+        raise RuntimeError(f"{len(failed)} of {len(traces)} requests failed: {failed[0]}")
+
+
+def ratio(numerators: list[float], denominators: list[float]) -> float:
+    """Return `median_ratio` with four decimal places."""
+    return round(median_ratio(numerators, denominators), 4)
+
+
+async def compare(
+    name: str, load: Load, rounds: int, process: "psutil.Process", through: Speak, past: Speak
+) -> dict[str, Any]:
+    """Run one load through a process in front of the server and past it, in turns; return what the process costs.
+
+    A small load warms both ways up. In a round both ways get the same texts and seeds; which one is first changes from
+    round to round.
+
+    Args:
+        name: Prefix of the figures of the process.
+        load: Load of one turn.
+        rounds: Number of turns of each way.
+        process: Process whose processor time is counted.
+        through: Sends a request through the process.
+        past: Sends a request past it.
+    """
+    lines, ways = texts(), {"through": through, "past": past}
+    throughput: dict[str, list[float]] = {way: [] for way in ways}
+    first_s: dict[str, list[float]] = {way: [] for way in ways}
+    used_s = audio_s = 0.0
+
+    def cpu_s() -> float:
+        times = process.cpu_times()
+        return times.user + times.system
+
+    for speak in ways.values():
+        warm_up = Load(min(load.concurrency, 4), 1, load.frames, load.guidance_scale)
+        check((await run(warm_up, speak, lines))[0])
+    for number in range(rounds):
+        spoken = list(islice(lines, load.concurrency * load.requests))
+        for way in sorted(ways, reverse=number % 2 == 1):
+            before_s = cpu_s()
+            traces, wall_s = await run(load, ways[way], iter(spoken))
+            check(traces)
+            throughput[way].append(sum(trace.audio_s for trace in traces) / wall_s)
+            first_s[way] += [trace.first_s for trace in traces]
+            if way == "through":
+                used_s += cpu_s() - before_s
+                audio_s += sum(trace.audio_s for trace in traces)
+    medians = {way: statistics.median(values) for way, values in first_s.items()}
+    return {
+        "concurrency": load.concurrency,
+        f"{name}_throughput_ratio": ratio(throughput["through"], throughput["past"]),
+        f"{name}_first_audio_ms": round(1000 * (medians["through"] - medians["past"]), 2),
+        f"{name}_cpu_ms_per_audio_s": round(1000 * used_s / audio_s, 3),
+        "audio_throughput": round(statistics.median(throughput["through"]), 3),
+        "audio_ttfp_p50": round(medians["through"], 5),
+    }

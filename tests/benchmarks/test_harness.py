@@ -1,0 +1,89 @@
+"""Result lines, command lines, and the free ports of temporary servers."""
+
+import json
+import socket
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from subprocess import PIPE
+
+import pytest
+
+from benchmarks import harness
+from benchmarks.harness import PORTS, ROOT, append_result, command_line, free_ports
+
+
+def test_each_result_is_a_line_that_says_where_it_comes_from(tmp_path, capsys):
+    path = tmp_path / "new" / "results.jsonl"
+    for figure in (1.5, 2.5):
+        append_result(path, "example", {"ms_per_step": figure})
+    lines = path.read_text().splitlines()
+    assert capsys.readouterr().out.splitlines() == lines
+    records = [json.loads(line) for line in lines]
+    assert [record["ms_per_step"] for record in records] == [1.5, 2.5]
+    assert records[0]["benchmark"] == "example"
+    assert records[0]["hardware"]["cores"] >= 1
+    assert records[0]["versions"]["torch"]
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
+    assert head.startswith(records[0]["revision"].removesuffix("-dirty"))
+
+
+def test_without_a_file_the_line_is_only_printed(tmp_path, capsys):
+    append_result(None, "example", {})
+    assert json.loads(capsys.readouterr().out)["benchmark"] == "example"
+
+
+def test_a_benchmark_writes_to_a_file_of_its_name_and_its_help_is_its_whole_text():
+    parser = command_line("The cost of a step.\n\n    python -m benchmarks.steps\n", "steps")
+    assert parser.parse_args([]).out == Path("benchmarks/results/steps.jsonl")
+    assert parser.parse_args(["--out", "mine"]).out == Path("mine")
+    assert "The cost of a step.\n\n    python -m benchmarks.steps\n" in parser.format_help()
+
+
+def test_a_flag_has_the_type_of_its_default():
+    flags = {"num_rows": (8, "rows"), "rates": ([0.5, 1], "rates"), "limit": (float, "no default")}
+    parser = command_line(None, "steps", serves=True, **flags)
+    given = parser.parse_args(["--num-rows", "3", "--rates", "2", "4.5"])
+    assert (given.num_rows, given.rates, given.limit) == (3, [2.0, 4.5], None)
+    assert given.model_repository == ROOT / "model_repository"
+
+
+def test_free_ports_are_many_and_nobody_is_given_one_by_chance() -> None:
+    ports = free_ports(40)
+    assert len(set(ports)) == 40
+    with ExitStack() as stack:
+        for port in ports:
+            stack.enter_context(socket.socket()).bind(("", port))
+    with socket.socket() as client:
+        client.bind(("", 0))
+        assert client.getsockname()[1] not in PORTS
+
+
+def test_a_port_that_is_taken_is_not_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    ports = free_ports(2)
+    monkeypatch.setattr(harness, "PORTS", range(9_980, 9_990))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 9_984))
+        given = free_ports(9)
+    assert sorted(given) == [*range(9_980, 9_984), *range(9_985, 9_990)]
+    assert not {*ports} & {*given}
+
+
+def test_a_port_is_given_once_by_all_processes_even_when_their_random_numbers_are_the_same() -> None:
+    ports = [free_ports(20)]
+    ask = "import random; random.seed(0); from benchmarks.harness import free_ports; print(*free_ports(20))"
+    ask += "; input()"
+    with ExitStack() as stack:
+        for _ in range(2):
+            command = [sys.executable, "-c", ask]
+            process = stack.enter_context(subprocess.Popen(command, cwd=ROOT, stdin=PIPE, stdout=PIPE, text=True))
+            assert process.stdout is not None
+            ports.append([int(port) for port in process.stdout.readline().split()])
+    assert len({port for each in ports for port in each}) == 60
+
+
+def test_ports_that_are_not_there_are_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "PORTS", range(9_990, 9_992))
+    with pytest.raises(ConnectionError, match=r"2 of 3 free ports in range\(9990, 9992\)"):
+        free_ports(3)
