@@ -1,7 +1,7 @@
 """Fit of the codec's residual quantiser: principal components of stacked log-mel frames, then k-means per codebook.
 
-The quantiser has seven codebooks of 256 entries for 4 mel frames (40 ms), so 25 frames per second. Fitting takes well under a
-minute on one core.
+The quantiser has seven codebooks of 256 entries for 4 mel frames (40 ms), so 25 frames per second. Fitting takes well
+under a minute on one core.
 """
 
 from pathlib import Path
