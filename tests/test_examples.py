@@ -1,8 +1,9 @@
-"""Every program in examples/ runs: before a scripted server or, without one, on the bundled model."""
+"""Each program in examples/ runs: with a scripted server or, without a server, on the bundled model."""
 
 import asyncio
 import json
 import os
+import runpy
 import sys
 import wave
 from collections.abc import AsyncIterator
@@ -12,6 +13,7 @@ import pytest
 
 from stretto_gateway.encoding import wav_header
 from tests.client.fake_server import PROFILE, Chunk, FakeServer, Request, Step
+from tests.engine.forking import forked_processes
 from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Start, start
 
 __all__ = ["start"]  # a fixture
@@ -105,8 +107,13 @@ async def test_openai_client(start: Start, tmp_path: Path) -> None:
 
 
 @pytest.mark.engine
-async def test_python_engine(tmp_path: Path) -> None:
-    printed = await run("python_engine.py", "Good morning.", cwd=tmp_path)
+def test_python_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The example runs in this process, which has imported vLLM."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["python_engine.py", "Good morning."])
+    with forked_processes():
+        runpy.run_path(str(EXAMPLES / "python_engine.py"), run_name="__main__")
+    printed = capsys.readouterr().out
     frames, guided = (int(word) for word in printed.splitlines()[-1].split() if word.isdigit())
     assert 10 < frames == guided
     assert length_of(tmp_path / "speech.wav") == frames * 640

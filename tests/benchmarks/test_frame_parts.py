@@ -9,7 +9,7 @@ import pytest
 from benchmarks.checkpoints.small_models import SMALL_MODELS, write_checkpoint
 from stretto.engine.environment import prepare_environment
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.nightly]
 
 
 def test_the_parts_of_a_frame_add_up(tmp_path: Path) -> None:

@@ -1,3 +1,5 @@
+"""The benchmark of frames with a depth transformer, on small checkpoints."""
+
 from pathlib import Path
 
 import pytest
@@ -5,7 +7,7 @@ import pytest
 from stretto.engine.environment import prepare_environment
 from tests.small_vocabularies import CSM, PARALLEL
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.nightly]
 prepare_environment()
 
 from benchmarks import frames as benchmark_frames  # noqa: E402

@@ -1,4 +1,4 @@
-"""A gateway in this process, before a server that answers by a script."""
+"""A gateway in this process, in front of a scripted server."""
 
 import asyncio
 import socket
@@ -15,14 +15,17 @@ import pytest
 from fastapi import routing
 from uvicorn import server as uvicorn_server
 
+from stretto_gateway import web_socket
 from stretto_gateway.command import Server, make_server
 from stretto_gateway.config import GatewayConfig, Limits
 from tests.client.fake_server import Chunk, FakeServer, Request, Step
 
-# What answers look like is worked out for each gateway and route and error anew, and takes longer than most tests.
+# Response models would be built anew for each gateway, route and error, which takes longer than most tests.
 routing.create_model_field = cache(routing.create_model_field)
-# uvicorn looks ten times a second whether it is to end, and gives connections a tenth to.
+# uvicorn checks for its exit, and for closed connections, every tenth of a second.
 uvicorn_server.asyncio = SimpleNamespace(**vars(asyncio) | {"sleep": lambda seconds: asyncio.sleep(seconds / 20)})
+# Both ends of a WebSocket share an event loop, so that a refusal is read before the connection is closed.
+web_socket.LINGER_S = 0.2
 
 SPOKEN = [
     Chunk(0, 3840, is_16_bit=True, words=("a",)),
@@ -47,18 +50,18 @@ class Running:
         return self.server.config.app
 
     def openai(self, **options: Any) -> openai.AsyncOpenAI:
-        """OpenAI's own client, which need not read the world's certificates."""
+        """Return OpenAI's own client, without its slow load of certificates."""
         plain = openai.DefaultAsyncHttpxClient(verify=False)
         known = {"base_url": f"{self.url}/v1", "api_key": "unused", "max_retries": 0, "http_client": plain}
         self.clients.append(openai.AsyncOpenAI(**known | options))
         return self.clients[-1]
 
     def http(self) -> httpx.AsyncClient:
-        """A plain one."""
+        """Return a plain HTTP client."""
         return httpx.AsyncClient(base_url=self.url, timeout=60, verify=False)
 
     async def metric(self, name: str) -> float:
-        """A figure of `/metrics`, over all labels."""
+        """Return the sum of a metric in `/metrics` over all labels."""
         async with self.http() as http:
             lines = (await http.get("/metrics")).text.splitlines()
         return sum(float(line.split()[-1]) for line in lines if line.startswith((f"{name}{{", f"{name} ")))
@@ -69,7 +72,7 @@ Start = Callable[..., Awaitable[Running]]
 
 @pytest.fixture
 async def start() -> AsyncIterator[Start]:
-    """Starts a gateway before a server of that script; all end with the test."""
+    """Start a gateway in front of a scripted server; both end with the test."""
     stops: list[Callable[[], Awaitable[Any]]] = []
 
     async def begin(

@@ -307,6 +307,13 @@ async def connect_slowly(running: Running) -> tuple[Pair, Connection]:
     return (reader, writer), made
 
 
+def read_fast(writer: asyncio.StreamWriter, made: Connection) -> None:
+    """Let the client read with ordinary buffers; through narrow ones an answer would take seconds."""
+    for transport, option in ((writer.transport, socket.SO_RCVBUF), (made.transport, socket.SO_SNDBUF)):
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, option, 1 << 20)
+    writer.transport.resume_reading()
+
+
 async def until_unread(made: Connection) -> None:
     """Until an answer was given that is not taken."""
     async with asyncio.timeout(60):
@@ -380,7 +387,7 @@ async def test_an_answer_that_is_being_taken_is_not_cut_off(start: Start, monkey
     writer.write(SCHEMA + b"connection: close\r\n\r\n")
     await until_unread(made)
     made._look(made.transport.get_write_buffer_size() + 1, num_looks=0)  # of which some was taken
-    writer.transport.resume_reading()
+    read_fast(writer, made)
     assert (await read_all(reader)).endswith(b"\r\n\r\n" + whole)
     writer.close()
 
@@ -408,6 +415,6 @@ async def test_no_websocket_is_opened_behind_an_answer_that_is_not_taken(start: 
     async with asyncio.timeout(60):
         while not made.transport.is_closing():
             await asyncio.sleep(0.005)
-    writer.transport.resume_reading()
+    read_fast(writer, made)
     assert [part[:3] for part in (await read_all(reader)).split(b"HTTP/1.1 ")[1:]] == [b"200", b"400"]
     writer.close()

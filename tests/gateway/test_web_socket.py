@@ -99,7 +99,7 @@ async def test_other_connections_are_answered_while_one_floods(start: Start, mon
     running = await start()
     async with open_socket(running, STREAM, ping_interval=None) as opened:
         made = socket_of(running)
-        made.data_received(frame(Opcode.PONG) * 300_000)
+        made.data_received(frame(Opcode.PONG) * 100_000)
         assert not made.transport.is_reading(), "nothing more is read before it is parsed"
         async with running.http() as http:
             assert (await http.get("/health/live")).status_code == 200
@@ -146,7 +146,7 @@ async def test_what_comes_byte_by_byte_is_read_in_larger_parts_and_answered(
     monkeypatch.setattr(connection, "TINY_PER_S", 0.001)  # also those of a slow machine come fast
     monkeypatch.setattr(web_socket, "TINY_DELAY_S", 3600.0)
     running = await start()
-    async with open_socket(running, STREAM, ping_interval=None) as opened:
+    async with open_socket(running, STREAM, ping_interval=None, close_timeout=0.1) as opened:
         made, message = socket_of(running), frame(Opcode.TEXT, b" " * 200)
         for byte in message[: NUM_TINY - 2]:  # after the read of the upgrade
             made.data_received(bytes([byte]))
