@@ -20,9 +20,9 @@ import numpy as np
 import torch
 
 from benchmarks.harness import append_result, command_line, median_ratio
-from stretto.codecs.refinement.base import Passage
-from stretto.codecs.refinement.valle import ValleRefinement, ValleShape
+from stretto.codecs.refinement import Passage
 from stretto.families.valle.family import FRAME_RATE, SOS_EOS, ValleVocabulary
+from stretto.families.valle.refinement import ValleRefinement, ValleShape
 
 KNOWN = ValleVocabulary()
 HEAD_WIDTH = 64

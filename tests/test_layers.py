@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tokenize
+import tomllib
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from functools import cache
@@ -37,7 +38,7 @@ ALLOWED = {
     "encoders": {"codecs", "weights", "untrusted_files", "errors"},
     "families": {"codecs", "weights", "records", "streams", "plugins", "untrusted_files", "errors"},
     "preprocessing": {"families", "codecs", "records", "streams", "limits", "errors"},
-    "decoder": {"codecs", "records", "streams", "config", "cuda_graphs", "errors"},
+    "decoder": {"families", "codecs", "records", "streams", "config", "cuda_graphs", "errors"},
     "engine/kernels": {"sampling", "errors"},
     "engine": {"engine/kernels", "families", "records", "streams", "config", "errors"},
     "engine/scheduling": {"engine", "families", "records", "streams", "errors"},
@@ -81,6 +82,8 @@ LIBRARIES = {
 # Outer bounds against accidents, not a style: what is always read together belongs in one file.
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_CLASS_LINES, MAX_CONSTRUCTOR_ARGUMENTS, MAX_ADAPTER_LINES = 600, 80, 300, 8, 80
 BANNED_NAMES = {"cfg", "utils", "helpers", "common", "misc", "shadow", "n_q", "card"}
+ORDINARY = {"tiny"}  # names of families and codecs that are words, too: found between quotes only
+SPELLED = {"valle": "vall_e", "xcodec": "x_codec"}  # as words
 BANNED_WORD = re.compile(rf"\b(?:{'|'.join(BANNED_NAMES)})\b")
 
 SOURCES = sorted(
@@ -268,6 +271,37 @@ def test_converters_are_imported_by_name_alone() -> None:
     assert converters
     users = [path for path in OURS if imported_modules(path, converters) and path not in converters.values()]
     assert not users
+
+
+def name_pattern(name: str) -> str:
+    """Return a regular expression for the spellings of a registered name, in code and in prose."""
+    if name in ORDINARY:
+        return rf"[\"'`]{name}[\"'`]"
+    words = re.findall(r"[a-z]+|\d+", SPELLED.get(name, re.sub(r"_v\d+$", "", name)))
+    return rf"\b{'[ _-]?'.join(words)}\b"
+
+
+def test_no_line_of_the_core_names_a_family_or_a_codec() -> None:
+    """Families and codecs are plug-ins: only their own packages, and the encoders that they share, name them."""
+    own = [path for path in OURS if not {PLUGIN, "codecs", "encoders"} & {line_of(own_package(path))}]
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
+    names = groups["stretto.families"].keys() | groups["stretto.codecs"].keys()
+    assert {"bagpiper", "opuslm_dialogue", "qwen3_tts", "valle", "tiny", "mimi", "glm4_voice"} <= names
+    pattern = re.compile("|".join(map(name_pattern, sorted(names))), re.IGNORECASE)
+    violations = [
+        f"{identity(path)}:{number}: {found[0]}"
+        for path in own
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if (found := pattern.search(line))
+    ]
+    assert not violations, "\n".join(violations)
+
+
+@pytest.mark.parametrize("line", ["# VALL-E has", "opuslm", "Qwen3-TTS's", "of Higgs Audio v2", 'codec: str = "tiny"'])
+def test_names_are_found_in_code_and_prose(line: str) -> None:
+    names = ("valle", "opuslm", "qwen3_tts", "higgs_audio_v2", "tiny")
+    assert re.search("|".join(map(name_pattern, names)), line, re.IGNORECASE)
+    assert not re.search(name_pattern("tiny"), "a tiny step")
 
 
 def oversized(path: Path) -> list[str]:

@@ -14,9 +14,8 @@ import torch
 from benchmarks.checkpoints import random_s3gen
 from benchmarks.checkpoints.random_tensors import random_tensors
 from stretto.convert.command import main
-from stretto.families.chatterbox.convert import FILE, HEAD, published_shapes
+from stretto.families.chatterbox.convert import FILE, HEAD, LLAMA_520M, published_shapes
 from stretto.families.chatterbox.family import END_OF_SPEECH, END_OF_TEXT, SPACE, START_OF_TEXT, ChatterboxVocabulary
-from stretto.weights.backbones import LLAMA_520M
 
 SMALL: dict[str, Any] = {
     **LLAMA_520M,

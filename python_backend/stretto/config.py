@@ -80,7 +80,7 @@ class DecoderConfig:
     """Configuration of the acoustic decoder.
 
     Attributes:
-        codec: Name in `codecs.registry`.
+        codec: Name in `codecs.registry`; the adapter gives that of the checkpoint's family.
         num_codebooks: Number of codebooks in use, the first ones; None for all.
         device: Device that decodes (`cpu`, `cuda`, `cuda:1`, …).
         threads: torch threads on the CPU.
@@ -96,7 +96,7 @@ class DecoderConfig:
         reference_mb: Memory for cached codec states after voice references, in MiB.
     """
 
-    codec: str = "tiny"
+    codec: str = ""
     num_codebooks: int | None = None
     runtime: str = "torch"
     right_frames: int | None = None

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stretto.codecs.refinement.base import Passage, RefinedCodec
+from stretto.codecs.refinement import Passage, RefinedCodec
 from stretto.config import DecoderConfig
 from stretto.decoder.streaming import PART_FRAMES
 from stretto.decoder.worker import DecoderWorker

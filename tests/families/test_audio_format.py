@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from stretto.errors import CheckpointError, InvalidRequest
-from stretto.families.audio_format import AudioFormat, MelFormat, check_audios
+from stretto.families.audio_format import AudioFormat, check_audios
+from stretto.families.bagpiper.family import MelFormat
 from stretto.families.tiny.family import TINY
 from stretto.records.prompt import InputAudio, Prompt
 

@@ -17,7 +17,7 @@ from stretto.codecs.registry import load_codec
 from tests.server.conftest import ServedCheckpoint, served_checkpoint
 from tests.valle_release import REPLIES
 
-# By night: tests/engine/test_valle.py, tests/codecs/refinement/test_valle.py and tests/decoder/test_filling.py hold
+# By night: tests/engine/test_valle.py, tests/families/valle/test_refinement.py and tests/decoder/test_filling.py hold
 # each part to the same replies.
 pytestmark = [pytest.mark.server, pytest.mark.nightly]
 

@@ -75,6 +75,7 @@ class RingTransformer:
 
 
 STEPS = 2  # transformer steps per frame
+MARKS = {"decoder.layers.0.conv.weight": "a codec of Mimi's kind"}
 TRANSFORMERS = MimiConfig, MimiModel
 
 

@@ -4,6 +4,7 @@ A codec's module has `load(directory, device)`, which returns a `Codec` or raise
 
     published_shape(directory) -> (K, C)    for `stretto convert --codec`: codebooks, and codes in each
     TRANSFORMERS = config class, model class    for `stretto convert --codec-from-model`
+    MARKS = {tensor: description}               for messages on a file that holds this codec, and not the expected one
 """
 
 from importlib import import_module
@@ -39,6 +40,11 @@ def _module(found: Installed) -> Any:
 def codecs_in_transformers() -> list[str]:
     """Return the names of the codecs that transformers has classes for (`TRANSFORMERS`)."""
     return [each.name for each in installed(CODECS) if hasattr(_module(each), "TRANSFORMERS")]
+
+
+def codec_marks() -> dict[str, str]:
+    """Return descriptions of codecs by the name of a tensor that only they have (`MARKS`)."""
+    return {name: kind for each in installed(CODECS) for name, kind in getattr(_module(each), "MARKS", {}).items()}
 
 
 def load_codec(name: str, directory: Path, device: str = "cpu", num_codebooks: int | None = None) -> Codec:

@@ -13,6 +13,7 @@ from stretto.weights.loading import codec_directory, load_config, load_model
 
 ENCODING = ("acoustic_encoder", "encoder_semantic", "semantic_model", "fc")
 TRAINING = ("decoder_semantic", "fc1")
+MARKS = {"acoustic_decoder.conv1.weight": "a codec of X-codec's kind"}
 TRANSFORMERS = XcodecConfig, XcodecModel
 
 

@@ -11,7 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from stretto.codecs.registry import codec_module, codecs_in_transformers, load_codec
+from stretto.codecs.registry import codec_marks, codec_module, codecs_in_transformers, load_codec
 from stretto.convert.release import marks
 from stretto.errors import CheckpointError
 from stretto.families.base import Family
@@ -22,13 +22,11 @@ from stretto.weights.tensors import Entry, Part, Progress, Written, check, shape
 WEIGHTS = (".bin", ".pt", ".pth", ".safetensors")
 FILES = (".json", ".yaml", *WEIGHTS)
 SUFFIX = ".safetensors"
-# Tensors that identify the contents of a file that is not a supported codec; converters of families have more.
+# Tensors that identify the contents of a file that is not the codec; codecs and converters of families have more.
 MARKS = {
     "model.embed_tokens.weight": "a language model",
     "language_model.model.embed_tokens.weight": "a language model",
     "decoder_2.model.0.weight_g": "a codec in the layout of its authors' own code",
-    "acoustic_decoder.conv1.weight": "a codec of X-codec's kind",
-    "decoder.layers.0.conv.weight": "a codec of Mimi's kind",
 }
 
 
@@ -67,7 +65,10 @@ def _holds(files: list[Path]) -> str:
             continue
         with suppress(SafetensorError, OSError), safe_open(path, framework="pt") as file:
             names = sorted(file.keys())
-            kind = next((kind for name, kind in (MARKS | marks()).items() if name in names), "no codec that is known")
+            kind = next(
+                (kind for name, kind in (MARKS | codec_marks() | marks()).items() if name in names),
+                "no codec that is known",
+            )
             shape = file.get_slice(names[0]).get_shape() if names else []
             found.append(f"{path.name} seems to hold {kind}: {len(names)} tensors, the first {names[:1]} {shape}")
     others = [path.name for path in files if path.suffix in WEIGHTS and path.suffix != SUFFIX]

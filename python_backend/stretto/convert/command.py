@@ -1,7 +1,6 @@
 r"""Convert a published model (weights, config.yaml, a tokenizer) to a checkpoint directory that the server loads.
 
-    stretto convert bagpiper --model model.pt --config config.yaml --tokenizer Qwen3-8B-Base \
-        --codec xcodec-hubert-general --out bagpiper
+    stretto convert FAMILY --model model.pt --config config.yaml --tokenizer TOKENIZER --codec CODEC --out CHECKPOINT
 
 Writes config.json, model-0000N-of-0000M.safetensors with their index, the tokenizer's files, `codec/` and, if
 requested, `ssl_tokenizer/`, and prints the SHA-256 of each file. Tensors are copied from file to file one at a time.
@@ -45,17 +44,19 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add(
         "--ssl-tokenizer",
         type=Path,
-        help="tokenizer for samples: for OpusLM a directory of espnet/xeus (config.yaml, xeus_checkpoint_new.pth, "
-        "km_opus_lm.mdl), for VITA-Audio one of THUDM/glm-4-voice-tokenizer",
+        help="directory of the audio tokenizer's own release, for families that read audio as codes; written to "
+        "ssl_tokenizer/",
     )
     add("--codec-from-model", action="store_true", help="write codec/ from the copy in the model's files")
     add("--backbone", type=Path, help="config.json of the backbone, if it is not one of the published releases'")
     add("--dtype", choices=DTYPES, help="dtype of the tensors; default: as trained")
     add("--shard-gb", type=float, default=MAX_SHARD_GB, help=f"largest file in GB; default {MAX_SHARD_GB}")
-    audio = parser.add_argument_group("Bagpiper's audio tower")
-    audio.add_argument("--audio-config", type=Path, help="config.json with its parameters, if it is not Qwen3-Omni's")
-    audio.add_argument("--n-window", type=int, help="half a chunk, in mel frames; default 50, as trained")
-    audio.add_argument("--n-window-infer", type=int, help="mel frames that see each other; default 800, as trained")
+    audio = parser.add_argument_group("audio encoder inside the model")
+    audio.add_argument(
+        "--audio-config", type=Path, help="config.json with its parameters, if it is not the one that the release names"
+    )
+    audio.add_argument("--n-window", type=int, help="half a chunk, in mel frames; default: as trained")
+    audio.add_argument("--n-window-infer", type=int, help="mel frames that attend to each other; default: as trained")
     audio.add_argument("--no-normalize", action="store_true", help="do not normalise the loudness of waveforms")
     args = parser.parse_args(words)
     if not args.shard_gb > 0:

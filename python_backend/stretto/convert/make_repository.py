@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from stretto.codecs.refinement import base as refinement
+from stretto.codecs import refinement
 from stretto.command_line import CommandParser
 from stretto.config import EngineConfig
 from stretto.convert.conversion import fresh_directory
@@ -88,7 +88,7 @@ DECODER, PREPROCESSOR, ENSEMBLE = "acoustic_decoder", "preprocessor", "speech"
 NUM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 CPU_BLOCK_SIZE = 32  # rows; the block size on the CPU must be a multiple of it
 MIB = 1 << 20
-WARM_UP_S = 4.0  # warm-up time of the decoder: 96 batches of a small DAC take 3.3 s
+WARM_UP_S = 4.0  # warm-up time of the decoder: 96 batches of a small codec take 3.3 s
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:

@@ -47,7 +47,7 @@ def read_tokenizer(folder: Path, spells_bytes: bool = True) -> Tokenizer:
 def read_byte_level_bpe(folder: Path) -> tokenizers.Tokenizer:
     """Return the tokenizer of vocab.json and merges.txt, with the added tokens of tokenizer_config.json.
 
-    Text is split as in Qwen 2's training. The package of Qwen3-TTS, opened on a directory, may use Mistral's expression
+    Text is split as in Qwen 2's training. Code of authors that opens a directory may use Mistral's expression instead
     (`fix_mistral_regex` of transformers 4.57.3), which gives other ids for words in mixed case.
 
     Raises:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from stretto.codecs.base import Codec, CodecSpec, Window
-from stretto.codecs.refinement.base import Passage, Refinement, refinement_of
+from stretto.codecs.refinement import Passage, Refinement, refinement_of
 from stretto.decoder.chunk_queue import PendingChunk, check_waited_for
 from stretto.decoder.launching import Launcher
 from stretto.decoder.sessions import Session

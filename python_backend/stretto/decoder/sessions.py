@@ -9,7 +9,7 @@ import soxr
 from torch import Tensor
 
 from stretto.codecs.base import Codec, CodecSpec
-from stretto.codecs.refinement.base import refinement_of
+from stretto.codecs.refinement import refinement_of
 from stretto.decoder.streaming import (
     Filling,
     FrameWindow,

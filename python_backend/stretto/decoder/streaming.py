@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from stretto.codecs.base import CodecSpec
-from stretto.codecs.refinement.base import Passage, Refinement, check_given, check_prompt
+from stretto.codecs.refinement import Passage, Refinement, check_given, check_prompt
 from stretto.errors import InvalidRequest
 from stretto.records.chunk import Chunk
 

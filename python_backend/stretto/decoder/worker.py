@@ -11,14 +11,14 @@ import numpy as np
 import torch
 
 from stretto.codecs.base import Codec
-from stretto.codecs.refinement import valle
-from stretto.codecs.refinement.base import FOLDER, RefinedCodec
+from stretto.codecs.refinement import FOLDER, RefinedCodec
 from stretto.codecs.registry import load_codec, load_exported
 from stretto.config import DecoderConfig
 from stretto.decoder.chunk_queue import ChunkAnswer, ChunkQueue, Counts, PendingChunk, refuse
 from stretto.decoder.loop import DecodingLoop
 from stretto.decoder.sessions import Sessions
 from stretto.errors import Cancelled, CheckpointError, Closing
+from stretto.families.registry import plugin_at
 from stretto.records.chunk import Chunk
 from stretto.records.sampling import OutputForm
 
@@ -41,9 +41,13 @@ def open_codec(config: DecoderConfig, checkpoint: Path) -> Codec:
         codec = load_codec(config.codec, checkpoint, config.device, config.num_codebooks)
     if config.right_frames is not None:
         codec.spec = codec.spec.with_right_frames(config.right_frames)
-    if (checkpoint / FOLDER).is_dir():
-        return RefinedCodec(codec, valle.load(checkpoint / FOLDER, config.device))
-    return codec
+    folder = checkpoint / FOLDER
+    if not folder.is_dir():
+        return codec
+    found = plugin_at(checkpoint)
+    if found.load_refinement is None:
+        raise CheckpointError(f"{folder}: family {found.name} has no model that fills in codebooks")
+    return RefinedCodec(codec, found.load_refinement(folder, config.device))
 
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from stretto.errors import CheckpointError, InvalidRequest, shown
-from stretto.families.plugin import AudioEncoder
+from stretto.families.plugin import UNNAMED, AudioEncoder
 from stretto.families.registry import plugins
 from stretto.records.prompt import Prompt
 
@@ -43,11 +43,6 @@ class CachedEncoder:
 
 
 KEY = "audio_config"  # key of the encoder's configuration in a checkpoint's config.json
-SENSE_VOICE = "sense_voice_small"  # `model_type` of SenseVoice's encoder
-X_VECTOR = "x_vector"  # `model_type` if a speaker encoder outside the model computes vectors of voices
-THINKER_STATES = "thinker_states"  # `model_type` if the model receives hidden states of a separate thinker model
-MEL = "qwen3_omni_moe_audio_encoder"  # `model_type` of Qwen3-Omni's encoder, also if none is given
-NUM_QUERIES = 4  # learned query rows that SenseVoice puts before the audio rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,47 +63,6 @@ class AudioFormat(ABC):
 
 
 @dataclass(frozen=True, slots=True)
-class MelFormat(AudioFormat):
-    """Input format of Qwen3-Omni's encoder: log-mel frames, 100 per second, in chunks of 2 * n_window.
-
-    Attributes:
-        n_window: Half the chunk length, in frames.
-        do_normalize: True if the waveform is first normalised to zero mean and unit variance.
-    """
-
-    n_window: int = 50
-    do_normalize: bool = True
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> "MelFormat":
-        """Return the format for the `audio_config` of Qwen3-Omni's encoder."""
-        return cls(record["num_mel_bins"], record["n_window"], record.get("do_normalize", True))
-
-    def num_rows(self, num_frames: int) -> int:
-        """Return the rows after three convolutions of stride 2 over each chunk; a shorter last chunk counts separately.
-
-        The number follows from the convolutions themselves, because transformers' helper is correct for n_window 50
-        only.
-        """
-        chunks, rest = divmod(num_frames, 2 * self.n_window)
-        return chunks * _after_convolutions(2 * self.n_window) + (_after_convolutions(rest) if rest else 0)
-
-
-@dataclass(frozen=True, slots=True)
-class StackedFormat(AudioFormat):
-    """Input format of SenseVoice's encoder: frames that stack several log-mel frames; without windows."""
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> "StackedFormat":
-        """Return the format for the `audio_config` of SenseVoice's encoder."""
-        return cls(record["num_mel_bins"])
-
-    def num_rows(self, num_frames: int) -> int:
-        """Return one row per frame, plus the encoder's own query rows."""
-        return NUM_QUERIES + num_frames
-
-
-@dataclass(frozen=True, slots=True)
 class VectorFormat(AudioFormat):
     """Vectors as wide as the model's rows, each replacing part of one row's embedding."""
 
@@ -122,17 +76,6 @@ class VectorFormat(AudioFormat):
         return num_frames
 
 
-@dataclass(frozen=True, slots=True)
-class StatesFormat(VectorFormat):
-    """Hidden states of another model, as wide as that model; one row each."""
-
-
-def _after_convolutions(num_frames: int) -> int:
-    for _ in range(3):
-        num_frames = (num_frames - 1) // 2 + 1
-    return num_frames
-
-
 def encoder_of(config: Mapping[str, Any]) -> AudioEncoder | None:
     """Return the encoder that a checkpoint's config.json names by `model_type` of `audio_config`; None without one.
 
@@ -142,10 +85,10 @@ def encoder_of(config: Mapping[str, Any]) -> AudioEncoder | None:
     record = config.get(KEY)
     if record is None:
         return None
-    kind = record.get("model_type", MEL) if isinstance(record, Mapping) else record
+    kind = record.get("model_type", UNNAMED) if isinstance(record, Mapping) else record
     known = {name: encoder for plugin in plugins() for name, encoder in plugin.audio_encoders.items()}
     if not isinstance(kind, str) or kind not in known:
-        expected = f"model_type {', '.join(sorted(known))}"
+        expected = f"model_type {', '.join(sorted(filter(None, known)))}"
         raise CheckpointError(f"config.json: {KEY}: expected {expected}, got {shown(kind)}")
     return known[kind]
 

@@ -305,7 +305,7 @@ class Family:
         has_audio_head: True if the checkpoint has `audio_head.weight` [n, H] and no head over the vocabulary. It holds
             the heads of all output streams in audio, one after another; the ids that end stream 0 follow its own.
         num_filled_codebooks: Number of codebooks after those of the layout. They are not sampled, but filled in for the
-            whole utterance by the decoder (`codecs/refinement`).
+            whole utterance by the decoder (`FamilyPlugin.load_refinement`).
         leaves_out_extra: True if frames with an extra id of the layout are neither decoded nor reported; False if such
             an id represents a code.
         not_served: Reason why the server rejects a family that `SpeechLLM` supports; empty if it is served.

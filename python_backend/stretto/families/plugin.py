@@ -9,9 +9,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from operator import attrgetter
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from stretto.families.base import Family
+
+if TYPE_CHECKING:  # imports torch
+    from stretto.codecs.refinement import Refinement
+
+
+UNNAMED = ""  # `model_type` of an encoder whose `audio_config` may lack it
 
 
 def lazy(reference: str, *first: Any) -> Callable[..., Any]:
@@ -54,7 +61,9 @@ class FamilyPlugin:
             tokenizer; None if its text is not readable.
         convert: Name of the module that converts releases (a `Published`); None if there is none.
         architectures: Classes of models that vLLM lacks, as "module:Class" by the name in config.json.
-        audio_encoders: Encoders inside the model, by `model_type` of `audio_config` in config.json.
+        audio_encoders: Encoders inside the model, by `model_type` of `audio_config` in config.json, or `UNNAMED`.
+        load_refinement: Function from the folder `refinement/` of a checkpoint and torch device to the `Refinement`
+            that fills in codebooks of whole utterances; None if the language model generates all of them.
     """
 
     name: str
@@ -64,3 +73,4 @@ class FamilyPlugin:
     convert: str | None = None
     architectures: Mapping[str, str] = field(default_factory=dict)
     audio_encoders: Mapping[str, AudioEncoder] = field(default_factory=dict)
+    load_refinement: "Callable[[Path, str], Refinement] | None" = None

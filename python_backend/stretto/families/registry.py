@@ -57,17 +57,28 @@ def read_family(config: Mapping[str, Any]) -> Family:
         CheckpointError: If no such family is registered, `speech_vocabulary` does not fit the family, or
             `speech_sampling` has an invalid value.
     """
+    found = read_plugin(config)
+    try:
+        built = found.build(config.get(VOCABULARY))
+    except UNPARSABLE as error:
+        raise CheckpointError(f"config.json: {VOCABULARY}: not a vocabulary of {found.name}: {error!r}") from error
+    return with_defaults(built, config.get(SAMPLING))
+
+
+def read_plugin(config: Mapping[str, Any]) -> FamilyPlugin:
+    """Return the plug-in of the family that a checkpoint's config.json names; CheckpointError if there is none."""
     name = config.get(NAME)
     if not isinstance(name, str):
         raise CheckpointError(f"config.json: expected the family's name in {NAME}, got {shown(name)}")
     found = plugin(name)
     if found is None:
         raise CheckpointError(f"config.json: {NAME}: unknown family {shown(name)}; installed: {names(FAMILIES)}")
-    try:
-        built = found.build(config.get(VOCABULARY))
-    except UNPARSABLE as error:
-        raise CheckpointError(f"config.json: {VOCABULARY}: not a vocabulary of {name}: {error!r}") from error
-    return with_defaults(built, config.get(SAMPLING))
+    return found
+
+
+def plugin_at(checkpoint: Path) -> FamilyPlugin:
+    """Return the plug-in of the checkpoint in a folder; CheckpointError if its config.json names none."""
+    return read_plugin(config_at(checkpoint))
 
 
 def family_at(checkpoint: Path) -> Family:

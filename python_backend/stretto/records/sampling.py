@@ -302,16 +302,17 @@ class OptionsRecord(TypedDict, total=False):
     adapter: Annotated[String, Doc("Name of a LoRA adapter in `engine.json`; none by default.")]
     voice: Annotated[Any, Doc("Name of a voice of the model.")]
     language: Annotated[
-        Any, Doc("Language of the text, by name or `auto` (Qwen3-TTS). The bundled voices accept English only.")
+        Any,
+        Doc("Language of the text, by a name that the model lists or `auto`. The bundled voices accept English only."),
     ]
     transliterate: Annotated[
         Boolean,
         Doc("Bundled model: spell letters that the voice does not read in Latin ones instead of refusing them."),
     ]
-    instruct: Annotated[String, Doc("How to speak, in words (Qwen3-TTS); the scene (Higgs Audio v2).")]
+    instruct: Annotated[String, Doc("How to speak, or the scene, in words.")]
     text_mode: Annotated[
         TextMode,
-        Doc("Qwen3-TTS: read the text before the frames, beside them, or beside them while it is still being written."),
+        Doc("Models that read streamed text: read it before the frames, beside them, or beside them as it is written."),
     ]
     max_audio_s: Annotated[Number, Doc("Longest reply in seconds.")]
     text: Annotated[SegmentOptions, OBJECT, Doc("Sampling of the text segment.")]
@@ -330,14 +331,14 @@ class OptionsRecord(TypedDict, total=False):
     repetition_penalty: Annotated[
         Number,
         Doc(
-            "Makes ids less likely that the reply (for VITA-Audio also the prompt) contains: from 0.1 to 10; 1 is off."
-            " By default 1.05 for VITA-Audio and Qwen3-TTS, 1.2 for Chatterbox."
+            "Makes ids less likely that the reply (for some models also the prompt) contains: from 0.1 to 10; 1 is off."
+            " The model's family decides the default."
         ),
     ]
     schedule: Annotated[
         Any,
         Doc(
-            "VITA-Audio: ids per forward pass, as `vanilla`, `balance`, `boost`, `turbo` or numbers such as"
+            "Models with multi-token prediction: ids per forward pass, as the name of a schedule or numbers such as"
             " `[1, 10, 4, 10]`."
         ),
     ]

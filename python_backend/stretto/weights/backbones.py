@@ -112,36 +112,12 @@ SMOLLM2_1_7B = {
     "attention_bias": False,
     "mlp_bias": False,
 }
-# Chatterbox's backbone (`LLAMA_520M_CONFIG_DICT`, chatterbox/models/t3/llama_configs.py).
-LLAMA_520M = {
-    "model_type": "llama",
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 16,
-    "head_dim": 64,
-    "hidden_act": "silu",
-    "max_position_embeddings": 131072,
-    "rms_norm_eps": 1e-5,
-    "rope_parameters": {
-        "rope_type": "llama3",
-        "rope_theta": 500000.0,
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    },
-    "attention_bias": False,
-    "mlp_bias": False,
-}
 # Contents of the repositories' config.json, by the names in releases.
 PUBLISHED: dict[str, dict[str, Any]] = {
     "Qwen/Qwen3-8B-Base": QWEN3_8B,
     "allenai/OLMo-2-1124-7B": OLMO2_7B,
     "HuggingFaceTB/SmolLM2-1.7B": SMOLLM2_1_7B,
     "HuggingFaceTB/SmolLM2-1.7B-Instruct": SMOLLM2_1_7B,
-    "Llama_520M": LLAMA_520M,
 }
 # Keys of a public config.json about its tokens and tools, not its layers.
 SAID_ELSEWHERE = ("architectures", "transformers_version", "_name_or_path", "torch_dtype", "dtype", "vocab_size")
@@ -150,28 +126,31 @@ LEFT_OUT = (*SAID_ELSEWHERE, "quantization_config", *LEADS_ELSEWHERE)
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
-def read_backbone(tag: str, path: Path | None, tokenizer: Path) -> dict[str, Any]:
+def read_backbone(
+    tag: str, path: Path | None, tokenizer: Path, known: Mapping[str, dict[str, Any]] = PUBLISHED
+) -> dict[str, Any]:
     """Return the hyperparameters of the backbone that a release calls `tag`.
 
-    They come from `path` if given, else from the table PUBLISHED. If `tag` is not in it, they come from the config.json
+    They come from `path` if given, else from the table `known`. If `tag` is not in it, they come from the config.json
     next to the tokenizer, whose folder may be the backbone's repository.
 
     Args:
         tag: Name of the backbone in the release.
         path: config.json of the backbone, or its folder.
         tokenizer: Folder of the tokenizer.
+        known: Contents of config.json by name.
 
     Raises:
         CheckpointError: If the backbone is unknown, or of an unknown type.
     """
     if path is not None:
         record = read_json(path)
-    elif tag in PUBLISHED:
-        record = PUBLISHED[tag]
+    elif tag in known:
+        record = known[tag]
     elif (tokenizer / "config.json").is_file():
         record = read_json(tokenizer)
     else:
-        raise CheckpointError(f"backbone {tag}: not one of {sorted(PUBLISHED)}; --backbone must name its config.json")
+        raise CheckpointError(f"backbone {tag}: not one of {sorted(known)}; --backbone must name its config.json")
     if record.get("model_type") not in tuple(CLASSES):
         raise CheckpointError(f"backbone {tag}: expected one of {sorted(CLASSES)}, got {record.get('model_type')!r}")
     return {name: value for name, value in record.items() if name not in LEFT_OUT}

@@ -11,7 +11,7 @@ from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import (
     _get_feat_extract_output_lengths,
 )
 
-from stretto.families.audio_format import MelFormat
+from stretto.families.bagpiper.family import MelFormat
 from stretto.families.bagpiper.model import audio_tower, embed_audio
 from stretto.families.bagpiper.prompt import SHORTEST, log_mel
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from stretto.errors import InvalidRequest
-from stretto.families.audio_format import MelFormat, check_audios
-from stretto.families.bagpiper.family import bagpiper
+from stretto.families.audio_format import check_audios
+from stretto.families.bagpiper.family import MelFormat, bagpiper
 from stretto.families.bagpiper.prompt import SYSTEM_TEXT, BagpiperTemplate, log_mel
 from stretto.families.conversation import Piece
 from stretto.families.prompting import PromptRows

@@ -1,4 +1,4 @@
-"""Multi-token prediction by MCTP modules (VITA-Audio, arXiv 2505.03739): attention, program, rows."""
+"""Multi-token prediction by MCTP modules (arXiv 2505.03739): attention, program, rows."""
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass

@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from stretto.families.audio_format import AudioFormat
 from stretto.families.base import Family, Task, UnconditionalContext
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import Segment, StreamLayout
@@ -124,3 +125,36 @@ def bagpiper(vocabulary: BagpiperVocabulary) -> Family:
 def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
     """Return the family for a checkpoint's vocabulary, by default the published one."""
     return bagpiper(BagpiperVocabulary.from_record(vocabulary) if vocabulary else BagpiperVocabulary())
+
+
+@dataclass(frozen=True, slots=True)
+class MelFormat(AudioFormat):
+    """Input format of Qwen3-Omni's encoder: log-mel frames, 100 per second, in chunks of 2 * n_window.
+
+    Attributes:
+        n_window: Half the chunk length, in frames.
+        do_normalize: True if the waveform is first normalised to zero mean and unit variance.
+    """
+
+    n_window: int = 50
+    do_normalize: bool = True
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "MelFormat":
+        """Return the format for the `audio_config` of Qwen3-Omni's encoder."""
+        return cls(record["num_mel_bins"], record["n_window"], record.get("do_normalize", True))
+
+    def num_rows(self, num_frames: int) -> int:
+        """Return the rows after three convolutions of stride 2 over each chunk; a shorter last chunk counts separately.
+
+        The number follows from the convolutions themselves, because transformers' helper is correct for n_window 50
+        only.
+        """
+        chunks, rest = divmod(num_frames, 2 * self.n_window)
+        return chunks * _after_convolutions(2 * self.n_window) + (_after_convolutions(rest) if rest else 0)
+
+
+def _after_convolutions(num_frames: int) -> int:
+    for _ in range(3):
+        num_frames = (num_frames - 1) // 2 + 1
+    return num_frames

@@ -8,7 +8,7 @@ from torch import nn
 from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeAudioEncoderConfig
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeAudioEncoder
 
-from stretto.families.audio_format import MelFormat
+from stretto.families.bagpiper.family import MelFormat
 
 
 def audio_tower(config: Mapping[str, Any]) -> Qwen3OmniMoeAudioEncoder:

@@ -16,8 +16,19 @@ from transformers import WhisperFeatureExtractor
 
 from stretto.codecs.base import Codec
 from stretto.errors import InvalidRequest
-from stretto.families.audio_format import KEY, MelFormat
-from stretto.families.bagpiper.family import ASSISTANT, AUDIO, BOS, END_OF_REPLY, END_OF_TURN, PAD, SYSTEM, TEXT, USER
+from stretto.families.audio_format import KEY
+from stretto.families.bagpiper.family import (
+    ASSISTANT,
+    AUDIO,
+    BOS,
+    END_OF_REPLY,
+    END_OF_TURN,
+    PAD,
+    SYSTEM,
+    TEXT,
+    USER,
+    MelFormat,
+)
 from stretto.families.base import Family, Task
 from stretto.families.conversation import Piece
 from stretto.families.prompting import PLAIN, Manner, PromptRows, Template, check_codes, frame_rows, stream0_rows

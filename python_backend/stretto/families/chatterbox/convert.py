@@ -122,6 +122,29 @@ CODEC = ""
 IS_BARE = True  # releases have no config
 GENERATION: dict[str, tuple[str, ...]] = {}  # releases have no generation_config.json
 BACKBONE = "Llama_520M"  # the authors' name of the backbone's config
+# Backbone (`LLAMA_520M_CONFIG_DICT`, chatterbox/models/t3/llama_configs.py).
+LLAMA_520M = {
+    "model_type": "llama",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "head_dim": 64,
+    "hidden_act": "silu",
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "rope_parameters": {
+        "rope_type": "llama3",
+        "rope_theta": 500000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    },
+    "attention_bias": False,
+    "mlp_bias": False,
+}
 EMBEDDINGS, HEAD = "text_emb.weight", "speech_head.weight"
 SPEECH, TEXT_POSITIONS, SPEECH_POSITIONS = "speech_emb.weight", "text_pos_emb.emb.weight", "speech_pos_emb.emb.weight"
 CONDITIONS, PERCEIVER, LAYERS = "cond_enc.", "cond_enc.perceiver.", "tfmr."
@@ -135,7 +158,7 @@ MAX_ROWS = 4096  # rows of prompt and reply; at most the positions of speech, wh
 
 def convert(release: Release, contents: Contents) -> Converted:
     """Return the checkpoint: one table of all embeddings summed in a row, and a head over the ids of speech."""
-    backbone = read_backbone(BACKBONE, release.backbone, release.tokenizer)
+    backbone = read_backbone(BACKBONE, release.backbone, release.tokenizer, {BACKBONE: LLAMA_520M})
     files = read_voices(release.model.parent)
     voices = {name: read_voice_part(name, file, "t3", TOLD) for name, file in files.items()}
     known = vocabulary(contents.tensors, contents.tokenizer, tuple(voices))

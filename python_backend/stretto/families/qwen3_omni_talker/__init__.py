@@ -9,7 +9,7 @@ PLUGIN = FamilyPlugin(
     convert="stretto.families.qwen3_omni_talker.convert",
     audio_encoders={
         "thinker_states": AudioEncoder(
-            lazy("stretto.families.audio_format:StatesFormat.from_record"), "stretto.families.qwen3_omni_talker.model"
+            lazy("stretto.families.audio_format:VectorFormat.from_record"), "stretto.families.qwen3_omni_talker.model"
         )
     },
 )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stretto.codecs.qwen3_12hz.code2wav import MODEL_TYPE, Code2Wav, read_shape
 from stretto.errors import CheckpointError
-from stretto.families.audio_format import KEY, THINKER_STATES
+from stretto.families.audio_format import KEY
 from stretto.families.conversion import Contents, Converted, Network, Release, Tokenizer, prefixed
 from stretto.families.qwen3_omni_talker.family import NAME, TalkerVocabulary
 from stretto.families.qwen3_tts import convert as qwen3_tts
@@ -62,7 +62,7 @@ def convert(release: Release, contents: Contents) -> Converted:
         "tie_word_embeddings": True,  # no head over this vocabulary; codes are sampled from `depth.first_head`
         "dtype": contents.dtype,
         KEY: {
-            "model_type": THINKER_STATES,
+            "model_type": "thinker_states",
             "hidden_size": talker.number("thinker_hidden_size"),
             "intermediate_size": text.number("intermediate_size"),
         },

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from stretto.encoders.x_vector import FOLDER, PREFIX, SpeakerConfig, SpeakerEncoder
 from stretto.errors import CheckpointError
-from stretto.families.audio_format import KEY, X_VECTOR
+from stretto.families.audio_format import KEY
 from stretto.families.base import DepthSpec
 from stretto.families.conversion import AUDIO, Contents, Converted, Network, Release, Tokenizer, prefixed
 from stretto.families.qwen3_tts.family import CodecIds, Qwen3TtsVocabulary, TextIds
@@ -251,7 +251,7 @@ def convert(release: Release, contents: Contents) -> Converted:
         "dtype": contents.dtype,
     }
     if clones:
-        record[KEY] = {"model_type": X_VECTOR, "hidden_size": width}
+        record[KEY] = {"model_type": "x_vector", "hidden_size": width}
     parts = plan(known, shapes, contents.tensors)
     folded = tuple(name for name in shapes if name not in parts)
     return Converted(record, parts, (), folded, networks)

@@ -7,5 +7,6 @@ PLUGIN = FamilyPlugin(
     build=lazy("stretto.families.valle.family:build", "valle"),
     open_template=lazy("stretto.families.valle.prompt:open_template"),
     convert="stretto.families.valle.convert",
+    load_refinement=lazy("stretto.families.valle.refinement:load"),
     architectures={"StrettoValleForCausalLM": "stretto.families.valle.model:StrettoValleForCausalLM"},
 )

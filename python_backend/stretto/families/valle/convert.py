@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stretto.codecs.refinement.base import FOLDER
-from stretto.codecs.refinement.valle import EPS, ValleShape
+from stretto.codecs.refinement import FOLDER
 from stretto.errors import CheckpointError
 from stretto.families.conversion import Contents, Converted, Network, Release, Tokenizer
 from stretto.families.opuslm import convert as opuslm
 from stretto.families.registry import NAME, VOCABULARY
 from stretto.families.valle.family import PAD, SOS_EOS, ValleVocabulary
+from stretto.families.valle.refinement import EPS, ValleShape
 from stretto.untrusted_files import entry, optional_entry
 from stretto.weights.backbones import TOKENS
 from stretto.weights.tensors import Part, Plan, check

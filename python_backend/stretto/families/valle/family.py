@@ -5,7 +5,7 @@ The others are filled in later.
 
 A row of the prompt has a stream per codebook. Frames carry all their codes; other rows carry an id and pads, which have
 an embedding of their own. Rows of the reply carry only the first codebook. The decoder fills in the others for the
-whole utterance (`codecs/refinement/valle.py`), from these rows and the prompt's, so a reply is audible only after its
+whole utterance (`families/valle/refinement.py`), from these rows and the prompt's, so a reply is audible only after its
 end. Guidance is an addition of this server: the unconditional request sees neither words nor voice. No weights are
 known to be published in this layout. Every recipe has its own vocabulary, which config.json contains
 (`speech_vocabulary`).

@@ -9,7 +9,7 @@ PLUGIN = FamilyPlugin(
     convert="stretto.families.vita_audio.convert",
     audio_encoders={
         "sense_voice_small": AudioEncoder(
-            lazy("stretto.families.audio_format:StackedFormat.from_record"), "stretto.families.vita_audio.model"
+            lazy("stretto.families.vita_audio.family:StackedFormat.from_record"), "stretto.families.vita_audio.model"
         )
     },
 )

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from stretto.families.audio_format import AudioFormat
 from stretto.families.base import Bursts, BurstSchedule, Family, Task, UnconditionalContext
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import Segment, StreamLayout
@@ -142,3 +143,21 @@ def vita_audio(vocabulary: VitaVocabulary) -> Family:
 def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
     """Return the family for a checkpoint's vocabulary, by default that of VITA-Audio-Boost."""
     return vita_audio(VitaVocabulary.from_record(vocabulary) if vocabulary else VitaVocabulary())
+
+
+SENSE_VOICE = "sense_voice_small"  # `model_type` of the encoder
+NUM_QUERIES = 4  # learned query rows that the encoder puts before the audio rows
+
+
+@dataclass(frozen=True, slots=True)
+class StackedFormat(AudioFormat):
+    """Input format of SenseVoice's encoder: frames that stack several log-mel frames; without windows."""
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "StackedFormat":
+        """Return the format for the `audio_config` of SenseVoice's encoder."""
+        return cls(record["num_mel_bins"])
+
+    def num_rows(self, num_frames: int) -> int:
+        """Return one row per frame, plus the encoder's own query rows."""
+        return NUM_QUERIES + num_frames

@@ -27,14 +27,14 @@ from transformers.audio_utils import mel_filter_bank
 from stretto.codecs.base import Codec
 from stretto.encoders.whisper_vq import SpeechTokenizer, load_tokenizer
 from stretto.errors import InvalidRequest
-from stretto.families.audio_format import KEY, NUM_QUERIES, CachedEncoder
+from stretto.families.audio_format import KEY, CachedEncoder
 from stretto.families.base import Family, Task
 from stretto.families.conversation import Piece
 from stretto.families.prompting import PLAIN, Manner, PromptRows, Template, check_codes, stream0_rows
 from stretto.families.registry import VOCABULARY, config_at
 from stretto.families.text import Subwords
 from stretto.families.tokenizer import TextTokenizer
-from stretto.families.vita_audio.family import HEARD, VitaVocabulary
+from stretto.families.vita_audio.family import HEARD, NUM_QUERIES, VitaVocabulary
 from stretto.records.prompt import InputAudio
 
 SAMPLE_RATE = 16_000

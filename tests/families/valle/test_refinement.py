@@ -1,6 +1,7 @@
 """VALL-E's second half fills what its authors' own code fills, alone and beside others of other lengths."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.checkpoints.random_valle import KNOWN, convert
-from stretto.codecs.refinement.base import FOLDER, Passage
-from stretto.codecs.refinement.valle import ValleRefinement, load
+from stretto.codecs.refinement import FOLDER, Passage, refinement_of
+from stretto.config import DecoderConfig
+from stretto.decoder.worker import open_codec
 from stretto.errors import CheckpointError
+from stretto.families.valle.refinement import ValleRefinement, load
 from tests.valle_release import REPLIES
 
 
@@ -25,6 +28,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def refinement(folder: Path) -> ValleRefinement:
     return load(folder)
+
+
+def test_the_decoder_opens_the_refinement_of_the_checkpoints_family(folder: Path, tmp_path: Path) -> None:
+    config = DecoderConfig(codec="espnet_dac")
+    assert isinstance(refinement_of(open_codec(config, folder.parent)), ValleRefinement)
+    other = shutil.copytree(folder.parent, tmp_path / "other")
+    (other / "config.json").write_text(json.dumps({"speech_family": "opuslm"}))
+    with pytest.raises(CheckpointError, match="refinement: family opuslm has no model that fills in codebooks"):
+        open_codec(config, other)
 
 
 def passage(reply: dict[str, Any]) -> Passage:

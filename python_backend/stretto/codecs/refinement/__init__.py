@@ -1,1 +1,0 @@
-"""Models that fill in codebooks of a whole utterance before the codec decodes it."""
