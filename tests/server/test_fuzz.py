@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc
 
-from benchmarks.chaos import remains
+from benchmarks.chaos import checks
 from benchmarks.harness import read_usage, served_processes
 from stretto_client.client import key_headers
 from tests.server.conftest import Server
@@ -64,7 +64,7 @@ class Fuzzed:
         self._server, self._seed, self._logged = server, seed, len(server.log)
         self._reference = server.ask(SAME, text=SENTENCE)
         self._pids = self._processes()
-        self._held: remains.Held | None = None
+        self._held: checks.Held | None = None
         self._rss_mb: dict[str, float] = {}
         self._num_failed = server.metric("failed_total")
         self.wrong: list[str] = []
@@ -103,9 +103,9 @@ class Fuzzed:
         assert self._server.launcher is not None
         return served_processes(self._server.launcher.pid)
 
-    def _look_at_figures(self) -> remains.Held:
+    def _look_at_figures(self) -> checks.Held:
         assert self._server.launcher is not None
-        return remains.look(self._server.metrics, self._server.launcher.pid)
+        return checks.look(self._server.metrics, self._server.launcher.pid)
 
     def _memory(self) -> dict[str, float]:
         usages = {name: read_usage(pid, 0.0) for name, pid in self._processes().items()}
@@ -114,7 +114,7 @@ class Fuzzed:
     def finish(self) -> None:
         """Check resources, memory and the log at the end."""
         assert self._held is not None
-        self.wrong += remains.left_over(self._held, self._look_at_figures())
+        self.wrong += checks.left_over(self._held, self._look_at_figures())
         for name, rss_mb in self._memory().items():
             if rss_mb > self._rss_mb.get(name, rss_mb) + GROWN_MB:
                 self.wrong.append(f"{name} has {rss_mb:.0f} MB, {self._rss_mb[name]:.0f} MB before")
