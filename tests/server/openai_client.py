@@ -7,8 +7,12 @@ from contextlib import asynccontextmanager
 
 import openai
 
+from stretto_client.errors import Timeouts
 from stretto_gateway.command import make_server
 from stretto_gateway.config import GatewayConfig
+from tests.patience import PATIENCE_S
+
+PATIENT = Timeouts(PATIENCE_S, PATIENCE_S, PATIENCE_S)  # a busy machine is no failure
 
 
 @asynccontextmanager
@@ -19,6 +23,7 @@ async def gateway_port(grpc_port: int) -> AsyncIterator[int]:
     serving = asyncio.ensure_future(gateway.serve([listener]))
     while not gateway.started:
         await asyncio.sleep(0.01)
+    gateway.config.app.state.gateway.client.timeouts = PATIENT
     yield listener.getsockname()[1]
     gateway.should_exit = True
     await serving
