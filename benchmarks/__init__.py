@@ -1,1 +1,10 @@
-"""The code of every measurement, beside its results. Run as `python -m benchmarks.<name>` from the root."""
+"""Measurements and their results. Run one as `python -m benchmarks.<name>` from the root of the repository.
+
+Importing this package registers the families that only tests and benchmarks use.
+"""
+
+import sys
+from pathlib import Path
+
+# Entry points of these families, in the form of an installed package.
+sys.path.append(str(Path(__file__).parent / "checkpoints" / "registered"))

@@ -13,7 +13,6 @@ those with random weights.
 import argparse
 import copy
 import json
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
@@ -22,10 +21,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from benchmarks.checkpoints.random_codecs import MODELS, codec_of, write_checkpoint
-from benchmarks.checkpoints.random_stateful import STATEFUL, make_stateful
+from benchmarks.checkpoints.random_codecs import MODELS
+from benchmarks.checkpoints.random_stateful import STATEFUL
 from benchmarks.code_streams import chunks_of, random_codes, stream
-from benchmarks.harness import CHECKPOINT
+from benchmarks.decoder import make_codec
 from stretto.codecs.base import Codec, Window
 from stretto.codecs.registry import load_codec
 from stretto.plugins import CODECS, names
@@ -166,14 +165,10 @@ def codecs(names: list[str], checkpoint: Path | None, is_wide: bool) -> Iterator
     """Yield the name, the kind of weights and the codec of each."""
     kind = "random, wide" if is_wide else "random, narrow"
     for name in names:
-        if checkpoint is not None or name == "tiny":
-            yield name, "published", load_codec(name, checkpoint or CHECKPOINT)
-        elif name in STATEFUL:
-            yield name, kind, make_stateful(name, is_narrow=not is_wide)
+        if checkpoint is not None:
+            yield name, "published", load_codec(name, checkpoint)
         else:
-            with tempfile.TemporaryDirectory() as directory:
-                write_checkpoint(name, Path(directory), is_narrow=not is_wide)
-                yield name, kind, load_codec(codec_of(name), Path(directory))
+            yield name, "published" if name == "tiny" else kind, make_codec(name, "cpu", not is_wide)
 
 
 def main() -> None:

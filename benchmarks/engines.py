@@ -156,6 +156,7 @@ def forced_prompt(
     policy: GuidancePolicy | None = None,
     num_rows: int = PROMPT_ROWS,
     ids: range | None = None,
+    stream: int = 0,
 ) -> Prompt:
     """Return a random prompt of a reply of forced length.
 
@@ -169,10 +170,11 @@ def forced_prompt(
         policy: Guidance policy; None for the default of the task.
         num_rows: Rows of the prompt.
         ids: Ids to choose its text from; default: TEXT.
+        stream: Input stream of the text.
     """
     ids, sampling = ids or TEXT, task.sampling
     rows = np.full((num_rows, family.layout.num_input_streams), family.layout.pad_id, np.int32)
-    rows[:, 0] = np.random.default_rng(seed).integers(ids.start, ids.stop, num_rows)
+    rows[:, stream] = np.random.default_rng(seed).integers(ids.start, ids.stop, num_rows)
     sampling = replace(sampling, audio=replace(sampling.audio, min_rows=audio, max_rows=audio), seed=seed)
     if text is not None:
         sampling = replace(sampling, text=replace(sampling.text, min_rows=text, max_rows=text))
@@ -189,36 +191,49 @@ def split_trailer(ids: Sequence[int]) -> tuple[list[int], Trailer]:
     return list(ids[:-size]), Trailer(*ids[-size:])
 
 
-class Watch:
+class MethodWatch:
+    """Replaces methods of single objects until `stop`."""
+
+    def __init__(self) -> None:
+        self._replaced: list[tuple[Any, str, Any]] = []
+
+    def replace(self, owner: Any, method: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        """Replace `owner.method` by what `make` returns for it."""
+        self._replaced.append((owner, method, vars(owner).get(method)))
+        setattr(owner, method, make(getattr(owner, method)))
+
+    def stop(self) -> None:
+        """Restore all methods, so that the watch does not slow later steps."""
+        while self._replaced:
+            owner, method, own = self._replaced.pop()
+            delattr(owner, method) if own is None else setattr(owner, method, own)
+
+
+class Watch(MethodWatch):
     """Processor time by part. A nested call counts only for its own part, so the parts add up."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self._parts = ["rest"]
         self._since = time.thread_time()
-        self._wrapped: list[tuple[Any, str, Any]] = []
 
     def wrap(self, owner: Any, method: str, part: str) -> None:
         """Count the time of `owner.method`, on this object only, as `part`."""
-        inner: Callable[..., Any] = getattr(owner, method)
-        self._wrapped.append((owner, method, vars(owner).get(method)))
 
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            self._turn()
-            self._parts.append(part)
-            try:
-                return inner(*args, **kwargs)
-            finally:
+        def make(inner: Callable[..., Any]) -> Callable[..., Any]:
+            def timed(*args: Any, **kwargs: Any) -> Any:
                 self._turn()
-                self._parts.pop()
+                self._parts.append(part)
+                try:
+                    return inner(*args, **kwargs)
+                finally:
+                    self._turn()
+                    self._parts.pop()
 
-        setattr(owner, method, timed)
+            return timed
 
-    def stop(self) -> None:
-        """Remove the watch, so that it does not slow later steps."""
-        while self._wrapped:
-            owner, method, own = self._wrapped.pop()
-            delattr(owner, method) if own is None else setattr(owner, method, own)
+        self.replace(owner, method, make)
 
     def _turn(self) -> None:
         now = time.thread_time()

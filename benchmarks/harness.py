@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -260,6 +261,13 @@ def serving(repository: Path, python: str | Path = sys.executable) -> Iterator[s
             yield launch.address
         finally:
             launch.stop()
+
+
+def is_ready(port: int) -> bool:
+    """Return True if a server's HTTP port reports readiness."""
+    with suppress(OSError), urllib.request.urlopen(f"http://localhost:{port}/v2/health/ready", timeout=6) as answer:
+        return bool(answer.status == 200)
+    return False
 
 
 def stop_on_sigterm() -> None:

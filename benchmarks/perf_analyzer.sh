@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # benchmarks/perf_analyzer.sh [-u HOST:PORT] [-c "1 4 8"] [-r "1 2"] [-i FILE] [-a] [-n REQUESTS] [-o FOLDER] [-- flags of it]
 # Streams the sentences of benchmarks/perf_inputs.json through the running server with NVIDIA's perf_analyzer, once per
-# concurrency (-c), rate of requests a second at random times (-r) and file of intervals in microseconds (-i), and prints
+# concurrency (-c), rate of requests per second at random times (-r) and file of intervals in microseconds (-i), and prints
 # percentiles of the first response, the first audio and the gaps between responses. -a: all profiles, 1 to 64 streams,
-# five rates, and bursts. The last line is JSON. The exports stay in FOLDER (default: .stretto/perf_analyzer). A load that
-# met an error, as where the server is full, is named at the end, and the status is 1: perf_analyzer ends at the first.
+# five rates, and bursts. The last line is JSON. The exports stay in FOLDER (default: .stretto/perf_analyzer). Loads with
+# an error, such as a full server, are listed at the end with status 1, because perf_analyzer ends at the first error.
 set -euo pipefail
 called_from=$PWD
 cd "$(dirname "$0")/.."
 url=localhost:8001 concurrencies= rates= intervals= requests=20 cache=.stretto/perf_analyzer out=
-version=2.51.0 # the last line of wheels whose binary runs on glibc 2.36
+version=2.51.0 # the last release whose binary runs on glibc 2.36
 
 usage() { sed -n '2,7s/^# //p' "$0"; exit "${1:-0}"; }
 while getopts u:c:r:i:an:o:h flag; do
@@ -34,7 +34,7 @@ python=$PWD/.venv/bin/python
 [ -x "$python" ] || fail "there is no .venv; run scripts/setup.sh first"
 export PATH="$PWD/.venv/bin:$PATH"
 
-# Into a folder of its own: these wheels must not replace those of .venv. A download that failed starts again.
+# Download to a separate folder, because these wheels must not replace those of .venv. Failed downloads start again.
 fetch() { # <wheel==version> <folder>
     [ -f "$cache/$2/.complete" ] && return
     echo "perf_analyzer: getting $1 into $cache/$2" >&2
@@ -47,7 +47,7 @@ fetch "tritonclient==$version" tritonclient
 binary=$cache/tritonclient/bin/perf_analyzer
 [ -x "$binary" ] || fail "the wheel tritonclient $version holds no perf_analyzer for this platform ($(uname -m))"
 
-# It loads the CUDA runtime even where there is no GPU. The server's wheel brings one under another name.
+# perf_analyzer loads the CUDA runtime even without a GPU. The server's wheel has one under another name.
 mkdir -p "$cache/lib"
 if [ ! -e "$cache/lib/libcudart.so.12" ]; then
     bundled=$(compgen -G "$PWD/.venv/lib/python3.*/site-packages/nvidia_pytriton.libs/libcudart-*.so.12*" | head -n 1 || true)
@@ -63,22 +63,22 @@ missing=$(ldd "$binary" | awk '/not found/ { print $1 }' | xargs)
 
 mkdir -p "$out"
 exports=() unanswered=()
-profile() { # <name> <what is told> <least number of requests that perf_analyzer takes> <flags of the load ...>
+profile() { # <name> <description> <least number of requests that perf_analyzer accepts> <flags of the load ...>
     count=$(awk -v asked="$requests" -v least="$3" 'BEGIN { print asked < least ? int(least + 0.999) : asked }')
     whole=0
-    for turn in 1 2 3 4; do # until as many requests as were asked for stand whole in its exports: see perf_report.py
+    for turn in 1 2 3 4; do # until its exports hold the requested number of complete requests: see perf_report.py
         export_file=$out/$1.$turn.json
         rm -f "$export_file"
         echo "perf_analyzer: $count requests to $url, $2" >&2
         "$binary" -m speech -i grpc -u "$url" --async --streaming --input-data benchmarks/perf_inputs.json \
             --request-count "$count" --profile-export-file "$export_file" "${@:4}" "${more[@]}" >&2 ||
             { unanswered+=("$2"); return 0; }
-        if told=$("$python" -m benchmarks.perf_report --count "$export_file"); then
+        if complete=$("$python" -m benchmarks.perf_report --count "$export_file"); then
             exports+=("$export_file")
-            whole=$((whole + told))
+            whole=$((whole + complete))
         fi
         [ "$whole" -lt "$count" ] || return 0
-        echo "perf_analyzer: its exports hold $whole of $count requests: it broke off, as it does at a value that is not finite" >&2
+        echo "perf_analyzer: its exports hold $whole of $count requests: it was truncated, as happens at a value that is not finite" >&2
     done
     [ "$whole" -gt 0 ] || unanswered+=("$2")
 }
@@ -96,7 +96,7 @@ fi
 status=0
 [ "${#exports[@]}" -eq 0 ] || "$python" -m benchmarks.perf_report "${exports[@]}" || status=1
 for load in "${unanswered[@]}"; do
-    echo "perf_analyzer: ended with an error (see above) or without one whole answer: $load" >&2
+    echo "perf_analyzer: ended with an error (see above) or without one complete answer: $load" >&2
     status=1
 done
 exit $status

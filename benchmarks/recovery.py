@@ -11,58 +11,23 @@ import io
 import os
 import signal
 import time
-import urllib.request
 import wave
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from benchmarks.harness import append_result, command_line
+from benchmarks.harness import append_result, command_line, is_ready, served_processes
 from stretto.launcher import background
 from stretto_client import SpeechClient
 from stretto_client.errors import ClientError
 
 STUBS = ("preprocessor", "language_model", "acoustic_decoder")
-AUDIO = "audio worker"  # of the preprocessor
+AUDIO = "audio_worker"  # decodes files for the preprocessor
 PROCESSES = ("tritonserver", *STUBS, "engine", "proxy", AUDIO)
 SIGNALS = {"killed": signal.SIGKILL, "stopped": signal.SIGSTOP}
 POLL_S, MAX_S = 0.02, 600.0
 NOTICE_S = 3.0  # if readiness has not dropped by then, the fault goes unnoticed
-
-
-def find(name: str, launcher: psutil.Process) -> psutil.Process:
-    """Return the launcher's process of that name; LookupError if there is none."""
-    for process in launcher.children(recursive=True):
-        with suppress(psutil.Error):
-            command = process.cmdline()
-            if is_named(name, command, process.name()):
-                return process
-    raise LookupError(f"the launcher with pid {launcher.pid} has no process {name!r}")
-
-
-def is_named(name: str, command: list[str], executable: str) -> bool:
-    """Return True if a process with that command is the one called `name` here."""
-    is_stub = executable.startswith("triton_python_b")
-    match name:
-        case "tritonserver":
-            return executable == name
-        case "engine":
-            return bool(command) and command[0].startswith("VLLM::EngineCore")
-        case "proxy":
-            return "stretto.proxy" in command
-        case "audio worker":
-            return "stretto.preprocessing.audio_worker" in command
-    return is_stub and any(f"/{name}/" in word for word in command)
-
-
-def is_ready(port: int) -> bool:
-    """Return True if the server's HTTP port reports readiness."""
-    with suppress(OSError), urllib.request.urlopen(f"http://localhost:{port}/v2/health/ready", timeout=2) as answer:
-        return answer.status == 200
-    return False
 
 
 def seconds_until(condition: Callable[[], bool], begun: float, max_s: float = MAX_S) -> float | None:
@@ -98,9 +63,11 @@ def answers(port: int, name: str) -> bool:
 
 def measure(name: str, how: str, record: dict[str, Any]) -> dict[str, Any]:
     """Kill or stop a process; return the seconds until readiness dropped, returned, and until a request succeeded."""
-    ports, launcher = record["ports"], psutil.Process(record["pid"])
+    ports, processes = record["ports"], served_processes(record["pid"])
+    if name not in processes:
+        raise LookupError(f"the launcher with pid {record['pid']} has no process {name!r}")
     begun = time.perf_counter()
-    os.kill(find(name, launcher).pid, SIGNALS[how])
+    os.kill(processes[name], SIGNALS[how])
     unready_s = seconds_until(lambda: not is_ready(ports["http"]), begun, NOTICE_S)
     found: dict[str, Any] = {"process": name, "how": how, "unready_s": unready_s}
     found["ready_s"] = seconds_until(lambda: is_ready(ports["http"]), begun)

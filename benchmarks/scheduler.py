@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 from benchmarks.engine import SpeechArm, StockArm
+from benchmarks.engines import MethodWatch
 from benchmarks.harness import CHECKPOINT, ENGINE_ARGS, append_result, command_line, median_ratio
 from benchmarks.host_work import ReplayedSteps, host_work, median_parts
 from stretto.config import EngineConfig
@@ -27,34 +28,28 @@ SCALE = 1.5
 REPLAYED_FRAMES = 400
 
 
-class SchedulerWatch:
+class SchedulerWatch(MethodWatch):
     """Seconds that the two calls of one scheduler took, for each step that decodes `num_rows` rows."""
 
     def __init__(self, scheduler: Any, num_rows: int):
-        self._scheduler, self._num_rows = scheduler, num_rows
+        super().__init__()
+        self._num_rows = num_rows
         self.schedule_s: list[float] = []
         self.update_s: list[float] = []
-        self._wrap("schedule", self.schedule_s, lambda output, _: output)
-        self._wrap("update_from_output", self.update_s, lambda _, arguments: arguments[0])
+        self.replace(scheduler, "schedule", lambda inner: self._timed(inner, self.schedule_s))
+        self.replace(scheduler, "update_from_output", lambda inner: self._timed(inner, self.update_s))
 
-    def _wrap(self, method: str, times_s: list[float], output_of: Callable[[Any, Any], Any]) -> None:
-        inner = getattr(self._scheduler, method)
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
+    def _timed(self, inner: Callable[..., Any], times_s: list[float]) -> Callable[..., Any]:
+        def timed(*args: Any) -> Any:
             begun = time.thread_time()
-            result = inner(*args, **kwargs)
+            result = inner(*args)
             took = time.thread_time() - begun
-            scheduled = output_of(result, args).num_scheduled_tokens
+            scheduled = (args[0] if times_s is self.update_s else result).num_scheduled_tokens
             if len(scheduled) == sum(scheduled.values()) == self._num_rows:
                 times_s.append(took)
             return result
 
-        setattr(self._scheduler, method, timed)
-
-    def stop(self) -> None:
-        """Remove the watch."""
-        for method in ("schedule", "update_from_output"):
-            delattr(self._scheduler, method)
+        return timed
 
     def take_ms(self) -> dict[str, float]:
         """Return the median milliseconds of a step since the last call."""

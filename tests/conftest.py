@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-import benchmarks.checkpoints  # noqa: F401 (registers the tests' families)
+import benchmarks  # noqa: F401 (registers the families of the tests)
 from stretto.engine.environment import prepare_environment
 from stretto.triton_io import stub
 from tests import heap

@@ -1,10 +1,10 @@
-/* A process whose clock of the day is `offset` seconds off, for LD_PRELOAD: what `clock_environment` of faults.py builds.
+/* Library for LD_PRELOAD that moves a process's time of day by `offset` seconds; built by `clock_environment` (faults.py).
 
-   The offset is an int64 in the file STRETTO_CHAOS_CLOCK, which may change at any time. Only the clock of the day moves,
-   as where somebody sets it; monotonic clocks go on. A wait until a moment of that day ends when this clock shows it, as
-   the kernel's does: a step forward ends it, one back makes it longer. gRPC's timers are among them: the Abseil of
-   Triton's server waits by futex system calls of its own (`syscall`). Debian's libfaketime (0.9.10) is not up to it: it
-   takes the monotonic moments of clock_nanosleep for those of a day. */
+   The offset is an int64 in the file STRETTO_CHAOS_CLOCK, which may change at any time. Only the time of day moves, as if
+   it were set; monotonic clocks continue. A wait until a time of day ends when this clock reaches it, as with the kernel's
+   clock: a step forward ends it, a step back makes it longer. That includes gRPC's timers, because Abseil in Triton's
+   server waits with its own futex system calls (`syscall`). Debian's libfaketime (0.9.10) does not suffice: it treats
+   monotonic times of clock_nanosleep as times of day. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -22,9 +22,9 @@
 #include <unistd.h>
 
 enum {
-    DAYS_BEGIN_S = 1000000000, /* moments before that are a monotonic clock's: no machine is up for 30 years */
+    DAYS_BEGIN_S = 1000000000, /* earlier times belong to a monotonic clock: no machine is up for 30 years */
     SECOND_NS = 1000000000,
-    SLICE_NS = SECOND_NS / 10, /* so long after the clock was moved a wait knows it */
+    SLICE_NS = SECOND_NS / 10, /* longest delay until a wait notices a moved clock */
 };
 
 static const volatile int64_t *moved;
@@ -42,7 +42,7 @@ __attribute__((constructor)) static void open_clock(void)
 
 static int64_t offset(void) { return moved ? *moved : 0; }
 
-/* The system call itself: `syscall` is this library's below. */
+/* The real system call, because this library replaces `syscall`. */
 static long call(long number, long a, long b, long c, long d, long e, long f)
 {
     static long (*real)(long, ...);
@@ -70,14 +70,14 @@ static struct timespec of_the_true_day(const struct timespec *until)
     return at;
 }
 
-/* Whether a wait that has ended is over; one for a slice may not be. */
+/* Return 1 if a wait that returned has reached its time; a wait for a slice may not have. */
 static int is_over(const struct timespec *until)
 {
     struct timespec at = of_the_true_day(until), now = true_now(), first = earlier(now, at);
     return until->tv_sec <= DAYS_BEGIN_S || (first.tv_sec == at.tv_sec && first.tv_nsec == at.tv_nsec);
 }
 
-/* The moment, by the kernel's clock, until which to wait now for one of this: at most a slice away. */
+/* Return the kernel's time until which to wait now for a time of this clock: at most one slice away. */
 static struct timespec slice(const struct timespec *until)
 {
     struct timespec end = true_now();
@@ -91,7 +91,7 @@ static struct timespec slice(const struct timespec *until)
     return earlier(end, of_the_true_day(until));
 }
 
-/* Futexes until a moment of the day; all other system calls are as they were. */
+/* Wait for futexes until a time of day; other system calls are unchanged. */
 long syscall(long number, ...)
 {
     va_list given;
@@ -158,13 +158,13 @@ int clock_nanosleep(clockid_t clock, int flags, const struct timespec *until, st
     return 0;
 }
 
-/* After a slice as after a wakeup that nobody meant, which every caller must be ready for. */
+/* Return 0 after a slice, like a spurious wakeup, which every caller must handle. */
 int pthread_cond_timedwait(pthread_cond_t *restrict condition, pthread_mutex_t *restrict mutex,
                            const struct timespec *restrict until)
 {
     static int (*real)(pthread_cond_t *, pthread_mutex_t *, const struct timespec *);
     struct timespec at = slice(until);
-    if (!real) /* the version that is not for programs of 2002 */
+    if (!real) /* the current symbol version, not that for programs of 2002 */
         *(void **)&real = dlvsym(RTLD_NEXT, "pthread_cond_timedwait", "GLIBC_2.3.2");
     int result = real(condition, mutex, &at);
     return result == ETIMEDOUT && !is_over(until) ? 0 : result;

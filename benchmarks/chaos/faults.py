@@ -7,14 +7,13 @@ import signal
 import struct
 import subprocess
 import time
-import urllib.request
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from benchmarks.harness import Launch, served_processes
+from benchmarks.harness import Launch, is_ready, served_processes
 from stretto.launcher.processes import birth, read_process
 
 LAUNCHER = "launcher"
@@ -144,13 +143,6 @@ class FullDiskKill:
         finally:
             filling.cancel()
             await asyncio.gather(filling, return_exceptions=True)
-
-
-def is_ready(port: int) -> bool:
-    """Return True if the server's HTTP port reports readiness."""
-    with suppress(OSError), urllib.request.urlopen(f"http://localhost:{port}/v2/health/ready", timeout=6) as answer:
-        return bool(answer.status == 200)
-    return False
 
 
 @dataclass(frozen=True, slots=True)

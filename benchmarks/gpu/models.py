@@ -11,10 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from benchmarks.engines import forced_prompt
 from benchmarks.gpu.jobs import Setup
-from benchmarks.layouts import PROMPT_ROWS
 from stretto.families.base import Family
 from stretto.families.qwen3_tts.family import DEPTH, Qwen3TtsVocabulary
 from stretto.families.registry import NAME, VOCABULARY, read_family
@@ -140,20 +138,13 @@ class PromptMaker:
     """Prompts of random text that are all different, so that none finds cached blocks of another."""
 
     def __init__(self, family: Family):
-        self._family = family
-        self._random, self._seeds = np.random.default_rng(0), itertools.count()
+        self._family, self._seeds = family, itertools.count()
 
     def make(self, number: int, task: str, scale: float, frames: int, text_rows: int) -> list[Prompt]:
         """Return `number` prompts of replies of forced length."""
-        sampling, layout, subwords = self._family.task(task).sampling, self._family.layout, self._family.subwords
-        assert subwords is not None
-        text = replace(sampling.text, min_rows=text_rows, max_rows=text_rows)
-        audio = replace(sampling.audio, min_rows=frames, max_rows=frames)
-        prompts = []
-        for _ in range(number):
-            rows = np.full((PROMPT_ROWS, layout.num_input_streams), layout.pad_id, np.int32)
-            text_stream = 0 if self._family.text_track is None else self._family.text_track.stream
-            rows[:, text_stream] = self._random.integers(subwords.start, subwords.stop, PROMPT_ROWS)
-            forced = replace(sampling, text=text, audio=audio, guidance_scale=scale, seed=next(self._seeds))
-            prompts.append(Prompt(task, rows, forced))
-        return prompts
+        family, track = self._family, self._family.text_track
+        place: dict[str, Any] = {"ids": family.subwords, "stream": 0 if track is None else track.stream}
+        return [
+            forced_prompt(family, family.task(task), next(self._seeds), frames, text_rows, scale, **place)
+            for _ in range(number)
+        ]

@@ -29,7 +29,7 @@ prepare_environment()
 from vllm import SamplingParams  # noqa: E402
 from vllm.engine.arg_utils import EngineArgs  # noqa: E402
 
-from benchmarks.engines import SteppedEngine, watch  # noqa: E402
+from benchmarks.engines import MethodWatch, SteppedEngine, watch  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -212,33 +212,28 @@ def our_steps(setup: Setup, model: str) -> dict[int, float]:
     return guided | {line["requests"]: line["step_ms"] for line in ours if line["part"] == "step"}
 
 
-class DeviceWatch:
+class DeviceWatch(MethodWatch):
     """Time on the GPU from the start to the end of the work that a method queues."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._spans: defaultdict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = defaultdict(list)
-        self._wrapped: list[tuple[Any, str, Any]] = []
 
     def wrap(self, owner: Any, method: str, part: str) -> None:
         """Count the device time of `owner.method` as `part`."""
-        inner: Callable[..., Any] = getattr(owner, method)
-        self._wrapped.append((owner, method, vars(owner).get(method)))
 
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            span = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            span[0].record()
-            result = inner(*args, **kwargs)
-            span[1].record()
-            self._spans[part].append(span)
-            return result
+        def make(inner: Callable[..., Any]) -> Callable[..., Any]:
+            def timed(*args: Any, **kwargs: Any) -> Any:
+                span = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+                span[0].record()
+                result = inner(*args, **kwargs)
+                span[1].record()
+                self._spans[part].append(span)
+                return result
 
-        setattr(owner, method, timed)
+            return timed
 
-    def stop(self) -> None:
-        """Remove the watch."""
-        while self._wrapped:
-            owner, method, own = self._wrapped.pop()
-            delattr(owner, method) if own is None else setattr(owner, method, own)
+        self.replace(owner, method, make)
 
     def ms_per(self, number: int) -> dict[str, float]:
         """Wait for the device and return the milliseconds of each part, divided by `number`."""

@@ -136,14 +136,14 @@ def test_a_load_that_meets_a_full_server_is_named_and_the_others_are_told(server
     )
     assert [(each.get("concurrency"), each.get("request_rate")) for each in experiments] == [(2, None), (None, 20)]
     assert "full: try again" in said
-    assert said.splitlines()[-1].endswith("without one whole answer: 1 at a time")
+    assert said.splitlines()[-1].endswith("without one complete answer: 1 at a time")
 
 
 def test_exports_that_break_off_are_read_together(server: str, tmp_path: Path) -> None:
     """perf_analyzer ends an export at a sample that is not finite; the request behind the script's own has one."""
     number, inputs = behind_the_others(tmp_path, "nan")
     (experiment,), said = profiled(tmp_path, "-u", server, "-n", str(number), "-c", "1", "-o", "exports", *inputs)
-    assert f"of {number} requests: it broke off" in said
+    assert f"of {number} requests: it was truncated" in said
     assert experiment["requests"] == experiment["answered"] > 0
     assert (tmp_path / "exports" / "concurrency-1.2.json").exists()
 

@@ -33,6 +33,7 @@ SOURCES = (
     "benchmarks/*.py",
     "benchmarks/*.sh",
     "benchmarks/*.md",
+    "benchmarks/checkpoints/registered",
     "tests",
     "model_repository",
     "pyproject.toml",

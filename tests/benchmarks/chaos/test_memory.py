@@ -5,6 +5,7 @@ import subprocess
 
 import pytest
 
+from benchmarks import recovery
 from benchmarks.chaos.checks import Follower, describe
 from benchmarks.harness import Usage, name_of, read_usage, slope_mb_per_min
 from stretto.launcher.processes import Process
@@ -50,9 +51,16 @@ def test_the_usage_of_a_process_is_read_while_it_lives() -> None:
         ("triton_python_b", "/opt/stub /srv/repository/language_model/1/model.py prefix 1 2", "language_model"),
         ("VLLM::EngineCor", "VLLM::EngineCore", "engine"),
         ("python", "python -m stretto serve --http-port 1", "launcher"),
-        ("python", "python -m stretto.proxy", "proxy"),
+        ("python", "python -P -m stretto.proxy", "proxy"),
+        ("python", "python -P -m stretto.preprocessing.audio_worker 9 0", "audio_worker"),
+        ("triton_python_b", "/opt/triton_python_backend_stub /x/acoustic_decoder/1/model.py", "acoustic_decoder"),
         ("python", "python -c from multiprocessing.resource_tracker import main", "resource tracker"),
     ],
 )
 def test_a_process_is_called_what_it_is(name: str, command: str, expected: str) -> None:
     assert name_of(Process(2, 1, 2, name, command)) == expected
+
+
+def test_every_process_that_recovery_kills_has_such_a_name() -> None:
+    known = {"tritonserver", "preprocessor", "language_model", "acoustic_decoder", "engine", "proxy", "audio_worker"}
+    assert set(recovery.PROCESSES) == known
