@@ -25,7 +25,7 @@ from benchmarks.engines import forced_prompt, layout_engine, split_trailer
 from benchmarks.harness import append_result, command_line
 from benchmarks.layouts import LAYOUTS
 from stretto.engine.protocol import read_rows
-from stretto.records.sampling import GuidancePolicy
+from stretto_client.schema import GuidancePolicy
 
 ARMS: tuple[GuidancePolicy, ...] = ("always", "adaptive")
 

@@ -7,10 +7,12 @@ the repository are converted, so that the same pages work on GitHub and on the s
 import posixpath
 import re
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_type_hints
 
-from pydantic.fields import FieldInfo
 from typing_extensions import Doc, is_typeddict
+
+from stretto.records.json_record import described
+from stretto_client.schema import OptionsRecord
 
 ROOT = Path(__file__).parents[1]
 OPTIONS_PAGE = ROOT / "docs" / "options.md"
@@ -93,15 +95,14 @@ def option_rows(record: type, prefix: str = "") -> list[tuple[str, str, str]]:
     """Return name, expected value and description of each option, an object's fields after it.
 
     Args:
-        record: TypedDict with an `Annotated` type, a `Field` description and a `Doc` for each key.
+        record: TypedDict with an `Annotated` type, an `Expected` and a `Doc` for each key.
         prefix: Path of the object that holds the options.
     """
     rows = []
     for name, hint in get_type_hints(record, include_extras=True).items():
-        kind, *details = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+        kind, *details = get_args(hint)
         (doc,) = [detail.documentation for detail in details if isinstance(detail, Doc)]
-        expected = [each.description for each in details if isinstance(each, FieldInfo) and each.description]
-        rows.append((f"{prefix}{name}", expected[0] if expected else "see the family", doc))
+        rows.append((f"{prefix}{name}", described(hint) or "", doc))
         if is_typeddict(kind):
             rows += option_rows(kind, f"{prefix}{name}.")
     return rows
@@ -109,8 +110,6 @@ def option_rows(record: type, prefix: str = "") -> list[tuple[str, str, str]]:
 
 def option_table() -> str:
     """Return the Markdown table of all options."""
-    from stretto.records.sampling import OptionsRecord
-
     rows = [("option", "expected", "meaning"), ("---", "---", "---")]
     rows += [(f"`{name}`", expected, doc) for name, expected, doc in option_rows(OptionsRecord)]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows) + "\n"

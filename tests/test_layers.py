@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "python_backend" / "stretto"
-NAME, GATEWAY = "stretto", "stretto_gateway"
+NAME, CLIENT, GATEWAY = "stretto", "stretto_client", "stretto_gateway"
 
 # What each package may import of ours, beside itself: a folder, a folder in the engine, or a module of its own. Lower
 # packages come first, so that no import runs up. Each folder in `families` is a plug-in, found by name: see PLUGIN.
@@ -258,6 +258,10 @@ def test_programs_around_the_package_keep_to_their_side() -> None:
     for path in SOURCES:
         used = {module.split(".")[0] for module in imports(path)} & forbidden_roots(path)
         violations += [f"{identity(path)} imports {root}" for root in sorted(used)]
+    shared = f"{CLIENT}.schema"  # the only module of the client that the server shares
+    for path in OURS:
+        used = {module for module in imports(path) if module.split(".")[0] == CLIENT and module != shared}
+        violations += [f"{identity(path)} imports {module}" for module in used if path.name != "cli.py"]
     for path in ADAPTERS:
         driven = {package.split("/")[0] for package in imported_packages(path)}
         driven -= {"triton_io", "config", "errors", "records", "families", "codecs"}
@@ -400,5 +404,9 @@ def test_importing_the_package_is_cheap() -> None:
     names = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True).stdout.split()
     assert "stretto" in names
     assert not {"numpy", "pydantic", "torch", "vllm"} & set(names)
+    schema = loaded.replace("import stretto,", "import stretto_client.schema,")
+    names = subprocess.run([sys.executable, "-c", schema], capture_output=True, text=True, check=True).stdout.split()
+    assert "stretto_client" in names
+    assert not {"numpy", "pydantic", "grpc", "tritonclient"} & set(names), "the server's processes import it, too"
     with pytest.raises(AttributeError, match="no attribute 'Speech'"):
         __import__("stretto").Speech  # noqa: B018

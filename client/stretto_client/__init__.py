@@ -1,28 +1,33 @@
 """Python client of the speech ensemble over gRPC.
 
-It needs tritonclient, numpy, sentencex and markdown-it-py, and none of the server's code.
+It needs tritonclient, numpy, typing_extensions, sentencex and markdown-it-py, and none of the server's code.
 
 async with SpeechClient("localhost:8001") as client:
     async for event in client.speak("It is 9:20."):
         play(event.pcm, event.sample_rate)
 """
 
-from stretto_client.client import SpeechClient
-from stretto_client.conversation import RecordedVoice
-from stretto_client.errors import (
-    ClientError,
-    RequestCancelled,
-    RequestRefused,
-    ServerFailed,
-    ServerFull,
-    ServerUnavailable,
-    TimedOut,
-    Timeouts,
-)
-from stretto_client.long_speech import LongSpeech, Speech
-from stretto_client.model_profile import FAMILY_OPTIONS, ModelProfile, TaskProfile
-from stretto_client.shared_memory import RingSize
-from stretto_client.speech_stream import GuidanceChange, SpeechEvent, SpeechStream, Word
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stretto_client.client import SpeechClient
+    from stretto_client.conversation import RecordedVoice, SpeakArguments, SpeakOptions, TaskOptions
+    from stretto_client.errors import (
+        ClientError,
+        RequestCancelled,
+        RequestRefused,
+        ServerFailed,
+        ServerFull,
+        ServerUnavailable,
+        TimedOut,
+        Timeouts,
+    )
+    from stretto_client.long_speech import LongSpeech, Speech
+    from stretto_client.model_profile import FAMILY_OPTIONS, ModelProfile, TaskProfile
+    from stretto_client.schema import OptionsRecord, SpeechOptions
+    from stretto_client.shared_memory import RingSize
+    from stretto_client.speech_stream import GuidanceChange, SpeechEvent, SpeechStream, Word
 
 __all__ = [
     "FAMILY_OPTIONS",
@@ -30,6 +35,7 @@ __all__ = [
     "GuidanceChange",
     "LongSpeech",
     "ModelProfile",
+    "OptionsRecord",
     "RecordedVoice",
     "RequestCancelled",
     "RequestRefused",
@@ -37,12 +43,34 @@ __all__ = [
     "ServerFailed",
     "ServerFull",
     "ServerUnavailable",
+    "SpeakArguments",
+    "SpeakOptions",
     "Speech",
     "SpeechClient",
     "SpeechEvent",
+    "SpeechOptions",
     "SpeechStream",
+    "TaskOptions",
     "TaskProfile",
     "TimedOut",
     "Timeouts",
     "Word",
 ]
+MODULES = {
+    "client": "SpeechClient",
+    "conversation": "RecordedVoice SpeakArguments SpeakOptions TaskOptions",
+    "errors": "ClientError RequestCancelled RequestRefused ServerFailed ServerFull ServerUnavailable TimedOut Timeouts",
+    "long_speech": "LongSpeech Speech",
+    "model_profile": "FAMILY_OPTIONS ModelProfile TaskProfile",
+    "schema": "OptionsRecord SpeechOptions",
+    "shared_memory": "RingSize",
+    "speech_stream": "GuidanceChange SpeechEvent SpeechStream Word",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Return a public name, imported on first use; the server uses `schema` only, and must not load gRPC."""
+    for module, names in MODULES.items():
+        if name in names.split():
+            return getattr(import_module(f"stretto_client.{module}"), name)
+    raise AttributeError(f"module 'stretto_client' has no attribute {name!r}")

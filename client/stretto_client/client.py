@@ -9,20 +9,21 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import grpc
 from tritonclient.grpc import InferenceServerException, InferInput
 from tritonclient.grpc.aio import InferenceServerClient
 
-from stretto_client.conversation import RecordedVoice, speech_inputs
+from stretto_client.conversation import RecordedVoice, SpeakOptions, speech_inputs, with_seed
 from stretto_client.errors import Timeouts
 from stretto_client.live_speech import PartStream, speak_written
 from stretto_client.long_speech import LongSpeech, ProducedSpeech, Speech, cut, is_short
 from stretto_client.markup import MARKUPS, Markup, has_marks
 from stretto_client.model_profile import ModelProfile, fetch_profile
+from stretto_client.schema import Encoding, OptionsRecord, OutputOptions, SpeechOptions
 from stretto_client.shared_memory import Memory, RingSize, Sharing
-from stretto_client.speech_stream import Audio, SpeechStream, audio_inputs, given, options_json, strings, with_seed
+from stretto_client.speech_stream import Audio, SpeechStream, audio_inputs, options_json, strings
 
 DIRECTORY = Path("/dev/shm")  # the folder of shared memory, so that every client that can share memory finds the key
 HEADER = "triton-grpc-protocol-stretto-key"
@@ -106,12 +107,10 @@ class SpeechClient:
         *,
         task: str = "tts",
         voice: str | RecordedVoice | None = None,
-        seed: int | None = None,
-        guidance_scale: float | None = None,
-        encoding: str | None = None,
+        encoding: Encoding | None = None,
         sample_rate: int | None = None,
         markup: Markup = "none",
-        **options: Any,
+        **options: Unpack[SpeechOptions],
     ) -> Speech:
         """Return the events of `text` as speech. With the task `tts`, the text may have any length.
 
@@ -123,47 +122,51 @@ class SpeechClient:
             text: The text, or an async iterable of its pieces.
             task: The model's name of the task. If the task generates text first, the events contain it.
             voice: Name of a voice, or a recording; None for the model's default.
-            seed: Seed of the samples; None for a random one.
-            guidance_scale: Scale of classifier-free guidance; 1 is unguided.
-            encoding: `pcm_f32le` (the default) or `pcm_s16le`.
-            sample_rate: In Hz; by default the codec's.
+            encoding: `pcm_f32le` (the default) or `pcm_s16le`; short for `output={"encoding": ...}`.
+            sample_rate: In Hz, by default the codec's; short for `output={"sample_rate": ...}`.
             markup: Markup that is not read aloud, for the task `tts`: `markdown`, `ssml`, or `auto`, which is SSML for
                 a text that begins with `<speak` and otherwise Markdown. With `none`, the default, the text is spoken
                 unchanged.
-            options: Further options of the server, e.g. `audio={"temperature": 0.5}` or `chunking={"playout_s": 0.2}`.
+            options: Options of the server, e.g. `seed=1` or `chunking={"playout_s": 0.2}`. One that is None is left
+                out.
         """
         if markup not in MARKUPS:
             raise ValueError(f"markup: expected one of {', '.join(MARKUPS)}, got {markup!r}")
-        options |= {"voice": voice, "seed": seed, "guidance_scale": guidance_scale}
-        options["output"] = options.get("output", {}) | given({"encoding": encoding, "sample_rate": sample_rate})
+        output: OutputOptions = {**options.get("output", {})}
+        if encoding is not None:
+            output["encoding"] = encoding
+        if sample_rate is not None:
+            output["sample_rate"] = sample_rate
+        asked: SpeakOptions = {**options, "voice": voice, "output": output}
         if not isinstance(text, str):
-            return ProducedSpeech(partial(speak_written, self, task, options, text, markup=markup))
+            return ProducedSpeech(partial(speak_written, self, task, asked, text, markup=markup))
         if markup != "none" and not has_marks(text):
             markup = "none"
         if task != "tts" or (is_short(text) and markup == "none"):
-            return self.speak_once(task, options, text)
-        speak = partial(self.speak_once, task, with_seed(options))
+            return self.speak_once(task, asked, text)
+        speak = partial(self.speak_once, task, with_seed(asked))
         check = None if options.get("transliterate") else speak
         return LongSpeech(speak, partial(cut, text, self.profile, markup, check))
 
-    def speak_once(
-        self, task: str, options: dict[str, Any], text: str, timeouts: Timeouts | None = None
-    ) -> SpeechStream:
+    def speak_once(self, task: str, options: SpeakOptions, text: str, timeouts: Timeouts | None = None) -> SpeechStream:
         """Return the events of one speech request.
 
         Args:
             task: The model's name of the task.
-            options: Options of the server; the key `output` is required.
+            options: Options of the server, and the voice.
             text: The text.
             timeouts: Timeouts, instead of the client's.
         """
         sharing = self._share()
-        ring = None if sharing is None else sharing.make_ring().option()
-        output = options["output"] | given({"ring": ring})
-        options = options | {"output": output or None}
+        output: OutputOptions = {**options.get("output", {})}
+        if sharing is not None:
+            output["ring"] = sharing.make_ring().option()
+        options = {**options, "output": output}
+        if not output:
+            del options["output"]
         return self.send(speech_inputs(text, task, options, sharing), sharing, timeouts)
 
-    def transcribe(self, audio: Audio, /, *, task: str = "asr", **options: Any) -> SpeechStream:
+    def transcribe(self, audio: Audio, /, *, task: str = "asr", **options: Unpack[OptionsRecord]) -> SpeechStream:
         """Return the events of a transcription.
 
         Args:
@@ -176,19 +179,24 @@ class SpeechClient:
         return self.send(inputs, sharing)
 
     def converse(
-        self, messages: list[dict[str, Any]], /, *audio: Audio, task: str | None = None, **options: Any
+        self,
+        messages: list[dict[str, Any]],
+        /,
+        *recordings: Audio,
+        task: str | None = None,
+        **options: Unpack[OptionsRecord],
     ) -> SpeechStream:
         """Return the events of the reply to a conversation.
 
         Args:
             messages: Turns with `role` and `text`, `audio` or `codes`.
-            audio: Files for the turns with `"audio": "audio"`, in this order, and samples for the turn with
+            recordings: Files for the turns with `"audio": "audio"`, in this order, and samples for the turn with
                 `"audio": "pcm_in"`, of which there may be one.
             task: The model's name of the task; None for the first that answers these turns.
             options: Options of the server.
         """
         sharing = self._share()
-        inputs = audio_inputs(*audio, sharing=sharing)
+        inputs = audio_inputs(*recordings, sharing=sharing)
         inputs += strings(messages=json.dumps(messages), task=task, options=options_json(options))
         return self.send(inputs, sharing)
 

@@ -1,6 +1,7 @@
 """Conversations and recorded voices sent with a request."""
 
 import json
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 import numpy as np
 from tritonclient.grpc import InferInput
 
+from stretto_client.markup import Markup
+from stretto_client.schema import Encoding, OptionsRecord, SpeechOptions
 from stretto_client.shared_memory import Sharing
 from stretto_client.speech_stream import Audio, audio_inputs, options_json, strings
 
@@ -33,12 +36,39 @@ class RecordedVoice:
         return [*audio_inputs(self.audio, sharing=sharing), *strings(messages=json.dumps(turns))]
 
 
-def speech_inputs(text: str, task: str, options: dict[str, Any], sharing: Sharing | None) -> list[InferInput]:
-    """Return the tensors of a request for `text`; `options` has a voice's name or a RecordedVoice."""
-    if not isinstance(options["voice"], RecordedVoice):
+class SpeakOptions(SpeechOptions, total=False):
+    """Options of a request for speech: those of the server, with a voice that may be a recording."""
+
+    voice: str | RecordedVoice | None
+
+
+class SpeakArguments(SpeakOptions, total=False):
+    """Arguments of `SpeechClient.speak`, except for the text."""
+
+    task: str
+    encoding: Encoding | None
+    sample_rate: int | None
+    markup: Markup
+
+
+class TaskOptions(OptionsRecord, total=False):
+    """Arguments of `SpeechClient.transcribe` and `SpeechClient.converse`, except for the input."""
+
+    task: str
+
+
+def with_seed(options: SpeakOptions) -> SpeakOptions:
+    """Return the options with a random seed of 32 bits if they have none, for requests that share one."""
+    return options if options.get("seed") is not None else {**options, "seed": secrets.randbits(32)}
+
+
+def speech_inputs(text: str, task: str, options: SpeakOptions, sharing: Sharing | None) -> list[InferInput]:
+    """Return the tensors of a request for `text`."""
+    voice = options.get("voice")
+    if not isinstance(voice, RecordedVoice):
         return strings(text=text, task=task, options=options_json(options))
-    named = options | {"voice": None}
-    return [*options["voice"].inputs(text, sharing), *strings(task=task, options=options_json(named))]
+    others = {name: value for name, value in options.items() if name != "voice"}
+    return [*voice.inputs(text, sharing), *strings(task=task, options=options_json(others))]
 
 
 CODES = ".npy"

@@ -11,11 +11,12 @@ from typing import Any, Protocol, Self
 import grpc
 from tritonclient.grpc.aio import InferenceServerClient
 
+from stretto_client.conversation import SpeakOptions, with_seed
 from stretto_client.errors import ClientError, RequestRefused, ServerFailed, TimedOut, Timeouts, from_rpc, from_text
 from stretto_client.long_speech import MAX_TRIES, Items, Joint, Speak, events_of, first_sentences, put_end, split
 from stretto_client.markup import PAUSE, Markup, MarkupReader, is_spoken, open_reader, read_pieces, without_pauses
 from stretto_client.model_profile import ModelProfile
-from stretto_client.speech_stream import SpeechStream, strings, with_seed
+from stretto_client.speech_stream import SpeechStream, strings
 
 MAX_WAITING_CHARS = 65_536  # buffered for a fast writer; beyond, `pieces` is not read
 
@@ -141,9 +142,7 @@ class Client(Protocol):
         """Return the model profile."""
         ...
 
-    def speak_once(
-        self, task: str, options: dict[str, Any], text: str, timeouts: Timeouts | None = None
-    ) -> SpeechStream:
+    def speak_once(self, task: str, options: SpeakOptions, text: str, timeouts: Timeouts | None = None) -> SpeechStream:
         """Return the events of one request."""
         ...
 
@@ -155,7 +154,7 @@ class Client(Protocol):
 async def speak_written(
     client: Client,
     task: str,
-    options: dict[str, Any],
+    options: SpeakOptions,
     pieces: AsyncIterable[str],
     items: Items,
     markup: Markup = "none",
@@ -176,7 +175,7 @@ async def speak_written(
     if profile is not None and profile.reads_live_text and task == "tts" and options.get("text_mode", "open") == "open":
         # While the server waits for text it sends nothing; only the writer decides how long.
         waits = replace(limits, between_s=limits.total_s)
-        speak = partial(client.speak_once, task, options | {"text_mode": "open"}, timeouts=waits)
+        speak = partial(client.speak_once, task, {**options, "text_mode": "open"}, timeouts=waits)
         if reader is not None:
             pieces = without_pauses(read_pieces(pieces, reader))
         async with client.parts() as parts:

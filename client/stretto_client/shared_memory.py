@@ -14,6 +14,7 @@ import numpy as np
 from tritonclient.grpc.aio import InferenceServerClient
 
 from stretto_client.errors import ServerUnavailable
+from stretto_client.schema import HANDLE_BYTES, RingOptions
 
 Memory = Literal["system", "cuda"]
 
@@ -99,7 +100,6 @@ def reserve(name: str, byte_size: int) -> None:
 
 DEFAULT_STREAM = 0
 BLOCK = 1 << 21  # CUDA allocates smaller sizes from a shared block of this size, and a handle opens the whole block
-HANDLE_BYTES = 64  # of `cudaIpcMemHandle_t`, whose only field cuda-bindings does not expose since 13.4.1
 
 
 class CudaRegion:
@@ -113,6 +113,7 @@ class CudaRegion:
         self._call("cudaSetDevice", device)
         (self._address,) = self._call("cudaMalloc", -(-byte_size // BLOCK) * BLOCK)
         (handle,) = self._call("cudaIpcGetMemHandle", self._address)
+        # Read by address, because cuda-bindings 13.4.1 and later do not expose the only field of `cudaIpcMemHandle_t`.
         self.handle = ctypes.string_at(int(handle.getPtr()), HANDLE_BYTES)
 
     def write(self, data: np.ndarray) -> None:
@@ -190,12 +191,12 @@ class Ring:
         self._words[_SLOTS], self._words[_SLOT_BYTES], self._words[_RELEASED] = size.slots, size.slot_bytes, 0
         self._words[0] = MAGIC
 
-    def option(self) -> dict[str, Any]:
+    def option(self) -> RingOptions:
         """Return the value of `options.output.ring`, with which the server opens the ring."""
-        option: dict[str, Any] = {"name": self._header.name}
-        if self._device is not None:
-            option |= {"cuda_handle": base64.b64encode(self._device.handle).decode(), "device": self._device.device}
-        return option
+        if self._device is None:
+            return {"name": self._header.name}
+        handle = base64.b64encode(self._device.handle).decode()
+        return {"name": self._header.name, "cuda_handle": handle, "device": self._device.device}
 
     def take(self, record: dict[str, Any]) -> np.ndarray:
         """Return a copy of the samples that an event's `ring` record refers to, and release their slots.

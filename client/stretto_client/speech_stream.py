@@ -2,9 +2,9 @@
 
 import asyncio
 import json
-import secrets
 import struct
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -149,17 +149,12 @@ def audio_inputs(*audio: Audio, sharing: Sharing | None = None) -> list[InferInp
     return tensors
 
 
-def given(options: dict[str, Any]) -> dict[str, Any]:
+def given(options: Mapping[str, object]) -> dict[str, Any]:
     """Return the options that are not None."""
     return {key: value for key, value in options.items() if value is not None}
 
 
-def with_seed(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options with a random seed of 32 bits if they have none, for requests that share one."""
-    return options if options.get("seed") is not None else options | {"seed": secrets.randbits(32)}
-
-
-def options_json(options: dict[str, Any]) -> str | None:
+def options_json(options: Mapping[str, object]) -> str | None:
     """Return the options that are not None as JSON; None if there are none."""
     return json.dumps(given(options)) if given(options) else None
 

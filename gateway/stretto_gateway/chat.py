@@ -7,14 +7,14 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from stretto_client import ModelProfile, SpeechEvent, TaskProfile
+from stretto_client import ModelProfile, SpeechEvent, TaskOptions, TaskProfile
 from stretto_gateway.answers import ApiError, Completion, described, refused
 from stretto_gateway.caller import unless_gone
 from stretto_gateway.catalogue import converses, find_voice
@@ -71,10 +71,10 @@ class ChatRequest(Body):
     temperature: float | None = Field(default=None, ge=0, le=2, allow_inf_nan=False)
     top_p: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
 
-    def options(self) -> dict[str, Any]:
+    def options(self) -> TaskOptions:
         """Return the fields that the server has under the same name."""
         values = {name: getattr(self, name) for name in ("seed", "temperature", "top_p")}
-        return {name: value for name, value in values.items() if value is not None}
+        return cast(TaskOptions, {name: value for name, value in values.items() if value is not None})
 
 
 @dataclass
@@ -168,10 +168,11 @@ async def create_completion(body: ChatRequest, request: Request) -> Response:
     task = conversing_task(profile, conversation.kinds(), speaks)
     if body.stream and speaks and body.audio.format != "pcm16":
         raise refused("audio.format", "pcm16 with stream", body.audio.format)
-    options = body.options() | {"task": task.name}
+    options: TaskOptions = {**body.options(), "task": task.name}
     if speaks:
-        form = {"encoding": "pcm_s16le", "sample_rate": DEFAULT_RATE}
-        options |= {"voice": find_voice(profile, body.audio.voice), "output": form}
+        options["output"] = {"encoding": "pcm_s16le", "sample_rate": DEFAULT_RATE}
+        if (voice := find_voice(profile, body.audio.voice)) is not None:
+            options["voice"] = voice
     events = reply(gateway, conversation.turns, conversation.files, options, speaks)
     head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": profile.family}
     if body.stream:
@@ -184,7 +185,7 @@ async def create_completion(body: ChatRequest, request: Request) -> Response:
 
 
 async def reply(
-    gateway: Gateway, turns: list[dict[str, Any]], files: list[bytes], options: dict[str, Any], speaks: bool
+    gateway: Gateway, turns: list[dict[str, Any]], files: list[bytes], options: TaskOptions, speaks: bool
 ) -> AsyncGenerator[SpeechEvent, None]:
     """Yield the events of the reply; raise ApiError if it fails."""
     trace = (SpeechTrace if speaks else Trace)(gateway.metrics, options["task"])

@@ -19,7 +19,6 @@ MEDIA_TYPES = {
     "wav": "audio/wav",
     "pcm": "audio/pcm",
 }
-LOWEST_RATE, HIGHEST_RATE = 4_000, 192_000  # Hz, range of the server
 # Rates of formats that do not support all of them.
 RATES = {
     "opus": (8_000, 12_000, 16_000, 24_000, 48_000),  # RFC 6716, section 2

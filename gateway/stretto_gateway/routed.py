@@ -7,9 +7,17 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
-from stretto_client import ClientError, ModelProfile, ServerUnavailable, SpeechClient, Timeouts
+from stretto_client import (
+    ClientError,
+    ModelProfile,
+    ServerUnavailable,
+    SpeakArguments,
+    SpeechClient,
+    TaskOptions,
+    Timeouts,
+)
 from stretto_client.long_speech import Items, ProducedSpeech, Speech
 from stretto_client.speech_stream import Audio
 
@@ -51,19 +59,19 @@ class RoutedClient:
         self._clients: dict[str, SpeechClient] = {}
         self._profile: ModelProfile | None = None
 
-    def speak(self, text: str | AsyncIterable[str], /, **options: Any) -> Speech:
+    def speak(self, text: str | AsyncIterable[str], /, **options: Unpack[SpeakArguments]) -> Speech:
         """Same as SpeechClient's; a text that is still being written is not moved to another server."""
         attempts = ATTEMPTS if isinstance(text, str) else 1
         return self._routed("", lambda client: client.speak(text, **options), attempts)
 
-    def transcribe(self, audio: Audio, /, **options: Any) -> Speech:
+    def transcribe(self, audio: Audio, /, **options: Unpack[TaskOptions]) -> Speech:
         """Same as SpeechClient's."""
         return self._routed("", lambda client: client.transcribe(audio, **options))
 
-    def converse(self, messages: list[dict[str, Any]], /, *audio: Audio, **options: Any) -> Speech:
+    def converse(self, messages: list[dict[str, Any]], /, *recordings: Audio, **options: Unpack[TaskOptions]) -> Speech:
         """Same as SpeechClient's; turns of one conversation use the same server while it has capacity."""
         return self._routed(
-            conversation_key(messages, *audio), lambda client: client.converse(messages, *audio, **options)
+            conversation_key(messages, *recordings), lambda client: client.converse(messages, *recordings, **options)
         )
 
     async def profile(self, refresh: bool = False) -> ModelProfile:

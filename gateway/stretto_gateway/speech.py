@@ -15,7 +15,7 @@ from starlette.datastructures import State
 from starlette.requests import Request
 from starlette.responses import Response
 
-from stretto_client import SpeechEvent
+from stretto_client import SpeakArguments, SpeechEvent
 from stretto_gateway.answers import FILE, TEXT, ApiError, Batch, FailedItem, SpokenItem, described, refused, within
 from stretto_gateway.caller import Result, unless_gone
 from stretto_gateway.catalogue import find_task
@@ -32,8 +32,8 @@ from stretto_gateway.events import Streamed, heard
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.speech_request import (
     Ignored,
+    SpeechFields,
     SpeechItem,
-    SpeechOptions,
     SpeechRequest,
     given_options,
     held_bytes,
@@ -73,17 +73,18 @@ async def create_speech(body: SpeechRequest, request: Request) -> Response:
     return answer
 
 
-async def speech_options(gateway: Gateway, item: SpeechItem, asked: State, ignored: Ignored) -> dict[str, Any]:
+async def speech_options(gateway: Gateway, item: SpeechItem, asked: State, ignored: Ignored) -> SpeakArguments:
     """Return the result of `voice_options`; raise ApiError also for a text that is too long or incomplete."""
     if len(item.input) > gateway.limits.max_input_chars:
         expected = f"at most {gateway.limits.max_input_chars} characters"
         raise refused("input", expected, f"{len(item.input)} characters")
-    if item.text_mode == "open":  # the server would wait for more text
-        raise refused("text_mode", "'whole' or 'streaming' for a complete text", item.text_mode)
+    text_mode = item.options.get("text_mode")
+    if text_mode == "open":  # the server would wait for more text
+        raise refused("text_mode", "'whole' or 'streaming' for a complete text", text_mode)
     return await voice_options(gateway, item, asked, ignored)
 
 
-async def voice_options(gateway: Gateway, item: SpeechOptions, asked: State, ignored: Ignored) -> dict[str, Any]:
+async def voice_options(gateway: Gateway, item: SpeechFields, asked: State, ignored: Ignored) -> SpeakArguments:
     """Return the arguments of `SpeechClient.speak` except the text.
 
     Args:
@@ -102,7 +103,7 @@ async def voice_options(gateway: Gateway, item: SpeechOptions, asked: State, ign
 
 
 async def audio_parts(
-    gateway: Gateway, item: SpeechOptions, text: str | AsyncIterable[str], options: dict[str, Any]
+    gateway: Gateway, item: SpeechFields, text: str | AsyncIterable[str], options: SpeakArguments
 ) -> AsyncGenerator[bytes, None]:
     """Yield the audio file of `text` in parts, as they become ready; the text may be an async iterable."""
     encoder = item_encoder(item)
@@ -114,7 +115,7 @@ async def audio_parts(
         yield rest
 
 
-async def sse_parts(gateway: Gateway, item: SpeechRequest, options: dict[str, Any]) -> AsyncGenerator[bytes, None]:
+async def sse_parts(gateway: Gateway, item: SpeechRequest, options: SpeakArguments) -> AsyncGenerator[bytes, None]:
     """Yield `speech.audio.delta` events and a final `speech.audio.done`.
 
     With `timestamps`, words are sent before the audio in which they begin.
@@ -134,7 +135,7 @@ async def sse_parts(gateway: Gateway, item: SpeechRequest, options: dict[str, An
     yield sse({"type": "speech.audio.done", "usage": usage(report)})
 
 
-def item_encoder(item: SpeechOptions) -> Encoder:
+def item_encoder(item: SpeechFields) -> Encoder:
     """Return an encoder for the item's format, rate and speed."""
     encoder = make_encoder(item.response_format, item.sample_rate)
     if item.speed in (None, 1.0):
@@ -188,7 +189,7 @@ def sse_error(error: ApiError) -> bytes:
 
 @asynccontextmanager
 async def spoken(
-    gateway: Gateway, text: str | AsyncIterable[str], options: dict[str, Any]
+    gateway: Gateway, text: str | AsyncIterable[str], options: SpeakArguments
 ) -> AsyncIterator[AsyncGenerator[SpeechEvent, None]]:
     """Yield the event stream of a text's speech; raise ApiError if it fails or has no audio."""
     trace = SpeechTrace(gateway.metrics, "tts")
@@ -204,7 +205,7 @@ PART_BYTES = 65_536
 WAV_HEADER_BYTES = len(wav_header(1))
 
 
-class BatchRequest(SpeechOptions):
+class BatchRequest(SpeechFields):
     """Texts to speak, and defaults for their fields."""
 
     items: Annotated[list[SpeechItem], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)]

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args, get_type_hints
 
 from fastapi import Form
 from pydantic import (
@@ -13,14 +13,18 @@ from pydantic import (
     Field,
     ModelWrapValidatorHandler,
     PrivateAttr,
+    TypeAdapter,
+    WithJsonSchema,
+    create_model,
     model_validator,
 )
+from typing_extensions import Doc
 
-from stretto_client import FAMILY_OPTIONS, ModelProfile, RecordedVoice
+from stretto_client import FAMILY_OPTIONS, ModelProfile, RecordedVoice, SpeakArguments, schema
 from stretto_client.markup import Markup
 from stretto_gateway.answers import ApiError, refused
 from stretto_gateway.catalogue import find_task, find_voice
-from stretto_gateway.encoding import DEFAULT_RATE, GREATEST_SPEED, HIGHEST_RATE, LEAST_SPEED, LOWEST_RATE, RATES
+from stretto_gateway.encoding import DEFAULT_RATE, GREATEST_SPEED, LEAST_SPEED, RATES
 
 MAX_NAME_CHARS = 200  # the names of unknown fields are the caller's
 
@@ -168,7 +172,7 @@ def options_bytes(options: dict[str, Any]) -> int:
     return num_bytes
 
 
-def held_bytes(options: dict[str, Any]) -> int:
+def held_bytes(options: Mapping[str, object]) -> int:
     """Return the memory of stored options, beyond the small amount that is always admitted."""
     return OBJECT_BYTES * max(0, len(json.dumps(options)) - SMALL_BYTES)
 
@@ -211,11 +215,8 @@ def code_name(language: str) -> str:
     return CODES.get(plain.replace("_", "-").partition("-")[0], plain) or AUTO
 
 
-OPTIONS = (
-    *("seed", "guidance_scale", "guidance", "temperature", "top_k", "top_p", "text", "audio", "max_audio_s"),
-    *("script_temperature", "repetition_penalty", "schedule", "chunking", "adapter", "depth", "language", "text_mode"),
-    "transliterate",
-)  # checked by the server
+SET_BY_GATEWAY = ("output", "instruct")  # options that the gateway makes from fields of other APIs
+OPTIONS = tuple(name for name in schema.SpeechOptions.__annotations__ if name not in SET_BY_GATEWAY)
 WITH_FILE = Form(media_type="multipart/form-data")
 AudioFormat = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
 TaskType = Literal["Base", "CustomVoice", "VoiceDesign"]  # Qwen3-TTS's names, as in vLLM-Omni's API
@@ -259,18 +260,15 @@ class Voiced(Body):
         return self.voice.id if isinstance(self.voice, VoiceId) else self.voice
 
 
-class SpeechOptions(Voiced):
-    """Fields of a speech request, which a batch may set once for all items.
-
-    The server checks options whose type is not given here.
-    """
+class SpeechForm(Voiced):
+    """Fields of other APIs in a speech request."""
 
     model: Text = Field(default="tts-1", description="a name of `/v1/models`, or an alias")
     instructions: Text | None = Field(default=None, description="how to speak, for families that take instructions")
     response_format: AudioFormat = "mp3"
     markup: Markup = Field(default="auto", description="markup that is not read aloud; `auto`: Markdown, or SSML")
     speed: Speed = Field(default=None, description="2 halves the duration; the pitch stays")
-    sample_rate: int = Field(default=DEFAULT_RATE, ge=LOWEST_RATE, le=HIGHEST_RATE, description="in Hz")
+    sample_rate: int = Field(default=DEFAULT_RATE, ge=schema.LOWEST_RATE, le=schema.HIGHEST_RATE, description="in Hz")
     stream: bool | None = Field(default=None, description="no effect: audio is always sent as it is made")
     task_type: TaskType | None = Field(default=None, description="how the voice is selected, if the model supports it")
     ref_audio: Text | None = Field(
@@ -280,24 +278,25 @@ class SpeechOptions(Voiced):
     non_streaming_mode: bool | None = Field(default=None, description="true: `text_mode` `whole`; false: `streaming`")
     max_new_tokens: NumFrames = Field(default=None, description="maximum number of frames per clause")
     max_completion_tokens: NumFrames = Field(default=None, description="the same")
-    seed: Any = Field(default=None, description="the same seed gives the same speech")
-    guidance_scale: Any = None
-    guidance: Any = None
-    temperature: Any = None
-    top_k: Any = None
-    top_p: Any = None
-    text: Any = None
-    audio: Any = None
-    max_audio_s: Any = None
-    script_temperature: Any = None
-    repetition_penalty: Any = None
-    schedule: Any = None
-    chunking: Any = None
-    adapter: Any = None
-    depth: Any = None
-    language: Any = None
-    text_mode: Any = None
-    transliterate: Any = Field(default=None, description="true: spell letters of other scripts in Latin ones")
+
+
+def option_field(hint: Any) -> Any:
+    """Return the field of an option: documented by its type, and checked by the server alone."""
+    (doc,) = [mark.documentation for mark in get_args(hint) if isinstance(mark, Doc)]
+    documented = {"anyOf": [TypeAdapter(hint).json_schema(), {"type": "null"}]}
+    return Annotated[Any, WithJsonSchema(documented)], Field(default=None, description=doc)
+
+
+if TYPE_CHECKING:
+    WithOptions = SpeechForm
+else:
+    HINTS = get_type_hints(schema.SpeechOptions, include_extras=True)
+    FIELDS = {name: option_field(HINTS[name]) for name in OPTIONS}
+    WithOptions = create_model("WithOptions", __base__=SpeechForm, **FIELDS)
+
+
+class SpeechFields(WithOptions):
+    """Fields of a speech request, which a batch may set once for all items."""
 
     @model_validator(mode="before")
     @classmethod
@@ -316,7 +315,7 @@ class SpeechOptions(Voiced):
 
     def for_server(
         self, profile: ModelProfile, ignored: Ignored, brought: RecordedVoice | None = None
-    ) -> dict[str, Any]:
+    ) -> SpeakArguments:
         """Return the arguments of `SpeechClient.speak`.
 
         Args:
@@ -330,11 +329,12 @@ class SpeechOptions(Voiced):
         rates = RATES.get(self.response_format)
         if rates is not None and self.sample_rate not in rates:
             raise refused("sample_rate", f"for {self.response_format} one of {rates}", self.sample_rate)
-        form = {"encoding": "pcm_s16le", "sample_rate": self.sample_rate, "markup": self.markup}
-        options = self._honoured(profile, ignored) | form
-        return options | {"voice": brought or find_voice(profile, self.voice_name)}
+        options = self._honoured(profile, ignored)
+        options |= {"encoding": "pcm_s16le", "sample_rate": self.sample_rate, "markup": self.markup}
+        options["voice"] = brought or find_voice(profile, self.voice_name)
+        return options
 
-    def _honoured(self, profile: ModelProfile, ignored: Ignored) -> dict[str, Any]:
+    def _honoured(self, profile: ModelProfile, ignored: Ignored) -> SpeakArguments:
         """Return the options that the model supports; add the others to `ignored`."""
         options = self.options
         for name in FAMILY_OPTIONS:
@@ -351,7 +351,8 @@ class SpeechOptions(Voiced):
         elif self.non_streaming_mode is False:
             ignored.add("non_streaming_mode", f"true or none: {profile.family!r} reads the whole text first", False)
         self._check_task_type(profile, ignored)
-        return options | self._length(profile, options.get("max_audio_s"), ignored)
+        options |= self._length(profile, options.get("max_audio_s"), ignored)
+        return cast(SpeakArguments, options)  # the server checks the types
 
     def _check_task_type(self, profile: ModelProfile, ignored: Ignored) -> None:
         """Ignore a `task_type` that is not this model's way of choosing a voice."""
@@ -377,7 +378,7 @@ class SpeechOptions(Voiced):
         return {"max_audio_s": seconds} if is_tighter else {}
 
 
-class SpeechItem(SpeechOptions):
+class SpeechItem(SpeechFields):
     """Text to speak, with its options."""
 
     input: Text

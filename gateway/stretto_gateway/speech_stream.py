@@ -18,7 +18,7 @@ from stretto_gateway.realtime.events import Channel, SessionEnd, read_json
 from stretto_gateway.realtime.settings import IGNORED, validated
 from stretto_gateway.socket_sessions import DONE, attend, session_tasks
 from stretto_gateway.speech import audio_parts, voice_options
-from stretto_gateway.speech_request import Body, Ignored, SpeechOptions, Text, held_bytes
+from stretto_gateway.speech_request import Body, Ignored, SpeechFields, Text, held_bytes
 
 
 class StreamedText:
@@ -107,7 +107,7 @@ router = APIRouter()
 KINDS = ("session.config", "input.text", "input.done", "session.close")
 
 
-class SessionConfig(SpeechOptions):
+class SessionConfig(SpeechFields):
     """Settings of the following utterances, until the next such event."""
 
     type: Literal["session.config"]

@@ -9,7 +9,7 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from stretto_client import ModelProfile, SpeechEvent, TaskProfile
+from stretto_client import ModelProfile, SpeechEvent, TaskOptions, TaskProfile
 from stretto_gateway.answers import PlainText, TimedText, described, refused
 from stretto_gateway.caller import unless_gone
 from stretto_gateway.catalogue import find_task
@@ -35,11 +35,11 @@ class TranslationForm(Body):
     temperature: float | None = Field(default=None, ge=0, le=2, allow_inf_nan=False)
     max_completion_tokens: int | None = Field(default=None, ge=1, description="longest text, in rows of the model")
 
-    def options(self, task: TaskProfile, ignored: Ignored) -> dict[str, Any]:
+    def options(self, task: TaskProfile, ignored: Ignored) -> TaskOptions:
         """Return the server's options; add unsupported fields to `ignored`."""
         if self.prompt:
             ignored.add("prompt", "none: this model takes no text prompt for transcription", self.prompt)
-        options: dict[str, Any] = {} if self.temperature is None else {"temperature": self.temperature}
+        options: TaskOptions = {} if self.temperature is None else {"temperature": self.temperature}
         limit = self.max_completion_tokens
         if limit is not None and not task.max_text_rows:
             ignored.add("max_completion_tokens", "none: the server does not report its longest text", limit)
@@ -62,7 +62,7 @@ class TranscriptionForm(TranslationForm):
     stream_include_usage: bool | None = Field(default=None, description="events have vLLM's `choices` and `usage`, too")
     stream_continuous_usage_stats: bool | None = Field(default=None, description="no effect")
 
-    def options(self, task: TaskProfile, ignored: Ignored) -> dict[str, Any]:
+    def options(self, task: TaskProfile, ignored: Ignored) -> TaskOptions:
         if "word" in self.granularities:
             ignored.add("timestamp_granularities", "segment: this model gives no times of words", "word")
         return super().options(task, ignored)
@@ -117,7 +117,7 @@ async def create_translation(form: Annotated[TranslationForm, WITH_FILE], reques
 
 async def opened(
     gateway: Gateway, form: TranslationForm, task: str, what: str, ignored: Ignored
-) -> tuple[bytes, dict[str, Any]]:
+) -> tuple[bytes, TaskOptions]:
     """Return the file's bytes and the server's options.
 
     Args:
@@ -133,12 +133,12 @@ async def opened(
     profile = await gateway.catalogue.model(form.model)
     found = find_task(profile, (task,), what)
     form.check()
-    return await form.file.read(), form.options(found, ignored)
+    options = form.options(found, ignored)
+    options["task"] = task
+    return await form.file.read(), options
 
 
-async def transcribed(
-    gateway: Gateway, content: bytes, task: str, options: dict[str, Any]
-) -> tuple[str, dict[str, Any]]:
+async def transcribed(gateway: Gateway, content: bytes, task: str, options: TaskOptions) -> tuple[str, dict[str, Any]]:
     """Return the text of a file, and the server's report."""
     async with writing(gateway, content, task, options) as events:
         heard = [event async for event in events]
@@ -146,7 +146,7 @@ async def transcribed(
 
 
 async def sse_parts(
-    gateway: Gateway, content: bytes, options: dict[str, Any], is_vllms: bool
+    gateway: Gateway, content: bytes, options: TaskOptions, is_vllms: bool
 ) -> AsyncGenerator[bytes, None]:
     """Yield `transcript.text.delta` events and a final `transcript.text.done`.
 
@@ -172,12 +172,12 @@ async def sse_parts(
 
 @asynccontextmanager
 async def writing(
-    gateway: Gateway, content: bytes, task: str, options: dict[str, Any]
+    gateway: Gateway, content: bytes, task: str, options: TaskOptions
 ) -> AsyncGenerator[AsyncGenerator[SpeechEvent, None], None]:
     """Yield the event stream of a file's transcription, which ends with the block."""
     trace = Trace(gateway.metrics, task)
     async with gateway.admission.place():
-        stream = gateway.client.transcribe(content, task=task, **options)
+        stream = gateway.client.transcribe(content, **options)
         async with aclosing(written(stream, FIELDS, trace)) as events:
             yield events
 

@@ -18,7 +18,7 @@ from stretto_gateway.caller import unless_gone
 from stretto_gateway.catalogue import aliases, find_task
 from stretto_gateway.events import client_events
 from stretto_gateway.gateway import Gateway
-from stretto_gateway.speech_request import MAX_REF_CHARS, WITH_FILE, Body, Ignored, SpeechOptions, Text
+from stretto_gateway.speech_request import MAX_REF_CHARS, WITH_FILE, Body, Ignored, SpeechFields, Text
 from stretto_gateway.voice_store import ID, StoredVoice, TooManyVoices, VoiceStore
 
 FETCHES_NOTHING = "base64 or a data: URL, because the gateway opens no URLs or files"
@@ -128,7 +128,7 @@ async def delete_voice(voice_id: str, request: Request) -> DeletedVoice:
 
 
 async def brought_voice(
-    gateway: Gateway, profile: ModelProfile, item: SpeechOptions, asked: State, ignored: Ignored
+    gateway: Gateway, profile: ModelProfile, item: SpeechFields, asked: State, ignored: Ignored
 ) -> RecordedVoice | None:
     """Return the recorded voice that a request asks for; None if it names another voice, or none.
 
@@ -158,7 +158,7 @@ async def brought_voice(
 
 
 def _recorded(
-    gateway: Gateway, profile: ModelProfile, item: SpeechOptions, asked: State, ignored: Ignored
+    gateway: Gateway, profile: ModelProfile, item: SpeechFields, asked: State, ignored: Ignored
 ) -> RecordedVoice | None:
     """Return the voice of `ref_audio`, if the model clones voices."""
     system = find_task(profile, ("tts",), "text to speech").system

@@ -7,9 +7,19 @@ import pytest
 
 from stretto.errors import InvalidRequest
 from stretto.records import json_record
+from stretto_client import schema
 from stretto_gateway.answers import ApiError
 from stretto_gateway.realtime.events import MAX_VALUES, num_values, read_json
-from stretto_gateway.speech_request import MAX_BYTES, MAX_DEPTH, OBJECT_BYTES, SMALL_BYTES, held_bytes, options_bytes
+from stretto_gateway.speech_request import (
+    MAX_BYTES,
+    MAX_DEPTH,
+    OBJECT_BYTES,
+    OPTIONS,
+    SMALL_BYTES,
+    SpeechRequest,
+    held_bytes,
+    options_bytes,
+)
 
 
 def nested(depth: int) -> list[Any]:
@@ -48,6 +58,15 @@ def test_what_the_server_takes_is_taken(options: dict[str, Any], param: str | No
         options_bytes(options)
     assert raised.value.param == param
     assert raised.value.message.startswith(f"{param}: expected ")
+
+
+def test_each_option_is_a_field_described_by_the_schema() -> None:
+    fields = SpeechRequest.model_json_schema()["properties"]
+    assert set(OPTIONS) == schema.SpeechOptions.__annotations__.keys() - {"output", "instruct"}
+    assert set(OPTIONS) <= fields.keys()
+    assert fields["seed"]["anyOf"] == [{"type": "integer"}, {"type": "null"}]
+    assert fields["chunking"]["anyOf"][0]["properties"]["playout_s"]["maximum"] == schema.MAX_PLAYOUT_S
+    assert "Random by default" in fields["seed"]["description"]
 
 
 def test_few_options_have_room_always_and_many_count_as_the_objects_that_they_are() -> None:

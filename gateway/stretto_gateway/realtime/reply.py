@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from stretto_client import ModelProfile, SpeechEvent
+from stretto_client import ModelProfile, SpeechEvent, TaskOptions
 from stretto_gateway.answers import ApiError, refused, within
 from stretto_gateway.catalogue import find_voice
 from stretto_gateway.chat import conversing_task
@@ -48,7 +48,7 @@ class Order:
 
     turns: list[dict[str, Any]]
     files: list[bytes]
-    options: dict[str, Any]
+    options: TaskOptions
     record: dict[str, Any]
     ignored: list[ApiError]
     is_kept: bool
@@ -104,11 +104,14 @@ def make_order(
             raise ignored[-1]
         turns = turns[1:]
     voice_name = fields.audio.output.voice_name or settings.audio.output.voice_name
-    options = given_options(fields) | {"task": task.name}
+    options = given_options(fields)
+    options["task"] = task.name
     if task.speaks:
-        form = {"encoding": "pcm_s16le", "sample_rate": DEFAULT_RATE, "codes": True}
+        options["output"] = {"encoding": "pcm_s16le", "sample_rate": DEFAULT_RATE, "codes": True}
         with within("response.audio.output" if fields.audio.output.voice_name else "session.audio.output"):
-            options |= {"voice": find_voice(profile, voice_name), "output": form}
+            voice = find_voice(profile, voice_name)
+        if voice is not None:
+            options["voice"] = voice
     sound = {"format": {"type": "audio/pcm", "rate": DEFAULT_RATE}, "voice": voice_name}
     record = {
         "object": "realtime.response",
@@ -138,13 +141,13 @@ def unprompted(turns: list[dict[str, Any]], can_go_on: bool) -> list[dict[str, A
     return [*turns[1:], {"role": "user", "text": turns[0]["text"]}]
 
 
-def given_options(fields: ReplyFields) -> dict[str, Any]:
+def given_options(fields: ReplyFields) -> TaskOptions:
     """Return the server's options for one reply, which the server checks; raise ApiError for an unknown name."""
     options = fields.options or {}
     unknown = next((name for name in options if name not in OPTIONS), None)
     if unknown is not None:
         raise refused("response.options", f"some of {', '.join(OPTIONS)}", unknown)
-    return options
+    return cast(TaskOptions, {**options})
 
 
 class Reply:
@@ -190,7 +193,7 @@ class Reply:
 
     def _forget(self, num_bytes: int) -> None:
         own = {name: value for name, value in self._order.options.items() if name not in OPTIONS}
-        self._order = replace(self._order, turns=[], files=[], options=own)
+        self._order = replace(self._order, turns=[], files=[], options=cast(TaskOptions, own))
         self._gateway.sessions.held.remove(num_bytes)
 
     async def cancel(self, reason: str) -> None:

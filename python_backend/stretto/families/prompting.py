@@ -12,8 +12,8 @@ from stretto.families.base import Family, Task
 from stretto.families.conversation import Piece
 from stretto.families.registry import plugin
 from stretto.records.prompt import InputAudio
-from stretto.records.sampling import OptionsRecord
 from stretto.streams.layout import StreamLayout, delay_codes
+from stretto_client.schema import OptionsRecord
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,17 +10,16 @@ from stretto.records.json_record import read_json
 from stretto.records.sampling import (
     MAX_GUIDANCE_SCALE,
     OPTIONS,
-    ChunkingOptions,
     CodeSampling,
     Delivery,
-    OptionsRecord,
     OutputForm,
+    RingAddress,
     SamplingConfig,
-    SegmentOptions,
     SegmentSampling,
 )
 from stretto.streams.chunking import ChunkPolicy
 from stretto.streams.layout import Segment
+from stretto_client.schema import ChunkingOptions, OptionsRecord, SegmentOptions
 
 MAX_CHUNK_S = 10.0
 
@@ -43,8 +42,9 @@ def read_delivery(
     first, steady = family.first_chunk_frames, family.steady_chunk_frames
     default = ChunkPolicy(first, steady, frame_rate=frame_rate, held_frames=held_frames, blocks=blocks)
     output, policy = options.get("output", {}), _policy(options.get("chunking", {}), default)
+    ring = RingAddress(**output["ring"]) if "ring" in output else None
     encoding = output.get("encoding", "pcm_f32le")
-    form = OutputForm(encoding, output.get("sample_rate"), output.get("ring"), policy.deterministic)
+    form = OutputForm(encoding, output.get("sample_rate"), ring, policy.deterministic)
     return Delivery(form, policy, output.get("codes", False))
 
 
@@ -139,7 +139,7 @@ def _read(field: str, text: str | None, task: Task) -> OptionsRecord:
         for key in sorted(AUDIO_KEYS & record.keys()):
             expected = f"nothing: options.text sets the sampling of text and audio for {task.name!r}"
             raise InvalidRequest(f"{field}.{key}", expected, shown(record[key]))
-    return OPTIONS.read(field, text.encode(errors="surrogatepass"))
+    return OPTIONS.check(field, record)
 
 
 SAMPLING_KEYS = ("temperature", "top_k", "top_p", "min_rows", "max_rows")

@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 from typing_extensions import get_type_hints, is_typeddict
 
 from stretto.errors import InvalidRequest, shown
+from stretto_client.schema import Expected
 
 T = TypeVar("T")
 UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # pydantic's error types for TypedDicts and dataclasses
@@ -21,7 +22,8 @@ UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # pydantic's error
 class JsonRecord(Generic[T]):
     """Reader and writer of one kind of record: a dataclass, or a TypedDict of optional fields.
 
-    A type with `Field(description=…)` is described by that text in errors, other types by pydantic's message.
+    A type with `Field(description=…)` or `Expected` is described by that text in errors, other types by pydantic's
+    message.
     """
 
     def __init__(self, kind: type[T] | Any) -> None:
@@ -39,6 +41,13 @@ class JsonRecord(Generic[T]):
         except ValidationError as error:
             raise self._refusal(field, error.errors(include_url=False)[0]) from None
 
+    def check(self, field: str, value: Any) -> T:
+        """Return the record in `value`, which `read_json` has parsed; raise InvalidRequest naming its invalid part."""
+        try:
+            return self._adapter.validate_python(value, strict=True, extra="forbid")
+        except ValidationError as error:
+            raise self._refusal(field, error.errors(include_url=False)[0]) from None
+
     def _refusal(self, field: str, first: ErrorDetails) -> InvalidRequest:
         raised = first.get("ctx", {}).get("error")
         if first["type"] == "json_invalid":
@@ -53,7 +62,7 @@ class JsonRecord(Generic[T]):
                 return InvalidRequest(named, f"one of {', '.join(sorted(known))}", "an unknown key")
             path += f"[{part}]" if isinstance(part, int) else f".{part}"
             kind = known.get(part, element)
-        return InvalidRequest(path, _description(kind) or first["msg"].removeprefix("Input should be "), _got(first))
+        return InvalidRequest(path, described(kind) or first["msg"].removeprefix("Input should be "), _got(first))
 
 
 def _got(error: ErrorDetails) -> str:
@@ -85,14 +94,13 @@ def _element(kind: Any) -> Any:
     return get_args(bare)[0] if get_origin(bare) in (list, tuple) else None
 
 
-def _description(kind: Any) -> str | None:
-    """Return the description in `kind`'s annotations."""
-    if get_origin(kind) in (NotRequired, Union, UnionType):
-        return next(filter(None, map(_description, get_args(kind))), None)
+def described(kind: Any) -> str | None:
+    """Return the expected value in the annotations of a type, or of a type inside it."""
     for mark in getattr(kind, "__metadata__", ()):
-        if isinstance(mark, FieldInfo) and mark.description:
+        if isinstance(mark, FieldInfo | Expected) and mark.description:
             return mark.description
-    return None
+    inner = get_args(kind) if get_origin(kind) in (Annotated, NotRequired, Union, UnionType) else ()
+    return next(filter(None, map(described, inner)), None)
 
 
 MAX_BYTES = 16 * 1024

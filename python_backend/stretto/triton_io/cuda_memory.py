@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from stretto.errors import InvalidRequest
-from stretto.records.sampling import HANDLE_BYTES
+from stretto_client.schema import HANDLE_BYTES
 
 DEFAULT_STREAM = 0
 

@@ -1,0 +1,198 @@
+"""Options of a request: the one definition that server, gateway, client and documentation share.
+
+The server checks a request against these types with pydantic. This module does not import pydantic, so that the client
+can be installed without it, and nothing else of this package, so that the server does not load gRPC.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, get_args
+
+from typing_extensions import Doc, TypedDict
+
+LOWEST_RATE, HIGHEST_RATE = 4_000, 192_000  # sample rates in Hz
+MAX_PLAYOUT_S = 10
+RING_NAME = "stretto_ring_[0-9a-f]{16}"  # clients may name no other shared memory
+HANDLE_BYTES = 64
+# Base64 of HANDLE_BYTES bytes.
+HANDLE = "^[A-Za-z0-9+/]{86}==$"
+GuidancePolicy = Literal["always", "until_s", "adaptive"]
+POLICIES: tuple[GuidancePolicy, ...] = get_args(GuidancePolicy)
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """Expected value of an option, in an `Annotated` type.
+
+    Attributes:
+        description: The expected value in error messages and in the documentation.
+        ge: Least number.
+        le: Greatest number.
+        pattern: Regular expression of a text.
+        is_checked: False if the model family checks the value, instead of pydantic.
+    """
+
+    description: str
+    ge: float | None = None
+    le: float | None = None
+    pattern: str | None = None
+    is_checked: bool = True
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """Return pydantic's schema of the value, with the limits (pydantic calls this method)."""
+        if not self.is_checked:
+            return {"type": "any"}
+        schema = handler(source)
+        limits: dict[str, Any] = {"ge": self.ge, "le": self.le, "pattern": self.pattern}
+        if schema["type"] == "float":
+            limits["allow_inf_nan"] = False
+        return schema | {name: limit for name, limit in limits.items() if limit is not None}
+
+
+Number = Annotated[float, Expected("a number")]
+Integer = Annotated[int, Expected("an integer")]
+Boolean = Annotated[bool, Expected("true or false")]
+String = Annotated[str, Expected("text")]
+Playout = Annotated[float, Expected(f"a number in [0, {MAX_PLAYOUT_S}]", ge=0, le=MAX_PLAYOUT_S)]
+Policy = Annotated[GuidancePolicy, Expected(f"one of {', '.join(POLICIES)}")]
+TextMode = Annotated[Literal["whole", "streaming", "open"], Expected("one of whole, streaming, open")]
+Encoding = Annotated[Literal["pcm_f32le", "pcm_s16le"], Expected("one of pcm_f32le, pcm_s16le")]
+SampleRate = Annotated[int, Expected(f"an integer in [{LOWEST_RATE}, {HIGHEST_RATE}]", ge=LOWEST_RATE, le=HIGHEST_RATE)]
+RingName = Annotated[str, Expected(f"a name like {RING_NAME}", pattern=f"^{RING_NAME}$")]
+CudaHandle = Annotated[str, Expected(f"{HANDLE_BYTES} bytes in base64", pattern=HANDLE)]
+Device = Annotated[int, Expected("the number of a GPU", ge=0, le=(1 << 31) - 1)]
+OBJECT = Expected("a JSON object")
+BY_FAMILY = Expected("see the family", is_checked=False)
+
+
+class CodeOptions(TypedDict, total=False):
+    """Sampling of ids."""
+
+    temperature: Annotated[Number, Doc("Sampling temperature; 0 takes the most likely id.")]
+    top_k: Annotated[Integer, Doc("Samples from this many most likely ids only; 0 is off.")]
+    top_p: Annotated[Number, Doc("Samples from the most likely ids up to this probability mass only; 1 is off.")]
+
+
+class SegmentOptions(CodeOptions, total=False):
+    """Sampling and length of a segment, text or audio."""
+
+    min_rows: Annotated[Integer, Doc("Rows before the segment may end.")]
+    max_rows: Annotated[Integer, Doc("Rows after which the segment is ended.")]
+
+
+class AudioOptions(SegmentOptions, total=False):
+    """Sampling and length of the audio segment."""
+
+    min_p: Annotated[
+        Number, Doc("Drops ids of the first stream that are less likely than this times the most likely one; 0 is off.")
+    ]
+    ras_window: Annotated[
+        Integer, Doc("Repetition-aware sampling: rows of a stream in which repeated codes are counted; 0 is off.")
+    ]
+    ras_max_repeats: Annotated[
+        Integer, Doc("Occurrences in the window from which on a code is drawn again, from the whole softmax.")
+    ]
+
+
+class GuidanceOptions(TypedDict, total=False):
+    """Scale and duration of classifier-free guidance."""
+
+    scale: Annotated[Number, Doc("Guidance scale; 1 is unguided.")]
+    policy: Annotated[
+        Policy,
+        Doc("`always`; `until_s`, for the first seconds only; `adaptive`, while steps keep up with the frame rate."),
+    ]
+    until_s: Annotated[Number, Doc("Seconds of audio that are guided, for the policy `until_s`.")]
+
+
+class RingHeader(TypedDict):
+    """Ring in shared memory."""
+
+    name: Annotated[RingName, Doc("Name of the shared memory with the header.")]
+
+
+class RingOptions(RingHeader, total=False):
+    """Ring in shared memory, whose slots may be on a GPU."""
+
+    cuda_handle: Annotated[CudaHandle | None, Doc("IPC handle of the slots on a GPU.")]
+    device: Annotated[Device, Doc("Number of that GPU.")]
+
+
+class OutputOptions(TypedDict, total=False):
+    """Form and destination of the samples."""
+
+    encoding: Annotated[Encoding, Doc("Sample format: float32 in the tensor `pcm`, or int16 in the tensor `pcm16`.")]
+    sample_rate: Annotated[SampleRate, Doc("Rate in Hz to which the samples are converted; by default the codec's.")]
+    ring: Annotated[
+        RingOptions,
+        Expected("an object of name, cuda_handle and device"),
+        Doc("Ring in shared memory for the samples, for clients on the server's host."),
+    ]
+    codes: Annotated[Boolean, Doc("Adds the codes of all streams to the events.")]
+
+
+class ChunkingOptions(TypedDict, total=False):
+    """Sizes of the chunks in which audio is sent."""
+
+    first_frames: Annotated[Integer, Doc("Fewest frames in the first chunk.")]
+    steady_frames: Annotated[Integer, Doc("Most frames in a chunk.")]
+    playout_s: Annotated[Playout, Doc("Seconds of audio that the player buffers before it starts.")]
+    deterministic: Annotated[Boolean, Doc("Equal seeds give equal chunks and equal bytes.")]
+
+
+class SpeechOptions(TypedDict, total=False):
+    """Options of a request except for the voice. The family and the task have values for missing options."""
+
+    seed: Annotated[Integer, Doc("Seed of the noise: the same seed gives the same codes. Random by default.")]
+    adapter: Annotated[String, Doc("Name of a LoRA adapter in `engine.json`; none by default.")]
+    language: Annotated[
+        str,
+        BY_FAMILY,
+        Doc("Language of the text, by a name that the model lists or `auto`. The bundled voices accept English only."),
+    ]
+    transliterate: Annotated[
+        Boolean,
+        Doc("Bundled model: spell letters that the voice does not read in Latin ones instead of refusing them."),
+    ]
+    instruct: Annotated[String, Doc("How to speak, or the scene, in words.")]
+    text_mode: Annotated[
+        TextMode,
+        Doc("Models that read streamed text: read it before the frames, beside them, or beside them as it is written."),
+    ]
+    max_audio_s: Annotated[Number, Doc("Longest reply in seconds.")]
+    text: Annotated[SegmentOptions, OBJECT, Doc("Sampling of the text segment.")]
+    audio: Annotated[AudioOptions, OBJECT, Doc("Sampling of the audio segment.")]
+    depth: Annotated[
+        CodeOptions,
+        OBJECT,
+        Doc("Sampling of a depth transformer's codes; what is left out is as for the first stream."),
+    ]
+    temperature: Annotated[Number, Doc("Sampling temperature of the task's last segment.")]
+    top_k: Annotated[Integer, Doc("`top_k` of the task's last segment.")]
+    top_p: Annotated[Number, Doc("`top_p` of the task's last segment.")]
+    guidance_scale: Annotated[Number, Doc("Short for `guidance.scale`.")]
+    guidance: Annotated[GuidanceOptions, OBJECT, Doc("Classifier-free guidance.")]
+    script_temperature: Annotated[Number, Doc("Bundled model: temperature of the alignment pointer.")]
+    repetition_penalty: Annotated[
+        Number,
+        Doc(
+            "Makes ids less likely that the reply (for some models also the prompt) contains: from 0.1 to 10; 1 is off."
+            " The model's family decides the default."
+        ),
+    ]
+    schedule: Annotated[
+        str | list[int],
+        BY_FAMILY,
+        Doc(
+            "Models with multi-token prediction: ids per forward pass, as the name of a schedule or numbers such as"
+            " `[1, 10, 4, 10]`."
+        ),
+    ]
+    output: Annotated[OutputOptions, OBJECT, Doc("Form and destination of the samples.")]
+    chunking: Annotated[ChunkingOptions, OBJECT, Doc("Sizes of the chunks in which audio is sent.")]
+
+
+class OptionsRecord(SpeechOptions, total=False):
+    """All options of a request, as the tensor `options` contains them."""
+
+    voice: Annotated[str, BY_FAMILY, Doc("Name of a voice of the model.")]
