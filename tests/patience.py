@@ -1,3 +1,3 @@
-"""Timeout for events that must happen. Only a failure takes so much time, whatever the machine's load."""
+"""Timeout for events that must happen. Only failures take this time, whatever the machine's load."""
 
 PATIENCE_S = 600.0

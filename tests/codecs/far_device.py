@@ -1,7 +1,7 @@
-"""A device that is not there: what a codec's decoding would copy to a GPU, or ask it for, while the host waits.
+"""Fake GPU for codecs: finds copies to the device, and queries that block the host.
 
-torch's device `meta` stands for the GPU. A CUDA graph records none of this: a copy from memory of the host that is not
-pinned ends the capture.
+torch's device `meta` stands for the GPU. A CUDA graph cannot contain these: a copy from unpinned host memory ends the
+capture.
 """
 
 import traceback
@@ -65,7 +65,7 @@ def place() -> str:
 
 @contextmanager
 def crossings() -> Iterator[list[str]]:
-    """What crosses between host and device while the block runs, and where in our code."""
+    """Record transfers between host and device while the block runs, with their place in our code."""
     seen: list[str] = []
     with Makers(seen), Crossings(seen):
         yield seen

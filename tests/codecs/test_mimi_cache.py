@@ -23,7 +23,7 @@ def make_transformer() -> MimiTransformerModel:
 
 
 def test_queries_see_the_last_steps_of_their_window_wherever_they_lie() -> None:
-    """Against a list of what was written where."""
+    """Compare with a list of the written steps."""
     transformer = RingTransformer(make_transformer(), block=3)
     held = [-1] * transformer.size
     for start, size in ((0, 3), (3, 1), (4, 3), (7, 2), (9, 3), (12, 3), (15, 1)):

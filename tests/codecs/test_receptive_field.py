@@ -22,7 +22,7 @@ LOPSIDED = [Conv(5, 1, 2), Upsample(6, 3, 1, 2), Conv(4, 0), Upsample(5, 4, 0, 1
 
 
 def run(layers: Sequence[Layer], frames: Tensor) -> Tensor:
-    """The layers with kernels of positive random numbers: nothing cancels, so whatever is seen is heard."""
+    """Run the layers with positive random kernels, so that no effects cancel."""
     torch.manual_seed(0)
     signal = frames[None, None]
     for layer in layers:
@@ -38,7 +38,7 @@ def run(layers: Sequence[Layer], frames: Tensor) -> Tensor:
 
 
 def lookahead_samples(layers: Sequence[Layer]) -> int:
-    """So many samples before its own a frame is heard, by the formula."""
+    """Return the number of samples before its own that a frame affects, by the formula."""
     sample = 0
     while reach(layers, sample - 1, sample - 1)[1] >= 0:
         sample -= 1

@@ -1,4 +1,4 @@
-"""What a converter copies of a codec's published directory, and of a tokenizer's."""
+"""Files that a converter copies from a codec's published directory, and from a tokenizer's."""
 
 from pathlib import Path
 from types import SimpleNamespace

@@ -172,7 +172,7 @@ def test_shards_are_as_small_as_asked_for(tmp_path: Path) -> None:
 
 
 def test_what_was_trained_in_bfloat16_is_written_so(tmp_path: Path) -> None:
-    """The dialogue model's file is stored in float32; its config.yaml says how it was trained."""
+    """The dialogue model's file is stored in float32; its config.yaml gives the training dtype."""
     published = write_opuslm(tmp_path, backbone="llama", is_dialogue=True)
     record = yaml.safe_load(published.config.read_text())
     record["ds_config_dict"]["bf16"]["enabled"] = True

@@ -57,7 +57,7 @@ def tokenizer(change: Callable[[dict[str, Any]], object]) -> Change:
 
 
 def backbone(**numbers: object) -> Change:
-    """The backbone's config.json says `numbers`."""
+    """Return a change that writes `numbers` into the backbone's config.json."""
 
     def apply(published: Published) -> None:
         path = published.backbone / "config.json"
@@ -212,7 +212,7 @@ def test_shards_need_a_size(size: str, tmp_path: Path, capsys: pytest.CaptureFix
 def test_a_release_that_may_be_the_other_family_s_is_remarked_on(
     family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """OpusLM and the dialogue model have the same tensors and tokens; only how they were trained tells them apart."""
+    """OpusLM and the dialogue model have the same tensors and tokens; only their training differs."""
     published = write_release(family, tmp_path / "release")
     convert(family, published, tmp_path / "a")
     assert "another family?" not in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""VITA-Audio's release, converted: what is read is what was published; what does not fit is refused in one line."""
+"""Conversion of VITA-Audio's release: equal weights; mismatches are refused in one line."""
 
 import json
 from collections.abc import Callable

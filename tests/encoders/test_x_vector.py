@@ -1,4 +1,4 @@
-"""What a prompt is given of a recording, and the checkpoints of which it is not."""
+"""x-vectors of recordings for prompts, and checkpoints that have none."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the authors' own tokenizer makes of the random checkpoint: writes `tokens.json`, which the tests read.
+"""Writer of `tokens.json`: results of the authors' tokenizer on the random checkpoint, for the tests.
 
 git clone https://github.com/THUDM/GLM-4-Voice
 pip install torch transformers==4.44.1 "numpy<2" safetensors

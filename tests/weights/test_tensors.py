@@ -1,4 +1,4 @@
-"""What is written is what the library reads, one tensor after the other."""
+"""Files written tensor by tensor equal the library's."""
 
 import hashlib
 import json

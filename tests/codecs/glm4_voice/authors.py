@@ -1,12 +1,12 @@
-"""What the authors' own code makes of the random checkpoint: writes `reference.npz`, which the tests read.
+"""Writer of `reference.npz`: results of the authors' code on the random checkpoint, for the tests.
 
     git clone https://github.com/THUDM/GLM-4-Voice && git clone https://github.com/shivammehta25/Matcha-TTS
     pip install torch einops omegaconf scipy diffusers==0.27.2 "huggingface_hub<0.26" pyyaml
     PYTHONPATH=.:python_backend:GLM-4-Voice:Matcha-TTS python -m tests.codecs.glm4_voice.authors
 
-All in float64: the phases of a source add up. Noise is drawn from the codec's tables in place of torch's generator.
-`demo` is the loop of their `web_demo.py`, whose prompt repeats a frame from the third block on; `loop` is the same with
-the frame left out.
+All in float64, because the phases of a source add up. Noise is drawn from the codec's tables instead of torch's
+generator. `demo` is the loop of their `web_demo.py`, whose prompt repeats a frame from the third block on; `loop` is
+the same without that frame.
 """
 
 import sys
@@ -90,7 +90,7 @@ def draw_from(codec: Glm4VoiceCodec) -> None:
 
 
 def loop(decoder: Any, ids: Tensor, sizes: tuple[int, ...], repeats: bool) -> Tensor:
-    """Samples [n] of ids [1, T], block for block; the last is what is left. repeats: as published, see above."""
+    """Return samples [n] of ids [1, T], decoded in blocks; the last block is the remainder. `repeats`: as published."""
     prompt, mels, parts, done = torch.zeros(1, 0, 80), [], [], 0
     for size in [*sizes, *[sizes[-1]] * ids.shape[1]]:
         if done >= ids.shape[1]:
@@ -111,7 +111,7 @@ def loop(decoder: Any, ids: Tensor, sizes: tuple[int, ...], repeats: bool) -> Te
 
 
 def parts(decoder: Any, codec: Glm4VoiceCodec) -> dict[str, Tensor]:
-    """What the encoder, the regulator, the flow without and with a prompt, and the vocoder make of PART tokens."""
+    """Return outputs of encoder, regulator, flow (with and without a prompt) and vocoder for PART tokens."""
     flow, ids, length, none = decoder.flow, tokens()[:, :PART], torch.tensor([PART]), torch.tensor([0])
     encoded, _ = flow.encoder(flow.input_embedding(ids), length)
     goal, _ = flow.length_regulator(flow.encoder_proj(encoded), torch.tensor([codec.mels(PART)]))

@@ -37,7 +37,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def codec(checkpoint: Path) -> Glm4VoiceCodec:
-    """With short blocks, of which few are heard."""
+    """A codec with short blocks, of which little is audible."""
     codec = Glm4VoiceCodec(read_config(checkpoint), SIZES, HISTORY)
     load_part(codec.flow, checkpoint, "flow")
     load_part(codec.hift, checkpoint, "hift")
@@ -176,7 +176,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
 
 
 class Harmful:
-    """What a pickle may run."""
+    """Pickled object that runs code when it is loaded."""
 
     def __reduce__(self) -> tuple:
         return Path.touch, (Path("harm"),)

@@ -1,12 +1,12 @@
-"""What the authors' own code makes of the random checkpoint: writes `reference.npz`, which the tests read.
+"""Writer of `reference.npz`: results of the authors' code on the random checkpoint, for the tests.
 
     python3.11 -m venv authors && authors/bin/pip install torch transformers==4.57.3 accelerate==1.12.0 librosa einops
     authors/bin/pip install --no-deps qwen-tts==0.1.1
     PYTHONPATH=.:python_backend authors/bin/python -m tests.codecs.qwen3_12hz.authors
 
-The decoder runs in float64, in which its norms, which would round to float32, stay. `whole` is one decode of all
-frames, `chunked` their own of 300 frames and then 25 again with the next. The encoders run in float32, through the
-wrapper that resamples.
+The decoder runs in float64, including its norms, which would round to float32. `whole` is one decode of all frames.
+`chunked` is the authors' decode in chunks of 300 frames, of which 25 are repeated. The encoders run in float32, through
+the wrapper that resamples.
 """
 
 import sys
@@ -38,12 +38,12 @@ def stand_in() -> None:
 
 
 def exact_norm(self: Any, x: torch.Tensor) -> torch.Tensor:
-    """Their norm, in the precision of what it is given."""
+    """Return the authors' norm in the precision of its input."""
     return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
 
 
 def decoded(folder: Path) -> dict[str, np.ndarray]:
-    """Every so many samples of both decodes, and the level."""
+    """Return every n-th sample of both decodes, and the level."""
     from qwen_tts.core.tokenizer_12hz import modeling_qwen3_tts_tokenizer_v2 as theirs
 
     theirs.Qwen3TTSTokenizerV2DecoderRMSNorm.forward = exact_norm
@@ -58,7 +58,7 @@ def decoded(folder: Path) -> dict[str, np.ndarray]:
 
 
 def heard(folder: Path) -> dict[str, np.ndarray]:
-    """Codes of what is heard at 24 kHz, and of the last of it at 16 kHz."""
+    """Return codes of the recordings at 24 kHz, and of the last one at 16 kHz."""
     from qwen_tts.inference.qwen3_tts_tokenizer import Qwen3TTSTokenizer
 
     wrapper = Qwen3TTSTokenizer.from_pretrained(str(folder), dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""What the authors' code and ours are both asked for. Every so many samples of a waveform are kept."""
+"""Inputs for the authors' code and for ours. Every n-th sample of a waveform is kept."""
 
 from pathlib import Path
 

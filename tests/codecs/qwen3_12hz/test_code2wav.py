@@ -23,7 +23,7 @@ HOP, SHORT, FRAMES = 1920, 555, 90  # more frames than a window has
 
 
 def exact_norm(self: Any, x: Tensor) -> Tensor:
-    """Their norm, in the precision of what it is given."""
+    """Return the authors' norm in the precision of its input."""
     return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
 
 

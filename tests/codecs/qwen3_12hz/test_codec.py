@@ -45,7 +45,7 @@ def test_a_window_needs_its_own_frames_alone(codec: Qwen3Codec) -> None:
 
 
 def sizes(width: str) -> tuple[dict[str, int], int]:
-    """Parameters of the decoder's parts, and what it keeps of an utterance."""
+    """Return the number of parameters of each part of the decoder, and the size of its state per utterance."""
     with torch.device("meta"):
         decoder = Decoder(Qwen3CodecConfig.from_record(record_of(width)).decoder)
     parts = {name: sum(each.numel() for each in part.parameters()) for name, part in decoder.named_children()}

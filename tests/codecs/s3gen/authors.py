@@ -1,10 +1,11 @@
-"""What the authors' own code makes of the random weights: writes `reference.npz`, which the tests read.
+"""Writer of `reference.npz`: results of the authors' code on the random weights, for the tests.
 
     pip install torch einops omegaconf scipy diffusers==0.29.0
     CHATTERBOX_SRC=chatterbox PYTHONPATH=.:python_backend python -m tests.codecs.s3gen.authors
 
-CHATTERBOX_SRC is the folder of that name in the wheel chatterbox-tts 0.1.7. All in float64: the phases of a source add
-up. Noise is drawn from the codec's tables in place of torch's generator; widths are those of the random weights.
+CHATTERBOX_SRC is the folder of that name in the wheel chatterbox-tts 0.1.7. All in float64, because the phases of a
+source add up. Noise is drawn from the codec's tables instead of torch's generator. Widths are those of the random
+weights.
 """
 
 import os

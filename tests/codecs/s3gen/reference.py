@@ -1,4 +1,4 @@
-"""What the authors' code and the codec are both asked for. Every so many numbers of a result are kept."""
+"""Inputs for the authors' code and for the codec. Every n-th number of a result is kept."""
 
 from pathlib import Path
 from typing import Any

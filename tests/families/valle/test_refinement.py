@@ -62,7 +62,7 @@ def test_codes_are_the_authors(refinement: ValleRefinement) -> None:
 
 
 def test_all_of_an_utterance_counts(refinement: ValleRefinement) -> None:
-    """The first half of an utterance hears the second, and all of it the voice."""
+    """The first half of an utterance depends on the second, and all of it on the voice."""
     heard = {"later": False, "voice": False}
     for reply in REPLIES:
         whole = passage(reply)
