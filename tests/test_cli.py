@@ -54,9 +54,7 @@ def test_an_unknown_word_is_one_line_that_names_it(capsys: pytest.CaptureFixture
         (["families", "--sing"], "--sing"),
     ],
 )
-def test_wrong_usage_of_a_command_is_one_line_and_status_2(
-    capsys: pytest.CaptureFixture[str], words: list[str], named: str
-) -> None:
+def test_wrong_usage_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str], words: list[str], named: str) -> None:
     with pytest.raises(SystemExit) as left:
         main(words)
     output, errors = capsys.readouterr()
@@ -90,9 +88,7 @@ def test_a_server_that_cannot_be_started_is_one_line_and_a_status(
     assert capsys.readouterr() == ("", f"error: {error}\n")
 
 
-def test_with_a_server_named_none_is_started(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_named_server_starts_no_other(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(background, "ready_server", lambda: pytest.fail("a server was asked for"))
     assert main(["speak", "hello", "--server", "127.0.0.1:9", "--play", "off"]) == 3
     assert "no server answers at 127.0.0.1:9" in capsys.readouterr().err
@@ -130,9 +126,7 @@ def test_families_and_codecs_are_listed_with_their_packages(
 
 
 @pytest.mark.parametrize("port", ["x", "0", "65533", "-1"])
-def test_a_port_that_is_none_is_named(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], port: str
-) -> None:
+def test_invalid_ports_fail(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], port: str) -> None:
     monkeypatch.setenv("STRETTO_PORT", port)
     assert main(["speak", "hello"]) == 1
     assert main(["serve", "--status"]) == 1

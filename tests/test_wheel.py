@@ -76,9 +76,7 @@ def wheel(built: tuple[Path, Path]) -> Path:
 
 
 @pytest.mark.nightly
-def test_built_twice_it_has_the_same_bytes(
-    built: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_builds_are_reproducible(built: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(EPOCH, str(EPOCH_S))
     again = build_both(tmp_path)
     assert [path.read_bytes() for path in again] == [path.read_bytes() for path in built]

@@ -10,7 +10,7 @@ from benchmarks import blocks
 pytestmark = pytest.mark.slow
 
 
-def test_a_block_hears_more_than_is_new_and_one_block_is_one_decode(
+def test_blocks_overlap_and_one_is_one_decode(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["blocks", "--blocks", "2", "--frames", "20", "30"])

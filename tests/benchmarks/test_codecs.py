@@ -69,7 +69,7 @@ def test_a_whole_that_drifts_is_told_from_a_stream_that_does(monkeypatch: pytest
     assert row.streamed > 1e-5 > row.chunkings
 
 
-def test_a_long_utterance_has_a_table_of_its_own(
+def test_a_long_utterance_has_its_own_table(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["measure_codecs", "encodec_32khz", "--long", "0.5"])
@@ -80,9 +80,7 @@ def test_a_long_utterance_has_a_table_of_its_own(
     assert lines[2].split(" | ")[:2] == ["| encodec_32khz", "0.5"]
 
 
-def test_the_last_line_holds_what_the_tables_hold(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_last_line_contains_all_tables(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["measure_codecs", "dac_44khz", "--frames", "12", "--batch", "1"])
     measure_codecs.main()
     lines = capsys.readouterr().out.splitlines()

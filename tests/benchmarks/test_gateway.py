@@ -17,9 +17,7 @@ BROKEN = ApiError(502, "broken").response().body.decode()
 
 
 @pytest.mark.parametrize(("errors", "expected"), [([], None), ([FULL, FULL], None), ([FULL, BROKEN], BROKEN)])
-async def test_who_is_told_to_come_again_does(
-    monkeypatch: pytest.MonkeyPatch, errors: list[str], expected: str | None
-) -> None:
+async def test_refusals_are_retried(monkeypatch: pytest.MonkeyPatch, errors: list[str], expected: str | None) -> None:
     monkeypatch.setattr(gateway.asyncio, "sleep", AsyncMock())
     monkeypatch.setattr(gateway.time, "perf_counter", lambda: 1.0)
     answers = iter([*(Trace(sent=99.0, error=error) for error in errors), Trace(sent=99.0)])

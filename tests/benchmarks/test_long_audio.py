@@ -26,7 +26,7 @@ def test_the_median_steps_of_the_first_and_the_last_thousand_are_compared() -> N
 
 @pytest.mark.nightly
 @pytest.mark.engine
-def test_a_short_check_guides_every_frame_reads_behind_the_control_s_and_takes_little_memory(
+def test_a_short_check_guides_all_frames_and_takes_little_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     read: list[int] = []

@@ -86,9 +86,7 @@ def test_requests_without_an_answer_are_counted_and_fail(tmp_path: Path) -> None
     assert main([str(export(tmp_path, [response(1, 0.1)], [response(1, None)]))]) == 1
 
 
-def test_of_an_export_that_breaks_off_the_whole_requests_count(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_complete_requests_of_a_truncated_export_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     requests = [[response(10, 0.0), response(30, 0.5)], [response(20, 0.0)], [response(5, 1.0), response(6, None)]]
     path = export(tmp_path, *requests)
     text = json.dumps(json.loads(path.read_text()), separators=(",", ":"))

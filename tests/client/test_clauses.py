@@ -71,9 +71,7 @@ PARAGRAPH = "Dr. Smith came. He left; we stayed, “as it does”.\n\n"
 
 
 @pytest.mark.parametrize("text", [PARAGRAPH * 300, PARAGRAPH.strip() * 300, "«a. " * 3000, "猫。" * 6000, "a" * 9000])
-def test_sentences_are_looked_for_in_little_at_once_and_found_as_in_all_of_it(
-    monkeypatch: pytest.MonkeyPatch, text: str
-) -> None:
+def test_sentences_found_in_small_parts_equal_those_of_the_whole(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     looked_at: list[str] = []
 
     def segment(language: str, text: str) -> list[str]:

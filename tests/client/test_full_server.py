@@ -16,9 +16,7 @@ from stretto_client.errors import from_exception, from_rpc, from_text
 @pytest.mark.parametrize(
     ("error", "kind"), [(Overloaded, ServerFull), (NoCapacity, ServerFull), (Closing, ServerUnavailable)]
 )
-def test_what_the_models_refuse_is_told_by_its_kind_and_not_by_its_words(
-    error: type[Exception], kind: type[Exception]
-) -> None:
+def test_refusals_are_recognised_by_kind_not_by_message(error: type[Exception], kind: type[Exception]) -> None:
     told = failed_response(error("unavailable: words of no meaning"), "speech").error.message()
     for text in (told, f"in ensemble 'speech', {told}"):
         read = from_text(text)

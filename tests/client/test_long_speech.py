@@ -74,9 +74,7 @@ async def test_the_profile_is_asked_for_once_and_a_short_text_needs_none(serve: 
 FULL = ErrorText("full: 80 sequences are already in flight; try again")
 
 
-async def test_a_text_that_has_begun_waits_for_room_and_one_that_has_not_is_refused(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_only_a_text_in_progress_waits_for_capacity(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stretto_client.long_speech.ROOM_S", 0.0)
     server, client = await serve(lambda _: [FULL] if len(server.requests) in (2, 3, 5) else SPOKEN)
     events = [event async for event in client.speak(LONG)]
@@ -273,9 +271,7 @@ async def test_a_voice_may_be_samples_of_which_nobody_knows_the_words(serve: Ser
     assert "options" not in request
 
 
-async def test_a_text_that_is_given_up_before_it_begins_leaves_nothing_behind(
-    serve: Serve, recwarn: pytest.WarningsRecorder
-) -> None:
+async def test_a_text_closed_before_its_start_leaves_nothing(serve: Serve, recwarn: pytest.WarningsRecorder) -> None:
     server, client = await serve(lambda _: SPOKEN)
     await client.speak(LONG).aclose()
     gc.collect()

@@ -106,9 +106,7 @@ async def test_a_command_asks_for_another_task(run: Run, tmp_path: Path, command
         ([Pause(9)], "0.3", 4, "error: 127.0.0.1:PORT: the utterance was not complete after 0.3 s\n"),
     ],
 )
-async def test_a_failure_is_one_line_and_a_status(
-    run: Run, steps: list[Step], timeout: str, code: int, message: str
-) -> None:
+async def test_a_failure_is_one_line(run: Run, steps: list[Step], timeout: str, code: int, message: str) -> None:
     got_code, out, errors = await run(steps, "speak", "a", "--timeout", timeout)
     assert (got_code, out) == (code, "")
     assert re.sub(r"(?<=127\.0\.0\.1:)\d+", "PORT", errors) == message
@@ -164,9 +162,7 @@ async def test_speak_takes_the_voice_of_a_recording(run: Run, tmp_path: Path) ->
         (("--clone", "me.wav", "--voice", "rms"), "--clone and --voice exclude each other"),
     ],
 )
-async def test_a_recording_that_makes_no_sense_is_refused(
-    run: Run, tmp_path: Path, words: tuple[str, ...], message: str
-) -> None:
+async def test_an_invalid_recording_is_refused(run: Run, tmp_path: Path, words: tuple[str, ...], message: str) -> None:
     (tmp_path / "me.wav").write_bytes(b"RIFF")
     code, _, errors = await run(UTTERANCE, "speak", "a cat", *words)
     assert code == 2

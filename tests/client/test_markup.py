@@ -314,9 +314,7 @@ class WatchedReader(MarkdownReader):
 
 
 @pytest.mark.parametrize("is_written", [False, True])
-async def test_long_texts_are_read_in_slices_off_the_event_loop(
-    monkeypatch: pytest.MonkeyPatch, is_written: bool
-) -> None:
+async def test_long_texts_do_not_block_the_event_loop(monkeypatch: pytest.MonkeyPatch, is_written: bool) -> None:
     monkeypatch.setattr("stretto_client.markup.AutoReader", WatchedReader)
     monkeypatch.setattr(WatchedReader, "taken", [], raising=False)
     text = "_a word_ " * 1000

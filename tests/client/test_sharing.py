@@ -41,9 +41,7 @@ async def server() -> AsyncIterator[FakeServer]:
 
 
 @pytest.mark.parametrize("memory", ["system", "cuda"])
-async def test_audio_arrives_whole_and_its_memory_is_freed(
-    server: FakeServer, runtime: FakeRuntime, memory: Memory
-) -> None:
+async def test_audio_arrives_and_its_memory_is_freed(server: FakeServer, runtime: FakeRuntime, memory: Memory) -> None:
     async with SpeechClient(server.address, shared_memory=memory) as client:
         text = "".join([event.text async for event in client.transcribe((PCM, 16_000))])
         assert text == "a cat"
@@ -122,9 +120,7 @@ def test_another_kind_of_memory_is_refused() -> None:
         SpeechClient(shared_memory="disk")
 
 
-async def test_where_shared_memory_has_no_room_the_request_fails_and_not_the_process(
-    server: FakeServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_full_shared_memory_fails_only_the_request(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(descriptor: int, offset: int, byte_size: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 

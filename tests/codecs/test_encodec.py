@@ -141,9 +141,7 @@ def test_a_mirrored_start_looks_ahead_in_the_first_frames_only() -> None:
         assert heard.nonzero()[0].item() == first_heard
 
 
-def test_the_state_stays_one_size_and_seams_stay_small_over_a_long_utterance(
-    codec: EncodecCodec, dtype: torch.dtype
-) -> None:
+def test_state_size_and_seams_are_bounded_over_a_long_utterance(codec: EncodecCodec, dtype: torch.dtype) -> None:
     codes = random_codes(codec, 1, 300)
     right = codec.spec.right_frames
     window = Window(codes[:, :, : 20 + right], 0, right, torch.tensor([0]), codec.initial_state(1))

@@ -55,7 +55,7 @@ def test_the_spec_is_read_from_the_checkpoint(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("total", TOTALS)
-def test_a_whole_decode_is_that_of_the_plain_reference(
+def test_one_decode_equals_the_reference(
     codec: EspnetDac, reference: Reference, dtype: torch.dtype, total: int
 ) -> None:
     codes = random_codes(codec, 2, total)
@@ -113,7 +113,7 @@ def test_without_its_state_or_its_look_ahead_it_would_differ(codec: EspnetDac) -
     assert largest(decoded(7, codec.initial_state(1)) - whole) > 1e-3
 
 
-def test_the_state_stays_one_size_and_seams_stay_small_over_a_long_utterance(
+def test_state_and_seams_are_bounded_in_a_long_reply(
     codec: EspnetDac, reference: Reference, dtype: torch.dtype
 ) -> None:
     codes = random_codes(codec, 1, 200)

@@ -150,9 +150,7 @@ def test_without_its_state_it_would_differ(codec: MimiCodec) -> None:
         assert (largest(pcm - whole) <= 1e-12) == is_exact
 
 
-def test_the_state_stays_one_size_and_exact_far_beyond_the_attention_window(
-    codec: MimiCodec, dtype: torch.dtype
-) -> None:
+def test_the_state_is_bounded_and_exact_beyond_the_attention_window(codec: MimiCodec, dtype: torch.dtype) -> None:
     codes = random_codes(codec, 1, 250)  # 500 steps, 25 windows
     state = codec.decode(Window(codes, 0, 0, torch.tensor([0]), codec.initial_state(1)))[1]
     assert state.shape == codec.initial_state(1).shape == (1, 3 * 2 * 2 * (19 + 32) * 8 + 8 * 32)

@@ -67,9 +67,7 @@ def measured(layers: Sequence[Layer], frames: int) -> tuple[int, int, int]:
     ],
 )
 @pytest.mark.parametrize("output_padding", [False, True])
-def test_the_published_decoders_see_as_far_as_was_measured(
-    ratios: tuple[int, ...], expected: tuple[int, int], output_padding: bool
-) -> None:
+def test_published_receptive_fields(ratios: tuple[int, ...], expected: tuple[int, int], output_padding: bool) -> None:
     assert context(dac_layers(ratios, output_padding)) == expected
 
 

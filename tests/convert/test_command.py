@@ -108,7 +108,7 @@ def test_what_is_made_loads(family: str, tmp_path: Path) -> None:
         ("opuslm-dialogue", "StrettoLlamaForCausalLM", 1e-5, 1024),
     ],
 )
-def test_config_json_says_what_the_release_says(
+def test_config_json_equals_the_releases(
     family: str, architecture: str, eps: float, positions: int, tmp_path: Path
 ) -> None:
     out = convert(family, write_release(family, tmp_path), tmp_path / "out")

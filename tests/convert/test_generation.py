@@ -63,9 +63,7 @@ CHANGED = {"do_sample": True, "temperature": 0.65, "top_k": 33, "top_p": 0.77, "
 
 
 @pytest.mark.parametrize("write", [csm, higgs_audio, qwen3_tts, vita_audio])
-def test_a_fine_tunes_own_defaults_are_those_of_its_checkpoint(
-    write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_fine_tunes_keep_their_own_defaults(write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     family = converted(write, CHANGED, tmp_path)
     said = capsys.readouterr().out
     assert f"defaults from {FILE}: " in said

@@ -101,7 +101,7 @@ def test_a_tokenizer_of_audio_is_on_the_gpu_with_the_codec(checkpoint: Path, tmp
     assert "KIND_GPU gpus" not in (tmp_path / "other/preprocessor/config.pbtxt").read_text()
 
 
-def test_a_tokenizer_of_audio_that_does_not_load_is_refused(
+def test_a_broken_audio_tokenizer_is_refused(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hearing = tmp_path / "hearing"
@@ -136,9 +136,7 @@ def test_a_checkpoint_that_lacks_something_is_refused_and_nothing_is_written(
     assert not list(tmp_path.glob("out*"))
 
 
-def test_arguments_that_are_the_project_s_own_are_refused_and_nothing_is_written(
-    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_reserved_arguments_are_refused(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     reserved = tmp_path / "reserved.json"
     reserved.write_text('{"scheduler_cls": "x"}')
     words = ["--checkpoint", str(checkpoint), "--out", str(tmp_path / "out"), "--engine-args", str(reserved)]

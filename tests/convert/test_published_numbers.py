@@ -96,9 +96,7 @@ def test_opuslm_s_vocabularies_and_tensors(
     ("tag", "eps", "theta", "heads", "key_value_heads"),
     [(QWEN3, 1e-6, 1e6, 32, 8), (OLMO2, 1e-6, 5e5, 32, 32), (SMOLLM2, 1e-5, 130000.0, 32, 32)],
 )
-def test_what_no_shape_tells_is_the_backbone_s_own(
-    tag: str, eps: float, theta: float, heads: int, key_value_heads: int
-) -> None:
+def test_the_rest_is_the_backbone_s_own(tag: str, eps: float, theta: float, heads: int, key_value_heads: int) -> None:
     record = read_backbone(tag, None, Path("nowhere"))
     assert (record["rms_norm_eps"], record["rope_theta"]) == (eps, theta)
     assert (record["num_attention_heads"], record["num_key_value_heads"]) == (heads, key_value_heads)

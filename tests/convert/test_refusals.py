@@ -166,9 +166,7 @@ def test_what_is_broken_is_refused_in_a_line(
 
 
 @pytest.mark.parametrize("family", sorted(set(convertible()) - {"opuslm", "opuslm-dialogue", "vita-audio"}))
-def test_a_tokenizer_of_audio_is_refused_by_families_that_take_none(
-    family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unused_audio_tokenizers_are_refused(family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [family, *("--model", str(tmp_path)), *("--tokenizer", str(tmp_path)), *("--ssl-tokenizer", str(tmp_path))]
     assert main([*words, *("--out", str(tmp_path / "out"))]) == 1
     assert f"--ssl-tokenizer: {family} takes no audio tokenizer" in capsys.readouterr().err
@@ -176,9 +174,7 @@ def test_a_tokenizer_of_audio_is_refused_by_families_that_take_none(
 
 
 @pytest.mark.parametrize("windows", [("0", "800"), ("50", "0"), ("3", "800"), ("800", "800")])
-def test_windows_that_the_tower_cannot_have_are_refused(
-    windows: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_impossible_windows_fail(windows: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     published = write_release("bagpiper", tmp_path / "release")
     half, whole = windows
     words = ["--n-window", half, "--n-window-infer", whole]
@@ -209,9 +205,7 @@ def test_shards_need_a_size(size: str, tmp_path: Path, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_release_that_may_be_the_other_family_s_is_remarked_on(
-    family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_ambiguous_releases_cause_a_remark(family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """OpusLM and the dialogue model have the same tensors and tokens; only their training differs."""
     published = write_release(family, tmp_path / "release")
     convert(family, published, tmp_path / "a")

@@ -74,9 +74,7 @@ def test_a_release_s_own_schedule_is_the_first_and_the_others_may_be_asked_for(t
     assert {each.name: each.mode for each in bursts.schedules} == SCHEDULES
 
 
-def test_only_a_schedule_s_counts_of_module_rows_are_compared_with_the_modules(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_schedules_are_compared_with_the_number_of_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SCHEDULES, "balance", (12, 4))  # 12 rows of the backbone need no module
     assert schedule(tmp_path, 4) == "balance"
     assert schedule(tmp_path, 3) == "vanilla"

@@ -128,9 +128,7 @@ def test_chunks_and_neighbours_change_nothing(told: list[tuple[np.ndarray, list[
     worker.stop()
 
 
-def test_passages_of_like_length_are_filled_as_one_batch_and_others_apart(
-    worker: DecoderWorker, refinement: FakeRefinement
-) -> None:
+def test_passages_of_equal_length_are_filled_in_a_batch(worker: DecoderWorker, refinement: FakeRefinement) -> None:
     refinement.gate.clear()
     plug = speak(worker, "plug", prompt_of("plug"), np.ones(6, np.int32))
     assert refinement.is_called.wait(60)
@@ -220,9 +218,7 @@ def test_samples_come_at_the_rate_that_was_asked_for(worker: DecoderWorker) -> N
         (1, np.zeros((1, 196), np.int32), "codes: expected at most 200 rows and frames, got 201"),
     ],
 )
-def test_codes_that_cannot_be_filled_are_refused(
-    worker: DecoderWorker, index: int, codes: np.ndarray | None, message: str
-) -> None:
+def test_unfillable_codes_fail(worker: DecoderWorker, index: int, codes: np.ndarray | None, message: str) -> None:
     if index:
         push(worker, "u", 0, prompt_of("p")).wait()
     with pytest.raises(InvalidRequest, match=message):

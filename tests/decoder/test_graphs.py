@@ -73,7 +73,7 @@ def test_the_states_of_a_batch_outlive_the_next_one() -> None:
     assert torch.equal(states, before)
 
 
-def test_a_codec_that_cannot_be_captured_goes_on_without_and_is_asked_and_said_once(
+def test_codecs_that_cannot_be_captured_run_without_and_are_logged_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     backend = Recorder(fails=True)
@@ -100,9 +100,7 @@ def test_graphs_from_before_a_failed_capture_are_used_no_more() -> None:
 
 
 @pytest.mark.parametrize("fails", ["while it is captured", "when the capture ends"])
-def test_a_failed_capture_leaves_the_stream_as_it_was_and_nothing_under_way(
-    fails: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_capture_restores_the_stream(fails: str, monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = fake_cuda.install(monkeypatch)
     before = cuda.current
     error = RuntimeError("operation not permitted when stream is capturing")

@@ -67,9 +67,7 @@ class Decoder:
         return reply
 
 
-def test_a_batch_takes_as_long_as_the_device_is_busy_with_it_and_not_with_the_one_before(
-    cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_batch_duration_excludes_the_previous_batch(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = Decoder(cuda, monkeypatch)
     replies = [decoder.put(str(size), size) for size in (3, 5, 7)]  # three shapes: three batches
     for _ in range(3):

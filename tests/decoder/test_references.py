@@ -71,9 +71,7 @@ def utterances(draw: st.DrawFn) -> tuple[np.ndarray, int, list[int]]:
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(utterances(), min_size=1, max_size=6), st.sampled_from([0, 1]))
-def test_what_is_heard_is_that_of_reference_and_reply(
-    utterances: list[tuple[np.ndarray, int, list[int]]], reference_mb: int
-) -> None:
+def test_references_precede_replies(utterances: list[tuple[np.ndarray, int, list[int]]], reference_mb: int) -> None:
     for worker in running(FakeCodec(), reference_mb=reference_mb):
         told = [
             (each, speak(worker, f"{turn}.{number}", *each))

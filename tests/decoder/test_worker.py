@@ -78,9 +78,7 @@ def pile_up(worker: DecoderWorker, codec: FakeCodec) -> RecordedReply:
     return reply
 
 
-def test_sixteen_interleaved_utterances_each_get_their_own_samples_in_order(
-    worker: DecoderWorker, codec: FakeCodec
-) -> None:
+def test_sixteen_interleaved_utterances_stay_separate_and_in_order(worker: DecoderWorker, codec: FakeCodec) -> None:
     rng, log, waiting = random.Random(3), [], {}
     texts = {f"u{i}": np.random.default_rng(i).integers(0, 7, (2, rng.randint(1, 40))) for i in range(16)}
     for name, codes in texts.items():
@@ -190,9 +188,7 @@ def test_whole_utterances_are_answered_one_by_one(codec: FakeCodec, monkeypatch:
     worker.stop()
 
 
-def test_nothing_is_decoded_for_a_caller_who_has_left_while_others_were_heard(
-    codec: FakeCodec, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_decoded_for_a_disconnected_client(codec: FakeCodec, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its chunk has been accepted and waits for an earlier one."""
     decode, replies = codec.decode, list[RecordedReply]()
 
@@ -347,9 +343,7 @@ def failing(times: int, otherwise: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def test_an_exception_that_leaves_a_turn_ends_what_is_in_hand_and_the_decoder_goes_on(
-    codec: FakeCodec, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_exception_fails_the_current_jobs_only(codec: FakeCodec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stretto.decoder.loop.next_group", failing(1, next_group))
     worker = DecoderWorker(codec, DecoderConfig())
     assert str(push(worker, "u", 0, frames(1, 2)).wait().error) == "a broken invariant"
@@ -359,9 +353,7 @@ def test_an_exception_that_leaves_a_turn_ends_what_is_in_hand_and_the_decoder_go
     worker.stop()
 
 
-def test_an_exception_between_decoding_and_answering_leaves_nobody_without_an_answer(
-    worker: DecoderWorker, codec: FakeCodec
-) -> None:
+def test_an_exception_after_decoding_still_answers_all_jobs(worker: DecoderWorker, codec: FakeCodec) -> None:
     plug = pile_up(worker, codec)
     waiting = [push(worker, name, 0, frames(1, 2, 3)) for name in "ab"]
     worker._loop.stopwatch = failing(1, time.perf_counter)
@@ -371,9 +363,7 @@ def test_an_exception_between_decoding_and_answering_leaves_nobody_without_an_an
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_decoder_whose_every_turn_fails_ends_instead_of_failing_for_ever(
-    codec: FakeCodec, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_decoder_that_always_fails_ends(codec: FakeCodec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stretto.decoder.loop.next_group", failing(10**6, next_group))
     worker = DecoderWorker(codec, DecoderConfig())
     errors = [push(worker, f"u{i}", 0, frames(1, 2)).wait().error for i in range(MAX_FAILED_TURNS)]
@@ -426,9 +416,7 @@ def delaying(codec: FakeCodec, monkeypatch: pytest.MonkeyPatch) -> Delaying:
     return launcher
 
 
-def test_with_a_batch_in_flight_every_utterance_still_gets_its_samples_in_order(
-    delaying: Delaying, worker: DecoderWorker, codec: FakeCodec
-) -> None:
+def test_batches_in_flight_keep_samples_in_order(delaying: Delaying, worker: DecoderWorker, codec: FakeCodec) -> None:
     plug = pile_up(worker, codec)
     log: list[RecordedReply] = []
     codes = np.random.default_rng(1).integers(0, 7, (2, 20))
@@ -446,9 +434,7 @@ def test_with_a_batch_in_flight_every_utterance_still_gets_its_samples_in_order(
         assert [reply.name[1] for reply in log if reply.name[0] == name] == list(range(6))
 
 
-def test_a_device_that_fails_late_fails_its_batch_and_nobody_waits(
-    delaying: Delaying, worker: DecoderWorker, codec: FakeCodec
-) -> None:
+def test_a_late_device_error_fails_its_batch(delaying: Delaying, worker: DecoderWorker, codec: FakeCodec) -> None:
     pile_up(worker, codec)
     replies = [push(worker, name, 0, frames(1, 2, 3)) for name in "ab"]
     delaying.fails = True

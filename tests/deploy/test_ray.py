@@ -216,9 +216,7 @@ async def test_where_none_answers_that_is_said(monkeypatch: pytest.MonkeyPatch) 
         (31, 99, 2, 4),
     ],
 )
-def test_servers_are_added_for_utterances_and_for_rows_that_wait(
-    utterances: float, rows: float, running: int, expected: int
-) -> None:
+def test_scaling_by_utterances_and_waiting_rows(utterances: float, rows: float, running: int, expected: int) -> None:
     assert wanted(utterances, rows, running, 10) == expected
     context = SimpleNamespace(
         aggregated_metrics={WAITING: {"a": rows}},

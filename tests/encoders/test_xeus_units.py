@@ -90,9 +90,7 @@ def misshapen(tensors: dict[str, Tensor]) -> None:
         (misshapen, r"of another shape \['centres'\]"),
     ],
 )
-def test_tensors_that_do_not_fit_are_named(
-    checkpoint: Path, damage: Callable[[dict[str, Tensor]], None], message: str
-) -> None:
+def test_misfits_are_named(checkpoint: Path, damage: Callable[[dict[str, Tensor]], None], message: str) -> None:
     path = checkpoint / FOLDER / WEIGHTS
     tensors = load_file(path)
     damage(tensors)

@@ -142,9 +142,7 @@ HEAD = "base_model.model.lm_head.lora_A.weight"
         (lambda tensors: {}, "has no tensors"),
     ],
 )
-def test_an_adapter_that_does_not_fit_is_refused(
-    checkpoint: Path, tmp_path: Path, change: Change, message: str
-) -> None:
+def test_misfitting_adapters_are_refused(checkpoint: Path, tmp_path: Path, change: Change, message: str) -> None:
     folder = write_adapter(tmp_path / "narrator", checkpoint, 0)
     path = folder / "adapter_model.safetensors"
     save_file(change(load_file(path)), path)
@@ -163,9 +161,7 @@ def test_an_adapter_that_does_not_fit_is_refused(
         ('{"r": 513, "lora_alpha": 8, "target_modules": []}', "ranks of at most 512, got 513"),
     ],
 )
-def test_an_adapter_that_vllm_cannot_compute_is_refused(
-    checkpoint: Path, tmp_path: Path, said: str, message: str
-) -> None:
+def test_unsupported_adapters_are_refused(checkpoint: Path, tmp_path: Path, said: str, message: str) -> None:
     folder = write_adapter(tmp_path / "narrator", checkpoint, 0)
     (folder / "adapter_config.json").write_text(said)
     with pytest.raises(CheckpointError, match=message):

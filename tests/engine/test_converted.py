@@ -41,9 +41,7 @@ def with_audio(prompt: Prompt, published: Published) -> Prompt:
         ("opuslm-dialogue", DIALOGUE, "llama"),
     ],
 )
-def test_a_converted_release_replies_as_its_own_file(
-    command: str, family: Family, backbone: str, tmp_path: Path
-) -> None:
+def test_converted_releases_reply_unchanged(command: str, family: Family, backbone: str, tmp_path: Path) -> None:
     if family is BAGPIPER:
         published = write_bagpiper(tmp_path, seed=3)
     else:

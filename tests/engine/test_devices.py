@@ -243,9 +243,7 @@ class BlocksOnTheDevice:
 
 
 @pytest.mark.parametrize("uses_kernels", [True, *by_night(False)])
-def test_no_module_is_mixed_with_what_lies_in_host_memory(
-    uses_kernels: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_modules_mix_no_devices(uses_kernels: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_modules(tmp_path, MODULES, "modules", layers=1)
     options = {"max_num_batched_tokens": 64, "additional_config": {"step_kernels": uses_kernels}}
     engine = Engine(folder, max_num_seqs=4, load_format="dummy", **options)

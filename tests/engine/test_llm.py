@@ -92,9 +92,7 @@ async def test_a_reply_is_the_reference_s_and_its_report_adds_up(llm: SpeechLLM,
     assert 0 <= report.queue_s < report.first_frame_s <= report.total_s
 
 
-async def test_as_long_as_first_frames_come_late_a_reply_beside_others_is_refused(
-    llm: SpeechLLM, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_replies_are_refused_while_first_frames_are_late(llm: SpeechLLM, monkeypatch: pytest.MonkeyPatch) -> None:
     """A target that nothing meets: the second of two replies cuts the bound to what both of them take."""
     monkeypatch.setattr(llm, "_places", Places(6, 0, lambda _: True, lambda: 0, target_s=1e-9))
     prompts = [make_prompt(TINY, seed, "tts", guidance_scale=2.0) for seed in range(2)]
@@ -112,9 +110,7 @@ async def test_as_long_as_first_frames_come_late_a_reply_beside_others_is_refuse
     assert await collect(llm, prompts[1])
 
 
-async def test_a_first_chunk_that_its_client_wants_large_is_not_late(
-    llm: SpeechLLM, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_large_first_chunks_do_not_count_as_late(llm: SpeechLLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llm, "_places", Places(6, 0, lambda _: True, lambda: 0, target_s=1e-9))
     prompts = [make_prompt(TINY, seed, "tts", guidance_scale=2.0) for seed in range(2)]
     chunking = ChunkPolicy(TINY.first_chunk_frames + 1, TINY.steady_chunk_frames)
@@ -178,7 +174,7 @@ async def test_a_reply_that_would_wait_behind_too_many_is_refused_and_the_others
     np.testing.assert_array_equal(codes_of(await collect(llm, prompts[0])), alone[0])
 
 
-async def test_a_reply_that_the_engine_has_finished_keeps_nobody_out_while_it_is_still_being_heard(
+async def test_a_reply_that_is_finished_but_unread_takes_no_slot(
     llm: SpeechLLM,
 ) -> None:
     prompt = make_prompt(TINY, 1, "tts", guidance_scale=2.0)

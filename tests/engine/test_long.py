@@ -51,9 +51,7 @@ def long_prompt(index: int, task: str, guidance_scale: float) -> Prompt:
         *by_night((4, "speak", 2.0), (5, "chat", 1.0), (6, "listen", 1.0)),
     ],
 )
-def test_a_prompt_of_eight_thousand_rows_is_answered_as_by_the_reference(
-    folder: Path, engine: Engine, index: int, task: str, scale: float
-) -> None:
+def test_prompts_of_8000_rows_are_exact(folder: Path, engine: Engine, index: int, task: str, scale: float) -> None:
     prompt = long_prompt(index, task, scale)
     rows, lead = Reference(folder, LONG, LONG.max_model_len).reply(prompt)
     assert lead > 1e-4, "the reference itself was nearly undecided: choose another seed"

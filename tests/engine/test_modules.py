@@ -83,9 +83,7 @@ def prompts() -> dict[str, Prompt]:
         ),
     ],
 )
-def test_replies_of_all_schedules_are_the_recomputed_ones(
-    checkpoint: Checkpoint, limits: dict[str, int], is_async: bool
-) -> None:
+def test_all_schedules_equal_recomputation(checkpoint: Checkpoint, limits: dict[str, int], is_async: bool) -> None:
     """As they come one by one, and once more, from the prefix cache."""
     given, engine = (
         prompts(),
@@ -146,9 +144,7 @@ def spoken(num_rows: int, seed: int) -> np.ndarray:
     return rows
 
 
-def test_a_prompt_that_parts_from_another_anywhere_in_a_block_is_read_with_its_own_rows(
-    checkpoint: Checkpoint, roomy: Engine
-) -> None:
+def test_a_prompt_that_differs_within_a_block_uses_its_own_rows(checkpoint: Checkpoint, roomy: Engine) -> None:
     """Modules read rows together with those behind them: the last rows of a shared block would be the other's."""
     first = spoken(96, 1)
     roomy.run({"first": short(first, "boost")})
@@ -157,9 +153,7 @@ def test_a_prompt_that_parts_from_another_anywhere_in_a_block_is_read_with_its_o
         checkpoint.check({"second": prompt}, roomy.run({"second": prompt}))
 
 
-def test_a_reply_that_was_broken_off_leaves_no_block_that_modules_have_not_read(
-    checkpoint: Checkpoint, roomy: Engine
-) -> None:
+def test_an_aborted_reply_caches_no_block_unread_by_modules(checkpoint: Checkpoint, roomy: Engine) -> None:
     for after in range(4, 9):
         schedule = "boost" if after % 2 else (1, 2, 60, 0)
         asked = short(spoken(41 + 3 * after % 8, after), schedule, num_rows=40)

@@ -55,9 +55,7 @@ def run(folder: Path, prompts: dict, is_async: bool) -> dict[str, Answer]:
         pytest.param("small_tracked_csm", True, id="depth", marks=pytest.mark.nightly),
     ],
 )
-def test_on_a_device_nothing_waits_and_the_replies_are_those_of_the_host(
-    name: str, is_async: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_steps_never_block_the_host(name: str, is_async: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = write_modules if FAMILIES[name] is MODULES else write_checkpoint
     folder = write(tmp_path, FAMILIES[name], name, layers=1)  # every layer is vLLM's own
     prompts = make_prompts(FAMILIES[name], 4)  # each task, guided and not, greedy and drawn, by each schedule

@@ -125,9 +125,7 @@ def test_replies_that_arrive_one_by_one_are_the_reference_s(checkpoint: Checkpoi
     checkpoint.check(prompts, roomy.run(prompts, arrivals))
 
 
-def test_twelve_requests_for_four_slots_and_few_blocks_are_chunked_and_preempted(
-    checkpoint: Checkpoint, tight: Engine
-) -> None:
+def test_twelve_requests_on_four_slots_are_chunked_and_preempted(checkpoint: Checkpoint, tight: Engine) -> None:
     prompts = make_prompts(checkpoint.family, 12)
     answers = tight.run(prompts, after_step=check_slots)
     checkpoint.check(prompts, answers, max_model_len=160)
@@ -184,9 +182,7 @@ def varied(family: Family, index: int) -> Prompt:
     return Prompt(prompt.task, prompt.rows, sampling)
 
 
-def test_each_request_has_its_own_parameters_in_each_segment_on_every_stream(
-    checkpoint: Checkpoint, roomy: Engine
-) -> None:
+def test_each_request_has_its_own_parameters_by_segment_and_stream(checkpoint: Checkpoint, roomy: Engine) -> None:
     prompts = {f"r{index}": varied(checkpoint.family, index) for index in range(16)}
     answers = roomy.run(prompts)
     checkpoint.check(prompts, answers)
@@ -251,9 +247,7 @@ def test_an_abort_takes_both_halves_of_a_pair(checkpoint: Checkpoint, tight: Eng
     assert tight.is_clean()
 
 
-def test_prompts_with_other_codes_beside_the_same_text_do_not_share_blocks(
-    checkpoint: Checkpoint, roomy: Engine
-) -> None:
+def test_prompts_that_differ_only_in_codes_share_no_blocks(checkpoint: Checkpoint, roomy: Engine) -> None:
     task = checkpoint.family.tasks[-1].name
     first = make_prompt(checkpoint.family, 7, task)
     assert len(first.rows) == 70
@@ -282,9 +276,7 @@ def test_the_unconditional_halves_share_their_context(checkpoint: Checkpoint, ro
     assert max(computed) >= 64
 
 
-def test_with_interpreted_kernels_the_replies_are_the_same(
-    checkpoint: Checkpoint, roomy: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interpreted_kernels_are_exact(checkpoint: Checkpoint, roomy: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run a GPU's code path: Triton kernels of vLLM and of this project, interpreted."""
     monkeypatch.setattr(
         sampler, "draw", lambda logits, ids, keys, params, plan: draw_on_device(logits, ids, keys, params)

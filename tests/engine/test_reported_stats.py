@@ -60,9 +60,7 @@ def test_stats_add_up(engine: Engine, shared: SharedStats, monkeypatch: pytest.M
     assert last.preemptions_total >= last.preempted_pairs_total == preempted > 0
 
 
-def test_the_last_step_is_shown_however_soon_it_comes(
-    engine: Engine, shared: SharedStats, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_last_step_is_reported(engine: Engine, shared: SharedStats, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler, "PERIOD_S", 1e9)
     seen: list[EngineStats] = []
     engine.run({"one": make_prompt(TINY, 0, "tts")}, after_step=lambda _: seen.append(shared.read()))
@@ -71,9 +69,7 @@ def test_the_last_step_is_shown_however_soon_it_comes(
     assert seen[-1].running_requests == 0
 
 
-def test_after_an_abort_nothing_is_shown_as_running(
-    engine: Engine, shared: SharedStats, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_abort_reports_none_running(engine: Engine, shared: SharedStats, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler, "PERIOD_S", 0.0)
     prompt = make_prompt(TINY, 0, "tts", guidance_scale=2.0)
     shown: list[float] = []

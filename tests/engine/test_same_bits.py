@@ -89,9 +89,7 @@ def make_prompts(family: Family) -> dict[str, Prompt]:
 
 
 @pytest.mark.parametrize("name", ["wide", "modules", *by_night("wide with a depth transformer")])
-def test_hidden_states_are_the_same_bits_alone_and_in_any_company(
-    tmp_path: Path, name: str, seen: Bits, multiplied: set[int]
-) -> None:
+def test_hidden_states_do_not_depend_on_batches(tmp_path: Path, name: str, seen: Bits, multiplied: set[int]) -> None:
     family, write = RELEASES[name]
     folder, prompts = write(tmp_path), make_prompts(family)
     answers = []

@@ -85,18 +85,14 @@ def test_who_is_preempted_draws_what_it_draws_alone(
     assert {name: answer.rows for name, answer in answers.items()} == alone
 
 
-def test_an_engine_that_has_been_started_again_draws_the_same(
-    folder: Path, prompts: dict[str, Prompt], alone: dict[str, Rows]
-) -> None:
+def test_a_restarted_engine_draws_the_same(folder: Path, prompts: dict[str, Prompt], alone: dict[str, Rows]) -> None:
     last = list(prompts)[:-4:-1]
     with started(folder) as engine:
         again = {name: engine.run({name: prompts[name]})[name].rows for name in last}
     assert again == {name: alone[name] for name in last}
 
 
-def test_another_seed_draws_other_codes_on_every_stream(
-    folder: Path, prompts: dict[str, Prompt], alone: dict[str, Rows], name: str
-) -> None:
+def test_other_seeds_draw_others(folder: Path, prompts: dict[str, Prompt], alone: dict[str, Rows], name: str) -> None:
     layout = FAMILIES[name].layout
     prompt = prompts["r0"]
     other = replace(prompt, sampling=replace(prompt.sampling, seed=prompt.sampling.seed + 1))

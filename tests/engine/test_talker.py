@@ -41,9 +41,7 @@ async def codes(llm: SpeechLLM, prompt: Prompt, request_id: str | None = None) -
     )
 
 
-async def test_words_that_come_while_it_speaks_make_the_codes_of_the_whole_text(
-    llm: SpeechLLM, checkpoint: Path
-) -> None:
+async def test_streamed_words_make_the_codes_of_the_whole_text(llm: SpeechLLM, checkpoint: Path) -> None:
     case = cases()["audio"]
     short = replace(case, words=case.words[:9])
     expected = Theirs().reply(short, NUM_FRAMES).codes.T

@@ -120,9 +120,7 @@ def two_ranks(case: tuple[Family, Path, bool]) -> Iterator[Engine]:
     engine.shutdown()
 
 
-def test_two_ranks_draw_the_codes_of_one_and_agree_on_every_slot(
-    case: tuple[Family, Path, bool], alone: dict[str, Answer], two_ranks: Engine
-) -> None:
+def test_two_ranks_equal_one_rank(case: tuple[Family, Path, bool], alone: dict[str, Answer], two_ranks: Engine) -> None:
     """Guided and unguided, text and audio, in chunks, preempted, more requests than slots."""
     family, _, _ = case
     prompts, check = prompts_of(family), RankCheck()
@@ -140,9 +138,7 @@ def text_rows(worker: Any) -> int:
     return worker.worker.model_runner.sampler._draw._heads._text.num_columns
 
 
-def test_the_text_head_is_cut_where_it_is_larger_than_a_shard(
-    case: tuple[Family, Path, bool], two_ranks: Engine
-) -> None:
+def test_the_text_head_is_sharded_if_it_is_large(case: tuple[Family, Path, bool], two_ranks: Engine) -> None:
     family, _, _ = case
     if two_ranks.rules.num_text_ids == 0:
         return  # there is none

@@ -79,7 +79,7 @@ async def test_a_writer_who_falls_silent_ends_the_reply_by_name() -> None:
     complete.check()
 
 
-async def test_a_text_without_an_end_ends_the_reply_however_often_nothing_is_written(
+async def test_a_text_without_end_aborts_despite_empty_writes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(TextFeed, "longest_s", 0.0)

@@ -34,9 +34,7 @@ def rows_of(state: RequestState, first: int, last: int) -> np.ndarray:
     return np.concatenate([tokens[:, None], state.history.rows(first, last)], 1)
 
 
-def test_vllm_s_loop_sees_the_steps_in_which_a_half_reads_its_context_alone(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unconditional_prefills_use_vllm_s_loop(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
     scheduled: list[str] = []
     inner = Scheduler.update_from_output

@@ -72,9 +72,7 @@ def test_codes_are_the_authors(engine: Engine, prompts: dict[str, Prompt]) -> No
     assert engine.is_clean()
 
 
-def test_guided_codes_are_those_of_two_runs(
-    engine: Engine, checkpoint: Path, family: Family, prompts: dict[str, Prompt]
-) -> None:
+def test_guidance_equals_two_runs(engine: Engine, checkpoint: Path, family: Family, prompts: dict[str, Prompt]) -> None:
     greedy = prompts["r0"].sampling
     guided = {name: replace(prompts[name], sampling=replace(greedy, guidance_scale=2.0)) for name in ARRIVALS}
     answers = engine.run(guided, ARRIVALS)

@@ -272,9 +272,7 @@ def test_nine_streams_close_as_the_release_s_own_loop(arrays: Arrays, end: int, 
 
 @pytest.mark.parametrize("arrays", ARRAYS, ids=["numpy", "torch"])
 @pytest.mark.parametrize("own_end", [None, 11, 12, 13])
-def test_nine_streams_that_a_limit_closes_do_so_as_in_the_release_s_own_loop(
-    arrays: Arrays, own_end: int | None
-) -> None:
+def test_nine_streams_end_at_a_limit_as_in_the_release_s_loop(arrays: Arrays, own_end: int | None) -> None:
     """`maxlen` 20 is 12 rows and eight more. The loop then throws its last whole frame away; here it is kept."""
     random = np.random.default_rng(own_end)
     audio = DIALOGUE.layout.audio

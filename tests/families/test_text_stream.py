@@ -133,9 +133,7 @@ def test_what_waits_is_a_word_however_long_the_text(known: TextTokenizer) -> Non
     assert len(stream._pending) <= 7
 
 
-def test_of_a_long_word_only_its_end_is_looked_at_for_an_added_token(
-    known: TextTokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_added_tokens_are_sought_at_a_word_s_end(known: TextTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     looked_at: list[str] = []
     begins_added = TextTokenizer.begins_added
 

@@ -375,9 +375,7 @@ async def test_without_named_origins_there_are_no_headers_for_pages(start: Start
 
 
 @pytest.mark.parametrize(("origins", "origin", "is_open"), [((APP,), APP, True), ((APP,), "http://c", False)])
-async def test_a_websocket_is_opened_by_pages_of_the_same_origins(
-    start: Start, origins: tuple[str, ...], origin: str, is_open: bool
-) -> None:
+async def test_origins_of_websockets(start: Start, origins: tuple[str, ...], origin: str, is_open: bool) -> None:
     answered = await status(await start(origins=origins), "/v1/audio/speech/stream", origin=origin)
     assert answered == (101 if is_open else 403)
 
@@ -462,9 +460,7 @@ async def test_the_values_of_json_are_held_as_what_they_take(start: Start) -> No
         ("POST", "/v1/audio/speech", b'{"seed": ' + b"9" * 5000 + b"}", 400),
     ],
 )
-async def test_every_refusal_has_openais_form(
-    start: Start, method: str, path: str, content: bytes, status: int
-) -> None:
+async def test_refusals_have_openais_form(start: Start, method: str, path: str, content: bytes, status: int) -> None:
     async with (await start()).http() as http:
         answer = await http.request(method, path, content=content, headers={"content-type": "application/json"})
     assert answer.status_code == status
@@ -504,9 +500,7 @@ async def test_where_no_server_answers_it_says_try_again(start: Start) -> None:
         ("in ensemble 'speech', unavailable: server is draining", 503, "unavailable"),
     ],
 )
-async def test_where_the_server_has_no_room_it_says_when_to_come_again(
-    start: Start, text: str, status: int, code: str
-) -> None:
+async def test_a_full_server_says_when_to_retry(start: Start, text: str, status: int, code: str) -> None:
     async with (await start([ErrorText(text)])).http() as http:
         answer = await http.post("/v1/audio/speech", json=REQUEST)
     assert (answer.status_code, answer.json()["error"]["code"], answer.headers["retry-after"]) == (status, code, "1")
@@ -531,9 +525,7 @@ async def test_who_holds_what_a_caller_may_have_keeps_nobody_else_out(start: Sta
     assert admission.num_active == 0
 
 
-async def test_another_model_is_noticed_and_so_is_that_there_is_none(
-    start: Start, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_changed_or_missing_model_is_noticed(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalogue, "REFRESH_S", 0.0)
     running = await start()
     async with running.http() as http:
@@ -548,7 +540,7 @@ async def test_another_model_is_noticed_and_so_is_that_there_is_none(
                 await asyncio.sleep(0.01)
 
 
-async def test_a_refresh_that_fails_once_costs_nothing_and_three_in_succession_drop_the_profile(
+async def test_three_failed_refreshes_drop_the_profile_and_one_does_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(catalogue, "REFRESH_S", -1.0)  # every profile is too old
@@ -580,9 +572,7 @@ async def test_figures_tell_what_was_spoken_and_what_was_not(start: Start) -> No
     assert await running.metric("gateway_answers_total") >= 2
 
 
-async def test_the_log_has_a_line_for_each_request_and_nothing_of_what_was_said(
-    start: Start, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_each_request_has_a_log_line_without_content(start: Start, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     running = await start([ErrorText("invalid request: text: expected words, got 'my secret'")], keys=(KEY,))
     async with running.http() as http:

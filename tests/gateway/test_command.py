@@ -27,9 +27,7 @@ from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Start
 KEY = "0123456789abcdef"
 
 
-def test_keys_come_from_a_file_and_from_the_environment_and_are_shown_to_nobody(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_keys_from_file_and_environment_are_never_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "keys"
     file.write_text(f"\n {KEY}-1 \n\n{KEY}-2\n")
     monkeypatch.setenv(KEYS, f"{KEY}-3, {KEY}-4,")
@@ -113,9 +111,7 @@ def test_wrong_usage_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize("port", ["80a", "-1", "0", "65533", "1" * 5000, "²"])
-def test_a_port_of_the_environment_that_is_none_is_refused_where_it_is_needed(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], port: str
-) -> None:
+def test_invalid_ports_fail(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], port: str) -> None:
     monkeypatch.setenv("STRETTO_PORT", port)
     with pytest.raises(SystemExit):
         main(["--server", "host:1"])
@@ -166,9 +162,7 @@ async def test_while_it_ends_it_is_not_ready_and_what_it_answers_is_completed(st
     ("limits", "wanted"),
     [((1024, 4096), 2048), ((1024, 1500), 1500), ((1024, -1), 2048), ((4096, 4096), None), ((-1, -1), None)],
 )
-def test_it_may_have_as_many_files_as_connections_and_more(
-    monkeypatch: pytest.MonkeyPatch, limits: tuple[int, int], wanted: int | None
-) -> None:
+def test_the_file_limit_is_raised(monkeypatch: pytest.MonkeyPatch, limits: tuple[int, int], wanted: int | None) -> None:
     told: list[tuple[int, int]] = []
     monkeypatch.setattr("resource.getrlimit", lambda _: limits)
     monkeypatch.setattr("resource.setrlimit", lambda _, new: told.append(new))

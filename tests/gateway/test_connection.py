@@ -164,9 +164,7 @@ async def test_a_body_of_tiny_chunks_has_an_end(start: Start, part: bytes) -> No
     writer.close()
 
 
-async def test_what_is_written_byte_by_byte_is_read_in_larger_parts(
-    start: Start, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_single_bytes_are_read_in_larger_parts(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "TINY_PER_S", 0.001)  # also those of a slow machine come fast
     (reader, writer), made = await made_by(await start())
     head = HEAD.replace(b"POST", b"GET") + b"a: " + b"a" * NUM_TINY
@@ -242,9 +240,7 @@ async def test_requests_of_one_connection_have_a_rate(start: Start) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", HEAD, b"GET /health/live HTTP/1.1\r\nhost: x\r\n\r\nGET"])
-async def test_a_head_that_does_not_come_is_not_waited_for(
-    start: Start, monkeypatch: pytest.MonkeyPatch, data: bytes
-) -> None:
+async def test_a_missing_head_times_out(start: Start, monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
     monkeypatch.setattr(connection, "HEAD_S", 0.2)
     running = await start()
     reader, writer = await connect(running, data)
@@ -392,9 +388,7 @@ async def test_an_answer_that_is_being_taken_is_not_cut_off(start: Start, monkey
     writer.close()
 
 
-async def test_who_takes_no_answers_is_left_whatever_waits_for_them(
-    start: Start, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_client_that_does_not_read_is_disconnected(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "STALL_S", 0.1)
     running = await start()
     (_, writer), made = await connect_slowly(running)

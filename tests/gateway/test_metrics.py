@@ -75,9 +75,7 @@ def test_each_written_answer_is_counted_as_what_it_was(events: list[SpeechEvent]
     assert counts == {name: float(name == expected) for name in counts}
 
 
-async def test_every_way_to_a_text_counts_one_that_a_limit_has_cut(
-    start: Start, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_truncated_texts_are_counted_on_every_way(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(REPORT, "finish_reason", "length")
     running = await start(WRITTEN, TALKS)
     client = running.openai()

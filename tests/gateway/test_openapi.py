@@ -135,9 +135,7 @@ def test_each_good_answer_is_as_it_says(door: Door) -> None:
 
 
 @pytest.mark.parametrize(("path", "options", "param"), BAD)
-def test_what_is_wrong_is_told_by_the_callers_name_of_it(
-    door: Door, path: str, options: dict[str, Any], param: str
-) -> None:
+def test_errors_use_the_callers_field_names(door: Door, path: str, options: dict[str, Any], param: str) -> None:
     answer = door.ask("post", path, **options)
     error = answer.json()["error"]
     assert (answer.status_code, error["param"]) == (400, param)

@@ -343,9 +343,7 @@ async def test_what_breaks_off_is_told(start: Start, browser: Browser) -> None:
     assert await tab.value("document.querySelector('#download').hidden")
 
 
-async def test_a_key_is_asked_for_where_there_are_keys_and_kept_in_the_tab_alone(
-    start: Start, browser: Browser
-) -> None:
+async def test_the_key_is_requested_if_needed_and_kept_in_the_tab(start: Start, browser: Browser) -> None:
     running = await start(CHUNKS, keys=(KEY,))
     tab = await browser.tab()
     await tab.open(running.url, "!document.querySelector('#key-form').hidden")
@@ -372,9 +370,7 @@ async def test_a_key_is_asked_for_where_there_are_keys_and_kept_in_the_tab_alone
     assert KEY not in "".join(tab.urls)
 
 
-async def test_without_keys_none_is_asked_for_and_nothing_is_kept_or_asked_of_another_host(
-    start: Start, browser: Browser
-) -> None:
+async def test_without_keys_none_is_requested_and_nothing_is_stored(start: Start, browser: Browser) -> None:
     running = await start(CHUNKS)
     tab = await browser.tab()
     await tab.open(running.url, READY)
@@ -483,9 +479,7 @@ async def test_a_call_asks_before_it_clears_a_written_conversation(start: Start,
     assert await shown_buttons(tab) == ["Call", "Record a turn", "Send"]
 
 
-async def test_a_call_hears_turns_itself_and_gives_way_to_who_speaks_into_a_reply(
-    start: Start, browser: Browser
-) -> None:
+async def test_a_call_detects_turns_and_can_be_interrupted(start: Start, browser: Browser) -> None:
     replies = iter([[Chunk(9, None, text="Fine."), *CHUNKS], [LONG, Until(asyncio.Event())], CHUNKS])
     written = [Chunk(0, None, text="It is late.", is_final=True, is_last=True)]
 
@@ -604,9 +598,7 @@ async def test_what_the_model_cannot_do_is_not_shown(start: Start, browser: Brow
     await tab.reads("#speak-status", "Finished")
 
 
-async def test_keys_reach_everything_and_all_that_can_be_used_has_a_name(
-    start: Start, browser: Browser, tmp_path: Path
-) -> None:
+async def test_the_page_is_accessible_by_keyboard_and_name(start: Start, browser: Browser, tmp_path: Path) -> None:
     running = await start(CHUNKS, DOES_ALL, voices=tmp_path)
     tab = await browser.tab()
     await tab.open(running.url, READY)
@@ -634,9 +626,7 @@ async def test_keys_reach_everything_and_all_that_can_be_used_has_a_name(
 
 
 @pytest.mark.parametrize("width", [320, 390])
-async def test_nothing_runs_over_the_edge_of_a_phone(
-    start: Start, browser: Browser, tmp_path: Path, width: int
-) -> None:
+async def test_the_page_fits_a_phone(start: Start, browser: Browser, tmp_path: Path, width: int) -> None:
     running = await start(CHUNKS, DOES_ALL, voices=tmp_path)
     tab = await browser.tab()
     await tab.send("Emulation.setDeviceMetricsOverride", width=width, height=740, deviceScaleFactor=2, mobile=True)

@@ -119,9 +119,7 @@ async def test_without_an_address_nothing_of_it_is_loaded(start: Start, monkeypa
     assert (await start()).app.state.gateway.metrics.spans is None
 
 
-def test_who_asks_for_traces_without_what_they_take_is_told(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_trace_packages_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv(OURS, "http://127.0.0.1:4318")
     assert are_wanted()
     monkeypatch.setattr("stretto_gateway.spans.EXPORTER", "opentelemetry.nowhere.to.be.found")

@@ -315,9 +315,7 @@ async def test_a_chunk_without_samples_is_passed_over(start: Start, name: str) -
         (Chunk(0, None, is_final=True, is_last=True), openai.InternalServerError, "generated no audio"),
     ],
 )
-async def test_a_failed_start_is_one_of_the_clients_exceptions(
-    start: Start, step: Any, kind: type[openai.APIStatusError], told: str
-) -> None:
+async def test_failed_starts_raise(start: Start, step: Any, kind: type[openai.APIStatusError], told: str) -> None:
     client = (await start([step])).openai()
     with pytest.raises(kind, match=told) as raised:
         await client.audio.speech.create(**REQUEST)

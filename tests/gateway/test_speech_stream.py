@@ -193,9 +193,7 @@ async def test_utterances_follow_on_one_socket_by_the_same_config_or_another(sta
     await idle(running)
 
 
-async def test_each_utterance_is_spoken_in_a_kept_voice_whose_recording_is_held_meanwhile(
-    start: Start, tmp_path: Path
-) -> None:
+async def test_stored_voices_speak_and_their_recordings_are_counted(start: Start, tmp_path: Path) -> None:
     limits = Limits(max_held_bytes=2 * len(RECORDING) + 100, drain_s=1)  # a caller alone has half
     running = await start(SPOKEN, CLONES, voices=tmp_path / "voices", limits=limits)
     voice = await brought(running)
@@ -232,9 +230,7 @@ async def test_each_utterance_is_spoken_in_a_kept_voice_whose_recording_is_held_
         ([], None),
     ],
 )
-async def test_what_cannot_be_done_is_told_by_name_and_the_session_goes_on(
-    start: Start, message: Any, param: str | None
-) -> None:
+async def test_errors_are_named_and_the_session_continues(start: Start, message: Any, param: str | None) -> None:
     running = await start(strict=True)
     async with open_socket(running, PATH) as opened:
         await opened.send(json.dumps(message))
@@ -427,9 +423,7 @@ async def test_who_writes_nothing_is_left(start: Start, has_begun: bool, reason:
     await idle(running)
 
 
-async def test_who_takes_nothing_is_left_and_holds_the_server_back_until_then(
-    start: Start, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_client_that_does_not_read_delays_the_server(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(web_socket, "CLOSE_S", 0.1)
     running = await start([Chunk(0, 1_000_000, is_16_bit=True)] * 100, limits=Limits(stall_s=0.5, drain_s=1))
     async with open_socket(running, PATH, compression=None, close_timeout=0.1) as opened:

@@ -71,9 +71,7 @@ def told(request: Request) -> tuple[dict[str, Any], bytes]:
     return json.loads(request["messages"])[0], request["audio"]
 
 
-async def test_a_voice_is_used_by_its_id_also_after_a_restart_and_until_it_is_deleted(
-    start: Start, tmp_path: Path
-) -> None:
+async def test_a_voice_is_usable_after_a_restart_until_it_is_deleted(start: Start, tmp_path: Path) -> None:
     first = await start(SPOKEN, CLONES, voices=tmp_path / "voices")
     voice = await brought(first)
     again = await start(SPOKEN, CLONES, voices=tmp_path / "voices")
@@ -102,9 +100,7 @@ async def test_a_voice_is_used_by_its_id_also_after_a_restart_and_until_it_is_de
         assert (await Caller(running).forget(voice)).status_code == 404
 
 
-async def test_a_voice_outlasts_the_launchers_gateway_by_default(
-    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_voices_outlast_the_gateway(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VOICES, raising=False)
     monkeypatch.setattr(GatewayProcess, "_start", lambda _: None)
     monkeypatch.setattr(front_ends, "state_folder", lambda: tmp_path)
@@ -264,9 +260,7 @@ async def test_the_model_is_left_as_soon_as_it_speaks(start: Start, tmp_path: Pa
         ({"model": "gpt-7"}, "model"),
     ],
 )
-async def test_fields_that_are_wrong_are_named(
-    start: Start, tmp_path: Path, change: dict[str, str], param: str
-) -> None:
+async def test_wrong_fields_are_named(start: Start, tmp_path: Path, change: dict[str, str], param: str) -> None:
     running = await start(SPOKEN, CLONES, voices=tmp_path, strict=True)
     answer = await Caller(running).bring(**change)
     assert answer.status_code in (400, 404)
@@ -324,9 +318,7 @@ def test_what_is_damaged_or_unfinished_harms_no_other(tmp_path: Path) -> None:
         store.add("../everybody", "nobody's", "", "yes", b"")
 
 
-def test_the_names_of_what_is_added_and_deleted_are_written_to_the_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_added_and_deleted_names_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, written, fsync = VoiceStore(tmp_path, 3), list[str](), os.fsync
 
     def noted(file: int) -> None:
@@ -345,9 +337,7 @@ def test_the_names_of_what_is_added_and_deleted_are_written_to_the_disk(
     "line",
     [b'"what was said"', b'{"id": "what was said"}', b"what was said \xff", b'{"text": "what was said", "x": 1}', b""],
 )
-def test_a_damaged_file_is_named_in_the_log_and_not_repeated(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, line: bytes
-) -> None:
+def test_a_damaged_file_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture, line: bytes) -> None:
     store = VoiceStore(tmp_path, 3)
     voice = store.add("everybody", "mine", "", "yes", b"")
     (tmp_path / "everybody" / f"{voice.id}.recording").write_bytes(line + b"\n")

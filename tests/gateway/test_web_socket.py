@@ -38,9 +38,7 @@ async def until_parsed(made: Socket) -> None:
             await asyncio.sleep(0)
 
 
-async def test_of_pings_whose_answers_nobody_takes_the_last_is_answered(
-    start: Start, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_of_pings_with_unread_pongs_the_last_is_answered(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(web_socket, "MAX_CONTROL", 1_000_000)
     running = await start()
     narrow = socket.socket()
@@ -140,9 +138,7 @@ async def test_messages_that_are_refused_have_a_rate(start: Start, path: str) ->
         assert await closed(opened) == (1008, f"at most {MAX_ERRORS} messages are refused in a second")
 
 
-async def test_what_comes_byte_by_byte_is_read_in_larger_parts_and_answered(
-    start: Start, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_single_bytes_are_read_in_larger_parts(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "TINY_PER_S", 0.001)  # also those of a slow machine come fast
     monkeypatch.setattr(web_socket, "TINY_DELAY_S", 3600.0)
     running = await start()
@@ -165,9 +161,7 @@ async def test_what_comes_byte_by_byte_is_read_in_larger_parts_and_answered(
         assert "error" in await opened.recv()
 
 
-async def test_messages_that_nobody_has_received_stop_the_parsing(
-    start: Start, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_unreceived_messages_stop_the_parsing(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events, "MAX_ERRORS", 1_000_000)
     running = await start()
     async with open_socket(running, STREAM) as opened:

@@ -100,9 +100,7 @@ def test_a_home_folder_that_cannot_be_written_is_reported_in_one_line(
 
 
 @pytest.mark.parametrize("flag", ["--log-file", "--pid-file"])
-def test_a_file_that_cannot_be_written_is_reported(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str
-) -> None:
+def test_an_unwritable_file_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str) -> None:
     (tmp_path / "file").touch()
     flags = {"--log-file": str(tmp_path / "log"), "--pid-file": str(tmp_path / "pid")} | {
         flag: str(tmp_path / "file" / "x")

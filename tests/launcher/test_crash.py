@@ -68,9 +68,7 @@ def test_looks_are_rare(process: "subprocess.Popen[str]", monkeypatch: pytest.Mo
     assert fault is not None
 
 
-def test_a_thread_that_has_always_had_signals_blocked_is_in_no_handler(
-    process: "subprocess.Popen[str]", monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_blocked_signals_are_no_crash(process: "subprocess.Popen[str]", monkeypatch: pytest.MonkeyPatch) -> None:
     looks = iter([{1: False, 2: True}, {1: False, 2: True, 3: True}, {1: True, 2: True, 3: True}, {1: True, 3: True}])
     monkeypatch.setattr(faults, "blocks_by_thread", lambda pid, signals: next(looks))
     watch = CrashWatch(process.pid)

@@ -30,9 +30,7 @@ def test_this_python_and_its_libraries_come_first() -> None:
 
 
 @pytest.mark.parametrize("name", ["__pycache__", "other"])
-def test_bytecode_goes_to_the_cache_where_an_installation_has_none_and_takes_none(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
-) -> None:
+def test_missing_bytecode_goes_to_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
     monkeypatch.setattr(installation, "PACKAGE", tmp_path)
     monkeypatch.setattr(installation.os, "access", lambda path, mode: False)

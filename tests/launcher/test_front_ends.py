@@ -92,9 +92,7 @@ def test_a_proxy_that_hangs_at_its_first_start_ends_the_launcher(
         launch.close()
 
 
-def test_a_proxy_that_hangs_at_a_restart_does_not_block_the_launcher(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hanging_restart_of_the_proxy_does_not_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     says = tmp_path / "says"
     says.write_text(Ports(1, 2, 3).to_json() + "\n")
     program = f"import sys, time; print(open({str(says)!r}).read(), end='', flush=True); time.sleep(3600)"

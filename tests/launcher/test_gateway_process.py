@@ -106,9 +106,7 @@ def test_arguments_that_the_gateway_refuses_end_the_launch(tmp_path: Path) -> No
         ("fd00::1", "[fd00::1]:8001"),
     ],
 )
-def test_it_asks_the_server_where_that_listens(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str, server: str
-) -> None:
+def test_it_connects_to_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str, server: str) -> None:
     monkeypatch.setattr(GatewayProcess, "_start", lambda _: None)
     line = GatewayProcess(config(tmp_path, "--address", address), 8003, NO_LOG).command_line()
     assert line[line.index("--server") + 1] == server

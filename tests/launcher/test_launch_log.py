@@ -112,9 +112,7 @@ def test_a_log_that_cannot_be_rotated_stays_bounded(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("how", ["moved", "removed"])
-def test_a_log_that_somebody_has_taken_away_is_begun_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
-) -> None:
+def test_a_removed_log_is_created_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     monkeypatch.setattr(launch_log, "LOG_BYTES", 10)
     log = LogFile(tmp_path / "log")
     log.write(b"first\n")
@@ -129,9 +127,7 @@ def test_a_log_that_somebody_has_taken_away_is_begun_anew(
 
 
 @pytest.mark.parametrize("how", ["rotated", "removed"])
-def test_a_link_that_somebody_puts_in_the_place_of_a_log_is_not_followed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
-) -> None:
+def test_a_link_at_the_log_s_path_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     def link(path: Path) -> None:
         path.unlink()
         path.symlink_to(tmp_path / "theirs")

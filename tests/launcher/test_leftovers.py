@@ -137,7 +137,7 @@ NOBODY = 65_534
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
-def test_another_user_reads_what_is_hidden_no_more_and_its_own_file_of_such_a_name_is_left_alone(
+def test_hidden_files_are_unreadable_and_other_users_files_stay(
     short_path: Path,
 ) -> None:
     launch = begin_launch(short_path)

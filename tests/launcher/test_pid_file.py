@@ -66,9 +66,7 @@ def test_a_launcher_that_is_gone_is_none(launcher: "subprocess.Popen[bytes]", tm
     assert serve.main(["--status", "--pid-file", str(tmp_path / "pid.json")]) == 3
 
 
-def test_whoever_has_the_pid_of_a_dead_launcher_by_now_is_not_stopped(
-    launcher: "subprocess.Popen[bytes]", tmp_path: Path
-) -> None:
+def test_a_reused_pid_is_not_stopped(launcher: "subprocess.Popen[bytes]", tmp_path: Path) -> None:
     path = tmp_path / "pid.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"born": birth(launcher.pid) - 1}))
     assert background.read(path) is None
@@ -76,9 +74,7 @@ def test_whoever_has_the_pid_of_a_dead_launcher_by_now_is_not_stopped(
     assert launcher.poll() is None
 
 
-def test_a_server_that_is_not_ready_is_said_to_be_none_with_the_reason(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unready_server_is_reported_with_the_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "pid.json"
     background.write(path, "unready", PORTS, "x.log", "a stub (pid 7) is stopped")
     assert serve.main(["--status", "--pid-file", str(path)]) == 1

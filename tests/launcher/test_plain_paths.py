@@ -45,9 +45,7 @@ def test_a_plain_path_stays_as_it_is(tmp_path: Path) -> None:
 
 @pytest.mark.server
 @pytest.mark.nightly
-def test_a_server_starts_in_a_folder_that_bash_and_ascii_cannot_say(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_starts_in_a_folder_with_an_odd_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "ein Ordner für Töne"
     version = folder / "models" / "speech" / "1"
     version.mkdir(parents=True)

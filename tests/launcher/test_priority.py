@@ -54,9 +54,7 @@ def stub(hurry: Hurry, tmp_path: Path) -> Iterator[int]:
         process.kill()
 
 
-def test_a_new_stub_is_raised_once_and_lowered_with_its_threads(
-    hurry: Hurry, stub: int, nice: Nice, tmp_path: Path
-) -> None:
+def test_new_stubs_are_raised_and_lowered_once(hurry: Hurry, stub: int, nice: Nice, tmp_path: Path) -> None:
     hurry.poll()
     hurry.poll()
     assert nice.of == {stub: -15}

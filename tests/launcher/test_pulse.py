@@ -79,9 +79,7 @@ def test_a_start_may_take_longer_than_a_beat(child: Child, monkeypatch: pytest.M
     assert child.pulse.is_hung()
 
 
-def test_a_stopped_process_is_a_fault_at_once_and_hangs_if_it_stays_so(
-    child: Child, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_process_is_a_fault_and_later_hangs(child: Child, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(faults, "PROOF_S", 3600.0)
     os.kill(child.process.pid, signal.SIGSTOP)
     while not is_stopped(child.process.pid):

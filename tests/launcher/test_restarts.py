@@ -87,9 +87,7 @@ def test_a_server_that_was_ready_once_is_restarted_without_limit(launch: Launch,
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_only_the_model_of_a_dead_or_stopped_stub_is_restarted(
-    launch: Launch, tmp_path: Path, number: signal.Signals
-) -> None:
+def test_only_the_model_of_a_lost_stub_is_restarted(launch: Launch, tmp_path: Path, number: signal.Signals) -> None:
     (tmp_path / "reloads").touch()
     server = launch()
     server.until_ready()
@@ -105,7 +103,7 @@ def test_only_the_model_of_a_dead_or_stopped_stub_is_restarted(
     assert server.num_starts == 1
 
 
-def test_after_the_largest_number_of_model_restarts_the_whole_server_is_restarted(
+def test_many_model_restarts_restart_the_server(
     launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(MAX_RESTARTS, "2")
@@ -166,9 +164,7 @@ def test_a_clock_that_is_set_back_restarts_the_server(launch: Launch, tmp_path: 
     server.until_ready(2)
 
 
-def test_a_stopped_process_that_continues_in_time_only_interrupts_readiness(
-    launch: Launch, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_process_that_continues_only_cost_readiness(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(PROOF, "600")
     server = launch()
     server.until_ready()

@@ -71,7 +71,7 @@ def readiness(server: Launched) -> int:
         return error.code
 
 
-def test_a_stub_that_keeps_dying_is_restarted_with_growing_delays_and_the_server_is_unready(
+def test_delays_grow_for_a_stub_that_dies_again(
     launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(WAITS, "1")

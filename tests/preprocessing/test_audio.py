@@ -120,7 +120,7 @@ def test_channels_are_mixed_by_their_mean() -> None:
         (7919, (24_000, 24_000), 7919),
     ],
 )
-def test_resampled_audio_is_as_long_as_librosa_and_torchaudio_make_it(
+def test_resampled_length_equals_librosa_s_and_torchaudio_s(
     num_samples: int, rates: tuple[int, int], expected: int
 ) -> None:
     """Both round the number of samples up. soxr, which librosa calls, rounds it; librosa then appends a zero."""

@@ -94,9 +94,7 @@ def test_a_task_answers_what_it_was_made_for(family: Family, given: tuple[Turn, 
         (DIALOGUE, (HELLO,), "speak", "messages: expected 'assistant' in the last turn for task 'speak', got 'user'"),
     ],
 )
-def test_what_no_task_answers_is_refused_by_name(
-    family: Family, given: tuple[Turn, ...], task: str | None, message: str
-) -> None:
+def test_unsupported_turns_are_named(family: Family, given: tuple[Turn, ...], task: str | None, message: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         choose_task(task, given, family)
     assert str(caught.value).startswith(message)

@@ -105,7 +105,7 @@ def test_long_recordings_leave_the_processor_to_others(lanes: Callable[..., Open
     assert min(long) > 0
 
 
-def test_more_bytes_than_the_limit_are_refused_with_the_figures_until_some_are_done(
+def test_bytes_over_the_limit_are_refused_until_others_are_done(
     lanes: Callable[..., Opened],
 ) -> None:
     opened = lanes()

@@ -78,9 +78,7 @@ async def test_what_is_being_answered_goes_on_where_it_can(gated: Gated) -> None
 
 
 @pytest.mark.parametrize("is_closed_first", [False, True])
-async def test_what_a_client_has_left_is_cancelled_where_triton_would_never_end_it(
-    gated: Gated, is_closed_first: bool
-) -> None:
+async def test_abandoned_calls_that_triton_would_never_end_are_cancelled(gated: Gated, is_closed_first: bool) -> None:
     async with SpeechClient(gated.address) as client, asyncio.timeout(WAIT_S):
         stream = client.speak("begun")
         await anext(stream)

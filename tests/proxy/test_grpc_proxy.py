@@ -132,9 +132,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize("is_silent", [False, True], ids=["amid an answer", "before it goes on"])
-async def test_of_a_client_that_leaves_the_models_are_told_and_nothing_is_cancelled(
-    proxy: Proxied, is_silent: bool
-) -> None:
+async def test_a_disconnect_is_reported_to_the_models_not_cancelled(proxy: Proxied, is_silent: bool) -> None:
     goes_on, large = asyncio.Event(), [Chunk(index, num_samples=100_000) for index in range(30)]
     proxy.triton.script = lambda _: [Chunk(0), *[Until(goes_on)][: int(is_silent)], *large, Chunk(31, is_last=True)]
     async with grpc.aio.insecure_channel(proxy.address) as channel, asyncio.timeout(WAIT_S):
@@ -183,9 +181,7 @@ async def test_a_stream_is_for_one_model(proxy: Proxied, first: str, second: str
         ("preprocessor\0x", "", "model_name: expected text without NUL, got 'preprocessor\\x00x'"),
     ],
 )
-async def test_a_model_that_is_not_there_is_never_asked_for(
-    proxy: Proxied, model: str, version: str, told: str
-) -> None:
+async def test_missing_models_are_never_requested(proxy: Proxied, model: str, version: str, told: str) -> None:
     asked = request(model)
     asked.model_version = version
     came = await answers(proxy.address, request(), asked, request())
@@ -306,9 +302,7 @@ async def test_a_message_over_the_limit_is_refused_and_nobody_else(proxy: Proxie
 
 
 @pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate])
-async def test_a_compressed_message_is_refused_before_it_is_inflated(
-    proxy: Proxied, compression: grpc.Compression
-) -> None:
+async def test_compressed_messages_are_refused_unread(proxy: Proxied, compression: grpc.Compression) -> None:
     async def never() -> AsyncIterator[service_pb2.ModelInferRequest]:  # the headers are enough to be refused
         await asyncio.Event().wait()
         yield zeros

@@ -136,9 +136,7 @@ FLAG = ModelInferRequest.InferInputTensor(name="pcm_in", datatype="BOOL", shape=
         pytest.param(field(5, field(4, b"") * (MAX_FIELDS // 8)) * TINY, id="parameters of many inputs"),
     ],
 )
-def test_of_many_small_fields_no_more_are_read_than_a_request_may_have(
-    monkeypatch: pytest.MonkeyPatch, data: bytes
-) -> None:
+def test_only_the_permitted_number_of_fields_is_read(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
     read = []
     whole = infer_request._varint
     monkeypatch.setattr(infer_request, "_varint", lambda data, at: read.append(at) or whole(data, at))

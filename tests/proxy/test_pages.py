@@ -128,7 +128,7 @@ async def test_idle_connections_make_room_the_oldest_first(monkeypatch: pytest.M
             writer.close()
 
 
-async def test_the_host_that_has_the_most_connections_makes_room_also_where_it_awaits_answers(
+async def test_the_host_with_most_connections_loses_one_even_when_busy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(pages, "MAX_CONNECTIONS", 4)
@@ -164,7 +164,7 @@ async def test_the_host_that_has_the_most_connections_makes_room_also_where_it_a
             writer.close()
 
 
-async def test_where_every_connection_awaits_its_answer_a_further_one_is_closed(
+async def test_further_connections_are_closed_while_all_are_busy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(pages, "MAX_CONNECTIONS", 1)

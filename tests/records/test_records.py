@@ -153,9 +153,7 @@ def places(value: Any) -> list[tuple[Any, Any]]:
 
 
 @given(text=st.one_of(ENVELOPES.map(Envelope.to_json), PROMPTS.map(Prompt.to_json)), value=JSON, data=st.data())
-def test_a_record_with_one_part_changed_is_a_record_or_a_refusal_of_that_part(
-    text: bytes, value: Any, data: st.DataObject
-) -> None:
+def test_a_changed_record_is_valid_or_refused_by_field(text: bytes, value: Any, data: st.DataObject) -> None:
     record = json.loads(text)
     read = read_envelope if "flow" in record else read_prompt
     holder, key = data.draw(st.sampled_from(places(record)))

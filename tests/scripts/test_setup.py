@@ -33,9 +33,7 @@ def set_up(clone: Path, cache: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(("name", "is_linked"), [("a b", False), ("für Töne", True)])
-def test_where_a_folder_is_not_ascii_the_environment_lies_in_one_that_is(
-    tmp_path: Path, name: str, is_linked: bool
-) -> None:
+def test_the_environment_has_an_ascii_path(tmp_path: Path, name: str, is_linked: bool) -> None:
     clone, cache = tmp_path / name, tmp_path / "cache"
     said = set_up(clone, cache)
     assert "setup: making .venv" in said.stdout, said

@@ -139,9 +139,7 @@ def voice_of(text: str | None) -> str:
     ],
     ids=["x-vector", "in context", "in context, whole"],
 )
-def test_a_cloned_voice_goes_on_from_its_recording(
-    cloning: ServedQwen3TTS, said: str | None, options: dict[str, Any]
-) -> None:
+def test_cloned_voices_continue_recordings(cloning: ServedQwen3TTS, said: str | None, options: dict[str, Any]) -> None:
     """Its codes are the reference's, and its sound that of one decode of recording and reply: also the second time,
     when the voice is remembered."""
     options, recording = OPTIONS | options, wav(speech(1.3, 16_000), 16_000)
@@ -213,9 +211,7 @@ def at_once(served: ServedQwen3TTS) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("opening", [0, 3, 20], ids=["nothing first", "half a word first", "words first"])
-def test_a_text_that_is_still_written_is_spoken_as_the_whole(
-    served: ServedQwen3TTS, at_once: tuple[np.ndarray, np.ndarray], opening: int
-) -> None:
+def test_streamed_text_is_equal(served: ServedQwen3TTS, at_once: tuple[np.ndarray, np.ndarray], opening: int) -> None:
     stream = served.server.stream(ALL_ROWS | {"text_mode": "open"}, text=WRITTEN[:opening])
     responses = [stream.next()]
     assert responses[0].event is not None
@@ -242,9 +238,7 @@ def test_a_text_that_is_still_written_is_spoken_as_the_whole(
     assert "session.id: expected the id of an open streamed text" in again.error
 
 
-def test_what_another_program_writes_is_spoken_by_the_command_line(
-    served: ServedQwen3TTS, at_once: tuple[np.ndarray, np.ndarray], tmp_path: Path
-) -> None:
+def test_piped_text_is_spoken(served: ServedQwen3TTS, at_once: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
     words = [sys.executable, "-m", "stretto_client", "speak", "-", "--server", f"localhost:{served.server.grpc}"]
     words += ["--out", str(tmp_path / "out.wav"), "--play", "off", "--options", json.dumps(ALL_ROWS), "--json"]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
@@ -269,9 +263,7 @@ def test_bad_input_is_refused_by_its_field(served: ServedQwen3TTS) -> None:
         served.server.refuses(inputs, message)
 
 
-async def test_a_voice_that_was_brought_to_the_gateway_speaks_by_its_id(
-    cloning: ServedQwen3TTS, tmp_path: Path
-) -> None:
+async def test_an_uploaded_voice_speaks_by_its_id(cloning: ServedQwen3TTS, tmp_path: Path) -> None:
     """As the recording does that comes with the request, and as the slow reference."""
     recording, words = wav(speech(1.3), 24_000), {"ref_text": "so it was", "name": "mine", "consent": "my own"}
     options = {"audio": OPTIONS["audio"], "seed": 3}

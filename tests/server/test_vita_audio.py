@@ -35,9 +35,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedVita]:
 
 
 @pytest.mark.parametrize("schedule", [None, "turbo", "vanilla"])
-def test_a_reply_s_text_and_speech_are_the_reference_s_on_every_schedule(
-    served: ServedVita, schedule: str | None
-) -> None:
+def test_text_and_speech_are_exact_on_every_schedule(served: ServedVita, schedule: str | None) -> None:
     options: dict[str, Any] = {} if schedule is None else {"schedule": schedule}
     served.speaks(options, {"messages": json.dumps(TALK), "task": "dialogue"})
 

@@ -130,9 +130,7 @@ def test_a_decoder_that_needs_twice_as_long_from_one_chunk_to_the_next_is_still_
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize(("first", "steady", "held"), [(4, 25, 0), (8, 25, 10), (3, 3, 2), (1, 40, 1)])
-def test_deterministic_chunks_have_sizes_that_no_clock_nor_load_changes(
-    seed: int, first: int, steady: int, held: int
-) -> None:
+def test_deterministic_chunk_sizes_ignore_clock_and_load(seed: int, first: int, steady: int, held: int) -> None:
     draw = random.Random(seed)
     policy = ChunkPolicy(first, steady, draw.random(), held_frames=held, deterministic=True)
     line = Line(policy, latency_s=draw.random(), pace_s=draw.random())

@@ -187,9 +187,7 @@ async def test_a_cancelled_utterance_does_not_wait_for_room(slot: FlowSlot) -> N
         (Outcome.REFUSED, DecoderRefused),
     ],
 )
-async def test_what_ended_the_utterance_at_the_decoder_is_raised(
-    slot: FlowSlot, outcome: Outcome, kind: type[Exception]
-) -> None:
+async def test_the_decoders_error_is_raised(slot: FlowSlot, outcome: Outcome, kind: type[Exception]) -> None:
     chunk_sender = ChunkSender(responses_to(ResponseSender()), slot, "u", QUICK)
     await chunk_sender.pump(Speaker(1).speak())
     slot.conclude(outcome, "no codec")
@@ -226,9 +224,7 @@ async def test_while_chunks_wait_for_their_answers_the_decoder_is_asked_after_th
 
 
 @pytest.mark.parametrize("answers", [True, False])
-async def test_a_caller_that_is_marked_is_waited_for_where_the_decoder_answers(
-    slot: FlowSlot, tmp_path: Path, answers: bool
-) -> None:
+async def test_a_disconnected_client_is_awaited_if_answered(slot: FlowSlot, tmp_path: Path, answers: bool) -> None:
     Disconnects.create(tmp_path / "departures")
     departures, sender = Disconnects(tmp_path / "departures"), ResponseSender()
     number = departures.next_number()
@@ -317,9 +313,7 @@ class HurriedClock:
 
 
 @pytest.mark.parametrize("tells", [True, False])
-async def test_a_decoder_that_tells_of_progress_is_waited_for(
-    slot: FlowSlot, monkeypatch: pytest.MonkeyPatch, tells: bool
-) -> None:
+async def test_a_progressing_decoder_is_awaited(slot: FlowSlot, monkeypatch: pytest.MonkeyPatch, tells: bool) -> None:
     limits = SenderLimits(stall_s=60, probe_s=1e9, look_s=1e9, poll_s=0.001)
     sender = ChunkSender(responses_to(ResponseSender()), slot, "u", limits)
     await sender.pump(Speaker(1).speak())

@@ -78,9 +78,7 @@ def test_a_chunk_reaches_the_worker_with_its_codes_and_reply(slot: FlowSlot) -> 
     assert slot.load.pace_s == 0.25
 
 
-def test_a_ring_on_a_gpu_takes_samples_from_where_they_were_decoded(
-    slot: FlowSlot, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_gpu_ring_receives_samples_from_the_device(slot: FlowSlot, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch)
     ring, decoded = Ring("cuda", RingSize(2, 64)), np.full(16, 7, np.float32)  # stands for memory of the decoder's GPU
     form = OutputForm(ring=RingAddress(**ring.option()))

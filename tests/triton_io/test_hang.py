@@ -64,9 +64,7 @@ def test_a_thread_without_work_may_sleep(machine: Machine) -> None:
 
 @pytest.mark.parametrize("who", [(7, 8), (7, 7), (9, 9), (5, 5)])
 @pytest.mark.parametrize("state", ["R", "D", "T", "t"])
-def test_who_is_kept_from_a_processor_or_waits_for_one_who_is_does_not(
-    machine: Machine, who: tuple[int, int], state: str
-) -> None:
+def test_a_starved_thread_and_its_waiters_do_not_hang(machine: Machine, who: tuple[int, int], state: str) -> None:
     machine.be(*who, state)
     assert looks_until_it_hangs(machine) is None
 

@@ -104,9 +104,7 @@ async def test_a_text_that_is_written_makes_the_reply_of_the_whole(llm: SpeechLL
 
 
 @pytest.mark.parametrize("max_rows", [30, 1000], ids=["of the reply's frames", "of the model's length"])
-async def test_a_text_may_take_the_last_row_however_it_comes_and_what_is_longer_is_refused(
-    llm: SpeechLLM, monkeypatch: pytest.MonkeyPatch, max_rows: int
-) -> None:
+async def test_only_longer_texts_are_refused(llm: SpeechLLM, monkeypatch: pytest.MonkeyPatch, max_rows: int) -> None:
     monkeypatch.setattr(llm, "text_stream", Letters)
     made = prompt()
     audio = replace(made.sampling.audio, max_rows=max_rows)

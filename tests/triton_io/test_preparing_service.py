@@ -150,9 +150,7 @@ def test_audio_of_a_client_that_has_gone_is_not_read(rim: Rim) -> None:
     assert sender.is_final
 
 
-def test_audio_of_a_client_that_the_proxy_has_seen_leave_is_not_read(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_audio_of_disconnected_clients_is_not_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     Disconnects.create(tmp_path / "departures")
     monkeypatch.setenv(DISCONNECTS_FILE, str(tmp_path / "departures"))
     rim, departures = Rim(tmp_path), Disconnects(tmp_path / "departures")

@@ -66,9 +66,7 @@ def test_a_text_only_chunk_has_no_samples(slot: FlowSlot) -> None:
         (Overloaded("256 utterances are being decoded"), Outcome.OVERLOADED, "256 utterances are being decoded"),
     ],
 )
-def test_a_failure_is_left_to_the_language_model_to_send(
-    slot: FlowSlot, error: Exception, outcome: Outcome, reason: str
-) -> None:
+def test_the_language_model_sends_failures(slot: FlowSlot, error: Exception, outcome: Outcome, reason: str) -> None:
     request = Request({})
     ChunkReply(Caller(request), slot).fail(error)
     assert request.sender.is_final

@@ -65,9 +65,7 @@ def test_sixteen_bit_samples_fit_twice_as_densely(client_end: Ring, server_end: 
     np.testing.assert_array_equal(client_end.take(record), samples)
 
 
-def test_samples_on_a_device_go_from_there_to_a_ring_on_a_gpu_and_nowhere_else(
-    client_end: Ring, server_end: PcmRing
-) -> None:
+def test_device_samples_go_to_a_gpu_ring_directly(client_end: Ring, server_end: PcmRing) -> None:
     """As many slots as it takes, round and round."""
     on_host = np.zeros(40, np.float32)
     on_device = np.arange(40, dtype=np.float32)
@@ -78,9 +76,7 @@ def test_samples_on_a_device_go_from_there_to_a_ring_on_a_gpu_and_nowhere_else(
         np.testing.assert_array_equal(client_end.take(record), expected)
 
 
-def test_samples_are_copied_at_once_and_in_two_parts_where_the_ring_begins_again(
-    client_end: Ring, server_end: PcmRing, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_samples_wrap_around_the_ring(client_end: Ring, server_end: PcmRing, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU each copy is waited for."""
     sizes: list[int] = []
     write = server_end._payload.write
@@ -170,9 +166,7 @@ def test_an_error_names_no_path_of_the_server(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("header", [(1 << 62, 1 << 62, 1 << 62), (0, 0, 0), (-1, -1, -(1 << 63)), (1, 1 << 40, -1)])
-def test_a_header_that_changes_while_it_is_used_moves_no_write(
-    client_end: Ring, server_end: PcmRing, header: tuple[int, int, int]
-) -> None:
+def test_changed_headers_move_no_write(client_end: Ring, server_end: PcmRing, header: tuple[int, int, int]) -> None:
     path = Path("/dev/shm") / client_end.option()["name"]
     size = path.stat().st_size
     for _ in range(3):
@@ -200,7 +194,7 @@ def test_a_handle_that_cuda_rejects_is_the_client_s_error(monkeypatch: pytest.Mo
     ring.close()
 
 
-def test_a_ring_that_is_larger_than_its_memory_is_refused_and_its_memory_let_go(
+def test_a_ring_larger_than_its_memory_is_refused_and_released(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A write after the end of the memory would crash the decoder and end all its streams."""

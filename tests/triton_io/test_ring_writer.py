@@ -87,9 +87,7 @@ def samples(value: int) -> np.ndarray:
     return np.full(16, value, np.float32)
 
 
-def test_what_finds_room_is_answered_at_once_and_the_rest_in_order_as_slots_are_released(
-    writer: RingWriter, ring: Ring
-) -> None:
+def test_replies_leave_in_order_as_slots_are_released(writer: RingWriter, ring: Ring) -> None:
     replies = [Reply() for _ in range(5)]
     for index, reply in enumerate(replies):
         writer.offer(reply, None if index == 3 else samples(index), told(index))
@@ -144,9 +142,7 @@ def test_when_the_utterance_is_over_its_ring_is_let_go(
         writer.offer(Reply(), samples(1), told())
 
 
-def test_the_last_event_says_that_the_ring_is_let_go(
-    all_writers: RingWriters, slot: FlowSlot, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_last_event_frees_it(all_writers: RingWriters, slot: FlowSlot, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client frees its memory then; CUDA wants it closed everywhere else before."""
     runtime = install(monkeypatch)
     ring = Ring("cuda", RingSize(2, 64))
@@ -172,9 +168,7 @@ def test_the_last_event_says_that_the_ring_is_let_go(
     until(lambda: len(all_writers) == 0)
 
 
-def test_samples_that_wait_for_room_are_copied_from_the_host(
-    all_writers: RingWriters, slot: FlowSlot, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_waiting_samples_use_host(all_writers: RingWriters, slot: FlowSlot, monkeypatch: pytest.MonkeyPatch) -> None:
     """The copy on the device has been freed by then."""
     install(monkeypatch)
     ring, decoded = Ring("cuda", RingSize(1, 64)), samples(7)
@@ -232,9 +226,7 @@ def test_an_utterance_has_one_writer(all_writers: RingWriters, writer: RingWrite
         all_writers.open("v", RingAddress("stretto_ring_0000000000000000"), slot)
 
 
-def test_a_reply_whose_ring_was_cut_short_is_asked_nothing_once_whoever_offered_it_has_answered_it(
-    writer: RingWriter, ring: Ring
-) -> None:
+def test_an_answered_reply_is_not_used_when_its_ring_is_cut_short(writer: RingWriter, ring: Ring) -> None:
     os.truncate(Path("/dev/shm") / ring.option()["name"], 0)
     with pytest.raises(InvalidRequest, match="got 0 bytes"):
         writer.offer(Reply(), samples(0), told())

@@ -104,9 +104,7 @@ def utterances(sender: ResponseSender) -> set[str]:
     return {envelope_in(each).utterance for each in sender.responses if each.error is None}
 
 
-def test_one_for_which_there_is_no_place_is_rejected_and_has_not_failed(
-    service: SpeechService, table: FlowTable
-) -> None:
+def test_without_capacity_it_is_rejected_not_failed(service: SpeechService, table: FlowTable) -> None:
     asked = request(table, 5)
     service.accept(asked)
     wait(lambda: asked.sender.is_final)
@@ -163,9 +161,7 @@ def test_a_refusal_is_answered_and_not_logged(service: SpeechService, table: Flo
     assert MetricFamily.made["stretto_failed_total"].value == 0
 
 
-def test_one_whose_client_has_gone_before_it_is_not_begun(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, table: FlowTable
-) -> None:
+def test_disconnected_ones_do_not_begin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, table: FlowTable) -> None:
     Disconnects.create(tmp_path / "departures")
     monkeypatch.setenv(DISCONNECTS_FILE, str(tmp_path / "departures"))
     departures, loop = Disconnects(tmp_path / "departures"), EventLoop("test")
@@ -249,9 +245,7 @@ def test_a_request_that_cannot_be_read_is_answered(service: SpeechService, table
     assert "rows: expected INT32 [-1, -1]" in asked.sender.responses[0].error.message()
 
 
-def test_a_prompt_that_the_preprocessor_did_not_write_is_refused_and_takes_no_slot(
-    service: SpeechService, table: FlowTable
-) -> None:
+def test_prompts_not_from_the_preprocessor_take_no_slot(service: SpeechService, table: FlowTable) -> None:
     honest = request(table, 4)
     for changes in ({"rows": np.ones((4, 2), np.int32)}, {"prompt": honest.inputs["prompt"][TAG:]}):
         asked = Request(honest.inputs | changes)
@@ -337,9 +331,7 @@ def test_a_part_that_the_preprocessor_did_not_write_is_refused(service: SpeechSe
     table.slot_at(envelope_in(asked.sender.responses[0]).flow).conclude(Outcome.CANCELLED)
 
 
-def test_more_open_texts_than_there_may_be_are_refused(
-    service: SpeechService, table: FlowTable, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_many_open_texts_fail(service: SpeechService, table: FlowTable, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service._texts._shares, "limit", 2)
     first, second, other = open_request(table, host="a"), open_request(table, host="a"), open_request(table, host="b")
     service.accept(first)

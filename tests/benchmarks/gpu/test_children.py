@@ -79,9 +79,7 @@ def lines_of(setup: Setup, job: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(("where", "status"), [("error", "failed"), ("abort", "SIGABRT")])
-def test_after_an_illegal_access_a_job_runs_once_more_with_blocking_launches(
-    setup: Setup, where: str, status: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_illegal_accesses_repeat_a_job(setup: Setup, where: str, status: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_LAUNCH_BLOCKING", raising=False)
     jobs = {"strays": Job(f"{FAKES}:strays", LIMIT_S, {"where": where}), **fakes("fails")}
     outcomes = Children(setup).run_all(jobs, 3 * LIMIT_S)

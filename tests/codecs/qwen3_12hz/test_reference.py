@@ -36,7 +36,7 @@ BY_NIGHT = [(FIVE, *ROUNDED), (MANY, *EXACT), (RAMP, *ROUNDED), (FRAME_BY_FRAME,
     [(FIVE, *EXACT), (MANY, *ROUNDED), (RAMP, *EXACT), *by_night(*BY_NIGHT)],
     ids=lambda value: str(len(value) if isinstance(value, list) else value),
 )
-def test_chunks_are_the_authors_decode_of_the_whole(
+def test_chunks_equal_the_whole_decode(
     checkpoint: Path, sizes: list[int], dtype: torch.dtype, tolerance: float
 ) -> None:
     codec = load_codec("qwen3_12hz", checkpoint).to(dtype)

@@ -26,9 +26,7 @@ def test_snake_is_x_plus_its_sine_squared() -> None:
         ([5], 1, 0, [0, 5]),
     ],
 )
-def test_reflect_mirrors_and_lends_silence_to_short_signals(
-    signal: list[int], left: int, right: int, expected: list[int]
-) -> None:
+def test_reflect_pads_short_signals_with_zeros(signal: list[int], left: int, right: int, expected: list[int]) -> None:
     assert reflect(torch.tensor(signal)[None, None].float(), left, right)[0, 0].tolist() == expected
 
 

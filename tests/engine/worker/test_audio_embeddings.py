@@ -74,9 +74,7 @@ def check(reference: Reference, engine: Engine, prompts: dict[str, Prompt]) -> i
     return sum(answer.trailer.num_preemptions for answer in answers.values())
 
 
-def test_replies_to_audio_are_the_reference_s_in_chunks_and_after_preemption(
-    reference: Reference, tight: Engine
-) -> None:
+def test_replies_to_audio_are_exact_in_chunks_and_after_preemption(reference: Reference, tight: Engine) -> None:
     tasks = ("listen", "chat", "speak")
     prompts = {f"r{i}": hearing(i, (100, 37, 230)[i % 3], tasks[i % 3], guidance_scale=2.0) for i in range(6)}
     prompts["deaf"] = make_prompt(EIGHT_STREAMS, 7, "listen")

@@ -66,9 +66,7 @@ def tower() -> Qwen3OmniMoeAudioEncoder:
 
 @pytest.mark.parametrize("num_samples", [201, 399, 400, 401, 1599, 7919, 15_999, 16_001, 47_993, 480_001])
 @torch.no_grad()
-def test_samples_make_the_rows_of_transformers_extractor_and_encoder(
-    tower: Qwen3OmniMoeAudioEncoder, num_samples: int
-) -> None:
+def test_samples_make_the_rows_of_transformers(tower: Qwen3OmniMoeAudioEncoder, num_samples: int) -> None:
     """The extractor's settings and the cut are those of ESPnet's `ContinuousAudioIO.preprocess`."""
     pcm, num_frames = speech(num_samples), num_samples // 160
     made = WhisperFeatureExtractor(feature_size=128)(

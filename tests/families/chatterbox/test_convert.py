@@ -116,18 +116,14 @@ def test_a_file_that_is_no_voice_is_refused_and_never_run(
 
 @pytest.mark.parametrize("stored", [b"", b"hello", b"0", b"K\x01"])
 @pytest.mark.parametrize("name", ["conds.pt", "voices/anna.pt"])
-def test_a_file_that_cannot_be_read_is_named(
-    release: Path, name: str, stored: bytes, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unreadable_files_fail(release: Path, name: str, stored: bytes, capsys: pytest.CaptureFixture[str]) -> None:
     path = release / name
     path.unlink()
     path.write_bytes(stored)
     assert f"{name}: expected a voice, got " in refusal(release, capsys)
 
 
-def test_a_voice_that_is_missing_or_has_no_plain_name_is_refused(
-    release: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_missing_or_misnamed_voice_is_refused(release: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (release / "voices" / "it's me.pt").symlink_to(release / "conds.pt")
     assert "expected a name of small letters" in refusal(release, capsys)
     (release / "voices" / "it's me.pt").unlink()
@@ -219,9 +215,7 @@ def test_a_release_without_s3gen_has_no_decoder(release: Path, capsys: pytest.Ca
     assert "s3gen.safetensors is missing" in refusal(release, capsys)
 
 
-def test_releases_with_a_config_must_be_told_where_it_lies(
-    release: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_newer_releases_need_their_config(release: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     words = ["csm", "--model", str(release / "t3_cfg.safetensors"), "--tokenizer", str(release)]
     assert main([*words, "--out", str(tmp_path / "other")]) == 1
     assert "--config: expected the config.yaml or config.json of csm, got none" in capsys.readouterr().err

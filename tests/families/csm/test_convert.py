@@ -81,9 +81,7 @@ def test_what_does_not_fit_is_named(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_release_in_float32_is_served_so_and_the_option_is_named(
-    release: CsmRelease, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_float32_releases_stay_float32(release: CsmRelease, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     hint = "written and served in float32; --dtype bfloat16 takes half the memory"
     assert main([*release.command, "--out", str(tmp_path / "a")]) == 0
     assert hint in capsys.readouterr().out

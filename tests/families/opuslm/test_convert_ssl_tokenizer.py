@@ -39,9 +39,7 @@ def test_a_tokenizer_is_written_beside_the_codec(tmp_path: Path, capsys: pytest.
     assert "only as codes" not in said
 
 
-def test_without_one_the_converter_says_what_the_server_will_take(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_one_the_converter_lists_accepted_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command("opuslm", write_opuslm(tmp_path / "release"), tmp_path / "out")) == 0
     assert "the server will accept audio only as codes (--ssl-tokenizer)" in capsys.readouterr().out
     assert not (tmp_path / "out" / FOLDER).exists()

@@ -62,9 +62,7 @@ def test_a_config_that_is_not_of_this_model_is_refused(
     assert message in refusal(folder, capsys)
 
 
-def test_an_expert_that_is_missing_and_a_tensor_that_is_unknown_are_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_experts_and_unknown_tensors_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_release(tmp_path)
     tensors = load_file(folder / SECOND)
     tensors["talker.stranger"] = tensors.pop(EXPERT)

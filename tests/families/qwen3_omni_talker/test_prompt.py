@@ -91,9 +91,7 @@ def test_what_cannot_be_spoken_is_refused_by_name(checkpoint: Path, changes: dic
         (lambda states: np.where(states == states.max(), np.inf, states), "features that are finite numbers, got NaN"),
     ],
 )
-def test_states_that_are_none_of_the_thinker_s_are_refused(
-    checkpoint: Path, spoil: Callable[[np.ndarray], np.ndarray], message: str
-) -> None:
+def test_invalid_states_are_refused(checkpoint: Path, spoil: Callable[[np.ndarray], np.ndarray], message: str) -> None:
     prompt, expects = written(checkpoint), AudioFormat.from_config(config_at(checkpoint))
     check_audios(prompt, expects)
     (audio,) = prompt.audios
@@ -115,9 +113,7 @@ def test_turns_of_others_are_not_read(checkpoint: Path) -> None:
     assert len(rows) == 6 + 9
 
 
-def test_the_server_says_in_one_line_that_there_is_no_thinker(
-    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_missing_thinker_is_reported(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert make_repository(["--checkpoint", str(checkpoint), "--out", str(tmp_path / "served")]) == 1
     said = capsys.readouterr().err
     assert said.startswith(

@@ -87,9 +87,7 @@ def test_what_a_fine_tune_leaves_out_is_as_the_authors_class_has_it(tmp_path: Pa
         ),
     ],
 )
-def test_a_config_that_is_not_of_this_model_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], edit: Edit, message: str
-) -> None:
+def test_foreign_configs_fail(tmp_path: Path, capsys: pytest.CaptureFixture[str], edit: Edit, message: str) -> None:
     config = small_config()
     folder = write_release(tmp_path, config)
     edit(config)
@@ -105,9 +103,7 @@ def test_a_config_that_is_not_of_this_model_is_refused(
         ("talker.text_projection.linear_fc1.bias", "missing: "),
     ],
 )
-def test_a_tensor_that_is_missing_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, message: str
-) -> None:
+def test_missing_tensors_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, message: str) -> None:
     folder = write_release(tmp_path)
     tensors = load_file(folder / "model.safetensors")
     tensors["stranger"] = tensors.pop(name)
@@ -117,9 +113,7 @@ def test_a_tensor_that_is_missing_is_named(
     assert "unknown: stranger" in said
 
 
-def test_a_tokenizer_whose_special_tokens_lie_elsewhere_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_tokenizer_with_other_special_tokens_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_release(tmp_path)
     path = folder / "tokenizer_config.json"
     record = json.loads(path.read_text())
@@ -165,9 +159,7 @@ def test_a_release_that_clones_brings_its_speaker_encoder(tmp_path: Path, capsys
         np.testing.assert_array_equal(tensor.numpy(), published[f"speaker_encoder.{name}"])
 
 
-def test_tensors_of_a_speaker_encoder_do_not_fit_another_kind(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_speaker_encoders_only_fit_their_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = small_config("base")
     folder = write_release(tmp_path, config)
     (folder / "config.json").write_text(json.dumps(config | {"tts_model_type": "voice_design"}))

@@ -141,7 +141,7 @@ def clone(
     return preprocessor.prepare(RawRequest(messages=messages, pcm_in=pcm, sample_rate=24_000, options=json.dumps(more)))
 
 
-def test_a_voice_is_the_audio_of_a_system_turn_and_its_words_what_is_said_there(
+def test_a_system_turn_gives_the_audio_and_words_of_a_voice(
     checkpoints: dict[str, Checkpoint],
 ) -> None:
     checkpoint, pcm = checkpoints["base"], speech(1.0)
@@ -171,9 +171,7 @@ def test_a_voice_is_the_audio_of_a_system_turn_and_its_words_what_is_said_there(
     assert clone(checkpoint, pcm, text_mode="open").is_open
 
 
-def test_a_voice_is_encoded_once_and_another_is_another(
-    checkpoints: dict[str, Checkpoint], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_voice_is_encoded_once(checkpoints: dict[str, Checkpoint], monkeypatch: pytest.MonkeyPatch) -> None:
     encoded = list[float]()
     encode = SpeakerEncoder.encode
 
@@ -217,9 +215,7 @@ def test_a_voice_is_encoded_once_and_another_is_another(
         (RawRequest(text="a", pcm_in=np.zeros(9600, np.float32), sample_rate=24_000), "pcm_in: expected only text"),
     ],
 )
-def test_a_model_that_clones_says_what_it_lacks(
-    checkpoints: dict[str, Checkpoint], request_: RawRequest, message: str
-) -> None:
+def test_a_missing_voice_is_reported(checkpoints: dict[str, Checkpoint], request_: RawRequest, message: str) -> None:
     preprocessor = Preprocessor(checkpoints["base"].folder, FrameCounter(1920, 4, 32, 24_000))
     with pytest.raises(InvalidRequest) as refused:
         preprocessor.prepare(request_)

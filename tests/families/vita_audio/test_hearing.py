@@ -77,9 +77,7 @@ def test_the_noise_of_silence_is_the_same_each_time(audio: Mapping[str, object])
 
 
 @pytest.mark.parametrize("num_samples", [WINDOW, WINDOW + HOP - 1, WINDOW + HOP, WINDOW + 6 * HOP, 9_999])
-def test_there_are_as_many_frames_as_whole_windows_begun_by_sixes(
-    audio: Mapping[str, object], num_samples: int
-) -> None:
+def test_frames_are_whole_windows_in_sixes(audio: Mapping[str, object], num_samples: int) -> None:
     mel = 1 + (num_samples - WINDOW) // HOP
     assert stacked_log_mel(speech(1.0)[:num_samples], audio).shape == (-(-mel // 6), 560)
 
@@ -106,9 +104,7 @@ def test_numbers_that_are_none_are_refused(tmp_path: Path, number: str) -> None:
         ("am.mvn", "<AddShift> 560 560\n<LearnRateCoef> 0 [", "<AddShift> [ 1", "expected 560 numbers, got 561"),
     ],
 )
-def test_files_of_another_make_are_refused_by_name(
-    tmp_path: Path, name: str, said: str, instead: str, message: str
-) -> None:
+def test_foreign_files_are_refused_by_name(tmp_path: Path, name: str, said: str, instead: str, message: str) -> None:
     path = random.write_numbers(tmp_path) / name
     changed = path.read_text().replace(said, instead)
     assert changed != path.read_text()

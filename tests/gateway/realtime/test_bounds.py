@@ -78,9 +78,7 @@ async def test_a_page_has_its_key_in_a_subprotocol(start: Start) -> None:
 @pytest.mark.parametrize(
     ("origin", "expected"), [("https://example.com", 403), ("null", 403), ("http://{host}", 101), (None, 101)]
 )
-async def test_a_page_from_elsewhere_opens_no_socket_without_a_key(
-    start: Start, origin: str | None, expected: int
-) -> None:
+async def test_foreign_pages_need_a_key_for_a_socket(start: Start, origin: str | None, expected: int) -> None:
     running = await start()
     host = running.url.removeprefix("http://")
     shown: Any = None if origin is None else origin.format(host=host)
@@ -378,9 +376,7 @@ async def test_a_conversation_forgets_its_beginning(start: Start, limits: Limits
         (Limits(max_body_bytes=4 * (ITEM_BYTES + 64 * PART_BYTES) - 1, drain_s=1), "item.content"),
     ],
 )
-async def test_what_the_system_says_is_forgotten_by_nobody_and_has_an_end(
-    start: Start, limits: Limits, param: str
-) -> None:
+async def test_system_items_are_kept_and_bounded(start: Start, limits: Limits, param: str) -> None:
     running = await start(answer(), TALKS, limits=limits)
     nothing = {"type": "message", "role": "system", "content": [{"type": "input_text", "text": ""}] * 64}
     async with call(running) as caller:

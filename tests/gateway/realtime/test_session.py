@@ -347,9 +347,7 @@ async def test_fields_that_ask_for_nothing_are_not_named(start: Start) -> None:
 
 
 @pytest.mark.parametrize(("eagerness", "silence_ms"), [("low", 1000), ("medium", 500), ("auto", 500), ("high", 300)])
-async def test_semantic_vad_is_server_vad_with_a_silence_by_eagerness(
-    start: Start, eagerness: str, silence_ms: int
-) -> None:
+async def test_eagerness_of_semantic_vad_sets_the_silence(start: Start, eagerness: str, silence_ms: int) -> None:
     asked = {"type": "semantic_vad", "eagerness": eagerness, "interrupt_response": False}
     async with call(await start(answer(), TALKS)) as caller:
         await caller.update(VAD | {"threshold": 0.9})
@@ -438,9 +436,7 @@ async def test_sdks_names_of_transcribing_models_open_transcriptions(start: Star
 
 
 @pytest.mark.parametrize(("session", "reply"), [(2.0, None), (None, 2.0), (0.5, 2.0)])
-async def test_a_reply_has_the_speed_that_is_asked_for(
-    start: Start, session: float | None, reply: float | None
-) -> None:
+async def test_a_reply_has_the_requested_speed(start: Start, session: float | None, reply: float | None) -> None:
     running = await start(answer(), TALKS)
     async with call(running) as caller:
         updated = await caller.update(audio={"output": {"speed": session}})

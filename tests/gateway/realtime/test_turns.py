@@ -155,9 +155,7 @@ async def test_windows_are_judged_a_few_in_a_round_and_in_turn() -> None:
     assert order == [*everybody] * 3, "and nobody waits for one who has left"
 
 
-async def test_sessions_that_send_sound_at_once_share_what_is_judged_in_a_round(
-    start: Start, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_simultaneous_sessions_share_each_round(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[VoiceActivity] = []
 
     def judge(activity: VoiceActivity) -> float:
@@ -210,9 +208,7 @@ async def test_a_commit_after_the_end_of_a_turn_finds_an_empty_buffer(start: Sta
         assert (await caller.ask("input_audio_buffer.commit")).type == "input_audio_buffer.committed"
 
 
-async def test_who_speaks_into_a_reply_ends_it_and_history_has_what_was_heard(
-    start: Start, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_speech_interrupts_a_reply_in_the_history_too(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 0.0
     monkeypatch.setattr(reply, "clock_s", lambda: now_s)
     scripts = iter([answer(Until(asyncio.Event())), answer()])
@@ -242,9 +238,7 @@ async def test_who_speaks_into_a_reply_ends_it_and_history_has_what_was_heard(
     assert await running.metric("audio_interrupted_total") == 1
 
 
-async def test_a_reply_that_is_all_sent_and_still_played_is_cut_too(
-    start: Start, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_reply_is_also_cut_during_playback(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 0.0
     monkeypatch.setattr(reply, "clock_s", lambda: now_s)
     running = await start(answer(), TALKS)

@@ -31,9 +31,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
     return argparse.Namespace(data=tmp_path, rvq=tmp_path / "rvq.pt", out=out, shards=1, iterations=6, seed=0)
 
 
-def test_a_run_that_was_stopped_goes_on_to_the_same_weights(
-    run: argparse.Namespace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resumed_runs_give_the_same_weights(run: argparse.Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
     train_vocoder.train(run)
     at_once = torch.load(run.out / "vocoder.pt")
     (run.out / "vocoder.pt").unlink()

@@ -119,9 +119,7 @@ def test_libraries_are_trimmed_and_that_of_python_is_found_there(tmp_path: Path,
     assert shell.stdout == b"python"
 
 
-def test_the_triton_server_brings_its_own_numpy_though_the_host_has_one(
-    tmp_path: Path, house: Path, package: Path
-) -> None:
+def test_the_triton_server_uses_its_own_numpy(tmp_path: Path, house: Path, package: Path) -> None:
     make_wheel(house, "nvidia_pytriton", "0.7.0", {"pytriton.py": ""}, ("numpy<2",))
     make_wheel(house, "numpy", "1.26.4", {"numpy.py": ""})
     wheels = pack(arguments(tmp_path, house, "--triton"), package)["wheels"]

@@ -13,9 +13,7 @@ def mm_of_a_gpu(x: torch.Tensor, weight: torch.Tensor, out_dtype: torch.dtype) -
 
 @pytest.mark.parametrize("num_rows", [1026, 1032, 7])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_logits_are_not_rounded_to_the_weight_s_type(
-    num_rows: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_logits_keep_their_precision(num_rows: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "mm", mm_of_a_gpu)
     weight, x = torch.randn(num_rows, 64).to(dtype), torch.randn(3, 64).to(dtype)
     product = Float32Product(weight)(x)
@@ -24,9 +22,7 @@ def test_logits_are_not_rounded_to_the_weight_s_type(
 
 
 @pytest.mark.parametrize("num_rows", [1026, 2000])
-def test_where_no_product_may_depend_on_the_batch_it_is_one_that_vllm_replaces(
-    num_rows: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_batch_invariant_products_use_vllm_s_replacement(num_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_BATCH_INVARIANT", "1")
     monkeypatch.setattr(embed, "MAX_COPIED", 1500)
     monkeypatch.delattr(torch, "mm")
