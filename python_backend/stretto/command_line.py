@@ -5,7 +5,7 @@ from typing import NoReturn
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Argument parser whose errors are a single line."""
+    """Argument parser with one-line error messages."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")

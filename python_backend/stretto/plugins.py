@@ -36,12 +36,12 @@ class Installed:
         """Return the object; raise CheckpointError if it cannot be imported."""
         try:
             return self.entry_point.load()
-        except Exception as error:  # the other families must not end with one whose module fails
+        except Exception as error:  # a family whose module fails must not affect the others
             raise CheckpointError(f"{self.name}: cannot import {self.entry_point.value}: {error!r}") from error
 
 
 def installed(group: str) -> list[Installed]:
-    """Return what is registered in an entry point group, by name; a name that several packages register, repeatedly."""
+    """Return the objects of an entry point group, sorted by name; a name of several packages occurs several times."""
     found: dict[tuple[str, str], Installed] = {}
     for each in entry_points(group=group):
         package = (each.dist.name, each.dist.version) if each.dist else ("unknown", "unknown")

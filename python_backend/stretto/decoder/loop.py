@@ -2,8 +2,8 @@
 
     queue ─► jobs: one window of each utterance ─► batch: windows of one shape ─► in flight ─► replies
 
-Waiting chunks are decoded at once, at most one per utterance and batch, without waiting for a larger batch. The order
-is earliest deadline first: the client that underruns next, or that waits for its first audio.
+Waiting chunks are decoded immediately, at most one per utterance and batch, without waiting for a larger batch. The
+earliest deadline comes first: the client that underruns next, or that waits for its first audio.
 """
 
 import logging

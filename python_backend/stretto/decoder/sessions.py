@@ -155,7 +155,7 @@ class Sessions:
         return sum(session.windower.next_frame > session.reference.num_frames for session in self._open.values())
 
     def advance(self, utterance: str, index: int, form: OutputForm) -> Session:
-        """Return the session that takes chunk `index`, opening it if that is 0.
+        """Return the session for chunk `index`; open it if `index` is 0.
 
         Raises:
             InvalidRequest: If chunks are not numbered 0, 1, 2, ….

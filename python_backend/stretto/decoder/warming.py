@@ -1,4 +1,4 @@
-"""Warm-up before the first chunk: the first window of a shape takes several times as long as later ones."""
+"""Warm-up before the first chunk, because the first window of a shape takes several times as long as later ones."""
 
 import time
 from collections.abc import Callable, Iterator

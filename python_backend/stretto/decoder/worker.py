@@ -85,7 +85,7 @@ class DecoderWorker:
         on_device: Callable[[int], None] | None = None,
         on_progress: Callable[[], None] | None = None,
     ) -> None:
-        """Queue a chunk for decoding and return at once. Any thread may call it.
+        """Queue a chunk for decoding and return immediately. Any thread may call it.
 
         Args:
             utterance: Id of the utterance.
@@ -152,7 +152,7 @@ class DecoderWorker:
         try:
             if self._begins():
                 self._take_turns()
-        finally:  # whatever ended the thread, all chunks are answered
+        finally:  # answer all chunks, however the thread ended
             self._queue.close()
             self._refuse_waiting()
             self._loop.fail_all(Closing(STOPPING))

@@ -122,7 +122,7 @@ class SpeechLLM:
         Args:
             prompt: Prompt from the preprocessor.
             request_id: Unique id; generated if None.
-            pacer: Decides when frames are sent; by default as for a decoder that takes no time.
+            pacer: Decides when frames are sent; by default as for an infinitely fast decoder.
 
         Raises:
             InvalidRequest: If the request can never run. Nothing has been queued then.

@@ -44,9 +44,9 @@ class Entry:
 class FlightLimit:
     """Limit `value` on sequences in flight, between `LEAST` and `most`, for first frames within `target_s`.
 
-    A late reply with at least half of the limit in use decreases it in proportion to the delay and ends the round, so
-    that replies admitted before are ignored. A late reply with less in use decreases it slightly. A timely reply with
-    at least half in use increases it: by one reply for as many replies as fill it.
+    If at least half of the limit is in use, a late reply decreases it in proportion to the delay. This ends the round,
+    so that replies admitted before are ignored. If less is in use, a late reply decreases it slightly. A timely reply
+    with at least half in use increases it, by one for as many replies as the limit allows.
     """
 
     def __init__(self, target_s: float, most: float):
@@ -85,7 +85,7 @@ class Place:
         request_id: Id of the reply.
         num_sequences: Number of its sequences: 2 if guided.
         see_first_frame: Callback that takes the time from admission to the first frame, in seconds.
-        has_begun: True once the engine knows the reply.
+        has_begun: True once the engine has received the reply.
     """
 
     request_id: str

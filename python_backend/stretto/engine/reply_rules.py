@@ -117,7 +117,7 @@ class SegmentRules:
         return self.audio_start_limit - len(self.family.transition) - 1
 
     def end_of_text(self, task: Task) -> int | None:
-        """Return the id written into the row that closes the text of `task`, or None to keep the drawn id."""
+        """Return the id written into the row that closes the text of `task`, or None to keep the sampled id."""
         return self.family.end_of_text if Segment.AUDIO in task.segments else self.family.end_of_reply
 
     def drawn_ends_of_text(self, task: Task) -> tuple[int, ...]:
@@ -234,7 +234,7 @@ class SegmentRules:
 
     @cached_property
     def num_text_ids(self) -> int:
-        """Upper bound (exclusive) of the ids that may be drawn in a text segment; 0 if no task has one."""
+        """Upper bound (exclusive) of the ids that may be sampled in a text segment; 0 if no task has one."""
         stops = [ids.stop for task in self.family.tasks for ids in task.text]
         ends = [1 + token for task in self.family.tasks for token in self.drawn_ends_of_text(task)]
         return max(stops + ends, default=0)
@@ -257,7 +257,7 @@ class SegmentTracker:
         script: Spoken tokens of the text segment, which the alignment pointer moves along.
         pointer: Number of the entry being spoken, from 1; 0 before the first.
         num_interleaved: Number of codes of an interleaved reply.
-        first_end: Position of the first row in which stream 0 drew its own end, for families with per-stream ends.
+        first_end: Position of the first row in which stream 0 sampled its own end, for families with per-stream ends.
         segment: Segment of the next row.
     """
 

@@ -20,7 +20,7 @@ from stretto.launcher.server import die_with_the_launcher
 from stretto.proxy.access import HTTP
 from stretto.proxy.config import ENDING_ALL, ENDING_UNANSWERED, READY, STOPPING, UNREADY, Ports, ProxyConfig
 
-START_S = 60.0  # of the first start, on an idle machine, where it takes a second
+START_S = 60.0  # timeout of the first start, which takes a second on an idle machine
 STOP_S = 5.0
 
 
@@ -125,7 +125,7 @@ class ProxyProcess:
         return not said.closed and bool(select.select([said], [], [], wait_s)[0])
 
     def _lines(self) -> list[str]:
-        """Return the lines that the proxy has written; each is written at once."""
+        """Return the lines that the proxy has written; the proxy writes each line as a whole."""
         assert self._process.stdout is not None
         return os.read(self._process.stdout.fileno(), select.PIPE_BUF).decode().splitlines()
 

@@ -240,7 +240,7 @@ def wait_for_ports(ports: dict[str, int], timeout_s: float = 2.0) -> None:
     while taken := next(((name, port) for name, port in ports.items() if _is_taken(port)), None):
         if time.monotonic() > deadline:
             name, port = taken
-            raise LaunchError(f"port {port} is in use: choose another with --{name}-port, or stop what listens there")
+            raise LaunchError(f"port {port} is in use: choose another with --{name}-port, or free the port")
         time.sleep(0.05)
 
 

@@ -92,7 +92,7 @@ PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None)
 REGION_BYTES = 16 << 20  # more than 64 streams use; see docs/architecture.md on regions that grow
 MAX_MODEL_RESTARTS = 8  # of one server: see `restart_models`
-STUCK_S = 20.0  # a stub exits within half of this time when asked
+STUCK_S = 20.0  # twice the time within which a stub exits on request
 BAD_USAGE = re.compile(r"tritonserver: (unrecognized )?option '")  # followed by pages of usage text
 HARMLESS = re.compile(r"[IW]\d{4} ")  # Triton's information and warning lines, such as "DCGM unable to start"
 TRANSIENT = ("lock_exception", "Timed out occurred while waiting for the stub", "Stub process")
@@ -246,9 +246,9 @@ class Server:
     def _check_progress(self) -> None:
         """Raise AbortedStart if the start hangs, which Triton 24.10 can do in two ways (stub_launcher.cc).
 
-        A stub without a sign of life for a second while its model loads is given up. The server then waits for it to
-        exit, although nothing has asked it to. The server also waits without limit for a stub's first message, even if
-        the stub has died.
+        The server gives up on a stub without a sign of life for a second while its model loads. It then waits for the
+        stub's exit without having requested it. The server also waits without limit for a stub's first message, even
+        if the stub has died.
         """
         now = time.monotonic()
         # WORKAROUND(triton#408, fixed in 25.09): a start can hang in python_backend; we abort and repeat it.
@@ -310,8 +310,8 @@ class Server:
     def restart_models(self, broken: list[Process]) -> ModelRestart | None:
         """Begin to restart only the models that ran on these processes; `is_ready` advances the restart.
 
-        WORKAROUND(triton python_backend r24.10): a model whose stub died amid requests is never freed, because nothing
-        ends these; its 35 threads and its region of shared memory remain. So only MAX_MODEL_RESTARTS are made.
+        WORKAROUND(triton python_backend r24.10): a model whose stub died during requests is never freed, because these
+        requests never end. Its 35 threads and its shared memory remain, so only MAX_MODEL_RESTARTS are made.
 
         Args:
             broken: Ended or stopped processes.
@@ -357,7 +357,7 @@ class Server:
 def last_error(output: str) -> str:
     """Return the line of a server's output that best explains why it ended.
 
-    An uncaught exception of the server goes before other errors: stubs that lose their server write errors, too.
+    An uncaught exception of the server has priority over other errors, because stubs without a server also log errors.
     """
     lines = [line for line in output.splitlines() if not HARMLESS.match(line)]
     telling = [line[found.start() :] for line in lines if (found := BAD_USAGE.search(line))]

@@ -7,8 +7,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TypeVar, get_args, get_origin, get_type_hints
 
-# State messages that follow the config. While a model restarts, requests are refused and those in flight are ended: all
-# of them, or only those without a response yet and those on a stream of several requests.
+# State messages after the config. While a model restarts, new requests are refused, and requests in flight are ended:
+# either all, or only those without a response and those on a stream with several requests.
 READY, UNREADY, ENDING_ALL, ENDING_UNANSWERED = "ready", "unready", "ending all", "ending unanswered"
 STOPPING = "stopping"  # last message; a launcher whose pipe closes without it has died
 

@@ -93,7 +93,7 @@ class SoleCalls:
             request: Serialised message.
             metadata: Metadata of the client's call.
             place: Slot of the client's host; if the client disconnects, it is held until the response has arrived.
-            is_ours: False for third-party models, which ask Triton whether the request is cancelled.
+            is_ours: False for third-party models, which query Triton for cancellation.
         """
         call = self._calls[method](request, metadata=passed_on(metadata))
         answering = self._unwatched.start(_result(call))
@@ -297,7 +297,9 @@ class GrpcProxy(grpc.GenericRpcHandler):
                 stream.cancel()  # third-party models ask Triton for cancellation
             elif not stream.is_over:
                 self._unwatched.start(self._see_off(stream, place.pop_all()))
-            await asyncio.gather(feeding, return_exceptions=True)  # it fails with the stream, whose error is reported
+            await asyncio.gather(
+                feeding, return_exceptions=True
+            )  # fails together with the stream, whose error is reported
 
     async def _see_off(self, stream: TritonStream, place: ExitStack) -> None:
         """Drain a stream whose client has disconnected.

@@ -100,9 +100,9 @@ def give_back() -> None:
 class Uploads:
     """Registry of calls that may still send.
 
-    If there are too many calls, one of the host with the most is ended: first those without a complete message, then
-    the oldest. If they hold too much memory, a quarter of the calls without any complete message is ended, each time
-    the oldest of the host with the most.
+    If there are too many calls, a call of the host with the most is ended: one without a complete message if possible,
+    otherwise the oldest. If calls use too much memory, a quarter of those without any complete message is ended, each
+    time the oldest of the host with the most.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ class WordMark:
 
 @dataclass(frozen=True, slots=True)
 class GuidanceChange:
-    """Frame from which on stream 0 is drawn with (`is_guided`) or without guidance.
+    """Frame from which on stream 0 is sampled with (`is_guided`) or without guidance.
 
     A reply that requested guidance begins guided. A change after the last frame concerns the rows that complete delayed
     streams. If frames without codes are left out, a chunk counts kept frames and a report counts all frames.

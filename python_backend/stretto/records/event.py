@@ -15,7 +15,7 @@ class WordTime(TypedDict):
 
 
 class GuidanceTime(TypedDict):
-    """Time in the utterance, in seconds, from which on frames are drawn with or without guidance."""
+    """Time in the utterance, in seconds, from which on frames are sampled with or without guidance."""
 
     start_s: float
     is_guided: bool

@@ -42,8 +42,7 @@ class Prompt:
             each has its first new frame, int32 [n, S - 1].
         track: Ids of the streamed text for the first rows of the reply, including its end id if complete.
         is_open: True if the text continues while it is spoken.
-        opening: Text that came with the request of an open text; not in `track` yet. Its first token belongs to the
-            last row.
+        opening: Initial part of an open text, not yet in `track`. Its first token belongs to the last row.
         num_reference_rows: Number of last rows that are frames of a cloned voice's recording.
         adapter: Name of the LoRA adapter, or None.
         voice: Index of the codec's voice; 0 for a codec without voices.

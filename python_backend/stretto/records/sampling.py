@@ -77,7 +77,7 @@ class CodeSampling:
 
 @dataclass(frozen=True, slots=True)
 class SegmentSampling(CodeSampling):
-    """Draw parameters and length limits of one segment."""
+    """Sampling parameters and length limits of one segment."""
 
     min_rows: int = 0
     max_rows: int = 2048
@@ -94,18 +94,18 @@ class SamplingConfig:
     """Sampling parameters of one reply. `guidance_scale` 1 is unguided; `seed` is set before the engine gets it.
 
     Attributes:
-        script_temperature: Temperature of the alignment pointer's stay-or-advance draw (0: advance if P > 1/2).
+        script_temperature: Temperature of the alignment pointer's stay-or-advance decision (0: advance if P > 1/2).
         policy: Guided frames: all, those of the first `guided_until_s` seconds of audio, or, for `adaptive`, all for
             which the engine is fast enough.
         ras_window: Window of repetition-aware sampling in rows; 0 is off.
-        ras_max_repeats: Number of occurrences in the window from which on a code is drawn again, from the softmax of
+        ras_max_repeats: Number of occurrences in the window from which on a code is sampled again, from the softmax of
             all logits without temperature, top-k and top-p. At temperature 0, too.
         min_p: Ids of stream 0 in audio less likely than this times the most likely one are dropped before top-k and
             top-p; 0 is off.
         schedule: Rows that MCTP modules generate, by name or as numbers; None for the family's default.
         repetition_penalty: Divisor of the logits of earlier ids of stream 0 (factor if negative); 1 is off. The family
             defines which ids count.
-        depth: Draw parameters of a depth transformer; None for those of stream 0 in audio.
+        depth: Sampling parameters of a depth transformer; None for those of stream 0 in audio.
     """
 
     text: SegmentSampling
@@ -148,7 +148,7 @@ class SamplingConfig:
 
     @property
     def codes(self) -> CodeSampling:
-        """Draw parameters of streams 1 and up in audio."""
+        """Sampling parameters of streams 1 and up in audio."""
         return self.audio if self.depth is None else self.depth
 
     def to_json(self) -> bytes:

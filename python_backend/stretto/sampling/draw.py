@@ -161,7 +161,7 @@ class DrawParams:
 def draw(
     logits: torch.Tensor, token_ids: torch.Tensor, keys: torch.Tensor, params: DrawParams, plan: DrawPlan
 ) -> torch.Tensor:
-    """Draw a token id for each row and stream, independent of the rest of the batch.
+    """Sample a token id for each row and stream, independent of the rest of the batch.
 
     Top-k keeps the logits that are at least the `top_k`-th largest, ties included. With probabilities
     `softmax(logits / temperature)` over these, top-p keeps each token above which less mass than `top_p` lies; equal
@@ -176,7 +176,7 @@ def draw(
         plan: Plan of the batch.
 
     Returns:
-        Drawn ids, [B, S], of `token_ids`' type.
+        Sampled ids, [B, S], of `token_ids`' type.
     """
     num_rows, num_streams, num_columns = logits.shape
     if not num_streams:
@@ -190,7 +190,7 @@ def draw(
 
 
 def _drawn(logits: np.ndarray, ids: np.ndarray, keys: np.ndarray, parts: list[_Rows]) -> np.ndarray:
-    """Return the ids drawn from `logits` [N, C] with `keys` [N, 1]; `ids` holds those of all streams, flattened."""
+    """Return the ids sampled from `logits` [N, C] with `keys` [N, 1]; `ids` holds those of all streams, flattened."""
     if parts[0].index is None:
         return _draw_part(logits, ids, keys, parts[0])
     drawn = np.empty(len(logits), ids.dtype)

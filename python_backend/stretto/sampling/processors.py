@@ -19,16 +19,26 @@ def keep_near(logits: torch.Tensor, span: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True, slots=True)
 class RepetitionRule:
-    """What B rows ask for: a token that came `max_repeats` times in the last `window` rows is drawn again, [B] each."""
+    """Repetition-aware sampling of B rows.
+
+    A token that occurs `max_repeats` times in the last `window` rows is sampled again.
+
+    Attributes:
+        window: Number of rows, int [B]; 0 is off.
+        max_repeats: Number of occurrences, int [B].
+    """
 
     window: torch.Tensor
     max_repeats: torch.Tensor
 
 
 def is_repeated(drawn: torch.Tensor, history: torch.Tensor, rule: RepetitionRule) -> torch.Tensor:
-    """Whether each row and stream drew what it has said too often: [B, S] bool; never where the window is 0.
+    """Return where a sampled id occurs too often, bool [B, S]; never if the window is 0.
 
-    drawn [B, S]; history [B, W, S]: the rows before, from the last one backwards, with -1 for what does not count.
+    Args:
+        drawn: Sampled ids, [B, S].
+        history: Earlier rows, the last one first, with -1 for ids that do not count, [B, W, S].
+        rule: The rule.
     """
     ages = torch.arange(history.shape[1], device=history.device)
     is_seen = (ages < rule.window[:, None])[..., None] & (history == drawn[:, None])
@@ -36,7 +46,14 @@ def is_repeated(drawn: torch.Tensor, history: torch.Tensor, rule: RepetitionRule
 
 
 def penalize(logits: torch.Tensor, is_said: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
-    """`logits` [B, V], less where `is_said` [B, V]: divided by `penalty` [B] or, where negative, multiplied with it."""
+    """Return the logits after the repetition penalty, [B, V].
+
+    Args:
+        logits: Logits, [B, V].
+        is_said: True for ids that occurred before, bool [B, V]. Their positive logits are divided by the penalty, and
+            negative ones multiplied by it.
+        penalty: Penalty of each row, [B].
+    """
     factor = penalty[:, None]
     return torch.where(is_said, torch.where(logits < 0, logits * factor, logits / factor), logits)
 

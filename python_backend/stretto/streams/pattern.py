@@ -15,9 +15,9 @@ belongs to no frame of the reply.
 
 If a limit, not the model, placed `e`, PADDED_TAIL skips its first row: `~` after `e` above is `.` then.
 
-A staircase gives each stream a begin id `b` and an end id `d`, which replace pads and are drawn like codes. Once any
-stream has drawn its end, one more stream per row is forced to its end, `f`, from the first stream on. The others
-continue to be drawn. The row in which all streams carry their end is that of end_of_audio. The number of rows depends
+A staircase gives each stream a begin id `b` and an end id `d`, which replace pads and are sampled like codes. Once any
+stream has sampled its end, one more stream per row is forced to its end, `f`, from the first stream on. The others
+continue to be sampled. The row in which all streams carry their end is that of end_of_audio. The number of rows depends
 on the draw:
 
                as trained       an end out of turn
@@ -42,7 +42,7 @@ class WarmUp:
     is_sampled: bool
 
     def carries_drawn(self, frame: Array) -> Array:
-        """Return True where a stream at `frame` (negative before its first) carries the drawn id."""
+        """Return True where a stream at `frame` (negative before its first) carries the sampled id."""
         return (frame >= 0) | self.is_sampled
 
 
@@ -72,7 +72,7 @@ class Tail(ABC):
 
     @abstractmethod
     def carries_drawn(self, behind: Array, delays: Array) -> Array:
-        """Return True where a stream delayed by `delays` carries the drawn id in a row `behind`; a pad otherwise."""
+        """Return True where a stream delayed by `delays` carries the sampled id in a row `behind`; a pad otherwise."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class SampledTail(Tail):
         return max(1, max_delay)
 
     def first_stream(self, drawn: Array, pad_id: int, behind: Array) -> Array:
-        """Return the drawn ids."""
+        """Return the sampled ids."""
         return drawn
 
     def carries_drawn(self, behind: Array, delays: Array) -> Array:
@@ -116,7 +116,7 @@ class PaddedTail(SampledTail):
     num_skipped_by_cut = 1
 
     def first_stream(self, drawn: Array, pad_id: int, behind: Array) -> Array:
-        """Return the drawn id in the first row, then pads."""
+        """Return the sampled id in the first row, then pads."""
         return pad_id + (drawn - pad_id) * (behind <= 1)
 
     def carries_drawn(self, behind: Array, delays: Array) -> Array:
@@ -137,7 +137,7 @@ class NoTail(Tail):
         return max_delay
 
     def first_stream(self, drawn: Array, pad_id: int, behind: Array) -> Array:
-        """Return the drawn ids; no such row exists."""
+        """Return the sampled ids; no such row exists."""
         return pad_id
 
     def carries_drawn(self, behind: Array, delays: Array) -> Array:

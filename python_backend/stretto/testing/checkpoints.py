@@ -41,7 +41,7 @@ def write_checkpoint(
         vocabulary: Value of `speech_vocabulary` in config.json, or None.
     """
     heads, kv_heads, inner = 4, 2, 2 * hidden
-    head_dim = max(32, hidden // heads)  # vLLM's attention on the CPU knows no smaller heads
+    head_dim = max(32, hidden // heads)  # vLLM's attention on the CPU supports no smaller heads
     config = {
         "architectures": [f"Stretto{backbone.capitalize()}ForCausalLM"],
         "model_type": backbone,
@@ -56,7 +56,7 @@ def write_checkpoint(
         "max_position_embeddings": family.max_model_len,
         "rms_norm_eps": 1e-6,
         "rope_theta": 10000.0,
-        "tie_word_embeddings": family.depth is not None,  # whose first head is not over this vocabulary
+        "tie_word_embeddings": family.depth is not None,  # its first head is not over this vocabulary
         "dtype": "float32",
     }
     generator = torch.Generator().manual_seed(seed)

@@ -44,7 +44,7 @@ def make_prompt(family: Family, index: int, task: str | None = None, **changes: 
         schedule=(None, *(each.name for each in family.bursts.schedules))[index % 4] if family.bursts else None,
     )
     delayed_tail = None
-    if not family.warm_up.is_sampled and task == "audio_lm":  # the reply goes on with the audio of the prompt
+    if not family.warm_up.is_sampled and task == "audio_lm":  # the reply continues the audio of the prompt
         delayed_tail = np.stack([random.integers(ids.start, ids.stop, 8) for ids in family.layout.audio[1:]], 1)
         delayed_tail = delayed_tail.astype(np.int32)
     return Prompt(task, rows, replace(sampling, **changes), delayed_tail=delayed_tail, track=make_track(family, index))

@@ -106,7 +106,7 @@ class DepthReference:
 
     @torch.no_grad()
     def logits(self, hidden: torch.Tensor, codes: list[int]) -> list[float]:
-        """Return the logits of the stream after those that carry `codes`, in a row with hidden state `hidden` [H]."""
+        """Return the logits of the next stream after `codes`, in a row with hidden state `hidden` [H]."""
         size = self.layout.codebook_size
         if not codes:
             return self._spread(self.first_head @ hidden, [*self.layout.audio[0], *self.ends])
@@ -131,7 +131,7 @@ class Context:
 
     @torch.no_grad()
     def hidden(self, rows: list[Row]) -> torch.Tensor:
-        """Return the hidden states [n, H] of the new ones of `rows`; those before them are cached."""
+        """Return the hidden states [n, H] of the new rows in `rows`; earlier rows are cached."""
         first, self.num_read = self.num_read, len(rows)
         embedded = self.embed(rows[first:])
         for position in self.heard.keys() & range(first, len(rows)):
@@ -232,7 +232,7 @@ class Reference:
 def merged(conditional: list[float], unconditional: list[float], scale: float) -> list[float]:
     """Return guided logits; ids that both forbid stay forbidden."""
     a, b = np.array(conditional), np.array(unconditional)
-    with np.errstate(invalid="ignore"):  # the difference of what neither may be
+    with np.errstate(invalid="ignore"):  # difference of two forbidden ids, -inf - -inf
         return np.where(a == b, a, b + scale * (a - b)).tolist()
 
 
@@ -292,7 +292,7 @@ class _Reply:
         return logits
 
     def deeper(self, codes: list[int]) -> list[float]:
-        """Return the logits of the stream after those that carry `codes` in the next row."""
+        """Return the logits of the next stream after `codes` in the next row."""
         logits = self.reference.depth.logits(self.context.said_from[0], codes)
         if not self.is_merging or len(codes) not in self.family.guided_streams:
             return logits
@@ -428,7 +428,7 @@ class _Reply:
             return written
         if token in ends:
             return token
-        self.audio_start -= 1  # nothing stands between the last word and what leads over to the audio
+        self.audio_start -= 1  # no row between the last word and the transition to the audio
         return family.transition[0]
 
     def audio_token(self, logits: list[float], frame: int) -> int:

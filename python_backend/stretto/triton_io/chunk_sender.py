@@ -80,9 +80,9 @@ class Responses:
         await self._thread.call(refuse, self._sender, error, whose)
 
     def look_for_caller(self, slot: FlowSlot) -> None:
-        """Update `caller_has_left`. Triton does not tell an ensemble's earlier steps, but the proxy does.
+        """Update `caller_has_left` from the proxy's flags, because Triton does not notify an ensemble's earlier steps.
 
-        A decoder learns of it through the slot. If nothing has been answered at the next check, there is no decoder,
+        A decoder is notified through the slot. If nothing has been answered at the next check, there is no decoder,
         because this model itself was called.
         """
         if self._caller.is_marked:
@@ -216,7 +216,7 @@ class ChunkSender:
         return self._slot.outcome is not Outcome.OPEN or self._is_unanswerable()
 
     def _is_unanswerable(self) -> bool:
-        """Return True if what was sent may never be answered."""
+        """Return True if sent chunks may never be answered."""
         return self._responses.caller_has_left or self._responses.failure is not None
 
     def _check(self) -> None:

@@ -189,7 +189,7 @@ class DecodingService:
         stub.start_thread("metrics", self._report)
 
     def accept(self, request: Any) -> None:
-        """Take a request over and return at once; it is answered exactly once."""
+        """Accept a request and return immediately; it is answered exactly once."""
         reply: ChunkReply | None = None
         try:
             envelope, codes = self._read(request)
@@ -199,7 +199,7 @@ class DecodingService:
             reply = ChunkReply(Caller(request, self._disconnects), self._tables.slot_at(envelope.flow))
             self._take(envelope, codes, reply)
         except Exception as error:
-            if reply is None:  # not sent by the ensemble, whose envelopes are always readable
+            if reply is None:  # not from the ensemble, whose envelopes are always valid
                 refuse(request.get_response_sender(), error, NAME)
             else:
                 log_failure(error, NAME)

@@ -52,6 +52,6 @@ class BuildInfo:
 
     def __init__(self) -> None:
         kind = pb_utils.MetricFamily.GAUGE
-        self._family = pb_utils.MetricFamily(name=PREFIX + "build_info", description="What serves", kind=kind)
+        self._family = pb_utils.MetricFamily(name=PREFIX + "build_info", description="Version of the server", kind=kind)
         self._metric = self._family.Metric(labels={"version": version("stretto")})
         self._metric.set(1.0)

@@ -1,8 +1,8 @@
-"""Triton service of the preprocessor: text requests are answered at once, audio requests when they have been read.
+"""Triton service of the preprocessor: it answers text immediately, and audio when it has been decoded.
 
-WORKAROUND(triton python_backend r24.10): the server declares a stub dead if it shows no sign of life for a second, as
-on a busy machine, and frees the request's memory, which crashes stub or server (stub_launcher.cc); nothing slow may
-happen before `execute` returns.
+WORKAROUND(triton python_backend r24.10): if a stub shows no sign of life for a second, for example on a busy machine,
+the server declares it dead and frees the request's memory (stub_launcher.cc). Stub or server then crash. Therefore
+nothing slow may happen before `execute` returns.
 """
 
 from collections.abc import Callable

@@ -49,7 +49,7 @@ class PcmRing:
     """Writer of one utterance's ring.
 
     The memory belongs to the client, who may change it at any time. It is therefore accessed as a file; if it were
-    mapped, a truncated file would kill this process. Its shape is read once, and all writes stay within that.
+    mapped, a truncated file would kill this process. Its shape is read once, and all writes stay within these bounds.
     """
 
     def __init__(self, header: int, shape: tuple[int, int], payload: Payload):
@@ -246,7 +246,7 @@ class RingWriter:
         return bool(self._held)
 
     def offer(self, reply: RingReply, pcm: np.ndarray | None, event: Event, address: int | None = None) -> None:
-        """Answer a chunk in its turn, at once if there is room.
+        """Answer a chunk in its turn, immediately if there is space.
 
         `address` is the GPU address of the samples, valid until this returns; replies that wait are copied from the
         host.

@@ -226,7 +226,7 @@ class SpeechService:
         loop.start(self._report())
 
     def accept(self, request: Any) -> None:
-        """Take a request over and return at once; its utterance gets an id of our own.
+        """Accept a request and return immediately; its utterance gets an internal id.
 
         The client's request id may be empty or duplicated, so it is not used as a key.
         """

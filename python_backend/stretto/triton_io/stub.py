@@ -136,9 +136,9 @@ def use_utf8() -> None:
 
 
 def close_inherited_sockets() -> None:
-    """Close the server's sockets, of which a stub that is started again inherits those that are open by then.
+    """Close sockets of the server that a restarted stub has inherited.
 
-    With one of them open here, the end of the server or of its connection would not be noticed at the other end.
+    While such a socket is open here, its peer does not notice the end of the server or of the connection.
     """
     for name in os.listdir("/proc/self/fd"):
         with suppress(OSError):  # the descriptor of this listing
@@ -157,7 +157,7 @@ def fork_engine() -> None:
 
 @contextmanager
 def no_collection() -> Iterator[None]:
-    """Disable garbage collection in the block; importing vLLM, which keeps all objects, is a tenth faster without."""
+    """Disable garbage collection in the block; this makes the import of vLLM, which keeps all objects, 10 % faster."""
     gc.disable()
     try:
         yield
@@ -224,7 +224,7 @@ class HangWatch:
     ) -> None:
         self._has_work, self._threads, self._others, self._proc = has_work, tuple(threads), tuple(others), proc
         self._used: list[int] | None = None
-        # whether any thread was awake, per poll since time was last used
+        # for each poll since CPU time was last used: True if any thread was awake
         self._looks: deque[bool] = deque(maxlen=LOOKS)
         self._stopped = threading.Event()
 
@@ -307,7 +307,7 @@ class EventLoop:
         self._thread.start()
 
     def start(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Start the coroutine and return at once; errors go to asyncio's exception handler."""
+        """Start the coroutine and return immediately; errors go to asyncio's exception handler."""
         asyncio.run_coroutine_threadsafe(coroutine, self._loop).add_done_callback(self._hear)
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:

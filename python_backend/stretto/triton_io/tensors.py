@@ -175,7 +175,7 @@ def array_tensor(spec: TensorSpec, array: np.ndarray) -> Any:
     assert array.dtype == NUMPY[spec.dtype], f"{spec.name}: {array.dtype}"
     assert array.ndim == len(spec.dims), f"{spec.name}: {array.shape}"
     # By way of torch: the stub marks a capsule as used in a way that numpy's, but not torch's, trips over and frees
-    # twice. Torch wants memory that it may write to, as bytes are not.
+    # twice. Torch requires writable memory, which bytes are not.
     exportable = torch.from_numpy(np.require(array, requirements=("C", "W")))
     return pb_utils.Tensor.from_dlpack(spec.name, exportable)
 

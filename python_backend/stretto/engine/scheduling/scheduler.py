@@ -43,7 +43,7 @@ class SampledRows:
         self._preempted: list[RequestState] = []  # preempted since the previous step's output
 
     def extract(self, output: ModelRunnerOutput) -> None:
-        """Take the codes, and the rows in which a length limit ended a segment, out of `output`.
+        """Remove from `output`, and return, the codes and the rows in which a length limit ended a segment.
 
         Both travel in the log-probability fields, which are removed here because vLLM must not process them.
         """
@@ -115,7 +115,7 @@ class StepStats:
         begun, now, values = self._begun.popleft(), time.perf_counter(), self.values
         if num_rows > 0:
             values.step_seconds = now - begun
-            # Steps in flight overlap: what counts is the time since the step before ended.
+            # Steps in flight overlap, so the duration is the time since the end of the previous step.
             values.engine_busy_seconds_total += min(values.step_seconds, now - self._ended)
             values.engine_steps_total += 1
             self._ended = now

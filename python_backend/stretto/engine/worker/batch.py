@@ -1,4 +1,4 @@
-"""Host-side plan of a step: drawing rows, CFG pairs, and the operations that any row needs."""
+"""Host-side plan of a step: sampled rows, CFG pairs, and the operations that any row needs."""
 
 from dataclasses import dataclass
 
@@ -38,14 +38,14 @@ class BatchPlan:
 
     Attributes:
         num_rows: B, unconditional requests included.
-        drawing: Rows that draw, [M]; the P conditional rows of CFG pairs come first.
+        drawing: Rows that sample, [M]; the P conditional rows of CFG pairs come first.
         sampling: The same, followed by the P unconditional rows, [M + P].
         num_paired: P. These rows come first in `speaking`, too.
         writing: Indices into `drawing` of rows that may be in a text segment, [W]; None for all.
         speaking: Indices into `drawing` of rows that may be after it, [A]; None for all.
-        text: Draw plan of text ids.
-        audio: Draw plan of stream 0 in audio.
-        depth: Draw plan of the other streams.
+        text: Sampling plan of text ids.
+        audio: Sampling plan of stream 0 in audio.
+        depth: Sampling plan of the other streams.
         ras_window: Longest repetition window of any row.
         has_min_p: True if any row uses min-p.
         has_delayed_tail: True if any reply continues audio of its prompt.
@@ -128,16 +128,16 @@ class PlanArrays:
     Attributes:
         sampling: Rows of the batch, [M + P].
         slots: Their slots, [M + P].
-        limits: Integer parameters of the drawing rows, [M] each.
-        scales: Real parameters of the drawing rows, [M] each.
-        writing: Indices into the drawing rows, [W].
-        speaking: Indices into the drawing rows, [A].
+        limits: Integer parameters of the sampled rows, [M] each.
+        scales: Real parameters of the sampled rows, [M] each.
+        writing: Indices into the sampled rows, [W].
+        speaking: Indices into the sampled rows, [A].
         written: Rows of the batch whose hidden states the text head needs, [W].
         heard: Rows of the batch whose hidden states the audio heads need, [A + P]: speaking rows, then unconditional
             ones.
-        text: Draw parameters of text ids.
-        audio: Draw parameters of stream 0 in audio.
-        depth: Draw parameters of the other streams.
+        text: Sampling parameters of text ids.
+        audio: Sampling parameters of stream 0 in audio.
+        depth: Sampling parameters of the other streams.
         guidance: Guidance scales, float32 [P].
         num_sampled: Number of tokens sampled per row, int32 [B].
     """

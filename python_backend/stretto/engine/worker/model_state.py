@@ -1,4 +1,4 @@
-"""Per-request device state beside the model (vLLM's `ModelState` hook), and audio embeddings."""
+"""Device state of each request in addition to the model's (vLLM's `ModelState` hook), and audio embeddings."""
 
 from collections.abc import Sequence
 from typing import Any

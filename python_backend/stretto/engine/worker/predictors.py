@@ -120,7 +120,7 @@ class FirstHead(StreamHeads):
 
 
 class AudioHeads(FirstHead):
-    """Heads of all streams in audio, for a family without text whose streams are drawn at once.
+    """Heads of all streams in audio, for a family without text whose streams are sampled at once.
 
     Args:
         rows: Weights of all streams, [n, H], complete on each rank; stream 0's end ids follow its codes.
@@ -180,8 +180,8 @@ class FramePredictor(Protocol):
     """Predictor of the further ids of rows in an audio segment.
 
     Attributes:
-        reads_drawn: True if it reads drawn ids (`token` or results of `draw`); they are then shared with unconditional
-            rows.
+        reads_drawn: True if it reads sampled ids (`token` or results of `draw`), which are then shared with
+            unconditional rows.
     """
 
     reads_drawn: bool
@@ -189,12 +189,12 @@ class FramePredictor(Protocol):
     def __call__(self, hidden: torch.Tensor, token: torch.Tensor, draw: Draw) -> torch.Tensor:
         """Return the ids of streams 1 and up, [N, K].
 
-        The rows include both requests of each CFG pair; the ids drawn for the conditional one count.
+        The rows include both requests of each CFG pair; the ids sampled for the conditional one count.
 
         Args:
             hidden: Hidden states, [N, H].
-            token: Stream 0 as drawn, [N].
-            draw: Draws ids from logits.
+            token: Stream 0 as sampled, [N].
+            draw: Samples ids from logits.
         """
         ...
 
@@ -237,7 +237,7 @@ class DepthFrames:
         depth.prepare(max_rows)
 
     def __call__(self, hidden: torch.Tensor, token: torch.Tensor, draw: Draw) -> torch.Tensor:
-        """Return the ids, drawn one stream at a time."""
+        """Return the ids, sampled one stream at a time."""
         code = (token - self._shifts[0]).clamp(0, self._num_codes - 1)  # results of rows without a code are ignored
         drawn = [draw(self._heads[0](self._depth.begin(hidden, code)), slice(0, 1))]
         for stream, head in enumerate(self._heads[1:], 1):
@@ -290,7 +290,7 @@ class RowPredictor(Protocol):
         ...
 
     def __call__(self, hidden: torch.Tensor, step: BurstBatch, say: Say) -> None:
-        """Generate the rows after the first, which has been drawn from `hidden` [B, H].
+        """Generate the rows after the first, which has been sampled from `hidden` [B, H].
 
         Called in every step, even if no request generates more rows, because prompt rows must pass through the modules.
         """

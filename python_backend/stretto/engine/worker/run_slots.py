@@ -222,7 +222,7 @@ class RunSlots:
         return extra
 
     def rows_behind(self, rows: StepRows, says: np.ndarray) -> StepRows:
-        """Return the host's knowledge of `rows` after another row of each; `says` [B] marks those with one more."""
+        """Return the host's knowledge of the rows one row later; `says` [B] marks requests that sample that row."""
         if not self.readback.is_exact:
             return replace(rows, samples=says)
         may_write = self.readback.audio_starts()[rows.slots] < 0

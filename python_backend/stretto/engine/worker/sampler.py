@@ -1,4 +1,4 @@
-"""Samplers of the array path: logits, guidance, masks, draw, repetition, one or several rows a step."""
+"""Samplers of the array path: logits, guidance, masks, sampling and repetition, for one or several rows per step."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ class RecentRows:
 class RepetitionGuard:
     """History of all streams by slot and position, and the repetition rule over it.
 
-    Only codes of codebooks are drawn again, not pads, markers or end ids. `tokens` [R, T] int32 is vLLM's copy of
+    Only codes of codebooks are sampled again, not pads, markers or end ids. `tokens` [R, T] int32 is vLLM's copy of
     stream 0; the other streams are in `tables`.
     """
 
@@ -72,12 +72,12 @@ class RepetitionGuard:
         )
 
     def first(self, drawn: torch.Tensor, logits: Logits, recent: RecentRows) -> torch.Tensor:
-        """Return stream 0, [A, 1], drawn again from `logits` (guided and masked) where repeated."""
+        """Return stream 0, [A, 1], sampled again from `logits` (guided and masked) where repeated."""
         history = self._tokens[recent.slots, recent.positions]
         return self._redraw(drawn, history[..., None], self._codebooks[:1], logits, recent)
 
     def auxiliary(self, drawn: torch.Tensor, logits: Logits, recent: RecentRows, streams: slice) -> torch.Tensor:
-        """Return `streams` of streams 1 and up, [A, k], drawn again from guided, masked `logits` where repeated."""
+        """Return `streams` of streams 1 and up, [A, k], sampled again from guided, masked `logits` where repeated."""
         codebooks = self._codebooks[1:]
         history = self._codes[recent.slots, recent.positions, : len(codebooks)][..., streams]
         return self._redraw(drawn, history, codebooks[streams], logits, recent)
@@ -95,7 +95,7 @@ class RepetitionGuard:
 
 
 class RowDraw:
-    """Draw of the conditional rows of a batch; guided rows use their partner's logits."""
+    """Sampling of the conditional rows of a batch; guided rows also use their partner's logits."""
 
     def __init__(
         self, readout: Readout, segments: SegmentState, tables: SlotTables, arrays: Arrays, guard: RepetitionGuard
@@ -118,14 +118,14 @@ class RowDraw:
     def __call__(
         self, hidden: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
     ) -> tuple[Array, Array]:
-        """Return stream 0 [M] and streams 1 and up [M, S - 1] of the drawing rows.
+        """Return stream 0 [M] and streams 1 and up [M, S - 1] of the sampled rows.
 
         Args:
             hidden: Hidden states of all rows, [B, H].
             keys: Noise keys, int32 [M, S].
             plan: Plan of the step.
             step: Arrays of the plan.
-            rows: State of the drawing rows, which is advanced.
+            rows: State of the sampled rows, which is advanced.
         """
         text = audio = codes = None
         if plan.may_write:
@@ -142,7 +142,7 @@ class RowDraw:
         return token, laid
 
     def _spread(self, drawn: torch.Tensor, index: Array | None, rows: Rows) -> Array:
-        """Return the values drawn by the rows `index`, placed among all rows."""
+        """Return the values sampled by the rows `index`, placed among all rows."""
         values = self._arrays.wrap(drawn)
         if index is None:
             return values
@@ -354,13 +354,13 @@ class SpeechSampler:
         self._codes[slots, position] = codes
 
     def _keys(self, batch: InputBatch, plan: BatchPlan, place: int) -> np.ndarray:
-        """Return the noise keys [M, S] of the drawing rows, computed on the host."""
+        """Return the noise keys [M, S] of the sampled rows, computed on the host."""
         seeds = self._slots.tables.limits[batch.idx_mapping_np[plan.drawing], LIMITS["seed_key"]]
         positions = (batch.num_computed_tokens_np + batch.num_scheduled_tokens)[plan.drawing] + place
         return self._draw.keys(seeds.astype(np.int32), positions.astype(np.int32))
 
     def _share(self, token: Array, codes: Array, num_paired: int) -> tuple[Array, Array]:
-        """Append the draws of the first P rows, with hidden streams masked, for their unconditional rows."""
+        """Append the ids of the first P rows, with hidden streams masked, for their unconditional rows."""
         if num_paired == 0:
             return token, codes
         xp, layout = self._arrays.xp, self._family.layout

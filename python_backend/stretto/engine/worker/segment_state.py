@@ -63,7 +63,7 @@ class SegmentEnds:
         return self._xp.where(is_end | must_end, self._end_of_audio, token), must_end & ~is_end
 
     def num_rows(self, token: Array, task: Array) -> Array:
-        """Return the number of rows from `token` to the audio, or 0 if the text goes on."""
+        """Return the number of rows from `token` to the audio, or 0 if the text continues."""
         return self._num_rows[task, self._column(token)]
 
     def _column(self, token: Array) -> Array:
@@ -134,7 +134,7 @@ class SegmentState:
         return logits.masked_fill_(self._denied[task, may_end], -torch.inf)
 
     def mask_audio(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
-        """Mask end ids (the last E columns) before the minimum length, and ids out of place, in place: [A, C0 + E]."""
+        """Mask end ids (the last E columns) before the minimum length, and misplaced ids, in logits [A, C0 + E]."""
         if self._out_of_place is not None:
             place = self._arrays.tensor(_take(rows.frame % len(self._out_of_place), index))
             logits.masked_fill_(self._out_of_place[place], -torch.inf)
@@ -205,10 +205,10 @@ class SegmentState:
         return token if text is None else where(rows.in_text, text, token)
 
     def place_codes(self, drawn: Array | None, token: Array, rows: Rows, forced: Array | None = None) -> Array:
-        """Return streams 1 and up beside `token`, [B, S - 1]: drawn ids, input-only ids or pad.
+        """Return streams 1 and up for stream 0 `token`, [B, S - 1]: sampled ids, input-only ids or pad.
 
         Args:
-            drawn: Drawn ids, [B, K], or None.
+            drawn: Sampled ids, [B, K], or None.
             token: Stream 0, [B].
             rows: State of the rows.
             forced: Ids of streams that still carry the prompt's audio, [B, S - 1], or None.
@@ -312,7 +312,7 @@ class Stairs:
     def climb(self, token: Array, codes: Array, rows: Rows) -> tuple[Array, Array]:
         """Return `token` and `codes` [B, K] with begin ids before a stream's first frame and end ids after its last.
 
-        Records the position at which the first stream draws its own end.
+        Records the position at which the first stream samples its own end.
         """
         state = rows.state
         num_ended = self._where(state.first_end < 0, 0, rows.position - state.first_end)

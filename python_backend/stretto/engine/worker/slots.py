@@ -105,7 +105,7 @@ class SlotState:
     """Positions of replies (see `SegmentTracker`), updated on the device in every step, int64 [B] each.
 
     Attributes:
-        first_end: Position of the first row in which any stream drew its own end, for families with per-stream ends.
+        first_end: Position of the first row in which any stream sampled its own end, for families with per-stream ends.
     """
 
     audio_start: Array
@@ -218,7 +218,7 @@ def state_row(tracker: SegmentTracker) -> list[int]:
 
 
 def first_end(tracker: SegmentTracker, codes: np.ndarray) -> int:
-    """Return the position at which the first stream drew its own end, or UNKNOWN.
+    """Return the position at which the first stream sampled its own end, or UNKNOWN.
 
     `codes` [n, S - 1] are the reply's rows so far on streams 1 and up; the tracker knows stream 0.
     """

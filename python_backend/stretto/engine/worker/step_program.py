@@ -227,10 +227,10 @@ EXACT = {"enable_fp_fusion": False}
 
 
 class StreamSet(NamedTuple):
-    """Streams that may be drawn at once: stream 0, or streams 1 and up, from `first_stream` on.
+    """Streams that may be sampled at once: stream 0, or streams 1 and up, from `first_stream` on.
 
     Attributes:
-        drawn: Drawn ids, int32 [N, S].
+        drawn: Sampled ids, int32 [N, S].
         offset: Bias term of the logits, see `StreamHeads`.
         token_ids: Token id of each logit, see `StreamHeads`.
         history: Ids of the first of these streams by slot and position, int32 [R, T, ...].
@@ -336,7 +336,7 @@ class StepProgram:
         return drawn[: len(logits), lanes]
 
     def _draw(self, streams: StreamSet, logits: torch.Tensor, lanes: slice) -> None:
-        """Draw the streams `lanes` of `streams` from `logits` [N, k * C]."""
+        """Sample the streams `lanes` of `streams` from `logits` [N, k * C]."""
         drawn, history, first = streams.drawn, streams.history, streams.first_stream
         num_columns = streams.token_ids.shape[1]
         constants, block = self.constants, max(triton.next_power_of_2(num_columns), 128)

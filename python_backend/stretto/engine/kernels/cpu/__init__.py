@@ -1,8 +1,8 @@
 """CPU twins, in numpy and torch, of the Triton kernels that vLLM's Model Runner V2 launches in a step.
 
-vLLM ships those kernels in Triton only. Without a GPU they would run in Triton's interpreter, at some 60 ms per step.
-`install` registers the twins in vLLM's registry of platform kernels. A twin takes its kernel's arguments, in order, and
-writes what the kernel writes. An unsupported case (speculative decoding, context parallelism) fails an assertion.
+vLLM has these kernels only in Triton. Without a GPU they would run in Triton's interpreter, at about 60 ms per step.
+`install` registers the twins in vLLM's registry of platform kernels. A twin has the same arguments and writes the same
+results as its kernel. An unsupported case (speculative decoding, context parallelism) fails an assertion.
 Kernels that ordinary steps do not launch (penalties, bad words, grammars, prompt log-probabilities) stay interpreted.
 """
 

@@ -57,12 +57,13 @@ def fused_add_rms_norm(
     return x, x_residual
 
 
-MAX_PREPARED = 128  # how many numbers of rows keep what has been prepared for them; vLLM's own default
+MAX_PREPARED = 128  # batch sizes for which prepared products are cached; vLLM's default
 SIZES_PER_OCTAVE = 8  # 1 ... 16, 18, 20 ... 32, 36 ...: 72 up to 2048, with 4 % more rows on average
-NARROW, MIN_WIDE_ROWS = 1024, 2  # the greatest width at which one row is multiplied as many are; rows beyond it
+# Largest width at which a single row gives the same bits as several rows; minimum number of rows for larger widths.
+NARROW, MIN_WIDE_ROWS = 1024, 2
 
 
-@cache  # asked for by every layer in every step
+@cache  # called by every layer in every step
 def padded_size(num_rows: int) -> int:
     """Return the smallest size that has room for `num_rows` rows."""
     step = max(1, (1 << num_rows.bit_length()) // (2 * SIZES_PER_OCTAVE))
@@ -70,47 +71,49 @@ def padded_size(num_rows: int) -> int:
 
 
 class Product:
-    """`x @ weight.T` for a `weight` [N, H] that stays as it is: x [M, H] -> [M, N]."""
+    """Product `x @ weight.T` with a constant `weight` [N, H]: x [M, H] -> [M, N]."""
 
     def __init__(self, weight: torch.Tensor):
         self.num_columns = len(weight)
         self._multiply = partial(F.linear, weight=weight)
         if ops._supports_onednn:
-            with suppress(RuntimeError):  # it has no products of bfloat16 where the processor has none (AVX2)
+            with suppress(RuntimeError):  # there are no bfloat16 products on processors without them (AVX2)
                 prepared = ops.create_onednn_mm(weight.t(), MAX_PREPARED)
                 self._multiply = partial(_multiply_padded, partial(ops.onednn_mm, prepared, bias=None))
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """The product."""
+        """Return `x @ weight.T`, [M, N]."""
         return self._multiply(x)
 
 
 class Float32Product(Product):
-    """A product in float32 whatever the weight's type: of half a weight's precision, a copy of twice its size."""
+    """Product in float32; a weight in half precision is copied, which takes twice its size."""
 
     def __init__(self, weight: torch.Tensor):
         super().__init__(weight.float())
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """The product."""
+        """Return `x @ weight.T` in float32, [M, N]."""
         return self._multiply(x.float())
 
 
 def pad_products(model: nn.Module, is_traced: bool) -> None:
-    """Let vLLM's own linear layers multiply few numbers of rows, too; without effect on layers that are not its.
+    """Pad the batches of vLLM's linear layers to few sizes; other layers are unchanged.
 
-    is_traced: whether the model may be traced to a graph.
+    Args:
+        model: Model whose layers are changed.
+        is_traced: True if the model may be traced to a graph.
     """
     padded = _multiply_unless_traced if is_traced else _multiply_padded
     for layer in model.modules():
         chosen = vars(layer)
-        if "cpu_linear" in chosen:  # what vLLM multiplies with, on the CPU
+        if "cpu_linear" in chosen:  # vLLM's product on the CPU
             chosen["cpu_linear"] = partial(padded, chosen["cpu_linear"])
 
 
 def _multiply_padded(multiply: Callable[..., torch.Tensor], x: torch.Tensor, *weight_and_bias: object) -> torch.Tensor:
-    """`multiply(x, ...)` [M, N] for x [M, H], by way of a size of which there are few."""
-    num_rows = x.shape[0]  # not `len(x)`, which is Python's: small steps are made of such calls
+    """Return `multiply(x, ...)` [M, N] for x [M, H], computed for a padded size, of which there are few."""
+    num_rows = x.shape[0]  # faster than `len(x)`; short steps consist of such calls
     size = padded_size(num_rows)
     if num_rows == 1 and x.shape[-1] > NARROW and x.dim() == 2:
         size = MIN_WIDE_ROWS
@@ -122,7 +125,7 @@ def _multiply_padded(multiply: Callable[..., torch.Tensor], x: torch.Tensor, *we
 def _multiply_unless_traced(
     multiply: Callable[..., torch.Tensor], x: torch.Tensor, *weight_and_bias: object
 ) -> torch.Tensor:
-    """`_multiply_padded`, but for a graph: it is for any number of rows and asks for no particular one."""
+    """Do the same as `_multiply_padded`, but without padding in a traced graph, which accepts any number of rows."""
     if torch.compiler.is_compiling():
         return multiply(x, *weight_and_bias)
     return _multiply_padded(multiply, x, *weight_and_bias)

@@ -120,7 +120,7 @@ def gumbel_sample(
     USE_FP64: bool,
     **launch: object,
 ) -> None:
-    """Draw one token per row by the Gumbel-max trick; the first block holds the result, the others nothing."""
+    """Sample one token per row by the Gumbel-max trick; the first block holds the result, the others nothing."""
     assert logits_cache is None, "speculative decoding is not covered without a GPU"
     assert not IS_DRAFTING, "speculative decoding is not covered without a GPU"
     assert not USE_FP64, "fp64 sampling noise is not covered without a GPU"

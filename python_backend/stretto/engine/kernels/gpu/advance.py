@@ -38,7 +38,7 @@ def audio_of(
     audio: tl.tensor, frame: tl.tensor, position: tl.tensor, in_audio: tl.tensor, audio_max: tl.tensor,
     ends_of_audio: tl.tensor, rules: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
-    """Return the id written into an audio row where `audio` was drawn, and whether a limit closes the segment there."""
+    """Return the id written into an audio row for the sampled id `audio`, and whether a limit closes the segment."""
     must_end = ((frame >= audio_max) | (position >= rules.audio_limit)) & in_audio
     is_end = audio != audio
     num_ends: tl.constexpr = rules.num_ends
@@ -52,7 +52,7 @@ def climb_of(
     heard: tl.tensor, drawn: tl.tensor, lanes: tl.tensor, at: tl.tensor, position: tl.tensor, frame: tl.tensor,
     in_audio: tl.tensor, end_frame: tl.tensor, begins: tl.tensor, streams: tl.tensor, rules: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Return stream 0 (`heard`) and the codes `drawn`, replaced by end ids on streams that must end."""
+    """Return stream 0 (`heard`) and the sampled codes `drawn`, replaced by end ids on streams that must end."""
     inside = lanes < rules.num_drawn
     ends = tl.load(end_frame + 1 + lanes, mask=inside, other=0)
     codes = tl.load(drawn + lanes, mask=inside, other=0).to(tl.int64)
@@ -73,7 +73,7 @@ def end_frame_of(
     heard: tl.tensor, drawn: tl.tensor, lanes: tl.tensor, may_end: tl.tensor, end_frame: tl.tensor,
     rules: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Return `heard`, or the end of audio if it forms the end frame with the codes `drawn`."""
+    """Return `heard`, or the end of audio if `heard` and the codes `drawn` form the end frame."""
     inside = lanes < rules.num_end_frame - 1
     codes = tl.load(drawn + lanes, mask=inside, other=0)
     ends = tl.load(end_frame + 1 + lanes, mask=inside, other=0)
@@ -187,7 +187,7 @@ def _text(
     text: tl.tensor, num_text_tokens: tl.tensor, num_entries: tl.tensor, position: tl.tensor, mine: tl.tensor,
     task: tl.tensor, tasks: tl.tensor, ends: tl.tensor, rules: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
-    """Return the id written into a text row where `text` was drawn, and whether a limit closes the segment there."""
+    """Return the id written into a text row for the sampled id `text`, and whether a limit closes the segment."""
     must_end = num_text_tokens >= tl.load(mine + TEXT_MAX * rules.num_rows)
     must_end = must_end | (position >= tl.load(tasks + 2 * rules.num_tasks + task))
     if rules.max_entries > 0:
@@ -235,7 +235,7 @@ def _first_stream(
 
 @triton.jit
 def _carries_drawn(behind: tl.tensor, delays: tl.tensor, rules: tl.constexpr) -> tl.tensor:
-    """Return whether a stream delayed by `delays` carries the draw in a row `behind` the end of audio."""
+    """Return whether a stream delayed by `delays` has a sampled id in a row `behind` the end of audio."""
     carries = delays >= 0
     if rules.tail == FORCED_TAIL:
         carries = behind < delays

@@ -51,7 +51,7 @@ MAX_BLOCK = 4096
 def draw(
     logits: torch.Tensor, token_ids: torch.Tensor, keys: torch.Tensor, params: DrawParams, plan: DrawPlan
 ) -> torch.Tensor:
-    """The token id drawn for each row and stream, as `sampling.draw.draw` defines it, where the logits are."""
+    """Return the ids that `sampling.draw.draw` samples, computed on the device of `logits`."""
     if logits.device.type == "cpu":
         return draw_on_host(logits, token_ids, keys, params, plan)
     return draw_on_device(logits, token_ids, keys, params)
@@ -60,7 +60,10 @@ def draw(
 def draw_on_device(
     logits: torch.Tensor, token_ids: torch.Tensor, keys: torch.Tensor, params: DrawParams
 ) -> torch.Tensor:
-    """`draw` by the kernel: the same tokens, but where the last bit of a logarithm or of a sum decides between two."""
+    """Return the ids that `sampling.draw.draw` samples, computed by the kernel.
+
+    Ids may differ if the last bit of a logarithm or of a sum decides between two candidates.
+    """
     num_rows, num_streams, num_columns = logits.shape
     drawn = torch.empty(num_rows, num_streams, dtype=token_ids.dtype, device=logits.device)
     block = min(max(triton.next_power_of_2(num_columns), 128), MAX_BLOCK)
@@ -81,7 +84,7 @@ def draw_on_device(
 
 @triton.jit
 def ordered_of(values: tl.tensor) -> tl.tensor:
-    """int32 that are ordered as the floats are; its own inverse, but for the type."""
+    """Return int32 values in the order of the floats; it is its own inverse, except for the type."""
     bits = values.to(tl.int32, bitcast=True)
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
@@ -93,7 +96,7 @@ def float_of(ordered: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def middle_of(low: tl.tensor, high: tl.tensor) -> tl.tensor:
-    """(low + high) / 2, rounded down, without leaving 32 bits."""
+    """Return (low + high) / 2, rounded down, without overflow of 32 bits."""
     return (low & high) + ((low ^ high) >> 1)
 
 
@@ -111,7 +114,7 @@ def _largest(line: tl.tensor, num_columns: tl.tensor, block: tl.constexpr) -> tl
 def _kth_largest(
     line: tl.tensor, num_columns: tl.tensor, top_k: tl.tensor, largest: tl.tensor, block: tl.constexpr
 ) -> tl.tensor:
-    """The largest float that at least `top_k` logits reach; one of them, or -inf."""
+    """Return the largest float that at least `top_k` logits reach: one of them, or -inf."""
     low = ordered_of(tl.full((), float("-inf"), tl.float32))
     high = ordered_of(largest) + 1
     while low + 1 < high:
@@ -137,7 +140,7 @@ def _mass_above(
     temperature: tl.tensor,
     block: tl.constexpr,
 ) -> tl.tensor:
-    """The sum of exp((logit - largest) / temperature) over the logits above a float given by its order."""
+    """Return the sum of exp((logit - largest) / temperature) over the logits above `ordered`."""
     mass = tl.full((), 0.0, tl.float32)
     for start in range(0, num_columns, block):
         columns = start + tl.arange(0, block)
@@ -157,7 +160,7 @@ def _nucleus(
     top_p: tl.tensor,
     block: tl.constexpr,
 ) -> tl.tensor:
-    """The smallest float above which lies less than `top_p` of the mass of the logits from `floor` on."""
+    """Return the smallest float such that logits above it have less than `top_p` of the mass from `floor` on."""
     low = ordered_of(floor) - 1
     high = ordered_of(largest)
     wanted = top_p * _mass_above(line, num_columns, low, largest, temperature, block)
@@ -170,8 +173,8 @@ def _nucleus(
     return float_of(high)
 
 
-# Rows of a table lie at any multiple of 4 bytes, as many rows as there are: one binary must do for all of them, or a
-# batch of another size would be kept waiting by the compiler.
+# Rows of a table are aligned to 4 bytes only. One binary must serve batches of all sizes, because a batch of a new size
+# would otherwise have to wait for the compiler.
 @triton.jit(do_not_specialize_on_alignment=["keys", "temperatures", "top_ks", "top_ps"])
 def _draw_kernel(
     drawn: tl.tensor,  # [B, S], written

@@ -1,8 +1,8 @@
-"""The draws of a step's rows in audio: guidance, masks, noise keys and draw at once, a program per row and stream.
+"""Triton kernels that sample the audio rows of a step, one program per row and stream.
 
-The kernels ask the tables, not the host, what each row is to do: a captured graph replays them for any batch. A line
-of logits is read once and kept in registers. The references are `sampling/draw.py`, `sampling/draw.py`,
-`sampling/processors.py`, `sampling/processors.py`, `sampling/processors.py` and `sampling/noise.py`.
+Each program applies guidance and masks, computes its noise key and samples. The task of each row is in tables on the
+device, so a captured graph can be replayed for any batch. A row of logits is read once and kept in registers. The
+references are `sampling/draw.py`, `sampling/processors.py` and `sampling/noise.py`.
 """
 
 import triton
@@ -43,13 +43,13 @@ from stretto.engine.kernels.gpu.step_table import (
 
 @triton.jit
 def real_of(words: tl.tensor) -> tl.tensor:
-    """What was packed by its bits."""
+    """Return the float32 value whose bits are stored in `words`."""
     return tl.load(words).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def kth_largest_of(values: tl.tensor, top_k: tl.tensor) -> tl.tensor:
-    """The largest float that at least `top_k` of `values` reach; one of them, or -inf."""
+    """Return the largest float that at least `top_k` of `values` reach: one of them, or -inf."""
     ordered = ordered_of(values)
     low = ordered_of(tl.full((), float("-inf"), tl.float32))
     high = ordered_of(tl.max(values, 0)) + 1
@@ -64,7 +64,7 @@ def kth_largest_of(values: tl.tensor, top_k: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def nucleus_of(values: tl.tensor, floor: tl.tensor, temperature: tl.tensor, top_p: tl.tensor) -> tl.tensor:
-    """The smallest float above which lies less than `top_p` of the mass of `values` from `floor` on."""
+    """Return the smallest float such that `values` above it have less than `top_p` of the mass from `floor` on."""
     ordered, largest = ordered_of(values), tl.max(values, 0)
     weights = tl.exp((values - largest) / temperature)
     low = ordered_of(floor) - 1
@@ -83,7 +83,7 @@ def nucleus_of(values: tl.tensor, floor: tl.tensor, temperature: tl.tensor, top_
 def _noisiest(
     values: tl.tensor, token_ids: tl.tensor, key: tl.tensor, temperature: tl.tensor, floor: tl.tensor
 ) -> tl.tensor:
-    """The place of the largest noisy value from `floor` on, the first of equals; without noise at temperature 0."""
+    """Return the column of the largest noisy value from `floor` on, the first on ties; no noise at temperature 0."""
     scores = values
     if temperature > 0:
         scores = tl.div_rn(values, temperature) + gumbel_of(key, token_ids)
@@ -97,7 +97,7 @@ def _floor(
     values: tl.tensor, num_columns: tl.tensor, temperature: tl.tensor, top_k: tl.tensor, top_p: tl.tensor,
     span: tl.tensor,
 ) -> tl.tensor:  # fmt: skip
-    """The smallest of `values` that may be drawn."""
+    """Return the smallest of `values` that may be sampled."""
     floor = tl.max(values, 0)
     if temperature > 0:
         floor -= span
@@ -123,7 +123,7 @@ def _guided(
     line: tl.tensor, offset: tl.tensor, is_guided: tl.tensor, row: tl.tensor, mine: tl.tensor, columns: tl.tensor,
     inside: tl.tensor, logits_stride: tl.constexpr, plan_stride: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """The logits of a row and stream, merged with those of the row's other half where it has one."""
+    """Return the logits of a row and stream; for a CFG pair, guided by the logits of the unconditional request."""
     values = _line(line + row.to(tl.int64) * logits_stride, offset, columns, inside, float("-inf"))
     other = tl.load(mine + OTHER * plan_stride)
     if (other != row) & is_guided:
@@ -138,7 +138,7 @@ def _is_repeated(
     token: tl.tensor, history: tl.tensor, mine: tl.tensor, position: tl.tensor, audio_start: tl.tensor,
     row_stride: tl.constexpr, plan_stride: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Whether `token` came too often in the last rows of the audio; `history` is one stream by position."""
+    """Return whether `token` occurs too often in the last audio rows; `history` is one stream by position."""
     count = tl.full((), 0, tl.int32)
     first = tl.maximum(audio_start, position - tl.load(mine + RAS_WINDOW * plan_stride))
     while first < position:
@@ -151,7 +151,7 @@ def _is_repeated(
 def _rules(
     mine: tl.tensor, first_stream: tl.constexpr, plan_stride: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
-    """Temperature, top-k and top-p of stream 0 in audio, or of the others; how far below the largest a logit may be."""
+    """Return temperature, top-k, top-p and largest distance from the maximum, of stream 0 or of the other streams."""
     if first_stream == 0:
         temperature = real_of(mine + AUDIO_TEMPERATURE * plan_stride)
         top_k, top_p = tl.load(mine + AUDIO_TOP_K * plan_stride), real_of(mine + AUDIO_TOP_P * plan_stride)
@@ -168,7 +168,7 @@ def _penalized(
     values: tl.tensor, said: tl.tensor, mine: tl.tensor, columns: tl.tensor, num_said: tl.constexpr,
     plan_stride: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """`values`, less where they were said; the reference is `penalize` of `sampling/processors.py`."""
+    """Return `values` after the repetition penalty; the reference is `penalize` of `sampling/processors.py`."""
     is_said = tl.load(said + columns, mask=columns < num_said - 1, other=0) != 0
     penalty = real_of(mine + REPETITION_PENALTY * plan_stride)
     return tl.where(is_said, tl.where(values < 0, values * penalty, tl.div_rn(values, penalty)), values)
@@ -178,7 +178,7 @@ def _penalized(
 def _place(
     mine: tl.tensor, length: tl.tensor, state: tl.tensor, plan_stride: tl.constexpr, state_stride: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """A row's slot and position, and where the audio of its reply began."""
+    """Return a row's slot, its position, and the position at which the audio of its reply begins."""
     slot = tl.load(mine + SLOT * plan_stride).to(tl.int64)
     return slot, tl.load(length), tl.load(state + slot * state_stride + AUDIO_START)
 
@@ -186,25 +186,25 @@ def _place(
 @triton.jit(do_not_specialize=["first_lane"])
 def draw_streams_kernel(
     drawn: tl.tensor,  # [N, S] int32, written
-    logits: tl.tensor,  # [N, k * C] float32 of the streams that this launch draws, lines apart by `logits_stride`
+    logits: tl.tensor,  # [N, k * C] float32 of the streams of this launch, with row stride `logits_stride`
     offset: tl.tensor,  # [S * C] float32, or None
     token_ids: tl.tensor,  # [S, C] int64
-    codebooks: tl.tensor,  # [2, S] int64: the first id that is a code of a codebook, and the one behind the last
+    codebooks: tl.tensor,  # [2, S] int64: the first code id of each codebook, and the id after the last one
     is_guided: tl.tensor,  # [S] int64
     plan: tl.tensor,  # `step_table.py`, [C, N] int32
     lengths: tl.tensor,  # [N] int32
     state: tl.tensor,  # [R, 6] int64
-    history: tl.tensor,  # of the first of the streams: [R, T, ...] int32
-    said: tl.tensor,  # [R, V + 1] uint8, which of the first V columns a repetition penalty counts; or None
-    places: tl.tensor,  # [n, C] uint8, which columns each row of a frame may not carry; or None
-    first_lane: tl.tensor,  # which of the S streams is the first that this launch draws
+    history: tl.tensor,  # ids of the first of the streams, [R, T, ...] int32
+    said: tl.tensor,  # [R, V + 1] uint8, 1 for each of the first V columns that the penalty counts; or None
+    places: tl.tensor,  # [n, C] uint8, 1 for columns that a row of a frame may not have; or None
+    first_lane: tl.tensor,  # index of the first stream of this launch
     num_streams: tl.constexpr,  # S
     logits_stride: tl.constexpr, codebooks_stride: tl.constexpr, plan_stride: tl.constexpr, state_stride: tl.constexpr,
     history_slot_stride: tl.constexpr, history_row_stride: tl.constexpr, num_said: tl.constexpr,
     num_columns: tl.constexpr, first_stream: tl.constexpr, block: tl.constexpr,
-    num_ends: tl.constexpr,  # of the columns, the last, that may not come before the shortest length
+    num_ends: tl.constexpr,  # number of end columns, the last ones, which are masked before the minimum length
     num_places: tl.constexpr,  # rows of a frame
-    shares: tl.constexpr,  # whether the row of the other half gets the ids as well
+    shares: tl.constexpr,  # True if the unconditional row gets the ids as well
 ) -> None:  # fmt: skip
     row, stream = tl.program_id(0), tl.program_id(1) + first_lane
     logits -= first_lane * num_columns
@@ -243,8 +243,8 @@ def draw_streams_kernel(
 
 @triton.jit
 def draw_script_kernel(
-    drawn: tl.tensor,  # [N] int32, written: whether the pointer advances
-    logits: tl.tensor,  # [N, C] float32, lines apart by `logits_stride`
+    drawn: tl.tensor,  # [N] int32, written: 1 if the pointer advances
+    logits: tl.tensor,  # [N, C] float32, with row stride `logits_stride`
     offset: tl.tensor,  # [C] float32, or None
     plan: tl.tensor,
     lengths: tl.tensor,
@@ -255,7 +255,7 @@ def draw_script_kernel(
     state_stride: tl.constexpr,
     script_stride: tl.constexpr,
     spoken_start: tl.constexpr,
-    stay_of_first: tl.constexpr,  # the column in which the first spoken token stays
+    stay_of_first: tl.constexpr,  # "stay" column of the first spoken token
     num_columns: tl.constexpr,
     block: tl.constexpr,
 ) -> None:

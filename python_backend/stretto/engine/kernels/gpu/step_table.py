@@ -33,7 +33,7 @@ COLUMNS = (
     "repetition_penalty",
     "audio_span",
 )
-# Roles: inactive, drawing, and receiving the draw of another row.
+# Roles of a row: inactive, sampled, or a copy of another row's sample.
 IDLE, DRAWS, RECEIVES = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 # Columns of a reply's state (`worker/slots.py`).
 STATE = ("audio_start", "audio_end", "num_text_tokens", "num_entries", "pointer", "first_end")
@@ -64,8 +64,8 @@ class StepRules(NamedTuple):
 
     Attributes:
         num_rows: N, the capacity of the step's tables.
-        num_others: S - 1, the number of streams besides stream 0.
-        num_drawn: Number of those that are drawn; they come first.
+        num_others: S - 1, the number of streams without stream 0.
+        num_drawn: Number of those that are sampled, which are the first ones.
         num_ids: Number of columns of the tables of segment ends; the last is for all other ids.
         num_end_frame: Number of ids in the frame that ends the audio, 0 without one.
         max_entries: Largest number of pointer entries, 0 without a pointer.
@@ -75,7 +75,7 @@ class StepRules(NamedTuple):
         num_said: Number of columns of the repetition penalty's table, 0 without a penalty.
         said_start: Id of its first column.
         track_lane: Index of the streamed text among streams 1 and up, which keeps its table entry; -1 without one.
-        has_staircase: True if streams begin and end with ids of their own.
+        has_staircase: True if each stream has its own begin and end ids.
     """
 
     num_rows: int

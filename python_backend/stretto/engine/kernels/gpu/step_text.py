@@ -1,10 +1,10 @@
-"""Triton kernels that draw text ids: 150,000 columns, few of which are read twice.
+"""Triton kernels that sample text ids from about 150,000 columns, of which few are read twice.
 
 The first kernel reads all columns once, in parallel blocks. It masks denied ids and keeps the maximum of every group of
 128 columns. If a row keeps k logits, the k-th largest maximum is a lower bound on them, so groups below that bound hold
-none. The second kernel, one program per row, lists the remaining groups (some 50 of 1,200 at top-k 50) and applies
-top-k and top-p by bisection over these only. A nucleus without top-k starts with the 128 best groups and reads all
-columns only if these hold too little mass.
+none. The second kernel, one program per row, lists the remaining groups (about 50 of 1,200 at top-k 50) and applies
+top-k and top-p to these only, by bisection. A nucleus without top-k starts with the 128 best groups, and reads all
+columns only if these have too little mass.
 """
 
 import triton
