@@ -29,7 +29,7 @@ prepare_environment()  # before any test imports what imports Triton, which look
 ENDED: list[str] = []
 stub.end = ENDED.append
 
-# A shell's background jobs ignore an interrupt, and so would all that the tests start: as at a terminal, they hear it.
+# Background jobs of a shell ignore interrupts, and processes of tests would inherit that. Handle them as at a terminal.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

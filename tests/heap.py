@@ -10,7 +10,7 @@ import sys
 
 _freeze, _unfreeze = gc.freeze, gc.unfreeze
 _MANY_MODULES = 100
-_num_modules = -_MANY_MODULES  # that had been imported when all was last set aside
+_num_modules = -_MANY_MODULES  # modules imported at the last call of `set_aside`
 
 
 def keep_to_ourselves() -> None:

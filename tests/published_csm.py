@@ -16,8 +16,8 @@ from stretto.records.prompt import Prompt
 from tests.codecs.test_mimi import SMALL as MIMI
 
 NUM_CODEBOOKS, CODEBOOK_SIZE, NUM_TEXT_IDS, WIDTH = 6, 32, 330, 64
-UNUSED = 3  # ids behind the codes of each table, as published
-BEGIN, END, PAD, END_OF_AUDIO = range(318, 322)  # behind the tokenizer's others
+UNUSED = 3  # ids after the codes of each table, as published
+BEGIN, END, PAD, END_OF_AUDIO = range(318, 322)  # after the tokenizer's others
 SPECIAL = {"<|begin_of_text|>": BEGIN, "<|end_of_text|>": END, "<|AUDIO|>": PAD, "<|audio_eos|>": END_OF_AUDIO}
 # As published, but for lengths that the tests can outlast.
 ROPE = {"rope_type": "llama3", "factor": 32.0, "rope_theta": 500000.0}

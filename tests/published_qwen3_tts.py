@@ -20,7 +20,7 @@ from stretto.records.prompt import Prompt
 
 WIDTHS = {"custom_voice": 64, "voice_design": 96, "base": 96}  # of `scripts/qwen3_tts_replies.py`
 NUM_FRAMES = 23  # at most, of a reply of the fixture
-# What each case asks for: whether it is instructed, the voice, the language.
+# Each case: True if it is instructed, the voice, the language.
 CASES: dict[str, dict[str, tuple[bool, str | None, str | None]]] = {
     "custom_voice": {
         "english": (False, "ryan", "english"),
@@ -34,7 +34,7 @@ CASES: dict[str, dict[str, tuple[bool, str | None, str | None]]] = {
         "x-vector": (False, None, "english"),
     },
 }
-REFERENCES = {"in context": "codes", "in long context": "long_codes"}  # what the fixture calls the codes of a voice
+REFERENCES = {"in context": "codes", "in long context": "long_codes"}  # name of a voice's codes in the fixture
 FIXTURE = Path(__file__).parent / "data" / "qwen3_tts_replies.npz"
 MODES = {"whole": False, "streaming": True}
 

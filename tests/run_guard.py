@@ -18,7 +18,7 @@ def members(run: str) -> list[int]:
     for folder in Path("/proc").iterdir():
         with suppress(OSError, ValueError):
             pid = int(folder.name)
-            environment = (folder / "environ").read_bytes().split(b"\0")  # of one that has ended, empty
+            environment = (folder / "environ").read_bytes().split(b"\0")  # empty for an ended process
             if any(each.startswith(f"{RUN}=".encode()) and run.encode() in each for each in environment):
                 found.append(pid)
     return found

@@ -23,7 +23,7 @@ SMALL_DEPTH = DepthSpec(
 )
 SMALL_CSM = CsmVocabulary(60, 6, 8, 56, 57, 58, 59, num_end_codebooks=2, max_model_len=512, depth=SMALL_DEPTH)
 
-# 60 ids of text, 8 codes and 32 markers behind them, three more codebooks.
+# 60 ids of text, then 8 codes and 32 markers, three more codebooks.
 SMALL_QWEN3_TTS = Qwen3TtsVocabulary(
     num_text_ids=60,
     num_codec_ids=40,

@@ -54,10 +54,10 @@ WIDE_TEXT = eight_streams("wide_text", 640)
 _TTS = TINY.task("tts")
 SPEECHLESS = replace(TINY, name="speechless", tasks=(replace(_TTS, text=(SPACE,)),))
 
-# What a text has said, or its prompt, is less likely to come again.
+# Tokens of the text or its prompt are less likely to be repeated.
 PENALIZED = replace(EIGHT_STREAMS, name="penalized", penalized="drawn")
 
-# One stream over text and codes alike, all of which may come at any place.
+# One stream over text and codes, all of which may occur at any position.
 INTERLEAVED = replace(
     EIGHT_STREAMS,
     name="interleaved",
@@ -74,7 +74,7 @@ INTERLEAVED = replace(
     penalized="all",
 )
 
-# Frames of three rows: each is drawn from ids of its own, the end in the first alone. What was said comes less often.
+# Frames of three rows: each has ids of its own, only the first can be the end. Repeated tokens are less likely.
 _PLACES = tuple(range(start, start + 16) for start in range(NUM_TEXT_IDS, NUM_TEXT_IDS + 48, 16))
 THREE_ROWS = replace(
     EIGHT_STREAMS,
@@ -105,7 +105,7 @@ HIDDEN_TRACK = replace(
     TRACKED, name="hidden_track", unconditional=replace(TRACKED.unconditional, hidden_streams=(NUM_STREAMS,))
 )
 
-# Steps of up to five rows. Two of its schedules change the number of rows from step to step; one says a row a step.
+# Steps of up to five rows. Two of its schedules vary the number of rows by step; one has a row per step.
 BURSTS = Bursts(
     4, (BurstSchedule("mixed", (1, 2, 2, 4, 3, 3)), BurstSchedule("turbo", (1, 4)), BurstSchedule("off", (9, 0)))
 )
@@ -117,7 +117,7 @@ _PENALIZED_TASKS = tuple(
     replace(task, sampling=replace(task.sampling, repetition_penalty=1.3)) for task in FORCED_BURSTS.tasks
 )
 # With the modules of MCTP. The shapes of the published schedules, for four modules; the last uses two of them only.
-# What a text of it or its prompt has said, the same burst's rows among it, is less likely to come again.
+# Tokens of its text or its prompt, including rows of the same multi-token step, are less likely to be repeated.
 MODULES = replace(
     FORCED_BURSTS,
     name="modules",

@@ -20,7 +20,7 @@ from tests.ports import free_row
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
-# Where a file of the tree lies in the wheel.
+# Paths in the wheel by path in the tree.
 PLACES = {
     "python_backend/stretto": "stretto",
     "client/stretto_client": "stretto_client",
@@ -158,7 +158,8 @@ def test_its_commands_run(installed: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.server
-@pytest.mark.nightly  # beside what it holds, and what a start from an empty state folder says (test_readme.py)
+# in addition to its contents, and the output of a start with an empty state folder (test_readme.py)
+@pytest.mark.nightly
 def test_it_speaks_from_an_empty_folder(installed: Path, tmp_path: Path) -> None:
     port, out = free_row(3), ("--out", "anywhere.wav")
     try:

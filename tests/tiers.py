@@ -15,6 +15,6 @@ def by_night(*values: Any, ids: Iterable[str | None] = ()) -> list[Any]:
     ]
 
 
-# The two ways of scheduling; the first by day, where both should give the same.
+# The two ways of scheduling; only the first by day, if both should give the same.
 ASYNC_BY_DAY = [pytest.param(True, id="async"), *by_night(False, ids=["sync"])]
 SYNC_BY_DAY = [pytest.param(False, id="sync"), *by_night(True, ids=["async"])]

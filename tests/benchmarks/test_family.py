@@ -154,7 +154,7 @@ def test_an_open_loop_sends_without_waiting_for_answers() -> None:
         seen.append(options)
         if len(seen) == 12:
             all_sent.set()
-        await all_sent.wait()  # nobody is answered before the last has asked
+        await all_sent.wait()  # no request is answered before the last one was sent
         return Trace(0.0, arrivals=[1.0], durations=[1.0], sound=0.0, finished=1.0)
 
     async def sent() -> tuple[list[Trace], float]:
@@ -171,7 +171,7 @@ def test_arrivals_are_as_frequent_as_asked_for_and_random() -> None:
     gaps = np.diff(times)
     assert times[0] == 0
     assert gaps.mean() == pytest.approx(1 / 5.0, rel=0.05)
-    assert gaps.std() == pytest.approx(1 / 5.0, rel=0.1)  # of an exponential distribution, the same
+    assert gaps.std() == pytest.approx(1 / 5.0, rel=0.1)  # equal samples of an exponential distribution
 
 
 def test_an_open_loop_is_at_a_share_of_the_rate_that_was_reached() -> None:

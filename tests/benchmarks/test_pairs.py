@@ -18,7 +18,7 @@ def test_pairs_give_way_and_no_frame_is_wrong_or_unguided(tmp_path: Path) -> Non
     pairs.cpu_kernels.install()
     arguments = argparse.Namespace(frames=60, share=0.5, rounds=1)
     figures = pairs.measure(convert(tmp_path), 4, arguments)
-    assert figures["kv_blocks"] == 16  # of 32: four pairs of two halves, of up to 128 rows
+    assert figures["kv_blocks"] == 16  # of 32 rows: four CFG pairs of up to 128 rows per request
     assert (figures["wrong_frames"], figures["unguided_total"]) == (0, 0)
     assert figures["preemptions"]["guided"] > figures["preemptions"]["unguided"] == 0
     assert figures["cfg_retention"] > 0

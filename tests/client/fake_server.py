@@ -34,7 +34,7 @@ PROFILE = {
     ],
 }
 REPORT = {"finish_reason": "stop", "num_frames": 4, "guided_frames": 4, "guidance_scale": 1.5, "seed": 7}
-REPORT["input_audio_s"] = 1.25  # of requests with recordings
+REPORT["input_audio_s"] = 1.25  # for requests with recordings
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Chunk:
     is_last: bool = False
     is_16_bit: bool = False
     codes: list[list[int]] | None = None
-    pcm: np.ndarray | None = None  # [num_samples] int16, in the place of one level
+    pcm: np.ndarray | None = None  # int16 [num_samples], instead of a constant level
     session: str = ""
 
 

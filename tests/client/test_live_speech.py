@@ -98,7 +98,7 @@ async def test_a_refused_part_ends_the_reply_with_the_refusal(live: Live) -> Non
 
 
 async def test_a_reply_may_end_before_its_text(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live_speech, "STILL_THERE_S", 0.05)  # the part that is refused comes so long after "two"
+    monkeypatch.setattr(live_speech, "STILL_THERE_S", 0.05)  # the delay of the refused part after "two"
     refusal = "invalid request: session.id: expected the id of an open streamed text, got 's1'"
     live.instead[0] = ErrorText(refusal)
 

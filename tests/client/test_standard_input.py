@@ -31,7 +31,7 @@ async def test_what_a_program_writes_is_sent_while_it_writes(tmp_path: Path) -> 
     assert process.stdin is not None
     async with asyncio.timeout(120):
         process.stdin.write("Grüße ".encode()[:3])
-        while live.text != "Gr":  # half a character is kept until the rest of it comes
+        while live.text != "Gr":  # half a character is kept until its rest arrives
             await asyncio.sleep(0.01)
         process.stdin.write("Grüße ".encode()[3:])
         while live.text != "Grüße ":

@@ -24,7 +24,8 @@ def event(num_samples: int | None, **fields: object) -> SpeechEvent:
 
 def test_first_audio_is_the_first_event_with_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([10.0, 10.1, 10.2, 10.4, 11.0])
-    monkeypatch.setattr("stretto_client.sinks.time", SimpleNamespace(monotonic=lambda: next(clock)))  # nobody else's
+    # of this server only
+    monkeypatch.setattr("stretto_client.sinks.time", SimpleNamespace(monotonic=lambda: next(clock)))
     tally = Tally(stream=io.StringIO())
     for heard in [event(None), event(0), event(16_000), event(16_000, is_final=True, report=REPORT)]:
         tally.add(heard)

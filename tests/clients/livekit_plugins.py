@@ -56,7 +56,7 @@ async def stream_to(listener: stt.STT, step: str) -> None:
     for frame in recorded_frames():
         stream.push_frame(frame)
         await asyncio.sleep(0.02)
-    for _ in range(10):  # a microphone goes on after the words
+    for _ in range(10):  # a microphone continues after the words
         stream.push_frame(rtc.AudioFrame(bytes(4800), 24_000, 1, 2400))
         await asyncio.sleep(0.02)
     if not isinstance(listener, openai.STT):

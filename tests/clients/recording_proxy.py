@@ -16,7 +16,7 @@ from websockets.frames import Opcode
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
-# What differs from machine to machine or from run to run.
+# Fields that differ between machines or runs.
 VARYING = {"host", "content-length", "connection", "sec-websocket-key", "traceparent", "x-request-id", "keep-alive"}
 
 RECORDING = "data:audio/wav;base64,…"  # kept instead of a recording in a field of JSON

@@ -106,7 +106,7 @@ def test_utterances_at_different_places_decode_in_one_batch(codec: MimiCodec, dt
     codes = random_codes(codec, 2, 40)
     whole = one_shot(codec.model, codes)
     states, windows = [], []
-    for row, last in ((0, 5), (1, 25)):  # row 0 has not filled its attention window yet, row 1 has left it behind
+    for row, last in ((0, 5), (1, 25)):  # row 0 has not filled its attention window yet, row 1 has exceeded it
         start = Window(codes[row : row + 1, :, :last], 0, 0, torch.tensor([0]), codec.initial_state(1))
         states.append(codec.decode(start)[1])
         windows.append(codes[row, :, last - 4 : last + 3])

@@ -61,7 +61,7 @@ def test_batches_share_a_graph_up_to_the_next_power_of_two() -> None:
     for seed in range(30):
         check(cache, window((5, 8, 6, 7)[seed % 4], seed=seed))
         check(cache, window(1 + seed % 2, frames=2, seed=seed))
-    assert backend.num_captured == 3  # of 8 rows, of 1 and of 2
+    assert backend.num_captured == 3  # graphs of 8 rows, of 1 and of 2
 
 
 def test_the_states_of_a_batch_outlive_the_next_one() -> None:

@@ -69,7 +69,7 @@ def test_an_idle_utterance_is_closed_and_a_busy_one_stays() -> None:
     assert sessions.expire() == ["idle"]
     assert len(sessions) == 1
     clock.now = 18.0
-    sessions.keep_alive("busy")  # somebody waits for it, though nothing comes
+    sessions.keep_alive("busy")  # a client waits for it, although no data arrives
     sessions.keep_alive("idle")
     clock.now = 20.0
     assert sessions.expire() == []
@@ -91,7 +91,7 @@ def test_a_listener_runs_dry_when_all_that_was_sent_has_been_played() -> None:
     second = session.renderer.sample_rate
     clock.now = 3.0
     sessions.note_sent(session, 0)
-    assert sessions.due_s(session) == 3.0  # whoever hears nothing yet is waiting
+    assert sessions.due_s(session) == 3.0  # a client without audio yet is waiting
     for at, sent, due_s in ((3.0, second, 4.0), (3.5, second // 2, 4.5), (6.0, second, 7.0), (6.5, 0, 7.0)):
         clock.now = at
         sessions.note_sent(session, sent)

@@ -27,7 +27,7 @@ KUSTOMIZATION: dict[str, Any] = yaml.safe_load((FOLDER / "kustomization.yaml").r
 OBJECTS: list[dict[str, Any]] = [
     record for name in KUSTOMIZATION["resources"] for record in yaml.safe_load_all((FOLDER / name).read_text())
 ]
-OURS = {"monitoring.coreos.com/v1", "keda.sh/v1alpha1"}  # of operators, which the library does not know
+OURS = {"monitoring.coreos.com/v1", "keda.sh/v1alpha1"}  # of operators, unknown to the library
 OLDEST = "1.30"  # which knows the `sleep` of preStop
 NAMES = {"server": "stretto-server", "gateway": "stretto-gateway"}
 
@@ -82,7 +82,7 @@ TRIGGER = {
         *("serverAddress", "query", "threshold"),
     ),
 }
-# What is used here of the operators' resources, by their documentation; the resources themselves are no library's.
+# The fields of operators' resources that are used here, from their documentation; no library has the resources.
 SPECS = {
     "PodMonitor": strict({"selector": SELECTOR, "podMetricsEndpoints": ENDPOINTS}, "selector", "podMetricsEndpoints"),
     "ScaledObject": strict(

@@ -29,7 +29,7 @@ from stretto_ray.server_process import ServerProcess, environment  # noqa: E402
 from stretto_ray.unanswered import FORGOTTEN_S, LATE_S, Unanswered  # noqa: E402
 
 KEYS = [f"conversation {number}" for number in range(300)]
-# Says in its pid file what a launcher says, and notes the signal that ends it.
+# Writes a launcher's pid file, and records the signal that ends it.
 LAUNCHER = """
 import json, pathlib, signal, sys
 words = dict(zip(sys.argv[1:-1:2], sys.argv[2:-1:2]))

@@ -19,7 +19,7 @@ def test_both_layouts_of_joblib_s_arrays_are_read() -> None:
     assert padded.shape == (20, 32)
     assert padded.dtype == np.float32
     assert np.array_equal(padded, plain)
-    # What scikit-learn's own attribute says.
+    # Value of scikit-learn's attribute.
     assert padded[0, :3].tolist() == pytest.approx([0.492803, -0.26337, 0.782203], abs=1e-6)
     assert padded.sum() == pytest.approx(-16.001007, abs=1e-4)
 

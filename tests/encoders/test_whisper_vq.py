@@ -43,7 +43,7 @@ def test_tokens_are_those_of_the_authors(tokenizer: SpeechTokenizer, name: str, 
 def test_the_authors_tokens_tell_the_audio() -> None:
     heard = json.loads(HEARD.read_text())
     assert len(set(heard["4.321"])) > 10
-    assert heard["2.56"] != heard["4.321"][:32]  # a block hears what is loudest in all of it
+    assert heard["2.56"] != heard["4.321"][:32]  # a block is normalised by the loudest value in all of it
 
 
 def test_no_audio_is_no_token(tokenizer: SpeechTokenizer) -> None:

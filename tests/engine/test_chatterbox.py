@@ -17,7 +17,7 @@ from tests.engine.harness import Engine
 from tests.tiers import ASYNC_BY_DAY
 
 pytestmark = pytest.mark.engine
-# Prompts in chunks, room for little more than one pair of the six: pairs give way as wholes.
+# Prompts in chunks, memory for little more than one of six CFG pairs: pairs are preempted together.
 TIGHT: dict[str, Any] = {"max_num_batched_tokens": 24, "max_num_seqs": 6, "num_gpu_blocks_override": 9}
 ARRIVALS = {"r2": 3, "r3": 4, "r4": 9, "r5": 9}
 

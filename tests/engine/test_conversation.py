@@ -21,7 +21,7 @@ VOICE, HEARD = (np.random.default_rng(0).integers(12, size=(9, length)).tolist()
 def test_the_next_turn_finds_the_last_reply_in_the_cache(tmp_path: Path) -> None:
     published = write_opuslm(tmp_path, backbone="llama", is_dialogue=True)
     tensors = torch.load(published.model, weights_only=True)
-    # So that no frame is a pad, which codes could not tell, nor has the semantic token that a prompt writes as one.
+    # No frame may be a pad, which codes cannot express, or have the semantic token that a prompt writes as a pad.
     tensors["corelm.lm_head.weight"][[0, SMALL_OPUSLM.ssl[0]]] = 0
     torch.save(tensors, published.model)
     out = convert("opuslm-dialogue", published, tmp_path / "out")

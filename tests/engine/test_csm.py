@@ -145,7 +145,7 @@ def test_a_frame_of_zeros_ends_a_reply_by_the_rule_of_transformers_and_by_sesame
     model, last = make_model(), NUM_CODEBOOKS - 1
     folder, family, reference = convert(tmp_path / "all", model)
     prompt = make_prompt(family, 0)
-    prompt = replace(prompt, rows=prompt.rows[:3])  # words alone: what is renamed is not in them
+    prompt = replace(prompt, rows=prompt.rows[:3])  # text only, which contains no renamed codes
     frames = np.array(reference.generated(prompt)) - [ids.start for ids in family.layout.audio]
     swap_codes(model, frames[6, :last].tolist())
     folder, family, reference = convert(tmp_path / "most", model)

@@ -45,7 +45,7 @@ async def collect(llm: SpeechLLM, index: int) -> np.ndarray:
     return np.concatenate([chunk.codes async for chunk in llm.generate(ask(index)) if chunk.codes is not None], 1)
 
 
-LIMITS = {"max_model_len": 288, "num_gpu_blocks_override": 17}  # of each engine; two halves of 288 rows take 18 blocks
+LIMITS = {"max_model_len": 288, "num_gpu_blocks_override": 17}  # of each engine; a CFG pair of 288 rows takes 18 blocks
 
 
 async def test_replies_of_two_engines_are_those_of_one(tmp_path: Path) -> None:

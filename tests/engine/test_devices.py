@@ -121,7 +121,7 @@ def on_a_gpu(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Speech
             for name, tensor in list(kind.items()):
                 if isinstance(tensor, torch.Tensor):
                     monkeypatch.setitem(kind, name, on_the_device(tensor))
-        if hasattr(module, "cpu_linear"):  # how vLLM multiplies on a CPU, where it keeps packed weights alone
+        if hasattr(module, "cpu_linear"):  # vLLM's product on a CPU, where it keeps only packed weights
             monkeypatch.setattr(module, "cpu_linear", partial(multiply, module.output_size))
     with OneDevice():
         yield SpeechModelState(config, model, None, GPU)
@@ -153,7 +153,7 @@ def fill(state: SpeechModelState, family: Family) -> None:
     state.apply_staged_writes()
 
 
-# What a step launches, by whether its kernels are used or torch alone, and by family.
+# Launches of a step, with its kernels or with torch only, by family.
 KERNELS = {
     False: {"_draw_kernel": draw, "_embed_kernel": embed, "_gather_kernel": advance},
     True: {
@@ -258,7 +258,7 @@ def test_modules_mix_no_devices(uses_kernels: bool, tmp_path: Path, monkeypatch:
             sampler, _ = state.custom_sampler(SimpleNamespace(penalties_state=None, req_states=requests))
             with_modules(state, modules, monkeypatch)
             fill(state, MODULES)
-            # The ends of prompts, then bursts of five rows: where a step of each request's schedule begins.
+            # Ends of prompts, then multi-token steps of five rows: starts of steps in each schedule.
             for num_tokens, num_said in ((8, 0), (4, 5), (4, 10), (4, 15)):
                 batch = InputBatch.make_dummy(4, num_tokens, InputBuffers(4, 64, GPU))
                 num_read = state.slots._num_prompt_rows + num_said

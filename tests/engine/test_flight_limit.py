@@ -86,8 +86,8 @@ class Reply:
 
 
 ROWS_TO_FIRST, ROWS = 8, 60
-STEP_S, SEQUENCE_S = 0.015, 0.003  # what a step takes, and each sequence in it
-NOISE = 0.8  # of a step's time: its logarithm's standard deviation
+STEP_S, SEQUENCE_S = 0.015, 0.003  # duration of a step, and of each sequence in it
+NOISE = 0.8  # standard deviation of the logarithm of a step's duration
 
 
 def served(rate: float, most: float, target_s: float, seconds: float = 400.0) -> tuple[np.ndarray, int]:

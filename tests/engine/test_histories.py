@@ -17,17 +17,17 @@ COMMON = settings(
     settings.get_profile("default"), deadline=None, suppress_health_check=list(HealthCheck), print_blob=True
 )
 # On every run the same histories, so that a failure is the change's, and few beside those made for what must be seen;
-# by night others each time, and so many that they see it all themselves.
+# by night different ones each time, and enough to cover every case.
 settings.register_profile("histories", COMMON, max_examples=6, derandomize=True, database=None)
 settings.register_profile("nightly", COMMON, max_examples=700, phases=[Phase.explicit, Phase.generate, Phase.shrink])
 PROFILE = settings.get_profile(os.environ.get("HISTORIES", "histories"))
 SHARE = {"tracked_csm": 0.5, "forced_bursts": 0.5, "modules": 0.34}  # of the histories: these take longest
 ENOUGH = 42  # histories of both kinds of scheduling, to see everything
 
-# What families without bursts see nothing of.
+# Cases that families without multi-token steps cannot have.
 OF_BURSTS = ("preempted bursts", "bursts in parts")
 
-# Made so that each family sees what they are named for, and what stands behind them.
+# Histories built so that each family meets the named case and its consequences.
 MADE = {
     "pairs with blocks for little more than one are preempted": (
         History(

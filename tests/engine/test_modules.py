@@ -19,7 +19,7 @@ from tests.tiers import by_night
 pytestmark = pytest.mark.engine
 MAX_MODEL_LEN = 160
 SCHEDULES = [schedule.name for schedule in MODULES.bursts.schedules]
-# More rows than modules; and so long without a burst, or for ever, that modules read rows in steps without one.
+# More rows than modules, and schedules with long or endless stretches in which modules read rows without a burst.
 NUMBERS = [(2, 9), (1, 2, 12, 3), (1, 3, 12, 0)]
 TIGHT = {"max_num_batched_tokens": 48, "max_num_seqs": 4, "num_gpu_blocks_override": 9}
 CHUNKED = {"max_num_batched_tokens": 24, "max_num_seqs": 4}

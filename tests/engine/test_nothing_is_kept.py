@@ -94,7 +94,7 @@ def test_the_engine_keeps_nothing_of_its_requests(engine: Engine) -> None:
     for first in range(0, 3 * MANY, MANY):
         run(engine, first, MANY)
         counts.append(types())
-    # What is made once, such as a cache of weak references, comes in one of two rounds; what is kept comes in both.
+    # Objects made once, such as a cache of weak references, appear in one of two rounds; leaked ones in both.
     grown = (counts[2] - counts[1]) & (counts[1] - counts[0])
     assert not {name: count for name, count in grown.items() if count >= MANY // 10}
     assert not kept_ids()

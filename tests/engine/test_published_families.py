@@ -191,7 +191,7 @@ def test_limits_end_replies_in_order_and_what_frames_there_are_leave(checkpoint:
         assert len(answers[name].rows) < LENGTH - 60
     assert 60 + len(answers["model length"].rows) == LENGTH
     if Segment.TEXT in task.segments:
-        without_end = family.end_of_text is None  # room was left for the row of an end, and nothing stands there
+        without_end = family.end_of_text is None  # capacity was reserved for an end row that is empty
         assert lengths["long text"] == 1 + without_end
 
 

@@ -27,7 +27,7 @@ from tests.tiers import by_night
 pytestmark = pytest.mark.engine
 
 # A width at which oneDNN adds up one row in another order than two, with AVX-512, with a depth transformer and without;
-# and modules, whose projections torch would add up in another order for one to three rows than for four, at any width.
+# and modules: torch sums their projections in another order for one to three rows than for four, at any width.
 RELEASES: dict[str, tuple[Family, Callable[[Path], Path]]] = {
     "wide": (
         EIGHT_STREAMS,

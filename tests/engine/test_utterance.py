@@ -158,7 +158,7 @@ def test_codes_of_all_streams_are_told_where_they_are_asked_for() -> None:
 def test_chunks_grow_with_the_lead_over_the_player() -> None:
     rows, _ = reply()
     sizes = [chunk.codes.shape[1] for chunk in chunks_of(rows) if chunk.codes is not None]
-    assert sizes == [4, 4, 8, 8]  # the last one is what is left
+    assert sizes == [4, 4, 8, 8]  # the last part is the remainder
 
 
 def test_a_chunk_leaves_with_the_row_that_completes_it() -> None:

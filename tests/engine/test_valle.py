@@ -22,7 +22,7 @@ from tests.tiers import ASYNC_BY_DAY
 from tests.valle_release import REPLIES, open_valle, prompt_of
 
 pytestmark = pytest.mark.engine
-# Prompts in chunks, room for little more than three of the replies: the others give way.
+# Prompts in chunks, memory for little more than three of the replies: the others are preempted.
 TIGHT: dict[str, Any] = {"max_num_batched_tokens": 24, "num_gpu_blocks_override": 9}
 ARRIVALS = {"r2": 3, "r3": 4, "r4": 9, "r5": 9}
 

@@ -21,7 +21,7 @@ from tests.vita_release import RECORD, convert, prompt_of
 
 pytestmark = pytest.mark.engine
 
-# Of each schedule, those of no name among them, each of three prompts and each of three penalties.
+# Each schedule, named or not, with each of three prompts and each of three penalties.
 REPLIES = RECORD["replies"][::4]
 # A budget below some prompts, four slots, and blocks for little more than one reply.
 TIGHT = {"max_num_batched_tokens": 32, "max_num_seqs": 4, "num_gpu_blocks_override": 6}

@@ -59,7 +59,7 @@ def test_the_window_is_the_most_that_any_module_has_yet_to_read(mode: tuple[int,
     """Followed module by module and row by row, through a long reply to a prompt of 50 rows."""
     num_modules = max(mode[1::2]) + more
     schedule, num_read, index, widest = BurstSchedule("any", mode), 50, 0, num_modules
-    final = [0] * num_modules  # up to where each module has read rows together with ids that are known
+    final = [0] * num_modules  # the position up to which each module has read rows with known ids
     while index < NUM_ROWS // 2:
         extra = schedule.num_extra(index)
         widest = max(widest, num_read - min(final)) if index else widest

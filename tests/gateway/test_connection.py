@@ -165,7 +165,7 @@ async def test_a_body_of_tiny_chunks_has_an_end(start: Start, part: bytes) -> No
 
 
 async def test_single_bytes_are_read_in_larger_parts(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "TINY_PER_S", 0.001)  # also those of a slow machine come fast
+    monkeypatch.setattr(connection, "TINY_PER_S", 0.001)  # even reads on a slow machine count as fast
     (reader, writer), made = await made_by(await start())
     head = HEAD.replace(b"POST", b"GET") + b"a: " + b"a" * NUM_TINY
     for index in range(NUM_TINY - 2):  # after the read of a first request
@@ -382,7 +382,7 @@ async def test_an_answer_that_is_being_taken_is_not_cut_off(start: Start, monkey
     monkeypatch.setattr(connection, "HEAD_S", 0.0)
     writer.write(SCHEMA + b"connection: close\r\n\r\n")
     await until_unread(made)
-    made._look(made.transport.get_write_buffer_size() + 1, num_looks=0)  # of which some was taken
+    made._look(made.transport.get_write_buffer_size() + 1, num_looks=0)  # as if the client had read some of it
     read_fast(writer, made)
     assert (await read_all(reader)).endswith(b"\r\n\r\n" + whole)
     writer.close()

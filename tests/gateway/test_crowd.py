@@ -21,9 +21,9 @@ from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Running, Start
 
 CALLERS = Counter({"key-of-who-says-much": 220, "key-of-the-second": 12, "key-of-the-third": 12, "key-of-the-last": 12})
 LIMITS = Limits(max_active=32, max_waiting=128, drain_s=1)
-BODY = json.dumps({"input": "A cat.", "response_format": "pcm"}) + SMALL_BYTES * " "  # so much that it is counted
+BODY = json.dumps({"input": "A cat.", "response_format": "pcm"}) + SMALL_BYTES * " "  # large enough to be counted
 OF_A_REQUEST = (Streamed, Body, Trace, Waiter, SpeechStream, connection.Connection)
-PATIENCE_S = 600.0  # of a machine that has much else to do
+PATIENCE_S = 600.0  # on a busy machine
 
 
 @dataclass
@@ -92,7 +92,7 @@ async def test_a_crowd_is_answered_and_leaves_nothing(start: Start, monkeypatch:
         await crowd.come(CALLERS)
         assert all(crowd.answered[key] for key in CALLERS), "somebody was kept out by others"
         assert crowd.refused.total() >= CALLERS.total() - LIMITS.max_active - LIMITS.max_waiting
-        while crowd.refused:  # who come again, as they were told
+        while crowd.refused:  # who retry, as requested
             num_refused = crowd.refused.total()
             await crowd.come(crowd.refused)
             assert crowd.refused.total() < num_refused

@@ -103,7 +103,7 @@ async def replay_messages(running: Running, request: dict[str, Any]) -> None:
         async with asyncio.timeout(60):
             while wanted:
                 event = json.loads(await socket.recv())
-                # Clients expect this one when the server has committed before: here, it heard silence only.
+                # Clients expect this error if the server has committed already; here it received only silence.
                 assert event.get("error", {}).get("code") in (None, "input_audio_buffer_commit_empty"), event
                 wanted -= event["type"] == "input_audio_buffer.cleared"
 

@@ -11,7 +11,7 @@ from tests.gateway.conftest import Start
 
 KEY = "sk-0123456789abcdef"
 ADDRESS = re.compile(r"(?:https?:|wss?:)?//\w+(?:\.\w+)*", re.IGNORECASE)
-NAMES = {"http://www.w3.org", "http://127.0.0.1", "http://localhost"}  # of SVG; and two that are told, not asked
+NAMES = {"http://www.w3.org", "http://127.0.0.1", "http://localhost"}  # of SVG, and two that are not requested
 SCRIPTS = [path for path in FILES.values() if path.suffix == ".js"]
 
 

@@ -38,8 +38,8 @@ NAMES = [
     "accent-strong",
     "on-accent",
     "wrong",
-]  # of colours
-# Hands all samples that reach the device to `heard`, but for silence.
+]  # contrast of colours
+# Passes all samples that reach the device to `heard`, except silence.
 RECORDER = """
 const Context = AudioContext, connect = AudioNode.prototype.connect;
 window.heard = [];
@@ -59,7 +59,7 @@ window.recorderReady = (async () => {
   };
 })();
 """
-# In the place of the microphone: silence, and what `say` is given, base64 of samples. `isCaptured`: the page has some.
+# Fake microphone: silence, and samples in base64 that `say` is given. `isCaptured`: the page has received some.
 MICROPHONE = """
 let microphone = null;
 let isCaptured = false;

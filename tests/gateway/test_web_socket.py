@@ -139,7 +139,7 @@ async def test_messages_that_are_refused_have_a_rate(start: Start, path: str) ->
 
 
 async def test_single_bytes_are_read_in_larger_parts(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "TINY_PER_S", 0.001)  # also those of a slow machine come fast
+    monkeypatch.setattr(connection, "TINY_PER_S", 0.001)  # even reads on a slow machine count as fast
     monkeypatch.setattr(web_socket, "TINY_DELAY_S", 3600.0)
     running = await start()
     async with open_socket(running, STREAM, ping_interval=None, close_timeout=0.1) as opened:

@@ -11,7 +11,7 @@ from stretto.launcher import faults
 from stretto.launcher.faults import CrashWatch
 from tests.patience import PATIENCE_S
 
-# A thread as it is in a handler of SIGABRT that never returns, once a line has come; all others are as Triton's are.
+# Once a line arrives, a thread is in a handler of SIGABRT that never returns; the others are like Triton's.
 CRASHES = """
 import signal, sys, threading, time
 def hang():

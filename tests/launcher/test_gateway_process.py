@@ -17,7 +17,7 @@ from stretto_gateway.command import arguments, read_config
 from tests.patience import PATIENCE_S
 from tests.ports import free_ports
 
-NO_LOG: Any = None  # of a process that is not started
+NO_LOG: Any = None  # of a process that is never started
 
 
 def config(tmp_path: Path, *arguments: str) -> LaunchConfig:

@@ -47,7 +47,7 @@ def test_the_backend_folder_holds_the_stub_of_this_python(wheel: Path, tmp_path:
         "libtriton_python.so",
         "triton_python_backend_utils.py",
     }
-    # where the libraries, by the run path that the wheel gave them, look for the others
+    # the wheel's run path of the libraries
     assert (backend / "../../../../nvidia_pytriton.libs").resolve() == wheel.parents[1] / "nvidia_pytriton.libs"
 
 

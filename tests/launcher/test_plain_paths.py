@@ -51,7 +51,7 @@ def test_a_server_starts_in_a_folder_with_an_odd_name(tmp_path: Path, monkeypatc
     version.mkdir(parents=True)
     (version / "model.py").write_text(MODEL)
     (version.parent / "config.pbtxt").write_text(CONFIG)
-    venv.create(folder / "python", symlinks=True)  # whose packages are those of this one, but for ours
+    venv.create(folder / "python", symlinks=True)  # with the packages of this environment except ours
     (packages,) = folder.glob("python/lib/python3.*/site-packages")
     (packages / "others.pth").write_text(f"import sys; sys.path.append({sysconfig.get_path('purelib')!r})")
     (folder / "ours").symlink_to(IMPORT_ROOT, target_is_directory=True)

@@ -41,7 +41,7 @@ class Pipe:
         return len(data)
 
 
-# What recorders and phones make of sound: FFmpeg's muxer and encoder, and whether it is written to a pipe.
+# Files of recorders and phones: FFmpeg's muxer and encoder, and True if written to a pipe.
 FFMPEG: dict[str, tuple[str, str, bool]] = {
     "WEBM": ("webm", "libopus", True),
     "M4A": ("ipod", "aac", False),

@@ -85,7 +85,7 @@ def test_tables_that_are_declared_and_not_there_take_no_memory_beyond_the_limit(
         frame.sample_rate, frame.pts = 44_100, 0
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    data, num = bytearray(held.getvalue()), 85_000_000  # of 24 bytes each once they are read
+    data, num = bytearray(held.getvalue()), 85_000_000  # 24 bytes each once decoded
     sizes, chunks = data.index(b"stsz"), data.index(b"stsc")
     data[sizes + 8 : sizes + 16] = struct.pack(">II", 1, num)
     for entry in range(struct.unpack(">I", data[chunks + 8 : chunks + 12])[0]):

@@ -17,7 +17,7 @@ from tests.client.fake_server import Chunk, FakeServer
 from tests.ports import free_ports
 
 KEY = "the key of this start"
-FOLDERS = tempfile.TemporaryDirectory()  # which goes with this process
+FOLDERS = tempfile.TemporaryDirectory()  # ends with this process
 
 
 class Proxied:

@@ -75,7 +75,7 @@ def test_they_are_ended_while_the_process_holds_too_much_and_not_before() -> Non
         assert not any(upload.is_ended for upload in made)
         uploads.poll()
         assert [upload.is_ended for upload in made] == [True] * 3 + [False] * 5
-        uploads.poll()  # malloc has given back what was too much
+        uploads.poll()  # malloc has returned the excess
         assert [upload.is_ended for upload in made] == [True] * 3 + [False] * 5
     assert not held
 

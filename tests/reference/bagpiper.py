@@ -5,7 +5,7 @@ from transformers import Qwen3Config, Qwen3Model
 
 from benchmarks.checkpoints.random_published import Published
 
-EOS, EOT, ASSISTANT, AUDIO, OVER = 2, 3, 6, 8, 255  # the last is ours: it tells the engine that the reply is over
+EOS, EOT, ASSISTANT, AUDIO, OVER = 2, 3, 6, 8, 255  # the last is ours: it marks the end of the reply for the engine
 Row = list[int]
 
 
@@ -28,7 +28,7 @@ class Bagpiper:
         """[8, V] after the last of `rows`."""
         ids = torch.tensor(rows)
         embedded = self.model.embed_tokens(ids)
-        embedded[:, 1:][ids[:, 1:] == 0] = 0  # pads behind the first stream are silent
+        embedded[:, 1:][ids[:, 1:] == 0] = 0  # pads after the first stream are silent
         hidden = self.model(inputs_embeds=embedded.sum(1)[None]).last_hidden_state[0, -1]
         return (hidden + self.bias) @ self.head.T
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 Noise = Callable[[int], float]  # uniform noise of a token id
 
 
-MARGIN = 1e-5  # of probability: what sums in another order may differ by
+MARGIN = 1e-5  # of probability: tolerance for sums in another order
 
 
 def draw(

@@ -44,9 +44,7 @@ class OpusLM:
     def speech(self, rows: list[Row], least: int, most: int) -> list[Row]:
         """`rows`, which end with the marker of audio, with audio, its end and eight rows behind them."""
         rows, start = list(rows), len(rows)
-        seen: int | None = (
-            None  # in the row behind the one that the model drew, in the very row that a limit puts it in
-        )
+        seen: int | None = None  # in the row after the one that the model drew, but in the same row if a limit sets it
         end: int | None = None
         while True:
             step = len(rows) - start

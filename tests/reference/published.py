@@ -10,7 +10,7 @@ from benchmarks.checkpoints.random_published import Published
 from stretto.families.base import Family
 from stretto.testing.reference import Reference
 
-# Hugging Face's names for ESPnet's, where they are not the same.
+# Hugging Face's names for ESPnet's, if they differ.
 OPUSLM = {"model.embed_tokens.weight": "corelm.emb.weight", "lm_head.weight": "corelm.lm_head.weight"}
 TOWER = "multimodal_io_dict.continuous_audio.model.audio_tower."
 HEARING = (TOWER, "adaptor.continuous_audio.")

@@ -61,5 +61,5 @@ def test_opuslm_and_its_dialogue(family: Family, backbone: str, seed: int, tmp_p
             rows = [*formulas.words(rows, LEAST, MOST), [family.end_of_reply] + [0] * 8]
         else:
             rows = (formulas.speech if kinds == ["AUDIO"] else formulas.turn)(rows, LEAST, MOST)
-            rows[-1][0] = family.end_of_reply  # which tells the engine that the reply is over
+            rows[-1][0] = family.end_of_reply  # which marks the end of the reply for the engine
         assert reference.reply(prompt)[0] == rows[len(prompt.rows) :], task

@@ -43,7 +43,7 @@ def export(name: str, directory: Path, file: Path) -> None:
     export_codec(load_codec(codec_of(name), directory), file)
 
 
-BY_NIGHT = ("higgs", "dac_16khz")  # whose decoders are of the class of X-codec's, and go the same way
+BY_NIGHT = ("higgs", "dac_16khz")  # their decoders are of X-codec's class and are exported in the same way
 
 
 @pytest.fixture(

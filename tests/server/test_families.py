@@ -61,7 +61,7 @@ HEARD_TWICE = (
     turn("assistant", text="a man says hello"),
     turn("user", audio="audio", text="and now?"),
 )
-# By family: what is asked for, the task that answers it, and whether text and audio come.
+# By family: the request, the task that answers it, and True for text and for audio output.
 CASES: dict[str, list[tuple[str, dict[str, Any], str]]] = {
     "bagpiper": [
         ("tts", {"text": "the birch canoe"}, "ta"),
@@ -103,7 +103,7 @@ CASES: dict[str, list[tuple[str, dict[str, Any], str]]] = {
         ("asr", {**messages(turn("user", codes=HEARD)), "task": "asr"}, "t"),
     ],
 }
-# What OpusLM has of its own, each of its tasks, is held without a server; its dialogue goes the same way through one.
+# OpusLM's own tasks are tested without a server; its dialogue takes the same way through a server.
 PAIRS = [
     pytest.param(family, case, id=f"{family}-{case[0]}-{i}") for family in CASES for i, case in enumerate(CASES[family])
 ]

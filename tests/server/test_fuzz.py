@@ -32,12 +32,13 @@ from tests.tiers import by_night
 
 pytestmark = pytest.mark.server
 
-LEAST = 50  # one in so many is refused, and one answered, by each of the doors: they are neither noise nor all right
+# smallest share of refused and of answered requests at each endpoint: mutations are neither noise nor all valid
+LEAST = 50
 KINDS = [f"{door} {answer}" for door in ("gRPC", "HTTP", "WebSocket") for answer in ("answered", "refused")]
 SHARES = {make_call: 5, make_request: 4, make_session: 1}
 HUNDRED, AT_ONCE, SHOWN = 100, 16, 12
 SENTENCE, SAME = "the garden door is open", {"seed": 7, "output": {"codes": True}, "chunking": {"deterministic": True}}
-GROWN_MB = 128.0  # of a process, by pools and caches that fill
+GROWN_MB = 128.0  # growth of a process by filling pools and caches
 
 
 def make(seed: int, number: int) -> Sent:

@@ -24,7 +24,7 @@ from tests.scripts.test_export_onnx import (
 )
 from tests.server.conftest import Server, served_repository
 
-# What holds of every exported decoder, of this one's `pair`.
+# The checks of every exported decoder, on this one's `pair`.
 __all__ = ["test_an_exported_decoder_streams_exactly", "test_onnxruntime_gives_torchs_samples_in_any_shape"]
 pytestmark = [
     pytest.mark.server,

@@ -223,7 +223,7 @@ def test_streamed_text_is_equal(served: ServedQwen3TTS, at_once: tuple[np.ndarra
         assert [event["part"] for event in answer.events] == [part]
     served.server.until(lambda: served.server.metric("replies_without_words") == 1)
     heard = 0
-    while heard < 2:  # the frames of all words but the last are heard while it is not there
+    while heard < 2:  # the frames of all words but the last arrive without it
         responses.append(stream.next())
         heard += responses[-1].pcm is not None
     assert write(served, session, len(pieces) - 1, pieces[-1], is_last=True).error is None

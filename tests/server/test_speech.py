@@ -125,7 +125,7 @@ def test_tritons_own_http_service_streams_too_where_it_is_opened(server: Server)
     with pytest.raises(urllib.error.HTTPError) as closed:
         urllib.request.urlopen(f"http://localhost:{server.http}/v2/models/speech/generate_stream", b"{}", timeout=60)
     assert "start the server with --allow http" in closed.value.read().decode()
-    (socket,) = Path("/dev/shm").glob(f"stretto_launch_{server.launcher.pid}_*.run/http")  # what --allow http opens
+    (socket,) = Path("/dev/shm").glob(f"stretto_launch_{server.launcher.pid}_*.run/http")  # opened by --allow http
     triton = UnixConnection(socket, timeout_s=60)
     triton.request("POST", "/v2/models/speech/generate_stream", asked)
     page = triton.getresponse().read().splitlines()

@@ -53,7 +53,7 @@ def test_a_killed_decoder_ends_every_stream_with_an_error_and_is_started_again_a
     now = {model: stub_of(server, model) for model in MODELS}
     assert {model for model in MODELS if now[model] != stubs[model]} == {"acoustic_decoder"}
     assert server.ask({"seed": 1, "max_audio_s": 1.0}, text=LONG).error is None
-    server.until(lambda: server.metric("active_utterances") == 0)  # those that the dead decoder has left, too
+    server.until(lambda: server.metric("active_utterances") == 0)  # including those that the dead decoder has left
 
 
 @pytest.mark.nightly

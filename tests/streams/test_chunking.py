@@ -17,7 +17,7 @@ class Line:
     def __init__(self, policy: ChunkPolicy, latency_s: float = 0.0, pace_s: float = 0.0) -> None:
         self.now = 0.0
         self.sizes: list[int] = []
-        self.heard: list[tuple[float, int]] = []  # when a chunk is heard, frames of it that sound
+        self.heard: list[tuple[float, int]] = []  # time at which a chunk is played, number of its audible frames
         self._known_s = self._latency_s = latency_s
         self._held, self._ready = policy.held_frames, 0
         self._pacer = Pacer(policy, lambda: DecoderLoad(self._known_s, pace_s), lambda: self.now)

@@ -46,7 +46,7 @@ def test_tails_are_as_drawn(tail: Tail, drawing: tuple[str, ...], array: type) -
     max_delay = max(DELAYS)
     num_closing_rows, num_rows = tail.num_closing_rows(max_delay), tail.num_rows(max_delay)
     assert (drawing[0].index(END) - 1, len(drawing[0]) - 1) == (num_closing_rows, 1 + num_closing_rows + num_rows)
-    rows = np.arange(2, 2 + len(drawing[0]))  # frame C stands in the first row drawn
+    rows = np.arange(2, 2 + len(drawing[0]))  # frame C is in the first row drawn
     behind = rows - (len(FRAMES) + num_closing_rows)
     carries = tail.carries_drawn(array(behind[:, None]), array(np.array([DELAYS])))
     for stream in range(1, len(DELAYS)):

@@ -99,7 +99,7 @@ async def test_chunks_go_in_order_with_their_codes(slot: FlowSlot) -> None:
     np.testing.assert_array_equal(sender.responses[1].array("codes"), np.full((2, 2), 1))
     assert envelopes(sender)[0].flow == slot.address
     assert speaker.is_closed
-    assert not sender.is_final  # that is the service's to send
+    assert not sender.is_final  # the service sends it
 
 
 async def test_the_form_of_the_samples_is_told_once(slot: FlowSlot) -> None:
@@ -234,7 +234,7 @@ async def test_a_disconnected_client_is_awaited_if_answered(slot: FlowSlot, tmp_
     settling = asyncio.ensure_future(sending.settle())
     departures.record(number)
     await settled(lambda: slot.outcome is Outcome.CANCELLED)
-    if answers:  # as the decoder does, which hears of it by the slot
+    if answers:  # as the decoder does, which reads it from the slot
         answer(slot, len(envelopes(sender)))
     with pytest.raises(Cancelled):
         await asyncio.wait_for(settling, 60)
@@ -392,7 +392,7 @@ async def test_a_reference_is_no_audio_that_a_listener_has_still_to_hear(slot: F
 
     sender = AnsweringSender(slot.table)
     chunk_sender = ChunkSender(responses_to(sender), slot, "u", replace(QUICK, max_ahead_s=0.2))
-    await asyncio.wait_for(chunk_sender.pump(speak()), 30)  # an hour, if it were heard
+    await asyncio.wait_for(chunk_sender.pump(speak()), 30)  # an hour, if it were decoded
     assert sent(sender) == [0, 1, 2]
 
 

@@ -80,7 +80,7 @@ def test_a_chunk_reaches_the_worker_with_its_codes_and_reply(slot: FlowSlot) -> 
 
 def test_a_gpu_ring_receives_samples_from_the_device(slot: FlowSlot, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch)
-    ring, decoded = Ring("cuda", RingSize(2, 64)), np.full(16, 7, np.float32)  # stands for memory of the decoder's GPU
+    ring, decoded = Ring("cuda", RingSize(2, 64)), np.full(16, 7, np.float32)  # fake memory of the decoder's GPU
     form = OutputForm(ring=RingAddress(**ring.option()))
     worker, chunk = Worker(), Chunk(0, Segment.AUDIO, is_final=True)
     asked = Request(chunk_inputs(Envelope("u", slot.address, chunk, form), np.ones((2, 3), np.int32)))

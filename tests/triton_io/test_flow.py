@@ -183,7 +183,7 @@ def test_the_longest_latency_counts_and_is_forgotten_by_and_by(tmp_path: Path) -
     for seconds in (0.01, 0.5, 0.02):
         slot.note_latency(seconds)
     assert slot.load.latency_s == pytest.approx(0.5)
-    assert table.claim().load.latency_s == slot.load.latency_s  # of the decoder, not of an utterance
+    assert table.claim().load.latency_s == slot.load.latency_s  # for the decoder, not for an utterance
     now[0] += 1.0
     assert slot.load.latency_s == pytest.approx(0.25)
     slot.note_latency(0.3)

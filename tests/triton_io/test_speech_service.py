@@ -72,7 +72,7 @@ class Model:
         yield LMChunk(Chunk(1, Segment.AUDIO, is_final=True), np.zeros((2, 3), np.int32))
 
     def stats(self) -> dict[str, float]:
-        return {"frames_total": 40, "temperature": 36.6}  # the second is nobody's metric
+        return {"frames_total": 40, "temperature": 36.6}  # the second is unknown
 
 
 @pytest.fixture
@@ -201,7 +201,7 @@ def test_what_the_decoder_could_not_do_is_answered_when_all_else_is(
     service: SpeechService, table: FlowTable, outcome: Outcome, code: int, kind: str, counted: str
 ) -> None:
     asked = request(table, 3)
-    asked.sender = ResponseSender()  # behind which nobody answers
+    asked.sender = ResponseSender()  # after which there is no answer
     service.accept(asked)
     wait(lambda: len(asked.sender.responses) >= 1)
     envelope = envelope_in(asked.sender.responses[0])

@@ -31,7 +31,7 @@ def test_strings_are_views_of_what_came() -> None:
 
 
 def test_a_million_strings_are_not_looked_at() -> None:
-    array = Strings(np.zeros(4, np.uint8)).reshape([10**12])  # of which four bytes say nothing
+    array = Strings(np.zeros(4, np.uint8)).reshape([10**12])  # four bytes of it have no meaning
     assert array.shape == (10**12,)
 
 

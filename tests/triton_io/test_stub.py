@@ -108,7 +108,7 @@ def until(ended: list[str]) -> list[str]:
 def test_the_threads_that_the_decoders_stub_needs_do_not_end_unseen(monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[str] = []
     monkeypatch.setattr("stretto.triton_io.stub.end", ended.append)
-    DecodingService(Broken(), SEAL)  # this thread tells of the decoder's own end
+    DecodingService(Broken(), SEAL)  # this thread reports the decoder's own end
     assert until(ended) == ["its thread 'metrics' has ended"]
     ended.clear()
     writers = RingWriters()

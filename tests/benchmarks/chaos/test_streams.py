@@ -64,7 +64,7 @@ def test_every_reader_sees_that_the_beginning_is_another(reader: Reader) -> None
 
 def test_an_end_that_comes_too_soon_is_no_answer() -> None:
     assert run(lambda _: [*spoken()[:-2], Chunk(4, is_final=True, is_last=True)], listen) == [Verdict.WRONG]
-    assert run(lambda _: spoken()[:-1], listen) == [Verdict.ERROR]  # the client itself says that it broke off
+    assert run(lambda _: spoken()[:-1], listen) == [Verdict.ERROR]  # the client itself reports the early end
     assert run(lambda _: [Chunk(is_final=True, is_last=True, num_samples=None)], listen) == [Verdict.INCOMPLETE]
 
 

@@ -16,7 +16,7 @@ from tests.patience import PATIENCE_S
 pytestmark = pytest.mark.slow
 
 FAKES, ROOT = "tests.benchmarks.gpu.fake_jobs", Path(__file__).parents[3]
-LIMIT_S = 300.0  # of what ends by itself, however busy the machine is
+LIMIT_S = 300.0  # for processes that end by themselves on any machine
 
 
 def fakes(*names: str, limit_s: float = LIMIT_S) -> dict[str, Job]:

@@ -32,7 +32,7 @@ MISSING = {
     "torchaudio": [],
     "matcha.utils": [],
     "matcha.utils.pylogger": ["get_pylogger"],
-}  # what their modules import and this does not need
+}  # imports of their modules that are not needed here
 
 
 def stand_in() -> None:

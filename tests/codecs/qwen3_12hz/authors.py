@@ -75,7 +75,7 @@ def speakers(folder: Path) -> dict[str, np.ndarray]:
 
     encoder = Qwen3TTSSpeakerEncoder(Qwen3TTSSpeakerEncoderConfig(**SPEAKER)).eval()
     encoder.load_state_dict(load_file(folder / "model.safetensors"))
-    model = ModuleType("model")  # what `extract_speaker_embedding` reads of one
+    model = ModuleType("model")  # the input of `extract_speaker_embedding`
     model.speaker_encoder, model.device, model.dtype = encoder, torch.device("cpu"), torch.float32
     return {
         f"speaker_{seconds}": Theirs.extract_speaker_embedding(model, speech(seconds), 24_000).numpy()

@@ -64,7 +64,7 @@ def test_the_proportions_are_the_published_ones() -> None:
 def test_utterances_at_different_places_decode_in_one_batch(codec: Qwen3Codec) -> None:
     codes = random_codes(codec, 3, 90)
     whole = stream(codec, codes, [90])
-    places = [0, 5, 80]  # the window of 72 is empty, filling up, left behind
+    places = [0, 5, 80]  # the window of 72 is empty, partly filled, exceeded
     states = [
         decode(codec, codes[row : row + 1, :, :place], [0], codec.initial_state(1))[1]
         if place

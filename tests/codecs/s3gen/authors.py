@@ -32,7 +32,7 @@ MISSING = {
     "torchaudio": [],
     "torchaudio.compliance": [],
     "torchaudio.compliance.kaldi": [],
-}  # what their modules import and this does not need
+}  # imports of their modules that are not needed here
 FOLDERS = ("", ".models", ".models.s3gen", ".models.s3tokenizer")
 
 

@@ -32,7 +32,7 @@ def test_disturbing_a_mel_frame_is_heard_exactly_within_the_context(config: Voco
         return (speak(vocoder, disturbed) - clean).abs().max().item()
 
     first, last = FIRST - vocoder.left, LAST - 1 + vocoder.right
-    # what remains outside is the rounding of the running phase
+    # the remaining differences are rounding of the running phase
     assert max(change(at) for at in (first - 1, first - 2, first - 20, last + 1, last + 2, last + 20)) < 1e-10
     assert change(first) > 1e-9
     assert change(last) > 1e-9

@@ -63,5 +63,5 @@ def test_what_was_published_is_read_as_late_where_steps_between_publish_nothing(
         if step == 1:
             slots.state[1, COLUMN] = 7
             readback.publish()
-            slots.state[1, COLUMN] = 9  # of a step that nobody publishes
+            slots.state[1, COLUMN] = 9  # of a step that is not published
     assert known == [-1, -1, -1, 7, 7]

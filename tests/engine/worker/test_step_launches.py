@@ -21,7 +21,7 @@ from tests.small_vocabularies import BAGPIPER, OPUSLM
 
 KERNELS = ("text_maxima_kernel", "draw_text_kernel", "draw_script_kernel", "draw_streams_kernel", "advance_kernel")
 MOST_BYTECODES = 600  # some 450, of Python 3.11
-DECODE, TEXT = 5, 3  # two products, two draws and the state; a product and two kernels more where a row may write
+DECODE, TEXT = 5, 3  # two products, two draws and the state; a product and two kernels more if a row may write text
 
 
 class Operators(TorchDispatchMode):

@@ -161,7 +161,7 @@ class Walk:
     def __init__(self, family: Family, sides: list[Side], seed: int):
         self.family, self.sides, self.random = family, sides, np.random.default_rng(seed)
         self.num_slots, self.num_begun = sides[0].slots.num_slots, 10 * seed
-        self.lengths = np.zeros(self.num_slots, np.int64)  # rows of each slot so far; 0: nobody is in it
+        self.lengths = np.zeros(self.num_slots, np.int64)  # rows of each slot so far; 0: the slot is free
         self.names = [""] * self.num_slots
 
     def fill(self) -> None:

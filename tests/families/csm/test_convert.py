@@ -85,7 +85,7 @@ def test_float32_releases_stay_float32(release: CsmRelease, tmp_path: Path, caps
     hint = "written and served in float32; --dtype bfloat16 takes half the memory"
     assert main([*release.command, "--out", str(tmp_path / "a")]) == 0
     assert hint in capsys.readouterr().out
-    for number, dtype in enumerate(("bfloat16", "float32")):  # who chooses needs no hint
+    for number, dtype in enumerate(("bfloat16", "float32")):  # no hint if the user has chosen
         assert main([*release.command, "--dtype", dtype, "--out", str(tmp_path / str(number))]) == 0
         assert hint not in capsys.readouterr().out
 

@@ -80,7 +80,7 @@ def test_a_conversation_is_embedded_as_transformers_embeds_it(made: Made, length
     rows = made.rows("speak", messages=talk(*turns), pcm_in=pcm, sample_rate=24_000)
     model = made.reference.model
     heard = model.codec_model.encode(torch.from_numpy(pcm)[None, None], num_quantizers=NUM_CODEBOOKS).audio_codes
-    ids = [*made.ids("[1]how are you?"), *[PAD] * heard.shape[2], END_OF_AUDIO]  # the pad stands for audio
+    ids = [*made.ids("[1]how are you?"), *[PAD] * heard.shape[2], END_OF_AUDIO]  # the pad is a placeholder for audio
     ids += [*made.ids("[0]fine"), *made.ids("[0]a well")]
     merged = model._merge_input_ids_with_input_values(
         torch.tensor([ids]), torch.from_numpy(pcm)[None, None], torch.tensor([[length]])

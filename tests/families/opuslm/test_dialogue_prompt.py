@@ -64,7 +64,7 @@ def test_a_reply_sent_back_with_its_codes_is_the_rows_that_it_consisted_of() -> 
     """So the next turn finds all of them in the prefix cache, up to the reply's last frame."""
     task, asked = FAMILY.task("dialogue"), [*text(5, 89, 9, 34), *FRAMES, *text(10, 35)]
     reply = [*text(372, 373), *text(0, *FAMILY.transition), *FRAMES[:2]]
-    last = [5, *FRAMES[2][1:]]  # the end is drawn where the third frame would be
+    last = [5, *FRAMES[2][1:]]  # the end is drawn at the place of the third frame
     drained = [[256, *row[1:]] for row in FRAMES[3:]] + [[256] + [276 + 12 * k for k in range(8)]]
     tracker = SegmentTracker(SegmentRules(FAMILY, 1024), task, len(asked))
     speaker = Utterance(tracker, (), SILENT, Pacer(ChunkPolicy(1, 1)), with_codes=True)

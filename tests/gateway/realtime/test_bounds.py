@@ -156,7 +156,7 @@ async def test_what_a_reply_is_made_of_counts_and_goes_with_it(start: Start) -> 
         goes_on.set()
         await caller.until("response.done")
         async with asyncio.timeout(60):
-            while held.num_bytes >= RATE:  # but for what was answered
+            while held.num_bytes >= RATE:  # except for answered messages
                 await asyncio.sleep(0.01)
         gc.collect()
         assert not [each for each in gc.get_objects() if isinstance(each, Order) and each.files]
@@ -330,7 +330,7 @@ async def test_silence_is_not_kept(start: Start) -> None:
     running = await start(answer(), TALKS)
     async with call(running) as caller:
         for _ in range(4):
-            await caller.hear(silence(2.5))  # more than the family hears at once
+            await caller.hear(silence(2.5))  # more than the family accepts at once
             assert (await caller.ask("input_audio_buffer.append", audio="?")).error.param == "audio"
             assert running.app.state.gateway.sessions.held.num_bytes < RATE
 

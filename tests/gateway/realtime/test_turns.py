@@ -165,7 +165,7 @@ async def test_simultaneous_sessions_share_each_round(start: Start, monkeypatch:
 
     monkeypatch.setattr(VoiceActivity, "judge", judge)
     gateway = (await start(profile=TALKS)).app.state.gateway
-    data = base64.b64encode(bytes(2 * 5 * WINDOW_SAMPLES)).decode()  # of fewer windows than are judged at once
+    data = base64.b64encode(bytes(2 * 5 * WINDOW_SAMPLES)).decode()  # fewer windows than are judged at once
     append = json.dumps({"type": "input_audio_buffer.append", "audio": data})
     done = asyncio.gather(*(run_over(gateway, Line([append] * 20)) for _ in range(12)))
     assert max(await counts(done, order)) <= WINDOWS_AT_ONCE
@@ -218,8 +218,8 @@ async def test_speech_interrupts_a_reply_in_the_history_too(start: Start, monkey
         await caller.send("response.create")
         await caller.until("response.output_audio.delta")
         await caller.hear(silence(1))
-        now_s = 0.1  # so long a player has played; 0.2 s have been sent
-        await caller.hear(spoken()[:BARGE_IN])  # and no more: nothing else can have told
+        now_s = 0.1  # duration played by the client; 0.2 s have been sent
+        await caller.hear(spoken()[:BARGE_IN])  # and no more: there is no other source for it
         events = await caller.until("conversation.item.truncated")
         kinds = [event.type for event in events]
         done = next(event for event in events if event.type == "response.done").response
@@ -252,7 +252,7 @@ async def test_a_reply_is_also_cut_during_playback(start: Start, monkeypatch: py
             events = await caller.until("response.done")
             cuts = [event.audio_end_ms for event in events if event.type == "conversation.item.truncated"]
             assert cuts == ([] if kept_ms is None else [kept_ms])
-            now_s += 9  # the answer to the interruption is heard to its end
+            now_s += 9  # the answer to the interruption is complete
 
 
 async def test_a_reply_goes_on_where_nobody_is_to_interrupt_it(start: Start) -> None:

@@ -24,7 +24,7 @@ from tests.server.fuzzing.doors import ANSWER_S, Doors, Sent, wrong_words
 from tests.server.fuzzing.mutations import NUMBERS, TEXTS, as_json, flipped, varied
 
 RATE = 16_000
-SHORT: dict[str, Any] = {"seed": 1, "max_audio_s": 0.24}  # what most are answered by takes no time
+SHORT: dict[str, Any] = {"seed": 1, "max_audio_s": 0.24}  # most requests are answered at once
 BRIEF: dict[str, Any] = {"seed": 1, "text": {"max_rows": 4}}
 OPTIONS: tuple[dict[str, Any], ...] = (
     SHORT,
@@ -82,7 +82,7 @@ def make_call(draw: Random) -> Sent:
     is_alone = draw.random() < (0.5 if model == "preprocessor" else 0.1)
     method = access.MODEL_INFER if is_alone else access.MODEL_STREAM_INFER
     has_key = model != "speech" and draw.random() < 0.8
-    # A sealed prompt is this server's own, so that only whoever asks it can put it in.
+    # A sealed prompt belongs to this server, so that only its own caller can insert it.
     return Sent(" ".join(["gRPC", *what]), lambda doors: _ask(doors, method, _sealed(data, doors), has_key))
 
 
@@ -287,7 +287,7 @@ def _utf8(text: str) -> str:
     return text.encode(errors="replace").decode()
 
 
-SEALED_ROWS, SEALED_PROMPT = b"sealed rows", b"sealed prompt"  # as long as nobody has put those of a server in
+SEALED_ROWS, SEALED_PROMPT = b"sealed rows", b"sealed prompt"  # until a server's own are inserted
 
 
 def _sealed(data: bytes, doors: Doors) -> bytes:

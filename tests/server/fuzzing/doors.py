@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import grpc
 
-ANSWER_S = 120.0  # whoever has no answer by then has none
-# Of ours, nothing but what is to be done about a request: no code, no paths, and no words for a failure.
+ANSWER_S = 120.0  # a request without an answer by then has failed
+# Our messages only describe the request: no code, no paths, no internal error text.
 UNTOLD = re.compile(r"Traceback|\.py\b|/(?:usr|work|tmp|home|root|opt|proc|dev)/|site-packages|internal error|failed:")
 
 

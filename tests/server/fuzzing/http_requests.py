@@ -73,7 +73,7 @@ SERVER_PATHS = ("/v2/health/live", "/v2/health/ready", "/v2/models/speech/ready"
 REFUSED = {400, 401, 403, 404, 405, 408, 411, 413, 414, 415, 426, 429, 431}
 BOUNDARY = "x7f"
 RATE = 16_000
-LEFT_S = 0.3  # what is not a whole request has an answer until then, or none
+LEFT_S = 0.3  # an incomplete request is answered by then, or never
 Parts = list[tuple[str, bytes]]
 
 
@@ -179,7 +179,7 @@ def _repath(request: Request, draw: Random) -> None:
 def _add_header(request: Request, draw: Random) -> None:
     place = draw.randrange(len(request.headers) + 1)
     request.headers.insert(place, draw.choice(HEADERS))
-    request.is_whole = False  # its body may be no longer what it says
+    request.is_whole = False  # its body may no longer match it
 
 
 def _drop_header(request: Request, draw: Random) -> None:
@@ -249,7 +249,7 @@ def _wrong(answer: bytes) -> list[str]:
     if status not in REFUSED:
         return [f"status {status}: {body[:300]!r}"]
     length = re.search(rb"(?i)\r\ncontent-length: (\d+)", head)
-    body = body[: int(length[1])] if length else body  # behind which there may be another answer
+    body = body[: int(length[1])] if length else body  # another answer may follow it
     if b"application/json" not in head.lower() or not body:  # HEAD
         return wrong_words(body.decode(errors="replace")) if body else []
     told = json.loads(body)["error"]

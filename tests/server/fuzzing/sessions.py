@@ -21,7 +21,7 @@ WRITTEN: tuple[Event, ...] = (
     {"type": "input.done"},
     {"type": "session.close"},
 )
-CLOSE = json.dumps(WRITTEN[-1])  # whoever has sent it waits for what was written to be spoken
+CLOSE = json.dumps(WRITTEN[-1])  # after it, the client waits for its text to be spoken
 TURNS = {"type": "server_vad", "threshold": 0.5, "prefix_padding_ms": 300, "silence_duration_ms": 200}
 SILENCE = base64.b64encode(bytes(9600)).decode()
 MESSAGE = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hello"}]}

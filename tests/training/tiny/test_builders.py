@@ -94,7 +94,7 @@ def test_listening_is_audio_then_phonemes_then_characters(spoken: Spoken) -> Non
     written = [tiny.SEPARATOR, *(CHARACTER_ID[c] for c in "up at"), tiny.END_OF_REPLY]
     assert rows.ids[:, 0].tolist() == [*head, *TEXT[8:-1], *written]
     assert rows.ids[2 : 2 + audio, INDEX].tolist() == [tiny.FRAME_INDEX_BASE + row + 1 for row in range(audio)]
-    assert rows.ids[2 + 9 + 3, 7] == tiny.FIRST_CODE + 256 * 6 + 63  # last codebook, nine rows behind: frame 3
+    assert rows.ids[2 + 9 + 3, 7] == tiny.FIRST_CODE + 256 * 6 + 63  # last codebook, nine rows later: frame 3
     assert rows.target[len(head) - 1 : -1].tolist() == rows.ids[len(head) :, 0].tolist()
     assert not rows.speaks.any()
 

@@ -37,7 +37,7 @@ EMBED = {
     "width": "i32",
 }
 GATHER = {"rows": "*i32", "ids": "*i32", "slots": "*i64", "positions": "*i64", "codes": "*i32", "num_rows": "i32"}
-# Of a step's kernels: what is not named is 32-bit integers.
+# Arguments of a step's kernels; those not named are 32-bit integers.
 WIDE = ("token_ids", "codebooks", "is_guided", "state", "script", "tasks", "ends", "ends_of_audio", "end_frame")
 TYPES = {
     **dict.fromkeys((*WIDE, "begins", "streams", "transition"), "*i64"),
