@@ -1,1 +1,1 @@
-"""Codecs: codes to waveform and back. One file per codec, behind the protocol of `base`."""
+"""Codecs: codes to waveform and back. One file or folder per codec, with the protocol of `base`."""

@@ -39,7 +39,7 @@ DEFAULTS: dict[str, Any] = {
     "quantizer_bins": 1024,
     "quantizer_target_bandwidth": [7.5, 15],
 }
-# What the decoder of this package takes for granted.
+# Values that the decoder of this package requires.
 REQUIRED: dict[str, Any] = {
     "encdec_channels": 1,
     "encdec_activation": "Snake",
@@ -49,12 +49,12 @@ REQUIRED: dict[str, Any] = {
     "encdec_true_skip": False,
     "decoder_final_activation": None,
 }
-NOT_SERVED = ("inited", "cluster_size", "embed_avg")  # of a codebook: what training kept
+NOT_SERVED = ("inited", "cluster_size", "embed_avg")  # training state of a codebook
 
 
 @dataclass(frozen=True, slots=True)
 class EspnetDacConfig:
-    """The numbers of a checkpoint; `num_codebooks` is what its last bandwidth uses, as ESPnet's `encode` does."""
+    """Sizes of a checkpoint; `num_codebooks` is the number for its last bandwidth, as in ESPnet's `encode`."""
 
     sample_rate: int
     num_codebooks: int
@@ -64,7 +64,12 @@ class EspnetDacConfig:
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> "EspnetDacConfig":
-        """From the contents of `config.yaml`. KeyError or ValueError name what is missing or not this codec."""
+        """Return the sizes in the contents of `config.yaml`.
+
+        Raises:
+            KeyError: If a value is missing.
+            ValueError: If the config is of another codec, or not supported.
+        """
         if record["codec"] != "dac":
             raise ValueError(f"codec must be dac, got {record['codec']}")
         given = record["codec_conf"]["generator_params"]
@@ -97,7 +102,7 @@ class EspnetDacConfig:
 
 
 def read_config(directory: Path) -> EspnetDacConfig:
-    """The numbers in `config.yaml`; CheckpointError if it is missing or of another codec."""
+    """Return the sizes in `config.yaml`; raise CheckpointError if it is missing or of another codec."""
     path = directory / CONFIG_FILE
     if not path.is_file():
         raise CheckpointError(f"{path} is missing")
@@ -108,8 +113,11 @@ def read_config(directory: Path) -> EspnetDacConfig:
 
 
 def read_generator(directory: Path, num_codebooks: int) -> dict[str, Tensor]:
-    """The generator's tensors by our names, weight norm multiplied out; CheckpointError unless there is one `*.pth`,
-    of tensors."""
+    """Return the generator's tensors under our names, with weight norm applied.
+
+    Raises:
+        CheckpointError: If the folder does not have exactly one `*.pth` file, or its tensors do not fit.
+    """
     paths = sorted(directory.glob("*.pth"))
     if len(paths) != 1:
         raise CheckpointError(f"{directory}: expected one *.pth, got {[path.name for path in paths]}")
@@ -132,10 +140,11 @@ def read_generator(directory: Path, num_codebooks: int) -> dict[str, Tensor]:
 
 
 def multiply_weight_norm_out(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weight g v / |v| in place of the pair (g, v), under torch's older and newer names of it.
+    """Return tensors with each pair (g, v) of a weight norm replaced by its weight g v / |v|.
 
-    In one dimension g is as long as v, a number for each output or each tap of a kernel; the norm is over the others,
-    in which g is 1 long. What is no such pair stays, under a name that no module has.
+    The pairs have torch's older or newer names. In one dimension g has the size of v (an output or a tap of a kernel).
+    The norm is over the other dimensions, in which g has size 1. Tensors that are not such a pair are unchanged; no
+    module has their names, so loading reports them.
     """
     plain = dict(tensors)
     for magnitude, direction in (("weight_g", "weight_v"), (_newer(0), _newer(1))):
@@ -152,7 +161,7 @@ def multiply_weight_norm_out(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _are_lengths(g: torch.Size, v: torch.Size) -> bool:
-    """Whether a tensor of shape g says how long those are that lie in one of shape v along one dimension."""
+    """Return True if g has the shape of norms of v over all dimensions but one."""
     return len(v) > 1 and any(
         [*g] == [size if dim == kept else 1 for dim, size in enumerate(v)] for kept in range(len(v))
     )

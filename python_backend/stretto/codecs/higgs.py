@@ -1,7 +1,7 @@
-"""`higgs`: the tokenizer of Higgs Audio v2: X-codec at 24 kHz, 25 frames a second, whose codebooks are projected.
+"""`higgs`: the tokenizer of Higgs Audio v2: X-codec at 24 kHz, 25 frames per second, with projected codebooks.
 
-transformers' own class of it needs torchaudio even to decode; this one takes the same checkpoint and the same
-configuration class, and builds on transformers' X-codec, from which the other is derived.
+transformers' class requires torchaudio even for decoding. This one reads the same checkpoint with the same
+configuration class, and is derived from transformers' X-codec.
 """
 
 from pathlib import Path
@@ -16,11 +16,11 @@ from stretto.codecs.resampling import resample
 from stretto.codecs.xcodec import SemanticCodec, load_semantic
 from stretto.weights.loading import load_config
 
-MARGIN = 160  # samples of silence on either side of what HuBERT hears
+MARGIN = 160  # samples of silence on each side of HuBERT's input
 
 
 class ProjectedQuantization(XcodecVectorQuantization):
-    """A codebook in a space of its own, with a projection to it and back."""
+    """Codebook in its own space, with projections to it and back."""
 
     def __init__(self, config: HiggsAudioV2TokenizerConfig) -> None:
         super().__init__(config)  # type: ignore[arg-type]
@@ -28,16 +28,16 @@ class ProjectedQuantization(XcodecVectorQuantization):
         self.project_out = nn.Linear(config.codebook_dim, config.hidden_size)
 
     def encode(self, hidden_states: Tensor) -> Tensor:
-        """Codes [B, T] of hidden states [B, H, T]."""
+        """Return the codes [B, T] of hidden states [B, H, T]."""
         return self.codebook.encode(self.project_in(hidden_states.transpose(1, 2)))
 
     def decode(self, embed_ind: Tensor) -> Tensor:
-        """Hidden states [B, H, T] of codes [B, T]."""
+        """Return the hidden states [B, H, T] of codes [B, T]."""
         return self.project_out(self.codebook.decode(embed_ind)).transpose(1, 2)
 
 
 class HiggsModel(XcodecModel):
-    """transformers' X-codec with projected codebooks, which hears semantics at a rate of its own."""
+    """transformers' X-codec with projected codebooks, and a separate sample rate of semantic features."""
 
     config_class = HiggsAudioV2TokenizerConfig  # type: ignore[assignment]
     _keys_to_ignore_on_load_unexpected = {"semantic_model.masked_spec_embed"}  # noqa: RUF012 (transformers reads it here)
@@ -66,7 +66,7 @@ class HiggsCodec(SemanticCodec):
 
 
 def load(directory: Path, device: str = "cpu") -> SemanticCodec:
-    """The codec in a published checkpoint; CheckpointError names what is missing or does not fit."""
+    """Return the codec of a published checkpoint; raise CheckpointError for missing or mismatched tensors."""
     return load_semantic("higgs", HiggsModel, directory, HiggsCodec).to(device)
 
 

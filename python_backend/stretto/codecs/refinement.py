@@ -49,7 +49,7 @@ class Refinement(Protocol):
     def fill(self, passages: Sequence[Passage], told: Callable[[], None] | None = None) -> list[np.ndarray]:
         """Return codes, int64 [K, T], of each passage, independent of the batch.
 
-        `told` is called after each codebook.
+        Calls `told` after each codebook, to report progress.
         """
         ...
 

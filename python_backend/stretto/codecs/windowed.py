@@ -102,7 +102,7 @@ def tail_samples(layers: Sequence[Layer]) -> int:
 
 
 class WindowedCodec(nn.Module):
-    """What convolutional codecs share. A codec adds `forward` and, where its checkpoint can encode, `codes_of`."""
+    """Base of convolutional codecs, which define `forward` and, if a checkpoint can encode, `codes_of`."""
 
     def __init__(self, spec: CodecSpec, can_encode: bool = True) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class WindowedCodec(nn.Module):
         self.can_encode = can_encode
 
     def forward(self, codes: Tensor) -> Tensor:
-        """Waveform [B, n] of codes [B, K, T] as of a whole utterance: n is spec.num_samples(T, right=0)."""
+        """Return the waveform [B, n] of codes [B, K, T] of whole utterances; n is spec.num_samples(T, right=0)."""
         raise NotImplementedError
 
     def codes_of(self, pcm: Tensor) -> Tensor:
@@ -119,16 +119,16 @@ class WindowedCodec(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights lie."""
+        """Device of the weights."""
         return next(self.parameters()).device
 
     def initial_state(self, batch: int) -> Tensor:
-        """Nothing is carried: [batch, 0]."""
+        """Return an empty state, [batch, 0], because the codec has no memory."""
         return torch.zeros(batch, 0, device=self.device)
 
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """As `base.Codec` says."""
+        """Decode a window, as described by `base.Codec`."""
         frames = window.codes.shape[2] - window.left - window.right
         start = window.left * self.spec.samples_per_frame
         pcm = self(window.codes.to(self.device))[:, start : start + self.spec.num_samples(frames, window.right)]

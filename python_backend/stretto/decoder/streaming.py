@@ -92,7 +92,7 @@ class Windower:
         self._kept_from += surplus
 
 
-PART_FRAMES = 25  # frames decoded at once, so that other utterances get a turn in between
+PART_FRAMES = 25  # frames decoded in one part, between which other utterances are decoded
 
 
 @dataclass(slots=True)

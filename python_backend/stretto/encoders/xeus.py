@@ -1,6 +1,6 @@
 """XEUS, the speech encoder of OpusLM's semantic tokens, for inference on one waveform at a time.
 
-    pcm ─► 7 convolutions ─► projection ─► positions ─► 19 E-Branchformer blocks ─► norm ─► features, 50 a second
+    pcm ─► 7 convolutions ─► projection ─► positions ─► 19 E-Branchformer blocks ─► norm ─► features, 50 per s
 
                        ┌► attention ───────┐
     x ─► ½ feed forward┤                   ├► merge ─► ½ feed forward ─► norm        (each with its residual)

@@ -2,7 +2,7 @@
 
     {"audio": {"temperature": 0.7, "top_k": 30}, "depth": {"temperature": 0.8}, "repetition_penalty": 1.1}
 
-`stretto convert` takes them from a release's generation_config.json. Options of a request override them.
+`stretto convert` copies them from a release's generation_config.json. Options of a request override them.
 """
 
 from collections.abc import Mapping

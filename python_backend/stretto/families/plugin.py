@@ -24,7 +24,7 @@ UNNAMED = ""  # `model_type` of an encoder whose `audio_config` may lack it
 def lazy(reference: str, *first: Any) -> Callable[..., Any]:
     """Return a function that imports `module:name` when it is called, and calls it with `first` and its arguments.
 
-    A plug-in's module is imported by processes without torch or vLLM, so it names what needs them.
+    Processes without torch or vLLM import a plug-in's module, so it refers to other modules by name.
     """
     module, name = reference.split(":")
 

@@ -18,8 +18,8 @@ from transformers import PretrainedConfig, PreTrainedModel, logging
 from stretto.errors import CheckpointError, shown
 from stretto.untrusted_files import LEADS_ELSEWHERE, UNPARSABLE, json_object, regular_file, released_file
 
-NAMED = 12  # of so many tensors that do not fit, the names are said
-# What reading tensors raises where a file holds none: `torch.load` lets out whatever its unpickler stumbles over.
+NAMED = 12  # maximum number of tensor names in an error message
+# Exceptions of reading an invalid file of tensors; `torch.load` passes on any exception of its unpickler.
 UNREADABLE = (
     OSError,
     RuntimeError,
@@ -40,10 +40,15 @@ ARCHIVE = b"PK\x03\x04"  # first bytes of a file of `torch.save` since torch 1.6
 
 
 def read_pickled(path: Path, expected: str = "tensors", stays_in_file: bool = False) -> Any:
-    """What a file of `torch.save` holds; CheckpointError, with what was expected, where it is missing or holds anything
-    but tensors and plain values. Nothing that it asks for is run.
+    """Return the contents of a file of `torch.save`, without executing code from it.
 
-    stays_in_file: read tensors when they are used, which files of before torch 1.6 cannot; they are refused then.
+    Args:
+        path: The file.
+        expected: Description of the expected contents, for error messages.
+        stays_in_file: True to map tensors and read them on use; files from before torch 1.6 are then refused.
+
+    Raises:
+        CheckpointError: If the file is missing, or holds anything but tensors and plain values.
     """
     try:
         _check_archive(regular_file(path))
@@ -53,7 +58,7 @@ def read_pickled(path: Path, expected: str = "tensors", stays_in_file: bool = Fa
 
 
 def _check_archive(path: Path) -> None:
-    """Raise CheckpointError for an archive that is larger unpacked than it is: `torch.save` does not compress."""
+    """Raise CheckpointError for an archive whose contents exceed its size, because `torch.save` does not compress."""
     with path.open("rb") as file:
         if file.read(len(ARCHIVE)) != ARCHIVE:
             return
@@ -66,8 +71,11 @@ def _check_archive(path: Path) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file or, by its name, of one of `torch.save`, in float32; CheckpointError where it
-    is missing or none, or holds others than weights."""
+    """Return the tensors of a safetensors file (by its suffix) or of a file of `torch.save`, in float32.
+
+    Raises:
+        CheckpointError: If the file is missing, cannot be read, or holds anything but tensors by name.
+    """
     try:
         stored = load_file(regular_file(path)) if path.suffix == ".safetensors" else read_pickled(path)
     except UNREADABLE as error:
@@ -81,27 +89,42 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def in_float32(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Tensors out of a file, in float32; CheckpointError names those that are no weights."""
+    """Return tensors of a file in float32.
+
+    Args:
+        tensors: The tensors by name.
+        path: The file, for error messages.
+
+    Raises:
+        CheckpointError: If tensors are not dense or not real.
+    """
     odd = sorted(name for name, tensor in tensors.items() if not _is_plain(tensor))
     if odd:
         raise CheckpointError(f"{path}: expected dense tensors of real numbers, got others in {odd[:NAMED]}")
     try:
         return {name: tensor.float() for name, tensor in tensors.items()}
-    except UNREADABLE as error:  # of a type that nothing is computed in
+    except UNREADABLE as error:  # a dtype without arithmetic
         raise CheckpointError(f"{path}: expected tensors, got {error!r}") from error
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Whether each element is a real number that lies in memory: one byte may stand for 2^46 elements."""
+    """Return True if all elements are real and stored; a broadcast tensor can claim 2^46 elements in one byte."""
     if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized or tensor.is_meta:
         return False
     return not tensor.is_complex() and tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.itemsize
 
 
 def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], place: Path, assign: bool = False) -> None:
-    """Fill a module; CheckpointError names, after their place, the tensors that do not fit.
+    """Load tensors into a module.
 
-    assign: whether the module takes the tensors themselves, as one on the device `meta` must.
+    Args:
+        module: The module.
+        tensors: Tensors by name.
+        place: Source of the tensors, for error messages.
+        assign: True to use the tensors themselves as parameters, as required for a module on the device `meta`.
+
+    Raises:
+        CheckpointError: If tensors are missing, unknown, of another shape or not finite.
     """
     wanted = module.state_dict()
     wrong = sorted(name for name in wanted.keys() & tensors.keys() if wanted[name].shape != tensors[name].shape)
@@ -115,7 +138,10 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], place: Path,
 
 
 def first(names: list[str]) -> str:
-    """Return some names of a sorted list for an error message, of each part of a model one, and how many others."""
+    """Return the first names of a sorted list for an error message.
+
+    Long lists are cut. The result then has a name of each part of the model, and the number of other names.
+    """
     if len(names) <= NAMED:
         return str(names)
     parts = list({name.partition(".")[0]: name for name in reversed(names)}.values())[::-1][:NAMED]
@@ -124,7 +150,7 @@ def first(names: list[str]) -> str:
 
 
 def check_finite(tensors: Mapping[str, Tensor], place: Path) -> None:
-    """CheckpointError where a tensor holds what would become noise or silence without a word."""
+    """Raise CheckpointError if a tensor has NaN or infinity, which would become noise or silence."""
     odd = sorted(name for name, tensor in tensors.items() if not tensor.isfinite().all())
     if odd:
         raise CheckpointError(f"{place}: expected finite numbers, got NaN or infinity in {odd[:NAMED]}")
@@ -136,7 +162,11 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 def codec_directory(checkpoint: Path) -> Path:
-    """Where the codec's files lie: `codec/` in the checkpoint of a speech model, or the directory itself."""
+    """Return the codec's folder: `codec/` in the checkpoint of a speech model, or `checkpoint` itself.
+
+    Raises:
+        CheckpointError: If it has no config.json.
+    """
     directory = checkpoint / "codec" if (checkpoint / "codec").is_dir() else checkpoint
     if not (directory / CONFIG_FILE).is_file():
         raise CheckpointError(f"{directory / CONFIG_FILE} is missing")
@@ -144,7 +174,11 @@ def codec_directory(checkpoint: Path) -> Path:
 
 
 def load_config(config_class: type[Config], directory: Path) -> Config:
-    """The configuration in a directory; CheckpointError if it is another model's or does not parse."""
+    """Return the configuration in a folder.
+
+    Raises:
+        CheckpointError: If it is of another model, or invalid.
+    """
     try:
         record = json_object(directory / CONFIG_FILE)
         if record.get("model_type") != config_class.model_type:
@@ -153,8 +187,8 @@ def load_config(config_class: type[Config], directory: Path) -> Config:
         kept = {name: value for name, value in record.items() if name not in dropped}
         return config_class.from_dict(kept)
     except (*UNPARSABLE, StrictDataclassError) as error:
-        said = " ".join(str(error).split())  # some of it in several lines
-        raise CheckpointError(f"{directory / CONFIG_FILE}: {said}") from error
+        message = " ".join(str(error).split())  # may have several lines
+        raise CheckpointError(f"{directory / CONFIG_FILE}: {message}") from error
 
 
 def _check_files(directory: Path) -> None:
@@ -169,16 +203,21 @@ def _check_files(directory: Path) -> None:
 
 
 def load_model(model_class: type[Model], directory: Path, optional: Iterable[str] = ()) -> tuple[Model, bool]:
-    """The model in float32 with every tensor from the checkpoint, and whether its `optional` parts came along.
+    """Return a model in float32 with its tensors from a checkpoint, and whether it has its `optional` parts.
 
-    optional: first names of parts (`encoder`, …) that a checkpoint made for decoding alone leaves out, all together.
-    Parts that it has left out hold whatever lay in memory: nobody may use them.
-    Raises CheckpointError with the names of tensors that are missing, unknown, of another shape or not finite.
+    Args:
+        model_class: Class of transformers.
+        directory: Folder of the checkpoint.
+        optional: First names of parts (`encoder`, …) that a checkpoint for decoding may lack, all together. Missing
+            parts are uninitialized and must not be used.
+
+    Raises:
+        CheckpointError: If tensors are missing, unknown, of another shape or not finite.
     """
     config_class: Any = model_class.config_class
     loaded: Any
     verbosity, has_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # its report of the names below has a line for each
+    logging.set_verbosity_error()  # its report has one line per name
     logging.disable_progress_bar()
     try:
         _check_files(directory)
@@ -187,7 +226,7 @@ def load_model(model_class: type[Model], directory: Path, optional: Iterable[str
             config=load_config(config_class, directory),
             dtype=torch.float32,
             local_files_only=True,
-            ignore_mismatched_sizes=True,  # they are named below, with the others
+            ignore_mismatched_sizes=True,  # they are reported below, with the others
             output_loading_info=True,
         )
     except (ImportError, *UNREADABLE) as error:

@@ -16,7 +16,7 @@ LONGEST_WAVE = 10_000.0
 
 
 class RelativeAttention(nn.Module):
-    """Attention to all tokens, or to those of a token's own and previous blocks."""
+    """Attention to all tokens, or only to tokens of the same and of previous blocks."""
 
     def __init__(self, shape: EncoderShape) -> None:
         super().__init__()

@@ -129,7 +129,10 @@ class Glm4VoiceCodec(nn.Module):
     def _speak(self, memory: Memory, mel: Tensor, goes_on: bool) -> Memory:
         """Return the memory after a complete block of `mel`, whose end is held back.
 
-        `goes_on`: it has a predecessor.
+        Args:
+            memory: Memory after the previous block.
+            mel: Mel frames of the block.
+            goes_on: True unless this is the first block.
         """
         spoken, overlap = mel[..., : -self.overlap], mel[..., -self.overlap :]
         pcm, source = self._voice(memory, spoken, goes_on)
@@ -142,10 +145,7 @@ class Glm4VoiceCodec(nn.Module):
         )
 
     def _end(self, memory: Memory, codes: Tensor, done: int) -> Memory:
-        """Return the memory after the last tokens [B, T].
-
-        Those before `done` are decoded except for the held-back end.
-        """
+        """Return the memory after the last codes [B, T]; those before `done` are decoded except for the held end."""
         mel = self._new_mel(codes, memory, done) if done < codes.shape[1] else memory.overlap
         pcm, _ = self._voice(memory, mel, done > 0)
         return replace(memory, pending=torch.cat([memory.pending, pcm], 1))

@@ -7,9 +7,9 @@
     speak       [bos][user][text] request [assistant][audio] ─► rows … [end]
 
 In training every turn ends with [eos], or with [eot] if the next turn has the same role. A segment of the reply may
-end with either, as in ESPnet's loop: the next row follows the id that was sampled, or the last word if a limit ended
-the text. Earlier turns are allowed except for tts and speak, which the fine-tuned checkpoint knows only without earlier
-turns and without a system turn.
+end with either, as in ESPnet's loop: the next row follows the sampled id, or the last word if a limit ended the text.
+Earlier turns are allowed except for tts and speak, because the fine-tuned checkpoint was trained for these without
+earlier turns and without a system turn.
 
 In an audio segment all eight streams are sampled, including pads. Stream s is delayed by s rows and carries the pad of
 its own codebook in rows without a frame. The numbers are those of the published checkpoints `espnet/bagpiper*`. A

@@ -60,7 +60,7 @@ class TalkerPrompts:
             states: float32 [n, W]: hidden states of the thinker's layer `accept_hidden_layer` of config.json, at the
                 ids of audio in users' turns, in order; None without audio.
             sampling: Sampling options; None for the defaults.
-            is_open: True if `SpeechLLM.write` will add further words and the end; if False, the end follows at once.
+            is_open: True if `SpeechLLM.write` will add further words and the end; if False, the end is added.
 
         Raises:
             InvalidRequest: If an argument does not fit; the message names it.
