@@ -37,7 +37,7 @@ class RecordedVoice:
 
 
 class SpeakOptions(SpeechOptions, total=False):
-    """Options of a request for speech: those of the server, with a voice that may be a recording."""
+    """Options of a speech request: the server's options, but the voice may also be a recording."""
 
     voice: str | RecordedVoice | None
 

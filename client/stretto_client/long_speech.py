@@ -109,10 +109,10 @@ SUMS = ("num_prompt_rows", "num_text_tokens", "num_frames", "guided_frames", "to
 
 
 class Joint:
-    """Converts the events of successive utterances to those of a single one.
+    """Converter of the events of successive utterances to those of a single one.
 
-    Samples follow each other without a gap, except for pauses. A step between utterances would be an audible click. So
-    the next one starts at the last sample value of the one before and fades to its own within FADE_S seconds.
+    Samples follow each other without a gap, except for pauses. Because a step between utterances would be an audible
+    click, each starts at the last sample value of the previous one, and fades to its own within FADE_S seconds.
 
     Attributes:
         report: Combined report of the utterances that have ended.
@@ -159,7 +159,7 @@ class Joint:
             self._begins = True
 
     def joined(self, event: SpeechEvent, is_last: bool) -> SpeechEvent:
-        """Return `event` as part of the whole; `is_last`: no utterance follows the event's own."""
+        """Return `event` as part of the whole; `is_last` is True for the last utterance."""
         self._utterance = self._utterance or event.utterance
         joined = replace(
             event,

@@ -120,7 +120,7 @@ def last_sign(text: str) -> str:
 
 
 def full_stop(last: str) -> str:
-    """Return the full stop for a sentence with the `last_sign` `last`; empty if that already ends one."""
+    """Return the full stop to add after the character `last`; empty if it already ends a sentence."""
     if not (last.isalnum() or last in ("%", "°", "€", "$", "£")):
         return ""
     return "。" if "\u3040" <= last <= "\u9fff" else "."
@@ -146,7 +146,7 @@ class AutoReader:
         self.pauses = deque[float]()
 
     def add(self, piece: str) -> str:
-        """See MarkupReader."""
+        """Add a piece of text; return the text that is ready to be spoken."""
         if self._reader is not None:
             return self._reader.add(piece)
         self._head = (self._head + piece).lstrip("\ufeff")
@@ -156,7 +156,7 @@ class AutoReader:
         return self._choose().add(self._head)
 
     def end(self) -> str:
-        """See MarkupReader."""
+        """Return the rest of the text to speak."""
         if self._reader is not None:
             return self._reader.end()
         reader = self._choose()
@@ -278,7 +278,7 @@ class MarkdownReader:
         self._ready: list[str] = []
 
     def add(self, piece: str) -> str:
-        """See MarkupReader."""
+        """Add a piece of text; return the text that is ready to be spoken."""
         lines = piece.split("\n")
         for line in lines[:-1]:
             self._take(line, is_whole=True)
@@ -286,7 +286,7 @@ class MarkdownReader:
         return self._returned()
 
     def end(self) -> str:
-        """See MarkupReader."""
+        """Return the rest of the text to speak."""
         self._take("", is_whole=True)
         self._close()
         self._gap = self._gap.removesuffix("\n")  # added by `_take`
@@ -299,7 +299,7 @@ class MarkdownReader:
         return text
 
     def _take(self, text: str, is_whole: bool) -> None:
-        """Add to the current line; `is_whole`: the line is complete."""
+        """Add text to the current line, which is complete if `is_whole`."""
         self._line += text
         if is_whole:
             self._line = self._line.removesuffix("\r")
@@ -354,7 +354,7 @@ class MarkdownReader:
         return any(kind.fullmatch(line) for kind in kinds)
 
     def _read_block(self, line: str) -> None:
-        """Read a line that is a block by itself."""
+        """Read a line that forms a block."""
         if RULE.fullmatch(line) or DELIMITER_ROW.fullmatch(line) or DEFINITION.fullmatch(line):
             self._stop()
         elif found := FENCE.fullmatch(line):
@@ -475,11 +475,11 @@ class SsmlReader:
         self._ready: list[str] = []
 
     def add(self, piece: str) -> str:
-        """See MarkupReader."""
+        """Add a piece of text; return the text that is ready to be spoken."""
         return self._parse(piece, False)
 
     def end(self) -> str:
-        """See MarkupReader."""
+        """Return the rest of the text to speak."""
         return self._parse("", True)
 
     def _parse(self, piece: str, is_last: bool) -> str:

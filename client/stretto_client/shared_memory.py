@@ -37,7 +37,7 @@ class Region(Protocol):
         ...
 
     async def unregister(self, server: InferenceServerClient, headers: dict[str, str]) -> None:
-        """Undo `register`."""
+        """Unregister the region."""
         ...
 
     def close(self) -> None:
@@ -65,23 +65,23 @@ class SystemRegion:
         return self._buffer.cast("q")
 
     def write(self, data: np.ndarray) -> None:
-        """See Region."""
+        """Write an array at the beginning of the region."""
         self._buffer[: data.nbytes] = np.ascontiguousarray(data).view(np.uint8).data
 
     def read(self, offset: int, byte_size: int) -> np.ndarray:
-        """See Region."""
+        """Return a copy of `byte_size` bytes from `offset` on, as uint8."""
         return np.frombuffer(bytes(self._buffer[offset : offset + byte_size]), np.uint8)
 
     async def register(self, server: InferenceServerClient, headers: dict[str, str]) -> None:
-        """See Region."""
+        """Register the region with the server as an input; `headers` grant access to that API."""
         await server.register_system_shared_memory(self.name, f"/{self.name}", self._byte_size, headers=headers)
 
     async def unregister(self, server: InferenceServerClient, headers: dict[str, str]) -> None:
-        """See Region."""
+        """Unregister the region."""
         await server.unregister_system_shared_memory(self.name, headers)
 
     def close(self) -> None:
-        """See Region."""
+        """Free the memory."""
         self._memory.close()
         self._memory.unlink()
 
@@ -117,27 +117,27 @@ class CudaRegion:
         self.handle = ctypes.string_at(int(handle.getPtr()), HANDLE_BYTES)
 
     def write(self, data: np.ndarray) -> None:
-        """See Region."""
+        """Write an array at the beginning of the region."""
         data = np.ascontiguousarray(data)
         self._copy(self._address, data.ctypes.data, data.nbytes)
 
     def read(self, offset: int, byte_size: int) -> np.ndarray:
-        """See Region."""
+        """Return a copy of `byte_size` bytes from `offset` on, as uint8."""
         data = np.empty(byte_size, np.uint8)
         self._copy(data.ctypes.data, self._address + offset, byte_size)
         return data
 
     async def register(self, server: InferenceServerClient, headers: dict[str, str]) -> None:
-        """See Region."""
+        """Register the region with the server as an input; `headers` grant access to that API."""
         handle = base64.b64encode(self.handle)
         await server.register_cuda_shared_memory(self.name, handle, self.device, self._byte_size, headers=headers)
 
     async def unregister(self, server: InferenceServerClient, headers: dict[str, str]) -> None:
-        """See Region."""
+        """Unregister the region."""
         await server.unregister_cuda_shared_memory(self.name, headers)
 
     def close(self) -> None:
-        """See Region."""
+        """Free the memory."""
         self._call("cudaFree", self._address)
 
     def _copy(self, target: int, source: int, byte_size: int) -> None:
@@ -241,7 +241,7 @@ class Ring:
         return self._header.read(HEADER + offset, byte_size)
 
     def close(self) -> None:
-        """Free the memory, after `until_free`."""
+        """Free the memory; call `until_free` first."""
         self._words.release()
         self._header.close()
         if self._device is not None:

@@ -233,7 +233,7 @@ class Batch(TypedDict):
 
 
 class TokenUsage(TypedDict):
-    """Rows of the model: those of the prompt, and generated text tokens and audio frames."""
+    """Numbers of rows in the prompt, of generated text tokens and of audio frames."""
 
     type: Literal["tokens"]
     input_tokens: int
@@ -294,7 +294,7 @@ class Choice(TypedDict):
 
 
 class ChatUsage(TypedDict):
-    """Rows of the model: those of the prompt, and generated text tokens and audio frames."""
+    """Numbers of rows in the prompt, of generated text tokens and of audio frames."""
 
     prompt_tokens: int
     completion_tokens: int

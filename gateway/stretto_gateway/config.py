@@ -68,7 +68,7 @@ class GatewayConfig:
         port: TCP port to listen at.
         keys: API keys; if empty, no key is needed.
         limits: Limits on requests and connections.
-        voices: Folder of the voices that callers add; None if they may not add any.
+        voices: Folder of uploaded voices; None to refuse uploads.
         strict: Refuse request fields that are not honoured, instead of ignoring them.
         model_aliases: Additional model names, with the family of each.
         cors_origins: Origins whose browser pages may use the API (CORS); `*` is any.

@@ -60,16 +60,16 @@ class RoutedClient:
         self._profile: ModelProfile | None = None
 
     def speak(self, text: str | AsyncIterable[str], /, **options: Unpack[SpeakArguments]) -> Speech:
-        """Same as SpeechClient's; a text that is still being written is not moved to another server."""
+        """Speak a text like SpeechClient; a text that is still being written stays on one server."""
         attempts = ATTEMPTS if isinstance(text, str) else 1
         return self._routed("", lambda client: client.speak(text, **options), attempts)
 
     def transcribe(self, audio: Audio, /, **options: Unpack[TaskOptions]) -> Speech:
-        """Same as SpeechClient's."""
+        """Transcribe a recording like SpeechClient."""
         return self._routed("", lambda client: client.transcribe(audio, **options))
 
     def converse(self, messages: list[dict[str, Any]], /, *recordings: Audio, **options: Unpack[TaskOptions]) -> Speech:
-        """Same as SpeechClient's; turns of one conversation use the same server while it has capacity."""
+        """Answer a conversation like SpeechClient; its turns use one server while that has capacity."""
         return self._routed(
             conversation_key(messages, *recordings), lambda client: client.converse(messages, *recordings, **options)
         )

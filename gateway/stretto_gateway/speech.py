@@ -172,7 +172,7 @@ def delta(part: bytes) -> dict[str, str]:
 
 
 def usage(report: dict[str, Any]) -> dict[str, int]:
-    """Return numbers of model rows: those of the prompt, and generated text tokens plus audio frames."""
+    """Return the number of rows in the prompt, and of generated text tokens and audio frames together."""
     read, made = report.get("num_prompt_rows", 0), report.get("num_text_tokens", 0) + report.get("num_frames", 0)
     return {"input_tokens": read, "output_tokens": made, "total_tokens": read + made}
 

@@ -73,7 +73,7 @@ class Body(BaseModel):
 
 
 def first(names: Iterable[str]) -> tuple[str, ...]:
-    """Return the first names, one more than the header shows."""
+    """Return at most MAX_NAMES + 1 of the names; the header shows MAX_NAMES."""
     return tuple(name for name, _ in zip(names, range(MAX_NAMES + 1), strict=False))
 
 

@@ -72,8 +72,7 @@ class VoiceForm(Body):
 async def list_voices(request: Request) -> Voices:
     """List the model's voices, the voice that each alias selects, and the caller's own voices.
 
-    `form` lists the
-    fields of a request that adds a voice.
+    `form` lists the fields of a request that adds a voice.
     """
     gateway: Gateway = request.app.state.gateway
     profile = await gateway.catalogue.profile()

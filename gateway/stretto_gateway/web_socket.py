@@ -39,7 +39,7 @@ class Socket(WebSocketsSansIOProtocol):
         self._is_refused = False  # further data is ignored
 
     def shutdown(self) -> None:
-        """Keep a running session open: it ends by itself, and uvicorn waits for it, up to a limit."""
+        """Keep a running session open; uvicorn waits for its end, up to a limit."""
         if not self.handshake_complete:
             super().shutdown()
 

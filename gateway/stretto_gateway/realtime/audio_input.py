@@ -56,16 +56,16 @@ class VoiceActivity:
 
     @property
     def has_window(self) -> bool:
-        """See Judge."""
+        """True if a whole window has not been judged yet."""
         return len(self._left) >= WINDOW
 
     def add(self, pcm: np.ndarray) -> None:
-        """See Judge."""
+        """Append samples: int16 [n] at 24 kHz."""
         heard = self._resampler.resample_chunk(pcm.astype(np.float32) / FULL_SCALE)
         self._left = np.concatenate([self._left, heard])
 
     def judge(self) -> float:
-        """See Judge."""
+        """Return the probability of speech in the next window."""
         window, self._left = self._left[:WINDOW], self._left[WINDOW:]
         if not self.has_window:
             self._left = self._left.copy()  # a view would keep the whole array alive

@@ -165,7 +165,7 @@ class CodecSpec:
         return self.streaming.right if isinstance(self.streaming, Blocks) else int(self.tail_samples > 0)
 
     def complete(self, frames: int) -> int:
-        """Return how many of the first `frames` frames can be decoded, or used as right context, now."""
+        """Return the number of frames, of the first `frames`, that can already be decoded or be right context."""
         if isinstance(self.streaming, Whole):
             return frames if frames >= self.streaming.frames else 0
         return self.streaming.last_border(frames) if isinstance(self.streaming, Blocks) else frames

@@ -36,7 +36,7 @@ from stretto.weights.tensors import (
 
 @dataclass(frozen=True)
 class ConvertedNetwork:
-    """Further network of a checkpoint, in a folder of its own with `config.json` and `model.safetensors`.
+    """Further network of a checkpoint, in a separate folder with `config.json` and `model.safetensors`.
 
     Attributes:
         folder: Name of the folder.
@@ -50,7 +50,7 @@ class ConvertedNetwork:
 
     @classmethod
     def from_network(cls, network: Network, tensors: Mapping[str, Tensor]) -> "ConvertedNetwork":
-        """Return the network with all tensors, its own or those of `tensors`; CheckpointError if any does not fit."""
+        """Return the network with its own tensors or, by default, `tensors`; raise CheckpointError for mismatches."""
         tensors = tensors if network.tensors is None else network.tensors
         check(network.plan, {name: tensors[name] for name in network.plan if name in tensors}, ())
         entries = [

@@ -209,7 +209,7 @@ class Unanswered:
         return len(self._pending)
 
     def add(self, pending: PendingChunk) -> None:
-        """Add a chunk."""
+        """Add a chunk that has not been answered."""
         self._pending[id(pending)] = pending
 
     def signal_progress(self) -> None:

@@ -115,7 +115,7 @@ def _key(window: Window) -> Key:
 
 
 def _blank(window: Window, batch: int) -> Window:
-    """Return a window of `batch` rows of zeros, shaped like `window`, in memory of its own."""
+    """Return a window of `batch` rows of zeros, shaped like `window`, in separate memory."""
     codes, first, state = (
         torch.zeros((batch, *each.shape[1:]), dtype=each.dtype, device=each.device)
         for each in (window.codes, window.first, window.state)
@@ -207,7 +207,7 @@ class HostLauncher:
 
 
 class CudaLauncher:
-    """Launcher on a CUDA stream of its own, concurrent with other work on the GPU and with the host.
+    """Launcher on a separate CUDA stream, concurrent with other work on the GPU and with the host.
 
     All transfers use pinned memory. The host waits for one copy per batch and never for the whole device.
     """

@@ -123,9 +123,9 @@ class _Decoded:
 
 
 class References:
-    """LRU cache of decoder states after references, bounded in bytes. For one thread, except `num_bytes`.
+    """LRU cache of decoder states after references, bounded in bytes.
 
-    Utterances that may share nothing have keys of their own.
+    Not thread-safe, except for `num_bytes`. Keys of utterances that must not share states differ.
     """
 
     def __init__(self, max_bytes: int) -> None:

@@ -57,7 +57,7 @@ MAX_FAILED_TURNS = 3  # in a row; more cannot be the fault of one chunk
 
 
 class DecoderWorker:
-    """Decoder on a thread of its own; every pushed chunk gets one reply, in order within its utterance."""
+    """Decoder on a separate thread; every pushed chunk gets one reply, in order within its utterance."""
 
     def __init__(self, codec: Codec, config: DecoderConfig, clock: Callable[[], float] = time.monotonic) -> None:
         self._config = config
@@ -135,7 +135,7 @@ class DecoderWorker:
 
     @property
     def has_died(self) -> bool:
-        """True if the thread has ended without `stop`; nothing will be decoded any more."""
+        """True if the thread has ended without `stop`; nothing more will be decoded."""
         return not self._thread.is_alive() and not self._is_stopping
 
     def stats(self) -> dict[str, float]:

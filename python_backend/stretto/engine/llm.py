@@ -62,7 +62,7 @@ class SpeechLLM:
 
     @classmethod
     def launch(cls, config: EngineConfig) -> "SpeechLLM":
-        """Start the engine in a process of its own; it belongs to the event loop in which it is first used.
+        """Start the engine in a separate process; it belongs to the event loop in which it is first used.
 
         The process may be forked from this one, so call this before other threads exist, and before the event loop
         runs.

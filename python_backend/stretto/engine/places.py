@@ -146,7 +146,16 @@ class Places:
 
     @contextmanager
     def acquire(self, request_id: str, num_sequences: int, is_timed: bool = True) -> Iterator[Place]:
-        """Hold a permit while the block runs; raise NoCapacity if none is free (`is_timed`: it has a target)."""
+        """Hold a permit while the block runs.
+
+        Args:
+            request_id: Id of the reply.
+            num_sequences: Number of its sequences.
+            is_timed: True if its first frame counts for the target time.
+
+        Raises:
+            NoCapacity: If no permit is free.
+        """
         taken = self.num_taken() if self._places else 0
         if taken:
             self._check_room(taken, num_sequences)

@@ -55,7 +55,7 @@ class Track:
 
     @property
     def end(self) -> int:
-        """Row after the last row with an id of its own."""
+        """Row after the last row that has an id other than the pad."""
         return self.first_row + len(self.ids)
 
     @property

@@ -146,7 +146,7 @@ class FrontEndProcesses:
             self._gateway.drain(polls)
 
     def stop(self) -> None:
-        """Stop both processes."""
+        """Stop the proxy and the gateway."""
         if self._gateway is not None:
             self._gateway.stop()
         self.proxy.stop()

@@ -197,7 +197,7 @@ def _max_audio(options: OptionsRecord, audio: SegmentSampling, family: Family, f
 
 
 def _depth(options: OptionsRecord, family: Family, audio: SegmentSampling) -> CodeSampling:
-    """Return the sampling of the depth transformer's streams; missing values are those of stream 0."""
+    """Return the sampling parameters of the depth transformer's streams; by default those of stream 0."""
     if family.depth is None:
         raise InvalidRequest("options.depth", "nothing: this model has no depth transformer", shown(options["depth"]))
     values: dict[str, Any] = {key: options["depth"].get(key, getattr(audio, key)) for key in SHORTHANDS}

@@ -223,10 +223,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
         return answer
 
     def _call(self, method: str) -> Handler:
-        """Return a unary handler, registered as stream-stream.
-
-        So access is checked before the request body has been received.
-        """
+        """Return a unary handler, registered as stream-stream to check access before it receives the request body."""
         api = access.APIS[method]
 
         async def answer(requests: AsyncIterator[bytes], context: Context, place: ExitStack) -> None:
@@ -239,8 +236,10 @@ class GrpcProxy(grpc.GenericRpcHandler):
                     response = await self._infer_once(request, context, place)
                 else:
                     check_other_call(method, request, self._access.is_key_holder(metadata))
-                    is_told = method in NOT_READY and not self._is_ready()
-                    response = NOT_READY[method] if is_told else await self._sole.call(method, request, metadata, place)
+                    is_not_ready = method in NOT_READY and not self._is_ready()
+                    response = (
+                        NOT_READY[method] if is_not_ready else await self._sole.call(method, request, metadata, place)
+                    )
             except BadRequest as error:
                 await context.abort(STATUS[error.kind], error.client_message)
             except Restarting as error:

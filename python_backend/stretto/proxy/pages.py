@@ -146,7 +146,7 @@ class PageServer:
         self._number = count()
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve a connection."""
+        """Answer one connection and close it."""
         connection = _Connection(writer, asyncio.current_task(), next(self._number))
         self._open.add(connection)
         self._make_room()

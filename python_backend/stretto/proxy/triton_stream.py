@@ -61,7 +61,7 @@ class Gate:
             self._ended.discard(task)
 
     def open(self) -> None:
-        """Let calls pass."""
+        """Admit calls again."""
         self.is_closed = False
 
     def close(self, spares_answered: bool) -> None:
@@ -135,7 +135,7 @@ class Unwatched:
         self._tasks = set[asyncio.Task[Any]]()
 
     def start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Start a task."""
+        """Start a task and ignore its exceptions."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

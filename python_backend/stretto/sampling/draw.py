@@ -217,7 +217,7 @@ def _all(logits: np.ndarray, rows: _Rows) -> tuple[np.ndarray, np.ndarray | None
 
 
 def _kept(logits: np.ndarray, rows: _Rows) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-    """Do the same for rows of which some use top-k or top-p."""
+    """Return the same as `_all` for rows of which some use top-k or top-p."""
     num_columns, reach = logits.shape[1], rows.reach
     total = None
     if rows.is_open is not None:  # a nucleus over all tokens has an unknown size

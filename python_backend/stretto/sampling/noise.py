@@ -16,7 +16,10 @@ REDRAW_STEP = 0x27D4EB2F
 
 
 def _mix(x: Words) -> Words:
-    """Apply lowbias32 to int32 `x` in place; `>>` is arithmetic on signed words, so copies of the sign are masked."""
+    """Apply the hash lowbias32 to int32 `x`, in place.
+
+    `>>` copies the sign bit of signed integers; the masks remove these copies.
+    """
     x ^= (x >> 16) & 0xFFFF
     x *= 0x7FEB352D
     x ^= (x >> 15) & 0x1FFFF

@@ -308,7 +308,7 @@ class FlowTables:
         self._tables: dict[str, FlowTable] = {}
 
     def slot_at(self, address: FlowAddress) -> FlowSlot:
-        """Return the slot at an address, opening its table on first use, and letting go of those of dead owners."""
+        """Return the slot at an address; open its table on first use, and close tables of dead owners."""
         if address.table not in self._tables:
             left = {name: table for name, table in self._tables.items() if table.path.exists()}
             self._tables = left | {address.table: FlowTable.open(address.table, self._directory)}

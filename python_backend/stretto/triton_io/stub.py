@@ -166,7 +166,7 @@ def no_collection() -> Iterator[None]:
 
 
 def end(reason: str) -> None:
-    """End this process because it cannot work any more, so that it is restarted."""
+    """End this process, which can no longer work, so that it is restarted."""
     logger.critical("the stub exits: %s", reason)
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -229,7 +229,7 @@ class HangWatch:
         self._stopped = threading.Event()
 
     def start(self, name: str) -> None:
-        """Poll every second on a thread of its own, and end this process once the threads, called `name`, hang."""
+        """Poll every second on a separate thread, and end this process if the threads, called `name`, hang."""
 
         def run() -> None:
             while not self._stopped.wait(LOOK_S):

@@ -57,7 +57,7 @@ class Written:
 
 
 def split(entries: list[Entry], max_bytes: int) -> list[list[Entry]]:
-    """Split entries, in order, into shards of at most `max_bytes`; a larger entry gets a shard of its own."""
+    """Split entries, in order, into shards of at most `max_bytes`; a larger entry gets a separate shard."""
     shards: list[list[Entry]] = []
     size = max_bytes
     for each in entries:

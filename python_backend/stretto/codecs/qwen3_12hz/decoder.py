@@ -221,7 +221,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """SwiGLU."""
+    """Feed-forward layer (SwiGLU)."""
 
     def __init__(self, shape: DecoderShape) -> None:
         super().__init__()

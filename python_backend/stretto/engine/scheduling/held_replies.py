@@ -105,7 +105,7 @@ class HeldReplies:
             request.update_block_hashes()
 
     def note_said(self, state: RequestState) -> None:
-        """Record that a request has generated a row, for whose text it may now be blocked."""
+        """Start measuring the wait if the request, which has generated a row, is now blocked on text."""
         if self.is_held(state.request):
             self._since.setdefault(state.request.request_id, self._clock())
 

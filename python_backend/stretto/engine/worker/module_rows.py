@@ -286,7 +286,7 @@ class ModuleRows:
                     say(of_batch, k + 1)
 
     def _run_uniform(self, program: ModuleProgram, step: BurstBatch, runs: Runs, say: Say) -> None:
-        """Do the same with launches that do not depend on which rows are processed."""
+        """Run all modules with launches that are the same for any rows."""
         first = step.num_read.copy()
         first[runs.index] = runs.first
         program.prepare(step, first)

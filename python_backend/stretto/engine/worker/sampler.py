@@ -57,7 +57,7 @@ class RepetitionGuard:
         self._codebooks = torch.tensor([[ids.start, ids.stop] for ids in codebooks], device=tokens.device)
 
     def recent(self, rows: Rows, index: Array | None, window: int) -> RecentRows:
-        """Return the `window` rows before those of `rows` selected by `index` (None for all)."""
+        """Return the previous `window` rows of each of `rows` selected by `index` (None for all)."""
 
         def column(values: Array) -> torch.Tensor:
             return self._arrays.tensor(values if index is None else values[index])

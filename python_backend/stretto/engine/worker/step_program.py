@@ -37,7 +37,7 @@ class CudaRecorder:
         self._pool = torch.cuda.graph_pool_handle()
 
     def is_busy(self) -> bool:
-        """Return True while vLLM captures a graph of its own."""
+        """Return True while vLLM captures one of its graphs."""
         return torch.cuda.is_current_stream_capturing()
 
     def record(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
@@ -373,11 +373,11 @@ class Graph(Protocol):
     """Recorded launches that can be repeated."""
 
     def replay(self) -> None:
-        """Repeat the launches."""
+        """Repeat the recorded launches."""
 
 
 class Recorder(Protocol):
-    """Recorder of launches."""
+    """Recorder of kernel launches as graphs."""
 
     def is_busy(self) -> bool:
         """Return True if launches on this stream are already being recorded."""

@@ -3,8 +3,8 @@
     tts    [bos] system … user Hello assistant <audio_out_bos> B ─► frames … the row in which all streams have ended
 
 Earlier speech is given as turns: a user's turn with the words, and the assistant's turn with their speech. A voice is
-cloned by such a turn. A row in which all streams carry their begin `B` precedes the first sampled row. Streams begin
-and end by ids of their own (`Staircase` in `streams/pattern.py`). The model generates no text. Rows of codes have
+cloned by such a turn. A row in which all streams carry their begin `B` precedes the first sampled row. Each stream
+has its own begin and end ids (`Staircase` in `streams/pattern.py`). The model generates no text. Rows of codes have
 separate feed-forward layers (`model.py`). Guidance is an addition of this server: the unconditional request sees
 neither words nor voices. The numbers are those of `bosonai/higgs-audio-v2-generation-3B-base`; a checkpoint's
 config.json may override them (`speech_vocabulary`).

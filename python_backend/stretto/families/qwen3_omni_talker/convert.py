@@ -74,7 +74,7 @@ def convert(release: Release, contents: Contents) -> Converted:
 
 
 def code2wav(numbers: Numbers, known: TalkerVocabulary) -> Network:
-    """Return the codec as a network in a folder of its own."""
+    """Return the codec as a network in a separate folder."""
     record = numbers.entry("code2wav_config", dict)
     try:
         shape = read_shape(record)

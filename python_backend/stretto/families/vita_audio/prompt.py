@@ -221,7 +221,7 @@ def interleave(text: list[int], codes: list[int], ratio: Sequence[int], markers:
 
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
-    """Return the template with a checkpoint's tokenizers, or with its tokenizer of text and its encoder's config."""
+    """Return the template, with the checkpoint's text tokenizer and its audio tokenizer or encoder config."""
     config, subwords = config_at(checkpoint), Subwords(TextTokenizer.at(checkpoint), family)
     ratio = VitaVocabulary.from_record(config[VOCABULARY]).ratio
     tokenizer = load_tokenizer(checkpoint, len(family.layout.audio[0]), device)
