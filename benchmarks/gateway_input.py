@@ -185,7 +185,7 @@ def main() -> None:
     parser = command_line(
         __doc__,
         "gateway_input",
-        seconds=(5.0, "time for each kind; default: %(default)s"),
+        seconds=(5.0, "time for each kind"),
         source=(Path, "checkout of another revision to measure instead"),
     )
     parser.add_argument("--kinds", nargs="*", choices=list(floods()), default=list(floods()))

@@ -54,7 +54,9 @@ def command_line(
     if serves:
         flags["model_repository"] = (ROOT / "model_repository", "folder to serve; default: the bundled model")
     for name, (default, *text) in flags.items():
-        given: dict[str, Any] = {"help": text[0] if text else None}
+        given: dict[str, Any] = {"help": text[0]}
+        if not isinstance(default, type) and "default" not in text[0]:
+            given["help"] += "; default: %(default)s"
         if isinstance(default, type):
             given |= {"type": default}
         elif isinstance(default, list):

@@ -46,10 +46,10 @@ def main() -> None:
     args = command_line(
         __doc__,
         "tts_bench",
-        bench=("bench", "command of tts-bench; default: %(default)s"),
-        url=("http://127.0.0.1:8003", "address of the gateway; default: %(default)s"),
+        bench=("bench", "command of tts-bench"),
+        url=("http://127.0.0.1:8003", "address of the gateway"),
         rates=([0.5, 1, 2, 4], "requests per second for the first target"),
-        others_at=(1.0, "requests per second for the other targets; default: %(default)s"),
+        others_at=(1.0, "requests per second for the other targets"),
     ).parse_args()
     runs = [(TARGETS[0], rate) for rate in args.rates] + [(target, args.others_at) for target in TARGETS[1:]]
     with tempfile.TemporaryDirectory() as folder:

@@ -74,7 +74,7 @@ def parse(
     parser.add_argument("--dry-run", dest="device", action="store_const", const="cpu", help="the same as --device cpu")
     parser.add_argument("--jobs", nargs="+", choices=list(jobs), default=list(jobs))
     parser.add_argument("--limit-s", type=float, default=560.0, help="seconds for all jobs together")
-    parser.add_argument("--one", nargs=3, metavar=("NAME", "JOB", "SECONDS"), help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=3, metavar=("NAME", "JOB", "END_S"), help=argparse.SUPPRESS)
     return parser.parse_args(None if line is None else list(line))
 
 
@@ -84,8 +84,8 @@ def main(arguments: argparse.Namespace, jobs: Mapping[str, Job] = JOBS) -> int:
     prepare_environment()
     setup = Setup(arguments.device, arguments.out.resolve())
     if arguments.one:
-        name, job, limit_s = arguments.one
-        enter_job(name, Job(**json.loads(job)), setup, float(limit_s))
+        name, job, end_s = arguments.one
+        enter_job(name, Job(**json.loads(job)), setup, float(end_s))
     if not setup.is_small and is_cpu_build():
         raise SystemExit("gpu_check: this vLLM is built for the CPU; --dry-run runs the same code there")
     setup.out.mkdir(parents=True, exist_ok=True)

@@ -67,7 +67,7 @@ class Children:
 
     def _attempt(self, name: str, job: Job, limit_s: float) -> Outcome:
         before, begun = self._num_lines(), time.monotonic()
-        child = multiprocessing.get_context("fork").Process(target=self._enter, args=(name, job, limit_s))
+        child = multiprocessing.get_context("fork").Process(target=self._enter, args=(name, job, begun + limit_s))
         child.start()
         try:
             child.join(limit_s)
@@ -83,27 +83,30 @@ class Children:
         append(self.setup, asdict(outcome))
         print(f"{outcome.job}: {outcome.status}, {outcome.seconds} s", flush=True)
 
-    def _enter(self, name: str, job: Job, limit_s: float) -> None:
+    def _enter(self, name: str, job: Job, end_s: float) -> None:
         """Run in the child: create a process group, redirect output to the log, and run the job."""
         os.setsid()
         log = self.setup.logs.open("a", buffering=1)
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
         sys.stdout = sys.stderr = log
-        print(f"===== {name}, {limit_s:.0f} s", flush=True)
+        print(f"===== {name}, {end_s - time.monotonic():.0f} s", flush=True)
         os.environ.update(job.environment)
         if self.is_cold or (set(job.environment) - set(BLOCKING) and not self.setup.is_small):
-            words = [sys.executable, "-m", "benchmarks.gpu", "--one", name, json.dumps(asdict(job)), f"{limit_s}"]
+            words = [sys.executable, "-m", "benchmarks.gpu", "--one", name, json.dumps(asdict(job)), f"{end_s}"]
             words += ["--device", self.setup.device, "--out", str(self.setup.out)]
             os.execv(sys.executable, words)
-        enter_job(name, job, self.setup, limit_s)
+        enter_job(name, job, self.setup, end_s)
 
 
-def enter_job(name: str, job: Job, setup: Setup, limit_s: float) -> None:
-    """Run a job in this process, which ends with it; after a crash or a hang, the log has the stacks of all threads."""
+def enter_job(name: str, job: Job, setup: Setup, end_s: float) -> None:
+    """Run a job in this process, which ends with it; after a crash or a hang, the log has the stacks of all threads.
+
+    The stacks of a hang are printed shortly before `end_s` of the monotonic clock, when the parent kills this process.
+    """
     faulthandler.disable()  # a library may have replaced an earlier handler
     faulthandler.enable()
-    faulthandler.dump_traceback_later(0.95 * limit_s)
+    faulthandler.dump_traceback_later(max(0.05, 0.9 * (end_s - time.monotonic())))
     is_right = run_job(name, job, setup)
     faulthandler.cancel_dump_traceback_later()
     sys.exit(0 if is_right else FAILED)

@@ -72,7 +72,7 @@ def test_what_does_not_fit_is_an_error() -> None:
     made = bytearray(library(container([(CUBIN, 90, noise(1))])))
     at = made.index(struct.pack("<I", MAGIC))
     struct.pack_into("<Q", made, at + 8, 10**6)
-    with pytest.raises(ValueError, match="goes on behind the end"):
+    with pytest.raises(ValueError, match="extends past the end"):
         trim(bytes(made), 90)
     struct.pack_into("<Q", made, at + 8, 64 + 4000)
     struct.pack_into("<Q", made, at + 16 + 8, 5000)
