@@ -1,6 +1,6 @@
 """`stretto.testing`'s engine, with imported objects set aside from garbage collection."""
 
-from typing import Any
+from typing import Any, Self
 
 from stretto.testing.engine import DEFAULTS, Answer
 from stretto.testing.engine import Engine as SteppedEngine
@@ -10,8 +10,14 @@ __all__ = ["DEFAULTS", "Answer", "Engine"]
 
 
 class Engine(SteppedEngine):
-    """One engine core, its scheduler and its worker."""
+    """One engine core, its scheduler and its worker; a context manager that shuts it down."""
 
     def __init__(self, *arguments: Any, **engine_args: Any) -> None:
         heap.set_aside()
         super().__init__(*arguments, **engine_args)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()

@@ -75,13 +75,12 @@ def test_one_batch_mixes_adapters(adapted: Adapted) -> None:
     expected = {request_id: adapted.reply(prompt) for request_id, prompt in prompts.items()}
     assert len(set(map(str, expected.values()))) == len(expected), "an adapter changes nothing"
     assert len({prompt.sampling.guidance_scale != 1.0 for prompt in prompts.values()}) == 2
-    engine = Engine(adapted.checkpoint, adapters=adapted.folders, async_scheduling=True, max_model_len=LENGTH, **TIGHT)
-    try:
+    with Engine(
+        adapted.checkpoint, adapters=adapted.folders, async_scheduling=True, max_model_len=LENGTH, **TIGHT
+    ) as engine:
         crowded = engine.run(prompts)
         again = engine.run(prompts, arrivals={request_id: 9 * at for at, request_id in enumerate(prompts)})
         assert engine.is_clean()
-    finally:
-        engine.shutdown()
     for request_id, rows in expected.items():
         assert crowded[request_id].rows == again[request_id].rows == rows, request_id
     assert any(answer.trailer.num_preemptions for answer in crowded.values())
@@ -100,11 +99,8 @@ def test_a_depth_transformer_is_that_of_the_checkpoint(tmp_path: Path) -> None:
         weight.copy_(merged[f"model.layers.{name}"])
     changed = reference.generated(prompt)
     assert plain != changed
-    engine = Engine(checkpoint, adapters={"narrator": folder}, max_model_len=LENGTH)
-    try:
+    with Engine(checkpoint, adapters={"narrator": folder}, max_model_len=LENGTH) as engine:
         answers = engine.run({"plain": prompt, "changed": replace(prompt, adapter="narrator")})
-    finally:
-        engine.shutdown()
     for name, frames in (("plain", plain), ("changed", changed)):
         assert answers[name].rows[: len(frames)] == frames, name
 

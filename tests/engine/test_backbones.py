@@ -21,12 +21,9 @@ def test_replies_are_those_of_the_backbone_s_own_class(backbone: str, tmp_path: 
     write_checkpoint(tmp_path, TINY, "tiny", layers=2, backbone=backbone)
     reference = Reference(tmp_path, TINY, 512)
     prompts = {f"r{index}": make_prompt(TINY, index) for index in range(6)}
-    engine = Engine(tmp_path, max_num_batched_tokens=64)
-    try:
+    with Engine(tmp_path, max_num_batched_tokens=64) as engine:
         norms = {type(module) for name, module in engine.model_state.model.named_modules() if name.endswith("norm")}
         answers = engine.run(prompts)
-    finally:
-        engine.shutdown()
     assert norms == {RMSNorm}, "on one rank a norm is one kernel of vLLM's"
     for name, prompt in prompts.items():
         rows, lead = reference.reply(prompt)
@@ -41,10 +38,7 @@ def test_a_compiler_traces_our_own_backbone_whole_and_replies_stay_the_same(tmp_
     traced = {"mode": 2, "backend": "eager", "cudagraph_mode": "NONE"}
     replies = []
     for is_compiled, arguments in ((False, {}), (True, {"enforce_eager": False, "compilation_config": traced})):
-        engine = Engine(folder, **arguments)
-        try:
+        with Engine(folder, **arguments) as engine:
             assert has_compiled_submodule(engine.model_state.model) == is_compiled
             replies.append({name: answer.rows for name, answer in engine.run(prompts).items()})
-        finally:
-            engine.shutdown()
     assert replies[0] == replies[1]

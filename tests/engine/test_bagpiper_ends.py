@@ -31,10 +31,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(folder: Path) -> Iterator[Engine]:
-    running = Engine(folder, max_model_len=LENGTH, async_scheduling=True)
-    yield running
-    assert running.is_clean()
-    running.shutdown()
+    with Engine(folder, max_model_len=LENGTH, async_scheduling=True) as running:
+        yield running
+        assert running.is_clean()
 
 
 def prompts() -> dict[str, Prompt]:

@@ -48,9 +48,8 @@ def listen(codes: np.ndarray) -> Prompt:
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
-    running = Engine(FOLDER, max_model_len=MAX_MODEL_LEN)
-    yield running
-    running.shutdown()
+    with Engine(FOLDER, max_model_len=MAX_MODEL_LEN) as running:
+        yield running
 
 
 def test_the_bundled_model_speaks_and_listens_like_the_reference(engine: Engine) -> None:

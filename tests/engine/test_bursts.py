@@ -24,9 +24,8 @@ pytestmark = pytest.mark.engine
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     folder = tmp_path_factory.mktemp("checkpoint")
     write_checkpoint(folder, FORCED_BURSTS, "forced_bursts", hidden=128, layers=2)
-    running = Engine(folder, max_model_len=160, max_num_seqs=4, async_scheduling=request.param)
-    yield running
-    running.shutdown()
+    with Engine(folder, max_model_len=160, max_num_seqs=4, async_scheduling=request.param) as running:
+        yield running
 
 
 @pytest.mark.parametrize("is_async", ASYNC_BY_DAY)

@@ -29,9 +29,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=ASYNC_BY_DAY)
 def engine(checkpoint: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
-    running = Engine(checkpoint, max_model_len=256, async_scheduling=request.param)
-    yield running
-    running.shutdown()
+    with Engine(checkpoint, max_model_len=256, async_scheduling=request.param) as running:
+        yield running
 
 
 def prompts(checkpoint: Path) -> dict[str, Prompt]:
@@ -79,12 +78,9 @@ def test_the_other_half_reads_positions_and_no_words(checkpoint: Path, engine: E
 @pytest.mark.nightly
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 def test_pairs_go_on_behind_a_preemption(checkpoint: Path, is_async: bool) -> None:
-    running = Engine(checkpoint, max_model_len=128, async_scheduling=is_async, **TIGHT)
-    try:
+    with Engine(checkpoint, max_model_len=128, async_scheduling=is_async, **TIGHT) as running:
         answers = running.run(prompts(checkpoint), ARRIVALS)
         assert running.is_clean()
-    finally:
-        running.shutdown()
     for name, rows in expected(checkpoint).items():
         assert answers[name].rows == rows, name
         assert answers[name].trailer.num_guided_frames == len(rows) - 1

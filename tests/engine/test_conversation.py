@@ -37,8 +37,7 @@ def test_the_next_turn_finds_the_last_reply_in_the_cache(tmp_path: Path) -> None
         cached.extend(each.num_local_cached_tokens for each in stats if each is not None)
 
     # Asynchronous, as the server: a prefill's statistics then outlive its step.
-    engine = Engine(out, max_model_len=1024, async_scheduling=True)
-    try:
+    with Engine(out, max_model_len=1024, async_scheduling=True) as engine:
         reply = np.array(engine.run({"first": first})["first"].rows)
         starts = [ids.start for ids in preprocessor.family.layout.audio]
         codes = [[int(reply[t + s, s]) - start for t in range(FRAMES)] for s, start in enumerate(starts)]
@@ -46,8 +45,6 @@ def test_the_next_turn_finds_the_last_reply_in_the_cache(tmp_path: Path) -> None
         turns.append({"role": "user", "codes": HEARD})
         second = preprocessor.prepare(RawRequest(messages=json.dumps(turns), task="dialogue", options='{"seed": 1}'))
         engine.run({"second": second}, after_step=see)
-    finally:
-        engine.shutdown()
     spoken = len(first.rows) + FRAMES
     np.testing.assert_array_equal(second.rows[:spoken], np.concatenate([first.rows, reply[:FRAMES]]))
     assert max(cached) >= spoken // BLOCK * BLOCK > len(first.rows)

@@ -51,11 +51,8 @@ def test_converted_releases_reply_unchanged(command: str, family: Family, backbo
     prompts = make_prompts(family, 4)
     if family is BAGPIPER:
         prompts["heard"] = with_audio(make_prompt(family, 5, "understand"), published)
-    engine = Engine(folder, max_model_len=LENGTH)
-    try:
+    with Engine(folder, max_model_len=LENGTH) as engine:
         answers = engine.run(prompts)
-    finally:
-        engine.shutdown()
     for name, prompt in prompts.items():
         rows, lead = reference.reply(prompt)
         assert lead > 1e-5, "the reference itself was nearly undecided: choose another seed"
@@ -65,12 +62,9 @@ def test_converted_releases_reply_unchanged(command: str, family: Family, backbo
 def test_bagpiper_hears_through_the_tower_of_its_file(tmp_path: Path) -> None:
     published = write_bagpiper(tmp_path)
     stored = torch.load(published.model, weights_only=True)["module"]
-    engine = Engine(convert("bagpiper", published, tmp_path / "out"), max_model_len=LENGTH)
-    try:
+    with Engine(convert("bagpiper", published, tmp_path / "out"), max_model_len=LENGTH) as engine:
         model = engine.core.model_executor.driver_worker.worker.model_runner.model
         served = {f"{TOWER}{name}": tensor.clone() for name, tensor in model.audio_tower.named_parameters()}
         served |= {f"adaptor.continuous_audio.{name}": each.clone() for name, each in model.adaptor.named_parameters()}
-    finally:
-        engine.shutdown()
     assert served.keys() == {name for name in stored if name.startswith((TOWER, "adaptor."))}
     assert all(torch.equal(tensor, stored[name]) for name, tensor in served.items())

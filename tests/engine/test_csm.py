@@ -73,9 +73,8 @@ def expected(release: Release) -> dict[str, tuple[Prompt, list[list[int]]]]:
 
 @pytest.fixture(scope="module", params=ASYNC_BY_DAY)
 def roomy(release: Release, request: pytest.FixtureRequest) -> Iterator[Engine]:
-    engine = Engine(release[0], async_scheduling=request.param, **ROOMY)
-    yield engine
-    engine.shutdown()
+    with Engine(release[0], async_scheduling=request.param, **ROOMY) as engine:
+        yield engine
 
 
 @pytest.mark.parametrize("settings", [pytest.param(TIGHT, id="tight"), *by_night(ROOMY, ids=["roomy"])])
@@ -84,12 +83,9 @@ def test_replies_are_those_of_generate_and_guided_ones_those_of_two_runs(
     release: Release, expected: dict[str, tuple[Prompt, list[list[int]]]], settings: dict[str, Any], is_async: bool
 ) -> None:
     """Side by side and staggered; where it is tight in chunks of prompts and preempted, too."""
-    engine = Engine(release[0], async_scheduling=is_async, **settings)
-    try:
+    with Engine(release[0], async_scheduling=is_async, **settings) as engine:
         answers = engine.run({name: prompt for name, (prompt, _) in expected.items()}, ARRIVALS)
         assert engine.is_clean()
-    finally:
-        engine.shutdown()
     for name, (_, frames) in expected.items():
         assert answers[name].rows == [*frames, [END_OF_AUDIO, *[release[1].layout.pad_id] * (NUM_CODEBOOKS - 1)]]
     assert (sum(each.trailer.num_preemptions for each in answers.values()) > 0) == (settings is TIGHT)
@@ -133,11 +129,8 @@ def ended(folder: Path, prompt: Prompt, num_end_codebooks: int) -> list[list[int
     config = json.loads((folder / "config.json").read_text())
     config["speech_vocabulary"]["num_end_codebooks"] = num_end_codebooks
     (folder / "config.json").write_text(json.dumps(config))
-    engine = Engine(folder, **ROOMY)
-    try:
+    with Engine(folder, **ROOMY) as engine:
         return engine.run({"one": prompt})["one"].rows[:-1]
-    finally:
-        engine.shutdown()
 
 
 def test_a_frame_of_zeros_ends_a_reply_by_the_rule_of_transformers_and_by_sesame_s(tmp_path: Path) -> None:

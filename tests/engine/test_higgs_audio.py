@@ -77,9 +77,8 @@ def expected(release: Release) -> Replies:
 
 @pytest.fixture(scope="module", params=ASYNC_BY_DAY)
 def roomy(release: Release, request: pytest.FixtureRequest) -> Iterator[Engine]:
-    engine = Engine(release[0], async_scheduling=request.param, **ROOMY)
-    yield engine
-    engine.shutdown()
+    with Engine(release[0], async_scheduling=request.param, **ROOMY) as engine:
+        yield engine
 
 
 def said(family: Family, rows: list[list[int]]) -> list[list[int]]:
@@ -119,13 +118,10 @@ def test_replies_side_by_side_are_those_of_each_alone(release: Release, expected
 def test_replies_go_on_behind_a_preemption(release: Release, expected: Replies, is_async: bool) -> None:
     """Little memory and prompts in chunks, with and without the compiler that traces the layers on a GPU."""
     traced = {"enforce_eager": False, "compilation_config": {"mode": 2, "backend": "eager", "cudagraph_mode": "NONE"}}
-    engine = Engine(release[0], async_scheduling=is_async, **TIGHT, **(traced if is_async else {}))
-    try:
+    with Engine(release[0], async_scheduling=is_async, **TIGHT, **(traced if is_async else {})) as engine:
         answers = engine.run({name: prompt for name, (prompt, _) in expected.items()}, ARRIVALS)
         assert has_compiled_submodule(engine.model_state.model) == is_async
         assert engine.is_clean()
-    finally:
-        engine.shutdown()
     for name, (_, rows) in expected.items():
         assert answers[name].rows == said(release[1], rows)
     assert sum(each.trailer.num_preemptions for each in answers.values()) > 0

@@ -52,10 +52,9 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="module")
 def engine(case: Case) -> Iterator[Engine]:
-    running = Engine(case.folder, max_model_len=MAX_MODEL_LEN, async_scheduling=True)
-    yield running
-    assert running.is_clean()
-    running.shutdown()
+    with Engine(case.folder, max_model_len=MAX_MODEL_LEN, async_scheduling=True) as running:
+        yield running
+        assert running.is_clean()
 
 
 def longest(family: Family, num_rows: int, text: int, audio: int, task: int = 0) -> Prompt:
@@ -109,11 +108,8 @@ def test_a_reply_without_limits_is_not_called_cut(case: Case, engine: Engine) ->
 @pytest.mark.parametrize("is_async", SYNC_BY_DAY)
 def test_an_empty_script_ends_the_audio_at_once(tmp_path: Path, is_async: bool) -> None:
     case = Case(tmp_path, SPEECHLESS, "speechless")
-    running = Engine(case.folder, max_model_len=MAX_MODEL_LEN, async_scheduling=is_async)
-    try:
+    with Engine(case.folder, max_model_len=MAX_MODEL_LEN, async_scheduling=is_async) as running:
         answer, tracker = case.check(running, longest(SPEECHLESS, 20, text=4, audio=13))
-    finally:
-        running.shutdown()
     assert tracker.num_frames == 0
     text, ends = 4, 4  # end of text, transition, end of audio, end of reply
     assert len(answer.rows) == text + ends

@@ -29,10 +29,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(folder: Path) -> Iterator[Engine]:
-    running = Engine(folder, async_scheduling=True, **ENGINE_ARGS)
-    yield running
-    assert running.is_clean()
-    running.shutdown()
+    with Engine(folder, async_scheduling=True, **ENGINE_ARGS) as running:
+        yield running
+        assert running.is_clean()
 
 
 def long_prompt(index: int, task: str, guidance_scale: float) -> Prompt:

@@ -55,9 +55,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def roomy(checkpoint: Checkpoint) -> Iterator[Engine]:
-    engine = Engine(checkpoint.folder, max_model_len=MAX_MODEL_LEN)
-    yield engine
-    engine.shutdown()
+    with Engine(checkpoint.folder, max_model_len=MAX_MODEL_LEN) as engine:
+        yield engine
 
 
 def prompts() -> dict[str, Prompt]:
@@ -111,12 +110,9 @@ def test_codes_that_prompt_and_reply_have_said_are_penalized_within_a_burst_too(
         made.rows[1::5, 0] = codes.start + np.arange(len(made.rows[1::5])) % len(codes)
         audio = replace(made.sampling.audio, temperature=0.9, min_rows=24, max_rows=24)
         given[f"r{index}"] = replace(made, sampling=replace(made.sampling, audio=audio))
-    engine = Engine(known.folder, max_model_len=MAX_MODEL_LEN, async_scheduling=True, **TIGHT)
-    try:
+    with Engine(known.folder, max_model_len=MAX_MODEL_LEN, async_scheduling=True, **TIGHT) as engine:
         answers = engine.run(given)
         assert engine.is_clean()
-    finally:
-        engine.shutdown()
     known.check(given, answers)
     turbo = given["r6"]
     free = replace(turbo, sampling=replace(turbo.sampling, repetition_penalty=1.0))

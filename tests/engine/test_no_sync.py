@@ -39,11 +39,8 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(folder: Path, prompts: dict, is_async: bool) -> dict[str, Answer]:
-    engine = Engine(folder, async_scheduling=is_async, **NARROW)
-    try:
+    with Engine(folder, async_scheduling=is_async, **NARROW) as engine:
         return engine.run(prompts)
-    finally:
-        engine.shutdown()
 
 
 @pytest.mark.parametrize(

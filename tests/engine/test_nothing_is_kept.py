@@ -43,9 +43,8 @@ def multiplied() -> Iterator[set[int]]:
 @pytest.fixture(scope="module", params=ASYNC_BY_DAY)
 def engine(request: pytest.FixtureRequest, folder: Path, multiplied: set[int]) -> Iterator[Engine]:
     few_blocks = {"max_model_len": 160, "num_gpu_blocks_override": 24, "max_num_seqs": 8}
-    running = Engine(folder, async_scheduling=request.param, **few_blocks)
-    yield running
-    running.shutdown()
+    with Engine(folder, async_scheduling=request.param, **few_blocks) as running:
+        yield running
 
 
 def mixed_prompt(index: int) -> Prompt:

@@ -26,9 +26,8 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     folder: Path = tmp_path_factory.mktemp("checkpoint")
     write_checkpoint(folder, TRACKED_CSM, "small_tracked_csm", hidden=64, layers=2)
     limits = {"max_num_batched_tokens": 64, "max_num_seqs": 4, "max_model_len": 192, "num_gpu_blocks_override": 13}
-    running = Engine(folder, async_scheduling=request.param, **limits)
-    yield running
-    running.shutdown()
+    with Engine(folder, async_scheduling=request.param, **limits) as running:
+        yield running
 
 
 def prompt(index: int) -> Prompt:

@@ -89,12 +89,9 @@ def is_async(checkpoint: Checkpoint) -> bool:
 
 @contextmanager
 def engine(checkpoint: Checkpoint, **engine_args: object) -> Iterator[Engine]:
-    running = Engine(checkpoint.folder, **engine_args)
-    try:
+    with Engine(checkpoint.folder, **engine_args) as running:
         yield running
         assert running.is_clean()
-    finally:
-        running.shutdown()
 
 
 @pytest.fixture(scope="module")

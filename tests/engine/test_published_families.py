@@ -126,12 +126,9 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 @contextmanager
 def engine(checkpoint: Checkpoint, **engine_args: object) -> Iterator[Engine]:
-    running = Engine(checkpoint.folder, max_model_len=LENGTH, **engine_args)
-    try:
+    with Engine(checkpoint.folder, max_model_len=LENGTH, **engine_args) as running:
         yield running
         assert running.is_clean()
-    finally:
-        running.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -31,9 +31,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=SCHEDULES)
 def tight(checkpoint: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
-    engine = Engine(checkpoint, async_scheduling=request.param, max_model_len=LENGTH, **TIGHT)
-    yield engine
-    engine.shutdown()
+    with Engine(checkpoint, async_scheduling=request.param, max_model_len=LENGTH, **TIGHT) as engine:
+        yield engine
 
 
 def test_greedy_codes_are_those_of_transformers_talker(

@@ -45,12 +45,9 @@ def test_drawn_replies_are_those_of_the_slow_reference(tmp_path: Path, is_async:
     folder = write_checkpoint(tmp_path, QWEN3_TTS, "small_qwen3_tts", layers=2)
     reference = Reference(folder, QWEN3_TTS, LENGTH)
     prompts = {f"r{index}": drawn_prompt(index) for index in range(6)}
-    engine = Engine(folder, async_scheduling=is_async, max_model_len=LENGTH, **TIGHT)
-    try:
+    with Engine(folder, async_scheduling=is_async, max_model_len=LENGTH, **TIGHT) as engine:
         answers = engine.run(prompts)
         assert engine.is_clean()
-    finally:
-        engine.shutdown()
     for name, prompt in prompts.items():
         expected, lead = reference.reply(prompt)
         assert lead > 1e-5
@@ -67,8 +64,7 @@ def test_replies_are_those_of_the_authors_package(
     checkpoint = Checkpoint(tmp_path, kind)
     cases, num_codes = checkpoint.cases(), checkpoint.family.layout.codebook_size
     starts = np.array([ids.start for ids in checkpoint.family.layout.audio])
-    engine = Engine(checkpoint.folder, async_scheduling=kind == "custom_voice", max_model_len=LENGTH, **TIGHT)
-    try:
+    with Engine(checkpoint.folder, async_scheduling=kind == "custom_voice", max_model_len=LENGTH, **TIGHT) as engine:
         for _ in range(2):
             answers = engine.run({name: prompt for name, (prompt, _) in cases.items()}, dict.fromkeys(cases, 0))
             for name, (_, case) in cases.items():
@@ -89,7 +85,5 @@ def test_replies_are_those_of_the_authors_package(
                 difference = np.abs(ours[:num_rows] - theirs[:num_rows]).max() / np.abs(theirs).max()
                 largest = max(largest, float(difference))
         assert engine.is_clean()
-    finally:
-        engine.shutdown()
     record_property("largest_difference", largest)
     assert largest <= 1e-5

@@ -94,13 +94,10 @@ def test_hidden_states_do_not_depend_on_batches(tmp_path: Path, name: str, seen:
     folder, prompts = write(tmp_path), make_prompts(family)
     answers = []
     for options in ({}, CHUNKS):
-        engine = Engine(folder, max_model_len=160, **options)
-        try:
+        with Engine(folder, max_model_len=160, **options) as engine:
             if not options:
                 alone = {name: engine.run({name: prompt})[name] for name, prompt in prompts.items()}
             answers.append(engine.run(prompts, {"r1": 2, "r2": 3}))
-        finally:
-            engine.shutdown()
     for replies in answers:
         assert {name: answer.rows for name, answer in replies.items()} == {name: alone[name].rows for name in prompts}
     assert len(seen) > 30

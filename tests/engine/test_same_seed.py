@@ -52,11 +52,8 @@ def prompts(name: str) -> dict[str, Prompt]:
 
 @contextmanager
 def started(folder: Path, **engine_args: object) -> Iterator[Engine]:
-    engine = Engine(folder, max_model_len=MAX_MODEL_LEN, **engine_args)
-    try:
+    with Engine(folder, max_model_len=MAX_MODEL_LEN, **engine_args) as engine:
         yield engine
-    finally:
-        engine.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -23,9 +23,8 @@ PROMPTS = {f"r{index}": make_prompt(TINY, index, "tts", guidance_scale=2.0) for 
 @pytest.fixture(scope="module", params=ASYNC_BY_DAY)
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     folder = write_checkpoint(tmp_path_factory.mktemp("checkpoint"), TINY, "tiny", hidden=64, layers=1)
-    running = Engine(folder, async_scheduling=request.param, max_model_len=160, max_num_seqs=8)
-    yield running
-    running.shutdown()
+    with Engine(folder, async_scheduling=request.param, max_model_len=160, max_num_seqs=8) as running:
+        yield running
 
 
 def rows_of(state: RequestState, first: int, last: int) -> np.ndarray:

@@ -39,9 +39,8 @@ def family(checkpoint: Path) -> Family:
 
 @pytest.fixture(scope="module", params=ASYNC_BY_DAY)
 def engine(checkpoint: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
-    running = Engine(checkpoint, max_model_len=256, async_scheduling=request.param)
-    yield running
-    running.shutdown()
+    with Engine(checkpoint, max_model_len=256, async_scheduling=request.param) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -89,12 +88,9 @@ def test_guidance_equals_two_runs(engine: Engine, checkpoint: Path, family: Fami
 @pytest.mark.nightly
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 def test_replies_go_on_behind_a_preemption(checkpoint: Path, prompts: dict[str, Prompt], is_async: bool) -> None:
-    running = Engine(checkpoint, max_model_len=128, async_scheduling=is_async, **TIGHT)
-    try:
+    with Engine(checkpoint, max_model_len=128, async_scheduling=is_async, **TIGHT) as running:
         answers = running.run(prompts, ARRIVALS)
         assert running.is_clean()
-    finally:
-        running.shutdown()
     for at, reply in enumerate(REPLIES):
         assert answers[f"r{at}"].rows == expected(reply), at
     assert sum(answer.trailer.num_preemptions for answer in answers.values() if answer.trailer) > 0

@@ -34,12 +34,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def engine(checkpoint: Path, **engine_args: object) -> Iterator[Engine]:
-    running = Engine(checkpoint, max_model_len=160, **engine_args)
-    try:
+    with Engine(checkpoint, max_model_len=160, **engine_args) as running:
         yield running
         assert running.is_clean()
-    finally:
-        running.shutdown()
 
 
 def check(reply: dict[str, Any], answer: Answer, ends: tuple[int, ...]) -> None:

@@ -60,8 +60,7 @@ def test_replies_to_what_is_heard_are_the_reference_s_whole_and_preempted(checkp
     wanted = {name: expected(checkpoint, prompt) for name, prompt in asked.items()}
     assert wanted["a"] != wanted["b"]
     ends = family_at(checkpoint).drawn_ends
-    running = Engine(checkpoint, max_model_len=160, **TIGHT)
-    try:
+    with Engine(checkpoint, max_model_len=160, **TIGHT) as running:
         answers = running.run(asked)
         for name, ids in wanted.items():
             said = [row[0] for row in answers[name].rows]
@@ -69,5 +68,3 @@ def test_replies_to_what_is_heard_are_the_reference_s_whole_and_preempted(checkp
             assert said[:size] == ids[:size], name
         assert any(answer.trailer.num_preemptions for answer in answers.values())
         assert running.is_clean()
-    finally:
-        running.shutdown()

@@ -48,10 +48,9 @@ def reference(folder: Path) -> Reference:
 def tight(folder: Path) -> Iterator[Engine]:
     """An engine with little memory: prompts are computed in chunks and replies are preempted."""
     limits = {"max_num_batched_tokens": 24, "max_num_seqs": 6, "num_gpu_blocks_override": 9, "max_model_len": 160}
-    engine = Engine(folder, **limits)
-    yield engine
-    assert engine.is_clean()
-    engine.shutdown()
+    with Engine(folder, **limits) as engine:
+        yield engine
+        assert engine.is_clean()
 
 
 def hearing(index: int, num_frames: int, task: str, **changes: object) -> Prompt:

@@ -19,9 +19,8 @@ pytestmark = pytest.mark.engine
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    running = Engine(write_checkpoint(tmp_path_factory.mktemp("checkpoint"), TINY, "tiny"), max_num_seqs=4)
-    yield running
-    running.shutdown()
+    with Engine(write_checkpoint(tmp_path_factory.mktemp("checkpoint"), TINY, "tiny"), max_num_seqs=4) as running:
+        yield running
 
 
 def test_the_run_that_measures_memory_draws_for_as_many_rows_as_there_may_be(engine: Engine) -> None:
