@@ -17,8 +17,8 @@ from stretto.config import EngineConfig
 from stretto.engine.environment import prepare_environment
 from stretto.families.base import Family, Task
 from stretto.records.prompt import Prompt
-from stretto.records.sampling import GuidancePolicy
 from stretto.testing.checkpoints import write_checkpoint
+from stretto_client.schema import GuidancePolicy
 
 prepare_environment()
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stretto_client.client import SpeechClient
 from stretto_client.conversation import Conversation
@@ -178,7 +179,7 @@ class Reply:
 
     def __init__(self, sinks: list[Sink], is_quiet: bool):
         self._sinks, self._is_quiet = sinks, is_quiet
-        self._codes: list[np.ndarray] = []
+        self._codes: list[NDArray[np.int32]] = []
         self.tally = Tally(shows_progress=False)
 
     def on_event(self, event: SpeechEvent) -> None:
@@ -197,7 +198,7 @@ class Reply:
             sink.close()
 
     @property
-    def codes(self) -> np.ndarray | None:
+    def codes(self) -> NDArray[Any] | None:
         """Codes [S, T] of all streams; None if the reply has no audio or they were not requested."""
         return np.concatenate(self._codes, axis=1) if self._codes else None
 

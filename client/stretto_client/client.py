@@ -239,7 +239,7 @@ class SpeechClient:
     async def ready(self) -> bool:
         """Return True if the server answers and the model accepts requests."""
         try:
-            return await self._client.is_server_ready() and await self._client.is_model_ready(self.model)
+            return bool(await self._client.is_server_ready() and await self._client.is_model_ready(self.model))
         except (InferenceServerException, grpc.RpcError):
             return False
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tritonclient.grpc import InferInput
 
 from stretto_client.markup import Markup
@@ -92,7 +93,7 @@ class Conversation:
         """
         self._add("user", file, text)
 
-    def answer(self, text: str, codes: np.ndarray | None) -> None:
+    def answer(self, text: str, codes: NDArray[np.int32] | None) -> None:
         """Add the reply: its text, and its codes [S, T] if known."""
         spoken = {} if codes is None else {"codes": codes.tolist()}
         written = {"text": text} if text else {}

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 from sentencex import segment
 
 from stretto_client.errors import RequestCancelled, RequestRefused, ServerFull
@@ -125,7 +126,7 @@ class Joint:
         self._audio_s = 0.0  # received duration of the current utterance
         self._last_sample = 0.0
         self._pause_s = 0.0  # pending silence
-        self._form: np.ndarray | None = None  # empty array of the samples' type
+        self._form: NDArray[Any] | None = None  # empty array of the samples' type
         self._begins = False  # an utterance has ended, and the next one has no samples yet
         self._wants_space = False  # separates the texts of two utterances
         self.report: dict[str, Any] | None = None
@@ -177,7 +178,7 @@ class Joint:
         self._num_events += 1
         return self._ended(joined, is_last) if event.is_final else joined
 
-    def _smooth(self, event: SpeechEvent, is_counted: bool = True) -> np.ndarray:
+    def _smooth(self, event: SpeechEvent, is_counted: bool = True) -> NDArray[Any]:
         """Return the samples of `event` without a step from the last ones; `is_counted` is False for silence."""
         assert event.pcm is not None
         pcm = event.pcm
@@ -207,7 +208,7 @@ class Joint:
         return replace(event, report=self.report if is_last else None)
 
 
-def from_value(pcm: np.ndarray, value: float, num_samples: int) -> np.ndarray:
+def from_value(pcm: NDArray[Any], value: float, num_samples: int) -> NDArray[Any]:
     """Return samples [n] that start at `value` and fade to `pcm` within `num_samples`."""
     fade = np.cos(np.linspace(0, np.pi / 2, num_samples, endpoint=False)[: len(pcm)]) ** 2
     begin = pcm[: len(fade)] + (value - float(pcm[0])) * fade

@@ -11,6 +11,7 @@ from multiprocessing.shared_memory import SharedMemory
 from typing import Any, Literal, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from tritonclient.grpc.aio import InferenceServerClient
 
 from stretto_client.errors import ServerUnavailable
@@ -24,11 +25,11 @@ class Region(Protocol):
 
     name: str
 
-    def write(self, data: np.ndarray) -> None:
+    def write(self, data: NDArray[Any]) -> None:
         """Write `data` to the beginning."""
         ...
 
-    def read(self, offset: int, byte_size: int) -> np.ndarray:
+    def read(self, offset: int, byte_size: int) -> NDArray[Any]:
         """Return a copy of `byte_size` bytes from `offset` on, as uint8."""
         ...
 
@@ -64,11 +65,11 @@ class SystemRegion:
         """The region as int64 words; each store is atomic. Release it before `close`."""
         return self._buffer.cast("q")
 
-    def write(self, data: np.ndarray) -> None:
+    def write(self, data: NDArray[Any]) -> None:
         """Write an array at the beginning of the region."""
         self._buffer[: data.nbytes] = np.ascontiguousarray(data).view(np.uint8).data
 
-    def read(self, offset: int, byte_size: int) -> np.ndarray:
+    def read(self, offset: int, byte_size: int) -> NDArray[Any]:
         """Return a copy of `byte_size` bytes from `offset` on, as uint8."""
         return np.frombuffer(bytes(self._buffer[offset : offset + byte_size]), np.uint8)
 
@@ -116,12 +117,12 @@ class CudaRegion:
         # Read by address, because cuda-bindings 13.4.1 and later do not expose the only field of `cudaIpcMemHandle_t`.
         self.handle = ctypes.string_at(int(handle.getPtr()), HANDLE_BYTES)
 
-    def write(self, data: np.ndarray) -> None:
+    def write(self, data: NDArray[Any]) -> None:
         """Write an array at the beginning of the region."""
         data = np.ascontiguousarray(data)
         self._copy(self._address, data.ctypes.data, data.nbytes)
 
-    def read(self, offset: int, byte_size: int) -> np.ndarray:
+    def read(self, offset: int, byte_size: int) -> NDArray[Any]:
         """Return a copy of `byte_size` bytes from `offset` on, as uint8."""
         data = np.empty(byte_size, np.uint8)
         self._copy(data.ctypes.data, self._address + offset, byte_size)
@@ -198,7 +199,7 @@ class Ring:
         handle = base64.b64encode(self._device.handle).decode()
         return {"name": self._header.name, "cuda_handle": handle, "device": self._device.device}
 
-    def take(self, record: dict[str, Any]) -> np.ndarray:
+    def take(self, record: dict[str, Any]) -> NDArray[Any]:
         """Return a copy of the samples that an event's `ring` record refers to, and release their slots.
 
         Args:
@@ -235,7 +236,7 @@ class Ring:
                 while not self.is_free:
                     await asyncio.sleep(POLL_S)
 
-    def _read(self, offset: int, byte_size: int) -> np.ndarray:
+    def _read(self, offset: int, byte_size: int) -> NDArray[Any]:
         if self._device is not None:
             return self._device.read(offset, byte_size)
         return self._header.read(HEADER + offset, byte_size)

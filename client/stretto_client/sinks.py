@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stretto_client.long_speech import Speech
 from stretto_client.speech_stream import SpeechEvent
@@ -112,7 +113,7 @@ FILE_PLAYERS = ("afplay",)
 class Sink(Protocol):
     """Destination of the samples of an utterance."""
 
-    def write(self, pcm: np.ndarray, sample_rate: int) -> None:
+    def write(self, pcm: NDArray[Any], sample_rate: int) -> None:
         """Write samples [n], float32 in [-1, 1] or int16."""
         ...
 
@@ -121,7 +122,7 @@ class Sink(Protocol):
         ...
 
 
-def pcm16(pcm: np.ndarray) -> bytes:
+def pcm16(pcm: NDArray[Any]) -> bytes:
     """Return samples (int16, or floating-point in [-1, 1]) as 16-bit little-endian bytes."""
     if pcm.dtype == np.int16:
         return pcm.astype("<i2").tobytes()
@@ -139,7 +140,7 @@ class AudioFile:
         self.path = path
         self._writer: WavWriter | SoundFileWriter | None = None
 
-    def write(self, pcm: np.ndarray, sample_rate: int) -> None:
+    def write(self, pcm: NDArray[Any], sample_rate: int) -> None:
         if self._writer is None:
             is_wav = self.path.suffix.lower() == ".wav"
             self._writer = (WavWriter if is_wav else SoundFileWriter)(self.path, sample_rate)
@@ -159,7 +160,7 @@ class WavWriter:
         self._file.setsampwidth(2)
         self._file.setframerate(sample_rate)
 
-    def write(self, pcm: np.ndarray) -> None:
+    def write(self, pcm: NDArray[Any]) -> None:
         self._file.writeframes(pcm16(pcm))
 
     def close(self) -> None:
@@ -174,7 +175,7 @@ class SoundFileWriter:
 
         self._file = soundfile.SoundFile(path, "w", samplerate=sample_rate, channels=1)
 
-    def write(self, pcm: np.ndarray) -> None:
+    def write(self, pcm: NDArray[Any]) -> None:
         self._file.write(pcm)
 
     def close(self) -> None:
@@ -189,7 +190,7 @@ class StreamingPlayer:
         self._queue: queue.Queue[bytes | None] = queue.Queue()
         self._thread: threading.Thread | None = None
 
-    def write(self, pcm: np.ndarray, sample_rate: int) -> None:
+    def write(self, pcm: NDArray[Any], sample_rate: int) -> None:
         if self._thread is None:
             self._thread = threading.Thread(target=self._play, args=(sample_rate,), daemon=True)
             self._thread.start()
@@ -221,7 +222,7 @@ class FilePlayer:
         self._folder = tempfile.TemporaryDirectory()
         self._file = AudioFile(Path(self._folder.name) / "speech.wav")
 
-    def write(self, pcm: np.ndarray, sample_rate: int) -> None:
+    def write(self, pcm: NDArray[Any], sample_rate: int) -> None:
         self._file.write(pcm, sample_rate)
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Protocol, Self
 
 import grpc
 import numpy as np
+from numpy.typing import NDArray
 from tritonclient.grpc import InferInput, InferResult
 
 from stretto_client.errors import ClientError, RequestCancelled, ServerFailed, TimedOut, Timeouts, from_rpc, from_text
@@ -57,7 +58,7 @@ class SpeechEvent:
         session: Session id for further text; only in the first event of a text that is still being written.
     """
 
-    pcm: np.ndarray | None
+    pcm: NDArray[Any] | None
     utterance: str
     index: int
     segment: str
@@ -69,7 +70,7 @@ class SpeechEvent:
     is_final: bool = False
     report: dict[str, Any] | None = field(default=None)
     guidance_changes: tuple[GuidanceChange, ...] = ()
-    codes: np.ndarray | None = None
+    codes: NDArray[np.int32] | None = None
     session: str = ""
 
 
@@ -103,7 +104,7 @@ def _contents(result: InferResult) -> dict[str, bytes]:
     return {output.name: raw for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)}
 
 
-def _samples(contents: dict[str, bytes], record: dict[str, Any], ring: Ring | None) -> np.ndarray | None:
+def _samples(contents: dict[str, bytes], record: dict[str, Any], ring: Ring | None) -> NDArray[Any] | None:
     if ring is not None and "ring" in record:
         return ring.take(record["ring"])
     return next((np.frombuffer(contents[name], dtype) for name, dtype in SAMPLES.items() if name in contents), None)
@@ -115,7 +116,7 @@ def is_last(result: InferResult) -> bool:
     return "triton_final_response" in parameters and parameters["triton_final_response"].bool_param
 
 
-Audio = str | Path | bytes | tuple[np.ndarray, int]
+Audio = str | Path | bytes | tuple[NDArray[Any], int]
 
 
 def strings(**values: str | bytes | None) -> list[InferInput]:
@@ -159,7 +160,7 @@ def options_json(options: Mapping[str, object]) -> str | None:
     return json.dumps(given(options)) if given(options) else None
 
 
-def _tensor(name: str, array: np.ndarray, dtype: str, sharing: Sharing | None = None) -> InferInput:
+def _tensor(name: str, array: NDArray[Any], dtype: str, sharing: Sharing | None = None) -> InferInput:
     tensor = InferInput(name, list(array.shape), dtype)
     if sharing is None:
         tensor.set_data_from_numpy(array)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import av
 import numpy as np
 from av.error import BlockingIOError
+from numpy.typing import NDArray
 
 DEFAULT_RATE = 24_000  # Hz, assumed by OpenAI's SDKs and players for `pcm`
 MEDIA_TYPES = {
@@ -31,7 +32,7 @@ UNKNOWN_SIZE = 0xFFFFFFFF  # size field of a WAV file of unknown length
 class Encoder(Protocol):
     """Streaming encoder of one utterance."""
 
-    def encode(self, pcm: np.ndarray) -> bytes:
+    def encode(self, pcm: NDArray[Any]) -> bytes:
         """Return the bytes that can be sent after samples `pcm`: int16 [n]."""
         ...
 
@@ -43,7 +44,7 @@ class Encoder(Protocol):
 class PcmEncoder:
     """Little-endian samples without a header."""
 
-    def encode(self, pcm: np.ndarray) -> bytes:
+    def encode(self, pcm: NDArray[Any]) -> bytes:
         return pcm.astype("<i2", copy=False).tobytes()
 
     def close(self) -> bytes:
@@ -56,7 +57,7 @@ class WavEncoder(PcmEncoder):
     def __init__(self, sample_rate: int):
         self._header = wav_header(sample_rate)
 
-    def encode(self, pcm: np.ndarray) -> bytes:
+    def encode(self, pcm: NDArray[Any]) -> bytes:
         header, self._header = self._header, b""
         return header + super().encode(pcm)
 
@@ -110,7 +111,7 @@ class FfmpegEncoder:
         """True until samples have been encoded."""
         return not self._num_samples
 
-    def encode(self, pcm: np.ndarray) -> bytes:
+    def encode(self, pcm: NDArray[Any]) -> bytes:
         frame = av.AudioFrame.from_ndarray(pcm.astype(np.int16, copy=False)[None], format="s16", layout="mono")
         frame.sample_rate, frame.pts, frame.time_base = self._rate, self._num_samples, Fraction(1, self._rate)
         self._num_samples += len(pcm)
@@ -159,18 +160,18 @@ class TimeStretch:
         stages = [self._graph.add("atempo", tempo) for _ in range(STAGES)]
         self._graph.link_nodes(source, *stages, self._graph.add("abuffersink")).configure()
 
-    def stretch(self, pcm: np.ndarray) -> np.ndarray:
+    def stretch(self, pcm: NDArray[Any]) -> NDArray[Any]:
         """Return the samples that are ready after `pcm`; both int16 [n], mono."""
         assert pcm.dtype == np.int16, pcm.dtype
         self._num_in += len(pcm)
         return self._run(pcm)
 
-    def close(self) -> np.ndarray:
+    def close(self) -> NDArray[Any]:
         """Return the remaining samples, int16 [n]."""
         due = max(round(self._num_in / self._speed), min(self._num_in, 1)) - self._num_out
         return self._run(np.zeros(round(PADDING_S * self._rate), np.int16))[: max(0, due)]
 
-    def _run(self, pcm: np.ndarray) -> np.ndarray:
+    def _run(self, pcm: NDArray[Any]) -> NDArray[Any]:
         """Filter all whole blocks and return the output."""
         self._kept = np.concatenate([self._kept, pcm])
         size = max(1, self._rate // BLOCKS_PER_S)
@@ -187,7 +188,7 @@ class TimeStretch:
         self._num_out += len(made)
         return made
 
-    def _ready(self) -> Iterator[np.ndarray]:
+    def _ready(self) -> Iterator[NDArray[Any]]:
         with suppress(BlockingIOError):
             while True:
                 yield self._graph.pull().to_ndarray()[0]
@@ -199,7 +200,7 @@ class StretchedEncoder:
     def __init__(self, stretch: TimeStretch, encoder: Encoder):
         self._stretch, self._encoder = stretch, encoder
 
-    def encode(self, pcm: np.ndarray) -> bytes:
+    def encode(self, pcm: NDArray[Any]) -> bytes:
         """Return the bytes that can be sent after samples `pcm`: int16 [n]."""
         made = self._stretch.stretch(pcm)
         return self._encoder.encode(made) if len(made) else b""

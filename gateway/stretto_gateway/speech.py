@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from starlette.datastructures import State
 from starlette.requests import Request
@@ -143,7 +144,7 @@ def item_encoder(item: SpeechFields) -> Encoder:
     return StretchedEncoder(TimeStretch(item.speed, item.sample_rate), encoder)
 
 
-async def encoded_parts(encoder: Encoder, pcm: np.ndarray | None) -> AsyncIterator[bytes]:
+async def encoded_parts(encoder: Encoder, pcm: NDArray[Any] | None) -> AsyncIterator[bytes]:
     """Yield the bytes after samples `pcm`: int16 [n].
 
     Those of an utterance's first FIRST_SAMPLES are yielded before the rest is encoded. That changes no byte of them.
@@ -156,7 +157,7 @@ async def encoded_parts(encoder: Encoder, pcm: np.ndarray | None) -> AsyncIterat
             yield part
 
 
-async def encoded(encoder: Encoder, pcm: np.ndarray) -> bytes:
+async def encoded(encoder: Encoder, pcm: NDArray[Any]) -> bytes:
     """Encode samples `pcm`: int16 [n]; slow encoders run in a thread, so that other requests proceed."""
     assert pcm.dtype == np.int16, pcm.dtype
     if not len(pcm):

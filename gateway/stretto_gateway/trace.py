@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-import numpy as np
+from numpy.typing import NDArray
 from prometheus_client import Counter
 
 from stretto_client import SpeechEvent
@@ -118,6 +118,6 @@ class SpeechTrace(Trace):
             metrics.continuous.labels(*labels).inc()
 
 
-def is_heard(pcm: np.ndarray) -> bool:
+def is_heard(pcm: NDArray[Any]) -> bool:
     """Return True if any of the samples `pcm` (int16 [n]) is louder than SILENCE."""
     return max(int(pcm.max()), -int(pcm.min())) > SILENCE

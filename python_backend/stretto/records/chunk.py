@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from stretto.records.json_record import JsonRecord
@@ -97,7 +98,7 @@ class LMChunk:
     """Chunk with its codes, int32 [K, T] (undelayed, 0 … codebook_size - 1), or None without audio."""
 
     chunk: Chunk
-    codes: np.ndarray | None
+    codes: NDArray[np.int32] | None
 
 
 TABLE = r"stretto_flow_[0-9]{1,10}_[0-9a-f]{32}"

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 from typing_extensions import TypedDict
 
@@ -26,7 +27,7 @@ class InputAudio:
 
     first_row: int
     num_rows: int
-    features: np.ndarray
+    features: NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +51,12 @@ class Prompt:
     """
 
     task: str
-    rows: np.ndarray
+    rows: NDArray[np.int32]
     sampling: SamplingConfig
     words: tuple[str, ...] = ()
     delivery: Delivery = field(default_factory=Delivery)
     audios: tuple[InputAudio, ...] = ()
-    delayed_tail: np.ndarray | None = None
+    delayed_tail: NDArray[np.int32] | None = None
     track: tuple[int, ...] = ()
     is_open: bool = False
     num_reference_rows: int = 0
@@ -65,7 +66,7 @@ class Prompt:
     input_audio_s: float = 0.0
 
     @property
-    def features(self) -> np.ndarray | None:
+    def features(self) -> NDArray[np.float32] | None:
         """Features of all `audios`, concatenated, [sum of F, M]; None without any."""
         return np.concatenate([audio.features for audio in self.audios]) if self.audios else None
 
@@ -78,7 +79,9 @@ class Prompt:
         return _JSON.write(PromptRecord(*said, *more))
 
     @classmethod
-    def from_json(cls, field: str, text: bytes, rows: np.ndarray, features: np.ndarray | None = None) -> "Prompt":
+    def from_json(
+        cls, field: str, text: bytes, rows: NDArray[np.int32], features: NDArray[np.float32] | None = None
+    ) -> "Prompt":
         """Return the prompt in `text` with its arrays; raise InvalidRequest naming `field` if they do not match."""
         record = _JSON.read(field, text)
         return cls(
@@ -130,14 +133,14 @@ class PromptRecord:
 _JSON: JsonRecord[PromptRecord] = JsonRecord(PromptRecord)
 
 
-def _delayed_tail(field: str, lists: list[list[int]], rows: np.ndarray) -> np.ndarray:
+def _delayed_tail(field: str, lists: list[list[int]], rows: NDArray[np.int32]) -> NDArray[np.int32]:
     width = rows.shape[1] - 1
     if any(len(each) != width for each in lists):
         raise InvalidRequest(f"{field}.delayed_tail", f"rows of {width} ids", "others")
     return np.array(lists, np.int32).reshape(-1, width)
 
 
-def _audios(field: str, spans: tuple[AudioSpan, ...], features: np.ndarray | None) -> tuple[InputAudio, ...]:
+def _audios(field: str, spans: tuple[AudioSpan, ...], features: NDArray[np.float32] | None) -> tuple[InputAudio, ...]:
     num_frames, there = sum(span.num_frames for span in spans), 0 if features is None else len(features)
     if num_frames != there:
         raise InvalidRequest(f"{field}.audios", f"spans of all {there} frames of the features", f"{num_frames} frames")
