@@ -1,6 +1,8 @@
 """Backbones with several streams per row: Llama, Qwen2, Qwen3, Qwen3-MoE and OLMo 2."""
 
 import itertools
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,8 +24,10 @@ from vllm.model_executor.models.llama import LlamaForCausalLM
 from vllm.model_executor.models.qwen2 import Qwen2DecoderLayer, Qwen2ForCausalLM, Qwen2MLP, Qwen2Model
 from vllm.model_executor.models.qwen3 import Qwen3Attention, Qwen3ForCausalLM
 from vllm.model_executor.models.qwen3_moe import Qwen3MoeForCausalLM
+from vllm.platforms import current_platform
 from vllm.transformers_utils.config import set_default_rope_theta
 
+from stretto.engine.kernels.gpu.fused import rms_norm, use_fused_operators
 from stretto.engine.models.multi_stream import MultiStreamMixin
 from stretto.engine.worker.module_rows import ModuleRows
 from stretto.engine.worker.predictors import GeneratedRows
@@ -61,6 +65,11 @@ class StrettoQwen2ForCausalLM(MultiStreamMixin, Qwen2ForCausalLM):
         )  # vLLM's, because torch's adds up in an order that depends on the number of rows
         self.mtp_embed_norms = nn.ModuleList(RMSNorm(size, eps=eps) for _ in range(number))
         self.mtp_hidden_norms = nn.ModuleList(RMSNorm(size, eps=eps) for _ in range(number))
+        self._last_norm: Callable[..., Any] = self.model.norm.forward
+        if current_platform.is_cuda():  # modules run outside torch.compile
+            self._last_norm = partial(rms_norm, self.model.norm)
+            for module in (*self.model.layers[first:], self.mtp_embed_norms, self.mtp_hidden_norms):
+                use_fused_operators(module)
         max_rows = vllm_config.scheduler_config.max_num_batched_tokens
         assert isinstance(dtype, torch.dtype)
         self.rows_hidden = torch.zeros(max_rows, size, dtype=dtype)
@@ -86,7 +95,7 @@ class StrettoQwen2ForCausalLM(MultiStreamMixin, Qwen2ForCausalLM):
         both = torch.cat([self.mtp_embed_norms[k](embeds), self.mtp_hidden_norms[k](hidden)], -1)
         layer = self.model.layers[self.model.config.num_hidden_layers + k]
         states, residual = layer(positions + (k + 1), self.mtp_projs[k](both), None)
-        states, _ = self.model.norm(states, residual)
+        states, _ = self._last_norm(states, residual)
         return states
 
     def module_attention(self) -> set[str]:

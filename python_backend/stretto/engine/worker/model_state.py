@@ -18,6 +18,7 @@ from vllm.v1.worker.gpu.states import RequestState
 
 from stretto.engine.kernels.cpu.products import HostDepth, pad_products
 from stretto.engine.kernels.gpu.advance import gather_rows
+from stretto.engine.kernels.gpu.depth import DeviceDepth
 from stretto.engine.protocol import SpeechRequestData, family_of
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.worker.predictors import (
@@ -194,7 +195,7 @@ class SpeechModelState(DefaultModelState):
         family = self.rules.family
         if family.depth is not None:
             depth: Any = self.model.get_submodule("depth")
-            steps = HostDepth(depth) if self.device.type == "cpu" else depth
+            steps = (HostDepth if self.device.type == "cpu" else DeviceDepth)(depth)
             frames = DepthFrames(steps, family.layout, self.max_num_reqs)
             return Readout(FirstHead(depth.first_head.data, self.rules), frames)
         if family.has_audio_head:

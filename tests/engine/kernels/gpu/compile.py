@@ -1,15 +1,24 @@
-"""Compiles the kernels for CUDA devices that need not be there, and prints the size of each binary."""
+"""Compiles the kernels for CUDA devices that need not be there, and prints what each binary uses.
+
+One line per kernel: capability, name, size in bytes, registers per thread, bytes of stack (spilled registers).
+"""
 
 import inspect
 import itertools
+import re
+import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import triton
+import triton.backends.nvidia
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from stretto.engine.kernels.gpu.advance import _gather_kernel, advance_kernel, keep_kernel
+from stretto.engine.kernels.gpu.depth import depth_attention_kernel
 from stretto.engine.kernels.gpu.draw import _draw_kernel
 from stretto.engine.kernels.gpu.embed import _embed_kernel
 from stretto.engine.kernels.gpu.step_draw import draw_script_kernel, draw_streams_kernel
@@ -37,6 +46,23 @@ EMBED = {
     "width": "i32",
 }
 GATHER = {"rows": "*i32", "ids": "*i32", "slots": "*i64", "positions": "*i64", "codes": "*i32", "num_rows": "i32"}
+DEPTH = {
+    **dict.fromkeys(("out", "qkv", "keys", "values", "query_weight", "key_weight", "cos_sin"), "*bf16"),
+    "first": "i32",
+}
+# Qwen3-TTS, then CSM, whose layers have no head norms.
+QWEN3_TTS = {
+    "eps": 1e-6,
+    "num_new": 1,
+    "num_heads": 16,
+    "num_kv_heads": 8,
+    "head_dim": 128,
+    "num_positions": 16,
+    "block_positions": 16,
+    "block_dims": 128,
+}
+CSM = QWEN3_TTS | {"num_heads": 8, "num_kv_heads": 2, "num_positions": 32, "block_positions": 32}
+CSM |= {"query_weight": None, "key_weight": None}
 # Arguments of a step's kernels; those not named are 32-bit integers.
 WIDE = ("token_ids", "codebooks", "is_guided", "state", "script", "tasks", "ends", "ends_of_audio", "end_frame")
 TYPES = {
@@ -69,6 +95,8 @@ CASES: list[tuple[Any, dict[str, str], dict[str, Any], int]] = [
     (_draw_kernel, DRAW, {"block": 2048}, 8),
     (_embed_kernel, EMBED, {"num_streams": 8, "pad_is_silent": True, "block": 1024}, 8),
     (_gather_kernel, GATHER, {"codes_stride": 8193 * 8, "pad_id": 0, "num_streams": 9, "block": 16}, 1),
+    *((depth_attention_kernel, DEPTH, QWEN3_TTS | {"num_new": new}, 4) for new in (1, 2)),
+    *((depth_attention_kernel, DEPTH, CSM | {"num_new": new}, 8) for new in (1, 2)),
     (draw_streams_kernel, {}, STREAMS, 8),
     (draw_streams_kernel, {}, {**STREAMS, "offset": None, "num_ends": 2, "num_columns": 5002, "block": 8192}, 16),
     (draw_streams_kernel, {}, {**STREAMS, "shares": True}, 8),
@@ -95,6 +123,18 @@ def compiled(kernel: Any, signature: dict[str, str], constants: dict[str, Any], 
     return triton.compile(source, target=target, options={"num_warps": num_warps, "enable_fp_fusion": False})
 
 
+def usage(binary: bytes) -> list[int]:
+    """Return registers per thread and bytes of stack of a kernel; registers that do not fit are spilled to the stack."""
+    tool = Path(triton.backends.nvidia.__file__).parent / "bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary)
+        file.flush()
+        command = [tool, "--dump-resource-usage", file.name]
+        shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return [int(re.findall(rf"\b{name}:(\d+)", shown)[-1]) for name in ("REG", "STACK")]
+
+
 if __name__ == "__main__":
-    for capability, case in itertools.product(sys.argv[1:], CASES):
-        print(capability, case[0].__name__, len(compiled(*case, int(capability)).asm["cubin"]))
+    for capability, case in itertools.product(map(int, sys.argv[1:]), CASES):
+        binary = compiled(*case, capability).asm["cubin"]
+        print(capability, case[0].__name__, len(binary), *usage(binary), flush=True)

@@ -9,6 +9,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 KERNELS = (
+    "depth_attention_kernel",
     "_draw_kernel",
     "_embed_kernel",
     "_gather_kernel",
@@ -19,6 +20,7 @@ KERNELS = (
     "advance_kernel",
     "keep_kernel",
 )
+MAX_REGISTERS = 180  # of the 255 that a thread can have; more would let fewer programs run at once
 
 
 def compiled(cache: Path, *arguments: str) -> list[str]:
@@ -31,12 +33,17 @@ def compiled(cache: Path, *arguments: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-@pytest.mark.parametrize("capability", [pytest.param("80", marks=pytest.mark.nightly), "90"])
-def test_kernels_compile_for_cuda(tmp_path: Path, capability: str) -> None:
-    lines = compiled(tmp_path, "tests.engine.kernels.gpu.compile", capability)
-    sizes = {name: int(size) for _, name, size in map(str.split, lines)}
-    assert sizes.keys() == set(KERNELS)
-    assert min(sizes.values()) > 1000
+@pytest.mark.parametrize(
+    "capability", [*(pytest.param(each, marks=pytest.mark.nightly) for each in ("80", "100")), "90"]
+)
+def test_kernels_compile_for_cuda_and_keep_their_values_in_registers(tmp_path: Path, capability: str) -> None:
+    lines = [line.split() for line in compiled(tmp_path, "tests.engine.kernels.gpu.compile", capability)]
+    assert {name for _, name, *_ in lines} == set(KERNELS)
+    for _, name, *figures in lines:
+        size, registers, spilled = map(int, figures)
+        assert size > 1000, name
+        assert registers <= MAX_REGISTERS, name
+        assert spilled == 0, name
 
 
 @pytest.mark.nightly

@@ -1,0 +1,167 @@
+"""Depth transformer on a GPU: seven launches per layer, of which one is everything between the two projections.
+
+That kernel normalises and rotates the heads of one or two positions, stores their keys and values, and attends to the
+positions of the frame so far. The reference is `DepthTransformer`.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+
+from stretto.engine.kernels.gpu.fused import rms_norm, silu_and_mul
+
+MAX_POSITIONS = 32
+
+
+@triton.jit
+def _read_head(
+    head: tl.tensor, weight: tl.tensor, cos_sin: tl.tensor, dims: tl.tensor, head_dim: tl.constexpr, eps: tl.constexpr
+) -> tl.tensor:
+    """Return a head of D features, normalised if there is a weight, rotated and rounded: float32 [block]."""
+    half: tl.constexpr = head_dim // 2
+    inside, is_first = dims < head_dim, dims < half
+    others, angle = tl.where(is_first, dims + half, dims - half), tl.where(is_first, dims, dims - half)
+    own, other = tl.load(head + dims, mask=inside, other=0.0), tl.load(head + others, mask=inside, other=0.0)
+    if weight is not None:
+        wide = own.to(tl.float32)
+        scale = tl.rsqrt(tl.sum(wide * wide, 0) / head_dim + eps)
+        own, other = (wide * scale).to(own.dtype), (other.to(tl.float32) * scale).to(own.dtype)
+        own = (own.to(tl.float32) * tl.load(weight + dims, mask=inside, other=0.0).to(tl.float32)).to(own.dtype)
+        other = (other.to(tl.float32) * tl.load(weight + others, mask=inside, other=0.0).to(tl.float32)).to(own.dtype)
+    cos = tl.load(cos_sin + angle, mask=inside, other=0.0).to(tl.float32)
+    sin = tl.load(cos_sin + half + angle, mask=inside, other=0.0).to(tl.float32)
+    rotated = own.to(tl.float32) * cos + other.to(tl.float32) * tl.where(is_first, -sin, sin)
+    return rotated.to(own.dtype).to(tl.float32)
+
+
+@triton.jit(do_not_specialize=["first"])
+def depth_attention_kernel(
+    out: tl.tensor,  # [N * T, Q * D], written
+    qkv: tl.tensor,  # [N * T, (Q + 2 G) * D]: queries, keys and values of T positions of each row
+    keys: tl.tensor,  # [max N, G, P, D], of which positions `first` and up are written
+    values: tl.tensor,  # like `keys`
+    query_weight: tl.tensor,  # [D], or None without head norms
+    key_weight: tl.tensor,
+    cos_sin: tl.tensor,  # [P, D]: cosines of a position's D / 2 angles, then their sines
+    first: tl.tensor,  # first of the T positions
+    eps: tl.constexpr,
+    num_new: tl.constexpr,  # T
+    num_heads: tl.constexpr,  # Q
+    num_kv_heads: tl.constexpr,  # G
+    head_dim: tl.constexpr,  # D
+    num_positions: tl.constexpr,  # P
+    block_positions: tl.constexpr,
+    block_dims: tl.constexpr,
+) -> None:
+    row, head = tl.program_id(0), tl.program_id(1)
+    shared: tl.constexpr = num_heads // num_kv_heads
+    width: tl.constexpr = (num_heads + 2 * num_kv_heads) * head_dim
+    group = head // shared
+    dims, places = tl.arange(0, block_dims), tl.arange(0, block_positions)
+    inside = dims < head_dim
+    cache = (row.to(tl.int64) * num_kv_heads + group) * num_positions * head_dim
+    block = cache + places[:, None] * head_dim + dims[None, :]
+    is_old = (places < first)[:, None] & inside[None, :]
+    known = tl.load(keys + block, mask=is_old, other=0.0).to(tl.float32)
+    summed = tl.load(values + block, mask=is_old, other=0.0).to(tl.float32)
+    line = qkv + row.to(tl.int64) * (num_new * width)
+    for new in tl.static_range(num_new):
+        position = first + new
+        here = line + new * width + num_heads * head_dim + group * head_dim
+        key = _read_head(here, key_weight, cos_sin + position * head_dim, dims, head_dim, eps)
+        value = tl.load(here + num_kv_heads * head_dim + dims, mask=inside, other=0.0)
+        if head % shared == 0:
+            target = cache + position * head_dim + dims
+            tl.store(keys + target, key.to(keys.dtype.element_ty), mask=inside)
+            tl.store(values + target, value, mask=inside)
+        is_here = (places == position)[:, None]
+        known = tl.where(is_here, key[None, :], known)
+        summed = tl.where(is_here, value.to(tl.float32)[None, :], summed)
+    for new in tl.static_range(num_new):
+        position = first + new
+        here = line + new * width + head * head_dim
+        query = _read_head(here, query_weight, cos_sin + position * head_dim, dims, head_dim, eps)
+        scores = tl.sum(known * query[None, :], 1) * (head_dim**-0.5)
+        scores = tl.where(places <= position, scores, float("-inf"))
+        weights = tl.exp(scores - tl.max(scores, 0))
+        attended = tl.sum(summed * weights[:, None], 0) / tl.sum(weights, 0)
+        written = out + ((row.to(tl.int64) * num_new + new) * num_heads + head) * head_dim + dims
+        tl.store(written, attended.to(out.dtype.element_ty), mask=inside)
+
+
+class DeviceDepth:
+    """Depth transformer on a GPU, with the weights of a `DepthTransformer`."""
+
+    def __init__(self, depth: Any):
+        rotary, spec = depth.rotary, depth.spec
+        if depth.num_positions > MAX_POSITIONS:
+            raise ValueError(f"depth transformer: at most {MAX_POSITIONS} positions, got {depth.num_positions}")
+        if rotary.rotary_dim != spec.head_dim or not rotary.is_neox_style:
+            raise ValueError("depth transformer: expected rotary embeddings of complete heads, in halves")
+        self.heads: torch.Tensor = depth.heads
+        self._depth, self._embed = depth, depth.embed.data
+        self._cos_sin = rotary.cos_sin_cache.to(self._embed.dtype)
+        self._layers = [_Layer(layer, depth.num_positions, self._cos_sin) for layer in depth.layers]
+
+    def prepare(self, max_rows: int) -> None:
+        """Allocate keys and values for up to `max_rows` rows."""
+        spec = self._depth.spec
+        for layer in self._layers:
+            shape = 2, max_rows, spec.num_kv_heads, self._depth.num_positions, spec.head_dim
+            layer.keys, layer.values = self._embed.new_zeros(shape)
+
+    def begin(self, hidden: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
+        """Return the states [N, H] that predict stream 1, given hidden states [N, W] and the codes [N] of stream 0."""
+        x = torch.stack([self._depth.project(hidden), F.embedding(code, self._embed)], 1)
+        return self._read(x.flatten(0, 1), 0).view(len(code), 2, -1).select(1, 1)
+
+    def next(self, code: torch.Tensor, position: int) -> torch.Tensor:
+        """Return the states [N, H] that predict stream `position`, given the previous codes [N] as rows of `embed`."""
+        return self._read(F.embedding(code, self._embed), position)
+
+    def _read(self, x: torch.Tensor, first: int) -> torch.Tensor:
+        """Pass rows x [N * T, H] of T positions from `first` on, grouped by row, through all layers; overwrite `x`."""
+        depth, residual = self._depth, x
+        x = rms_norm(depth.layers[0].input_layernorm, x)
+        for layer, following in zip(self._layers, (*depth.layers[1:], None), strict=True):
+            x = layer(x, residual, first)
+            x, residual = rms_norm(depth.norm if following is None else following.input_layernorm, x, residual)
+        return x
+
+
+class _Layer:
+    """One layer with its keys and values of a frame, [max N, G, P, D] each."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    def __init__(self, layer: Any, num_positions: int, cos_sin: torch.Tensor):
+        spec = layer.spec
+        self._layer, self._cos_sin, self._width = layer, cos_sin, spec.num_heads * spec.head_dim
+        self._num_heads = spec.num_heads
+        norms = (layer.q_norm, layer.k_norm) if spec.has_head_norms else ()
+        self._weights = [norm.weight.data for norm in norms] or [None, None]
+        self._sizes = (
+            spec.num_heads, spec.num_kv_heads, spec.head_dim, num_positions,
+            triton.next_power_of_2(num_positions), triton.next_power_of_2(spec.head_dim),
+        )  # fmt: skip
+
+    def __call__(self, x: torch.Tensor, residual: torch.Tensor, first: int) -> torch.Tensor:
+        """Return the MLP output for normalised rows `x` [N * T, H]; `residual` is updated in place."""
+        layer = self._layer
+        x = layer.o_proj(self._attend(layer.qkv_proj(x), first))
+        x, _ = rms_norm(layer.post_attention_layernorm, x, residual)
+        return layer.down_proj(silu_and_mul(layer.gate_up_proj(x)))
+
+    def _attend(self, qkv: torch.Tensor, first: int) -> torch.Tensor:
+        """Return the attention output [N * T, Q * D] and store the keys and values."""
+        num_new = 2 if first == 0 else 1
+        out = qkv.new_empty(len(qkv), self._width)
+        depth_attention_kernel[len(qkv) // num_new, self._num_heads](
+            out, qkv, self.keys, self.values, *self._weights, self._cos_sin, first, self._layer.spec.eps, num_new,
+            *self._sizes, num_warps=4 if self._sizes[4] <= 16 else 8,
+        )  # fmt: skip
+        return out

@@ -1,0 +1,53 @@
+"""Direct calls of vLLM's fused CUDA operators, for layers that run outside torch.compile.
+
+vLLM's default compilation mode disables custom operators, because torch.compile fuses the native ones. In layers that
+are not compiled, each norm, activation and rotation would then be up to fourteen kernels.
+"""
+
+import copy
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from vllm import envs
+from vllm.model_executor.layers.activation import SiluAndMul
+from vllm.model_executor.layers.layernorm import RMSNorm
+from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
+
+
+def rms_norm(layer: RMSNorm, x: torch.Tensor, residual: torch.Tensor | None = None) -> Any:
+    """Return the norm of `x` [..., H]; with a residual, overwrite and return the norm of the sum and the sum."""
+    if envs.VLLM_BATCH_INVARIANT:
+        return layer.forward_cuda(x, residual)
+    if residual is not None:
+        torch.ops._C.fused_add_rms_norm(x, residual, layer.weight.data, layer.variance_epsilon)
+        return x, residual
+    normed = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    torch.ops._C.rms_norm(normed, x, layer.weight.data, layer.variance_epsilon)
+    return normed
+
+
+def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
+    """Return silu(a) * b [..., H] for a and b side by side, [..., 2 H]."""
+    gated = torch.empty((*x.shape[:-1], x.shape[-1] // 2), dtype=x.dtype, device=x.device)
+    torch.ops._C.silu_and_mul(gated, x)
+    return gated
+
+
+def use_fused_operators(module: nn.Module) -> None:
+    """Make all norms, activations and rotary embeddings in `module` call the fused operators.
+
+    Rotary embeddings are replaced by copies, because vLLM shares them between layers of equal shape, and the other
+    layers may be compiled.
+    """
+    for layer in module.modules():
+        if isinstance(layer, RMSNorm):
+            layer._forward_method = partial(rms_norm, layer)
+        elif isinstance(layer, SiluAndMul):
+            layer._forward_method = silu_and_mul
+        for name, child in layer.named_children():
+            if isinstance(child, RotaryEmbedding):
+                own = copy.copy(child)
+                own._forward_method = own.forward_cuda
+                setattr(layer, name, own)

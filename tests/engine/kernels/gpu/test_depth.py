@@ -1,0 +1,162 @@
+"""Depth transformers as on a GPU: the kernel in Triton's interpreter against the layers in torch, and its launches."""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from vllm.config import VllmConfig, set_current_vllm_config
+from vllm.distributed import parallel_state
+from vllm.model_executor.layers import linear, rotary_embedding
+
+from stretto.engine.kernels.gpu import depth as kernel
+from stretto.engine.kernels.gpu.depth import DeviceDepth
+from stretto.engine.models.depth_transformer import DepthTransformer
+from stretto.families.base import DepthSpec
+from stretto.families.qwen3_tts.family import DEPTH as QWEN3_TTS
+
+NUM_CODES, WIDTH = 11, 24
+PLAIN = DepthSpec(32, 48, 2, 4, 2, 8, 1e-5, {"rope_type": "default", "rope_theta": 500000.0})
+# Llama's layers, Qwen3's, one key head for all queries or one for each, no power of two.
+SPECS = {
+    "llama": PLAIN,
+    "qwen3": replace(PLAIN, has_head_norms=True, projection="biased"),
+    "one_key_head": replace(PLAIN, num_heads=3, num_kv_heads=1, has_head_norms=True),
+    "no_groups": replace(PLAIN, num_heads=2, num_kv_heads=2, head_dim=12, num_layers=1),
+}
+# Operators that launch nothing on a device.
+FREE = {
+    "view", "_unsafe_view", "reshape", "slice", "select", "transpose", "permute", "expand", "unsqueeze", "squeeze",
+    "split", "t", "alias", "as_strided", "detach", "empty", "empty_like", "new_empty", "empty_strided", "unbind",
+}  # fmt: skip
+
+
+class Count(TorchDispatchMode):
+    """Counts operators that launch something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._overloadpacket.__name__
+        self.operators[name] += name not in FREE
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def single_rank(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let vLLM's layers be built without process groups."""
+    monkeypatch.setattr(parallel_state, "_TP", SimpleNamespace(rank_in_group=0, world_size=1))
+    monkeypatch.setattr(rotary_embedding, "_ROPE_DICT", {})
+    with set_current_vllm_config(VllmConfig()):
+        yield
+
+
+def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """Return a product whose rows depend on no other row."""
+    if isinstance(x, FakeTensor):
+        return F.linear(x, weight, bias)
+    return torch.cat([F.linear(row, weight, bias) for row in x.split(1)])
+
+
+def build(spec: DepthSpec, num_streams: int, seed: int | None) -> DepthTransformer:
+    """Return a depth transformer whose products are torch's, with random weights unless `seed` is None."""
+    made = DepthTransformer(spec, num_streams, NUM_CODES, 1, WIDTH)
+    for name, parameter in made.named_parameters():
+        parameter.requires_grad_(False)
+        if seed is not None:
+            random = torch.Generator().manual_seed(seed + len(name) + parameter.numel())
+            parameter.copy_(torch.randn(parameter.shape, generator=random) * 0.3 + ("norm" in name))
+    for layer in made.modules():
+        if isinstance(layer, linear.LinearBase):
+            layer.cpu_linear = product
+    return made
+
+
+@pytest.mark.parametrize("num_streams", [5, pytest.param(32, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("name", SPECS)
+@torch.inference_mode()
+def test_states_are_those_of_the_layers_in_torch(name: str, num_streams: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    with single_rank(monkeypatch):
+        expected = build(SPECS[name], num_streams, seed=1)
+    ours, alone = DeviceDepth(expected), DeviceDepth(expected)
+    for each in (expected, ours, alone):
+        each.prepare(4)
+    hidden, codes = torch.randn(3, WIDTH), torch.randint(NUM_CODES, (3, num_streams))
+    for _ in range(2):  # a second frame overwrites the keys and values of the first
+        found = ours.begin(hidden, codes[:, 0])
+        torch.testing.assert_close(found, expected.begin(hidden, codes[:, 0]), rtol=2e-5, atol=2e-5)
+        assert torch.equal(alone.begin(hidden[1:2], codes[1:2, 0]), found[1:2]), "a row depends on no other"
+        for position in range(2, num_streams):
+            code = codes[:, position - 1] + (position - 1) * NUM_CODES
+            found = ours.next(code, position)
+            torch.testing.assert_close(found, expected.next(code, position), rtol=2e-5, atol=2e-5)
+            assert torch.equal(alone.next(code[1:2], position), found[1:2])
+        hidden, codes = hidden.flip(0), codes.flip(0)
+
+
+@torch.inference_mode()
+def test_bfloat16_heads_are_rounded_as_by_separate_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    with single_rank(monkeypatch):
+        wide = build(SPECS["qwen3"], 5, seed=2)
+        narrow = build(SPECS["qwen3"], 5, seed=2).bfloat16()
+    ours = DeviceDepth(narrow)
+    wide.prepare(2)
+    ours.prepare(2)
+    hidden, code = torch.randn(2, WIDTH), torch.tensor([3, 4])
+    exact, found = wide.begin(hidden, code), ours.begin(hidden.bfloat16(), code)
+    assert found.dtype == torch.bfloat16
+    assert (found.float() - exact).abs().max() < 0.1 * exact.abs().max()
+    exact, found = wide.next(code + NUM_CODES, 2), ours.next(code + NUM_CODES, 2)
+    assert (found.float() - exact).abs().max() < 0.1 * exact.abs().max()
+
+
+def test_more_positions_than_the_kernel_holds_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with single_rank(monkeypatch), pytest.raises(ValueError, match="at most 32 positions, got 33"):
+        DeviceDepth(build(replace(PLAIN, num_layers=1), 33, seed=3))
+
+
+class Launches:
+    """Stands for a kernel and counts launches."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        def launch(*args: Any, **options: Any) -> None:
+            self.count += 1
+
+        return launch
+
+
+@torch.inference_mode()
+def test_a_pass_of_qwen3_tts_launches_eight_kernels_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a fake CUDA device, where vLLM's custom operators are disabled as in its default compilation mode."""
+    launches = Launches()
+    monkeypatch.setattr(kernel, "depth_attention_kernel", launches)
+    library = torch.library.Library("_C", "FRAGMENT")
+    for operator in ("rms_norm", "fused_add_rms_norm", "silu_and_mul"):
+        torch.library.register_fake(f"_C::{operator}", lambda *args: None, lib=library)
+    with single_rank(monkeypatch), FakeTensorMode(allow_non_fake_inputs=False):
+        with torch.device("cuda"):
+            depth = DeviceDepth(build(QWEN3_TTS, 16, seed=None))
+            hidden, code = torch.zeros(1, WIDTH), torch.zeros(1, dtype=torch.int32)
+        depth.prepare(4)
+        with Count() as begun:
+            depth.begin(hidden, code)
+        in_begin, launches.count = launches.count, 0
+        with Count() as counted:
+            states = depth.next(code, 5)
+    assert (states.device.type, states.shape) == ("cuda", (1, QWEN3_TTS.hidden))
+    assert in_begin == launches.count == QWEN3_TTS.num_layers
+    total = counted.operators.total() + launches.count
+    assert total <= 8 * QWEN3_TTS.num_layers + 2, counted.operators
+    assert begun.operators.total() + in_begin <= total + 3, begun.operators
