@@ -124,7 +124,7 @@ def compiled(kernel: Any, signature: dict[str, str], constants: dict[str, Any], 
 
 
 def usage(binary: bytes) -> list[int]:
-    """Return registers per thread and bytes of stack of a kernel; registers that do not fit are spilled to the stack."""
+    """Return registers per thread and bytes of stack of a kernel, where registers that do not fit are spilled."""
     tool = Path(triton.backends.nvidia.__file__).parent / "bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary)

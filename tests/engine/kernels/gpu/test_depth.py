@@ -1,17 +1,14 @@
 """Depth transformers as on a GPU: the kernel in Triton's interpreter against the layers in torch, and its launches."""
 
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.distributed import parallel_state
 from vllm.model_executor.layers import linear, rotary_embedding
@@ -21,6 +18,7 @@ from stretto.engine.kernels.gpu.depth import DeviceDepth
 from stretto.engine.models.depth_transformer import DepthTransformer
 from stretto.families.base import DepthSpec
 from stretto.families.qwen3_tts.family import DEPTH as QWEN3_TTS
+from tests.engine.kernels.gpu.operators import Count, Launches
 
 NUM_CODES, WIDTH = 11, 24
 PLAIN = DepthSpec(32, 48, 2, 4, 2, 8, 1e-5, {"rope_type": "default", "rope_theta": 500000.0})
@@ -31,24 +29,6 @@ SPECS = {
     "one_key_head": replace(PLAIN, num_heads=3, num_kv_heads=1, has_head_norms=True),
     "no_groups": replace(PLAIN, num_heads=2, num_kv_heads=2, head_dim=12, num_layers=1),
 }
-# Operators that launch nothing on a device.
-FREE = {
-    "view", "_unsafe_view", "reshape", "slice", "select", "transpose", "permute", "expand", "unsqueeze", "squeeze",
-    "split", "t", "alias", "as_strided", "detach", "empty", "empty_like", "new_empty", "empty_strided", "unbind",
-}  # fmt: skip
-
-
-class Count(TorchDispatchMode):
-    """Counts operators that launch something."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operators: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func._overloadpacket.__name__
-        self.operators[name] += name not in FREE
-        return func(*args, **(kwargs or {}))
 
 
 @contextmanager
@@ -122,19 +102,6 @@ def test_bfloat16_heads_are_rounded_as_by_separate_operators(monkeypatch: pytest
 def test_more_positions_than_the_kernel_holds_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with single_rank(monkeypatch), pytest.raises(ValueError, match="at most 32 positions, got 33"):
         DeviceDepth(build(replace(PLAIN, num_layers=1), 33, seed=3))
-
-
-class Launches:
-    """Stands for a kernel and counts launches."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def __getitem__(self, grid: tuple[int, ...]) -> Any:
-        def launch(*args: Any, **options: Any) -> None:
-            self.count += 1
-
-        return launch
 
 
 @torch.inference_mode()

@@ -1,0 +1,106 @@
+"""Counts the device operators of depth transformers and MCTP modules in the configuration that a server on a GPU has.
+
+    LD_LIBRARY_PATH=STUBS PYTORCH_NVML_BASED_CUDA_CHECK=1 python -m tests.engine.kernels.gpu.deployed
+
+Needs the CUDA builds of torch and vLLM, and no GPU: tensors are in host memory, where the fused operators do nothing,
+and `STUBS` holds stand-ins for the driver's libraries (scripts/cuda_without_gpu.sh). Prints JSON: operators per pass in
+torch (`reference`) and as served.
+"""
+
+# ruff: noqa: E402  (vLLM reads the environment on import)
+import json
+import os
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+
+from stretto.engine.environment import prepare_environment
+
+prepare_environment()
+
+import torch
+from vllm.config import set_current_vllm_config
+from vllm.distributed import parallel_state
+from vllm.ir.op import set_default_torch_wrap
+from vllm.model_executor.layers.attention import Attention
+from vllm.model_executor.models.qwen2 import Qwen2DecoderLayer
+from vllm.platforms import current_platform
+
+from benchmarks.gpu.jobs import Setup
+from benchmarks.gpu.models import MODELS, engine_args, write_config
+from stretto.config import EngineConfig
+from stretto.engine.kernels.gpu import depth as kernel
+from stretto.engine.kernels.gpu.depth import DeviceDepth
+from stretto.engine.kernels.gpu.fused import use_fused_operators
+from stretto.engine.launch import vllm_config
+from stretto.engine.models.depth_transformer import DepthTransformer
+from tests.engine.kernels.gpu.operators import Count, Launches
+
+FUSED = ("rms_norm", "fused_add_rms_norm", "silu_and_mul", "rotary_embedding")
+
+
+def deployed(name: str, folder: Path) -> Any:
+    """Return vLLM's configuration for a benchmark's model, with the defaults that `make-repository --gpu` leaves."""
+    setup = Setup("cuda", folder)
+    arguments = engine_args(setup, MODELS[name], (1, 16))
+    arguments.pop("compilation_config", None)
+    return vllm_config(EngineConfig(write_config(folder, MODELS[name], setup), arguments))
+
+
+def depth_operators(folder: Path) -> dict[str, Any]:
+    """Return the operators of one pass of Qwen3-TTS' depth transformer."""
+    config, launches = deployed("qwen3_tts", folder), Launches()
+    spec = MODELS["qwen3_tts"].read_family(Setup("cuda", folder)).depth
+    assert spec is not None
+    kernel.depth_attention_kernel = launches
+    found: dict[str, Any] = {"mode": int(config.compilation_config.mode), "layers": spec.num_layers}
+    with set_current_vllm_config(config):
+        depth, code = DepthTransformer(spec, 16, 2048, 1, 2048), torch.zeros(1, dtype=torch.int32)
+        for name, each in {"reference": depth, "served": DeviceDepth(depth)}.items():
+            each.prepare(4)
+            launches.count = 0
+            with Count() as counted:
+                each.next(code, 5)
+            found[name] = counted.operators.total() + launches.count
+    return found
+
+
+def module_operators(folder: Path) -> dict[str, Any]:
+    """Return the operators of one layer of an MCTP module, without attention."""
+    config, found = deployed("vita", folder), dict[str, Any]()
+    Attention.forward = lambda self, query, key, value, *args, **kwargs: query
+    hf_config: Any = config.model_config.hf_config
+    with set_current_vllm_config(config):
+        layer = Qwen2DecoderLayer(hf_config, config.cache_config, None, prefix="model.layers.0")
+        for name in ("reference", "served"):
+            if name == "served":
+                use_fused_operators(layer)
+            with Count() as counted:
+                layer(torch.zeros(4, dtype=torch.int64), torch.zeros(4, hf_config.hidden_size), None)
+            found[name] = counted.operators.total() - 2  # the inputs
+    return found
+
+
+def main() -> None:
+    """Print the counts."""
+    assert current_platform.is_cuda(), "this vLLM is not built for CUDA"
+    parallel_state._TP = SimpleNamespace(rank_in_group=0, world_size=1)  # type: ignore[assignment]
+    library = torch.library.Library("_C", "FRAGMENT")
+    for operator in FUSED:
+        library.impl(operator, lambda *args: None, "CPU")
+    torch._dynamo.config.disable = True
+    set_default_torch_wrap(False)  # count what vLLM's own operators consist of
+    torch.set_default_dtype(torch.bfloat16)
+    counts = {}
+    with torch.inference_mode():
+        for name, count in {"qwen3_tts": depth_operators, "vita": module_operators}.items():
+            with tempfile.TemporaryDirectory() as folder:
+                counts[name] = count(Path(folder))
+    print(json.dumps(counts))
+
+
+if __name__ == "__main__":
+    main()
