@@ -54,7 +54,7 @@ OF_A_FILE = re.compile(r"^pytestmark = (?:\[\n.*?^\]|[^\n]*)", re.MULTILINE | re
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """A file is not imported where each of its tests has a mark that is not wanted."""
+    """Skip the import of a file if all its tests have a deselected mark."""
     if collection_path.suffix != ".py" or not NOT_WANTED.fullmatch(config.option.markexpr):
         return None
     marks = OF_A_FILE.search(collection_path.read_text())

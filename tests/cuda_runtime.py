@@ -19,7 +19,7 @@ class Handle:
 
 
 class OldHandle(Handle):
-    """As it was before: the bytes are a field, too."""
+    """Handle of older releases, whose bytes are a field."""
 
     @property
     def reserved(self) -> bytes:
@@ -31,7 +31,7 @@ class OldHandle(Handle):
 
 
 class FakeRuntime(ModuleType):
-    """Addresses are real addresses of buffers; a handle is a number that names one of them."""
+    """Fake CUDA runtime: addresses are those of real buffers, and a handle is the number of a buffer."""
 
     cudaError_t = SimpleNamespace(cudaSuccess=0, cudaErrorInvalidValue=1)
     cudaMemcpyKind = SimpleNamespace(cudaMemcpyDefault=4)

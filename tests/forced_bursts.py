@@ -26,7 +26,7 @@ class ForcedRows:
         """There is nothing to keep."""
 
     def __call__(self, hidden: torch.Tensor, step: BurstBatch, say: Say) -> None:
-        """Say the rows behind the first."""
+        """Generate the rows after the first."""
         for place in range(1, 1 + int(step.num_extra.max(initial=0))):
             mixed = hidden + self._said.embed(step.batch.idx_mapping_np, step.num_read + place - 1)
             hidden = mixed * torch.rsqrt(mixed.square().mean(-1, keepdim=True) + 1e-6)

@@ -10,7 +10,7 @@ __all__ = ["free_ports", "free_row"]
 
 
 def free_row(count: int) -> int:
-    """The first of `count` free ports in a row; another one each time, as other test runs look for some too."""
+    """Return the first of `count` consecutive free ports, at random because other test runs search, too."""
     rows = range(23_000, 32_000, count)
     for first in random.SystemRandom().sample(rows, len(rows)):
         with ExitStack() as stack:

@@ -17,7 +17,7 @@ FAMILIES = ("bagpiper", "opuslm", "opuslm-dialogue")
 def write_bagpiper(
     folder: Path, vocabulary: BagpiperVocabulary = SMALL_BAGPIPER, seed: int = 0, dtype: str = "float32"
 ) -> Published:
-    """Bagpiper's release, its codec beside it."""
+    """Write Bagpiper's release, with its codec."""
     folder.mkdir(parents=True, exist_ok=True)
     return random_published.write_bagpiper(folder, vocabulary, seed, dtype)
 
@@ -29,7 +29,7 @@ def write_opuslm(
     is_dialogue: bool = False,
     seed: int = 0,
 ) -> Published:
-    """OpusLM's release, with ESPnet's codec of as many codes beside it."""
+    """Write OpusLM's release, with ESPnet's codec of equal size."""
     folder.mkdir(parents=True, exist_ok=True)
     published = random_published.write_opuslm(folder, vocabulary, backbone, is_dialogue, seed)
     codec = write_codec(folder / "codec", vocabulary.codebook_size, seed)
@@ -52,7 +52,7 @@ def convert(family: str, published: Published, out: Path, *words: str) -> Path:
 
 
 def write_release(family: str, folder: Path, seed: int = 0) -> Published:
-    """One of FAMILIES; the dialogue model goes over Llama, as the published one does, OpusLM over OLMo 2."""
+    """Write one of FAMILIES; the dialogue model is based on Llama, as published, OpusLM on OLMo 2."""
     if family == "bagpiper":
         return write_bagpiper(folder, seed=seed)
     if family == "opuslm":

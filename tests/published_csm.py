@@ -115,7 +115,7 @@ def swap_codes(model: CsmForConditionalGeneration, codes: list[int]) -> None:
 
 
 def write_release(folder: Path, model: CsmForConditionalGeneration) -> CsmRelease:
-    """The release of a model, in several files with an index, as beside Sesame's own."""
+    """Write the release of a model, in several files with an index, as in Sesame's repository."""
     model.save_pretrained(folder, max_shard_size="200KB")
     (folder / "model.safetensors.index.json").rename(folder / "transformers.safetensors.index.json")
     write_tokenizer(folder, NUM_TEXT_IDS - 8)

@@ -83,7 +83,7 @@ class HiggsAudioReference:
 
     @torch.no_grad()
     def logits(self, rows: list[list[int]]) -> torch.Tensor:
-        """Logits [K, C] behind the last of `rows`."""
+        """Return logits [K, C] after the last of `rows`."""
         made = self.model(**self.inputs(torch.tensor(rows)), use_cache=False).logits[0, -1]
         return made.view(-1, self.size)
 

@@ -25,7 +25,7 @@ def write_checkpoint(folder: Path, family: Family, name: str, **shape: Any) -> P
 
 
 def write_modules(folder: Path, family: Family, name: str, layers: int = 2, seed: int = 0) -> Path:
-    """A Qwen2 of `layers` layers and, behind it, the modules of `family`, under the published names."""
+    """Write a Qwen2 of `layers` layers and the MTP modules of `family`, under the published names."""
     assert family.bursts is not None
     modules = family.bursts.num_modules
     config = {

@@ -8,7 +8,7 @@ from stretto.convert.command import main
 
 
 def refused(words: list[str], out: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line in which `stretto convert` refuses, for these words; `out` is not made."""
+    """Return the line with which `stretto convert` refuses this command line; `out` must not exist."""
     assert main(words) == 1
     assert not out.exists()
     said = capsys.readouterr().err

@@ -103,7 +103,7 @@ def parsed(path: Path) -> ast.Module:
 
 @cache
 def statements(path: Path) -> list[ast.stmt]:
-    """All statements of a file, also those inside others; no expressions, which are most of a tree."""
+    """Return all statements of a file, including nested ones, without expressions, which are most of a tree."""
     found, left = [], list[ast.AST](parsed(path).body)
     while left:
         node = left.pop()

@@ -1,4 +1,4 @@
-"""Reading files that may come from anywhere ends in a value, or in one error that names the file."""
+"""Reading untrusted files gives a value, or one error that names the file."""
 
 import json
 import os

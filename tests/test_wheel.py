@@ -1,4 +1,4 @@
-"""The package as it is built and installed: what travels in it, and that it runs from where it lies."""
+"""The built and installed package: its contents, and that it runs where it is installed."""
 
 import configparser
 import os

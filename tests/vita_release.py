@@ -16,7 +16,7 @@ RECORD: dict[str, Any] = json.loads((Path(__file__).parent / "data" / "vita_audi
 
 
 def command(release: Path, out: Path) -> list[str]:
-    """The converter's command line for a release that lies in one directory."""
+    """Return the converter's command line for a release in one directory."""
     places = {"model": release, "config": release / "config.json", "tokenizer": release, "out": out}
     return ["vita-audio", *(word for name, path in places.items() for word in (f"--{name}", str(path)))]
 

@@ -18,7 +18,7 @@ FRAME_S = 0.02
 
 
 class FakeServer:
-    """Speaks at a pace that guidance and every listener slow down, on a clock of its own."""
+    """Server in simulated time, slowed down by guidance and by each listener."""
 
     def __init__(self) -> None:
         self.asked: list[dict[str, Any]] = []

@@ -61,7 +61,7 @@ def test_free_ports_are_many_and_nobody_is_given_one_by_chance() -> None:
 
 
 def released_ports(count: int) -> list[int]:
-    """Return ports that are free and unclaimed, whatever other tests this machine runs."""
+    """Return ports that are free and unclaimed, even if other tests run on this machine."""
     ports = free_ports(count)
     for _ in ports:
         harness._claims.pop().close()

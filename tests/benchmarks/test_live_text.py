@@ -14,7 +14,7 @@ FRAME_S = 0.08
 
 
 class FakeClient:
-    """Speaks a text once it has all of it: 1 s by a clock of its own, 2 s where words come one by one."""
+    """Speaks a complete text in simulated time: 1 s, or 2 s if the words arrive one by one."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[bool, str, dict[str, Any]]] = []

@@ -16,7 +16,7 @@ def trace_of(arrivals: list[float], durations: list[float]) -> Trace:
 
 
 def slow_underrun(arrivals: list[float], durations: list[float]) -> float:
-    """A player, millisecond by millisecond: how long must it delay its start for no chunk to come late?"""
+    """Simulate a player by milliseconds, and return the start delay with which no chunk is late."""
     for delay_ms in range(100_000):
         position = arrivals[0] + delay_ms / 1000
         late = False
@@ -68,7 +68,7 @@ def test_a_p99_needs_a_hundred_values() -> None:
 
 
 class FakeWays:
-    """Two ways to a server, by a clock of its own: through a process that works for 3 ms a request, or past it."""
+    """Two ways to a server in simulated time: through a process that takes 3 ms per request, or past it."""
 
     def __init__(self) -> None:
         self.clock = self.used_s = 0.0

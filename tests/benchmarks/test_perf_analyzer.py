@@ -99,7 +99,7 @@ def profiled(folder: Path, *arguments: str, status: int = 0) -> tuple[list[dict]
 
 
 def behind_the_others(folder: Path, text: str) -> tuple[int, tuple[str, ...]]:
-    """How many requests the script sends at least until this text, behind its own, and the flags that say so."""
+    """Return the smallest number of requests that the script sends before this text, and the flags for it."""
     (folder / "inputs").write_text(json.dumps({"data": [{"text": [text], "task": ["tts"]}]}))
     own = json.loads((ROOT / "benchmarks" / "perf_inputs.json").read_text())["data"]
     return len(own) + 1, ("--", "--input-data", str(folder / "inputs"))

@@ -1,4 +1,4 @@
-"""The arithmetic beside the figures of VITA-Audio's schedules."""
+"""The arithmetic for the figures of VITA-Audio's schedules."""
 
 import pytest
 

@@ -156,8 +156,13 @@ def read_request(message: service_pb2.ModelInferRequest, regions: Mapping[str, b
 
 @dataclass
 class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """`script` maps a request to the steps of its answer. It keeps the requests, and counts calls that have ended and
-    those that were cancelled. more_models: which are ready, beside `speech`."""
+    """Scripted server: `script` maps a request to the steps of its answer.
+
+    It keeps the requests, and counts calls that ended and calls that were cancelled.
+
+    Attributes:
+        more_models: Models that are ready in addition to `speech`.
+    """
 
     script: Callable[[Request], list[Step]]
     is_ready: bool = True
@@ -182,7 +187,7 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
         return f"127.0.0.1:{port}"
 
     async def stop(self) -> None:
-        """End at once, from wherever and however often it is asked: gRPC's server crashes where it is asked twice."""
+        """Stop at once. Unlike gRPC's server, which crashes then, it may be stopped repeatedly."""
         if self.end is None:
             self.end = asyncio.ensure_future(self.server.stop(0))
         await asyncio.shield(self.end)

@@ -1,4 +1,4 @@
-"""A chat against the fake server, as a user runs it: lines to its standard input, in a process of its own."""
+"""A chat in a process of its own against the fake server, with lines on its standard input."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Text of any length is cut where a speaker draws breath, and nothing of it is lost."""
+"""Texts of any length are cut where a speaker would pause, without loss."""
 
 import pytest
 from hypothesis import given

@@ -19,7 +19,7 @@ END = Chunk(1, 640, is_final=True, is_last=True)
 
 
 class Live:
-    """A server that speaks a text when all of it has come, and keeps what came."""
+    """Server that speaks a streamed text when it is complete, and keeps its parts."""
 
     def __init__(self) -> None:
         self.text, self.parts, self.complete = "", list[dict[str, Any]](), asyncio.Event()

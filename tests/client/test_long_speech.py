@@ -1,4 +1,4 @@
-"""A text of any length through a server that takes 160 characters at once."""
+"""Texts of any length through a server that accepts 160 characters per request."""
 
 import asyncio
 import gc

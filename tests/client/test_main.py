@@ -1,4 +1,4 @@
-"""The command line against the fake server, as a user runs it: in a process of its own."""
+"""The command line in a process of its own against the fake server."""
 
 import asyncio
 import json

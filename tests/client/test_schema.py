@@ -1,4 +1,4 @@
-"""The definition of the options: what pydantic checks of it, and what mypy says to a client's mistakes."""
+"""The schema of the options: checks by pydantic, and mypy's errors for wrong client calls."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""Audio through memory that client and server share, and nothing of it left behind."""
+"""Audio through shared memory, which is freed afterwards."""
 
 import asyncio
 import errno

@@ -61,7 +61,7 @@ def test_16_bit_samples_are_rounded_and_bounded() -> None:
 
 @pytest.fixture
 def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of programs, the only one that can be found beside the system's shell."""
+    """A folder of programs, the only ones on the path except the system's shell."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:/bin:/usr/bin")

@@ -46,7 +46,7 @@ class Frames(FrameProcessor):
 
 
 async def run(service: FrameProcessor, drive) -> None:
-    """Run `drive(worker, frames)` beside a pipeline of one service."""
+    """Run `drive(worker, frames)` alongside a pipeline of one service."""
     frames = asyncio.Queue()
     worker = PipelineWorker(
         Pipeline([Frames(asyncio.Queue()), service, Frames(frames)]),

@@ -151,7 +151,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def recording(url: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sentence in the bundled voice, as WAV of 24 kHz, and beside it as WebM, as browsers record."""
+    """The sentence in the bundled voice, as WAV of 24 kHz and as WebM, the format of browsers."""
     body = {"input": TEXT, "voice": "alloy", "response_format": "pcm", "seed": 1}
     answer = httpx.post(f"{url}/v1/audio/speech", json=body, timeout=300).raise_for_status()
     samples = np.frombuffer(answer.content, "<i2")

@@ -12,7 +12,7 @@ SMALL = VocoderConfig(channels=16, blocks=3, pitch_channels=8, pitch_blocks=3, l
 
 
 def make_codec(vocoder: VocoderConfig = SMALL, seed: int = 0) -> TinyCodec:
-    """A codec whose pitch moves and whose voicing comes and goes."""
+    """Return a codec with moving pitch and intermittent voicing."""
     torch.manual_seed(seed)
     codec = TinyCodec(TinyConfig(num_codebooks=3, codebook_size=16, mel_frames=4, rank=8, vocoder=vocoder))
     codec.quantiser.mean.normal_(-4, 0.5)
@@ -31,7 +31,7 @@ def codec() -> TinyCodec:
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """For many small layers: threads that wait for each other take longer than one, and much longer beside others."""
+    """Use one thread: for many small layers, threads that wait for each other are slower, above all under load."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

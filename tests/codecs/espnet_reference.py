@@ -94,9 +94,9 @@ def snake(x: Tensor) -> Tensor:
 
 
 def mirrored(x: Tensor, left: int, right: int) -> Tensor:
-    """Samples -left … n + right - 1 of x [B, C, n], those outside read backwards from the ends.
+    """Return samples -left … n + right - 1 of x [B, C, n], reflected at both ends.
 
-    A signal too short to be read backwards so far is followed by zeros first, which are dropped afterwards.
+    A signal too short for that is padded with zeros first, which are dropped afterwards.
     """
     n = x.shape[2]
     zeros = max(0, max(left, right) + 1 - n)

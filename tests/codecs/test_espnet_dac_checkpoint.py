@@ -117,7 +117,7 @@ def test_weight_norm_is_multiplied_out_as_torch_does(magnitude: str, direction: 
 
 @pytest.mark.parametrize("shape", [(5, 3, 4), (5, 3, 1), (1, 1, 1)], ids=str)
 def test_lengths_of_another_shape_are_no_weight_norm(shape: tuple[int, ...]) -> None:
-    """They stay under their names: over no dimension torch's norm is one over all, which would be other weights."""
+    """They keep their names: torch's weight norm without a dimension is one norm over all, with other weights."""
     pair = {"x.weight_g": torch.ones(shape), "x.weight_v": torch.ones(5, 3, 4)}
     assert multiply_weight_norm_out(pair) == pair
 

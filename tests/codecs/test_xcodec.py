@@ -17,7 +17,7 @@ from tests.codecs.streaming import random_codes, stream
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """A codec beside a speech model."""
+    """A codec next to a speech model."""
     make_model("xcodec").save_pretrained(tmp_path / "codec")
     return tmp_path
 
@@ -30,7 +30,7 @@ def keep(directory: Path, names: set[str]) -> None:
 
 
 def test_a_checkpoint_without_encoder_decodes(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever lies in the memory of those parts, of which transformers fills some and HuBERT's weight norm not."""
+    """The memory of those parts is undefined: transformers initializes some, but not HuBERT's weight norm."""
     whole = load_codec("xcodec", directory)
     keep(directory, {"acoustic_decoder", "quantizer", "fc2"})
     monkeypatch.setattr(torch, "empty_like", partial(torch.full_like, fill_value=math.nan))

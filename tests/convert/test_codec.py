@@ -17,7 +17,7 @@ from stretto.families.vita_audio.convert import PublishedTokenizer
 
 
 def speaking(num_codebooks: int, codebook_size: int, codec: str = "glm4_voice") -> Family:
-    """A family as far as its codec goes."""
+    """Return a family with only its codec defined."""
     layout = SimpleNamespace(codebook_size=codebook_size)
     return cast(Any, SimpleNamespace(codec=codec, num_codebooks=num_codebooks, layout=layout))
 

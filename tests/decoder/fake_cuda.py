@@ -19,7 +19,7 @@ class FakeStream:
 
 
 class FakeEvent:
-    """When a stream comes to a place in its work."""
+    """Time at which a stream reaches a point in its work."""
 
     def __init__(self, cuda: "FakeCuda") -> None:
         self._cuda = cuda
@@ -81,8 +81,9 @@ class FakeCuda:
 
     @contextmanager
     def graph(self, graph: FakeGraph, pool: tuple[int, ...], **options: Any) -> Iterator[None]:
-        """As torch has it: when the capture cannot be ended, the stream that it ran on stays the current one, and the
-        allocator goes on with it.
+        """Capture a graph like torch.
+
+        If the capture cannot be ended, its stream stays the current one and the allocator keeps allocating for it.
         """
         before, self.current = self.current, FakeStream("capture")
         self.pools_in_use.add(pool)

@@ -26,7 +26,7 @@ def codec() -> Codec:
 
 
 def cut(num_frames: int, policy: ChunkPolicy, draw: random.Random) -> list[int]:
-    """The sizes of an utterance's chunks on a machine of its own mood: frames, clock and decoder are never the same."""
+    """Return the sizes of an utterance's chunks with random frame times, clock and decoder speed."""
     now, load = 0.0, DecoderLoad(draw.random() / 4, draw.random() / 8)
     pacer = Pacer(policy, lambda: load, lambda: now)
     sizes: list[int] = []

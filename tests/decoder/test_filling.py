@@ -105,7 +105,7 @@ def speak(
 
 @st.composite
 def utterances(draw: st.DrawFn) -> tuple[np.ndarray, list[int]]:
-    """The first codebook of an utterance, and where its chunks end."""
+    """Draw the first codebook of an utterance, and the ends of its chunks."""
     length = draw(st.integers(1, 3 * PART_FRAMES))
     first = np.random.default_rng(draw(st.integers(0, 99))).integers(0, 7, length, np.int32)
     return first, sorted(draw(st.sets(st.integers(0, length), max_size=4)))

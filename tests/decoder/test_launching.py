@@ -1,4 +1,4 @@
-"""Decoding at once, in another precision, and in flight."""
+"""Launched decodes: immediate, in another precision, and in flight."""
 
 import threading
 
@@ -43,7 +43,7 @@ def test_a_narrower_type_is_near_and_no_more(dtype: str, most: float) -> None:
 
 
 def test_the_phase_stays_in_double_precision() -> None:
-    """float64 is what a codec asks for where rounding would add up over an utterance."""
+    """Codecs request float64 for values whose rounding errors would add up over an utterance."""
     exact, near = (HostLauncher(make_codec(), each).launch(window()) for each in ("float32", "bfloat16"))
     assert torch.allclose(exact.states, near.states, atol=1e-9)
 
@@ -60,7 +60,7 @@ def test_onnxruntime_decodes_from_the_host_on_whatever_device() -> None:
 
 
 def test_the_thread_that_launches_enters_first_and_makes_all_states() -> None:
-    """On a GPU the thread's own stream orders states and decoding; a state made elsewhere could be read too early."""
+    """On a GPU the thread's own stream orders states and decodes; a state made on another could be read too early."""
     seen: list[tuple[str, int]] = []
 
     class Watched(FakeCodec):

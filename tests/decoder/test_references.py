@@ -1,4 +1,4 @@
-"""An utterance behind a reference has the samples that a decode of both gives from where it begins."""
+"""Utterances after a reference: samples equal those of a decode of both, from the utterance's start."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -49,7 +49,7 @@ def speak(
     borders: list[int],
     form: OutputForm = OutputForm(),  # noqa: B008 (frozen)
 ) -> list[RecordedReply]:
-    """Push codes [K, T] cut at `borders`, the first `num_reference` frames of which are a reference."""
+    """Push codes [K, T] cut at `borders`; the first `num_reference` frames are a reference."""
     replies = [RecordedReply() for _ in range(len(borders) + 1)]
     edges = [0, *borders, codes.shape[1]]
     for index, (begin, end) in enumerate(pairwise(edges)):
@@ -61,7 +61,7 @@ def speak(
 
 @st.composite
 def utterances(draw: st.DrawFn) -> tuple[np.ndarray, int, list[int]]:
-    """Codes, how many frames of them are a reference, and where chunks end: the first not within the reference."""
+    """Draw codes, the number of reference frames, and the ends of chunks: none within the reference."""
     num_reference, num_heard = draw(st.integers(0, 3 * PART_FRAMES)), draw(st.integers(1, 12))
     total = num_reference + num_heard
     values = draw(st.lists(st.integers(0, 6), min_size=total, max_size=total))

@@ -121,7 +121,7 @@ def test_the_real_codec_batched_equals_the_real_codec_alone() -> None:
 
 @pytest.mark.nightly  # by day the memory of ten minutes below, and exactness in shorter streams
 def test_ten_minutes_in_one_stream_are_exact_and_take_no_more_memory() -> None:
-    """Against float64 in much larger windows, which is one decode of the whole to 1e-12 (codecs/tiny/test_codec.py)."""
+    """Compare with float64 in much larger windows, which equal one decode to 1e-12 (codecs/tiny/test_codec.py)."""
     codec, total, size = make_codec(), 15_000, 25
     codes = random_codes(codec, 1, total)
     truth = stream(make_codec().double(), codes, chunks_of(1000, total))[0].float().numpy()

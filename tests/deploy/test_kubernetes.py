@@ -59,7 +59,7 @@ def probes(part: str) -> Iterator[dict[str, Any]]:
 
 
 def strict(properties: dict[str, Any], *required: str) -> dict[str, Any]:
-    """The schema of an object with these fields and no others."""
+    """Return the schema of an object with exactly these fields."""
     return {"type": "object", "properties": properties, "required": list(required), "additionalProperties": False}
 
 

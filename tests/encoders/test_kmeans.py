@@ -25,7 +25,7 @@ def test_both_layouts_of_joblib_s_arrays_are_read() -> None:
 
 
 class Command:
-    """Touches a file where it is unpickled."""
+    """Pickled object that creates a file when it is loaded."""
 
     def __init__(self, path: Path):
         self.path = path

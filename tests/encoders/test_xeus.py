@@ -26,7 +26,7 @@ XEUS = XeusConfig(
 
 
 def config_with(**front_end: Any) -> dict[str, Any]:
-    """The small release's config.yaml with other settings of its front end."""
+    """Return the small release's config.yaml with other front-end settings."""
     config = copy.deepcopy(published_xeus.CONFIG)
     config["frontend_conf"] |= front_end
     return config

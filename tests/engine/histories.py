@@ -29,10 +29,12 @@ AUDIO_ROWS = (1, 70, 40, 3, 75, 11, 60)
 
 @dataclass(frozen=True)
 class Limits:
-    """Within what an engine works; all but the first two may change from one history to the next.
+    """Limits of an engine; all but the first two may change between histories.
 
-    num_blocks: KV blocks of 32 rows. budget: rows computed in a step. moods: seed of what the load decides, step
-    by step: halves of adaptive replies go and come back; None: nothing.
+    Attributes:
+        num_blocks: KV blocks of 32 rows.
+        budget: Rows computed in a step.
+        moods: Seed of the simulated load, by which adaptive replies lose and regain guidance; None: never.
     """
 
     is_async: bool = False
@@ -98,10 +100,10 @@ def histories(is_async: bool) -> st.SearchStrategy[History]:
 
 
 def history_prompt(family: Family, index: int) -> Prompt:
-    """Prompt number `index`: lengths, tasks, segments, guidance and temperatures go round, each at its own pace.
+    """Return prompt number `index`: lengths, tasks, segments, guidance and temperatures cycle with different periods.
 
-    Prompts in groups of three begin alike, and one of the three differs in a code only: blocks that may be shared,
-    and blocks that may not.
+    Prompts in groups of three have a common prefix. One of the three differs in a code only, so that some blocks can be
+    shared and others not.
     """
     group = index // 3 * 3
     prompt = make_prompt(family, group, family.tasks[index % len(family.tasks)].name)
@@ -126,7 +128,7 @@ def history_prompt(family: Family, index: int) -> Prompt:
 
 
 def _with_codes(rows: np.ndarray, family: Family, index: int) -> np.ndarray:
-    """`rows`, every third prompt with one code of its own on stream 1; in a task that speaks, too."""
+    """Return `rows`; every third prompt has one different code on stream 1, also in tasks that speak."""
     rows = rows.copy()
     if index % 3 == 2:
         ids = family.layout.audio[1]

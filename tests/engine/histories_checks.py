@@ -16,11 +16,11 @@ def conditional_of(request_id: str) -> str:
 
 
 class Order:
-    """Nobody is overtaken but by those that ran already: the bound that the scheduler's docstring states.
+    """Requests are overtaken only by requests that ran before: the bound in the scheduler's docstring.
 
-    1. No reply waits while one that came later runs.
-    2. While a half waits for a place beside its running partner, no reply joins those that run.
-    3. The queue holds the awaited halves first, the oldest pair's before the others', then replies as they came.
+    1. No reply waits while a later one runs.
+    2. While a request waits for a slot next to its running partner, no reply starts to run.
+    3. The queue holds the awaited partners first, the oldest pair's first, then replies in order of arrival.
     """
 
     def __init__(self, engine: Engine):
@@ -58,7 +58,7 @@ class Order:
 
 
 def check_pairs(engine: Engine, output: SchedulerOutput) -> None:
-    """Both halves have sampled the same guided rows, do so in the same steps, and neither runs on without the other."""
+    """Check that both requests of a CFG pair sample the same guided rows in the same steps, and neither runs alone."""
     scheduler = engine.scheduler
     running = {request.request_id for request in scheduler.running}
     sampling = {each for each in output.num_scheduled_tokens if not scheduler.requests[each].is_prefill_chunk}
@@ -80,7 +80,7 @@ def _num_sampled(request: Request) -> int:
 
 
 def check_slots(engine: Engine) -> None:
-    """Every running request has a place, every half that is still to come has one kept for it."""
+    """Check that every running request has a slot, and every awaited partner a reserved one."""
     scheduler = engine.scheduler
     running = {request.request_id for request in scheduler.running}
     guided = {request_id for request_id in map(conditional_of, running) if scheduler.table[request_id].pair is not None}

@@ -11,7 +11,7 @@ from stretto.records.prompt import Prompt
 
 
 class Reader:
-    """One client's end: whatever has come since it last looked, merged as vLLM merges it."""
+    """A client: reads pending output, merged as vLLM merges it."""
 
     def __init__(self, rules: SegmentRules, collector: RequestOutputCollector):
         self.collector, self.width = collector, rules.family.layout.num_output_streams
@@ -41,7 +41,7 @@ class Reader:
 
 
 class FrontEnd:
-    """vLLM's output processor and the readers behind it."""
+    """vLLM's output processor and its clients."""
 
     def __init__(self, rules: SegmentRules):
         self.rules = rules

@@ -54,7 +54,7 @@ class Moods:
         self._random = None if seed is None else np.random.default_rng(seed)
 
     def __call__(self, num_rows: int) -> int:
-        """How many halves to drop, or, below 0, to take back."""
+        """Return the number of unconditional requests to drop, or, if negative, to restore."""
         return 0 if self._random is None else int(self._random.choice((0, 0, 0, 0, 0, 1, 2, -1, -1)))
 
 
@@ -108,7 +108,7 @@ class Stage:
         return self._expected[index]
 
     def expected_with(self, index: int, changes: list[tuple[int, bool]]) -> Expected:
-        """The reply to prompt number `index` where guidance goes and comes as `changes` say: (frame, is_guided)."""
+        """Return the reply to prompt number `index` with guidance switched by `changes`: (frame, is_guided)."""
         return self._ask(self.expected(index).prompt, changes) if changes else self.expected(index)
 
     def _ask(self, prompt: Prompt, changes: list[tuple[int, bool]]) -> Expected:
@@ -116,7 +116,7 @@ class Stage:
         return Expected(prompt, [row[: self.family.layout.num_output_streams] for row in rows], lead)
 
     def play(self, history: History) -> None:
-        """Play `history`; AssertionError where anything is not as it must be."""
+        """Play `history`; raise AssertionError at the first violation."""
         engine = self.engine(history.limits)
         try:
             _Play(self, engine, history).run()

@@ -9,7 +9,7 @@ import torch
 
 
 class RecordedLogits:
-    """Raw logits of an engine that draws one reply: of stream 0 [C + 1] row by row, of the others [C] one by one."""
+    """Raw logits of an engine with one reply: of stream 0 [C + 1] by row, of the other streams [C] one by one."""
 
     def __init__(self, readout: Any, patch: pytest.MonkeyPatch):
         self.first, self.others = list[np.ndarray](), list[np.ndarray]()

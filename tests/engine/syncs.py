@@ -22,7 +22,7 @@ WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique
 
 
 def waiter() -> str | None:
-    """The place in our own code that is asking, None where it is vLLM's or a twin's."""
+    """Return the place in our own code that waits, or None if it is vLLM's or a CPU twin."""
     frame, place = sys._getframe(2), None
     while frame is not None and VLLM not in frame.f_code.co_filename:
         name = frame.f_code.co_filename

@@ -34,7 +34,8 @@ TIGHT = {"max_num_batched_tokens": 48, "max_num_seqs": 4, "num_gpu_blocks_overri
 class Adapted:
     """A random checkpoint, its two adapters, and the reference's replies with each and with none.
 
-    family: whose rows heads say; or MODULES, whose rows modules say beside them.
+    Attributes:
+        family: A family whose rows come from heads, or MODULES, whose rows also come from modules.
     """
 
     def __init__(self, folder: Path, family: Family) -> None:

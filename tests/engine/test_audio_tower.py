@@ -1,4 +1,4 @@
-"""The encoder as we call it: transformers' own result where that is right, and every feature where it drops some."""
+"""The audio encoder: transformers' result where that is right, and all features where it drops some."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Bagpiper ends a segment with <|eos|> or <|eot|>, whichever it draws, and goes on as ESPnet's loop does."""
+"""Bagpiper ends a segment with <|eos|> or <|eot|>, whichever it samples, and continues like ESPnet's loop."""
 
 from collections.abc import Iterator
 from dataclasses import replace

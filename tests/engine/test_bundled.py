@@ -1,4 +1,4 @@
-"""The bundled model: every reply is that of the plain reference on the same weights, alone and among others."""
+"""The bundled model: replies equal the plain reference's on the same weights, alone and batched."""
 
 from collections.abc import Iterator
 from dataclasses import replace

@@ -83,7 +83,7 @@ def test_codes_said_too_often_are_counted_within_a_burst(engine: Engine) -> None
 
 
 def _few(made: Prompt) -> Prompt:
-    """So that the same few codes come again and again."""
+    """Restrict replies to a few codes, which are repeated."""
     return replace(made, sampling=replace(made.sampling, audio=replace(made.sampling.audio, top_k=2)))
 
 

@@ -51,7 +51,7 @@ def test_the_fixture_is_no_accident() -> None:
 
 
 def test_codes_are_the_authors(checkpoint: Path, engine: Engine) -> None:
-    """Side by side, and again where the prefix cache holds both halves' prompts; no row is unguided."""
+    """Batched, then again with both prompts of each CFG pair from the prefix cache; no row is unguided."""
     wanted = expected(checkpoint)
     for arrivals in (ARRIVALS, {}):
         answers = engine.run(prompts(checkpoint), arrivals)
@@ -63,8 +63,10 @@ def test_codes_are_the_authors(checkpoint: Path, engine: Engine) -> None:
 
 
 def test_the_other_half_reads_positions_and_no_words(checkpoint: Path, engine: Engine) -> None:
-    """Another text of as many tokens is the same to the other half, whose blocks the two then share; a longer one is
-    another, which is held to the authors above."""
+    """Texts of equal length have the same unconditional request, whose blocks they share.
+
+    A longer text has another, which is compared with the authors' above.
+    """
     template, family, first = open_chatterbox(checkpoint), family_at(checkpoint), prompts(checkpoint)["r0"]
     other = replace(first, rows=write(template, family, "hollo the answer"))
     rows = first.rows[:, 0] != other.rows[:, 0]

@@ -82,7 +82,7 @@ def roomy(release: Release, request: pytest.FixtureRequest) -> Iterator[Engine]:
 def test_replies_are_those_of_generate_and_guided_ones_those_of_two_runs(
     release: Release, expected: dict[str, tuple[Prompt, list[list[int]]]], settings: dict[str, Any], is_async: bool
 ) -> None:
-    """Side by side and staggered; where it is tight in chunks of prompts and preempted, too."""
+    """Batched and staggered; with little memory also chunked and preempted."""
     with Engine(release[0], async_scheduling=is_async, **settings) as engine:
         answers = engine.run({name: prompt for name, (prompt, _) in expected.items()}, ARRIVALS)
         assert engine.is_clean()
@@ -92,7 +92,7 @@ def test_replies_are_those_of_generate_and_guided_ones_those_of_two_runs(
 
 
 def test_drawn_frames_are_the_same_alone_in_company_and_from_the_prefix_cache(roomy: Engine) -> None:
-    """With repeats drawn again, guided and not; an abort leaves nothing behind."""
+    """With repeats drawn again, guided and not; an abort leaves nothing."""
     family = roomy.rules.family
     prompts = {}
     for index, scale in enumerate((1.0, 2.5, 1.0, 1.5)):

@@ -1,4 +1,4 @@
-"""Two engines behind one door, by vLLM's own data parallelism: each request goes to one of them."""
+"""Two engines with vLLM's data parallelism: each request goes to one of them."""
 
 import asyncio
 from dataclasses import replace

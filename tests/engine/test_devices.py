@@ -145,7 +145,10 @@ def request(slot: int, prompt: Prompt, is_unconditional: bool = False) -> Speech
 
 
 def fill(state: SpeechModelState, family: Family) -> None:
-    """Pairs in the slots 0 and 1, 2 and 3 where the family guides, single replies elsewhere; some redraw repeats."""
+    """Fill the slots: CFG pairs in 0 and 1, 2 and 3 if the family guides, single replies otherwise.
+
+    Some redraw repeats.
+    """
     for slot in range(state.max_num_reqs):
         prompt = make_prompt(family, slot // 2, ras_window=7 * (slot % 4 < 2))
         is_second = slot % 2 == 1 and bool(family.guided_streams)

@@ -1,4 +1,4 @@
-"""The environment is asked for in a process of its own, as the engine's is."""
+"""The environment, read in a process of its own, like the engine's."""
 
 import os
 import subprocess

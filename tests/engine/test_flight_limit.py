@@ -1,4 +1,4 @@
-"""How many are let in for first frames to come in time: the rule by hand, and on a machine that is only counted out."""
+"""The limit of replies in flight that keeps first frames in time: the rule by hand, and on a simulated machine."""
 
 import random
 from dataclasses import dataclass
@@ -91,10 +91,10 @@ NOISE = 0.8  # standard deviation of the logarithm of a step's duration
 
 
 def served(rate: float, most: float, target_s: float, seconds: float = 400.0) -> tuple[np.ndarray, int]:
-    """Seconds to the first frames of replies that come at random, `rate` a second, and how many were refused.
+    """Return seconds to the first frames of replies that arrive at random, `rate` per second, and the number refused.
 
-    All that are in flight make a row in each step, which takes now and then much longer (lognormal). Those of the first
-    half are left out: the bound is being found.
+    All replies in flight make a row in each step, whose duration is lognormal. Replies of the first half are left out,
+    because the limit is still being adapted.
     """
     arrivals = random.Random(7)
     limit, now, due = FlightLimit(target_s, most), 0.0, arrivals.expovariate(rate)

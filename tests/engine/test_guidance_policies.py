@@ -84,7 +84,7 @@ class Load:
 
 
 def long_speech(checkpoint: Checkpoint, index: int, **changes: object) -> Prompt:
-    """A guided prompt with 70 to 80 frames to come."""
+    """Return a guided prompt with 70 to 80 frames to generate."""
     task = checkpoint.family.tasks[index % 2 if len(checkpoint.family.tasks) > 2 else 0].name
     prompt = make_prompt(checkpoint.family, 4 * index, task, guidance_scale=2.0, **changes)
     audio = replace(prompt.sampling.audio, min_rows=70, max_rows=70 + index)
@@ -151,7 +151,7 @@ def test_with_time_to_spare_an_adaptive_reply_is_an_always_guided_one(checkpoint
 
 @pytest.mark.parametrize("wave", [20, *by_night(7, 33)])
 def test_changes_survive_preemption_and_aborts(checkpoint: Checkpoint, tight: Engine, wave: int) -> None:
-    """Halves go and come back in waves, with blocks for little more than one pair, while some clients leave."""
+    """Guidance ends and returns in waves, with blocks for little more than one CFG pair; some clients disconnect."""
     prompts = {f"r{i}": long_speech(checkpoint, i, policy="adaptive" if i % 3 else "always") for i in range(6)}
     period_s = 1 / checkpoint.family.frame_rate
     Load(tight, lambda step: period_s * (0.1 if step // wave % 2 else 3))

@@ -82,14 +82,14 @@ def roomy(release: Release, request: pytest.FixtureRequest) -> Iterator[Engine]:
 
 
 def said(family: Family, rows: list[list[int]]) -> list[list[int]]:
-    """Rows of a reply with the one that ends it."""
+    """Return the rows of a reply with the row that ends it."""
     return [*rows, [family.end_of_audio, *[family.layout.pad_id] * (NUM_CODEBOOKS - 1)]]
 
 
 def test_the_rules_are_those_of_generate(release: Release) -> None:
-    """Replies end three and four rows behind the first end, and by the limit: as `generate`'s and as the engine's.
+    """Replies end three and four rows after the first end token, and at the limit, in `generate` and in the engine.
 
-    `generate` draws repeats again under greedy decoding, too, where the generation config asks for it.
+    `generate` draws repeats again under greedy decoding, too, if the generation config requests it.
     """
     _, family, reference = release
     end, tails, num_changed = np.array([end for _, end in family.layout.extra]), set(), 0

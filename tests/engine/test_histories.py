@@ -1,4 +1,4 @@
-"""Whatever happens to an engine, every reply is the reference's and nothing is left behind."""
+"""Random histories: every reply is the reference's, and no state is left."""
 
 import os
 from collections import Counter

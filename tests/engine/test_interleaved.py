@@ -28,7 +28,7 @@ REPORT = Report("stop", 1, 1, 1, 0, 1.0, 0, 0.0, None, 1.0)
 
 
 class Spelling:
-    """Reads a token as its number; the last of the words comes with the end."""
+    """Text codec that reads a token as its number; the last word arrives with the end."""
 
     rest = ""
 
@@ -42,7 +42,7 @@ class Spelling:
 
 
 def said(sizes: list[int]) -> tuple[SegmentTracker, list[LMChunk]]:
-    """The chunks of the reply whose rows come in pieces of `sizes`."""
+    """Return the chunks of a reply whose rows arrive in groups of `sizes`."""
     tracker = SegmentTracker(RULES, REPLY, 7)
     codec = TextCodec(lambda task: Spelling(), lambda ids: [None] * len(ids))
     utterance = Utterance(tracker, (), codec, Pacer(ChunkPolicy(2, 4, deterministic=True)))

@@ -1,4 +1,4 @@
-"""Neither those that listen nor those that speak keep the others waiting, once each has its share of the cache."""
+"""KV shares: replies with text output and replies with audio output do not block each other."""
 
 from dataclasses import replace
 
@@ -30,7 +30,7 @@ def listening(checkpoint: Checkpoint, index: int) -> Prompt:
 
 
 def speaking(checkpoint: Checkpoint, index: int) -> Prompt:
-    """A prompt of 40 rows, two blocks and as many for the other half, and a reply of 40 frames."""
+    """Return a prompt of 40 rows, two blocks for each request of the pair, and a reply of 40 frames."""
     prompt = make_prompt(checkpoint.family, 2 + 4 * index, "speak", guidance_scale=2.0)
     audio = replace(prompt.sampling.audio, min_rows=40, max_rows=40)
     return replace(prompt, sampling=replace(prompt.sampling, audio=audio))

@@ -28,7 +28,7 @@ class Case:
         self.reference = Reference(self.folder, family, MAX_MODEL_LEN)
 
     def check(self, engine: Engine, prompt: Prompt) -> tuple[Answer, SegmentTracker]:
-        """The answer, held against the reference, and where it got to."""
+        """Compare the answer with the reference, and return the position that it reached."""
         answer = engine.run({"one": prompt})["one"]
         rows, _ = self.reference.reply(prompt)
         assert answer.rows == [row[: self.family.layout.num_output_streams] for row in rows]

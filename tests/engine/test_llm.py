@@ -1,4 +1,4 @@
-"""The one door, with the engine in its own process: chunks, reports, aborts and refusals."""
+"""`SpeechLLM` with the engine in its own process: chunks, reports, aborts and refusals."""
 
 import asyncio
 from collections.abc import AsyncIterator

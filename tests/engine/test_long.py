@@ -35,7 +35,7 @@ def engine(folder: Path) -> Iterator[Engine]:
 
 
 def long_prompt(index: int, task: str, guidance_scale: float) -> Prompt:
-    """A prompt of `PROMPT_ROWS` rows, with codes where its task listens."""
+    """Return a prompt of `PROMPT_ROWS` rows, with codes if its task has audio input."""
     prompt = make_prompt(LONG, index, task, guidance_scale=guidance_scale)
     rows = np.resize(prompt.rows, (PROMPT_ROWS, prompt.rows.shape[1]))
     rows[:, 0] = np.random.default_rng(index).integers(16, 47, PROMPT_ROWS)

@@ -1,4 +1,4 @@
-"""Modules of MCTP behind a model: every reply is the one that is recomputed from scratch, row by row."""
+"""MCTP modules: every reply equals one recomputed from scratch, row by row."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -60,7 +60,7 @@ def roomy(checkpoint: Checkpoint) -> Iterator[Engine]:
 
 
 def prompts() -> dict[str, Prompt]:
-    """Two for each schedule that has a name: greedy and drawn, guided or not, audio or text; one for each other."""
+    """Return two prompts for each named schedule (greedy and sampled, guided or not), and one for each other."""
     names = [*SCHEDULES, *SCHEDULES, *NUMBERS]
     made = {f"r{index}": make_prompt(MODULES, index) for index in range(len(names))}
     return {
@@ -83,7 +83,7 @@ def prompts() -> dict[str, Prompt]:
     ],
 )
 def test_all_schedules_equal_recomputation(checkpoint: Checkpoint, limits: dict[str, int], is_async: bool) -> None:
-    """As they come one by one, and once more, from the prefix cache."""
+    """First as separate arrivals, then again from the prefix cache."""
     given, engine = (
         prompts(),
         Engine(checkpoint.folder, max_model_len=MAX_MODEL_LEN, async_scheduling=is_async, **limits),
@@ -102,7 +102,7 @@ def test_all_schedules_equal_recomputation(checkpoint: Checkpoint, limits: dict[
 
 
 def test_codes_that_prompt_and_reply_have_said_are_penalized_within_a_burst_too(tmp_path: Path) -> None:
-    """Drawn, most of them guided, in chunks and preempted. The other tests' texts are penalized, too."""
+    """Sampled, most of them guided, chunked and preempted. The other tests penalize texts, too."""
     known, given, codes = Checkpoint(tmp_path, PENALIZED_SPEECH), {}, PENALIZED_SPEECH.layout.audio[0]
     # The first two begin with all blocks there are, and need more after five steps.
     for index, schedule in ((6, "turbo"), (2, "boost"), (5, "vanilla"), (3, "balance"), (1, "turbo_2")):
@@ -127,21 +127,21 @@ def test_a_reply_alone_is_the_one_in_a_batch(checkpoint: Checkpoint, roomy: Engi
 
 
 def short(rows: np.ndarray, schedule: str | tuple[int, ...], num_rows: int = 9) -> Prompt:
-    """A greedy unguided reply of a few rows behind `rows`."""
+    """Return a greedy unguided reply of a few rows after `rows`."""
     made = make_prompt(MODULES, 0, "speak", schedule=schedule, guidance_scale=1.0)
     audio = replace(made.sampling.audio, min_rows=num_rows, max_rows=num_rows)
     return replace(made, rows=rows.astype(np.int32), sampling=replace(made.sampling, audio=audio))
 
 
 def spoken(num_rows: int, seed: int) -> np.ndarray:
-    """Rows of a prompt with text on stream 0 and nothing beside it."""
+    """Return rows of a prompt with text on stream 0 and nothing on the others."""
     rows = np.zeros((num_rows, MODULES.layout.num_input_streams), np.int32)
     rows[:, 0] = np.random.default_rng(seed).integers(16, 47, num_rows)
     return rows
 
 
 def test_a_prompt_that_differs_within_a_block_uses_its_own_rows(checkpoint: Checkpoint, roomy: Engine) -> None:
-    """Modules read rows together with those behind them: the last rows of a shared block would be the other's."""
+    """Modules read rows together with later ones: the last rows of a shared block would be the other prompt's."""
     first = spoken(96, 1)
     roomy.run({"first": short(first, "boost")})
     for at in range(64, 72):

@@ -48,7 +48,7 @@ def engine(request: pytest.FixtureRequest, folder: Path, multiplied: set[int]) -
 
 
 def mixed_prompt(index: int) -> Prompt:
-    """Both tasks, all policies of guidance, prompts of any length; every fifth begins as others do."""
+    """Return a prompt: both tasks, all guidance policies, any length; every fifth has a common prefix."""
     policy = POLICIES[index % 3]
     limit = {"guided_until_s": 0.3} if policy == "until_s" else {}
     prompt = make_prompt(TINY, index, policy=policy, **limit)
@@ -57,7 +57,7 @@ def mixed_prompt(index: int) -> Prompt:
 
 
 def run(engine: Engine, first: int, count: int) -> None:
-    """`count` requests that come a step apart, some of which are given up, in their queue or later."""
+    """Run `count` requests that arrive one step apart, some of which are aborted, in the queue or later."""
     prompts = {f"request-{index}": mixed_prompt(index) for index in range(first, first + count)}
     arrivals = {name: step for step, name in enumerate(prompts)}
     aborts = {name: step + 3 * step % 40 for name, step in arrivals.items() if step % 6 == 0}

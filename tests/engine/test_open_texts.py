@@ -1,4 +1,4 @@
-"""A text that comes while it is spoken: at any pace, in any batch, preempted or not, the reply is that to the text."""
+"""Streamed texts: at any pace, in any batch, preempted or not, the reply equals that to the whole text."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -64,7 +64,7 @@ def extend(engine: Engine, name: str, ids: list[int], is_last: bool) -> None:
 
 
 def speak(engine: Engine, seed: int, slowest: int, aborts: int = 0) -> tuple[dict[str, Answer], int]:
-    """All texts at random paces, some begun later than others, and how many steps went by; as many `aborts`."""
+    """Return replies to all texts at random paces, some of them later, and the number of steps; abort `aborts`."""
     random, steps = np.random.default_rng(seed), 0
     writers, answers, pending = [], {}, {}
     for index in range(NUM_TEXTS):

@@ -159,7 +159,7 @@ def test_codes_said_too_often_are_drawn_again_after_a_preemption(checkpoint: Che
 
 
 def varied(family: Family, index: int) -> Prompt:
-    """A prompt with sampling parameters of its own in each segment, no two alike."""
+    """Return a prompt with different sampling parameters in each segment."""
     prompt = make_prompt(family, index)
     random = np.random.default_rng(100 + index)
 
@@ -223,7 +223,7 @@ def test_aborted_requests_leave_nothing_behind(checkpoint: Checkpoint, tight: En
 
 
 def test_an_abort_takes_both_halves_of_a_pair(checkpoint: Checkpoint, tight: Engine) -> None:
-    """Every other reply is aborted in the step in which its second half has come."""
+    """Every second reply is aborted in the step in which its unconditional request has arrived."""
     family = checkpoint.family
     speaking = [task.name for task in family.tasks if Segment.AUDIO in task.segments]
     prompts = {
@@ -257,7 +257,7 @@ def test_prompts_that_differ_only_in_codes_share_no_blocks(checkpoint: Checkpoin
 
 
 def test_the_unconditional_halves_share_their_context(checkpoint: Checkpoint, roomy: Engine) -> None:
-    """Two guided replies with different prompts: the second's unconditional half finds its context computed."""
+    """Two guided replies with different prompts: the second's unconditional request finds its context computed."""
     task = checkpoint.family.tasks[0].name
     computed: list[int] = []
 
@@ -312,7 +312,10 @@ def test_pads_that_are_learned_are_read_everywhere(tmp_path: Path) -> None:
 
 
 def test_each_row_of_a_frame_is_drawn_from_its_own_ids(tmp_path: Path) -> None:
-    """Alone, batched and preempted within frames; a reply may be cut within a frame, and ends by itself between two."""
+    """Alone, batched and preempted within frames. A limit may cut within a frame.
+
+    Otherwise a reply ends after a frame.
+    """
     three_rows = Checkpoint(tmp_path, "three_rows")
     prompts = {f"r{index}": make_prompt(THREE_ROWS, index, repetition_penalty=1.2) for index in range(12)}
     places = THREE_ROWS.layout.frame_codec.places

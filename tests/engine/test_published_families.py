@@ -221,7 +221,7 @@ def test_logits_of_every_stream_are_the_backbone_s_own_class_s(
     monkeypatch: pytest.MonkeyPatch,
     record_property: Callable[[str, float], None],
 ) -> None:
-    """Over text, transition and audio: along the reply, which Hugging Face's class reads at once, 1e-4 in float32."""
+    """Over text, transition and audio: Hugging Face's class reads the whole reply in one pass, 1e-4 in float32."""
     heads, largest = roomy.core.model_executor.driver_worker.worker.model_runner.sampler._draw._heads, 0.0
     for index, task in enumerate(checkpoint.family.tasks):
         prompt = make_prompt(checkpoint.family, index + 3, task.name, guidance_scale=1.0)

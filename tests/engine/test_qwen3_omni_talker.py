@@ -1,4 +1,4 @@
-"""Qwen3-Omni's talker in the engine: experts, rows of a thinker's states, words beside the frames."""
+"""Qwen3-Omni's talker in the engine: experts, rows of a thinker's states, words added to the frames."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -98,7 +98,7 @@ def test_drawn_replies_are_those_of_the_slow_reference(tight: Engine, checkpoint
 
 
 def test_an_expert_that_a_checkpoint_lacked_would_be_missed(tight: Engine, checkpoint: Path) -> None:
-    """vLLM takes the others of its layer for all: what a layer keeps as one is known by its parts."""
+    """vLLM stores a layer's experts as one tensor, so a missing expert is detected by its parts."""
     model: Any = tight.model_state.model
     published = {name for name in load_file(next(checkpoint.glob("*.safetensors"))) if ".experts." in name}
     assert published

@@ -1,4 +1,4 @@
-"""Qwen3-TTS in the engine: text beside the frames, a depth transformer with a sampler of its own, codes penalized."""
+"""Qwen3-TTS in the engine: text added to the frames, a depth transformer with its own sampler, penalized codes."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -75,7 +75,7 @@ def multiplied(monkeypatch: pytest.MonkeyPatch) -> set[int]:
 
 
 def make_prompts(family: Family) -> dict[str, Prompt]:
-    """Three replies, one guided where the family can be; prompts of 1, 17 and 40 rows."""
+    """Return prompts of 1, 17 and 40 rows for three replies, one guided if the family can be."""
     made = {}
     for index, length in enumerate((1, 17, 40)):
         prompt = make_prompt(family, 2, family.tasks[0].name)

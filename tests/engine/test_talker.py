@@ -1,4 +1,4 @@
-"""Qwen3-Omni's talker through the one door, as a program drives it that has a thinker."""
+"""Qwen3-Omni's talker through `SpeechLLM`, as a program with a thinker uses it."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""A text beside the frames: every reply is the reference's, in any batch, chunked, preempted, guided and shared."""
+"""Text added to the frames: replies equal the reference's batched, chunked, preempted, guided and shared."""
 
 from collections.abc import Iterator
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Rows become chunks: all codes, once, in order; words at the frames where they begin."""
+"""Rows become chunks: all codes once and in order, and words at the frames where they begin."""
 
 from dataclasses import replace
 from itertools import count
@@ -42,7 +42,7 @@ POLICY = ChunkPolicy(4, 25)
 def utterance(
     words: tuple[str, ...], policy: ChunkPolicy = POLICY, frame_s: float = 0.02, with_codes: bool = False
 ) -> Utterance:
-    """Frames come every `frame_s` seconds, and are played for 0.04."""
+    """Return an utterance whose frames arrive every `frame_s` seconds and last 0.04 s."""
     family, now = TINY, count()
     task = family.task("tts")
     tracker = SegmentTracker(SegmentRules(family, 1024), task, 3)
@@ -261,7 +261,7 @@ def test_a_change_of_guidance_is_told_with_its_frame(together: int) -> None:
 @pytest.mark.parametrize("together", [1, 2, 100])
 @pytest.mark.parametrize("num_left_over", [0, 1, 2])
 def test_rows_become_frames_and_an_incomplete_frame_is_dropped(together: int, num_left_over: int) -> None:
-    """Three rows a frame, in chunks of two frames; a limit ends the reply up to two rows behind its last frame."""
+    """Three rows per frame, two frames per chunk; a limit ends the reply up to two rows after its last frame."""
     places, end = THREE_ROWS.layout.frame_codec.places, THREE_ROWS.end_of_audio
     expected = np.random.default_rng(0).integers(0, 16, (3, 7))
     ids = [ids.start + code for frame in expected.T for ids, code in zip(places, frame, strict=True)]

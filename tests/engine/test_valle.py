@@ -1,5 +1,7 @@
-"""VALL-E's first half in the engine: its codes are those of its authors' own loop; guided ones those of two runs of
-transformers' GPT-2 over the same rows, merged."""
+"""VALL-E's language model in the engine: codes equal those of its authors' loop.
+
+Guided codes equal those of two runs of transformers' GPT-2 over the same rows, merged.
+"""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -97,7 +99,7 @@ def test_replies_go_on_behind_a_preemption(checkpoint: Path, prompts: dict[str, 
 
 
 class GuidedReference:
-    """Reads both halves' rows anew for every code."""
+    """Recomputes the rows of both requests of a CFG pair for every code."""
 
     def __init__(self, checkpoint: Path, family: Family):
         (path,) = checkpoint.glob("*.safetensors")

@@ -92,7 +92,7 @@ class CapturedAttention(ModuleAttention):
 
 @pytest.mark.nightly
 def test_two_ranks_say_the_same(checkpoint: Path) -> None:
-    """Each has half of the heads of attention, of the modules' too, and half of the one head over all ids."""
+    """Each rank has half of the attention heads, including the modules', and half of the one head over all ids."""
     ends, replies = family_at(checkpoint).drawn_ends, [reply for reply in REPLIES if reply["penalty"] > 1.1]
     more = {"async_scheduling": True, "tensor_parallel_size": 2, **TIGHT}
     with forked_processes():

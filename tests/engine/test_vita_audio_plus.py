@@ -35,7 +35,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def prompts(checkpoint: Path) -> dict[str, Prompt]:
-    """Two voices ask on different schedules, one of them twice; as the ensemble hands them over."""
+    """Return prompts of two voices on different schedules, one of them twice, as the ensemble passes them."""
     preprocessor, found = Preprocessor(checkpoint), {}
     turns = json.dumps([{"role": "system", "text": "be terse."}, {"role": "user", "audio": "pcm_in"}])
     for name, seconds, schedule in (("a", 1.0, "turbo"), ("b", 1.5, "balance"), ("c", 1.0, "vanilla")):

@@ -99,7 +99,7 @@ class Reply:
         self.frames: list[tuple[int, list[int]]] = []  # the row after which each left, counted from the first of audio
 
     def write(self, drawn: Sequence[int]) -> list[int]:
-        """The row that is written where the model draws `drawn`."""
+        """Append the row that is written if the model draws `drawn`."""
         wrap, upload = self.arrays.wrap, self.arrays.upload
         state = SlotState(*wrap(self.tables.state)[upload(np.array([0]))].T)
         limits, scales = SlotLimits(*upload(self.tables.limits.T)), SlotScales(*upload(self.tables.scales.T))

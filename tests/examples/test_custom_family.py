@@ -125,7 +125,7 @@ def test_chunks_of_any_size_are_one_decode(codec: Any) -> None:
 
 
 def test_noise_follows_the_place_in_the_utterance_and_not_the_batch(codec: Any) -> None:
-    """Two windows of one batch lie at other places, one of them where the noise begins anew."""
+    """Two windows of one batch have different positions, one of them where the noise begins again."""
     codes, first = random_codes(codec, 2, 9), torch.tensor([3, 510])
     both, _ = codec.decode(Window(codes, 3, 3, first, codec.initial_state(2)))
     for index in range(2):

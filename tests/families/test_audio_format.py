@@ -1,4 +1,4 @@
-"""How many rows audio makes, and which audio a prompt may bring."""
+"""Number of rows of audio, and audio that a prompt may contain."""
 
 import numpy as np
 import pytest

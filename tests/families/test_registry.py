@@ -1,4 +1,4 @@
-"""A checkpoint's config.json names its family, and may bring a vocabulary of its own."""
+"""Family of a checkpoint by its config.json, which may contain a vocabulary."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Tokens of text that comes in pieces are those of the whole text, wherever it is cut."""
+"""Tokens of streamed text equal those of the whole text, for any division into parts."""
 
 import random
 import string

@@ -110,7 +110,7 @@ async def test_a_head_has_an_end(start: Start, before: bytes, again: bytes) -> N
 
 
 async def made_by(running: Running, data: bytes = b"") -> tuple[Pair, Connection]:
-    """Connect, and return both ends; `data` comes to the gateway's end in one read."""
+    """Connect, and return both ends; `data` reaches the gateway's end in one read."""
     pair = await connect(running)
     async with asyncio.timeout(60):
         while not running.server.server_state.connections:

@@ -28,7 +28,7 @@ PATIENCE_S = 600.0  # on a busy machine
 
 @dataclass
 class Crowd:
-    """Callers by key, each with a connection of its own."""
+    """Clients by key, each with a connection of its own."""
 
     running: Running
     http: aiohttp.ClientSession

@@ -90,7 +90,7 @@ async def replay(running: Running, request: dict[str, Any]) -> tuple[int, str]:
 
 
 async def replay_messages(running: Running, request: dict[str, Any]) -> None:
-    """Send the messages of a recorded WebSocket; no error may come before the answer to a last one of our own."""
+    """Send the messages of a recorded WebSocket; no error may precede the answer to a final message of ours."""
     parts = urlsplit(running.url)
     headers = {name: value for name, value in request["headers"].items() if name == "authorization"}
     url = f"ws://{parts.netloc}{request['target']}"

@@ -1,4 +1,4 @@
-"""How much JSON a caller may give as options: as much as the server takes."""
+"""Limit of JSON options from a client: equal to the server's."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""The page's files: served to everybody, whole in the package, and nothing in them from elsewhere."""
+"""The page's files: public, complete in the package, and without external references."""
 
 import re
 from html.parser import HTMLParser

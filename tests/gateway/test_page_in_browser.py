@@ -109,7 +109,7 @@ async def browser(address: str) -> AsyncIterator[Browser]:
 
 
 def wave(seed: int, num_samples: int) -> np.ndarray:
-    """Samples [n] int16 that are like no others, and none of them silence."""
+    """Return unique samples [n] int16 without silence."""
     return np.random.default_rng(seed).integers(1, 32_767, num_samples).astype(np.int16)
 
 

@@ -28,7 +28,7 @@ SLOWLY = REQUEST | {"response_format": "pcm"}
 
 
 def num_samples(data: bytes, name: str) -> int:
-    """How many samples at 24 kHz a player finds in a file of that format, or in its beginning."""
+    """Return the number of samples at 24 kHz in a file of that format, or in its beginning."""
     return len(data) // 2 if name == "pcm" else len(decoded(data, name))
 
 

@@ -53,7 +53,7 @@ class Writer:
         return message if isinstance(message, bytes) else json.loads(message)
 
     async def until(self, kind: str) -> tuple[list[dict[str, Any]], bytes]:
-        """The events up to one of that type, and the sound between them."""
+        """Return the events up to one of that type, and the audio between them."""
         events, sound = list[dict[str, Any]](), b""
         while not events or events[-1]["type"] != kind:
             message = await self.next()

@@ -1,4 +1,4 @@
-"""Time stretching: exact lengths, the same pitch, and the same samples however they come."""
+"""Time stretching: exact lengths, unchanged pitch, and equal samples for any chunks."""
 
 import numpy as np
 import pytest

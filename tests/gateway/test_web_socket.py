@@ -26,7 +26,7 @@ def frame(opcode: Opcode, data: bytes = b"", fin: bool = True) -> bytes:
 
 
 def socket_of(running: Running) -> Socket:
-    """Return the gateway's end of the one WebSocket that is open."""
+    """Return the gateway's end of the only open WebSocket."""
     (made,) = (each for each in running.server.server_state.connections if isinstance(each, Socket))
     return made
 

@@ -1,4 +1,4 @@
-"""Flags: ours are read, others are tritonserver's."""
+"""Flags: ours are parsed, others are passed to tritonserver."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Starts that fail are tried again ever more slowly, and at once when all was well in between."""
+"""Delays between restarts grow, and reset after a healthy period."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""Triton starts its stubs by a line of bash: what that cannot say goes by another name."""
+"""Triton starts its stubs through bash, so folders with unsupported names are reached through a link."""
 
 import sysconfig
 import venv

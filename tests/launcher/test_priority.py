@@ -1,4 +1,4 @@
-"""Loading models goes before other work, where that is permitted, and for as long as they load."""
+"""Processes that load models have raised priority while they load, if permitted."""
 
 import os
 import subprocess

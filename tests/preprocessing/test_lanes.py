@@ -31,7 +31,7 @@ class Reading:
 
 
 class Held:
-    """A job that runs until it is let go."""
+    """A job that runs until the test releases it."""
 
     def __init__(self) -> None:
         self.begun, self.may_end, self.ended = threading.Event(), threading.Event(), threading.Event()

@@ -21,7 +21,7 @@ FOLDERS = tempfile.TemporaryDirectory()  # ends with this process
 
 
 class Proxied:
-    """A fake Triton and the address of the proxy before it, and where the models look for clients that have left."""
+    """A fake Triton, the address of its proxy, and the file in which models find client disconnects."""
 
     def __init__(self, triton: FakeServer, address: str, given_up: list[str], departures: Disconnects) -> None:
         self.triton, self.address, self.given_up, self.departures = triton, address, given_up, departures

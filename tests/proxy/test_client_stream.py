@@ -15,7 +15,7 @@ NUM_REQUESTS = 1000
 
 
 class Triton:
-    """Answers each request at once."""
+    """Fake Triton that answers each request at once."""
 
     number = 7
 
@@ -35,7 +35,7 @@ class Triton:
 
 
 class Reader:
-    """A client that sends 1000 requests, and takes answers as it is let."""
+    """A client that sends 1000 requests, and reads answers when permitted."""
 
     def __init__(self) -> None:
         self.takes, self.is_offered = asyncio.Event(), asyncio.Event()

@@ -19,7 +19,7 @@ AGAIN = "a process of the server has ended and is being restarted; try again"
 
 
 class Gated:
-    """A fake Triton behind a proxy with a gate; it answers at once, or begins to, or never does."""
+    """A fake Triton and a proxy with a gate; it answers at once, partly, or never."""
 
     def __init__(self, triton: FakeServer, address: str, gate: Gate) -> None:
         self.triton, self.address, self.gate = triton, address, gate

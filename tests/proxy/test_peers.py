@@ -65,7 +65,7 @@ BEGIN = head(
 
 
 def until_read(client: socket.socket) -> None:
-    """Wait until the server has read all that was sent: it acknowledges a ping behind it, without the proxy's help."""
+    """Wait until the server has read all sent data: it acknowledges a final ping without the proxy's help."""
     client.sendall(frame(PING, 0, 0, b"all read"))
     received = b""
     while frame(PING, 1, 0, b"all read") not in received:

@@ -1,4 +1,4 @@
-"""Which calls are ended where they are too many or hold too much."""
+"""Calls that are ended if there are too many or they hold too much."""
 
 import asyncio
 from contextlib import ExitStack

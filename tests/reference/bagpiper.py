@@ -1,4 +1,4 @@
-"""Bagpiper by its authors' formulas: Hugging Face's Qwen3Model, read anew for every row, greedy. It knows no Family."""
+"""Bagpiper by its authors' formulas: Hugging Face's Qwen3Model, recomputed for every row, greedy, without Family."""
 
 import torch
 from transformers import Qwen3Config, Qwen3Model
@@ -33,7 +33,7 @@ class Bagpiper:
         return (hidden + self.bias) @ self.head.T
 
     def words(self, rows: list[Row], least: int, most: int) -> tuple[list[Row], list[Row]]:
-        """`rows` with a text behind them; and the row of the end that was drawn, none where it may be no longer."""
+        """Return `rows` followed by a text, and the row of its end, or none if the text reached its limit."""
         rows, start = list(rows), len(rows)
         while True:
             step = len(rows) - start
@@ -45,7 +45,7 @@ class Bagpiper:
             rows.append([token] + [0] * 7)
 
     def speech(self, rows: list[Row], scale: float, least: int, most: int) -> list[Row]:
-        """`rows`, which end with the marker of audio, with audio behind them and its end."""
+        """Return `rows`, which end with the marker of audio, followed by audio and its end."""
         rows, start = list(rows), len(rows)
         while True:
             step = len(rows) - start

@@ -12,7 +12,7 @@ MARGIN = 1e-5  # of probability: tolerance for sums in another order
 def draw(
     logits: Sequence[float], ids: Sequence[int], uniform: Noise, temperature: float, top_k: int, top_p: float
 ) -> tuple[int, float]:
-    """The token id drawn, and its lead: 0 where another would be, were `top_p` a little more or less."""
+    """Return the token id drawn and its lead: 0 if a slightly different `top_p` would change it."""
     ranked = sorted((c for c in range(len(ids)) if logits[c] > -math.inf), key=lambda c: -logits[c])
     if temperature == 0:
         return ids[ranked[0]], math.inf

@@ -1,4 +1,4 @@
-"""The reference with modules behind the model: every row from scratch, all rows before it read again."""
+"""The reference with MTP modules: every row is recomputed from scratch over all earlier rows."""
 
 import json
 from pathlib import Path

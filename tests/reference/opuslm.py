@@ -1,4 +1,4 @@
-"""OpusLM by ESPnet's formulas: Hugging Face's Olmo2Model or LlamaModel, read anew for every row. It knows no Family."""
+"""OpusLM by ESPnet's formulas: Hugging Face's Olmo2Model or LlamaModel, recomputed for every row, without Family."""
 
 import torch
 from transformers import AutoConfig, AutoModel
@@ -32,7 +32,7 @@ class OpusLM:
         return (hidden + self.bias) @ self.head.T
 
     def words(self, rows: list[Row], least: int, most: int) -> list[Row]:
-        """`rows` with a text behind them, without its end."""
+        """Return `rows` followed by a text without its end."""
         rows, start = list(rows), len(rows)
         while True:
             step = len(rows) - start
@@ -42,7 +42,7 @@ class OpusLM:
             rows.append([token] + [0] * 8)
 
     def speech(self, rows: list[Row], least: int, most: int) -> list[Row]:
-        """`rows`, which end with the marker of audio, with audio, its end and eight rows behind them."""
+        """Return `rows`, which end with the marker of audio, followed by audio, its end and eight rows."""
         rows, start = list(rows), len(rows)
         seen: int | None = None  # in the row after the one that the model drew, but in the same row if a limit sets it
         end: int | None = None
@@ -62,7 +62,7 @@ class OpusLM:
                 return rows
 
     def turn(self, rows: list[Row], least: int, most: int) -> list[Row]:
-        """The assistant's words behind `rows`, eight pads, its role and the marker of audio, and it speaks them."""
+        """Return the assistant's turn after `rows`: words, eight pads, its role, the marker of audio, and speech."""
         rows = self.words(rows, least, most)
         alone = [[token] + [0] * 8 for token in (*[0] * 8, 10, CODEC_SSL)]
         return self.speech([*rows, *alone], least, most)

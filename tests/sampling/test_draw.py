@@ -36,7 +36,7 @@ def test_a_row_draws_the_same_whatever_the_others_ask_for(case: Case) -> None:
 
 
 def test_where_there_is_no_stream_nothing_is_drawn() -> None:
-    """As of the streams behind the first, of a family that has but one."""
+    """As for the streams after the first in a family with one stream."""
     case = random_case(0, (3, 0, 0), step=0.0)
     assert drawn(case).shape == (3, 0)
 

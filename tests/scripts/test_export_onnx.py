@@ -1,4 +1,4 @@
-"""Exported decoders through onnxruntime, on one thread, against torch; the bundled one in server/test_onnx.py."""
+"""Exported decoders in onnxruntime, on one thread, against torch; the bundled one is in server/test_onnx.py."""
 
 import json
 import multiprocessing
@@ -34,7 +34,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def apart() -> Iterator[Executor]:
-    """A process that exports and does nothing else, as the command does: what torch remembers of other traces shows."""
+    """Export in a process of its own, as the command does, because torch keeps state of other traces."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         yield pool
 
@@ -102,7 +102,7 @@ def test_a_state_that_only_torch_carries_is_refused(tmp_path: Path) -> None:
 
 @pytest.fixture
 def command(mel: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """The command line that exports the feature extractor, which has been exported already; where it writes."""
+    """Return the command line that exports the feature extractor again, and its output path."""
     out = tmp_path / "mel.onnx"
     monkeypatch.setattr(sys, "argv", ["export_onnx", "mel", "--out", str(out)])
     monkeypatch.setattr(export_onnx, "export_mel", lambda file: shutil.copy(mel, file))

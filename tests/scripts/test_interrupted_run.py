@@ -1,4 +1,4 @@
-"""A run of the tests that is interrupted or killed leaves no process behind."""
+"""An interrupted or killed run of the tests leaves no process."""
 
 import os
 import signal

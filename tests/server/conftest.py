@@ -31,7 +31,7 @@ START_S = 1500.0  # for ten starts: the launcher gives up before
 
 
 def idle_s(seconds: float) -> float:
-    """A limit in seconds of a machine that has nothing else to do, in seconds of this one as it is now."""
+    """Scale a limit in seconds on an idle machine by this machine's current load."""
     return seconds * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 

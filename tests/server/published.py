@@ -78,7 +78,7 @@ class PublishedModel:
 
 
 def audio_start(rows: list[list[int]], family: Family, task: str) -> int | None:
-    """The first row of the audio segment; None where a reply has none."""
+    """Return the first row of the audio segment, or None if a reply has none."""
     segments = family.task(task).segments
     if len(segments) == 1:
         return 0 if segments[0].name == "AUDIO" else None

@@ -1,4 +1,4 @@
-"""A client that goes away costs nothing more."""
+"""Client disconnects: no further work is done for the client."""
 
 import time
 

@@ -53,7 +53,7 @@ def over_http(server: Server, path: str, body: bytes) -> str:
 
 
 def beside_answers(server: Server, aside: Any) -> str:
-    """Requests that are answered at once, as many as meet others' answers while these are being written."""
+    """Send enough immediately answered requests that some coincide with the writing of other answers."""
     long = ("text", "BYTES", [1], struct.pack("<I", 150) + b"The garden door is open. " * 6)
 
     def requests() -> Iterator[Any]:

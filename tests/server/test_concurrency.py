@@ -1,4 +1,4 @@
-"""Sixteen at once: every answer is its own."""
+"""Sixteen concurrent requests, each with its own answer."""
 
 from concurrent.futures import ThreadPoolExecutor
 

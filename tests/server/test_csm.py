@@ -49,7 +49,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class ServedCsm(ServedCheckpoint):
-    """The server of a release, and what its replies are held to."""
+    """The server of a release, and the reference for its replies."""
 
     reference: CsmReference
 

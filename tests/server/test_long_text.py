@@ -1,4 +1,4 @@
-"""A text that the model does not speak at once, as one utterance."""
+"""A text longer than the model accepts, as one utterance."""
 
 import itertools
 

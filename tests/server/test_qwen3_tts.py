@@ -54,10 +54,10 @@ CASES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class ServedQwen3TTS(ServedCheckpoint):
-    """The server of a release, and what its replies are held to."""
+    """The server of a release, and the reference for its replies."""
 
     def codes(self, options: dict[str, Any], **inputs: Any) -> np.ndarray:
-        """The codes [K, T] of the reply to a request, behind those of the reference from which it goes on."""
+        """Return codes [K, T] of the reply to a request, after the codes of the reference that it continues."""
         prompt = Preprocessor(self.checkpoint).prepare(RawRequest(**inputs, options=json.dumps(options)))
         family = family_at(self.checkpoint)
         rows, _ = Reference(self.checkpoint, family, family.max_model_len).reply(prompt)
@@ -204,7 +204,7 @@ def spoken(responses: list[Response]) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def at_once(served: ServedQwen3TTS) -> tuple[np.ndarray, np.ndarray]:
-    """The same text when all of it comes with the request."""
+    """Return the answer to the same text, sent with the request."""
     answer = served.server.ask(ALL_ROWS | {"text_mode": "streaming"}, text=WRITTEN)
     assert answer.error is None
     return spoken(answer.responses)
@@ -264,7 +264,7 @@ def test_bad_input_is_refused_by_its_field(served: ServedQwen3TTS) -> None:
 
 
 async def test_an_uploaded_voice_speaks_by_its_id(cloning: ServedQwen3TTS, tmp_path: Path) -> None:
-    """As the recording does that comes with the request, and as the slow reference."""
+    """Like the same recording sent with the request, and like the slow reference."""
     recording, words = wav(speech(1.3), 24_000), {"ref_text": "so it was", "name": "mine", "consent": "my own"}
     options = {"audio": OPTIONS["audio"], "seed": 3}
     listener = socket.create_server(("127.0.0.1", 0))

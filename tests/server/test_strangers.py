@@ -1,4 +1,4 @@
-"""Strangers who call the inner models themselves: each forgery is answered once, and no stream of others notices."""
+"""Direct calls of the inner models: each forgery is answered once, and other streams are unaffected."""
 
 import json
 import random
@@ -24,7 +24,7 @@ TAG = 16
 
 
 class Stranger:
-    """A stream for each model; all that comes back is in `answers`, errors as their messages."""
+    """A stream for each model; `answers` holds all responses, errors as their messages."""
 
     def __init__(self, server: Server) -> None:
         self.answers: Queue[Any] = Queue()
@@ -67,7 +67,7 @@ def stranger(server: Server) -> Iterator[Stranger]:
 
 
 def prompt_of(stranger: Stranger) -> dict[str, np.ndarray]:
-    """A prompt, as anybody can get one from the preprocessor."""
+    """Return a prompt, as any client can get one from the preprocessor."""
     options = np.array([json.dumps(OPTIONS | {"seed": 1}).encode()], object)
     written = stranger.infer("preprocessor", {"text": np.array([SPOKEN.encode()], object), "options": options})
     return {name: written.as_numpy(name) for name in ("rows", "prompt")}

@@ -68,7 +68,7 @@ class ServedVita(ServedCheckpoint):
         return [row[0] for row in rows]
 
     def speaks(self, options: dict[str, Any], inputs: dict[str, Any]) -> Answer:
-        """The answer to a request, its text, its codes and how long it sounds as they should be."""
+        """Request a reply, and check its text, its codes and its duration."""
         options = {"text": {"max_rows": NUM_IDS}, "output": {"codes": True}} | options
         answer = self._ask(options, inputs)
         text, codes = self.answer(options, inputs)

@@ -12,7 +12,7 @@ LADDER = {1, 2, 4, 8, 16, 25}
 
 
 class Line:
-    """Frames that come at given times through a pacer and a decoder of a given latency to a player."""
+    """Frames that arrive at given times, pass a pacer and a decoder of a given latency, and reach a player."""
 
     def __init__(self, policy: ChunkPolicy, latency_s: float = 0.0, pace_s: float = 0.0) -> None:
         self.now = 0.0
@@ -48,7 +48,7 @@ class Line:
 
 
 def evenly(count: int, speed: float) -> list[float]:
-    """Times of frames that come `speed` times as fast as they are played."""
+    """Return arrival times of frames at `speed` times the playback rate."""
     return [index * FRAME_S / speed for index in range(1, count + 1)]
 
 

@@ -1,4 +1,4 @@
-"""The delay pattern against a loop, and its inverse, at once and row by row."""
+"""The delay pattern against a loop, and its inverse, in one pass and row by row."""
 
 import numpy as np
 import pytest

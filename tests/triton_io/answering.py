@@ -1,4 +1,4 @@
-"""A response sender behind which a decoder answers everything at once."""
+"""A response sender with a fake decoder that answers everything at once."""
 
 from stretto.triton_io.flow import FlowTable
 from tests.fakes_triton import InferenceResponse, ResponseSender

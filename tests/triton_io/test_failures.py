@@ -1,4 +1,4 @@
-"""Which error becomes which answer, and which is worth a line in the log."""
+"""Errors, their answers, and those that are logged."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The one door, and a text that is written while the reply is on its way, with the engine in its own process."""
+"""`SpeechLLM` and streamed text, with the engine in its own process."""
 
 import asyncio
 from collections.abc import AsyncIterator

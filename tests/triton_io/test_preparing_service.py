@@ -1,4 +1,4 @@
-"""The preprocessor's rim: text is answered at once, audio when it has been read, and each request once."""
+"""The preprocessor's I/O layer: text is answered at once, audio when it has been read, and each request once."""
 
 import re
 from collections.abc import Callable

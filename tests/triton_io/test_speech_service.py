@@ -33,10 +33,10 @@ TOKENIZER = tokenizer(QWEN)
 
 
 class Model:
-    """Two chunks per prompt; a prompt of one row fails, one of two rows is refused, one of three never ends, and for
-    one of five there is no place.
+    """Fake language model with two chunks per prompt.
 
-    An open text of one of four rows is spoken when it is complete.
+    A prompt of one row fails, one of two is refused, one of three never ends, and for one of five there is no slot. A
+    streamed text with a prompt of four rows is spoken when it is complete.
     """
 
     family = TRACKED_CSM

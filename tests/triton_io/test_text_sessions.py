@@ -31,7 +31,7 @@ END = TRACKED_CSM.text_track.end_id
 
 
 class Model:
-    """Speaks when it has all words: one chunk. `room`: how many words it takes behind the first."""
+    """Fake model that speaks a complete text in one chunk; `room`: number of words that it accepts after the first."""
 
     family = TRACKED_CSM
 

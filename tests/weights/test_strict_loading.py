@@ -27,7 +27,7 @@ LAYOUTS: dict[str, tuple[str, Callable[[Path], None]]] = {
 
 
 class Command:
-    """Makes a directory where it is unpickled."""
+    """Pickled object that makes a directory when it is loaded."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.mkdir, ("was-run",)
@@ -36,7 +36,7 @@ class Command:
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_file_in_which_anything_was_changed_gives_tensors_or_is_named(tmp_path: Path, layout: str) -> None:
-    """Bytes at random places, and in every other one of the files its end cut off."""
+    """Random bytes are changed, and every second file is also truncated."""
     name, save = LAYOUTS[layout]
     path, random = tmp_path / name, np.random.default_rng(1)
     save(path)
@@ -123,7 +123,7 @@ def test_what_is_no_number_is_named(value: float) -> None:
 
 @pytest.mark.parametrize("kind", ["compressed", "overlapping"])
 def test_an_archive_larger_than_its_file_is_refused_before_it_is_unpacked(kind: str, tmp_path: Path) -> None:
-    """3 MB that become 3 GB: `torch.save` does not compress, and each of its records has bytes of its own."""
+    """3 MB that expand to 3 GB: `torch.save` does not compress, and each of its records has bytes of its own."""
     path = tmp_path / "model.pth"
     torch.save({"weight": torch.zeros(1 << 20)}, path)
     with zipfile.ZipFile(path) as archive:

@@ -18,7 +18,7 @@ def whole(**changes: object) -> Answer:
 
 
 def off(sample: int, by: float) -> list[np.ndarray]:
-    """The samples, one of them changed."""
+    """Return the samples with one of them changed."""
     pcm = SOUND.copy()
     pcm[sample] += by
     return [pcm]

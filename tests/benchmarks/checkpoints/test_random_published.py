@@ -16,7 +16,7 @@ from tests.small_vocabularies import SMALL_BAGPIPER, SMALL_OPUSLM
 
 
 def kinds(tensors: dict[str, torch.Tensor]) -> dict[str, int]:
-    """How many tensors there are of each first name or two."""
+    """Return the number of tensors by the first one or two parts of their names."""
     counts: dict[str, int] = {}
     for name in tensors:
         kind = ".".join(name.split(".")[: 2 if not name.startswith("multimodal") else 4])

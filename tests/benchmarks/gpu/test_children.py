@@ -1,4 +1,4 @@
-"""The runner: every job gets its turn, whatever became of the others."""
+"""The runner of jobs: each job runs, even if others fail."""
 
 import json
 import os

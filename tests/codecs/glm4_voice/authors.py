@@ -78,7 +78,7 @@ def built(folder: Path) -> Any:
 
 
 def draw_from(codec: Glm4VoiceCodec) -> None:
-    """Let their noise come from the codec's tables: by its shape it is the flow's, the source's or goes unused."""
+    """Replace the authors' noise by the codec's tables; its shape distinguishes the flow's from the source's."""
     tables = {80: codec.noise.double(), 9: codec.source_noise.double()}
 
     def drawn(like: Tensor) -> Tensor:

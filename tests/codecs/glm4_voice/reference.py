@@ -19,5 +19,5 @@ def tokens() -> Tensor:
 
 
 def thinned(values: np.ndarray) -> np.ndarray:
-    """Every EVERY-th of all numbers, after how many there are, in float32."""
+    """Return the count of numbers and every EVERY-th of them, in float32."""
     return np.append(values.size, values.reshape(-1)[::EVERY]).astype(np.float32)

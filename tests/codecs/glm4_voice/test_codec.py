@@ -1,4 +1,4 @@
-"""One waveform of the same codes, however they come; checkpoints that do not fit are refused by name."""
+"""Equal codes give one waveform in any chunks; checkpoints that do not fit are refused by name."""
 
 import pickle
 from dataclasses import replace
@@ -69,7 +69,7 @@ def test_blocks_that_cannot_be_are_refused(wrong: dict) -> None:
 
 @pytest.mark.parametrize("frames", [9, 34, *by_night(1, 8, 37)])
 def test_the_same_samples_come_of_every_chunking(codec: Glm4VoiceCodec, frames: int) -> None:
-    """Also where the utterance ends with a block, which its last chunk may or may not bring."""
+    """Also if the utterance ends with a block, which its last chunk may or may not contain."""
     codes = random_codes(codec, 2, frames)
     whole = stream(codec, codes, [frames])
     assert whole.shape == (2, frames * codec.spec.samples_per_frame)

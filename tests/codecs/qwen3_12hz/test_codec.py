@@ -1,4 +1,4 @@
-"""One waveform of the same codes, however they come; checkpoints that do not fit are refused by name."""
+"""Equal codes give one waveform in any chunks; checkpoints that do not fit are refused by name."""
 
 import json
 from pathlib import Path

@@ -56,7 +56,7 @@ def stand_in() -> None:
 
 
 def other(make: Callable[..., Any], **values: Any) -> Callable[..., Any]:
-    """The same with other values of some arguments."""
+    """Return the function with other values of some arguments."""
     return lambda *args, **given: make(*args, **given | values)
 
 
@@ -102,7 +102,7 @@ def narrowed() -> Any:
 
 
 def draw_from(codec: S3GenCodec) -> None:
-    """Let their noise come from the codec's tables: by its shape it is the flow's, the source's or goes unused."""
+    """Replace the authors' noise by the codec's tables; its shape distinguishes the flow's from the source's."""
     tables = {80: codec.noise.double(), 9: codec.source_noise.double()}
 
     def drawn(like: Tensor) -> Tensor:

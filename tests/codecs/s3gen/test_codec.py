@@ -1,4 +1,4 @@
-"""Whole utterances: one waveform of the same codes and voice, however they come; what does not fit is named."""
+"""Whole utterances: equal codes and voice give one waveform in any chunks; misfits are named."""
 
 from pathlib import Path
 

@@ -55,7 +55,7 @@ def no_hashes(request: Request) -> list:
 
 
 def arrive(into: RequestTable, request_id: str, task: str = "speak", num_rows: int = 8, **changes: object) -> Request:
-    """A request that has just come, guided unless `changes` of its sampling say otherwise."""
+    """Return a new request, guided unless `changes` of its sampling say otherwise."""
     prompt = make_prompt(FAMILY, 0, task, **{"guidance_scale": 2.0, **changes})
     prompt = replace(prompt, rows=np.resize(prompt.rows, (num_rows, prompt.rows.shape[1])))
     request = Request(
@@ -87,7 +87,7 @@ def speak(state: RequestState, num_rows: int = 1) -> None:
 
 
 def pair(into: RequestTable, request_id: str, **changes: object) -> tuple[Request, Request]:
-    """Both halves of a reply that begins with audio."""
+    """Return both requests of a guided reply that begins with audio."""
     request = arrive(into, request_id, **changes)
     return request, into.add_unconditional(into[request_id])
 

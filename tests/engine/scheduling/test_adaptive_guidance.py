@@ -1,4 +1,7 @@
-"""Halves go and come back by whole rows, the youngest first and the oldest first."""
+"""Adaptive guidance: unconditional requests end and return at whole rows.
+
+The youngest ends first, the oldest returns first.
+"""
 
 from vllm.v1.request import Request, RequestStatus
 
@@ -32,7 +35,7 @@ class FakeLoad:
 
 
 class Scene:
-    """Replies in their audio segments, each with its half, and what the scheduler would do."""
+    """Guided replies in their audio segments, and the scheduler's decisions for them."""
 
     def __init__(self, *names: str, policy: str = "adaptive", **changes: object) -> None:
         self.table: RequestTable = table()

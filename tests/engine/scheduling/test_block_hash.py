@@ -17,7 +17,7 @@ BLOCK = 4
 def request_of(
     rows: np.ndarray, num_prompt_rows: int, cache_salt: str | None = None, is_read_by_modules: bool = False
 ) -> Request:
-    """A request that read the first rows as its prompt and wrote the others."""
+    """Return a request with the first rows as its prompt and the others generated."""
     history = RowHistory(rows[:num_prompt_rows, 1:].astype(np.int32))
     tokens = rows[:, 0].tolist()
     request = Request("r", tokens[:num_prompt_rows], SamplingParams(max_tokens=99), None, cache_salt=cache_salt)

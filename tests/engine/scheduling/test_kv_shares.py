@@ -1,4 +1,4 @@
-"""A class that has used up its share is passed over, and no other is."""
+"""KV shares: only a class that has used up its share is skipped."""
 
 from types import SimpleNamespace
 
@@ -26,7 +26,7 @@ def test_without_shares_there_is_room_for_all() -> None:
 
 @pytest.mark.parametrize(("num_rows", "has_room"), [(7, True), (8, False)])
 def test_a_class_has_room_for_what_fits_beside_what_it_holds(num_rows: int, has_room: bool) -> None:
-    """A pair of seven rows and the row to come holds four blocks, of eight."""
+    """A CFG pair of seven rows and the next row uses four of eight blocks."""
     known = table()
     running = run(*pair(known, "one", num_rows=7))
     waiting = arrive(known, "two", num_rows=num_rows)

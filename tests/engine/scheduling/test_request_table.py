@@ -1,4 +1,4 @@
-"""The table holds every request's state, and makes the unconditional request beside a guided one."""
+"""The request table: state of every request, and the unconditional request of a guided one."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Halves go when steps are slower than frames, and come back only when there is time to spare."""
+"""Unconditional requests end if steps are slower than frames, and return only with time to spare."""
 
 import pytest
 
@@ -8,7 +8,7 @@ PERIOD_S = 0.02
 
 
 class Steps:
-    """A load and a clock of its own."""
+    """A load in simulated time."""
 
     def __init__(self, frame_rate: float = 1 / PERIOD_S) -> None:
         self.now = 100.0

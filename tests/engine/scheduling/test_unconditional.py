@@ -1,4 +1,4 @@
-"""The unconditional half sees the frame of the prompt, and null ids where it stood."""
+"""Unconditional prompts: the frame of the prompt is kept, and null ids replace its content."""
 
 import numpy as np
 import pytest

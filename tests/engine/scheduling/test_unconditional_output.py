@@ -10,7 +10,7 @@ from tests.engine.scheduling.tables import CODES, pair, run, table
 
 
 class Cached:
-    """Stands for the cache manager: whose blocks are hashed up to where."""
+    """Fake cache manager: number of hashed blocks by request."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[str, int]] = []

@@ -17,7 +17,7 @@ NUM_SLOTS = 10
 
 
 def filled() -> SlotTables:
-    """Every slot has a reply of its own temperature and scale; the even ones are greedy in text."""
+    """Slots whose replies have different temperatures and scales; even ones are greedy in text."""
     rules = SegmentRules(EIGHT_STREAMS, 64)
     tables = SlotTables(NUM_SLOTS, rules, torch.device("cpu"))
     for slot in range(NUM_SLOTS):

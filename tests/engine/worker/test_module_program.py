@@ -1,4 +1,4 @@
-"""Modules on buffers that stay where they are: which rows are read, on which device, and what a graph may hold."""
+"""Modules on persistent buffers: the rows that are read, their device, and the content of graphs."""
 
 from contextlib import AbstractContextManager, nullcontext
 from types import SimpleNamespace
@@ -23,7 +23,7 @@ SLOTS, WINDOW, WIDTH = 5, BURSTS.window, 8
 
 
 class FakeAttention:
-    """Notes for whom it was asked."""
+    """Attention that records its requests."""
 
     def __init__(self, max_captured_rows: int, device: torch.device):
         self.max_captured_rows, self.max_length, self.built = max_captured_rows, 160, list[tuple[list[int], int]]()

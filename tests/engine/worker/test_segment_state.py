@@ -56,7 +56,7 @@ class Walk:
         return tracker
 
     def step(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """One row of every reply: stream 0, and the other streams."""
+        """Make one row of every reply: stream 0, and the other streams."""
         wrap, upload = self.arrays.wrap, self.arrays.upload
         state = SlotState(*wrap(self.tables.state)[self.slots].T)
         limits = SlotLimits(*upload(self.tables.limits.T))

@@ -1,4 +1,4 @@
-"""How many kernels a step launches on a GPU, and how many times its host calls CUDA, counted so that neither grows."""
+"""Upper bounds on kernels launched and CUDA calls made by a step on a GPU."""
 
 import sys
 from collections import Counter
@@ -96,7 +96,7 @@ def test_a_steady_step_is_two_copies_a_graph_and_a_copy_and_uploads_nothing(fami
 
 
 def bytecodes(call: Callable[[], object]) -> int:
-    """How many instructions of Python `call` takes."""
+    """Return the number of Python instructions that `call` takes."""
     count, before = 0, sys.gettrace()
 
     def trace(frame: Any, event: str, arg: object) -> Any:

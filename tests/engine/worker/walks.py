@@ -1,4 +1,4 @@
-"""Replies of a family walked through by two samplers at once, over heads of random weights, without an engine."""
+"""Replies of a family processed by two samplers in parallel, over heads of random weights, without an engine."""
 
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -104,7 +104,7 @@ def make_readout(rules: SegmentRules, num_slots: int, device: torch.device = CPU
 
 @dataclass
 class Side:
-    """One of the samplers, and the tables that it alone writes; tokens [R, T]: stream 0 by position."""
+    """One sampler and the tables that it writes; tokens [R, T]: stream 0 by position."""
 
     slots: RunSlots
     tokens: torch.Tensor
@@ -156,7 +156,7 @@ def request(family: Family, name: str, index: int, is_unconditional: bool, **cha
 
 
 class Walk:
-    """Replies in slots, some of them pairs, that end and are followed by others; each step on every one of `sides`."""
+    """Replies in slots, some of them CFG pairs, that end and are followed by others; each step runs on all `sides`."""
 
     def __init__(self, family: Family, sides: list[Side], seed: int):
         self.family, self.sides, self.random = family, sides, np.random.default_rng(seed)
@@ -165,7 +165,7 @@ class Walk:
         self.names = [""] * self.num_slots
 
     def fill(self) -> None:
-        """Put replies into the slots that are free, pairs where the family guides."""
+        """Put replies into the free slots, as CFG pairs if the family guides."""
         free = self.random.permutation(np.flatnonzero(self.lengths == 0)).tolist()
         while free:
             pair = [free.pop()] + (

@@ -23,10 +23,10 @@ MELS = mel_filter_bank(201, 128, 0.0, 8000.0, 16_000, norm="slaney", mel_scale="
 
 
 def as_espnet_hears(pcm: np.ndarray) -> np.ndarray:
-    """[F, 128] as `ContinuousAudioIO.preprocess` of ESPnet has them, one frame at a time, in float64.
+    """Return features [F, 128] as in ESPnet's `ContinuousAudioIO.preprocess`, one frame at a time, in float64.
 
-    It pads to the waveform's own length, which is to say not at all; Whisper's extractor mirrors 200 samples at both
-    ends and drops the last frame; of the others n // 160 count.
+    It pads to the waveform's own length, that is, not at all. Whisper's extractor reflects 200 samples at both ends and
+    drops the last frame; of the others n // 160 count.
     """
     x = pcm.astype(np.float64)
     x = (x - x.mean()) / np.sqrt(x.var() + 1e-7)
@@ -45,7 +45,7 @@ def speech(num_samples: int) -> np.ndarray:
 
 @pytest.mark.parametrize("whole", [0, 16_000])
 def test_audio_of_every_length_ends_as_in_training(whole: int) -> None:
-    """Each length within two and a half frames, alone and behind a second: as many frames, the last one too."""
+    """Each length within two and a half frames, alone and after a second: equal number of frames and last frame."""
     for extra in range(1, 401):
         if whole + extra < SHORTEST:
             continue

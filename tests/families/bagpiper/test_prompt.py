@@ -36,7 +36,7 @@ def write(task: str, *pieces: Piece) -> PromptRows:
 
 
 def stream0(prompt: PromptRows) -> list[int]:
-    """The ids of stream 0, where all others carry pads."""
+    """Return the ids of stream 0; all other streams must carry pads."""
     assert prompt.rows.dtype == np.int32
     assert prompt.rows.shape[1] == 8
     assert not prompt.rows[:, 1:].any()

@@ -39,7 +39,7 @@ def release(published: Path, tmp_path: Path) -> Path:
 
 
 def refusal(release: Path, capsys: pytest.CaptureFixture[str], *more: str) -> str:
-    """The one line that a conversion ends with."""
+    """Return the one line with which a conversion ends."""
     out = release.parent / "out"
     return refused([*command(release, out), *more], out, capsys)
 

@@ -1,4 +1,4 @@
-"""Prompts of Chatterbox: ids of text are its authors', positions stand beside them, a voice is rows of the table."""
+"""Prompts of Chatterbox: the authors' text ids, positions added to them, and a voice as rows of the table."""
 
 from dataclasses import replace
 from pathlib import Path

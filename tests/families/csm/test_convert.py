@@ -94,7 +94,7 @@ def test_float32_releases_stay_float32(release: CsmRelease, tmp_path: Path, caps
 def test_sesame_s_own_files_are_told_by_name(
     release: CsmRelease, is_beside: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The whole folder, in which they lie beside those of transformers, or their file alone."""
+    """The whole folder, which also contains those of transformers, or their file alone."""
     folder = release.folder if is_beside else tmp_path / "sesame"
     folder.mkdir(exist_ok=True)
     save_file({"codebook0_head.weight": torch.zeros(35, 64)}, folder / "model.safetensors")

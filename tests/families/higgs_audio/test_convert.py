@@ -22,7 +22,7 @@ def release(tmp_path: Path) -> HiggsAudioRelease:
 
 
 def refusal(release: HiggsAudioRelease, out: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line that a conversion ends with."""
+    """Return the one line with which a conversion ends."""
     return refused([*release.command, "--out", str(out)], out, capsys)
 
 

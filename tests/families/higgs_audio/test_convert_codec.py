@@ -68,7 +68,7 @@ def bosons(state: Tensors) -> Tensors:
 
 @pytest.fixture
 def release(tmp_path: Path) -> HiggsAudioRelease:
-    """The talker's folder, and beside it a codec's with a copy of the talker in its model.safetensors."""
+    """The talker's folder, and a codec's folder with a copy of the talker in its model.safetensors."""
     release = write_release(tmp_path / "release", make_model())
     codec = tmp_path / "tokenizer"
     (tmp_path / "transformers").mkdir()
@@ -95,7 +95,7 @@ def test_bosons_model_pth_becomes_the_codec_of_transformers(release: HiggsAudioR
 
 
 def test_a_codec_in_transformers_layout_is_copied(release: HiggsAudioRelease, tmp_path: Path) -> None:
-    """Boson's file beside it is another copy, which is left where it is."""
+    """Boson's file in the same folder is another copy, and is not copied."""
     codec = tmp_path / "tokenizer"
     (codec / "model.safetensors").write_bytes((tmp_path / "transformers" / "model.safetensors").read_bytes())
     torch.save({"other": torch.ones(1)}, codec / "model.pth")

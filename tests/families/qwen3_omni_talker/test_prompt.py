@@ -26,7 +26,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_rows_and_words_of_every_case_are_transformers(checkpoint: Path) -> None:
-    """Words, audio, turns of several users, the words beside the frames: to 1e-5."""
+    """Words, audio, turns of several users, the words added to the frames: to 1e-5."""
     theirs, family = Theirs(), TalkerPrompts.at(checkpoint).family
     table = load_file(next(checkpoint.glob("*.safetensors")))["model.embed_tokens.weight"]
     for name, case in cases().items():
@@ -46,7 +46,7 @@ def test_rows_and_words_of_every_case_are_transformers(checkpoint: Path) -> None
 
 
 def test_audio_has_a_position_for_each_row_as_text_has() -> None:
-    """By transformers' rule for positions in three dimensions, which are others where there are images."""
+    """By transformers' rule for positions in three dimensions, which differ only for images."""
     ids = turn("user", [5, *[AUDIO] * 26, 6])
     given = torch.tensor([ids]), None, None, torch.ones(1, len(ids)), False, torch.tensor([200])
     positions, shift = Theirs().talker.get_rope_index(*given)

@@ -33,7 +33,7 @@ def prepare(checkpoint: Checkpoint, text: str = "hello world", **options: object
 
 
 def test_the_rows_of_every_case_are_the_authors(checkpoints: dict[str, Checkpoint]) -> None:
-    """Languages, a dialect, speakers, instructions, cloned voices, words before the frames and beside them: to 1e-5."""
+    """Languages, a dialect, speakers, instructions, cloned voices, words before and within the frames: to 1e-5."""
     largest = 0.0
     for kind, checkpoint in checkpoints.items():
         for name, (prompt, case) in checkpoint.cases().items():
@@ -45,7 +45,7 @@ def test_the_rows_of_every_case_are_the_authors(checkpoints: dict[str, Checkpoin
 
 
 def words_left(name: str) -> int:
-    """How many ids of text the prompt of a case leaves to the frames of the reply, the end among them."""
+    """Return the number of text ids that a case leaves to the reply's frames, including the end."""
     case, _, mode = name.partition("/")
     if mode == "whole":
         return 0

@@ -1,4 +1,4 @@
-"""The bundled family agrees with the codec beside its checkpoint."""
+"""The bundled family agrees with the codec in its checkpoint."""
 
 from pathlib import Path
 

@@ -33,7 +33,7 @@ def voiced(codes: object, text: str = "a well") -> RawRequest:
 
 
 def test_rows_are_the_authors(checkpoint: Path) -> None:
-    """ESPnet's own prefix, and behind it the marker with nothing beside it."""
+    """ESPnet's own prefix, followed by the marker alone on its row."""
     family = family_at(checkpoint)
     template = open_valle(checkpoint, family)
     for reply in REPLIES:

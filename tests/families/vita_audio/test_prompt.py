@@ -33,7 +33,7 @@ def template(checkpoint: Path) -> VitaTemplate:
 
 
 def ids(checkpoint: Path, *parts: str | list[int]) -> list[int]:
-    """Markers by name, other strings tokenised on their own, lists as codes."""
+    """Return ids: markers by name, other strings tokenised separately, lists as codes."""
     tokenizer, family = TextTokenizer.at(checkpoint), family_at(checkpoint)
     known = {token: token_id for token_id, token in tokenizer.tokens.items()}
     found = list[int]()
@@ -102,7 +102,7 @@ def test_a_voice_and_earlier_turns_stand_before_the_reply(checkpoint: Path, temp
 
 
 def test_what_is_heard_through_an_encoder_stands_in_the_place_of_a_row_each(tmp_path: Path) -> None:
-    """A voice and a question; an earlier reply is codes as ever."""
+    """A voice and a question; an earlier reply remains codes."""
     release = random_vita.write_release(tmp_path / "release", random_vita.PLUS)
     assert main(command(release, tmp_path / "plus")) == 0
     plus = open_template(family_at(tmp_path / "plus"), tmp_path / "plus", None, "cpu")

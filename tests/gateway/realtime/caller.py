@@ -153,7 +153,7 @@ def codes(num_frames: int, first: int = 0) -> list[list[int]]:
 
 
 def answer(*before_last: Step) -> list[Step]:
-    """A reply of words and 0.4 s of sound, with something between the halves of it."""
+    """Return the steps of a reply of words and 0.4 s of audio, with `before_last` before its second half."""
     half = RATE // 5
     return [
         Chunk(0, None, text="so it"),

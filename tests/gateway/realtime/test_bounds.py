@@ -32,7 +32,7 @@ NO_VAD = {"type": "realtime", "audio": {"input": {"turn_detection": None}}}
 
 
 def open_socket(running: Running, path: str = "/v1/realtime", **options: Any) -> Any:
-    """A WebSocket as anybody may open it; up to it, its answer may take a while."""
+    """Open a WebSocket as any client may; the answer to the handshake may take a minute."""
     url = running.url.replace("http", "ws") + path
     return websockets.connect(url, proxy=None, open_timeout=60, max_size=None, **options)
 
@@ -47,7 +47,7 @@ async def status(running: Running, path: str = "/v1/realtime", **options: Any) -
 
 
 async def closed(opened: Any) -> tuple[int, str]:
-    """The code and the reason that a WebSocket is closed with, whatever comes before."""
+    """Return the close code and reason of a WebSocket, after any messages."""
     async with asyncio.timeout(60):
         with suppress(websockets.ConnectionClosed):
             while True:

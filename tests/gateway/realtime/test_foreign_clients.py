@@ -1,6 +1,6 @@
-"""Conversing clients that others wrote, with their default settings, against a gateway over a scripted server.
+"""Third-party clients of the realtime API with default settings, against a gateway in front of a scripted server.
 
-The bundled model does not converse, so tests/clients/test_real_clients.py cannot try them.
+The bundled model does not converse, so tests/clients/test_real_clients.py cannot test them.
 """
 
 import asyncio

@@ -33,7 +33,7 @@ SPEAKERS = ("birch_canoe_slt", "birch_canoe_rms", "garden_door_rms", "train_slt"
 
 
 def edges(detector: TurnDetector, pcm: np.ndarray, step: int = PIECE) -> list[Edge]:
-    """The edges in samples that come in pieces."""
+    """Return the edges of turns in samples fed in pieces."""
     return [edge for edge in judged(detector, pcm, step) if edge is not None]
 
 
@@ -83,7 +83,7 @@ def test_a_voice_is_known_within_150_ms_of_sound(name: str, offset: int) -> None
 
 
 class Script:
-    """Judges as it is written, whatever comes."""
+    """Network that returns scripted probabilities for any audio."""
 
     def __init__(self, probabilities: Iterable[float]):
         self._probabilities, self._num_windows = iter(probabilities), 0
@@ -131,7 +131,7 @@ def test_turns_are_made_of_windows(probabilities: list[float], expected: list[tu
 
 
 async def counts(done: asyncio.Future[Any], judged: list[Any]) -> list[int]:
-    """How many windows are judged from one round of the event loop to the next."""
+    """Return the number of windows judged in each round of the event loop."""
     found = []
     while not done.done():
         before = len(judged)

@@ -291,7 +291,7 @@ SEALED_ROWS, SEALED_PROMPT = b"sealed rows", b"sealed prompt"  # until a server'
 
 
 def _sealed(data: bytes, doors: Doors) -> bytes:
-    """A message in which a prompt is the server's own, as far as it is still one."""
+    """Return a message with the server's own prompt, if it is still one."""
     try:
         request = ModelInferRequest.FromString(data)
     except DecodeError:

@@ -14,10 +14,13 @@ UNTOLD = re.compile(r"Traceback|\.py\b|/(?:usr|work|tmp|home|root|opt|proc|dev)/
 
 @dataclass(frozen=True, slots=True)
 class Doors:
-    """A server and a gateway before it. channel: to the gRPC port; key: metadata that opens the inner models.
+    """Endpoints of a server and its gateway.
 
-    prompt: tensors that the preprocessor has sealed, by name. answers: how many were of which kind, for it is none of
-    ours to say which requests are still right.
+    Attributes:
+        channel: gRPC channel.
+        key: Metadata that opens the inner models.
+        prompt: Tensors authenticated by the preprocessor, by name.
+        answers: Number of answers of each kind, because mutated requests may still be valid.
     """
 
     channel: grpc.aio.Channel

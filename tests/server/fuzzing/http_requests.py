@@ -88,7 +88,7 @@ class Request:
     is_whole: bool = True
 
     def encoded(self) -> bytes:
-        """As it goes over the wire."""
+        """Return the bytes on the wire."""
         head = "\r\n".join([f"{self.method} {self.path} HTTP/1.1", *self.headers])
         return head.encode("latin-1", errors="replace") + b"\r\n\r\n" + self.body
 
@@ -216,7 +216,7 @@ async def _ask(doors: Doors, port: int, data: bytes, is_whole: bool) -> list[str
 
 
 async def _answer(port: int, data: bytes, is_whole: bool) -> bytes:
-    """All that comes until the connection ends. Whoever has sent no whole request ends it, after a while."""
+    """Return everything until the connection ends; the sender of an incomplete request ends it after a while."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     answer = bytearray()
 

@@ -11,7 +11,7 @@ BYTES = (b"", b"\0", b"\xff\xfe", b"\xed\xa0\x80", b"\x80" * 11, b"[" * 600, b'{
 
 
 def flipped(data: bytes, draw: Random) -> bytes:
-    """Other bytes here and there, or fewer, or more."""
+    """Return the bytes with some changed, removed or added."""
     changed = bytearray(data)
     match draw.randrange(4):
         case 0:
@@ -51,7 +51,7 @@ def varied(record: Any, draw: Random) -> Any:
 
 
 def as_json(record: Any, draw: Random) -> bytes:
-    """`record` as JSON, hardly ever with bytes that are none, names that come twice, or in another encoding."""
+    """Return `record` as JSON, rarely with invalid bytes, repeated names, or another encoding."""
     text = json.dumps(record)
     match draw.randrange(24):
         case 0:

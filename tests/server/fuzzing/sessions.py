@@ -1,4 +1,4 @@
-"""WebSockets: sessions of the gateway, of which an event or two is another, or is missing, or comes twice."""
+"""WebSockets: sessions of the gateway with a few events changed, missing or repeated."""
 
 import asyncio
 import base64

@@ -1,4 +1,4 @@
-"""Shards, and flite where it is installed."""
+"""Shards, and flite if it is installed."""
 
 import shutil
 from pathlib import Path

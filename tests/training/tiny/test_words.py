@@ -1,4 +1,4 @@
-"""Which words are taught, and which are never shown."""
+"""Words that are taught, and words that are held out."""
 
 import random
 

@@ -8,7 +8,7 @@ from benchmarks.gpu.bundling.parts import MANIFEST, Manifest, sha256_of, write_p
 
 
 def make_tree(folder: Path) -> Path:
-    """Files of many sizes, one of them larger than several parts; noise, so that nothing shrinks."""
+    """Write files of many sizes, one larger than several parts, with incompressible content."""
     noise = random.Random(0)
     for name, size in (("site/a.py", 10), ("site/deep/b.so", 5000), ("site/empty", 0), ("source/c", 900)):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

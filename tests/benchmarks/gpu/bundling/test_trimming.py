@@ -23,7 +23,7 @@ def container(entries: Entries) -> bytes:
 
 
 def library(*containers: bytes) -> bytes:
-    """Three sections: the fat binary with a gap of eight bytes behind each container, the names, and code."""
+    """Return three sections: the fat binary with a gap of eight bytes after each container, the names, and code."""
     contents = [b"".join(each + bytes(8) for each in containers), NAMES, CODE]
     headers, body = [bytes(SECTION_HEADER)], b""
     for name, content in zip((b".nv_fatbin", b".shstrtab", b".text"), contents, strict=True):

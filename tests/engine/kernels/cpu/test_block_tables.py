@@ -18,7 +18,7 @@ HOLDERS = {
 
 
 def interpreted(monkeypatch):
-    """Put the interpreted kernels back where vLLM looks for them."""
+    """Restore the interpreted kernels in vLLM's modules."""
     for module, names in HOLDERS.items():
         for name in names:
             monkeypatch.setattr(module, name, dispatcher._registry[f"{module.__name__}.{name}"][0])

@@ -59,7 +59,7 @@ def launches(monkeypatch) -> Iterator[list[str]]:
 
 
 def interpret(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put every interpreted kernel back where vLLM looks for it."""
+    """Restore every interpreted kernel in vLLM's modules."""
     for name in cpu_kernels.KERNELS:
         module, attribute = name.rsplit(".", 1)
         if attribute.endswith("_kernel"):  # the other is a launcher whose kernel does not run in the interpreter

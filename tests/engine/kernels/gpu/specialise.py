@@ -1,4 +1,4 @@
-"""How many binaries of the draw a GPU would need for batches of 1 to 9 rows; one is compiled before serving."""
+"""Number of binaries of the draw on a GPU for batches of 1 to 9 rows; one is compiled before serving."""
 
 from typing import Any
 

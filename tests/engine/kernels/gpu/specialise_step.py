@@ -1,4 +1,4 @@
-"""Prints how many binaries of the draw and of each of a step's kernels a GPU would need for steps of 1 to 9 rows."""
+"""Number of binaries of the draw and of each kernel of a step on a GPU, for steps of 1 to 9 rows."""
 
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.worker import step_program

@@ -24,7 +24,7 @@ MAX_REGISTERS = 180  # of the 255 that a thread can have; more would let fewer p
 
 
 def compiled(cache: Path, *arguments: str) -> list[str]:
-    """The lines that a module of this folder prints where kernels are not interpreted."""
+    """Return the output lines of a module of this folder that runs without the interpreter."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", *arguments]
     environment |= {"TRITON_CACHE_DIR": str(cache), "PYTHONPATH": str(Path(__file__).parents[4])}

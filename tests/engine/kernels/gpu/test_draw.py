@@ -1,4 +1,4 @@
-"""The kernel, in Triton's interpreter, against the plain loop that the draw on the CPU is held to."""
+"""The draw kernel in Triton's interpreter, against the plain loop with which the CPU's draw is compared."""
 
 import pytest
 import torch

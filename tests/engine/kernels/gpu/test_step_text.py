@@ -28,7 +28,7 @@ ROWS = [
 
 
 class Batch:
-    """Rows that each ask for something else, half of the columns denied, in one slot each."""
+    """Rows with different options, half of the columns denied, each in a slot of its own."""
 
     def __init__(self, step: float):
         random = np.random.default_rng(int(10 * step))
