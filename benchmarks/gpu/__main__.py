@@ -73,7 +73,7 @@ def parse(
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--dry-run", dest="device", action="store_const", const="cpu", help="the same as --device cpu")
     parser.add_argument("--jobs", nargs="+", choices=list(jobs), default=list(jobs))
-    parser.add_argument("--limit-s", type=float, default=560.0, help="seconds for all jobs together")
+    parser.add_argument("--limit-s", type=float, default=530.0, help="seconds for all jobs together")
     parser.add_argument("--one", nargs=3, metavar=("NAME", "JOB", "END_S"), help=argparse.SUPPRESS)
     return parser.parse_args(None if line is None else list(line))
 

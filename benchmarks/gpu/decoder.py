@@ -81,18 +81,23 @@ def capture_errors() -> Iterator[list[str]]:
         logger.removeHandler(handler)
 
 
-def streamed(codec: Codec, config: DecoderConfig, codes: np.ndarray, size: int) -> np.ndarray:
-    """Return samples [B, n] of codes [B, K, T] sent in chunks of `size`, one utterance after another."""
-    worker, listeners = DecoderWorker(codec, config), [Listener() for _ in codes]
-    starts = range(0, codes.shape[2], size)
+def streamed(codec: Codec, config: DecoderConfig, codes: np.ndarray, *sizes: int) -> list[np.ndarray]:
+    """Return samples [B, n] of codes [B, K, T] for each size of chunks; one worker captures its graphs once for all."""
+    worker = DecoderWorker(codec, config)
+    try:
+        return [_stream(worker, codes, size) for size in sizes]
+    finally:
+        worker.stop()
+
+
+def _stream(worker: DecoderWorker, codes: np.ndarray, size: int) -> np.ndarray:
+    """Return samples [B, n] of codes [B, K, T] sent in chunks of `size`, all utterances together."""
+    listeners, starts = [Listener() for _ in codes], range(0, codes.shape[2], size)
     for index, start in enumerate(starts):
         chunk = Chunk(index, Segment.AUDIO, is_final=index == len(starts) - 1)
         for row, listener in enumerate(listeners):
-            worker.push(str(row), chunk, codes[row, :, start : start + size], listener)
-    try:
-        return np.stack([listener.pcm() for listener in listeners])
-    finally:
-        worker.stop()
+            worker.push(f"{size}-{row}", chunk, codes[row, :, start : start + size], listener)
+    return np.stack([listener.pcm() for listener in listeners])
 
 
 def at_once(codec: Codec, codes: np.ndarray) -> np.ndarray:
@@ -122,10 +127,10 @@ def _exactness(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
     whole, reference = at_once(codec, codes), at_once(make_codec(name, "cpu", is_narrow=True), codes)
     from_cpu = float(np.abs(whole - reference).max())
     for graphs in (False, True):
-        config = DecoderConfig(device=setup.device, graphs=graphs, max_batch=64)
+        config = DecoderConfig(device=setup.device, graphs=graphs, max_batch=16)
         try:
             with capture_errors() as errors:
-                parts = [streamed(codec, config, codes, size) for size in (CHUNKS[1:2] if setup.is_small else CHUNKS)]
+                parts = streamed(codec, config, codes, *(CHUNKS[1:2] if setup.is_small else CHUNKS))
             seams = max(float(np.abs(pcm - whole).max()) for pcm in parts)
         except torch.AcceleratorError:  # the device is unusable after this
             raise
@@ -160,8 +165,9 @@ def _narrow(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
     """Measure the error of narrow types, relative to the root mean square of the exact samples."""
     codec = make_codec(name, setup.device, is_narrow=True)
     codes = _codes(codec, 2, 50)
-    exact = streamed(codec, DecoderConfig(device=setup.device), codes, 25)
+    config = DecoderConfig(device=setup.device, graphs=False, max_batch=16)
+    (exact,) = streamed(codec, config, codes, 25)
     for dtype in ("bfloat16", "float16"):
-        near = streamed(codec, DecoderConfig(device=setup.device, dtype=dtype), codes, 25)
+        (near,) = streamed(codec, replace(config, dtype=dtype), codes, 25)
         error = float(np.sqrt(np.mean((near - exact) ** 2) / np.mean(exact**2)))
         yield {"dtype": dtype, "relative_error": error, "ok": bool(np.isfinite(near).all())}

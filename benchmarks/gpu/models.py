@@ -111,8 +111,10 @@ def write_config(folder: Path, model: Model, setup: Setup) -> Path:
     return folder
 
 
-def engine_args(setup: Setup, model: Model, requests: tuple[int, ...], is_compiled: bool = False) -> dict[str, Any]:
+def engine_args(setup: Setup, model: Model, requests: tuple[int, ...], is_compiled: bool = True) -> dict[str, Any]:
     """Return vLLM arguments for all replies at once, guided or not, with a graph for every number of rows.
+
+    They are those of `make-repository --gpu`, which leaves the compilation mode to vLLM, unless `is_compiled` is False.
 
     For a model with multi-token-prediction modules, which read several rows of each reply, there is another graph.
     """

@@ -35,7 +35,7 @@ def run(setup: Setup, requests: tuple[int, ...]) -> Iterator[dict[str, Any]]:
     requests = requests[:1] if setup.is_small else requests
     num_ids, rounds = (22, 1) if setup.is_small else (110, 3)
     names = (VANILLA, "turbo") if setup.is_small else tuple(SCHEDULES)
-    arm = Arm("vita", setup, requests, is_compiled=False)
+    arm = Arm("vita", setup, requests, is_compiled=True)
     yield {"part": "start", "start_s": round(time.perf_counter() - begun, 1)}
     prompts, config = PromptMaker(arm.family), arm.engine.core.vllm_config.model_config.hf_config.to_dict()
     for number in requests:

@@ -92,10 +92,8 @@ def time_run(engine: SteppedEngine, num_rows: int) -> Run:
     return Run(wall_s, steps, statistics.median(step_ms))
 
 
-def run_ours(
-    setup: Setup, model: str, requests: tuple[int, ...], is_compiled: bool = False
-) -> Iterator[dict[str, Any]]:
-    """Yield a line for the start, for the step at the first two numbers of requests, and more unless compiled.
+def run_ours(setup: Setup, model: str, requests: tuple[int, ...], is_compiled: bool = True) -> Iterator[dict[str, Any]]:
+    """Yield a line for the start, for the step at the first two numbers of requests, and more if compiled.
 
     The others are for the cost of guidance and for the first audio, at each number of requests.
     """
@@ -107,7 +105,7 @@ def run_ours(
     yield {**about, "part": "start", "start_s": round(time.perf_counter() - begun, 1)}
     for number in requests[:2]:
         yield {**about, "part": "step", "requests": number, "guidance_scale": scale, **parts(arm, number, setup)}
-    if is_compiled:
+    if not is_compiled:
         return
     if scale != 1.0:
         for number in requests:
@@ -207,7 +205,7 @@ def stock_engine(folder: Path, setup: Setup, model: str, requests: tuple[int, ..
 def our_steps(setup: Setup, model: str) -> dict[int, float]:
     """Return the milliseconds of Stretto's step by number of requests, from the results of an earlier job."""
     lines = [json.loads(line) for line in setup.results.read_text().splitlines()] if setup.results.exists() else []
-    ours = [line for line in lines if line.get("model") == model and not line.get("is_compiled")]
+    ours = [line for line in lines if line.get("model") == model and line.get("is_compiled")]
     guided = {line["requests"]: line["step_ms_guided"] for line in ours if line["part"] == "cfg_retention"}
     return guided | {line["requests"]: line["step_ms"] for line in ours if line["part"] == "step"}
 

@@ -4,8 +4,8 @@ from fnmatch import fnmatch
 
 VLLM = "vllm==0.32.0"
 TRITON_SERVER = ("nvidia-pytriton==0.7.0", "numpy==1.26.4")  # its Python backend needs numpy 1
-# In addition to vLLM's dependencies: Stretto reads and writes audio, and normalises text.
-OURS = ("soundfile", "soxr", "num2words", "anyascii")
+# In addition to vLLM's dependencies: Stretto reads and writes audio, normalises text, and has a client for its server.
+OURS = ("soundfile", "soxr", "num2words", "anyascii", "tritonclient[grpc]")
 
 # Dependencies of vLLM, direct or indirect, that `SpeechLLM` does not import: for other models, front ends and hardware,
 # and tools. The engine was tested with all of them hidden.

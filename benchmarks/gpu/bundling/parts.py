@@ -102,7 +102,7 @@ def write_parts(tree: Path, folder: Path, part_bytes: int, contents: dict[str, A
         raise FileExistsError(f"{folder} is not empty")
     with PartWriter(folder, part_bytes) as writer:
         with (
-            lzma.open(cast(IO[bytes], writer), "wb", preset=6) as packed,
+            lzma.open(cast(IO[bytes], writer), "wb", preset=9) as packed,
             tarfile.open(fileobj=packed, mode="w|") as archive,
         ):
             for path in sorted(path for path in tree.rglob("*") if path.is_file()):

@@ -113,7 +113,8 @@ def engine_arguments(record: dict[str, Any], family: Family, is_on_gpu: bool) ->
     """Return vLLM's arguments for a checkpoint.
 
     On the CPU, the KV cache holds at least a CFG pair with replies of maximum length, so that no request is rejected
-    for its length, and 1024 rows per batch slot. On a GPU, vLLM uses the memory that weights and codec leave. Up to a
+    for its length, and 1024 rows per batch slot. On a GPU, vLLM uses the memory that weights and codec leave;
+    with 256 batch slots its CUDA graphs also hold steps with prompts, of up to 512 rows. Up to a
     quarter as many requests as batch slots may wait; further ones are rejected and may be retried.
 
     Args:
@@ -126,7 +127,7 @@ def engine_arguments(record: dict[str, Any], family: Family, is_on_gpu: bool) ->
         "max_model_len": min(family.max_model_len, record["max_position_embeddings"]),
     }
     if is_on_gpu:
-        places = {"max_num_seqs": 128, "max_waiting": 32}
+        places = {"max_num_seqs": 256, "max_waiting": 64}
         return chosen | places | {"max_num_batched_tokens": 8192, "gpu_memory_utilization": 0.85}
     num_seqs = 32
     num_rows = max(2 * chosen["max_model_len"], 1024 * num_seqs) + 2 * CPU_BLOCK_SIZE

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.gpu.__main__ import parse
 from benchmarks.gpu.children import Children, Outcome, summary, table
-from benchmarks.gpu.jobs import JOBS, Job, Setup
+from benchmarks.gpu.jobs import IF_TIME_IS_LEFT, JOBS, Job, Setup
 from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.slow
@@ -133,8 +133,8 @@ def test_a_job_may_use_what_those_before_it_have_left(setup: Setup, monkeypatch:
 
 
 def test_the_jobs_fit_into_a_call_of_ten_minutes() -> None:
-    assert sum(job.limit_s for job in JOBS.values()) <= 580
-    assert parse([]).limit_s <= 570
+    limit_s = parse([]).limit_s
+    assert sum(job.limit_s for name, job in JOBS.items() if name not in IF_TIME_IS_LEFT) <= limit_s <= 530
 
 
 def test_every_job_names_a_function_with_its_arguments() -> None:

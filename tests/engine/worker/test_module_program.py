@@ -27,6 +27,7 @@ class FakeAttention:
 
     def __init__(self, max_captured_rows: int, device: torch.device):
         self.max_captured_rows, self.max_length, self.built = max_captured_rows, 160, list[tuple[list[int], int]]()
+        self.gathered = list[int]()
         self.mapping = torch.zeros(1, SLOTS * WINDOW, dtype=torch.int64, device=device)
 
     def metadata(self, spans: Spans, begin: np.ndarray, lengths: np.ndarray, max_length: int) -> dict[str, Any]:
@@ -34,6 +35,9 @@ class FakeAttention:
         assert len(spans.positions) == begin[-1]
         self.built.append((lengths.tolist(), max_length))
         return {}
+
+    def gather(self, slots: torch.Tensor) -> None:
+        self.gathered.append(len(slots))
 
     def map(self, spans: Spans) -> torch.Tensor:
         return self.mapping[:, : len(spans.positions)].fill_(7)
@@ -106,7 +110,9 @@ def test_batches_whose_rows_fit_a_graph_are_replayed_from_the_start() -> None:
     assert [lengths for lengths, _ in attention.built] == [[WINDOW] * size for size in (5, 4, 2, 1)]
     assert (attention.mapping == -1).all(), "a row was written"
     assert len(recorder.recordings) == 3 * BURSTS.num_modules
+    assert not attention.gathered, "a graph would read the numbers of blocks of an earlier step"
     modules.prepare(*step())
+    assert attention.gathered == [4]
     assert [modules.run(k, 3)[0, 0].item() for k in range(BURSTS.num_modules)] == [101] * 3
     assert sum(recording.num_replays for recording in recorder.recordings) == 3
 

@@ -56,11 +56,16 @@ class ModuleAttention:
         has_graphs = is_uniform and compilation.cudagraph_mode.has_full_cudagraphs()
         self.max_captured_rows = (compilation.max_cudagraph_capture_size or 0) if has_graphs else 0
 
-    def map(self, spans: Spans) -> torch.Tensor:
-        """Gather the blocks of each request and return the KV slot of each row, [G, N]."""
-        num_rows = len(spans.positions)
-        slots, begin = spans.slots, spans.begin
+    def gather(self, slots: torch.Tensor) -> None:
+        """Gather the blocks of the requests in `slots` [B].
+
+        Must not be captured: vLLM's kernel reads the numbers of blocks from one of two host buffers in turns.
+        """
         self._tables.gather_block_tables(slots, num_reqs_padded=len(slots))
+
+    def map(self, spans: Spans) -> torch.Tensor:
+        """Return the KV slot of each row, [G, N]."""
+        slots, begin, num_rows = spans.slots, spans.begin, len(spans.positions)
         return self._tables.compute_slot_mappings(slots, begin, spans.positions, num_rows, out=self._slot_mappings)
 
     def metadata(self, spans: Spans, begin: np.ndarray, lengths: np.ndarray, max_length: int) -> dict[str, Any]:
@@ -155,6 +160,7 @@ class ModuleProgram:
         upload, tensor = self._said.arrays.upload, self._said.arrays.tensor
         self._rows[:, : size * window] = tensor(upload(rows.reshape(len(rows), -1)))
         self._requests[:, :size] = tensor(upload(requests))
+        self._attention.gather(self._requests[0, :size])
         self._build(size, lengths)
 
     def run(self, module: int, num_reqs: int) -> torch.Tensor:
@@ -320,6 +326,7 @@ class ModuleRows:
         """Return the forward context of the modules' attention layers."""
         lengths = runs.stop.astype(np.int32)
         spans = Spans(self._tensor(runs.slots), self._tensor(starts), self._tensor(lengths), positions)
+        self._attention.gather(spans.slots)
         self._attention.map(spans)
         metadata = self._attention.metadata(spans, starts, lengths, int(lengths.max()))
         return self._attention.reads(metadata, len(positions))

@@ -40,6 +40,8 @@ from stretto.engine.kernels.gpu.step_table import (
     SLOT,
 )
 
+HISTORY = tl.constexpr(64)  # rows of a reply that are looked up at once
+
 
 @triton.jit
 def real_of(words: tl.tensor) -> tl.tensor:
@@ -141,9 +143,11 @@ def _is_repeated(
     """Return whether `token` occurs too often in the last audio rows; `history` is one stream by position."""
     count = tl.full((), 0, tl.int32)
     first = tl.maximum(audio_start, position - tl.load(mine + RAS_WINDOW * plan_stride))
-    while first < position:
-        count += (tl.load(history + first * row_stride) == token).to(tl.int32)
-        first += 1
+    lanes = tl.arange(0, HISTORY)
+    for start in range(first, position, HISTORY):  # together, because stream 0's history is in host memory
+        inside = start + lanes < position
+        tokens = tl.load(history + (start + lanes) * row_stride, mask=inside, other=0)
+        count += tl.sum((inside & (tokens == token)).to(tl.int32), 0)
     return count >= tl.load(mine + RAS_MAX_REPEATS * plan_stride)
 
 
