@@ -27,13 +27,19 @@ from stretto.codecs.glm4_voice.codec import Glm4VoiceCodec, load
 from stretto.decoder.streaming import FrameWindow, Windower
 
 
-def blocks_of(codec: Glm4VoiceCodec, number: int) -> list[FrameWindow]:
-    """Return the windows of the first blocks of an utterance."""
+def spans_of(codec: Glm4VoiceCodec, number: int) -> list[tuple[int, int]]:
+    """Return the first and last frame of each of the first blocks of an utterance."""
     borders = [0]
     for _ in range(number):
         borders.append(borders[-1] + codec.blocks.size_after(borders[-1]))
-    codes, windower = random_codes(codec, 1, borders[-1])[0].numpy(), Windower(codec.spec)
-    pushed = [windower.push(codes[:, begin:end], False) for begin, end in pairwise(borders)]
+    return list(pairwise(borders))
+
+
+def blocks_of(codec: Glm4VoiceCodec, number: int) -> list[FrameWindow]:
+    """Return the windows of the first blocks of an utterance."""
+    spans = spans_of(codec, number)
+    codes, windower = random_codes(codec, 1, spans[-1][1])[0].numpy(), Windower(codec.spec)
+    pushed = [windower.push(codes[:, begin:end], False) for begin, end in spans]
     return [window for window in pushed if window is not None]
 
 

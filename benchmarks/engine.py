@@ -17,14 +17,13 @@ Stretto alone, with the streams and the vocabulary of a published model on rando
 
 import argparse
 import gc
-import json
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.engines import SteppedEngine, StepTime
+from benchmarks.engines import SteppedEngine, StepTime, stock_config
 from benchmarks.harness import CHECKPOINT, ENGINE_ARGS, append_result, command_line
 from benchmarks.layouts import LAYOUTS
 from stretto.config import EngineConfig
@@ -33,7 +32,6 @@ from stretto.engine.environment import prepare_environment
 prepare_environment()
 
 from vllm import SamplingParams  # noqa: E402
-from vllm.engine.arg_utils import EngineArgs  # noqa: E402
 
 from benchmarks.front_end import cpu_ms_per_frame  # noqa: E402
 from benchmarks.layout import measure as measure_layout  # noqa: E402
@@ -87,14 +85,7 @@ class StockArm:
     """Greedy decoding by stock vLLM, with the backbone's weights and the same engine arguments."""
 
     def __init__(self, engine_args: EngineConfig):
-        architecture = json.loads((engine_args.checkpoint / "config.json").read_text())["architectures"][0]
-        args = EngineArgs(
-            model=str(engine_args.checkpoint),
-            skip_tokenizer_init=True,
-            hf_overrides={"architectures": [architecture.removeprefix("Stretto")]},
-            **engine_args.engine_args,
-        )
-        self.engine = SteppedEngine(args.create_engine_config())
+        self.engine = SteppedEngine(stock_config(engine_args.checkpoint, engine_args.engine_args))
 
     def time_steps(self, num_rows: int, steps: int) -> StepTime:
         """Return the median of `steps` steps that decode `num_rows` rows."""

@@ -1,6 +1,7 @@
 """Engine cores in this process, stepped by hand; replies of forced length; and where the time of a step goes."""
 
 import itertools
+import json
 import statistics
 import time
 import weakref
@@ -23,6 +24,7 @@ from stretto_client.schema import GuidancePolicy
 prepare_environment()
 
 from vllm import SamplingParams  # noqa: E402
+from vllm.engine.arg_utils import EngineArgs  # noqa: E402
 from vllm.v1.engine.core import EngineCore  # noqa: E402
 from vllm.v1.executor import Executor  # noqa: E402
 from vllm.v1.request import Request  # noqa: E402
@@ -124,6 +126,14 @@ class SteppedEngine:
         """Return the number of rows that the next step decodes: running requests whose prompts are complete."""
         running = self.scheduler.running
         return sum(request.num_computed_tokens >= request.num_prompt_tokens for request in running)
+
+
+def stock_config(checkpoint: Path, engine_args: dict[str, Any]) -> Any:
+    """Return the configuration of stock vLLM on the backbone of a checkpoint, with the same engine arguments."""
+    (architecture,) = json.loads((checkpoint / "config.json").read_text())["architectures"]
+    overrides = {"architectures": [architecture.removeprefix("Stretto")]}
+    args = EngineArgs(model=str(checkpoint), skip_tokenizer_init=True, hf_overrides=overrides, **engine_args)
+    return args.create_engine_config()
 
 
 def engine_args(max_model_len: int, max_requests: int, **others: Any) -> dict[str, Any]:

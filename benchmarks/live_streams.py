@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 
@@ -21,26 +20,6 @@ from stretto.streams.layout import Segment
 from stretto.triton_io.flow import FlowSlot, FlowTable
 
 
-class Stage(Protocol):
-    """A decoder and its clock."""
-
-    def now(self) -> float:
-        """Return the time in seconds."""
-        ...
-
-    def push(self, utterance: str, chunk: Chunk, codes: np.ndarray, reply: ChunkAnswer) -> None:
-        """Send a chunk to the decoder."""
-        ...
-
-    def pace_s(self) -> float:
-        """Return the decoder's estimate of the time per chunk in seconds."""
-        ...
-
-    def until(self, at: float) -> None:
-        """Advance the time to `at`."""
-        ...
-
-
 class RealTime:
     """A decoder thread in real time."""
 
@@ -50,9 +29,11 @@ class RealTime:
         self.push = self._worker.push
 
     def pace_s(self) -> float:
+        """Return the decoder's estimate of the time per chunk in seconds."""
         return self._worker.pace_s
 
     def until(self, at: float) -> None:
+        """Wait until `at`."""
         time.sleep(max(0.0, at - time.monotonic()))
 
     def close(self) -> None:
@@ -99,6 +80,9 @@ class ProcessorTime:
 
     def close(self) -> None:
         """Do nothing: there is no thread."""
+
+
+Stage = RealTime | ProcessorTime
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from benchmarks.harness import Launch, is_ready, served_processes
 from stretto.launcher.processes import birth, read_process
@@ -30,19 +29,6 @@ class Skipped(Exception):
 
 class Ended(Exception):
     """A fault ended processes that it must not end; the message names them."""
-
-
-class Fault(Protocol):
-    """Something that happens to a server."""
-
-    @property
-    def name(self) -> str:
-        """Name in the report."""
-        ...
-
-    async def strike(self, launch: Launch) -> None:
-        """Cause the fault, and undo its lasting effects. Skipped if it is not possible."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +180,9 @@ class Jump:
         set_clock(launch.folder, self.seconds)
         await asyncio.sleep(self.lasting_s)
         set_clock(launch.folder, 0.0)
+
+
+Fault = Kill | Stop | Replaced | FullDiskKill | Fill | Jump
 
 
 def find(name: str) -> int:

@@ -8,10 +8,10 @@ import io
 import json
 import random
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 import httpx
 import numpy as np
@@ -19,7 +19,7 @@ import soundfile
 
 from benchmarks.large_audio import FILES
 from benchmarks.loads import NOISE_RATE, noise, texts
-from stretto_client import ClientError, RequestRefused, ServerFull, ServerUnavailable, SpeechClient
+from stretto_client import ClientError, RequestRefused, ServerFull, ServerUnavailable, SpeechClient, SpeechEvent
 from stretto_client.errors import ServerFailed, TimedOut, Timeouts
 from stretto_client.long_speech import Speech
 from stretto_client.speech_stream import strings
@@ -27,48 +27,6 @@ from stretto_client.speech_stream import strings
 Door = Literal["grpc", "gateway"]
 REFUSALS: dict[int, type[ClientError]] = {400: RequestRefused, 429: ServerFull, 503: ServerUnavailable}
 SAMPLE_BYTES = 2
-
-
-class Event(Protocol):
-    """Parts of an event that a reader uses."""
-
-    @property
-    def text(self) -> str:
-        """Text of the event."""
-        ...
-
-    @property
-    def pcm(self) -> np.ndarray | None:
-        """Samples of the event."""
-        ...
-
-    @property
-    def is_final(self) -> bool:
-        """True for the last event."""
-        ...
-
-
-class Ask(Protocol):
-    """A request that can be sent repeatedly."""
-
-    @property
-    def name(self) -> str:
-        """Unique name."""
-        ...
-
-    @property
-    def kind(self) -> str:
-        """Kind, for the report."""
-        ...
-
-    @property
-    def door(self) -> Door:
-        """Transport."""
-        ...
-
-    def open(self, address: str, timeouts: Timeouts) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
-        """Send the request; the events of its answer end with a ClientError if it fails."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +40,8 @@ class GrpcAsk:
     door: ClassVar[Door] = "grpc"
 
     @asynccontextmanager
-    async def open(self, address: str, timeouts: Timeouts) -> AsyncIterator[AsyncIterator[Event]]:
-        """Send the request (see `Ask`)."""
+    async def open(self, address: str, timeouts: Timeouts) -> AsyncIterator[AsyncIterator["Event"]]:
+        """Send the request; the events of its answer end with a ClientError if it fails."""
         memory: Literal["system"] | None = "system" if self.is_near and address.startswith("localhost:") else None
         async with SpeechClient(address, timeouts, shared_memory=memory) as client, self.send(client) as stream:
             yield stream
@@ -98,6 +56,9 @@ class Part:
     text: ClassVar[str] = ""
 
 
+Event = SpeechEvent | Part
+
+
 @dataclass(frozen=True, slots=True)
 class GatewayAsk:
     """A request to the gateway: OpenAI's speech API, raw samples."""
@@ -109,7 +70,7 @@ class GatewayAsk:
 
     @asynccontextmanager
     async def open(self, address: str, timeouts: Timeouts) -> AsyncIterator[AsyncIterator[Event]]:
-        """Send the request (see `Ask`)."""
+        """Send the request; the events of its answer end with a ClientError if it fails."""
         limits = httpx.Timeout(timeouts.between_s)
         async with httpx.AsyncClient(base_url=f"http://{address}", timeout=limits) as client:
             yield self._parts(client)
@@ -132,6 +93,8 @@ class GatewayAsk:
             raise ServerUnavailable(f"{type(error).__name__}: {error}") from None
         yield Part(is_final=True)
 
+
+Ask = GrpcAsk | GatewayAsk
 
 FIXED_GUIDANCE: tuple[dict[str, Any], ...] = (
     {"guidance_scale": 1.0},

@@ -8,12 +8,12 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.blocks import spans_of
 from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
 from benchmarks.decoder import CountingReply
 from benchmarks.gpu.decoder import capture_errors
@@ -33,7 +33,7 @@ def run(setup: Setup) -> Iterator[dict[str, Any]]:
     batches, num_blocks, rounds = ((1,), 2, 1) if setup.is_small else (BATCHES, NUM_BLOCKS, ROUNDS)
     with tempfile.TemporaryDirectory() as folder:
         codec = load(write_glm4_voice(Path(folder) / "codec", is_narrow=setup.is_small), setup.device)
-    sizes = block_sizes(codec, num_blocks)
+    sizes = [stop - start for start, stop in spans_of(codec, num_blocks)]
     for graphs in (False, True):
         config = DecoderConfig(device=setup.device, graphs=graphs, max_batch=batches[-1])
         with capture_errors() as errors:
@@ -48,14 +48,6 @@ def run(setup: Setup) -> Iterator[dict[str, Any]]:
             worker.stop()
         if errors:
             yield {"graphs": graphs, "capture_errors": errors, "ok": False}
-
-
-def block_sizes(codec: Glm4VoiceCodec, number: int) -> list[int]:
-    """Return the numbers of tokens of the first blocks of an utterance."""
-    borders = [0]
-    for _ in range(number):
-        borders.append(borders[-1] + codec.blocks.size_after(borders[-1]))
-    return [stop - start for start, stop in pairwise(borders)]
 
 
 def speak(worker: DecoderWorker, codec: Glm4VoiceCodec, batch: int, sizes: list[int]) -> list[float]:

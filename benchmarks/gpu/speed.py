@@ -27,9 +27,8 @@ from stretto.engine.environment import prepare_environment
 prepare_environment()
 
 from vllm import SamplingParams  # noqa: E402
-from vllm.engine.arg_utils import EngineArgs  # noqa: E402
 
-from benchmarks.engines import MethodWatch, SteppedEngine, watch  # noqa: E402
+from benchmarks.engines import MethodWatch, SteppedEngine, stock_config, watch  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -193,11 +192,7 @@ def stock_engine(folder: Path, setup: Setup, model: str, requests: tuple[int, ..
     args = engine_args(setup, MODELS[model], requests)
     wants_async = args.pop("async_scheduling")
     checkpoint = write_config(folder, MODELS[model], setup)
-    (architecture,) = json.loads((checkpoint / "config.json").read_text())["architectures"]
-    overrides = {"architectures": [architecture.removeprefix("Stretto")]}
-    built = EngineArgs(
-        model=str(checkpoint), skip_tokenizer_init=True, hf_overrides=overrides, async_scheduling=wants_async, **args
-    ).create_engine_config()
+    built = stock_config(checkpoint, {**args, "async_scheduling": wants_async})
     built.scheduler_config.async_scheduling = wants_async and not setup.is_small
     return SteppedEngine(built)
 
