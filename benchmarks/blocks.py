@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
 from benchmarks.code_streams import random_codes, stream
 from stretto.codecs.base import Window
-from stretto.codecs.glm4_voice.codec import Glm4VoiceCodec, load
+from stretto.codecs.glm4_voice import Glm4VoiceCodec, load
 from stretto.decoder.streaming import FrameWindow, Windower
 
 

@@ -50,7 +50,7 @@ VOCABULARY = VitaVocabulary(
     num_modules=MODULES,
 )
 FAMILY = vita_audio(VOCABULARY)
-FIRST_BLOCK = 25 + 6  # `codecs/glm4_voice/codec.py`
+FIRST_BLOCK = 25 + 6  # `codecs/glm4_voice.py`
 TRAINED = {"balance": SCHEDULES["balance"]}  # the others were trained with Boost's ratio
 
 

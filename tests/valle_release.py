@@ -9,8 +9,7 @@ import numpy as np
 from benchmarks.checkpoints.random_valle import KNOWN
 from stretto.families.base import Family
 from stretto.families.conversation import Piece
-from stretto.families.text import Subwords
-from stretto.families.tokenizer import TextTokenizer
+from stretto.families.text import Subwords, TextTokenizer
 from stretto.families.valle.prompt import ValleTemplate
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import SamplingConfig, SegmentSampling

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stretto.codecs.glm4_voice.codec import Glm4VoiceCodec
-from stretto.codecs.glm4_voice.config import read_config
+from stretto.codecs.glm4_voice import Glm4VoiceCodec, read_config
 
 PITCH_HZ = 180.0
 NARROW = {

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from stretto.codecs.qwen3_12hz.code2wav import MODEL_TYPE, Code2Wav, read_shape
 from stretto.codecs.qwen3_12hz.codec import NOT_SERVED, Qwen3Codec
-from stretto.codecs.qwen3_12hz.config import Qwen3CodecConfig
+from stretto.codecs.qwen3_12hz.decoder import Qwen3CodecConfig
 from stretto.encoders.x_vector import SpeakerConfig, SpeakerEncoder
 
 CODEBOOKS, INPUT_CODEBOOKS = 16, 32

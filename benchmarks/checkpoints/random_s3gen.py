@@ -14,8 +14,7 @@ from torch import Tensor
 
 from benchmarks.checkpoints.random_glm4_voice import as_published, random_vocoder, random_weights
 from stretto.codecs.cosyvoice.flow import EncoderShape, EstimatorShape
-from stretto.codecs.s3gen.codec import S3GenCodec
-from stretto.codecs.s3gen.config import EPSILON, FRAMES_PER_TOKEN, HEAD_WIDTH, S3GenConfig, vocoder_shape
+from stretto.codecs.s3gen import EPSILON, FRAMES_PER_TOKEN, HEAD_WIDTH, S3GenCodec, S3GenConfig, vocoder_shape
 
 NUM_CODES, MELS, SPEAKER, UP_LAYERS = 6561, 80, 192, 4
 MAGNITUDE, DIRECTION = (f"parametrizations.weight.original{part}" for part in (0, 1))

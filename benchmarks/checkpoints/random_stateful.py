@@ -12,8 +12,7 @@ from stretto.codecs.base import Codec
 from stretto.codecs.encodec import EncodecCodec
 from stretto.codecs.espnet_dac import EspnetDac, EspnetDacConfig
 from stretto.codecs.mimi import MimiCodec
-from stretto.codecs.seanet.decoder import SeanetWidths
-from stretto.codecs.seanet.stream import SeanetShape, keep_lengths_on_host
+from stretto.codecs.seanet import SeanetShape, SeanetWidths, keep_lengths_on_host
 
 Module = TypeVar("Module", bound=nn.Module)
 MUSICGEN = {

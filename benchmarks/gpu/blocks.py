@@ -18,7 +18,7 @@ from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
 from benchmarks.decoder import CountingReply
 from benchmarks.gpu.decoder import capture_errors
 from benchmarks.gpu.jobs import Setup
-from stretto.codecs.glm4_voice.codec import Glm4VoiceCodec, load
+from stretto.codecs.glm4_voice import Glm4VoiceCodec, load
 from stretto.config import DecoderConfig
 from stretto.decoder.launching import WORTH_CAPTURING
 from stretto.decoder.worker import DecoderWorker

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import stretto
-from stretto.codecs.seanet.stream import LENGTHS
+from stretto.codecs.seanet import LENGTHS
 
 DEVICE = torch.device("meta")
 MAKERS: set[Callable[..., Any]] = {torch.tensor, torch.as_tensor, torch.asarray, torch.from_numpy, Tensor.new_tensor}

@@ -6,7 +6,7 @@ import torch
 
 from benchmarks.checkpoints.random_espnet import CONFIG, publish, published_tensors
 from stretto.codecs.espnet_dac import EspnetDacConfig, load, multiply_weight_norm_out
-from stretto.codecs.seanet.stream import Context
+from stretto.codecs.seanet import Context
 from stretto.errors import CheckpointError
 
 

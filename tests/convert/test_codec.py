@@ -9,7 +9,7 @@ import pytest
 from benchmarks.checkpoints.random_glm4_tokenizer import NUM_CODES, write_glm4_tokenizer
 from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
 from benchmarks.checkpoints.random_qwen3_codec import write_qwen3_codec
-from stretto.convert.codec import check_directory
+from stretto.convert.conversion import check_codec
 from stretto.encoders.whisper_vq import FOLDER, load_tokenizer
 from stretto.errors import CheckpointError
 from stretto.families.base import Family
@@ -25,18 +25,18 @@ def speaking(num_codebooks: int, codebook_size: int, codec: str = "glm4_voice") 
 def test_the_files_of_glm4_voice_are_taken_as_published(tmp_path: Path) -> None:
     folder = write_glm4_voice(tmp_path)
     (folder / "README.md").write_text("not the codec's")
-    files = check_directory(folder, speaking(1, 64))
+    files = check_codec(folder, speaking(1, 64))
     assert [path.name for path in files] == ["config.yaml", "flow.pt", "hift.pt"]
     with pytest.raises(CheckpointError, match=r"expected 1 codebooks of 16384 codes, got \(1, 64\)"):
-        check_directory(folder, speaking(1, 16_384))
+        check_codec(folder, speaking(1, 16_384))
 
 
 def test_the_files_of_qwen3_ttss_speech_tokenizer_are_taken_as_published(tmp_path: Path) -> None:
     folder = write_qwen3_codec(tmp_path)
-    files = check_directory(folder, speaking(16, 64, "qwen3_12hz"))
+    files = check_codec(folder, speaking(16, 64, "qwen3_12hz"))
     assert [path.name for path in files] == ["config.json", "model.safetensors", "preprocessor_config.json"]
     with pytest.raises(CheckpointError, match=r"expected 16 codebooks of 2048 codes, got \(16, 64\)"):
-        check_directory(folder, speaking(16, 2048, "qwen3_12hz"))
+        check_codec(folder, speaking(16, 2048, "qwen3_12hz"))
 
 
 def test_the_files_of_glm4_voices_tokenizer_are_taken_as_published(tmp_path: Path) -> None:

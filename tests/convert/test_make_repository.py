@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from stretto.convert.make_repository import BUNDLED, WARM_UP_S, bytes_per_row, main, profile
-from stretto.encoders.xeus_units import FOLDER
+from stretto.encoders.xeus import FOLDER
 from stretto.families.opuslm.convert import ConvertedSslTokenizer
 from stretto.families.registry import family_at
 from stretto.families.tiny.family import TINY

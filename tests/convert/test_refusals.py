@@ -13,8 +13,8 @@ import torch
 import yaml
 
 from benchmarks.checkpoints.random_published import Published
-from stretto.convert.codec import check_directory
 from stretto.convert.command import main
+from stretto.convert.conversion import check_codec
 from stretto.convert.release import convertible
 from stretto.errors import CheckpointError
 from stretto.families.tiny.family import TINY
@@ -218,4 +218,4 @@ def test_ambiguous_releases_cause_a_remark(family: str, tmp_path: Path, capsys: 
 
 def test_a_codec_that_nobody_reads_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no reader for what is published of codec 'dac'"):
-        check_directory(tmp_path, replace(TINY, codec="dac"))
+        check_codec(tmp_path, replace(TINY, codec="dac"))

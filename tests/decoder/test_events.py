@@ -1,5 +1,5 @@
 from stretto.decoder.chunk_queue import PendingChunk
-from stretto.decoder.events import make_event
+from stretto.decoder.loop import make_event
 from stretto.decoder.sessions import Renderer, Session
 from stretto.decoder.streaming import Windower
 from stretto.records.chunk import Chunk, GuidanceChange, Report, WordMark

@@ -8,8 +8,7 @@ import torch
 
 from stretto.codecs.base import Codec, Window
 from stretto.config import DecoderConfig
-from stretto.decoder.launching import HostLauncher
-from stretto.decoder.warming import capture_shapes, warm_up
+from stretto.decoder.launching import HostLauncher, capture_shapes, warm_up
 from stretto.decoder.worker import DecoderWorker
 from stretto.records.chunk import Chunk
 from stretto.streams.layout import Segment

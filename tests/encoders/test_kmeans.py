@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stretto.encoders.xeus_units import read_centres
+from stretto.encoders.xeus import read_centres
 from stretto.errors import CheckpointError
 
 DATA = Path(__file__).parents[1] / "data"

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from stretto.encoders.xeus_units import CONFIG, FOLDER, WEIGHTS, load_ssl_tokenizer, read_centres
+from stretto.encoders.xeus import CONFIG, FOLDER, WEIGHTS, load_ssl_tokenizer, read_centres
 from stretto.errors import CheckpointError
 from stretto.families.opuslm.convert import ConvertedSslTokenizer
 from tests import published_xeus

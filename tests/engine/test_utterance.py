@@ -12,7 +12,7 @@ from stretto.engine.protocol import GUIDANCE_OFF, GUIDANCE_ON, NO_CHANGE
 from stretto.engine.reply_rules import SegmentRules, SegmentTracker
 from stretto.engine.utterance import Utterance, reference_chunk
 from stretto.families.chatterbox.family import ChatterboxVocabulary, chatterbox
-from stretto.families.text import SILENT, load_text_codec
+from stretto.families.text import SILENT, TextTokenizer, load_text_codec
 from stretto.families.tiny.family import (
     BEGIN_AUDIO,
     END_OF_AUDIO,
@@ -26,7 +26,6 @@ from stretto.families.tiny.family import (
     TINY,
 )
 from stretto.families.tiny.reader import TEXT_CODEC
-from stretto.families.tokenizer import TextTokenizer
 from stretto.records.chunk import Chunk, GuidanceChange, LMChunk, Report, WordMark
 from stretto.streams.chunking import ChunkPolicy, Pacer
 from stretto.streams.layout import Segment, delay_codes

@@ -1,6 +1,6 @@
 """A tokenizer that is small enough to check by eye."""
 
-from stretto.families.tokenizer import TextTokenizer
+from stretto.families.text import TextTokenizer
 
 
 class Letters(TextTokenizer):

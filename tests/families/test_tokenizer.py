@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from benchmarks.checkpoints.random_published import write_tokenizer
 from stretto.errors import CheckpointError
-from stretto.families.tokenizer import BYTE_OF, FILE, TextTokenizer
+from stretto.families.text import BYTE_OF, TOKENIZER_FILE, TextTokenizer
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +34,11 @@ def test_bytes_of_all_tokens_are_the_text(tokenizer: TextTokenizer, text: str) -
 
 def test_the_tokens_are_the_library_s(tokenizer: TextTokenizer, folder: Path) -> None:
     text = "the birch canoe – déjà vu 😀"
-    assert tokenizer.encode(text) == Tokenizer.from_file(str(folder / FILE)).encode(text).ids
+    assert tokenizer.encode(text) == Tokenizer.from_file(str(folder / TOKENIZER_FILE)).encode(text).ids
 
 
 def test_special_tokens_say_nothing_and_cannot_be_written(tokenizer: TextTokenizer, folder: Path) -> None:
-    special = Tokenizer.from_file(str(folder / FILE)).token_to_id("<|im_end|>")
+    special = Tokenizer.from_file(str(folder / TOKENIZER_FILE)).token_to_id("<|im_end|>")
     assert tokenizer.bytes_of(special) == tokenizer.bytes_of(299) == b""
     assert special not in tokenizer.encode("<|im_end|>")
 
@@ -46,6 +46,6 @@ def test_special_tokens_say_nothing_and_cannot_be_written(tokenizer: TextTokeniz
 def test_what_is_no_byte_level_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"tokenizer\.json: expected a tokenizer, got an error"):
         TextTokenizer.at(tmp_path)
-    Tokenizer(models.BPE()).save(str(tmp_path / FILE))
+    Tokenizer(models.BPE()).save(str(tmp_path / TOKENIZER_FILE))
     with pytest.raises(CheckpointError, match="expected a byte-level tokenizer"):
         TextTokenizer.at(tmp_path)

@@ -15,7 +15,7 @@ from benchmarks.code_streams import stream
 from stretto.codecs.registry import load_codec
 from stretto.families.base import Family
 from stretto.families.registry import family_at
-from stretto.families.tokenizer import TextTokenizer
+from stretto.families.text import TextTokenizer
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from tests.reference.published import PublishedReference
 

@@ -19,8 +19,7 @@ from benchmarks.checkpoints.random_glm4_tokenizer import write_glm4_tokenizer
 from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
 from stretto.convert.command import main
 from stretto.families.registry import family_at
-from stretto.families.text import subword_codec
-from stretto.families.tokenizer import TextTokenizer
+from stretto.families.text import TextTokenizer, subword_codec
 from stretto.families.vita_audio.family import SCHEDULES
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.records.prompt import Prompt

@@ -13,10 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stretto.codecs import seanet
 from stretto.codecs.base import CodecSpec, Window
-from stretto.codecs.seanet import decoder as seanet
-from stretto.codecs.seanet.decoder import SeanetWidths
-from stretto.codecs.seanet.stream import SeanetShape, SeanetStream
+from stretto.codecs.seanet import SeanetShape, SeanetStream, SeanetWidths
 from stretto.errors import CheckpointError
 from stretto.untrusted_files import UNPARSABLE, yaml_mapping
 from stretto.weights.loading import load_strictly, read_tensors

@@ -1,9 +1,9 @@
 """`higgs`: the tokenizer of Higgs Audio v2: X-codec at 24 kHz, 25 frames per second, with projected codebooks.
 
 transformers' class requires torchaudio even for decoding. This one reads the same checkpoint with the same
-configuration class, and is derived from transformers' X-codec.
-"""
+configuration class, and is derived from transformers' X-codec."""
 
+import math
 from pathlib import Path
 
 import torch
@@ -12,9 +12,41 @@ from torch import Tensor, nn
 from transformers import HiggsAudioV2TokenizerConfig, XcodecModel
 from transformers.models.xcodec.modeling_xcodec import XcodecVectorQuantization
 
-from stretto.codecs.resampling import resample
 from stretto.codecs.xcodec import SemanticCodec, load_semantic
 from stretto.weights.loading import load_config
+
+ZERO_CROSSINGS = 6  # zero crossings of the sinc on either side
+ROLLOFF = 0.99  # cut-off relative to the lower Nyquist frequency
+
+
+def sinc_kernels(source_hz: int, target_hz: int) -> tuple[Tensor, int]:
+    """Return one filter per output phase, float64 [target, width], and its reach back in samples.
+
+    Rates are in lowest terms. The filter is a Hann-windowed sinc (Smith, Digital Audio Resampling): h(t) = b sinc(b t)
+    cos(pi b t / 2N)^2 for |b t| < N, in input samples, with b = ROLLOFF * min(1, target / source) and
+    N = ZERO_CROSSINGS.
+    """
+    cutoff = ROLLOFF * min(source_hz, target_hz) / source_hz
+    back = math.ceil(ZERO_CROSSINGS / cutoff)
+    taps = torch.arange(-back, back + source_hz, dtype=torch.float64)
+    phase = torch.arange(target_hz, dtype=torch.float64) * source_hz / target_hz
+    time = ((taps - phase[:, None]) * cutoff).clamp(-ZERO_CROSSINGS, ZERO_CROSSINGS)  # the window is zero beyond
+    window = (time * math.pi / (2 * ZERO_CROSSINGS)).cos().square()
+    return cutoff * torch.sinc(time) * window, back
+
+
+def resample(pcm: Tensor, source_hz: int, target_hz: int) -> Tensor:
+    """Resample pcm [B, n] to [B, ceil(n * target_hz / source_hz)], assuming silence around it."""
+    divisor = math.gcd(source_hz, target_hz)
+    source_hz, target_hz = source_hz // divisor, target_hz // divisor
+    if source_hz == target_hz:
+        return pcm
+    kernels, back = sinc_kernels(source_hz, target_hz)
+    kernels = kernels.to(pcm)[:, None]
+    padded = F.pad(pcm[:, None], (back, back + source_hz))
+    phases = F.conv1d(padded, kernels, stride=source_hz)
+    return phases.transpose(1, 2).flatten(1)[:, : -(-pcm.shape[1] * target_hz // source_hz)]
+
 
 MARGIN = 160  # samples of silence on each side of HuBERT's input
 

@@ -17,7 +17,7 @@ from transformers import MimiConfig, MimiModel
 from transformers.models.mimi.modeling_mimi import MimiTransformerModel
 
 from stretto.codecs.base import CodecSpec, Stateful, Window
-from stretto.codecs.seanet.stream import keep_lengths_on_host, shape_of
+from stretto.codecs.seanet import keep_lengths_on_host, shape_of
 from stretto.errors import CheckpointError
 from stretto.weights.loading import codec_directory, load_config, load_model
 

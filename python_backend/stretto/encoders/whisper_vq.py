@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import WhisperFeatureExtractor
 
-from stretto.codecs.glm4_voice.codec import HEARD_RATE
+from stretto.codecs.glm4_voice import HEARD_RATE
 from stretto.errors import CheckpointError
 from stretto.untrusted_files import json_object, regular_file
 from stretto.weights.loading import UNREADABLE, in_float32, load_strictly

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from stretto.families.defaults import DRAWN
+from stretto.families.registry import DRAWN
 from stretto.weights.tensors import Entry, Plan, Progress, Written
 
 AUDIO_TOKENIZER = "ssl_tokenizer"  # folder of a checkpoint

@@ -22,8 +22,8 @@ import yaml
 from torch import Tensor
 
 from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
-from stretto.codecs.glm4_voice import config as ours
-from stretto.codecs.glm4_voice.codec import Glm4VoiceCodec
+from stretto.codecs import glm4_voice as ours
+from stretto.codecs.glm4_voice import Glm4VoiceCodec
 from tests.codecs.glm4_voice.reference import LENGTHS, PART, PROMPT, REFERENCE, SIZES, thinned, tokens
 
 MISSING = {

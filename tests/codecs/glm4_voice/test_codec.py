@@ -12,11 +12,9 @@ from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
 from benchmarks.code_streams import chunks_of, random_codes, stream
 from stretto.codecs.base import Blocks
 from stretto.codecs.cosyvoice.flow import gaussian
-from stretto.codecs.glm4_voice.codec import Glm4VoiceCodec, load
-from stretto.codecs.glm4_voice.config import load_part, read_config
+from stretto.codecs.glm4_voice import Glm4VoiceCodec, load, load_part, read_config
 from stretto.config import DecoderConfig
-from stretto.decoder.launching import HostLauncher
-from stretto.decoder.warming import capture_shapes, warm_up
+from stretto.decoder.launching import HostLauncher, capture_shapes, warm_up
 from stretto.decoder.worker import DecoderWorker
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.records.chunk import Chunk

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
 from benchmarks.code_streams import stream
-from stretto.codecs.glm4_voice.codec import Glm4VoiceCodec
-from stretto.codecs.glm4_voice.config import load_part, read_config
+from stretto.codecs.glm4_voice import Glm4VoiceCodec, load_part, read_config
 from tests.codecs.glm4_voice.reference import EVERY, LENGTHS, PART, PROMPT, REFERENCE, SIZES, thinned, tokens
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.checkpoints.random_s3gen import NARROW, tensors
-from stretto.codecs.s3gen.codec import S3GenCodec
+from stretto.codecs.s3gen import S3GenCodec
 from tests.codecs.s3gen.reference import LENGTHS, REFERENCE, VOICES, thinned, tokens
 
 SOURCE = Path(os.environ.get("CHATTERBOX_SRC", "chatterbox"))

@@ -10,11 +10,10 @@ from safetensors.torch import load_file, save_file
 from benchmarks.checkpoints import random_chatterbox
 from benchmarks.code_streams import chunks_of, random_codes, stream
 from stretto.codecs.base import Window
-from stretto.codecs.s3gen.codec import LONGEST, S3GenCodec, load
+from stretto.codecs.s3gen import LONGEST, S3GenCodec, load
 from stretto.config import DecoderConfig
-from stretto.decoder.launching import HostLauncher
+from stretto.decoder.launching import HostLauncher, warm_up
 from stretto.decoder.streaming import Windower
-from stretto.decoder.warming import warm_up
 from stretto.decoder.worker import DecoderWorker
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.records.chunk import Chunk

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from benchmarks.checkpoints.random_s3gen import NARROW, NUM_CODES, tensors
 from stretto.codecs.espnet_dac import multiply_weight_norm_out
-from stretto.codecs.s3gen.codec import S3GenCodec, Voice
-from stretto.codecs.s3gen.config import S3GenConfig
+from stretto.codecs.s3gen import S3GenCodec, S3GenConfig, Voice
 from stretto.families.chatterbox.convert import HEARING, voice_tensors
 from tests.codecs.s3gen.reference import LENGTHS, REFERENCE, VOICES, thinned, tokens
 

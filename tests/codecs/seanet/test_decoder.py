@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from stretto.codecs.seanet.decoder import (
+from stretto.codecs.seanet import (
     Convolution,
+    SeanetShape,
     SeanetWidths,
     Snake,
     Upsampling,
@@ -10,7 +11,6 @@ from stretto.codecs.seanet.decoder import (
     make_encoder,
     reflect,
 )
-from stretto.codecs.seanet.stream import SeanetShape
 
 
 def test_snake_is_x_plus_its_sine_squared() -> None:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import EncodecConfig, EncodecModel, MimiConfig
 
-from stretto.codecs.seanet.stream import SeanetShape, keep_lengths_on_host, multiply_weight_norm_out, shape_of
+from stretto.codecs.seanet import SeanetShape, keep_lengths_on_host, multiply_weight_norm_out, shape_of
 from stretto.errors import CheckpointError
 
 

@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from stretto.codecs.seanet.decoder import SeanetWidths, make_decoder
-from stretto.codecs.seanet.stream import Context, SeanetShape
+from stretto.codecs.seanet import Context, SeanetShape, SeanetWidths, make_decoder
 
 SHAPES = [
     SeanetShape(ratios=(8, 5, 4, 2), residual_kernel=7, num_residual_layers=3),  # OpusLM

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from stretto.codecs.base import Stateful
-from stretto.codecs.seanet.decoder import SeanetWidths, make_decoder
-from stretto.codecs.seanet.stream import SeanetShape, SeanetStream
+from stretto.codecs.seanet import SeanetShape, SeanetStream, SeanetWidths, make_decoder
 
 SHAPE = SeanetShape(ratios=(4, 3), kernel=5, residual_kernel=7, num_residual_layers=3)
 FRAMES = 40

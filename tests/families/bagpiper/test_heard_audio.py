@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from stretto.encoders.xeus_units import read_centres
+from stretto.encoders.xeus import read_centres
 from stretto.errors import InvalidRequest
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from tests import published_xeus

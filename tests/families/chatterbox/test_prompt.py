@@ -13,7 +13,7 @@ from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.chatterbox.family import END_OF_TEXT, START_OF_TEXT, ChatterboxVocabulary
 from stretto.families.chatterbox.prompt import ChatterboxTemplate, open_chatterbox
 from stretto.families.registry import VOCABULARY, config_at, family_at
-from stretto.families.tokenizer import TextTokenizer
+from stretto.families.text import TextTokenizer
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.records.prompt import Prompt
 from stretto.weights.loading import open_tensors

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.checkpoints.random_higgs_audio import HiggsAudioRelease, make_model, write_release
 from stretto.codecs.registry import load_codec
-from stretto.families.higgs_audio.convert_codec import read_config
+from stretto.families.higgs_audio.convert import read_codec_config
 from tests.refused_conversion import refused
 
 pytestmark = pytest.mark.slow
@@ -136,7 +136,7 @@ def test_tensors_of_model_pth_that_do_not_fit_are_named(
 
 def test_bosons_own_config_gives_the_same_numbers(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(BOSONS_NUMBERS))
-    config = read_config(tmp_path)
+    config = read_codec_config(tmp_path)
     assert (config.num_quantizers, config.codebook_size, config.codebook_dim) == (8, 1024, 64)
     assert (config.sample_rate, config.hop_length, config.semantic_downsample_factor) == (24000, 960, 2)
     acoustic = config.acoustic_model_config

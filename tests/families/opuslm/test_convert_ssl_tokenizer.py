@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from stretto.convert.command import main
-from stretto.encoders.xeus_units import CONFIG, FOLDER, WEIGHTS, load_ssl_tokenizer
+from stretto.encoders.xeus import CONFIG, FOLDER, WEIGHTS, load_ssl_tokenizer
 from tests import published_xeus
 from tests.published_checkpoints import command, write_opuslm
 from tests.small_vocabularies import SMALL_OPUSLM

@@ -11,7 +11,7 @@ from stretto.convert.command import main
 from stretto.errors import InvalidRequest
 from stretto.families.conversation import Piece
 from stretto.families.registry import family_at
-from stretto.families.tokenizer import TextTokenizer
+from stretto.families.text import TextTokenizer
 from stretto.families.vita_audio.prompt import SYSTEM_TEXT, VitaTemplate, interleave, open_template
 from tests.encoders.recordings import HEARD, speech
 from tests.vita_release import command, random_vita

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from stretto.codecs.base import CodecSpec, Stateful, Window
-from stretto.codecs.qwen3_12hz.config import DecoderShape
 from stretto.codecs.qwen3_12hz.decoder import (
     KERNEL,
     Attention,
     Block,
     ConvNext,
     Convolution,
+    DecoderShape,
     Memory,
     SnakeBeta,
     Transformer,

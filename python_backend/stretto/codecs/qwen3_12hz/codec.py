@@ -1,17 +1,46 @@
-"""`qwen3_12hz`: codec of Qwen3-TTS (24 kHz, 12.5 frames per second of 1 + 15 codes), as published with each model."""
+"""`qwen3_12hz`: codec of Qwen3-TTS (24 kHz, 12.5 frames per second of 1 + 15 codes), as published with each model.
+
+The encoder consists of transformers' modules of Mimi.
+"""
 
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import MimiConfig
+from transformers.models.mimi.modeling_mimi import (
+    MimiConv1d,
+    MimiEncoder,
+    MimiSplitResidualVectorQuantizer,
+    MimiTransformerModel,
+)
 
 from stretto.codecs.base import CodecSpec, Stateful, Window
-from stretto.codecs.qwen3_12hz.config import Qwen3CodecConfig, read_config
-from stretto.codecs.qwen3_12hz.decoder import Decoder, Memory
-from stretto.codecs.qwen3_12hz.encoder import Encoder
-from stretto.codecs.seanet.stream import keep_lengths_on_host
+from stretto.codecs.qwen3_12hz.decoder import Decoder, Memory, Qwen3CodecConfig, read_config
+from stretto.codecs.seanet import keep_lengths_on_host
 from stretto.weights.loading import codec_directory, load_strictly, read_tensors
+
+KERNEL, STRIDE = 4, 2  # downsampling from transformer steps to frames
+
+
+class Encoder(nn.Module):
+    """Encoder: samples to codes, from transformers' modules under their names in MimiModel."""
+
+    def __init__(self, config: MimiConfig) -> None:
+        super().__init__()
+        self.encoder = MimiEncoder(config)
+        self.encoder_transformer = MimiTransformerModel(config)
+        width = config.hidden_size
+        self.downsample = MimiConv1d(config, width, width, KERNEL, STRIDE, bias=False, pad_mode="replicate")
+        self.quantizer = MimiSplitResidualVectorQuantizer(config)
+
+    def forward(self, pcm: Tensor, num_codebooks: int) -> Tensor:
+        """Return the codes [K, T] of samples [n]; the last frame may be partial."""
+        steps = self.encoder(pcm[None, None]).transpose(1, 2)
+        steps = self.encoder_transformer(steps, use_cache=False).last_hidden_state.transpose(1, 2)
+        return self.quantizer.encode(self.downsample(steps), num_codebooks)[:, 0]
+
 
 # Used in training only, to learn the codebooks' entries.
 NOT_SERVED = {f"decoder.quantizer.{part}.input_proj.weight" for part in ("rvq_first", "rvq_rest")}

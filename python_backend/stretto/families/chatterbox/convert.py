@@ -18,8 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stretto.codecs.s3gen.codec import LONGEST, S3GenCodec
-from stretto.codecs.s3gen.config import FRAMES_PER_TOKEN, S3GenConfig
+from stretto.codecs.s3gen import FRAMES_PER_TOKEN, LONGEST, S3GenCodec, S3GenConfig
 from stretto.errors import CheckpointError
 from stretto.families.chatterbox.family import END_OF_SPEECH, SPACE, START_OF_SPEECH, ChatterboxVocabulary
 from stretto.families.conversion import Contents, Converted, Network, Release, Tokenizer

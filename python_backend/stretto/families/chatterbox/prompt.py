@@ -16,8 +16,7 @@ from stretto.families.chatterbox.family import END_OF_TEXT, SPACE, START_OF_TEXT
 from stretto.families.conversation import Piece
 from stretto.families.prompting import PLAIN, Manner, PromptRows, Template, stream0_rows
 from stretto.families.registry import VOCABULARY, config_at, read_family
-from stretto.families.text import check_text
-from stretto.families.tokenizer import FILE, TextTokenizer
+from stretto.families.text import TOKENIZER_FILE, TextTokenizer, check_text
 
 # Punctuation that is rare in training, with its replacement, applied in this order.
 EVENED = (
@@ -55,7 +54,7 @@ class ChatterboxTemplate:
         self._family, self._known, self._tokenizer = family, vocabulary, tokenizer
         spaces = [token_id for token_id, spelling in tokenizer.tokens.items() if spelling == SPACE]
         if not spaces:
-            raise CheckpointError(f"{FILE}: expected a token {SPACE}")
+            raise CheckpointError(f"{TOKENIZER_FILE}: expected a token {SPACE}")
         self._space = spaces[0]
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:

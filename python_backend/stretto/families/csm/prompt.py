@@ -19,8 +19,7 @@ from stretto.families.base import Family, Task
 from stretto.families.conversation import Piece
 from stretto.families.csm.family import END_CODE, VOICES
 from stretto.families.prompting import PLAIN, Manner, PromptRows, Template, check_codes, code_rows, stream0_rows
-from stretto.families.text import Subwords
-from stretto.families.tokenizer import TextTokenizer
+from stretto.families.text import Subwords, TextTokenizer
 
 
 class CsmTemplate:

@@ -1,24 +1,157 @@
 """Conversion of Higgs Audio v2's release in transformers' layout (`model_type` higgs_audio_v2).
 
 https://huggingface.co/bosonai/higgs-audio-v2-generation-3B-base. Boson's first files of the same weights, with other
-names, are detected by these names. The codec is a separate release, bosonai/higgs-audio-v2-tokenizer, in either of two
-layouts (`convert_codec.py`).
+names, are detected by these names. The codec is a separate release, bosonai/higgs-audio-v2-tokenizer, in transformers'
+layout or in Boson AI's (`model.pth`, `config.json`), which is converted to it. Names of the latter:
+boson_multimodal/audio_processing/higgs_audio_tokenizer.py of https://github.com/boson-ai/higgs-audio. The folder may
+hold transformers' `config.json` next to Boson's weights, and a `model.safetensors` of another model.
 """
 
 from collections.abc import Mapping
+from math import ceil, log2, prod
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration
+from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration, HiggsAudioV2TokenizerConfig
 
+from stretto.codecs.espnet_dac import multiply_weight_norm_out
+from stretto.codecs.higgs import HiggsModel
 from stretto.errors import CheckpointError
-from stretto.families.conversion import AUDIO, Contents, Converted, Release, Tokenizer
-from stretto.families.higgs_audio.convert_codec import boson_codec
+from stretto.families.conversion import AUDIO, Contents, Converted, Network, Release, Tokenizer
 from stretto.families.higgs_audio.family import NEEDED, NUM_MARKS, SCENE_END, SCENE_START, HiggsAudioVocabulary
 from stretto.families.registry import NAME, VOCABULARY
+from stretto.untrusted_files import UNPARSABLE, json_object, released_file
 from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, dtype_of, read_numbers
-from stretto.weights.tensors import Part, Plan, shapes_of
+from stretto.weights.loading import CONFIG_FILE, load_config, read_tensors
+from stretto.weights.tensors import Part, Plan, check, shapes_of
+
+WEIGHTS, OTHERS = "model.pth", "model.safetensors"
+OURS = "acoustic_decoder.conv1.weight"  # in transformers' layout, and in no language model
+RESIDUAL = ("snake1", "conv1", "snake2", "conv2")  # layers of a residual unit; each block has three units
+# Modules of a block outside its residual units, by index, and the index of the first unit.
+ENCODER_BLOCK, DECODER_BLOCK = ({3: "snake1", 4: "conv1"}, 0), ({0: "snake1", 1: "conv_t1"}, 2)
+PROJECTIONS = {"fc_prior": "fc", "fc_post1": "fc1", "fc_post2": "fc2"}
+UNUSED = "fc1."  # unused layer in Boson's class, and not transformers' `fc1`
+SEMANTIC_SAMPLE_RATE = 16_000
+
+
+def boson_codec(folder: Path, num_codebooks: int, codebook_size: int) -> Network | None:
+    """Return the codec in Boson's `model.pth`; None if there is no such file, or a codec in transformers' layout.
+
+    Args:
+        folder: Folder of the codec's release.
+        num_codebooks: Expected number of codebooks.
+        codebook_size: Expected number of codes per codebook.
+
+    Raises:
+        CheckpointError: If tensors or hyperparameters do not fit; the message names them.
+    """
+    path = folder / WEIGHTS
+    if not path.exists() or OURS in _names(folder / OTHERS):
+        return None
+    config = read_codec_config(folder)
+    found = (config.num_quantizers, config.codebook_size)
+    if found != (num_codebooks, codebook_size):
+        expected = f"{num_codebooks} codebooks of {codebook_size} codes"
+        raise CheckpointError(f"{folder / CONFIG_FILE}: expected {expected}, got {found}")
+    stored = read_tensors(released_file(folder, WEIGHTS))
+    try:
+        shapes = shapes_of(HiggsModel, config)
+    except (*UNPARSABLE, RuntimeError) as error:
+        raise CheckpointError(f"{folder / CONFIG_FILE}: not the parameters of a codec: {error!r}") from error
+    tensors = renamed(stored, len(config.acoustic_model_config.upsampling_ratios))
+    plan = {name: Part(name, shape) for name, shape in shapes.items()}
+    try:
+        check(plan, tensors, ("semantic_model.masked_spec_embed",))
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    record = {**config.to_dict(), "architectures": ["HiggsAudioV2TokenizerModel"]}
+    return Network("codec", record, plan, tensors)
+
+
+def read_codec_config(folder: Path) -> Any:
+    """Return the hyperparameters as a HiggsAudioV2TokenizerConfig, from a `config.json` of either layout."""
+    record = json_object(folder / CONFIG_FILE)
+    if "model_type" in record:
+        return load_config(HiggsAudioV2TokenizerConfig, folder)
+    try:
+        ratios, rate = [int(ratio) for ratio in record["ratios"]], int(record["sample_rate"])
+        num_bits = ceil(log2(record["bins"]))
+        bandwidth = record["n_q"] * ceil(rate / prod(ratios)) * num_bits / 1000  # determines the number of codebooks
+        acoustic = {"hidden_size": record["D"], "downsampling_ratios": ratios, "upsampling_ratios": ratios}
+        return HiggsAudioV2TokenizerConfig.from_dict(
+            {
+                "sample_rate": rate,
+                "codebook_size": record["bins"],
+                "codebook_dim": record["codebook_dim"],
+                "target_bandwidths": [bandwidth],
+                "semantic_sample_rate": record.get("semantic_sample_rate") or SEMANTIC_SAMPLE_RATE,
+                "acoustic_model_config": {"encoder_hidden_size": 64, "decoder_hidden_size": 1024, **acoustic},
+            }
+        )
+    except UNPARSABLE as error:
+        raise CheckpointError(
+            f"{folder / CONFIG_FILE}: not the parameters of Higgs Audio's codec: {error!r}"
+        ) from error
+
+
+def renamed(stored: Mapping[str, Tensor], num_blocks: int) -> dict[str, Tensor]:
+    """Return Boson's tensors by transformers' names, with weight norms multiplied out if transformers has none."""
+    stems = _stems(num_blocks)
+    normed, plain = dict[str, Tensor](), dict[str, Tensor]()
+    for name, tensor in stored.items():
+        if name.startswith("semantic_model."):
+            for old, new in (("weight_g", "original0"), ("weight_v", "original1")):
+                name = name.replace(f".conv.{old}", f".conv.parametrizations.weight.{new}")
+            plain[name] = tensor
+        elif not name.startswith(UNUSED):
+            normed[name] = tensor
+    for name, tensor in multiply_weight_norm_out(normed).items():
+        stem, _, last = name.rpartition(".")
+        plain[f"{stems.get(stem) or _others(stem)}.{last}"] = tensor
+    return plain
+
+
+def _stems(num_blocks: int) -> dict[str, str]:
+    """Return transformers' names of the acoustic encoder's and decoder's modules, by Boson's names."""
+    found = dict(PROJECTIONS)
+    for old, new, (alone, first) in (
+        ("encoder.block", "acoustic_encoder", ENCODER_BLOCK),
+        ("decoder_2.model", "acoustic_decoder", DECODER_BLOCK),
+    ):
+        for index, name in ((0, "conv1"), (num_blocks + 1, "snake1"), (num_blocks + 2, "conv2")):
+            found[f"{old}.{index}"] = f"{new}.{name}"
+        for block in range(num_blocks):
+            inside, outside = f"{old}.{block + 1}.block", f"{new}.block.{block}"
+            found |= {f"{inside}.{index}": f"{outside}.{name}" for index, name in alone.items()}
+            for unit in range(3):
+                for index, name in enumerate(RESIDUAL):
+                    found[f"{inside}.{first + unit}.block.{index}"] = f"{outside}.res_unit{unit + 1}.{name}"
+    return found
+
+
+def _others(stem: str) -> str:
+    """Return transformers' name of a module of the quantiser, or of the semantic encoder and decoder."""
+    if stem.startswith("quantizer.vq.layers."):
+        return stem.replace("quantizer.vq.layers.", "quantizer.quantizers.").replace("._codebook", ".codebook")
+    words = stem.split(".")
+    is_wrapped = len(words) > 1 and words[-1] == "conv" and words[-2] in ("conv", "conv1", "conv2")
+    return ".".join(words[:-1] if is_wrapped else words)
+
+
+def _names(path: Path) -> set[str]:
+    """Return the names of the tensors in a safetensors file; empty if there is no such file."""
+    if not path.exists():
+        return set()
+    try:
+        with safe_open(released_file(path.parent, path.name), framework="pt") as file:
+            return set(file.keys())
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: expected tensors, got {error!r}") from error
+
 
 BACKBONE_TAG = None  # config.json itself has the hyperparameters
 CODEC = ""  # the codec is a separate release

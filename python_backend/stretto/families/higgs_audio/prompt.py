@@ -36,8 +36,7 @@ from stretto.families.higgs_audio.family import (
     START_HEADER,
 )
 from stretto.families.prompting import PLAIN, Manner, PromptRows, Template, check_codes, stream0_rows
-from stretto.families.text import check_text
-from stretto.families.tokenizer import TextTokenizer
+from stretto.families.text import TextTokenizer, check_text
 from stretto.streams.layout import StreamLayout
 
 SYSTEM = "Generate audio following instruction."

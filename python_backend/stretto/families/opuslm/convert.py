@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from stretto.codecs.espnet_dac import multiply_weight_norm_out
-from stretto.encoders.xeus import Xeus, XeusConfig
-from stretto.encoders.xeus_units import CONFIG, FOLDER, WEIGHTS, read_centres
+from stretto.encoders.xeus import CONFIG, FOLDER, WEIGHTS, Xeus, XeusConfig, read_centres
 from stretto.errors import CheckpointError
 from stretto.families.conversion import Contents, Converted, Release, Tokenizer
 from stretto.families.opuslm import family as opuslm

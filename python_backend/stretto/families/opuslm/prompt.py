@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from stretto.codecs.base import Codec
-from stretto.encoders.xeus_units import SslTokenizer, load_ssl_tokenizer
+from stretto.encoders.xeus import SslTokenizer, load_ssl_tokenizer
 from stretto.errors import InvalidRequest
 from stretto.families.audio_format import CachedEncoder
 from stretto.families.base import Family, Task
@@ -23,8 +23,7 @@ from stretto.families.opuslm.family import (
     VOICE_FRAMES,
 )
 from stretto.families.prompting import PLAIN, Manner, PromptRows, Template, check_codes, frame_rows, stream0_rows
-from stretto.families.text import Subwords
-from stretto.families.tokenizer import TextTokenizer
+from stretto.families.text import Subwords, TextTokenizer
 from stretto.streams.layout import Segment
 
 GAP = NUM_STREAMS - 1

@@ -37,8 +37,7 @@ from stretto.families.conversation import Piece
 from stretto.families.prompting import PLAIN, Manner, PromptRows, Template, code_rows, stream0_rows
 from stretto.families.qwen3_tts.family import Qwen3TtsVocabulary
 from stretto.families.registry import VOCABULARY, config_at
-from stretto.families.text import Subwords, check_text, without_leading_line_ends
-from stretto.families.tokenizer import TextTokenizer
+from stretto.families.text import Subwords, TextTokenizer, check_text, without_leading_line_ends
 from stretto.records.prompt import MAX_PART_CHARS, InputAudio
 
 

@@ -13,8 +13,7 @@ from stretto.families.base import Family, Task
 from stretto.families.conversation import Piece
 from stretto.families.prompting import PLAIN, Manner, PromptRows, Template, stream0_rows
 from stretto.families.registry import VOCABULARY, config_at
-from stretto.families.text import Subwords
-from stretto.families.tokenizer import TextTokenizer
+from stretto.families.text import Subwords, TextTokenizer
 from stretto.families.valle.family import PAD, SOS_EOS, ValleVocabulary
 
 

@@ -19,8 +19,7 @@ from stretto.encoders.whisper_vq import CONFIG, FEATURES, FOLDER, read_tokenizer
 from stretto.errors import CheckpointError
 from stretto.families.audio_format import KEY
 from stretto.families.conversion import AUDIO, Contents, Converted, Release, Tokenizer
-from stretto.families.defaults import DRAWN
-from stretto.families.registry import NAME, VOCABULARY
+from stretto.families.registry import DRAWN, NAME, VOCABULARY
 from stretto.families.vita_audio.family import BALANCE, HEARD, MARKERS, SCHEDULES, SENSE_VOICE, VANILLA, VitaVocabulary
 from stretto.families.vita_audio.model import SenseVoice
 from stretto.families.vita_audio.prompt import DITHER, NUM_BINS, SAMPLE_RATE, STACKED, STEP

@@ -1,0 +1,481 @@
+"""`glm4_voice`: decoder of GLM-4-Voice and VITA-Audio (22.05 kHz, 12.5 tokens per second; arXiv 2412.02612).
+
+tokens of all blocks so far ─► flow, given the previous mel ─► mel of the new block ─► HiFT ─► pcm
+                                                  └ its last 5 tokens' worth is faded into the next block's
+
+Norms and attention cover all frames, and the flow starts from noise, so the samples of a block differ from those of one
+decode of the whole. Blocks, fades and prompts are those of the authors' `web_demo.py` and `flow_inference.py`, with two
+exceptions. The authors' prompt repeats a frame from the third block on, which shifts it by one and loses 12 ms per
+block; ours does not. The mel held back at the end of a complete last block is decoded, not dropped.
+
+`config.yaml` is read as published in https://huggingface.co/THUDM/glm-4-voice-decoder, without executing it. The file
+is HyperPyYAML. `!new:`, `!name:` and `!apply:` would build Python objects; here they yield the mappings that
+follow them. `!ref <name>` yields the top-level value of that name.
+
+The flow:
+
+tokens ─► conformer ─► regulator ─► μ [B, M, T]
+noise [M, T] ─► 10 Euler steps along estimator(state, μ, speaker, prompt) ─► mel [B, M, T]
+"""
+
+import re
+from dataclasses import astuple, dataclass, replace
+from fractions import Fraction
+from math import ceil, prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import yaml
+from torch import Tensor, nn
+
+from stretto.codecs.base import Blocks, CodecSpec, Window
+from stretto.codecs.cosyvoice.conformer import EncoderLayer, TokenInput, wave_of_distances
+from stretto.codecs.cosyvoice.flow import (
+    EncoderShape,
+    EstimatorShape,
+    Matching,
+    SourceShape,
+    VocoderShape,
+    noise_tables,
+)
+from stretto.codecs.cosyvoice.vocoder import Vocoder
+from stretto.codecs.espnet_dac import multiply_weight_norm_out
+from stretto.errors import CheckpointError, InvalidRequest
+from stretto.untrusted_files import UNPARSABLE, yaml_mapping
+from stretto.weights.loading import load_strictly, read_tensors
+
+PARTS = ("flow", "hift")
+
+
+def read_part(directory: Path, part: str) -> dict[str, Tensor]:
+    """Return the tensors of one part in float32, weight norms multiplied out; raise CheckpointError if missing."""
+    path = directory / f"{part}.pt"
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing")
+    return multiply_weight_norm_out(read_tensors(path))
+
+
+def load_part(module: nn.Module, directory: Path, part: str) -> None:
+    """Load the tensors of a part into a module; raise CheckpointError for mismatches."""
+    load_strictly(module, read_part(directory, part), directory / f"{part}.pt")
+
+
+CONFIG_FILE = "config.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class Glm4VoiceConfig:
+    """Sizes of a checkpoint. `regulator`: number of convolutions after length regulation."""
+
+    codebook_size: int
+    token_rate: Fraction
+    token_width: int
+    mels: int
+    speaker: int
+    regulator: int
+    guidance: float
+    encoder: EncoderShape
+    estimator: EstimatorShape
+    vocoder: VocoderShape
+
+    @property
+    def mels_per_token(self) -> Fraction:
+        """Mel frames per token: 441/64 as published."""
+        return Fraction(self.vocoder.sample_rate, self.vocoder.samples_per_mel) / self.token_rate
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> "Glm4VoiceConfig":
+        """Return the sizes in `config.yaml`; raise KeyError or ValueError for a missing or unsupported value."""
+        flow, hift = record["flow"], record["hift"]
+        matching, regulator = flow["decoder"], flow["length_regulator"]
+        solver = matching["cfm_params"]["content"]
+        _require(flow, output_size=80, output_type="mel")
+        _require(solver, solver="euler", t_scheduler="cosine")
+        _require(hift, in_channels=flow["output_size"])
+        _require(regulator, channels=flow["output_size"])
+        estimator = _estimator(matching["estimator"], flow["output_size"])
+        return cls(
+            codebook_size=flow["vocab_size"],
+            token_rate=Fraction(str(flow["input_frame_rate"])),
+            token_width=flow["input_size"],
+            mels=flow["output_size"],
+            speaker=flow["spk_embed_dim"],
+            regulator=len(regulator["sampling_ratios"]),
+            guidance=float(solver["inference_cfg_rate"]),
+            encoder=_encoder(flow["encoder"]),
+            estimator=estimator,
+            vocoder=_vocoder(hift),
+        )
+
+
+def _encoder(given: dict[str, Any]) -> EncoderShape:
+    _require(
+        given,
+        normalize_before=True,
+        input_layer="linear",
+        pos_enc_layer_type="rel_pos_espnet",
+        selfattention_layer_type="block_rel_selfattn",
+        use_cnn_module=False,
+        macaron_style=False,
+    )
+    return EncoderShape(
+        width=given["output_size"],
+        heads=given["attention_heads"],
+        inner=given["linear_units"],
+        layers=given["num_blocks"],
+        block=given["block_size"],
+    )
+
+
+def _estimator(given: dict[str, Any], mels: int) -> EstimatorShape:
+    _require(given, in_channels=4 * mels, out_channels=mels, act_fn="gelu")
+    return EstimatorShape(
+        tuple(given["channels"]),
+        given["attention_head_dim"],
+        given["num_heads"],
+        given["n_blocks"],
+        given["num_mid_blocks"],
+    )
+
+
+def _vocoder(given: dict[str, Any]) -> VocoderShape:
+    predictor, fourier = given["f0_predictor"], given["istft_params"]
+    _require(predictor, num_class=1, in_channels=given["in_channels"])
+    source = SourceShape(
+        given["nb_harmonics"],
+        given["nsf_alpha"],
+        given["nsf_sigma"],
+        given["nsf_voiced_threshold"],
+        predictor["cond_channels"],
+    )
+    return VocoderShape(
+        channels=given["base_channels"],
+        sample_rate=given["sampling_rate"],
+        rates=tuple(given["upsample_rates"]),
+        kernels=tuple(given["upsample_kernel_sizes"]),
+        residuals=_residuals(given, "resblock"),
+        source_residuals=_residuals(given, "source_resblock"),
+        fourier=fourier["n_fft"],
+        hop=fourier["hop_len"],
+        slope=given["lrelu_slope"],
+        limit=given["audio_limit"],
+        source=source,
+    )
+
+
+def _residuals(given: dict[str, Any], name: str) -> tuple[tuple[int, tuple[int, ...]], ...]:
+    kernels, dilations = given[f"{name}_kernel_sizes"], given[f"{name}_dilation_sizes"]
+    return tuple((kernel, tuple(each)) for kernel, each in zip(kernels, dilations, strict=True))
+
+
+def _require(given: dict[str, Any], **values: Any) -> None:
+    """Raise ValueError if the record has another value than the one that this decoder assumes."""
+    odd = {name: given.get(name) for name, value in values.items() if given.get(name) != value}
+    if odd:
+        raise ValueError(f"expected { ({name: values[name] for name in odd}) }, got {odd}")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML loader that yields mappings in place of objects; one instance per file."""
+
+
+def _plain(loader: _Loader, suffix: str, node: yaml.Node) -> Any:
+    if isinstance(node, yaml.MappingNode):
+        return loader.construct_mapping(node, deep=True)
+    return None
+
+
+def _reference(loader: _Loader, node: yaml.Node) -> str:
+    return f"!ref {node.value}"
+
+
+for tag in ("!new:", "!name:", "!apply:"):
+    _Loader.add_multi_constructor(tag, _plain)
+_Loader.add_constructor("!ref", _reference)
+
+
+def _resolved(value: Any, names: dict[str, Any]) -> Any:
+    """Return the value with each `!ref <name>` replaced."""
+    if isinstance(value, dict):
+        return {key: _resolved(each, names) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_resolved(each, names) for each in value]
+    found = re.fullmatch(r"!ref <(\w+)>", value) if isinstance(value, str) else None
+    return names[found[1]] if found else value
+
+
+def read_config(directory: Path) -> Glm4VoiceConfig:
+    """Return the sizes in `config.yaml`; raise CheckpointError if it is missing or of another decoder."""
+    path = directory / CONFIG_FILE
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing")
+    try:
+        record = yaml_mapping(path, _Loader)
+        return Glm4VoiceConfig.from_record(_resolved(record, record))
+    except UNPARSABLE as error:
+        raise CheckpointError(f"{path}: {error!r}") from error
+
+
+class BlockConformer(nn.Module):
+    """Conformer over token vectors: [B, T, E] -> [B, T, H]."""
+
+    def __init__(self, token_width: int, shape: EncoderShape) -> None:
+        super().__init__()
+        self.embed = TokenInput(token_width, shape.width)
+        self.encoders = nn.ModuleList(EncoderLayer(shape) for _ in range(shape.layers))
+        self.after_norm = nn.LayerNorm(shape.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        distances = wave_of_distances(x.shape[1], x.shape[2], x.device).to(x.dtype)
+        for layer in self.encoders:
+            x = layer(x, distances)
+        return self.after_norm(x)
+
+
+class LengthRegulator(nn.Module):
+    """Length regulator: token vectors [B, T, M], repeated and smoothed -> [B, M, frames]."""
+
+    def __init__(self, channels: int, layers: int) -> None:
+        super().__init__()
+        model: list[nn.Module] = []
+        for _ in range(layers):
+            model += [nn.Conv1d(channels, channels, 3, padding=1), nn.GroupNorm(1, channels), nn.Mish()]
+        self.model = nn.Sequential(*model, nn.Conv1d(channels, channels, 1))
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        return self.model(F.interpolate(x.transpose(1, 2).contiguous(), size=frames, mode="nearest"))
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """State of B utterances between two blocks; parts shorter than their capacity are right-aligned.
+
+    Attributes:
+        mel: Mel already decoded, [B, M, n].
+        overlap: Mel to be faded into the next block, [B, M, o].
+        source: Excitation at the end of the decoded part, [B, s].
+        pending: Samples of frames that are not complete yet, [B, p].
+    """
+
+    mel: Tensor
+    overlap: Tensor
+    source: Tensor
+    pending: Tensor
+
+    def flat(self, room: "Room") -> Tensor:
+        """Return the state [B, room.size], with zeros in front of parts shorter than their capacity."""
+        parts = [self.mel, self.overlap, self.source, self.pending]
+        fitted = [_fitted(part, shape[-1]).flatten(1) for part, shape in zip(parts, room.shapes, strict=True)]
+        state = fitted[0].new_empty(len(fitted[0]), room.size)
+        for place, part in zip(state.split([each.shape[1] for each in fitted], 1), fitted, strict=True):
+            place.copy_(part)
+        return state
+
+
+def _fitted(part: Tensor, length: int) -> Tensor:
+    return F.pad(part, (max(0, length - part.shape[-1]), 0))[..., max(0, part.shape[-1] - length) :]
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Capacities of the four parts, without the batch dimension."""
+
+    mel: tuple[int, int]
+    overlap: tuple[int, int]
+    source: tuple[int]
+    pending: tuple[int]
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        return astuple(self)
+
+    @property
+    def size(self) -> int:
+        """Numbers in the state of one utterance."""
+        return sum(prod(shape) for shape in self.shapes)
+
+    def read(self, state: Tensor) -> Memory:
+        """Return the state [B, size] as its four parts."""
+        parts = state.split([prod(shape) for shape in self.shapes], 1)
+        return Memory(*(part.unflatten(1, shape) for part, shape in zip(parts, self.shapes, strict=True)))
+
+
+class Flow(nn.Module):
+    """Flow with tensors named as in the published `flow.pt`."""
+
+    def __init__(self, config: Glm4VoiceConfig) -> None:
+        super().__init__()
+        self.input_embedding = nn.Embedding(config.codebook_size, config.token_width)
+        self.spk_embed_affine_layer = nn.Linear(config.speaker, config.mels)
+        self.encoder = BlockConformer(config.token_width, config.encoder)
+        self.encoder_proj = nn.Linear(config.encoder.width, config.mels)
+        self.length_regulator = LengthRegulator(config.mels, config.regulator)
+        self.decoder = Matching(config.mels, config.estimator, config.guidance)
+
+    def goal(self, tokens: Tensor, frames: int) -> Tensor:
+        """Return μ [B, M, frames] of tokens [B, T]."""
+        return self.length_regulator(self.encoder_proj(self.encoder(self.input_embedding(tokens))), frames)
+
+    def forward(self, tokens: Tensor, noise: Tensor, prompt: Tensor) -> Tensor:
+        """Return mel [B, M, frames] of tokens [B, T] from noise [M, frames], continuing the prompt [B, M, n].
+
+        The speaker vector is zero, so only its projection's bias remains.
+        """
+        goal = self.goal(tokens, noise.shape[1])
+        known = nn.functional.pad(prompt, (0, noise.shape[1] - prompt.shape[2]))
+        speaker = self.spk_embed_affine_layer.bias[:, None].expand_as(goal)
+        return self.decoder(noise.expand_as(goal), goal, speaker, known)
+
+
+BLOCKS = (25, 50, 100, 150, 200)  # tokens, as in web_demo.py
+HISTORY = 512  # tokens, 41 s, as decoded at once by VITA-Audio's demo
+OVERLAP = 5  # tokens, as in flow_inference.py
+HEARD_RATE = 16_000  # Hz, input rate of `encoders/whisper_vq.py`
+
+
+class Glm4VoiceCodec(nn.Module):
+    """Decoder of GLM-4-Voice.
+
+    Noise is fixed by a frame's position in its block's input. The same codes therefore give one waveform for any
+    chunking and batch.
+    """
+
+    fade: Tensor
+    noise: Tensor
+    source_noise: Tensor
+    phases: Tensor
+
+    def __init__(self, config: Glm4VoiceConfig, sizes: tuple[int, ...] = BLOCKS, history: int = HISTORY) -> None:
+        super().__init__()
+        self.config = config
+        self.flow, self.hift = Flow(config), Vocoder(config.mels, config.vocoder)
+        hop, self.rate = config.vocoder.samples_per_mel, config.mels_per_token
+        self.overlap = self.mels(OVERLAP)
+        held = ceil((self.overlap + 2) / self.rate)
+        self.blocks = Blocks(sizes, held, history, self.rate.denominator)
+        self.spec = CodecSpec(
+            name="glm4_voice",
+            sample_rate=config.vocoder.sample_rate,
+            samples_per_frame=int(self.rate * hop),
+            num_codebooks=1,
+            codebook_size=config.codebook_size,
+            streaming=self.blocks,
+            heard_rate=HEARD_RATE,
+        )
+        self.room = Room(
+            mel=(config.mels, self.mels(history) - self.overlap),
+            overlap=(config.mels, self.overlap),
+            source=(hop,),
+            pending=(held * self.spec.samples_per_frame - (self.overlap + 1) * hop,),
+        )
+        self._register_tables(self.mels(history + max(sizes)), self.mels(max(sizes)) + self.overlap + 2)
+
+    def _register_tables(self, most_heard: int, most_spoken: int) -> None:
+        """Register the noise for the largest block, and the weights of a fade."""
+        tables = noise_tables(self.config.mels, self.config.vocoder, most_heard, most_spoken)
+        tables["fade"] = torch.from_numpy(np.hamming(2 * self.overlap))
+        for name, table in tables.items():
+            self.register_buffer(name, table, persistent=False)
+
+    def mels(self, tokens: int) -> int:
+        """Return the number of whole mel frames in `tokens` tokens."""
+        return int(tokens * self.rate)
+
+    def encode(self, pcm: np.ndarray) -> np.ndarray:
+        """Raise InvalidRequest: this codec only decodes; see `encoders/whisper_vq.py`."""
+        raise InvalidRequest("audio", f"none, as {self.spec.name} only decodes", "audio")
+
+    def initial_state(self, batch: int) -> Tensor:
+        """Return zeros: nothing has been decoded."""
+        return self.flow.encoder_proj.bias.new_zeros(batch, self.room.size)
+
+    @torch.inference_mode()
+    def decode(self, window: Window) -> tuple[Tensor, Tensor]:
+        """Return samples [B, n] of the window's frames, and the state after its last block.
+
+        The end of an utterance is padded with less than one mel frame of silence.
+        """
+        codes, memory = window.codes[:, 0].to(window.state.device), self.room.read(window.state)
+        done = window.left + self.blocks.right if window.left else 0
+        memory = replace(memory, pending=memory.pending[:, self.room.pending[0] - self._num_pending(done) :])
+        while done + self.blocks.size_after(done) <= codes.shape[1]:
+            border = done + self.blocks.size_after(done)
+            memory = self._speak(memory, self._new_mel(codes[:, :border], memory, done), done > 0)
+            done = border
+        if window.right == 0:
+            memory = self._end(memory, codes, done)
+        wanted = self.spec.num_samples(codes.shape[1] - window.left - window.right, window.right)
+        pcm = F.pad(memory.pending, (0, max(0, wanted - memory.pending.shape[1])))
+        return pcm[:, :wanted], replace(memory, pending=pcm[:, wanted:]).flat(self.room)
+
+    def _num_pending(self, border: int) -> int:
+        """Return the number of samples decoded from frames that are incomplete at a border."""
+        if border == 0:
+            return 0
+        spoken = (self.mels(border) - self.overlap - 1) * self.config.vocoder.samples_per_mel
+        return spoken - (border - self.blocks.right) * self.spec.samples_per_frame
+
+    def _new_mel(self, codes: Tensor, memory: Memory, done: int) -> Tensor:
+        """Return the mel after the part already decoded (tokens before `done` of codes [B, T]), faded in."""
+        start = self.blocks.heard_from(done)
+        tokens, known = codes[:, start:], max(0, self.mels(done - start) - self.overlap)
+        noise = self.noise[:, : self.mels(tokens.shape[1])].to(memory.mel.dtype)
+        prompt = memory.mel[..., memory.mel.shape[2] - known :]
+        mel = self.flow(tokens, noise, prompt)[..., known:]
+        if done == 0:
+            return mel
+        rising, falling = self.fade.to(mel.dtype).split(self.overlap)
+        begin = mel[..., : self.overlap] * rising + memory.overlap * falling
+        return torch.cat([begin, mel[..., self.overlap :]], 2)
+
+    def _speak(self, memory: Memory, mel: Tensor, goes_on: bool) -> Memory:
+        """Return the memory after a complete block of `mel`, whose end is held back.
+
+        Args:
+            memory: Memory after the previous block.
+            mel: Mel frames of the block.
+            goes_on: True unless this is the first block.
+        """
+        spoken, overlap = mel[..., : -self.overlap], mel[..., -self.overlap :]
+        pcm, source = self._voice(memory, spoken, goes_on)
+        hop = self.config.vocoder.samples_per_mel
+        return Memory(
+            mel=torch.cat([memory.mel, spoken], 2)[..., -self.room.mel[1] :],
+            overlap=overlap,
+            source=source[:, -hop:],
+            pending=torch.cat([memory.pending, pcm[:, :-hop]], 1),
+        )
+
+    def _end(self, memory: Memory, codes: Tensor, done: int) -> Memory:
+        """Return the memory after the last codes [B, T]; those before `done` are decoded except for the held end."""
+        mel = self._new_mel(codes, memory, done) if done < codes.shape[1] else memory.overlap
+        pcm, _ = self._voice(memory, mel, done > 0)
+        return replace(memory, pending=torch.cat([memory.pending, pcm], 1))
+
+    def _voice(self, memory: Memory, mel: Tensor, goes_on: bool) -> tuple[Tensor, Tensor]:
+        """Return samples and source [B, n] of new mel, computed with one preceding frame and its source."""
+        if goes_on:
+            mel = torch.cat([memory.mel[..., -1:], mel], 2)
+        length = mel.shape[2] * self.config.vocoder.samples_per_mel
+        source = self.hift.source(mel, self.phases.to(mel.dtype), self.source_noise[:, :length].to(mel.dtype))
+        if goes_on:
+            source = torch.cat([memory.source[:, None], source[..., memory.source.shape[1] :]], 2)
+        return self.hift(mel, source), source[:, 0]
+
+
+def load(directory: Path, device: str = "cpu") -> Glm4VoiceCodec:
+    """Return the decoder published in `directory` or its `codec/`; raise CheckpointError for mismatched files."""
+    directory = directory / "codec" if (directory / "codec").is_dir() else directory
+    codec = Glm4VoiceCodec(read_config(directory))
+    load_part(codec.flow, directory, "flow")
+    load_part(codec.hift, directory, "hift")
+    return codec.eval().requires_grad_(False).to(device)
+
+
+def published_shape(directory: Path) -> tuple[int, int]:
+    """Return the number of codebooks, and of codes in each, of the codec published in `directory`."""
+    return 1, read_config(directory).codebook_size

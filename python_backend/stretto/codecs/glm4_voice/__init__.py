@@ -1,1 +1,0 @@
-"""Decoder of GLM-4-Voice: speech tokens, block conformer, flow matching to a mel spectrogram, HiFT."""

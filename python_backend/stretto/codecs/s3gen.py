@@ -1,0 +1,321 @@
+"""`s3gen`: acoustic decoder of Chatterbox (24 kHz, 25 tokens per second), derived from CosyVoice 2.
+
+a voice's tokens, then the reply's ─► flow, given the voice's mel and x-vector ─► mel of the reply ─► HiFT ─► pcm
+
+The estimator attends to all frames of an utterance, so no sample exists before the last token has arrived. It computes
+what the authors' `S3Token2Wav.inference` computes, except for the noise, which is fixed by a frame's position. Ids that
+are no codes do not occur. There is no watermark.
+
+Sizes are read from the shapes of tensors and completed by constants of the authors' code.
+`s3gen.safetensors` of https://huggingface.co/ResembleAI/chatterbox has no config; the constants are those of
+`S3Token2Wav` in https://github.com/resemble-ai/chatterbox.
+
+The flow has twice as many frames as there are tokens, in a given voice:
+
+tokens ─► look-ahead ─► conformer ─► ×2 ─► conformer ─► μ [B, M, T]
+noise [M, T] ─► 10 Euler steps along estimator(state, μ, speaker, prompt) ─► mel [B, M, T]
+
+Modules and tensors are named as in the published checkpoint (https://github.com/resemble-ai/chatterbox, `models/s3gen`,
+MIT, in parts Apache-2.0).
+"""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stretto.codecs.base import CodecSpec, Whole, Window
+from stretto.codecs.cosyvoice.conformer import EncoderLayer, TokenInput, wave_of_distances
+from stretto.codecs.cosyvoice.flow import (
+    EncoderShape,
+    EstimatorShape,
+    Matching,
+    SourceShape,
+    VocoderShape,
+    noise_tables,
+)
+from stretto.codecs.cosyvoice.vocoder import Vocoder
+from stretto.codecs.espnet_dac import multiply_weight_norm_out
+from stretto.errors import CheckpointError, InvalidRequest
+from stretto.weights.loading import load_strictly, read_tensors
+
+SAMPLE_RATE, FRAMES_PER_TOKEN = 24_000, 2
+GUIDANCE = 0.7
+HEAD_WIDTH = 64  # head width of the estimator's attention
+EPSILON = 1e-12  # epsilon of the conformer's norms
+HARMONICS, AMPLITUDE, SIGMA, THRESHOLD_HZ = 8, 0.1, 0.003, 10
+RATES, KERNELS = (8, 5, 3), (16, 11, 7)
+RESIDUAL_KERNELS, SOURCE_KERNELS, DILATIONS = (3, 7, 11), (7, 7, 11), (1, 3, 5)
+FOURIER, HOP, SLOPE, LIMIT = 16, 4, 0.1, 0.99
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class S3GenConfig:
+    """Sizes of a checkpoint. up_layers: conformer layers over frames. voices: number of tokens of each voice."""
+
+    codebook_size: int
+    mels: int
+    speaker: int
+    encoder: EncoderShape
+    up_layers: int
+    estimator: EstimatorShape
+    vocoder: VocoderShape
+    voices: tuple[int, ...]
+
+    @classmethod
+    def from_shapes(cls, shapes: Shapes) -> "S3GenConfig":
+        """Return the sizes given the tensors' shapes by name; raise CheckpointError for a missing tensor."""
+        codebook_size, _ = _shape(shapes, "flow.input_embedding.weight", 2)
+        mels, speaker = _shape(shapes, "flow.spk_embed_affine_layer.weight", 2)
+        voices = range(count(shapes, "voices"))
+        return cls(
+            codebook_size=codebook_size,
+            mels=mels,
+            speaker=speaker,
+            encoder=_encoder(shapes),
+            up_layers=count(shapes, "flow.encoder.up_encoders"),
+            estimator=_estimator(shapes),
+            vocoder=vocoder_shape(
+                channels=_shape(shapes, "mel2wav.conv_pre.bias", 1)[0],
+                pitch_channels=_shape(shapes, "mel2wav.f0_predictor.classifier.weight", 2)[1],
+            ),
+            voices=tuple(_shape(shapes, f"voices.{voice}.tokens", 1)[0] for voice in voices),
+        )
+
+
+def _encoder(shapes: Shapes) -> EncoderShape:
+    first = "flow.encoder.encoders.0"
+    heads, _ = _shape(shapes, f"{first}.self_attn.pos_bias_u", 2)
+    inner, width = _shape(shapes, f"{first}.feed_forward.w_1.weight", 2)
+    return EncoderShape(width, heads, inner, count(shapes, "flow.encoder.encoders"), epsilon=EPSILON)
+
+
+def _estimator(shapes: Shapes) -> EstimatorShape:
+    root = "flow.decoder.estimator"
+    inner, width = _shape(shapes, f"{root}.down_blocks.0.1.0.attn1.to_q.weight", 2)
+    return EstimatorShape(
+        channels=(width,),
+        head_width=HEAD_WIDTH,
+        heads=inner // HEAD_WIDTH,
+        blocks=count(shapes, f"{root}.down_blocks.0.1"),
+        mids=count(shapes, f"{root}.mid_blocks"),
+        is_causal=True,
+    )
+
+
+def vocoder_shape(channels: int, pitch_channels: int) -> VocoderShape:
+    """Return the sizes of HiFT with these widths."""
+    return VocoderShape(
+        channels=channels,
+        sample_rate=SAMPLE_RATE,
+        rates=RATES,
+        kernels=KERNELS,
+        residuals=tuple((kernel, DILATIONS) for kernel in RESIDUAL_KERNELS),
+        source_residuals=tuple((kernel, DILATIONS) for kernel in SOURCE_KERNELS),
+        fourier=FOURIER,
+        hop=HOP,
+        slope=SLOPE,
+        limit=LIMIT,
+        source=SourceShape(HARMONICS, AMPLITUDE, SIGMA, THRESHOLD_HZ, pitch_channels),
+    )
+
+
+def count(names: Iterable[str], prefix: str) -> int:
+    """Return the number of numbered parts under `prefix`."""
+    pattern = re.compile(rf"{re.escape(prefix)}\.(\d+)\.")
+    return len({found[1] for name in names if (found := pattern.match(name))})
+
+
+def _shape(shapes: Shapes, name: str, rank: int) -> tuple[int, ...]:
+    shape = shapes.get(name)
+    if shape is None or len(shape) != rank:
+        got = "none" if shape is None else list(shape)
+        raise CheckpointError(f"{name}: expected a tensor of {rank} dimensions, got {got}")
+    return shape
+
+
+AHEAD = 3  # tokens
+
+
+class LookAhead(nn.Module):
+    """Convolution over a token and later ones, then a causal convolution, with a residual path."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv1d(width, width, AHEAD + 1)
+        self.conv2 = nn.Conv1d(width, width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the output for x [B, T, H]."""
+        ahead = F.leaky_relu(self.conv1(F.pad(x.transpose(1, 2), (0, AHEAD))))
+        return x + self.conv2(F.pad(ahead, (2, 0))).transpose(1, 2)
+
+
+class Doubling(nn.Module):
+    """Repetition of each token, followed by a causal convolution."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(width, width, 2 * FRAMES_PER_TOKEN + 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x [B, T, H] as [B, 2 T, H]."""
+        frames = x.transpose(1, 2).repeat_interleave(FRAMES_PER_TOKEN, 2)
+        return self.conv(F.pad(frames, (2 * FRAMES_PER_TOKEN, 0))).transpose(1, 2)
+
+
+class UpsampleConformer(nn.Module):
+    """Conformer with full attention: token vectors [B, T, H] to [B, 2 T, H]."""
+
+    def __init__(self, config: S3GenConfig) -> None:
+        super().__init__()
+        shape, width = config.encoder, config.encoder.width
+        self.embed = TokenInput(width, width)
+        self.pre_lookahead_layer = LookAhead(width)
+        self.encoders = nn.ModuleList(EncoderLayer(shape) for _ in range(shape.layers))
+        self.up_layer = Doubling(width)
+        self.up_embed = TokenInput(width, width)
+        self.up_encoders = nn.ModuleList(EncoderLayer(shape) for _ in range(config.up_layers))
+        self.after_norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self._through(self.encoders, self.pre_lookahead_layer(self.embed(x)))
+        x = self._through(self.up_encoders, self.up_embed(self.up_layer(x)))
+        return self.after_norm(x)
+
+    def _through(self, layers: nn.ModuleList, x: Tensor) -> Tensor:
+        distances = wave_of_distances(x.shape[1], x.shape[2], x.device).to(x.dtype)
+        for layer in layers:
+            x = layer(x, distances)
+        return x
+
+
+class Flow(nn.Module):
+    """Flow with tensors named as under `flow.` in the published file."""
+
+    def __init__(self, config: S3GenConfig) -> None:
+        super().__init__()
+        self.input_embedding = nn.Embedding(config.codebook_size, config.encoder.width)
+        self.spk_embed_affine_layer = nn.Linear(config.speaker, config.mels)
+        self.encoder = UpsampleConformer(config)
+        self.encoder_proj = nn.Linear(config.encoder.width, config.mels)
+        self.decoder = Matching(config.mels, config.estimator, GUIDANCE)
+
+    def goal(self, tokens: Tensor) -> Tensor:
+        """Return μ [B, M, 2 T] of tokens [B, T]."""
+        return self.encoder_proj(self.encoder(self.input_embedding(tokens))).transpose(1, 2)
+
+    def forward(self, tokens: Tensor, noise: Tensor, prompt: Tensor, speaker: Tensor) -> Tensor:
+        """Return mel [B, M, 2 T] of tokens [B, T] from noise [M, 2 T].
+
+        It continues the prompt [B, M, n] in the voice of the x-vector [B, E].
+        """
+        goal = self.goal(tokens)
+        known = F.pad(prompt, (0, goal.shape[2] - prompt.shape[2]))
+        sound = self.spk_embed_affine_layer(F.normalize(speaker, dim=1))[..., None].expand_as(goal)
+        return self.decoder(noise.expand_as(goal), goal, sound, known)
+
+
+LONGEST = 1000  # tokens, 40 s, the limit of the authors' `generate`
+SILENT_S = 0.02  # muted at an utterance's start, followed by a fade-in of the same length
+
+
+class Voice(nn.Module):
+    """Voice for the flow: tokens [n] of a recording, its mel [M, 2 n], and an x-vector [E]."""
+
+    tokens: Tensor
+    mel: Tensor
+    speaker: Tensor
+
+    def __init__(self, config: S3GenConfig, num_tokens: int) -> None:
+        super().__init__()
+        self.register_buffer("tokens", torch.zeros(num_tokens, dtype=torch.int64))
+        self.register_buffer("mel", torch.zeros(config.mels, FRAMES_PER_TOKEN * num_tokens))
+        self.register_buffer("speaker", torch.zeros(config.speaker))
+
+
+class S3GenCodec(nn.Module):
+    """S3Gen, a codec of whole utterances, each decoded alone; the state of an utterance is the number of its voice.
+
+    Tensors are named as published, with those of the voices added.
+    """
+
+    noise: Tensor
+    source_noise: Tensor
+    phases: Tensor
+    fade: Tensor
+
+    def __init__(self, config: S3GenConfig) -> None:
+        super().__init__()
+        self.config, shape = config, config.vocoder
+        self.flow, self.mel2wav = Flow(config), Vocoder(config.mels, shape)
+        self.voices = nn.ModuleList(Voice(config, num_tokens) for num_tokens in config.voices)
+        self.spec = CodecSpec(
+            name="s3gen",
+            sample_rate=shape.sample_rate,
+            samples_per_frame=FRAMES_PER_TOKEN * shape.samples_per_mel,
+            num_codebooks=1,
+            codebook_size=config.codebook_size,
+            streaming=Whole(LONGEST),
+            num_voices=len(config.voices),
+        )
+        spoken = FRAMES_PER_TOKEN * LONGEST
+        heard = spoken + FRAMES_PER_TOKEN * max(config.voices, default=0)
+        tables = noise_tables(config.mels, shape, heard, spoken)
+        silent = round(SILENT_S * shape.sample_rate)
+        rising = (torch.linspace(math.pi, 0, silent).cos() + 1) / 2
+        tables["fade"] = torch.cat([rising.new_zeros(silent), rising])
+        for name, table in tables.items():
+            self.register_buffer(name, table, persistent=False)
+
+    def encode(self, pcm: np.ndarray) -> np.ndarray:
+        """Raise InvalidRequest: this codec only decodes."""
+        raise InvalidRequest("audio", f"none, as {self.spec.name} only decodes", "audio")
+
+    def initial_state(self, batch: int) -> Tensor:
+        """Return [B, 1] with the first voice, on the host, which selects the voice."""
+        return torch.zeros(batch, 1)
+
+    @torch.inference_mode()
+    def decode(self, window: Window) -> tuple[Tensor, Tensor]:
+        """Return the samples [B, n] of whole utterances, and the state unchanged."""
+        voices, codes = window.state[:, 0].int().tolist(), window.codes[:, 0].to(self.noise.device)
+        spoken = [self.speak(row, self.voices[voice]) for row, voice in zip(codes, voices, strict=True)]
+        return torch.stack(spoken), window.state
+
+    def speak(self, codes: Tensor, voice: nn.Module) -> Tensor:
+        """Return the samples [n] of the tokens [T] of a whole utterance."""
+        assert isinstance(voice, Voice)
+        mel = self.mel(codes, voice)
+        pcm = self.mel2wav(mel, self.source(mel))[0]
+        return torch.cat([pcm[: len(self.fade)] * self.fade.to(pcm.dtype), pcm[len(self.fade) :]])
+
+    def mel(self, codes: Tensor, voice: Voice) -> Tensor:
+        """Return the mel spectrogram [1, M, 2 T] of tokens [T]."""
+        tokens = torch.cat([voice.tokens, codes])
+        noise = self.noise[:, : FRAMES_PER_TOKEN * len(tokens)].to(voice.mel.dtype)
+        return self.flow(tokens[None], noise, voice.mel[None], voice.speaker[None])[..., voice.mel.shape[1] :]
+
+    def source(self, mel: Tensor) -> Tensor:
+        """Return the excitation [1, 1, n] for a mel spectrogram [1, M, T]."""
+        length = mel.shape[2] * self.config.vocoder.samples_per_mel
+        return self.mel2wav.source(mel, self.phases.to(mel.dtype), self.source_noise[:, :length].to(mel.dtype))
+
+
+def load(directory: Path, device: str = "cpu") -> S3GenCodec:
+    """Return the codec in a converted `codec/` folder; raise CheckpointError for mismatched files."""
+    path = directory / "codec" / "model.safetensors"
+    tensors = multiply_weight_norm_out(read_tensors(path))
+    codec = S3GenCodec(S3GenConfig.from_shapes({name: tuple(tensor.shape) for name, tensor in tensors.items()}))
+    load_strictly(codec, tensors, path)
+    if not codec.config.voices:
+        raise CheckpointError(f"{path}: expected a voice, got none")
+    return codec.eval().requires_grad_(False).to(device)

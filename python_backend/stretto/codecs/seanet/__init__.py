@@ -1,1 +1,0 @@
-"""SEANet decoders, the last stage of several codecs."""
