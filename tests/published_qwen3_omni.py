@@ -190,7 +190,7 @@ class TalkerReference(Reference):
         self.bias, self.depth = None, DepthReference(self.family, weights)
 
     @torch.no_grad()
-    def hear(self, prompt: Prompt) -> dict[int, Tensor]:
+    def encode_audio(self, prompt: Prompt) -> dict[int, Tensor]:
         """Rows of the states, by position."""
         rows = {}
         for audio in prompt.audios:
