@@ -111,43 +111,76 @@ def _largest(line: tl.tensor, num_columns: tl.tensor, block: tl.constexpr) -> tl
 
 
 @triton.jit
-def _kth_largest(
-    line: tl.tensor, num_columns: tl.tensor, top_k: tl.tensor, largest: tl.tensor, block: tl.constexpr
-) -> tl.tensor:
-    """Return the largest float that at least `top_k` logits reach: one of them, or -inf."""
-    low = ordered_of(tl.full((), float("-inf"), tl.float32))
-    high = ordered_of(largest) + 1
-    while low + 1 < high:
-        middle = middle_of(low, high)
-        count = tl.full((), 0, tl.int32)
-        for start in range(0, num_columns, block):
-            columns = start + tl.arange(0, block)
-            values = tl.load(line + columns, mask=columns < num_columns, other=float("-inf"))
-            count += tl.sum((ordered_of(values) >= middle).to(tl.int32), 0)
-        if count >= top_k:
-            low = middle
-        else:
-            high = middle
-    return float_of(low)
+def count_digits(ordered: tl.tensor, prefix: tl.tensor, shift: tl.tensor) -> tl.tensor:
+    """Count the 8-bit digits at bit `shift` of the values whose higher digits are `prefix`: int32 [256].
+
+    Args:
+        ordered: Results of `ordered_of`.
+        prefix: Higher digits, uint32, of values counted from the smallest int32.
+        shift: 24, 16, 8 or 0.
+    """
+    digits = (ordered.to(tl.uint32, bitcast=True) ^ 0x80000000) >> shift
+    return tl.histogram((digits & 0xFF).to(tl.int32), 256, mask=(digits >> 8) == prefix)
 
 
 @triton.jit
-def _mass_above(
+def select_digit(counts: tl.tensor, rank: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
+    """Return the digit of the value of `rank` (1 for the largest), and its rank among values with that digit."""
+    digits = tl.arange(0, 256)
+    reached = tl.cumsum(counts, 0, reverse=True)
+    larger = reached - counts
+    found = tl.sum(tl.where((reached >= rank) & (larger < rank), larger * 256 + digits, 0), 0)
+    return (found & 0xFF).to(tl.uint32), rank - (found >> 8)
+
+
+@triton.jit
+def value_of(prefix: tl.tensor) -> tl.tensor:
+    """Return the float with the digits `prefix`, see `count_digits`."""
+    return float_of((prefix ^ 0x80000000).to(tl.int32, bitcast=True))
+
+
+@triton.jit
+def _kth_largest(line: tl.tensor, num_columns: tl.tensor, top_k: tl.tensor, block: tl.constexpr) -> tl.tensor:
+    """Return the k-th largest of the logits, by a radix select over four digits."""
+    prefix, rank = tl.full((), 0, tl.uint32), top_k.to(tl.int32)
+    for step in range(4):
+        counts = tl.zeros((256,), tl.int32)
+        for start in range(0, num_columns, block):
+            columns = start + tl.arange(0, block)
+            values = tl.load(line + columns, mask=columns < num_columns, other=float("-inf"))
+            counts += count_digits(ordered_of(values), prefix, 24 - 8 * step)
+        digit, rank = select_digit(counts, rank)
+        prefix = (prefix << 8) | digit
+    return value_of(prefix)
+
+
+LOWEST, HIGHEST = tl.constexpr(-(2**31)), tl.constexpr(2**31 - 1)
+
+
+@triton.jit
+def _split(
     line: tl.tensor,
     num_columns: tl.tensor,
     ordered: tl.tensor,
     largest: tl.tensor,
     temperature: tl.tensor,
     block: tl.constexpr,
-) -> tl.tensor:
-    """Return the sum of exp((logit - largest) / temperature) over the logits above `ordered`."""
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """Return the mass above a float given by its order, and the orders of the logits next to it on both sides.
+
+    The mass is the sum of exp((logit - largest) / temperature).
+    """
     mass = tl.full((), 0.0, tl.float32)
+    below, above = tl.full((), LOWEST, tl.int32), tl.full((), HIGHEST, tl.int32)
     for start in range(0, num_columns, block):
         columns = start + tl.arange(0, block)
         values = tl.load(line + columns, mask=columns < num_columns, other=float("-inf"))
-        weights = tl.exp((values - largest) / temperature)
-        mass += tl.sum(tl.where(ordered_of(values) > ordered, weights, 0.0), 0)
-    return mass
+        weights, orders = tl.exp((values - largest) / temperature), ordered_of(values)
+        is_above = orders > ordered
+        mass += tl.sum(tl.where(is_above, weights, 0.0), 0)
+        below = tl.maximum(below, tl.max(tl.where(is_above, LOWEST, orders), 0))
+        above = tl.minimum(above, tl.min(tl.where(is_above, orders, HIGHEST), 0))
+    return mass, below, above
 
 
 @triton.jit
@@ -160,21 +193,21 @@ def _nucleus(
     top_p: tl.tensor,
     block: tl.constexpr,
 ) -> tl.tensor:
-    """Return the smallest float such that logits above it have less than `top_p` of the mass from `floor` on."""
+    """Return the smallest float above which lies less than `top_p` of the mass of the logits from `floor` on."""
     low = ordered_of(floor) - 1
     high = ordered_of(largest)
-    wanted = top_p * _mass_above(line, num_columns, low, largest, temperature, block)
-    while low + 1 < high:
+    mass, _, _ = _split(line, num_columns, low, largest, temperature, block)
+    wanted = top_p * mass
+    while low + 1 < high:  # both ends go on to the next logit, because the mass changes nowhere else
         middle = middle_of(low, high)
-        if _mass_above(line, num_columns, middle, largest, temperature, block) < wanted:
-            high = middle
+        mass, below, above = _split(line, num_columns, middle, largest, temperature, block)
+        if mass < wanted:
+            high = tl.maximum(below, low + 1)
         else:
-            low = middle
+            low = above - 1
     return float_of(high)
 
 
-# Rows of a table are aligned to 4 bytes only. One binary must serve batches of all sizes, because a batch of a new size
-# would otherwise have to wait for the compiler.
 @triton.jit(do_not_specialize_on_alignment=["keys", "temperatures", "top_ks", "top_ps"])
 def _draw_kernel(
     drawn: tl.tensor,  # [B, S], written
@@ -197,7 +230,7 @@ def _draw_kernel(
         floor = tl.full((), float("-inf"), tl.float32)
         top_k, top_p = tl.load(top_ks + row), tl.load(top_ps + row)
         if (top_k > 0) & (top_k < num_columns):
-            floor = _kth_largest(line, num_columns, top_k, largest, block)
+            floor = _kth_largest(line, num_columns, top_k, block)
         if top_p < 1:
             floor = _nucleus(line, num_columns, floor, largest, temperature, top_p, block)
     key = tl.load(keys + index).to(tl.uint32, bitcast=True)

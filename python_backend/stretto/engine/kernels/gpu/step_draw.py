@@ -9,13 +9,18 @@ import triton
 import triton.language as tl
 
 from stretto.engine.kernels.gpu.draw import (
+    HIGHEST,
+    LOWEST,
+    count_digits,
     float_of,
     gumbel_of,
     middle_of,
     ordered_of,
     redraw_key_of,
+    select_digit,
     stream_key_of,
     uniform_of,
+    value_of,
 )
 from stretto.engine.kernels.gpu.step_table import (
     AUDIO_MIN,
@@ -51,33 +56,30 @@ def real_of(words: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def kth_largest_of(values: tl.tensor, top_k: tl.tensor) -> tl.tensor:
-    """Return the largest float that at least `top_k` of `values` reach: one of them, or -inf."""
+    """Return the k-th largest of `values`, by a radix select over four digits."""
     ordered = ordered_of(values)
-    low = ordered_of(tl.full((), float("-inf"), tl.float32))
-    high = ordered_of(tl.max(values, 0)) + 1
-    while low + 1 < high:
-        middle = middle_of(low, high)
-        if tl.sum((ordered >= middle).to(tl.int32), 0) >= top_k:
-            low = middle
-        else:
-            high = middle
-    return float_of(low)
+    prefix, rank = tl.full((), 0, tl.uint32), top_k + tl.full((), 0, tl.int32)
+    for step in range(4):
+        digit, rank = select_digit(count_digits(ordered, prefix, 24 - 8 * step), rank)
+        prefix = (prefix << 8) | digit
+    return value_of(prefix)
 
 
 @triton.jit
 def nucleus_of(values: tl.tensor, floor: tl.tensor, temperature: tl.tensor, top_p: tl.tensor) -> tl.tensor:
-    """Return the smallest float such that `values` above it have less than `top_p` of the mass from `floor` on."""
+    """Return the smallest float above which lies less than `top_p` of the mass of `values` from `floor` on."""
     ordered, largest = ordered_of(values), tl.max(values, 0)
     weights = tl.exp((values - largest) / temperature)
     low = ordered_of(floor) - 1
     high = ordered_of(largest)
     wanted = top_p * tl.sum(tl.where(ordered > low, weights, 0.0), 0)
-    while low + 1 < high:
+    while low + 1 < high:  # both ends go on to the next value, because the mass changes nowhere else
         middle = middle_of(low, high)
-        if tl.sum(tl.where(ordered > middle, weights, 0.0), 0) < wanted:
-            high = middle
+        is_above = ordered > middle
+        if tl.sum(tl.where(is_above, weights, 0.0), 0) < wanted:
+            high = tl.maximum(tl.max(tl.where(is_above, LOWEST, ordered), 0), low + 1)
         else:
-            low = middle
+            low = tl.min(tl.where(is_above, ordered, HIGHEST), 0) - 1
     return float_of(high)
 
 

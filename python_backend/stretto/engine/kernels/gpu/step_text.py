@@ -10,7 +10,18 @@ columns only if these have too little mass.
 import triton
 import triton.language as tl
 
-from stretto.engine.kernels.gpu.draw import float_of, gumbel_of, middle_of, ordered_of, stream_key_of
+from stretto.engine.kernels.gpu.draw import (
+    HIGHEST,
+    LOWEST,
+    count_digits,
+    float_of,
+    gumbel_of,
+    middle_of,
+    ordered_of,
+    select_digit,
+    stream_key_of,
+    value_of,
+)
 from stretto.engine.kernels.gpu.step_draw import kth_largest_of, real_of
 from stretto.engine.kernels.gpu.step_table import (
     AUDIO_START,
@@ -104,34 +115,36 @@ def _tile(
 
 @triton.jit
 def _kth_largest(
-    line: tl.tensor, listed: tl.tensor, num_listed: tl.tensor, top_k: tl.tensor, low: tl.tensor, high: tl.tensor,
-    num_columns: tl.constexpr,
-) -> tl.tensor:  # fmt: skip
-    """Return the largest float in [low, high), by order, that at least `top_k` listed logits reach."""
-    while low + 1 < high:
-        middle = middle_of(low, high)
-        count = tl.full((), 0, tl.int32)
+    line: tl.tensor, listed: tl.tensor, num_listed: tl.tensor, top_k: tl.tensor, num_columns: tl.constexpr
+) -> tl.tensor:
+    """Return the k-th largest of the listed logits, by a radix select over four digits."""
+    prefix, rank = tl.full((), 0, tl.uint32), top_k + tl.full((), 0, tl.int32)
+    for step in range(4):
+        counts = tl.zeros((256,), tl.int32)
         for start in range(0, num_listed, TILE):
             _, values = _tile(line, listed, start, num_listed, num_columns)
-            count += tl.sum((ordered_of(values) >= middle).to(tl.int32), 0)
-        if count >= top_k:
-            low = middle
-        else:
-            high = middle
-    return float_of(low)
+            counts += count_digits(ordered_of(values), prefix, 24 - 8 * step)
+        digit, rank = select_digit(counts, rank)
+        prefix = (prefix << 8) | digit
+    return value_of(prefix)
 
 
 @triton.jit
-def _mass_above(
+def _split(
     line: tl.tensor, listed: tl.tensor, num_listed: tl.tensor, ordered: tl.tensor, largest: tl.tensor,
     temperature: tl.tensor, num_columns: tl.constexpr,
-) -> tl.tensor:  # fmt: skip
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
+    """Return the mass above a float given by its order, and the orders of the listed logits next to it."""
     mass = tl.full((), 0.0, tl.float32)
+    below, above = tl.full((), LOWEST, tl.int32), tl.full((), HIGHEST, tl.int32)
     for start in range(0, num_listed, TILE):
         _, values = _tile(line, listed, start, num_listed, num_columns)
-        weights = tl.exp((values - largest) / temperature)
-        mass += tl.sum(tl.where(ordered_of(values) > ordered, weights, 0.0), 0)
-    return mass
+        weights, orders = tl.exp((values - largest) / temperature), ordered_of(values)
+        is_above = orders > ordered
+        mass += tl.sum(tl.where(is_above, weights, 0.0), 0)
+        below = tl.maximum(below, tl.max(tl.where(is_above, LOWEST, orders), 0))
+        above = tl.minimum(above, tl.min(tl.where(is_above, orders, HIGHEST), 0))
+    return mass, below, above
 
 
 @triton.jit
@@ -141,12 +154,13 @@ def _nucleus(
 ) -> tl.tensor:  # fmt: skip
     """Return the smallest float above `low`, by order, above which less than `wanted` of the listed mass lies."""
     high = ordered_of(largest)
-    while low + 1 < high:
+    while low + 1 < high:  # both ends go on to the next logit, because the mass changes nowhere else
         middle = middle_of(low, high)
-        if _mass_above(line, listed, num_listed, middle, largest, temperature, num_columns) < wanted:
-            high = middle
+        mass, below, above = _split(line, listed, num_listed, middle, largest, temperature, num_columns)
+        if mass < wanted:
+            high = tl.maximum(below, low + 1)
         else:
-            low = middle
+            low = above - 1
     return float_of(high)
 
 
@@ -184,7 +198,8 @@ def _bound(
     elif top_p < 1:
         num_listed = _list(listed, best, lowest, num_groups, block)
         below = ordered_of(lowest) - 1
-        wanted = top_p * _mass_above(line, listed, num_listed, below, largest, temperature, num_columns)
+        mass, _, _ = _split(line, listed, num_listed, below, largest, temperature, num_columns)
+        wanted = top_p * mass
         if num_groups > FIRST_REACH:
             bound = kth_largest_of(best, FIRST_REACH)
     else:
@@ -229,11 +244,10 @@ def draw_text_kernel(
     if temperature > 0:
         floor = tl.full((), float("-inf"), tl.float32)
         if limited:
-            low, high = ordered_of(bound), ordered_of(largest) + 1
-            floor = _kth_largest(line, listed, num_listed, top_k, low, high, num_columns)
+            floor = _kth_largest(line, listed, num_listed, top_k, num_columns)
         low = ordered_of(tl.maximum(bound, floor)) - 1
         if top_p < 1:
-            reached = _mass_above(line, listed, num_listed, low, largest, temperature, num_columns)
+            reached, _, _ = _split(line, listed, num_listed, low, largest, temperature, num_columns)
             if limited:
                 wanted = top_p * reached
             elif reached < wanted:
