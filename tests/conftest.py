@@ -49,14 +49,21 @@ def pytest_configure() -> None:
         pytest.exit("pyproject.toml has other entry points than the installed package: run scripts/setup.sh dev", 2)
 
 
+TESTS = Path(__file__).parent
+# Tests that are short each, but take minutes together, or start many processes: all of them have the mark `slow`.
+SLOW_PLACES = {"codecs", "convert", "encoders", "examples", "families", "training", "test_cli.py", "test_examples.py"}
 NOT_WANTED = re.compile(r"not \w+(?: and not \w+)*")
 OF_A_FILE = re.compile(r"^pytestmark = (?:\[\n.*?^\]|[^\n]*)", re.MULTILINE | re.DOTALL)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Skip the import of a file if all its tests have a deselected mark."""
-    if collection_path.suffix != ".py" or not NOT_WANTED.fullmatch(config.option.markexpr):
+    if collection_path.suffix != ".py" or not collection_path.is_relative_to(TESTS):
         return None
+    if not NOT_WANTED.fullmatch(config.option.markexpr):
+        return None
+    if collection_path.relative_to(TESTS).parts[0] in SLOW_PLACES and "slow" in config.option.markexpr.split():
+        return True
     marks = OF_A_FILE.search(collection_path.read_text())
     is_left_out = marks and set(re.findall(r"mark\.(\w+)", marks[0])) & set(config.option.markexpr.split())
     return True if is_left_out else None
@@ -80,6 +87,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     first, so that no worker is left with one at the end. (xdist would begin with the groups of most tests;
     scripts/test.sh prevents that.)
     """
+    for item in items:
+        if item.path.is_relative_to(TESTS) and item.path.relative_to(TESTS).parts[0] in SLOW_PLACES:
+            item.add_marker(pytest.mark.slow)
     if not config.pluginmanager.hasplugin("xdist"):
         return
     for item in items:

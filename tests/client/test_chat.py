@@ -14,6 +14,7 @@ import soundfile
 
 from tests.client.fake_server import Abort, Chunk, ErrorText, FakeServer, Request, Step
 
+pytestmark = pytest.mark.slow  # a process for each test
 ROOT = Path(__file__).parents[2]
 SPOKEN = [
     Chunk(0, None, text="fi"),

@@ -14,6 +14,7 @@ import soundfile
 from stretto_client.__main__ import main
 from tests.client.fake_server import REPORT, Abort, Chunk, FakeServer, Pause, Step
 
+pytestmark = pytest.mark.slow  # a process for each test
 ROOT = Path(__file__).parents[2]
 UTTERANCE = [
     Chunk(0, None, text="k ae t"),

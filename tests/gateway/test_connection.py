@@ -225,7 +225,8 @@ async def test_small_writes_are_read_together(start: Start, monkeypatch: pytest.
     writer.close()
 
 
-async def test_requests_of_one_connection_have_a_rate(start: Start) -> None:
+async def test_requests_of_one_connection_have_a_rate(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "MAX_SMALL", 10)  # exceeded within a second on any machine
     (reader, writer), made = await made_by(await start())
     num = 0
     async with asyncio.timeout(60):
@@ -233,7 +234,7 @@ async def test_requests_of_one_connection_have_a_rate(start: Start) -> None:
             writer.write(LIVE)
             assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
             num += 1
-        assert num >= MAX_SMALL // 2, "each is a read and a request"
+        assert num >= 5, "each is a read and a request"
         writer.write(LIVE)
         assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
     writer.close()

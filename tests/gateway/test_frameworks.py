@@ -21,6 +21,7 @@ from tests.clients.test_real_clients import CLIENTS
 from tests.gateway.conftest import SPOKEN, Running, Start
 
 TEXT = "It is twenty past nine."
+pytestmark = pytest.mark.slow
 RECORDED = json.loads((Path(__file__).parents[1] / "data" / "client_requests.json").read_text())
 REQUESTS = [
     pytest.param(request, id=f"{client}: {request['target']} {index}")
