@@ -36,9 +36,9 @@ from stretto_gateway.speech_request import (
     SpeechFields,
     SpeechItem,
     SpeechRequest,
+    check_options,
     given_options,
     held_bytes,
-    options_bytes,
 )
 from stretto_gateway.trace import SpeechTrace
 from stretto_gateway.voices import brought_voice
@@ -219,7 +219,7 @@ class BatchRequest(SpeechFields):
         for index, item in enumerate(items[:MAX_ITEMS] if isinstance(items, list) else ()):
             if isinstance(item, dict):
                 with within(f"items.{index}"):
-                    options_bytes(given_options(item))
+                    check_options(given_options(item))
         return record
 
     def each(self) -> list[SpeechItem]:

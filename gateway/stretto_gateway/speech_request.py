@@ -142,8 +142,19 @@ OBJECT_BYTES = 48  # most memory per byte of JSON once parsed: two bytes can be 
 SMALL_BYTES = 1024  # JSON that is always admitted
 
 
-def json_bytes(value: Any, param: str) -> int:
-    """Return the size of `value` as the client's JSON; raise ApiError if it exceeds the server's limits."""
+def most_bytes(value: Any) -> int:
+    """Return an upper bound on the size of `value` as JSON, without writing it; a character has at most 12 bytes."""
+    if isinstance(value, dict):
+        return 2 + sum(4 + most_bytes(name) + most_bytes(each) for name, each in value.items())
+    if isinstance(value, list):
+        return 2 + sum(2 + most_bytes(each) for each in value)
+    if isinstance(value, str):
+        return 2 + 12 * len(value)
+    return 6 + value.bit_length() // 3 if isinstance(value, int) else 25
+
+
+def check_json(value: Any, param: str) -> None:
+    """Raise ApiError for `param` if `value` exceeds the server's JSON limits."""
     depth, num_values, level = 0, 1, [value]
     while level := [each for each in level if isinstance(each, (list, dict))]:
         depth, num_values = depth + 1, num_values + sum(map(len, level))
@@ -152,28 +163,27 @@ def json_bytes(value: Any, param: str) -> int:
         if num_values > MAX_BYTES:  # before they are serialised
             raise refused(param, f"at most {MAX_BYTES} bytes of JSON", f"{num_values} values")
         level = [inner for each in level for inner in (each.values() if isinstance(each, dict) else each)]
-    num_bytes = len(json.dumps(value))
-    if num_bytes > MAX_BYTES:
+    if most_bytes(value) > MAX_BYTES and (num_bytes := len(json.dumps(value))) > MAX_BYTES:
         raise refused(param, f"at most {MAX_BYTES} bytes of JSON", f"{num_bytes} bytes")
-    return num_bytes
 
 
-def options_bytes(options: dict[str, Any]) -> int:
-    """Return the size of all options as JSON.
-
-    Raises:
-        ApiError: They exceed the server's limits; it names the first option that is too large or nested too deep.
-    """
+def check_options(options: dict[str, Any]) -> None:
+    """Raise ApiError if the options exceed the server's JSON limits, for the first that is or makes them too large."""
+    for name, value in options.items():
+        check_json({name: value}, name)
+    if most_bytes(options) <= MAX_BYTES:
+        return
     num_bytes = 0
     for name, value in options.items():
-        num_bytes += json_bytes({name: value}, name)
+        num_bytes += len(json.dumps({name: value}))
         if num_bytes > MAX_BYTES:
             raise refused(name, f"at most {MAX_BYTES} bytes of JSON in all options", f"{num_bytes} bytes")
-    return num_bytes
 
 
 def held_bytes(options: Mapping[str, object]) -> int:
     """Return the memory of stored options, beyond the small amount that is always admitted."""
+    if most_bytes(dict(options)) <= SMALL_BYTES:
+        return 0
     return OBJECT_BYTES * max(0, len(json.dumps(options)) - SMALL_BYTES)
 
 
@@ -303,7 +313,7 @@ class SpeechFields(WithOptions):
     def few_options(cls, record: Any) -> Any:
         """Return `record`; raise ApiError if its options exceed the server's JSON limits."""
         if isinstance(record, dict):
-            options_bytes(given_options(record))
+            check_options(given_options(record))
         return record
 
     @property

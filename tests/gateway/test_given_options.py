@@ -4,6 +4,8 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from stretto.errors import InvalidRequest
 from stretto.records import json_record
@@ -17,9 +19,13 @@ from stretto_gateway.speech_request import (
     OPTIONS,
     SMALL_BYTES,
     SpeechRequest,
+    check_options,
     held_bytes,
-    options_bytes,
+    most_bytes,
 )
+
+LONG = st.sampled_from((-0.0, 1e308, "\U0001f600", 10**40))
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | LONG
 
 
 def nested(depth: int) -> list[Any]:
@@ -49,13 +55,13 @@ def test_limits_are_those_of_the_server() -> None:
 def test_what_the_server_takes_is_taken(options: dict[str, Any], param: str | None) -> None:
     text = json.dumps(options)
     if param is None:
-        assert options_bytes(options) == len(text)
+        check_options(options)
         assert json_record.read_json("options", text) == options
         return
     with pytest.raises(InvalidRequest):
         json_record.read_json("options", text)
     with pytest.raises(ApiError) as raised:
-        options_bytes(options)
+        check_options(options)
     assert raised.value.param == param
     assert raised.value.message.startswith(f"{param}: expected ")
 
@@ -67,6 +73,11 @@ def test_each_option_is_a_field_described_by_the_schema() -> None:
     assert fields["seed"]["anyOf"] == [{"type": "integer"}, {"type": "null"}]
     assert fields["chunking"]["anyOf"][0]["properties"]["playout_s"]["maximum"] == schema.MAX_PLAYOUT_S
     assert "Random by default" in fields["seed"]["description"]
+
+
+@given(st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+def test_no_json_is_larger_than_its_bound(value: Any) -> None:
+    assert len(json.dumps(value)) <= most_bytes(value)
 
 
 def test_few_options_have_room_always_and_many_count_as_the_objects_that_they_are() -> None:

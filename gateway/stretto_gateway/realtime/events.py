@@ -18,7 +18,7 @@ from stretto_gateway.chat import MAX_PARTS, MAX_TURNS
 from stretto_gateway.connection import Rate
 from stretto_gateway.realtime.conversation import new_id
 from stretto_gateway.realtime.settings import ReplyAudio, ReplyOptions, current_shape, merged, validated
-from stretto_gateway.speech_request import Body, Text, json_bytes
+from stretto_gateway.speech_request import Body, Text, check_json
 from stretto_gateway.web_socket import POLICY
 
 LOG = logging.getLogger("stretto_gateway")
@@ -195,7 +195,7 @@ Metadata = Annotated[
 
 def few_options(options: Any) -> Any:
     """Return `options`; raise ApiError if they exceed the server's JSON limits."""
-    json_bytes(options, "response.options")
+    check_json(options, "response.options")
     return options
 
 

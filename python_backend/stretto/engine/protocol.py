@@ -3,7 +3,7 @@
 import mmap
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,7 +86,7 @@ class SpeechParams:
         """Return these parameters as plain data for `SamplingParams.extra_args`."""
         record = {
             "task": self.task,
-            "sampling": self.sampling.to_json(),
+            "sampling": asdict(self.sampling),
             "codes": self.codes.astype(np.int32).tobytes(),
             "num_rows": len(self.codes),
             "is_unconditional": self.is_unconditional,
@@ -104,7 +104,7 @@ class SpeechParams:
     def from_extra_args(cls, extra_args: dict[str, Any], num_streams: int) -> "SpeechParams":
         """Return the parameters in `extra_args`, for rows of `num_streams` input streams."""
         record = extra_args[KEY]
-        sampling = SamplingConfig.from_json("sampling", record["sampling"])
+        sampling = SamplingConfig.from_record(record["sampling"])
         codes = np.frombuffer(record["codes"], np.int32).reshape(record["num_rows"], num_streams - 1)
         audios = tuple(
             InputAudio(first_row, num_rows, np.frombuffer(features, np.float32).reshape(shape))

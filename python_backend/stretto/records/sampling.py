@@ -2,7 +2,7 @@
 
 import secrets
 from dataclasses import dataclass, field, replace
-from typing import Annotated
+from typing import Annotated, Any
 
 from stretto.errors import InvalidRequest
 from stretto.records.json_record import JsonRecord
@@ -151,14 +151,19 @@ class SamplingConfig:
         """Sampling parameters of streams 1 and up in audio."""
         return self.audio if self.depth is None else self.depth
 
-    def to_json(self) -> bytes:
-        """Return this configuration as JSON."""
-        return _JSON.write(self)
-
     @classmethod
-    def from_json(cls, field: str, text: bytes) -> "SamplingConfig":
-        """Return the configuration in `text`; raise InvalidRequest naming `field` or an option if it is invalid."""
-        return _JSON.read(field, text)
+    def from_record(cls, record: dict[str, Any]) -> "SamplingConfig":
+        """Return the configuration whose fields are in `record`; tuples may have become lists."""
+        fields = {"text": SegmentSampling(**record["text"]), "audio": SegmentSampling(**record["audio"])}
+        depth, schedule = record["depth"], record["schedule"]
+        return cls(
+            **record
+            | fields
+            | {
+                "depth": None if depth is None else CodeSampling(**depth),
+                "schedule": tuple(schedule) if isinstance(schedule, list) else schedule,
+            }
+        )
 
     def _check_policy(self) -> None:
         until_s = self.guided_until_s
@@ -172,9 +177,6 @@ class SamplingConfig:
         elif not _is_number(until_s) or not 0.0 < until_s <= MAX_UNTIL_S:
             expected = f"seconds, more than 0 and at most {MAX_UNTIL_S:,.0f}"
             raise InvalidRequest("options.guidance.until_s", expected, repr(until_s))
-
-
-_JSON: JsonRecord[SamplingConfig] = JsonRecord(SamplingConfig)
 
 
 @dataclass(frozen=True, slots=True)
