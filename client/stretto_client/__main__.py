@@ -75,9 +75,9 @@ def parse(argv: list[str] | None, prog: str) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not args.timeout > 0:  # nan, too
         parser.error(f"--timeout must be > 0 s, got {args.timeout:g}")
-    heard = args.file if args.command == "transcribe" else args.clone
-    if heard is not None and not heard.is_file():
-        parser.error(f"there is no file {heard}")
+    recording = args.file if args.command == "transcribe" else args.clone
+    if recording is not None and not recording.is_file():
+        parser.error(f"there is no file {recording}")
     if args.command == "speak" and (args.clone_text if args.clone is None else args.voice):
         parser.error("--clone-text: expected --clone FILE, too; --clone and --voice exclude each other")
     return args

@@ -137,14 +137,14 @@ class SpeechClient:
             output["encoding"] = encoding
         if sample_rate is not None:
             output["sample_rate"] = sample_rate
-        asked: SpeakOptions = {**options, "voice": voice, "output": output}
+        request_options: SpeakOptions = {**options, "voice": voice, "output": output}
         if not isinstance(text, str):
-            return ProducedSpeech(partial(speak_written, self, task, asked, text, markup=markup))
+            return ProducedSpeech(partial(speak_written, self, task, request_options, text, markup=markup))
         if markup != "none" and not has_marks(text):
             markup = "none"
         if task != "tts" or (is_short(text) and markup == "none"):
-            return self.speak_once(task, asked, text)
-        speak = partial(self.speak_once, task, with_seed(asked))
+            return self.speak_once(task, request_options, text)
+        speak = partial(self.speak_once, task, with_seed(request_options))
         check = None if options.get("transliterate") else speak
         return LongSpeech(speak, partial(cut, text, self.profile, markup, check))
 

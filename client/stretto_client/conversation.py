@@ -32,8 +32,8 @@ class RecordedVoice:
     def inputs(self, text: str, sharing: Sharing | None) -> list[InferInput]:
         """Return the tensors of a request for `text` in this voice."""
         system = {"role": "system", "audio": "pcm_in" if isinstance(self.audio, tuple) else "audio"}
-        said = {"text": self.text} if self.text else {}
-        turns = [system | said, {"role": "user", "text": text}]
+        transcript = {"text": self.text} if self.text else {}
+        turns = [system | transcript, {"role": "user", "text": text}]
         return [*audio_inputs(self.audio, sharing=sharing), *strings(messages=json.dumps(turns))]
 
 
@@ -106,13 +106,13 @@ class Conversation:
             self.audio.pop()
 
     def _add(self, role: str, file: Path | None, text: str | None) -> None:
-        heard: dict[str, Any] = {}
+        audio_fields: dict[str, Any] = {}
         if file is not None and file.suffix == CODES:
-            heard = {"codes": _codes(file)}
+            audio_fields = {"codes": _codes(file)}
         elif file is not None:
             self.audio.append(file.read_bytes())
-            heard = {"audio": "audio"}
-        self.turns.append({"role": role} | heard | ({} if text is None else {"text": text}))
+            audio_fields = {"audio": "audio"}
+        self.turns.append({"role": role} | audio_fields | ({} if text is None else {"text": text}))
 
 
 def _codes(file: Path) -> list[list[int]]:

@@ -530,9 +530,9 @@ class SsmlReader:
         if self._silent == self._depth:
             self._silent = 0
         elif self._said_as is not None and self._said_as[0] == self._depth:
-            (_, kind, _), said = self._said_as, self._said
+            (_, kind, _), text = self._said_as, self._said
             self._said_as, self._said = None, ""
-            self._add(say_as(said, kind))
+            self._add(say_as(text, kind))
         elif not self._silent and name.rpartition(":")[2] in SENTENCES:
             self._boundary()
         self._depth -= 1

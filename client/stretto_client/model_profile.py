@@ -174,7 +174,7 @@ async def fetch_profile(client: InferenceServerClient, model: str, server: str, 
         ValueError: The profile is missing or invalid.
     """
     try:
-        told = await client.get_model_config(model, as_json=True, client_timeout=timeout_s)
+        config = await client.get_model_config(model, as_json=True, client_timeout=timeout_s)
     except InferenceServerException as error:
         raise from_exception(error, server) from None
-    return ModelProfile.from_config(told.get("config", {}))
+    return ModelProfile.from_config(config.get("config", {}))

@@ -71,13 +71,13 @@ async def until(claim: Callable[[], bool]) -> float:
 async def asking(callers: Callers, streams: int, tally: Tally) -> AsyncIterator[None]:
     """Keep `streams` requests in flight while the block runs."""
     end = asyncio.Event()
-    asked = asyncio.create_task(callers.keep_asking(streams, end, tally))
+    requests = asyncio.create_task(callers.keep_asking(streams, end, tally))
     try:
         yield
         end.set()
-        await asked
+        await requests
     finally:
-        asked.cancel()
+        requests.cancel()
 
 
 async def up(callers: Callers, cluster: Any) -> dict[str, Any]:

@@ -64,8 +64,8 @@ class Admission:
             return
         waiting = Counter(waiter.caller for waiter in self._waiting)
         if not is_room(waiting, caller, self._max_waiting):
-            told = f"{len(self._waiting)} requests are waiting already, {waiting[caller]} of them yours; try again"
-            raise ApiError(429, told, code="rate_limit_exceeded")
+            message = f"{len(self._waiting)} requests are waiting already, {waiting[caller]} of them yours; try again"
+            raise ApiError(429, message, code="rate_limit_exceeded")
         waiter = Waiter(caller, asyncio.get_running_loop().create_future())
         self._waiting.append(waiter)
         try:

@@ -53,7 +53,7 @@ def shown(got: object) -> str:
 
 @contextmanager
 def within(path: str) -> Iterator[None]:
-    """Prefix the field of an ApiError that the block raises with `path`."""
+    """Add `path` before the field name of an ApiError raised in the block."""
     try:
         yield
     except ApiError as error:
@@ -341,5 +341,5 @@ def described(what: str, *media_types: str, model: Any = None, schema: dict[str,
         model: Schema of the JSON form; None if there is none.
         schema: Schema of the other forms.
     """
-    told: dict[str, Any] = {"description": what, "content": dict.fromkeys(media_types, schema)}
-    return {200: told if model is None else told | {"model": model}}
+    description: dict[str, Any] = {"description": what, "content": dict.fromkeys(media_types, schema)}
+    return {200: description if model is None else description | {"model": model}}

@@ -69,8 +69,8 @@ def make_app(config: GatewayConfig, make_client: Callable[[], RoutedClient] | No
     if config.cors_origins:
         # Outside the guard, because a browser's preflight request has no key.
         methods, origins = ("GET", "POST", "DELETE"), config.cors_origins
-        asked: dict[str, Any] = {"allow_methods": methods, "allow_headers": ("*",), "expose_headers": EXPOSED}
-        app.add_middleware(CORSMiddleware, allow_origins=origins, **asked)
+        cors_options: dict[str, Any] = {"allow_methods": methods, "allow_headers": ("*",), "expose_headers": EXPOSED}
+        app.add_middleware(CORSMiddleware, allow_origins=origins, **cors_options)
     return app
 
 

@@ -144,7 +144,7 @@ def find_voice(profile: ModelProfile, name: str | None) -> str | None:
 
 
 def find_task(profile: ModelProfile, names: tuple[str, ...], what: str) -> TaskProfile:
-    """Return the first task in `names` that the model has; raise ApiError, which mentions `what`, if it has none."""
+    """Return the first task in `names` that the model has; if none, raise ApiError with the description `what`."""
     found = (task for name in names if (task := profile.task(name)))
     task = next(found, None)
     if task is None:

@@ -146,8 +146,8 @@ def conversing_task(profile: ModelProfile, kinds: set[str], speaks: bool) -> Tas
         fits = set(task.needs) <= kinds <= {*task.needs, *task.also}
         if converses(task) and task.speaks == speaks and fits:
             return task
-    told = f"{profile.family!r} has no conversation with {' and '.join(sorted(kinds))} as input and output in "
-    raise ApiError(400, f"model: {told}{'speech' if speaks else 'text'}", "model", "unsupported")
+    message = f"{profile.family!r} has no conversation with {' and '.join(sorted(kinds))} as input and output in "
+    raise ApiError(400, f"model: {message}{'speech' if speaks else 'text'}", "model", "unsupported")
 
 
 router = APIRouter()
@@ -221,21 +221,21 @@ async def stream_parts(
     """Yield the reply as `chat.completion.chunk` events; the text of a spoken reply is its transcript."""
     head = head | {"object": "chat.completion.chunk"}
     sound_id, report = audio_head()["id"], dict[str, Any]()
-    said: dict[str, Any] = {"role": "assistant"}
+    delta: dict[str, Any] = {"role": "assistant"}
     encoder = make_encoder("pcm", DEFAULT_RATE)
     async with aclosing(events):
         async for event in events:
             report = event.report or report
             if speaks and event.text:
-                said["audio"] = {"id": sound_id, "transcript": event.text}
+                delta["audio"] = {"id": sound_id, "transcript": event.text}
             elif event.text:
-                said["content"] = event.text
+                delta["content"] = event.text
             if event.pcm is not None and len(event.pcm):
                 data = base64.b64encode(await encoded(encoder, event.pcm)).decode()
-                said["audio"] = said.get("audio", {"id": sound_id}) | {"data": data}
-            if said:
-                yield sse(head | {"choices": [choice(said)]})
-            said = {}
+                delta["audio"] = delta.get("audio", {"id": sound_id}) | {"data": data}
+            if delta:
+                yield sse(head | {"choices": [choice(delta)]})
+            delta = {}
     yield sse(head | {"choices": [choice({}, finish(report))], "usage": chat_usage(report)})
     yield b"data: [DONE]\n\n"
 

@@ -181,8 +181,8 @@ class Guard:
             )
         is_checked = not (self._keys or is_allowed or path in OPEN_PATHS)
         if is_checked and may_be_page_of_a_name(scope.get("method", ""), headers):
-            told = "without keys, the gateway answers browsers only at an IP address (http://ADDRESS:PORT)"
-            return ApiError(403, told, code="origin_not_allowed")
+            message = "without keys, the gateway answers browsers only at an IP address (http://ADDRESS:PORT)"
+            return ApiError(403, message, code="origin_not_allowed")
         length = headers.get(b"content-length", "0")
         max_bytes = self._max_bytes(path, headers)
         return too_large(max_bytes) if length.isdecimal() and int(length[:20]) > max_bytes else None

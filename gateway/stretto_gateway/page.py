@@ -64,8 +64,8 @@ def _example(schema: dict[str, Any], base_url: str) -> str:
         '  -H "content-type: application/json" \\\n'
         """  -d '{"input": "It is twenty past nine."}' -o speech.mp3"""
     )
-    told = "The response is an mp3 file. It starts to arrive before the whole sentence has been generated."
-    return f"<pre><code>{escape(line, quote=False)}</code></pre>\n<p>{told}</p>\n"
+    note = "The response is an mp3 file. It starts to arrive before the whole sentence has been generated."
+    return f"<pre><code>{escape(line, quote=False)}</code></pre>\n<p>{note}</p>\n"
 
 
 def _operation(method: str, path: str, operation: dict[str, Any], schemas: dict[str, Any]) -> Iterator[str]:

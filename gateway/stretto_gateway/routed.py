@@ -142,8 +142,8 @@ def conversation_key(messages: list[dict[str, Any]], *audio: Audio) -> str:
     first = next((n for n, turn in enumerate(messages) if turn.get("role") == "user"), len(messages))
     opening = messages[: first + 1]
     digest = hashlib.blake2b(json.dumps(opening, sort_keys=True).encode(), digest_size=16)
-    heard = [turn for turn in opening if turn.get("audio") == "audio"]
-    for content in audio[: len(heard)]:
+    spoken_turns = [turn for turn in opening if turn.get("audio") == "audio"]
+    for content in audio[: len(spoken_turns)]:
         if isinstance(content, bytes):
             digest.update(hashlib.blake2b(content, digest_size=16).digest())
     return digest.hexdigest()

@@ -46,8 +46,8 @@ class Sessions:
             raise ApiError(503, "the gateway takes no new sessions; try again", code="unavailable")
         caller = CALLER.get()
         if not is_room(self._open, caller, self._max_sessions):
-            told = f"{self.num_open} sessions are open already, {self._open[caller]} of them yours; try again"
-            raise ApiError(429, told, code="rate_limit_exceeded")
+            message = f"{self.num_open} sessions are open already, {self._open[caller]} of them yours; try again"
+            raise ApiError(429, message, code="rate_limit_exceeded")
         self._open[caller] += 1
         try:
             yield

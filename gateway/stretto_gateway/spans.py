@@ -85,13 +85,15 @@ class Spans:
             return round(1e9 * (time_s + to_wall_s))
 
         caller = TraceContextTextMapPropagator().extract({"traceparent": request.traceparent})
-        told: dict[str, str | float] = {
+        attributes: dict[str, str | float] = {
             "stretto.family": labels[0],
             "stretto.task": labels[1],
             "stretto.request_id": request.request_id,
         }
-        told |= {f"stretto.{name}": value for name, value in times.report.items() if isinstance(value, int | float)}
-        whole = self._tracer.start_span("speech", caller, start_time=at(times.begun_s), attributes=told)
+        attributes |= {
+            f"stretto.{name}": value for name, value in times.report.items() if isinstance(value, int | float)
+        }
+        whole = self._tracer.start_span("speech", caller, start_time=at(times.begun_s), attributes=attributes)
         if not is_complete:
             whole.set_status(trace.StatusCode.ERROR)
         inside = trace.set_span_in_context(whole)

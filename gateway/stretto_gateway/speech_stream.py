@@ -64,8 +64,8 @@ class StreamedText:
 
     def _expire(self) -> None:
         """Fail after the time limit, because an unfinished text occupies a slot."""
-        told = f"text: expected its end within {self._limits.writing_s:g} s of its start, got none"
-        self._failure = self._failure or ApiError(408, told, "text", "timeout")
+        message = f"text: expected its end within {self._limits.writing_s:g} s of its start, got none"
+        self._failure = self._failure or ApiError(408, message, "text", "timeout")
         self._changed.set()
 
     def end(self) -> None:
@@ -259,8 +259,8 @@ class StreamSession:
 
     async def _configure(self, config: SessionConfig) -> None:
         self._expect_silence("session.config")
-        with self._asking() as asked:
-            await voice_options(self._gateway, config, asked, self._ignored(config))
+        with self._asking() as state:
+            await voice_options(self._gateway, config, state, self._ignored(config))
         self._keep(config)
 
     def _keep(self, config: SessionConfig | None) -> None:
@@ -309,17 +309,17 @@ class StreamSession:
 
     def _expect_silence(self, kind: str) -> None:
         if self._is_speaking:
-            told = f"type: {kind} must wait for the session.done of the previous utterance"
-            raise ApiError(400, told, "type", "utterance_in_progress")
+            message = f"type: {kind} must wait for the session.done of the previous utterance"
+            raise ApiError(400, message, "type", "utterance_in_progress")
 
     async def _speak(self, config: SessionConfig, text: StreamedText, index: int) -> None:
         """Speak one utterance and send its events; if it fails, the rest of its text is ignored."""
         place = {"utterance_index": index, "sentence_index": 0}
         num_bytes, has_failed = 0, False
         try:
-            with self._asking() as asked:
+            with self._asking() as state:
                 ignored = self._ignored(config)
-                options = await voice_options(self._gateway, config, asked, ignored)
+                options = await voice_options(self._gateway, config, state, ignored)
                 async with aclosing(audio_parts(self._gateway, config, text.pieces(), options)) as parts:
                     async for part in parts:
                         if not num_bytes:

@@ -74,7 +74,7 @@ class TranscriptionForm(TranslationForm):
             raise refused("response_format", "json or text with stream", self.response_format)
 
     def check_language(self, profile: ModelProfile, ignored: Ignored) -> None:
-        """Report `language` as ignored unless it is the model's only one; strict gateways accept it, too."""
+        """Record `language` as ignored unless it is the model's only language, which strict gateways also accept."""
         if self.language and {code_name(each) for each in profile.languages} != {code_name(self.language)}:
             ignored.record("language")
 
@@ -141,8 +141,8 @@ async def opened(
 async def transcribed(gateway: Gateway, content: bytes, task: str, options: TaskOptions) -> tuple[str, dict[str, Any]]:
     """Return the text of a file, and the server's report."""
     async with writing(gateway, content, task, options) as events:
-        heard = [event async for event in events]
-    return "".join(event.text for event in heard).strip(), heard[-1].report or {}
+        received = [event async for event in events]
+    return "".join(event.text for event in received).strip(), received[-1].report or {}
 
 
 async def sse_parts(

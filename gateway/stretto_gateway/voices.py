@@ -107,9 +107,9 @@ async def create_voice(form: Annotated[VoiceForm, WITH_FILE], request: Request, 
         expected = f"at most {gateway.limits.max_voice_bytes} bytes"
         raise refused("audio_sample", expected, f"{len(recording)} bytes")
     await unless_gone(request.receive, try_voice(gateway, RecordedVoice(recording, form.ref_text)))
-    said = (form.name, form.ref_text, form.consent)
+    metadata = (form.name, form.ref_text, form.consent)
     try:
-        return record(await asyncio.to_thread(store.add, request.state.owner, *said, recording))
+        return record(await asyncio.to_thread(store.add, request.state.owner, *metadata, recording))
     except TooManyVoices:
         message = f"there are {gateway.limits.max_voices} voices of this key, which is the limit; delete one"
         raise ApiError(400, message, code="too_many_voices") from None

@@ -58,21 +58,21 @@ def leasing(handle_of: Callable[[], Any], failures: Failures) -> Choose:
 @asynccontextmanager
 async def _first_answer(ask: Callable[[], Any], failures: Failures) -> AsyncIterator[tuple[dict[str, Any], Any]]:
     """Yield the first replica's answer and its responses; raise ServerUnavailable if no replica answers."""
-    asked: Asked = {}
+    pending: Asked = {}
     silences: Failures = (*failures, TimeoutError, StopAsyncIteration)
     try:
         try:
             async with asyncio.timeout(LEASE_S):
-                first = await _first_of(ask, asked)
+                first = await _first_of(ask, pending)
             offer = first.result()
         except silences as error:
             raise ServerUnavailable(f"no server accepts requests now ({type(error).__name__}); try again") from None
-        responses = asked.pop(first)
-        _leave(asked)
-        asked[first] = responses
+        responses = pending.pop(first)
+        _leave(pending)
+        pending[first] = responses
         yield offer, responses
     finally:
-        _leave(asked)
+        _leave(pending)
 
 
 async def _first_of(ask: Callable[[], Any], asked: Asked) -> asyncio.Future[dict[str, Any]]:

@@ -87,8 +87,8 @@ class ServerProcess:
         """Return when the server is ready; raise RuntimeError, with the launcher's output, if it ends first."""
         while (state := self.state()) != "ready":
             if state == "ended":
-                said = (self._folder / "launcher.log").read_text(errors="replace")
-                raise RuntimeError(f"the server did not start:\n{said[-2000:].rstrip()}")
+                output = (self._folder / "launcher.log").read_text(errors="replace")
+                raise RuntimeError(f"the server did not start:\n{output[-2000:].rstrip()}")
             await asyncio.sleep(POLL_S)
 
     def waiting_rows(self) -> float:

@@ -62,8 +62,8 @@ class VoiceActivity:
 
     def add(self, pcm: NDArray[Any]) -> None:
         """Append samples: int16 [n] at 24 kHz."""
-        heard = self._resampler.resample_chunk(pcm.astype(np.float32) / FULL_SCALE)
-        self._left = np.concatenate([self._left, heard])
+        resampled = self._resampler.resample_chunk(pcm.astype(np.float32) / FULL_SCALE)
+        self._left = np.concatenate([self._left, resampled])
 
     def judge(self) -> float:
         """Return the probability of speech in the next window."""

@@ -80,10 +80,10 @@ class Item:
     def turns(self, files: list[bytes]) -> list[dict[str, Any]]:
         """Return the item as turns of the server, and append its audio to `files`."""
         if self.role == "assistant":
-            said: dict[str, Any] = {"text": self.text} if self.text else {}
+            text_field: dict[str, Any] = {"text": self.text} if self.text else {}
             codes = self._codes_heard()
-            said |= {} if codes is None else {"codes": codes.tolist()}
-            return [{"role": self.role} | said] if said else []
+            text_field |= {} if codes is None else {"codes": codes.tolist()}
+            return [{"role": self.role} | text_field] if text_field else []
         turns = []
         for part in self.parts:
             if part.pcm:
@@ -174,8 +174,8 @@ class Conversation:
     def turns(self, instructions: str | None) -> tuple[list[dict[str, Any]], list[bytes]]:
         """Return the server's turns and their files; all system texts form one turn at the beginning."""
         files: list[bytes] = []
-        told = [instructions or "", *(part.text or "" for part in self._parts("system"))]
-        system = "\n".join(text for text in told if text)
+        instruction_texts = [instructions or "", *(part.text or "" for part in self._parts("system"))]
+        system = "\n".join(text for text in instruction_texts if text)
         turns = [{"role": "system", "text": system}] if system else []
         return [*turns, *(turn for item in self.items if item.role != "system" for turn in item.turns(files))], files
 

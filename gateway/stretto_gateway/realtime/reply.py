@@ -98,8 +98,8 @@ def make_order(
         task = conversing_task(profile, asked_kinds(turns), speaks="audio" in modalities)
     if turns[0]["role"] == "system" and "text" not in task.system:
         where = "session" if of_session else "response"
-        told = f"none: {profile.family!r} takes none for its task {task.name!r}"
-        ignored.append(refused(f"{where}.instructions", told, instructions))
+        expected = f"none: {profile.family!r} takes none for its task {task.name!r}"
+        ignored.append(refused(f"{where}.instructions", expected, instructions))
         if is_strict:
             raise ignored[-1]
         turns = turns[1:]

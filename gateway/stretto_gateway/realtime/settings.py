@@ -198,9 +198,11 @@ def session_record(settings: Settings, session_id: str, expires_at: int) -> dict
     prefix = "" if isinstance(settings, RealtimeSettings) else "transcription_"
     record: dict[str, Any] = {"id": session_id, "object": f"realtime.{prefix}session", "expires_at": expires_at}
     record |= settings.model_dump()
-    heard = record["audio"]["input"]
-    if heard["transcription"] is not None:  # without empty fields, because Pipecat's type accepts only three fields
-        heard["transcription"] = {name: value for name, value in heard["transcription"].items() if value}
+    audio_input = record["audio"]["input"]
+    if (
+        audio_input["transcription"] is not None
+    ):  # without empty fields, because Pipecat's type accepts only three fields
+        audio_input["transcription"] = {name: value for name, value in audio_input["transcription"].items() if value}
     return record
 
 
@@ -231,7 +233,7 @@ class Change:
         self.settings = self._valid()
 
     def ignore(self, name: str, expected: str, got: Any) -> None:
-        """Undo a field that the model does not honour, and record it."""
+        """Restore the previous value of a field that the model does not honour, and record the field."""
         self.ignored.append(refused(f"session.{name}", expected, got))
         undo(self._record, self._before, name.split("."))
         self.settings = self._valid()
@@ -320,9 +322,9 @@ def joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 def without_vad(update: dict[str, Any]) -> dict[str, Any]:
     """Return a session's `update`; for an OpenAI model without turn detection, it is switched off."""
     try:
-        heard = update["audio"]["input"]
-        name = heard["transcription"]["model"]
-        if update["type"] == "transcription" and name.startswith(WITHOUT_VAD) and "turn_detection" not in heard:
+        audio_input = update["audio"]["input"]
+        name = audio_input["transcription"]["model"]
+        if update["type"] == "transcription" and name.startswith(WITHOUT_VAD) and "turn_detection" not in audio_input:
             return joined(update, {"audio": {"input": {"turn_detection": None}}})
     except (KeyError, TypeError, AttributeError):
         pass

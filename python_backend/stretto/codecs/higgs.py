@@ -79,8 +79,8 @@ class HiggsModel(XcodecModel):
         self.quantizer.quantizers = nn.ModuleList(ProjectedQuantization(config) for _ in self.quantizer.quantizers)
 
     def _extract_semantic_features(self, input_values: Tensor) -> Tensor:  # type: ignore[override]
-        heard = resample(input_values[:, 0], self.config.sample_rate, self.config.semantic_sample_rate)
-        hidden = self.semantic_model(F.pad(heard, (MARGIN, MARGIN)), output_hidden_states=True).hidden_states
+        resampled = resample(input_values[:, 0], self.config.sample_rate, self.config.semantic_sample_rate)
+        hidden = self.semantic_model(F.pad(resampled, (MARGIN, MARGIN)), output_hidden_states=True).hidden_states
         return torch.stack(hidden, dim=1).mean(dim=1)[:, :: self.config.semantic_downsample_factor]
 
 

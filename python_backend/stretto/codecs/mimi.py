@@ -130,9 +130,9 @@ class MimiCodec(nn.Module):
         )
         steps = self._steps(window.codes.to(state.device), window.left)
         new = self.transformer.advance(steps, window.first.to(state.device) * STEPS, rings)
-        heard = torch.cat([outputs, new], 1)
-        outputs.copy_(heard[:, -outputs.shape[1] :])
-        pcm = self._waveform(heard[:, outputs.shape[1] - window.left * STEPS :], window.left * STEPS)
+        with_context = torch.cat([outputs, new], 1)
+        outputs.copy_(with_context[:, -outputs.shape[1] :])
+        pcm = self._waveform(with_context[:, outputs.shape[1] - window.left * STEPS :], window.left * STEPS)
         return pcm.clamp(-1, 1), state
 
     def _steps(self, codes: Tensor, left: int) -> Tensor:

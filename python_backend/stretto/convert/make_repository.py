@@ -183,8 +183,8 @@ def make(checkpoint: Path, out: Path, engine_args: dict[str, Any], gpu: int | No
         (folder / ENGINE).write_text(json.dumps(chosen, indent=2) + "\n")
         EngineConfig.from_file(folder / ENGINE, checkpoint)
         spec = preprocessor.codec.spec
-        told = profile(family, spec.sample_rate, spec.frame_rate)
-        change(folder / ENSEMBLE / "config.pbtxt", {parameter(PARAMETER): rf"\1: '{told}'"})
+        model_profile = profile(family, spec.sample_rate, spec.frame_rate)
+        change(folder / ENSEMBLE / "config.pbtxt", {parameter(PARAMETER): rf"\1: '{model_profile}'"})
         if family.codec != family_at(BUNDLED / CHECKPOINT).codec:
             change(folder / DECODER / "config.pbtxt", {parameter("warm_up_s"): rf'\1: "{WARM_UP_S}"'})
         if gpu is not None:

@@ -223,8 +223,8 @@ def read_defaults(
                 expected = str(error).partition(": expected ")[2]
                 raise CheckpointError(f"{path}: {name}: expected {expected}") from error
             (taken.setdefault(segment, {}) if segment else taken).update(part)
-    said = ", ".join(f"{name} {found[name]}" for name in keys)
-    return taken, [f"defaults from {GENERATION_FILE}: {said}"] if keys else []
+    description = ", ".join(f"{name} {found[name]}" for name in keys)
+    return taken, [f"defaults from {GENERATION_FILE}: {description}"] if keys else []
 
 
 def _place(release: Release) -> Path | None:

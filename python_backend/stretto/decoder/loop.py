@@ -211,8 +211,8 @@ class DecodingLoop:
     def _finish(self, job: Job, pcm: np.ndarray | None, address: int | None) -> None:
         """Answer a job's chunk with its audible samples, or continue with its next window."""
         if job.is_heard and pcm is not None:
-            heard = job.session.audible_part(job.frames, pcm, self._codec.spec)
-            self._answer(job.pending, job.session, heard, address if heard is pcm else None)
+            audible = job.session.audible_part(job.frames, pcm, self._codec.spec)
+            self._answer(job.pending, job.session, audible, address if audible is pcm else None)
         else:
             job.session.store(pcm)
             self._go_on(job.pending, job.session)

@@ -216,7 +216,7 @@ class FrameStats:
         self._num_frames = self._num_unguided = 0
 
     def record(self, num_frames: int, changes: Sequence[GuidanceChange]) -> None:
-        """Count the frames up to `num_frames`, given the frames in `changes` at which guidance stopped or resumed."""
+        """Count frames up to `num_frames`, and those without guidance, which stops or resumes at `changes`."""
         self._stats.frames_total += num_frames - self._num_frames
         self._num_frames = num_frames
         if not self._is_guided:

@@ -201,9 +201,9 @@ class BackgroundServer:
         command = [str(word) for word in (*self.launcher, *ports, *files)]
         # Without bytecode each start of vLLM takes 10 s longer.
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-        with self._said.open("wb") as said:
+        with self._said.open("wb") as output:
             return subprocess.Popen(
-                command, env=environment, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
             )
 
     @property

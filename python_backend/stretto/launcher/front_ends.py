@@ -100,12 +100,12 @@ class ProxyProcess:
         if not self._has_written(limit_s):
             self._kill()
             raise LaunchError(f"the proxy did not listen within {limit_s:.0f} s; see the log")
-        said, self._has_said_ports = "".join(self._lines()), True
+        output, self._has_said_ports = "".join(self._lines()), True
         try:
-            self.ports = Ports.from_json(said)
+            self.ports = Ports.from_json(output)
         except ValueError:
             self.stop()
-            raise LaunchError(said or "the proxy ended as it started; see the log") from None
+            raise LaunchError(output or "the proxy ended as it started; see the log") from None
         grpc, metrics, http = self.ports.grpc, self.ports.metrics, self.ports.http
         self._config = replace(self._config, grpc_port=grpc, metrics_port=metrics, http_port=http)
 
@@ -119,10 +119,10 @@ class ProxyProcess:
 
     def _has_written(self, wait_s: float) -> bool:
         """Return True once the proxy has written a line or ended; False after `wait_s` without."""
-        said = self._process.stdout
-        assert said is not None
+        output = self._process.stdout
+        assert output is not None
         # closed if the proxy has ended and its restart failed
-        return not said.closed and bool(select.select([said], [], [], wait_s)[0])
+        return not output.closed and bool(select.select([output], [], [], wait_s)[0])
 
     def _lines(self) -> list[str]:
         """Return the lines that the proxy has written; the proxy writes each line as a whole."""

@@ -119,14 +119,14 @@ def known_flags(installation: Installation) -> frozenset[str]:
     """Return the flags listed by `tritonserver --help`; raise LaunchError if it cannot run."""
     folders = [*map(str, installation.library_path), os.environ.get("LD_LIBRARY_PATH", "")]
     environment = os.environ | {"LD_LIBRARY_PATH": os.pathsep.join(filter(None, folders))}
-    asked = [str(installation.executable), "--help"]
+    command = [str(installation.executable), "--help"]
     try:
-        told = subprocess.run(asked, env=environment, capture_output=True, text=True, timeout=HELP_S)
+        completed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HELP_S)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise LaunchError(f"{installation.executable} --help: {error}") from error
-    known = frozenset(FLAG.findall(told.stdout + told.stderr))
+    known = frozenset(FLAG.findall(completed.stdout + completed.stderr))
     if not known:
-        lines = (told.stderr + told.stdout).strip().splitlines() or ["no output"]
+        lines = (completed.stderr + completed.stdout).strip().splitlines() or ["no output"]
         raise LaunchError(f"{installation.executable} --help: {lines[0]}")
     return known
 

@@ -132,8 +132,10 @@ def loading(config: LaunchConfig) -> list[str]:
     may contain model code: if the repository API is open to all, or if Triton's own HTTP service is open, whose key any
     user of this host can read in `ps`.
     """
-    said = any(flag.startswith(("--model-control-mode", "--load-model")) for flag in config.passed)
-    return [] if said or config.allowed & {REPOSITORY, HTTP} else ["--model-control-mode=explicit", "--load-model=*"]
+    has_flags = any(flag.startswith(("--model-control-mode", "--load-model")) for flag in config.passed)
+    return (
+        [] if has_flags or config.allowed & {REPOSITORY, HTTP} else ["--model-control-mode=explicit", "--load-model=*"]
+    )
 
 
 def listening(config: LaunchConfig, launch: Launch) -> list[str]:

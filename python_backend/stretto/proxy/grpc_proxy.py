@@ -268,8 +268,11 @@ class GrpcProxy(grpc.GenericRpcHandler):
     async def _infer_once(self, request: bytes, context: Context, place: ExitStack) -> bytes:
         metadata = context.invocation_metadata() or ()
         read = await self._check_infer(request, metadata)
-        whose, is_ours = with_origin(request, host_of_call(context.peer())), read.head.model_name in OUR_MODELS
-        return await self._gate.guard(self._sole.call(MODEL_INFER, whose, metadata, place, is_ours))
+        request_with_origin, is_ours = (
+            with_origin(request, host_of_call(context.peer())),
+            read.head.model_name in OUR_MODELS,
+        )
+        return await self._gate.guard(self._sole.call(MODEL_INFER, request_with_origin, metadata, place, is_ours))
 
     async def _stream(self, requests: AsyncIterator[bytes], context: Context, place: ExitStack) -> None:
         metadata, host = context.invocation_metadata() or (), host_of_call(context.peer())

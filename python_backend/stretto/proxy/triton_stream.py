@@ -178,10 +178,12 @@ class TritonStream:
         WORKAROUND(triton server 2.51): it writes responses of decoupled and other models without synchronisation. gRPC
         aborts the process if two writes overlap.
         """
-        asked = head.model_name, head.model_version or DEFAULT_VERSION
-        first = self.model = self.model or asked
-        if asked != first:
-            expected, got = (f"{name[:SHOWN]!r}, version {version[:SHOWN]}" for name, version in (first, asked))
+        name_and_version = head.model_name, head.model_version or DEFAULT_VERSION
+        first = self.model = self.model or name_and_version
+        if name_and_version != first:
+            expected, got = (
+                f"{name[:SHOWN]!r}, version {version[:SHOWN]}" for name, version in (first, name_and_version)
+            )
             raise BadRequest(f"model_name: expected {expected}, as before on this stream, got {got}", head.id)
 
     async def write(self, request: bytes) -> None:

@@ -74,9 +74,9 @@ class Prompt:
         """Return everything except `rows` and `features` as JSON."""
         spans = tuple(AudioSpan(audio.first_row, audio.num_rows, len(audio.features)) for audio in self.audios)
         delayed_tail = None if self.delayed_tail is None else self.delayed_tail.tolist()
-        said = (self.task, self.sampling, self.delivery, self.words, spans, delayed_tail, self.track, self.is_open)
+        fields = (self.task, self.sampling, self.delivery, self.words, spans, delayed_tail, self.track, self.is_open)
         more = (self.num_reference_rows, self.opening, self.adapter, self.voice, self.input_audio_s)
-        return _JSON.write(PromptRecord(*said, *more))
+        return _JSON.write(PromptRecord(*fields, *more))
 
     @classmethod
     def from_json(

@@ -201,10 +201,10 @@ class Reference:
     @torch.no_grad()
     def encode_audio(self, prompt: Prompt) -> dict[int, torch.Tensor]:
         """Return the rows that replace placeholders of audio input in `prompt`, by position."""
-        heard: dict[int, torch.Tensor] = {}
+        rows_by_position: dict[int, torch.Tensor] = {}
         for audio in prompt.audios:
             if self.audio_config.get("model_type") == "x_vector":
-                heard[audio.first_row] = torch.from_numpy(audio.features[0]) + self.hearing["adaptor.pad"]
+                rows_by_position[audio.first_row] = torch.from_numpy(audio.features[0]) + self.hearing["adaptor.pad"]
                 continue
             tower = Qwen3OmniMoeAudioEncoder(Qwen3OmniMoeAudioEncoderConfig(**self.audio_config)).eval()
             tower.load_state_dict(
@@ -213,8 +213,8 @@ class Reference:
             features = torch.from_numpy(audio.features)
             hidden = tower(features.T, feature_lens=torch.tensor([len(features)])).last_hidden_state
             rows = hidden @ self.hearing["adaptor.weight"].T + self.hearing["adaptor.bias"]
-            heard |= {audio.first_row + index: row for index, row in enumerate(rows)}
-        return heard
+            rows_by_position |= {audio.first_row + index: row for index, row in enumerate(rows)}
+        return rows_by_position
 
     def reply(self, prompt: Prompt, changes: Sequence[tuple[int, bool]] = ()) -> tuple[list[Row], float]:
         """Return the rows of the reply to `prompt`, [n][S], and the smallest lead of a decision.
@@ -271,8 +271,8 @@ class _Reply:
 
     def logits(self, context: Context, rows: list[Row]) -> list[list[float]]:
         """Return each output stream's logits over the vocabulary after the last of `rows`."""
-        said = self.kinds[: 1 + len(rows) - len(self.prompt.rows)]
-        hidden = context.last_hidden(rows, len(said) - len(said.rstrip("m")))
+        kinds = self.kinds[: 1 + len(rows) - len(self.prompt.rows)]
+        hidden = context.last_hidden(rows, len(kinds) - len(kinds.rstrip("m")))
         if self.reference.depth is not None:
             return [self.reference.depth.logits(hidden[0], [])] + [[]] * (self.family.layout.num_output_streams - 1)
         logits = self.reference.heads(hidden)[0].tolist()
@@ -326,8 +326,8 @@ class _Reply:
         family, position = self.family, len(self.rows)
         row = [family.layout.pad_id] * family.layout.num_input_streams
         if family.text_track is not None:
-            said = dict(enumerate(self.prompt.track, len(self.prompt.rows)))
-            row[family.text_track.stream] = said.get(position, family.text_track.pad_id)
+            track = dict(enumerate(self.prompt.track, len(self.prompt.rows)))
+            row[family.text_track.stream] = track.get(position, family.text_track.pad_id)
         if self.audio_start is None:
             row[0] = self.text_token(self.penalized(logits[0]))
             if family.script and row[0] in family.script.spoken:
@@ -362,9 +362,9 @@ class _Reply:
         if not self.family.penalized or writes != (self.audio_start is None):
             return logits
         first = 0 if self.family.penalized == "all" else len(self.prompt.rows)
-        said, penalty = {row[0] for row in self.rows[first:]}, self.sampling.repetition_penalty
+        counted, penalty = {row[0] for row in self.rows[first:]}, self.sampling.repetition_penalty
         factors = [
-            1.0 if token not in said else penalty if logit < 0 else 1 / penalty for token, logit in enumerate(logits)
+            1.0 if token not in counted else penalty if logit < 0 else 1 / penalty for token, logit in enumerate(logits)
         ]
         return [logit * factor for logit, factor in zip(logits, factors, strict=True)]
 

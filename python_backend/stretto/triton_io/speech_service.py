@@ -42,7 +42,7 @@ class TextModel(Protocol):
         ...
 
     def max_words(self, prompt: Prompt) -> int:
-        """Return how many ids of a streamed text may follow the last prompt row, its end id not counted."""
+        """Return the number of ids, without the end id, that a streamed text may have after the last prompt row."""
         ...
 
     async def write(self, request_id: str, ids: Sequence[int], is_last: bool = False) -> None:
@@ -233,17 +233,17 @@ class SpeechService:
         utterance = uuid.uuid4().hex
         caller = Caller(request, self._disconnects)
         try:
-            asked = read_prompt(request, self._seal)
+            parsed = read_prompt(request, self._seal)
         except Exception as error:
             refuse(caller.sender, error, f"utterance {utterance}")
             return
         responses = Responses(caller, self._thread, self._seal)
-        if isinstance(asked, TextPart):
-            self._loop.start(self._take(asked, responses))
+        if isinstance(parsed, TextPart):
+            self._loop.start(self._take(parsed, responses))
         elif caller.is_marked:
             self._loop.start(self._end(utterance, responses, Cancelled("the client has disconnected")))
         else:
-            self._loop.start(self._serve(utterance, asked, responses, caller.host))
+            self._loop.start(self._serve(utterance, parsed, responses, caller.host))
 
     def close(self) -> None:
         """End every utterance and stop."""

@@ -47,8 +47,8 @@ def read_numbers(config_class: Any, record: Mapping[str, Any]) -> Any:
     try:
         return config_class.from_dict(dict(record))
     except (*UNPARSABLE, StrictDataclassError) as error:
-        said = " ".join(str(error).split())  # some messages have several lines
-        raise CheckpointError(f"config.json: not the parameters of {kind}: {said}") from error
+        message = " ".join(str(error).split())  # some messages have several lines
+        raise CheckpointError(f"config.json: not the parameters of {kind}: {message}") from error
 
 
 def check_heads(config: Any) -> None:

@@ -43,13 +43,13 @@ class RelativeAttention(nn.Module):
         if self.block is not None:
             is_later = here // self.block > (here // self.block)[:, None]
             bias = bias.masked_fill(is_later, -math.inf)
-        heard = F.scaled_dot_product_attention(
+        attended = F.scaled_dot_product_attention(
             (query + self.pos_bias_u).transpose(1, 2),
             key.transpose(1, 2),
             value.transpose(1, 2),
             bias,
         )
-        return self.linear_out(heard.transpose(1, 2).flatten(2))
+        return self.linear_out(attended.transpose(1, 2).flatten(2))
 
 
 class FeedForward(nn.Module):

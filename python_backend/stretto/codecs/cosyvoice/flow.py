@@ -333,11 +333,11 @@ class Matching(nn.Module):
 
         All arguments are [B, M, T]. Unconditional estimates omit goal, speaker and prompt.
         """
-        told = torch.cat([goal, speaker, prompt], 1)
-        told = torch.cat([told, torch.zeros_like(told)])
+        conditions = torch.cat([goal, speaker, prompt], 1)
+        conditions = torch.cat([conditions, torch.zeros_like(conditions)])
         state = noise
         for waves, stride in zip(self.waves.to(noise.dtype), self.strides, strict=True):
-            flow, free = self.estimator(torch.cat([state.repeat(2, 1, 1), told], 1), waves).chunk(2)
+            flow, free = self.estimator(torch.cat([state.repeat(2, 1, 1), conditions], 1), waves).chunk(2)
             state = state + stride * ((1 + self.guidance) * flow - self.guidance * free)
         return state
 

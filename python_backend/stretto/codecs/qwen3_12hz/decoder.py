@@ -386,7 +386,7 @@ class Layer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Transformer over latents [B, n, C] of steps at positions first [B] + 0 … n - 1.
+    """Transformer over latents [B, n, C]; the positions of an utterance are `first` … `first + n - 1`.
 
     `is_projected`: True if latents are projected to the transformer's width and back.
     """

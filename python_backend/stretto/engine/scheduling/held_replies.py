@@ -91,11 +91,11 @@ class HeldReplies:
     def _extend(self, state: RequestState, update: TextUpdate) -> None:
         track, request = state.track, state.request
         assert track is not None
-        told = self._news.get(request.request_id, TextNews(track.end, [], None))
+        news = self._news.get(request.request_id, TextNews(track.end, [], None))
         track.ids += update.ids
         track.is_open = not update.is_last
         min_rows = max(state.params.sampling.audio.min_rows, track.min_frames) if update.is_last else None
-        self._news[request.request_id] = TextNews(told.first_row, told.ids + update.ids, min_rows)
+        self._news[request.request_id] = TextNews(news.first_row, news.ids + update.ids, min_rows)
         if not self.is_held(request):
             self._end_hold(state)
         if update.is_last:

@@ -230,7 +230,7 @@ class PairPlanner:
         return True
 
     def _decodes(self, row: RunningRow) -> bool:
-        """Return True if `row` is granted exactly its newest rows and its CFG pair is complete or not guided yet."""
+        """Return True if all remaining rows of `row` are granted, and its CFG pair, if guided, is complete."""
         if not row.is_decoding or self._grants[row.request_id] != row.remaining:
             return False
         pair, track = self._table[row.request_id].pair, self._table[row.request_id].track

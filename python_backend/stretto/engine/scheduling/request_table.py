@@ -49,9 +49,9 @@ def row_block_hasher(
         is_read_by_modules: True if MCTP modules process the rows.
         track: Streamed text input, if any.
     """
-    heard: dict[int, list[bytes]] = {audio.first_row // block_size: [] for audio in audios}
+    audio_digests: dict[int, list[bytes]] = {audio.first_row // block_size: [] for audio in audios}
     for audio in audios:
-        heard[audio.first_row // block_size].append(hashlib.sha256(audio.features.tobytes()).digest())
+        audio_digests[audio.first_row // block_size].append(hashlib.sha256(audio.features.tobytes()).digest())
 
     def hash_new_blocks(request: Request) -> list[BlockHash]:
         num_rows = request.num_tokens if track is None else min(request.num_tokens, track.num_known)
@@ -68,7 +68,7 @@ def row_block_hasher(
             digest = hashlib.sha256(previous)
             digest.update(np.asarray(request.all_token_ids[first:last], np.int32).tobytes())
             digest.update(np.ascontiguousarray(codes(first, last), np.int32).tobytes())
-            for features in heard.get(first // block_size, ()):
+            for features in audio_digests.get(first // block_size, ()):
                 digest.update(features)
             previous = BlockHash(digest.digest())
             hashes.append(previous)
@@ -146,9 +146,9 @@ LEAST_LEAD_S = 0.25  # in addition to the lead of the first chunks, which are se
 class OutgoingRows:
     """Rows of one reply that have not been sent yet, in the format of `protocol.py`.
 
-    An audio row waits at most for a share of the audio generated ahead of a player that started with the first row. A
-    text row waits at most for the time from the first to the last row sent, or twice that if the text is spoken after
-    it has been generated, because its client waits for the end of the text.
+    Rows are sent in groups. Audio rows wait at most for a share of the audio that a player, started with the first row,
+    has in stock. Text rows wait at most as long as the text has taken so far. Text that is spoken afterwards may wait
+    twice as long, because its client waits for the whole text.
     """
 
     def __init__(self, tracker: SegmentTracker, clock: Callable[[], float] = time.monotonic) -> None:

@@ -159,15 +159,15 @@ class SpeechModelState(DefaultModelState):
         if self.rules.family.bursts is not None:  # vLLM keeps only the last row of a step in `input_ids`
             ids = wrap(req_states.all_token_ids.gpu)[slots, positions]
         gather_rows(rows, ids, slots, positions, self.slots.tables.codes, self.rules.family.layout.pad_id)
-        heard = {} if self.audio_embeddings is None else self.audio_embeddings.fill(input_batch)
-        return {**inputs, "rows": rows, "inputs_embeds": self._batch_embeds[: len(rows)], **heard}
+        audio_inputs = {} if self.audio_embeddings is None else self.audio_embeddings.fill(input_batch)
+        return {**inputs, "rows": rows, "inputs_embeds": self._batch_embeds[: len(rows)], **audio_inputs}
 
     def prepare_dummy_inputs(self, num_reqs: int, num_tokens: int) -> dict[str, Any]:
         """Return inputs shaped like those of `prepare_inputs`, for profiling and graph capture."""
         inputs = super().prepare_dummy_inputs(num_reqs, num_tokens)
         embeds = self._batch_embeds[:num_tokens]
-        heard = {} if self.audio_embeddings is None else self.audio_embeddings.inputs(num_tokens)
-        return {**inputs, "rows": self._batch_rows[:num_tokens], "inputs_embeds": embeds, **heard}
+        audio_inputs = {} if self.audio_embeddings is None else self.audio_embeddings.inputs(num_tokens)
+        return {**inputs, "rows": self._batch_rows[:num_tokens], "inputs_embeds": embeds, **audio_inputs}
 
     def custom_sampler(self, sampler: Sampler) -> tuple[SpeechSampler | StepSampler, None]:
         """Return our sampler (vLLM's hook) and no speculative decoder."""
@@ -230,7 +230,9 @@ class SpeechModelState(DefaultModelState):
 
     def _modules(self, tokens: torch.Tensor) -> RowPredictor:
         """Return the predictor of further rows; `tokens` [R, T] holds stream 0 of every slot."""
-        said = GeneratedRows(self.model, tokens, self.slots.tables.codes, self.arrays, self.rules.family.layout.pad_id)
+        generated = GeneratedRows(
+            self.model, tokens, self.slots.tables.codes, self.arrays, self.rules.family.layout.pad_id
+        )
         model: Any = self.model
-        predictor = self._row_predictor = model.row_predictor(said, self.vllm_config)
+        predictor = self._row_predictor = model.row_predictor(generated, self.vllm_config)
         return predictor

@@ -169,10 +169,10 @@ class RowDraw:
         self, hidden: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
     ) -> tuple[Array, Array]:
         """Return stream 0 [M] and streams 1 and up [M, K] of the rows that may be in audio."""
-        heard = hidden if step.heard is None else hidden[step.heard]
+        audio_hidden = hidden if step.heard is None else hidden[step.heard]
         num_rows, num_shared = len(keys), len(step.guidance) if self._frames.reads_drawn else 0
         recent = self._guard.recent(rows, step.speaking, plan.ras_window) if plan.ras_window else None
-        first = self._first_logits(heard, num_rows, step.guidance)
+        first = self._first_logits(audio_hidden, num_rows, step.guidance)
         token = self._draw_first(first, keys[:, :1], plan, step, rows, recent)
         code_keys = self._tensor(keys[:, 1:])
 
@@ -187,8 +187,8 @@ class RowDraw:
             codes = draw(*drawn_from, step.depth, plan.depth)
             return _both(self._guard.auxiliary(codes, drawn_from, recent, streams) if recent else codes, num_shared)
 
-        said = _both(self._arrays.tensor(_pick(token, step.speaking)), num_shared)
-        codes = self._frames(heard, said, draw_codes)[:num_rows]
+        first_ids = _both(self._arrays.tensor(_pick(token, step.speaking)), num_shared)
+        codes = self._frames(audio_hidden, first_ids, draw_codes)[:num_rows]
         spread = self._spread(codes, step.speaking, rows)
         if self._stairs:
             token, spread = self._stairs.climb(token, spread, rows)

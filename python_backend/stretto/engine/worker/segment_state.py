@@ -316,9 +316,9 @@ class Stairs:
         """
         state = rows.state
         num_ended = self._where(state.first_end < 0, 0, rows.position - state.first_end)
-        said = self._concatenate([token[:, None], codes], 1)
-        said = self._where(rows.frame[:, None] < self._delays, self._begins, said)
-        said = self._where(self._streams < num_ended[:, None], self._ends, said)
-        ends = rows.in_audio & (state.first_end < 0) & (said == self._ends).any(1)
+        ids = self._concatenate([token[:, None], codes], 1)
+        ids = self._where(rows.frame[:, None] < self._delays, self._begins, ids)
+        ids = self._where(self._streams < num_ended[:, None], self._ends, ids)
+        ends = rows.in_audio & (state.first_end < 0) & (ids == self._ends).any(1)
         state.first_end = self._where(ends, rows.position, state.first_end)
-        return said[:, 0], said[:, 1:]
+        return ids[:, 0], ids[:, 1:]

@@ -171,8 +171,8 @@ def plan(language: Mapping[str, tuple[int, ...]], hidden: int, tower: Mapping[st
     parts = {name: Part(name, shape) for name, shape in language.items()}
     parts["stream_emb.weight"] = Part("stream_bias.weight", (NUM_STREAMS, hidden), _without_first_row)
     numbers = {name: value for name, value in tower.items() if name in QWEN3_OMNI}
-    heard = shapes_of(Qwen3OmniMoeAudioEncoder, Qwen3OmniMoeAudioEncoderConfig(**numbers))
-    parts |= {f"{TOWER}{name}": Part(f"audio_tower.{name}", shape) for name, shape in heard.items()}
+    encoder_shapes = shapes_of(Qwen3OmniMoeAudioEncoder, Qwen3OmniMoeAudioEncoderConfig(**numbers))
+    parts |= {f"{TOWER}{name}": Part(f"audio_tower.{name}", shape) for name, shape in encoder_shapes.items()}
     parts[f"{ADAPTOR}weight"] = Part("adaptor.weight", (hidden, tower["output_dim"]))
     parts[f"{ADAPTOR}bias"] = Part("adaptor.bias", (hidden,))
     return parts

@@ -288,9 +288,9 @@ def voice_rows(tensors: Mapping[str, Tensor], voice: Mapping[str, Tensor]) -> Te
     """Return the rows of a voice, [n, H] float32, computed as in `T3CondEnc`."""
     weight, bias = (tensors[f"{CONDITIONS}spkr_enc.{part}"] for part in ("weight", "bias"))
     codes = voice["cond_prompt_speech_tokens"].long().view(-1)
-    heard = tensors[SPEECH][codes] + tensors[SPEECH_POSITIONS][: len(codes)]
+    speech_rows = tensors[SPEECH][codes] + tensors[SPEECH_POSITIONS][: len(codes)]
     queries = tensors[f"{PERCEIVER}pre_attention_query"][0]
-    before = _attend(tensors, queries, heard)
+    before = _attend(tensors, queries, speech_rows)
     excited = voice["emotion_adv"].float().view(1, 1) @ tensors[f"{CONDITIONS}emotion_adv_fc.weight"].T
     speaker = F.linear(voice["speaker_emb"].float().view(1, -1), weight, bias)
     return torch.cat([speaker, _attend(tensors, before, before), excited])

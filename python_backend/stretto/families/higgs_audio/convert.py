@@ -201,7 +201,7 @@ def read_config(record: Mapping[str, Any]) -> Any:
     """Return config.json as a HiggsAudioV2Config.
 
     Raises:
-        CheckpointError: If it is of another model, or of an unsupported one.
+        CheckpointError: If it is of another model, or not supported.
     """
     config = read_numbers(HiggsAudioV2Config, record)
     check_heads(config)

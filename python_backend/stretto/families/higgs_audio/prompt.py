@@ -78,10 +78,10 @@ class HiggsAudioTemplate:
 
     def _opening(self, scene: str, path: str) -> np.ndarray:
         """Return the rows of the system turn: the instruction and, if there is one, the scene."""
-        said: list[str | list[str]] = [f"\n\n{SYSTEM}"]
+        parts: list[str | list[str]] = [f"\n\n{SYSTEM}"]
         if scene:
-            said += ["\n\n", [SCENE_START], f"\n{self._text(scene, path)}\n", [SCENE_END]]
-        return self._rows([BEGIN], *_header("system"), *said, [END_OF_TURN])
+            parts += ["\n\n", [SCENE_START], f"\n{self._text(scene, path)}\n", [SCENE_END]]
+        return self._rows([BEGIN], *_header("system"), *parts, [END_OF_TURN])
 
     def _voice(self, pieces: Sequence[Piece]) -> list[np.ndarray]:
         """Return the rows of a voice, as a turn of its recording: its words and its audio."""
@@ -111,8 +111,8 @@ class HiggsAudioTemplate:
             assert piece.pcm is not None, piece.path
             codes = self._encoder.encode(piece.pcm)
         before = self._rows(*_header("assistant"), "\n\n", [BEGIN_OF_AUDIO])
-        said = audio_rows(self._family.layout, codes)
-        return np.concatenate([before, said, self._rows([END_OF_AUDIO], [END_OF_TURN])])
+        rows = audio_rows(self._family.layout, codes)
+        return np.concatenate([before, rows, self._rows([END_OF_AUDIO], [END_OF_TURN])])
 
     def _text(self, text: str, path: str) -> str:
         """Return `text` without space at its ends; InvalidRequest if it is empty then, or too long."""

@@ -129,7 +129,7 @@ def _family(name: str, vocabulary: OpusVocabulary, tasks: tuple[Task, ...]) -> F
 
 
 def _text(vocabulary: OpusVocabulary) -> tuple[range, range]:
-    """Return the ids of a text segment: words and, as in ESPnet's masks, the marker of text, which has no spelling."""
+    """Return the ids of a text segment: words, and the marker of text, which ESPnet's masks permit as well."""
     marker = vocabulary.modalities["text_bpe"]
     return range(*vocabulary.text), range(marker, marker + 1)
 

@@ -145,15 +145,15 @@ class OpusTemplate:
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
         """Return the prompt of a task; for `tts`, audio in a system turn is the voice to speak in."""
-        segments, said = self._segments, pieces[-1]
+        segments, last = self._segments, pieces[-1]
         names: tuple[str, ...]
         if task.name == "tts":
             voices = [segments.voice(piece) for piece in pieces[:-1]]
             names = VOICE_TTS if voices else PLAIN_TTS
-            parts = [segments.piece(said), *voices, segments.marker("codec_ssl")]
+            parts = [segments.piece(last), *voices, segments.marker("codec_ssl")]
         else:
             names = TASK_TOKENS[task.name]
-            parts = [segments.text(said) if task.name == "text_lm" else segments.audio(said)]
+            parts = [segments.text(last) if task.name == "text_lm" else segments.audio(last)]
             parts += [segments.marker("text_bpe")] if task.name == "asr" else []
         head = segments.ids(SOS_EOS, segments.task_id(*names))
         rows = np.concatenate([head, *parts])

@@ -82,8 +82,8 @@ def code2wav(numbers: Numbers, known: TalkerVocabulary) -> Network:
         raise CheckpointError(f"config.json: code2wav_config: {error}") from error
     found, expected = (shape.num_quantizers, shape.codebook_size), (known.num_codebooks, known.codebook_size)
     if found != expected:
-        said = f"{expected[0]} codebooks of {expected[1]} codes, the talker's"
-        raise CheckpointError(f"config.json: code2wav_config: expected {said}, got {found}")
+        expectation = f"{expected[0]} codebooks of {expected[1]} codes, the talker's"
+        raise CheckpointError(f"config.json: code2wav_config: expected {expectation}, got {found}")
     parts = {f"{CODEC}{name}": Part(name, shape) for name, shape in shapes_of(Code2Wav, shape).items()}
     return Network("codec", {"model_type": MODEL_TYPE, "decoder_config": record}, parts)
 
@@ -141,13 +141,13 @@ def vocabulary(numbers: Numbers, tokenizer: Tokenizer) -> TalkerVocabulary:
 def published_shapes(numbers: Numbers, known: TalkerVocabulary) -> dict[str, tuple[int, ...]]:
     """Return the shapes of all tensors in use, by name."""
     talker = numbers.part("talker_config")
-    text, heard = talker.part("text_config"), talker.number("thinker_hidden_size")
+    text, thinker_width = talker.part("text_config"), talker.number("thinker_hidden_size")
     inner, width = text.number("intermediate_size"), text.number("hidden_size")
     shapes = {
-        EMBEDDINGS: (known.num_text_ids, heard),
+        EMBEDDINGS: (known.num_text_ids, thinker_width),
         **qwen3_tts.code_shapes(known, width),
-        **_projection_shapes(qwen3_tts.TEXT_PROJECTION.removesuffix("linear_fc"), heard, inner, width),
-        **_projection_shapes(PROJECTION, heard, inner, width),
+        **_projection_shapes(qwen3_tts.TEXT_PROJECTION.removesuffix("linear_fc"), thinker_width, inner, width),
+        **_projection_shapes(PROJECTION, thinker_width, inner, width),
         **qwen3_tts.layer_shapes(f"{qwen3_tts.DEPTH}model.", talker.part("code_predictor_config")),
     }
     layers = qwen3_tts.layer_shapes(qwen3_tts.TALKER, text).items()

@@ -112,13 +112,13 @@ class TalkerPrompts:
 
     def _heard(self, users: Sequence[int], states: np.ndarray | None) -> tuple[InputAudio, ...]:
         """Return the states, assigned to the rows of audio."""
-        heard = [index for index, token in enumerate(users) if token == self._known.heard]
+        positions = [index for index, token in enumerate(users) if token == self._known.heard]
         given = np.zeros((0, 1), np.float32) if states is None else states
-        if given.ndim != 2 or len(given) != len(heard) or given.dtype != np.float32:
-            expected = f"float32 [{len(heard)}, W], one for each id of input audio"
+        if given.ndim != 2 or len(given) != len(positions) or given.dtype != np.float32:
+            expected = f"float32 [{len(positions)}, W], one for each id of input audio"
             raise InvalidRequest("states", expected, f"{given.dtype} {list(given.shape)}")
-        runs = [[at for at, _ in run] for _, run in groupby(enumerate(heard), lambda each: each[1] - each[0])]
-        return tuple(InputAudio(heard[run[0]], len(run), given[run[0] : run[-1] + 1]) for run in runs)
+        runs = [[at for at, _ in run] for _, run in groupby(enumerate(positions), lambda each: each[1] - each[0])]
+        return tuple(InputAudio(positions[run[0]], len(run), given[run[0] : run[-1] + 1]) for run in runs)
 
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:

@@ -128,8 +128,8 @@ class Qwen3TtsTemplate:
             raise InvalidRequest("messages", expected, "no voice")
         if recordings[0].pcm is None:
             raise InvalidRequest(recordings[0].path, "a file or samples of a voice", "codes")
-        said = [self._ids(piece.text, piece.path) for piece in pieces if piece.text]
-        return voices.encode(recordings[0].pcm, said[0] if said else [])
+        transcripts = [self._ids(piece.text, piece.path) for piece in pieces if piece.text]
+        return voices.encode(recordings[0].pcm, transcripts[0] if transcripts else [])
 
     def _ids(self, text: str, path: str) -> list[int]:
         """Return the ids of `text` without leading line ends.
@@ -177,16 +177,16 @@ class RowWriter:
             voice: Cloned voice, as in `head`.
         """
         text, codec = self._known.text, self._known.codec
-        said = [*(voice.words if voice else ()), *words, text.eos]
+        text_ids = [*(voice.words if voice else ()), *words, text.eos]
         frames = self._frames(voice)
         track: tuple[int, ...] = ()
         if is_streaming:
-            beside = said[: len(frames)]
+            beside = text_ids[: len(frames)]
             frames[: len(beside), -1] = beside
-            track = tuple(said[len(frames) :])
+            track = tuple(text_ids[len(frames) :])
             rows = np.concatenate([head, frames])
         else:
-            rows = np.concatenate([head, self._pairs(said, [codec.pad] * len(said)), frames])
+            rows = np.concatenate([head, self._pairs(text_ids, [codec.pad] * len(text_ids)), frames])
         return PromptRows(rows, audios=_x_vector(head, voice), track=track, num_reference_rows=len(frames) - 1)
 
     def opening(self, head: np.ndarray, voice: ClonedVoice | None = None) -> PromptRows:

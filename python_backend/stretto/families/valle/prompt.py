@@ -25,11 +25,11 @@ class ValleTemplate:
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
         """Return the rows of the last piece's words, to be spoken in the voice of the piece before it."""
-        *voices, said = pieces
-        assert said.text is not None, task.name
+        *voices, text = pieces
+        assert text.text is not None, task.name
         if not voices:
             raise InvalidRequest("messages", "a system turn with audio, the voice to speak in", "none")
-        known, words = self._known, self._subwords.ids(said.text, said.path)
+        known, words = self._known, self._subwords.ids(text.text, text.path)
         head = self._rows(SOS_EOS, known.task, known.text_marker, *words, known.voice_marker)
         start = stream0_rows(self._family.layout, [known.codec_marker])
         return PromptRows(np.concatenate([head, self._voice(voices[0]), start]))

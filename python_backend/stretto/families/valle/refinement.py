@@ -149,12 +149,12 @@ class ValleRefinement(nn.Module):
 
     def _said(self, rows: Tensor, level: int, mask: Tensor) -> Tensor:
         """Return the most likely code of codebook `level` in each row: [B, L, H] -> [B, L]."""
-        told = self.level_emb.weight[level - 1]
+        level_scale = self.level_emb.weight[level - 1]
         x = rows + self.pos_emb.weight[: rows.shape[1]]
         for block in self.blocks:
-            x = block(x, told, mask)
+            x = block(x, level_scale, mask)
         size = self.shape.codebook_size
-        return F.linear(self.ln(x, told), self.head.weight[(level - 1) * size : level * size]).argmax(-1)
+        return F.linear(self.ln(x, level_scale), self.head.weight[(level - 1) * size : level * size]).argmax(-1)
 
     def _ids(self, ids: np.ndarray) -> Tensor:
         return torch.from_numpy(ids).to(self.emb.weight.device)

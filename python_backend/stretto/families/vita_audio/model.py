@@ -41,8 +41,8 @@ class Attention(nn.Module):
         parts = self.linear_q_k_v(x).chunk(3, -1)
         memory = self.fsmn_block(F.pad(parts[2].mT, (self._left, self._right))).mT + parts[2]
         heads = [part.unflatten(-1, (self._num_heads, -1)).transpose(1, 2) for part in parts]
-        heard = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
-        return self.linear_out(heard) + memory
+        attended = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+        return self.linear_out(attended) + memory
 
 
 class FeedForward(nn.Module):
@@ -104,8 +104,8 @@ class SenseVoice(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         rows = self.embed.weight
-        asked = torch.stack([rows[query] for query in QUERIES])
-        return self.encoder(torch.cat([asked, frames.to(rows.dtype)])[None])[0]
+        queries = torch.stack([rows[query] for query in QUERIES])
+        return self.encoder(torch.cat([queries, frames.to(rows.dtype)])[None])[0]
 
 
 class Adaptor(nn.Module):

@@ -144,8 +144,8 @@ class VitaTemplate:
         if role == "assistant":
             return interleave(self._text(text, "assistant") if text else [], audio[1:-1], self._ratio, self._markers)
         instruction = INSTRUCTIONS.get(task.name, "")
-        said = f"{instruction}{text}" + "\n" * bool(audio)
-        return [*self._text(said, turn[0].path), *audio]
+        user_text = f"{instruction}{text}" + "\n" * bool(audio)
+        return [*self._text(user_text, turn[0].path), *audio]
 
     @property
     def _markers(self) -> tuple[int, int]:
@@ -170,7 +170,7 @@ class VitaTemplate:
         return stacked_log_mel(piece.pcm, audio)
 
     def _placed(self, ids: list[int], heard: list[np.ndarray]) -> tuple[InputAudio, ...]:
-        """Return the features in `heard`, assigned in order to the rows that `ids` has for them."""
+        """Return the audio inputs: the features in `heard`, in order, with their first rows in `ids`."""
         context = self._family.markers.get(HEARD)
         firsts = [at for at, token in enumerate(ids) if token == context and ids[at - 1] == self._begin]
         return tuple(
