@@ -8,13 +8,13 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # Largest permitted share of docstrings with a marker, by folder. Lower it when a folder improves; never raise it.
 MOST = {
-    "python_backend/stretto/codecs": 0.04,
+    "python_backend/stretto/codecs": 0.01,
     "python_backend/stretto/decoder": 0.01,
-    "python_backend/stretto/engine": 0.02,
-    "python_backend/stretto/records": 0.02,
+    "python_backend/stretto/engine": 0.015,
+    "python_backend/stretto/records": 0.0,
     "python_backend/stretto/streams": 0.0,
-    "python_backend/stretto/triton_io": 0.01,
-    "python_backend": 0.02,
+    "python_backend/stretto/triton_io": 0.0,
+    "python_backend": 0.01,
     "gateway": 0.015,
     "client": 0.0,
     "scripts": 0.0,
@@ -26,7 +26,7 @@ MOST = {
 # The same for documents: shares of paragraphs, list items, headings and table rows, code left out.
 MOST_IN_DOCUMENTS = {
     ("README.md",): 0.03,
-    ("docs/**/*.md",): 0.02,
+    ("docs/**/*.md",): 0.01,
     ("CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/README.md"): 0.03,
     ("benchmarks/results/**/*.md",): 0.02,
 }

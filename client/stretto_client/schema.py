@@ -90,7 +90,7 @@ class AudioOptions(SegmentOptions, total=False):
         Integer, Doc("Repetition-aware sampling: rows of a stream in which repeated codes are counted; 0 is off.")
     ]
     ras_max_repeats: Annotated[
-        Integer, Doc("Occurrences in the window from which on a code is drawn again, from the whole softmax.")
+        Integer, Doc("Occurrences in the window from which on a code is sampled again from the whole softmax.")
     ]
 
 
@@ -152,7 +152,7 @@ class SpeechOptions(TypedDict, total=False):
     ]
     transliterate: Annotated[
         Boolean,
-        Doc("Bundled model: spell letters that the voice does not read in Latin ones instead of refusing them."),
+        Doc("Bundled model: convert letters that the voice does not read to Latin ones instead of refusing them."),
     ]
     instruct: Annotated[String, Doc("How to speak, or the scene, in words.")]
     text_mode: Annotated[
@@ -165,7 +165,7 @@ class SpeechOptions(TypedDict, total=False):
     depth: Annotated[
         CodeOptions,
         OBJECT,
-        Doc("Sampling of a depth transformer's codes; what is left out is as for the first stream."),
+        Doc("Sampling of a depth transformer's codes; missing values are those of the first stream."),
     ]
     temperature: Annotated[Number, Doc("Sampling temperature of the task's last segment.")]
     top_k: Annotated[Integer, Doc("`top_k` of the task's last segment.")]

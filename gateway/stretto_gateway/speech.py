@@ -147,7 +147,7 @@ def item_encoder(item: SpeechFields) -> Encoder:
 async def encoded_parts(encoder: Encoder, pcm: NDArray[Any] | None) -> AsyncIterator[bytes]:
     """Yield the bytes after samples `pcm`: int16 [n].
 
-    Those of an utterance's first FIRST_SAMPLES are yielded before the rest is encoded. That changes no byte of them.
+    Bytes of an utterance's first FIRST_SAMPLES are yielded before the rest is encoded, and are the same in any case.
     """
     if pcm is None:
         return

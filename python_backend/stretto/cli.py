@@ -1,4 +1,4 @@
-"""Console command `stretto`. Each command imports only what it needs."""
+"""Console command `stretto`. Each subcommand imports only the modules that it uses."""
 
 import sys
 from collections.abc import Callable

@@ -35,7 +35,7 @@ class NoCapacity(Overloaded):
 
 
 class Closing(StrettoError):
-    """The server, or this part of it, accepts no more work and finishes what it has."""
+    """The server, or a part of it, accepts no new requests and finishes the current ones."""
 
 
 class Cancelled(StrettoError):

@@ -16,7 +16,7 @@ from stretto.weights.loading import codec_directory, load_config, load_model
 class EncodecCodec(nn.Module):
     """Encodec. Its state is the (h, c) of the decoder's LSTM.
 
-    It has the codebooks of the checkpoint's highest bandwidth; lower ones use the first of them.
+    The codec has the codebooks of the checkpoint's highest bandwidth; lower ones use the first of them.
     """
 
     def __init__(self, model: EncodecModel) -> None:
