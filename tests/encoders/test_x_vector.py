@@ -7,20 +7,14 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from benchmarks.checkpoints.random_qwen3_codec import make_qwen3_codec, write_speaker_encoder
-from stretto.codecs.base import Codec
-from stretto.codecs.qwen3_12hz.codec import Qwen3Codec
-from stretto.encoders.x_vector import FOLDER, SpeakerConfig, SpeakerEncoder, load_voice_encoder
+from benchmarks.checkpoints.random_qwen3_codec import write_speaker_encoder
+from stretto.encoders.x_vector import FOLDER, SpeakerConfig, SpeakerEncoder, load_speaker_encoder
 from stretto.errors import CheckpointError, InvalidRequest
+from stretto.families.qwen3_tts.prompt import open_voices
 from tests.codecs.conftest import make_codec
 from tests.codecs.qwen3_12hz.reference import SPEAKER, speech
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def codec() -> Qwen3Codec:
-    return make_qwen3_codec("narrow")
 
 
 @pytest.fixture
@@ -29,33 +23,29 @@ def checkpoint(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_voice_is_its_codes_and_its_x_vector(checkpoint: Path, codec: Codec) -> None:
-    voices = load_voice_encoder(checkpoint, codec)
-    assert voices is not None
-    assert voices.hidden == SPEAKER["enc_dim"]
-    pcm = speech(0.5)
-    voice = voices.encode(pcm)
-    assert np.array_equal(voice.codes, codec.encode(pcm))
-    assert (voice.x_vector.shape, voice.x_vector.dtype) == ((24,), np.float32)
-    assert np.array_equal(voice.x_vector, voices.speaker.encode(pcm))
+def test_an_x_vector_is_as_wide_as_the_model(checkpoint: Path) -> None:
+    speaker = load_speaker_encoder(checkpoint)
+    assert speaker is not None
+    x_vector = speaker.encode(speech(0.5))
+    assert (x_vector.shape, x_vector.dtype) == ((SPEAKER["enc_dim"],), np.float32)
 
 
-def test_a_checkpoint_that_brings_no_speaker_encoder_has_no_voices(tmp_path: Path, codec: Codec) -> None:
-    assert load_voice_encoder(tmp_path, codec) is None
+def test_a_checkpoint_may_lack_a_speaker_encoder(tmp_path: Path) -> None:
+    assert load_speaker_encoder(tmp_path) is None
 
 
-def test_a_voice_that_is_too_short_is_refused(checkpoint: Path, codec: Codec) -> None:
-    voices = load_voice_encoder(checkpoint, codec)
-    assert voices is not None
-    fewest = voices.speaker.config.fewest_samples
-    assert voices.encode(speech(1)[:fewest]).codes.shape == (16, 1)
+def test_a_voice_that_is_too_short_is_refused(checkpoint: Path) -> None:
+    speaker = load_speaker_encoder(checkpoint)
+    assert speaker is not None
+    fewest = speaker.config.fewest_samples
+    assert speaker.encode(speech(1)[:fewest]).shape == (SPEAKER["enc_dim"],)
     with pytest.raises(InvalidRequest, match=r"audio.*at least 0\.053 s of a voice"):
-        voices.encode(speech(1)[: fewest - 1])
+        speaker.encode(speech(1)[: fewest - 1])
 
 
 def test_another_codecs_rate_is_refused(checkpoint: Path) -> None:
     with pytest.raises(CheckpointError, match="expected a codec of 24000 Hz, got 16000"):
-        load_voice_encoder(checkpoint, make_codec())
+        open_voices(checkpoint, make_codec(), "cpu", SPEAKER["enc_dim"])
 
 
 def test_the_release_says_no_more_than_a_width_and_a_rate() -> None:
@@ -79,16 +69,16 @@ def test_the_release_says_no_more_than_a_width_and_a_rate() -> None:
     ],
     ids=str,
 )
-def test_numbers_that_do_not_fit_are_refused(checkpoint: Path, codec: Codec, record: dict, said: str) -> None:
+def test_numbers_that_do_not_fit_are_refused(checkpoint: Path, record: dict, said: str) -> None:
     (checkpoint / FOLDER / "config.json").write_text(json.dumps(record))
     with pytest.raises(CheckpointError, match=said):
-        load_voice_encoder(checkpoint, codec)
+        load_speaker_encoder(checkpoint)
 
 
-def test_tensors_that_do_not_fit_are_named(checkpoint: Path, codec: Codec) -> None:
+def test_tensors_that_do_not_fit_are_named(checkpoint: Path) -> None:
     path = checkpoint / FOLDER / "model.safetensors"
     tensors = load_file(path)
     del tensors["fc.bias"]
     save_file(tensors, path)
     with pytest.raises(CheckpointError, match=r"missing \['fc.bias'\]"):
-        load_voice_encoder(checkpoint, codec)
+        load_speaker_encoder(checkpoint)

@@ -1,12 +1,10 @@
-"""Voice cloning for Qwen3-TTS: codes and x-vector of a recording.
+"""Speaker encoder for voice cloning: the x-vector of a recording, as published with Qwen3-TTS.
 
-    voices = load_voice_encoder(checkpoint, codec)       # None if the checkpoint has no speaker encoder
-    voice = voices.encode(pcm)                           # mono float32 at 24 kHz: `spec.sample_rate` of the codec
-    voice.codes [16, T] int64                            # in-context cloning: rows of the prompt
-    voice.x_vector [H] float32                           # replaces an embedding
+    speaker = load_speaker_encoder(checkpoint)           # None if the checkpoint has none
+    x_vector = speaker.encode(pcm)                       # float32 [H] of mono float32 [n] at 24 kHz
 
-`preprocessing.audio` resamples recordings to the codec's rate by soxr, as the authors' wrapper does. Results are
-deterministic; `families.audio_format.CachedEncoder` keeps the latest.
+`preprocessing.audio` resamples recordings by soxr, as the authors' wrapper does. Results are deterministic;
+`families.audio_format.CachedEncoder` keeps the latest.
 """
 
 from collections.abc import Mapping
@@ -22,7 +20,6 @@ from transformers.audio_utils import mel_filter_bank
 from transformers.models.qwen2_5_omni.configuration_qwen2_5_omni import Qwen2_5OmniDiTConfig
 from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import ECAPA_TimeDelayNet
 
-from stretto.codecs.base import Codec
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.untrusted_files import UNPARSABLE, json_object
 from stretto.weights.loading import load_strictly, read_tensors
@@ -133,46 +130,3 @@ def read_speaker_encoder(folder: Path) -> SpeakerEncoder:
         ) from error
     load_strictly(encoder.network, read_tensors(folder / WEIGHTS), folder / WEIGHTS)
     return encoder.eval().requires_grad_(False)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Voice:
-    """Voice of a recording. codes: int64 [K, T], T = ceil(n / 1920). x_vector: float32 [H]."""
-
-    codes: np.ndarray
-    x_vector: np.ndarray
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class VoiceEncoder:
-    """Codec and speaker encoder. For one thread at a time."""
-
-    codec: Codec
-    speaker: SpeakerEncoder
-
-    @property
-    def hidden(self) -> int:
-        """Width of the language model, H."""
-        return self.speaker.config.enc_dim
-
-    def encode(self, pcm: np.ndarray) -> Voice:
-        """Return the voice of mono `pcm`, float32 [n] at 24 kHz.
-
-        Raise InvalidRequest naming `audio` if it is too short.
-        """
-        x_vector = self.speaker.encode(pcm)  # refuses short recordings before the codec runs
-        return Voice(self.codec.encode(pcm), x_vector)
-
-
-def load_voice_encoder(checkpoint: Path, codec: Codec, device: str = "cpu") -> VoiceEncoder | None:
-    """Return the voice encoder of a checkpoint folder, or None if it has no speaker encoder.
-
-    Raises:
-        CheckpointError: For missing, unknown or misshapen tensors.
-    """
-    speaker = load_speaker_encoder(checkpoint, device)
-    if speaker is None:
-        return None
-    if codec.spec.sample_rate != SAMPLE_RATE:
-        raise CheckpointError(f"{checkpoint}: expected a codec of {SAMPLE_RATE} Hz, got {codec.spec.sample_rate}")
-    return VoiceEncoder(codec, speaker)

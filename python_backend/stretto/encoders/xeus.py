@@ -25,7 +25,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, Protocol, Self
+from typing import Any, BinaryIO, ClassVar, Self
 
 import numpy as np
 import torch
@@ -356,17 +356,6 @@ def read_centres(path: Path) -> np.ndarray:
 FOLDER, CONFIG, WEIGHTS = "ssl_tokenizer", "config.json", "model.safetensors"
 
 
-class SslTokenizer(Protocol):
-    """Encoder of audio to semantic codes, 50 per second."""
-
-    def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Return codes [T] int64 of mono `pcm` [n] float32 at 16 kHz.
-
-        T is about n / 320, and 0 for less than one window.
-        """
-        ...
-
-
 class XeusTokenizer(nn.Module):
     """XEUS with `centres` [C, H] of its features."""
 
@@ -379,7 +368,7 @@ class XeusTokenizer(nn.Module):
 
     @torch.inference_mode()
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Encode as `SslTokenizer.encode`; T is `config.num_frames(n)`."""
+        """Return codes [T] int64, 50 per second, of mono `pcm` [n] float32 at 16 kHz; T is `config.num_frames(n)`."""
         if self.config.num_frames(len(pcm)) == 0:
             return np.zeros(0, np.int64)
         features = self.xeus(torch.from_numpy(np.asarray(pcm)).to(self.centres))
@@ -388,7 +377,7 @@ class XeusTokenizer(nn.Module):
         return distances.argmin(1).cpu().numpy()
 
 
-def load_ssl_tokenizer(checkpoint: Path, num_codes: int, device: str = "cpu") -> SslTokenizer | None:
+def load_ssl_tokenizer(checkpoint: Path, num_codes: int, device: str = "cpu") -> XeusTokenizer | None:
     """Return the tokenizer of the checkpoint in a folder; None if the checkpoint has none.
 
     Args:

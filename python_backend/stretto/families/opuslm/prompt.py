@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from stretto.codecs.base import Codec
-from stretto.encoders.xeus import SslTokenizer, load_ssl_tokenizer
+from stretto.encoders.xeus import XeusTokenizer, load_ssl_tokenizer
 from stretto.errors import InvalidRequest
 from stretto.families.audio_format import CachedEncoder
 from stretto.families.base import Family, Task
@@ -32,7 +32,7 @@ GAP = NUM_STREAMS - 1
 class InputCodes(CachedEncoder):
     """Cached encoder of audio to codes [S, T] int64 by both tokenizers; T is the shorter of both lengths."""
 
-    def __init__(self, codec: Codec, ssl: SslTokenizer):
+    def __init__(self, codec: Codec, ssl: XeusTokenizer):
         def both(pcm: np.ndarray) -> np.ndarray:
             semantic, acoustic = ssl.encode(pcm), codec.encode(pcm)
             num_frames = min(len(semantic), acoustic.shape[1])
@@ -44,7 +44,7 @@ class InputCodes(CachedEncoder):
 class SegmentWriter:
     """Writer of the segments of one checkpoint's prompts."""
 
-    def __init__(self, family: Family, subwords: Subwords, codec: Codec, ssl: SslTokenizer | None):
+    def __init__(self, family: Family, subwords: Subwords, codec: Codec, ssl: XeusTokenizer | None):
         self.family, self._subwords = family, subwords
         self._heard = None if ssl is None else InputCodes(codec, ssl)
 

@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 
 from stretto.codecs.base import Codec
-from stretto.encoders.x_vector import FOLDER, VoiceEncoder, load_voice_encoder
+from stretto.encoders.x_vector import FOLDER, SAMPLE_RATE, SpeakerEncoder, load_speaker_encoder
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.audio_format import CachedEncoder
 from stretto.families.base import Family, Task
@@ -60,9 +60,9 @@ class ClonedVoice:
 class ClonedVoices:
     """Encoder of recordings to voices, with caches keyed by the recording's samples."""
 
-    def __init__(self, encoder: VoiceEncoder):
-        self._codes = CachedEncoder(encoder.codec.encode)
-        self._x_vectors = CachedEncoder(encoder.speaker.encode)
+    def __init__(self, codec: Codec, speaker: SpeakerEncoder):
+        self._codes = CachedEncoder(codec.encode)
+        self._x_vectors = CachedEncoder(speaker.encode)
 
     def encode(self, pcm: np.ndarray, words: Sequence[int]) -> ClonedVoice:
         """Return the voice of mono `pcm` [n] float32 at 24 kHz; `words` is its transcript, empty if unknown."""
@@ -74,15 +74,18 @@ def open_voices(checkpoint: Path, codec: Codec, device: str, hidden_size: int) -
     """Return the encoder of voices, from the codec and the speaker encoder of a checkpoint.
 
     Raises:
-        CheckpointError: If the checkpoint has no speaker encoder, or one of another width than `hidden_size`.
+        CheckpointError: If the checkpoint has no speaker encoder, or one of another width than `hidden_size`, or if
+            the codec has another sampling rate.
     """
-    encoder = load_voice_encoder(checkpoint, codec, device)
-    if encoder is None:
+    speaker = load_speaker_encoder(checkpoint, device)
+    if speaker is None:
         raise CheckpointError(f"{checkpoint / FOLDER}: expected the speaker encoder of a model that clones voices")
-    if encoder.hidden != hidden_size:
+    if codec.spec.sample_rate != SAMPLE_RATE:
+        raise CheckpointError(f"{checkpoint}: expected a codec of {SAMPLE_RATE} Hz, got {codec.spec.sample_rate}")
+    if (width := speaker.config.enc_dim) != hidden_size:
         expected = f"a speaker encoder of width {hidden_size}, the model's"
-        raise CheckpointError(f"{checkpoint / FOLDER}: expected {expected}, got {encoder.hidden}")
-    return ClonedVoices(encoder)
+        raise CheckpointError(f"{checkpoint / FOLDER}: expected {expected}, got {width}")
+    return ClonedVoices(codec, speaker)
 
 
 CHINESE = "chinese"
