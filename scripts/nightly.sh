@@ -4,6 +4,7 @@
 # - Three releases of NVIDIA's cuda-bindings accept the calls that we make to them.
 # - The reference code of Qwen3-TTS, Chatterbox and VITA-Audio (if GitHub is reachable) reproduces the test fixtures.
 #   VALL-E's is checked by hand, because scripts/valle_replies.py needs a source with two manual fixes.
+# - The GPU code passes the checks that need no GPU (scripts/cuda_without_gpu.sh; if its wheels can be downloaded).
 # - No package of the serving environment has a known advisory (if OSV is reachable).
 # - Under injected faults, every answer to 64 streams is correct or an error (scripts/soak.sh).
 # - The nightly tier of the tests passes (tests/README.md).
@@ -94,6 +95,7 @@ check_qwen3_tts_replies
 check_chatterbox_replies
 check_vita_audio_replies
 check_advisories
+scripts/cuda_without_gpu.sh
 scripts/soak.sh --minutes 5 --out .stretto/chaos.jsonl --report .stretto/chaos.md
 python -m pytest -m nightly
 exec python -m pytest tests/engine/test_histories.py "$@"

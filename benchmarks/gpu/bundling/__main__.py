@@ -17,13 +17,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.bundling.contents import OURS, REQUIRED_THERE, TRITON_SERVER, UNUSED, VLLM, is_wanted
+from benchmarks.gpu.bundling.contents import CALL_BYTES, OURS, REQUIRED_THERE, TRITON_SERVER, UNUSED, VLLM, is_wanted
 from benchmarks.gpu.bundling.installing import LIBRARIES, SITE, SOURCE, DamagedPart, Installation
 from benchmarks.gpu.bundling.parts import write_parts
-from benchmarks.gpu.bundling.trimming import trim
+from benchmarks.gpu.bundling.trimming import trim, without_symbols
 
 ROOT = Path(__file__).parents[3]
 COMMON_HOST = ROOT / "benchmarks/gpu/bundling/pytorch_image.txt"
@@ -63,9 +64,22 @@ def copy_sources(into: Path, with_weights: bool) -> None:
         shutil.copy2(ROOT / name, into / name)
 
 
-def trim_library(name: str, data: bytes, architecture: int) -> bytes:
-    """Return a file of a wheel: an extension with the code of one GPU, any other file unchanged."""
-    return trim(data, architecture) if name.endswith(".so") else data
+def is_vllm(wheel: Path) -> bool:
+    """Return True if `wheel` is vLLM's, whose extensions hold code for many GPUs."""
+    return wheel.name.startswith("vllm-")
+
+
+def trim_library(name: str, data: bytes, architecture: int | None) -> bytes:
+    """Return a file of a wheel: an extension with the code of one GPU or without symbols, any other file unchanged."""
+    if not name.endswith(".so"):
+        return data
+    return without_symbols(data) if architecture is None else trim(data, architecture)
+
+
+def tree_bytes() -> int:
+    """Return the size of all tracked files, which travel to the device as they are."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    return sum((ROOT / name).stat().st_size for name in filter(None, listed.split("\0")) if (ROOT / name).is_file())
 
 
 def pack(arguments: argparse.Namespace, package: Path | None = None) -> dict[str, Any]:
@@ -83,9 +97,8 @@ def pack(arguments: argparse.Namespace, package: Path | None = None) -> dict[str
     with tempfile.TemporaryDirectory() as scratch:
         tree, names = Path(scratch, "tree"), []
         for wheel in [*wheels, package or build_package(Path(scratch))]:
-            is_vllm = wheel.name.startswith("vllm-")
-            wanted = (lambda name: is_wanted(name, arguments.flash_attention)) if is_vllm else (lambda name: True)
-            extract(wheel, tree / SITE, wanted, lambda name, data: trim_library(name, data, arguments.architecture))
+            change = partial(trim_library, architecture=arguments.architecture if is_vllm(wheel) else None)
+            extract(wheel, tree / SITE, lambda name: is_wanted(name, arguments.flash_attention), change)
             names.append(wheel.name)
         if arguments.libpython:
             (tree / LIBRARIES).mkdir()
@@ -96,7 +109,9 @@ def pack(arguments: argparse.Namespace, package: Path | None = None) -> dict[str
         manifest = write_parts(tree, arguments.out, int(arguments.part_mb * 1e6), contents)
     for part in manifest.parts:
         print(f"{part.name} {part.size / 1e6:.1f} MB {part.sha256}")
-    print(f"{len(names)} wheels, {len(manifest.parts)} parts, {sum(part.size for part in manifest.parts) / 1e6:.1f} MB")
+    size = sum(part.size for part in manifest.parts)
+    print(f"{len(names)} wheels, {len(manifest.parts)} parts, {size / 1e6:.1f} MB ({size} bytes)")
+    print(f"with the working tree {(size + tree_bytes()) / 2**20:.1f} MiB; a call takes {CALL_BYTES >> 20} MiB")
     return contents
 
 

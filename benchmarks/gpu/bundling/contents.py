@@ -5,7 +5,7 @@ from fnmatch import fnmatch
 VLLM = "vllm==0.32.0"
 TRITON_SERVER = ("nvidia-pytriton==0.7.0", "numpy==1.26.4")  # its Python backend needs numpy 1
 # In addition to vLLM's dependencies: Stretto reads and writes audio, normalises text, and has a client for its server.
-OURS = ("soundfile", "soxr", "num2words", "anyascii", "tritonclient[grpc]")
+OURS = ("soundfile", "soxr", "num2words", "anyascii", "tritonclient[grpc]", "sentencex")
 
 # Dependencies of vLLM, direct or indirect, that `SpeechLLM` does not import: for other models, front ends and hardware,
 # and tools. The engine was tested with all of them hidden.
@@ -22,8 +22,9 @@ UNUSED = frozenset(
 # Too large to bundle; a GPU host must have them.
 REQUIRED_THERE = ("torch", "triton", "transformers", "numpy")
 
-# Files of vLLM's CUDA wheel that are left out, with their compressed size if large.
+# Files of vLLM's CUDA wheel and of its dependencies that are left out, with their compressed size if large.
 LEFT_OUT = (
+    "tvm_ffi/lib/libtvm_ffi_testing.so",
     "vllm/vllm_flash_attn/_vllm_fa2_C.abi3.so",  # 130 MB: attention for chips before Hopper
     "vllm/vllm_flash_attn/_vllm_fa3_C.abi3.so",  # 43 MB: attention for Hopper
     "vllm/_moe_C*.so",  # 38 MB: mixtures of experts
@@ -46,10 +47,16 @@ FLASH_ATTENTION = {
 
 
 def is_wanted(name: str, flash_attention: str) -> bool:
-    """Return True if file `name` of vLLM's wheel is part of a bundle with FlashAttention `2` or `3`.
+    """Return True if file `name` of a wheel is part of a bundle with FlashAttention `2` or `3`.
 
     One of them is required: `vllm.vllm_flash_attn` cannot be imported on CUDA otherwise, whatever attention is used.
     """
     if name == FLASH_ATTENTION[flash_attention]:
         return True
     return not any(fnmatch(name, pattern) for pattern in LEFT_OUT)
+
+
+# A call takes the working tree and the parts along, together at most 64 MiB; the rest is for what the device returns.
+CALL_BYTES = 62 << 20
+# Size of the parts of the default bundle without sources, as `pack` printed it last; it changes with vLLM's release.
+PARTS_BYTES = 0

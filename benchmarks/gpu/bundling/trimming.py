@@ -3,12 +3,16 @@
 A section `.nv_fatbin` holds containers one after another, each with entries for several architectures: machine code
 (cubins), and PTX that the driver can compile. Entries for other architectures are filled with zeros, which compress to
 nothing. Offsets and sizes stay the same, so the loader still finds everything. A container without machine code for the
-architecture keeps its PTX.
+architecture keeps its PTX. Other libraries lose their symbols, which are most of some.
 """
 
+import shutil
 import struct
+import subprocess
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 SECTION = b".nv_fatbin"
 MAGIC, ALIGNMENT = 0xBA55ED50, 8
@@ -84,3 +88,16 @@ def _entries(library: bytes, span: range) -> Iterator[Entry]:
         (architecture,) = struct.unpack_from("<I", library, at + ARCHITECTURE_AT)
         yield Entry(kind, architecture, range(at + header, at + header + size))
         at += header + size
+
+
+def without_symbols(data: bytes) -> bytes:
+    """Return a library without symbols that only debuggers read; unchanged if the host has no `strip`."""
+    strip = shutil.which("strip")
+    if strip is None:
+        return data
+    with tempfile.NamedTemporaryFile(suffix=".so") as file:
+        file.write(data)
+        file.flush()
+        done = subprocess.run([strip, "--strip-unneeded", file.name], capture_output=True, check=False)
+        stripped = Path(file.name).read_bytes()
+    return stripped if done.returncode == 0 else data

@@ -91,6 +91,8 @@ SCRIPT = {**SIZES, "spoken_start": 48, "stay_of_first": 1, "num_columns": 83, "b
 TEXT = {**SIZES, "num_columns": 152_192, "num_groups": 1189, "block": 2048}
 RULES = StepRules(**dict.fromkeys(StepRules._fields, 3))
 PLAIN_RULES = RULES._replace(max_entries=0, num_said=0, num_end_frame=0, has_staircase=False)
+MAX_REGISTERS = 180  # of the 255 that a thread can have; with more, fewer programs run at once
+MAX_STACK = 16  # bytes; the assembler spills up to four registers where one more program then fits
 CASES: list[tuple[Any, dict[str, str], dict[str, Any], int]] = [
     (_draw_kernel, DRAW, {"block": 2048}, 8),
     (_embed_kernel, EMBED, {"num_streams": 8, "pad_is_silent": True, "block": 1024}, 8),
@@ -135,6 +137,11 @@ def usage(binary: bytes) -> list[int]:
 
 
 if __name__ == "__main__":
+    too_large = []
     for capability, case in itertools.product(map(int, sys.argv[1:]), CASES):
         binary = compiled(*case, capability).asm["cubin"]
-        print(capability, case[0].__name__, len(binary), *usage(binary), flush=True)
+        registers, stack = usage(binary)
+        print(capability, case[0].__name__, len(binary), registers, stack, flush=True)
+        if registers > MAX_REGISTERS or stack > MAX_STACK:
+            too_large.append(f"sm_{capability} {case[0].__name__}: {registers} registers, {stack} bytes of stack")
+    sys.exit("\n".join(too_large) or 0)

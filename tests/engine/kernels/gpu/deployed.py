@@ -29,7 +29,8 @@ from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.models.qwen2 import Qwen2DecoderLayer
 from vllm.platforms import current_platform
 
-from benchmarks.gpu.jobs import Setup
+from benchmarks.gpu.__main__ import preload
+from benchmarks.gpu.jobs import JOBS, Setup
 from benchmarks.gpu.models import MODELS, engine_args, write_config
 from stretto.config import EngineConfig
 from stretto.engine.kernels.gpu import depth as kernel
@@ -84,9 +85,21 @@ def module_operators(folder: Path) -> dict[str, Any]:
     return found
 
 
+def load_jobs() -> None:
+    """Load all benchmark jobs from what is installed, as their parent does before it forks."""
+    preload(is_small=False)
+    for job in JOBS.values():
+        job.load()
+    for name in MODELS:
+        with tempfile.TemporaryDirectory() as folder:
+            deployed(name, Path(folder))
+    assert not torch.cuda.is_initialized(), "jobs cannot fork, because an import has initialised CUDA"
+
+
 def main() -> None:
     """Print the counts."""
     assert current_platform.is_cuda(), "this vLLM is not built for CUDA"
+    load_jobs()
     parallel_state._TP = SimpleNamespace(rank_in_group=0, world_size=1)  # type: ignore[assignment]
     library = torch.library.Library("_C", "FRAGMENT")
     for operator in FUSED:
@@ -100,6 +113,9 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 counts[name] = count(Path(folder))
     print(json.dumps(counts))
+    depth, module = counts["qwen3_tts"], counts["vita"]
+    assert depth["served"] <= 8 * depth["layers"] + 2, depth
+    assert module["served"] <= 8, module
 
 
 if __name__ == "__main__":

