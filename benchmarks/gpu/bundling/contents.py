@@ -5,7 +5,7 @@ from fnmatch import fnmatch
 VLLM = "vllm==0.32.0"
 TRITON_SERVER = ("nvidia-pytriton==0.7.0", "numpy==1.26.4")  # its Python backend needs numpy 1
 # In addition to vLLM's dependencies: Stretto reads and writes audio, normalises text, and has a client for its server.
-OURS = ("soundfile", "soxr", "num2words", "anyascii", "tritonclient[grpc]", "sentencex")
+OURS = ("soundfile", "soxr", "num2words", "anyascii", "tritonclient[grpc]")
 
 # Dependencies of vLLM, direct or indirect, that `SpeechLLM` does not import: for other models, front ends and hardware,
 # and tools. The engine was tested with all of them hidden.
@@ -59,4 +59,4 @@ def is_wanted(name: str, flash_attention: str) -> bool:
 # A call takes the working tree and the parts along, together at most 64 MiB; the rest is for what the device returns.
 CALL_BYTES = 62 << 20
 # Size of the parts of the default bundle without sources, as `pack` printed it last; it changes with vLLM's release.
-PARTS_BYTES = 0
+PARTS_BYTES = 42_184_408
