@@ -135,14 +135,14 @@ class Talk:
 
     async def turn(self, text: str | None, file: Path | None) -> None:
         """Send a turn and print the reply; a turn without a reply is removed again."""
-        self._conversation.say(text, file)
+        self._conversation.add_user(text, file)
         reply = None
         try:
             reply = await self._ask()
         finally:
             if reply is None:
-                self._conversation.take_back()
-        self._conversation.answer(reply.tally.text, reply.codes)
+                self._conversation.remove_last()
+        self._conversation.add_reply(reply.tally.text, reply.codes)
         print(json.dumps(reply.record()) if self._args.json else "", flush=True)
         print(reply.summary(), file=sys.stderr)
 

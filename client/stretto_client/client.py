@@ -217,7 +217,7 @@ class SpeechClient:
         """Return a stream for the parts of a text that is spoken while it is written."""
         return PartStream(self._client, self.model, self.server, self.timeouts.between_s)
 
-    def take_back(self, sharing: Sharing) -> None:
+    def release(self, sharing: Sharing) -> None:
         """Free an utterance's shared memory in the background; `close` frees the rest."""
         with suppress(RuntimeError):  # the stream was deleted after the event loop had ended
             task = asyncio.get_running_loop().create_task(self._free(sharing))

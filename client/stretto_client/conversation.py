@@ -84,7 +84,7 @@ class Conversation:
         if instruction is not None or voice is not None:
             self._add("system", voice, instruction)
 
-    def say(self, text: str | None, file: Path | None = None) -> None:
+    def add_user(self, text: str | None, file: Path | None = None) -> None:
         """Add a turn of the user: text, the content of a file (audio, or codes [S, T] in .npy), or both.
 
         Raises:
@@ -93,14 +93,14 @@ class Conversation:
         """
         self._add("user", file, text)
 
-    def answer(self, text: str, codes: NDArray[np.int32] | None) -> None:
+    def add_reply(self, text: str, codes: NDArray[np.int32] | None) -> None:
         """Add the reply: its text, and its codes [S, T] if known."""
         spoken = {} if codes is None else {"codes": codes.tolist()}
         written = {"text": text} if text else {}
         if spoken or written:
             self.turns.append({"role": "assistant"} | written | spoken)
 
-    def take_back(self) -> None:
+    def remove_last(self) -> None:
         """Remove the last turn, which has not been answered."""
         if "audio" in self.turns.pop():
             self.audio.pop()

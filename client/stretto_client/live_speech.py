@@ -36,7 +36,7 @@ class UnreadText:
         """True if all of the text has been taken."""
         return self._is_complete and not self._text and self._failure is None
 
-    async def take(self, max_chars: int, patience_s: float | None = None) -> str:
+    async def pop(self, max_chars: int, patience_s: float | None = None) -> str:
         """Remove and return up to `max_chars` characters.
 
         Empty at the end of the text, or if none arrive within `patience_s`.
@@ -204,7 +204,7 @@ async def profile_of(client: Client) -> ModelProfile | None:
 async def speak_live(speak: Speak, write: Write, pieces: AsyncIterable[str], items: Items) -> None:
     """Put the events of one utterance into `items`; its text is open and continued with the `pieces`."""
     async with UnreadText(pieces) as unread:
-        opening = await unread.take(MAX_PART_CHARS)
+        opening = await unread.pop(MAX_PART_CHARS)
         if not opening:
             raise RequestRefused("text: expected at least one character, got none")
         failures: list[Exception] = []
@@ -234,7 +234,7 @@ async def speak_live(speak: Speak, write: Write, pieces: AsyncIterable[str], ite
 async def _write_all(write: Write, session: str, unread: UnreadText) -> None:
     part = 0
     while True:
-        text = await unread.take(MAX_PART_CHARS, STILL_THERE_S)
+        text = await unread.pop(MAX_PART_CHARS, STILL_THERE_S)
         is_last = unread.is_complete
         await write(session, part, text, is_last)
         if is_last:
@@ -277,7 +277,7 @@ async def clauses_of(unread: UnreadText, max_chars: int) -> AsyncIterator[str]:
     """Yield sentences in pieces of at most `max_chars` characters, each once the next has begun, and each PAUSE."""
     held, has_paused = "", False
     while not unread.is_complete:
-        held += await unread.take(max_chars)
+        held += await unread.pop(max_chars)
         *ended, held = held.split(PAUSE)
         for part in ended:
             for clause in filter(is_spoken, split(part, max_chars)):

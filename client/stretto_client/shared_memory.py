@@ -199,7 +199,7 @@ class Ring:
         handle = base64.b64encode(self._device.handle).decode()
         return {"name": self._header.name, "cuda_handle": handle, "device": self._device.device}
 
-    def take(self, record: dict[str, Any]) -> NDArray[Any]:
+    def read_samples(self, record: dict[str, Any]) -> NDArray[Any]:
         """Return a copy of the samples that an event's `ring` record refers to, and release their slots.
 
         Args:

@@ -106,7 +106,7 @@ def _contents(result: InferResult) -> dict[str, bytes]:
 
 def _samples(contents: dict[str, bytes], record: dict[str, Any], ring: Ring | None) -> NDArray[Any] | None:
     if ring is not None and "ring" in record:
-        return ring.take(record["ring"])
+        return ring.read_samples(record["ring"])
     return next((np.frombuffer(contents[name], dtype) for name, dtype in SAMPLES.items() if name in contents), None)
 
 
@@ -180,7 +180,7 @@ class Owner(Protocol):
     server: str
     timeouts: Timeouts
 
-    def take_back(self, sharing: Sharing) -> None:
+    def release(self, sharing: Sharing) -> None:
         """Free the shared memory of an utterance."""
         ...
 
@@ -240,7 +240,7 @@ class SpeechStream:
         if not self._is_over:
             self._is_over = True
             if self._sharing is not None:
-                self._client.take_back(self._sharing)
+                self._client.release(self._sharing)
 
     async def __aenter__(self) -> Self:
         return self

@@ -48,7 +48,7 @@ class Admission:
         return len(self._waiting)
 
     @asynccontextmanager
-    async def place(self) -> AsyncIterator[None]:
+    async def slot(self) -> AsyncIterator[None]:
         """Hold a slot for CALLER while the block runs; raise ApiError 429 if the queue is full."""
         caller, begun_s = CALLER.get(), time.monotonic()
         await self._enter(caller)

@@ -19,7 +19,7 @@ from stretto_gateway.answers import ApiError, Completion, described, refused
 from stretto_gateway.caller import unless_gone
 from stretto_gateway.catalogue import converses, find_voice
 from stretto_gateway.encoding import DEFAULT_RATE, make_encoder
-from stretto_gateway.events import Streamed, followed
+from stretto_gateway.events import Streamed, reply_events
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.speech import encoded, sse, sse_error, usage
 from stretto_gateway.speech_request import AudioFormat, Body, Ignored, Text
@@ -189,9 +189,9 @@ async def reply(
 ) -> AsyncGenerator[SpeechEvent, None]:
     """Yield the events of the reply; raise ApiError if it fails."""
     trace = (SpeechTrace if speaks else Trace)(gateway.metrics, options["task"])
-    async with gateway.admission.place():
+    async with gateway.admission.slot():
         stream = gateway.client.converse(turns, *files, **options)
-        async with aclosing(followed(stream, {}, trace)) as events:
+        async with aclosing(reply_events(stream, {}, trace)) as events:
             async for event in events:
                 yield event
 

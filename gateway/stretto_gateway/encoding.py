@@ -79,7 +79,7 @@ class Pipe:
         self._parts.append(bytes(data))
         return len(data)
 
-    def take(self) -> bytes:
+    def pop(self) -> bytes:
         """Remove and return all written bytes."""
         data = b"".join(self._parts)
         self._parts.clear()
@@ -116,12 +116,12 @@ class FfmpegEncoder:
         frame.sample_rate, frame.pts, frame.time_base = self._rate, self._num_samples, Fraction(1, self._rate)
         self._num_samples += len(pcm)
         self._container.mux(self._stream.encode(frame))
-        return self._pipe.take()
+        return self._pipe.pop()
 
     def close(self) -> bytes:
         self._container.mux(self._stream.encode(None))
         self._container.close()
-        return self._pipe.take()
+        return self._pipe.pop()
 
 
 def make_encoder(name: str, sample_rate: int) -> Encoder:

@@ -80,7 +80,7 @@ async def client_events(stream: Speech, fields: dict[str, str]) -> AsyncGenerato
         raise from_client_error(error, fields) from None
 
 
-async def written(stream: Speech, fields: dict[str, str], trace: Trace) -> AsyncGenerator[SpeechEvent, None]:
+async def text_events(stream: Speech, fields: dict[str, str], trace: Trace) -> AsyncGenerator[SpeechEvent, None]:
     """Yield the events of a text response and record them in `trace`; raise ApiError if it fails."""
     trace.start()
     try:
@@ -92,15 +92,19 @@ async def written(stream: Speech, fields: dict[str, str], trace: Trace) -> Async
         trace.close()
 
 
-async def heard(stream: Speech, fields: dict[str, str], trace: SpeechTrace) -> AsyncGenerator[SpeechEvent, None]:
+async def speech_events(
+    stream: Speech, fields: dict[str, str], trace: SpeechTrace
+) -> AsyncGenerator[SpeechEvent, None]:
     """Yield the events of a speech response; raise ApiError if it fails or has no samples."""
-    async with aclosing(written(stream, fields, trace)) as events:
+    async with aclosing(text_events(stream, fields, trace)) as events:
         async for event in events:
             yield event
     if not trace.has_sound:
         raise ApiError(502, "the model has generated no audio", code="no_audio")
 
 
-def followed(stream: Speech, fields: dict[str, str], trace: Trace) -> AsyncGenerator[SpeechEvent, None]:
+def reply_events(stream: Speech, fields: dict[str, str], trace: Trace) -> AsyncGenerator[SpeechEvent, None]:
     """Yield the events of a speech or text response, depending on the type of the trace."""
-    return heard(stream, fields, trace) if isinstance(trace, SpeechTrace) else written(stream, fields, trace)
+    return (
+        speech_events(stream, fields, trace) if isinstance(trace, SpeechTrace) else text_events(stream, fields, trace)
+    )

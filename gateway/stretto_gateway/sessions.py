@@ -36,7 +36,7 @@ class Sessions:
         return self._open.total()
 
     @contextmanager
-    def place(self) -> Iterator[None]:
+    def slot(self) -> Iterator[None]:
         """Count a session of CALLER while the block runs.
 
         Raises:

@@ -29,7 +29,7 @@ from stretto_gateway.encoding import (
     make_encoder,
     wav_header,
 )
-from stretto_gateway.events import Streamed, heard
+from stretto_gateway.events import Streamed, speech_events
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.speech_request import (
     Ignored,
@@ -195,9 +195,9 @@ async def spoken(
     """Yield the event stream of a text's speech; raise ApiError if it fails or has no audio."""
     trace = SpeechTrace(gateway.metrics, "tts")
     fields = FIELDS if isinstance(text, str) else WRITTEN_FIELDS
-    async with gateway.admission.place():
+    async with gateway.admission.slot():
         speech = gateway.client.speak(text, **options)
-        async with aclosing(heard(speech, fields, trace)) as events:
+        async with aclosing(speech_events(speech, fields, trace)) as events:
             yield events
 
 
@@ -275,7 +275,7 @@ class Room:
     def __init__(self, num_bytes: int):
         self._size = self._left = num_bytes
 
-    def take(self, num_bytes: int) -> None:
+    def reserve(self, num_bytes: int) -> None:
         """Use part of the budget; raise ApiError if it is exceeded."""
         self._left -= num_bytes
         if self._left < 0:
@@ -300,7 +300,7 @@ async def result(
         audio = bytearray()
         async with aclosing(audio_parts(gateway, item, item.input, options)) as parts:
             async for part in parts:
-                room.take(len(part))
+                room.reserve(len(part))
                 asked.keep(4 * len(part) // 3)  # as base64
                 audio += part
     except ApiError as error:

@@ -140,7 +140,7 @@ async def open_stream(socket: WebSocket) -> None:
     """Speak a text while it is written."""
     gateway: Gateway = socket.app.state.gateway
     try:
-        with gateway.sessions.place():
+        with gateway.sessions.slot():
             await socket.accept()
             await run(gateway, socket)
     except ApiError as error:

@@ -13,7 +13,7 @@ from stretto_client import ModelProfile, SpeechEvent, TaskOptions, TaskProfile
 from stretto_gateway.answers import PlainText, TimedText, described, refused
 from stretto_gateway.caller import unless_gone
 from stretto_gateway.catalogue import find_task
-from stretto_gateway.events import Streamed, written
+from stretto_gateway.events import Streamed, text_events
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.speech import sse, sse_error, usage
 from stretto_gateway.speech_request import WITH_FILE, Body, Ignored, Text, code_name
@@ -176,9 +176,9 @@ async def writing(
 ) -> AsyncGenerator[AsyncGenerator[SpeechEvent, None], None]:
     """Yield the event stream of a file's transcription, which ends with the block."""
     trace = Trace(gateway.metrics, task)
-    async with gateway.admission.place():
+    async with gateway.admission.slot():
         stream = gateway.client.transcribe(content, **options)
-        async with aclosing(written(stream, FIELDS, trace)) as events:
+        async with aclosing(text_events(stream, FIELDS, trace)) as events:
             yield events
 
 

@@ -177,7 +177,7 @@ def _recorded(
 
 async def try_voice(gateway: Gateway, voice: RecordedVoice) -> None:
     """Let the model generate the first audio with a voice; raise ApiError if it cannot."""
-    async with gateway.admission.place():
+    async with gateway.admission.slot():
         speech = gateway.client.speak(SAMPLE, voice=voice)
         async with aclosing(client_events(speech, FIELDS)) as events:
             await anext(events, None)

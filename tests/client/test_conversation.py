@@ -27,11 +27,11 @@ def test_a_conversation_begins_with_what_the_model_is_told_and_the_voice(tmp_pat
 
 def test_a_reply_is_the_next_turn_with_what_is_known_of_it() -> None:
     talk = Conversation()
-    talk.say("hello")
-    talk.answer("hi", CODES)
-    talk.answer("there", None)
-    talk.answer("", CODES)
-    talk.answer("", None)
+    talk.add_user("hello")
+    talk.add_reply("hi", CODES)
+    talk.add_reply("there", None)
+    talk.add_reply("", CODES)
+    talk.add_reply("", None)
     assert talk.turns == [
         {"role": "user", "text": "hello"},
         {"role": "assistant", "text": "hi", "codes": CODES.tolist()},
@@ -43,8 +43,8 @@ def test_a_reply_is_the_next_turn_with_what_is_known_of_it() -> None:
 def test_spoken_turns_mean_their_files_in_order(wav: Path, tmp_path: Path) -> None:
     (tmp_path / "b.wav").write_bytes(b"RIFF")
     talk = Conversation(voice=wav)
-    talk.say("what is this?", tmp_path / "b.wav")
-    talk.say(None, wav)
+    talk.add_user("what is this?", tmp_path / "b.wav")
+    talk.add_user(None, wav)
     assert talk.turns == [
         {"role": "system", "audio": "audio"},
         {"role": "user", "audio": "audio", "text": "what is this?"},
@@ -56,12 +56,12 @@ def test_spoken_turns_mean_their_files_in_order(wav: Path, tmp_path: Path) -> No
 def test_a_turn_that_is_taken_back_takes_its_file_along(wav: Path, tmp_path: Path) -> None:
     (tmp_path / "b.wav").write_bytes(b"RIFF")
     talk = Conversation()
-    talk.say(None, wav)
-    talk.say("and this?", tmp_path / "b.wav")
-    talk.take_back()
+    talk.add_user(None, wav)
+    talk.add_user("and this?", tmp_path / "b.wav")
+    talk.remove_last()
     assert (talk.turns, talk.audio) == ([{"role": "user", "audio": "audio"}], [wav.read_bytes()])
-    talk.say("hello")
-    talk.take_back()
+    talk.add_user("hello")
+    talk.remove_last()
     assert talk.audio == [wav.read_bytes()]
 
 
@@ -81,5 +81,5 @@ def test_a_file_that_cannot_be_said_is_named_and_adds_nothing(
         np.save(tmp_path / name, content)
     talk = Conversation()
     with pytest.raises(error, match=message):
-        talk.say(None, tmp_path / name)
+        talk.add_user(None, tmp_path / name)
     assert talk.turns == []

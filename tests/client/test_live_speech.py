@@ -241,7 +241,7 @@ async def test_a_writer_who_is_far_ahead_waits() -> None:
             yield "x" * 1000
 
     async with UnreadText(endless()) as unread:
-        assert len(await unread.take(4096)) > 0
+        assert len(await unread.pop(4096)) > 0
         for _ in range(1000):
             await asyncio.sleep(0)
         assert num_read <= MAX_WAITING_CHARS // 1000 + 6
@@ -253,7 +253,7 @@ async def test_who_waits_for_text_is_told_that_none_came() -> None:
         yield ""
 
     async with UnreadText(silent()) as unread:
-        assert await unread.take(10, 0.01) == ""
+        assert await unread.pop(10, 0.01) == ""
         assert not unread.is_complete
 
 

@@ -23,7 +23,7 @@ class Guest:
             self._task = asyncio.ensure_future(self._stay(admission))
 
     async def _stay(self, admission: Admission) -> None:
-        async with admission.place():
+        async with admission.slot():
             self.is_in = True
             await self._go.wait()
         self.is_in = False
@@ -101,7 +101,7 @@ async def test_one_caller_does_not_fill_the_queue() -> None:
     guests = await come(admission, "aaa")
     assert (admission.num_active, admission.num_waiting) == (1, 2)
     with asking("a"), pytest.raises(ApiError, match="2 requests are waiting already, 2 of them yours") as raised:
-        async with admission.place():
+        async with admission.slot():
             pass
     assert raised.value.response().headers["retry-after"] == "1"
     (other,) = await come(admission, "b")

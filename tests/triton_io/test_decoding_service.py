@@ -89,7 +89,7 @@ def test_a_gpu_ring_receives_samples_from_the_device(slot: FlowSlot, monkeypatch
     on_device(decoded.ctypes.data)
     reply.send(np.zeros(16, np.float32), {"index": 0, "is_final": True})
     event = json.loads(asked.sender.responses[0].array("event")[0])
-    np.testing.assert_array_equal(ring.take(event["ring"]), decoded)
+    np.testing.assert_array_equal(ring.read_samples(event["ring"]), decoded)
     ring.close()
 
 

@@ -42,7 +42,7 @@ def test_samples_come_out_as_they_went_in_round_and_round(client_end: Ring, serv
         record = server_end.put(samples)
         assert record is not None
         assert record["slots"] == -(-size // 16)
-        np.testing.assert_array_equal(client_end.take(record), samples)
+        np.testing.assert_array_equal(client_end.read_samples(record), samples)
 
 
 @pytest.mark.parametrize("handle", [Handle, OldHandle])
@@ -62,7 +62,7 @@ def test_sixteen_bit_samples_fit_twice_as_densely(client_end: Ring, server_end: 
     samples = np.arange(-50, 50, dtype=np.int16)
     record = server_end.put(samples)
     assert record == {"slot": 0, "slots": 4, "samples": 100, "dtype": "int16"}
-    np.testing.assert_array_equal(client_end.take(record), samples)
+    np.testing.assert_array_equal(client_end.read_samples(record), samples)
 
 
 def test_device_samples_go_to_a_gpu_ring_directly(client_end: Ring, server_end: PcmRing) -> None:
@@ -73,7 +73,7 @@ def test_device_samples_go_to_a_gpu_ring_directly(client_end: Ring, server_end: 
         record = server_end.put(on_host, on_device.ctypes.data)
         assert record is not None
         expected = on_device if "cuda_handle" in client_end.option() else on_host
-        np.testing.assert_array_equal(client_end.take(record), expected)
+        np.testing.assert_array_equal(client_end.read_samples(record), expected)
 
 
 def test_samples_wrap_around_the_ring(client_end: Ring, server_end: PcmRing, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +90,7 @@ def test_samples_wrap_around_the_ring(client_end: Ring, server_end: PcmRing, mon
         samples = np.arange(size, dtype=np.float32)
         record = server_end.put(samples)
         assert record is not None
-        np.testing.assert_array_equal(client_end.take(record), samples)
+        np.testing.assert_array_equal(client_end.read_samples(record), samples)
     assert sizes == [192, 64, 96]
 
 
@@ -98,11 +98,11 @@ def test_a_full_ring_takes_nothing_until_a_slot_is_released(client_end: Ring, se
     chunks = [np.full(16, index, np.float32) for index in range(6)]
     records = [server_end.put(chunk) for chunk in chunks[:4]]
     assert server_end.put(chunks[4]) is None
-    np.testing.assert_array_equal(client_end.take(records[0]), chunks[0])
+    np.testing.assert_array_equal(client_end.read_samples(records[0]), chunks[0])
     records.append(server_end.put(chunks[4]))
     assert server_end.put(chunks[5]) is None
     for record, chunk in zip(records[1:], chunks[1:5], strict=True):
-        np.testing.assert_array_equal(client_end.take(record), chunk)
+        np.testing.assert_array_equal(client_end.read_samples(record), chunk)
 
 
 def test_the_server_knows_what_never_fits(server_end: PcmRing) -> None:
@@ -114,7 +114,7 @@ def test_a_client_that_is_out_of_step_notices(client_end: Ring, server_end: PcmR
     server_end.put(np.zeros(16, np.float32))
     record = server_end.put(np.zeros(16, np.float32))
     with pytest.raises(ValueError, match="slot 1, but 0 is next"):
-        client_end.take(record)
+        client_end.read_samples(record)
 
 
 def test_what_is_no_ring_is_refused(tmp_path: Path) -> None:

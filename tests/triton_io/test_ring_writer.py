@@ -96,7 +96,7 @@ def test_replies_leave_in_order_as_slots_are_released(writer: RingWriter, ring: 
         until(lambda index=index: bool(replies[index].events))
         (event,) = replies[index].events
         assert event["index"] == index
-        np.testing.assert_array_equal(ring.take(event["ring"]), samples(index))
+        np.testing.assert_array_equal(ring.read_samples(event["ring"]), samples(index))
     assert replies[3].events == [told(3)]
 
 
@@ -107,7 +107,7 @@ def test_what_never_fits_goes_with_the_response_in_its_turn(writer: RingWriter, 
     assert not replies[3].events
     for reply in replies[:3]:
         until(lambda reply=reply: bool(reply.events))
-        ring.take(reply.events[0]["ring"])
+        ring.read_samples(reply.events[0]["ring"])
     until(lambda: bool(replies[3].events))
     assert replies[3].events == [told()]
     np.testing.assert_array_equal(replies[3].pcm, large)
@@ -153,7 +153,7 @@ def test_the_last_event_frees_it(all_writers: RingWriters, slot: FlowSlot, monke
 
         def deliver(self, pcm: np.ndarray | None, event: dict[str, Any]) -> None:
             super().deliver(pcm, event)
-            np.testing.assert_array_equal(ring.take(event["ring"]), samples(event["index"]))
+            np.testing.assert_array_equal(ring.read_samples(event["ring"]), samples(event["index"]))
             assert ring.is_free == event["is_final"]
             if event["is_final"]:
                 ring.close()
@@ -176,9 +176,9 @@ def test_waiting_samples_use_host(all_writers: RingWriters, slot: FlowSlot, monk
     replies = [Reply(), Reply()]
     for reply in replies:
         writer.offer(reply, samples(1), told(), decoded.ctypes.data)
-    np.testing.assert_array_equal(ring.take(replies[0].events[0]["ring"]), decoded)
+    np.testing.assert_array_equal(ring.read_samples(replies[0].events[0]["ring"]), decoded)
     until(lambda: bool(replies[1].events))
-    np.testing.assert_array_equal(ring.take(replies[1].events[0]["ring"]), samples(1))
+    np.testing.assert_array_equal(ring.read_samples(replies[1].events[0]["ring"]), samples(1))
     writer.close()
     ring.close()
 
@@ -214,7 +214,7 @@ def test_a_ring_that_cannot_be_let_go_keeps_no_other_waiting(
     until(lambda: len(all_writers) == 1)
     for reply in good:
         until(lambda reply=reply: bool(reply.events))
-        rings["good"].take(reply.events[0]["ring"])
+        rings["good"].read_samples(reply.events[0]["ring"])
     for ring in rings.values():
         ring.close()
 

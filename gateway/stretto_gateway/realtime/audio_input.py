@@ -260,7 +260,7 @@ class InputBuffer:
             self._drop(self._detector.keeps_from)
         return edge
 
-    def take(self, until: int | None = None) -> bytes:
+    def pop_turn(self, until: int | None = None) -> bytes:
         """Remove and return the samples up to `until` (counted since the start), or all."""
         end = len(self._pcm) if until is None else SAMPLE_BYTES * (until - self._start)
         pcm = bytes(self._pcm[:end])

@@ -15,7 +15,7 @@ from stretto_gateway.answers import ApiError, refused, within
 from stretto_gateway.catalogue import find_voice
 from stretto_gateway.chat import conversing_task
 from stretto_gateway.encoding import DEFAULT_RATE, TimeStretch
-from stretto_gateway.events import followed
+from stretto_gateway.events import reply_events
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.realtime.conversation import MAX_CHAR_BYTES, Conversation, Item, Kind, Part, asked_kinds, new_id
 from stretto_gateway.realtime.events import Channel, ReplyFields, ResponseCreate
@@ -214,9 +214,9 @@ class Reply:
         order, gateway = self._order, self._gateway
         try:
             trace = (SpeechTrace if order.speaks else Trace)(gateway.metrics, order.options["task"])
-            async with gateway.admission.place():
+            async with gateway.admission.slot():
                 stream = gateway.client.converse(order.turns, *order.files, **order.options)
-                async with aclosing(followed(stream, FIELDS, trace)) as events:
+                async with aclosing(reply_events(stream, FIELDS, trace)) as events:
                     async for event in events:
                         await self._add(event)
                 if self._stretch is not None:

@@ -88,7 +88,7 @@ class Session:
 
     def close(self) -> None:
         """Discard the audio and the conversation."""
-        self._input.take()
+        self._input.pop_turn()
         self._talk.close()
 
     async def _update(self, event: client.SessionUpdate) -> None:
@@ -132,7 +132,7 @@ class Session:
     async def _end_turn(self, edge: Edge) -> None:
         place = {"audio_end_ms": milliseconds(edge.sample), "item_id": self._next_id}
         await self._channel.send("input_audio_buffer.speech_stopped", **place)
-        await self._commit(self._input.take(edge.sample))
+        await self._commit(self._input.pop_turn(edge.sample))
         answers = self._input.vad is not None and self._input.vad.create_response
         if answers and isinstance(self._settings, RealtimeSettings):
             await self._talk.answer(self._settings, client.ResponseCreate(type="response.create"))
@@ -142,7 +142,7 @@ class Session:
         if got_ms < MIN_COMMIT_MS:
             message = f"input_audio_buffer: expected at least {MIN_COMMIT_MS} ms of audio, got {got_ms} ms"
             raise ApiError(400, message, code="input_audio_buffer_commit_empty")
-        await self._commit(self._input.take())
+        await self._commit(self._input.pop_turn())
 
     async def _commit(self, pcm: bytes) -> None:
         item, self._next_id = Item("user", [Part("input_audio", None, pcm)], self._next_id), new_id("item")
@@ -156,7 +156,7 @@ class Session:
             await self._transcriber.begin(item, self._tasks)
 
     async def _clear(self, _: client.ClientEvent) -> None:
-        self._input.take()
+        self._input.pop_turn()
         await self._channel.send("input_audio_buffer.cleared")
 
     async def _create_item(self, event: client.ItemCreate) -> None:
@@ -194,7 +194,7 @@ async def open_session(socket: WebSocket) -> None:
         name = settings.model if isinstance(settings, RealtimeSettings) else name
     try:
         settings.check(await gateway.catalogue.model(name))
-        with gateway.sessions.place():
+        with gateway.sessions.slot():
             await socket.accept(PROTOCOL if PROTOCOL in socket.scope["subprotocols"] else None)
             await run(gateway, socket, settings, name)
     except ApiError as error:

@@ -10,7 +10,7 @@ from stretto_gateway.answers import ApiError, refused, within
 from stretto_gateway.catalogue import find_task
 from stretto_gateway.chat import given
 from stretto_gateway.encoding import DEFAULT_RATE, wav_header
-from stretto_gateway.events import written
+from stretto_gateway.events import text_events
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.realtime import events as client
 from stretto_gateway.realtime.audio_input import milliseconds, samples
@@ -62,9 +62,9 @@ class Transcriber:
         task = find_task(await self._gateway.catalogue.profile(), ("asr",), "transcription")
         pcm, text, report = item.parts[0].pcm, "", dict[str, Any]()
         trace = Trace(self._gateway.metrics, task.name)
-        async with self._gateway.admission.place():
+        async with self._gateway.admission.slot():
             stream = self._gateway.client.transcribe(wav_header(DEFAULT_RATE, len(pcm)) + pcm)
-            async with aclosing(written(stream, {}, trace)) as events:
+            async with aclosing(text_events(stream, {}, trace)) as events:
                 async for event in events:
                     report = event.report or report
                     text += event.text
