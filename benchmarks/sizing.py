@@ -19,7 +19,9 @@ SHARE_OF_FLOAT32 = 0.3  # reached by a codec's convolutions
 RESERVED_GB = 4.0  # activations, graphs, the codec, the audio encoder
 SHARE_OF_TIME = 0.8  # of the time between two frames that a step may take
 HOST_MS, HOST_MS_A_ROW = 1.0, 0.019  # Python time around a step: 2.2 ms at 64 rows
-PASS_MS = 0.03  # least time of a layer of a depth transformer: ten small consecutive kernels of 3 µs
+# Least time of a depth transformer's layer and of what surrounds its layers in a pass: eight and five small consecutive
+# kernels (counted, tests/engine/kernels/gpu/test_depth.py) of 3 µs, of which the draw takes 6 µs.
+LAYER_MS, DRAW_MS = 0.024, 0.018
 SECONDS, PROMPT_ROWS = 30.0, 200  # of the longest reply; streams are halfway through it on average
 MOST_STREAMS = 1024
 
@@ -63,7 +65,7 @@ class Depth(Shape):
     @property
     def launch_ms(self) -> float:
         """Least milliseconds of a pass on any GPU."""
-        return self.layers * PASS_MS
+        return self.layers * LAYER_MS + DRAW_MS
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/uv_sources.sh
 export PATH="$PWD/.venv/bin:$PATH"
+unset UV_TORCH_BACKEND # CUDA builds here
 if [[ $# -gt 0 ]]; then
     folder=$(mkdir -p "$1" && cd "$1" && pwd)
 else
