@@ -94,7 +94,7 @@ def test_bad_input_is_refused_by_its_field(served: ServedCsm) -> None:
     for inputs, message in (
         (
             {"messages": json.dumps(unspoken), "task": "speak"},
-            "messages[0].codes: expected audio together with the text",
+            "messages[0].codes: expected audio together with its transcript",
         ),
         ({"text": "a", "options": '{"voice": "2"}'}, "options.voice: expected one of 0, 1"),
         ({"pcm_in": PCM, "sample_rate": np.array([24_000], np.int32)}, "text: expected text for task 'tts'"),
