@@ -24,7 +24,7 @@ from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.worker.gpu.input_batch import InputBatch, InputBuffers
 from vllm.v1.worker.gpu.model_states.interface import ModelState
 
-from stretto.engine.kernels.gpu import advance, draw, embed
+from stretto.engine.kernels.gpu import advance, depth, draw, embed
 from stretto.engine.protocol import SpeechParams, SpeechRequestData
 from stretto.engine.worker import run_slots, step_program
 from stretto.engine.worker.model_state import SpeechModelState
@@ -201,10 +201,13 @@ def test_nothing_in_a_step_is_mixed_with_what_lies_in_host_memory(
     kernels = {name: OnTheDevice() for name in KERNELS[uses_kernels]}
     if family.script and uses_kernels:
         kernels["draw_script_kernel"] = OnTheDevice()
+    if family.depth:
+        kernels["depth_attention_kernel"] = OnTheDevice()
     if not engine.rules.num_text_ids:
         kernels = {name: kernel for name, kernel in kernels.items() if "text" not in name}
     for name, kernel in kernels.items():
-        monkeypatch.setattr(KERNELS[uses_kernels].get(name, step_program), name, kernel)
+        owner = depth if name.startswith("depth") else KERNELS[uses_kernels].get(name, step_program)
+        monkeypatch.setattr(owner, name, kernel)
     tokens = SimpleNamespace(all_token_ids=SimpleNamespace(gpu=None))
     try:
         with on_a_gpu(engine, monkeypatch) as state:
@@ -232,6 +235,9 @@ class BlocksOnTheDevice:
     """Fake attention metadata of MTP modules: block tables are vLLM's and are looked up by its kernels."""
 
     max_captured_rows, max_length = 1 << 20, 512
+
+    def gather(self, slots: torch.Tensor) -> None:
+        assert slots.device == GPU
 
     def map(self, spans: Spans) -> torch.Tensor:
         assert all(each.device == GPU for each in spans)
