@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # scripts/test.sh                     sets up .venv; runs lint, type checks and the day tier of the tests (tests/README.md)
-# scripts/test.sh --fast              runs lint and short tests: no server, engine, codec, family or conversion
+# scripts/test.sh --fast              runs lint and short tests: no server, engine, codec, family, conversion or realtime session
 # scripts/test.sh tests/streams -k x  passes its arguments to pytest
 # The day tier starts a real server. scripts/nightly.sh runs the other tests. The last lines list the slowest tests.
 set -euo pipefail
@@ -8,7 +8,8 @@ cd "$(dirname "$0")/.."
 unset PYTHONDONTWRITEBYTECODE # without bytecode every start of vLLM takes 10 s longer
 scripts/setup.sh dev
 export PATH="$PWD/.venv/bin:$PATH"
-workers=(-n "${STRETTO_TEST_WORKERS:-2}" --dist loadgroup --no-loadscope-reorder)
+# One worker more than two cores, because many tests wait for processes.
+workers=(-n "${STRETTO_TEST_WORKERS:-3}" --dist loadgroup --no-loadscope-reorder)
 case "${1:-}" in
     --fast)
         shift

@@ -51,9 +51,17 @@ def pytest_configure() -> None:
 
 TESTS = Path(__file__).parent
 # Tests that are short each, but take minutes together, or start many processes: all of them have the mark `slow`.
-SLOW_PLACES = {"codecs", "convert", "encoders", "examples", "families", "training", "test_cli.py", "test_examples.py"}
+SLOW_PLACES = {
+    *("codecs", "convert", "encoders", "examples", "families", "training", "realtime", "bundling"),
+    *("test_cli.py", "test_examples.py", "test_depth.py"),
+}
 NOT_WANTED = re.compile(r"not \w+(?: and not \w+)*")
 OF_A_FILE = re.compile(r"^pytestmark = (?:\[\n.*?^\]|[^\n]*)", re.MULTILINE | re.DOTALL)
+
+
+def is_slow(path: Path) -> bool:
+    """Return True if a test file is, or lies in, one of the SLOW_PLACES."""
+    return path.is_relative_to(TESTS) and not SLOW_PLACES.isdisjoint(path.relative_to(TESTS).parts)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -62,7 +70,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
         return None
     if not NOT_WANTED.fullmatch(config.option.markexpr):
         return None
-    if collection_path.relative_to(TESTS).parts[0] in SLOW_PLACES and "slow" in config.option.markexpr.split():
+    if is_slow(collection_path) and "slow" in config.option.markexpr.split():
         return True
     marks = OF_A_FILE.search(collection_path.read_text())
     is_left_out = marks and set(re.findall(r"mark\.(\w+)", marks[0])) & set(config.option.markexpr.split())
@@ -88,7 +96,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     scripts/test.sh prevents that.)
     """
     for item in items:
-        if item.path.is_relative_to(TESTS) and item.path.relative_to(TESTS).parts[0] in SLOW_PLACES:
+        if is_slow(item.path):
             item.add_marker(pytest.mark.slow)
     if not config.pluginmanager.hasplugin("xdist"):
         return
