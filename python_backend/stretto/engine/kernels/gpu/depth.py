@@ -1,7 +1,8 @@
-"""Depth transformer on a GPU: seven launches per layer, of which one is everything between the two projections.
+"""Depth transformer on a GPU: eight launches per layer, with the norm after it.
 
-That kernel normalises and rotates the heads of one or two positions, stores their keys and values, and attends to the
-positions of the frame so far. The reference is `DepthTransformer`.
+One of them is everything between the projections of attention. It normalises and rotates the heads of one or two
+positions, stores their keys and values, and attends to the positions of the frame so far. The reference is
+`DepthTransformer`.
 """
 
 from typing import Any
