@@ -1,3 +1,23 @@
-"""Timeout for events that must happen. Only failures take this time, whatever the machine's load."""
+"""Waiting for events that must happen. Only failures take the whole time, whatever the machine's load."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
 
 PATIENCE_S = 600.0
+
+
+def until(condition: Callable[[], object], failure: str = "the condition never held") -> None:
+    """Return once `condition()` is true."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, failure
+        time.sleep(0.01)
+
+
+def written(path: Path) -> str:
+    """Return the text that a process has written to a file so far, "" if the file does not exist yet."""
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return ""

@@ -6,7 +6,6 @@ The whole ensemble has tests of its own; here the wire counts: decoupled respons
 import json
 import re
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import pytest
 
 from benchmarks.harness import serving
 from stretto_client import RequestCancelled, RequestRefused, SpeechClient
-from tests.patience import PATIENCE_S
+from tests.patience import until
 
 ROOT = Path(__file__).parents[2]
 BINARY_NOT_TO_BE_HAD = 3
@@ -174,10 +173,7 @@ async def test_cancelling_reaches_the_model_of_a_real_server(server: str, reposi
         stream.cancel()
         with pytest.raises(RequestCancelled):
             await anext(stream)
-        deadline = time.monotonic() + PATIENCE_S
-        while not (repository / "speech" / "1" / "cancelled").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        until(lambda: (repository / "speech" / "1" / "cancelled").exists())
 
 
 async def test_an_unknown_model_is_said(server: str) -> None:

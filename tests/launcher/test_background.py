@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import pytest
 from stretto.launcher import background
 from stretto.launcher.background import BackgroundServer, CannotServe
 from stretto.launcher.config import default_pid_file
-from tests.patience import PATIENCE_S
+from tests.patience import PATIENCE_S, until
 from tests.ports import free_row
 
 pytestmark = pytest.mark.slow
@@ -66,10 +65,7 @@ class Caller:
         return self.calls[-1]
 
     def until_started(self) -> None:
-        deadline = time.monotonic() + PATIENCE_S
-        while not self.starts:
-            assert time.monotonic() < deadline, "no call has started the server"
-            time.sleep(0.01)
+        until(lambda: self.starts, "no call has started the server")
 
     @property
     def starts(self) -> list[int]:

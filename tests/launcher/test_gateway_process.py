@@ -14,7 +14,7 @@ from stretto.launcher.front_ends import GatewayProcess
 from stretto.launcher.installation import LaunchError
 from stretto.launcher.launch_log import LaunchLog
 from stretto_gateway.command import arguments, read_config
-from tests.patience import PATIENCE_S
+from tests.patience import PATIENCE_S, until, written
 from tests.ports import free_ports
 
 NO_LOG: Any = None  # of a process that is never started
@@ -37,18 +37,9 @@ def answers(port: int) -> bool:
     return False
 
 
-def until_logged(log: Path) -> str:
-    while not (text := log.read_text()):
-        time.sleep(0.05)
-    return text
-
-
 def until_well(process: GatewayProcess) -> None:
     """Return when the gateway sends beats and nothing else is wrong with it."""
-    deadline = time.monotonic() + PATIENCE_S
-    while process.fault() or not process.is_beating:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: not process.fault() and process.is_beating)
 
 
 @pytest.fixture
@@ -66,7 +57,7 @@ def test_it_listens_is_started_again_when_it_ends_and_drains(
 ) -> None:
     process, port = begun
     assert answers(port)
-    assert "listening at" in until_logged(tmp_path / "log")
+    until(lambda: "listening at" in written(tmp_path / "log"))
     until_well(process)
     process.drain(iter(lambda: time.sleep(0.01), True))
     assert process.fault() == "the gateway has ended"

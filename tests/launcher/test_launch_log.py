@@ -4,8 +4,7 @@ import errno
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,14 +12,7 @@ import pytest
 from stretto.launcher import launch_log
 from stretto.launcher.launch_log import LaunchLog, LogFile
 from stretto.launcher.server import last_error
-from tests.patience import PATIENCE_S
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+from tests.patience import PATIENCE_S, until, written
 
 
 @pytest.fixture
@@ -43,7 +35,7 @@ def test_lines_of_several_processes_are_copied_whole(log: LaunchLog, tmp_path: P
     program = "for number in range(50): print('{0}' * 9, end='', flush=True); print('{0}', flush=True)"
     started = [log.start([sys.executable, "-c", program.format(name)])[0] for name in "ab"]
     assert [process.wait(PATIENCE_S) for process in started] == [0, 0]
-    until(lambda: (tmp_path / "log").read_text().count("\n") == 100)
+    until(lambda: written(tmp_path / "log").count("\n") == 100)
     assert set((tmp_path / "log").read_text().split()) == {"a" * 10, "b" * 10}
 
 

@@ -16,7 +16,7 @@ from stretto.launcher.processes import (
     read_process,
     waits_for_a_child,
 )
-from tests.patience import PATIENCE_S
+from tests.patience import PATIENCE_S, until
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 PARENT = [sys.executable, "-c", f"import subprocess; subprocess.run({SLEEP!r})"]
@@ -92,10 +92,7 @@ def test_the_environment_of_a_process_can_be_read() -> None:
 def test_who_waits_for_a_child_is_told_from_who_sleeps() -> None:
     parent = subprocess.Popen(PARENT)
     try:
-        deadline = time.monotonic() + PATIENCE_S
-        while not waits_for_a_child(parent.pid):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        until(lambda: waits_for_a_child(parent.pid))
         (child,) = descendants(parent.pid)
         assert not waits_for_a_child(child.pid)
     finally:
@@ -108,10 +105,7 @@ def test_who_has_not_noticed_the_end_of_a_child_is_found() -> None:
     child = subprocess.Popen(SLEEP)
     assert not lost_children(os.getpid())
     child.kill()
-    deadline = time.monotonic() + PATIENCE_S
-    while not lost_children(os.getpid()):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: lost_children(os.getpid()))
     child.wait()
     assert not lost_children(os.getpid())
 

@@ -14,6 +14,7 @@ from stretto.launcher import faults as pulse_module
 from stretto.launcher.faults import MAX_MISSED, MAX_MISSED_AT_START, Pulse
 from stretto.launcher.processes import is_stopped
 from stretto.proxy.config import BEATS
+from tests.patience import until
 
 PROGRAM = f"import os, sys\nfor line in sys.stdin: os.write(int(os.environ['{BEATS}']), b'.')"
 
@@ -55,8 +56,7 @@ def child(monkeypatch: pytest.MonkeyPatch) -> Iterator[Child]:
 
 def until_beaten(child: Child) -> None:
     child.beat()
-    while child.pulse.fault() or not child.pulse.has_beaten:
-        time.sleep(0.001)
+    until(lambda: not child.pulse.fault() and child.pulse.has_beaten)
 
 
 def test_a_process_without_beats_for_many_polls_hangs(child: Child, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Iterator
 from functools import partial
@@ -27,7 +26,7 @@ from stretto.triton_io.seal import read_prompt, write_prompt
 from stretto.triton_io.stub import DRAIN_FILE
 from tests.fakes_triton import Logger, Request, TritonError
 from tests.model_repository.pbtxt import ROOT, read_config
-from tests.patience import PATIENCE_S
+from tests.patience import until
 from tests.triton_io.answering import AnsweringSender
 from tests.triton_io.sealing import envelope_in
 
@@ -63,10 +62,7 @@ def arguments(model: str) -> dict[str, str]:
 
 
 def wait(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    until(lambda: condition())
 
 
 class Preparing:

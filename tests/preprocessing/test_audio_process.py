@@ -5,8 +5,7 @@ import os
 import signal
 import struct
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from stretto.errors import InvalidRequest
 from stretto.preprocessing.audio import Recording, read_recording
 from stretto.preprocessing.audio_process import AudioProcess, AudioProcessEnded
 from stretto.preprocessing.audio_worker import MAX_MEMORY_BYTES, answer
+from tests.patience import until
 from tests.preprocessing.test_audio import FFMPEG, written
 
 pytestmark = pytest.mark.slow
@@ -163,11 +163,3 @@ def test_closing_ends_the_process() -> None:
     process.close()
     with pytest.raises(ProcessLookupError):
         os.kill(process.pid, 0)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    for _ in range(6000):
-        if condition():
-            return
-        time.sleep(0.01)
-    pytest.fail("never came true")

@@ -11,6 +11,7 @@ import pytest
 from stretto.errors import Closing, Overloaded
 from stretto.preprocessing.audio import AudioReader
 from stretto.preprocessing.lanes import SHORT_BYTES, AudioLanes, Load
+from tests.patience import until
 
 LONG = SHORT_BYTES + 1
 LIMIT = Load(8 * LONG, 16)  # a host alone has half of it
@@ -188,12 +189,3 @@ def test_closing_finishes_what_runs_and_refuses_what_waits_and_what_comes(lanes:
     with pytest.raises(Closing, match="stopping"):
         opened.hold(1)
     assert all(process.is_closed for process in opened.processes)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    waiting = threading.Event()
-    for _ in range(int(WAIT_S / 0.01)):
-        if condition():
-            return
-        waiting.wait(0.01)
-    pytest.fail("never came true")

@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -19,7 +18,7 @@ from stretto.triton_io.seal import TAG, Seal
 from stretto_client.shared_memory import Ring, RingSize
 from tests.cuda_runtime import install
 from tests.fakes_triton import Logger, MetricFamily, Request
-from tests.patience import PATIENCE_S
+from tests.patience import until
 from tests.triton_io.sealing import SEAL, chunk_inputs
 
 FORM = OutputForm("pcm_s16le", 8_000)
@@ -106,10 +105,9 @@ def test_later_chunks_go_to_the_ring_that_the_first_has_told_of(slot: FlowSlot) 
 
 def test_the_workers_figures_are_shown() -> None:
     DecodingService(Worker(), SEAL)
-    deadline = time.monotonic() + PATIENCE_S
-    while (shown := MetricFamily.made.get("stretto_decoder_waiting_chunks")) is None or shown.value != 1:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    shown = MetricFamily.made
+    name = "stretto_decoder_waiting_chunks"
+    until(lambda: name in shown and shown[name].value == 1)
     assert MetricFamily.made["stretto_decoder_windows_total"].value == 7
 
 
@@ -126,10 +124,7 @@ def test_a_stub_whose_decoder_has_died_ends_instead_of_refusing_for_ever(monkeyp
     worker = Worker()
     DecodingService(worker, SEAL)
     worker.has_died = True
-    deadline = time.monotonic() + PATIENCE_S
-    while not ended:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: ended)
     assert ended == ["the decoder's thread has ended"]
 
 

@@ -16,7 +16,7 @@ from stretto.triton_io import stub
 from stretto.triton_io.stub import LOOKS, HangWatch
 from tests.decoder.test_worker import pile_up
 from tests.fakes import FakeCodec
-from tests.patience import PATIENCE_S
+from tests.patience import PATIENCE_S, until
 
 Change = Callable[["Machine", int], None]
 
@@ -130,10 +130,7 @@ def started(request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[bytes]]
 @pytest.mark.parametrize("started", [WAITS], indirect=True)
 def test_a_real_thread_that_waits_for_ever_is_found(started: subprocess.Popen[bytes]) -> None:
     watch = HangWatch(lambda: True, [(started.pid, started.pid)])
-    deadline = time.monotonic() + PATIENCE_S
-    while not watch.poll():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    until(lambda: watch.poll())
 
 
 @pytest.mark.parametrize("started", [WORKS, POLLS, HAS_A_CHILD_THAT_WORKS], indirect=True)

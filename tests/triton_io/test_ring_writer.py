@@ -1,8 +1,7 @@
 """Samples enter the ring in order; a full ring blocks only replies of its own utterance."""
 
 import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from stretto.triton_io.flow import FlowSlot, FlowTable
 from stretto.triton_io.ring import RingWriter, RingWriters
 from stretto_client.shared_memory import Ring, RingSize
 from tests.cuda_runtime import install
-from tests.patience import PATIENCE_S
+from tests.patience import until
 
 
 @dataclass
@@ -74,13 +73,6 @@ def writer(all_writers: RingWriters, ring: Ring, slot: FlowSlot) -> RingWriter:
 
 def told(index: int = 0, is_final: bool = False) -> dict[str, Any]:
     return {"index": index, "is_final": is_final}
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 def samples(value: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 import asyncio
 import re
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from stretto.triton_io.speech_service import SpeechService
 from stretto.triton_io.stub import EventLoop
 from tests.fakes_triton import Logger, MetricFamily, Request, ResponseSender, TritonError
 from tests.families.test_text_stream import QWEN, tokenizer
-from tests.patience import PATIENCE_S
+from tests.patience import until
 from tests.small_vocabularies import TRACKED_CSM
 from tests.triton_io.answering import AnsweringSender
 from tests.triton_io.sealing import SEAL, envelope_in, part_inputs, prompt_inputs
@@ -93,13 +93,6 @@ def request(table: FlowTable, num_rows: int) -> Request:
     return Request(prompt_inputs(Prompt("tts", rows, sampling)), AnsweringSender(table))
 
 
-def wait(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
 def utterances(sender: ResponseSender) -> set[str]:
     return {envelope_in(each).utterance for each in sender.responses if each.error is None}
 
@@ -107,23 +100,23 @@ def utterances(sender: ResponseSender) -> set[str]:
 def test_without_capacity_it_is_rejected_not_failed(service: SpeechService, table: FlowTable) -> None:
     asked = request(table, 5)
     service.accept(asked)
-    wait(lambda: asked.sender.is_final)
+    until(lambda: asked.sender.is_final)
     (response,) = asked.sender.responses
     assert response.error.message() == "full: 80 sequences are already in flight; try again"
-    wait(lambda: MetricFamily.made["stretto_rejected_total"].value == 1)
+    until(lambda: MetricFamily.made["stretto_rejected_total"].value == 1)
     assert MetricFamily.made["stretto_failed_total"].value == 0
-    wait(lambda: table.num_active() == 0)
+    until(lambda: table.num_active() == 0)
 
 
 def test_an_utterance_is_sent_and_ended(service: SpeechService, table: FlowTable) -> None:
     asked = request(table, 4)
     service.accept(asked)
-    wait(lambda: asked.sender.is_final)
+    until(lambda: asked.sender.is_final)
     assert [each.error for each in asked.sender.responses] == [None, None]
     assert len(utterances(asked.sender)) == 1
-    wait(lambda: table.num_active() == 0)
+    until(lambda: table.num_active() == 0)
     assert MetricFamily.made["stretto_utterances_total"].value == 1
-    wait(lambda: MetricFamily.made["stretto_active_utterances"].value == 0)
+    until(lambda: MetricFamily.made["stretto_active_utterances"].value == 0)
     assert MetricFamily.made["stretto_frames_total"].value == 40
 
 
@@ -131,14 +124,14 @@ def test_every_request_is_an_utterance_of_its_own(service: SpeechService, table:
     first, second = request(table, 4), request(table, 4)
     service.accept(first)
     service.accept(second)
-    wait(lambda: first.sender.is_final and second.sender.is_final)
+    until(lambda: first.sender.is_final and second.sender.is_final)
     assert len(utterances(first.sender) | utterances(second.sender)) == 2
 
 
 def test_a_failure_is_answered_and_logged_once_by_the_utterances_name(service: SpeechService, table: FlowTable) -> None:
     asked = request(table, 1)
     service.accept(asked)
-    wait(lambda: asked.sender.is_final)
+    until(lambda: asked.sender.is_final)
     (utterance,) = utterances(asked.sender)
     error = asked.sender.responses[-1].error
     assert error.code() == TritonError.INTERNAL
@@ -153,7 +146,7 @@ def test_a_failure_is_answered_and_logged_once_by_the_utterances_name(service: S
 def test_a_refusal_is_answered_and_not_logged(service: SpeechService, table: FlowTable) -> None:
     asked = request(table, 2)
     service.accept(asked)
-    wait(lambda: asked.sender.is_final)
+    until(lambda: asked.sender.is_final)
     assert asked.sender.responses[-1].error.code() == TritonError.INVALID_ARG
     assert asked.sender.responses[-1].error.message() == "invalid request: text: expected at most 1024 rows, got 2000"
     assert Logger.errors == []
@@ -172,7 +165,7 @@ def test_disconnected_ones_do_not_begin(monkeypatch: pytest.MonkeyPatch, tmp_pat
     departures.record(int(left.given[STREAM]))
     for asked in (left, stays):
         service.accept(asked)
-        wait(lambda sender=asked.sender: sender.is_final)
+        until(lambda sender=asked.sender: sender.is_final)
     assert (len(left.sender.responses), len(stays.sender.responses)) == (0, 2)
     assert MetricFamily.made["stretto_cancelled_total"].value == 1
     service.close()
@@ -181,12 +174,12 @@ def test_disconnected_ones_do_not_begin(monkeypatch: pytest.MonkeyPatch, tmp_pat
 def test_a_cancelled_utterance_ends_without_an_error(service: SpeechService, table: FlowTable) -> None:
     asked = request(table, 3)
     service.accept(asked)
-    wait(lambda: len(asked.sender.responses) >= 1)
+    until(lambda: len(asked.sender.responses) >= 1)
     envelope = envelope_in(asked.sender.responses[0])
     table.slot_at(envelope.flow).conclude(Outcome.CANCELLED)
-    wait(lambda: asked.sender.is_final)
+    until(lambda: asked.sender.is_final)
     assert all(each.error is None for each in asked.sender.responses)
-    wait(lambda: table.num_active() == 0)
+    until(lambda: table.num_active() == 0)
     assert MetricFamily.made["stretto_cancelled_total"].value == 1
 
 
@@ -203,14 +196,14 @@ def test_what_the_decoder_could_not_do_is_answered_when_all_else_is(
     asked = request(table, 3)
     asked.sender = ResponseSender()  # after which there is no answer
     service.accept(asked)
-    wait(lambda: len(asked.sender.responses) >= 1)
+    until(lambda: len(asked.sender.responses) >= 1)
     envelope = envelope_in(asked.sender.responses[0])
     slot = table.slot_at(envelope.flow)
     slot.conclude(outcome, "no codec")
     time.sleep(0.05)
     assert not asked.sender.is_final
     slot.count_answer()
-    wait(lambda: asked.sender.is_final)
+    until(lambda: asked.sender.is_final)
     error = asked.sender.responses[-1].error
     assert (error.code(), error.message()) == (code, f"{kind}: no codec")
     assert Logger.errors == []  # the decoder has logged it
@@ -222,17 +215,17 @@ def test_a_decoder_that_never_answers_does_not_hang_the_utterance(service: Speec
     asked = request(table, 4)
     asked.sender = ResponseSender()
     service.accept(asked)
-    wait(lambda: asked.sender.is_final)
+    until(lambda: asked.sender.is_final)
     assert asked.sender.responses[-1].error.message() == "failed: the decoder has acknowledged no chunk for 1 s"
     assert "DecoderStalled" in Logger.errors[0]
-    wait(lambda: table.num_active() == 0)
+    until(lambda: table.num_active() == 0)
 
 
 def test_more_utterances_than_slots_are_refused(service: SpeechService, table: FlowTable) -> None:
     asked = [request(table, 3) for _ in range(5)]
     for each in asked:
         service.accept(each)
-    wait(lambda: asked[4].sender.is_final)
+    until(lambda: asked[4].sender.is_final)
     assert asked[4].sender.responses[-1].error.code() == TritonError.UNAVAILABLE
     assert not any(each.sender.is_final for each in asked[:4])
     assert MetricFamily.made["stretto_rejected_total"].value == 1
@@ -263,7 +256,7 @@ def test_stopping_answers_those_who_still_wait(table: FlowTable) -> None:
     service = SpeechService(Model(), EventLoop("test"), table, SenderLimits(stall_s=0.2), SEAL)
     asked = request(table, 3)
     service.accept(asked)
-    wait(lambda: len(asked.sender.responses) >= 1)
+    until(lambda: len(asked.sender.responses) >= 1)
     service.close()
     assert asked.sender.is_final
     assert asked.sender.responses[-1].error.code() == TritonError.UNAVAILABLE
@@ -278,7 +271,7 @@ def open_request(table: FlowTable, num_rows: int = 4, host: str = "") -> Request
 
 
 def session_of(asked: Request) -> str:
-    wait(lambda: len(asked.sender.responses) >= 1)
+    until(lambda: len(asked.sender.responses) >= 1)
     chunk = envelope_in(asked.sender.responses[0]).chunk
     assert chunk is not None
     assert (chunk.index, chunk.session != "") == (0, True)
@@ -292,18 +285,18 @@ def test_a_text_goes_on_and_each_part_has_its_receipt(service: SpeechService, ta
     for number, text in enumerate(("Hello, wor", "ld")):
         part = Request(part_inputs(TextPart(session, number, text, number == 1)))
         service.accept(part)
-        wait(lambda part=part: part.sender.is_final)
+        until(lambda part=part: part.sender.is_final)
         (response,) = part.sender.responses
         receipt = envelope_in(response)
         assert (receipt.receipt, receipt.chunk, {receipt.utterance}) == (number, None, utterances(asked.sender))
-    wait(lambda: asked.sender.is_final)
+    until(lambda: asked.sender.is_final)
     assert service._model.words == TOKENIZER.encode("Hello, world")
     assert MetricFamily.made["stretto_utterances_total"].value == 1
     assert [each.error for each in asked.sender.responses] == [None] * 3
-    wait(lambda: table.num_active() == 0)
+    until(lambda: table.num_active() == 0)
     late = Request(part_inputs(TextPart(session, 2, "more", False)))
     service.accept(late)
-    wait(lambda: late.sender.is_final)
+    until(lambda: late.sender.is_final)
     assert "session.id: expected the id of an open streamed text" in late.sender.responses[0].error.message()
     assert Logger.errors == []
 
@@ -313,10 +306,10 @@ def test_a_listener_who_leaves_while_words_are_awaited_frees_all(service: Speech
     service.accept(asked)
     session = session_of(asked)
     table.slot_at(envelope_in(asked.sender.responses[0]).flow).conclude(Outcome.CANCELLED)
-    wait(lambda: asked.sender.is_final and table.num_active() == 0)
+    until(lambda: asked.sender.is_final and table.num_active() == 0)
     part = Request(part_inputs(TextPart(session, 0, "Hello", True)))
     service.accept(part)
-    wait(lambda: part.sender.is_final)
+    until(lambda: part.sender.is_final)
     assert part.sender.responses[0].error.code() == TritonError.INVALID_ARG
     assert MetricFamily.made["stretto_cancelled_total"].value == 1
 
@@ -337,7 +330,7 @@ def test_too_many_open_texts_fail(service: SpeechService, table: FlowTable, monk
     service.accept(first)
     session_of(first)
     service.accept(second)
-    wait(lambda: second.sender.is_final)
+    until(lambda: second.sender.is_final)
     refusal = "full: 1 streamed texts are open already, 1 of them from this host; try again"
     assert second.sender.responses[0].error.message() == refusal
     assert MetricFamily.made["stretto_rejected_total"].value == 1

@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ import pytest
 from stretto.launcher.installation import MALLOC
 from stretto.triton_io.decoding_service import DecodingService
 from stretto.triton_io.ring import RingWriters
-from tests.patience import PATIENCE_S
+from tests.patience import PATIENCE_S, until
 from tests.triton_io.sealing import SEAL
 
 PROGRAM = """
@@ -95,26 +94,20 @@ class Broken:
         raise RuntimeError(name)
 
 
-def until(ended: list[str]) -> list[str]:
-    deadline = time.monotonic() + PATIENCE_S
-    while not ended:
-        assert time.monotonic() < deadline, "the thread has ended, and nobody was told"
-        time.sleep(0.01)
-    return ended
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_the_threads_that_the_decoders_stub_needs_do_not_end_unseen(monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[str] = []
     monkeypatch.setattr("stretto.triton_io.stub.end", ended.append)
     DecodingService(Broken(), SEAL)  # this thread reports the decoder's own end
-    assert until(ended) == ["its thread 'metrics' has ended"]
+    until(lambda: ended)
+    assert ended == ["its thread 'metrics' has ended"]
     ended.clear()
     writers = RingWriters()
     writers._writers = Broken()
     writers._may_wait.set()
-    assert until(ended) == ["its thread 'rings' has ended"]
+    until(lambda: ended)
+    assert ended == ["its thread 'rings' has ended"]
 
 
 def test_sockets_of_the_server_are_closed_and_nothing_else_is() -> None:
