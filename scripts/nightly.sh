@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Nightly checks, in this order:
+# Nightly checks. A failed one does not keep the others from running: the last lines name each with its seconds and result.
 # - The wheel, installed with its dependencies into an empty environment, generates speech from an empty folder.
 # - Three releases of NVIDIA's cuda-bindings accept the calls that we make to them.
 # - The reference code of Qwen3-TTS, Chatterbox and VITA-Audio (if GitHub is reachable) reproduces the test fixtures.
@@ -89,13 +89,22 @@ check_cuda_calls() (
     done
 )
 
-speak_from_an_empty_environment
-check_cuda_calls
-check_qwen3_tts_replies
-check_chatterbox_replies
-check_vita_audio_replies
-check_advisories
-scripts/cuda_without_gpu.sh
-scripts/soak.sh --minutes 5 --out .stretto/chaos.jsonl --report .stretto/chaos.md
-python -m pytest -m nightly
-exec python -m pytest tests/engine/test_histories.py "$@"
+test_nightly_tier() { python -m pytest -m nightly; }
+test_histories() { python -m pytest tests/engine/test_histories.py "$@"; }
+inject_faults() { scripts/soak.sh --minutes 5 --out .stretto/chaos.jsonl --report .stretto/chaos.md; }
+check_gpu_code() { scripts/cuda_without_gpu.sh; }
+
+parts=(speak_from_an_empty_environment check_cuda_calls check_qwen3_tts_replies check_chatterbox_replies
+    check_vita_audio_replies check_advisories check_gpu_code inject_faults test_nightly_tier test_histories)
+summary=() failed=0
+for part in "${parts[@]}"; do
+    echo "nightly: $part"
+    begun=$SECONDS result=passed
+    set +e # not `if ("$part")`: a function that is called as a condition ignores `set -e`
+    (set -e && "$part" "$@")
+    [[ $? == 0 ]] || result=FAILED failed=1
+    set -e
+    summary+=("$(printf '%6d s  %-6s  %s' $((SECONDS - begun)) "$result" "$part")")
+done
+printf '%s\n' "${summary[@]}"
+exit "$failed"
