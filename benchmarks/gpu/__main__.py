@@ -2,6 +2,7 @@
 
     python -m benchmarks.gpu --out DIR             # on the GPU
     python -m benchmarks.gpu --out DIR --dry-run   # every job on the CPU, tiny: runs all code paths, measures nothing
+    python -m benchmarks.gpu plan                  # prints the command lines for a host without a network
 
 Jobs (`jobs.py`) run one after another, each in its own process, the most informative first. One that fails, crashes or
 hangs does not end the others. DIR/all.jsonl has a line for each figure and for the outcome of each job; DIR/logs.txt
@@ -20,6 +21,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from benchmarks.gpu import plan
 from benchmarks.gpu.children import Children, enter_job, summary, table
 from benchmarks.gpu.jobs import JOBS, Job, Setup
 from benchmarks.harness import know_this_host
@@ -104,4 +106,4 @@ def main(arguments: argparse.Namespace, jobs: Mapping[str, Job] = JOBS) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(parse()))
+    sys.exit(plan.main(plan.parse(sys.argv[2:])) if sys.argv[1:2] == ["plan"] else main(parse()))

@@ -41,13 +41,15 @@ class Job:
         run: Generator function of a Setup and `arguments`, as `module:function`.
         limit_s: Time limit in seconds.
         arguments: Keyword arguments of the function.
-        environment: Variables that vLLM reads on import, so on a GPU the job runs in a new interpreter.
+        environment: Variables that a library reads on import, so on a GPU the job runs in a new interpreter.
+        reads: Jobs whose results it compares with. A call that has no results of them runs them first.
     """
 
     run: str
     limit_s: float
     arguments: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
+    reads: tuple[str, ...] = ()
 
     def load(self) -> Callable[..., Iterator[Mapping[str, Any]]]:
         """Return the function."""
@@ -68,11 +70,12 @@ def _ours(model: str, limit_s: float, **arguments: Any) -> Job:
 
 
 def _stock(model: str, limit_s: float, requests: tuple[int, ...]) -> Job:
-    return Job("benchmarks.gpu.speed:run_stock", limit_s, {"model": model, "requests": requests})
+    arguments = {"model": model, "requests": requests}
+    return Job("benchmarks.gpu.speed:run_stock", limit_s, arguments, reads=(f"ours_{model}",))
 
 
 # The most informative first. The limits of all but `IF_TIME_IS_LEFT` fit one call of 600 s with unpacking and imports;
-# later jobs may use time that earlier ones left.
+# later jobs may use time that earlier ones left. `plan.py` prints the calls that run all of them.
 JOBS = {
     "host": Job("benchmarks.gpu.host:run", 12),
     "kernels": Job("benchmarks.gpu.kernels:run", 38),
@@ -103,7 +106,7 @@ JOBS = {
     "ours_7b": _ours("7b", 40, requests=(1, 16)),
     "plain_8b": _ours("8b", 34, requests=(1, 32), is_compiled=False),
 }
-IF_TIME_IS_LEFT = tuple(JOBS)[list(JOBS).index("schedules_vita") :]  # a second call runs them with `--jobs`
+IF_TIME_IS_LEFT = tuple(JOBS)[list(JOBS).index("schedules_vita") :]
 
 
 def run_job(name: str, job: Job, setup: Setup) -> bool:

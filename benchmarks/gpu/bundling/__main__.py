@@ -69,17 +69,19 @@ def is_vllm(wheel: Path) -> bool:
     return wheel.name.startswith("vllm-")
 
 
-def trim_library(name: str, data: bytes, architecture: int | None) -> bytes:
+def trim_library(name: str, data: bytes, architecture: int | None, with_ptx: bool) -> bytes:
     """Return a file of a wheel: an extension with the code of one GPU or without symbols, any other file unchanged."""
     if not name.endswith(".so"):
         return data
-    return without_symbols(data) if architecture is None else trim(data, architecture)
+    return without_symbols(data) if architecture is None else trim(data, architecture, with_ptx)
 
 
-def tree_bytes() -> int:
-    """Return the size of all tracked files, which travel to the device as they are."""
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    return sum((ROOT / name).stat().st_size for name in filter(None, listed.split("\0")) if (ROOT / name).is_file())
+def tree_bytes(root: Path = ROOT) -> int:
+    """Return the bytes of the files that travel as they are: tracked, or untracked and not ignored by git."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout
+    files = {root / name for name in filter(None, listed.split("\0"))}
+    return sum(path.stat().st_size for path in files if path.is_file())
 
 
 def pack(arguments: argparse.Namespace, package: Path | None = None) -> dict[str, Any]:
@@ -97,7 +99,8 @@ def pack(arguments: argparse.Namespace, package: Path | None = None) -> dict[str
     with tempfile.TemporaryDirectory() as scratch:
         tree, names = Path(scratch, "tree"), []
         for wheel in [*wheels, package or build_package(Path(scratch))]:
-            change = partial(trim_library, architecture=arguments.architecture if is_vllm(wheel) else None)
+            architecture = arguments.architecture if is_vllm(wheel) else None
+            change = partial(trim_library, architecture=architecture, with_ptx=arguments.ptx)
             extract(wheel, tree / SITE, lambda name: is_wanted(name, arguments.flash_attention), change)
             names.append(wheel.name)
         if arguments.libpython:
@@ -138,12 +141,14 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True)
     packing = commands.add_parser("pack", help="make the parts, with a network")
     packing.add_argument("--out", type=Path, required=True, help="an empty folder for the parts and their manifest")
-    packing.add_argument("--wheelhouse", type=Path, default=Path(".wheelhouse"), help="where wheels are kept")
+    packing.add_argument("--wheelhouse", type=Path, default=Path(".bundle/wheels"), help="where wheels are kept")
     packing.add_argument("--offline", action="store_true", help="take wheels from there only")
     packing.add_argument("--have", type=Path, default=COMMON_HOST, help="what the host has: names, or a pip freeze")
     packing.add_argument("--lock", type=Path, default=ROOT / "requirements/embedded.txt", help="versions to prefer")
     packing.add_argument("--python", default="3.12", help="Python of the host")
     packing.add_argument("--architecture", type=int, default=90, help="of the host's GPU; 90: Hopper")
+    ptx_help = "with PTX of kernels without machine code for this GPU: on Hopper those of int4 weights (5.6 MB)"
+    packing.add_argument("--ptx", action="store_true", help=ptx_help)
     packing.add_argument("--libpython", type=Path, help="libpython3.12.so.1.0, which a Triton server needs there")
     packing.add_argument("--flash-attention", choices=["2", "3"], default="3", help="3: Hopper (11 MB), 2: before it")
     packing.add_argument("--triton", action="store_true", help="with the Triton server's wheel")

@@ -1,5 +1,6 @@
 """Lists of what a bundle contains and leaves out."""
 
+from dataclasses import dataclass
 from fnmatch import fnmatch
 
 VLLM = "vllm==0.32.0"
@@ -55,7 +56,17 @@ def is_wanted(name: str, flash_attention: str) -> bool:
     return not any(fnmatch(name, pattern) for pattern in LEFT_OUT)
 
 
-# A call takes the working tree and the parts along, together at most 64 MiB; the rest is for what the device returns.
+# A call takes the working tree and the parts along, together at most 64 MiB; the rest is for changes of the tree.
 CALL_BYTES = 62 << 20
-# Size of the parts of the default bundle without sources, as `pack` printed it last; it changes with vLLM's release.
-PARTS_BYTES = 42_467_296
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Options of `pack`, and the bytes of all parts as it printed them last; they change with vLLM's release."""
+
+    options: tuple[str, ...]
+    num_bytes: int
+
+
+# Sources are in the working tree, which travels as well.
+BUNDLES = {"engine": Bundle(("--no-source",), 42_467_296)}

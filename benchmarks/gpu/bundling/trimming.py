@@ -1,9 +1,9 @@
 """CUDA extensions reduced to the code of one GPU, so that they compress well.
 
 A section `.nv_fatbin` holds containers one after another, each with entries for several architectures: machine code
-(cubins), and PTX that the driver can compile. Entries for other architectures are filled with zeros, which compress to
-nothing. Offsets and sizes stay the same, so the loader still finds everything. A container without machine code for the
-architecture keeps its PTX. Other libraries lose their symbols, which are most of some.
+(cubins), and PTX that the driver can compile. Entries that the GPU does not run are filled with zeros, which compress
+to nothing. Offsets and sizes stay the same, so the loader still finds everything. Kernels without machine code for the
+GPU can be kept as PTX. Other libraries lose their symbols, which are most of some.
 """
 
 import shutil
@@ -31,8 +31,13 @@ class Entry:
     payload: range
 
 
-def trim(library: bytes, architecture: int) -> bytes:
+def trim(library: bytes, architecture: int, with_ptx: bool = False) -> bytes:
     """Return an extension without the payloads that a GPU of `architecture` does not run.
+
+    Args:
+        library: Contents of the file.
+        architecture: Compute capability of the GPU, 90 for 9.0.
+        with_ptx: True to keep the PTX of kernels that have no machine code for the GPU.
 
     Raises:
         ValueError: Its fat binaries have an unknown layout.
@@ -40,14 +45,19 @@ def trim(library: bytes, architecture: int) -> bytes:
     trimmed = bytearray(library)
     for section in _sections(library, SECTION):
         for entries in _containers(library, section):
-            for entry in _useless(entries, architecture):
+            for entry in _useless(entries, architecture, with_ptx):
                 trimmed[entry.payload.start : entry.payload.stop] = bytes(len(entry.payload))
     return bytes(trimmed)
 
 
-def _useless(entries: list[Entry], architecture: int) -> list[Entry]:
-    own = [entry for entry in entries if (entry.kind, entry.architecture) == (CUBIN, architecture)]
-    kept = own or [entry for entry in entries if entry.kind == PTX]
+def _useless(entries: list[Entry], architecture: int, with_ptx: bool) -> list[Entry]:
+    """Return the entries to remove; machine code runs on GPUs of the same major and no lower minor number."""
+    major = architecture // 10
+    cubins = [each for each in entries if each.kind == CUBIN and 10 * major <= each.architecture <= architecture]
+    best = max((each.architecture for each in cubins), default=None)
+    kept = [each for each in cubins if each.architecture == best]
+    if with_ptx and not kept:
+        kept = [entry for entry in entries if entry.kind == PTX]
     return [entry for entry in entries if entry not in kept]
 
 

@@ -50,12 +50,21 @@ def test_code_of_other_architectures_is_zeroed_in_place() -> None:
     assert len(lzma.compress(trimmed)) < 0.4 * len(lzma.compress(made))
 
 
-def test_a_container_without_its_machine_code_keeps_the_ptx() -> None:
+@pytest.mark.parametrize("with_ptx", [True, False])
+def test_a_container_without_its_machine_code_keeps_the_ptx_on_request(with_ptx: bool) -> None:
     first, second = (CUBIN, 80, noise(1)), (PTX, 75, noise(2))
     other: Entries = [(CUBIN, 80, noise(3)), (CUBIN, 90, noise(4))]
-    trimmed = trim(library(container([first, second]), container(other)), 90)
+    trimmed = trim(library(container([first, second]), container(other)), 90, with_ptx)
     zeros = bytes(4000)
-    assert trimmed == library(container([(CUBIN, 80, zeros), second]), container([(CUBIN, 80, zeros), other[1]]))
+    ptx = second if with_ptx else (PTX, 75, zeros)
+    assert trimmed == library(container([(CUBIN, 80, zeros), ptx]), container([(CUBIN, 80, zeros), other[1]]))
+
+
+def test_machine_code_of_a_lower_minor_number_is_kept_if_there_is_none_of_the_gpu_s_own() -> None:
+    older, same, newer = (CUBIN, 80, noise(1)), (CUBIN, 86, noise(2)), (CUBIN, 90, noise(3))
+    zeros = bytes(4000)
+    expected: Entries = [(CUBIN, 80, zeros), same, (CUBIN, 90, zeros)]
+    assert trim(library(container([older, same, newer])), 89) == library(container(expected))
 
 
 def test_kernels_of_other_gpus_only_go_altogether() -> None:

@@ -1,0 +1,127 @@
+"""Command lines of all calls on a GPU host that has no network, is bare each time, and is lent for ten minutes.
+
+    python -m benchmarks.gpu plan                 # the first call, then the calls for the jobs that it may not reach
+    python -m benchmarks.gpu plan --out results   # only the jobs that have not passed in `results`
+
+A call takes the working tree and a bundle along. It runs one command on the host, and at most eight files of the folder
+$OUT come back. Each call installs its bundle itself.
+"""
+
+import argparse
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.gpu.bundling.__main__ import tree_bytes
+from benchmarks.gpu.bundling.contents import BUNDLES
+from benchmarks.gpu.jobs import IF_TIME_IS_LEFT, JOBS, Job, Setup
+
+CALL_S = 600.0
+SETUP_S = 70.0  # unpacking, imports, and a margin
+LIMIT_S = CALL_S - SETUP_S
+HERE, THERE = ".bundle", "/tmp/stretto"  # folder for bundles, which git ignores; folder on the host
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call.
+
+    Attributes:
+        title: Heading.
+        bundle: Name in `BUNDLES`.
+        module: Module that runs the jobs.
+        jobs: Jobs by name, in order.
+        is_whole: True if these are all jobs of the module, so the command does not name them.
+    """
+
+    title: str
+    bundle: str
+    module: str
+    jobs: Mapping[str, Job]
+    is_whole: bool = False
+
+    @property
+    def folder(self) -> str:
+        """Folder of the bundle's parts, which is taken along."""
+        return f"{HERE}/{self.bundle}"
+
+    @property
+    def preparation(self) -> str:
+        """Command that packs the bundle, with a network."""
+        options = " ".join(BUNDLES[self.bundle].options)
+        return f"python -m benchmarks.gpu.bundling pack {options} --out {self.folder}"
+
+    @property
+    def command(self) -> str:
+        """Command for the host, in the root of the working tree."""
+        install = f"python3 -m benchmarks.gpu.bundling install --into {THERE} {self.folder}/*"
+        run = f'python3 -m {self.module} --out "$OUT" --limit-s {LIMIT_S:.0f}'
+        chosen = "" if self.is_whole else f" --jobs {' '.join(self.jobs)}"
+        return f'line=$({install}) && eval "$line" && {run}{chosen}'
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that travel: the working tree and the parts."""
+        return tree_bytes() + BUNDLES[self.bundle].num_bytes
+
+    @property
+    def lines(self) -> Iterator[str]:
+        """The call as shell commands with comments."""
+        yield f"# {self.title}: {self.num_bytes / 2**20:.1f} MiB with the working tree, at most {CALL_S:.0f} s"
+        yield f"# before it, here; the call takes {self.folder} along:"
+        yield self.preparation
+        yield "# on the host:"
+        yield self.command
+        begin = 0.0
+        for name, job in self.jobs.items():
+            yield f"#   {begin:5.0f} s  {name}" + ("" if begin + job.limit_s <= LIMIT_S else "  (if time is left)")
+            begin += job.limit_s
+
+
+def calls(done: Iterable[str] | None = None) -> list[Call]:
+    """Return the calls that run all jobs.
+
+    Args:
+        done: Jobs that have passed, or None before the first call.
+    """
+    first = [Call("call 1", "engine", "benchmarks.gpu", JOBS, is_whole=True)] if done is None else []
+    rest = [name for name in JOBS if name not in done] if done is not None else list(IF_TIME_IS_LEFT)
+    parts = [Call("", "engine", "benchmarks.gpu", part) for part in divided(rest)]
+    return first + [
+        Call(f"call 2, part {number}", part.bundle, part.module, part.jobs) for number, part in enumerate(parts, 1)
+    ]
+
+
+def divided(names: Iterable[str], jobs: Mapping[str, Job] = JOBS) -> list[dict[str, Job]]:
+    """Return parts of the jobs `names`, in order, each with limits that fit a call and with the jobs that it reads."""
+    parts: list[dict[str, Job]] = [{}]
+    for name in names:
+        wanted = {each: jobs[each] for each in (*jobs[name].reads, name)}
+        if sum(job.limit_s for job in (parts[-1] | wanted).values()) > LIMIT_S:
+            parts.append({})
+        parts[-1] |= wanted
+    return [part for part in parts if part]
+
+
+def passed(results: Path) -> set[str]:
+    """Return the jobs that have passed by the results of a call."""
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    return {line["job"] for line in lines if line.get("status") == "passed"}
+
+
+def parse(line: Iterable[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, help="folder with the results of earlier calls")
+    return parser.parse_args(None if line is None else list(line))
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Print the calls; return 0."""
+    done = None if arguments.out is None else passed(Setup("cuda", arguments.out).results)
+    for call in calls(done):
+        print("\n".join(call.lines), end="\n\n")
+    return 0

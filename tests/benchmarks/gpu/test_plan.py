@@ -1,0 +1,104 @@
+"""The printed command lines: they parse, fit the limits of a call, and run every job, the most informative first."""
+
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from benchmarks.gpu import plan
+from benchmarks.gpu.__main__ import parse
+from benchmarks.gpu.bundling.__main__ import parser, tree_bytes
+from benchmarks.gpu.bundling.contents import CALL_BYTES
+from benchmarks.gpu.jobs import IF_TIME_IS_LEFT, JOBS, Job
+
+ROOT = Path(__file__).parents[3]
+HOST_BYTES, HOST_S, LONGEST_COMMAND = 64 << 20, 600, 2000
+
+
+def words_of(command: str) -> list[list[str]]:
+    """Return the arguments of each `python -m` in a command."""
+    words = shlex.split(command.replace("line=$(", "").replace(") && eval", " && eval"))
+    ends = [*(index for index, word in enumerate(words) if word == "&&"), len(words)]
+    starts = [0, *(end + 1 for end in ends)]
+    parts = [words[start:end] for start, end in zip(starts, ends, strict=False)]
+    return [part[1:] for part in parts if part[0].startswith("python")]
+
+
+def named_jobs(call: plan.Call) -> list[str]:
+    """Return the jobs that the call's command runs, as the real parsers read it."""
+    ((flag, module, *packing),) = words_of(call.preparation)
+    assert (flag, module) == ("-m", "benchmarks.gpu.bundling")
+    packed = parser().parse_args(packing)
+    (_, _, *installing), (_, run, *options) = words_of(call.command)
+    installed = parser().parse_args(installing)
+    assert packed.command == "pack"
+    assert installed.command == "install"
+    assert installed.parts == [packed.out / "*"]
+    assert run == call.module == "benchmarks.gpu"
+    arguments = parse(options)
+    assert str(arguments.out) == "$OUT"
+    assert arguments.device == "cuda"
+    assert arguments.limit_s + plan.SETUP_S <= HOST_S
+    return arguments.jobs
+
+
+def test_the_first_call_runs_the_jobs_in_the_order_of_the_table() -> None:
+    first, *others = plan.calls()
+    assert named_jobs(first) == list(JOBS)
+    assert [name for call in others for name in named_jobs(call) if name in IF_TIME_IS_LEFT] == list(IF_TIME_IS_LEFT)
+
+
+def test_the_jobs_that_answer_most_come_first() -> None:
+    place = {name: index for index, name in enumerate(JOBS)}
+    assert list(JOBS)[:2] == ["host", "kernels"], "the host and the kernels explain most failures of later jobs"
+    assert place["parity_graphs"] < min(place[name] for name in JOBS if name.startswith(("ours_", "decoder_")))
+    assert all(place[name] < place[IF_TIME_IS_LEFT[0]] for name in JOBS if name not in IF_TIME_IS_LEFT)
+    assert all(place[earlier] < place[name] for name, job in JOBS.items() for earlier in job.reads)
+
+
+@pytest.mark.parametrize("call", plan.calls(), ids=lambda call: call.title)
+def test_a_call_fits_the_limits_of_a_host(call: plan.Call) -> None:
+    assert call.num_bytes <= HOST_BYTES
+    assert len(call.command) <= LONGEST_COMMAND
+    if not call.is_whole:
+        assert sum(job.limit_s for job in call.jobs.values()) <= plan.LIMIT_S
+
+
+def test_a_later_call_leaves_out_jobs_that_have_passed_and_repeats_those_that_it_reads() -> None:
+    done = set(JOBS) - {"stock_8b", "waits"}
+    (call,) = plan.calls(done)
+    assert named_jobs(call) == ["waits", "ours_8b", "stock_8b"]
+    assert plan.calls(JOBS) == []
+
+
+def test_jobs_that_do_not_fit_one_call_go_to_several() -> None:
+    half = plan.LIMIT_S / 2
+    jobs = {"a": Job("", half), "b": Job("", half), "c": Job("", 1), "d": Job("", half, reads=("a",))}
+    assert [list(part) for part in plan.divided("abcd", jobs)] == [["a", "b"], ["c"], ["a", "d"]]
+
+
+def test_the_results_of_a_call_name_the_jobs_that_have_passed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [f'{{"job": "{name}", "status": "passed"}}' for name in JOBS if name != "waits"]
+    (tmp_path / "all.jsonl").write_text("\n".join([*lines, '{"job": "waits", "ok": false}', ""]))
+    assert plan.main(plan.parse(["--out", str(tmp_path)])) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert [line for line in printed if line.startswith("#  ")] == ["#       0 s  waits"]
+    assert printed[4].endswith("--jobs waits")
+
+
+def test_files_that_git_does_not_ignore_travel_and_bundles_do_not_count_twice(tmp_path: Path) -> None:
+    subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
+    (tmp_path / ".gitignore").write_text((ROOT / ".gitignore").read_text())
+    before = tree_bytes(tmp_path)
+    (tmp_path / "new").write_bytes(bytes(1000))
+    (tmp_path / plan.HERE / "engine").mkdir(parents=True)
+    (tmp_path / plan.HERE / "engine/part-01").write_bytes(bytes(5000))
+    assert tree_bytes(tmp_path) == before + 1000
+    assert parser().parse_args(["pack", "--out", "x"]).wheelhouse.parts[0] == plan.HERE
+
+
+def test_every_call_leaves_room_for_changes_of_the_tree() -> None:
+    assert max(call.num_bytes for call in plan.calls()) <= CALL_BYTES
