@@ -1,4 +1,4 @@
-"""LoRA adapters of requests, and checks that the engine supports a configuration."""
+"""LoRA adapters: vLLM's arguments for them, checks of their files; and checks of the engine's configuration."""
 
 import json
 import re
@@ -22,17 +22,21 @@ TENSOR = re.compile(r"base_model\.model\.model\.layers\.(\d+)\.(\w+\.\w+)\.lora_
 
 
 class Adapters(dict[str, LoRARequest]):
-    """Adapters of a server by name."""
+    """LoRA adapters that the engine can serve, by name."""
 
     @classmethod
     def from_config(cls, config: VllmConfig) -> "Adapters":
-        """Return the adapters that an engine was started with; vLLM numbers them from 1, in order."""
+        """Return the adapters configured for an engine, with vLLM's integer ids 1, 2, … in their order."""
         assert isinstance(config.additional_config, dict)
         paths = config.additional_config.get(KEY, {})
         return cls({name: LoRARequest(name, number, path) for number, (name, path) in enumerate(paths.items(), 1)})
 
     def named(self, name: str | None) -> LoRARequest | None:
-        """Return the adapter that a request names, or None for no name; raise InvalidRequest for an unknown one."""
+        """Return the adapter called `name`, or None if `name` is None.
+
+        Raises:
+            InvalidRequest: If there is no adapter of this name.
+        """
         if name is None or name in self:
             return None if name is None else self[name]
         expected = f"one of {', '.join(self)}" if self else "none: this server has no adapters"
@@ -40,13 +44,16 @@ class Adapters(dict[str, LoRARequest]):
 
 
 def lora_arguments(adapters: Mapping[str, Path]) -> dict[str, Any]:
-    """Return vLLM's engine arguments for `adapters`.
+    """Return vLLM's engine arguments for `adapters`; empty without adapters.
 
-    One more slot than there are adapters is reserved and stays empty. vLLM's CPU kernels (`bgmv_shrink`, `bgmv_expand`)
-    index slots directly, and a row without an adapter has index -1, which is the last slot.
+    One slot more than there are adapters is reserved and stays empty: vLLM's CPU kernels (`bgmv_shrink`, `bgmv_expand`)
+    use index -1 for rows without an adapter, which selects the last slot.
+
+    Args:
+        adapters: Folder of each adapter, in PEFT's format, by name.
 
     Raises:
-        CheckpointError: If an adapter cannot be read or has too large a rank.
+        CheckpointError: If an adapter cannot be read, uses an unsupported feature, or has too large a rank.
     """
     if not adapters:
         return {}
@@ -60,7 +67,15 @@ def lora_arguments(adapters: Mapping[str, Path]) -> dict[str, Any]:
 
 
 def restrict_to_backbone(config: VllmConfig, adapters: Mapping[str, Path]) -> None:
-    """Limit `adapters` to the backbone's linear layers; raise CheckpointError if one has other tensors."""
+    """Restrict LoRA in `config` to the backbone's linear layers; no effect without adapters.
+
+    Args:
+        config: vLLM's configuration, changed in place.
+        adapters: Folder of each adapter by name.
+
+    Raises:
+        CheckpointError: If an adapter has tensors for other layers, or tensors of another shape.
+    """
     if config.lora_config is None:
         return
     num_layers = config.model_config.hf_config.num_hidden_layers
@@ -72,7 +87,7 @@ def restrict_to_backbone(config: VllmConfig, adapters: Mapping[str, Path]) -> No
 
 
 def _read_config(name: str, folder: Path) -> PEFTHelper:
-    """Return an adapter's ranks and scales; raise CheckpointError for features that vLLM cannot compute."""
+    """Return an adapter's PEFT configuration; raise CheckpointError for features that vLLM does not support."""
     try:
         config = PEFTHelper.from_dict(json.loads((folder / CONFIG).read_text()))
     except (OSError, ValueError, TypeError, AttributeError) as error:
@@ -86,10 +101,10 @@ def _read_config(name: str, folder: Path) -> PEFTHelper:
 
 
 def _check_tensors(name: str, folder: Path, config: VllmConfig) -> None:
-    """Check that every tensor belongs to a backbone layer and has its shape.
+    """Raise CheckpointError unless each tensor of the adapter belongs to a backbone layer and has its shape and rank.
 
-    vLLM would accept a tensor that is too small as a part of the layer, and apply the configured scale to a tensor of
-    another rank than the configuration names.
+    vLLM does not check this. It would apply a tensor that is too small to a part of the layer, and would compute the
+    scale of a tensor from the configured rank even if the tensor has another one.
     """
     path, num_layers, sizes = folder / WEIGHTS, config.model_config.hf_config.num_hidden_layers, _sizes(config)
     ranks = dict[str, dict[str, int]]()
@@ -123,7 +138,7 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _sizes(config: VllmConfig) -> dict[str, tuple[int, int]]:
-    """Return the input and output width of each linear layer."""
+    """Return (input width, output width) of each linear layer, by its name in a decoder layer."""
     model = config.model_config
     hidden, inner, head = model.get_hidden_size(), model.hf_config.intermediate_size, model.get_head_size()
     queried, held = model.hf_config.num_attention_heads * head, model.get_total_num_kv_heads() * head
@@ -139,7 +154,7 @@ def _sizes(config: VllmConfig) -> dict[str, tuple[int, int]]:
 
 
 def check_config(config: VllmConfig) -> None:
-    """Raise ValueError that names the unsupported options in `config`."""
+    """Raise ValueError that names the options of `config` that the plugin does not support."""
     if not config.use_v2_model_runner:
         raise ValueError("the speech plugin needs vLLM's Model Runner V2: set VLLM_USE_V2_MODEL_RUNNER=1")
     parallel, scheduling = config.parallel_config, config.scheduler_config

@@ -1,4 +1,4 @@
-"""Request validation before queueing; each error names the field, the limit and the value."""
+"""Validation of requests before they are queued; each error names the field, the limit and the value."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +20,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """KV blocks and run slots of one engine; a request runs on a single engine even if there are several."""
+    """KV cache and batch size of one engine; with data parallelism, each request runs on one of several engines.
+
+    Attributes:
+        num_blocks: Number of KV blocks.
+        block_size: Rows per block.
+        max_num_seqs: Maximum number of requests in a step.
+    """
 
     num_blocks: int
     block_size: int
@@ -28,7 +34,11 @@ class Capacity:
 
     @classmethod
     def from_config(cls, config: "VllmConfig") -> "Capacity":
-        """Return the capacity of each engine, after start-up (vLLM then reports the sum of all blocks)."""
+        """Return the capacity of each engine.
+
+        Args:
+            config: Configuration after start-up, which has the total number of blocks of all engines.
+        """
         num_blocks = config.cache_config.num_gpu_blocks
         assert num_blocks is not None, "the engine has not reported its number of KV blocks"
         each = num_blocks // config.parallel_config.data_parallel_size
@@ -36,11 +46,11 @@ class Capacity:
 
 
 def admit(prompt: Prompt, rules: SegmentRules, capacity: Capacity) -> Prompt:
-    """Return `prompt` ready for queueing, with guidance off if its task has no audio.
+    """Return `prompt` ready for queueing, with guidance switched off if its task generates no audio.
 
     Args:
         prompt: Prompt from the preprocessor.
-        rules: Rules of the family.
+        rules: Rules of the family's replies.
         capacity: Capacity of one engine.
 
     Raises:
@@ -112,10 +122,11 @@ def _check_track(prompt: Prompt, rules: SegmentRules) -> None:
 
 
 def _check_window(prompt: Prompt, rules: SegmentRules) -> None:
-    """Limit the RAS window if the prompt holds codes.
+    """Limit the window of repetition-aware sampling (RAS) if the prompt contains codes.
 
-    Repeats are counted in rows of the reply only. The authors' code also counts codes of the prompt. A window reaches
-    those only across each stream's BOS and EOS rows, i.e. if it is longer than the number of streams plus one.
+    Repeats are counted in the reply only, whereas the authors' code also counts codes of the prompt. The results are
+    equal unless the window reaches back over the BOS and EOS rows between both, of which there are as many as streams
+    plus one.
     """
     codes, longest = rules.family.layout.audio[0], rules.family.layout.max_delay + 2
     has_heard = ((prompt.rows[:, 0] >= codes.start) & (prompt.rows[:, 0] < codes.stop)).any()
@@ -125,7 +136,7 @@ def _check_window(prompt: Prompt, rules: SegmentRules) -> None:
 
 
 def known_ids(ids: Sequence[int], rules: SegmentRules) -> Sequence[int]:
-    """Return `ids` of a streamed text; raise InvalidRequest if one is outside the vocabulary."""
+    """Return `ids` of a streamed text unchanged; raise InvalidRequest if one is outside the vocabulary."""
     size = rules.family.layout.vocab_size
     if not all(isinstance(each, int) and 0 <= each < size for each in ids):
         raise InvalidRequest("text", f"ids in [0, {size})", shown(list(ids)))
@@ -133,10 +144,10 @@ def known_ids(ids: Sequence[int], rules: SegmentRules) -> Sequence[int]:
 
 
 def max_words(prompt: Prompt, rules: SegmentRules) -> int:
-    """Return how many ids of a streamed text may accompany the frames of the reply, its end id not counted.
+    """Return the maximum number of token ids of a streamed text after the prompt, not counting the end id.
 
-    Each id is read with one frame and so is the end id, after which alone the reply may end. Therefore no length limit
-    may come first.
+    The reply may end only after the end id has been read, and each frame reads one id. The length limits must therefore
+    allow a frame for each id and for the end id.
     """
     num_frames = min(prompt.sampling.audio.max_rows, rules.audio_limit - len(prompt.rows))
     return max(num_frames - 1, 0)
@@ -164,7 +175,14 @@ def _check_length(prompt: Prompt, task: Task, rules: SegmentRules) -> None:
 
 
 def max_rows(num_prompt_rows: int, task: Task, sampling: SamplingConfig, rules: SegmentRules) -> int:
-    """Return the largest number of rows that a request may hold, prompt included."""
+    """Return the maximum number of rows, prompt included, that a request may occupy in the KV cache.
+
+    Args:
+        num_prompt_rows: Number of prompt rows.
+        task: Task of the request.
+        sampling: Sampling options with the length limits.
+        rules: Rules of the family's replies.
+    """
     rows = num_prompt_rows
     if task.segments[0] is not Segment.AUDIO:
         rows += sampling.text.max_rows + 1
@@ -190,7 +208,10 @@ def _check_pair(prompt: Prompt, task: Task, rules: SegmentRules, capacity: Capac
 
 
 def _check_blocks(prompt: Prompt, task: Task, rules: SegmentRules, capacity: Capacity) -> None:
-    """Refuse a request that needs more KV blocks than exist: vLLM would queue it, and all later ones, forever."""
+    """Refuse a request that needs more KV blocks than exist.
+
+    vLLM would queue the request forever, and with it all later ones.
+    """
     is_guided = prompt.sampling.is_guided
     rows = max_rows(len(prompt.rows), task, prompt.sampling, rules)
     needed = max_blocks(rows, capacity.block_size, is_guided)

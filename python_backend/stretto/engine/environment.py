@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 # Without these the engine does not start, or starts with the old model runner.
 REQUIRED = {
-    # vLLM chooses the old runner in doubt; the plugin supports only this one.
+    # vLLM may choose the old model runner, which the plugin does not support.
     "VLLM_USE_V2_MODEL_RUNNER": "1",
 }
 # Additional variables on the CPU.
@@ -19,7 +19,7 @@ REQUIRED_ON_CPU = {
     "TRITON_INTERPRET": "1",
 }
 BATCH_INVARIANT = "VLLM_BATCH_INVARIANT"
-# Defaults that a user may override.
+# Defaults that the user's environment overrides.
 DEFAULTS = {
     # Checkpoints are local folders, and no usage data is reported.
     "HF_HUB_OFFLINE": "1",
@@ -37,7 +37,7 @@ DEFAULTS_ON_CPU = {
 
 
 def is_cpu_build() -> bool:
-    """Return True if the installed vLLM is a CPU build, judged by its package name or version as vLLM does."""
+    """Return True if the installed vLLM is a CPU build, by its package name or version, as vLLM itself decides."""
     try:
         return "cpu" in version("vllm")
     except PackageNotFoundError:
@@ -46,10 +46,10 @@ def is_cpu_build() -> bool:
 
 
 def require_batch_invariance() -> None:
-    """Make vLLM compute logits that do not depend on the batch; call this before vllm is imported.
+    """Make vLLM compute logits that do not depend on the batch; must be called before vllm is imported.
 
     Raises:
-        ValueError: On a CPU build, which has no batch-invariant products.
+        ValueError: On a CPU build, which has no batch-invariant matrix products.
         RuntimeError: If vllm has been imported already.
     """
     if is_cpu_build():
@@ -60,11 +60,10 @@ def require_batch_invariance() -> None:
 
 
 def prepare_environment() -> None:
-    """Set the variables that vLLM needs; call this before vllm is imported.
+    """Set the environment variables that vLLM needs; must be called before vllm is imported.
 
     Raises:
-        RuntimeError: If vllm was imported before without them, or if a GPU build would run kernels in Triton's
-            interpreter.
+        RuntimeError: If vllm was imported without them, or if TRITON_INTERPRET is set for a GPU build.
     """
     is_cpu = is_cpu_build()
     required = REQUIRED | (REQUIRED_ON_CPU if is_cpu else {})

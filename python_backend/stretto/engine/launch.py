@@ -1,4 +1,4 @@
-"""Engine start: process environment first, then vLLM's configuration. vllm is imported only after that."""
+"""vLLM's configuration for the engine. The environment is set first; vllm is imported only after that."""
 
 import os
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,12 @@ MAX_CAPTURED_ROWS = 512  # vLLM's own limit
 
 
 def vllm_config(config: EngineConfig) -> "VllmConfig":
-    """Return vLLM's configuration for `config` with the plugin's own settings; raise ValueError if unsupported."""
+    """Return vLLM's configuration for `config`, with the plugin's scheduler, worker and options.
+
+    Raises:
+        ValueError: If an option is not supported.
+        CheckpointError: If the checkpoint or an adapter cannot be used.
+    """
     prepare_environment()
     if config.batch_invariant:
         require_batch_invariance()
@@ -31,7 +36,7 @@ def vllm_config(config: EngineConfig) -> "VllmConfig":
     from stretto.engine.adapters import check_config
 
     folders = config.adapter_folders
-    config_at(config.checkpoint)  # refuses keys by which vLLM would take code or a model from elsewhere
+    config_at(config.checkpoint)  # refuses keys that make vLLM load code or a model from elsewhere
     arguments = config.engine_args | adapters.lora_arguments(folders)
     paths = {name: str(folder) for name, folder in folders.items()}
     ours = {name: getattr(config, name) for name in ("kv_share", "max_waiting", "first_frame_target_s")}
@@ -46,7 +51,7 @@ def vllm_config(config: EngineConfig) -> "VllmConfig":
     else:
         arguments |= captured_rows(config)
     wants_async = arguments.pop("async_scheduling", not current_platform.is_cpu())
-    arguments.setdefault("use_tqdm_on_load", False)  # a progress bar is for terminals
+    arguments.setdefault("use_tqdm_on_load", False)  # no progress bar in the log
     args = AsyncEngineArgs(
         model=str(config.checkpoint),
         skip_tokenizer_init=True,
@@ -61,15 +66,15 @@ def vllm_config(config: EngineConfig) -> "VllmConfig":
         os.environ[PROCESS_METHOD] = method  # restore the user's choice, which the CPU platform overwrites
     check_config(built)
     adapters.restrict_to_backbone(built, folders)
-    # vLLM disables it on the CPU, where it gains little, but tests need it.
+    # vLLM disables async scheduling on the CPU, where the gain is small; tests need it.
     built.scheduler_config.async_scheduling = wants_async
     return built
 
 
 def captured_rows(config: EngineConfig) -> dict[str, Any]:
-    """Return the limit on rows in a CUDA graph as a vLLM argument, unless the operator has set one.
+    """Return the maximum number of rows in a CUDA graph as a vLLM argument; empty if the operator has set it.
 
-    vLLM reserves two rows per request. MCTP modules read a window of rows per request, so they need more.
+    vLLM's default is two rows per request. MCTP modules process a window of rows per request and need more.
     """
     arguments, bursts = config.engine_args, family_at(config.checkpoint).bursts
     compilation = arguments.get("compilation_config")

@@ -1,4 +1,4 @@
-"""`SpeechLLM`: the API of the language model."""
+"""`SpeechLLM`: the Python API of the language model."""
 
 import time
 import uuid
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 class SpeechLLM:
-    """Generator of speech and text on one vLLM engine."""
+    """Speech language model: generates text and frames of codes on one vLLM engine."""
 
     def __init__(self, engine: AsyncLLM, config: "VllmConfig", shared: SharedStats):
         self._engine, self._shared = engine, shared
@@ -57,15 +57,15 @@ class SpeechLLM:
 
     @classmethod
     async def start(cls, config: EngineConfig) -> "SpeechLLM":
-        """Start the engine as `launch` does, from a thread whose event loop runs."""
+        """Start the engine from a coroutine; see `launch`."""
         return cls.launch(config)
 
     @classmethod
     def launch(cls, config: EngineConfig) -> "SpeechLLM":
-        """Start the engine in a separate process; it belongs to the event loop in which it is first used.
+        """Start the engine in a separate process; raise ValueError for an unsupported configuration.
 
-        The process may be forked from this one, so call this before other threads exist, and before the event loop
-        runs.
+        The engine is bound to the event loop in which it is first used. The process may be forked from this one, so
+        call this before other threads are started and, if possible, before the event loop runs.
         """
         built = vllm_config(config)
         shared = SharedStats.create(built.parallel_config.data_parallel_size)
@@ -77,11 +77,11 @@ class SpeechLLM:
             shared.close()
 
     def stats(self) -> dict[str, float]:
-        """Return the current counters of front end and scheduler by name."""
+        """Return the current metrics of front end and scheduler, by name."""
         return asdict(self._stats) | asdict(self._shared.read())
 
     def has_work(self) -> bool:
-        """Return True if the engine has an unfinished request that is not blocked on streamed text."""
+        """Return True if the engine has an unfinished request that is not waiting for streamed text."""
         return self._engine.get_num_unfinished_requests() > self._shared.read().replies_without_words
 
     def shutdown(self) -> None:
@@ -95,16 +95,16 @@ class SpeechLLM:
         return self._text.stream()
 
     def max_words(self, prompt: Prompt) -> int:
-        """Return how many ids of a streamed text may follow the last prompt row, its end id not counted."""
+        """Return the maximum number of token ids of a streamed text after the prompt, not counting the end id."""
         return max_words(prompt, self._rules)
 
     async def write(self, request_id: str, ids: Sequence[int], is_last: bool = False) -> None:
-        """Append ids to the streamed text of a reply in progress.
+        """Append token ids to the streamed text of a reply in progress.
 
         Args:
-            request_id: Id of a reply that was requested with `is_open`.
+            request_id: Id of a request whose prompt has `is_open` set.
             ids: Token ids.
-            is_last: True if the text is complete.
+            is_last: True if these ids complete the text.
 
         Raises:
             InvalidRequest: If there is no such reply, its text is complete or too long, or an id is invalid.
@@ -117,16 +117,16 @@ class SpeechLLM:
     async def generate(
         self, prompt: Prompt, request_id: str | None = None, pacer: Pacer | None = None
     ) -> AsyncGenerator[LMChunk, None]:
-        """Yield the chunks of one reply, the last with its report; closing the iterator aborts the reply.
+        """Yield the chunks of one reply, the last one with the report; closing the iterator aborts the reply.
 
         Args:
             prompt: Prompt from the preprocessor.
-            request_id: Unique id; generated if None.
-            pacer: Decides when frames are sent; by default as for an infinitely fast decoder.
+            request_id: Unique id; a random one if None.
+            pacer: Decides when frames are sent; None assumes an infinitely fast decoder.
 
         Raises:
             InvalidRequest: If the request can never run. Nothing has been queued then.
-            NoCapacity: If the queue is full. Nothing has been queued then.
+            NoCapacity: If too many requests are in flight. Nothing has been queued then.
         """
         if not isinstance(request_id, str | None):  # otherwise vLLM's engine process would accept no further request
             raise InvalidRequest("request_id", "a string", repr(request_id))
@@ -205,12 +205,15 @@ class SpeechLLM:
 
 
 def _is_timed(prompt: Prompt, family: Family) -> bool:
-    """Return True if a late first frame is the server's fault, not due to streamed text or a larger first chunk."""
+    """Return True if the reply's time to first frame is used for the admission limit.
+
+    Streamed text and a larger first chunk delay the first frame for reasons outside the server.
+    """
     return not prompt.is_open and prompt.delivery.chunking.first_frames <= family.first_chunk_frames
 
 
 class _Clock:
-    """Seconds since a reply was requested."""
+    """Stopwatch of one reply, started with the request."""
 
     def __init__(self, place: Place) -> None:
         self._place, self._start = place, time.perf_counter()
@@ -221,14 +224,14 @@ class _Clock:
         return time.perf_counter() - self._start
 
     def record(self, chunk: LMChunk) -> None:
-        """Record the time of the first frames and report it to the admission limit."""
+        """On the first chunk with codes, record the time to first frame and report it to the admission control."""
         if chunk.codes is not None and self.first_frame_s is None:
             self.first_frame_s = self.elapsed_s
             self._place.see_first_frame(self.first_frame_s)
 
 
 def _split(output: RequestOutput) -> tuple[list[int], Trailer | None]:
-    """Return the row ids in `output`, and the trailer if it is the last."""
+    """Return the row ids in `output`, and the trailer of statistics if the reply has ended."""
     (completion,) = output.outputs
     ids = list(completion.token_ids)
     if not output.finished:

@@ -1,4 +1,4 @@
-"""Limits on replies in flight, derived from the measured reply times, and front-end counters."""
+"""Admission control: a limit on replies in flight that follows the measured times to first frame; and counters."""
 
 import math
 import time
@@ -20,7 +20,7 @@ from stretto.engine.protocol import num_guided
 from stretto.records.chunk import GuidanceChange
 from stretto.records.sampling import SamplingConfig
 
-GREATEST_CUT = 0.5  # smallest factor of one decrease, however late the reply is
+GREATEST_CUT = 0.5  # minimum factor of a decrease, however late the reply is
 UNUSED_CUT = 0.97  # factor if less than half of the limit was in use
 UNBOUNDED = 1024.0  # sequences; initial limit if none is configured
 LEAST = 4.0  # sequences: two guided replies, so that one slow reply cannot cause all others to be rejected
@@ -31,9 +31,9 @@ class Entry:
     """Admission record of a reply.
 
     Attributes:
-        num_sequences: Sequences of the reply.
-        in_flight: Sequences in flight at admission, its own included.
-        round: Round of the limit; a round ends at each multiplicative decrease.
+        num_sequences: Number of vLLM requests of the reply: 2 if guided, else 1.
+        in_flight: Sequences in flight when the reply was admitted, its own included.
+        round: Round of the limit; each multiplicative decrease begins a new one.
     """
 
     num_sequences: int
@@ -42,11 +42,18 @@ class Entry:
 
 
 class FlightLimit:
-    """Limit `value` on sequences in flight, between `LEAST` and `most`, for first frames within `target_s`.
+    """Adaptive limit on sequences in flight, so that first frames arrive within a target time (AIMD).
 
-    If at least half of the limit is in use, a late reply decreases it in proportion to the delay. This ends the round,
-    so that replies admitted before are ignored. If less is in use, a late reply decreases it slightly. A timely reply
-    with at least half in use increases it, by one for as many replies as the limit allows.
+    If at least half of the limit is in use, a late reply decreases it in proportion to the delay, and replies admitted
+    before the decrease are ignored from then on. If less is in use, a late reply decreases it slightly. A timely reply
+    increases it if at least half is in use, by about 1 for as many replies as the limit admits.
+
+    Args:
+        target_s: Target time to the first frame, in seconds.
+        most: Upper bound of the limit.
+
+    Attributes:
+        value: The limit, in sequences, from `LEAST` to `most`.
     """
 
     def __init__(self, target_s: float, most: float):
@@ -54,11 +61,11 @@ class FlightLimit:
         self.target_s, self.value, self._round = target_s, self._most, 0
 
     def enter(self, num_sequences: int, in_flight: int) -> Entry:
-        """Return the admission record of a reply."""
+        """Return the admission record of a reply; `in_flight` includes its own sequences."""
         return Entry(num_sequences, in_flight, self._round)
 
     def record(self, entry: Entry, first_frame_s: float) -> None:
-        """Update the limit with the time from admission to the first frame of a reply, in seconds."""
+        """Adjust the limit to a reply's time from admission to its first frame, in seconds."""
         if entry.round != self._round:
             return
         is_used = 2 * entry.in_flight >= self.value
@@ -82,10 +89,10 @@ class Place:
     """Permit of one reply.
 
     Attributes:
-        request_id: Id of the reply.
-        num_sequences: Number of its sequences: 2 if guided.
-        see_first_frame: Callback that takes the time from admission to the first frame, in seconds.
-        has_begun: True once the engine has received the reply.
+        request_id: Id of the request.
+        num_sequences: Number of vLLM requests of the reply: 2 if guided, else 1.
+        see_first_frame: Callback for the time from admission to the first frame, in seconds.
+        has_begun: True once the engine has received the request.
     """
 
     request_id: str
@@ -95,17 +102,17 @@ class Place:
 
 
 class Places:
-    """Permits for sequences; a guided reply needs two.
+    """Permits for replies in flight; a guided reply counts as two sequences.
 
-    A reply keeps its permit until the engine has generated its last row, however slowly the client reads. A reply
-    blocked on streamed text does not count.
+    A reply keeps its permit until the engine has generated its last row, regardless of how slowly the client reads.
+    Replies that are waiting for streamed text do not count.
 
     Args:
-        max_running: Sequences that run at once.
-        max_waiting: Sequences that may wait, or None for no limit.
-        is_in_engine: Function of a request id that returns True while the engine has the request.
-        num_parked: Function that returns the number of replies blocked on streamed text.
-        target_s: Target time to the first frame in seconds, see `FlightLimit`.
+        max_running: Maximum number of sequences in the engine's batches.
+        max_waiting: Maximum number of queued sequences; None for no limit.
+        is_in_engine: Returns True while the engine has the request with this id.
+        num_parked: Returns the number of replies that are waiting for streamed text.
+        target_s: Target time to the first frame in seconds, see `FlightLimit`; None for no adaptive limit.
     """
 
     def __init__(
@@ -124,7 +131,7 @@ class Places:
 
     @classmethod
     def from_config(cls, config: "VllmConfig", engine: "AsyncLLM", shared: SharedStats) -> "Places":
-        """Return the permits of all engines behind one front end."""
+        """Return the permits shared by all data-parallel engines of one front end."""
         assert isinstance(config.additional_config, dict)
         max_running = config.scheduler_config.max_num_seqs * config.parallel_config.data_parallel_size
 
@@ -138,7 +145,7 @@ class Places:
         return cls(max_running, waiting, is_in_engine, num_parked, target_s)
 
     def num_taken(self) -> int:
-        """Return the number of sequences of replies that the engine has not finished or has not received yet."""
+        """Return the number of sequences in flight: not yet received by the engine, or not finished by it."""
         taken = sum(
             place.num_sequences for place in self._places if not place.has_begun or self._is_in_engine(place.request_id)
         )
@@ -149,9 +156,9 @@ class Places:
         """Hold a permit while the block runs.
 
         Args:
-            request_id: Id of the reply.
-            num_sequences: Number of its sequences.
-            is_timed: True if its first frame counts for the target time.
+            request_id: Id of the request.
+            num_sequences: Number of vLLM requests of the reply.
+            is_timed: True if its time to first frame adjusts the limit.
 
         Raises:
             NoCapacity: If no permit is free.
@@ -188,15 +195,15 @@ class Places:
 
 @dataclass
 class Stats:
-    """Counters since start-up, for metrics.
+    """Counters since start-up, published as metrics.
 
     Attributes:
         active: Replies in progress.
         pairs: Guided replies among them.
-        finished_total: Replies finished.
-        frames_total: Frames generated.
-        unguided_total: Frames of requests with policy `always` sampled without guidance. Any value but 0 is a bug.
-        frames_unguided_by_policy_total: Unguided frames of guided requests with another policy.
+        finished_total: Finished replies.
+        frames_total: Generated frames.
+        unguided_total: Frames sampled without guidance in requests with policy `always`. Any value but 0 is a bug.
+        frames_unguided_by_policy_total: Frames sampled without guidance in guided requests with another policy.
     """
 
     active: int = 0
@@ -208,7 +215,7 @@ class Stats:
 
 
 class FrameStats:
-    """Frame counts of one reply, added to the counters chunk by chunk."""
+    """Frame counts of one reply, added to the shared counters with each chunk."""
 
     def __init__(self, stats: Stats, sampling: SamplingConfig):
         self._stats = stats
@@ -216,7 +223,12 @@ class FrameStats:
         self._num_frames = self._num_unguided = 0
 
     def record(self, num_frames: int, changes: Sequence[GuidanceChange]) -> None:
-        """Count frames up to `num_frames`, and those without guidance, which stops or resumes at `changes`."""
+        """Count the frames generated since the last call, and those of them without guidance.
+
+        Args:
+            num_frames: Number of frames of the reply so far.
+            changes: All guidance changes of the reply so far.
+        """
         self._stats.frames_total += num_frames - self._num_frames
         self._num_frames = num_frames
         if not self._is_guided:

@@ -1,4 +1,4 @@
-"""Entry point `vllm.general_plugins`: vLLM calls `register` in every process that it starts."""
+"""Entry point of the vLLM plugin (`vllm.general_plugins`): vLLM calls `register` in each of its processes."""
 
 import gc
 
@@ -12,7 +12,7 @@ ARCHITECTURES = {
 
 
 def register() -> None:
-    """Register the model classes with vLLM and, without a GPU, replace its Triton kernels by CPU twins."""
+    """Register the model classes with vLLM and, on a CPU, replace vLLM's Triton kernels by CPU kernels."""
     from vllm import ModelRegistry
     from vllm.platforms import current_platform
 

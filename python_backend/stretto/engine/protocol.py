@@ -1,4 +1,4 @@
-"""Messages between front end, scheduler and worker: request parameters, CFG pair ids, statistics."""
+"""Messages between front end, scheduler and worker: request parameters, streamed text, statistics."""
 
 import mmap
 import os
@@ -21,7 +21,7 @@ from stretto.records.sampling import SamplingConfig
 
 
 def family_of(config: PretrainedConfig) -> Family:
-    """Return the family that the checkpoint's config.json names; raise CheckpointError if it names none."""
+    """Return the family that a checkpoint's config.json names; raise CheckpointError if there is none."""
     return read_family(config.to_dict())
 
 
@@ -35,19 +35,19 @@ def partner_of(request_id: str) -> str:
     return request_id + UNCONDITIONAL_SUFFIX
 
 
-def num_guided(switches: Sequence[int], num_rows: int) -> int:
-    """Return how many of the first `num_rows` audio rows are guided.
+def num_guided(switches: Sequence[int], num_frames: int) -> int:
+    """Return how many of the first `num_frames` frames are guided.
 
     Args:
-        switches: Rows at which guidance stops, resumes, stops, and so on.
-        num_rows: Number of audio rows.
+        switches: Frames at which guidance stops, resumes, stops, and so on; guidance is on at frame 0.
+        num_frames: Number of frames.
     """
-    edges = [0, *(min(row, num_rows) for row in switches), num_rows]
+    edges = [0, *(min(frame, num_frames) for frame in switches), num_frames]
     return sum(goes - comes for comes, goes in zip(edges[::2], edges[1::2], strict=False))
 
 
 def max_blocks(num_rows: int, block_size: int, is_guided: bool) -> int:
-    """Return the most KV blocks that a reply of `num_rows` rows (prompt included) may hold."""
+    """Return the maximum number of KV blocks of a reply with `num_rows` rows, prompt included, at its end."""
     return -(-num_rows // block_size) * (2 if is_guided else 1)
 
 
@@ -56,17 +56,18 @@ KEY = "speech"
 
 @dataclass(frozen=True, slots=True)
 class SpeechParams:
-    """Parameters of one request of a reply, conditional or unconditional.
+    """Parameters of one vLLM request, conditional or unconditional.
 
     Attributes:
         task: Name of the family's task.
         sampling: Sampling options.
-        codes: Ids of streams 1 and up of every prompt row, int32 [P, S - 1].
+        codes: Ids of streams 1 to S - 1 for all prompt rows, int32 [P, S - 1].
         is_unconditional: True for the unconditional request of a CFG pair.
-        audios: Audio inputs and the prompt rows that they replace.
-        num_delayed_rows: Number of rows after the prompt in `codes`, for streams already begun when the reply begins.
-        track: Ids of the streamed text input for the first rows of the reply.
-        is_open: True if more text follows.
+        audios: Audio inputs, each with the prompt rows whose embeddings it replaces.
+        num_delayed_rows: Number of rows at the end of `codes` that belong to the reply: if the reply continues audio of
+            the prompt, its first rows contain delayed codes of that audio.
+        track: Ids of the input-only text stream for the first rows of the reply.
+        is_open: True if more of that text follows.
     """
 
     task: str
@@ -102,7 +103,7 @@ class SpeechParams:
 
     @classmethod
     def from_extra_args(cls, extra_args: dict[str, Any], num_streams: int) -> "SpeechParams":
-        """Return the parameters in `extra_args`, for rows of `num_streams` input streams."""
+        """Return the parameters in `extra_args`, written by `to_extra_args`; rows have `num_streams` streams."""
         record = extra_args[KEY]
         sampling = SamplingConfig.from_record(record["sampling"])
         codes = np.frombuffer(record["codes"], np.int32).reshape(record["num_rows"], num_streams - 1)
@@ -116,7 +117,12 @@ class SpeechParams:
 
 
 def sampling_params(prompt: Prompt, rules: SegmentRules) -> SamplingParams:
-    """Return vLLM's sampling parameters for `prompt`: its stop condition, and our parameters as extra arguments."""
+    """Return vLLM's sampling parameters for `prompt`: its stop condition, and our parameters as `extra_args`.
+
+    Args:
+        prompt: Admitted prompt with a seed.
+        rules: Rules of the family's replies.
+    """
     codes, num_delayed_rows = prompt.rows[:, 1:], 0
     if prompt.delayed_tail is not None:
         codes, num_delayed_rows = np.concatenate([codes, prompt.delayed_tail]), len(prompt.delayed_tail)
@@ -142,12 +148,12 @@ def sampling_params(prompt: Prompt, rules: SegmentRules) -> SamplingParams:
 
 @dataclass
 class SpeechRequestData(NewRequestData):
-    """vLLM's record of a newly scheduled request, extended.
+    """vLLM's record of a newly scheduled request, with our fields added.
 
     Attributes:
         params: Request parameters.
-        codes: Ids of streams 1 and up in all rows so far, prompt and reply, int32 [n, S - 1].
-        track: Streamed text input, if any.
+        codes: Ids of streams 1 to S - 1 for all rows so far, prompt and reply, int32 [n, S - 1].
+        track: Ids of the input-only text stream, if the family has one.
     """
 
     params: SpeechParams | None = None
@@ -158,18 +164,18 @@ class SpeechRequestData(NewRequestData):
     def extending(
         cls, data: NewRequestData, params: SpeechParams, codes: np.ndarray, track: Track | None = None
     ) -> "SpeechRequestData":
-        """Return `data` extended by the request's parameters, history and streamed text."""
+        """Return a copy of vLLM's `data` with the request's parameters, rows and text stream."""
         stock = {column.name: getattr(data, column.name) for column in fields(NewRequestData)}
         return cls(**stock, params=params, codes=codes, track=track)
 
 
 class TextNews(NamedTuple):
-    """Text that has arrived for a request.
+    """Streamed text that has arrived for a request since its last step.
 
     Attributes:
-        first_row: Row of the first id.
-        ids: Ids of that row and the following ones.
-        min_rows: Least number of frames of the reply, once the text is complete; None before.
+        first_row: Row of the first id; the others follow in consecutive rows.
+        ids: Token ids.
+        min_rows: Minimum number of frames of the reply, once the text is complete; None before.
     """
 
     first_row: int
@@ -179,13 +185,17 @@ class TextNews(NamedTuple):
 
 @dataclass
 class SpeechCachedRequests(CachedRequestData):
-    """vLLM's record of the running requests, extended by the text that has arrived for each."""
+    """vLLM's record of the requests that continue, with our field added.
+
+    Attributes:
+        news: Streamed text that has arrived since the last step, by request id.
+    """
 
     news: Mapping[str, TextNews] = field(default_factory=dict)
 
     @classmethod
     def extending(cls, data: CachedRequestData, news: Mapping[str, TextNews]) -> "SpeechCachedRequests":
-        """Return `data` extended by `news`."""
+        """Return a copy of vLLM's `data` with the streamed text that has arrived."""
         stock = {column.name: getattr(data, column.name) for column in fields(CachedRequestData) if column.init}
         return cls(**stock, news=news)
 
@@ -194,14 +204,14 @@ NO_CHANGE, GUIDANCE_OFF, GUIDANCE_ON = 0, 1, 2
 
 
 class Trailer(NamedTuple):
-    """Statistics of a finished reply.
+    """Statistics of a finished reply, sent as ids after its last row.
 
     Attributes:
         num_guided_frames: Number of guided frames.
         num_preemptions: Number of preemptions.
-        was_cut: 1 if a length limit ended a segment before the model did.
+        was_cut: 1 if a length limit ended a segment before the model did, else 0.
         queue_us: Time in the queue, in microseconds.
-        held_us: Time blocked on streamed text, in microseconds.
+        held_us: Time spent waiting for streamed text, in microseconds.
     """
 
     num_guided_frames: int
@@ -212,7 +222,14 @@ class Trailer(NamedTuple):
 
 
 def read_rows(ids: Sequence[int], num_streams: int) -> np.ndarray:
-    """Return the rows in `ids` as int64 [n, 1 + num_streams]: the mark, then the streams."""
+    """Return the rows in vLLM's flat output, int64 [n, 1 + S].
+
+    Column 0 is the row's guidance mark (`NO_CHANGE`, `GUIDANCE_OFF` or `GUIDANCE_ON`), the others are the streams.
+
+    Args:
+        ids: Output ids, n * (1 + S) numbers.
+        num_streams: Number of output streams, S.
+    """
     return np.array(ids, np.int64).reshape(-1, 1 + num_streams)
 
 
@@ -224,12 +241,12 @@ class EngineStats:
     """Counters (`…_total`) and gauges of a scheduler.
 
     Attributes:
-        engine_busy_seconds_total: Time with a step in flight, in seconds.
-        step_seconds: Duration of the last step, up to its output.
-        held_pairs: Guided replies whose two requests wait for each other.
+        engine_busy_seconds_total: Time with at least one step in flight, in seconds.
+        step_seconds: Time from scheduling the last step to its output, in seconds.
+        held_pairs: CFG pairs of which one request runs while the other waits.
         kv_usage: Fraction of the KV blocks in use.
-        replies_without_words: Replies blocked on text that has not arrived.
-        seconds_without_words_total: Total time that replies were blocked, in seconds.
+        replies_without_words: Replies that are waiting for streamed text.
+        seconds_without_words_total: Total time of such waits, in seconds.
     """
 
     engine_steps_total: float = 0.0
@@ -254,7 +271,10 @@ SHARES = frozenset({"kv_usage", "step_seconds"})  # averaged over schedulers; al
 
 
 class SharedStats:
-    """One line of numbers per scheduler in memory shared by two processes; each number is stored atomically."""
+    """Statistics of all schedulers in shared memory, float64 [schedulers, fields].
+
+    Each number is written atomically, but a reader may see the fields of two updates mixed.
+    """
 
     def __init__(self, path: Path, num_lines: int, descriptor: int | None = None):
         self.path, self._descriptor = path, descriptor
@@ -264,10 +284,10 @@ class SharedStats:
 
     @classmethod
     def create(cls, num_lines: int) -> "SharedStats":
-        """Create lines of zeros; call `close` once all schedulers have opened them.
+        """Create zeros for `num_lines` schedulers; call `close` once all schedulers have opened the memory.
 
-        The memory has no file name, so nothing is left over if this process is killed. Other processes of the same user
-        open it through this process's entry in /proc.
+        The memory has no file name, so nothing remains if this process is killed. Other processes of the same user open
+        it through this process's entry in /proc.
         """
         descriptor = os.memfd_create("stretto_stats", os.MFD_CLOEXEC)
         os.ftruncate(descriptor, num_lines * len(NAMES) * 8)
@@ -280,11 +300,11 @@ class SharedStats:
             self._descriptor = None
 
     def write(self, line: int, stats: EngineStats) -> None:
-        """Replace the line of one scheduler."""
+        """Write the statistics of the scheduler with index `line`."""
         self._lines[line] = [getattr(stats, name) for name in NAMES]
 
     def read(self) -> EngineStats:
-        """Return the statistics of all schedulers combined."""
+        """Return the statistics of all schedulers combined: sums, and averages of the fields in SHARES."""
         totals = self._lines.sum(0)
         values = {
             name: float(total) / (len(self._lines) if name in SHARES else 1)

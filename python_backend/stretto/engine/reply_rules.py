@@ -1,4 +1,4 @@
-"""Rules that a reply follows, its streamed text ids, and the host-side tracker of its position."""
+"""Rules of a reply: segments, lengths and end ids; and the host-side tracker of its state."""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +18,12 @@ ENDLESS = 1 << 30
 
 
 class TextUpdate(NamedTuple):
-    """Next ids of a streamed text, sent under the id of its request; `is_last` if the text is complete."""
+    """Next ids of a streamed text, sent to the engine under the id of their request.
+
+    Attributes:
+        ids: Token ids.
+        is_last: True if they complete the text.
+    """
 
     ids: list[int]
     is_last: bool
@@ -29,21 +34,21 @@ class TextUpdate(NamedTuple):
 
     @classmethod
     def from_extra_args(cls, extra_args: dict[str, Any] | None) -> "TextUpdate | None":
-        """Return the update in `extra_args`, or None if it holds none."""
+        """Return the update in `extra_args`, or None if they belong to an ordinary request."""
         return None if extra_args is None or TEXT_KEY not in extra_args else cls(*extra_args[TEXT_KEY])
 
 
 @dataclass(slots=True)
 class Track:
-    """Ids of an input-only stream: `ids` from row `first_row` on, then `pad_id`.
+    """Ids of an input-only stream (text or positions): `ids` from row `first_row` on, then `pad_id`.
 
     Attributes:
-        lane: Index of the stream among streams 1 and up.
+        lane: Index of the stream among streams 1 to S - 1.
         first_row: First row of the reply.
         ids: Ids that have arrived.
-        pad_id: Id of all rows after them.
-        is_live: True if the text arrives while it is spoken.
-        is_open: True if more ids may arrive, so that later rows are unknown.
+        pad_id: Id in all rows after them.
+        is_live: True if the text was still being streamed when the request arrived.
+        is_open: True if more ids may arrive, so that later rows are not known yet.
     """
 
     lane: int
@@ -55,23 +60,23 @@ class Track:
 
     @property
     def end(self) -> int:
-        """Row after the last row that has an id other than the pad."""
+        """Row after the last id, from which on the stream contains pads."""
         return self.first_row + len(self.ids)
 
     @property
     def num_known(self) -> int:
-        """Number of rows of the request that are known on this stream."""
+        """Number of rows whose id on this stream is known; ENDLESS once the streamed text is complete."""
         return self.end if self.is_open else ENDLESS
 
     @property
     def min_frames(self) -> int:
-        """Least number of frames of the reply: the end of a streamed text must have been read."""
+        """Minimum number of frames of the reply: a streamed text must be read to its end."""
         if not self.is_live:
             return 0
         return ENDLESS if self.is_open else len(self.ids)
 
     def fill(self, codes: np.ndarray, first: int) -> None:
-        """Write the ids into `codes` [n, S - 1], rows `first` and up, leaving prompt rows unchanged."""
+        """Write the ids to `codes` [n, S - 1], whose first row is row `first`; prompt rows are left unchanged."""
         begun = max(self.first_row - first, 0)
         at = first + begun - self.first_row
         ids = self.ids[at : at + max(0, len(codes) - begun)]
@@ -81,7 +86,7 @@ class Track:
 
 @dataclass(frozen=True)
 class SegmentRules:
-    """Constants of every reply of a family in a model of `max_model_len` rows. Positions count from 0."""
+    """Rules of replies of a family in a model of `max_model_len` rows. Positions are row indices, prompt included."""
 
     family: Family
     max_model_len: int
@@ -92,36 +97,39 @@ class SegmentRules:
 
     @cached_property
     def num_tail_rows(self) -> int:
-        """Number of rows from `end_of_audio` to `end_of_reply`; 0 if no frame is incomplete at `end_of_audio`."""
+        """Number of rows from `end_of_audio` to `end_of_reply`, in which delayed codebooks complete the last frame."""
         return self.family.tail.num_rows(self.family.layout.max_delay)
 
     @cached_property
     def num_closing_rows(self) -> int:
-        """Number of audio rows before `end_of_audio` that begin no frame of the reply."""
+        """Number of rows at the end of the audio segment that do not begin a frame of the reply."""
         return self.family.tail.num_closing_rows(self.family.layout.max_delay)
 
     @cached_property
     def audio_limit(self) -> int:
-        """Last position at which `end_of_audio` leaves room for the tail."""
+        """Last position of `end_of_audio` that leaves enough rows to complete the last frame."""
         return self.max_model_len - 1 - self.num_tail_rows
 
     @cached_property
     def audio_start_limit(self) -> int:
-        """Last position at which the audio segment may begin and leave room for one frame and the tail."""
+        """Last position of the first audio row that leaves enough rows for one complete frame."""
         return self.audio_limit - self.num_closing_rows - 1
 
     def text_limit(self, task: Task) -> int:
-        """Return the last position at which the text of `task` may end and leave room for the rest."""
+        """Return the last position at which the text of `task` may end.
+
+        One frame must fit after it if audio follows.
+        """
         if Segment.AUDIO not in task.segments:
             return self.max_model_len - 1
         return self.audio_start_limit - len(self.family.transition) - 1
 
     def end_of_text(self, task: Task) -> int | None:
-        """Return the id written into the row that closes the text of `task`, or None to keep the sampled id."""
+        """Return the id to write in the row that ends the text of `task`; None to keep the sampled id."""
         return self.family.end_of_text if Segment.AUDIO in task.segments else self.family.end_of_reply
 
     def drawn_ends_of_text(self, task: Task) -> tuple[int, ...]:
-        """Return the ids whose draw closes the text segment of `task`; empty if it has no text."""
+        """Return the ids that end the text segment of `task` when sampled; empty if the task has no text."""
         if task.segments[0] is Segment.AUDIO:
             return ()
         if self.family.drawn_ends:
@@ -132,26 +140,26 @@ class SegmentRules:
 
     @cached_property
     def drawn_ends_of_audio(self) -> tuple[int, ...]:
-        """Ids whose draw on stream 0 closes the audio segment; empty if a whole frame does."""
+        """Ids that end the audio segment when sampled on stream 0; empty if the model ends it with a special frame."""
         if self.family.end_frame:
             return ()
         return self.family.drawn_ends or (self.family.end_of_audio,)
 
     @cached_property
     def num_end_columns(self) -> tuple[int, int]:
-        """Number of end ids among the last columns of a head in audio: (stream 0, each other stream).
+        """Number of end ids in an audio head, which are its last columns: (stream 0, each other stream).
 
         They are masked until the reply has its minimum length.
         """
         return (1, 1) if self.family.staircase else (len(self.drawn_ends_of_audio), 0)
 
     def cut_of_text(self, task: Task) -> int:
-        """Return the id written into the row in which a length limit closes the text of `task`."""
+        """Return the id to write in the row in which a length limit ends the text of `task`."""
         end = self.end_of_text(task)
         return self.family.transition[0] if end is None else end
 
     def closings(self, task: Task) -> dict[int, int]:
-        """Return, for each id that closes the text of `task`, the number of rows until audio may begin."""
+        """Return the number of rows from the end of the text to the audio, by the id written at the end."""
         end, num_rows = self.end_of_text(task), 1 + len(self.family.transition)
         if end is not None:
             return {end: num_rows}
@@ -159,21 +167,21 @@ class SegmentRules:
 
     @cached_property
     def least_rows_to_audio(self) -> int:
-        """Least number of rows from the row that closes a text to the audio segment."""
+        """Minimum number of rows from the row that ends a text to the first audio row."""
         tasks = [task for task in self.family.tasks if task.segments == (Segment.TEXT, Segment.AUDIO)]
         return min((rows for task in tasks for rows in self.closings(task).values()), default=self.max_model_len)
 
     def audio_ids(self, stream: int) -> list[int]:
-        """Return, in order, all ids that output stream `stream` may carry in audio, without its end ids."""
+        """Return the sorted ids that output stream `stream` may contain in audio, without the ids that end it."""
         layout = self.family.layout
         if not any(Segment.AUDIO in task.segments for task in self.family.tasks):
             return []
         return sorted({*layout.audio[stream], *(layout.extra[stream] if layout.extra else ())})
 
     def max_guided_rows(self, sampling: SamplingConfig) -> int | None:
-        """Return the number of guided audio rows, counted from the first, or None if unlimited.
+        """Return the number of guided audio rows at the start of the audio, or None if all are guided.
 
-        Guidance ends with a whole step: if a step generates several rows, with the last of them.
+        If a step generates several rows, guidance ends with the last row of a step.
         """
         if sampling.guided_until_s is None:
             return None
@@ -183,16 +191,16 @@ class SegmentRules:
         return num_rows if schedule is None else schedule.next_step(num_rows)
 
     def schedule(self, sampling: SamplingConfig) -> BurstSchedule | None:
-        """Return the schedule of rows generated by MCTP modules, or None if the model has none."""
+        """Return the schedule of the rows that MCTP modules generate, or None if the model has no modules."""
         return None if self.family.bursts is None else self.family.bursts.schedule(sampling.schedule)
 
     def num_extra(self, schedule: BurstSchedule | None, num_prompt_rows: int, num_rows: int) -> int:
-        """Return how many rows modules generate after the row that the model generates.
+        """Return the number of rows that MCTP modules generate in a step, after the row of the backbone.
 
         Args:
-            schedule: Module schedule of the reply, or None.
+            schedule: Schedule of the reply, or None.
             num_prompt_rows: Number of prompt rows.
-            num_rows: Number of rows computed, prompt included.
+            num_rows: Number of rows computed at the end of the step, prompt included.
         """
         if schedule is None:
             return 0
@@ -200,16 +208,22 @@ class SegmentRules:
 
     @cached_property
     def max_rows_per_step(self) -> int:
-        """Largest number of rows that a reply generates, and therefore computes, in one step after its prompt."""
+        """Maximum number of rows that a step generates per reply; the next step computes as many."""
         return 1 if self.family.bursts is None else 1 + self.family.bursts.num_modules
 
     @cached_property
     def num_open_rows(self) -> int:
-        """Number of newest rows that modules may compute again, which changes their KV entries."""
+        """Number of newest rows that MCTP modules may process again, which changes the modules' KV entries for them."""
         return 0 if self.family.bursts is None else self.family.bursts.window
 
     def track(self, first_row: int, ids: Sequence[int], is_open: bool = False) -> Track | None:
-        """Return the streamed text input (or the positions) of a reply that begins at `first_row`, or None."""
+        """Return the ids of the reply's input-only stream (text or positions), or None if the family has none.
+
+        Args:
+            first_row: First row of the reply.
+            ids: Text ids in the request; unused for positions.
+            is_open: True if more text follows.
+        """
         track, positions = self.family.text_track, self.family.positions
         if positions is not None:
             known = positions.ids[: self.max_model_len - first_row]
@@ -218,14 +232,15 @@ class SegmentRules:
 
     @cached_property
     def max_entries(self) -> int:
-        """Largest number of alignment-pointer entries of a reply; 0 without a pointer."""
+        """Maximum number of text tokens that the alignment pointer moves along; 0 for families without one."""
         return self.family.script.max_entries if self.family.script else 0
 
     @cached_property
     def counted_ids(self) -> range:
-        """Contiguous ids of stream 0 that a repetition penalty may count.
+        """Contiguous ids of stream 0 to which a repetition penalty applies.
 
-        These are the text ids or, if the family writes no text, the codes and the ids that may replace them.
+        These are the text ids or, for families that generate no text, the codes and the adjacent ids that may replace
+        them.
         """
         if self.num_text_ids:
             return range(self.num_text_ids)
@@ -247,7 +262,9 @@ TEXT, TRANSITION, AUDIO, TAIL, INTERLEAVED = Segment
 
 @dataclass(slots=True)
 class SegmentTracker:
-    """Segment state of one reply after the tokens pushed so far; host twin of `worker.segment_state.SegmentState`.
+    """Segment state of one reply after the tokens of stream 0 pushed so far.
+
+    `worker.segment_state.SegmentState` does the same for all rows of a batch.
 
     Attributes:
         position: Index of the next row.
@@ -255,9 +272,9 @@ class SegmentTracker:
         audio_start: Position of the first audio row, or UNKNOWN.
         audio_end: Position of `end_of_audio`, or UNKNOWN.
         script: Spoken tokens of the text segment, which the alignment pointer moves along.
-        pointer: Number of the entry being spoken, from 1; 0 before the first.
+        pointer: Number of the token in `script` that is being spoken, from 1; 0 before the first.
         num_interleaved: Number of codes of an interleaved reply.
-        first_end: Position of the first row in which stream 0 sampled its own end, for families with per-stream ends.
+        first_end: First position at which stream 0 sampled its EOS id, for families with BOS and EOS ids per stream.
         segment: Segment of the next row.
     """
 
@@ -283,14 +300,14 @@ class SegmentTracker:
 
     @property
     def num_frames(self) -> int:
-        """Number of frames begun, without those that stay incomplete if the audio ends here."""
+        """Number of frames begun, not counting those that would stay incomplete if the audio ended here."""
         if self.audio_start == UNKNOWN:
             return self.num_interleaved
         stop = self.position if self.audio_end == UNKNOWN else self.audio_end
         return max(0, stop - self.audio_start - self.rules.num_closing_rows) // self.rules.family.rows_per_frame
 
     def push(self, token_id: int) -> Segment:
-        """Process the token of the next row and return the segment of that row."""
+        """Advance by one row with this token on stream 0, and return the segment of that row."""
         segment = self.segment
         if segment is AUDIO:
             self._push_audio(token_id)

@@ -1,4 +1,4 @@
-"""One reply in the front end: streamed text in; frames of codes and text chunks out."""
+"""Front-end side of one reply: streamed text to the engine, and rows to chunks of frames and text."""
 
 import asyncio
 import sys
@@ -25,7 +25,15 @@ from stretto.streams.layout import Segment, StreamLayout, Undelayer
 
 
 class FrameCodes:
-    """Codes of some streams of a reply, frame by frame; `num_taken` counts the frames requested so far."""
+    """Conversion of a reply's rows to frames: undoes the delay pattern, and subtracts each codebook's first id.
+
+    Args:
+        family: Family of the model.
+        streams: Streams whose codes are returned.
+
+    Attributes:
+        num_taken: Number of frames requested from `pop_frames` so far.
+    """
 
     def __init__(self, family: Family, streams: Sequence[int]):
         layout = family.layout
@@ -40,19 +48,19 @@ class FrameCodes:
         self.num_taken = 0
 
     def push(self, rows: np.ndarray) -> None:
-        """Add rows, [n, S]."""
+        """Append rows of all output streams, [n, S]."""
         self._undelayer.push(rows[:, self._streams])
 
     @property
     def num_ready(self) -> int:
-        """Number of complete frames."""
+        """Number of complete frames, those already returned included."""
         return self._undelayer.num_ready // self._rows_per_frame
 
     def pop_frames(self, num_frames: int) -> np.ndarray | None:
         """Return the codes of the next `num_frames` frames, int32 [K, n].
 
-        An id that is no code, such as a pad, is replaced by the nearest code. For families that leave such frames out,
-        n may be smaller, and the result is None if no frame remains.
+        An id that is not a code, such as a pad, is replaced by the nearest code. Families with `leaves_out_extra` omit
+        such frames instead: n may then be smaller, and the result is None if no frame remains.
         """
         first = self.num_taken
         self.num_taken += num_frames
@@ -74,25 +82,25 @@ class FrameCodes:
         return codes[:, is_heard] if is_heard.any() else None
 
     def heard_at(self, frame: int) -> int:
-        """Return the index, among the frames that were kept, of `frame` or the next kept frame."""
+        """Return the index of `frame`, or of the next frame that was not omitted, among those that were not."""
         return frame - bisect_left(self._left_out, frame)
 
 
 PATIENCE_S = 30.0  # between two writes; a blocked reply occupies KV blocks
-LONGEST_S = 600.0  # from the first to the last write; bounds clients that keep writing nothing
+LONGEST_S = 600.0  # from the start to the last write; also limits clients that keep writing empty text
 
 
 class TextFeed:
-    """Streamed text of one reply; its ids are sent to the engine in order under the reply's request id.
+    """Streamed text of one reply; its ids are sent to the engine in order, under the id of the request.
 
-    The reply is aborted if nothing is written for `patience_s`, or if the text has no end after `longest_s`.
+    The reply is aborted if nothing is written for `patience_s`, or if the text is not complete after `longest_s`.
 
     Args:
         engine: vLLM engine.
-        request_id: Id of the reply.
+        request_id: Id of the request.
         num_ids: Number of ids already sent with the prompt.
-        room: Number of ids that may follow, not counting the end id, which always fits.
-        patience_s: Longest time between two writes, in seconds.
+        room: Maximum number of further ids, not counting the end id.
+        patience_s: Maximum time between two writes, in seconds.
     """
 
     longest_s = LONGEST_S
@@ -109,7 +117,11 @@ class TextFeed:
         self._wait()
 
     async def write(self, ids: Sequence[int], is_last: bool) -> None:
-        """Append `ids` (the last one being the end id if `is_last`); raise InvalidRequest if too long or complete."""
+        """Append ids; if `is_last`, the final one is the text's end id.
+
+        Raises:
+            InvalidRequest: If the text is complete already, or becomes too long.
+        """
         if self._is_complete:
             raise InvalidRequest("text", "no more text, because it is complete", f"{len(ids)} tokens")
         if len(ids) - is_last > self._room:
@@ -123,17 +135,17 @@ class TextFeed:
             await self._send()
 
     async def begin(self) -> None:
-        """Send the ids written so far, now that the engine has the reply."""
+        """Send the ids written so far; called when the engine has accepted the request."""
         if not self._has_begun:
             self._has_begun = True
             await self._send()
 
     def is_awaited(self, num_rows: int) -> bool:
-        """Return True if a reply of `num_rows` rows is blocked until more text is written."""
+        """Return True if a reply of `num_rows` rows can continue only when more text is written."""
         return not self._is_complete and num_rows > self._num_ids
 
     def check(self) -> None:
-        """Raise InvalidRequest if the reply was aborted because no text, or no end, arrived in time."""
+        """Raise InvalidRequest if the reply was aborted because text, or its end, did not arrive in time."""
         if self._is_silent and self._left_s <= 0:
             raise InvalidRequest("text", f"its end within {self.longest_s:g} s of its start", "none")
         if self._is_silent:
@@ -174,7 +186,7 @@ class TextFeed:
 
 
 class _NoText:
-    """Null object for a reply whose text was complete from the start."""
+    """Null object in place of a `TextFeed`, for replies without streamed text."""
 
     async def begin(self) -> None:
         """Do nothing."""
@@ -198,16 +210,21 @@ TEXT, TRANSITION, INTERLEAVED = Segment.TEXT, Segment.TRANSITION, Segment.INTERL
 
 
 def reference_chunk(rows: np.ndarray, layout: StreamLayout) -> LMChunk:
-    """Return the first chunk of a cloned voice: the codes of the prompt's last rows [n, S], as decoder context."""
+    """Return the first chunk of a reply with a cloned voice: the reference's codes, which give the decoder its context.
+
+    Args:
+        rows: Prompt rows of the reference, [n, S].
+        layout: Stream layout of the family.
+    """
     streams = list(layout.codebook_streams)
     codes = rows[:, streams].T - np.asarray([[layout.audio[stream].start] for stream in streams])
     return LMChunk(Chunk(0, Segment.AUDIO, num_reference_frames=len(rows)), codes.astype(np.int32))
 
 
 def first_chunk(prompt: Prompt, family: Family) -> LMChunk | None:
-    """Return the chunk that the decoder needs before a reply, or None.
+    """Return the chunk that the decoder needs before the reply's own chunks, or None.
 
-    It holds the reference frames or, if the decoder fills in codebooks, the rows of the whole prompt.
+    It contains the frames of a voice reference or, if a model in the decoder fills in codebooks, all prompt rows.
     """
     if family.num_filled_codebooks:
         return LMChunk(Chunk(0, Segment.AUDIO, is_prompt=True), np.ascontiguousarray(prompt.rows.T, np.int32))
@@ -217,18 +234,19 @@ def first_chunk(prompt: Prompt, family: Family) -> LMChunk | None:
 
 
 class Utterance:
-    """Conversion of a reply's rows to chunks; text is sent at word ends, frames when the pacer allows.
+    """Conversion of a reply's rows to chunks. Text is sent at the end of a word, frames when the pacer permits.
 
     Args:
         tracker: Segment tracker of the reply.
         words: Words of the prompt, for word timestamps.
         codec: Text codec of the family.
         pacer: Decides when frames are sent.
-        with_codes: Include the codes of all output streams in the chunks.
+        with_codes: True to include the codes of all output streams in the chunks.
 
     Attributes:
+        guidance_changes: All guidance changes so far, by frame.
         num_chunks: Number of chunks so far, including one sent before the reply.
-        voice: Index of the codec's voice, named in each chunk.
+        voice: Index of the codec's voice, sent with each chunk.
     """
 
     def __init__(
@@ -258,13 +276,14 @@ class Utterance:
 
     @property
     def num_sent_frames(self) -> int:
-        """Number of frames sent or left out."""
+        """Number of frames that were sent or omitted."""
         return self._frames.num_taken
 
     def push(self, rows: np.ndarray) -> Iterator[LMChunk]:
-        """Process rows in the format of `read_rows` and yield the chunks that they complete.
+        """Process rows in the format of `read_rows`, and yield the chunks that they complete.
 
-        If chunks must be the same in every run, rows are processed one by one.
+        With a deterministic chunk policy, rows are processed one at a time, so that chunks do not depend on how rows
+        arrive.
         """
         for part in np.split(rows, len(rows)) if self._pacer.policy.deterministic else [rows]:
             yield from self._push(part)
@@ -305,9 +324,9 @@ class Utterance:
         yield from self._heard(INTERLEAVED)
 
     def _heard(self, segment: Segment) -> Iterator[LMChunk]:
-        """Yield chunks of the frames that are due.
+        """Yield chunks of the frames that the pacer releases.
 
-        No chunk is sent if all of its frames are left out; a later chunk reports guidance changes at them.
+        If all frames of a chunk are omitted, no chunk is sent; guidance changes at them are reported by a later chunk.
         """
         while size := self._pacer.num_to_send(self._num_ready):
             if (codes := self._frames.pop_frames(size)) is not None:
@@ -317,12 +336,12 @@ class Utterance:
         return self._reader.end() if token_id == self._family.end_of_reply else self._reader.push(token_id)
 
     def _mark(self, frame: int) -> None:
-        """Record the word, or pause, that begins at `frame`."""
+        """Record the word, or the pause, that begins at `frame`."""
         if self._entry_words is None:
             self._entry_words = self._codec.words(self._text)
             spoken = {word for word in self._entry_words if word is not None}
             if len(spoken) != len(self._words):
-                self._entry_words = []  # the model generated other words than the prompt's
+                self._entry_words = []  # the model generated other words than those of the prompt
         entry = self.tracker.pointer - 1
         if entry >= len(self._entry_words):
             return
@@ -334,13 +353,13 @@ class Utterance:
 
     @property
     def _num_ready(self) -> int:
-        """Number of complete frames of the reply not sent yet."""
+        """Number of complete frames of the reply that were not sent yet."""
         if self.tracker.audio_end < 0:
             return self._frames.num_ready
         return min(self._frames.num_ready, self.tracker.num_frames - self.num_sent_frames)
 
     def _sent(self, chunk: Chunk, codes: np.ndarray | None) -> LMChunk:
-        """Return the chunk with the codebook codes for the decoder and, on request, all codes for the client."""
+        """Return `chunk` with codes [K, T] for the decoder and, if requested, with the codes of all streams."""
         if codes is None or not self._with_codes:
             return LMChunk(chunk, codes)
         return LMChunk(replace(chunk, output_codes=tuple(map(tuple, codes.tolist()))), codes[self._codebooks])
@@ -354,13 +373,16 @@ class Utterance:
         return self._sent(chunk, codes)
 
     def _changes_before(self, frame: int) -> tuple[GuidanceChange, ...]:
-        """Return the unreported guidance changes before `frame`, as indices of kept frames."""
+        """Return the guidance changes before `frame` that were not reported yet.
+
+        Their frame indices do not count omitted frames.
+        """
         changes = [change for change in self.guidance_changes[self._num_told :] if change.frame < frame]
         self._num_told += len(changes)
         return tuple(replace(change, frame=self._frames.heard_at(change.frame)) for change in changes)
 
     def finish(self, report: Report) -> LMChunk:
-        """Return the last chunk, with the rest of the reply and the report."""
+        """Return the last chunk: the remaining text and frames, and the report."""
         segment = Segment.TAIL if self.tracker.audio_start >= 0 else self.tracker.segment
         text = "" if segment is Segment.TAIL else self._reader.end()
         codes = self._frames.pop_frames(self._num_ready) if self._num_ready > 0 else None

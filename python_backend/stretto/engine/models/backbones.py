@@ -34,18 +34,18 @@ from stretto.engine.worker.predictors import GeneratedRows
 
 
 class StrettoLlamaForCausalLM(MultiStreamMixin, LlamaForCausalLM):
-    """Llama with several streams per row, under the architecture name in config.json."""
+    """Llama with several streams per row; config.json names it as its architecture."""
 
 
 class StrettoQwen2ForCausalLM(MultiStreamMixin, Qwen2ForCausalLM):
-    """Qwen2 with several streams per row, under the architecture name in config.json.
+    """Qwen2 with several streams per row and optional MCTP modules; config.json names it as its architecture.
 
-    MCTP modules are decoder layers after those of the backbone, named as in published files: module k is
-    `model.layers.{L + k}`, `mtp_projs.{k}`, `mtp_embed_norms.{k}` and `mtp_hidden_norms.{k}`; `model.norm` and
-    `lm_head` are shared. The backbone runs its L = `num_hidden_layers` layers only.
+    MCTP modules are decoder layers after the L = `num_hidden_layers` layers of the backbone, which does not run them.
+    Their tensors have the published names: for module k `model.layers.{L + k}`, `mtp_projs.{k}`, `mtp_embed_norms.{k}`
+    and `mtp_hidden_norms.{k}`. All modules share `model.norm` and `lm_head`.
 
     Attributes:
-        rows_hidden: Last hidden states of a step's rows, valid until the next step.
+        rows_hidden: Last hidden states of the step's rows, [max rows, H], valid until the next step.
     """
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
@@ -75,7 +75,7 @@ class StrettoQwen2ForCausalLM(MultiStreamMixin, Qwen2ForCausalLM):
         self.rows_hidden = torch.zeros(max_rows, size, dtype=dtype)
 
     def forward(self, *args: Any, **inputs: Any) -> Any:
-        """Run the backbone and keep its hidden states for the modules, at a fixed address."""
+        """Run the backbone and copy its hidden states to `rows_hidden`, from which the modules read."""
         hidden = super().forward(*args, **inputs)
         if self.family.bursts is not None:
             self.rows_hidden[: len(hidden)].copy_(hidden)
@@ -84,13 +84,13 @@ class StrettoQwen2ForCausalLM(MultiStreamMixin, Qwen2ForCausalLM):
     def run_module(self, k: int, embeds: torch.Tensor, hidden: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Return the output of module k, [N, H].
 
-        Rotary positions are those of the embedded rows, as published.
+        As published, rotary positions are those of the embedded rows, not of the processed ones.
 
         Args:
-            k: Number of the module.
-            embeds: Embeddings of the rows k + 1 after the processed ones, [N, H].
-            hidden: Output of module k - 1, [N, H].
-            positions: Positions of the processed rows, [N].
+            k: Index of the module.
+            embeds: Embeddings of the rows k + 1 positions after the processed ones, [N, H].
+            hidden: Output of module k - 1, or of the backbone if k is 0, [N, H].
+            positions: Positions of the processed rows, int [N].
         """
         both = torch.cat([self.mtp_embed_norms[k](embeds), self.mtp_hidden_norms[k](hidden)], -1)
         layer = self.model.layers[self.model.config.num_hidden_layers + k]
@@ -99,29 +99,29 @@ class StrettoQwen2ForCausalLM(MultiStreamMixin, Qwen2ForCausalLM):
         return states
 
     def module_attention(self) -> set[str]:
-        """Return the names of the modules' attention layers in vLLM."""
+        """Return vLLM's names of the modules' attention layers."""
         assert self.family.bursts is not None
         first = self.model.config.num_hidden_layers
         layers = itertools.islice(self.model.layers, first, first + self.family.bursts.num_modules)
         return {layer.self_attn.attn.layer_name for layer in layers}
 
     def row_predictor(self, said: GeneratedRows, vllm_config: VllmConfig) -> ModuleRows:
-        """Return the predictor of further rows, made of the modules."""
+        """Return the predictor that runs the modules (see `RowPredictor`)."""
         assert self.family.bursts is not None
         return ModuleRows(self, said, self.family.bursts, vllm_config)
 
 
 class StrettoQwen3ForCausalLM(MultiStreamMixin, Qwen3ForCausalLM):
-    """Qwen3 with several streams per row, under the architecture name in config.json."""
+    """Qwen3 with several streams per row; config.json names it as its architecture."""
 
 
 # Type-checked against Llama, whose base classes vLLM lists in another order.
 class StrettoQwen3MoeForCausalLM(MultiStreamMixin, Qwen3MoeForCausalLM):  # type: ignore[misc, metaclass]
-    """Qwen3-MoE with several streams per row, under the architecture name in config.json."""
+    """Qwen3-MoE with several streams per row; config.json names it as its architecture."""
 
 
 class ShardedNorm(nn.Module):
-    """RMS norm over `size` features, split over the ranks: [..., size / ranks] -> the same."""
+    """RMSNorm over `size` features split across tensor-parallel ranks: [..., size / ranks] -> the same shape."""
 
     def __init__(self, size: int, eps: float):
         super().__init__()
@@ -136,19 +136,19 @@ class ShardedNorm(nn.Module):
         parameter.data.copy_(loaded.chunk(self._ranks)[self._rank])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return `x` divided by its root mean square, times the weight, computed in float32."""
+        """Apply the norm to this rank's part of the features; the mean square is computed over all ranks in float32."""
         wide = x.float()
         squares = tensor_model_parallel_all_reduce(wide.square().sum(-1, keepdim=True))
         return (self.weight * wide * torch.rsqrt(squares / self._size + self._eps)).to(x.dtype)
 
 
 def full_width_norm(size: int, eps: float) -> nn.Module:
-    """Return an RMS norm over `size` features; on one rank it is vLLM's, a single GPU kernel."""
+    """Return an RMSNorm over `size` features: vLLM's own layer on one rank, `ShardedNorm` on several."""
     return ShardedNorm(size, eps) if get_tensor_model_parallel_world_size() > 1 else RMSNorm(size, eps=eps)
 
 
 class Olmo2Attention(Qwen3Attention):
-    """Qwen3's attention with queries and keys normalised over all heads together."""
+    """Attention of OLMo 2: Qwen3's, but with query and key norms over all heads together instead of per head."""
 
     def __init__(self, config: Olmo2Config, **layer_args: Any):
         set_default_rope_theta(config, default_theta=500000)
@@ -178,7 +178,7 @@ class Olmo2Attention(Qwen3Attention):
 
 
 class Olmo2DecoderLayer(nn.Module):
-    """Attention and MLP, each normalised before the residual sum."""
+    """Decoder layer of OLMo 2: the outputs of attention and MLP are normalised before they are added."""
 
     def __init__(
         self,
@@ -203,7 +203,7 @@ class Olmo2DecoderLayer(nn.Module):
     def forward(
         self, positions: torch.Tensor, hidden_states: torch.Tensor, residual: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the MLP output and the residual, which the next layer or the last norm adds."""
+        """Return the MLP's output and the residual, [N, H] each; the next layer or the final norm adds them."""
         entered = hidden_states if residual is None else hidden_states + residual
         attended = entered + self.post_attention_layernorm(self.self_attn(positions, entered))
         return self.post_feedforward_layernorm(self.mlp(attended)), attended
@@ -213,14 +213,14 @@ class Olmo2DecoderLayer(nn.Module):
     dynamic_arg_dims={"input_ids": 0, "positions": -1, "intermediate_tensors": 0, "inputs_embeds": 0}
 )
 class Olmo2Model(Qwen2Model):
-    """Embeddings, layers and the last norm."""
+    """OLMo 2 without its head: embeddings, layers and the final norm."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__(vllm_config=vllm_config, prefix=prefix, decoder_layer_type=Olmo2DecoderLayer)
 
 
 class Olmo2ForCausalLM(Qwen3ForCausalLM):
-    """Model with its head, as one pipeline stage."""
+    """OLMo 2 with its LM head. All layers are on one rank: no pipeline parallelism."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         nn.Module.__init__(self)
@@ -237,4 +237,4 @@ class Olmo2ForCausalLM(Qwen3ForCausalLM):
 
 
 class StrettoOlmo2ForCausalLM(MultiStreamMixin, Olmo2ForCausalLM):
-    """OLMo 2 with several streams per row, under the architecture name in config.json."""
+    """OLMo 2 with several streams per row; config.json names it as its architecture."""

@@ -1,7 +1,7 @@
-"""Depth transformer: a few layers over the codebooks of one frame, complete on every rank.
+"""Depth transformer: a few layers over the codebooks of one frame, replicated on every rank.
 
-Keys and values are in one buffer that is allocated once and overwritten position by position for every frame. A step
-therefore has the same launches on the same addresses for any batch, and CUDA graphs can hold it.
+Keys and values are in one buffer that is allocated once and overwritten for every frame, position by position. A step
+therefore launches the same kernels at the same addresses for any batch, as CUDA graphs require.
 """
 
 from collections.abc import Callable, Iterable
@@ -29,13 +29,22 @@ def _weight(*shape: int) -> nn.Parameter:
 
 
 class DepthTransformer(nn.Module):
-    """Layers of `spec` and their inputs and outputs, for S streams of C codes, E end ids and rows of width W.
+    """Depth transformer with its input projection, embeddings and heads.
+
+    S: streams, C: codes per stream, E: end ids of stream 0, W: width of the backbone, H: width of these layers.
+
+    Args:
+        spec: Sizes of the layers.
+        num_streams: S.
+        num_codes: C.
+        num_ends: E.
+        width: W.
 
     Attributes:
-        first_head: Head of stream 0 over the row's hidden state, [C + E, W].
-        project: Projection of that state to position 0, [H, W].
+        first_head: Head of stream 0, applied to the backbone's hidden state, [C + E, W].
+        project: Projection of that hidden state to position 0, [H, W]; the identity for some models.
         embed: Embeddings of the codes of streams 0 to S - 2, [(S - 1) * C, H].
-        heads: Heads of streams 1 and up, [S - 1, C, H].
+        heads: Heads of streams 1 to S - 1, [S - 1, C, H].
     """
 
     def __init__(self, spec: DepthSpec, num_streams: int, num_codes: int, num_ends: int, width: int):
@@ -51,9 +60,9 @@ class DepthTransformer(nn.Module):
         self.layers = nn.ModuleList(_Layer(spec) for _ in range(spec.num_layers))
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Load weights by their checkpoint names.
+        """Load weights by their checkpoint names and return the names of the parameters loaded.
 
-        Query, key and value (and gate and up) projections are separate there.
+        Checkpoints have separate query, key and value (and gate and up) projections, which are fused here.
         """
         parameters, loaded = dict(self.named_parameters()), set[str]()
         for name, tensor in weights:
@@ -68,7 +77,7 @@ class DepthTransformer(nn.Module):
         return loaded
 
     def prepare(self, max_rows: int) -> None:
-        """Allocate keys and values for up to `max_rows` rows."""
+        """Allocate the buffer of keys and values for batches of up to `max_rows` rows."""
         spec, like = self.spec, self.embed
         shape = spec.num_layers, 2, max_rows, spec.num_kv_heads, self.num_positions, spec.head_dim
         self._kv = like.new_zeros(shape)
@@ -76,16 +85,32 @@ class DepthTransformer(nn.Module):
         self._first_positions = self._positions[:2].T.reshape(-1).contiguous()
 
     def begin(self, hidden: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
-        """Return the states [N, H] that predict stream 1, given hidden states [N, W] and the codes [N] of stream 0."""
+        """Process positions 0 and 1 of a frame, and return the states [N, H] that predict the codes of stream 1.
+
+        Args:
+            hidden: The backbone's hidden states, [N, W].
+            code: Codes of stream 0, as rows of `embed`, [N].
+        """
         x = torch.stack([self.project(hidden), F.embedding(code, self.embed)], 1)
         return self._read(x.flatten(0, 1), 0, self._first_positions[: 2 * len(hidden)])[1::2]
 
     def next(self, code: torch.Tensor, position: int) -> torch.Tensor:
-        """Return the states [N, H] that predict stream `position`, given the previous codes [N] as rows of `embed`."""
+        """Process one position of a frame, and return the states [N, H] that predict the codes of stream `position`.
+
+        Args:
+            code: Codes of stream `position` - 1, as rows of `embed`, [N].
+            position: Position in the frame, from 2.
+        """
         return self._read(F.embedding(code, self.embed), position, self._positions[position, : len(code)])
 
     def _read(self, x: torch.Tensor, first: int, positions: torch.Tensor) -> torch.Tensor:
-        """Pass rows x [N * T, H] of T positions from `first` on, grouped by row, through all layers."""
+        """Return the output of all layers, [N * T, H].
+
+        Args:
+            x: Inputs at T consecutive positions of each row, [N * T, H], grouped by row.
+            first: First of these positions.
+            positions: Rotary positions, [N * T].
+        """
         residual = torch.zeros_like(x)
         for layer, kv in zip(self.layers, self._kv, strict=True):
             x, residual = layer(x, residual, kv, first, positions, self.rotary)
@@ -117,7 +142,10 @@ class _Layer(nn.Module):
         positions: torch.Tensor,
         rotary: nn.Module,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the layer's output and the residual sum; keys and values are stored in kv [2, max N, heads, P, D]."""
+        """Return the layer's output and the residual.
+
+        Store keys and values in `kv`, [2, max N, heads, positions, D].
+        """
         x, residual = self.input_layernorm(x, residual)
         query, key, value = self.qkv_proj(x).split(self._widths, 1)
         if self.spec.has_head_norms:

@@ -1,4 +1,4 @@
-"""Multi-stream embedding, output and strict weight loading for vLLM's causal language models."""
+"""Embeddings of several streams, and strict weight loading, for vLLM's causal language models."""
 
 from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
@@ -30,10 +30,15 @@ Weights = Iterable[tuple[str, Tensor]]
 
 
 def load_strictly(model: nn.Module, load: Callable[[Weights], set[str]], weights: Weights) -> set[str]:
-    """Return the result of `load` for `weights`.
+    """Call `load` with `weights`, and return the names of the loaded parameters.
+
+    Args:
+        model: Model whose parameters are loaded.
+        load: vLLM's loading function.
+        weights: Tensors with their checkpoint names.
 
     Raises:
-        CheckpointError: If a tensor's shape does not match, or parts of fused parameters are missing.
+        CheckpointError: If a tensor's shape does not match, or a part of a fused parameter is missing.
     """
     seen: dict[str, list[int]] = {}
 
@@ -54,7 +59,7 @@ def load_strictly(model: nn.Module, load: Callable[[Weights], set[str]], weights
 
 
 def fused_parts(model: nn.Module) -> Iterator[str]:
-    """Yield the checkpoint names of the parts of fused weights and biases."""
+    """Yield the checkpoint names of the tensors from which the model's fused parameters are loaded."""
     for name, parameter in model.named_parameters():
         module, _, kind = name.rpartition(".")
         for part in EXPERTS.get(kind, ()):
@@ -66,7 +71,7 @@ def fused_parts(model: nn.Module) -> Iterator[str]:
 
 
 class StreamBias(nn.Module):
-    """Bias added to the hidden state before each stream's head, [S, H], applied by `StreamHeads`."""
+    """Bias per stream, [S, H], added to the hidden state before the stream's head (applied by `StreamHeads`)."""
 
     def __init__(self, num_streams: int, width: int):
         super().__init__()
@@ -74,7 +79,7 @@ class StreamBias(nn.Module):
 
 
 class AudioHead(nn.Module):
-    """Heads of all streams in audio, [n, H], for models without a head over the vocabulary. Complete on every rank."""
+    """Heads of all streams, [n, H], for models whose LM head does not cover the codes; replicated on every rank."""
 
     def __init__(self, size: int, width: int):
         super().__init__()
@@ -82,9 +87,9 @@ class AudioHead(nn.Module):
 
 
 class MultiStreamMixin(Decoder):
-    """Mix-in that sums the embeddings of a row's streams.
+    """Mix-in that feeds a model with the sum of the embeddings of all streams of a row.
 
-    The sampler, which knows each row's segment, applies the heads.
+    The heads are applied by the sampler, which knows whether a row is text or audio.
     """
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
@@ -112,7 +117,7 @@ class MultiStreamMixin(Decoder):
 
     @staticmethod
     def get_model_state_cls() -> type:
-        """Return the class of the per-request state (vLLM's hook)."""
+        """Return the class of the model's per-request state (vLLM's hook)."""
         from stretto.engine.worker.model_state import SpeechModelState
 
         return SpeechModelState
@@ -127,16 +132,16 @@ class MultiStreamMixin(Decoder):
         heard: torch.Tensor | None = None,
         is_heard: torch.Tensor | None = None,
     ) -> Any:
-        """Return the hidden states, [N, H].
+        """Return the backbone's hidden states, [N, H].
 
         Args:
-            input_ids: Unused; vLLM's ids of stream 0.
+            input_ids: Ids of stream 0 from vLLM; unused if `inputs_embeds` is given.
             positions: Positions of the rows, [N].
-            intermediate_tensors: Unused; for pipeline parallelism.
+            intermediate_tensors: For pipeline parallelism, which is not supported.
             inputs_embeds: Buffer for the embedded rows, [N, H]; a piecewise CUDA graph reads it at a fixed address.
-            rows: Ids of all input streams, [N, S], stream 0 first.
+            rows: Ids of all input streams, [N, S], stream 0 first; None if the buffer is filled already.
             heard: Embedded audio input, [N, H].
-            is_heard: True for rows that the audio input replaces, [N, 1].
+            is_heard: True for rows whose embeddings the audio input replaces, bool [N, 1].
         """
         if rows is not None:
             assert inputs_embeds is not None
@@ -147,22 +152,30 @@ class MultiStreamMixin(Decoder):
         return self.model(ids, positions, intermediate_tensors, inputs_embeds, **self.layer_inputs(rows))
 
     def layer_inputs(self, rows: torch.Tensor | None) -> dict[str, torch.Tensor]:
-        """Return further inputs of the backbone's layers for `rows` [N, S], at fixed addresses."""
+        """Return additional keyword arguments of the backbone, derived from `rows` [N, S].
+
+        Tensors need fixed addresses.
+        """
         return {}
 
     def embed_rows(self, rows: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-        """Write the sum of all streams' embeddings, [N, S], to `out` [N, H]; a silent pad counts on stream 0 only."""
+        """Write the sum of the embeddings of all streams of each row to `out`, and return it.
+
+        Args:
+            rows: Ids of all input streams, [N, S]. A silent pad contributes on stream 0 only.
+            out: Output buffer, [N, H].
+        """
         table, layout = self.model.embed_tokens, self.family.layout
         if table.tp_size > 1:
             return out.copy_(tensor_model_parallel_all_reduce(self._embed_own(rows)))
         return embed_rows(table.get_parameter("weight"), rows, layout.pad_id, layout.pad_is_silent, out)
 
     def embed_audio(self, features: torch.Tensor) -> torch.Tensor:
-        """Return the embedded rows [N, H] of one audio input with features [F, M]."""
+        """Return the embedding rows [N, H] of one audio input, given its log-mel features [F, M]."""
         return self._encoder.embed_audio(self.audio_tower, self.adaptor, features)
 
     def _embed_own(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return this rank's part of the embedded rows [N, H]; one all-reduce then serves all streams."""
+        """Return the sum over the ids in this rank's part of the vocabulary, [N, H]; an all-reduce completes it."""
         table, layout = self.model.embed_tokens, self.family.layout
         start, stop = table.shard_indices.org_vocab_start_index, table.shard_indices.org_vocab_end_index
         is_own = (rows >= start) & (rows < stop)
@@ -173,9 +186,9 @@ class MultiStreamMixin(Decoder):
         return F.embedding_bag(own_ids, weight, mode="sum", per_sample_weights=is_own.to(weight.dtype))
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Load weights as vLLM does, and refuse missing, unknown or misshapen tensors."""
+        """Load weights as vLLM does; raise CheckpointError for missing tensors or wrong shapes."""
         return load_strictly(self, super().load_weights, weights)
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Return the hidden states unchanged, because the head depends on the row's segment (`StreamHeads`)."""
+        """Return the hidden states unchanged; the sampler applies the head that fits each row (`StreamHeads`)."""
         return hidden_states

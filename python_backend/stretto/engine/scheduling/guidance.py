@@ -1,4 +1,4 @@
-"""Guidance policies `until_s` and `adaptive`, and the measured step load that they depend on."""
+"""Guidance policies `until_s` and `adaptive`, and the measured step time on which `adaptive` depends."""
 
 import math
 import time
@@ -11,18 +11,27 @@ from stretto.engine.scheduling.planner import KvBlocks
 from stretto.engine.scheduling.request_table import RequestState, RequestTable
 from stretto.streams.layout import Segment
 
-# Steps to average after a change before the next one: 0.3 s of audio at 25 Hz.
+# Minimum number of steps averaged after a change before requests are removed: 0.3 s of audio at 25 Hz.
 SETTLE_STEPS = 8
-# Steps to average before an unconditional request is re-created, one at a time: each costs a prefill.
+# Minimum number of steps averaged before one unconditional request is re-created, which costs a prefill.
 RESTORE_STEPS = 16
 # Window of the average, long enough that one long prompt does not look like overload.
 AVERAGED_STEPS = 16
-# Largest predicted step time, relative to the frame period, with one more request; the rest is for arrivals and noise.
+# Maximum predicted step time with one more request, relative to the row period. The rest is left for new requests.
 RESTORE_BELOW = 0.85
 
 
 class StepLoad:
-    """Moving average of the step time; `period_s` is infinite for a family without a frame rate."""
+    """Moving average of the step time, compared with the time of one row of audio.
+
+    Args:
+        row_rate: Audio rows per second; 0 if unknown.
+        clock: Monotonic clock in seconds.
+
+    Attributes:
+        period_s: Duration of one audio row in seconds; infinite if unknown.
+        step_s: Average step time in seconds.
+    """
 
     def __init__(self, row_rate: float, clock: Callable[[], float] = time.perf_counter):
         self.period_s = 1 / row_rate if row_rate > 0 else math.inf
@@ -32,7 +41,11 @@ class StepLoad:
         self._began_s: float | None = None
 
     def begin_step(self, is_counted: bool) -> None:
-        """Record the start of a step, which ends the previous one unless that was empty (see `end_schedule`)."""
+        """Record the start of a step, and thereby the duration of the previous one.
+
+        Args:
+            is_counted: False to exclude the previous step from the average.
+        """
         now = self.clock()
         if is_counted and self._began_s is not None:
             self._num_steps += 1
@@ -40,14 +53,21 @@ class StepLoad:
         self._began_s = now
 
     def end_schedule(self, num_rows: int) -> None:
-        """Record that a step of `num_rows` rows was scheduled; after an empty one the engine may sleep."""
+        """Record that a step of `num_rows` rows was scheduled.
+
+        An empty one is not timed, because the engine may sleep.
+        """
         if num_rows == 0:
             self._began_s = None
 
     def excess(self, num_rows: int) -> int:
-        """Return how many unconditional requests to remove (or, if negative, re-create) at `num_rows` decoding rows."""
+        """Return how many unconditional requests to remove; -1 if one can be re-created, and 0 for no change.
+
+        Args:
+            num_rows: Number of running requests.
+        """
         if self.step_s > self.period_s and self._num_steps >= SETTLE_STEPS:
-            # Assumes step time proportional to rows, which removes too few; the next decision removes the rest.
+            # Step time is assumed to be proportional to rows. This removes too few; the next decision removes the rest.
             return max(1, round(num_rows * (1 - self.period_s / self.step_s)))
         foreseen_s = self.step_s * (num_rows + 1) / max(1, num_rows)
         if foreseen_s < RESTORE_BELOW * self.period_s and self._num_steps >= RESTORE_STEPS:
@@ -55,12 +75,17 @@ class StepLoad:
         return 0
 
     def start_over(self) -> None:
-        """Discard the average after a change, because earlier steps do not predict later ones."""
+        """Discard the average, because steps before a change do not predict those after it."""
         self._num_steps, self.step_s = 0, 0.0
 
 
 class GuidanceChanges(NamedTuple):
-    """Requests that lose, or regain, their unconditional request before a step."""
+    """Changes of guidance before a step.
+
+    Attributes:
+        dropped: Conditional requests that lose their unconditional request.
+        restored: Conditional requests that regain one.
+    """
 
     dropped: Sequence[RequestState] = ()
     restored: Sequence[RequestState] = ()
@@ -70,19 +95,19 @@ UNCHANGED = GuidanceChanges()
 
 
 class AdaptiveGuidance:
-    """Decision, before each step, which unconditional requests are removed and re-created.
+    """Decides before each step which unconditional requests are removed or re-created.
 
     Args:
         table: Request table.
         blocks: KV block counts.
-        load: Measured step load.
-        lag: Number of steps that the worker may still compute for a removed request whose id the next one reuses.
+        load: Measured step time.
+        lag: Number of steps for which the worker may still compute a removed request, so that its id cannot be reused.
 
     Attributes:
-        limited: Requests with policy `until_s` whose guidance has not ended yet.
+        limited: Requests with policy `until_s` whose guidance has not ended yet, by id.
         adaptive: Ids of requests with policy `adaptive`.
-        dropped: Step at which each of them lost its unconditional request.
-        returning: The same for those that are about to regain it.
+        dropped: Step at which each request lost its unconditional request, by id.
+        returning: The same for requests that are regaining one.
     """
 
     def __init__(self, table: RequestTable, blocks: KvBlocks, load: StepLoad, lag: int):
@@ -95,7 +120,7 @@ class AdaptiveGuidance:
         self.num_dropped = self.num_restored = 0
 
     def add(self, state: RequestState) -> None:
-        """Record a request that has arrived."""
+        """Track the guidance of a request that has arrived."""
         if state.pair is None:
             return
         if state.params.sampling.policy == "until_s":
@@ -104,22 +129,22 @@ class AdaptiveGuidance:
             self.adaptive.add(state.request.request_id)
 
     def remove(self, request_id: str) -> None:
-        """Forget a request that has ended."""
+        """Stop tracking a request that has ended."""
         self.adaptive.discard(request_id)
         for some in (self.limited, self.dropped, self.returning):
             some.pop(request_id, None)
 
     def ended(self) -> list[RequestState]:
-        """Remove and return the requests whose guidance has reached its time limit."""
+        """Remove and return the requests whose guidance has reached the time limit of policy `until_s`."""
         ended = [state for state in self.limited.values() if state.next_output >= state.limit]
         for state in ended:
             del self.limited[state.request.request_id]
         return ended
 
     def begins(self, state: RequestState, step: int) -> bool:
-        """Return True if a request at its audio segment starts guided.
+        """Return True if a request whose audio begins at step `step` is guided from the start.
 
-        It starts unguided while older requests have lost their guidance, because the youngest lose it first.
+        An adaptive one is not if older requests run without guidance, because the youngest requests lose it first.
         """
         if not state.is_adaptive or not self.dropped:
             return True
@@ -131,7 +156,12 @@ class AdaptiveGuidance:
         self.num_dropped += 1
 
     def change(self, running: Sequence[Request], step: int) -> GuidanceChanges:
-        """Return the changes before step `step`, given the measured load and the requests ready to regain guidance."""
+        """Return the changes before a step.
+
+        Args:
+            running: Running requests, oldest first.
+            step: Number of the step.
+        """
         self.load.begin_step(is_counted=not self.returning)
         if not self.adaptive:
             return UNCHANGED
@@ -148,7 +178,10 @@ class AdaptiveGuidance:
         self.load.end_schedule(num_rows)
 
     def _follow(self, state: RequestState) -> bool:
-        """Follow a request that regains guidance; return True once all rows for its new partner are known."""
+        """Check a request that is regaining guidance; return True if its unconditional request can be created now.
+
+        That is the case once all sampled rows of the request are known.
+        """
         request, pair = state.request, state.pair
         assert pair is not None
         if pair.unconditional is not None:
@@ -164,7 +197,7 @@ class AdaptiveGuidance:
         return is_known
 
     def _drop(self, number: int, running: Sequence[Request], step: int) -> list[RequestState]:
-        """Remove the unconditional requests of the `number` youngest adaptive pairs and return their states."""
+        """Mark the `number` youngest guided adaptive requests as unguided, and return their states."""
         dropped = list[RequestState]()
         for request in reversed(running):
             if len(dropped) == number:
@@ -179,7 +212,10 @@ class AdaptiveGuidance:
         return dropped
 
     def _take_one_back(self, running: Sequence[Request], step: int) -> list[RequestState]:
-        """Let the oldest request without guidance wait for a new unconditional request; return it if ready."""
+        """Select the oldest request without guidance to regain it.
+
+        Return it if its unconditional request can be created now.
+        """
         for request in running:
             dropped_at = self.dropped.get(request.request_id)
             if dropped_at is None or step - dropped_at <= self._lag:
@@ -193,7 +229,7 @@ class AdaptiveGuidance:
         return []
 
     def _is_worth_it(self, state: RequestState, num_running: int) -> bool:
-        """Return True if the audio goes on and the new request fits without any preemption."""
+        """Return True if the audio continues and the new request fits without a preemption."""
         return (
             state.tracker.segment is Segment.AUDIO
             and not state.request.is_prefill_chunk

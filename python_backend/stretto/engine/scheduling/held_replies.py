@@ -1,4 +1,4 @@
-"""Replies that wait for streamed text, and their positions in vLLM's waiting queue."""
+"""Replies that are blocked until more of their streamed text arrives, and changes of order in vLLM's waiting queue."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,18 +13,21 @@ from stretto.engine.reply_rules import TextUpdate
 from stretto.engine.scheduling.planner import KvBlocks, PairPlanner
 from stretto.engine.scheduling.request_table import RequestState, RequestTable
 
-NOBODY = nullcontext()  # shared by all steps that skip no request, which are nearly all
+NOBODY = nullcontext()  # shared by the many steps that skip no request
 
 
 def put_first(queue: RequestQueue, *requests: Request) -> None:
-    """Move waiting requests to the head of the queue, keeping their order."""
+    """Move waiting requests to the head of the queue, in the given order."""
     for request in reversed(requests):
         queue.remove_request(request)
         queue.prepend_request(request)
 
 
 def put_first_behind(queue: RequestQueue, half: Request, partner: Request) -> None:
-    """Move a new unconditional request to the head, or after its partner if that was preempted while sampling."""
+    """Move a new unconditional request to the head of the queue, but after its partner if that was preempted.
+
+    The partner may have been preempted with the row in flight that ended its text.
+    """
     queue.remove_request(half)
     ahead = list[Request]()
     while partner.status == RequestStatus.PREEMPTED and partner not in ahead:
@@ -34,7 +37,7 @@ def put_first_behind(queue: RequestQueue, half: Request, partner: Request) -> No
 
 
 def passing_over(queue: RequestQueue, *groups: Sequence[Request]) -> AbstractContextManager[None]:
-    """Return a context in which the queue is served without `groups`; they regain their positions afterwards."""
+    """Return a context in which `groups` are not in the queue; they regain their positions afterwards."""
     requests = [request for group in groups for request in group]
     return _without(queue, requests) if requests else NOBODY
 
@@ -52,7 +55,11 @@ def _without(queue: RequestQueue, requests: Sequence[Request]) -> Iterator[None]
 
 
 class HeldReplies:
-    """Streamed texts of all requests; `held_s` is the total time that replies were blocked, in seconds."""
+    """Requests with open streamed text. Applies text updates and tracks replies blocked until more text arrives.
+
+    Attributes:
+        held_s: Total time that replies were blocked, in seconds.
+    """
 
     def __init__(
         self,
@@ -68,17 +75,20 @@ class HeldReplies:
         self.held_s = 0.0
 
     def add(self, state: RequestState) -> None:
-        """Record a request that has arrived."""
+        """Track a request that has arrived, if its text is still being streamed."""
         if state.track is not None and state.track.is_open:
             self._open[state.request.request_id] = state
 
     def remove(self, request_id: str) -> None:
-        """Forget a request that has ended."""
+        """Stop tracking a request that has ended."""
         for some in (self._open, self._news, self._since):
             some.pop(request_id, None)
 
     def absorb_update(self, request: Request) -> bool:
-        """Return True if `request` only carries text for a request in progress; drop it if that has finished."""
+        """Apply the text that `request` carries for a request in progress; return False if it is an ordinary request.
+
+        Text for a request that has ended is dropped.
+        """
         assert request.sampling_params is not None
         update = TextUpdate.from_extra_args(request.sampling_params.extra_args)
         if update is None:
@@ -105,7 +115,7 @@ class HeldReplies:
             request.update_block_hashes()
 
     def note_said(self, state: RequestState) -> None:
-        """Start measuring the wait if the request, which has generated a row, is now blocked on text."""
+        """Start the clock of a request that is blocked now that it has generated a row."""
         if self.is_held(state.request):
             self._since.setdefault(state.request.request_id, self._clock())
 
@@ -117,19 +127,19 @@ class HeldReplies:
             self.held_s += held_s
 
     def attach_news(self, requests: CachedRequestData) -> CachedRequestData:
-        """Return vLLM's record of the running requests extended by the text that has arrived since the last step."""
+        """Return vLLM's record of the running requests with the text that has arrived since the last step."""
         if not self._news:
             return requests
         news, self._news = self._news, {}
         return SpeechCachedRequests.extending(requests, news)
 
     def is_held(self, request: Request) -> bool:
-        """Return True if the request is blocked: it has generated a row whose text has not arrived."""
+        """Return True if the request is blocked: the text id of its newest row has not arrived."""
         state = self._open.get(request.request_id)
         return state is not None and state.waits_for_words
 
     def held(self, requests: Iterable[Request]) -> list[Request]:
-        """Return the blocked ones of `requests`, in order."""
+        """Return those of `requests` that are blocked, in order."""
         return [request for request in requests if self.is_held(request)] if self._open else []
 
     @property
@@ -139,17 +149,26 @@ class HeldReplies:
 
     @property
     def hold_all(self) -> bool:
-        """True if there are requests and all of them are blocked, so that no step has work before text arrives."""
+        """True if there are requests and all are blocked, so that a step would have nothing to compute."""
         return len(self._since) == len(self._table) > 0
 
     def giving_way(self, waiting: Iterable[Request], running: list[Request], num_slots: int) -> list[Request]:
-        """Return the blocked reply to preempt for the first queued request that needs room and not text, if any."""
+        """Return the running requests to preempt, at most one, so that a queued one can run.
+
+        This is the youngest blocked request, if the first queued request that is not blocked lacks a run slot or KV
+        blocks.
+
+        Args:
+            waiting: Queued requests in order.
+            running: Running requests, oldest first.
+            num_slots: Number of run slots.
+        """
         held = self.held(running)
         first = next((request for request in waiting if not self.is_held(request)), None) if held else None
         return [] if first is None or self._has_room(first, running, num_slots) else held[-1:]
 
     def _has_room(self, request: Request, running: list[Request], num_slots: int) -> bool:
-        """Return True if a run slot, and free blocks for its rows, are available for `request`."""
+        """Return True if a run slot and enough KV blocks are free for `request`."""
         pair = self._table[request.request_id].pair
         needed = self._blocks.needed(request.num_tokens) * (1 if pair is None else 2)
         return needed <= self._blocks.num_free() and self._planner.has_slot(request.request_id, running, num_slots)

@@ -1,4 +1,4 @@
-"""Scheduler state per request that survives preemption: history, block hashes, CFG pairs."""
+"""Scheduler's state per request, which survives preemption: generated rows, block hashes, CFG pairs."""
 
 import copy
 import hashlib
@@ -37,17 +37,18 @@ def row_block_hasher(
     is_read_by_modules: bool = False,
     track: Track | None = None,
 ) -> Callable[[Request], list[BlockHash]]:
-    """Return a block hasher for one request.
+    """Return a block hasher for one request that covers all streams.
 
-    Each hash covers its block and, through the previous hash, all rows before it. A block in which an audio input
-    begins covers that whole input. Rows that `track` does not know yet belong to no block.
+    As in vLLM, each hash also covers all rows before its block, through the previous hash. The hash of a block in which
+    an audio input begins covers the features of that whole input. Rows whose streamed text has not arrived are not
+    hashed.
 
     Args:
         block_size: Rows per block.
-        codes: Function of (first, last) that returns the ids of streams 1 and up in rows `first` to `last` - 1.
+        codes: Function of (first, last) that returns the ids of streams 1 to S - 1 in rows `first` to `last` - 1.
         audios: Audio inputs with the row at which each begins.
-        is_read_by_modules: True if MCTP modules process the rows.
-        track: Streamed text input, if any.
+        is_read_by_modules: True if MCTP modules process the rows; such blocks are shared only among such requests.
+        track: Ids of the input-only text stream, if any.
     """
     audio_digests: dict[int, list[bytes]] = {audio.first_row // block_size: [] for audio in audios}
     for audio in audios:
@@ -82,10 +83,10 @@ MAX_NEWEST = 64
 
 
 class RowHistory:
-    """Codes of all rows of a request, prompt first; the copy that survives preemption.
+    """Ids of streams 1 to S - 1 in all rows of a request, prompt first; preemption does not discard them.
 
-    The newest rows are kept as lists and copied into the array in batches. Ids of the streamed text input are
-    overwritten from the track when rows are read.
+    The newest rows are kept as lists and moved to an array in batches. The ids of an input-only text stream are taken
+    from its track whenever rows are read.
     """
 
     __slots__ = ("_newest", "_num_laid", "_rows", "_track", "num_prompt_rows", "num_rows")
@@ -100,8 +101,8 @@ class RowHistory:
         """Record rows.
 
         Args:
-            row: Index of the first row: the next one, or an earlier one, which truncates the history.
-            codes: Codes of the rows, [n][S - 1].
+            row: Index of the first row. If it is not the next one, the history is truncated there.
+            codes: Ids of the rows, [n][S - 1].
         """
         if row != self.num_rows:
             self.truncate(row)
@@ -127,7 +128,7 @@ class RowHistory:
         self._num_laid = self.num_rows = num_rows
 
     def rows(self, first: int, last: int) -> np.ndarray:
-        """Return the codes of rows `first` to `last` - 1, int32 [last - first, S - 1], as a view."""
+        """Return the ids in rows `first` to `last` - 1, int32 [last - first, S - 1], as a view."""
         assert last <= self.num_rows, (first, last, self.num_rows)
         if last > self._num_laid:
             self._lay()
@@ -139,16 +140,16 @@ class RowHistory:
 
 MAX_WAIT_S = 0.2
 WAIT_SHARE = 0.25  # share of the audio generated ahead of playback
-SCRIPT_WAITS_S = 0.1, 0.5  # shortest and longest wait for text that will be spoken
-LEAST_LEAD_S = 0.25  # in addition to the lead of the first chunks, which are sent frame by frame
+SCRIPT_WAITS_S = 0.1, 0.5  # minimum and maximum wait of text that will be spoken
+LEAST_LEAD_S = 0.25  # in addition to the lead that the first chunks need, which are sent frame by frame
 
 
 class OutgoingRows:
-    """Rows of one reply that have not been sent yet, in the format of `protocol.py`.
+    """Rows of one reply that were not sent to the front end yet, in the format of `protocol.read_rows`.
 
-    Rows are sent in groups. Audio rows wait at most for a share of the audio that a player, started with the first row,
-    has in stock. Text rows wait at most as long as the text has taken so far. Text that is spoken afterwards may wait
-    twice as long, because its client waits for the whole text.
+    Rows are sent in groups, because each message costs CPU time in both processes. Audio rows wait at most for a share
+    of the audio that a player, started with the first row, has not played yet. Text rows wait at most as long as the
+    text has taken so far, or twice as long if audio follows: its client needs the complete text.
     """
 
     def __init__(self, tracker: SegmentTracker, clock: Callable[[], float] = time.monotonic) -> None:
@@ -160,7 +161,12 @@ class OutgoingRows:
         self._began_s = self._due_s = 0.0  # start of the text or audio, and due time of its next rows
 
     def push(self, rows: list[int], is_last: bool) -> list[int]:
-        """Add the newest rows, already seen by the tracker, and return the rows to send now: all or none."""
+        """Add the newest rows, and return the rows to send now: all that wait, or none.
+
+        Args:
+            rows: Rows, already pushed to the tracker.
+            is_last: True to send them at once.
+        """
         now = self._clock()
         is_audio = self._tracker.audio_start >= 0 or self._tracker.num_interleaved > 0
         if is_audio is not self._is_audio:
@@ -177,7 +183,7 @@ class OutgoingRows:
         return ids
 
     def _wait_s(self, elapsed_s: float) -> float:
-        """Return how long later rows may wait, in seconds."""
+        """Return for how long the next rows may wait, in seconds."""
         if not self._is_audio:
             least_s, longest_s = SCRIPT_WAITS_S
             return min(longest_s, max(least_s, 2 * elapsed_s)) if self._speaks else min(MAX_WAIT_S, elapsed_s)
@@ -192,13 +198,13 @@ NOT_YET = 1 << 60
 
 @dataclass
 class GuidancePair:
-    """Request ids of the two requests of a guided reply.
+    """The two requests of a guided reply, by id.
 
     Attributes:
         conditional: Id of the conditional request.
-        first_output: Output index of the conditional request at which guidance begins; `NOT_YET` while unknown.
-        unconditional: Id of the unconditional request, or None while there is none.
-        awaits_half: True if the conditional request waits for an unconditional one to be created.
+        first_output: Index in the reply of the first guided row; `NOT_YET` while unknown.
+        unconditional: Id of the unconditional request; None while there is none.
+        awaits_half: True if the conditional request may not sample until an unconditional one has been created.
     """
 
     conditional: str
@@ -217,20 +223,24 @@ class GuidancePair:
 
 @dataclass(slots=True)
 class RequestState:
-    """State of one conditional or unconditional request; `tracker` always follows the conditional one.
+    """State of one vLLM request, conditional or unconditional.
 
     Attributes:
-        pair: CFG pair, or None if the reply is not guided (any more).
-        limit: Output index from which on the reply is unguided, once known.
+        request: vLLM's request.
+        params: Request parameters.
+        history: Ids of streams 1 to S - 1 in all rows.
+        tracker: Segment tracker of the conditional request; both requests of a pair share it.
+        pair: CFG pair; None if the reply is not guided, or not guided any more.
+        limit: Index in the reply of the first row after the guided ones, once known.
         is_guided: True if the newest audio row was guided.
-        track: Streamed text input, for families that have one.
-        held_s: Seconds that the reply was blocked while waiting for text.
-        guidance_switches: Audio row indices at which guidance stopped, resumed, stopped, and so on.
+        track: Ids of the input-only text stream, if the family has one.
+        held_s: Time that the reply was blocked until text arrived, in seconds.
+        guidance_switches: Frame indices at which guidance stopped, resumed, stopped, and so on.
         was_cut: True if a length limit ended a segment before the model did.
         added_s: Monotonic time at which the scheduler received the request, in seconds.
-        queue_s: Seconds from then to its first step.
-        outgoing: Rows that have not been sent to the front end yet.
-        schedule: Rows of the reply that MCTP modules generate; None if the model has no modules.
+        queue_s: Time from then to its first step, in seconds.
+        outgoing: Rows that were not sent to the front end yet.
+        schedule: Schedule of the rows that MCTP modules generate; None if the model has no modules.
     """
 
     request: Request
@@ -262,12 +272,12 @@ class RequestState:
 
     @property
     def is_read_by_modules(self) -> bool:
-        """True if MCTP modules process its rows, i.e. if its schedule lets them generate any."""
+        """True if MCTP modules process the request's rows, because its schedule lets them generate some."""
         return self.schedule is not None and self.schedule.max_extra > 0
 
     @property
     def waits_for_words(self) -> bool:
-        """True if it has generated a row whose text has not arrived."""
+        """True if the text id of the request's newest row has not arrived."""
         return self.track is not None and self.request.num_tokens > self.track.num_known
 
     @property
@@ -288,14 +298,14 @@ class RequestState:
         return GUIDANCE_ON if is_guided else GUIDANCE_OFF
 
     def for_worker(self, data: NewRequestData) -> SpeechRequestData:
-        """Return the worker's record of a newly scheduled request: vLLM's `data` with parameters and history."""
+        """Return vLLM's record `data` of the request with our parameters and all rows so far, for the worker."""
         if self.queue_s is None:
             self.queue_s = time.monotonic() - self.added_s
         track = None if self.track is None else replace(self.track, ids=self.track.ids.copy())
         return SpeechRequestData.extending(data, self.params, self.history.rows(0, self.request.num_tokens), track)
 
     def trailer(self) -> Trailer:
-        """Return the statistics sent to the client after the last row."""
+        """Return the statistics that are sent to the front end after the last row."""
         assert self.queue_s is not None
         num_frames = num_guided(self.guidance_switches, self.tracker.num_frames) if self.asks_for_guidance else 0
         queue_us = round(1e6 * self.queue_s)
@@ -304,9 +314,10 @@ class RequestState:
 
 
 def unconditional_context(state: RequestState, family: Family) -> np.ndarray:
-    """Return the prompt of the unconditional request: int32 [n, S].
+    """Return the prompt of the unconditional request, int32 [n, S].
 
-    It covers the rows so far, and at least all rows before the audio segment.
+    It is as long as the conditional request so far, or up to its audio segment if that has not begun: rows that are
+    forced before it are included.
     """
     layout, request, audio_start = family.layout, state.request, state.tracker.audio_start
     known = request.num_tokens
@@ -321,7 +332,13 @@ def unconditional_context(state: RequestState, family: Family) -> np.ndarray:
 
 
 def unconditional_rows(rows: np.ndarray, context: UnconditionalContext, pad_id: int) -> np.ndarray:
-    """Return the context rows [n, S] with the condition hidden as `context` defines."""
+    """Return context rows with the condition hidden.
+
+    Args:
+        rows: Rows of the conditional request before its audio, [n, S].
+        context: Rows and streams that stay visible.
+        pad_id: Id of empty streams.
+    """
     hidden = rows.copy()
     middle = slice(context.keep_first, max(context.keep_first, len(rows) - context.keep_last))
     hidden[middle] = pad_id
@@ -332,14 +349,14 @@ def unconditional_rows(rows: np.ndarray, context: UnconditionalContext, pad_id: 
 
 
 def unconditional_track(track: Track | None, family: Family) -> Track | None:
-    """Return the streamed text as seen by the unconditional request: unchanged, or empty."""
+    """Return the text stream of the unconditional request: the conditional one's, or pads if the family hides it."""
     if track is None or 1 + track.lane not in family.unconditional.hidden_streams:
         return track
     return replace(track, ids=[], pad_id=family.layout.pad_id)
 
 
 def unconditional_audio(rows: np.ndarray, family: Family) -> np.ndarray:
-    """Return the conditional request's audio rows [n, S] as seen by the unconditional one."""
+    """Return the audio rows [n, S] of the conditional request with the streams masked that the family hides."""
     context, layout = family.unconditional, family.layout
     hidden = rows.copy()
     for stream in context.hidden_streams:
@@ -352,22 +369,22 @@ def unconditional_audio(rows: np.ndarray, family: Family) -> np.ndarray:
 
 
 class Follower(Protocol):
-    """Observer of the request table that keeps its own state per request."""
+    """Observer of the request table, with state of its own per request."""
 
     def add(self, state: RequestState) -> None:
-        """Record a request that has arrived."""
+        """Handle a request that has arrived."""
 
     def remove(self, request_id: str) -> None:
-        """Forget a request, or an unconditional request, that has ended."""
+        """Handle a request, conditional or unconditional, that has ended."""
 
 
 class RequestTable(dict[str, RequestState]):
-    """State of every request by id; entries are added and removed together with vLLM's requests.
+    """State of every request by id, with an entry exactly as long as vLLM has the request.
 
     Attributes:
-        followers: Observers notified of added and removed requests.
-        revision: Counter that increases whenever a CFG pair gains or loses its unconditional request or starts to wait
-            for one.
+        followers: Observers of added and removed requests.
+        revision: Counter that increases whenever a plan of earlier steps may be void: a CFG pair gains or loses its
+            unconditional request or starts to wait for one, or a streamed text is complete.
     """
 
     def __init__(self, rules: SegmentRules, hash_block_size: int):
@@ -423,27 +440,34 @@ class RequestTable(dict[str, RequestState]):
         return ids | {partner for request_id in ids if (partner := self.partner(request_id)) is not None}
 
     def guidance_has_begun(self, state: RequestState) -> bool:
-        """Return True if the next row sampled by the CFG pair of `state` is guided."""
+        """Return True if the next row that the CFG pair of `state` samples is guided."""
         pair = state.pair
         return pair is not None and self[pair.conditional].next_output >= pair.first_output
 
     def is_bound(self, request_id: str) -> bool:
-        """Return True if the request may sample only together with its CFG partner."""
+        """Return True if the request may be sampled only in the same step as its CFG partner."""
         state = self[request_id]
         return state.is_unconditional or self.guidance_has_begun(state)
 
     def must_compute_more(self, request: Request, num_rows: int) -> bool:
-        """Return True if `num_rows`, the rows left to compute after a prefix-cache hit, are too few.
+        """Return True if a prefix-cache hit must be shortened by one block.
 
-        One more block is then computed. A guided request must compute at least one row before the row that samples. The
-        MCTP modules' rows at the end of a block depend on the ids after it, which differ from those of the cached
-        computation.
+        A request that is bound to its CFG partner must compute at least one row before the one that samples. With MCTP
+        modules, the KV entries of the last rows of a block depend on the ids after it, which differ from the cached
+        ones.
+
+        Args:
+            request: The request.
+            num_rows: Number of rows left to compute after the hit.
         """
         state = self[request.request_id]
         return state.is_read_by_modules or (num_rows < 2 and self.is_bound(request.request_id))
 
     def count_bursts(self, request_ids: Iterable[str]) -> None:
-        """Count in advance the extra rows of MCTP modules in the scheduled step; vLLM counts the first rows."""
+        """Count in advance the rows that MCTP modules generate in the scheduled step.
+
+        VLLM counts the row of the backbone.
+        """
         if self.rules.family.bursts is None:
             return
         for state in map(self.__getitem__, request_ids):
@@ -454,21 +478,21 @@ class RequestTable(dict[str, RequestState]):
                 request.num_output_placeholders += num_extra
 
     def await_half(self, state: RequestState) -> None:
-        """Mark the CFG pair of `state` as waiting for a new unconditional request."""
+        """Let the CFG pair of `state` wait for a new unconditional request."""
         assert state.pair is not None
         state.pair.awaits_half = True
         self.revision += 1
 
     def stop_awaiting(self, state: RequestState) -> None:
-        """Clear the mark set by `await_half`."""
+        """Undo `await_half`."""
         assert state.pair is not None
         state.pair.awaits_half = False
         self.revision += 1
 
     def drop_unconditional(self, state: RequestState) -> str:
-        """Detach the unconditional request of `state` and return its id, which the caller must finish.
+        """Detach the unconditional request of `state` and return its id; the caller must finish that request.
 
-        If guidance has reached the limit that the request asked for, the reply is unguided from then on.
+        If guidance has reached its time limit, the reply stays unguided.
         """
         pair = state.pair
         assert pair is not None
@@ -482,7 +506,10 @@ class RequestTable(dict[str, RequestState]):
         return request_id
 
     def add_unconditional(self, state: RequestState) -> Request:
-        """Create the unconditional request of `state`; its prompt is all rows so far, at least up to the audio."""
+        """Create and return the unconditional request of `state`; the caller must queue it.
+
+        Its prompt covers all rows so far, and at least those before the audio.
+        """
         pair, conditional, params = state.pair, state.request, state.params
         assert pair is not None
         context = unconditional_context(state, self.rules.family)

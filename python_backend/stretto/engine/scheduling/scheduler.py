@@ -1,4 +1,4 @@
-"""vLLM schedulers, sync and async, with CFG pairs that are admitted, preempted and finished together."""
+"""vLLM's synchronous and asynchronous schedulers, extended by CFG pairs and streamed text."""
 
 import time
 from collections import deque
@@ -29,10 +29,10 @@ from stretto.streams.layout import Segment, StreamLayout
 
 
 class SampledRows:
-    """Rows of the step whose output is processed, at most `max_rows` per request.
+    """Sampled rows of the step whose output is being processed, at most `max_rows` per request.
 
     Attributes:
-        codes: Codes of streams 1 and up by request id, [n][S - 1].
+        codes: Ids of streams 1 to S - 1 by request id, [n][S - 1].
     """
 
     def __init__(self, layout: StreamLayout, max_rows: int) -> None:
@@ -43,9 +43,9 @@ class SampledRows:
         self._preempted: list[RequestState] = []  # preempted since the previous step's output
 
     def extract(self, output: ModelRunnerOutput) -> None:
-        """Remove from `output`, and return, the codes and the rows in which a length limit ended a segment.
+        """Read codes and cut flags from a step's output, and remove the fields that carry them.
 
-        Both travel in the log-probability fields, which are removed here because vLLM must not process them.
+        They are sent in the log-probability fields, which vLLM must not process.
         """
         self.codes, self._cut = {}, {}
         if output.logprobs is None:
@@ -60,21 +60,29 @@ class SampledRows:
         self.codes = dict(zip(output.req_ids, codes, strict=True))
 
     def push(self, state: RequestState, marks: list[int], token_ids: list[int], is_last: bool) -> list[int]:
-        """Return the rows of a request to send now; `is_last` if no further row follows for a while."""
+        """Return the rows of a request to send to the front end now, flat, in the format of `protocol.read_rows`.
+
+        Args:
+            state: State of the request.
+            marks: Guidance mark of each sampled row.
+            token_ids: Stream 0 of each sampled row.
+            is_last: True to send all rows that wait, because none follows soon.
+        """
         request_id, number = state.request.request_id, self._num_codes
         if request_id in self._cut:
             state.was_cut |= self._cut[request_id] & ((1 << len(token_ids)) - 1) > 0
         ids: list[int] = []  # `list[int]()` would cost more than the rest
-        for mark, token_id, codes in zip(marks, token_ids, self.codes[request_id], strict=False):  # up to the end
+        # rows after the end are dropped
+        for mark, token_id, codes in zip(marks, token_ids, self.codes[request_id], strict=False):
             ids += (mark, token_id, *codes[:number])
         return state.outgoing.push(ids, is_last)
 
     def note_preempted(self, state: RequestState) -> None:
-        """Record a preempted request, which may not sample again for a long time."""
+        """Record a preempted request; its rows that wait are sent with the next output."""
         self._preempted.append(state)
 
     def send_preempted(self, outputs: dict[int, EngineCoreOutputs]) -> None:
-        """Add the waiting rows of preempted requests to the outputs of a step."""
+        """Add the rows of preempted requests that were not sent yet to the outputs of a step."""
         preempted, self._preempted = self._preempted, []
         for state in preempted:
             if ids := state.outgoing.pop_rows():
@@ -83,11 +91,11 @@ class SampledRows:
 
 
 Share = Callable[[EngineStats], None]
-PERIOD_S = 0.1  # shorter than a metrics poll, longer than many steps
+PERIOD_S = 0.1  # shorter than the interval of metrics polls, longer than many steps
 
 
 class StepStats:
-    """Step counters, published through `share` if it is given."""
+    """Metrics of the scheduler, published through `share` every PERIOD_S; None to publish nothing."""
 
     def __init__(
         self,
@@ -107,11 +115,17 @@ class StepStats:
         self._begun.append(time.perf_counter())
 
     def end_schedule(self, num_rows: int) -> None:
-        """Record that a step has been scheduled."""
+        """Count the rows of a step that has been scheduled."""
         self.values.engine_rows_total += num_rows
 
     def end_step(self, num_rows: int, running: Sequence[Request], num_waiting: int) -> None:
-        """Record that the oldest step in flight has ended, and publish the metrics if they are due."""
+        """Record that the oldest step in flight has ended, and publish the metrics if they are due.
+
+        Args:
+            num_rows: Number of rows of the step.
+            running: Running requests.
+            num_waiting: Number of queued requests.
+        """
         begun, now, values = self._begun.popleft(), time.perf_counter(), self.values
         if num_rows > 0:
             values.step_seconds = now - begun
@@ -124,12 +138,12 @@ class StepStats:
             self.report(running, num_waiting)
 
     def count_preemption(self, state: RequestState) -> None:
-        """Count a preempted request; a CFG pair is counted with its conditional request."""
+        """Count a preempted request; a preempted CFG pair is counted with its conditional request."""
         self.values.preemptions_total += 1
         self.values.preempted_pairs_total += state.asks_for_guidance and not state.is_unconditional
 
     def report(self, running: Sequence[Request], num_waiting: int) -> None:
-        """Publish the current state."""
+        """Publish all metrics, given the running requests and the number of queued ones."""
         if self._share is not None:
             self._describe({request.request_id for request in running}, num_waiting)
             self._share(self.values)
@@ -151,7 +165,10 @@ class StepStats:
 
 
 def share_of(config: VllmConfig) -> Share | None:
-    """Return the function that writes this scheduler's line of the shared statistics, or None if there are none."""
+    """Return the function that publishes this scheduler's statistics to the front end.
+
+    None if the front end reads none.
+    """
     parallel, options = config.parallel_config, config.additional_config
     path = options.get(STATS_KEY) if isinstance(options, dict) else None
     if path is None:
@@ -160,7 +177,13 @@ def share_of(config: VllmConfig) -> Share | None:
 
 
 def check_supported(config: VllmConfig, kv_cache: KVCacheConfig, rules: SegmentRules) -> None:
-    """Raise ValueError for an engine configuration in which CFG pairs cannot be scheduled."""
+    """Raise ValueError if the engine's configuration is not supported, or does not fit the family.
+
+    Args:
+        config: vLLM's configuration.
+        kv_cache: Layout of the KV cache.
+        rules: Rules of the family's replies.
+    """
     check_config(config)
     if len(kv_cache.kv_cache_groups) != 1:
         raise ValueError("the speech plugin supports models whose attention layers are all of one kind")
@@ -176,7 +199,10 @@ def check_supported(config: VllmConfig, kv_cache: KVCacheConfig, rules: SegmentR
 
 
 def check_track(family: Family) -> None:
-    """Raise ValueError if streamed text or positions do not advance with the frames, or if a family has both."""
+    """Raise ValueError unless the family's input-only stream advances with its frames.
+
+    It must be either text or positions, in a family whose replies are audio only, one row per step.
+    """
     if family.text_track is not None and family.positions is not None:
         raise ValueError(f"{family.name}: expected streamed text or positions, got both")
     if family.bursts is not None or any(task.segments != (Segment.AUDIO,) for task in family.tasks):
@@ -185,7 +211,7 @@ def check_track(family: Family) -> None:
 
 
 def check_bursts(config: VllmConfig, rules: SegmentRules, bursts: Bursts) -> None:
-    """Raise ValueError if multi-token steps cannot be scheduled or their KV blocks cannot be shared."""
+    """Raise ValueError if the family's multi-token steps do not fit the configuration."""
     name, budget = rules.family.name, config.scheduler_config.max_num_batched_tokens
     if rules.family.guided_streams and rules.least_rows_to_audio < rules.max_model_len:
         raise ValueError(f"{name}: multi-token steps from text to audio exclude guidance")
@@ -205,15 +231,15 @@ RUNNING = RequestStatus.RUNNING  # cached because enum member access is slow in 
 
 
 class UnconditionalOutput:
-    """Processing of the rows sampled by unconditional requests, without vLLM's stop checks.
+    """Processing of the rows sampled by unconditional requests, in place of vLLM's loop.
 
-    vLLM's loop checks stop conditions and builds client outputs. An unconditional request ends with its partner and has
-    no client output. The loop therefore skips it, unless it was preempted with the row in flight.
+    vLLM's loop checks stop conditions and builds client outputs, whereas an unconditional request ends with its partner
+    and has no client output. It is left to vLLM's loop only if it was preempted with the row in flight.
 
     Args:
         table: Request table.
         blocks: KV block counts.
-        num_in_advance: Number of sampled tokens that a step counts before they are known (async scheduling).
+        num_in_advance: Number of tokens per step that are counted before they are known (async scheduling).
     """
 
     def __init__(self, table: RequestTable, blocks: KvBlocks, num_in_advance: int):
@@ -222,11 +248,11 @@ class UnconditionalOutput:
     def extract(
         self, output: ModelRunnerOutput, codes: Mapping[str, list[list[int]]], scheduled: dict[str, int]
     ) -> dict[str, int]:
-        """Record the rows of unconditional requests and return the scheduled rows of all others.
+        """Record the rows of unconditional requests; return the entries of `scheduled` that are left to vLLM's loop.
 
         Args:
             output: Output of the step.
-            codes: Codes of the requests that sampled, by request id.
+            codes: Ids of streams 1 to S - 1 of the requests that sampled, by request id.
             scheduled: Number of scheduled rows by request id.
         """
         if not codes:
@@ -262,7 +288,10 @@ else:
 
 
 class PairedScheduling(Base):
-    """Scheduler hooks: vLLM calls them, the parts built in `__init__` decide, and the hooks apply the decisions."""
+    """Overrides of vLLM's scheduler for CFG pairs and streamed text.
+
+    Decisions are made by the objects created in `__init__`; the overrides apply them.
+    """
 
     _num_in_advance = 0  # sampled tokens counted in a step before they are known (async scheduling)
 
@@ -288,7 +317,7 @@ class PairedScheduling(Base):
         self._sampled = SampledRows(rules.family.layout, rules.max_rows_per_step)
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
-        """Schedule one step: plan, run vLLM's scheduler, check the pair invariant, record statistics."""
+        """Schedule one step: plan it, run vLLM's scheduler, check the CFG pairs, and record statistics."""
         self.stats.begin_step()
         self._change_guidance()
         self._plan()
@@ -307,7 +336,7 @@ class PairedScheduling(Base):
         return output
 
     def _change_guidance(self) -> None:
-        """Remove and re-create unconditional requests as the guidance policies require."""
+        """Remove and re-create unconditional requests according to the guidance policies."""
         self._drop_unconditional(self.guidance.ended())
         dropped, restored = self.guidance.change(self.running, self.current_step)
         self._drop_unconditional(dropped)
@@ -315,7 +344,10 @@ class PairedScheduling(Base):
             put_first(self.waiting, self._add_unconditional(state))
 
     def _plan(self) -> None:
-        """Plan the next step; preempt the youngest CFG pairs until it fits, and then admit no new request."""
+        """Plan the next step, preempting the youngest CFG pairs until it fits.
+
+        After a preemption no queued request is admitted in this step.
+        """
         self._admits = True
         while True:
             plan = self.planner.plan(self.running, self.max_num_scheduled_tokens)
@@ -329,7 +361,7 @@ class PairedScheduling(Base):
             self._preempt(giving_way)
 
     def _preempt(self, halves: Sequence[Request]) -> None:
-        """Preempt `halves` and move them to the head of the queue, after requests that running pairs wait for."""
+        """Preempt requests and move them to the head of the queue, but after those that running pairs wait for."""
         for request in halves:
             if request.status is RUNNING:
                 self.running.remove(request)
@@ -345,9 +377,9 @@ class PairedScheduling(Base):
         self.stats.count_preemption(state)
 
     def _reserve_prefill_lookahead(self, request: Request, num_computed_tokens: int, num_new_tokens: int) -> int:
-        """Return the number of rows of `request` that may be computed in this step."""
+        """Return the number of rows of `request` to compute in this step (vLLM's hook)."""
         grant = self._grants.get(request.request_id)
-        if grant is not None:  # it was running when this step was planned
+        if grant is not None:  # the request ran when this step was planned
             return grant if grant <= num_new_tokens else 0  # never part of a multi-token step
         if (
             not self._admits
@@ -356,12 +388,12 @@ class PairedScheduling(Base):
         ):
             return 0  # vLLM's loop ends here, so no later request overtakes `request`
         wanted = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
-        if self.table.is_bound(request.request_id):  # it samples once both requests of the pair run
+        if self.table.is_bound(request.request_id):  # the request samples once both requests of the pair run
             wanted = min(wanted, request.num_tokens - num_computed_tokens - 1)
         return wanted
 
     def _get_local_prefix_cache_hit(self, request: Request) -> tuple[KVCacheBlocks, int, int, bool]:
-        """Return vLLM's prefix-cache hit, one block shorter if the request must compute more rows itself."""
+        """Return vLLM's prefix-cache hit, shortened by one block if the request must compute more rows itself."""
         blocks, num_tokens, boundary, diverged = super()._get_local_prefix_cache_hit(request)
         if num_tokens > 0 and self.table.must_compute_more(request, request.num_tokens - num_tokens):
             num_tokens -= self.block_size
@@ -369,7 +401,7 @@ class PairedScheduling(Base):
         return blocks, num_tokens, boundary, diverged
 
     def add_request(self, request: Request) -> None:
-        """Queue a request, followed by its unconditional request if the reply begins with audio."""
+        """Queue a request, followed by its unconditional request if the reply begins with guided audio."""
         if self.texts.absorb_update(request):
             return  # more text for a request in progress is sent as a request, too
         state = self.table.add(request)
@@ -388,7 +420,12 @@ class PairedScheduling(Base):
             super().finish_requests([self.table.drop_unconditional(state) for state in states], ABORTED)
 
     def finish_requests(self, request_ids: Any, finished_status: RequestStatus) -> list[Request]:
-        """Finish requests together with the other requests of their CFG pairs."""
+        """Finish requests together with their CFG partners; return those that the front end knows.
+
+        Args:
+            request_ids: One id or several; None for all requests.
+            finished_status: vLLM's status of the finished requests.
+        """
         if request_ids is None:
             request_ids = self.requests
         ids = self.table.with_partners([request_ids] if isinstance(request_ids, str) else request_ids)
@@ -399,13 +436,13 @@ class PairedScheduling(Base):
         return [request for request in finished if not request.request_id.endswith(UNCONDITIONAL_SUFFIX)]
 
     def has_unfinished_requests(self) -> bool:
-        """Return True if a step has work to do; False if all replies are blocked, waiting for text."""
+        """Return True if a step has work to do; False also if all replies are blocked until text arrives."""
         return super().has_unfinished_requests() and not self.texts.hold_all
 
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs]:
-        """Pass the sampled tokens of a step to vLLM and send complete rows to the clients."""
+        """Process the output of a step: record the sampled rows and return the outputs for the front ends."""
         self._scheduled = scheduler_output.num_scheduled_tokens
         self._sampled.extract(model_runner_output)
         others = self.unconditional.extract(model_runner_output, self._sampled.codes, self._scheduled)
@@ -421,9 +458,9 @@ class PairedScheduling(Base):
     def _update_request_with_output(
         self, request: Request, new_token_ids: list[int], is_stale: bool = False
     ) -> tuple[list[int], bool]:
-        """Record the codes, then the tokens, of one request, and return the rows to send.
+        """Record the sampled rows of one request; return the ids to send now, and True if the request has ended.
 
-        The codes are recorded before vLLM takes the tokens because the block hash of a row covers both.
+        Codes are recorded before vLLM appends the tokens, because the block hashes computed there cover both.
         """
         state, codes = self.table.get(request.request_id), self._sampled.codes.get(request.request_id)
         if state is None or codes is None:
@@ -437,7 +474,7 @@ class PairedScheduling(Base):
         return self._sampled.push(state, marks, token_ids, stopped or state.waits_for_words), stopped
 
     def _follow(self, state: RequestState, token_id: int) -> int:
-        """Advance `state` by one of its newest rows and return the row's guidance mark."""
+        """Advance a reply by one sampled row, and return the row's guidance mark."""
         segment = state.tracker.push(token_id)
         if segment is TEXT:
             begins = state.tracker.audio_start >= 0 and state.pair is not None
@@ -448,7 +485,7 @@ class PairedScheduling(Base):
         return NO_CHANGE
 
     def _complete(self, output: EngineCoreOutput) -> bool:
-        """Append the trailer to the last row in `output`; return False if no client receives that output."""
+        """Append the trailer to a finished request's output; return False if the output has no receiver."""
         request_id = output.request_id
         if request_id.endswith(UNCONDITIONAL_SUFFIX):
             self.table.remove(request_id)
@@ -462,10 +499,10 @@ class PairedScheduling(Base):
 
 
 class SpeechScheduler(PairedScheduling, Scheduler):
-    """Scheduler that runs one step at a time."""
+    """Synchronous scheduler: one step at a time."""
 
 
 class SpeechAsyncScheduler(PairedScheduling, AsyncScheduler):
-    """Scheduler that schedules the next step while one is in flight."""
+    """Asynchronous scheduler: the next step is scheduled while one is in flight."""
 
     _num_in_advance = 1
