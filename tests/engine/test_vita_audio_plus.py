@@ -43,7 +43,7 @@ def prompts(checkpoint: Path) -> dict[str, Prompt]:
         pcm = speech(seconds + (name == "b"))[-round(16_000 * seconds) :]
         raw = RawRequest(messages=turns, pcm_in=pcm, sample_rate=16_000, task="dialogue", options=options)
         made = preprocessor.prepare(raw)
-        found[name] = Prompt.from_json("prompt", made.to_json(), made.rows, made.features)
+        found[name] = Prompt.from_bytes("prompt", made.to_bytes(), made.rows, made.features)
     return found
 
 

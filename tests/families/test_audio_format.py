@@ -68,8 +68,8 @@ def test_audios_survive_the_way_to_the_language_model() -> None:
     made = prompt(
         InputAudio(2, 13, random.random((100, 8), np.float32)), InputAudio(20, 5, random.random((37, 8), np.float32))
     )
-    read = Prompt.from_json("prompt", made.to_json(), made.rows, made.features)
+    read = Prompt.from_bytes("prompt", made.to_bytes(), made.rows, made.features)
     for one, other in zip(read.audios, made.audios, strict=True):
         assert (one.first_row, one.num_rows) == (other.first_row, other.num_rows)
         np.testing.assert_array_equal(one.features, other.features)
-    assert Prompt.from_json("prompt", prompt().to_json(), made.rows).audios == ()
+    assert Prompt.from_bytes("prompt", prompt().to_bytes(), made.rows).audios == ()

@@ -5,6 +5,7 @@ import threading
 from io import BytesIO
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import soundfile
@@ -38,7 +39,7 @@ def test_text_becomes_a_prompt_with_the_defaults_of_tts(preprocessor: Preprocess
     assert (prompt.task, prompt.words) == ("tts", ("it", "is", "nine", "twenty"))
     assert prompt.sampling.audio == TINY.task("tts").sampling.audio
     assert prompt.sampling.seed is not None
-    assert Prompt.from_json("prompt", prompt.to_json(), prompt.rows) == prompt
+    assert Prompt.from_bytes("prompt", prompt.to_bytes(), prompt.rows) == prompt
 
 
 def test_seeds_are_drawn_anew_unless_asked_for(preprocessor: Preprocessor) -> None:
@@ -216,4 +217,4 @@ def test_any_json_is_a_prompt_or_a_refusal(preprocessor: Preprocessor, field: st
     except InvalidRequest as error:
         assert len(str(error)) < 400  # noqa: PT017 - either outcome is fine; this is about the refusal's length
         return
-    assert json.loads(prompt.to_json())["task"] == "tts"
+    assert msgspec.msgpack.decode(prompt.to_bytes())["task"] == "tts"

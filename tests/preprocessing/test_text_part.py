@@ -24,7 +24,7 @@ def raw(text: Any = "more", **changes: Any) -> RawRequest:
 def test_a_part_is_read_and_travels_as_it_is() -> None:
     part = read_part(raw("caf\u00e9 \U0001f642", is_last=True))
     assert part == TextPart("name", 3, "caf\u00e9 \U0001f642", True)
-    assert TextPart.from_json("prompt", part.to_json()) == part
+    assert TextPart.from_bytes("prompt", part.to_bytes()) == part
     assert read_part(raw("")).text == "", "nothing may be added, to say that somebody still writes"
 
 
@@ -70,5 +70,5 @@ def test_whatever_comes_is_a_part_or_refused_by_name(session: str | bytes, text:
     except InvalidRequest as error:
         refused = re.split(r"[.\[]", error.field)[0]
     else:
-        assert TextPart.from_json("prompt", part.to_json()) == part
+        assert TextPart.from_bytes("prompt", part.to_bytes()) == part
     assert refused in (None, "session", "text")

@@ -1,9 +1,11 @@
 """Records survive serialization; any other input is a valid record or one clear refusal."""
 
 import json
+import math
 from dataclasses import asdict
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import assume, given
@@ -13,7 +15,7 @@ from stretto.errors import InvalidRequest
 from stretto.families.conversation import read_messages
 from stretto.records.chunk import MAX_GENERATION, Chunk, Envelope, FlowAddress, GuidanceChange, Report, WordMark
 from stretto.records.event import EVENT
-from stretto.records.prompt import InputAudio, Prompt
+from stretto.records.prompt import InputAudio, Prompt, TextPart
 from stretto.records.sampling import OPTIONS, Delivery, OutputForm, RingAddress, SamplingConfig, SegmentSampling
 from stretto.streams.chunking import ChunkPolicy
 from stretto.streams.layout import Segment
@@ -74,7 +76,7 @@ PROMPTS = st.builds(
     adapter=st.none() | st.text(max_size=3),
 )
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    st.none() | st.booleans() | st.integers(-(1 << 63), (1 << 64) - 1) | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=8,
 )
@@ -82,24 +84,28 @@ JSON = st.recursive(
 
 @given(ENVELOPES)
 def test_an_envelope_comes_back_as_it_went(envelope: Envelope) -> None:
-    assert Envelope.from_json("chunk", envelope.to_json()) == envelope
+    assert Envelope.from_bytes("chunk", envelope.to_bytes()) == envelope
 
 
 @given(PROMPTS)
 def test_a_prompt_comes_back_as_it_went(prompt: Prompt) -> None:
-    read = Prompt.from_json("prompt", prompt.to_json(), prompt.rows, prompt.features)
+    read = Prompt.from_bytes("prompt", prompt.to_bytes(), prompt.rows, prompt.features)
     for name in ("task", "sampling", "words", "delivery", "track", "num_reference_rows", "adapter"):
         assert getattr(read, name) == getattr(prompt, name)
     np.testing.assert_equal([asdict(each) for each in read.audios], [asdict(each) for each in prompt.audios])
     np.testing.assert_equal(read.delayed_tail, prompt.delayed_tail)
 
 
-def read_envelope(text: bytes) -> object:
-    return Envelope.from_json("chunk", text)
+def read_envelope(data: bytes) -> object:
+    return Envelope.from_bytes("chunk", data)
 
 
-def read_prompt(text: bytes) -> object:
-    return Prompt.from_json("prompt", text, ROWS)
+def read_prompt(data: bytes) -> object:
+    return Prompt.from_bytes("prompt", data, ROWS)
+
+
+def read_part(data: bytes) -> object:
+    return TextPart.from_bytes("prompt", data)
 
 
 def read_options(text: bytes) -> object:
@@ -114,7 +120,8 @@ def read_event(text: bytes) -> object:
     return EVENT.read("event", text)
 
 
-READERS = pytest.mark.parametrize("read", [read_envelope, read_prompt, read_options, read_turns, read_event])
+PACKED = [read_envelope, read_prompt, read_part]
+READERS = pytest.mark.parametrize("read", [*PACKED, read_options, read_turns, read_event])
 
 
 def refusal(read: Any, text: bytes) -> str | None:
@@ -142,8 +149,8 @@ def test_any_bytes_are_a_record_or_a_refusal(read: Any, text: bytes) -> None:
 
 @READERS
 @given(value=JSON)
-def test_any_json_is_a_record_or_a_refusal(read: Any, value: Any) -> None:
-    is_read_or_refused(read, json.dumps(value).encode())
+def test_any_value_is_a_record_or_a_refusal(read: Any, value: Any) -> None:
+    is_read_or_refused(read, msgspec.msgpack.encode(value) if read in PACKED else json.dumps(value).encode())
 
 
 def places(value: Any) -> list[tuple[Any, Any]]:
@@ -152,32 +159,96 @@ def places(value: Any) -> list[tuple[Any, Any]]:
     return [(value, key) for key in keys] + [place for key in keys for place in places(value[key])]
 
 
-@given(text=st.one_of(ENVELOPES.map(Envelope.to_json), PROMPTS.map(Prompt.to_json)), value=JSON, data=st.data())
-def test_a_changed_record_is_valid_or_refused_by_field(text: bytes, value: Any, data: st.DataObject) -> None:
-    record = json.loads(text)
+@given(packed=st.one_of(ENVELOPES.map(Envelope.to_bytes), PROMPTS.map(Prompt.to_bytes)), value=JSON, data=st.data())
+def test_a_changed_record_is_valid_or_refused_by_field(packed: bytes, value: Any, data: st.DataObject) -> None:
+    record = msgspec.msgpack.decode(packed)
     read = read_envelope if "flow" in record else read_prompt
     holder, key = data.draw(st.sampled_from(places(record)))
     assume(holder[key] != value)
     holder[key] = value
-    is_read_or_refused(read, json.dumps(record).encode())
+    is_read_or_refused(read, msgspec.msgpack.encode(record))
+
+
+RING_NAME = f"stretto_ring_{'a' * 16}"
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"slot": 1.0}, "chunk.flow.slot: expected a valid integer, got 1.0"),
-        ({"slot": "1"}, "chunk.flow.slot: expected a valid integer, got '1'"),
-        ({"slot": 0}, "chunk.flow.slot: expected greater than or equal to 1, got 0"),
-        ({"generation": 1 << 63}, "chunk.flow.generation: expected less than or equal to 9223372036854775807, got 9"),
-        ({"table": "../passwd"}, "chunk.flow.table: expected "),
+        ({"slot": 1.0}, "chunk.flow.slot: expected int, got 1.0"),
+        ({"slot": "1"}, "chunk.flow.slot: expected int, got '1'"),
+        ({"slot": True}, "chunk.flow.slot: expected int, got True"),
+        ({"slot": 0}, "chunk.flow.slot: expected int >= 1, got 0"),
+        ({"generation": 1 << 63}, "chunk.flow.generation: expected int <= 9223372036854775807, got 9"),
+        ({"table": "../passwd"}, "chunk.flow.table: expected str matching regex "),
+        ({"table": f"stretto_flow_1_{'a' * 32}\n"}, "chunk.flow.table: expected str matching regex "),
         ({"owner": 1}, "chunk.flow.owner: expected one of generation, slot, table, got an unknown key"),
+        ({5: 1}, "chunk.flow: expected str, got {"),
     ],
 )
-def test_what_is_wrong_with_a_record_is_named(changes: dict[str, Any], message: str) -> None:
+def test_what_is_wrong_with_a_record_is_named(changes: dict[Any, Any], message: str) -> None:
     flow = {"table": f"stretto_flow_1_{'a' * 32}", "slot": 1, "generation": 2} | changes
-    with pytest.raises(InvalidRequest) as caught:
-        Envelope.from_json("chunk", json.dumps({"utterance": "u", "flow": flow, "chunk": None}).encode())
-    assert str(caught.value).startswith(message)
+    assert str(refusal(read_envelope, packed_envelope(flow=flow))).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "/etc/passwd"}, "chunk.form.ring.name: expected str matching regex "),
+        ({"name": f"{RING_NAME}\n"}, "chunk.form.ring.name: expected str matching regex "),
+        ({"cuda_handle": "A" * 88}, "chunk.form.ring.cuda_handle: expected str matching regex "),
+        ({"device": -1}, "chunk.form.ring.device: expected int >= 0, got -1"),
+        ({"device": 1 << 31}, "chunk.form.ring.device: expected int <= 2147483647, got 2147483648"),
+        ({"slots": [{"slot": 1}]}, "chunk.form.ring.slots: expected one of cuda_handle, device, name, got an unknown"),
+    ],
+)
+def test_limits_of_options_hold_between_processes(changes: dict[str, Any], message: str) -> None:
+    assert refusal(read_envelope, packed_envelope(form={"ring": {"name": RING_NAME}})) is None
+    changed = packed_envelope(form={"ring": {"name": RING_NAME} | changes})
+    assert str(refusal(read_envelope, changed)).startswith(message)
+
+
+def packed_envelope(**changes: Any) -> bytes:
+    flow = {"table": f"stretto_flow_1_{'a' * 32}", "slot": 1, "generation": 2}
+    return msgspec.msgpack.encode({"utterance": "u", "flow": flow, "chunk": None} | changes)
+
+
+def test_unknown_keys_are_refused_in_the_records_of_lists() -> None:
+    marks = [{"word": "a", "frame": 1}, {"word": None, "frame": 2, "row": 3}]
+    said = refusal(read_envelope, packed_envelope(chunk={"index": 0, "segment": 2, "marks": marks}))
+    assert said == "chunk.chunk.marks[1].row: expected one of frame, word, got an unknown key"
+
+
+def test_a_whole_number_may_stand_for_a_float() -> None:
+    """The writer does not check types, and families have whole numbers as defaults."""
+    sampling = SamplingConfig(SegmentSampling(0), SegmentSampling(1), guidance_scale=2)
+    read = Prompt.from_bytes("prompt", Prompt("tts", ROWS, sampling).to_bytes(), ROWS)
+    assert read.sampling == sampling
+    assert isinstance(read.sampling.guidance_scale, float)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
+def test_a_duration_is_finite(value: float) -> None:
+    sampling = SamplingConfig(SegmentSampling(0.0), SegmentSampling(0.0))
+    prompt = Prompt("tts", ROWS, sampling, input_audio_s=value)
+    assert str(refusal(read_prompt, prompt.to_bytes())).startswith("prompt.input_audio_s: expected float ")
+
+
+def test_the_reason_of_an_inconsistent_record_is_its_own() -> None:
+    sampling = SamplingConfig(SegmentSampling(0.0), SegmentSampling(0.0))
+    record = msgspec.msgpack.decode(Prompt("tts", ROWS, sampling).to_bytes())
+    record["sampling"]["seed"] = -1
+    message = "options.seed: expected an integer in [0, 9223372036854775807], got -1"
+    assert refusal(read_prompt, msgspec.msgpack.encode(record)) == message
+
+
+@pytest.mark.parametrize("end", [b"", b"\xc1", b"\xff" * 9, b"\x91" * 100_000])
+def test_cut_and_foreign_bytes_are_refused(end: bytes) -> None:
+    data = packed_envelope()
+    for length in range(0, len(data), 7):
+        said = str(refusal(read_envelope, data[:length] + end))
+        assert said.startswith("chunk"), length
+    assert str(refusal(read_envelope, data + b"\x00")).startswith("chunk: expected a valid value, got an error: ")
 
 
 def test_a_prompt_whose_arrays_do_not_fit_is_refused() -> None:
@@ -185,7 +256,7 @@ def test_a_prompt_whose_arrays_do_not_fit_is_refused() -> None:
     prompt = Prompt("tts", ROWS, sampling, audios=(InputAudio(1, 2, np.ones((5, 3), np.float32)),))
     for features in (None, np.ones((4, 3), np.float32)):
         with pytest.raises(InvalidRequest, match=r"^prompt\.audios: expected spans of all . frames of the features"):
-            Prompt.from_json("prompt", prompt.to_json(), ROWS, features)
+            Prompt.from_bytes("prompt", prompt.to_bytes(), ROWS, features)
     tail = Prompt("tts", ROWS, sampling, delayed_tail=np.ones((2, 3), np.int32))
     with pytest.raises(InvalidRequest, match=r"^prompt\.delayed_tail: expected rows of 2 ids, got others$"):
-        Prompt.from_json("prompt", tail.to_json(), ROWS)
+        Prompt.from_bytes("prompt", tail.to_bytes(), ROWS)

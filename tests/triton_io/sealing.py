@@ -17,7 +17,7 @@ SEAL = Seal(bytes(range(32)))
 
 def chunk_inputs(envelope: Envelope, codes: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """The decoder's inputs as the language model writes them."""
-    sealed = SEAL.close("chunk", envelope.to_json(), codes)
+    sealed = SEAL.close("chunk", envelope.to_bytes(), codes)
     inputs = {"chunk": np.frombuffer(sealed, np.uint8)}
     return inputs if codes is None else inputs | {"codes": codes}
 
@@ -34,7 +34,7 @@ def part_inputs(part: TextPart) -> dict[str, np.ndarray]:
 
 def envelope_in(response: InferenceResponse) -> Envelope:
     """Return the content of a language model's response, without checking its MAC."""
-    return Envelope.from_json("chunk", response.array("chunk").tobytes()[TAG:])
+    return Envelope.from_bytes("chunk", response.array("chunk").tobytes()[TAG:])
 
 
 class NoThread(ResponseThread):

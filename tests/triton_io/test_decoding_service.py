@@ -160,7 +160,7 @@ def test_what_nobody_has_sealed_is_refused(text: bytes) -> None:
 @pytest.mark.parametrize("changes", [{"utterance": "v"}, {"chunk": None}, {"form": OutputForm()}])
 def test_a_chunk_made_up_for_somebody_elses_slot_changes_nothing_there(slot: FlowSlot, changes: dict[str, Any]) -> None:
     worker, honest = Worker(), Envelope("u", slot.address, Chunk(0, Segment.AUDIO), FORM)
-    forged = replace(honest, **changes).to_json()
+    forged = replace(honest, **changes).to_bytes()
     tag = chunk_inputs(honest)["chunk"].tobytes()[:TAG]
     for sealed in (tag + forged, Seal(b"guess" * 4).close("chunk", forged), forged):
         asked = Request({"chunk": np.frombuffer(sealed, np.uint8)})

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
-from pydantic import Field
 
-from stretto.records.json_record import JsonRecord
+from stretto.records.packed_record import PackedRecord
 from stretto.records.sampling import OutputForm
 from stretto.streams.layout import Segment
 
@@ -75,7 +75,7 @@ class Chunk:
         session: In the first chunk of a streamed text, the name under which the text continues.
     """
 
-    index: Annotated[int, Field(ge=0)]
+    index: Annotated[int, Meta(ge=0)]
     segment: Segment
     text: str = ""
     marks: tuple[WordMark, ...] = ()
@@ -83,10 +83,10 @@ class Chunk:
     report: Report | None = None
     guidance_changes: tuple[GuidanceChange, ...] = ()
     output_codes: tuple[tuple[int, ...], ...] = ()
-    num_reference_frames: Annotated[int, Field(ge=0)] = 0
+    num_reference_frames: Annotated[int, Meta(ge=0)] = 0
     is_prompt: bool = False
     session: str = ""
-    voice: Annotated[int, Field(ge=0)] = 0
+    voice: Annotated[int, Meta(ge=0)] = 0
 
     def num_heard(self, length: int) -> int:
         """Return the number of audible frames among `length` columns of codes."""
@@ -109,9 +109,9 @@ MAX_GENERATION = (1 << 63) - 1
 class FlowAddress:
     """Address of an utterance's flow slot; `generation` distinguishes successive users of the slot."""
 
-    table: Annotated[str, Field(pattern=f"^{TABLE}$")]
-    slot: Annotated[int, Field(ge=1, lt=1 << 31)]
-    generation: Annotated[int, Field(ge=1, le=MAX_GENERATION)]
+    table: Annotated[str, Meta(pattern=rf"^{TABLE}\Z")]
+    slot: Annotated[int, Meta(ge=1, lt=1 << 31)]
+    generation: Annotated[int, Meta(ge=1, le=MAX_GENERATION)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,20 +123,20 @@ class Envelope:
         receipt: Number of an accepted part of streamed text; it travels alone, to the sender of the part.
     """
 
-    utterance: Annotated[str, Field(min_length=1, max_length=64)]
+    utterance: Annotated[str, Meta(min_length=1, max_length=64)]
     flow: FlowAddress
     chunk: Chunk | None
     form: OutputForm | None = None
     receipt: int | None = None
 
-    def to_json(self) -> bytes:
-        """Return this envelope as JSON."""
-        return _JSON.write(self)
+    def to_bytes(self) -> bytes:
+        """Return this envelope as MessagePack."""
+        return _PACKED.write(self)
 
     @classmethod
-    def from_json(cls, field: str, text: bytes) -> "Envelope":
-        """Return the envelope in `text`; raise InvalidRequest naming `field` if it is invalid."""
-        return _JSON.read(field, text)
+    def from_bytes(cls, field: str, data: bytes) -> "Envelope":
+        """Return the envelope in `data`; raise InvalidRequest naming `field` if it is invalid."""
+        return _PACKED.read(field, data)
 
 
-_JSON: JsonRecord[Envelope] = JsonRecord(Envelope)
+_PACKED: PackedRecord[Envelope] = PackedRecord(Envelope)

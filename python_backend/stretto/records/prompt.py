@@ -4,15 +4,18 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 from pydantic import Field
 from typing_extensions import TypedDict
 
 from stretto.errors import InvalidRequest
 from stretto.records.json_record import JsonRecord
+from stretto.records.packed_record import PackedRecord
 from stretto.records.sampling import Delivery, SamplingConfig
 
-Int32 = Annotated[int, Field(ge=-(1 << 31), lt=1 << 31)]
+Int32 = Annotated[int, Meta(ge=-(1 << 31), lt=1 << 31)]
+MAX_AUDIO_S = 1e9  # far above every limit; infinity is not accepted
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,20 +73,20 @@ class Prompt:
         """Features of all `audios`, concatenated, [sum of F, M]; None without any."""
         return np.concatenate([audio.features for audio in self.audios]) if self.audios else None
 
-    def to_json(self) -> bytes:
-        """Return everything except `rows` and `features` as JSON."""
+    def to_bytes(self) -> bytes:
+        """Return everything except `rows` and `features` as MessagePack."""
         spans = tuple(AudioSpan(audio.first_row, audio.num_rows, len(audio.features)) for audio in self.audios)
         delayed_tail = None if self.delayed_tail is None else self.delayed_tail.tolist()
         fields = (self.task, self.sampling, self.delivery, self.words, spans, delayed_tail, self.track, self.is_open)
         more = (self.num_reference_rows, self.opening, self.adapter, self.voice, self.input_audio_s)
-        return _JSON.write(PromptRecord(*fields, *more))
+        return _PACKED.write(PromptRecord(*fields, *more))
 
     @classmethod
-    def from_json(
-        cls, field: str, text: bytes, rows: NDArray[np.int32], features: NDArray[np.float32] | None = None
+    def from_bytes(
+        cls, field: str, data: bytes, rows: NDArray[np.int32], features: NDArray[np.float32] | None = None
     ) -> "Prompt":
-        """Return the prompt in `text` with its arrays; raise InvalidRequest naming `field` if they do not match."""
-        record = _JSON.read(field, text)
+        """Return the prompt in `data` with its arrays; raise InvalidRequest naming `field` if they do not match."""
+        record = _PACKED.read(field, data)
         return cls(
             task=record.task,
             rows=rows,
@@ -106,9 +109,9 @@ class Prompt:
 class AudioSpan:
     """InputAudio without its features: placeholder rows and number of frames."""
 
-    first_row: Annotated[int, Field(ge=0)]
-    num_rows: Annotated[int, Field(ge=1)]
-    num_frames: Annotated[int, Field(ge=1)]
+    first_row: Annotated[int, Meta(ge=0)]
+    num_rows: Annotated[int, Meta(ge=1)]
+    num_frames: Annotated[int, Meta(ge=1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,14 +126,14 @@ class PromptRecord:
     delayed_tail: list[list[Int32]] | None
     track: tuple[Int32, ...]
     is_open: bool
-    num_reference_rows: Annotated[int, Field(ge=0)]
+    num_reference_rows: Annotated[int, Meta(ge=0)]
     opening: str
     adapter: str | None
-    voice: Annotated[int, Field(ge=0)]
-    input_audio_s: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    voice: Annotated[int, Meta(ge=0)]
+    input_audio_s: Annotated[float, Meta(ge=0, le=MAX_AUDIO_S)]
 
 
-_JSON: JsonRecord[PromptRecord] = JsonRecord(PromptRecord)
+_PACKED: PackedRecord[PromptRecord] = PackedRecord(PromptRecord)
 
 
 def _delayed_tail(field: str, lists: list[list[int]], rows: NDArray[np.int32]) -> NDArray[np.int32]:
@@ -172,15 +175,15 @@ class TextPart:
     text: str
     is_last: bool
 
-    def to_json(self) -> bytes:
-        """Return this part as JSON."""
-        return _PART_JSON.write(self)
+    def to_bytes(self) -> bytes:
+        """Return this part as MessagePack."""
+        return _PACKED_PART.write(self)
 
     @classmethod
-    def from_json(cls, field: str, text: bytes) -> "TextPart":
-        """Return the part in `text`; raise InvalidRequest naming `field` if it is invalid."""
-        return _PART_JSON.read(field, text)
+    def from_bytes(cls, field: str, data: bytes) -> "TextPart":
+        """Return the part in `data`; raise InvalidRequest naming `field` if it is invalid."""
+        return _PACKED_PART.read(field, data)
 
 
 SESSION: JsonRecord[SessionRecord] = JsonRecord(Annotated[SessionRecord, Field(description="a JSON object")])
-_PART_JSON: JsonRecord[TextPart] = JsonRecord(TextPart)
+_PACKED_PART: PackedRecord[TextPart] = PackedRecord(TextPart)

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from stretto.errors import InvalidRequest
 from stretto.records.json_record import JsonRecord
+from stretto.records.packed_record import limits_of
 from stretto.streams.chunking import ChunkPolicy
 from stretto_client.schema import (
     OBJECT,
@@ -26,9 +27,9 @@ FIELD = "options.output.ring"
 class RingAddress:
     """Name of the header's shared memory and, for slots on a GPU, IPC handle and device number."""
 
-    name: RingName
-    cuda_handle: CudaHandle | None = None
-    device: Device = 0
+    name: Annotated[RingName, limits_of(RingName)]
+    cuda_handle: Annotated[CudaHandle, limits_of(CudaHandle)] | None = None
+    device: Annotated[Device, limits_of(Device)] = 0
 
 
 MAX_RAS_WINDOW = 512
@@ -189,7 +190,7 @@ class OutputForm:
     """
 
     encoding: Encoding = "pcm_f32le"
-    sample_rate: SampleRate | None = None
+    sample_rate: Annotated[SampleRate, limits_of(SampleRate)] | None = None
     ring: RingAddress | None = None
     deterministic: bool = False
 

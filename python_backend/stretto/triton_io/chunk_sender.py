@@ -275,5 +275,5 @@ class ChunkSender:
         self._num_frames_sent += num_heard
         if num_heard and self._first_sent_s is None:
             self._first_sent_s = time.monotonic()
-        self._responses.send(envelope.to_json(), codes)
+        self._responses.send(envelope.to_bytes(), codes)
         self._quiet_since = time.monotonic()

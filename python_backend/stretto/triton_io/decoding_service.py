@@ -211,7 +211,7 @@ class DecodingService:
         # Copied, because the worker may hold the codes longer than the request's memory lives.
         codes = None if codes is None else codes.copy()
         record = self._seal.open(CHUNK.name, read_record(request, CHUNK), codes)
-        return Envelope.from_json(CHUNK.name, record), codes
+        return Envelope.from_bytes(CHUNK.name, record), codes
 
     def _take(self, envelope: Envelope, codes: np.ndarray | None, reply: ChunkReply) -> None:
         slot, form = reply.slot, envelope.form or PLAIN

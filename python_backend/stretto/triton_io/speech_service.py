@@ -258,7 +258,7 @@ class SpeechService:
         except Exception as error:
             await responses.refuse(error, "a part of a text")
             return
-        responses.send(receipt.to_json(), None)
+        responses.send(receipt.to_bytes(), None)
         await responses.end()
 
     async def _serve(self, utterance: str, prompt: Prompt, responses: Responses, host: str) -> None:

@@ -85,7 +85,7 @@ def test_a_request_names_its_voice_to_the_codec_and_sends_codes_as_they_are_draw
     for voice, number in (("default", 0), ("anna", 1)):
         prompt = preprocessor.prepare(RawRequest(text="hello", options=f'{{"voice": "{voice}"}}'))
         assert (prompt.task, prompt.voice, prompt.delivery.chunking.blocks) == ("tts", number, ())
-        assert Prompt.from_json("prompt", prompt.to_json(), prompt.rows).voice == number
+        assert Prompt.from_bytes("prompt", prompt.to_bytes(), prompt.rows).voice == number
 
 
 def test_a_reply_longer_than_the_codec_decodes_is_refused(checkpoint: Path) -> None:

@@ -50,7 +50,7 @@ def test_samples_become_the_tokens_of_what_is_heard_at_16_khz(preprocessor: Prep
 
 def test_a_reply_leaves_in_the_decoder_s_blocks(checkpoint: Path, preprocessor: Preprocessor) -> None:
     prompt = preprocessor.prepare(RawRequest(text="How are you?", options='{"chunking": {"first_frames": 2}}'))
-    policy = Prompt.from_json("prompt", prompt.to_json(), prompt.rows).delivery.chunking
+    policy = Prompt.from_bytes("prompt", prompt.to_bytes(), prompt.rows).delivery.chunking
     codec = open_codec(DecoderConfig(codec=preprocessor.family.codec), checkpoint)
     assert policy.blocks == codec.spec.blocks
     codes, pacer, sent, replies = random_codes(codec, 1, 30)[0].numpy(), Pacer(policy), 0, list[RecordedReply]()

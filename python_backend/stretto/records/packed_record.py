@@ -1,0 +1,93 @@
+"""Records between the processes of one server, as MessagePack that is checked against their types."""
+
+import re
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from stretto.errors import InvalidRequest, shown
+from stretto_client.schema import Expected
+
+T = TypeVar("T")
+UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)  # errors of msgspec for data that it cannot decode
+AT = " - at `"  # between message and path in msgspec's errors
+STEP = re.compile(r"\.(\w+)|\[(\d+)\]")  # of such a path
+MAX_MESSAGE = 200  # characters of msgspec's message in ours, because it may contain a value
+
+
+class PackedRecord(Generic[T]):
+    """Writer and reader of one kind of dataclass, whose limits are `msgspec.Meta` in its annotations."""
+
+    def __init__(self, kind: type[T]) -> None:
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder = msgspec.msgpack.Decoder(kind)
+
+    def write(self, record: T) -> bytes:
+        """Return the record as MessagePack, without validation."""
+        return self._encoder.encode(record)
+
+    def read(self, field: str, data: bytes) -> T:
+        """Return the record in `data`.
+
+        Args:
+            field: Name of the input in error messages.
+            data: Output of `write`.
+
+        Raises:
+            InvalidRequest: `data` is no MessagePack, a value has another type or is outside its limits, a value is
+                missing, or a key is unknown. The message names the place.
+        """
+        try:
+            record = self._decoder.decode(data)
+            # msgspec ignores unknown keys of dataclasses. What `write` returns has none.
+            if self._encoder.encode(record) != data:
+                _check_keys(field, msgspec.msgpack.decode(data), msgspec.to_builtins(record))
+        except InvalidRequest:
+            raise
+        except UNREADABLE as error:
+            if isinstance(error.__cause__, InvalidRequest):  # raised by the record itself for inconsistent values
+                raise error.__cause__ from None
+            raise _refusal(field, str(error), data) from None
+        return record
+
+
+def limits_of(option: Any) -> msgspec.Meta:
+    """Return the limits in an option's type, such as `SampleRate`, as msgspec reads them."""
+    (expected,) = (each for each in option.__metadata__ if isinstance(each, Expected))
+    if expected.pattern is None:
+        return msgspec.Meta(ge=expected.ge, le=expected.le)
+    return msgspec.Meta(pattern=expected.pattern.removesuffix("$") + r"\Z")  # "$" permits a newline at the end
+
+
+def _check_keys(path: str, given: Any, known: Any) -> None:
+    """Raise InvalidRequest if a dict in `given` has a key that `known`, the same data as read, lacks."""
+    if isinstance(given, dict):
+        for key, value in given.items():
+            if key not in known:
+                expected = f"one of {', '.join(sorted(known))}"
+                raise InvalidRequest(f"{path}.{shown(key)[1:-1]}", expected, "an unknown key")
+            _check_keys(f"{path}.{key}", value, known[key])
+    elif isinstance(given, list):
+        for index, (value, read) in enumerate(zip(given, known, strict=True)):
+            _check_keys(f"{path}[{index}]", value, read)
+
+
+def _refusal(field: str, text: str, data: bytes) -> InvalidRequest:
+    """Return the error for msgspec's error message `text` about `data`."""
+    message, _, place = text.partition(AT)
+    path = place.rpartition("$")[2].rstrip("`")
+    if message.startswith("Expected "):
+        expected, _, got = message.removeprefix("Expected ").replace("`", "").partition(", got ")
+        return InvalidRequest(field + path, expected, _value_at(path, data) or got or "another value")
+    return InvalidRequest(field + path, "a valid value", f"an error: {shown(message, MAX_MESSAGE)}")
+
+
+def _value_at(path: str, data: bytes) -> str | None:
+    """Return the value at `path` in `data` for an error message; None if what follows it cannot be read."""
+    try:
+        value = msgspec.msgpack.decode(data)
+    except UNREADABLE:
+        return None
+    for key, index in STEP.findall(path):
+        value = value[key or int(index)]
+    return shown(value)
