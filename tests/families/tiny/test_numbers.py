@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stretto.families.tiny.text import cardinal, clock, digits, number, ordinal, quantity, write_out, year
+from stretto.families.tiny.text import cardinal, clock, code, digits, number, ordinal, quantity, write_out, year
 
 
 @given(st.integers(0, 999_999))
@@ -37,6 +37,24 @@ def test_single_readings() -> None:
     assert digits("0-45") == "zero four five"
     assert quantity("1", "feet") == "one foot"
     assert quantity("2.5", "miles per hour") == "two point five miles per hour"
+
+
+@pytest.mark.parametrize(
+    ("text", "spoken"),
+    [
+        ("105", "one oh five"),
+        ("747", "seven forty seven"),
+        ("100", "one hundred"),
+        ("1000", "one thousand"),
+        ("1200", "twelve hundred"),
+        ("2490", "twenty four ninety"),
+        ("1005", "ten oh five"),
+        ("0215", "zero two one five"),
+        ("12345", "one two three four five"),
+    ],
+)
+def test_numbers_of_flights_and_houses(text: str, spoken: str) -> None:
+    assert code(text) == spoken
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,35 @@ KNOWN = {
     "No. 5 and #7": "number five and number seven",
     "anna@example.com": "anna at example dot com",
     "https://www.example.com": "example dot com",
+    "Ph.D., a.k.a. C#, w/o milk": "p h d, also known as c sharp, without milk",
+    "Fig. 3, p. 12 and pp. 3-5. A fig. Yes": "figure three, page twelve and pages three to five. a fig. yes",
+    "Tue. 4 Mar, Sun. 5 May. The Sun. He sat.": "tuesday fourth of march, sunday fifth of may. the sun. he sat.",
+    # codes, ratios, fractions
+    "Flight BA2490, Room 105, Boeing 747, 221B Baker St.": "flight b a twenty four ninety, room one oh five, "
+    "boeing seven forty seven, two twenty one b baker street.",
+    "F-16s, COVID-19, MP3, 4K and H2O": "f sixteens, covid nineteen, m p three, four k and h two o",
+    "3:1, 16:9, 10x faster, 1920x1080": "three to one, sixteen to nine, ten times faster, "
+    "nineteen twenty by ten eighty",
+    "3/8, 22/7, 7/10, 24/7, 5k": "three eighths, twenty two over seven, seven out of ten, twenty four seven, "
+    "five thousand",
+    "6'2\" or 6 ft 2 in": "six feet two or six feet two inches",
+    ".5 of it": "zero point five of it",
+    "12/25/2025, 13/4/2026, 4.3.2026, 01/02/99": "december twenty fifth, twenty twenty five, april thirteenth, "
+    "twenty twenty six, march fourth, twenty twenty six, january second, nineteen ninety nine",
+    "13/13/2026": "thirteen over thirteen over two thousand and twenty six",
+    "$3.5M, £2bn, €500k": "three point five million dollars, two billion pounds, five hundred thousand euros",
+    # numerals
+    "Henry VIII, Elizabeth II's, Charles I of England": "henry the eighth, elizabeth the second's, "
+    "charles the first of england",
+    "World War II, WWI, Chapter IV, John Smith III": "world war two, world war one, chapter four, john smith the third",
+    "Charles I know, iPhone X, Size XL, an IV, An IV drip": "charles i know, iphone x, size x l, an i v, an i v drip",
+    # addresses
+    "x_y-1@my.co.uk!": "x underscore y dash one at my dot co dot u k.",
+    "See https://a.org/docs?id=42#top.": "see a dot org slash docs question mark id equals forty two hash top.",
+    "(www.bbc.com/n-1234)": "w w w dot b b c dot com slash n dash one two three four",
+    "Wait.What and/or he/she": "wait dot what and or he she",
     "call 555-1234": "call five five five one two three four",
+    "(555) 123-4567": "five five five one two three four five six seven",
     "+44 20 7946 0958": "plus four four two zero seven nine four six zero nine five eight",
     "R&D": "r and d",
     # nothing to say

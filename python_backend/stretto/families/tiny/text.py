@@ -15,9 +15,11 @@ MONTH_NAMES = "January February March April May June July August September Octob
 MONTH = "|".join(
     name if name in ("May", "March") else f"[{name[0]}{name[0].lower()}]{name[1:]}" for name in MONTH_NAMES
 )
-YEAR_CUES = "in|since|from|until|till|by|before|after|during|year|spring|summer|autumn|fall|winter"
+YEAR_CUES = "circa|in|since|from|until|till|by|before|after|during|year|spring|summer|autumn|fall|winter"
 CURRENCIES = {"$": ("dollar", "cent"), "€": ("euro", "cent"), "£": ("pound", "pence"), "¥": ("yen", "")}
-FRACTIONS = {"1/2": "one half", "1/3": "one third", "2/3": "two thirds", "1/4": "one quarter", "3/4": "three quarters"}
+SCALES = {"k": "thousand", "m": "million", "b": "billion", "bn": "billion", "tn": "trillion"}  # of money: $3M
+WITH_SLASHES = {"24/7": "twenty four seven", "9/11": "nine eleven"}
+MAX_DENOMINATOR = 16  # 3/16 is "three sixteenths", 3/17 is "three over seventeen"
 UNITS = {
     "km": "kilometers", "m": "meters", "cm": "centimeters", "mm": "millimeters", "mi": "miles", "ft": "feet",
     "kg": "kilograms", "g": "grams", "mg": "milligrams", "lb": "pounds", "lbs": "pounds", "oz": "ounces",
@@ -26,6 +28,9 @@ UNITS = {
     "mph": "miles per hour", "km/h": "kilometers per hour", "kph": "kilometers per hour", "hz": "hertz",
     "khz": "kilohertz", "mhz": "megahertz", "ghz": "gigahertz", "kb": "kilobytes", "mb": "megabytes",
     "gb": "gigabytes", "tb": "terabytes", "w": "watts", "kw": "kilowatts", "kwh": "kilowatt hours", "v": "volts",
+    "m/s": "meters per second", "rpm": "revolutions per minute", "mpg": "miles per gallon", "fps": "frames per second",
+    "kbps": "kilobits per second", "mbps": "megabits per second", "gbps": "gigabits per second",
+    "mah": "milliamp hours", "db": "decibels", "px": "pixels", "yd": "yards", "kcal": "kilocalories", "in.": "inches",
     "°c": "degrees celsius", "°f": "degrees fahrenheit", "°": "degrees",
 }  # fmt: skip
 SINGULAR = {"feet": "foot", "hertz": "hertz", "kilohertz": "kilohertz", "megahertz": "megahertz"}
@@ -67,6 +72,16 @@ def clock(hours: int, minutes: int, suffix: str) -> str:
     return f"{cardinal(hours)} {spoken} {suffix}"
 
 
+def code(text: str) -> str:
+    """Return digits as in a flight or house number, e.g. "2490" → "twenty four ninety"; "105" → "one oh five"."""
+    if not 3 <= len(text) <= 4 or text[0] == "0":
+        return digits(text)
+    head, tail = text[:-2], text[-2:]
+    if tail == "00":
+        return cardinal(int(text)) if int(head) % 10 == 0 else f"{cardinal(int(head))} hundred"
+    return f"{cardinal(int(head))} {'oh ' if tail[0] == '0' else ''}{cardinal(int(tail))}"
+
+
 def _time(match: re.Match[str]) -> str:
     hours, minutes, seconds, half_day = match.groups()
     suffix = f"{half_day.lower()} m" if half_day else ""
@@ -85,11 +100,11 @@ def quantity(count: str, unit: str) -> str:
 
 
 def _money(match: re.Match[str]) -> str:
-    symbol, amount, scale = match.group("symbol"), match.group("amount"), match.group("scale")
+    symbol, amount, scale = match.group("symbol"), match.group("amount"), match.group("scale") or match.group("letter")
     unit, part = CURRENCIES[symbol]
     units = unit if unit == "yen" else f"{unit}s"
     if scale:
-        return f"{number(amount)} {scale} {units}"
+        return f"{number(amount)} {SCALES.get(scale.lower(), scale)} {units}"
     whole, _, cents = amount.partition(".")
     if not part or len(cents) != 2 or cents == "00":
         return quantity(amount if cents.strip("0") else whole, units)
@@ -107,10 +122,42 @@ def _iso_date(match: re.Match[str]) -> str:
     return _date(day, MONTH_NAMES[int(month) - 1], year_text, "{month} the {day}")
 
 
+def _slashed_date(match: re.Match[str]) -> str:
+    first, second, year_text = match.groups()
+    # As in the United States: the month comes first, unless it is no month.
+    month, day = (first, second) if int(first) <= 12 else (second, first)
+    if int(month) > 12:
+        return " over ".join(map(number, match.groups()))
+    if len(year_text) == 2:
+        year_text = f"{20 if int(year_text) < 50 else 19}{year_text}"
+    return _date(day, MONTH_NAMES[int(month) - 1], year_text, "{month} {day}")
+
+
+def _dotted_date(match: re.Match[str]) -> str:
+    day, month, year_text = match.groups()
+    return _date(day, MONTH_NAMES[int(month) - 1], year_text, "{month} {day}")
+
+
+def _fraction(match: re.Match[str]) -> str:
+    over, under = int(match.group(1)), int(match.group(2))
+    if match.group() in WITH_SLASHES:
+        return WITH_SLASHES[match.group()]
+    if under in (10, 100):
+        return f"{number(match.group(1))} out of {number(match.group(2))}"
+    if not 0 < over < under <= MAX_DENOMINATOR:
+        return f"{number(match.group(1))} over {number(match.group(2))}"
+    part = {2: "half", 4: "quarter"}.get(under) or ordinal(under)
+    return f"{cardinal(over)} {part}{'s' if over > 1 else ''}"
+
+
 def _decade(match: re.Match[str]) -> str:
     text = match.group(1)
     words = year(int(text)) if len(text) == 4 else cardinal(int(text))
-    return f"{words[:-1]}ies" if words.endswith("y") else f"{words}s"
+    return _plural(words)
+
+
+def _plural(words: str) -> str:
+    return f"{words[:-1]}ies" if words.endswith("y") else f"{words}es" if words.endswith("x") else f"{words}s"
 
 
 def _plain(match: re.Match[str]) -> str:
@@ -118,11 +165,30 @@ def _plain(match: re.Match[str]) -> str:
     return number(text) if text.count(".") < 2 else " point ".join(map(number, text.split(".")))
 
 
+# A number of three or four digits after one of these words is read as a code: "Room one oh five".
+CODED = (
+    r"Boeing|Airbus|[Rr]oom|[Ff]light|[Ss]uite|[Aa]partment|[Rr]oute|[Hh]ighway|[Bb]us|[Tt]rain|[Gg]ate|[Ee]xtension"
+)
 Rule = tuple[re.Pattern[str], Callable[[re.Match[str]], str]]
 DAY = r"(0?[1-9]|[12]\d|3[01])"
-AMOUNT = rf"(?P<amount>{NUMBER})(?:\s?(?P<scale>thousand|million|billion|trillion))?"
+AMOUNT = rf"(?P<amount>{NUMBER})(?:\s?(?P<scale>thousand|million|billion|trillion)|(?P<letter>[kKmMbB]|bn|tn)\b)?"
 RULES: tuple[Rule, ...] = (
     (re.compile(r"\b(\d{4})-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])(?![\d-])"), _iso_date),
+    (re.compile(rf"(?<![\d/.]){DAY}/{DAY}/(\d{{4}}|\d\d)(?![\d/])"), _slashed_date),
+    (re.compile(rf"(?<![\d.,]){DAY}\.(0?[1-9]|1[0-2])\.(1[1-9]\d\d|20\d\d)(?![\d.]\d|\d)"), _dotted_date),
+    (re.compile(r"(?<![\w.])\.(\d+)"), lambda match: f"zero point {digits(match.group(1))}"),
+    (re.compile(r"\b([A-Z][A-Za-z]*-)(\d{1,4})s\b"),
+     lambda match: f"{match.group(1)} {_plural(number(match.group(2)))}"),
+    (re.compile(rf"\b({CODED})\s+(\d{{3,4}})(?:-(\d{{3,4}}))?\b(?![.,:]\d)"),
+     lambda match: f"{match.group(1)} {code(match.group(2))} {code(match.group(3) or '')}"),
+    (re.compile(r"(?<!\d)(\d{3,4})\s?x\s?(\d{3,4})(?!\d)"),
+     lambda match: f"{code(match.group(1))} by {code(match.group(2))}"),
+    (re.compile(r"(\d\s?(?:cm|mm|m|km|in\.|ft|px))\s+x\s+(?=\d)"), lambda match: f"{match.group(1)} by"),
+    (re.compile(r"\b(\d)' ?(\d{1,2})(?:\"|'')"),
+     lambda match: f"{quantity(match.group(1), 'feet')} {cardinal(int(match.group(2)))}"),
+    (re.compile(r"\b([A-Za-z]+-?)(\d{3,4})\b(?![.,:]\d)"), lambda match: f"{match.group(1)} {code(match.group(2))}"),
+    (re.compile(r"(?<![\d.,$€£¥])(\d{3,4})([A-Z])\b"), lambda match: f"{code(match.group(1))} {match.group(2)}"),
+    (re.compile(r"\(\d{3}\)\s?\d{3}[ .-]\d{4}(?!\d)"), lambda match: digits(match.group())),
     (re.compile(r"(?<![\d.,])\+?(?:\d{1,3}[ -])?\d{3}[ .-]\d{3,4}[ .-]\d{4}(?!\d)|(?<![\d.,-])\d{3}-\d{4}(?![\d-])"),
      lambda match: digits(match.group())),
     (re.compile(r"\+\d[\d ()-]{6,}\d"), lambda match: f"plus {digits(match.group())}"),
@@ -140,9 +206,13 @@ RULES: tuple[Rule, ...] = (
      lambda match: f"{match.group(1)}{match.group(2)}{year(int(match.group(3)))}"),
     (re.compile(r"\b(1[1-9]\d\d|20\d\d)\s?-\s?(1[1-9]\d\d|20\d\d)(?![\d-])"),
      lambda match: f"{year(int(match.group(1)))} to {year(int(match.group(2)))}"),
-    (re.compile(r"(?<=\d)\s+(?=(?:1/[234]|2/3|3/4)(?![\d/]))"), lambda match: " and "),
-    (re.compile(r"(?<![\d./])([1-3]/[234])(?![\d/])"),
-     lambda match: FRACTIONS.get(match.group(1), match.group(1).replace("/", " over "))),
+    (re.compile(r"(?<=\d)\s+(?=(?:1/[234]|2/3|3/4|[1357]/8)(?![\d/]))"), lambda match: " and "),
+    (re.compile(r"(?<![\d./])(\d{1,3})/(\d{1,3})(?![\d/])"), _fraction),
+    (re.compile(r"(?<![\d:])(\d{1,4}):(\d{1,4})(?![\d:])"),
+     lambda match: f"{number(match.group(1))} to {number(match.group(2))}"),
+    (re.compile(r"(?<=\d)k\b"), lambda match: " thousand "),
+    (re.compile(r"(?<=\d)x(?=\d)"), lambda match: " by "),
+    (re.compile(r"(?<=\d)x\b(?!\s*\d)"), lambda match: " times "),
     (re.compile(r"(?<=\d)-(?=\d)"), lambda match: " to "),
     (re.compile(r"(?<=\d)\s+-\s+(?=\d)"), lambda match: " minus "),
     (re.compile(r"(?<=\d)\s*[*×]\s*(?=\d)|(?<=\d)\s+x\s+(?=\d)"), lambda match: " times "),
@@ -179,13 +249,41 @@ ABBREVIATIONS = {
     "mr": "mister", "mrs": "missus", "ms": "miss", "dr": "doctor", "prof": "professor", "jr": "junior",
     "sr": "senior", "vs": "versus", "etc": "et cetera", "approx": "approximately", "dept": "department",
     "ave": "avenue", "rd": "road", "blvd": "boulevard", "mt": "mount", "capt": "captain", "gen": "general",
-    "sgt": "sergeant", "rev": "reverend", "hon": "honorable", "govt": "government", "inc": "incorporated",
+    "sgt": "sergeant", "lt": "lieutenant", "col": "colonel", "sen": "senator", "gov": "governor", "pres": "president",
+    "apt": "apartment", "hwy": "highway", "ca": "circa", "messrs": "messieurs", "bros": "brothers",
+    "univ": "university", "avg": "average", "assn": "association", "esq": "esquire", "tel": "telephone",
+    "rev": "reverend", "hon": "honorable", "govt": "government", "inc": "incorporated",
     "ltd": "limited", "corp": "corporation", "min": "minutes", "max": "maximum",
+}  # fmt: skip
+BEFORE_NUMBERS = {  # abbreviations that are also words, or the ends of sentences
+    "fig": "figure", "vol": "volume", "ch": "chapter", "p": "page", "pp": "pages", "sec": "section", "art": "article",
+    "ext": "extension", "rm": "room", "ste": "suite", "eq": "equation", "op": "opus",
+}  # fmt: skip
+WEEKDAYS = {
+    "Mon": "Monday", "Tue": "Tuesday", "Tues": "Tuesday", "Wed": "Wednesday", "Thu": "Thursday", "Thur": "Thursday",
+    "Thurs": "Thursday", "Fri": "Friday", "Sat": "Saturday", "Sun": "Sunday",
 }  # fmt: skip
 MONTHS = {
     "jan": "January", "feb": "February", "mar": "March", "apr": "April", "jun": "June", "jul": "July",
     "aug": "August", "sep": "September", "sept": "September", "oct": "October", "nov": "November", "dec": "December",
 }  # fmt: skip
+ROMAN_NUMERALS = {
+    f"{tens}{units}": 10 * ten + unit
+    for ten, tens in enumerate(("", "X", "XX", "XXX", "XL", "L"))
+    for unit, units in enumerate(("", "I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX"))
+    if tens or units
+}
+REIGNED = set(  # a numeral after one of these names is an ordinal: "Henry the eighth"
+    "Henry Louis Charles George Edward William James Richard Elizabeth Mary John Paul Pius Benedict Francis Philip "
+    "Philippe Frederick Friedrich Wilhelm Nicholas Alexander Catherine Ivan Peter Napoleon Leo Gregory Urban Innocent "
+    "Clement Ramses Ramesses Margrethe Carl Karl Gustav Haakon Harald Olav Christian Albert Leopold Ferdinand Alfonso "
+    "Felipe Juan Pedro Ptolemy Darius Xerxes Cyrus Robert Stephen Edmund Sixtus Boniface Constantine Otto "
+    "Joseph Rudolf Maximilian Victor Umberto Abdullah Hussein Hassan Mohammed Selim Murad Mehmed Rama Willem".split()
+)
+NUMBERED = set(  # a numeral after one of these words is a count: "Chapter four"
+    "Chapter Part Volume Book Act Scene Section Article Appendix Figure Table Title Type Phase Stage Level Class Grade "
+    "Mark War Bowl Apollo Rocky Fantasy Division Group Category Factor Olympiad Canto Verse Unit Lesson".split()
+)
 # Words of two or three letters that are often written in capitals and are not acronyms.
 SHOUTED = set(
     "am an as at be by do go he if in is it me my no of on or so to up us we ok all and any are but can day did for "
@@ -207,6 +305,21 @@ TITLE = re.compile(r"\b(Mr|Mrs|Ms|Dr|Prof)(?=\s+[A-Z])")
 MONTH_ABBREVIATION = re.compile(rf"\b({'|'.join(MONTHS)})\.?(?=\s+\d)|(?<=\d )({'|'.join(MONTHS)})\b\.?", re.IGNORECASE)
 DOTTED = re.compile(r"\b(?:[A-Za-z]\.){2,}(?:[A-Za-z]\b)?|\b(?:[A-Z]\.)(?=\s+[A-Z])")
 ACRONYM = re.compile(r"\b[A-Z]{2,5}s?\b")
+NUMBERED_ABBREVIATION = re.compile(rf"\b({'|'.join(BEFORE_NUMBERS)})\.\s?(?=\d)", re.IGNORECASE)
+# "Sat" and "Sun" are words, too, and need a date or a time behind them.
+WEEKDAY = re.compile(rf"\b(?:(Mon|Tues?|Wed|Thu(?:rs?)?|Fri)\.|(Sat|Sun)\.(?=,?\s+(?:\d|(?:{MONTH})\b)))")
+NUMERAL = re.compile(r"\b([A-Z][a-z]+)((?:\s+[A-Z][a-z]+)?)\s+([XLVI]+)\b(?!['’]\w{2}|\.[A-Z])")
+NO_PRONOUN = re.compile(r"$|[.,;:!?)]|\s+of\b|'s\b")  # behind "Elizabeth I"
+WORLD_WAR = re.compile(r"\bWW(I{1,3})\b")
+
+# Addresses. Their ends may not be the punctuation of the sentence around them.
+EMAIL = re.compile(r"(?<![\w.+-])[A-Za-z0-9][\w.+-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,63}")
+URL = re.compile(r"\b(?:(?:https?|ftp)://|www\.)[^\s<>\"]+|(?<![\w.-])(?:[a-z0-9-]{1,63}\.){1,8}[a-z]{2,63}/[^\s<>\"]*")
+IN_ADDRESSES = {
+    ".": "dot", "/": "slash", "-": "dash", "_": "underscore", ":": "colon", "?": "question mark", "=": "equals",
+    "&": "and", "#": "hash", "~": "tilde", "%": "percent", "+": "plus", "@": "at",
+}  # fmt: skip
+SPOKEN_DOMAINS = set("co me to so it be in no at is".split())  # two-letter domains read as words
 
 
 def normalise(text: str, characters: str) -> str:
@@ -214,7 +327,8 @@ def normalise(text: str, characters: str) -> str:
 
     "" if nothing can be spoken.
     """
-    text = write_out(_expand(_ascii(GREEK_SYMBOL.sub(_greek_name, unicodedata.normalize("NFC", text)))))
+    text = _ascii(GREEK_SYMBOL.sub(_greek_name, unicodedata.normalize("NFC", text)))
+    text = write_out(_expand(_number_names(_spell_addresses(text))))
     text = _spell_acronyms(text)
     return _reduce(_name_symbols(text).lower(), characters)
 
@@ -257,7 +371,60 @@ def _ascii(text: str) -> str:
     return "".join(map(ascii_of, unicodedata.normalize("NFC", text)))
 
 
+def _spell_addresses(text: str) -> str:
+    """Replace e-mail addresses and URLs by words, e.g. "x.org/a_b" → "x dot org slash a underscore b"."""
+    return URL.sub(_address, EMAIL.sub(_address, text))
+
+
+def _address(match: re.Match[str]) -> str:
+    address = match.group().rstrip(".,;:!?'\")]}")
+    rest = match.group()[len(address) :]
+    words = re.findall(r"[A-Za-z]+|\d+|[^A-Za-z\d]", re.sub(r"^(?:https?|ftp)://(?:www\.)?", "", address).rstrip("/"))
+    return f" {' '.join(map(_address_word, words, [*words[-1:], *words]))}{rest} "
+
+
+def _address_word(word: str, previous: str) -> str:
+    if word.isdigit():
+        return number(word) if len(word) <= 2 else digits(word)
+    if not word.isalpha():
+        return IN_ADDRESSES.get(word, " ")
+    is_country = previous == "." and len(word) == 2 and word.lower() not in SPOKEN_DOMAINS
+    is_spelled = is_country or (len(word) <= 5 and not set(word.upper()) & VOWELS)
+    return " ".join(word) if is_spelled else word
+
+
+def _number_names(text: str) -> str:
+    """Replace Roman numerals after names and titles, e.g. "Henry VIII" → "Henry the eighth", "Part II" → "Part two"."""
+
+    def spoken(match: re.Match[str]) -> str:
+        first, second, numeral = match.group(1), match.group(2).strip(), match.group(3)
+        name, count = second or first, ROMAN_NUMERALS.get(numeral)
+        if count is None or name.lower() in SHOUTED:
+            return match.group()
+        before = match.group()[: -len(numeral)]
+        if name in NUMBERED or (first in NUMBERED and not second):
+            return f"{before}{cardinal(count)}"
+        # "Elizabeth I was told" may be about two people.
+        is_pronoun = numeral == "I" and not NO_PRONOUN.match(match.string, match.end())
+        if name in REIGNED and not is_pronoun:
+            return f"{before}the {ordinal(count)}"
+        if len(numeral) == 1 or numeral in ("XL", "XX", "LI", "LV", "LX", "XI"):  # initials, sizes, other names
+            return match.group()
+        return f"{before}the {ordinal(count)}" if second and count <= 3 else f"{before}{cardinal(count)}"
+
+    return NUMERAL.sub(spoken, WORLD_WAR.sub(lambda match: f"World War {cardinal(len(match.group(1)))}", text))
+
+
 def _expand(text: str) -> str:
+    text = re.sub(r"\bPh\.\s?D\b\.?", "P H D", text)
+    text = re.sub(r"\ba\.\s?k\.\s?a\.", "also known as", text, flags=re.IGNORECASE)
+    text = re.sub(r"(\bft\.?\s+\d{1,2})\s?in\b\.?", r"\1 in.", text)
+    text = re.sub(r"\bw/o\b", "without", text)
+    text = re.sub(r"\bw/(?=\s|[a-z])", "with ", text)
+    text = re.sub(r"\b([A-G])#", r"\1 sharp", text)
+    text = re.sub(r"#(?=[A-Za-z])", " hashtag ", text)
+    text = WEEKDAY.sub(lambda match: WEEKDAYS[match.group(1) or match.group(2)], text)
+    text = NUMBERED_ABBREVIATION.sub(lambda match: f"{BEFORE_NUMBERS[match.group(1).lower()]} ", text)
     text = re.sub(r"\be\.\s?g\.", "for example", text, flags=re.IGNORECASE)
     text = re.sub(r"\bi\.\s?e\.", "that is", text, flags=re.IGNORECASE)
     text = re.sub(r"\bSt\.(?=\s+[A-Z])", "Saint", text)
