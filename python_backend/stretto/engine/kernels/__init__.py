@@ -1,1 +1,1 @@
-"""Kernels of a step: Triton kernels, their CPU twins, and a Triton backend for hosts without a GPU."""
+"""Kernels of a step: our own Triton kernels, CPU versions of vLLM's, and a Triton backend for hosts without a GPU."""

@@ -1,4 +1,4 @@
-"""Host-side plan of a step: sampled rows, CFG pairs, and the operations that any row needs."""
+"""Host-side plan of a step: which rows are sampled, their CFG pairs, and the sampling methods that they need."""
 
 from dataclasses import dataclass
 
@@ -13,11 +13,11 @@ NO_ROW = -1
 
 @dataclass(frozen=True)
 class StepRows:
-    """Host knowledge about the B rows of a step, [B] each.
+    """The host's knowledge about the B rows of a step, [B] each.
 
     Attributes:
-        slots: Run slots.
-        samples: True if the row samples.
+        slots: Run slots, int.
+        samples: True if the row is sampled; False for an incomplete chunk of a prompt.
         may_write: True if the row may be in a text segment.
         may_speak: True if the row may be after the text segment. Both may be True while the host does not know.
     """
@@ -28,25 +28,25 @@ class StepRows:
     may_speak: np.ndarray
 
     def fingerprint(self) -> bytes:
-        """Return bytes that are equal for steps with the same plan, as long as no slot changes its request."""
+        """Return bytes that are equal for steps with the same plan, as long as every slot keeps its request."""
         return b"".join(column.tobytes() for column in (self.slots, self.samples, self.may_write, self.may_speak))
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Rows of one step; indices are int64 on the host. It is reused while the batch stays the same.
+    """Rows of one step, reused while the batch stays the same. Indices are int64 on the host.
 
     Attributes:
         num_rows: B, unconditional requests included.
-        drawing: Rows that sample, [M]; the P conditional rows of CFG pairs come first.
-        sampling: The same, followed by the P unconditional rows, [M + P].
-        num_paired: P. These rows come first in `speaking`, too.
+        drawing: Rows that are sampled, [M]; the P conditional rows of CFG pairs come first.
+        sampling: `drawing`, followed by the P unconditional rows, [M + P].
+        num_paired: P. These rows are also first in `speaking`.
         writing: Indices into `drawing` of rows that may be in a text segment, [W]; None for all.
-        speaking: Indices into `drawing` of rows that may be after it, [A]; None for all.
-        text: Sampling plan of text ids.
-        audio: Sampling plan of stream 0 in audio.
-        depth: Sampling plan of the other streams.
-        ras_window: Longest repetition window of any row.
+        speaking: Indices into `drawing` of rows that may be after the text segment, [A]; None for all.
+        text: Sampling methods needed for text ids.
+        audio: Sampling methods needed for stream 0 in audio.
+        depth: Sampling methods needed for the other streams.
+        ras_window: Maximum window of repetition-aware sampling among the rows.
         has_min_p: True if any row uses min-p.
         has_delayed_tail: True if any reply continues audio of its prompt.
     """
@@ -78,9 +78,9 @@ def plan_batch(rows: StepRows, partner: np.ndarray, is_unconditional: np.ndarray
 
     Args:
         rows: Rows of the step.
-        partner: Slot of the CFG partner by slot, negative for none.
-        is_unconditional: True for slots of unconditional requests.
-        tables: Slot tables.
+        partner: Slot of the CFG partner by slot, int64 [R]; negative for none.
+        is_unconditional: True for slots of unconditional requests, bool [R].
+        tables: Slot tables with the request parameters.
     """
     row_of = np.full(len(partner) + 1, NO_ROW)  # the last entry is for slots without a partner
     row_of[rows.slots[rows.samples]] = np.flatnonzero(rows.samples)
@@ -123,23 +123,22 @@ def plan_batch(rows: StepRows, partner: np.ndarray, is_unconditional: np.ndarray
 
 @dataclass(frozen=True)
 class PlanArrays:
-    """Arrays of a plan in the step's library; indices are None if they would select all rows in order.
+    """Arrays of a plan on the step's device; indices are None if they would select all rows in order.
 
     Attributes:
         sampling: Rows of the batch, [M + P].
         slots: Their slots, [M + P].
-        limits: Integer parameters of the sampled rows, [M] each.
-        scales: Real parameters of the sampled rows, [M] each.
-        writing: Indices into the sampled rows, [W].
-        speaking: Indices into the sampled rows, [A].
+        limits: Integer parameters of the rows in `drawing`, [M] each.
+        scales: Real parameters of the rows in `drawing`, [M] each.
+        writing: Indices into `drawing` of rows that may be in a text segment, [W].
+        speaking: Indices into `drawing` of rows that may be after the text segment, [A].
         written: Rows of the batch whose hidden states the text head needs, [W].
-        heard: Rows of the batch whose hidden states the audio heads need, [A + P]: speaking rows, then unconditional
-            ones.
+        heard: Rows of the batch whose hidden states the audio heads need, [A + P]; unconditional rows are last.
         text: Sampling parameters of text ids.
         audio: Sampling parameters of stream 0 in audio.
         depth: Sampling parameters of the other streams.
         guidance: Guidance scales, float32 [P].
-        num_sampled: Number of tokens sampled per row, int32 [B].
+        num_sampled: Number of rows sampled for each row of the batch, 0 or 1, int32 [B].
     """
 
     sampling: Array | None
@@ -158,7 +157,14 @@ class PlanArrays:
 
     @classmethod
     def from_plan(cls, plan: BatchPlan, rows: StepRows, tables: SlotTables, arrays: Arrays) -> "PlanArrays":
-        """Return the uploaded arrays of `plan`."""
+        """Upload the arrays of `plan`.
+
+        Args:
+            plan: Plan of the step.
+            rows: Rows of the step.
+            tables: Slot tables with the request parameters.
+            arrays: Array factory of the device.
+        """
         slots = rows.slots[plan.sampling]
         drawing = slots[: len(plan.drawing)]
         limits = SlotLimits(*arrays.upload(np.ascontiguousarray(tables.limits[drawing].T)))
@@ -197,18 +203,18 @@ def _take(rows: np.ndarray, index: np.ndarray | None) -> np.ndarray:
 
 
 class BatchPlanner:
-    """Planner that keeps the plan and its arrays while the batch stays the same."""
+    """Planner that reuses the plan and its uploaded arrays while the batch stays the same."""
 
     def __init__(self, tables: SlotTables, arrays: Arrays):
         self._tables, self._arrays = tables, arrays
         self._fingerprint = b""
 
     def forget(self) -> None:
-        """Discard the plan, because a slot has changed its request."""
+        """Discard the plan, because a slot has got another request or other parameters."""
         self._fingerprint = b""
 
     def plan(self, rows: StepRows, partner: np.ndarray, is_unconditional: np.ndarray) -> tuple[BatchPlan, PlanArrays]:
-        """Return the plan of a batch; see `plan_batch`."""
+        """Return the plan and its arrays for a step; see `plan_batch`."""
         fingerprint = rows.fingerprint()
         if fingerprint != self._fingerprint:
             plan = plan_batch(rows, partner, is_unconditional, self._tables)

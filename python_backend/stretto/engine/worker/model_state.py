@@ -1,4 +1,4 @@
-"""Device state of each request in addition to the model's (vLLM's `ModelState` hook), and audio embeddings."""
+"""Device state per request for all streams (vLLM's `ModelState` hook), embedded audio inputs, choice of the sampler."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -41,14 +41,14 @@ from stretto.records.prompt import InputAudio
 
 
 class AudioEmbeddings:
-    """Embedded audio of all slots, and the rows of the current step that it replaces.
+    """Embedded audio inputs of all slots, and their placement in the rows of a step.
 
-    The tensors returned by `inputs` keep their addresses, as CUDA graphs require.
+    The tensors returned by `inputs` have fixed addresses, as CUDA graphs require.
 
     Args:
         model: Model with `embed_audio`.
         arrays: Array factory.
-        embeds: Row embeddings of the largest batch, [N, H]; defines shape, type and device.
+        embeds: Embedding buffer of the largest batch, [N, H]; only its shape, dtype and device are used.
     """
 
     def __init__(self, model: Any, arrays: Arrays, embeds: torch.Tensor):
@@ -59,21 +59,21 @@ class AudioEmbeddings:
 
     @torch.inference_mode()
     def place(self, slot: int, audios: Sequence[InputAudio]) -> None:
-        """Embed the audio inputs of the request in `slot`."""
+        """Embed the audio inputs of the request in `slot` and store the result."""
         self._of_slot.pop(slot, None)
         if audios:
             self._of_slot[slot] = [(audio.first_row, self._embed(audio)) for audio in audios]
 
     def forget(self, slot: int) -> None:
-        """Drop the audio of `slot`."""
+        """Drop the embedded audio of `slot`."""
         self._of_slot.pop(slot, None)
 
     def inputs(self, num_rows: int) -> dict[str, torch.Tensor]:
-        """Return the model's audio inputs: embeddings [N, H], and a mask [N, 1] of the rows that they replace."""
+        """Return the buffers for a batch: embeddings [N, H], and a mask [N, 1] of the rows to which they apply."""
         return {"heard": self._embeds[:num_rows], "is_heard": self._is_heard[:num_rows]}
 
     def fill(self, batch: InputBatch) -> dict[str, torch.Tensor]:
-        """Fill and return `inputs` for the rows of `batch`."""
+        """Write the audio of the rows of `batch` to the buffers, and return them as `inputs` does."""
         num_rows = batch.num_tokens_after_padding
         self._is_heard[:num_rows] = False
         if not self._of_slot:
@@ -99,7 +99,7 @@ class AudioEmbeddings:
 
 
 class SpeechModelState(DefaultModelState):
-    """Run slots, and the ids of the streams that the model reads in addition to stream 0."""
+    """State of the run slots on the device, and the model's inputs on all streams."""
 
     def __init__(
         self, vllm_config: VllmConfig, model: nn.Module, encoder_cache: EncoderCache | None, device: torch.device
@@ -124,7 +124,7 @@ class SpeechModelState(DefaultModelState):
             self.audio_embeddings = AudioEmbeddings(model, self.arrays, self._batch_embeds)
 
     def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
-        """Fill a slot with a new request, or with a preempted one that resumes."""
+        """Assign a new request, or a preempted one that resumes, to the slot `req_index`."""
         super().add_request(req_index, new_req_data)
         if not isinstance(new_req_data, SpeechRequestData):
             new_req_data = SpeechRequestData.extending(new_req_data, *warmup_request(new_req_data, self.rules))
@@ -136,19 +136,19 @@ class SpeechModelState(DefaultModelState):
             self.audio_embeddings.place(req_index, new_req_data.params.audios)
 
     def remove_request(self, req_id: str) -> None:
-        """Empty a slot."""
+        """Clear the slot of a request that has ended or was preempted."""
         super().remove_request(req_id)
         slot = self.slots.empty(req_id)
         if self.audio_embeddings is not None and slot != NO_SLOT:
             self.audio_embeddings.forget(slot)
 
     def apply_staged_writes(self) -> None:
-        """Upload the slots filled since the last step."""
+        """Upload the state of the slots filled since the last step."""
         super().apply_staged_writes()
         self.slots.tables.apply_staged(self.arrays)
 
     def prepare_inputs(self, input_batch: InputBatch, req_states: RequestState) -> dict[str, Any]:
-        """Return the ids of all streams of the batch's rows, gathered by position for prefill and decode alike."""
+        """Return the model's inputs: ids of all streams, gathered by slot and position for prefill and decode alike."""
         inputs = super().prepare_inputs(input_batch, req_states)
         wrap, num_rows = self.arrays.wrap, input_batch.num_tokens
         slots = wrap(input_batch.idx_mapping)
@@ -163,14 +163,14 @@ class SpeechModelState(DefaultModelState):
         return {**inputs, "rows": rows, "inputs_embeds": self._batch_embeds[: len(rows)], **audio_inputs}
 
     def prepare_dummy_inputs(self, num_reqs: int, num_tokens: int) -> dict[str, Any]:
-        """Return inputs shaped like those of `prepare_inputs`, for profiling and graph capture."""
+        """Return inputs with the shapes of those of `prepare_inputs`, for profiling and graph capture."""
         inputs = super().prepare_dummy_inputs(num_reqs, num_tokens)
         embeds = self._batch_embeds[:num_tokens]
         audio_inputs = {} if self.audio_embeddings is None else self.audio_embeddings.inputs(num_tokens)
         return {**inputs, "rows": self._batch_rows[:num_tokens], "inputs_embeds": embeds, **audio_inputs}
 
     def custom_sampler(self, sampler: Sampler) -> tuple[SpeechSampler | StepSampler, None]:
-        """Return our sampler (vLLM's hook) and no speculative decoder."""
+        """Return our sampler in place of `sampler`, and no speculative decoder (vLLM's hook)."""
         options = self.vllm_config.additional_config
         in_torch = isinstance(options, dict) and not options.get("step_kernels", True)
         if self.arrays.xp is np or in_torch:
@@ -179,13 +179,13 @@ class SpeechModelState(DefaultModelState):
         return self._step_sampler, None
 
     def initialize_kv_cache(self, kv_cache_config: KVCacheConfig, block_tables: BlockTables) -> None:
-        """Bind the MCTP modules to the allocated KV cache (vLLM's hook)."""
+        """Pass the allocated KV cache to the MCTP modules, if any (vLLM's hook)."""
         super().initialize_kv_cache(kv_cache_config, block_tables)
         if self._row_predictor is not None:
             self._row_predictor.bind(kv_cache_config, block_tables)
 
     def capture_inner_cudagraphs(self, *buffers: object, **more: object) -> None:
-        """Capture our graphs (vLLM's hook, called twice: the first time to measure memory)."""
+        """Capture our own CUDA graphs (vLLM's hook, called twice; the first call measures the memory)."""
         if self._step_sampler is not None:
             self._step_sampler.capture()
         if self._row_predictor is not None:
@@ -229,7 +229,11 @@ class SpeechModelState(DefaultModelState):
         return BurstSampler(sampler, self.slots, draw, segments, self._modules(tokens))
 
     def _modules(self, tokens: torch.Tensor) -> RowPredictor:
-        """Return the predictor of further rows; `tokens` [R, T] holds stream 0 of every slot."""
+        """Create the model's predictor for the additional rows of a multi-token step.
+
+        Args:
+            tokens: Stream 0 of every slot by position, int32 [R, T].
+        """
         generated = GeneratedRows(
             self.model, tokens, self.slots.tables.codes, self.arrays, self.rules.family.layout.pad_id
         )

@@ -1,4 +1,4 @@
-"""Multi-token prediction by MCTP modules (arXiv 2505.03739): attention, program, rows."""
+"""Multi-token prediction with MCTP modules (arXiv 2505.03739): attention metadata, launches, rows to process."""
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ from stretto.families.base import Bursts
 
 
 class Spans(NamedTuple):
-    """Rows of several requests, concatenated. All tensors are on the device.
+    """Consecutive rows of n requests, concatenated to N rows; tensors on the device.
 
     Attributes:
         slots: Run slots, int64 [n].
-        begin: First row of each request, int32 [n + 1].
-        lengths: Number of rows that each request attends to, int32 [n].
+        begin: Index of each request's first row, and the total, int32 [n + 1].
+        lengths: Number of positions that each request attends to, int32 [n].
         positions: Position of each row, int64 [N].
     """
 
@@ -35,7 +35,15 @@ class Spans(NamedTuple):
 
 
 class ModuleAttention:
-    """Metadata builders of the modules, separate from those of the model's captured graphs."""
+    """Attention metadata of the modules. Its buffers are separate from those that the model's captured graphs read.
+
+    Args:
+        vllm_config: vLLM's configuration.
+        kv_cache_config: Layout of the KV cache.
+        block_tables: Block tables of all slots.
+        layers: vLLM's names of the modules' attention layers.
+        max_rows: Maximum number of rows.
+    """
 
     def __init__(
         self,
@@ -57,19 +65,26 @@ class ModuleAttention:
         self.max_captured_rows = (compilation.max_cudagraph_capture_size or 0) if has_graphs else 0
 
     def gather(self, slots: torch.Tensor) -> None:
-        """Gather the blocks of the requests in `slots` [B].
+        """Copy the block-table rows of the requests in `slots` [B] to the buffer that the attention reads.
 
-        Must not be captured: vLLM's kernel reads the numbers of blocks from one of two host buffers in turns.
+        Must not be captured, because vLLM's kernel takes the numbers of blocks from two host buffers alternately.
         """
         self._tables.gather_block_tables(slots, num_reqs_padded=len(slots))
 
     def map(self, spans: Spans) -> torch.Tensor:
-        """Return the KV slot of each row, [G, N]."""
+        """Compute and return the KV-cache slot of each row, [KV-cache groups, N]."""
         slots, begin, num_rows = spans.slots, spans.begin, len(spans.positions)
         return self._tables.compute_slot_mappings(slots, begin, spans.positions, num_rows, out=self._slot_mappings)
 
     def metadata(self, spans: Spans, begin: np.ndarray, lengths: np.ndarray, max_length: int) -> dict[str, Any]:
-        """Return attention metadata by layer; `begin` and `lengths` (int32) are host copies of those in `spans`."""
+        """Return the attention metadata by layer name.
+
+        Args:
+            spans: Rows of the requests.
+            begin: Host copy of `spans.begin`, int32.
+            lengths: Host copy of `spans.lengths`, int32.
+            max_length: Maximum of `lengths` that the launches must support.
+        """
         num_rows, num_reqs = len(spans.positions), len(spans.slots)
         return build_attn_metadata(
             attn_groups=self._groups,
@@ -88,7 +103,7 @@ class ModuleAttention:
         )
 
     def reads(self, metadata: dict[str, Any], num_rows: int) -> AbstractContextManager[None]:
-        """Return a forward context in which layers use `metadata` and the KV slots from `map` for `num_rows` rows."""
+        """Return a forward context in which attention uses `metadata` and the KV-cache slots computed by `map`."""
         mapping = build_slot_mappings_by_layer(self._slot_mappings[:, :num_rows], self._kv_cache_config)
         return set_forward_context(metadata, self._vllm_config, num_tokens=num_rows, slot_mapping=mapping)
 
@@ -100,17 +115,20 @@ NOWHERE = -1  # vLLM's PAD_SLOT_ID: keys and values are not stored
 
 
 class ModuleProgram:
-    """Launches of the modules, with a graph per module and padded number of requests if `recorder` is given.
+    """Runs the modules with launches that are the same for any batch of a size, so that they can be captured.
+
+    With a recorder there is one graph per module and padded number of requests. Each request has a window of rows;
+    those that need no processing are computed, but their keys and values are not stored.
 
     Args:
-        model: Model with `run_module`.
-        said: Embedded rows.
-        ring: The model's hidden states of the last rows of each slot, [R, window, H].
+        model: Model with `run_module` and `rows_hidden`.
+        said: Embeddings of the rows generated so far.
+        ring: Hidden states of the backbone for the last rows of each slot, [R, window, H].
         attention: Attention metadata of the modules.
-        recorder: Recorder of graphs, or None.
+        recorder: Recorder of graphs; None to launch directly.
 
     Attributes:
-        hidden: Output of the last module run for each request's last row, [R, H].
+        hidden: Output of the module that ran last, for each request's last row, [R, H].
     """
 
     def __init__(
@@ -131,14 +149,19 @@ class ModuleProgram:
         self._graphs = StepGraphs(self._launch, num_reqs, recorder, lambda module, num_reqs: num_reqs <= max_captured)
 
     def capture(self) -> None:
-        """Capture all modules at all sizes before the first request, while no row belongs to a request."""
+        """Capture all modules at all sizes; called before the first request, when all rows are inactive."""
         self._rows.zero_()
         for size in self._graphs.sizes:
             self._build(size, np.full(size, self._window, np.int32))
             self._graphs.capture(range(self._num_modules), [size])
 
     def prepare(self, step: BurstBatch, first: np.ndarray) -> None:
-        """Prepare a step that processes rows `first` [B] and up of each request."""
+        """Write the modules' inputs for the next step.
+
+        Args:
+            step: Batch of the step.
+            first: Index of the first row to process, per request, int [B].
+        """
         batch, window, num_reqs = step.batch, self._window, step.batch.num_reqs
         size = self._graphs.padded(num_reqs)
         begin = np.maximum(step.num_read - window, 0)
@@ -164,12 +187,15 @@ class ModuleProgram:
         self._build(size, lengths)
 
     def run(self, module: int, num_reqs: int) -> torch.Tensor:
-        """Run a module over the prepared rows; return its output for each request's last row, [B, H]."""
+        """Run module `module` over the prepared rows; return its output for each request's last row, [B, H]."""
         self._graphs.run(module, num_reqs)
         return self.hidden[:num_reqs]
 
     def _build(self, size: int, lengths: np.ndarray) -> None:
-        """Update the attention metadata for `size` requests; graphs read it from the buffers in each step."""
+        """Update the attention metadata for `size` requests with `lengths` positions each.
+
+        Captured graphs read its buffers.
+        """
         arrays = self._said.arrays
         self._lengths[:size] = arrays.tensor(arrays.upload(lengths))
         begin = self._begin[: size + 1]
@@ -200,12 +226,13 @@ class ModuleProgram:
 
 @dataclass(frozen=True)
 class Runs:
-    """Rows that modules process in a step; all arrays are int64 [n] on the host.
+    """Rows that the modules process in a step, one run of consecutive rows per request.
 
+    Arrays are int64 [n] on the host.
     Attributes:
-        index: Request in the batch.
+        index: Index of the request in the batch.
         slots: Its run slot.
-        first: First row.
+        first: First row of the run.
         stop: Row after the last.
     """
 
@@ -220,7 +247,11 @@ class Runs:
 
 
 class ModuleRows:
-    """MCTP modules over the rows of all slots; all row bookkeeping is on the host."""
+    """Predictor of a step's additional rows with MCTP modules, see `RowPredictor`.
+
+    A module can process a row only when the ids that follow it are known. The hidden states of the last rows of each
+    slot are therefore kept, and the host tracks which rows still have to be processed.
+    """
 
     def __init__(self, model: Any, said: GeneratedRows, bursts: Bursts, vllm_config: VllmConfig):
         self._model, self._said, self._bursts, self._vllm_config = model, said, bursts, vllm_config
@@ -231,7 +262,7 @@ class ModuleRows:
         self._unread = np.zeros(self._num_slots, np.int64)  # first row of each slot that some module has not processed
 
     def bind(self, kv_cache_config: KVCacheConfig, block_tables: BlockTables) -> None:
-        """Use the allocated KV cache."""
+        """Use the allocated KV cache; on a GPU also create the launches that can be captured."""
         config, layers = self._vllm_config, self._model.module_attention()
         num_rows = block_tables.slot_mappings.shape[1] + self._num_slots * self._bursts.window
         self._attention = ModuleAttention(config, kv_cache_config, block_tables, layers, num_rows)
@@ -243,16 +274,16 @@ class ModuleRows:
         self._program = ModuleProgram(self._model, self._said, self._ring, self._attention, recorder)
 
     def capture(self) -> None:
-        """Capture graphs before the first request."""
+        """Capture graphs; called before the first request."""
         if self._program is not None:
             self._program.capture()
 
     def place(self, slot: int, num_read: int) -> None:
-        """Record a request in `slot` of which `num_read` rows come from the prefix cache."""
+        """Record that `slot` got a request whose first `num_read` rows are in the prefix cache."""
         self._unread[slot] = num_read
 
     def __call__(self, hidden: torch.Tensor, step: BurstBatch, say: Say) -> None:
-        """Generate the rows after the first one of a step."""
+        """Generate the rows of a step after the first one; see `RowPredictor`."""
         runs = self._runs(step)
         if len(runs.index):
             if self._program is None or step.batch.is_prefilling_np[runs.index].any():
@@ -262,7 +293,11 @@ class ModuleRows:
         self._keep(step)
 
     def _runs(self, step: BurstBatch) -> Runs:
-        """Return prompt chunks, requests that generate more rows, and requests with rows about to be overwritten."""
+        """Return the rows to process in a step.
+
+        These are rows of prompt chunks, of requests that generate additional rows, and of requests whose unprocessed
+        rows would otherwise leave the window of kept hidden states.
+        """
         batch, stop = step.batch, step.num_read
         unread = self._unread[batch.idx_mapping_np]
         is_late = stop - unread >= self._bursts.window
@@ -275,7 +310,10 @@ class ModuleRows:
         return Runs(index, slots, unread[index], stop)
 
     def _run(self, hidden: torch.Tensor, step: BurstBatch, runs: Runs, say: Say) -> None:
-        """Run all modules over the rows of `runs`; each draws a row for every request that generates one more."""
+        """Run all modules over exactly the rows of `runs`.
+
+        Sample a row after each module for which a schedule has one.
+        """
         upload = self._said.arrays.upload
         which = np.repeat(np.arange(len(runs.index)), runs.counts)
         starts = np.concatenate([[0], np.cumsum(runs.counts)])
@@ -292,7 +330,7 @@ class ModuleRows:
                     say(of_batch, k + 1)
 
     def _run_uniform(self, program: ModuleProgram, step: BurstBatch, runs: Runs, say: Say) -> None:
-        """Run all modules with launches that are the same for any rows."""
+        """Do the same as `_run` for a batch without prompts, with the launches of `program`."""
         first = step.num_read.copy()
         first[runs.index] = runs.first
         program.prepare(step, first)
@@ -302,7 +340,14 @@ class ModuleRows:
                 say(states, k + 1)
 
     def _hidden(self, step: BurstBatch, runs: Runs, which: np.ndarray, positions: np.ndarray) -> torch.Tensor:
-        """Return the model's hidden states of rows, [N, H], from this step or the ring."""
+        """Return the backbone's hidden states of the rows to process, [N, H], from this step or from those kept.
+
+        Args:
+            step: Batch of the step.
+            runs: Rows to process.
+            which: Index into `runs` for each row, [N].
+            positions: Position of each row, [N].
+        """
         batch, of_run = step.batch, runs.index[which]
         behind = positions - batch.num_computed_tokens_np[of_run]
         now = self._tensor(np.maximum(batch.query_start_loc_np[of_run] + behind, 0))
@@ -310,7 +355,7 @@ class ModuleRows:
         return torch.where(self._tensor(behind < 0)[:, None], kept, self._model.rows_hidden[now])
 
     def _keep(self, step: BurstBatch) -> None:
-        """Store the hidden states of the last rows of every request for later multi-token steps."""
+        """Store the backbone's hidden states of the last rows of every request for later steps."""
         batch, window = step.batch, self._bursts.window
         counts = np.minimum(batch.num_scheduled_tokens, window).astype(np.int64)
         which = np.repeat(np.arange(batch.num_reqs), counts)
@@ -323,7 +368,7 @@ class ModuleRows:
     def _read_by_attention(
         self, runs: Runs, starts: np.ndarray, positions: torch.Tensor
     ) -> AbstractContextManager[None]:
-        """Return the forward context of the modules' attention layers."""
+        """Return the forward context in which the modules' attention layers process the rows of `runs`."""
         lengths = runs.stop.astype(np.int32)
         spans = Spans(self._tensor(runs.slots), self._tensor(starts), self._tensor(lengths), positions)
         self._attention.gather(spans.slots)

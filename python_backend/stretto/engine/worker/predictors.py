@@ -1,4 +1,4 @@
-"""Output heads per stream, and the predictors of further codebooks and further rows."""
+"""Output heads, and the predictors of a frame's other codebooks and of a step's additional rows."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,25 +20,25 @@ from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.worker.slots import Array, Arrays
 from stretto.streams.layout import StreamLayout
 
-EVERY = slice(None)  # all of streams 1 and up
+EVERY = slice(None)  # all of streams 1 to S - 1
 Product = Callable[[torch.Tensor], torch.Tensor]
 
 
 def exact_product(rows: torch.Tensor) -> Product:
-    """Return a float32 product `x @ rows.T` with a constant weight, for the weight's device."""
+    """Return the function x -> `x @ rows.T` in float32 on the device of the constant weight `rows` [n, H]."""
     return (on_host if rows.device.type == "cpu" else on_device).Float32Product(rows)
 
 
 class StreamHeads:
-    """Heads over one weight: stream 0 in text, stream 0 in audio, and the other streams.
+    """Heads whose weights are rows of the LM head: stream 0 in text, stream 0 in audio, and the other streams.
 
-    A stream with a bias b has the logits W (h + b) = W h + W b, with the second term precomputed in float32.
+    A stream with a bias b on the hidden state has the logits W (h + b) = W h + W b; W b is precomputed in float32.
 
     Attributes:
         text_ids: Token id of each text logit, [V].
-        first_ids: Token id of each logit of stream 0 in audio, [C0 + E]: codes and markers, then end ids.
+        first_ids: Token id of each logit of stream 0 in audio, [C0 + E]: codes and other audio ids, then end ids.
         codes: Token id of each logit of the other streams, [K, C].
-        is_text_cut: True if ranks exchange text logits.
+        is_text_cut: True if the text head is split across ranks, which then exchange logits.
     """
 
     def __init__(self, lm_head: nn.Module, rules: SegmentRules, stream_bias: torch.Tensor | None = None):
@@ -66,27 +66,38 @@ class StreamHeads:
             self.code_offset = torch.cat([_offset(rows, bias) for rows, bias in pairs])
 
     def raw_text(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return `text` without the bias term; rows may be strided."""
+        """Return the logits of stream 0 in a text segment before the bias is added, [N, H] -> [N, V].
+
+        May be strided.
+        """
         return self._gather(self._text(hidden))
 
     def raw_first(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return `first` without the bias term; rows may be strided."""
+        """Return the logits of stream 0 in audio before the bias is added, [N, H] -> float32 [N, C0 + E].
+
+        May be strided.
+        """
         return self._first(hidden)
 
     def raw_codes(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return the logits of streams 1 and up without the bias term: [N, H] -> float32 [N, K * C]."""
+        """Return the logits of streams 1 to S - 1 before the bias is added, [N, H] -> float32 [N, K * C]."""
         return self._codes(hidden)
 
     def text(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return the logits of stream 0 in a text segment: [N, H] -> float32 [N, V]."""
+        """Return the logits of stream 0 in a text segment, [N, H] -> float32 [N, V]."""
         return _shift(self.raw_text(hidden), self.text_offset)
 
     def first(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return the logits of stream 0 in an audio segment: [N, H] -> float32 [N, C0 + E]."""
+        """Return the logits of stream 0 in an audio segment, [N, H] -> float32 [N, C0 + E]."""
         return _shift(self.raw_first(hidden), self.first_offset)
 
     def shifted(self, logits: torch.Tensor, streams: slice) -> torch.Tensor:
-        """Add the bias term to raw logits of `streams` of streams 1 and up: [N, k * C] -> float32 [N, k, C]."""
+        """Return logits of some streams with the bias added, float32 [N, k, C].
+
+        Args:
+            logits: Result of `raw_codes` for these streams, [N, k * C].
+            streams: Slice of streams 1 to S - 1.
+        """
         num_streams, num_codes = len(range(len(self.codes))[streams]), self.codes.shape[1]
         offset = self.code_offset
         if offset is not None and streams != EVERY:
@@ -94,18 +105,18 @@ class StreamHeads:
         return _shift(logits, offset).reshape(len(logits), num_streams, num_codes)
 
     def _gather(self, logits: torch.Tensor) -> torch.Tensor:
-        """Return the logits over all text ids, gathered from all ranks if the head is split."""
+        """Return text logits over the whole vocabulary, exchanged among ranks if the head is split."""
         if not self.is_text_cut:
             return logits
         return tensor_model_parallel_all_gather(logits)[:, : len(self.text_ids)]
 
 
 class FirstHead(StreamHeads):
-    """Head of stream 0 in audio, for a family without text whose frames a depth transformer completes.
+    """Head of stream 0 in audio, for models without text whose other codebooks a depth transformer predicts.
 
     Args:
-        rows: Weight, [C0 + E, H], complete on each rank.
-        rules: Rules of the family.
+        rows: Weight, [C0 + E, H], replicated on every rank.
+        rules: Rules of the family's replies.
     """
 
     def __init__(self, rows: torch.Tensor, rules: SegmentRules):
@@ -120,11 +131,11 @@ class FirstHead(StreamHeads):
 
 
 class AudioHeads(FirstHead):
-    """Heads of all streams in audio, for a family without text whose streams are sampled at once.
+    """Heads of all streams in audio, for models without text that predict all codebooks at once.
 
     Args:
-        rows: Weights of all streams, [n, H], complete on each rank; stream 0's end ids follow its codes.
-        rules: Rules of the family.
+        rows: Weights of all streams, [n, H], replicated on every rank; stream 0's end ids follow its codes.
+        rules: Rules of the family's replies.
     """
 
     def __init__(self, rows: torch.Tensor, rules: SegmentRules):
@@ -133,7 +144,7 @@ class AudioHeads(FirstHead):
 
 
 def _offset(rows: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """Return the logits of a bias [H]: rows [n, H] -> float32 [n], computed in parts to save memory."""
+    """Return W b for the weight `rows` [n, H] and a bias [H], float32 [n]; computed in parts to save memory."""
     return torch.cat([some.float() @ bias.float() for some in rows.split(8192)])
 
 
@@ -142,7 +153,7 @@ def _shift(logits: torch.Tensor, offset: torch.Tensor | None) -> torch.Tensor:
 
 
 class _WeightRows:
-    """Rows of a head's weight by token id, gathered from all ranks with tensor parallelism."""
+    """Rows of the LM head's weight by token id; with tensor parallelism they are gathered from all ranks."""
 
     def __init__(self, lm_head: ParallelLMHead):
         self.own, self.is_cut = lm_head.get_parameter("weight").data, lm_head.tp_size > 1
@@ -151,7 +162,7 @@ class _WeightRows:
         self._start, self._stop = shard.org_vocab_start_index, shard.org_vocab_end_index
 
     def gather(self, ids: torch.Tensor) -> torch.Tensor:
-        """Return a copy of the rows `ids` [n], the same on every rank."""
+        """Return a copy of the weight rows of `ids` [n], equal on every rank."""
         if not self.is_cut:
             return self.own[ids]
         is_own = (ids >= self._start) & (ids < self._stop)
@@ -160,47 +171,46 @@ class _WeightRows:
         return tensor_model_parallel_all_reduce(rows)  # exact: one rank contributes the row, all others zeros
 
     def span(self, ids: range) -> torch.Tensor:
-        """Return the rows of consecutive ids, as a view if every rank holds all rows."""
+        """Return the weight rows of consecutive ids, as a view if this rank holds the whole weight."""
         if not self.is_cut:
             return self.own[ids.start : ids.stop]
         return self.gather(torch.arange(ids.start, ids.stop, device=self.own.device))
 
     def rows(self, ids: list[int]) -> torch.Tensor:
-        """Return the rows `ids`, as a view if they are consecutive."""
+        """Return the weight rows of `ids`, as a view if possible."""
         if ids and ids == list(range(ids[0], ids[-1] + 1)):
             return self.span(range(ids[0], ids[-1] + 1))
         return self.gather(torch.tensor(ids, dtype=torch.int64, device=self.own.device))
 
 
-# (raw float32 logits [N, k * C], possibly strided; slice of k of streams 1 and up) -> ids [N, k].
+# (raw float32 logits [N, k * C], may be strided; slice of k of streams 1 to S - 1) -> ids [N, k].
 Draw = Callable[[torch.Tensor, slice], torch.Tensor]
 
 
 class FramePredictor(Protocol):
-    """Predictor of the further ids of rows in an audio segment.
+    """Predictor of streams 1 to S - 1 of rows in an audio segment.
 
     Attributes:
-        reads_drawn: True if it reads sampled ids (`token` or results of `draw`), which are then shared with
-            unconditional rows.
+        reads_drawn: True if logits depend on ids sampled in the same row, which unconditional rows must then share.
     """
 
     reads_drawn: bool
 
     def __call__(self, hidden: torch.Tensor, token: torch.Tensor, draw: Draw) -> torch.Tensor:
-        """Return the ids of streams 1 and up, [N, K].
+        """Return the ids of streams 1 to S - 1, [N, K].
 
-        The rows include both requests of each CFG pair; the ids sampled for the conditional one count.
+        For a CFG pair both requests' rows are passed, and the ids returned for the conditional one are used for both.
 
         Args:
             hidden: Hidden states, [N, H].
-            token: Stream 0 as sampled, [N].
-            draw: Samples ids from logits.
+            token: Sampled ids of stream 0, [N].
+            draw: Function that samples ids from logits.
         """
         ...
 
 
 class ParallelHeads:
-    """Predictor of all streams at once from one hidden state."""
+    """Predictor that samples all streams at once from one hidden state."""
 
     reads_drawn = False
 
@@ -213,7 +223,7 @@ class ParallelHeads:
 
 
 class Depth(Protocol):
-    """Depth transformer (`models/depth_transformer.py`), which predicts each stream from the previous ones."""
+    """Interface of a depth transformer; see `models/depth_transformer.py` for its methods."""
 
     heads: torch.Tensor
 
@@ -225,7 +235,7 @@ class Depth(Protocol):
 
 
 class DepthFrames:
-    """Predictor by a depth transformer, one stream after another."""
+    """Predictor that samples one stream after another with a depth transformer."""
 
     reads_drawn = True
 
@@ -237,8 +247,8 @@ class DepthFrames:
         depth.prepare(max_rows)
 
     def __call__(self, hidden: torch.Tensor, token: torch.Tensor, draw: Draw) -> torch.Tensor:
-        """Return the ids, sampled one stream at a time."""
-        code = (token - self._shifts[0]).clamp(0, self._num_codes - 1)  # results of rows without a code are ignored
+        """Return the ids of streams 1 to S - 1, [N, K]."""
+        code = (token - self._shifts[0]).clamp(0, self._num_codes - 1)  # rows without a code: the result is ignored
         drawn = [draw(self._heads[0](self._depth.begin(hidden, code)), slice(0, 1))]
         for stream, head in enumerate(self._heads[1:], 1):
             code = drawn[-1][:, 0] - self._shifts[stream]
@@ -247,25 +257,26 @@ class DepthFrames:
 
 
 class Readout(NamedTuple):
-    """Output heads and frame predictor of a family's model."""
+    """Output heads and frame predictor of a model."""
 
     heads: StreamHeads
     frames: FramePredictor
 
 
-# (hidden states [B, H], index of the row in the step) -> None; draws and records the row.
+# (hidden states [B, H], index of the row in the step) -> None; samples and records the row.
 Say = Callable[[torch.Tensor, int], None]
 
 
 @dataclass(frozen=True)
 class BurstBatch:
-    """Batch of a multi-token step.
+    """Batch of a step that may generate several rows per request.
 
     Attributes:
         batch: vLLM's batch.
-        num_read: Number of computed rows of each request after this step, [B]; the first generated row has that index.
-        num_extra: Number of rows generated after that one, [B].
-        is_read: True if modules process the request's rows, [B].
+        num_read: Number of rows of each request that are computed after this step, which is also the index of the first
+            row that the step generates, int64 [B].
+        num_extra: Number of rows that the modules generate after that one, int64 [B].
+        is_read: True if modules process the request's rows, bool [B].
     """
 
     batch: InputBatch
@@ -275,35 +286,40 @@ class BurstBatch:
 
 
 class RowPredictor(Protocol):
-    """Predictor of further rows in a step."""
+    """Predictor of the rows that a step generates after the first one."""
 
     def bind(self, kv_cache_config: KVCacheConfig, block_tables: BlockTables) -> None:
         """Use the allocated KV cache."""
         ...
 
     def capture(self) -> None:
-        """Capture graphs before the first request."""
+        """Capture graphs; called before the first request."""
         ...
 
     def place(self, slot: int, num_read: int) -> None:
-        """Record a request in `slot` of which `num_read` rows come from the prefix cache."""
+        """Record that `slot` got a request whose first `num_read` rows are in the prefix cache."""
         ...
 
     def __call__(self, hidden: torch.Tensor, step: BurstBatch, say: Say) -> None:
-        """Generate the rows after the first, which has been sampled from `hidden` [B, H].
+        """Generate the rows after the first one.
 
         Called in every step, even if no request generates more rows, because prompt rows must pass through the modules.
+
+        Args:
+            hidden: Hidden states from which the first row was sampled, [B, H].
+            step: Batch of the step.
+            say: Samples and records the next row.
         """
         ...
 
 
 class GeneratedRows:
-    """Embedded rows of all streams by slot and position.
+    """Rows generated so far, embedded on request.
 
     Args:
         model: Model with `embed_rows`.
-        tokens: Stream 0 of every slot, int32 [R, T].
-        codes: The other streams, int32 [R, T + 1, S - 1].
+        tokens: Stream 0 of every slot by position, int32 [R, T].
+        codes: The other streams by slot and position, int32 [R, T + 1, S - 1].
         arrays: Array factory.
         pad_id: Id of empty streams.
     """
@@ -314,7 +330,12 @@ class GeneratedRows:
         self._table = model.get_submodule("model.embed_tokens").get_parameter("weight")
 
     def embed(self, slots: Array, positions: Array) -> torch.Tensor:
-        """Return the embedded rows [N, H] at `slots` and `positions`, int64 [N]; out-of-range rows are undefined."""
+        """Return the embeddings of rows, [N, H]; those of rows that were not generated yet are undefined.
+
+        Args:
+            slots: Run slot of each row, int64 [N].
+            positions: Position of each row, int64 [N]; clipped to the table.
+        """
         rows = self._codes.new_empty(len(slots), 1 + self._codes.shape[2])
         positions = self.arrays.xp.clip(positions, 0, self._tokens.shape[1] - 1)
         gather_rows(rows, self._tokens[slots, positions], slots, positions, self._codes, self._pad_id)

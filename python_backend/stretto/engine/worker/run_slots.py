@@ -1,4 +1,4 @@
-"""Assignment of requests and CFG pairs to run slots, with the host copy of their segments."""
+"""Assignment of requests and CFG pairs to run slots, and the host's knowledge of their segments."""
 
 import itertools
 from collections import deque
@@ -22,15 +22,15 @@ _ordinals = itertools.count()
 
 
 def is_warm_up(request_id: str) -> bool:
-    """Return True for vLLM's own requests, which take one token per step."""
+    """Return True for requests that vLLM creates for its warm-up, which take one token per step."""
     return request_id.startswith(PREFIXES)
 
 
 def warmup_request(data: NewRequestData, rules: SegmentRules) -> tuple[SpeechParams, np.ndarray]:
-    """Return parameters and codes [n, S - 1] for a request of vLLM's own, cycling through the family's tasks.
+    """Return parameters and ids of streams 1 to S - 1 [n, S - 1] for a warm-up request; they cycle through the tasks.
 
     Raises:
-        TypeError: For any other request, which did not come through `SpeechLLM`.
+        TypeError: If the request is not a warm-up request and did not come through `SpeechLLM`.
     """
     if not is_warm_up(data.req_id):
         raise TypeError(f"{data.req_id} did not come through SpeechLLM: it has no speech parameters")
@@ -46,7 +46,7 @@ UNKNOWN = -1
 
 
 class HostReadback:
-    """Segment state on the CPU: the table itself."""
+    """Segment state of the slots on the CPU, where the host reads the table itself."""
 
     is_exact = True
 
@@ -54,22 +54,22 @@ class HostReadback:
         self._audio_start = tables.state.numpy()[:, STATE["audio_start"]]
 
     def audio_starts(self) -> np.ndarray:
-        """Return the first audio position of every slot's reply, [R], negative while unknown."""
+        """Return the position of the first audio row by slot, int64 [R]; negative while unknown."""
         return self._audio_start
 
     def place(self, slot: int, audio_start: int) -> None:
-        """Do nothing: the table holds the position."""
+        """Do nothing: the table contains the position."""
 
     def publish(self) -> None:
         """Do nothing: the table is up to date."""
 
 
 class DeviceReadback:
-    """Segment state on a GPU: asynchronous copies of the table, each read `lag` steps later.
+    """Segment state of the slots on a GPU: the host reads asynchronous copies of the table, `lag` steps later.
 
-    `lag` is the number of steps that may be in flight. When a step is launched, the one `lag` steps before has ended,
-    because its output has been used. Nothing waits, and all ranks of a tensor-parallel group have the same knowledge at
-    the same step. Late knowledge stays valid, because a segment never changes from audio back to text.
+    `lag` is the maximum number of steps in flight. When a step is launched, the step `lag` steps before it has ended,
+    because its output has been used. The host therefore never waits, and all ranks of a tensor-parallel group know the
+    same at the same step. Old knowledge stays valid, because a segment never changes from audio back to text.
     """
 
     is_exact = False
@@ -78,13 +78,13 @@ class DeviceReadback:
         self._state, self._lag = tables.state, lag
         num_slots = len(tables.state)
         self._known = np.full(num_slots, UNKNOWN, np.int64)
-        self._tenant = np.zeros(num_slots, np.int64)  # number of replies that each slot has held
+        self._tenant = np.zeros(num_slots, np.int64)  # number of requests that each slot has had
         self._step = 0
         self._copies: deque[_Copy] = deque()
         self._spare = [_Copy(num_slots) for _ in range(lag + 1)]
 
     def audio_starts(self) -> np.ndarray:
-        """Return the positions as of `lag` steps ago, [R]; call once per step."""
+        """Return the positions of the first audio rows as of `lag` steps ago, [R]; call this once per step."""
         self._step += 1
         while self._copies and self._copies[0].step <= self._step - self._lag:
             copy = self._copies.popleft()
@@ -95,12 +95,12 @@ class DeviceReadback:
         return self._known
 
     def place(self, slot: int, audio_start: int) -> None:
-        """Record the position of the reply that `slot` is filled with."""
+        """Record the position for a request that was assigned to `slot`."""
         self._tenant[slot] += 1
         self._known[slot] = audio_start
 
     def publish(self) -> None:
-        """Start a copy of the table after the launched step; may be skipped if no text can have ended."""
+        """Start a copy of the table after the launched step; not needed after steps in which no text can have ended."""
         copy = self._spare.pop()
         copy.step = self._step
         copy.tensor.copy_(self._state[:, STATE["audio_start"]], non_blocking=True)
@@ -110,7 +110,7 @@ class DeviceReadback:
 
 
 class _Copy:
-    """Column `audio_start` [R] in pinned memory, with the tenants and the step it belongs to, and a CUDA event."""
+    """Pinned host copy of the column `audio_start` [R], with the step and the slots' occupants that it belongs to."""
 
     def __init__(self, num_slots: int):
         self.tensor = torch.zeros(num_slots, dtype=torch.int64, pin_memory=torch.cuda.is_available())
@@ -121,7 +121,7 @@ class _Copy:
 
 
 def readback_of(tables: SlotTables, arrays: Arrays, lag: int) -> HostReadback | DeviceReadback:
-    """Return the readback of `tables` for at most `lag` steps in flight."""
+    """Return the readback of `tables` for their device, with at most `lag` steps in flight."""
     return HostReadback(tables) if arrays.xp is np else DeviceReadback(tables, lag)
 
 
@@ -129,13 +129,20 @@ NO_SLOT = -1
 
 
 class RunSlots:
-    """Slot tables with the requests in them and the host's knowledge of their segments.
+    """Run slots: the requests in them, their tables, and the host's knowledge of their segments.
+
+    Args:
+        tables: Slot tables.
+        rules: Rules of the family's replies.
+        arrays: Array factory.
+        lag: Maximum number of steps in flight.
 
     Attributes:
-        partner: Slot of the CFG partner, int64 [R], `NO_SLOT` for none.
+        partner: Slot of the CFG partner by slot, int64 [R]; `NO_SLOT` for none.
         is_unconditional: True for unconditional requests, bool [R].
-        is_read_by_modules: True if MCTP modules process the rows, bool [R].
-        version: Number that changes whenever a slot changes its request.
+        slot_of: Slot by request id.
+        version: Number that changes whenever a slot gets another request or other parameters.
+        is_read_by_modules: True if MCTP modules process the request's rows, bool [R].
     """
 
     def __init__(self, tables: SlotTables, rules: SegmentRules, arrays: Arrays, lag: int):
@@ -153,7 +160,7 @@ class RunSlots:
         self._speaks = np.array([Segment.AUDIO in task.segments for task in rules.family.tasks])
 
     def fill(self, slot: int, data: SpeechRequestData) -> None:
-        """Assign a request to `slot`, at its beginning or, after a preemption, at its current position."""
+        """Assign a request to `slot`; after a preemption it continues at its current position."""
         params, codes, token_ids = data.params, data.codes, data.prefill_token_ids
         assert params is not None
         assert codes is not None
@@ -171,7 +178,10 @@ class RunSlots:
         self._link(data.req_id, slot, params.is_unconditional)
 
     def extend_texts(self, news: Mapping[str, TextNews]) -> None:
-        """Write streamed text that has arrived for requests with a slot; others get it when scheduled."""
+        """Write streamed text that has arrived, by request id.
+
+        Preempted requests get it when they are scheduled again.
+        """
         track = self.rules.family.text_track
         assert track is not None
         for request_id, each in news.items():
@@ -206,13 +216,22 @@ class RunSlots:
         return slot
 
     def plan(self, rows: StepRows, place: int = 0) -> tuple[BatchPlan, PlanArrays]:
-        """Return the plan of `rows`; `place` is the number of rows generated before in this step."""
+        """Return the plan and its arrays for the rows of a step.
+
+        Args:
+            rows: Rows to sample.
+            place: Index of these rows among those that the step generates.
+        """
         return self._planners[place].plan(rows, self.partner, self.is_unconditional)
 
     def num_extra(self, rows: StepRows, num_read: np.ndarray) -> np.ndarray:
-        """Return the number of rows that modules generate per request in this step, [B].
+        """Return the number of rows that modules generate in this step, int64 [B].
 
-        An unconditional request generates as many as its partner. `num_read` [B] counts the computed rows.
+        An unconditional request generates as many as its partner.
+
+        Args:
+            rows: First rows of the step.
+            num_read: Number of computed rows of each request, [B].
         """
         slots = np.where(self.is_unconditional[rows.slots], self.partner[rows.slots], rows.slots)
         extra = np.zeros(len(slots), np.int64)
@@ -222,14 +241,19 @@ class RunSlots:
         return extra
 
     def rows_behind(self, rows: StepRows, says: np.ndarray) -> StepRows:
-        """Return the host's knowledge of the rows one row later; `says` [B] marks requests that sample that row."""
+        """Return the host's knowledge of the rows one position later in the same step.
+
+        Args:
+            rows: Rows of this position.
+            says: True for requests that sample the next row, bool [B].
+        """
         if not self.readback.is_exact:
             return replace(rows, samples=says)
         may_write = self.readback.audio_starts()[rows.slots] < 0
         return StepRows(rows.slots, says, may_write, ~may_write)
 
     def rows(self, batch: InputBatch) -> StepRows:
-        """Return the host's knowledge of the rows of `batch`; an incomplete prompt chunk samples nothing."""
+        """Return the host's knowledge of the rows of `batch`; incomplete prompt chunks are not sampled."""
         slots = batch.idx_mapping_np
         audio_start = self.readback.audio_starts()[slots]
         may_write = audio_start < 0

@@ -1,4 +1,4 @@
-"""Samplers of the array path: logits, guidance, masks, sampling and repetition, for one or several rows per step."""
+"""Samplers on numpy or torch arrays: logits, guidance, masks, sampling and repetition, one or several rows per step."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,11 +29,11 @@ Logits = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # logits of a draw, to
 
 @dataclass(frozen=True)
 class RecentRows:
-    """Last rows of A replies.
+    """Previous rows of A replies.
 
     Attributes:
         slots: Run slots, [A, 1].
-        positions: Positions from the last row backwards, [A, W].
+        positions: Positions of the previous rows, the latest first, [A, W].
         counts: True for audio rows of the reply, [A, W].
         rule: Repetition rule of each reply.
     """
@@ -45,10 +45,15 @@ class RecentRows:
 
 
 class RepetitionGuard:
-    """History of all streams by slot and position, and the repetition rule over it.
+    """Repetition-aware sampling (RAS) over the ids generated so far.
 
-    Only codes of codebooks are sampled again, not pads, markers or end ids. `tokens` [R, T] int32 is vLLM's copy of
-    stream 0; the other streams are in `tables`.
+    Only codes are sampled again, not pads, other audio ids or end ids.
+
+    Args:
+        tokens: vLLM's copy of stream 0 by slot and position, int32 [R, T].
+        tables: Slot tables with the other streams.
+        layout: Stream layout of the family.
+        arrays: Array factory.
     """
 
     def __init__(self, tokens: torch.Tensor, tables: SlotTables, layout: StreamLayout, arrays: Arrays):
@@ -57,7 +62,13 @@ class RepetitionGuard:
         self._codebooks = torch.tensor([[ids.start, ids.stop] for ids in codebooks], device=tokens.device)
 
     def recent(self, rows: Rows, index: Array | None, window: int) -> RecentRows:
-        """Return the previous `window` rows of each of `rows` selected by `index` (None for all)."""
+        """Return the `window` rows before each row.
+
+        Args:
+            rows: Rows that are sampled.
+            index: Indices of the rows to select, [A]; None for all.
+            window: Number of previous rows, W.
+        """
 
         def column(values: Array) -> torch.Tensor:
             return self._arrays.tensor(values if index is None else values[index])
@@ -72,12 +83,25 @@ class RepetitionGuard:
         )
 
     def first(self, drawn: torch.Tensor, logits: Logits, recent: RecentRows) -> torch.Tensor:
-        """Return stream 0, [A, 1], sampled again from `logits` (guided and masked) where repeated."""
+        """Return the ids of stream 0, [A, 1], with repeated codes sampled again.
+
+        Args:
+            drawn: Sampled ids, [A, 1].
+            logits: Guided and masked logits with token ids and noise keys.
+            recent: Previous rows.
+        """
         history = self._tokens[recent.slots, recent.positions]
         return self._redraw(drawn, history[..., None], self._codebooks[:1], logits, recent)
 
     def auxiliary(self, drawn: torch.Tensor, logits: Logits, recent: RecentRows, streams: slice) -> torch.Tensor:
-        """Return `streams` of streams 1 and up, [A, k], sampled again from guided, masked `logits` where repeated."""
+        """Return the ids of some of streams 1 to S - 1, [A, k], with repeated codes sampled again.
+
+        Args:
+            drawn: Sampled ids, [A, k].
+            logits: Guided and masked logits with token ids and noise keys.
+            recent: Previous rows.
+            streams: Slice of streams 1 to S - 1.
+        """
         codebooks = self._codebooks[1:]
         history = self._codes[recent.slots, recent.positions, : len(codebooks)][..., streams]
         return self._redraw(drawn, history, codebooks[streams], logits, recent)
@@ -95,7 +119,7 @@ class RepetitionGuard:
 
 
 class RowDraw:
-    """Sampling of the conditional rows of a batch; guided rows also use their partner's logits."""
+    """Samples the conditional rows of a batch; guided rows also use the logits of their CFG partner."""
 
     def __init__(
         self, readout: Readout, segments: SegmentState, tables: SlotTables, arrays: Arrays, guard: RepetitionGuard
@@ -112,20 +136,25 @@ class RowDraw:
         self._guides_first = 0 in family.guided_streams
 
     def keys(self, seed_keys: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Return the noise keys, int32 [M, S], for seed keys and positions, int32 [M] each."""
+        """Return the noise keys per row and stream, int32 [M, S].
+
+        Args:
+            seed_keys: Keys of the requests' seeds, int32 [M].
+            positions: Positions of the rows, int32 [M].
+        """
         return stream_keys(seed_keys, positions, self._num_streams)
 
     def __call__(
         self, hidden: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
     ) -> tuple[Array, Array]:
-        """Return stream 0 [M] and streams 1 and up [M, S - 1] of the sampled rows.
+        """Sample the rows of a plan; return stream 0 [M] and the other streams [M, S - 1].
 
         Args:
             hidden: Hidden states of all rows, [B, H].
             keys: Noise keys, int32 [M, S].
             plan: Plan of the step.
             step: Arrays of the plan.
-            rows: State of the sampled rows, which is advanced.
+            rows: State of the sampled rows, updated in place.
         """
         text = audio = codes = None
         if plan.may_write:
@@ -142,7 +171,7 @@ class RowDraw:
         return token, laid
 
     def _spread(self, drawn: torch.Tensor, index: Array | None, rows: Rows) -> Array:
-        """Return the values sampled by the rows `index`, placed among all rows."""
+        """Scatter values sampled for the rows `index` into an array over all sampled rows; None means all rows."""
         values = self._arrays.wrap(drawn)
         if index is None:
             return values
@@ -156,7 +185,7 @@ class RowDraw:
     def _draw_text(
         self, hidden: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
     ) -> Array:
-        """Return stream 0 of the rows that may be in a text segment."""
+        """Sample stream 0 of the rows that may be in a text segment; return [M], with zeros for the others."""
         own = hidden if step.written is None else hidden[step.written]
         logits = self._heads.text(own)
         if self._said is not None:
@@ -168,7 +197,7 @@ class RowDraw:
     def _draw_audio(
         self, hidden: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
     ) -> tuple[Array, Array]:
-        """Return stream 0 [M] and streams 1 and up [M, K] of the rows that may be in audio."""
+        """Sample the rows that may be in an audio segment; return stream 0 [M] and the other streams [M, K]."""
         audio_hidden = hidden if step.heard is None else hidden[step.heard]
         num_rows, num_shared = len(keys), len(step.guidance) if self._frames.reads_drawn else 0
         recent = self._guard.recent(rows, step.speaking, plan.ras_window) if plan.ras_window else None
@@ -198,19 +227,25 @@ class RowDraw:
         return token, spread
 
     def _penalized(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
-        """Return the logits with the repetition penalty applied."""
+        """Return `logits` with the repetition penalty applied; `index` selects their rows, None means all."""
         assert self._said is not None
         slots, penalty = _pick(rows.slots, index), _pick(rows.scales.repetition_penalty, index)
         return penalize(logits, self._arrays.tensor(self._said[slots, :-1]), self._arrays.tensor(penalty))
 
     def _first_logits(self, heard: torch.Tensor, num_rows: int, scale: torch.Tensor) -> torch.Tensor:
-        """Return stream 0's logits of the first `num_rows` of `heard`, guided by the unconditional rows after them."""
+        """Return the logits of stream 0 in audio, with guidance, [A, C0 + E].
+
+        Args:
+            heard: Hidden states of A rows, followed by those of P unconditional rows, [A + P, H].
+            num_rows: A.
+            scale: Guidance scales of the first P rows, [P].
+        """
         if not self._guides_first or len(scale) == 0:
             return self._heads.first(heard[:num_rows])
         return _merge(self._heads.first(heard), num_rows, scale)
 
     def _guided_codes(self, logits: torch.Tensor, streams: slice, num_rows: int, scale: torch.Tensor) -> torch.Tensor:
-        """Return the guided logits of `streams` of streams 1 and up: [A + P, k, C] -> [A, k, C]."""
+        """Apply guidance to logits of `streams` (a slice of streams 1 to S - 1): [A + P, k, C] -> [A, k, C]."""
         if len(scale) == 0:
             return logits
         is_guided = self._guided[streams]
@@ -230,7 +265,7 @@ class RowDraw:
         rows: Rows,
         recent: RecentRows | None,
     ) -> Array:
-        """Return stream 0 of the rows that may be in audio."""
+        """Sample stream 0 of the rows that may be in audio, or move the alignment pointer; return [M]."""
         segments, index = self._segments, step.speaking
         if segments.script:
             stay = self._arrays.tensor(_pick(segments.stay_column(rows, self._script), index))
@@ -255,19 +290,19 @@ def _pick(values: Array, index: Array | None) -> Array:
 
 
 def _both(drawn: torch.Tensor, num_paired: int) -> torch.Tensor:
-    """Return the ids of A rows followed by those of the first P, for their unconditional rows."""
+    """Return the ids of A rows, followed by a copy of the first P for the unconditional rows."""
     return torch.cat([drawn, drawn[:num_paired]]) if num_paired else drawn
 
 
 def _merge(logits: torch.Tensor, num_rows: int, scale: torch.Tensor) -> torch.Tensor:
-    """Return the logits of `num_rows` rows, the first P guided by the rows after them: [A + P, ...] -> [A, ...]."""
+    """Apply guidance: the first P of A rows are guided by the P rows after them: [A + P, ...] -> [A, ...]."""
     num_paired = len(scale)
     guided = guide(logits[:num_paired], logits[num_rows:], scale)
     return guided if num_paired == num_rows else torch.cat([guided, logits[num_paired:num_rows]])
 
 
 class SpeechSampler:
-    """Sampler of one row of all streams per request, with the attributes that vLLM's runner expects."""
+    """Sampler of one row (all streams) per request and step, with the interface that vLLM's model runner expects."""
 
     def __init__(self, stock: Sampler, slots: RunSlots, draw: RowDraw, segments: SegmentState):
         self.penalties_state = stock.penalties_state
@@ -284,13 +319,13 @@ class SpeechSampler:
         self._none = torch.zeros(slots.num_slots, dtype=torch.int32, device=tables.state.device)
 
     def add_request(self, req_idx: int, sampling_params: object) -> None:
-        """Ignore vLLM's sampling parameters; ours are in the slot tables."""
+        """Ignore vLLM's sampling parameters: ours are in the slot tables."""
 
     def apply_staged_writes(self) -> None:
         """Do nothing: `SpeechModelState` uploads the slot tables."""
 
     def __call__(self, hidden: torch.Tensor, batch: InputBatch) -> SamplerOutput:
-        """Sample one row for each request of `batch`; `hidden` [B, H] holds the last hidden states."""
+        """Sample one row for each request of `batch` from its last hidden state in `hidden` [B, H]."""
         tokens, codes, cuts, step = self._row(hidden, batch, self._slots.rows(batch))
         self._slots.readback.publish()
         nothing = self._nothing[: batch.num_reqs]
@@ -306,9 +341,14 @@ class SpeechSampler:
     def _row(
         self, hidden: torch.Tensor, batch: InputBatch, rows: StepRows, place: int = 0
     ) -> tuple[Array, Array, Array, PlanArrays]:
-        """Sample one row of each of `rows`: stream 0 [B], streams 1 and up [B, S - 1], and cut flags [B].
+        """Sample a row of each request.
 
-        `place` is the number of rows generated before in this step.
+        Return stream 0 [B], the other streams [B, S - 1], cut flags [B], and the plan's arrays.
+        Args:
+            hidden: Hidden states, [B, H].
+            batch: vLLM's batch.
+            rows: Rows to sample.
+            place: Index of these rows among those that the step generates.
         """
         plan, step = self._slots.plan(rows, place)
         if not len(plan.drawing):
@@ -322,9 +362,10 @@ class SpeechSampler:
     def _sample(
         self, hidden: torch.Tensor, batch: InputBatch, plan: BatchPlan, step: PlanArrays, place: int
     ) -> tuple[Array, Array, Array]:
-        """Return stream 0 [B], streams 1 and up [B, S - 1], and flags of segments closed by a limit [B].
+        """Sample the rows of a plan; return stream 0 [B], the other streams [B, S - 1], and cut flags [B].
 
-        Both requests of a CFG pair get the same draw. The flag is the conditional one's.
+        Both requests of a CFG pair get the same ids. A cut flag is 1 if a limit ended a segment in this row; it is set
+        for conditional requests only.
         """
         # The row sampled follows the request's last token.
         lengths = self._arrays.wrap(batch.seq_lens)
@@ -350,17 +391,17 @@ class SpeechSampler:
         return every_token, every_code, every_cut
 
     def _keep(self, slots: Array, position: Array, tokens: Array, codes: Array) -> None:
-        """Record codes at `position`; vLLM records stream 0 at the end of the step."""
+        """Record the codes at `position`; vLLM itself records stream 0 at the end of the step."""
         self._codes[slots, position] = codes
 
     def _keys(self, batch: InputBatch, plan: BatchPlan, place: int) -> np.ndarray:
-        """Return the noise keys [M, S] of the sampled rows, computed on the host."""
+        """Return the noise keys of the sampled rows, int32 [M, S], computed on the host."""
         seeds = self._slots.tables.limits[batch.idx_mapping_np[plan.drawing], LIMITS["seed_key"]]
         positions = (batch.num_computed_tokens_np + batch.num_scheduled_tokens)[plan.drawing] + place
         return self._draw.keys(seeds.astype(np.int32), positions.astype(np.int32))
 
     def _share(self, token: Array, codes: Array, num_paired: int) -> tuple[Array, Array]:
-        """Append the ids of the first P rows, with hidden streams masked, for their unconditional rows."""
+        """Append the first P rows for their unconditional requests, with the streams masked that these do not see."""
         if num_paired == 0:
             return token, codes
         xp, layout = self._arrays.xp, self._family.layout
@@ -383,7 +424,7 @@ SayRow = Callable[[torch.Tensor, StepRows, int], tuple[Array, Array, Array]]
 
 
 class Bursts:
-    """Multi-token step: each request gets as many rows as its schedule defines, at most W."""
+    """Sampling of a multi-token step: as many rows per request as its schedule has for the step, at most W."""
 
     def __init__(self, slots: RunSlots, predictor: RowPredictor):
         self._slots, self._predictor, self._width = slots, predictor, slots.rules.max_rows_per_step
@@ -392,7 +433,13 @@ class Bursts:
         self._none = torch.zeros(num_slots, dtype=torch.int32, device=device)
 
     def sample(self, hidden: torch.Tensor, batch: InputBatch, say_row: SayRow) -> SamplerOutput:
-        """Sample rows for each request of `batch`; `hidden` [B, H] holds the last hidden states."""
+        """Sample the rows of a step.
+
+        Args:
+            hidden: Last hidden states of the requests, [B, H].
+            batch: vLLM's batch.
+            say_row: Samples one row of each request.
+        """
         slots, arrays, num_rows = self._slots, self._slots.arrays, batch.num_reqs
         rows = slots.rows(batch)
         num_read = batch.num_computed_tokens_np.astype(np.int64) + batch.num_scheduled_tokens
@@ -422,7 +469,7 @@ class Bursts:
 
 
 class BurstSampler(SpeechSampler):
-    """Sampler of several rows per step on the array path (numpy or torch)."""
+    """`SpeechSampler` for several rows per step."""
 
     def __init__(self, stock: Sampler, slots: RunSlots, draw: RowDraw, segments: SegmentState, predictor: RowPredictor):
         super().__init__(stock, slots, draw, segments)
@@ -430,17 +477,17 @@ class BurstSampler(SpeechSampler):
         self._tokens = slots.arrays.wrap(stock.req_states.all_token_ids.gpu)
 
     def __call__(self, hidden: torch.Tensor, batch: InputBatch) -> SamplerOutput:
-        """Sample the rows of a step; `hidden` [B, H] holds the last hidden states."""
+        """Sample the rows of a step from the last hidden states `hidden` [B, H]."""
         return self._bursts.sample(hidden, batch, lambda states, says, place: self._row(states, batch, says, place)[:3])
 
     def _keep(self, slots: Array, position: Array, tokens: Array, codes: Array) -> None:
-        """Record the rows, including stream 0, which later rows of this step read."""
+        """Record all streams, including stream 0, because later rows of this step read them."""
         super()._keep(slots, position, tokens, codes)
         self._tokens[slots, position] = self._arrays.int32(tokens)
 
 
 class BurstStepSampler(StepSampler):
-    """Sampler of several rows per step on the kernel path; each row is one run of the step program."""
+    """`StepSampler` for several rows per step; the step program runs once for each of them."""
 
     def __init__(
         self,
@@ -454,7 +501,7 @@ class BurstStepSampler(StepSampler):
         self._bursts = Bursts(slots, predictor)
 
     def __call__(self, hidden: torch.Tensor, batch: InputBatch) -> SamplerOutput:
-        """Sample the rows of a step; `hidden` [B, H] holds the last hidden states."""
+        """Sample the rows of a step from the last hidden states `hidden` [B, H]."""
         lengths = batch.seq_lens[: batch.num_reqs]
 
         def say_row(states: torch.Tensor, says: StepRows, place: int) -> tuple[Array, Array, Array]:

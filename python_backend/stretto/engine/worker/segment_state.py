@@ -1,4 +1,4 @@
-"""Vectorised segment state of the replies in a batch: delay-pattern ends, segment ends."""
+"""Segment state of all replies in a batch: masks, forced ids, and the ends of segments and streams."""
 
 from dataclasses import dataclass
 
@@ -15,13 +15,13 @@ AS_DRAWN = -1
 
 
 def end_tables(rules: SegmentRules) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return lookup tables of segment ends.
+    """Return lookup tables of the ids that end segments.
 
     Returns:
-        is_end: True if the id closes the text of the task, [tasks, ids + 1]; the last column is for all other ids.
-        num_rows: Number of rows from that id to the audio, [tasks, ids + 1].
-        written: Id written for a drawn end, by task; `AS_DRAWN` to keep it.
-        cut: Id written where a limit closes the text, by task.
+        is_end: True if the id ends the text of the task, bool [tasks, ids + 1]; the last column is for all other ids.
+        num_rows: Number of rows from the row of that id to the audio, int64 [tasks, ids + 1]; 0 if the text continues.
+        written: Id written in place of a sampled end, by task; `AS_DRAWN` to keep the sampled one.
+        cut: Id written where a limit ends the text, by task.
     """
     tasks = rules.family.tasks
     drawn, closings = [rules.drawn_ends_of_text(task) for task in tasks], [rules.closings(task) for task in tasks]
@@ -36,7 +36,7 @@ def end_tables(rules: SegmentRules) -> tuple[np.ndarray, np.ndarray, np.ndarray,
 
 
 class SegmentEnds:
-    """Segment ends for the rows of a batch."""
+    """Ends of segments, by sampled id or by limit, for all rows of a batch."""
 
     def __init__(self, rules: SegmentRules, arrays: Arrays):
         self._xp, self._end_of_audio = arrays.xp, rules.family.end_of_audio
@@ -48,7 +48,13 @@ class SegmentEnds:
         self._is_end, self._num_rows = arrays.upload(is_end), arrays.upload(num_rows)
 
     def text(self, token: Array, task: Array, must_end: Array) -> tuple[Array, Array]:
-        """Return the ids written into text rows, and flags of segments closed by a limit."""
+        """Return the ids to write in text rows, and True for rows in which a limit ends the text, [B] each.
+
+        Args:
+            token: Sampled ids, [B].
+            task: Index of the task, [B].
+            must_end: True for rows that have reached a limit, [B].
+        """
         is_end, written = self._is_end[task, self._column(token)], self._written[task]
         if self._keeps_drawn:
             written = self._xp.where(written == AS_DRAWN, token, written)
@@ -56,14 +62,19 @@ class SegmentEnds:
         return self._xp.where(is_end, written, self._xp.where(is_cut, self._cut[task], token)), is_cut
 
     def audio(self, token: Array, must_end: Array) -> tuple[Array, Array]:
-        """Return the ids written into audio rows, and flags of segments closed by a limit."""
+        """Return the ids to write in audio rows, and True for rows in which a limit ends the audio, [B] each.
+
+        Args:
+            token: Sampled ids, [B].
+            must_end: True for rows that have reached a limit, [B].
+        """
         is_end = token != token
         for end in self._ends_of_audio:
             is_end = is_end | (token == end)
         return self._xp.where(is_end | must_end, self._end_of_audio, token), must_end & ~is_end
 
     def num_rows(self, token: Array, task: Array) -> Array:
-        """Return the number of rows from `token` to the audio, or 0 if the text continues."""
+        """Return the number of rows from `token` [B] to the audio, or 0 if the text continues."""
         return self._num_rows[task, self._column(token)]
 
     def _column(self, token: Array) -> Array:
@@ -75,12 +86,16 @@ ENDLESS = 1 << 40
 
 @dataclass
 class Rows:
-    """Rows that a step draws: their state, parameters, slots and positions.
+    """Rows that a step samples: state, parameters, slots and positions, [B] each.
 
-    `advance` and `follow_script` update `state`.
+    `state` is updated by `SegmentState.advance` and `follow_script`, and by `Stairs.climb`.
 
     Attributes:
-        is_cut: True if a limit closes a segment in this row that the model did not close.
+        in_text: True if the row is in the text segment.
+        is_spoken: True if the row is in the audio segment or after it.
+        in_audio: True if the row is in the audio segment.
+        frame: Index of the row in the audio; meaningless before the audio.
+        is_cut: True if a limit ends a segment in this row.
     """
 
     state: SlotState
@@ -98,7 +113,10 @@ class Rows:
         self.is_cut = self.in_text & self.in_audio
 
     def distance_after_audio(self, rules: SegmentRules) -> Array:
-        """Return the distance of each row from `end_of_audio`, plus one if a limit-closed tail skips a row."""
+        """Return the distance of each row from `end_of_audio`, [B].
+
+        It is one more if a limit ended the audio and the family then omits the first row after it.
+        """
         state, num_skipped = self.state, rules.family.tail.num_skipped_by_cut
         behind = self.position - state.audio_end
         if num_skipped == 0:
@@ -109,9 +127,9 @@ class Rows:
 
 
 class SegmentState:
-    """Constraints on stream 0 by segment, and the resulting state changes.
+    """Logit masks and forced ids by segment, and the resulting updates of each row's segment state.
 
-    Tokens and positions are [B]. Arguments `index` select the rows that a head was applied to; None selects all.
+    Tokens and positions are [B]. `index` is the array of rows whose logits are passed; None means all.
     """
 
     def __init__(self, rules: SegmentRules, arrays: Arrays):
@@ -128,13 +146,19 @@ class SegmentState:
         self._out_of_place = arrays.tensor(arrays.upload(out_of_place(rules))) if places else None
 
     def mask_text(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
-        """Set logits of ids that the text segment may not contain to -inf, in place: [W, V]."""
+        """Mask ids that a text may not contain, and its end before the minimum length, in `logits` [W, V], in place."""
         may_end = (rows.state.num_text_tokens >= rows.limits.text_min) * 1
         task, may_end = (self._arrays.tensor(_take(values, index)) for values in (rows.limits.task, may_end))
         return logits.masked_fill_(self._denied[task, may_end], -torch.inf)
 
     def mask_audio(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
-        """Mask end ids (the last E columns) before the minimum length, and misplaced ids, in logits [A, C0 + E]."""
+        """Mask end ids before the minimum length, and codes of other rows of a frame, in `logits`, in place.
+
+        Args:
+            logits: Logits of stream 0 in audio, [A, C0 + E]; the last E columns are end ids.
+            rows: State of all sampled rows.
+            index: Rows whose logits are passed, [A].
+        """
         if self._out_of_place is not None:
             place = self._arrays.tensor(_take(rows.frame % len(self._out_of_place), index))
             logits.masked_fill_(self._out_of_place[place], -torch.inf)
@@ -143,7 +167,11 @@ class SegmentState:
         return logits
 
     def end_text(self, token: Array, rows: Rows) -> Array:
-        """Return `token`, replaced where it closes the text or a limit is reached."""
+        """Return the ids to write in text rows, [B]; set `rows.is_cut` where a limit ends the text.
+
+        Where a sampled id ends the text, this is the task's end-of-text id, or the sampled id if the task has none.
+        Where a limit is reached, it is the closing id.
+        """
         state, limits = rows.state, rows.limits
         must_end = (state.num_text_tokens >= limits.text_max) | (rows.position >= self._text_limit[limits.task])
         if self.script:
@@ -153,14 +181,17 @@ class SegmentState:
         return token
 
     def end_audio(self, token: Array, rows: Rows) -> Array:
-        """Return `token`, replaced by `end_of_audio` where it closes the audio or a limit is reached."""
+        """Return `token` with `end_of_audio` where a sampled id or a limit ends the audio.
+
+        Set `rows.is_cut` for a limit.
+        """
         must_end = (rows.frame >= rows.limits.audio_max) | (rows.position >= self.rules.audio_limit)
         token, is_cut = self._ends.audio(token, must_end & rows.in_audio)
         rows.is_cut = rows.is_cut | is_cut
         return token
 
     def end_frame(self, token: Array, codes: Array, rows: Rows) -> Array:
-        """Return `token`, replaced by `end_of_audio` where token and `codes` [B, K] form the end frame."""
+        """Return `token` with `end_of_audio` where stream 0 and `codes` [B, K] form the frame that ends the audio."""
         first, *others = self.family.end_frame
         ends = rows.in_audio & (token == first) & (rows.frame >= rows.limits.audio_min)
         for stream, code in enumerate(others):
@@ -168,7 +199,13 @@ class SegmentState:
         return self._xp.where(ends, self.family.end_of_audio, token)
 
     def follow_script(self, advance: Array, rows: Rows, script_table: Array) -> Array:
-        """Move the alignment pointers where `advance` [B] and return the frame tokens; script_table [R, E + 1]."""
+        """Move the alignment pointers and return the frame tokens, [B].
+
+        Args:
+            advance: True for rows whose pointer advances, [B].
+            rows: State of the rows; the pointers are updated.
+            script_table: Spoken tokens of each slot, [R, E + 1]; entry 0 is unused.
+        """
         script, state = self.script, rows.state
         assert script is not None
         is_last = state.pointer >= state.num_entries
@@ -181,16 +218,22 @@ class SegmentState:
         return self._xp.where(ends, self.family.end_of_audio, token)
 
     def stay_column(self, rows: Rows, script_table: Array) -> Array:
-        """Return the audio-head column that means "stay on this entry"; any column before the first entry."""
+        """Return the column of the audio head that keeps the alignment pointer on its token, [B].
+
+        Any column before the first.
+        """
         assert self.script is not None
         entry = script_table[rows.slots, rows.state.pointer]
         base = self.script.first_frame - self.family.layout.audio[0].start
         return self._xp.where(rows.state.pointer > 0, base + 2 * (entry - self.script.spoken.start) + 1, 0)
 
     def choose(self, text: Array | None, audio: Array | None, rows: Rows) -> Array:
-        """Return stream 0 of every row: the draw of its segment, or the forced id.
+        """Return stream 0 of every row, [B]: the id sampled for its segment, or a forced id.
 
-        `text` is None if no row is in a text segment, `audio` if all are.
+        Args:
+            text: Sampled text ids, [B]; None if no row is in a text segment.
+            audio: Sampled audio ids, [B]; None if all rows are in a text segment.
+            rows: State of the rows.
         """
         if audio is None:
             assert text is not None
@@ -205,13 +248,13 @@ class SegmentState:
         return token if text is None else where(rows.in_text, text, token)
 
     def place_codes(self, drawn: Array | None, token: Array, rows: Rows, forced: Array | None = None) -> Array:
-        """Return streams 1 and up for stream 0 `token`, [B, S - 1]: sampled ids, input-only ids or pad.
+        """Return streams 1 to S - 1 of every row, [B, S - 1]: sampled ids, forced ids or pads.
 
         Args:
             drawn: Sampled ids, [B, K], or None.
             token: Stream 0, [B].
             rows: State of the rows.
-            forced: Ids of streams that still carry the prompt's audio, [B, S - 1], or None.
+            forced: Ids of streams that continue audio of the prompt, [B, S - 1], or None.
         """
         layout = self.family.layout
         codes = self._arrays.zeros(len(token), layout.num_input_streams - 1) + layout.pad_id
@@ -241,9 +284,15 @@ class SegmentState:
         return self._xp.where(writes | speaks, script.index_base + ordinal, self.family.layout.pad_id)
 
     def advance(self, token: Array, rows: Rows, may_write: bool) -> Array | None:
-        """Advance the state past `token`; return the new pointer entry (0 for none), or None if no row can have one.
+        """Update the state for rows with `token` on stream 0.
 
-        `may_write` is True if any row may be in a text segment.
+        Args:
+            token: Stream 0, [B].
+            rows: State of the rows, updated.
+            may_write: True if any row may be in a text segment.
+
+        Returns:
+            Number of the alignment-pointer entry that each row adds (0 for none), [B]; None if no row can add one.
         """
         state, limits, where = rows.state, rows.limits, self._xp.where
         ends_audio = rows.in_audio & (token == self.family.end_of_audio)
@@ -264,7 +313,10 @@ class SegmentState:
 
 
 def denied_text(rules: SegmentRules) -> np.ndarray:
-    """Return the ids that a text may not contain, by task and whether it may end: bool [tasks, 2, V]."""
+    """Return a mask of the ids that are forbidden in a text segment, bool [tasks, 2, V].
+
+    Axis 1: 0 = the text may not end yet, 1 = it may.
+    """
     tasks = rules.family.tasks
     denied = np.ones((len(tasks), 2, rules.num_text_ids), np.bool_)
     for index, task in enumerate(tasks):
@@ -275,7 +327,10 @@ def denied_text(rules: SegmentRules) -> np.ndarray:
 
 
 def out_of_place(rules: SegmentRules) -> np.ndarray:
-    """Return the ids of stream 0 denied to each row of a frame, bool [n, C0 + E]; only the first may end audio."""
+    """Return a mask of the columns of the audio head that are forbidden in each row of a frame, bool [n, C0 + E].
+
+    Each row has its own range of codes, and only the first row may end the audio.
+    """
     places = rules.family.layout.frame_codec.places
     ids = np.array(rules.audio_ids(0))
     denied = np.ones((len(places), len(ids) + len(rules.drawn_ends_of_audio)), np.bool_)
@@ -294,7 +349,7 @@ def _take(values: Array, index: Array | None) -> Array:
 
 
 class Stairs:
-    """Begin and end ids of streams that have their own."""
+    """BOS and EOS ids per stream under the delay pattern (`streams.pattern.Staircase`)."""
 
     def __init__(self, staircase: Staircase, rules: SegmentRules, arrays: Arrays):
         self._arrays, self._where, self._concatenate = arrays, arrays.xp.where, arrays.xp.concatenate
@@ -303,16 +358,21 @@ class Stairs:
         self._streams = arrays.upload(np.arange(len(staircase.end)))
 
     def mask_ends(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
-        """Set end-id logits of streams 1 and up to -inf before the minimum length, in place: [A, k, C]."""
+        """Mask the end ids of streams 1 to S - 1 before the minimum length, in `logits` [A, k, C], in place."""
         is_short = rows.frame < rows.limits.audio_min
         is_short = self._arrays.tensor(is_short if index is None else is_short[index])
         logits[..., -1].masked_fill_(is_short[:, None], -torch.inf)
         return logits
 
     def climb(self, token: Array, codes: Array, rows: Rows) -> tuple[Array, Array]:
-        """Return `token` and `codes` [B, K] with begin ids before a stream's first frame and end ids after its last.
+        """Return stream 0 [B] and the other streams [B, K], with BOS and EOS ids outside each stream's frames.
 
-        Records the position at which the first stream samples its own end.
+        The state records the position at which the first stream samples its EOS id.
+
+        Args:
+            token: Sampled ids of stream 0, [B].
+            codes: Sampled ids of the other streams, [B, K].
+            rows: State of the rows, updated.
         """
         state = rows.state
         num_ended = self._where(state.first_end < 0, 0, rows.position - state.first_end)

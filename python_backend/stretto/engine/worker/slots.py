@@ -1,4 +1,4 @@
-"""Device tables of the run slots, one row per request, on arrays of numpy or torch."""
+"""Tables of the run slots, one row per request, and array factories for numpy and torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -17,7 +17,7 @@ Array = Any  # np.ndarray or torch.Tensor
 
 
 class Arrays(Protocol):
-    """Factory of a step's arrays; `xp` is numpy or torch."""
+    """Factory of a step's arrays, on numpy or torch (`xp`)."""
 
     xp: ModuleType
 
@@ -28,17 +28,17 @@ class Arrays(Protocol):
         """Return `array` as a tensor over the same memory."""
 
     def zeros(self, *shape: int) -> Array:
-        """Return int64 zeros."""
+        """Return int64 zeros of this shape."""
 
     def int32(self, array: Array) -> Array:
-        """Return `array` as 32-bit integers."""
+        """Return `array` converted to int32."""
 
     def upload(self, values: np.ndarray) -> Array:
-        """Return the host array `values` as an array of the step's library, without waiting for the device."""
+        """Return the host array `values` on the step's device, without waiting for the copy."""
 
 
 class HostArrays:
-    """numpy arrays over tensors in host memory."""
+    """Arrays on the CPU: numpy views of tensors."""
 
     xp: ModuleType = np
 
@@ -51,11 +51,11 @@ class HostArrays:
         return torch.from_numpy(array)
 
     def zeros(self, *shape: int) -> Array:
-        """Return int64 zeros."""
+        """Return int64 zeros of this shape."""
         return np.zeros(shape, np.int64)
 
     def int32(self, array: Array) -> Array:
-        """Return `array` as 32-bit integers."""
+        """Return `array` converted to int32."""
         return array.astype(np.int32)
 
     def upload(self, values: np.ndarray) -> Array:
@@ -64,7 +64,7 @@ class HostArrays:
 
 
 class DeviceArrays:
-    """torch tensors on `device`."""
+    """Arrays on a GPU: torch tensors on `device`."""
 
     xp: ModuleType = torch
 
@@ -80,15 +80,15 @@ class DeviceArrays:
         return array
 
     def zeros(self, *shape: int) -> Array:
-        """Return int64 zeros."""
+        """Return int64 zeros of this shape."""
         return torch.zeros(shape, dtype=torch.int64, device=self._device)
 
     def int32(self, array: Array) -> Array:
-        """Return `array` as 32-bit integers."""
+        """Return `array` converted to int32."""
         return array.to(torch.int32)
 
     def upload(self, values: np.ndarray) -> Array:
-        """Return a copy on the device through pinned memory; made contiguous, so that the copy is asynchronous."""
+        """Copy `values` to the device asynchronously, through pinned memory if available; made contiguous first."""
         tensor = torch.from_numpy(np.ascontiguousarray(values))
         if self._is_pinning:
             tensor = tensor.pin_memory()
@@ -102,10 +102,11 @@ def arrays_on(device: torch.device) -> Arrays:
 
 @dataclass
 class SlotState:
-    """Positions of replies (see `SegmentTracker`), updated on the device in every step, int64 [B] each.
+    """State of replies, int64 [B] each, updated on the device in every step; see `SegmentTracker`.
 
     Attributes:
-        first_end: Position of the first row in which any stream sampled its own end, for families with per-stream ends.
+        num_entries: Number of spoken tokens that the alignment pointer moves along.
+        first_end: First position at which any stream sampled its EOS id, for families with BOS and EOS ids per stream.
     """
 
     audio_start: Array
@@ -118,10 +119,10 @@ class SlotState:
 
 @dataclass
 class SlotLimits:
-    """Integer parameters of requests, written once, int64 [B] each.
+    """Integer parameters of requests, int64 [B] each.
 
     Attributes:
-        forced_until: Position until which streams without a new frame continue the prompt's audio; 0 for none.
+        forced_until: Position up to which delayed streams continue audio of the prompt; 0 for none.
     """
 
     task: Array
@@ -140,10 +141,10 @@ class SlotLimits:
 
 @dataclass
 class SlotScales:
-    """Real parameters of requests, written once, float32 [B] each.
+    """Real parameters of requests, float32 [B] each.
 
     Attributes:
-        audio_span: Largest distance of an id's logit from the maximum of stream 0 in audio (min-p); infinite if unused.
+        audio_span: Maximum distance of a logit of stream 0 in audio from the largest one (min-p); infinite if unused.
     """
 
     text_temperature: Array
@@ -166,7 +167,7 @@ STATE, LIMITS, SCALES = _index(SlotState), _index(SlotLimits), _index(SlotScales
 
 
 def limits_row(params: SpeechParams, rules: SegmentRules) -> list[int]:
-    """Return a request's row of SlotLimits."""
+    """Return a request's values of the fields of SlotLimits."""
     text, audio = params.sampling.text, params.sampling.audio
     assert params.sampling.seed is not None
     row = {
@@ -187,7 +188,7 @@ def limits_row(params: SpeechParams, rules: SegmentRules) -> list[int]:
 
 
 def scales_row(params: SpeechParams) -> list[float]:
-    """Return a request's row of SlotScales."""
+    """Return a request's values of the fields of SlotScales."""
     sampling = params.sampling
     row = {
         "text_temperature": sampling.text.temperature,
@@ -205,7 +206,7 @@ def scales_row(params: SpeechParams) -> list[float]:
 
 
 def state_row(tracker: SegmentTracker) -> list[int]:
-    """Return the row of SlotState for the position of `tracker`."""
+    """Return the values of the fields of SlotState that correspond to `tracker`."""
     row = {
         "audio_start": tracker.audio_start,
         "audio_end": tracker.audio_end,
@@ -218,9 +219,11 @@ def state_row(tracker: SegmentTracker) -> list[int]:
 
 
 def first_end(tracker: SegmentTracker, codes: np.ndarray) -> int:
-    """Return the position at which the first stream sampled its own end, or UNKNOWN.
+    """Return the first position at which any stream sampled its EOS id, or UNKNOWN.
 
-    `codes` [n, S - 1] are the reply's rows so far on streams 1 and up; the tracker knows stream 0.
+    Args:
+        tracker: Segment tracker of the reply, which knows this for stream 0.
+        codes: Streams 1 to S - 1 of the request's rows so far, [n, S - 1].
     """
     staircase = tracker.rules.family.staircase
     if staircase is None or tracker.audio_start == UNKNOWN:
@@ -231,24 +234,24 @@ def first_end(tracker: SegmentTracker, codes: np.ndarray) -> int:
 
 
 def counted_columns(tokens: Array, counted: range) -> Array:
-    """Return the column of each id in a row of counted ids: ids in `counted` in order, then one for all others."""
+    """Return the column of each id in the repetition penalty's table; ids not in `counted` share the last one."""
     column = tokens - counted.start
     is_counted = (column >= 0) & (column < len(counted))
     return column * is_counted + len(counted) * ~is_counted
 
 
 class SlotTables:
-    """State, pointer entries and codes of every slot on the device; request parameters on the host.
+    """Tables of all slots: state, alignment-pointer entries and codes on the device; request parameters on the host.
 
     Attributes:
-        state: Reply positions, int64 [R, *].
-        script: Pointer entries, int64 [R, E + 1]; entry 0 is unused.
-        codes: Streams 1 and up by position, int32 [R, T + 1, S - 1]. The last position is a dummy. Streamed text is
-            written as soon as it is known, also for future rows.
-        limits: Integer parameters, numpy int64 [R, *].
-        scales: Real parameters, numpy float32 [R, *].
-        said: Ids counted by a repetition penalty, bool [R, V + 1], the last column for all other ids; [R, 0] without
-            one.
+        state: Values of SlotState, int64 [R, 6].
+        script: Spoken tokens for the alignment pointer, int64 [R, E + 1]; entry 0 is unused.
+        codes: Streams 1 to S - 1 by position, int32 [R, T + 1, S - 1]; the last position is a dummy. Ids of an
+            input-only stream are written as soon as they are known, also for future rows.
+        limits: Values of SlotLimits, numpy int64 [R, 12].
+        scales: Values of SlotScales, numpy float32 [R, 10].
+        said: True for ids that the reply contains, for the repetition penalty, bool [R, V + 1]; the last column is for
+            ids that are not counted. [R, 0] for families without a penalty.
     """
 
     def __init__(self, num_slots: int, rules: SegmentRules, device: torch.device):
@@ -273,15 +276,15 @@ class SlotTables:
         said: Sequence[int] = (),
         track: Track | None = None,
     ) -> None:
-        """Stage a request for `slot`.
+        """Prepare the tables for a request in `slot`; `apply_staged` uploads them.
 
         Args:
             slot: Run slot.
             params: Request parameters.
-            tracker: Position of the reply.
-            codes: Rows so far, [n, S - 1].
-            said: Ids that a repetition penalty counts.
-            track: Streamed text input.
+            tracker: Segment tracker of the reply.
+            codes: Streams 1 to S - 1 of the rows so far, [n, S - 1].
+            said: Ids of stream 0 that the repetition penalty counts.
+            track: Ids of the input-only text stream, or None.
         """
         self.limits[slot] = limits_row(params, self._rules)
         if track is not None:
@@ -298,14 +301,21 @@ class SlotTables:
         self._staged[slot] = [np.asarray(row, np.int32) for row in rows]
 
     def extend(self, slot: int, lane: int, news: TextNews, arrays: Arrays) -> None:
-        """Write streamed text that has arrived for `slot` to stream 1 + `lane`."""
+        """Write streamed text that has arrived.
+
+        Args:
+            slot: Run slot.
+            lane: Index of the text stream among streams 1 to S - 1.
+            news: Ids with their first row and, if the text is complete, the minimum length of the reply.
+            arrays: Array factory.
+        """
         ids = arrays.tensor(arrays.upload(np.array(news.ids, np.int32)))
         self.codes[slot, news.first_row : news.first_row + len(news.ids), lane] = ids
         if news.min_rows is not None:
             self.limits[slot, LIMITS["audio_min"]] = news.min_rows
 
     def apply_staged(self, arrays: Arrays) -> None:
-        """Copy staged rows to the device with a single upload."""
+        """Copy all staged rows to the device in a single transfer."""
         if not self._staged:
             return
         packed = arrays.tensor(arrays.upload(np.concatenate([row for rows in self._staged.values() for row in rows])))

@@ -18,17 +18,17 @@ else:
 
 
 class SpeechWorker(Base):
-    """vLLM's GPU or CPU worker, extended."""
+    """vLLM's worker for the device (GPU or CPU) with LoRA adapters and streamed text."""
 
     def compile_or_warm_up_model(self) -> CompilationTimes:
-        """Warm up as vLLM does, then load all adapters, so that no step has to."""
+        """Warm up as vLLM does, then load all adapters, so that no step has to load one."""
         times = super().compile_or_warm_up_model()
         for adapter in Adapters.from_config(self.vllm_config).values():
             self.add_lora(adapter)
         return times
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> ModelRunnerOutput | AsyncModelRunnerOutput | None:
-        """Write streamed text to its rows, then compute the step."""
+        """Write streamed text that has arrived to its rows, then compute the step."""
         cached = scheduler_output.scheduled_cached_reqs
         if isinstance(cached, SpeechCachedRequests):
             runner: Any = self.model_runner

@@ -1,4 +1,4 @@
-"""GPU step program: hidden states to the next rows in a few launches, captured as CUDA graphs."""
+"""Sampling on a GPU: from hidden states to the next rows in a few launches, which CUDA graphs repeat."""
 
 import logging
 from collections.abc import Callable, Hashable, Iterable
@@ -31,7 +31,7 @@ from stretto.streams.pattern import FORCED_TAIL, NO_TAIL, PADDED_TAIL, SAMPLED_T
 
 
 class CudaRecorder:
-    """Recorder of launches on the current stream; graphs share memory because they never run concurrently."""
+    """Recorder of CUDA graphs on the current stream; they share memory because they never run concurrently."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
@@ -41,12 +41,12 @@ class CudaRecorder:
         return torch.cuda.is_current_stream_capturing()
 
     def record(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
-        """Return the launches of `work` as a graph."""
+        """Return the launches of `work` as a CUDA graph."""
         return record(work, self._pool)
 
 
 def recorder_of(device: torch.device, config: VllmConfig) -> CudaRecorder | None:
-    """Return the recorder for `device`, or None if it has no CUDA graphs or they are disabled."""
+    """Return a recorder for `device`; None if it has no CUDA graphs or vLLM's configuration disables them."""
     wanted = config.compilation_config.cudagraph_mode is not CUDAGraphMode.NONE
     return CudaRecorder() if wanted and device.type == "cuda" else None
 
@@ -61,7 +61,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class StepConstants:
-    """Rules and device tables; see `advance_kernel` and `draw_streams_kernel` for their contents."""
+    """Constants of the kernels on the device; `advance_kernel` and `draw_streams_kernel` describe the tables."""
 
     rules: StepRules
     tasks: torch.Tensor
@@ -78,7 +78,13 @@ class StepConstants:
 
     @classmethod
     def from_rules(cls, rules: SegmentRules, tables: SlotTables, num_rows: int) -> "StepConstants":
-        """Return the constants of `rules` for steps of up to `num_rows` rows."""
+        """Build and upload the constants.
+
+        Args:
+            rules: Rules of the family's replies.
+            tables: Slot tables, for their sizes and device.
+            num_rows: Maximum number of rows in a step.
+        """
         family, layout = rules.family, rules.family.layout
         is_end, rows_to_audio, written, cut = end_tables(rules)
         limits = [rules.text_limit(task) for task in family.tasks]
@@ -107,7 +113,14 @@ class StepConstants:
 
 
 def step_rules_of(rules: SegmentRules, tables: SlotTables, num_rows: int, num_ids: int) -> StepRules:
-    """Return the compile-time constants of the kernels."""
+    """Return the compile-time constants of the kernels.
+
+    Args:
+        rules: Rules of the family's replies.
+        tables: Slot tables, for their sizes.
+        num_rows: Maximum number of rows in a step.
+        num_ids: Number of columns of the tables from `end_tables`.
+    """
     family, layout, script = rules.family, rules.family.layout, rules.family.script
     return StepRules(
         num_rows=num_rows,
@@ -151,7 +164,12 @@ FIRST_LIMIT, FIRST_SCALE = AT["task"], AT["text_temperature"]
 
 @dataclass(frozen=True)
 class Variant:
-    """Heads that a step needs: text (`writes`), audio (`speaks`), or both."""
+    """Heads that a step needs.
+
+    Attributes:
+        writes: True if a row may be in a text segment.
+        speaks: True if a row may be after the text segment.
+    """
 
     writes: bool
     speaks: bool
@@ -160,7 +178,15 @@ class Variant:
 def columns_of(
     rows: StepRows, partner: np.ndarray, is_unconditional: np.ndarray, tables: SlotTables, num_rows: int
 ) -> np.ndarray:
-    """Return the step table of a batch, [C, N]; `partner` and `is_unconditional` are by slot."""
+    """Return the step table of a batch, int32 [C, N]; see `kernels/gpu/step_table.py`.
+
+    Args:
+        rows: The host's knowledge about the rows.
+        partner: Slot of the CFG partner by slot, [R]; negative for none.
+        is_unconditional: True for unconditional requests, by slot, [R].
+        tables: Slot tables with the request parameters.
+        num_rows: Maximum number of rows, N.
+    """
     slots, batch = rows.slots, np.arange(len(rows.slots))
     columns = np.zeros((len(COLUMNS), num_rows), np.int32)
     mine = columns[:, : len(slots)]
@@ -181,7 +207,7 @@ def columns_of(
 
 
 class StepTable:
-    """Step table on the device; nothing is uploaded while the batch stays the same."""
+    """Step table on the device. It is uploaded only when the batch changes."""
 
     def __init__(self, tables: SlotTables, num_rows: int):
         device = tables.state.device
@@ -199,9 +225,16 @@ class StepTable:
     def update(
         self, rows: StepRows, partner: np.ndarray, is_unconditional: np.ndarray, version: int
     ) -> tuple[Variant, bool]:
-        """Update the table; return the variant, and True if a reply may enter audio without the host's knowledge.
+        """Update the table, if the batch has changed.
 
-        `version` changes whenever a slot changes its request.
+        Args:
+            rows: The host's knowledge about the rows.
+            partner: Slot of the CFG partner by slot, [R]; negative for none.
+            is_unconditional: True for unconditional requests, by slot, [R].
+            version: Number that changes whenever a slot gets another request or other parameters.
+
+        Returns:
+            The heads that the step needs, and True if a text may end in this step without the host's knowledge.
         """
         fingerprint = version, rows.slots.tobytes(), rows.samples.tobytes()
         if fingerprint != self._fingerprint:
@@ -227,15 +260,15 @@ EXACT = {"enable_fp_fusion": False}
 
 
 class StreamSet(NamedTuple):
-    """Streams that may be sampled at once: stream 0, or streams 1 and up, from `first_stream` on.
+    """Streams that one kernel launch may sample: stream 0, or streams 1 to S - 1.
 
     Attributes:
-        drawn: Sampled ids, int32 [N, S].
+        drawn: Sampled ids, int32 [N, number of streams].
         offset: Bias term of the logits, see `StreamHeads`.
         token_ids: Token id of each logit, see `StreamHeads`.
         history: Ids of the first of these streams by slot and position, int32 [R, T, ...].
-        first_stream: Number of the first stream.
-        num_ends: Number of end ids, in the last columns.
+        first_stream: Number of the first stream, 0 or 1.
+        num_ends: Number of end ids, which are the last columns.
     """
 
     drawn: torch.Tensor
@@ -247,16 +280,16 @@ class StreamSet(NamedTuple):
 
 
 class StepProgram:
-    """Launches of a step.
+    """Launches that sample a step.
 
-    Inputs are `columns`, `hidden` [N, H] and `lengths` [N]; the output is `results`.
+    The inputs are the buffers `columns`, `hidden` [N, H] and `lengths` [N]; the output is `results`.
 
     Args:
         readout: Heads and frame predictor.
-        rules: Rules of the family.
+        rules: Rules of the family's replies.
         tables: Slot tables.
-        tokens: vLLM's copy of stream 0 by slot and position, int32 [R, T]; also written here in multi-token steps.
-        hidden: Buffer for hidden states.
+        tokens: vLLM's copy of stream 0 by slot and position, int32 [R, T]; multi-token steps also write it.
+        hidden: Buffer for hidden states, [N, H].
     """
 
     def __init__(
@@ -294,7 +327,7 @@ class StepProgram:
         self._stay_of_first = self._script.first_frame - start + 1 if self._script else 0
 
     def launch(self, variant: Variant, num_rows: int) -> None:
-        """Launch the step for the first `num_rows` rows of the buffers."""
+        """Launch the kernels for the first `num_rows` rows of the buffers."""
         hidden = self.hidden[:num_rows]
         if variant.writes:
             self._draw_text(self._heads.raw_text(hidden))
@@ -336,7 +369,13 @@ class StepProgram:
         return drawn[: len(logits), lanes]
 
     def _draw(self, streams: StreamSet, logits: torch.Tensor, lanes: slice) -> None:
-        """Sample the streams `lanes` of `streams` from `logits` [N, k * C]."""
+        """Sample some streams.
+
+        Args:
+            streams: Set that contains the streams.
+            logits: Their logits, [N, k * C].
+            lanes: Slice of the k streams in the set.
+        """
         drawn, history, first = streams.drawn, streams.history, streams.first_stream
         num_columns = streams.token_ids.shape[1]
         constants, block = self.constants, max(triton.next_power_of_2(num_columns), 128)
@@ -370,36 +409,39 @@ Kind = TypeVar("Kind", bound=Hashable)
 
 
 class Graph(Protocol):
-    """Recorded launches that can be repeated."""
+    """Recorded launches that can be repeated, such as a CUDA graph."""
 
     def replay(self) -> None:
         """Repeat the recorded launches."""
 
 
 class Recorder(Protocol):
-    """Recorder of kernel launches as graphs."""
+    """Recorder of kernel launches."""
 
     def is_busy(self) -> bool:
-        """Return True if launches on this stream are already being recorded."""
+        """Return True if launches on this stream are being recorded already."""
 
     def record(self, work: Work) -> Graph:
-        """Return the launches of `work` without running them; errors of `work` are raised with the state restored."""
+        """Record the launches of `work` without running them.
+
+        If `work` raises, the error is raised again, and the stream is usable as before.
+        """
 
 
 def padded_sizes(max_rows: int) -> list[int]:
-    """Return the captured numbers of rows: 1, 2, 4, multiples of 8, from 256 on multiples of 16, and `max_rows`."""
+    """Return the captured sizes: 1, 2, 4, multiples of 8, from 256 on multiples of 16, and `max_rows`."""
     sizes = [1, 2, 4, *range(8, 256, 8), *range(256, max_rows, 16)]
     return [size for size in sizes if size < max_rows] + [max_rows]
 
 
 class StepGraphs(Generic[Kind]):
-    """Runner of steps that uses a graph if one exists. Without a recorder every step is launched directly.
+    """Runs steps, by replaying a graph if there is one; without a recorder, every step is launched directly.
 
     Args:
-        launch: Function of variant and number of rows that launches a step.
-        max_rows: Largest number of rows.
+        launch: Launches a step, given its variant and number of rows.
+        max_rows: Maximum number of rows.
         recorder: Recorder, or None.
-        can_capture: Returns True if the launches of a variant at a size may be recorded.
+        can_capture: Returns True if a variant at a size may be recorded.
     """
 
     def __init__(
@@ -420,28 +462,28 @@ class StepGraphs(Generic[Kind]):
 
     @property
     def sizes(self) -> list[int]:
-        """Padded numbers of rows, largest first."""
+        """Padded numbers of rows, the largest first."""
         return self._sizes[::-1]
 
     def padded(self, num_rows: int) -> int:
-        """Return the number of rows for which a step of `num_rows` is launched."""
+        """Return the padded size at which a step of `num_rows` rows is launched."""
         return self._size_of[num_rows]
 
     def run(self, variant: Kind, num_rows: int) -> None:
-        """Run a step of `num_rows`; padding rows do nothing."""
+        """Run a step of `num_rows` rows at its padded size; padding rows must be inactive."""
         size = self.padded(num_rows)
         graph = self._graphs.get((variant, size))
         if graph is not None:
             graph.replay()
             return
         self._launch(variant, size)
-        self._capture(variant, size)  # recording does not run the step; the graph is for later steps
+        self._capture(variant, size)  # for later steps; recording does not run the step
 
     def capture(self, variants: Iterable[Kind], sizes: Iterable[int] | None = None) -> None:
-        """Capture `variants` at `sizes` (default: all), largest first, so that smaller ones reuse the memory.
+        """Capture `variants` at `sizes`, or at all sizes, the largest first, so that smaller graphs reuse its memory.
 
-        Each step is launched once before, because first-use loading and allocation cannot be recorded. No row may have
-        work.
+        Each step is launched once before it is captured, because loading and allocation at first use cannot be
+        recorded. All rows must be inactive.
         """
         for variant in variants:
             for size in self.sizes if sizes is None else sizes:
@@ -462,7 +504,7 @@ class StepGraphs(Generic[Kind]):
 
 
 class StepSampler:
-    """Sampler of one row of all streams per request, as `SpeechSampler`, in a few capturable launches."""
+    """Sampler of one row (all streams) per request and step, like `SpeechSampler`, in a few launches."""
 
     def __init__(self, stock: Sampler, slots: RunSlots, program: StepProgram, graphs: StepGraphs[Variant]):
         self.penalties_state = stock.penalties_state
@@ -473,25 +515,31 @@ class StepSampler:
         self._none = torch.zeros(program.num_rows, dtype=torch.int32, device=device)
 
     def add_request(self, req_idx: int, sampling_params: object) -> None:
-        """Ignore vLLM's sampling parameters; ours are in the slot tables."""
+        """Ignore vLLM's sampling parameters: ours are in the slot tables."""
 
     def apply_staged_writes(self) -> None:
         """Do nothing: `SpeechModelState` uploads the slot tables."""
 
     def capture(self) -> None:
-        """Capture steps of all sizes before the first request."""
+        """Capture all variants at all sizes; called before the first request."""
         self._program.columns.clear()
         self._graphs.capture(self._program.variants)
 
     def __call__(self, hidden: torch.Tensor, batch: InputBatch) -> SamplerOutput:
-        """Sample one row for each request of `batch`; `hidden` [B, H] holds the last hidden states."""
+        """Sample one row for each request of `batch` from its last hidden state in `hidden` [B, H]."""
         num_rows = batch.num_reqs
         if self._run(hidden, batch.seq_lens[:num_rows], self._slots.rows(batch)):
             self._slots.readback.publish()
         return self._output(num_rows)
 
     def _run(self, hidden: torch.Tensor, lengths: torch.Tensor, rows: StepRows) -> bool:
-        """Run a step at positions `lengths` [B]; return True if a reply may enter audio unknown to the host."""
+        """Run a step; return True if a text may have ended in it without the host's knowledge.
+
+        Args:
+            hidden: Hidden states, [B, H].
+            lengths: Position of each row, [B].
+            rows: The host's knowledge about the rows.
+        """
         slots, program, num_rows = self._slots, self._program, len(rows.slots)
         variant, is_unsure = program.columns.update(rows, slots.partner, slots.is_unconditional, slots.version)
         program.hidden[:num_rows].copy_(hidden)
@@ -500,14 +548,14 @@ class StepSampler:
         return is_unsure
 
     def _results(self, results: torch.Tensor, num_rows: int) -> tuple[torch.Tensor, ...]:
-        """Split the results: stream 0 [B], the others [B, S - 1], cut flags and numbers sampled [B]."""
+        """Split `results` into stream 0 [B], the other streams [B, S - 1], cut flags [B] and sampled rows [B]."""
         size, width = self._program.num_rows, self._program.num_others
         codes = results[size : size + num_rows * width].view(num_rows, width)
         cuts, sampled = (results[size * (width + at) :][:num_rows] for at in (1, 2))
         return results[:num_rows], codes, cuts, sampled
 
     def _output(self, num_rows: int) -> SamplerOutput:
-        """Return a copy of the results, which the next step overwrites while vLLM still transfers them."""
+        """Return a copy of the results, because the next step overwrites them while vLLM still transfers them."""
         tokens, codes, cuts, sampled = self._results(self._program.results.clone(), num_rows)
         return SamplerOutput(
             sampled_token_ids=tokens[:, None],

@@ -1,9 +1,9 @@
-"""CPU twins, in numpy and torch, of the Triton kernels that vLLM's Model Runner V2 launches in a step.
+"""CPU versions, in numpy and torch, of the Triton kernels that vLLM's Model Runner V2 launches in a step.
 
 vLLM has these kernels only in Triton. Without a GPU they would run in Triton's interpreter, at about 60 ms per step.
-`install` registers the twins in vLLM's registry of platform kernels. A twin has the same arguments and writes the same
-results as its kernel. An unsupported case (speculative decoding, context parallelism) fails an assertion.
-Kernels that ordinary steps do not launch (penalties, bad words, grammars, prompt log-probabilities) stay interpreted.
+`install` registers the CPU versions in vLLM's registry of platform kernels. Each has the arguments of its kernel and
+writes the same results. An unsupported case (speculative decoding, context parallelism) fails an assertion. Kernels
+that ordinary steps do not launch (penalties, bad words, grammars, prompt log-probabilities) stay interpreted.
 """
 
 import warnings
@@ -35,7 +35,7 @@ KERNELS: dict[str, Callable[..., None]] = {
 
 @cache
 def install() -> None:
-    """Make vLLM launch the twins in this process; no effect on a GPU, or when called again."""
+    """Make vLLM launch the CPU versions in this process; no effect on a GPU or when called again."""
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():
@@ -47,5 +47,5 @@ def install() -> None:
     from stretto.engine.kernels.cpu import products  # noqa: F401  (offers its norms on import)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # deprecated torch names that the registry's search touches
+        warnings.simplefilter("ignore", FutureWarning)  # the registry's search accesses deprecated torch names
         register_kernels(KERNELS)

@@ -1,4 +1,4 @@
-"""CPU twins of vLLM's kernels for block tables, staged writes and input batches."""
+"""CPU versions of vLLM's kernels for block tables, staged writes and input batches."""
 
 import ctypes
 
@@ -7,7 +7,7 @@ import torch
 
 
 def _table(address: int, num_rows: int, stride: int) -> np.ndarray:
-    """Return the int32 block table [num_rows, stride] at `address`, which grouped kernels take instead of a tensor."""
+    """Return the int32 block table [num_rows, stride] at a memory address, which kernels for several groups receive."""
     values = (ctypes.c_int32 * (num_rows * stride)).from_address(address)
     return np.ctypeslib.as_array(values).reshape(num_rows, stride)
 
@@ -52,7 +52,7 @@ def gather_block_tables(
     num_reqs: int,
     **launch: object,
 ) -> None:
-    """Copy the block-table rows of the batch in its order; missing rows become 0."""
+    """Copy the block-table rows of the batch, in its order; unused rows become 0."""
     slots = idx_mapping.numpy()
     for group, lengths in enumerate(num_blocks.numpy()):
         source_rows, target_rows = (
@@ -81,7 +81,7 @@ def compute_slot_mappings(
     PAD_ID: int,
     **launch: object,
 ) -> None:
-    """Compute the slot of each token in each group's KV cache; `PAD_ID` after the last token."""
+    """Compute the KV-cache slot of each token per group; `PAD_ID` after the last token."""
     assert CP_SIZE == 1, "context parallelism is not covered without a GPU"
     slots = idx_mapping.numpy()
     starts = query_start_loc.numpy()[: len(slots) + 1]
@@ -112,7 +112,7 @@ def prepare_prefill_inputs(
     num_computed_tokens: torch.Tensor,  # [max B] int32
     **launch: object,
 ) -> None:
-    """Copy each prefilling row's next tokens to the batch, and store the tokens that follow them."""
+    """Copy the next tokens of prefilling requests to the batch, and store the tokens that follow them."""
     ids, following, tokens = input_ids.numpy(), next_prefill_tokens.numpy(), all_token_ids.numpy()
     slots, starts = idx_mapping.numpy(), query_start_loc.numpy()
     for row in np.flatnonzero(num_computed_tokens.numpy()[slots] < prefill_lens.numpy()[slots]):
@@ -134,7 +134,7 @@ def prepare_pos_seq_lens(
     max_num_reqs: int,
     **launch: object,
 ) -> None:
-    """Compute the position of each token and the length of each row; lengths of unused rows are 0."""
+    """Compute the position of each token and the length of each request; lengths of unused entries are 0."""
     num_reqs = idx_mapping.shape[0]
     starts = query_start_loc.numpy()[: num_reqs + 1]
     query_lens = np.diff(starts)
@@ -160,7 +160,7 @@ def combine_sampled_and_draft_tokens(
     NUM_NEW_SAMPLED_TOKENS: int = 1,
     **launch: object,
 ) -> None:
-    """Insert the previously sampled token into decoding rows and compute each row's logits index."""
+    """Insert the previously sampled token of decoding requests, and compute each request's logits index."""
     slots = idx_mapping.numpy()
     assert draft_tokens.shape[-1] == 0, "speculative decoding is not covered without a GPU"
     assert NUM_NEW_SAMPLED_TOKENS == 1, "a step that samples nothing is not covered without a GPU"
@@ -178,7 +178,7 @@ def get_num_sampled_and_rejected(
     idx_mapping: torch.Tensor,  # [B] int64
     prefill_len: torch.Tensor,  # [max B] int32
 ) -> None:
-    """Set the sampled and rejected counts of rows that are still prefilling to 0."""
+    """Set the sampled and rejected counts of requests that are still prefilling to 0."""
     slots = idx_mapping.numpy()
     prefilling = seq_lens.numpy()[: len(slots)] < prefill_len.numpy()[slots]
     sampled, rejected = num_sampled.numpy(), num_rejected.numpy()
@@ -203,7 +203,7 @@ def post_update(
     total_len: torch.Tensor,  # [max B] int32, written
     **launch: object,
 ) -> None:
-    """Record the sampled tokens, the first of each row's W, in their slots and update the computed counts."""
+    """Append the sampled tokens of each request, up to W, to its slot, and update the number of computed tokens."""
     slots = idx_mapping.numpy()
     delta = -num_rejected.numpy()
     if query_start_loc is not None:
@@ -224,6 +224,6 @@ def post_update(
 def post_update_num_computed_tokens(
     idx_mapping: torch.Tensor, num_computed_tokens: torch.Tensor, query_start_loc: torch.Tensor
 ) -> None:
-    """Update the computed counts of a step that samples nothing."""
+    """Update the number of computed tokens after a step that sampled nothing."""
     slots = idx_mapping.numpy()
     num_computed_tokens.numpy()[slots] += np.diff(query_start_loc.numpy()[: len(slots) + 1])

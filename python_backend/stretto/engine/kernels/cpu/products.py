@@ -1,4 +1,4 @@
-"""CPU products with constant weights (oneDNN), RMS norms, and the depth transformer's products."""
+"""Matrix products with constant weights (oneDNN), RMS norms, and the depth transformer on a CPU."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -37,7 +37,7 @@ def _fits_add_norm(
 def rms_norm(
     x: torch.Tensor, weight: torch.Tensor | None, epsilon: float, variance_size: int | None = None
 ) -> torch.Tensor:
-    """Return `x` [..., H] divided by its root mean square, times `weight` [H]."""
+    """Return RMSNorm of `x` [..., H] with `weight` [H]."""
     x = x.contiguous()  # heads of one projection are strided, but the C++ kernel needs contiguous rows
     normed = torch.empty_like(x)
     torch.ops._C.rms_norm(normed, x, weight, epsilon)
@@ -52,7 +52,7 @@ def fused_add_rms_norm(
     epsilon: float,
     variance_size: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Write the norm of the sum, and the sum, over `x` and `x_residual` [N, H], and return them."""
+    """Set `x_residual` [N, H] to the sum and `x` [N, H] to its RMSNorm, in place, and return (x, x_residual)."""
     torch.ops._C.fused_add_rms_norm(x, x_residual, weight, epsilon)
     return x, x_residual
 
@@ -65,7 +65,7 @@ NARROW, MIN_WIDE_ROWS = 1024, 2
 
 @cache  # called by every layer in every step
 def padded_size(num_rows: int) -> int:
-    """Return the smallest size that has room for `num_rows` rows."""
+    """Return the smallest of the padded batch sizes that is at least `num_rows`."""
     step = max(1, (1 << num_rows.bit_length()) // (2 * SIZES_PER_OCTAVE))
     return -(-num_rows // step) * step
 
@@ -87,7 +87,7 @@ class Product:
 
 
 class Float32Product(Product):
-    """Product in float32; a weight in half precision is copied, which takes twice its size."""
+    """Product in float32; a half-precision weight is converted, and the copy takes twice its memory."""
 
     def __init__(self, weight: torch.Tensor):
         super().__init__(weight.float())
@@ -98,11 +98,11 @@ class Float32Product(Product):
 
 
 def pad_products(model: nn.Module, is_traced: bool) -> None:
-    """Pad the batches of vLLM's linear layers to few sizes; other layers are unchanged.
+    """Pad the batches of vLLM's linear layers to a few sizes, for which oneDNN prepares its products once.
 
     Args:
-        model: Model whose layers are changed.
-        is_traced: True if the model may be traced to a graph.
+        model: Model whose linear layers are changed; other layers are not.
+        is_traced: True if the model may be traced by torch.compile.
     """
     padded = _multiply_unless_traced if is_traced else _multiply_padded
     for layer in model.modules():
@@ -112,7 +112,7 @@ def pad_products(model: nn.Module, is_traced: bool) -> None:
 
 
 def _multiply_padded(multiply: Callable[..., torch.Tensor], x: torch.Tensor, *weight_and_bias: object) -> torch.Tensor:
-    """Return `multiply(x, ...)` [M, N] for x [M, H], computed for a padded size, of which there are few."""
+    """Return `multiply(x, ...)` [M, N] for x [M, H], computed with x padded to one of a few sizes."""
     num_rows = x.shape[0]  # faster than `len(x)`; short steps consist of such calls
     size = padded_size(num_rows)
     if num_rows == 1 and x.shape[-1] > NARROW and x.dim() == 2:
@@ -125,7 +125,7 @@ def _multiply_padded(multiply: Callable[..., torch.Tensor], x: torch.Tensor, *we
 def _multiply_unless_traced(
     multiply: Callable[..., torch.Tensor], x: torch.Tensor, *weight_and_bias: object
 ) -> torch.Tensor:
-    """Do the same as `_multiply_padded`, but without padding in a traced graph, which accepts any number of rows."""
+    """Do the same, but without padding while traced: the graph must accept any number of rows."""
     if torch.compiler.is_compiling():
         return multiply(x, *weight_and_bias)
     return _multiply_padded(multiply, x, *weight_and_bias)
@@ -135,7 +135,7 @@ Norm = tuple[torch.Tensor, float]  # weight and epsilon
 
 
 class HostDepth:
-    """Depth transformer on the CPU, with the weights of a `DepthTransformer`."""
+    """Depth transformer on the CPU, with the weights and interface of `DepthTransformer`."""
 
     def __init__(self, depth: Any):
         self.heads: torch.Tensor = depth.heads
@@ -143,7 +143,7 @@ class HostDepth:
         self._layers = [_Layer(layer, depth.rotary) for layer in depth.layers]
 
     def prepare(self, max_rows: int) -> None:
-        """Allocate keys and values for up to `max_rows` rows."""
+        """Allocate the buffer of keys and values for batches of up to `max_rows` rows."""
         spec, num_positions = self._depth.spec, self._depth.num_positions
         for layer in self._layers:
             layer.kv = self._embed.new_zeros(max_rows, 2, spec.num_kv_heads, num_positions, spec.head_dim)
@@ -151,16 +151,32 @@ class HostDepth:
         self._first_positions = self._positions[:2].T.reshape(-1).contiguous()
 
     def begin(self, hidden: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
-        """Return the states [N, H] that predict stream 1, given hidden states [N, W] and the codes [N] of stream 0."""
+        """Process positions 0 and 1 of a frame, and return the states [N, H] that predict the codes of stream 1.
+
+        Args:
+            hidden: The backbone's hidden states, [N, W].
+            code: Codes of stream 0, as rows of `embed`, [N].
+        """
         x = torch.stack([self._depth.project(hidden), F.embedding(code, self._embed)], 1).flatten(0, 1)
         return self._read(x, 0, self._first_positions[: x.shape[0]])[1::2]
 
     def next(self, code: torch.Tensor, position: int) -> torch.Tensor:
-        """Return the states [N, H] that predict stream `position`, given the previous codes [N] as rows of `embed`."""
+        """Process one position of a frame, and return the states [N, H] that predict the codes of stream `position`.
+
+        Args:
+            code: Codes of stream `position` - 1, as rows of `embed`, [N].
+            position: Position in the frame, from 2.
+        """
         return self._read(F.embedding(code, self._embed), position, self._positions[position, : code.shape[0]])
 
     def _read(self, x: torch.Tensor, first: int, positions: torch.Tensor) -> torch.Tensor:
-        """Pass rows x [N * T, H] of T positions from `first` on, grouped by row, through all layers."""
+        """Return the output of all layers, [N * T, H].
+
+        Args:
+            x: Inputs at T consecutive positions of each row, [N * T, H], grouped by row.
+            first: First of these positions.
+            positions: Rotary positions, [N * T].
+        """
         residual = torch.zeros_like(x)
         for layer in self._layers:
             x = layer(x, residual, first, positions)
@@ -169,7 +185,7 @@ class HostDepth:
 
 
 class _Layer:
-    """One layer with the keys and values of a frame: kv [max N, 2, heads, P, D]."""
+    """Layer with its keys and values for one frame, [max N, 2, heads, positions, D]."""
 
     kv: torch.Tensor
 
@@ -183,7 +199,7 @@ class _Layer:
         self._rotate = rotary.forward_cpu
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor, first: int, positions: torch.Tensor) -> torch.Tensor:
-        """Return the MLP output for `x`, which is overwritten; `residual` is updated in place."""
+        """Return the MLP's output [N * T, H] for `x`, which is overwritten; `residual` is updated in place."""
         torch.ops._C.fused_add_rms_norm(x, residual, *self._before)
         x = self._o(self._attend(self._qkv(x), first, positions))
         torch.ops._C.fused_add_rms_norm(x, residual, *self._behind)
@@ -193,7 +209,7 @@ class _Layer:
         return self._down(x)
 
     def _attend(self, qkv: torch.Tensor, first: int, positions: torch.Tensor) -> torch.Tensor:
-        """Return the attention output [N * T, H] of rows that attend up to their own positions."""
+        """Return the attention output [N * T, H]; each row attends to the frame up to its own position."""
         num_queries, num_keys = self._num_heads * self._size, self._num_kv_heads * self._size
         count = 2 if first == 0 else 1
         stop, num_rows = first + count, qkv.shape[0] // count
@@ -211,7 +227,7 @@ class _Layer:
 
 
 class _HeadNorms:
-    """Norms of queries and keys per head, computed together with each head's own weights."""
+    """Norms of the query and key heads, which have different weights, in one operation."""
 
     def __init__(self, layer: Any):
         spec, (query, key) = layer.spec, (layer.q_norm.weight.data, layer.k_norm.weight.data)
@@ -219,7 +235,7 @@ class _HeadNorms:
         self._size, self._plain = spec.head_dim, (torch.ones_like(query), spec.eps)
 
     def __call__(self, heads: torch.Tensor) -> None:
-        """Normalise each head of the rows [N, heads * D] of a wider table, in place."""
+        """Normalise the heads [N, heads * D], part of a wider table, in place."""
         rows = heads.reshape(-1, self._size)
         normed = torch.empty_like(rows)
         torch.ops._C.rms_norm(normed, rows, *self._plain)
@@ -227,7 +243,7 @@ class _HeadNorms:
 
 
 def _product(layer: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return the product function that vLLM has chosen for `layer`."""
+    """Return the function that vLLM has chosen to compute the product of `layer`."""
     multiply, weight, bias = vars(layer)["cpu_linear"], layer.weight, layer.bias
     return lambda x: multiply(x, weight, bias)
 

@@ -1,4 +1,4 @@
-"""CPU twins of vLLM's sampling kernels and of their noise."""
+"""CPU versions of vLLM's sampling kernels and their noise."""
 
 from functools import cache
 
@@ -26,7 +26,7 @@ def _mixed_token_ids(vocab_size: int) -> np.ndarray:
 
 
 def uniform(seeds: np.ndarray, positions: np.ndarray, vocab_size: int) -> np.ndarray:
-    """Return murmur3 of (seed, position, token) in (0, 1): int64 [B], int64 [B] -> float32 [B, V]."""
+    """Return uniform noise in (0, 1), float32 [B, V]: murmur3 of seed [B], position [B] and token id."""
     state = np.zeros(len(seeds), dtype=np.uint32)
     for word in (seeds, seeds >> 32, positions):
         state = _mix(state, _mix_key(word.astype(np.uint32)))
@@ -42,7 +42,10 @@ def uniform(seeds: np.ndarray, positions: np.ndarray, vocab_size: int) -> np.nda
 
 
 def gumbel(values: np.ndarray) -> np.ndarray:
-    """Return -log(-log(1 - value)) for values in (0, 1), below 1/4 by the series of log(1 - x), as the kernel does."""
+    """Return Gumbel noise -log(-log(1 - value)) for values in (0, 1).
+
+    As in the kernel, log(1 - x) is computed by its series below 1/4.
+    """
     series = np.full_like(values, 1 / 8)
     for n in range(7, 0, -1):
         series *= values
@@ -72,7 +75,7 @@ def apply_min_p(
     vocab_size: int,
     **launch: object,
 ) -> None:
-    """Remove tokens less probable than `min_p` times the most probable one."""
+    """Mask tokens less probable than `min_p` times the most probable one."""
     threshold = logits.amax(dim=-1).float() + min_p[expanded_idx_mapping].log()
     logits.masked_fill_(logits < threshold[:, None], float("-inf"))
 
@@ -87,9 +90,10 @@ def apply_top_k_top_p(
     mask_value: float,
     num_compute_units: int,
 ) -> None:
-    """Keep the `k` most probable tokens of each row, then the fewest of these with probability mass `p`.
+    """Keep the `k` most probable tokens of each row, and of these the smallest set with probability of at least `p`.
 
-    Twin of the kernel's launcher, because the kernel itself (`topk_topp_triton.py`) does not run in the interpreter.
+    This replaces the function that launches the kernel, because the kernel itself (`topk_topp_triton.py`) does not run
+    in Triton's interpreter.
     """
     from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p_pytorch
 
@@ -120,7 +124,7 @@ def gumbel_sample(
     USE_FP64: bool,
     **launch: object,
 ) -> None:
-    """Sample one token per row by the Gumbel-max trick; the first block holds the result, the others nothing."""
+    """Sample one token per row with Gumbel noise; the first block contains the result, the others are neutral."""
     assert logits_cache is None, "speculative decoding is not covered without a GPU"
     assert not IS_DRAFTING, "speculative decoding is not covered without a GPU"
     assert not USE_FP64, "fp64 sampling noise is not covered without a GPU"
@@ -204,5 +208,5 @@ def ranks(
     vocab_size: int,
     **launch: object,
 ) -> None:
-    """Count the tokens of each row that are at least as probable as its sampled one."""
+    """Count the tokens of each row that are at least as probable as the given one."""
     output.copy_((logits >= logits.gather(1, token_ids[:, None])).sum(dim=1))

@@ -1,1 +1,1 @@
-"""Our own Triton kernels, each with its CPU twin and the function that selects one of the two."""
+"""Our own Triton kernels, each with an equivalent in numpy or torch and the function that selects one of the two."""

@@ -1,4 +1,4 @@
-"""Triton kernels that gather, record and advance the rows of a step, and end audio segments."""
+"""Triton kernels that gather the rows of a step, write the sampled rows, and advance the replies' state."""
 
 from typing import Any
 
@@ -38,7 +38,7 @@ def audio_of(
     audio: tl.tensor, frame: tl.tensor, position: tl.tensor, in_audio: tl.tensor, audio_max: tl.tensor,
     ends_of_audio: tl.tensor, rules: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
-    """Return the id written into an audio row for the sampled id `audio`, and whether a limit closes the segment."""
+    """Return the id to write in an audio row for the sampled id `audio`, and True if a limit ends the audio."""
     must_end = ((frame >= audio_max) | (position >= rules.audio_limit)) & in_audio
     is_end = audio != audio
     num_ends: tl.constexpr = rules.num_ends
@@ -52,7 +52,7 @@ def climb_of(
     heard: tl.tensor, drawn: tl.tensor, lanes: tl.tensor, at: tl.tensor, position: tl.tensor, frame: tl.tensor,
     in_audio: tl.tensor, end_frame: tl.tensor, begins: tl.tensor, streams: tl.tensor, rules: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Return stream 0 (`heard`) and the sampled codes `drawn`, replaced by end ids on streams that must end."""
+    """Return stream 0, and replace `drawn` in place, with BOS and EOS ids outside each stream's frames."""
     inside = lanes < rules.num_drawn
     ends = tl.load(end_frame + 1 + lanes, mask=inside, other=0)
     codes = tl.load(drawn + lanes, mask=inside, other=0).to(tl.int64)
@@ -73,7 +73,7 @@ def end_frame_of(
     heard: tl.tensor, drawn: tl.tensor, lanes: tl.tensor, may_end: tl.tensor, end_frame: tl.tensor,
     rules: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Return `heard`, or the end of audio if `heard` and the codes `drawn` form the end frame."""
+    """Return stream 0, or the end of audio if it forms the end frame together with the codes `drawn`."""
     inside = lanes < rules.num_end_frame - 1
     codes = tl.load(drawn + lanes, mask=inside, other=0)
     ends = tl.load(end_frame + 1 + lanes, mask=inside, other=0)
@@ -91,7 +91,7 @@ def keep_kernel(
     tokens_stride: tl.constexpr,
     plan_stride: tl.constexpr,
 ) -> None:
-    """Record stream 0 of the rows that sample, because later rows of this step read it."""
+    """Write stream 0 of the sampled rows to vLLM's table, because later rows of this step read it."""
     row = tl.program_id(0)
     if tl.load(plan + SAMPLES * plan_stride + row) != 0:
         slot = tl.load(plan + SLOT * plan_stride + row).to(tl.int64)
@@ -99,7 +99,15 @@ def keep_kernel(
 
 
 def gather_rows(rows: torch.Tensor, ids: Any, slots: Any, positions: Any, codes: torch.Tensor, pad_id: int) -> None:
-    """Fill `rows` [P, S] with `ids` [N] and `codes` [R, T, S - 1] at `slots` and `positions` [N], then pads.
+    """Gather the rows of a step on all streams.
+
+    Args:
+        rows: Output, int32 [P, S]; rows from N on are filled with pads.
+        ids: Stream 0 of each row, [N].
+        slots: Run slot of each row, [N].
+        positions: Position of each row, [N].
+        codes: The other streams by slot and position, int32 [R, T, S - 1].
+        pad_id: Id of padding.
 
     Arguments of shape [N] are numpy arrays if the tables are in host memory, else tensors.
     """
@@ -127,7 +135,7 @@ def gather_on_device(
     codes: torch.Tensor,
     pad_id: int,
 ) -> None:
-    """Compute `gather_rows` in one kernel, one program per row."""
+    """Compute `gather_rows` in one launch, one program per row."""
     num_streams = rows.shape[1]
     _gather_kernel[len(rows),](
         rows,
@@ -177,7 +185,7 @@ ENDLESS = tl.constexpr(1 << 40)
 def _closing(
     token: tl.tensor, ends: tl.tensor, task: tl.tensor, rules: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
-    """Return whether `token` closes the text, and the number of rows from it to the audio."""
+    """Return True if `token` ends the text, and the number of rows from it to the audio."""
     at = ends + task * rules.num_ids + tl.minimum(tl.maximum(token, 0), rules.num_ids - 1)
     return tl.load(at) != 0, tl.load(at + rules.num_tasks * rules.num_ids)
 
@@ -187,7 +195,7 @@ def _text(
     text: tl.tensor, num_text_tokens: tl.tensor, num_entries: tl.tensor, position: tl.tensor, mine: tl.tensor,
     task: tl.tensor, tasks: tl.tensor, ends: tl.tensor, rules: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
-    """Return the id written into a text row for the sampled id `text`, and whether a limit closes the segment."""
+    """Return the id to write in a text row for the sampled id `text`, and True if a limit ends the text."""
     must_end = num_text_tokens >= tl.load(mine + TEXT_MAX * rules.num_rows)
     must_end = must_end | (position >= tl.load(tasks + 2 * rules.num_tasks + task))
     if rules.max_entries > 0:
@@ -204,7 +212,7 @@ def _follow_script(
     drawn: tl.tensor, pointer: tl.tensor, num_entries: tl.tensor, may_end: tl.tensor, in_audio: tl.tensor,
     entries: tl.tensor, rules: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
-    """Return the frame token and the new pointer, given by `drawn` whether the pointer advances."""
+    """Return the frame token and the new alignment pointer; `drawn` is 1 if the pointer advances."""
     is_last = pointer >= num_entries
     advance = (drawn > 0) | (pointer == 0)
     ends = advance & is_last & (may_end | (num_entries == 0))
@@ -219,7 +227,7 @@ def _first_stream(
     text: tl.tensor, audio: tl.tensor, position: tl.tensor, audio_start: tl.tensor, audio_end: tl.tensor,
     behind: tl.tensor, transition: tl.tensor, rules: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Return stream 0 for any segment."""
+    """Return stream 0 of a row, whichever segment it is in."""
     token = audio
     if rules.tail == PADDED_TAIL:
         token = tl.where(behind <= 1, audio, rules.pad_id)
@@ -235,7 +243,7 @@ def _first_stream(
 
 @triton.jit
 def _carries_drawn(behind: tl.tensor, delays: tl.tensor, rules: tl.constexpr) -> tl.tensor:
-    """Return whether a stream delayed by `delays` has a sampled id in a row `behind` the end of audio."""
+    """Return True for streams, delayed by `delays`, whose sampled id is used `behind` rows after the end of audio."""
     carries = delays >= 0
     if rules.tail == FORCED_TAIL:
         carries = behind < delays
@@ -251,7 +259,7 @@ def _other_streams(
     drawn: tl.tensor, place: tl.tensor, lanes: tl.tensor, streams: tl.tensor, frame: tl.tensor, lag: tl.tensor,
     is_spoken: tl.tensor, is_forced: tl.tensor, rules: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Return streams 1 and up: `drawn` ids, forced ids of the prompt's audio where `is_forced`, or pads."""
+    """Return streams 1 to S - 1: sampled ids, ids that continue the prompt's audio where `is_forced`, or pads."""
     is_drawn = lanes < rules.num_drawn
     delays = tl.load(streams + lanes, mask=lanes < rules.num_others, other=0)
     begun = frame >= delays
@@ -268,7 +276,7 @@ def _write(
     results: tl.tensor, row: tl.tensor, token: tl.tensor, laid: tl.tensor, is_cut: tl.tensor, samples: tl.tensor,
     lanes: tl.tensor, rules: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Write the results of a row for the host."""
+    """Write a row and its flags to `results`, from which the host copies them."""
     tl.store(results + row, token.to(tl.int32))
     codes = results + rules.num_rows + row * rules.num_others + lanes
     tl.store(codes, laid.to(tl.int32), mask=lanes < rules.num_others)
@@ -281,7 +289,7 @@ def _share(
     results: tl.tensor, codes: tl.tensor, token: tl.tensor, laid: tl.tensor, position: tl.tensor, mine: tl.tensor,
     streams: tl.tensor, lanes: tl.tensor, rules: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Write the row of the unconditional request, with hidden streams masked."""
+    """Write the row for the unconditional request, with the streams masked that it does not see."""
     other = tl.load(mine + OTHER * rules.num_rows)
     slot = tl.load(mine + OTHER_SLOT * rules.num_rows).to(tl.int64)
     if rules.hides_first:
@@ -299,7 +307,7 @@ def _write_state(
     at: tl.tensor, entries: tl.tensor, token: tl.tensor, position: tl.tensor, ends_audio: tl.tensor,
     task: tl.tensor, tasks: tl.tensor, ends: tl.tensor, rules: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Write the reply's state after `token`."""
+    """Update the reply's state for a row with `token` on stream 0."""
     audio_start = tl.load(at + AUDIO_START)
     _, rows_to_audio = _closing(token, ends, task, rules)
     speaks = tl.load(tasks + 3 * rules.num_tasks + task) != 0
@@ -371,7 +379,7 @@ def _row(
     ends_of_audio: tl.tensor, end_frame: tl.tensor, begins: tl.tensor, transition: tl.tensor, streams: tl.tensor,
     lanes: tl.tensor, rules: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
-    """Return the row on all streams, stream 0 separately, and whether a limit closes a segment; advances the state."""
+    """Return a row's stream 0 and other streams, and True if a limit ends a segment; update the reply's state."""
     task = tl.load(mine + TASK * rules.num_rows)
     at, entries = state + slot * rules.state_stride, script + slot * rules.script_stride
     audio_start, audio_end = tl.load(at + AUDIO_START), tl.load(at + AUDIO_END)

@@ -1,7 +1,7 @@
-"""Depth transformer on a GPU: eight launches per layer, with the norm after it.
+"""Depth transformer on a GPU: eight launches per layer, the norm after it included.
 
-One of them is everything between the projections of attention. It normalises and rotates the heads of one or two
-positions, stores their keys and values, and attends to the positions of the frame so far. The reference is
+`depth_attention_kernel` does everything between the attention's projections in one launch: it normalises and rotates
+the heads of one or two positions, stores their keys and values, and attends to the frame so far. The reference is
 `DepthTransformer`.
 """
 
@@ -21,7 +21,7 @@ MAX_POSITIONS = 32
 def _read_head(
     head: tl.tensor, weight: tl.tensor, cos_sin: tl.tensor, dims: tl.tensor, head_dim: tl.constexpr, eps: tl.constexpr
 ) -> tl.tensor:
-    """Return a head of D features, normalised if there is a weight, rotated and rounded: float32 [block]."""
+    """Return a head of D features, rotated, and normalised before that if there is a weight: float32 [block]."""
     half: tl.constexpr = head_dim // 2
     inside, is_first = dims < head_dim, dims < half
     others, angle = tl.where(is_first, dims + half, dims - half), tl.where(is_first, dims, dims - half)
@@ -94,7 +94,7 @@ def depth_attention_kernel(
 
 
 class DeviceDepth:
-    """Depth transformer on a GPU, with the weights of a `DepthTransformer`."""
+    """Depth transformer on a GPU, with the weights and interface of `DepthTransformer`."""
 
     def __init__(self, depth: Any):
         rotary, spec = depth.rotary, depth.spec
@@ -108,23 +108,38 @@ class DeviceDepth:
         self._layers = [_Layer(layer, depth.num_positions, self._cos_sin) for layer in depth.layers]
 
     def prepare(self, max_rows: int) -> None:
-        """Allocate keys and values for up to `max_rows` rows."""
+        """Allocate the buffers of keys and values for batches of up to `max_rows` rows."""
         spec = self._depth.spec
         for layer in self._layers:
             shape = 2, max_rows, spec.num_kv_heads, self._depth.num_positions, spec.head_dim
             layer.keys, layer.values = self._embed.new_zeros(shape)
 
     def begin(self, hidden: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
-        """Return the states [N, H] that predict stream 1, given hidden states [N, W] and the codes [N] of stream 0."""
+        """Process positions 0 and 1 of a frame, and return the states [N, H] that predict the codes of stream 1.
+
+        Args:
+            hidden: The backbone's hidden states, [N, W].
+            code: Codes of stream 0, as rows of `embed`, [N].
+        """
         x = torch.stack([self._depth.project(hidden), F.embedding(code, self._embed)], 1)
         return self._read(x.flatten(0, 1), 0).view(len(code), 2, -1).select(1, 1)
 
     def next(self, code: torch.Tensor, position: int) -> torch.Tensor:
-        """Return the states [N, H] that predict stream `position`, given the previous codes [N] as rows of `embed`."""
+        """Process one position of a frame, and return the states [N, H] that predict the codes of stream `position`.
+
+        Args:
+            code: Codes of stream `position` - 1, as rows of `embed`, [N].
+            position: Position in the frame, from 2.
+        """
         return self._read(F.embedding(code, self._embed), position)
 
     def _read(self, x: torch.Tensor, first: int) -> torch.Tensor:
-        """Pass rows x [N * T, H] of T positions from `first` on, grouped by row, through all layers; overwrite `x`."""
+        """Return the output of all layers, [N * T, H]; `x` is overwritten.
+
+        Args:
+            x: Inputs at T consecutive positions of each row, [N * T, H], grouped by row.
+            first: First of these positions.
+        """
         depth, residual = self._depth, x
         x = rms_norm(depth.layers[0].input_layernorm, x)
         for layer, following in zip(self._layers, (*depth.layers[1:], None), strict=True):
@@ -134,7 +149,7 @@ class DeviceDepth:
 
 
 class _Layer:
-    """One layer with its keys and values of a frame, [max N, G, P, D] each."""
+    """Layer with its keys and values for one frame, [max N, G, positions, D] each."""
 
     keys: torch.Tensor
     values: torch.Tensor
@@ -151,14 +166,14 @@ class _Layer:
         )  # fmt: skip
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor, first: int) -> torch.Tensor:
-        """Return the MLP output for normalised rows `x` [N * T, H]; `residual` is updated in place."""
+        """Return the MLP's output [N * T, H] for normalised `x` [N * T, H]; `residual` is updated in place."""
         layer = self._layer
         x = layer.o_proj(self._attend(layer.qkv_proj(x), first))
         x, _ = rms_norm(layer.post_attention_layernorm, x, residual)
         return layer.down_proj(silu_and_mul(layer.gate_up_proj(x)))
 
     def _attend(self, qkv: torch.Tensor, first: int) -> torch.Tensor:
-        """Return the attention output [N * T, Q * D] and store the keys and values."""
+        """Return the attention output [N * T, Q * D], and store the new keys and values."""
         num_new = 2 if first == 0 else 1
         out = qkv.new_empty(len(qkv), self._width)
         depth_attention_kernel[len(qkv) // num_new, self._num_heads](

@@ -1,4 +1,4 @@
-"""Triton kernel of `sampling/draw.py` with its noise, one program per row and stream."""
+"""Triton kernel equivalent to `sampling/draw.py`, with its noise; one program per row and stream."""
 
 import torch
 import triton
@@ -10,7 +10,7 @@ from stretto.sampling.draw import draw as draw_on_host
 
 @triton.jit
 def mixed(x: tl.tensor) -> tl.tensor:
-    """Return lowbias32 of uint32 `x`."""
+    """Return the hash lowbias32 of `x`, uint32."""
     x ^= x >> 16
     x *= 0x7FEB352D
     x ^= x >> 15
@@ -21,27 +21,27 @@ def mixed(x: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def stream_key_of(seed_key: tl.tensor, position: tl.tensor, stream: tl.tensor) -> tl.tensor:
-    """Return `sampling.noise.stream_keys` of one row and stream: uint32."""
+    """Return the noise key of one row and stream, uint32, as `sampling.noise.stream_keys` does."""
     row = mixed(seed_key.to(tl.uint32, bitcast=True) + position.to(tl.uint32) * 0x9E3779B1)
     return mixed(row + stream.to(tl.uint32) * 0x85EBCA6B)
 
 
 @triton.jit
 def redraw_key_of(key: tl.tensor) -> tl.tensor:
-    """Return `sampling.noise.redraw_keys`."""
+    """Return the key for sampling again, as `sampling.noise.redraw_keys` does."""
     return mixed(key + 0x27D4EB2F)
 
 
 @triton.jit
 def uniform_of(key: tl.tensor, token_ids: tl.tensor) -> tl.tensor:
-    """Return `sampling.noise.uniform`."""
+    """Return uniform noise per token id, as `sampling.noise.uniform` does."""
     bits = mixed(key + token_ids.to(tl.uint32) * 0xC2B2AE35)
     return ((bits >> 9).to(tl.int32).to(tl.float32) + 0.5) * 1.1920928955078125e-07
 
 
 @triton.jit
 def gumbel_of(key: tl.tensor, token_ids: tl.tensor) -> tl.tensor:
-    """Return `sampling.noise.gumbel` with the device's logarithms."""
+    """Return Gumbel noise per token id, as `sampling.noise.gumbel` does, with the GPU's logarithm."""
     return -tl.log(-tl.log(uniform_of(key, token_ids)))
 
 
@@ -51,7 +51,7 @@ MAX_BLOCK = 4096
 def draw(
     logits: torch.Tensor, token_ids: torch.Tensor, keys: torch.Tensor, params: DrawParams, plan: DrawPlan
 ) -> torch.Tensor:
-    """Return the ids that `sampling.draw.draw` samples, computed on the device of `logits`."""
+    """Sample ids as `sampling.draw.draw` does, on the device of `logits`."""
     if logits.device.type == "cpu":
         return draw_on_host(logits, token_ids, keys, params, plan)
     return draw_on_device(logits, token_ids, keys, params)
@@ -60,9 +60,9 @@ def draw(
 def draw_on_device(
     logits: torch.Tensor, token_ids: torch.Tensor, keys: torch.Tensor, params: DrawParams
 ) -> torch.Tensor:
-    """Return the ids that `sampling.draw.draw` samples, computed by the kernel.
+    """Sample ids as `sampling.draw.draw` does, with the kernel.
 
-    Ids may differ if the last bit of a logarithm or of a sum decides between two candidates.
+    An id may differ if the last bit of a logarithm or of a sum decides between two candidates.
     """
     num_rows, num_streams, num_columns = logits.shape
     drawn = torch.empty(num_rows, num_streams, dtype=token_ids.dtype, device=logits.device)
@@ -84,7 +84,7 @@ def draw_on_device(
 
 @triton.jit
 def ordered_of(values: tl.tensor) -> tl.tensor:
-    """Return int32 values in the order of the floats; it is its own inverse, except for the type."""
+    """Return float32 `values` as int32 in the same order; applied to these bits again it returns the original bits."""
     bits = values.to(tl.int32, bitcast=True)
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
@@ -96,7 +96,7 @@ def float_of(ordered: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def middle_of(low: tl.tensor, high: tl.tensor) -> tl.tensor:
-    """Return (low + high) / 2, rounded down, without overflow of 32 bits."""
+    """Return (low + high) / 2, rounded down, without overflow of int32."""
     return (low & high) + ((low ^ high) >> 1)
 
 
@@ -112,12 +112,12 @@ def _largest(line: tl.tensor, num_columns: tl.tensor, block: tl.constexpr) -> tl
 
 @triton.jit
 def count_digits(ordered: tl.tensor, prefix: tl.tensor, shift: tl.tensor) -> tl.tensor:
-    """Count the 8-bit digits at bit `shift` of the values whose higher digits are `prefix`: int32 [256].
+    """Count 8-bit digits, one step of a radix select; return int32 [256].
 
     Args:
-        ordered: Results of `ordered_of`.
-        prefix: Higher digits, uint32, of values counted from the smallest int32.
-        shift: 24, 16, 8 or 0.
+        ordered: Values from `ordered_of`. Only those whose higher digits equal `prefix` are counted.
+        prefix: Higher digits, uint32, with the smallest int32 as 0.
+        shift: Position of the digit in bits: 24, 16, 8 or 0.
     """
     digits = (ordered.to(tl.uint32, bitcast=True) ^ 0x80000000) >> shift
     return tl.histogram((digits & 0xFF).to(tl.int32), 256, mask=(digits >> 8) == prefix)
@@ -125,7 +125,7 @@ def count_digits(ordered: tl.tensor, prefix: tl.tensor, shift: tl.tensor) -> tl.
 
 @triton.jit
 def select_digit(counts: tl.tensor, rank: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
-    """Return the digit of the value of `rank` (1 for the largest), and its rank among values with that digit."""
+    """Return the digit of the value with this rank (1 is the largest), and its rank among values with that digit."""
     digits = tl.arange(0, 256)
     reached = tl.cumsum(counts, 0, reverse=True)
     larger = reached - counts
@@ -135,13 +135,13 @@ def select_digit(counts: tl.tensor, rank: tl.tensor) -> tuple[tl.tensor, tl.tens
 
 @triton.jit
 def value_of(prefix: tl.tensor) -> tl.tensor:
-    """Return the float with the digits `prefix`, see `count_digits`."""
+    """Return the float whose four digits are `prefix`; see `count_digits`."""
     return float_of((prefix ^ 0x80000000).to(tl.int32, bitcast=True))
 
 
 @triton.jit
 def _kth_largest(line: tl.tensor, num_columns: tl.tensor, top_k: tl.tensor, block: tl.constexpr) -> tl.tensor:
-    """Return the k-th largest of the logits, by a radix select over four digits."""
+    """Return the k-th largest logit, found by a radix select over four digits."""
     prefix, rank = tl.full((), 0, tl.uint32), top_k.to(tl.int32)
     for step in range(4):
         counts = tl.zeros((256,), tl.int32)
@@ -166,8 +166,9 @@ def _split(
     temperature: tl.tensor,
     block: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """Return the mass above a float given by its order, and the orders of the logits next to it on both sides.
+    """Return the mass above a float, and the logits next to it on both sides.
 
+    Floats are passed as results of `ordered_of`.
     The mass is the sum of exp((logit - largest) / temperature).
     """
     mass = tl.full((), 0.0, tl.float32)
@@ -193,7 +194,7 @@ def _nucleus(
     top_p: tl.tensor,
     block: tl.constexpr,
 ) -> tl.tensor:
-    """Return the smallest float above which lies less than `top_p` of the mass of the logits from `floor` on."""
+    """Return the top-p threshold: the smallest float above which is less than `top_p` of the mass from `floor` on."""
     low = ordered_of(floor) - 1
     high = ordered_of(largest)
     mass, _, _ = _split(line, num_columns, low, largest, temperature, block)

@@ -1,4 +1,4 @@
-"""Summed stream embeddings of a row, and float32 products with constant weights, on a GPU."""
+"""Sum of the embeddings of all streams, and float32 products with constant weights, on a GPU."""
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ from vllm import envs
 def embed_rows(
     table: torch.Tensor, ids: torch.Tensor, pad_id: int, pad_is_silent: bool, out: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Return the sum of the rows of `table` named by each row of `ids`, [N, H] of the table's type.
+    """Return the sum of the embeddings of all streams of each row, [N, H], in the table's dtype.
 
     The sum is computed in float32. Ids are not checked.
 
@@ -18,7 +18,7 @@ def embed_rows(
         table: Embeddings of the whole vocabulary, [V, H].
         ids: Ids of all streams, [N, S].
         pad_id: Id of empty streams.
-        pad_is_silent: If True, `pad_id` adds nothing except on stream 0.
+        pad_is_silent: True if `pad_id` contributes nothing except on stream 0.
         out: Output buffer, or None.
     """
     if table.device.type != "cpu":
@@ -42,7 +42,7 @@ def embed_on_host(table: torch.Tensor, ids: torch.Tensor, pad_id: int, pad_is_si
 def embed_on_device(
     table: torch.Tensor, ids: torch.Tensor, pad_id: int, pad_is_silent: bool, out: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Compute `embed_rows` in one kernel, one program per row and block of its width."""
+    """Compute `embed_rows` in one launch, one program per row and block of columns."""
     assert table.stride(1) == 1, table.stride()
     (num_rows, num_streams), width = ids.shape, table.shape[1]
     embedded = table.new_empty(num_rows, width) if out is None else out
@@ -88,8 +88,8 @@ ALIGNED, MAX_COPIED = 8, 1 << 16
 class Float32Product:
     """Product `x @ weight.T` in float32 with a constant `weight` [N, H]: x [M, H] -> [M, N].
 
-    cuBLAS is fast if rows are multiples of 16 bytes. A small weight is therefore padded with zeros to a multiple of 8
-    rows, and the result is a view without the padding.
+    cuBLAS is fast if rows of the result are multiples of 16 bytes. A small weight is therefore padded with zeros to a
+    multiple of 8 rows, and the result is a view without the padding.
     """
 
     def __init__(self, weight: torch.Tensor):
@@ -101,7 +101,7 @@ class Float32Product:
             self.weight = self.weight.float()
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the product."""
+        """Return `x @ weight.T` in float32, [M, N]; may be strided."""
         if self._is_mixed:
             product = torch.mm(x, self.weight.t(), out_dtype=torch.float32)
         else:

@@ -1,7 +1,7 @@
 """Direct calls of vLLM's fused CUDA operators, for layers that run outside torch.compile.
 
-vLLM's default compilation mode disables custom operators, because torch.compile fuses the native ones. In layers that
-are not compiled, each norm, activation and rotation would then be up to fourteen kernels.
+vLLM's default compilation mode disables these operators and relies on torch.compile to fuse the native ones. In layers
+that are not compiled, each norm, activation and rotation would then take up to fourteen kernel launches.
 """
 
 import copy
@@ -17,7 +17,11 @@ from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 
 
 def rms_norm(layer: RMSNorm, x: torch.Tensor, residual: torch.Tensor | None = None) -> Any:
-    """Return the norm of `x` [..., H]; with a residual, overwrite and return the norm of the sum and the sum."""
+    """Apply RMSNorm to `x` [..., H].
+
+    With a residual, set residual = x + residual and x = norm(residual) in place, and return both. With
+    VLLM_BATCH_INVARIANT, vLLM's own implementation is called.
+    """
     if envs.VLLM_BATCH_INVARIANT:
         return layer.forward_cuda(x, residual)
     if residual is not None:
@@ -29,7 +33,7 @@ def rms_norm(layer: RMSNorm, x: torch.Tensor, residual: torch.Tensor | None = No
 
 
 def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
-    """Return silu(a) * b [..., H] for a and b side by side, [..., 2 H]."""
+    """Return silu(a) * b, [..., H], for the halves a and b of `x` [..., 2 H]."""
     gated = torch.empty((*x.shape[:-1], x.shape[-1] // 2), dtype=x.dtype, device=x.device)
     torch.ops._C.silu_and_mul(gated, x)
     return gated
@@ -38,8 +42,8 @@ def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
 def use_fused_operators(module: nn.Module) -> None:
     """Make all norms, activations and rotary embeddings in `module` call the fused operators.
 
-    Rotary embeddings are replaced by copies, because vLLM shares them between layers of equal shape, and the other
-    layers may be compiled.
+    Rotary embeddings are copied first, because vLLM shares them between layers of equal shape, some of which may be
+    compiled.
     """
     for layer in module.modules():
         if isinstance(layer, RMSNorm):

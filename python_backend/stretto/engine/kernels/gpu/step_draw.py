@@ -1,7 +1,7 @@
 """Triton kernels that sample the audio rows of a step, one program per row and stream.
 
-Each program applies guidance and masks, computes its noise key and samples. The task of each row is in tables on the
-device, so a captured graph can be replayed for any batch. A row of logits is read once and kept in registers. The
+Each program applies guidance and masks, computes its noise key and samples. The parameters of each row are in tables on
+the device, so a captured graph can be replayed for any batch. A row of logits is read once and kept in registers. The
 references are `sampling/draw.py`, `sampling/processors.py` and `sampling/noise.py`.
 """
 
@@ -50,13 +50,13 @@ HISTORY = tl.constexpr(64)  # rows of a reply that are looked up at once
 
 @triton.jit
 def real_of(words: tl.tensor) -> tl.tensor:
-    """Return the float32 value whose bits are stored in `words`."""
+    """Load a float32 value stored as an integer word."""
     return tl.load(words).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def kth_largest_of(values: tl.tensor, top_k: tl.tensor) -> tl.tensor:
-    """Return the k-th largest of `values`, by a radix select over four digits."""
+    """Return the k-th largest of `values`, found by a radix select over four digits."""
     ordered = ordered_of(values)
     prefix, rank = tl.full((), 0, tl.uint32), top_k + tl.full((), 0, tl.int32)
     for step in range(4):
@@ -67,7 +67,7 @@ def kth_largest_of(values: tl.tensor, top_k: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def nucleus_of(values: tl.tensor, floor: tl.tensor, temperature: tl.tensor, top_p: tl.tensor) -> tl.tensor:
-    """Return the smallest float above which lies less than `top_p` of the mass of `values` from `floor` on."""
+    """Return the top-p threshold: the smallest float above which is less than `top_p` of the mass from `floor` on."""
     ordered, largest = ordered_of(values), tl.max(values, 0)
     weights = tl.exp((values - largest) / temperature)
     low = ordered_of(floor) - 1
@@ -87,7 +87,7 @@ def nucleus_of(values: tl.tensor, floor: tl.tensor, temperature: tl.tensor, top_
 def _noisiest(
     values: tl.tensor, token_ids: tl.tensor, key: tl.tensor, temperature: tl.tensor, floor: tl.tensor
 ) -> tl.tensor:
-    """Return the column of the largest noisy value from `floor` on, the first on ties; no noise at temperature 0."""
+    """Return the column with the largest noisy value, of those from `floor` on; no noise at temperature 0."""
     scores = values
     if temperature > 0:
         scores = tl.div_rn(values, temperature) + gumbel_of(key, token_ids)
@@ -101,7 +101,7 @@ def _floor(
     values: tl.tensor, num_columns: tl.tensor, temperature: tl.tensor, top_k: tl.tensor, top_p: tl.tensor,
     span: tl.tensor,
 ) -> tl.tensor:  # fmt: skip
-    """Return the smallest of `values` that may be sampled."""
+    """Return the smallest of `values` that top-k, top-p and min-p permit."""
     floor = tl.max(values, 0)
     if temperature > 0:
         floor -= span
@@ -127,7 +127,7 @@ def _guided(
     line: tl.tensor, offset: tl.tensor, is_guided: tl.tensor, row: tl.tensor, mine: tl.tensor, columns: tl.tensor,
     inside: tl.tensor, logits_stride: tl.constexpr, plan_stride: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Return the logits of a row and stream; for a CFG pair, guided by the logits of the unconditional request."""
+    """Return the logits of a row and stream, with guidance if the row has a CFG partner and the stream is guided."""
     values = _line(line + row.to(tl.int64) * logits_stride, offset, columns, inside, float("-inf"))
     other = tl.load(mine + OTHER * plan_stride)
     if (other != row) & is_guided:
@@ -142,7 +142,7 @@ def _is_repeated(
     token: tl.tensor, history: tl.tensor, mine: tl.tensor, position: tl.tensor, audio_start: tl.tensor,
     row_stride: tl.constexpr, plan_stride: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Return whether `token` occurs too often in the last audio rows; `history` is one stream by position."""
+    """Return True if `token` occurs too often in the last audio rows; `history` is the stream's ids by position."""
     count = tl.full((), 0, tl.int32)
     first = tl.maximum(audio_start, position - tl.load(mine + RAS_WINDOW * plan_stride))
     lanes = tl.arange(0, HISTORY)
@@ -157,7 +157,7 @@ def _is_repeated(
 def _rules(
     mine: tl.tensor, first_stream: tl.constexpr, plan_stride: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
-    """Return temperature, top-k, top-p and largest distance from the maximum, of stream 0 or of the other streams."""
+    """Return temperature, top-k, top-p and min-p distance for stream 0 or for the other streams."""
     if first_stream == 0:
         temperature = real_of(mine + AUDIO_TEMPERATURE * plan_stride)
         top_k, top_p = tl.load(mine + AUDIO_TOP_K * plan_stride), real_of(mine + AUDIO_TOP_P * plan_stride)
@@ -174,7 +174,7 @@ def _penalized(
     values: tl.tensor, said: tl.tensor, mine: tl.tensor, columns: tl.tensor, num_said: tl.constexpr,
     plan_stride: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Return `values` after the repetition penalty; the reference is `penalize` of `sampling/processors.py`."""
+    """Return `values` with the repetition penalty applied, as `penalize` in `sampling/processors.py` does."""
     is_said = tl.load(said + columns, mask=columns < num_said - 1, other=0) != 0
     penalty = real_of(mine + REPETITION_PENALTY * plan_stride)
     return tl.where(is_said, tl.where(values < 0, values * penalty, tl.div_rn(values, penalty)), values)
@@ -184,7 +184,7 @@ def _penalized(
 def _place(
     mine: tl.tensor, length: tl.tensor, state: tl.tensor, plan_stride: tl.constexpr, state_stride: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """Return a row's slot, its position, and the position at which the audio of its reply begins."""
+    """Return a row's slot, its position, and the position of the reply's first audio row."""
     slot = tl.load(mine + SLOT * plan_stride).to(tl.int64)
     return slot, tl.load(length), tl.load(state + slot * state_stride + AUDIO_START)
 

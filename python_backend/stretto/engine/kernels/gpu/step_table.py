@@ -1,4 +1,4 @@
-"""Step table columns (32-bit words per row) and compile-time rules of the step kernels."""
+"""Columns of the step table (one 32-bit word per row each), and compile-time constants of the step kernels."""
 
 from typing import NamedTuple
 
@@ -60,22 +60,23 @@ FORCED_TAIL, SAMPLED_TAIL, PADDED_TAIL, NO_TAIL = (tl.constexpr(kind) for kind i
 
 
 class StepRules(NamedTuple):
-    """A family's rules (`SegmentRules`) and the sizes of the tables.
+    """Rules of the family's replies (`SegmentRules`) and sizes of the tables.
 
     Attributes:
-        num_rows: N, the capacity of the step's tables.
+        num_rows: N, the maximum number of rows in a step.
         num_others: S - 1, the number of streams without stream 0.
-        num_drawn: Number of those that are sampled, which are the first ones.
-        num_ids: Number of columns of the tables of segment ends; the last is for all other ids.
-        num_end_frame: Number of ids in the frame that ends the audio, 0 without one.
-        max_entries: Largest number of pointer entries, 0 without a pointer.
-        index_lane: Index of the pointer's index stream among streams 1 and up.
+        num_drawn: Number of those that are sampled; they come first.
+        num_ids: Number of columns of the tables from `end_tables`; the last is for all other ids.
+        num_end_frame: Number of ids in the frame that ends the audio; 0 for none.
+        max_entries: Maximum number of alignment-pointer entries; 0 without a pointer.
+        index_lane: Index of the pointer's index stream among streams 1 to S - 1.
         first_start: First id of stream 0 that is replaced by `null_id` for unconditional requests.
         first_stop: Id after the last such id.
-        num_said: Number of columns of the repetition penalty's table, 0 without a penalty.
+        num_said: Number of columns of the repetition penalty's table; 0 without a penalty.
         said_start: Id of its first column.
-        track_lane: Index of the streamed text among streams 1 and up, which keeps its table entry; -1 without one.
-        has_staircase: True if each stream has its own begin and end ids.
+        track_lane: Index among streams 1 to S - 1 of the input-only text stream, whose ids are in the table already; -1
+            without one.
+        has_staircase: True if each stream has its own BOS and EOS ids.
     """
 
     num_rows: int

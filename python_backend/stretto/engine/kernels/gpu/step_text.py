@@ -1,10 +1,10 @@
-"""Triton kernels that sample text ids from about 150,000 columns, of which few are read twice.
+"""Triton kernels that sample text ids from about 150,000 logits per row, of which few are read twice.
 
-The first kernel reads all columns once, in parallel blocks. It masks denied ids and keeps the maximum of every group of
-128 columns. If a row keeps k logits, the k-th largest maximum is a lower bound on them, so groups below that bound hold
-none. The second kernel, one program per row, lists the remaining groups (about 50 of 1,200 at top-k 50) and applies
-top-k and top-p to these only, by bisection. A nucleus without top-k starts with the 128 best groups, and reads all
-columns only if these have too little mass.
+The first kernel reads all logits once, in parallel blocks. It masks forbidden ids and stores the maximum of every group
+of 128 columns. If top-k keeps k logits, the k-th largest group maximum is a lower bound of them, so only groups whose
+maximum reaches it matter. The second kernel, one program per row, lists these groups (about 50 of 1,200 at top-k 50)
+and applies top-k and top-p to them by bisection. For top-p without top-k it starts with the 128 groups of largest
+maximum, and reads all columns only if these have too little mass.
 """
 
 import triton
@@ -91,7 +91,7 @@ def text_maxima_kernel(
 def _list(
     listed: tl.tensor, maxima: tl.tensor, bound: tl.tensor, num_groups: tl.constexpr, block: tl.constexpr
 ) -> tl.tensor:
-    """List the groups whose maximum reaches `bound`, in order, and return their number."""
+    """Write the indices of groups whose maximum is at least `bound` to `listed`, in order; return their number."""
     groups = tl.arange(0, block)
     reaches = ((maxima >= bound) & (groups < num_groups)).to(tl.int32)
     tl.debug_barrier()
@@ -104,7 +104,7 @@ def _list(
 def _tile(
     line: tl.tensor, listed: tl.tensor, start: tl.tensor, num_listed: tl.tensor, num_columns: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor]:
-    """Return the columns of the listed groups from `start` on, and their logits: [TILE * WIDTH] each."""
+    """Return columns and logits of TILE listed groups from the group `start` on, [TILE * WIDTH] each."""
     place = start + tl.arange(0, TILE)
     group = tl.load(listed + place, mask=place < num_listed, other=0)
     columns = group[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
@@ -117,7 +117,7 @@ def _tile(
 def _kth_largest(
     line: tl.tensor, listed: tl.tensor, num_listed: tl.tensor, top_k: tl.tensor, num_columns: tl.constexpr
 ) -> tl.tensor:
-    """Return the k-th largest of the listed logits, by a radix select over four digits."""
+    """Return the k-th largest logit of the listed groups, found by a radix select over four digits."""
     prefix, rank = tl.full((), 0, tl.uint32), top_k + tl.full((), 0, tl.int32)
     for step in range(4):
         counts = tl.zeros((256,), tl.int32)
@@ -134,7 +134,7 @@ def _split(
     line: tl.tensor, listed: tl.tensor, num_listed: tl.tensor, ordered: tl.tensor, largest: tl.tensor,
     temperature: tl.tensor, num_columns: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
-    """Return the mass above a float given by its order, and the orders of the listed logits next to it."""
+    """Return the mass above a float, and the listed logits next to it; floats are passed as results of `ordered_of`."""
     mass = tl.full((), 0.0, tl.float32)
     below, above = tl.full((), LOWEST, tl.int32), tl.full((), HIGHEST, tl.int32)
     for start in range(0, num_listed, TILE):
@@ -152,7 +152,10 @@ def _nucleus(
     line: tl.tensor, listed: tl.tensor, num_listed: tl.tensor, wanted: tl.tensor, low: tl.tensor, largest: tl.tensor,
     temperature: tl.tensor, num_columns: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Return the smallest float above `low`, by order, above which less than `wanted` of the listed mass lies."""
+    """Return the top-p threshold of the listed groups: the smallest float above which their mass is less than `wanted`.
+
+    `low`, a result of `ordered_of`, is a lower bound of the threshold.
+    """
     high = ordered_of(largest)
     while low + 1 < high:  # both ends go on to the next logit, because the mass changes nowhere else
         middle = middle_of(low, high)
@@ -169,7 +172,7 @@ def _noisiest(
     line: tl.tensor, listed: tl.tensor, num_listed: tl.tensor, key: tl.tensor, temperature: tl.tensor,
     floor: tl.tensor, num_columns: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Return the column of the largest noisy logit from `floor` on, the first of equals."""
+    """Return the column with the largest noisy logit, of those from `floor` on; the first if several are equal."""
     best, column = tl.full((), float("-inf"), tl.float32), tl.full((), 0, tl.int32)
     for start in range(0, num_listed, TILE):
         columns, values = _tile(line, listed, start, num_listed, num_columns)
@@ -189,7 +192,10 @@ def _bound(
     line: tl.tensor, listed: tl.tensor, best: tl.tensor, limited: tl.tensor, temperature: tl.tensor,
     top_k: tl.tensor, top_p: tl.tensor, num_columns: tl.constexpr, num_groups: tl.constexpr, block: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
-    """Return a lower bound on the kept logits (for a nucleus without top-k a likely one), and that nucleus' mass."""
+    """Return a lower bound on the kept logits, and the mass that top-p requires.
+
+    For top-p without top-k the bound is only a likely one.
+    """
     lowest, largest = tl.full((), float("-inf"), tl.float32), tl.max(best, 0)
     bound, wanted = lowest, tl.full((), 0.0, tl.float32)
     if limited:

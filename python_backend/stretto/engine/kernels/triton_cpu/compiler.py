@@ -1,4 +1,4 @@
-"""Compiler of the CPU backend: accepts the target `cpu` and refuses to compile."""
+"""Compiler of the CPU backend: accepts the target `cpu` but cannot compile."""
 
 from types import ModuleType
 from typing import NoReturn
@@ -7,7 +7,7 @@ from triton.backends import compiler
 
 
 class InterpretedBackend(compiler.BaseBackend):
-    """Compiler without any stage, because kernels are interpreted or replaced on this target."""
+    """Compiler without stages, because all kernels are interpreted or replaced on a CPU."""
 
     @staticmethod
     def supports_target(target: compiler.GPUTarget) -> bool:

@@ -1,6 +1,6 @@
-"""Driver of the CPU backend: the host as a Triton device.
+"""Driver of the CPU backend: presents the host to Triton as a device.
 
-Triton imports this file whenever it is imported, so torch is imported only on demand.
+Triton always imports this file, so torch is imported only on demand.
 """
 
 from typing import TYPE_CHECKING, NoReturn
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class HostDriver(driver.DriverBase):
-    """Host as a Triton device; active only if torch finds no accelerator."""
+    """The host as a Triton device; active only if torch finds no accelerator."""
 
     @classmethod
     def is_active(cls) -> bool:
