@@ -1,1 +1,1 @@
-"""Acoustic decoder: codes in chunks to waveform in chunks."""
+"""Acoustic decoder: turns the language model's codes into audio, chunk by chunk."""

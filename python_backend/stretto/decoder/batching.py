@@ -1,4 +1,4 @@
-"""Batches of windows from different utterances, and of passages whose codebooks are filled in."""
+"""Batches of windows of different utterances: decoded by the codec, or filled in by a refinement model first."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,14 +17,15 @@ from stretto.errors import Cancelled
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Job:
-    """One window to decode, or one passage to fill in, for a chunk.
+    """Work for one chunk: a window to decode, or codes whose missing codebooks a refinement model fills in.
 
     Attributes:
         pending: The chunk.
         session: Decoder state of its utterance.
-        window: Window or passage.
+        window: Window, or passage to fill in.
         due_s: Time at which the client will have played everything sent before; the arrival time if nothing was sent.
-        is_heard: True if the window is the chunk's last; False for windows of a reference or if others follow.
+        is_heard: True if the result is sent; False if windows follow for the same chunk, or if it is a voice
+            reference's.
     """
 
     pending: PendingChunk
@@ -35,18 +36,21 @@ class Job:
 
     @property
     def frames(self) -> FrameWindow:
-        """Window of a job that is to be decoded."""
+        """Window of frames of a decoding job (not of a refinement job)."""
         assert isinstance(self.window, FrameWindow), self.pending.utterance
         return self.window
 
     @property
     def is_alone(self) -> bool:
-        """True if the job may not share a batch."""
+        """True if the job may not share a batch, so that the samples do not depend on other utterances."""
         return self.session.renderer.form.deterministic
 
 
 class Batch:
-    """Launched batch of jobs of equal shape; each session holds its next codec state from then on."""
+    """Batch of windows of equal shape that has been launched.
+
+    The sessions get their next codec states at once, although these may still be computed on the device.
+    """
 
     def __init__(self, jobs: Sequence[Job], launcher: Launcher, spec: CodecSpec) -> None:
         self.jobs = jobs
@@ -59,24 +63,27 @@ class Batch:
             job.session.state = state.clone()  # a view would keep the states of the whole batch alive
 
     def pcm(self) -> np.ndarray:
-        """Wait for, and return, the samples, float32 [B, n]."""
+        """Wait for the samples and return them, float32 [B, n]."""
         samples = self._flight.pcm()
         assert samples.shape == self._expected, f"{self._codec} returned pcm {samples.shape}, expected {self._expected}"
         return samples
 
     @property
     def device_s(self) -> Callable[[], float] | None:
-        """Function that returns the device time in seconds once the samples are there; None if decoded on the host."""
+        """Function that returns the device time in seconds, callable once the samples are available.
+
+        None on the host.
+        """
         return self._flight.device_s
 
     def addresses(self) -> list[int | None]:
-        """Return the GPU address of each job's samples, valid as long as the batch lives, or None."""
+        """Return the GPU address of each job's samples, valid as long as this object exists; None on the host."""
         samples = self._flight.on_device
         return [None] * len(self.jobs) if samples is None else [row.data_ptr() for row in samples]
 
 
 class FilledBatch:
-    """Batch of passages whose codebooks have been filled in; sessions hold their codes. It has no samples."""
+    """Batch of refinement jobs, already run: the sessions have the completed codes. It has no samples."""
 
     num_frames = 0
     device_s = None
@@ -100,7 +107,7 @@ class FilledBatch:
 def launch(
     jobs: Sequence[Job], launcher: Launcher, codec: Codec, told: Callable[[], None] | None = None
 ) -> Batch | FilledBatch:
-    """Launch a group of windows, or fill in a group of passages.
+    """Launch a batch of windows, or fill in the codebooks of a batch of passages.
 
     Args:
         jobs: Jobs of equal shape.
@@ -116,15 +123,18 @@ def launch(
 
 
 def batch_limit(spec: CodecSpec, most: int) -> int:
-    """Return how many windows of a codec may share a batch, at most `most`.
+    """Return the maximum number of windows in a batch of a codec, at most `most`.
 
-    Codecs that decode whole utterances are limited to 1, so that none waits for longer ones.
+    It is 1 for codecs that decode whole utterances, so that short utterances do not wait for longer ones.
     """
     return 1 if spec.max_frames is not None else most
 
 
 def next_group(jobs: Sequence[Job], limit: int) -> list[Job]:
-    """Return up to `limit` jobs with the shape of the earliest due job, earliest first (that job alone if required)."""
+    """Return the jobs of the next batch, earliest deadline first.
+
+    These are the earliest job and up to `limit` - 1 others of its shape, or it alone if it may not share a batch.
+    """
     ordered = sorted(jobs, key=lambda job: job.due_s)
     first = ordered[0]
     if first.is_alone:
@@ -133,7 +143,12 @@ def next_group(jobs: Sequence[Job], limit: int) -> list[Job]:
 
 
 def waited_for(jobs: Sequence[Job], fail: Callable[[PendingChunk, Exception], None]) -> list[Job]:
-    """Return the jobs whose clients are still connected; fail the others."""
+    """Return the jobs whose clients are still connected.
+
+    Args:
+        jobs: Jobs to check.
+        fail: Called with the chunk and the error of each other job.
+    """
     found = list[Job]()
     for job in jobs:
         try:
@@ -145,7 +160,7 @@ def waited_for(jobs: Sequence[Job], fail: Callable[[PendingChunk, Exception], No
 
 
 def stack(jobs: Sequence[Job]) -> Window:
-    """Return the windows of jobs of equal shape as one batch."""
+    """Return the windows of jobs of equal shape as one batch for the codec."""
     windows = [job.frames for job in jobs]
     return Window(
         codes=torch.from_numpy(np.stack([window.codes for window in windows])),

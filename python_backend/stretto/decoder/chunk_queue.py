@@ -1,4 +1,4 @@
-"""Chunk queues per utterance, unanswered chunks and their refusal, and the accepted chunk rate."""
+"""Queue of chunks per utterance, chunks that were not answered yet, and the decoder's counters and pace."""
 
 import logging
 import threading
@@ -18,7 +18,7 @@ NAMES = ("chunks", "failed", "cancelled", "expired", "batches", "windows", "fram
 
 
 class Counts:
-    """Counters by name; values only increase."""
+    """Thread-safe counters by name."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
@@ -27,51 +27,67 @@ class Counts:
         self._decode_s = 0.0
 
     def add(self, name: str, by: int = 1) -> None:
-        """Increase one of NAMES."""
+        """Increase the counter `name`, one of NAMES."""
         with self._counting:
             self._counts[name] += by
 
     def add_batch(self, num_windows: int, num_frames: int, spent_s: float) -> None:
-        """Count a batch of windows of `num_frames` frames each that took `spent_s` seconds."""
+        """Count a decoded batch.
+
+        Args:
+            num_windows: Number of windows.
+            num_frames: Number of frames per window.
+            spent_s: Decoding time in seconds.
+        """
         with self._counting:
             self._counts += Counter(batches=1, windows=num_windows, frames=num_windows * num_frames)
             self._largest_batch = max(self._largest_batch, num_windows)
             self._decode_s += spent_s
 
     def figures(self) -> dict[str, float]:
-        """Return all counters, the largest batch and the total decoding time in seconds."""
+        """Return all counters, the largest batch, and the total decoding time in seconds, by name."""
         with self._counting:
             counted = {name: self._counts[name] for name in NAMES}
             return counted | {"largest_batch": self._largest_batch, "decode_s": self._decode_s}
 
 
-BUSY_SHARE = 0.9  # target utilisation; beyond it chunks only queue
+BUSY_SHARE = 0.9  # target utilisation; above it chunks only wait longer
 WINDOW_MEMORY = 64  # number of windows in the moving average
 
 
 class Pace:
-    """Moving average of the decoding time per window; written by one thread, read by any."""
+    """Moving average of the decoding time per window; written by one thread, read by any.
+
+    Attributes:
+        chunk_s: Interval at which each active utterance can send chunks, in seconds.
+    """
 
     def __init__(self) -> None:
         self._window_s = 0.0  # average decoding time per window
         self.chunk_s = 0.0  # interval between chunks of one utterance at BUSY_SHARE
 
     def record(self, num_windows: int, spent_s: float, num_speaking: int) -> None:
-        """Record that a batch of `num_windows` windows took `spent_s` seconds with `num_speaking` active utterances."""
+        """Record a decoded batch.
+
+        Args:
+            num_windows: Number of windows.
+            spent_s: Decoding time in seconds.
+            num_speaking: Number of utterances that send chunks.
+        """
         weight = min(1.0, num_windows / WINDOW_MEMORY) if self._window_s else 1.0
         self._window_s += weight * (spent_s / num_windows - self._window_s)
         self.chunk_s = num_speaking * self._window_s / BUSY_SHARE
 
 
 class ChunkAnswer(Protocol):
-    """Answer to one chunk: exactly one of `send` and `fail` is called, once."""
+    """Answer to one chunk; exactly one of `send` and `fail` is called, once."""
 
     def send(self, pcm: np.ndarray | None, event: Event) -> None:
-        """Deliver samples [n], float32 or int16, or None, with their event."""
+        """Send samples [n], float32 or int16, or None, together with their event."""
         ...
 
     def fail(self, error: Exception) -> None:
-        """Deliver an error, which ends the utterance."""
+        """Send an error, which ends the utterance."""
         ...
 
     def is_cancelled(self) -> bool:
@@ -81,16 +97,17 @@ class ChunkAnswer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PendingChunk:
-    """Chunk on its way to being decoded.
+    """Chunk that was received and not answered yet.
 
     Attributes:
         utterance: Id of the utterance.
         chunk: Record of the chunk.
         codes: Integers [K, T], or None for a chunk without audio.
         reply: Receiver of the answer.
-        form: Output format requested by the client; that of the first chunk counts.
-        on_device: Called before the answer with the GPU address of the samples, valid until the answer is sent.
-        on_progress: Called during long operations to signal progress.
+        form: Output format requested by the client; the first chunk's applies to the whole utterance.
+        on_device: Called before the answer with the GPU address of the samples, which is valid until the answer is
+            sent.
+        on_progress: Called during long operations, so that the language model does not time out.
     """
 
     utterance: str
@@ -103,13 +120,13 @@ class PendingChunk:
 
 
 def check_waited_for(pending: PendingChunk) -> None:
-    """Raise Cancelled if the client no longer waits for the chunk's answer."""
+    """Raise Cancelled if the client has disconnected or cancelled the request."""
     if pending.reply.is_cancelled():
         raise Cancelled("the client cancelled the request")
 
 
 class ChunkQueue:
-    """Queue with many producer threads and one consumer thread."""
+    """Thread-safe queue of chunks with many producers and one consumer; utterances take turns."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -130,17 +147,19 @@ class ChunkQueue:
             return not self._is_closed
 
     def abandon(self, utterance: str) -> list[PendingChunk]:
-        """Remove and return an utterance's queued chunks, and report the utterance as abandoned to the reader."""
+        """Remove and return an utterance's queued chunks; the next `next_chunks` reports it as abandoned."""
         with self._changed:
             self._abandoned.append(utterance)
             self._changed.notify()
             return list(self._waiting.pop(utterance, ()))
 
     def next_chunks(self, timeout_s: float, busy: Collection[str] = ()) -> tuple[list[PendingChunk], list[str]]:
-        """Return the next chunk of each utterance not in `busy`, longest-waiting first, and the abandoned utterances.
+        """Remove and return the next chunk of each utterance not in `busy`, and the ids of abandoned utterances.
+
+        Chunks are ordered by how long their utterance has waited for its turn.
 
         Args:
-            timeout_s: Longest wait, in seconds, if the queue is empty and open.
+            timeout_s: Maximum wait in seconds while the queue is empty and open.
             busy: Utterances with a chunk in progress.
         """
         with self._changed:
@@ -155,7 +174,7 @@ class ChunkQueue:
             return [pending for queue in self._waiting.values() for pending in queue]
 
     def close(self) -> None:
-        """Refuse further chunks; queued chunks can still be taken."""
+        """Refuse further chunks; those in the queue can still be read."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
@@ -184,7 +203,7 @@ logger = logging.getLogger(__name__)
 
 
 def refuse(pending: PendingChunk, error: Exception, counts: Counts) -> None:
-    """Answer a chunk with an error, count it, and log internal errors."""
+    """Answer a chunk with an error and count it; log the error if it is an internal one."""
     counts.add("cancelled" if isinstance(error, Cancelled) else "failed")
     if not isinstance(error, StrettoError):
         what = (pending.utterance, pending.chunk.index, incident(error))
@@ -196,7 +215,7 @@ def refuse(pending: PendingChunk, error: Exception, counts: Counts) -> None:
 
 
 class Unanswered:
-    """Chunks taken from the queue and not answered yet. For one thread."""
+    """Chunks that were removed from the queue and not answered yet. For one thread."""
 
     def __init__(self, counts: Counts, queue: ChunkQueue) -> None:
         self._counts, self._queue = counts, queue
@@ -209,20 +228,20 @@ class Unanswered:
         return len(self._pending)
 
     def add(self, pending: PendingChunk) -> None:
-        """Add a chunk that has not been answered."""
+        """Add a chunk."""
         self._pending[id(pending)] = pending
 
     def signal_progress(self) -> None:
-        """Signal progress to all waiting chunks, queued ones included.
+        """Signal progress to all unanswered chunks, those in the queue included.
 
-        A long operation occupies the decoder thread, so all of them wait for it.
+        All of them wait while a long operation occupies the decoder's thread.
         """
         for pending in (*self, *self._queue.waiting()):
             if pending.on_progress is not None:
                 pending.on_progress()
 
     def send(self, pending: PendingChunk, pcm: np.ndarray | None, event: Event) -> None:
-        """Answer a chunk; if that raises, the chunk stays unanswered."""
+        """Answer a chunk; it stays unanswered if its answer raises."""
         pending.reply.send(pcm, event)
         del self._pending[id(pending)]
 

@@ -1,6 +1,6 @@
-"""Execution of a batch: on the host, on a GPU stream, or by replay of a CUDA graph; and the warm-up.
+"""Execution of batches on the host or on a CUDA stream, with CUDA graphs; and the warm-up.
 
-The decoder warms up before the first chunk: the first window of a shape takes several times as long as later ones.
+The decoder warms up before the first chunk, because the first window of each shape takes several times as long.
 """
 
 import logging
@@ -26,25 +26,32 @@ logger = logging.getLogger(__name__)
 Decode = Callable[[Window], tuple[Tensor, Tensor]]
 Key = tuple[int, int, int, int]  # left, frames in all, right, batch
 WORTH_CAPTURING = 8  # number of uses after which a shape is captured
-MAX_GRAPHS = 96  # half of them are captured at start-up (see `warming`), the others on demand
+MAX_GRAPHS = 96  # half of them are captured at start-up (see `capture_shapes`), the others on demand
 
 
 class GraphBackend(Protocol):
     """Recorder of the device operations of a function."""
 
     def capture(self, step: Callable[[], tuple[Tensor, Tensor]]) -> tuple[tuple[Tensor, Tensor], Callable[[], None]]:
-        """Return the tensors that `step` returns, and a function that recomputes them in place."""
+        """Record the device operations of `step`.
+
+        Returns:
+            The tensors that `step` returned, and a function that computes them again in place.
+        """
         ...
 
 
 class CudaGraphs:
-    """CUDA graphs on the current device with one memory pool, so only one may run at a time."""
+    """CUDA graphs on the current device; they share memory, so only one may run at a time."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
 
     def capture(self, step: Callable[[], tuple[Tensor, Tensor]]) -> tuple[tuple[Tensor, Tensor], Callable[[], None]]:
-        """Capture `step`; if this raises, the previous stream is current again and no capture is active."""
+        """Capture `step`, as `GraphBackend` describes.
+
+        If this raises, the current stream is restored and no capture is active.
+        """
         for _ in range(3):  # libraries choose algorithms and allocate workspaces at first use
             step()
         torch.cuda.synchronize()
@@ -55,7 +62,7 @@ class CudaGraphs:
 
 @dataclass(frozen=True, slots=True)
 class Captured:
-    """CUDA graph with its input window and output tensors."""
+    """CUDA graph with its input and output tensors."""
 
     window: Window
     pcm: Tensor
@@ -64,7 +71,15 @@ class Captured:
 
 
 class GraphCache:
-    """Window decoder that uses CUDA graphs, keyed by window shape and batch size rounded up to a power of two."""
+    """Window decoder that replays CUDA graphs for shapes that are used often.
+
+    Graphs are keyed by the window's shape and the batch size, rounded up to a power of two.
+
+    Args:
+        decode: Decodes a window without a graph.
+        backend: Recorder of graphs.
+        max_graphs: Maximum number of graphs.
+    """
 
     def __init__(self, decode: Decode, backend: GraphBackend, max_graphs: int = MAX_GRAPHS) -> None:
         self._decode = decode
@@ -80,12 +95,12 @@ class GraphCache:
         return len(self._graphs)
 
     def capture(self, window: Window) -> bool:
-        """Capture the shape of `window` in advance; return True if a graph exists now."""
+        """Capture a graph for the shape of `window`; return True if there is one now."""
         key = _key(window)
         return key in self._graphs or self._capture(key, window) is not None
 
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Decode as `Codec.decode`, into newly allocated memory."""
+        """Decode a window like `Codec.decode`; the results are in newly allocated memory."""
         batch, key = len(window.codes), _key(window)
         captured = self._graphs.get(key) or self._consider(key, window)
         if captured is None:
@@ -95,7 +110,7 @@ class GraphCache:
         return captured.pcm[:batch].clone(), captured.states[:batch].clone()
 
     def _consider(self, key: Key, window: Window) -> Captured | None:
-        """Capture a shape once it has been used often enough."""
+        """Count a use of a shape, and capture it once it has been used WORTH_CAPTURING times."""
         self._uses[key] += 1
         return self._capture(key, window) if self._uses[key] >= WORTH_CAPTURING else None
 
@@ -121,7 +136,7 @@ def _key(window: Window) -> Key:
 
 
 def _blank(window: Window, batch: int) -> Window:
-    """Return a window of `batch` rows of zeros, shaped like `window`, in separate memory."""
+    """Return a window of zeros for `batch` utterances with the shape and dtypes of `window`, in separate memory."""
     codes, first, state = (
         torch.zeros((batch, *each.shape[1:]), dtype=each.dtype, device=each.device)
         for each in (window.codes, window.first, window.state)
@@ -130,7 +145,7 @@ def _blank(window: Window, batch: int) -> Window:
 
 
 def _fill(still: Window, window: Window) -> None:
-    """Copy the rows of `window` into the first rows of `still`; further rows are unused."""
+    """Copy `window` to the first rows of `still`; the others are unused."""
     batch = len(window.codes)
     still.codes[:batch].copy_(window.codes, non_blocking=True)
     still.first[:batch].copy_(window.first, non_blocking=True)
@@ -147,9 +162,9 @@ class Flight:
 
     Attributes:
         states: Codec states after the batch, [B, D].
-        pcm: Function that waits for, and returns, the samples [B, n].
-        on_device: The samples on the device; None if decoded on the host.
-        device_s: Function that returns the device time in seconds once the samples are there; None if decoded on the
+        pcm: Function that waits for the samples and returns them, float32 [B, n].
+        on_device: The samples on the GPU; None on the host.
+        device_s: Function that returns the device time in seconds, callable once the samples are available; None on the
             host.
     """
 
@@ -160,26 +175,30 @@ class Flight:
 
 
 class Launcher(Protocol):
-    """Executor that decodes batches in launch order.
+    """Executor that decodes batches in the order in which they are launched.
 
     Attributes:
-        depth: Number of batches that may be in flight.
-        has_graphs: True if shapes can be captured.
+        depth: Maximum number of batches in flight while another one is prepared.
+        has_graphs: True if graphs can be captured.
     """
 
     depth: int
     has_graphs: bool
 
     def enter(self) -> None:
-        """Prepare the launching thread; called once, before it creates the first codec state."""
+        """Prepare the calling thread, which launches all batches; call this once, before any codec state is created."""
         ...
 
     def capture(self, window: Window) -> bool:
-        """Capture a graph of the window's shape in advance; return True if one exists now."""
+        """Capture a graph for the shape of `window`; return True if there is one now."""
         ...
 
     def launch(self, window: Window) -> Flight:
-        """Start decoding a window; codes and first frames are on the host, states where they were left."""
+        """Start decoding a batch.
+
+        Args:
+            window: Batch of windows; codes and frame indices are on the host, states on the codec's device.
+        """
         ...
 
 
@@ -194,9 +213,9 @@ class HostLauncher:
         self._precision = precision("cpu", dtype)
 
     def enter(self) -> None:
-        """Enlarge oneDNN's primitive cache, which is read when the first primitive is created.
+        """Enlarge oneDNN's primitive cache; the variable is read when the first primitive is created.
 
-        Chunks have 96 shapes with some 60 convolutions each. The default of 1024 entries evicts them, and every shape
+        Chunks have 96 shapes with about 60 convolutions each. The default capacity of 1024 evicts them, and every shape
         would be slow again whenever it recurs.
         """
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(PRIMITIVES))
@@ -213,9 +232,9 @@ class HostLauncher:
 
 
 class CudaLauncher:
-    """Launcher on a separate CUDA stream, concurrent with other work on the GPU and with the host.
+    """Launcher on a CUDA stream of its own, concurrent with the host and with other work on the GPU.
 
-    All transfers use pinned memory. The host waits for one copy per batch and never for the whole device.
+    All transfers use pinned memory. The host waits for one copy per batch and never synchronises the whole device.
     """
 
     depth = 1
@@ -231,15 +250,16 @@ class CudaLauncher:
             with within():
                 return codec.decode(window)
 
-        self.has_graphs = config.graphs and codec.spec.max_frames is None  # whole utterances rarely have equal shapes
+        # whole utterances rarely have the same length
+        self.has_graphs = config.graphs and codec.spec.max_frames is None
         self._graphs = GraphCache(decode, CudaGraphs()) if self.has_graphs else None
         self._decode = decode if self._graphs is None else self._graphs.decode
 
     def enter(self) -> None:
-        """Make our stream the thread's current one.
+        """Make the launcher's stream the thread's current stream.
 
-        States created or combined between launches are then ordered with the decoding, and their memory is not reused
-        too early.
+        Operations on states between launches are then ordered with the decoding, and freed memory is not reused too
+        early.
         """
         torch.cuda.synchronize(self._device)  # the weights were loaded on another stream
         torch.cuda.set_stream(self._stream)
@@ -267,7 +287,7 @@ class CudaLauncher:
         return Flight(states, collect, pcm, lambda: begun.elapsed_time(done) / 1e3)
 
     def _sent(self, window: Window) -> Window:
-        """Return the window with codes and first frames being copied to the device."""
+        """Return the window with copies of codes and frame indices to the device in progress."""
         codes, first = (each.to(self._device, non_blocking=True) for each in (window.codes, window.first))
         return replace(window, codes=codes, first=first)
 
@@ -277,23 +297,23 @@ def _pinned(window: Window) -> Window:
 
 
 def precision(device_type: str, dtype: str) -> Callable[[], AbstractContextManager[object]]:
-    """Return a context factory in which float32 products and convolutions run in `dtype`; float64 is unaffected."""
+    """Return a context factory in which float32 products and convolutions run in `dtype`; float64 is not affected."""
     if dtype == "float32":
         return nullcontext
     return lambda: torch.autocast(device_type, DTYPES[dtype], cache_enabled=False)
 
 
 def make_launcher(codec: Codec, config: DecoderConfig) -> Launcher:
-    """Return the launcher for the device in `config`; onnxruntime always takes host tensors."""
+    """Return the launcher for the device in `config`; codecs on onnxruntime always get host tensors."""
     if torch.device(config.device).type == "cuda" and config.runtime == "torch":
         return CudaLauncher(codec, config)
     return HostLauncher(codec, config.dtype)
 
 
 def capture_shapes(launcher: Launcher, codec: Codec, max_batch: int) -> int:
-    """Capture graphs of the default chunk shapes for each power of two of rows; return their number.
+    """Capture graphs of the default chunk shapes for all powers of two up to `max_batch`; return their number.
 
-    The largest are captured first, so that later ones fit into the same memory.
+    Large shapes are captured first, so that smaller graphs reuse their memory.
     """
     num_graphs = 0
     if launcher.has_graphs:
@@ -310,10 +330,16 @@ def capture_shapes(launcher: Launcher, codec: Codec, max_batch: int) -> int:
 def warm_up(
     launcher: Launcher, codec: Codec, max_batch: int, seconds: float, clock: Callable[[], float] = time.monotonic
 ) -> int:
-    """Decode batches of each size and default chunk shape, small ones first; return their number.
+    """Decode batches of the default chunk shapes in all sizes, small ones first; return the number of batches.
 
-    Libraries prepare each shape in about 15 ms on a CPU, enough to make a client underrun. No batch starts after
-    `seconds`.
+    Libraries take about 15 ms on a CPU to prepare a shape, enough to make a client underrun.
+
+    Args:
+        launcher: Launcher for the codec's device.
+        codec: The codec.
+        max_batch: Maximum batch size.
+        seconds: Time after which no further batch is started.
+        clock: Monotonic clock in seconds.
     """
     until, num_batches = clock() + seconds, 0
     for window, state in _batches(launcher, codec, max_batch) if seconds else ():
@@ -325,7 +351,7 @@ def warm_up(
 
 
 def _batches(launcher: Launcher, codec: Codec, max_batch: int) -> Iterator[tuple[FrameWindow, torch.Tensor]]:
-    """Yield windows from the middle of an utterance with the states [B, D] of a batch of them."""
+    """Yield windows from the middle of an utterance, each with the states [B, D] of a batch of such windows."""
     windows, state = _windows(launcher, codec)
     for batch in range(1, max_batch + 1):
         for window in windows:
@@ -333,10 +359,13 @@ def _batches(launcher: Launcher, codec: Codec, max_batch: int) -> Iterator[tuple
 
 
 def _windows(launcher: Launcher, codec: Codec) -> tuple[list[FrameWindow], torch.Tensor]:
-    """Return windows from the middle of an utterance of zeros, smallest first, and the codec state [1, D] there."""
+    """Return windows from the middle of an utterance, the smallest first, and the codec state [1, D] before them.
+
+    The codes are zeros.
+    """
     policy, spec = ChunkPolicy(), codec.spec
     if spec.max_frames is not None:
-        return [], codec.initial_state(1)  # every utterance length is a shape of its own
+        return [], codec.initial_state(1)  # every utterance length is a shape
     if spec.blocks:
         return _blocks(spec), codec.initial_state(1)
     before = np.zeros((spec.num_codebooks, max(1, spec.start_frames, spec.left_frames + spec.right_frames)), np.int64)
@@ -345,7 +374,10 @@ def _windows(launcher: Launcher, codec: Codec) -> tuple[list[FrameWindow], torch
 
 
 def _blocks(spec: CodecSpec) -> list[FrameWindow]:
-    """Return the windows of an utterance's first blocks, one per size; their shape does not depend on the state."""
+    """Return the windows of an utterance's first blocks, one per block size.
+
+    Their shape does not depend on the state.
+    """
     windower = Windower(spec)
     pushed = [windower.push(np.zeros((spec.num_codebooks, size), np.int64), is_final=False) for size in spec.blocks]
     return [window for window in pushed if window is not None]
@@ -360,7 +392,7 @@ def _first_window(spec: CodecSpec) -> FrameWindow:
 
 
 def _window_after(codes: np.ndarray, num_frames: int, spec: CodecSpec) -> FrameWindow:
-    """Return the window completed by `num_frames` more frames after `codes` [K, T]."""
+    """Return the window that `num_frames` more frames complete after `codes` [K, T]."""
     windower = Windower(spec)
     windower.push(codes, is_final=False)
     window = windower.push(codes[:, :1].repeat(num_frames, axis=1), is_final=False)
@@ -369,7 +401,7 @@ def _window_after(codes: np.ndarray, num_frames: int, spec: CodecSpec) -> FrameW
 
 
 def _state_after(launcher: Launcher, codec: Codec, codes: np.ndarray) -> torch.Tensor:
-    """Return the codec state [1, D] after the decodable frames of `codes` [K, T]."""
+    """Return the codec state [1, D] after decoding `codes` [K, T], as far as possible without more frames."""
     state = codec.initial_state(1)
     window = Windower(codec.spec).push(codes, is_final=False)
     if window is None:

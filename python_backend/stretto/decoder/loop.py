@@ -1,9 +1,10 @@
-"""Main loop of the decoder thread: chunks become jobs, jobs batches, and batches replies.
+"""Main loop of the decoder thread: chunks become jobs, jobs become batches, and batches become replies.
 
-    queue ─► jobs: one window of each utterance ─► batch: windows of one shape ─► in flight ─► replies
+    queue ─► jobs: one window per utterance ─► batch: windows of equal shape ─► in flight ─► replies
 
-Waiting chunks are decoded immediately, at most one per utterance and batch, without waiting for a larger batch. The
-earliest deadline comes first: the client that underruns next, or that waits for its first audio."""
+Waiting chunks are decoded at once, at most one per utterance and batch; the loop never waits for a larger batch. The
+job with the earliest deadline comes first: that of the client that underruns next, or waits for its first audio.
+"""
 
 import logging
 import time
@@ -26,14 +27,13 @@ from stretto.records.event import Event, ReportEvent
 def make_event(pending: PendingChunk, session: Session, num_samples: int, spec: CodecSpec) -> Event:
     """Return the event of a chunk.
 
-    All times in the event are seconds from the beginning of the utterance. `codes` is present if the client requested
-    it.
+    Times in the event are in seconds from the start of the utterance. `codes` is present if the client requested it.
 
     Args:
         pending: The chunk.
-        session: Decoder state of its utterance, which already counts the samples.
-        num_samples: Number of samples just rendered for the chunk.
-        spec: Numbers of the codec.
+        session: Decoder state of its utterance, with the chunk's samples already counted.
+        num_samples: Number of samples sent with the event.
+        spec: Codec constants.
     """
     chunk, sample_rate = pending.chunk, session.renderer.sample_rate
     event: Event = {
@@ -82,7 +82,14 @@ logger = logging.getLogger(__name__)
 
 
 class DecodingLoop:
-    """Decoding loop over a queue. Only `gives_up`, `unanswered` and metrics may be used by other threads."""
+    """Decoding loop over a queue. Other threads may use only `gives_up`, `unanswered` and the metrics.
+
+    Attributes:
+        unanswered: Chunks in progress.
+        pace: Measured decoding time.
+        stopwatch: Clock for decoding times on the host, in seconds.
+        gives_up: Set to True to fail everything that is not decoded yet.
+    """
 
     def __init__(self, codec: Codec, config: DecoderConfig, queue: ChunkQueue, counts: Counts, sessions: Sessions):
         self._codec = codec
@@ -96,34 +103,34 @@ class DecodingLoop:
         self._batches: deque[tuple[Batch | FilledBatch, float]] = deque()  # in flight, each with its launch time
         self.pace = Pace()
         self.stopwatch = time.perf_counter  # clock for decoding times on the host
-        self.gives_up = False  # set to fail everything not decoded yet
+        self.gives_up = False  # set to fail everything that is not decoded yet
 
     @property
     def num_jobs(self) -> int:
-        """Number of admitted chunks that wait to be decoded, without those in the queue."""
+        """Number of jobs that were not launched yet."""
         return len(self._jobs)
 
     @property
     def is_finished(self) -> bool:
-        """True if the queue is closed and everything has been answered."""
+        """True if the queue is closed and every chunk has been answered."""
         return not self.unanswered and self._queue.is_finished
 
     def enter(self) -> None:
-        """Prepare the calling thread, which must run all turns: capture graphs and warm up."""
+        """Prepare the calling thread, which must make all calls of `turn`: capture graphs and warm up."""
         self._launcher.enter()
         num_graphs = capture_shapes(self._launcher, self._codec, self._config.max_batch)
         num_batches = warm_up(self._launcher, self._codec, self._config.max_batch, self._config.warm_up_s)
         logger.info("captured %d graphs, warmed up with %d batches", num_graphs, num_batches)
 
     def fail_all(self, error: Exception) -> None:
-        """Answer every chunk in progress with `error` and drop its work."""
+        """Answer every chunk in progress with `error` and drop all jobs and batches."""
         self._jobs = []
         self._batches.clear()
         for pending in self.unanswered:
             self._fail(pending, error)
 
     def turn(self) -> None:
-        """Admit new chunks, launch one batch, and answer finished batches."""
+        """Run one iteration: accept new chunks, launch one batch, and answer the chunks of finished batches."""
         self._take_in()
         self._counts.add("expired", len(self._sessions.expire()))
         if self.gives_up:
@@ -137,7 +144,7 @@ class DecodingLoop:
             self._land(*self._batches.popleft())
 
     def _take_in(self) -> None:
-        """Turn queued chunks into jobs; wait for one if there is nothing to do."""
+        """Turn queued chunks into jobs; wait for a chunk only if nothing is in progress."""
         timeout_s = 0.0 if self.unanswered else self._config.idle_timeout_s / 4
         taken, abandoned = self._queue.next_chunks(timeout_s, {pending.utterance for pending in self.unanswered})
         for pending in taken:
@@ -159,7 +166,10 @@ class DecodingLoop:
             self._fail(pending, error)
 
     def _go_on(self, pending: PendingChunk, session: Session) -> None:
-        """Create a job for a chunk's next window (reference windows first), or answer the chunk if there is none."""
+        """Create a job for a chunk's next window, or answer the chunk if it completes none.
+
+        Windows of a voice reference come first.
+        """
         window, is_heard = self._sessions.next_window(session, pending.chunk, pending.codes)
         if window is None:
             self._answer(pending, session, None)
@@ -167,14 +177,14 @@ class DecodingLoop:
             self._jobs.append(Job(pending, session, window, self._sessions.due_s(session), is_heard))
 
     def _is_wanted(self, job: Job) -> bool:
-        """Return True if the job's utterance is still open; answer the chunk here otherwise."""
+        """Return True if the job's utterance is still open; otherwise answer its chunk with an error."""
         is_wanted = self._sessions.is_open(job.pending.utterance, job.session)
         if not is_wanted:
             self.unanswered.refuse(job.pending, Cancelled("the utterance is over"))
         return is_wanted
 
     def _launch(self, group: list[Job]) -> None:
-        """Launch a group; if that fails, launch each job alone, so that only the faulty utterance ends."""
+        """Launch a batch; if that fails, launch each job alone, so that only the faulty utterance fails."""
         self._jobs = [job for job in self._jobs if job not in group]
         group, begun = waited_for(group, self._fail), self.stopwatch()
         try:
@@ -190,11 +200,11 @@ class DecodingLoop:
                 self._launch([job])
 
     def _land(self, batch: Batch | FilledBatch, begun: float) -> None:
-        """Wait for a batch's samples and answer its chunks."""
+        """Wait for a batch's samples, and answer its chunks or continue with their next windows."""
         try:
             pcm = batch.pcm()
             spent_s = self.stopwatch() - begun if batch.device_s is None else batch.device_s()
-        except Exception as error:  # a device error, after which the states are lost, too
+        except Exception as error:  # a device error, after which the states are lost as well
             for job in batch.jobs:
                 self._fail(job.pending, error)
             return
@@ -209,7 +219,7 @@ class DecodingLoop:
                 self._fail(job.pending, error)
 
     def _finish(self, job: Job, pcm: np.ndarray | None, address: int | None) -> None:
-        """Answer a job's chunk with its audible samples, or continue with its next window."""
+        """Answer the chunk of a decoded job with its audible samples, or continue with the chunk's next window."""
         if job.is_heard and pcm is not None:
             audible = job.session.audible_part(job.frames, pcm, self._codec.spec)
             self._answer(job.pending, job.session, audible, address if audible is pcm else None)
@@ -218,7 +228,14 @@ class DecodingLoop:
             self._go_on(job.pending, job.session)
 
     def _answer(self, pending: PendingChunk, session: Session, pcm: np.ndarray | None, at: int | None = None) -> None:
-        """Answer a chunk with its samples, which also lie at GPU address `at` if that is given."""
+        """Answer a chunk.
+
+        Args:
+            pending: The chunk.
+            session: Decoder state of its utterance.
+            pcm: Audible samples as decoded, float32 [n], or None.
+            at: GPU address of these samples, or None.
+        """
         if pending.chunk.is_final:
             self._sessions.close(pending.utterance)
         samples = session.render(pcm, pending.chunk.is_final)
@@ -229,6 +246,6 @@ class DecodingLoop:
         self.unanswered.send(pending, samples, make_event(pending, session, num_samples, self._codec.spec))
 
     def _fail(self, pending: PendingChunk, error: Exception) -> None:
-        """End an utterance with an error."""
+        """End the utterance of a chunk with an error."""
         self._sessions.close(pending.utterance)
         self.unanswered.refuse(pending, error)

@@ -1,4 +1,4 @@
-"""Decoder state of each open utterance, and the output format of its samples."""
+"""Decoder state of open utterances, and conversion of samples to the client's output format."""
 
 import logging
 from collections.abc import Callable
@@ -28,7 +28,10 @@ FULL_SCALE = 32_767
 
 
 class Renderer:
-    """Streaming resampler of one utterance; the joined parts equal one resampling of the whole."""
+    """Conversion of one utterance's samples to the client's sample rate and encoding.
+
+    Resampling is streaming: the joined chunks equal a single resampling of the whole utterance.
+    """
 
     def __init__(self, form: OutputForm, spec: CodecSpec) -> None:
         self.form = form
@@ -38,9 +41,9 @@ class Renderer:
             self._stream = soxr.ResampleStream(spec.sample_rate, self.sample_rate, 1, dtype="float32")
 
     def resample(self, pcm: np.ndarray | None, is_final: bool) -> np.ndarray | None:
-        """Return float32 samples [m] at `sample_rate` for codec samples [n], or None for none.
+        """Return float32 samples [m] at `sample_rate` for the codec's samples [n]; None if there are none.
 
-        The resampler holds back some tens of milliseconds, which the final call returns.
+        The resampler holds back some tens of milliseconds until the final call.
         """
         if self._stream is None:
             return pcm
@@ -50,7 +53,7 @@ class Renderer:
         return np.clip(samples, -1.0, 1.0) if len(samples) else None  # resampling overshoots
 
     def encode(self, pcm: np.ndarray | None) -> np.ndarray | None:
-        """Return the samples [m] as sent: float32 in [-1, 1], or int16."""
+        """Return samples [m] in the client's encoding: float32 in [-1, 1], or int16."""
         if pcm is None or self.form.encoding == "pcm_f32le":
             return pcm
         return np.rint(pcm * FULL_SCALE).astype(np.int16)
@@ -65,17 +68,17 @@ class Session:
     """Decoder state of one utterance.
 
     Attributes:
-        windower: Frames not decoded yet, with their left context.
-        state: Codec state [1, D] before `windower.next_frame`.
-        renderer: Output format.
+        windower: Frames that were not decoded yet, with their left context.
+        state: Codec state [1, D] before frame `windower.next_frame`.
+        renderer: Conversion to the client's output format.
         last_used_s: Time of the last chunk, in seconds.
-        reference: Reference frames, which are not audible.
-        filling: Codes collected for an utterance whose codebooks are filled in.
+        reference: Frames of a voice reference, which are decoded but not sent.
+        filling: Codes collected for a refinement model; None if the language model generates all codebooks.
         next_index: Index of the next chunk.
-        num_samples: Samples sent, at `renderer.sample_rate`.
+        num_samples: Number of samples sent, at `renderer.sample_rate`.
         decode_s: Decoding time, in seconds.
-        first_sound: Index of the first audible sample sent.
-        dry_s: Time at which a client that started with the first sample will have played all of them; None before.
+        first_sound: Index of the first sample that is not silence; None if none was sent.
+        dry_s: Time at which a client that started with the first sample will have played all of them; None before that.
     """
 
     windower: Windower
@@ -92,30 +95,44 @@ class Session:
 
     @property
     def num_bytes(self) -> int:
-        """Memory of frames and codec state in bytes; the rest takes a few kilobytes."""
+        """Memory of frames, codec state and collected codes, in bytes."""
         return self.windower.num_bytes + self.state.nbytes + (self.filling.num_bytes if self.filling else 0)
 
     def store(self, pcm: np.ndarray | None) -> None:
-        """Store samples [n] of a window that is not the chunk's last; those of a reference are dropped."""
+        """Keep samples [n] that are sent together with those of a later window.
+
+        Samples of a voice reference are dropped.
+        """
         if self.filling is not None and pcm is not None:
             self.filling.store(pcm)
 
     def audible_part(self, window: FrameWindow, pcm: np.ndarray, spec: CodecSpec) -> np.ndarray | None:
-        """Return the audible part of a window's samples [n], with all stored samples, or None."""
+        """Return the samples to send after a chunk's last window, or None.
+
+        Args:
+            window: The decoded window.
+            pcm: Its samples, float32 [n].
+            spec: Codec constants.
+        """
         if self.filling is not None:
             return self.filling.joined(pcm)
         unheard = max(0, self.reference.num_frames - window.first) * spec.samples_per_frame
         return pcm if unheard == 0 else pcm[unheard:] if unheard < len(pcm) else None
 
     def render(self, pcm: np.ndarray | None, is_final: bool) -> np.ndarray | None:
-        """Return the newly decoded float32 samples [n] in the client's format, or None if there are none yet."""
+        """Return newly decoded samples in the client's format, or None if there are none yet.
+
+        Args:
+            pcm: float32 samples [n] at the codec's sample rate, or None.
+            is_final: True for the last chunk of the utterance.
+        """
         samples = self.renderer.resample(pcm, is_final)
         if samples is not None:
             self._note(samples)
         return self.renderer.encode(samples)
 
     def _note(self, pcm: np.ndarray) -> None:
-        """Count samples [n] and find the first audible one of the utterance."""
+        """Count samples [n], and find the utterance's first one that is not silence."""
         if self.first_sound is None:
             loud = np.flatnonzero(np.abs(pcm) > AUDIBLE)
             self.first_sound = self.num_samples + int(loud[0]) if len(loud) else None
@@ -145,17 +162,22 @@ class Sessions:
 
     @property
     def num_bytes(self) -> int:
-        """Memory of all open utterances and cached references, in bytes."""
+        """Memory of all open utterances and cached voice references, in bytes."""
         sessions = list(self._open.values())  # any thread may read this
         return self._references.num_bytes + sum(session.num_bytes for session in sessions)
 
     @property
     def num_speaking(self) -> int:
-        """Number of utterances whose reply has begun to be decoded."""
+        """Number of utterances of which at least one frame has been decoded, not counting voice references."""
         return sum(session.windower.next_frame > session.reference.num_frames for session in self._open.values())
 
     def advance(self, utterance: str, index: int, form: OutputForm) -> Session:
-        """Return the session for chunk `index`; open it if `index` is 0.
+        """Return the session for the next chunk of an utterance; a chunk with index 0 opens one.
+
+        Args:
+            utterance: Id of the utterance.
+            index: Index of the chunk.
+            form: Output format, used if the session is opened.
 
         Raises:
             InvalidRequest: If chunks are not numbered 0, 1, 2, ….
@@ -180,9 +202,9 @@ class Sessions:
             session.last_used_s = self._clock()
 
     def take_reference(self, session: Session, chunk: Chunk, codes: np.ndarray | None) -> None:
-        """Apply voice, reference or prompt of an utterance's chunk to its session.
+        """Apply a chunk's voice, voice reference and prompt, if any, to its session.
 
-        A cached reference is not decoded again.
+        The decoder state after a reference that is in the cache is reused.
 
         Raises:
             InvalidRequest: If the codec cannot use them.
@@ -201,7 +223,7 @@ class Sessions:
             reference.key = None
 
     def _take_voice(self, session: Session, chunk: Chunk) -> None:
-        """Select the codec voice that a chunk names; raise InvalidRequest if there is none such."""
+        """Select the codec voice that a chunk names; raise InvalidRequest if the codec does not have it."""
         most = max(0, self._codec.spec.num_voices - 1)
         if chunk.voice > most:
             raise InvalidRequest("chunk.voice", f"a number in [0, {most}]", chunk.voice)
@@ -209,9 +231,14 @@ class Sessions:
             session.state.fill_(chunk.voice)
 
     def next_window(self, session: Session, chunk: Chunk, codes: np.ndarray | None) -> tuple[Work | None, bool]:
-        """Return the next window, or passage to fill in, of the last chunk, and whether it is the last of that chunk.
+        """Return a chunk's next window, or passage to fill in, and True if it is the chunk's last.
 
-        Returns (None, True) if the chunk's frames need more frames first.
+        Returns (None, True) if the chunk's frames can be decoded only together with later ones.
+
+        Args:
+            session: Session of the utterance.
+            chunk: The utterance's newest chunk.
+            codes: Its codes, integers [K, T], or None.
 
         Raises:
             InvalidRequest: If the codes are invalid.
@@ -232,7 +259,10 @@ class Sessions:
         return session.windower.push(codes, chunk.is_final), True
 
     def _next_part(self, session: Session) -> FrameWindow | None:
-        """Return the next window of the session's reference; at its end cache the state and return None."""
+        """Return the next window of a voice reference, or None if all of it is decoded.
+
+        Its decoder state is then cached.
+        """
         reference = session.reference
         while reference.parts:
             window = session.windower.push(reference.parts.popleft(), is_final=False)
@@ -244,7 +274,7 @@ class Sessions:
         return None
 
     def due_s(self, session: Session) -> float:
-        """Return the time at which the client has nothing left to play: now, if nothing was sent yet."""
+        """Return the time at which the client will have played everything sent; now if nothing was sent yet."""
         return self._clock() if session.dry_s is None else session.dry_s
 
     def note_sent(self, session: Session, num_samples: int) -> None:
@@ -258,11 +288,11 @@ class Sessions:
         return self._open.get(utterance) is session
 
     def close(self, utterance: str) -> None:
-        """Forget an utterance, if it is open."""
+        """Remove an utterance, if it is open."""
         self._open.pop(utterance, None)
 
     def expire(self) -> list[str]:
-        """Close, and return, the utterances whose idle timeout has passed."""
+        """Close the utterances whose idle timeout has passed, and return their ids."""
         oldest = self._clock() - self._idle_timeout_s
         idle = [utterance for utterance, session in self._open.items() if session.last_used_s < oldest]
         for utterance in idle:

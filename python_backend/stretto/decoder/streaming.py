@@ -1,4 +1,4 @@
-"""Codes of one utterance as windows that decode exactly: streaming, reference frames, filling in."""
+"""Division of an utterance's codes into windows, voice references, and codes collected for a refinement model."""
 
 from collections import OrderedDict, deque
 from copy import copy
@@ -16,7 +16,14 @@ from stretto.records.chunk import Chunk
 
 @dataclass(frozen=True, slots=True)
 class FrameWindow:
-    """Frames [first - left, first + num_frames + right) of one utterance: codes [K, left + num_frames + right]."""
+    """Window of one utterance: frames to decode with their left and right context.
+
+    Attributes:
+        codes: Frames `first` - `left` to `first` + `num_frames` + `right` - 1, [K, left + num_frames + right].
+        first: First frame to decode.
+        left: Number of frames of left context.
+        right: Number of frames of right context.
+    """
 
     codes: np.ndarray
     first: int
@@ -44,7 +51,11 @@ def check_codes(codes: np.ndarray, spec: CodecSpec) -> None:
 
 
 class Windower:
-    """Frames not decoded yet, and the left context of the next window."""
+    """Divides the frames of one utterance into windows.
+
+    Attributes:
+        next_frame: First frame that was not decoded yet.
+    """
 
     def __init__(self, spec: CodecSpec) -> None:
         self._spec = spec
@@ -62,9 +73,11 @@ class Windower:
         return self._kept.nbytes
 
     def push(self, codes: np.ndarray | None, is_final: bool) -> FrameWindow | None:
-        """Append frames [K, T] and return the window that they complete, or None if more frames are needed.
+        """Append frames, and return the window that they complete, or None if more frames are needed.
 
-        The final push decodes all remaining frames without right context.
+        Args:
+            codes: Frames, integers [K, T], or None.
+            is_final: True at the end of the utterance; all remaining frames are then decoded without right context.
 
         Raises:
             InvalidRequest: If the codes are invalid or the utterance is too long.
@@ -92,17 +105,17 @@ class Windower:
         self._kept_from += surplus
 
 
-PART_FRAMES = 25  # frames decoded in one part, between which other utterances are decoded
+PART_FRAMES = 25  # frames decoded at once; other utterances are decoded in between
 
 
 @dataclass(slots=True)
 class Reference:
-    """Reference of an utterance.
+    """Voice reference of an utterance.
 
     Attributes:
         num_frames: Number of reference frames.
-        parts: Parts [K, n] that have not been decoded yet.
-        key: Cache key of the resulting decoder state; None if it is cached already or there is no reference.
+        parts: Parts [K, n] that were not decoded yet.
+        key: Cache key of the decoder state after the reference; None if it is cached already or there is no reference.
     """
 
     num_frames: int = 0
@@ -112,7 +125,7 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class _Decoded:
-    """Decoder state after a reference."""
+    """Decoder state after a voice reference."""
 
     windower: Windower
     state: Tensor
@@ -123,9 +136,9 @@ class _Decoded:
 
 
 class References:
-    """LRU cache of decoder states after references, bounded in bytes.
+    """LRU cache of decoder states after voice references, bounded in bytes.
 
-    Not thread-safe, except for `num_bytes`. Keys of utterances that must not share states differ.
+    Not thread-safe, except for `num_bytes`. Deterministic utterances have separate keys, see `read_reference`.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -134,7 +147,7 @@ class References:
         self.num_bytes = 0
 
     def find(self, key: bytes) -> tuple[Windower, Tensor] | None:
-        """Return windower and codec state after a reference, or None if not cached."""
+        """Return windower and codec state after a reference, or None if it is not in the cache."""
         decoded = self._latest.get(key)
         if decoded is None:
             return None
@@ -142,7 +155,7 @@ class References:
         return decoded.windower.copy(), decoded.state
 
     def remember(self, key: bytes, windower: Windower, state: Tensor) -> None:
-        """Cache the decoder state after a reference, evicting the least recently used."""
+        """Cache the decoder state after a reference; evict the least recently used ones if there is no room."""
         decoded = _Decoded(windower.copy(), state)
         if key in self._latest or decoded.num_bytes > self._max_bytes:
             return
@@ -153,16 +166,16 @@ class References:
 
 
 def read_reference(chunk: Chunk, codes: np.ndarray | None, spec: CodecSpec, is_alone: bool) -> Reference:
-    """Return the reference at the front of an utterance's first chunk.
+    """Return the voice reference at the beginning of an utterance's first chunk.
 
     Args:
         chunk: Record of the chunk.
         codes: Codes of the chunk, [K, T].
-        spec: Numbers of the codec.
-        is_alone: True if the utterance may share nothing with others.
+        spec: Codec constants.
+        is_alone: True if the utterance is decoded in batches of its own; it then shares no cached state with others.
 
     Raises:
-        InvalidRequest: If a later chunk names a reference, or it is longer than the chunk.
+        InvalidRequest: If a later chunk has a reference, or the reference is longer than the chunk.
     """
     length, there = chunk.num_reference_frames, 0 if codes is None else codes.shape[-1]
     if chunk.index != 0 or length > there:
@@ -180,7 +193,14 @@ Work = FrameWindow | Passage  # unit of work of an utterance
 
 
 class Filling:
-    """Codes collected for one utterance, and the filled-in codes that remain to be decoded."""
+    """Codes of one utterance that a refinement model completes; it fills in the codebooks after the first.
+
+    The model runs once, over the whole utterance. Afterwards the completed codes are decoded in parts.
+
+    Args:
+        refinement: The refinement model.
+        prompt: Rows of the prompt, [S, P].
+    """
 
     def __init__(self, refinement: Refinement, prompt: np.ndarray) -> None:
         check_prompt(prompt, refinement)
@@ -192,32 +212,32 @@ class Filling:
 
     @property
     def num_bytes(self) -> int:
-        """Memory that grows with the utterance, in bytes."""
+        """Memory of prompt, codes and samples, in bytes."""
         held = (self._prompt, self._given, *self._parts, *self._spoken)
         return sum(each.nbytes for each in held)
 
     def append_codes(self, codes: np.ndarray | None) -> None:
-        """Append codes [1, T]; raise InvalidRequest if they are invalid."""
+        """Append codes of the first codebook, [1, T]; raise InvalidRequest if they are invalid."""
         if codes is not None:
             check_given(codes, len(self._prompt) + len(self._given), self._refinement)
             self._given = np.concatenate([self._given, codes[0].astype(np.int64)])
 
     def passage(self) -> Passage | None:
-        """Return the whole utterance as a passage to fill in, or None if it has no frame."""
+        """Return the whole utterance as input of the refinement model, or None if it has no frames."""
         return Passage(self._prompt, self._given) if len(self._given) else None
 
     def fill(self, codes: np.ndarray) -> None:
-        """Store the filled-in codes [K, T]."""
+        """Store the completed codes of all codebooks, [K, T]."""
         assert codes.shape[1] == len(self._given), f"filled {codes.shape[1]} frames of {len(self._given)}"
         self._parts.extend(codes[:, at : at + PART_FRAMES] for at in range(0, codes.shape[1], PART_FRAMES))
 
     @property
     def is_filled(self) -> bool:
-        """True if filled-in codes remain to be decoded."""
+        """True if completed codes remain to be decoded."""
         return bool(self._parts)
 
     def next_window(self, windower: Windower) -> tuple[FrameWindow, bool]:
-        """Return the next window to decode, and whether it is the last."""
+        """Return the next window to decode, and True if it is the last."""
         while self._parts:
             part = self._parts.popleft()
             window = windower.push(part, is_final=not self._parts)
@@ -226,21 +246,27 @@ class Filling:
         raise AssertionError("the last part completes a window")
 
     def store(self, pcm: np.ndarray) -> None:
-        """Store samples [n] of a window that is not the last."""
+        """Keep the samples [n] of a window that is not the last."""
         self._spoken.append(pcm)
 
     def joined(self, pcm: np.ndarray) -> np.ndarray:
-        """Return all samples of the utterance, given those of its last window."""
+        """Return all samples of the utterance, given those of its last window, [n]."""
         return np.concatenate([*self._spoken, pcm])
 
 
 def take_prompt(
     filling: Filling | None, refinement: Refinement | None, chunk: Chunk, codes: np.ndarray | None
 ) -> Filling | None:
-    """Return the collected codes of an utterance, created by its first chunk; None if its codes are complete.
+    """Return the collected codes of an utterance after a chunk; None if the language model generates all codebooks.
+
+    Args:
+        filling: Collected codes before the chunk; None before the first chunk.
+        refinement: Refinement model of the codec, if any. The first chunk must then be the prompt.
+        chunk: Record of the chunk.
+        codes: Codes of the chunk, or None.
 
     Raises:
-        InvalidRequest: If the prompt is missing, or present for a codec that fills in nothing.
+        InvalidRequest: If the prompt is missing, or was sent to a codec without refinement model.
     """
     if chunk.index:
         if chunk.is_prompt:

@@ -1,4 +1,4 @@
-"""Decoder thread, its counters, and its construction from the operator's configuration."""
+"""Decoder thread, its metrics, and loading of the codec for it."""
 
 import logging
 import threading
@@ -24,13 +24,13 @@ from stretto.records.sampling import OutputForm
 
 
 def open_codec(config: DecoderConfig, checkpoint: Path) -> Codec:
-    """Return the codec for `config` with the weights (or the exported file) in `checkpoint`.
+    """Return the codec for `config`, with the weights (or the ONNX file) in `checkpoint`.
 
-    If the checkpoint has a model that fills in codebooks, the codec is combined with it.
+    A refinement model in the checkpoint, which fills in codebooks, is combined with the codec.
 
     Raises:
         CheckpointError: If files do not match the configuration.
-        ValueError: If the device or the right context is impossible.
+        ValueError: If the device or the right context is not supported.
     """
     if config.runtime == "onnx":
         codec = load_exported(config.codec, checkpoint, config.device, config.threads)
@@ -57,7 +57,13 @@ MAX_FAILED_TURNS = 3  # in a row; more cannot be the fault of one chunk
 
 
 class DecoderWorker:
-    """Decoder on a separate thread; every pushed chunk gets one reply, in order within its utterance."""
+    """Decoder on a thread of its own. Every chunk gets exactly one answer, in order within its utterance.
+
+    Args:
+        codec: The codec.
+        config: Decoder configuration.
+        clock: Monotonic clock in seconds.
+    """
 
     def __init__(self, codec: Codec, config: DecoderConfig, clock: Callable[[], float] = time.monotonic) -> None:
         self._config = config
@@ -72,7 +78,7 @@ class DecoderWorker:
         self._thread.start()
 
     def wait_until_warm(self) -> None:
-        """Block until warm-up has finished; raise the error that prevented it."""
+        """Block until the warm-up has finished; raise its error if it failed."""
         self._warm.result()
 
     def push(
@@ -90,11 +96,12 @@ class DecoderWorker:
         Args:
             utterance: Id of the utterance.
             chunk: Record of the chunk.
-            codes: Integers [K, T], or None.
+            codes: Integers [K, T], or None for a chunk without audio.
             reply: Receiver of the answer.
-            form: Output format.
-            on_device: See PendingChunk.
-            on_progress: See PendingChunk.
+            form: Output format requested by the client; the first chunk's applies to the whole utterance.
+            on_device: Called before the answer with the GPU address of the samples, which is valid until the answer is
+                sent.
+            on_progress: Called during long operations to signal progress.
         """
         pending = PendingChunk(utterance, chunk, codes, reply, form, on_device, on_progress)
         if not self._queue.put(pending):
@@ -105,12 +112,12 @@ class DecoderWorker:
         self._sessions.keep_alive(utterance)
 
     def abandon(self, utterance: str) -> None:
-        """Drop an utterance that has ended for an external reason; its waiting chunks fail."""
+        """Drop an utterance, for example of a client that has disconnected; its queued chunks fail."""
         for pending in self._queue.abandon(utterance):
             refuse(pending, Cancelled("the utterance was abandoned"), self._counts)
 
     def stop(self) -> None:
-        """Decode waiting chunks for up to `stop_timeout_s`, fail the rest, and end the thread."""
+        """Refuse new chunks, decode queued ones for up to `stop_timeout_s`, fail the rest, and end the thread."""
         self._is_stopping = True
         self._queue.close()
         self._thread.join(self._config.stop_timeout_s)
@@ -120,12 +127,12 @@ class DecoderWorker:
 
     @property
     def pace_s(self) -> float:
-        """Interval between chunks of one utterance at which the decoder is fully used, in seconds."""
+        """Minimum interval between chunks of an utterance that the decoder can sustain at its load, in seconds."""
         return self._loop.pace.chunk_s
 
     @property
     def thread_id(self) -> int:
-        """Kernel id of the thread."""
+        """Kernel thread id of the decoder's thread."""
         assert self._thread.native_id is not None, "a thread that has begun has one"
         return self._thread.native_id
 
@@ -135,11 +142,11 @@ class DecoderWorker:
 
     @property
     def has_died(self) -> bool:
-        """True if the thread has ended without `stop`; nothing more will be decoded."""
+        """True if the thread has ended although `stop` was not called; nothing more will be decoded."""
         return not self._thread.is_alive() and not self._is_stopping
 
     def stats(self) -> dict[str, float]:
-        """Return the counters, the open utterances, the waiting chunks and the decoding time by name."""
+        """Return the metrics by name: counters, open utterances, their memory, and waiting chunks."""
         now = {
             "open_utterances": len(self._sessions),
             "session_bytes": self._sessions.num_bytes,
@@ -158,7 +165,7 @@ class DecoderWorker:
             self._loop.fail_all(Closing(STOPPING))
 
     def _take_turns(self) -> None:
-        """Decode until stopped; an exception in a turn ends the utterances in progress only."""
+        """Run the loop until it is stopped; after an exception only the utterances in progress fail."""
         num_failed = 0
         while not self._loop.is_finished:
             try:

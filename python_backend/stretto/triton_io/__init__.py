@@ -1,1 +1,1 @@
-"""I/O layer of the Triton models: tensors in, tensors out. The only package that uses `pb_utils`."""
+"""I/O layer of the Triton models: converts requests and responses. The only package that imports `pb_utils`."""

@@ -1,4 +1,4 @@
-"""Origin and disconnect state of a request, and the client message for an exception."""
+"""Client of a request: host, disconnect state, and error responses."""
 
 import re
 import traceback
@@ -12,16 +12,20 @@ from stretto.triton_io.flow import DecoderFailed, DecoderRefused, DecoderStalled
 
 MAX_MESSAGE = 300
 NO_NEWS = (InvalidRequest, Overloaded, Closing, Cancelled, DecoderFailed, DecoderRefused)
-# The proxy's parameters in Triton's JSON, which is not parsed for every chunk. A quote inside another text is escaped.
+# The proxy's parameters in Triton's JSON, which is not parsed for every chunk. Quotes in other texts are escaped there.
 FROM_PROXY = re.compile(rf'"({HOST}|{STREAM})"\s*:\s*"([^"\\]*)"')
-TOLD = (*NO_NEWS, DecoderStalled)  # errors whose texts are meant for clients
+TOLD = (*NO_NEWS, DecoderStalled)  # errors whose messages are meant for clients
 
 
 def failed_response(error: BaseException, whose: str) -> Any:
-    """Return a response with only the error: its kind and a short message.
+    """Return a response that contains only the error.
 
-    The kind precedes the message because Triton's streams carry the text of an error but not its code, except with the
-    header `triton_grpc_error`, which crashes server 2.51.
+    Its message begins with the kind of error, because Triton's streams carry the text of an error but not its code,
+    except with the header `triton_grpc_error`, which crashes server 2.51.
+
+    Args:
+        error: The error.
+        whose: Name of the model or utterance, for messages about internal errors.
     """
     code, kind = _code_and_kind(error)
     detail = f"{kind}: {client_message(error, whose)}"
@@ -37,14 +41,17 @@ def client_message(error: BaseException, whose: str) -> str:
 
 
 def log_failure(error: BaseException, whose: str) -> None:
-    """Log internal errors with their traceback; not callers' mistakes, rejections or errors logged before."""
+    """Log an internal error with its traceback.
+
+    Not clients' mistakes, rejections, or errors that were logged before.
+    """
     if not isinstance(error, NO_NEWS):
         incident(error)
         pb_utils.Logger.log_error(f"{whose}: " + "".join(traceback.format_exception(error)))
 
 
 def refuse(sender: Any, error: BaseException, whose: str) -> None:
-    """Log an internal error, and end the request with the error."""
+    """End a request with an error, which is logged if it is an internal one."""
     log_failure(error, whose)
     sender.send(failed_response(error, whose), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
@@ -63,10 +70,15 @@ def _code_and_kind(error: BaseException) -> tuple[Any, str]:
 
 
 class Caller:
-    """Client of a request, with its disconnect state from the response sender and the proxy's flags.
+    """Client of a request.
+
+    Args:
+        request: Triton's request.
+        departures: Client-disconnect flags set by the proxy; None without a proxy.
 
     Attributes:
-        host: Host that the request comes from, as reported by the proxy; '' without a proxy.
+        sender: Triton's response sender.
+        host: Client's host as reported by the proxy; '' without a proxy.
     """
 
     def __init__(self, request: Any, departures: Disconnects | None = None) -> None:
@@ -77,17 +89,17 @@ class Caller:
 
     @property
     def is_marked(self) -> bool:
-        """Return True if the proxy has reported a disconnect; cheap."""
+        """True if the proxy has reported that the client disconnected; cheap to query."""
         return self._disconnects is not None and self._stream > 0 and self._disconnects.has(self._stream)
 
     def has_left(self) -> bool:
-        """Return True if the client has disconnected.
+        """Return True if the client has disconnected, according to the proxy or to Triton.
 
-        Never call this for an answered request: Triton frees its data.
+        Must not be called after the request has been answered, because Triton then frees the data that this reads.
         """
         return self.is_marked or self.sender.is_cancelled()
 
 
 def _number(said: object) -> int:
-    """Return the number of the proxy's stream of a request; 0 without a proxy."""
+    """Return the proxy's stream number from a request parameter; 0 if it is missing or invalid."""
     return int(said) if isinstance(said, str) and said.isdecimal() and len(said) <= 19 else 0

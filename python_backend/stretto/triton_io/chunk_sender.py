@@ -1,4 +1,4 @@
-"""Chunks of one utterance on their way to the decoder, and responses sent by a thread of their own."""
+"""Sending of one utterance's chunks to the decoder, with flow control; responses are sent by a separate thread."""
 
 import asyncio
 import time
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class ResponseThread:
-    """Thread that runs blocking functions in submission order."""
+    """Thread that runs blocking functions in the order of submission."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, "responses")
@@ -35,20 +35,25 @@ class ResponseThread:
         self._pool.submit(function, *arguments)
 
     async def call(self, function: Callable[..., T], *arguments: Any, **named: Any) -> T:
-        """Run `function` on the thread and return its result, without blocking the event loop."""
+        """Run `function` on the thread, and return its result without blocking the event loop."""
         return await asyncio.wrap_future(self._pool.submit(function, *arguments, **named))
 
     def close(self) -> None:
-        """Return when everything has been sent."""
+        """Wait until everything has been sent, and end the thread."""
         self._pool.shutdown()
 
 
 class Responses:
-    """Responses of one request.
+    """Responses to one request of the language model.
+
+    Args:
+        caller: Client of the request.
+        thread: Thread that sends the responses.
+        seal: MAC for records.
 
     Attributes:
-        failure: Error of a chunk that could not be sent.
-        caller_has_left: True if `look_for_caller` has seen a disconnect.
+        failure: Error raised while a response was sent.
+        caller_has_left: True if `look_for_caller` has found that the client disconnected.
     """
 
     def __init__(self, caller: Caller, thread: ResponseThread, seal: Seal) -> None:
@@ -59,7 +64,12 @@ class Responses:
         self.caller_has_left = False
 
     def send(self, record: bytes, codes: np.ndarray | None) -> None:
-        """Send the authenticated record of a chunk or probe, and the chunk's codes [K, T]."""
+        """Send a chunk or a probe to the decoder.
+
+        Args:
+            record: Serialised envelope, which is authenticated here.
+            codes: Codes of the chunk, integers [K, T], or None.
+        """
         tensors = [bytes_tensor(CHUNK, self._seal.close(CHUNK.name, record, codes))]
         if codes is not None:
             tensors.append(array_tensor(CODES, codes))
@@ -72,18 +82,19 @@ class Responses:
             self.failure = error
 
     async def end(self) -> None:
-        """Send the final flag."""
+        """Send the final flag without a response."""
         await self._thread.call(self._sender.send, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     async def refuse(self, error: BaseException, whose: str) -> None:
-        """Send an error with the final flag."""
+        """Send an error with the final flag; see `callers.refuse`."""
         await self._thread.call(refuse, self._sender, error, whose)
 
     def look_for_caller(self, slot: FlowSlot) -> None:
-        """Update `caller_has_left` from the proxy's flags, because Triton does not notify an ensemble's earlier steps.
+        """Check whether the client has disconnected; the result appears in `caller_has_left`, possibly later.
 
-        A decoder is notified through the slot. If nothing has been answered at the next check, there is no decoder,
-        because this model itself was called.
+        The proxy's flags are checked because Triton reports a disconnect only to the last model of an ensemble. A
+        disconnect is passed to the decoder through the slot. If the decoder has not reacted at the next check, there is
+        none, because this model was called directly; the utterance then ends here.
         """
         if self._caller.is_marked:
             self.caller_has_left |= slot.outcome is Outcome.CANCELLED
@@ -96,18 +107,18 @@ class Responses:
 
 @dataclass(frozen=True, slots=True)
 class SenderLimits:
-    """Limits on transit and waiting.
+    """Limits on unanswered chunks, and timeouts.
 
     Attributes:
-        max_chunks: Chunks sent and not answered.
-        max_frames: Frames sent and not answered; with one chunk in transit a larger one may follow.
+        max_chunks: Maximum number of chunks sent but not answered.
+        max_frames: Number of unanswered frames from which on no further chunk is sent.
         probe_s: Idle time after which the decoder is probed, in seconds.
         poll_s: Interval at which the end of the utterance is checked, in seconds.
         stall_s: Time without answer or progress after which the utterance fails, in seconds.
         look_s: Time without answer after which the client's connection is checked directly, in seconds.
-        transit_s: Transport time of a chunk to the decoder and of its samples from there, in seconds.
-        max_ahead_s: Audio that may be sent ahead of playback, in seconds; 0 for no limit. Triton buffers unread
-            responses without limit, so this bounds them.
+        transit_s: Transport time of a chunk to the decoder and of its samples to the client, in seconds.
+        max_ahead_s: Maximum audio sent ahead of playback, in seconds; 0 for no limit. It bounds the responses that
+            Triton buffers for a client that does not read.
     """
 
     max_chunks: int = 16
@@ -130,7 +141,18 @@ ENDED_BY_DECODER = {
 
 
 class ChunkSender:
-    """Sender of one utterance; every wait ends when the utterance is over."""
+    """Sender of one utterance's chunks; every wait ends when the utterance is over.
+
+    Args:
+        responses: Responses of the request.
+        slot: Flow-control slot of the utterance.
+        utterance: Id of the utterance.
+        limits: Limits and timeouts.
+        delivery: Output format and chunk sizes.
+
+    Attributes:
+        pacer: Decides when frames are sent.
+    """
 
     def __init__(
         self, responses: Responses, slot: FlowSlot, utterance: str, limits: SenderLimits, delivery: Delivery = DEFAULT
@@ -146,7 +168,12 @@ class ChunkSender:
         self._quiet_since = self._looked_s = time.monotonic()
 
     async def pump(self, chunks: AsyncGenerator[LMChunk, None]) -> None:
-        """Send all `chunks` and close the generator; raise Cancelled or the generator's error."""
+        """Send all `chunks`, and close the generator.
+
+        Raises:
+            Cancelled: If the client has disconnected.
+            Exception: The decoder's error, or the generator's own.
+        """
         try:
             async with asyncio.timeout(None) as scope:
                 with ticking(lambda: self._look(scope), self._limits.poll_s):
@@ -162,7 +189,7 @@ class ChunkSender:
             await chunks.aclose()
 
     def _look(self, scope: asyncio.Timeout) -> None:
-        """End the timeout scope if the utterance is over; otherwise keep checking."""
+        """End the timeout scope if the utterance is over; otherwise check client and decoder."""
         if not self._is_over():
             self._look_for_caller()
             self._probe_if_quiet()
@@ -170,12 +197,12 @@ class ChunkSender:
             scope.reschedule(0.0)
 
     async def _wait_for_turn(self) -> None:
-        """Wait until the next chunk may be sent."""
+        """Wait until playback and decoder permit the next chunk."""
         await wait_until(lambda: not self._is_ahead(), self._limits.poll_s)
         await self._wait_for_decoder(self._has_room)
 
     def _is_ahead(self) -> bool:
-        """Return True if more audio was sent than a client that plays since the first chunk may leave unread."""
+        """Return True if the audio sent is more than `max_ahead_s` ahead of playback since the first chunk."""
         if self._limits.max_ahead_s <= 0 or self._first_sent_s is None:
             return False
         heard_s = time.monotonic() - self._first_sent_s
@@ -187,7 +214,12 @@ class ChunkSender:
         return replace(load, latency_s=load.latency_s + self._limits.transit_s)
 
     async def settle(self) -> None:
-        """Wait until the decoder has answered everything; raise its error, or DecoderStalled if it does not answer."""
+        """Wait until the decoder has answered everything.
+
+        Raises:
+            DecoderStalled: If it does not answer in time.
+            Exception: The error that ended the utterance.
+        """
         await self._wait_for_decoder(lambda: self._on_the_way() == 0 or self._is_unanswerable())
         self._check()
 
@@ -196,7 +228,7 @@ class ChunkSender:
         self._slot.release()
 
     async def _wait_for_decoder(self, condition: Callable[[], bool]) -> None:
-        """Wait until `condition` holds; raise DecoderStalled if nothing is answered for too long."""
+        """Wait until `condition` is true; raise DecoderStalled if the decoder shows no progress for `stall_s`."""
         num_answered, progress, since = self._num_chunks_answered(), self._slot.progress, time.monotonic()
 
         def poll() -> bool:
@@ -216,7 +248,7 @@ class ChunkSender:
         return self._slot.outcome is not Outcome.OPEN or self._is_unanswerable()
 
     def _is_unanswerable(self) -> bool:
-        """Return True if sent chunks may never be answered."""
+        """Return True if chunks may remain unanswered: the client has disconnected, or sending failed."""
         return self._responses.caller_has_left or self._responses.failure is not None
 
     def _check(self) -> None:
@@ -232,11 +264,11 @@ class ChunkSender:
             raise ENDED_BY_DECODER[outcome](self._slot.reason)
 
     def _num_chunks_answered(self) -> int:
-        """Return a lower bound on the number of answered chunks, not counting probes in transit."""
+        """Return a lower bound on the number of answered chunks: probes in transit are subtracted, too."""
         return self._slot.num_answered - self._num_probes
 
     def _probe_if_quiet(self) -> None:
-        """Probe the decoder if nothing was sent to it for a while and nothing is in transit."""
+        """Probe the decoder if nothing is unanswered and nothing was sent for `probe_s`; it then checks the client."""
         if time.monotonic() - self._quiet_since >= self._limits.probe_s and self._on_the_way() == 0:
             self._probe()
 
@@ -245,9 +277,9 @@ class ChunkSender:
         self._send(Envelope(self._utterance, self._slot.address, None), None)
 
     def _look_for_caller(self) -> None:
-        """Check the client's connection if the decoder has not answered for a while.
+        """Check the client's connection if the decoder has not answered for `look_s`.
 
-        The decoder may be waiting for a client to release ring slots.
+        The decoder may be waiting for this client to release slots of its ring.
         """
         now = time.monotonic()
         if self._on_the_way() and now - max(self._quiet_since, self._looked_s) > self._limits.look_s:

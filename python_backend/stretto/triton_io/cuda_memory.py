@@ -1,4 +1,4 @@
-"""GPU memory of another process, opened by its CUDA IPC handle."""
+"""GPU memory of a client, opened by its CUDA IPC handle."""
 
 import ctypes
 from typing import Any
@@ -12,7 +12,14 @@ DEFAULT_STREAM = 0
 
 
 class CudaMemory:
-    """Opened IPC memory with synchronous writes. `runtime` and `driver` are modules of NVIDIA's `cuda.bindings`."""
+    """CUDA IPC memory with synchronous writes.
+
+    Args:
+        runtime: Module `runtime` of NVIDIA's `cuda.bindings`.
+        driver: Module `driver` of `cuda.bindings`.
+        handle: IPC handle.
+        device: Number of the GPU.
+    """
 
     def __init__(self, runtime: Any, driver: Any, handle: bytes, device: int):
         self._runtime, self._driver, self._device = runtime, driver, device
@@ -23,12 +30,18 @@ class CudaMemory:
         (self._address,) = self._call("cudaIpcOpenMemHandle", opened, runtime.cudaIpcMemLazyEnablePeerAccess)
 
     def write(self, offset: int, data: np.ndarray) -> None:
-        """Copy uint8 host `data` to byte `offset`."""
+        """Copy host `data`, uint8 [n], to the byte offset `offset`."""
         source = np.ascontiguousarray(data)
         self.write_from(offset, source.ctypes.data, len(source))
 
     def write_from(self, offset: int, address: int, num_bytes: int) -> None:
-        """Copy complete data at host or GPU `address` to byte `offset`."""
+        """Copy data whose computation is complete.
+
+        Args:
+            offset: Byte offset of the copy.
+            address: Source address, on the host or a GPU.
+            num_bytes: Size in bytes.
+        """
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyDefault
         self._call("cudaSetDevice", self._device)
         self._call("cudaMemcpy", self._address + offset, address, num_bytes, kind)
@@ -37,7 +50,7 @@ class CudaMemory:
         self._call("cudaStreamSynchronize", DEFAULT_STREAM)
 
     def size(self) -> int:
-        """Size in bytes."""
+        """Return the size in bytes."""
         status, base, num_bytes = self._driver.cuMemGetAddressRange(self._address)
         if status != self._driver.CUresult.CUDA_SUCCESS:
             raise RuntimeError(f"cuMemGetAddressRange: {status!r}")
@@ -55,10 +68,15 @@ class CudaMemory:
 
 
 def open_cuda_memory(handle: bytes, device: int, num_bytes: int) -> CudaMemory:
-    """Return the memory of at least `num_bytes` behind a CUDA IPC handle.
+    """Open the GPU memory behind a CUDA IPC handle.
+
+    Args:
+        handle: IPC handle.
+        device: Number of the GPU.
+        num_bytes: Minimum size in bytes.
 
     Raises:
-        InvalidRequest: On a server without CUDA, for a rejected handle, or for smaller memory.
+        InvalidRequest: On a server without CUDA, for an invalid handle, or for smaller memory.
     """
     field = "options.output.ring.cuda_handle"
     try:

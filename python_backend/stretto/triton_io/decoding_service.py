@@ -1,4 +1,4 @@
-"""Triton service of the decoder: chunks and probes in, waveform and events out."""
+"""Triton service of the decoder: receives chunks and probes, sends waveform and events."""
 
 import threading
 import time
@@ -33,11 +33,16 @@ from stretto.triton_io.tensors import (
 )
 
 NAME = "acoustic decoder"
-CLIENTS = "options."  # prefix of fields that the client wrote; all others are the language model's
+CLIENTS = "options."  # prefix of fields set by the client; all others are set by the language model
 
 
 class ChunkReply:
-    """Answer to one chunk, given exactly once with the final flag: by `send`, `fail` or `close`."""
+    """Answer to one chunk. Exactly one of `send`, `fail` and `close` ends the request.
+
+    Attributes:
+        slot: Flow-control slot of the utterance.
+        writer: Writer of the client's ring, if it has one.
+    """
 
     def __init__(self, caller: Caller, slot: FlowSlot) -> None:
         self._caller = caller
@@ -49,11 +54,16 @@ class ChunkReply:
         self._came_s = time.monotonic()
 
     def lies_at(self, address: int) -> None:
-        """Record the GPU address of the samples that `send` will get, valid until `send` returns."""
+        """Set the GPU address of the samples passed to the next `send`; it must be valid until `send` returns."""
         self._address = address
 
     def send(self, pcm: np.ndarray | None, event: Event) -> None:
-        """Send samples [n], float32 or int16, or None, and their event, through the client's ring if it has one."""
+        """Send samples and their event, through the client's ring if it has one.
+
+        Args:
+            pcm: Samples [n], float32 or int16, or None.
+            event: Event of the chunk.
+        """
         if self.writer is not None:
             self.writer.offer(self, pcm, event, self._address)
         else:
@@ -62,19 +72,19 @@ class ChunkReply:
             self.slot.note_latency(time.monotonic() - self._came_s)
 
     def deliver(self, pcm: np.ndarray | None, event: Event) -> None:
-        """Send samples, or None, and their event in the response."""
+        """Send samples [n], or None, and their event as tensors of the response."""
         assert not self._is_answered, f"answered twice: {event}"
         tensors = [] if pcm is None else [array_tensor(PCM16 if pcm.dtype == np.int16 else PCM, pcm)]
         self._answer(pb_utils.InferenceResponse([*tensors, text_tensor(EVENT, event_record.EVENT.write(event))]))
 
     def fail(self, error: BaseException) -> None:
-        """End the utterance with an error, which the decoder has logged."""
+        """End the utterance with an error, which has been logged already."""
         self.slot.conclude(outcome_of(error), client_message(error, NAME))
         if not self._is_answered:
             self._answer()
 
     def close(self) -> None:
-        """Answer a probe: send nothing, and record whether the client has disconnected."""
+        """Answer a probe without a response, after checking whether the client has disconnected."""
         self.is_cancelled()
         self._answer()
 
@@ -94,7 +104,7 @@ class ChunkReply:
 
 
 def acknowledge(request: Any, utterance: str, part: int) -> None:
-    """Acknowledge a part of streamed text to its sender."""
+    """Acknowledge part `part` of a streamed text to the client that sent it."""
     event = event_record.PART_EVENT.write({"utterance": utterance, "part": part})
     response = pb_utils.InferenceResponse([text_tensor(EVENT, event)])
     request.get_response_sender().send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
@@ -124,11 +134,11 @@ METRICS = {
     "waiting_chunks": ("decoder_waiting_chunks", "Chunks waiting to be decoded"),
 }
 STATS_PERIOD_S = 0.5
-PLAIN = OutputForm()  # replaced by the session's own form once it is open
+PLAIN = OutputForm()  # the format of an open session is not changed by later chunks
 
 
 class Worker(Protocol):
-    """Interface of the decoder worker."""
+    """Interface of the decoder worker (`decoder.worker.DecoderWorker`)."""
 
     def push(
         self,
@@ -140,16 +150,16 @@ class Worker(Protocol):
         on_device: Callable[[int], None] | None,
         on_progress: Callable[[], None],
     ) -> None:
-        """Decode a chunk, in order within its utterance, and answer it.
+        """Queue a chunk for decoding; `reply` gets the answer, in order within the utterance.
 
         Args:
             utterance: Id of the utterance.
             chunk: Record of the chunk.
-            codes: Integers [K, T], or None.
+            codes: Integers [K, T], or None for a chunk without audio.
             reply: Receiver of the answer.
             form: Output format.
             on_device: Called before the answer with the GPU address of the samples, if they are on a GPU.
-            on_progress: Called to signal progress.
+            on_progress: Called during long operations to signal progress.
         """
         ...
 
@@ -163,7 +173,7 @@ class Worker(Protocol):
 
     @property
     def pace_s(self) -> float:
-        """Interval between chunks of an utterance that the decoder can sustain, in seconds."""
+        """Minimum interval between chunks of an utterance that the decoder can sustain at its load, in seconds."""
         ...
 
     @property
@@ -177,7 +187,10 @@ class Worker(Protocol):
 
 
 class DecodingService:
-    """Dispatcher of requests to the worker. There is one instance, so arrival order is chunk order."""
+    """Dispatcher of Triton's requests to the worker.
+
+    The model has a single instance, so requests arrive in the order of an utterance's chunks.
+    """
 
     def __init__(self, worker: Worker, seal: Seal) -> None:
         self._worker = worker
@@ -189,7 +202,7 @@ class DecodingService:
         stub.start_thread("metrics", self._report)
 
     def accept(self, request: Any) -> None:
-        """Accept a request and return immediately; it is answered exactly once."""
+        """Accept a request and return immediately; it is answered exactly once, possibly later."""
         reply: ChunkReply | None = None
         try:
             envelope, codes = self._read(request)
@@ -199,14 +212,18 @@ class DecodingService:
             reply = ChunkReply(Caller(request, self._disconnects), self._tables.slot_at(envelope.flow))
             self._take(envelope, codes, reply)
         except Exception as error:
-            if reply is None:  # not from the ensemble, whose envelopes are always valid
+            if reply is None:  # the request is not from the ensemble, whose envelopes are always valid
                 refuse(request.get_response_sender(), error, NAME)
             else:
                 log_failure(error, NAME)
                 reply.fail(error)
 
     def _read(self, request: Any) -> tuple[Envelope, np.ndarray | None]:
-        """Return an envelope and its codes; raise InvalidRequest unless this server's language model wrote them."""
+        """Return the request's envelope and codes.
+
+        Raises:
+            InvalidRequest: If the request is malformed, or was not sent by this server's language model.
+        """
         codes = read_array(request, CODES)
         # Copied, because the worker may hold the codes longer than the request's memory lives.
         codes = None if codes is None else codes.copy()

@@ -1,4 +1,4 @@
-"""Flow-control slots in shared memory: decoder progress per utterance as read by the language model."""
+"""Flow control in shared memory: the language model reads the decoder's acknowledgements of each utterance."""
 
 import fcntl
 import mmap
@@ -27,19 +27,19 @@ LATENCY_HALF_LIFE_S = 1.0
 
 
 class DecoderFailed(StrettoError):
-    """The decoder could not continue an utterance, and has logged the reason."""
+    """The decoder could not continue an utterance and has logged the reason."""
 
 
 class DecoderRefused(StrettoError):
-    """The decoder found a client's mistake, e.g. in its ring."""
+    """The decoder has found a mistake of the client, e.g. in its ring."""
 
 
 class DecoderStalled(StrettoError):
-    """The decoder has not answered a chunk for too long."""
+    """The decoder has not answered a chunk in time."""
 
 
 class Outcome(IntEnum):
-    """State of an utterance at the decoder: wanted, or over for a reason."""
+    """Outcome of an utterance as shared by language model and decoder; OPEN while it is in progress."""
 
     OPEN = 0
     CANCELLED = 1
@@ -50,10 +50,17 @@ class Outcome(IntEnum):
 
 
 class FlowTable:
-    """Memory of a table. `create` owns and locks the file; `open` only writes into it."""
+    """Table of flow-control slots in a shared-memory file, one slot per utterance.
+
+    The language model creates the table and owns its file; the decoder opens it and writes to the slots.
+
+    Attributes:
+        path: Path of the file.
+        clock: Monotonic clock in seconds, the same in all processes of a host.
+    """
 
     def __init__(self, path: Path, descriptor: int) -> None:
-        """Map the file; the caller keeps the descriptor, which the mapping does not need."""
+        """Map the file; the descriptor stays the caller's, and may be closed."""
         self.path = path
         self._lock: int | None = None
         self._map = mmap.mmap(descriptor, 0)
@@ -62,18 +69,24 @@ class FlowTable:
         self._words = memoryview(self._map).cast("q")
         self._counting = threading.Lock()
         self._free = deque(range(1, len(self._words) // WORDS))
-        self.clock = time.monotonic  # equal in all processes of a host
+        self.clock = time.monotonic  # the same in all processes of a host
 
     @classmethod
     def create(cls, server_pid: int, num_slots: int = 1024, directory: Path = DIRECTORY) -> "FlowTable":
-        """Create a table for the server with this pid, after removing tables of dead owners."""
+        """Create a table; tables of dead owners are removed first.
+
+        Args:
+            server_pid: Pid of the Triton server.
+            num_slots: Maximum number of utterances in flight.
+            directory: Directory of the file.
+        """
         remove_stale_tables(directory)
         path = directory / f"{PREFIX}{server_pid}_{secrets.token_hex(16)}"
         unlocked = path.with_name(f".{path.name}")  # hidden name, so that it is not mistaken for a stale table
         descriptor = os.open(unlocked, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            # All of it now: a write to a page that shared memory lacks later would end the process (SIGBUS).
+            # Allocated now: if shared memory is full, a later write to a new page would kill the process (SIGBUS).
             os.posix_fallocate(descriptor, 0, (num_slots + 1) * WORDS * 8)
             os.pwrite(descriptor, MAGIC, 0)
             unlocked.rename(path)
@@ -87,7 +100,7 @@ class FlowTable:
 
     @classmethod
     def open(cls, name: str, directory: Path = DIRECTORY) -> "FlowTable":
-        """Open the table of another process by its file name."""
+        """Open the table of another process by its file name; raise ValueError if it is not a table of this user."""
         if not re.fullmatch(TABLE, name):
             raise ValueError(f"{name!r} is not the name of a flow table")
         descriptor = os.open(directory / name, os.O_RDWR | os.O_NOFOLLOW)
@@ -99,7 +112,7 @@ class FlowTable:
             os.close(descriptor)
 
     def claim(self) -> "FlowSlot":
-        """Return a slot for a new utterance; raise Overloaded if none is free."""
+        """Return a free slot for a new utterance; raise Overloaded if there is none."""
         if not self._free:
             raise Overloaded(f"{len(self._words) // WORDS - 1} utterances are already in flight")
         generation = 1 + secrets.randbelow(MAX_GENERATION)
@@ -111,19 +124,19 @@ class FlowTable:
         return slot
 
     def release(self, address: FlowAddress) -> None:
-        """Release the slot; later writes for this generation are ignored."""
+        """Release the slot; later writes at this address are ignored."""
         assert self._words[address.slot * WORDS] == address.generation, address
         self._words[address.slot * WORDS] = 0
         self._free.append(address.slot)  # at the other end of the queue, so that a slot is not reused immediately
 
     def slot_at(self, address: FlowAddress) -> "FlowSlot":
-        """Return the slot at an address; raise ValueError if the table has none such."""
+        """Return the slot at an address; raise ValueError if the table does not have it."""
         if not 1 <= address.slot < len(self._words) // WORDS:
             raise ValueError(f"slot {address.slot} is not in {self.path.name}")
         return FlowSlot(self, address)
 
     def num_active(self) -> int:
-        """Number of claimed slots."""
+        """Return the number of claimed slots."""
         return sum(self._words[at] != 0 for at in range(WORDS, len(self._words), WORDS))
 
     def holds(self, address: FlowAddress) -> bool:
@@ -131,41 +144,50 @@ class FlowTable:
         return self._words[address.slot * WORDS] == address.generation
 
     def read(self, address: FlowAddress, word: int) -> int:
-        """Return one word of the slot, 0 if the utterance no longer has it."""
+        """Return one word of the slot; 0 if the utterance has released it."""
         return self._words[address.slot * WORDS + word] if self.holds(address) else 0
 
     def count(self, address: FlowAddress) -> None:
-        """Count one more answer; thread-safe among the decoder's threads."""
+        """Count one more answer; the decoder's threads may call it concurrently."""
         with self._counting:
             if self.holds(address):
                 self._words[address.slot * WORDS + 1] += 1
 
     def note_progress(self, address: FlowAddress) -> None:
-        """Signal progress of the utterance; for the decoder's own thread."""
+        """Increment the utterance's progress counter.
+
+        Unlike `count`, this is not synchronised: only the decoder's own thread may call it.
+        """
         if self.holds(address):
             self._words[address.slot * WORDS + 4] += 1
 
     @property
     def load(self) -> DecoderLoad:
-        """Return the decoder's recent load; zeros before the first samples."""
+        """Recent load of the decoder; zeros before the first samples."""
         return DecoderLoad(self._latency_us(int(1e6 * self.clock())) / 1e6, self._words[3] / 1e6)
 
     def note_latency(self, seconds: float) -> None:
-        """Record the latency of a chunk with samples; the decaying maximum counts."""
+        """Record the latency of a chunk with samples, in seconds; the load uses a decaying maximum."""
         at_us = int(1e6 * self.clock())
         self._words[1] = max(int(1e6 * seconds), self._latency_us(at_us))
         self._words[2] = at_us
 
     def _latency_us(self, at_us: int) -> int:
-        """Return the last latency, decayed to the given time."""
+        """Return the maximum latency, decayed to the time `at_us`, both in microseconds."""
         return int(self._words[1] * 0.5 ** ((at_us - self._words[2]) / 1e6 / LATENCY_HALF_LIFE_S))
 
     def set_pace(self, seconds: float) -> None:
-        """Set the interval at which an utterance may send chunks, in seconds."""
+        """Set the minimum interval between chunks of an utterance, in seconds."""
         self._words[3] = int(1e6 * seconds)
 
     def conclude(self, address: FlowAddress, outcome: Outcome, reason: str) -> None:
-        """Set the outcome unless it is set already."""
+        """Set the outcome of an utterance, unless it has one already.
+
+        Args:
+            address: Address of the slot.
+            outcome: The outcome.
+            reason: Message for the client, truncated to MAX_REASON_BYTES.
+        """
         at = address.slot * WORDS
         if not self.holds(address) or self._words[at + 2]:
             return
@@ -176,12 +198,12 @@ class FlowTable:
         self._words[at + 2] = outcome  # written last, so that readers find a complete reason
 
     def reason(self, address: FlowAddress) -> str:
-        """Return the reason given to `conclude`."""
+        """Return the reason passed to `conclude`."""
         start = (address.slot * WORDS + HEAD_WORDS) * 8
         return bytes(self._map[start : start + self.read(address, 3)]).decode(errors="replace")
 
     def conclude_all(self, outcome: Outcome, reason: str) -> None:
-        """Set the outcome of every unfinished utterance, and count all of its chunks as answered."""
+        """Set the outcome of every utterance that has none, and count all of its chunks as answered."""
         for slot in range(1, len(self._words) // WORDS):
             if generation := self._words[slot * WORDS]:
                 self.conclude(FlowAddress(self.path.name, slot, generation), outcome, reason)
@@ -193,21 +215,21 @@ class FlowTable:
             self._words[at] = 0
 
     def close(self) -> None:
-        """Close the memory; the owner's lock is released."""
+        """Unmap the memory; the owner's lock is released."""
         self._words.release()
         self._map.close()
         if self._lock is not None:
             os.close(self._lock)
 
     def remove(self) -> None:
-        """Close the memory and remove the file; for the owner."""
+        """Close the table and remove its file; for the owner."""
         self.close()
         self.path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)
 class FlowSlot:
-    """Slot of one utterance, used by both sides."""
+    """Slot of one utterance, used by both the language model and the decoder."""
 
     table: FlowTable
     address: FlowAddress
@@ -219,7 +241,7 @@ class FlowSlot:
 
     @property
     def is_held(self) -> bool:
-        """True while the language model continues the utterance or waits for its answers."""
+        """True until the language model releases the slot at the end of the utterance."""
         return self.table.holds(self.address)
 
     @property
@@ -229,20 +251,20 @@ class FlowSlot:
 
     @property
     def reason(self) -> str:
-        """Reason of the outcome."""
+        """Reason of the outcome, a message for the client."""
         return self.table.reason(self.address)
 
     @property
     def load(self) -> DecoderLoad:
-        """Return the decoder's recent load."""
+        """Recent load of the decoder."""
         return self.table.load
 
     def note_latency(self, seconds: float) -> None:
-        """Record the latency of a chunk with samples."""
+        """Record the latency of a chunk with samples, in seconds."""
         self.table.note_latency(seconds)
 
     def set_pace(self, seconds: float) -> None:
-        """Set the interval at which any utterance may send chunks, in seconds."""
+        """Set the minimum interval between chunks of any utterance, in seconds."""
         self.table.set_pace(seconds)
 
     def count_answer(self) -> None:
@@ -251,43 +273,56 @@ class FlowSlot:
 
     @property
     def progress(self) -> int:
-        """Number of progress signals of the decoder."""
+        """Number of progress signals of the decoder for this utterance."""
         return self.table.read(self.address, 4)
 
     def note_progress(self) -> None:
-        """Signal progress, although nothing has been answered yet."""
+        """Signal that the decoder works on the utterance although it has not answered; for the decoder's thread."""
         self.table.note_progress(self.address)
 
     def conclude(self, outcome: Outcome, reason: str = "") -> None:
-        """End the utterance; the first outcome counts."""
+        """End the utterance; only the first outcome has an effect."""
         self.table.conclude(self.address, outcome, reason)
 
     def release(self) -> None:
-        """Release the slot; for the language model at the end of the utterance."""
+        """Release the slot; called by the language model at the end of the utterance."""
         self.table.release(self.address)
 
 
 def conclude_all(server_pid: int, outcome: Outcome, reason: str, directory: Path = DIRECTORY) -> None:
-    """End every utterance of the server with this pid, after the previous decoder has died."""
+    """End every utterance of a server after its decoder has died.
+
+    Args:
+        server_pid: Pid of the Triton server.
+        outcome: Outcome of the utterances.
+        reason: Message for the clients.
+        directory: Directory of the tables.
+    """
     for table in tables_of(server_pid, directory):
         table.conclude_all(outcome, reason)
 
 
 def tables_of(server_pid: int, directory: Path = DIRECTORY) -> Iterator[FlowTable]:
-    """Yield the tables of the server with this pid, each closed before the next; skip foreign files."""
+    """Yield the tables of a server; each is closed before the next is opened, and files of other users are skipped.
+
+    Args:
+        server_pid: Pid of the Triton server.
+        directory: Directory of the tables.
+    """
     for path in directory.glob(f"{PREFIX}{server_pid}_*"):
         with suppress(OSError, ValueError), closing(FlowTable.open(path.name, directory)) as table:
             yield table
 
 
 def remove_stale_tables(directory: Path = DIRECTORY) -> list[Path]:
-    """Remove tables whose owner has died, and mark their utterances as over for remaining readers.
+    """Remove the tables of owners that have died, and return their paths.
 
-    The lock on a table ends with its owner in any pid namespace, so an unlocked table is stale.
+    Processes that still have such a table open find its slots released. An owner holds a lock on its table that ends
+    with the process in any pid namespace, so an unlocked table is stale.
     """
     removed = []
     for path in directory.glob(f"{PREFIX}*"):
-        with suppress(OSError):  # it is gone, locked, or owned by another user
+        with suppress(OSError):  # the file is gone, locked, or owned by another user
             descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -301,14 +336,14 @@ def remove_stale_tables(directory: Path = DIRECTORY) -> list[Path]:
 
 
 class FlowTables:
-    """Tables opened by this process, by name; for the decoder."""
+    """Tables that this process has opened, by name; for the decoder."""
 
     def __init__(self, directory: Path = DIRECTORY) -> None:
         self._directory = directory
         self._tables: dict[str, FlowTable] = {}
 
     def slot_at(self, address: FlowAddress) -> FlowSlot:
-        """Return the slot at an address; open its table on first use, and close tables of dead owners."""
+        """Return the slot at an address. Opens the table at first use, and drops tables whose files are gone."""
         if address.table not in self._tables:
             left = {name: table for name, table in self._tables.items() if table.path.exists()}
             self._tables = left | {address.table: FlowTable.open(address.table, self._directory)}

@@ -10,9 +10,11 @@ PREFIX = "stretto_"
 
 
 class Gauges:
-    """Metrics `stretto_` + field for the fields of a mapping, with their descriptions.
+    """Metrics of one model, called `stretto_` + field. A field that ends in `_total` is a counter, any other a gauge.
 
-    A field that ends in `_total` is a counter; any other is a gauge.
+    Args:
+        model: Name of the model, used as a label.
+        descriptions: Description of each field.
     """
 
     def __init__(self, model: str, descriptions: Mapping[str, str]) -> None:
@@ -42,13 +44,13 @@ class Gauges:
         self.set(field, self._values[field] + amount)
 
     def update(self, values: Mapping[str, float]) -> None:
-        """Set every field that has a metric."""
+        """Set the metrics of the fields in `values`; other fields are ignored."""
         for field in self._values.keys() & values.keys():
             self.set(field, values[field])
 
 
 class BuildInfo:
-    """Metric `stretto_build_info`, 1 with the package version as a label, as long as this object lives."""
+    """Metric `stretto_build_info`: always 1, with the package version as a label. It exists as long as this object."""
 
     def __init__(self) -> None:
         kind = pb_utils.MetricFamily.GAUGE

@@ -1,4 +1,4 @@
-"""Triton service of the preprocessor: it answers text immediately, and audio when it has been decoded.
+"""Triton service of the preprocessor: it answers text requests immediately, and others when their audio is decoded.
 
 WORKAROUND(triton python_backend r24.10): if a stub shows no sign of life for a second, for example on a busy machine,
 the server declares it dead and frees the request's memory (stub_launcher.cc). Stub or server then crash. Therefore
@@ -23,27 +23,33 @@ WHOSE = "preprocessor"
 
 
 class Raw(Protocol):
-    """Interface of a request's inputs."""
+    """Inputs of a request, not interpreted yet."""
 
     pcm_in: np.ndarray | None
     session: str | bytes | None
 
     def num_audio_bytes(self) -> int:
-        """Return the number of audio bytes; raise InvalidRequest if there are too many."""
+        """Return the total size of the audio inputs in bytes; raise InvalidRequest if it exceeds the limit."""
         ...
 
     def kept(self) -> "Raw":
-        """Return these inputs in memory that outlives the request."""
+        """Return a copy of these inputs in memory that outlives the request."""
         ...
 
 
 class Lanes(Protocol):
-    """Interface of the queues for requests with audio."""
+    """Interface of the queues that decode audio in other processes."""
 
     def submit(
         self, num_bytes: int, run: Callable[[Any], None], refuse: Callable[[Exception], None], host: str
     ) -> None:
-        """Queue a request: `run` is called with an audio reader, or `refuse` with an error.
+        """Queue a request with audio.
+
+        Args:
+            num_bytes: Total size of its audio in bytes.
+            run: Called with a reader of the audio when it is the request's turn.
+            refuse: Called with an error instead of `run`.
+            host: Host of the client.
 
         Raises:
             Overloaded: If too much is queued in total or for `host`.
@@ -54,7 +60,14 @@ class Lanes(Protocol):
 class PreparingService:
     """Service that answers every request once, with its prompt or an error.
 
-    Parts of streamed text are accepted while the server drains, because their utterances must be completed.
+    Parts of streamed text are accepted even while the server drains, so that their utterances can be completed.
+
+    Args:
+        prepare: Returns the prompt for a request's inputs and, if they contain audio, a reader of it.
+        read_part: Returns the part of a streamed text in a request's inputs.
+        lanes: Queues for requests with audio.
+        seal: MAC for prompts and parts.
+        gate: Gate that refuses requests while the server drains.
     """
 
     def __init__(
@@ -69,7 +82,12 @@ class PreparingService:
         self._disconnects = Disconnects.from_environment()
 
     def answer(self, request: Any, read: Callable[[Any], Any]) -> Any | None:
-        """Return the response to `request`, whose inputs `read` reads, or None if it will be sent later."""
+        """Return the response to a request, or None if it will be sent later.
+
+        Args:
+            request: Triton's request.
+            read: Returns the inputs of a request.
+        """
         try:
             raw = read(request)
             if raw.session is not None:
@@ -114,11 +132,11 @@ class PreparingService:
 
 
 def failure(error: Exception) -> Any:
-    """Return the error response; log internal errors."""
+    """Return the error response for `error`, which is logged if it is an internal one."""
     log_failure(error, WHOSE)
     return failed_response(error, WHOSE)
 
 
 def send(sender: Any, response: Any) -> None:
-    """Send the only response."""
+    """Send the only response to a request, with the final flag."""
     sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)

@@ -1,4 +1,4 @@
-"""Output rings in client-owned shared memory, and the replies that wait for room in them."""
+"""Output rings in shared memory of the clients, and the answers that wait for free slots in them."""
 
 import base64
 import logging
@@ -32,12 +32,18 @@ _SLOTS, _SLOT_BYTES, _RELEASED, _OPEN = 1, 2, 3, 4
 
 
 class Payload(Protocol):
-    """Memory of the slots."""
+    """Memory of a ring's slots."""
 
     is_on_device: bool
 
     def write(self, offset: int, data: np.ndarray, address: int | None) -> None:
-        """Copy uint8 `data` to byte `offset`; `address` is that of the same data on a GPU, if any."""
+        """Copy data to the slots.
+
+        Args:
+            offset: Byte offset in the slots.
+            data: Data in host memory, uint8 [n].
+            address: GPU address of the same data, or None.
+        """
         ...
 
     def close(self) -> None:
@@ -48,8 +54,13 @@ class Payload(Protocol):
 class PcmRing:
     """Writer of one utterance's ring.
 
-    The memory belongs to the client, who may change it at any time. It is therefore accessed as a file; if it were
-    mapped, a truncated file would kill this process. Its shape is read once, and all writes stay within these bounds.
+    The memory belongs to the client, which may change it at any time. It is accessed as a file, because truncating a
+    mapped file would kill this process. The sizes are read once, and all writes stay within them.
+
+    Args:
+        header: Descriptor of the file with the header.
+        shape: Number of slots, and bytes per slot.
+        payload: Memory of the slots.
     """
 
     def __init__(self, header: int, shape: tuple[int, int], payload: Payload):
@@ -59,7 +70,7 @@ class PcmRing:
 
     @classmethod
     def open(cls, address: RingAddress, directory: Path = DIRECTORY) -> "PcmRing":
-        """Return the ring at `address`; raise InvalidRequest if it is missing or has another shape."""
+        """Open the ring at `address`; raise InvalidRequest if it does not exist or its header is invalid."""
         header = _open_header(address, directory)
         try:
             shape = _read_shape(header, address)
@@ -76,13 +87,18 @@ class PcmRing:
         return self._payload.is_on_device
 
     def holds(self, samples: np.ndarray) -> bool:
-        """Return True if the whole ring is large enough for `samples` [n]."""
+        """Return True if `samples` [n] fit in the ring when all of its slots are free."""
         return samples.nbytes <= self._slots * self._slot_bytes
 
     def put(self, samples: np.ndarray, address: int | None = None) -> RingSlots | None:
-        """Copy `samples` [n] into free slots; return the event's `ring` record, or None if there is no room.
+        """Copy samples to free slots.
 
-        `address` is that of the same samples on a GPU, if any; a ring on a GPU copies from there.
+        Args:
+            samples: Samples [n].
+            address: GPU address of the same samples, or None; a ring in GPU memory is copied from there.
+
+        Returns:
+            The `ring` record of the event, or None if too few slots are free.
         """
         data = np.ascontiguousarray(samples).view(np.uint8)
         needed, first = -(-len(data) // self._slot_bytes), self._filled
@@ -97,7 +113,7 @@ class PcmRing:
         return {"slot": first, "slots": needed, "samples": len(samples), "dtype": str(samples.dtype)}
 
     def close(self) -> None:
-        """Close the memory, which the client owns."""
+        """Close the files; the client removes the memory."""
         try:
             self._payload.close()
         finally:
@@ -105,7 +121,7 @@ class PcmRing:
 
 
 class SystemPayload:
-    """Slots in system memory after the header."""
+    """Slots in system memory, after the header in the same file."""
 
     is_on_device = False
 
@@ -113,7 +129,7 @@ class SystemPayload:
         self._file = header
 
     def write(self, offset: int, data: np.ndarray, address: int | None) -> None:
-        """Copy uint8 `data` to byte `offset`."""
+        """Copy `data`, uint8 [n], to the byte offset `offset`; `address` is not used."""
         written = os.pwrite(self._file, data.data, HEADER + offset)
         if written < len(data):
             raise InvalidRequest(FIELD, "enough shared memory for its slots", f"{written} of {len(data)} bytes")
@@ -123,7 +139,7 @@ class SystemPayload:
 
 
 class CudaPayload:
-    """Slots in GPU memory, marked as open in the header while they are."""
+    """Slots in GPU memory. While they are open here, the header says so, and the client keeps the memory."""
 
     is_on_device = True
 
@@ -132,7 +148,7 @@ class CudaPayload:
         self._header = header
         self._say(is_open=True)
         try:
-            _read_shape(header, address)  # a client that closes its ring after this waits for us
+            _read_shape(header, address)  # a client that closes its ring after this check waits until we have closed it
             handle, num_bytes = base64.b64decode(address.cuda_handle), shape[0] * shape[1]
             self._memory = open_cuda_memory(handle, address.device, num_bytes)
         except BaseException:
@@ -140,14 +156,14 @@ class CudaPayload:
             raise
 
     def write(self, offset: int, data: np.ndarray, address: int | None) -> None:
-        """Copy uint8 `data`, or the same data at GPU `address`, to byte `offset`."""
+        """Copy `data`, uint8 [n], or the same data at GPU `address`, to the byte offset `offset`."""
         if address is None:
             self._memory.write(offset, data)
         else:
             self._memory.write_from(offset, address, len(data))
 
     def close(self) -> None:
-        """Close the GPU memory and clear the mark."""
+        """Close the GPU memory, and record that in the header."""
         self._memory.close()
         self._say(is_open=False)
 
@@ -156,7 +172,7 @@ class CudaPayload:
 
 
 def _open_header(address: RingAddress, directory: Path) -> int:
-    """Return a descriptor of the header's file; raise InvalidRequest if it is missing or a hard link."""
+    """Return a descriptor of the ring's file; raise InvalidRequest if it does not exist or is a link."""
     try:
         header = os.open(directory / address.name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
@@ -188,7 +204,7 @@ def _read_shape(header: int, address: RingAddress) -> tuple[int, int]:
 
 
 def check_ring(address: RingAddress | None, directory: Path = DIRECTORY) -> None:
-    """Raise InvalidRequest unless the ring at `address`, if any, has a valid header.
+    """Raise InvalidRequest if there is an address and its ring has no valid header.
 
     GPU memory is not opened, because that would create a CUDA context of half a gigabyte in this process.
     """
@@ -208,10 +224,10 @@ STALL_S = 30.0  # time without a released slot after which the client counts as 
 
 
 class RingReply(Protocol):
-    """Answer to one chunk, as used by a writer."""
+    """Answer to one chunk, as used by `RingWriter`."""
 
     def deliver(self, pcm: np.ndarray | None, event: Event) -> None:
-        """Send an event, with samples unless they are in the ring."""
+        """Send an event, with the samples if they are not in the ring."""
         ...
 
     def fail(self, error: BaseException) -> None:
@@ -227,7 +243,10 @@ Held = tuple[RingReply, np.ndarray | None, Event]
 
 
 class RingWriter:
-    """Ring of one utterance with the replies that wait for room in it. The ring is closed before the last event."""
+    """Ring of one utterance, with the answers that wait for free slots.
+
+    The ring is closed before the last event is sent, because the client may then free its memory.
+    """
 
     def __init__(self, ring: PcmRing, slot: FlowSlot) -> None:
         self._ring, self.slot = ring, slot
@@ -246,10 +265,13 @@ class RingWriter:
         return bool(self._held)
 
     def offer(self, reply: RingReply, pcm: np.ndarray | None, event: Event, address: int | None = None) -> None:
-        """Answer a chunk in its turn, immediately if there is space.
+        """Answer a chunk: at once if slots are free and no earlier answer waits, otherwise later.
 
-        `address` is the GPU address of the samples, valid until this returns; replies that wait are copied from the
-        host.
+        Args:
+            reply: Answer to the chunk.
+            pcm: Samples [n], or None.
+            event: Event of the chunk.
+            address: GPU address of the samples, valid until this returns, or None; later copies are made from the host.
         """
         with self._lock:
             if not self._is_open:
@@ -259,14 +281,14 @@ class RingWriter:
                 self._moved_s = time.monotonic()
                 try:
                     self._move(address)
-                except BaseException:  # the offering side answers it and must not query it afterwards
+                except BaseException:  # the caller answers the chunk, and it must not be queried afterwards
                     self._held.clear()
                     raise
 
     def flush(self) -> None:
-        """Answer the replies that have room now.
+        """Send the waiting answers for which slots are free now.
 
-        End the utterance if its client has disconnected or stopped reading.
+        Ends the utterance if the client has disconnected, or has released no slot for STALL_S.
         """
         with self._lock:
             if not self._held:
@@ -281,7 +303,7 @@ class RingWriter:
                 self._give_up(error)
 
     def close(self) -> None:
-        """Close the ring and fail the held replies."""
+        """Close the ring and fail the waiting answers."""
         with self._lock:
             self._give_up(Cancelled("the utterance is over"))
             self._let_go()
@@ -292,7 +314,7 @@ class RingWriter:
             self._ring.close()
 
     def _give_up(self, error: Exception) -> None:
-        """End the utterance for every held reply, even if one cannot be answered."""
+        """Fail every waiting answer, even if one of them cannot be sent."""
         while self._held:
             try:
                 self._held.popleft()[0].fail(error)
@@ -300,11 +322,11 @@ class RingWriter:
                 logger.exception("a response waiting for its ring could not be sent")
 
     def _move(self, address: int | None = None) -> bool:
-        """Answer held replies while there is room; return True if any was answered."""
+        """Send waiting answers while slots are free; return True if any was sent."""
         moved = False
         while self._held:
             reply, pcm, event = self._held[0]
-            if pcm is not None and self._ring.holds(pcm):  # samples larger than the ring go with the response, in order
+            if pcm is not None and self._ring.holds(pcm):  # samples larger than the ring are sent in the response
                 record = self._ring.put(pcm, address)
                 if record is None:
                     break
@@ -318,7 +340,7 @@ class RingWriter:
 
 
 class RingWriters:
-    """Writers of all utterances with a ring, and the thread that flushes them."""
+    """Ring writers of all utterances that have one, and the thread that flushes them."""
 
     def __init__(self) -> None:
         self._writers: dict[str, RingWriter] = {}
@@ -330,14 +352,14 @@ class RingWriters:
         return len(self._writers)
 
     def open(self, utterance: str, address: RingAddress, slot: FlowSlot) -> None:
-        """Create the writer of an utterance, if it has none; raise InvalidRequest if there is no ring."""
+        """Open the ring of an utterance, unless it is open; raise InvalidRequest if that fails."""
         with self._lock:
             if utterance not in self._writers:
                 self._writers[utterance] = RingWriter(PcmRing.open(address), slot)
                 self._may_wait.set()
 
     def get(self, utterance: str) -> RingWriter | None:
-        """Return the writer of an utterance, or None."""
+        """Return the ring writer of an utterance, or None if it has no ring."""
         return self._writers.get(utterance)
 
     def _run(self) -> None:
@@ -366,7 +388,7 @@ class RingWriters:
 
     @contextmanager
     def _dropping_what_fails(self, utterance: str) -> Iterator[None]:
-        """Drop a writer that raises, so that the thread continues for the others."""
+        """Drop the writer if the block raises, so that the thread continues with the others."""
         try:
             yield
         except Exception:

@@ -1,4 +1,4 @@
-"""Message authentication between the steps of the ensemble, and the sealed prompt tensors."""
+"""Message authentication between the models of the ensemble, and the tensors of prompts."""
 
 import fcntl
 import hmac
@@ -23,19 +23,31 @@ KEY, TAG = 32, 16
 
 
 class Seal:
-    """MAC with one key."""
+    """Message authentication code (MAC) with one key."""
 
     def __init__(self, key: bytes) -> None:
         self._key = key
 
     def close(self, name: str, record: bytes, *arrays: np.ndarray | None) -> bytes:
-        """Return `record`, authenticated as tensor `name` together with the arrays sent with it."""
+        """Return `record` preceded by its MAC.
+
+        Args:
+            name: Name of the tensor or purpose; the record is valid only under this name.
+            record: Serialised record.
+            arrays: Arrays sent with the record, which the MAC covers.
+        """
         return self._tag(name, record, arrays) + record
 
     def open(self, name: str, sealed: bytes, *arrays: np.ndarray | None) -> bytes:
         """Return the record in `sealed`.
 
-        Raise InvalidRequest unless it was authenticated as `name` with these arrays.
+        Args:
+            name: Name passed to `close`.
+            sealed: Result of `close`.
+            arrays: Arrays received with the record.
+
+        Raises:
+            InvalidRequest: If the MAC does not match.
         """
         tag, record = sealed[:TAG], sealed[TAG:]
         if not hmac.compare_digest(tag, self._tag(name, record, arrays)):
@@ -53,9 +65,13 @@ class Seal:
 
 
 class SealKey:
-    """Key of the server with this pid, held while this process uses it.
+    """Key shared by the models of one server, in a file that exists while any of them uses it.
 
-    Each user holds a lock on the key's file, which ends with the process; an unlocked file is removed.
+    Each user holds a shared lock on the file, which ends with the process; an unlocked file is removed.
+
+    Args:
+        server_pid: Pid of the Triton server.
+        folder: Folder of the key files, accessible only to this user.
     """
 
     def __init__(self, server_pid: int, folder: Path = FOLDER) -> None:
@@ -75,7 +91,7 @@ class SealKey:
         return Seal(self._key)
 
     def close(self) -> None:
-        """Release the key; its last user removes the file."""
+        """Release the key; the last user's release removes the file."""
         with _locked(self._path.parent):
             os.close(self._descriptor)
             _remove_stale(self._path.parent)
@@ -83,7 +99,7 @@ class SealKey:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, creating the folder if missing; raise PermissionError if others can read it."""
+    """Hold a lock on `folder`, created if missing; raise PermissionError if other users can access it."""
     folder.mkdir(mode=0o700, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
@@ -108,7 +124,7 @@ def _remove_stale(folder: Path) -> None:
 
 
 def _start_time(pid: int) -> str:
-    """Return the start time of a process, in clock ticks since boot."""
+    """Return the start time of a process, in clock ticks after boot."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return fields[19]  # field 22; pid and name, which may contain anything, are cut off
 
@@ -117,7 +133,7 @@ PART = "part"  # MAC name of a part, which differs from a prompt's
 
 
 def write_prompt(prompt: Prompt, seal: Seal) -> list[Any]:
-    """Return the tensors of `prompt`."""
+    """Return the authenticated tensors of `prompt`."""
     features, record = prompt.features, prompt.to_bytes()
     sealed = seal.close(PROMPT.name, record, prompt.rows, features)
     tensors = [array_tensor(ROWS, prompt.rows), bytes_tensor(PROMPT, sealed)]
@@ -125,12 +141,16 @@ def write_prompt(prompt: Prompt, seal: Seal) -> list[Any]:
 
 
 def write_part(part: TextPart, seal: Seal) -> list[Any]:
-    """Return the tensor of `part`."""
+    """Return the authenticated tensor of `part`."""
     return [bytes_tensor(PROMPT, seal.close(PART, part.to_bytes()))]
 
 
 def read_prompt(request: Any, seal: Seal) -> Prompt | TextPart:
-    """Return the prompt or text part of a request; raise InvalidRequest unless this server's preprocessor wrote it."""
+    """Return the prompt, or the part of a streamed text, in a request.
+
+    Raises:
+        InvalidRequest: If it is malformed, or was not written by this server's preprocessor.
+    """
     rows, features = read_array(request, ROWS), read_array(request, FEATURES)
     if rows is None:
         return TextPart.from_bytes(PROMPT.name, seal.open(PART, read_record(request, PROMPT)))

@@ -1,4 +1,4 @@
-"""Triton service of the language model: requests and streamed text sessions."""
+"""Triton service of the language model: utterances, and sessions of streamed text."""
 
 import asyncio
 import secrets
@@ -29,12 +29,15 @@ FIRST_WORD_S = 30.0
 
 
 class TextModel(Protocol):
-    """Interface of the engine."""
+    """Interface of the engine (`engine.llm.SpeechLLM`), as used for streamed text."""
 
     family: Family
 
     def generate(self, prompt: Prompt, request_id: str, pacer: Pacer) -> AsyncGenerator[LMChunk, None]:
-        """Yield the chunks of one utterance; with open text it accepts text once the first chunk is requested."""
+        """Yield the chunks of one reply.
+
+        For a prompt with open text, `write` is accepted once the first chunk was requested.
+        """
         ...
 
     def text_stream(self) -> SubwordStream:
@@ -42,16 +45,28 @@ class TextModel(Protocol):
         ...
 
     def max_words(self, prompt: Prompt) -> int:
-        """Return the number of ids, without the end id, that a streamed text may have after the last prompt row."""
+        """Return the maximum number of token ids of a streamed text after the prompt, not counting the end id."""
         ...
 
     async def write(self, request_id: str, ids: Sequence[int], is_last: bool = False) -> None:
-        """Append ids to the text of an utterance; raise InvalidRequest if that is impossible."""
+        """Append token ids to the text of a reply; raise InvalidRequest if that is not possible."""
         ...
 
 
 class TextSession:
-    """Streamed text opened by `prompt`; a rejected part leaves it unchanged."""
+    """Streamed text of one utterance. A part that is rejected has no effect, so its client may send a corrected one.
+
+    Args:
+        model: The engine.
+        utterance: Id of the utterance.
+        flow: Address of the utterance's flow-control slot.
+        prompt: Prompt whose text continues.
+        first_word_s: Maximum wait for the first complete word, in seconds.
+
+    Attributes:
+        id: Random name by which the client sends text.
+        is_complete: True once the last part was accepted.
+    """
 
     def __init__(
         self, model: TextModel, utterance: str, flow: FlowAddress, prompt: Prompt, first_word_s: float = FIRST_WORD_S
@@ -59,7 +74,7 @@ class TextSession:
         self.id, self.utterance, self.flow = secrets.token_urlsafe(ID_BYTES), utterance, flow
         self._model, self._first_word_s = model, first_word_s
         self._words, self._first = model.text_stream(), asyncio.Event()
-        self._waiting: list[int] = []  # ids before the first word, with which the reply begins
+        self._waiting: list[int] = []  # ids with which the reply begins
         self._room = 1 + model.max_words(prompt)  # the first id belongs to the prompt's last row
         self._next_part = 0
         self._has_begun = self.is_complete = False
@@ -67,7 +82,7 @@ class TextSession:
         self._keep(*self._after(prompt.opening, is_last=False))
 
     async def write(self, part: TextPart) -> None:
-        """Accept the next part; raise InvalidRequest if it is out of order or cannot be spoken."""
+        """Append the next part; raise InvalidRequest if it is out of order or the text becomes too long."""
         async with self._writing:
             if self.is_complete:
                 raise InvalidRequest("session", "no further part, because the text is complete", f"part {part.part}")
@@ -96,7 +111,12 @@ class TextSession:
             self._first.set()
 
     async def begin(self) -> list[int]:
-        """Wait for, and return, the ids with which the reply begins; later ones go directly to the model."""
+        """Wait for the first word, and return the token ids with which the reply begins.
+
+        Later ones are sent to the model.
+        Raises:
+            InvalidRequest: If no word arrives in time.
+        """
         try:
             async with asyncio.timeout(self._first_word_s):
                 await self._first.wait()
@@ -107,7 +127,12 @@ class TextSession:
 
 
 class TextSessions:
-    """Open streamed texts by name; `limit` is their number, shared fairly among hosts."""
+    """Open streamed texts by session id.
+
+    Args:
+        model: The engine.
+        limit: Maximum number of sessions, shared fairly among hosts.
+    """
 
     def __init__(self, model: TextModel, limit: int = MAX_SESSIONS) -> None:
         self._model, self._shares = model, FairLimit(limit)
@@ -118,7 +143,7 @@ class TextSessions:
 
     @contextmanager
     def place(self, host: str) -> Iterator[None]:
-        """Reserve a session for `host` while the block runs; raise Overloaded if none is free."""
+        """Reserve one of the sessions for `host` while the block runs; raise Overloaded if none is free."""
         with self._shares.reserving(host) as is_left:
             if not is_left:
                 total, own = self._shares.held, self._shares.held_by(host)
@@ -126,7 +151,7 @@ class TextSessions:
             yield
 
     async def write(self, part: TextPart) -> Envelope:
-        """Accept a part and return its receipt; raise InvalidRequest if session or part does not exist."""
+        """Append a part and return its receipt; raise InvalidRequest if the session does not exist or rejects it."""
         session = self._open.get(part.session)
         if session is None:
             raise InvalidRequest("session.id", "the id of an open streamed text", shown(part.session))
@@ -136,7 +161,15 @@ class TextSessions:
     async def speak(
         self, prompt: Prompt, utterance: str, flow: FlowAddress, pacer: Pacer
     ) -> AsyncGenerator[LMChunk, None]:
-        """Yield the chunks of the reply to a prompt with open text; the first contains only the session's name.
+        """Yield the chunks of a reply whose text is still being streamed.
+
+        The first chunk contains only the session id, which the client needs to send text.
+
+        Args:
+            prompt: Prompt with open text.
+            utterance: Id of the utterance.
+            flow: Address of the utterance's flow-control slot.
+            pacer: Decides when frames are sent.
 
         Raises:
             InvalidRequest: If no first word arrives in time.
@@ -154,9 +187,9 @@ class TextSessions:
             del self._open[session.id]
 
     def _begun(self, prompt: Prompt, words: Sequence[int], is_complete: bool) -> Prompt:
-        """Return the prompt with the first word in its last row and the next ones in the first frames.
+        """Return the prompt with the text so far: the first id in its last row, the others for the reply's first rows.
 
-        For a complete text the result is an ordinary prompt whose reply cannot end before the end of the text is read.
+        If the text is complete, the result is an ordinary prompt whose minimum length covers the text and its end id.
         """
         track = self._model.family.text_track
         assert track is not None, "only families with a text track have prompts of open texts"
@@ -201,15 +234,23 @@ STATS_PERIOD_S = 0.5
 
 
 class LanguageModel(TextModel, Protocol):
-    """Interface of the engine. The pacer sets chunk sizes; closing the chunks aborts the reply."""
+    """Interface of the engine (`engine.llm.SpeechLLM`). Closing an iterator of chunks aborts its reply."""
 
     def stats(self) -> dict[str, float]:
-        """Return the metrics by name; those in METRICS are published."""
+        """Return metrics by name; those in METRICS are published."""
         ...
 
 
 class SpeechService:
-    """Server of utterances on one event loop, which also accepts parts of their streamed texts."""
+    """Service of the language model: runs all utterances on one event loop.
+
+    Args:
+        model: The engine.
+        loop: Event loop on its own thread.
+        table: Flow-control table, owned by this service.
+        limits: Limits and timeouts of the utterances.
+        seal: MAC for prompts and chunks.
+    """
 
     def __init__(
         self, model: LanguageModel, loop: EventLoop, table: FlowTable, limits: SenderLimits, seal: Seal
@@ -226,9 +267,9 @@ class SpeechService:
         loop.start(self._report())
 
     def accept(self, request: Any) -> None:
-        """Accept a request and return immediately; its utterance gets an internal id.
+        """Accept a request, a prompt or a part of a streamed text, and return immediately.
 
-        The client's request id may be empty or duplicated, so it is not used as a key.
+        Each utterance gets a random id, because clients' request ids may be empty or equal.
         """
         utterance = uuid.uuid4().hex
         caller = Caller(request, self._disconnects)
@@ -246,13 +287,16 @@ class SpeechService:
             self._loop.start(self._serve(utterance, parsed, responses, caller.host))
 
     def close(self) -> None:
-        """End every utterance and stop."""
+        """End all utterances, stop the threads, and remove the flow-control table."""
         self._loop.close()
         self._thread.close()
         self.table.remove()
 
     async def _take(self, part: TextPart, responses: Responses) -> None:
-        """Accept a part of streamed text; the decoder, which sends all answers, acknowledges it."""
+        """Append a part of a streamed text.
+
+        Its receipt is sent to the decoder, because only the decoder answers clients.
+        """
         try:
             receipt = await self._texts.write(part)
         except Exception as error:
@@ -286,9 +330,9 @@ class SpeechService:
         await self._end(utterance, responses, failure)
 
     async def _speak(self, chunk_sender: ChunkSender, prompt: Prompt, utterance: str) -> Exception | None:
-        """Send the utterance and wait until the decoder has answered all of it.
+        """Send all chunks and wait until the decoder has answered them.
 
-        Return the error that ended it, if any.
+        Return the error that ended the utterance, if any.
         """
         failure: Exception | None = None
         try:
@@ -307,7 +351,7 @@ class SpeechService:
         return self._model.generate(prompt, utterance, chunk_sender.pacer)
 
     async def _end(self, utterance: str, responses: Responses, failure: Exception | None) -> None:
-        """Send the final flag with the error, if any. Utterances fail only here."""
+        """Send the final flag, with the error if there is one, and count the outcome."""
         if failure is None or isinstance(failure, Cancelled):
             self._gauges.add("cancelled_total", failure is not None)
             await responses.end()

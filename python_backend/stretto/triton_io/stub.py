@@ -1,4 +1,4 @@
-"""Process of a Triton python model: event loop, timers, drain flag, and deadlock watchdog."""
+"""Process of a Triton Python model (stub): event loop, timers, drain gate, memory settings, deadlock watchdog."""
 
 import asyncio
 import ctypes
@@ -22,9 +22,9 @@ from stretto.errors import Closing
 
 @contextmanager
 def ticking(poll: Callable[[], None], period_s: float) -> Iterator[None]:
-    """Call `poll`, which must not raise, every `period_s` seconds.
+    """Call `poll`, which must not raise, every `period_s` seconds while the block runs.
 
-    Pollers with equal periods are aligned, because waking the event loop costs more than a poll.
+    All pollers with equal periods are called at the same times, because waking the event loop costs more than a poll.
     """
     loop = asyncio.get_running_loop()
     timer: asyncio.TimerHandle
@@ -45,7 +45,7 @@ def ticking(poll: Callable[[], None], period_s: float) -> Iterator[None]:
 
 
 async def wait_until(condition: Callable[[], bool], period_s: float) -> None:
-    """Wait until `condition`, polled every `period_s` seconds, holds; errors of `condition` are raised."""
+    """Wait until `condition`, polled every `period_s` seconds, is true; its errors are raised here."""
     done = asyncio.get_running_loop().create_future()
 
     def poll() -> None:
@@ -66,10 +66,10 @@ DRAIN_FILE = "STRETTO_DRAIN_FILE"  # environment variable of the stubs: path of 
 
 
 class DrainGate:
-    """Gate that is closed while the file named by the launcher exists; always open without a launcher.
+    """Gate that refuses requests while the launcher's drain file exists; always open without a launcher.
 
-    A passing request holds a lock that the launcher can see, because until the language model has the request nothing
-    else shows that it exists.
+    While requests pass the gate, it holds a lock that the launcher checks: before the language model has a request,
+    nothing else shows that it exists.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -79,12 +79,12 @@ class DrainGate:
 
     @classmethod
     def from_environment(cls) -> "DrainGate":
-        """Return the gate controlled by this process's launcher."""
+        """Return the gate for the drain file that the launcher put in the environment."""
         named = os.environ.get(DRAIN_FILE)
         return cls(Path(named) if named else None)
 
     def enter(self) -> None:
-        """Admit one request, from any thread; raise Closing while the server drains."""
+        """Admit one request; raise Closing while the server drains. Any thread may call it."""
         if self._path is None or self._lock is None:
             return
         with self._mutex:  # all requests share one lock, because a descriptor can hold only one
@@ -97,7 +97,7 @@ class DrainGate:
             raise Closing("server is draining")
 
     def release(self) -> None:
-        """Release one request."""
+        """Record that a request has passed the gate."""
         if self._lock is None:
             return
         with self._mutex:
@@ -107,7 +107,7 @@ class DrainGate:
 
 
 def is_passing(path: Path) -> bool:
-    """Return True if a request is passing the gate at `path`; called by the launcher."""
+    """Return True if a request is passing the gate of the drain file `path`; called by the launcher."""
     if not _lock_file(path).exists():
         return False
     descriptor = os.open(_lock_file(path), os.O_RDWR)
@@ -131,12 +131,12 @@ LARGE, LARGEST = 4 << 20, 32 << 20
 
 
 def use_utf8() -> None:
-    """Leave the C locale, in which the stub always starts, before torch reads its templates."""
+    """Switch to a UTF-8 locale, because stubs start in the C locale; must run before torch reads its templates."""
     locale.setlocale(locale.LC_ALL, "C.UTF-8")
 
 
 def close_inherited_sockets() -> None:
-    """Close sockets of the server that a restarted stub has inherited.
+    """Close the server's sockets, which a restarted stub inherits.
 
     While such a socket is open here, its peer does not notice the end of the server or of the connection.
     """
@@ -147,17 +147,17 @@ def close_inherited_sockets() -> None:
 
 
 def fork_engine() -> None:
-    """Make vLLM fork its engine from this process, which has imported vLLM already, instead of spawning a new one.
+    """Make vLLM fork its engine process from this one, which has imported vLLM already, instead of spawning it.
 
-    This is safe before the model starts a thread: nothing else runs in the stub during `initialize`, and OpenMP has not
-    started threads.
+    This is safe as long as the model has started no thread: during `initialize` nothing else runs in the stub, and
+    OpenMP has started no threads.
     """
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "fork")
 
 
 @contextmanager
 def no_collection() -> Iterator[None]:
-    """Disable garbage collection in the block; this makes the import of vLLM, which keeps all objects, 10 % faster."""
+    """Disable garbage collection in the block. The import of vLLM, which frees no objects, becomes 10 % faster."""
     gc.disable()
     try:
         yield
@@ -166,13 +166,13 @@ def no_collection() -> Iterator[None]:
 
 
 def end(reason: str) -> None:
-    """End this process, which can no longer work, so that it is restarted."""
+    """Kill this process, because it can no longer work; the server is expected to restart it."""
     logger.critical("the stub exits: %s", reason)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def start_thread(name: str, run: Callable[[], None]) -> None:
-    """Start an essential thread: an exception in it ends the process."""
+    """Start a daemon thread without which this process cannot work: an exception in it ends the process."""
 
     def guarded() -> None:
         try:
@@ -190,7 +190,7 @@ def server_pid() -> int:
 
 
 def give_back_large_memory() -> None:
-    """Make malloc return blocks larger than LARGE to the system when freed, as the launcher also configures.
+    """Make malloc return blocks larger than LARGE to the system when they are freed (the launcher's setting).
 
     Otherwise malloc keeps blocks of up to LARGEST once one of that size has been freed.
     """
@@ -198,9 +198,9 @@ def give_back_large_memory() -> None:
 
 
 def keep_large_memory() -> None:
-    """Make malloc keep blocks of up to LARGEST for reuse, undoing the launcher's setting.
+    """Make malloc keep freed blocks of up to LARGEST for reuse, contrary to the launcher's setting.
 
-    Tensors are allocated and freed constantly, and fresh pages for each take as long as the work on them.
+    Tensors are allocated and freed constantly, and page faults of new memory take as long as the work on it.
     """
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGEST)
     ctypes.CDLL(None).mallopt(M_TRIM_THRESHOLD, 2 * LARGEST)
@@ -208,7 +208,7 @@ def keep_large_memory() -> None:
 
 PROC = Path("/proc")
 LOOK_S = 1.0
-LOOKS = 30  # consecutive polls, more than any step or batch goes without a processor
+LOOKS = 30  # consecutive polls; no step or batch waits this long for a CPU
 MAX_AWAKE = 10  # polls among them in which another thread may be awake
 ASLEEP = frozenset("SIZX")  # includes idle kernel threads and ended processes
 GONE = (FileNotFoundError, ProcessLookupError, PermissionError)
@@ -217,19 +217,29 @@ Thread = tuple[int, int]  # pid, tid
 
 
 class HangWatch:
-    """Watchdog of threads while `has_work` returns True; `others` are processes that they may wait for."""
+    """Watchdog for threads that hang (deadlock) although there is work.
+
+    The threads hang if they use no CPU time for LOOKS polls, and any other thread that they may wait for is awake in at
+    most MAX_AWAKE of these.
+
+    Args:
+        has_work: Returns True while the threads should make progress.
+        threads: Threads to watch, as (pid, tid).
+        others: Pids of other processes that the threads may wait for.
+        proc: Root of the proc file system.
+    """
 
     def __init__(
         self, has_work: Callable[[], bool], threads: Sequence[Thread], others: Sequence[int] = (), proc: Path = PROC
     ) -> None:
         self._has_work, self._threads, self._others, self._proc = has_work, tuple(threads), tuple(others), proc
         self._used: list[int] | None = None
-        # for each poll since CPU time was last used: True if any thread was awake
+        # for each poll since the threads last used CPU time: True if any thread was awake
         self._looks: deque[bool] = deque(maxlen=LOOKS)
         self._stopped = threading.Event()
 
     def start(self, name: str) -> None:
-        """Poll every second on a separate thread, and end this process if the threads, called `name`, hang."""
+        """Poll every second on a separate thread; if the threads hang, log that `name` hangs and end this process."""
 
         def run() -> None:
             while not self._stopped.wait(LOOK_S):
@@ -244,7 +254,7 @@ class HangWatch:
         self._has_work = lambda: False
 
     def poll(self) -> bool:
-        """Poll once; return True if all the threads hang. False if /proc is unreadable."""
+        """Poll once; return True if the threads hang, and False if /proc cannot be read."""
         used = self._times() if self._has_work() else None
         if used and used == self._used:
             self._looks.append(self._is_anybody_awake())
@@ -254,7 +264,7 @@ class HangWatch:
         return len(self._looks) == LOOKS and sum(self._looks) <= MAX_AWAKE
 
     def _times(self) -> list[int] | None:
-        """Return the processor time used by each thread, in nanoseconds."""
+        """Return the CPU time used by each thread, in nanoseconds; None if one has ended."""
         try:
             files = [self._proc / str(pid) / "task" / str(tid) / "schedstat" for pid, tid in self._threads]
             return [int(file.read_text().split()[0]) for file in files]
@@ -271,7 +281,7 @@ class HangWatch:
         )
 
     def _processes(self) -> Iterator[int]:
-        """Yield the processes of the threads, their children, and the others."""
+        """Yield the pids of the watched threads' processes, of all their descendants, and the others."""
         yield from self._others
         queue = list({pid for pid, _ in self._threads})
         while queue:
@@ -298,7 +308,7 @@ T = TypeVar("T")
 
 
 class EventLoop:
-    """Runner of coroutines for threads without a loop."""
+    """Event loop on its own thread, for callers on other threads."""
 
     def __init__(self, name: str) -> None:
         self._loop = asyncio.new_event_loop()
@@ -307,15 +317,15 @@ class EventLoop:
         self._thread.start()
 
     def start(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Start the coroutine and return immediately; errors go to asyncio's exception handler."""
+        """Start the coroutine and return immediately; its errors go to asyncio's exception handler."""
         asyncio.run_coroutine_threadsafe(coroutine, self._loop).add_done_callback(self._hear)
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run the coroutine and return its result."""
+        """Run the coroutine on the loop, wait for it, and return its result."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     def close(self) -> None:
-        """Cancel running coroutines, let them clean up, and end the thread."""
+        """Cancel all coroutines, let them clean up, and end the thread."""
         self._is_closing = True
         self.run(self._cancel_others())
         self._loop.call_soon_threadsafe(self._loop.stop)

@@ -1,4 +1,4 @@
-"""Triton tensors: schema of the ensemble, conversion to and from arrays and text, model parameters."""
+"""Tensors of the ensemble's models: their schema, conversion to and from arrays and text; and model parameters."""
 
 import json
 import math
@@ -20,7 +20,15 @@ from stretto.families.registry import family_at
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """Triton tensor; -1 in `dims` is any length, `meaning` gives the unit."""
+    """Triton tensor.
+
+    Attributes:
+        name: Name in config.pbtxt.
+        dtype: Triton's data type, without the prefix TYPE_.
+        dims: Shape; -1 for any length.
+        meaning: Content and unit.
+        optional: True if a request may omit it.
+    """
 
     name: str
     dtype: str
@@ -31,7 +39,13 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class ModelSchema:
-    """Inputs and outputs of a model in the repository."""
+    """Inputs and outputs of a model in the model repository.
+
+    Attributes:
+        inputs: Input tensors.
+        outputs: Output tensors.
+        is_decoupled: True if a request may have any number of responses.
+    """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -50,10 +64,10 @@ SESSION = TensorSpec("session", "STRING", (1,), "JSON: the open streamed text th
 ROWS = TensorSpec(
     "rows", "INT32", (-1, -1), "[P, S] token ids of the prompt; absent in a part of a streamed text", optional=True
 )
-PROMPT = TensorSpec("prompt", "UINT8", (-1,), "JSON: the rest of the prompt, or a part of a streamed text")
+PROMPT = TensorSpec("prompt", "UINT8", (-1,), "MessagePack with a MAC: the rest of the prompt, or a part of a streamed text")
 FEATURES = TensorSpec("features", "FP32", (-1, -1), "[F, M] log-mel frames of all audio of the prompt", optional=True)
 CODES = TensorSpec("codes", "INT32", (-1, -1), "[K, T] codes of new frames; absent in a text-only chunk", optional=True)
-CHUNK = TensorSpec("chunk", "UINT8", (-1,), "JSON: the chunk, its utterance, and its flow slot")
+CHUNK = TensorSpec("chunk", "UINT8", (-1,), "MessagePack with a MAC: the chunk, its utterance, and its flow slot")
 
 PCM = TensorSpec("pcm", "FP32", (-1,), "mono samples in [-1, 1]; absent without samples, or with pcm16")
 PCM16 = TensorSpec("pcm16", "INT16", (-1,), "mono 16-bit samples, if the options select them instead of pcm")
@@ -75,16 +89,16 @@ LENGTH = struct.Struct("<I")
 
 
 class Strings:
-    """Strings of a tensor as memoryviews of `encoded` [n] uint8.
+    """Lazy reader of a STRING tensor, whose elements are memoryviews of `encoded` (uint8 [n], Triton's serialisation).
 
-    A tensor with more than MAX_STRINGS strings has its original shape and None in each position.
+    Elements of a tensor with more than MAX_STRINGS strings are None.
     """
 
     def __init__(self, encoded: np.ndarray) -> None:
         self._encoded = encoded.data
 
     def reshape(self, shape: Any) -> np.ndarray:
-        """Return the strings in the request's shape, which the server has checked."""
+        """Return the strings in the request's shape, whose size the server has checked."""
         number = math.prod(shape)
         if number > MAX_STRINGS:
             return np.broadcast_to(np.array(None, object), shape)
@@ -99,7 +113,7 @@ class Strings:
 
 
 def install() -> None:
-    """Install this reader in the stub of this process."""
+    """Make this process's stub read STRING tensors with `Strings`, without copying them."""
     pb_utils.deserialize_bytes_tensor = Strings
 
 
@@ -113,7 +127,11 @@ NUMPY = {
 
 
 def read_array(request: Any, spec: TensorSpec) -> np.ndarray | None:
-    """Return the numbers of a tensor, valid as long as the request; None if an optional one is absent."""
+    """Return a numeric tensor as an array that is valid as long as the request; None if an optional one is missing.
+
+    Raises:
+        InvalidRequest: If dtype or shape is wrong, or a required tensor is missing.
+    """
     tensor = _find(request, spec)
     if tensor is None:
         return None
@@ -127,20 +145,20 @@ def read_array(request: Any, spec: TensorSpec) -> np.ndarray | None:
 
 
 def required_array(request: Any, spec: TensorSpec) -> np.ndarray:
-    """Return the numbers of a required tensor."""
+    """Return a required numeric tensor as an array; see `read_array`."""
     array = read_array(request, spec)
     assert array is not None, spec.name
     return array
 
 
 def read_scalar(request: Any, spec: TensorSpec) -> int | None:
-    """Return the number in a [1] tensor."""
+    """Return the number in an optional [1] tensor, or None."""
     array = read_array(request, spec)
     return None if array is None else int(array[0])
 
 
 def read_bytes(request: Any, spec: TensorSpec) -> bytes | None:
-    """Return the element of a STRING [1] tensor."""
+    """Return the element of an optional STRING [1] tensor, or None; raise InvalidRequest if it is too long."""
     tensor = _find(request, spec)
     if tensor is None:
         return None
@@ -153,7 +171,7 @@ def read_bytes(request: Any, spec: TensorSpec) -> bytes | None:
 
 
 def read_files(request: Any, spec: TensorSpec) -> tuple[bytes | memoryview, ...] | None:
-    """Return the elements of a STRING [n] tensor without copying."""
+    """Return the elements of an optional STRING [n] tensor without copying them, or None."""
     tensor = _find(request, spec)
     if tensor is None:
         return None
@@ -171,17 +189,17 @@ def read_record(request: Any, spec: TensorSpec) -> bytes:
 
 
 def array_tensor(spec: TensorSpec, array: np.ndarray) -> Any:
-    """Return a tensor of numbers."""
+    """Return a Triton tensor with the content of `array`."""
     assert array.dtype == NUMPY[spec.dtype], f"{spec.name}: {array.dtype}"
     assert array.ndim == len(spec.dims), f"{spec.name}: {array.shape}"
-    # By way of torch: the stub marks a capsule as used in a way that numpy's, but not torch's, trips over and frees
-    # twice. Torch requires writable memory, which bytes are not.
+    # Exported by torch: the way in which the stub marks a capsule as used makes numpy, but not torch, free it twice.
+    # Torch requires writable memory, which bytes objects do not have.
     exportable = torch.from_numpy(np.require(array, requirements=("C", "W")))
     return pb_utils.Tensor.from_dlpack(spec.name, exportable)
 
 
 def bytes_tensor(spec: TensorSpec, data: bytes) -> Any:
-    """Return bytes as a UINT8 tensor."""
+    """Return `data` as a UINT8 tensor."""
     return array_tensor(spec, np.frombuffer(data, np.uint8))
 
 
@@ -202,7 +220,7 @@ def _describe(spec: TensorSpec) -> str:
 
 
 def read_inputs(request: Any) -> dict[str, Any]:
-    """Return all inputs by name, unconverted; None for absent ones."""
+    """Return all inputs of a request to the ensemble by name, uninterpreted; None for missing ones."""
     return {
         "text": read_bytes(request, TEXT),
         "audio": read_files(request, AUDIO),
@@ -216,9 +234,12 @@ def read_inputs(request: Any) -> dict[str, Any]:
 
 
 class ModelParameters:
-    """String parameters of one model; paths are relative to the model's folder in the repository.
+    """Parameters of a Triton model: strings in config.pbtxt, and paths relative to the model's folder.
 
-    All methods raise ValueError, naming the parameter, if it is missing or invalid.
+    All methods raise ValueError that names the parameter if it is missing or invalid.
+
+    Args:
+        args: Arguments of the model's `initialize`.
     """
 
     def __init__(self, args: dict[str, Any]) -> None:
@@ -229,31 +250,31 @@ class ModelParameters:
         }
 
     def number(self, name: str) -> int:
-        """Return an integer of at least 1."""
+        """Return the parameter as an integer of at least 1."""
         value: int = parse_parameter(name, int, self._text(name))
         if value < 1:
             raise ValueError(f"{name} must be >= 1, got {value}")
         return value
 
     def seconds(self, name: str) -> float:
-        """Return a duration of at least 0, in seconds."""
+        """Return the parameter as a duration of at least 0, in seconds."""
         value: float = parse_parameter(name, float, self._text(name))
         if not 0 <= value < float("inf"):
             raise ValueError(f"{name} must be >= 0, got {value}")
         return value
 
     def path(self, name: str) -> Path:
-        """Return a file or folder."""
+        """Return the parameter as a path; a relative one starts at the model's folder."""
         # normalised without resolving links, because the folder may be a link
         return Path(os.path.normpath(self._folder / self._text(name)))
 
     @property
     def device(self) -> str:
-        """Return the device of the model's instance: `cuda:N` for KIND_GPU on GPU N, else `cpu`."""
+        """Device of the model's instance: `cuda:N` for KIND_GPU on GPU N, else `cpu`."""
         return f"cuda:{self._device_id}" if self._kind == "GPU" else "cpu"
 
     def family(self) -> Family:
-        """Return the family of the model's checkpoint; raise CheckpointError if config.json names no known one."""
+        """Return the family of the checkpoint; raise CheckpointError if config.json does not name a known one."""
         return family_at(self.path("checkpoint"))
 
     def _text(self, name: str) -> str:
