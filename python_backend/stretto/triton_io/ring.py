@@ -139,7 +139,7 @@ class SystemPayload:
 
 
 class CudaPayload:
-    """Slots in GPU memory. While they are open here, the header says so, and the client keeps the memory."""
+    """Slots in GPU memory. While they are open here, a mark in the header makes the client keep the memory."""
 
     is_on_device = True
 

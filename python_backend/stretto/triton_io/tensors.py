@@ -64,7 +64,9 @@ SESSION = TensorSpec("session", "STRING", (1,), "JSON: the open streamed text th
 ROWS = TensorSpec(
     "rows", "INT32", (-1, -1), "[P, S] token ids of the prompt; absent in a part of a streamed text", optional=True
 )
-PROMPT = TensorSpec("prompt", "UINT8", (-1,), "MessagePack with a MAC: the rest of the prompt, or a part of a streamed text")
+PROMPT = TensorSpec(
+    "prompt", "UINT8", (-1,), "MessagePack with a MAC: rest of the prompt, or a part of a streamed text"
+)
 FEATURES = TensorSpec("features", "FP32", (-1, -1), "[F, M] log-mel frames of all audio of the prompt", optional=True)
 CODES = TensorSpec("codes", "INT32", (-1, -1), "[K, T] codes of new frames; absent in a text-only chunk", optional=True)
 CHUNK = TensorSpec("chunk", "UINT8", (-1,), "MessagePack with a MAC: the chunk, its utterance, and its flow slot")
