@@ -1,1 +1,1 @@
-"""Launcher: finds a Triton server, starts, watches and stops it, and cleans up after it."""
+"""Launcher: finds a Triton server installation; starts, watches and stops the server; and cleans up after it."""

@@ -1,4 +1,4 @@
-"""Background server of this machine, found through its pid file or started on demand."""
+"""Server that runs in the background on this machine: its pid file, and starting it on demand."""
 
 import fcntl
 import importlib.util
@@ -35,7 +35,7 @@ def write(
         ports: Port of each protocol.
         log: Path of the log.
         reason: Why the server is not ready; empty if nothing is wrong.
-        stop_seconds: Upper bound of the time to stop the launcher.
+        stop_seconds: Maximum time that stopping the launcher takes, in seconds.
     """
     assert state in STATES, state
     if path is None:
@@ -57,7 +57,7 @@ def write(
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """Return the record of a running launcher; None without one, and for a damaged file."""
+    """Return the pid file's record if its launcher is running; None otherwise, or if the file is damaged."""
     try:
         record = json.loads(path.read_text())
     except (FileNotFoundError, ValueError, RecursionError):
@@ -70,25 +70,25 @@ def _is_record(found: Any) -> bool:
 
 
 def _is_alive(record: dict[str, Any]) -> bool:
-    """Return True if the process that wrote the record is running; its pid may have been reused."""
+    """Return True if the process that wrote the record is running, and not another one with its pid."""
     return read_process(record["pid"]) is not None and birth(record["pid"]) == record.get("born")
 
 
 def remove(path: Path | None) -> None:
-    """Remove the file if this process wrote it."""
+    """Remove the pid file if this process wrote it."""
     record = None if path is None else read(path)
     if path is not None and record is not None and record["pid"] == os.getpid():
         path.unlink(missing_ok=True)
 
 
 def stop(path: Path) -> bool:
-    """Send SIGTERM to the launcher and wait until it has drained and exited.
+    """Send SIGTERM to the launcher, and wait until it has drained and exited.
 
     Returns:
         False if no launcher was running.
 
     Raises:
-        TimeoutError: The launcher takes longer than its record's `stop_seconds`.
+        TimeoutError: If it takes longer than the `stop_seconds` of its record.
     """
     record = read(path)
     if record is None:
@@ -109,13 +109,13 @@ POLL_S = 0.3
 
 
 class CannotServe(LaunchError):
-    """No server is running, and a component required to start one is not installed."""
+    """No server is running, and a component that is required to start one is not installed."""
 
 
 def ready_server() -> str:
-    """Return the gRPC address of this machine's server when it is ready; start a server if none is running.
+    """Return the gRPC address of this machine's server once it is ready; start the server if none is running.
 
-    Prints the address of the gateway's web page if there is a gateway.
+    If the launcher runs a gateway, the URL of its web page is printed.
     """
     server = BackgroundServer(default_port(), state_folder())
     server.be_ready()
@@ -130,8 +130,8 @@ class BackgroundServer:
 
     Attributes:
         port: HTTP port; gRPC and metrics use the next two.
-        folder: Folder of its pid file and logs.
-        launcher: Command that starts a launcher.
+        folder: Folder of the pid file and the logs.
+        launcher: Command that starts the launcher.
     """
 
     port: int
@@ -139,13 +139,13 @@ class BackgroundServer:
     launcher: tuple[str, ...] = LAUNCHER
 
     def be_ready(self) -> None:
-        """Return when the server is ready.
+        """Wait until the server is ready; start it if it is not running.
 
-        It may be running already, be started by another call, or be started here.
+        Another process may be starting it at the same time; only one of them does.
 
         Raises:
-            CannotServe: A required component is not installed.
-            LaunchError: The server did not start.
+            CannotServe: If a required component is not installed.
+            LaunchError: If the server did not start.
         """
         if self._is_there():
             return
@@ -164,9 +164,10 @@ class BackgroundServer:
         return None if port is None else f"http://localhost:{port}/"
 
     def _is_there(self) -> bool:
-        """Return True if a server can be used.
+        """Return True if there is a server to use.
 
-        It is either ready, or not started by our launcher (for example in a container) and listening.
+        It is ready according to its launcher, or has no launcher (for example in a container) and listens at the gRPC
+        port.
         """
         state = self._state()
         return state == "ready" or (state is None and _listens(self.port + 1))
@@ -192,7 +193,7 @@ class BackgroundServer:
             log_line(f"{start}server ready after {time.monotonic() - begun:.0f} s; it keeps running until {stop}")
 
     def _launch(self) -> "subprocess.Popen[bytes]":
-        """Start a launcher in its own session, so that signals that end this call do not end the server."""
+        """Start the launcher in its own session, so that it does not get signals meant for this process."""
         http, grpc, metrics = range(self.port, self.port + 3)
         log = self.folder / f"server-{http}.log"
         log_line(f"starting the server on ports {http} (HTTP), {grpc} (gRPC), {metrics} (metrics); log: {log}")
@@ -208,12 +209,12 @@ class BackgroundServer:
 
     @property
     def _said(self) -> Path:
-        """Path of the file that receives the launcher's output."""
+        """File that receives the launcher's own output."""
         return self.folder / f"serve-{self.port}.log"
 
     @contextmanager
     def _only_call(self) -> Iterator[None]:
-        """Hold the start lock; wait first if another call is starting the server."""
+        """Hold the lock for starting the server while the block runs; wait if another process holds it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / f"start-{self.port}.lock").open("w") as lock:
             try:
@@ -225,7 +226,7 @@ class BackgroundServer:
 
 
 def require_installation(port: int) -> None:
-    """Raise CannotServe if Triton or vLLM is not installed; checked without importing them."""
+    """Raise CannotServe if Triton or vLLM is not installed; neither is imported."""
     has_server = CONTAINER_SERVER.exists() or importlib.util.find_spec("pytriton") is not None
     if not has_server or importlib.util.find_spec("vllm") is None:
         raise CannotServe(

@@ -1,10 +1,10 @@
-"""Start the Triton server with this project's model repository, on any machine.
+"""Command `stretto serve`: starts the Triton server with this project's model repository.
 
     stretto serve [--model-repository FOLDER] [tritonserver flags]
     stretto serve --status
     stretto serve --stop
 
-Uses the server of a Triton container, or else the one inside the nvidia-pytriton wheel.
+It uses the server of a Triton container, or else the one inside the nvidia-pytriton wheel.
 """
 
 import json
@@ -20,7 +20,7 @@ from stretto.launcher.supervisor import Supervisor, Waits
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command and return its exit code.
+    """Run `stretto serve` and return its exit code.
 
     Args:
         arguments: Command-line arguments after `stretto serve`.
@@ -42,10 +42,10 @@ def main(arguments: list[str]) -> int:
 
 
 def serve(config: LaunchConfig) -> int:
-    """Run the launcher until a signal stops it, and return the exit code.
+    """Run the launcher until a signal stops it, and return its exit code.
 
     Raises:
-        LaunchError: The configuration is unusable, or the server could not be started.
+        LaunchError: If the configuration cannot be used, or the server did not start.
     """
     if not config.model_repository.is_dir():
         raise LaunchError(f"--model-repository: there is no folder {config.model_repository}")
@@ -68,7 +68,15 @@ def serve(config: LaunchConfig) -> int:
 
 
 def placed(config: LaunchConfig, launch: faults.Launch) -> tuple[LaunchConfig, Installation]:
-    """Return the config and the installation with paths that Triton accepts, through links where needed."""
+    """Return config and installation with paths that Triton accepts; where needed, these are links.
+
+    Args:
+        config: Launcher configuration.
+        launch: Launcher instance, whose runtime directory contains the links.
+
+    Raises:
+        LaunchError: If a folder cannot be written, or no server is installed.
+    """
     try:
         config.cache.mkdir(parents=True, exist_ok=True)
         installation = find_installation(plain_path(config.cache, launch.folder, "cache"))
@@ -84,11 +92,11 @@ def placed(config: LaunchConfig, launch: faults.Launch) -> tuple[LaunchConfig, I
 
 
 def cannot_write(error: OSError, config: LaunchConfig, choice: str) -> LaunchError:
-    """Return the error for a launcher file that cannot be written.
+    """Return the error for a file or folder that cannot be written.
 
     Args:
-        error: The failure.
-        config: Configuration; its cache is named if the error names no file.
+        error: Cause.
+        config: Launcher configuration; its cache is named if `error` names no file.
         choice: Suggested remedy.
     """
     return LaunchError(f"cannot write {error.filename or config.cache} ({error.strerror or error}): choose {choice}")
@@ -108,14 +116,14 @@ def take_files(config: LaunchConfig) -> None:
 
 
 def status(path: Path) -> int:
-    """Print a launcher's state as JSON; return 0 if ready, 3 without a launcher, 1 otherwise."""
+    """Print the launcher's state as JSON; return 0 if it is ready, 3 if there is none, else 1."""
     record = background.read(path)
     print(json.dumps(record or {"state": "stopped"}))
     return 3 if record is None else int(record["state"] != "ready")
 
 
 def stop(path: Path) -> int:
-    """Drain and stop a launcher and return 0; raise LaunchError if it does not stop in time."""
+    """Drain and stop the launcher, and return 0; raise LaunchError if it takes too long."""
     try:
         log_line("stopped" if background.stop(path) else "no server was running")
     except TimeoutError as error:

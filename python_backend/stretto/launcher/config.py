@@ -20,27 +20,25 @@ MAX_MESSAGE_MB = 2147  # gRPC message sizes are 31-bit
 
 @dataclass(frozen=True, slots=True)
 class LaunchConfig:
-    """Launcher configuration.
-
-    A port of 0 is replaced by a free port once the proxy listens (`listening_at`).
+    """Launcher configuration. A port of 0 is replaced by a free port once the proxy listens (`listening_at`).
 
     Attributes:
         model_repository: Triton model repository.
         address: IP address to listen at.
-        allowed: APIs that are open to all clients.
-        max_request_bytes: Largest accepted gRPC message.
+        allowed: Closed APIs that are open to all clients.
+        max_request_bytes: Maximum size of a gRPC message, in bytes.
         http_port: HTTP port.
         grpc_port: gRPC port.
         metrics_port: Metrics port.
-        gateway_port: Gateway port; None runs no gateway.
+        gateway_port: Gateway port; None to run no gateway.
         pid_file: Path of the pid file.
-        log_file: Path of the log; None is standard output.
+        log_file: Path of the log; None for standard output.
         cache: Folder for the launcher's private files.
-        start_seconds: Time limit of a start, scaled by the machine's load.
-        start_attempts: Number of aborted first starts before the launcher fails.
-        drain_seconds: Time limit for streams in progress when stopping.
-        passed: Flags passed through to tritonserver.
-        gateway_args: Arguments passed through to the gateway.
+        start_seconds: Time limit of a start, scaled by the machine's load, in seconds.
+        start_attempts: Maximum number of aborted starts before the server has been ready for the first time.
+        drain_seconds: Time limit for streams in progress when stopping, in seconds.
+        passed: Flags for tritonserver.
+        gateway_args: Arguments for the gateway.
     """
 
     model_repository: Path
@@ -68,7 +66,7 @@ class LaunchConfig:
 
     @property
     def stop_seconds(self) -> float:
-        """Upper bound of the time to stop: draining the gateway, draining streams, and process exits."""
+        """Maximum time that a stop takes, in seconds: draining gateway and streams, and process exits."""
         return (1 if self.gateway_port is None else 2) * self.drain_seconds + 30
 
     def listening_at(self, ports: Ports) -> "LaunchConfig":
@@ -78,14 +76,15 @@ class LaunchConfig:
 
     @property
     def triton_ports(self) -> dict[str, int]:
-        """Ports that Triton itself listens at; the proxy has the others."""
+        """Ports at which Triton itself listens; the proxy listens at all others."""
         return {"http": self.http_port} if HTTP in self.allowed else {}
 
 
 def default_port() -> int:
-    """Return the default HTTP port: STRETTO_PORT, or 8000 like Triton.
+    """Return the default HTTP port: STRETTO_PORT, or 8000 as in Triton. gRPC and metrics use the next two.
 
-    gRPC uses the next port and metrics the one after. Raises LaunchError if STRETTO_PORT is not a valid port.
+    Raises:
+        LaunchError: If STRETTO_PORT is not a valid port.
     """
     text = os.environ.get("STRETTO_PORT") or "8000"
     if not text.isdecimal() or not 0 < int(text) <= 65_532:
@@ -94,7 +93,7 @@ def default_port() -> int:
 
 
 def default_pid_file(http_port: int, folder: Path) -> Path:
-    """Return the default pid file of a launcher with this HTTP port."""
+    """Return the default pid file in `folder` of a launcher with this HTTP port."""
     return folder / f"server-{http_port}.pid"
 
 
@@ -148,7 +147,7 @@ def port_number(text: str) -> int:
 
 
 def port_or_any(text: str) -> int:
-    """Parse a port from 0 to 65535; 0 requests any free port."""
+    """Parse a port from 0 to 65535; 0 stands for any free port."""
     return 0 if text == "0" else port_number(text)
 
 
@@ -158,7 +157,7 @@ def positive(text: str) -> int:
 
 
 def message_mb(text: str) -> int:
-    """Parse a maximum gRPC message size in MB."""
+    """Parse a maximum gRPC message size, in MB."""
     return whole_number(text, MAX_MESSAGE_MB, f"MB from 1 to {MAX_MESSAGE_MB}")
 
 
@@ -208,11 +207,11 @@ def launch_config(flags: argparse.Namespace, passed: list[str]) -> LaunchConfig:
     """Return the configuration from parsed flags.
 
     Args:
-        flags: Result of the launcher's parser.
-        passed: Flags for tritonserver.
+        flags: Parsed flags of the launcher.
+        passed: All other flags, for tritonserver.
 
     Raises:
-        LaunchError: `passed` has a flag that only the launcher may set, or flags contradict each other.
+        LaunchError: If `passed` has a flag that only the launcher may set, or flags contradict each other.
     """
     given = {word.partition("=")[0] for word in passed} & TAKEN
     if given:
@@ -247,9 +246,10 @@ def launch_config(flags: argparse.Namespace, passed: list[str]) -> LaunchConfig:
 
 
 def pid_file_of(flags: argparse.Namespace) -> Path:
-    """Return the pid file that the flags select: the named one, or the default for the HTTP port.
+    """Return the pid file selected by the flags: the named one, or the default for the HTTP port.
 
-    Raises LaunchError if no file is named and the HTTP port is 0.
+    Raises:
+        LaunchError: If no file is named and the HTTP port is 0.
     """
     if not flags.http_port and flags.pid_file is None:
         raise LaunchError("--http-port 0: expected --pid-file, the file to which the port is written")

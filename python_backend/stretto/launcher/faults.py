@@ -1,4 +1,4 @@
-"""Faults of a server and its processes: hanging crash handlers, clock steps, dead locks, heartbeats; clean-up."""
+"""Faults of server and front ends (crashes, clock steps, dead locks, missing heartbeats), and clean-up after them."""
 
 import fcntl
 import os
@@ -30,10 +30,10 @@ def slowness() -> float:
 
 
 class BackOff:
-    """Delays before restarts.
+    """Exponential back-off between restarts.
 
-    The first failure has no delay. Later delays double from FIRST_DELAY_S to MAX_DELAY_S, and reset once a server has
-    been ready for HEALTHY_S.
+    The restart after the first failure has no delay. Later delays double from FIRST_DELAY_S up to MAX_DELAY_S, and
+    start over once a server has been ready for HEALTHY_S.
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class BackOff:
         self._has_waited = False
 
     def note_waited(self) -> None:
-        """Record that the delay of the current failure has passed, so that it is not delayed again."""
+        """Record that the delay for the current failure has passed; the next call of `next_delay_s` returns 0."""
         self._has_waited = True
 
     def note_ready(self) -> None:
@@ -51,7 +51,7 @@ class BackOff:
         self._has_waited = False
 
     def next_delay_s(self) -> float:
-        """Record a failure of the server or its start, and return the delay before the next start, in seconds."""
+        """Record a failure of the server or its start; return the delay before the next start, in seconds."""
         if self._has_waited:
             self._has_waited = False
             return 0.0
@@ -72,16 +72,16 @@ PIECE = 1 << 22
 
 
 def free_dead_locks(region: Path) -> int:
-    """Release the mutexes of a shared-memory file whose owners have died.
+    """Release the robust mutexes in a shared-memory file whose owners have died.
 
     Args:
         region: Path of the file; files of other users are left unchanged.
 
     Returns:
-        The number of mutexes released.
+        Number of mutexes released.
 
     Raises:
-        OSError: The file does not exist.
+        OSError: If the file does not exist.
     """
     with _own_region(region) as descriptor:
         if descriptor is None:
@@ -98,7 +98,7 @@ def _own_region(path: Path) -> Iterator[int | None]:
     """Open a shared-memory file without following links.
 
     Yields:
-        Its descriptor; None if the file is another user's, or has a second name.
+        Its descriptor; None if the file belongs to another user or has several names (hard links).
     """
     descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
@@ -109,7 +109,7 @@ def _own_region(path: Path) -> Iterator[int | None]:
 
 
 def _dead(descriptor: int, offset: int) -> Iterator[int]:
-    """Yield the file offsets of mutexes whose owner has died, which the kernel marks in the lock word."""
+    """Yield the file offsets of mutexes that the kernel has marked, because their owners have died."""
     data = os.pread(descriptor, PIECE + HEAD.size, offset)
     for found in KIND.finditer(data):
         start = found.end() - HEAD.size
@@ -127,11 +127,11 @@ IDS = re.compile(r"[0-9]+_[0-9a-f]{8}")
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """Identity of a live launcher instance.
+    """Launcher instance: its id, lock, runtime directory and shared memory.
 
     Attributes:
         id: Unique id.
-        lock: Descriptor of the locked file.
+        lock: Descriptor of the locked file, which shows that the launcher is alive.
         directory: Shared-memory directory.
     """
 
@@ -141,12 +141,15 @@ class Launch:
 
     @property
     def region_prefix(self) -> str:
-        """Prefix of the names of the server's shared-memory regions."""
+        """Prefix of the names of the server's shared-memory files."""
         return f"{PREFIX}{self.id}_"
 
     @property
     def folder(self) -> Path:
-        """Runtime directory: sockets, key and drain file, accessible only to this user; kept over restarts."""
+        """Runtime directory with sockets, key and drain file.
+
+        Accessible only to this user, and kept across server restarts.
+        """
         return _folder(self.id, self.directory)
 
     @property
@@ -161,23 +164,23 @@ class Launch:
 
     @property
     def grpc_socket(self) -> Path:
-        """Unix socket of Triton's gRPC service; Triton appends a colon and its port to this name."""
+        """Path of the Unix socket of Triton's gRPC service, without the colon and port that Triton appends."""
         return self.folder / "grpc"
 
     @property
     def drain_file(self) -> Path:
-        """File that makes the preprocessor refuse new requests while it exists; writable only by this user."""
+        """File that makes the preprocessor refuse new requests while it exists."""
         return self.folder / "draining"
 
     @property
     def disconnects_file(self) -> Path:
-        """Client-disconnect flags that the proxy sets for the models; writable only by this user."""
+        """File of client-disconnect flags, which the proxy sets and the models read."""
         return self.folder / "departures"
 
     def hide_regions(self) -> None:
-        """Make Triton's shared-memory regions readable only by this user.
+        """Restrict access to the server's shared-memory files to this user.
 
-        Triton creates them readable for all users, and they contain text and audio of requests.
+        They contain text and audio of requests, and Triton creates them readable for all users.
         """
         for path in self.directory.glob(f"{self.region_prefix}*"):
             with suppress(OSError), _own_region(path) as descriptor:  # removed, or owned by another user
@@ -185,7 +188,7 @@ class Launch:
                     os.fchmod(descriptor, 0o600)
 
     def free_dead_locks(self) -> None:
-        """Release robust mutexes owned by dead stubs in the server's shared memory.
+        """Release mutexes of dead stubs in the server's shared memory.
 
         Otherwise Triton aborts with `lock_exception` when it next locks them.
         """
@@ -194,7 +197,7 @@ class Launch:
                 free_dead_locks(path)
 
     def clean(self) -> None:
-        """End the processes and remove the shared memory of this instance's server, which has ended."""
+        """Kill remaining processes of a server that has ended, and remove its shared memory and sockets."""
         _remove_launch(self.id, self.directory)
         remove_stale_tables(self.directory)
         for path in self.folder.iterdir():
@@ -202,7 +205,7 @@ class Launch:
                 path.unlink()
 
     def close(self) -> None:
-        """Clean up and release the lock when the launcher ends."""
+        """Clean up, remove the runtime directory, and release the lock."""
         self.clean()
         shutil.rmtree(self.folder)
         _lock_file(self.id, self.directory).unlink(missing_ok=True)
@@ -210,7 +213,7 @@ class Launch:
 
 
 def begin_launch(directory: Path = SHARED_MEMORY) -> Launch:
-    """Create a launcher instance with its lock, runtime directory and client-disconnect flags."""
+    """Create a launcher instance with its lock, runtime directory and client-disconnect flags in `directory`."""
     launch_id = f"{os.getpid()}_{secrets.token_hex(4)}"
     unlocked = directory / f".{PREFIX}{launch_id}"
     lock = os.open(unlocked, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
@@ -231,7 +234,7 @@ def _folder(launch_id: str, directory: Path) -> Path:
 
 
 def sweep(directory: Path = SHARED_MEMORY) -> list[str]:
-    """Clean up after dead launcher instances and return their ids."""
+    """Clean up after launcher instances that have died, and return their ids."""
     swept = []
     for path in directory.glob(f"{PREFIX}*.lock"):
         launch_id = path.name.removeprefix(PREFIX).removesuffix(".lock")
@@ -266,16 +269,16 @@ if __name__ == "__main__":  # the argument is the pid of the ending launcher, th
     sweep()
 
 
-PROOF_S = 2.0  # a process stopped for this long does not resume by itself
+PROOF_S = 2.0  # a process that is stopped for this long is expected not to resume by itself
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A fault of the server.
+    """Fault that makes a restart necessary.
 
     Attributes:
-        processes: Processes with the fault; empty if it concerns the whole server.
-        what: Description of the fault.
+        processes: Faulty processes; empty if the fault concerns the whole server.
+        what: Predicate of a sentence whose subject are these processes, such as "is stopped".
     """
 
     processes: list[Process]
@@ -286,7 +289,7 @@ class Fault:
 
 
 class PendingFault:
-    """A suspected fault that may still clear.
+    """Suspected fault that may still clear.
 
     Attributes:
         reason: Description of the fault; empty if there is none.
@@ -297,7 +300,7 @@ class PendingFault:
         self._since = time.monotonic()
 
     def is_news(self, reason: str) -> bool:
-        """Record the current fault, or none if `reason` is empty; return True if it differs from the last one."""
+        """Set the current fault, '' for none; return True if it differs from the previous one."""
         if reason == self.reason:
             return False
         self.reason, self._since = reason, time.monotonic()
@@ -305,12 +308,12 @@ class PendingFault:
 
     @property
     def is_proven(self) -> bool:
-        """True if the fault has lasted for PROOF_S."""
+        """True if the same fault has lasted for PROOF_S."""
         return bool(self.reason) and time.monotonic() - self._since >= PROOF_S
 
 
 def named(processes: list[Process]) -> str:
-    """Return names and pids of processes for a message."""
+    """Return the names and pids of processes, for messages."""
     return ", ".join(f"{process.name} (pid {process.pid})" for process in processes)
 
 
@@ -319,10 +322,10 @@ LOOK_S = 2.0  # each poll reads one file per thread, 130 in all
 
 
 class CrashWatch:
-    """Watcher for threads that execute a fatal-signal handler.
+    """Detector of a server that has crashed but does not exit, because its handler of fatal signals hangs.
 
-    A thread in the handler has the signal blocked. Threads of third-party libraries, for example GPU drivers, may have
-    all signals blocked from their start; they are ignored.
+    A thread in the handler has the signal blocked. Threads that have it blocked from their start, as those of GPU
+    drivers may, are ignored.
     """
 
     def __init__(self, pid: int) -> None:
@@ -330,7 +333,7 @@ class CrashWatch:
         self._were_free, self._seen = set[int](), set[int]()
 
     def fault(self) -> Fault | None:
-        """Return a crash if a thread was in the handler at two successive polls; None otherwise."""
+        """Poll; return a fault if a thread was in the handler at two successive polls, else None."""
         now_s = time.monotonic()
         if now_s - self._looked_s < LOOK_S:
             return None
@@ -345,22 +348,22 @@ MAX_BACK_S = 60.0  # a shorter hang ends sooner than a restart would take
 
 
 class DayClock:
-    """Detector of backward steps of the wall clock."""
+    """Detector of a wall clock that is set back; Triton's gRPC timers can then hang for as long."""
 
     def __init__(self) -> None:
         self._ahead_s = _ahead_s()
 
     def fault(self) -> Fault | None:
-        """Return a fault if the clock was set back by more than MAX_BACK_S since the last poll; None otherwise."""
+        """Poll; return a fault if the clock was set back by more than MAX_BACK_S since the last poll, else None."""
         before_s, self._ahead_s = self._ahead_s, _ahead_s()
         back_s = before_s - self._ahead_s
         return Fault([], f"the clock was set back by {back_s:.0f} s") if back_s > MAX_BACK_S else None
 
 
 def _ahead_s() -> float:
-    """Return wall-clock time minus monotonic time, in seconds.
+    """Return wall-clock time minus monotonic time, in seconds; only steps of the clock change it.
 
-    Corrections of the clock rate affect both clocks equally; steps affect only the wall clock.
+    Corrections of the clock rate affect both clocks equally.
     """
     return time.time() - time.monotonic()
 
@@ -370,31 +373,31 @@ MAX_MISSED, MAX_MISSED_AT_START = 30, 120  # polls without a beat, on an idle ma
 
 
 class Pulse:
-    """Health of a front-end process, from its event loop's heartbeats and from /proc.
+    """Health of a front-end process, judged by the heartbeats of its event loop and by /proc.
 
-    Missed heartbeats are counted per poll, not by elapsed time: a launcher that was itself stopped finds the heartbeats
-    in the pipe.
+    Missed heartbeats are counted per poll, not by elapsed time, so a launcher that was itself stopped finds no fault:
+    the heartbeats of that time are in the pipe.
 
     Attributes:
-        writing: Write end of the heartbeat pipe, until the process has inherited it.
+        writing: Write end of the heartbeat pipe; -1 once a process has inherited it.
         has_beaten: True once the process has sent a heartbeat.
     """
 
     def __init__(self, name: str) -> None:
-        """Create the health state of the process called `name` in messages."""
+        """Create the health record of a process that messages call `name`."""
         self._name, self._pid = name, 0
         self._num_starts = 0
         self._reading, self.writing = -1, -1
         self._pending = PendingFault()
 
     def prepare(self) -> dict[str, str]:
-        """Create the next process's pipe; return the environment variable that names its write end."""
+        """Create the pipe for the next process; return the environment variable with its write end."""
         self.close()
         self._reading, self.writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         return {BEATS: str(self.writing)}
 
     def begin(self, pid: int) -> None:
-        """Follow the process that inherited the pipe."""
+        """Watch the process `pid`, which has inherited the pipe."""
         os.close(self.writing)
         self._pid, self.writing = pid, -1
         self._num_starts += 1
@@ -402,7 +405,7 @@ class Pulse:
         self._pending = PendingFault()
 
     def fault(self) -> str:
-        """Return a description of the process's fault; empty if none is known."""
+        """Poll the process and return a description of its fault; empty if there is none."""
         self._poll()
         if is_stopped(self._pid):
             return f"the {self._name} (pid {self._pid}) is stopped"

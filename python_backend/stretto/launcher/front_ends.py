@@ -1,4 +1,4 @@
-"""Proxy and gateway processes in front of Triton, kept for the lifetime of the launcher."""
+"""Proxy and gateway: processes in front of Triton that outlive restarts of the server."""
 
 import importlib.util
 import ipaddress
@@ -25,7 +25,7 @@ STOP_S = 5.0
 
 
 class ProxyProcess:
-    """Proxy process, restarted at the same ports if it ends or hangs.
+    """Proxy process. It is restarted at the same ports if it ends or hangs.
 
     It exits when its standard input is closed, and therefore with the launcher.
 
@@ -54,11 +54,11 @@ class ProxyProcess:
         write_key(launch, self._config.grpc_port, self._config.key)
 
     def report_ready(self, is_ready: bool) -> None:
-        """Report the server's readiness to the proxy; the proxy also requires Triton to report ready."""
+        """Report to the proxy whether the server is ready; it also asks Triton itself."""
         self._send_state(READY if is_ready else UNREADY)
 
     def close_gate(self, spares_answered: bool) -> None:
-        """Make the proxy refuse requests and end those in flight, until the next readiness report.
+        """Make the proxy refuse new requests and end those in flight, until readiness is reported again.
 
         Args:
             spares_answered: True if requests that have received a first response may continue.
@@ -79,7 +79,7 @@ class ProxyProcess:
             self._process.stdin.flush()
 
     def _start(self) -> None:
-        """Start the proxy; its first line of output is still to be read."""
+        """Start the proxy without waiting for its first line of output."""
         environment = MALLOC | os.environ | self._pulse.prepare()
         self._process, _ = self._log.start(
             [sys.executable, "-P", "-m", "stretto.proxy"],
@@ -110,7 +110,7 @@ class ProxyProcess:
         self._config = replace(self._config, grpc_port=grpc, metrics_port=metrics, http_port=http)
 
     def given_up(self) -> str | None:
-        """Return the model that the proxy reported as unhealthy in Triton since the last poll, or None."""
+        """Return a model that Triton has reported as unhealthy to the proxy since the last call, or None."""
         lines = self._lines() if self._has_written(0.0) else []
         if lines and not self._has_said_ports:  # or why a restarted proxy cannot listen: it ends, and is restarted
             self._has_said_ports = True
@@ -118,19 +118,22 @@ class ProxyProcess:
         return lines[-1] if lines else None
 
     def _has_written(self, wait_s: float) -> bool:
-        """Return True once the proxy has written a line or ended; False after `wait_s` without."""
+        """Return True when the proxy has written a line or ended; False if neither happens within `wait_s` seconds."""
         output = self._process.stdout
         assert output is not None
         # closed if the proxy has ended and its restart failed
         return not output.closed and bool(select.select([output], [], [], wait_s)[0])
 
     def _lines(self) -> list[str]:
-        """Return the lines that the proxy has written; the proxy writes each line as a whole."""
+        """Return the lines that the proxy has written since the last call; it writes each with a single call."""
         assert self._process.stdout is not None
         return os.read(self._process.stdout.fileno(), select.PIPE_BUF).decode().splitlines()
 
     def keep_alive(self) -> None:
-        """Restart the proxy if it has ended or hangs, without waiting for it; a failure is retried by the next call."""
+        """Restart the proxy if it has ended or hangs, without waiting for it.
+
+        The next call retries a failed restart.
+        """
         if self._process.poll() is None and self._pulse.is_hung():
             self._kill()
         if self._process.poll() is not None:
@@ -142,11 +145,11 @@ class ProxyProcess:
         self._process.communicate()
 
     def fault(self) -> str:
-        """Return a description of the proxy's fault; empty if none is known."""
+        """Return a description of the proxy's fault; empty if there is none."""
         return self._pulse.fault()
 
     def stop(self) -> None:
-        """Let the proxy send complete responses, then end it."""
+        """Let the proxy send complete responses, and end it; kill it after STOP_S."""
         self._send(STOPPING)
         try:
             self._process.communicate(timeout=STOP_S)
@@ -156,7 +159,13 @@ class ProxyProcess:
 
 
 def write_key(launch: Launch, grpc_port: int, key: str) -> None:
-    """Write the access key to a file that clients of the same user find by the server's gRPC port."""
+    """Write the access key to a file in the runtime directory, where clients of the same user find it by the gRPC port.
+
+    Args:
+        launch: Launcher instance.
+        grpc_port: gRPC port of the proxy.
+        key: Secret whose holders may use all APIs.
+    """
     descriptor = os.open(launch.folder / f"key-{grpc_port}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(key)
@@ -172,7 +181,8 @@ BAD_USAGE = 2  # the gateway's exit status for invalid arguments, or an invalid 
 class GatewayProcess:
     """Gateway process, restarted if it ends or hangs.
 
-    Raises LaunchError if the gateway is not installed.
+    Raises:
+        LaunchError: If the gateway is not installed.
     """
 
     def __init__(self, config: LaunchConfig, port: int, log: LaunchLog) -> None:
@@ -184,7 +194,7 @@ class GatewayProcess:
         self._start()
 
     def command_line(self) -> list[str]:
-        """Return the gateway's command, with the proxy as its server; the user's own arguments come last."""
+        """Return the gateway's command, which names the proxy as its server; the user's arguments come last."""
         is_any = ipaddress.ip_address(self._config.address).is_unspecified
         host = "localhost" if is_any else self._config.address
         server = f"[{host}]:{self._config.grpc_port}" if ":" in host else f"{host}:{self._config.grpc_port}"
@@ -194,7 +204,7 @@ class GatewayProcess:
         return [sys.executable, "-P", "-m", MODULE, "--server", server, *own, *self._config.gateway_args]
 
     def _voices(self) -> tuple[str, ...]:
-        """Return the flag for a persistent voices folder.
+        """Return the flag for a persistent folder of voices.
 
         Empty if the user has set STRETTO_VOICES, or if the folder cannot be created.
         """
@@ -226,7 +236,7 @@ class GatewayProcess:
         """Restart the gateway if it has ended or hangs.
 
         Raises:
-            LaunchError: If it has refused its arguments and never worked.
+            LaunchError: If it has rejected its arguments and never worked.
         """
         self._has_worked = self._has_worked or self._pulse.has_beaten
         if self._process.poll() == BAD_USAGE and not self._has_worked:
@@ -240,15 +250,15 @@ class GatewayProcess:
 
     @property
     def is_beating(self) -> bool:
-        """True once the running gateway's event loop has sent a heartbeat."""
+        """True once the running gateway has sent a heartbeat."""
         return self._pulse.has_beaten
 
     def fault(self) -> str:
-        """Return a description of the gateway's fault; empty if none is known."""
+        """Return a description of the gateway's fault; empty if there is none."""
         return "the gateway has ended" if self._process.poll() is not None else self._pulse.fault()
 
     def drain(self, polls: Iterable[None]) -> None:
-        """Stop the gateway from accepting requests and wait for it to exit, until `polls` is exhausted."""
+        """Request the gateway's exit, for which it completes its responses; wait for it until `polls` ends."""
         self._process.terminate()
         for _ in polls:
             if self._process.poll() is not None:

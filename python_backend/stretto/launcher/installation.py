@@ -1,4 +1,4 @@
-"""Triton's installation on this machine: paths, ports, folders and process environment."""
+"""Triton server of this machine (container or wheel), its environment, and the launcher's folders and ports."""
 
 import hashlib
 import http.client
@@ -26,7 +26,7 @@ PLAIN = re.compile(r"[A-Za-z0-9_./+@%=:,-]+")
 
 
 def plain_path(path: Path, folder: Path, name: str) -> Path:
-    """Return `path` if bash reads it as one ASCII word; otherwise create and return a link to it.
+    """Return `path` if a shell reads it as one word of plain ASCII; otherwise create a link to it and return that.
 
     Args:
         path: Folder.
@@ -45,7 +45,7 @@ IMPORT_ROOT = PACKAGE.parent  # on sys.path for `import stretto`
 
 
 def clone() -> Path | None:
-    """Return the git clone that contains this package, or None if the package is installed."""
+    """Return the repository clone that contains this package, or None if the package is installed."""
     tree = IMPORT_ROOT.parent
     return tree if (tree / "pyproject.toml").is_file() and (tree / "model_repository").is_dir() else None
 
@@ -78,17 +78,17 @@ FLAG = re.compile(r"^\s*(--[a-z][a-z0-9-]*)", re.MULTILINE)
 
 
 class LaunchError(Exception):
-    """The server cannot be started; the message names the missing prerequisite and the remedy."""
+    """The server cannot be started; the message names the cause and the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """A Triton server installation.
+    """Triton server on this machine.
 
     Attributes:
         executable: Path of tritonserver.
-        arguments: Flags that this installation requires.
-        library_path: Library folders to search first.
+        arguments: Flags that this installation needs.
+        library_path: Folders of shared libraries, searched first.
         python: Folder of the Python interpreter whose packages the stubs use.
         imports: Folder from which the stubs import our package.
     """
@@ -101,13 +101,13 @@ class Installation:
 
 
 def find_installation(cache: Path) -> Installation:
-    """Return the server of a Triton container, or otherwise the one inside the nvidia-pytriton wheel.
+    """Return the server of a Triton container or, if there is none, the one inside the nvidia-pytriton wheel.
 
     Args:
-        cache: Folder for the prepared copy of the wheel's Python backend.
+        cache: Folder for the modified copy of the wheel's Python backend.
 
     Raises:
-        LaunchError: No usable server was found.
+        LaunchError: If no usable server was found.
     """
     found = Installation(CONTAINER_SERVER) if CONTAINER_SERVER.exists() else wheel_installation(wheel_server(), cache)
     known = known_flags(found)
@@ -116,7 +116,7 @@ def find_installation(cache: Path) -> Installation:
 
 
 def known_flags(installation: Installation) -> frozenset[str]:
-    """Return the flags listed by `tritonserver --help`; raise LaunchError if it cannot run."""
+    """Return the flags that `tritonserver --help` lists; raise LaunchError if it cannot run."""
     folders = [*map(str, installation.library_path), os.environ.get("LD_LIBRARY_PATH", "")]
     environment = os.environ | {"LD_LIBRARY_PATH": os.pathsep.join(filter(None, folders))}
     command = [str(installation.executable), "--help"]
@@ -132,7 +132,7 @@ def known_flags(installation: Installation) -> frozenset[str]:
 
 
 def wheel_server() -> Path:
-    """Return the folder `pytriton/tritonserver` of the installed wheel, found without importing it."""
+    """Return the folder `pytriton/tritonserver` of the installed wheel; raise LaunchError if it is not installed."""
     spec = importlib.util.find_spec("pytriton")
     if spec is None or spec.origin is None:
         raise LaunchError(
@@ -143,7 +143,7 @@ def wheel_server() -> Path:
 
 
 def wheel_installation(server: Path, cache: Path) -> Installation:
-    """Prepare the wheel's server: make it executable and add the stub of this Python version."""
+    """Prepare the wheel's server: make it executable, and add the stub for this Python version."""
     executable = server / "bin" / "tritonserver"
     if not os.access(executable, os.X_OK):
         executable.chmod(0o755)  # wheels may lose the executable bit
@@ -153,26 +153,25 @@ def wheel_installation(server: Path, cache: Path) -> Installation:
 
 
 def wheel_libraries(server: Path) -> Path:
-    """Return the folder of the shared libraries bundled with the wheel."""
+    """Return the folder of the wheel's shared libraries."""
     return server.parents[1] / "nvidia_pytriton.libs"
 
 
 def place_backend(server: Path, cache: Path) -> Path:
-    """Create a private copy of the wheel's Python backend with the stub of this Python version.
+    """Copy the wheel's Python backend, with the stub for this Python version, unless the cache has the copy already.
 
-    The copy keeps the folder depth at which its libraries look for `nvidia_pytriton.libs`. It is moved into place by
-    one rename, so that concurrent launchers never see a partial copy. Its name depends on the wheel and the Python
-    version.
+    Its libraries look for `nvidia_pytriton.libs` at a fixed depth, which the copy preserves. A finished copy is
+    renamed, so that concurrent launchers never see a partial one; its name depends on the wheel and the Python version.
 
     Args:
         server: Folder of the wheel's server.
-        cache: Folder in which the copy is created.
+        cache: Folder of the copy.
 
     Returns:
-        The backend folder for tritonserver.
+        Backend folder for tritonserver.
 
     Raises:
-        LaunchError: The wheel has no stub for this Python version.
+        LaunchError: If the wheel has no stub for this Python version.
     """
     version = ".".join(platform.python_version_tuple()[:2])
     stub = server / "python_backend_stubs" / version / STUB
@@ -204,10 +203,12 @@ def _not_ours(folder: str, names: list[str]) -> list[str]:
 
 
 def python_library() -> Path:
-    """Return the folder of this Python's shared library, so that the stub loads it instead of the system's.
+    """Return the folder of this Python's shared library, so that the stub does not load the system's.
 
-    For a Python built without a shared library, STRETTO_LIBPYTHON may name the folder of another one of the same
-    version. Raises LaunchError if no shared library is found.
+    For a Python without a shared library, STRETTO_LIBPYTHON may name the folder of another one of the same version.
+
+    Raises:
+        LaunchError: If no shared library is found.
     """
     given = os.environ.get("STRETTO_LIBPYTHON")
     version = ".".join(platform.python_version_tuple()[:2])
@@ -227,14 +228,14 @@ def python_library() -> Path:
 
 
 def wait_for_ports(ports: dict[str, int], timeout_s: float = 2.0) -> None:
-    """Return when all ports are free.
+    """Wait until all ports are free.
 
     Args:
         ports: Port of each protocol.
         timeout_s: Time limit in seconds.
 
     Raises:
-        LaunchError: A port is still in use after the time limit.
+        LaunchError: If a port is still in use after the time limit.
     """
     deadline = time.monotonic() + timeout_s
     while taken := next(((name, port) for name, port in ports.items() if _is_taken(port)), None):
@@ -255,18 +256,18 @@ def _is_taken(port: int) -> bool:
 
 
 def reachable(address: str) -> str:
-    """Return the address at which this host reaches a server that listens at `address`."""
+    """Return the host name or address by which this machine reaches a server that listens at `address`."""
     return "localhost" if ipaddress.ip_address(address).is_unspecified else address
 
 
 def page_address(address: str, port: int) -> str:
-    """Return the URL of the gateway's web page for a browser on this host."""
+    """Return the URL of the gateway's web page for a browser on this machine."""
     host = reachable(address)
     return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
 
 class UnixConnection(http.client.HTTPConnection):
-    """HTTP connection through a Unix socket."""
+    """HTTP connection over a Unix socket."""
 
     def __init__(self, path: Path, timeout_s: float = 2.0) -> None:
         super().__init__("localhost", timeout=timeout_s)
@@ -293,14 +294,14 @@ MALLOC = {
 def server_environment(
     installation: Installation, launch: Launch, base: Mapping[str, str] = os.environ
 ) -> dict[str, str]:
-    """Return the environment of the server.
+    """Return the environment variables of the server.
 
-    The interpreter's folder comes first in PATH because the stub derives the virtual environment from it, not from
+    The interpreter's folder is first in PATH, because the stub derives the virtual environment from PATH, not
     PYTHONPATH. SPT_NOENV keeps vLLM's process titles from overwriting the launcher id in /proc.
 
     Args:
         installation: The Triton server.
-        launch: The launcher instance.
+        launch: Launcher instance.
         base: Environment to extend.
     """
     environment = MALLOC | bytecode_folder() | dict(base)
@@ -320,9 +321,9 @@ def server_environment(
 
 
 def bytecode_folder() -> dict[str, str]:
-    """Return a variable that redirects bytecode to the cache if the installation has none and is read-only.
+    """Return the variable that makes Python write bytecode to the cache, if it cannot write to the installation.
 
-    With bytecode vLLM starts 10 s faster.
+    vLLM starts 10 s faster with bytecode.
     """
     if os.access(PACKAGE, os.W_OK) or (PACKAGE / "__pycache__").is_dir():
         return {}

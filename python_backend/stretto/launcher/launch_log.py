@@ -1,4 +1,4 @@
-"""Log of a launcher instance: output of its processes, in files of bounded size."""
+"""Log of a launcher instance: the output of its processes, in rotated files of bounded size."""
 
 import fcntl
 import os
@@ -21,20 +21,23 @@ STANDARD_OUTPUT = 1
 
 
 def log_line(message: str) -> None:
-    """Write a line of the launcher to standard error; drop it if the disk is full."""
+    """Write a line of the launcher's own output to standard error; drop it if that fails."""
     with suppress(OSError):
         print(f"[serve] {message}", file=sys.stderr, flush=True)
 
 
 class LogFile:
-    """Log file that drops and counts lines that cannot be written.
+    """Log file. Lines that cannot be written are dropped and counted.
 
-    It never raises and never waits longer than WRITABLE_S. Once lines can be written again, the first line reports the
-    number of dropped lines. A regular file is rotated at LOG_BYTES.
+    Writing never raises and waits for at most WRITABLE_S. Once it is possible again, the number of dropped lines is
+    written first. A regular file is rotated at LOG_BYTES.
+
+    Attributes:
+        lock: Lock that every writer must hold.
     """
 
     def __init__(self, path: Path | None) -> None:
-        """Select the file; it is opened for appending at the first write. None selects standard output."""
+        """Select the file, which is opened at the first write; None selects standard output."""
         self.lock = threading.Lock()  # held by every writer
         self._path = path
         self._file: int | None = None if path is not None else STANDARD_OUTPUT
@@ -42,7 +45,7 @@ class LogFile:
         self._link_flag = 0
 
     def write(self, lines: bytes) -> None:
-        """Append complete lines, or drop them if the file cannot be written; the caller holds the lock."""
+        """Append complete lines, or drop them if that fails; the caller holds the lock."""
         notice = b"" if self._ends_in_line else b"\n"
         if self._num_dropped:
             notice += b"[serve] %d lines of this log were dropped before this one\n" % self._num_dropped
@@ -64,7 +67,7 @@ class LogFile:
             self._file = None
 
     def _opened(self, num_bytes: int) -> int:
-        """Return the file's descriptor, after a rotation if `num_bytes` more would exceed LOG_BYTES."""
+        """Return the file's descriptor; rotate the file first if `num_bytes` more would exceed LOG_BYTES."""
         if self._path is None:
             return STANDARD_OUTPUT
         if self._file is None:
@@ -97,7 +100,7 @@ class LogFile:
 
 
 def rotate(path: Path) -> None:
-    """Rename `path` to `path`.1, `path`.1 to `path`.2, and so on; the oldest is removed."""
+    """Rename `path` to `path`.1, `path`.1 to `path`.2, and so on, replacing the oldest file."""
     names = [path, *(path.with_name(f"{path.name}.{number}") for number in range(1, OLD_LOGS + 1))]
     for older, newer in zip(names[:0:-1], names[-2::-1], strict=True):
         if newer.exists():
@@ -105,7 +108,12 @@ def rotate(path: Path) -> None:
 
 
 class ChildOutput:
-    """Pipe that receives the output of a process and its children, copied to the log line by line."""
+    """Pipe for the output of a process and its children, which is copied to the log line by line.
+
+    Attributes:
+        reading: Descriptor of the read end.
+        writing: Descriptor of the write end, for the process.
+    """
 
     def __init__(self, log: LogFile) -> None:
         self._log = log
@@ -117,7 +125,7 @@ class ChildOutput:
         self._is_open = True
 
     def copy(self) -> None:
-        """Copy the pipe's content to the log."""
+        """Copy the output in the pipe to the log."""
         with self._log.lock:
             for _ in range(PIPE_BYTES // TAIL_BYTES):
                 if not self._is_open:
@@ -129,17 +137,17 @@ class ChildOutput:
                 self._take(data)
 
     def tail(self) -> str:
-        """Return the last TAIL_BYTES of the process's output."""
+        """Return the last TAIL_BYTES of the output as text."""
         self.copy()
         return self._tail.decode(errors="replace")
 
     def forget(self) -> None:
-        """Discard the tail, so that `tail` returns only later output."""
+        """Discard previous output, so that `tail` returns only later output."""
         self.copy()
         self._tail = b""
 
     def close(self) -> None:
-        """Copy the remaining output and close the pipe, even if a process still has its write end open."""
+        """Copy the remaining output and close the pipe, even if a process still holds its write end."""
         self.copy()
         with self._log.lock:
             if self._is_open:
@@ -162,9 +170,9 @@ class ChildOutput:
 
 
 class LaunchLog:
-    """Log of a launcher instance, and the thread that copies its processes' output into it.
+    """Log of a launcher instance, and the thread that copies the output of its processes into it.
 
-    Processes never write to the log's file system, so a full disk loses log lines and has no other effect.
+    Processes never write to the log's file system themselves, so a full disk loses log lines and has no other effect.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -181,13 +189,13 @@ class LaunchLog:
 
         Args:
             command: Command line.
-            options: Options of Popen; they override the redirections.
+            options: Options of Popen, which override the redirections.
 
         Returns:
             The process and its output.
 
         Raises:
-            OSError: The process cannot be started.
+            OSError: If the process cannot be started.
         """
         output = ChildOutput(self._log)
         self._outputs[output.reading] = output
@@ -202,7 +210,7 @@ class LaunchLog:
             os.close(output.writing)
 
     def close(self) -> None:
-        """Copy the remaining output and end the thread."""
+        """Copy the remaining output, and end the thread."""
         os.eventfd_write(self._wake, 1)
         self._thread.join()
         for output in list(self._outputs.values()):

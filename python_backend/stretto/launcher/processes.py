@@ -1,4 +1,4 @@
-"""Processes of a launcher instance: start, priority, threads, and their end with the launcher."""
+"""Processes and threads in /proc: search, watching, priority, and killing."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PROC = Path("/proc")
-END_S = 3.0  # a process that survives SIGKILL this long is blocked in the kernel
+END_S = 3.0  # a process that survives SIGKILL for this long is blocked in the kernel
 MODEL_FILE = re.compile(r"/([^/]+)/\d+/model\.py ")
 BLOCKED = re.compile(rb"^SigBlk:\t([0-9a-f]+)$", re.MULTILINE)
 GONE = (FileNotFoundError, ProcessLookupError, PermissionError)
@@ -19,7 +19,7 @@ GONE = (FileNotFoundError, ProcessLookupError, PermissionError)
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """Snapshot of a process in /proc.
+    """Snapshot of a process.
 
     Attributes:
         pid: Process id.
@@ -37,30 +37,30 @@ class Process:
 
     @property
     def is_worker(self) -> bool:
-        """True if the server depends on it: a stub, or a process of a vLLM engine."""
+        """True if the server cannot work without this process: a stub, or a process of a vLLM engine."""
         return self.name.startswith("triton_python_b") or self.command.startswith("VLLM::")
 
     @property
     def model(self) -> str | None:
-        """Name of the model that a stub runs; None for other processes."""
+        """Name of the model that this stub runs; None for other processes."""
         found = MODEL_FILE.search(self.command) if self.name.startswith("triton_python_b") else None
         return None if found is None else found[1]
 
     @property
     def is_tracker(self) -> bool:
-        """True for multiprocessing's resource tracker, which unlinks semaphores of dead processes."""
+        """True for a resource tracker of Python's multiprocessing, which unlinks semaphores of dead processes."""
         return "multiprocessing.resource_tracker" in self.command
 
     @property
     def is_nameless(self) -> bool:
-        """True if the command line is empty: the process is executing exec or exiting."""
+        """True if the command line is empty, as while the process executes exec or exits."""
         return not self.command
 
 
 def birth(pid: int) -> int | None:
     """Return the start time of a process in clock ticks after boot, or None if there is no such process.
 
-    Together with the pid it identifies a process uniquely.
+    Pid and start time together identify a process uniquely.
     """
     with suppress(*GONE):
         return int(_stat(pid)[1][19])
@@ -68,14 +68,14 @@ def birth(pid: int) -> int | None:
 
 
 def is_stopped(pid: int) -> bool:
-    """Return True if a signal has stopped the process; False for a process stopped by a debugger."""
+    """Return True if a signal has stopped the process; a debugger does not count."""
     with suppress(*GONE):
         return _stat(pid)[1][0] == "T"
     return False
 
 
 def read_process(pid: int) -> Process | None:
-    """Return the process with this pid; None if it has ended, whether reaped or not."""
+    """Return a snapshot of the process, or None if it has ended, even if its parent has not reaped it."""
     try:
         name, fields = _stat(pid)
         command = (PROC / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
@@ -90,13 +90,13 @@ def _stat(pid: int) -> tuple[str, list[str]]:
 
 
 def all_processes() -> list[Process]:
-    """Return all visible processes."""
+    """Return snapshots of all visible processes."""
     found = (read_process(int(path.name)) for path in PROC.iterdir() if path.name.isdigit())
     return [process for process in found if process is not None]
 
 
 def descendants(pid: int) -> list[Process]:
-    """Return the children of `pid` and all their descendants."""
+    """Return the children of the process `pid`, and all of their descendants."""
     children: dict[int, list[Process]] = {}
     for process in all_processes():
         children.setdefault(process.parent, []).append(process)
@@ -109,14 +109,14 @@ def descendants(pid: int) -> list[Process]:
 
 
 def waits_for_a_child(pid: int) -> bool:
-    """Return True if a thread waits for a child process to exit; False if /proc does not show it."""
+    """Return True if a thread of the process waits for a child to exit; False if /proc does not show it."""
     with suppress(*GONE):
         return any((task / "wchan").read_text() == "do_wait" for task in (PROC / str(pid) / "task").iterdir())
     return False
 
 
 def blocks_by_thread(pid: int, signals: Collection[int]) -> dict[int, bool]:
-    """Return, for each thread id of the process, True if any of these signals is blocked."""
+    """Return, by thread id, True if the thread has any of these signals blocked."""
     mask, found = sum(1 << number - 1 for number in signals), dict[int, bool]()
     with suppress(*GONE):
         for task in (PROC / str(pid) / "task").iterdir():
@@ -128,7 +128,7 @@ def blocks_by_thread(pid: int, signals: Collection[int]) -> dict[int, bool]:
 
 
 def lost_children(pid: int) -> set[int]:
-    """Return the pids of the process's children that have ended and were not reaped."""
+    """Return the pids of children of the process that have ended but were not reaped."""
     found = set()
     for path in PROC.iterdir():
         if path.name.isdigit():
@@ -139,7 +139,7 @@ def lost_children(pid: int) -> set[int]:
 
 
 def environment_of(pid: int, variable: str) -> str | None:
-    """Return the value of `variable` at the start of a process.
+    """Return the value that an environment variable had when a process started.
 
     None if it was not set, or if the process has ended or belongs to another user.
     """
@@ -152,10 +152,10 @@ def environment_of(pid: int, variable: str) -> str | None:
 
 
 def end_all(is_meant: Callable[[Process], bool], patience_s: float = 3.0) -> None:
-    """Kill the selected processes and wait until none is left, for at most twice `patience_s`.
+    """Kill the selected processes and wait until they have ended, for at most twice `patience_s`.
 
-    Resource trackers exit by themselves once the processes whose resources they track have ended, so they are killed
-    only after `patience_s`. The same holds for processes without a command line, which may become trackers.
+    Resource trackers exit by themselves after the processes whose resources they track, so they are killed only after
+    `patience_s`; so are processes without a command line, which may be about to become trackers.
 
     Args:
         is_meant: Predicate that selects processes.
@@ -174,7 +174,7 @@ def end_all(is_meant: Callable[[Process], bool], patience_s: float = 3.0) -> Non
 
 
 class Watch:
-    """Watcher that reports immediately when one of several processes ends, even if its parent has not reaped it.
+    """Watcher that notices at once when one of several processes ends, even if its parent does not reap it.
 
     Attributes:
         ended: Processes that are known to have ended.
@@ -190,7 +190,7 @@ class Watch:
                 self.ended.append(process)
 
     def wait(self, timeout_s: float) -> list[Process]:
-        """Return the processes that have ended, after at most `timeout_s` or when the first one ends."""
+        """Wait until a process ends, for at most `timeout_s` seconds; return all that have ended."""
         if not self.ended:
             poll = select.poll()
             for descriptor in self._watched:
@@ -207,7 +207,7 @@ class Watch:
         return [process for process in self._watched.values() if process.model == model]
 
     def models_of(self, processes: list[Process]) -> set[str] | None:
-        """Return the models whose stubs are, or started, these processes; None if one belongs to no model."""
+        """Return the models to whose stubs these processes belong; None if a process belongs to no stub."""
         by_pid = {process.pid: process for process in self._watched.values()}
         found = set()
         for process in processes:
@@ -219,7 +219,7 @@ class Watch:
         return found
 
     def end_models(self, models: set[str]) -> None:
-        """Kill all processes of these models and wait until they have ended, each for at most END_S."""
+        """Kill all processes of these models, and wait for each to end, for at most END_S."""
         doomed = [each for each, process in self._watched.items() if (self.models_of([process]) or {""}) <= models]
         for descriptor in doomed:
             with suppress(ProcessLookupError):
@@ -241,19 +241,19 @@ AUTOGROUP = re.compile(r" nice (-?\d+)$")
 
 
 class Hurry:
-    """Processes of a server that are loading models, with raised priority until `end`.
+    """Raised CPU priority of the processes of a server that are loading models, until `end`.
 
     Both the processes and their session are raised, because with autogroups Linux schedules a session as one unit
     (sched(7)). Without CAP_SYS_NICE, or a limit on nice that permits it, nothing changes.
     """
 
     def __init__(self, server_pid: int, is_whole: bool = False) -> None:
-        """Record the stubs that already exist; their priority is unchanged.
+        """Find the stubs that run already; their priority stays unchanged.
 
         Args:
             server_pid: Pid of the server.
-            is_whole: True if the server has just been started. It is then raised itself, and its stubs inherit the
-                priority.
+            is_whole: True if the server has just been started; its own priority is then raised too, and its stubs
+                inherit it.
         """
         self._server, self._is_whole = server_pid, is_whole
         self._others = {process.pid for process in descendants(server_pid)}
@@ -303,7 +303,7 @@ class Hurry:
         return PROC / str(self._server) / "autogroup"
 
     def end(self) -> None:
-        """Restore the priority of the raised processes and of the processes and threads that inherited it."""
+        """Restore the priority of the raised processes, and of the processes and threads that inherited it."""
         if self._session_nice is not None:
             with suppress(OSError):
                 self._session_file.write_text(str(self._session_nice))

@@ -1,4 +1,4 @@
-"""One run of tritonserver: start, readiness, watch, restart of single models, stop."""
+"""One tritonserver process: start, readiness, watching, restart of single models, end."""
 
 import ctypes
 import http.client
@@ -34,7 +34,11 @@ Connect = Callable[[], http.client.HTTPConnection]
 
 
 class ModelRestart:
-    """Unloads models whose processes have ended, and reloads them with their dependents, without blocking.
+    """Restart of some models of a running server: unloads all of them, then loads them, without blocking the caller.
+
+    Args:
+        models: Names of the models.
+        connect: Opens a connection to Triton's HTTP service.
 
     Attributes:
         models: Names of the models.
@@ -55,9 +59,10 @@ class ModelRestart:
         return set(self.models) <= FIRST_STEPS
 
     def is_done(self) -> bool:
-        """Advance as far as possible without waiting, and return True once all models are ready.
+        """Advance as far as possible without waiting; return True once all models are ready.
 
-        Raises LaunchError if Triton refuses a step or a model is not ready at the end.
+        Raises:
+            LaunchError: If Triton refuses a step, or a model is not ready at the end.
         """
         while self._call is not None or self._steps:
             if self._call is None:
@@ -73,7 +78,7 @@ class ModelRestart:
         return True
 
     def close(self) -> None:
-        """Abandon the call in progress."""
+        """Abandon the HTTP call in progress, if any."""
         if self._call is not None:
             self._call.close()
             self._call = None
@@ -103,10 +108,16 @@ class AbortedStart(Exception):
 
 
 def command_line(config: LaunchConfig, installation: Installation, launch: Launch) -> list[str]:
-    """Return the server's command line; flags passed by the user come last and take precedence.
+    """Return the server's command line; the user's flags come last and take precedence.
 
-    Auto-completion of model configs, which ours do not need, would start each stub twice. With an allocation pool
-    Triton would keep the newest request of each ended stream for reuse, with its content: eight files of 20 MB.
+    Auto-completion of model configs is off, because ours do not need it and each stub would be started twice. The
+    allocation pool is off, because Triton would keep the last request of each ended stream, with its content, for
+    reuse.
+
+    Args:
+        config: Launcher configuration.
+        installation: The Triton server.
+        launch: Launcher instance.
     """
     return [
         str(installation.executable),
@@ -126,11 +137,11 @@ def command_line(config: LaunchConfig, installation: Installation, launch: Launc
 
 
 def loading(config: LaunchConfig) -> list[str]:
-    """Return the flags that load all models and permit reloading single models.
+    """Return the flags that load all models and permit the launcher to reload single ones.
 
-    Empty if the user passes model-control flags. Empty also if other users could load models, because a load request
-    may contain model code: if the repository API is open to all, or if Triton's own HTTP service is open, whose key any
-    user of this host can read in `ps`.
+    Empty if the user passes flags for model control. Empty also if other users could then load models, whose code
+    Triton would execute: if the repository API is open to all, or if Triton's own HTTP service is open, whose key all
+    users of this host can read in `ps`.
     """
     has_flags = any(flag.startswith(("--model-control-mode", "--load-model")) for flag in config.passed)
     return (
@@ -141,8 +152,8 @@ def loading(config: LaunchConfig) -> list[str]:
 def listening(config: LaunchConfig, launch: Launch) -> list[str]:
     """Return the flags for Triton's addresses: Unix sockets that only this user can access.
 
-    If Triton's HTTP service is open, its closed APIs are protected by a random key that is not published. Other users
-    of this host can read it in `ps`.
+    If Triton's HTTP service is open, its closed APIs require a random key that is not published (although other users
+    of this host can read it in `ps`).
     """
     flags = [f"--http-address=unix:{launch.http_socket}"]
     if HTTP in config.allowed:
@@ -160,7 +171,7 @@ def listening(config: LaunchConfig, launch: Launch) -> list[str]:
 
 
 def imports_by_place(installation: Installation) -> Path | None:
-    """Return the working directory from which stubs import our package, or None if they find it without.
+    """Return the working directory from which stubs import our package; None if they find it in any directory.
 
     WORKAROUND(triton): the stubs decode module paths as ASCII and ignore PYTHONPATH.
     """
@@ -168,12 +179,12 @@ def imports_by_place(installation: Installation) -> Path | None:
 
 
 def die_with_the_launcher() -> None:
-    """Make the kernel kill this process when the launcher dies (Popen `preexec_fn`)."""
+    """Make the kernel kill this process when the launcher dies (Popen's `preexec_fn`)."""
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class Server:
-    """A tritonserver process and its output.
+    """Running tritonserver process.
 
     It has its own process group, so that Ctrl-C reaches only the launcher.
     """
@@ -186,9 +197,9 @@ class Server:
         Args:
             config: Launcher configuration.
             installation: The Triton server to start.
-            launch: The launcher instance.
-            log: Destination of the server's output.
-            is_again: True if an earlier server was ready. Models are then loaded with raised priority.
+            launch: Launcher instance.
+            log: Log for the server's output.
+            is_again: True if a server of this launcher was ready before; models are then loaded with raised priority.
         """
         self._config, self._launch = config, launch
         self._started, self._clock = time.monotonic(), DayClock()
@@ -215,15 +226,15 @@ class Server:
 
     @property
     def age_s(self) -> float:
-        """Seconds since the server, or the last model restart, was started."""
+        """Seconds since the server, or the restart of some of its models, was started."""
         return time.monotonic() - self._started
 
     def is_ready(self) -> bool:
         """Return True once every model is loaded; from then on the server's processes are watched.
 
         Raises:
-            AbortedStart: The server or a stub died, or the start hangs; another attempt may succeed.
-            LaunchError: The server has ended with an error, or the time limit has passed.
+            AbortedStart: If the server or a stub died, or the start hangs; another attempt may succeed.
+            LaunchError: If the server has ended with an error, or the time limit has passed.
         """
         code = self._process.poll()
         if code is not None:
@@ -246,11 +257,11 @@ class Server:
         return False
 
     def _check_progress(self) -> None:
-        """Raise AbortedStart if the start hangs, which Triton 24.10 can do in two ways (stub_launcher.cc).
+        """Raise AbortedStart if the start hangs, which happens with Triton 24.10 in two ways (stub_launcher.cc).
 
-        The server gives up on a stub without a sign of life for a second while its model loads. It then waits for the
-        stub's exit without having requested it. The server also waits without limit for a stub's first message, even
-        if the stub has died.
+        The server gives up on a stub that shows no sign of life for a second while its model loads, and then waits for
+        its exit without having requested it. Or the server waits without limit for a stub's first message although the
+        stub has died.
         """
         now = time.monotonic()
         # WORKAROUND(triton#408, fixed in 25.09): a start can hang in python_backend; we abort and repeat it.
@@ -281,7 +292,7 @@ class Server:
         return UnixConnection(self._launch.http_socket)
 
     def _watch_processes(self) -> Watch:
-        """Return a watcher of the server and the processes that it depends on."""
+        """Return a watcher of the server and the processes that it cannot work without."""
         me = Process(self.pid, os.getpid(), self.pid, "tritonserver", "")
         watch = Watch([me, *(process for process in descendants(self.pid) if process.is_worker)])
         if lost_children(self.pid) - self._long_lost:
@@ -290,16 +301,16 @@ class Server:
         return watch
 
     def wait(self, timeout_s: float) -> Fault | None:
-        """Return the fault that prevents the ready server from continuing, or None.
+        """Wait until a process of the ready server ends, for at most `timeout_s` seconds; return a fault, or None.
 
-        Waits for at most `timeout_s`, or until the first process ends.
+        Other faults, of the clock or a crash handler, are checked as well.
         """
         assert self._watch is not None, "wait for a server that is ready"
         ended = self._watch.wait(timeout_s)
         return Fault(ended, "ended") if ended else self._clock.fault() or self._crash.fault()
 
     def given_up(self, model: str | None) -> Fault | None:
-        """Return the fault that Triton reports the stub of `model` as dead; None if the model has no stub."""
+        """Return the fault that Triton considers the stub of `model` dead; None if `model` is None or has no stub."""
         assert self._watch is not None, "look after a server that is ready"
         stubs = [] if model is None else self._watch.stubs_of(model)
         return Fault(stubs, "is taken for dead by Triton") if stubs else None
@@ -310,7 +321,7 @@ class Server:
         return self._watch.stopped()
 
     def restart_models(self, broken: list[Process]) -> ModelRestart | None:
-        """Begin to restart only the models that ran on these processes; `is_ready` advances the restart.
+        """Begin to restart only the models of some processes; `is_ready` then advances the restart.
 
         WORKAROUND(triton python_backend r24.10): a model whose stub died during requests is never freed, because these
         requests never end. Its 35 threads and its shared memory remain, so only MAX_MODEL_RESTARTS are made.
@@ -339,7 +350,7 @@ class Server:
         return self._restart
 
     def terminate(self) -> None:
-        """Request the server's exit, which takes at most its own exit timeout."""
+        """Request the server's exit; it takes at most the exit timeout on its command line."""
         self._process.terminate()
 
     def has_ended(self) -> bool:
@@ -347,7 +358,7 @@ class Server:
         return self._process.poll() is not None
 
     def kill(self) -> None:
-        """Kill the server and its process group immediately."""
+        """Kill the server and its process group, and wait for their end."""
         self._process.kill()
         self._process.wait()
         end_all(lambda process: process.group == self.pid)
@@ -359,7 +370,8 @@ class Server:
 def last_error(output: str) -> str:
     """Return the line of a server's output that best explains why it ended.
 
-    An uncaught exception of the server has priority over other errors, because stubs without a server also log errors.
+    The server's own uncaught exception has priority over other errors, because stubs that lose their server also log
+    errors.
     """
     lines = [line for line in output.splitlines() if not HARMLESS.match(line)]
     telling = [line[found.start() :] for line in lines if (found := BAD_USAGE.search(line))]

@@ -1,4 +1,4 @@
-"""Launcher life cycle: start, watch, announce, restart, drain and stop."""
+"""Life cycle of the launcher: start the server, watch it, restart it after faults, drain and stop it."""
 
 import math
 import signal
@@ -22,11 +22,11 @@ POLL_S = 0.1
 
 
 class Waits:
-    """Waits, and the count of signals that request a stop.
+    """Interruptible waits.
 
     Attributes:
-        look: Function called at every poll of a wait.
-        num_signals: Number of signals received.
+        on_poll: Called at every poll of a wait.
+        num_signals: Number of signals received that request a stop.
     """
 
     def __init__(self) -> None:
@@ -34,13 +34,21 @@ class Waits:
         self.num_signals = 0
 
     def catch_signals(self) -> None:
-        """Install signal handlers that only end waits; called before any resource needs cleanup."""
+        """Install signal handlers that end waits instead of the process.
+
+        Called before there is anything to clean up.
+        """
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:  # ignored under nohup: keep it so
                 signal.signal(number, self._on_signal)
 
     def polls(self, seconds: float, num_signals: int = 0) -> Iterator[None]:
-        """Yield every POLL_S seconds until `seconds` have passed or more than `num_signals` signals have arrived."""
+        """Yield every POLL_S seconds, until a time limit or a signal.
+
+        Args:
+            seconds: Time limit.
+            num_signals: Number of signals received before; another one ends the iteration.
+        """
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and self.num_signals == num_signals:
             yield
@@ -48,7 +56,7 @@ class Waits:
             time.sleep(POLL_S)
 
     def wait(self, seconds: float) -> None:
-        """Return when `seconds` have passed or a signal has arrived."""
+        """Wait for `seconds`, or until a signal arrives."""
         for _ in self.polls(seconds):
             pass
 
@@ -60,7 +68,11 @@ READY = "ready"
 
 
 class Announcer:
-    """Publisher of the launcher's state."""
+    """Publishes the launcher's state to the proxy, the pid file and the log.
+
+    Attributes:
+        log: Path of the log, for messages.
+    """
 
     def __init__(self, config: LaunchConfig, proxy: ProxyProcess) -> None:
         self._config, self._proxy = config, proxy
@@ -70,7 +82,7 @@ class Announcer:
         """Publish a new state.
 
         Args:
-            state: One of `pid_file.STATES`.
+            state: One of `background.STATES`.
             reason: Why the server is not ready; empty if nothing is wrong.
         """
         self._proxy.report_ready(is_ready=state == READY)
@@ -80,7 +92,7 @@ class Announcer:
         """Publish that the server is ready.
 
         Args:
-            age_s: Seconds from its start until it was ready.
+            age_s: Time from its start until it was ready, in seconds.
             pid: Pid of the server.
         """
         self.record(READY)
@@ -90,7 +102,7 @@ class Announcer:
             log_line(f"the page: {page_address(self._config.address, self._config.gateway_port)}")
 
     def note_restart(self, reason: str, spares_answered: bool) -> None:
-        """Publish that models are being restarted: the proxy refuses requests and ends those in flight.
+        """Publish that models are being restarted; the proxy refuses new requests and ends those in flight.
 
         Args:
             reason: Why models are restarted.
@@ -106,11 +118,11 @@ class Announcer:
 
 
 class FrontEndProcesses:
-    """Front-end processes; they outlive Triton restarts.
+    """The proxy and the optional gateway; they outlive restarts of Triton.
 
     Attributes:
         proxy: The proxy.
-        config: Configuration of the launcher instance with the ports at which the proxy listens.
+        config: Launcher configuration with the ports at which the proxy listens.
     """
 
     def __init__(self, config: LaunchConfig, launch: Launch, log: LaunchLog) -> None:
@@ -126,21 +138,21 @@ class FrontEndProcesses:
                 raise
 
     def keep_alive(self) -> None:
-        """Restart front-end processes that have ended or hang."""
+        """Restart the front-end processes that have ended or hang."""
         self.proxy.keep_alive()
         if self._gateway is not None and not self._is_draining:
             self._gateway.keep_alive()
 
     def fault(self) -> str:
-        """Return a description of the proxy's or the gateway's fault; empty if none is known."""
+        """Return a description of the proxy's or the gateway's fault; empty if there is none."""
         return self.proxy.fault() or (self._gateway.fault() if self._gateway is not None else "")
 
     def given_up(self) -> str | None:
-        """Return the model that Triton reported as unhealthy since the last call, or None."""
+        """Return a model that Triton has reported as unhealthy since the last call, or None."""
         return self.proxy.given_up()
 
     def drain(self, polls: Iterable[None]) -> None:
-        """Let the gateway finish its responses, which requires the server, until `polls` is exhausted."""
+        """Let the gateway complete its responses, for which the server must still run, until `polls` ends."""
         self._is_draining = True
         if self._gateway is not None:
             self._gateway.drain(polls)
@@ -156,16 +168,16 @@ QUIET_POLLS = 3  # consecutive idle polls: an utterance may be in transit from t
 
 
 def num_active_utterances(server_pid: int, directory: Path = DIRECTORY) -> int:
-    """Return the number of utterances in flight in the server with this pid."""
+    """Return the number of utterances in flight on a server, from its flow-control tables."""
     return sum(table.num_active() for table in tables_of(server_pid, directory))
 
 
 def has_drained(server_pid: int, drain_file: Path, polls: Iterable[None]) -> bool:
-    """Return True if all requests of a draining server end before `polls` is exhausted.
+    """Wait until all requests of a draining server have ended; return False if `polls` ends first.
 
     Args:
         server_pid: Pid of the server.
-        drain_file: File by which the preprocessor refuses new requests.
+        drain_file: File that makes the preprocessor refuse new requests.
         polls: Iterator that paces the polls.
     """
     quiet = 0
@@ -177,12 +189,12 @@ def has_drained(server_pid: int, drain_file: Path, polls: Iterable[None]) -> boo
     return False
 
 
-EXIT_S = 2.0  # all streams have ended, so a server that is slow to unload models can be killed
+EXIT_S = 2.0  # all streams have ended, so a server that unloads its models slowly can be killed
 LOOK_S = 0.2  # poll interval of a ready server
 
 
 class Supervisor:
-    """Keeps one server running until a signal requests a stop."""
+    """Runs a server, and restarts it after faults, until a signal requests a stop."""
 
     def __init__(self, config: LaunchConfig, installation: Installation, launch: Launch, waits: Waits) -> None:
         self._config, self._installation, self._launch = config, installation, launch
@@ -191,10 +203,10 @@ class Supervisor:
         self._back_off = BackOff()
 
     def run(self) -> int:
-        """Serve until a signal requests a stop; return 0 after a clean stop.
+        """Serve until a signal requests a stop; return 0.
 
         Raises:
-            LaunchError: The server could not be started and has never been ready, or a port is in use.
+            LaunchError: If a port is in use, or no server could be started.
         """
         wait_for_ports(self._config.ports)
         self._log = LaunchLog(self._config.log_file)
@@ -230,8 +242,10 @@ class Supervisor:
     def _start(self) -> Server | None:
         """Return a ready server, or None if a signal arrived first.
 
-        Raises LaunchError if no server has been ready yet and another start would fail in the same way. After a first
-        ready server every failure is retried without limit.
+        Once a server has been ready, every failed start is repeated without limit.
+
+        Raises:
+            LaunchError: If no server has been ready yet, and another start would fail in the same way.
         """
         num_aborted = 0
         while not self._waits.num_signals:
@@ -278,14 +292,14 @@ class Supervisor:
         return True
 
     def _keep(self, server: Server) -> Fault | None:
-        """Return the fault that makes a restart of the server necessary, or None if a signal arrived first."""
+        """Watch a server and restart its models as needed; return a fault that needs more, or None after a signal."""
         while fault := self._wait(server):
             if not self._restart_models(server, fault):
                 return fault
         return None
 
     def _restart_models(self, server: Server, fault: Fault) -> bool:
-        """Restart only the failed models; return False if the whole server must be restarted."""
+        """Restart only the models with the fault; return False if the whole server must be restarted."""
         restart = server.restart_models(fault.processes)
         if restart is None:
             return False
@@ -303,7 +317,7 @@ class Supervisor:
         return True
 
     def _wait(self, server: Server) -> Fault | None:
-        """Monitor the server until it has a fault and return that, or None if a signal arrived first."""
+        """Watch the server; return its fault, or None if a signal arrived first."""
         pending = PendingFault()
         while not self._waits.num_signals:
             fault = server.wait(LOOK_S) or server.given_up(self._front_ends.given_up())
@@ -319,14 +333,14 @@ class Supervisor:
         return None
 
     def _pause(self, reason: str) -> None:
-        """Report a failure and wait before the next start; the first failure in a while has no delay."""
+        """Report a failure and wait before the next start; there is no delay after the first failure in a while."""
         delay_s = self._back_off.next_delay_s()
         log_line(f"{reason}; the next start is in {delay_s:g} s" if delay_s else reason)
         self._announcer.record("waiting", reason)
         self._waits.wait(delay_s)
 
     def _stop(self, server: Server) -> None:
-        """Refuse new requests, let active streams finish, and end the server.
+        """Refuse new requests, let running ones complete, and end the server.
 
         A second signal skips the wait.
         """

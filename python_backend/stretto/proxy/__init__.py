@@ -1,1 +1,1 @@
-"""Proxy in front of Triton: clients connect to it, and it checks and limits every call to Triton."""
+"""Proxy in front of Triton. Clients connect to it; it checks and limits each call before it reaches Triton."""

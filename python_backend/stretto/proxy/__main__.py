@@ -1,8 +1,8 @@
 """Process of the proxy.
 
-It reads a ProxyConfig, one line of JSON, from standard input, and serves until standard input is closed. It writes one
-line: its ports (`Ports`), or the reason why it cannot listen. Later it writes the name of each model that Triton
-reports as unhealthy.
+It reads a ProxyConfig (one line of JSON) and then state messages from standard input, and serves until standard input
+is closed. It writes one line with its ports (`Ports`), or the reason why it cannot listen; later one line for each
+model that Triton reports as unhealthy.
 """
 
 import asyncio
@@ -36,15 +36,12 @@ STOP_S = 2.0  # for complete responses in transit
 
 
 class Launcher:
-    """Connection to the launcher.
-
-    Standard input carries the server's state. Standard output reports a model that Triton considers dead, at most once
-    per state message.
+    """Connection to the launcher through standard input and output.
 
     Attributes:
         stopped: Set when standard input is closed or a signal requests a stop.
-        gate: Gate that the launcher controls.
-        has_died: True if standard input was closed without the STOPPING message.
+        gate: Gate that the launcher opens and closes.
+        has_died: True if standard input was closed without the message STOPPING.
     """
 
     def __init__(self) -> None:
@@ -55,17 +52,20 @@ class Launcher:
         self.has_died = False  # standard input was closed without STOPPING
 
     def is_ready(self) -> bool:
-        """Return True if the launcher's last message reported the server as ready."""
+        """Return True if the server is ready according to the launcher's last message."""
         return self._is_ready
 
     def give_up(self, model: str) -> None:
-        """Report that Triton considers the stub of `model` dead, unless models are being restarted."""
+        """Report to the launcher that Triton considers the stub of `model` dead.
+
+        Only the first report after each message of the launcher is sent, and none while models are being restarted.
+        """
         if not self.gate.is_closed and not self._is_told:
             self._is_told = True
             print(model, flush=True)
 
     def read_commands(self) -> None:
-        """Read and apply the available messages."""
+        """Read and apply the messages that have arrived on standard input."""
         came = os.read(0, 4096)
         if not came:
             self.has_died = not self._is_stopping
@@ -83,7 +83,7 @@ class Launcher:
 
 
 async def serve(config: ProxyConfig, launcher: Launcher) -> None:
-    """Listen on all ports until the launcher ends; raise OSError if a port is not available."""
+    """Listen on all ports until the launcher ends or a stop is requested; raise OSError if a port is not available."""
     server, grpc_port = grpc_listener(config)
     async with grpc.aio.insecure_channel(f"unix:{config.triton_grpc}:{grpc_port}", TRITON_OPTIONS) as triton:
         uploads = Uploads()
@@ -104,7 +104,7 @@ async def serve(config: ProxyConfig, launcher: Launcher) -> None:
 
 
 async def beat() -> None:
-    """Write a heartbeat byte every BEAT_S seconds, which shows the launcher that this event loop runs."""
+    """Write a heartbeat to the launcher's pipe every BEAT_S seconds, as long as this event loop runs."""
     pipe = os.environ.get(BEATS)
     while pipe is not None:
         with suppress(OSError):  # the pipe is full, or the launcher has ended
@@ -113,12 +113,12 @@ async def beat() -> None:
 
 
 async def page_listener(config: ProxyConfig, port: int, page: Pages) -> asyncio.Server:
-    """Start an HTTP server for `page` at a port; raise OSError if the port is not available."""
+    """Start an HTTP server for `page`; raise OSError if the port is not available."""
     return await asyncio.start_server(PageServer(page), config.address, port, limit=MAX_HEAD_BYTES)
 
 
 def grpc_listener(config: ProxyConfig) -> tuple[grpc.aio.Server, int]:
-    """Return a gRPC server without handlers and its port; raise OSError if the port is not available."""
+    """Return a gRPC server without handlers, and its port; raise OSError if the port is not available."""
     options = [*SERVER_OPTIONS, ("grpc.max_receive_message_length", config.max_request_bytes)]
     server = grpc.aio.server(options=options, maximum_concurrent_rpcs=MAX_CALLS)
     host = f"[{config.address}]" if ":" in config.address else config.address
@@ -129,7 +129,14 @@ def grpc_listener(config: ProxyConfig) -> tuple[grpc.aio.Server, int]:
 
 
 def grpc_proxy(config: ProxyConfig, triton: grpc.aio.Channel, launcher: LauncherState, uploads: Uploads) -> GrpcProxy:
-    """Return the handler of gRPC calls."""
+    """Return the handler of gRPC calls.
+
+    Args:
+        config: Configuration of the proxy.
+        triton: Channel to Triton.
+        launcher: Server state as reported by the launcher.
+        uploads: Registry of calls whose client is still sending.
+    """
     allowed = Access(config.key, frozenset(config.allowed))
     return GrpcProxy(triton, allowed, launcher, uploads, Disconnects(Path(config.departures)))
 
@@ -144,7 +151,7 @@ async def run(config: ProxyConfig, launcher: Launcher) -> None:
 
 
 def first_line() -> str:
-    """Read the first line of standard input, and nothing after it."""
+    """Read the first line of standard input, without reading ahead."""
     line = b""
     while (byte := os.read(0, 1)) not in (b"", b"\n"):
         line += byte
@@ -154,8 +161,8 @@ def first_line() -> str:
 def main() -> int:
     """Serve; return 1 if a port is not available.
 
-    If the launcher has died, this process becomes its cleanup command, because no other process is certain to outlive
-    the launcher.
+    If the launcher dies, this process executes the cleanup command in its own place, because it may be the only process
+    that outlives the launcher.
     """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each connection uses a descriptor

@@ -1,4 +1,4 @@
-"""Access rules of the proxy: calls, models and shared memory a client may use, fair shares."""
+"""Access rules of the proxy: which calls, models and shared-memory regions a client may use, and eviction by host."""
 
 import heapq
 import hmac
@@ -52,25 +52,25 @@ class Access:
     """Access rules.
 
     Attributes:
-        key: Secret that permits the closed APIs.
-        allowed: APIs that are open to all clients.
+        key: Secret whose holders may use all APIs.
+        allowed: Closed APIs that are open to all clients of this server.
     """
 
     key: str
     allowed: frozenset[str]
 
     def admits(self, api: str, metadata: Metadata) -> bool:
-        """Return True if a call with this metadata may use the API."""
+        """Return True if a call with this metadata may use the API `api`."""
         return api == OPEN or api in self.allowed or self.is_key_holder(metadata)
 
     def is_key_holder(self, metadata: Metadata) -> bool:
-        """Return True if the metadata contains the key."""
+        """Return True if the metadata contains the secret."""
         given = next((value for name, value in metadata if name == KEY_HEADER), "")
         return isinstance(given, str) and hmac.compare_digest(given.encode(), self.key.encode())
 
 
 def refusal(api: str) -> str:
-    """Return the error message for a caller without access to the API."""
+    """Return the error message for a client that may not use the API `api`."""
     return f"the {api} API is closed: start the server with --allow {api}, or send its key in the header {KEY_HEADER}"
 
 
@@ -81,22 +81,22 @@ Ask = Callable[[bytes], Awaitable[bytes]]
 
 
 class ServedModels:
-    """Check of requested models: our own by name, others by a ModelReady call to Triton."""
+    """Check that the server has a requested model: our own by name, others with a call to Triton."""
 
     def __init__(self, allowed: Access, ask: Ask) -> None:
         """Create the check.
 
         Args:
             allowed: Access rules.
-            ask: Calls ModelReady with a serialised request.
+            ask: Sends a serialised ModelReadyRequest to Triton, and returns the serialised response.
         """
         self._access, self._ask = allowed, ask
 
     async def check(self, head: ModelInferRequest, metadata: Metadata) -> None:
-        """Raise BadRequest if the caller may not use the request's model, or if the server does not have it.
+        """Raise BadRequest if the client may not use the request's model, or if the server does not have it.
 
         Args:
-            head: The request.
+            head: The request, without tensor contents.
             metadata: Metadata of the call.
         """
         name, version = head.model_name, head.model_version
@@ -126,7 +126,7 @@ OF_CLIENTS = "stretto_in_"
 
 
 def check_registration(request: SystemSharedMemoryRegisterRequest) -> None:
-    """Raise BadRequest if the segment belongs to the server; tensors could otherwise access its memory."""
+    """Raise BadRequest if a client tries to register shared memory of the server, which tensors could then access."""
     name = request.key.lstrip("/")
     if name.startswith(SERVER_PREFIXES) and not name.startswith(OF_CLIENTS):
         raise BadRequest(f"key: expected a name without the server's own prefix, got {name!r}")
@@ -137,15 +137,15 @@ IPV6_HOST_BITS = 64  # network of one customer, as assigned by providers (RFC 61
 
 
 def host_of_call(peer: str) -> str:
-    """Return the host of a gRPC peer such as `ipv4:127.0.0.1:5000` or `ipv6:%5B::1%5D:5000`."""
+    """Return the host of a gRPC peer such as `ipv4:127.0.0.1:5000` or `ipv6:%5B::1%5D:5000`; see `host_of`."""
     kind, _, place = unquote(peer).partition(":")
     return host_of(place.rpartition(":")[0].strip("[]")) if kind in ("ipv4", "ipv6") else peer
 
 
 def host_of(address: str) -> str:
-    """Return the unit by which an address is counted: the IPv4 address, or the IPv6 /64 network.
+    """Return the unit by which clients are counted: the IPv4 address, or the /64 network of an IPv6 address.
 
-    A host in an IPv6 network can have any number of addresses.
+    A single host can use any number of addresses of its IPv6 network.
     """
     try:
         found = ipaddress.ip_address(address.partition("%")[0])
@@ -159,14 +159,14 @@ def host_of(address: str) -> str:
 
 
 def in_excess(members: Iterable[T], host: Callable[[T], str], rank: Callable[[T], Any]) -> Iterator[T]:
-    """Yield members in the order of eviction.
+    """Yield members in the order in which they should be evicted.
 
-    Each is the lowest-ranked member of the host that has the most members left.
+    Each is the lowest-ranked member of the host that has most of the members left.
 
     Args:
         members: Members to order.
         host: Returns a member's host.
-        rank: Returns a member's sort key; low ranks are evicted first.
+        rank: Returns a member's sort key.
     """
     of_host: dict[str, list[T]] = {}
     for member in sorted(members, key=rank, reverse=True):

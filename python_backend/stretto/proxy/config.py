@@ -1,6 +1,6 @@
-"""Messages between the launcher and the proxy, over pipes so that other users cannot read the key in `ps`.
+"""Messages between the launcher and the proxy.
 
-The proxy replies with its ports, and later with one line per model that Triton reports as unhealthy.
+They are sent through pipes, because other users can read command lines, and thereby the key, in `ps`.
 """
 
 import json
@@ -20,7 +20,7 @@ BEATS, BEAT_S = "STRETTO_BEATS", 1.0
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """Ports at which the proxy listens; a configured port of 0 is replaced by the free port chosen.
+    """Ports at which the proxy listens. A configured port of 0 is replaced by the free port that was chosen.
 
     Attributes:
         grpc: gRPC port.
@@ -38,28 +38,26 @@ class Ports:
 
     @classmethod
     def from_json(cls, text: str) -> "Ports":
-        """Parse the output of `to_json`; raise ValueError for anything else, such as an error message."""
+        """Parse the output of `to_json`; raise ValueError for other text, such as an error message."""
         return _parse(cls, text)
 
 
 @dataclass(frozen=True, slots=True)
 class ProxyConfig:
-    """Configuration of the proxy.
-
-    A port of 0 selects a free port.
+    """Configuration of the proxy. A port of 0 selects a free port.
 
     Attributes:
         address: IP address to listen at.
         grpc_port: gRPC port.
         metrics_port: Metrics port.
         http_port: HTTP port; None if Triton serves HTTP itself.
-        triton_grpc: Triton's gRPC socket; Triton appends a colon and the gRPC port to this name.
-        triton_metrics: Triton's metrics socket.
+        triton_grpc: Path of Triton's gRPC socket, without the colon and port that Triton appends.
+        triton_metrics: Path of Triton's metrics socket.
         departures: Path of the client-disconnect flags.
-        key: Key that permits closed APIs.
-        allowed: APIs that are open to all clients.
-        max_request_bytes: Largest accepted gRPC message.
-        cleanup: Command that cleans up after a dead launcher.
+        key: Secret whose holders may use all APIs.
+        allowed: Closed APIs that are open to all clients.
+        max_request_bytes: Maximum size of a gRPC message, in bytes.
+        cleanup: Command to execute if the launcher has died; empty for none.
     """
 
     address: str
@@ -80,12 +78,12 @@ class ProxyConfig:
 
     @classmethod
     def from_json(cls, text: str) -> "ProxyConfig":
-        """Parse the output of `to_json`; raise ValueError for anything else."""
+        """Parse the output of `to_json`; raise ValueError for other text."""
         return _parse(cls, text)
 
 
 def _parse(kind: type[Message], text: str) -> Message:
-    """Return the message in a line of JSON; raise ValueError naming an invalid field, but no value: one is a key."""
+    """Parse a message; errors name the invalid field but no value, because one of them is the key."""
     record, kinds = json.loads(text), get_type_hints(kind)
     if not isinstance(record, dict) or record.keys() != kinds.keys():
         got = ", ".join(record) if isinstance(record, dict) else type(record).__name__

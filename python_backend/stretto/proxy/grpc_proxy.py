@@ -1,4 +1,4 @@
-"""gRPC front end: checks each call and forwards its bytes to Triton and back."""
+"""gRPC front end: checks each call, and forwards its bytes to Triton and the response back."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -40,7 +40,7 @@ from stretto.proxy.infer_request import (
 from stretto.proxy.triton_stream import AGAIN, ClientStream, Gate, Restarting, TritonStream, Unwatched, client_status
 from stretto.proxy.uploads import ENDED, Pace, Upload, Uploads
 
-MAX_SMALL_BYTES = 1 << 16  # messages carry names; only key holders may load models, with files in the message
+MAX_SMALL_BYTES = 1 << 16  # enough for names; only key holders may load models, with files in the message
 _TRITON = service_pb2.DESCRIPTOR.services_by_name[SERVICE.strip("/").rpartition(".")[2]].methods
 # A health check is also a single string (grpc/health/v1/health.proto); its package is not installed.
 _KINDS: dict[str, type[Message]] = {HEALTH_CHECK: StringValue}
@@ -48,14 +48,14 @@ _KINDS |= {SERVICE + method.name: GetMessageClass(method.input_type) for method 
 
 
 def check_other_call(method: str, request: bytes, is_key_holder: bool) -> None:
-    """Raise BadRequest for an unreadable, oversized or forbidden message.
+    """Raise BadRequest if the message of a call other than an inference is malformed, too large or forbidden.
 
-    Triton would answer an unreadable one with an internal error.
+    Triton would answer a malformed message with an internal error.
 
     Args:
         method: Full method name.
         request: Serialised message.
-        is_key_holder: True if the caller has sent the key; the message may then be large.
+        is_key_holder: True if the client has sent the key; its messages may be large.
     """
     if not is_key_holder and len(request) > MAX_SMALL_BYTES:
         raise BadRequest(f"request: expected at most {MAX_SMALL_BYTES} bytes, got {len(request)}")
@@ -75,7 +75,7 @@ DROPPED_HEADERS = {"triton_grpc_error"}
 class SoleCalls:
     """Makes unary calls to Triton.
 
-    A call to one of our models continues after its client has disconnected, unless a model is restarted. A call to
+    If the client disconnects, a call to one of our models runs to its end, unless a model is restarted; a call to
     another model is cancelled.
     """
 
@@ -86,13 +86,13 @@ class SoleCalls:
     async def call(
         self, method: str, request: bytes, metadata: Metadata, place: ExitStack | None = None, is_ours: bool = True
     ) -> bytes:
-        """Return Triton's response.
+        """Return Triton's serialised response.
 
         Args:
             method: Full method name.
             request: Serialised message.
             metadata: Metadata of the client's call.
-            place: Slot of the client's host; if the client disconnects, it is held until the response has arrived.
+            place: Slot of the client's host, held until the response has arrived even if the client disconnects.
             is_ours: False for third-party models, which query Triton for cancellation.
         """
         call = self._calls[method](request, metadata=passed_on(metadata))
@@ -123,7 +123,7 @@ async def _shielded(answering: asyncio.Task[bytes]) -> bytes:
 
 
 def passed_on(metadata: Metadata) -> tuple[tuple[str, str | bytes], ...]:
-    """Return the metadata that is forwarded to Triton."""
+    """Return the metadata to forward to Triton."""
     return tuple((name, value) for name, value in metadata if name not in DROPPED_HEADERS and name[:5] != "grpc-")
 
 
@@ -157,7 +157,8 @@ NOT_READY = {access.SERVICE + "ServerReady": b"", MODEL_READY: b"", access.HEALT
 STATUS = {INVALID: grpc.StatusCode.INVALID_ARGUMENT, FULL: grpc.StatusCode.RESOURCE_EXHAUSTED}
 STATUS[UNAVAILABLE] = grpc.StatusCode.UNAVAILABLE
 Context = Any  # grpc.aio.ServicerContext, of bytes
-Handler = Callable[[AsyncIterator[bytes], Context, ExitStack], Awaitable[None]]  # may take over the call's slot
+# may keep the call's slot after it returns
+Handler = Callable[[AsyncIterator[bytes], Context, ExitStack], Awaitable[None]]
 CROWDED = "full: this host has reached its share of open calls"
 
 
@@ -165,18 +166,18 @@ class LauncherState(Protocol):
     """Server state as reported by the launcher.
 
     Attributes:
-        gate: Gate that the launcher controls.
+        gate: Gate that the launcher opens and closes.
     """
 
     gate: Gate
 
     def is_ready(self) -> bool:
-        """Return True if the launcher's last message reported the server as ready."""
+        """Return True if the server is ready according to the launcher's last message."""
         ...
 
 
 class GrpcProxy(grpc.GenericRpcHandler):
-    """gRPC handler that forwards valid calls that the access rules permit."""
+    """gRPC handler that forwards valid and permitted calls to Triton."""
 
     def __init__(
         self,
@@ -192,8 +193,8 @@ class GrpcProxy(grpc.GenericRpcHandler):
             triton: Channel to Triton.
             allowed: Access rules.
             launcher: Server state as reported by the launcher.
-            uploads: Registry of calls that may still send.
-            departures: Client-disconnect flags that the models read.
+            uploads: Registry of calls whose client is still sending.
+            departures: Client-disconnect flags, which the models read.
         """
         self._access = allowed
         self._is_ready, self._gate = launcher.is_ready, launcher.gate
@@ -205,7 +206,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
         self._models = ServedModels(allowed, lambda request: self._sole.call(MODEL_READY, request, ()))
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
-        """Return the handler of a call, or None for an unknown method."""
+        """Return the handler of a call; None for an unknown method."""
         method = details.method
         if method not in access.APIS:
             return None
@@ -223,7 +224,10 @@ class GrpcProxy(grpc.GenericRpcHandler):
         return answer
 
     def _call(self, method: str) -> Handler:
-        """Return a unary handler, registered as stream-stream to check access before it receives the request body."""
+        """Return the handler of a unary method.
+
+        It is registered as stream-stream, so that access is checked before the request body has been received.
+        """
         api = access.APIS[method]
 
         async def answer(requests: AsyncIterator[bytes], context: Context, place: ExitStack) -> None:
@@ -304,9 +308,9 @@ class GrpcProxy(grpc.GenericRpcHandler):
             )  # fails together with the stream, whose error is reported
 
     async def _see_off(self, stream: TritonStream, place: ExitStack) -> None:
-        """Drain a stream whose client has disconnected.
+        """Notify the models that the client of a stream has disconnected, and discard the remaining responses.
 
-        The models are notified. The client's host keeps its slot until the stream ends.
+        The client's host keeps its slot until Triton ends the stream.
         """
         self._disconnects.record(stream.number)
         with place, suppress(Restarting, grpc.aio.AioRpcError):

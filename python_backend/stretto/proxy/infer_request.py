@@ -1,8 +1,8 @@
-"""Validation of inference requests in serialised form.
+"""Validation of serialised inference requests.
 
-WORKAROUND(triton): Triton and the numpy code of its stubs trust tensor shapes. A negative dimension, or a product that
-overflows, ends a stub. Each tensor must therefore have exactly the size of its shape. Tensor contents are measured but
-not copied.
+WORKAROUND(triton): Triton, and the numpy code of its stubs, trust tensor shapes. A negative dimension, or a product of
+dimensions that overflows, ends a stub. Each tensor must therefore have exactly the size that its shape implies. Tensor
+contents are measured but not copied.
 """
 
 import math
@@ -16,9 +16,9 @@ from tritonclient.grpc.service_pb2 import ModelInferRequest
 from stretto.disconnects import HOST, STREAM
 
 MAX_HEAD_BYTES = 1 << 20
-MAX_FIELDS = 256  # with those of tensors; a request with all inputs of all our models has less than half
+MAX_FIELDS = 256  # fields of tensors included; a request with all inputs of all our models has less than half
 MAX_ID = 1024  # characters, also of names: each response repeats them, and Triton buffers unread responses
-MAX_PARAMETERS, MAX_PARAMETER_BYTES = 32, 4096  # parsed by each model of the ensemble, by the decoder for each chunk
+MAX_PARAMETERS, MAX_PARAMETER_BYTES = 32, 4096  # each model of the ensemble parses them, the decoder for each chunk
 MAX_RANK = 8
 MAX_ELEMENTS = 1 << 31
 MAX_STRINGS = 4096  # each becomes a Python object
@@ -45,10 +45,10 @@ INVALID, FULL, UNAVAILABLE = "invalid request", "full", "unavailable"
 
 
 class BadRequest(Exception):
-    """A request that must not reach Triton; the message names the field, the expectation and the value.
+    """Request that must not reach Triton; the message names the field, the expectation and the value.
 
     Attributes:
-        request_id: Id given by the client, if it could be read.
+        request_id: Id set by the client; empty if it could not be read.
         kind: Prefix of the client's error message, as in the models' errors.
     """
 
@@ -64,7 +64,7 @@ class BadRequest(Exception):
 
 @dataclass(frozen=True, slots=True)
 class InferRequest:
-    """A parsed request without tensor contents.
+    """Parsed request without tensor contents.
 
     Attributes:
         head: The request without `raw_input_contents`.
@@ -79,10 +79,10 @@ def read_infer_request(data: bytes) -> InferRequest:
     """Parse and validate a request.
 
     Args:
-        data: A serialised ModelInferRequest.
+        data: Serialised ModelInferRequest.
 
     Raises:
-        BadRequest: `data` is malformed, exceeds a limit, or has a tensor whose size does not match its shape.
+        BadRequest: If `data` is malformed, exceeds a limit, or has a tensor whose size does not match its shape.
     """
     head, raw_sizes = bytearray(), []
     for number, start, content, end in _few_fields(data):
@@ -109,12 +109,13 @@ def read_infer_request(data: bytes) -> InferRequest:
 
 
 def with_origin(data: bytes, host: str, stream: int = 0) -> bytes:
-    """Return the request with parameters for its host and stream, which override any sent by the client.
+    """Return the request with parameters for its host and stream, which override those set by the client.
 
-    Concatenated protobuf messages merge into one, and the last of repeated map entries wins (protobuf, encoding).
+    They are appended as a second message: concatenated protobuf messages merge, and the last of repeated map entries
+    wins (protobuf, encoding).
 
     Args:
-        data: A serialised ModelInferRequest.
+        data: Serialised ModelInferRequest.
         host: Host of the client.
         stream: Number of the stream; 0 for none.
     """
@@ -125,10 +126,10 @@ def with_origin(data: bytes, host: str, stream: int = 0) -> bytes:
 
 
 def _few_fields(data: bytes) -> Iterator[Field]:
-    """Yield the request's fields; raise BadRequest if there are too many, including those of its tensors.
+    """Yield the request's fields; raise BadRequest if there are more than MAX_FIELDS, those of its tensors included.
 
-    A field can be as small as two bytes, and each costs a step or an object here, while the event loop serves no other
-    call.
+    A field can be as small as two bytes and costs a loop iteration or an object each. Meanwhile the event loop serves
+    no other call.
     """
     came = 0
     for field in _fields(data, 0, len(data), REQUEST):
@@ -141,7 +142,7 @@ def _few_fields(data: bytes) -> Iterator[Field]:
 
 
 def _fields(data: bytes, at: int, end: int, known: Kinds) -> Iterator[Field]:
-    """Yield the fields of the message between offsets `at` and `end`."""
+    """Yield the fields of the message between the offsets `at` and `end`; raise BadRequest for unknown ones."""
     while at < end:
         number, kind = data[at] >> 3, data[at] & 7
         if kind not in known.get(number, ()):
@@ -155,7 +156,7 @@ def _fields(data: bytes, at: int, end: int, known: Kinds) -> Iterator[Field]:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """Return the varint at offset `at` and the offset after it."""
+    """Return the varint at the offset `at`, and the offset after it."""
     value = 0
     for place, byte in enumerate(data[at : at + 10]):
         value |= (byte & 0x7F) << 7 * place
@@ -165,7 +166,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _check_names(head: ModelInferRequest) -> None:
-    """Raise BadRequest for text with a NUL: Triton would truncate it there and bypass the other checks."""
+    """Raise BadRequest for a text with a NUL character, where Triton would truncate it after the checks here."""
     texts = [("id", head.id), ("model_name", head.model_name), ("model_version", head.model_version)]
     texts += [("parameters", value.string_param) for value in head.parameters.values()]
     texts += [("inputs", tensor.datatype) for tensor in head.inputs]

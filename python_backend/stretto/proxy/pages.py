@@ -1,4 +1,4 @@
-"""HTTP ports for readiness and metrics; only the first line of a request is interpreted."""
+"""HTTP ports for readiness and metrics. Only the first line of a request is interpreted."""
 
 import asyncio
 import json
@@ -26,7 +26,7 @@ MODEL_READY = re.compile(r"/v2/models/([^/?]{1,128})(?:/versions/(\d{1,18}))?/re
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """An HTTP response."""
+    """HTTP response."""
 
     status: HTTPStatus
     body: bytes = b""
@@ -37,14 +37,18 @@ Pages = Callable[[str], Awaitable[Page]]
 
 
 def error_page(status: HTTPStatus, message: str) -> Page:
-    """Return an error in the format of Triton's HTTP service."""
+    """Return an error response in the format of Triton's HTTP service."""
     return Page(status, json.dumps({"error": message}).encode())
 
 
 class Readiness:
-    """Readiness of the server and its models.
+    """Readiness of the server and its models, with the paths of Triton's HTTP service.
 
-    Triton reports it over gRPC, unless the launcher reports the server as not ready.
+    Not ready if the launcher reports so; otherwise Triton is asked over gRPC.
+
+    Args:
+        triton: Channel to Triton.
+        is_ready: Returns True if the launcher reports the server as ready.
     """
 
     def __init__(self, triton: grpc.aio.Channel, is_ready: Callable[[], bool] = lambda: True) -> None:
@@ -78,7 +82,7 @@ def _yes_or_no(answer: bool) -> Page:
 
 
 class MetricsPage:
-    """Triton's metrics, which Triton serves at a Unix socket."""
+    """Triton's metrics, forwarded from the Unix socket at which Triton serves them."""
 
     def __init__(self, socket: str) -> None:
         self._socket = socket
@@ -106,13 +110,13 @@ class MetricsPage:
 
 @dataclass(slots=True, eq=False)
 class _Connection:
-    """An open connection.
+    """Open connection.
 
     Attributes:
         writer: Its writer.
         serving: Task that serves it.
-        number: Sequence number of its opening or, later, of its response.
-        is_idle: True if no response is pending.
+        number: Sequence number of its opening or, once it has been answered, of its response.
+        is_idle: True if it has sent no complete request, or has been answered.
     """
 
     writer: asyncio.StreamWriter
@@ -122,7 +126,7 @@ class _Connection:
 
     @property
     def host(self) -> str:
-        """Host of the client, as counted for limits."""
+        """Host of the client, as counted by the limits."""
         name = self.writer.get_extra_info("peername")
         return host_of(name[0]) if name else ""
 
@@ -134,10 +138,10 @@ class _Connection:
 
 
 class PageServer:
-    """HTTP server that answers one GET per connection.
+    """HTTP server that answers one GET request per connection.
 
-    If there are more than MAX_CONNECTIONS connections, one of the host with the most connections is closed. Idle
-    connections are closed first, and among equals the oldest.
+    With more than MAX_CONNECTIONS connections, one of the host with the most connections is closed. Idle connections
+    are closed first, and among equals the oldest.
     """
 
     def __init__(self, pages: Pages) -> None:
@@ -146,7 +150,7 @@ class PageServer:
         self._number = count()
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer one connection and close it."""
+        """Answer the request of one connection, and close the connection."""
         connection = _Connection(writer, asyncio.current_task(), next(self._number))
         self._open.add(connection)
         self._make_room()

@@ -1,4 +1,4 @@
-"""Client streams and the Triton streams that answer them, which outlive a cancelled client."""
+"""Streams of clients, and the streams to Triton that answer them and outlive a disconnected client."""
 
 import asyncio
 import re
@@ -22,10 +22,10 @@ class Restarting(Exception):
 
 
 class Gate:
-    """Gate for calls; closing it ends calls in flight.
+    """Gate for calls; closing it refuses new calls and ends those in flight.
 
     Attributes:
-        give_up: Reports a model whose stub Triton considers dead to the launcher.
+        give_up: Reports to the launcher a model whose stub Triton considers dead.
         is_closed: True while the gate is closed.
     """
 
@@ -43,7 +43,7 @@ class Gate:
             is_answered: Returns True if Triton has begun to answer all requests of the call.
 
         Raises:
-            Restarting: The gate is closed for this call, or was closed while the call was in flight.
+            Restarting: If the gate is closed for this call, or closes while the call is in flight.
         """
         if self.is_closed and not (self._spares_answered and is_answered()):
             call.close()
@@ -89,9 +89,7 @@ Tell = Callable[[str], None]  # reports a model whose stub Triton considers dead
 
 
 def retold(response: bytes, give_up: Tell) -> bytes:
-    """Return a response for the client, in which errors about dead stubs are reworded.
-
-    Triton may report a dead stub before the launcher has noticed it.
+    """Return a response with errors about dead stubs reworded for the client; they may precede the launcher's notice.
 
     Args:
         response: Serialised ModelStreamInferResponse.
@@ -112,11 +110,11 @@ def _said_of_stubs(message: str, give_up: Tell) -> str:
 
 
 def client_status(error: grpc.aio.AioRpcError, give_up: Tell) -> tuple[grpc.StatusCode, str]:
-    """Return the status and message with which to end the client's call.
+    """Return the status code and message with which the client's call ends.
 
     Args:
         error: Error of the call to Triton.
-        give_up: Reports a model with a dead stub to the launcher.
+        give_up: Reports to the launcher a model whose stub Triton considers dead.
     """
     code, details = error.code(), _said_of_stubs(error.details() or "", give_up)
     is_gone = code is grpc.StatusCode.UNAVAILABLE and any(words in details for words in GONE)
@@ -129,13 +127,13 @@ DEFAULT_VERSION = "1"  # version of a request that names none
 
 
 class Unwatched:
-    """Tasks that run to their end even if no other task awaits them."""
+    """Background tasks: they run to their end even if the task that started them has ended."""
 
     def __init__(self) -> None:
         self._tasks = set[asyncio.Task[Any]]()
 
     def start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Start a task and ignore its exceptions."""
+        """Start a task; its exception is raised only where the task is awaited, and never logged."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -145,11 +143,14 @@ class Unwatched:
 
 
 class TritonStream:
-    """A ModelStreamInfer call to Triton.
+    """ModelStreamInfer call to Triton.
+
+    Args:
+        call: The call.
+        number: Number by which the models look up whether the client has disconnected.
 
     Attributes:
-        number: Number by which the models recognise that its client has disconnected.
-        model: Name and version of the model of all its requests; None before the first request.
+        model: (name, version) of the model of all requests of the stream; None before the first request.
     """
 
     def __init__(self, call: Any, number: int) -> None:
@@ -166,14 +167,14 @@ class TritonStream:
 
     @property
     def is_answered(self) -> bool:
-        """True if Triton has certainly begun to answer all requests of the stream.
+        """True if Triton has begun to answer all requests of the stream.
 
         This is known only for a stream of one request.
         """
         return self._has_answered and self._num_asked == 1
 
     def record_model(self, head: ModelInferRequest) -> None:
-        """Record the request's model as that of the stream; raise BadRequest if it differs from earlier requests.
+        """Record the model of a request; raise BadRequest if earlier requests of the stream are for another one.
 
         WORKAROUND(triton server 2.51): it writes responses of decoupled and other models without synchronisation. gRPC
         aborts the process if two writes overlap.
@@ -187,12 +188,12 @@ class TritonStream:
             raise BadRequest(f"model_name: expected {expected}, as before on this stream, got {got}", head.id)
 
     async def write(self, request: bytes) -> None:
-        """Send a request; raise gRPC's error if the stream is over."""
+        """Send a serialised request; raise gRPC's error if the stream is over."""
         self._num_asked += 1
         await self._written(self._call.write(request))
 
     async def end(self) -> None:
-        """Half-close the stream."""
+        """Half-close the stream: no further request follows."""
         await self._written(self._call.done_writing())
 
     async def _written(self, writing: Awaitable[None]) -> None:
@@ -200,7 +201,10 @@ class TritonStream:
         await asyncio.shield(self._writing)
 
     async def read(self) -> bytes | None:
-        """Return the next response, or None at the end; raise AioRpcError if the stream ends with an error."""
+        """Return the next serialised response, or None at the end.
+
+        Raise AioRpcError if the stream ends with an error.
+        """
         if self._reading is None:
             self._reading = asyncio.ensure_future(self._call.read())
         response = await asyncio.shield(self._reading)
@@ -211,7 +215,7 @@ class TritonStream:
         return bytes(response)
 
     async def run_out(self) -> None:
-        """Half-close the stream and discard its remaining responses; raise AioRpcError on an error."""
+        """Half-close the stream and discard its remaining responses; raise AioRpcError if it ends with an error."""
         if self._writing is not None:
             await asyncio.gather(self._writing, return_exceptions=True)
         await self.end()
@@ -228,7 +232,7 @@ Check = Callable[[bytes], Awaitable[None]]
 
 
 class ClientStream:
-    """Forwards requests of a client's stream to Triton, and responses back.
+    """Forwards the requests of a client's stream to Triton, and the responses back.
 
     Attributes:
         stream: The stream to Triton.
@@ -239,10 +243,10 @@ class ClientStream:
         self._writing = asyncio.Lock()
 
     async def feed(self, check: Check, host: str) -> None:
-        """Forward valid requests until the client half-closes; answer invalid ones here and keep the stream open.
+        """Forward valid requests until the client half-closes.
 
-        No request is read while a response is waiting for the client, because it would only be buffered, here or in
-        Triton.
+        Answer invalid ones with an error and keep the stream open.
+        No request is read while the client has not taken a response, because requests would only be buffered.
 
         Args:
             check: Raises BadRequest for an invalid request.
@@ -261,7 +265,7 @@ class ClientStream:
         await self.stream.end()
 
     async def _pass_on(self, request: bytes, check: Check, host: str) -> bytes | None:
-        """Forward a valid request as soon as it is checked; return the error response to an invalid one."""
+        """Check a request and forward it, or return the serialised error response to an invalid one."""
         try:
             await check(request)
         except BadRequest as error:
@@ -272,7 +276,7 @@ class ClientStream:
         return None
 
     async def answer(self) -> None:
-        """Forward Triton's responses until its stream ends; raise AioRpcError if it ends with an error."""
+        """Forward Triton's responses until the stream ends; raise AioRpcError if it ends with an error."""
         while (response := await self.stream.read()) is not None:
             await self._write(retold(response, self._give_up))
 

@@ -1,4 +1,4 @@
-"""Limits on calls that still send: number, memory, and forwarding rate of large requests."""
+"""Limits on calls whose client is still sending: their number, memory, and the forwarding rate of large requests."""
 
 import asyncio
 import ctypes
@@ -20,7 +20,12 @@ MAX_WAITING_BYTES = 256 << 20
 
 
 class Pace:
-    """Rate limiter that forwards large messages one at a time, at a fixed number of bytes per second."""
+    """Rate limiter that forwards large messages one at a time, at a fixed number of bytes per second.
+
+    Args:
+        bytes_per_s: Forwarding rate; None for BYTES_PER_CORE_S per core.
+        max_waiting_bytes: Maximum total size of messages that wait.
+    """
 
     def __init__(self, bytes_per_s: float | None = None, max_waiting_bytes: int = MAX_WAITING_BYTES) -> None:
         self._bytes_per_s = bytes_per_s or BYTES_PER_CORE_S * len(os.sched_getaffinity(0))
@@ -29,13 +34,13 @@ class Pace:
         self._turn, self._next_s = asyncio.Lock(), 0.0
 
     async def wait(self, num_bytes: int) -> None:
-        """Wait until a message may be forwarded; small messages never wait.
+        """Wait until a message of this size may be forwarded; small messages never wait.
 
         Args:
             num_bytes: Size of the message.
 
         Raises:
-            BadRequest: Too many bytes are waiting already.
+            BadRequest: If too many bytes are waiting already.
         """
         if num_bytes <= LARGE_BYTES:
             return
@@ -55,7 +60,7 @@ class Pace:
             self._num_waiting_bytes -= num_bytes
 
 
-MAX_CALLS = 2048  # that may still send: half of one host's limit of calls
+MAX_CALLS = 2048  # calls whose client may still send: half of one host's limit of calls
 MAX_RESIDENT_BYTES = 1 << 30
 KEPT_BYTES = 64 << 20  # free memory that malloc may keep
 LOOK_S, LOOKS = 0.25, 12  # minimum number of polls between returns of free memory
@@ -64,13 +69,13 @@ ENDED = "full: too many bytes are being sent at once, and this call was incomple
 
 @dataclass(slots=True, eq=False)
 class Upload:
-    """A call that may still send.
+    """Call whose client may still be sending.
 
     Attributes:
         end: Ends the call.
         host: Host of the client.
         num_sent: Number of complete messages received.
-        since: Monotonic time of the last complete message, or of the call's start.
+        since: Monotonic time of the last complete message, or of the start of the call, in seconds.
         is_ended: True if the call was ended because of a limit.
     """
 
@@ -81,28 +86,33 @@ class Upload:
     is_ended: bool = False
 
     def came(self) -> None:
-        """Record a complete message."""
+        """Record that a complete message has been received."""
         self.num_sent += 1
         self.since = time.monotonic()
 
 
 def resident_bytes() -> int:
-    """Return the resident memory of this process in bytes."""
+    """Return the resident memory of this process, in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def give_back() -> None:
-    """Collect garbage of refused calls, and have malloc return free memory to the system."""
+    """Return free memory to the system, after collecting the garbage of ended calls."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
 
 
 class Uploads:
-    """Registry of calls that may still send.
+    """Registry of calls whose client may still be sending.
 
-    If there are too many calls, a call of the host with the most is ended: one without a complete message if possible,
-    otherwise the oldest. If calls use too much memory, a quarter of those without any complete message is ended, each
-    time the oldest of the host with the most.
+    If there are too many, a call of the host with the most calls is ended. Calls without a complete message are ended
+    first, and among equals the oldest. If they use too much memory, a quarter of the calls without a complete message
+    is ended in the same order.
+
+    Args:
+        max_calls: Maximum number of calls.
+        max_resident_bytes: Limit on the resident memory of this process.
+        resident: Returns the resident memory in bytes.
     """
 
     def __init__(
@@ -118,7 +128,10 @@ class Uploads:
 
     @contextmanager
     def entry(self, upload: Upload) -> Iterator[None]:
-        """Register a call while it may send; above the limit one is ended, the newest call last."""
+        """Register a call while the block runs.
+
+        Above the limit, one call is ended: this one only if there is no other choice.
+        """
         self._open.add(upload)
         if len(self._open) > self._max_calls:
             self._end(self._open, 1, last=upload)
@@ -128,15 +141,15 @@ class Uploads:
             self._open.discard(upload)
 
     async def watch(self) -> None:
-        """Poll the memory of this process periodically."""
+        """Call `poll` every LOOK_S seconds."""
         while True:
             await asyncio.sleep(LOOK_S)
             self.poll()
 
     def poll(self) -> None:
-        """End some calls if this process holds too much memory; return free memory to the system once traffic is idle.
+        """End some calls if this process uses too much memory; return free memory to the system when traffic is idle.
 
-        A quarter of the calls without any complete message is ended, or of all calls if there are none of these.
+        A quarter of the calls without a complete message is ended, or of all calls if there are none of these.
         """
         before, self._seen = self._seen, self._resident()
         self._looks += 1
