@@ -109,7 +109,7 @@ def measure_dial(name: str, codec: Codec, codes: torch.Tensor) -> Iterator[Dial]
     """Yield the error of every right context from the smallest to the exact one, in windows of CHUNK frames."""
     exact, total = codec.spec, codes.shape[2]
     whole = stream(codec, codes, [total])
-    for right in range(exact.least_right_frames, exact.right_frames + 1):
+    for right in range(exact.min_right_frames, exact.right_frames + 1):
         codec.spec = exact.with_right_frames(right)
         difference = stream(codec, codes, chunks_of(CHUNK, total)) - whole
         error = float(difference.square().mean().sqrt() / whole.std())

@@ -77,7 +77,7 @@ def measure(refinement: ValleRefinement, number: int, arguments: argparse.Namesp
         differ += sum((a != b).any() for a, b in zip(one, all_of_them, strict=True))
     wall_s, cpu_s = (median_ratio([each[at] for each in alone], [each[at] for each in batch]) for at in (0, 1))
     fill_s, batch_s = (statistics.median(each[0] for each in runs) for runs in (alone, batch))
-    seconds = sum(len(each.given) for each in given) / FRAME_RATE
+    seconds = sum(len(each.first_codes) for each in given) / FRAME_RATE
     return {
         "utterances": number,
         **{name: getattr(arguments, name) for name in ("frames", "rows", "width", "layers", "rounds", "threads")},

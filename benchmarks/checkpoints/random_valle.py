@@ -18,10 +18,10 @@ from stretto.families.valle.convert import (
     EMBEDDINGS,
     HEAD,
     SECOND,
-    first_half,
+    autoregressive_plan,
     folded_shapes,
-    second_half,
-    second_shape,
+    refinement_plan,
+    refinement_shape,
 )
 from stretto.families.valle.family import SOS_EOS, ValleVocabulary
 
@@ -33,8 +33,8 @@ ENDING = 1.3  # factor of the logit of the end, so that some replies end by them
 
 def shapes() -> dict[str, tuple[int, ...]]:
     """Return the shapes of all tensors by published name."""
-    first = {name: part.stored for name, part in first_half(NUMBERS, KNOWN, {}).items()}
-    second = {name: part.stored for name, part in second_half(second_shape(NUMBERS, KNOWN), KNOWN).items()}
+    first = {name: part.stored for name, part in autoregressive_plan(NUMBERS, KNOWN, {}).items()}
+    second = {name: part.stored for name, part in refinement_plan(refinement_shape(NUMBERS, KNOWN), KNOWN).items()}
     return first | folded_shapes(NUMBERS) | {name: second[name] for name in second if name.startswith(SECOND)}
 
 

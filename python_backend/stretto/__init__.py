@@ -1,7 +1,7 @@
-"""Code called by the models of `model_repository/` (Triton `backend: "python"`).
+"""Python code of the Triton models in `model_repository/` (`backend: "python"`) and of the `stretto` command.
 
-`python_backend/` is this project's Python package, not NVIDIA's repository of that name. `docs/architecture.md` lists
-the folders and the processes they run in; `tests/test_layers.py` defines their permitted imports.
+The folder `python_backend/` is unrelated to NVIDIA's repository of that name. `docs/architecture.md` lists the packages
+and the processes that import them; `tests/test_layers.py` defines which package may import which.
 
 `from stretto import SpeechLLM` imports the engine, and with it torch and vLLM, on first use.
 """

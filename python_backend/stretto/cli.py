@@ -1,4 +1,4 @@
-"""Console command `stretto`. Each subcommand imports only the modules that it uses."""
+"""Console command `stretto`. A subcommand imports its modules only when it runs."""
 
 import sys
 from collections.abc import Callable
@@ -24,7 +24,7 @@ metrics and the gateway.
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run a command and return its exit code."""
+    """Run the subcommand in `words` (default: `sys.argv`) and return its exit code."""
     words = sys.argv[1:] if words is None else words
     if not words:
         print(USAGE, end="", file=sys.stderr)
@@ -51,7 +51,7 @@ def main(words: list[str] | None = None) -> int:
 
 
 def client(words: list[str]) -> int:
-    """Run speak, transcribe or chat, starting a background server if none runs."""
+    """Run `speak`, `transcribe` or `chat`; start a background server if none is running."""
     from stretto.launcher.background import CannotServe, ready_server
     from stretto.launcher.installation import LaunchError
     from stretto_client.__main__ import main
@@ -64,35 +64,35 @@ def client(words: list[str]) -> int:
 
 
 def serve(words: list[str]) -> int:
-    """Run, query or stop a server."""
+    """Start, query or stop a server."""
     from stretto.launcher.command import main
 
     return main(words)
 
 
 def gateway(words: list[str]) -> int:
-    """Run the gateway alone."""
+    """Run the OpenAI-compatible gateway without a server."""
     from stretto_gateway.command import main
 
     return main(words)
 
 
 def convert(words: list[str]) -> int:
-    """Convert a release to a checkpoint."""
+    """Convert a published model to a checkpoint that the server loads."""
     from stretto.convert.command import main
 
     return main(words)
 
 
 def make_repository(words: list[str]) -> int:
-    """Make a model repository for a checkpoint."""
+    """Create a Triton model repository for a checkpoint."""
     from stretto.convert.make_repository import main
 
     return main(words)
 
 
 def families(words: list[str]) -> int:
-    """List the installed families and codecs."""
+    """List the installed model families and codecs."""
     from stretto.plugins import main
 
     return main(words)

@@ -1,4 +1,4 @@
-"""Operator configuration as frozen dataclasses, built once at start-up."""
+"""Configuration set by the operator, as frozen dataclasses created once at start-up."""
 
 import json
 from collections.abc import Mapping
@@ -12,17 +12,18 @@ class EngineConfig:
     """Configuration of the vLLM engine.
 
     Attributes:
-        checkpoint: Folder of the checkpoint.
-        engine_args: vLLM's engine arguments, verbatim (`max_num_seqs`, `gpu_memory_utilization`, ...). The model, the
-            scheduler and the tokenizer are set by the plugin.
-        kv_share: Shares of the KV cache up to which requests that understand audio (`understanding`) and requests that
-            generate it (`generation`) are admitted. A missing kind is unlimited.
-        max_waiting: Sequences that may wait for the batch of `max_num_seqs` before requests are refused as `full`; a
-            guided reply has two. None for no limit.
-        first_frame_target_s: Target time to the first frame in seconds. While it is missed, fewer replies are admitted
-            (`FlightLimit`). None for no target.
-        batch_invariant: True if logits must not depend on the rest of the batch; for GPUs, at a cost.
-        adapters: Folders of LoRA adapters in PEFT format by request name, relative to `checkpoint`.
+        checkpoint: Checkpoint folder.
+        engine_args: vLLM's engine arguments, passed unchanged (`max_num_seqs`, `gpu_memory_utilization`, ...). The
+            model, the scheduler and the tokenizer are set by the plugin.
+        kv_share: Maximum share of the KV cache, in (0, 1], for requests that understand audio (`understanding`) and for
+            requests that generate audio (`generation`). A kind that is missing is unlimited.
+        max_waiting: Maximum number of sequences that wait to enter the batch of `max_num_seqs`; further requests are
+            rejected as `full`. A guided reply has two sequences. None for no limit.
+        first_frame_target_s: Target for the time to the first frame, in seconds. While it is missed, fewer replies are
+            admitted (`FlightLimit`). None for no target.
+        batch_invariant: True if logits must not depend on the other requests in the batch. Only needed on GPUs, where
+            it reduces throughput.
+        adapters: LoRA adapter folders in PEFT format, relative to `checkpoint`, by the name used in requests.
     """
 
     checkpoint: Path
@@ -63,12 +64,21 @@ class EngineConfig:
 
     @property
     def adapter_folders(self) -> dict[str, Path]:
-        """Return the folders of the adapters by name."""
+        """LoRA adapter folders by the name used in requests."""
         return {name: self.checkpoint / folder for name, folder in self.adapters.items()}
 
     @classmethod
     def from_file(cls, engine_json: Path, checkpoint: Path) -> "EngineConfig":
-        """Return the configuration in a JSON file (`language_model/1/engine.json`)."""
+        """Return the configuration in a JSON file.
+
+        Args:
+            engine_json: File `language_model/1/engine.json` of the model repository. Keys that are no field of this
+                class are vLLM's engine arguments.
+            checkpoint: Checkpoint folder.
+
+        Raises:
+            ValueError: A value is out of range.
+        """
         record = json.loads(engine_json.read_text())
         names = {each.name for each in fields(cls)} - {"checkpoint", "engine_args"}
         ours = {name: record.pop(name) for name in names & set(record)}
@@ -80,20 +90,21 @@ class DecoderConfig:
     """Configuration of the acoustic decoder.
 
     Attributes:
-        codec: Name in `codecs.registry`; the adapter gives that of the checkpoint's family.
-        num_codebooks: Number of codebooks in use, the first ones; None for all.
-        device: Device that decodes (`cpu`, `cuda`, `cuda:1`, …).
-        threads: torch threads on the CPU.
+        codec: Name of the codec in `codecs.registry`; by default the codec of the checkpoint's family.
+        num_codebooks: Number of codebooks to decode, counted from the first; None for all.
+        device: Device of the codec (`cpu`, `cuda`, `cuda:1`, …).
+        threads: Number of torch threads on the CPU.
         runtime: `torch`, or `onnx` for the file written by `scripts/export_onnx.py`.
-        right_frames: Right context, less than the codec's own for earlier but inexact audio; None for the codec's own.
-        dtype: Type of products and convolutions: `float32`, or the inexact `bfloat16` or `float16`.
+        right_frames: Right context in frames. Less than the codec's own right context makes audio available earlier but
+            inexact. None for the codec's own.
+        dtype: Dtype of products and convolutions: `float32`, or the inexact `bfloat16` or `float16`.
         graphs: True to capture CUDA graphs, at start-up and for frequent shapes.
-        max_batch: Windows decoded at once: about 16 on a CPU, limited by its caches; 64 on a GPU.
-        max_utterances: Utterances open at once.
+        max_batch: Maximum number of windows decoded at once: about 16 on a CPU, limited by its caches; 64 on a GPU.
+        max_utterances: Maximum number of concurrent utterances.
         idle_timeout_s: Time without a chunk after which an utterance is dropped, in seconds.
-        stop_timeout_s: Time for which a stopping decoder continues, in seconds.
-        warm_up_s: Time spent on warm-up at start-up, in seconds.
-        reference_mb: Memory for cached codec states after voice references, in MiB.
+        stop_timeout_s: Maximum time for which a stopping decoder continues with open utterances, in seconds.
+        warm_up_s: Duration of the warm-up at start-up, in seconds.
+        reference_mb: Maximum size of the cache of codec states after voice references, in MiB.
     """
 
     codec: str = ""
@@ -139,16 +150,25 @@ class DecoderConfig:
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, str]) -> "DecoderConfig":
-        """Return the configuration in a model's parameters, ignoring others; raise ValueError for invalid values."""
+        """Return the configuration in a Triton model's parameters; raise ValueError if a value is invalid.
+
+        Unknown parameters are ignored.
+        """
         kinds = {each.name: each.type for each in fields(cls) if each.name in parameters}
         values: dict[str, Any] = {name: parse_parameter(name, kind, parameters[name]) for name, kind in kinds.items()}
         return cls(**values)
 
 
 def parse_parameter(name: str, kind: Any, text: str) -> Any:
-    """Return `text` as a value of `kind` (int, float, str, bool, or an optional one).
+    """Return the value of a Triton model parameter.
 
-    Raise ValueError naming `name`.
+    Args:
+        name: Name of the parameter, for error messages.
+        kind: Type of the value: int, float, str, bool, or an optional one of these.
+        text: Value as text.
+
+    Raises:
+        ValueError: `text` is no value of `kind`.
     """
     if kind is bool:
         if text not in ("true", "false"):

@@ -1,8 +1,8 @@
 """CUDA graph capture that restores the previous state on failure.
 
-Rule for all users: after a failed capture all graphs of its pool are dropped and no other is captured. They share the
-memory of the failed capture, and earlier captures may have failed unnoticed. Work is then launched directly, which is
-slower and correct.
+After a failed capture the caller must drop all graphs of that memory pool and capture no more. The graphs share memory
+with the failed capture, and earlier captures may have failed unnoticed. Kernels are then launched directly, which is
+slower but correct.
 """
 
 from collections.abc import Callable
@@ -13,10 +13,20 @@ import torch
 
 
 def record(work: Callable[[], object], pool: Any) -> torch.cuda.CUDAGraph:
-    """Return the launches of `work` as a graph in the memory of `pool`, without running them.
+    """Capture the kernel launches of `work` as a CUDA graph, without executing them.
 
-    Errors of `work` are raised. A failed capture would leave its stream current, its launches pending and the allocator
-    in capture mode; all three are undone.
+    A failed capture would leave its stream current, its launches pending and the allocator in capture mode. All three
+    are undone before the error is raised.
+
+    Args:
+        work: Function to capture.
+        pool: Memory pool of the graph, from `torch.cuda.graph_pool_handle`.
+
+    Returns:
+        The graph.
+
+    Raises:
+        Exception: Any error of `work` or of the capture.
     """
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     try:
@@ -32,9 +42,9 @@ def record(work: Callable[[], object], pool: Any) -> torch.cuda.CUDAGraph:
 
 
 def _stop_allocating(pool: Any) -> None:
-    """Do what torch's `capture_end` omits if CUDA refuses to end the capture (ATen/cuda/CUDAGraph.cpp).
+    """End the allocator's capture mode, as torch's `capture_end` does unless CUDA fails (ATen/cuda/CUDAGraph.cpp).
 
-    While the allocator is in capture mode, memory used by other streams is not reused.
+    In capture mode the allocator does not reuse memory that other streams have used.
     """
     with suppress(RuntimeError):  # the capture had ended; only the work failed
         torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)

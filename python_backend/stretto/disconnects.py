@@ -1,7 +1,7 @@
-"""Client-disconnect flags shared from the proxy with the model processes through a memory-mapped file.
+"""Client-disconnect flags that the proxy shares with the model processes through a memory-mapped file.
 
-The proxy does not cancel calls that our models answer. If a call is cancelled at the moment at which one of its
-responses arrives, Triton 2.51 uses freed memory: it crashes, or answers another client (server, pull requests 7840 and
+The proxy does not cancel RPCs to our models in Triton, because Triton 2.51 uses freed memory if a response arrives at
+the moment of the cancellation: it crashes or sends the response to another client (server, pull requests 7840 and
 8078).
 """
 
@@ -13,44 +13,50 @@ from pathlib import Path
 
 DISCONNECTS_FILE = "STRETTO_DEPARTURES_FILE"  # environment variable of the stubs: path of the file
 HOST = "stretto_host"  # request parameter set by the proxy: host of the client, used for fair-share limits
-STREAM = "stretto_stream"  # request parameter set by the proxy: number of its stream
-NUM_PLACES = 1 << 16  # many more than concurrent streams; streams that share a position overwrite each other
+STREAM = "stretto_stream"  # request parameter set by the proxy: number of the client's stream
+# far more than concurrent streams, because streams with the same table position overwrite each other
+NUM_PLACES = 1 << 16
 
 
 class Disconnects:
-    """Disconnect flags: the number of each disconnected stream, at that number's position."""
+    """Flags of disconnected client streams, in a memory-mapped table.
+
+    Each stream has a 64-bit number. The table has one entry for each value of `number % NUM_PLACES`, which contains the
+    number of the last disconnected stream with that value.
+    """
 
     def __init__(self, path: Path) -> None:
-        """Open the file that `create` has made; raise OSError if there is none."""
+        """Open the file created by `create`; raise OSError if it does not exist."""
         descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
         try:
             self._words = memoryview(mmap.mmap(descriptor, 8 * NUM_PLACES)).cast("q")
         finally:
             os.close(descriptor)
-        # random start, so that numbers differ from those of an earlier proxy
+        # random start, so that the numbers differ from those of a previous proxy process
         self._numbers = itertools.count(1 + secrets.randbits(61))
 
     @staticmethod
     def create(path: Path) -> None:
-        """Create the file without flags; raise FileExistsError if it exists."""
+        """Create the file with no flag set; raise FileExistsError if it exists."""
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        os.posix_fallocate(descriptor, 0, 8 * NUM_PLACES)  # a page that shared memory lacks later would be a SIGBUS
+        # allocate now: a page that cannot be allocated later causes a SIGBUS
+        os.posix_fallocate(descriptor, 0, 8 * NUM_PLACES)
         os.close(descriptor)
 
     @classmethod
     def from_environment(cls) -> "Disconnects | None":
-        """Return the flags named by this process's launcher, or None without a launcher."""
+        """Open the file whose path the launcher put in the environment; None if the process has no launcher."""
         named = os.environ.get(DISCONNECTS_FILE)
         return cls(Path(named)) if named else None
 
     def next_number(self) -> int:
-        """Return the number of a new stream."""
+        """Return a number for a new stream."""
         return next(self._numbers)
 
     def record(self, number: int) -> None:
-        """Record that the stream's client has disconnected."""
+        """Record that the client of stream `number` has disconnected."""
         self._words[number % NUM_PLACES] = number
 
     def has(self, number: int) -> bool:
-        """Return True if the stream's client has disconnected."""
+        """Return True if the client of stream `number` has disconnected."""
         return self._words[number % NUM_PLACES] == number

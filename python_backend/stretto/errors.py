@@ -1,12 +1,12 @@
-"""Exception hierarchy. Transport-independent; `triton_io` maps these to Triton errors.
+"""Exception hierarchy, independent of the transport; `triton_io` maps these exceptions to Triton errors.
 
 StrettoError
-├── InvalidRequest      caller's mistake; reported for that request only
-├── Overloaded          a server limit is reached; can be retried later
-│   └── NoCapacity         rejected before any work, because the queue is full
-├── Closing             the server, or a part of it, is shutting down; can be retried later
+├── InvalidRequest      the client's mistake; reported for that request only
+├── Overloaded          a server limit is reached; the request can be retried later
+│   └── NoCapacity         the queue is full; rejected before any work
+├── Closing             the server, or a part of it, is shutting down; the request can be retried later
 ├── Cancelled           the client disconnected or cancelled
-└── CheckpointError     a checkpoint file is missing or invalid; the model does not load
+└── CheckpointError     a checkpoint file is missing or invalid; the model is not loaded
 """
 
 import secrets
@@ -15,11 +15,17 @@ INCIDENT = "internal error "
 
 
 class StrettoError(Exception):
-    """Base of all errors raised on purpose by this package."""
+    """Base of all exceptions that this package defines."""
 
 
 class InvalidRequest(StrettoError, ValueError):
-    """Invalid request; the message names the field, the limit and the value."""
+    """Invalid request.
+
+    Attributes:
+        field: Path of the invalid field, for example `options.audio.top_k`.
+        expected: Description of valid values.
+        got: Value in the request, or its description.
+    """
 
     def __init__(self, field: str, expected: str, got: object):
         super().__init__(f"{field}: expected {expected}, got {got}")
@@ -27,11 +33,11 @@ class InvalidRequest(StrettoError, ValueError):
 
 
 class Overloaded(StrettoError):
-    """The server has as much work as it accepts."""
+    """A server limit is reached; the request can be retried later."""
 
 
 class NoCapacity(Overloaded):
-    """The queue is full, so the request was not begun."""
+    """The queue is full, so the request was rejected before any work."""
 
 
 class Closing(StrettoError):
@@ -43,11 +49,14 @@ class Cancelled(StrettoError):
 
 
 class CheckpointError(StrettoError):
-    """A checkpoint does not load."""
+    """A checkpoint file is missing or invalid, so the model is not loaded."""
 
 
 def incident(error: BaseException) -> str:
-    """Return the incident id of an internal error: all that a client sees; the logged traceback ends with it."""
+    """Return the id of an internal error; create it on the first call.
+
+    The client receives only this id. The logged traceback ends with it.
+    """
     for note in getattr(error, "__notes__", ()):
         if note.startswith(INCIDENT):
             return note
@@ -56,6 +65,6 @@ def incident(error: BaseException) -> str:
 
 
 def shown(value: object, limit: int = 60) -> str:
-    """Return `value` for an error message, cut to `limit` characters."""
+    """Return `repr(value)` for an error message, cut to `limit` characters."""
     text = repr(value)
     return text if len(text) <= limit else f"{text[:limit]}…"

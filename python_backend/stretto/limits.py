@@ -1,4 +1,4 @@
-"""Fair per-client limits for a shared resource."""
+"""Limits for shared resources that are fair among client hosts."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -6,9 +6,9 @@ from contextlib import contextmanager
 
 
 class FairLimit:
-    """Fair-share limit: a client may hold at most as many units as are free after it.
+    """Fair-share limit: a client host may hold at most as many units as remain free after it.
 
-    One client alone gets half of `limit`, and none can exhaust it (dynamic threshold with alpha = 1; Choudhury and
+    One host alone can hold half of `limit`, and none can exhaust it (dynamic threshold with alpha = 1; Choudhury and
     Hahne, Dynamic queue length thresholds for shared-memory packet switches, 1998).
     """
 
@@ -18,11 +18,11 @@ class FairLimit:
 
     @property
     def held(self) -> int:
-        """Units held by all hosts."""
+        """Number of units held by all hosts together."""
         return self._taken.total()
 
     def held_by(self, host: str) -> int:
-        """Return the units held by `host`."""
+        """Return the number of units held by `host`."""
         return self._taken[host]
 
     def has_free(self, host: str, amount: int = 1) -> bool:
@@ -30,18 +30,18 @@ class FairLimit:
         return self._taken[host] + amount <= self.limit - self.held
 
     def acquire(self, host: str, amount: int = 1) -> None:
-        """Take `amount` units for `host`."""
+        """Add `amount` units to those held by `host`."""
         self._taken[host] += amount
 
     def release(self, host: str, amount: int = 1) -> None:
-        """Return `amount` units of `host`."""
+        """Release `amount` units held by `host`."""
         self._taken[host] -= amount
         if not self._taken[host]:
             del self._taken[host]  # drop empty entries: the number of distinct hosts is unbounded
 
     @contextmanager
     def reserving(self, host: str) -> Iterator[bool]:
-        """Hold one unit while the block runs, if there is one; yields True if so."""
+        """Hold one unit for the duration of the `with` block, if one is free; yield True if so."""
         is_left = self.has_free(host)
         if is_left:
             self.acquire(host)

@@ -1,6 +1,6 @@
-"""Objects that installed packages register by entry points: model families and codecs.
+"""Model families and codecs that installed packages register as entry points.
 
-stretto families    lists them with the packages that they come from
+`stretto families` lists the entry points with their packages.
 """
 
 import argparse
@@ -13,18 +13,18 @@ from stretto.command_line import CommandParser
 from stretto.errors import CheckpointError
 
 FAMILIES, CODECS = "stretto.families", "stretto.codecs"  # entry point groups
-OWN = "stretto"  # distribution of the built-in families and codecs, which no other package replaces
+OWN = "stretto"  # package of the built-in families and codecs, which other packages cannot replace
 
 
 @dataclass(frozen=True)
 class Installed:
-    """Registered object.
+    """Entry point of a model family or a codec.
 
     Attributes:
-        name: Name under which it is registered.
+        name: Name of the family or codec.
         distribution: Name of the package that registers it.
         version: Version of the package.
-        entry_point: The entry point.
+        entry_point: The entry point, which is not loaded yet.
     """
 
     name: str
@@ -33,15 +33,18 @@ class Installed:
     entry_point: EntryPoint
 
     def load(self) -> Any:
-        """Return the object; raise CheckpointError if it cannot be imported."""
+        """Import and return the registered object; raise CheckpointError if that fails."""
         try:
             return self.entry_point.load()
-        except Exception as error:  # a family whose module fails must not affect the others
+        except Exception as error:  # a family that cannot be imported must not affect the others
             raise CheckpointError(f"{self.name}: cannot import {self.entry_point.value}: {error!r}") from error
 
 
 def installed(group: str) -> list[Installed]:
-    """Return the objects of an entry point group, sorted by name; a name of several packages occurs several times."""
+    """Return the entry points of a group, sorted by name.
+
+    If several packages register a name, it occurs several times.
+    """
     found: dict[tuple[str, str], Installed] = {}
     for each in entry_points(group=group):
         package = (each.dist.name, each.dist.version) if each.dist else ("unknown", "unknown")
@@ -54,7 +57,7 @@ def installed(group: str) -> list[Installed]:
 
 
 def find(group: str, name: str) -> Installed | None:
-    """Return the object registered as `name` in a group, or None.
+    """Return the entry point called `name` in a group, or None.
 
     Raises:
         CheckpointError: If several packages register the name.
@@ -67,18 +70,18 @@ def find(group: str, name: str) -> Installed | None:
 
 
 def names(group: str) -> str:
-    """Return the names registered in a group, for error messages."""
+    """Return the registered names of a group as text for error messages."""
     known = sorted({each.name for each in installed(group)})
     return ", ".join(known) or f"none; the package {OWN} is not installed as it is now (scripts/setup.sh installs it)"
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
-    """Parse the command line, which has no arguments."""
+    """Parse the command line; there are no arguments but --help."""
     return CommandParser(prog="stretto families", description="List model families and codecs.").parse_args(words)
 
 
 def main(words: list[str] | None = None) -> int:
-    """Print a line per family and codec; return 1 if a family cannot be imported, or a name is registered twice."""
+    """Print one line per family and codec; return 1 if a family cannot be imported or a name is registered twice."""
     arguments(words)
     is_sound = True
     for group, kind in ((FAMILIES, "family"), (CODECS, "codec")):

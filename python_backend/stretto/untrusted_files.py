@@ -1,7 +1,7 @@
-"""Bounded, non-executing reads of files of a release or checkpoint, which may come from anywhere.
+"""Safe reading of release and checkpoint files from untrusted sources: bounded, and without executing code.
 
-A file must be a regular file, so that no read waits for a FIFO or a device. The size and nesting of text are limited
-before it is parsed, because C parsers recurse once per level. Every failure is a CheckpointError that names the file.
+A file must be a regular file, because reading from a FIFO or a device may block. Text size and nesting are limited
+before parsing, because C parsers recurse once per level. Every failure is a CheckpointError that names the file.
 """
 
 import json
@@ -17,13 +17,13 @@ import yaml
 
 from stretto.errors import CheckpointError, shown
 
-MAX_TEXT_BYTES = 64 << 20  # the largest tokenizer.json files have 35 MB, an index of shards 10 MB
+MAX_TEXT_BYTES = 64 << 20  # the largest known tokenizer.json has 35 MB, the largest shard index 10 MB
 MAX_YAML_BYTES = 16 << 20  # ESPnet's config.yaml lists every token: 5 MB
-MAX_DEPTH = 64  # published files nest 12 levels at most
-MAX_NODES = 5_000_000  # limit of YAML values, with every alias expanded
+MAX_DEPTH = 64  # published files have at most 12 levels
+MAX_NODES = 5_000_000  # YAML values, with every alias expanded
 MAX_DIGITS = 20  # 64 bits
 NUMBER = re.compile(r"[-+]?[0-9][0-9a-fA-F_:.xob]*")
-# Keys of a config.json that make transformers import code, or vLLM load another model.
+# Keys of a config.json that make transformers import code or vLLM load another model.
 LEADS_ELSEWHERE = (
     "auto_map",
     "attn_implementation",
@@ -37,9 +37,15 @@ UNPARSABLE = (ArithmeticError, AttributeError, LookupError, RecursionError, Type
 
 
 def regular_file(path: Path, max_bytes: int | None = None) -> Path:
-    """Return `path`; raise CheckpointError unless it is a regular file of at most `max_bytes` bytes.
+    """Return `path` if it is, or links to, a regular file.
 
-    Links are followed. Raises OSError if the file cannot be examined.
+    Args:
+        path: The file.
+        max_bytes: Maximum size in bytes; None for no limit.
+
+    Raises:
+        CheckpointError: It is not a regular file, or is too large.
+        OSError: The file cannot be examined.
     """
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
@@ -51,10 +57,10 @@ def regular_file(path: Path, max_bytes: int | None = None) -> Path:
 
 
 def released_file(folder: Path, name: str) -> Path:
-    """Return the path of the file `name` in the folder of a release.
+    """Return the path of the file `name` in a release folder.
 
-    A link may lead to a regular file of the same release: inside `folder`, or to the blobs of the Hugging Face cache
-    that `folder` is a snapshot of. Any other target would let a downloaded release read a file of this machine.
+    A link may lead to a regular file of the same release: inside `folder`, or among the blobs of the Hugging Face cache
+    if `folder` is a snapshot in it. Any other target would let a downloaded release read other files of this machine.
 
     Args:
         folder: Folder of the release.
@@ -78,7 +84,7 @@ def released_file(folder: Path, name: str) -> Path:
 
 
 def _roots(folder: Path) -> Iterator[Path]:
-    """Yield the folders to which links in `folder` may lead."""
+    """Yield the folders that links in `folder` may lead to."""
     yield folder.resolve()
     above = Path(os.path.abspath(folder))
     for parent in (above, *above.parents)[: MAX_LINK_FOLDERS + 1]:
@@ -87,7 +93,7 @@ def _roots(folder: Path) -> Iterator[Path]:
 
 
 def read_text(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
-    """Return the text of a UTF-8 file; CheckpointError if it cannot be read, or is longer than `max_bytes`."""
+    """Return the text of a UTF-8 file; raise CheckpointError if it cannot be read or exceeds `max_bytes`."""
     try:
         return regular_file(path, max_bytes).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -95,7 +101,7 @@ def read_text(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
 
 
 def json_object(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file; CheckpointError if there is none, or it nests deeper than `MAX_DEPTH`."""
+    """Return the JSON object in a file; raise CheckpointError if it is no object or nested deeper than `MAX_DEPTH`."""
     try:
         text = regular_file(path, MAX_TEXT_BYTES).read_text(encoding="utf-8")
         record = json.loads(text, parse_int=_integer)
@@ -108,12 +114,12 @@ def json_object(path: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the contents of a config.json, or of the one in a folder."""
+    """Return the contents of a config.json, given its path or its folder."""
     return json_object(path / "config.json" if path.is_dir() else path)
 
 
 def entry(record: Mapping[str, Any], dotted: str) -> Any:
-    """Return the value of a nested record at `a.b.c`; CheckpointError names the first missing key."""
+    """Return the value of a nested mapping at a dotted path (`a.b.c`); raise CheckpointError if a key is missing."""
     value: Any = record
     for depth, key in enumerate(dotted.split(".")):
         if not isinstance(value, Mapping) or key not in value:
@@ -123,21 +129,21 @@ def entry(record: Mapping[str, Any], dotted: str) -> Any:
 
 
 def optional_entry(record: Mapping[str, Any], dotted: str) -> Any:
-    """Return the value of a nested record at `a.b.c`; None if it is missing."""
+    """Return the value of a nested mapping at a dotted path (`a.b.c`), or None if a key is missing."""
     with suppress(CheckpointError):
         return entry(record, dotted)
     return None
 
 
 def yaml_mapping(path: Path, loader: Any = None) -> dict[str, Any]:
-    """Return the mapping in a YAML file, read by a safe loader.
+    """Return the mapping in a YAML file, parsed by a safe loader.
 
     Args:
         path: The file.
         loader: A subclass of `yaml.SafeLoader`, for files with tags; None for plain YAML.
 
     Raises:
-        CheckpointError: If the file holds no mapping, or exceeds the limits.
+        CheckpointError: If the file contains no mapping, or exceeds the limits.
     """
     fast = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
@@ -152,17 +158,17 @@ def yaml_mapping(path: Path, loader: Any = None) -> dict[str, Any]:
 
 
 def _integer(digits: str) -> int:
-    """Return the integer of a JSON number; ValueError if it has more than MAX_DIGITS characters."""
+    """Return the integer of a JSON number; raise ValueError if it has more than MAX_DIGITS characters."""
     if len(digits) > MAX_DIGITS:
         raise ValueError(f"an integer of {len(digits)} digits")
     return int(digits)
 
 
 def _check_events(events: Iterable[yaml.Event]) -> None:
-    """Raise ValueError for YAML that would exhaust the stack, the memory or the time of its reader.
+    """Raise ValueError for YAML that would exhaust the parser's stack, memory or time.
 
-    libyaml parses events with a stack on the heap. The composer and constructor recurse and take quadratic time for
-    long numbers, and walking the record expands aliases.
+    libyaml parses events with a stack on the heap, so this check is safe. The composer and the constructor recurse and
+    take quadratic time for long numbers, and every alias is expanded when the result is walked.
     """
     sizes: dict[str, int] = {}
     open_nodes: list[tuple[str | None, int]] = [(None, 0)]
@@ -192,7 +198,7 @@ def _check_events(events: Iterable[yaml.Event]) -> None:
 
 
 def _check_depth(record: Any, path: Path) -> None:
-    """Raise CheckpointError for JSON that nests too deep."""
+    """Raise CheckpointError for JSON nested deeper than `MAX_DEPTH`."""
     level, depth = [record], 0
     while level:
         if depth > MAX_DEPTH:
@@ -203,5 +209,5 @@ def _check_depth(record: Any, path: Path) -> None:
 
 
 def _line(error: BaseException) -> str:
-    """Return an error's text as one line for a message."""
+    """Return the text of an error as one line."""
     return shown(" ".join(str(error).split()) if isinstance(error, yaml.YAMLError) else error, 300)

@@ -23,7 +23,7 @@ def test_less_right_context_is_heard_the_more_the_less_there_is(name: str) -> No
     [(_, _, codec)] = codecs([name], None, is_wide=False)
     exact = codec.spec
     rows = list(measure_dial(name, codec, random_codes(codec, 2, 30)))
-    assert [row.right_frames for row in rows] == list(range(exact.least_right_frames, 11))
+    assert [row.right_frames for row in rows] == list(range(exact.min_right_frames, 11))
     errors = [row.relative_error for row in rows]
     assert all(more > less for more, less in itertools.pairwise(errors))
     assert errors[0] > 0.05

@@ -35,15 +35,15 @@ class FakeRefinement:
         self.is_called, self.gate = threading.Event(), threading.Event()
         self.gate.set()
 
-    def fill(self, passages: Sequence[Passage], told: Callable[[], None] | None = None) -> list[np.ndarray]:
+    def fill(self, passages: Sequence[Passage], on_codebook: Callable[[], None] | None = None) -> list[np.ndarray]:
         self.is_called.set()
         assert self.gate.wait(60)
-        assert told is not None
-        told()
+        assert on_codebook is not None
+        on_codebook()
         self.sizes.append(len(passages))
         if any((passage.prompt == POISON).any() for passage in passages):
             raise ValueError("poisoned")
-        return [filled(passage.prompt, passage.given) for passage in passages]
+        return [filled(passage.prompt, passage.first_codes) for passage in passages]
 
 
 def filled(prompt: np.ndarray, first: np.ndarray) -> np.ndarray:

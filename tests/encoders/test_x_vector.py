@@ -37,7 +37,7 @@ def test_a_checkpoint_may_lack_a_speaker_encoder(tmp_path: Path) -> None:
 def test_a_voice_that_is_too_short_is_refused(checkpoint: Path) -> None:
     speaker = load_speaker_encoder(checkpoint)
     assert speaker is not None
-    fewest = speaker.config.fewest_samples
+    fewest = speaker.config.min_samples
     assert speaker.encode(speech(1)[:fewest]).shape == (SPEAKER["enc_dim"],)
     with pytest.raises(InvalidRequest, match=r"audio.*at least 0\.053 s of a voice"):
         speaker.encode(speech(1)[: fewest - 1])

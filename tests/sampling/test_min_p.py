@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from stretto.sampling.processors import keep_near, span_of
+from stretto.sampling.processors import keep_near, min_p_span
 
 
 @pytest.mark.parametrize("temperature", [0.3, 0.8, 2.0])
@@ -15,14 +15,14 @@ def test_what_is_kept_is_as_probable_as_asked_for(min_p: float, temperature: flo
     logits[:, 7] = -torch.inf
     probabilities = (logits.double() / temperature).softmax(1)
     expected = probabilities >= min_p * probabilities.amax(1, keepdim=True) * (1 - 1e-9)
-    kept = keep_near(logits, torch.full((20,), span_of(min_p, temperature))) > -torch.inf
+    kept = keep_near(logits, torch.full((20,), min_p_span(min_p, temperature))) > -torch.inf
     assert torch.equal(kept, expected)
 
 
 def test_rows_that_do_not_ask_for_it_keep_all() -> None:
     """Greedy rows draw the most likely token anyway."""
-    assert span_of(0.0, 1.0) == span_of(0.5, 0.0) == math.inf
+    assert min_p_span(0.0, 1.0) == min_p_span(0.5, 0.0) == math.inf
     logits = torch.randn(2, 50)
-    kept = keep_near(logits, torch.tensor([math.inf, span_of(1.0, 1.0)]))
+    kept = keep_near(logits, torch.tensor([math.inf, min_p_span(1.0, 1.0)]))
     assert torch.equal(kept[0], logits[0])
     assert int((kept[1] > -torch.inf).sum()) == 1

@@ -139,7 +139,7 @@ def test_deterministic_chunk_sizes_ignore_clock_and_load(seed: int, first: int, 
     line.slow_down(2.0)
     line.run(times[40:])
     sizes, last = [held + first], first
-    while sum(sizes) + (last := policy.fitting(2 * last)) <= 150:
+    while sum(sizes) + (last := policy.round_down(2 * last)) <= 150:
         sizes.append(last)
     assert line.sizes == sizes
 
@@ -152,9 +152,9 @@ def test_a_codec_of_blocks_gets_each_block_when_it_is_whole_whatever_the_player_
 
 def test_every_size_is_a_power_of_two_or_the_steady_one() -> None:
     policy = ChunkPolicy(1, 25)
-    assert {policy.fitting(count) for count in range(1, 60)} == LADDER
-    assert all(policy.fitting(count) <= count for count in range(1, 60))
-    assert [policy.reaching(count) for count in (1, 2, 3, 4, 5, 9, 16, 17, 25, 60)] == [
+    assert {policy.round_down(count) for count in range(1, 60)} == LADDER
+    assert all(policy.round_down(count) <= count for count in range(1, 60))
+    assert [policy.round_up(count) for count in (1, 2, 3, 4, 5, 9, 16, 17, 25, 60)] == [
         1,
         2,
         4,
@@ -166,7 +166,7 @@ def test_every_size_is_a_power_of_two_or_the_steady_one() -> None:
         25,
         25,
     ]
-    assert all(a <= b for a, b in itertools.pairwise(policy.fitting(count) for count in range(1, 60)))
+    assert all(a <= b for a, b in itertools.pairwise(policy.round_down(count) for count in range(1, 60)))
 
 
 @pytest.mark.parametrize(("first", "steady"), [(0, 5), (6, 5), (-1, 5)])
@@ -186,13 +186,13 @@ def test_all_that_is_ready_leaves_before_a_reply_stands_still(held_frames: int) 
     now = 0.0
     pacer = Pacer(ChunkPolicy(8, 25, held_frames=held_frames), clock=lambda: now)
     assert pacer.num_to_send(held_frames + 7) == 0
-    pacer.stands_still = True
+    pacer.is_stalled = True
     left, sizes = held_frames + 7, []
     while size := pacer.num_to_send(left):
         sizes.append(size)
         left -= size
     assert sizes == [held_frames + 4, 2, 1]
-    now, pacer.stands_still = 30.0, False  # how long it stood still is no frame's wait
+    now, pacer.is_stalled = 30.0, False  # how long it stood still is no frame's wait
     assert pacer.num_to_send(1) == 1, "the listener has nothing left"
     now = 30.001
     assert pacer.num_to_send(1) == 0, "and now enough for a while"
@@ -200,5 +200,5 @@ def test_all_that_is_ready_leaves_before_a_reply_stands_still(held_frames: int) 
 
 def test_deterministic_chunks_are_the_same_wherever_the_reply_stands_still() -> None:
     pacer = Pacer(ChunkPolicy(4, 25, deterministic=True))
-    pacer.stands_still = True
+    pacer.is_stalled = True
     assert [pacer.num_to_send(num_ready) for num_ready in (3, 4, 7, 8)] == [0, 4, 0, 8]

@@ -1,1 +1,1 @@
-"""Codecs: codes to waveform and back. One file or folder per codec, with the protocol of `base`."""
+"""Codecs: codes to waveform and back. Each codec is a file or folder that implements the protocol in `base`."""

@@ -1,4 +1,4 @@
-"""Interface between a codec and its users."""
+"""Protocol of a codec: constants, streaming modes, decoding windows and state."""
 
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Windowed:
-    """Streaming mode of a codec without state: a window needs `left` frames before it and `right` after it."""
+    """Streaming mode of a codec without state, which needs `left` frames before and `right` frames after a window."""
 
     left: int
     right: int
@@ -17,11 +17,11 @@ class Windowed:
 
 @dataclass(frozen=True, slots=True)
 class Stateful:
-    """Streaming mode of a codec with a state; in addition it may need neighbouring frames as `Windowed` does.
+    """Streaming mode of a codec with a state. It may also need neighbouring frames, as in `Windowed`.
 
     Attributes:
-        start: Least number of frames in the first window, unless the utterance is shorter. A causal convolution that
-            pads the start by reflection looks ahead there only.
+        start: Minimum number of frames in the first window, unless the utterance is shorter. A causal convolution with
+            reflection padding looks ahead at the start only.
     """
 
     left: int = 0
@@ -31,16 +31,16 @@ class Stateful:
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """Streaming mode of a codec that decodes whole blocks of frames, each given the previous ones; it is not exact.
+    """Streaming mode of a codec that decodes whole blocks of frames, each given the previous ones.
 
-    Block borders are fixed, so every chunking gives the same samples. They differ from one decode of the whole
-    utterance.
+    Block borders are fixed, so every chunking gives the same samples. These are not exact: they differ from one decode
+    of the whole utterance.
 
     Attributes:
-        sizes: Frames per block, the last size repeated.
-        right: Frames at the end of a block that are decoded with the next one.
-        history: Largest number of frames before a block that it depends on.
-        step: The first of these frames is a multiple of it.
+        sizes: Numbers of frames per block, the last size repeated.
+        right: Number of frames at the end of a block that are decoded with the next block.
+        history: Maximum number of frames before a block that its samples depend on.
+        step: The index of the first of these frames is a multiple of `step`.
     """
 
     sizes: tuple[int, ...]
@@ -54,16 +54,16 @@ class Blocks:
 
     @property
     def left(self) -> int:
-        """Largest number of frames before a window."""
+        """Maximum number of frames before a window that its samples depend on."""
         return self.history - self.right
 
     @property
     def start(self) -> int:
-        """Number of frames that the first window waits for."""
+        """Number of frames that must be present before the first window can be decoded."""
         return self.sizes[0]
 
     def size_after(self, border: int) -> int:
-        """Return the size of the block that begins at `border`, counted from the utterance's or a history's start."""
+        """Return the size of the block that begins at frame `border`, counted from the start of the first block."""
         for size in self.sizes:
             if border <= 0:
                 return size
@@ -71,20 +71,20 @@ class Blocks:
         return self.sizes[-1]
 
     def last_border(self, frames: int) -> int:
-        """Return the end of the last complete block in `frames` frames."""
+        """Return the end of the last complete block among the first `frames` frames."""
         border = 0
         while border + self.size_after(border) <= frames:
             border += self.size_after(border)
         return border
 
-    def heard_from(self, border: int) -> int:
-        """Return the first frame that the block beginning at `border` depends on."""
+    def first_needed(self, border: int) -> int:
+        """Return the index of the first frame that the block beginning at `border` depends on."""
         return max(0, -(-(border - self.history) // self.step) * self.step)
 
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """Mode of a codec that decodes whole utterances of at most `frames` frames and does not stream."""
+    """Mode of a codec that does not stream: it decodes a whole utterance of at most `frames` frames at once."""
 
     frames: int
     left: int = 0
@@ -96,7 +96,7 @@ class Whole:
 
     @property
     def start(self) -> int:
-        """Number of frames that the first window waits for, unless the utterance is shorter."""
+        """Number of frames that must be present before decoding, unless the utterance is shorter."""
         return self.frames
 
 
@@ -105,14 +105,14 @@ class CodecSpec:
     """Constants of a codec. Frame t covers samples [t, t + 1) * samples_per_frame of the waveform.
 
     Attributes:
-        num_codebooks: Number of codebooks; see `with_codebooks` for fewer.
-        streaming: Context that makes the samples of a window equal to those of one decode of the whole utterance, or
-            the blocks, or the whole, of a codec without such a context.
-        tail_samples: Number of samples missing from the last frame (odd strides). Such a codec looks ahead, so a window
-            without right context ends the utterance.
-        heard_rate: Sample rate of the audio to encode in Hz, if it differs from `sample_rate`.
+        num_codebooks: Number of codebooks; `with_codebooks` returns a spec with fewer.
+        streaming: Streaming mode: `Windowed` and `Stateful` give the context with which a window's samples equal those
+            of one decode of the whole utterance. Codecs without such a context use `Blocks` or `Whole`.
+        tail_samples: Number of samples by which the last frame is shorter than the others (odd strides). Such a codec
+            looks ahead, so a window without right context is the end of the utterance.
+        input_rate: Sample rate of the audio to encode in Hz, if it differs from `sample_rate`.
         num_voices: Number of voices, if codes alone do not define the voice. The state of an utterance, [B, 1], is then
-            its voice's number.
+            the index of its voice.
     """
 
     name: str
@@ -122,11 +122,11 @@ class CodecSpec:
     codebook_size: int
     streaming: Windowed | Stateful | Blocks | Whole
     tail_samples: int = 0
-    heard_rate: int | None = None
+    input_rate: int | None = None
     num_voices: int = 0
 
     def __post_init__(self) -> None:
-        if self.left_frames < 0 or not self.least_right_frames <= self.right_frames:
+        if self.left_frames < 0 or not self.min_right_frames <= self.right_frames:
             raise ValueError(f"{self.name}: {self.streaming} is too little context, tail_samples {self.tail_samples}")
 
     @property
@@ -141,54 +141,65 @@ class CodecSpec:
 
     @property
     def right_frames(self) -> int:
-        """Number of context frames after a window, which the window waits for."""
+        """Number of context frames after a window, which must be present before the window can be decoded."""
         return self.streaming.right
 
     @property
     def start_frames(self) -> int:
-        """Frames, context included, that the first window waits for, if more than `right_frames`."""
+        """Number of frames, context included, required for the first window, if more than `right_frames`."""
         return 0 if isinstance(self.streaming, Windowed) else self.streaming.start
 
     @property
     def blocks(self) -> tuple[int, ...]:
-        """Sizes of blocks decoded as a whole, the last repeated. Empty if chunks of any size are accepted."""
+        """Sizes of blocks that are decoded as a whole, the last size repeated.
+
+        Empty if chunks of any size are accepted.
+        """
         return self.streaming.sizes if isinstance(self.streaming, Blocks) else ()
 
     @property
     def max_frames(self) -> int | None:
-        """Largest number of frames of an utterance, or None for any number."""
+        """Maximum number of frames in an utterance, or None for no limit."""
         return self.streaming.frames if isinstance(self.streaming, Whole) else None
 
     @property
-    def least_right_frames(self) -> int:
-        """Least right context that may be configured."""
+    def min_right_frames(self) -> int:
+        """Minimum right context that can be configured, in frames."""
         return self.streaming.right if isinstance(self.streaming, Blocks) else int(self.tail_samples > 0)
 
     def complete(self, frames: int) -> int:
-        """Return the number of frames, of the first `frames`, that can already be decoded or be right context."""
+        """Return how many of the first `frames` frames can already be decoded or used as right context."""
         if isinstance(self.streaming, Whole):
             return frames if frames >= self.streaming.frames else 0
         return self.streaming.last_border(frames) if isinstance(self.streaming, Blocks) else frames
 
-    def heard_from(self, first: int) -> int:
-        """Return the first frame that a window beginning at frame `first` needs."""
+    def first_needed(self, first: int) -> int:
+        """Return the index of the first frame that is needed to decode a window beginning at frame `first`."""
         if isinstance(self.streaming, Blocks):
-            return self.streaming.heard_from(first + self.streaming.right)
+            return self.streaming.first_needed(first + self.streaming.right)
         return max(0, first - self.streaming.left)
 
     def num_samples(self, frames: int, right: int) -> int:
-        """Return the samples of a window of `frames` frames with `right` context frames (0 at the utterance's end)."""
+        """Return the number of samples in a window.
+
+        Args:
+            frames: Number of frames in the window, without context.
+            right: Number of right-context frames that follow; 0 at the end of the utterance.
+        """
         return frames * self.samples_per_frame - (self.tail_samples if right == 0 else 0)
 
     def with_codebooks(self, number: int) -> "CodecSpec":
-        """Return the spec for the first `number` codebooks only; raise ValueError if there are fewer."""
+        """Return the spec with only the first `number` codebooks; raise ValueError if there are fewer."""
         if not 1 <= number <= self.num_codebooks:
             raise ValueError(f"{self.name} has {self.num_codebooks} codebooks, {number} are asked for")
         return replace(self, num_codebooks=number)
 
     def with_right_frames(self, right: int) -> "CodecSpec":
-        """Return the spec with less right context than exactness needs; raise ValueError if out of range."""
-        least, exact = self.least_right_frames, self.right_frames
+        """Return the spec with `right` context frames, fewer than exact audio needs.
+
+        Raise ValueError if out of range.
+        """
+        least, exact = self.min_right_frames, self.right_frames
         if not least <= right <= exact:
             raise ValueError(f"right_frames must be in [{least}, {exact}] for {self.name}, got {right}")
         return replace(self, streaming=replace(self.streaming, right=right))
@@ -196,16 +207,16 @@ class CodecSpec:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Frames [first - left, last + right) of B utterances, of which [first, last) are decoded.
+    """Frames [first - left, last + right) of B utterances, of which [first, last) are to be decoded.
 
-    A codec with `Blocks` gets all frames that it depends on, up to the end of a block. For other codecs, `left` is
-    below left_frames only at the true start of the utterances, and `right` below right_frames only at their true end.
-    Windows of a batch share both.
+    For a codec with `Blocks`, the window contains all frames that it depends on, up to the end of a block. For other
+    codecs, `left` is below `left_frames` only at the start of the utterances, and `right` below `right_frames` only at
+    their end. All windows of a batch have the same `left` and `right`.
 
     Attributes:
         codes: int64 [B, K, left + (last - first) + right].
         first: Index of the first frame to decode in each utterance, int64 [B].
-        state: State from `initial_state` or the previous window, [B, D].
+        state: State from `initial_state`, or after the previous window, [B, D].
     """
 
     codes: Tensor
@@ -216,24 +227,40 @@ class Window:
 
 
 class Codec(Protocol):
-    """Codec whose decoded windows, concatenated, equal one decode of the whole.
+    """Neural codec that decodes an utterance window by window.
 
+    The concatenated samples of the windows equal those of one decode of the whole utterance, except under `Blocks`.
     `spec` may be replaced by one with fewer codebooks or less right context.
     """
 
     spec: CodecSpec
 
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Return the codes, int64 [K, T], of mono `pcm`, float32 [n] at `spec.sample_rate`."""
+        """Encode a recording.
+
+        Args:
+            pcm: Mono samples, float32 [n] at `spec.input_rate`, or `spec.sample_rate` if that is None.
+
+        Returns:
+            Codes, int64 [K, T].
+        """
         ...
 
     def initial_state(self, batch: int) -> Tensor:
-        """Return the state before the first frame, [batch, D]; D is 0 for a codec without state."""
+        """Return the state before the first frame of `batch` utterances, [batch, D].
+
+        D is 0 for a codec without state.
+        """
         ...
 
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Return the waveform [B, n] in [-1, 1] of frames [first, last), and the state for the next window.
+        """Decode a window.
 
-        n is `spec.num_samples` of the window. The dtype is that of the codec's weights.
+        Args:
+            window: Codes with context, positions, and the state before the window.
+
+        Returns:
+            Waveform of frames [first, last), [B, n] in [-1, 1], where n is `spec.num_samples` of the window and the
+            dtype that of the codec's weights; and the state after the window, [B, D].
         """
         ...

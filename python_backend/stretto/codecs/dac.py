@@ -13,9 +13,13 @@ from stretto.weights.loading import codec_directory, load_model
 
 
 def decoder_layers(config: DacConfig, output_padding: bool) -> list[Layer]:
-    """Return the layers of a DAC decoder.
+    """Return the layers of a DAC decoder, for the calculation of its receptive field.
 
-    The order of the strides defines the receptive field: 10 frames for (8, 5, 4, 2), but 30 for (2, 4, 5, 8).
+    The order of the strides determines the receptive field: 10 frames for (8, 5, 4, 2), but 30 for (2, 4, 5, 8).
+
+    Args:
+        config: Configuration of the checkpoint.
+        output_padding: True if odd strides complete their last frame.
 
     Raises:
         CheckpointError: If the decoder's samples per frame differ from the encoder's.
@@ -27,7 +31,7 @@ def decoder_layers(config: DacConfig, output_padding: bool) -> list[Layer]:
 
 
 class DacCodec(WindowedCodec):
-    """DAC. With odd strides the last frame of an utterance has fewer samples."""
+    """Descript Audio Codec. With odd strides the last frame of an utterance has fewer samples than the others."""
 
     def __init__(self, model: DacModel) -> None:
         config, layers = model.config, decoder_layers(model.config, output_padding=False)
@@ -49,11 +53,14 @@ class DacCodec(WindowedCodec):
         return self.model.decode(audio_codes=codes, return_dict=False)[0]
 
     def codes_of(self, pcm: Tensor) -> Tensor:
-        """Return codes [B, K, T] of pcm [B, n] from `fit`."""
+        """Return the codes [B, K, T] of pcm [B, n], padded by `fit`."""
         return self.model.encode(pcm[:, None]).audio_codes
 
 
 def load(directory: Path, device: str = "cpu") -> DacCodec:
-    """Return the codec in a published checkpoint; raise CheckpointError for missing or mismatched files."""
+    """Load the codec of a published checkpoint.
+
+    Raise CheckpointError if files or tensors are missing or do not match.
+    """
     model, _ = load_model(DacModel, codec_directory(directory))
     return DacCodec(model).to(device)

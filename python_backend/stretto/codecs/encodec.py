@@ -1,4 +1,4 @@
-"""`encodec`: Encodec as published by transformers: 24 kHz (causal) and 32 kHz (Musicgen's, with look-ahead)."""
+"""`encodec`: Encodec as published by transformers: 24 kHz (causal) and 32 kHz (MusicGen's, with look-ahead)."""
 
 from pathlib import Path
 
@@ -14,9 +14,9 @@ from stretto.weights.loading import codec_directory, load_config, load_model
 
 
 class EncodecCodec(nn.Module):
-    """Encodec. Its state is the (h, c) of the decoder's LSTM.
+    """Encodec. The state is (h, c) of the decoder's LSTM.
 
-    The codec has the codebooks of the checkpoint's highest bandwidth; lower ones use the first of them.
+    It has the codebooks of the checkpoint's highest bandwidth; a lower bandwidth is the first of these codebooks.
     """
 
     def __init__(self, model: EncodecModel) -> None:
@@ -40,7 +40,10 @@ class EncodecCodec(nn.Module):
 
     @torch.inference_mode()
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Return the codes, int64 [K, T], of mono samples, float32 [n]; the last frame may be partial."""
+        """Return the codes, int64 [K, T], of mono samples, float32 [n].
+
+        The last frame may be shorter than the others.
+        """
         if len(pcm) == 0:
             return np.zeros((self.spec.num_codebooks, 0), dtype=np.int64)
         samples = torch.from_numpy(np.asarray(pcm)).to(next(self.parameters()))
@@ -52,7 +55,7 @@ class EncodecCodec(nn.Module):
 
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Return the waveform [B, n] in [-1, 1] of the window's frames, and the state before the next window."""
+        """Return the waveform [B, n] in [-1, 1] of frames [first, last), and the state after the window."""
         codes = window.codes.to(window.state.device)
         latents = self.model.quantizer.decode(codes.transpose(0, 1))
         pcm, state = self.stream(latents, window.left, window.right, window.state)
@@ -60,7 +63,7 @@ class EncodecCodec(nn.Module):
 
 
 def check(config: EncodecConfig) -> None:
-    """Raise CheckpointError for the 48 kHz model, which normalises and cross-fades whole seconds and cannot stream."""
+    """Raise CheckpointError for the 48 kHz model, which normalises and cross-fades whole seconds: it cannot stream."""
     if config.normalize or config.chunk_length_s is not None or config.norm_type != "weight_norm":
         raise CheckpointError(
             "encodec: only checkpoints without normalize, chunk_length_s and time_group_norm (24 and 32 kHz) stream"
@@ -68,7 +71,10 @@ def check(config: EncodecConfig) -> None:
 
 
 def load(directory: Path, device: str = "cpu") -> EncodecCodec:
-    """Return the codec in a published checkpoint; raise CheckpointError for missing or mismatched files."""
+    """Load the codec of a published checkpoint.
+
+    Raise CheckpointError if files or tensors are missing or do not match.
+    """
     directory = codec_directory(directory)
     check(load_config(EncodecConfig, directory))
     model, _ = load_model(EncodecModel, directory)

@@ -1,6 +1,6 @@
-"""`espnet_dac`: the codec of OpusLM, called DAC by ESPnet: a SEANet with LSTM and a residual quantiser.
+"""`espnet_dac`: OpusLM's codec, called DAC by ESPnet: a SEANet with an LSTM, and a residual quantiser.
 
-Reads a published directory: `config.yaml` and one `*.pth`, as packed by ESPnet (espnet2/gan_codec/dac/dac.py).
+A published folder has `config.yaml` and one `*.pth`, as packed by ESPnet (espnet2/gan_codec/dac/dac.py).
 """
 
 import math
@@ -38,7 +38,7 @@ DEFAULTS: dict[str, Any] = {
     "quantizer_bins": 1024,
     "quantizer_target_bandwidth": [7.5, 15],
 }
-# Values that the decoder of this package requires.
+# Values that this decoder requires.
 REQUIRED: dict[str, Any] = {
     "encdec_channels": 1,
     "encdec_activation": "Snake",
@@ -53,7 +53,7 @@ NOT_SERVED = ("inited", "cluster_size", "embed_avg")  # training state of a code
 
 @dataclass(frozen=True, slots=True)
 class EspnetDacConfig:
-    """Sizes of a checkpoint; `num_codebooks` is the number for its last bandwidth, as in ESPnet's `encode`."""
+    """Sizes in a checkpoint; `num_codebooks` is the number at its last bandwidth, as in ESPnet's `encode`."""
 
     sample_rate: int
     num_codebooks: int
@@ -67,7 +67,7 @@ class EspnetDacConfig:
 
         Raises:
             KeyError: If a value is missing.
-            ValueError: If the config is of another codec, or not supported.
+            ValueError: If the config belongs to another codec, or is not supported.
         """
         if record["codec"] != "dac":
             raise ValueError(f"codec must be dac, got {record['codec']}")
@@ -101,7 +101,7 @@ class EspnetDacConfig:
 
 
 def read_config(directory: Path) -> EspnetDacConfig:
-    """Return the sizes in `config.yaml`; raise CheckpointError if it is missing or of another codec."""
+    """Return the sizes in `config.yaml`; raise CheckpointError if it is missing or belongs to another codec."""
     path = directory / CONFIG_FILE
     if not path.is_file():
         raise CheckpointError(f"{path} is missing")
@@ -112,10 +112,10 @@ def read_config(directory: Path) -> EspnetDacConfig:
 
 
 def read_generator(directory: Path, num_codebooks: int) -> dict[str, Tensor]:
-    """Return the generator's tensors under our names, with weight norm applied.
+    """Return the generator's tensors under the names of our modules, with weight norms multiplied out.
 
     Raises:
-        CheckpointError: If the folder does not have exactly one `*.pth` file, or its tensors do not fit.
+        CheckpointError: If the folder does not have exactly one `*.pth` file, or its tensors do not match.
     """
     paths = sorted(directory.glob("*.pth"))
     if len(paths) != 1:
@@ -139,11 +139,11 @@ def read_generator(directory: Path, num_codebooks: int) -> dict[str, Tensor]:
 
 
 def multiply_weight_norm_out(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors with each pair (g, v) of a weight norm replaced by its weight g v / |v|.
+    """Replace each weight-norm pair (g, v) among the tensors by the weight g v / |v|.
 
-    The pairs have torch's older or newer names. In one dimension g has the size of v (an output or a tap of a kernel).
-    The norm is over the other dimensions, in which g has size 1. Tensors that are not such a pair are unchanged; no
-    module has their names, so loading reports them.
+    The pairs may have torch's older or newer names. g has the size of v in one dimension (the outputs, or the taps of a
+    kernel) and size 1 in the others, over which the norm is computed. Other tensors are returned unchanged; if a pair
+    is incomplete, loading reports its tensor as unknown.
     """
     plain = dict(tensors)
     for magnitude, direction in (("weight_g", "weight_v"), (_newer(0), _newer(1))):
@@ -160,7 +160,7 @@ def multiply_weight_norm_out(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _are_lengths(g: torch.Size, v: torch.Size) -> bool:
-    """Return True if g has the shape of norms of v over all dimensions but one."""
+    """Return True if g has the shape of the norms of v over all dimensions but one."""
     return len(v) > 1 and any(
         [*g] == [size if dim == kept else 1 for dim, size in enumerate(v)] for kept in range(len(v))
     )
@@ -171,7 +171,7 @@ def _newer(part: int) -> str:
 
 
 class EuclideanCodebooks(nn.Module):
-    """Residual quantiser with tables [K, V, D]; each codebook quantises the residual of the previous ones."""
+    """Residual quantiser with codebooks [K, V, D]; each one quantises the residual of the previous ones."""
 
     embed: Tensor
 
@@ -180,7 +180,7 @@ class EuclideanCodebooks(nn.Module):
         self.register_buffer("embed", torch.zeros(num_codebooks, codebook_size, width))
 
     def encode(self, latents: Tensor) -> Tensor:
-        """Return the codes [K, T] of latents [D, T], each the nearest vector."""
+        """Return the codes [K, T] of latents [D, T]: the index of the nearest vector in each codebook."""
         residual, codes = latents.T, []
         for table in self.embed:
             distance = table.square().sum(1) - 2 * residual @ table.T
@@ -195,7 +195,7 @@ class EuclideanCodebooks(nn.Module):
 
 
 class EspnetDac(nn.Module):
-    """ESPnet's DAC. Its state is the (h, c) of the decoder's LSTM."""
+    """ESPnet's DAC. The state is (h, c) of the decoder's LSTM."""
 
     def __init__(self, config: EspnetDacConfig) -> None:
         super().__init__()
@@ -231,14 +231,17 @@ class EspnetDac(nn.Module):
 
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Return the waveform [B, n] in [-1, 1] of the window's frames, and the state before the next window."""
+        """Return the waveform [B, n] in [-1, 1] of frames [first, last), and the state after the window."""
         latents = self.quantizer.decode(window.codes.to(self.quantizer.embed.device))
         pcm, state = self.stream(latents, window.left, window.right, window.state)
         return pcm.clamp(-1, 1), state
 
 
 def load(directory: Path, device: str = "cpu") -> EspnetDac:
-    """Return the codec published in `directory` or its `codec/`; raise CheckpointError for mismatched files."""
+    """Return the codec published in `directory` or its subfolder `codec/`.
+
+    Raise CheckpointError if files do not match.
+    """
     directory = directory / "codec" if (directory / "codec").is_dir() else directory
     codec = EspnetDac(read_config(directory))
     load_strictly(codec, read_generator(directory, codec.spec.num_codebooks), directory)
@@ -246,6 +249,6 @@ def load(directory: Path, device: str = "cpu") -> EspnetDac:
 
 
 def published_shape(directory: Path) -> tuple[int, int]:
-    """Return the number of codebooks, and of codes in each, of the codec published in `directory`."""
+    """Return the number of codebooks, and of codes per codebook, of the codec published in `directory`."""
     config = read_config(directory)
     return config.num_codebooks, config.codebook_size

@@ -1,16 +1,16 @@
 """`glm4_voice`: decoder of GLM-4-Voice and VITA-Audio (22.05 kHz, 12.5 tokens per second; arXiv 2412.02612).
 
 tokens of all blocks so far ─► flow, given the previous mel ─► mel of the new block ─► HiFT ─► pcm
-                                                  └ its last 5 tokens' worth is faded into the next block's
+                                                  └ the mel of its last 5 tokens is faded into the next block
 
 Norms and attention cover all frames, and the flow starts from noise, so the samples of a block differ from those of one
 decode of the whole. Blocks, fades and prompts are those of the authors' `web_demo.py` and `flow_inference.py`, with two
-exceptions. The authors' prompt repeats a frame from the third block on, which shifts it by one and loses 12 ms per
-block; ours does not. The mel held back at the end of a complete last block is decoded, not dropped.
+exceptions. From the third block on, the authors' prompt repeats a frame, which shifts it by one frame and loses 12 ms
+per block; ours does not. And the mel held back at the end of a complete last block is decoded here, not dropped.
 
 `config.yaml` is read as published in https://huggingface.co/THUDM/glm-4-voice-decoder, without executing it. The file
-is HyperPyYAML. `!new:`, `!name:` and `!apply:` would build Python objects; here they yield the mappings that
-follow them. `!ref <name>` yields the top-level value of that name.
+is HyperPyYAML, in which the tags `!new:`, `!name:` and `!apply:` would construct Python objects. Here each yields the
+mapping that follows it. `!ref <name>` yields the top-level value of that name.
 
 The flow:
 
@@ -51,7 +51,15 @@ PARTS = ("flow", "hift")
 
 
 def read_part(directory: Path, part: str) -> dict[str, Tensor]:
-    """Return the tensors of one part in float32, weight norms multiplied out; raise CheckpointError if missing."""
+    """Return the tensors of one part of the release in float32, with weight norms multiplied out.
+
+    Args:
+        directory: Folder of the release.
+        part: `flow` or `hift`, the name of a `.pt` file.
+
+    Raises:
+        CheckpointError: If the file is missing.
+    """
     path = directory / f"{part}.pt"
     if not path.is_file():
         raise CheckpointError(f"{path} is missing")
@@ -59,7 +67,7 @@ def read_part(directory: Path, part: str) -> dict[str, Tensor]:
 
 
 def load_part(module: nn.Module, directory: Path, part: str) -> None:
-    """Load the tensors of a part into a module; raise CheckpointError for mismatches."""
+    """Load the tensors of one part of the release into a module; raise CheckpointError if they do not match."""
     load_strictly(module, read_part(directory, part), directory / f"{part}.pt")
 
 
@@ -68,7 +76,7 @@ CONFIG_FILE = "config.yaml"
 
 @dataclass(frozen=True, slots=True)
 class Glm4VoiceConfig:
-    """Sizes of a checkpoint. `regulator`: number of convolutions after length regulation."""
+    """Sizes in a checkpoint. `regulator` is the number of convolutions after length regulation."""
 
     codebook_size: int
     token_rate: Fraction
@@ -83,12 +91,12 @@ class Glm4VoiceConfig:
 
     @property
     def mels_per_token(self) -> Fraction:
-        """Mel frames per token: 441/64 as published."""
+        """Number of mel frames per token: 441/64 as published."""
         return Fraction(self.vocoder.sample_rate, self.vocoder.samples_per_mel) / self.token_rate
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> "Glm4VoiceConfig":
-        """Return the sizes in `config.yaml`; raise KeyError or ValueError for a missing or unsupported value."""
+        """Return the sizes in `config.yaml`; raise KeyError or ValueError if a value is missing or unsupported."""
         flow, hift = record["flow"], record["hift"]
         matching, regulator = flow["decoder"], flow["length_regulator"]
         solver = matching["cfm_params"]["content"]
@@ -172,14 +180,14 @@ def _residuals(given: dict[str, Any], name: str) -> tuple[tuple[int, tuple[int, 
 
 
 def _require(given: dict[str, Any], **values: Any) -> None:
-    """Raise ValueError if the record has another value than the one that this decoder assumes."""
+    """Raise ValueError if a value in the record differs from the one that this decoder assumes."""
     odd = {name: given.get(name) for name, value in values.items() if given.get(name) != value}
     if odd:
         raise ValueError(f"expected { ({name: values[name] for name in odd}) }, got {odd}")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML loader that yields mappings in place of objects; one instance per file."""
+    """YAML loader that yields mappings in place of Python objects."""
 
 
 def _plain(loader: _Loader, suffix: str, node: yaml.Node) -> Any:
@@ -198,7 +206,7 @@ _Loader.add_constructor("!ref", _reference)
 
 
 def _resolved(value: Any, names: dict[str, Any]) -> Any:
-    """Return the value with each `!ref <name>` replaced."""
+    """Return the value with each `!ref <name>` replaced by the value of that name."""
     if isinstance(value, dict):
         return {key: _resolved(each, names) for key, each in value.items()}
     if isinstance(value, list):
@@ -208,7 +216,7 @@ def _resolved(value: Any, names: dict[str, Any]) -> Any:
 
 
 def read_config(directory: Path) -> Glm4VoiceConfig:
-    """Return the sizes in `config.yaml`; raise CheckpointError if it is missing or of another decoder."""
+    """Return the sizes in `config.yaml`; raise CheckpointError if it is missing or belongs to another decoder."""
     path = directory / CONFIG_FILE
     if not path.is_file():
         raise CheckpointError(f"{path} is missing")
@@ -220,7 +228,7 @@ def read_config(directory: Path) -> Glm4VoiceConfig:
 
 
 class BlockConformer(nn.Module):
-    """Conformer over token vectors: [B, T, E] -> [B, T, H]."""
+    """Conformer over token vectors whose attention is limited to blocks: [B, T, E] -> [B, T, H]."""
 
     def __init__(self, token_width: int, shape: EncoderShape) -> None:
         super().__init__()
@@ -237,7 +245,7 @@ class BlockConformer(nn.Module):
 
 
 class LengthRegulator(nn.Module):
-    """Length regulator: token vectors [B, T, M], repeated and smoothed -> [B, M, frames]."""
+    """Length regulator: token vectors [B, T, M] are repeated and smoothed to [B, M, frames]."""
 
     def __init__(self, channels: int, layers: int) -> None:
         super().__init__()
@@ -252,13 +260,13 @@ class LengthRegulator(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """State of B utterances between two blocks; parts shorter than their capacity are right-aligned.
+    """State of B utterances between two blocks. Parts shorter than their capacity are right-aligned.
 
     Attributes:
-        mel: Mel already decoded, [B, M, n].
-        overlap: Mel to be faded into the next block, [B, M, o].
+        mel: Mel frames that are already decoded, [B, M, n].
+        overlap: Mel frames to be faded into the next block, [B, M, o].
         source: Excitation at the end of the decoded part, [B, s].
-        pending: Samples of frames that are not complete yet, [B, p].
+        pending: Decoded samples that belong to frames not returned yet, [B, p].
     """
 
     mel: Tensor
@@ -282,7 +290,7 @@ def _fitted(part: Tensor, length: int) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """Capacities of the four parts, without the batch dimension."""
+    """Capacity of each part of a `Memory`, as shapes without the batch dimension."""
 
     mel: tuple[int, int]
     overlap: tuple[int, int]
@@ -295,17 +303,17 @@ class Room:
 
     @property
     def size(self) -> int:
-        """Numbers in the state of one utterance."""
+        """Number of elements in the state of one utterance."""
         return sum(prod(shape) for shape in self.shapes)
 
     def read(self, state: Tensor) -> Memory:
-        """Return the state [B, size] as its four parts."""
+        """Split a state [B, size] into the parts of a `Memory`."""
         parts = state.split([prod(shape) for shape in self.shapes], 1)
         return Memory(*(part.unflatten(1, shape) for part, shape in zip(parts, self.shapes, strict=True)))
 
 
 class Flow(nn.Module):
-    """Flow with tensors named as in the published `flow.pt`."""
+    """Flow-matching decoder: tokens to mel, with tensors named as in the published `flow.pt`."""
 
     def __init__(self, config: Glm4VoiceConfig) -> None:
         super().__init__()
@@ -317,13 +325,18 @@ class Flow(nn.Module):
         self.decoder = Matching(config.mels, config.estimator, config.guidance)
 
     def goal(self, tokens: Tensor, frames: int) -> Tensor:
-        """Return μ [B, M, frames] of tokens [B, T]."""
+        """Return the condition μ [B, M, frames] for tokens [B, T]."""
         return self.length_regulator(self.encoder_proj(self.encoder(self.input_embedding(tokens))), frames)
 
     def forward(self, tokens: Tensor, noise: Tensor, prompt: Tensor) -> Tensor:
-        """Return mel [B, M, frames] of tokens [B, T] from noise [M, frames], continuing the prompt [B, M, n].
+        """Return the mel frames of tokens, [B, M, frames].
 
-        The speaker vector is zero, so only its projection's bias remains.
+        The speaker vector is zero, so only the bias of its projection remains.
+
+        Args:
+            tokens: Tokens, [B, T].
+            noise: Initial value, [M, frames].
+            prompt: Known mel frames at the beginning, [B, M, n].
         """
         goal = self.goal(tokens, noise.shape[1])
         known = nn.functional.pad(prompt, (0, noise.shape[1] - prompt.shape[2]))
@@ -340,8 +353,8 @@ HEARD_RATE = 16_000  # Hz, input rate of `encoders/whisper_vq.py`
 class Glm4VoiceCodec(nn.Module):
     """Decoder of GLM-4-Voice.
 
-    Noise is fixed by a frame's position in its block's input. The same codes therefore give one waveform for any
-    chunking and batch.
+    The noise of a frame is determined by the frame's position in the input of its block. The same codes therefore give
+    the same waveform for any chunking and batch.
     """
 
     fade: Tensor
@@ -364,7 +377,7 @@ class Glm4VoiceCodec(nn.Module):
             num_codebooks=1,
             codebook_size=config.codebook_size,
             streaming=self.blocks,
-            heard_rate=HEARD_RATE,
+            input_rate=HEARD_RATE,
         )
         self.room = Room(
             mel=(config.mels, self.mels(history) - self.overlap),
@@ -374,30 +387,30 @@ class Glm4VoiceCodec(nn.Module):
         )
         self._register_tables(self.mels(history + max(sizes)), self.mels(max(sizes)) + self.overlap + 2)
 
-    def _register_tables(self, most_heard: int, most_spoken: int) -> None:
-        """Register the noise for the largest block, and the weights of a fade."""
-        tables = noise_tables(self.config.mels, self.config.vocoder, most_heard, most_spoken)
+    def _register_tables(self, flow_frames: int, vocoder_frames: int) -> None:
+        """Register the noise for the largest block, and the weights of the cross-fade, as buffers."""
+        tables = noise_tables(self.config.mels, self.config.vocoder, flow_frames, vocoder_frames)
         tables["fade"] = torch.from_numpy(np.hamming(2 * self.overlap))
         for name, table in tables.items():
             self.register_buffer(name, table, persistent=False)
 
     def mels(self, tokens: int) -> int:
-        """Return the number of whole mel frames in `tokens` tokens."""
+        """Return the number of whole mel frames of `tokens` tokens."""
         return int(tokens * self.rate)
 
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Raise InvalidRequest: this codec only decodes; see `encoders/whisper_vq.py`."""
+        """Raise InvalidRequest, because this codec only decodes; see `encoders/whisper_vq.py`."""
         raise InvalidRequest("audio", f"none, as {self.spec.name} only decodes", "audio")
 
     def initial_state(self, batch: int) -> Tensor:
-        """Return zeros: nothing has been decoded."""
+        """Return zeros, the state before any frame has been decoded."""
         return self.flow.encoder_proj.bias.new_zeros(batch, self.room.size)
 
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Return samples [B, n] of the window's frames, and the state after its last block.
+        """Return the samples [B, n] of frames [first, last), and the state after the last block.
 
-        The end of an utterance is padded with less than one mel frame of silence.
+        At the end of an utterance, less than one mel frame of silence is appended.
         """
         codes, memory = window.codes[:, 0].to(window.state.device), self.room.read(window.state)
         done = window.left + self.blocks.right if window.left else 0
@@ -413,15 +426,15 @@ class Glm4VoiceCodec(nn.Module):
         return pcm[:, :wanted], replace(memory, pending=pcm[:, wanted:]).flat(self.room)
 
     def _num_pending(self, border: int) -> int:
-        """Return the number of samples decoded from frames that are incomplete at a border."""
+        """Return the number of samples that are decoded, but not returned yet, at a block border."""
         if border == 0:
             return 0
         spoken = (self.mels(border) - self.overlap - 1) * self.config.vocoder.samples_per_mel
         return spoken - (border - self.blocks.right) * self.spec.samples_per_frame
 
     def _new_mel(self, codes: Tensor, memory: Memory, done: int) -> Tensor:
-        """Return the mel after the part already decoded (tokens before `done` of codes [B, T]), faded in."""
-        start = self.blocks.heard_from(done)
+        """Return the mel of the tokens from `done` on of codes [B, T], with the overlap faded in."""
+        start = self.blocks.first_needed(done)
         tokens, known = codes[:, start:], max(0, self.mels(done - start) - self.overlap)
         noise = self.noise[:, : self.mels(tokens.shape[1])].to(memory.mel.dtype)
         prompt = memory.mel[..., memory.mel.shape[2] - known :]
@@ -433,10 +446,10 @@ class Glm4VoiceCodec(nn.Module):
         return torch.cat([begin, mel[..., self.overlap :]], 2)
 
     def _speak(self, memory: Memory, mel: Tensor, goes_on: bool) -> Memory:
-        """Return the memory after a complete block of `mel`, whose end is held back.
+        """Decode a complete block of mel frames except for its end, and return the next state.
 
         Args:
-            memory: Memory after the previous block.
+            memory: State after the previous block.
             mel: Mel frames of the block.
             goes_on: True unless this is the first block.
         """
@@ -451,13 +464,13 @@ class Glm4VoiceCodec(nn.Module):
         )
 
     def _end(self, memory: Memory, codes: Tensor, done: int) -> Memory:
-        """Return the memory after the last codes [B, T]; those before `done` are decoded except for the held end."""
+        """Decode the utterance's end: tokens from `done` on of codes [B, T], and the overlap held back before."""
         mel = self._new_mel(codes, memory, done) if done < codes.shape[1] else memory.overlap
         pcm, _ = self._voice(memory, mel, done > 0)
         return replace(memory, pending=torch.cat([memory.pending, pcm], 1))
 
     def _voice(self, memory: Memory, mel: Tensor, goes_on: bool) -> tuple[Tensor, Tensor]:
-        """Return samples and source [B, n] of new mel, computed with one preceding frame and its source."""
+        """Return samples and excitation [B, n] of new mel frames, computed together with the preceding frame."""
         if goes_on:
             mel = torch.cat([memory.mel[..., -1:], mel], 2)
         length = mel.shape[2] * self.config.vocoder.samples_per_mel
@@ -468,7 +481,10 @@ class Glm4VoiceCodec(nn.Module):
 
 
 def load(directory: Path, device: str = "cpu") -> Glm4VoiceCodec:
-    """Return the decoder published in `directory` or its `codec/`; raise CheckpointError for mismatched files."""
+    """Return the decoder published in `directory` or its subfolder `codec/`.
+
+    Raise CheckpointError if files do not match.
+    """
     directory = directory / "codec" if (directory / "codec").is_dir() else directory
     codec = Glm4VoiceCodec(read_config(directory))
     load_part(codec.flow, directory, "flow")
@@ -477,5 +493,5 @@ def load(directory: Path, device: str = "cpu") -> Glm4VoiceCodec:
 
 
 def published_shape(directory: Path) -> tuple[int, int]:
-    """Return the number of codebooks, and of codes in each, of the codec published in `directory`."""
+    """Return the number of codebooks, and of codes per codebook, of the codec published in `directory`."""
     return 1, read_config(directory).codebook_size

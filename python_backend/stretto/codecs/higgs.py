@@ -1,7 +1,8 @@
-"""`higgs`: the tokenizer of Higgs Audio v2: X-codec at 24 kHz, 25 frames per second, with projected codebooks.
+"""`higgs`: codec of Higgs Audio v2: X-codec at 24 kHz with 25 frames per second and projected codebooks.
 
 transformers' class requires torchaudio even for decoding. This one reads the same checkpoint with the same
-configuration class, and is derived from transformers' X-codec."""
+configuration class, and is derived from transformers' X-codec.
+"""
 
 import math
 from pathlib import Path
@@ -20,11 +21,18 @@ ROLLOFF = 0.99  # cut-off relative to the lower Nyquist frequency
 
 
 def sinc_kernels(source_hz: int, target_hz: int) -> tuple[Tensor, int]:
-    """Return one filter per output phase, float64 [target, width], and its reach back in samples.
+    """Return the filters of a sinc resampler.
 
-    Rates are in lowest terms. The filter is a Hann-windowed sinc (Smith, Digital Audio Resampling): h(t) = b sinc(b t)
-    cos(pi b t / 2N)^2 for |b t| < N, in input samples, with b = ROLLOFF * min(1, target / source) and
-    N = ZERO_CROSSINGS.
+    The filter is a Hann-windowed sinc (Smith, Digital Audio Resampling): h(t) = b sinc(b t) cos(pi b t / 2N)^2 for
+    |b t| < N, in input samples, with b = ROLLOFF * min(1, target / source) and N = ZERO_CROSSINGS.
+
+    Args:
+        source_hz: Input sample rate, divided by the common divisor of both rates.
+        target_hz: Output sample rate, divided likewise.
+
+    Returns:
+        One filter per output phase, float64 [target_hz, width], and the number of preceding input samples that it
+        covers.
     """
     cutoff = ROLLOFF * min(source_hz, target_hz) / source_hz
     back = math.ceil(ZERO_CROSSINGS / cutoff)
@@ -36,7 +44,7 @@ def sinc_kernels(source_hz: int, target_hz: int) -> tuple[Tensor, int]:
 
 
 def resample(pcm: Tensor, source_hz: int, target_hz: int) -> Tensor:
-    """Resample pcm [B, n] to [B, ceil(n * target_hz / source_hz)], assuming silence around it."""
+    """Resample pcm [B, n] to [B, ceil(n * target_hz / source_hz)], assuming silence before and after it."""
     divisor = math.gcd(source_hz, target_hz)
     source_hz, target_hz = source_hz // divisor, target_hz // divisor
     if source_hz == target_hz:
@@ -52,7 +60,7 @@ MARGIN = 160  # samples of silence on each side of HuBERT's input
 
 
 class ProjectedQuantization(XcodecVectorQuantization):
-    """Codebook in its own space, with projections to it and back."""
+    """Codebook in a space of its own, with projections from the latents to it and back."""
 
     def __init__(self, config: HiggsAudioV2TokenizerConfig) -> None:
         super().__init__(config)  # type: ignore[arg-type]
@@ -69,7 +77,7 @@ class ProjectedQuantization(XcodecVectorQuantization):
 
 
 class HiggsModel(XcodecModel):
-    """transformers' X-codec with projected codebooks, and a separate sample rate of semantic features."""
+    """transformers' X-codec with projected codebooks, and with another sample rate for semantic features."""
 
     config_class = HiggsAudioV2TokenizerConfig  # type: ignore[assignment]
     _keys_to_ignore_on_load_unexpected = {"semantic_model.masked_spec_embed"}  # noqa: RUF012 (transformers reads it here)
@@ -85,24 +93,27 @@ class HiggsModel(XcodecModel):
 
 
 class HiggsCodec(SemanticCodec):
-    """The codec of `base.Codec`, which encodes recordings of any length without completing the last frame.
+    """X-codec of Higgs Audio v2, which encodes recordings of any length without padding the last frame.
 
     `HiggsAudioV2Processor` calls its feature extractor with `padding=False`. The number of codes is then that of the
-    semantic features; if the acoustic encoder would make another number, `XcodecModel.encode` puts half a frame of
+    semantic features. If the acoustic encoder would return another number, `XcodecModel.encode` adds half a frame of
     silence on both sides of its input.
     """
 
     def fit(self, samples: Tensor) -> Tensor:
-        """Return samples [n] unchanged."""
+        """Return samples [n] unchanged, because the last frame is not padded."""
         return samples
 
 
 def load(directory: Path, device: str = "cpu") -> SemanticCodec:
-    """Return the codec of a published checkpoint; raise CheckpointError for missing or mismatched tensors."""
+    """Load the codec of a published checkpoint.
+
+    Raise CheckpointError if files or tensors are missing or do not match.
+    """
     return load_semantic("higgs", HiggsModel, directory, HiggsCodec).to(device)
 
 
 def published_shape(directory: Path) -> tuple[int, int]:
-    """Return the number of codebooks, and of codes in each, of the codec published in `directory`."""
+    """Return the number of codebooks, and of codes per codebook, of the codec published in `directory`."""
     config = load_config(HiggsAudioV2TokenizerConfig, directory)
     return config.num_quantizers, config.codebook_size

@@ -1,9 +1,9 @@
 """`mimi`: Mimi as published by transformers (24 kHz, 12.5 frames per second; Défossez et al., 2024).
 
 codes ─► frames ─► upsample ×2 ─► transformer, 250 steps back ─► SEANet decoder ─► pcm
-                   1 frame back    keys and values carried        8 steps back, outputs carried
+                   1 frame back    keys and values in the state    8 steps back, outputs in the state
 
-transformers' own `decode` with past keys and values is not exact, because its convolutions have no memory.
+transformers' own `decode` with past keys and values is not exact, because its convolutions have no state.
 """
 
 from dataclasses import dataclass
@@ -24,13 +24,19 @@ from stretto.weights.loading import codec_directory, load_config, load_model
 
 @dataclass(frozen=True, slots=True)
 class Ring:
-    """Rings [B, layers, 2, heads, R, head_dim] of B utterances; each layer writes `slots` [B, n] in place."""
+    """Key-value cache of B utterances as rings [B, layers, 2, heads, R, head_dim].
+
+    Layers write to `slots` [B, n] in place.
+    """
 
     rings: Tensor
     slots: Tensor
 
     def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """Store new keys and values [B, heads, n, head_dim]; return all of the layer, [B, heads, R, head_dim]."""
+        """Store new keys and values [B, heads, n, head_dim] of a layer.
+
+        Return all of that layer, [B, heads, R, head_dim].
+        """
         rows = torch.arange(len(self.slots), device=self.slots.device)[:, None]
         for part, new in enumerate((keys, values)):
             self.rings[rows, layer, part, :, self.slots] = new.transpose(1, 2).to(self.rings.dtype)
@@ -38,7 +44,7 @@ class Ring:
 
 
 class RingTransformer:
-    """Mimi transformer that continues from rings owned by the caller."""
+    """Mimi's transformer with its key-value cache in rings that the caller owns."""
 
     def __init__(self, transformer: MimiTransformerModel, block: int = 32) -> None:
         config = transformer.config
@@ -50,7 +56,16 @@ class RingTransformer:
         self.shape = (config.num_hidden_layers, 2, config.num_key_value_heads, self.size, config.head_dim)
 
     def advance(self, steps: Tensor, first: Tensor, rings: Tensor) -> Tensor:
-        """Return outputs [B, n, H] of steps [B, n, H] at positions first [B] + 0 … n - 1; updates `rings`."""
+        """Process the next n steps and update the rings.
+
+        Args:
+            steps: Inputs, [B, n, H].
+            first: Position of the first step of each utterance, [B].
+            rings: Rings of keys and values, [B, layers, 2, heads, R, head_dim], updated in place.
+
+        Returns:
+            Outputs, [B, n, H].
+        """
         outputs = []
         for start in range(0, steps.shape[1], self._block):
             block = steps[:, start : start + self._block]
@@ -59,7 +74,7 @@ class RingTransformer:
         return torch.cat(outputs, 1)
 
     def visible(self, positions: Tensor) -> Tensor:
-        """Return which slots the queries at positions [B, n] attend to after these are written: bool [B, 1, n, R]."""
+        """Return the attention mask, bool [B, 1, n, R], of queries at positions [B, n] whose keys are in the ring."""
         slot = torch.arange(self.size, device=positions.device)
         newest = positions[:, -1:]
         held = newest - (newest - slot) % self.size  # [B, R]: step in each slot, negative if empty
@@ -80,10 +95,10 @@ TRANSFORMERS = MimiConfig, MimiModel
 
 
 class MimiCodec(nn.Module):
-    """Mimi.
+    """Mimi with an exact streaming decoder.
 
-    Its state [B, D] holds the transformer's key and value rings, then the last transformer outputs that the SEANet
-    needs again.
+    The state [B, D] has the transformer's key and value rings, followed by the last transformer outputs, which the
+    SEANet decoder needs again.
     """
 
     def __init__(self, model: MimiModel) -> None:
@@ -107,7 +122,10 @@ class MimiCodec(nn.Module):
 
     @torch.inference_mode()
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Return the codes, int64 [K, T], of mono samples, float32 [n]; the last frame may be partial."""
+        """Return the codes, int64 [K, T], of mono samples, float32 [n].
+
+        The last frame may be shorter than the others.
+        """
         if len(pcm) == 0:
             return np.zeros((self.spec.num_codebooks, 0), dtype=np.int64)
         samples = torch.from_numpy(np.asarray(pcm)).to(next(self.parameters()))
@@ -115,13 +133,13 @@ class MimiCodec(nn.Module):
         return codes[0].cpu().numpy()
 
     def initial_state(self, batch: int) -> Tensor:
-        """Return zeros: empty rings and silent outputs."""
+        """Return zeros, which stand for empty rings and silent outputs."""
         outputs = self.left_frames * STEPS * self.model.config.hidden_size
         return next(self.parameters()).new_zeros(batch, self.ring_size + outputs)
 
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Return the waveform [B, n] in [-1, 1] of the window's frames, and the state before the next window."""
+        """Return the waveform [B, n] in [-1, 1] of frames [first, last), and the state after the window."""
         state = window.state.clone()
         rings, outputs = state.split([prod(self.transformer.shape), state.shape[1] - prod(self.transformer.shape)], 1)
         rings, outputs = (
@@ -148,7 +166,7 @@ class MimiCodec(nn.Module):
 
 
 def check(config: MimiConfig) -> None:
-    """Raise CheckpointError for a Mimi with look-ahead, non-zero padding, or an upsampling other than 2."""
+    """Raise CheckpointError for a Mimi with look-ahead, non-zero padding, or an upsampling factor other than 2."""
     if not config.use_causal_conv or config.pad_mode != "constant":
         raise CheckpointError(
             f"mimi: use_causal_conv and pad_mode constant, got {config.use_causal_conv}, {config.pad_mode}"
@@ -158,7 +176,10 @@ def check(config: MimiConfig) -> None:
 
 
 def load(directory: Path, device: str = "cpu") -> MimiCodec:
-    """Return the codec in a published checkpoint; raise CheckpointError for missing or mismatched files."""
+    """Load the codec of a published checkpoint.
+
+    Raise CheckpointError if files or tensors are missing or do not match.
+    """
     directory = codec_directory(directory)
     check(load_config(MimiConfig, directory))
     model, _ = load_model(MimiModel, directory)
@@ -168,6 +189,6 @@ def load(directory: Path, device: str = "cpu") -> MimiCodec:
 
 
 def published_shape(directory: Path) -> tuple[int, int]:
-    """Return the number of codebooks, and of codes in each, of the codec published in `directory`."""
+    """Return the number of codebooks, and of codes per codebook, of the codec published in `directory`."""
     config = load_config(MimiConfig, directory)
     return config.num_quantizers, config.codebook_size

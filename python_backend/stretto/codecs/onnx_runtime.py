@@ -1,7 +1,7 @@
-"""Codec that decodes an exported ONNX file (`scripts/export_onnx.py`), without weights or torch's codec.
+"""Codec that runs a decoder exported to ONNX (`scripts/export_onnx.py`), without the codec's weights or torch modules.
 
-The graph of a windowed codec maps `codes` to `pcm` of all its frames. The graph of a codec with a state also takes the
-position of the window's own frames and returns `next_state`. The file's metadata contain the codec's spec.
+The graph of a codec without state maps `codes` to `pcm` of all frames. The graph of a codec with a state also takes the
+position of the window's own frames and returns `next_state`. The file's metadata contains the `CodecSpec`.
 """
 
 import json
@@ -24,19 +24,19 @@ STATE_DTYPES = {"tensor(float)": torch.float32, "tensor(double)": torch.float64}
 
 
 def spec_to_json(spec: CodecSpec) -> str:
-    """Return the spec as metadata of a file."""
+    """Return the spec as text for the metadata of an ONNX file."""
     return json.dumps(asdict(spec) | {"kind": type(spec.streaming).__name__.lower()})
 
 
 def spec_from_json(text: str) -> CodecSpec:
-    """Return the spec in a file's metadata."""
+    """Return the spec from the metadata of an ONNX file."""
     record = json.loads(text)
     streaming = STREAMING[record.pop("kind")](**record.pop("streaming"))
     return CodecSpec(**record, streaming=streaming)
 
 
 class OnnxCodec:
-    """Exported codec, without `encode`."""
+    """Exported codec, which can only decode."""
 
     def __init__(self, spec: CodecSpec, session: onnxruntime.InferenceSession) -> None:
         self.spec = spec
@@ -44,7 +44,7 @@ class OnnxCodec:
         self._state = next((each for each in session.get_inputs() if each.name == "state"), None)
 
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Raise InvalidRequest, because the file holds only the decoder."""
+        """Raise InvalidRequest, because the file contains only the decoder."""
         raise InvalidRequest("audio", f"none, as an exported {self.spec.name} only decodes", "audio")
 
     def initial_state(self, batch: int) -> Tensor:
@@ -54,7 +54,7 @@ class OnnxCodec:
         return torch.zeros(batch, self._state.shape[1], dtype=STATE_DTYPES[self._state.type])
 
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Return the waveform [B, n] in [-1, 1] of the window's frames, and the state before the next window."""
+        """Return the waveform [B, n] in [-1, 1] of frames [first, last), and the state after the window."""
         last = window.codes.shape[2] - window.right
         start = window.left * self.spec.samples_per_frame
         stop = start + self.spec.num_samples(last - window.left, window.right)
@@ -80,7 +80,7 @@ def open_session(file: Path, device: str = "cpu", threads: int = 1) -> onnxrunti
 
 
 def load(directory: Path, device: str = "cpu", threads: int = 1) -> OnnxCodec:
-    """Return the exported codec in a checkpoint or its `codec/`; raise CheckpointError if there is none."""
+    """Return the exported codec in a checkpoint or its subfolder `codec/`; raise CheckpointError if there is none."""
     places = [place for place in (directory / "codec", directory) if (place / FILE).is_file()]
     if not places:
         raise CheckpointError(f"{directory / FILE} is missing: scripts/export_onnx.py writes it")
@@ -88,7 +88,7 @@ def load(directory: Path, device: str = "cpu", threads: int = 1) -> OnnxCodec:
 
 
 def load_file(file: Path, device: str = "cpu", threads: int = 1) -> OnnxCodec:
-    """Return the codec in an exported file; raise CheckpointError if it contains something else."""
+    """Return the codec in an exported file; raise CheckpointError if the file is no exported codec."""
     session = open_session(file, device, threads)
     metadata = session.get_modelmeta().custom_metadata_map
     if SPEC_KEY not in metadata:

@@ -1,4 +1,4 @@
-"""Interface between a refinement and the decoder: first codebook of an utterance in, all codebooks out."""
+"""Interface of models that fill in the codebooks after the first one, such as VALL-E's NAR model."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,30 +15,30 @@ FOLDER = "refinement"  # folder in a checkpoint
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """One whole utterance.
+    """Whole utterance whose codebooks after the first are to be filled in.
 
     Attributes:
         prompt: Rows of the language model's prompt, int64 [P, S].
-        given: Codes of the first codebook, int64 [T].
+        first_codes: Codes of the first codebook, int64 [T].
     """
 
     prompt: np.ndarray
-    given: np.ndarray
+    first_codes: np.ndarray
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Shape; passages of equal shape may share a batch, so that none is padded much."""
-        return -1, (len(self.prompt) + len(self.given)).bit_length(), 0
+        """Size class. Passages of the same class may share a batch, because little padding is needed."""
+        return -1, (len(self.prompt) + len(self.first_codes)).bit_length(), 0
 
 
 class Refinement(Protocol):
-    """Model that fills in the codebooks after the first one; it needs the whole utterance.
+    """Model that fills in the codebooks after the first one, given the whole utterance.
 
     Attributes:
-        num_streams: Number of streams of a prompt's rows, S.
-        num_ids: Upper bound (exclusive) of ids in a prompt.
+        num_streams: Number of streams S in a prompt.
+        num_ids: Upper bound (exclusive) of the ids in a prompt.
         codebook_size: Number of codes per codebook.
-        max_rows: Largest number of rows of a prompt and its frames.
+        max_rows: Maximum number of prompt rows and frames together.
     """
 
     num_streams: int
@@ -46,23 +46,42 @@ class Refinement(Protocol):
     codebook_size: int
     max_rows: int
 
-    def fill(self, passages: Sequence[Passage], told: Callable[[], None] | None = None) -> list[np.ndarray]:
-        """Return codes, int64 [K, T], of each passage, independent of the batch.
+    def fill(self, passages: Sequence[Passage], on_codebook: Callable[[], None] | None = None) -> list[np.ndarray]:
+        """Return the codes of each passage, int64 [K, T], independent of the rest of the batch.
 
-        Calls `told` after each codebook, to report progress.
+        Args:
+            passages: Prompts and codes of the first codebook.
+            on_codebook: Called after each codebook, to report progress.
         """
         ...
 
 
 def check_prompt(prompt: np.ndarray, refinement: Refinement) -> None:
-    """Raise InvalidRequest unless a prompt is rows [S, P] of ids known to the refinement."""
+    """Check the prompt in a request to the decoder.
+
+    Args:
+        prompt: Prompt rows, int [S, P].
+        refinement: Model that will fill in the codebooks.
+
+    Raises:
+        InvalidRequest: The shape is wrong, or an id is out of range.
+    """
     if prompt.ndim != 2 or prompt.shape[0] != refinement.num_streams or prompt.shape[1] == 0:
         raise InvalidRequest("codes", f"a prompt of shape [{refinement.num_streams}, P >= 1]", list(prompt.shape))
     _check_range(prompt, refinement.num_ids)
 
 
-def check_given(codes: np.ndarray, num_rows: int, refinement: Refinement) -> None:
-    """Raise InvalidRequest unless codes [1, T] belong to the first codebook and fit after `num_rows` rows."""
+def check_first_codes(codes: np.ndarray, num_rows: int, refinement: Refinement) -> None:
+    """Check codes of the first codebook in a request to the decoder.
+
+    Args:
+        codes: Codes, int [1, T].
+        num_rows: Number of prompt rows and frames before them.
+        refinement: Model that will fill in the codebooks.
+
+    Raises:
+        InvalidRequest: The shape is wrong, a code is out of range, or the utterance is too long for the model.
+    """
     if codes.ndim != 2 or codes.shape[0] != 1:
         raise InvalidRequest("codes", "shape [1, T]", list(codes.shape))
     _check_range(codes, refinement.codebook_size)
@@ -78,7 +97,7 @@ def _check_range(ids: np.ndarray, stop: int) -> None:
 
 
 class RefinedCodec:
-    """Codec combined with a refinement; it decodes complete codes."""
+    """Codec together with the model that fills in its codebooks after the first. Its methods are those of the codec."""
 
     def __init__(self, codec: Codec, refinement: Refinement) -> None:
         self._codec = codec
@@ -96,5 +115,5 @@ class RefinedCodec:
 
 
 def refinement_of(codec: Codec) -> Refinement | None:
-    """Return the refinement of a codec, or None if its codes arrive complete."""
+    """Return the model that fills in the codebooks after the first, or None if the language model generates all."""
     return codec.refinement if isinstance(codec, RefinedCodec) else None

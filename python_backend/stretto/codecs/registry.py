@@ -1,10 +1,11 @@
 """Codecs by name: modules that installed packages register (entry points of the group `stretto.codecs`).
 
-A codec's module has `load(directory, device)`, which returns a `Codec` or raises CheckpointError. It may also have
+A codec's module has `load(directory, device)`, which returns a `Codec` or raises CheckpointError. Optional attributes:
 
-    published_shape(directory) -> (K, C)    for `stretto convert --codec`: codebooks, and codes in each
+    published_shape(directory) -> (K, C)    for `stretto convert --codec`: numbers of codebooks and of codes in each
     TRANSFORMERS = config class, model class    for `stretto convert --codec-from-model`
-    MARKS = {tensor: description}               for messages on a file that holds this codec, and not the expected one
+    MARKS = {tensor: description}               names of tensors that only this codec has, for error messages about a
+                                                file that contains this codec instead of the expected model
 """
 
 from importlib import import_module
@@ -21,7 +22,7 @@ def codec_module(name: str) -> Any:
     """Return the module of the codec called `name`.
 
     Raises:
-        KeyError: For an unknown name; the message lists the installed ones.
+        KeyError: If the name is unknown; the message lists the installed ones.
         CheckpointError: If several packages register the name, or the module cannot be imported.
     """
     found = find(CODECS, name)
@@ -38,27 +39,27 @@ def _module(found: Installed) -> Any:
 
 
 def codecs_in_transformers() -> list[str]:
-    """Return the names of the codecs that transformers has classes for (`TRANSFORMERS`)."""
+    """Return the names of the codecs that transformers has classes for (see `TRANSFORMERS`)."""
     return [each.name for each in installed(CODECS) if hasattr(_module(each), "TRANSFORMERS")]
 
 
 def codec_marks() -> dict[str, str]:
-    """Return descriptions of codecs by the name of a tensor that only they have (`MARKS`)."""
+    """Return descriptions of codecs by the name of a tensor that only this codec has (see `MARKS`)."""
     return {name: kind for each in installed(CODECS) for name, kind in getattr(_module(each), "MARKS", {}).items()}
 
 
 def load_codec(name: str, directory: Path, device: str = "cpu", num_codebooks: int | None = None) -> Codec:
-    """Return the codec called `name`.
+    """Load the codec called `name`.
 
     Args:
         name: Name of the codec.
         directory: Folder with the weights.
         device: torch device.
-        num_codebooks: Number of codebooks in use, or None for all.
+        num_codebooks: Number of codebooks to use, counted from the first; None for all.
 
     Raises:
-        KeyError: For an unknown name; the message lists the installed ones.
-        CheckpointError: If files do not match, or there are too few codebooks.
+        KeyError: If the name is unknown; the message lists the installed ones.
+        CheckpointError: If files do not match, or there are fewer codebooks.
     """
     codec: Codec = codec_module(name).load(directory, device)
     if num_codebooks is not None:
@@ -70,11 +71,17 @@ def load_codec(name: str, directory: Path, device: str = "cpu", num_codebooks: i
 
 
 def load_exported(name: str, directory: Path, device: str = "cpu", threads: int = 1) -> Codec:
-    """Return the codec called `name` from its exported file, run by onnxruntime.
+    """Load the codec called `name` from its exported ONNX file.
+
+    Args:
+        name: Name of the codec.
+        directory: Checkpoint folder, with the file in it or in its subfolder `codec/`.
+        device: `cpu` or `cuda:<n>`.
+        threads: Number of onnxruntime's threads on the CPU.
 
     Raises:
-        KeyError: For an unknown name; the message lists the installed ones.
-        CheckpointError: If the file is that of another codec.
+        KeyError: If the name is unknown; the message lists the installed ones.
+        CheckpointError: If the file is missing, or contains another codec.
     """
     if find(CODECS, name) is None:
         raise KeyError(f"unknown codec {name!r}; installed: {names(CODECS)}")

@@ -2,15 +2,14 @@
 
 a voice's tokens, then the reply's ─► flow, given the voice's mel and x-vector ─► mel of the reply ─► HiFT ─► pcm
 
-The estimator attends to all frames of an utterance, so no sample exists before the last token has arrived. It computes
-what the authors' `S3Token2Wav.inference` computes, except for the noise, which is fixed by a frame's position. Ids that
-are no codes do not occur. There is no watermark.
+The estimator attends to all frames of an utterance, so no sample is available before the last token has arrived. The
+result equals that of the authors' `S3Token2Wav.inference` except for the noise, which is determined by a frame's
+position. Ids that are no codes do not occur. No watermark is added.
 
-Sizes are read from the shapes of tensors and completed by constants of the authors' code.
-`s3gen.safetensors` of https://huggingface.co/ResembleAI/chatterbox has no config; the constants are those of
-`S3Token2Wav` in https://github.com/resemble-ai/chatterbox.
+`s3gen.safetensors` of https://huggingface.co/ResembleAI/chatterbox has no config. Sizes are therefore inferred from the
+shapes of the tensors; other constants are those of `S3Token2Wav` in https://github.com/resemble-ai/chatterbox.
 
-The flow has twice as many frames as there are tokens, in a given voice:
+In the flow, each token becomes two frames:
 
 tokens ─► look-ahead ─► conformer ─► ×2 ─► conformer ─► μ [B, M, T]
 noise [M, T] ─► 10 Euler steps along estimator(state, μ, speaker, prompt) ─► mel [B, M, T]
@@ -59,7 +58,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True, slots=True)
 class S3GenConfig:
-    """Sizes of a checkpoint. up_layers: conformer layers over frames. voices: number of tokens of each voice."""
+    """Sizes in a checkpoint. up_layers: conformer layers after the doubling. voices: number of tokens of each voice."""
 
     codebook_size: int
     mels: int
@@ -72,7 +71,7 @@ class S3GenConfig:
 
     @classmethod
     def from_shapes(cls, shapes: Shapes) -> "S3GenConfig":
-        """Return the sizes given the tensors' shapes by name; raise CheckpointError for a missing tensor."""
+        """Infer the sizes from the tensors' shapes by name; raise CheckpointError if a tensor is missing."""
         codebook_size, _ = _shape(shapes, "flow.input_embedding.weight", 2)
         mels, speaker = _shape(shapes, "flow.spk_embed_affine_layer.weight", 2)
         voices = range(count(shapes, "voices"))
@@ -112,7 +111,7 @@ def _estimator(shapes: Shapes) -> EstimatorShape:
 
 
 def vocoder_shape(channels: int, pitch_channels: int) -> VocoderShape:
-    """Return the sizes of HiFT with these widths."""
+    """Return HiFT's sizes, given the numbers of channels of the vocoder and of its pitch predictor."""
     return VocoderShape(
         channels=channels,
         sample_rate=SAMPLE_RATE,
@@ -129,7 +128,7 @@ def vocoder_shape(channels: int, pitch_channels: int) -> VocoderShape:
 
 
 def count(names: Iterable[str], prefix: str) -> int:
-    """Return the number of numbered parts under `prefix`."""
+    """Return the number of numbered modules under `prefix` among tensor names."""
     pattern = re.compile(rf"{re.escape(prefix)}\.(\d+)\.")
     return len({found[1] for name in names if (found := pattern.match(name))})
 
@@ -146,7 +145,7 @@ AHEAD = 3  # tokens
 
 
 class LookAhead(nn.Module):
-    """Convolution over a token and later ones, then a causal convolution, with a residual path."""
+    """Convolution over a token and those after it, then a causal convolution, with a residual connection."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -160,7 +159,7 @@ class LookAhead(nn.Module):
 
 
 class Doubling(nn.Module):
-    """Repetition of each token, followed by a causal convolution."""
+    """Repetition of each token, followed by a causal convolution: [B, T, H] -> [B, 2 T, H]."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -173,7 +172,7 @@ class Doubling(nn.Module):
 
 
 class UpsampleConformer(nn.Module):
-    """Conformer with full attention: token vectors [B, T, H] to [B, 2 T, H]."""
+    """Conformer with full attention that doubles the number of vectors: [B, T, H] -> [B, 2 T, H]."""
 
     def __init__(self, config: S3GenConfig) -> None:
         super().__init__()
@@ -199,7 +198,7 @@ class UpsampleConformer(nn.Module):
 
 
 class Flow(nn.Module):
-    """Flow with tensors named as under `flow.` in the published file."""
+    """Flow-matching decoder: tokens to mel, with tensors named as under `flow.` in the published file."""
 
     def __init__(self, config: S3GenConfig) -> None:
         super().__init__()
@@ -210,13 +209,17 @@ class Flow(nn.Module):
         self.decoder = Matching(config.mels, config.estimator, GUIDANCE)
 
     def goal(self, tokens: Tensor) -> Tensor:
-        """Return μ [B, M, 2 T] of tokens [B, T]."""
+        """Return the condition μ [B, M, 2 T] for tokens [B, T]."""
         return self.encoder_proj(self.encoder(self.input_embedding(tokens))).transpose(1, 2)
 
     def forward(self, tokens: Tensor, noise: Tensor, prompt: Tensor, speaker: Tensor) -> Tensor:
-        """Return mel [B, M, 2 T] of tokens [B, T] from noise [M, 2 T].
+        """Return the mel frames of tokens, [B, M, 2 T].
 
-        It continues the prompt [B, M, n] in the voice of the x-vector [B, E].
+        Args:
+            tokens: Tokens, [B, T].
+            noise: Initial value, [M, 2 T].
+            prompt: Known mel frames at the beginning, [B, M, n].
+            speaker: x-vectors, [B, E].
         """
         goal = self.goal(tokens)
         known = F.pad(prompt, (0, goal.shape[2] - prompt.shape[2]))
@@ -229,7 +232,7 @@ SILENT_S = 0.02  # muted at an utterance's start, followed by a fade-in of the s
 
 
 class Voice(nn.Module):
-    """Voice for the flow: tokens [n] of a recording, its mel [M, 2 n], and an x-vector [E]."""
+    """Voice of the flow: tokens [n] and mel [M, 2 n] of a recording, and its x-vector [E]."""
 
     tokens: Tensor
     mel: Tensor
@@ -243,9 +246,9 @@ class Voice(nn.Module):
 
 
 class S3GenCodec(nn.Module):
-    """S3Gen, a codec of whole utterances, each decoded alone; the state of an utterance is the number of its voice.
+    """S3Gen, a codec that decodes whole utterances, one at a time. The state of an utterance is the index of its voice.
 
-    Tensors are named as published, with those of the voices added.
+    Tensors are named as published; those of the voices are added.
     """
 
     noise: Tensor
@@ -277,16 +280,16 @@ class S3GenCodec(nn.Module):
             self.register_buffer(name, table, persistent=False)
 
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Raise InvalidRequest: this codec only decodes."""
+        """Raise InvalidRequest, because this codec only decodes."""
         raise InvalidRequest("audio", f"none, as {self.spec.name} only decodes", "audio")
 
     def initial_state(self, batch: int) -> Tensor:
-        """Return [B, 1] with the first voice, on the host, which selects the voice."""
+        """Return the index of the first voice, [B, 1], on the host, where it selects the voice's module."""
         return torch.zeros(batch, 1)
 
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Return the samples [B, n] of whole utterances, and the state unchanged."""
+        """Return the samples [B, n] of whole utterances, and the unchanged state."""
         voices, codes = window.state[:, 0].int().tolist(), window.codes[:, 0].to(self.noise.device)
         spoken = [self.speak(row, self.voices[voice]) for row, voice in zip(codes, voices, strict=True)]
         return torch.stack(spoken), window.state
@@ -311,7 +314,10 @@ class S3GenCodec(nn.Module):
 
 
 def load(directory: Path, device: str = "cpu") -> S3GenCodec:
-    """Return the codec in a converted `codec/` folder; raise CheckpointError for mismatched files."""
+    """Load the codec from a converted `codec/` folder.
+
+    Raise CheckpointError if files or tensors are missing or do not match.
+    """
     path = directory / "codec" / "model.safetensors"
     tensors = multiply_weight_norm_out(read_tensors(path))
     codec = S3GenCodec(S3GenConfig.from_shapes({name: tuple(tensor.shape) for name, tensor in tensors.items()}))

@@ -1,7 +1,7 @@
-"""SEANet networks of several codecs: receptive field, preparation, exact streaming, and ESPnet's layers.
+"""SEANet decoders: receptive field, exact streaming, and the encoder and decoder layers of ESPnet's variant.
 
-ESPnet's encoder and decoder are for whole signals: non-causal, reflect padding, Snake. Layers are numbered as in its
-`model` lists (Snake counts as one), so that tensor names match.
+ESPnet's encoder and decoder process whole signals: they are non-causal, with reflection padding and Snake activations.
+Layers are numbered as in its `model` lists, in which Snake counts as a layer, so that tensor names match.
 """
 
 import math
@@ -19,7 +19,7 @@ from stretto.errors import CheckpointError
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """Input frames that an output frame depends on: `left` before it and `right` after it."""
+    """Number of input frames before (`left`) and after (`right`) that an output frame depends on."""
 
     left: int
     right: int
@@ -27,7 +27,7 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class SeanetShape:
-    """Numbers that define a SEANet decoder's receptive field; `ratios` are its upsampling factors in order."""
+    """Sizes that determine a SEANet decoder's receptive field; `ratios` are its upsampling factors in order."""
 
     ratios: tuple[int, ...]
     kernel: int = 7
@@ -39,7 +39,7 @@ class SeanetShape:
 
     @property
     def hop(self) -> int:
-        """Samples per input frame."""
+        """Number of samples per input frame."""
         return math.prod(self.ratios)
 
     @property
@@ -49,14 +49,14 @@ class SeanetShape:
 
     @property
     def start(self) -> int:
-        """Number of frames that the head's reflection at the true start depends on."""
+        """Number of frames the first convolution needs for its reflection padding at the start of an utterance."""
         return self.head.left + 1
 
     @property
     def tail(self) -> Context:
-        """Context of all layers after the recurrence, in input frames, followed from the samples of frame 0 upwards.
+        """Context of all layers after the LSTM, in input frames, traced back from the samples of frame 0.
 
-        Sample u of a transposed convolution (kernel 2 s, stride s, `trim` samples cut on its left) depends on the
+        Sample u of a transposed convolution (kernel 2 s, stride s, `trim` samples cut off on the left) depends on the
         inputs j with j s ≤ u + trim ≤ j s + 2 s - 1.
         """
         first, last = self._before(self.last_kernel, 1, 0, self.hop - 1)
@@ -81,7 +81,7 @@ LENGTHS = ("stride", "kernel_size", "padding_total")
 
 
 def shape_of(config: EncodecConfig | MimiConfig) -> SeanetShape:
-    """Return the decoder's shape; raise CheckpointError if it is not mono or trims transposed convolutions unevenly."""
+    """Return the decoder's sizes; raise CheckpointError if it is not mono or trims transposed convolutions unevenly."""
     if config.audio_channels != 1 or config.trim_right_ratio != 1.0:
         raise CheckpointError(
             f"audio_channels and trim_right_ratio must be 1, got {config.audio_channels}, {config.trim_right_ratio}"
@@ -98,14 +98,14 @@ def shape_of(config: EncodecConfig | MimiConfig) -> SeanetShape:
 
 
 def multiply_weight_norm_out(model: nn.Module) -> None:
-    """Replace each weight-norm pair (magnitude, direction) by the plain weight."""
+    """Replace each weight-norm pair (magnitude, direction) of the model by the plain weight."""
     for module in model.modules():
         if parametrize.is_parametrized(module, "weight"):
             parametrize.remove_parametrizations(module, "weight")
 
 
 def keep_lengths_on_host(model: nn.Module) -> None:
-    """Move the sizes that convolutions keep in buffers back to the host, so that padding does not synchronise a GPU.
+    """Move convolution sizes that are stored as buffers back to the host, so that padding does not synchronise the GPU.
 
     Call this after the model has been moved to its device.
     """
@@ -117,7 +117,11 @@ def keep_lengths_on_host(model: nn.Module) -> None:
 
 @dataclass(frozen=True, slots=True)
 class SeanetStream:
-    """Three parts of a decoder (mapping [B, C, T] to [B, C', T'], the LSTM [T, B, C]) and its shape."""
+    """Streaming SEANet decoder with its LSTM's (h, c) as state.
+
+    It consists of the head and the tail, which map [B, C, T] to [B, C', T'], the LSTM between them [T, B, C], and their
+    sizes.
+    """
 
     shape: SeanetShape
     head: nn.Module
@@ -126,16 +130,26 @@ class SeanetStream:
 
     @property
     def streaming(self) -> Stateful:
-        """Context of head and tail in sequence; the head reflects at the start."""
+        """Streaming mode with the context of head and tail together."""
         head, tail = self.shape.head, self.shape.tail
         return Stateful(left=head.left + tail.left, right=head.right + tail.right, start=self.shape.start)
 
     def initial_state(self, batch: int) -> Tensor:
-        """Return zeros for (h, c) of every layer: [batch, 2 * layers * channels]."""
+        """Return zeros for (h, c) of every LSTM layer, [batch, 2 * layers * channels]."""
         return next(self.lstm.parameters()).new_zeros(batch, 2 * self.lstm.num_layers * self.lstm.hidden_size)
 
     def __call__(self, latents: Tensor, left: int, right: int, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Return samples [B, n] of latents [B, C, left + frames + right] without context, and the next state."""
+        """Decode a window.
+
+        Args:
+            latents: Latents, [B, C, left + frames + right].
+            left: Number of context frames before the window.
+            right: Number of context frames after the window.
+            state: State before the window, [B, D].
+
+        Returns:
+            Samples of the window without its context, [B, n], and the next state.
+        """
         end = latents.shape[2] - right
         start, keep = (max(0, frame - self.shape.tail.left) for frame in (left, end))
         steps = self.head(latents).permute(2, 0, 1)[start : end + self.shape.tail.right]
@@ -154,7 +168,7 @@ class SeanetStream:
 
 
 class Snake(nn.Module):
-    """Snake with a = 1 and no parameters, as in ESPnet's codecs."""
+    """Snake activation with a = 1 and no parameters, as in ESPnet's codecs."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x + x.sin().square()
@@ -162,7 +176,7 @@ class Snake(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class SeanetWidths:
-    """Channels: `base` at the waveform, doubled at every ratio; `latent` at the quantiser."""
+    """Numbers of channels: `base` next to the waveform, doubled at every ratio, and `latent` next to the quantiser."""
 
     base: int
     latent: int
@@ -171,14 +185,14 @@ class SeanetWidths:
 
 
 def reflect(x: Tensor, left: int, right: int) -> Tensor:
-    """Return x [B, C, n] padded by reflection; signals too short for that are extended with silence."""
+    """Return x [B, C, n] padded by reflection; silence is appended first if the signal is too short to be reflected."""
     missing = max(0, max(left, right) + 1 - x.shape[-1])
     padded = F.pad(F.pad(x, (0, missing)), (left, right), "reflect")
     return padded[..., : padded.shape[-1] - missing]
 
 
 class Convolution(nn.Conv1d):
-    """Convolution to ceil(n / stride) samples."""
+    """Convolution of n samples to ceil(n / stride)."""
 
     def forward(self, x: Tensor) -> Tensor:
         (kernel,), (stride,), (dilation,) = self.kernel_size, self.stride, self.dilation
@@ -188,7 +202,7 @@ class Convolution(nn.Conv1d):
 
 
 class Upsampling(nn.ConvTranspose1d):
-    """Transposed convolution to n * ratio samples."""
+    """Transposed convolution of n samples to n * ratio."""
 
     def __init__(self, channels: int, out_channels: int, ratio: int) -> None:
         super().__init__(channels, out_channels, 2 * ratio, ratio)
@@ -201,7 +215,7 @@ class Upsampling(nn.ConvTranspose1d):
 
 
 class Recurrence(nn.Module):
-    """Forward LSTM with a residual path."""
+    """Unidirectional LSTM with a residual connection."""
 
     def __init__(self, channels: int, layers: int) -> None:
         super().__init__()
@@ -213,7 +227,7 @@ class Recurrence(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Snake, dilated convolution, Snake, pointwise convolution, with a pointwise residual path."""
+    """Snake, dilated convolution, Snake, pointwise convolution, with a pointwise shortcut."""
 
     def __init__(self, channels: int, compress: int, kernel: int, dilation: int) -> None:
         super().__init__()
@@ -231,7 +245,7 @@ class ResidualBlock(nn.Module):
 
 
 def residual_blocks(channels: int, shape: SeanetShape, widths: SeanetWidths) -> list[nn.Module]:
-    """Return the residual blocks of one rate, with increasing dilations."""
+    """Return the residual blocks of one up- or downsampling stage, with increasing dilation."""
     return [
         ResidualBlock(channels, widths.compress, shape.residual_kernel, shape.dilation_base**layer)
         for layer in range(shape.num_residual_layers)
@@ -239,7 +253,7 @@ def residual_blocks(channels: int, shape: SeanetShape, widths: SeanetWidths) -> 
 
 
 def make_decoder(shape: SeanetShape, widths: SeanetWidths) -> nn.Sequential:
-    """Return the decoder, latents [B, latent, T] to waveform [B, 1, T * hop]: head, LSTM, tail."""
+    """Create the decoder: latents [B, latent, T] to waveform [B, 1, T * hop] through head, LSTM and tail."""
     channels = widths.base << len(shape.ratios)
     layers: list[nn.Module] = [
         Convolution(widths.latent, channels, shape.kernel),
@@ -253,7 +267,7 @@ def make_decoder(shape: SeanetShape, widths: SeanetWidths) -> nn.Sequential:
 
 
 def make_encoder(shape: SeanetShape, widths: SeanetWidths) -> nn.Sequential:
-    """Return the encoder, waveform [B, 1, n] to latents [B, latent, ceil(n / hop)], mirroring the decoder."""
+    """Create the encoder, the mirror image of the decoder: waveform [B, 1, n] to latents [B, latent, ceil(n / hop)]."""
     channels = widths.base
     layers: list[nn.Module] = [Convolution(1, channels, shape.kernel)]
     for ratio in reversed(shape.ratios):

@@ -1,4 +1,4 @@
-"""Codecs without state: receptive fields, and decoding of a window with its context."""
+"""Codecs without state: calculation of receptive fields, and decoding of windows with context."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Conv:
     dilation: int = 1
 
     def reach(self, first: int, last: int) -> tuple[int, int]:
-        """Return the first and last input that outputs `first` … `last` depend on."""
+        """Return the first and the last input that the outputs `first` to `last` depend on."""
         return first - self.before, last - self.before + self.dilation * (self.kernel - 1)
 
     def length(self, length: int) -> int:
@@ -32,11 +32,11 @@ class Conv:
 
 @dataclass(frozen=True, slots=True)
 class Upsample:
-    """Transposed convolution: input i writes outputs i * stride - before … i * stride - before + kernel - 1.
+    """Transposed convolution: input i contributes to outputs i * stride - before … i * stride - before + kernel - 1.
 
     Attributes:
-        before: Outputs cut at the start (torch's `padding`).
-        after: Outputs cut at the end (`padding - output_padding`).
+        before: Number of outputs cut off at the start (torch's `padding`).
+        after: Number of outputs cut off at the end (`padding - output_padding`).
     """
 
     kernel: int
@@ -45,7 +45,7 @@ class Upsample:
     after: int
 
     def reach(self, first: int, last: int) -> tuple[int, int]:
-        """Return the first and last input that outputs `first` … `last` depend on."""
+        """Return the first and the last input that the outputs `first` to `last` depend on."""
         return ceil((first + self.before - self.kernel + 1) / self.stride), (last + self.before) // self.stride
 
     def length(self, length: int) -> int:
@@ -57,14 +57,16 @@ Layer = Conv | Upsample
 
 
 def same(kernel: int, dilation: int = 1) -> Conv:
-    """Return a convolution with equal look-ahead and look-back."""
+    """Return a length-preserving convolution with equal look-ahead and look-back."""
     return Conv(kernel, dilation * (kernel - 1) // 2, dilation)
 
 
 def dac_layers(upsampling_ratios: Iterable[int], output_padding: bool) -> list[Layer]:
     """Return the layers of transformers' DacDecoder: per block an upsampling and residual units of dilation 1, 3, 9.
 
-    `output_padding`: True if odd strides complete their last frame, as in X-codec's and Higgs' decoders.
+    Args:
+        upsampling_ratios: Strides of the blocks, in order.
+        output_padding: True if odd strides complete their last frame, as in the decoders of X-codec and Higgs Audio.
     """
     layers: list[Layer] = [same(7)]
     for stride in upsampling_ratios:
@@ -75,25 +77,25 @@ def dac_layers(upsampling_ratios: Iterable[int], output_padding: bool) -> list[L
 
 
 def samples_per_frame(layers: Sequence[Layer]) -> int:
-    """Return the product of the strides."""
+    """Return the number of samples per frame, the product of the strides."""
     return prod(layer.stride for layer in layers if isinstance(layer, Upsample))
 
 
 def reach(layers: Sequence[Layer], first: int, last: int) -> tuple[int, int]:
-    """Return the first and last frame that samples `first` … `last` depend on."""
+    """Return the first and the last frame that the samples `first` to `last` depend on."""
     for layer in reversed(layers):
         first, last = layer.reach(first, last)
     return first, last
 
 
 def context(layers: Sequence[Layer]) -> tuple[int, int]:
-    """Return the number of context frames (left, right) of a frame."""
+    """Return the number of frames before and the number of frames after a frame that its samples depend on."""
     first, last = reach(layers, 0, samples_per_frame(layers) - 1)
     return -first, last
 
 
 def tail_samples(layers: Sequence[Layer]) -> int:
-    """Return the number of samples by which the waveform is shorter than whole frames."""
+    """Return the number of samples that the last frame has fewer than the others."""
     frames = 1 + sum(context(layers))
     length = frames
     for layer in layers:
@@ -102,7 +104,10 @@ def tail_samples(layers: Sequence[Layer]) -> int:
 
 
 class WindowedCodec(nn.Module):
-    """Base of convolutional codecs, which define `forward` and, if a checkpoint can encode, `codes_of`."""
+    """Base class of convolutional codecs.
+
+    Subclasses define `forward` and, if the checkpoint has an encoder, `codes_of`.
+    """
 
     def __init__(self, spec: CodecSpec, can_encode: bool = True) -> None:
         super().__init__()
@@ -110,11 +115,11 @@ class WindowedCodec(nn.Module):
         self.can_encode = can_encode
 
     def forward(self, codes: Tensor) -> Tensor:
-        """Return the waveform [B, n] of codes [B, K, T] of whole utterances; n is spec.num_samples(T, right=0)."""
+        """Return the waveform [B, n] of whole utterances, codes [B, K, T]; n is spec.num_samples(T, right=0)."""
         raise NotImplementedError
 
     def codes_of(self, pcm: Tensor) -> Tensor:
-        """Return codes [B, K, T] of pcm [B, n] from `fit`."""
+        """Return the codes [B, K, T] of pcm [B, n], padded by `fit`."""
         raise NotImplementedError
 
     @property
@@ -123,12 +128,12 @@ class WindowedCodec(nn.Module):
         return next(self.parameters()).device
 
     def initial_state(self, batch: int) -> Tensor:
-        """Return an empty state, [batch, 0], because the codec has no memory."""
+        """Return an empty state, [batch, 0]."""
         return torch.zeros(batch, 0, device=self.device)
 
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Decode a window, as described by `base.Codec`."""
+        """Decode a window, see `base.Codec.decode`."""
         frames = window.codes.shape[2] - window.left - window.right
         start = window.left * self.spec.samples_per_frame
         pcm = self(window.codes.to(self.device))[:, start : start + self.spec.num_samples(frames, window.right)]
@@ -136,7 +141,7 @@ class WindowedCodec(nn.Module):
 
     @torch.inference_mode()
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Encode a recording, as described by `base.Codec`; InvalidRequest if the checkpoint has no encoder."""
+        """Encode a recording, see `base.Codec.encode`; raise InvalidRequest if the checkpoint has no encoder."""
         if not self.can_encode:
             raise InvalidRequest("audio", f"none, as this checkpoint of {self.spec.name} only decodes", "audio")
         if len(pcm) == 0:
@@ -145,5 +150,5 @@ class WindowedCodec(nn.Module):
         return self.codes_of(self.fit(samples)[None])[0, : self.spec.num_codebooks].cpu().numpy()
 
     def fit(self, samples: Tensor) -> Tensor:
-        """Return samples [n] with silence appended to the last frame, as transformers' `DacFeatureExtractor` pads."""
+        """Return samples [n] padded with silence to whole frames, as by transformers' `DacFeatureExtractor`."""
         return F.pad(samples, (0, -len(samples) % self.spec.samples_per_frame))

@@ -1,4 +1,4 @@
-"""`xcodec`: X-codec (Ye et al., 2024), a DAC whose codes include HuBERT features; used by Bagpiper."""
+"""`xcodec`: X-codec (Ye et al., 2024), a DAC whose codes also represent HuBERT features; used by Bagpiper."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ TRANSFORMERS = XcodecConfig, XcodecModel
 
 
 class SemanticCodec(WindowedCodec):
-    """X-codec. `decode` needs the quantiser, `fc2` and the acoustic decoder; `encode` needs all of it."""
+    """X-codec. Decoding needs only the quantiser, `fc2` and the acoustic decoder; encoding needs all modules."""
 
     def __init__(self, name: str, model: XcodecModel, can_encode: bool) -> None:
         config, layers = model.config, decoder_layers(model.config.acoustic_model_config, output_padding=True)
@@ -42,14 +42,26 @@ class SemanticCodec(WindowedCodec):
         return self.model.decode(codes, return_dict=False)[:, 0]
 
     def codes_of(self, pcm: Tensor) -> Tensor:
-        """Return codes [B, K, T] of pcm [B, n] from `fit`."""
+        """Return the codes [B, K, T] of pcm [B, n], padded by `fit`."""
         return self.model.encode(pcm[:, None], return_dict=False)
 
 
 def load_semantic(
     name: str, model_class: type[XcodecModel], directory: Path, codec_class: type[SemanticCodec] = SemanticCodec
 ) -> SemanticCodec:
-    """Load a codec of this kind; a checkpoint may omit the tensors used only for encoding and training."""
+    """Load an X-codec or a codec derived from it.
+
+    The checkpoint may lack tensors that are used only for encoding and training; the codec then cannot encode.
+
+    Args:
+        name: Name of the codec.
+        model_class: transformers' model class of the checkpoint.
+        directory: Folder of the checkpoint.
+        codec_class: Class of the codec.
+
+    Raises:
+        CheckpointError: If other tensors are missing, or do not match.
+    """
     directory = codec_directory(directory)
     model, is_complete = load_model(model_class, directory, ENCODING + TRAINING)
     try:
@@ -59,11 +71,14 @@ def load_semantic(
 
 
 def load(directory: Path, device: str = "cpu") -> SemanticCodec:
-    """Return the codec in a published checkpoint; raise CheckpointError for missing or mismatched files."""
+    """Load the codec of a published checkpoint.
+
+    Raise CheckpointError if files or tensors are missing or do not match.
+    """
     return load_semantic("xcodec", XcodecModel, directory).to(device)
 
 
 def published_shape(directory: Path) -> tuple[int, int]:
-    """Return the number of codebooks, and of codes in each, of the codec published in `directory`."""
+    """Return the number of codebooks, and of codes per codebook, of the codec published in `directory`."""
     config = load_config(XcodecConfig, directory)
     return config.num_quantizers, config.codebook_size

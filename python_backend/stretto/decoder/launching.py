@@ -369,7 +369,7 @@ def _windows(launcher: Launcher, codec: Codec) -> tuple[list[FrameWindow], torch
     if spec.blocks:
         return _blocks(spec), codec.initial_state(1)
     before = np.zeros((spec.num_codebooks, max(1, spec.start_frames, spec.left_frames + spec.right_frames)), np.int64)
-    sizes = sorted({policy.fitting(num_frames) for num_frames in range(1, policy.steady_frames + 1)})
+    sizes = sorted({policy.round_down(num_frames) for num_frames in range(1, policy.steady_frames + 1)})
     return [_window_after(before, size, spec) for size in sizes], _state_after(launcher, codec, before)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from stretto.codecs.base import CodecSpec
-from stretto.codecs.refinement import Passage, Refinement, check_given, check_prompt
+from stretto.codecs.refinement import Passage, Refinement, check_first_codes, check_prompt
 from stretto.errors import InvalidRequest
 from stretto.records.chunk import Chunk
 
@@ -95,7 +95,7 @@ class Windower:
             return None
         left = self.next_frame - self._kept_from
         window = FrameWindow(self._kept[:, : end - self._kept_from], self.next_frame, left, end - last)
-        self._forget_before(self._spec.heard_from(last))
+        self._forget_before(self._spec.first_needed(last))
         self.next_frame = last
         return window
 
@@ -219,7 +219,7 @@ class Filling:
     def append_codes(self, codes: np.ndarray | None) -> None:
         """Append codes of the first codebook, [1, T]; raise InvalidRequest if they are invalid."""
         if codes is not None:
-            check_given(codes, len(self._prompt) + len(self._given), self._refinement)
+            check_first_codes(codes, len(self._prompt) + len(self._given), self._refinement)
             self._given = np.concatenate([self._given, codes[0].astype(np.int64)])
 
     def passage(self) -> Passage | None:

@@ -1,1 +1,1 @@
-"""Audio encoders of prompts: XEUS with k-means, GLM-4-Voice's tokenizer, x-vectors."""
+"""Audio encoders for prompts: XEUS with k-means, GLM-4-Voice's speech tokenizer, x-vectors."""

@@ -1,7 +1,7 @@
-"""GLM-4-Voice's speech tokenizer, an optional part of a checkpoint: audio to tokens.
+"""GLM-4-Voice's speech tokenizer, an optional part of a checkpoint: audio to speech tokens.
 
 The folder `ssl_tokenizer/` contains the files published in https://huggingface.co/THUDM/glm-4-voice-tokenizer:
-`config.json`, `preprocessor_config.json` and `model.safetensors`. A checkpoint without it takes audio as codes.
+`config.json`, `preprocessor_config.json` and `model.safetensors`. Without it a checkpoint accepts audio only as codes.
 """
 
 from dataclasses import dataclass
@@ -25,9 +25,12 @@ HALVED = 2  # spectrogram frames per step
 
 @dataclass(frozen=True, slots=True)
 class WhisperVqConfig:
-    """Sizes of a tokenizer. pooled_after, quantized_after: layer indices.
+    """Sizes of the tokenizer.
 
-    Block: steps per block, None for one block.
+    Attributes:
+        pooled_after: Index of the layer after which steps are pooled.
+        quantized_after: Index of the layer after which steps are quantised.
+        block: Number of steps per attention block; None for full attention.
     """
 
     mels: int
@@ -45,7 +48,7 @@ class WhisperVqConfig:
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> "WhisperVqConfig":
-        """Return the sizes in `config.json`; raise KeyError or ValueError for missing or unsupported values."""
+        """Return the sizes in `config.json`; raise KeyError or ValueError if a value is missing or unsupported."""
         required = {"activation_function": "gelu", "encoder_causal_attention": False, "quantize_causal_encoder": False}
         odd = {name: record[name] for name, value in required.items() if record.get(name, value) != value}
         if odd or record["pooling_type"] not in ("avg", "max"):
@@ -79,17 +82,20 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(hidden, hidden)
         self.out_proj = nn.Linear(hidden, hidden)
 
-    def forward(self, x: Tensor, is_heard: Tensor) -> Tensor:
-        """Return attention outputs for x [B, T, H]; is_heard [B, 1, T, T] marks the steps that each step attends to."""
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Return attention outputs for x [B, T, H].
+
+        Mask, bool [B, 1, T, T], marks the keys that each query attends to.
+        """
         query, key, value = (
             linear(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
             for linear in (self.q_proj, self.k_proj, self.v_proj)
         )
-        return self.out_proj(F.scaled_dot_product_attention(query, key, value, is_heard).transpose(1, 2).flatten(2))
+        return self.out_proj(F.scaled_dot_product_attention(query, key, value, mask).transpose(1, 2).flatten(2))
 
 
 class Layer(nn.Module):
-    """Attention and feed-forward, each pre-normalised and residual."""
+    """Attention and feed-forward layer, each with pre-norm and a residual connection."""
 
     def __init__(self, config: WhisperVqConfig) -> None:
         super().__init__()
@@ -99,13 +105,13 @@ class Layer(nn.Module):
         self.fc2 = nn.Linear(config.inner, config.hidden)
         self.final_layer_norm = nn.LayerNorm(config.hidden)
 
-    def forward(self, x: Tensor, is_heard: Tensor) -> Tensor:
-        x = x + self.self_attn(self.self_attn_layer_norm(x), is_heard)
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        x = x + self.self_attn(self.self_attn_layer_norm(x), mask)
         return x + self.fc2(F.gelu(self.fc1(self.final_layer_norm(x))))
 
 
 class WhisperVq(nn.Module):
-    """Encoder and quantiser: features to tokens."""
+    """Whisper encoder with a vector quantiser: spectrograms to tokens."""
 
     def __init__(self, config: WhisperVqConfig) -> None:
         super().__init__()
@@ -117,21 +123,21 @@ class WhisperVq(nn.Module):
         self.codebook = nn.Embedding(config.codes, config.hidden)
 
     def forward(self, features: Tensor, is_sound: Tensor) -> Tensor:
-        """Return tokens [B, T / (2 pool)] of features [B, mels, T]; is_sound [B, T] is False for padding."""
+        """Return tokens [B, T / (2 pool)] of log-mel features [B, mels, T]; is_sound [B, T] is False for padding."""
         steps, is_sound = self._steps(features), is_sound[:, ::HALVED]
-        is_heard = heard_by_blocks(is_sound, self.config.block)
+        mask = block_mask(is_sound, self.config.block)
         for number, layer in enumerate(self.layers, 1):
-            steps = layer(steps, is_heard)
+            steps = layer(steps, mask)
             if number == self.config.pooled_after:
                 steps, is_sound = self._pooled(steps), is_sound[:, :: self.config.pool]
                 block = None if self.config.block is None else self.config.block // self.config.pool
-                is_heard = heard_by_blocks(is_sound, block)
+                mask = block_mask(is_sound, block)
         vectors = self.codebook.weight
         distances = vectors.square().sum(1) + steps.square().sum(2, keepdim=True) - 2 * steps @ vectors.T
         return distances.argmin(2)
 
     def _steps(self, features: Tensor) -> Tensor:
-        """Return steps [B, T / 2, H] with positions of features [B, mels, T]."""
+        """Return the transformer inputs [B, T / 2, H], with position embeddings, of features [B, mels, T]."""
         padding = (2, 0) if self.config.is_causal else (1, 1)
         steps = F.gelu(self.conv1(F.pad(features, padding)))
         steps = F.gelu(self.conv2(F.pad(steps, padding))).transpose(1, 2)
@@ -142,8 +148,13 @@ class WhisperVq(nn.Module):
         return groups.mean(2) if self.config.is_mean else groups.amax(2)
 
 
-def heard_by_blocks(is_sound: Tensor, block: int | None) -> Tensor:
-    """Return the attention mask [B, 1, T, T]: non-padding steps of the own block and previous ones (all for None)."""
+def block_mask(is_sound: Tensor, block: int | None) -> Tensor:
+    """Return the attention mask, bool [B, 1, T, T]: steps of the same and previous blocks, without padding.
+
+    Args:
+        is_sound: False for padding, bool [B, T].
+        block: Number of steps per block; None for full attention.
+    """
     place = torch.arange(is_sound.shape[1], device=is_sound.device) // (block or is_sound.shape[1])
     return (place[:, None] >= place) & is_sound[:, None, None]
 
@@ -157,7 +168,7 @@ NOT_SERVED = ("layer_norm.", "embed_positions2.", "ema_count", "ema_weight")
 
 
 class SpeechTokenizer(nn.Module):
-    """Tokenizer of audio at 12.5 tokens per second."""
+    """GLM-4-Voice's speech tokenizer, 12.5 tokens per second."""
 
     def __init__(self, config: WhisperVqConfig, features: WhisperFeatureExtractor) -> None:
         super().__init__()
@@ -168,13 +179,17 @@ class SpeechTokenizer(nn.Module):
     def encode(self, pcm: np.ndarray) -> np.ndarray:
         """Return tokens, int64 [T], of mono `pcm`, float32 [n] at 16 kHz, T = ceil(n / 1280).
 
-        Each 30 s are encoded separately. The remainder is followed by silence, because the authors pad it to 30 s.
+        Each 30 s are encoded separately. Parts after the first are followed by silence, because the authors pad them to
+        30 s.
         """
         parts = [self._encode(pcm[at : at + SEGMENT], is_remainder=at > 0) for at in range(0, len(pcm), SEGMENT)]
         return np.concatenate([np.zeros(0, np.int64), *parts])
 
     def _encode(self, pcm: np.ndarray, is_remainder: bool) -> np.ndarray:
-        """Return the tokens of at most 30 s. One token of silence changes the features as much as 30 s do."""
+        """Return the tokens of at most 30 s.
+
+        If `is_remainder`, one token of silence is appended, which changes the features as much as padding to 30 s does.
+        """
         hop = self.features.hop_length
         made = self.features(
             np.pad(pcm, (0, self.frames_per_token * hop * is_remainder)),
@@ -190,17 +205,29 @@ class SpeechTokenizer(nn.Module):
 
 
 def load_tokenizer(checkpoint: Path, num_codes: int, device: str = "cpu") -> SpeechTokenizer | None:
-    """Return the tokenizer in a checkpoint folder, or None if it has none.
+    """Load the speech tokenizer of a checkpoint.
+
+    Args:
+        checkpoint: Folder of the checkpoint.
+        num_codes: Number of speech tokens in the language model's vocabulary.
+        device: torch device.
+
+    Returns:
+        The tokenizer, or None if the checkpoint has none.
 
     Raises:
-        CheckpointError: For missing, unknown or misshapen tensors, or if it does not make `num_codes` codes.
+        CheckpointError: If tensors are missing, unknown or of another shape, or the tokenizer has not `num_codes`
+            codes.
     """
     folder = checkpoint / FOLDER
     return read_tokenizer(folder, num_codes).to(device) if folder.is_dir() else None
 
 
 def read_tokenizer(folder: Path, num_codes: int) -> SpeechTokenizer:
-    """Return the tokenizer published in a folder; raise CheckpointError for mismatched files."""
+    """Load the speech tokenizer published in `folder`.
+
+    Raise CheckpointError if it does not match, or has not `num_codes` codes.
+    """
     try:
         config = WhisperVqConfig.from_record(json_object(folder / CONFIG))
         record = json_object(folder / FEATURES)
@@ -219,7 +246,7 @@ def read_tokenizer(folder: Path, num_codes: int) -> SpeechTokenizer:
 
 
 def _published(folder: Path) -> dict[str, Tensor]:
-    """Return the encoder's tensors by their own names; raise FileNotFoundError if there are none."""
+    """Return the encoder's tensors by name, without their common prefix; raise FileNotFoundError if there are none."""
     places = dict[str, Path]()
     for path in sorted(folder.glob("model*.safetensors")):
         with safe_open(regular_file(path), framework="pt") as file:
@@ -236,6 +263,6 @@ def _published(folder: Path) -> dict[str, Tensor]:
 
 
 def _served(published: dict[str, Tensor], config: WhisperVqConfig) -> dict[str, Tensor]:
-    """Keep only the layers in front of the quantiser."""
+    """Drop the tensors of layers after the quantiser, and those used in training only."""
     late = tuple(f"layers.{number}." for number in range(config.quantized_after, 100))
     return {name: tensor for name, tensor in published.items() if not name.startswith(NOT_SERVED + late)}

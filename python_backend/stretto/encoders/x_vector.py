@@ -4,7 +4,7 @@
     x_vector = speaker.encode(pcm)                       # float32 [H] of mono float32 [n] at 24 kHz
 
 `preprocessing.audio` resamples recordings by soxr, as the authors' wrapper does. Results are deterministic;
-`families.audio_format.CachedEncoder` keeps the latest.
+`families.audio_format.CachedEncoder` caches the most recent ones.
 """
 
 from collections.abc import Mapping
@@ -33,9 +33,10 @@ POWER_FLOOR, MEL_FLOOR = 1e-9, 1e-5
 
 @dataclass(frozen=True, slots=True)
 class SpeakerConfig:
-    """`speaker_encoder_config`, by its published names.
+    """Sizes in `speaker_encoder_config`, under their published names.
 
-    Releases contain only the last width and the rate; the other defaults are those of `Qwen3TTSSpeakerEncoderConfig`.
+    Releases contain only the width of the x-vector and the sample rate. The other values have the defaults of
+    `Qwen3TTSSpeakerEncoderConfig`.
     """
 
     enc_dim: int
@@ -50,7 +51,7 @@ class SpeakerConfig:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "SpeakerConfig":
-        """Return the sizes in `config.json`; raise TypeError or ValueError for unsupported values."""
+        """Return the sizes in `config.json`; raise TypeError or ValueError if a value is unsupported."""
         values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in record.items()
         }
@@ -63,15 +64,15 @@ class SpeakerConfig:
         return config
 
     @property
-    def fewest_samples(self) -> int:
-        """Least number of samples of a recording, because reflection padding needs longer input."""
+    def min_samples(self) -> int:
+        """Minimum length of a recording in samples; the encoder's reflection padding fails on shorter input."""
         pairs = zip(self.enc_kernel_sizes, self.enc_dilations, strict=True)
         frames = 1 + max((kernel - 1) * dilation - (kernel - 1) * dilation // 2 for kernel, dilation in pairs)
         return max(FOURIER - HOP, frames * HOP)
 
 
 class SpeakerEncoder(nn.Module):
-    """Speaker encoder: samples to an x-vector."""
+    """Speaker encoder: samples to x-vectors."""
 
     filters: Tensor
     window: Tensor
@@ -93,16 +94,17 @@ class SpeakerEncoder(nn.Module):
     def encode(self, pcm: np.ndarray) -> np.ndarray:
         """Return the x-vector, float32 [H], of mono `pcm`, float32 [n] at 24 kHz.
 
-        Raise InvalidRequest below about 50 ms.
+        Raises:
+            InvalidRequest: The recording is shorter than about 50 ms.
         """
-        if len(pcm) < self.config.fewest_samples:
-            seconds = self.config.fewest_samples / SAMPLE_RATE
+        if len(pcm) < self.config.min_samples:
+            seconds = self.config.min_samples / SAMPLE_RATE
             raise InvalidRequest("audio", f"at least {seconds:.3f} s of a voice", f"{len(pcm) / SAMPLE_RATE:.3f} s")
         mel = self.log_mel(torch.from_numpy(np.asarray(pcm)).to(self.filters))
         return self.network(mel.T[None])[0].cpu().numpy()
 
     def log_mel(self, pcm: Tensor) -> Tensor:
-        """Return log-mel frames, float32 [M, n // HOP], of samples [n]."""
+        """Return the log-mel frames, float32 [M, n // HOP], of samples [n]."""
         margin = (FOURIER - HOP) // 2
         padded = F.pad(pcm[None], (margin, margin), "reflect")[0]
         spectrum = torch.stft(padded, FOURIER, HOP, window=self.window, center=False, return_complex=True)
@@ -111,16 +113,17 @@ class SpeakerEncoder(nn.Module):
 
 
 def load_speaker_encoder(checkpoint: Path, device: str = "cpu") -> SpeakerEncoder | None:
-    """Return the speaker encoder of a checkpoint, or None if it has none.
+    """Load the speaker encoder of a checkpoint, or return None if it has none.
 
-    Raise CheckpointError for mismatched files.
+    Raises:
+        CheckpointError: If files or tensors do not match.
     """
     folder = checkpoint / FOLDER
     return read_speaker_encoder(folder).to(device) if folder.is_dir() else None
 
 
 def read_speaker_encoder(folder: Path) -> SpeakerEncoder:
-    """Return the speaker encoder in a folder; raise CheckpointError for mismatched files."""
+    """Load the speaker encoder in `folder`; raise CheckpointError if files or tensors do not match."""
     try:
         config = SpeakerConfig.from_record(json_object(folder / CONFIG))
         encoder = SpeakerEncoder(config)

@@ -8,15 +8,15 @@
 
 Chen et al., "Towards Robust Speech Representation Learning for Thousands of Languages" (2024). Layers and names are
 those of espnet2/{asr/frontend/cnn,asr/encoder/e_branchformer_encoder,asr/layers/cgmlp}.py in
-https://github.com/espnet/espnet. The position layer replaces its input instead of being added to it, as in ESPnet's
-ConvolutionalPositionalEmbedding without `use_residual`, with which XEUS was trained.
+https://github.com/espnet/espnet. The output of the position layer replaces its input instead of being added to it, as
+in ESPnet's ConvolutionalPositionalEmbedding without `use_residual`, with which XEUS was trained.
 
-`XeusTokenizer` makes OpusLM's semantic codes of audio: the nearest k-means centre of each feature. It is an optional
+`XeusTokenizer` converts audio to OpusLM's semantic codes: the nearest k-means centre of each feature. It is an optional
 part of a checkpoint: the folder `ssl_tokenizer/`, which `stretto convert` writes from
-https://huggingface.co/espnet/xeus. A checkpoint without it accepts audio only as codes.
+https://huggingface.co/espnet/xeus. Without it a checkpoint accepts audio only as codes.
 
-As in OpusLM's own data, the features are those of layer 18, counted from 0, which is the last, after the encoder's
-final norm (`ESPnetHubertFeatureReader` in egs2/TEMPLATE/asr1/pyscripts/feats/ssl_feature_utils.py, recipes of OpusLM's
+As in OpusLM's training data, the features are those of the last layer (18, counted from 0) after the encoder's final
+norm (`ESPnetHubertFeatureReader` in egs2/TEMPLATE/asr1/pyscripts/feats/ssl_feature_utils.py, recipes of OpusLM's
 branch). No frame is masked. A code is the index of the nearest centre by Euclidean distance (dump_km_label.py there).
 """
 
@@ -45,12 +45,12 @@ COUNTS = ("hidden heads blocks feed_forward gate gate_kernel merge_kernel positi
 class XeusConfig:
     """Contents of `ssl_tokenizer/config.json`: a convolutional front end, then E-Branchformer blocks.
 
-    Kernels are odd except `position_kernel`, which is even.
+    Kernel sizes are odd, except `position_kernel`, which is even.
 
     Attributes:
         convolutions: (channels, kernel, stride) of the front end's layers.
         gate: Twice the width of the gated branch.
-        norm: `layer_norm` for a norm after each front-end layer, `group_norm` for one after the first.
+        norm: `layer_norm` for a norm after each layer of the front end, `group_norm` for one after the first layer.
         normalizes_audio: True if the waveform is first normalised to mean 0 and variance 1.
         normalizes_output: True if the output of the front end is normalised.
     """
@@ -71,7 +71,7 @@ class XeusConfig:
     normalizes_output: bool = False
 
     def __post_init__(self) -> None:
-        """Raise ValueError for numbers that no XEUS can have."""
+        """Raise ValueError if a value is out of range, or values are inconsistent."""
         counts = [getattr(self, name) for name in COUNTS] + [number for layer in self.convolutions for number in layer]
         wrong = [number for number in counts if type(number) is not int or number < 1]
         if wrong or not self.convolutions or any(len(layer) != 3 for layer in self.convolutions):
@@ -83,19 +83,19 @@ class XeusConfig:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:
-        """Return the config for a record of `to_record`.
+        """Return the config in a result of `to_record`.
 
         Raises:
-            TypeError, KeyError, ValueError: If the record is of something else.
+            TypeError, KeyError, ValueError: If the record has other contents.
         """
         return cls(**{**record, "convolutions": tuple((*layer,) for layer in record["convolutions"])})
 
     def to_record(self) -> dict[str, Any]:
-        """Return a record for JSON."""
+        """Return the config as data for JSON."""
         return asdict(self)
 
     def num_frames(self, num_samples: int) -> int:
-        """Return the number of frames of a waveform.
+        """Return the number of feature frames for `num_samples` samples.
 
         At 16 kHz with XEUS's seven layers it is floor((n - 400) / 320) + 1, and 0 below 400 samples.
         """
@@ -105,11 +105,11 @@ class XeusConfig:
         return length
 
 
-EPS = 1e-12  # for the encoder's norms; those of the front end have torch's default
+EPS = 1e-12  # of the encoder's norms; the front end's norms have torch's default
 
 
 class Xeus(nn.Module):
-    """Features of waveforms. Tensors have the published names, with the weight norm multiplied out."""
+    """XEUS: waveform to features. Tensors are named as published, with weight norms multiplied out."""
 
     def __init__(self, config: XeusConfig) -> None:
         super().__init__()
@@ -181,7 +181,7 @@ class Encoder(nn.Module):
 
 
 class Positions(nn.Module):
-    """Convolution over half a window on both sides, whose output replaces its input."""
+    """Convolutional position encoding, centred on each frame, whose output replaces its input."""
 
     def __init__(self, config: XeusConfig) -> None:
         super().__init__()
@@ -194,7 +194,7 @@ class Positions(nn.Module):
 
 
 class Block(nn.Module):
-    """E-Branchformer block with two half-weighted feed-forward layers: [B, T, H] to [B, T, H]."""
+    """E-Branchformer block with two feed-forward layers of weight 1/2: [B, T, H] to [B, T, H]."""
 
     def __init__(self, config: XeusConfig) -> None:
         super().__init__()
@@ -247,7 +247,7 @@ class FeedForward(nn.Module):
 
 
 class GatedBranch(nn.Module):
-    """Layer whose first half is gated by its second half, convolved over time: [B, T, H] to [B, T, H]."""
+    """Layer whose first half is multiplied by its second half, which is convolved over time: [B, T, H] to [B, T, H]."""
 
     def __init__(self, config: XeusConfig) -> None:
         super().__init__()
@@ -260,7 +260,7 @@ class GatedBranch(nn.Module):
 
 
 class Gate(nn.Module):
-    """Gating unit: [B, T, G] to [B, T, G / 2]."""
+    """Gating unit of the gated branch: [B, T, G] to [B, T, G / 2]."""
 
     def __init__(self, config: XeusConfig) -> None:
         super().__init__()
@@ -274,7 +274,7 @@ class Gate(nn.Module):
 
 
 def along_time(convolution: nn.Module, x: Tensor) -> Tensor:
-    """Return `convolution` of frames [B, T, C] over T."""
+    """Apply `convolution` over the time dimension of frames [B, T, C]."""
     return convolution(x.transpose(1, 2)).transpose(1, 2)
 
 
@@ -283,7 +283,7 @@ NUMBERS = frozenset({"f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8",
 
 
 class Record:
-    """Pickled object: the `name` of the function that would construct it, its arguments and its state."""
+    """Pickled object that is not constructed: the name of its constructor, the arguments, and its state."""
 
     name = ""
 
@@ -296,7 +296,7 @@ class Record:
 
 
 class RecordReader(pickle._Unpickler):
-    """Unpickler of joblib's files to Records and arrays."""
+    """Unpickler of joblib files that returns Records and arrays instead of constructing objects."""
 
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
 
@@ -305,11 +305,11 @@ class RecordReader(pickle._Unpickler):
         self._file = file
 
     def find_class(self, module: str, name: str) -> type[Record]:
-        """Return a subclass of Record, whatever is requested."""
+        """Return a subclass of Record named like the requested class, whatever that is."""
         return type(name, (Record,), {"name": f"{module}.{name}"})
 
     def load_build(self) -> None:
-        """Set an object's state; replace the wrapper of an array by the array that follows it."""
+        """Set an object's state; replace joblib's wrapper of an array by the array that follows in the file."""
         super().load_build()  # type: ignore[misc]
         stack: list[Any] = self.stack  # type: ignore[attr-defined]
         if isinstance(stack[-1], Record) and stack[-1].name == WRAPPER:
@@ -328,7 +328,7 @@ def _read_array(file: BinaryIO, state: dict[str, Any]) -> np.ndarray:
 
 
 def _dtype(record: Record) -> np.dtype:
-    """Return the dtype of a Record of numpy.dtype, whose state has the byte order at index 1."""
+    """Return the dtype in a Record of numpy.dtype, whose state has the byte order at index 1."""
     name, order = record.args[0], record.state[1]
     if record.name != "numpy.dtype" or name not in NUMBERS:
         raise ValueError(f"expected arrays of numbers, got {record.name} {name!r}")
@@ -336,7 +336,10 @@ def _dtype(record: Record) -> np.dtype:
 
 
 def read_centres(path: Path) -> np.ndarray:
-    """Return centres [C, H] float32 of the k-means model in a file; CheckpointError if it has none."""
+    """Return the centres, float32 [C, H], of the k-means model in a joblib file.
+
+    Raise CheckpointError if it has none.
+    """
     try:
         with regular_file(path).open("rb") as file:
             if file.peek(1)[:1] != pickle.PROTO:
@@ -357,7 +360,7 @@ FOLDER, CONFIG, WEIGHTS = "ssl_tokenizer", "config.json", "model.safetensors"
 
 
 class XeusTokenizer(nn.Module):
-    """XEUS with `centres` [C, H] of its features."""
+    """XEUS followed by k-means: a code is the index of the nearest of the `centres` [C, H]."""
 
     centres: Tensor
 
@@ -368,22 +371,25 @@ class XeusTokenizer(nn.Module):
 
     @torch.inference_mode()
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Return codes [T] int64, 50 per second, of mono `pcm` [n] float32 at 16 kHz; T is `config.num_frames(n)`."""
+        """Return codes, int64 [T], 50 per second, of mono `pcm`, float32 [n] at 16 kHz; T is `config.num_frames(n)`."""
         if self.config.num_frames(len(pcm)) == 0:
             return np.zeros(0, np.int64)
         features = self.xeus(torch.from_numpy(np.asarray(pcm)).to(self.centres))
-        # without the term common to all centres
+        # squared distances without the term common to all centres
         distances = self.centres.square().sum(1) - 2 * features @ self.centres.T
         return distances.argmin(1).cpu().numpy()
 
 
 def load_ssl_tokenizer(checkpoint: Path, num_codes: int, device: str = "cpu") -> XeusTokenizer | None:
-    """Return the tokenizer of the checkpoint in a folder; None if the checkpoint has none.
+    """Load the semantic tokenizer of a checkpoint.
 
     Args:
         checkpoint: Folder of the checkpoint.
-        num_codes: Number of codes.
-        device: Device to load it on.
+        num_codes: Number of semantic codes in the language model's vocabulary.
+        device: torch device.
+
+    Returns:
+        The tokenizer, or None if the checkpoint has none.
 
     Raises:
         CheckpointError: If files or tensors are missing, unknown or of another shape.

@@ -173,7 +173,7 @@ class SpeechLLM:
                 await text.begin()
                 ids, trailer = _split(output)
                 rows = read_rows(ids, width)
-                pacer.stands_still = text.is_awaited(tracker.position + len(rows) - len(prompt.rows))
+                pacer.is_stalled = text.is_awaited(tracker.position + len(rows) - len(prompt.rows))
                 for chunk in utterance.push(rows):
                     clock.record(chunk)
                     frame_stats.record(tracker.num_frames, utterance.guidance_changes)

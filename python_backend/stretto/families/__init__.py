@@ -1,1 +1,1 @@
-"""Model families as data."""
+"""Model families, described as data."""

@@ -1,4 +1,4 @@
-"""Input formats of audio encoders, and a cache of encoded audio."""
+"""Input formats of audio encoders, and a cache of their results."""
 
 from abc import ABC, abstractmethod
 from collections import OrderedDict
@@ -14,12 +14,12 @@ from stretto.families.plugin import UNNAMED, AudioEncoder
 from stretto.families.registry import plugins
 from stretto.records.prompt import Prompt
 
-MAX_BYTES = 32 << 20  # half a minute of codes takes at most 108 kB, in the family with the most codes
+MAX_BYTES = 32 << 20  # 30 s of codes take at most 108 kB, in the family with the most codes
 ENTRY_BYTES = 512  # overhead per entry
 
 
 class CachedEncoder:
-    """Encoder of audio, to codes or a vector, with an LRU cache of its results bounded in bytes.
+    """Audio encoder (to codes or a vector) with an LRU cache of its results, bounded in bytes.
 
     The cache key is a hash of the samples, so results are shared by all clients.
     """
@@ -30,7 +30,7 @@ class CachedEncoder:
         self._num_bytes = 0
 
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Return the encoder's result for mono `pcm` [n] float32."""
+        """Return the encoder's result for mono `pcm`, float32 [n]."""
         key = blake2b(pcm.tobytes()).digest()
         if key in self._latest:
             self._latest.move_to_end(key)
@@ -47,37 +47,37 @@ KEY = "audio_config"  # key of the encoder's configuration in a checkpoint's con
 
 @dataclass(frozen=True, slots=True)
 class AudioFormat(ABC):
-    """Input format of an encoder: frames of `feature_size` numbers."""
+    """Input format of an audio encoder: frames of `feature_size` numbers."""
 
     feature_size: int
 
     @staticmethod
     def from_config(config: Mapping[str, Any]) -> "AudioFormat | None":
-        """Return the format for a checkpoint's config.json; None if it has no encoder."""
+        """Return the format of the audio encoder in a checkpoint's config.json; None if the model has no encoder."""
         encoder = encoder_of(config)
         return None if encoder is None else encoder.read_format(config[KEY])
 
     @abstractmethod
     def num_rows(self, num_frames: int) -> int:
-        """Return the number of model rows for `num_frames` frames."""
+        """Return the number of rows that the encoder outputs for `num_frames` frames."""
 
 
 @dataclass(frozen=True, slots=True)
 class VectorFormat(AudioFormat):
-    """Vectors as wide as the model's rows, each replacing part of one row's embedding."""
+    """Vectors as wide as the model's rows; each replaces the embedding of one or more ids in a row."""
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "VectorFormat":
-        """Return the format for an `audio_config` with the width of the vectors."""
+        """Return the format in an `audio_config` that contains the width of the vectors."""
         return cls(record["hidden_size"])
 
     def num_rows(self, num_frames: int) -> int:
-        """Return one row per vector."""
+        """Return the number of vectors, because each one is a row."""
         return num_frames
 
 
 def encoder_of(config: Mapping[str, Any]) -> AudioEncoder | None:
-    """Return the encoder that a checkpoint's config.json names by `model_type` of `audio_config`; None without one.
+    """Return the audio encoder named by `model_type` of `audio_config` in a checkpoint's config.json; None without one.
 
     Raises:
         CheckpointError: If no installed family has such an encoder.
@@ -94,7 +94,15 @@ def encoder_of(config: Mapping[str, Any]) -> AudioEncoder | None:
 
 
 def check_audios(prompt: Prompt, audio_format: AudioFormat | None) -> None:
-    """Raise InvalidRequest unless the audios of `prompt` fit its rows and the encoder."""
+    """Check the audio inputs of a prompt.
+
+    Args:
+        prompt: The prompt.
+        audio_format: Input format of the model's audio encoder; None if the model has none.
+
+    Raises:
+        InvalidRequest: Audio inputs do not match the prompt's rows or the encoder.
+    """
     end = 0
     for index, audio in enumerate(prompt.audios):
         field = f"audios[{index}]"

@@ -1,4 +1,4 @@
-"""Model families as data: streams, special ids, tasks, multi-token steps, depth transformers, defaults."""
+"""Data that describes a model family: streams, special ids, tasks, multi-token steps, depth transformer, defaults."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,14 +14,14 @@ MAX_NUMBERS, MAX_NUMBER = 32, 8192  # limits of a schedule, which a request may 
 
 @dataclass(frozen=True)
 class BurstSchedule:
-    """Schedule of the rows of a reply that modules generate.
+    """Schedule of multi-token steps: which rows of a reply the backbone generates, and which the MCTP modules.
 
     Attributes:
         name: Name of the schedule in requests and error messages.
-        mode: M1, m1, M2, m2 …: M1 rows of the backbone, one per step, the last of them followed by m1 rows of modules
-            in the same step; then M2 and m2. The last pair repeats.
-        num_modules: Number of modules. If an m is larger, the backbone generates the row after the modules' rows, and
-            the modules start again.
+        mode: M1, m1, M2, m2 …: the backbone generates M1 rows, one per step; the last of these steps generates m1 more
+            rows by the modules. Then M2 and m2. The last pair repeats.
+        num_modules: Number of modules. If an m is larger, the backbone generates the row after the last module's row,
+            and the modules continue from there.
     """
 
     name: str
@@ -38,11 +38,11 @@ class BurstSchedule:
 
     @cached_property
     def max_extra(self) -> int:
-        """Largest number of rows that modules generate in a step."""
+        """Maximum number of rows that the modules generate in one step."""
         return min(self.num_modules, max(self.mode[1::2]))
 
     def num_extra(self, index: int) -> int:
-        """Return the number of module rows in the step that begins with row `index`, a row of the backbone."""
+        """Return the number of rows that the MCTP modules generate in the step of backbone row `index`."""
         place = index
         for main, extra in self._pairs[:-1]:
             if place < main + extra:
@@ -52,14 +52,14 @@ class BurstSchedule:
         return self._extra(index, place % (main + extra), main, extra)
 
     def next_step(self, index: int) -> int:
-        """Return the first row of the backbone at or after `index`."""
+        """Return the index of the first row at or after `index` that the backbone generates."""
         step = 0
         while step < index:
             step += 1 + self.num_extra(step)
         return step
 
     def _extra(self, index: int, place: int, main: int, extra: int) -> int:
-        behind = place - (main - 1)  # 0 in the row that the modules' rows follow
+        behind = place - (main - 1)  # 0 for the backbone's row directly before those of the modules
         if behind < 0:
             return 0
         assert behind % (self.num_modules + 1) == 0, (
@@ -68,11 +68,14 @@ class BurstSchedule:
         return min(self.num_modules, extra - behind)
 
     def window(self, num_modules: int) -> int:
-        """Return the largest number of recent rows that a module may not have read yet.
+        """Return the maximum number of recent rows that a module has not read yet.
 
         Rows are counted back from the last row that the backbone has read. Module k (from 0) reads row j together with
-        the id of row j + k + 1. Modules read a prompt as its chunks arrive, and the rows of a multi-token step as far
-        as the ids are known. They read the remaining rows with the next multi-token step.
+        the id of row j + k + 1. The modules read a prompt chunk by chunk, and the rows of a multi-token step as far as
+        their ids are known. They read the remaining rows in the next multi-token step.
+
+        Args:
+            num_modules: Number of modules of the model.
         """
         extra = self.num_extra(0)
         index, widest, behind = 1 + extra, num_modules, max(0, num_modules - 1 - extra)
@@ -88,10 +91,10 @@ class BurstSchedule:
 
 @dataclass(frozen=True)
 class Bursts:
-    """Modules of a model and its named schedules; the first schedule is the default.
+    """MCTP modules of a model and their named schedules; the first schedule is the default.
 
     Attributes:
-        num_modules: Number of modules; module k (from 0) generates row k + 1 after the backbone's row.
+        num_modules: Number of modules. Module k (from 0) generates row k + 1 after the backbone's row.
         schedules: Named schedules.
     """
 
@@ -103,9 +106,13 @@ class Bursts:
             raise ValueError(f"{self.num_modules} modules cannot generate {most} rows in a step")
 
     def schedule(self, name: str | Sequence[int] | None) -> BurstSchedule:
-        """Return the schedule called `name`, one of the given numbers, or the default for None.
+        """Return a schedule.
 
-        KeyError lists the names.
+        Args:
+            name: Name of a schedule, its numbers (see `BurstSchedule.mode`), or None for the default.
+
+        Raises:
+            KeyError: The name is unknown; the message lists the known ones.
         """
         if name is not None and not isinstance(name, str):
             return BurstSchedule("the request's schedule", tuple(name), self.num_modules)
@@ -116,10 +123,10 @@ class Bursts:
 
     @cached_property
     def window(self) -> int:
-        """Upper bound on the rows that modules may not have read yet, for any schedule.
+        """Upper bound on the number of recent rows that the modules have not read yet, for any schedule.
 
-        It covers the named schedules, up to 2 * num_modules rows. If a step would leave more rows unread, the modules
-        read them in that step and generate nothing (`worker/module_rows.py`). That suffices for any schedule, because a
+        It covers the named schedules up to 2 * num_modules rows. If a step would leave more rows unread, the modules
+        read them in that step and generate nothing (`worker/module_rows.py`). This suffices for any schedule, because a
         multi-token step leaves at most N = `num_modules` rows, and the next step reads N + 1.
         """
         windows = (schedule.window(self.num_modules) for schedule in self.schedules)
@@ -130,15 +137,15 @@ class Bursts:
 class DepthSpec:
     """Hyperparameters of a depth transformer with layers of Llama or Qwen3.
 
-    Position 0 reads the row's hidden state, and position p the code of stream p - 1. The output of position p samples
-    stream p. Codes have embedding tables of their own, of width `hidden`, which include any projection that the
-    published model applies.
+    Position 0 reads the row's hidden state, and position p the code of stream p - 1. The output of position p is used
+    to sample stream p. Codes have embedding tables of width `hidden`, which already include any projection in the
+    published model.
 
     Attributes:
         hidden: Width.
         rope: `rope_parameters` of a published config.json, including `rope_theta`.
-        projection: Linear layer from the backbone's width to `hidden`, with or without bias; None if the widths are
-            equal.
+        projection: Linear layer from the backbone's width to `hidden`, without bias (`plain`) or with one (`biased`);
+            None if the widths are equal.
         has_head_norms: True if queries and keys are normalised per head, as in Qwen3.
     """
 
@@ -159,20 +166,20 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True)
 class Script:
-    """Alignment pointer on stream 0 of the audio segment, over the text segment that was just generated.
+    """Alignment pointer: aligns the audio segment with the text segment that was generated before it.
 
-    Every text token in `spoken` is an entry, in order. Its ordinal (from 1) appears as `index_base + ordinal` on
-    `index_stream`, an input-only stream. In the audio segment the pointer stays on its entry or advances to the next
-    one. Stream 0 carries `first_frame + 2 * (token - spoken.start)` in an entry's first row, and that id + 1 while the
-    pointer stays. P(advance) = 1 - P(stay), with the softmax over the audio interval of stream 0 and `end_of_audio`.
-    Advancing from the last entry ends the audio.
+    Every text token in `spoken` is an entry of the script, in order. In the audio segment the pointer stays on its
+    entry or advances to the next one in each row. Stream 0 carries `first_frame + 2 * (token - spoken.start)` in the
+    first row of an entry, and that id + 1 while the pointer stays. The input-only stream `index_stream` carries
+    `index_base` plus the entry's ordinal (from 1). P(advance) = 1 - P(stay), where the softmax is over the audio
+    interval of stream 0 and `end_of_audio`. Advancing from the last entry ends the audio.
 
     Attributes:
         spoken: Ids of the text tokens that are entries.
         first_frame: Id of the first row of an entry for token `spoken.start`.
         index_base: Id of ordinal 0 on `index_stream`.
         index_stream: Input-only stream of the ordinals.
-        max_entries: Largest number of entries.
+        max_entries: Maximum number of entries.
     """
 
     spoken: range
@@ -184,9 +191,9 @@ class Script:
 
 @dataclass(frozen=True)
 class UnconditionalContext:
-    """Differences between the rows of the unconditional request and those of the conditional request of a CFG pair.
+    """Rules by which the rows of a CFG pair's unconditional request differ from those of its conditional request.
 
-    Both have the same positions. These rows differ:
+    Both requests have the same positions. These rows differ:
 
     - Context rows after the first `keep_first` and before the last `keep_last` become `[null_id, pad, …]`, except in
       `kept_streams`.
@@ -203,13 +210,13 @@ class UnconditionalContext:
 
 @dataclass(frozen=True)
 class TextTrack:
-    """Input-only stream for streamed text: row i of the reply carries frame i and the i-th id of the text.
+    """Input-only stream for streamed text: row i of the reply carries frame i and the i-th text id.
 
     Attributes:
         stream: Index of the stream.
         pad_id: Id of rows after the end of the text; not a silent id of the layout.
         end_id: Last id of a text.
-        is_usual: True if text is read this way by default; False if by default all of it precedes the reply.
+        is_usual: True if by default the text is read during the reply; False if by default it is part of the prompt.
     """
 
     stream: int
@@ -220,9 +227,9 @@ class TextTrack:
 
 @dataclass(frozen=True)
 class PositionStream:
-    """Input-only stream of learned positions: row i of the reply carries the i-th of `ids`, pads after the last.
+    """Input-only stream of learned positions: row i of the reply carries the i-th of `ids`, then pads.
 
-    Ids in rows of the prompt are set by the prompt template.
+    The prompt template sets the positions of the prompt's rows.
     """
 
     stream: int
@@ -231,18 +238,18 @@ class PositionStream:
 
 @dataclass(frozen=True)
 class Task:
-    """Task of a family: the segments of its reply and the ids that its text segment may contain.
+    """Task of a family: the segments of its reply, and the input that it accepts.
 
     Attributes:
         name: Name of the task in requests.
         segments: Segments of the reply, in order.
-        text: Ids that a text segment may contain; for an interleaved segment, the codes too.
+        text: Ids that a text segment may contain; for an interleaved segment, codes as well.
         needs: Content that the last turn must have: `text`, `audio`.
         sampling: Default sampling options.
         also: Content that the last turn may have in addition.
         answers: Role of the last turn.
         has_history: True if turns of user and assistant may precede the last turn.
-        system: Content that a leading system turn may have; () if none is allowed.
+        system: Content that a leading system turn may have; empty if none is allowed.
     """
 
     name: str
@@ -262,16 +269,16 @@ class Task:
 
     @property
     def has_audio_segment(self) -> bool:
-        """True if the reply has an audio-only segment, whose length a request may limit."""
+        """True if the reply has an audio-only segment, whose maximum length a request may set."""
         return Segment.AUDIO in self.segments
 
 
 @dataclass(frozen=True)
 class Family:
-    """Everything about a published model family except its weights.
+    """Description of a published model family: everything except the weights.
 
     Attributes:
-        end_of_reply: Id of stream 0 in the row that ends the reply; no step reads it.
+        end_of_reply: Id of stream 0 in the row that ends the reply; this row is not read by the model.
         end_of_text: Id of stream 0 in the row that ends a text followed by audio. None: the sampled id is kept, and if
             a limit ended the text, the transition follows at once.
         end_of_audio: Id of stream 0 in the row that ends the audio.
@@ -279,35 +286,36 @@ class Family:
         guided_streams: Output streams with classifier-free guidance in the audio segment.
         script: Alignment pointer, if the family has one.
         voices: Names of the voices in lower case.
-        voice_titles: Titles of the voices for people, such as "Female", in the order of `voices`; () if the names
-            suffice.
+        voice_titles: Display names of the voices, such as "Female", in the order of `voices`; empty if `voices`
+            suffices.
         languages: Names of the languages in lower case.
-        takes_instructions: True if the manner of speaking may be described in words.
+        takes_instructions: True if the speaking style may be described in words.
         reads_latin_only: True if text in other scripts is rejected, or transliterated on request.
         frame_rate: Frames per second of the codec; 0 if the engine cannot convert seconds to frames.
         drawn_ends: Ids that the model samples to end a segment, if these differ from the ids above.
-        warm_up, tail: Both ends of the delay pattern, drawn in `streams/pattern.py`.
+        warm_up, tail: Both ends of the delay pattern, see the drawings in `streams/pattern.py`.
         has_stream_bias: True if the checkpoint has `stream_bias.weight` [S, H], which is added to the hidden state
             before each head.
         subwords: Ids of the tokens of the checkpoint's tokenizer, in its order; None if the family needs no tokenizer.
         markers: Ids that occur in prompts only, by their names in the checkpoint.
-        bursts: Modules that generate further rows in a step, if the model has any.
-        penalized: Ids that a repetition penalty counts in a text: `drawn` for generated ids, `all` to include the
-            prompt; None if the family has no such penalty.
-        depth: Depth transformer that samples the streams 1 ... of a row one after another; None if all streams are
-            sampled at once from the row's hidden state.
-        end_frame: Ids of the streams 0 ..., as many as are compared. An audio row that begins with them counts as
+        bursts: MCTP modules, which generate additional rows in a step, if the model has any.
+        penalized: Ids to which a repetition penalty applies in a text: `drawn` for generated ids, `all` for those of
+            the prompt, too; None if the family has no such penalty.
+        depth: Depth transformer, which samples the streams 1 to S - 1 of a row one after the other; None if all streams
+            are sampled at once from the row's hidden state.
+        end_frame: Ids of the first streams, from stream 0 on. An audio row that begins with these ids counts as
             `end_of_audio`, which stream 0 does not sample then.
-        text_track: Stream of the ids that a request provides for the rows of the reply, if the family has one.
+        text_track: Stream for streamed text, if the family has one.
         positions: Stream of learned positions, if the family has one; never together with a text track.
-        staircase: Extra ids of the layout that begin and end each stream; an end is the last extra id of its stream.
-            The ends are the `end_frame` then, and these ids count as sampled (SAMPLED_WARM_UP, NO_TAIL).
-        has_audio_head: True if the checkpoint has `audio_head.weight` [n, H] and no head over the vocabulary. It holds
-            the heads of all output streams in audio, one after another; the ids that end stream 0 follow its own.
-        num_filled_codebooks: Number of codebooks after those of the layout. They are not sampled, but filled in for the
-            whole utterance by the decoder (`FamilyPlugin.load_refinement`).
-        leaves_out_extra: True if frames with an extra id of the layout are neither decoded nor reported; False if such
-            an id represents a code.
+        staircase: Ids of `StreamLayout.extra` that begin and end each stream; the end is the last of these ids of its
+            stream. The ends are the `end_frame` then, and these ids count as sampled (SAMPLED_WARM_UP, NO_TAIL).
+        has_audio_head: True if the checkpoint has `audio_head.weight` [n, H] instead of a head over the vocabulary. It
+            contains the heads of all output streams in audio segments, one after the other; the rows for the ids that
+            end stream 0 follow those of its codes.
+        num_filled_codebooks: Number of codebooks after those of the layout. They are not sampled, but filled in by the
+            decoder for the whole utterance (`FamilyPlugin.load_refinement`).
+        leaves_out_extra: True if frames with an id of `StreamLayout.extra` are neither decoded nor reported; False if
+            such an id represents a code.
         not_served: Reason why the server rejects a family that `SpeechLLM` supports; empty if it is served.
     """
 
@@ -358,17 +366,20 @@ class Family:
 
     @property
     def rows_per_frame(self) -> int:
-        """Number of audio rows of a frame."""
+        """Number of audio rows per frame."""
         return self.layout.frame_codec.rows_per_frame
 
     @property
     def track_stream(self) -> int | None:
-        """Stream whose ids are known in advance (streamed text or positions); None if there is none."""
+        """Input-only stream whose ids are known before the row is sampled (streamed text or positions).
+
+        None without one.
+        """
         track = self.text_track or self.positions
         return None if track is None else track.stream
 
     def task(self, name: str) -> Task:
-        """Return the task called `name`; KeyError lists the known names."""
+        """Return the task called `name`; raise KeyError, which lists the known names, if there is none."""
         for task in self.tasks:
             if task.name == name:
                 return task

@@ -1,4 +1,4 @@
-"""Conversations: JSON turns of a request, the task that answers them, and their pieces."""
+"""Conversations: the JSON turns of a request, the task that answers them, and the pieces of a prompt."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, NotRequired, get_args
@@ -26,7 +26,7 @@ Streams = Annotated[
 
 
 class TurnRecord(TypedDict):
-    """A turn in the request's JSON."""
+    """JSON form of a turn."""
 
     role: Annotated[Role, Field(description=f"one of {', '.join(ROLES)}")]
     text: NotRequired[Annotated[str, Field(description="a string")]]
@@ -51,7 +51,7 @@ class Turn:
         text: Text, or None.
         audio_input: Name of the input tensor with the audio, or None.
         codes: Audio as codes, int64 [S, T], or None.
-        path: JSON path of the turn in the request; empty if the turn consists of the other inputs.
+        path: JSON path of the turn in the request; empty if the request has no JSON turns.
     """
 
     role: Role = "user"
@@ -62,20 +62,20 @@ class Turn:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """`text`, `audio`, or both, in the order in which they appear in the prompt."""
+        """`text`, `audio`, or both, in prompt order."""
         held = ("audio",) * (self.audio_input is not None or self.codes is not None)
         text = ("text",) * (self.text is not None)
         return text + held if self.role == "assistant" else held + text
 
     def where(self, kind: str) -> str:
-        """Return the name of the turn's text or audio in error messages."""
+        """Return the name of the turn's text or audio for error messages."""
         if self.path:
             return f"{self.path}.{'codes' if kind == 'audio' and self.codes is not None else kind}"
         return kind if kind == "text" else self.audio_input or kind
 
 
 def read_messages(text: str) -> tuple[Turn, ...]:
-    """Parse `text` to one or more turns; raise InvalidRequest if it is invalid."""
+    """Parse JSON to one or more turns; raise InvalidRequest if it is invalid."""
     read_json("messages", text, MAX_BYTES)
     records = _JSON.read("messages", text.encode(errors="surrogatepass"))
     turns = tuple(_turn(record, f"messages[{index}]") for index, record in enumerate(records))
@@ -101,7 +101,7 @@ def _turn(record: TurnRecord, path: str) -> Turn:
 
 
 def _codes(streams: list[list[int]], path: str) -> np.ndarray:
-    """Return S lists of T codes as int64 [S, T]; families check the values later."""
+    """Return S lists of T codes as int64 [S, T]; their values are checked later by the family."""
     lengths = [len(stream) for stream in streams]
     if len(set(lengths)) > 1:
         raise InvalidRequest(path, "as many codes for each stream", shown(lengths))
@@ -116,7 +116,7 @@ class Piece:
         role: Role of the speaker.
         path: Name of the piece in error messages.
         text: The text, or None.
-        pcm: Mono samples, float32 [n], or None.
+        pcm: Mono samples, float32 [n] at the sample rate of the audio encoder, or None.
         codes: Audio as codes, [S, T], or None.
     """
 
@@ -128,7 +128,7 @@ class Piece:
 
 
 def choose_task(name: str | None, turns: tuple[Turn, ...], family: Family) -> Task:
-    """Return the named task, or without a name the family's first task that accepts `turns`.
+    """Return the named task; without a name, the family's first task that accepts `turns`.
 
     Args:
         name: Name of a task, or None.
@@ -136,8 +136,8 @@ def choose_task(name: str | None, turns: tuple[Turn, ...], family: Family) -> Ta
         family: The model's family.
 
     Raises:
-        InvalidRequest: No such task accepts the turns. The message reports the first task that accepts turns of these
-            roles, or otherwise the first task.
+        InvalidRequest: No such task accepts the turns. The message is about the first task that accepts turns of these
+            roles, or otherwise about the first task.
     """
     named = [task for task in family.tasks if name in (None, task.name)]
     if not named:
@@ -153,7 +153,7 @@ def choose_task(name: str | None, turns: tuple[Turn, ...], family: Family) -> Ta
 
 
 def check(turns: tuple[Turn, ...], task: Task) -> None:
-    """Raise InvalidRequest unless `task` accepts `turns`."""
+    """Raise InvalidRequest unless `task` accepts the conversation."""
     spoken = turns
     if turns[0].role == "system" and task.system:
         _check_kinds(turns[0], set(turns[0].kinds), (), task.system, task)
@@ -171,7 +171,7 @@ def check(turns: tuple[Turn, ...], task: Task) -> None:
 
 
 def _check_answered(spoken: tuple[Turn, ...], task: Task) -> None:
-    """Check the last consecutive turns of the role that `task` answers; together they form its input."""
+    """Check the final consecutive turns of the role that `task` answers, which are together its input."""
     first = len(spoken)
     while first and spoken[first - 1].role == task.answers:
         first -= 1

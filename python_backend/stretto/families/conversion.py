@@ -1,4 +1,4 @@
-"""Interface between `stretto convert` and the `convert.py` of a family."""
+"""Interface between `stretto convert` and the conversion module of a family."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,20 +15,20 @@ AUDIO_TOKENIZER = "ssl_tokenizer"  # folder of a checkpoint
 
 @dataclass(frozen=True)
 class Release:
-    """Release to convert.
+    """Release to convert, as given on the command line.
 
     Attributes:
-        family: Family as named on the command line.
+        family: Name of the family on the command line.
         model: Weights: a file, a folder or an index.
         config: config.yaml or config.json; None for a family without one.
-        tokenizer: Folder of the tokenizer of text.
+        tokenizer: Folder of the text tokenizer.
         codec: Folder of the codec's release.
         ssl_tokenizer: Folder of the audio tokenizer's release.
-        keeps_codec: True to write the codec from the copy in the weights; `codec` then only provides its config.
+        keeps_codec: True to take the codec's weights from the model file; `codec` then only provides its config.
         backbone: config.json of the backbone, if the release only names it.
-        audio_config: config.json of the audio tower, if the release only names it.
-        audio: Options of the audio tower from the command line.
-        dtype: dtype to write; None for that of the training.
+        audio_config: config.json of the audio encoder, if the release only names it.
+        audio: Options of the audio encoder.
+        dtype: dtype of the written tensors; None keeps the dtype used in training.
     """
 
     family: str
@@ -45,25 +45,25 @@ class Release:
 
     @property
     def config_folder(self) -> Path:
-        """Folder of the config, for a family whose releases have one."""
+        """Folder of the config file, for a family whose releases have one."""
         assert self.config is not None, self.family
         return self.config.parent
 
     @property
     def family_name(self) -> str:
-        """Name of the family in a checkpoint's config.json."""
+        """Name of the family for a checkpoint's config.json."""
         return self.family.replace("-", "_")
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Files of a public tokenizer, to be copied.
+    """Files of a published tokenizer, to be copied to the checkpoint.
 
     Attributes:
         folder: Folder of the tokenizer.
-        size: Highest id plus one.
+        size: Largest id plus one.
         tokens: Spelling of each id.
-        made: tokenizer.json to be written with the files, if they have none.
+        made: Contents for tokenizer.json, if the published files have none.
         files: Files to copy.
     """
 
@@ -76,12 +76,12 @@ class Tokenizer:
 
 @dataclass(frozen=True)
 class Contents:
-    """Contents of a release's files; tensors stay in their files until they are read.
+    """Contents of a release's files; tensors are read on access.
 
     Attributes:
-        config: config.yaml or config.json.
+        config: Contents of config.yaml or config.json.
         tensors: Published tensors by name.
-        tokenizer: Tokenizer of text.
+        tokenizer: Text tokenizer.
         backbone: Hyperparameters of the backbone.
         dtype: dtype of the tensors to write.
     """
@@ -95,13 +95,13 @@ class Contents:
 
 @dataclass(frozen=True)
 class Network:
-    """Further network in a release, written into a folder of the checkpoint.
+    """Additional network in a release, written to a folder of its own in the checkpoint.
 
     Attributes:
         folder: Name of the folder.
-        record: Its `config.json`.
+        record: Contents of its config.json.
         plan: Tensors to write, by published name.
-        tensors: Source of the tensors; None for those of the release.
+        tensors: Published tensors by name; None for those of the release.
     """
 
     folder: str
@@ -112,12 +112,12 @@ class Network:
 
 @dataclass(frozen=True)
 class Converted:
-    """Checkpoint of a release.
+    """Checkpoint to be written.
 
     Attributes:
-        record: config.json.
+        record: Contents of config.json.
         plan: Tensors to write, by published name.
-        dropped: Names, or prefixes of names, of tensors that are not used.
+        dropped: Names, or prefixes of names, of unused tensors.
         folded: Names of tensors that are merged into others.
         networks: Networks that are written to folders of their own.
     """
@@ -130,11 +130,11 @@ class Converted:
 
 
 class AudioTokenizer(Protocol):
-    """Audio tokenizer to be written to the checkpoint's folder for it.
+    """Audio tokenizer to be written to `ssl_tokenizer/` of the checkpoint.
 
     Attributes:
-        entries: Tensors to be converted.
-        dropped: Shapes of published tensors that are not used, by name.
+        entries: Tensors to convert.
+        dropped: Shapes of unused published tensors by name.
     """
 
     @property
@@ -144,25 +144,25 @@ class AudioTokenizer(Protocol):
     def dropped(self) -> dict[str, list[int]]: ...
 
     def write(self, folder: Path, progress: Progress) -> list[Written]:
-        """Write the files into `folder`."""
+        """Write the files to `folder`; call `progress` with the number of bytes after each part."""
         ...
 
 
 class Published(Protocol):
-    """A family's module for conversion.
+    """Conversion module of a family.
 
     It may also define:
 
         IS_BARE         True if releases have no config, and any kind of tokenizer, because the family generates no text
-        MARKS           descriptions of its releases, for error messages, by the name of a tensor
+        MARKS           descriptions of its releases, for error messages, by the name of a tensor that only they have
 
     Attributes:
         BACKBONE_TAG: Key of config.yaml that names the backbone; None if config.json itself has the hyperparameters.
         EMBEDDINGS: Published name of the embedding table.
-        CODEC: Prefix of the names of the codec's copy in the file; empty if there is none.
+        CODEC: Prefix of the codec's tensors in the model file; empty if the file does not contain the codec.
         GENERATION: Fields of `speech_sampling` by keys of generation_config.json; empty if releases have no such file.
-        SSL_TOKENIZER: Class that converts the folder of `--ssl-tokenizer`, by `of(folder, num_codes)`. A family without
-            this attribute refuses the option.
+        SSL_TOKENIZER: Class that converts the folder of `--ssl-tokenizer`, by `from_folder(folder, num_codes)`. A
+            family without this attribute rejects the option.
     """
 
     BACKBONE_TAG: str | None
@@ -171,20 +171,37 @@ class Published(Protocol):
     GENERATION: Mapping[str, tuple[str, ...]]
 
     def trained_dtype(self, config: Mapping[str, Any]) -> str | None:
-        """Return the dtype that the model was trained in; None if the config does not contain it."""
+        """Return the dtype used in training; None if the config does not contain it."""
         ...
 
     def notes(self, config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
-        """Return findings about the files that an operator may want to know."""
+        """Return remarks about the release for the operator.
+
+        Args:
+            config: Contents of config.yaml or config.json.
+            embeddings: Published embedding table, [V, H].
+            family: Name of the family on the command line.
+        """
         ...
 
     def convert(self, release: Release, contents: Contents) -> Converted:
-        """Return the checkpoint; CheckpointError names the parts that do not fit."""
+        """Return the checkpoint to be written.
+
+        Args:
+            release: Files and options of the command line.
+            contents: Contents of these files.
+
+        Raises:
+            CheckpointError: Parts of the release do not match; the message names them.
+        """
         ...
 
 
 def prefixed(prefix: str, segment: str) -> dict[str, tuple[str, ...]]:
-    """Return the fields of a segment for keys that begin with `prefix`: temperature, top-k, top-p, sampling switch."""
+    """Return the `speech_sampling` fields of a segment by generation_config.json keys that begin with `prefix`.
+
+    The keys are those of temperature, top-k, top-p and the sampling switch.
+    """
     names: dict[str, tuple[str, ...]] = {f"{prefix}{name}": (f"{segment}.{name}",) for name in DRAWN}
     return names | {f"{prefix}do_sample": (f"{segment}.temperature",)}
 

@@ -170,7 +170,7 @@ class Preprocessor:
     @property
     def _heard_rate(self) -> int:
         """Sample rate in Hz of recordings for the encoder."""
-        return self.codec.spec.heard_rate or self.codec.spec.sample_rate
+        return self.codec.spec.input_rate or self.codec.spec.sample_rate
 
     def _listen(self, recording: Recording, read: AudioReader) -> np.ndarray:
         """Return a recording's mono samples at the encoder's sample rate, float32 [n]."""

@@ -1,1 +1,1 @@
-"""Records that cross a process or model boundary."""
+"""Records exchanged between processes and Triton models."""

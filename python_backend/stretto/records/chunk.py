@@ -1,4 +1,4 @@
-"""Chunks of codes from the language model to the decoder, with their envelope."""
+"""Chunks of codes that the language model sends to the decoder, with their addressing."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -14,7 +14,7 @@ from stretto.streams.layout import Segment
 
 @dataclass(frozen=True, slots=True)
 class WordMark:
-    """Frame at which a word begins; `word` is None for a pointer entry that is no word."""
+    """Frame at which a word begins; `word` is None if the aligned text unit is no word."""
 
     word: str | None
     frame: int
@@ -22,10 +22,10 @@ class WordMark:
 
 @dataclass(frozen=True, slots=True)
 class GuidanceChange:
-    """Frame from which on stream 0 is sampled with (`is_guided`) or without guidance.
+    """Frame from which on stream 0 is sampled with guidance (`is_guided`) or without it.
 
-    A reply that requested guidance begins guided. A change after the last frame concerns the rows that complete delayed
-    streams. If frames without codes are left out, a chunk counts kept frames and a report counts all frames.
+    A guided reply begins guided. A change after the last frame concerns the rows that complete delayed codebooks. If
+    frames without codes are left out, frames are counted without them in a chunk, and with them in the report.
     """
 
     frame: int
@@ -37,11 +37,16 @@ class Report:
     """Summary of the whole utterance, sent with its last chunk.
 
     Attributes:
-        finish_reason: `stop` if the model ended it, `length` if max_rows or the model length ended a segment.
-        guided_frames: Frames sampled with both requests of the CFG pair; num_frames for guidance with policy `always`.
-        guidance_changes: All changes made by another policy, counted in all frames.
+        finish_reason: `stop` if the model ended the reply, `length` if `max_rows` or the model's maximum length ended a
+            segment.
+        num_frames: Number of generated frames.
+        guided_frames: Number of frames sampled with guidance; `num_frames` under policy `always`.
+        guidance_changes: All changes under the other policies, counted over all frames.
+        queue_s: Time before the request was first scheduled, in seconds.
+        first_frame_s: Time to the first frame, in seconds; None without any.
+        total_s: Time to the last row, in seconds.
         held_s: Time blocked on streamed text, in seconds.
-        input_audio_s: Duration of all recordings of the request, in seconds.
+        input_audio_s: Duration of all recordings in the request, in seconds.
     """
 
     finish_reason: str
@@ -62,17 +67,18 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """One step of an utterance without its codes, which travel as a tensor `codes [K, T] int32`.
+    """Next part of an utterance, without its codes, which are sent as a tensor `codes [K, T] int32`.
 
     Attributes:
-        marks: Words that begin in its frames.
-        guidance_changes: Guidance changes in its frames.
-        output_codes: Codes of all output streams, [S][T], if the client requested them.
-        num_reference_frames: In the first chunk, number of leading reference frames, which precede the audible ones.
-        is_prompt: True if the tensor holds the prompt's rows [S, P] for a model that fills in codebooks; first chunk
-            only.
+        marks: Words that begin in the chunk's frames.
+        guidance_changes: Guidance changes in the chunk's frames.
+        output_codes: Ids of all output streams, [S][T], if the client requested them.
+        num_reference_frames: In the first chunk, number of leading frames that repeat the reference recording and are
+            not audible.
+        is_prompt: True if the tensor contains the prompt's rows [S, P], for a model that fills in the codebooks after
+            the first; first chunk only.
         voice: Index of the codec's voice.
-        session: In the first chunk of a streamed text, the name under which the text continues.
+        session: In the first chunk of a streamed text, the session name that the client needs to send more text.
     """
 
     index: Annotated[int, Meta(ge=0)]
@@ -95,7 +101,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class LMChunk:
-    """Chunk with its codes, int32 [K, T] (undelayed, 0 … codebook_size - 1), or None without audio."""
+    """Chunk with its codes, int32 [K, T] with the delays undone, in [0, codebook_size), or None without audio."""
 
     chunk: Chunk
     codes: NDArray[np.int32] | None
@@ -107,7 +113,10 @@ MAX_GENERATION = (1 << 63) - 1
 
 @dataclass(frozen=True, slots=True)
 class FlowAddress:
-    """Address of an utterance's flow slot; `generation` distinguishes successive users of the slot."""
+    """Index of an utterance's slot in the acknowledgement table.
+
+    `generation` distinguishes successive users of the slot.
+    """
 
     table: Annotated[str, Meta(pattern=rf"^{TABLE}\Z")]
     slot: Annotated[int, Meta(ge=1, lt=1 << 31)]
@@ -116,11 +125,13 @@ class FlowAddress:
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """A chunk of `utterance`, or, without one, a probe, which the decoder answers without a response to the client.
+    """Message from the language model to the decoder: a chunk of `utterance`, or without one a probe.
+
+    The decoder acknowledges a probe without a response to the client.
 
     Attributes:
-        form: Output format of the whole utterance, in its first chunk.
-        receipt: Number of an accepted part of streamed text; it travels alone, to the sender of the part.
+        form: Output format of the whole utterance; in its first chunk only.
+        receipt: Number of an accepted part of streamed text, in a message of its own that is forwarded to the sender.
     """
 
     utterance: Annotated[str, Meta(min_length=1, max_length=64)]
@@ -135,7 +146,15 @@ class Envelope:
 
     @classmethod
     def from_bytes(cls, field: str, data: bytes) -> "Envelope":
-        """Return the envelope in `data`; raise InvalidRequest naming `field` if it is invalid."""
+        """Return the envelope in MessagePack `data`.
+
+        Args:
+            field: Name of the input in error messages.
+            data: Result of `to_bytes`.
+
+        Raises:
+            InvalidRequest: The data is invalid.
+        """
         return _PACKED.read(field, data)
 
 

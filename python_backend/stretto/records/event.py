@@ -1,4 +1,4 @@
-"""Event sent to the client with each response: the JSON tensor `event`."""
+"""Event of each response to the client: the JSON tensor `event`."""
 
 from typing import NotRequired
 
@@ -8,21 +8,28 @@ from stretto.records.json_record import JsonRecord
 
 
 class WordTime(TypedDict):
-    """Word with its start time in the utterance, in seconds."""
+    """Word and its start time in the utterance, in seconds."""
 
     word: str
     start_s: float
 
 
 class GuidanceTime(TypedDict):
-    """Time in the utterance, in seconds, from which on frames are sampled with or without guidance."""
+    """Time from which on frames are sampled with guidance or without it, in seconds from the utterance's start."""
 
     start_s: float
     is_guided: bool
 
 
 class RingSlots(TypedDict):
-    """Slots of the client's ring that hold samples, from number `slot` on."""
+    """Slots of the client's ring that contain the samples of a response.
+
+    Attributes:
+        slot: Number of the first slot.
+        slots: Number of slots.
+        samples: Number of samples.
+        dtype: Dtype of the samples.
+    """
 
     slot: int
     slots: int
@@ -31,14 +38,15 @@ class RingSlots(TypedDict):
 
 
 class ReportEvent(TypedDict):
-    """Summary of the whole utterance: fields of `Report`, if the language model sent one, and of the decoder.
+    """Summary of the whole utterance: the decoder's fields and, if the language model sent one, those of its `Report`.
 
     Attributes:
         guidance_changes: (frame, is_guided) pairs.
         held_s: Time blocked on streamed text, in seconds.
-        input_audio_s: Duration of all recordings of the request, in seconds.
+        input_audio_s: Duration of all recordings in the request, in seconds.
         audio_s: Duration of all samples, in seconds.
-        first_sound_s: Time of the first audible sample, in seconds; None without any.
+        decode_s: Processing time of the decoder, in seconds.
+        first_sound_s: Time in the utterance of the first sample that is not silent, in seconds; None without any.
     """
 
     finish_reason: NotRequired[str]
@@ -61,15 +69,15 @@ class ReportEvent(TypedDict):
 
 
 class Event(TypedDict):
-    """Content of a response.
+    """Metadata of a response.
 
     Attributes:
-        start_s: Time of its samples in the utterance, in seconds.
-        duration_s: Duration of its samples, in seconds.
-        codes: Codes of all streams, if requested.
+        start_s: Time in the utterance of the first sample, in seconds.
+        duration_s: Duration of the samples, in seconds.
+        codes: Ids of all output streams, [S][T], if requested.
         report: Summary, in the last event.
-        ring: Slots of the client's ring with the samples, if it has one.
-        session: In the first event of a streamed text, the name of its session.
+        ring: Slots of the client's ring that contain the samples, if the client has a ring.
+        session: In the first event of a streamed text, the session name that the client needs to send more text.
     """
 
     utterance: str

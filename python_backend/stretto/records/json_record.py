@@ -1,4 +1,4 @@
-"""Records as JSON, and JSON fields of untrusted requests, read with limits."""
+"""Records as JSON, and bounded parsing of JSON from untrusted requests."""
 
 import json
 import re
@@ -20,10 +20,10 @@ UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # pydantic's error
 
 
 class JsonRecord(Generic[T]):
-    """Reader and writer of one kind of record: a dataclass, or a TypedDict of optional fields.
+    """JSON reader and writer for one type: a dataclass, or a TypedDict of optional fields.
 
-    A type with `Field(description=…)` or `Expected` is described by that text in errors, other types by pydantic's
-    message.
+    An error message describes the expected value by the type's `Field(description=…)` or `Expected` annotation if there
+    is one, otherwise by pydantic's message.
     """
 
     def __init__(self, kind: type[T] | Any) -> None:
@@ -35,14 +35,17 @@ class JsonRecord(Generic[T]):
         return self._adapter.dump_json(record)
 
     def read(self, field: str, text: bytes) -> T:
-        """Return the record in JSON `text`; raise InvalidRequest naming the invalid part of `field`."""
+        """Return the record in JSON `text`.
+
+        Raise InvalidRequest with the path of the invalid value, which begins with `field`.
+        """
         try:
             return self._adapter.validate_json(text, strict=True, extra="forbid")
         except ValidationError as error:
             raise self._refusal(field, error.errors(include_url=False)[0]) from None
 
     def check(self, field: str, value: Any) -> T:
-        """Return the record in `value`, which `read_json` has parsed; raise InvalidRequest naming its invalid part."""
+        """Return the record in `value`, the result of `read_json`; raise InvalidRequest as `read` does."""
         try:
             return self._adapter.validate_python(value, strict=True, extra="forbid")
         except ValidationError as error:
@@ -52,7 +55,7 @@ class JsonRecord(Generic[T]):
         raised = first.get("ctx", {}).get("error")
         if first["type"] == "json_invalid":
             return InvalidRequest(field, "valid JSON", f"an error: {raised}")
-        if isinstance(raised, InvalidRequest):  # raised by the record itself for inconsistent fields
+        if isinstance(raised, InvalidRequest):  # raised by the record's own check of related fields
             return raised
         path, kind = field, self._kind
         for part in first["loc"]:
@@ -95,7 +98,7 @@ def _element(kind: Any) -> Any:
 
 
 def described(kind: Any) -> str | None:
-    """Return the expected value in the annotations of a type, or of a type inside it."""
+    """Return the description of the expected value in a type's annotations, or in those of a nested type."""
     for mark in getattr(kind, "__metadata__", ()):
         if isinstance(mark, FieldInfo | Expected) and mark.description:
             return mark.description
@@ -112,12 +115,12 @@ STRING_OR_BRACKET = re.compile(r'"[^"\\]*+(?:\\.?[^"\\]*+)*+"?|[\[\]{}]', re.DOT
 
 
 def read_json(field: str, text: str, max_bytes: int = MAX_BYTES) -> Any:
-    """Parse `text`.
+    """Parse JSON from a request.
 
     Args:
         field: Name of the input in error messages.
         text: JSON.
-        max_bytes: Largest size in bytes.
+        max_bytes: Maximum size in bytes.
 
     Raises:
         InvalidRequest: The text is too long, too deeply nested, has too many parts, is malformed, repeats a key, or
@@ -150,9 +153,10 @@ def read_json(field: str, text: str, max_bytes: int = MAX_BYTES) -> Any:
 
 
 def measured(text: str) -> tuple[int, int]:
-    """Return the greatest nesting depth, and the number of brackets and strings.
+    """Return the maximum nesting depth of JSON, and the number of its brackets and strings.
 
-    Brackets in strings are not counted. Malformed text gives upper bounds. Counting stops once a limit is exceeded.
+    Brackets in strings are not counted. The numbers are upper bounds for malformed text. Counting stops once a limit is
+    exceeded.
     """
     depth = deepest = num_parts = 0
     for match in STRING_OR_BRACKET.finditer(text):

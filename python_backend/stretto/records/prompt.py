@@ -1,4 +1,4 @@
-"""Prompts, and parts of streamed text, as the preprocessor sends them to the language model."""
+"""Prompts, and parts of streamed text, in the form that the preprocessor sends to the language model."""
 
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -20,12 +20,12 @@ MAX_AUDIO_S = 1e9  # far above every limit; infinity is not accepted
 
 @dataclass(frozen=True, slots=True)
 class InputAudio:
-    """Audio input for the model's encoder, which replaces placeholder rows of a prompt.
+    """Audio input for the model's audio encoder, whose output replaces placeholder rows of a prompt.
 
     Attributes:
-        first_row: First placeholder row.
+        first_row: Index of the first placeholder row.
         num_rows: Number of placeholder rows.
-        features: Encoder input, float32 [F, M]: F frames of M mel bins; for a cloned voice its x-vector, [1, H].
+        features: Encoder input, float32 [F, M]: F frames of M mel bins. For a cloned voice its x-vector, [1, H].
     """
 
     first_row: int
@@ -39,18 +39,19 @@ class Prompt:
 
     Attributes:
         rows: Absolute token ids of every input stream (input-only streams last), with delays applied, int32 [P, S].
-        words: Words of the text to be spoken, for word timestamps; empty without them.
+        words: Words of the text to speak, for word timestamps; empty if timestamps are not supported.
         delivery: Output format and chunk sizes.
-        audios: Audio inputs for the encoder, in order.
-        delayed_tail: If the reply continues audio of the prompt: ids of streams 1 and up in its first n rows, until
-            each has its first new frame, int32 [n, S - 1].
-        track: Ids of the streamed text for the first rows of the reply, including its end id if complete.
-        is_open: True if the text continues while it is spoken.
-        opening: Initial part of an open text, not yet in `track`. Its first token belongs to the last row.
-        num_reference_rows: Number of last rows that are frames of a cloned voice's recording.
+        audios: Audio inputs for the encoder, in prompt order.
+        delayed_tail: If the reply continues audio in the prompt: ids of streams 1 to S - 1 in the first n reply rows,
+            until the first new frame of each stream, int32 [n, S - 1].
+        track: Ids of the streamed text for the first reply rows, with its end id if the text is complete.
+        is_open: True if the client will send more text while the reply is generated.
+        opening: Beginning of a streamed text that is not yet in `track`. Its first token belongs to the last prompt
+            row.
+        num_reference_rows: Number of rows at the end of the prompt that are frames of a cloned voice's recording.
         adapter: Name of the LoRA adapter, or None.
         voice: Index of the codec's voice; 0 for a codec without voices.
-        input_audio_s: Duration of all recordings of the request, in seconds.
+        input_audio_s: Duration of all recordings in the request, in seconds.
     """
 
     task: str
@@ -70,7 +71,7 @@ class Prompt:
 
     @property
     def features(self) -> NDArray[np.float32] | None:
-        """Features of all `audios`, concatenated, [sum of F, M]; None without any."""
+        """Encoder input of all `audios`, concatenated, [sum of F, M]; None without any."""
         return np.concatenate([audio.features for audio in self.audios]) if self.audios else None
 
     def to_bytes(self) -> bytes:
@@ -85,7 +86,17 @@ class Prompt:
     def from_bytes(
         cls, field: str, data: bytes, rows: NDArray[np.int32], features: NDArray[np.float32] | None = None
     ) -> "Prompt":
-        """Return the prompt in `data` with its arrays; raise InvalidRequest naming `field` if they do not match."""
+        """Return the prompt in MessagePack `data`, with its arrays.
+
+        Args:
+            field: Name of the input in error messages.
+            data: Result of `to_bytes`.
+            rows: Prompt rows, int32 [P, S].
+            features: Encoder input of all audio inputs, float32 [sum of F, M]; None without any.
+
+        Raises:
+            InvalidRequest: The data is invalid, or does not match the arrays.
+        """
         record = _PACKED.read(field, data)
         return cls(
             task=record.task,
@@ -107,7 +118,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class AudioSpan:
-    """InputAudio without its features: placeholder rows and number of frames."""
+    """InputAudio without its features: placeholder rows, and number of feature frames."""
 
     first_row: Annotated[int, Meta(ge=0)]
     num_rows: Annotated[int, Meta(ge=1)]
@@ -116,7 +127,7 @@ class AudioSpan:
 
 @dataclass(frozen=True, slots=True)
 class PromptRecord:
-    """Prompt without its arrays; `delayed_tail` as lists."""
+    """Serialised form of a Prompt: without `rows` and `features`, and with `delayed_tail` as lists."""
 
     task: str
     sampling: SamplingConfig
@@ -159,7 +170,7 @@ ID_BYTES = 16  # length of the secret session name in bytes
 
 
 class SessionRecord(TypedDict):
-    """JSON tensor `session`: session of a part, its number from 0, and whether it is the last."""
+    """JSON tensor `session` of a part of streamed text: session name, number from 0, and True for the last part."""
 
     id: Annotated[str, Field(min_length=1, max_length=64, description="the session id in the reply's first event")]
     part: Annotated[int, Field(ge=0, lt=1 << 31, description="an integer in [0, 2^31)")]
@@ -168,7 +179,7 @@ class SessionRecord(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class TextPart:
-    """Next text of `session`, possibly empty: part number `part`, from 0."""
+    """Part number `part` (from 0) of the streamed text of `session`; the text may be empty."""
 
     session: str
     part: int
@@ -181,7 +192,15 @@ class TextPart:
 
     @classmethod
     def from_bytes(cls, field: str, data: bytes) -> "TextPart":
-        """Return the part in `data`; raise InvalidRequest naming `field` if it is invalid."""
+        """Return the part in MessagePack `data`.
+
+        Args:
+            field: Name of the input in error messages.
+            data: Result of `to_bytes`.
+
+        Raises:
+            InvalidRequest: The data is invalid.
+        """
         return _PACKED_PART.read(field, data)
 
 

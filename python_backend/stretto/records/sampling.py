@@ -1,4 +1,4 @@
-"""Request options: sampling per segment and reply, guidance, output format, ring and chunk sizes."""
+"""Request options: sampling parameters per segment, guidance, output format, ring, and chunk sizes."""
 
 import secrets
 from dataclasses import dataclass, field, replace
@@ -25,7 +25,7 @@ FIELD = "options.output.ring"
 
 @dataclass(frozen=True, slots=True)
 class RingAddress:
-    """Name of the header's shared memory and, for slots on a GPU, IPC handle and device number."""
+    """Shared-memory name of a ring's header and, for slots in GPU memory, their CUDA IPC handle and device number."""
 
     name: Annotated[RingName, limits_of(RingName)]
     cuda_handle: Annotated[CudaHandle, limits_of(CudaHandle)] | None = None
@@ -33,7 +33,7 @@ class RingAddress:
 
 
 MAX_RAS_WINDOW = 512
-# Least temperature above 0: logits divided by less may overflow to infinity and become equal.
+# Minimum temperature above 0: logits divided by less may overflow to infinity and become equal.
 MIN_TEMPERATURE = 1e-6
 MAX_UNTIL_S = 1e6
 MAX_GUIDANCE_SCALE = 100.0
@@ -63,14 +63,14 @@ def _check_temperature(name: str, value: float) -> None:
 
 @dataclass(frozen=True, slots=True)
 class CodeSampling:
-    """Parameters of a draw; temperature 0 is greedy, top_k 0 and top_p 1 are off."""
+    """Sampling parameters: temperature (0 is greedy), top_k (0 is off) and top_p (1 is off)."""
 
     temperature: float
     top_k: int = 0
     top_p: float = 1.0
 
     def check(self, name: str) -> None:
-        """Raise InvalidRequest, naming `name`, unless every field is in its range."""
+        """Raise InvalidRequest if a field is out of range; `name` is the name of this object in the message."""
         _check_temperature(f"{name}.temperature", self.temperature)
         _check_integer(f"{name}.top_k", self.top_k, 0, 1 << 20)
         _check(f"{name}.top_p", self.top_p, 1e-6, 1.0)
@@ -78,13 +78,13 @@ class CodeSampling:
 
 @dataclass(frozen=True, slots=True)
 class SegmentSampling(CodeSampling):
-    """Sampling parameters and length limits of one segment."""
+    """Sampling parameters of one segment, and its minimum and maximum length in rows."""
 
     min_rows: int = 0
     max_rows: int = 2048
 
     def check(self, name: str) -> None:
-        """Raise InvalidRequest, naming `name`, unless every field is in its range."""
+        """Raise InvalidRequest if a field is out of range; `name` is the name of this object in the message."""
         CodeSampling.check(self, name)
         _check_integer(f"{name}.max_rows", self.max_rows, 1, 1 << 20)
         _check_integer(f"{name}.min_rows", self.min_rows, 0, self.max_rows)
@@ -92,21 +92,26 @@ class SegmentSampling(CodeSampling):
 
 @dataclass(frozen=True, slots=True)
 class SamplingConfig:
-    """Sampling parameters of one reply. `guidance_scale` 1 is unguided; `seed` is set before the engine gets it.
+    """Sampling parameters of one reply.
 
     Attributes:
+        text: Parameters of text segments.
+        audio: Parameters of audio segments.
+        guidance_scale: Scale of classifier-free guidance; 1 is unguided.
         script_temperature: Temperature of the alignment pointer's stay-or-advance decision (0: advance if P > 1/2).
-        policy: Guided frames: all, those of the first `guided_until_s` seconds of audio, or, for `adaptive`, all for
-            which the engine is fast enough.
+        seed: Seed of the sampling noise; set before the request is sent to the engine.
+        policy: Frames to guide: `always`, the first `guided_until_s` seconds of audio (`until_s`), or as many as the
+            engine's speed permits (`adaptive`).
         ras_window: Window of repetition-aware sampling in rows; 0 is off.
-        ras_max_repeats: Number of occurrences in the window from which on a code is sampled again, from the softmax of
-            all logits without temperature, top-k and top-p. At temperature 0, too.
-        min_p: Ids of stream 0 in audio less likely than this times the most likely one are dropped before top-k and
-            top-p; 0 is off.
-        schedule: Rows that MCTP modules generate, by name or as numbers; None for the family's default.
-        repetition_penalty: Divisor of the logits of earlier ids of stream 0 (factor if negative); 1 is off. The family
-            defines which ids count.
-        depth: Sampling parameters of a depth transformer; None for those of stream 0 in audio.
+        ras_max_repeats: Number of occurrences in the window at which a code is sampled again from the softmax of all
+            logits, without temperature, top-k and top-p. Applies at temperature 0, too.
+        min_p: Minimum probability of a stream-0 id in an audio segment, relative to that of the most likely id; less
+            likely ids are dropped before top-k and top-p. 0 is off.
+        schedule: Numbers of rows that the main model and the MCTP modules generate alternately, or the name of such a
+            schedule; None for the family's default.
+        repetition_penalty: Divisor of positive logits, and factor of negative ones, of stream-0 ids that occurred
+            before; 1 is off. The family defines which ids count.
+        depth: Sampling parameters of the depth transformer; None for those of stream 0 in audio segments.
     """
 
     text: SegmentSampling
@@ -125,11 +130,11 @@ class SamplingConfig:
 
     @property
     def is_guided(self) -> bool:
-        """True if the reply needs a CFG pair. Every other part of the server asks here."""
+        """True if the reply needs a CFG pair. All other modules use this property to decide."""
         return self.guidance_scale != 1.0
 
     def with_seed(self) -> "SamplingConfig":
-        """Return the parameters with a random seed of 32 bits, which JSON keeps exact, if they have none."""
+        """Return a copy with a random seed of 32 bits, which JSON represents exactly; self if a seed is set."""
         return self if self.seed is not None else replace(self, seed=secrets.randbits(32))
 
     def __post_init__(self) -> None:
@@ -149,12 +154,12 @@ class SamplingConfig:
 
     @property
     def codes(self) -> CodeSampling:
-        """Sampling parameters of streams 1 and up in audio."""
+        """Sampling parameters of streams 1 to S - 1 in audio segments."""
         return self.audio if self.depth is None else self.depth
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> "SamplingConfig":
-        """Return the configuration whose fields are in `record`; tuples may have become lists."""
+        """Return the configuration with the fields in `record`, in which tuples may have become lists."""
         fields = {"text": SegmentSampling(**record["text"]), "audio": SegmentSampling(**record["audio"])}
         depth, schedule = record["depth"], record["schedule"]
         return cls(
@@ -182,11 +187,13 @@ class SamplingConfig:
 
 @dataclass(frozen=True, slots=True)
 class OutputForm:
-    """Format of mono samples: float32 in [-1, 1] or int16, at `sample_rate` Hz (None: the codec's).
+    """Output format of mono samples: float32 in [-1, 1] or int16.
 
     Attributes:
-        ring: Shared-memory ring that receives the samples instead of the response, for a client on this host.
-        deterministic: True to decode without batching, so that no bit depends on other utterances.
+        encoding: Sample format.
+        sample_rate: Sample rate in Hz; None for that of the codec.
+        ring: Shared-memory ring for the samples, for a client on the same host; None to send them in the response.
+        deterministic: True to decode without batching, so that the samples do not depend on other utterances at all.
     """
 
     encoding: Encoding = "pcm_f32le"

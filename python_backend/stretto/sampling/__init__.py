@@ -1,1 +1,1 @@
-"""Sampling: from logits to one token per stream."""
+"""Sampling: from logits to one token id per stream."""

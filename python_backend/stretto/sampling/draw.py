@@ -1,4 +1,4 @@
-"""Sampling of one token per row and stream from logits: guidance, temperature, top-k, top-p, noise."""
+"""Sampling of one token id per row and stream: guidance, temperature, top-k, top-p and Gumbel noise."""
 
 from dataclasses import dataclass, field
 
@@ -8,11 +8,19 @@ import torch
 from stretto.sampling.noise import gumbel
 
 LOWEST = np.finfo(np.float32).min
-GROUPS, GROUP_WIDTH = 64, 128  # least number of groups per row, and largest group width
+GROUPS, GROUP_WIDTH = 64, 128  # minimum number of groups per row, and maximum group width
 
 
 def lower_bound(logits: np.ndarray, reach: np.ndarray) -> np.ndarray:
-    """Return a lower bound on the `reach`-th largest logit of each row, [N, 1], from the maxima of column groups."""
+    """Return a lower bound on the `reach`-th largest logit of each row, from the maxima of column groups.
+
+    Args:
+        logits: float32 [N, C].
+        reach: Ranks, int [N, 1].
+
+    Returns:
+        float32 [N, 1].
+    """
     num_rows, num_columns = logits.shape
     width = min(num_columns // max(GROUPS, 2 * int(reach.max())), GROUP_WIDTH)
     if width < 2:
@@ -24,9 +32,10 @@ def lower_bound(logits: np.ndarray, reach: np.ndarray) -> np.ndarray:
 
 
 def candidates(logits: np.ndarray, bound: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return each row's finite logits from `bound` [N, 1] on, in column order, and their columns: [N, M] each.
+    """Return the finite logits of each row that are at least `bound` [N, 1], and their columns, both [N, M].
 
-    Shorter rows are filled with -inf. If there are many candidates, returns `logits` unchanged and None.
+    Columns are in ascending order. M is the largest number of any row; other rows are filled with -inf. If more than a
+    quarter of all logits qualify, `logits` itself is returned, with None for the columns.
     """
     num_rows, num_columns = logits.shape
     found = (logits >= np.maximum(bound, LOWEST)).reshape(-1).nonzero()[0]
@@ -43,7 +52,13 @@ def candidates(logits: np.ndarray, bound: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def guide(conditional: torch.Tensor, unconditional: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Return `unconditional + scale * (conditional - unconditional)` in float32, [B, ..., C]; `scale` is [B]."""
+    """Return `unconditional + scale * (conditional - unconditional)`, computed in float32.
+
+    Args:
+        conditional: Logits of the conditional requests, [B, ..., C].
+        unconditional: Logits of the unconditional requests, [B, ..., C].
+        scale: Guidance scales, [B].
+    """
     conditional, unconditional = conditional.float(), unconditional.float()
     scale = scale.view(-1, *[1] * (conditional.dim() - 1))
     return unconditional + scale * (conditional - unconditional)
@@ -51,16 +66,16 @@ def guide(conditional: torch.Tensor, unconditional: torch.Tensor, scale: torch.T
 
 # 23-bit Gumbel noise is in (-2.82, 16.64), so a logit further below the largest (at temperature 1) is never drawn.
 NOISE_SPAN = 20.0
-FIRST_REACH = 128  # largest logits examined first for a nucleus without top-k
+FIRST_REACH = 128  # number of largest logits to examine first for top-p without top-k
 
 
 @dataclass(frozen=True, slots=True)
 class DrawPlan:
-    """Host knowledge about a batch of draws, used to skip operations that no row needs.
+    """Facts about a batch, known on the host, by which a draw skips operations that no row needs.
 
     Attributes:
-        is_random: True if any row draws at a temperature above 0.
-        num_candidates: Largest number of logits that any row may keep; 0 if some row keeps all.
+        is_random: True if any row has a temperature above 0.
+        num_candidates: Maximum number of logits that any row may keep; 0 if some row keeps all.
         has_top_p: True if any row uses top-p.
     """
 
@@ -70,7 +85,13 @@ class DrawPlan:
 
     @classmethod
     def from_parameters(cls, temperature: np.ndarray, top_k: np.ndarray, top_p: np.ndarray) -> "DrawPlan":
-        """Return the plan for rows with these parameters, [B] each; greedy rows need one candidate."""
+        """Return the plan of a batch of B rows.
+
+        Args:
+            temperature: Temperatures, float [B]; 0 is greedy.
+            top_k: Number of logits to keep, int [B]; 0 is off.
+            top_p: Probability mass to keep, float [B]; 1 is off.
+        """
         random = temperature > 0
         if not random.any():
             return cls(False, 1, False)
@@ -80,13 +101,16 @@ class DrawPlan:
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """Parameters of N rows, [N, 1] each, None if no row needs them; greedy rows have top-k 1 at temperature 1.
+    """Sampling parameters of N pairs of row and stream, [N, 1] each; greedy ones have top-k 1 at temperature 1.
 
     Attributes:
-        index: Rows of the batch, [N]; None for all.
-        place: Row's first column in the flattened table of token ids, [N, 1].
+        index: Position of each pair in the batch, [N]; None for all pairs in order.
+        place: First column of the pair's stream in the flattened table of token ids, [N, 1].
         reach: Number of largest logits to examine first.
-        is_open: True where top-p applies to all tokens; None if nowhere.
+        is_open: True where top-k is off; None if nowhere.
+        is_greedy: True at temperature 0; None if nowhere.
+        keeps_all: True if no pair uses top-k or top-p.
+        has_top_p: True if any pair uses top-p.
     """
 
     index: np.ndarray | None
@@ -102,9 +126,10 @@ class _Rows:
 
     @classmethod
     def from_parameters(cls, params: "DrawParams", num_streams: int, num_columns: int) -> "list[_Rows]":
-        """Return the rows of S streams each.
+        """Return the parameters of every pair of row and stream, in at most two groups.
 
-        Rows that keep all tokens are separate, because they make the others as wide.
+        Pairs that keep all tokens form their own group, because the number of candidates is padded to the maximum of a
+        group.
         """
 
         def by_row(values: torch.Tensor) -> np.ndarray:
@@ -142,7 +167,8 @@ class _Rows:
 class DrawParams:
     """Sampling parameters of B rows: temperature float32 [B] (0 greedy), top_k int [B] (0 off), top_p float32 [B].
 
-    They are constant while the same rows draw, so derived arrays are cached per shape of logits.
+    The object is reused while the batch has the same rows, so derived arrays are cached per number of streams and
+    columns.
     """
 
     temperature: torch.Tensor
@@ -151,7 +177,7 @@ class DrawParams:
     _rows: dict[tuple[int, int], list[_Rows]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def rows(self, num_streams: int, num_columns: int) -> list[_Rows]:
-        """Return the parameters for S streams over C columns."""
+        """Return the parameters for logits of S streams and C columns."""
         shape = num_streams, num_columns
         if shape not in self._rows:
             self._rows[shape] = _Rows.from_parameters(self, *shape)
@@ -164,19 +190,20 @@ def draw(
     """Sample a token id for each row and stream, independent of the rest of the batch.
 
     Top-k keeps the logits that are at least the `top_k`-th largest, ties included. With probabilities
-    `softmax(logits / temperature)` over these, top-p keeps each token above which less mass than `top_p` lies; equal
-    logits are kept or dropped together. The result is the largest `logit / temperature + gumbel`, on ties the lowest
-    column. At temperature 0 it is the largest logit, on ties the lowest column.
+    `softmax(logits / temperature)` over these, top-p keeps a token if the total probability of all more likely tokens
+    is below `top_p`; tokens with equal logits are kept or dropped together. Of the kept tokens, the one with the
+    largest `logit / temperature + gumbel` is chosen; at temperature 0, the one with the largest logit. Ties go to the
+    lowest column.
 
     Args:
         logits: float32 [B, S, C] on the CPU, -inf for forbidden tokens.
         token_ids: Token id of each column, [S, C].
         keys: Noise keys from `stream_keys`, int32 [B, S].
         params: Sampling parameters of the rows.
-        plan: Plan of the batch.
+        plan: Facts about the batch, see `DrawPlan`.
 
     Returns:
-        Sampled ids, [B, S], of `token_ids`' type.
+        Sampled ids, [B, S], with the dtype of `token_ids`.
     """
     num_rows, num_streams, num_columns = logits.shape
     if not num_streams:
@@ -190,7 +217,10 @@ def draw(
 
 
 def _drawn(logits: np.ndarray, ids: np.ndarray, keys: np.ndarray, parts: list[_Rows]) -> np.ndarray:
-    """Return the ids sampled from `logits` [N, C] with `keys` [N, 1]; `ids` holds those of all streams, flattened."""
+    """Return the ids sampled from `logits` [N, C] with noise `keys` [N, 1].
+
+    `ids` [S * C] has the token ids of all streams, one stream after the other.
+    """
     if parts[0].index is None:
         return _draw_part(logits, ids, keys, parts[0])
     drawn = np.empty(len(logits), ids.dtype)
@@ -211,16 +241,20 @@ def _draw_part(logits: np.ndarray, ids: np.ndarray, keys: np.ndarray, rows: _Row
 
 
 def _all(logits: np.ndarray, rows: _Rows) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-    """Return the eligible logits and columns, as `candidates` does, and the smallest eligible logit, [N, 1]."""
+    """Return the candidates of rows that keep all tokens.
+
+    Returns:
+        Logits and columns, as `candidates` returns them, and the smallest logit that can be drawn, [N, 1].
+    """
     floor = logits.max(axis=1, keepdims=True) - NOISE_SPAN * rows.temperature
     return *candidates(logits, floor), floor
 
 
 def _kept(logits: np.ndarray, rows: _Rows) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-    """Return the same as `_all` for rows of which some use top-k or top-p."""
+    """Return the candidates of rows with top-k or top-p, in the form that `_all` returns."""
     num_columns, reach = logits.shape[1], rows.reach
     total = None
-    if rows.is_open is not None:  # a nucleus over all tokens has an unknown size
+    if rows.is_open is not None:  # top-p without top-k may keep any number of tokens
         largest = np.maximum(logits.max(axis=1, keepdims=True), LOWEST)
         weights = np.exp((logits - largest) / rows.temperature)
         total = np.where(rows.is_open, weights.sum(axis=1, keepdims=True), 0)
@@ -236,9 +270,16 @@ def _kept(logits: np.ndarray, rows: _Rows) -> tuple[np.ndarray, np.ndarray | Non
 
 
 def _floor(values: np.ndarray, rows: _Rows, total: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the smallest logit that top-k and top-p keep, [N, 1], and flags of rows whose `values` may not reach it.
+    """Return the smallest logit that top-k and top-p keep, and whether `values` may lack some of the kept logits.
 
-    `total` [N, 1] is the mass of rows without top-k relative to the largest logit; 0 or None for others.
+    Args:
+        values: Largest logits of each row, [N, M].
+        rows: Sampling parameters.
+        total: Sum of `exp((logit - largest) / temperature)` over all logits for rows without top-k, 0 for others, [N,
+            1]; None if every row has top-k.
+
+    Returns:
+        float [N, 1] and bool [N, 1]; None for the latter if no row can lack any.
     """
     ranked = np.sort(values, axis=1)[:, ::-1]
     last = np.minimum(rows.top_k, ranked.shape[1]) - 1

@@ -1,7 +1,7 @@
-"""Noise as a function of (seed, position, stream, token id) only.
+"""Sampling noise as a function of seed, position, stream and token id only.
 
-Without generator state, a request draws the same codes alone, batched, after preemption and on any device. The mixer is
-lowbias32 of C. Wellons' hash prospector (https://nullprogram.com/blog/2018/07/31/, public domain).
+Because there is no generator state, a request draws the same codes alone, in any batch, after preemption and on any
+device. The mixer is lowbias32 of C. Wellons' hash prospector (https://nullprogram.com/blog/2018/07/31/, public domain).
 """
 
 from typing import TypeVar
@@ -18,7 +18,7 @@ REDRAW_STEP = 0x27D4EB2F
 def _mix(x: Words) -> Words:
     """Apply the hash lowbias32 to int32 `x`, in place.
 
-    `>>` copies the sign bit of signed integers; the masks remove these copies.
+    `>>` on signed integers shifts in copies of the sign bit; the masks remove them.
     """
     x ^= (x >> 16) & 0xFFFF
     x *= 0x7FEB352D
@@ -29,30 +29,50 @@ def _mix(x: Words) -> Words:
 
 
 def seed_key(seed: int) -> int:
-    """Return a seed of up to 63 bits folded to a signed 32-bit key."""
+    """Fold a seed of up to 63 bits into a signed 32-bit key."""
     low = (seed & 0xFFFFFFFF) - (1 << 32 if seed & 0x80000000 else 0)
     return int(_mix(_mix(np.array([seed >> 32], np.int32)) + np.int32(low))[0])
 
 
 def stream_keys(seed_keys: np.ndarray, positions: np.ndarray, num_streams: int) -> np.ndarray:
-    """Return one key per row and stream, computed on the host: int32 [B] twice -> int32 [B, S]."""
+    """Return one noise key per row and stream, computed on the host.
+
+    Args:
+        seed_keys: Keys of the requests' seeds from `seed_key`, int32 [B].
+        positions: Position of each row in its request, int32 [B].
+        num_streams: Number of streams, S.
+
+    Returns:
+        int32 [B, S].
+    """
     rows = _mix(seed_keys + positions * np.int32(POSITION_STEP))
     return _mix(rows[:, None] + np.arange(num_streams, dtype=np.int32) * np.int32(STREAM_STEP))
 
 
 def redraw_keys(keys: torch.Tensor) -> torch.Tensor:
-    """Return the keys of a second draw at the same position, int32."""
+    """Return the int32 keys of a second draw at the same position."""
     return _mix(keys + REDRAW_STEP)
 
 
 def uniform(keys: np.ndarray, token_ids: np.ndarray) -> np.ndarray:
-    """Return uniform float32 noise in (0, 1) with 23 bits for int32 `keys` and `token_ids`, broadcast together."""
+    """Return uniform noise in (0, 1) with a resolution of 23 bits.
+
+    Args:
+        keys: Noise keys from `stream_keys`, int32, broadcast against `token_ids`.
+        token_ids: Token ids, int32.
+
+    Returns:
+        float32 of the broadcast shape.
+    """
     bits = (_mix(keys + token_ids.astype(np.int32) * np.int32(TOKEN_STEP)) >> 9) & 0x7FFFFF
     return (bits.astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-23)
 
 
 def gumbel(keys: np.ndarray, token_ids: np.ndarray) -> np.ndarray:
-    """Return standard Gumbel noise; the argmax of logits plus this noise is a draw from their softmax."""
+    """Return standard Gumbel noise; the argmax of logits plus this noise is a draw from their softmax.
+
+    Arguments and result are those of `uniform`.
+    """
     noise = uniform(keys, token_ids)
     torch.from_numpy(noise).log_().neg_().log_().neg_()
     return noise

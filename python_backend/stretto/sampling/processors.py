@@ -1,4 +1,4 @@
-"""Logits processors: min-p, repetition penalty and repetition-aware sampling, the alignment pointer."""
+"""Logits processors: min-p, repetition penalty, repetition-aware sampling, and the alignment pointer's decision."""
 
 import math
 from dataclasses import dataclass
@@ -6,22 +6,36 @@ from dataclasses import dataclass
 import torch
 
 
-def span_of(min_p: float, temperature: float) -> float:
-    """Return the largest distance of a kept logit from the maximum; infinite for `min_p` 0 or greedy draws."""
+def min_p_span(min_p: float, temperature: float) -> float:
+    """Return how far below the maximum a logit may lie to be kept by min-p.
+
+    Infinite if `min_p` is 0 or the draw greedy.
+    Args:
+        min_p: Minimum probability relative to that of the most likely token.
+        temperature: Temperature of the draw.
+    """
     return -temperature * math.log(min_p) if min_p > 0 and temperature > 0 else math.inf
 
 
 def keep_near(logits: torch.Tensor, span: torch.Tensor) -> torch.Tensor:
-    """Return `logits` [B, C] with -inf where they are more than `span` [B] below the row's maximum."""
+    """Set logits to -inf that lie too far below their row's maximum.
+
+    Args:
+        logits: Logits, [B, C].
+        span: Largest permitted distance from the maximum, [B], see `min_p_span`.
+
+    Returns:
+        Logits, [B, C].
+    """
     lowest = logits.amax(1, keepdim=True) - span[:, None]
     return logits.masked_fill(logits < lowest, -torch.inf)
 
 
 @dataclass(frozen=True, slots=True)
 class RepetitionRule:
-    """Repetition-aware sampling of B rows.
+    """Parameters of repetition-aware sampling for B rows.
 
-    A token that occurs `max_repeats` times in the last `window` rows is sampled again.
+    A sampled token that occurs at least `max_repeats` times in the last `window` rows is sampled again.
 
     Attributes:
         window: Number of rows, int [B]; 0 is off.
@@ -33,12 +47,12 @@ class RepetitionRule:
 
 
 def is_repeated(drawn: torch.Tensor, history: torch.Tensor, rule: RepetitionRule) -> torch.Tensor:
-    """Return where a sampled id occurs too often, bool [B, S]; never if the window is 0.
+    """Return True where a sampled id must be sampled again, bool [B, S].
 
     Args:
         drawn: Sampled ids, [B, S].
-        history: Earlier rows, the last one first, with -1 for ids that do not count, [B, W, S].
-        rule: The rule.
+        history: Ids of the previous rows, latest first, with -1 for ids that do not count, [B, W, S].
+        rule: Window and number of repetitions per row.
     """
     ages = torch.arange(history.shape[1], device=history.device)
     is_seen = (ages < rule.window[:, None])[..., None] & (history == drawn[:, None])
@@ -46,13 +60,15 @@ def is_repeated(drawn: torch.Tensor, history: torch.Tensor, rule: RepetitionRule
 
 
 def penalize(logits: torch.Tensor, is_said: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
-    """Return the logits after the repetition penalty, [B, V].
+    """Apply the repetition penalty: divide positive logits of seen ids by it, and multiply negative ones by it.
 
     Args:
         logits: Logits, [B, V].
-        is_said: True for ids that occurred before, bool [B, V]. Their positive logits are divided by the penalty, and
-            negative ones multiplied by it.
+        is_said: True for ids that occurred before, bool [B, V].
         penalty: Penalty of each row, [B].
+
+    Returns:
+        Logits, [B, V].
     """
     factor = penalty[:, None]
     return torch.where(is_said, torch.where(logits < 0, logits * factor, logits / factor), logits)
@@ -61,12 +77,12 @@ def penalize(logits: torch.Tensor, is_said: torch.Tensor, penalty: torch.Tensor)
 def advances(
     logits: torch.Tensor, stay: torch.Tensor, temperature: torch.Tensor, uniform: torch.Tensor
 ) -> torch.Tensor:
-    """Return True where a pointer advances, with P(advance) = 1 - P(stay): bool [B].
+    """Return True where the alignment pointer advances, with P(advance) = 1 - P(stay): bool [B].
 
     Args:
         logits: Logits of all ids of stream 0 in an audio row, float32 [B, C].
-        stay: Column that means "stay", [B].
-        temperature: Divides the log odds, [B]; 0 advances where P(advance) > 1/2.
+        stay: Column of the id that means "stay", [B].
+        temperature: Divisor of the log odds, [B]; at 0 the pointer advances if P(advance) > 1/2.
         uniform: Noise in (0, 1), [B].
     """
     log_stay = logits.log_softmax(-1).gather(-1, stay[:, None]).squeeze(-1)

@@ -1,1 +1,1 @@
-"""Layout of codes in a sequence of rows, in numpy and plain Python, independent of model and server."""
+"""Order of codes in the rows of a sequence, in numpy and plain Python, independent of model and server."""

@@ -1,8 +1,8 @@
-"""Pacing of an utterance's frames: when a chunk is sent, and how large it is.
+"""Pacing of an utterance: when the next frames are sent to the decoder as a chunk, and how many.
 
 sent      │ first │  2  │   4   │    8    │        steady         │ …
-played            ├───────────────────────────────────────► dry: all that was sent has been played
-                                ^ now: a chunk is sent if one that takes twice the recent time would arrive at `dry`
+played            ├───────────────────────────────────────► dry: the player has played all audio sent so far
+                                ^ now: send a chunk if one that takes twice the recent time would arrive at `dry`
 """
 
 import math
@@ -13,18 +13,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ChunkPolicy:
-    """Requirements of a client's player, and constants of the codec.
+    """Chunk sizes that the client requested, and constants of the codec.
 
     Attributes:
-        first_frames: Least number of audible frames in the first chunk; more if the decoder is slow.
-        steady_frames: Number of frames in the largest chunk.
+        first_frames: Minimum number of audible frames in the first chunk; it has more if the decoder is slow.
+        steady_frames: Maximum number of frames in a chunk.
         playout_s: Time for which the player buffers before it starts, in seconds.
         frame_rate: Frame rate of the codec, in Hz.
-        held_frames: Right context of the codec, which the decoder withholds until later frames arrive.
-        deterministic: If True, the first chunk has the least size and each later one twice the previous size, up to the
-            steady size, independent of timing. Equal frames are then split equally in every run.
-        blocks: Sizes of the blocks that the codec decodes as a whole, the last one repeated; () if any size is
-            possible. Chunks then have exactly these sizes.
+        held_frames: Right context of the codec: number of frames that the decoder withholds until later frames arrive.
+        deterministic: True for chunk sizes that do not depend on timing, so that every run splits the same frames in
+            the same way. The first chunk then has its minimum size, and each later one twice the size of the previous
+            one, up to `steady_frames`.
+        blocks: Block sizes of a codec that decodes whole blocks, the last size repeated; chunks then have exactly these
+            sizes. Empty if any size is possible.
     """
 
     first_frames: int = 4
@@ -41,25 +42,25 @@ class ChunkPolicy:
         if self.held_frames < 0 or not self.frame_rate > 0 or not 0 <= self.playout_s < math.inf:
             raise ValueError(f"need held_frames >= 0, frame_rate > 0, finite playout_s >= 0, got {self}")
 
-    def fitting(self, num_frames: int) -> int:
-        """Return the largest chunk of at most `num_frames` >= 1: a power of two or the steady size.
+    def round_down(self, num_frames: int) -> int:
+        """Return the largest permitted chunk size of at most `num_frames` >= 1: a power of two, or `steady_frames`.
 
-        Few sizes make windows of different utterances equal in shape, so that they decode as one batch.
+        With few sizes, windows of different utterances have equal shapes and are decoded as one batch.
         """
         return self.steady_frames if num_frames >= self.steady_frames else 1 << (num_frames.bit_length() - 1)
 
-    def reaching(self, num_frames: int) -> int:
-        """Return the smallest of these sizes with at least `num_frames` >= 1; the steady size if none has."""
+    def round_up(self, num_frames: int) -> int:
+        """Return the smallest permitted chunk size of at least `num_frames` >= 1, at most `steady_frames`."""
         return min(1 << (num_frames - 1).bit_length(), self.steady_frames)
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderLoad:
-    """Measurements of the decoder.
+    """Measured speed of the decoder.
 
     Attributes:
         latency_s: Recent upper bound on the time from sending a chunk to its audio, in seconds.
-        pace_s: Interval between chunks of an utterance that the decoder can sustain, in seconds.
+        pace_s: Interval at which the decoder can process one chunk per utterance, in seconds.
     """
 
     latency_s: float = 0.0
@@ -67,19 +68,24 @@ class DecoderLoad:
 
 
 IDLE = DecoderLoad()
-LATENCIES = 2  # decoder latencies by which a chunk is sent early, because it may be twice as large as the previous one
+LATENCIES = 2  # send a chunk this many decoder latencies early, because it may be twice as large as the previous one
 
 
 class Pacer:
     """Pacing of one utterance, for a player that starts with the first chunk and plays at the codec's rate.
 
-    A chunk is sent once it has the steady size, or once the player's lead falls to twice the decoder's latency plus the
-    longest recent wait for a frame. Chunks are therefore small if frames arrive no faster than they are played, and
-    grow with the lead otherwise, at most doubling each time. None is smaller than the audio played in the decoder's
-    sustainable interval, because smaller chunks would overload the decoder for all utterances.
+    A chunk is sent once it has `steady_frames` frames, or once the audio that the player still has falls to twice the
+    decoder's latency plus the longest recent wait for a frame. Chunks are therefore small if frames are generated no
+    faster than they are played. Otherwise they grow with the buffered audio, at most doubling each time. No chunk is
+    shorter than `DecoderLoad.pace_s`, because shorter chunks would overload the decoder for all utterances.
+
+    Args:
+        policy: Requested chunk sizes and constants of the codec.
+        load: Function that returns the current speed of the decoder.
+        clock: Function that returns the time in seconds.
 
     Attributes:
-        stands_still: True if no frame follows without external input; all ready frames are then sent.
+        is_stalled: True while no frame can follow without external input; all ready frames are then sent.
     """
 
     def __init__(
@@ -91,23 +97,23 @@ class Pacer:
         self.policy = policy
         self._load = load
         self._clock = clock
-        # time at which the player will have played all that was sent; None before the first chunk
+        # time at which the player will have played all audio sent so far; None before the first chunk
         self._dry_s: float | None = None
         self._num_last = 0  # audible frames of the last chunk
         self._num_blocks = 0  # blocks sent
-        self._num_left = 0  # frames left over at the last decision
+        self._num_left = 0  # frames that remained unsent after the last decision
         self._gap_s = 1 / policy.frame_rate
         self._grown_s: float | None = None
-        self.stands_still = False
+        self.is_stalled = False
 
     def num_to_send(self, num_ready: int) -> int:
-        """Return the number of the `num_ready` unsent frames to send now as one chunk, or 0 to wait."""
+        """Return how many of the `num_ready` unsent frames to send now as one chunk, or 0 to wait."""
         if self.policy.blocks:
             return self._block(num_ready)
         if self.policy.deterministic:
             return self._fixed(num_ready)
         now, load = self._clock(), self._load()
-        if self.stands_still:
+        if self.is_stalled:
             return self._rest(num_ready, now, load)
         self._watch(num_ready, now)
         size = self._first(num_ready, load) if self._dry_s is None else self._next(num_ready, now, load)
@@ -117,7 +123,7 @@ class Pacer:
         return size
 
     def _block(self, num_ready: int) -> int:
-        """Return the size of the codec's next block if it is complete, else 0."""
+        """Return the size of the codec's next block if enough frames are ready, else 0."""
         blocks = self.policy.blocks
         size = blocks[min(self._num_blocks, len(blocks) - 1)]
         if num_ready < size:
@@ -126,21 +132,24 @@ class Pacer:
         return size
 
     def _fixed(self, num_ready: int) -> int:
-        """Return a chunk size that depends on the number of frames only."""
+        """Return a chunk size that depends only on the number of frames, not on timing."""
         policy, held = self.policy, 0 if self._num_last else self.policy.held_frames
-        size = held + (policy.fitting(2 * self._num_last) if self._num_last else policy.first_frames)
+        size = held + (policy.round_down(2 * self._num_last) if self._num_last else policy.first_frames)
         if num_ready < size:
             return 0
         self._num_last = size - held
         return size
 
     def _rest(self, num_ready: int, now: float, load: DecoderLoad) -> int:
-        """Return all ready frames, in permitted sizes; the wait that follows is not counted as inter-arrival time."""
+        """Return the size of a chunk of all ready frames.
+
+        Exclude the following wait from the inter-arrival estimate.
+        """
         held = self.policy.held_frames if self._dry_s is None else 0
         self._grown_s, self._num_left = None, 0
         if num_ready <= held:
             return 0
-        size = held + self.policy.fitting(num_ready - held)
+        size = held + self.policy.round_down(num_ready - held)
         self._play(size, now + load.latency_s)
         return size
 
@@ -154,15 +163,18 @@ class Pacer:
         self._grown_s = now
 
     def _first(self, num_ready: int, load: DecoderLoad) -> int:
-        """Return the size of the first chunk, which must cover the wait for one more frame and the latency, or 0."""
+        """Return the size of the first chunk, or 0 to wait.
+
+        Its audio must last until one more frame has been generated and decoded.
+        """
         policy = self.policy
         needed = self._smallest(load) + math.ceil((load.latency_s + self._gap_s) * policy.frame_rate)
         size = policy.held_frames + min(max(policy.first_frames, needed), policy.steady_frames)
         return size if num_ready >= size else 0
 
     def _smallest(self, load: DecoderLoad) -> int:
-        """Return the smallest chunk that lasts as long as the decoder's sustainable interval."""
-        return self.policy.reaching(max(1, math.ceil(load.pace_s * self.policy.frame_rate)))
+        """Return the size of the smallest chunk that lasts at least `DecoderLoad.pace_s`."""
+        return self.policy.round_up(max(1, math.ceil(load.pace_s * self.policy.frame_rate)))
 
     def _next(self, num_ready: int, now: float, load: DecoderLoad) -> int:
         assert self._dry_s is not None
@@ -170,7 +182,7 @@ class Pacer:
         is_urgent = now + LATENCIES * load.latency_s + self._gap_s >= self._dry_s
         if num_ready < smallest or not (is_urgent or num_ready >= self.policy.steady_frames):
             return 0
-        return self.policy.fitting(min(num_ready, max(smallest, 2 * self._num_last)))
+        return self.policy.round_down(min(num_ready, max(smallest, 2 * self._num_last)))
 
     def _play(self, size: int, heard_s: float) -> None:
         if self._dry_s is None:

@@ -1,4 +1,4 @@
-"""Layout of a row: token ids per stream, segments of a reply, and the delay pattern."""
+"""Layout of a row: token ids per stream, reply segments, and the delay pattern."""
 
 from dataclasses import dataclass
 from enum import IntEnum
@@ -8,7 +8,16 @@ import numpy as np
 
 
 def delay_codes(codes: np.ndarray, delays: tuple[int, ...], pad: int) -> np.ndarray:
-    """Return frames as rows: codes [K, T] -> rows [T + max(delays), K], with `pad` in empty positions."""
+    """Apply the delay pattern: codebook k of frame t goes to row `t + delays[k]`.
+
+    Args:
+        codes: Codes, [K, T].
+        delays: Delay of each codebook in rows.
+        pad: Id for empty positions.
+
+    Returns:
+        Rows, [T + max(delays), K].
+    """
     num_codebooks, num_frames = codes.shape
     rows = np.full((num_frames + max(delays), num_codebooks), pad, codes.dtype)
     for k, delay in enumerate(delays):
@@ -17,13 +26,16 @@ def delay_codes(codes: np.ndarray, delays: tuple[int, ...], pad: int) -> np.ndar
 
 
 def undelay_codes(rows: np.ndarray, delays: tuple[int, ...]) -> np.ndarray:
-    """Return rows as frames: rows [T + max(delays), K] -> codes [K, T]."""
+    """Invert `delay_codes`: rows [T + max(delays), K] -> codes [K, T]."""
     num_frames = rows.shape[0] - max(delays)
     return np.stack([rows[delay : delay + num_frames, k] for k, delay in enumerate(delays)])
 
 
 class Undelayer:
-    """Incremental inverse of the delay pattern; a frame is complete once its most delayed stream has arrived."""
+    """Incremental inverse of the delay pattern.
+
+    A frame is complete once the id of its most delayed codebook has arrived.
+    """
 
     def __init__(self, delays: tuple[int, ...]):
         self._delays, self._longest = delays, max(delays)
@@ -31,11 +43,11 @@ class Undelayer:
 
     @property
     def num_ready(self) -> int:
-        """Number of complete frames not taken yet."""
+        """Number of complete frames that `pop_frames` has not returned yet."""
         return max(0, len(self._rows) - self._longest)
 
     def push(self, rows: np.ndarray) -> None:
-        """Append rows, [n, K]."""
+        """Append generated rows, [n, K]."""
         self._rows = np.concatenate([self._rows, rows])
 
     def pop_frames(self, num_frames: int) -> np.ndarray:
@@ -46,7 +58,7 @@ class Undelayer:
 
 
 class Segment(IntEnum):
-    """Segment of a reply to which a row belongs."""
+    """Kind of reply segment that a row belongs to."""
 
     TEXT = 0
     TRANSITION = 1
@@ -57,7 +69,7 @@ class Segment(IntEnum):
 
 @dataclass(frozen=True)
 class FrameCodec:
-    """Mapping of the rows of a reply's audio to frames of codes.
+    """Mapping between the audio rows of a reply and frames of codes.
 
     A frame is one row by default. A model with a single stream may spread a frame over several rows:
 
@@ -65,10 +77,10 @@ class FrameCodec:
         id             a0   b0   c0   a1   b1   c1      a in places[0], b in places[1], c in places[2]
         frame          0              1
 
-    Audio ends between two frames. If a limit ends it within a frame, that frame is dropped.
+    Audio ends between two frames. A frame that is cut by a length limit is dropped.
 
     Attributes:
-        places: Ids of each row of a frame, one id per code; () if a frame is a row.
+        places: Id interval of each row of a frame, one id per code; empty if a frame is one row.
     """
 
     places: tuple[range, ...] = ()
@@ -79,7 +91,7 @@ class FrameCodec:
 
     @cached_property
     def rows_per_frame(self) -> int:
-        """Number of rows of a frame."""
+        """Number of rows per frame."""
         return len(self.places) or 1
 
 
@@ -88,16 +100,16 @@ ROWS_ARE_FRAMES = FrameCodec()
 
 @dataclass(frozen=True)
 class StreamLayout:
-    """Streams of a family.
+    """Streams of a model family.
 
     Attributes:
-        audio: Interval of ids of each output stream in an audio segment; for a codebook, one id per code.
-        extra: Further ids of each output stream there that are no codes, such as pads and markers.
+        audio: Id interval of each output stream in an audio segment; for a codebook, one id per code.
+        extra: Additional ids of each output stream in an audio segment that are no codes, such as pads and markers.
         delays: Delay of each output stream in rows; `delays[0] == 0`.
-        codebook_streams: Output streams that are codebooks, in the codec's order.
+        codebook_streams: Indices of the output streams that are codebooks, in the codec's order.
         pad_id: Id of an empty stream.
-        pad_is_silent: True if a pad adds nothing to the row's embedding (on stream 0 it always does).
-        frame_codec: Mapping of audio rows to frames; one of several rows needs a layout with one stream.
+        pad_is_silent: True if a pad adds nothing to the row's embedding. On stream 0 a pad never does.
+        frame_codec: Mapping of audio rows to frames. Several rows per frame require a single stream.
     """
 
     vocab_size: int

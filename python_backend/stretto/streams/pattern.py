@@ -1,7 +1,7 @@
-"""Both ends of a delay pattern: ids before a stream's first frame, and after the audio has ended.
+"""Both ends of a delay pattern: ids before a stream's first frame, and ids after the audio has ended.
 
-With delays (0, 1, 2) and frames A B C: `e` is end_of_audio, `E` end_of_reply, `.` the pad, and `~` a sampled id that
-belongs to no frame of the reply.
+Example with delays (0, 1, 2) and frames A B C: `e` is end_of_audio, `E` end_of_reply, `.` the pad, and `~` a sampled id
+that belongs to no frame of the reply.
 
                PADDED_WARM_UP    SAMPLED_WARM_UP
     stream 0   A B C …           A B C …
@@ -13,19 +13,20 @@ belongs to no frame of the reply.
     stream 1   B C .          B C ~ ~         B C ~ .        B C ~ .
     stream 2   A B C          A B C ~         A B C ~        A B C .
 
-If a limit, not the model, placed `e`, PADDED_TAIL skips its first row: `~` after `e` above is `.` then.
+If a length limit forces `e`, PADDED_TAIL skips its first row after it, so the `~` of that row becomes `.`.
 
 A staircase gives each stream a begin id `b` and an end id `d`, which replace pads and are sampled like codes. Once any
-stream has sampled its end, one more stream per row is forced to its end, `f`, from the first stream on. The others
-continue to be sampled. The row in which all streams carry their end is that of end_of_audio. The number of rows depends
-on the draw:
+stream has sampled its end id, one more stream per row is forced to its end id (`f`), in the order of the streams. The
+other streams continue to be sampled. The row in which all streams have their end id is that of end_of_audio. The number
+of rows depends on the sampled ids:
 
-               as trained       an end out of turn
+               as trained       one stream ends early
     stream 0   A B C d f e      A B C f f e
     stream 1   b A B C d .      b A d ~ f .
     stream 2   b b A B C .      b b A ~ ~ .
 
-`behind` counts rows from that of end_of_audio: 0 there, negative before. Arrays are numpy's or torch's.
+`behind` is a row's position relative to that of end_of_audio: 0 there, negative before, positive after. Arrays are
+numpy or torch arrays.
 """
 
 from abc import ABC, abstractmethod
@@ -37,67 +38,79 @@ Array = Any
 
 @dataclass(frozen=True, slots=True)
 class WarmUp:
-    """Rows before a delayed stream's first frame: pads or, with `is_sampled`, sampled ids."""
+    """Ids of a delayed stream before its first frame: sampled ids if `is_sampled`, otherwise pads."""
 
     is_sampled: bool
 
     def carries_drawn(self, frame: Array) -> Array:
-        """Return True where a stream at `frame` (negative before its first) carries the sampled id."""
+        """Return True where a stream keeps the sampled id at frame index `frame` (negative before its first frame)."""
         return (frame >= 0) | self.is_sampled
 
 
 class Tail(ABC):
-    """Rows after end_of_audio, until the delayed streams have completed the last frame.
+    """Rows after end_of_audio, in which the delayed streams complete the last frame.
 
     Attributes:
-        num_skipped_by_cut: Added to `behind` of these rows if a limit, not the model, placed end_of_audio.
+        num_skipped_by_cut: Number of these rows to skip, by adding it to `behind`, if a length limit forced
+            end_of_audio.
     """
 
     num_skipped_by_cut: ClassVar[int] = 0
 
     @abstractmethod
     def num_rows(self, max_delay: int) -> int:
-        """Return the number of rows from end_of_audio to end_of_reply if a frame must be completed.
+        """Return the number of rows from end_of_audio to end_of_reply, for a reply with at least one frame.
 
-        0 if both coincide.
+        0 if both are the same row.
         """
 
     def num_closing_rows(self, max_delay: int) -> int:
-        """Return the number of rows before end_of_audio that begin no frame of the reply."""
+        """Return the number of rows directly before end_of_audio in which no frame begins."""
         return 0
 
     @abstractmethod
     def first_stream(self, drawn: Array, pad_id: int, behind: Array) -> Array:
-        """Return stream 0 in rows after end_of_audio, given the `drawn` ids [B]."""
+        """Return the ids of stream 0 in rows after end_of_audio, [B].
+
+        Args:
+            drawn: Sampled ids, [B].
+            pad_id: Id of an empty stream.
+            behind: Positions relative to end_of_audio, [B].
+        """
 
     @abstractmethod
     def carries_drawn(self, behind: Array, delays: Array) -> Array:
-        """Return True where a stream delayed by `delays` carries the sampled id in a row `behind`; a pad otherwise."""
+        """Return True where a delayed stream keeps the sampled id, False where it gets a pad.
+
+        Args:
+            behind: Positions relative to end_of_audio, broadcast against `delays`.
+            delays: Delays of the streams in rows.
+        """
 
 
 @dataclass(frozen=True)
 class ForcedTail(Tail):
-    """Tail with the remaining codes, then pads."""
+    """Tail in which delayed streams complete the last frame and then have pads; stream 0 has pads."""
 
     def num_rows(self, max_delay: int) -> int:
-        """Return the largest delay: the last frame is completed in the row of end_of_reply."""
+        """Return the largest delay minus 1, at least 1: the last frame is completed in the row of end_of_reply."""
         return max(1, max_delay - 1)
 
     def first_stream(self, drawn: Array, pad_id: int, behind: Array) -> Array:
-        """Return pads."""
+        """Return the pad."""
         return pad_id
 
     def carries_drawn(self, behind: Array, delays: Array) -> Array:
-        """Return True while the stream has frames left."""
+        """Return True until the stream has completed the last frame."""
         return behind < delays
 
 
 @dataclass(frozen=True)
 class SampledTail(Tail):
-    """Tail in which all streams are sampled for as many rows as the largest delay."""
+    """Tail of as many rows as the largest delay, in which all streams are sampled."""
 
     def num_rows(self, max_delay: int) -> int:
-        """Return one row more than the last frame needs."""
+        """Return the largest delay, at least 1: one row more than the last frame needs."""
         return max(1, max_delay)
 
     def first_stream(self, drawn: Array, pad_id: int, behind: Array) -> Array:
@@ -105,49 +118,49 @@ class SampledTail(Tail):
         return drawn
 
     def carries_drawn(self, behind: Array, delays: Array) -> Array:
-        """Return True."""
+        """Return True for every stream and row."""
         return (delays >= 0) | (behind < 0)
 
 
 @dataclass(frozen=True)
 class PaddedTail(SampledTail):
-    """Tail as long as SampledTail with only its first row sampled on all streams; then streams end one by one."""
+    """Tail as long as SampledTail, in which each stream has pads from the second row after its last frame on."""
 
     num_skipped_by_cut = 1
 
     def first_stream(self, drawn: Array, pad_id: int, behind: Array) -> Array:
-        """Return the sampled id in the first row, then pads."""
+        """Return the sampled id in the first row after end_of_audio, then pads."""
         return pad_id + (drawn - pad_id) * (behind <= 1)
 
     def carries_drawn(self, behind: Array, delays: Array) -> Array:
-        """Return True in the first row and until one row after the stream's last frame."""
+        """Return True in the first row after end_of_audio, and until one row after the stream's last frame."""
         return (behind <= 1) | (behind <= delays)
 
 
 @dataclass(frozen=True)
 class NoTail(Tail):
-    """No tail: the reply ends with end_of_audio, and the model samples the completing rows before it."""
+    """No tail: the reply ends with end_of_audio, because the model completes the last frame in the rows before it."""
 
     def num_rows(self, max_delay: int) -> int:
-        """Return 0."""
+        """Return 0, because end_of_audio and end_of_reply are the same row."""
         return 0
 
     def num_closing_rows(self, max_delay: int) -> int:
-        """Return the number of rows that complete frames and begin none."""
+        """Return the largest delay: the rows that complete the last frame."""
         return max_delay
 
     def first_stream(self, drawn: Array, pad_id: int, behind: Array) -> Array:
-        """Return the sampled ids; no such row exists."""
+        """Return the pad; there are no rows after end_of_audio."""
         return pad_id
 
     def carries_drawn(self, behind: Array, delays: Array) -> Array:
-        """Return True in all rows except that of end_of_audio."""
+        """Return True in every row before that of end_of_audio."""
         return (behind < 0) & (delays >= 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Staircase:
-    """Begin and end ids of each output stream, which replace pads."""
+    """Begin and end ids of each output stream, one per stream, which replace pads."""
 
     begin: tuple[int, ...]
     end: tuple[int, ...]

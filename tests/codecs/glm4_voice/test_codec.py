@@ -47,7 +47,7 @@ def test_blocks_end_where_their_sizes_say_and_hear_whole_steps_of_history() -> N
     assert [blocks.last_border(frames) for frames in (24, 25, 74, 75, 324, 325, 524, 525, 725)] == [
         *(0, 25, 25, 75, 175, 325, 325, 525, 725)
     ]
-    assert [blocks.heard_from(border) for border in (25, 325, 512, 513, 525, 725, 925)] == [0, 0, 0, 64, 64, 256, 448]
+    assert [blocks.first_needed(border) for border in (25, 325, 512, 513, 525, 725, 925)] == [0, 0, 0, 64, 64, 256, 448]
     assert [blocks.size_after(border) for border in (0, 25, 75, 175, 325, 525, 461)] == [
         25,
         50,
@@ -81,7 +81,7 @@ def test_an_utterance_longer_than_the_history_sounds_alike_in_any_chunks(codec: 
     frames = 120
     codes = random_codes(codec, 1, frames)
     whole = stream(codec, codes, [frames])
-    assert codec.blocks.heard_from(codec.blocks.last_border(frames)) == 64
+    assert codec.blocks.first_needed(codec.blocks.last_border(frames)) == 64
     assert whole[:, -20 * codec.spec.samples_per_frame :].square().mean() > 1e-4
     assert torch.equal(stream(codec, codes, chunks_of(11, frames)), whole)
 

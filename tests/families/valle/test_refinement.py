@@ -66,9 +66,11 @@ def test_all_of_an_utterance_counts(refinement: ValleRefinement) -> None:
     heard = {"later": False, "voice": False}
     for reply in REPLIES:
         whole = passage(reply)
-        half = len(whole.given) // 2
-        later = Passage(whole.prompt, np.append(whole.given[:half], (whole.given[half:] + 5) % KNOWN.codebook_size))
-        voice = Passage(np.concatenate([whole.prompt[:-4], whole.prompt[-3:]]), whole.given)
+        half = len(whole.first_codes) // 2
+        later = Passage(
+            whole.prompt, np.append(whole.first_codes[:half], (whole.first_codes[half:] + 5) % KNOWN.codebook_size)
+        )
+        voice = Passage(np.concatenate([whole.prompt[:-4], whole.prompt[-3:]]), whole.first_codes)
         before, *after = (refinement.fill([each])[0] for each in (whole, later, voice))
         heard["later"] |= bool((before[:, :half] != after[0][:, :half]).any())
         heard["voice"] |= bool((before != after[1]).any())

@@ -1,1 +1,1 @@
-"""Layers shared by decoders derived from CosyVoice: conformer, flow matching, HiFT (arXiv 2412.10117)."""
+"""Layers shared by the decoders derived from CosyVoice: conformer, flow matching, HiFT (arXiv 2412.10117)."""

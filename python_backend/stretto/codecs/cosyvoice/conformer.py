@@ -1,4 +1,4 @@
-"""Conformer layers without convolutions, over speech tokens.
+"""Conformer layers without convolution modules, applied to speech tokens.
 
 Modules and tensors are named as in published checkpoints (`cosyvoice/transformer`, Apache-2.0, of
 https://github.com/FunAudioLLM/CosyVoice). Attention with relative positions follows Dai et al., arXiv 1901.02860.
@@ -16,7 +16,7 @@ LONGEST_WAVE = 10_000.0
 
 
 class RelativeAttention(nn.Module):
-    """Attention to all tokens, or only to tokens of the same and of previous blocks."""
+    """Self-attention with relative positions, over all tokens or over those of the same and previous blocks."""
 
     def __init__(self, shape: EncoderShape) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class RelativeAttention(nn.Module):
         self.pos_bias_v = nn.Parameter(torch.zeros(self.heads, width // self.heads))
 
     def forward(self, x: Tensor, distances: Tensor) -> Tensor:
-        """Return attention outputs for x [B, T, H] and distances [2 T - 1, H] from `wave_of_distances`."""
+        """Return attention outputs [B, T, H] for x [B, T, H] and `wave_of_distances` [2 T - 1, H]."""
         query, key, value = (
             linear(x).unflatten(2, (self.heads, -1)) for linear in (self.linear_q, self.linear_k, self.linear_v)
         )
@@ -53,7 +53,7 @@ class RelativeAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two layers with SiLU between them."""
+    """Two linear layers with SiLU between them."""
 
     def __init__(self, shape: EncoderShape) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class FeedForward(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Attention and feed-forward, each pre-normalised and residual."""
+    """Attention and feed-forward layer, each with pre-norm and a residual connection."""
 
     def __init__(self, shape: EncoderShape) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class EncoderLayer(nn.Module):
 
 
 class TokenInput(nn.Module):
-    """Projection of token vectors to the encoder's width; index 2 of `out` is training's dropout."""
+    """Projection of token vectors to the encoder's width; `out[2]` is the dropout used in training."""
 
     def __init__(self, token_width: int, width: int) -> None:
         super().__init__()
@@ -92,7 +92,16 @@ class TokenInput(nn.Module):
 
 
 def wave_of_distances(length: int, width: int, device: torch.device) -> Tensor:
-    """Return interleaved sines and cosines of distances length - 1 … 1 - length, float32 [2 length - 1, width]."""
+    """Return the sinusoidal encoding of the distances length - 1 down to 1 - length.
+
+    Args:
+        length: Number of tokens.
+        width: Width of the encoding; sines and cosines alternate.
+        device: Device of the result.
+
+    Returns:
+        float32 [2 length - 1, width].
+    """
     distance = torch.arange(length - 1, -length, -1, device=device, dtype=torch.float32)
     even = torch.arange(0, width, 2, device=device, dtype=torch.float32)
     angle = distance[:, None] * torch.exp(even * -(math.log(LONGEST_WAVE) / width))

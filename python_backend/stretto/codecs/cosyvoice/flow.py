@@ -1,4 +1,4 @@
-"""Conditional flow matching (arXiv 2210.02747) over the U-Net estimator of CosyVoice's decoders."""
+"""Conditional flow matching (arXiv 2210.02747) with the U-Net estimator of CosyVoice's decoders."""
 
 import itertools
 import math
@@ -16,8 +16,9 @@ class EncoderShape:
     """Sizes of the conformer.
 
     Attributes:
-        block: Attention is limited to a block of this many tokens and all previous ones; None for unlimited attention.
-        epsilon: Epsilon of the norms in its layers.
+        block: Number of tokens per block; attention is limited to the same and previous blocks. None for full
+            attention.
+        epsilon: Epsilon of the layers' norms.
     """
 
     width: int
@@ -34,8 +35,8 @@ class EstimatorShape:
 
     Attributes:
         blocks: Number of transformers after each residual block.
-        is_causal: True if convolutions are causal and norms are per frame. Transformers attend to all frames either
-            way.
+        is_causal: True if convolutions are causal and norms are per frame. Transformers attend to all frames in either
+            case.
     """
 
     channels: tuple[int, ...]
@@ -48,10 +49,12 @@ class EstimatorShape:
 
 @dataclass(frozen=True, slots=True)
 class SourceShape:
-    """Parameters of the excitation: sines of `amplitude` at the pitch and its harmonics, above `threshold` Hz.
+    """Parameters of the excitation: sines at the pitch and its harmonics, and noise.
 
     Attributes:
-        sigma: Noise level in voiced parts; a third of the amplitude elsewhere.
+        amplitude: Amplitude of the sines.
+        threshold: Pitch above which a frame is voiced, in Hz.
+        sigma: Noise level in voiced frames; in others it is a third of the amplitude.
     """
 
     harmonics: int
@@ -65,7 +68,7 @@ class SourceShape:
 class VocoderShape:
     """Sizes of HiFT: transposed convolutions by `rates`, residual blocks (kernel, dilations), and a Fourier transform.
 
-    The transform has `fourier` samples at intervals of `hop` samples.
+    The transform has `fourier` samples per window and a hop of `hop` samples.
     """
 
     channels: int
@@ -82,7 +85,7 @@ class VocoderShape:
 
     @property
     def samples_per_mel(self) -> int:
-        """Samples per frame of the mel spectrogram."""
+        """Number of samples per frame of the mel spectrogram."""
         return math.prod(self.rates) * self.hop
 
 
@@ -90,25 +93,34 @@ SEEDS = {"flow": 42, "source": 43, "phases": 44}
 
 
 def gaussian(columns: int, rows: int, seed: int) -> Tensor:
-    """Return unit noise [rows, columns], equal on every machine; fewer columns are a prefix of more."""
+    """Return Gaussian noise of unit variance, [rows, columns], that is equal on every machine.
+
+    The result for fewer columns is a prefix of the result for more.
+    """
     drawn = np.random.default_rng(seed).standard_normal((columns, rows), dtype=np.float32)
     return torch.from_numpy(drawn.T.copy())
 
 
-def noise_tables(mels: int, shape: VocoderShape, most_heard: int, most_spoken: int) -> dict[str, Tensor]:
+def noise_tables(mels: int, shape: VocoderShape, flow_frames: int, vocoder_frames: int) -> dict[str, Tensor]:
     """Return the noise tables of flow and vocoder.
 
+    Args:
+        mels: Number of mel bins, M.
+        shape: Sizes of the vocoder.
+        flow_frames: Maximum number of mel frames in the flow, prompt included.
+        vocoder_frames: Maximum number of mel frames in the vocoder.
+
     Returns:
-        noise: Start of the flow, [M, most_heard].
-        source_noise: Noise of the source for `most_spoken` frames, [harmonics + 1, n].
+        noise: Initial value of the flow, [M, flow_frames].
+        source_noise: Noise of the excitation for `vocoder_frames` frames, [harmonics + 1, n].
         phases: Initial phase of each sine, [harmonics + 1, 1].
     """
     sines = shape.source.harmonics + 1
     phases = np.random.default_rng(SEEDS["phases"]).uniform(-np.pi, np.pi, (sines, 1))
     phases[0] = 0  # the fundamental starts at phase 0
     return {
-        "noise": gaussian(most_heard, mels, SEEDS["flow"]),
-        "source_noise": gaussian(most_spoken * shape.samples_per_mel, sines, SEEDS["source"]),
+        "noise": gaussian(flow_frames, mels, SEEDS["flow"]),
+        "source_noise": gaussian(vocoder_frames * shape.samples_per_mel, sines, SEEDS["source"]),
         "phases": torch.from_numpy(phases),
     }
 
@@ -117,14 +129,14 @@ GROUPS = 8
 
 
 class CausalConv(nn.Conv1d):
-    """Causal convolution."""
+    """Convolution padded on the left only."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(F.pad(x, (self.kernel_size[0] - 1, 0)))
 
 
 def convolution(channels: int, out_channels: int, shape: EstimatorShape) -> nn.Conv1d:
-    """Return a convolution over three frames that keeps their number."""
+    """Return a convolution with kernel size 3 that preserves the number of frames, causal if `shape.is_causal`."""
     return CausalConv(channels, out_channels, 3) if shape.is_causal else nn.Conv1d(channels, out_channels, 3, padding=1)
 
 
@@ -165,7 +177,7 @@ class ResidualBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention among all frames; index 1 of `to_out` is training's dropout."""
+    """Self-attention over all frames; `to_out[1]` is the dropout used in training."""
 
     def __init__(self, channels: int, shape: EstimatorShape) -> None:
         super().__init__()
@@ -183,7 +195,7 @@ class Attention(nn.Module):
 
 
 class Projection(nn.Module):
-    """Linear layer and GELU."""
+    """Linear layer followed by GELU."""
 
     def __init__(self, channels: int, inner: int) -> None:
         super().__init__()
@@ -194,7 +206,7 @@ class Projection(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Feed-forward layer of four times the width; index 1 of `net` is training's dropout."""
+    """Feed-forward layer with four times the width; `net[1]` is the dropout used in training."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -205,7 +217,7 @@ class FeedForward(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Attention and feed-forward, each pre-normalised and residual: x [B, T, C]."""
+    """Attention and feed-forward layer, each with pre-norm and a residual connection: x [B, T, C]."""
 
     def __init__(self, channels: int, shape: EstimatorShape) -> None:
         super().__init__()
@@ -220,7 +232,7 @@ class Transformer(nn.Module):
 
 
 class Resample(nn.Module):
-    """Convolution that halves (rounding up) or doubles the number of frames."""
+    """Convolution that halves the number of frames (rounding up) or doubles it."""
 
     def __init__(self, conv: nn.Conv1d | nn.ConvTranspose1d) -> None:
         super().__init__()
@@ -231,19 +243,19 @@ class Resample(nn.Module):
 
 
 class Stage(nn.ModuleList):
-    """Residual block, transformers and, except in the middle, a resampling layer."""
+    """Residual block, transformers and, except in the middle stage, a resampling layer."""
 
     def __init__(self, channels: int, out_channels: int, shape: EstimatorShape, *resample: nn.Module) -> None:
         transformers = nn.Sequential(*(Transformer(out_channels, shape) for _ in range(shape.blocks)))
         super().__init__([ResidualBlock(channels, out_channels, shape), transformers, *resample])
 
     def run(self, x: Tensor, time: Tensor) -> Tensor:
-        """Pass x [B, C, T] through the residual block and the transformers."""
+        """Apply the residual block and the transformers to x [B, C, T]."""
         return self[1](self[0](x, time).transpose(1, 2)).transpose(1, 2)
 
 
 class TimeInput(nn.Module):
-    """Time embedding: sinusoids through two layers with SiLU."""
+    """Time embedding: sinusoids passed through two linear layers with SiLU."""
 
     def __init__(self, waves: int, width: int) -> None:
         super().__init__()
@@ -255,7 +267,7 @@ class TimeInput(nn.Module):
 
 
 class Estimator(nn.Module):
-    """Estimator of the flow [B, M, T] from x [B, 4 M, T]: state, condition, speaker and known mel."""
+    """U-Net that returns the flow [B, M, T] for x [B, 4 M, T]: state, condition, speaker and known mel, stacked."""
 
     def __init__(self, mels: int, shape: EstimatorShape) -> None:
         super().__init__()
@@ -274,7 +286,7 @@ class Estimator(nn.Module):
         self.final_proj = nn.Conv1d(widths[0], mels, 1)
 
     def forward(self, x: Tensor, waves: Tensor) -> Tensor:
-        """Return the flow for x and the time's sinusoids, waves [4 M] (see `waves_of_time`)."""
+        """Return the flow [B, M, T] for x [B, 4 M, T] and a row of `waves_of_time`, waves [4 M]."""
         time, skipped = self.time_mlp(waves)[None], list[Tensor]()
         for stage in _stages(self.down_blocks):
             x = stage.run(x, time)
@@ -295,7 +307,7 @@ def _stages(blocks: nn.ModuleList) -> Iterator[Stage]:
 
 
 def _rising(shape: EstimatorShape) -> list[nn.Module]:
-    """Return the up-sampling stages; each also gets the output of its down-sampling counterpart."""
+    """Return the up-sampling stages; the input of each includes the output of its down-sampling counterpart."""
     widths, stages = [*reversed(shape.channels), shape.channels[0]], list[nn.Module]()
     for place, (width, next_width) in enumerate(itertools.pairwise(widths)):
         is_last = place == len(widths) - 2
@@ -312,9 +324,9 @@ STEPS = 10  # as in the authors' flow.py and flow_matching.py
 
 
 class Matching(nn.Module):
-    """Estimator under its published name, and the time steps.
+    """Solver of the flow by Euler steps with classifier-free guidance (Ho and Salimans), and its estimator.
 
-    Guidance g (Ho and Salimans): (1 + g) conditional - g unconditional.
+    With guidance strength g, a step follows (1 + g) * conditional - g * unconditional.
     """
 
     waves: Tensor
@@ -323,15 +335,22 @@ class Matching(nn.Module):
         super().__init__()
         self.estimator = Estimator(mels, shape)
         self.guidance = guidance
-        even = torch.linspace(0, 1, STEPS + 1, dtype=torch.float64, device="cpu")  # works on the meta device, too
+        # on the CPU, so that it also works if the model is created on the meta device
+        even = torch.linspace(0, 1, STEPS + 1, dtype=torch.float64, device="cpu")
         times = 1 - torch.cos(even * 0.5 * math.pi)
         self.strides = times.diff().tolist()
         self.register_buffer("waves", waves_of_time(times[:-1], 4 * mels), persistent=False)
 
     def forward(self, noise: Tensor, goal: Tensor, speaker: Tensor, prompt: Tensor) -> Tensor:
-        """Return the mel spectrogram.
+        """Return the mel spectrogram, [B, M, T].
 
-        All arguments are [B, M, T]. Unconditional estimates omit goal, speaker and prompt.
+        Unconditional estimates replace goal, speaker and prompt by zeros.
+
+        Args:
+            noise: Initial value, [B, M, T].
+            goal: Encoder output μ, [B, M, T].
+            speaker: Speaker vector, repeated over the frames, [B, M, T].
+            prompt: Known mel frames at the beginning, followed by zeros, [B, M, T].
         """
         conditions = torch.cat([goal, speaker, prompt], 1)
         conditions = torch.cat([conditions, torch.zeros_like(conditions)])
@@ -343,7 +362,7 @@ class Matching(nn.Module):
 
 
 def waves_of_time(times: Tensor, width: int) -> Tensor:
-    """Return sines and cosines [n, width] of times [n] in [0, 1], as Matcha's `SinusoidalPosEmb`."""
+    """Return the sines and cosines [n, width] of times [n] in [0, 1], as in Matcha's `SinusoidalPosEmb`."""
     place = torch.arange(width // 2, device=times.device).float()
     frequencies = torch.exp(place * -(math.log(10_000) / (width // 2 - 1)))
     angle = 1000 * times[:, None] * frequencies.to(times.dtype)

@@ -1,4 +1,4 @@
-"""HiFT vocoder (Li et al., arXiv 2309.09493): mel spectrogram to samples, with harmonic source and Fourier transforms.
+"""HiFT vocoder (Li et al., arXiv 2309.09493): mel spectrogram to samples by a harmonic source and Fourier transforms.
 
 Modules and tensors are named as in published checkpoints (`cosyvoice/hifigan/generator.py`, Apache-2.0).
 """
@@ -16,7 +16,7 @@ LOUDEST = 100.0  # largest magnitude of a frequency bin
 
 
 class Snake(nn.Module):
-    """Snake activation x + sin(a x)² / a with a learnt per channel (Ziyin et al., arXiv 2006.08195)."""
+    """Snake activation x + sin(a x)² / a with one learned a per channel (Ziyin et al., arXiv 2006.08195)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Snake(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions per dilation, each preceded by Snake, with a residual path."""
+    """Two convolutions per dilation, each preceded by Snake, with a residual connection."""
 
     def __init__(self, channels: int, kernel: int, dilations: tuple[int, ...]) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class ResidualBlock(nn.Module):
 
 
 class PitchPredictor(nn.Module):
-    """Predictor of the pitch [B, T] in Hz from mel [B, M, T]."""
+    """Predictor of the pitch in Hz: mel [B, M, T] -> [B, T]."""
 
     def __init__(self, mels: int, channels: int) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class PitchPredictor(nn.Module):
 
 
 class Source(nn.Module):
-    """Excitation [B, 1, n] for a pitch [B, n] in Hz: sines of pitch and harmonics, and noise, merged."""
+    """Excitation for a pitch [B, n] in Hz: sines at the pitch and its harmonics, and noise, mixed to [B, 1, n]."""
 
     multiples: Tensor
 
@@ -74,7 +74,13 @@ class Source(nn.Module):
         self.register_buffer("multiples", torch.arange(1.0, shape.harmonics + 2)[:, None], persistent=False)
 
     def forward(self, pitch: Tensor, phases: Tensor, noise: Tensor) -> Tensor:
-        """Return the excitation, given initial phases [harmonics + 1, 1] and unit noise [harmonics + 1, n]."""
+        """Return the excitation, [B, 1, n].
+
+        Args:
+            pitch: Pitch in Hz, [B, n].
+            phases: Initial phase of each sine, [harmonics + 1, 1].
+            noise: Noise of unit variance, [harmonics + 1, n].
+        """
         shape, pitch = self.shape, pitch[:, None]
         cycles = (pitch * self.multiples / self.sample_rate).cumsum(2) % 1
         is_voiced = (pitch > shape.threshold).to(pitch.dtype)
@@ -84,9 +90,9 @@ class Source(nn.Module):
 
 
 class Fourier(nn.Module):
-    """Short-time Fourier transform with a Hann window, and its inverse, as convolutions.
+    """Short-time Fourier transform with a Hann window, and its inverse, computed as convolutions.
 
-    torch's own inverse synchronises with the device to check that the windows cover every sample.
+    torch's `istft` synchronises with the device to check that the windows cover every sample.
     """
 
     forth: Tensor
@@ -106,12 +112,12 @@ class Fourier(nn.Module):
             self.register_buffer(name, table[:, None], persistent=False)
 
     def transform(self, samples: Tensor) -> Tensor:
-        """Return real, then imaginary parts [B, size + 2, n / hop + 1] of samples [B, 1, n]."""
+        """Return the real parts followed by the imaginary parts, [B, size + 2, n / hop + 1], of samples [B, 1, n]."""
         half = self.size // 2
         return F.conv1d(F.pad(samples, (half, half), "reflect"), self.forth.to(samples.dtype), stride=self.hop)
 
     def invert(self, real: Tensor, imaginary: Tensor) -> Tensor:
-        """Return samples [B, (t - 1) * hop] of spectra [B, size / 2 + 1, t]."""
+        """Return the samples [B, (t - 1) * hop] of spectra with real and imaginary parts [B, size / 2 + 1, t]."""
         spectra, half = torch.cat([real, imaginary], 1), self.size // 2
         back, cover = self.back.to(real.dtype), self.cover.to(real.dtype)
         samples = F.conv_transpose1d(spectra, back, stride=self.hop)
@@ -120,7 +126,7 @@ class Fourier(nn.Module):
 
 
 class Vocoder(nn.Module):
-    """Vocoder: mel [B, M, T] to samples [B, n] and their source, n = T * samples_per_mel.
+    """HiFT: mel [B, M, T] to samples [B, n] and their excitation, n = T * samples_per_mel.
 
     Tensors are named as published, with weight norms multiplied out.
     """
@@ -151,12 +157,12 @@ class Vocoder(nn.Module):
         self.conv_post = nn.Conv1d(widths[-1], bins, 7, padding=3)
 
     def source(self, mel: Tensor, phases: Tensor, noise: Tensor) -> Tensor:
-        """Return the excitation [B, 1, n] of mel [B, M, T]; the pitch is constant within a frame."""
+        """Return the excitation [B, 1, n] for mel [B, M, T]; the pitch is constant within a frame."""
         pitch = self.f0_predictor(mel).repeat_interleave(self.shape.samples_per_mel, 1)
         return self.m_source(pitch, phases, noise)
 
     def forward(self, mel: Tensor, source: Tensor) -> Tensor:
-        """Return samples [B, n] of mel [B, M, T] and source [B, 1, n]."""
+        """Return the samples [B, n] for mel [B, M, T] and the excitation [B, 1, n]."""
         spectrum, x = self.fourier.transform(source), self.conv_pre(mel)
         for place, (up, down, shape_source) in enumerate(
             zip(self.ups, self.source_downs, self.source_resblocks, strict=True)

@@ -1,1 +1,1 @@
-"""Codec of Qwen3-TTS at 12.5 frames per second: decoder, encoder, and speaker encoder for voice cloning."""
+"""Codec of Qwen3-TTS with 12.5 frames per second, and the decoder of Qwen3-Omni with the same layers."""

@@ -2,10 +2,11 @@
 
 codes ─► mean of 16 entries ─► transformer ─► 2 × (↑2, ConvNeXt) ─► conv ─► 4 × (↑ 8, 5, 4, 3) ─► conv ─► pcm
 
-It has the layers of Qwen3-TTS's decoder, except for the codebooks, and trims its transposed convolutions at both ends.
-Therefore the output of each starts one step later (`late`), and no layer sees what would precede it. A frame is
-complete with the next one, and T frames give T · 1920 - 555 samples. Tensors are named as in transformers'
-Qwen3OmniMoeCode2Wav, whose `chunked_decode` differs from one decode of the whole because it drops samples at each seam.
+Except for the codebooks it has the layers of Qwen3-TTS's decoder, but trims its transposed convolutions at both ends.
+Therefore the output of each starts one step later (`late`), and layers mask the steps before the utterance's start. A
+frame is complete once the next one has been decoded, and T frames give T · 1920 - 555 samples. Tensors are named as in
+transformers' Qwen3OmniMoeCode2Wav, whose `chunked_decode` differs from one decode of the whole, because it drops
+samples where chunks meet.
 """
 
 from collections.abc import Mapping
@@ -39,7 +40,7 @@ SAMPLE_RATE = 24_000  # not in config.json; used by the model card's examples
 
 
 class Code2Wav(nn.Module):
-    """Code2wav, a codec without encoder. Its state is the decoder's memory."""
+    """Code2wav, a codec without an encoder. The state is the last inputs of every layer."""
 
     def __init__(self, shape: DecoderShape) -> None:
         super().__init__()
@@ -70,16 +71,16 @@ class Code2Wav(nn.Module):
         self._num_kept = sum(each.kept for each in keeping)
 
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Raise InvalidRequest, because no encoder is published with the decoder."""
+        """Raise InvalidRequest, because the encoder is not published."""
         raise InvalidRequest("audio", f"none, as {self.spec.name} only decodes", "audio")
 
     def initial_state(self, batch: int) -> Tensor:
-        """Return zeros: no frame has been decoded."""
+        """Return zeros, the state before any frame has been decoded."""
         return next(self.parameters()).new_zeros(batch, self._num_kept)
 
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Return the waveform [B, n] in [-1, 1] of the window's frames, and the state before the next window."""
+        """Return the waveform [B, n] in [-1, 1] of frames [first, last), and the state after the window."""
         codes, first = (each.to(window.state.device) for each in (window.codes[:, :, window.left :], window.first))
         frames = codes.shape[2]
         memory = Memory(window.state, first, frames, window.right)
@@ -89,9 +90,14 @@ class Code2Wav(nn.Module):
         return pcm[:, begin:stop].clamp(-1, 1), memory.after
 
     def forward(self, codes: Tensor, first: Tensor, memory: Memory) -> Tensor:
-        """Return samples [B, n · hop] of codes [B, K, n] that begin at frames first [B].
+        """Return the samples [B, n · hop] of codes.
 
-        `tail_samples` of them precede the samples that `decode` returns for these frames.
+        They start `tail_samples` earlier than the samples that `decode` returns for the same frames.
+
+        Args:
+            codes: Codes, [B, K, n].
+            first: Index of the first frame of each utterance, [B].
+            memory: State before and after the window.
         """
         starts = torch.arange(codes.shape[1], device=codes.device) * self.spec.codebook_size
         latents = self.code_embedding(codes + starts[:, None]).mean(1)
@@ -100,7 +106,10 @@ class Code2Wav(nn.Module):
 
 
 def read_config(directory: Path) -> DecoderShape:
-    """Return the sizes in a folder's `config.json`; raise CheckpointError if missing or of another codec."""
+    """Return the sizes in a folder's `config.json`.
+
+    Raise CheckpointError if it is missing or belongs to another codec.
+    """
     try:
         record, _ = PretrainedConfig.get_config_dict(str(directory))
         if record.get("model_type") != MODEL_TYPE:
@@ -113,7 +122,7 @@ def read_config(directory: Path) -> DecoderShape:
 
 
 def read_shape(record: Mapping[str, Any]) -> DecoderShape:
-    """Return the sizes in `code2wav_config`; raise ValueError for a missing or unsupported value."""
+    """Return the sizes in `code2wav_config`; raise ValueError if a value is missing or unsupported."""
     width, heads = record.get("hidden_size"), record.get("num_attention_heads")
     head_dim = width // heads if isinstance(width, int) and isinstance(heads, int) and heads > 0 else None
     # Latents are as wide as the transformer, and codebook entries are not halved.
@@ -122,7 +131,7 @@ def read_shape(record: Mapping[str, Any]) -> DecoderShape:
 
 
 def load(directory: Path, device: str = "cpu") -> Code2Wav:
-    """Return the codec in a converted folder; raise CheckpointError for mismatched files."""
+    """Load the codec from a converted folder; raise CheckpointError if files or tensors are missing or do not match."""
     directory = codec_directory(directory)
     codec = Code2Wav(read_config(directory))
     path = directory / "model.safetensors"

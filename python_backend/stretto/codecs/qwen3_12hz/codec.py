@@ -1,6 +1,6 @@
 """`qwen3_12hz`: codec of Qwen3-TTS (24 kHz, 12.5 frames per second of 1 + 15 codes), as published with each model.
 
-The encoder consists of transformers' modules of Mimi.
+The encoder is composed of transformers' modules of Mimi.
 """
 
 from pathlib import Path
@@ -25,7 +25,7 @@ KERNEL, STRIDE = 4, 2  # downsampling from transformer steps to frames
 
 
 class Encoder(nn.Module):
-    """Encoder: samples to codes, from transformers' modules under their names in MimiModel."""
+    """Audio encoder, samples to codes: transformers' modules under their names in MimiModel."""
 
     def __init__(self, config: MimiConfig) -> None:
         super().__init__()
@@ -36,18 +36,18 @@ class Encoder(nn.Module):
         self.quantizer = MimiSplitResidualVectorQuantizer(config)
 
     def forward(self, pcm: Tensor, num_codebooks: int) -> Tensor:
-        """Return the codes [K, T] of samples [n]; the last frame may be partial."""
+        """Return the codes [K, T] of samples [n]; the last frame may be shorter than the others."""
         steps = self.encoder(pcm[None, None]).transpose(1, 2)
         steps = self.encoder_transformer(steps, use_cache=False).last_hidden_state.transpose(1, 2)
         return self.quantizer.encode(self.downsample(steps), num_codebooks)[:, 0]
 
 
-# Used in training only, to learn the codebooks' entries.
+# Used only in training, to learn the codebook entries.
 NOT_SERVED = {f"decoder.quantizer.{part}.input_proj.weight" for part in ("rvq_first", "rvq_rest")}
 
 
 class Qwen3Codec(nn.Module):
-    """Codec of Qwen3-TTS. Its state is the decoder's memory; windows need no neighbouring frames."""
+    """Codec of Qwen3-TTS. The state is the last inputs of every layer, so windows need no context frames."""
 
     def __init__(self, config: Qwen3CodecConfig) -> None:
         super().__init__()
@@ -64,19 +64,19 @@ class Qwen3Codec(nn.Module):
 
     @torch.inference_mode()
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Return codes, int64 [K, T], of mono samples, float32 [n], T = ceil(n / samples_per_frame)."""
+        """Return the codes, int64 [K, T], of mono samples, float32 [n], T = ceil(n / samples_per_frame)."""
         if len(pcm) == 0:
             return np.zeros((self.spec.num_codebooks, 0), dtype=np.int64)
         samples = torch.from_numpy(np.asarray(pcm)).to(next(self.parameters()))
         return self.encoder(samples, self.spec.num_codebooks).cpu().numpy()
 
     def initial_state(self, batch: int) -> Tensor:
-        """Return zeros: no frame has been decoded."""
+        """Return zeros, the state before any frame has been decoded."""
         return next(self.parameters()).new_zeros(batch, self._num_kept)
 
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Return the waveform [B, n] in [-1, 1] of the window's frames, and the state before the next window."""
+        """Return the waveform [B, n] in [-1, 1] of frames [first, last), and the state after the window."""
         codes, first = (each.to(window.state.device) for each in (window.codes[:, :, window.left :], window.first))
         memory = Memory(window.state, first, codes.shape[2])
         pcm = self.decoder(codes, first, memory)
@@ -85,7 +85,10 @@ class Qwen3Codec(nn.Module):
 
 
 def load(directory: Path, device: str = "cpu") -> Qwen3Codec:
-    """Return the codec in a published checkpoint; raise CheckpointError for missing or mismatched files."""
+    """Load the codec of a published checkpoint.
+
+    Raise CheckpointError if files or tensors are missing or do not match.
+    """
     directory = codec_directory(directory)
     codec = Qwen3Codec(read_config(directory))
     path = directory / "model.safetensors"
@@ -97,6 +100,6 @@ def load(directory: Path, device: str = "cpu") -> Qwen3Codec:
 
 
 def published_shape(directory: Path) -> tuple[int, int]:
-    """Return the number of codebooks, and of codes in each, of the codec published in `directory`."""
+    """Return the number of codebooks, and of codes per codebook, of the codec published in `directory`."""
     decoder = read_config(directory).decoder
     return decoder.num_quantizers, decoder.codebook_size

@@ -1,12 +1,12 @@
-"""Decoder of Qwen3-TTS' codec: frames of codes to samples, continuing from a memory.
+"""Decoder of Qwen3-TTS's codec: frames of codes to samples, window by window.
 
 codes ─► 1 + 15 codebooks ─► conv ─► transformer ─► 2 × (↑2, ConvNeXt) ─► conv ─► 4 × (↑ 8, 5, 4, 3) ─► conv ─► pcm
          12.5 per second     2 back  71 back, 8 times   6 steps back      6 back   78 steps back each       6 back
 
-All layers are causal and keep their own last inputs, so a window is decoded without the frames before it.
+All layers are causal and store their last inputs in the state, so a window is decoded without the frames before it.
 
-`config.json` is that of `speech_tokenizer/` in a Qwen3-TTS checkpoint (https://huggingface.co/Qwen). The published
-classes have other defaults than the published files, so every value that the decoder needs is required.
+`config.json` is that of `speech_tokenizer/` in a Qwen3-TTS checkpoint (https://huggingface.co/Qwen). The defaults of
+the published classes differ from the values in the published files, so every value that the decoder needs is required.
 """
 
 from collections.abc import Mapping
@@ -37,13 +37,13 @@ TAKEN_FOR_GRANTED = {
 
 @dataclass(frozen=True, slots=True)
 class DecoderShape:
-    """`decoder_config`, by its published names: codebooks, transformer, convolutions.
+    """Sizes in `decoder_config`, under their published names: codebooks, transformer, convolutions.
 
     Attributes:
-        codebook_dim: Width of the sum of all codebooks; each is half as wide.
+        codebook_dim: Width of the sum of all codebook entries; each entry is half as wide.
         sliding_window: Number of steps that a step attends to, itself included.
-        latent_dim: Channels before and after the transformer.
-        decoder_dim: Channels of the first convolution.
+        latent_dim: Number of channels before and after the transformer.
+        decoder_dim: Number of channels of the first convolution.
     """
 
     codebook_size: int
@@ -81,7 +81,7 @@ class DecoderShape:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "DecoderShape":
-        """Return the sizes in `decoder_config`; raise ValueError for a missing or unsupported value."""
+        """Return the sizes in `decoder_config`; raise ValueError if a value is missing or unsupported."""
         odd = {name: record[name] for name, value in TAKEN_FOR_GRANTED.items() if record.get(name, value) != value}
         if odd:
             raise ValueError(f"decoder_config: expected { {name: TAKEN_FOR_GRANTED[name] for name in odd} }, got {odd}")
@@ -94,13 +94,13 @@ class DecoderShape:
 
     @property
     def hop(self) -> int:
-        """Samples per frame."""
+        """Number of samples per frame."""
         return prod(self.upsampling_ratios) * prod(self.upsample_rates)
 
 
 @dataclass(frozen=True)
 class Qwen3CodecConfig:
-    """Sizes of a checkpoint; `encoder` is the Mimi configuration of the encoder."""
+    """Sizes in a checkpoint; `encoder` is the encoder's MimiConfig."""
 
     decoder: DecoderShape
     encoder: MimiConfig
@@ -108,7 +108,7 @@ class Qwen3CodecConfig:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Qwen3CodecConfig":
-        """Return the sizes in `config.json`; raise ValueError for missing or inconsistent values."""
+        """Return the sizes in `config.json`; raise ValueError if values are missing or inconsistent."""
         if record.get("model_type") != MODEL_TYPE:
             raise ValueError(f"model_type must be {MODEL_TYPE}, got {record.get('model_type')!r}")
         names = ("decoder_config", "encoder_config", "encoder_valid_num_quantizers", "input_sample_rate")
@@ -135,7 +135,10 @@ class Qwen3CodecConfig:
 
 
 def read_config(directory: Path) -> Qwen3CodecConfig:
-    """Return the sizes in a folder's `config.json`; raise CheckpointError if missing or of another codec."""
+    """Return the sizes in a folder's `config.json`.
+
+    Raise CheckpointError if it is missing or belongs to another codec.
+    """
     try:
         return Qwen3CodecConfig.from_record(json_object(directory / CONFIG_FILE))
     except (*UNPARSABLE, StrictDataclassError) as error:
@@ -143,19 +146,19 @@ def read_config(directory: Path) -> Qwen3CodecConfig:
 
 
 def _is_positive(value: Any, kinds: tuple[type, ...]) -> bool:
-    """Return True if a number, or every number of a non-empty tuple, has one of these types and is positive."""
+    """Return True if `value` is a positive number of one of these types, or a non-empty tuple of such numbers."""
     numbers = value if isinstance(value, tuple) else (value,)
     return bool(numbers) and all(type(each) in kinds and each > 0 for each in numbers)
 
 
 class Memory:
-    """Sequential reader of a state [B, D] and writer of the next one, layer by layer in execution order.
+    """State [B, D] of a window, read from front to back while the layers run, and the next state, written alongside.
 
-    A zero state equals the zero padding of a causal convolution.
+    Each layer reads and writes its own part. A zero state equals the zero padding of a causal convolution.
 
     Args:
         state: State before the window, [B, D].
-        first: First frame of the window, [B].
+        first: Index of the first frame in the window, [B].
         frames: Number of frames in the window, right context included.
         right: Number of right-context frames, which the next window contains again.
     """
@@ -168,13 +171,18 @@ class Memory:
 
     @property
     def is_complete(self) -> bool:
-        """True if the whole next state has been written."""
+        """True if all layers have written their part of the next state."""
         return self._at == self.after.shape[1]
 
     def recall(self, x: Tensor, steps: int, time: int = 2) -> Tensor:
-        """Return x [B, …] preceded by its last `steps` inputs along dimension `time`, and store the newest ones.
+        """Return a layer's input preceded by its last `steps` inputs, and write the new last inputs to the next state.
 
-        Steps that the next window contains again are not stored.
+        Inputs that the next window contains again are not written.
+
+        Args:
+            x: New inputs, [B, …].
+            steps: Number of earlier inputs that the layer needs.
+            time: Dimension of the steps in `x`.
         """
         shape = [*x.shape[:time], steps, *x.shape[time + 1 :]]
         stop = self._at + x[0].numel() // x.shape[time] * steps
@@ -185,8 +193,8 @@ class Memory:
         self._at = stop
         return both
 
-    def begun(self, x: Tensor, late: int) -> Tensor:
-        """Return x [B, C, n] with the first `late` steps of an utterance masked as non-existent."""
+    def masked_start(self, x: Tensor, late: int) -> Tensor:
+        """Return x [B, C, n] with zeros in the first `late` steps of each utterance, which lie before its start."""
         if not late:
             return x
         is_before = torch.arange(x.shape[2], device=x.device) < late
@@ -200,11 +208,11 @@ NEXT_EPS = 1e-6  # of ConvNeXt's norm
 
 
 class Convolution(nn.Module):
-    """Causal convolution with memory.
+    """Causal convolution with its last inputs in the state.
 
     Attributes:
-        late: Steps at an utterance's start that are masked, set by the owner.
-        kept: Numbers of its part of the memory.
+        late: Number of steps at an utterance's start to set to zero; set by the owner.
+        kept: Number of elements in its part of the state.
     """
 
     late = 0
@@ -216,14 +224,14 @@ class Convolution(nn.Module):
         self.kept = channels * self.before
 
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
-        return self.conv(memory.recall(memory.begun(x, self.late), self.before) if self.before else x)
+        return self.conv(memory.recall(memory.masked_start(x, self.late), self.before) if self.before else x)
 
 
 class Upsampling(nn.Module):
-    """Transposed convolution trimmed on the right; with a kernel longer than the rate a step also affects the next one.
+    """Transposed convolution trimmed on the right. With a kernel longer than the rate, a step affects the next one.
 
     Attributes:
-        late: Steps at an utterance's start that are masked.
+        late: Number of steps at an utterance's start to set to zero.
     """
 
     def __init__(self, channels: int, out_channels: int, kernel: int, rate: int, late: int = 0) -> None:
@@ -234,15 +242,15 @@ class Upsampling(nn.Module):
         self.kept = channels * self.before
 
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
-        x = memory.begun(x, self.late)
+        x = memory.masked_start(x, self.late)
         whole = self.conv(memory.recall(x, self.before) if self.before else x)
         return whole[..., self.before * self.rate : (self.before + x.shape[2]) * self.rate]
 
 
 class SnakeBeta(nn.Module):
-    """SnakeBeta activation x + sin²(a x) / b, with log a and log b per channel (Ziyin et al., arXiv 2006.08195.
+    """SnakeBeta activation x + sin²(a x) / b, with log a and log b per channel (BigVGAN).
 
-    BigVGAN).
+    See Ziyin et al., arXiv 2006.08195.
     """
 
     def __init__(self, channels: int) -> None:
@@ -255,7 +263,7 @@ class SnakeBeta(nn.Module):
 
 
 class ResidualUnit(nn.Module):
-    """SnakeBeta, dilated convolution, SnakeBeta, pointwise convolution, with a residual path."""
+    """SnakeBeta, dilated convolution, SnakeBeta, pointwise convolution, with a residual connection."""
 
     def __init__(self, channels: int, dilation: int, late: int = 0) -> None:
         super().__init__()
@@ -272,7 +280,7 @@ class Block(nn.Module):
     """SnakeBeta, a transposed convolution to half as many channels, and residual units.
 
     Attributes:
-        late: Masked steps at an utterance's start, of its input and of its output.
+        late: Numbers of steps at an utterance's start to set to zero, in the block's input and in its output.
     """
 
     def __init__(self, channels: int, rate: int, late: tuple[int, int] = (0, 0)) -> None:
@@ -305,7 +313,17 @@ class ConvNext(nn.Module):
 
 
 def samples_of(x: Tensor, memory: Memory, upsample: nn.ModuleList, decoder: nn.ModuleList) -> Tensor:
-    """Return samples [B, n · hop] of latents [B, C, n], through the stages `upsample` and the layers `decoder`."""
+    """Run the convolutional part of the decoder.
+
+    Args:
+        x: Latents, [B, C, n].
+        memory: State before and after the window.
+        upsample: Upsampling stages.
+        decoder: Layers after these.
+
+    Returns:
+        Samples, [B, n · hop].
+    """
     for stage in upsample:
         for layer in stage.children():
             x = layer(x, memory)
@@ -330,7 +348,7 @@ class Scale(nn.Module):
 
 
 class Attention(nn.Module):
-    """Sliding-window attention. `kept`: numbers of its part of the memory, keys then values."""
+    """Sliding-window attention. `kept`: number of elements in its part of the state, keys then values."""
 
     def __init__(self, shape: DecoderShape) -> None:
         super().__init__()
@@ -344,7 +362,14 @@ class Attention(nn.Module):
         self.kept = 2 * self.before * held
 
     def forward(self, x: Tensor, rotation: Rotation, is_seen: Tensor, memory: Memory) -> Tensor:
-        """Return attention outputs for x [B, n, H]; is_seen [B, 1, n, before + n]."""
+        """Return the attention outputs, [B, n, H].
+
+        Args:
+            x: Inputs, [B, n, H].
+            rotation: Cosines and sines of the rotary embedding.
+            is_seen: Attention mask, bool [B, 1, n, before + n].
+            memory: State before and after the window.
+        """
         query, key, value = (
             linear(x).unflatten(2, (-1, self.width)) for linear in (self.q_proj, self.k_proj, self.v_proj)
         )
@@ -370,7 +395,7 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and feed-forward, each pre-normalised, scaled and residual."""
+    """Attention and feed-forward layer, each with pre-norm, LayerScale and a residual connection."""
 
     def __init__(self, shape: DecoderShape) -> None:
         super().__init__()
@@ -386,7 +411,7 @@ class Layer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Transformer over latents [B, n, C]; the positions of an utterance are `first` … `first + n - 1`.
+    """Transformer over latents [B, n, C] at positions `first` to `first + n - 1` of each utterance.
 
     `is_projected`: True if latents are projected to the transformer's width and back.
     """
@@ -412,7 +437,7 @@ class Transformer(nn.Module):
         return self.output_proj(self.norm(x))
 
     def visible(self, first: Tensor, steps: int) -> Tensor:
-        """Return the attention mask of `steps` steps from `first` [B] on: bool [B, 1, steps, before + steps]."""
+        """Return the attention mask of `steps` steps from positions `first` [B], bool [B, 1, steps, before + steps]."""
         key = torch.arange(self.before + steps, device=first.device)
         ahead = key - torch.arange(steps, device=first.device)[:, None]  # relative to the first visible step
         is_near, is_there = (ahead >= 0) & (ahead <= self.before), key >= self.before - first[:, None]
@@ -429,18 +454,21 @@ class Transformer(nn.Module):
 
 
 def rotated(x: Tensor, rotation: Rotation) -> Tensor:
-    """Return x [B, n, heads, width] rotated by its steps' angles; the two halves are the two coordinates."""
+    """Apply the rotary embedding to x [B, n, heads, width].
+
+    Coordinate i of the first half is paired with i of the second.
+    """
     cosines, sines = rotation
     one, other = x.chunk(2, -1)
     return x * cosines + torch.cat([-other, one], -1) * sines
 
 
 FIRST_KERNEL = 3
-LEAST_USAGE = 1e-5  # least usage count of a codebook entry
+LEAST_USAGE = 1e-5  # minimum usage count of a codebook entry
 
 
 class Codebook(nn.Module):
-    """Codebook stored as in training: sums of entries and their usage counts."""
+    """Codebook in its training form: sums of vectors and usage counts; an entry is their quotient."""
 
     def __init__(self, size: int, width: int) -> None:
         super().__init__()
@@ -454,7 +482,7 @@ class Codebook(nn.Module):
 
 
 class Codebooks(nn.Module):
-    """Codebooks whose entries are summed and projected together."""
+    """Codebooks whose entries are summed, and the sum projected."""
 
     def __init__(self, shape: DecoderShape, number: int) -> None:
         super().__init__()
@@ -465,13 +493,13 @@ class Codebooks(nn.Module):
         self.output_proj = nn.Conv1d(width, shape.codebook_dim, 1, bias=False)
 
     def forward(self, codes: Tensor) -> Tensor:
-        """Return the latents [B, C, n] of codes [B, K, n] of the first K codebooks."""
+        """Return the latents [B, C, n] for codes [B, K, n], which belong to the first K codebooks."""
         entries = [book(each) for book, each in zip(self._books, codes.unbind(1), strict=False)]
         return self.output_proj(torch.stack(entries).sum(0).transpose(1, 2))
 
 
 class Quantizer(nn.Module):
-    """Semantic codebook and acoustic codebooks."""
+    """Codebooks of a frame: one semantic codebook and the acoustic ones."""
 
     def __init__(self, shape: DecoderShape) -> None:
         super().__init__()
@@ -484,7 +512,7 @@ class Quantizer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Decoder: codes to samples."""
+    """Decoder of Qwen3-TTS's codec: codes to samples."""
 
     def __init__(self, shape: DecoderShape) -> None:
         super().__init__()
@@ -504,11 +532,17 @@ class Decoder(nn.Module):
 
     @property
     def num_kept(self) -> int:
-        """Numbers in the memory of one utterance."""
+        """Number of elements in the state of one utterance."""
         return sum(each.kept for each in self.modules() if isinstance(each, Convolution | Upsampling | Attention))
 
     def forward(self, codes: Tensor, first: Tensor, memory: Memory) -> Tensor:
-        """Return samples [B, n · hop] of codes [B, K, n] that begin at frames first [B]."""
+        """Return the samples of codes, [B, n · hop].
+
+        Args:
+            codes: Codes, [B, K, n].
+            first: Index of the first frame of each utterance, [B].
+            memory: State before and after the window.
+        """
         latents = self.pre_conv(self.quantizer(codes), memory).transpose(1, 2)
         x = self.pre_transformer(latents, first, memory).transpose(1, 2)
         return samples_of(x, memory, self.upsample, self.decoder)

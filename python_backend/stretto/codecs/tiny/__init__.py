@@ -1,1 +1,1 @@
-"""Bundled codec: residual codes of a mel spectrogram, and a source-filter vocoder."""
+"""Bundled codec: a residual quantiser of mel frames, and a source-filter vocoder."""

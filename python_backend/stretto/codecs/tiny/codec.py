@@ -1,4 +1,4 @@
-"""`tiny`: bundled codec, 16 kHz: log-mel frames, residual quantiser (25 frames per second, 7 codebooks)."""
+"""`tiny`: bundled codec (16 kHz, 25 frames per second, 7 codebooks): residual quantisation of log-mel frames."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +17,10 @@ from stretto.weights.loading import load_strictly, read_tensors
 
 
 class ResidualVQ(nn.Module):
-    """Tables: mean [M], basis [M, D], codebooks [K, V, D], where M is the width of the stacked mel frames.
+    """Residual vector quantiser of mel frames, several of which are stacked to one vector of width M.
 
-    `decode` computes in float64, because the pitch derived from its result is integrated over the whole utterance.
+    It has a mean [M], a basis [M, D] and codebooks [K, V, D]. `decode` computes in float64, because the pitch derived
+    from its result is integrated over the whole utterance.
     """
 
     mean: Tensor
@@ -33,7 +34,7 @@ class ResidualVQ(nn.Module):
         self.register_buffer("codebooks", torch.zeros(num_codebooks, codebook_size, rank))
 
     def encode(self, stacked: Tensor) -> Tensor:
-        """Return codes, int64 [T, K], of stacked mel frames [T, M], each codebook's nearest vector in turn."""
+        """Return codes, int64 [T, K], of stacked mel frames [T, M]: the nearest vector of each codebook in turn."""
         residual = (stacked - self.mean) @ self.basis
         codes = []
         for codebook in self.codebooks:
@@ -44,7 +45,7 @@ class ResidualVQ(nn.Module):
         return torch.stack(codes, 1)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Return stacked mel frames, float64 [B, T, M], of codes [B, K, T]; K may omit the last codebooks."""
+        """Return stacked mel frames, float64 [B, T, M], of codes [B, K, T]; the last codebooks may be missing."""
         books = torch.arange(codes.shape[1], device=codes.device)
         vectors = self.codebooks[books[:, None], codes].double().sum(1)
         return vectors @ self.basis.double().T + self.mean.double()
@@ -65,13 +66,13 @@ class TinyConfig:
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> "TinyConfig":
-        """Return the config in plain data; raise TypeError for a missing or unknown field."""
+        """Return the config with the fields in `record`; raise TypeError if a field is missing or unknown."""
         vocoder = VocoderConfig(**record.get("vocoder", {}))
         return cls(**{name: value for name, value in record.items() if name != "vocoder"}, vocoder=vocoder)
 
 
 class TinyCodec(torch.nn.Module):
-    """Bundled codec. Its state is the phase of the pulses in cycles: float64 [B, 1]."""
+    """Bundled codec. The state is the phase of the pulse train in cycles, float64 [B, 1]."""
 
     def __init__(self, config: TinyConfig) -> None:
         super().__init__()
@@ -110,7 +111,7 @@ class TinyCodec(torch.nn.Module):
 
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Return samples, float32 [B, n] in [-1, 1], of the window's frames, and the phase after them."""
+        """Return samples, float32 [B, n] in [-1, 1], of frames [first, last), and the phase after them."""
         mels, frames = self.config.mel_frames, window.codes.shape[2] - window.right
         stacked = self.quantiser.decode(window.codes.to(self.device))
         mel = stacked.unflatten(2, (mels, NUM_MELS)).flatten(1, 2)
@@ -120,7 +121,7 @@ class TinyCodec(torch.nn.Module):
 
 
 def load(directory: Path, device: str = "cpu") -> TinyCodec:
-    """Return the codec with the weights in `directory`; raise CheckpointError for mismatched files."""
+    """Load the codec from `directory`; raise CheckpointError if files or tensors are missing or do not match."""
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (directory / name).is_file():
             raise CheckpointError(f"{directory / name} is missing")

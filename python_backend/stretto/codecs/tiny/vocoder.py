@@ -1,4 +1,4 @@
-"""Source-filter vocoder: log-mel frames to samples through pulses, noise and minimum-phase filters."""
+"""Source-filter vocoder: pulses and noise, filtered by minimum-phase filters that are derived from log-mel frames."""
 
 import math
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ def _hz_of(mel: float) -> float:
 
 
 def mel_filters() -> Tensor:
-    """Return triangular mel filters [NUM_MELS, FFT_SIZE // 2 + 1], each summing to 1."""
+    """Return triangular mel filters [NUM_MELS, FFT_SIZE // 2 + 1]; each sums to 1."""
     low, high = _mel_of(MEL_LOWEST_HZ), _mel_of(MEL_HIGHEST_HZ)
     edges = [_hz_of(low + (high - low) * i / (NUM_MELS + 1)) for i in range(NUM_MELS + 2)]
     bins_hz = torch.linspace(0, SAMPLE_RATE / 2, FFT_SIZE // 2 + 1)
@@ -34,18 +34,18 @@ def mel_filters() -> Tensor:
     for band, (left, centre, right) in enumerate(zip(edges, edges[1:], edges[2:], strict=False)):
         rising, falling = (bins_hz - left) / (centre - left), (right - bins_hz) / (right - centre)
         filters[band] = torch.minimum(rising, falling).clamp(min=0)
-        if filters[band].sum() == 0:  # a band narrower than a bin uses the nearest one
+        if filters[band].sum() == 0:  # a band narrower than an FFT bin uses the nearest bin
             filters[band, (bins_hz - centre).abs().argmin()] = 1
     return filters / filters.sum(1, keepdim=True)
 
 
 def band_centres() -> Tensor:
-    """Return the mean FFT bin of each band, [NUM_MELS]."""
+    """Return the centre of each mel band as a (fractional) FFT bin, [NUM_MELS]."""
     return mel_filters() @ torch.arange(FFT_SIZE // 2 + 1.0)
 
 
 def log_mel(pcm: Tensor) -> Tensor:
-    """Return log-mel frames [..., n // HOP, NUM_MELS] of pcm [..., n].
+    """Return the log-mel frames [..., n // HOP, NUM_MELS] of pcm [..., n].
 
     Frame i is centred on sample i * HOP + HOP / 2.
     """
@@ -63,9 +63,10 @@ NOISE_PERIOD = 1 << 17  # samples: 8 s, too long for an audible repetition
 
 
 def upsample(frames: Tensor, neighbours: Tensor) -> Tensor:
-    """Interpolate [B, T] to [B, T * HOP], linearly between the centres of frames.
+    """Interpolate values per frame [B, T] linearly to values per sample, [B, T * HOP].
 
-    Every frame has the same weights. torch's `interpolate` rounds positions less precisely the later they are.
+    Values belong to the centres of frames. The weights are the same in every frame, whereas torch's `interpolate`
+    rounds later positions less precisely.
 
     Args:
         frames: Values per frame.
@@ -76,16 +77,17 @@ def upsample(frames: Tensor, neighbours: Tensor) -> Tensor:
 
 
 def neighbour_weights() -> Tensor:
-    """Return the weights of the previous, current and next frame in each sample, float64 [3, HOP]."""
+    """Return the interpolation weights of the previous, current and next frame at each sample, float64 [3, HOP]."""
     places = (torch.arange(HOP, dtype=torch.float64) + 0.5) / HOP - 0.5
     return torch.stack([(-places).clamp(min=0), 1 - places.abs(), places.clamp(min=0)])
 
 
 def cycles(pitch_hz: Tensor) -> Tensor:
-    """Return the phase around each sample in cycles, [B, T * HOP + 1], for pitch float64 [B, T * HOP].
+    """Return the phase at the borders of samples in cycles, [B, T * HOP + 1], for a pitch in Hz, float64 [B, T * HOP].
 
     Whole cycles are dropped at frame starts. Frames are summed in integer multiples of PHASE_STEP, so the result is
-    exact in any order (int64 overflow drops whole cycles, too), and phases do not depend on windows.
+    exact in any order (int64 overflow drops whole cycles, too), and phases do not depend on how the utterance is split
+    into windows.
     """
     within = F.pad((pitch_hz / SAMPLE_RATE).unflatten(1, (-1, HOP)).cumsum(2), (1, 0))
     steps = (within[:, :, -1] / PHASE_STEP).round().long().cumsum(1)
@@ -94,14 +96,18 @@ def cycles(pitch_hz: Tensor) -> Tensor:
 
 
 def pulses(phase: Tensor, pitch_hz: Tensor) -> Tensor:
-    """Return a band-limited pulse train of unit power for phase in cycles [B, n] and pitch [B, n], both float64.
+    """Return a band-limited pulse train of unit power, [B, n].
 
-    With x = HIGHEST_HARMONIC_HZ / pitch and K = floor(x), this is the sum of cos(2 pi k phase) for k = 1 … K in closed
+    With x = HIGHEST_HARMONIC_HZ / pitch and K = floor(x), it is the sum of cos(2 pi k phase) for k = 1 … K in closed
     form (Dirichlet's kernel), plus harmonic K + 1 with weight x - K, so that it is continuous in the pitch.
+
+    Args:
+        phase: Phase in cycles, float64 [B, n].
+        pitch_hz: Pitch in Hz, float64 [B, n].
     """
     number = HIGHEST_HARMONIC_HZ / pitch_hz
     whole = number.floor()
-    half = math.pi * (phase - phase.round())  # small at a peak, and so is its rounding
+    half = math.pi * (phase - phase.round())  # small near a peak, so its rounding error is small
     sine = half.sin()
     at_peak = sine.abs() < 1e-7
     ratio = ((2 * whole + 1) * half).sin() / torch.where(at_peak, torch.ones_like(sine), sine)
@@ -111,7 +117,7 @@ def pulses(phase: Tensor, pitch_hz: Tensor) -> Tensor:
 
 
 def noise_table() -> Tensor:
-    """Return uniform noise of unit power, float32 [NOISE_PERIOD], from an integer hash, equal on every machine."""
+    """Return uniform noise of unit power, float32 [NOISE_PERIOD], from an integer hash: equal on every machine."""
     with np.errstate(over="ignore"):
         mixed = np.arange(1, NOISE_PERIOD + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
         for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # splitmix64's finaliser
@@ -130,7 +136,7 @@ FRAMES_AHEAD = -(-LEAD // HOP)  # frames before a frame in which it becomes audi
 
 
 def minimum_phase(log_gain: Tensor) -> Tensor:
-    """Return causal responses [..., FFT_SIZE] with magnitudes exp(log_gain) [..., FFT_SIZE // 2 + 1].
+    """Return causal impulse responses [..., FFT_SIZE] with magnitudes exp(log_gain) [..., FFT_SIZE // 2 + 1].
 
     The real cepstrum is folded onto positive time (Oppenheim and Schafer, Discrete-Time Signal Processing, ch. 13).
     """
@@ -142,13 +148,21 @@ def minimum_phase(log_gain: Tensor) -> Tensor:
 
 
 def spans(source: Tensor) -> Tensor:
-    """Return the windowed span of each frame, [..., T, SPAN], of a source [..., T * HOP], zero outside."""
+    """Return the windowed source samples of each frame, [..., T, SPAN]; the source [..., T * HOP] is zero outside."""
     window = torch.hann_window(SPAN, device=source.device, dtype=source.dtype)
     return F.pad(source, (LEAD, LEAD)).unfold(-1, SPAN, HOP) * window
 
 
 def apply_filters(sources: Tensor, responses: Tensor) -> Tensor:
-    """Return the sum [B, T * HOP] over C sources [B, C, T * HOP], filtered by responses [B, C, T, FFT_SIZE]."""
+    """Filter C sources frame by frame, and return their sum.
+
+    Args:
+        sources: Source signals, [B, C, T * HOP].
+        responses: Impulse responses per frame, [B, C, T, FFT_SIZE].
+
+    Returns:
+        Samples, [B, T * HOP].
+    """
     spectra = torch.fft.rfft(spans(sources), n=BLOCK) * torch.fft.rfft(responses, n=BLOCK)
     blocks = torch.fft.irfft(spectra.sum(1), n=BLOCK)
     batch, frames, _ = blocks.shape
@@ -158,7 +172,7 @@ def apply_filters(sources: Tensor, responses: Tensor) -> Tensor:
 
 
 class ConvBlock(nn.Module):
-    """Depthwise convolution with `lookahead` frames of look-ahead, then a pointwise network, residual."""
+    """Depthwise convolution with a look-ahead of `lookahead` frames, and a pointwise network, residual."""
 
     def __init__(self, channels: int, kernel: int, lookahead: int) -> None:
         super().__init__()
@@ -170,15 +184,15 @@ class ConvBlock(nn.Module):
         self.gain = nn.Parameter(torch.full((channels,), 0.3))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Return hidden [B, T, C] of the same shape, with zeros outside the frames."""
+        """Return the output for hidden [B, T, C], in the same shape; frames outside are zero."""
         mixed = self.mix(F.pad(hidden.transpose(1, 2), self.padding)).transpose(1, 2)
         return hidden + self.gain * self.narrow(F.gelu(self.widen(self.norm(mixed))))
 
 
 class Trunk(nn.Module):
-    """Stack of blocks; the first `lookahead` blocks look one frame ahead each, the others none.
+    """Stack of blocks of which the first `lookahead` have a look-ahead of one frame, and the others none.
 
-    Frame t of the result depends on frames [t - left, t + lookahead] of the input.
+    Frame t of the output depends on frames [t - left, t + lookahead] of the input.
     """
 
     def __init__(self, inputs: int, channels: int, outputs: int, blocks: int, lookahead: int) -> None:
@@ -195,14 +209,14 @@ class Trunk(nn.Module):
     kernel = 7
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return parameters [B, T, outputs] of features [B, T, inputs]."""
+        """Return vocoder parameters [B, T, outputs] for features [B, T, inputs]."""
         hidden = self.enter(features)
         for block in self.blocks:
             hidden = block(hidden)
         return self.leave(self.norm(hidden))
 
 
-LOUDEST = 6.0  # bound of a log gain relative to the mel frame
+LOUDEST = 6.0  # maximum log gain relative to the mel frame
 QUIETEST = -12.0
 PULSE_GAIN, NOISE_GAIN = -2.0, -2.5  # a magnitude spectrum of windowed white noise is about exp(2.5) times its rms
 VOICING_SLOPE = 0.5
@@ -210,7 +224,7 @@ VOICING_SLOPE = 0.5
 
 @dataclass(frozen=True)
 class VocoderConfig:
-    """Sizes of the two trunks; look-ahead in mel frames."""
+    """Sizes of the pitch network and the filter network; look-ahead in mel frames."""
 
     channels: int = 192
     blocks: int = 5
@@ -235,11 +249,12 @@ def band_interpolation() -> Tensor:
 
 
 class Vocoder(nn.Module):
-    """Weights and tables, all on the decoding device, because a CUDA graph cannot copy from the host.
+    """Source-filter vocoder. Tables are buffers on the decoding device, because a CUDA graph cannot copy from the host.
 
-    The caller carries the phase. A sample of mel frame t depends on mel frames [t - left, t + right], and on the phase
-    at any one sample: on the filters of frames [t - FRAMES_BACK, t + FRAMES_AHEAD] and on the pitch of frames
-    [t - SOURCE_FRAMES_BACK, t + FRAMES_AHEAD], each with the context of its trunk.
+    The caller stores the phase between windows. A sample of mel frame t depends on mel frames [t - left, t + right] and
+    on the phase at any one sample. More precisely, it depends on the filters of frames [t - FRAMES_BACK, t +
+    FRAMES_AHEAD] and on the pitch of frames [t - SOURCE_FRAMES_BACK, t + FRAMES_AHEAD], each with the context of its
+    network.
     """
 
     interpolation: Tensor
@@ -265,25 +280,25 @@ class Vocoder(nn.Module):
         self.right = FRAMES_AHEAD + config.lookahead
 
     def pitch(self, mel: Tensor) -> tuple[Tensor, Tensor]:
-        """Return log pitch in Hz and voicing logit, [B, T] each, in the dtype of the pitch trunk."""
+        """Return log pitch (natural logarithm of Hz) and voicing logit, [B, T] each, in the pitch network's dtype."""
         log_hz, voicing = self.pitch_trunk(self._normalise(mel)).unbind(-1)
         return log_hz + 5.0, voicing  # e ** 5 Hz is between the two voices
 
     def log_gains(self, mel: Tensor) -> Tensor:
-        """Return log gains of pulses and noise, [B, 2, T, bins], in the dtype of the filter trunk."""
+        """Return the log gains of pulses and noise, [B, 2, T, bins], in the filter network's dtype."""
         residual = self.filter_trunk(self._normalise(mel)).unflatten(-1, (2, -1)).transpose(1, 2)
         envelope = (mel @ self.interpolation)[:, None]
         return (envelope + self.offset + residual).clamp(QUIETEST + NOISE_GAIN, LOUDEST)
 
     def render(self, gains: Tensor, pitch_hz: Tensor, phase: Tensor, voicing: Tensor, position: Tensor) -> Tensor:
-        """Return samples [B, n] in the dtype of the gains.
+        """Generate pulses and noise, filter them, and return the samples [B, n] in the dtype of the gains.
 
         Args:
             gains: Log gains, [B, 2, T, bins].
             pitch_hz: Pitch in Hz, float64 [B, n].
             phase: Phase in cycles, float64 [B, n].
             voicing: Voicing in [0, 1], [B, T].
-            position: Absolute position of the first sample, int64 [B].
+            position: Index of the first sample in the utterance, int64 [B].
         """
         audible = upsample(voicing.to(gains.dtype), self.neighbours)
         voiced = pulses(phase, pitch_hz).to(gains.dtype) * audible
@@ -292,16 +307,16 @@ class Vocoder(nn.Module):
         return apply_filters(torch.stack([voiced, noise], 1), minimum_phase(gains))
 
     def forward(self, mel: Tensor, first: int, last: int, position: Tensor, phase: Tensor) -> tuple[Tensor, Tensor]:
-        """Return samples [B, (last - first) * HOP] of mel frames [first, last), and the phase [B] after them.
+        """Return the samples [B, (last - first) * HOP] of mel frames [first, last), and the phase [B] after them.
 
         Args:
             mel: Mel frames with all available context, float64 [B, T, NUM_MELS].
-            first: First frame to render.
-            last: Frame after the last.
-            position: Position of the first sample of frame `first`, int64 [B].
+            first: Index in `mel` of the first frame to render.
+            last: Index after the last frame to render.
+            position: Index in the utterance of the first sample of frame `first`, int64 [B].
             phase: Phase at that sample in cycles, float64 [B].
         """
-        # The remaining context was needed by the trunks only.
+        # The other context frames are needed by the networks only.
         heard = slice(max(0, first - FRAMES_BACK - 1), last + FRAMES_AHEAD)
         start, stop = (first - heard.start) * HOP, (last - heard.start) * HOP
         log_hz, logit = (each[:, heard] for each in self.pitch(mel))

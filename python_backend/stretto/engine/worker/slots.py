@@ -11,7 +11,7 @@ import torch
 from stretto.engine.protocol import SpeechParams, TextNews
 from stretto.engine.reply_rules import UNKNOWN, SegmentRules, SegmentTracker, Track
 from stretto.sampling.noise import seed_key
-from stretto.sampling.processors import span_of
+from stretto.sampling.processors import min_p_span
 
 Array = Any  # np.ndarray or torch.Tensor
 
@@ -200,7 +200,7 @@ def scales_row(params: SpeechParams) -> list[float]:
         "script_temperature": sampling.script_temperature,
         "guidance": sampling.guidance_scale,
         "repetition_penalty": sampling.repetition_penalty,
-        "audio_span": span_of(sampling.min_p, sampling.audio.temperature),
+        "audio_span": min_p_span(sampling.min_p, sampling.audio.temperature),
     }
     return [row[name] for name in SCALES]
 

@@ -1,4 +1,4 @@
-"""Bagpiper: Qwen3-8B with Qwen3-Omni's audio encoder and X-codec as its output codec."""
+"""Bagpiper: Qwen3-8B with Qwen3-Omni's audio encoder as input and X-codec as output codec."""
 
 from stretto.families.plugin import UNNAMED, AudioEncoder, FamilyPlugin, lazy
 

@@ -1,4 +1,4 @@
-"""Conversion of Bagpiper's release: names, vocabulary, audio tower, and the copy of the codec in the file.
+"""Conversion of Bagpiper's release: tensor names, vocabulary, audio encoder, and the release's copy of the codec.
 
 Names and orders: espnet2/speechlm/model/speechlm/{speechlm_job,lm/parallel,multimodal_io/audio}.py of
 https://github.com/espnet/espnet.
@@ -50,7 +50,7 @@ EMBEDDINGS = "model.embed_tokens.weight"
 
 
 def convert(release: Release, contents: Contents) -> Converted:
-    """Return the checkpoint, including the audio tower."""
+    """Return the checkpoint to be written, which includes the audio encoder."""
     config = contents.config
     known = vocabulary(config, contents.tensors, contents.tokenizer, release.codec)
     audio = tower_config(config, release.audio_config, release.audio)
@@ -60,12 +60,12 @@ def convert(release: Release, contents: Contents) -> Converted:
 
 
 def trained_dtype(config: Mapping[str, Any]) -> str | None:
-    """Return the dtype in config.yaml; None if there is none."""
+    """Return the dtype in config.yaml; None if it contains none."""
     return optional_entry(config, "model.model_conf.dtype")
 
 
 def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
-    """Return no notes."""
+    """Return an empty list."""
     return []
 
 
@@ -78,12 +78,12 @@ def vocabulary(
 
     Args:
         config: config.yaml of the release.
-        tensors: Published tensors.
-        tokenizer: Tokenizer of text.
-        codec: Folder of the codec; required if the release has no copy of it.
+        tensors: Published tensors by name.
+        tokenizer: Text tokenizer.
+        codec: Folder of the codec; required if the release does not contain the codec.
 
     Raises:
-        CheckpointError: If config, tensors and tokenizer do not fit each other.
+        CheckpointError: If config, tensors and tokenizer do not match.
     """
     audio = entry(config, "multimodal_io.discrete_audio")
     if audio.get("ssl_choice") is not None or audio.get("delay_interleave") is not True:
@@ -118,7 +118,7 @@ def _rows(tensors: Mapping[str, Tensor], name: str) -> int:
 
 
 def _codebook_size(tensors: Mapping[str, Tensor], codec: Path | None) -> int:
-    """Return the codebook size of the codec's copy in the file, or of the codec in its own folder."""
+    """Return the codebook size of the codec in the release, or otherwise of the codec in its own folder."""
     if CODEBOOK in tensors:
         return _rows(tensors, CODEBOOK)
     if codec is None:
@@ -129,15 +129,15 @@ def _codebook_size(tensors: Mapping[str, Tensor], codec: Path | None) -> int:
 
 
 def tower_config(config: Mapping[str, Any], path: Path | None, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `audio_config` of config.json.
+    """Return `audio_config` for config.json.
 
     Args:
         config: config.yaml of the release.
-        path: config.json of the audio tower; None for Qwen3-Omni's.
+        path: config.json of the audio encoder; None for Qwen3-Omni's.
         overrides: Values from the command line.
 
     Raises:
-        CheckpointError: If the tower is unknown and `path` is None, or its windows are invalid.
+        CheckpointError: If the encoder is unknown and `path` is None, or its attention windows are invalid.
     """
     record: Mapping[str, Any] = QWEN3_OMNI
     if path is not None:
@@ -155,7 +155,7 @@ def tower_config(config: Mapping[str, Any], path: Path | None, overrides: Mappin
 
 
 def _check_windows(record: Mapping[str, Any]) -> None:
-    """Raise CheckpointError unless attention windows are whole chunks of 2 * n_window mel frames."""
+    """Raise CheckpointError unless attention windows consist of whole chunks of 2 * n_window mel frames."""
     half, window = record["n_window"], record["n_window_infer"]
     if half < 1 or window < 1 or window % (2 * half):
         raise CheckpointError(
@@ -164,9 +164,12 @@ def _check_windows(record: Mapping[str, Any]) -> None:
 
 
 def plan(language: Mapping[str, tuple[int, ...]], hidden: int, tower: Mapping[str, Any]) -> Plan:
-    """Return the tensors to write. The backbone keeps its names.
+    """Return the plan of tensors to write. The backbone's names are unchanged.
 
-    Row 0 of the stream embeddings is unused and becomes 0.
+    Args:
+        language: Shapes of the backbone's tensors by name.
+        hidden: Width of the backbone.
+        tower: `audio_config` of the audio encoder.
     """
     parts = {name: Part(name, shape) for name, shape in language.items()}
     parts["stream_emb.weight"] = Part("stream_bias.weight", (NUM_STREAMS, hidden), _without_first_row)

@@ -6,14 +6,14 @@
     tts         [bos][user][text] request [assistant][text] ─► as generate
     speak       [bos][user][text] request [assistant][audio] ─► rows … [end]
 
-In training every turn ends with [eos], or with [eot] if the next turn has the same role. A segment of the reply may
-end with either, as in ESPnet's loop: the next row follows the sampled id, or the last word if a limit ended the text.
-Earlier turns are allowed except for tts and speak, because the fine-tuned checkpoint was trained for these without
-earlier turns and without a system turn.
+In training every turn ends with [eos], or with [eot] if the next turn has the same role. A segment of the reply may end
+with either, as in ESPnet's loop: the next row follows the sampled end id, or the last text id if a length limit ended
+the text. Earlier turns are allowed except for tts and speak, because the fine-tuned checkpoint was trained for these
+two without earlier turns and without a system turn.
 
 In an audio segment all eight streams are sampled, including pads. Stream s is delayed by s rows and carries the pad of
 its own codebook in rows without a frame. The numbers are those of the published checkpoints `espnet/bagpiper*`. A
-checkpoint's config.json may override them (`speech_vocabulary`); the converter writes the values that it found.
+checkpoint's config.json may override them (`speech_vocabulary`); the converter writes the values of the release.
 """
 
 from collections.abc import Mapping
@@ -40,7 +40,7 @@ class BagpiperVocabulary:
     Attributes:
         vocab_size: Number of ids.
         text: Ids of the tokenizer's tokens, in its order.
-        first_audio: Pad of stream 0. Each stream has its pad followed by its codes, one stream after another.
+        first_audio: Pad of stream 0. Each stream has a pad followed by its codes, one stream after the other.
         codebook_size: Number of codes per stream.
     """
 
@@ -51,12 +51,12 @@ class BagpiperVocabulary:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "BagpiperVocabulary":
-        """Return the vocabulary stored in `speech_vocabulary` of config.json."""
+        """Return the vocabulary in `speech_vocabulary` of a checkpoint's config.json."""
         text = range(*record["text"])
         return cls(record["vocab_size"], text, record["first_audio"], record["codebook_size"])
 
     def to_record(self) -> dict[str, Any]:
-        """Return the vocabulary as a record for `from_record`."""
+        """Return the vocabulary as `speech_vocabulary` for a checkpoint's config.json."""
         return {
             "vocab_size": self.vocab_size,
             "text": [self.text.start, self.text.stop],
@@ -78,7 +78,7 @@ class BagpiperVocabulary:
 
 
 def bagpiper(vocabulary: BagpiperVocabulary) -> Family:
-    """Return the family for a vocabulary.
+    """Return the family of a checkpoint with this vocabulary.
 
     Sampling defaults (temperature, top-k, lengths, guidance 3) are the authors'.
     """
@@ -123,13 +123,13 @@ def bagpiper(vocabulary: BagpiperVocabulary) -> Family:
 
 
 def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
-    """Return the family for a checkpoint's vocabulary, by default the published one."""
+    """Return the family of a checkpoint with this vocabulary; None for the published one."""
     return bagpiper(BagpiperVocabulary.from_record(vocabulary) if vocabulary else BagpiperVocabulary())
 
 
 @dataclass(frozen=True, slots=True)
 class MelFormat(AudioFormat):
-    """Input format of Qwen3-Omni's encoder: log-mel frames, 100 per second, in chunks of 2 * n_window.
+    """Input format of Qwen3-Omni's audio encoder: log-mel frames, 100 per second, in chunks of 2 * n_window frames.
 
     Attributes:
         n_window: Half the chunk length, in frames.
@@ -141,14 +141,14 @@ class MelFormat(AudioFormat):
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "MelFormat":
-        """Return the format for the `audio_config` of Qwen3-Omni's encoder."""
+        """Return the format in the `audio_config` of Qwen3-Omni's audio encoder."""
         return cls(record["num_mel_bins"], record["n_window"], record.get("do_normalize", True))
 
     def num_rows(self, num_frames: int) -> int:
-        """Return the rows after three convolutions of stride 2 over each chunk; a shorter last chunk counts separately.
+        """Return the number of rows after three convolutions of stride 2 over each chunk.
 
-        The number follows from the convolutions themselves, because transformers' helper is correct for n_window 50
-        only.
+        A shorter last chunk is separate.
+        The number is computed from the convolutions, because transformers' helper is correct for n_window 50 only.
         """
         chunks, rest = divmod(num_frames, 2 * self.n_window)
         return chunks * _after_convolutions(2 * self.n_window) + (_after_convolutions(rest) if rest else 0)

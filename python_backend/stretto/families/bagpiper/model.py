@@ -1,4 +1,4 @@
-"""Audio encoder of Bagpiper (Qwen3-Omni's), and the adaptor from its width to the backbone's."""
+"""Bagpiper's audio encoder (Qwen3-Omni's), and the adaptor from its width to that of the backbone."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,19 +12,27 @@ from stretto.families.bagpiper.family import MelFormat
 
 
 def audio_tower(config: Mapping[str, Any]) -> Qwen3OmniMoeAudioEncoder:
-    """Return the encoder described by `audio_config` of a checkpoint's config.json, without weights."""
+    """Create the audio encoder described by `audio_config` of a checkpoint's config.json, without weights."""
     return Qwen3OmniMoeAudioEncoder(Qwen3OmniMoeAudioEncoderConfig(**config)).eval()
 
 
 def audio_adaptor(config: Mapping[str, Any], hidden_size: int) -> nn.Linear:
-    """Return the projection of the encoder's rows to the backbone's width."""
+    """Create the projection of the encoder's output to the backbone's width, without weights."""
     return nn.Linear(config["output_dim"], hidden_size)
 
 
 def embed_audio(tower: Qwen3OmniMoeAudioEncoder, adaptor: nn.Linear, features: torch.Tensor) -> torch.Tensor:
-    """Return rows [N, H] for features [F, M] of one audio; N is `MelFormat.num_rows(F)`.
+    """Encode one audio input.
 
-    Lengths, which determine how the audio is cut, stay on the host. On a GPU nothing waits for the device.
+    Lengths, which determine how the audio is split, stay on the host, so nothing synchronises with the GPU.
+
+    Args:
+        tower: Audio encoder.
+        adaptor: Projection to the backbone's width.
+        features: Log-mel frames, [F, M].
+
+    Returns:
+        Rows of the backbone, [N, H]; N is `MelFormat.num_rows(F)`.
     """
     lengths = torch.tensor([len(features)])
     places = _places(tower.config, len(features), features.device)
@@ -34,7 +42,7 @@ def embed_audio(tower: Qwen3OmniMoeAudioEncoder, adaptor: nn.Linear, features: t
 def _places(config: Qwen3OmniMoeAudioEncoderConfig, num_frames: int, device: torch.device) -> dict[str, torch.Tensor]:
     """Return the valid rows of the padded chunks, and the boundaries of the attention windows.
 
-    transformers would compute them itself, but with 13 rows per chunk whatever the chunk's length.
+    transformers computes them with 13 rows per chunk for every chunk length, which is wrong for other lengths.
     """
     audio_format = MelFormat(config.num_mel_bins, config.n_window)
     chunk = 2 * config.n_window

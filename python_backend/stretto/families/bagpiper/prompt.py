@@ -2,9 +2,9 @@
 
     [bos] [system][text] You are … [eos] [user][audio] pads … [eot] [user][text] What … [eos] [assistant][text]
 
-The end is [eot] if the next piece has the same role, and [eos] otherwise. Input audio is one row of pads per row of the
-audio tower's output. Earlier speech of the assistant is its codes, delayed, with the pads of their codebooks. The
-tokenizer's first token, Qwen's "!" on its own, becomes a pad, as in training. Layout:
+The end is [eot] if the next piece has the same role, and [eos] otherwise. Audio input is one row of pads per output row
+of the audio encoder. Earlier speech of the assistant consists of codes, with delays and with the pads of the codebooks.
+The tokenizer's first token (Qwen's "!" on its own) becomes a pad, as in training. Layout:
 espnet2/speechlm/model/speechlm/speechlm_job.py of ESPnet.
 """
 
@@ -39,7 +39,7 @@ from stretto.streams.layout import Segment
 
 SAMPLE_RATE = 16_000
 HOP, WINDOW = 160, 400
-SHORTEST = WINDOW // 2 + 1  # samples: the waveform is mirrored at both ends by half a window
+SHORTEST = WINDOW // 2 + 1  # samples; the waveform is reflected by half a window at both ends
 
 
 @cache
@@ -48,9 +48,16 @@ def _extractor(num_mel_bins: int) -> WhisperFeatureExtractor:
 
 
 def log_mel(pcm: np.ndarray, audio_format: MelFormat) -> np.ndarray:
-    """Return features [F, M] float32 of mono `pcm` [n >= SHORTEST] at 16 kHz, at most 30 s; F = n // 160.
+    """Return the encoder input for a recording.
 
-    Nothing is padded. The last frames see the end of the waveform mirrored, as in training, and no silence after it.
+    Nothing is padded. The last frames see the end of the waveform reflected, as in training, instead of silence.
+
+    Args:
+        pcm: Mono samples, float32 [n >= SHORTEST] at 16 kHz, at most 30 s.
+        audio_format: Input format of the audio encoder.
+
+    Returns:
+        Log-mel frames, float32 [F, M], F = n // 160.
     """
     made = _extractor(audio_format.feature_size)(
         pcm,
@@ -76,7 +83,7 @@ class BagpiperTemplate:
         self._unseen = family.subwords.start  # ESPnet's preprocessor treats the tokenizer's id 0 as a pad
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """Return the rows of the conversation and the head of the reply.
+        """Return the conversation's rows and the first rows of the reply.
 
         Tasks with a system turn get the default one if the conversation has none.
         """
@@ -88,7 +95,7 @@ class BagpiperTemplate:
         for piece, follower in zip(pieces, followers, strict=True):
             parts += [self._row(ROLES[piece.role]), self._row(TEXT if piece.text is not None else AUDIO)]
             if piece.pcm is not None:
-                audios.append(self._hear(piece.pcm, piece.path, sum(map(len, parts))))
+                audios.append(self._encode(piece.pcm, piece.path, sum(map(len, parts))))
                 parts.append(stream0_rows(self._family.layout, [PAD] * audios[-1].num_rows))
             else:
                 parts.append(self._content(piece))
@@ -100,7 +107,7 @@ class BagpiperTemplate:
     def _row(self, token_id: int) -> np.ndarray:
         return stream0_rows(self._family.layout, [token_id])
 
-    def _hear(self, pcm: np.ndarray, path: str, first_row: int) -> InputAudio:
+    def _encode(self, pcm: np.ndarray, path: str, first_row: int) -> InputAudio:
         if self._audio_format is None:
             raise InvalidRequest(path, "no audio: this checkpoint has no audio encoder", f"{len(pcm)} samples")
         if len(pcm) < SHORTEST:
@@ -122,7 +129,7 @@ class BagpiperTemplate:
 
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
-    """Return the template with a checkpoint's tokenizer; it accepts audio if the checkpoint has an audio tower."""
+    """Return the template with a checkpoint's tokenizer; it accepts audio if the checkpoint has an audio encoder."""
     subwords = Subwords(TextTokenizer.at(checkpoint), family)
     record = config_at(checkpoint).get(KEY)
     return BagpiperTemplate(family, subwords, None if record is None else MelFormat.from_record(record))

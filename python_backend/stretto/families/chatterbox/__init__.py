@@ -1,4 +1,4 @@
-"""Chatterbox's T3: Llama over rows of text followed by codes, with learned positions and built-in guidance."""
+"""Chatterbox's T3: Llama over rows of text followed by codes, with learned positions and guidance from training."""
 
 from stretto.families.plugin import FamilyPlugin, lazy
 

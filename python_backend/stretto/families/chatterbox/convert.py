@@ -1,12 +1,12 @@
 """Conversion of Chatterbox's release: T3's tensors as published by Resemble AI, and the voices next to them.
 
 https://huggingface.co/ResembleAI/chatterbox: `t3_cfg.safetensors`, `tokenizer.json`, `s3gen.safetensors`
-(`convert.py`), and `conds.pt`, the default voice. There is no config.json: hyperparameters are those of the
-authors' code (`T3Config`). Further voices, as written by its `Conditionals.save`, are `voices/<name>.pt`. From files of
-voices only tensors are read.
+(`convert.py`), and `conds.pt`, the default voice. There is no config.json, so hyperparameters are those of the authors'
+code (`T3Config`). More voices, as written by its `Conditionals.save`, may be in `voices/<name>.pt`. Only tensors are
+read from voice files.
 
-A voice's part of a prompt depends only on its file: the speaker's projected x-vector, 32 rows that a perceiver computes
-from codes, and one row for the emotion. Voices are therefore rows of the table, computed here.
+A voice's part of a prompt depends only on its file: the projected x-vector of the speaker, 32 rows that a perceiver
+computes from codes, and one row for the emotion. They are computed here and become rows of the embedding table.
 """
 
 import re
@@ -39,15 +39,15 @@ NORMED = re.compile(
 
 
 def s3gen(folder: Path, voices: Mapping[str, Mapping[str, Any]], num_codes: int) -> Network:
-    """Return the codec of a checkpoint.
+    """Return the codec to be written, with its voices.
 
     Args:
         folder: Folder of the release.
-        voices: Contents of the voices' files, by name.
-        num_codes: Number of codes of the language model.
+        voices: Contents of the voice files by voice name.
+        num_codes: Number of codes in the language model's vocabulary.
 
     Raises:
-        CheckpointError: If anything does not fit; the message names it.
+        CheckpointError: If anything does not match; the message names it.
     """
     stored = open_tensors(released_file(folder, FILE))
     speaking = {name: tensor for name, tensor in stored.items() if not name.startswith(HEARING)}
@@ -63,7 +63,7 @@ def s3gen(folder: Path, voices: Mapping[str, Mapping[str, Any]], num_codes: int)
 
 
 def s3gen_shapes(config: S3GenConfig) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of all tensors of the decoder and of the voices, by name."""
+    """Return the shapes of all tensors of S3Gen and of the voices, by name."""
     with torch.device("meta"):
         plain = {name: tuple(tensor.shape) for name, tensor in S3GenCodec(config).state_dict().items()}
     found: dict[str, tuple[int, ...]] = {}
@@ -77,7 +77,13 @@ def s3gen_shapes(config: S3GenConfig) -> dict[str, tuple[int, ...]]:
 
 
 def read_voice_part(name: str, voice: Mapping[str, Any], part: str, names: tuple[str, ...]) -> Mapping[str, Tensor]:
-    """Return the tensors `names` of a voice's file for a part of the model, `t3` or `gen`.
+    """Return the tensors called `names` in one part of a voice file.
+
+    Args:
+        name: Name of the voice, for error messages.
+        voice: Contents of the file.
+        part: Model that the tensors are for, `t3` or `gen`.
+        names: Names of the tensors.
 
     Raises:
         CheckpointError: If one is missing, is not a tensor of floats or of int32 or int64, or is not finite.
@@ -93,17 +99,25 @@ def read_voice_part(name: str, voice: Mapping[str, Any], part: str, names: tuple
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    """Return True if a tensor holds only numbers that are finite as float32."""
+    """Return True if all numbers of a tensor are finite as float32."""
     is_plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
     is_number = tensor.is_floating_point() or tensor.dtype in (torch.int32, torch.int64)
     return is_plain and is_number and bool(tensor.float().isfinite().all())
 
 
 def voice_tensors(name: str, voice: Mapping[str, Any], num_codes: int) -> dict[str, Tensor]:
-    """Return the tensors of the codec's `Voice`; CheckpointError if they do not fit the model.
+    """Return a voice's tensors for the codec's `Voice`.
 
-    The authors' recordings of any length have a mel spectrogram with twice as many frames as tokens, or one more. That
-    extra frame has no token and is dropped.
+    Recordings of any length have a mel spectrogram with twice as many frames as tokens in the authors' code, or one
+    more. The extra frame, which has no token, is dropped.
+
+    Args:
+        name: Name of the voice, for error messages.
+        voice: Contents of the voice file.
+        num_codes: Number of codes in the language model's vocabulary.
+
+    Raises:
+        CheckpointError: If the tensors do not match the model.
     """
     tokens, mel, speaker = read_voice_part(name, voice, "gen", VOICE_TENSORS).values()
     is_code = tokens.ndim == 2 and not tokens.is_floating_point() and 0 < tokens.numel() <= LONGEST
@@ -147,16 +161,16 @@ LLAMA_520M = {
 EMBEDDINGS, HEAD = "text_emb.weight", "speech_head.weight"
 SPEECH, TEXT_POSITIONS, SPEECH_POSITIONS = "speech_emb.weight", "text_pos_emb.emb.weight", "speech_pos_emb.emb.weight"
 CONDITIONS, PERCEIVER, LAYERS = "cond_enc.", "cond_enc.perceiver.", "tfmr."
-DROPPED = ("text_head.weight", "tfmr.embed_tokens.weight")  # a head for training, and an unused table
-NUM_MULTILINGUAL_IDS = 2454  # number of ids of text in the multilingual release
-X_VECTOR, NUM_HEADS = 256, 4  # width of a speaker's vector; heads of the perceiver's attention
+DROPPED = ("text_head.weight", "tfmr.embed_tokens.weight")  # a head used only in training, and an unused table
+NUM_MULTILINGUAL_IDS = 2454  # number of text ids in the multilingual release
+X_VECTOR, NUM_HEADS = 256, 4  # width of an x-vector; heads of the perceiver's attention
 DEFAULT, VOICES = "conds.pt", "voices"
 TOLD = ("speaker_emb", "cond_prompt_speech_tokens", "emotion_adv")
-MAX_ROWS = 4096  # rows of prompt and reply; at most the positions of speech, which limit a reply
+MAX_ROWS = 4096  # rows of prompt and reply; at most the number of speech positions, which limits a reply
 
 
 def convert(release: Release, contents: Contents) -> Converted:
-    """Return the checkpoint: one table of all embeddings summed in a row, and a head over the ids of speech."""
+    """Return the checkpoint to be written: all embeddings in one table, and a head over the speech ids."""
     backbone = read_backbone(BACKBONE, release.backbone, release.tokenizer, {BACKBONE: LLAMA_520M})
     files = read_voices(release.model.parent)
     voices = {name: read_voice_part(name, file, "t3", TOLD) for name, file in files.items()}
@@ -191,7 +205,7 @@ def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[st
 
 
 def vocabulary(tensors: Mapping[str, Tensor], tokenizer: Tokenizer, voices: tuple[str, ...]) -> ChatterboxVocabulary:
-    """Return the vocabulary; CheckpointError if the release is not supported."""
+    """Return the vocabulary; raise CheckpointError if the release is not supported."""
     missing = [name for name in (EMBEDDINGS, SPEECH, TEXT_POSITIONS, SPEECH_POSITIONS) if name not in tensors]
     if missing:
         raise CheckpointError(f"tensors do not fit: missing: {', '.join(missing)}")
@@ -254,7 +268,14 @@ def plan(
     tensors: Mapping[str, Tensor],
     voices: list[Mapping[str, Tensor]],
 ) -> Plan:
-    """Return the tensors to write; layers keep their names except for the prefix."""
+    """Return the plan of tensors to write. Layers keep their names except for the prefix.
+
+    Args:
+        known: Vocabulary.
+        stored: Shapes of the published tensors by name.
+        tensors: Published tensors by name.
+        voices: Tensors of each voice for T3.
+    """
 
     def other(name: str, like: Tensor) -> Tensor:
         return torch.empty(stored[name], device="meta") if like.is_meta else tensors[name].to(like.dtype)
@@ -280,12 +301,12 @@ def plan(
 
 
 def _end_last(table: Tensor) -> Tensor:
-    """Return a table of the published ids of speech with the end moved to the last row."""
+    """Move the row of the end id to the end of a table over the published speech ids."""
     return torch.cat([table[:END_OF_SPEECH], table[END_OF_SPEECH + 1 :], table[END_OF_SPEECH : END_OF_SPEECH + 1]])
 
 
 def voice_rows(tensors: Mapping[str, Tensor], voice: Mapping[str, Tensor]) -> Tensor:
-    """Return the rows of a voice, [n, H] float32, computed as in `T3CondEnc`."""
+    """Compute the embedding rows of a voice, float32 [n, H], as in `T3CondEnc`."""
     weight, bias = (tensors[f"{CONDITIONS}spkr_enc.{part}"] for part in ("weight", "bias"))
     codes = voice["cond_prompt_speech_tokens"].long().view(-1)
     speech_rows = tensors[SPEECH][codes] + tensors[SPEECH_POSITIONS][: len(codes)]
@@ -296,8 +317,8 @@ def voice_rows(tensors: Mapping[str, Tensor], voice: Mapping[str, Tensor]) -> Te
     return torch.cat([speaker, _attend(tensors, before, before), excited])
 
 
-def _attend(tensors: Mapping[str, Tensor], asking: Tensor, heard: Tensor) -> Tensor:
-    """Return the result [n, H] of the perceiver's attention block for queries [n, H] over rows [t, H]."""
+def _attend(tensors: Mapping[str, Tensor], queries: Tensor, memory: Tensor) -> Tensor:
+    """Return the output [n, H] of the perceiver's attention block for queries [n, H] and memory [t, H]."""
 
     def linear(name: str, rows: Tensor) -> Tensor:
         return F.linear(rows, *(tensors[f"{PERCEIVER}attn.{name}.{part}"] for part in ("weight", "bias")))
@@ -307,12 +328,15 @@ def _attend(tensors: Mapping[str, Tensor], asking: Tensor, heard: Tensor) -> Ten
         normed = F.layer_norm(rows, rows.shape[1:], weight, bias)
         return linear(name, normed).view(len(rows), NUM_HEADS, -1).transpose(0, 1)
 
-    made = F.scaled_dot_product_attention(heads("to_q", asking), heads("to_k", heard), heads("to_v", heard))
-    return asking + linear("proj_out", made.transpose(0, 1).flatten(1))
+    made = F.scaled_dot_product_attention(heads("to_q", queries), heads("to_k", memory), heads("to_v", memory))
+    return queries + linear("proj_out", made.transpose(0, 1).flatten(1))
 
 
 def read_voices(folder: Path) -> dict[str, Mapping[str, Any]]:
-    """Return the contents of the voices' files by name, the default first; CheckpointError if a file is invalid."""
+    """Return the contents of the voice files by name, the default voice first.
+
+    Raise CheckpointError if one is invalid.
+    """
     found = {"default": read_voice(released_file(folder, DEFAULT))}
     for path in sorted((folder / VOICES).glob("*.pt")):
         if not re.fullmatch("[a-z0-9_-]+", path.stem) or path.stem in found:
@@ -323,7 +347,7 @@ def read_voices(folder: Path) -> dict[str, Mapping[str, Any]]:
 
 
 def read_voice(path: Path) -> Mapping[str, Any]:
-    """Return the contents of a file of the authors' `Conditionals`: tensors of a voice for T3 and for S3Gen."""
+    """Return the contents of a file written by the authors' `Conditionals`: a voice's tensors for T3 and S3Gen."""
     stored = read_pickled(path, "a voice")
     if not isinstance(stored, dict):
         raise CheckpointError(f"{path}: expected a voice, got {type(stored).__name__}")
@@ -331,7 +355,7 @@ def read_voice(path: Path) -> Mapping[str, Any]:
 
 
 def check_voice(name: str, voice: Mapping[str, Tensor], known: ChatterboxVocabulary) -> None:
-    """Raise CheckpointError if a voice does not fit the model."""
+    """Raise CheckpointError if a voice's tensors do not match the model."""
     speaker, codes, emotion = voice.values()
     if speaker.numel() != X_VECTOR or emotion.numel() != 1:
         got = f"{list(speaker.shape)} and {list(emotion.shape)}"

@@ -4,10 +4,11 @@
     position                     │    t0     t1     t2    t3    t4  │ s0 s0 │ s1 s2 s3 …
     unconditional  voice … voice │    .      .      .     .     .   │ S  S │ c0 c1 c2 …
 
-Each id has a learned position, in a stream of its own, in addition to that of attention. A voice is 34 rows: one for
-the speaker, 32 for the sound, and one for the emotion. Guidance is part of the model: the unconditional request has the
-positions of the text without its ids. The numbers are those of https://github.com/resemble-ai/chatterbox, `T3Config`,
-because the release has no config.json; a checkpoint's config.json may override them (`speech_vocabulary`).
+Each id has a learned position, in a stream of its own, in addition to the position of attention. A voice has 34 rows:
+one for the speaker, 32 for the sound, and one for the emotion. The model was trained for guidance: the unconditional
+request has the positions of the text without its ids. The numbers are those of
+https://github.com/resemble-ai/chatterbox, `T3Config`, because the release has no config.json; a checkpoint's
+config.json may override them (`speech_vocabulary`).
 """
 
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ from stretto.streams.layout import Segment, StreamLayout
 from stretto.streams.pattern import NO_TAIL
 
 FRAME_RATE = 25.0
-# Published ids: begin and end of text; the ids before and after the codes.
+# Published ids: begin and end of the text, begin and end of the codes.
 START_OF_TEXT, END_OF_TEXT = 255, 0
 START_OF_SPEECH, END_OF_SPEECH = 6561, 6562
 SPACE = "[SPACE]"  # token between words
@@ -28,12 +29,12 @@ SPACE = "[SPACE]"  # token between words
 
 @dataclass(frozen=True)
 class ChatterboxVocabulary:
-    """Ids of text, a pad, ids of speech, positions of text, positions of speech, and rows of the voices, in this order.
+    """Ids of text, a pad, ids of speech, text positions, speech positions, and rows of the voices, in this order.
 
     Ids of speech are in the published order, except for the end, which is last: codes, start, unused ids, end.
 
     Attributes:
-        num_voice_rows: Number of rows of each of `voices`.
+        num_voice_rows: Number of rows of each voice in `voices`.
     """
 
     num_text_ids: int = 704
@@ -53,16 +54,16 @@ class ChatterboxVocabulary:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "ChatterboxVocabulary":
-        """Return the vocabulary stored in `speech_vocabulary` of config.json."""
+        """Return the vocabulary in `speech_vocabulary` of a checkpoint's config.json."""
         return cls(**{**record, "voices": tuple(record["voices"])})
 
     def to_record(self) -> dict[str, Any]:
-        """Return the vocabulary as a record for `from_record`."""
+        """Return the vocabulary as `speech_vocabulary` for a checkpoint's config.json."""
         return asdict(self)
 
     @property
     def pad(self) -> int:
-        """Id of an empty stream, and of the text in the unconditional request."""
+        """Id of an empty stream; also of the text in the unconditional request."""
         return self.num_text_ids
 
     @property
@@ -72,7 +73,7 @@ class ChatterboxVocabulary:
 
     @property
     def start(self) -> int:
-        """Id before the codes."""
+        """Id that precedes the codes."""
         return self.speech.start + self.num_codes
 
     @property
@@ -89,7 +90,7 @@ class ChatterboxVocabulary:
         return range(self.text_positions.stop, self.text_positions.stop + self.num_speech_positions)
 
     def voice(self, name: str) -> range:
-        """Return the rows of a voice."""
+        """Return the ids of a voice's rows."""
         start = self.speech_positions.stop + self.voices.index(name) * self.num_voice_rows
         return range(start, start + self.num_voice_rows)
 
@@ -118,7 +119,7 @@ SAMPLING = SamplingConfig(
 
 
 def chatterbox(vocabulary: ChatterboxVocabulary) -> Family:
-    """Return the family for a vocabulary."""
+    """Return the family of a checkpoint with this vocabulary."""
     end = vocabulary.end
     return Family(
         name="chatterbox",
@@ -146,5 +147,5 @@ def chatterbox(vocabulary: ChatterboxVocabulary) -> Family:
 
 
 def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
-    """Return the family for a checkpoint's vocabulary, by default the published one."""
+    """Return the family of a checkpoint with this vocabulary; None for the published one."""
     return chatterbox(ChatterboxVocabulary.from_record(vocabulary) if vocabulary else ChatterboxVocabulary())

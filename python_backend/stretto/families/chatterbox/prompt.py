@@ -36,8 +36,8 @@ EVENED = (
 ENDS = (".", "!", "?", "-", ",")
 
 
-def evened(text: str) -> str:
-    """Return `text` normalised as in training: a capital first, single spaces, plain punctuation, a mark at its end."""
+def normalised(text: str) -> str:
+    """Return `text` normalised as in training: capitalised, with single spaces, plain punctuation and a final mark."""
     if text[0].islower():
         text = text[0].upper() + text[1:]
     text = " ".join(text.split())
@@ -58,7 +58,7 @@ class ChatterboxTemplate:
         self._space = spaces[0]
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """Return the rows of the only piece's words, to be spoken by the voice called `voice`."""
+        """Return the rows of the only piece's text, to be spoken by the voice called `voice`."""
         (piece,) = pieces
         assert piece.text is not None, task.name
         assert voice is not None, task.name
@@ -71,12 +71,12 @@ class ChatterboxTemplate:
         return PromptRows(rows, voice=known.voices.index(voice))
 
     def _words(self, text: str, path: str) -> list[int]:
-        """Return the ids of a text without its begin and end; InvalidRequest if there are none or too many."""
+        """Return the ids of a text without begin and end; raise InvalidRequest if there are none or too many."""
         check_text(text, path, self._family.max_text_chars)
         if not text.strip():
             raise InvalidRequest(path, "text of at least one character", repr(text))
         ids = list[int]()
-        for word in evened(text).split(" "):
+        for word in normalised(text).split(" "):
             ids += [self._space, *self._tokenizer.encode(word)]
         most = self._known.num_text_positions - 2
         if len(ids) > 1 + most:
@@ -85,14 +85,14 @@ class ChatterboxTemplate:
 
 
 def open_chatterbox(checkpoint: Path) -> ChatterboxTemplate:
-    """Return the template with a checkpoint's tokenizer; the family needs nothing else."""
+    """Return the template with a checkpoint's tokenizer."""
     config = config_at(checkpoint)
     vocabulary = ChatterboxVocabulary.from_record(config[VOCABULARY])
     return ChatterboxTemplate(read_family(config), vocabulary, TextTokenizer.at(checkpoint, spells_bytes=False))
 
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
-    """Return the template of `open_chatterbox`; CheckpointError if the codec has other voices."""
+    """Return the template of `open_chatterbox`; raise CheckpointError if the codec has other voices."""
     folder, number = checkpoint / "codec", codec.spec.num_voices
     names = config_at(folder).get("voices")
     if number != len(family.voices) or names != list(family.voices):

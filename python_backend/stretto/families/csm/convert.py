@@ -34,7 +34,10 @@ SESAMES = "codebook0_head.weight"  # https://github.com/SesameAILabs/csm, models
 
 
 def convert(release: Release, contents: Contents) -> Converted:
-    """Return the checkpoint. Tables are cut to the codec's codes; further ids are never read or sampled."""
+    """Return the checkpoint to be written.
+
+    Tables are cut to the codec's codes, because other ids are never read or sampled.
+    """
     if SESAMES in contents.tensors:
         index = "transformers.safetensors.index.json"
         raise CheckpointError(f"{release.model}: expected transformers' files, {index}, got Sesame's own ({SESAMES})")
@@ -60,7 +63,7 @@ def trained_dtype(config: Mapping[str, Any]) -> str | None:
 
 
 def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
-    """Return no notes."""
+    """Return an empty list."""
     return []
 
 

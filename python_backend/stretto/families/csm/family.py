@@ -78,11 +78,11 @@ class CsmVocabulary:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "CsmVocabulary":
-        """Return the vocabulary stored in `speech_vocabulary` of config.json."""
+        """Return the vocabulary in `speech_vocabulary` of a checkpoint's config.json."""
         return cls(**{**record, "depth": DepthSpec(**record["depth"])})
 
     def to_record(self) -> dict[str, Any]:
-        """Return the vocabulary as a record for `from_record`."""
+        """Return the vocabulary as `speech_vocabulary` for a checkpoint's config.json."""
         return asdict(self)
 
     @property
@@ -106,7 +106,7 @@ SAMPLING = SamplingConfig(
 
 
 def csm(vocabulary: CsmVocabulary) -> Family:
-    """Return the family for a vocabulary."""
+    """Return the family of a checkpoint with this vocabulary."""
     layout = vocabulary.layout
     first_codes = [ids.start + END_CODE for ids in layout.audio]
     return Family(
@@ -148,5 +148,5 @@ def csm(vocabulary: CsmVocabulary) -> Family:
 
 
 def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
-    """Return the family for a checkpoint's vocabulary, by default the published one."""
+    """Return the family of a checkpoint with this vocabulary; None for the published one."""
     return csm(CsmVocabulary.from_record(vocabulary) if vocabulary else CsmVocabulary())

@@ -166,7 +166,7 @@ MARKS = {BOSONS: "Higgs Audio's language model in Boson's own layout"}
 
 
 def convert(release: Release, contents: Contents) -> Converted:
-    """Return the checkpoint: the table of codes is appended to that of text, and heads are for codes only."""
+    """Return the checkpoint to be written: the code embeddings appended to the text table, and heads for codes only."""
     if BOSONS in contents.tensors:
         raise CheckpointError(f"{release.model}: expected the files of transformers' class, got Boson's own ({BOSONS})")
     config = read_config(contents.config)
@@ -193,7 +193,7 @@ def trained_dtype(config: Mapping[str, Any]) -> str | None:
 
 
 def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
-    """Return no notes."""
+    """Return an empty list."""
     return []
 
 

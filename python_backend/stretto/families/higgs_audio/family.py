@@ -56,11 +56,11 @@ class HiggsAudioVocabulary:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "HiggsAudioVocabulary":
-        """Return the vocabulary stored in `speech_vocabulary` of config.json."""
+        """Return the vocabulary in `speech_vocabulary` of a checkpoint's config.json."""
         return cls(**record)
 
     def to_record(self) -> dict[str, Any]:
-        """Return the vocabulary as a record for `from_record`."""
+        """Return the vocabulary as `speech_vocabulary` for a checkpoint's config.json."""
         return asdict(self)
 
     @property
@@ -89,7 +89,7 @@ SAMPLING = SamplingConfig(
 
 
 def higgs_audio(vocabulary: HiggsAudioVocabulary) -> Family:
-    """Return the family for a vocabulary."""
+    """Return the family of a checkpoint with this vocabulary."""
     layout = vocabulary.layout
     begin, end = zip(*layout.extra, strict=True)
     return Family(
@@ -119,5 +119,5 @@ def higgs_audio(vocabulary: HiggsAudioVocabulary) -> Family:
 
 
 def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
-    """Return the family for a checkpoint's vocabulary, by default the published one."""
+    """Return the family of a checkpoint with this vocabulary; None for the published one."""
     return higgs_audio(HiggsAudioVocabulary.from_record(vocabulary) if vocabulary else HiggsAudioVocabulary())

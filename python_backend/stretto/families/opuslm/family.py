@@ -70,11 +70,11 @@ class OpusVocabulary:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "OpusVocabulary":
-        """Return the vocabulary stored in `speech_vocabulary` of config.json."""
+        """Return the vocabulary in `speech_vocabulary` of a checkpoint's config.json."""
         return cls(**{**record, "text": tuple(record["text"]), "ssl": tuple(record["ssl"])})
 
     def to_record(self) -> dict[str, Any]:
-        """Return the vocabulary as a record for `from_record`."""
+        """Return the vocabulary as `speech_vocabulary` for a checkpoint's config.json."""
         return asdict(self)
 
     @property

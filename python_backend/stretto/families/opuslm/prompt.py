@@ -46,7 +46,7 @@ class SegmentWriter:
 
     def __init__(self, family: Family, subwords: Subwords, codec: Codec, ssl: XeusTokenizer | None):
         self.family, self._subwords = family, subwords
-        self._heard = None if ssl is None else InputCodes(codec, ssl)
+        self._encoder = None if ssl is None else InputCodes(codec, ssl)
 
     def ids(self, *ids: int) -> np.ndarray:
         """Return rows [n, 9] with `ids` on stream 0."""
@@ -94,13 +94,13 @@ class SegmentWriter:
             check_codes(piece.codes, self.family, piece.path)
             return piece.codes
         assert piece.pcm is not None, piece.path
-        if self._heard is None:
+        if self._encoder is None:
             raise InvalidRequest(
                 piece.path,
                 "codes [9][T] in messages: the checkpoint has no ssl_tokenizer/ (docs/families.md, Requests)",
                 "audio",
             )
-        codes = self._heard.encode(piece.pcm)
+        codes = self._encoder.encode(piece.pcm)
         if codes.shape[1] == 0:
             raise InvalidRequest(piece.path, "audio of at least one frame (0.025 s)", f"{len(piece.pcm)} samples")
         return codes

@@ -40,7 +40,7 @@ MOE_NUMBERS = (
 
 
 def convert(release: Release, contents: Contents) -> Converted:
-    """Return the checkpoint."""
+    """Return the checkpoint to be written."""
     numbers = Numbers(contents.config)
     known = vocabulary(numbers, contents.tokenizer)
     talker = numbers.part("talker_config")

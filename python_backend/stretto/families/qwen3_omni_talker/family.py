@@ -53,7 +53,7 @@ SAMPLING = SamplingConfig(
 
 
 def qwen3_omni_talker(vocabulary: TalkerVocabulary) -> Family:
-    """Return the family for a vocabulary."""
+    """Return the family of a checkpoint with this vocabulary."""
     like = qwen3_tts(vocabulary)
     assert like.text_track is not None
     return replace(
@@ -68,5 +68,5 @@ def qwen3_omni_talker(vocabulary: TalkerVocabulary) -> Family:
 
 
 def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
-    """Return the family for a checkpoint's vocabulary, by default the published one."""
+    """Return the family of a checkpoint with this vocabulary; None for the published one."""
     return qwen3_omni_talker(TalkerVocabulary.from_record(vocabulary) if vocabulary else TalkerVocabulary())

@@ -78,7 +78,7 @@ class TalkerPrompts:
             self.family.tasks[0].name,
             made.rows,
             sampling or self.family.tasks[0].sampling,
-            audios=self._heard(users, states),
+            audios=self._audio_inputs(users, states),
             track=made.track[:-1] if is_open else made.track,
             is_open=is_open,
         )
@@ -110,7 +110,7 @@ class TalkerPrompts:
                 raise InvalidRequest("conversation", expected, "a turn with an image or a video")
             yield turn
 
-    def _heard(self, users: Sequence[int], states: np.ndarray | None) -> tuple[InputAudio, ...]:
+    def _audio_inputs(self, users: Sequence[int], states: np.ndarray | None) -> tuple[InputAudio, ...]:
         """Return the states, assigned to the rows of audio."""
         positions = [index for index, token in enumerate(users) if token == self._known.heard]
         given = np.zeros((0, 1), np.float32) if states is None else states

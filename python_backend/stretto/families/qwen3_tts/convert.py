@@ -226,7 +226,7 @@ LAYER_NUMBERS = (
 
 
 def convert(release: Release, contents: Contents) -> Converted:
-    """Return the checkpoint."""
+    """Return the checkpoint to be written."""
     numbers = Numbers(contents.config)
     known = vocabulary(numbers, contents.tokenizer)
     talker = numbers.part("talker_config")
@@ -263,7 +263,7 @@ def trained_dtype(config: Mapping[str, Any]) -> str | None:
 
 
 def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
-    """Return no notes."""
+    """Return an empty list."""
     return []
 
 

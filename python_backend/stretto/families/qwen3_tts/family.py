@@ -119,12 +119,12 @@ class Qwen3TtsVocabulary:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:
-        """Return the vocabulary stored in `speech_vocabulary` of config.json."""
+        """Return the vocabulary in `speech_vocabulary` of a checkpoint's config.json."""
         parts = {"text": TextIds, "codec": CodecIds, "depth": DepthSpec}
         return cls(**{**record, **{name: build(**record[name]) for name, build in parts.items()}})
 
     def to_record(self) -> dict[str, Any]:
-        """Return the vocabulary as a record for `from_record`."""
+        """Return the vocabulary as `speech_vocabulary` for a checkpoint's config.json."""
         return asdict(self)
 
     @property
@@ -151,7 +151,7 @@ SAMPLING = SamplingConfig(
 
 
 def qwen3_tts(vocabulary: Qwen3TtsVocabulary) -> Family:
-    """Return the family for a vocabulary."""
+    """Return the family of a checkpoint with this vocabulary."""
     layout = vocabulary.layout
     end = vocabulary.num_text_ids + vocabulary.codec.eos
     clones = vocabulary.kind == "base"
@@ -184,5 +184,5 @@ def qwen3_tts(vocabulary: Qwen3TtsVocabulary) -> Family:
 
 
 def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
-    """Return the family for a checkpoint's vocabulary, by default the published one."""
+    """Return the family of a checkpoint with this vocabulary; None for the published one."""
     return qwen3_tts(Qwen3TtsVocabulary.from_record(vocabulary) if vocabulary else Qwen3TtsVocabulary())

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 
-class BesideText(nn.Module):
+class TextPadAdder(nn.Module):
     """Module that adds the projected embedding of the text pad, which the text stream carries in that row."""
 
     def __init__(self, hidden_size: int):
@@ -24,11 +24,11 @@ def audio_tower(config: Mapping[str, Any]) -> nn.Identity:
     return nn.Identity()
 
 
-def audio_adaptor(config: Mapping[str, Any], hidden_size: int) -> BesideText:
+def audio_adaptor(config: Mapping[str, Any], hidden_size: int) -> TextPadAdder:
     """Return the module that makes a row from an x-vector."""
-    return BesideText(hidden_size)
+    return TextPadAdder(hidden_size)
 
 
-def embed_audio(tower: nn.Identity, adaptor: BesideText, features: torch.Tensor) -> torch.Tensor:
+def embed_audio(tower: nn.Identity, adaptor: TextPadAdder, features: torch.Tensor) -> torch.Tensor:
     """Return rows [N, H] for x-vectors [N, H]."""
     return adaptor(tower(features))

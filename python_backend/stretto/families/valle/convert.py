@@ -37,7 +37,7 @@ RENAMED = {"attn.out": "attn.c_proj", "mlp.0": "mlp.c_fc", "mlp.2": "mlp.c_proj"
 
 
 def convert(release: Release, contents: Contents) -> Converted:
-    """Return the checkpoint: the autoregressive model for the engine, and the other one in a folder for the decoder."""
+    """Return the checkpoint to be written: the autoregressive model, and the refinement in a folder for the decoder."""
     if release.keeps_codec:
         raise CheckpointError("VALL-E's file holds no copy of its codec: --codec must name its folder")
     numbers, known = network_numbers(contents.config), vocabulary(contents.config, contents.tokenizer)
@@ -60,9 +60,9 @@ def convert(release: Release, contents: Contents) -> Converted:
     folded = folded_shapes(numbers)
     found = {name: contents.tensors[name] for name in folded if name in contents.tensors}
     check({name: Part(name, shape) for name, shape in folded.items()}, found, ())
-    shape = second_shape(numbers, known)
-    network = Network(FOLDER, asdict(shape), second_half(shape, known))
-    return Converted(record, first_half(numbers, known, contents.tensors), DROPPED, tuple(folded), (network,))
+    shape = refinement_shape(numbers, known)
+    network = Network(FOLDER, asdict(shape), refinement_plan(shape, known))
+    return Converted(record, autoregressive_plan(numbers, known, contents.tensors), DROPPED, tuple(folded), (network,))
 
 
 def trained_dtype(config: Mapping[str, Any]) -> str | None:
@@ -132,7 +132,7 @@ def _token(names: list[str], *spellings: str) -> int:
     raise CheckpointError(f"config.yaml: token_list: no {spellings[0]}")
 
 
-def first_half(numbers: Mapping[str, Any], known: ValleVocabulary, tensors: Mapping[str, Tensor]) -> Plan:
+def autoregressive_plan(numbers: Mapping[str, Any], known: ValleVocabulary, tensors: Mapping[str, Tensor]) -> Plan:
     """Return the tensors of the autoregressive model: GPT-2, with transposed matrices.
 
     Its head covers only the ids that it samples.
@@ -152,7 +152,7 @@ def first_half(numbers: Mapping[str, Any], known: ValleVocabulary, tensors: Mapp
         return weights, biases
 
     parts = {
-        EMBEDDINGS: Part("transformer.wte.weight", (known.vocab_size, width), with_nothing),
+        EMBEDDINGS: Part("transformer.wte.weight", (known.vocab_size, width), with_zero_row),
         HEAD: Part("audio_head.weight", (known.vocab_size, width), lambda head: _first_head(head, known)),
         f"{FIRST}pos_emb.weight": Part("transformer.wpe.weight", (numbers["n_ctx"], width)),
         **_vectors(f"{FIRST}ln", "transformer.ln_f", width),
@@ -188,7 +188,7 @@ def _vectors(old: str, new: str, width: int) -> Plan:
     return {f"{old}.{kind}": Part(f"{new}.{kind}", (width,)) for kind in ("weight", "bias")}
 
 
-def with_nothing(table: Tensor) -> Tensor:
+def with_zero_row(table: Tensor) -> Tensor:
     """Return an embedding table with a zero row appended for the id of an empty stream."""
     return torch.cat([table, table.new_zeros(1, table.shape[1])])
 
@@ -198,7 +198,7 @@ def _first_head(head: Tensor, known: ValleVocabulary) -> Tensor:
     return torch.cat([head[known.codec : known.codec + known.codebook_size], head[SOS_EOS : SOS_EOS + 1]])
 
 
-def second_shape(numbers: Mapping[str, Any], known: ValleVocabulary) -> ValleShape:
+def refinement_shape(numbers: Mapping[str, Any], known: ValleVocabulary) -> ValleShape:
     """Return the hyperparameters of the non-autoregressive model."""
     return ValleShape(
         width=numbers["att_unit"],
@@ -213,7 +213,7 @@ def second_shape(numbers: Mapping[str, Any], known: ValleVocabulary) -> ValleSha
     )
 
 
-def second_half(shape: ValleShape, known: ValleVocabulary) -> Plan:
+def refinement_plan(shape: ValleShape, known: ValleVocabulary) -> Plan:
     """Return the tensors of the non-autoregressive model, whose names stay, and the tables shared by both models."""
     width, first = shape.width, known.codec + known.codebook_size
     last = known.codec + known.num_codebooks * known.codebook_size
@@ -235,7 +235,7 @@ def second_half(shape: ValleShape, known: ValleVocabulary) -> Plan:
     }
     sizes |= {f"blocks.{layer}.{name}": size for layer in range(shape.num_layers) for name, size in block.items()}
     return {
-        EMBEDDINGS: Part("emb.weight", (known.vocab_size, width), with_nothing),
+        EMBEDDINGS: Part("emb.weight", (known.vocab_size, width), with_zero_row),
         HEAD: Part("head.weight", (known.vocab_size, width), lambda head: head[first:last]),
         **{f"{SECOND}{name}": Part(name, size) for name, size in sizes.items()},
     }

@@ -58,11 +58,11 @@ class ValleVocabulary:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "ValleVocabulary":
-        """Return the vocabulary stored in `speech_vocabulary` of config.json."""
+        """Return the vocabulary in `speech_vocabulary` of a checkpoint's config.json."""
         return cls(**{**record, "text": tuple(record["text"])})
 
     def to_record(self) -> dict[str, Any]:
-        """Return the vocabulary as a record for `from_record`."""
+        """Return the vocabulary as `speech_vocabulary` for a checkpoint's config.json."""
         return asdict(self)
 
     @property
@@ -91,7 +91,7 @@ SAMPLING = SamplingConfig(
 
 
 def valle(vocabulary: ValleVocabulary) -> Family:
-    """Return the family for a vocabulary."""
+    """Return the family of a checkpoint with this vocabulary."""
     return Family(
         name="valle",
         layout=vocabulary.layout,

@@ -123,31 +123,33 @@ class ValleRefinement(nn.Module):
         self.ln = LevelNorm(shape.width)
 
     @torch.inference_mode()
-    def fill(self, passages: Sequence[Passage], told: Callable[[], None] | None = None) -> list[np.ndarray]:
+    def fill(self, passages: Sequence[Passage], on_codebook: Callable[[], None] | None = None) -> list[np.ndarray]:
         """Return the codes of each passage; shorter passages are padded, and the padding is masked."""
         firsts = [len(passage.prompt) - 1 for passage in passages]  # row of frame 0; row 0 of a prompt is not read
-        lasts = [first + len(passage.given) for first, passage in zip(firsts, passages, strict=True)]  # rows of the end
+        lasts = [
+            first + len(passage.first_codes) for first, passage in zip(firsts, passages, strict=True)
+        ]  # rows of the end
         rows = self.emb.weight.new_zeros(len(passages), max(lasts) + 1, self.shape.width)
         for row, passage, first, last in zip(rows, passages, firsts, lasts, strict=True):
             row[:first] = self.emb(self._ids(passage.prompt[1:])).sum(1)
-            row[first:last] = self.emb(self._ids(passage.given) + self.shape.codes)
+            row[first:last] = self.emb(self._ids(passage.first_codes) + self.shape.codes)
             row[last] = self.emb.weight[self.shape.end]
         starts = torch.stack([row[first - 1] for row, first in zip(rows, firsts, strict=True)])
         ends = torch.tensor(lasts, device=rows.device)
         mask = (torch.arange(rows.shape[1], device=rows.device) <= ends[:, None])[:, None, None]
-        codes = [[passage.given] for passage in passages]
+        codes = [[passage.first_codes] for passage in passages]
         for level in range(1, self.shape.num_codebooks):
-            said = self._said(rows, level, mask)
+            said = self._most_likely(rows, level, mask)
             for at, (first, last) in enumerate(zip(firsts, lasts, strict=True)):
                 found = said[at, first : last + 1]
                 codes[at].append(found[:-1].cpu().numpy())
                 rows[at, first : last + 1] += self.emb(found + self.shape.codes + level * self.shape.codebook_size)
                 rows[at, first - 1] += starts[at]
-            if told is not None:
-                told()
+            if on_codebook is not None:
+                on_codebook()
         return [np.stack(each).astype(np.int64) for each in codes]
 
-    def _said(self, rows: Tensor, level: int, mask: Tensor) -> Tensor:
+    def _most_likely(self, rows: Tensor, level: int, mask: Tensor) -> Tensor:
         """Return the most likely code of codebook `level` in each row: [B, L, H] -> [B, L]."""
         level_scale = self.level_emb.weight[level - 1]
         x = rows + self.pos_emb.weight[: rows.shape[1]]

@@ -163,7 +163,7 @@ REQUIRED = (*NUMBERS, "vocab_size")
 
 
 def convert(release: Release, contents: Contents) -> Converted:
-    """Return the checkpoint of a release."""
+    """Return the checkpoint to be written."""
     if release.keeps_codec or release.backbone:
         raise CheckpointError("VITA-Audio: --codec-from-model and --backbone are for other families")
     config = contents.config
@@ -255,5 +255,5 @@ def trained_dtype(config: Mapping[str, Any]) -> str | None:
 
 
 def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
-    """Return no notes."""
+    """Return an empty list."""
     return []

@@ -6,7 +6,7 @@ r"""Prompts of VITA-Audio: ChatML, without Qwen 2.5's default system turn.
     asr        user       Convert the speech to text.\n audio
     dialogue   user       text \n audio, or text alone
     audio      <|begin_of_audio|> codes <|end_of_audio|>
-    heard      <|begin_of_audio|> <|context_of_audio|> … <|end_of_audio|>, in VITA-Audio-Plus
+    features      <|begin_of_audio|> <|context_of_audio|> … <|end_of_audio|>, in VITA-Audio-Plus
 
 Words and codes of an assistant's turn alternate as in training: `interleave`. Role, line end and content are tokenized
 separately, as in training (`vita_audio/data/dataset_qwen2.py` of https://github.com/VITA-MLLM/VITA-Audio), so the
@@ -110,7 +110,7 @@ class VitaTemplate:
         audio: Mapping[str, Any] | None = None,
     ):
         self._family, self._subwords, self._ratio, self._audio_config = family, subwords, ratio, audio
-        self._heard = None if tokenizer is None else CachedEncoder(tokenizer.encode)
+        self._encoder = None if tokenizer is None else CachedEncoder(tokenizer.encode)
         self._begin, self._end = (family.markers[name] for name in ("begin_of_audio", "end_of_audio"))
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
@@ -118,13 +118,13 @@ class VitaTemplate:
 
         A dialogue without a system turn gets the authors' system turn.
         """
-        ids, heard = list[int](), list[np.ndarray]()
+        ids, features = list[int](), list[np.ndarray]()
         if task.name == "dialogue" and pieces[0].role != "system":
             ids += self._turn("system", self._text(SYSTEM_TEXT, ""))
         for role, turn in groupby(pieces, lambda piece: piece.role):
-            ids += self._turn(role, self._content(task, role, list(turn), heard))
+            ids += self._turn(role, self._content(task, role, list(turn), features))
         ids += self._head("assistant")
-        return PromptRows(stream0_rows(self._family.layout, ids), audios=self._placed(ids, heard))
+        return PromptRows(stream0_rows(self._family.layout, ids), audios=self._audio_inputs(ids, features))
 
     def _head(self, role: str) -> list[int]:
         return [self._family.markers["im_start"], *self._text(role, ""), *self._text("\n", "")]
@@ -132,10 +132,10 @@ class VitaTemplate:
     def _turn(self, role: str, content: list[int]) -> list[int]:
         return [*self._head(role), *content, self._family.markers["im_end"], *self._text("\n", "")]
 
-    def _content(self, task: Task, role: str, turn: list[Piece], heard: list[np.ndarray]) -> list[int]:
-        """Return the ids of a turn's content; features for the audio encoder are appended to `heard`."""
+    def _content(self, task: Task, role: str, turn: list[Piece], features: list[np.ndarray]) -> list[int]:
+        """Return the ids of a turn's content; features for the audio encoder are appended to `features`."""
         words = [piece for piece in turn if piece.text is not None]
-        audio = [token for piece in turn if piece.text is None for token in self._audio(piece, heard)]
+        audio = [token for piece in turn if piece.text is None for token in self._audio(piece, features)]
         for piece in words:
             self._text(piece.text or "", piece.path)  # so that an error message names this piece
         text = "\n".join(piece.text or "" for piece in words)
@@ -154,10 +154,10 @@ class VitaTemplate:
     def _text(self, text: str, path: str) -> list[int]:
         return self._subwords.ids(text, path)
 
-    def _audio(self, piece: Piece, heard: list[np.ndarray]) -> list[int]:
+    def _audio(self, piece: Piece, features: list[np.ndarray]) -> list[int]:
         if self._audio_config is not None and piece.role != "assistant":
-            heard.append(self._features(piece, self._audio_config))
-            rows = [self._family.markers[HEARD]] * (NUM_QUERIES + len(heard[-1]))
+            features.append(self._features(piece, self._audio_config))
+            rows = [self._family.markers[HEARD]] * (NUM_QUERIES + len(features[-1]))
             return [self._begin, *rows, self._end]
         first = self._family.layout.audio[0].start
         return [self._begin, *(self._codes(piece) + first).tolist(), self._end]
@@ -169,13 +169,12 @@ class VitaTemplate:
             )
         return stacked_log_mel(piece.pcm, audio)
 
-    def _placed(self, ids: list[int], heard: list[np.ndarray]) -> tuple[InputAudio, ...]:
-        """Return the audio inputs: the features in `heard`, in order, with their first rows in `ids`."""
+    def _audio_inputs(self, ids: list[int], features: list[np.ndarray]) -> tuple[InputAudio, ...]:
+        """Return the audio inputs: the features in `features`, in order, with their first rows in `ids`."""
         context = self._family.markers.get(HEARD)
         firsts = [at for at, token in enumerate(ids) if token == context and ids[at - 1] == self._begin]
         return tuple(
-            InputAudio(first, NUM_QUERIES + len(features), features)
-            for first, features in zip(firsts, heard, strict=True)
+            InputAudio(first, NUM_QUERIES + len(each), each) for first, each in zip(firsts, features, strict=True)
         )
 
     def _codes(self, piece: Piece) -> np.ndarray:
@@ -184,13 +183,13 @@ class VitaTemplate:
             check_codes(piece.codes, self._family, piece.path)
             return piece.codes[0]
         assert piece.pcm is not None, piece.path
-        if self._heard is None:
+        if self._encoder is None:
             raise InvalidRequest(
                 piece.path,
                 "codes [1][T] in messages: the checkpoint has no ssl_tokenizer/ (docs/families.md, Requests)",
                 "audio",
             )
-        return self._heard.encode(piece.pcm)
+        return self._encoder.encode(piece.pcm)
 
 
 def interleave(text: list[int], codes: list[int], ratio: Sequence[int], markers: tuple[int, int]) -> list[int]:
