@@ -72,7 +72,7 @@ class Chunk:
     Attributes:
         marks: Words that begin in the chunk's frames.
         guidance_changes: Guidance changes in the chunk's frames.
-        output_codes: Ids of all output streams, [S][T], if the client requested them.
+        output_codes: Codes of all output streams, [S][T], if the client requested them.
         num_reference_frames: In the first chunk, number of leading frames that repeat the reference recording and are
             not audible.
         is_prompt: True if the tensor contains the prompt's rows [S, P], for a model that fills in the codebooks after

@@ -74,7 +74,7 @@ class Event(TypedDict):
     Attributes:
         start_s: Time in the utterance of the first sample, in seconds.
         duration_s: Duration of the samples, in seconds.
-        codes: Ids of all output streams, [S][T], if requested.
+        codes: Codes of all output streams, [S][T], if requested.
         report: Summary, in the last event.
         ring: Slots of the client's ring that contain the samples, if the client has a ring.
         session: In the first event of a streamed text, the session name that the client needs to send more text.
