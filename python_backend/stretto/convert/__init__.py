@@ -1,1 +1,1 @@
-"""Conversion of published releases to checkpoints that vLLM loads, one module per part of a release or checkpoint."""
+"""Conversion of published models to checkpoints that vLLM loads."""

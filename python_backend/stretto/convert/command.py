@@ -1,10 +1,10 @@
-r"""Convert a published model (weights, config.yaml, a tokenizer) to a checkpoint directory that the server loads.
+"""Convert a published model (weights, config.yaml, a tokenizer) to a checkpoint directory that the server loads.
 
     stretto convert FAMILY --model model.pt --config config.yaml --tokenizer TOKENIZER --codec CODEC --out CHECKPOINT
 
 Writes config.json, model-0000N-of-0000M.safetensors with their index, the tokenizer's files, `codec/` and, if
 requested, `ssl_tokenizer/`, and prints the SHA-256 of each file. Tensors are copied from file to file one at a time.
-If anything does not fit, it is reported and nothing is written.
+If any file does not match the others, the mismatch is reported and nothing is written.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
 
 
 def release(args: argparse.Namespace) -> Release:
-    """Return the release that the command line describes."""
+    """Return the release described by the command line."""
     audio = {"do_normalize": not args.no_normalize}
     audio |= {name: getattr(args, name) for name in ("n_window", "n_window_infer") if getattr(args, name) is not None}
     return Release(
@@ -84,7 +84,7 @@ def release(args: argparse.Namespace) -> Release:
 
 
 def describe(conversion: Conversion) -> str:
-    """Return a description of the files that will be written, and of the tensors that will not."""
+    """Return a description of the files to be written, and of the tensors that are left out."""
     record = conversion.record
     lines = [
         f"{record['architectures'][0]}, {record['vocab_size']} ids, {record['dtype']}",
@@ -102,7 +102,7 @@ def describe(conversion: Conversion) -> str:
 
 
 def grouped(shapes: dict[str, list[int]]) -> list[str]:
-    """Return names with their shapes; several names with a common prefix become that prefix and their number."""
+    """Return tensor names with shapes as lines; several names with a common prefix are one line with their number."""
     groups: dict[str, list[str]] = {}
     for name in shapes:
         groups.setdefault(".".join(name.split(".")[:2]), []).append(name)
@@ -113,7 +113,7 @@ def grouped(shapes: dict[str, list[int]]) -> list[str]:
 
 
 def main(words: list[str] | None = None) -> int:
-    """Convert a release; return 1 if something does not fit."""
+    """Convert a release; return 1 if its files do not match."""
     args = arguments(words)
     try:
         conversion = plan(release(args))

@@ -1,6 +1,6 @@
-"""Conversion of a release to a directory that vLLM loads. Nothing is written until everything fits.
+"""Conversion of a release to a checkpoint directory. Nothing is written before all parts have been checked.
 
-The codec comes from a folder published by its authors, or from the copy inside a release's weights.
+The codec comes from a folder published by its authors, or from the release's own weights.
 """
 
 import shutil
@@ -42,7 +42,7 @@ from stretto.weights.tensors import (
 WEIGHTS = (".bin", ".pt", ".pth", ".safetensors")
 FILES = (".json", ".yaml", *WEIGHTS)
 SUFFIX = ".safetensors"
-# Tensors that identify the contents of a file that is not the codec; codecs and converters of families have more.
+# Tensors by which a file that is not the codec is recognised; codecs and families' conversion modules add more.
 MARKS = {
     "model.embed_tokens.weight": "a language model",
     "language_model.model.embed_tokens.weight": "a language model",
@@ -51,7 +51,10 @@ MARKS = {
 
 
 def check_codec(folder: Path, family: Family) -> list[Path]:
-    """Return the codec's files; CheckpointError if the folder holds another codec than the family's."""
+    """Return the codec's files to copy.
+
+    Raise CheckpointError if the folder contains another codec than the family's.
+    """
     try:
         published_shape = getattr(codec_module(family.codec), "published_shape", None)
     except KeyError as error:
@@ -64,7 +67,7 @@ def check_codec(folder: Path, family: Family) -> list[Path]:
         raise CheckpointError(f"{folder}: expected {expected[0]} codebooks of {expected[1]} codes, got {found}")
     names = sorted(path.name for path in folder.iterdir() if path.suffix in FILES and not path.is_dir())
     if any(name.endswith(SUFFIX) for name in names):
-        names = [name for name in names if not name.endswith(".bin")]  # the same weights once more
+        names = [name for name in names if not name.endswith(".bin")]  # a second copy of the weights
     files = [released_file(folder, name) for name in names]
     if not any(path.suffix in WEIGHTS for path in files):
         known = f"{', '.join(WEIGHTS[:-1])} or {WEIGHTS[-1]}"
@@ -78,7 +81,7 @@ def check_codec(folder: Path, family: Family) -> list[Path]:
 
 
 def _holds(files: list[Path]) -> str:
-    """Return a description of the weights in a codec's files, for an error message."""
+    """Return a description of the model in a codec's files, for an error message."""
     found = []
     for path in files:
         if path.suffix != SUFFIX:
@@ -97,11 +100,11 @@ def _holds(files: list[Path]) -> str:
 
 @dataclass(frozen=True)
 class CodecCopy:
-    """Copy of a codec inside a release, to be written in transformers' layout.
+    """Codec inside a release's weights, to be written in transformers' layout.
 
     Attributes:
-        record: Its config.json.
-        entries: Its tensors.
+        record: Contents of its config.json.
+        entries: Tensors to write.
     """
 
     record: dict[str, Any]
@@ -111,18 +114,18 @@ class CodecCopy:
     def from_tensors(
         cls, family: Family, folder: Path | None, release: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str
     ) -> "CodecCopy":
-        """Return the copy formed by the tensors under `prefix`.
+        """Return the codec formed by the tensors under `prefix`.
 
         Args:
             family: Family of the release.
             folder: Folder of the published codec, whose config.json is used; None to use the release's.
             release: config.json of the release. Its `codec_config` is used if present, else the defaults of
                 transformers' class.
-            tensors: Tensors of the release.
-            prefix: Prefix of the names of the copy's tensors.
+            tensors: Tensors of the release by name.
+            prefix: Prefix of the codec's tensor names.
 
         Raises:
-            CheckpointError: If the family's codec has no such copy, or its tensors do not fit.
+            CheckpointError: If transformers has no class for the family's codec, or tensors do not match.
         """
         classes = getattr(codec_module(family.codec), "TRANSFORMERS", None)
         if classes is None:
@@ -152,12 +155,12 @@ class CodecCopy:
 
 @dataclass(frozen=True)
 class ConvertedNetwork:
-    """Further network of a checkpoint, in a separate folder with `config.json` and `model.safetensors`.
+    """Additional network of a checkpoint, in a folder of its own with `config.json` and `model.safetensors`.
 
     Attributes:
         folder: Name of the folder.
-        record: Its config.json.
-        entries: Its tensors, in the stored dtype.
+        record: Contents of its config.json.
+        entries: Tensors to write, in their stored dtype.
     """
 
     folder: str
@@ -166,7 +169,15 @@ class ConvertedNetwork:
 
     @classmethod
     def from_network(cls, network: Network, tensors: Mapping[str, Tensor]) -> "ConvertedNetwork":
-        """Return the network with its own tensors or, by default, `tensors`; raise CheckpointError for mismatches."""
+        """Check a network's tensors and return it.
+
+        Args:
+            network: The network.
+            tensors: Tensors of the release by name, used unless the network has its own.
+
+        Raises:
+            CheckpointError: If tensors are missing or do not match.
+        """
         tensors = tensors if network.tensors is None else network.tensors
         check(network.plan, {name: tensors[name] for name in network.plan if name in tensors}, ())
         entries = [
@@ -176,7 +187,7 @@ class ConvertedNetwork:
         return cls(network.folder, network.record, entries)
 
     def write(self, checkpoint: Path, progress: Progress) -> list[Written]:
-        """Write the folder and its files."""
+        """Create the folder in `checkpoint` and write its files."""
         folder = checkpoint / self.folder
         folder.mkdir()
         files = [write_json(folder / "config.json", self.record)]
@@ -186,18 +197,18 @@ class ConvertedNetwork:
 
 @dataclass(frozen=True)
 class Conversion:
-    """Everything that will be written.
+    """All parts of a checkpoint to be written.
 
     Attributes:
-        record: config.json.
+        record: Contents of config.json.
         entries: Tensors of the language model.
-        dropped: Shapes of published tensors that are not used, by name.
-        tokenizer: Tokenizer of text.
-        codec_files: Files of the codec to copy.
-        codec_copy: The codec inside the release, if it is written from there.
-        ssl_tokenizer: Audio tokenizer, if one is written.
-        notes: Findings that an operator may want to know.
-        networks: Further networks.
+        dropped: Shapes of unused published tensors by name.
+        tokenizer: Text tokenizer.
+        codec_files: Codec files to copy.
+        codec_copy: Codec from the release's weights, if there is no folder to copy.
+        ssl_tokenizer: Audio tokenizer, if requested.
+        notes: Remarks for the operator.
+        networks: Additional networks.
     """
 
     record: dict[str, Any]
@@ -217,7 +228,11 @@ class Conversion:
 
 
 def plan(release: Release) -> Conversion:
-    """Read everything except the tensors' values; CheckpointError names the parts that do not fit."""
+    """Read and check everything except the values of the tensors.
+
+    Raises:
+        CheckpointError: Parts of the release do not match; the message names them.
+    """
     family_files = published(release)
     if release.ssl_tokenizer and audio_tokenizer_of(release.family_name) is None:
         raise CheckpointError(
@@ -250,7 +265,7 @@ def plan(release: Release) -> Conversion:
 
 
 def _tokenizer(release: Release, num_codes: int) -> AudioTokenizer | None:
-    """Return the audio tokenizer in the folder of `--ssl-tokenizer`; None without that option."""
+    """Return the conversion of the audio tokenizer given by `--ssl-tokenizer`; None without that option."""
     kind = audio_tokenizer_of(release.family_name)
     if release.ssl_tokenizer is None or kind is None:
         return None
@@ -270,9 +285,9 @@ def _read(part: Part, tensors: Mapping[str, Tensor], name: str) -> Tensor:
 
 @contextmanager
 def fresh_directory(out: Path) -> Iterator[Path]:
-    """Yield a directory that becomes `out` once everything is written, and is removed on failure.
+    """Yield a temporary directory, which is renamed to `out` at the end, or removed on failure.
 
-    Leftovers of an interrupted run are replaced.
+    Directories left by an interrupted run are replaced.
 
     Raises:
         CheckpointError: If `out` exists and is not an empty directory.
@@ -291,7 +306,17 @@ def fresh_directory(out: Path) -> Iterator[Path]:
 
 
 def write(conversion: Conversion, out: Path, max_bytes: int, progress: Progress) -> list[Written]:
-    """Write all files, or none if anything fails."""
+    """Write the checkpoint, or nothing if an error occurs.
+
+    Args:
+        conversion: Parts to write.
+        out: Directory to create.
+        max_bytes: Maximum size of a shard.
+        progress: Called with the number of bytes after each part.
+
+    Returns:
+        Written files.
+    """
     with fresh_directory(out) as folder:
         files = write_shards(folder, conversion.entries, max_bytes, progress)
         files.append(write_json(folder / "config.json", conversion.record))

@@ -1,4 +1,4 @@
-"""Model repositories for converted checkpoints, and the model profile that clients read."""
+"""Triton model repositories for converted checkpoints, and the model profile that clients read."""
 
 import argparse
 import json
@@ -24,11 +24,11 @@ PARAMETER = "profile"
 
 
 def profile(family: Family, sample_rate: int, frame_rate: float) -> str:
-    """Return the family's profile as one line of JSON that fits between single quotes in a config.
+    """Return the model profile as one line of JSON without single quotes, so that it fits between quotes in a config.
 
     Args:
         family: Family of the checkpoint.
-        sample_rate: Sampling rate of the codec in Hz.
+        sample_rate: Sample rate of the codec in Hz.
         frame_rate: Frames per second of the codec.
     """
     record = {
@@ -52,7 +52,7 @@ def profile(family: Family, sample_rate: int, frame_rate: float) -> str:
 
 
 def _task(task: Task, family: Family, frame_rate: float) -> dict[str, Any]:
-    """Return the attributes of `Task` that are useful to clients."""
+    """Return the attributes of a task that clients need."""
     num_closing_rows = family.tail.num_closing_rows(family.layout.max_delay)
     max_speech_s = (task.sampling.audio.max_rows - num_closing_rows) // family.rows_per_frame / frame_rate
     return {
@@ -69,7 +69,7 @@ def _task(task: Task, family: Family, frame_rate: float) -> dict[str, Any]:
 
 
 def _options(family: Family) -> list[str]:
-    """Return the names of the options that this family accepts and some other family rejects."""
+    """Return the options that this family accepts and at least one other family rejects."""
     taken = {
         "depth": family.depth is not None,
         "instruct": family.takes_instructions,
@@ -110,16 +110,16 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
 
 
 def engine_arguments(record: dict[str, Any], family: Family, is_on_gpu: bool) -> dict[str, Any]:
-    """Return vLLM's arguments for a checkpoint.
+    """Return vLLM's engine arguments for a checkpoint.
 
-    On the CPU, the KV cache holds at least a CFG pair with replies of maximum length, so that no request is rejected
-    for its length, and 1024 rows per batch slot. On a GPU, vLLM uses the memory that weights and codec leave;
-    with 256 batch slots its CUDA graphs also hold steps with prompts, of up to 512 rows. Up to a
-    quarter as many requests as batch slots may wait; further ones are rejected and may be retried.
+    On the CPU, the KV cache has room for a CFG pair with a reply of maximum length, so that no request is rejected for
+    its length, and for 1024 rows per batch slot. On a GPU, vLLM uses the memory that weights and codec leave; with 256
+    batch slots its CUDA graphs also cover steps of up to 512 rows that include prompts. At most a quarter as many
+    requests as batch slots may wait; more are rejected and may be retried.
 
     Args:
         record: config.json of the checkpoint.
-        family: Its family.
+        family: The checkpoint's family.
         is_on_gpu: True to serve on a GPU.
     """
     chosen: dict[str, Any] = {
@@ -142,28 +142,32 @@ def engine_arguments(record: dict[str, Any], family: Family, is_on_gpu: bool) ->
 
 
 def precision(record: dict[str, Any], is_on_gpu: bool) -> str:
-    """Return the dtype to serve in: the checkpoint's own, because vLLM would choose 16 bits for float32.
+    """Return the dtype to serve in: that of the checkpoint, because vLLM would choose 16 bits for float32.
 
     On a CPU, float16 becomes float32: most CPUs compute float16 in float32, with a conversion around every product.
+
+    Args:
+        record: config.json of the checkpoint.
+        is_on_gpu: True to serve on a GPU.
     """
     stored = record.get("dtype") or record["torch_dtype"]  # key of transformers 5.0 and later, and of earlier versions
     return "float32" if stored == "float16" and not is_on_gpu else stored
 
 
 def bytes_per_row(record: dict[str, Any], dtype: str) -> int:
-    """Return the bytes of the KV cache per row: keys and values of every layer."""
+    """Return the KV-cache memory per row in bytes: keys and values of every layer."""
     heads = record.get("num_key_value_heads") or record["num_attention_heads"]
     head_dim = record.get("head_dim") or record["hidden_size"] // record["num_attention_heads"]
     return 2 * record["num_hidden_layers"] * heads * head_dim * NUM_BYTES[dtype]
 
 
 def make(checkpoint: Path, out: Path, engine_args: dict[str, Any], gpu: int | None = None) -> None:
-    """Create the repository at `out`.
+    """Create the model repository.
 
     Args:
-        checkpoint: Converted checkpoint.
+        checkpoint: Folder of the converted checkpoint.
         out: Directory to create; it must be missing or empty.
-        engine_args: Arguments of vLLM that override the chosen ones.
+        engine_args: vLLM's engine arguments that override the computed ones.
         gpu: Index of the GPU for codec and audio tokenizer; None for the CPU.
 
     Raises:
@@ -189,19 +193,20 @@ def make(checkpoint: Path, out: Path, engine_args: dict[str, Any], gpu: int | No
             change(folder / DECODER / "config.pbtxt", {parameter("warm_up_s"): rf'\1: "{WARM_UP_S}"'})
         if gpu is not None:
             place = {r"kind: KIND_CPU": f"kind: KIND_GPU gpus: [ {gpu} ]"}
-            batches = {parameter("max_batch"): r'\1: "64"'}  # larger batches bring no further speed-up on a GPU
+            batches = {parameter("max_batch"): r'\1: "64"'}  # larger batches are not faster on a GPU
             change(folder / DECODER / "config.pbtxt", place | batches)
-            if (checkpoint / AUDIO_TOKENIZER).is_dir():  # the largest needs most of a core in real time
+            # on a CPU, the largest one needs most of a core in real time
+            if (checkpoint / AUDIO_TOKENIZER).is_dir():
                 change(folder / PREPROCESSOR / "config.pbtxt", place)
 
 
 def parameter(name: str) -> str:
-    """Return a pattern for the parameter `name` of a model's config; its first group is everything before the value."""
+    """Return a regular expression for a parameter in a model's config; group 1 is everything before the value."""
     return rf'(key: "{name}" value \{{ string_value): (?:"[^"]*"|\'[^\']*\')'
 
 
 def change(config: Path, changes: dict[str, str]) -> None:
-    """Replace each pattern of `changes`, which must match exactly once in the config."""
+    """Replace each pattern of `changes`, which must match exactly once, in a config file."""
     text = config.read_text()
     for pattern, new in changes.items():
         text, num_changed = re.subn(pattern, new, text)

@@ -1,6 +1,6 @@
 """Reading of a release: everything except the values of its tensors.
 
-Its tokenizer is tokenizer.json, or vocab.json and merges.txt as for Qwen 2.
+The tokenizer is tokenizer.json, or vocab.json and merges.txt as for Qwen 2.
 """
 
 import json
@@ -47,7 +47,7 @@ def read_tokenizer(folder: Path, spells_bytes: bool = True) -> Tokenizer:
         spells_bytes: See `TextTokenizer`.
 
     Raises:
-        CheckpointError: If there is no tokenizer, or one that the server cannot use.
+        CheckpointError: If there is no tokenizer, or the server cannot use it.
     """
     made = None
     if (folder / TOKENIZER_FILE).exists() or not (folder / "vocab.json").exists():
@@ -62,13 +62,13 @@ def read_tokenizer(folder: Path, spells_bytes: bool = True) -> Tokenizer:
 
 
 def read_byte_level_bpe(folder: Path) -> tokenizers.Tokenizer:
-    """Return the tokenizer of vocab.json and merges.txt, with the added tokens of tokenizer_config.json.
+    """Return the tokenizer defined by vocab.json, merges.txt and the added tokens of tokenizer_config.json.
 
-    Text is split as in Qwen 2's training. Code of authors that opens a directory may use Mistral's expression instead
-    (`fix_mistral_regex` of transformers 4.57.3), which gives other ids for words in mixed case.
+    Text is split as in Qwen 2's training. If the authors' code opens a directory, it may use Mistral's regular
+    expression instead (`fix_mistral_regex` of transformers 4.57.3), which gives other ids for words in mixed case.
 
     Raises:
-        CheckpointError: If a file is missing or invalid, or an added token would get another id than the file gives it.
+        CheckpointError: If a file is missing or invalid, or an added token would get another id than in the file.
     """
     vocabulary, merges = (folder / name for name in FILES)
     try:
@@ -102,12 +102,12 @@ def _add(tokenizer: tokenizers.Tokenizer, folder: Path, number: str, token: obje
 
 
 def convertible() -> list[str]:
-    """Return the families that `stretto convert` knows, as named on the command line."""
+    """Return the names of the families that `stretto convert` supports."""
     return [each.name.replace("_", "-") for each in plugins() if each.convert is not None]
 
 
 def published(release: Release) -> Published:
-    """Return the module for conversion of a release's family."""
+    """Return the conversion module of a release's family."""
     found = plugin(release.family_name)
     if found is None or found.convert is None:
         raise CheckpointError(f"{release.family}: expected a family that can be converted: {', '.join(convertible())}")
@@ -120,7 +120,7 @@ def is_bare(release: Release) -> bool:
 
 
 def audio_tokenizer_of(family: str) -> Callable[[Path, int], AudioTokenizer] | None:
-    """Return the function that converts a family's audio tokenizer; None if the family has none."""
+    """Return the function that converts a family's audio tokenizer; None if the family has no audio tokenizer."""
     found = plugin(family)
     if found is None or found.convert is None:
         return None
@@ -129,7 +129,7 @@ def audio_tokenizer_of(family: str) -> Callable[[Path, int], AudioTokenizer] | N
 
 
 def marks() -> dict[str, str]:
-    """Return descriptions of releases by the name of a tensor that only they have."""
+    """Return descriptions of releases by the name of a tensor that only such a release has."""
     converters = [import_module(each.convert) for each in plugins() if each.convert is not None]
     return {name: kind for each in converters for name, kind in getattr(each, "MARKS", {}).items()}
 
@@ -138,7 +138,7 @@ DTYPES = ("bfloat16", "float16", "float32")
 
 
 def read_contents(release: Release) -> Contents:
-    """Read everything except the tensors' values; CheckpointError if a file is invalid."""
+    """Read everything except the values of the tensors; raise CheckpointError if a file is invalid."""
     config, tensors = _config(release), open_tensors(release.model)
     tokenizer = read_tokenizer(release.tokenizer, spells_bytes=not is_bare(release))
     family = published(release)
@@ -159,7 +159,7 @@ def _config(release: Release) -> dict[str, Any]:
 
 
 def notes_on(contents: Contents, release: Release) -> list[str]:
-    """Return findings that an operator may want to know."""
+    """Return remarks about the release for the operator."""
     family = published(release)
     table = contents.tensors[family.EMBEDDINGS]
     stored = str(table.dtype).removeprefix("torch.")
@@ -170,7 +170,7 @@ def notes_on(contents: Contents, release: Release) -> list[str]:
 
 
 def _known_dtype(trained: str | None, tensors: Mapping[str, Tensor]) -> str:
-    """Return the dtype that the model was trained in; if unknown, the dtype of its first stored tensor."""
+    """Return the dtype used in training; if unknown, the dtype of the first stored tensor."""
     dtype = trained or str(next(iter(tensors.values())).dtype).removeprefix("torch.")
     if dtype not in DTYPES:
         raise CheckpointError(
@@ -185,12 +185,12 @@ GENERATION_FILE = "generation_config.json"
 def read_defaults(
     release: Release, family: Family, names: Mapping[str, tuple[str, ...]]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return `speech_sampling` from a release's generation_config.json, and notes on the values used.
+    """Return `speech_sampling` from a release's generation_config.json, and remarks on the values.
 
     Lengths are ignored: a family has its own, and a request may set them.
 
     Args:
-        release: The release; the file is next to its config, or in the folder of its weights.
+        release: The release. The file is next to its config, or in the folder of its weights.
         family: Family with the defaults of its authors' code.
         names: Fields of `speech_sampling` by keys of the file; a `…do_sample` that is false makes a segment greedy.
 
@@ -228,7 +228,7 @@ def read_defaults(
 
 
 def _place(release: Release) -> Path | None:
-    """Return the path of the file; None if the release has none."""
+    """Return the path of generation_config.json; None if the release has none."""
     folders = [release.model if release.model.is_dir() else release.model.parent]
     if release.config is not None:
         folders.insert(0, release.config.parent)

@@ -1,8 +1,8 @@
-"""Plug-in seam of model families: everything that Stretto needs to serve one, found by name.
+"""Interface of family plug-ins: everything that Stretto needs to serve a model family, found by name.
 
 An installed package registers a family by an entry point of the group `stretto.families`. The entry point has the
-family's name and refers to a `FamilyPlugin`, or to a `Family` that has no prompts. The built-in families are registered
-in the same way, by the stretto package itself.
+family's name and refers to a `FamilyPlugin`, or to a `Family` if the family has no prompts. The stretto package
+registers the built-in families in the same way.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,9 +22,9 @@ UNNAMED = ""  # `model_type` of an encoder whose `audio_config` may lack it
 
 
 def lazy(reference: str, *first: Any) -> Callable[..., Any]:
-    """Return a function that imports `module:name` when it is called, and calls it with `first` and its arguments.
+    """Return a function that imports `module:name` when called, and calls it with `first` and its own arguments.
 
-    Processes without torch or vLLM import a plug-in's module, so it refers to other modules by name.
+    Processes without torch or vLLM import a plug-in's module, so it refers to other modules by name only.
     """
     module, name = reference.split(":")
 
@@ -36,10 +36,10 @@ def lazy(reference: str, *first: Any) -> Callable[..., Any]:
 
 @dataclass(frozen=True)
 class AudioEncoder:
-    """Encoder of audio input that is a part of the model.
+    """Audio encoder that is a part of the model.
 
     Attributes:
-        read_format: Function from `audio_config` of a checkpoint's config.json to the encoder's `AudioFormat`.
+        read_format: Function that returns the encoder's `AudioFormat` for `audio_config` of a checkpoint's config.json.
         network: Name of the module with the encoder's network, which the engine imports: `audio_tower(audio_config)`,
             `audio_adaptor(audio_config, hidden_size)` and `embed_audio(tower, adaptor, features)`.
     """
@@ -54,16 +54,16 @@ class FamilyPlugin:
 
     Attributes:
         name: Name of the family, as in `speech_family` of a checkpoint's config.json.
-        build: Function from `speech_vocabulary` in config.json, or None for the published one, to the family.
-        open_template: Function from family, folder of the checkpoint, codec and torch device to the `Template` of
-            prompts; None if the family has no prompts.
-        text_codec: Function from family and folder of the checkpoint to the `TextCodec` of a family without a
-            tokenizer; None if its text is not readable.
+        build: Function that returns the family for `speech_vocabulary` of config.json, or for None the published one.
+        open_template: Function that returns the prompt `Template` for a family, checkpoint folder, codec and torch
+            device; None if the family has no prompts.
+        text_codec: Function that returns the `TextCodec` for a family without a tokenizer and a checkpoint folder; None
+            if the family's text is not readable.
         convert: Name of the module that converts releases (a `Published`); None if there is none.
-        architectures: Classes of models that vLLM lacks, as "module:Class" by the name in config.json.
+        architectures: Model classes that vLLM lacks, as "module:Class" by the name in config.json.
         audio_encoders: Encoders inside the model, by `model_type` of `audio_config` in config.json, or `UNNAMED`.
-        load_refinement: Function from the folder `refinement/` of a checkpoint and torch device to the `Refinement`
-            that fills in codebooks of whole utterances; None if the language model generates all of them.
+        load_refinement: Function that returns, for the folder `refinement/` of a checkpoint and a torch device, the
+            `Refinement` that fills in codebooks after the first; None if the language model generates all of them.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Prompt templates: the interface of a family's prompts, the manner of speaking, and rows of ids."""
+"""Interface of prompt templates, speaking options, and functions that write rows of ids."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +18,15 @@ from stretto_client.schema import OptionsRecord
 
 @dataclass(frozen=True, slots=True)
 class Manner:
-    """Speaking options other than the voice.
+    """Speaking options except the voice.
 
     Attributes:
         language: Name of the language; None to let the model choose.
         instruct: Instructions on the speaking style; empty for none.
-        is_streaming: True if text is read during generation (streamed text input) instead of entirely in the prompt.
-        is_open: True if that text may also be continued by later requests.
-        transliterates: True if scripts that the voice does not read are transliterated to Latin.
+        is_streaming: True if the text is read during the reply (streamed text input); False if the prompt contains all
+            of it.
+        is_open: True if later requests may continue this text.
+        transliterates: True to transliterate scripts that the voice cannot read to Latin.
     """
 
     language: str | None = None
@@ -40,7 +41,15 @@ AUTO = "auto"  # lets the model choose the language
 
 
 def read_manner(options: OptionsRecord, family: Family) -> Manner:
-    """Return the speaking options; raise InvalidRequest if the family does not support one or its value."""
+    """Return the speaking options of a request.
+
+    Args:
+        options: Options of the request.
+        family: The model's family.
+
+    Raises:
+        InvalidRequest: The family does not support an option or its value.
+    """
     return Manner(
         language=_language(options, family),
         instruct=_instruct(options, family),
@@ -86,7 +95,7 @@ def _is_streaming(options: OptionsRecord, family: Family) -> bool:
 
 
 def stream0_rows(layout: StreamLayout, ids: list[int]) -> np.ndarray:
-    """Return rows with `ids` on stream 0 and pad ids on the other streams.
+    """Return rows with `ids` on stream 0 and pads on the other streams.
 
     Args:
         layout: The family's streams.
@@ -149,7 +158,7 @@ def frame_rows(layout: StreamLayout, codes: np.ndarray, fill: tuple[int, ...]) -
 
 
 def check_codes(codes: np.ndarray, family: Family, path: str) -> None:
-    """Check codes of a request.
+    """Check codes in a request.
 
     Args:
         codes: Codes, int [S, T].
@@ -173,12 +182,12 @@ def check_codes(codes: np.ndarray, family: Family, path: str) -> None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PromptRows:
-    """A prompt from a template.
+    """Prompt written by a template.
 
     Attributes:
         rows: Absolute token ids of every input stream, with delays applied, int32 [P, S].
-        words: Words of the text to be spoken, for word timestamps; empty without them.
-        audios: Audio inputs for the encoder that replace placeholder rows, in order.
+        words: Words of the text to speak, for word timestamps; empty if timestamps are not supported.
+        audios: Audio inputs for the encoder, which replace placeholder rows, in order.
         delayed_tail: See `Prompt`.
         track: See `Prompt`.
         num_reference_rows: See `Prompt`.
@@ -195,7 +204,7 @@ class PromptRows:
 
 
 class Template(Protocol):
-    """Prompt writer of one family."""
+    """Prompt template of one family."""
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
         """Return the prompt for a conversation.

@@ -1,6 +1,6 @@
 """Registry of families: plug-ins by name, and the family of a checkpoint.
 
-A checkpoint only names a family. It cannot name code.
+A checkpoint can name an installed family, but no code.
 
 `speech_sampling` in config.json overrides the sampling defaults of the family:
 
@@ -28,7 +28,7 @@ OTHERS = ("repetition_penalty", "min_p", "ras_window", "ras_max_repeats")
 
 
 def with_defaults(family: Family, record: object) -> Family:
-    """Return the family with the sampling defaults of `record` in every task.
+    """Return the family with its tasks' sampling defaults overridden.
 
     Args:
         family: Family with the defaults of its authors' code.
@@ -67,7 +67,7 @@ def _over(defaults: SamplingConfig, record: Mapping[str, Any]) -> SamplingConfig
 def _segment(defaults: SegmentSampling, given: Mapping[str, Any]) -> SegmentSampling:
     """Return the defaults of a segment, overridden by `given`.
 
-    A segment that a task generates greedily stays greedy.
+    A segment with greedy defaults stays greedy.
     """
     is_greedy = defaults.temperature == 0
     return replace(defaults, **{name: value for name, value in given.items() if not (is_greedy and name == DRAWN[0])})
@@ -89,7 +89,7 @@ def plugin(name: str) -> FamilyPlugin | None:
 
 
 def plugins() -> Iterator[FamilyPlugin]:
-    """Yield the plug-ins of all installed families; one that cannot be imported is logged and left out."""
+    """Yield the plug-ins of all installed families; those that cannot be imported are logged and skipped."""
     for each in installed(FAMILIES):
         try:
             yield _loaded(each)
@@ -123,7 +123,7 @@ def read_family(config: Mapping[str, Any]) -> Family:
 
 
 def read_plugin(config: Mapping[str, Any]) -> FamilyPlugin:
-    """Return the plug-in of the family that a checkpoint's config.json names; CheckpointError if there is none."""
+    """Return the plug-in of the family named in a checkpoint's config.json; raise CheckpointError if there is none."""
     name = config.get(NAME)
     if not isinstance(name, str):
         raise CheckpointError(f"config.json: expected the family's name in {NAME}, got {shown(name)}")
@@ -134,17 +134,17 @@ def read_plugin(config: Mapping[str, Any]) -> FamilyPlugin:
 
 
 def plugin_at(checkpoint: Path) -> FamilyPlugin:
-    """Return the plug-in of the checkpoint in a folder; CheckpointError if its config.json names none."""
+    """Return the plug-in for a checkpoint folder; raise CheckpointError if its config.json names none."""
     return read_plugin(config_at(checkpoint))
 
 
 def family_at(checkpoint: Path) -> Family:
-    """Return the family of the checkpoint in a folder; CheckpointError if its config.json is not a checkpoint's."""
+    """Return the family for a checkpoint folder; raise CheckpointError if config.json is not a checkpoint's."""
     return read_family(config_at(checkpoint))
 
 
 def config_at(checkpoint: Path) -> dict[str, Any]:
-    """Return the config.json of the checkpoint in a folder.
+    """Return the contents of config.json in a checkpoint folder.
 
     Raises:
         CheckpointError: If it cannot be read, or has a key that makes libraries load code or weights from elsewhere.

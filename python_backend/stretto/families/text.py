@@ -1,4 +1,4 @@
-"""Text of prompts and replies as subwords: limits, incremental tokenization, and ids back to readable text."""
+"""Text of prompts and replies as token ids: limits, incremental tokenization, and conversion back to text."""
 
 import codecs
 import itertools
@@ -22,10 +22,13 @@ TOKENIZER_FILE = "tokenizer.json"
 
 
 class TextTokenizer:
-    """Byte-level BPE, as in Qwen 3, OLMo 2 and SmolLM 2. Ids count from 0; a family adds the offset of its text ids.
+    """Byte-level BPE tokenizer, as in Qwen 3, OLMo 2 and SmolLM 2. Ids start at 0.
 
-    `spells_bytes` is True if tokens must be convertible to bytes, which requires a byte-level tokenizer. A model that
-    generates no text may have any tokenizer.
+    A family adds the offset of its text ids.
+    Args:
+        tokenizer: Tokenizer of the `tokenizers` library.
+        spells_bytes: True if every token must be convertible to bytes, which requires a byte-level tokenizer. False for
+            a model that generates no text, which may have any tokenizer.
     """
 
     def __init__(self, tokenizer: Tokenizer, spells_bytes: bool = True):
@@ -37,7 +40,7 @@ class TextTokenizer:
 
     @classmethod
     def at(cls, checkpoint: Path, spells_bytes: bool = True) -> "TextTokenizer":
-        """Load the tokenizer in a checkpoint's folder; CheckpointError if it is missing or unreadable."""
+        """Load the tokenizer in a checkpoint folder; raise CheckpointError if it is missing or unreadable."""
         path = checkpoint / TOKENIZER_FILE
         try:
             tokenizer = Tokenizer.from_file(str(regular_file(path, MAX_TEXT_BYTES)))
@@ -46,21 +49,21 @@ class TextTokenizer:
         return cls(tokenizer, spells_bytes)
 
     def encode(self, text: str) -> list[int]:
-        """Return the token ids of `text`. Nothing is added, and names of special tokens are plain text."""
+        """Return the token ids of `text`. No ids are added, and names of special tokens are treated as plain text."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def encode_words(self, text: str) -> tuple[list[int], list[int | None]]:
-        """Return the token ids as `encode` does, and the index of each token's pre-token."""
+        """Return the token ids of `text`, and for each token the index of its pre-token."""
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.word_ids
 
     def begins_added(self, text: str) -> bool:
-        """Return True if `text` is a proper prefix of an added token that is spelled as its name."""
+        """Return True if `text` is a proper prefix of a (non-special) added token's name."""
         return any(name.startswith(text) and len(name) > len(text) for name in self._added_names)
 
     @cached_property
     def longest_added(self) -> int:
-        """Length in characters of the longest added token that is spelled as its name."""
+        """Length of the longest name of a (non-special) added token, in characters."""
         return max(map(len, self._added_names), default=0)
 
     @cached_property
@@ -69,11 +72,11 @@ class TextTokenizer:
 
     @property
     def tokens(self) -> dict[int, str]:
-        """Spelling of each id in the alphabet of the BPE; added tokens unchanged."""
+        """Spelling of each id in the alphabet of the BPE; added tokens have their name."""
         return {token_id: token for token, token_id in self._tokenizer.get_vocab().items()}
 
     def bytes_of(self, token_id: int) -> bytes:
-        """Return the UTF-8 bytes of a token, possibly cut inside a character; empty for special and unused ids."""
+        """Return the UTF-8 bytes of a token, which may end inside a character; empty for special and unused ids."""
         spelled = self._spelled.get(token_id)
         if spelled is None:
             spelled = self._spelled[token_id] = self._spell(token_id)
@@ -87,7 +90,7 @@ class TextTokenizer:
 
     @cached_property
     def _added(self) -> dict[int, bytes]:
-        """Bytes of the tokens added to the BPE, which are spelled literally; empty for special tokens."""
+        """UTF-8 bytes of the tokens added to the BPE; empty for special tokens."""
         added = self._tokenizer.get_added_tokens_decoder()
         return {token_id: b"" if token.special else token.content.encode() for token_id, token in added.items()}
 
@@ -120,7 +123,7 @@ def check_text(text: str, path: str, max_chars: int) -> None:
     Args:
         text: The text.
         path: Name of the text in error messages.
-        max_chars: Largest number of characters.
+        max_chars: Maximum number of characters.
 
     Raises:
         InvalidRequest: The text is too long or contains lone surrogates.
@@ -132,7 +135,7 @@ def check_text(text: str, path: str, max_chars: int) -> None:
 
 
 class Subwords:
-    """A checkpoint's tokenizer, with ids in the family's text interval."""
+    """Converter of text to a family's ids: those of the checkpoint's tokenizer plus the start of `Family.subwords`."""
 
     def __init__(self, tokenizer: TextTokenizer, family: Family):
         assert family.subwords is not None, family.name
@@ -140,10 +143,14 @@ class Subwords:
         self._ids, self._max_chars = family.subwords, family.max_text_chars
 
     def ids(self, text: str, path: str) -> list[int]:
-        """Return the absolute ids of `text`.
+        """Return the absolute ids of a text.
 
-        Raises InvalidRequest, which names `path`, if the text is empty, too long, not Unicode, or has no ids in the
-        model.
+        Args:
+            text: The text.
+            path: Name of the text in error messages.
+
+        Raises:
+            InvalidRequest: The text is empty, too long or not Unicode, or the model has no id for part of it.
         """
         check_text(text, path, self._max_chars)
         ids = self._tokenizer.encode(text)
@@ -154,11 +161,11 @@ class Subwords:
         return [self._ids.start + token_id for token_id in ids]
 
 
-MAX_PENDING_CHARS = 4096  # limit of text without the end of a word
+MAX_PENDING_CHARS = 4096  # maximum length of text in which no word ends
 
 
 class TextStream:
-    """Incremental tokenizer of one text. `push` takes UTF-8, cut anywhere; `close` ends the text."""
+    """Incremental tokenizer of one text. `push` accepts UTF-8 split at any byte; `close` ends the text."""
 
     def __init__(self, tokenizer: TextTokenizer):
         self._tokenizer = tokenizer
@@ -178,7 +185,7 @@ class TextStream:
         return other
 
     def push(self, text: bytes) -> list[int]:
-        """Return the tokens that became final with `text`; UnicodeDecodeError if it continues with invalid UTF-8."""
+        """Return the tokens that became final with `text`; raise UnicodeDecodeError if the bytes are invalid UTF-8."""
         self._pending += self._decoder.decode(text)
         ids, spelled, stops = self._split()
         stop = self._stable_stop()
@@ -188,15 +195,15 @@ class TextStream:
         return [token_id for token_id, end in zip(ids, ends, strict=True) if end <= num_bytes]
 
     def close(self) -> list[int]:
-        """Return the remaining tokens; UnicodeDecodeError if the text ends inside a character."""
+        """Return the remaining tokens; raise UnicodeDecodeError if the text ends inside a character."""
         self._pending += self._decoder.decode(b"", final=True)
         ids, self._pending = self._tokenizer.encode(self._pending), ""
         return ids
 
     def _split(self) -> tuple[list[int], list[bytes], list[int]]:
-        """Return the pending text's tokens, their bytes, and byte offsets of the pre-tokens that are not only space.
+        """Return the pending text's tokens, their bytes, and the byte offsets of pre-tokens that are not only space.
 
-        The pending text is replaced by its form after the tokenizer's normalization.
+        The pending text is replaced by its normalised form.
         """
         ids, words = self._tokenizer.encode_words(self._pending)
         spelled = [self._tokenizer.bytes_of(token_id) for token_id in ids]
@@ -210,7 +217,7 @@ class TextStream:
         return ids, spelled, starts
 
     def _stable_stop(self) -> int:
-        """Return how many pending bytes neither a combining mark nor a begun added token can change."""
+        """Return how many pending bytes neither a combining mark nor the rest of an added token can change."""
         text = self._pending
         starter = next((at for at in reversed(range(len(text))) if not unicodedata.combining(text[at])), 0)
         first = max(0, len(text) - self._tokenizer.longest_added)  # a longer suffix cannot begin an added token
@@ -219,14 +226,26 @@ class TextStream:
 
 
 class SubwordStream:
-    """Incremental conversion of one text to a family's ids in `subwords`, without leading line ends."""
+    """Incremental conversion of one text to a family's ids, without leading line ends.
+
+    Args:
+        tokenizer: The checkpoint's tokenizer.
+        subwords: The family's ids of the tokenizer's tokens.
+    """
 
     def __init__(self, tokenizer: TextTokenizer, subwords: range):
         self._stream, self._subwords = TextStream(tokenizer), subwords
         self._blank: str | None = ""  # leading space; None after the first other character
 
     def after(self, text: str, is_last: bool) -> tuple[list[int], "SubwordStream"]:
-        """Return the ids that `text` completes, and the stream after it; this one is unchanged.
+        """Append text without changing this stream.
+
+        Args:
+            text: Next part of the text.
+            is_last: True if the text ends with this part.
+
+        Returns:
+            Ids that became final, and the stream that continues after `text`.
 
         Raises:
             InvalidRequest: If a word is too long, or the model has no token for part of the text.
@@ -247,10 +266,10 @@ class SubwordStream:
 
 
 class TextReader(Protocol):
-    """Incremental reader of one text segment."""
+    """Incremental conversion of one generated text segment to readable text."""
 
     def push(self, token_id: int) -> str:
-        """Return the text that `token_id` adds; empty if it completes no character or word."""
+        """Return the text that becomes readable with `token_id`; empty if it completes no character or word."""
         ...
 
     def end(self) -> str:
@@ -260,11 +279,11 @@ class TextReader(Protocol):
 
 @dataclass(frozen=True)
 class TextCodec:
-    """Text conversion of a family, with the assignment of alignment entries to words.
+    """Conversion between text and a family's ids.
 
     Attributes:
-        reader: Function that creates a reader for a task.
-        words: Function that returns the word index of each spoken token of a text segment; None for a pause.
+        reader: Function that creates a reader of generated text for a task.
+        words: Function that returns, for each spoken token of a text segment, the index of its word; None for a pause.
         stream: Function that creates a converter of streamed text to ids; None without a tokenizer.
     """
 
@@ -274,7 +293,7 @@ class TextCodec:
 
 
 class _SubwordReader:
-    """Reader of subwords that returns a character once its last byte has arrived."""
+    """Reader that returns a character once its last byte has been generated."""
 
     def __init__(self, tokenizer: TextTokenizer, subwords: range):
         self._tokenizer, self._subwords = tokenizer, subwords
@@ -309,16 +328,16 @@ SILENT = TextCodec(lambda task: _SilentReader(), _no_words)
 
 
 def subword_codec(tokenizer: TextTokenizer, subwords: range) -> TextCodec:
-    """Return the text codec of a family whose text ids are a tokenizer's ids plus `subwords.start`."""
+    """Return the text codec of a family whose text ids are those of a tokenizer plus `subwords.start`."""
     return TextCodec(
         lambda task: _SubwordReader(tokenizer, subwords), _no_words, lambda: SubwordStream(tokenizer, subwords)
     )
 
 
 def load_text_codec(family: Family, checkpoint: Path) -> TextCodec:
-    """Return the text codec of `family`, with the tokenizer in its checkpoint's folder.
+    """Load the text codec of a family, with the tokenizer in the checkpoint folder.
 
-    A checkpoint of random weights has no tokenizer; its codec returns no text.
+    A checkpoint with random weights has no tokenizer; its text codec returns no text.
 
     Raises:
         CheckpointError: If the tokenizer cannot be read.

@@ -1,1 +1,1 @@
-"""Preprocessing: conversion of a request to a prompt for the language model."""
+"""Preprocessing: conversion of requests to prompts for the language model."""

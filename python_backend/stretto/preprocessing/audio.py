@@ -1,6 +1,6 @@
-"""Conversion of a request's audio, a file or samples, to mono samples at the codec's rate.
+"""Conversion of a request's audio (a file or samples) to mono samples at the sample rate of the audio encoder.
 
-Files are decoded by libsndfile, and by FFmpeg (PyAV) if libsndfile has no decoder for their format. Only numpy and two
+Files are decoded by libsndfile, or by FFmpeg (PyAV) if libsndfile has no decoder for the format. Only numpy and two
 audio libraries are imported here, because every audio process imports this module at its start. PyAV is imported on
 first use.
 """
@@ -18,15 +18,15 @@ import soxr
 from stretto.errors import InvalidRequest
 
 MAX_FILE_BYTES, MAX_FILES = 20_000_000, 16
-MAX_REQUEST_BYTES = 64_000_000  # audio in all inputs of a request
+MAX_REQUEST_BYTES = 64_000_000  # audio in all inputs of a request together
 MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 384_000
 MAX_CHANNELS = 8
-MAX_PEAK = 2.0  # resampled or lossy audio slightly exceeds 1; misread integers exceed this by far
+MAX_PEAK = 2.0  # resampled or lossy audio slightly exceeds 1; unscaled integers far exceed this limit
 FORMATS = frozenset({"WAV", "WAVEX", "RF64", "W64", "FLAC", "OGG", "MP3", "MPEG"})
 BLOCK_SAMPLES = 1 << 16  # samples per channel decoded at once
 READABLE = "wav, flac, ogg, mp3, webm, m4a, mp4 or aac"
 HEAD_BYTES = 26  # enough to detect a format
-FLAC_SAMPLES = (1 << 36) - 1  # STREAMINFO bits of the number of samples, 0 if unknown (RFC 9639, section 8.2)
+FLAC_SAMPLES = (1 << 36) - 1  # STREAMINFO bits with the number of samples, 0 if unknown (RFC 9639, section 8.2)
 # Restrict FFmpeg to one demuxer and one file: no playlists, no network, no video decoders.
 MAX_STREAMS = 8
 FFMPEG_OPTIONS = {
@@ -44,8 +44,8 @@ class Recording:
 
     Attributes:
         field: Name of the input in error messages.
-        data: Bytes of a file; if `is_file` is False, mono samples, float32 [n].
-        is_file: True if `data` is a file.
+        data: Contents of an audio file; if `is_file` is False, mono samples, float32 [n].
+        is_file: True if `data` is the contents of a file.
         sample_rate: Sample rate in Hz; None for a file.
     """
 
@@ -60,11 +60,11 @@ AudioReader = Callable[[Recording, float, int], np.ndarray]
 
 
 def read_recording(recording: Recording, max_s: float, target_rate: int) -> np.ndarray:
-    """Read a recording in this process (an AudioReader).
+    """Decode, check and resample a recording in this process. This is the in-process `AudioReader`.
 
     Args:
         recording: The recording.
-        max_s: Longest duration in seconds.
+        max_s: Maximum duration in seconds.
         target_rate: Sample rate of the result in Hz.
 
     Returns:
@@ -85,21 +85,21 @@ def read_samples(pcm: np.ndarray, sample_rate: int | None, max_s: float, target_
 
     Args:
         pcm: Mono samples, float32 [n].
-        sample_rate: Their rate in Hz.
-        max_s: Longest duration in seconds.
-        target_rate: Rate of the result in Hz.
+        sample_rate: Sample rate of `pcm` in Hz.
+        max_s: Maximum duration in seconds.
+        target_rate: Sample rate of the result in Hz.
 
     Returns:
         Mono samples at `target_rate`, float32 [n'].
 
     Raises:
-        InvalidRequest: The samples are too long or have an invalid rate, shape, dtype or value.
+        InvalidRequest: The samples are too long, or have an invalid rate, shape, dtype or value.
     """
     return resample(pcm, check_pcm(pcm, sample_rate, max_s), target_rate)
 
 
 def check_file_size(num_bytes: int, field: str) -> None:
-    """Raise InvalidRequest if a file of this size, in bytes, is empty or too large."""
+    """Raise InvalidRequest if a file of `num_bytes` bytes is empty or too large; `field` is its name in the message."""
     if not num_bytes:
         raise InvalidRequest(field, f"the bytes of a {READABLE} file", "0 bytes")
     if num_bytes > MAX_FILE_BYTES:
@@ -107,15 +107,15 @@ def check_file_size(num_bytes: int, field: str) -> None:
 
 
 def read_file(data: bytes, max_s: float, field: str = "audio") -> tuple[np.ndarray, int]:
-    """Return the mono samples of a file and their rate, decoding at most `max_s` even if its header declares more.
+    """Decode an audio file, at most `max_s` of it even if the header declares more.
 
     Args:
-        data: Bytes of a file in one of the formats of READABLE; their number is checked before they are decoded.
-        max_s: Longest duration in seconds.
+        data: Contents of a file in one of the formats of READABLE. The size is checked before decoding.
+        max_s: Maximum duration in seconds.
         field: Name of the file in error messages.
 
     Returns:
-        Samples [n] float32 in [-MAX_PEAK, MAX_PEAK], and their rate in Hz.
+        Mono samples, float32 [n] in [-MAX_PEAK, MAX_PEAK], and their sample rate in Hz.
 
     Raises:
         InvalidRequest: The file is too large, too long, or cannot be decoded.
@@ -125,7 +125,7 @@ def read_file(data: bytes, max_s: float, field: str = "audio") -> tuple[np.ndarr
 
 
 def decode(source: BinaryIO | int, max_s: float, field: str) -> tuple[np.ndarray, int]:
-    """Decode a file object, or a file descriptor, which stays open; otherwise like `read_file`."""
+    """Decode a file object, or a file descriptor, which is not closed; otherwise like `read_file`."""
     demuxer = _demuxer(source)
     if demuxer is None:
         pcm, rate = _decode_by_libsndfile(source, max_s, field)
@@ -138,7 +138,7 @@ def decode(source: BinaryIO | int, max_s: float, field: str) -> tuple[np.ndarray
 
 
 def _demuxer(source: BinaryIO | int) -> str | None:
-    """Return FFmpeg's demuxer for a file that libsndfile cannot read; None for any other file."""
+    """Return the name of FFmpeg's demuxer for a file that libsndfile cannot read; None for other files."""
     if isinstance(source, int):
         head = os.pread(source, HEAD_BYTES, 0)
     else:
@@ -155,7 +155,7 @@ def _demuxer(source: BinaryIO | int) -> str | None:
 
 
 def _decode_by_libsndfile(source: BinaryIO | int, max_s: float, field: str) -> tuple[np.ndarray, int]:
-    """Return the mono samples, float32 [n], of at most one sample more than `max_s`, and the rate in Hz."""
+    """Return mono samples, float32 [n], and the rate in Hz; at most one sample more than `max_s` is decoded."""
     try:
         with soundfile.SoundFile(source, closefd=False) as file:
             if file.format not in FORMATS:
@@ -202,9 +202,9 @@ def _decode_by_ffmpeg(source: BinaryIO | int, demuxer: str, max_s: float, field:
 
 
 def _mix(file: soundfile.SoundFile, max_samples: int) -> np.ndarray:
-    """Return the mean of all channels for at most `max_samples` samples.
+    """Return the mean of all channels for at most `max_samples` samples per channel.
 
-    Channels are read block by block, because they need the most memory.
+    Channels are read and mixed block by block, to save memory.
     """
     blocks: list[np.ndarray] = []
     left = max_samples
@@ -218,12 +218,12 @@ def _mix(file: soundfile.SoundFile, max_samples: int) -> np.ndarray:
 
 
 def check_pcm(pcm: np.ndarray, sample_rate: int | None, max_s: float) -> int:
-    """Check samples and return their rate in Hz.
+    """Check samples and return their sample rate in Hz.
 
     Args:
         pcm: Mono samples, float32 [n].
-        sample_rate: Their rate in Hz.
-        max_s: Longest duration in seconds.
+        sample_rate: Sample rate in Hz.
+        max_s: Maximum duration in seconds.
 
     Raises:
         InvalidRequest: The rate, the shape, the dtype, the duration or a value is invalid.
@@ -241,15 +241,15 @@ def check_pcm(pcm: np.ndarray, sample_rate: int | None, max_s: float) -> int:
 
 
 def resample(pcm: np.ndarray, sample_rate: int, target_rate: int) -> np.ndarray:
-    """Resample with soxr, to as many samples as librosa and torchaudio return.
+    """Resample by soxr to the same number of samples that librosa and torchaudio return.
 
     Args:
         pcm: Mono samples, float32 [n].
-        sample_rate: Their rate in Hz.
-        target_rate: Rate of the result in Hz.
+        sample_rate: Sample rate of `pcm` in Hz.
+        target_rate: Sample rate of the result in Hz.
 
     Returns:
-        Samples, float32 [ceil(n * target_rate / sample_rate)]; a final zero is added if soxr returns one fewer.
+        Samples, float32 [ceil(n * target_rate / sample_rate)]; a zero is appended if soxr returns one sample fewer.
     """
     if sample_rate == target_rate:
         return pcm

@@ -1,4 +1,4 @@
-"""Process that decodes audio; isolates the caller from its CPU time, memory and crashes."""
+"""Separate process that decodes audio, so that the caller is protected from its CPU time, memory and crashes."""
 
 import json
 import os
@@ -14,15 +14,15 @@ from stretto.errors import InvalidRequest
 from stretto.preprocessing.audio import Recording, check_file_size
 from stretto.preprocessing.audio_worker import write
 
-MAX_WAIT_S = 300.0  # a stopped process never answers; a working one is ended earlier by its CPU limit
+MAX_WAIT_S = 300.0  # for a process that is stopped; a running one reaches its CPU limit earlier
 
 
 class AudioProcessEnded(Exception):
-    """The process ended, or had to be killed, while it read a recording."""
+    """The process ended, or was killed, while it read a recording."""
 
 
 class AudioProcess:
-    """Process that reads recordings one at a time, restarted after it has died; `read` is an AudioReader."""
+    """Process that decodes recordings one at a time, and is restarted after a crash. `read` is an AudioReader."""
 
     def __init__(self, niceness: int = 0) -> None:
         """Start the process at nice level `niceness`, from 0 to 19."""
@@ -37,11 +37,11 @@ class AudioProcess:
 
     @property
     def num_bytes(self) -> int:
-        """Size of the shared memory in bytes; 0 between recordings."""
+        """Size of the memory shared with the process, in bytes; 0 between recordings."""
         return os.fstat(self._memory).st_size
 
     def read(self, recording: Recording, max_s: float, target_rate: int) -> np.ndarray:
-        """Read a recording as `audio.read_recording` does, with its arguments, result and exceptions.
+        """Read a recording like `audio.read_recording`, with the same arguments, result and exceptions.
 
         Raises:
             AudioProcessEnded: The process crashed, failed, or did not answer for MAX_WAIT_S.
@@ -94,7 +94,7 @@ class AudioProcess:
             if select.select([self._process.stdout], [], [], MAX_WAIT_S)[0]:
                 line = self._process.stdout.readline()
         except BrokenPipeError:
-            pass  # treated as a missing answer
+            pass  # handled like a missing answer
         if not line.endswith("\n"):
             self._restart()
             raise AudioProcessEnded("the audio-reading process ended while reading this file")

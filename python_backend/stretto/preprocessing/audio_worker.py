@@ -1,9 +1,9 @@
-"""Program of an audio process: jobs on standard input, results on standard output.
+"""Program of an audio process: reads jobs from standard input and writes results to standard output.
 
     job      {"field": …, "is_file": …, "sample_rate": …, "num_bytes": …, "max_s": …, "rate": …}   a line of JSON
     answer   {"samples": n} | {"refused": [field, expected, got]} | {"failed": …}                  a line of JSON
 
-A job's audio is in a shared-memory file that both processes have open. The resulting samples replace it.
+A job's audio is in a shared-memory file that both processes have open, and is replaced by the resulting samples.
 """
 
 import json
@@ -17,7 +17,7 @@ import numpy as np
 from stretto.errors import InvalidRequest
 from stretto.preprocessing.audio import decode, read_samples, resample
 
-MAX_CPU_S = 60  # per job; a decoder in an endless loop ends this process, not the service
+MAX_CPU_S = 60  # per job, so that an endless loop in a decoder ends this process only
 MAX_MEMORY_BYTES = 2 << 30  # address space; a 70 KB MP4 file can declare tables of several gigabytes
 
 
@@ -33,14 +33,14 @@ def main() -> None:
 
 
 def limit_memory() -> None:
-    """Limit the address space, so that a file that needs too much memory fails its own job only."""
+    """Limit the address space, so that a file that needs too much memory only makes its own job fail."""
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     soft = MAX_MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(MAX_MEMORY_BYTES, hard)
     resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def limit_cpu() -> None:
-    """Limit the CPU time of the next job; the kernel kills this process if the job takes longer."""
+    """Limit the CPU time of the next job; the kernel kills this process if the job exceeds the limit."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
     soft = int(used.ru_utime + used.ru_stime) + MAX_CPU_S
@@ -48,7 +48,7 @@ def limit_cpu() -> None:
 
 
 def answer(memory: int, job: dict[str, Any]) -> dict[str, Any]:
-    """Run a job and return its result; the samples replace the job's audio in `memory`."""
+    """Run a job and return its answer; the samples replace the job's audio in the file descriptor `memory`."""
     try:
         pcm = read(memory, job)
         os.ftruncate(memory, 0)
@@ -63,14 +63,14 @@ def answer(memory: int, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def write(memory: int, data: memoryview) -> None:
-    """Write bytes at the start of `memory`; raise OSError if there is no room for all of them."""
+    """Write `data` at the start of the file `memory`; raise OSError if there is not enough space."""
     num_written = 0
-    while num_written < len(data):  # the kernel may take fewer bytes at once than it is given
+    while num_written < len(data):  # the kernel may write fewer bytes than requested
         num_written += os.pwrite(memory, data[num_written:], num_written)
 
 
 def read(memory: int, job: dict[str, Any]) -> np.ndarray:
-    """Return the samples of a job, float32 [n]."""
+    """Return the decoded samples of a job, float32 [n]."""
     max_s, rate = job["max_s"], job["rate"]
     os.lseek(memory, 0, os.SEEK_SET)
     if job["is_file"]:

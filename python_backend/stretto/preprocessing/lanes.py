@@ -1,4 +1,4 @@
-"""Queues of requests with audio: fair among hosts, in lanes by length."""
+"""Queues of requests with audio: one queue per class of length, each fair among client hosts."""
 
 import threading
 import traceback
@@ -15,21 +15,21 @@ Item = TypeVar("Item")
 
 
 class FairQueue(Generic[Item]):
-    """Thread-safe queue that serves hosts in turn, so that one host cannot delay all others."""
+    """Thread-safe queue that serves client hosts in turn, so that one host cannot delay all others."""
 
     def __init__(self) -> None:
-        self._waiting: dict[str, deque[Item]] = {}  # in order of turns; the next host is first
+        self._waiting: dict[str, deque[Item]] = {}  # in the order in which hosts are served
         self._changed = threading.Condition()
         self._is_closed = False
 
     def put(self, host: str, item: Item) -> None:
-        """Add an item of `host`."""
+        """Append an item of `host`."""
         with self._changed:
             self._waiting.setdefault(host, deque()).append(item)
             self._changed.notify()
 
     def get(self) -> Item | None:
-        """Return the next item, waiting for one if necessary; None once the queue is closed and empty."""
+        """Remove and return the next item; wait for one if necessary. None once the queue is closed and empty."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._is_closed)
             if not self._waiting:
@@ -42,18 +42,18 @@ class FairQueue(Generic[Item]):
             return item
 
     def close(self) -> None:
-        """Close the queue to new items."""
+        """Reject new items from now on."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
 
 
-SHORT_BYTES = 1 << 20  # recordings up to this size do not wait for longer ones
-LONG_NICENESS = 10  # long recordings yield the CPU to active streams
+SHORT_BYTES = 1 << 20  # requests with at most this much audio do not wait for larger ones
+LONG_NICENESS = 10  # nice level of long recordings, so that active streams have priority
 
 
 class Process(Protocol):
-    """Interface of AudioProcess that a lane uses."""
+    """Part of AudioProcess's interface that a lane uses."""
 
     read: AudioReader
 
@@ -64,10 +64,10 @@ class Process(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Content of the lanes, or their limit.
+    """Amount of work in the lanes, or its limit.
 
     Attributes:
-        num_bytes: Bytes of audio.
+        num_bytes: Size of the audio in bytes.
         num_requests: Number of requests.
     """
 
@@ -77,13 +77,13 @@ class Load:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Job:
-    """A request in a lane.
+    """Queued request.
 
     Attributes:
         host: Host of the client.
-        num_bytes: Bytes of audio.
-        run: Processes the request with the lane's reader.
-        refuse: Called with an error if the job will not be run.
+        num_bytes: Size of the audio in bytes.
+        run: Function that processes the request with the lane's audio reader.
+        refuse: Function that is called with an error if the job will not be run.
     """
 
     host: str
@@ -93,15 +93,15 @@ class Job:
 
 
 class AudioLanes:
-    """Lanes that run each submitted job once, or refuse it."""
+    """Threads with an audio process each, which run every submitted job once, or refuse it."""
 
     def __init__(self, open_process: Callable[[int], Process], num_long: int, limit: Load) -> None:
         """Start the lanes.
 
         Args:
-            open_process: Starts an audio process with a nice level.
+            open_process: Function that starts an audio process with a nice level.
             num_long: Number of lanes for long recordings.
-            limit: Limit of all jobs together.
+            limit: Maximum work in all lanes together.
         """
         self._bytes, self._requests = FairLimit(limit.num_bytes), FairLimit(limit.num_requests)
         self._mutex, self.is_closed = threading.Lock(), False
@@ -119,13 +119,13 @@ class AudioLanes:
         """Queue a job.
 
         Args:
-            num_bytes: Bytes of audio that `run` holds.
-            run: Called in a lane with its reader; may hold large data.
-            refuse: Called with an error if the job will not be run.
+            num_bytes: Size of the audio that `run` keeps in memory, in bytes.
+            run: Function that is called in a lane with the lane's audio reader.
+            refuse: Function that is called with an error if the job will not be run.
             host: Host of the client.
 
         Raises:
-            Overloaded: A bound, or the host's fair share of one, is reached.
+            Overloaded: A limit, or the host's fair share of it, is reached.
             Closing: The lanes are closed.
         """
         job = Job(host, num_bytes, run, refuse)
@@ -146,7 +146,7 @@ class AudioLanes:
 
     @property
     def held(self) -> Load:
-        """Audio and requests of all hosts that wait or run."""
+        """Audio and requests of all hosts that are queued or running."""
         return Load(self._bytes.held, self._requests.held)
 
     def _check(self, host: str, num_bytes: int) -> None:
@@ -174,7 +174,7 @@ class AudioLanes:
                 else:
                     job.run(process.read)
             except Exception:
-                traceback.print_exc()  # a bug, or the server has ended; the lane must continue
+                traceback.print_exc()  # a bug, or the server has stopped; the lane must continue
             finally:
                 del job  # release its audio before waiting for the next job
                 with self._mutex:

@@ -1,4 +1,4 @@
-"""Request options: output format, chunk sizes, and sampling over a task's defaults."""
+"""Parsing of request options: output format, chunk sizes, and sampling parameters over the task's defaults."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -27,14 +27,14 @@ MAX_CHUNK_S = 10.0
 def read_delivery(
     options: OptionsRecord, family: Family, frame_rate: float, held_frames: int, blocks: tuple[int, ...] = ()
 ) -> Delivery:
-    """Return the output format and chunk policy from the options.
+    """Return the output format and the chunk sizes in a request's options.
 
     Args:
         options: The request's options.
         family: The model's family, which has the default chunk sizes.
         frame_rate: The codec's frames per second.
         held_frames: The codec's right context in frames.
-        blocks: Sizes in frames of the blocks that the codec decodes as a whole, the last one repeated; () for any.
+        blocks: Block sizes, in frames, of a codec that decodes whole blocks, the last size repeated; empty for others.
 
     Raises:
         InvalidRequest: An option is outside its limits.
@@ -62,13 +62,13 @@ def _policy(given: ChunkingOptions, default: ChunkPolicy) -> ChunkPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Parsed options.
+    """Parsed options of a request.
 
     Attributes:
         sampling: Sampling parameters of the reply.
         voice: Name of the voice; None if the task generates no speech or the family has no named voices.
         delivery: Output format and chunk sizes.
-        manner: Other speaking options.
+        manner: Speaking options except the voice.
         adapter: Name of the LoRA adapter, or None.
     """
 
@@ -87,7 +87,7 @@ def read_options(
     held_frames: int = 0,
     blocks: tuple[int, ...] = (),
 ) -> Options:
-    """Return the request's options with the task's defaults for missing values.
+    """Return the request's options, with the task's defaults for missing values.
 
     Args:
         text: JSON, or None.
@@ -95,13 +95,13 @@ def read_options(
         task: The task.
         frame_rate: The codec's frames per second.
         held_frames: The codec's right context in frames.
-        blocks: Sizes in frames of the blocks that the codec decodes as a whole, the last one repeated; () for any.
+        blocks: Block sizes, in frames, of a codec that decodes whole blocks, the last size repeated; empty for others.
 
     Raises:
         InvalidRequest: An option is unknown, unsupported or outside its limits.
     """
     options, defaults = _read("options", text, task), task.sampling
-    speaks = Segment.AUDIO in task.segments  # after its text, or without text
+    speaks = Segment.AUDIO in task.segments  # with or without a preceding text segment
     shorthands = {key: value for key, value in options.items() if key in SHORTHANDS}
     in_text, in_audio = ({}, shorthands) if speaks else (shorthands, {})
     given = options.get("audio", {})
@@ -176,7 +176,7 @@ def _segment(
 
 
 def _within_max_rows(sampling: SegmentSampling, given: SegmentOptions) -> SegmentSampling:
-    """Return `sampling` with the family's default minimum of rows capped by the caller's maximum."""
+    """Cap the family's default minimum number of rows by the requested maximum."""
     if "min_rows" in given or given.get("max_rows", 1) < 1:
         return sampling
     return replace(sampling, min_rows=min(sampling.min_rows, sampling.max_rows))
@@ -191,13 +191,13 @@ def _max_audio(options: OptionsRecord, audio: SegmentSampling, family: Family, f
     low, high = 1 / frame_rate, longest / frame_rate
     if not low <= seconds <= high:
         raise InvalidRequest("options.max_audio_s", f"seconds in [{low:g}, {high:g}]", seconds)
-    # The small term makes 0.28 s at 25 Hz 7 frames, although floating point yields 7.000000000000001 or 6.99….
+    # The small term makes 0.28 s at 25 Hz exactly 7 frames; floating point yields 7.000000000000001.
     rows = max(1, int(seconds * frame_rate + 1e-6)) * family.rows_per_frame + num_closing_rows
     return _within_max_rows(replace(audio, max_rows=rows), options.get("audio", {}))
 
 
 def _depth(options: OptionsRecord, family: Family, audio: SegmentSampling) -> CodeSampling:
-    """Return the sampling parameters of the depth transformer's streams; by default those of stream 0."""
+    """Return the sampling parameters of the depth transformer's streams, by default those of stream 0."""
     if family.depth is None:
         raise InvalidRequest("options.depth", "nothing: this model has no depth transformer", shown(options["depth"]))
     values: dict[str, Any] = {key: options["depth"].get(key, getattr(audio, key)) for key in SHORTHANDS}
@@ -205,7 +205,7 @@ def _depth(options: OptionsRecord, family: Family, audio: SegmentSampling) -> Co
 
 
 def _guidance(options: OptionsRecord) -> dict[str, Any]:
-    """Return the given guidance options as fields of SamplingConfig."""
+    """Return the guidance options of a request as fields of SamplingConfig."""
     if "guidance" not in options:
         return {"guidance_scale": options["guidance_scale"]} if "guidance_scale" in options else {}
     if "guidance_scale" in options:
@@ -224,7 +224,7 @@ def _guidance(options: OptionsRecord) -> dict[str, Any]:
 
 
 def _schedule(options: OptionsRecord, family: Family) -> str | tuple[int, ...]:
-    """Return the schedule: a name, or its numbers M, m, M, m, …"""
+    """Return the requested schedule: a name, or its numbers M, m, M, m, …"""
     schedule = options["schedule"]
     if family.bursts is None:
         raise InvalidRequest("options.schedule", "none: this model generates one row per step", shown(schedule))

@@ -1,4 +1,4 @@
-"""A request's inputs, and their conversion to a prompt."""
+"""Inputs of a request, and their conversion to a prompt."""
 
 import threading
 from collections.abc import Iterator
@@ -34,13 +34,13 @@ class RawRequest:
 
     Attributes:
         text: Text of a single user turn.
-        audio: Bytes of an audio file (`audio.READABLE`), or of several files, one per turn of `messages` with "audio".
+        audio: Contents of an audio file (`audio.READABLE`), or of several, one per turn of `messages` with "audio".
         pcm_in: Mono samples at `sample_rate`, float32 [n].
         sample_rate: Sample rate of `pcm_in` in Hz.
         messages: Conversation as JSON.
         task: Name of the task.
         options: Options as JSON.
-        session: Session of a reply whose text this request continues, as JSON; only for such requests.
+        session: Only for a request that continues the streamed text of an earlier one: session and part number as JSON.
     """
 
     text: str | bytes | None = None
@@ -54,11 +54,11 @@ class RawRequest:
 
     @property
     def files(self) -> tuple[bytes | memoryview, ...]:
-        """Files in `audio`."""
+        """Contents of the files in `audio`."""
         return self.audio if isinstance(self.audio, tuple) else () if self.audio is None else (self.audio,)
 
     def num_audio_bytes(self) -> int:
-        """Return the bytes of audio; raise InvalidRequest if a file, or their total, is too large."""
+        """Return the size of all audio in bytes; raise InvalidRequest if a file, or the total, is too large."""
         for index, data in enumerate(self.files):
             check_file_size(len(data), self.file_field(index))
         total = sum(map(len, self.files)) + (0 if self.pcm_in is None else self.pcm_in.nbytes)
@@ -68,11 +68,11 @@ class RawRequest:
         return total
 
     def kept(self) -> "RawRequest":
-        """Return a request that owns its memory: `pcm_in` is copied; the bytes of `audio` are owned already."""
+        """Return a request that owns its memory: `pcm_in` is copied; the contents of `audio` are already owned."""
         return self if self.pcm_in is None else replace(self, pcm_in=self.pcm_in.copy())
 
     def file_field(self, index: int) -> str:
-        """Return the name of a file of `audio` in error messages."""
+        """Return the name of file `index` of `audio` for error messages."""
         return f"audio[{index}]" if len(self.files) > 1 else "audio"
 
 
@@ -90,8 +90,8 @@ class Preprocessor:
 
         Args:
             checkpoint: Folder of the checkpoint; its `config.json` names the family (`speech_family`).
-            codec: Codec to use instead of the checkpoint's.
-            device: Torch device for audio encoding (`cpu`, `cuda:1`, …).
+            codec: Codec to use instead of the checkpoint's; None for the checkpoint's.
+            device: torch device for audio encoding (`cpu`, `cuda:1`, …).
 
         Raises:
             CheckpointError: The family is missing, unknown, or not served.
@@ -105,13 +105,13 @@ class Preprocessor:
         self._tokenising = threading.Lock()
 
     def prepare(self, raw: RawRequest, read: AudioReader = read_recording) -> Prompt:
-        """Return the prompt of a request, with a random seed if the request has none.
+        """Convert a request to a prompt, with a random seed if the request has none.
 
         Thread-safe. Audio is encoded by one thread at a time; text-only requests do not wait for it.
 
         Args:
             raw: The request.
-            read: Reads its audio.
+            read: Function that decodes its audio.
 
         Raises:
             InvalidRequest: An input is invalid; the message names the field, the limit and the value.
@@ -148,7 +148,7 @@ class Preprocessor:
             opening=(pieces[-1].text or "") if options.manner.is_open else "",
             adapter=options.adapter,
             voice=written.voice,
-            input_audio_s=sum(len(piece.pcm) for piece in pieces if piece.pcm is not None) / self._heard_rate,
+            input_audio_s=sum(len(piece.pcm) for piece in pieces if piece.pcm is not None) / self._encoder_rate,
         )
 
     def _piece(
@@ -165,16 +165,16 @@ class Preprocessor:
         else:
             assert raw.pcm_in is not None
             recording = Recording("pcm_in", raw.pcm_in, is_file=False, sample_rate=raw.sample_rate)
-        return Piece(turn.role, path, pcm=self._listen(recording, read))
+        return Piece(turn.role, path, pcm=self._samples(recording, read))
 
     @property
-    def _heard_rate(self) -> int:
-        """Sample rate in Hz of recordings for the encoder."""
+    def _encoder_rate(self) -> int:
+        """Sample rate of the audio encoder's input, in Hz."""
         return self.codec.spec.input_rate or self.codec.spec.sample_rate
 
-    def _listen(self, recording: Recording, read: AudioReader) -> np.ndarray:
-        """Return a recording's mono samples at the encoder's sample rate, float32 [n]."""
-        rate, shortest = self._heard_rate, 1 / self.codec.spec.frame_rate
+    def _samples(self, recording: Recording, read: AudioReader) -> np.ndarray:
+        """Return a recording's mono samples at the audio encoder's sample rate, float32 [n]."""
+        rate, shortest = self._encoder_rate, 1 / self.codec.spec.frame_rate
         pcm = read(recording, self.family.max_audio_s, rate)
         if len(pcm) < rate * shortest:
             raise InvalidRequest(recording.field, f"at least {shortest:g} s", f"{len(pcm) / rate:.4f} s")
@@ -192,7 +192,10 @@ def string(field: str, value: str | bytes | None) -> str | None:
 
 
 def read_turns(raw: RawRequest) -> tuple[Turn, ...]:
-    """Return the turns of `messages`, or one user turn made of the other inputs; raise InvalidRequest if invalid."""
+    """Return the turns in `messages`, or one user turn with the other inputs.
+
+    Raise InvalidRequest if one is invalid.
+    """
     given = [name for name in ("text", "audio", "pcm_in", "messages") if getattr(raw, name) is not None]
     if raw.sample_rate is not None and "pcm_in" not in given:
         raise InvalidRequest("sample_rate", "none without pcm_in", raw.sample_rate)
@@ -223,7 +226,7 @@ FIELD = "session"
 
 
 def read_part(raw: RawRequest) -> TextPart:
-    """Return the text part of a request; raise InvalidRequest if an input is invalid."""
+    """Return the part of streamed text in a request; raise InvalidRequest if an input is invalid."""
     for name in ("audio", "pcm_in", "sample_rate", "messages", "task", "options"):
         if getattr(raw, name) is not None:
             raise InvalidRequest(name, "none with session: only the first part may set it", "some")

@@ -1,4 +1,4 @@
-"""Kit for testing model families: random checkpoints, prompts, an engine in steps, the slow reference, conformance."""
+"""Test kit for model families: random checkpoints, prompts, a step-by-step engine, a slow reference, conformance."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ __all__ = ["assert_family_conforms"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the name on first use, because conformance imports vLLM and the other modules do not."""
+    """Import the name on first use, because only `conformance` imports vLLM."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module("stretto.testing.conformance"), name)

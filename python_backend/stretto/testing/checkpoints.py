@@ -1,4 +1,4 @@
-"""Random checkpoints with weights large enough that the best logit leads by a clear margin."""
+"""Random checkpoints whose weights are large enough that the largest logit leads by a clear margin."""
 
 import json
 from collections.abc import Mapping
@@ -30,14 +30,14 @@ def write_checkpoint(
     """Write a checkpoint with random weights and return its folder.
 
     Args:
-        folder: Folder to be made.
+        folder: Folder to create.
         family: Family whose layout the checkpoint has.
         name: Name of the family in config.json.
         hidden: Width of the backbone.
-        layers: Number of its layers.
+        layers: Number of layers of the backbone.
         seed: Seed of the weights.
         backbone: `qwen3`, `llama` or `olmo2`.
-        audio_config: Configuration of an encoder of audio input, or None.
+        audio_config: Configuration of the audio encoder, or None.
         vocabulary: Value of `speech_vocabulary` in config.json, or None.
     """
     heads, kv_heads, inner = 4, 2, 2 * hidden
@@ -159,7 +159,7 @@ def _weights(config: dict, generator: torch.Generator) -> dict[str, torch.Tensor
 
 
 def _norms(config: dict) -> dict[str, torch.Tensor]:
-    """Return the norms of a layer by name; OLMo's differ along their width, which tensor parallelism splits."""
+    """Return the norms of a layer by name. OLMo's vary along their width, which tensor parallelism splits."""
     hidden, head_dim = config["hidden_size"], config["head_dim"]
     queries, keys = config["num_attention_heads"] * head_dim, config["num_key_value_heads"] * head_dim
     before = {"input_layernorm": torch.ones(hidden), "post_attention_layernorm": torch.ones(hidden)}

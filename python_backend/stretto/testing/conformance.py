@@ -1,4 +1,4 @@
-"""Conformance of a model family: what the engine generates equals the slow reference."""
+"""Conformance test of a model family: the engine generates the same ids as the slow reference."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,9 +16,9 @@ from stretto.testing.reference import Reference, Row
 
 # Fewer rows per step than most prompts have, and four slots.
 TIGHT: dict[str, Any] = {"max_num_batched_tokens": 48, "max_num_seqs": 4, "max_model_len": 160}
-NUM_BLOCKS = 7  # KV blocks for little more than one reply; a CFG pair takes two more
-MIN_LEAD = 1e-5  # of a decision of the reference, in logits
-NUM_ALONE = 3  # prompts that are also run alone
+NUM_BLOCKS = 7  # KV blocks: little more than one reply needs; a CFG pair has two more
+MIN_LEAD = 1e-5  # minimum lead of the reference's decisions, in logits
+NUM_ALONE = 3  # number of prompts that are also run alone
 
 
 def assert_family_conforms(
@@ -31,16 +31,16 @@ def assert_family_conforms(
 ) -> None:
     """Assert that a family is registered, and that the engine's replies equal those of the slow reference.
 
-    Replies are generated alone, then in one batch in an engine with so few KV blocks that some are preempted. Every id
-    of every row must be that of the reference, so replies alone, batched and preempted are equal.
+    Replies are generated alone, and then in one batch by an engine with so few KV blocks that some are preempted. All
+    ids of all rows must equal those of the reference, so replies alone, batched and preempted are equal.
 
     Args:
         plugin: Plug-in of the family.
         folder: Folder for a random checkpoint.
         vocabulary: `speech_vocabulary` of a small model; None for the published one.
-        write: Function that writes a random checkpoint, called as `write_checkpoint` is.
+        write: Function that writes a random checkpoint, with the arguments of `write_checkpoint`.
         num_prompts: Number of prompts.
-        **shape: Further arguments of `write`, such as `hidden`, `layers`, `backbone` and `seed`.
+        **shape: Additional arguments of `write`, such as `hidden`, `layers`, `backbone` and `seed`.
 
     Raises:
         AssertionError: If the family does not conform. The message names the request and the first row that differs.
@@ -66,7 +66,7 @@ def assert_family_conforms(
 
 
 def expected_rows(folder: Path, family: Family, prompts: Mapping[str, Prompt]) -> dict[str, list[Row]]:
-    """Return the output streams of every row of the reference's replies, by request id."""
+    """Return the reference's replies by request id: the ids of the output streams in every row."""
     reference = Reference(folder, family, TIGHT["max_model_len"])
     found = {}
     for name, prompt in prompts.items():
@@ -77,7 +77,7 @@ def expected_rows(folder: Path, family: Family, prompts: Mapping[str, Prompt]) -
 
 
 def num_preemptions(answers: Mapping[str, Answer]) -> int:
-    """Return how often replies were preempted."""
+    """Return the total number of preemptions of these replies."""
     return sum(answer.trailer.num_preemptions for answer in answers.values() if answer.trailer is not None)
 
 

@@ -1,4 +1,4 @@
-"""Engine in this process, driven step by step, without a server and without a second process."""
+"""vLLM engine in this process, run step by step, without a server or a second process."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -39,10 +39,10 @@ class Answer:
     """Reply to one prompt.
 
     Attributes:
-        rows: Ids of the output streams of every row.
+        rows: Ids of the output streams in every row.
         trailer: Statistics, once the reply has ended.
-        finish_reason: vLLM's reason, once the reply has ended.
-        changes: (index, is_guided) of every row at which guidance was switched.
+        finish_reason: vLLM's finish reason, once the reply has ended.
+        changes: (index, is_guided) of every row from which on guidance is switched on or off.
     """
 
     rows: list[list[int]] = field(default_factory=list)
@@ -52,7 +52,7 @@ class Answer:
 
 
 class Engine:
-    """Engine core with its scheduler and its worker."""
+    """vLLM's engine core with its scheduler and its worker."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class Engine:
 
     @property
     def model_state(self) -> Any:
-        """State of the requests in the worker."""
+        """Per-request state in the worker."""
         return self.core.model_executor.driver_worker.worker.model_runner.model_state
 
     def add(self, request_id: str, prompt: Prompt) -> None:
@@ -97,12 +97,12 @@ class Engine:
         aborts: Mapping[str, int] | None = None,
         after_step: Callable[["Engine"], None] | None = None,
     ) -> dict[str, Answer]:
-        """Return the replies by request id.
+        """Generate replies and return them by request id.
 
         Args:
             prompts: Prompts by request id.
-            arrivals: Steps before which prompts are queued; 0 for others.
-            aborts: Steps before which requests are aborted.
+            arrivals: By request id, index of the step before which the prompt is queued; 0 if missing.
+            aborts: By request id, index of the step before which the request is aborted.
             after_step: Function that is called after each step.
         """
         arrivals, aborts = dict(arrivals or {}), dict(aborts or {})
@@ -127,11 +127,11 @@ class Engine:
         return output
 
     def is_busy(self) -> bool:
-        """Return True if there is a request, or a step in flight."""
+        """Return True if there are unfinished requests or steps."""
         return bool(self.scheduler.has_requests() or self.core.batch_queue)
 
     def step(self) -> dict[int, EngineCoreOutputs]:
-        """Run a step of the engine core; `moved` is True if it computed anything."""
+        """Run one step of the engine core; the attribute `moved` is then True if anything was computed."""
         outputs, self.moved = self.core.step_fn()
         self.core.post_step(self.moved)
         self.num_steps += 1
@@ -152,7 +152,7 @@ class Engine:
                     answer.rows.append(row)
 
     def is_clean(self) -> bool:
-        """Return True if no request left anything in the scheduler or in the worker."""
+        """Return True if scheduler and worker have no state of finished requests."""
         scheduler, slots = self.scheduler, self.model_state.slots
         self.core.step_fn() if scheduler.has_requests() else None
         return (

@@ -14,7 +14,7 @@ TRACK_LENGTHS = (9, 0, 30, 4, 100)
 
 
 def make_prompt(family: Family, index: int, task: str | None = None, **changes: Any) -> Prompt:
-    """Return prompt number `index`; lengths, tasks, guidance and temperatures vary with different periods.
+    """Return test prompt number `index`; lengths, tasks, guidance and temperatures vary with different periods.
 
     Args:
         family: Family of the checkpoint.
@@ -51,7 +51,10 @@ def make_prompt(family: Family, index: int, task: str | None = None, **changes: 
 
 
 def make_track(family: Family, index: int) -> tuple[int, ...]:
-    """Return a streamed text, often shorter than the reply, sometimes longer; () if the family reads none."""
+    """Return the ids of a streamed text, often shorter than the reply, sometimes longer.
+
+    Empty if the family has no text track.
+    """
     track, random = family.text_track, np.random.default_rng(index)
     if track is None:
         return ()
@@ -59,7 +62,7 @@ def make_track(family: Family, index: int) -> tuple[int, ...]:
 
 
 def _fill_with_audio(rows: np.ndarray, family: Family, random: np.random.Generator) -> None:
-    """Write codes to every auxiliary stream, as in a prompt with audio."""
+    """Write random codes to every stream after the first, as in a prompt with audio."""
     for stream, ids in enumerate(family.layout.audio[1:], 1):
         rows[1:-1, stream] = random.integers(ids.start, ids.stop, len(rows) - 2)
     if family.script:

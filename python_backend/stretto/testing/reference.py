@@ -1,7 +1,7 @@
-"""Slow reference of a speech language model: Hugging Face's class, one row at a time, and plain Python around it.
+"""Slow reference of a speech language model: transformers' model class, one row at a time, and plain Python.
 
 It shares no code with the engine except the family's data. `Reference.reply` returns every row of a reply on all
-streams, and the smallest lead of any decision over its runner-up.
+streams, and the smallest lead of a decision over the second-best candidate.
 """
 
 import json
@@ -40,7 +40,7 @@ MASK = 0xFFFFFFFF
 
 
 def mix(x: int) -> int:
-    """Return the hash `lowbias32` of a number."""
+    """Return the hash `lowbias32` of a 32-bit number."""
     x ^= x >> 16
     x = x * 0x7FEB352D & MASK
     x ^= x >> 15
@@ -57,11 +57,12 @@ def uniform(seed: int, position: int, stream: int, token: int, is_redraw: bool =
 
 
 def drawn_by(schedule: Sequence[int], num_modules: int) -> Iterator[int]:
-    """Yield the module that samples each token of a reply, -1 for the main model.
+    """Yield the index of the MCTP module that samples each token of a reply, -1 for the main model.
 
     Args:
-        schedule: Numbers of tokens of the main model and of modules, alternating; the last pair is repeated.
-        num_modules: Number of modules. If more tokens follow, the main model samples one and the modules start again.
+        schedule: Numbers of tokens of the main model and of the modules, alternating; the last pair is repeated.
+        num_modules: Number of modules. If a number in the schedule is larger, the main model samples the token after
+            the last module's, and the modules continue from there.
     """
     pairs = [tuple(schedule[at : at + 2]) for at in range(0, len(schedule), 2)]
     while True:
@@ -73,7 +74,7 @@ def drawn_by(schedule: Sequence[int], num_modules: int) -> Iterator[int]:
 
 
 class DepthReference:
-    """Slow depth transformer of the tensors `depth.…`, which are removed from `weights`."""
+    """Slow depth transformer, created from the tensors `depth.…`, which are removed from `weights`."""
 
     def __init__(self, family: Family, weights: dict[str, torch.Tensor]):
         spec, config_class, model_class = cast(DepthSpec, family.depth), cast(Any, LlamaConfig), cast(Any, LlamaModel)
@@ -106,7 +107,12 @@ class DepthReference:
 
     @torch.no_grad()
     def logits(self, hidden: torch.Tensor, codes: list[int]) -> list[float]:
-        """Return the logits of the next stream after `codes`, in a row with hidden state `hidden` [H]."""
+        """Return the logits of the next stream in a row.
+
+        Args:
+            hidden: Hidden state of the row, [H].
+            codes: Codes of the previous streams.
+        """
         size = self.layout.codebook_size
         if not codes:
             return self._spread(self.first_head @ hidden, [*self.layout.audio[0], *self.ends])
@@ -122,16 +128,16 @@ class DepthReference:
 
 
 class Context:
-    """Sequence of rows with the model's cache for them."""
+    """Sequence of rows with the model's key-value cache."""
 
     def __init__(self, model: PreTrainedModel, family: Family, heard: dict[int, torch.Tensor] | None = None):
         self.model, self.family, self.heard = model, family, heard or {}
         self.cache, self.num_read = DynamicCache(), 0
-        self.said_from: Any = None  # hidden state of the newest row
+        self.newest_hidden: Any = None  # hidden state of the newest row
 
     @torch.no_grad()
     def hidden(self, rows: list[Row]) -> torch.Tensor:
-        """Return the hidden states [n, H] of the new rows in `rows`; earlier rows are cached."""
+        """Return the hidden states [n, H] of those `rows` that are new; earlier rows are in the cache."""
         first, self.num_read = self.num_read, len(rows)
         embedded = self.embed(rows[first:])
         for position in self.heard.keys() & range(first, len(rows)):
@@ -149,23 +155,27 @@ class Context:
         return embedded.masked_fill(silent[..., None], 0.0).sum(1)
 
     def last_hidden(self, rows: list[Row], place: int) -> torch.Tensor:
-        """Return the hidden state [1, H] that generates the row after `rows`, `place` rows after the main model's last.
+        """Return the hidden state [1, H] from which the row after `rows` is sampled.
 
-        A rule replaces modules: the hidden state of the previous row plus that row's embedding, at unit scale.
+        Instead of MCTP modules, a rule is used: the previous hidden state plus the last row's embedding, normalised.
+
+        Args:
+            rows: All rows so far.
+            place: Number of rows since the last one that the main model generated.
         """
         if place:
-            mixed = self.said_from + self.embed(rows[-1:])
-            self.said_from = mixed / (mixed.square().mean() + 1e-6).sqrt()
+            mixed = self.newest_hidden + self.embed(rows[-1:])
+            self.newest_hidden = mixed / (mixed.square().mean() + 1e-6).sqrt()
         else:
-            self.said_from = self.hidden(rows)[-1:]
-        return self.said_from
+            self.newest_hidden = self.hidden(rows)[-1:]
+        return self.newest_hidden
 
 
 class Reference:
     """Slow model of a checkpoint.
 
     Attributes:
-        was_cut: True if a limit closed a segment of the last reply that the model would not have closed there.
+        was_cut: True if a length limit ended a segment of the last reply.
     """
 
     was_cut = False
@@ -186,21 +196,21 @@ class Reference:
         self.model.load_state_dict(weights)
 
     def context(self, heard: dict[int, torch.Tensor] | None = None) -> Context:
-        """Return an empty context."""
+        """Create an empty context."""
         return Context(self.model, self.family, heard)
 
     @torch.no_grad()
     def heads(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return all streams' logits over the vocabulary: [n, H] -> [n, S, V], or [n, 1, V] if all are the same."""
+        """Return the logits over the vocabulary of all streams, [n, H] -> [n, S, V], or [n, 1, V] if they are equal."""
         return self.model.lm_head(hidden[:, None] if self.bias is None else hidden[:, None] + self.bias)
 
     def logits(self, rows: list[Row]) -> torch.Tensor:
-        """Return the logits [n, S, V] after each of `rows` [n][S], processed at once."""
+        """Return the logits [n, S, V] after each of `rows` [n][S], computed in one forward pass."""
         return self.heads(Context(self.model, self.family).hidden(rows))
 
     @torch.no_grad()
     def encode_audio(self, prompt: Prompt) -> dict[int, torch.Tensor]:
-        """Return the rows that replace placeholders of audio input in `prompt`, by position."""
+        """Return the encoder's output rows for the audio inputs of `prompt`, by position in the prompt."""
         rows_by_position: dict[int, torch.Tensor] = {}
         for audio in prompt.audios:
             if self.audio_config.get("model_type") == "x_vector":
@@ -217,11 +227,14 @@ class Reference:
         return rows_by_position
 
     def reply(self, prompt: Prompt, changes: Sequence[tuple[int, bool]] = ()) -> tuple[list[Row], float]:
-        """Return the rows of the reply to `prompt`, [n][S], and the smallest lead of a decision.
+        """Generate a reply.
 
         Args:
             prompt: Prompt of the reply, with a seed.
-            changes: Frames of an adaptive reply from which on guidance is on (True) or off.
+            changes: For policy `adaptive`: frames from which on guidance is on (True) or off.
+
+        Returns:
+            Rows of the reply, [n][S], and the smallest lead of a decision.
         """
         reply = _Reply(self, prompt, changes)
         rows, lead = reply.run()
@@ -230,7 +243,7 @@ class Reference:
 
 
 def merged(conditional: list[float], unconditional: list[float], scale: float) -> list[float]:
-    """Return guided logits; ids that both forbid stay forbidden."""
+    """Return guided logits; ids that both requests forbid stay forbidden."""
     a, b = np.array(conditional), np.array(unconditional)
     with np.errstate(invalid="ignore"):  # difference of two forbidden ids, -inf - -inf
         return np.where(a == b, a, b + scale * (a - b)).tolist()
@@ -292,14 +305,16 @@ class _Reply:
         return logits
 
     def deeper(self, codes: list[int]) -> list[float]:
-        """Return the logits of the next stream after `codes` in the next row."""
-        logits = self.reference.depth.logits(self.context.said_from[0], codes)
+        """Return the depth transformer's logits for the stream after `codes` in the next row."""
+        logits = self.reference.depth.logits(self.context.newest_hidden[0], codes)
         if not self.is_merging or len(codes) not in self.family.guided_streams:
             return logits
-        return merged(logits, self.reference.depth.logits(self.other.said_from[0], codes), self.sampling.guidance_scale)
+        return merged(
+            logits, self.reference.depth.logits(self.other.newest_hidden[0], codes), self.sampling.guidance_scale
+        )
 
     def is_guided(self, frame: int) -> bool:
-        """Return True if the row `frame` of the audio segment is sampled with guidance."""
+        """Return True if row `frame` of the audio segment is sampled with guidance."""
         if frame < 0:
             return False
         if self.sampling.policy == "until_s":  # the term takes 0.28 s at 25 Hz for 7 rows, not 7.000000000000001
@@ -311,7 +326,7 @@ class _Reply:
         return [is_on for first, is_on in [(0, True), *self.changes] if first <= frame][-1]
 
     def hidden(self, position: int) -> Row:
-        """Return the row at `position` of the unconditional request."""
+        """Return the row at `position` in the unconditional request."""
         layout, context, row = self.family.layout, self.family.unconditional, list(self.rows[position])
         if position < self.audio_start:
             if context.keep_first <= position < self.audio_start - context.keep_last:
@@ -357,7 +372,7 @@ class _Reply:
         return self.ended(row, frame)
 
     def penalized(self, logits: list[float]) -> list[float]:
-        """Return stream 0's logits with the penalty for repeated ids: in text or, without text, in audio."""
+        """Return stream 0's logits after the repetition penalty: for text or, without text, for audio."""
         writes = any(task.text for task in self.family.tasks)
         if not self.family.penalized or writes != (self.audio_start is None):
             return logits
@@ -378,7 +393,7 @@ class _Reply:
         return [family.end_of_audio] + [family.layout.pad_id] * (len(row) - 1)
 
     def is_read(self, position: int, spoken: int) -> bool:
-        """Return True if a stream other than the first, at frame `spoken`, is sampled at `position`."""
+        """Return True if a stream after the first, at its frame `spoken`, is sampled at `position`."""
         if self.family.warm_up is PADDED_WARM_UP and spoken < 0:
             return False
         if self.audio_end is None or self.family.tail is SAMPLED_TAIL:
@@ -389,11 +404,11 @@ class _Reply:
         return self.family.tail is FORCED_TAIL and self.audio_start + spoken < self.audio_end
 
     def distance_after_audio(self, position: int) -> int:
-        """Return the distance of a padded tail's row from the end of audio, which a limit shortens by a row."""
+        """Return a row's distance from the end of audio, for a padded tail, which is one row shorter after a limit."""
         return position - self.audio_end + (self.audio_met_limit and position > self.audio_end)
 
     def ids(self, stream: int) -> list[int]:
-        """Return the ids that a stream may carry in audio: codes and extra ids."""
+        """Return the ids that a stream may have in audio: codes and extra ids."""
         layout = self.family.layout
         return [*layout.audio[stream], *(layout.extra[stream] if layout.extra else ())]
 
@@ -481,7 +496,7 @@ class _Reply:
         return self.redrawn(logits, allowed, stream) if self.repeats(best[0], stream, limits) else best[0]
 
     def repeats(self, token: int, stream: int, limits: CodeSampling) -> bool:
-        """Return True if `token` is a code that occurred too often in the stream's last audio rows."""
+        """Return True if `token` is a code that occurred too often in the last audio rows of the stream."""
         layout, position, window = self.family.layout, len(self.rows), self.sampling.ras_window
         if window == 0 or limits is self.sampling.text:
             return False
@@ -491,7 +506,7 @@ class _Reply:
         return before.count(token) >= self.sampling.ras_max_repeats
 
     def redrawn(self, logits: list[float], allowed: list[int], stream: int) -> int:
-        """Return another token, sampled from the softmax of the raw logits."""
+        """Return a token sampled again, from the softmax of the raw logits."""
         noise = {t: uniform(self.seed, len(self.rows), stream, t, is_redraw=True) for t in allowed}
         scores = {t: logits[t] - math.log(-math.log(noise[t])) for t in allowed}
         first, second = sorted(scores, key=lambda t: -scores[t])[:2]

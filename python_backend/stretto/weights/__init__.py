@@ -1,1 +1,1 @@
-"""Tensors and configs of releases: strict loading, plans, shards, backbones."""
+"""Tensors and configs of releases: strict loading, conversion plans, shards, backbones."""

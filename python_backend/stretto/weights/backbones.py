@@ -1,4 +1,4 @@
-"""Hyperparameters of a backbone that a release only names: from its own config.json, or from the table here."""
+"""Hyperparameters of a backbone that a release only names: from the backbone's own config.json, or from a table."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,7 +40,7 @@ LLAMA_NUMBERS = (
 
 
 def read_numbers(config_class: Any, record: Mapping[str, Any]) -> Any:
-    """Return config.json as a `config_class`; CheckpointError if it is of another model, or invalid."""
+    """Return config.json as a `config_class`; raise CheckpointError if it belongs to another model, or is invalid."""
     kind = config_class.model_type
     if record.get("model_type") != kind:
         raise CheckpointError(f"config.json: expected model_type {kind!r}, got {record.get('model_type')!r}")
@@ -52,7 +52,7 @@ def read_numbers(config_class: Any, record: Mapping[str, Any]) -> Any:
 
 
 def check_heads(config: Any) -> None:
-    """Raise CheckpointError for numbers of heads that transformers accepts and vLLM's Llama rejects."""
+    """Raise CheckpointError for head counts that transformers accepts and vLLM's Llama rejects."""
     for name, count in (("hidden_size", config.hidden_size), ("num_attention_heads", config.num_attention_heads)):
         of = "num_attention_heads" if name == "hidden_size" else "num_key_value_heads"
         if count % getattr(config, of):
@@ -61,7 +61,7 @@ def check_heads(config: Any) -> None:
 
 
 def dtype_of(record: Mapping[str, Any]) -> str | None:
-    """Return the dtype in config.json; None if there is none."""
+    """Return the dtype in config.json; None if it contains none."""
     return record.get("dtype", record.get("torch_dtype"))
 
 
@@ -119,10 +119,10 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "HuggingFaceTB/SmolLM2-1.7B": SMOLLM2_1_7B,
     "HuggingFaceTB/SmolLM2-1.7B-Instruct": SMOLLM2_1_7B,
 }
-# Keys of a public config.json about its tokens and tools, not its layers.
+# Keys of a public config.json that concern tokens and tools, not layers.
 SAID_ELSEWHERE = ("architectures", "transformers_version", "_name_or_path", "torch_dtype", "dtype", "vocab_size")
 LEFT_OUT = (*SAID_ELSEWHERE, "quantization_config", *LEADS_ELSEWHERE)
-# set to null, because the family defines them and the classes have defaults
+# set to null, because the family defines them, and a missing key would mean the class's default
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -131,14 +131,14 @@ def read_backbone(
 ) -> dict[str, Any]:
     """Return the hyperparameters of the backbone that a release calls `tag`.
 
-    They come from `path` if given, else from the table `known`. If `tag` is not in it, they come from the config.json
-    next to the tokenizer, whose folder may be the backbone's repository.
+    They come from `path` if given, else from the table `known`, else from the config.json next to the tokenizer, whose
+    folder may be the backbone's repository.
 
     Args:
         tag: Name of the backbone in the release.
-        path: config.json of the backbone, or its folder.
+        path: config.json of the backbone, or its folder; None if not given.
         tokenizer: Folder of the tokenizer.
-        known: Contents of config.json by name.
+        known: Contents of config.json by name of the backbone.
 
     Raises:
         CheckpointError: If the backbone is unknown, or of an unknown type.
@@ -157,7 +157,13 @@ def read_backbone(
 
 
 def config_of(backbone: dict[str, Any], vocab_size: int, dtype: str) -> dict[str, Any]:
-    """Return config.json of the language model: the backbone with this vocabulary and an untied head."""
+    """Return config.json of a language model with an untied head.
+
+    Args:
+        backbone: Hyperparameters of the backbone.
+        vocab_size: Number of ids.
+        dtype: Name of the dtype.
+    """
     return {
         "architectures": [f"Stretto{backbone['model_type'].capitalize()}ForCausalLM"],
         **backbone,
@@ -169,7 +175,7 @@ def config_of(backbone: dict[str, Any], vocab_size: int, dtype: str) -> dict[str
 
 
 def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Return names and shapes of the language model's tensors; CheckpointError if `config` is incomplete."""
+    """Return the shapes of the language model's tensors by name; raise CheckpointError if `config` is incomplete."""
     config_class, model_class = CLASSES[config["model_type"]]
     try:
         return shapes_of(model_class, config_class.from_dict(dict(config)))

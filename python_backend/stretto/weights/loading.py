@@ -1,4 +1,4 @@
-"""Weights of checkpoints and releases, read strictly: tensors, configs, and models of transformers."""
+"""Strict reading of checkpoints and releases: tensors, configs, and transformers' models."""
 
 import os
 import pickle
@@ -19,7 +19,7 @@ from stretto.errors import CheckpointError, shown
 from stretto.untrusted_files import LEADS_ELSEWHERE, UNPARSABLE, json_object, regular_file, released_file
 
 NAMED = 12  # maximum number of tensor names in an error message
-# Exceptions of reading an invalid file of tensors; `torch.load` passes on any exception of its unpickler.
+# Exceptions raised for an invalid tensor file; `torch.load` passes on any exception of its unpickler.
 UNREADABLE = (
     OSError,
     RuntimeError,
@@ -40,15 +40,15 @@ ARCHIVE = b"PK\x03\x04"  # first bytes of a file of `torch.save` since torch 1.6
 
 
 def read_pickled(path: Path, expected: str = "tensors", stays_in_file: bool = False) -> Any:
-    """Return the contents of a file of `torch.save`, without executing code from it.
+    """Return the contents of a file written by `torch.save`, without executing code from it.
 
     Args:
         path: The file.
         expected: Description of the expected contents, for error messages.
-        stays_in_file: True to map tensors and read them on use; files from before torch 1.6 are then refused.
+        stays_in_file: True to memory-map tensors, which are then read on use; files from before torch 1.6 are rejected.
 
     Raises:
-        CheckpointError: If the file is missing, or holds anything but tensors and plain values.
+        CheckpointError: If the file is missing, or contains anything but tensors and plain values.
     """
     try:
         _check_archive(regular_file(path))
@@ -58,7 +58,7 @@ def read_pickled(path: Path, expected: str = "tensors", stays_in_file: bool = Fa
 
 
 def _check_archive(path: Path) -> None:
-    """Raise CheckpointError for an archive whose contents exceed its size, because `torch.save` does not compress."""
+    """Raise CheckpointError for an archive whose contents exceed its size; `torch.save` never compresses."""
     with path.open("rb") as file:
         if file.read(len(ARCHIVE)) != ARCHIVE:
             return
@@ -71,10 +71,13 @@ def _check_archive(path: Path) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file (by its suffix) or of a file of `torch.save`, in float32.
+    """Return the tensors in a file in float32.
+
+    Args:
+        path: A safetensors file, recognised by its suffix, or a file written by `torch.save`.
 
     Raises:
-        CheckpointError: If the file is missing, cannot be read, or holds anything but tensors by name.
+        CheckpointError: If the file is missing, cannot be read, or contains anything but tensors by name.
     """
     try:
         stored = load_file(regular_file(path)) if path.suffix == ".safetensors" else read_pickled(path)
@@ -89,11 +92,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def in_float32(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Return tensors of a file in float32.
+    """Convert tensors to float32.
 
     Args:
-        tensors: The tensors by name.
-        path: The file, for error messages.
+        tensors: Tensors by name.
+        path: File of the tensors, for error messages.
 
     Raises:
         CheckpointError: If tensors are not dense or not real.
@@ -103,12 +106,15 @@ def in_float32(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: expected dense tensors of real numbers, got others in {odd[:NAMED]}")
     try:
         return {name: tensor.float() for name, tensor in tensors.items()}
-    except UNREADABLE as error:  # a dtype without arithmetic
+    except UNREADABLE as error:  # the dtype has no arithmetic
         raise CheckpointError(f"{path}: expected tensors, got {error!r}") from error
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Return True if all elements are real and stored; a broadcast tensor can claim 2^46 elements in one byte."""
+    """Return True if the tensor is dense and real and stores all elements.
+
+    A broadcast one can claim 2^46 in one byte.
+    """
     if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized or tensor.is_meta:
         return False
     return not tensor.is_complex() and tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.itemsize
@@ -121,7 +127,7 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], place: Path,
         module: The module.
         tensors: Tensors by name.
         place: Source of the tensors, for error messages.
-        assign: True to use the tensors themselves as parameters, as required for a module on the device `meta`.
+        assign: True to make the tensors themselves the parameters, as required for a module on the device `meta`.
 
     Raises:
         CheckpointError: If tensors are missing, unknown, of another shape or not finite.
@@ -138,9 +144,9 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], place: Path,
 
 
 def first(names: list[str]) -> str:
-    """Return the first names of a sorted list for an error message.
+    """Return the beginning of a sorted list of names as text for an error message.
 
-    Long lists are cut. The result then has a name of each part of the model, and the number of other names.
+    If the list is long, the text has one name of each part of the model, and the number of other names.
     """
     if len(names) <= NAMED:
         return str(names)
@@ -150,7 +156,7 @@ def first(names: list[str]) -> str:
 
 
 def check_finite(tensors: Mapping[str, Tensor], place: Path) -> None:
-    """Raise CheckpointError if a tensor has NaN or infinity, which would become noise or silence."""
+    """Raise CheckpointError if a tensor contains NaN or infinity, which would result in noise or silence."""
     odd = sorted(name for name, tensor in tensors.items() if not tensor.isfinite().all())
     if odd:
         raise CheckpointError(f"{place}: expected finite numbers, got NaN or infinity in {odd[:NAMED]}")
@@ -162,10 +168,10 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 def codec_directory(checkpoint: Path) -> Path:
-    """Return the codec's folder: `codec/` in the checkpoint of a speech model, or `checkpoint` itself.
+    """Return the codec's folder: `codec/` in a language model's checkpoint, or `checkpoint` itself.
 
     Raises:
-        CheckpointError: If it has no config.json.
+        CheckpointError: If the folder has no config.json.
     """
     directory = checkpoint / "codec" if (checkpoint / "codec").is_dir() else checkpoint
     if not (directory / CONFIG_FILE).is_file():
@@ -177,7 +183,7 @@ def load_config(config_class: type[Config], directory: Path) -> Config:
     """Return the configuration in a folder.
 
     Raises:
-        CheckpointError: If it is of another model, or invalid.
+        CheckpointError: If it belongs to another model, or is invalid.
     """
     try:
         record = json_object(directory / CONFIG_FILE)
@@ -192,7 +198,7 @@ def load_config(config_class: type[Config], directory: Path) -> Config:
 
 
 def _check_files(directory: Path) -> None:
-    """Raise CheckpointError for files that cannot be read, and for an index that names files elsewhere."""
+    """Raise CheckpointError if a file cannot be read, or an index names files outside the folder."""
     for path in directory.iterdir():
         if path.suffix in (".safetensors", ".bin", ".json"):
             regular_file(path)
@@ -203,13 +209,16 @@ def _check_files(directory: Path) -> None:
 
 
 def load_model(model_class: type[Model], directory: Path, optional: Iterable[str] = ()) -> tuple[Model, bool]:
-    """Return a model in float32 with its tensors from a checkpoint, and whether it has its `optional` parts.
+    """Load one of transformers' models from a checkpoint.
 
     Args:
-        model_class: Class of transformers.
+        model_class: Class of the model.
         directory: Folder of the checkpoint.
-        optional: First names of parts (`encoder`, …) that a checkpoint for decoding may lack, all together. Missing
-            parts are uninitialized and must not be used.
+        optional: First components of parameter names (`encoder`, …) that a checkpoint for decoding may lack, all
+            together. Missing parts are uninitialized and must not be used.
+
+    Returns:
+        Model in float32, and True if its optional parts were loaded.
 
     Raises:
         CheckpointError: If tensors are missing, unknown, of another shape or not finite.
@@ -217,7 +226,7 @@ def load_model(model_class: type[Model], directory: Path, optional: Iterable[str
     config_class: Any = model_class.config_class
     loaded: Any
     verbosity, has_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # its report has one line per name
+    logging.set_verbosity_error()  # transformers' report has one line per name
     logging.disable_progress_bar()
     try:
         _check_files(directory)
@@ -226,7 +235,7 @@ def load_model(model_class: type[Model], directory: Path, optional: Iterable[str
             config=load_config(config_class, directory),
             dtype=torch.float32,
             local_files_only=True,
-            ignore_mismatched_sizes=True,  # they are reported below, with the others
+            ignore_mismatched_sizes=True,  # mismatches are reported below, with the other problems
             output_loading_info=True,
         )
     except (ImportError, *UNREADABLE) as error:
@@ -252,7 +261,7 @@ WHOLE, SHARDS = "model.safetensors", f"model{INDEX}"  # names used by transforme
 
 
 class StoredTensors(Mapping[str, Tensor]):
-    """Tensors of safetensors files by name, read on access."""
+    """Tensors of several safetensors files by name, read on access."""
 
     def __init__(self, paths: list[Path]):
         files = [safe_open(path, framework="pt") for path in paths]
@@ -271,9 +280,10 @@ class StoredTensors(Mapping[str, Tensor]):
 def safetensors_files(path: Path) -> list[Path] | None:
     """Return the safetensors files that `path` refers to; None if it is a file of another kind.
 
-    A folder may hold the same weights twice, so files are chosen as in transformers: the value of
+    A folder may contain the same weights twice, so files are chosen as in transformers: the value of
     `transformers_weights` in `config.json`, `model.safetensors`, or the shards of `model.safetensors.index.json`.
-    Without any of these, all safetensors files of the folder are returned. An index refers to the files that it names.
+    Without any of these, all safetensors files of the folder are returned. For an index, the files that it names are
+    returned.
 
     Raises:
         CheckpointError: If a file is not regular, an index names a file outside its folder, or a link in the folder
@@ -302,13 +312,14 @@ def _named_files(path: Path) -> list[Path] | None:
 
 
 def open_tensors(path: Path) -> Mapping[str, Tensor]:
-    """Return the tensors in `path`.
+    """Return the tensors in `path` by name, read on access.
 
-    `path` is `model.pt` ({"module": …}), `model.pth` or `2epoch.pth`, a safetensors file, its index, or a folder of
-    such files.
+    Args:
+        path: `model.pt` ({"module": …}), `model.pth` or `2epoch.pth`, a safetensors file, its index, or a folder of
+            such files.
 
     Raises:
-        CheckpointError: If the file is missing, holds anything but tensors, or cannot be memory-mapped.
+        CheckpointError: If the file is missing, contains anything but tensors, or cannot be memory-mapped.
     """
     try:
         files = safetensors_files(path)

@@ -29,7 +29,7 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Entry:
-    """Tensor to be written: its name, dtype and shape, and a function that reads it."""
+    """Tensor to be written: name, dtype, shape, and a function that reads it."""
 
     name: str
     dtype: torch.dtype
@@ -43,12 +43,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class Written:
-    """File that was written.
+    """Written file.
 
     Attributes:
-        name: Name relative to the checkpoint.
+        name: Path relative to the checkpoint.
         num_bytes: Size in bytes.
-        sha256: SHA-256 of its content, in hexadecimal.
+        sha256: SHA-256 of the contents, in hexadecimal.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Written:
 
 
 def split(entries: list[Entry], max_bytes: int) -> list[list[Entry]]:
-    """Split entries, in order, into shards of at most `max_bytes`; a larger entry gets a separate shard."""
+    """Split entries, in order, into shards of at most `max_bytes`; a larger entry has a shard of its own."""
     shards: list[list[Entry]] = []
     size = max_bytes
     for each in entries:
@@ -70,7 +70,17 @@ def split(entries: list[Entry], max_bytes: int) -> list[list[Entry]]:
 
 
 def write_shards(folder: Path, entries: list[Entry], max_bytes: int, progress: Progress) -> list[Written]:
-    """Write `model-0000N-of-0000M.safetensors` and their index."""
+    """Write `model-0000N-of-0000M.safetensors` and their index.
+
+    Args:
+        folder: Existing folder.
+        entries: Tensors to write, in order.
+        max_bytes: Maximum size of a shard.
+        progress: Called with the number of bytes after each part.
+
+    Returns:
+        Written files.
+    """
     shards = split(entries, max_bytes)
     files: list[Written] = []
     weight_map: dict[str, str] = {}
@@ -84,7 +94,7 @@ def write_shards(folder: Path, entries: list[Entry], max_bytes: int, progress: P
 
 def write_file(path: Path, entries: list[Entry], progress: Progress) -> Written:
     """Write one safetensors file."""
-    # so that each begins at a multiple of its item size
+    # so that each tensor begins at a multiple of its item size
     entries = sorted(entries, key=lambda each: -each.dtype.itemsize)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -104,7 +114,7 @@ def write_file(path: Path, entries: list[Entry], progress: Progress) -> Written:
 
 
 def _reach_disk(file: BinaryIO) -> int:
-    """Flush a file to disk, because its directory is renamed afterwards; return its size in bytes."""
+    """Flush a file to disk before its directory is renamed, and return its size in bytes."""
     file.flush()
     os.fsync(file.fileno())
     return file.tell()
@@ -127,14 +137,20 @@ def _content(each: Entry, progress: Progress) -> Iterator[memoryview]:
 
 
 def write_json(path: Path, record: dict[str, Any]) -> Written:
-    """Write an indented JSON file."""
+    """Write `record` as an indented JSON file."""
     content = (json.dumps(record, indent=2) + "\n").encode()
     path.write_bytes(content)
     return Written(path.name, len(content), hashlib.sha256(content).hexdigest())
 
 
 def copy_file(source: Path, target: Path, name: str) -> Written:
-    """Copy a file; `name` is its name in the result."""
+    """Copy a file.
+
+    Args:
+        source: File to copy.
+        target: Path of the copy.
+        name: Path of the copy relative to the checkpoint.
+    """
     digest = hashlib.sha256()
     with source.open("rb") as read, target.open("wb") as write:
         while piece := read.read(PIECE):
@@ -144,12 +160,12 @@ def copy_file(source: Path, target: Path, name: str) -> Written:
     return Written(name, size, digest.hexdigest())
 
 
-NAMED = 12  # number of tensors that an error message names
+NAMED = 12  # maximum number of tensor names in an error message
 
 
 @dataclass(frozen=True)
 class Part:
-    """Tensor to be written.
+    """Planned tensor.
 
     Attributes:
         name: Name in the checkpoint.
@@ -163,7 +179,7 @@ class Part:
 
     @property
     def written(self) -> tuple[int, ...]:
-        """Shape of the tensor to be written."""
+        """Shape of the tensor in the checkpoint."""
         stored = torch.empty(self.stored, device="meta")
         return tuple((self.edit(stored) if self.edit else stored).shape)
 
@@ -172,19 +188,22 @@ Plan = dict[str, Part]  # keys: published names
 
 
 def shapes_of(model_class: type[nn.Module], config: Any) -> dict[str, tuple[int, ...]]:
-    """Return names and shapes of a Hugging Face model's tensors without allocating them."""
+    """Return the shapes of a transformers model's tensors by name, without allocating them."""
     with torch.device("meta"):
         model = model_class(config)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def check(plan: Plan, published: Mapping[str, Tensor], dropped: Iterable[str]) -> list[str]:
-    """Return the names of the dropped tensors.
+    """Check that a plan covers all published tensors.
 
     Args:
         plan: Tensors to write, by published name.
-        published: Published tensors.
-        dropped: Names, or prefixes that end in a dot.
+        published: Published tensors by name.
+        dropped: Names of unused tensors, or prefixes of such names that end in a dot.
+
+    Returns:
+        Names of the unused tensors.
 
     Raises:
         CheckpointError: If tensors are missing, unknown or of another shape; the message names them.

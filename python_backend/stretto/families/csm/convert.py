@@ -1,6 +1,6 @@
-"""Conversion of CSM's release: names and shapes as published by transformers, and the copy of Mimi in the files.
+"""Conversion of CSM's release: names and shapes as published by transformers, and the release's copy of Mimi.
 
-https://huggingface.co/sesame/csm-1b. Its folder also holds Sesame's own files of the same weights, with torchtune's
+https://huggingface.co/sesame/csm-1b. Its folder also contains Sesame's own files of the same weights, with torchtune's
 names and without Mimi. `--model` must therefore be the index of transformers' files,
 `transformers.safetensors.index.json`.
 """
@@ -68,7 +68,7 @@ def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[st
 
 
 def read_config(record: Mapping[str, Any]) -> Any:
-    """Return config.json as a CsmConfig; CheckpointError if it is of another model, or an unsupported one."""
+    """Return config.json as a CsmConfig; raise CheckpointError if it belongs to another or an unsupported model."""
     config = read_numbers(CsmConfig, record)
     check_heads(config)
     depth = config.depth_decoder_config
@@ -81,7 +81,7 @@ def read_config(record: Mapping[str, Any]) -> Any:
 
 
 def vocabulary(config: Any, tokenizer: Tokenizer) -> CsmVocabulary:
-    """Return the vocabulary: ids of the tokenizer, followed by the codes of Mimi's codebooks."""
+    """Return the vocabulary: ids of the tokenizer, followed by those of Mimi's codebooks."""
     ids = {spelling: token_id for token_id, spelling in tokenizer.tokens.items()}
     missing = [name for name in (BEGIN, END) if name not in ids]
     if missing or tokenizer.size > config.text_vocab_size:
@@ -118,7 +118,13 @@ def depth_spec(config: Any) -> DepthSpec:
 
 
 def plan(config: Any, known: CsmVocabulary, tensors: Mapping[str, Tensor]) -> Plan:
-    """Return the tensors to write; layers keep their names except for the prefix."""
+    """Return the plan of tensors to write; layers keep their names except for the prefix.
+
+    Args:
+        config: CsmConfig of the release.
+        known: Vocabulary.
+        tensors: Published tensors by name.
+    """
     shapes = shapes_of(CsmForConditionalGeneration, config)
     read = CODES_OF_BACKBONE if CODES_OF_BACKBONE in tensors else CODES
     continued = CODES if CODES in tensors else CODES_OF_BACKBONE

@@ -1,14 +1,14 @@
 """CSM (Sesame): Llama 3.2 1B over rows of text or of 32 codes of Mimi, with a depth transformer.
 
-    tts      [bos][0]Hello[eos] ─► frames … the frame that ends
-    speak    [bos][1]Hi[eos] frames … ends  [bos][0]Hello[eos] frames … ends  [bos][0]Bye[eos] ─► frames …
+    tts      [bos][0]Hello[eos] ─► frames … end frame
+    speak    [bos][1]Hi[eos] frames … end frame  [bos][0]Hello[eos] frames … end frame  [bos][0]Bye[eos] ─► frames …
 
 A turn is a speaker's number and words, followed by the speech, one row per frame at 12.5 frames per second. The
-backbone samples the first code of a frame. The depth transformer samples the others, each given those before it. The
-reply ends with a frame of zeros: in all codebooks but the last in transformers, in all of them in Sesame's code. The
-model generates no text, replies begin with audio, and no stream is delayed. Guidance is an addition of this server: the
-unconditional request sees neither words nor voices. The numbers are those of `sesame/csm-1b`; a checkpoint's
-config.json may override them (`speech_vocabulary`).
+backbone samples the first code of a frame. The depth transformer samples the others one after the other. The reply ends
+with a frame of zeros: in all codebooks but the last in transformers, in all of them in Sesame's code. The model
+generates no text, replies begin with audio, and no stream is delayed. Guidance is an addition of this server: the
+unconditional request contains neither the words nor earlier turns. The numbers are those of `sesame/csm-1b`; a
+checkpoint's config.json may override them (`speech_vocabulary`).
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ VOICES = ("0", "1")  # the assistant's number among the speakers; the user has t
 
 
 def llama3_rope(factor: float, low: float, high: float, length: int, theta: float = 5e5) -> dict[str, Any]:
-    """Return the rotary embedding of Llama 3 with transformers' names."""
+    """Return the parameters of Llama 3's rotary embedding under transformers' names."""
     return {
         "rope_type": "llama3",
         "rope_theta": theta,
@@ -51,13 +51,13 @@ DEPTH = DepthSpec(
 
 @dataclass(frozen=True)
 class CsmVocabulary:
-    """Ids of text, followed by those of the codebooks, one after another.
+    """Ids of text, followed by those of the codebooks, one codebook after the other.
 
     Attributes:
         begin, end: Begin and end of a text.
         pad: Id of an empty stream.
-        end_of_audio: Id that marks the end of a reply for the engine; no step reads it.
-        num_end_codebooks: Number of codebooks, from the first, whose zeros end the audio.
+        end_of_audio: Id that marks the end of a reply for the engine; the model does not read it.
+        num_end_codebooks: Number of codebooks, from the first on, that are zero in the frame that ends the audio.
         depth: Depth transformer.
     """
 

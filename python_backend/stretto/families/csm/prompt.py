@@ -2,10 +2,9 @@
 
     [bos][1]Hi[eos] frames … zeros  [bos][0]Hello[eos] frames … zeros  [bos][0]Bye[eos]
 
-A frame of zeros follows the frames of a turn, as the model itself would have ended it. The last turn is the text to
-speak, without audio. Earlier turns may be text without audio, but not audio without its text, because the model was not
-trained on that. Layout: the chat template of `sesame/csm-1b`, and generator.py of
-https://github.com/SesameAILabs/csm.
+A frame of zeros follows the frames of a turn, as if the model itself had ended it. The last turn is the text to speak,
+without audio. Earlier turns may be text without audio, but not audio without text, because the model was not trained on
+that. Layout: the chat template of `sesame/csm-1b`, and generator.py of https://github.com/SesameAILabs/csm.
 """
 
 from itertools import groupby
@@ -29,7 +28,7 @@ class CsmTemplate:
         self._family, self._subwords, self._codec = family, subwords, codec
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """Return the rows of the earlier turns and of the text to speak; `voice` is the number of its speaker."""
+        """Return the rows of the earlier turns and of the text to speak; `voice` is the number of the speaker."""
         assert voice is not None, task.name
         other = VOICES[1] if voice == VOICES[0] else VOICES[0]
         turns = [list(turn) for _, turn in groupby(pieces, lambda piece: piece.path.rpartition(".")[0] or piece.path)]
@@ -41,7 +40,7 @@ class CsmTemplate:
         return PromptRows(np.concatenate(parts))
 
     def _turn(self, turn: list[Piece], speaker: str) -> np.ndarray:
-        """Return the rows of a turn: its words followed by its audio, in whichever order the request has them."""
+        """Return the rows of a turn: words followed by audio, whatever their order in the request."""
         words = [piece for piece in turn if piece.text is not None]
         if not words:
             raise InvalidRequest(turn[0].path, "audio together with its transcript", "audio alone")

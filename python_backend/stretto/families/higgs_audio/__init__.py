@@ -1,4 +1,4 @@
-"""Higgs Audio v2: Llama with separate feed-forward layers for rows of text and rows of eight codes."""
+"""Higgs Audio v2: Llama with separate feed-forward layers for text rows and for rows of eight codes."""
 
 from stretto.families.plugin import FamilyPlugin, lazy
 

@@ -1,10 +1,10 @@
 """Conversion of Higgs Audio v2's release in transformers' layout (`model_type` higgs_audio_v2).
 
-https://huggingface.co/bosonai/higgs-audio-v2-generation-3B-base. Boson's first files of the same weights, with other
-names, are detected by these names. The codec is a separate release, bosonai/higgs-audio-v2-tokenizer, in transformers'
-layout or in Boson AI's (`model.pth`, `config.json`), which is converted to it. Names of the latter:
-boson_multimodal/audio_processing/higgs_audio_tokenizer.py of https://github.com/boson-ai/higgs-audio. The folder may
-hold transformers' `config.json` next to Boson's weights, and a `model.safetensors` of another model.
+https://huggingface.co/bosonai/higgs-audio-v2-generation-3B-base. Boson's first files of the same weights have other
+names, by which they are detected. The codec is a separate release, bosonai/higgs-audio-v2-tokenizer, either in
+transformers' layout or in Boson AI's (`model.pth`, `config.json`), which is converted to the former. Its names are
+those of boson_multimodal/audio_processing/higgs_audio_tokenizer.py of https://github.com/boson-ai/higgs-audio. The
+folder may contain transformers' `config.json` next to Boson's weights, and a `model.safetensors` of another model.
 """
 
 from collections.abc import Mapping
@@ -29,17 +29,17 @@ from stretto.weights.loading import CONFIG_FILE, load_config, read_tensors
 from stretto.weights.tensors import Part, Plan, check, shapes_of
 
 WEIGHTS, OTHERS = "model.pth", "model.safetensors"
-OURS = "acoustic_decoder.conv1.weight"  # in transformers' layout, and in no language model
+OURS = "acoustic_decoder.conv1.weight"  # exists in transformers' layout of the codec, and in no language model
 RESIDUAL = ("snake1", "conv1", "snake2", "conv2")  # layers of a residual unit; each block has three units
 # Modules of a block outside its residual units, by index, and the index of the first unit.
 ENCODER_BLOCK, DECODER_BLOCK = ({3: "snake1", 4: "conv1"}, 0), ({0: "snake1", 1: "conv_t1"}, 2)
 PROJECTIONS = {"fc_prior": "fc", "fc_post1": "fc1", "fc_post2": "fc2"}
-UNUSED = "fc1."  # unused layer in Boson's class, and not transformers' `fc1`
+UNUSED = "fc1."  # unused layer of Boson's class; not transformers' `fc1`
 SEMANTIC_SAMPLE_RATE = 16_000
 
 
 def boson_codec(folder: Path, num_codebooks: int, codebook_size: int) -> Network | None:
-    """Return the codec in Boson's `model.pth`; None if there is no such file, or a codec in transformers' layout.
+    """Return the codec in Boson's `model.pth`; None if there is no such file, or if it is in transformers' layout.
 
     Args:
         folder: Folder of the codec's release.
@@ -47,7 +47,7 @@ def boson_codec(folder: Path, num_codebooks: int, codebook_size: int) -> Network
         codebook_size: Expected number of codes per codebook.
 
     Raises:
-        CheckpointError: If tensors or hyperparameters do not fit; the message names them.
+        CheckpointError: If tensors or hyperparameters do not match; the message names them.
     """
     path = folder / WEIGHTS
     if not path.exists() or OURS in _names(folder / OTHERS):
@@ -73,7 +73,7 @@ def boson_codec(folder: Path, num_codebooks: int, codebook_size: int) -> Network
 
 
 def read_codec_config(folder: Path) -> Any:
-    """Return the hyperparameters as a HiggsAudioV2TokenizerConfig, from a `config.json` of either layout."""
+    """Return the codec's hyperparameters as a HiggsAudioV2TokenizerConfig, from a `config.json` in either layout."""
     record = json_object(folder / CONFIG_FILE)
     if "model_type" in record:
         return load_config(HiggsAudioV2TokenizerConfig, folder)
@@ -99,7 +99,7 @@ def read_codec_config(folder: Path) -> Any:
 
 
 def renamed(stored: Mapping[str, Tensor], num_blocks: int) -> dict[str, Tensor]:
-    """Return Boson's tensors by transformers' names, with weight norms multiplied out if transformers has none."""
+    """Return Boson's tensors under transformers' names. Weight norms that transformers lacks are multiplied out."""
     stems = _stems(num_blocks)
     normed, plain = dict[str, Tensor](), dict[str, Tensor]()
     for name, tensor in stored.items():
@@ -116,7 +116,7 @@ def renamed(stored: Mapping[str, Tensor], num_blocks: int) -> dict[str, Tensor]:
 
 
 def _stems(num_blocks: int) -> dict[str, str]:
-    """Return transformers' names of the acoustic encoder's and decoder's modules, by Boson's names."""
+    """Return transformers' names of the acoustic encoder's and decoder's modules by Boson's names."""
     found = dict(PROJECTIONS)
     for old, new, (alone, first) in (
         ("encoder.block", "acoustic_encoder", ENCODER_BLOCK),
@@ -134,7 +134,7 @@ def _stems(num_blocks: int) -> dict[str, str]:
 
 
 def _others(stem: str) -> str:
-    """Return transformers' name of a module of the quantiser, or of the semantic encoder and decoder."""
+    """Return transformers' name of a module of the quantiser, the semantic encoder or the semantic decoder."""
     if stem.startswith("quantizer.vq.layers."):
         return stem.replace("quantizer.vq.layers.", "quantizer.quantizers.").replace("._codebook", ".codebook")
     words = stem.split(".")
@@ -143,7 +143,7 @@ def _others(stem: str) -> str:
 
 
 def _names(path: Path) -> set[str]:
-    """Return the names of the tensors in a safetensors file; empty if there is no such file."""
+    """Return the tensor names in a safetensors file; empty if the file does not exist."""
     if not path.exists():
         return set()
     try:
@@ -159,7 +159,7 @@ GENERATION = AUDIO | {"ras_win_len": ("ras_window",), "ras_win_max_num_repeat": 
 EMBEDDINGS = "model.embed_tokens.weight"
 CODES = "model.embed_audio_tokens.embed_audio_tokens.weight"
 HEADS = "audio_lm_head.weight"
-# A head over text, for training, and copies with the names of Boson's own files.
+# A text head used only in training, and copies under the names of Boson's own files.
 DROPPED = ("text_lm_head.", "audio_decoder_proj.")
 BOSONS = "audio_codebook_embeddings.weight"  # https://github.com/boson-ai/higgs-audio, modeling_higgs_audio.py
 MARKS = {BOSONS: "Higgs Audio's language model in Boson's own layout"}
@@ -201,7 +201,7 @@ def read_config(record: Mapping[str, Any]) -> Any:
     """Return config.json as a HiggsAudioV2Config.
 
     Raises:
-        CheckpointError: If it is of another model, or not supported.
+        CheckpointError: If it belongs to another model, or is not supported.
     """
     config = read_numbers(HiggsAudioV2Config, record)
     check_heads(config)
@@ -241,7 +241,7 @@ def vocabulary(config: Any, tokenizer: Tokenizer) -> HiggsAudioVocabulary:
 
 
 def plan(config: Any, tensors: Mapping[str, Tensor]) -> Plan:
-    """Return the tensors to write; layers keep their names."""
+    """Return the plan of tensors to write; layers keep their names."""
     shapes = shapes_of(HiggsAudioV2ForConditionalGeneration, config)
     if CODES in tensors and tuple(tensors[CODES].shape) != shapes[CODES]:
         found = f"{CODES} {list(tensors[CODES].shape)} for {list(shapes[CODES])}"

@@ -1,12 +1,12 @@
 """Higgs Audio v2 (Boson AI): Llama 3.2 3B over rows of text or of 8 codes, codebook k delayed by k rows.
 
-    tts    [bos] system … user Hello assistant <audio_out_bos> B ─► frames … the row in which all streams have ended
+    tts    [bos] system … user Hello assistant <audio_out_bos> B ─► frames … row in which all streams have ended
 
-Earlier speech is given as turns: a user's turn with the words, and the assistant's turn with their speech. A voice is
-cloned by such a turn. A row in which all streams carry their begin `B` precedes the first sampled row. Each stream
-has its own begin and end ids (`Staircase` in `streams/pattern.py`). The model generates no text. Rows of codes have
-separate feed-forward layers (`model.py`). Guidance is an addition of this server: the unconditional request sees
-neither words nor voices. The numbers are those of `bosonai/higgs-audio-v2-generation-3B-base`; a checkpoint's
+Earlier speech is given as turns: a user's turn with the words, and the assistant's turn with the speech. A voice is
+cloned by such a pair of turns. A row in which all streams carry their begin id `B` precedes the first sampled row. Each
+stream has its own begin and end ids (`Staircase` in `streams/pattern.py`). The model generates no text. Rows of codes
+have separate feed-forward layers (`model.py`). Guidance is an addition of this server: the unconditional request
+contains neither words nor voices. The numbers are those of `bosonai/higgs-audio-v2-generation-3B-base`; a checkpoint's
 config.json may override them (`speech_vocabulary`).
 """
 
@@ -36,14 +36,14 @@ MARKERS = dict(zip(NEEDED, (128000, 128006, 128007, 128009, 128013, 128012), str
 
 @dataclass(frozen=True)
 class HiggsAudioVocabulary:
-    """Ids of text, followed by those of the codebooks, one after another: codes, begin and end of each.
+    """Ids of text, followed by those of the codebooks, one after the other: codes, begin id and end id of each.
 
     Attributes:
         codebook_size: Number of codes per codebook, without begin and end.
         pad: Id of an empty stream.
-        end_of_reply: Id that marks the end of a reply for the engine; no step reads it there.
-        markers: Ids by their spelling in the tokenizer. The two of a scene may be missing; they are then spelled as
-            text.
+        end_of_reply: Id that marks the end of a reply for the engine; the model does not read it there.
+        markers: Ids by their spelling in the tokenizer. The two markers of a scene may be missing; they are then
+            spelled as text.
     """
 
     num_text_ids: int = 128256

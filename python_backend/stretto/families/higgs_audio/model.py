@@ -1,8 +1,8 @@
 """Backbone of Higgs Audio v2: Llama with separate feed-forward layers and norms for rows of codes.
 
-Attention, with its keys and values, is the same for all rows (`HiggsAudioV2DecoderLayer` of transformers). Both kinds
-of feed-forward layers compute every row, and each row uses the result of its own kind. The host therefore need not know
-which rows are codes, and no shape depends on it. A row's result is the same in any batch, at the cost of a second
+Attention and its key-value cache are the same for all rows (`HiggsAudioV2DecoderLayer` of transformers). Both kinds of
+feed-forward layers compute every row, and the result of the row's own kind is selected. The host therefore need not
+know which rows are codes, no shape depends on it, and a row's result is the same in any batch. The cost is a second
 feed-forward layer in each step.
 """
 
@@ -43,7 +43,7 @@ class HiggsAudioDecoderLayer(LlamaDecoderLayer):
         residual: torch.Tensor | None,
         is_audio: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the output of the MLP and the residual that it is added to.
+        """Return the output of the MLP, and the residual to which it is to be added.
 
         `is_audio` [N, 1] is True for rows of codes.
         """
@@ -60,7 +60,7 @@ class HiggsAudioDecoderLayer(LlamaDecoderLayer):
     dynamic_arg_dims={"input_ids": 0, "positions": 0, "intermediate_tensors": 0, "inputs_embeds": 0, "is_audio": 0}
 )
 class HiggsAudioModel(LlamaModel):
-    """Embeddings, layers, and the final norm, which is common to all rows."""
+    """Embeddings, layers, and a final norm for all rows."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__(vllm_config=vllm_config, prefix=prefix, layer_type=HiggsAudioDecoderLayer)
@@ -74,12 +74,12 @@ class HiggsAudioModel(LlamaModel):
         is_audio: torch.Tensor | None = None,
         **_: Any,
     ) -> Any:
-        """Compute as Llama does; `is_audio` [N, 1] is passed to the layers."""
+        """Compute hidden states as Llama does; `is_audio` [N, 1] is passed to the layers."""
         return super().forward(input_ids, positions, intermediate_tensors, inputs_embeds, is_audio=is_audio)
 
 
 class StrettoHiggsAudioForCausalLM(MultiStreamMixin, LlamaForCausalLM):
-    """Architecture named by a checkpoint's config.json."""
+    """Higgs Audio v2 for vLLM, under the architecture name in a checkpoint's config.json."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
@@ -89,11 +89,11 @@ class StrettoHiggsAudioForCausalLM(MultiStreamMixin, LlamaForCausalLM):
     def _init_model(
         self, vllm_config: VllmConfig, prefix: str = "", layer_type: type[nn.Module] = HiggsAudioDecoderLayer
     ) -> HiggsAudioModel:
-        """Return the model; vLLM's hook for the layer type."""
+        """Create the model. vLLM calls this method with the layer class."""
         return HiggsAudioModel(vllm_config=vllm_config, prefix=prefix)
 
     def layer_inputs(self, rows: torch.Tensor | None) -> dict[str, torch.Tensor]:
-        """Return `is_audio` [N, 1]: True for rows with a code on stream 0."""
+        """Return `is_audio` [N, 1] for the rows of a step: True for rows with a code on stream 0."""
         assert rows is not None
         is_audio = self._is_audio[: len(rows)]
         torch.ge(rows[:, :1], self.family.layout.audio[0].start, out=is_audio)

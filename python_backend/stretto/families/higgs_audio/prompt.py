@@ -3,7 +3,8 @@
     [bos]<system>Generate audio following instruction.[scene]A quiet room.[/scene][eot]
     <user>Hi[eot]  <assistant>[audio]B … its speech … E[/audio][eot]  <user>Hello[eot]  <assistant>[audio]B ─►
 
-A turn's audio begins with a row of the streams' begins and ends with one of their ends, each stream delayed:
+The audio of a turn begins with a row of the streams' begin ids and ends with a row that has an end id, each stream
+delayed:
 
     stream 0   B 0 1 2 E E E
     stream 1   B B 0 1 2 E E
@@ -43,7 +44,7 @@ SYSTEM = "Generate audio following instruction."
 
 
 def audio_rows(layout: StreamLayout, codes: np.ndarray) -> np.ndarray:
-    """Return rows [T + K + 1, S] int32 of `codes` [K, T]: delayed, each stream between its begin and its end."""
+    """Return rows, int32 [T + K + 1, S], of codes [K, T]: delayed, each stream between its begin and its end ids."""
     num_codebooks, num_frames = codes.shape
     begin, end = np.array(layout.extra).T
     rows = np.tile(end, (num_frames + num_codebooks + 1, 1))
@@ -61,7 +62,7 @@ class HiggsAudioTemplate:
         self._encoder = CachedEncoder(codec.encode)
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """Return the rows of the turns so far, up to the row that precedes the speech of the last turn."""
+        """Return the rows of all turns, up to the row that precedes the speech to be generated."""
         turns = [list(turn) for _, turn in groupby(pieces, lambda piece: piece.path.rpartition(".")[0] or piece.path)]
         system = turns.pop(0) if turns[0][0].role == "system" else []
         has_voice = any(piece.text is None for piece in system)
@@ -77,14 +78,14 @@ class HiggsAudioTemplate:
         return PromptRows(np.concatenate([*parts, self._rows(*_header("assistant"), "\n\n", [BEGIN_OF_AUDIO]), begins]))
 
     def _opening(self, scene: str, path: str) -> np.ndarray:
-        """Return the rows of the system turn: the instruction and, if there is one, the scene."""
+        """Return the rows of the system turn: the instruction, and the scene if there is one."""
         parts: list[str | list[str]] = [f"\n\n{SYSTEM}"]
         if scene:
             parts += ["\n\n", [SCENE_START], f"\n{self._text(scene, path)}\n", [SCENE_END]]
         return self._rows([BEGIN], *_header("system"), *parts, [END_OF_TURN])
 
     def _voice(self, pieces: Sequence[Piece]) -> list[np.ndarray]:
-        """Return the rows of a voice, as a turn of its recording: its words and its audio."""
+        """Return the rows of a cloned voice as turns: the words and the audio of its recording."""
         words = [piece for piece in pieces if piece.text is not None]
         if not words:
             raise InvalidRequest(pieces[0].path, "audio together with its transcript", "audio alone")
@@ -115,7 +116,7 @@ class HiggsAudioTemplate:
         return np.concatenate([before, rows, self._rows([END_OF_AUDIO], [END_OF_TURN])])
 
     def _text(self, text: str, path: str) -> str:
-        """Return `text` without space at its ends; InvalidRequest if it is empty then, or too long."""
+        """Return `text` stripped of surrounding space; raise InvalidRequest if the result is empty or too long."""
         check_text(text, path, self._family.max_text_chars)
         if not text.strip():
             raise InvalidRequest(path, "text of at least one character that is no space", repr(text[:20]))
@@ -124,7 +125,7 @@ class HiggsAudioTemplate:
     def _rows(self, *parts: str | list[str]) -> np.ndarray:
         """Return rows [n, S] of text (strings) and markers (lists of one name).
 
-        The name of a marker that the tokenizer lacks becomes text.
+        A marker that the tokenizer lacks is spelled as text.
         """
         ids: list[int] = []
         text = ""

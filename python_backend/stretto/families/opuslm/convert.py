@@ -1,4 +1,4 @@
-"""Conversion of OpusLM's release: tensor names, and the vocabulary by token name, because task ids differ by release.
+"""Conversion of OpusLM's release: tensor names, and the vocabulary by token name, because task ids vary.
 
 Names: espnet2/speechlm/{definitions,core_lm/ar_parallel,module/huggingface}.py of https://github.com/espnet/espnet.
 """
@@ -51,7 +51,7 @@ ENCODER: dict[str, tuple[Any, tuple[Any, ...]]] = {
 
 
 def read_config(path: Path) -> XeusConfig:
-    """Return the hyperparameters in `config.yaml`; CheckpointError if they are of another model than XEUS."""
+    """Return XEUS's hyperparameters in `config.yaml`; raise CheckpointError if they belong to another model."""
     record = yaml_mapping(path)
     front_end, encoder = _part(record, "frontend_conf"), _part(record, "encoder_conf")
     expected = {"frontend": "wav2vec_cnn", "preencoder": "linear", "encoder": "e_branchformer", "normalize": None}
@@ -80,10 +80,14 @@ def _part(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def config_from(front_end: Mapping[str, Any], encoder: Mapping[str, Any]) -> XeusConfig:
-    """Return the hyperparameters from two parts of config.yaml, with ESPnet's defaults.
+    """Return XEUS's hyperparameters, with ESPnet's defaults for missing values.
+
+    Args:
+        front_end: Values of config.yaml for the front end.
+        encoder: Values of config.yaml for the encoder.
 
     Raises:
-        TypeError, KeyError, ValueError: If they are of another model.
+        TypeError, KeyError, ValueError: If they belong to another model.
     """
     return XeusConfig(
         convolutions=tuple((*layer,) for layer in front_end.get("shapes", CONVOLUTIONS)),
@@ -106,9 +110,9 @@ class ConvertedSslTokenizer:
     """Contents of `ssl_tokenizer/` to be written.
 
     Attributes:
-        record: Its config.json.
-        entries: Its tensors.
-        dropped: Shapes of tensors that are only needed for training, by name.
+        record: Contents of its config.json.
+        entries: Tensors to write.
+        dropped: Shapes of tensors that are needed only for training, by name.
     """
 
     record: dict[str, Any]
@@ -117,14 +121,14 @@ class ConvertedSslTokenizer:
 
     @classmethod
     def from_folder(cls, folder: Path, num_codes: int) -> "ConvertedSslTokenizer":
-        """Return the conversion of the published directory, or of the one above it.
+        """Return the conversion of a published semantic tokenizer.
 
         Args:
-            folder: Published directory.
-            num_codes: Number of semantic tokens of the language model.
+            folder: Published folder, or the folder above it.
+            num_codes: Number of semantic tokens in the language model's vocabulary.
 
         Raises:
-            CheckpointError: If anything does not fit; the message names it.
+            CheckpointError: If anything does not match; the message names it.
         """
         folder = folder / "model" if (folder / "model").is_dir() else folder
         config = read_config(released_file(folder, "config.yaml"))
@@ -168,7 +172,7 @@ def _checkpoint(folder: Path) -> Path:
 DROPPED = ("criterion.", "reflm.", "corelm.decoders.lm_head.", "corelm.decoders.model.embed_tokens.")
 RENAMED = {"model.embed_tokens.weight": "corelm.emb.weight", "lm_head.weight": "corelm.lm_head.weight"}
 HEAD_EMBEDDINGS = "corelm.head_emb.weight"
-# Tokens of the family's prompts; some had no name yet in old lists.
+# Tokens in the family's prompts; older releases lack names for some.
 FIXED = {"<pad>": opuslm.PAD, "<sos/eos>": opuslm.SOS_EOS, "<unused_token_255>": opuslm.NEVER_READ}
 ROLES = {
     "<system_prompt>": opuslm.SYSTEM_PROMPT,
@@ -192,7 +196,7 @@ def convert(release: Release, contents: Contents) -> Converted:
     config, name = contents.config, release.family_name
     known = vocabulary(config, contents.tokenizer, is_dialogue=name == "opuslm_dialogue")
     record = config_of(contents.backbone, known.vocab_size, contents.dtype)
-    # Length of the training sequences, whatever that of the original backbone.
+    # Length of the training sequences, which differs from that of the original backbone.
     record["max_position_embeddings"] = entry(config, "transformer_conf").get("n_ctx", 8192)
     record |= {NAME: name, VOCABULARY: known.to_record()}
     return Converted(record, plan(shapes(record), record["hidden_size"], contents.tensors), DROPPED)
@@ -207,7 +211,7 @@ def trained_dtype(config: Mapping[str, Any]) -> str | None:
 
 
 def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
-    """Return notes on the pad's embedding, and on a family that may be wrong.
+    """Return remarks on the pad's embedding, and on a family that may be wrong.
 
     Base and dialogue model differ only in their training: the dialogue model is trained on preferences.
     """
@@ -221,9 +225,10 @@ def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[st
 
 
 def vocabulary(config: Mapping[str, Any], tokenizer: Tokenizer, is_dialogue: bool) -> OpusVocabulary:
-    """Return the vocabulary from `token_list` and `token_bias`.
+    """Return the vocabulary given by `token_list` and `token_bias`.
 
-    CheckpointError if the family's assumptions do not hold.
+    Raises:
+        CheckpointError: If these contradict the family's assumptions.
     """
     names: Sequence[str] = entry(config, "token_list")
     in_use = entry(config, "codec_token_in_use")
@@ -256,7 +261,7 @@ def vocabulary(config: Mapping[str, Any], tokenizer: Tokenizer, is_dialogue: boo
 
 
 def span(config: Mapping[str, Any], name: str) -> range:
-    """Return the ids of a kind from `token_bias`."""
+    """Return the ids of one kind of token, given by `token_bias`."""
     span = entry(config, f"token_bias.{name}")
     num_ids = len(entry(config, "token_list"))
     is_pair = isinstance(span, Sequence) and len(span) == 2 and all(type(token_id) is int for token_id in span)
@@ -266,7 +271,7 @@ def span(config: Mapping[str, Any], name: str) -> range:
 
 
 def check_tokens(names: Sequence[str], tokenizer: Tokenizer, expected: Any) -> None:
-    """Raise CheckpointError if the tokenizer's tokens are elsewhere in the token list.
+    """Raise CheckpointError if the tokenizer's tokens have other positions in the token list.
 
     SmolLM and SmolLM2 have equally many tokens in different order. Tokens that the list spells differently are ignored.
     """
@@ -282,20 +287,28 @@ def check_tokens(names: Sequence[str], tokenizer: Tokenizer, expected: Any) -> N
 
 
 def check_ids(names: Sequence[str], expected: Mapping[str, int]) -> None:
-    """Raise CheckpointError if a token of `expected` has another id in `token_list`."""
+    """Raise CheckpointError if a token's id in `token_list` differs from the expected one."""
     for name, token_id in expected.items():
         if names[token_id] != name:
             raise CheckpointError(f"config.yaml: token_list: expected {name} at {token_id}, got {names[token_id]}")
 
 
 def named(names: Sequence[str], pattern: str) -> dict[str, int]:
-    """Return the ids of the special tokens that match a pattern, by its first group."""
+    """Return the ids of the special tokens that match a pattern, by the pattern's first group."""
     matches = [(re.fullmatch(pattern, name), token_id) for token_id, name in enumerate(names[: opuslm.NEVER_READ])]
     return {match[1]: token_id for match, token_id in matches if match}
 
 
 def plan(language: Mapping[str, tuple[int, ...]], hidden: int, tensors: Mapping[str, Tensor]) -> Plan:
-    """Return the tensors to write. Of the head embeddings, the first NUM_STREAMS rows are used, including row 0."""
+    """Return the plan of tensors to write.
+
+    Of the head embeddings, the first NUM_STREAMS rows are used, including row 0.
+
+    Args:
+        language: Shapes of the backbone's tensors by name.
+        hidden: Width of the backbone.
+        tensors: Published tensors by name.
+    """
     parts = {RENAMED.get(name, f"corelm.decoders.{name}"): Part(name, shape) for name, shape in language.items()}
     stored = tensors[HEAD_EMBEDDINGS].shape if HEAD_EMBEDDINGS in tensors else ()
     rows = max((NUM_STREAMS, *stored[:1]))

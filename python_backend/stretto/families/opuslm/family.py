@@ -7,9 +7,9 @@
     audio_lm    [sos][audiolm][codec_ssl] frames … ─► rows …
     dialogue    [sos][audio_dialogue] turns … [assistant][text] ─► words, pad×8 [assistant][codec_ssl] ─► rows …
 
-Stream s is delayed by s rows, also in prompts. Every pad adds its learned embedding. Streams without a frame yet carry
-pad. After the model has sampled its end on stream 0, eight more rows complete the last frames. The numbers are those of
-`espnet/OpusLM_7B_Anneal`; a checkpoint's config.json may override them (`speech_vocabulary`).
+Stream s is delayed by s rows, also in prompts. Every pad adds a learned embedding. A stream carries pads before its
+first frame. After the model has sampled the end id on stream 0, eight more rows complete the last frames. The numbers
+are those of `espnet/OpusLM_7B_Anneal`; a checkpoint's config.json may override them (`speech_vocabulary`).
 """
 
 from collections.abc import Mapping
@@ -42,17 +42,17 @@ TAILS = {"padded": PADDED_TAIL, "sampled": SAMPLED_TAIL}
 
 @dataclass(frozen=True)
 class OpusVocabulary:
-    """Id ranges of each kind.
+    """Id ranges of text, semantic tokens and codes.
 
     Attributes:
         vocab_size: Number of ids.
-        text: First id of text, and the first id after it.
-        ssl: First semantic id, and the first id after them.
-        codec: First id of the first codebook; the others follow.
+        text: First text id, and the id after the last one.
+        ssl: First semantic id, and the id after the last one.
+        codec: First id of the first codebook; the other codebooks follow.
         codebook_size: Number of codes per codebook.
-        modalities: Ids of the tokens `<codec_ssl>`, … by name, which differ by release.
-        tasks: Ids of the tokens `<codec_ssl_asr_task>`, … by name, which differ by release.
-        tail: Key of TAILS: contents of the streams after the end of audio, on which versions of ESPnet differ.
+        modalities: Ids of the tokens `<codec_ssl>`, … by name; they vary with the release.
+        tasks: Ids of the tokens `<codec_ssl_asr_task>`, … by name; they vary with the release.
+        tail: Key of TAILS: contents of the streams after the end of audio, which differ between versions of ESPnet.
     """
 
     vocab_size: int = 113870
@@ -109,7 +109,7 @@ def _family(name: str, vocabulary: OpusVocabulary, tasks: tuple[Task, ...]) -> F
         tasks=tasks,
         codec="espnet_dac",
         end_of_reply=NEVER_READ,
-        end_of_text=PAD,  # the end itself is not read; a pad begins the rows that separate the delayed streams
+        end_of_text=PAD,  # the sampled end id is not read; a pad begins the rows between the segments
         end_of_audio=SOS_EOS,
         drawn_ends=(SOS_EOS,),
         transition=(*[PAD] * (NUM_STREAMS - 2), ASSISTANT_OUTPUT, vocabulary.modalities["codec_ssl"]),
@@ -129,13 +129,13 @@ def _family(name: str, vocabulary: OpusVocabulary, tasks: tuple[Task, ...]) -> F
 
 
 def _text(vocabulary: OpusVocabulary) -> tuple[range, range]:
-    """Return the ids of a text segment: words, and the marker of text, which ESPnet's masks permit as well."""
+    """Return the ids that a text segment may contain: words, and the text marker, which ESPnet's masks permit, too."""
     marker = vocabulary.modalities["text_bpe"]
     return range(*vocabulary.text), range(marker, marker + 1)
 
 
 def opuslm(vocabulary: OpusVocabulary) -> Family:
-    """Return the base family: one task per request."""
+    """Return the family of the base model, which has one task per request."""
     text = _text(vocabulary)
     return _family(
         "opuslm",
@@ -150,7 +150,7 @@ def opuslm(vocabulary: OpusVocabulary) -> Family:
 
 
 def opuslm_dialogue(vocabulary: OpusVocabulary) -> Family:
-    """Return the dialogue family: turns as input, the assistant's words followed by its voice as output."""
+    """Return the family of the dialogue model, which replies to turns with words followed by speech."""
     text = _text(vocabulary)
     turns: dict[str, Any] = {"has_history": True, "system": ("text", "audio")}
     return _family(
@@ -166,6 +166,6 @@ def opuslm_dialogue(vocabulary: OpusVocabulary) -> Family:
 
 
 def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
-    """Return the base family or `opuslm_dialogue` for a vocabulary, by default that of OpusLM_7B_Anneal."""
+    """Return the family of the base or the dialogue model; None stands for the vocabulary of OpusLM_7B_Anneal."""
     known = OpusVocabulary.from_record(vocabulary) if vocabulary else OpusVocabulary()
     return opuslm_dialogue(known) if name == "opuslm_dialogue" else opuslm(known)

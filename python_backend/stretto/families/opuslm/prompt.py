@@ -1,6 +1,6 @@
 """Prompts of OpusLM, one task per request: `[sos][task]`, the input, and the marker that begins the reply.
 
-Task tokens are found by name, older releases' names first. `family.py` has drawings of the prompts.
+Task tokens are looked up by name, with the names of older releases first. `family.py` shows the prompts.
 """
 
 from pathlib import Path
@@ -30,7 +30,10 @@ GAP = NUM_STREAMS - 1
 
 
 class InputCodes(CachedEncoder):
-    """Cached encoder of audio to codes [S, T] int64 by both tokenizers; T is the shorter of both lengths."""
+    """Cached encoder of audio to codes, int64 [S, T], by the semantic tokenizer and the codec.
+
+    T is the shorter length.
+    """
 
     def __init__(self, codec: Codec, ssl: XeusTokenizer):
         def both(pcm: np.ndarray) -> np.ndarray:
@@ -42,7 +45,7 @@ class InputCodes(CachedEncoder):
 
 
 class SegmentWriter:
-    """Writer of the segments of one checkpoint's prompts."""
+    """Writer of prompt segments for one checkpoint."""
 
     def __init__(self, family: Family, subwords: Subwords, codec: Codec, ssl: XeusTokenizer | None):
         self.family, self._subwords = family, subwords
@@ -53,7 +56,7 @@ class SegmentWriter:
         return stream0_rows(self.family.layout, list(ids))
 
     def task_id(self, *names: str) -> int:
-        """Return the id of the first task of `names` in the checkpoint; InvalidRequest if it has none of them."""
+        """Return the id of the first of these tasks that the checkpoint has; raise InvalidRequest if it has none."""
         known = [self.family.markers[name] for name in names if name in self.family.markers]
         if not known:
             raise InvalidRequest("task", "a task that this checkpoint has a token for", f"one that needs <{names[0]}>")
@@ -64,22 +67,22 @@ class SegmentWriter:
         return self.ids(self.family.markers[name])
 
     def piece(self, piece: Piece) -> np.ndarray:
-        """Return the segment of a text or audio, with the pads that separate it from the next."""
+        """Return the rows of a text or audio, with the pads that separate it from the next segment."""
         if piece.text is None:
             return self.audio(piece)
         return np.concatenate([self.text(piece), self.ids(*[PAD] * GAP)])
 
     def text(self, piece: Piece) -> np.ndarray:
-        """Return the segment of a text, without pads after it."""
+        """Return the rows of a text, without pads after it."""
         assert piece.text is not None, piece.path
         return np.concatenate([self.marker("text_bpe"), self.ids(*self._subwords.ids(piece.text, piece.path))])
 
     def audio(self, piece: Piece) -> np.ndarray:
-        """Return the segment of audio: marker and T + 8 rows."""
+        """Return the rows of an audio: a marker and T + 8 rows."""
         return np.concatenate([self.marker("codec_ssl"), self._frames(self._codes(piece))])
 
     def voice(self, piece: Piece) -> np.ndarray:
-        """Return the segment of a voice to speak in: marker and 508 rows."""
+        """Return the rows of the voice to speak in: a marker and 508 rows."""
         rows = self._frames(self._codes(piece)[:, :VOICE_FRAMES])
         return np.concatenate([self.marker("spk"), rows, self.ids(*[PAD] * (VOICE_FRAMES + GAP - len(rows)))])
 
@@ -116,7 +119,10 @@ class DialogueTemplate:
         self._segments = segments
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """Return the rows of the turns and the head of the reply; audio in a system turn is the assistant's voice."""
+        """Return the rows of the turns and the first rows of the reply.
+
+        Audio in a system turn is the assistant's voice.
+        """
         segments = self._segments
         name = "text_dialogue" if task.name == "text_dialogue" else "audio_dialogue"
         parts = [segments.ids(SOS_EOS, segments.task_id(name))]
@@ -159,7 +165,7 @@ class OpusTemplate:
         rows = np.concatenate([head, *parts])
         if task.name != "audio_lm":
             return PromptRows(rows)
-        # The reply begins in the row after the last frame, while delayed streams still carry the last frames.
+        # The reply begins in the row after the last frame begins, while delayed streams still complete it.
         return PromptRows(rows[:-GAP], delayed_tail=rows[-GAP:, 1:])
 
 

@@ -1,4 +1,7 @@
-"""Talker of Qwen3-Omni: Qwen3-TTS's layout with a mixture of experts; it speaks the output of a separate thinker."""
+"""Talker of Qwen3-Omni: the layout of Qwen3-TTS with a mixture of experts.
+
+It speaks the output of a separate thinker.
+"""
 
 from stretto.families.plugin import AudioEncoder, FamilyPlugin, lazy
 

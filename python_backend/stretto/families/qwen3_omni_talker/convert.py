@@ -1,9 +1,9 @@
 """Conversion of Qwen3-Omni's release to its talker: names, shapes and ids as published by Qwen.
 
-https://huggingface.co/Qwen/Qwen3-Omni-30B-A3B-Instruct: files of the whole model, of which `talker.…` is a tenth. Only
+https://huggingface.co/Qwen/Qwen3-Omni-30B-A3B-Instruct contains the whole model, of which `talker.…` is a tenth. Only
 the tensors in use are read, including the thinker's embedding table, from which the talker's text table is computed.
-All hyperparameters are those of config.json, because the defaults of transformers' classes are of another model. The
-rest is as in Qwen3-TTS.
+All hyperparameters are those of config.json, because the defaults of transformers' classes belong to another model.
+Everything else is as in Qwen3-TTS.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ from stretto.weights.tensors import Part, Plan, shapes_of
 
 BACKBONE_TAG = None  # config.json itself has the hyperparameters
 CODEC = "code2wav."
-# The other keys are for the thinker.
+# The other keys concern the thinker.
 GENERATION = prefixed("talker_", "audio") | {"talker_repetition_penalty": ("repetition_penalty",)}
 EMBEDDINGS = "thinker.model.embed_tokens.weight"
 PROJECTION = "talker.hidden_projection."
@@ -74,7 +74,7 @@ def convert(release: Release, contents: Contents) -> Converted:
 
 
 def code2wav(numbers: Numbers, known: TalkerVocabulary) -> Network:
-    """Return the codec as a network in a separate folder."""
+    """Return the codec, to be written to a folder of its own."""
     record = numbers.entry("code2wav_config", dict)
     try:
         shape = read_shape(record)
@@ -94,12 +94,12 @@ def trained_dtype(config: Mapping[str, Any]) -> str | None:
 
 
 def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
-    """Return a note that the server does not serve the talker."""
+    """Return a remark that the server does not serve the talker."""
     return ["a talker without its thinker: use it through SpeechLLM; the server does not accept it"]
 
 
 def vocabulary(numbers: Numbers, tokenizer: Tokenizer) -> TalkerVocabulary:
-    """Return the vocabulary and voices; CheckpointError if the model is not supported."""
+    """Return the vocabulary and voices; raise CheckpointError if the model is not supported."""
     numbers.same("model_type", "qwen3_omni_moe")
     talker, thinker = numbers.part("talker_config"), numbers.part("thinker_config")
     text, depth = talker.part("text_config"), talker.part("code_predictor_config")
@@ -128,7 +128,7 @@ def vocabulary(numbers: Numbers, tokenizer: Tokenizer) -> TalkerVocabulary:
         num_codebooks=num_codebooks,
         codebook_size=num_codes,
         text=text_ids(numbers, tokenizer, num_text_ids),
-        # The talker has no marker `think`, with which Qwen3-TTS is given a language.
+        # The talker lacks the marker `think`, by which Qwen3-TTS receives a language.
         codec=CodecIds(**codec, think=codec["nothink"], eos=talker.token("codec_eos_token_id", num_ids)),
         speakers=talker.tokens("speaker_id", num_ids),
         max_model_len=text.number("max_position_embeddings"),
@@ -177,7 +177,7 @@ def _expert_shapes(prefix: str, numbers: Numbers) -> dict[str, tuple[int, ...]]:
 
 
 def plan(known: TalkerVocabulary, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]) -> Plan:
-    """Return the tensors to write: as for Qwen3-TTS, and the projection of hidden states to rows."""
+    """Return the plan of tensors to write: that of Qwen3-TTS, and the projection of the thinker's hidden states."""
     parts = qwen3_tts.plan(known, {**shapes, qwen3_tts.EMBEDDINGS: shapes[EMBEDDINGS]}, tensors)
     parts[EMBEDDINGS] = parts.pop(qwen3_tts.EMBEDDINGS)
     for name, shape in shapes.items():

@@ -3,11 +3,11 @@ r"""Talker of Qwen3-Omni (Alibaba): rows, streams and depth transformer of Qwen3
     text    users' turns  im_start assistant \n  pad     pad       pad       pad   bos Hello │ ,  eos pad …
     codec                                      nothink think_bos think_eos voice pad bos   │ f0 f1  f2  …
 
-A thinker generates the reply. The talker reads it word by word, one per frame, after the users' turns. Text is given as
-ids, because the talker's table already contains the thinker's embeddings after the talker's projection (`convert.py`).
-For audio input of the thinker, the talker is given hidden states of one of the thinker's layers, one row each. The
-thinker is not part of this package. The numbers are those of `Qwen/Qwen3-Omni-30B-A3B-Instruct`; a checkpoint's
-config.json may override them.
+A thinker generates the text of the reply. The talker reads the users' turns, and then this text word by word, one per
+frame. Text is given as ids, because the talker's table already contains the thinker's embeddings after the talker's
+projection (`convert.py`). Where the thinker has audio input, the talker receives hidden states of one of the thinker's
+layers, one per row. The thinker is not part of this package. The numbers are those of
+`Qwen/Qwen3-Omni-30B-A3B-Instruct`; a checkpoint's config.json may override them.
 """
 
 from collections.abc import Mapping
@@ -25,11 +25,12 @@ NOT_SERVED = "speaks the output of a thinker, which the server lacks: use it thr
 
 @dataclass(frozen=True)
 class TalkerVocabulary(Qwen3TtsVocabulary):
-    """Vocabulary as Qwen3-TTS's, over the thinker's ids of text, without languages.
+    """Vocabulary of the talker: that of Qwen3-TTS over the thinker's text ids, without languages.
 
     Attributes:
-        heard: The thinker's id of audio input, for which the talker is given hidden states.
-        seen: The thinker's ids of images and video, which are rejected: they would need positions in three dimensions.
+        heard: Id of audio input in the thinker's prompt; in these rows the talker reads hidden states.
+        seen: Ids of images and video in the thinker's prompt. They are rejected, because they would need positions in
+            three dimensions.
     """
 
     num_text_ids: int = 152064

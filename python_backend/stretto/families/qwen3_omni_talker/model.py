@@ -9,7 +9,7 @@ from torch import nn
 
 
 class Projection(nn.Module):
-    """Published `hidden_projection`: two layers with SiLU between them."""
+    """Published `hidden_projection`: two linear layers with SiLU between them."""
 
     def __init__(self, width: int, inner: int, hidden_size: int):
         super().__init__()
@@ -21,12 +21,12 @@ class Projection(nn.Module):
 
 
 def audio_tower(config: Mapping[str, Any]) -> nn.Identity:
-    """Return an identity: the thinker has already encoded the audio."""
+    """Return an identity, because the thinker has already encoded the audio."""
     return nn.Identity()
 
 
 def audio_adaptor(config: Mapping[str, Any], hidden_size: int) -> Projection:
-    """Return the projection of the thinker's states to rows."""
+    """Create the projection of the thinker's hidden states to rows."""
     return Projection(config["hidden_size"], config["intermediate_size"], hidden_size)
 
 

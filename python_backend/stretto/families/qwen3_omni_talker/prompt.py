@@ -28,7 +28,7 @@ from stretto.records.sampling import SamplingConfig
 
 
 class TalkerPrompts:
-    """Writer of one checkpoint's prompts."""
+    """Prompt writer for one checkpoint of the talker."""
 
     def __init__(self, vocabulary: TalkerVocabulary):
         self._known, self.family = vocabulary, qwen3_omni_talker(vocabulary)
@@ -36,7 +36,7 @@ class TalkerPrompts:
 
     @classmethod
     def at(cls, checkpoint: Path) -> "TalkerPrompts":
-        """Return the writer for a checkpoint's config.json; CheckpointError if it is another family's."""
+        """Return the writer for a checkpoint folder; raise CheckpointError if its config.json is of another family."""
         config = config_at(checkpoint)
         if config.get("speech_family") != NAME:
             raise CheckpointError(f"{checkpoint}: expected a checkpoint of {NAME}, got {config.get('speech_family')!r}")
@@ -84,7 +84,7 @@ class TalkerPrompts:
         )
 
     def check_words(self, words: Sequence[int]) -> None:
-        """Raise InvalidRequest unless `words` has at least one id, and none that begins, ends or pads a text."""
+        """Raise InvalidRequest if `words` is empty, or contains an id that begins, ends or pads a text."""
         self._check_ids("words", words)
         if not len(words):
             raise InvalidRequest("words", "at least the first of a reply", "none")
@@ -98,7 +98,7 @@ class TalkerPrompts:
             raise InvalidRequest(field, f"ids of the thinker's text in [0, {size})", "others")
 
     def _user_turns(self, conversation: Sequence[int]) -> Iterator[list[int]]:
-        """Yield the users' turns, each from its `im_start` up to that of the next turn."""
+        """Yield the users' turns as ids, each from its `im_start` to just before that of the next turn."""
         text, ids = self._known.text, list(conversation)
         starts = [index for index, token in enumerate(ids) if token == text.im_start]
         for start, stop in zip(starts, [*starts[1:], len(ids)], strict=True):
@@ -111,7 +111,7 @@ class TalkerPrompts:
             yield turn
 
     def _audio_inputs(self, users: Sequence[int], states: np.ndarray | None) -> tuple[InputAudio, ...]:
-        """Return the states, assigned to the rows of audio."""
+        """Assign the hidden states to the rows of audio in the users' turns."""
         positions = [index for index, token in enumerate(users) if token == self._known.heard]
         given = np.zeros((0, 1), np.float32) if states is None else states
         if given.ndim != 2 or len(given) != len(positions) or given.dtype != np.float32:

@@ -1,4 +1,4 @@
-"""Qwen3-TTS at 12.5 frames per second: Qwen3 over rows of text and frames, with a depth transformer."""
+"""Qwen3-TTS at 12.5 frames per second: Qwen3 over rows of text and codes, with a depth transformer."""
 
 from stretto.families.plugin import AudioEncoder, FamilyPlugin, lazy
 

@@ -1,11 +1,13 @@
 """Conversion of Qwen3-TTS's releases: names, shapes and ids as published by Qwen; the codec is in `speech_tokenizer/`.
 
-https://huggingface.co/Qwen/Qwen3-TTS-12Hz-1.7B-CustomVoice and its sisters. All hyperparameters of the talker are those
-of config.json. The defaults of the authors' classes are of another model, so a file that lacks one is rejected.
+https://huggingface.co/Qwen/Qwen3-TTS-12Hz-1.7B-CustomVoice and the other models of that series. All hyperparameters of
+the talker are those of config.json. The defaults of the authors' classes belong to another model, so a config.json that
+lacks a value is rejected.
 
 The talker's text projection, fc2(silu(fc1(x))), and the depth transformer's projection of codes are functions of a
 single id. The converted tables therefore contain the projected embeddings. Base, which clones voices, has a speaker
-encoder in its file. It is written to a folder of its own, and the text pad that is added to an x-vector to a tensor.
+encoder in its file. The encoder is written to a folder of its own, and the embedding of the text pad, which is added to
+an x-vector, to a tensor of its own.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -33,13 +35,13 @@ REAL = ("rms_norm_eps", "rope_theta")
 
 
 class Numbers:
-    """Part of config.json. Entries must exist and be of the requested type; CheckpointError otherwise."""
+    """Part of config.json with typed access; a missing entry or one of another type raises CheckpointError."""
 
     def __init__(self, record: Mapping[str, Any], path: str = ""):
         self._record, self._path = record, path
 
     def entry(self, name: str, kind: type | tuple[type, ...]) -> Any:
-        """Return the value of `name`."""
+        """Return the value called `name`, which must have one of these types."""
         value = self._record.get(name)
         if not isinstance(value, kind) or isinstance(value, bool):
             expected = kind.__name__ if isinstance(kind, type) else "number"
@@ -47,29 +49,29 @@ class Numbers:
         return value
 
     def optional_mapping(self, name: str) -> Mapping[str, Any]:
-        """Return a mapping; empty if it is missing or null, which the authors' class accepts."""
+        """Return the mapping called `name`; empty if it is missing or null, as the authors' class accepts."""
         return {} if self._record.get(name) is None else self.entry(name, dict)
 
     def number(self, name: str) -> Any:
-        """Return a positive number."""
+        """Return the positive number called `name`."""
         value = self.entry(name, (int, float) if name in REAL else int)
         if not 0 < value < 1 << 31:
             raise CheckpointError(f"config.json: expected {self._path}{name} > 0, got {value!r}")
         return value
 
     def flag(self, name: str) -> bool:
-        """Return a boolean."""
+        """Return the boolean called `name`."""
         value = self._record.get(name)
         if not isinstance(value, bool):
             raise CheckpointError(f"config.json: expected {self._path}{name} true or false, got {value!r}")
         return value
 
     def token(self, name: str, below: int) -> int:
-        """Return an id in [0, below)."""
+        """Return the id called `name`, in [0, below)."""
         return self._token(name, self.entry(name, int), below)
 
     def tokens(self, name: str, below: int) -> dict[str, int]:
-        """Return ids in [0, below) by lower-case name."""
+        """Return the mapping called `name` from lower-case names to ids in [0, below)."""
         ids = self.entry(name, dict)
         return {key.lower(): self._token(f"{name}.{key}", value, below) for key, value in ids.items()}
 
@@ -78,9 +80,12 @@ class Numbers:
         return Numbers(self.entry(name, dict), f"{self._path}{name}.")
 
     def same(self, name: str, expected: object, default: object = None) -> None:
-        """Raise CheckpointError unless `name` equals `expected`.
+        """Raise CheckpointError unless a value is the supported one.
 
-        `default` is the value of the authors' class if missing.
+        Args:
+            name: Name of the value.
+            expected: Supported value.
+            default: Default of the authors' class, used if the value is missing.
         """
         found = self._record.get(name, default)
         if found != expected:
@@ -93,7 +98,7 @@ class Numbers:
 
 
 def vocabulary(numbers: Numbers, tokenizer: Tokenizer) -> Qwen3TtsVocabulary:
-    """Return the vocabulary and voices; CheckpointError if the model is not supported."""
+    """Return the vocabulary and voices; raise CheckpointError if the model is not supported."""
     numbers.same("model_type", "qwen3_tts")
     numbers.same("tokenizer_type", "qwen3_tts_tokenizer_12hz")
     kind, size = numbers.entry("tts_model_type", str), numbers.entry("tts_model_size", str)
@@ -135,7 +140,7 @@ def vocabulary(numbers: Numbers, tokenizer: Tokenizer) -> Qwen3TtsVocabulary:
 
 
 def _dialects(talker: Numbers, languages: Collection[str]) -> dict[str, str]:
-    """Return the dialect, which is one of the languages, of each speaker that has one."""
+    """Return the dialect of each speaker that has one, which is one of the languages."""
     entries = talker.optional_mapping("spk_is_dialect").items()
     dialects = {name.lower(): dialect for name, dialect in entries if dialect}
     for name, dialect in dialects.items():
@@ -146,7 +151,7 @@ def _dialects(talker: Numbers, languages: Collection[str]) -> dict[str, str]:
 
 
 def check_positions(talker: Numbers) -> None:
-    """Raise CheckpointError unless the sections of the rotary embedding fill half a head.
+    """Raise CheckpointError unless the sections of the rotary embedding add up to half the head dimension.
 
     The three positions of a row are equal, so the sections act as one.
     """
@@ -156,7 +161,10 @@ def check_positions(talker: Numbers) -> None:
 
 
 def text_ids(numbers: Numbers, tokenizer: Tokenizer, num_ids: int) -> TextIds:
-    """Return the ids of words and markers in every prompt; CheckpointError if the tokenizer does not fit."""
+    """Return the ids of words and markers that occur in every prompt.
+
+    Raise CheckpointError if the tokenizer does not match.
+    """
     ids = {spelling: token_id for token_id, spelling in tokenizer.tokens.items()}
     words = {"assistant": "assistant", "user": "user", "newline": "Ċ"}
     missing = [word for word in words.values() if word not in ids]
@@ -189,7 +197,7 @@ CONFIG = "speaker_encoder_config"
 
 
 def speaker_encoder(numbers: Numbers, hidden_size: int) -> Network:
-    """Return the network; CheckpointError if config.json describes another encoder, or one of another width."""
+    """Return the speaker encoder; raise CheckpointError if config.json describes another one, or another width."""
     record = numbers.entry(CONFIG, dict)
     try:
         config = SpeakerConfig.from_record(record)
@@ -286,7 +294,7 @@ def published_shapes(numbers: Numbers, known: Qwen3TtsVocabulary) -> dict[str, t
 
 
 def code_shapes(known: Qwen3TtsVocabulary, width: int) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the tables and heads of codes for a backbone of width `width`, by name."""
+    """Return the shapes of the codebooks' embedding tables and heads by name, for a backbone of width `width`."""
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys((CODES, HEAD), (known.num_codec_ids, width))
     for k in range(known.num_codebooks - 1):
         shapes[_codes(k)] = (known.codebook_size, width)
@@ -295,12 +303,12 @@ def code_shapes(known: Qwen3TtsVocabulary, width: int) -> dict[str, tuple[int, .
 
 
 def _codes(k: int) -> str:
-    """Return the name of the table of codebook k + 1, which backbone and depth transformer share."""
+    """Return the name of codebook k + 1's embedding table, which backbone and depth transformer share."""
     return f"{DEPTH}model.codec_embedding.{k}.weight"
 
 
 def layer_shapes(prefix: str, numbers: Numbers) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of Qwen3's layers and of the norm after them, by name."""
+    """Return the shapes of Qwen3's layers and of the final norm, by name."""
     width, inner, head_dim = (numbers.number(name) for name in ("hidden_size", "intermediate_size", "head_dim"))
     queries, keys = (head_dim * numbers.number(f"num_{name}_heads") for name in ("attention", "key_value"))
     shapes: dict[str, tuple[int, ...]] = {
@@ -322,10 +330,15 @@ def layer_shapes(prefix: str, numbers: Numbers) -> dict[str, tuple[int, ...]]:
 
 
 def plan(known: Qwen3TtsVocabulary, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]) -> Plan:
-    """Return the tensors to write.
+    """Return the plan of tensors to write.
 
-    A converted table or head that combines several published tensors belongs to the first, and reads the others with
-    it.
+    A table or head that combines several published tensors is planned under the first one's name, and reads the others
+    itself.
+
+    Args:
+        known: Vocabulary.
+        shapes: Shapes of the published tensors by name.
+        tensors: Published tensors by name.
     """
     size, num_others, codec = known.codebook_size, known.num_codebooks - 1, known.codec
 
@@ -372,11 +385,11 @@ def plan(known: Qwen3TtsVocabulary, shapes: Mapping[str, tuple[int, ...]], tenso
     return parts
 
 
-ROWS_AT_ONCE = 8192  # rows of the text table; a float32 copy of all would take 1.2 GB
+ROWS_AT_ONCE = 8192  # rows of the text table; a float32 copy of the whole table would take 1.2 GB
 
 
 def _text_rows(stored: Tensor, other: Callable[[str, Tensor], Tensor]) -> Tensor:
-    """Return the text table after its projection, computed in float32 and rounded once."""
+    """Return the text embeddings after the text projection, computed in float32 and cast once to the stored dtype."""
     (first, first_bias), (second, second_bias) = (
         [other(f"{TEXT_PROJECTION}{layer}.{part}", stored).float() for part in ("weight", "bias")] for layer in (1, 2)
     )

@@ -3,10 +3,10 @@ r"""Qwen3-TTS 12 Hz (Alibaba): Qwen3 over rows that carry both text and codes, w
     text    im_start assistant \n  pad    pad       pad      pad       pad   bos  Hello , eos  pad │ pad  pad  pad …
     codec                           think think_bos language think_eos voice pad   pad  … pad  bos │ f0   f1   f2 …
 
-A row is the sum of an id of text and of the codec's streams: a marker on stream 0, or a frame of 16 codes. The backbone
-samples the first code of a frame, or the end. The depth transformer samples the others, each given those before it.
-Text is an input-only stream after the codebooks; during the reply it carries `tts_pad` once the text has ended. The
-table of text already includes the talker's projection (`convert.py`). The numbers are those of
+A row is the sum of a text id's embedding and those of the codec streams: a marker on stream 0, or a frame of 16 codes.
+The backbone samples the first code of a frame, or the end. The depth transformer samples the other codes one after the
+other. Text is an input-only stream after the codebooks; once the text has ended, it carries `tts_pad`. The text table
+already includes the talker's projection (`convert.py`). The numbers are those of
 `Qwen/Qwen3-TTS-12Hz-1.7B-CustomVoice`; a checkpoint's config.json may override them (`speech_vocabulary`).
 """
 
@@ -63,7 +63,7 @@ DEPTH = DepthSpec(
 
 @dataclass(frozen=True)
 class CodecIds:
-    """Ids of the talker's codec vocabulary after the codes: markers on stream 0 of a prompt, and the end."""
+    """Ids after the codes in the talker's codec vocabulary: markers on stream 0 of a prompt, and the end."""
 
     pad: int = 2148
     bos: int = 2149
@@ -76,7 +76,7 @@ class CodecIds:
 
 @dataclass(frozen=True)
 class TextIds:
-    """Ids of text that occur in every prompt: begin and end of a turn, and markers around the words."""
+    """Text ids that occur in every prompt: begin and end of a turn, and markers around the words."""
 
     im_start: int = 151644
     im_end: int = 151645
@@ -90,15 +90,15 @@ class TextIds:
 
 @dataclass(frozen=True)
 class Qwen3TtsVocabulary:
-    """Ids of text, then of the codec's vocabulary (codes, then markers), then of codebook 1, codebook 2, and so on.
+    """Ids of text, then of the codec vocabulary (codes, then markers), then of codebook 1, codebook 2, and so on.
 
     Attributes:
         kind: How the voice is chosen: by name, by a description, or by a recording.
         takes_instructions: True if the model was trained to follow instructions. If not, they are dropped, as in the
             authors' code.
-        languages: Ids of the codec's vocabulary by language.
-        speakers: Ids of the codec's vocabulary by speaker.
-        dialects: Language of a speaker if Chinese, or no language, is requested.
+        languages: Codec-vocabulary ids by language.
+        speakers: Codec-vocabulary ids by speaker.
+        dialects: By speaker, the language that is used if Chinese, or no language, is requested.
     """
 
     kind: Kind = "custom_voice"

@@ -1,4 +1,4 @@
-"""Input of Qwen3-TTS for a cloned voice: an x-vector that replaces a code's embedding."""
+"""Input of Qwen3-TTS for a cloned voice: an x-vector, which replaces the embedding of a code."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from torch import nn
 
 
 class TextPadAdder(nn.Module):
-    """Module that adds the projected embedding of the text pad, which the text stream carries in that row."""
+    """Module that adds the projected embedding of the text pad, which the text stream carries in the x-vector's row."""
 
     def __init__(self, hidden_size: int):
         super().__init__()
@@ -20,12 +20,12 @@ class TextPadAdder(nn.Module):
 
 
 def audio_tower(config: Mapping[str, Any]) -> nn.Identity:
-    """Return an identity: the speaker encoder runs in the preprocessor."""
+    """Return an identity, because the speaker encoder runs in the preprocessor."""
     return nn.Identity()
 
 
 def audio_adaptor(config: Mapping[str, Any], hidden_size: int) -> TextPadAdder:
-    """Return the module that makes a row from an x-vector."""
+    """Create the module that converts an x-vector to a row."""
     return TextPadAdder(hidden_size)
 
 

@@ -46,10 +46,10 @@ class ClonedVoice:
     """Voice of a recording, as used in a prompt.
 
     Attributes:
-        x_vector: [H] float32.
-        words: Ids of the recording's transcript; the model continues from them and `codes`. If empty, it is given only
-            the x-vector.
-        codes: [K, T] of the recording; None without a transcript.
+        x_vector: x-vector, float32 [H].
+        words: Text ids of the recording's transcript; the model continues from them and from `codes`. If empty, the
+            prompt contains only the x-vector.
+        codes: Codes of the recording, [K, T]; None without a transcript.
     """
 
     x_vector: np.ndarray
@@ -58,24 +58,35 @@ class ClonedVoice:
 
 
 class ClonedVoices:
-    """Encoder of recordings to voices, with caches keyed by the recording's samples."""
+    """Converter of recordings to cloned voices, with caches keyed by the recording's samples."""
 
     def __init__(self, codec: Codec, speaker: SpeakerEncoder):
         self._codes = CachedEncoder(codec.encode)
         self._x_vectors = CachedEncoder(speaker.encode)
 
     def encode(self, pcm: np.ndarray, words: Sequence[int]) -> ClonedVoice:
-        """Return the voice of mono `pcm` [n] float32 at 24 kHz; `words` is its transcript, empty if unknown."""
+        """Return the voice of a recording.
+
+        Args:
+            pcm: Mono samples, float32 [n] at 24 kHz.
+            words: Text ids of the transcript; empty if unknown.
+        """
         x_vector = self._x_vectors.encode(pcm)
         return ClonedVoice(x_vector, tuple(words), self._codes.encode(pcm)) if words else ClonedVoice(x_vector)
 
 
 def open_voices(checkpoint: Path, codec: Codec, device: str, hidden_size: int) -> ClonedVoices:
-    """Return the encoder of voices, from the codec and the speaker encoder of a checkpoint.
+    """Load the codec's encoder and the speaker encoder of a checkpoint.
+
+    Args:
+        checkpoint: Folder of the checkpoint.
+        codec: The checkpoint's codec.
+        device: torch device.
+        hidden_size: Width of the backbone.
 
     Raises:
         CheckpointError: If the checkpoint has no speaker encoder, or one of another width than `hidden_size`, or if
-            the codec has another sampling rate.
+            the codec has another sample rate.
     """
     speaker = load_speaker_encoder(checkpoint, device)
     if speaker is None:
@@ -105,9 +116,10 @@ class Qwen3TtsTemplate:
         self._takes_instructions = vocabulary.takes_instructions
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """Return the rows of the last piece's words.
+        """Return the prompt for the text of the last piece.
 
-        The voice is the one called `voice`, the one described by `manner`, or that of the earlier pieces' recording.
+        The voice is the one called `voice`, the one described by `manner`, or that of the recording in the earlier
+        pieces.
         """
         *before, piece = pieces
         assert piece.text is not None, task.name
@@ -124,7 +136,7 @@ class Qwen3TtsTemplate:
         return self._writer.prompt(head, words, manner.is_streaming, recorded)
 
     def _recorded(self, pieces: Sequence[Piece], voices: ClonedVoices) -> ClonedVoice:
-        """Return the voice of a system turn: its audio and, if the turn has text, the transcript."""
+        """Return the voice in a system turn: its audio and, if the turn has text, the transcript."""
         recordings = [piece for piece in pieces if piece.text is None]
         if not recordings:
             expected = "a system turn with audio: this model clones the voice of a recording"
@@ -137,14 +149,14 @@ class Qwen3TtsTemplate:
     def _ids(self, text: str, path: str) -> list[int]:
         """Return the ids of `text` without leading line ends.
 
-        The authors' code tokenizes a text together with the role's line end, which would merge with leading line ends,
-        and then removes the role.
+        The authors' code tokenizes a text together with the line end after the role, which would merge with leading
+        line ends, and then removes the role.
         """
         return self._subwords.ids(without_leading_line_ends(text), path)
 
 
 class RowWriter:
-    """Writer of rows with ids of text and of the codec's vocabulary."""
+    """Writer of rows with text ids and ids of the codec vocabulary."""
 
     def __init__(self, family: Family, vocabulary: Qwen3TtsVocabulary):
         self._layout, self._known = family.layout, vocabulary
@@ -152,7 +164,7 @@ class RowWriter:
     def head(self, instruction: Sequence[int], voice: ClonedVoice | str | None, language: str | None) -> np.ndarray:
         """Return the rows before the words, [n, S]: instruction, role, language and voice.
 
-        The row of a cloned voice, the last but one, is a placeholder.
+        The row of a cloned voice, the last but one, is a placeholder for the x-vector.
         """
         text, codec = self._known.text, self._known.codec
         turn = [text.im_start, text.user, text.newline, *instruction, text.im_end, text.newline] if instruction else []
@@ -171,12 +183,12 @@ class RowWriter:
     def prompt(
         self, head: np.ndarray, words: Sequence[int], is_streaming: bool, voice: ClonedVoice | None = None
     ) -> PromptRows:
-        """Return the prompt, whose last row precedes the first frame, and the words that go with the frames.
+        """Return the prompt up to the row before the first frame, and the words that are read with the frames.
 
         Args:
-            head: Rows of `head`.
+            head: Result of `head`.
             words: Ids of the text.
-            is_streaming: True if words go with frames; False if all of them precede the first frame.
+            is_streaming: True if words are read with the frames; False if all of them precede the first frame.
             voice: Cloned voice, as in `head`.
         """
         text, codec = self._known.text, self._known.codec
@@ -193,8 +205,9 @@ class RowWriter:
         return PromptRows(rows, audios=_x_vector(head, voice), track=track, num_reference_rows=len(frames) - 1)
 
     def opening(self, head: np.ndarray, voice: ClonedVoice | None = None) -> PromptRows:
-        """Return the prompt of a text without any word yet; the first word will replace the last row's pad.
+        """Return the prompt for a streamed text that has no word yet.
 
+        The first word will replace the pad in the last row.
         Raises:
             InvalidRequest: If the voice continues from its recording, because the transcript's words are in these rows.
         """
@@ -204,7 +217,7 @@ class RowWriter:
         return PromptRows(np.concatenate([head, self._frames(voice)]), audios=_x_vector(head, voice))
 
     def _frames(self, voice: ClonedVoice | None) -> np.ndarray:
-        """Return the rows of codes before the reply, [1 + T, S], without words: the begin, and the voice's frames."""
+        """Return the rows of codes before the reply, [1 + T, S], without words: the begin id and the voice's frames."""
         begin = self._pairs([self._known.text.pad], [self._known.codec.bos])
         if voice is None or voice.codes is None:
             return begin
@@ -213,7 +226,7 @@ class RowWriter:
         return np.concatenate([begin, frames])
 
     def _language(self, voice: ClonedVoice | str | None, language: str | None) -> list[int]:
-        """Return the markers of a language.
+        """Return the marker ids for a language.
 
         Speakers of a dialect use it for Chinese, and if no language is requested.
         """
@@ -226,7 +239,7 @@ class RowWriter:
         return [codec.think, codec.think_bos, known.languages[language], codec.think_eos]
 
     def _pairs(self, texts: Sequence[int], codes: Sequence[int]) -> np.ndarray:
-        """Return rows [n, S], each with an id of text and an id of the codec's vocabulary."""
+        """Return rows [n, S], each with a text id and an id of the codec vocabulary."""
         rows = stream0_rows(self._layout, [self._known.num_text_ids + code for code in codes])
         rows[:, -1] = texts
         return rows

@@ -1,10 +1,11 @@
-"""`tiny`: the bundled model. Characters to phonemes (the text segment) to speech, or audio to characters.
+"""`tiny`: the bundled model. It converts characters to phonemes and then to speech, or audio to characters.
 
     tts   [tts][voice] c a t [begin_text] ─► pau k ae t pau [end_of_text] [begin_audio] rows … [end_of_reply]
     asr   [asr][begin_audio] audio rows [begin_text] ─► pau k ae t pau [separator] c a t [end_of_reply]
 
-A row has stream 0 (text, or the phoneme spoken in this frame), seven codec streams, and one input-only stream. It
-carries the ordinal of the row's phoneme (text and audio segments), or of the frame (audio rows of a prompt).
+A row has stream 0 (text, or the phoneme spoken in this frame), seven codec streams, and one input-only stream. The
+latter carries the ordinal of the row's phoneme (text and audio segments) or of the row's frame (audio rows of a
+prompt).
 """
 
 from collections.abc import Mapping
@@ -29,7 +30,7 @@ FRAME_INDEX_BASE = 448  # + ordinal, 1 … 255
 FIRST_CODE = 704
 NUM_CODEBOOKS = 7
 CODEBOOK_SIZE = 256
-LEAD = 3  # codec streams are delayed after stream 0, so that they depend on the next phonemes
+LEAD = 3  # delay of the codec streams, in rows, so that they depend on the next phonemes
 
 LAYOUT = StreamLayout(
     vocab_size=FIRST_CODE + NUM_CODEBOOKS * CODEBOOK_SIZE,
@@ -98,5 +99,5 @@ TINY = Family(
 
 
 def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
-    """Return the family, which has one vocabulary."""
+    """Return the family, which has only one vocabulary."""
     return TINY

@@ -1,4 +1,4 @@
-"""Prompts of the `tiny` family: characters for speech, audio rows for transcription (see `family.py`)."""
+"""Prompts of the bundled model: characters for speech, audio rows for transcription (see `family.py`)."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from stretto.families.tiny.family import (
 from stretto.families.tiny.text import normalise, other_script, words_of
 
 INDEX_STREAM = LAYOUT.num_output_streams
-MARGIN_S = 0.3  # silence kept around speech: more than in recordings of the bundled voices
+MARGIN_S = 0.3  # silence preserved around speech: more than the bundled voices' recordings have
 QUIET = 0.01  # threshold of silence, relative to the recording's peak
 MAX_FRAME_ROWS = FRAME_INDEX_BASE - PHONEME_INDEX_BASE - 1  # both index tables have the same size
 
@@ -37,7 +37,7 @@ class TinyTemplate:
         self._codec = codec
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """Return the rows of the only piece: text to speak in a voice, or audio to transcribe."""
+        """Return the prompt for the only piece: text to speak in a voice, or audio to transcribe."""
         (piece,) = pieces
         if piece.text is not None:
             assert voice is not None, task.name
@@ -55,21 +55,25 @@ class TinyTemplate:
         Args:
             text: Text to speak.
             voice: A key of VOICES.
-            path: Field of the request that holds `text`, for error messages.
-            transliterates: True to spell letters of other scripts in Latin ones.
+            path: Name of the text in error messages.
+            transliterates: True to transliterate letters of other scripts to Latin.
 
         Returns:
-            Prompt rows, int64 [rows, streams], and the words in order.
+            Prompt rows, int64 [P, S], and the words in order.
 
         Raises:
-            InvalidRequest: As `read_aloud`.
+            InvalidRequest: As in `read_aloud`.
         """
         spoken = read_aloud(text, path, transliterates)
         ids = [TTS, VOICES[voice], *(FIRST_CHARACTER + CHARACTERS.index(character) for character in spoken), BEGIN_TEXT]
         return stream0_rows(LAYOUT, ids), words_of(spoken)
 
     def listen(self, codes: np.ndarray) -> np.ndarray:
-        """Return [asr][begin_audio] audio rows [begin_text]; the index stream counts the audio rows from 1."""
+        """Return the rows [asr][begin_audio] audio rows [begin_text]; the index stream numbers the audio rows from 1.
+
+        Args:
+            codes: Codes, int [K, T].
+        """
         audio = code_rows(LAYOUT, codes)
         assert len(audio) <= MAX_FRAME_ROWS, codes.shape
         audio[:, INDEX_STREAM] = FRAME_INDEX_BASE + 1 + np.arange(len(audio))
@@ -78,13 +82,13 @@ class TinyTemplate:
 
 
 def trim_silence(pcm: np.ndarray, margin: int) -> np.ndarray:
-    """Return `pcm` without silence at either end, except `margin` samples; all of it if nothing is audible.
+    """Remove silence from both ends, except `margin` samples; return all of `pcm` if nothing in it is audible.
 
     The model was not trained on longer silence: a second of zeros after the words results in an empty transcript.
 
     Args:
         pcm: Mono samples, float32 [n].
-        margin: Samples of silence to keep at either end.
+        margin: Number of silent samples to preserve at either end.
     """
     audible = np.flatnonzero(np.abs(pcm) > QUIET * np.abs(pcm).max(initial=0.0))
     return pcm[max(0, audible[0] - margin) : audible[-1] + 1 + margin] if len(audible) else pcm
@@ -95,8 +99,8 @@ def read_aloud(text: str, path: str = "text", transliterates: bool = False) -> s
 
     Args:
         text: Text to speak.
-        path: Field of the request that holds `text`, for error messages.
-        transliterates: True to spell letters of other scripts in Latin ones.
+        path: Name of the text in error messages.
+        transliterates: True to transliterate letters of other scripts to Latin.
 
     Raises:
         InvalidRequest: If the text is too long before or after normalisation, has letters of another script, or nothing

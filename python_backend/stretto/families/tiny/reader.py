@@ -1,4 +1,4 @@
-"""Readable text segments of the bundled model: phonemes, or the characters of a transcript."""
+"""Conversion of the bundled model's text segments to readable text: phonemes, or a transcript."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ PAUSE = tiny.FIRST_PHONEME + tiny.PHONEMES.index("pau")
 
 
 class _WordReader:
-    """Reader that joins tokens to words and returns text word by word, separated by blanks."""
+    """Reader that joins tokens to words and returns the text word by word, separated by spaces."""
 
     def __init__(self, joiner: str, first: int | None = None):
         self._joiner, self._waits_for = joiner, first
@@ -49,8 +49,8 @@ def _spelling(token_id: int) -> str:
 def _tiny_reader(task: str) -> TextReader:
     """Return a reader for a task.
 
-    Phonemes read as `dh-ax b-er-ch`, with `,` for a pause. Of a transcript only the characters after the separator are
-    returned.
+    Phonemes are written as `dh-ax b-er-ch`, with `,` for a pause. Only the characters after the separator are returned
+    for a transcript.
     """
     return _WordReader("", tiny.SEPARATOR) if task == "asr" else _WordReader("-")
 
@@ -73,5 +73,5 @@ TEXT_CODEC = TextCodec(_tiny_reader, _tiny_words)
 
 
 def open_text_codec(family: Family, checkpoint: Path) -> TextCodec:
-    """Return the text codec, which needs no file."""
+    """Return the text codec; it reads no file."""
     return TEXT_CODEC

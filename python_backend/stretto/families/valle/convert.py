@@ -1,8 +1,8 @@
 """Conversion of VALL-E's release: names and hyperparameters of ESPnet's recipes.
 
-espnet2/speechlm/{definitions,core_lm/valle,module/transformer,module/valle}.py of https://github.com/espnet/espnet.
-Values of `corelm_conf` that are missing in `config.yaml` have the defaults there. `token_list` and `token_bias` are as
-in OpusLM.
+Names: espnet2/speechlm/{definitions,core_lm/valle,module/transformer,module/valle}.py of
+https://github.com/espnet/espnet. Values of `corelm_conf` that are missing in `config.yaml` have the defaults there.
+`token_list` and `token_bias` are as in OpusLM.
 """
 
 from collections.abc import Callable, Mapping
@@ -32,7 +32,7 @@ DROPPED = ("criterion.",)
 DEFAULTS: dict[str, Any] = {"att_unit": 256, "head": 2, "ar_layer": 4, "nar_layer": 4, "n_ctx": 3000, "qk_norm": False}
 VOICE_FRAMES = 150  # default of `speaker_prompt_length`
 TASKS = ("bpe_tts", "codec_bpe_tts")
-# GPT-2's names of a block's modules, except query, key and value, which it stores as one.
+# GPT-2's names of a block's modules, except query, key and value, which it stores in one tensor.
 RENAMED = {"attn.out": "attn.c_proj", "mlp.0": "mlp.c_fc", "mlp.2": "mlp.c_proj", "attn_ln": "ln_1", "mlp_ln": "ln_2"}
 
 
@@ -66,17 +66,17 @@ def convert(release: Release, contents: Contents) -> Converted:
 
 
 def trained_dtype(config: Mapping[str, Any]) -> str | None:
-    """Return the dtype as OpusLM's converter does."""
+    """Return the dtype found by OpusLM's converter."""
     return opuslm.trained_dtype(config)
 
 
 def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
-    """Return a note on the latency of replies."""
+    """Return a remark on the latency of replies."""
     return ["audio starts only after the whole reply, because its other codebooks are filled in afterwards"]
 
 
 def network_numbers(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the hyperparameters in `corelm_conf`; CheckpointError if they are of another or an unsupported model."""
+    """Return the hyperparameters in `corelm_conf`; raise CheckpointError if the model is another or unsupported."""
     if config.get("corelm") != "valle":
         raise CheckpointError(f"config.yaml: corelm: expected valle, got {config.get('corelm')!r}")
     given = optional_entry(config, "corelm_conf") or {}
@@ -94,9 +94,10 @@ def network_numbers(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def vocabulary(config: Mapping[str, Any], tokenizer: Tokenizer) -> ValleVocabulary:
-    """Return the vocabulary from `token_list` and `token_bias`.
+    """Return the vocabulary given by `token_list` and `token_bias`.
 
-    CheckpointError if the family's assumptions do not hold.
+    Raises:
+        CheckpointError: If these contradict the family's assumptions.
     """
     names, num_codebooks = entry(config, "token_list"), entry(config, "codec_token_in_use")
     codec, text = opuslm.span(config, "codec"), opuslm.span(config, "text_bpe")
@@ -125,7 +126,7 @@ def vocabulary(config: Mapping[str, Any], tokenizer: Tokenizer) -> ValleVocabula
 
 
 def _token(names: list[str], *spellings: str) -> int:
-    """Return the id of the first existing token of `spellings`."""
+    """Return the id of the first of these spellings that is a token."""
     for spelling in spellings:
         if spelling in names:
             return names.index(spelling)
@@ -133,9 +134,14 @@ def _token(names: list[str], *spellings: str) -> int:
 
 
 def autoregressive_plan(numbers: Mapping[str, Any], known: ValleVocabulary, tensors: Mapping[str, Tensor]) -> Plan:
-    """Return the tensors of the autoregressive model: GPT-2, with transposed matrices.
+    """Return the plan of the autoregressive model's tensors: GPT-2, with transposed matrices.
 
-    Its head covers only the ids that it samples.
+    The head covers only the ids that it samples.
+
+    Args:
+        numbers: Hyperparameters.
+        known: Vocabulary.
+        tensors: Published tensors by name.
     """
     width, shapes = numbers["att_unit"], folded_shapes(numbers)
 
@@ -184,17 +190,17 @@ def folded_shapes(numbers: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def _vectors(old: str, new: str, width: int) -> Plan:
-    """Return the plan of a norm's weight and bias."""
+    """Return the plan of a norm's weight and bias, from name `old` to name `new`."""
     return {f"{old}.{kind}": Part(f"{new}.{kind}", (width,)) for kind in ("weight", "bias")}
 
 
 def with_zero_row(table: Tensor) -> Tensor:
-    """Return an embedding table with a zero row appended for the id of an empty stream."""
+    """Append a zero row to an embedding table, for the id of an empty stream."""
     return torch.cat([table, table.new_zeros(1, table.shape[1])])
 
 
 def _first_head(head: Tensor, known: ValleVocabulary) -> Tensor:
-    """Return the heads of the first codebook and of the end."""
+    """Return the head rows for the first codebook and for the end id."""
     return torch.cat([head[known.codec : known.codec + known.codebook_size], head[SOS_EOS : SOS_EOS + 1]])
 
 
@@ -214,7 +220,7 @@ def refinement_shape(numbers: Mapping[str, Any], known: ValleVocabulary) -> Vall
 
 
 def refinement_plan(shape: ValleShape, known: ValleVocabulary) -> Plan:
-    """Return the tensors of the non-autoregressive model, whose names stay, and the tables shared by both models."""
+    """Return the plan of the non-autoregressive model's tensors, whose names stay, and of the tables shared by both."""
     width, first = shape.width, known.codec + known.codebook_size
     last = known.codec + known.num_codebooks * known.codebook_size
     square, inner = (width, width), (4 * width, width)

@@ -1,14 +1,13 @@
-"""VALL-E (arXiv 2301.02111) as trained by ESPnet: the engine samples the first codebook.
+"""VALL-E (arXiv 2301.02111) as trained by ESPnet: the engine samples only the first codebook.
 
-The others are filled in later.
     tts     [sos][tts][text] words … [spk] 150 frames of a voice [codec] ─► c0 c1 c2 … [sos]
 
-A row of the prompt has a stream per codebook. Frames carry all their codes; other rows carry an id and pads, which have
-an embedding of their own. Rows of the reply carry only the first codebook. The decoder fills in the others for the
-whole utterance (`families/valle/refinement.py`), from these rows and the prompt's, so a reply is audible only after its
-end. Guidance is an addition of this server: the unconditional request sees neither words nor voice. No weights are
-known to be published in this layout. Every recipe has its own vocabulary, which config.json contains
-(`speech_vocabulary`).
+A prompt row has one stream per codebook. Frames of the voice have all their codes; other rows have an id and pads,
+which have an embedding of their own. Rows of the reply have only the first codebook. For the whole utterance the
+decoder fills in the other codebooks from these rows and the prompt's (`families/valle/refinement.py`), so a reply is
+audible only after its end. Guidance is an addition of this server: the unconditional request contains neither words nor
+voice. No weights are known to be published in this layout. Every recipe has its own vocabulary, which config.json
+contains (`speech_vocabulary`).
 """
 
 from collections.abc import Mapping
@@ -26,16 +25,16 @@ FRAME_RATE = 50.0
 
 @dataclass(frozen=True)
 class ValleVocabulary:
-    """Id ranges of each kind.
+    """Id ranges of text and codes.
 
     Attributes:
         vocab_size: Number of ids.
-        text: First id of text, and the first id after it.
-        codec: First id of the first codebook; the others follow.
+        text: First text id, and the id after the last one.
+        codec: First id of the first codebook; the other codebooks follow.
         num_codebooks: Number of codebooks.
         codebook_size: Number of codes per codebook.
         text_marker, voice_marker, codec_marker: Ids that precede text, voice and codes.
-        task: Id of the task of speech from text and a voice.
+        task: Id of the task that speaks text in a given voice.
         voice_frames: Number of frames of a voice.
         max_model_len: Maximum number of rows.
     """
@@ -67,7 +66,7 @@ class ValleVocabulary:
 
     @property
     def nothing(self) -> int:
-        """Id of an empty stream: an additional id after all others, whose embedding is zero."""
+        """Id of an empty stream. It follows all other ids, and its embedding is zero."""
         return self.vocab_size
 
     @property

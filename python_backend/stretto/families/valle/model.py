@@ -1,4 +1,4 @@
-"""Autoregressive model of VALL-E: GPT-2 with learned positions, which equals ESPnet's decoder except for its names."""
+"""VALL-E's autoregressive model: GPT-2 with learned positions, which equals ESPnet's decoder except for names."""
 
 from collections.abc import Iterable, Iterator
 
@@ -13,23 +13,23 @@ HEAD = "audio_head.weight"
 
 
 class StrettoValleForCausalLM(MultiStreamMixin, GPT2LMHeadModel):
-    """Architecture named by a checkpoint's config.json."""
+    """VALL-E's autoregressive model for vLLM, under the architecture name in a checkpoint's config.json."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
-        self.transformer.embed_tokens = self.transformer.wte  # the name that other backbones use
+        self.transformer.embed_tokens = self.transformer.wte  # the attribute name that other backbones have
 
     @property
     def model(self) -> GPT2Model:
-        """The transformer, under the name that other backbones use."""
+        """The transformer, under the attribute name that other backbones have."""
         return self.transformer
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Load weights as vLLM does, but raise if any is missing, unknown or of another shape."""
+        """Load weights as vLLM does, but raise an error if any is missing, unknown or of another shape."""
         return load_strictly(self, self._load, weights)
 
     def _load(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Load `audio_head.weight` here, because GPT-2's loader would treat it as a layer's weight."""
+        """Load all weights. `audio_head.weight` is loaded here, because GPT-2's loader would treat it as a layer's."""
         loaded = set[str]()
 
         def layers() -> Iterator[tuple[str, torch.Tensor]]:

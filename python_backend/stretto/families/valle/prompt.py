@@ -1,6 +1,6 @@
-"""Prompts of VALL-E: `[sos][task][text] words … [spk] frames … [codec]`, every row but the last with ESPnet's pads.
+"""Prompts of VALL-E: `[sos][task][text] words … [spk] frames … [codec]`, all rows but the last with ESPnet's pads.
 
-A voice has a fixed number of frames. Longer ones are cut, shorter ones are filled up with pads, as in training.
+A voice has a fixed number of frames. Longer ones are cut, and shorter ones are padded, as in training.
 """
 
 from pathlib import Path
@@ -24,7 +24,7 @@ class ValleTemplate:
         self._family, self._known, self._subwords, self._codec = family, known, subwords, codec
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """Return the rows of the last piece's words, to be spoken in the voice of the piece before it."""
+        """Return the rows of the last piece's text, to be spoken in the voice of the piece before it."""
         *voices, text = pieces
         assert text.text is not None, task.name
         if not voices:
@@ -35,7 +35,7 @@ class ValleTemplate:
         return PromptRows(np.concatenate([head, self._voice(voices[0]), start]))
 
     def _rows(self, *ids: int) -> np.ndarray:
-        """Return rows [n, K] with `ids` on stream 0 and ESPnet's pad, which has an embedding, on the others."""
+        """Return rows [n, K] with `ids` on stream 0; the other streams have ESPnet's pad, which has an embedding."""
         rows = np.full((len(ids), self._known.num_codebooks), PAD, np.int32)
         rows[:, 0] = ids
         return rows
@@ -48,7 +48,7 @@ class ValleTemplate:
         return rows
 
     def _codes(self, piece: Piece) -> np.ndarray:
-        """Return the codes [K, T] of a piece; InvalidRequest if they are no frames of the codec."""
+        """Return the codes [K, T] of a piece; raise InvalidRequest if they are not frames of the codec."""
         if piece.codes is None:
             assert piece.pcm is not None, piece.path
             return self._codec.encode(piece.pcm)

@@ -5,10 +5,10 @@
     level 2    plus those of codebook 1             ─► codebook 2
     …
 
-Attention is bidirectional, so each frame of an utterance depends on all others. Every norm is scaled and shifted by the
-level. Names are those of ESPnet's checkpoints (espnet2/speechlm/{core_lm,module}/valle.py of
-https://github.com/espnet/espnet). Two details are reproduced from there: after each level the embedding of the start id
-is added to its row once more, and the row of the end gets the embedding of the code at that position.
+Attention is bidirectional, so each frame of an utterance depends on all others. The scale and shift of every norm
+depend on the level. Names are those of ESPnet's checkpoints (espnet2/speechlm/{core_lm,module}/valle.py of
+https://github.com/espnet/espnet). Two of its details are reproduced: after each level the embedding of the start id is
+added to its row once more, and the row of the end id gets the embedding of the code sampled at its position.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,11 +31,11 @@ EPS = 1e-5  # epsilon of the norms
 
 @dataclass(frozen=True, slots=True)
 class ValleShape:
-    """Sizes of a checkpoint.
+    """Sizes in a checkpoint.
 
     Attributes:
         num_ids: Number of rows of the embedding table.
-        codes: Id of code 0 of codebook 0; those of the other codebooks follow.
+        codes: Id of code 0 of codebook 0; the ids of the other codebooks follow.
         end: Id after the last frame.
     """
 
@@ -62,7 +62,7 @@ class ValleShape:
 
 
 class LevelNorm(nn.Module):
-    """Norm over the width of x [B, L, H] with scale and shift computed from the level [H]."""
+    """Layer norm of x [B, L, H] whose scale and shift are computed from the level's embedding [H]."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class LevelNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention from every row [B, L, H] to all rows in `mask` [B, 1, 1, L]."""
+    """Self-attention of rows [B, L, H] over the rows in `mask` [B, 1, 1, L]."""
 
     def __init__(self, shape: ValleShape) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and feed-forward of four times the width, each pre-normalised."""
+    """Attention, and a feed-forward layer of four times the width, each with pre-norm and a residual connection."""
 
     def __init__(self, shape: ValleShape) -> None:
         super().__init__()
@@ -103,11 +103,11 @@ class Block(nn.Module):
 
 
 class ValleRefinement(nn.Module):
-    """VALL-E's refinement.
+    """VALL-E's non-autoregressive model.
 
     Attributes:
-        emb: Embeddings of all ids of a prompt and all codes, [V, H].
-        head: Heads of codebooks 1 and up, [(K - 1) * C, H].
+        emb: Embeddings of all prompt ids and all codes, [V, H].
+        head: Heads of the codebooks after the first, [(K - 1) * C, H].
     """
 
     def __init__(self, shape: ValleShape) -> None:
@@ -124,8 +124,9 @@ class ValleRefinement(nn.Module):
 
     @torch.inference_mode()
     def fill(self, passages: Sequence[Passage], on_codebook: Callable[[], None] | None = None) -> list[np.ndarray]:
-        """Return the codes of each passage; shorter passages are padded, and the padding is masked."""
-        firsts = [len(passage.prompt) - 1 for passage in passages]  # row of frame 0; row 0 of a prompt is not read
+        """Return the codes of each passage; shorter passages are padded and masked. See `Refinement.fill`."""
+        # index of frame 0's row; row 0 of a prompt is not read
+        firsts = [len(passage.prompt) - 1 for passage in passages]
         lasts = [
             first + len(passage.first_codes) for first, passage in zip(firsts, passages, strict=True)
         ]  # rows of the end
@@ -163,7 +164,7 @@ class ValleRefinement(nn.Module):
 
 
 def load(folder: Path, device: str = "cpu") -> ValleRefinement:
-    """Return the refinement in a checkpoint folder; raise CheckpointError for mismatched files."""
+    """Load the model from a checkpoint's refinement folder; raise CheckpointError if files or tensors do not match."""
     try:
         made = ValleRefinement(ValleShape(**json_object(folder / CONFIG_FILE)))
     except UNPARSABLE as error:

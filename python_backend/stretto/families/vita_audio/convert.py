@@ -1,9 +1,8 @@
-"""Conversion of VITA-Audio's release: Hugging Face's layout, with the modules' decoder layers after the backbone's.
+"""Conversion of VITA-Audio's release in Hugging Face's layout, with the modules' layers after those of the backbone.
 
 Names: vita_audio/models/qwen2_mtp_v4_48_3 and vita_audio/tokenizer_glm4voice.py of
-https://github.com/VITA-MLLM/VITA-Audio. The projections and norms of the modules belong to the wrapper that has the
-head, so their names begin with `mtp_`; some tools add `model.` before that. VITA-Audio-Plus has SenseVoice's encoder in
-its files (`convert.py`).
+https://github.com/VITA-MLLM/VITA-Audio. The modules' projections and norms belong to the class that has the head, so
+their names begin with `mtp_`; some tools prepend `model.`. VITA-Audio-Plus has SenseVoice's encoder in its files.
 """
 
 import re
@@ -31,7 +30,7 @@ from stretto.weights.tensors import Entry, Part, Plan, Written, shapes_of
 
 @dataclass(frozen=True)
 class PublishedTokenizer:
-    """Files to be copied to `ssl_tokenizer/`; no tensor is converted or dropped."""
+    """Files to be copied to `ssl_tokenizer/` without conversion."""
 
     files: list[Path]
     entries: Sequence[Entry] = ()
@@ -39,7 +38,7 @@ class PublishedTokenizer:
 
     @classmethod
     def from_folder(cls, folder: Path, num_codes: int) -> "PublishedTokenizer":
-        """Return the files in a folder; CheckpointError if they do not fit, or make another number of codes."""
+        """Return the tokenizer's files; raise CheckpointError if they do not match, or have not `num_codes` codes."""
         read_tokenizer(folder, num_codes)
         names = [CONFIG, FEATURES, *sorted(path.name for path in folder.glob("model*.safetensors"))]
         return cls([released_file(folder, name) for name in names])
@@ -81,7 +80,7 @@ MAKE = {
 
 
 def encoder_numbers(folder: Path) -> dict[str, Any]:
-    """Return `audio_config` of config.json; CheckpointError if the files are missing or of an unsupported kind."""
+    """Return `audio_config` for config.json; raise CheckpointError if files are missing or unsupported."""
     path = folder / "config.yaml"
     record = yaml_mapping(path)
     for name, (wanted, default) in MAKE.items():
@@ -97,7 +96,12 @@ def encoder_numbers(folder: Path) -> dict[str, Any]:
 
 
 def encoder_plan(audio: Mapping[str, Any], hidden_size: int) -> Plan:
-    """Return the tensors of the encoder and of the adaptor; names stay except for the prefix."""
+    """Return the plan of the tensors of encoder and adaptor; names are unchanged except for the prefix.
+
+    Args:
+        audio: `audio_config` of config.json.
+        hidden_size: Width of the backbone.
+    """
     size = audio["output_size"]
     adaptor: dict[str, tuple[int, ...]] = {"pre_proj_layernorm.weight": (size,), "pre_proj_layernorm.bias": (size,)}
     adaptor |= {"mlp.0.weight": (hidden_size, size), "mlp.2.weight": (hidden_size, hidden_size)}
@@ -107,7 +111,7 @@ def encoder_plan(audio: Mapping[str, Any], hidden_size: int) -> Plan:
 
 
 def _at(record: Mapping[str, Any], dotted: str, default: Any) -> Any:
-    """Return the value of config.yaml at `a.b`, or the default."""
+    """Return the value of config.yaml at a dotted path (`a.b`), or the default."""
     first, _, second = dotted.partition(".")
     value = record.get(first, {} if second else default)
     if not second:
@@ -116,7 +120,7 @@ def _at(record: Mapping[str, Any], dotted: str, default: Any) -> Any:
 
 
 def _normalisation(path: Path, width: int) -> tuple[list[float], list[float]]:
-    """Return shift and scale of each number of a frame, from Kaldi's text form of a network.
+    """Return shift and scale of each input feature, from Kaldi's text form of a network.
 
     The shift is added first, and the sum is multiplied by the scale.
     """
@@ -146,8 +150,8 @@ SSL_TOKENIZER = PublishedTokenizer
 GENERATION = AUDIO | {name: (f"text.{name}", f"audio.{name}") for name in DRAWN}
 GENERATION |= {"do_sample": ("text.temperature", "audio.temperature")}
 PLUS = "qwen2_mtp_sensevoice"
-MODEL_TYPES = ("qwen2_mtp", "qwen2", PLUS)  # the second is a release without modules
-# Keys of config.json about the layers; the others are about tokens and tools.
+MODEL_TYPES = ("qwen2_mtp", "qwen2", PLUS)  # `qwen2` is a release without modules
+# Keys of config.json that concern layers; the others concern tokens and tools.
 NUMBERS = (
     "hidden_size",
     "intermediate_size",
@@ -189,7 +193,7 @@ def convert(release: Release, contents: Contents) -> Converted:
 
 
 def layers(config: Mapping[str, Any]) -> tuple[int, int]:
-    """Return the numbers of decoder layers in the backbone and of modules, which have one layer each."""
+    """Return the number of decoder layers in the backbone, and the number of MCTP modules, of one layer each."""
     missing = [name for name in REQUIRED if name not in config]
     if missing:
         raise CheckpointError(f"config.json: {missing[0]} is missing")
@@ -203,7 +207,16 @@ def layers(config: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def vocabulary(tokenizer: Tokenizer, vocab_size: int, markers: Sequence[str] = tuple(MARKERS)) -> VitaVocabulary:
-    """Return the vocabulary: ids of `markers` and of the codes, which must be contiguous, in the tokenizer."""
+    """Return the vocabulary.
+
+    Args:
+        tokenizer: Text tokenizer, which contains the markers and the codes; the ids of the codes must be contiguous.
+        vocab_size: Number of ids in the model.
+        markers: Names of the markers.
+
+    Raises:
+        CheckpointError: If a marker is missing, or the codes are not contiguous.
+    """
     ids = {token: token_id for token_id, token in tokenizer.tokens.items()}
     for name in (*markers, "audio_0"):
         if f"<|{name}|>" not in ids:
@@ -220,7 +233,13 @@ def vocabulary(tokenizer: Tokenizer, vocab_size: int, markers: Sequence[str] = t
 
 
 def plan(record: dict[str, Any], num_modules: int, prefix: str) -> Plan:
-    """Return the tensors to write: names stay, except that those of modules lose `prefix`."""
+    """Return the plan of tensors to write; names are unchanged, except that those of the modules lose `prefix`.
+
+    Args:
+        record: config.json of the checkpoint.
+        num_modules: Number of MCTP modules.
+        prefix: Prefix of the modules' published names.
+    """
     num_layers, width = record["num_hidden_layers"] + num_modules, record["hidden_size"]
     parts = {name: Part(name, shape) for name, shape in shapes({**record, "num_hidden_layers": num_layers}).items()}
     beside = {"projs": (width, 2 * width), "embed_norms": (width,), "hidden_norms": (width,)}
@@ -231,10 +250,10 @@ def plan(record: dict[str, Any], num_modules: int, prefix: str) -> Plan:
 
 
 def schedule(folder: Path, num_modules: int) -> str:
-    """Return the default schedule of a release, a key of SCHEDULES, from its generation_config.json.
+    """Return the name of a release's default schedule, a key of SCHEDULES.
 
-    If the file names none, or the model has no modules, it is `balance` if there are enough modules for it, else
-    `vanilla`, as in the authors' repository.
+    It is that of generation_config.json. Without one, or without modules, it is `balance` if there are enough modules
+    for it, else `vanilla`, as in the authors' repository.
     """
     path = folder / "generation_config.json"
     mode = read_json(path).get("mtp_inference_mode") if num_modules and path.is_file() else None

@@ -1,7 +1,7 @@
 """VITA-Audio: the vocabulary of Qwen 2.5, markers, and one id per code of GLM-4-Voice's tokenizer.
 
-A spoken reply is one stream: a few words, `<|begin_of_audio|>`, codes, `<|end_of_audio|>`, a few words, … as learned by
-the model; the order is not enforced. Paper: https://arxiv.org/abs/2505.03739.
+A spoken reply is one stream: a few words, `<|begin_of_audio|>`, codes, `<|end_of_audio|>`, a few words, and so on. The
+model learned this order; it is not enforced. Paper: https://arxiv.org/abs/2505.03739.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ HEARD = "context_of_audio"
 # Numbers of text and audio tokens, including markers, that alternate in training; the last pair repeats
 # (https://github.com/VITA-MLLM/VITA-Audio, scripts/deepspeed/sts_qwen25).
 BOOST_RATIO = (1, 10, 4, 10)
-# Tokens of the backbone and of the modules in turns; the last pair repeats (`tools/inference_sts.py` there).
+# Numbers of tokens by backbone and modules in turn; the last pair repeats (`tools/inference_sts.py` there).
 VANILLA, BALANCE = "vanilla", "balance"
 SCHEDULES = {VANILLA: (8192, 0), BALANCE: (1, 4, 3, 8, 4, 10), "boost": BOOST_RATIO, "turbo": (1, 10)}
 
@@ -38,8 +38,8 @@ class VitaVocabulary:
 
     Attributes:
         markers: Ids of the markers by name.
-        ratio: Interleaving of text and codes in training, see BOOST_RATIO.
-        num_modules: Number of modules in the checkpoint.
+        ratio: Numbers of text ids and audio ids that alternate in training, see BOOST_RATIO.
+        num_modules: Number of MCTP modules in the checkpoint.
         schedule: Default schedule, a key of SCHEDULES.
     """
 
@@ -64,7 +64,10 @@ class VitaVocabulary:
 
     @property
     def bursts(self) -> Bursts | None:
-        """Default schedule first, then the others that the number of modules permits; None without modules."""
+        """MCTP modules with the default schedule first, then the others that their number permits.
+
+        None without modules.
+        """
         others = [name for name, mode in SCHEDULES.items() if max(mode[1::2]) <= self.num_modules]
         if not self.num_modules:
             return None
@@ -97,7 +100,10 @@ def _sampling(text: SegmentSampling) -> SamplingConfig:
 
 
 def vita_audio(vocabulary: VitaVocabulary) -> Family:
-    """Return the family for a checkpoint's vocabulary. No task forbids any id, so replies are as the model learned."""
+    """Return the family of a checkpoint with this vocabulary.
+
+    No task forbids any id, so the model decides on the order.
+    """
     end, also_end = vocabulary.markers["im_end"], vocabulary.markers["endoftext"]
     everything = (range(vocabulary.vocab_size),)
     both, text = (Segment.INTERLEAVED,), (Segment.TEXT,)
@@ -146,16 +152,16 @@ def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
 
 
 SENSE_VOICE = "sense_voice_small"  # `model_type` of the encoder
-NUM_QUERIES = 4  # learned query rows that the encoder puts before the audio rows
+NUM_QUERIES = 4  # number of learned rows that the encoder prepends to the audio rows
 
 
 @dataclass(frozen=True, slots=True)
 class StackedFormat(AudioFormat):
-    """Input format of SenseVoice's encoder: frames that stack several log-mel frames; without windows."""
+    """Input format of SenseVoice's encoder: frames of several stacked log-mel frames."""
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "StackedFormat":
-        """Return the format for the `audio_config` of SenseVoice's encoder."""
+        """Return the format in the `audio_config` of SenseVoice's encoder."""
         return cls(record["num_mel_bins"])
 
     def num_rows(self, num_frames: int) -> int:

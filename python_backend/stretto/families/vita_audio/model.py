@@ -1,14 +1,15 @@
-"""Audio encoder of VITA-Audio-Plus (SenseVoiceSmall's), and the adaptor from its width to the backbone's.
+"""Audio encoder of VITA-Audio-Plus (SenseVoiceSmall's), and the adaptor from its width to that of the backbone.
 
     queries ┐                                      language, event, emotion, text form: four learned rows
             ├─► + sine positions ─► 50 blocks ─► norm ─► 20 blocks ─► norm ─► adaptor ─► rows of the backbone
     frames ─┘
 
-A block is attention over all rows and a feed-forward net, each after a norm. In parallel to attention, each channel of
-the values is filtered over time by a filter of its own, the "memory" (SAN-M, https://arxiv.org/abs/2006.01713). Names
-of tensors are the published ones: `SenseVoiceSmall` of modeling_sensevoice.py and `ResamplerProjector` next to it
-(vita_audio/models/qwen2_mtp_sensevoice_v4_48_3 of https://github.com/VITA-MLLM/VITA-Audio). As there, everything is
-computed in the dtype of the weights: in bfloat16, positions above 256 are rounded as well.
+A block consists of attention over all rows and a feed-forward layer, each with pre-norm. In parallel to attention, each
+channel of the values is filtered over time by a filter of its own, the "memory" (SAN-M,
+https://arxiv.org/abs/2006.01713). Tensors have the published names: `SenseVoiceSmall` of modeling_sensevoice.py and
+`ResamplerProjector` next to it (vita_audio/models/qwen2_mtp_sensevoice_v4_48_3 of
+https://github.com/VITA-MLLM/VITA-Audio). As there, everything is computed in the dtype of the weights: in bfloat16,
+positions above 256 are rounded as well.
 """
 
 from collections.abc import Mapping
@@ -18,13 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Learned rows that the authors put before the audio: language unknown, event, emotion, plain words.
+# Learned rows that the authors prepend to the audio: language unknown, event, emotion, plain words.
 QUERIES = (0, 1, 2, 15)
 NUM_QUERY_ROWS = 16
 
 
 class Attention(nn.Module):
-    """Self-attention with a memory: the values, filtered over time channel by channel, are added to the output."""
+    """Self-attention with a memory: the values, filtered over time per channel, are added to its output."""
 
     def __init__(self, in_size: int, size: int, config: Mapping[str, Any]):
         super().__init__()
@@ -56,7 +57,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Encoder layer; the first one changes the width and therefore has no residual around its attention."""
+    """Encoder layer. The first layer changes the width, so its attention has no residual connection."""
 
     def __init__(self, in_size: int, size: int, config: Mapping[str, Any]):
         super().__init__()
@@ -95,7 +96,7 @@ class Encoder(nn.Module):
 
 
 class SenseVoice(nn.Module):
-    """Encoder with query rows: frames [F, M] to rows [F + 4, size]."""
+    """Encoder that prepends the query rows: frames [F, M] to rows [F + 4, size]."""
 
     def __init__(self, config: Mapping[str, Any]):
         super().__init__()
@@ -120,7 +121,7 @@ class Adaptor(nn.Module):
 
 
 def positions(num_rows: int, width: int, like: Tensor) -> Tensor:
-    """Return sines followed by cosines of the positions 1, 2, …, [N, width]."""
+    """Return the position encoding, sines followed by cosines, of positions 1 to N: [N, width]."""
     step = torch.log(torch.full((1,), 10_000.0, dtype=like.dtype, device=like.device)) / (width / 2 - 1)
     rates = torch.exp(torch.arange(width / 2, device=like.device).to(like.dtype) * -step)
     angles = torch.arange(1, num_rows + 1, device=like.device).to(like.dtype)[:, None] * rates
@@ -128,15 +129,24 @@ def positions(num_rows: int, width: int, like: Tensor) -> Tensor:
 
 
 def audio_tower(config: Mapping[str, Any]) -> SenseVoice:
-    """Return the encoder described by `audio_config` of a checkpoint's config.json, without weights."""
+    """Create the audio encoder described by `audio_config` of a checkpoint's config.json, without weights."""
     return SenseVoice(config).eval()
 
 
 def audio_adaptor(config: Mapping[str, Any], hidden_size: int) -> Adaptor:
-    """Return the projection of the encoder's rows to the backbone's width."""
+    """Create the projection of the encoder's output to the backbone's width, without weights."""
     return Adaptor(config["output_size"], hidden_size)
 
 
 def embed_audio(tower: SenseVoice, adaptor: Adaptor, features: Tensor) -> Tensor:
-    """Return rows [F + 4, H] for features [F, M] of one audio."""
+    """Encode one audio input.
+
+    Args:
+        tower: Audio encoder.
+        adaptor: Projection to the backbone's width.
+        features: Stacked log-mel frames, [F, M].
+
+    Returns:
+        Rows of the backbone, [F + 4, H].
+    """
     return adaptor(tower(features))

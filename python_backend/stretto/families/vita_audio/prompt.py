@@ -2,16 +2,17 @@ r"""Prompts of VITA-Audio: ChatML, without Qwen 2.5's default system turn.
 
     <|im_start|>role \n content <|im_end|> \n  …  <|im_start|>assistant \n
 
-    tts        user       Convert the text to speech.\n text
-    asr        user       Convert the speech to text.\n audio
-    dialogue   user       text \n audio, or text alone
-    audio      <|begin_of_audio|> codes <|end_of_audio|>
-    features      <|begin_of_audio|> <|context_of_audio|> … <|end_of_audio|>, in VITA-Audio-Plus
+    tts            user       Convert the text to speech.\n text
+    asr            user       Convert the speech to text.\n audio
+    dialogue       user       text \n audio, or text alone
+    audio          <|begin_of_audio|> codes <|end_of_audio|>
+    audio (Plus)   <|begin_of_audio|> <|context_of_audio|> … <|end_of_audio|>
 
 Words and codes of an assistant's turn alternate as in training: `interleave`. Role, line end and content are tokenized
 separately, as in training (`vita_audio/data/dataset_qwen2.py` of https://github.com/VITA-MLLM/VITA-Audio), so the
-content of a spoken turn begins with a line end of its own. In Plus, each row of the audio encoder replaces one
-`<|context_of_audio|>` (`add_audio_input_contiguous` there). Speech of the assistant is codes, as in other releases.
+content of a spoken turn begins with its own newline. In VITA-Audio-Plus, each output row of the audio encoder replaces
+one `<|context_of_audio|>` (`add_audio_input_contiguous` there). The assistant's speech is encoded as codes, as in the
+other releases.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,7 +40,7 @@ from stretto.records.prompt import InputAudio
 SAMPLE_RATE = 16_000
 HOP, WINDOW, SPECTRUM = 160, 400, 512  # samples
 NUM_BINS, LOWEST_HZ = 80, 20.0
-STACKED, STEP = 7, 6  # mel frames per frame, and between the starts of frames
+STACKED, STEP = 7, 6  # mel frames per stacked frame, and between the starts of stacked frames
 PREEMPHASIS = 0.97
 LEAST = np.finfo(np.float32).eps
 FULL_SCALE = 1 << 15
@@ -47,13 +48,16 @@ DITHER = 1.0  # the frontend's default, so that digital silence has the noise of
 
 
 def stacked_log_mel(pcm: np.ndarray, audio: Mapping[str, Any], dither: float = DITHER) -> np.ndarray:
-    """Return features [F, 560] float32; F is T / 6, rounded up, for T mel frames.
+    """Return the encoder input for a recording.
 
     Args:
         pcm: Mono samples [n >= WINDOW] at 16 kHz.
         audio: `audio_config` of config.json, with the `shift` and `scale` of each of the 560 numbers.
         dither: Standard deviation of the added noise in 16-bit steps. The noise is the same each time, so that the same
             audio has the same features.
+
+    Returns:
+        Features, float32 [F, 560]; F is T / 6, rounded up, for T mel frames.
     """
     mel = _log_mel(pcm, dither)
     around = STEP * np.arange(-(-len(mel) // STEP))[:, None] + np.arange(STACKED) - STACKED // 2
@@ -63,7 +67,7 @@ def stacked_log_mel(pcm: np.ndarray, audio: Mapping[str, Any], dither: float = D
 
 
 def _log_mel(pcm: np.ndarray, dither: float) -> np.ndarray:
-    """Return log-mel frames [T, 80] float32; no frame extends beyond the waveform."""
+    """Return log-mel frames, float32 [T, 80]; no frame extends beyond the waveform."""
     frames = sliding_window_view(pcm.astype(np.float32) * FULL_SCALE, WINDOW)[::HOP]
     if dither:
         frames = frames + dither * np.random.default_rng(0).standard_normal(frames.shape, np.float32)
@@ -75,7 +79,7 @@ def _log_mel(pcm: np.ndarray, dither: float) -> np.ndarray:
 
 @cache
 def _bank() -> np.ndarray:
-    """Return Kaldi's triangular filters [257, 80], evenly spaced in mel from LOWEST_HZ to half the sample rate."""
+    """Return Kaldi's triangular filters, [257, 80], evenly spaced in mel from LOWEST_HZ to half the sample rate."""
     top = SAMPLE_RATE / 2
     return mel_filter_bank(
         SPECTRUM // 2 + 1,
@@ -97,8 +101,12 @@ VOICE = "Your Voice: "
 class VitaTemplate:
     """Prompt template of VITA-Audio.
 
-    `ratio` is as in `VitaVocabulary`. `tokenizer` is the audio tokenizer, if the checkpoint has one. `audio` is
-    `audio_config` of its config.json, if it has an audio encoder instead.
+    Args:
+        family: The family.
+        subwords: Converter of text to ids.
+        ratio: Interleaving of text and codes, as in `VitaVocabulary`.
+        tokenizer: Audio tokenizer, if the checkpoint has one.
+        audio: `audio_config` of config.json, if the checkpoint has an audio encoder.
     """
 
     def __init__(
@@ -114,7 +122,7 @@ class VitaTemplate:
         self._begin, self._end = (family.markers[name] for name in ("begin_of_audio", "end_of_audio"))
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """Return the rows of the turns and the head of the reply.
+        """Return the rows of the turns and the first rows of the reply.
 
         A dialogue without a system turn gets the authors' system turn.
         """
@@ -133,7 +141,7 @@ class VitaTemplate:
         return [*self._head(role), *content, self._family.markers["im_end"], *self._text("\n", "")]
 
     def _content(self, task: Task, role: str, turn: list[Piece], features: list[np.ndarray]) -> list[int]:
-        """Return the ids of a turn's content; features for the audio encoder are appended to `features`."""
+        """Return the ids of a turn's content, and append the encoder input of its audio to `features`."""
         words = [piece for piece in turn if piece.text is not None]
         audio = [token for piece in turn if piece.text is None for token in self._audio(piece, features)]
         for piece in words:
@@ -170,7 +178,7 @@ class VitaTemplate:
         return stacked_log_mel(piece.pcm, audio)
 
     def _audio_inputs(self, ids: list[int], features: list[np.ndarray]) -> tuple[InputAudio, ...]:
-        """Return the audio inputs: the features in `features`, in order, with their first rows in `ids`."""
+        """Return one InputAudio per array in `features`, each with the index in `ids` of its first placeholder."""
         context = self._family.markers.get(HEARD)
         firsts = [at for at, token in enumerate(ids) if token == context and ids[at - 1] == self._begin]
         return tuple(
@@ -193,15 +201,18 @@ class VitaTemplate:
 
 
 def interleave(text: list[int], codes: list[int], ratio: Sequence[int], markers: tuple[int, int]) -> list[int]:
-    """Return text and codes in alternating turns, each turn's codes between `markers`.
+    """Alternate text and codes, each run of codes between `markers`.
 
-    There are turns as long as both remain; the last one takes the rest of both.
+    Runs have the sizes of `ratio` as long as both text and codes remain; the last pair of runs has the rest of both.
 
     Args:
         text: Ids of text.
         codes: Ids of codes.
-        ratio: Numbers of text ids and audio ids per turn; the latter include the markers.
+        ratio: Numbers of text ids and of audio ids, markers included, in turn; the last pair repeats.
         markers: Begin and end of audio.
+
+    Returns:
+        Ids in their order.
     """
     if not codes:
         return text
