@@ -6,8 +6,8 @@
 
 Jobs (`jobs.py`) run one after another, each in its own process, the most informative first. One that fails, crashes or
 hangs does not end the others. DIR/all.jsonl has a line for each figure and for the outcome of each job; DIR/logs.txt
-has everything that was printed. Both are written immediately. The last lines of standard output are a table of the
-jobs.
+has everything that was printed. Both are written immediately. The last lines of standard output are the verdicts of
+jobs that decide something, and a table of the jobs.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.gpu import plan
-from benchmarks.gpu.children import Children, enter_job, summary, table
+from benchmarks.gpu.children import Children, enter_job, summary, table, verdicts
 from benchmarks.gpu.jobs import JOBS, Job, Setup
 from benchmarks.harness import know_this_host
 from stretto.engine.environment import is_cpu_build, prepare_environment
@@ -98,7 +98,7 @@ def main(arguments: argparse.Namespace, jobs: Mapping[str, Job] = JOBS) -> int:
     if setup.is_small:  # the time limits are for a GPU
         chosen = {name: replace(job, limit_s=arguments.limit_s) for name, job in chosen.items()}
     outcomes = children.run_all(chosen, arguments.limit_s)
-    print(table(outcomes))
+    print("\n".join([*verdicts(setup), table(outcomes)]))
     print(json.dumps(summary(outcomes)), flush=True)
     gc.unfreeze()  # or Triton's bindings report leaks after the last line
     gc.collect()

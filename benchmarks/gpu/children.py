@@ -131,6 +131,13 @@ def _end_group(child: ForkProcess) -> None:
     child.join()
 
 
+def verdicts(setup: Setup) -> list[str]:
+    """Return a line for the last verdict of each job that decides something."""
+    lines = map(json.loads, setup.results.read_text().splitlines()) if setup.results.exists() else ()
+    found = {line["job"]: line for line in lines if "verdict" in line}
+    return [f"{job}: {line['verdict']} ({line['rule']})" for job, line in found.items()]
+
+
 def table(outcomes: list[Outcome]) -> str:
     """Return the outcomes as a table."""
     width = max(len(outcome.job) for outcome in outcomes)

@@ -116,14 +116,14 @@ def run(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
             yield {"codec": name, "what": part.__name__.strip("_"), **figures}
 
 
-def _codes(codec: Codec, batch: int, frames: int) -> np.ndarray:
+def codes_of(codec: Codec, batch: int, frames: int) -> np.ndarray:
     spec = codec.spec
     return np.random.default_rng(0).integers(0, spec.codebook_size, (batch, spec.num_codebooks, frames))
 
 
 def _exactness(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
     codec = make_codec(name, setup.device, is_narrow=True)
-    codes = _codes(codec, 2 if setup.is_small else 12, 30 if setup.is_small else 250)
+    codes = codes_of(codec, 2 if setup.is_small else 12, 30 if setup.is_small else 250)
     whole, reference = at_once(codec, codes), at_once(make_codec(name, "cpu", is_narrow=True), codes)
     from_cpu = float(np.abs(whole - reference).max())
     for graphs in (False, True):
@@ -164,7 +164,7 @@ def _speed(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
 def _narrow(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
     """Measure the error of narrow types, relative to the root mean square of the exact samples."""
     codec = make_codec(name, setup.device, is_narrow=True)
-    codes = _codes(codec, 2, 50)
+    codes = codes_of(codec, 2, 50)
     config = DecoderConfig(device=setup.device, graphs=False, max_batch=16)
     (exact,) = streamed(codec, config, codes, 25)
     for dtype in ("bfloat16", "float16"):

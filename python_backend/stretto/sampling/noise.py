@@ -4,7 +4,7 @@ Because there is no generator state, a request draws the same codes alone, in an
 device. The mixer is lowbias32 of C. Wellons' hash prospector (https://nullprogram.com/blog/2018/07/31/, public domain).
 """
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -34,8 +34,8 @@ def seed_key(seed: int) -> int:
     return int(_mix(_mix(np.array([seed >> 32], np.int32)) + np.int32(low))[0])
 
 
-def stream_keys(seed_keys: np.ndarray, positions: np.ndarray, num_streams: int) -> np.ndarray:
-    """Return one noise key per row and stream, computed on the host.
+def stream_keys(seed_keys: Words, positions: Words, num_streams: int) -> Words:
+    """Return one noise key per row and stream, computed on the host or on the device of the arguments.
 
     Args:
         seed_keys: Keys of the requests' seeds from `seed_key`, int32 [B].
@@ -45,8 +45,11 @@ def stream_keys(seed_keys: np.ndarray, positions: np.ndarray, num_streams: int) 
     Returns:
         int32 [B, S].
     """
-    rows = _mix(seed_keys + positions * np.int32(POSITION_STEP))
-    return _mix(rows[:, None] + np.arange(num_streams, dtype=np.int32) * np.int32(STREAM_STEP))
+    rows = _mix(seed_keys + positions * POSITION_STEP)
+    streams: Any = np.arange(num_streams, dtype=np.int32)
+    if isinstance(rows, torch.Tensor):
+        streams = torch.arange(num_streams, dtype=torch.int32, device=rows.device)
+    return _mix(rows[:, None] + streams * STREAM_STEP)
 
 
 def redraw_keys(keys: torch.Tensor) -> torch.Tensor:

@@ -132,7 +132,7 @@ class RowDraw:
         self._track_stream = family.track_stream
         self._stairs = Stairs(family.staircase, segments.rules, arrays) if family.staircase else None
         self._num_streams = family.layout.num_output_streams
-        self._guided = np.array([stream in family.guided_streams for stream in range(1, self._num_streams)], np.bool_)
+        self._guided = tuple(stream in family.guided_streams for stream in range(1, self._num_streams))
         self._guides_first = 0 in family.guided_streams
 
     def keys(self, seed_keys: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -249,11 +249,12 @@ class RowDraw:
         if len(scale) == 0:
             return logits
         is_guided = self._guided[streams]
-        if is_guided.all():
+        if all(is_guided):
             return _merge(logits, num_rows, scale)
         conditional = logits[:num_rows]
-        for stream in np.flatnonzero(is_guided):
-            conditional[:, stream] = _merge(logits[:, stream], num_rows, scale)
+        for stream, guides in enumerate(is_guided):
+            if guides:
+                conditional[:, stream] = _merge(logits[:, stream], num_rows, scale)
         return conditional
 
     def _draw_first(

@@ -1,9 +1,13 @@
-"""Counts operators that launch something on a device, and launches of a Triton kernel."""
+"""Counts of operators that launch something on a device, and of launches of a Triton kernel."""
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 # Operators that launch nothing on a device.
 FREE = {
@@ -37,3 +41,53 @@ class Launches:
             self.count += 1
 
         return launch
+
+
+class OnDevice(TorchDispatchMode):
+    """Counts operators, and fails at one that reads or writes the memory of another device than `device`."""
+
+    def __init__(self, device: str):
+        super().__init__()
+        self.count, self._device = 0, device
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        tensors = [each for each in tree_leaves((args, kwargs, result)) if isinstance(each, torch.Tensor)]
+        elsewhere = [each for each in tensors if each.device.type != self._device and each.dim()]
+        assert not elsewhere, f"{func} cannot be captured, because it uses {elsewhere}"
+        self.count += 1
+        return result
+
+
+class Known:
+    """Fake readback of replies that are in audio."""
+
+    is_exact = False
+
+    def __init__(self, num_slots: int):
+        self._starts = np.zeros(num_slots, np.int64)
+
+    def audio_starts(self) -> np.ndarray:
+        return self._starts
+
+    def place(self, slot: int, audio_start: int) -> None:
+        self._starts[slot] = audio_start
+
+
+def count_operators(name: str, device: str) -> int:
+    """Run the array path of a case of `benchmarks.gpu.step_paths` as wide as published; return its operators.
+
+    Any wait for the device and any copy from the host is an error. `run_slots.readback_of` must return `Known`.
+    """
+    from benchmarks.gpu import step_paths
+    from benchmarks.gpu.jobs import Setup
+
+    case = step_paths.case_of(Setup(device, Path()), name, 16)
+    with step_paths.opaque_draws(), torch.no_grad():
+        path = case.arrays(step_paths.readout_of(case.rules, case.width, case.device, case.dtype))
+        with OnDevice(case.device.type) as watch:
+            path.launch()
+    tokens, codes, _ = path.rows()
+    assert codes.device.type == case.device.type
+    assert (tokens.shape, codes.shape) == ((16,), (16, case.family.layout.num_input_streams - 1))
+    return watch.count

@@ -1,0 +1,224 @@
+"""Checks of the GPU code by sanitizers: NVIDIA's compute-sanitizer on our kernels, torch's on the decoder's streams.
+
+    python -m benchmarks.gpu.sanitizers --device cuda     # the walk that compute-sanitizer watches
+
+memcheck finds accesses outside of allocations, racecheck conflicts in shared memory. Torch's sanitizer
+(`TORCH_CUDA_SANITIZER`) finds tensors that two streams use without an event between them. If compute-sanitizer is not
+installed, or refuses the GPU, the job passes and its line has the reason in `left_out`.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import site
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from glob import glob
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from benchmarks.decoder import make_codec
+from benchmarks.gpu.decoder import CHUNKS, codes_of, streamed
+from benchmarks.gpu.jobs import Setup
+from stretto.config import DecoderConfig
+from stretto.decoder.worker import DecoderWorker
+from stretto.engine.environment import prepare_environment
+
+TOOL = "compute-sanitizer"
+WHEEL = "nvidia-cuda-sanitizer-api"
+FAMILIES = "TINY", "BAGPIPER", "QWEN3_TTS"  # a script; CFG pairs; a depth transformer
+DONE = "walked"
+SUMMARY = re.compile(r"(?:ERROR|RACECHECK) SUMMARY: (\d+)")
+ERRORS = 86  # exit status of compute-sanitizer for errors found
+# One allocation per tensor, or an access outside of a tensor is inside of torch's pool.
+WITHOUT_POOL = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+
+
+# ----- compute-sanitizer
+
+
+def places() -> list[Path]:
+    """Return where compute-sanitizer may be: on PATH, in CUDA toolkits, or in NVIDIA's wheel of it."""
+    found = [Path(path) for path in [shutil.which(TOOL)] if path]
+    toolkits = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    toolkits += sorted(glob("/usr/local/cuda*") + glob("/opt/nvidia/cuda*"), reverse=True)
+    found += [Path(toolkit, folder, TOOL) for toolkit in toolkits for folder in ("bin", TOOL)]
+    packages = [*site.getsitepackages(), *filter(None, sys.path)]
+    return found + [Path(path) for package in packages for path in sorted(glob(f"{package}/nvidia/*/bin/{TOOL}"))]
+
+
+def find() -> Path | None:
+    """Return the first executable of `places`, or None."""
+    return next((path for path in places() if path.is_file() and os.access(path, os.X_OK)), None)
+
+
+def run_tool(setup: Setup, tool: str, limit_s: float) -> Iterator[dict[str, Any]]:
+    """Yield a line with the number of errors that `tool` finds in a walk, which may take `limit_s` seconds."""
+    executable = find()
+    if executable is None:
+        reason = f"{TOOL} is not installed: neither on PATH, nor in a CUDA toolkit, nor from the wheel {WHEEL}"
+        yield {"tool": tool, "left_out": reason}
+        return
+    command = [str(executable), "--tool", tool, "--target-processes", "application-only"]
+    command += ["--error-exitcode", str(ERRORS), "--print-limit", "20"]
+    command += [sys.executable, "-m", "benchmarks.gpu.sanitizers", "--device", setup.device]
+    try:
+        done = subprocess.run(
+            command, env=os.environ | WITHOUT_POOL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            timeout=limit_s, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        print((error.stdout or b"").decode(errors="replace"))
+        yield {"tool": tool, "left_out": f"the walk did not end within {limit_s:.0f} s", "ok": False}
+        return
+    print(done.stdout)
+    yield {"tool": tool, "at": str(executable), **read(done.stdout)}
+
+
+def read(output: str) -> dict[str, Any]:
+    """Return the number of errors that the output of compute-sanitizer reports, or why there is none."""
+    found, lines = SUMMARY.search(output), output.strip().splitlines() or ["no output"]
+    if "not supported" in output and DONE not in lines:
+        refusal = next(line for line in lines if "not supported" in line)
+        return {"left_out": f"{TOOL} refuses this GPU: {refusal.strip('= ')}"}
+    if found is None:
+        return {"error": f"no summary: {lines[-1]}", "ok": False}
+    errors = int(found.group(1))
+    return {"errors": errors, "ok": errors == 0 and DONE in lines}
+
+
+def walk(device: torch.device) -> None:
+    """Launch each of our kernels in two steps of each family, in a frame of a depth transformer, and alone."""
+    walks, small = import_module("tests.engine.worker.walks"), import_module("tests.small_vocabularies")
+    rules_of = import_module("stretto.engine.reply_rules").SegmentRules
+    tiny = import_module("stretto.families.tiny.family").TINY
+    for name in FAMILIES:
+        family = tiny if name == "TINY" else getattr(small, name)
+        walked = walks.Walk(family, [walks.captured(rules_of(family, walks.LENGTH), 4, None, device)], seed=1)
+        for _ in range(2):
+            walked.step()
+    attend(device)
+    embed(device)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def attend(device: torch.device) -> None:
+    """Launch the attention kernel of a depth transformer for the first two positions and the last."""
+    kernel = import_module("stretto.engine.kernels.gpu.depth").depth_attention_kernel
+    rows, heads, kv_heads, size, positions = 3, 4, 2, 32, 16
+    cos_sin = torch.randn(positions, size, device=device)
+    weights = torch.rand(2, size, device=device)
+    keys, values = torch.zeros(2, rows, kv_heads, positions, size, device=device)
+    for first, num_new in ((0, 2), (positions - 1, 1)):
+        qkv = torch.randn(rows * num_new, (heads + 2 * kv_heads) * size, device=device)
+        out = torch.empty(rows * num_new, heads * size, device=device)
+        sizes = heads, kv_heads, size, positions, positions, size
+        kernel[rows, heads](out, qkv, keys, values, *weights, cos_sin, first, 1e-6, num_new, *sizes, num_warps=4)
+
+
+def embed(device: torch.device) -> None:
+    """Launch the kernel that adds the embeddings of a row's streams, at a width that is no multiple of a block."""
+    table = torch.randn(50, 72, device=device)
+    ids = torch.arange(24, device=device).view(3, 8)
+    import_module("stretto.engine.kernels.gpu.embed").embed_on_device(table, ids, 0, True)
+
+
+# ----- torch's sanitizer
+
+RACE = "CUDASanitizerErrors"
+
+Report = Callable[[Any, Any, Any, Any], Any]  # (operator, types, arguments, keyword arguments) -> its result
+
+
+class Delegate(TorchDispatchMode):
+    """Reports the operators of one thread to a sanitizer, whose own mode covers only the thread that enabled it."""
+
+    def __init__(self, report: Report):
+        super().__init__()
+        self._report = report
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self._report(func, types, args, kwargs or {})
+
+
+@contextmanager
+def watched_decoders(watch: Callable[[], AbstractContextManager[object]]) -> Iterator[None]:
+    """Run the threads of decoders that start in the block inside of `watch`."""
+    former = DecoderWorker._run
+
+    def watched(self: DecoderWorker) -> None:
+        with watch():
+            former(self)
+
+    DecoderWorker._run = watched  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        DecoderWorker._run = former  # type: ignore[method-assign]
+
+
+def run_decoder(setup: Setup, name: str, report: Report | None = None) -> Iterator[dict[str, Any]]:
+    """Yield a line for a codec that decodes utterances in chunks, without graphs, which the sanitizer cannot look into.
+
+    Args:
+        setup: Device and output folder.
+        name: Codec.
+        report: Runs an operator and checks it; None for torch's sanitizer, which the job enables by
+            TORCH_CUDA_SANITIZER, or for no check in a dry run.
+    """
+    report = report or (run_operator if setup.is_small else sanitizing())
+    seen, races = 0, list[str]()
+
+    def count(*operator: Any) -> Any:
+        nonlocal seen
+        seen += 1
+        try:
+            return report(*operator)
+        except Exception as error:
+            races.extend([str(error)[:500]] if type(error).__name__ == RACE else [])
+            raise
+
+    codec = make_codec(name, setup.device, is_narrow=True)
+    codes = codes_of(codec, 2 if setup.is_small else 6, 60)
+    config = DecoderConfig(device=setup.device, graphs=False, max_batch=4)
+    with watched_decoders(lambda: Delegate(count)):
+        try:
+            streamed(codec, config, codes, *CHUNKS[1:])
+        except Exception:  # the decoder raises one of its own instead of a race
+            if not races:
+                raise
+    yield {"codec": name, "operators": seen, "races": races, "ok": not races and seen > 0}
+
+
+def run_operator(func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+    """Run an operator."""
+    return func(*args, **kwargs)
+
+
+def sanitizing() -> Report:
+    """Return the function of torch's sanitizer that runs and checks an operator."""
+    sanitizer = import_module("torch.cuda._sanitizer").cuda_sanitizer
+    assert sanitizer.enabled, "TORCH_CUDA_SANITIZER is not set"
+    return sanitizer.dispatch.__torch_dispatch__
+
+
+def main() -> None:
+    """Run the walk."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    device = torch.device(parser.parse_args().device)
+    prepare_environment()
+    walk(device)
+    print(DONE, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,490 @@
+"""Which implementation of a step after the backbone to keep: the hand-written kernels or the array path.
+
+Both run on the same inputs, each in a CUDA graph: the launches of `StepProgram`, and those of `SpeechSampler` on torch
+tensors, as written and through torch.compile. Rows are equal before times count. Families have published vocabularies,
+head widths and sampling; weights are random. All rows are in audio.
+
+`step_ms` is the time of the backbone's matrix products (and of the depth transformer's) plus that of the kernels, less
+than a real step, so it favours the kernels. `gain` is the share of it that the kernels save. RULE gives the verdict.
+"""
+
+import itertools
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from types import SimpleNamespace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from vllm.v1.core.sched.output import NewRequestData
+
+from benchmarks.engines import forced_prompt
+from benchmarks.gpu.jobs import Setup, failure
+from benchmarks.gpu.models import DRY, MODELS
+from stretto.cuda_graphs import record
+from stretto.engine.protocol import SpeechParams, SpeechRequestData
+from stretto.engine.reply_rules import SegmentRules
+from stretto.engine.worker import sampler as array_path
+from stretto.engine.worker.batch import BatchPlan, PlanArrays
+from stretto.engine.worker.predictors import AudioHeads, DepthFrames, FirstHead, ParallelHeads, Readout
+from stretto.engine.worker.run_slots import RunSlots
+from stretto.engine.worker.sampler import RepetitionGuard, RowDraw, SpeechSampler
+from stretto.engine.worker.segment_state import SegmentState
+from stretto.engine.worker.slots import LIMITS, STATE, DeviceArrays, SlotTables
+from stretto.engine.worker.step_program import StepProgram, Variant
+from stretto.families.base import DepthSpec, Family
+from stretto.sampling.draw import DrawParams, DrawPlan
+from stretto.sampling.draw import draw as draw_on_host
+from stretto.sampling.noise import stream_keys
+
+# Delays; delays and guidance; a depth transformer.
+CASES = {"opuslm": "1b7", "bagpiper": "8b", "qwen3_tts": "qwen3_tts"}
+ROWS, COMPILED_ROWS, DRY_ROWS = (1, 16, 64, 256), (64,), (2,)
+LENGTH, AUDIO_START, STEPS = 512, 16, 3
+SHARE = 0.10
+RULE = f"the kernels stay if they save more than {SHARE:.0%} of a step in any case; else the array path replaces them"
+NOT_MEASURED = {"part": "verdict", "verdict": "none: a dry run measures nothing", "rule": RULE}
+DIFFERENT = 0.01  # of all ids: logarithms and sums may differ in the last bit
+
+
+# ----- inputs of both paths
+
+
+@torch.library.custom_op("stretto_benchmark::draw", mutates_args=())
+def _draw(
+    logits: torch.Tensor, ids: torch.Tensor, keys: torch.Tensor, parameters: list[torch.Tensor], is_random: bool
+) -> torch.Tensor:
+    params = DrawParams(*parameters)
+    if logits.device.type == "cpu":
+        return draw_on_host(logits, ids, keys, params, DrawPlan(is_random, 0, True))
+    return import_module("stretto.engine.kernels.gpu.draw").draw_on_device(logits, ids, keys, params)
+
+
+@_draw.register_fake
+def _(
+    logits: torch.Tensor, ids: torch.Tensor, keys: torch.Tensor, parameters: list[torch.Tensor], is_random: bool
+) -> torch.Tensor:
+    return ids.new_empty(logits.shape[:2])
+
+
+def opaque_draw(
+    logits: torch.Tensor, token_ids: torch.Tensor, keys: torch.Tensor, params: DrawParams, plan: DrawPlan
+) -> torch.Tensor:
+    """Sample as `kernels.gpu.draw.draw`, as one operator that torch.compile does not look into."""
+    return _draw(logits, token_ids, keys, [params.temperature, params.top_k, params.top_p], plan.is_random)
+
+
+@contextmanager
+def opaque_draws() -> Iterator[None]:
+    """Let the array path sample with `opaque_draw` during the block."""
+    former, array_path.draw = array_path.draw, opaque_draw
+    try:
+        yield
+    finally:
+        array_path.draw = former
+
+
+class FixedArrays(DeviceArrays):
+    """Arrays whose uploads happen before a capture; tensors on the device pass through."""
+
+    def __init__(self, device: torch.device):
+        super().__init__(device)
+        self._place = device
+
+    def upload(self, values: Any) -> Any:
+        """Return `values` on the device."""
+        if isinstance(values, torch.Tensor):
+            return values
+        source = torch.from_numpy(np.array(values))
+        return torch.empty(source.shape, dtype=source.dtype, device=self._place).copy_(source)
+
+
+class FixedSampler(SpeechSampler):
+    """Array path for one batch whose noise keys are computed on the device."""
+
+    seeds: torch.Tensor  # int32 [M]
+    drawing: torch.Tensor  # int64 [M], rows of the batch
+
+    def _keys(self, batch: Any, plan: BatchPlan, place: int) -> Any:
+        return stream_keys(self.seeds, batch.seq_lens[self.drawing], self._family.layout.num_output_streams)
+
+
+class NoLayers:
+    """Depth transformer without layers: each code changes the state by its embedding."""
+
+    def __init__(self, spec: DepthSpec, family: Family, width: int, random: Callable[..., torch.Tensor]):
+        num_others, num_codes = family.layout.num_output_streams - 1, family.layout.codebook_size
+        self.heads = random(num_others, num_codes, spec.hidden)
+        self._embed, self._project = random(num_others * num_codes, spec.hidden), random(width, spec.hidden)
+
+    def prepare(self, max_rows: int) -> None:
+        """Do nothing."""
+
+    def begin(self, hidden: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
+        """Return the states [N, H] after the first code [N]."""
+        self._state = hidden @ self._project + self._embed[code]
+        return self._state.tanh()
+
+    def next(self, code: torch.Tensor, position: int) -> torch.Tensor:
+        """Return the states [N, H] after the next code [N]."""
+        self._state = self._state + self._embed[code]
+        return self._state.tanh()
+
+
+def readout_of(rules: SegmentRules, width: int, device: torch.device, dtype: torch.dtype) -> Readout:
+    """Return heads of random weights over hidden states of `width`."""
+    torch.manual_seed(0)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, device=device).div_(width**0.5).to(dtype)
+
+    family = rules.family
+    num_first = len(rules.audio_ids(0)) + len(rules.drawn_ends_of_audio)
+    if family.depth is not None:
+        depth: Any = NoLayers(family.depth, family, width, random)
+        return Readout(FirstHead(random(num_first, width), rules), DepthFrames(depth, family.layout, 1))
+    num_others = sum(len(rules.audio_ids(stream)) for stream in range(1, family.layout.num_output_streams))
+    heads = AudioHeads(random(num_first + num_others, width), rules)
+    return Readout(heads, ParallelHeads(heads))
+
+
+def fill(slots: RunSlots, family: Family, scale: float) -> None:
+    """Put a reply in the middle of its audio into each slot, as CFG pairs if `scale` is not 1."""
+    for slot in range(slots.num_slots):
+        index, is_unconditional = (slot, False) if scale == 1.0 else (slot // 2, slot % 2 == 1)
+        task = next(each for each in family.tasks if each.has_audio_segment)
+        prompt = forced_prompt(family, task, index, LENGTH, scale=scale)
+        codes, ids = prompt.rows[:, 1:], prompt.rows[:, 0].tolist()
+        params = SpeechParams(prompt.task, prompt.sampling, codes, is_unconditional)
+        name = f"r{index}" + "#unconditional" * is_unconditional
+        data = NewRequestData(name, ids, [], None, None, ([1],), 0, None, prefill_token_ids=ids)
+        slots.fill(slot, SpeechRequestData.extending(data, params, codes, slots.rules.track(len(ids), ())))
+        slots.readback.place(slot, AUDIO_START)
+    slots.tables.apply_staged(slots.arrays)
+    slots.tables.state[:, STATE["audio_start"]] = AUDIO_START
+    slots.tables.state[:, STATE["audio_end"]] = -1
+
+
+@dataclass
+class Path:
+    """One implementation of a step: `launch` reads `hidden` [N, W] and `lengths` [N], `rows` returns its results."""
+
+    hidden: torch.Tensor
+    lengths: torch.Tensor
+    launch: Callable[[], None]
+    rows: Callable[[], tuple[torch.Tensor, ...]]
+    tables: SlotTables
+
+
+def batch_of(slots: RunSlots, lengths: torch.Tensor) -> Any:
+    """Return vLLM's batch of all slots, each with one row."""
+    num_rows = slots.num_slots
+    return SimpleNamespace(
+        num_reqs=num_rows,
+        idx_mapping_np=np.arange(num_rows),
+        num_computed_tokens_np=np.full(num_rows, AUDIO_START),
+        num_scheduled_tokens=np.ones(num_rows, np.int32),
+        prefill_len_np=np.ones(num_rows, np.int64),
+        seq_lens=lengths,
+    )
+
+
+@dataclass(frozen=True)
+class Case:
+    """A family over a backbone of hidden size `width`, and N rows of a step."""
+
+    family: Family
+    width: int
+    scale: float
+    num_rows: int
+    device: torch.device
+    dtype: torch.dtype
+
+    def __post_init__(self) -> None:
+        assert self.scale == 1.0 or self.num_rows % 2 == 0
+
+    @property
+    def rules(self) -> SegmentRules:
+        """Rules for the length of these replies."""
+        return SegmentRules(self.family, LENGTH)
+
+    def _slots(self) -> RunSlots:
+        tables = SlotTables(self.num_rows, self.rules, self.device)
+        slots = RunSlots(tables, self.rules, FixedArrays(self.device), 1)
+        fill(slots, self.family, self.scale)
+        return slots
+
+    def _buffers(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        tokens = torch.zeros(self.num_rows, LENGTH, dtype=torch.int32, device=self.device)
+        hidden = torch.zeros(self.num_rows, self.width, dtype=self.dtype, device=self.device)
+        return tokens, hidden, torch.zeros(self.num_rows, dtype=torch.int32, device=self.device)
+
+    def kernels(self, readout: Readout) -> Path:
+        """Return the path of the hand-written kernels."""
+        slots, (tokens, hidden, _) = self._slots(), self._buffers()
+        program = StepProgram(readout, self.rules, slots.tables, tokens, hidden)
+        rows = slots.rows(batch_of(slots, program.lengths))
+        variant, _ = program.columns.update(rows, slots.partner, slots.is_unconditional, slots.version)
+        assert variant == Variant(writes=False, speaks=True), variant
+        size, width = self.num_rows, program.num_others
+
+        def results() -> tuple[torch.Tensor, ...]:
+            found = program.results
+            return found[:size], found[size : size * (1 + width)].view(size, width), found[size * (1 + width) :][:size]
+
+        return Path(hidden, program.lengths, lambda: program.launch(variant, size), results, slots.tables)
+
+    def arrays(self, readout: Readout, compiler: Callable[..., Any] | None = None) -> Path:
+        """Return the array path, compiled by `compiler` if there is one."""
+        slots, (tokens, hidden, lengths) = self._slots(), self._buffers()
+        rules, tables, arrays = self.rules, slots.tables, slots.arrays
+        segments = SegmentState(rules, arrays)
+        guard = RepetitionGuard(tokens, tables, self.family.layout, arrays)
+        stock: Any = SimpleNamespace(penalties_state=None)
+        sampler = FixedSampler(stock, slots, RowDraw(readout, segments, tables, arrays, guard), segments)
+        batch = batch_of(slots, lengths)
+        plan, step = slots.plan(slots.rows(batch))
+        sampler.seeds = arrays.upload(tables.limits[plan.drawing, LIMITS["seed_key"]].astype(np.int32))
+        sampler.drawing = arrays.upload(plan.drawing)
+        sample = _sampling(sampler, plan, step)
+        if compiler is not None:
+            sample(hidden, lengths)  # fills cached properties, which torch.compile does not trace
+            sample = compiler(sample)
+        found: list[torch.Tensor] = []
+
+        def launch() -> None:
+            found[:] = sample(hidden, lengths)
+
+        return Path(hidden, lengths, launch, lambda: tuple(found), tables)
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Fields of vLLM's batch that a captured step reads."""
+
+    num_reqs: int
+    seq_lens: torch.Tensor
+
+
+def _sampling(sampler: FixedSampler, plan: BatchPlan, step: PlanArrays) -> Callable[..., tuple[torch.Tensor, ...]]:
+    """Return the array path as a function of hidden states [N, W] and lengths [N]."""
+
+    def sample(hidden: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        batch: Any = Lengths(len(lengths), lengths)
+        return sampler._sample(hidden, batch, plan, step, 0)
+
+    return sample
+
+
+# ----- devices and times
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """Recorded launches, and their number, None if unknown."""
+
+    replay: Callable[[], object]
+    launches: int | None
+
+
+class Device(Protocol):
+    """Recorder and clock."""
+
+    def record(self, name: str, work: Callable[[], object]) -> Recorded:
+        """Return the launches of `work`, which has run before; `name` describes them."""
+        ...
+
+    def ms(self, name: str, replay: Callable[[], object]) -> float:
+        """Return the milliseconds of `replay` on the device."""
+        ...
+
+
+class Gpu:
+    """CUDA graphs, and CUDA events around replays."""
+
+    REPLAYS = 30
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def record(self, name: str, work: Callable[[], object]) -> Recorded:
+        """Return the launches of `work` as a graph."""
+        graph = record(work, self._pool)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            graph.replay()
+            torch.cuda.synchronize()
+        on_device = [each for each in profile.events() if each.device_type is torch.autograd.DeviceType.CUDA]
+        return Recorded(graph.replay, len(on_device) or None)
+
+    def ms(self, name: str, replay: Callable[[], object]) -> float:
+        """Return the milliseconds of a replay, the mean of many between two events."""
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        replay()
+        begin.record()
+        for _ in range(self.REPLAYS):
+            replay()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / self.REPLAYS
+
+
+class Host:
+    """No graphs, and the host's clock: for a dry run."""
+
+    def record(self, name: str, work: Callable[[], object]) -> Recorded:
+        """Return `work` itself."""
+        return Recorded(work, None)
+
+    def ms(self, name: str, replay: Callable[[], object]) -> float:
+        """Return the milliseconds of a call."""
+        begun = time.perf_counter()
+        replay()
+        return 1e3 * (time.perf_counter() - begun)
+
+
+def products(layers: int, shape: Mapping[str, int], num_rows: int, case: Case) -> Callable[[], None]:
+    """Return a function that multiplies rows with the weights of `layers` layers of a Qwen3 or Llama transformer."""
+    hidden, inner, head = (shape[name] for name in ("hidden_size", "intermediate_size", "head_dim"))
+    heads, kv_heads = shape["num_attention_heads"], shape["num_key_value_heads"]
+    sizes = [(hidden, (heads + 2 * kv_heads) * head), (heads * head, hidden), (hidden, 2 * inner), (inner, hidden)]
+
+    def empty(*size: int) -> torch.Tensor:
+        return torch.zeros(*size, dtype=case.dtype, device=case.device)
+
+    weights = [(empty(num_rows, num_in), empty(num_out, num_in)) for _ in range(layers) for num_in, num_out in sizes]
+
+    def multiply() -> None:
+        for rows, weight in weights:
+            torch.mm(rows, weight.t())
+
+    return multiply
+
+
+def products_ms(device: Device, case: Case, backbone: Mapping[str, Any]) -> float:
+    """Return the milliseconds of a step's matrix products, of two layers for all of the backbone."""
+    head_dim = backbone.get("head_dim") or backbone["hidden_size"] // backbone["num_attention_heads"]
+    some = products(2, {**backbone, "head_dim": head_dim}, case.num_rows, case)
+    some()
+    name = f"backbone {case.num_rows}"
+    total = device.ms(name, device.record(name, some).replay) * backbone["num_hidden_layers"] / 2
+    spec = case.family.depth
+    if spec is not None:
+        shape = {
+            "hidden_size": spec.hidden, "intermediate_size": spec.intermediate, "head_dim": spec.head_dim,
+            "num_attention_heads": spec.num_heads, "num_key_value_heads": spec.num_kv_heads,
+        }  # fmt: skip
+        one_pass = products(spec.num_layers, shape, case.num_rows, case)
+        one_pass()
+        name = f"depth {case.num_rows}"
+        passes = case.family.layout.num_output_streams - 1
+        total += device.ms(name, device.record(name, one_pass).replay) * passes
+    return total
+
+
+# ----- the job
+
+
+def run(setup: Setup, device: Device | None = None) -> Iterator[dict[str, Any]]:
+    """Yield a line for each family and number of rows, the verdict, the same with torch.compile, and the verdict.
+
+    Args:
+        setup: Device and output folder.
+        device: Recorder and clock; None for those of the setup.
+    """
+    device = device or (Host() if setup.is_small else Gpu())
+    lines = list[dict[str, Any]]()
+    with opaque_draws(), torch.no_grad():
+        for compiler, sizes in ((None, ROWS), (_compiler(setup), COMPILED_ROWS)):
+            for name, num_rows in itertools.product(CASES, DRY_ROWS if setup.is_small else sizes):
+                about = {"family": name, "rows": num_rows, "path": "compiled" if compiler else "array"}
+                try:
+                    figures = compare(device, case_of(setup, name, num_rows), _backbone(setup, name), compiler)
+                except torch.AcceleratorError:  # the device is unusable after this
+                    raise
+                except Exception as error:
+                    figures = failure(error)
+                lines.append({**about, **figures})
+                yield lines[-1]
+            yield verdict(lines) if not isinstance(device, Host) else NOT_MEASURED
+
+
+def _compiler(setup: Setup) -> Callable[..., Any]:
+    torch._dynamo.config.recompile_limit = 64  # a function per case
+    return lambda function: torch.compile(function, fullgraph=True, backend="eager" if setup.is_small else "inductor")
+
+
+def _backbone(setup: Setup, name: str) -> dict[str, Any]:
+    return {**MODELS[CASES[name]].backbone, **(DRY if setup.is_small else {})}
+
+
+def case_of(setup: Setup, name: str, num_rows: int) -> Case:
+    """Return the case of a family; guided rows come in pairs, and a dry run has a small vocabulary."""
+    model = MODELS[CASES[name]]
+    family = model.read_family(setup)
+    if setup.is_small:
+        family = getattr(import_module("tests.small_vocabularies"), name.upper())
+    num_rows += num_rows % 2 if model.scale != 1.0 else 0
+    width = _backbone(setup, name)["hidden_size"]
+    dtype = torch.float32 if setup.is_small else torch.bfloat16
+    return Case(family, width, model.scale, num_rows, torch.device(setup.device), dtype)
+
+
+def compare(
+    device: Device, case: Case, backbone: Mapping[str, Any], compiler: Callable[..., Any] | None
+) -> dict[str, Any]:
+    """Return how many ids differ between both paths, launches and milliseconds of both, and the kernels' gain."""
+    readout = readout_of(case.rules, case.width, case.device, case.dtype)
+    other = "array" if compiler is None else "compiled"
+    paths = {"kernels": case.kernels(readout), other: case.arrays(readout, compiler)}
+    for path in paths.values():
+        path.lengths.fill_(LENGTH // 2)
+        for _ in range(2):  # compiles kernels and allocates workspaces
+            path.launch()
+    recorded = {name: device.record(f"{name} {case.num_rows}", path.launch) for name, path in paths.items()}
+    different, number = differences(case, paths, recorded)
+    figures: dict[str, Any] = {"different": different, "ids": number, "ok": different <= DIFFERENT * number}
+    times = {name: device.ms(f"{name} {case.num_rows}", each.replay) for name, each in recorded.items()}
+    step_ms = products_ms(device, case, backbone) + times["kernels"]
+    figures |= {f"{name}_ms": round(ms, 4) for name, ms in times.items()}
+    figures |= {f"{name}_launches": each.launches for name, each in recorded.items()}
+    return figures | {"step_ms": round(step_ms, 4), "gain": round((times[other] - times["kernels"]) / step_ms, 4)}
+
+
+def differences(case: Case, paths: Mapping[str, Path], recorded: Mapping[str, Recorded]) -> tuple[int, int]:
+    """Return how many ids of replayed steps and of the tables after them differ, and the number of ids compared."""
+    different = number = 0
+    lengths = LENGTH // 2 + torch.arange(case.num_rows, device=case.device) // (1 if case.scale == 1.0 else 2) % 7
+    for step in range(STEPS):
+        hidden = 3 * torch.randn(case.num_rows, case.width, device=case.device)
+        results = []
+        for name, path in paths.items():
+            path.hidden.copy_(hidden)
+            path.lengths.copy_(lengths + step)
+            recorded[name].replay()
+            results.append([each.long() for each in path.rows()] + [path.tables.state.clone()])
+        for mine, theirs in zip(*results, strict=True):
+            different, number = different + int((mine != theirs).sum()), number + mine.numel()
+    ours, theirs = (path.tables.codes[:, LENGTH // 2 : LENGTH // 2 + 6 + STEPS] for path in paths.values())
+    return different + int((ours != theirs).sum()), number + ours.numel()
+
+
+def verdict(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the verdict of all comparisons; in each case the faster of the array paths that equal the kernels counts.
+
+    There is none if no array path equals the kernels in some case.
+    """
+    cases = {(line["family"], line["rows"]) for line in lines}
+    gains: dict[tuple[str, int], float] = {}
+    for line in lines:
+        if line["ok"]:
+            key = line["family"], line["rows"]
+            gains[key] = min(line["gain"], gains.get(key, line["gain"]))
+    if not cases or gains.keys() != cases:
+        missing = ", ".join(f"{family} with {rows} rows" for family, rows in sorted(cases - gains.keys()))
+        return {"part": "verdict", "verdict": f"none: the paths differ or could not run for {missing}", "rule": RULE}
+    (family, rows), gain = max(gains.items(), key=lambda item: item[1])
+    kept = "keep the step kernels" if gain > SHARE else "replace the step kernels by the array path"
+    return {"part": "verdict", "verdict": kept, "rule": RULE, "largest_gain": gain, "family": family, "rows": rows}

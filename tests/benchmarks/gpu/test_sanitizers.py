@@ -1,0 +1,137 @@
+"""The sanitizer jobs with a stand-in for compute-sanitizer, and the walk and the decoder that they watch."""
+
+import itertools
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.gpu import sanitizers
+from benchmarks.gpu.jobs import Setup
+from benchmarks.gpu.sanitizers import DONE, TOOL, find, run_decoder, run_tool
+
+pytestmark = pytest.mark.slow
+SETUP = Setup("cpu", Path())
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty PATH, and no other place for the tool."""
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    for name in ("CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sanitizers, "glob", lambda pattern: [])
+    (tmp_path / "bin").mkdir()
+    return tmp_path
+
+
+def install(folder: Path, *lines: str) -> Path:
+    """Write a tool that prints `lines` and the arguments it was called with."""
+    tool = folder / TOOL
+    prints = "; ".join(f"print({line!r})" for line in lines)
+    tool.write_text(f"#!{sys.executable}\nimport os, sys\n{prints}\nprint(sys.argv[1:], os.environ.get('POOL'))\n")
+    tool.chmod(0o755)
+    return tool
+
+
+def outcome(tool: str = "memcheck", limit_s: float = 300) -> dict[str, Any]:
+    (line,) = run_tool(SETUP, tool, limit_s)
+    return line
+
+
+def test_a_host_without_the_tool_is_named_and_no_failure(folder: Path) -> None:
+    line = outcome()
+    assert "not installed" in line["left_out"]
+    assert "ok" not in line
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ((DONE, "========= ERROR SUMMARY: 0 errors"), {"errors": 0, "ok": True}),
+        ((DONE, "========= Invalid __global__ read of size 4", "========= ERROR SUMMARY: 3 errors"),
+         {"errors": 3, "ok": False}),
+        (("Traceback", "========= ERROR SUMMARY: 0 errors"), {"errors": 0, "ok": False}),
+        ((DONE, "========= RACECHECK SUMMARY: 2 hazards displayed (1 error, 1 warning)"), {"errors": 2, "ok": False}),
+        (("========= Error: Device not supported",),
+         {"left_out": "compute-sanitizer refuses this GPU: Error: Device not supported"}),
+    ],
+)  # fmt: skip
+def test_the_summary_of_the_tool_decides(folder: Path, lines: tuple[str, ...], expected: dict[str, Any]) -> None:
+    tool = install(folder / "bin", *lines)
+    line = outcome()
+    assert {name: line[name] for name in expected} == expected
+    assert line["at"] == str(tool)
+    assert line.keys() == {"tool", "at", *expected}
+
+
+def test_output_without_a_summary_is_a_failure(folder: Path) -> None:
+    install(folder / "bin", "no driver")
+    line = outcome("racecheck")
+    assert line["ok"] is False
+    assert line["error"].startswith("no summary")
+
+
+def test_the_tool_watches_the_walk_without_a_pool_of_memory(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    tool = install(folder / "bin")
+    tool.write_text(tool.read_text().replace("POOL", "PYTORCH_NO_CUDA_MEMORY_CACHING"))
+    outcome("racecheck")
+    called = capfd.readouterr().out
+    assert "'--tool', 'racecheck'" in called
+    assert "'-m', 'benchmarks.gpu.sanitizers', '--device', 'cpu'] 1" in called
+
+
+def test_a_walk_that_does_not_end_is_a_failure(folder: Path) -> None:
+    tool = install(folder / "bin")
+    tool.write_text(f"#!{sys.executable}\nimport time\nprint('begun', flush=True)\ntime.sleep(600)\n")
+    line = outcome(limit_s=1)
+    assert line["ok"] is False
+    assert "did not end within 1 s" in line["left_out"]
+
+
+@pytest.mark.parametrize("place", ["toolkit/bin", f"toolkit/{TOOL}"])
+def test_the_tool_is_found_in_a_toolkit(folder: Path, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / place).mkdir(parents=True)
+    tool = install(folder / place)
+    monkeypatch.setenv("CUDA_HOME", str(folder / "toolkit"))
+    assert find() == tool
+    os.chmod(tool, 0o644)
+    assert find() is None, "it cannot be run"
+
+
+def test_the_tool_is_found_in_a_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "nvidia/cu13/bin").mkdir(parents=True)
+    tool = install(tmp_path / "nvidia/cu13/bin")
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    assert tool in sanitizers.places()
+
+
+def test_the_decoder_s_own_thread_is_watched() -> None:
+    (line,) = run_decoder(SETUP, "tiny")
+    assert line["ok"]
+    assert line["operators"] > 100
+
+
+def test_a_race_is_reported() -> None:
+    class CUDASanitizerErrors(Exception):
+        pass
+
+    operators = itertools.count()
+
+    def report(func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        if next(operators) > 50:
+            raise CUDASanitizerErrors("a tensor is used by two streams")
+        return func(*args, **kwargs)
+
+    (line,) = run_decoder(SETUP, "tiny", report)
+    assert line["ok"] is False
+    assert line["races"][0] == "a tensor is used by two streams"
+
+
+@pytest.mark.nightly
+def test_the_walk_launches_every_kernel() -> None:
+    sanitizers.walk(torch.device("cpu"))
