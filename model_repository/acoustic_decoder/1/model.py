@@ -10,7 +10,7 @@ class TritonPythonModel:
     """Conversion of an utterance's chunks to audio; each chunk has one response with the final flag.
 
     in   codes  INT32 [K, T]  codes of T new frames without the delay pattern; absent in a text-only chunk
-         chunk  UINT8 [n]     authenticated JSON: Envelope
+         chunk  UINT8 [n]     authenticated MessagePack: Envelope
     out  pcm    FP32 [n]      mono in [-1, 1]; absent if there are no samples
          pcm16  INT16 [n]     instead of pcm, if the client requested 16-bit samples
          event  STRING [1]    JSON: content of this response

@@ -9,10 +9,10 @@ class TritonPythonModel:
     """Generation of a chunk stream from a prompt, ended by the final flag; a text part returns a receipt.
 
     in   rows    INT32 [P, S]  token ids of the prompt; absent for a text part
-         prompt  UINT8 [n]     authenticated JSON: Prompt without its rows and features, or TextPart
+         prompt  UINT8 [n]     authenticated MessagePack: Prompt without its rows and features, or TextPart
          features FP32 [F, M]  log-mel frames; absent without an audio encoder
     out  codes   INT32 [K, T]  codes of T new frames; absent in a text-only chunk, in a probe and in a receipt
-         chunk   UINT8 [n]     authenticated JSON: Envelope
+         chunk   UINT8 [n]     authenticated MessagePack: Envelope
     """
 
     def initialize(self, args: dict[str, Any]) -> None:

@@ -13,8 +13,8 @@ class TritonPythonModel:
          pcm_in                                FP32 [n]     optional, mono at sample_rate
          sample_rate                           INT32 [1]    optional, Hz
     out  rows                                  INT32 [P, S] token ids of the prompt; absent for a text part
-         prompt                                UINT8 [n]    authenticated JSON: Prompt without rows and features, or
-                                                            TextPart
+         prompt                                UINT8 [n]    authenticated MessagePack: Prompt without rows and
+                                                            features, or TextPart
          features                              FP32 [F, M]  log-mel frames; absent without an audio encoder
     """
 
