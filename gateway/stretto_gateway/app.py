@@ -1,4 +1,4 @@
-"""HTTP application: routes and exception handlers."""
+"""HTTP application: all routes, those of models and health checks, and exception handlers."""
 
 import asyncio
 import logging
@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
@@ -15,8 +15,8 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from stretto_gateway import chat, models, page, speech, speech_stream, transcription, voices
-from stretto_gateway.answers import ERRORS, TEXT, ApiError, Described, described, shown
+from stretto_gateway import chat, page, speech, speech_stream, transcription, voices
+from stretto_gateway.answers import ERRORS, TEXT, ApiError, Described, Model, Models, SpeechModels, described, shown
 from stretto_gateway.config import GatewayConfig
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.guard import Guard
@@ -33,6 +33,7 @@ ABOUT = (
 # response headers that pages of other origins may read
 EXPOSED = ("x-request-id", "stretto-ignored", "x-sample-rate", "retry-after")
 OPEN: dict[str, Any] = {"security": []}  # no key needed
+router = APIRouter()
 
 
 def make_app(config: GatewayConfig, make_client: Callable[[], RoutedClient] | None = None) -> FastAPI:
@@ -55,8 +56,9 @@ def make_app(config: GatewayConfig, make_client: Callable[[], RoutedClient] | No
     about: dict[str, Any] = {"title": "Stretto", "version": version("stretto"), "description": ABOUT}
     app = FastAPI(**about, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.is_draining = False
-    for part in (speech, speech_stream, transcription, chat, realtime, models, voices, page):
+    for part in (speech, speech_stream, transcription, chat, realtime, voices, page):
         app.include_router(part.router, responses=ERRORS)
+    app.include_router(router, responses=ERRORS)
     add_health(app)
     answer_head(app)
     if config.keys:
@@ -104,6 +106,28 @@ def ask_for_keys(app: FastAPI) -> None:
     schema = app.openapi()  # cached by FastAPI
     schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     schema["security"] = [{"key": []}]
+
+
+@router.get("/v1/models")
+async def list_models(request: Request) -> Models:
+    """List the loaded model; OpenAI's model names select it, too."""
+    gateway: Gateway = request.app.state.gateway
+    return {"object": "list", "data": [gateway.catalogue.record(await gateway.catalogue.profile())]}
+
+
+@router.get("/v1/audio/models")
+async def list_speech_models(request: Request) -> SpeechModels:
+    """List the loaded model, in the form in which Open WebUI asks for speech models."""
+    gateway: Gateway = request.app.state.gateway
+    family = (await gateway.catalogue.profile()).family
+    return {"object": "list", "models": [{"id": family, "name": family}]}
+
+
+@router.get("/v1/models/{name:path}")
+async def retrieve_model(name: str, request: Request) -> Model:
+    """Return the model with that name or alias."""
+    gateway: Gateway = request.app.state.gateway
+    return gateway.catalogue.record(await gateway.catalogue.model(name))
 
 
 async def live() -> Response:
