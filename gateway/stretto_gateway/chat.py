@@ -21,9 +21,9 @@ from stretto_gateway.catalogue import converses, find_voice
 from stretto_gateway.encoding import DEFAULT_RATE, make_encoder
 from stretto_gateway.events import Streamed, reply_events
 from stretto_gateway.gateway import Gateway
+from stretto_gateway.metrics import SpeechTrace, Trace
 from stretto_gateway.speech import encoded, sse, sse_error, usage
 from stretto_gateway.speech_request import AudioFormat, Body, Ignored, Text
-from stretto_gateway.trace import SpeechTrace, Trace
 
 MAX_TURNS, MAX_PARTS = 64, 64  # turns of a conversation, parts of a turn
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}

@@ -25,7 +25,7 @@ from stretto_gateway.app import make_app
 from stretto_gateway.config import GatewayConfig, Limits
 from stretto_gateway.connection import Connection
 from stretto_gateway.guard import origin_of
-from stretto_gateway.spans import are_wanted
+from stretto_gateway.metrics import spans_are_wanted
 from stretto_gateway.web_socket import settings as socket_settings
 
 KEYS, VOICES, STRICT = "STRETTO_API_KEYS", "STRETTO_VOICES", "STRETTO_STRICT"
@@ -220,7 +220,7 @@ def read_config(args: argparse.Namespace) -> GatewayConfig:
     if args.private_key is not None and args.certificate is None:
         raise ValueError("--private-key: expected --certificate FILE, too")
     limits = Limits(max_active=args.max_active, max_waiting=args.max_waiting, drain_s=args.drain_seconds)
-    are_wanted()  # raises ValueError if the traces' dependencies are missing
+    spans_are_wanted()  # raises ValueError if the traces' dependencies are missing
     if args.voices is not None:
         args.voices.mkdir(mode=0o700, parents=True, exist_ok=True)
     keys, aliases = read_keys(args.keys), dict(args.model_alias)

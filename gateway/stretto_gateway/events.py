@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 from stretto_client import ClientError, Speech, SpeechEvent
 from stretto_gateway.answers import ApiError, from_client_error
 from stretto_gateway.caller import CallerGone, unless_gone
-from stretto_gateway.trace import SpeechTrace, Trace
+from stretto_gateway.metrics import SpeechTrace, Trace
 
 PIECE_BYTES = 16_384  # sent at a time, so that slow readers get one piece within the time limit
 LOG = logging.getLogger("stretto_gateway")

@@ -6,11 +6,10 @@ from stretto_client import SpeechClient, Timeouts
 from stretto_gateway.admission import Admission
 from stretto_gateway.catalogue import Catalogue
 from stretto_gateway.config import GatewayConfig
-from stretto_gateway.metrics import Metrics
+from stretto_gateway.metrics import Metrics, open_spans
 from stretto_gateway.realtime.client_secrets import ClientSecrets
 from stretto_gateway.routed import RoutedClient
 from stretto_gateway.sessions import Sessions
-from stretto_gateway.spans import open_spans
 from stretto_gateway.voice_store import VoiceStore
 
 

@@ -31,6 +31,7 @@ from stretto_gateway.encoding import (
 )
 from stretto_gateway.events import Streamed, speech_events
 from stretto_gateway.gateway import Gateway
+from stretto_gateway.metrics import SpeechTrace
 from stretto_gateway.speech_request import (
     Ignored,
     SpeechFields,
@@ -40,7 +41,6 @@ from stretto_gateway.speech_request import (
     given_options,
     held_bytes,
 )
-from stretto_gateway.trace import SpeechTrace
 from stretto_gateway.voices import brought_voice
 
 router = APIRouter()

@@ -15,9 +15,9 @@ from stretto_gateway.caller import unless_gone
 from stretto_gateway.catalogue import find_task
 from stretto_gateway.events import Streamed, text_events
 from stretto_gateway.gateway import Gateway
+from stretto_gateway.metrics import Trace
 from stretto_gateway.speech import sse, sse_error, usage
 from stretto_gateway.speech_request import WITH_FILE, Body, Ignored, Text, code_name
-from stretto_gateway.trace import Trace
 
 router = APIRouter()
 FIELDS = {"audio": "file"}

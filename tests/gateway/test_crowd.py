@@ -15,7 +15,7 @@ from stretto_gateway.admission import Held, Waiter
 from stretto_gateway.config import Limits
 from stretto_gateway.events import Streamed
 from stretto_gateway.guard import SMALL_BYTES, Body
-from stretto_gateway.trace import Trace
+from stretto_gateway.metrics import Trace
 from tests.client.fake_server import Until
 from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Running, Start
 

@@ -7,8 +7,7 @@ import pytest
 
 from stretto_client import SpeechEvent
 from stretto_gateway.caller import REQUEST, RequestHead
-from stretto_gateway.metrics import Metrics
-from stretto_gateway.trace import SILENCE, SpeechTrace, Trace
+from stretto_gateway.metrics import SILENCE, Metrics, SpeechTrace, Trace
 from tests.client.fake_server import REPORT
 from tests.gateway.conftest import Start
 from tests.gateway.realtime.caller import TALKS, call, silence
@@ -42,7 +41,7 @@ def final(reason: str, level: int = 8192) -> SpeechEvent:
 def test_each_answer_is_counted_as_what_it_was(
     events: list[SpeechEvent], expected: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stretto_gateway.trace.time.monotonic", lambda: 1.0)  # no chunk is late
+    monkeypatch.setattr("stretto_gateway.metrics.time.monotonic", lambda: 1.0)  # no chunk is late
     metrics = Metrics(lambda: "tiny")
     trace = SpeechTrace(metrics, "tts")
     for each in events:
@@ -96,7 +95,7 @@ async def test_truncated_texts_are_counted_on_every_way(start: Start, monkeypatc
 
 def test_a_slow_answer_is_told_by_its_id(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = iter([0.0])
-    monkeypatch.setattr("stretto_gateway.trace.time.monotonic", lambda: next(now_s, 7.0))
+    monkeypatch.setattr("stretto_gateway.metrics.time.monotonic", lambda: next(now_s, 7.0))
     metrics = Metrics(lambda: "tiny")
     token = REQUEST.set(RequestHead("req_1"))
     trace = SpeechTrace(metrics, "tts")

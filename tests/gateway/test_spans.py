@@ -11,7 +11,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from stretto_gateway.command import main
-from stretto_gateway.spans import OURS, STANDARD, Times, are_wanted, open_spans
+from stretto_gateway.metrics import OURS, STANDARD, Times, open_spans, spans_are_wanted
 from tests.client.fake_server import REPORT
 from tests.gateway.conftest import Start
 
@@ -121,8 +121,8 @@ async def test_without_an_address_nothing_of_it_is_loaded(start: Start, monkeypa
 
 def test_missing_trace_packages_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv(OURS, "http://127.0.0.1:4318")
-    assert are_wanted()
-    monkeypatch.setattr("stretto_gateway.spans.EXPORTER", "opentelemetry.nowhere.to.be.found")
+    assert spans_are_wanted()
+    monkeypatch.setattr("stretto_gateway.metrics.EXPORTER", "opentelemetry.nowhere.to.be.found")
     with pytest.raises(SystemExit) as raised:
         main(["--port", "0"])
     assert raised.value.code == 2

@@ -17,12 +17,12 @@ from stretto_gateway.chat import conversing_task
 from stretto_gateway.encoding import DEFAULT_RATE, TimeStretch
 from stretto_gateway.events import reply_events
 from stretto_gateway.gateway import Gateway
+from stretto_gateway.metrics import SpeechTrace, Trace
 from stretto_gateway.realtime.conversation import MAX_CHAR_BYTES, Conversation, Item, Kind, Part, asked_kinds, new_id
 from stretto_gateway.realtime.events import Channel, ReplyFields, ResponseCreate
 from stretto_gateway.realtime.settings import RealtimeSettings, ignoring
 from stretto_gateway.speech import usage
 from stretto_gateway.speech_request import OPTIONS, held_bytes
-from stretto_gateway.trace import SpeechTrace, Trace
 
 clock_s: Callable[[], float] = time.monotonic
 Finish = tuple[str, dict[str, Any]]  # status and its details

@@ -12,6 +12,7 @@ from stretto_gateway.chat import given
 from stretto_gateway.encoding import DEFAULT_RATE, wav_header
 from stretto_gateway.events import text_events
 from stretto_gateway.gateway import Gateway
+from stretto_gateway.metrics import Trace
 from stretto_gateway.realtime import events as client
 from stretto_gateway.realtime.audio_input import milliseconds, samples
 from stretto_gateway.realtime.conversation import Conversation, Item, Part
@@ -19,7 +20,6 @@ from stretto_gateway.realtime.events import Channel
 from stretto_gateway.realtime.reply import Reply, make_order
 from stretto_gateway.realtime.settings import RealtimeSettings, ignoring
 from stretto_gateway.speech import usage
-from stretto_gateway.trace import Trace
 
 MAX_WAITING = 16  # recordings per session
 NAME = "conversation.item.input_audio_transcription"
