@@ -1,10 +1,10 @@
-"""Admission control: limits on concurrent and on queued utterances."""
+"""Admission control: limits on concurrent and queued utterances, on open WebSockets and on held memory."""
 
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 from stretto_gateway.answers import ApiError
@@ -129,3 +129,46 @@ class Held:
         self._num_bytes[caller] -= num_bytes
         if not self._num_bytes[caller]:
             del self._num_bytes[caller]  # drop empty entries: the number of callers is unbounded
+
+
+class Sessions:
+    """Open sessions per caller.
+
+    A caller may open at most as many sessions as are free. So one caller alone gets half, and none can exhaust the
+    limit.
+
+    Attributes:
+        held: Memory account of the sessions.
+        draining: Set when the gateway shuts down.
+    """
+
+    def __init__(self, limits: Limits):
+        self._max_sessions, self.held = limits.max_sessions, Held(limits)
+        self._open = Counter[str]()
+        self.draining = asyncio.Event()
+
+    @property
+    def num_open(self) -> int:
+        """Open sessions of all callers."""
+        return self._open.total()
+
+    @contextmanager
+    def slot(self) -> Iterator[None]:
+        """Count a session of CALLER while the block runs.
+
+        Raises:
+            ApiError: 429 if too many sessions are open, 503 if the gateway shuts down.
+        """
+        if self.draining.is_set():
+            raise ApiError(503, "the gateway takes no new sessions; try again", code="unavailable")
+        caller = CALLER.get()
+        if not is_room(self._open, caller, self._max_sessions):
+            message = f"{self.num_open} sessions are open already, {self._open[caller]} of them yours; try again"
+            raise ApiError(429, message, code="rate_limit_exceeded")
+        self._open[caller] += 1
+        try:
+            yield
+        finally:
+            self._open[caller] -= 1
+            if not self._open[caller]:
+                del self._open[caller]  # drop empty entries: the number of callers is unbounded

@@ -3,13 +3,13 @@
 import asyncio
 
 from stretto_client import SpeechClient, Timeouts
-from stretto_gateway.admission import Admission
+from stretto_gateway.admission import Admission, Sessions
 from stretto_gateway.catalogue import Catalogue
 from stretto_gateway.config import GatewayConfig
 from stretto_gateway.metrics import Metrics, open_spans
+from stretto_gateway.realtime.audio_input import WindowQueue
 from stretto_gateway.realtime.client_secrets import ClientSecrets
 from stretto_gateway.routed import RoutedClient
-from stretto_gateway.sessions import Sessions
 from stretto_gateway.voice_store import VoiceStore
 
 
@@ -28,6 +28,7 @@ class Gateway:
         self.metrics = Metrics(lambda: self.catalogue.family, open_spans())
         self.admission = Admission(config.limits.max_active, config.limits.max_waiting, self.metrics.waited)
         self.sessions = Sessions(config.limits)
+        self.windows = WindowQueue()
         self.secrets = ClientSecrets()
         self.metrics.watch(self.admission, self.sessions)
         self.voices = None if config.voices is None else VoiceStore(config.voices, config.limits.max_voices)

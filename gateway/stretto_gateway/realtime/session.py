@@ -114,7 +114,7 @@ class Session:
     async def _append(self, event: client.AudioAppend) -> None:
         self._input.add(client.read_pcm(event.audio, "audio"))
         while self._input.has_window:
-            await self._gateway.sessions.windows.turn()
+            await self._gateway.windows.turn()
             edge = self._input.judge()
             if edge is None:
                 continue
