@@ -14,9 +14,8 @@ from stretto_gateway.admission import Held
 from stretto_gateway.answers import ApiError, refused
 from stretto_gateway.config import Limits
 from stretto_gateway.gateway import Gateway
-from stretto_gateway.realtime.events import Channel, SessionEnd, read_json
+from stretto_gateway.realtime.events import DONE, Channel, SessionEnd, attend, read_json, session_tasks
 from stretto_gateway.realtime.settings import IGNORED, validated
-from stretto_gateway.socket_sessions import DONE, attend, session_tasks
 from stretto_gateway.speech import audio_parts, voice_options
 from stretto_gateway.speech_request import Body, Ignored, SpeechFields, Text, held_bytes
 

@@ -18,7 +18,7 @@ from stretto_gateway.realtime import events as client
 from stretto_gateway.realtime.audio_input import Edge, InputBuffer, milliseconds, samples
 from stretto_gateway.realtime.client_secrets import SecretRequest
 from stretto_gateway.realtime.conversation import Item, Part, new_id
-from stretto_gateway.realtime.events import Channel
+from stretto_gateway.realtime.events import Channel, attend, session_tasks
 from stretto_gateway.realtime.settings import (
     Change,
     RealtimeSettings,
@@ -29,7 +29,6 @@ from stretto_gateway.realtime.settings import (
     session_record,
 )
 from stretto_gateway.realtime.talk import Talk, Transcriber
-from stretto_gateway.socket_sessions import attend, session_tasks
 from stretto_gateway.speech_request import Ignored
 
 MIN_COMMIT_MS = 100  # as at OpenAI
