@@ -25,7 +25,8 @@ def drop(name: str) -> Callable[[dict[str, Tensor]], object]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (drop("model.norm.weight"), r"not initialized from checkpoint: \{'model\.norm\.weight'\}"),
+        (drop("model.norm.weight"), r"lacks model\.norm\.weight$"),
+        (drop(f"{LAYER}self_attn.o_proj.weight"), r"lacks model\.layers\.0\.self_attn\.o_proj\.weight$"),
         (drop(f"{LAYER}self_attn.k_proj.weight"), r"lacks model\.layers\.0\.self_attn\.k_proj\.weight$"),
         (drop(f"{LAYER}mlp.up_proj.weight"), r"lacks model\.layers\.0\.mlp\.up_proj\.weight$"),
         (lambda tensors: tensors.update(more=torch.zeros(2)), "no module or parameter named 'more'"),

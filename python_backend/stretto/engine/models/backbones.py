@@ -60,15 +60,16 @@ class StrettoQwen2ForCausalLM(MultiStreamMixin, Qwen2ForCausalLM):
             self.model.layers.append(
                 Qwen2DecoderLayer(config, vllm_config.cache_config, vllm_config.quant_config, prefix=name)
             )
+        quantized: dict[str, Any] = {"quant_config": vllm_config.quant_config, "return_bias": False}
         self.mtp_projs = nn.ModuleList(
-            ReplicatedLinear(2 * size, size, bias=False, return_bias=False) for _ in range(number)
+            ReplicatedLinear(2 * size, size, bias=False, prefix=f"mtp_projs.{k}", **quantized) for k in range(number)
         )  # vLLM's, because torch's adds up in an order that depends on the number of rows
         self.mtp_embed_norms = nn.ModuleList(RMSNorm(size, eps=eps) for _ in range(number))
         self.mtp_hidden_norms = nn.ModuleList(RMSNorm(size, eps=eps) for _ in range(number))
         self._last_norm: Callable[..., Any] = self.model.norm.forward
         if current_platform.is_cuda():  # modules run outside torch.compile
             self._last_norm = partial(rms_norm, self.model.norm)
-            for module in (*self.model.layers[first:], self.mtp_embed_norms, self.mtp_hidden_norms):
+            for module in (*self.model.layers[first:], self.mtp_projs, self.mtp_embed_norms, self.mtp_hidden_norms):
                 use_fused_operators(module)
         max_rows = vllm_config.scheduler_config.max_num_batched_tokens
         assert isinstance(dtype, torch.dtype)

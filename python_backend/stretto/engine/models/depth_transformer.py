@@ -5,18 +5,20 @@ therefore launches the same kernels at the same addresses for any batch, as CUDA
 """
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.linear import MergedColumnParallelLinear, QKVParallelLinear, ReplicatedLinear
+from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
 from vllm.model_executor.layers.rotary_embedding import get_rope
 from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 
 from stretto.families.base import DepthSpec
 
-# Checkpoint parts of fused weights: (fused parameter, part).
+# Checkpoint parts of fused layers: (fused layer, part).
 FUSED: dict[str, tuple[str, str | int]] = {
     **{f"{part}_proj": ("qkv_proj", part) for part in "qkv"},
     "gate_proj": ("gate_up_proj", 0),
@@ -39,6 +41,8 @@ class DepthTransformer(nn.Module):
         num_codes: C.
         num_ends: E.
         width: W.
+        quant_config: Quantization of the linear layers; embeddings and heads have none.
+        prefix: Name of this module in the model.
 
     Attributes:
         first_head: Head of stream 0, applied to the backbone's hidden state, [C + E, W].
@@ -47,28 +51,42 @@ class DepthTransformer(nn.Module):
         heads: Heads of streams 1 to S - 1, [S - 1, C, H].
     """
 
-    def __init__(self, spec: DepthSpec, num_streams: int, num_codes: int, num_ends: int, width: int):
+    def __init__(
+        self,
+        spec: DepthSpec,
+        num_streams: int,
+        num_codes: int,
+        num_ends: int,
+        width: int,
+        quant_config: QuantizationConfig | None = None,
+        prefix: str = "depth",
+    ):
         super().__init__()
         self.spec, self.num_positions = spec, num_streams
         self.first_head = _weight(num_codes + num_ends, width)
         is_biased = spec.projection == "biased"
-        self.project = _linear(width, spec.hidden, is_biased) if spec.projection else nn.Identity()
+        named = quant_config, f"{prefix}.project"
+        self.project = _linear(width, spec.hidden, *named, bias=is_biased) if spec.projection else nn.Identity()
         self.embed = _weight((num_streams - 1) * num_codes, spec.hidden)
         self.heads = _weight(num_streams - 1, num_codes, spec.hidden)
         self.norm = RMSNorm(spec.hidden, eps=spec.eps)
         self.rotary = get_rope(spec.head_dim, max_position=num_streams, rope_parameters=dict(spec.rope))
-        self.layers = nn.ModuleList(_Layer(spec) for _ in range(spec.num_layers))
+        self.layers = nn.ModuleList(
+            _Layer(spec, quant_config, f"{prefix}.layers.{layer}") for layer in range(spec.num_layers)
+        )
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         """Load weights by their checkpoint names and return the names of the parameters loaded.
 
-        Checkpoints have separate query, key and value (and gate and up) projections, which are fused here.
+        Checkpoints have separate query, key and value (and gate and up) projections, which are fused here. A quantized
+        layer has several tensors, for example `qweight`, `qzeros` and `scales`.
         """
         parameters, loaded = dict(self.named_parameters()), set[str]()
         for name, tensor in weights:
-            path, _, module = name.removesuffix(".weight").rpartition(".")
-            fused, shard = FUSED.get(module, (module, None))
-            target = f"{path}.{fused}.weight" if module in FUSED else name
+            layer, _, kind = name.rpartition(".")
+            path, _, part = layer.rpartition(".")
+            fused, shard = FUSED.get(part, (part, None))
+            target = f"{path}.{fused}.{kind}" if part in FUSED else name
             if target not in parameters:
                 raise ValueError(f"unknown tensor depth.{name}")
             load: Callable[..., None] = getattr(parameters[target], "weight_loader", default_weight_loader)
@@ -118,17 +136,18 @@ class DepthTransformer(nn.Module):
 
 
 class _Layer(nn.Module):
-    def __init__(self, spec: DepthSpec):
+    def __init__(self, spec: DepthSpec, quant_config: QuantizationConfig | None, prefix: str):
         super().__init__()
         self.spec = spec
         self._widths = [spec.num_heads * spec.head_dim, *[spec.num_kv_heads * spec.head_dim] * 2]
         heads = spec.head_dim, spec.num_heads, spec.num_kv_heads
-        self.qkv_proj = QKVParallelLinear(spec.hidden, *heads, bias=False, return_bias=False, disable_tp=True)
-        self.o_proj = _linear(self._widths[0], spec.hidden)
+        fused: dict[str, Any] = {"bias": False, "quant_config": quant_config, "return_bias": False, "disable_tp": True}
+        self.qkv_proj = QKVParallelLinear(spec.hidden, *heads, prefix=f"{prefix}.qkv_proj", **fused)
+        self.o_proj = _linear(self._widths[0], spec.hidden, quant_config, f"{prefix}.o_proj")
         self.gate_up_proj = MergedColumnParallelLinear(
-            spec.hidden, [spec.intermediate] * 2, bias=False, return_bias=False, disable_tp=True
+            spec.hidden, [spec.intermediate] * 2, prefix=f"{prefix}.gate_up_proj", **fused
         )
-        self.down_proj = _linear(spec.intermediate, spec.hidden)
+        self.down_proj = _linear(spec.intermediate, spec.hidden, quant_config, f"{prefix}.down_proj")
         self.input_layernorm, self.post_attention_layernorm = (RMSNorm(spec.hidden, eps=spec.eps) for _ in range(2))
         if spec.has_head_norms:
             self.q_norm, self.k_norm = (RMSNorm(spec.head_dim, eps=spec.eps) for _ in range(2))
@@ -175,5 +194,7 @@ class _Layer(nn.Module):
         return out.transpose(1, 2).reshape(len(query) * count, -1)
 
 
-def _linear(num_in: int, num_out: int, bias: bool = False) -> ReplicatedLinear:
-    return ReplicatedLinear(num_in, num_out, bias=bias, return_bias=False)
+def _linear(
+    num_in: int, num_out: int, quant_config: QuantizationConfig | None, prefix: str, bias: bool = False
+) -> ReplicatedLinear:
+    return ReplicatedLinear(num_in, num_out, bias=bias, quant_config=quant_config, prefix=prefix, return_bias=False)

@@ -9,10 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from vllm.config import VllmConfig
 from vllm.distributed import tensor_model_parallel_all_reduce
+from vllm.model_executor.layers.quantization.kv_cache import BaseKVCacheMethod
 from vllm.sequence import IntermediateTensors
 
 from stretto.engine.kernels.gpu.embed import embed_rows
 from stretto.engine.models.depth_transformer import DepthTransformer
+from stretto.engine.models.quantization import check_quantization, quantization_of
 from stretto.engine.protocol import family_of
 from stretto.engine.reply_rules import SegmentRules
 from stretto.errors import CheckpointError
@@ -38,9 +40,12 @@ def load_strictly(model: nn.Module, load: Callable[[Weights], set[str]], weights
         weights: Tensors with their checkpoint names.
 
     Raises:
-        CheckpointError: If a tensor's shape does not match, or a part of a fused parameter is missing.
+        CheckpointError: If a tensor's shape does not match, tensors or parts of fused parameters are missing, or the
+            model's quantization cannot be served.
     """
+    check_quantization(model)
     seen: dict[str, list[int]] = {}
+    expected, parts = set(stored_parameters(model)), list(fused_parts(model))  # loading may replace parameters
 
     def watched() -> Iterator[tuple[str, Tensor]]:
         for name, tensor in weights:
@@ -52,21 +57,34 @@ def load_strictly(model: nn.Module, load: Callable[[Weights], set[str]], weights
     except (AssertionError, RuntimeError) as error:
         name, shape = list(seen.items())[-1]
         raise CheckpointError(f"{name}: {shape} does not fit: {error}") from error
-    missing = [name for name in fused_parts(model) if name not in seen]
+    missing = (expected - loaded) | {name for name in parts if name not in seen}
     if missing:
         raise CheckpointError(f"the checkpoint lacks {', '.join(sorted(missing))}")
     return loaded
 
 
+def stored_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that a checkpoint must have, by name; those of a quantized KV cache have defaults."""
+    built = {
+        f"{name}.{kind}"
+        for name, module in model.named_modules()
+        for kind, parameter in module.named_parameters(recurse=False)
+        if isinstance(getattr(module, "quant_method", None), BaseKVCacheMethod)
+        or kind == "input_scale_ub"  # a constant of the quantization's configuration
+        or not parameter.numel()
+    }
+    return {name: parameter for name, parameter in model.named_parameters() if name not in built}
+
+
 def fused_parts(model: nn.Module) -> Iterator[str]:
     """Yield the checkpoint names of the tensors from which the model's fused parameters are loaded."""
-    for name, parameter in model.named_parameters():
+    for name, parameter in stored_parameters(model).items():
         module, _, kind = name.rpartition(".")
         for part in EXPERTS.get(kind, ()):
             experts = module.removesuffix(".routed_experts")
             yield from (f"{experts}.{number}.{part}.weight" for number in range(len(parameter)))
         parent, _, fused = module.rpartition(".")
-        if kind in ("weight", "bias") and fused in FUSED:
+        if fused in FUSED:
             yield from (f"{parent}.{part}.{kind}" for part in FUSED[fused])
 
 
@@ -103,7 +121,8 @@ class MultiStreamMixin(Decoder):
             layout, width = self.family.layout, vllm_config.model_config.get_hidden_size()
             num_ends = len(SegmentRules(self.family, vllm_config.model_config.max_model_len).drawn_ends_of_audio)
             sizes = layout.num_output_streams, layout.codebook_size, num_ends, width
-            self.depth = DepthTransformer(self.family.depth, *sizes)
+            quant_config = quantization_of(vllm_config, "depth")
+            self.depth = DepthTransformer(self.family.depth, *sizes, quant_config=quant_config)
         if self.family.has_audio_head:
             layout, width = self.family.layout, vllm_config.model_config.get_hidden_size()
             rules = SegmentRules(self.family, vllm_config.model_config.max_model_len)

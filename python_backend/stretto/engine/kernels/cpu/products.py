@@ -243,7 +243,9 @@ class _HeadNorms:
 
 
 def _product(layer: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return the function that vLLM has chosen to compute the product of `layer`."""
+    """Return the function that vLLM has chosen to compute the product of `layer`; a quantized layer has its own."""
+    if "cpu_linear" not in vars(layer):
+        return layer
     multiply, weight, bias = vars(layer)["cpu_linear"], layer.weight, layer.bias
     return lambda x: multiply(x, weight, bias)
 

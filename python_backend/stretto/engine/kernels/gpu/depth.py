@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from stretto.engine.kernels.gpu.fused import rms_norm, silu_and_mul
+from stretto.engine.kernels.gpu.fused import fuse_quantization, rms_norm, silu_and_mul
 
 MAX_POSITIONS = 32
 
@@ -102,6 +102,7 @@ class DeviceDepth:
             raise ValueError(f"depth transformer: at most {MAX_POSITIONS} positions, got {depth.num_positions}")
         if rotary.rotary_dim != spec.head_dim or not rotary.is_neox_style:
             raise ValueError("depth transformer: expected rotary embeddings of complete heads, in halves")
+        fuse_quantization(depth)
         self.heads: torch.Tensor = depth.heads
         self._depth, self._embed = depth, depth.embed.data
         self._cos_sin = rotary.cos_sin_cache.to(self._embed.dtype)

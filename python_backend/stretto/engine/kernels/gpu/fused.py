@@ -13,6 +13,7 @@ from torch import nn
 from vllm import envs
 from vllm.model_executor.layers.activation import SiluAndMul
 from vllm.model_executor.layers.layernorm import RMSNorm
+from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 
 
@@ -39,12 +40,27 @@ def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
     return gated
 
 
+def fp8_product(layer: nn.Module) -> Any:
+    """Return vLLM's product of a linear layer with FP8 weights, which quantizes the layer's input; None for others."""
+    owners: tuple[Any, ...] = getattr(layer, "quant_method", None), getattr(layer, "scheme", None)
+    return next((owner.fp8_linear for owner in owners if hasattr(owner, "fp8_linear")), None)
+
+
+def fuse_quantization(module: nn.Module) -> None:
+    """Make all linear layers in `module` that quantize their inputs to FP8 do so in one kernel."""
+    for layer in module.modules():
+        quantize = getattr(fp8_product(layer), "quant_fp8", None) if isinstance(layer, LinearBase) else None
+        if quantize is not None:
+            quantize._forward_method = quantize.forward_cuda
+
+
 def use_fused_operators(module: nn.Module) -> None:
-    """Make all norms, activations and rotary embeddings in `module` call the fused operators.
+    """Make all norms, activations, rotary embeddings and FP8 quantizations in `module` call the fused operators.
 
     Rotary embeddings are copied first, because vLLM shares them between layers of equal shape, some of which may be
     compiled.
     """
+    fuse_quantization(module)
     for layer in module.modules():
         if isinstance(layer, RMSNorm):
             layer._forward_method = partial(rms_norm, layer)
