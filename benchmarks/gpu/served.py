@@ -24,7 +24,7 @@ from benchmarks.gpu.jobs import Job, Setup, failure
 from benchmarks.harness import CHECKPOINT, serving
 from stretto.config import EngineConfig
 from stretto.convert.make_repository import CHECKPOINT as LINK
-from stretto.convert.make_repository import DECODER, ENGINE, make
+from stretto.convert.make_repository import DECODER, ENGINE, Placement, make
 from stretto.preprocessing.request import Preprocessor
 from stretto_client import SpeechClient
 from stretto_client.shared_memory import Memory
@@ -40,7 +40,7 @@ def run(setup: Setup) -> Iterator[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         repository = Path(folder) / "repository"
         gpu = None if setup.is_small else 0
-        make(CHECKPOINT.resolve(), repository, {} if gpu is None else SHARE, gpu)
+        make(CHECKPOINT.resolve(), repository, {} if gpu is None else SHARE, None if gpu is None else Placement(gpu))
         with serving(repository) as address, asyncio.Runner() as runner:
             lines = _ask(setup, repository, address)
             while (line := runner.run(anext(lines, None))) is not None:

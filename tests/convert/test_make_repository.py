@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from stretto.encoders.xeus import FOLDER
 from stretto.families.opuslm.convert import ConvertedSslTokenizer
 from stretto.families.registry import family_at
 from stretto.families.tiny.family import TINY
+from stretto.launcher.mps import OPTIONS_FILE, is_wanted
 from tests.published_checkpoints import convert, write_release
 from tests.published_xeus import write_xeus
 
@@ -81,8 +83,10 @@ def test_for_a_gpu_the_codec_is_there_too_and_vllm_takes_what_is_left(checkpoint
         "max_num_batched_tokens",
         "gpu_memory_utilization",
     }
+    assert arguments["max_num_seqs"] == 256
     text = (tmp_path / "out/acoustic_decoder/config.pbtxt").read_text()
     assert "instance_group [ { count: 1 kind: KIND_GPU gpus: [ 1 ] } ]" in text
+    assert not (tmp_path / "out" / OPTIONS_FILE).exists()
     assert 'key: "max_batch" value { string_value: "64" }' in text
     heard_on_the_cpu = (tmp_path / "out/preprocessor/config.pbtxt").read_text()
     assert heard_on_the_cpu == (BUNDLED / "preprocessor/config.pbtxt").read_text()
@@ -97,8 +101,82 @@ def test_a_tokenizer_of_audio_is_on_the_gpu_with_the_codec(checkpoint: Path, tmp
     for model in ("preprocessor", "acoustic_decoder"):
         text = (tmp_path / "out" / model / "config.pbtxt").read_text()
         assert "instance_group [ { count: 1 kind: KIND_GPU gpus: [ 1 ] } ]" in text
+    made(hearing, tmp_path / "two", "--gpu", "1", "--codec-device", "2")
+    for model, gpu in {"preprocessor": 1, "acoustic_decoder": 2}.items():
+        text = (tmp_path / "two" / model / "config.pbtxt").read_text()
+        assert f"instance_group [ {{ count: 1 kind: KIND_GPU gpus: [ {gpu} ] }} ]" in text
     made(hearing, tmp_path / "other")
     assert "KIND_GPU gpus" not in (tmp_path / "other/preprocessor/config.pbtxt").read_text()
+
+
+def test_language_model_and_codec_can_share_a_gpu_by_mps(checkpoint: Path, tmp_path: Path) -> None:
+    made(checkpoint, tmp_path / "out", "--gpu", "0", "--mps")
+    assert is_wanted(tmp_path / "out")
+    made(checkpoint, tmp_path / "other", "--gpu", "0")
+    assert not is_wanted(tmp_path / "other")
+
+
+def of_dtype(checkpoint: Path, folder: Path, **changes: Any) -> Path:
+    """A copy of a checkpoint whose config.json has other values."""
+    shutil.copytree(checkpoint, folder)
+    record = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(record | changes))
+    return folder
+
+
+def test_fp8_is_an_argument_of_vllm(checkpoint: Path, tmp_path: Path) -> None:
+    in_half = of_dtype(checkpoint, tmp_path / "half", dtype="bfloat16")
+    plain = made(in_half, tmp_path / "plain", "--gpu", "0")
+    arguments = made(in_half, tmp_path / "out", "--gpu", "0", "--quantize", "fp8")
+    assert arguments == plain | {"quantization": "fp8_per_channel"}
+
+
+@pytest.mark.parametrize(
+    ("words", "changes", "message"),
+    [
+        (["--gpu", "0"], {}, "--quantize: expected a model in bfloat16 or float16, got float32"),
+        (
+            ["--gpu", "0"],
+            {"dtype": "bfloat16", "quantization_config": {"quant_method": "awq"}},
+            "--quantize: expected a checkpoint without quantization_config, got 'awq'",
+        ),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_quantized_is_refused(
+    words: list[str],
+    changes: dict[str, Any],
+    message: str,
+    checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = of_dtype(checkpoint, tmp_path / "changed", **changes)
+    assert main(["--checkpoint", str(folder), "--out", str(tmp_path / "out"), "--quantize", "fp8", *words]) == 1
+    assert capsys.readouterr().err == f"stretto make-repository: {message}\n"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--quantize", "int3", "--gpu", "0"], "argument --quantize: invalid choice: 'int3' (choose from 'fp8')"),
+        (["--quantize", "fp8"], "--quantize: expected --gpu, too"),
+        (["--codec-device", "0"], "--codec-device: expected --gpu, too"),
+        (["--mps"], "--mps: expected --gpu, too"),
+    ],
+)
+def test_options_for_gpus_are_checked(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--checkpoint", "a", "--out", "b", *words])
+    assert message in capsys.readouterr().err
+
+
+def test_a_quantized_checkpoint_is_served_as_it_is(checkpoint: Path, tmp_path: Path) -> None:
+    """vLLM finds its method in config.json."""
+    folder = of_dtype(checkpoint, tmp_path / "awq", dtype="float16", quantization_config={"quant_method": "awq"})
+    arguments = made(folder, tmp_path / "out", "--gpu", "0")
+    assert "quantization" not in arguments
+    assert arguments["dtype"] == "float16"
 
 
 def test_a_broken_audio_tokenizer_is_refused(

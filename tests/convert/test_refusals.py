@@ -122,6 +122,16 @@ REFUSED: list[tuple[str, Change, str]] = [
         tensors(lambda found: found | {"model.embed_tokens.weight": torch.zeros(3)}),
         "embed_tokens.weight [3]",
     ),
+    (
+        "bagpiper",
+        config(lambda record: record.update(quantization_config={"quant_method": "awq", "bits": 4})),
+        "expected unquantized weights, got quantization_config 'awq'; convert the original release, then quantize",
+    ),
+    (
+        "opuslm",
+        tensors(lambda found: found | {"corelm.layers.0.q_proj.qweight": torch.zeros(1)}),
+        "expected unquantized weights, got a tensor corelm.layers.0.q_proj.qweight; convert the original release",
+    ),
     ("opuslm", tokenizer(lambda record: record.pop("model")), "tokenizer.json: expected a tokenizer, got an error"),
     ("opuslm", tokenizer(lambda record: record["model"].update(vocab=[["a", 0.0]])), "expected a tokenizer, got an"),
     ("bagpiper", tokenizer(lambda record: record.update(decoder=None)), "expected a byte-level tokenizer, got None"),

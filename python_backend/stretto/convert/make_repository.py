@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,19 @@ from stretto.codecs import refinement
 from stretto.command_line import CommandParser
 from stretto.config import EngineConfig
 from stretto.convert.conversion import fresh_directory
-from stretto.errors import CheckpointError
+from stretto.errors import CheckpointError, shown
 from stretto.families.base import Family, Task
 from stretto.families.conversion import AUDIO_TOKENIZER
 from stretto.families.registry import config_at, family_at
 from stretto.launcher.installation import bundled_repository
+from stretto.launcher.mps import write_options
 from stretto.preprocessing.request import Preprocessor
 from stretto.untrusted_files import json_object
 
 PARAMETER = "profile"
+# vLLM's `quantization` by --quantize: each weight has one scale for each output and each input one for each row.
+QUANTIZATIONS = {"fp8": "fp8_per_channel"}
+HALF = ("bfloat16", "float16")
 
 
 def profile(family: Family, sample_rate: int, frame_rate: float) -> str:
@@ -106,7 +111,34 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         help="JSON with engine arguments for vLLM instead of the default ones",
     )
     add("--gpu", type=int, metavar="N", help="for GPUs, codec and tokenizer of audio on GPU N; default: for the CPU")
-    return parser.parse_args(words)
+    add("--codec-device", type=int, metavar="N", help="codec on GPU N; default: the GPU of --gpu")
+    about = "weights of the language model's linear layers in FP8, for GPUs of compute capability 8.9 and higher"
+    add("--quantize", choices=tuple(QUANTIZATIONS), help=about)
+    about = "let language model and codec share a GPU at the same time: the launcher runs NVIDIA's MPS daemon"
+    add("--mps", action="store_true", help=about)
+    args = parser.parse_args(words)
+    given = {"--codec-device": args.codec_device is not None, "--quantize": bool(args.quantize), "--mps": args.mps}
+    for name, is_given in given.items():
+        if is_given and args.gpu is None:
+            parser.error(f"{name}: expected --gpu, too")
+    return args
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Devices and weights of a repository for GPUs.
+
+    Attributes:
+        gpu: GPU of the audio tokenizer.
+        codec_device: GPU of the codec; None for `gpu`.
+        quantize: Key of QUANTIZATIONS, or None.
+        shares_by_mps: True if the launcher runs NVIDIA's MPS.
+    """
+
+    gpu: int
+    codec_device: int | None = None
+    quantize: str | None = None
+    shares_by_mps: bool = False
 
 
 def engine_arguments(record: dict[str, Any], family: Family, is_on_gpu: bool) -> dict[str, Any]:
@@ -141,6 +173,28 @@ def engine_arguments(record: dict[str, Any], family: Family, is_on_gpu: bool) ->
     }
 
 
+def quantization(record: dict[str, Any], name: str | None, dtype: str) -> dict[str, Any]:
+    """Return vLLM's arguments for weights that are quantized while they are loaded.
+
+    Args:
+        record: config.json of the checkpoint.
+        name: Value of --quantize; None to load the weights as they are stored.
+        dtype: dtype that is served in.
+
+    Raises:
+        CheckpointError: If the checkpoint is quantized already, or in float32.
+    """
+    if name is None:
+        return {}
+    stored = record.get("quantization_config")
+    if stored:
+        got = shown(stored.get("quant_method") if isinstance(stored, dict) else stored)
+        raise CheckpointError(f"--quantize: expected a checkpoint without quantization_config, got {got}")
+    if dtype not in HALF:
+        raise CheckpointError(f"--quantize: expected a model in {' or '.join(HALF)}, got {dtype}")
+    return {"quantization": QUANTIZATIONS[name]}
+
+
 def precision(record: dict[str, Any], is_on_gpu: bool) -> str:
     """Return the dtype to serve in: that of the checkpoint, because vLLM would choose 16 bits for float32.
 
@@ -161,14 +215,14 @@ def bytes_per_row(record: dict[str, Any], dtype: str) -> int:
     return 2 * record["num_hidden_layers"] * heads * head_dim * NUM_BYTES[dtype]
 
 
-def make(checkpoint: Path, out: Path, engine_args: dict[str, Any], gpu: int | None = None) -> None:
+def make(checkpoint: Path, out: Path, engine_args: dict[str, Any], placement: Placement | None = None) -> None:
     """Create the model repository.
 
     Args:
         checkpoint: Folder of the converted checkpoint.
         out: Directory to create; it must be missing or empty.
         engine_args: vLLM's engine arguments that override the computed ones.
-        gpu: Index of the GPU for codec and audio tokenizer; None for the CPU.
+        placement: Devices and weights for GPUs; None for the CPU.
 
     Raises:
         CheckpointError: If the checkpoint cannot be served.
@@ -179,7 +233,10 @@ def make(checkpoint: Path, out: Path, engine_args: dict[str, Any], gpu: int | No
         raise CheckpointError(f"{checkpoint}: expected weights in *.safetensors, got none")
     if family.num_filled_codebooks and not (checkpoint / refinement.FOLDER).is_dir():
         raise CheckpointError(f"{checkpoint}: expected {refinement.FOLDER}/, which fills {family.name}'s codebooks")
-    chosen = engine_arguments(config_at(checkpoint), family, gpu is not None) | engine_args
+    record = config_at(checkpoint)
+    chosen = engine_arguments(record, family, placement is not None) | engine_args
+    if placement is not None:
+        chosen |= quantization(record, placement.quantize, chosen["dtype"])
     with fresh_directory(out) as folder:
         left_out = shutil.ignore_patterns(Path(CHECKPOINT).name, Path(ENGINE).name, "__pycache__")
         shutil.copytree(BUNDLED, folder, ignore=left_out, dirs_exist_ok=True)
@@ -191,13 +248,23 @@ def make(checkpoint: Path, out: Path, engine_args: dict[str, Any], gpu: int | No
         change(folder / ENSEMBLE / "config.pbtxt", {parameter(PARAMETER): rf"\1: '{model_profile}'"})
         if family.codec != family_at(BUNDLED / CHECKPOINT).codec:
             change(folder / DECODER / "config.pbtxt", {parameter("warm_up_s"): rf'\1: "{WARM_UP_S}"'})
-        if gpu is not None:
-            place = {r"kind: KIND_CPU": f"kind: KIND_GPU gpus: [ {gpu} ]"}
-            batches = {parameter("max_batch"): r'\1: "64"'}  # larger batches are not faster on a GPU
-            change(folder / DECODER / "config.pbtxt", place | batches)
-            # on a CPU, the largest one needs most of a core in real time
-            if (checkpoint / AUDIO_TOKENIZER).is_dir():
-                change(folder / PREPROCESSOR / "config.pbtxt", place)
+        if placement is not None:
+            _place(folder, placement, has_tokenizer=(checkpoint / AUDIO_TOKENIZER).is_dir())
+
+
+def _place(folder: Path, placement: Placement, has_tokenizer: bool) -> None:
+    """Put codec and audio tokenizer on their GPUs, and write the launcher's options."""
+
+    def on_gpu(number: int) -> dict[str, str]:
+        return {r"kind: KIND_CPU": f"kind: KIND_GPU gpus: [ {number} ]"}
+
+    codec_device = placement.gpu if placement.codec_device is None else placement.codec_device
+    batches = {parameter("max_batch"): r'\1: "64"'}  # larger batches are not faster on a GPU
+    change(folder / DECODER / "config.pbtxt", on_gpu(codec_device) | batches)
+    if has_tokenizer:  # on a CPU, the largest one needs most of a core in real time
+        change(folder / PREPROCESSOR / "config.pbtxt", on_gpu(placement.gpu))
+    if placement.shares_by_mps:
+        write_options(folder, shares_by_mps=True)
 
 
 def parameter(name: str) -> str:
@@ -219,7 +286,8 @@ def main(words: list[str] | None = None) -> int:
     args = arguments(words)
     try:
         given = json_object(args.engine_args) if args.engine_args else {}
-        make(args.checkpoint, args.out, given, args.gpu)
+        placement = None if args.gpu is None else Placement(args.gpu, args.codec_device, args.quantize, args.mps)
+        make(args.checkpoint, args.out, given, placement)
     except (CheckpointError, OSError, ValueError) as error:
         print(f"stretto make-repository: {error}", file=sys.stderr)
         return 1

@@ -4,7 +4,7 @@ The tokenizer is tokenizer.json, or vocab.json and merges.txt as for Qwen 2.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -137,9 +137,14 @@ def marks() -> dict[str, str]:
 DTYPES = ("bfloat16", "float16", "float32")
 
 
+# Last parts of the names of tensors in the formats AWQ, GPTQ, compressed-tensors and FP8.
+QUANTIZED = {"qweight", "weight_packed", "weight_scale", "weight_scale_inv"}
+
+
 def read_contents(release: Release) -> Contents:
     """Read everything except the values of the tensors; raise CheckpointError if a file is invalid."""
     config, tensors = _config(release), open_tensors(release.model)
+    _refuse_quantized(release, config, tensors)
     tokenizer = read_tokenizer(release.tokenizer, spells_bytes=not is_bare(release))
     family = published(release)
     tag = family.BACKBONE_TAG
@@ -156,6 +161,19 @@ def _config(release: Release) -> dict[str, Any]:
         return {}
     read = read_json if release.config.suffix == ".json" else yaml_mapping  # YAML would read 1e-05 as a string
     return read(release.config)
+
+
+def _refuse_quantized(release: Release, config: Mapping[str, Any], tensors: Iterable[str]) -> None:
+    """Raise CheckpointError for quantized weights, because converters combine tensors, which needs their values."""
+    record = config.get("quantization_config")
+    names = sorted(name for name in tensors if name.rpartition(".")[2] in QUANTIZED)
+    if record or names:
+        found = record.get("quant_method") if isinstance(record, dict) else record
+        got = f"quantization_config {shown(found)}" if record else f"a tensor {names[0]}"
+        raise CheckpointError(
+            f"{release.model}: expected unquantized weights, got {got}; convert the original release, then quantize "
+            "the checkpoint, or serve it with stretto make-repository --quantize fp8"
+        )
 
 
 def notes_on(contents: Contents, release: Release) -> list[str]:

@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from stretto.launcher import mps
 from stretto.launcher.config import LaunchConfig
 from stretto.launcher.faults import CrashWatch, DayClock, Fault, Launch, slowness
 from stretto.launcher.installation import (
@@ -210,7 +211,7 @@ class Server:
         self._long_lost: set[int] = set()  # Triton reaps these only after the model's last request, if at all
         self._process, self._output = log.start(
             command_line(config, installation, launch),
-            env=server_environment(installation, launch),
+            env=server_environment(installation, launch) | mps.client_environment(launch),
             cwd=imports_by_place(installation),
             preexec_fn=die_with_the_launcher,
         )

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
-from stretto.launcher import background
+from stretto.launcher import background, mps
 from stretto.launcher.config import LaunchConfig
 from stretto.launcher.faults import BackOff, Fault, Launch, PendingFault, named
 from stretto.launcher.front_ends import GatewayProcess, ProxyProcess
@@ -267,6 +267,7 @@ class Supervisor:
     def _start_once(self) -> Server | None:
         self._announcer.record("starting")
         wait_for_ports(self._config.triton_ports)
+        mps.start(self._config.model_repository, self._launch)
         log_line(f"starting the server; its log: {self._announcer.log}")
         server = Server(self._config, self._installation, self._launch, self._log, is_again=self._was_ready)
         is_ready = False
@@ -280,6 +281,7 @@ class Supervisor:
     def _end(self, server: Server) -> None:
         """Kill the server and clean up after it."""
         server.kill()
+        mps.stop(self._launch)
         self._launch.clean()
 
     def _until_ready(self, server: Server) -> bool:

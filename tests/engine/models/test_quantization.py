@@ -29,6 +29,7 @@ from vllm.model_executor.layers.quantization.utils.quant_utils import (
 )
 from vllm.platforms import PlatformEnum
 
+from stretto.convert.make_repository import QUANTIZATIONS
 from stretto.engine.worker.predictors import Readout
 from stretto.errors import CheckpointError
 from stretto.families.qwen3_tts.family import qwen3_tts
@@ -37,7 +38,9 @@ from stretto.testing.checkpoints import write_checkpoint
 from stretto.testing.prompts import make_prompt
 from tests.engine.harness import Engine
 from tests.engine.recorded_logits import RecordedLogits
+from tests.random_checkpoints import write_modules
 from tests.small_vocabularies import SMALL_QWEN3_TTS
+from tests.speech_families import MODULES
 from tests.tiers import by_night
 
 pytestmark = pytest.mark.engine
@@ -291,16 +294,17 @@ def methods_of(engine: Engine) -> dict[str, str]:
     """Return the quantization method of every linear layer by name."""
     model = engine.model_state.model
     found = {name: each.quant_method for name, each in model.named_modules() if isinstance(each, LinearBase)}
-    assert {name.partition(".")[0] for name in found} == {"model", "depth"}
     return {name: type(method).__name__ for name, method in found.items()}
 
 
 def test_fp8_layers_are_those_of_the_slow_reference_and_read_each_row_alone(plain: Path) -> None:
     """A row of large numbers in the batch changes no bit of the others."""
     random = torch.Generator().manual_seed(0)
-    with open_engine(plain, quantization="fp8_per_channel") as engine:
+    with open_engine(plain, quantization=QUANTIZATIONS["fp8"]) as engine:
         model, stored = engine.model_state.model, load_file(plain / "model.safetensors")
-        assert set(methods_of(engine).values()) == {"Fp8PtpcOnlineLinearMethod"}
+        methods = methods_of(engine)
+        assert {name.partition(".")[0] for name in methods} == {"model", "depth"}
+        assert set(methods.values()) == {"Fp8PtpcOnlineLinearMethod"}
         for name in ("model.layers.1.self_attn.o_proj", "depth.layers.1.down_proj", "depth.project"):
             layer = model.get_submodule(name)
             assert layer.quant_method.activation_quant_key == kFp8DynamicTokenSym
@@ -329,6 +333,18 @@ def test_logits_in_fp8_are_near_those_of_the_slow_reference_and_of_bfloat16(
 def test_replies_in_fp8_do_not_depend_on_the_batch(plain: Path) -> None:
     prompts = {f"r{index}": make_prompt(FAMILY, index) for index in range(6)}
     with open_engine(plain, quantization="fp8_per_channel", max_num_batched_tokens=48) as engine:
+        together = engine.run(prompts)
+        for name, prompt in prompts.items():
+            assert engine.run({name: prompt})[name].rows == together[name].rows, name
+
+
+def test_mctp_modules_are_quantized_too(tmp_path: Path) -> None:
+    prompts = {f"r{index}": make_prompt(MODULES, index) for index in range(4)}
+    folder = write_modules(tmp_path, MODULES, MODULES.name)
+    with open_engine(folder, quantization=QUANTIZATIONS["fp8"]) as engine:
+        methods = methods_of(engine)
+        assert {name.partition(".")[0] for name in methods} == {"model", "mtp_projs"}
+        assert set(methods.values()) == {"Fp8PtpcOnlineLinearMethod"}
         together = engine.run(prompts)
         for name, prompt in prompts.items():
             assert engine.run({name: prompt})[name].rows == together[name].rows, name

@@ -1,5 +1,7 @@
 """Counts the device operators of depth transformers and MCTP modules in the configuration that a server on a GPU has.
 
+It also checks the CUDA graphs and the FP8 products that vLLM chooses for what `make-repository --gpu` writes.
+
     LD_LIBRARY_PATH=STUBS PYTORCH_NVML_BASED_CUDA_CHECK=1 python -m tests.engine.kernels.gpu.deployed
 
 Needs the CUDA builds of torch and vLLM, and no GPU: tensors are in host memory, where the fused operators do nothing,
@@ -22,10 +24,12 @@ from stretto.engine.environment import prepare_environment
 prepare_environment()
 
 import torch
-from vllm.config import set_current_vllm_config
+from vllm.config import CUDAGraphMode, set_current_vllm_config
 from vllm.distributed import parallel_state
 from vllm.ir.op import set_default_torch_wrap
+from vllm.model_executor.kernels.linear import CutlassFP8ScaledMMLinearKernel, fp8_scaled_mm_is_batch_invariant
 from vllm.model_executor.layers.attention import Attention
+from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.models.qwen2 import Qwen2DecoderLayer
 from vllm.platforms import current_platform
 
@@ -33,11 +37,14 @@ from benchmarks.gpu.__main__ import preload
 from benchmarks.gpu.jobs import JOBS, Setup
 from benchmarks.gpu.models import MODELS, engine_args, write_config
 from stretto.config import EngineConfig
+from stretto.convert.make_repository import engine_arguments, quantization
 from stretto.engine.kernels.gpu import depth as kernel
 from stretto.engine.kernels.gpu.depth import DeviceDepth
-from stretto.engine.kernels.gpu.fused import use_fused_operators
+from stretto.engine.kernels.gpu.fused import fp8_product, use_fused_operators
 from stretto.engine.launch import vllm_config
 from stretto.engine.models.depth_transformer import DepthTransformer
+from stretto.engine.models.quantization import check_quantization
+from stretto.families.registry import config_at
 from tests.engine.kernels.gpu.operators import Count, Launches
 
 FUSED = ("rms_norm", "fused_add_rms_norm", "silu_and_mul", "rotary_embedding")
@@ -85,6 +92,31 @@ def module_operators(folder: Path) -> dict[str, Any]:
     return found
 
 
+def check_repository(folder: Path) -> None:
+    """Check vLLM's choices for `make-repository --gpu 0 --quantize fp8`, on a GPU of compute capability 9.0."""
+    setup, model = Setup("cuda", folder), MODELS["qwen3_tts"]
+    checkpoint, family = write_config(folder, model, setup), model.read_family(setup)
+    arguments = engine_arguments(config_at(checkpoint), family, is_on_gpu=True)
+    arguments |= quantization(config_at(checkpoint), "fp8", arguments["dtype"])
+    config = vllm_config(EngineConfig(checkpoint, arguments, max_waiting=arguments.pop("max_waiting")))
+    graphs = config.compilation_config
+    assert config.scheduler_config.max_num_seqs == 256
+    assert graphs.cudagraph_mode == CUDAGraphMode.FULL_AND_PIECEWISE  # full for steps of frames, piecewise with prompts
+    assert graphs.max_cudagraph_capture_size == 512
+    assert family.depth is not None
+    with set_current_vllm_config(config):
+        depth = DepthTransformer(family.depth, 16, 2048, 1, 2048, config.quant_config)
+        check_quantization(depth)
+        DeviceDepth(depth)
+        layers = [each for each in depth.modules() if isinstance(each, LinearBase)]
+        assert len(layers) == 4 * family.depth.num_layers + (family.depth.projection is not None)
+        for layer in layers:
+            product = fp8_product(layer)
+            assert isinstance(product, CutlassFP8ScaledMMLinearKernel)
+            assert fp8_scaled_mm_is_batch_invariant(product)
+            assert product.quant_fp8._forward_method == product.quant_fp8.forward_cuda  # one kernel
+
+
 def load_jobs() -> None:
     """Load all benchmark jobs from what is installed, as their parent does before it forks."""
     preload(is_small=False)
@@ -108,6 +140,8 @@ def main() -> None:
     set_default_torch_wrap(False)  # count what vLLM's own operators consist of
     torch.set_default_dtype(torch.bfloat16)
     counts = {}
+    with tempfile.TemporaryDirectory() as folder:
+        check_repository(Path(folder))
     with torch.inference_mode():
         for name, count in {"qwen3_tts": depth_operators, "vita": module_operators}.items():
             with tempfile.TemporaryDirectory() as folder:

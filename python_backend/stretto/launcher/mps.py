@@ -1,0 +1,116 @@
+"""NVIDIA's MPS, by which the processes of a server use a GPU at the same time instead of in turns."""
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from stretto.launcher.faults import LAUNCH_ID, Launch
+from stretto.launcher.installation import LaunchError
+from stretto.launcher.launch_log import log_line
+
+OPTIONS_FILE = "launcher.json"  # in a model repository
+SHARES_BY_MPS = "shares_by_mps"
+PROGRAM = "nvidia-cuda-mps-control"
+PIPES, LOGS = "CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY"
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+START_S, QUIT_S = 60.0, 10.0
+
+
+def write_options(repository: Path, shares_by_mps: bool) -> None:
+    """Write the launcher's options into a model repository."""
+    (repository / OPTIONS_FILE).write_text(json.dumps({SHARES_BY_MPS: shares_by_mps}) + "\n")
+
+
+def is_wanted(repository: Path) -> bool:
+    """Return True if a model repository asks for MPS; raise LaunchError if its options cannot be read."""
+    path = repository / OPTIONS_FILE
+    if not path.exists():
+        return False
+    try:
+        options: Any = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise LaunchError(f"{path}: expected a JSON object, got {error}") from None
+    if not isinstance(options, dict) or options.keys() - {SHARES_BY_MPS}:
+        raise LaunchError(f"{path}: expected an object with {SHARES_BY_MPS}, got {options!r:.80}")
+    wanted = options.get(SHARES_BY_MPS, False)
+    if not isinstance(wanted, bool):
+        raise LaunchError(f"{path}: {SHARES_BY_MPS}: expected true or false, got {wanted!r:.80}")
+    return wanted
+
+
+def start(repository: Path, launch: Launch) -> None:
+    """Start the MPS daemon of a launcher instance if the repository asks for one.
+
+    A daemon that the variable CUDA_MPS_PIPE_DIRECTORY names, for example that of the host, is used instead.
+
+    Raises:
+        LaunchError: The daemon cannot be started, or the variable names no folder.
+    """
+    if not is_wanted(repository):
+        return
+    given = os.environ.get(PIPES)
+    if given:
+        if not Path(given).is_dir():
+            raise LaunchError(f"{PIPES}: expected the folder of a running MPS daemon, got {given!r}")
+        return
+    program = shutil.which(PROGRAM)
+    if program is None:
+        raise LaunchError(
+            f"{repository / OPTIONS_FILE}: {SHARES_BY_MPS}: expected the program {PROGRAM} of NVIDIA's driver in PATH, "
+            "got none"
+        )
+    stop(launch)
+    _folder(launch).mkdir()
+    output = _folder(launch) / "start.log"
+    try:
+        with output.open("wb") as file:  # not a pipe, which the daemon could keep open
+            subprocess.run(
+                [program, "-d"],
+                env=_daemon_environment(launch),
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                timeout=START_S,
+                check=True,
+            )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise LaunchError(f"{PROGRAM} -d: {output.read_text(errors='replace').strip()[:500] or error}") from None
+    log_line(f"started {PROGRAM}; its log: {_folder(launch)}")
+
+
+def stop(launch: Launch) -> None:
+    """Let the daemon of this launcher instance end; `Launch.clean` kills what is left of it."""
+    program = shutil.which(PROGRAM)
+    if program is not None and _folder(launch).is_dir():
+        with suppress(OSError, subprocess.SubprocessError):
+            subprocess.run(
+                [program],
+                input=b"quit\n",
+                env=_daemon_environment(launch),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                timeout=QUIT_S,
+                check=False,
+            )
+    shutil.rmtree(_folder(launch), ignore_errors=True)
+
+
+def client_environment(launch: Launch) -> dict[str, str]:
+    """Return the variables by which the server's processes find the daemon of this launcher instance; {} without."""
+    folder = _folder(launch)
+    return {PIPES: str(folder), LOGS: str(folder)} if folder.is_dir() else {}
+
+
+def _folder(launch: Launch) -> Path:
+    return launch.folder / "mps"
+
+
+def _daemon_environment(launch: Launch, base: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return the daemon's environment: it serves all GPUs, because its clients count those that it serves."""
+    kept = {name: value for name, value in base.items() if name != VISIBLE}
+    return kept | client_environment(launch) | {LAUNCH_ID: launch.id}
