@@ -292,7 +292,7 @@ def with_modules(state: SpeechModelState, modules: Counter[int], monkeypatch: py
     """Bind the modules to a KV cache that is not there, and count how often each runs."""
     predictor, model = state._row_predictor, state.model
     predictor._attention = BlocksOnTheDevice()
-    program = ModuleProgram(model, predictor._said, predictor._ring, predictor._attention, None)
+    program = ModuleProgram(model, predictor._generated, predictor._ring, predictor._attention, None)
     predictor._program = program
     for layer in model.model.layers:
         monkeypatch.setattr(layer.self_attn.attn, "forward", lambda query, key, value: torch.empty_like(query))

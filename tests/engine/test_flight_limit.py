@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from stretto.engine.places import LEAST, Entry, FlightLimit
+from stretto.engine.places import MIN_LIMIT, Entry, FlightLimit
 
 
 def seen(limit: FlightLimit, num_sequences: int, in_flight: int, first_frame_s: float) -> float:
@@ -67,7 +67,7 @@ def test_whoever_is_slow_leaves_room_for_others() -> None:
     limit = FlightLimit(1.0, 80)
     for _ in range(20):
         seen(limit, 1, int(limit.value), 1e6)
-    assert limit.value == LEAST
+    assert limit.value == MIN_LIMIT
     assert seen(FlightLimit(1.0, 3), 1, 3, 1e6) == 3
 
 

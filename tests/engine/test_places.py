@@ -15,10 +15,10 @@ class Engine:
 
     def __init__(self) -> None:
         self.unfinished: set[str] = set()
-        self.num_parked = 0
+        self.num_blocked = 0
 
     def places(self, max_running: int = 4, max_waiting: int | None = 2) -> Places:
-        return Places(max_running, max_waiting, self.unfinished.__contains__, lambda: self.num_parked)
+        return Places(max_running, max_waiting, self.unfinished.__contains__, lambda: self.num_blocked)
 
 
 def test_as_many_are_let_in_as_run_and_may_wait_and_the_next_is_told_the_limits() -> None:
@@ -73,10 +73,10 @@ def test_replies_that_wait_for_words_leave_their_places_to_others() -> None:
     engine = Engine()
     places = engine.places(2, 0)
     with places.acquire("open", 1), places.acquire("open too", 1):
-        engine.num_parked = 1
+        engine.num_blocked = 1
         with places.acquire("next", 1), pytest.raises(NoCapacity), places.acquire("another", 1):
             pass
-        engine.num_parked = 7  # the figure is of another moment
+        engine.num_blocked = 7  # the figure is of another moment
         assert places.num_taken() == 0
 
 
@@ -113,13 +113,13 @@ def test_several_engines_run_more(num_engines: int, expected: int) -> None:
 def test_as_long_as_first_frames_come_late_fewer_are_let_in() -> None:
     places = Places(8, 0, lambda _: True, lambda: 0, target_s=0.5)
     with places.acquire("a", 2), places.acquire("b", 2) as late:
-        late.see_first_frame(1.0)
+        late.record_first_frame(1.0)
         said = "4 sequences are already in flight, the limit for a first frame within 0.5 s, and this reply has 2; try"
         with pytest.raises(NoCapacity, match=said), places.acquire("c", 2):
             pass
     for number in range(4):
         with places.acquire("beside", 2), places.acquire(f"in time {number}", 2) as place:
-            place.see_first_frame(0.1)
+            place.record_first_frame(0.1)
     with places.acquire("a", 2), places.acquire("b", 2), places.acquire("c", 2):
         pass
 
@@ -127,7 +127,7 @@ def test_as_long_as_first_frames_come_late_fewer_are_let_in() -> None:
 def test_without_a_target_late_first_frames_change_nothing() -> None:
     places = Engine().places(4, 0)
     with places.acquire("a", 2), places.acquire("b", 2) as late:
-        late.see_first_frame(1e9)
+        late.record_first_frame(1e9)
     with places.acquire("a", 2), places.acquire("b", 2):
         pass
 
@@ -135,7 +135,7 @@ def test_without_a_target_late_first_frames_change_nothing() -> None:
 def test_a_reply_that_waits_for_words_is_not_late() -> None:
     places = Places(8, 0, lambda _: True, lambda: 0, target_s=0.5)
     with places.acquire("a", 2), places.acquire("open", 2, is_timed=False) as waits:
-        waits.see_first_frame(60.0)
+        waits.record_first_frame(60.0)
         with places.acquire("c", 2):
             pass
 
@@ -153,7 +153,7 @@ def test_who_gives_up_before_the_engine_has_begun_was_late(has_begun: bool, is_r
 def test_who_gives_up_sooner_says_nothing() -> None:
     places = Places(8, 0, lambda _: True, lambda: 0, target_s=1e9)
     with places.acquire("a", 2), places.acquire("b", 2), places.acquire("late", 2) as late:
-        late.see_first_frame(1e10)
+        late.record_first_frame(1e10)
         for number in range(100):
             with pytest.raises(NoCapacity), places.acquire("c", 2), places.acquire(f"gives up {number}", 2):
                 pass

@@ -227,7 +227,7 @@ class _Clock:
         """On the first chunk with codes, record the time to first frame and report it to the admission control."""
         if chunk.codes is not None and self.first_frame_s is None:
             self.first_frame_s = self.elapsed_s
-            self._place.see_first_frame(self.first_frame_s)
+            self._place.record_first_frame(self.first_frame_s)
 
 
 def _split(output: RequestOutput) -> tuple[list[int], Trailer | None]:

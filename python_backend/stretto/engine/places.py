@@ -20,10 +20,10 @@ from stretto.engine.protocol import num_guided
 from stretto.records.chunk import GuidanceChange
 from stretto.records.sampling import SamplingConfig
 
-GREATEST_CUT = 0.5  # minimum factor of a decrease, however late the reply is
-UNUSED_CUT = 0.97  # factor if less than half of the limit was in use
+MIN_FACTOR = 0.5  # minimum factor of a decrease, however late the reply is
+UNUSED_FACTOR = 0.97  # factor if less than half of the limit was in use
 UNBOUNDED = 1024.0  # sequences; initial limit if none is configured
-LEAST = 4.0  # sequences: two guided replies, so that one slow reply cannot cause all others to be rejected
+MIN_LIMIT = 4.0  # sequences: two guided replies, so that one slow reply cannot cause all others to be rejected
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class FlightLimit:
         most: Upper bound of the limit.
 
     Attributes:
-        value: The limit, in sequences, from `LEAST` to `most`.
+        value: The limit, in sequences, from `MIN_LIMIT` to `most`.
     """
 
     def __init__(self, target_s: float, most: float):
@@ -74,10 +74,10 @@ class FlightLimit:
                 raised = self.value + min(entry.num_sequences, entry.num_sequences**2 / self.value)
                 self.value = min(self._most, raised)
         elif not is_used:
-            self.value = max(UNUSED_CUT * self.value, 2.0 * entry.in_flight)
+            self.value = max(UNUSED_FACTOR * self.value, 2.0 * entry.in_flight)
         elif entry.in_flight > entry.num_sequences:
-            cut = max(GREATEST_CUT, self.target_s / first_frame_s)
-            self.value = min(self._most, max(LEAST, cut * self.value))
+            cut = max(MIN_FACTOR, self.target_s / first_frame_s)
+            self.value = min(self._most, max(MIN_LIMIT, cut * self.value))
             self._round += 1
 
 
@@ -91,13 +91,13 @@ class Place:
     Attributes:
         request_id: Id of the request.
         num_sequences: Number of vLLM requests of the reply: 2 if guided, else 1.
-        see_first_frame: Callback for the time from admission to the first frame, in seconds.
+        record_first_frame: Callback for the time from admission to the first frame, in seconds.
         has_begun: True once the engine has received the request.
     """
 
     request_id: str
     num_sequences: int
-    see_first_frame: Callable[[float], None] = lambda _: None
+    record_first_frame: Callable[[float], None] = lambda _: None
     has_begun: bool = False
 
 
@@ -111,7 +111,7 @@ class Places:
         max_running: Maximum number of sequences in the engine's batches.
         max_waiting: Maximum number of queued sequences; None for no limit.
         is_in_engine: Returns True while the engine has the request with this id.
-        num_parked: Returns the number of replies that are waiting for streamed text.
+        num_blocked: Returns the number of replies that are waiting for streamed text.
         target_s: Target time to the first frame in seconds, see `FlightLimit`; None for no adaptive limit.
     """
 
@@ -120,13 +120,13 @@ class Places:
         max_running: int,
         max_waiting: int | None,
         is_in_engine: Callable[[str], bool],
-        num_parked: Callable[[], int],
+        num_blocked: Callable[[], int],
         target_s: float | None = None,
     ):
         self._max_running, self._max_waiting = max_running, max_waiting
         most = math.inf if max_waiting is None else max_running + max_waiting
         self._limit = FlightLimit(target_s, most) if target_s else None
-        self._is_in_engine, self._num_parked = is_in_engine, num_parked
+        self._is_in_engine, self._num_blocked = is_in_engine, num_blocked
         self._places: set[Place] = set()
 
     @classmethod
@@ -138,18 +138,18 @@ class Places:
         def is_in_engine(request_id: str) -> bool:
             return request_id in engine.output_processor.external_req_ids
 
-        def num_parked() -> int:
+        def num_blocked() -> int:
             return int(shared.read().replies_without_words)
 
         waiting, target_s = (config.additional_config.get(key) for key in (KEY, TARGET_KEY))
-        return cls(max_running, waiting, is_in_engine, num_parked, target_s)
+        return cls(max_running, waiting, is_in_engine, num_blocked, target_s)
 
     def num_taken(self) -> int:
         """Return the number of sequences in flight: not yet received by the engine, or not finished by it."""
         taken = sum(
             place.num_sequences for place in self._places if not place.has_begun or self._is_in_engine(place.request_id)
         )
-        return max(0, taken - self._num_parked())
+        return max(0, taken - self._num_blocked())
 
     @contextmanager
     def acquire(self, request_id: str, num_sequences: int, is_timed: bool = True) -> Iterator[Place]:
@@ -168,7 +168,9 @@ class Places:
             self._check_room(taken, num_sequences)
         place = Place(request_id, num_sequences)
         if self._limit and is_timed:
-            place.see_first_frame = partial(self._limit.record, self._limit.enter(num_sequences, taken + num_sequences))
+            place.record_first_frame = partial(
+                self._limit.record, self._limit.enter(num_sequences, taken + num_sequences)
+            )
         self._places.add(place)
         begun = time.perf_counter()
         try:
@@ -177,7 +179,7 @@ class Places:
             self._places.discard(place)
             waited_s = time.perf_counter() - begun
             if self._limit and not place.has_begun and waited_s > self._limit.target_s:
-                place.see_first_frame(waited_s)  # a client that gives up before the first step counts as late
+                place.record_first_frame(waited_s)  # a client that gives up before the first step counts as late
 
     def _check_room(self, taken: int, num_sequences: int) -> None:
         wanted = taken + num_sequences

@@ -169,7 +169,7 @@ class SpeechRequestData(NewRequestData):
         return cls(**stock, params=params, codes=codes, track=track)
 
 
-class TextNews(NamedTuple):
+class NewText(NamedTuple):
     """Streamed text that has arrived for a request since its last step.
 
     Attributes:
@@ -188,16 +188,16 @@ class SpeechCachedRequests(CachedRequestData):
     """vLLM's record of the requests that continue, with our field added.
 
     Attributes:
-        news: Streamed text that has arrived since the last step, by request id.
+        new_text: Streamed text that has arrived since the last step, by request id.
     """
 
-    news: Mapping[str, TextNews] = field(default_factory=dict)
+    new_text: Mapping[str, NewText] = field(default_factory=dict)
 
     @classmethod
-    def extending(cls, data: CachedRequestData, news: Mapping[str, TextNews]) -> "SpeechCachedRequests":
+    def extending(cls, data: CachedRequestData, new_text: Mapping[str, NewText]) -> "SpeechCachedRequests":
         """Return a copy of vLLM's `data` with the streamed text that has arrived."""
         stock = {column.name: getattr(data, column.name) for column in fields(CachedRequestData) if column.init}
-        return cls(**stock, news=news)
+        return cls(**stock, new_text=new_text)
 
 
 NO_CHANGE, GUIDANCE_OFF, GUIDANCE_ON = 0, 1, 2

@@ -166,7 +166,7 @@ class SegmentRules:
         return dict.fromkeys(self.family.drawn_ends, num_rows) | {self.cut_of_text(task): num_rows - 1}
 
     @cached_property
-    def least_rows_to_audio(self) -> int:
+    def min_rows_to_audio(self) -> int:
         """Minimum number of rows from the row that ends a text to the first audio row."""
         tasks = [task for task in self.family.tasks if task.segments == (Segment.TEXT, Segment.AUDIO)]
         return min((rows for task in tasks for rows in self.closings(task).values()), default=self.max_model_len)
@@ -212,7 +212,7 @@ class SegmentRules:
         return 1 if self.family.bursts is None else 1 + self.family.bursts.num_modules
 
     @cached_property
-    def num_open_rows(self) -> int:
+    def num_reopened_rows(self) -> int:
         """Number of newest rows that MCTP modules may process again, which changes the modules' KV entries for them."""
         return 0 if self.family.bursts is None else self.family.bursts.window
 

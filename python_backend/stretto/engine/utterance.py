@@ -77,11 +77,11 @@ class FrameCodes:
         codes = codes.clip(0, self._num_ids[:, None] - 1).astype(np.int32)
         if not self._leaves_out:
             return codes
-        is_heard = is_code.all(0)
-        self._left_out += (first + np.flatnonzero(~is_heard)).tolist()
-        return codes[:, is_heard] if is_heard.any() else None
+        is_kept = is_code.all(0)
+        self._left_out += (first + np.flatnonzero(~is_kept)).tolist()
+        return codes[:, is_kept] if is_kept.any() else None
 
-    def heard_at(self, frame: int) -> int:
+    def kept_index(self, frame: int) -> int:
         """Return the index of `frame`, or of the next frame that was not omitted, among those that were not."""
         return frame - bisect_left(self._left_out, frame)
 
@@ -271,7 +271,7 @@ class Utterance:
         self._marks: list[WordMark] = []
         self._entry_words: list[int | None] | None = None
         self.guidance_changes: list[GuidanceChange] = []
-        self._num_told = 0  # number of changes already reported
+        self._num_reported = 0  # number of changes already reported
         self.num_chunks = self.voice = 0
 
     @property
@@ -310,7 +310,7 @@ class Utterance:
             yield self._chunk(TEXT, text=text)
         if num_audio_rows:
             self._frames.push(rows[-num_audio_rows:, 1:])
-            yield from self._heard(segment)
+            yield from self._due_chunks(segment)
 
     def _push_interleaved(self, rows: np.ndarray) -> Iterator[LMChunk]:
         text, audio = "", self._family.layout.audio[0]
@@ -321,9 +321,9 @@ class Utterance:
         if text:
             yield self._chunk(INTERLEAVED, text=text)
         self._frames.push(rows[is_code][:, 1:])
-        yield from self._heard(INTERLEAVED)
+        yield from self._due_chunks(INTERLEAVED)
 
-    def _heard(self, segment: Segment) -> Iterator[LMChunk]:
+    def _due_chunks(self, segment: Segment) -> Iterator[LMChunk]:
         """Yield chunks of the frames that the pacer releases.
 
         If all frames of a chunk are omitted, no chunk is sent; guidance changes at them are reported by a later chunk.
@@ -377,9 +377,9 @@ class Utterance:
 
         Their frame indices do not count omitted frames.
         """
-        changes = [change for change in self.guidance_changes[self._num_told :] if change.frame < frame]
-        self._num_told += len(changes)
-        return tuple(replace(change, frame=self._frames.heard_at(change.frame)) for change in changes)
+        changes = [change for change in self.guidance_changes[self._num_reported :] if change.frame < frame]
+        self._num_reported += len(changes)
+        return tuple(replace(change, frame=self._frames.kept_index(change.frame)) for change in changes)
 
     def finish(self, report: Report) -> LMChunk:
         """Return the last chunk: the remaining text and frames, and the report."""

@@ -95,7 +95,7 @@ def test_it_waits_for_the_rows_on_their_way() -> None:
     scene.step += LAG
     scene.table["a"].request.num_output_placeholders = 1
     assert scene.change(-1) == ([], [])
-    assert scene.table["a"].pair.awaits_half
+    assert scene.table["a"].pair.awaits_unconditional
     assert scene.change(9) == ([], []), "nothing else changes meanwhile"
     scene.table["a"].request.num_output_placeholders = 0
     assert scene.change() == ([], ["a"])
@@ -122,7 +122,7 @@ def test_one_that_is_preempted_on_its_way_back_goes_on_without() -> None:
     request.status = RequestStatus.PREEMPTED
     scene.running = []
     assert scene.change() == ([], [])
-    assert not scene.table["a"].pair.awaits_half
+    assert not scene.table["a"].pair.awaits_unconditional
     assert list(scene.guidance.dropped) == ["a"]
 
 

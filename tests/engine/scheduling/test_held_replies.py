@@ -7,7 +7,7 @@ from vllm import SamplingParams
 from vllm.v1.core.sched.output import CachedRequestData
 from vllm.v1.request import Request
 
-from stretto.engine.protocol import SpeechCachedRequests, TextNews, sampling_params
+from stretto.engine.protocol import NewText, SpeechCachedRequests, sampling_params
 from stretto.engine.reply_rules import ENDLESS, SegmentRules, TextUpdate
 from stretto.engine.scheduling.held_replies import HeldReplies
 from stretto.engine.scheduling.planner import PairPlanner
@@ -40,7 +40,7 @@ class World:
         for _ in range(num_rows):
             self.table[request.request_id].history.put(request.num_tokens, [[0] * 8])
             request.append_output_token_ids(TRACKED.layout.audio[0].start)
-            self.texts.note_said(self.table[request.request_id])
+            self.texts.note_generated(self.table[request.request_id])
 
     def write(self, name: str, *ids: int, is_last: bool = False) -> bool:
         params = SamplingParams(max_tokens=1, extra_args=TextUpdate(list(ids), is_last).to_extra_args())
@@ -58,7 +58,7 @@ def test_a_reply_is_held_behind_its_last_word_and_goes_on_with_the_next(world: W
     assert not world.texts.is_held(request), "word 0 is there"
     world.say(request)
     assert world.texts.held([request]) == [request]
-    assert world.texts.hold_all
+    assert world.texts.all_held
     world.now = 3.0
     assert world.write("r")
     assert world.texts.is_held(request), "nothing has come"
@@ -82,15 +82,15 @@ def test_the_end_of_a_text_frees_all_rows(world: World) -> None:
 
 def test_the_worker_is_told_once_and_of_the_shortest_reply_at_the_end(world: World) -> None:
     world.arrive("r", 20)
-    assert world.texts.attach_news(NOTHING) is NOTHING
+    assert world.texts.attach_new_text(NOTHING) is NOTHING
     world.write("r", 21)
     world.write("r", 22, 23)
-    told = world.texts.attach_news(NOTHING)
+    told = world.texts.attach_new_text(NOTHING)
     assert isinstance(told, SpeechCachedRequests)
-    assert told.news == {"r": TextNews(6, [21, 22, 23], None)}
+    assert told.new_text == {"r": NewText(6, [21, 22, 23], None)}
     world.write("r", 7, is_last=True)
-    assert world.texts.attach_news(NOTHING).news == {"r": TextNews(9, [7], 5)}
-    assert world.texts.attach_news(NOTHING) is NOTHING
+    assert world.texts.attach_new_text(NOTHING).new_text == {"r": NewText(9, [7], 5)}
+    assert world.texts.attach_new_text(NOTHING) is NOTHING
 
 
 def test_a_block_is_hashed_once_its_words_are_known(world: World) -> None:
@@ -109,12 +109,12 @@ def test_who_is_held_gives_way_to_who_could_run(world: World) -> None:
     world.say(older)
     world.say(younger)
     running = [older, younger]
-    assert world.texts.giving_way([other], running, num_slots=3) == []
-    assert world.texts.giving_way([other], running, num_slots=2) == [younger]
+    assert world.texts.to_preempt([other], running, num_slots=3) == []
+    assert world.texts.to_preempt([other], running, num_slots=2) == [younger]
     world.blocks.free = 1
-    assert world.texts.giving_way([other], running, num_slots=3) == [younger]
-    assert world.texts.giving_way([younger], [older], num_slots=1) == [], "it waits for words, not for room"
-    assert not world.texts.hold_all
+    assert world.texts.to_preempt([other], running, num_slots=3) == [younger]
+    assert world.texts.to_preempt([younger], [older], num_slots=1) == [], "it waits for words, not for room"
+    assert not world.texts.all_held
 
 
 def test_a_held_reply_is_granted_nothing_and_gives_way_first(world: World) -> None:
@@ -125,7 +125,7 @@ def test_a_held_reply_is_granted_nothing_and_gives_way_first(world: World) -> No
     assert plan.grants == {"a": 0, "b": 1}
     world.blocks.free = 0
     other.num_computed_tokens = other.num_tokens - 1
-    assert world.planner.plan([held, other], budget=10).giving_way == [held]
+    assert world.planner.plan([held, other], budget=10).to_preempt == [held]
     assert world.planner.stuck([held]) == []
 
 
@@ -135,6 +135,6 @@ def test_a_reply_that_has_ended_leaves_nothing(world: World) -> None:
     world.write("r")
     world.texts.remove("r")
     world.table.remove("r")
-    assert (world.texts.num_held, world.texts.hold_all, world.texts.attach_news(NOTHING)) == (0, False, NOTHING)
+    assert (world.texts.num_held, world.texts.all_held, world.texts.attach_new_text(NOTHING)) == (0, False, NOTHING)
     assert world.write("r", 20)
-    assert world.texts.attach_news(NOTHING) is NOTHING
+    assert world.texts.attach_new_text(NOTHING) is NOTHING

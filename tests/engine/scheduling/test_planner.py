@@ -31,7 +31,7 @@ def test_a_pair_runs_as_long_as_its_older_half_and_in_one_place() -> None:
     assert ids(plan.running) == ["one", "one#unconditional", "two", "two#unconditional", "s"]
     assert plan.grants == dict.fromkeys(ids(plan.running), 1)
     assert not plan.awaited
-    assert not plan.giving_way
+    assert not plan.to_preempt
 
 
 def test_a_half_without_its_partner_gets_all_rows_but_the_last() -> None:
@@ -49,26 +49,26 @@ def test_a_pair_that_is_held_gets_no_row() -> None:
     one = arrive(known, "one", policy="adaptive")
     plan_of = planner(known)[0].plan
     assert plan_of(run(one), 100).grants == {"one": 1}
-    known.await_half(known["one"])
+    known.await_unconditional(known["one"])
     assert plan_of([one], 100).grants == {"one": 0}
 
 
-@pytest.mark.parametrize(("free", "giving_way"), [(2, []), (1, ["two#unconditional", "two"])])
-def test_the_youngest_pair_gives_way_where_blocks_are_short(free: int, giving_way: list[str]) -> None:
+@pytest.mark.parametrize(("free", "to_preempt"), [(2, []), (1, ["two#unconditional", "two"])])
+def test_the_youngest_pair_gives_way_where_blocks_are_short(free: int, to_preempt: list[str]) -> None:
     """Two of the four are about to begin a block."""
     known = table()
     running = [*pair(known, "one"), *pair(known, "two")]
     run(*running)
     held = {"one": 2, "one#unconditional": 2, "two": 1, "two#unconditional": 1}
     plan = planner(known, free=free, held=held)[0].plan(running, 100)
-    assert ids(plan.giving_way) == giving_way
+    assert ids(plan.to_preempt) == to_preempt
 
 
 def test_a_half_that_waits_follows_its_partner_out() -> None:
     known = table()
     one, (two, half) = arrive(known, "one", guidance_scale=1.0), pair(known, "two")
     plan = planner(known, free=0)[0].plan(run(one, two), 100)
-    assert plan.giving_way == [half, two]
+    assert plan.to_preempt == [half, two]
 
 
 def test_blocks_are_kept_for_a_half_that_an_older_pair_awaits_and_for_none_of_the_youngest() -> None:
@@ -78,16 +78,16 @@ def test_blocks_are_kept_for_a_half_that_an_older_pair_awaits_and_for_none_of_th
     held = {"one": 2, "s": 2}
     plan = planner(known, free=1, held=held)[0].plan([one, single], 100)
     assert plan.awaited == [one_half]
-    assert plan.giving_way == [single], "two blocks for the half of the older"
+    assert plan.to_preempt == [single], "two blocks for the half of the older"
     plan = planner(known, free=1, held=held)[0].plan([single, one], 100)
-    assert plan.giving_way == (), "the youngest waits for its own"
+    assert plan.to_preempt == (), "the youngest waits for its own"
 
 
 def test_the_last_to_run_never_gives_way() -> None:
     known = table()
     one, half = pair(known, "one")
-    assert not planner(known, free=0)[0].plan(run(one, half), 100).giving_way
-    assert not planner(known, free=0)[0].plan([], 100).giving_way
+    assert not planner(known, free=0)[0].plan(run(one, half), 100).to_preempt
+    assert not planner(known, free=0)[0].plan([], 100).to_preempt
 
 
 def test_the_last_plan_holds_while_the_same_decode(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +122,7 @@ def test_whatever_changes_who_runs_is_planned_anew(change: str, monkeypatch: pyt
     elif change == "a half is dropped":
         known.drop_unconditional(known["one"])
     elif change == "a pair is held":
-        known.await_half(known["one"])
+        known.await_unconditional(known["one"])
     else:
         planning.has_slot(arrive(known, "waits").request_id, [*running, *run(arrive(known, "passing"))], 9)
     monkeypatch.setattr("stretto.engine.scheduling.planner.plan_grants", lambda *_: pytest.fail("planned again"))
@@ -207,7 +207,7 @@ def test_while_the_same_requests_decode_each_step_is_granted_what_the_last_one_s
             burst(known, request, num_rows)
         plan = planning.plan(running, budget)
         assert plan.grants == dict(zip(ids(running), said, strict=True))
-        assert not plan.giving_way
+        assert not plan.to_preempt
         planning.check(plan.grants, sum(said), read(running))
     for request in running:
         burst(known, request, 5)

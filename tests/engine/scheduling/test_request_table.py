@@ -68,7 +68,7 @@ def test_every_change_of_a_pair_shows_in_the_revision() -> None:
     known = table()
     arrive(known, "r")
     state, seen = known["r"], [known.revision]
-    for change in (known.add_unconditional, known.drop_unconditional, known.await_half, known.stop_awaiting):
+    for change in (known.add_unconditional, known.drop_unconditional, known.await_unconditional, known.stop_awaiting):
         change(state)
         seen.append(known.revision)
     assert len(set(seen)) == len(seen)
@@ -77,10 +77,10 @@ def test_every_change_of_a_pair_shows_in_the_revision() -> None:
 def test_a_pair_is_held_until_it_has_its_half() -> None:
     known = table()
     arrive(known, "r")
-    known.await_half(known["r"])
-    assert known["r"].pair.awaits_half
+    known.await_unconditional(known["r"])
+    assert known["r"].pair.awaits_unconditional
     known.add_unconditional(known["r"])
-    assert not known["r"].pair.awaits_half
+    assert not known["r"].pair.awaits_unconditional
 
 
 def test_guidance_that_ends_early_has_a_limit_once_it_begins() -> None:

@@ -2,7 +2,7 @@
 
 from vllm.v1.request import Request, RequestStatus
 
-from stretto.engine.scheduling.held_replies import passing_over, put_first, put_first_behind
+from stretto.engine.scheduling.held_replies import put_first, put_first_after, skipping
 from tests.engine.scheduling.tables import arrive, queue, table
 
 
@@ -28,7 +28,7 @@ def test_a_half_goes_ahead_of_all_while_its_partner_runs() -> None:
     some = requests("abcp")
     some["p"].status = RequestStatus.RUNNING
     waiting = queue(some["a"], some["b"], some["c"])
-    put_first_behind(waiting, some["c"], some["p"])
+    put_first_after(waiting, some["c"], some["p"])
     assert names(waiting) == "cab"
 
 
@@ -36,14 +36,14 @@ def test_a_half_goes_behind_a_partner_that_was_preempted() -> None:
     some = requests("abcp")
     some["p"].status = RequestStatus.PREEMPTED
     waiting = queue(some["a"], some["p"], some["b"], some["c"])
-    put_first_behind(waiting, some["c"], some["p"])
+    put_first_after(waiting, some["c"], some["p"])
     assert names(waiting) == "apcb"
 
 
 def test_those_passed_over_are_not_served_and_keep_their_places() -> None:
     some = requests("abcdenm")
     waiting = queue(*(some[name] for name in "abcde"))
-    with passing_over(waiting, [some["b"], some["d"]]):
+    with skipping(waiting, [some["b"], some["d"]]):
         assert names(waiting) == "ace"
         waiting.pop_request()  # `a` is admitted
         waiting.prepend_request(some["n"])  # one is preempted
@@ -53,6 +53,6 @@ def test_those_passed_over_are_not_served_and_keep_their_places() -> None:
 def test_without_anybody_to_pass_over_the_queue_is_left_alone() -> None:
     some = requests("abn")
     waiting = queue(some["a"], some["b"])
-    with passing_over(waiting, []):
+    with skipping(waiting, []):
         waiting.add_request(some["n"])
     assert names(waiting) == "abn"

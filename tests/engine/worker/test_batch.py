@@ -76,7 +76,7 @@ def test_the_arrays_are_the_rows_of_the_plan(arrays: HostArrays | DeviceArrays) 
         assert np.allclose(step.scales.guidance, 1.0 + drawing)
         assert np.allclose(step.guidance, 1.0 + drawing[: plan.num_paired])
         assert np.array_equal(step.text.top_k, rows.slots[take(plan.drawing, plan.writing)])
-        heard = np.arange(plan.num_rows) if step.heard is None else np.asarray(step.heard)
+        heard = np.arange(plan.num_rows) if step.audio_rows is None else np.asarray(step.audio_rows)
         assert heard.tolist() == take(plan.drawing, plan.speaking) + plan.sampling[len(drawing) :].tolist()
         assert np.array_equal(step.num_sampled, rows.samples)
 

@@ -60,10 +60,12 @@ def program(
     device: torch.device, max_captured_rows: int = 0, recorder: Any = None
 ) -> tuple[ModuleProgram, FakeAttention]:
     arrays = DeviceArrays(device)
-    said = SimpleNamespace(arrays=arrays, embed=lambda slots, at: torch.empty(len(slots), WIDTH, device=slots.device))
+    generated = SimpleNamespace(
+        arrays=arrays, embed=lambda slots, at: torch.empty(len(slots), WIDTH, device=slots.device)
+    )
     ring = torch.full((SLOTS, WINDOW, WIDTH), -1.0, device=device)
     attention = FakeAttention(max_captured_rows, device)
-    return ModuleProgram(FakeModel(device), said, ring, attention, recorder), attention
+    return ModuleProgram(FakeModel(device), generated, ring, attention, recorder), attention
 
 
 def step() -> tuple[BurstBatch, np.ndarray]:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from vllm.v1.core.sched.output import NewRequestData
 
-from stretto.engine.protocol import SpeechParams, SpeechRequestData, TextNews
+from stretto.engine.protocol import NewText, SpeechParams, SpeechRequestData
 from stretto.engine.reply_rules import ENDLESS, SegmentRules, SegmentTracker
 from stretto.engine.worker.run_slots import RunSlots
 from stretto.engine.worker.slots import LIMITS, STATE, Arrays, DeviceArrays, HostArrays, SlotTables, state_row
@@ -63,14 +63,14 @@ def test_a_slot_knows_what_its_reply_has_said_and_nothing_of_the_one_before(coun
     """As after a preemption: a prompt of 3 and 7, and a reply that has reached 20, 21."""
     rules = SegmentRules(replace(INTERLEAVED, penalized=counted), 128)
     slots = RunSlots(SlotTables(2, rules, torch.device("cpu")), rules, HostArrays(), 1)
-    slots.tables.said[1] = True
+    slots.tables.seen[1] = True
     sampling = INTERLEAVED.tasks[0].sampling
     params = SpeechParams("reply", replace(sampling, seed=0), np.zeros((2, 0), np.int32))
     data = NewRequestData("r", [3, 7], [], None, None, ([1],), 0, None, prefill_token_ids=[3, 7, 20, 21])
     slots.fill(1, SpeechRequestData.extending(data, params, np.zeros((4, 0), np.int32)))
     slots.tables.apply_staged(HostArrays())
-    assert set(slots.tables.said[1].nonzero().flatten().tolist()) == expected
-    assert not slots.tables.said[0].any()
+    assert set(slots.tables.seen[1].nonzero().flatten().tolist()) == expected
+    assert not slots.tables.seen[0].any()
 
 
 def test_a_slot_s_text_goes_on_where_its_rows_will_be_read() -> None:
@@ -90,10 +90,10 @@ def test_a_slot_s_text_goes_on_where_its_rows_will_be_read() -> None:
     assert tables.codes[1, 9:, 7].unique().tolist() == [6]
     assert tables.limits[1, LIMITS["audio_min"]] == ENDLESS
     version = slots.version
-    slots.extend_texts({"r": TextNews(7, [22, 23], None), "gone": TextNews(7, [50], 3)})
+    slots.extend_texts({"r": NewText(7, [22, 23], None), "gone": NewText(7, [50], 3)})
     assert tables.codes[1, 5:10, 7].tolist() == [20, 21, 22, 23, 6]
     assert slots.version == version
-    slots.extend_texts({"r": TextNews(9, [7], 5)})
+    slots.extend_texts({"r": NewText(9, [7], 5)})
     assert tables.codes[1, 8:11, 7].tolist() == [23, 7, 6]
     assert tables.limits[1, LIMITS["audio_min"]] == 5
     assert slots.version > version, "the plan of the step is made anew"

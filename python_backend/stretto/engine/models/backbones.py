@@ -106,10 +106,10 @@ class StrettoQwen2ForCausalLM(MultiStreamMixin, Qwen2ForCausalLM):
         layers = itertools.islice(self.model.layers, first, first + self.family.bursts.num_modules)
         return {layer.self_attn.attn.layer_name for layer in layers}
 
-    def row_predictor(self, said: GeneratedRows, vllm_config: VllmConfig) -> ModuleRows:
+    def row_predictor(self, generated: GeneratedRows, vllm_config: VllmConfig) -> ModuleRows:
         """Return the predictor that runs the modules (see `RowPredictor`)."""
         assert self.family.bursts is not None
-        return ModuleRows(self, said, self.family.bursts, vllm_config)
+        return ModuleRows(self, generated, self.family.bursts, vllm_config)
 
 
 class StrettoQwen3ForCausalLM(MultiStreamMixin, Qwen3ForCausalLM):

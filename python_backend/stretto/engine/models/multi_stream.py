@@ -148,8 +148,8 @@ class MultiStreamMixin(Decoder):
         intermediate_tensors: IntermediateTensors | None = None,
         inputs_embeds: torch.Tensor | None = None,
         rows: torch.Tensor | None = None,
-        heard: torch.Tensor | None = None,
-        is_heard: torch.Tensor | None = None,
+        audio_embeds: torch.Tensor | None = None,
+        is_audio: torch.Tensor | None = None,
     ) -> Any:
         """Return the backbone's hidden states, [N, H].
 
@@ -159,14 +159,14 @@ class MultiStreamMixin(Decoder):
             intermediate_tensors: For pipeline parallelism, which is not supported.
             inputs_embeds: Buffer for the embedded rows, [N, H]; a piecewise CUDA graph reads it at a fixed address.
             rows: Ids of all input streams, [N, S], stream 0 first; None if the buffer is filled already.
-            heard: Embedded audio input, [N, H].
-            is_heard: True for rows whose embeddings the audio input replaces, bool [N, 1].
+            audio_embeds: Embedded audio input, [N, H].
+            is_audio: True for rows whose embeddings the audio input replaces, bool [N, 1].
         """
         if rows is not None:
             assert inputs_embeds is not None
             embeds = self.embed_rows(rows, inputs_embeds)
-            if heard is not None and is_heard is not None:
-                inputs_embeds.copy_(torch.where(is_heard, heard, embeds))
+            if audio_embeds is not None and is_audio is not None:
+                inputs_embeds.copy_(torch.where(is_audio, audio_embeds, embeds))
         ids = None if inputs_embeds is not None else input_ids
         return self.model(ids, positions, intermediate_tensors, inputs_embeds, **self.layer_inputs(rows))
 

@@ -171,7 +171,7 @@ class AdaptiveGuidance:
         excess = self.load.excess(len(running))
         if excess > 0:
             return GuidanceChanges(dropped=self._drop(excess, running, step))
-        return GuidanceChanges(restored=self._take_one_back(running, step) if excess < 0 else ())
+        return GuidanceChanges(restored=self._restore_one(running, step) if excess < 0 else ())
 
     def end_schedule(self, num_rows: int) -> None:
         """Record that a step of `num_rows` rows has been scheduled."""
@@ -211,7 +211,7 @@ class AdaptiveGuidance:
                 self.load.start_over()
         return dropped
 
-    def _take_one_back(self, running: Sequence[Request], step: int) -> list[RequestState]:
+    def _restore_one(self, running: Sequence[Request], step: int) -> list[RequestState]:
         """Select the oldest request without guidance to regain it.
 
         Return it if its unconditional request can be created now.
@@ -221,14 +221,14 @@ class AdaptiveGuidance:
             if dropped_at is None or step - dropped_at <= self._lag:
                 continue
             state = self._table[request.request_id]
-            if self._is_worth_it(state, len(running)):
+            if self._can_restore(state, len(running)):
                 self.returning[request.request_id] = self.dropped.pop(request.request_id)
-                self._table.await_half(state)
+                self._table.await_unconditional(state)
                 self.load.start_over()
                 return [state] if self._follow(state) else []
         return []
 
-    def _is_worth_it(self, state: RequestState, num_running: int) -> bool:
+    def _can_restore(self, state: RequestState, num_running: int) -> bool:
         """Return True if the audio continues and the new request fits without a preemption."""
         return (
             state.tracker.segment is Segment.AUDIO

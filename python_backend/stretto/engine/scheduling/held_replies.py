@@ -8,12 +8,12 @@ from vllm.v1.core.sched.output import CachedRequestData
 from vllm.v1.core.sched.request_queue import RequestQueue
 from vllm.v1.request import Request, RequestStatus
 
-from stretto.engine.protocol import SpeechCachedRequests, TextNews
+from stretto.engine.protocol import NewText, SpeechCachedRequests
 from stretto.engine.reply_rules import TextUpdate
 from stretto.engine.scheduling.planner import KvBlocks, PairPlanner
 from stretto.engine.scheduling.request_table import RequestState, RequestTable
 
-NOBODY = nullcontext()  # shared by the many steps that skip no request
+NOTHING_SKIPPED = nullcontext()  # shared by the many steps that skip no request
 
 
 def put_first(queue: RequestQueue, *requests: Request) -> None:
@@ -23,7 +23,7 @@ def put_first(queue: RequestQueue, *requests: Request) -> None:
         queue.prepend_request(request)
 
 
-def put_first_behind(queue: RequestQueue, half: Request, partner: Request) -> None:
+def put_first_after(queue: RequestQueue, half: Request, partner: Request) -> None:
     """Move a new unconditional request to the head of the queue, but after its partner if that was preempted.
 
     The partner may have been preempted with the row in flight that ended its text.
@@ -36,10 +36,10 @@ def put_first_behind(queue: RequestQueue, half: Request, partner: Request) -> No
         queue.prepend_request(request)
 
 
-def passing_over(queue: RequestQueue, *groups: Sequence[Request]) -> AbstractContextManager[None]:
+def skipping(queue: RequestQueue, *groups: Sequence[Request]) -> AbstractContextManager[None]:
     """Return a context in which `groups` are not in the queue; they regain their positions afterwards."""
     requests = [request for group in groups for request in group]
-    return _without(queue, requests) if requests else NOBODY
+    return _without(queue, requests) if requests else NOTHING_SKIPPED
 
 
 @contextmanager
@@ -70,7 +70,7 @@ class HeldReplies:
     ):
         self._table, self._planner, self._blocks, self._clock = table, planner, blocks, clock
         self._open: dict[str, RequestState] = {}
-        self._news: dict[str, TextNews] = {}
+        self._new_text: dict[str, NewText] = {}
         self._since: dict[str, float] = {}  # time at which each blocked reply became blocked
         self.held_s = 0.0
 
@@ -81,7 +81,7 @@ class HeldReplies:
 
     def remove(self, request_id: str) -> None:
         """Stop tracking a request that has ended."""
-        for some in (self._open, self._news, self._since):
+        for some in (self._open, self._new_text, self._since):
             some.pop(request_id, None)
 
     def absorb_update(self, request: Request) -> bool:
@@ -101,11 +101,11 @@ class HeldReplies:
     def _extend(self, state: RequestState, update: TextUpdate) -> None:
         track, request = state.track, state.request
         assert track is not None
-        news = self._news.get(request.request_id, TextNews(track.end, [], None))
+        new_text = self._new_text.get(request.request_id, NewText(track.end, [], None))
         track.ids += update.ids
         track.is_open = not update.is_last
         min_rows = max(state.params.sampling.audio.min_rows, track.min_frames) if update.is_last else None
-        self._news[request.request_id] = TextNews(news.first_row, news.ids + update.ids, min_rows)
+        self._new_text[request.request_id] = NewText(new_text.first_row, new_text.ids + update.ids, min_rows)
         if not self.is_held(request):
             self._end_hold(state)
         if update.is_last:
@@ -114,7 +114,7 @@ class HeldReplies:
         if request._block_hasher is not None:
             request.update_block_hashes()
 
-    def note_said(self, state: RequestState) -> None:
+    def note_generated(self, state: RequestState) -> None:
         """Start the clock of a request that is blocked now that it has generated a row."""
         if self.is_held(state.request):
             self._since.setdefault(state.request.request_id, self._clock())
@@ -126,17 +126,17 @@ class HeldReplies:
             state.held_s += held_s
             self.held_s += held_s
 
-    def attach_news(self, requests: CachedRequestData) -> CachedRequestData:
+    def attach_new_text(self, requests: CachedRequestData) -> CachedRequestData:
         """Return vLLM's record of the running requests with the text that has arrived since the last step."""
-        if not self._news:
+        if not self._new_text:
             return requests
-        news, self._news = self._news, {}
-        return SpeechCachedRequests.extending(requests, news)
+        new_text, self._new_text = self._new_text, {}
+        return SpeechCachedRequests.extending(requests, new_text)
 
     def is_held(self, request: Request) -> bool:
         """Return True if the request is blocked: the text id of its newest row has not arrived."""
         state = self._open.get(request.request_id)
-        return state is not None and state.waits_for_words
+        return state is not None and state.waits_for_text
 
     def held(self, requests: Iterable[Request]) -> list[Request]:
         """Return those of `requests` that are blocked, in order."""
@@ -148,11 +148,11 @@ class HeldReplies:
         return len(self._since)
 
     @property
-    def hold_all(self) -> bool:
+    def all_held(self) -> bool:
         """True if there are requests and all are blocked, so that a step would have nothing to compute."""
         return len(self._since) == len(self._table) > 0
 
-    def giving_way(self, waiting: Iterable[Request], running: list[Request], num_slots: int) -> list[Request]:
+    def to_preempt(self, waiting: Iterable[Request], running: list[Request], num_slots: int) -> list[Request]:
         """Return the running requests to preempt, at most one, so that a queued one can run.
 
         This is the youngest blocked request, if the first queued request that is not blocked lacks a run slot or KV

@@ -177,14 +177,14 @@ class StepPlan(NamedTuple):
         running: Running requests in scheduling order.
         grants: Number of rows that each request may compute, by request id.
         awaited: Queued requests whose CFG partner runs, those of the oldest pair first.
-        giving_way: Requests to preempt (one pair or one single request), in the order in which they are put at the head
+        to_preempt: Requests to preempt (one pair or one single request), in the order in which they are put at the head
             of the queue. If not empty, the rest of the plan is void.
     """
 
     running: list[Request]
     grants: dict[str, int]
     awaited: Sequence[Request] = ()
-    giving_way: Sequence[Request] = ()
+    to_preempt: Sequence[Request] = ()
 
 
 class PairPlanner:
@@ -281,7 +281,7 @@ class PairPlanner:
             assert state.pair is not None
             other = state.pair.other(request.request_id)
             return RunningRow(request.request_id, remaining, other, is_decoding=decodes)
-        awaits = state.is_unconditional or (state.pair is not None and state.pair.awaits_half)
+        awaits = state.is_unconditional or (state.pair is not None and state.pair.awaits_unconditional)
         if state.track is not None:  # the text of the last row may not have arrived
             awaits |= request.num_computed_tokens + remaining > state.track.num_known
         return RunningRow(request.request_id, remaining, may_finish=not awaits, is_decoding=decodes)
@@ -319,7 +319,7 @@ class PairPlanner:
         """
         if not running:
             return []
-        last = next((each for each in reversed(running) if self._table[each.request_id].waits_for_words), running[-1])
+        last = next((each for each in reversed(running) if self._table[each.request_id].waits_for_text), running[-1])
         partner = self._table.partner(last.request_id)
         return [request for request in running if request.request_id in (last.request_id, partner)]
 
@@ -337,7 +337,7 @@ class PairPlanner:
         flight.
         """
         tail = self._tail(running)
-        is_moving = all(self._table[each.request_id].waits_for_words for each in running) or any(
+        is_moving = all(self._table[each.request_id].waits_for_text for each in running) or any(
             request.num_in_flight_tokens for request in running
         )
         return [] if is_moving or tail == running else self._with_partner(tail)

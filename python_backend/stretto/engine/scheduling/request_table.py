@@ -204,15 +204,15 @@ class GuidancePair:
         conditional: Id of the conditional request.
         first_output: Index in the reply of the first guided row; `NOT_YET` while unknown.
         unconditional: Id of the unconditional request; None while there is none.
-        awaits_half: True if the conditional request may not sample until an unconditional one has been created.
+        awaits_unconditional: True if the conditional request may not sample until an unconditional one exists.
     """
 
     conditional: str
     first_output: int = NOT_YET
     unconditional: str | None = None
-    awaits_half: bool = False
+    awaits_unconditional: bool = False
 
-    def part(self) -> None:
+    def detach(self) -> None:
         """Record that the unconditional request has been removed."""
         self.first_output, self.unconditional = NOT_YET, None
 
@@ -276,7 +276,7 @@ class RequestState:
         return self.schedule is not None and self.schedule.max_extra > 0
 
     @property
-    def waits_for_words(self) -> bool:
+    def waits_for_text(self) -> bool:
         """True if the text id of the request's newest row has not arrived."""
         return self.track is not None and self.request.num_tokens > self.track.num_known
 
@@ -477,16 +477,16 @@ class RequestTable(dict[str, RequestState]):
                 num_extra = self.rules.num_extra(state.schedule, num_prompt_rows, request.num_computed_tokens)
                 request.num_output_placeholders += num_extra
 
-    def await_half(self, state: RequestState) -> None:
+    def await_unconditional(self, state: RequestState) -> None:
         """Let the CFG pair of `state` wait for a new unconditional request."""
         assert state.pair is not None
-        state.pair.awaits_half = True
+        state.pair.awaits_unconditional = True
         self.revision += 1
 
     def stop_awaiting(self, state: RequestState) -> None:
-        """Undo `await_half`."""
+        """Undo `await_unconditional`."""
         assert state.pair is not None
-        state.pair.awaits_half = False
+        state.pair.awaits_unconditional = False
         self.revision += 1
 
     def drop_unconditional(self, state: RequestState) -> str:
@@ -498,7 +498,7 @@ class RequestTable(dict[str, RequestState]):
         assert pair is not None
         request_id = pair.unconditional
         assert request_id is not None, f"{state.request.request_id} has no unconditional request to release"
-        pair.part()
+        pair.detach()
         if state.next_output >= state.limit:
             state.pair = None
         self.remove(request_id)
@@ -514,7 +514,7 @@ class RequestTable(dict[str, RequestState]):
         assert pair is not None
         context = unconditional_context(state, self.rules.family)
         pair.first_output = len(context) - conditional.num_prompt_tokens
-        pair.unconditional, pair.awaits_half = partner_of(conditional.request_id), False
+        pair.unconditional, pair.awaits_unconditional = partner_of(conditional.request_id), False
         num_guided_rows = self.rules.max_guided_rows(params.sampling)
         if num_guided_rows is not None:
             state.limit = pair.first_output + num_guided_rows

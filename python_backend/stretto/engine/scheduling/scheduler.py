@@ -21,7 +21,7 @@ from stretto.engine.adapters import check_config
 from stretto.engine.protocol import NO_CHANGE, STATS_KEY, UNCONDITIONAL_SUFFIX, EngineStats, SharedStats, family_of
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.scheduling.guidance import AdaptiveGuidance, StepLoad
-from stretto.engine.scheduling.held_replies import HeldReplies, passing_over, put_first, put_first_behind
+from stretto.engine.scheduling.held_replies import HeldReplies, put_first, put_first_after, skipping
 from stretto.engine.scheduling.planner import KvBlocks, KvShares, PairPlanner
 from stretto.engine.scheduling.request_table import RequestState, RequestTable
 from stretto.families.base import Bursts, Family
@@ -133,7 +133,7 @@ class StepStats:
             values.engine_busy_seconds_total += min(values.step_seconds, now - self._ended)
             values.engine_steps_total += 1
             self._ended = now
-        if now - self._written >= PERIOD_S or not running or self._texts.hold_all:
+        if now - self._written >= PERIOD_S or not running or self._texts.all_held:
             self._written = now
             self.report(running, num_waiting)
 
@@ -187,10 +187,10 @@ def check_supported(config: VllmConfig, kv_cache: KVCacheConfig, rules: SegmentR
     check_config(config)
     if len(kv_cache.kv_cache_groups) != 1:
         raise ValueError("the speech plugin supports models whose attention layers are all of one kind")
-    if config.max_concurrent_batches > rules.least_rows_to_audio:
+    if config.max_concurrent_batches > rules.min_rows_to_audio:
         raise ValueError(
             f"{rules.family.name}: {config.max_concurrent_batches} steps in flight exceed the "
-            f"{rules.least_rows_to_audio} rows from its text to its audio; switch async scheduling off"
+            f"{rules.min_rows_to_audio} rows from its text to its audio; switch async scheduling off"
         )
     if rules.family.bursts is not None:
         check_bursts(config, rules, rules.family.bursts)
@@ -213,7 +213,7 @@ def check_track(family: Family) -> None:
 def check_bursts(config: VllmConfig, rules: SegmentRules, bursts: Bursts) -> None:
     """Raise ValueError if the family's multi-token steps do not fit the configuration."""
     name, budget = rules.family.name, config.scheduler_config.max_num_batched_tokens
-    if rules.family.guided_streams and rules.least_rows_to_audio < rules.max_model_len:
+    if rules.family.guided_streams and rules.min_rows_to_audio < rules.max_model_len:
         raise ValueError(f"{name}: multi-token steps from text to audio exclude guidance")
     if budget < 2 * rules.max_rows_per_step:
         raise ValueError(
@@ -300,7 +300,7 @@ class PairedScheduling(Base):
         config = self.vllm_config
         rules = SegmentRules(family_of(config.model_config.hf_config), self.max_model_len)
         check_supported(config, self.kv_cache_config, rules)
-        blocks = KvBlocks(self.kv_cache_manager, self.block_size, rules.num_open_rows)
+        blocks = KvBlocks(self.kv_cache_manager, self.block_size, rules.num_reopened_rows)
         load = StepLoad(rules.family.frame_rate * rules.family.rows_per_frame)
         self.table = RequestTable(rules, self.hash_block_size)
         self.planner = PairPlanner(self.table, blocks)
@@ -321,10 +321,10 @@ class PairedScheduling(Base):
         self.stats.begin_step()
         self._change_guidance()
         self._plan()
-        with passing_over(self.waiting, self.shares.full(self.waiting, self.running), self.texts.held(self.waiting)):
+        with skipping(self.waiting, self.shares.full(self.waiting, self.running), self.texts.held(self.waiting)):
             output = super().schedule(throttle_prefills)
         output.scheduled_new_reqs = [self.table[data.req_id].for_worker(data) for data in output.scheduled_new_reqs]
-        output.scheduled_cached_reqs = self.texts.attach_news(output.scheduled_cached_reqs)
+        output.scheduled_cached_reqs = self.texts.attach_new_text(output.scheduled_cached_reqs)
         if self._num_in_advance:
             self.table.count_bursts(output.num_scheduled_tokens)
         num_rows = output.total_num_scheduled_tokens
@@ -353,12 +353,12 @@ class PairedScheduling(Base):
             plan = self.planner.plan(self.running, self.max_num_scheduled_tokens)
             self.running, self._grants = plan.running, plan.grants
             put_first(self.waiting, *plan.awaited)
-            if not plan.giving_way:
+            if not plan.to_preempt:
                 break
-            self._preempt(plan.giving_way)
+            self._preempt(plan.to_preempt)
             self._admits = False
-        if giving_way := self.texts.giving_way(self.waiting, self.running, self.max_num_active_reqs):
-            self._preempt(giving_way)
+        if to_preempt := self.texts.to_preempt(self.waiting, self.running, self.max_num_active_reqs):
+            self._preempt(to_preempt)
 
     def _preempt(self, halves: Sequence[Request]) -> None:
         """Preempt requests and move them to the head of the queue, but after those that running pairs wait for."""
@@ -437,7 +437,7 @@ class PairedScheduling(Base):
 
     def has_unfinished_requests(self) -> bool:
         """Return True if a step has work to do; False also if all replies are blocked until text arrives."""
-        return super().has_unfinished_requests() and not self.texts.hold_all
+        return super().has_unfinished_requests() and not self.texts.all_held
 
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
@@ -469,9 +469,9 @@ class PairedScheduling(Base):
         token_ids, stopped = super()._update_request_with_output(request, new_token_ids, is_stale)
         if state.is_unconditional:
             return [], stopped  # vLLM creates no output for an empty list
-        self.texts.note_said(state)
+        self.texts.note_generated(state)
         marks = [self._follow(state, token_id) for token_id in token_ids]
-        return self._sampled.push(state, marks, token_ids, stopped or state.waits_for_words), stopped
+        return self._sampled.push(state, marks, token_ids, stopped or state.waits_for_text), stopped
 
     def _follow(self, state: RequestState, token_id: int) -> int:
         """Advance a reply by one sampled row, and return the row's guidance mark."""
@@ -479,7 +479,7 @@ class PairedScheduling(Base):
         if segment is TEXT:
             begins = state.tracker.audio_start >= 0 and state.pair is not None
             if begins and self.guidance.begins(state, self.current_step):
-                put_first_behind(self.waiting, self._add_unconditional(state), state.request)
+                put_first_after(self.waiting, self._add_unconditional(state), state.request)
         elif segment is not TRANSITION and state.asks_for_guidance:
             return state.note_guidance(state.partner_id in self._scheduled)
         return NO_CHANGE

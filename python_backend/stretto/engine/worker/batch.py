@@ -132,8 +132,8 @@ class PlanArrays:
         scales: Real parameters of the rows in `drawing`, [M] each.
         writing: Indices into `drawing` of rows that may be in a text segment, [W].
         speaking: Indices into `drawing` of rows that may be after the text segment, [A].
-        written: Rows of the batch whose hidden states the text head needs, [W].
-        heard: Rows of the batch whose hidden states the audio heads need, [A + P]; unconditional rows are last.
+        text_rows: Rows of the batch whose hidden states the text head needs, [W].
+        audio_rows: Rows of the batch whose hidden states the audio heads need, [A + P]; unconditional rows are last.
         text: Sampling parameters of text ids.
         audio: Sampling parameters of stream 0 in audio.
         depth: Sampling parameters of the other streams.
@@ -147,8 +147,8 @@ class PlanArrays:
     scales: SlotScales
     writing: Array | None
     speaking: Array | None
-    written: torch.Tensor | None
-    heard: torch.Tensor | None
+    text_rows: torch.Tensor | None
+    audio_rows: torch.Tensor | None
     text: DrawParams
     audio: DrawParams
     depth: DrawParams
@@ -188,8 +188,8 @@ class PlanArrays:
             scales=scales,
             writing=writing,
             speaking=speaking,
-            written=hidden_rows(_take(plan.drawing, plan.writing)),
-            heard=hidden_rows(np.concatenate([_take(plan.drawing, plan.speaking), others])),
+            text_rows=hidden_rows(_take(plan.drawing, plan.writing)),
+            audio_rows=hidden_rows(np.concatenate([_take(plan.drawing, plan.speaking), others])),
             text=params(writing, scales.text_temperature, limits.text_top_k, scales.text_top_p),
             audio=params(speaking, scales.audio_temperature, limits.audio_top_k, scales.audio_top_p),
             depth=params(speaking, scales.depth_temperature, limits.depth_top_k, scales.depth_top_p),

@@ -54,7 +54,7 @@ class AudioEmbeddings:
     def __init__(self, model: Any, arrays: Arrays, embeds: torch.Tensor):
         self._model, self._arrays = model, arrays
         self._embeds = torch.zeros_like(embeds)
-        self._is_heard = torch.zeros(len(embeds), 1, dtype=torch.bool, device=embeds.device)
+        self._is_audio = torch.zeros(len(embeds), 1, dtype=torch.bool, device=embeds.device)
         self._of_slot: dict[int, list[tuple[int, torch.Tensor]]] = {}
 
     @torch.inference_mode()
@@ -70,12 +70,12 @@ class AudioEmbeddings:
 
     def inputs(self, num_rows: int) -> dict[str, torch.Tensor]:
         """Return the buffers for a batch: embeddings [N, H], and a mask [N, 1] of the rows to which they apply."""
-        return {"heard": self._embeds[:num_rows], "is_heard": self._is_heard[:num_rows]}
+        return {"audio_embeds": self._embeds[:num_rows], "is_audio": self._is_audio[:num_rows]}
 
     def fill(self, batch: InputBatch) -> dict[str, torch.Tensor]:
         """Write the audio of the rows of `batch` to the buffers, and return them as `inputs` does."""
         num_rows = batch.num_tokens_after_padding
-        self._is_heard[:num_rows] = False
+        self._is_audio[:num_rows] = False
         if not self._of_slot:
             return self.inputs(num_rows)
         computed, scheduled = batch.num_computed_tokens_np, batch.num_scheduled_tokens
@@ -86,7 +86,7 @@ class AudioEmbeddings:
                 if start < stop:
                     at = int(batch.query_start_loc_np[index]) + start - first
                     self._embeds[at : at + stop - start] = embeds[start - begins : stop - begins]
-                    self._is_heard[at : at + stop - start] = True
+                    self._is_audio[at : at + stop - start] = True
         return self.inputs(num_rows)
 
     def _embed(self, audio: InputAudio) -> torch.Tensor:

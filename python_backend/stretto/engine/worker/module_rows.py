@@ -13,7 +13,7 @@ from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.worker.gpu.attn_utils import build_attn_metadata, build_slot_mappings_by_layer, init_attn_backend
 from vllm.v1.worker.gpu.block_table import BlockTables
 
-from stretto.engine.worker.predictors import BurstBatch, GeneratedRows, Say
+from stretto.engine.worker.predictors import BurstBatch, GeneratedRows, SampleRow
 from stretto.engine.worker.step_program import Recorder, StepGraphs, recorder_of
 from stretto.families.base import Bursts
 
@@ -122,7 +122,7 @@ class ModuleProgram:
 
     Args:
         model: Model with `run_module` and `rows_hidden`.
-        said: Embeddings of the rows generated so far.
+        generated: Embeddings of the rows generated so far.
         ring: Hidden states of the backbone for the last rows of each slot, [R, window, H].
         attention: Attention metadata of the modules.
         recorder: Recorder of graphs; None to launch directly.
@@ -132,9 +132,14 @@ class ModuleProgram:
     """
 
     def __init__(
-        self, model: Any, said: GeneratedRows, ring: torch.Tensor, attention: ModuleAttention, recorder: Recorder | None
+        self,
+        model: Any,
+        generated: GeneratedRows,
+        ring: torch.Tensor,
+        attention: ModuleAttention,
+        recorder: Recorder | None,
     ):
-        self._model, self._said, self._ring, self._attention = model, said, ring, attention
+        self._model, self._generated, self._ring, self._attention = model, generated, ring, attention
         self._num_modules = model.family.bursts.num_modules
         num_reqs, self._window, width = ring.shape
         num_rows, device = num_reqs * self._window, ring.device
@@ -180,7 +185,7 @@ class ModuleProgram:
         requests[1, :num_reqs] += step.num_read - 1 - begin
         lengths = np.full(size, window, np.int32)
         lengths[:num_reqs] += begin.astype(np.int32)
-        upload, tensor = self._said.arrays.upload, self._said.arrays.tensor
+        upload, tensor = self._generated.arrays.upload, self._generated.arrays.tensor
         self._rows[:, : size * window] = tensor(upload(rows.reshape(len(rows), -1)))
         self._requests[:, :size] = tensor(upload(requests))
         self._attention.gather(self._requests[0, :size])
@@ -196,7 +201,7 @@ class ModuleProgram:
 
         Captured graphs read its buffers.
         """
-        arrays = self._said.arrays
+        arrays = self._generated.arrays
         self._lengths[:size] = arrays.tensor(arrays.upload(lengths))
         begin = self._begin[: size + 1]
         self._size, self._metadata = (
@@ -219,7 +224,7 @@ class ModuleProgram:
             is_kept = rows[IS_KEPT].bool()[:, None]
             torch.where(is_kept, kept, self._model.rows_hidden[rows[NOW]], out=states)
         with self._attention.reads(self._metadata, num_rows):
-            embeds = self._said.embed(rows[SLOT], rows[POSITION] + (module + 1))
+            embeds = self._generated.embed(rows[SLOT], rows[POSITION] + (module + 1))
             states.copy_(self._model.run_module(module, embeds, states, rows[POSITION]))
         torch.index_select(states, 0, self._requests[1, :size], out=self.hidden[:size])
 
@@ -253,8 +258,8 @@ class ModuleRows:
     slot are therefore kept, and the host tracks which rows still have to be processed.
     """
 
-    def __init__(self, model: Any, said: GeneratedRows, bursts: Bursts, vllm_config: VllmConfig):
-        self._model, self._said, self._bursts, self._vllm_config = model, said, bursts, vllm_config
+    def __init__(self, model: Any, generated: GeneratedRows, bursts: Bursts, vllm_config: VllmConfig):
+        self._model, self._generated, self._bursts, self._vllm_config = model, generated, bursts, vllm_config
         self._num_slots = vllm_config.scheduler_config.max_num_seqs
         hidden = model.rows_hidden
         self._ring = hidden.new_zeros(self._num_slots, bursts.window, hidden.shape[1])
@@ -266,12 +271,12 @@ class ModuleRows:
         config, layers = self._vllm_config, self._model.module_attention()
         num_rows = block_tables.slot_mappings.shape[1] + self._num_slots * self._bursts.window
         self._attention = ModuleAttention(config, kv_cache_config, block_tables, layers, num_rows)
-        if self._said.arrays.xp is np:
+        if self._generated.arrays.xp is np:
             return
         # Tensor-parallel ranks exchange partial sums in every layer, which cannot be captured.
         is_alone = config.parallel_config.tensor_parallel_size == 1
         recorder = recorder_of(self._ring.device, config) if is_alone else None
-        self._program = ModuleProgram(self._model, self._said, self._ring, self._attention, recorder)
+        self._program = ModuleProgram(self._model, self._generated, self._ring, self._attention, recorder)
 
     def capture(self) -> None:
         """Capture graphs; called before the first request."""
@@ -282,14 +287,14 @@ class ModuleRows:
         """Record that `slot` got a request whose first `num_read` rows are in the prefix cache."""
         self._unread[slot] = num_read
 
-    def __call__(self, hidden: torch.Tensor, step: BurstBatch, say: Say) -> None:
+    def __call__(self, hidden: torch.Tensor, step: BurstBatch, sample_row: SampleRow) -> None:
         """Generate the rows of a step after the first one; see `RowPredictor`."""
         runs = self._runs(step)
         if len(runs.index):
             if self._program is None or step.batch.is_prefilling_np[runs.index].any():
-                self._run(hidden, step, runs, say)
+                self._run(hidden, step, runs, sample_row)
             else:
-                self._run_uniform(self._program, step, runs, say)
+                self._run_uniform(self._program, step, runs, sample_row)
         self._keep(step)
 
     def _runs(self, step: BurstBatch) -> Runs:
@@ -309,12 +314,12 @@ class ModuleRows:
         self._unread[slots] = np.clip(num_known - self._bursts.num_modules, unread[index], stop)
         return Runs(index, slots, unread[index], stop)
 
-    def _run(self, hidden: torch.Tensor, step: BurstBatch, runs: Runs, say: Say) -> None:
+    def _run(self, hidden: torch.Tensor, step: BurstBatch, runs: Runs, sample_row: SampleRow) -> None:
         """Run all modules over exactly the rows of `runs`.
 
         Sample a row after each module for which a schedule has one.
         """
-        upload = self._said.arrays.upload
+        upload = self._generated.arrays.upload
         which = np.repeat(np.arange(len(runs.index)), runs.counts)
         starts = np.concatenate([[0], np.cumsum(runs.counts)])
         positions = runs.first[which] + np.arange(starts[-1]) - starts[which]
@@ -323,13 +328,13 @@ class ModuleRows:
         last, index = self._tensor(starts[1:] - 1), self._tensor(runs.index)
         with self._read_by_attention(runs, starts.astype(np.int32), position):
             for k in range(self._bursts.num_modules):
-                states = self._model.run_module(k, self._said.embed(slots, at + (k + 1)), states, position)
+                states = self._model.run_module(k, self._generated.embed(slots, at + (k + 1)), states, position)
                 if (step.num_extra > k).any():
                     of_batch = hidden.new_zeros(hidden.shape)
                     of_batch[index] = states[last]
-                    say(of_batch, k + 1)
+                    sample_row(of_batch, k + 1)
 
-    def _run_uniform(self, program: ModuleProgram, step: BurstBatch, runs: Runs, say: Say) -> None:
+    def _run_uniform(self, program: ModuleProgram, step: BurstBatch, runs: Runs, sample_row: SampleRow) -> None:
         """Do the same as `_run` for a batch without prompts, with the launches of `program`."""
         first = step.num_read.copy()
         first[runs.index] = runs.first
@@ -337,7 +342,7 @@ class ModuleRows:
         for k in range(self._bursts.num_modules):
             states = program.run(k, step.batch.num_reqs)
             if (step.num_extra > k).any():
-                say(states, k + 1)
+                sample_row(states, k + 1)
 
     def _hidden(self, step: BurstBatch, runs: Runs, which: np.ndarray, positions: np.ndarray) -> torch.Tensor:
         """Return the backbone's hidden states of the rows to process, [N, H], from this step or from those kept.
@@ -377,4 +382,4 @@ class ModuleRows:
         return self._attention.reads(metadata, len(positions))
 
     def _tensor(self, values: np.ndarray) -> torch.Tensor:
-        return self._said.arrays.tensor(self._said.arrays.upload(values))
+        return self._generated.arrays.tensor(self._generated.arrays.upload(values))

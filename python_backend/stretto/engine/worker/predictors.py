@@ -264,7 +264,7 @@ class Readout(NamedTuple):
 
 
 # (hidden states [B, H], index of the row in the step) -> None; samples and records the row.
-Say = Callable[[torch.Tensor, int], None]
+SampleRow = Callable[[torch.Tensor, int], None]
 
 
 @dataclass(frozen=True)
@@ -300,7 +300,7 @@ class RowPredictor(Protocol):
         """Record that `slot` got a request whose first `num_read` rows are in the prefix cache."""
         ...
 
-    def __call__(self, hidden: torch.Tensor, step: BurstBatch, say: Say) -> None:
+    def __call__(self, hidden: torch.Tensor, step: BurstBatch, sample_row: SampleRow) -> None:
         """Generate the rows after the first one.
 
         Called in every step, even if no request generates more rows, because prompt rows must pass through the modules.
@@ -308,7 +308,7 @@ class RowPredictor(Protocol):
         Args:
             hidden: Hidden states from which the first row was sampled, [B, H].
             step: Batch of the step.
-            say: Samples and records the next row.
+            sample_row: Samples and records the next row.
         """
         ...
 

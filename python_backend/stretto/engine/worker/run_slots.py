@@ -10,7 +10,7 @@ import torch
 from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
-from stretto.engine.protocol import SpeechParams, SpeechRequestData, TextNews, partner_of
+from stretto.engine.protocol import NewText, SpeechParams, SpeechRequestData, partner_of
 from stretto.engine.reply_rules import SegmentRules, SegmentTracker
 from stretto.engine.worker.batch import BatchPlan, BatchPlanner, PlanArrays, StepRows
 from stretto.engine.worker.slots import LIMITS, STATE, Arrays, SlotTables
@@ -177,14 +177,14 @@ class RunSlots:
         self.is_read_by_modules[slot] = schedule is not None and schedule.max_extra > 0
         self._link(data.req_id, slot, params.is_unconditional)
 
-    def extend_texts(self, news: Mapping[str, TextNews]) -> None:
+    def extend_texts(self, new_text: Mapping[str, NewText]) -> None:
         """Write streamed text that has arrived, by request id.
 
         Preempted requests get it when they are scheduled again.
         """
         track = self.rules.family.text_track
         assert track is not None
-        for request_id, each in news.items():
+        for request_id, each in new_text.items():
             slot = self.slot_of.get(request_id)
             if slot is not None:
                 self.tables.extend(slot, track.stream - 1, each, self.arrays)
@@ -240,17 +240,17 @@ class RunSlots:
             extra[row] = self.rules.num_extra(schedule, num_prompt_rows, int(num_read[row]))
         return extra
 
-    def rows_behind(self, rows: StepRows, says: np.ndarray) -> StepRows:
+    def rows_after(self, rows: StepRows, samples: np.ndarray) -> StepRows:
         """Return the host's knowledge of the rows one position later in the same step.
 
         Args:
             rows: Rows of this position.
-            says: True for requests that sample the next row, bool [B].
+            samples: True for requests that sample the next row, bool [B].
         """
         if not self.readback.is_exact:
-            return replace(rows, samples=says)
+            return replace(rows, samples=samples)
         may_write = self.readback.audio_starts()[rows.slots] < 0
-        return StepRows(rows.slots, says, may_write, ~may_write)
+        return StepRows(rows.slots, samples, may_write, ~may_write)
 
     def rows(self, batch: InputBatch) -> StepRows:
         """Return the host's knowledge of the rows of `batch`; incomplete prompt chunks are not sampled."""

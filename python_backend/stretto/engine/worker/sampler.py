@@ -14,7 +14,7 @@ from stretto.engine.kernels.gpu.draw import draw
 from stretto.engine.worker.batch import BatchPlan, PlanArrays, StepRows
 from stretto.engine.worker.predictors import EVERY, BurstBatch, Readout, RowPredictor
 from stretto.engine.worker.run_slots import RunSlots
-from stretto.engine.worker.segment_state import Rows, SegmentState, Stairs
+from stretto.engine.worker.segment_state import Rows, SegmentState, StreamEnds
 from stretto.engine.worker.slots import LIMITS, STATE, Array, Arrays, SlotState, SlotTables, counted_columns
 from stretto.engine.worker.step_program import StepGraphs, StepProgram, StepSampler, Variant
 from stretto.sampling.draw import DrawParams, DrawPlan, guide
@@ -127,10 +127,10 @@ class RowDraw:
         self._heads, self._frames = readout
         self._segments, self._arrays, self._guard = segments, arrays, guard
         self._script, self._codes = arrays.wrap(tables.script), arrays.wrap(tables.codes)
-        self._said = arrays.wrap(tables.said) if segments.family.penalized else None
+        self._seen = arrays.wrap(tables.seen) if segments.family.penalized else None
         family = segments.family
         self._track_stream = family.track_stream
-        self._stairs = Stairs(family.staircase, segments.rules, arrays) if family.staircase else None
+        self._stream_ends = StreamEnds(family.staircase, segments.rules, arrays) if family.staircase else None
         self._num_streams = family.layout.num_output_streams
         self._guided = tuple(stream in family.guided_streams for stream in range(1, self._num_streams))
         self._guides_first = 0 in family.guided_streams
@@ -162,8 +162,8 @@ class RowDraw:
         if plan.may_speak:
             audio, codes = self._draw_audio(hidden, _pick(keys, plan.speaking), plan, step, rows)
         token = self._segments.choose(text, audio, rows)
-        if self._said is not None:
-            self._said[rows.slots, counted_columns(token, self._segments.rules.counted_ids)] = True
+        if self._seen is not None:
+            self._seen[rows.slots, counted_columns(token, self._segments.rules.counted_ids)] = True
         there = self._codes[rows.slots, rows.position] if plan.has_delayed_tail or self._track_stream else None
         laid = self._segments.place_codes(codes, token, rows, there if plan.has_delayed_tail else None)
         if self._track_stream is not None and there is not None:
@@ -186,9 +186,9 @@ class RowDraw:
         self, hidden: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
     ) -> Array:
         """Sample stream 0 of the rows that may be in a text segment; return [M], with zeros for the others."""
-        own = hidden if step.written is None else hidden[step.written]
+        own = hidden if step.text_rows is None else hidden[step.text_rows]
         logits = self._heads.text(own)
-        if self._said is not None:
+        if self._seen is not None:
             logits = self._penalized(logits, rows, step.writing)
         logits = self._segments.mask_text(logits, rows, step.writing)
         token = draw(logits[:, None], self._heads.text_ids[None], self._tensor(keys[:, :1]), step.text, plan.text)
@@ -198,7 +198,7 @@ class RowDraw:
         self, hidden: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
     ) -> tuple[Array, Array]:
         """Sample the rows that may be in an audio segment; return stream 0 [M] and the other streams [M, K]."""
-        audio_hidden = hidden if step.heard is None else hidden[step.heard]
+        audio_hidden = hidden if step.audio_rows is None else hidden[step.audio_rows]
         num_rows, num_shared = len(keys), len(step.guidance) if self._frames.reads_drawn else 0
         recent = self._guard.recent(rows, step.speaking, plan.ras_window) if plan.ras_window else None
         first = self._first_logits(audio_hidden, num_rows, step.guidance)
@@ -210,8 +210,8 @@ class RowDraw:
             ids, own_keys = self._heads.codes, code_keys
             if streams != EVERY:
                 ids, own_keys = ids[streams], own_keys[:, streams]
-            if self._stairs:
-                guided = self._stairs.mask_ends(guided, rows, step.speaking)
+            if self._stream_ends:
+                guided = self._stream_ends.mask_ends(guided, rows, step.speaking)
             drawn_from = guided, ids, own_keys
             codes = draw(*drawn_from, step.depth, plan.depth)
             return _both(self._guard.auxiliary(codes, drawn_from, recent, streams) if recent else codes, num_shared)
@@ -219,8 +219,8 @@ class RowDraw:
         first_ids = _both(self._arrays.tensor(_pick(token, step.speaking)), num_shared)
         codes = self._frames(audio_hidden, first_ids, draw_codes)[:num_rows]
         spread = self._spread(codes, step.speaking, rows)
-        if self._stairs:
-            token, spread = self._stairs.climb(token, spread, rows)
+        if self._stream_ends:
+            token, spread = self._stream_ends.force_ends(token, spread, rows)
         token = self._segments.end_audio(token, rows)
         if self._segments.family.end_frame:
             token = self._segments.end_frame(token, spread, rows)
@@ -228,21 +228,21 @@ class RowDraw:
 
     def _penalized(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
         """Return `logits` with the repetition penalty applied; `index` selects their rows, None means all."""
-        assert self._said is not None
+        assert self._seen is not None
         slots, penalty = _pick(rows.slots, index), _pick(rows.scales.repetition_penalty, index)
-        return penalize(logits, self._arrays.tensor(self._said[slots, :-1]), self._arrays.tensor(penalty))
+        return penalize(logits, self._arrays.tensor(self._seen[slots, :-1]), self._arrays.tensor(penalty))
 
-    def _first_logits(self, heard: torch.Tensor, num_rows: int, scale: torch.Tensor) -> torch.Tensor:
+    def _first_logits(self, hidden: torch.Tensor, num_rows: int, scale: torch.Tensor) -> torch.Tensor:
         """Return the logits of stream 0 in audio, with guidance, [A, C0 + E].
 
         Args:
-            heard: Hidden states of A rows, followed by those of P unconditional rows, [A + P, H].
+            hidden: Hidden states of A rows, followed by those of P unconditional rows, [A + P, H].
             num_rows: A.
             scale: Guidance scales of the first P rows, [P].
         """
         if not self._guides_first or len(scale) == 0:
-            return self._heads.first(heard[:num_rows])
-        return _merge(self._heads.first(heard), num_rows, scale)
+            return self._heads.first(hidden[:num_rows])
+        return _merge(self._heads.first(hidden), num_rows, scale)
 
     def _guided_codes(self, logits: torch.Tensor, streams: slice, num_rows: int, scale: torch.Tensor) -> torch.Tensor:
         """Apply guidance to logits of `streams` (a slice of streams 1 to S - 1): [A + P, k, C] -> [A, k, C]."""
@@ -273,8 +273,8 @@ class RowDraw:
             temperature = self._arrays.tensor(_pick(rows.scales.script_temperature, index))
             advance = advances(logits, stay, temperature, self._tensor(uniform(keys[:, 0], np.zeros(1, np.int64))))
             return segments.follow_script(self._spread(advance.long(), index, rows) > 0, rows, self._script)
-        if self._said is not None and not segments.rules.num_text_ids:
-            counted = logits[:, : self._said.shape[1] - 1]
+        if self._seen is not None and not segments.rules.num_text_ids:
+            counted = logits[:, : self._seen.shape[1] - 1]
             counted.copy_(self._penalized(counted, rows, index))
         near = masked = segments.mask_audio(logits, rows, index)
         ids, own_keys = self._heads.first_ids[None], self._tensor(keys)
@@ -421,7 +421,7 @@ class SpeechSampler:
 
 
 # (hidden states [B, H], rows, index of the row in the step) -> stream 0 [B], the others [B, S - 1], cut flags [B].
-SayRow = Callable[[torch.Tensor, StepRows, int], tuple[Array, Array, Array]]
+DrawRow = Callable[[torch.Tensor, StepRows, int], tuple[Array, Array, Array]]
 
 
 class Bursts:
@@ -433,13 +433,13 @@ class Bursts:
         self._nothing = torch.zeros(num_slots, 1, device=device)
         self._none = torch.zeros(num_slots, dtype=torch.int32, device=device)
 
-    def sample(self, hidden: torch.Tensor, batch: InputBatch, say_row: SayRow) -> SamplerOutput:
+    def sample(self, hidden: torch.Tensor, batch: InputBatch, draw_row: DrawRow) -> SamplerOutput:
         """Sample the rows of a step.
 
         Args:
             hidden: Last hidden states of the requests, [B, H].
             batch: vLLM's batch.
-            say_row: Samples one row of each request.
+            draw_row: Samples one row of each request.
         """
         slots, arrays, num_rows = self._slots, self._slots.arrays, batch.num_reqs
         rows = slots.rows(batch)
@@ -449,13 +449,13 @@ class Bursts:
         codes = arrays.int32(arrays.zeros(num_rows, self._width, slots.rules.family.layout.num_input_streams - 1))
         cuts = arrays.int32(arrays.zeros(num_rows))
 
-        def say(states: torch.Tensor, place: int) -> None:
-            says = slots.rows_behind(rows, step.num_extra >= place) if place else rows
-            tokens[:, place], codes[:, place], cut = say_row(states, says, place)
+        def sample_row(states: torch.Tensor, place: int) -> None:
+            next_rows = slots.rows_after(rows, step.num_extra >= place) if place else rows
+            tokens[:, place], codes[:, place], cut = draw_row(states, next_rows, place)
             cuts[:] |= cut << place  # one bit per row
 
-        say(hidden, 0)
-        self._predictor(hidden, step, say)
+        sample_row(hidden, 0)
+        self._predictor(hidden, step, sample_row)
         slots.readback.publish()
         num_sampled = np.where(rows.samples, 1 + step.num_extra, 0).astype(np.int32)
         return SamplerOutput(
@@ -479,7 +479,9 @@ class BurstSampler(SpeechSampler):
 
     def __call__(self, hidden: torch.Tensor, batch: InputBatch) -> SamplerOutput:
         """Sample the rows of a step from the last hidden states `hidden` [B, H]."""
-        return self._bursts.sample(hidden, batch, lambda states, says, place: self._row(states, batch, says, place)[:3])
+        return self._bursts.sample(
+            hidden, batch, lambda states, next_rows, place: self._row(states, batch, next_rows, place)[:3]
+        )
 
     def _keep(self, slots: Array, position: Array, tokens: Array, codes: Array) -> None:
         """Record all streams, including stream 0, because later rows of this step read them."""
@@ -505,9 +507,9 @@ class BurstStepSampler(StepSampler):
         """Sample the rows of a step from the last hidden states `hidden` [B, H]."""
         lengths = batch.seq_lens[: batch.num_reqs]
 
-        def say_row(states: torch.Tensor, says: StepRows, place: int) -> tuple[Array, Array, Array]:
-            self._run(states, lengths + place if place else lengths, says)
+        def draw_row(states: torch.Tensor, next_rows: StepRows, place: int) -> tuple[Array, Array, Array]:
+            self._run(states, lengths + place if place else lengths, next_rows)
             tokens, codes, cuts, _ = self._results(self._program.results, batch.num_reqs)
             return tokens, codes, cuts
 
-        return self._bursts.sample(hidden, batch, say_row)
+        return self._bursts.sample(hidden, batch, draw_row)

@@ -88,7 +88,7 @@ ENDLESS = 1 << 40
 class Rows:
     """Rows that a step samples: state, parameters, slots and positions, [B] each.
 
-    `state` is updated by `SegmentState.advance` and `follow_script`, and by `Stairs.climb`.
+    `state` is updated by `SegmentState.advance` and `follow_script`, and by `StreamEnds.force_ends`.
 
     Attributes:
         in_text: True if the row is in the text segment.
@@ -348,7 +348,7 @@ def _take(values: Array, index: Array | None) -> Array:
     return values if index is None else values[index]
 
 
-class Stairs:
+class StreamEnds:
     """BOS and EOS ids per stream under the delay pattern (`streams.pattern.Staircase`)."""
 
     def __init__(self, staircase: Staircase, rules: SegmentRules, arrays: Arrays):
@@ -364,7 +364,7 @@ class Stairs:
         logits[..., -1].masked_fill_(is_short[:, None], -torch.inf)
         return logits
 
-    def climb(self, token: Array, codes: Array, rows: Rows) -> tuple[Array, Array]:
+    def force_ends(self, token: Array, codes: Array, rows: Rows) -> tuple[Array, Array]:
         """Return stream 0 [B] and the other streams [B, K], with BOS and EOS ids outside each stream's frames.
 
         The state records the position at which the first stream samples its EOS id.

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from stretto.engine.protocol import SpeechParams, TextNews
+from stretto.engine.protocol import NewText, SpeechParams
 from stretto.engine.reply_rules import UNKNOWN, SegmentRules, SegmentTracker, Track
 from stretto.sampling.noise import seed_key
 from stretto.sampling.processors import min_p_span
@@ -250,7 +250,7 @@ class SlotTables:
             input-only stream are written as soon as they are known, also for future rows.
         limits: Values of SlotLimits, numpy int64 [R, 12].
         scales: Values of SlotScales, numpy float32 [R, 10].
-        said: True for ids that the reply contains, for the repetition penalty, bool [R, V + 1]; the last column is for
+        seen: True for ids that the reply contains, for the repetition penalty, bool [R, V + 1]; the last column is for
             ids that are not counted. [R, 0] for families without a penalty.
     """
 
@@ -261,8 +261,8 @@ class SlotTables:
         self.state = torch.zeros(num_slots, len(STATE), dtype=torch.int64, device=device)
         self.script = torch.zeros(num_slots, rules.max_entries + 1, dtype=torch.int64, device=device)
         self.codes = torch.zeros(num_slots, rules.max_model_len + 1, streams - 1, dtype=torch.int32, device=device)
-        num_said = len(rules.counted_ids) + 1 if rules.family.penalized else 0
-        self.said = torch.zeros(num_slots, num_said, dtype=torch.bool, device=device)
+        num_seen_columns = len(rules.counted_ids) + 1 if rules.family.penalized else 0
+        self.seen = torch.zeros(num_slots, num_seen_columns, dtype=torch.bool, device=device)
         self._staged: dict[int, list[np.ndarray]] = {}
         self._tracks: dict[int, Track] = {}
         self._rules = rules
@@ -273,7 +273,7 @@ class SlotTables:
         params: SpeechParams,
         tracker: SegmentTracker,
         codes: np.ndarray,
-        said: Sequence[int] = (),
+        seen: Sequence[int] = (),
         track: Track | None = None,
     ) -> None:
         """Prepare the tables for a request in `slot`; `apply_staged` uploads them.
@@ -283,7 +283,7 @@ class SlotTables:
             params: Request parameters.
             tracker: Segment tracker of the reply.
             codes: Streams 1 to S - 1 of the rows so far, [n, S - 1].
-            said: Ids of stream 0 that the repetition penalty counts.
+            seen: Ids of stream 0 that the repetition penalty counts.
             track: Ids of the input-only text stream, or None.
         """
         self.limits[slot] = limits_row(params, self._rules)
@@ -293,26 +293,26 @@ class SlotTables:
         state = state_row(tracker)
         state[STATE["first_end"]] = first_end(tracker, codes)
         codes = np.concatenate([codes, params.codes[len(codes) :]])  # with the prompt's audio that the reply continues
-        counted = counted_columns(np.asarray(said, np.int64), self._rules.counted_ids) if self.said.shape[1] else ()
+        counted = counted_columns(np.asarray(seen, np.int64), self._rules.counted_ids) if self.seen.shape[1] else ()
         ids = () if track is None else track.ids[max(0, len(codes) - track.first_row) :]
         if track is not None:
             self._tracks[slot] = track
         rows = (state, tracker.script, codes.reshape(-1), counted, ids)
         self._staged[slot] = [np.asarray(row, np.int32) for row in rows]
 
-    def extend(self, slot: int, lane: int, news: TextNews, arrays: Arrays) -> None:
+    def extend(self, slot: int, lane: int, new_text: NewText, arrays: Arrays) -> None:
         """Write streamed text that has arrived.
 
         Args:
             slot: Run slot.
             lane: Index of the text stream among streams 1 to S - 1.
-            news: Ids with their first row and, if the text is complete, the minimum length of the reply.
+            new_text: Ids with their first row and, if the text is complete, the minimum length of the reply.
             arrays: Array factory.
         """
-        ids = arrays.tensor(arrays.upload(np.array(news.ids, np.int32)))
-        self.codes[slot, news.first_row : news.first_row + len(news.ids), lane] = ids
-        if news.min_rows is not None:
-            self.limits[slot, LIMITS["audio_min"]] = news.min_rows
+        ids = arrays.tensor(arrays.upload(np.array(new_text.ids, np.int32)))
+        self.codes[slot, new_text.first_row : new_text.first_row + len(new_text.ids), lane] = ids
+        if new_text.min_rows is not None:
+            self.limits[slot, LIMITS["audio_min"]] = new_text.min_rows
 
     def apply_staged(self, arrays: Arrays) -> None:
         """Copy all staged rows to the device in a single transfer."""
@@ -320,7 +320,7 @@ class SlotTables:
             return
         packed = arrays.tensor(arrays.upload(np.concatenate([row for rows in self._staged.values() for row in rows])))
         for slot, rows in self._staged.items():
-            state, script, codes, said, ids, packed = packed.tensor_split(
+            state, script, codes, seen, ids, packed = packed.tensor_split(
                 np.cumsum([len(row) for row in rows]).tolist()
             )
             self.state[slot] = state
@@ -331,6 +331,6 @@ class SlotTables:
                 self.codes[slot, track.end - len(ids) : track.end, track.lane] = ids
             if width:
                 self.codes[slot, : len(codes) // width] = codes.view(-1, width)
-            self.said[slot] = False
-            self.said[slot, said.long()] = True
+            self.seen[slot] = False
+            self.seen[slot, seen.long()] = True
         self._staged.clear()

@@ -32,5 +32,5 @@ class SpeechWorker(Base):
         cached = scheduler_output.scheduled_cached_reqs
         if isinstance(cached, SpeechCachedRequests):
             runner: Any = self.model_runner
-            runner.model_state.slots.extend_texts(cached.news)
+            runner.model_state.slots.extend_texts(cached.new_text)
         return super().execute_model(scheduler_output)

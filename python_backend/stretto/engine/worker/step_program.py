@@ -151,8 +151,8 @@ def step_rules_of(rules: SegmentRules, tables: SlotTables, num_rows: int, num_id
         first_frame=script.first_frame if script else 0,
         index_base=script.index_base if script else 0,
         index_lane=script.index_stream - 1 if script else 0,
-        num_said=tables.said.shape[1],
-        said_start=rules.counted_ids.start,
+        num_seen_columns=tables.seen.shape[1],
+        first_seen_id=rules.counted_ids.start,
         track_lane=-1 if family.track_stream is None else family.track_stream - 1,
         has_staircase=family.staircase is not None,
     )
@@ -319,9 +319,9 @@ class StepProgram:
         self._codes = StreamSet(codes, heads.code_offset, heads.codes, tables.codes, 1, num_other_ends)
         self._maxima = torch.zeros(num_rows, self._num_groups, device=device)
         self._lists = int32(num_rows, self._num_groups)
-        self._said = tables.said.view(torch.uint8)
-        said = self._said if self._said.shape[1] else None
-        self._said_in_text, self._said_in_audio = said if writes else None, None if writes else said
+        self._seen = tables.seen.view(torch.uint8)
+        seen = self._seen if self._seen.shape[1] else None
+        self._seen_in_text, self._seen_in_audio = seen if writes else None, None if writes else seen
         start = rules.family.layout.audio[0].start
         self._num_places = rules.family.rows_per_frame
         self._stay_of_first = self._script.first_frame - start + 1 if self._script else 0
@@ -341,7 +341,7 @@ class StepProgram:
         sizes = len(self._heads.text_ids), self._num_groups
         text_maxima_kernel[len(logits), triton.cdiv(self._num_groups, TILE.value)](
             logits, self._maxima, self._heads.text_offset, self.constants.denied,
-            self._said_in_text, self.columns.table, self._tables.state,
+            self._seen_in_text, self.columns.table, self._tables.state,
             *strides, *sizes, num_warps=8,
         )  # fmt: skip
         block = triton.next_power_of_2(self._num_groups)
@@ -382,9 +382,9 @@ class StepProgram:
         draw_streams_kernel[len(logits), lanes.stop - lanes.start](
             drawn, logits, streams.offset, streams.token_ids, constants.codebooks[:, first:],
             constants.is_guided[first:], self.columns.table, self.lengths, self._tables.state, history,
-            None if first else self._said_in_audio, None if first else constants.out_of_place, lanes.start,
+            None if first else self._seen_in_audio, None if first else constants.out_of_place, lanes.start,
             drawn.stride(0), logits.stride(0), constants.codebooks.stride(0), self.num_rows,
-            self._tables.state.stride(0), history.stride(0), history.stride(1), self._said.shape[1], num_columns,
+            self._tables.state.stride(0), history.stride(0), history.stride(1), self._seen.shape[1], num_columns,
             first, block, streams.num_ends, self._num_places, self._frames.reads_drawn,
             num_warps=4 if block <= 1024 else 8 if block <= 4096 else 16, **EXACT,
         )  # fmt: skip
@@ -393,7 +393,7 @@ class StepProgram:
         constants, tables = self.constants, self._tables
         # One warp, because lanes of a program read what it overwrites.
         advance_kernel[num_rows,](
-            self.results, tables.state, tables.script, tables.codes, self._said, self.columns.table, self.lengths,
+            self.results, tables.state, tables.script, tables.codes, self._seen, self.columns.table, self.lengths,
             self._text, self._first.drawn, self._codes.drawn, constants.tasks, constants.ends, constants.ends_of_audio,
             constants.end_frame, constants.begins, constants.transition, constants.streams, constants.rules,
             triton.next_power_of_2(max(self.num_others, 2)), num_warps=1,

@@ -69,7 +69,7 @@ TYPES = {
     **dict.fromkeys((*WIDE, "begins", "streams", "transition"), "*i64"),
     **dict.fromkeys(("logits", "offset", "maxima"), "*fp32"),
     "denied": "*i1",
-    "said": "*u8",
+    "seen": "*u8",
     "places": "*u8",
     "first_lane": "i32",
 }
@@ -80,17 +80,17 @@ AUDIO = {
     "shares": False,
     "history_slot_stride": 8 * 8193,
     "history_row_stride": 8,
-    "num_said": 3073,
+    "num_seen_columns": 3073,
     "places": None,
     "num_places": 1,
 }
-STREAMS = {**AUDIO, "said": None, "num_columns": 1025, "num_ends": 0, "first_stream": 1, "block": 2048}
+STREAMS = {**AUDIO, "seen": None, "num_columns": 1025, "num_ends": 0, "first_stream": 1, "block": 2048}
 PENALIZED = {**AUDIO, "num_columns": 3072, "num_ends": 1, "first_stream": 0, "block": 4096}
 SEVEN_ROWS = {name: value for name, value in (STREAMS | {"num_places": 7}).items() if name != "places"}
 SCRIPT = {**SIZES, "spoken_start": 48, "stay_of_first": 1, "num_columns": 83, "block": 128}
 TEXT = {**SIZES, "num_columns": 152_192, "num_groups": 1189, "block": 2048}
 RULES = StepRules(**dict.fromkeys(StepRules._fields, 3))
-PLAIN_RULES = RULES._replace(max_entries=0, num_said=0, num_end_frame=0, has_staircase=False)
+PLAIN_RULES = RULES._replace(max_entries=0, num_seen_columns=0, num_end_frame=0, has_staircase=False)
 MAX_REGISTERS = 180  # of the 255 that a thread can have; with more, fewer programs run at once
 MAX_STACK = 16  # bytes; the assembler spills up to four registers where one more program then fits
 CASES: list[tuple[Any, dict[str, str], dict[str, Any], int]] = [
@@ -106,7 +106,7 @@ CASES: list[tuple[Any, dict[str, str], dict[str, Any], int]] = [
     (draw_streams_kernel, {}, SEVEN_ROWS, 8),
     (draw_script_kernel, {}, {**SCRIPT, "offset": None}, 4),
     (text_maxima_kernel, {}, TEXT, 8),
-    (text_maxima_kernel, {}, {**TEXT, "said": None}, 8),
+    (text_maxima_kernel, {}, {**TEXT, "seen": None}, 8),
     (draw_text_kernel, {}, TEXT, 8),
     *((advance_kernel, {}, {"rules": RULES._replace(tail=tail), "block": 8}, 1) for tail in range(4)),
     (keep_kernel, {}, {**SIZES, "tokens_stride": 8193}, 1),

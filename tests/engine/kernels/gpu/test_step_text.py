@@ -38,7 +38,7 @@ class Batch:
         self.logits = torch.from_numpy(logits.astype(np.float32))
         self.offset = torch.from_numpy(random.standard_normal(NUM_COLUMNS).astype(np.float32).round())
         self.denied = torch.from_numpy(random.random((2, 2, NUM_COLUMNS)) < 0.5)
-        self.said = torch.from_numpy(random.random((len(ROWS), NUM_COLUMNS + 1)) < 0.3)
+        self.seen = torch.from_numpy(random.random((len(ROWS), NUM_COLUMNS + 1)) < 0.3)
         self.penalty = np.linspace(1.05, 2.0, len(ROWS)).astype(np.float32)
         self.seeds = [seed_key(seed) for seed in range(len(ROWS))]
         self.params = temperature.astype(np.float32), top_k, top_p.astype(np.float32)
@@ -50,7 +50,7 @@ class Batch:
         masks = [self.denied[row % 2, row % 2] for row in range(len(ROWS))]
         logits = self.logits + self.offset
         if is_penalized:
-            logits = penalize(logits, self.said[:, :-1], torch.from_numpy(self.penalty))
+            logits = penalize(logits, self.seen[:, :-1], torch.from_numpy(self.penalty))
         masked = logits.masked_fill(torch.stack(masks), -torch.inf)
         keys = stream_keys(np.array(self.seeds, np.int32), self.lengths.numpy(), 1)
         params = DrawParams(*map(torch.from_numpy, self.params))
@@ -78,10 +78,10 @@ class Batch:
         plan, logits, num_rows = self.plan(), self.logits.clone(), len(ROWS)
         drawn, lists = torch.zeros(num_rows, dtype=torch.int32), torch.full((num_rows, NUM_GROUPS), -1).int()
         maxima = torch.zeros(num_rows, NUM_GROUPS)
-        said = self.said.view(torch.uint8) if is_penalized else None
+        seen = self.seen.view(torch.uint8) if is_penalized else None
         sizes = NUM_COLUMNS, num_rows, 5, NUM_COLUMNS, NUM_GROUPS
         text_maxima_kernel[num_rows, triton.cdiv(NUM_GROUPS, TILE.value)](
-            logits, maxima, self.offset, self.denied, said, plan, self.state, *sizes
+            logits, maxima, self.offset, self.denied, seen, plan, self.state, *sizes
         )
         block = triton.next_power_of_2(NUM_GROUPS)
         draw_text_kernel[num_rows,](drawn, logits, maxima, lists, plan, self.lengths, self.state, *sizes, block)

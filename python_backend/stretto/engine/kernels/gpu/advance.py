@@ -48,8 +48,8 @@ def audio_of(
 
 
 @triton.jit
-def climb_of(
-    heard: tl.tensor, drawn: tl.tensor, lanes: tl.tensor, at: tl.tensor, position: tl.tensor, frame: tl.tensor,
+def stream_ends_of(
+    token: tl.tensor, drawn: tl.tensor, lanes: tl.tensor, at: tl.tensor, position: tl.tensor, frame: tl.tensor,
     in_audio: tl.tensor, end_frame: tl.tensor, begins: tl.tensor, streams: tl.tensor, rules: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
     """Return stream 0, and replace `drawn` in place, with BOS and EOS ids outside each stream's frames."""
@@ -62,15 +62,15 @@ def climb_of(
     codes = tl.where(has_begun, codes, tl.load(begins + 1 + lanes, mask=inside, other=0))
     codes = tl.where(lanes + 1 < num_ended, ends, codes)
     tl.store(drawn + lanes, codes.to(tl.int32), mask=inside)
-    heard = tl.where(num_ended > 0, first, heard)
-    is_end = (heard == first) | (tl.sum((inside & (codes == ends)).to(tl.int32), 0) > 0)
+    token = tl.where(num_ended > 0, first, token)
+    is_end = (token == first) | (tl.sum((inside & (codes == ends)).to(tl.int32), 0) > 0)
     tl.store(at + FIRST_END, tl.where(in_audio & (first_end < 0) & is_end, position, first_end))
-    return heard
+    return token
 
 
 @triton.jit
 def end_frame_of(
-    heard: tl.tensor, drawn: tl.tensor, lanes: tl.tensor, may_end: tl.tensor, end_frame: tl.tensor,
+    token: tl.tensor, drawn: tl.tensor, lanes: tl.tensor, may_end: tl.tensor, end_frame: tl.tensor,
     rules: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
     """Return stream 0, or the end of audio if it forms the end frame together with the codes `drawn`."""
@@ -78,8 +78,8 @@ def end_frame_of(
     codes = tl.load(drawn + lanes, mask=inside, other=0)
     ends = tl.load(end_frame + 1 + lanes, mask=inside, other=0)
     num_others = tl.sum((codes != ends).to(tl.int32), 0)
-    is_end = may_end & (heard == tl.load(end_frame)) & (num_others == 0)
-    return tl.where(is_end, rules.end_of_audio, heard)
+    is_end = may_end & (token == tl.load(end_frame)) & (num_others == 0)
+    return tl.where(is_end, rules.end_of_audio, token)
 
 
 @triton.jit
@@ -329,7 +329,7 @@ def advance_kernel(
     state: tl.tensor,  # [R, 6] int64, written
     script: tl.tensor,  # [R, E + 1] int64, written
     codes: tl.tensor,  # [R, T + 1, S - 1] int32, written
-    said: tl.tensor,  # [R, V + 1] uint8, written: ids counted by a repetition penalty; or empty
+    seen: tl.tensor,  # [R, V + 1] uint8, written: ids counted by a repetition penalty; or empty
     plan: tl.tensor,  # `step_table.py`, [C, N] int32
     lengths: tl.tensor,  # [N] int32
     text: tl.tensor,  # drawn text ids, [N] int32
@@ -364,10 +364,10 @@ def advance_kernel(
         codes + slot * rules.codes_stride + position * rules.num_others + lanes, laid, mask=lanes < rules.num_others
     )
     _write(results, row, token, laid, is_cut, row * 0 + 1, lanes, rules)
-    if rules.num_said > 0:
-        column, num_counted = token - rules.said_start, rules.num_said - 1
+    if rules.num_seen_columns > 0:
+        column, num_counted = token - rules.first_seen_id, rules.num_seen_columns - 1
         column = tl.where((column >= 0) & (column < num_counted), column, num_counted)
-        tl.store(said + slot * rules.num_said + column, 1)
+        tl.store(seen + slot * rules.num_seen_columns + column, 1)
     if tl.load(mine + OTHER * rules.num_rows) != row:
         _share(results, codes, token, laid, position, mine, streams, lanes, rules)
 
@@ -387,26 +387,28 @@ def _row(
     in_text, frame = audio_start < 0, position - audio_start
     is_spoken = (audio_start >= 0) & (frame >= 0)
     in_audio = is_spoken & (audio_end < 0)
-    said, num_text_tokens = tl.load(text + row).to(tl.int64), tl.load(at + NUM_TEXT_TOKENS)
-    said, text_is_cut = _text(said, num_text_tokens, num_entries, position, mine, task, tasks, ends, rules)
-    heard = tl.load(first + row).to(tl.int64)
+    text_token, num_text_tokens = tl.load(text + row).to(tl.int64), tl.load(at + NUM_TEXT_TOKENS)
+    text_token, text_is_cut = _text(text_token, num_text_tokens, num_entries, position, mine, task, tasks, ends, rules)
+    audio_token = tl.load(first + row).to(tl.int64)
     if rules.max_entries > 0:
         may_end = frame >= tl.load(mine + AUDIO_MIN * rules.num_rows)
-        heard, pointer = _follow_script(heard, pointer, num_entries, may_end, in_audio, entries, rules)
+        audio_token, pointer = _follow_script(audio_token, pointer, num_entries, may_end, in_audio, entries, rules)
         tl.store(at + POINTER, pointer)
     own = drawn + row * rules.num_drawn
     if rules.has_staircase:
-        heard = climb_of(heard, own, lanes, at, position, frame, in_audio, end_frame, begins, streams, rules)
+        audio_token = stream_ends_of(
+            audio_token, own, lanes, at, position, frame, in_audio, end_frame, begins, streams, rules
+        )
     audio_max = tl.load(mine + AUDIO_MAX * rules.num_rows)
-    heard, audio_is_cut = audio_of(heard, frame, position, in_audio, audio_max, ends_of_audio, rules)
+    audio_token, audio_is_cut = audio_of(audio_token, frame, position, in_audio, audio_max, ends_of_audio, rules)
     if rules.num_end_frame > 0:
         may_end = in_audio & (frame >= tl.load(mine + AUDIO_MIN * rules.num_rows))
-        heard = end_frame_of(heard, own, lanes, may_end, end_frame, rules)
+        audio_token = end_frame_of(audio_token, own, lanes, may_end, end_frame, rules)
     behind = position - audio_end
     if rules.tail == PADDED_TAIL:  # if a limit placed the end, the sampled row is skipped
         was_limit = (audio_end - audio_start >= audio_max) | (audio_end >= rules.audio_limit)
         behind += was_limit.to(tl.int64)
-    token = _first_stream(said, heard, position, audio_start, audio_end, behind, transition, rules)
+    token = _first_stream(text_token, audio_token, position, audio_start, audio_end, behind, transition, rules)
     ends_audio = in_audio & (token == rules.end_of_audio)
     lag = tl.where(ends_audio, 0, tl.where(audio_end < 0, -ENDLESS, behind))
     is_forced = position < tl.load(mine + FORCED_UNTIL * rules.num_rows)

@@ -171,13 +171,13 @@ def _rules(
 
 @triton.jit
 def _penalized(
-    values: tl.tensor, said: tl.tensor, mine: tl.tensor, columns: tl.tensor, num_said: tl.constexpr,
+    values: tl.tensor, seen: tl.tensor, mine: tl.tensor, columns: tl.tensor, num_seen_columns: tl.constexpr,
     plan_stride: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
     """Return `values` with the repetition penalty applied, as `penalize` in `sampling/processors.py` does."""
-    is_said = tl.load(said + columns, mask=columns < num_said - 1, other=0) != 0
+    is_seen = tl.load(seen + columns, mask=columns < num_seen_columns - 1, other=0) != 0
     penalty = real_of(mine + REPETITION_PENALTY * plan_stride)
-    return tl.where(is_said, tl.where(values < 0, values * penalty, tl.div_rn(values, penalty)), values)
+    return tl.where(is_seen, tl.where(values < 0, values * penalty, tl.div_rn(values, penalty)), values)
 
 
 @triton.jit
@@ -201,12 +201,12 @@ def draw_streams_kernel(
     lengths: tl.tensor,  # [N] int32
     state: tl.tensor,  # [R, 6] int64
     history: tl.tensor,  # ids of the first of the streams, [R, T, ...] int32
-    said: tl.tensor,  # [R, V + 1] uint8, 1 for each of the first V columns that the penalty counts; or None
+    seen: tl.tensor,  # [R, V + 1] uint8, 1 for each of the first V columns that the penalty counts; or None
     places: tl.tensor,  # [n, C] uint8, 1 for columns that a row of a frame may not have; or None
     first_lane: tl.tensor,  # index of the first stream of this launch
     num_streams: tl.constexpr,  # S
     logits_stride: tl.constexpr, codebooks_stride: tl.constexpr, plan_stride: tl.constexpr, state_stride: tl.constexpr,
-    history_slot_stride: tl.constexpr, history_row_stride: tl.constexpr, num_said: tl.constexpr,
+    history_slot_stride: tl.constexpr, history_row_stride: tl.constexpr, num_seen_columns: tl.constexpr,
     num_columns: tl.constexpr, first_stream: tl.constexpr, block: tl.constexpr,
     num_ends: tl.constexpr,  # number of end columns, the last ones, which are masked before the minimum length
     num_places: tl.constexpr,  # rows of a frame
@@ -224,8 +224,8 @@ def draw_streams_kernel(
     inside = columns < num_columns
     own, is_guiding = stream * num_columns + columns, tl.load(is_guided + stream) != 0
     values = _guided(logits, offset, is_guiding, row, mine, own, inside, logits_stride, plan_stride)
-    if said is not None:
-        values = _penalized(values, said + slot * num_said, mine, columns, num_said, plan_stride)
+    if seen is not None:
+        values = _penalized(values, seen + slot * num_seen_columns, mine, columns, num_seen_columns, plan_stride)
     if position - audio_start < tl.load(mine + AUDIO_MIN * plan_stride):
         values = tl.where(columns < num_columns - num_ends, values, float("-inf"))
     if places is not None:

@@ -72,8 +72,8 @@ class StepRules(NamedTuple):
         index_lane: Index of the pointer's index stream among streams 1 to S - 1.
         first_start: First id of stream 0 that is replaced by `null_id` for unconditional requests.
         first_stop: Id after the last such id.
-        num_said: Number of columns of the repetition penalty's table; 0 without a penalty.
-        said_start: Id of its first column.
+        num_seen_columns: Number of columns of the repetition penalty's table; 0 without a penalty.
+        first_seen_id: Id of its first column.
         track_lane: Index among streams 1 to S - 1 of the input-only text stream, whose ids are in the table already; -1
             without one.
         has_staircase: True if each stream has its own BOS and EOS ids.
@@ -107,7 +107,7 @@ class StepRules(NamedTuple):
     first_frame: int
     index_base: int
     index_lane: int
-    num_said: int
-    said_start: int
+    num_seen_columns: int
+    first_seen_id: int
     track_lane: int
     has_staircase: bool

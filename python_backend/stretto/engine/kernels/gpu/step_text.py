@@ -50,7 +50,7 @@ def text_maxima_kernel(
     maxima: tl.tensor,  # [N, G] float32, written
     offset: tl.tensor,  # [V] float32, or None
     denied: tl.tensor,  # [T, 2, V] bool
-    said: tl.tensor,  # [R, V + 1] uint8, ids counted by a repetition penalty; or None
+    seen: tl.tensor,  # [R, V + 1] uint8, ids counted by a repetition penalty; or None
     plan: tl.tensor,
     state: tl.tensor,
     logits_stride: tl.constexpr,
@@ -76,11 +76,11 @@ def text_maxima_kernel(
     values = tl.load(line + columns, mask=inside, other=float("-inf"))
     if offset is not None:
         values += tl.load(offset + columns, mask=inside, other=0.0)
-    if said is not None:  # the reference is `penalize` of `sampling/processors.py`
-        is_said = tl.load(said + slot * (num_columns + 1) + columns, mask=inside, other=0) != 0
+    if seen is not None:  # the reference is `penalize` of `sampling/processors.py`
+        is_seen = tl.load(seen + slot * (num_columns + 1) + columns, mask=inside, other=0) != 0
         penalty = real_of(mine + REPETITION_PENALTY * plan_stride)
         less = tl.where(values < 0, values * penalty, tl.div_rn(values, penalty))
-        values = tl.where(is_said, less, values)
+        values = tl.where(is_seen, less, values)
     is_denied = tl.load(mask + columns, mask=inside, other=1) != 0
     values = tl.where(is_denied, float("-inf"), values)
     tl.store(line + columns, values, mask=inside)
