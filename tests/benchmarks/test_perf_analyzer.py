@@ -50,7 +50,7 @@ class TritonPythonModel:
             time.sleep(0.02)
             if text == b"wait":
                 time.sleep(0.5)
-            if caller.has_left():
+            if caller.has_disconnected():
                 pathlib.Path(__file__).with_name("cancelled").touch()
                 break
             event = dict(utterance="u", index=index, segment="audio", text="", words=[], start_s=0.04 * index,

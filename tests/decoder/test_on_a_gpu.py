@@ -74,7 +74,7 @@ def test_a_batch_duration_excludes_the_previous_batch(cuda: FakeCuda, monkeypatc
         decoder.loop.turn()
     assert all(reply.wait().error is None for reply in replies)
     assert cuda.now_s == 3 * BATCH_S
-    assert decoder.counts.figures()["decode_s"] == pytest.approx(3 * BATCH_S)
+    assert decoder.counts.to_dict()["decode_s"] == pytest.approx(3 * BATCH_S)
     assert decoder.loop.pace.chunk_s == pytest.approx(3 * BATCH_S / BUSY_SHARE)
 
 

@@ -26,7 +26,7 @@ from stretto.launcher.background import BackgroundServer
 from stretto.launcher.installation import LaunchError
 port, folder, *launcher = sys.argv[1:]
 try:
-    BackgroundServer(int(port), Path(folder), tuple(launcher)).be_ready()
+    BackgroundServer(int(port), Path(folder), tuple(launcher)).ensure_ready()
 except LaunchError as error:
     sys.exit(str(error))
 print("ready")
@@ -116,7 +116,7 @@ def test_a_server_that_runs_is_used_without_a_word_and_has_not_kept_the_lock(cal
 
 
 @pytest.mark.parametrize(
-    ("ports", "said"), [({"http": 9000}, ""), ({"gateway": 9003}, "the page: http://localhost:9003/\n")]
+    ("ports", "said"), [({"http": 9000}, ""), ({"gateway": 9003}, "web page: http://localhost:9003/\n")]
 )
 def test_who_asks_is_told_of_the_page_where_the_server_has_a_gateway(
     ports: dict[str, int],
@@ -166,7 +166,7 @@ def test_a_server_that_no_launcher_of_ours_has_started_is_used_as_it_is(tmp_path
     with socket.socket() as other:
         other.bind(("127.0.0.1", first + 1))
         other.listen()
-        BackgroundServer(first, tmp_path / "state", ("/nowhere/launcher",)).be_ready()
+        BackgroundServer(first, tmp_path / "state", ("/nowhere/launcher",)).ensure_ready()
     assert not (tmp_path / "state").exists()
 
 
@@ -175,4 +175,4 @@ def test_without_a_server_to_start_it_says_what_is_missing(monkeypatch: pytest.M
     monkeypatch.setattr(background.importlib.util, "find_spec", lambda name: None)
     port = free_row(3)
     with pytest.raises(CannotServe, match=rf"no server listens on port {port + 1}, .*embedded.*--server HOST:PORT"):
-        BackgroundServer(port, tmp_path).be_ready()
+        BackgroundServer(port, tmp_path).ensure_ready()

@@ -135,7 +135,7 @@ def test_a_missing_repository_is_reported(tmp_path: Path, capsys: pytest.Capture
 
 def test_a_repository_without_a_model_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert serve.main(["--model-repository", str(tmp_path)]) == 1
-    assert f"no folder of {tmp_path} holds a config.pbtxt" in capsys.readouterr().err
+    assert f"no folder in {tmp_path} contains a config.pbtxt" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("flag", "port"), [("grpc", "99999"), ("grpc", "-1"), ("grpc", "http"), ("gateway", "0")])

@@ -5,13 +5,13 @@ from types import SimpleNamespace
 import pytest
 
 from stretto.launcher import faults
-from stretto.launcher.faults import DayClock
+from stretto.launcher.faults import ClockWatch
 
 
 def test_only_a_long_step_back_is_trouble_and_only_once(monkeypatch: pytest.MonkeyPatch) -> None:
     day_s, up_s = 1_000_000.0, 50.0
     monkeypatch.setattr(faults, "time", SimpleNamespace(time=lambda: day_s, monotonic=lambda: up_s))
-    clock = DayClock()
+    clock = ClockWatch()
     seen = []
     for passed_s, step_s in ((90.0, 0.0), (0.25, -3600.0), (500.0, 0.0), (2.0, 3600.0), (0.25, -60.0), (0.25, -60.5)):
         up_s += passed_s

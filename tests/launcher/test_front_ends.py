@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 def test_the_address_of_the_gateways_page_is_logged(launch: Launch) -> None:
     (port,) = free_ports(1)
     server = launch(0, "--gateway", "--gateway-port", str(port))
-    server.until(lambda: f"[serve] the page: http://127.0.0.1:{port}/\n" in server.said)
+    server.until(lambda: f"[serve] web page: http://127.0.0.1:{port}/\n" in server.said)
 
 
 def test_a_dead_proxy_is_restarted_on_the_same_ports(launch: Launch, tmp_path: Path) -> None:
@@ -101,17 +101,17 @@ def test_a_hanging_restart_of_the_proxy_does_not_block(tmp_path: Path, monkeypat
     launch, log = begin_launch(), LaunchLog(tmp_path / "log")
     proxy = ProxyProcess(launch_config(flags, passed), launch, log)
     try:
-        assert (proxy.ports, proxy.given_up()) == (Ports(1, 2, 3), None)
+        assert (proxy.ports, proxy.unhealthy_model()) == (Ports(1, 2, 3), None)
         says.write_text("")
         first = end_of(proxy)
         proxy.keep_alive()  # returns although the next proxy writes nothing
         assert proxy.fault() == "the proxy is being restarted"
-        assert proxy.given_up() is None
+        assert proxy.unhealthy_model() is None
         says.write_text(Ports(1, 2, 3).to_json() + "\npreprocessor\n")
         assert end_of(proxy) != first
         proxy.keep_alive()
         deadline = time.monotonic() + PATIENCE_S
-        while (model := proxy.given_up()) is None:
+        while (model := proxy.unhealthy_model()) is None:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         assert model == "preprocessor", "the line before it has ports"

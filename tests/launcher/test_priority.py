@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from stretto.launcher import processes
-from stretto.launcher.processes import Hurry, threads_of
+from stretto.launcher.processes import LoadPriority, threads_of
 
 PROGRAM = "import threading; threading.Thread(target=input).start(); print('begun', flush=True)"
 
@@ -32,18 +32,18 @@ class Nice:
 @pytest.fixture
 def nice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Nice:
     monkeypatch.setattr(processes, "LOOK_S", 0.0)
-    monkeypatch.setattr(Hurry, "_session_file", tmp_path / "autogroup")
+    monkeypatch.setattr(LoadPriority, "_session_file", tmp_path / "autogroup")
     (tmp_path / "autogroup").write_text("/autogroup-7 nice 0\n")
     return Nice(monkeypatch)
 
 
 @pytest.fixture
-def hurry(nice: Nice) -> Hurry:
-    return Hurry(os.getpid())
+def hurry(nice: Nice) -> LoadPriority:
+    return LoadPriority(os.getpid())
 
 
 @pytest.fixture
-def stub(hurry: Hurry, tmp_path: Path) -> Iterator[int]:
+def stub(hurry: LoadPriority, tmp_path: Path) -> Iterator[int]:
     """A process that is named as a stub and has two threads; it is started after the hurry has begun."""
     (tmp_path / "triton_python_backend_stub").symlink_to(sys.executable)
     command = [tmp_path / "triton_python_backend_stub", "-c", PROGRAM]
@@ -54,7 +54,7 @@ def stub(hurry: Hurry, tmp_path: Path) -> Iterator[int]:
         process.kill()
 
 
-def test_new_stubs_are_raised_and_lowered_once(hurry: Hurry, stub: int, nice: Nice, tmp_path: Path) -> None:
+def test_new_stubs_are_raised_and_lowered_once(hurry: LoadPriority, stub: int, nice: Nice, tmp_path: Path) -> None:
     hurry.poll()
     hurry.poll()
     assert nice.of == {stub: -15}
@@ -71,7 +71,7 @@ def test_new_stubs_are_raised_and_lowered_once(hurry: Hurry, stub: int, nice: Ni
 @pytest.mark.parametrize("inherited", [0, -15], ids=["started before the raise", "inherits it"])
 def test_a_server_that_is_started_again_is_raised_with_its_stubs(stub: int, nice: Nice, inherited: int) -> None:
     nice.of = {stub: inherited}
-    hurry = Hurry(os.getpid(), is_whole=True)
+    hurry = LoadPriority(os.getpid(), is_new_server=True)
     hurry.poll()
     hurry.poll()
     raised = {os.getpid(): -15, stub: -15}
@@ -83,7 +83,7 @@ def test_a_server_that_is_started_again_is_raised_with_its_stubs(stub: int, nice
 
 def test_what_the_kernel_would_cut_off_is_not_given_back_too_much(nice: Nice) -> None:
     nice.of = {0: -15, os.getpid(): -15}
-    hurry = Hurry(os.getpid(), is_whole=True)
+    hurry = LoadPriority(os.getpid(), is_new_server=True)
     hurry.poll()
     assert nice.of[os.getpid()] == -20
     hurry.end()
@@ -91,13 +91,13 @@ def test_what_the_kernel_would_cut_off_is_not_given_back_too_much(nice: Nice) ->
 
 
 def test_a_stub_that_serves_already_is_left_alone(stub: int, nice: Nice) -> None:
-    hurry = Hurry(os.getpid())
+    hurry = LoadPriority(os.getpid())
     hurry.poll()
     hurry.end()
     assert nice.of == {}
 
 
-def test_without_the_right_nothing_changes(hurry: Hurry, stub: int, nice: Nice, tmp_path: Path) -> None:
+def test_without_the_right_nothing_changes(hurry: LoadPriority, stub: int, nice: Nice, tmp_path: Path) -> None:
     nice.may = False
     hurry.poll()
     hurry.end()

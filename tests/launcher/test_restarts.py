@@ -128,7 +128,7 @@ def test_only_the_model_that_triton_reports_unhealthy_is_restarted(launch: Launc
         with pytest.raises(grpc.RpcError, match="a process of the server has ended and is being restarted; try again"):
             infer(service_pb2.ModelInferRequest(model_name="speech"), wait_for_ready=True)
     server.until_ready(2)
-    assert f"triton_python_b (pid {first}) is taken for dead by Triton: restarting preprocessor\n" in server.said
+    assert f"triton_python_b (pid {first}) is considered dead by Triton: restarting preprocessor\n" in server.said
     assert server.reloads == RELOAD
     assert server.num_starts == 1
     assert server.stub != first

@@ -98,8 +98,8 @@ def classified() -> bytes:
             pytest.param(ModelInferRequest(**{name: "i" * 1025}).SerializeToString(), f"{name}: .*, got 1025", id=name)
             for name in ("id", "model_name", "model_version")
         ),
-        (message([4], None), "its bytes in raw_input_contents, got 0"),
-        (message([4], b"\0", "FOO"), "a datatype of Triton's, got 'FOO'"),
+        (message([4], None), "its bytes in raw_input_contents, got 0 entries"),
+        (message([4], b"\0", "FOO"), "a Triton datatype, got 'FOO'"),
         (message([4], b"\0" * 15, "BYTES"), "4 strings, with a length before each, got 15 bytes"),
         (message([5000], b"\0" * 20000, "BYTES"), "at most 4096 strings, got 5000"),
         (classified(), "outputs.event: expected no classification"),

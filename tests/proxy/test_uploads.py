@@ -32,7 +32,7 @@ def test_where_all_have_sent_something_the_one_that_was_silent_longest_is_ended(
     with ExitStack() as stack:
         uploads = Uploads(max_calls=2)
         made = entered(uploads, stack, 1, 1)
-        made[0].came()
+        made[0].note_message()
         made.append(Upload(lambda: None, "a", 1))
         stack.enter_context(uploads.entry(made[2]))
     assert [upload.is_ended for upload in made] == [False, True, False]

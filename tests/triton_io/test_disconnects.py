@@ -46,20 +46,20 @@ def test_a_caller_has_left_by_a_mark_or_by_triton_s_word(path: Path) -> None:
     number = departures.next_number()
     request = Request({}, given={STREAM: str(number)})
     caller, other = Caller(request, departures), Caller(Request({}, given={STREAM: str(number + 1)}), departures)
-    assert not caller.has_left()
+    assert not caller.has_disconnected()
     departures.record(number)
-    assert caller.has_left()
-    assert not other.has_left()
+    assert caller.has_disconnected()
+    assert not other.has_disconnected()
     other.sender.client_is_gone = True
-    assert other.has_left()
+    assert other.has_disconnected()
 
 
 @pytest.mark.parametrize("given", [{}, {STREAM: "0"}, {STREAM: "x"}, {STREAM: 3}])
 def test_who_came_by_another_way_is_asked_after_of_triton_alone(path: Path, given: dict[str, object]) -> None:
     caller = Caller(Request({}, given=given), Disconnects(path))
-    assert not caller.has_left()
+    assert not caller.has_disconnected()
     caller.sender.client_is_gone = True
-    assert caller.has_left()
+    assert caller.has_disconnected()
 
 
 def test_without_a_launcher_there_are_none(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:

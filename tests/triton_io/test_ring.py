@@ -248,13 +248,13 @@ def test_a_ring_that_is_taken_back_while_it_is_opened_is_not_opened(monkeypatch:
     """The client frees its memory as soon as the header shows that the server does not use it."""
     runtime = install(monkeypatch)
     ring = Ring("cuda", SIZE)
-    say = CudaPayload._say
+    say = CudaPayload._mark_open
 
     def said_too_late(payload: CudaPayload, is_open: bool) -> None:
         ring.withdraw()
         say(payload, is_open)
 
-    monkeypatch.setattr(CudaPayload, "_say", said_too_late)
+    monkeypatch.setattr(CudaPayload, "_mark_open", said_too_late)
     with pytest.raises(InvalidRequest, match=r"ring\.name"):
         PcmRing.open(RingAddress(**ring.option()))
     assert ring.is_free

@@ -8,7 +8,7 @@ import torch
 
 from stretto.codecs.base import Codec, CodecSpec, Window
 from stretto.codecs.refinement import Passage, Refinement, refinement_of
-from stretto.decoder.chunk_queue import PendingChunk, check_waited_for
+from stretto.decoder.chunk_queue import PendingChunk, check_connected
 from stretto.decoder.launching import Launcher
 from stretto.decoder.sessions import Session
 from stretto.decoder.streaming import FrameWindow, Work
@@ -24,7 +24,7 @@ class Job:
         session: Decoder state of its utterance.
         window: Window, or passage to fill in.
         due_s: Time at which the client will have played everything sent before; the arrival time if nothing was sent.
-        is_heard: True if the result is sent; False if windows follow for the same chunk, or if it is a voice
+        is_last: True if the result is sent; False if windows follow for the same chunk, or if it is a voice
             reference's.
     """
 
@@ -32,7 +32,7 @@ class Job:
     session: Session
     window: Work
     due_s: float
-    is_heard: bool = True
+    is_last: bool = True
 
     @property
     def frames(self) -> FrameWindow:
@@ -88,10 +88,12 @@ class FilledBatch:
     num_frames = 0
     device_s = None
 
-    def __init__(self, jobs: Sequence[Job], refinement: Refinement, told: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, jobs: Sequence[Job], refinement: Refinement, on_progress: Callable[[], None] | None = None
+    ) -> None:
         self.jobs = jobs
         passages = [job.window for job in jobs if isinstance(job.window, Passage)]
-        for job, codes in zip(jobs, refinement.fill(passages, told), strict=True):
+        for job, codes in zip(jobs, refinement.fill(passages, on_progress), strict=True):
             assert job.session.filling is not None, job.pending.utterance
             job.session.filling.fill(codes)
 
@@ -105,7 +107,7 @@ class FilledBatch:
 
 
 def launch(
-    jobs: Sequence[Job], launcher: Launcher, codec: Codec, told: Callable[[], None] | None = None
+    jobs: Sequence[Job], launcher: Launcher, codec: Codec, on_progress: Callable[[], None] | None = None
 ) -> Batch | FilledBatch:
     """Launch a batch of windows, or fill in the codebooks of a batch of passages.
 
@@ -113,13 +115,13 @@ def launch(
         jobs: Jobs of equal shape.
         launcher: Launcher for the codec's device.
         codec: The codec.
-        told: Progress callback, called after each codebook that is filled in.
+        on_progress: Progress callback, called after each codebook that is filled in.
     """
     if isinstance(jobs[0].window, FrameWindow):
         return Batch(jobs, launcher, codec.spec)
     refinement = refinement_of(codec)
     assert refinement is not None, codec.spec.name
-    return FilledBatch(jobs, refinement, told)
+    return FilledBatch(jobs, refinement, on_progress)
 
 
 def batch_limit(spec: CodecSpec, most: int) -> int:
@@ -142,7 +144,7 @@ def next_group(jobs: Sequence[Job], limit: int) -> list[Job]:
     return [job for job in ordered if job.window.shape == first.window.shape and not job.is_alone][:limit]
 
 
-def waited_for(jobs: Sequence[Job], fail: Callable[[PendingChunk, Exception], None]) -> list[Job]:
+def still_connected(jobs: Sequence[Job], fail: Callable[[PendingChunk, Exception], None]) -> list[Job]:
     """Return the jobs whose clients are still connected.
 
     Args:
@@ -152,7 +154,7 @@ def waited_for(jobs: Sequence[Job], fail: Callable[[PendingChunk, Exception], No
     found = list[Job]()
     for job in jobs:
         try:
-            check_waited_for(job.pending)
+            check_connected(job.pending)
             found.append(job)
         except Cancelled as error:
             fail(job.pending, error)

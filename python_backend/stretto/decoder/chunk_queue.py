@@ -44,7 +44,7 @@ class Counts:
             self._largest_batch = max(self._largest_batch, num_windows)
             self._decode_s += spent_s
 
-    def figures(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, float]:
         """Return all counters, the largest batch, and the total decoding time in seconds, by name."""
         with self._counting:
             counted = {name: self._counts[name] for name in NAMES}
@@ -119,7 +119,7 @@ class PendingChunk:
     on_progress: Callable[[], None] | None = None
 
 
-def check_waited_for(pending: PendingChunk) -> None:
+def check_connected(pending: PendingChunk) -> None:
     """Raise Cancelled if the client has disconnected or cancelled the request."""
     if pending.reply.is_cancelled():
         raise Cancelled("the client cancelled the request")

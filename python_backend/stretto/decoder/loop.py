@@ -16,8 +16,8 @@ import numpy as np
 
 from stretto.codecs.base import Codec, CodecSpec
 from stretto.config import DecoderConfig
-from stretto.decoder.batching import Batch, FilledBatch, Job, batch_limit, launch, next_group, waited_for
-from stretto.decoder.chunk_queue import ChunkQueue, Counts, Pace, PendingChunk, Unanswered, check_waited_for
+from stretto.decoder.batching import Batch, FilledBatch, Job, batch_limit, launch, next_group, still_connected
+from stretto.decoder.chunk_queue import ChunkQueue, Counts, Pace, PendingChunk, Unanswered, check_connected
 from stretto.decoder.launching import capture_shapes, make_launcher, warm_up
 from stretto.decoder.sessions import Session, Sessions
 from stretto.errors import Cancelled, Closing
@@ -131,7 +131,7 @@ class DecodingLoop:
 
     def turn(self) -> None:
         """Run one iteration: accept new chunks, launch one batch, and answer the chunks of finished batches."""
-        self._take_in()
+        self._accept_chunks()
         self._counts.add("expired", len(self._sessions.expire()))
         if self.gives_up:
             for job in self._jobs:
@@ -141,9 +141,9 @@ class DecodingLoop:
         if self._jobs:
             self._launch(next_group(self._jobs, batch_limit(self._codec.spec, self._config.max_batch)))
         while len(self._batches) > (self._launcher.depth if self._jobs else 0):
-            self._land(*self._batches.popleft())
+            self._complete(*self._batches.popleft())
 
-    def _take_in(self) -> None:
+    def _accept_chunks(self) -> None:
         """Turn queued chunks into jobs; wait for a chunk only if nothing is in progress."""
         timeout_s = 0.0 if self.unanswered else self._config.idle_timeout_s / 4
         taken, abandoned = self._queue.next_chunks(timeout_s, {pending.utterance for pending in self.unanswered})
@@ -158,23 +158,23 @@ class DecodingLoop:
         """Pass a chunk to its session and create a job for it."""
         self._counts.add("chunks")
         try:
-            check_waited_for(pending)
+            check_connected(pending)
             session = self._sessions.advance(pending.utterance, pending.chunk.index, pending.form)
-            self._sessions.take_reference(session, pending.chunk, pending.codes)
-            self._go_on(pending, session)
+            self._sessions.apply_reference(session, pending.chunk, pending.codes)
+            self._continue_chunk(pending, session)
         except Exception as error:
             self._fail(pending, error)
 
-    def _go_on(self, pending: PendingChunk, session: Session) -> None:
+    def _continue_chunk(self, pending: PendingChunk, session: Session) -> None:
         """Create a job for a chunk's next window, or answer the chunk if it completes none.
 
         Windows of a voice reference come first.
         """
-        window, is_heard = self._sessions.next_window(session, pending.chunk, pending.codes)
+        window, is_last = self._sessions.next_window(session, pending.chunk, pending.codes)
         if window is None:
             self._answer(pending, session, None)
         else:
-            self._jobs.append(Job(pending, session, window, self._sessions.due_s(session), is_heard))
+            self._jobs.append(Job(pending, session, window, self._sessions.due_s(session), is_last))
 
     def _is_wanted(self, job: Job) -> bool:
         """Return True if the job's utterance is still open; otherwise answer its chunk with an error."""
@@ -186,7 +186,7 @@ class DecodingLoop:
     def _launch(self, group: list[Job]) -> None:
         """Launch a batch; if that fails, launch each job alone, so that only the faulty utterance fails."""
         self._jobs = [job for job in self._jobs if job not in group]
-        group, begun = waited_for(group, self._fail), self.stopwatch()
+        group, begun = still_connected(group, self._fail), self.stopwatch()
         try:
             if group:
                 self._batches.append(
@@ -199,7 +199,7 @@ class DecodingLoop:
             for job in group:
                 self._launch([job])
 
-    def _land(self, batch: Batch | FilledBatch, begun: float) -> None:
+    def _complete(self, batch: Batch | FilledBatch, begun: float) -> None:
         """Wait for a batch's samples, and answer its chunks or continue with their next windows."""
         try:
             pcm = batch.pcm()
@@ -220,12 +220,12 @@ class DecodingLoop:
 
     def _finish(self, job: Job, pcm: np.ndarray | None, address: int | None) -> None:
         """Answer the chunk of a decoded job with its audible samples, or continue with the chunk's next window."""
-        if job.is_heard and pcm is not None:
+        if job.is_last and pcm is not None:
             audible = job.session.audible_part(job.frames, pcm, self._codec.spec)
             self._answer(job.pending, job.session, audible, address if audible is pcm else None)
         else:
             job.session.store(pcm)
-            self._go_on(job.pending, job.session)
+            self._continue_chunk(job.pending, job.session)
 
     def _answer(self, pending: PendingChunk, session: Session, pcm: np.ndarray | None, at: int | None = None) -> None:
         """Answer a chunk.

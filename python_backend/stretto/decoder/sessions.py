@@ -17,8 +17,8 @@ from stretto.decoder.streaming import (
     References,
     Windower,
     Work,
+    collect_prompt,
     read_reference,
-    take_prompt,
 )
 from stretto.errors import InvalidRequest, Overloaded
 from stretto.records.chunk import Chunk
@@ -128,10 +128,10 @@ class Session:
         """
         samples = self.renderer.resample(pcm, is_final)
         if samples is not None:
-            self._note(samples)
+            self._count_samples(samples)
         return self.renderer.encode(samples)
 
-    def _note(self, pcm: np.ndarray) -> None:
+    def _count_samples(self, pcm: np.ndarray) -> None:
         """Count samples [n], and find the utterance's first one that is not silence."""
         if self.first_sound is None:
             loud = np.flatnonzero(np.abs(pcm) > AUDIBLE)
@@ -201,7 +201,7 @@ class Sessions:
         if session is not None:
             session.last_used_s = self._clock()
 
-    def take_reference(self, session: Session, chunk: Chunk, codes: np.ndarray | None) -> None:
+    def apply_reference(self, session: Session, chunk: Chunk, codes: np.ndarray | None) -> None:
         """Apply a chunk's voice, voice reference and prompt, if any, to its session.
 
         The decoder state after a reference that is in the cache is reused.
@@ -210,8 +210,8 @@ class Sessions:
             InvalidRequest: If the codec cannot use them.
         """
         if chunk.index == 0:
-            self._take_voice(session, chunk)
-        session.filling = take_prompt(session.filling, refinement_of(self._codec), chunk, codes)
+            self._select_voice(session, chunk)
+        session.filling = collect_prompt(session.filling, refinement_of(self._codec), chunk, codes)
         if chunk.num_reference_frames == 0:
             return
         reference = read_reference(chunk, codes, self._codec.spec, session.renderer.form.deterministic)
@@ -222,7 +222,7 @@ class Sessions:
             reference.parts.clear()
             reference.key = None
 
-    def _take_voice(self, session: Session, chunk: Chunk) -> None:
+    def _select_voice(self, session: Session, chunk: Chunk) -> None:
         """Select the codec voice that a chunk names; raise InvalidRequest if the codec does not have it."""
         most = max(0, self._codec.spec.num_voices - 1)
         if chunk.voice > most:

@@ -254,7 +254,7 @@ class Filling:
         return np.concatenate([*self._spoken, pcm])
 
 
-def take_prompt(
+def collect_prompt(
     filling: Filling | None, refinement: Refinement | None, chunk: Chunk, codes: np.ndarray | None
 ) -> Filling | None:
     """Return the collected codes of an utterance after a chunk; None if the language model generates all codebooks.
@@ -273,6 +273,8 @@ def take_prompt(
             raise InvalidRequest("chunk.is_prompt", "false after the first chunk", chunk.is_prompt)
         return filling
     if (refinement is not None) != chunk.is_prompt or (chunk.is_prompt and codes is None):
-        expected = "the prompt's rows" if refinement is not None else "no prompt, as all codebooks come"
+        expected = (
+            "the prompt's rows" if refinement is not None else "no prompt, because the codec has no refinement model"
+        )
         raise InvalidRequest("chunk.is_prompt", expected, chunk.is_prompt)
     return None if refinement is None or codes is None else Filling(refinement, codes)

@@ -152,7 +152,7 @@ class DecoderWorker:
             "session_bytes": self._sessions.num_bytes,
             "waiting_chunks": len(self._queue) + self._loop.num_jobs,
         }
-        return self._counts.figures() | now
+        return self._counts.to_dict() | now
 
     def _run(self) -> None:
         torch.set_num_threads(self._config.threads)

@@ -174,4 +174,6 @@ def check_config(config: VllmConfig) -> None:
     }
     if any(refused.values()):
         names = [name for name in refused if refused[name]]
-        raise ValueError(f"the speech plugin works without {names}; tensor_parallel_size and data_parallel_size work")
+        raise ValueError(
+            f"the speech plugin does not support {names}; it supports tensor_parallel_size and data_parallel_size"
+        )

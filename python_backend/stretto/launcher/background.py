@@ -118,9 +118,9 @@ def ready_server() -> str:
     If the launcher runs a gateway, the URL of its web page is printed.
     """
     server = BackgroundServer(default_port(), state_folder())
-    server.be_ready()
+    server.ensure_ready()
     if (page := server.page()) is not None:
-        log_line(f"the page: {page}")
+        log_line(f"web page: {page}")
     return f"localhost:{server.port + 1}"
 
 
@@ -138,7 +138,7 @@ class BackgroundServer:
     folder: Path
     launcher: tuple[str, ...] = LAUNCHER
 
-    def be_ready(self) -> None:
+    def ensure_ready(self) -> None:
         """Wait until the server is ready; start it if it is not running.
 
         Another process may be starting it at the same time; only one of them does.
@@ -147,12 +147,12 @@ class BackgroundServer:
             CannotServe: If a required component is not installed.
             LaunchError: If the server did not start.
         """
-        if self._is_there():
+        if self._is_usable():
             return
         if self.launcher is LAUNCHER:
             require_installation(self.port)
         try:
-            with self._only_call():
+            with self._start_lock():
                 self._start()
         except OSError as error:
             raise LaunchError(f"the server could not be started: {error}") from None
@@ -163,7 +163,7 @@ class BackgroundServer:
         port = None if record is None else record["ports"].get("gateway")
         return None if port is None else f"http://localhost:{port}/"
 
-    def _is_there(self) -> bool:
+    def _is_usable(self) -> bool:
         """Return True if there is a server to use.
 
         It is ready according to its launcher, or has no launcher (for example in a container) and listens at the gRPC
@@ -179,9 +179,11 @@ class BackgroundServer:
     def _start(self) -> None:
         launcher: subprocess.Popen[bytes] | None = None
         begun = time.monotonic()
-        while not self._is_there():
+        while not self._is_usable():
             if launcher is not None and launcher.poll() is not None:
-                raise LaunchError(f"the server did not start:\n{self._said.read_text(errors='replace').rstrip()}")
+                raise LaunchError(
+                    f"the server did not start:\n{self._output_file.read_text(errors='replace').rstrip()}"
+                )
             if launcher is None and self._state() is None:
                 launcher = self._launch()
             if sys.stderr.isatty():
@@ -202,18 +204,18 @@ class BackgroundServer:
         command = [str(word) for word in (*self.launcher, *ports, *files)]
         # Without bytecode each start of vLLM takes 10 s longer.
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-        with self._said.open("wb") as output:
+        with self._output_file.open("wb") as output:
             return subprocess.Popen(
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
             )
 
     @property
-    def _said(self) -> Path:
+    def _output_file(self) -> Path:
         """File that receives the launcher's own output."""
         return self.folder / f"serve-{self.port}.log"
 
     @contextmanager
-    def _only_call(self) -> Iterator[None]:
+    def _start_lock(self) -> Iterator[None]:
         """Hold the lock for starting the server while the block runs; wait if another process holds it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / f"start-{self.port}.lock").open("w") as lock:

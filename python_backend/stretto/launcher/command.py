@@ -50,24 +50,24 @@ def serve(config: LaunchConfig) -> int:
     if not config.model_repository.is_dir():
         raise LaunchError(f"--model-repository: there is no folder {config.model_repository}")
     if not any(config.model_repository.glob("*/config.pbtxt")):
-        raise LaunchError(f"--model-repository: no folder of {config.model_repository} holds a config.pbtxt")
+        raise LaunchError(f"--model-repository: no folder in {config.model_repository} contains a config.pbtxt")
     try:
-        take_files(config)
+        claim_files(config)
     except OSError as error:
         raise cannot_write(error, config, "other files with --pid-file and --log-file") from None
     for launch_id in faults.sweep():
-        log_line(f"cleaned up after launch {launch_id}, which died")
+        log_line(f"cleaned up after launcher instance {launch_id}, which had died")
     waits = Waits()
     waits.catch_signals()
     launch = faults.begin_launch()
     try:
-        return Supervisor(*placed(config, launch), launch, waits).run()
+        return Supervisor(*with_plain_paths(config, launch), launch, waits).run()
     finally:
         background.remove(config.pid_file)
         launch.close()
 
 
-def placed(config: LaunchConfig, launch: faults.Launch) -> tuple[LaunchConfig, Installation]:
+def with_plain_paths(config: LaunchConfig, launch: faults.Launch) -> tuple[LaunchConfig, Installation]:
     """Return config and installation with paths that Triton accepts; where needed, these are links.
 
     Args:
@@ -102,7 +102,7 @@ def cannot_write(error: OSError, config: LaunchConfig, choice: str) -> LaunchErr
     return LaunchError(f"cannot write {error.filename or config.cache} ({error.strerror or error}): choose {choice}")
 
 
-def take_files(config: LaunchConfig) -> None:
+def claim_files(config: LaunchConfig) -> None:
     """Create the log and the pid file; raise LaunchError if the pid file belongs to a running launcher."""
     running = background.read(config.pid_file)
     if running is not None and running["pid"] != os.getpid():

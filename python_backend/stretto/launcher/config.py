@@ -123,21 +123,21 @@ def parser() -> argparse.ArgumentParser:
     about = "the server's output, at most 16 MiB and four older files of that size; '-' is standard output"
     flags.add_argument("--log-file", help=f"{about} (default: in {state})")
     flags.add_argument("--cache", type=Path, default=cache_folder(), help="private files of the launcher")
-    add_patience(flags)
+    add_time_limits(flags)
     action = flags.add_mutually_exclusive_group()
     action.add_argument("--status", action="store_true", help="print the launcher's state; exit code 0 if it is ready")
     action.add_argument("--stop", action="store_true", help="drain and stop the launcher")
     return flags
 
 
-def add_patience(flags: argparse.ArgumentParser) -> None:
+def add_time_limits(flags: argparse.ArgumentParser) -> None:
     """Add the flags for time limits and the number of start attempts."""
     default = "; default: %(default)s"
     about = f"time limit of a start{default}"
     flags.add_argument("--start-seconds", type=positive_seconds, default=600, help=about)
     about = f"number of start attempts if the server aborts{default}"
     flags.add_argument("--start-attempts", type=positive, default=10, help=about)
-    about = f"longest wait for active streams on SIGTERM; with a gateway, it is given the same time first{default}"
+    about = f"maximum wait for active streams on SIGTERM; a gateway gets as much time before that{default}"
     flags.add_argument("--drain-seconds", type=non_negative_seconds, default=30, help=about)
 
 
@@ -178,7 +178,7 @@ def positive_seconds(text: str) -> float:
     """Parse a finite time in seconds greater than 0."""
     seconds = number(text)
     if not 0 < seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"expected seconds, more than 0, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected more than 0 seconds, got {text!r}")
     return seconds
 
 
@@ -186,7 +186,7 @@ def non_negative_seconds(text: str) -> float:
     """Parse a finite time in seconds of at least 0."""
     seconds = number(text)
     if not 0 <= seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"expected seconds, 0 or more, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected at least 0 seconds, got {text!r}")
     return seconds
 
 

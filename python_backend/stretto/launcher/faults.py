@@ -278,14 +278,14 @@ class Fault:
 
     Attributes:
         processes: Faulty processes; empty if the fault concerns the whole server.
-        what: Predicate of a sentence whose subject are these processes, such as "is stopped".
+        description: Predicate of a sentence about these processes, such as "is stopped".
     """
 
     processes: list[Process]
-    what: str
+    description: str
 
     def __str__(self) -> str:
-        return f"{named(self.processes)} {self.what}".lstrip()
+        return f"{named(self.processes)} {self.description}".lstrip()
 
 
 class PendingFault:
@@ -299,7 +299,7 @@ class PendingFault:
         self.reason = ""
         self._since = time.monotonic()
 
-    def is_news(self, reason: str) -> bool:
+    def update(self, reason: str) -> bool:
         """Set the current fault, '' for none; return True if it differs from the previous one."""
         if reason == self.reason:
             return False
@@ -347,7 +347,7 @@ class CrashWatch:
 MAX_BACK_S = 60.0  # a shorter hang ends sooner than a restart would take
 
 
-class DayClock:
+class ClockWatch:
     """Detector of a wall clock that is set back; Triton's gRPC timers can then hang for as long."""
 
     def __init__(self) -> None:
@@ -416,7 +416,7 @@ class Pulse:
     def is_hung(self) -> bool:
         """Return True if the process must be replaced: stopped for PROOF_S, or without heartbeats for too long."""
         fault = self.fault()
-        self._pending.is_news(fault if fault.endswith("is stopped") else "")
+        self._pending.update(fault if fault.endswith("is stopped") else "")
         return self._pending.is_proven or fault.endswith("does not answer")
 
     def close(self) -> None:

@@ -90,7 +90,7 @@ class ProxyProcess:
             text=True,
         )
         self._pulse.begin(self._process.pid)
-        self._has_said_ports = False
+        self._has_sent_ports = False
         self._send(self._config.to_json())
         self._send(self._state)
 
@@ -100,20 +100,20 @@ class ProxyProcess:
         if not self._has_written(limit_s):
             self._kill()
             raise LaunchError(f"the proxy did not listen within {limit_s:.0f} s; see the log")
-        output, self._has_said_ports = "".join(self._lines()), True
+        output, self._has_sent_ports = "".join(self._lines()), True
         try:
             self.ports = Ports.from_json(output)
         except ValueError:
             self.stop()
-            raise LaunchError(output or "the proxy ended as it started; see the log") from None
+            raise LaunchError(output or "the proxy exited at start-up; see the log") from None
         grpc, metrics, http = self.ports.grpc, self.ports.metrics, self.ports.http
         self._config = replace(self._config, grpc_port=grpc, metrics_port=metrics, http_port=http)
 
-    def given_up(self) -> str | None:
+    def unhealthy_model(self) -> str | None:
         """Return a model that Triton has reported as unhealthy to the proxy since the last call, or None."""
         lines = self._lines() if self._has_written(0.0) else []
-        if lines and not self._has_said_ports:  # or why a restarted proxy cannot listen: it ends, and is restarted
-            self._has_said_ports = True
+        if lines and not self._has_sent_ports:  # or why a restarted proxy cannot listen: it ends, and is restarted
+            self._has_sent_ports = True
             del lines[0]
         return lines[-1] if lines else None
 

@@ -240,22 +240,22 @@ LOOK_S = 0.5
 AUTOGROUP = re.compile(r" nice (-?\d+)$")
 
 
-class Hurry:
+class LoadPriority:
     """Raised CPU priority of the processes of a server that are loading models, until `end`.
 
     Both the processes and their session are raised, because with autogroups Linux schedules a session as one unit
     (sched(7)). Without CAP_SYS_NICE, or a limit on nice that permits it, nothing changes.
     """
 
-    def __init__(self, server_pid: int, is_whole: bool = False) -> None:
+    def __init__(self, server_pid: int, is_new_server: bool = False) -> None:
         """Find the stubs that run already; their priority stays unchanged.
 
         Args:
             server_pid: Pid of the server.
-            is_whole: True if the server has just been started; its own priority is then raised too, and its stubs
+            is_new_server: True if the server has just been started; its own priority is then raised too, and its stubs
                 inherit it.
         """
-        self._server, self._is_whole = server_pid, is_whole
+        self._server, self._is_new_server = server_pid, is_new_server
         self._others = {process.pid for process in descendants(server_pid)}
         self._raised = set[int]()
         self._normal = os.getpriority(os.PRIO_PROCESS, 0)
@@ -280,7 +280,7 @@ class Hurry:
 
     def _loading(self) -> set[int]:
         stubs = {each.pid for each in descendants(self._server) if each.name.startswith("triton_python_b")}
-        if self._is_whole:  # a stub that was started before the raise has not inherited it
+        if self._is_new_server:  # a stub that was started before the raise has not inherited it
             return {self._server, *(pid for pid in stubs if self._is_normal(pid))}
         return stubs - self._others
 

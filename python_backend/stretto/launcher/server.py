@@ -17,7 +17,7 @@ from typing import Any
 
 from stretto.launcher import mps
 from stretto.launcher.config import LaunchConfig
-from stretto.launcher.faults import CrashWatch, DayClock, Fault, Launch, slowness
+from stretto.launcher.faults import ClockWatch, CrashWatch, Fault, Launch, slowness
 from stretto.launcher.installation import (
     IMPORT_ROOT,
     Installation,
@@ -27,7 +27,15 @@ from stretto.launcher.installation import (
     server_environment,
 )
 from stretto.launcher.launch_log import LaunchLog
-from stretto.launcher.processes import Hurry, Process, Watch, descendants, end_all, lost_children, waits_for_a_child
+from stretto.launcher.processes import (
+    LoadPriority,
+    Process,
+    Watch,
+    descendants,
+    end_all,
+    lost_children,
+    waits_for_a_child,
+)
 from stretto.proxy.access import CLOSED_APIS, HTTP, REPOSITORY
 
 FIRST_STEPS = {"preprocessor"}  # not needed once a request has received a response
@@ -171,7 +179,7 @@ def listening(config: LaunchConfig, launch: Launch) -> list[str]:
     ]
 
 
-def imports_by_place(installation: Installation) -> Path | None:
+def import_directory(installation: Installation) -> Path | None:
     """Return the working directory from which stubs import our package; None if they find it in any directory.
 
     WORKAROUND(triton): the stubs decode module paths as ASCII and ignore PYTHONPATH.
@@ -191,7 +199,12 @@ class Server:
     """
 
     def __init__(
-        self, config: LaunchConfig, installation: Installation, launch: Launch, log: LaunchLog, is_again: bool = False
+        self,
+        config: LaunchConfig,
+        installation: Installation,
+        launch: Launch,
+        log: LaunchLog,
+        was_ready_before: bool = False,
     ) -> None:
         """Start the server.
 
@@ -200,10 +213,11 @@ class Server:
             installation: The Triton server to start.
             launch: Launcher instance.
             log: Log for the server's output.
-            is_again: True if a server of this launcher was ready before; models are then loaded with raised priority.
+            was_ready_before: True if a server of this launcher was ready before. Models are then loaded with raised
+                priority.
         """
         self._config, self._launch = config, launch
-        self._started, self._clock = time.monotonic(), DayClock()
+        self._started, self._clock = time.monotonic(), ClockWatch()
         self._stuck_since: float | None = None
         self._watch: Watch | None = None
         self._restart: ModelRestart | None = None
@@ -212,13 +226,13 @@ class Server:
         self._process, self._output = log.start(
             command_line(config, installation, launch),
             env=server_environment(installation, launch) | mps.client_environment(launch),
-            cwd=imports_by_place(installation),
+            cwd=import_directory(installation),
             preexec_fn=die_with_the_launcher,
         )
         self._crash = CrashWatch(self._process.pid)
-        self._hurry = Hurry(self._process.pid, is_whole=True) if is_again else None
-        if self._hurry is not None:
-            self._hurry.poll()
+        self._priority = LoadPriority(self._process.pid, is_new_server=True) if was_ready_before else None
+        if self._priority is not None:
+            self._priority.poll()
 
     @property
     def pid(self) -> int:
@@ -246,14 +260,14 @@ class Server:
         if self.age_s > self._config.start_seconds * slowness():
             raise LaunchError(f"the server is not ready after {self.age_s:.0f} s")
         if self._answers_ready() if self._restart is None else self._restart.is_done():
-            if self._hurry is not None:
-                self._hurry.end()
-                self._hurry = None
+            if self._priority is not None:
+                self._priority.end()
+                self._priority = None
             self._watch = self._watch_processes()
             self._launch.hide_regions()
             return True
-        if self._hurry is not None:
-            self._hurry.poll()
+        if self._priority is not None:
+            self._priority.poll()
         self._check_progress()
         return False
 
@@ -306,19 +320,19 @@ class Server:
 
         Other faults, of the clock or a crash handler, are checked as well.
         """
-        assert self._watch is not None, "wait for a server that is ready"
+        assert self._watch is not None, "the server is not ready yet"
         ended = self._watch.wait(timeout_s)
         return Fault(ended, "ended") if ended else self._clock.fault() or self._crash.fault()
 
-    def given_up(self, model: str | None) -> Fault | None:
+    def dead_stub(self, model: str | None) -> Fault | None:
         """Return the fault that Triton considers the stub of `model` dead; None if `model` is None or has no stub."""
-        assert self._watch is not None, "look after a server that is ready"
+        assert self._watch is not None, "the server is not ready yet"
         stubs = [] if model is None else self._watch.stubs_of(model)
-        return Fault(stubs, "is taken for dead by Triton") if stubs else None
+        return Fault(stubs, "is considered dead by Triton") if stubs else None
 
     def stopped(self) -> list[Process]:
         """Return the processes of the ready server that a signal has stopped."""
-        assert self._watch is not None, "look after a server that is ready"
+        assert self._watch is not None, "the server is not ready yet"
         return self._watch.stopped()
 
     def restart_models(self, broken: list[Process]) -> ModelRestart | None:
@@ -333,7 +347,7 @@ class Server:
         Returns:
             The restart, or None if the whole server must be restarted.
         """
-        assert self._watch is not None, "restart models of a server that is ready"
+        assert self._watch is not None, "the server is not ready yet"
         models = self._watch.models_of(broken)
         if not models or not loading(self._config) or self._num_restarts == MAX_MODEL_RESTARTS:
             return None
@@ -347,7 +361,7 @@ class Server:
         self._started = time.monotonic()
         self._restart = ModelRestart(sorted(models), self._connection)
         # Loading must not slow down streams that continue.
-        self._hurry = None if self._restart.spares_answered else Hurry(self.pid)
+        self._priority = None if self._restart.spares_answered else LoadPriority(self.pid)
         return self._restart
 
     def terminate(self) -> None:
@@ -375,11 +389,11 @@ def last_error(output: str) -> str:
     errors.
     """
     lines = [line for line in output.splitlines() if not HARMLESS.match(line)]
-    telling = [line[found.start() :] for line in lines if (found := BAD_USAGE.search(line))]
-    telling = telling or [line for line in lines if "failed to load '" in line and "depend" not in line]
-    telling = telling or [line for line in lines if line.lstrip().startswith("what(): ")]
-    telling = telling[:1] or [line for line in lines if "error" in line.lower()][-1:] or lines[-1:]
-    return telling[0].replace("\\n\\nAt:", " ").strip()[:500] if telling else "no error message"
+    best = [line[found.start() :] for line in lines if (found := BAD_USAGE.search(line))]
+    best = best or [line for line in lines if "failed to load '" in line and "depend" not in line]
+    best = best or [line for line in lines if line.lstrip().startswith("what(): ")]
+    best = best[:1] or [line for line in lines if "error" in line.lower()][-1:] or lines[-1:]
+    return best[0].replace("\\n\\nAt:", " ").strip()[:500] if best else "no error message"
 
 
 def _exit(code: int) -> str:

@@ -67,7 +67,7 @@ class Waits:
 READY = "ready"
 
 
-class Announcer:
+class StatePublisher:
     """Publishes the launcher's state to the proxy, the pid file and the log.
 
     Attributes:
@@ -99,7 +99,7 @@ class Announcer:
         ports = ", ".join(f"{name} {port}" for name, port in self._config.ports.items())
         log_line(f"ready after {age_s:.1f} s: {ports}; pid {pid}")
         if self._config.gateway_port is not None:
-            log_line(f"the page: {page_address(self._config.address, self._config.gateway_port)}")
+            log_line(f"web page: {page_address(self._config.address, self._config.gateway_port)}")
 
     def note_restart(self, reason: str, spares_answered: bool) -> None:
         """Publish that models are being restarted; the proxy refuses new requests and ends those in flight.
@@ -147,9 +147,9 @@ class FrontEndProcesses:
         """Return a description of the proxy's or the gateway's fault; empty if there is none."""
         return self.proxy.fault() or (self._gateway.fault() if self._gateway is not None else "")
 
-    def given_up(self) -> str | None:
+    def unhealthy_model(self) -> str | None:
         """Return a model that Triton has reported as unhealthy since the last call, or None."""
-        return self.proxy.given_up()
+        return self.proxy.unhealthy_model()
 
     def drain(self, polls: Iterable[None]) -> None:
         """Let the gateway complete its responses, for which the server must still run, until `polls` ends."""
@@ -214,7 +214,7 @@ class Supervisor:
             self._front_ends = FrontEndProcesses(self._config, self._launch, self._log)
             self._config = self._front_ends.config
             self._waits.on_poll = self._front_ends.keep_alive
-            self._announcer = Announcer(self._config, self._front_ends.proxy)
+            self._publisher = StatePublisher(self._config, self._front_ends.proxy)
             try:
                 self._serve()
             finally:
@@ -234,7 +234,7 @@ class Supervisor:
                 if fault is None:
                     self._stop(server)
                     break
-                self._announcer.record("waiting", str(fault))
+                self._publisher.record("waiting", str(fault))
             finally:
                 self._end(server)
             self._pause(f"{fault}: restarting the server")
@@ -257,19 +257,19 @@ class Supervisor:
                 self._pause(f"start {num_aborted} of {attempts} aborted: {error}")
                 if not self._was_ready and num_aborted == self._config.start_attempts:
                     reason = f"the server aborted {num_aborted} times; last error: {error}"
-                    raise LaunchError(f"{reason}\nfull log: {self._announcer.log}") from None
+                    raise LaunchError(f"{reason}\nfull log: {self._publisher.log}") from None
             except (LaunchError, OSError) as error:
                 if not self._was_ready:
-                    raise LaunchError(f"{error}\nfull log: {self._announcer.log}") from None
+                    raise LaunchError(f"{error}\nfull log: {self._publisher.log}") from None
                 self._pause(f"the start failed: {error}")
         return None
 
     def _start_once(self) -> Server | None:
-        self._announcer.record("starting")
+        self._publisher.record("starting")
         wait_for_ports(self._config.triton_ports)
         mps.start(self._config.model_repository, self._launch)
-        log_line(f"starting the server; its log: {self._announcer.log}")
-        server = Server(self._config, self._installation, self._launch, self._log, is_again=self._was_ready)
+        log_line(f"starting the server; its log: {self._publisher.log}")
+        server = Server(self._config, self._installation, self._launch, self._log, was_ready_before=self._was_ready)
         is_ready = False
         try:
             is_ready = self._until_ready(server)
@@ -288,9 +288,9 @@ class Supervisor:
         if not any(server.is_ready() for _ in self._waits.polls(math.inf)):
             return False
         self._was_ready = True
-        self._front_ends.given_up()  # discard reports about the previous run
+        self._front_ends.unhealthy_model()  # discard reports about the previous run
         self._back_off.note_ready()
-        self._announcer.note_ready(server.age_s, server.pid)
+        self._publisher.note_ready(server.age_s, server.pid)
         return True
 
     def _keep(self, server: Server) -> Fault | None:
@@ -306,7 +306,7 @@ class Supervisor:
         if restart is None:
             return False
         log_line(f"{fault}: restarting {', '.join(restart.models)}")
-        self._announcer.note_restart(str(fault), restart.spares_answered)
+        self._publisher.note_restart(str(fault), restart.spares_answered)
         try:
             self._waits.wait(self._back_off.next_delay_s())
             self._until_ready(server)
@@ -322,13 +322,13 @@ class Supervisor:
         """Watch the server; return its fault, or None if a signal arrived first."""
         pending = PendingFault()
         while not self._waits.num_signals:
-            fault = server.wait(LOOK_S) or server.given_up(self._front_ends.given_up())
+            fault = server.wait(LOOK_S) or server.dead_stub(self._front_ends.unhealthy_model())
             if fault is not None:
                 return fault
             stopped = server.stopped()
-            if pending.is_news(f"{named(stopped)} is stopped" if stopped else self._front_ends.fault()):
+            if pending.update(f"{named(stopped)} is stopped" if stopped else self._front_ends.fault()):
                 log_line(pending.reason or "all processes run again")
-                self._announcer.record("unready" if pending.reason else "ready", pending.reason)
+                self._publisher.record("unready" if pending.reason else "ready", pending.reason)
             if stopped and pending.is_proven:
                 return Fault(stopped, "is stopped")
             self._front_ends.keep_alive()
@@ -338,7 +338,7 @@ class Supervisor:
         """Report a failure and wait before the next start; there is no delay after the first failure in a while."""
         delay_s = self._back_off.next_delay_s()
         log_line(f"{reason}; the next start is in {delay_s:g} s" if delay_s else reason)
-        self._announcer.record("waiting", reason)
+        self._publisher.record("waiting", reason)
         self._waits.wait(delay_s)
 
     def _stop(self, server: Server) -> None:
@@ -348,7 +348,7 @@ class Supervisor:
         """
         self._front_ends.drain(self._waits.polls(self._config.drain_seconds, num_signals=1))
         self._launch.drain_file.touch()
-        self._announcer.record("draining")  # last, because readers of this state rely on new requests being refused
+        self._publisher.record("draining")  # last, because readers of this state rely on new requests being refused
         polls = self._waits.polls(self._config.drain_seconds, num_signals=1)
         if not has_drained(server.pid, self._launch.drain_file, polls):
             log_line(f"stopping with {num_active_utterances(server.pid)} streams still open")

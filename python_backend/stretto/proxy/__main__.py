@@ -46,22 +46,22 @@ class Launcher:
 
     def __init__(self) -> None:
         self.stopped = asyncio.Event()
-        self.gate = Gate(self.give_up)
+        self.gate = Gate(self.report_dead_stub)
         self._said = b""
-        self._is_ready = self._is_told = self._is_stopping = False
+        self._is_ready = self._has_reported = self._is_stopping = False
         self.has_died = False  # standard input was closed without STOPPING
 
     def is_ready(self) -> bool:
         """Return True if the server is ready according to the launcher's last message."""
         return self._is_ready
 
-    def give_up(self, model: str) -> None:
+    def report_dead_stub(self, model: str) -> None:
         """Report to the launcher that Triton considers the stub of `model` dead.
 
         Only the first report after each message of the launcher is sent, and none while models are being restarted.
         """
-        if not self.gate.is_closed and not self._is_told:
-            self._is_told = True
+        if not self.gate.is_closed and not self._has_reported:
+            self._has_reported = True
             print(model, flush=True)
 
     def read_commands(self) -> None:
@@ -75,7 +75,7 @@ class Launcher:
             self._apply(line.decode())
 
     def _apply(self, line: str) -> None:
-        self._is_ready, self._is_told, self._is_stopping = line == READY, False, line == STOPPING
+        self._is_ready, self._has_reported, self._is_stopping = line == READY, False, line == STOPPING
         if line in (ENDING_ALL, ENDING_UNANSWERED):
             self.gate.close(spares_answered=line == ENDING_UNANSWERED)
         else:

@@ -37,7 +37,15 @@ from stretto.proxy.infer_request import (
     read_infer_request,
     with_origin,
 )
-from stretto.proxy.triton_stream import AGAIN, ClientStream, Gate, Restarting, TritonStream, Unwatched, client_status
+from stretto.proxy.triton_stream import (
+    AGAIN,
+    BackgroundTasks,
+    ClientStream,
+    Gate,
+    Restarting,
+    TritonStream,
+    client_status,
+)
 from stretto.proxy.uploads import ENDED, Pace, Upload, Uploads
 
 MAX_SMALL_BYTES = 1 << 16  # enough for names; only key holders may load models, with files in the message
@@ -72,16 +80,16 @@ def check_other_call(method: str, request: bytes, is_key_holder: bool) -> None:
 DROPPED_HEADERS = {"triton_grpc_error"}
 
 
-class SoleCalls:
+class UnaryCalls:
     """Makes unary calls to Triton.
 
     If the client disconnects, a call to one of our models runs to its end, unless a model is restarted; a call to
     another model is cancelled.
     """
 
-    def __init__(self, triton: grpc.aio.Channel, unwatched: Unwatched, gate: Gate) -> None:
+    def __init__(self, triton: grpc.aio.Channel, background: BackgroundTasks, gate: Gate) -> None:
         self._calls = {method: triton.unary_unary(method) for method in APIS if method != MODEL_STREAM_INFER}
-        self._unwatched, self._gate = unwatched, gate
+        self._background, self._gate = background, gate
 
     async def call(
         self, method: str, request: bytes, metadata: Metadata, place: ExitStack | None = None, is_ours: bool = True
@@ -96,17 +104,17 @@ class SoleCalls:
             is_ours: False for third-party models, which query Triton for cancellation.
         """
         call = self._calls[method](request, metadata=passed_on(metadata))
-        answering = self._unwatched.start(_result(call))
+        answering = self._background.start(_result(call))
         try:
             return await asyncio.shield(answering)
         except asyncio.CancelledError:
             if is_ours:
-                self._unwatched.start(self._see_off(call, answering, ExitStack() if place is None else place.pop_all()))
+                self._background.start(self._drain(call, answering, ExitStack() if place is None else place.pop_all()))
             else:
                 call.cancel()
             raise
 
-    async def _see_off(self, call: Any, answering: asyncio.Task[bytes], place: ExitStack) -> None:
+    async def _drain(self, call: Any, answering: asyncio.Task[bytes], place: ExitStack) -> None:
         with place, suppress(Restarting, grpc.aio.AioRpcError):
             try:
                 await self._gate.guard(_shielded(answering))
@@ -201,9 +209,9 @@ class GrpcProxy(grpc.GenericRpcHandler):
         self._pace, self._uploads, self._disconnects = Pace(), uploads, departures
         self._shares = FairLimit(MAX_CALLS)
         self._infer = triton.stream_stream(MODEL_STREAM_INFER)
-        self._unwatched = Unwatched()
-        self._sole = SoleCalls(triton, self._unwatched, self._gate)
-        self._models = ServedModels(allowed, lambda request: self._sole.call(MODEL_READY, request, ()))
+        self._background = BackgroundTasks()
+        self._unary = UnaryCalls(triton, self._background, self._gate)
+        self._models = ServedModels(allowed, lambda request: self._unary.call(MODEL_READY, request, ()))
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
         """Return the handler of a call; None for an unknown method."""
@@ -242,14 +250,14 @@ class GrpcProxy(grpc.GenericRpcHandler):
                     check_other_call(method, request, self._access.is_key_holder(metadata))
                     is_not_ready = method in NOT_READY and not self._is_ready()
                     response = (
-                        NOT_READY[method] if is_not_ready else await self._sole.call(method, request, metadata, place)
+                        NOT_READY[method] if is_not_ready else await self._unary.call(method, request, metadata, place)
                     )
             except BadRequest as error:
                 await context.abort(STATUS[error.kind], error.client_message)
             except Restarting as error:
                 await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
             except grpc.aio.AioRpcError as error:
-                await context.abort(*client_status(error, self._gate.give_up))
+                await context.abort(*client_status(error, self._gate.report_dead_stub))
             await context.write(response)
 
         return answer
@@ -276,12 +284,12 @@ class GrpcProxy(grpc.GenericRpcHandler):
             with_origin(request, host_of_call(context.peer())),
             read.head.model_name in OUR_MODELS,
         )
-        return await self._gate.guard(self._sole.call(MODEL_INFER, request_with_origin, metadata, place, is_ours))
+        return await self._gate.guard(self._unary.call(MODEL_INFER, request_with_origin, metadata, place, is_ours))
 
     async def _stream(self, requests: AsyncIterator[bytes], context: Context, place: ExitStack) -> None:
         metadata, host = context.invocation_metadata() or (), host_of_call(context.peer())
         stream = TritonStream(self._infer(metadata=passed_on(metadata)), self._disconnects.next_number())
-        client = ClientStream(stream, context, self._gate.give_up)
+        client = ClientStream(stream, context, self._gate.report_dead_stub)
         answering = asyncio.current_task()
         assert answering is not None
         upload = Upload(answering.cancel, host)
@@ -296,18 +304,18 @@ class GrpcProxy(grpc.GenericRpcHandler):
                 raise
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, ENDED)
         except grpc.aio.AioRpcError as error:
-            await context.abort(*client_status(error, self._gate.give_up))
+            await context.abort(*client_status(error, self._gate.report_dead_stub))
         finally:
             feeding.cancel()
             if stream.model is not None and stream.model[0] not in OUR_MODELS:
                 stream.cancel()  # third-party models ask Triton for cancellation
             elif not stream.is_over:
-                self._unwatched.start(self._see_off(stream, place.pop_all()))
+                self._background.start(self._drain(stream, place.pop_all()))
             await asyncio.gather(
                 feeding, return_exceptions=True
             )  # fails together with the stream, whose error is reported
 
-    async def _see_off(self, stream: TritonStream, place: ExitStack) -> None:
+    async def _drain(self, stream: TritonStream, place: ExitStack) -> None:
         """Notify the models that the client of a stream has disconnected, and discard the remaining responses.
 
         The client's host keeps its slot until Triton ends the stream.
@@ -315,7 +323,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
         self._disconnects.record(stream.number)
         with place, suppress(Restarting, grpc.aio.AioRpcError):
             try:
-                await self._gate.guard(stream.run_out(), lambda: stream.is_answered)
+                await self._gate.guard(stream.drain(), lambda: stream.is_answered)
             finally:
                 stream.cancel()
 
@@ -323,7 +331,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
         stream = client.stream
 
         async def check(request: bytes) -> None:
-            upload.came()
+            upload.note_message()
             read = await self._check_infer(request, metadata)
             if self._gate.is_closed:
                 raise BadRequest(AGAIN, read.head.id, UNAVAILABLE)

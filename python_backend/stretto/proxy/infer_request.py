@@ -197,14 +197,16 @@ def _check_tensors(request: InferRequest) -> None:
         if "shared_memory_region" in tensor.parameters:
             size = tensor.parameters["shared_memory_byte_size"].int64_param
             if min(size, tensor.parameters["shared_memory_offset"].int64_param) < 0:
-                raise BadRequest(f"{name}: expected an offset and a size in shared memory >= 0, got one below")
+                raise BadRequest(f"{name}: expected an offset and a size in shared memory >= 0, got a negative one")
         elif tensor.HasField("contents"):
             _check_contents(name, tensor, count)
             continue
         else:
             size = next(raw_sizes, -1)
             if size < 0:
-                raise BadRequest(f"{name}: expected its bytes in raw_input_contents, got {len(request.raw_sizes)}")
+                raise BadRequest(
+                    f"{name}: expected its bytes in raw_input_contents, got {len(request.raw_sizes)} entries"
+                )
         _check_size(name, tensor.datatype, count, size)
     if next(raw_sizes, None) is not None:
         raise BadRequest(f"raw_input_contents: expected one for each input, got {len(request.raw_sizes)}")
@@ -233,7 +235,7 @@ def _check_size(name: str, datatype: str, count: int, size: int) -> None:
         if size < STRING_HEAD * count:
             raise BadRequest(f"{name}: expected {count} strings, with a length before each, got {size} bytes")
     elif datatype not in SIZES:
-        raise BadRequest(f"{name}: expected a datatype of Triton's, got {datatype[:SHOWN]!r}")
+        raise BadRequest(f"{name}: expected a Triton datatype, got {datatype[:SHOWN]!r}")
     elif size != SIZES[datatype] * count:
         expected = SIZES[datatype] * count
         raise BadRequest(f"{name}: expected {expected} bytes for {count} elements of {datatype}, got {size}")

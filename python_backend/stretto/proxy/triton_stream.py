@@ -25,12 +25,12 @@ class Gate:
     """Gate for calls; closing it refuses new calls and ends those in flight.
 
     Attributes:
-        give_up: Reports to the launcher a model whose stub Triton considers dead.
+        report_dead_stub: Reports to the launcher a model whose stub Triton considers dead.
         is_closed: True while the gate is closed.
     """
 
-    def __init__(self, give_up: Callable[[str], None] = lambda _: None) -> None:
-        self.give_up = give_up
+    def __init__(self, report_dead_stub: Callable[[str], None] = lambda _: None) -> None:
+        self.report_dead_stub = report_dead_stub
         self.is_closed = self._spares_answered = False
         self._calls: dict[asyncio.Task[Any], Callable[[], bool]] = {}
         self._ended: set[asyncio.Task[Any]] = set()
@@ -85,38 +85,38 @@ GIVEN_UP = re.compile(
 GONE = ("unix:", "ocket closed", "onnection reset", "roken pipe")  # parts of gRPC's messages for an unreachable server
 BROKEN_OFF = "Internal error from Core"  # gRPC's message for a write to an ended call; the cause is lost
 
-Tell = Callable[[str], None]  # reports a model whose stub Triton considers dead to the launcher
+Report = Callable[[str], None]  # reports a model whose stub Triton considers dead to the launcher
 
 
-def retold(response: bytes, give_up: Tell) -> bytes:
+def reworded(response: bytes, report_dead_stub: Report) -> bytes:
     """Return a response with errors about dead stubs reworded for the client; they may precede the launcher's notice.
 
     Args:
         response: Serialised ModelStreamInferResponse.
-        give_up: Reports the model to the launcher.
+        report_dead_stub: Reports the model to the launcher.
     """
     if STUB_HAS_ENDED.encode() not in response:
         return response
-    retold = ModelStreamInferResponse.FromString(response)
-    retold.error_message = _said_of_stubs(retold.error_message, give_up)
-    return retold.SerializeToString()
+    reworded = ModelStreamInferResponse.FromString(response)
+    reworded.error_message = _reworded_message(reworded.error_message, report_dead_stub)
+    return reworded.SerializeToString()
 
 
-def _said_of_stubs(message: str, give_up: Tell) -> str:
+def _reworded_message(message: str, report_dead_stub: Report) -> str:
     """Return an error message, reworded if it is about a stub that Triton considers dead."""
     if found := GIVEN_UP.fullmatch(message):
-        give_up(found[1])
+        report_dead_stub(found[1])
     return str(Restarting()) if message.endswith(STUB_HAS_ENDED) else message
 
 
-def client_status(error: grpc.aio.AioRpcError, give_up: Tell) -> tuple[grpc.StatusCode, str]:
+def client_status(error: grpc.aio.AioRpcError, report_dead_stub: Report) -> tuple[grpc.StatusCode, str]:
     """Return the status code and message with which the client's call ends.
 
     Args:
         error: Error of the call to Triton.
-        give_up: Reports to the launcher a model whose stub Triton considers dead.
+        report_dead_stub: Reports to the launcher a model whose stub Triton considers dead.
     """
-    code, details = error.code(), _said_of_stubs(error.details() or "", give_up)
+    code, details = error.code(), _reworded_message(error.details() or "", report_dead_stub)
     is_gone = code is grpc.StatusCode.UNAVAILABLE and any(words in details for words in GONE)
     if is_gone or details == BROKEN_OFF:
         return grpc.StatusCode.UNAVAILABLE, "unavailable: the server is starting"
@@ -126,7 +126,7 @@ def client_status(error: grpc.aio.AioRpcError, give_up: Tell) -> tuple[grpc.Stat
 DEFAULT_VERSION = "1"  # version of a request that names none
 
 
-class Unwatched:
+class BackgroundTasks:
     """Background tasks: they run to their end even if the task that started them has ended."""
 
     def __init__(self) -> None:
@@ -214,7 +214,7 @@ class TritonStream:
         self._has_answered = True
         return bytes(response)
 
-    async def run_out(self) -> None:
+    async def drain(self) -> None:
         """Half-close the stream and discard its remaining responses; raise AioRpcError if it ends with an error."""
         if self._writing is not None:
             await asyncio.gather(self._writing, return_exceptions=True)
@@ -238,8 +238,8 @@ class ClientStream:
         stream: The stream to Triton.
     """
 
-    def __init__(self, stream: TritonStream, context: Context, give_up: Tell) -> None:
-        self.stream, self._context, self._give_up = stream, context, give_up
+    def __init__(self, stream: TritonStream, context: Context, report_dead_stub: Report) -> None:
+        self.stream, self._context, self._report_dead_stub = stream, context, report_dead_stub
         self._writing = asyncio.Lock()
 
     async def feed(self, check: Check, host: str) -> None:
@@ -278,7 +278,7 @@ class ClientStream:
     async def answer(self) -> None:
         """Forward Triton's responses until the stream ends; raise AioRpcError if it ends with an error."""
         while (response := await self.stream.read()) is not None:
-            await self._write(retold(response, self._give_up))
+            await self._write(reworded(response, self._report_dead_stub))
 
     async def _write(self, response: bytes) -> None:
         async with self._writing:

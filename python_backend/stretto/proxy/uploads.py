@@ -85,7 +85,7 @@ class Upload:
     since: float = field(default_factory=time.monotonic)
     is_ended: bool = False
 
-    def came(self) -> None:
+    def note_message(self) -> None:
         """Record that a complete message has been received."""
         self.num_sent += 1
         self.since = time.monotonic()

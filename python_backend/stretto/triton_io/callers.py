@@ -11,13 +11,13 @@ from stretto.errors import Cancelled, Closing, InvalidRequest, Overloaded, incid
 from stretto.triton_io.flow import DecoderFailed, DecoderRefused, DecoderStalled
 
 MAX_MESSAGE = 300
-NO_NEWS = (InvalidRequest, Overloaded, Closing, Cancelled, DecoderFailed, DecoderRefused)
+EXPECTED_ERRORS = (InvalidRequest, Overloaded, Closing, Cancelled, DecoderFailed, DecoderRefused)
 # The proxy's parameters in Triton's JSON, which is not parsed for every chunk. Quotes in other texts are escaped there.
 FROM_PROXY = re.compile(rf'"({HOST}|{STREAM})"\s*:\s*"([^"\\]*)"')
-TOLD = (*NO_NEWS, DecoderStalled)  # errors whose messages are meant for clients
+CLIENT_ERRORS = (*EXPECTED_ERRORS, DecoderStalled)  # errors whose messages are meant for clients
 
 
-def failed_response(error: BaseException, whose: str) -> Any:
+def failed_response(error: BaseException, subject: str) -> Any:
     """Return a response that contains only the error.
 
     Its message begins with the kind of error, because Triton's streams carry the text of an error but not its code,
@@ -25,35 +25,35 @@ def failed_response(error: BaseException, whose: str) -> Any:
 
     Args:
         error: The error.
-        whose: Name of the model or utterance, for messages about internal errors.
+        subject: Name of the model or utterance, for messages about internal errors.
     """
     code, kind = _code_and_kind(error)
-    detail = f"{kind}: {client_message(error, whose)}"
+    detail = f"{kind}: {client_message(error, subject)}"
     return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(detail[:MAX_MESSAGE], code))
 
 
-def client_message(error: BaseException, whose: str) -> str:
+def client_message(error: BaseException, subject: str) -> str:
     """Return the error message for the client.
 
     Internal errors expose only the incident id under which they are logged.
     """
-    return str(error) if isinstance(error, TOLD) else f"{whose}: {incident(error)}"
+    return str(error) if isinstance(error, CLIENT_ERRORS) else f"{subject}: {incident(error)}"
 
 
-def log_failure(error: BaseException, whose: str) -> None:
+def log_failure(error: BaseException, subject: str) -> None:
     """Log an internal error with its traceback.
 
     Not clients' mistakes, rejections, or errors that were logged before.
     """
-    if not isinstance(error, NO_NEWS):
+    if not isinstance(error, EXPECTED_ERRORS):
         incident(error)
-        pb_utils.Logger.log_error(f"{whose}: " + "".join(traceback.format_exception(error)))
+        pb_utils.Logger.log_error(f"{subject}: " + "".join(traceback.format_exception(error)))
 
 
-def refuse(sender: Any, error: BaseException, whose: str) -> None:
+def refuse(sender: Any, error: BaseException, subject: str) -> None:
     """End a request with an error, which is logged if it is an internal one."""
-    log_failure(error, whose)
-    sender.send(failed_response(error, whose), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+    log_failure(error, subject)
+    sender.send(failed_response(error, subject), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
 
 def _code_and_kind(error: BaseException) -> tuple[Any, str]:
@@ -88,18 +88,18 @@ class Caller:
         self._disconnects, self._stream = departures, _number(parameters.get(STREAM))
 
     @property
-    def is_marked(self) -> bool:
+    def is_flagged(self) -> bool:
         """True if the proxy has reported that the client disconnected; cheap to query."""
         return self._disconnects is not None and self._stream > 0 and self._disconnects.has(self._stream)
 
-    def has_left(self) -> bool:
+    def has_disconnected(self) -> bool:
         """Return True if the client has disconnected, according to the proxy or to Triton.
 
         Must not be called after the request has been answered, because Triton then frees the data that this reads.
         """
-        return self.is_marked or self.sender.is_cancelled()
+        return self.is_flagged or self.sender.is_cancelled()
 
 
-def _number(said: object) -> int:
+def _number(value: object) -> int:
     """Return the proxy's stream number from a request parameter; 0 if it is missing or invalid."""
-    return int(said) if isinstance(said, str) and said.isdecimal() and len(said) <= 19 else 0
+    return int(value) if isinstance(value, str) and value.isdecimal() and len(value) <= 19 else 0

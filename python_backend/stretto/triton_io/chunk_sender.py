@@ -53,7 +53,7 @@ class Responses:
 
     Attributes:
         failure: Error raised while a response was sent.
-        caller_has_left: True if `look_for_caller` has found that the client disconnected.
+        client_disconnected: True if `check_client` has found that the client disconnected.
     """
 
     def __init__(self, caller: Caller, thread: ResponseThread, seal: Seal) -> None:
@@ -61,7 +61,7 @@ class Responses:
         self._thread = thread
         self._seal = seal
         self.failure: Exception | None = None
-        self.caller_has_left = False
+        self.client_disconnected = False
 
     def send(self, record: bytes, codes: np.ndarray | None) -> None:
         """Send a chunk or a probe to the decoder.
@@ -85,24 +85,24 @@ class Responses:
         """Send the final flag without a response."""
         await self._thread.call(self._sender.send, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
-    async def refuse(self, error: BaseException, whose: str) -> None:
+    async def refuse(self, error: BaseException, subject: str) -> None:
         """Send an error with the final flag; see `callers.refuse`."""
-        await self._thread.call(refuse, self._sender, error, whose)
+        await self._thread.call(refuse, self._sender, error, subject)
 
-    def look_for_caller(self, slot: FlowSlot) -> None:
-        """Check whether the client has disconnected; the result appears in `caller_has_left`, possibly later.
+    def check_client(self, slot: FlowSlot) -> None:
+        """Check whether the client has disconnected; the result appears in `client_disconnected`, possibly later.
 
         The proxy's flags are checked because Triton reports a disconnect only to the last model of an ensemble. A
         disconnect is passed to the decoder through the slot. If the decoder has not reacted at the next check, there is
         none, because this model was called directly; the utterance then ends here.
         """
-        if self._caller.is_marked:
-            self.caller_has_left |= slot.outcome is Outcome.CANCELLED
+        if self._caller.is_flagged:
+            self.client_disconnected |= slot.outcome is Outcome.CANCELLED
             slot.conclude(Outcome.CANCELLED)
         self._thread.submit(self._look)
 
     def _look(self) -> None:
-        self.caller_has_left = self.caller_has_left or self._sender.is_cancelled()
+        self.client_disconnected = self.client_disconnected or self._sender.is_cancelled()
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +191,7 @@ class ChunkSender:
     def _look(self, scope: asyncio.Timeout) -> None:
         """End the timeout scope if the utterance is over; otherwise check client and decoder."""
         if not self._is_over():
-            self._look_for_caller()
+            self._check_client()
             self._probe_if_quiet()
         elif scope.when() is None:
             scope.reschedule(0.0)
@@ -235,7 +235,7 @@ class ChunkSender:
             nonlocal num_answered, progress, since
             if condition():
                 return True
-            self._look_for_caller()
+            self._check_client()
             if self._num_chunks_answered() > num_answered or self._slot.progress != progress:
                 num_answered, progress, since = self._num_chunks_answered(), self._slot.progress, time.monotonic()
             if time.monotonic() - since > self._limits.stall_s:
@@ -249,11 +249,11 @@ class ChunkSender:
 
     def _is_unanswerable(self) -> bool:
         """Return True if chunks may remain unanswered: the client has disconnected, or sending failed."""
-        return self._responses.caller_has_left or self._responses.failure is not None
+        return self._responses.client_disconnected or self._responses.failure is not None
 
     def _check(self) -> None:
         """Raise the error that ended the utterance, if it is over."""
-        if self._responses.caller_has_left:
+        if self._responses.client_disconnected:
             raise Cancelled("the client has disconnected")
         if self._responses.failure is not None:
             raise self._responses.failure
@@ -276,7 +276,7 @@ class ChunkSender:
         self._num_probes += 1
         self._send(Envelope(self._utterance, self._slot.address, None), None)
 
-    def _look_for_caller(self) -> None:
+    def _check_client(self) -> None:
         """Check the client's connection if the decoder has not answered for `look_s`.
 
         The decoder may be waiting for this client to release slots of its ring.
@@ -284,7 +284,7 @@ class ChunkSender:
         now = time.monotonic()
         if self._on_the_way() and now - max(self._quiet_since, self._looked_s) > self._limits.look_s:
             self._looked_s = now
-            self._responses.look_for_caller(self._slot)
+            self._responses.check_client(self._slot)
             self._probe()
 
     def _on_the_way(self) -> int:

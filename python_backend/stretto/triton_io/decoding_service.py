@@ -53,7 +53,7 @@ class ChunkReply:
         self._is_answered, self._asking = False, threading.Lock()
         self._came_s = time.monotonic()
 
-    def lies_at(self, address: int) -> None:
+    def set_address(self, address: int) -> None:
         """Set the GPU address of the samples passed to the next `send`; it must be valid until `send` returns."""
         self._address = address
 
@@ -91,7 +91,7 @@ class ChunkReply:
     def is_cancelled(self) -> bool:
         """Return True if the client has disconnected or the utterance is over."""
         with self._asking:
-            if not self._is_answered and self._caller.has_left():
+            if not self._is_answered and self._caller.has_disconnected():
                 self.slot.conclude(Outcome.CANCELLED)
         return self.slot.outcome is not Outcome.OPEN
 
@@ -243,7 +243,7 @@ class DecodingService:
         if form.ring is not None:
             self._writers.open(envelope.utterance, form.ring, slot)
         reply.writer = self._writers.get(envelope.utterance)
-        on_device = reply.lies_at if reply.writer is not None and reply.writer.is_on_device else None
+        on_device = reply.set_address if reply.writer is not None and reply.writer.is_on_device else None
         self._worker.push(envelope.utterance, envelope.chunk, codes, reply, form, on_device, slot.note_progress)
 
     def _report(self) -> None:

@@ -19,7 +19,7 @@ from stretto.triton_io.ring import check_ring
 from stretto.triton_io.seal import Seal, write_part, write_prompt
 from stretto.triton_io.stub import DrainGate
 
-WHOSE = "preprocessor"
+NAME = "preprocessor"
 
 
 class Raw(Protocol):
@@ -107,7 +107,7 @@ class PreparingService:
 
     def _hand_over(self, raw: Raw, num_bytes: int, caller: Caller) -> None:
         def prepare(reader: Any) -> Prompt:
-            if caller.has_left():
+            if caller.has_disconnected():
                 raise Cancelled("the client has disconnected")
             return self._prepare(raw, reader)
 
@@ -133,8 +133,8 @@ class PreparingService:
 
 def failure(error: Exception) -> Any:
     """Return the error response for `error`, which is logged if it is an internal one."""
-    log_failure(error, WHOSE)
-    return failed_response(error, WHOSE)
+    log_failure(error, NAME)
+    return failed_response(error, NAME)
 
 
 def send(sender: Any, response: Any) -> None:

@@ -146,13 +146,13 @@ class CudaPayload:
     def __init__(self, header: int, address: RingAddress, shape: tuple[int, int]):
         assert address.cuda_handle is not None
         self._header = header
-        self._say(is_open=True)
+        self._mark_open(is_open=True)
         try:
             _read_shape(header, address)  # a client that closes its ring after this check waits until we have closed it
             handle, num_bytes = base64.b64decode(address.cuda_handle), shape[0] * shape[1]
             self._memory = open_cuda_memory(handle, address.device, num_bytes)
         except BaseException:
-            self._say(is_open=False)
+            self._mark_open(is_open=False)
             raise
 
     def write(self, offset: int, data: np.ndarray, address: int | None) -> None:
@@ -165,9 +165,9 @@ class CudaPayload:
     def close(self) -> None:
         """Close the GPU memory, and record that in the header."""
         self._memory.close()
-        self._say(is_open=False)
+        self._mark_open(is_open=False)
 
-    def _say(self, is_open: bool) -> None:
+    def _mark_open(self, is_open: bool) -> None:
         os.pwrite(self._header, struct.pack("<q", is_open), 8 * _OPEN)
 
 
@@ -181,7 +181,11 @@ def _open_header(address: RingAddress, directory: Path) -> int:
     found = os.fstat(header)
     if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
         os.close(header)
-        raise InvalidRequest("options.output.ring.name", "shared memory of this host", f"{address.name}: none")
+        raise InvalidRequest(
+            "options.output.ring.name",
+            "shared memory of this host",
+            f"{address.name}: not a regular file with a single name",
+        )
     return header
 
 
@@ -300,20 +304,20 @@ class RingWriter:
                     raise InvalidRequest("options.output.ring", f"slots released within {STALL_S:g} s", "none")
             except Exception as error:
                 log_failure(error, "a client's ring")
-                self._give_up(error)
+                self._fail_all(error)
 
     def close(self) -> None:
         """Close the ring and fail the waiting answers."""
         with self._lock:
-            self._give_up(Cancelled("the utterance is over"))
-            self._let_go()
+            self._fail_all(Cancelled("the utterance is over"))
+            self._close_ring()
 
-    def _let_go(self) -> None:
+    def _close_ring(self) -> None:
         if self._is_open:
             self._is_open = False
             self._ring.close()
 
-    def _give_up(self, error: Exception) -> None:
+    def _fail_all(self, error: Exception) -> None:
         """Fail every waiting answer, even if one of them cannot be sent."""
         while self._held:
             try:
@@ -332,7 +336,7 @@ class RingWriter:
                     break
                 pcm, event = None, {**event, "ring": record}
             if event["is_final"]:
-                self._let_go()  # before the last event, after which a client may free its memory
+                self._close_ring()  # before the last event, after which a client may free its memory
             self._held.popleft()
             reply.deliver(pcm, event)
             moved, self._moved_s = True, time.monotonic()
@@ -368,7 +372,7 @@ class RingWriters:
             self._may_wait.wait()
             waiting = [(name, writer) for name, writer in list(self._writers.items()) if writer.is_waiting]
             for utterance, writer in waiting:
-                with self._dropping_what_fails(utterance):
+                with self._dropping_failed(utterance):
                     writer.flush()
             if time.monotonic() - swept_s > SWEEP_S:
                 swept_s = time.monotonic()
@@ -379,7 +383,7 @@ class RingWriters:
         """Close the writers of utterances whose flow slots have been released."""
         with self._lock:
             for utterance, writer in list(self._writers.items()):
-                with self._dropping_what_fails(utterance):
+                with self._dropping_failed(utterance):
                     if not writer.slot.is_held:
                         del self._writers[utterance]
                         writer.close()
@@ -387,7 +391,7 @@ class RingWriters:
                 self._may_wait.clear()
 
     @contextmanager
-    def _dropping_what_fails(self, utterance: str) -> Iterator[None]:
+    def _dropping_failed(self, utterance: str) -> Iterator[None]:
         """Drop the writer if the block raises, so that the thread continues with the others."""
         try:
             yield

@@ -211,7 +211,7 @@ METRICS = {
     "rejected_total": "Utterances rejected: unsupported here, or too many in flight",
     "pairs": "Guided utterances being generated",
     "finished_total": "Utterances that the language model has finished",
-    "preempted_pairs_total": "Guidance pairs preempted by the scheduler",
+    "preempted_pairs_total": "CFG pairs preempted by the scheduler",
     "frames_total": "Frames generated, counted when their chunks are sent",
     "unguided_total": "Frames of guided utterances that were sampled without guidance; more than 0 is a bug",
     "frames_unguided_by_policy_total": "Frames sampled without guidance because the utterance's policy allows it",
@@ -281,7 +281,7 @@ class SpeechService:
         responses = Responses(caller, self._thread, self._seal)
         if isinstance(parsed, TextPart):
             self._loop.start(self._take(parsed, responses))
-        elif caller.is_marked:
+        elif caller.is_flagged:
             self._loop.start(self._end(utterance, responses, Cancelled("the client has disconnected")))
         else:
             self._loop.start(self._serve(utterance, parsed, responses, caller.host))

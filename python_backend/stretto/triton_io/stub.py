@@ -257,7 +257,7 @@ class HangWatch:
         """Poll once; return True if the threads hang, and False if /proc cannot be read."""
         used = self._times() if self._has_work() else None
         if used and used == self._used:
-            self._looks.append(self._is_anybody_awake())
+            self._looks.append(self._is_any_awake())
         else:
             self._looks.clear()
         self._used = used
@@ -271,7 +271,7 @@ class HangWatch:
         except GONE:
             return None
 
-    def _is_anybody_awake(self) -> bool:
+    def _is_any_awake(self) -> bool:
         me = str(threading.get_native_id())
         return any(
             _state(task) not in ASLEEP
@@ -318,7 +318,7 @@ class EventLoop:
 
     def start(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Start the coroutine and return immediately; its errors go to asyncio's exception handler."""
-        asyncio.run_coroutine_threadsafe(coroutine, self._loop).add_done_callback(self._hear)
+        asyncio.run_coroutine_threadsafe(coroutine, self._loop).add_done_callback(self._report_error)
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run the coroutine on the loop, wait for it, and return its result."""
@@ -339,7 +339,7 @@ class EventLoop:
             if not self._is_closing:
                 end(f"the event loop of the {self._thread.name} has ended")
 
-    def _hear(self, done: "Future[None]") -> None:
+    def _report_error(self, done: "Future[None]") -> None:
         if not done.cancelled() and (error := done.exception()) is not None:
             self._loop.call_exception_handler({"message": "a coroutine failed", "exception": error})
 

@@ -94,7 +94,9 @@ class AudioEmbeddings:
         features = self._arrays.tensor(self._arrays.upload(audio.features.copy()))
         embeds = self._model.embed_audio(features)
         if len(embeds) != audio.num_rows:
-            raise ValueError(f"{len(audio.features)} frames make {len(embeds)} rows, not {audio.num_rows}")
+            raise ValueError(
+                f"expected {audio.num_rows} embedded rows of {len(audio.features)} audio frames, got {len(embeds)}"
+            )
         return embeds.to(self._embeds.dtype)
 
 
