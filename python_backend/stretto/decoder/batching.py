@@ -24,8 +24,7 @@ class Job:
         session: Decoder state of its utterance.
         window: Window, or passage to fill in.
         due_s: Time at which the client will have played everything sent before; the arrival time if nothing was sent.
-        is_last: True if the result is sent; False if windows follow for the same chunk, or if it is a voice
-            reference's.
+        is_last: True for the chunk's last window; False if others follow, and for windows of a voice reference.
     """
 
     pending: PendingChunk
@@ -135,7 +134,8 @@ def batch_limit(spec: CodecSpec, most: int) -> int:
 def next_group(jobs: Sequence[Job], limit: int) -> list[Job]:
     """Return the jobs of the next batch, earliest deadline first.
 
-    These are the earliest job and up to `limit` - 1 others of its shape, or it alone if it may not share a batch.
+    These are the earliest job and up to `limit` - 1 others of the same shape, or the earliest job alone if it may not
+    share a batch.
     """
     ordered = sorted(jobs, key=lambda job: job.due_s)
     first = ordered[0]

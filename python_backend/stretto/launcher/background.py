@@ -88,7 +88,7 @@ def stop(path: Path) -> bool:
         False if no launcher was running.
 
     Raises:
-        TimeoutError: If it takes longer than the `stop_seconds` of its record.
+        TimeoutError: If the launcher takes longer than the `stop_seconds` in its record.
     """
     record = read(path)
     if record is None:

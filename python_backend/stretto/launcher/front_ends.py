@@ -258,7 +258,7 @@ class GatewayProcess:
         return "the gateway has ended" if self._process.poll() is not None else self._pulse.fault()
 
     def drain(self, polls: Iterable[None]) -> None:
-        """Request the gateway's exit, for which it completes its responses; wait for it until `polls` ends."""
+        """Ask the gateway to exit after completing its responses; wait for that until `polls` ends."""
         self._process.terminate()
         for _ in polls:
             if self._process.poll() is not None:

@@ -43,7 +43,7 @@ def client_message(error: BaseException, subject: str) -> str:
 def log_failure(error: BaseException, subject: str) -> None:
     """Log an internal error with its traceback.
 
-    Not clients' mistakes, rejections, or errors that were logged before.
+    Mistakes of clients, rejections and errors that were logged before are not logged.
     """
     if not isinstance(error, EXPECTED_ERRORS):
         incident(error)

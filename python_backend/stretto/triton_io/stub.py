@@ -166,7 +166,7 @@ def no_collection() -> Iterator[None]:
 
 
 def end(reason: str) -> None:
-    """Kill this process, because it can no longer work; the server is expected to restart it."""
+    """Log the reason and kill this process, which can no longer work, so that it is restarted."""
     logger.critical("the stub exits: %s", reason)
     os.kill(os.getpid(), signal.SIGKILL)
 

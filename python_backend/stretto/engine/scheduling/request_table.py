@@ -356,7 +356,7 @@ def unconditional_track(track: Track | None, family: Family) -> Track | None:
 
 
 def unconditional_audio(rows: np.ndarray, family: Family) -> np.ndarray:
-    """Return the audio rows [n, S] of the conditional request with the streams masked that the family hides."""
+    """Return audio rows [n, S] as the unconditional request sees them, with hidden streams masked."""
     context, layout = family.unconditional, family.layout
     hidden = rows.copy()
     for stream in context.hidden_streams:
