@@ -1,4 +1,4 @@
-"""NVIDIA's MPS, by which the processes of a server use a GPU at the same time instead of in turns."""
+"""NVIDIA's Multi-Process Service (MPS), with which the server's processes use a GPU concurrently, not in turns."""
 
 import json
 import os
@@ -22,12 +22,12 @@ START_S, QUIT_S = 60.0, 10.0
 
 
 def write_options(repository: Path, shares_by_mps: bool) -> None:
-    """Write the launcher's options into a model repository."""
+    """Write the launcher's options to a model repository."""
     (repository / OPTIONS_FILE).write_text(json.dumps({SHARES_BY_MPS: shares_by_mps}) + "\n")
 
 
 def is_wanted(repository: Path) -> bool:
-    """Return True if a model repository asks for MPS; raise LaunchError if its options cannot be read."""
+    """Return True if a model repository requests MPS; raise LaunchError if its options cannot be read."""
     path = repository / OPTIONS_FILE
     if not path.exists():
         return False
@@ -44,12 +44,12 @@ def is_wanted(repository: Path) -> bool:
 
 
 def start(repository: Path, launch: Launch) -> None:
-    """Start the MPS daemon of a launcher instance if the repository asks for one.
+    """Start the MPS daemon of a launcher instance if the model repository requests one.
 
-    A daemon that the variable CUDA_MPS_PIPE_DIRECTORY names, for example that of the host, is used instead.
+    If CUDA_MPS_PIPE_DIRECTORY names the folder of a running daemon, for example the host's, that one is used instead.
 
     Raises:
-        LaunchError: The daemon cannot be started, or the variable names no folder.
+        LaunchError: If the daemon cannot be started, or the variable does not name a folder.
     """
     if not is_wanted(repository):
         return
@@ -84,7 +84,7 @@ def start(repository: Path, launch: Launch) -> None:
 
 
 def stop(launch: Launch) -> None:
-    """Let the daemon of this launcher instance end; `Launch.clean` kills what is left of it."""
+    """Ask the daemon of a launcher instance to exit; `Launch.clean` kills its remaining processes."""
     program = shutil.which(PROGRAM)
     if program is not None and _folder(launch).is_dir():
         with suppress(OSError, subprocess.SubprocessError):
@@ -101,7 +101,7 @@ def stop(launch: Launch) -> None:
 
 
 def client_environment(launch: Launch) -> dict[str, str]:
-    """Return the variables by which the server's processes find the daemon of this launcher instance; {} without."""
+    """Return the environment variables with which processes find the launcher's own daemon; empty without one."""
     folder = _folder(launch)
     return {PIPES: str(folder), LOGS: str(folder)} if folder.is_dir() else {}
 
@@ -111,6 +111,9 @@ def _folder(launch: Launch) -> Path:
 
 
 def _daemon_environment(launch: Launch, base: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Return the daemon's environment: it serves all GPUs, because its clients count those that it serves."""
+    """Return the daemon's environment variables.
+
+    It serves all GPUs, because device numbers in its clients count only the GPUs that it serves.
+    """
     kept = {name: value for name, value in base.items() if name != VISIBLE}
     return kept | client_environment(launch) | {LAUNCH_ID: launch.id}
