@@ -32,14 +32,16 @@ import yaml
 from torch import Tensor, nn
 
 from stretto.codecs.base import Blocks, CodecSpec, Window
-from stretto.codecs.cosyvoice.conformer import EncoderLayer, TokenInput, wave_of_distances
 from stretto.codecs.cosyvoice.flow import (
+    EncoderLayer,
     EncoderShape,
     EstimatorShape,
     Matching,
     SourceShape,
+    TokenInput,
     VocoderShape,
     noise_tables,
+    wave_of_distances,
 )
 from stretto.codecs.cosyvoice.vocoder import Vocoder
 from stretto.codecs.espnet_dac import multiply_weight_norm_out

@@ -30,14 +30,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stretto.codecs.base import CodecSpec, Whole, Window
-from stretto.codecs.cosyvoice.conformer import EncoderLayer, TokenInput, wave_of_distances
 from stretto.codecs.cosyvoice.flow import (
+    EncoderLayer,
     EncoderShape,
     EstimatorShape,
     Matching,
     SourceShape,
+    TokenInput,
     VocoderShape,
     noise_tables,
+    wave_of_distances,
 )
 from stretto.codecs.cosyvoice.vocoder import Vocoder
 from stretto.codecs.espnet_dac import multiply_weight_norm_out
