@@ -27,8 +27,7 @@ from scripts.onnx_graphs.tiny_graph import TinyGraph
 from stretto.codecs import onnx_runtime
 from stretto.codecs.base import Codec
 from stretto.codecs.registry import load_codec
-from stretto.codecs.tiny.codec import TinyCodec
-from stretto.codecs.tiny.vocoder import HOP, SAMPLE_RATE, log_mel
+from stretto.codecs.tiny.codec import HOP, SAMPLE_RATE, TinyCodec, log_mel
 from stretto.codecs.windowed import WindowedCodec
 from stretto.errors import CheckpointError
 from stretto.families.registry import family_at

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stretto.codecs.tiny.vocoder import FFT_SIZE, FLOOR, HOP, WINDOW, mel_filters
+from stretto.codecs.tiny.codec import FFT_SIZE, FLOOR, HOP, WINDOW, mel_filters
 
 
 def fourier(inputs: int, size: int) -> tuple[Tensor, Tensor]:
@@ -19,7 +19,7 @@ def fourier(inputs: int, size: int) -> tuple[Tensor, Tensor]:
 
 
 class LogMel(nn.Module):
-    """Batched `codecs.tiny.mel.log_mel`: pcm [B, n] to log-mel frames [B, n // HOP, NUM_MELS]."""
+    """Batched `codecs.tiny.codec.log_mel`: pcm [B, n] to log-mel frames [B, n // HOP, NUM_MELS]."""
 
     kernels: Tensor
     filters: Tensor

@@ -1,6 +1,6 @@
 """ONNX graph of the bundled codec's decoder: `codecs.tiny` with real matrices for its Fourier transforms.
 
-onnxruntime has no float64 convolution and no float64 erf, which the pitch needs (see `codecs.tiny.vocoder`).
+onnxruntime has no float64 convolution and no float64 erf, which the pitch needs (see `codecs.tiny.codec`).
 Convolutions are therefore sums of shifted frames, and erf is a sum of sines.
 """
 
@@ -11,9 +11,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scripts.onnx_graphs.graphs import fourier
-from stretto.codecs.tiny import vocoder as excitation
-from stretto.codecs.tiny.codec import TinyCodec
-from stretto.codecs.tiny.vocoder import BLOCK, FFT_SIZE, HOP, LEAD, NUM_MELS, SPAN, VOICING_SLOPE, ConvBlock, Trunk
+from stretto.codecs.tiny import codec as excitation
+from stretto.codecs.tiny.codec import (
+    BLOCK,
+    FFT_SIZE,
+    HOP,
+    LEAD,
+    NUM_MELS,
+    SPAN,
+    VOICING_SLOPE,
+    ConvBlock,
+    TinyCodec,
+    Trunk,
+)
 
 ERF_STEP, ERF_TERMS, ERF_END = math.pi / 12.5, 25, 6.0  # beyond ERF_END, erf is 1 in float64
 

@@ -11,8 +11,8 @@ from benchmarks.checkpoints.random_stateful import STATEFUL
 from benchmarks.code_streams import random_codes
 from benchmarks.codecs import Long, Streaming, codecs, measure_dial, measure_long, measure_streaming
 from stretto.codecs.base import Stateful, Windowed
-from stretto.codecs.tiny import vocoder
-from stretto.codecs.tiny.vocoder import HOP
+from stretto.codecs.tiny import codec as tiny
+from stretto.codecs.tiny.codec import HOP
 from tests.fakes import FakeCodec
 
 pytestmark = pytest.mark.slow
@@ -63,7 +63,7 @@ def test_a_whole_that_drifts_is_told_from_a_stream_that_does(monkeypatch: pytest
         return torch.nn.functional.interpolate(frames[:, None], scale_factor=HOP, mode="linear")[:, 0]
 
     [(_, _, codec)] = codecs(["tiny"], None, is_wide=False)
-    monkeypatch.setattr(vocoder, "upsample", rounded)
+    monkeypatch.setattr(tiny, "upsample", rounded)
     row = measure_long("tiny", codec, 24)
     assert row.whole_from_float64 > 1e-5 > row.streamed_from_float64
     assert row.streamed > 1e-5 > row.chunkings

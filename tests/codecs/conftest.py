@@ -5,8 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from stretto.codecs.tiny.codec import TinyCodec, TinyConfig
-from stretto.codecs.tiny.vocoder import VocoderConfig
+from stretto.codecs.tiny.codec import TinyCodec, TinyConfig, VocoderConfig
 
 SMALL = VocoderConfig(channels=16, blocks=3, pitch_channels=8, pitch_blocks=3, lookahead=3)
 

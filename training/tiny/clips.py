@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stretto.codecs.tiny.codec import ResidualVQ
-from stretto.codecs.tiny.vocoder import HOP, NUM_MELS, SAMPLE_RATE, log_mel
+from stretto.codecs.tiny.codec import HOP, NUM_MELS, SAMPLE_RATE, ResidualVQ, log_mel
 from training.tiny.synthesise import Utterance, read_shard
 
 MEL_FRAMES = 4

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from stretto.codecs.tiny.vocoder import NUM_MELS, log_mel
+from stretto.codecs.tiny.codec import NUM_MELS, log_mel
 from training.tiny.synthesise import Utterance, read_shard
 
 MEL_FRAMES = 4

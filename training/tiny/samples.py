@@ -9,7 +9,7 @@ import soundfile
 import torch
 
 from stretto.codecs.registry import load_codec
-from stretto.codecs.tiny.vocoder import SAMPLE_RATE
+from stretto.codecs.tiny.codec import SAMPLE_RATE
 from training.tiny.evaluate import resynthesise
 from training.tiny.export import load_exported
 from training.tiny.generate import Speaking, speak

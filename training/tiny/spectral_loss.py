@@ -5,7 +5,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from stretto.codecs.tiny.vocoder import FFT_SIZE, HOP, mel_filters
+from stretto.codecs.tiny.codec import FFT_SIZE, HOP, mel_filters
 
 RESOLUTIONS = (192, 384, 768, 1536)
 QUIET = 2e-3  # magnitudes, relative to the window sum, below which audio counts as silence

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stretto.codecs.tiny import vocoder as excitation
-from stretto.codecs.tiny.vocoder import HOP, Vocoder, VocoderConfig
+from stretto.codecs.tiny import codec as excitation
+from stretto.codecs.tiny.codec import HOP, Vocoder, VocoderConfig
 from training.tiny.clips import Batch, Clip, draw_batch, load_clips, load_quantiser, quantise
 from training.tiny.spectral_loss import spectral_loss
 

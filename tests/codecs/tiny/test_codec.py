@@ -13,8 +13,7 @@ from torch import Tensor
 from stretto.codecs.base import Window
 from stretto.codecs.registry import load_codec
 from stretto.codecs.tiny import codec as tiny
-from stretto.codecs.tiny.codec import TinyCodec
-from stretto.codecs.tiny.vocoder import FFT_SIZE, FLOOR, HOP, NUM_MELS, WINDOW, log_mel, mel_filters
+from stretto.codecs.tiny.codec import FFT_SIZE, FLOOR, HOP, NUM_MELS, WINDOW, TinyCodec, log_mel, mel_filters
 from stretto.errors import CheckpointError
 from tests.codecs.conftest import make_codec
 

@@ -2,12 +2,12 @@ import math
 
 import torch
 
-from stretto.codecs.tiny import vocoder
-from stretto.codecs.tiny.vocoder import HOP
+from stretto.codecs.tiny import codec as tiny
+from stretto.codecs.tiny.codec import HOP
 
 
 def upsample(frames: torch.Tensor) -> torch.Tensor:
-    return vocoder.upsample(frames, vocoder.neighbour_weights())
+    return tiny.upsample(frames, tiny.neighbour_weights())
 
 
 def test_pulses_are_the_sum_of_their_harmonics() -> None:
@@ -18,20 +18,20 @@ def test_pulses_are_the_sum_of_their_harmonics() -> None:
     for k in range(1, 158):
         expected += (number - k + 1).clamp(0, 1) * (2 * math.pi * k * phase).cos()
     expected *= (2 / number).sqrt()
-    assert torch.allclose(vocoder.pulses(phase, pitch), expected, atol=1e-9)
+    assert torch.allclose(tiny.pulses(phase, pitch), expected, atol=1e-9)
 
 
 def test_pulses_do_not_jump_when_a_harmonic_leaves_the_band() -> None:
     phase = torch.linspace(0, 1, 100).double()[None]
     edge = 7800 / 60
-    below, above = (vocoder.pulses(phase, torch.full_like(phase, edge + d)) for d in (-1e-9, 1e-9))
+    below, above = (tiny.pulses(phase, torch.full_like(phase, edge + d)) for d in (-1e-9, 1e-9))
     assert (below - above).abs().max() < 1e-6
 
 
 def test_a_pulse_peaks_at_a_whole_cycle_with_power_one() -> None:
     pitch = torch.full((1, 16000), 125.0).double()
-    phase = vocoder.cycles(pitch)[:, :-1]
-    train = vocoder.pulses(phase, pitch)[0]
+    phase = tiny.cycles(pitch)[:, :-1]
+    train = tiny.pulses(phase, pitch)[0]
     assert train[:: 16000 // 125].min() == train.max()
     assert abs(train.square().mean() - 1) < 0.02
 
@@ -39,18 +39,18 @@ def test_a_pulse_peaks_at_a_whole_cycle_with_power_one() -> None:
 def test_the_phase_is_the_sum_of_the_pitch_but_for_whole_cycles() -> None:
     pitch = 50 + 450 * torch.rand(2, 40 * HOP, dtype=torch.double, generator=torch.Generator().manual_seed(0))
     expected = torch.nn.functional.pad((pitch / 16000).cumsum(1), (1, 0))
-    missing = expected - vocoder.cycles(pitch)
+    missing = expected - tiny.cycles(pitch)
     assert (missing - missing.round()).abs().max() < 1e-11
     assert missing[:, ::HOP].unique().numel() > 40
-    assert vocoder.cycles(pitch)[:, 0].tolist() == [0, 0]
+    assert tiny.cycles(pitch)[:, 0].tolist() == [0, 0]
 
 
 def test_the_phase_that_frames_add_does_not_depend_on_the_frames_before() -> None:
     """Each cut is a sum in another order; there are more frames than int64 holds cycles of them."""
     pitch = (50 + 450 * torch.rand(1, 40, dtype=torch.double)).repeat(1, 1000).repeat_interleave(HOP, 1)
-    whole = vocoder.cycles(pitch)[0, ::HOP]
+    whole = tiny.cycles(pitch)[0, ::HOP]
     for cut in (1, 17, 30_000):
-        head, tail = (vocoder.cycles(part)[0, ::HOP] for part in pitch.split([cut * HOP, (40_000 - cut) * HOP], 1))
+        head, tail = (tiny.cycles(part)[0, ::HOP] for part in pitch.split([cut * HOP, (40_000 - cut) * HOP], 1))
         assert torch.equal((head[-1] + tail) % 1.0, whole[cut:])
 
 
@@ -68,7 +68,7 @@ def test_upsampling_does_not_depend_on_how_many_frames_came_before() -> None:
 
 
 def test_the_noise_is_white_and_never_changes() -> None:
-    noise = vocoder.noise_table()
+    noise = tiny.noise_table()
     assert torch.allclose(noise[:3], torch.tensor([1.3278, -0.2372, -1.6405]), atol=1e-4)
     assert abs(noise.mean()) < 0.01
     assert abs(noise.square().mean() - 1) < 0.01

@@ -1,8 +1,8 @@
 import numpy as np
 import torch
 
-from stretto.codecs.tiny import vocoder
-from stretto.codecs.tiny.vocoder import FFT_SIZE, HOP
+from stretto.codecs.tiny import codec as tiny
+from stretto.codecs.tiny.codec import FFT_SIZE, HOP
 
 
 def smooth_gains(*shape: int) -> torch.Tensor:
@@ -14,7 +14,7 @@ def smooth_gains(*shape: int) -> torch.Tensor:
 
 def test_a_minimum_phase_response_has_the_magnitude_asked_for_and_its_energy_early() -> None:
     gains = smooth_gains(3)
-    response = vocoder.minimum_phase(gains)
+    response = tiny.minimum_phase(gains)
     assert torch.allclose(torch.fft.rfft(response).abs().log(), gains, atol=1e-4)
     zero_phase = torch.fft.irfft(gains.exp())
     assert (response[:, :64].square().sum(1) > 0.99 * response.square().sum(1)).all()
@@ -23,9 +23,9 @@ def test_a_minimum_phase_response_has_the_magnitude_asked_for_and_its_energy_ear
 
 def test_a_flat_filter_gives_the_source_back() -> None:
     source = torch.randn(2, 1, 6 * HOP)
-    responses = vocoder.minimum_phase(torch.zeros(2, 1, 6, FFT_SIZE // 2 + 1))
-    pcm = vocoder.apply_filters(source, responses)
-    inner = slice(vocoder.LEAD, -vocoder.LEAD)  # the first and the last half span have one neighbour only
+    responses = tiny.minimum_phase(torch.zeros(2, 1, 6, FFT_SIZE // 2 + 1))
+    pcm = tiny.apply_filters(source, responses)
+    inner = slice(tiny.LEAD, -tiny.LEAD)  # the first and the last half span have one neighbour only
     assert torch.allclose(pcm[:, inner], source[:, 0, inner], atol=1e-5)
 
 
@@ -34,15 +34,15 @@ def test_filtering_is_convolution_of_each_span_with_its_response() -> None:
     frames = 5
     source, responses = torch.randn(1, 2, frames * HOP), torch.randn(1, 2, frames, FFT_SIZE)
     expected = np.zeros(frames * HOP + 2 * 2000)
-    window = torch.hann_window(vocoder.SPAN).numpy()
+    window = torch.hann_window(tiny.SPAN).numpy()
     for c in range(2):
-        padded = np.pad(source[0, c].numpy(), vocoder.LEAD)
+        padded = np.pad(source[0, c].numpy(), tiny.LEAD)
         for t in range(frames):
-            part = padded[t * HOP : t * HOP + vocoder.SPAN] * window
-            start = 2000 + t * HOP - vocoder.LEAD
+            part = padded[t * HOP : t * HOP + tiny.SPAN] * window
+            start = 2000 + t * HOP - tiny.LEAD
             response = responses[0, c, t].numpy()
             expected[start : start + len(part) + FFT_SIZE - 1] += np.convolve(part, response)
-    pcm = vocoder.apply_filters(source, responses)[0].numpy()
+    pcm = tiny.apply_filters(source, responses)[0].numpy()
     assert np.abs(pcm - expected[2000 : 2000 + frames * HOP]).max() < 1e-3
 
 
@@ -50,5 +50,5 @@ def test_a_frame_sounds_as_far_as_the_constants_say() -> None:
     source = torch.ones(1, 1, 12 * HOP)
     responses = torch.zeros(1, 1, 12, FFT_SIZE)
     responses[0, 0, 6] = 1.0
-    sounding = vocoder.apply_filters(source, responses)[0].unflatten(0, (12, HOP)).abs().amax(1) > 1e-3
-    assert torch.nonzero(sounding)[:, 0].tolist() == list(range(6 - vocoder.FRAMES_AHEAD, 6 + vocoder.FRAMES_BACK + 1))
+    sounding = tiny.apply_filters(source, responses)[0].unflatten(0, (12, HOP)).abs().amax(1) > 1e-3
+    assert torch.nonzero(sounding)[:, 0].tolist() == list(range(6 - tiny.FRAMES_AHEAD, 6 + tiny.FRAMES_BACK + 1))

@@ -2,7 +2,7 @@ import math
 
 import torch
 
-from stretto.codecs.tiny.vocoder import FFT_SIZE, FLOOR, HOP, NUM_MELS, SAMPLE_RATE, WINDOW, log_mel, mel_filters
+from stretto.codecs.tiny.codec import FFT_SIZE, FLOOR, HOP, NUM_MELS, SAMPLE_RATE, WINDOW, log_mel, mel_filters
 
 
 def test_a_frame_is_the_mel_average_of_its_own_spectrum() -> None:

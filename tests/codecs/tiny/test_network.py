@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from stretto.codecs.tiny.vocoder import Trunk
+from stretto.codecs.tiny.codec import Trunk
 
 
 @pytest.mark.parametrize(("blocks", "lookahead"), [(1, 0), (3, 2), (4, 4)])

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from stretto.codecs.tiny.vocoder import NUM_MELS, Vocoder, VocoderConfig, band_interpolation
+from stretto.codecs.tiny.codec import NUM_MELS, Vocoder, VocoderConfig, band_interpolation
 
 FIRST, LAST = 60, 64
 

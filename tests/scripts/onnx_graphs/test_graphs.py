@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from scripts.onnx_graphs.graphs import LogMel, fourier
-from stretto.codecs.tiny.vocoder import log_mel
+from stretto.codecs.tiny.codec import log_mel
 
 
 @pytest.mark.parametrize(("inputs", "size"), [(8, 8), (5, 16), (320, 1024)])

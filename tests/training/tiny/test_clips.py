@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from stretto.codecs.tiny.vocoder import HOP, NUM_MELS, SAMPLE_RATE
+from stretto.codecs.tiny.codec import HOP, NUM_MELS, SAMPLE_RATE
 from tests.codecs.conftest import make_codec
 from training.tiny.clips import Clip, bridge, draw_batch, make_clip, quantise
 from training.tiny.synthesise import Utterance

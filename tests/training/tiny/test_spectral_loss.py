@@ -2,7 +2,7 @@ import math
 
 import torch
 
-from stretto.codecs.tiny.vocoder import SAMPLE_RATE
+from stretto.codecs.tiny.codec import SAMPLE_RATE
 from training.tiny.spectral_loss import RESOLUTIONS, magnitudes, spectral_loss
 
 

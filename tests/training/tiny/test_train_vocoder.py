@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stretto.codecs.tiny import codec as tiny
-from stretto.codecs.tiny.vocoder import HOP, log_mel
+from stretto.codecs.tiny.codec import HOP, log_mel
 from training.tiny import train_vocoder
 from training.tiny.export_codec import export
 
