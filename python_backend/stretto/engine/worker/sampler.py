@@ -17,9 +17,17 @@ from stretto.engine.worker.run_slots import RunSlots
 from stretto.engine.worker.segment_state import Rows, SegmentState, StreamEnds
 from stretto.engine.worker.slots import LIMITS, STATE, Array, Arrays, SlotState, SlotTables, counted_columns
 from stretto.engine.worker.step_program import StepGraphs, StepProgram, StepSampler, Variant
-from stretto.sampling.draw import DrawParams, DrawPlan, guide
+from stretto.sampling.draw import (
+    DrawParams,
+    DrawPlan,
+    RepetitionRule,
+    advances,
+    guide,
+    is_repeated,
+    keep_near,
+    penalize,
+)
 from stretto.sampling.noise import redraw_keys, stream_keys, uniform
-from stretto.sampling.processors import RepetitionRule, advances, is_repeated, keep_near, penalize
 from stretto.streams.layout import StreamLayout
 
 NOT_COUNTED = -1

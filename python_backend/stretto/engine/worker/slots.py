@@ -10,8 +10,8 @@ import torch
 
 from stretto.engine.protocol import NewText, SpeechParams
 from stretto.engine.reply_rules import UNKNOWN, SegmentRules, SegmentTracker, Track
+from stretto.sampling.draw import min_p_span
 from stretto.sampling.noise import seed_key
-from stretto.sampling.processors import min_p_span
 
 Array = Any  # np.ndarray or torch.Tensor
 

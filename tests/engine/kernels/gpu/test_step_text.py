@@ -7,9 +7,8 @@ import triton
 
 from stretto.engine.kernels.gpu.step_table import COLUMNS, DRAWS
 from stretto.engine.kernels.gpu.step_text import TILE, WIDTH, draw_text_kernel, text_maxima_kernel
-from stretto.sampling.draw import DrawParams, DrawPlan, draw
+from stretto.sampling.draw import DrawParams, DrawPlan, draw, penalize
 from stretto.sampling.noise import seed_key, stream_keys
-from stretto.sampling.processors import penalize
 from tests.tiers import by_night
 
 pytestmark = pytest.mark.slow

@@ -2,7 +2,7 @@
 
 Each program applies guidance and masks, computes its noise key and samples. The parameters of each row are in tables on
 the device, so a captured graph can be replayed for any batch. A row of logits is read once and kept in registers. The
-references are `sampling/draw.py`, `sampling/processors.py` and `sampling/noise.py`.
+references are `sampling/draw.py` and `sampling/noise.py`.
 """
 
 import triton
@@ -174,7 +174,7 @@ def _penalized(
     values: tl.tensor, seen: tl.tensor, mine: tl.tensor, columns: tl.tensor, num_seen_columns: tl.constexpr,
     plan_stride: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Return `values` with the repetition penalty applied, as `penalize` in `sampling/processors.py` does."""
+    """Return `values` with the repetition penalty applied, as `penalize` in `sampling/draw.py` does."""
     is_seen = tl.load(seen + columns, mask=columns < num_seen_columns - 1, other=0) != 0
     penalty = real_of(mine + REPETITION_PENALTY * plan_stride)
     return tl.where(is_seen, tl.where(values < 0, values * penalty, tl.div_rn(values, penalty)), values)

@@ -76,7 +76,7 @@ def text_maxima_kernel(
     values = tl.load(line + columns, mask=inside, other=float("-inf"))
     if offset is not None:
         values += tl.load(offset + columns, mask=inside, other=0.0)
-    if seen is not None:  # the reference is `penalize` of `sampling/processors.py`
+    if seen is not None:  # the reference is `penalize` of `sampling/draw.py`
         is_seen = tl.load(seen + slot * (num_columns + 1) + columns, mask=inside, other=0) != 0
         penalty = real_of(mine + REPETITION_PENALTY * plan_stride)
         less = tl.where(values < 0, values * penalty, tl.div_rn(values, penalty))
