@@ -15,7 +15,7 @@ from transformers import PretrainedConfig
 
 from stretto.config import EngineConfig
 from stretto.engine.llm import SpeechLLM
-from stretto.engine.places import Places
+from stretto.engine.permits import Permits
 from stretto.engine.protocol import Trailer
 from stretto.errors import InvalidRequest, NoCapacity
 from stretto.families.text import SILENT
@@ -94,7 +94,7 @@ async def test_a_reply_is_the_reference_s_and_its_report_adds_up(llm: SpeechLLM,
 
 async def test_replies_are_refused_while_first_frames_are_late(llm: SpeechLLM, monkeypatch: pytest.MonkeyPatch) -> None:
     """A target that nothing meets: the second of two replies cuts the bound to what both of them take."""
-    monkeypatch.setattr(llm, "_places", Places(6, 0, lambda _: True, lambda: 0, target_s=1e-9))
+    monkeypatch.setattr(llm, "_permits", Permits(6, 0, lambda _: True, lambda: 0, target_s=1e-9))
     prompts = [make_prompt(TINY, seed, "tts", guidance_scale=2.0) for seed in range(2)]
     first, second = (llm.generate(prompt) for prompt in prompts)
     await anext(first)
@@ -111,7 +111,7 @@ async def test_replies_are_refused_while_first_frames_are_late(llm: SpeechLLM, m
 
 
 async def test_large_first_chunks_do_not_count_as_late(llm: SpeechLLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llm, "_places", Places(6, 0, lambda _: True, lambda: 0, target_s=1e-9))
+    monkeypatch.setattr(llm, "_permits", Permits(6, 0, lambda _: True, lambda: 0, target_s=1e-9))
     prompts = [make_prompt(TINY, seed, "tts", guidance_scale=2.0) for seed in range(2)]
     chunking = ChunkPolicy(TINY.first_chunk_frames + 1, TINY.steady_chunk_frames)
     large = [replace(prompt, delivery=replace(prompt.delivery, chunking=chunking)) for prompt in prompts]

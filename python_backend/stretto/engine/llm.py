@@ -12,7 +12,7 @@ from stretto.config import EngineConfig
 from stretto.engine.admission import Capacity, admit, known_ids, max_words
 from stretto.engine.environment import prepare_environment
 from stretto.engine.launch import vllm_config
-from stretto.engine.places import Place, Places
+from stretto.engine.permits import Permit, Permits
 from stretto.errors import InvalidRequest, StrettoError
 from stretto.families.audio_format import AudioFormat, check_audios
 from stretto.families.base import Family
@@ -27,7 +27,7 @@ from vllm.outputs import RequestOutput  # noqa: E402
 from vllm.v1.engine.async_llm import AsyncLLM  # noqa: E402
 
 from stretto.engine.adapters import Adapters  # noqa: E402
-from stretto.engine.places import FrameStats, Stats  # noqa: E402
+from stretto.engine.permits import FrameStats, Stats  # noqa: E402
 from stretto.engine.protocol import STATS_KEY, SharedStats, Trailer, family_of, read_rows, sampling_params  # noqa: E402
 from stretto.engine.reply_rules import SegmentRules, SegmentTracker  # noqa: E402
 from stretto.engine.utterance import NO_TEXT, TextFeed, Utterance, first_chunk  # noqa: E402
@@ -53,7 +53,7 @@ class SpeechLLM:
         self._stats = Stats()
         self._active: set[str] = set()
         self._texts: dict[str, TextFeed] = {}
-        self._places = Places.from_config(config, engine, shared)
+        self._permits = Permits.from_config(config, engine, shared)
 
     @classmethod
     async def start(cls, config: EngineConfig) -> "SpeechLLM":
@@ -144,8 +144,8 @@ class SpeechLLM:
         self._stats.active += 1
         self._stats.pairs += is_guided
         try:
-            with self._places.acquire(request_id, 1 + is_guided, _is_timed(prompt, self.family)) as place:
-                async with aclosing(self._generate(prompt, place, pacer)) as chunks:
+            with self._permits.acquire(request_id, 1 + is_guided, _is_timed(prompt, self.family)) as permit:
+                async with aclosing(self._generate(prompt, permit, pacer)) as chunks:
                     async for chunk in chunks:
                         yield chunk
         finally:
@@ -154,8 +154,8 @@ class SpeechLLM:
             self._stats.active -= 1
             self._stats.pairs -= is_guided
 
-    async def _generate(self, prompt: Prompt, place: Place, pacer: Pacer | None) -> AsyncGenerator[LMChunk, None]:
-        clock, request_id = _Clock(place), place.request_id
+    async def _generate(self, prompt: Prompt, permit: Permit, pacer: Pacer | None) -> AsyncGenerator[LMChunk, None]:
+        clock, request_id = _Clock(permit), permit.request_id
         tracker = SegmentTracker(self._rules, self.family.task(prompt.task), len(prompt.rows))
         pacer = pacer or Pacer(prompt.delivery.chunking)
         utterance = Utterance(tracker, prompt.words, self._text, pacer, prompt.delivery.with_codes)
@@ -168,7 +168,7 @@ class SpeechLLM:
             utterance.num_chunks = 1
         async with aclosing(self._engine.generate(inputs, params, request_id, lora_request=adapter)) as outputs:
             async for output in outputs:
-                place.has_begun = True
+                permit.has_begun = True
                 text.check()
                 await text.begin()
                 ids, trailer = _split(output)
@@ -215,8 +215,8 @@ def _is_timed(prompt: Prompt, family: Family) -> bool:
 class _Clock:
     """Stopwatch of one reply, started with the request."""
 
-    def __init__(self, place: Place) -> None:
-        self._place, self._start = place, time.perf_counter()
+    def __init__(self, permit: Permit) -> None:
+        self._permit, self._start = permit, time.perf_counter()
         self.first_frame_s: float | None = None
 
     @property
@@ -227,7 +227,7 @@ class _Clock:
         """On the first chunk with codes, record the time to first frame and report it to the admission control."""
         if chunk.codes is not None and self.first_frame_s is None:
             self.first_frame_s = self.elapsed_s
-            self._place.record_first_frame(self.first_frame_s)
+            self._permit.record_first_frame(self.first_frame_s)
 
 
 def _split(output: RequestOutput) -> tuple[list[int], Trailer | None]:

@@ -2,23 +2,20 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from stretto.engine.protocol import SharedStats
+from stretto.engine.protocol import SharedStats, num_guided
 from stretto.errors import NoCapacity
+from stretto.records.chunk import GuidanceChange
+from stretto.records.sampling import SamplingConfig
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.engine.async_llm import AsyncLLM
-from collections.abc import Sequence
-
-from stretto.engine.protocol import num_guided
-from stretto.records.chunk import GuidanceChange
-from stretto.records.sampling import SamplingConfig
 
 MIN_FACTOR = 0.5  # minimum factor of a decrease, however late the reply is
 UNUSED_FACTOR = 0.97  # factor if less than half of the limit was in use
@@ -85,7 +82,7 @@ KEY, TARGET_KEY = "max_waiting", "first_frame_target_s"  # keys in vLLM's `addit
 
 
 @dataclass(slots=True, eq=False)
-class Place:
+class Permit:
     """Permit of one reply.
 
     Attributes:
@@ -101,7 +98,7 @@ class Place:
     has_begun: bool = False
 
 
-class Places:
+class Permits:
     """Permits for replies in flight; a guided reply counts as two sequences.
 
     A reply keeps its permit until the engine has generated its last row, regardless of how slowly the client reads.
@@ -127,10 +124,10 @@ class Places:
         most = math.inf if max_waiting is None else max_running + max_waiting
         self._limit = FlightLimit(target_s, most) if target_s else None
         self._is_in_engine, self._num_blocked = is_in_engine, num_blocked
-        self._places: set[Place] = set()
+        self._permits: set[Permit] = set()
 
     @classmethod
-    def from_config(cls, config: "VllmConfig", engine: "AsyncLLM", shared: SharedStats) -> "Places":
+    def from_config(cls, config: "VllmConfig", engine: "AsyncLLM", shared: SharedStats) -> "Permits":
         """Return the permits shared by all data-parallel engines of one front end."""
         assert isinstance(config.additional_config, dict)
         max_running = config.scheduler_config.max_num_seqs * config.parallel_config.data_parallel_size
@@ -144,15 +141,17 @@ class Places:
         waiting, target_s = (config.additional_config.get(key) for key in (KEY, TARGET_KEY))
         return cls(max_running, waiting, is_in_engine, num_blocked, target_s)
 
-    def num_taken(self) -> int:
+    def num_in_flight(self) -> int:
         """Return the number of sequences in flight: not yet received by the engine, or not finished by it."""
         taken = sum(
-            place.num_sequences for place in self._places if not place.has_begun or self._is_in_engine(place.request_id)
+            permit.num_sequences
+            for permit in self._permits
+            if not permit.has_begun or self._is_in_engine(permit.request_id)
         )
         return max(0, taken - self._num_blocked())
 
     @contextmanager
-    def acquire(self, request_id: str, num_sequences: int, is_timed: bool = True) -> Iterator[Place]:
+    def acquire(self, request_id: str, num_sequences: int, is_timed: bool = True) -> Iterator[Permit]:
         """Hold a permit while the block runs.
 
         Args:
@@ -163,25 +162,25 @@ class Places:
         Raises:
             NoCapacity: If no permit is free.
         """
-        taken = self.num_taken() if self._places else 0
+        taken = self.num_in_flight() if self._permits else 0
         if taken:
-            self._check_room(taken, num_sequences)
-        place = Place(request_id, num_sequences)
+            self._check_limits(taken, num_sequences)
+        permit = Permit(request_id, num_sequences)
         if self._limit and is_timed:
-            place.record_first_frame = partial(
+            permit.record_first_frame = partial(
                 self._limit.record, self._limit.enter(num_sequences, taken + num_sequences)
             )
-        self._places.add(place)
+        self._permits.add(permit)
         begun = time.perf_counter()
         try:
-            yield place
+            yield permit
         finally:
-            self._places.discard(place)
+            self._permits.discard(permit)
             waited_s = time.perf_counter() - begun
-            if self._limit and not place.has_begun and waited_s > self._limit.target_s:
-                place.record_first_frame(waited_s)  # a client that gives up before the first step counts as late
+            if self._limit and not permit.has_begun and waited_s > self._limit.target_s:
+                permit.record_first_frame(waited_s)  # a client that gives up before the first step counts as late
 
-    def _check_room(self, taken: int, num_sequences: int) -> None:
+    def _check_limits(self, taken: int, num_sequences: int) -> None:
         wanted = taken + num_sequences
         if self._max_waiting is not None and wanted > self._max_running + self._max_waiting:
             raise NoCapacity(

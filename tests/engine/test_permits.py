@@ -1,0 +1,159 @@
+"""Slots for requests: a limit for running and one for waiting requests; a guided reply takes two."""
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from stretto.engine.permits import Permits
+from stretto.errors import NoCapacity
+
+
+class Engine:
+    """Unfinished requests, and how many of them are blocked (waiting for text)."""
+
+    def __init__(self) -> None:
+        self.unfinished: set[str] = set()
+        self.num_blocked = 0
+
+    def permits(self, max_running: int = 4, max_waiting: int | None = 2) -> Permits:
+        return Permits(max_running, max_waiting, self.unfinished.__contains__, lambda: self.num_blocked)
+
+
+def test_as_many_are_let_in_as_run_and_may_wait_and_the_next_is_told_the_limits() -> None:
+    permits = Engine().permits()
+    with permits.acquire("a", 2), permits.acquire("b", 2), permits.acquire("c", 1), permits.acquire("d", 1):
+        assert permits.num_in_flight() == 6
+        said = "6 sequences are already in flight, of which 4 run and 2 may wait, and this reply has 1; try again"
+        with pytest.raises(NoCapacity, match=said), permits.acquire("e", 1):
+            pass
+    assert permits.num_in_flight() == 0
+
+
+def test_a_guided_reply_needs_room_for_both_of_its_halves() -> None:
+    permits = Engine().permits()
+    with permits.acquire("a", 2), permits.acquire("b", 2), permits.acquire("c", 1):
+        with pytest.raises(NoCapacity), permits.acquire("pair", 2):
+            pass
+        with permits.acquire("single", 1):
+            assert permits.num_in_flight() == 6
+
+
+def test_who_is_refused_takes_nothing() -> None:
+    permits = Engine().permits(1, 0)
+    with permits.acquire("a", 1):
+        for _ in range(3):
+            with pytest.raises(NoCapacity), permits.acquire("b", 1):
+                pass
+        assert permits.num_in_flight() == 1
+
+
+def test_a_reply_alone_is_let_in_whatever_it_needs() -> None:
+    with Engine().permits(1, 0).acquire("pair", 2):
+        pass
+
+
+def test_a_place_is_free_when_the_engine_has_finished_though_the_reply_is_still_being_heard() -> None:
+    engine = Engine()
+    permits = engine.permits(1, 0)
+    with permits.acquire("slow reader", 1) as permit:
+        with pytest.raises(NoCapacity), permits.acquire("next", 1):  # the engine does not know of it yet
+            pass
+        engine.unfinished.add("slow reader")
+        permit.has_begun = True
+        with pytest.raises(NoCapacity), permits.acquire("next", 1):
+            pass
+        engine.unfinished.clear()
+        with permits.acquire("next", 1):
+            assert permits.num_in_flight() == 1
+
+
+def test_replies_that_wait_for_words_leave_their_places_to_others() -> None:
+    engine = Engine()
+    permits = engine.permits(2, 0)
+    with permits.acquire("open", 1), permits.acquire("open too", 1):
+        engine.num_blocked = 1
+        with permits.acquire("next", 1), pytest.raises(NoCapacity), permits.acquire("another", 1):
+            pass
+        engine.num_blocked = 7  # the figure is of another moment
+        assert permits.num_in_flight() == 0
+
+
+def test_without_a_bound_all_are_let_in() -> None:
+    permits = Engine().permits(1, None)
+    with permits.acquire("a", 1), permits.acquire("b", 2), permits.acquire("c", 2):
+        assert permits.num_in_flight() == 5
+
+
+@pytest.mark.parametrize(("num_engines", "expected"), [(1, 7), (2, 11)])
+def test_several_engines_run_more(num_engines: int, expected: int) -> None:
+    config = SimpleNamespace(
+        additional_config={"max_waiting": 3},
+        parallel_config=SimpleNamespace(data_parallel_size=num_engines),
+        scheduler_config=SimpleNamespace(max_num_seqs=4),
+    )
+    ids = {"all": ["all-1"]}
+    engine = SimpleNamespace(output_processor=SimpleNamespace(external_req_ids=ids))
+    values = SimpleNamespace(replies_without_words=0.0)
+    permits = Permits.from_config(cast(Any, config), cast(Any, engine), cast(Any, SimpleNamespace(read=lambda: values)))
+    with permits.acquire("all", expected) as permit:
+        permit.has_begun = True
+        with pytest.raises(NoCapacity), permits.acquire("one more", 1):
+            pass
+        values.replies_without_words = 1.0
+        with permits.acquire("in the place of one that waits for words", 1):
+            pass
+        values.replies_without_words = 0.0
+        ids.clear()
+        with permits.acquire("as all have ended", expected):
+            pass
+
+
+def test_as_long_as_first_frames_come_late_fewer_are_let_in() -> None:
+    permits = Permits(8, 0, lambda _: True, lambda: 0, target_s=0.5)
+    with permits.acquire("a", 2), permits.acquire("b", 2) as late:
+        late.record_first_frame(1.0)
+        said = "4 sequences are already in flight, the limit for a first frame within 0.5 s, and this reply has 2; try"
+        with pytest.raises(NoCapacity, match=said), permits.acquire("c", 2):
+            pass
+    for number in range(4):
+        with permits.acquire("beside", 2), permits.acquire(f"in time {number}", 2) as permit:
+            permit.record_first_frame(0.1)
+    with permits.acquire("a", 2), permits.acquire("b", 2), permits.acquire("c", 2):
+        pass
+
+
+def test_without_a_target_late_first_frames_change_nothing() -> None:
+    permits = Engine().permits(4, 0)
+    with permits.acquire("a", 2), permits.acquire("b", 2) as late:
+        late.record_first_frame(1e9)
+    with permits.acquire("a", 2), permits.acquire("b", 2):
+        pass
+
+
+def test_a_reply_that_waits_for_words_is_not_late() -> None:
+    permits = Permits(8, 0, lambda _: True, lambda: 0, target_s=0.5)
+    with permits.acquire("a", 2), permits.acquire("open", 2, is_timed=False) as waits:
+        waits.record_first_frame(60.0)
+        with permits.acquire("c", 2):
+            pass
+
+
+@pytest.mark.parametrize(("has_begun", "is_room"), [(False, False), (True, True)])
+def test_who_gives_up_before_the_engine_has_begun_was_late(has_begun: bool, is_room: bool) -> None:
+    permits = Permits(8, 0, lambda _: True, lambda: 0, target_s=1e-9)
+    with permits.acquire("a", 2), permits.acquire("b", 2):
+        with permits.acquire("gives up", 2) as permit:
+            permit.has_begun = has_begun
+        with nullcontext() if is_room else pytest.raises(NoCapacity), permits.acquire("c", 2):
+            pass
+
+
+def test_who_gives_up_sooner_says_nothing() -> None:
+    permits = Permits(8, 0, lambda _: True, lambda: 0, target_s=1e9)
+    with permits.acquire("a", 2), permits.acquire("b", 2), permits.acquire("late", 2) as late:
+        late.record_first_frame(1e10)
+        for number in range(100):
+            with pytest.raises(NoCapacity), permits.acquire("c", 2), permits.acquire(f"gives up {number}", 2):
+                pass
