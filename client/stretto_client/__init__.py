@@ -1,6 +1,6 @@
-"""Python client of the speech ensemble over gRPC.
+"""Python client of a Stretto server over gRPC.
 
-It needs tritonclient, numpy, typing_extensions, sentencex and markdown-it-py, and none of the server's code.
+It depends on tritonclient, numpy, typing_extensions, sentencex and markdown-it-py, but not on the server's code.
 
 async with SpeechClient("localhost:8001") as client:
     async for event in client.speak("It is 9:20."):
@@ -69,7 +69,7 @@ MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Return a public name, imported on first use; the server uses `schema` only, and must not load gRPC."""
+    """Import a public name on first use, because the server uses only `schema` and must not load gRPC."""
     for module, names in MODULES.items():
         if name in names.split():
             return getattr(import_module(f"stretto_client.{module}"), name)

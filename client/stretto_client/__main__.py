@@ -1,6 +1,7 @@
 """Command line: `stretto` or `python -m stretto_client` with `speak "text"`, `transcribe file` or `chat`.
 
-Exit status: 0 done, 1 the server failed, 2 refused or wrong usage, 3 no server, 4 timed out, 130 interrupted.
+Exit status: 0 success, 1 the server failed, 2 request rejected or invalid arguments, 3 no server, 4 timeout,
+130 interrupted.
 """
 
 import argparse
@@ -24,7 +25,7 @@ DEFAULT_OUT, DEFAULT_SERVER = Path("speech.wav"), "localhost:8001"
 
 
 class Parser(argparse.ArgumentParser):
-    """Argument parser with one-line error messages."""
+    """Argument parser that reports an error in one line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
@@ -84,7 +85,7 @@ def parse(argv: list[str] | None, prog: str) -> argparse.Namespace:
 
 
 def json_object(text: str) -> dict[str, Any]:
-    """Return `text` as a JSON object; argparse reports anything else."""
+    """Parse a JSON object, for argparse."""
     with suppress(ValueError):
         value = json.loads(text)
         if isinstance(value, dict):
@@ -93,9 +94,10 @@ def json_object(text: str) -> dict[str, Any]:
 
 
 def open_sinks(args: argparse.Namespace) -> list[Sink]:
-    """Return the requested file and the player, or a default file if there is neither.
+    """Return the requested output file and the player, or a default file if neither is requested.
 
-    Raise ValueError for a bad name.
+    Raises:
+        ValueError: The file name has no supported suffix.
     """
     player = find_player() if args.play == "auto" else None
     out = args.out or (None if player else DEFAULT_OUT)
@@ -103,7 +105,7 @@ def open_sinks(args: argparse.Namespace) -> list[Sink]:
 
 
 async def speak(client: SpeechClient, args: argparse.Namespace) -> None:
-    """Play and write the speech, and print its summary."""
+    """Play the speech or write it to a file, and print a summary."""
     sinks = open_sinks(args)
     text = standard_input() if args.text == "-" else args.text
     voice = RecordedVoice(args.clone, args.clone_text) if args.clone else args.voice
@@ -140,7 +142,7 @@ async def transcribe(client: SpeechClient, args: argparse.Namespace) -> None:
 
 
 async def run(args: argparse.Namespace) -> None:
-    """Run one command on one server."""
+    """Run one command with one server."""
     async with SpeechClient(args.server, Timeouts(total_s=args.timeout)) as client:
         await {"speak": speak, "transcribe": transcribe}[args.command](client, args)
 
@@ -154,7 +156,7 @@ def main(
 
     Args:
         argv: Arguments; None for those of the process.
-        default_server: Returns the server's address if the command names none.
+        default_server: Function that returns the server's address if the command does not contain one.
         prog: Program name in messages.
     """
     args = parse(argv, prog)

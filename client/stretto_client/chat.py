@@ -25,7 +25,10 @@ MAX_READ_BYTES = 65_536
 
 
 def standard_input() -> str | AsyncIterator[str]:
-    """Return all of a file, or the pieces from a pipe; raise UnicodeDecodeError if it is not UTF-8."""
+    """Return the whole text of a file, or an iterator over text from a pipe.
+
+    Raise UnicodeDecodeError if it is not UTF-8.
+    """
     descriptor = sys.stdin.fileno()
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return sys.stdin.read()
@@ -33,7 +36,7 @@ def standard_input() -> str | AsyncIterator[str]:
 
 
 async def pieces_from(descriptor: int) -> AsyncIterator[str]:
-    """Yield text in whole characters as it arrives; a daemon thread reads the descriptor."""
+    """Yield text in whole characters as it arrives at a file descriptor, which a daemon thread reads."""
     loop, came = asyncio.get_running_loop(), asyncio.Queue[bytes | OSError]()
     wanted = threading.Semaphore(1)
 
@@ -65,20 +68,20 @@ async def pieces_from(descriptor: int) -> AsyncIterator[str]:
         wanted.release()
 
 
-# start of the server's refusal of `output` for a task that answers in text
+# beginning of the server's error for `output` with a task that replies in text
 NEVER_SPEAKS = "options.output: expected nothing"
 
 
 def chat(args: argparse.Namespace) -> int:
-    """Answer turn by turn until the input ends; return 2 if a turn was refused, 0 otherwise.
+    """Answer turn by turn until the input ends; return 2 if a turn was rejected, 0 otherwise.
 
-    A refused turn does not become part of the conversation. On a terminal, Ctrl-C during a reply cancels that reply;
-    otherwise it ends the chat.
+    A rejected turn does not become part of the conversation. On a terminal, Ctrl-C during a reply cancels only that
+    reply; otherwise it ends the chat.
     """
     status = 0
     if args.out_dir is not None:
         args.out_dir.mkdir(parents=True, exist_ok=True)
-    with asyncio.Runner() as runner:  # the loop runs per turn; input is read between the runs
+    with asyncio.Runner() as runner:  # the event loop runs once per turn; input is read between turns
         talk = runner.run(_begin(args))
         try:
             for line in _lines():
@@ -101,7 +104,7 @@ async def _begin(args: argparse.Namespace) -> "Talk":
 
 
 def _lines() -> Iterator[str]:
-    """Yield the non-empty input lines, with a prompt on a terminal."""
+    """Yield the non-empty input lines; show a prompt on a terminal."""
     while True:
         try:
             line = input("> " if sys.stdin.isatty() else "").strip()
@@ -112,7 +115,7 @@ def _lines() -> Iterator[str]:
 
 
 def _read_turn(line: str) -> tuple[str | None, Path | None]:
-    """Return the text and the file of a line: `text`, `@file`, or `@file text`."""
+    """Return text and file of a line: `text`, `@file`, or `@file text`."""
     if not line.startswith("@"):
         return line, None
     if Path(line[1:]).is_file():
@@ -122,19 +125,19 @@ def _read_turn(line: str) -> tuple[str | None, Path | None]:
 
 
 class Talk:
-    """Conversation through `client`, printed as it proceeds."""
+    """Conversation with the server, printed as it proceeds."""
 
     def __init__(self, client: SpeechClient, args: argparse.Namespace):
         self.client, self._args = client, args
         self._conversation = Conversation(args.system, args.clone)
         flags = {"task": args.task, "seed": args.seed}
-        # In later turns, the codes of a reply show the model how it has spoken.
+        # The codes of a reply are sent in later turns, so that the model's voice stays the same.
         output = {"output": {"codes": True} | args.options.get("output", {})}
         self._options: dict[str, Any] = args.options | output | given(flags)
         self._num_replies = 0
 
     async def turn(self, text: str | None, file: Path | None) -> None:
-        """Send a turn and print the reply; a turn without a reply is removed again."""
+        """Send a turn and print the reply; if there is no reply, remove the turn from the conversation."""
         self._conversation.add_user(text, file)
         reply = None
         try:
@@ -148,14 +151,14 @@ class Talk:
 
     async def _ask(self) -> "Reply":
         try:
-            return await self._hear()
+            return await self._receive()
         except RequestRefused as refusal:
             if not str(refusal).startswith(NEVER_SPEAKS) or "output" in self._args.options:
                 raise
         del self._options["output"]
-        return await self._hear()
+        return await self._receive()
 
-    async def _hear(self) -> "Reply":
+    async def _receive(self) -> "Reply":
         reply = Reply(self._open_sinks(), self._args.json)
         talk = self._conversation
         try:
@@ -175,7 +178,7 @@ class Talk:
 
 
 class Reply:
-    """One reply: its streamed text, its codes, and its audio for `sinks`."""
+    """Reply in progress: its text, its codes, and its audio, which is written to `sinks`."""
 
     def __init__(self, sinks: list[Sink], is_quiet: bool):
         self._sinks, self._is_quiet = sinks, is_quiet
@@ -183,7 +186,7 @@ class Reply:
         self.tally = Tally(shows_progress=False)
 
     def on_event(self, event: SpeechEvent) -> None:
-        """Process one event."""
+        """Print the text and write the audio of an event."""
         if not self._is_quiet:
             print(event.text, end="", flush=True)
         if event.codes is not None:
@@ -199,19 +202,19 @@ class Reply:
 
     @property
     def codes(self) -> NDArray[Any] | None:
-        """Codes [S, T] of all streams; None if the reply has no audio or they were not requested."""
+        """Codes [S, T] of all streams; None if there is no audio or codes were not requested."""
         return np.concatenate(self._codes, axis=1) if self._codes else None
 
     @property
     def file(self) -> str | None:
-        """Path of the audio file; None if there is none."""
+        """Path of the audio file; None if none is written."""
         paths = [str(sink.path) for sink in self._sinks if isinstance(sink, AudioFile)]
         return paths[0] if paths and self.tally.audio_s else None
 
     def record(self) -> dict[str, Any]:
-        """Return the reply's statistics as plain data."""
+        """Return the reply's statistics for JSON."""
         return self.tally.record() | {"file": self.file}
 
     def summary(self) -> str:
-        """Return a one-line summary, as `speak` prints it."""
+        """Return a one-line summary like that of `speak`."""
         return (f"{self.file}: " if self.file else "") + self.tally.summary()

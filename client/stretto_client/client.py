@@ -1,4 +1,4 @@
-"""Asynchronous client of the ensemble; each utterance has its own gRPC stream, so it can be cancelled alone."""
+"""Asynchronous client of the server. Each utterance has a gRPC stream of its own, so it can be cancelled separately."""
 
 import asyncio
 import ipaddress
@@ -25,14 +25,18 @@ from stretto_client.schema import Encoding, OptionsRecord, OutputOptions, Speech
 from stretto_client.shared_memory import Memory, RingSize, Sharing
 from stretto_client.speech_stream import Audio, SpeechStream, audio_inputs, options_json, strings
 
-DIRECTORY = Path("/dev/shm")  # the folder of shared memory, so that every client that can share memory finds the key
+DIRECTORY = Path("/dev/shm")  # in the folder of shared memory, so that every client that can share memory finds the key
 HEADER = "triton-grpc-protocol-stretto-key"
 
 
 def key_headers(server: str, directory: Path = DIRECTORY) -> dict[str, str]:
-    """Return the header that grants access to the shared-memory API of `server` (host:port); empty if no key is found.
+    """Return the header that grants access to the server's shared-memory API; empty if no key is found.
 
     The key is only sent to loopback addresses, because another program may listen on the same port of another host.
+
+    Args:
+        server: Address of the server (host:port).
+        directory: Folder with the server's key file.
     """
     host, _, port = server.rpartition(":")
     if not is_loopback(host.strip("[]")) or not port.isdigit():
@@ -42,13 +46,13 @@ def key_headers(server: str, directory: Path = DIRECTORY) -> dict[str, str]:
 
 
 def ours(path: Path) -> bool:
-    """Return True if this user has written the file, and no other user could have."""
+    """Return True if this user owns the file, and no other user can have written it."""
     state, folder = path.lstat(), path.parent.lstat()
     return state.st_uid == folder.st_uid == os.getuid() and not (state.st_mode | folder.st_mode) & 0o077
 
 
 def is_loopback(host: str) -> bool:
-    """Return True if `host` is this machine's loopback."""
+    """Return True if `host` is a loopback address of this machine."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -95,7 +99,7 @@ class SpeechClient:
         self._profile: ModelProfile | None = None
 
     async def profile(self, refresh: bool = False) -> ModelProfile:
-        """Return the model profile, cached unless `refresh` is true; raise as `fetch_profile`."""
+        """Return the model profile, from a cache unless `refresh` is true; raise the exceptions of `fetch_profile`."""
         if self._profile is None or refresh:
             self._profile = await fetch_profile(self._client, self.model, self.server, self.timeouts.first_s)
         return self._profile
@@ -112,23 +116,22 @@ class SpeechClient:
         markup: Markup = "none",
         **options: Unpack[SpeechOptions],
     ) -> Speech:
-        """Return the events of `text` as speech. With the task `tts`, the text may have any length.
+        """Return the events of `text` as speech. For the task `tts`, the text may have any length.
 
         A text that is too long for the model is split into clauses. All clauses have the same options and seed, and
-        each is requested when the one before has been received. A text that is still being written is an async iterable
-        of pieces, split anywhere. It is spoken as it arrives, or by sentences if the model needs whole texts.
+        each is requested when all events of the previous one have been received. Streamed text is an async iterable of
+        pieces, split anywhere. It is spoken as it arrives, or sentence by sentence if the model needs whole texts.
 
         Args:
             text: The text, or an async iterable of its pieces.
-            task: The model's name of the task. If the task generates text first, the events contain it.
+            task: Name of the model's task. If the task generates text first, the events contain it.
             voice: Name of a voice, or a recording; None for the model's default.
             encoding: `pcm_f32le` (the default) or `pcm_s16le`; short for `output={"encoding": ...}`.
             sample_rate: In Hz, by default the codec's; short for `output={"sample_rate": ...}`.
-            markup: Markup that is not read aloud, for the task `tts`: `markdown`, `ssml`, or `auto`, which is SSML for
-                a text that begins with `<speak` and otherwise Markdown. With `none`, the default, the text is spoken
-                unchanged.
-            options: Options of the server, e.g. `seed=1` or `chunking={"playout_s": 0.2}`. One that is None is left
-                out.
+            markup: Markup of the text, for the task `tts`: `markdown`, `ssml`, or `auto`, which is SSML for a text that
+                begins with `<speak` and otherwise Markdown. With `none`, the default, the text is spoken unchanged.
+            options: Options of the server, e.g. `seed=1` or `chunking={"playout_s": 0.2}`. Options that are None are
+                not sent.
         """
         if markup not in MARKUPS:
             raise ValueError(f"markup: expected one of {', '.join(MARKUPS)}, got {markup!r}")
@@ -149,13 +152,13 @@ class SpeechClient:
         return LongSpeech(speak, partial(cut, text, self.profile, markup, check))
 
     def speak_once(self, task: str, options: SpeakOptions, text: str, timeouts: Timeouts | None = None) -> SpeechStream:
-        """Return the events of one speech request.
+        """Return the events of a single speech request.
 
         Args:
-            task: The model's name of the task.
+            task: Name of the model's task.
             options: Options of the server, and the voice.
             text: The text.
-            timeouts: Timeouts, instead of the client's.
+            timeouts: Timeouts; None for the client's.
         """
         sharing = self._share()
         output: OutputOptions = {**options.get("output", {})}
@@ -170,8 +173,8 @@ class SpeechClient:
         """Return the events of a transcription.
 
         Args:
-            audio: Path or bytes of a file, or (samples [n], rate in Hz).
-            task: The model's name of the task, such as `understand`.
+            audio: Path or contents of a file, or (samples [n], rate in Hz).
+            task: Name of the model's task, such as `understand`.
             options: Options of the server.
         """
         sharing = self._share()
@@ -192,7 +195,7 @@ class SpeechClient:
             messages: Turns with `role` and `text`, `audio` or `codes`.
             recordings: Files for the turns with `"audio": "audio"`, in this order, and samples for the turn with
                 `"audio": "pcm_in"`, of which there may be one.
-            task: The model's name of the task; None for the first that answers these turns.
+            task: Name of the model's task; None for the first task that accepts these turns.
             options: Options of the server.
         """
         sharing = self._share()
@@ -203,7 +206,13 @@ class SpeechClient:
     def send(
         self, inputs: list[InferInput], sharing: Sharing | None = None, timeouts: Timeouts | None = None
     ) -> SpeechStream:
-        """Return the response events to `inputs`, tensors of the ensemble; `sharing` owns their shared memory."""
+        """Send a request and return its events.
+
+        Args:
+            inputs: Input tensors of the ensemble.
+            sharing: Shared memory of the request, which is freed at its end; None without any.
+            timeouts: Timeouts; None for the client's.
+        """
 
         async def requests() -> AsyncIterator[dict[str, Any]]:
             if sharing is not None:
@@ -214,12 +223,12 @@ class SpeechClient:
         return SpeechStream(responses, self, sharing, timeouts)
 
     def parts(self) -> PartStream:
-        """Return a stream for the parts of a text that is spoken while it is written."""
+        """Return a gRPC stream for the parts of streamed text."""
         return PartStream(self._client, self.model, self.server, self.timeouts.between_s)
 
     def release(self, sharing: Sharing) -> None:
-        """Free an utterance's shared memory in the background; `close` frees the rest."""
-        with suppress(RuntimeError):  # the stream was deleted after the event loop had ended
+        """Free an utterance's shared memory in the background; `close` frees all that remains."""
+        with suppress(RuntimeError):  # the stream was deleted after the event loop had stopped
             task = asyncio.get_running_loop().create_task(self._free(sharing))
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
@@ -233,11 +242,11 @@ class SpeechClient:
 
     async def _free(self, sharing: Sharing) -> None:
         self._shared.discard(sharing)
-        with suppress(InferenceServerException, grpc.RpcError):  # the server may have ended
+        with suppress(InferenceServerException, grpc.RpcError):  # the server may have stopped
             await sharing.close(self._client)
 
     async def ready(self) -> bool:
-        """Return True if the server answers and the model accepts requests."""
+        """Return True if the server responds and the model accepts requests."""
         try:
             return bool(await self._client.is_server_ready() and await self._client.is_model_ready(self.model))
         except (InferenceServerException, grpc.RpcError):

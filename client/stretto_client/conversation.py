@@ -1,4 +1,4 @@
-"""Conversations and recorded voices sent with a request."""
+"""Conversations and recorded voices that are sent with a request."""
 
 import json
 import secrets
@@ -21,16 +21,16 @@ class RecordedVoice:
     """Voice of a recording, for models that accept one in a system turn (`docs/families.md`).
 
     Attributes:
-        audio: Path or bytes of a file, or (samples [n], rate in Hz).
-        text: Transcript of the recording. Higgs Audio needs it. Qwen3-TTS's Base continues from it, and without it
-            takes only the sound of the voice from the recording. Other models take none.
+        audio: Path or contents of a file, or (samples [n], rate in Hz).
+        text: Transcript of the recording. Higgs Audio requires it. Qwen3-TTS's Base continues from it; without it, the
+            recording only determines the sound of the voice. Other models do not use it.
     """
 
     audio: Audio
     text: str = ""
 
     def inputs(self, text: str, sharing: Sharing | None) -> list[InferInput]:
-        """Return the tensors of a request for `text` in this voice."""
+        """Return the input tensors of a request for `text` in this voice, in the memory of `sharing` if given."""
         system = {"role": "system", "audio": "pcm_in" if isinstance(self.audio, tuple) else "audio"}
         transcript = {"text": self.text} if self.text else {}
         turns = [system | transcript, {"role": "user", "text": text}]
@@ -38,13 +38,13 @@ class RecordedVoice:
 
 
 class SpeakOptions(SpeechOptions, total=False):
-    """Options of a speech request: the server's options, but the voice may also be a recording."""
+    """Options of a speech request: those of the server, and a voice that may also be a recording."""
 
     voice: str | RecordedVoice | None
 
 
 class SpeakArguments(SpeakOptions, total=False):
-    """Arguments of `SpeechClient.speak`, except for the text."""
+    """Arguments of `SpeechClient.speak` except the text."""
 
     task: str
     encoding: Encoding | None
@@ -53,18 +53,25 @@ class SpeakArguments(SpeakOptions, total=False):
 
 
 class TaskOptions(OptionsRecord, total=False):
-    """Arguments of `SpeechClient.transcribe` and `SpeechClient.converse`, except for the input."""
+    """Arguments of `SpeechClient.transcribe` and `SpeechClient.converse` except the input."""
 
     task: str
 
 
 def with_seed(options: SpeakOptions) -> SpeakOptions:
-    """Return the options with a random seed of 32 bits if they have none, for requests that share one."""
+    """Return the options with a random 32-bit seed if they have none, so that several requests can share it."""
     return options if options.get("seed") is not None else {**options, "seed": secrets.randbits(32)}
 
 
 def speech_inputs(text: str, task: str, options: SpeakOptions, sharing: Sharing | None) -> list[InferInput]:
-    """Return the tensors of a request for `text`."""
+    """Return the input tensors of a speech request.
+
+    Args:
+        text: The text.
+        task: Name of the model's task.
+        options: Options of the server, and the voice.
+        sharing: Shared memory for audio; None to send it in the request.
+    """
     voice = options.get("voice")
     if not isinstance(voice, RecordedVoice):
         return strings(text=text, task=task, options=options_json(options))
@@ -76,7 +83,12 @@ CODES = ".npy"
 
 
 class Conversation:
-    """Turns for `SpeechClient.converse`, and the files that they refer to, in `audio`."""
+    """Turns for `SpeechClient.converse`, and in `audio` the files that they refer to.
+
+    Args:
+        instruction: Text of a system turn, or None.
+        voice: Recording of the voice for the replies, or None.
+    """
 
     def __init__(self, instruction: str | None = None, voice: Path | None = None):
         self.turns: list[dict[str, Any]] = []
@@ -85,7 +97,11 @@ class Conversation:
             self._add("system", voice, instruction)
 
     def add_user(self, text: str | None, file: Path | None = None) -> None:
-        """Add a turn of the user: text, the content of a file (audio, or codes [S, T] in .npy), or both.
+        """Add a turn of the user.
+
+        Args:
+            text: Text, or None.
+            file: Audio file, or codes [S, T] in .npy; None for text alone.
 
         Raises:
             ValueError: The file's codes are invalid.
@@ -94,14 +110,14 @@ class Conversation:
         self._add("user", file, text)
 
     def add_reply(self, text: str, codes: NDArray[np.int32] | None) -> None:
-        """Add the reply: its text, and its codes [S, T] if known."""
+        """Add the reply: its text, and its codes [S, T] if they are known."""
         spoken = {} if codes is None else {"codes": codes.tolist()}
         written = {"text": text} if text else {}
         if spoken or written:
             self.turns.append({"role": "assistant"} | written | spoken)
 
     def remove_last(self) -> None:
-        """Remove the last turn, which has not been answered."""
+        """Remove the last turn, which has no reply."""
         if "audio" in self.turns.pop():
             self.audio.pop()
 

@@ -1,9 +1,9 @@
 """Exceptions of the client.
 
 ClientError
-├── RequestRefused      the request cannot be served; the message names field, limit and received value
-├── ServerUnavailable   no server, it was lost, or it accepts no requests now
-│   └── ServerFull      the server runs, and is at its capacity
+├── RequestRefused      the request cannot be served; the message contains field, limit and value
+├── ServerUnavailable   there is no server, the connection was lost, or the server accepts no requests now
+│   └── ServerFull      the server is running, but at its capacity
 ├── ServerFailed        the server failed on this request, or violated the protocol
 ├── RequestCancelled    this client, or the server, cancelled the request
 └── TimedOut            a timeout of this client expired
@@ -18,7 +18,7 @@ from tritonclient.grpc import InferenceServerException
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Seconds until the first response, between two responses, and for the whole utterance."""
+    """Timeouts in seconds: until the first response, between two responses, and for the whole utterance."""
 
     first_s: float = 30.0
     between_s: float = 15.0
@@ -42,13 +42,13 @@ class RequestRefused(ClientError):
 
 
 class ServerUnavailable(ClientError):
-    """No server accepts requests now; a later attempt may succeed."""
+    """No server accepts requests at present; a later attempt may succeed."""
 
     exit_code = 3
 
 
 class ServerFull(ServerUnavailable):
-    """The server is at its capacity; it accepts requests again when some have ended."""
+    """The server is at its capacity; it accepts requests again once others have ended."""
 
 
 class ServerFailed(ClientError):
@@ -77,7 +77,7 @@ BY_STATUS: dict[grpc.StatusCode, type[ClientError]] = {
     grpc.StatusCode.DEADLINE_EXCEEDED: TimedOut,
 }
 
-# An error on a stream is a text without a status. The server's models prefix it with its kind; others are Triton's.
+# An error on a stream is a text without a status. The server's models prefix it with its kind; Triton does not.
 KINDS: dict[str, type[ClientError]] = {
     "invalid request": RequestRefused,
     "full": ServerFull,
@@ -86,7 +86,7 @@ KINDS: dict[str, type[ClientError]] = {
     "failed": ServerFailed,
 }
 BY_MODEL = re.compile(rf"^(?:in ensemble '[^']*', )?({'|'.join(KINDS)}): (.*)", re.DOTALL)
-# gRPC's message if a write fails because the call has ended; the reason is lost
+# gRPC's message if a write fails because the call has ended; the actual reason is unknown
 BROKEN_OFF = "Internal error from Core"
 NOT_LOADED = "has no available versions"  # the model exists, but is being started or restarted
 BY_TRITON: dict[str, type[ClientError]] = {
@@ -99,7 +99,7 @@ BY_TRITON: dict[str, type[ClientError]] = {
 
 
 def from_text(message: str) -> ClientError:
-    """Return the error for a response that has an error text instead of an event."""
+    """Return the exception for a response that has an error message instead of an event."""
     by_model = BY_MODEL.match(message)
     if by_model:
         return KINDS[by_model[1]](by_model[2])
@@ -108,13 +108,13 @@ def from_text(message: str) -> ClientError:
 
 
 def from_rpc(error: grpc.RpcError, server: str) -> ClientError:
-    """Return the error for a failed call to `server` (host:port), by its status, with the server's message."""
+    """Return the exception for a failed call to `server` (host:port), chosen by the call's status."""
     assert isinstance(error, grpc.aio.AioRpcError), error
     return _from_status(error.code(), error.details() or error.code().name, server)
 
 
 def from_exception(error: InferenceServerException, server: str) -> ClientError:
-    """Return the error for an exception of Triton's client, which has the status as text."""
+    """Return our exception for one of Triton's client, which contains the status as text."""
     name = (error.status() or "").removeprefix("StatusCode.")
     status = next((status for status in grpc.StatusCode if status.name == name), grpc.StatusCode.UNKNOWN)
     return _from_status(status, error.message() or name, server)
@@ -125,7 +125,7 @@ def _from_status(status: grpc.StatusCode, message: str, server: str) -> ClientEr
         message = f"no server answers at {server} ({message})"
     if message == BROKEN_OFF:
         return ServerUnavailable("the server ended the call while a request was being sent")
-    if "message larger than max" in message:  # has the status of a full server
+    if "message larger than max" in message:  # gRPC uses the same status for this and for a full server
         return RequestRefused(message)
     kind = ServerUnavailable if NOT_LOADED in message else BY_STATUS.get(status, ServerFailed)
     return kind(message)

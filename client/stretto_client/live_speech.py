@@ -1,4 +1,4 @@
-"""Streamed text to speech: text spoken while it is written, part by part or sentence by sentence."""
+"""Streamed text to speech: text is spoken while it is still being written, part by part or sentence by sentence."""
 
 import asyncio
 import json
@@ -18,11 +18,11 @@ from stretto_client.markup import PAUSE, Markup, MarkupReader, is_spoken, open_r
 from stretto_client.model_profile import ModelProfile
 from stretto_client.speech_stream import SpeechStream, strings
 
-MAX_WAITING_CHARS = 65_536  # buffered for a fast writer; beyond, `pieces` is not read
+MAX_WAITING_CHARS = 65_536  # maximum buffered text; `pieces` is not read while the buffer is full
 
 
 class UnreadText:
-    """Buffer that a task fills from `pieces`; `async with` starts and ends the task."""
+    """Buffer that a background task fills from `pieces`; `async with` starts and stops the task."""
 
     def __init__(self, pieces: AsyncIterable[str]):
         self._pieces = pieces
@@ -33,14 +33,21 @@ class UnreadText:
 
     @property
     def is_complete(self) -> bool:
-        """True if all of the text has been taken."""
+        """True if all of the text has been returned."""
         return self._is_complete and not self._text and self._failure is None
 
     async def pop(self, max_chars: int, patience_s: float | None = None) -> str:
-        """Remove and return up to `max_chars` characters.
+        """Remove and return buffered text.
 
-        Empty at the end of the text, or if none arrive within `patience_s`.
-        An exception of `pieces` is raised after the text received before it has been taken.
+        Args:
+            max_chars: Maximum number of characters.
+            patience_s: Maximum time to wait for text, in seconds; None for no limit.
+
+        Returns:
+            Text; empty at the end, or if none arrives in time.
+
+        Raises:
+            Exception: The exception raised by `pieces`, once the text before it has been returned.
         """
         try:
             async with asyncio.timeout(patience_s), self._changed:
@@ -80,13 +87,13 @@ class UnreadText:
 
 
 class PartStream:
-    """Stream of text parts to `model`; `async with` closes it.
+    """gRPC stream for parts of streamed text; `async with` closes it.
 
     Args:
         client: Client of the server.
         model: Name of the ensemble.
         server: Address of the server (host:port), for error messages.
-        timeout_s: Longest wait for the response to a part, in seconds.
+        timeout_s: Maximum time to wait for the acknowledgement of a part, in seconds.
     """
 
     def __init__(self, client: InferenceServerClient, model: str, server: str, timeout_s: float):
@@ -95,7 +102,17 @@ class PartStream:
         self._responses: Any = None
 
     async def write(self, session: str, part: int, text: str, is_last: bool) -> None:
-        """Send the next part of the text of `session` and wait until it is accepted; raise ClientError otherwise."""
+        """Send the next part of a text, and wait until the server has accepted it.
+
+        Args:
+            session: Session id of the utterance.
+            part: Number of the part, from 0.
+            text: Text of the part.
+            is_last: True if the text ends with this part.
+
+        Raises:
+            ClientError: The server did not accept the part.
+        """
         record = json.dumps({"id": session, "part": part, "is_last": is_last})
         self._requests.put_nowait({"model_name": self._model, "inputs": strings(text=text, session=record)})
         if self._responses is None:
@@ -125,8 +142,8 @@ class PartStream:
 
 
 MAX_PART_CHARS = 4096  # the server's limit
-STILL_THERE_S = 10.0  # interval of empty parts, which keep an idle text alive on the server
-# start of its refusal of a part after the reply has ended
+STILL_THERE_S = 10.0  # interval in seconds of empty parts, without which the server would end an idle text
+# beginning of the server's error for a part after the reply has ended
 NOT_SPOKEN = "session.id: expected the id of an open streamed text"
 
 Write = Callable[[str, int, str, bool], Awaitable[None]]
@@ -134,7 +151,7 @@ Write = Callable[[str, int, str, bool], Awaitable[None]]
 
 
 class Client(Protocol):
-    """Client methods used in this module."""
+    """Subset of SpeechClient that this module uses."""
 
     timeouts: Timeouts
 
@@ -143,11 +160,11 @@ class Client(Protocol):
         ...
 
     def speak_once(self, task: str, options: SpeakOptions, text: str, timeouts: Timeouts | None = None) -> SpeechStream:
-        """Return the events of one request."""
+        """Return the events of a single speech request."""
         ...
 
     def parts(self) -> PartStream:
-        """Return a stream for the parts of a text."""
+        """Return a gRPC stream for the parts of streamed text."""
         ...
 
 
@@ -159,21 +176,21 @@ async def speak_written(
     items: Items,
     markup: Markup = "none",
 ) -> None:
-    """Put the events of a text that is still being written into `items`, as soon as the model can generate them.
+    """Put the events of streamed text into `items`, as soon as the model can generate them.
 
     Args:
         client: The client.
-        task: The model's name of the task.
-        options: Options of the server.
+        task: Name of the model's task.
+        options: Options of the server, and the voice.
         pieces: The text, split anywhere.
         items: Queue for the events.
-        markup: Markup that is not read aloud. A break of SSML is silence if the model reads whole sentences, and ends a
+        markup: Markup of the text. A break of SSML becomes silence if the model reads whole sentences, and ends a
             sentence if it reads word by word.
     """
     profile, limits = await profile_of(client), client.timeouts
     reader = None if markup == "none" or task != "tts" else open_reader(markup)
     if profile is not None and profile.reads_live_text and task == "tts" and options.get("text_mode", "open") == "open":
-        # While the server waits for text it sends nothing; only the writer decides how long.
+        # The server sends nothing while it waits for text, for as long as the writer pauses.
         waits = replace(limits, between_s=limits.total_s)
         speak = partial(client.speak_once, task, {**options, "text_mode": "open"}, timeouts=waits)
         if reader is not None:
@@ -202,7 +219,14 @@ async def profile_of(client: Client) -> ModelProfile | None:
 
 
 async def speak_live(speak: Speak, write: Write, pieces: AsyncIterable[str], items: Items) -> None:
-    """Put the events of one utterance into `items`; its text is open and continued with the `pieces`."""
+    """Put the events of one utterance into `items`; its text is sent part by part.
+
+    Args:
+        speak: Function that starts the utterance with the beginning of the text.
+        write: Function that sends a part.
+        pieces: The text, split anywhere.
+        items: Queue for the events.
+    """
     async with UnreadText(pieces) as unread:
         opening = await unread.pop(MAX_PART_CHARS)
         if not opening:
@@ -247,14 +271,14 @@ async def speak_clauses(
 ) -> None:
     """Put the events of one utterance into `items`, clause by clause, as the text becomes complete.
 
-    A clause is spoken before it is known if another one follows, so the end is a separate event.
+    A clause is spoken before it is known whether another one follows, so the end is a separate event.
 
     Args:
-        speak: Speaks one clause.
+        speak: Function that speaks one clause.
         pieces: The text, split anywhere.
-        max_chars: Limit of a clause.
+        max_chars: Maximum length of a clause in characters.
         items: Queue for the events.
-        reader: Reader of the pieces' markup, if they may contain PAUSE.
+        reader: Reader of the markup, if the pieces may contain PAUSE.
     """
     joint, last = Joint(), None
     async with UnreadText(pieces) as unread:
@@ -274,7 +298,7 @@ async def speak_clauses(
 
 
 async def clauses_of(unread: UnreadText, max_chars: int) -> AsyncIterator[str]:
-    """Yield sentences in pieces of at most `max_chars` characters, each once the next has begun, and each PAUSE."""
+    """Yield sentences in pieces of at most `max_chars` characters, each once the next has begun, and every PAUSE."""
     held, has_paused = "", False
     while not unread.is_complete:
         held += await unread.pop(max_chars)

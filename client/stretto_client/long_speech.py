@@ -1,4 +1,4 @@
-"""Long texts to speech: clauses requested one after another and joined into one utterance."""
+"""Long texts to speech: clauses are requested one after the other and joined to one utterance."""
 
 import asyncio
 import re
@@ -18,7 +18,7 @@ from stretto_client.markup import Markup, read_text
 from stretto_client.model_profile import ModelProfile
 from stretto_client.speech_stream import GuidanceChange, SpeechEvent, SpeechStream, Word
 
-# Places to cut an overlong sentence, the best first: after clause-ending punctuation and a space, after a comma or
+# Where to cut an overlong sentence, best first: after clause-ending punctuation and a space, after a comma or
 # closing bracket and a space, at any space.
 PLACES = (re.compile(r"(?<=[;:—…])\s+"), re.compile(r"(?<=[,)\]–])\s+"), re.compile(r"\s+"))
 # Block size for sentence detection, which takes quadratic time if quotes never close. Places to end a block, the best
@@ -28,14 +28,14 @@ BLOCK_ENDS = (re.compile(r"\n\s*\n"), re.compile(r"[.!?…]\s|[。！？]"), re.
 
 
 def split(text: str, max_chars: int, language: str = "en") -> list[str]:
-    """Return `text` in pieces of at most `max_chars` characters, as long as whole sentences allow.
+    """Split a text into pieces, each of as many whole sentences as fit.
 
     Only whitespace is dropped, and punctuation without a word if it does not fit.
 
     Args:
         text: Text of any length.
-        max_chars: Limit of a piece.
-        language: ISO 639-1 code; its abbreviations end no sentence.
+        max_chars: Maximum length of a piece in characters.
+        language: ISO 639-1 code; abbreviations of this language do not end a sentence.
     """
     sentences = (sentence.strip() for block in _blocks(text) for sentence in segment(language, block))
     short = (piece for sentence in sentences if sentence for piece in _cut(sentence, max_chars, PLACES))
@@ -43,7 +43,7 @@ def split(text: str, max_chars: int, language: str = "en") -> list[str]:
 
 
 def first_sentences(text: str, max_chars: int, language: str = "en") -> tuple[str, str]:
-    """Return the complete sentences of `text`, and the rest of at most `max_chars` characters.
+    """Return the complete sentences of `text`, and the rest, which has at most `max_chars` characters.
 
     A sentence is complete when another one follows. The first pieces of a longer sentence count as complete. Nothing is
     dropped, not even whitespace.
@@ -56,12 +56,12 @@ def first_sentences(text: str, max_chars: int, language: str = "en") -> tuple[st
 
 
 def halve(text: str, language: str = "en") -> list[str]:
-    """Return two or three pieces of `text`, of similar length as far as its sentences and clauses allow."""
+    """Split `text` into two or three pieces of similar length, between sentences or clauses if possible."""
     return split(text, max(len(text) // 2 + len(text) % 2, 1), language)
 
 
 def _blocks(text: str) -> Iterator[str]:
-    """Yield all of `text`, in blocks of at most MAX_BLOCK_CHARS."""
+    """Yield `text` in blocks of at most MAX_BLOCK_CHARS characters."""
     start = 0
     while len(text) - start > MAX_BLOCK_CHARS:
         latest = start + MAX_BLOCK_CHARS
@@ -79,7 +79,10 @@ def _first_end(text: str, max_chars: int) -> int:
 
 
 def _cut(text: str, max_chars: int, places: Sequence[re.Pattern[str]]) -> Iterator[str]:
-    """Yield pieces of a sentence, cut at the first of the `places` that makes them short enough, or within a word."""
+    """Yield pieces of a sentence.
+
+    They are cut by the first pattern in `places` that makes them short enough, or within a word.
+    """
     if len(text) <= max_chars:
         yield text
     elif places:
@@ -90,7 +93,7 @@ def _cut(text: str, max_chars: int, places: Sequence[re.Pattern[str]]) -> Iterat
 
 
 def _packed(pieces: Iterable[str], max_chars: int) -> Iterator[str]:
-    """Yield the pieces joined by spaces as far as they fit; punctuation alone that does not fit is dropped."""
+    """Join pieces by spaces as far as they fit, and yield the results; punctuation that does not fit is dropped."""
     held = ""
     for piece in pieces:
         joined = f"{held} {piece}" if held else piece
@@ -110,10 +113,11 @@ SUMS = ("num_prompt_rows", "num_text_tokens", "num_frames", "guided_frames", "to
 
 
 class Joint:
-    """Converter of the events of successive utterances to those of a single one.
+    """Converter of the events of successive utterances to those of one utterance.
 
     Samples follow each other without a gap, except for pauses. Because a step between utterances would be an audible
-    click, each starts at the last sample value of the previous one, and fades to its own within FADE_S seconds.
+    click, each utterance starts at the last sample value of the previous one and fades to its own within FADE_S
+    seconds.
 
     Attributes:
         report: Combined report of the utterances that have ended.
@@ -126,8 +130,8 @@ class Joint:
         self._audio_s = 0.0  # received duration of the current utterance
         self._last_sample = 0.0
         self._pause_s = 0.0  # pending silence
-        self._form: NDArray[Any] | None = None  # empty array of the samples' type
-        self._begins = False  # an utterance has ended, and the next one has no samples yet
+        self._form: NDArray[Any] | None = None  # empty array with the samples' dtype
+        self._begins = False  # True after the end of an utterance, until the next one has samples
         self._wants_space = False  # separates the texts of two utterances
         self.report: dict[str, Any] | None = None
 
@@ -137,11 +141,11 @@ class Joint:
         self._before_s += seconds
 
     def silences(self, event: SpeechEvent) -> Iterator[SpeechEvent]:
-        """Yield events of the pending silence before `event`, or at the end if `event` is the last of the whole."""
+        """Yield events of the pending silence before `event`, or at the end if `event` is the last of all."""
         if event.pcm is not None and len(event.pcm):
             self._form = event.pcm[:0]
         elif not event.is_final:
-            return  # the type of the samples is still unknown
+            return  # the dtype of the samples is still unknown
         if self._form is None:
             return
         while num_samples := round(min(self._pause_s, MAX_SILENCE_S) * event.sample_rate):
@@ -160,7 +164,10 @@ class Joint:
             self._begins = True
 
     def joined(self, event: SpeechEvent, is_last: bool) -> SpeechEvent:
-        """Return `event` as part of the whole; `is_last` is True for the last utterance."""
+        """Return `event` as an event of the whole utterance.
+
+        `is_last` is True for the last of the joined utterances.
+        """
         self._utterance = self._utterance or event.utterance
         joined = replace(
             event,
@@ -179,7 +186,7 @@ class Joint:
         return self._ended(joined, is_last) if event.is_final else joined
 
     def _smooth(self, event: SpeechEvent, is_counted: bool = True) -> NDArray[Any]:
-        """Return the samples of `event` without a step from the last ones; `is_counted` is False for silence."""
+        """Return the samples of `event` without a step from the previous ones; `is_counted` is False for silence."""
         assert event.pcm is not None
         pcm = event.pcm
         if not len(pcm):
@@ -199,7 +206,7 @@ class Joint:
         return text
 
     def _ended(self, event: SpeechEvent, is_last: bool) -> SpeechEvent:
-        """Return the last event of an utterance, with the combined report if it is the last of the whole."""
+        """Return the last event of a joined utterance, with the combined report if it is the last one."""
         if event.report is not None:
             self.report = event.report if self.report is None else add_reports(self.report, event.report)
         self._before_s += self._audio_s
@@ -209,7 +216,7 @@ class Joint:
 
 
 def from_value(pcm: NDArray[Any], value: float, num_samples: int) -> NDArray[Any]:
-    """Return samples [n] that start at `value` and fade to `pcm` within `num_samples`."""
+    """Return samples [n] that start at `value` and fade to `pcm` [n] within `num_samples` samples."""
     fade = np.cos(np.linspace(0, np.pi / 2, num_samples, endpoint=False)[: len(pcm)]) ** 2
     begin = pcm[: len(fade)] + (value - float(pcm[0])) * fade
     if np.issubdtype(pcm.dtype, np.integer):
@@ -219,9 +226,9 @@ def from_value(pcm: NDArray[Any], value: float, num_samples: int) -> NDArray[Any
 
 
 def add_reports(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    """Return the combined report of two successive utterances: counts are added, other values are the first one's.
+    """Return the combined report of two successive utterances: counts are added, other values are those of the first.
 
-    `finish_reason` is that of the first utterance that was cut off. `first_sound_s` is that of the first audible one.
+    `finish_reason` is that of the first utterance that was cut off, and `first_sound_s` that of the first audible one.
     """
     added = {key: first[key] + second[key] for key in SUMS if key in first and key in second}
     reasons = {"finish_reason": second["finish_reason"]} if first.get("finish_reason") == "stop" else {}
@@ -234,14 +241,14 @@ def add_reports(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]
     return first | added | reasons | sound | moved
 
 
-MAX_EVENTS_AHEAD = 16  # buffered for a slow reader; beyond, the server's stream is not read
+MAX_EVENTS_AHEAD = 16  # maximum number of buffered events; the server's stream is not read while the buffer is full
 
 Item = SpeechEvent | Exception
 Items = asyncio.Queue[Item]
 
 
 class ProducedSpeech:
-    """Events that `produce` puts into its queue, the last of them final, with the interface of SpeechStream.
+    """Events that `produce` puts into a queue, with the interface of SpeechStream. The last event must be final.
 
     Exceptions of `produce` are raised to the reader of the events.
     """
@@ -290,12 +297,12 @@ class ProducedSpeech:
 async def _run(produce: Callable[[Items], Awaitable[None]], items: Items) -> None:
     try:
         await produce(items)
-    except Exception as error:  # raised where the events are read
+    except Exception as error:  # raised to the reader of the events
         await items.put(error)
 
 
-MAX_WHOLE_CHARS = 80  # every family takes a text of this length in one piece, if it has no digits
-# The server's refusal of a text that is too long when expanded, with or without a recorded voice.
+MAX_WHOLE_CHARS = 80  # every family accepts a text of this length without digits in one request
+# The server's errors for a text that is too long after normalisation, with or without a recorded voice.
 TOO_LONG = re.compile(r"(messages\[1\]\.)?text: expected at most ")
 LONE_GREEK = re.compile(r"(?<![Ͱ-Ͽἀ-῿])[Α-ω](?![Ͱ-Ͽἀ-῿])")  # a symbol, as in "π" or "Δt"
 
@@ -305,7 +312,10 @@ ROOM_S, MAX_TRIES = 0.25, 240  # retries of a clause while the server is full: o
 
 
 def is_short(text: str) -> bool:
-    """Return True if every family takes the text in one piece. Digits count as long: a number may become many words."""
+    """Return True if every family accepts the text in one request.
+
+    Digits count as long, because a number may be many words.
+    """
     return len(text) <= MAX_WHOLE_CHARS and not any(map(str.isdigit, text))
 
 
@@ -315,19 +325,19 @@ async def cut(
     markup: Markup = "none",
     check: Speak | None = None,
 ) -> list[str | float]:
-    """Return the pieces in which the model takes `text`, and seconds of silence between them.
+    """Split a text into pieces that the model accepts, and pauses between them in seconds.
 
     The text is a single piece if the model's limit is unknown.
 
     Args:
         text: Text of any length.
-        profile: Returns the model profile.
+        profile: Function that returns the model profile.
         markup: Markup of the text.
-        check: Speaks a piece. If the model reads Latin letters only, it is called with the first piece that has others,
-            so that the server refuses the text before any of it is spoken; its events are not used.
+        check: Function that speaks a piece. If the model reads only Latin letters, it is called with the first piece
+            that has others, so that the server rejects the text before any of it is spoken. Its events are not used.
 
     Raises:
-        RequestRefused: As `read_text`, for a text with `markup`; or the server refuses the piece given to `check`.
+        RequestRefused: The markup is invalid (see `read_text`), or the server rejects the piece passed to `check`.
     """
     parts: list[str | float] = [text]
     if markup != "none":
@@ -348,14 +358,14 @@ async def cut(
             try:
                 async with check(piece) as stream:
                     await anext(stream, None)
-            except RequestRefused as refusal:  # a piece that is only too long is halved later
+            except RequestRefused as refusal:  # a piece that is only too long will be halved
                 if not is_too_long(piece, refusal):
                     raise
     return pieces
 
 
 def has_other_letters(text: str) -> bool:
-    """Return True if `text` has letters that are not Latin. A Greek letter alone is a symbol, and does not count."""
+    """Return True if `text` has letters that are not Latin, except single Greek letters, which are symbols."""
     if text.isascii():
         return False
     letters = filter(str.isalpha, LONE_GREEK.sub("", unicodedata.normalize("NFKC", text)))
@@ -365,8 +375,8 @@ def has_other_letters(text: str) -> bool:
 class LongSpeech(ProducedSpeech):
     """Events of several texts as those of one utterance, with the interface of SpeechStream.
 
-    A number among the texts is a pause in seconds. The next clause is requested when the one before has been received,
-    usually while that is playing, and at most MAX_EVENTS_AHEAD events ahead of the reader.
+    A number among the texts is a pause in seconds. A clause is requested when the previous one has been received, which
+    is usually before that has been played, and at most MAX_EVENTS_AHEAD events ahead of the reader.
     """
 
     def __init__(self, speak: Speak, texts: Callable[[], Awaitable[list[str | float]]]):
@@ -400,7 +410,7 @@ async def _speak_all(speak: Speak, texts: Callable[[], Awaitable[list[str | floa
 
 
 async def put_end(last: SpeechEvent, joint: Joint, items: Items) -> None:
-    """Put the end of the whole into `items` after its `last` event: pending silence, and a final event."""
+    """Put the end of the joined utterance into `items` after its `last` event: pending silence, and a final event."""
     nothing = replace(last, pcm=None, text="", words=(), guidance_changes=(), codes=None, duration_s=0.0, is_final=True)
     end_s = last.start_s + last.duration_s
     for last in joint.silences(nothing):
@@ -410,9 +420,9 @@ async def put_end(last: SpeechEvent, joint: Joint, items: Items) -> None:
 
 
 async def events_in_turn(speak: Speak, text: str, tries: int) -> AsyncGenerator[SpeechEvent, None]:
-    """Yield the events of one text; retry while the server is full, up to `tries` attempts.
+    """Yield the events of one text; while the server is full, retry up to `tries` attempts in total.
 
-    So a long text that has been started is not cut off because other requests have arrived.
+    A long text that has been started is therefore not cut off because other requests have arrived.
     """
     while True:
         has_begun, tries = False, tries - 1
@@ -429,9 +439,9 @@ async def events_in_turn(speak: Speak, text: str, tries: int) -> AsyncGenerator[
 
 
 async def events_of(speak: Speak, text: str, tries: int = 1) -> AsyncGenerator[SpeechEvent, None]:
-    """Yield the events of one text, halved as often as the server refuses its length.
+    """Yield the events of one text, which is halved as often as the server rejects its length.
 
-    `tries` as in `events_in_turn`.
+    `tries` is that of `events_in_turn`.
     """
     try:
         async with aclosing(events_in_turn(speak, text, tries)) as events:
@@ -447,5 +457,5 @@ async def events_of(speak: Speak, text: str, tries: int = 1) -> AsyncGenerator[S
 
 
 def is_too_long(text: str, refusal: RequestRefused) -> bool:
-    """Return True if the server has refused a text only because of its length, so that halves may be accepted."""
+    """Return True if the server rejected a text only because of its length, so that halves may be accepted."""
     return len(text.strip()) >= 2 and TOO_LONG.match(str(refusal)) is not None

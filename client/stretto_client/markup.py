@@ -1,4 +1,4 @@
-"""Conversion of Markdown and SSML to the text to speak, also while the text is still being written."""
+"""Conversion of Markdown and SSML to the text to speak, also for streamed text."""
 
 import asyncio
 import re
@@ -16,11 +16,11 @@ from stretto_client.errors import RequestRefused
 
 Markup = Literal["auto", "none", "markdown", "ssml"]
 MARKUPS: tuple[str, ...] = get_args(Markup)
-PAUSE = "\x1c"  # marks a pause in a reader's output; its duration is the next of the reader's `pauses`
+PAUSE = "\x1c"  # stands for a pause in a reader's output; its duration is the next value in the reader's `pauses`
 MAX_PAUSE_S, MAX_PAUSES_S = 10.0, 60.0  # limits on one SSML break, and on all breaks of a text
-MAX_DEPTH = 32  # nesting of SSML elements
-MAX_HELD_CHARS = 1000  # longest unclosed emphasis, link or table row; beyond, its marks are text
-MAX_MARKS = 60  # limit on marks in one of those, because parsing would take long
+MAX_DEPTH = 32  # maximum nesting of SSML elements
+MAX_HELD_CHARS = 1000  # maximum length of an unclosed emphasis, link or table row; if longer, its marks are text
+MAX_MARKS = 60  # maximum number of marks in one of those, to limit parsing time
 SHORT_CHARS, SLICE_CHARS = 100, 1000  # read on the event loop, and at once in the thread: at most 6 and 60 ms
 READING = ThreadPoolExecutor(1, "markup")  # for longer texts, which take turns: 100,000 characters may take 3 s
 
@@ -30,11 +30,11 @@ EMOJI = (
 )
 EMOJIS = re.compile(rf" ?[{EMOJI}](?:\u200d?[{EMOJI}])*\u200d?")
 HAS_MARKS = re.compile(rf"[*_`~<&\\#|\[{EMOJI}]|^[ \t]*(?:[-+>=]|\d{{1,3}}[.)]\s)", re.MULTILINE)
-CLOSING = ")\"'”’»"  # may follow the punctuation that ends a sentence
+CLOSING = ")\"'”’»"  # characters that may follow the punctuation at the end of a sentence
 
 
 class MarkupReader(Protocol):
-    """Incremental converter of marked-up text; the result does not depend on the division into pieces."""
+    """Incremental converter of text with markup. The result does not depend on how the text is split into pieces."""
 
     pauses: deque[float]  # seconds of each PAUSE that was returned, in order
 
@@ -42,21 +42,21 @@ class MarkupReader(Protocol):
         """Add a piece of text; return the text that is ready to be spoken."""
 
     def end(self) -> str:
-        """Return the rest of the text to speak."""
+        """End the text; return the rest of the text to speak."""
 
 
 def open_reader(markup: Markup) -> MarkupReader:
-    """Return a reader of `markup`, which is not `none`."""
+    """Create a reader of `markup`, which must not be `none`."""
     return MarkdownReader() if markup == "markdown" else SsmlReader() if markup == "ssml" else AutoReader()
 
 
 def has_marks(text: str) -> bool:
-    """Return True if `text` may contain marks."""
+    """Return True if `text` may contain markup."""
     return HAS_MARKS.search(text) is not None
 
 
 async def read_text(text: str, markup: Markup) -> list[str | float]:
-    """Return the text to speak for `text`, and seconds of silence between its parts.
+    """Return the parts of the text to speak, and the silence between them in seconds.
 
     Raises:
         RequestRefused: SSML is not well-formed, or there is nothing to speak.
@@ -75,7 +75,7 @@ async def read_text(text: str, markup: Markup) -> list[str | float]:
 
 
 async def read_slices(piece: str, reader: MarkupReader) -> AsyncIterator[str]:
-    """Yield what `reader` returns for `piece`, without keeping the event loop busy if the piece is long."""
+    """Yield the text to speak for `piece`, converted in slices so that the event loop is not blocked."""
     if len(piece) <= SHORT_CHARS:
         yield reader.add(piece)
         return
@@ -90,7 +90,7 @@ def is_spoken(text: str) -> bool:
 
 
 async def read_pieces(pieces: AsyncIterable[str], reader: MarkupReader) -> AsyncIterator[str]:
-    """Yield the text to speak for `pieces`, each part once its marks are known; raise as `read_text`."""
+    """Yield the text to speak for `pieces`, as soon as its markup is known; raise the exceptions of `read_text`."""
     try:
         async for piece in pieces:
             async for text in read_slices(piece, reader):
@@ -104,7 +104,7 @@ async def read_pieces(pieces: AsyncIterable[str], reader: MarkupReader) -> Async
 
 
 async def without_pauses(pieces: AsyncIterable[str]) -> AsyncIterator[str]:
-    """Yield `pieces` with the end of a sentence instead of each PAUSE."""
+    """Yield `pieces` with each PAUSE replaced by the end of a sentence."""
     last = ""
     async for piece in pieces:
         text = ""
@@ -120,22 +120,19 @@ def last_sign(text: str) -> str:
 
 
 def full_stop(last: str) -> str:
-    """Return the full stop to add after the character `last`; empty if it already ends a sentence."""
+    """Return the punctuation to add after a text that ends with the character `last`; empty if that ends a sentence."""
     if not (last.isalnum() or last in ("%", "°", "€", "$", "£")):
         return ""
     return "。" if "\u3040" <= last <= "\u9fff" else "."
 
 
 def without_emoji(text: str) -> str:
-    """Return `text` without emoji and the space before each."""
+    """Return `text` without emoji and without the space before each emoji."""
     return EMOJIS.sub("", text)
 
 
 class AutoReader:
-    """Reader of SSML if the text begins with its root, `<speak`.
-
-    Otherwise of Markdown, which leaves plain text unchanged.
-    """
+    """Reader of SSML if the text begins with the root element `<speak`, otherwise of Markdown or plain text."""
 
     ROOT = re.compile(r"\s*(?:<\?xml\s|<speak[\s>/])")
     STARTS = ("<?xml ", "<speak>")
@@ -156,7 +153,7 @@ class AutoReader:
         return self._choose().add(self._head)
 
     def end(self) -> str:
-        """Return the rest of the text to speak."""
+        """End the text; return the rest of the text to speak."""
         if self._reader is not None:
             return self._reader.end()
         reader = self._choose()
@@ -184,13 +181,13 @@ MARK = re.compile(rf"[*_`~<&\\\[{EMOJI}]|://")
 COUNTED_MARKS = re.compile(r"[*_`~<&\\\[!]")
 OPENERS = re.compile(r"(?<![\w*_~])(?:[*_]{1,3}|~~)(?=[^\s*_~])")
 CLOSERS = re.compile(r"(?<=[^\s*_~])(?:[*_]{1,3}|~~)(?![0-9A-Za-z*_~])")
-BETWEEN = re.compile(r"(?<=[0-9A-Za-z)])\*+(?=[0-9A-Za-z(])")  # 2*3: no emphasis
-STAR = "\ufdd0"  # replaces such a star during parsing; a noncharacter of Unicode
+BETWEEN = re.compile(r"(?<=[0-9A-Za-z)])\*+(?=[0-9A-Za-z(])")  # not emphasis, as in 2*3
+STAR = "\ufdd0"  # replaces such a star during parsing; a Unicode noncharacter
 URL_REST = re.compile(r"://[\w./?=&%#+~:@!$',;-]+")
 FOOTNOTE = re.compile(r"\[\^[\w-]{1,40}\]:?")
 DANGLING = re.compile(r"(?<=\S)\*\*|\*\*(?=\S)")
 
-UNDECIDED = re.compile(r"[\s>\-*+_=#|:`~.()\[\]xX^\d]*")  # start of a line whose marks are not decided yet
+UNDECIDED = re.compile(r"[\s>\-*+_=#|:`~.()\[\]xX^\d]*")  # beginning of a line whose kind is still undecided
 PREFIX = re.compile(r"[ \t]*(?:(?P<quote>>)[ \t]?|(?P<item>[-*+])(?:[ \t]+|$)(?:\[[ xX]\][ \t]+)?)")
 NUMBERED = re.compile(r"[ \t]*\d{1,3}[.)][ \t]")
 RULE = re.compile(r"[ \t]*(?:(?:-[ \t]*){3,}|(?:\*[ \t]*){3,}|(?:_[ \t]*){3,}|={3,}[ \t]*)")
@@ -203,7 +200,7 @@ WHOLE_LINE = re.compile(r"[ \t]*(?:\||```|~~~|#{1,6}[ \t]|\[[^\]]*$|\[[^\]]*\](?
 
 
 def _url(state: StateInline, silent: bool) -> bool:
-    """Rule of markdown-it: take the rest of a bare URL as text, so that its underscores are not emphasis."""
+    """Parse a bare URL as text, so that its underscores are not emphasis (a rule of markdown-it)."""
     found = URL_REST.match(state.src, state.pos) if state.pending.endswith(("http", "https")) else None
     if found is None:
         return False
@@ -217,7 +214,7 @@ INLINE.inline.ruler.push("url", _url)
 
 
 def read_inline(text: str) -> str:
-    """Return the plain text of inline Markdown without line ends: without marks, emoji and formatting HTML tags."""
+    """Return the text of one line of inline Markdown without marks, emoji and formatting HTML tags."""
     if len(COUNTED_MARKS.findall(text)) > MAX_MARKS:
         return without_emoji(text)
     source = BETWEEN.sub(lambda stars: STAR * len(stars.group()), FOOTNOTE.sub("", text))
@@ -241,7 +238,7 @@ def _text_of(token: Token) -> str:
 
 
 def is_open(text: str) -> bool:
-    """Return True if inline Markdown has an unclosed mark that later text may close."""
+    """Return True if inline Markdown has an unclosed mark that more text may close."""
     begin = text.rfind("<")
     return (
         text.count("[") > text.count("]")
@@ -258,10 +255,9 @@ def is_open(text: str) -> bool:
 class MarkdownReader:
     """Markdown reader that works line by line, and word by word within a line, so that most words are ready at once.
 
-    Blocks are recognised here, by the marks at the beginning of a line; inline marks are parsed by markdown-it. Text
-    without marks is unchanged. Headings, list items, quotes and table rows get a full stop unless they end with
-    punctuation, so that the model pauses after them. If an emphasis is not closed on its line, double marks are dropped
-    and single ones are kept.
+    It recognises blocks by the marks at the beginning of a line; markdown-it parses inline marks. Text without marks is
+    unchanged. Headings, list items, quotes and table rows get a full stop unless they end with punctuation, so that the
+    model pauses after them. If emphasis is not closed on its line, double marks are dropped and single ones kept.
     """
 
     def __init__(self) -> None:
@@ -269,7 +265,7 @@ class MarkdownReader:
         self._line = ""  # unread part of the line
         self._run = ""  # atoms held until an emphasis, a link or a tag ends
         self._num_marks = 0  # marks in the run
-        self._in_text = False  # past the marks at the beginning of the line
+        self._in_text = False  # True after the marks at the beginning of the line
         self._fence = ""  # closing mark of the current code block
         self._block = ""  # "item", "quote": ends with a full stop; "": a paragraph
         self._gap = ""  # space not returned yet, because more may follow
@@ -286,7 +282,7 @@ class MarkdownReader:
         return self._returned()
 
     def end(self) -> str:
-        """Return the rest of the text to speak."""
+        """End the text; return the rest of the text to speak."""
         self._take("", is_whole=True)
         self._close()
         self._gap = self._gap.removesuffix("\n")  # added by `_take`
@@ -299,7 +295,7 @@ class MarkdownReader:
         return text
 
     def _take(self, text: str, is_whole: bool) -> None:
-        """Add text to the current line, which is complete if `is_whole`."""
+        """Append text to the current line, which is complete if `is_whole`."""
         self._line += text
         if is_whole:
             self._line = self._line.removesuffix("\r")
@@ -311,7 +307,7 @@ class MarkdownReader:
             self._in_text = False
 
     def _begin(self, is_whole: bool) -> bool:
-        """Read the marks at the beginning of the line; return False if more of the line is needed."""
+        """Parse the marks at the beginning of the line; return False if more of the line is needed."""
         if self._fence:
             return is_whole and self._code(self._line)
         is_long = len(self._line) > MAX_HELD_CHARS  # decide without the rest of the line
@@ -354,7 +350,7 @@ class MarkdownReader:
         return any(kind.fullmatch(line) for kind in kinds)
 
     def _read_block(self, line: str) -> None:
-        """Read a line that forms a block."""
+        """Process a line that forms a block."""
         if RULE.fullmatch(line) or DELIMITER_ROW.fullmatch(line) or DEFINITION.fullmatch(line):
             self._stop()
         elif found := FENCE.fullmatch(line):
@@ -369,7 +365,7 @@ class MarkdownReader:
             self._stop()
 
     def _code(self, line: str) -> bool:
-        """Read a line of a code block, which is unchanged; its closing line is dropped."""
+        """Process a line of a code block: it is unchanged, or dropped if it closes the block."""
         mark = line.strip()
         if len(mark) >= len(self._fence) and set(mark) == set(self._fence):
             self._fence = ""
@@ -383,7 +379,7 @@ class MarkdownReader:
         return read_inline(text) if MARK.search(text) else text
 
     def _read_atoms(self, is_whole: bool) -> None:
-        """Read the complete parts of the line: words, and characters of scripts without spaces."""
+        """Process the complete parts of the line: words, and characters of scripts without spaces."""
         pos = 0
         while pos < len(self._line):
             found = ATOM.match(self._line, pos)
@@ -429,7 +425,7 @@ class MarkdownReader:
         self._put(text)
 
     def _put(self, text: str) -> None:
-        """Add `text` to the output after the pending space; whitespace alone becomes pending."""
+        """Append `text` to the output after the pending space; whitespace alone becomes pending."""
         if not text.strip():
             self._gap = self._gap or text
             return
@@ -453,13 +449,16 @@ class MarkdownReader:
 
 STRENGTHS_S = {"none": 0.0, "x-weak": 0.25, "weak": 0.5, "medium": 0.75, "strong": 1.0, "x-strong": 1.25}
 TIME = re.compile(r"\+?(\d{1,7}(?:\.\d{0,6})?|\.\d{1,6})(ms|s)")
-SILENT = {"metadata", "meta", "lexicon", "desc"}  # elements whose text is not spoken
+SILENT = {"metadata", "meta", "lexicon", "desc"}  # names of elements whose text is not spoken
 SENTENCES = {"p", "s"}
 SPELLED = {"characters", "spell-out", "verbatim", "digits"}
 
 
 class SsmlReader:
-    """SSML reader on the standard library's XML parser. Document types are refused, so entities cannot expand."""
+    """SSML reader based on the standard library's XML parser.
+
+    Document types are rejected, so entities cannot expand.
+    """
 
     def __init__(self) -> None:
         self.pauses = deque[float]()
@@ -467,9 +466,9 @@ class SsmlReader:
         parser.StartElementHandler, parser.EndElementHandler = self._start, self._end
         parser.CharacterDataHandler, parser.StartDoctypeDeclHandler = self._add, self._doctype
         self._depth = self._silent = 0  # depth of elements; depth of the outermost one that is not spoken
-        self._said_as: tuple[int, str, str] | None = None  # depth, interpret-as and format of the open say-as
+        self._say_as: tuple[int, str, str] | None = None  # depth, interpret-as and format of the open say-as
         self._run = ""  # text not returned yet
-        self._said = ""  # text of the open say-as
+        self._say_as_text = ""  # text of the open say-as
         self._last = ""  # sign that was returned
         self._pauses_s = 0.0  # total
         self._ready: list[str] = []
@@ -479,7 +478,7 @@ class SsmlReader:
         return self._parse(piece, False)
 
     def end(self) -> str:
-        """Return the rest of the text to speak."""
+        """End the text; return the rest of the text to speak."""
         return self._parse("", True)
 
     def _parse(self, piece: str, is_last: bool) -> str:
@@ -523,15 +522,15 @@ class SsmlReader:
             self._pause(attributes)
         elif name in SENTENCES:
             self._boundary()
-        elif name == "say-as" and self._said_as is None:
-            self._said_as = self._depth, attributes.get("interpret-as", ""), attributes.get("format", "")
+        elif name == "say-as" and self._say_as is None:
+            self._say_as = self._depth, attributes.get("interpret-as", ""), attributes.get("format", "")
 
     def _end(self, name: str) -> None:
         if self._silent == self._depth:
             self._silent = 0
-        elif self._said_as is not None and self._said_as[0] == self._depth:
-            (_, kind, _), text = self._said_as, self._said
-            self._said_as, self._said = None, ""
+        elif self._say_as is not None and self._say_as[0] == self._depth:
+            (_, kind, _), text = self._say_as, self._say_as_text
+            self._say_as, self._say_as_text = None, ""
             self._add(say_as(text, kind))
         elif not self._silent and name.rpartition(":")[2] in SENTENCES:
             self._boundary()
@@ -540,8 +539,8 @@ class SsmlReader:
     def _add(self, text: str) -> None:
         if self._silent:
             return
-        if self._said_as is not None:
-            self._said += text
+        if self._say_as is not None:
+            self._say_as_text += text
         else:
             self._run += text
 
@@ -572,7 +571,7 @@ class SsmlReader:
             self.pauses.append(seconds)
 
     def _flush(self, num_chars: int) -> None:
-        """Output the first `num_chars` characters of the pending text."""
+        """Return the first `num_chars` characters of the pending text as output."""
         text, self._run = without_emoji(self._run[:num_chars]), self._run[num_chars:]
         if text:
             self._ready.append(text)
@@ -580,7 +579,7 @@ class SsmlReader:
 
 
 def say_as(text: str, kind: str) -> str:
-    """Return `text` rewritten so that it is read as `kind`, SSML's interpret-as; unknown kinds change nothing.
+    """Rewrite `text` so that it is spoken as `kind`, the value of SSML's `interpret-as`; unknown kinds change nothing.
 
     Numbers get a form that every family reads correctly: thousands separators, which years do not have, or an ordinal
     suffix.

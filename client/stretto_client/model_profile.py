@@ -1,4 +1,4 @@
-"""Model profile: the parameter `profile` of the ensemble's config."""
+"""Model profile: description of the served model in the ensemble's config (parameter `profile`)."""
 
 import json
 import math
@@ -22,18 +22,18 @@ FAMILY_OPTIONS = ("depth", "instruct", "language", "repetition_penalty", "schedu
 
 @dataclass(frozen=True, slots=True)
 class TaskProfile:
-    """One task of the model.
+    """Task of the model.
 
     Attributes:
         name: Name of the task, such as `tts`.
-        needs: Required contents of the turn that it answers: `text`, `audio`.
-        also: Optional contents of that turn.
-        speaks: The reply contains audio.
-        answers: Role of the turn that it answers.
-        has_history: Earlier turns may be sent.
-        system: Allowed contents of a system turn.
+        needs: Required content of the turn to answer: `text`, `audio`.
+        also: Optional content of that turn.
+        speaks: True if the reply contains audio.
+        answers: Role of the turn to answer.
+        has_history: True if earlier turns may be sent.
+        system: Content that a system turn may have.
         max_text_rows: Default `text.max_rows` of a reply; 0 if unknown.
-        max_speech_s: Largest `max_audio_s` of a reply in seconds; 0 if unknown or if the task does not take it.
+        max_speech_s: Maximum `max_audio_s` of a reply in seconds; 0 if unknown or if the task does not accept it.
     """
 
     name: str
@@ -48,27 +48,35 @@ class TaskProfile:
 
     @classmethod
     def from_record(cls, record: Any, path: str = "task") -> Self:
-        """Return the task in a server's JSON, of any version; raise ValueError for an invalid field."""
+        """Return the task in JSON from a server of any version.
+
+        Args:
+            record: JSON value.
+            path: Path of the task in error messages.
+
+        Raises:
+            ValueError: A field is invalid.
+        """
         return _read(cls, record, path, {})
 
 
 @dataclass(frozen=True, slots=True)
 class ModelProfile:
-    """The served model, as the ensemble's config describes it to clients.
+    """Served model, as described to clients by the ensemble's config.
 
-    Fields with a default may be missing from a model repository made by an earlier version.
+    Fields with a default may be missing in a model repository made by an earlier version.
 
     Attributes:
         family: Name of the model family.
-        sample_rate: Sampling rate of the codec in Hz.
-        max_text_chars: Length limit of one request's text.
+        sample_rate: Sample rate of the codec in Hz.
+        max_text_chars: Maximum length of one request's text in characters.
         voices: Names of the voices.
-        voice_titles: Display names of the voices, in the same order; () if the names are clear enough.
-        max_audio_s: Length limit of audio input in seconds.
-        times_words: Events contain the start times of words.
+        voice_titles: Display names of the voices, in the same order; empty if `voices` suffices.
+        max_audio_s: Maximum duration of audio input in seconds.
+        times_words: True if events contain the start times of words.
         tasks: Tasks of the model.
-        reads_live_text: A text may be sent in pieces while it is spoken.
-        languages: Lower-case English names of the languages that a request may name.
+        reads_live_text: True if text may be sent in pieces while it is spoken (streamed text input).
+        languages: Lower-case English names of the languages that a request may specify.
         options: Subset of FAMILY_OPTIONS that this family supports.
         frame_rate: Frames per second of the codec; 0 if unknown.
     """
@@ -90,7 +98,8 @@ class ModelProfile:
     def from_config(cls, config: dict[str, Any]) -> Self:
         """Return the profile in the ensemble's config, without unknown fields.
 
-        Raise ValueError if missing or invalid.
+        Raises:
+            ValueError: The profile is missing or invalid.
         """
         parameter = config.get("parameters", {}).get(PARAMETER)
         if parameter is None:
@@ -110,12 +119,19 @@ class ModelProfile:
         return profile
 
     def task(self, name: str) -> TaskProfile | None:
-        """Return the task with that name; None if there is none."""
+        """Return the task called `name`, or None."""
         return next((task for task in self.tasks if task.name == name), None)
 
 
 def _read(kind: type[Profile], record: Any, path: str, own: dict[str, Callable[[Any, str], Any]]) -> Profile:
-    """Return a dataclass with the fields of `record`; `own` has readers for fields that are not plain values."""
+    """Create a dataclass from the fields of a JSON object.
+
+    Args:
+        kind: The dataclass.
+        record: JSON value.
+        path: Path of the object in error messages.
+        own: Functions that read fields with other types than plain values, by field name.
+    """
     if not isinstance(record, dict):
         raise ValueError(f"{path}: expected an object, got {_shown(record)}")
     values: dict[str, Any] = {}
@@ -167,7 +183,13 @@ READERS: dict[Any, Callable[[Any, str], Any]] = {  # by the declared type of a f
 
 
 async def fetch_profile(client: InferenceServerClient, model: str, server: str, timeout_s: float) -> ModelProfile:
-    """Return the profile of `model` from the server at `server` (host:port), within `timeout_s` seconds.
+    """Fetch the model profile from a server.
+
+    Args:
+        client: Client of the server.
+        model: Name of the ensemble.
+        server: Address of the server (host:port), for error messages.
+        timeout_s: Timeout in seconds.
 
     Raises:
         ClientError: No server answers.

@@ -1,7 +1,7 @@
-"""Options of a request: the one definition that server, gateway, client and documentation share.
+"""Options of a request: the single definition shared by server, gateway, client and documentation.
 
-The server checks a request against these types with pydantic. This module does not import pydantic, so that the client
-can be installed without it, and nothing else of this package, so that the server does not load gRPC.
+The server validates a request against these types with pydantic. This module imports neither pydantic, so that the
+client can be installed without it, nor other modules of this package, so that the server does not load gRPC.
 """
 
 from collections.abc import Callable
@@ -12,9 +12,9 @@ from typing_extensions import Doc, TypedDict
 
 LOWEST_RATE, HIGHEST_RATE = 4_000, 192_000  # sample rates in Hz
 MAX_PLAYOUT_S = 10
-RING_NAME = "stretto_ring_[0-9a-f]{16}"  # clients may name no other shared memory
+RING_NAME = "stretto_ring_[0-9a-f]{16}"  # the only names of shared memory that clients may use
 HANDLE_BYTES = 64
-# Base64 of HANDLE_BYTES bytes.
+# HANDLE_BYTES bytes in base64.
 HANDLE = "^[A-Za-z0-9+/]{86}==$"
 GuidancePolicy = Literal["always", "until_s", "adaptive"]
 POLICIES: tuple[GuidancePolicy, ...] = get_args(GuidancePolicy)
@@ -22,14 +22,14 @@ POLICIES: tuple[GuidancePolicy, ...] = get_args(GuidancePolicy)
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """Expected value of an option, in an `Annotated` type.
+    """Expected value of an option, as annotation of an `Annotated` type.
 
     Attributes:
-        description: The expected value in error messages and in the documentation.
-        ge: Least number.
-        le: Greatest number.
-        pattern: Regular expression of a text.
-        is_checked: False if the model family checks the value, instead of pydantic.
+        description: Expected value, for error messages and the documentation.
+        ge: Minimum of a number.
+        le: Maximum of a number.
+        pattern: Regular expression for a text.
+        is_checked: False if the model family validates the value instead of pydantic.
     """
 
     description: str
@@ -39,7 +39,7 @@ class Expected:
     is_checked: bool = True
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        """Return pydantic's schema of the value, with the limits (pydantic calls this method)."""
+        """Return pydantic's schema of the value with these limits (hook of pydantic)."""
         if not self.is_checked:
             return {"type": "any"}
         schema = handler(source)
@@ -66,7 +66,7 @@ BY_FAMILY = Expected("see the family", is_checked=False)
 
 
 class CodeOptions(TypedDict, total=False):
-    """Sampling of ids."""
+    """Sampling options."""
 
     temperature: Annotated[Number, Doc("Sampling temperature; 0 takes the most likely id.")]
     top_k: Annotated[Integer, Doc("Samples from this many most likely ids only; 0 is off.")]
@@ -74,14 +74,14 @@ class CodeOptions(TypedDict, total=False):
 
 
 class SegmentOptions(CodeOptions, total=False):
-    """Sampling and length of a segment, text or audio."""
+    """Sampling and length options of a segment, text or audio."""
 
     min_rows: Annotated[Integer, Doc("Rows before the segment may end.")]
     max_rows: Annotated[Integer, Doc("Rows after which the segment is ended.")]
 
 
 class AudioOptions(SegmentOptions, total=False):
-    """Sampling and length of the audio segment."""
+    """Sampling and length options of the audio segment."""
 
     min_p: Annotated[
         Number, Doc("Drops ids of the first stream that are less likely than this times the most likely one; 0 is off.")
@@ -95,7 +95,7 @@ class AudioOptions(SegmentOptions, total=False):
 
 
 class GuidanceOptions(TypedDict, total=False):
-    """Scale and duration of classifier-free guidance."""
+    """Options of classifier-free guidance: scale and duration."""
 
     scale: Annotated[Number, Doc("Guidance scale; 1 is unguided.")]
     policy: Annotated[
@@ -106,20 +106,20 @@ class GuidanceOptions(TypedDict, total=False):
 
 
 class RingHeader(TypedDict):
-    """Ring in shared memory."""
+    """Ring in shared memory for the samples."""
 
     name: Annotated[RingName, Doc("Name of the shared memory with the header.")]
 
 
 class RingOptions(RingHeader, total=False):
-    """Ring in shared memory, whose slots may be on a GPU."""
+    """Ring in shared memory for the samples, whose slots may be on a GPU."""
 
     cuda_handle: Annotated[CudaHandle | None, Doc("IPC handle of the slots on a GPU.")]
     device: Annotated[Device, Doc("Number of that GPU.")]
 
 
 class OutputOptions(TypedDict, total=False):
-    """Form and destination of the samples."""
+    """Format and destination of the samples."""
 
     encoding: Annotated[Encoding, Doc("Sample format: float32 in the tensor `pcm`, or int16 in the tensor `pcm16`.")]
     sample_rate: Annotated[SampleRate, Doc("Rate in Hz to which the samples are converted; by default the codec's.")]
@@ -132,7 +132,7 @@ class OutputOptions(TypedDict, total=False):
 
 
 class ChunkingOptions(TypedDict, total=False):
-    """Sizes of the chunks in which audio is sent."""
+    """Chunk sizes in which audio is sent."""
 
     first_frames: Annotated[Integer, Doc("Fewest frames in the first chunk.")]
     steady_frames: Annotated[Integer, Doc("Most frames in a chunk.")]
@@ -141,7 +141,7 @@ class ChunkingOptions(TypedDict, total=False):
 
 
 class SpeechOptions(TypedDict, total=False):
-    """Options of a request except for the voice. The family and the task have values for missing options."""
+    """Options of a request except the voice. Missing options have the defaults of the family and the task."""
 
     seed: Annotated[Integer, Doc("Seed of the noise: the same seed gives the same codes. Random by default.")]
     adapter: Annotated[String, Doc("Name of a LoRA adapter in `engine.json`; none by default.")]
@@ -193,6 +193,6 @@ class SpeechOptions(TypedDict, total=False):
 
 
 class OptionsRecord(SpeechOptions, total=False):
-    """All options of a request, as the tensor `options` contains them."""
+    """All options of a request, in the form of the tensor `options`."""
 
     voice: Annotated[str, BY_FAMILY, Doc("Name of a voice of the model.")]

@@ -1,4 +1,4 @@
-"""Memory shared with a server on the same host: regions, output ring, and their use by an utterance."""
+"""Memory shared with a server on the same host: regions, and rings for the samples of an utterance."""
 
 import asyncio
 import base64
@@ -21,24 +21,24 @@ Memory = Literal["system", "cuda"]
 
 
 class Region(Protocol):
-    """Named shared memory region; `close` frees it."""
+    """Named region of shared memory."""
 
     name: str
 
     def write(self, data: NDArray[Any]) -> None:
-        """Write `data` to the beginning."""
+        """Write an array at the beginning of the region."""
         ...
 
     def read(self, offset: int, byte_size: int) -> NDArray[Any]:
-        """Return a copy of `byte_size` bytes from `offset` on, as uint8."""
+        """Return a copy of the `byte_size` bytes at `offset`, as uint8."""
         ...
 
     async def register(self, server: InferenceServerClient, headers: dict[str, str]) -> None:
-        """Register the region with the server as an input; `headers` grant access to that API."""
+        """Register the region with the server as input memory; `headers` grant access to that API."""
         ...
 
     async def unregister(self, server: InferenceServerClient, headers: dict[str, str]) -> None:
-        """Unregister the region."""
+        """Unregister the region; `headers` grant access to that API."""
         ...
 
     def close(self) -> None:
@@ -47,7 +47,7 @@ class Region(Protocol):
 
 
 class SystemRegion:
-    """System memory, opened by name in another process; raises ServerUnavailable if memory is short."""
+    """System memory, which another process opens by name. Creation raises ServerUnavailable if memory is short."""
 
     def __init__(self, prefix: str, byte_size: int):
         self._memory = SharedMemory(f"{prefix}_{secrets.token_hex(8)}", create=True, size=byte_size)
@@ -62,7 +62,7 @@ class SystemRegion:
 
     @property
     def words(self) -> memoryview:
-        """The region as int64 words; each store is atomic. Release it before `close`."""
+        """The region as int64 words, whose stores are atomic. Release this view before `close`."""
         return self._buffer.cast("q")
 
     def write(self, data: NDArray[Any]) -> None:
@@ -70,15 +70,15 @@ class SystemRegion:
         self._buffer[: data.nbytes] = np.ascontiguousarray(data).view(np.uint8).data
 
     def read(self, offset: int, byte_size: int) -> NDArray[Any]:
-        """Return a copy of `byte_size` bytes from `offset` on, as uint8."""
+        """Return a copy of the `byte_size` bytes at `offset`, as uint8."""
         return np.frombuffer(bytes(self._buffer[offset : offset + byte_size]), np.uint8)
 
     async def register(self, server: InferenceServerClient, headers: dict[str, str]) -> None:
-        """Register the region with the server as an input; `headers` grant access to that API."""
+        """Register the region with the server as input memory; `headers` grant access to that API."""
         await server.register_system_shared_memory(self.name, f"/{self.name}", self._byte_size, headers=headers)
 
     async def unregister(self, server: InferenceServerClient, headers: dict[str, str]) -> None:
-        """Unregister the region."""
+        """Unregister the region; `headers` grant access to that API."""
         await server.unregister_system_shared_memory(self.name, headers)
 
     def close(self) -> None:
@@ -88,9 +88,9 @@ class SystemRegion:
 
 
 def reserve(name: str, byte_size: int) -> None:
-    """Allocate the memory now; raise OSError if there is not enough.
+    """Allocate all memory of the file `name` now; raise OSError if there is not enough.
 
-    Otherwise a write to a page that cannot be allocated would end the writing process (SIGBUS).
+    A write to a page that cannot be allocated later would end the writing process (SIGBUS).
     """
     descriptor = os.open(f"/dev/shm/{name}", os.O_RDWR)
     try:
@@ -100,11 +100,11 @@ def reserve(name: str, byte_size: int) -> None:
 
 
 DEFAULT_STREAM = 0
-BLOCK = 1 << 21  # CUDA allocates smaller sizes from a shared block of this size, and a handle opens the whole block
+BLOCK = 1 << 21  # smaller allocations share a block of this size, and an IPC handle opens the whole block
 
 
 class CudaRegion:
-    """GPU memory, opened by its IPC handle in another process. It needs NVIDIA's `cuda-bindings`."""
+    """GPU memory, which another process opens by its IPC handle. It requires NVIDIA's `cuda-bindings`."""
 
     def __init__(self, prefix: str, byte_size: int, device: int = 0):
         from cuda.bindings import runtime
@@ -123,18 +123,18 @@ class CudaRegion:
         self._copy(self._address, data.ctypes.data, data.nbytes)
 
     def read(self, offset: int, byte_size: int) -> NDArray[Any]:
-        """Return a copy of `byte_size` bytes from `offset` on, as uint8."""
+        """Return a copy of the `byte_size` bytes at `offset`, as uint8."""
         data = np.empty(byte_size, np.uint8)
         self._copy(data.ctypes.data, self._address + offset, byte_size)
         return data
 
     async def register(self, server: InferenceServerClient, headers: dict[str, str]) -> None:
-        """Register the region with the server as an input; `headers` grant access to that API."""
+        """Register the region with the server as input memory; `headers` grant access to that API."""
         handle = base64.b64encode(self.handle)
         await server.register_cuda_shared_memory(self.name, handle, self.device, self._byte_size, headers=headers)
 
     async def unregister(self, server: InferenceServerClient, headers: dict[str, str]) -> None:
-        """Unregister the region."""
+        """Unregister the region; `headers` grant access to that API."""
         await server.unregister_cuda_shared_memory(self.name, headers)
 
     def close(self) -> None:
@@ -155,7 +155,16 @@ class CudaRegion:
 
 
 def new_region(memory: Memory, prefix: str, byte_size: int) -> Region:
-    """Return a region of `byte_size` bytes; raise ValueError for an unknown kind of memory."""
+    """Create a region of shared memory.
+
+    Args:
+        memory: `system` or `cuda`.
+        prefix: Beginning of the region's name.
+        byte_size: Size in bytes.
+
+    Raises:
+        ValueError: `memory` is another value.
+    """
     if memory not in ("system", "cuda"):
         raise ValueError(f"shared_memory: expected 'system' or 'cuda', got {memory!r}")
     return SystemRegion(prefix, byte_size) if memory == "system" else CudaRegion(prefix, byte_size)
@@ -165,12 +174,12 @@ MAGIC = int.from_bytes(b"STRRING1", "little")
 HEADER = 4096  # bytes, one page
 PREFIX = "stretto_ring"
 _SLOTS, _SLOT_BYTES, _RELEASED, _OPEN = 1, 2, 3, 4
-PATIENCE_S, POLL_S = 5.0, 0.01  # a live server releases the ring within a second after the utterance
+PATIENCE_S, POLL_S = 5.0, 0.01  # a running server releases the ring within a second after the utterance
 
 
 @dataclass(frozen=True, slots=True)
 class RingSize:
-    """Size of one utterance's ring: 64 slots of 16 KiB hold 10 s of float32 samples at 24 kHz."""
+    """Size of an utterance's ring. The default, 64 slots of 16 KiB, has room for 10 s of float32 samples at 24 kHz."""
 
     slots: int = 64
     slot_bytes: int = 1 << 14
@@ -181,7 +190,7 @@ class RingSize:
 
 
 class Ring:
-    """Client side of the ring."""
+    """Ring of sample slots in shared memory, as seen by the client."""
 
     def __init__(self, memory: Memory, size: RingSize):
         self._size, self._released = size, 0
@@ -193,18 +202,18 @@ class Ring:
         self._words[0] = MAGIC
 
     def option(self) -> RingOptions:
-        """Return the value of `options.output.ring`, with which the server opens the ring."""
+        """Return the value of `options.output.ring` by which the server opens the ring."""
         if self._device is None:
             return {"name": self._header.name}
         handle = base64.b64encode(self._device.handle).decode()
         return {"name": self._header.name, "cuda_handle": handle, "device": self._device.device}
 
     def read_samples(self, record: dict[str, Any]) -> NDArray[Any]:
-        """Return a copy of the samples that an event's `ring` record refers to, and release their slots.
+        """Return a copy of the samples that an event refers to, and release their slots.
 
         Args:
-            record: `slot`: the first slot, counted since the start. `slots`: number of slots. `samples`: number of
-                samples. `dtype`: their type.
+            record: The event's `ring`: `slot` (number of the first slot since the start), `slots` (number of slots),
+                `samples` (number of samples) and `dtype`.
         """
         if record["slot"] != self._released:
             raise ValueError(f"the event names slot {record['slot']}, but {self._released} is next")
@@ -221,11 +230,11 @@ class Ring:
 
     @property
     def is_free(self) -> bool:
-        """True if the server does not have GPU memory open."""
+        """True if the server has not opened the ring's GPU memory."""
         return self._words[_OPEN] == 0
 
     def withdraw(self) -> None:
-        """Invalidate the ring, so that no server opens it from now on."""
+        """Invalidate the ring, so that servers do not open it from now on."""
         self._words[0] = 0
 
     async def until_free(self) -> None:
@@ -250,7 +259,7 @@ class Ring:
 
 
 class Sharing:
-    """Shared memory of one request, closed after the utterance. `headers` grant access to the server's API."""
+    """Shared memory of one request, freed after the utterance. `headers` grant access to the server's API."""
 
     def __init__(self, memory: Memory, ring_size: RingSize, headers: dict[str, str]):
         self._memory, self._ring_size, self._headers = memory, ring_size, headers
@@ -259,13 +268,13 @@ class Sharing:
         self._registered: list[Region] = []
 
     def region(self, byte_size: int) -> Region:
-        """Return a new region of `byte_size` bytes."""
+        """Create a region of `byte_size` bytes."""
         region = new_region(self._memory, "stretto_in", byte_size)
         self._regions.append(region)
         return region
 
     def make_ring(self) -> Ring:
-        """Create and return the ring for the samples."""
+        """Create the ring for the samples."""
         self.ring = Ring(self._memory, self._ring_size)
         return self.ring
 
@@ -276,7 +285,7 @@ class Sharing:
             self._registered.append(region)
 
     async def close(self, server: InferenceServerClient) -> None:
-        """Unregister and free everything, even if the server no longer answers."""
+        """Unregister and free all memory, even if the server no longer responds."""
         registered, self._registered = self._registered, []
         try:
             for region in registered:

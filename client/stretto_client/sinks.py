@@ -1,4 +1,4 @@
-"""Destinations of samples: files and players, with progress and summary lines."""
+"""Destinations of samples (files and players), progress line, and summary."""
 
 import queue
 import shutil
@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from stretto_client.long_speech import Speech
 from stretto_client.speech_stream import SpeechEvent
 
-MAX_SHOWN = 60  # characters of text on the progress line
+MAX_SHOWN = 60  # maximum number of characters of text in the progress line
 
 
 class Tally:
-    """Statistics of one utterance; times are wall-clock seconds since the request."""
+    """Statistics of one utterance. Times are wall-clock times since the request, in seconds."""
 
     def __init__(self, shows_progress: bool = True, stream: TextIO | None = None):
         self._stream = stream or sys.stderr
@@ -76,7 +76,7 @@ class Tally:
         return ", ".join(parts)
 
     def record(self) -> dict[str, Any]:
-        """Return the statistics as plain data, with the server's report."""
+        """Return the statistics for JSON, with the server's report."""
         return {
             "audio_s": self.audio_s,
             "ttfa_s": self.first_audio_s,
@@ -88,7 +88,13 @@ class Tally:
 
 
 async def follow(stream: Speech, handle: Callable[[SpeechEvent], None], shows_progress: bool) -> Tally:
-    """Pass every event to `handle` as it arrives, with a progress line if wanted; return the statistics."""
+    """Pass every event of an utterance to `handle` as it arrives, and return the statistics.
+
+    Args:
+        stream: Events of the utterance.
+        handle: Function that processes an event.
+        shows_progress: True to show a progress line on a terminal.
+    """
     tally = Tally(shows_progress)
     async with stream:
         try:
@@ -111,14 +117,14 @@ FILE_PLAYERS = ("afplay",)
 
 
 class Sink(Protocol):
-    """Destination of the samples of an utterance."""
+    """Destination of an utterance's samples."""
 
     def write(self, pcm: NDArray[Any], sample_rate: int) -> None:
         """Write samples [n], float32 in [-1, 1] or int16."""
         ...
 
     def close(self) -> None:
-        """Finish; wait until a player has played everything."""
+        """Complete the file, or wait until the player has played everything."""
         ...
 
 
@@ -130,7 +136,7 @@ def pcm16(pcm: NDArray[Any]) -> bytes:
 
 
 class AudioFile:
-    """File that grows as samples arrive: wav by the standard library, flac, ogg and mp3 by soundfile."""
+    """File that is written as samples arrive: wav by the standard library, flac, ogg and mp3 by soundfile."""
 
     def __init__(self, path: Path):
         if path.suffix.lower() not in FORMATS:
@@ -152,7 +158,7 @@ class AudioFile:
 
 
 class WavWriter:
-    """Writer of 16-bit wav; the header is valid after every write, so that the file can be played at any time."""
+    """Writer of 16-bit wav. The header is updated by every write, so that the file can be played at any time."""
 
     def __init__(self, path: Path, sample_rate: int):
         self._file = wave.open(str(path), "wb")  # noqa: SIM115 - closed in `close`
@@ -168,7 +174,7 @@ class WavWriter:
 
 
 class SoundFileWriter:
-    """Writer of the formats of soundfile, by the file's suffix."""
+    """Writer of soundfile's formats, chosen by the file's suffix."""
 
     def __init__(self, path: Path, sample_rate: int):
         import soundfile  # not needed for wav files
@@ -183,7 +189,7 @@ class SoundFileWriter:
 
 
 class StreamingPlayer:
-    """Player program that reads samples from its standard input; a thread feeds it, so that writes do not block."""
+    """Player program that reads samples from standard input. A thread feeds it, so that writes do not block."""
 
     def __init__(self, command: str):
         self._command = command
@@ -210,12 +216,13 @@ class StreamingPlayer:
                 while (data := self._queue.get()) is not None:
                     player.stdin.write(data)
                     player.stdin.flush()
-            except BrokenPipeError:  # the player has ended, e.g. without a sound device; a file is still written
+            # the player has ended, e.g. because there is no sound device; continue for the file
+            except BrokenPipeError:
                 return
 
 
 class FilePlayer:
-    """Player program that needs a complete file; it starts at `close`."""
+    """Player program that needs a complete file; `close` starts it."""
 
     def __init__(self, command: str):
         self._command = command
@@ -233,7 +240,7 @@ class FilePlayer:
 
 
 def find_player() -> Sink | None:
-    """Return a player of this system; None if there is none."""
+    """Return a sink for the first audio player installed on this machine, or None."""
     for name, command in STREAMING_PLAYERS.items():
         if shutil.which(name):
             return StreamingPlayer(command)

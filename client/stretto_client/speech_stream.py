@@ -1,4 +1,4 @@
-"""gRPC stream of one utterance: request inputs, events, timeouts and end."""
+"""gRPC stream of one utterance: request tensors, events, timeouts, cancellation."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ SAMPLES = {"pcm": np.float32, "pcm16": np.int16}
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """Word and its start in the utterance, in seconds."""
+    """Word and its start time in the utterance, in seconds."""
 
     word: str
     start_s: float
@@ -31,7 +31,7 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class GuidanceChange:
-    """Time in the utterance, in seconds, from which frames are sampled with or without guidance."""
+    """Time from which on frames are sampled with guidance or without it, in seconds from the utterance's start."""
 
     start_s: float
     is_guided: bool
@@ -39,23 +39,23 @@ class GuidanceChange:
 
 @dataclass(frozen=True, slots=True)
 class SpeechEvent:
-    """Chunk of an utterance.
+    """Next part of an utterance.
 
     Attributes:
-        pcm: Mono samples [n], float32 in [-1, 1] or, if requested, int16; None for text alone.
+        pcm: Mono samples [n], float32 in [-1, 1] or, if requested, int16; None if the event has only text.
         utterance: Id of the utterance.
         index: Number of the event.
         segment: `text`, `audio` or `tail` (the rows that complete the last frames).
-        text: Text generated since the last event.
-        words: Words that start in this chunk.
+        text: Text generated since the previous event.
+        words: Words that start in these samples.
         start_s: Start of `pcm` in the utterance, in seconds.
         duration_s: Duration of `pcm` in seconds.
-        sample_rate: Sampling rate of `pcm` in Hz.
-        is_final: True for the last chunk.
-        report: Finish reason, counts, seed, guidance and timings; only in the last chunk.
-        guidance_changes: Changes at the chunk's frames; empty unless the request's guidance policy makes some.
+        sample_rate: Sample rate of `pcm` in Hz.
+        is_final: True for the last event.
+        report: Finish reason, counts, seed, guidance and timings; only in the last event.
+        guidance_changes: Guidance changes in these frames; empty unless the request's guidance policy is not `always`.
         codes: Codes [S, T] of all streams if `output={"codes": True}`; `messages` accepts them in this form.
-        session: Session id for further text; only in the first event of a text that is still being written.
+        session: Session id for more text; only in the first event of streamed text.
     """
 
     pcm: NDArray[Any] | None
@@ -75,7 +75,12 @@ class SpeechEvent:
 
 
 def read_event(result: InferResult, ring: Ring | None = None) -> SpeechEvent | None:
-    """Return the event of a response, with samples from the `ring` if it refers to it; None for a final flag alone."""
+    """Return the event of a response; None if the response has only the final flag.
+
+    Args:
+        result: The response.
+        ring: Ring with the samples, if the request has one.
+    """
     contents = _contents(result)
     if "event" not in contents:
         return None
@@ -99,7 +104,7 @@ def read_event(result: InferResult, ring: Ring | None = None) -> SpeechEvent | N
 
 
 def _contents(result: InferResult) -> dict[str, bytes]:
-    """Return the bytes of each tensor; `as_numpy` is slower, because it makes arrays of all, including strings."""
+    """Return the bytes of each tensor. `as_numpy` would be slower, because it converts strings, too."""
     response = result.get_response()
     return {output.name: raw for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)}
 
@@ -111,7 +116,7 @@ def _samples(contents: dict[str, bytes], record: dict[str, Any], ring: Ring | No
 
 
 def is_last(result: InferResult) -> bool:
-    """Return True if a response has the final flag, which comes with the last chunk or alone."""
+    """Return True if a response has the final flag, which is sent with the last event or separately."""
     parameters = result.get_response().parameters
     return "triton_final_response" in parameters and parameters["triton_final_response"].bool_param
 
@@ -120,7 +125,7 @@ Audio = str | Path | bytes | tuple[NDArray[Any], int]
 
 
 def strings(**values: str | bytes | None) -> list[InferInput]:
-    """Return a STRING [1] tensor for each value that is not None."""
+    """Return a STRING [1] tensor for each value that is not None, named by the keyword."""
     return [
         _tensor(name, np.array([value], np.object_), "BYTES") for name, value in values.items() if value is not None
     ]
@@ -130,7 +135,7 @@ def audio_inputs(*audio: Audio, sharing: Sharing | None = None) -> list[InferInp
     """Return the tensors of audio inputs.
 
     Args:
-        audio: Paths or bytes of files, and at most once (samples [n] in [-1, 1], rate in Hz).
+        audio: Paths or contents of files, and at most once (samples [n] in [-1, 1], rate in Hz).
         sharing: Shared memory for the tensors; None to send them in the request.
 
     Raises:
@@ -175,7 +180,7 @@ def _tensor(name: str, array: NDArray[Any], dtype: str, sharing: Sharing | None 
 
 
 class Owner(Protocol):
-    """Client that a stream belongs to."""
+    """Client that created a stream."""
 
     server: str
     timeouts: Timeouts
@@ -231,7 +236,7 @@ class SpeechStream:
         self._end()
 
     def __del__(self) -> None:
-        # A stream that was left by `break` and deleted: stop the server's work.
+        # The iteration was left by `break`, and the stream deleted: cancel the request.
         if not self._is_over:
             self.cancel()
             self._end()
@@ -272,7 +277,7 @@ class SpeechStream:
         return result
 
     def _patience(self) -> tuple[float, str]:
-        """Return the seconds to wait for the next response, and the message for a timeout."""
+        """Return how many seconds to wait for the next response, and the message for a timeout."""
         limits = self._timeouts
         left_s = limits.total_s - (time.monotonic() - self._started_s)
         next_s = limits.first_s if self._is_first else limits.between_s

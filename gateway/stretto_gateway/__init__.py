@@ -1,1 +1,1 @@
-"""Gateway: OpenAI's audio API over HTTP for a Stretto server, which it reaches through `stretto_client` alone."""
+"""Gateway: OpenAI's audio API over HTTP for a Stretto server, accessed through `stretto_client` only."""

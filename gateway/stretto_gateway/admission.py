@@ -1,4 +1,4 @@
-"""Admission control: limits on concurrent and queued utterances, on open WebSockets and on held memory."""
+"""Admission control: limits on concurrent and queued utterances, on open WebSockets, and on memory held for callers."""
 
 import asyncio
 import time
@@ -14,7 +14,7 @@ from stretto_gateway.config import Limits
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Waiter:
-    """Queued caller; `is_given` is done once it has a slot."""
+    """Queued caller; the future `is_given` is done once the caller has a slot."""
 
     caller: str
     is_given: asyncio.Future[None]
@@ -23,13 +23,13 @@ class Waiter:
 class Admission:
     """Slots for utterances: `max_active` at once, and a queue of at most `max_waiting` requests in order of arrival.
 
-    A caller may use at most as many units of either limit as are free. One caller alone gets half, a second one a
-    quarter. So some capacity is left for the next caller, however long the present ones keep theirs.
+    A caller may use at most as many units of either limit as remain free: one caller alone half, a second one a
+    quarter. So some capacity is left for the next caller, however long the others use theirs.
 
     Args:
-        max_active: Number of concurrent utterances.
-        max_waiting: Number of queued requests.
-        waited: Callback that gets the queueing time of each admitted request, in seconds.
+        max_active: Maximum number of concurrent utterances.
+        max_waiting: Maximum number of queued requests.
+        waited: Callback that receives the queueing time of each admitted request, in seconds.
     """
 
     def __init__(self, max_active: int, max_waiting: int, waited: Callable[[float], None]):
@@ -49,7 +49,7 @@ class Admission:
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[None]:
-        """Hold a slot for CALLER while the block runs; raise ApiError 429 if the queue is full."""
+        """Hold a slot for the current caller (`CALLER`) during the block; raise ApiError 429 if the queue is full."""
         caller, begun_s = CALLER.get(), time.monotonic()
         await self._enter(caller)
         self._waited(time.monotonic() - begun_s)
@@ -92,16 +92,23 @@ class Admission:
 
 
 def is_room(taken: Counter[str], caller: str, limit: int, more: int = 1) -> bool:
-    """Return True if `caller` may take `more` units of `limit`, given the units `taken` by all callers."""
+    """Return True if a caller may take more units of a shared limit.
+
+    Args:
+        taken: Units taken by each caller.
+        caller: The caller.
+        limit: Total number of units.
+        more: Number of additional units.
+    """
     return taken[caller] + more <= limit - taken.total()
 
 
 class Held:
-    """Held bytes per caller, at most `max_held_bytes` in total.
+    """Memory held for callers in bytes, at most `max_held_bytes` in total.
 
-    The guard has one account for requests: bodies beyond the first 64 KiB of each, recordings of stored voices, and
-    audio of batches. WebSocket sessions share another one. A caller may use at most as many bytes as are free. So one
-    caller alone gets half, and none can exhaust the limit.
+    The guard has one instance for HTTP requests: bodies beyond the first 64 KiB of each, recordings of stored voices,
+    and audio of batches. WebSocket sessions share another instance. A caller may use at most as many bytes as remain
+    free, so one caller alone gets half, and none can exhaust the limit.
     """
 
     def __init__(self, limits: Limits):
@@ -110,11 +117,14 @@ class Held:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes held for all callers."""
+        """Number of bytes held for all callers together."""
         return self._num_bytes.total()
 
     def add(self, num_bytes: int) -> None:
-        """Add `num_bytes` for CALLER; raise ApiError 503 if there is no memory for them."""
+        """Add `num_bytes` held for the current caller (context variable CALLER).
+
+        Raise ApiError 503 beyond the limit.
+        """
         caller = CALLER.get()
         own = self._num_bytes[caller]
         if num_bytes and not is_room(self._num_bytes, caller, self.limits.max_held_bytes, num_bytes):
@@ -124,7 +134,7 @@ class Held:
         self._num_bytes[caller] += num_bytes
 
     def remove(self, num_bytes: int) -> None:
-        """Release `num_bytes` of CALLER."""
+        """Release `num_bytes` held for the current caller (context variable CALLER)."""
         caller = CALLER.get()
         self._num_bytes[caller] -= num_bytes
         if not self._num_bytes[caller]:
@@ -132,14 +142,15 @@ class Held:
 
 
 class Sessions:
-    """Open sessions per caller.
+    """Open sessions of all callers.
 
-    A caller may open at most as many sessions as are free. So one caller alone gets half, and none can exhaust the
+    A caller may open at most as many sessions as remain free, so one caller alone gets half, and none can exhaust the
     limit.
 
     Attributes:
         held: Memory account of the sessions.
-        draining: Set when the gateway shuts down.
+        windows: Queue of audio windows for voice activity detection.
+        draining: Event that is set when the gateway shuts down.
     """
 
     def __init__(self, limits: Limits):
@@ -149,12 +160,12 @@ class Sessions:
 
     @property
     def num_open(self) -> int:
-        """Open sessions of all callers."""
+        """Number of open sessions of all callers."""
         return self._open.total()
 
     @contextmanager
     def slot(self) -> Iterator[None]:
-        """Count a session of CALLER while the block runs.
+        """Count a session of the current caller (`CALLER`) during the block.
 
         Raises:
             ApiError: 429 if too many sessions are open, 503 if the gateway shuts down.

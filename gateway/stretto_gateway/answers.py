@@ -1,4 +1,4 @@
-"""Schemas of the responses, as published in `/openapi.json`."""
+"""Response schemas, as published in `/openapi.json`, and API errors."""
 
 import json
 import re
@@ -14,26 +14,26 @@ from stretto_client import ClientError, RequestCancelled, RequestRefused, Server
 
 FIELD = re.compile(r"^([a-z_0-9.\[\]]+): ")
 RETRY_AFTER_S = 1
-OPTIONS = "options"  # the server's field that contains most of the others
+OPTIONS = "options"  # the server's field that contains most other fields
 REFUSED, FAILED = "invalid_request_error", "server_error"
 
 
 class ApiError(HTTPException):
-    """Response with a status code and OpenAI's `error` object; `param` is the request field that caused it."""
+    """Error response: a status code and OpenAI's `error` object. `param` is the request field that caused it."""
 
     def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None):
         super().__init__(status, message)
         self.status, self.message, self.param, self.code = status, message, param, code
 
     def record(self) -> dict[str, Any]:
-        """Return the response body."""
+        """Return the response body as OpenAI's error object."""
         kind = {401: "authentication_error", 429: "rate_limit_error"}.get(
             self.status, FAILED if self.status >= 500 else REFUSED
         )
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     def response(self) -> Response:
-        """Return the HTTP response. JSON escapes keep the caller's text, even a lone surrogate, from breaking it."""
+        """Return the HTTP response. JSON escapes protect it from the caller's text, even from lone surrogates."""
         headers = {"retry-after": str(RETRY_AFTER_S)} if self.status in (429, 503) else {}
         if self.status == 401:
             headers["www-authenticate"] = "Bearer"
@@ -41,19 +41,25 @@ class ApiError(HTTPException):
 
 
 def refused(param: str, expected: str, got: object) -> ApiError:
-    """Return the error for a field with a wrong value."""
+    """Return the error for a request field with an invalid value.
+
+    Args:
+        param: Path of the field.
+        expected: Description of valid values.
+        got: Value in the request.
+    """
     return ApiError(400, f"{param}: expected {expected}, got {shown(got)}", param, "invalid_value")
 
 
 def shown(got: object) -> str:
-    """Return a short representation of a received value."""
+    """Return a short representation of a value from a request."""
     text = repr(got)
     return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 @contextmanager
-def within(path: str) -> Iterator[None]:
-    """Add `path` before the field name of an ApiError raised in the block."""
+def error_path(path: str) -> Iterator[None]:
+    """Prepend `path` to the field name of an ApiError that is raised in the block."""
     try:
         yield
     except ApiError as error:
@@ -64,12 +70,12 @@ def within(path: str) -> Iterator[None]:
 
 
 def from_client_error(error: ClientError, fields: dict[str, str]) -> ApiError:
-    """Return the API error for a failure of the server.
+    """Return the API error for an exception of the client library.
 
     Args:
         error: The client library's exception.
-        fields: Caller's field names by the server's. Fields of the server's `options` are top-level fields for the
-            caller, unless `options` itself is mapped.
+        fields: Request fields by the server's field names. Fields in the server's `options` are top-level fields of the
+            request, unless `options` itself is a key.
     """
     match error:
         case RequestRefused():
@@ -85,7 +91,7 @@ def from_client_error(error: ClientError, fields: dict[str, str]) -> ApiError:
 
 
 def _refusal(message: str, fields: dict[str, str]) -> ApiError:
-    """Return the server's message, with the field renamed to the caller's name for it."""
+    """Return the server's error, with the server's field name replaced by that of the request."""
     match = FIELD.match(message)
     if match is None:
         return ApiError(400, message, code="invalid_value")
@@ -111,16 +117,16 @@ class ErrorFields(TypedDict):
 
 
 class ErrorAnswer(TypedDict):
-    """Response to a request that failed."""
+    """Response to a failed request."""
 
     error: ErrorFields
 
 
 class Talks(TypedDict):
-    """Task that answers turns of a conversation.
+    """Task that answers the turns of a conversation.
 
-    `needs`: parts that a user's turn must have. `also`: further parts that it may have. `speaks`: true if replies are
-    audio.
+    `needs`: parts that a user's turn must have. `also`: parts that it may have in addition. `speaks`: true if replies
+    are audio.
     """
 
     task: str
@@ -130,17 +136,17 @@ class Talks(TypedDict):
 
 
 class NamedId(TypedDict):
-    """Value of a field, with a name to show to users."""
+    """Value of a field, with a display name."""
 
     id: str
     name: str
 
 
 class Model(TypedDict):
-    """OpenAI's model object, with further properties.
+    """OpenAI's model object, with additional properties.
 
-    root: the id once more, which `vllm bench serve` reads if it is given no model. voices: of the model, as objects,
-    because Speaches' clients read their `name`. sample_rate: of its codec, in Hz.
+    root: the id again, which `vllm bench serve` reads if no model is specified. voices: the model's voices as objects,
+    because Speaches' clients read their `name`. sample_rate: sample rate of the codec in Hz.
     """
 
     id: str
@@ -156,14 +162,14 @@ class Model(TypedDict):
 
 
 class Models(TypedDict):
-    """List of models, which has one entry."""
+    """List of models, which contains the served one."""
 
     object: Literal["list"]
     data: list[Model]
 
 
 class SpeechModels(TypedDict):
-    """Models of speech and transcription, in the form that Open WebUI reads."""
+    """Speech and transcription models, in the form that Open WebUI reads."""
 
     object: Literal["list"]
     models: list[NamedId]
@@ -184,8 +190,8 @@ class Voices(TypedDict):
     """All voices that a request may name.
 
     `voices`: the model's voices and the caller's own. `names`: the model's voices. `titles`: display names of the
-    model's voices. `aliases`: the voice that each voice alias selects. `form`: fields of a request that
-    adds a voice, empty if voices cannot be added. `data`: the caller's own voices with all their fields.
+    model's voices. `aliases`: the voice that each voice alias selects. `form`: fields of a request that adds a voice,
+    empty if voices cannot be added. `data`: the caller's own voices with all their fields.
     """
 
     object: Literal["list"]
@@ -206,7 +212,7 @@ class DeletedVoice(TypedDict):
 
 
 class SpokenItem(TypedDict):
-    """Audio of one text of a batch. `audio_data`: the file, as base64."""
+    """Audio of one text of a batch. `audio_data`: the file in base64."""
 
     index: int
     status: Literal["success"]
@@ -233,7 +239,7 @@ class Batch(TypedDict):
 
 
 class TokenUsage(TypedDict):
-    """Numbers of rows in the prompt, of generated text tokens and of audio frames."""
+    """Number of prompt rows, and of generated text tokens and audio frames together."""
 
     type: Literal["tokens"]
     input_tokens: int
@@ -249,7 +255,7 @@ class PlainText(TypedDict):
 
 
 class TextSegment(TypedDict):
-    """Part of a transcript, with its start and end in seconds."""
+    """Part of a transcript, with start and end in seconds."""
 
     id: int
     start: float
@@ -268,7 +274,7 @@ class TimedText(TypedDict):
 
 
 class SpokenReply(TypedDict):
-    """Reply as audio. `data`: the file, as base64."""
+    """Reply as audio. `data`: the file in base64."""
 
     id: str
     expires_at: int
@@ -285,7 +291,7 @@ class ReplyMessage(TypedDict):
 
 
 class Choice(TypedDict):
-    """The only choice of a completion."""
+    """Only choice of a completion."""
 
     index: int
     message: ReplyMessage
@@ -294,7 +300,7 @@ class Choice(TypedDict):
 
 
 class ChatUsage(TypedDict):
-    """Numbers of rows in the prompt, of generated text tokens and of audio frames."""
+    """Number of prompt rows, and of generated text tokens and audio frames together."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -337,7 +343,7 @@ def described(what: str, *media_types: str, model: Any = None, schema: dict[str,
 
     Args:
         what: Description of the response.
-        media_types: Media types in which it may be sent, besides JSON.
+        media_types: Media types of the response besides JSON.
         model: Schema of the JSON form; None if there is none.
         schema: Schema of the other forms.
     """

@@ -37,11 +37,11 @@ router = APIRouter()
 
 
 def make_app(config: GatewayConfig, make_client: Callable[[], RoutedClient] | None = None) -> FastAPI:
-    """Return the FastAPI application, which connects to the server at startup.
+    """Create the FastAPI application, which connects to the server at startup.
 
     Args:
         config: Settings.
-        make_client: Creates a client of several servers at startup, instead of a client of the configured server.
+        make_client: Function that creates a client of several servers at startup; None to use the configured server.
     """
 
     @asynccontextmanager
@@ -94,7 +94,7 @@ def add_health(app: FastAPI) -> None:
 
 
 def answer_head(app: FastAPI) -> None:
-    """Answer HEAD on all GET routes; uvicorn leaves out the body."""
+    """Answer HEAD on all GET routes; uvicorn omits the body."""
     for route in list(app.routes):
         if isinstance(route, APIRoute) and "GET" in route.methods:
             options: dict[str, Any] = {"response_class": route.response_class, "include_in_schema": False}
@@ -110,14 +110,14 @@ def ask_for_keys(app: FastAPI) -> None:
 
 @router.get("/v1/models")
 async def list_models(request: Request) -> Models:
-    """List the loaded model; OpenAI's model names select it, too."""
+    """List the served model; OpenAI's model names select it, too."""
     gateway: Gateway = request.app.state.gateway
     return {"object": "list", "data": [gateway.catalogue.record(await gateway.catalogue.profile())]}
 
 
 @router.get("/v1/audio/models")
 async def list_speech_models(request: Request) -> SpeechModels:
-    """List the loaded model, in the form in which Open WebUI asks for speech models."""
+    """List the served model in the form in which Open WebUI reads speech models."""
     gateway: Gateway = request.app.state.gateway
     family = (await gateway.catalogue.profile()).family
     return {"object": "list", "models": [{"id": family, "name": family}]}
@@ -131,12 +131,12 @@ async def retrieve_model(name: str, request: Request) -> Model:
 
 
 async def live() -> Response:
-    """Return 200 as long as the gateway runs."""
+    """Return 200 while the gateway is running."""
     return PlainTextResponse("")
 
 
 async def ready(request: Request) -> Response:
-    """Return 200 if the server accepts requests; 503 if not, if it does not answer in time, or at shutdown."""
+    """Return 200 if the server accepts requests; 503 otherwise, also if it does not answer in time, or at shutdown."""
     state, is_ready = request.app.state, False
     if not state.is_draining:
         with suppress(TimeoutError):
@@ -146,7 +146,7 @@ async def ready(request: Request) -> Response:
 
 
 async def figures(request: Request) -> Response:
-    """Return the gateway's metrics, in Prometheus' text format or as OpenMetrics."""
+    """Return the gateway's metrics in Prometheus' text format or as OpenMetrics."""
     gateway: Gateway = request.app.state.gateway
     page, media_type = gateway.metrics.page(request.headers.get("accept", ""))
     return Response(page, media_type=media_type)
@@ -159,7 +159,7 @@ async def api_error_response(_: Request, error: Exception) -> Response:
 
 
 async def validation_error_response(request: Request, error: Exception) -> Response:
-    """Return an error that names the first field that violates the schema, or the missing content type."""
+    """Return an error about the first field that violates the schema, or about the missing content type."""
     assert isinstance(error, RequestValidationError)
     first: dict[str, Any] = error.errors()[0]
     if first["type"] == "json_invalid":
@@ -174,7 +174,7 @@ async def validation_error_response(request: Request, error: Exception) -> Respo
 
 
 async def http_error_response(_: Request, error: Exception) -> Response:
-    """Return the response to an error of the framework: unknown path or method, or an unreadable body."""
+    """Return the response to an error of the framework: unknown path or method, or unreadable body."""
     assert isinstance(error, HTTPException)
     return ApiError(error.status_code, str(error.detail)).response()
 

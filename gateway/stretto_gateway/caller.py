@@ -16,14 +16,14 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class RequestHead:
-    """Request identifiers. `traceparent`: the caller's W3C Trace Context header."""
+    """Request identifiers. `traceparent`: the request's W3C Trace Context header."""
 
     request_id: str = ""
     traceparent: str = ""
 
     @property
     def exemplar(self) -> dict[str, str] | None:
-        """Labels that link a metric to this request; None without a request id."""
+        """Labels that link a metric to the request; None without a request id."""
         return {"request_id": self.request_id} if self.request_id else None
 
 
@@ -33,7 +33,7 @@ REQUEST: ContextVar[RequestHead] = ContextVar("REQUEST", default=RequestHead()) 
 
 
 def network(host: str) -> str:
-    """Return the fair-share key of an address: an IPv4 address, or the /64 network of an IPv6 address."""
+    """Return the fair-share key of a client address: the IPv4 address, or the /64 network of an IPv6 address."""
     address = ipaddress.ip_address(host.partition("%")[0])
     if isinstance(address, ipaddress.IPv4Address):
         return str(address)
@@ -48,7 +48,15 @@ class CallerGone(ApiError):
 
 
 async def unless_gone(receive: Receive, work: Awaitable[Result]) -> Result:
-    """Return the result of `work`; if the client disconnects first, cancel it and raise CallerGone."""
+    """Return the result of `work`, which is cancelled if the client disconnects first.
+
+    Args:
+        receive: ASGI's `receive` of the request.
+        work: Work for the request.
+
+    Raises:
+        CallerGone: The client disconnected.
+    """
     working = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_until_gone(receive))
     try:

@@ -1,4 +1,4 @@
-"""The served model and its voices, under their own names and those of OpenAI and other engines."""
+"""Served model and its voices, under their own names and under those of OpenAI and other engines."""
 
 import asyncio
 import re
@@ -9,10 +9,10 @@ from stretto_client import ClientError, ModelProfile, SpeechClient, TaskProfile
 from stretto_gateway.answers import ApiError, Model, Talks, from_client_error, refused
 from stretto_gateway.routed import RoutedClient
 
-MAX_NAME_CHARS = 64  # longest model name that is matched against the pattern
+MAX_NAME_CHARS = 64  # maximum length of a name to match against the pattern
 REFRESH_S = 5.0  # age after which the profile is refreshed: the server may have been replaced
-MAX_FAILED = 3  # refreshes in succession that may fail before the profile is dropped
-# Model names that mean any served model. All of OpenAI's speech and audio models match, because the defaults of its
+MAX_FAILED = 3  # consecutive failed refreshes after which the profile is dropped
+# Names that stand for any served model. All of OpenAI's speech and audio models match, because the defaults of its
 # SDKs change with each release.
 OPENAI_MODELS = re.compile(
     r"(tts|whisper)-\d[a-z0-9-]*|gpt-[a-z0-9.-]*(audio|live|realtime|transcribe|tts|whisper)[a-z0-9.-]*"
@@ -38,11 +38,11 @@ VOICE_ALIASES = (
 
 
 class Catalogue:
-    """Profile of the served model, refreshed in the background.
+    """Cached profile of the served model, refreshed in the background.
 
     Args:
         client: Client of one server, or of several.
-        aliases: Model names in addition to the built-in ones, with the family of each.
+        aliases: Additional model names, with the family that each one means.
     """
 
     def __init__(self, client: SpeechClient | RoutedClient, aliases: Mapping[str, str]):
@@ -54,11 +54,11 @@ class Catalogue:
 
     @property
     def family(self) -> str:
-        """Family of the last known profile; empty if there is none yet."""
+        """Family in the last known profile; empty if no profile is known yet."""
         return self._profile.family if self._profile else ""
 
     async def profile(self) -> ModelProfile:
-        """Return the last known profile, and refresh an old one in the background.
+        """Return the last known profile; if it is old, refresh it in the background.
 
         Raises:
             ApiError: No profile is known, and no server answers.
@@ -75,7 +75,7 @@ class Catalogue:
         except ApiError:
             self._asked_s = time.monotonic()
             self._num_failed += 1
-            if self._num_failed >= MAX_FAILED:  # the next request asks again and gets the error
+            if self._num_failed >= MAX_FAILED:  # the next request queries the server itself and receives the error
                 self._profile = None
 
     async def _ask(self) -> ModelProfile:
@@ -89,14 +89,14 @@ class Catalogue:
         return profile
 
     async def model(self, name: str) -> ModelProfile:
-        """Return the model of that name or alias, of any for an empty one; raise ApiError 404 for other names."""
+        """Return the profile if `name` is empty, an alias, or the model's own name; otherwise raise ApiError 404."""
         profile = await self.profile()
         if name and name != profile.family and self._aliases.get(name) != profile.family and not is_alias(name):
             raise ApiError(404, f"model: expected {profile.family!r}, got {name[:60]!r}", "model", "model_not_found")
         return profile
 
     def record(self, profile: ModelProfile) -> Model:
-        """Return OpenAI's `model` object, with further properties."""
+        """Return OpenAI's `model` object with additional properties."""
         return {
             "id": profile.family,
             "root": profile.family,
@@ -122,19 +122,27 @@ def converses(task: TaskProfile) -> bool:
 
 
 def conversation(task: TaskProfile) -> Talks:
-    """Return the required and optional parts of a user's turn, and if replies are spoken."""
+    """Return the required and optional parts of a user's turn for a task, and whether replies are spoken."""
     return {"task": task.name, "needs": list(task.needs), "also": list(task.also), "speaks": task.speaks}
 
 
 def aliases(profile: ModelProfile) -> dict[str, str | None]:
-    """Return the voice that each name of `VOICE_ALIASES` selects; None if the family has no named voices."""
+    """Return the voice that each alias in `VOICE_ALIASES` selects; None if the family has no named voices."""
     voices = profile.voices or (None,)
     own = {name.lower() for name in profile.voices}
     return {name: voices[n % len(voices)] for n, name in enumerate(VOICE_ALIASES) if name not in own}
 
 
 def find_voice(profile: ModelProfile, name: str | None) -> str | None:
-    """Return the family's name of a voice, in any case, or None for its default; raise ApiError for an unknown one."""
+    """Return the family's name of a voice, or None for the default voice.
+
+    Args:
+        profile: The served model.
+        name: Name or alias in any letter case, or None.
+
+    Raises:
+        ApiError: The voice is unknown.
+    """
     if name is None or name in profile.voices:
         return name
     known = aliases(profile) | {voice.lower(): voice for voice in profile.voices}
@@ -144,7 +152,16 @@ def find_voice(profile: ModelProfile, name: str | None) -> str | None:
 
 
 def find_task(profile: ModelProfile, names: tuple[str, ...], what: str) -> TaskProfile:
-    """Return the first task in `names` that the model has; if none, raise ApiError with the description `what`."""
+    """Return the first task in `names` that the model has.
+
+    Args:
+        profile: The served model.
+        names: Names of tasks.
+        what: Description of the tasks for the error message.
+
+    Raises:
+        ApiError: The model has none of them.
+    """
     found = (task for name in names if (task := profile.task(name)))
     task = next(found, None)
     if task is None:

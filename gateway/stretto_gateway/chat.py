@@ -1,4 +1,4 @@
-"""`POST /v1/chat/completions`: a turn of a conversation, answered in text or in speech."""
+"""`POST /v1/chat/completions`: the next turn of a conversation, as text or speech."""
 
 import base64
 import binascii
@@ -25,12 +25,12 @@ from stretto_gateway.metrics import SpeechTrace, Trace
 from stretto_gateway.speech import encoded, sse, sse_error, usage
 from stretto_gateway.speech_request import AudioFormat, Body, Ignored, Text
 
-MAX_TURNS, MAX_PARTS = 64, 64  # turns of a conversation, parts of a turn
+MAX_TURNS, MAX_PARTS = 64, 64  # maximum number of turns in a conversation, and of parts in a turn
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 
 class InputAudio(BaseModel):
-    """Recording in a turn: a wav, flac, ogg, mp3, webm, m4a, mp4 or aac file as base64."""
+    """Recording in a turn: a wav, flac, ogg, mp3, webm, m4a, mp4 or aac file in base64."""
 
     data: str
     format: str = "wav"
@@ -52,14 +52,14 @@ class Message(BaseModel):
 
 
 class AudioForm(BaseModel):
-    """Voice and format of a spoken reply. A streamed reply must be `pcm16`."""
+    """Voice and format of a spoken reply. The format of a streamed reply must be `pcm16`."""
 
     voice: Text | None = None
     format: AudioFormat | Literal["pcm16"] = "wav"
 
 
 class ChatRequest(Body):
-    """Supported fields of OpenAI's chat completions."""
+    """Supported fields of OpenAI's chat completion requests."""
 
     model: Text = "gpt-audio"
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_TURNS, fail_fast=True)]
@@ -72,31 +72,31 @@ class ChatRequest(Body):
     top_p: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
 
     def options(self) -> TaskOptions:
-        """Return the fields that the server has under the same name."""
+        """Return the fields that have the same name on the server."""
         values = {name: getattr(self, name) for name in ("seed", "temperature", "top_p")}
         return cast(TaskOptions, {name: value for name, value in values.items() if value is not None})
 
 
 @dataclass
 class Conversation:
-    """Turns in the server's form, and the files that they refer to, in order."""
+    """Turns in the server's format, and the files that they refer to, in order."""
 
     turns: list[dict[str, Any]] = field(default_factory=list)
     files: list[bytes] = field(default_factory=list)
 
     def kinds(self) -> set[str]:
-        """Return the parts of the last turn: `text`, `audio`."""
+        """Return the kinds of content in the last turn: `text`, `audio`."""
         return set(self.turns[-1]) - {"role"}
 
 
 class Texts:
-    """Character budget of one conversation: at most `max_chars` in all texts."""
+    """Character budget for all texts of one conversation."""
 
     def __init__(self, max_chars: int):
         self._max_chars, self._num_chars = max_chars, 0
 
     def add(self, text: str, path: str) -> str:
-        """Return `text` unchanged; raise ApiError for its `path` if it exceeds the budget."""
+        """Return `text` unchanged; raise ApiError for the field `path` if the budget is exceeded."""
         self._num_chars += len(text)
         if self._num_chars > self._max_chars:
             raise refused(path, f"at most {self._max_chars} characters in all texts", f"{self._num_chars} characters")
@@ -104,7 +104,7 @@ class Texts:
 
 
 def read_conversation(messages: list[Message], max_chars: int) -> Conversation:
-    """Return the turns of a request; raise ApiError for an unreadable part or if the texts are too long."""
+    """Convert the messages of a request; raise ApiError if a part is unreadable or the texts are too long."""
     conversation, texts = Conversation(), Texts(max_chars)
     for index, message in enumerate(messages):
         parts, where = message.content, f"messages.{index}.content"
@@ -126,14 +126,14 @@ def read_conversation(messages: list[Message], max_chars: int) -> Conversation:
 
 
 def given(value: Any, path: str) -> Any:
-    """Return `value`; raise ApiError if this required field is missing."""
+    """Return the value of the required field `path`; raise ApiError if it is missing."""
     if value is None:
         raise ApiError(400, f"{path}: missing", path, "missing")
     return value
 
 
 def read_base64(data: str, path: str) -> bytes:
-    """Return the bytes of a file; raise ApiError if `data` is not base64."""
+    """Decode a file in base64; raise ApiError for the field `path` if `data` is not base64."""
     try:
         return base64.b64decode(data, validate=True)
     except (binascii.Error, ValueError):
@@ -141,7 +141,16 @@ def read_base64(data: str, path: str) -> bytes:
 
 
 def conversing_task(profile: ModelProfile, kinds: set[str], speaks: bool) -> TaskProfile:
-    """Return the first task that answers a turn with these parts, in speech or in text; raise ApiError if none does."""
+    """Return the first task that answers a turn with this content.
+
+    Args:
+        profile: The served model.
+        kinds: Content of the turn: `text`, `audio`.
+        speaks: True for a spoken reply, False for text.
+
+    Raises:
+        ApiError: The model has no such task.
+    """
     for task in profile.tasks:
         fits = set(task.needs) <= kinds <= {*task.needs, *task.also}
         if converses(task) and task.speaks == speaks and fits:
@@ -151,7 +160,7 @@ def conversing_task(profile: ModelProfile, kinds: set[str], speaks: bool) -> Tas
 
 
 router = APIRouter()
-AUDIO_KEPT_S = 3600  # for `expires_at` only: the audio is in the response and is not stored
+AUDIO_KEPT_S = 3600  # only for `expires_at`: the audio is in the response and is not stored
 FINISH = {"length": "length"}  # OpenAI's finish reasons by the server's; others become `stop`
 
 ANSWERS = described("The reply, or events with its chunks", "text/event-stream", model=Completion)
@@ -159,7 +168,7 @@ ANSWERS = described("The reply, or events with its chunks", "text/event-stream",
 
 @router.post("/v1/chat/completions", response_class=Response, responses=ANSWERS)
 async def create_completion(body: ChatRequest, request: Request) -> Response:
-    """Generate the reply to `messages`; with `audio` among the `modalities`, as speech."""
+    """Generate the reply to `messages`, as speech if `modalities` contains `audio`."""
     gateway: Gateway = request.app.state.gateway
     ignored = Ignored(body, gateway.strict)
     profile = await gateway.catalogue.model(body.model)
@@ -197,7 +206,7 @@ async def reply(
 
 
 async def completion(events: AsyncGenerator[SpeechEvent, None], body: ChatRequest) -> dict[str, Any]:
-    """Return the whole reply."""
+    """Return the complete reply."""
     name = "pcm" if body.audio.format == "pcm16" else body.audio.format
     encoder, audio = make_encoder(name, DEFAULT_RATE), bytearray()
     text, report = "", dict[str, Any]()

@@ -1,7 +1,7 @@
 """`stretto gateway`: OpenAI's audio API over HTTP, in front of a server that is already running.
 
 API keys are read from --keys FILE, one per line, and from STRETTO_API_KEYS, separated by commas. Voices that callers
-add are stored in --voices FOLDER or STRETTO_VOICES, each for the key with which it was added.
+add are stored in --voices FOLDER or STRETTO_VOICES, and are available only with the key that added them.
 """
 
 import argparse
@@ -36,7 +36,7 @@ MAX_ALIAS_CHARS = 200
 
 
 class Server(uvicorn.Server):
-    """uvicorn server that notifies the gateway of its shutdown, and the launcher once it listens."""
+    """uvicorn server that notifies the launcher once it listens, and the gateway of its shutdown."""
 
     def __init__(self, app: FastAPI, config: uvicorn.Config, message: str):
         super().__init__(config)
@@ -69,7 +69,7 @@ async def beat() -> None:
 
 
 def main(words: list[str] | None = None) -> int:
-    """Serve until a signal; return 0 after a clean end, 1 if listening fails, 2 for wrong usage."""
+    """Serve until a signal; return 0 after a clean end, 1 if listening fails, 2 for invalid arguments."""
     parser = arguments()
     args = parser.parse_args(words)
     try:
@@ -98,7 +98,7 @@ def main(words: list[str] | None = None) -> int:
 
 
 def make_room_for_files(num_files: int) -> None:
-    """Raise the limit on open files to `num_files`, or as far as permitted; connections and uploads use one each."""
+    """Raise the limit on open files towards `num_files`, as far as permitted; connections and uploads need one each."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = num_files if hard == resource.RLIM_INFINITY else min(num_files, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -108,13 +108,13 @@ def make_room_for_files(num_files: int) -> None:
 def make_server(
     config: GatewayConfig, listener: socket.socket, certificate: str | None = None, private_key: str | None = None
 ) -> Server:
-    """Return a server on `listener`, which serves until a signal and then lets running responses end.
+    """Create a server that serves until a signal, and then completes running responses.
 
     Args:
         config: Settings of the gateway.
         listener: Listening socket.
         certificate: Path of the TLS certificate; None for plain HTTP.
-        private_key: Path of its key; None if the certificate's file contains it.
+        private_key: Path of its private key; None if the certificate file contains it.
     """
     app = make_app(config)
     settings = uvicorn.Config(
@@ -191,12 +191,12 @@ def port_in_row(offset: int) -> int:
 
 
 def address(text: str) -> str:
-    """Return `text` as an IP address to listen at; argparse reports anything else."""
+    """Parse an IP address to listen at, for argparse."""
     return str(ipaddress.ip_address(text))
 
 
 def model_alias(text: str) -> tuple[str, str]:
-    """Return the two names in `NAME=FAMILY`; argparse reports anything else."""
+    """Parse `NAME=FAMILY` to both names, for argparse."""
     name, _, family = text.rpartition("=")
     if not all(
         part.isprintable() and 0 < len(part) <= MAX_ALIAS_CHARS and part == part.strip() for part in (name, family)
@@ -208,7 +208,7 @@ def model_alias(text: str) -> tuple[str, str]:
 
 
 def read_config(args: argparse.Namespace) -> GatewayConfig:
-    """Return the settings of the command line; raise ValueError or OSError if they are invalid."""
+    """Return the settings given by the command line; raise ValueError or OSError if they are invalid."""
     server = args.server or f"localhost:{port_in_row(1)}"
     port = port_in_row(3) if args.port is None else args.port
     if not 0 <= port < 65_536:
@@ -229,7 +229,7 @@ def read_config(args: argparse.Namespace) -> GatewayConfig:
 
 
 def read_keys(path: Path | None) -> tuple[str, ...]:
-    """Return the keys of the file and the environment; raise ValueError for a weak key or an empty file."""
+    """Return the keys in the file and the environment; raise ValueError for a weak key or an empty file."""
     try:
         lines = [] if path is None else path.read_text().splitlines()
     except UnicodeDecodeError:

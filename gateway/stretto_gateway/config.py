@@ -1,4 +1,4 @@
-"""Settings of the gateway, and its limits."""
+"""Settings and limits of the gateway."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,30 +9,30 @@ MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Limits per request, per caller and in total.
+    """Limits per request, per caller and in total. Times are in seconds.
 
     Attributes:
-        max_body_bytes: Body of a request with audio.
-        max_json_bytes: Body of any other request.
-        max_held_bytes: All requests in progress together, beyond the first 64 KiB of each.
-        max_input_chars: Characters of a text.
-        max_batch: Items of a batch.
-        max_batch_bytes: Audio of a batch.
-        max_active: Concurrent utterances. One caller alone may use half.
-        max_waiting: Queued requests; further ones get status 429. One caller alone may use half.
-        max_voices: Stored voices per key.
-        max_voice_bytes: Recording of a stored voice.
-        max_connections: Open connections.
-        stall_s: Time in which a client may read nothing, or send nothing, before it is disconnected.
-        upload_s: Time for a whole body.
-        drain_s: Time for running responses at shutdown.
-        max_sessions: Open WebSockets.
-        max_event_bytes: One WebSocket message.
-        max_turn_s: Uncommitted audio of a realtime session.
-        max_items: Items of a realtime conversation.
+        max_body_bytes: Maximum body of a request with audio.
+        max_json_bytes: Maximum body of any other request.
+        max_held_bytes: Maximum memory of all requests in progress together, beyond the first 64 KiB of each.
+        max_input_chars: Maximum length of a text, in characters.
+        max_batch: Maximum number of items in a batch.
+        max_batch_bytes: Maximum audio of a batch.
+        max_active: Maximum number of concurrent utterances. One caller alone may use half.
+        max_waiting: Maximum number of queued requests; more get status 429. One caller alone may use half.
+        max_voices: Maximum number of stored voices per key.
+        max_voice_bytes: Maximum recording of a stored voice.
+        max_connections: Maximum number of open connections.
+        stall_s: Time without progress of reading or writing after which a client is disconnected.
+        upload_s: Maximum time for the upload of a body.
+        drain_s: Maximum time for running responses at shutdown.
+        max_sessions: Maximum number of open WebSockets.
+        max_event_bytes: Maximum size of a WebSocket message.
+        max_turn_s: Maximum uncommitted audio of a realtime session.
+        max_items: Maximum number of items in a realtime conversation.
         idle_s: Time without a message after which a session ends.
-        session_s: Duration of a session.
-        writing_s: Time for the text of an utterance that is spoken while it is written.
+        session_s: Maximum duration of a session.
+        writing_s: Maximum time in which the text of a streamed utterance must be complete.
     """
 
     max_body_bytes: int = 32 * MIB
@@ -60,18 +60,18 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class GatewayConfig:
-    """Settings of one gateway.
+    """Settings of a gateway.
 
     Attributes:
         server: gRPC address of the server (host:port).
         address: IP address to listen at.
         port: TCP port to listen at.
-        keys: API keys; if empty, no key is needed.
+        keys: API keys; if empty, no key is required.
         limits: Limits on requests and connections.
-        voices: Folder of uploaded voices; None to refuse uploads.
-        strict: Refuse request fields that are not honoured, instead of ignoring them.
-        model_aliases: Additional model names, with the family of each.
-        cors_origins: Origins whose browser pages may use the API (CORS); `*` is any.
+        voices: Folder of uploaded voices; None to reject uploads.
+        strict: True to reject request fields that have no effect, instead of ignoring them.
+        model_aliases: Additional model names, with the family that each one means.
+        cors_origins: Origins whose browser pages may use the API (CORS); `*` for any.
     """
 
     server: str

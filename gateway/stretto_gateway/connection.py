@@ -1,4 +1,4 @@
-"""HTTP connection with limits that apply before the caller's key is known."""
+"""HTTP connection with limits that apply before the caller has been authenticated."""
 
 import asyncio
 import logging
@@ -12,26 +12,26 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from stretto_gateway.caller import network
 
 LOG = logging.getLogger("stretto_gateway")
-HEAD_S = 60.0  # time for the head of a request
-STALL_S = 30.0  # time in which the client has to read part of a response
-# polls in that time: a delayed event loop runs timers before pending reads, so one timer could expire too early
+HEAD_S = 60.0  # maximum time for the head of a request
+STALL_S = 30.0  # time in which the client must read part of a response
+# number of polls in that time, because a delayed event loop runs timers before pending reads
 NUM_LOOKS = 10
 MAX_HEAD_BYTES, MAX_HEADERS = 65_536, 100  # of a request head, including trailers
-MAX_UPGRADE_LINE = 8000  # bytes of a header, and of the URL: websockets parses no longer lines, and would not answer
+MAX_UPGRADE_LINE = 8000  # bytes of a header or of the URL; websockets does not answer if a line is longer
 MAX_PIPELINED = 8  # requests queued on a connection
 # Limit on small reads plus requests per second. Excess data waits in the kernel, which merges small writes.
 SMALL_BYTES, MAX_SMALL = 1024, 500
-# Each part of a body costs time, however small it is. Beyond FREE_PARTS, parts must have this average size.
+# Each part of a body costs time, however small. After FREE_PARTS parts, their average size must be at least this.
 FREE_PARTS, MIN_PART_BYTES = 4096, 16
 # After NUM_TINY reads of less than TINY_BYTES on average, and faster than TINY_PER_S, each read is delayed, so that the
 # kernel merges what a client writes byte by byte; until NUM_TINY reads have SMALL_BYTES on average.
 TINY_BYTES, NUM_TINY, TINY_PER_S, TINY_DELAY_S = 32, 64, 200, 0.05
-UNSENT_BYTES = 16_384  # limit on unsent bytes in the kernel, and here: progress of a reader is not visible beyond them
+UNSENT_BYTES = 16_384  # limit on unsent bytes in the kernel, and here, so that the client's reading progress is visible
 TOO_LONG = f"The head of a request has at most {MAX_HEAD_BYTES} bytes."
 
 
 class Rate:
-    """Counter of events in the current second of a loop's clock."""
+    """Event counter that restarts every second of an event loop's clock."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, limit: int):
         self._loop, self._limit = loop, limit
@@ -39,7 +39,7 @@ class Rate:
 
     @property
     def is_over(self) -> bool:
-        """True if this second's count exceeds the limit."""
+        """True if more than `limit` events were counted in the current second."""
         return self._count > self._limit and self._loop.time() < self.ends_at
 
     def add(self, num: int = 1) -> None:
@@ -51,10 +51,10 @@ class Rate:
 
 
 class Reads:
-    """Sizes and rate of a connection's reads.
+    """Sizes and rate of reads from a connection.
 
     Attributes:
-        are_tiny: True if reads were small and fast, and should be delayed.
+        are_tiny: True if recent reads were small and fast, so that the next ones should be delayed.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop):
@@ -62,7 +62,7 @@ class Reads:
         self._num, self._num_bytes, self.are_tiny = 0, 0, False
 
     def add(self, num_bytes: int) -> None:
-        """Count a read."""
+        """Count a read of `num_bytes` bytes."""
         self._num += 1
         self._num_bytes += num_bytes
         if self._num == NUM_TINY:
@@ -76,12 +76,12 @@ class Reads:
 
 
 class PacedFlow(FlowControl):
-    """uvicorn's flow control with a second reason to pause reading: the rate limit."""
+    """uvicorn's flow control, which also pauses reading for the rate limit."""
 
     _is_held = False
 
     def hold(self, loop: asyncio.AbstractEventLoop, until: float) -> None:
-        """Pause reading until the time `until` of the loop's clock."""
+        """Pause reading until the event loop's clock reaches `until`."""
         if not self._is_held:
             self._is_held = True
             self._transport.pause_reading()
@@ -100,7 +100,7 @@ class PacedFlow(FlowControl):
 
 
 class PlainCycle(RequestResponseCycle):
-    """HTTP/1.0 request. HTTP/1.0 has no chunks, so closing the connection ends a body of unknown length."""
+    """HTTP/1.0 request. HTTP/1.0 has no chunks, so the end of the connection ends a body of unknown length."""
 
     _is_open_ended = False
 
@@ -121,15 +121,15 @@ class Connection(HttpToolsProtocol):
     """uvicorn's connection, closed if the head of a request takes too long or too much memory.
 
     It is also closed if the client stops reading. If the client pipelines too many requests or sends a malformed one,
-    it is closed after pending responses have been sent. A response is never cut short.
+    the connection is closed after pending responses have been sent. A response is never cut short.
 
-    Beyond `limit_concurrency` connections, an idle one is closed: the longest idle one of the host that has most of
-    them. If none is idle, uvicorn answers 503.
+    Beyond `limit_concurrency` connections, one is closed: of those without a request in progress, the longest idle one
+    of the host with most connections. If there is none, uvicorn answers 503.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._num_kept_bytes = 0  # upper bound on received bytes not passed to the application yet
+        self._num_kept_bytes = 0  # upper bound on the number of received bytes that the application has not read yet
         self._num_head_bytes = self._num_headers = 0  # of the request being received
         self._num_parts = self._num_body_bytes = 0  # of its body
         self._refusal = ""  # reason for stopping the parser
@@ -194,7 +194,11 @@ class Connection(HttpToolsProtocol):
         super().handle_websocket_upgrade()
 
     def send_400_response(self, msg: str) -> None:
-        """Send status 400, or close after the pending responses if it could not be attributed to its request."""
+        """Send status 400.
+
+        If another response is still pending, close the connection after it instead, because the client could not match
+        the 400 to its request.
+        """
         msg = self._refusal or msg
         answered, came = self._answered, self.cycle
         if self.is_idle or (came is answered and came.more_body and not came.response_started):
@@ -202,7 +206,7 @@ class Connection(HttpToolsProtocol):
             return
         self._is_ending = True
         if self.pipeline and came.more_body:
-            self.pipeline.popleft()  # incomplete, and never will be complete
+            self.pipeline.popleft()  # its body will never be complete
         last = self.pipeline[0][0] if self.pipeline else answered
         assert last is not None
         last.keep_alive = False
@@ -259,7 +263,7 @@ class Connection(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answered = cycle
         if cycle.scope["http_version"] == "1.0":
-            # WORKAROUND(uvicorn 0.54): HTTP/1.0 gets chunked responses; send the body without chunks
+            # WORKAROUND(uvicorn 0.54): HTTP/1.0 requests get chunked responses; send the body without chunks
             cycle.__class__ = PlainCycle
         super()._start_asgi_task(cycle, app)
 
@@ -274,7 +278,7 @@ class Connection(HttpToolsProtocol):
         raise OverflowError(why)
 
     def _wait(self) -> None:
-        """Start the timer for the client to read the response, or for the next request head if all is read."""
+        """Start the timer for reading of the response or, if all of it has been read, for the next request head."""
         self._waits_since = self.loop.time()
         self._look_later(self.transport.get_write_buffer_size(), NUM_LOOKS)
 
@@ -284,10 +288,7 @@ class Connection(HttpToolsProtocol):
         self._timer = self.loop.call_later(patience_s / NUM_LOOKS, self._look, num_unread, num_looks - 1)
 
     def _look(self, num_unread: int, num_looks: int) -> None:
-        """Keep waiting if fewer than `num_unread` bytes are unsent or polls are left.
-
-        Otherwise close the connection.
-        """
+        """Close the connection unless fewer than `num_unread` bytes are unsent, or polls are left."""
         if self.transport.get_write_buffer_size() < num_unread:
             self._wait()
             return

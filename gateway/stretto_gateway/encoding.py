@@ -33,7 +33,7 @@ class Encoder(Protocol):
     """Streaming encoder of one utterance."""
 
     def encode(self, pcm: NDArray[Any]) -> bytes:
-        """Return the bytes that can be sent after samples `pcm`: int16 [n]."""
+        """Return the bytes that are ready after the samples `pcm`, int16 [n]."""
         ...
 
     def close(self) -> bytes:
@@ -42,7 +42,7 @@ class Encoder(Protocol):
 
 
 class PcmEncoder:
-    """Little-endian samples without a header."""
+    """Encoder to little-endian samples without a header."""
 
     def encode(self, pcm: NDArray[Any]) -> bytes:
         return pcm.astype("<i2", copy=False).tobytes()
@@ -52,7 +52,7 @@ class PcmEncoder:
 
 
 class WavEncoder(PcmEncoder):
-    """Little-endian samples after a WAV header of unknown length."""
+    """Encoder to little-endian samples after a WAV header with unknown length."""
 
     def __init__(self, sample_rate: int):
         self._header = wav_header(sample_rate)
@@ -63,7 +63,12 @@ class WavEncoder(PcmEncoder):
 
 
 def wav_header(sample_rate: int, num_bytes: int | None = None) -> bytes:
-    """Return the 44-byte header of mono 16-bit samples; `num_bytes` is their size, None if unknown."""
+    """Return the 44-byte header of mono 16-bit samples.
+
+    Args:
+        sample_rate: In Hz.
+        num_bytes: Size of the samples; None if unknown.
+    """
     riff, data = (UNKNOWN_SIZE,) * 2 if num_bytes is None else (num_bytes + 36, num_bytes)
     form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, sample_rate, 2 * sample_rate, 2, 16)
     return struct.pack("<4sI4s", b"RIFF", riff, b"WAVE") + form + struct.pack("<4sI", b"data", data)
@@ -96,7 +101,7 @@ CODECS: dict[str, tuple[str, str, int | None, dict[str, str]]] = {
 
 
 class FfmpegEncoder:
-    """Encoder of one of the formats in CODECS, by FFmpeg."""
+    """Encoder by FFmpeg, for the formats in CODECS."""
 
     def __init__(self, name: str, sample_rate: int):
         container, codec, bit_rate, options = CODECS[name]
@@ -125,13 +130,13 @@ class FfmpegEncoder:
 
 
 def make_encoder(name: str, sample_rate: int) -> Encoder:
-    """Return the encoder of a format in MEDIA_TYPES, for mono samples at `sample_rate` Hz."""
+    """Create the encoder of a format in MEDIA_TYPES, for mono samples at `sample_rate` Hz."""
     plain: dict[str, Callable[[], Encoder]] = {"pcm": PcmEncoder, "wav": lambda: WavEncoder(sample_rate)}
     return plain[name]() if name in plain else FfmpegEncoder(name, sample_rate)
 
 
 LEAST_SPEED, GREATEST_SPEED = 0.25, 4.0
-STAGES = 2  # atempo takes at least 0.5, and above 2 it skips samples instead of blending them
+STAGES = 2  # atempo requires at least 0.5, and above 2 it skips samples instead of blending them
 BLOCKS_PER_S = 50  # fixed block size, because the filter's output depends on it
 PADDING_S = 0.5  # silence at the end, to flush the filter's last windows
 
@@ -139,7 +144,7 @@ PADDING_S = 0.5  # silence at the end, to flush the filter's last windows
 class TimeStretch:
     """Streaming time stretch of one utterance.
 
-    `n` samples become `round(n / speed)`, at least one. The result does not depend on how the input is divided into
+    `n` samples become `round(n / speed)`, at least one. The result does not depend on how the input is split into
     blocks.
     """
 
@@ -161,7 +166,7 @@ class TimeStretch:
         self._graph.link_nodes(source, *stages, self._graph.add("abuffersink")).configure()
 
     def stretch(self, pcm: NDArray[Any]) -> NDArray[Any]:
-        """Return the samples that are ready after `pcm`; both int16 [n], mono."""
+        """Return the samples, int16 [m], that are ready after `pcm`, int16 [n]; both mono."""
         assert pcm.dtype == np.int16, pcm.dtype
         self._num_in += len(pcm)
         return self._run(pcm)
@@ -172,7 +177,7 @@ class TimeStretch:
         return self._run(np.zeros(round(PADDING_S * self._rate), np.int16))[: max(0, due)]
 
     def _run(self, pcm: NDArray[Any]) -> NDArray[Any]:
-        """Filter all whole blocks and return the output."""
+        """Filter all complete blocks and return the output."""
         self._kept = np.concatenate([self._kept, pcm])
         size = max(1, self._rate // BLOCKS_PER_S)
         num_whole = len(self._kept) // size * size
@@ -195,13 +200,13 @@ class TimeStretch:
 
 
 class StretchedEncoder:
-    """Encoder of time-stretched samples."""
+    """Encoder that time-stretches samples before it encodes them."""
 
     def __init__(self, stretch: TimeStretch, encoder: Encoder):
         self._stretch, self._encoder = stretch, encoder
 
     def encode(self, pcm: NDArray[Any]) -> bytes:
-        """Return the bytes that can be sent after samples `pcm`: int16 [n]."""
+        """Return the bytes that are ready after the samples `pcm`, int16 [n]."""
         made = self._stretch.stretch(pcm)
         return self._encoder.encode(made) if len(made) else b""
 

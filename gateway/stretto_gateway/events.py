@@ -13,16 +13,23 @@ from stretto_gateway.answers import ApiError, from_client_error
 from stretto_gateway.caller import CallerGone, unless_gone
 from stretto_gateway.metrics import SpeechTrace, Trace
 
-PIECE_BYTES = 16_384  # sent at a time, so that slow readers get one piece within the time limit
+PIECE_BYTES = 16_384  # bytes sent at a time, so that a slow client can read one piece within the time limit
 LOG = logging.getLogger("stretto_gateway")
 
 
 class Streamed(Response):
-    """Response that is sent part by part.
+    """HTTP response that is sent part by part.
 
-    An ApiError before the first part is the whole response. After the first part, the connection is closed early, so
-    that no client takes the response for complete. If the format can carry an error, `last_words` makes a last part of
-    it. If the client disconnects, or reads nothing for `stall_s` seconds, the parts are closed.
+    If an ApiError is raised before the first part, it becomes the whole response. After the first part, the connection
+    is closed early, so that no client takes the response for complete; a last part from `last_words` is sent before if
+    the format can represent an error. If the client disconnects, or reads nothing for `stall_s` seconds, the parts are
+    closed.
+
+    Args:
+        parts: Parts of the body.
+        media_type: Media type of the body.
+        stall_s: Maximum time in which the client reads nothing, in seconds.
+        last_words: Function that formats an error as a part.
     """
 
     def __init__(
@@ -63,14 +70,14 @@ class Streamed(Response):
 
 
 async def client_events(stream: Speech, fields: dict[str, str]) -> AsyncGenerator[SpeechEvent, None]:
-    """Yield the events of `stream` and close it at the end.
+    """Yield the events of a response and close it at the end.
 
     Args:
         stream: Response of the server.
-        fields: Caller's field names by the server's.
+        fields: Request fields by the server's field names.
 
     Raises:
-        ApiError: The stream fails.
+        ApiError: The response fails.
     """
     try:
         async with stream:
@@ -81,7 +88,7 @@ async def client_events(stream: Speech, fields: dict[str, str]) -> AsyncGenerato
 
 
 async def text_events(stream: Speech, fields: dict[str, str], trace: Trace) -> AsyncGenerator[SpeechEvent, None]:
-    """Yield the events of a text response and record them in `trace`; raise ApiError if it fails."""
+    """Yield the events of a text response and record them in `trace`; raise ApiError if the response fails."""
     trace.start()
     try:
         async with aclosing(client_events(stream, fields)) as events:
@@ -95,7 +102,7 @@ async def text_events(stream: Speech, fields: dict[str, str], trace: Trace) -> A
 async def speech_events(
     stream: Speech, fields: dict[str, str], trace: SpeechTrace
 ) -> AsyncGenerator[SpeechEvent, None]:
-    """Yield the events of a speech response; raise ApiError if it fails or has no samples."""
+    """Yield the events of a speech response and record them; raise ApiError if it fails or has no samples."""
     async with aclosing(text_events(stream, fields, trace)) as events:
         async for event in events:
             yield event
@@ -104,7 +111,7 @@ async def speech_events(
 
 
 def reply_events(stream: Speech, fields: dict[str, str], trace: Trace) -> AsyncGenerator[SpeechEvent, None]:
-    """Yield the events of a speech or text response, depending on the type of the trace."""
+    """Yield the events of a speech or text response, as determined by the type of `trace`."""
     return (
         speech_events(stream, fields, trace) if isinstance(trace, SpeechTrace) else text_events(stream, fields, trace)
     )

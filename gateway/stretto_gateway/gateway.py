@@ -1,4 +1,4 @@
-"""State shared by all endpoints: client, admission, catalogue and metrics."""
+"""State shared by all endpoints: client, admission, catalogue, metrics."""
 
 import asyncio
 
@@ -14,11 +14,11 @@ from stretto_gateway.voice_store import VoiceStore
 
 
 class Gateway:
-    """State of a running gateway; created and closed inside the event loop.
+    """State of a running gateway. It must be created and closed inside the event loop.
 
     Args:
         config: Settings.
-        client: Client of several servers, instead of a client of the configured one.
+        client: Client of several servers; None to use the configured server.
     """
 
     def __init__(self, config: GatewayConfig, client: RoutedClient | None = None):
@@ -34,7 +34,7 @@ class Gateway:
         self.voices = None if config.voices is None else VoiceStore(config.voices, config.limits.max_voices)
 
     async def close(self) -> None:
-        """Close the client, and send the remaining traces."""
+        """Close the client, and export the remaining traces."""
         await self.client.close()
         if self.metrics.spans is not None:
             await asyncio.to_thread(self.metrics.spans.close)

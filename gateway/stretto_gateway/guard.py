@@ -1,4 +1,4 @@
-"""ASGI middleware for all requests: request ids, API keys, origin checks, body limits and the access log."""
+"""ASGI middleware for all requests: request ids, API keys, origin checks, body limits, access log."""
 
 import asyncio
 import hashlib
@@ -40,14 +40,14 @@ ANY_ORIGIN = "*"  # allows pages of any origin
 EVERYBODY = "everybody"  # owner of stored voices if there are no keys
 WITH_AUDIO = (*RECORDINGS, CONVERSATIONS)
 VALUES = b"[{,"  # bytes that precede JSON values, except the first
-VALUE_BYTES, SMALL_VALUES = 64, 1024  # least memory of a parsed value, and number of values always admitted
-LISTS = b"[{"  # slowest to parse: 1 MiB of empty ones blocks the event loop for 0.2 s
+VALUE_BYTES, SMALL_VALUES = 64, 1024  # minimum memory of a parsed value, and number of values that is always admitted
+LISTS = b"[{"  # values that are slowest to parse: 1 MiB of empty ones blocks the event loop for 0.2 s
 MAX_LISTS = 65_536
 BASE64 = (string.ascii_letters + string.digits + "+/=").encode()
 
 
 class Keys:
-    """API keys, of which only digests are kept."""
+    """API keys, stored as digests."""
 
     def __init__(self, keys: Sequence[str]):
         self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
@@ -62,7 +62,7 @@ class Keys:
         return not matches or any(matches)
 
     def owner(self, authorization: str) -> str:
-        """Return the id of an admitted caller: a digest of its key, or EVERYBODY if there are no keys."""
+        """Return the id of an authenticated caller: a digest of the key, or EVERYBODY if there are no keys."""
         return self._digest(authorization).hex() if self._digests else EVERYBODY
 
     @staticmethod
@@ -71,7 +71,7 @@ class Keys:
 
 
 def key_in(authorization: str) -> str:
-    """Return the key in an `Authorization` header, or the whole of one without a scheme."""
+    """Return the key in an `Authorization` header, which is the whole value if it has no scheme."""
     scheme, _, key = authorization.partition(" ")
     return key.strip() if scheme.lower() == "bearer" else authorization
 
@@ -79,7 +79,7 @@ def key_in(authorization: str) -> str:
 def is_address(place: str) -> bool:
     """Return True if the host in `place` (host or host:port) is an IP address or localhost.
 
-    Any other name may resolve to this host in one browser only (DNS rebinding).
+    Any other name may resolve to this machine in a single browser only (DNS rebinding).
     """
     found = PLACE.fullmatch(place)
     host = "" if found is None else (found["bracketed"] or found["plain"]).lower()
@@ -89,7 +89,7 @@ def is_address(place: str) -> bool:
 
 
 def origin_of(text: str) -> str:
-    """Return `text` as a browser writes an origin, or `*`; raise ValueError if it is neither."""
+    """Return `text` in the form in which browsers send an origin, or `*`; raise ValueError if it is neither."""
     scheme, _, place = text.lower().rstrip("/").partition("://")
     if text != ANY_ORIGIN and (not scheme.replace("-", "").isalnum() or PLACE.fullmatch(place) is None):
         raise ValueError(f"--cors-origin: expected an origin such as https://app.example, or *, got {text!r}")
@@ -97,13 +97,13 @@ def origin_of(text: str) -> str:
 
 
 def is_own_page(origin: str | None, host: str) -> bool:
-    """Return True if no origin is given, or if it is the gateway's own page at an IP address or localhost."""
+    """Return True if there is no Origin header, or if it is the gateway's own page at an IP address or localhost."""
     scheme, _, place = (origin or "").partition("://")
     return origin is None or (bool(scheme) and place == host and is_address(place))
 
 
 def may_be_page_of_a_name(method: str, headers: Mapping[bytes, str]) -> bool:
-    """Return True if a browser page may have reached this host through a DNS name and sent no Origin header.
+    """Return True if a browser page may have sent the request without an Origin header to a DNS name of this machine.
 
     Browsers send `Accept-Language`, which a page may change but not remove; other programs do not send it. JavaScript
     programs may send it, but together with `Sec-Fetch-Mode`. Browsers send that header only to `localhost` and to hosts
@@ -114,7 +114,7 @@ def may_be_page_of_a_name(method: str, headers: Mapping[bytes, str]) -> bool:
 
 
 def key_in_protocol(scope: Scope) -> str:
-    """Return the key among a WebSocket's subprotocols; empty if there is none."""
+    """Return the API key among a WebSocket's subprotocols; empty if there is none."""
     offered = (name for name in scope.get("subprotocols", ()) if name.startswith(KEY_PROTOCOL))
     return next(offered, "").removeprefix(KEY_PROTOCOL)
 
@@ -200,12 +200,15 @@ class Guard:
 
 
 def is_realtime(scope: Scope) -> bool:
-    """Return True if a request opens a session of the realtime API."""
+    """Return True if the request opens a realtime session."""
     return bool(scope["type"] == "websocket" and scope["path"] == REALTIME)
 
 
 def client_secret(scope: Scope, key: str) -> ClientSecret | None:
-    """Return the client secret that `key` is; None for other keys, and for requests that open no realtime session."""
+    """Return the client secret with value `key`.
+
+    None for other keys, and for requests that open no realtime session.
+    """
     if not is_realtime(scope) or not key.startswith(PREFIX):
         return None
     found: ClientSecret | None = scope["app"].state.gateway.secrets.find(key)
@@ -218,21 +221,21 @@ def is_form(headers: Mapping[bytes, str]) -> bool:
 
 
 def too_large(max_bytes: int, which: str = "") -> ApiError:
-    """Return the error for a body of more than `max_bytes`; `which` describes the bytes that were counted."""
+    """Return the error for a body of more than `max_bytes`; `which` describes the counted bytes."""
     return ApiError(413, f"the body has more than {max_bytes} bytes{which}", code="request_too_large")
 
 
 class Body:
-    """Request body, with limits on its size, its memory and its duration.
+    """Request body with limits on size, memory and duration.
 
     Args:
         receive: The server's `receive`.
-        max_bytes: Longest body.
-        max_other: Most bytes outside the base64 alphabet; None for no limit. Files in base64 take about their own size
-            in memory. 32 MiB of empty lists would take 1 GB, and would block the event loop for seconds.
+        max_bytes: Maximum size of the body.
+        max_other: Maximum number of bytes outside the base64 alphabet; None for no limit. Files in base64 need about
+            their own size in memory. 32 MiB of empty lists would need 1 GB, and would block the event loop for seconds.
         held: Memory account of all requests.
-        is_json: Count the memory of parsed values, too. It is overestimated, because texts may contain `[`, `{` and
-            `,`.
+        is_json: True to count the memory of parsed values, too. It is overestimated, because texts may contain `[`, `{`
+            and `,`.
     """
 
     def __init__(self, receive: Receive, max_bytes: int, max_other: int | None, held: Held, is_json: bool):
@@ -242,7 +245,7 @@ class Body:
         self._begun_s = time.monotonic()
 
     async def receive(self) -> Message:
-        """Return the next message; raise ApiError if the body is too large or too slow."""
+        """Return the next ASGI message; raise ApiError if the body is too large or too slow."""
         if self._is_complete:  # the application now waits for the disconnect
             return await self._receive()
         limits = self._held.limits
@@ -275,17 +278,17 @@ class Body:
         return message
 
     def keep(self, num_bytes: int) -> None:
-        """Account for `num_bytes` until the request ends; raise ApiError 503 if there is no memory for them."""
+        """Count `num_bytes` as held until the request ends; raise ApiError 503 beyond the limit."""
         self._held.add(num_bytes)
         self._num_held += num_bytes
 
     def forget(self) -> None:
-        """Release the memory once the request has ended."""
+        """Release the memory held for this request."""
         self._held.remove(self._num_held)
 
 
 class Exchange:
-    """Log entry and metrics of one request, without its content."""
+    """Log entry and metrics of one request."""
 
     def __init__(self, scope: Scope, send: Send):
         self.request_id = f"req_{secrets.token_hex(12)}"
@@ -302,11 +305,11 @@ class Exchange:
         await self._send(message)
 
     def fail(self) -> None:
-        """Record status 500, unless an HTTP response has been started."""
+        """Record status 500, unless an HTTP response has started."""
         self._status = 500 if self._status in (GONE, SWITCHED) else self._status
 
     async def converse(self, app: ASGIApp, receive: Receive) -> None:
-        """Run a WebSocket; an internal error closes it and is logged with its traceback."""
+        """Run a WebSocket; if an internal error occurs, close it and log the traceback."""
         try:
             await app(self._scope, receive, self.send)
         except (OSError, WebSocketDisconnect):  # client disconnected

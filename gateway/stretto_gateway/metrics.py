@@ -1,17 +1,17 @@
-"""Metrics of responses: Prometheus, under names common to speech servers, and OpenTelemetry spans.
+"""Metrics of responses: Prometheus, under names that are common to speech servers, and OpenTelemetry spans.
 
 Spans are exported to a collector (OTLP over HTTP) if configured:
 
     speech                      from the request to its last event
-      gateway queue             until it has a slot
-      preprocessor              until the language model has it
+      gateway queue             until admission
+      preprocessor              until the language model receives the prompt
       queue                     until its first row is computed
       prefill                   until its first frame, or the first word of a text response
       frames                    until its last frame, or the last word of a text response
       decode                    from the first frame to the last audio
 
-The gateway measures the start and the end; the rest are durations from the server's report. They are placed relative to
-the first audio event, or to the end of a text. The span of the preprocessor absorbs the remaining time.
+The gateway measures start and end; the other values are durations in the server's report. They are placed relative to
+the first audio event, or to the end of a text. The remaining time is attributed to the preprocessor.
 """
 
 import os
@@ -58,7 +58,7 @@ class Times:
     report: dict[str, Any]
 
     def parts(self) -> list[tuple[str, float, float]]:
-        """Return name, start and end of each known phase of the request."""
+        """Return name, start and end (in seconds of the monotonic clock) of each known phase of the request."""
         known = [("gateway queue", self.begun_s, self.started_s)]
         report = self.report
         if self.first_s is None or not {"queue_s", "total_s"} <= report.keys():
@@ -78,13 +78,20 @@ class Times:
 
 
 class Spans:
-    """Exporter of spans, in batches from its own thread; OpenTelemetry drops spans when its queue is full."""
+    """Exporter of spans in batches, in a thread of its own; OpenTelemetry drops spans if its queue is full."""
 
     def __init__(self, provider: "TracerProvider"):
         self._provider, self._tracer = provider, provider.get_tracer("stretto_gateway")
 
     def add(self, request: RequestHead, labels: tuple[str, str], times: Times, is_complete: bool) -> None:
-        """Add the spans of a finished response, as a child of the caller's `traceparent` if there is one."""
+        """Add the spans of a finished response, as children of the request's `traceparent` if it has one.
+
+        Args:
+            request: Identifiers of the request.
+            labels: Task and family.
+            times: Times of the response.
+            is_complete: False if the response failed or was cancelled.
+        """
         from opentelemetry import trace
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -111,7 +118,7 @@ class Spans:
         whole.end(at(times.ended_s))
 
     def close(self) -> None:
-        """Send the remaining spans; this may take EXPORT_S seconds."""
+        """Export the remaining spans; this may take EXPORT_S seconds."""
         self._provider.shutdown()
 
 
@@ -155,11 +162,11 @@ WAITS = (*GAPS, 10.0, 30.0, 60.0)
 
 
 class Metrics:
-    """Metrics of one gateway. Durations are wall-clock times measured in the gateway.
+    """Metrics of one gateway. Durations are wall-clock times measured in the gateway, in seconds.
 
     Args:
-        family: Returns the family that is served now.
-        spans: Exporter of traces; None if they are off.
+        family: Function that returns the name of the served family.
+        spans: Exporter of traces; None if tracing is off.
     """
 
     def __init__(self, family: Callable[[], str], spans: Spans | None = None):
@@ -199,7 +206,7 @@ class Metrics:
         )
 
     def waited(self, seconds: float) -> None:
-        """Record the queueing time of an admitted request."""
+        """Record the queueing time of an admitted request, in seconds."""
         self._queue.observe(seconds, REQUEST.get().exemplar)
 
     def watch(self, admission: Admission, sessions: Sessions) -> None:
@@ -212,7 +219,7 @@ class Metrics:
         opened.set_function(lambda: sessions.num_open)
 
     def page(self, accept: str) -> tuple[bytes, str]:
-        """Return all metrics and their media type: Prometheus' text format, or OpenMetrics if accepted."""
+        """Return all metrics and their media type: OpenMetrics if `accept` allows, else Prometheus' text format."""
         encode, media_type = choose_encoder(accept)
         return encode(self.registry), media_type
 
@@ -226,7 +233,8 @@ class Trace:
     def __init__(self, metrics: Metrics, task: str):
         self._metrics, self._labels, self._request = metrics, (metrics.family(), task), REQUEST.get()
         for counter in self._counters:
-            counter.labels(*self._labels)  # start at zero, so that Prometheus rates include the first increment
+            # create the counter at zero, so that Prometheus rates include the first increment
+            counter.labels(*self._labels)
         self._begun_s = time.monotonic()
         self._started_s: float | None = None
         self._first_s: float | None = None  # time of the first audio or text
@@ -238,7 +246,7 @@ class Trace:
         return self._metrics.text_left, self._metrics.text_cut
 
     def start(self) -> None:
-        """Record that the request has been admitted and is sent to the server."""
+        """Record the admission of the request, which is sent to the server next."""
         self._started_s = time.monotonic()
 
     def add(self, event: SpeechEvent) -> None:
@@ -280,7 +288,7 @@ class SpeechTrace(Trace):
     def __init__(self, metrics: Metrics, task: str):
         super().__init__(metrics, task)
         self._audio_s = self._underrun_s = 0.0
-        self._is_heard = False
+        self._is_audible = False
 
     @property
     def _counters(self) -> tuple[Counter, ...]:
@@ -299,7 +307,7 @@ class SpeechTrace(Trace):
             played_s = now_s - self._first_s - self._underrun_s
             self._underrun_s += max(0.0, played_s - self._audio_s)
             self._audio_s += len(event.pcm) / event.sample_rate
-            self._is_heard = self._is_heard or is_heard(event.pcm)
+            self._is_audible = self._is_audible or is_audible(event.pcm)
         self._end(event)
 
     def close(self) -> None:
@@ -313,7 +321,7 @@ class SpeechTrace(Trace):
 
     def _count_sound(self) -> None:
         metrics, labels = self._metrics, self._labels
-        if not self._is_heard:
+        if not self._is_audible:
             metrics.silent.labels(*labels).inc()
         if not self.has_sound:
             return
@@ -324,6 +332,6 @@ class SpeechTrace(Trace):
             metrics.continuous.labels(*labels).inc()
 
 
-def is_heard(pcm: NDArray[Any]) -> bool:
-    """Return True if any of the samples `pcm` (int16 [n]) is louder than SILENCE."""
+def is_audible(pcm: NDArray[Any]) -> bool:
+    """Return True if any of the samples `pcm`, int16 [n], is louder than SILENCE."""
     return max(int(pcm.max()), -int(pcm.min())) > SILENCE

@@ -1,6 +1,6 @@
-"""`GET /`: a page to try the models, by text and microphone. `GET /docs`: the API reference.
+"""`GET /`: a page to try the models with text and microphone. `GET /docs`: the API reference.
 
-All their files are in this package; the pages load none from other hosts.
+All files of these pages are in this package; none is loaded from other hosts.
 """
 
 import re
@@ -32,11 +32,11 @@ CODE = re.compile(r"`([^`]+)`")
 
 
 def reference_page(schema: dict[str, Any], base_url: str) -> str:
-    """Return a page about the routes of an OpenAPI schema, with an example.
+    """Return an HTML page about the routes of an OpenAPI schema, with an example.
 
     Args:
-        schema: The content of `/openapi.json`.
-        base_url: URL under which the gateway was reached, with a trailing slash.
+        schema: Contents of `/openapi.json`.
+        base_url: URL of the gateway as seen by the client, with a trailing slash.
     """
     info = schema["info"]
     parts = [HEAD, f"<header><h1>{escape(info['title'])}</h1></header>\n<main>\n"]
@@ -57,7 +57,7 @@ def _prose(text: str) -> str:
 
 
 def _example(schema: dict[str, Any], base_url: str) -> str:
-    """Return HTML with a curl command that speaks a sentence."""
+    """Return HTML with a curl command that generates a sentence."""
     key = ' \\\n  -H "authorization: Bearer $KEY"' if "security" in schema else ""
     line = (
         f"curl {base_url}v1/audio/speech{key} \\\n"
@@ -75,44 +75,45 @@ def _operation(method: str, path: str, operation: dict[str, Any], schemas: dict[
     for media_type, body in operation.get("requestBody", {}).get("content", {}).items():
         fields = _resolved(body["schema"], schemas)
         needed = set(fields.get("required", ()))
-        named = sorted(fields["properties"].items(), key=lambda each: each[0] not in needed)  # those first
-        rows = [_field(each, told, fields, schemas) for each, told in named]
+        named = sorted(fields["properties"].items(), key=lambda each: each[0] not in needed)  # required fields first
+        rows = [_field(each, schema, fields, schemas) for each, schema in named]
         yield _table(f"Fields ({media_type})", ("name", "type", "default", "what"), rows)
-    answers = [(status, _answer(told, schemas), told["description"]) for status, told in operation["responses"].items()]
+    responses = operation["responses"].items()
+    answers = [(status, _answer(response, schemas), response["description"]) for status, response in responses]
     yield _table("Answers", ("status", "as", "what"), answers)
     yield "</section>\n"
 
 
-def _field(name: str, told: dict[str, Any], fields: dict[str, Any], schemas: dict[str, Any]) -> tuple[str, ...]:
+def _field(name: str, schema: dict[str, Any], fields: dict[str, Any], schemas: dict[str, Any]) -> tuple[str, ...]:
     is_needed = name in fields.get("required", ())
-    default = "required" if is_needed else repr(told["default"]) if told.get("default") is not None else ""
-    return name, _type(told, schemas), default, told.get("description", "")
+    default = "required" if is_needed else repr(schema["default"]) if schema.get("default") is not None else ""
+    return name, _type(schema, schemas), default, schema.get("description", "")
 
 
-def _answer(told: dict[str, Any], schemas: dict[str, Any]) -> str:
-    content = told.get("content", {})
+def _answer(response: dict[str, Any], schemas: dict[str, Any]) -> str:
+    content = response.get("content", {})
     return ", ".join(f"{kind}: {_type(each['schema'], schemas)}" for kind, each in content.items()) or "nothing"
 
 
-def _type(told: dict[str, Any], schemas: dict[str, Any]) -> str:
-    """Return a short description of a type; for an object, its fields."""
-    if "$ref" in told:
-        name, fields = told["$ref"].rpartition("/")[2], _resolved(told, schemas)
+def _type(schema: dict[str, Any], schemas: dict[str, Any]) -> str:
+    """Return a short description of a type; for an object, its field names."""
+    if "$ref" in schema:
+        name, fields = schema["$ref"].rpartition("/")[2], _resolved(schema, schemas)
         return f"{name} {{{', '.join(fields.get('properties', ()))}}}"
     for kind in ("anyOf", "oneOf"):
-        if kind in told:
-            return " or ".join(_type(each, schemas) for each in told[kind])
-    if "enum" in told or "const" in told:
-        return " | ".join(map(str, told.get("enum", [told.get("const")])))
-    if told.get("type") == "array":
-        return f"list of {_type(told['items'], schemas)}"
-    if "contentMediaType" in told:
+        if kind in schema:
+            return " or ".join(_type(each, schemas) for each in schema[kind])
+    if "enum" in schema or "const" in schema:
+        return " | ".join(map(str, schema.get("enum", [schema.get("const")])))
+    if schema.get("type") == "array":
+        return f"list of {_type(schema['items'], schemas)}"
+    if "contentMediaType" in schema:
         return "file"
-    return str(told.get("type", "anything"))
+    return str(schema.get("type", "anything"))
 
 
-def _resolved(told: dict[str, Any], schemas: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = schemas[told["$ref"].rpartition("/")[2]] if "$ref" in told else told
+def _resolved(schema: dict[str, Any], schemas: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = schemas[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
     return found
 
 
@@ -143,7 +144,7 @@ router = APIRouter(include_in_schema=False)
 
 
 async def show(request: Request) -> Response:
-    """Return a file of the page. It needs no key, because the page contains no data of the gateway."""
+    """Return a file of the page. No key is required, because the page contains no data of the gateway."""
     path = FILES[request.scope["route"].path]
     return Response(path.read_bytes(), headers=HEADERS, media_type=MEDIA_TYPES[path.suffix])
 

@@ -1,4 +1,4 @@
-"""Client of several servers: each utterance is routed to the server that a callback selects."""
+"""Client of several servers: a callback selects the server of each utterance."""
 
 import asyncio
 import hashlib
@@ -21,7 +21,7 @@ from stretto_client import (
 from stretto_client.long_speech import Items, ProducedSpeech, Speech
 from stretto_client.speech_stream import Audio
 
-ATTEMPTS = 4  # servers tried for an utterance before its first event
+ATTEMPTS = 4  # maximum number of servers tried for an utterance before its first event
 READY_S = 4.0  # shorter than the gateway's own READY_S
 
 Begin = Callable[[SpeechClient], Speech]
@@ -29,7 +29,7 @@ Begin = Callable[[SpeechClient], Speech]
 
 @dataclass(frozen=True)
 class Lease:
-    """Server for one utterance.
+    """Server selected for one utterance.
 
     Attributes:
         name: Name of the server.
@@ -48,10 +48,14 @@ It is the busier by one for as long as the block runs."""
 
 
 class RoutedClient:
-    """Subset of SpeechClient that the gateway uses, over the servers that `choose` selects.
+    """Subset of SpeechClient that the gateway uses, over the servers selected by `choose`.
 
     If a server is unavailable, an utterance is retried on another one, unless some of its output has been received. An
-    utterance whose server is lost ends with ServerUnavailable.
+    utterance whose server is lost after that raises ServerUnavailable.
+
+    Args:
+        choose: Callback that selects a server.
+        timeouts: Timeouts of the clients; None for the defaults.
     """
 
     def __init__(self, choose: Choose, timeouts: Timeouts | None = None):
@@ -60,7 +64,7 @@ class RoutedClient:
         self._profile: ModelProfile | None = None
 
     def speak(self, text: str | AsyncIterable[str], /, **options: Unpack[SpeakArguments]) -> Speech:
-        """Speak a text like SpeechClient; a text that is still being written stays on one server."""
+        """Speak a text like SpeechClient. Streamed text stays on one server."""
         attempts = ATTEMPTS if isinstance(text, str) else 1
         return self._routed("", lambda client: client.speak(text, **options), attempts)
 
@@ -69,7 +73,7 @@ class RoutedClient:
         return self._routed("", lambda client: client.transcribe(audio, **options))
 
     def converse(self, messages: list[dict[str, Any]], /, *recordings: Audio, **options: Unpack[TaskOptions]) -> Speech:
-        """Answer a conversation like SpeechClient; its turns use one server while that has capacity."""
+        """Answer a conversation like SpeechClient. Its turns use the same server while that has capacity."""
         return self._routed(
             conversation_key(messages, *recordings), lambda client: client.converse(messages, *recordings, **options)
         )
@@ -82,7 +86,7 @@ class RoutedClient:
         return self._profile
 
     async def ready(self) -> bool:
-        """Return True if some server accepts requests."""
+        """Return True if any server accepts requests."""
         with suppress(ClientError, TimeoutError):
             async with asyncio.timeout(READY_S), self._lent("") as (client, _):
                 return await client.ready()
@@ -111,7 +115,7 @@ class RoutedClient:
                             has_begun = True
                 return
             except ServerUnavailable as error:
-                if len(refused) == num_refused:  # no other server is left
+                if len(refused) == num_refused:  # no other server remains
                     raise refusal or error from None
                 if has_begun or len(refused) == attempts:
                     raise
@@ -127,7 +131,7 @@ class RoutedClient:
 
 @asynccontextmanager
 async def _ended_with(lease: Lease, stream: Speech) -> AsyncIterator[None]:
-    """Cancel the stream and raise ServerUnavailable as soon as its server is lost, before any timeout."""
+    """Cancel the stream and raise ServerUnavailable as soon as its server is lost, without waiting for a timeout."""
     lease.lost.add_done_callback(lambda _: stream.cancel())
     try:
         yield
@@ -138,7 +142,7 @@ async def _ended_with(lease: Lease, stream: Speech) -> AsyncIterator[None]:
 
 
 def conversation_key(messages: list[dict[str, Any]], *audio: Audio) -> str:
-    """Return a digest of the turns up to the first user's, which all turns of one conversation share."""
+    """Return a digest of the turns up to the user's first one, which is the same for all turns of a conversation."""
     first = next((n for n, turn in enumerate(messages) if turn.get("role") == "user"), len(messages))
     opening = messages[: first + 1]
     digest = hashlib.blake2b(json.dumps(opening, sort_keys=True).encode(), digest_size=16)

@@ -1,4 +1,4 @@
-"""`POST /v1/audio/speech`: a text as speech, streamed from the first chunk on."""
+"""`POST /v1/audio/speech`: text to speech, streamed chunk by chunk."""
 
 import asyncio
 import base64
@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from stretto_client import SpeakArguments, SpeechEvent
-from stretto_gateway.answers import FILE, TEXT, ApiError, Batch, FailedItem, SpokenItem, described, refused, within
+from stretto_gateway.answers import FILE, TEXT, ApiError, Batch, FailedItem, SpokenItem, described, error_path, refused
 from stretto_gateway.caller import Result, unless_gone
 from stretto_gateway.catalogue import find_task
 from stretto_gateway.encoding import (
@@ -44,11 +44,11 @@ from stretto_gateway.speech_request import (
 from stretto_gateway.voices import brought_voice
 
 router = APIRouter()
-FIRST_SAMPLES = 2400  # encoded first: few, and enough for the first bytes of mp3 (1800) and aac (2160)
+FIRST_SAMPLES = 2400  # samples that are encoded first; mp3 needs 1800 and aac 2160 for their first bytes
 IN_A_VOICE = {"messages[1].text": "input", "messages[0].text": "voice", "audio": "voice", "messages": "voice"}
-# Caller's field names by the server's.
+# Request fields by the server's field names.
 FIELDS = {"text": "input", "options.instruct": "instructions"} | IN_A_VOICE
-WRITTEN_FIELDS = FIELDS | {"text": "text", "messages[1].text": "text"}  # for a text that is still being written
+WRITTEN_FIELDS = FIELDS | {"text": "text", "messages[1].text": "text"}  # for streamed text
 
 ANSWERS = described("Audio, chunk by chunk, or events with audio", *MEDIA_TYPES.values(), schema=FILE)
 ANSWERS[200]["content"]["text/event-stream"] = TEXT
@@ -56,7 +56,7 @@ ANSWERS[200]["content"]["text/event-stream"] = TEXT
 
 @router.post("/v1/audio/speech", response_class=Response, responses=ANSWERS)
 async def create_speech(body: SpeechRequest, request: Request) -> Response:
-    """Generate the audio of `input`, chunk by chunk; as server-sent events with `stream_format` `sse`."""
+    """Generate the audio of `input`, chunk by chunk; with `stream_format` `sse` as server-sent events."""
     gateway: Gateway = request.app.state.gateway
     ignored = Ignored(body, gateway.strict)
     options = await speech_options(gateway, body, request.state, ignored)
@@ -75,7 +75,7 @@ async def create_speech(body: SpeechRequest, request: Request) -> Response:
 
 
 async def speech_options(gateway: Gateway, item: SpeechItem, asked: State, ignored: Ignored) -> SpeakArguments:
-    """Return the result of `voice_options`; raise ApiError also for a text that is too long or incomplete."""
+    """Return the result of `voice_options`; raise ApiError also if the text is too long or not complete."""
     if len(item.input) > gateway.limits.max_input_chars:
         expected = f"at most {gateway.limits.max_input_chars} characters"
         raise refused("input", expected, f"{len(item.input)} characters")
@@ -90,9 +90,9 @@ async def voice_options(gateway: Gateway, item: SpeechFields, asked: State, igno
 
     Args:
         gateway: The gateway.
-        item: The caller's fields.
-        asked: State of the request, filled in by the guard: its owner, and `keep` for the memory that it takes.
-        ignored: Collects the fields that this model does not honour.
+        item: Fields of the request.
+        asked: State of the request, set by the guard: its owner, and `keep`, which accounts for its memory.
+        ignored: Receives the fields that this model does not support.
 
     Raises:
         ApiError: This gateway or model does not support the requested fields.
@@ -106,7 +106,14 @@ async def voice_options(gateway: Gateway, item: SpeechFields, asked: State, igno
 async def audio_parts(
     gateway: Gateway, item: SpeechFields, text: str | AsyncIterable[str], options: SpeakArguments
 ) -> AsyncGenerator[bytes, None]:
-    """Yield the audio file of `text` in parts, as they become ready; the text may be an async iterable."""
+    """Yield the audio file of a text in parts, as they become ready.
+
+    Args:
+        gateway: The gateway.
+        item: Fields of the request.
+        text: The text, or an async iterable of pieces of streamed text.
+        options: Other arguments of `SpeechClient.speak`.
+    """
     encoder = item_encoder(item)
     async with spoken(gateway, text, options) as events:
         async for event in events:
@@ -137,7 +144,7 @@ async def sse_parts(gateway: Gateway, item: SpeechRequest, options: SpeakArgumen
 
 
 def item_encoder(item: SpeechFields) -> Encoder:
-    """Return an encoder for the item's format, rate and speed."""
+    """Create the encoder for the requested format, sample rate and speed."""
     encoder = make_encoder(item.response_format, item.sample_rate)
     if item.speed in (None, 1.0):
         return encoder
@@ -145,9 +152,10 @@ def item_encoder(item: SpeechFields) -> Encoder:
 
 
 async def encoded_parts(encoder: Encoder, pcm: NDArray[Any] | None) -> AsyncIterator[bytes]:
-    """Yield the bytes after samples `pcm`: int16 [n].
+    """Yield the bytes that are ready after samples `pcm`, int16 [n]; None ends the file.
 
-    Bytes of an utterance's first FIRST_SAMPLES are yielded before the rest is encoded, and are the same in any case.
+    The first FIRST_SAMPLES of an utterance are encoded and yielded before the rest; the bytes do not depend on this
+    split.
     """
     if pcm is None:
         return
@@ -158,7 +166,7 @@ async def encoded_parts(encoder: Encoder, pcm: NDArray[Any] | None) -> AsyncIter
 
 
 async def encoded(encoder: Encoder, pcm: NDArray[Any]) -> bytes:
-    """Encode samples `pcm`: int16 [n]; slow encoders run in a thread, so that other requests proceed."""
+    """Encode samples `pcm`, int16 [n]. Slow encoders run in a thread, so that other requests continue."""
     assert pcm.dtype == np.int16, pcm.dtype
     if not len(pcm):
         return b""  # FFmpeg does not accept empty frames
@@ -168,23 +176,23 @@ async def encoded(encoder: Encoder, pcm: NDArray[Any]) -> bytes:
 
 
 def delta(part: bytes) -> dict[str, str]:
-    """Return an event with audio."""
+    """Return a `speech.audio.delta` event."""
     return {"type": "speech.audio.delta", "audio": base64.b64encode(part).decode()}
 
 
 def usage(report: dict[str, Any]) -> dict[str, int]:
-    """Return the number of rows in the prompt, and of generated text tokens and audio frames together."""
+    """Return the number of prompt rows, and of generated text tokens and audio frames together."""
     read, made = report.get("num_prompt_rows", 0), report.get("num_text_tokens", 0) + report.get("num_frames", 0)
     return {"input_tokens": read, "output_tokens": made, "total_tokens": read + made}
 
 
 def sse(record: dict[str, Any]) -> bytes:
-    """Return a server-sent event."""
+    """Format a server-sent event."""
     return f"data: {json.dumps(record)}\n\n".encode()
 
 
 def sse_error(error: ApiError) -> bytes:
-    """Return the last event of a response that has failed."""
+    """Format the last event of a failed response."""
     return b"event: error\n" + sse({"type": "error"} | error.record())
 
 
@@ -192,7 +200,7 @@ def sse_error(error: ApiError) -> bytes:
 async def spoken(
     gateway: Gateway, text: str | AsyncIterable[str], options: SpeakArguments
 ) -> AsyncIterator[AsyncGenerator[SpeechEvent, None]]:
-    """Yield the event stream of a text's speech; raise ApiError if it fails or has no audio."""
+    """Yield the event stream of a spoken text; raise ApiError if it fails or has no audio."""
     trace = SpeechTrace(gateway.metrics, "tts")
     fields = FIELDS if isinstance(text, str) else WRITTEN_FIELDS
     async with gateway.admission.slot():
@@ -201,40 +209,40 @@ async def spoken(
             yield events
 
 
-MAX_ITEMS = 1024  # validated at most; the gateway's own limit is lower
+MAX_ITEMS = 1024  # maximum for validation; the gateway's own limit is lower
 PART_BYTES = 65_536
 WAV_HEADER_BYTES = len(wav_header(1))
 
 
 class BatchRequest(SpeechFields):
-    """Texts to speak, and defaults for their fields."""
+    """Batch of texts to speak; the other fields are defaults for all items."""
 
     items: Annotated[list[SpeechItem], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)]
 
     @model_validator(mode="before")
     @classmethod
     def few_options_each(cls, record: Any) -> Any:
-        """Raise ApiError if the options of an item exceed the server's JSON limits; return `record` otherwise."""
+        """Return `record`; raise ApiError if the options of an item exceed the server's JSON limits."""
         items = record.get("items") if isinstance(record, dict) else None
         for index, item in enumerate(items[:MAX_ITEMS] if isinstance(items, list) else ()):
             if isinstance(item, dict):
-                with within(f"items.{index}"):
+                with error_path(f"items.{index}"):
                     check_options(given_options(item))
         return record
 
     def each(self) -> list[SpeechItem]:
-        """Return the items with the defaults filled in; raise ApiError if the options of one become too large."""
+        """Return the items with defaults filled in; raise ApiError if the options of an item become too large."""
         shared = self.model_dump(exclude_unset=True, exclude={"items"})
         items = []
         for index, item in enumerate(self.items):
-            with within(f"items.{index}"):
+            with error_path(f"items.{index}"):
                 items.append(SpeechItem(**shared | item.model_dump(exclude_unset=True)))
         return items
 
 
 @router.post("/v1/audio/speech/batch", response_model=Batch)
 async def create_batch(body: BatchRequest, request: Request) -> Response:
-    """Generate the audio of all `items`; the results are in their order, with audio as base64."""
+    """Generate the audio of all `items`; the results have the order of the items, and contain the audio in base64."""
     gateway: Gateway = request.app.state.gateway
     if len(body.items) > gateway.limits.max_batch:
         raise refused("items", f"at most {gateway.limits.max_batch} items", f"{len(body.items)} items")
@@ -263,20 +271,20 @@ async def parts_of(data: bytes) -> AsyncGenerator[bytes, None]:
 
 
 async def together(works: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
-    """Return the results of the `works`, in order; if one fails, the others are cancelled."""
+    """Run all `works` concurrently and return their results in order; if one fails, cancel the others."""
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(work) for work in works]
     return [task.result() for task in tasks]
 
 
 class Room:
-    """Byte budget for the audio of a batch, which is kept until its last text has been spoken."""
+    """Byte budget for the audio of a batch, which is kept in memory until all its texts have been spoken."""
 
     def __init__(self, num_bytes: int):
         self._size = self._left = num_bytes
 
     def reserve(self, num_bytes: int) -> None:
-        """Use part of the budget; raise ApiError if it is exceeded."""
+        """Take `num_bytes` from the budget; raise ApiError if it is exceeded."""
         self._left -= num_bytes
         if self._left < 0:
             raise ApiError(413, f"input: the batch has more than {self._size} bytes of audio; ask for fewer at once")
@@ -285,7 +293,7 @@ class Room:
 async def result(
     gateway: Gateway, index: int, item: SpeechItem, room: Room, asked: State, ignored: Ignored
 ) -> SpokenItem | FailedItem:
-    """Return the audio of one text, or its error.
+    """Generate the audio of one text of a batch.
 
     Args:
         gateway: The gateway.
@@ -293,7 +301,10 @@ async def result(
         item: The text with its fields.
         room: Byte budget of the batch.
         asked: State of the request.
-        ignored: Collects the fields that are not honoured.
+        ignored: Receives the fields that this model does not support.
+
+    Returns:
+        The audio, or the error.
     """
     try:
         options = await speech_options(gateway, item, asked, ignored)

@@ -1,4 +1,4 @@
-"""Body of a speech request: OpenAI's fields and, as `extra_body`, every option of the ensemble."""
+"""Body of a speech request: OpenAI's fields and, as `extra_body`, all options of the server."""
 
 import json
 import re
@@ -26,13 +26,13 @@ from stretto_gateway.answers import ApiError, refused
 from stretto_gateway.catalogue import find_task, find_voice
 from stretto_gateway.encoding import DEFAULT_RATE, GREATEST_SPEED, LEAST_SPEED, RATES
 
-MAX_NAME_CHARS = 200  # the names of unknown fields are the caller's
+MAX_NAME_CHARS = 200  # the caller chooses the names of unknown fields
 
 
 def field_path(error: Mapping[str, Any], record: Any) -> str:
-    """Return the dotted path of an error in `record`; empty for the whole record.
+    """Return the dotted path of a validation error in `record`; empty for the whole record.
 
-    For a field of several types, pydantic's locations also contain the type's name, which is left out.
+    For a field of several types, pydantic's location also contains the name of a type, which is omitted here.
     """
     names: list[str] = []
     location = error["loc"]
@@ -55,7 +55,7 @@ UNKNOWN = "Extra inputs are not permitted"  # pydantic's message, also used with
 
 
 class Body(BaseModel):
-    """Base class of request bodies: unknown fields are dropped, and the names of the first few are kept."""
+    """Base class of request bodies. Unknown fields are dropped, and the names of the first few are recorded."""
 
     model_config = ConfigDict(extra="ignore")
     _unknown: tuple[str, ...] = PrivateAttr(default=())
@@ -63,22 +63,25 @@ class Body(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def drop_unknown(cls, record: Any, validate: ModelWrapValidatorHandler["Body"]) -> "Body":
-        """Return the validated body, which keeps the names of the first unknown fields of `record`."""
+        """Validate a body, and record the names of the first unknown fields of `record` in it."""
         if not isinstance(record, Mapping):
             return validate(record)
         known = {field.alias or name for name, field in cls.model_fields.items()}
         body = validate({name: value for name, value in record.items() if name in known})
-        body._unknown = first(name[:MAX_NAME_CHARS] for name in record if name not in known)
+        body._unknown = first_names(name[:MAX_NAME_CHARS] for name in record if name not in known)
         return body
 
 
-def first(names: Iterable[str]) -> tuple[str, ...]:
-    """Return at most MAX_NAMES + 1 of the names; the header shows MAX_NAMES."""
+def first_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Return at most the first MAX_NAMES + 1 names.
+
+    The response header lists MAX_NAMES; one more shows that the list was cut.
+    """
     return tuple(name for name, _ in zip(names, range(MAX_NAMES + 1), strict=False))
 
 
 def unknown_fields(body: BaseModel, path: str = "") -> Iterator[str]:
-    """Yield the paths of the unknown fields that were dropped from `body` and the bodies inside it."""
+    """Yield the paths of the unknown fields that were dropped from `body` and from bodies inside it."""
     if isinstance(body, Body):
         yield from (path + name for name in body._unknown)
     for name, value in body.__dict__.items():
@@ -91,59 +94,62 @@ def unknown_fields(body: BaseModel, path: str = "") -> Iterator[str]:
 
 
 def refuse_unknown(body: BaseModel, path: str = "") -> None:
-    """Raise ApiError for the first unknown field of `body`, which is part of the request at `path`."""
+    """Raise ApiError for the first unknown field of `body`; `path` is the path of `body` in the request."""
     for name in unknown_fields(body, path and f"{path}."):
         param = name.encode(errors="backslashreplace").decode()[:MAX_NAME_CHARS]
         raise ApiError(400, f"{param}: {UNKNOWN}", param, "invalid_value")
 
 
 class Ignored:
-    """Names of the fields of one request that are not honoured; with `--strict` such a field is an error instead."""
+    """Names of the request fields that have no effect; a strict gateway raises an error instead."""
 
     def __init__(self, body: BaseModel, is_strict: bool):
         """Collect the unknown fields of `body`; raise ApiError for the first one if `is_strict`."""
         if is_strict:
             refuse_unknown(body)
         self._is_strict = is_strict
-        self._names = list(first(unknown_fields(body)))
+        self._names = list(first_names(unknown_fields(body)))
 
     def add(self, name: str, expected: str, got: object) -> None:
-        """Record that `name` is not honoured; raise ApiError instead if the gateway is strict.
+        """Record a field without effect; raise ApiError instead if the gateway is strict.
 
         Args:
-            name: The field, under the caller's name.
-            expected: Value that would be honoured, for the error message.
-            got: The caller's value.
+            name: Name of the field in the request.
+            expected: Value that would have an effect, for the error message.
+            got: Value in the request.
         """
         if self._is_strict:
             raise refused(name, expected, got)
         self.record(name)
 
     def record(self, name: str) -> None:
-        """Record that `name` is not honoured, although a strict gateway accepts it as well."""
+        """Record a field without effect that even a strict gateway accepts."""
         if name not in self._names and len(self._names) <= MAX_NAMES:
             self._names.append(name)
 
     @property
     def names(self) -> list[str]:
-        """Recorded names in safe characters, limited in number and length; `...` replaces further ones."""
+        """Recorded names, limited in number, length and characters; `...` replaces all others."""
         shown = [UNSAFE.sub("?", name[:MAX_SHOWN_CHARS]) for name in self._names[:MAX_NAMES]]
         return shown + ["..."] * (len(self._names) > MAX_NAMES)
 
     @property
     def headers(self) -> dict[str, str]:
-        """Response header with the names; empty if all fields were honoured."""
+        """Response header with the names; empty if all fields had an effect."""
         return {HEADER: ", ".join(self.names)} if self._names else {}
 
 
-# The server's limits (`records/json_record.py`), checked here before the values take up memory.
+# The server's limits (`records/json_record.py`), checked here to limit memory.
 MAX_BYTES, MAX_DEPTH = 16 * 1024, 8
-OBJECT_BYTES = 48  # most memory per byte of JSON once parsed: two bytes can be a list
+OBJECT_BYTES = 48  # maximum memory per byte of JSON once parsed: two bytes can be a list
 SMALL_BYTES = 1024  # JSON that is always admitted
 
 
 def most_bytes(value: Any) -> int:
-    """Return an upper bound on the size of `value` as JSON, without writing it; a character has at most 12 bytes."""
+    """Return an upper bound on the size of `value` as JSON, without serialising it.
+
+    A character has at most 12 bytes.
+    """
     if isinstance(value, dict):
         return 2 + sum(4 + most_bytes(name) + most_bytes(each) for name, each in value.items())
     if isinstance(value, list):
@@ -154,7 +160,7 @@ def most_bytes(value: Any) -> int:
 
 
 def check_json(value: Any, param: str) -> None:
-    """Raise ApiError for `param` if `value` exceeds the server's JSON limits."""
+    """Raise ApiError for the field `param` if `value` exceeds the server's JSON limits."""
     depth, num_values, level = 0, 1, [value]
     while level := [each for each in level if isinstance(each, (list, dict))]:
         depth, num_values = depth + 1, num_values + sum(map(len, level))
@@ -168,7 +174,7 @@ def check_json(value: Any, param: str) -> None:
 
 
 def check_options(options: dict[str, Any]) -> None:
-    """Raise ApiError if the options exceed the server's JSON limits, for the first that is or makes them too large."""
+    """Raise ApiError if the options exceed the server's JSON limits, for the option that exceeds them first."""
     for name, value in options.items():
         check_json({name: value}, name)
     if most_bytes(options) <= MAX_BYTES:
@@ -181,13 +187,13 @@ def check_options(options: dict[str, Any]) -> None:
 
 
 def held_bytes(options: Mapping[str, object]) -> int:
-    """Return the memory of stored options, beyond the small amount that is always admitted."""
+    """Return the memory of stored options in bytes, beyond a small amount that is always admitted."""
     if most_bytes(dict(options)) <= SMALL_BYTES:
         return 0
     return OBJECT_BYTES * max(0, len(json.dumps(options)) - SMALL_BYTES)
 
 
-AUTO = "auto"  # leaves the language to the model
+AUTO = "auto"  # the model chooses the language
 # ISO 639-1 and 639-2 codes of the languages that speech models name; others are given by their English names.
 CODES = dict(
     pair.split(":")
@@ -225,7 +231,7 @@ def code_name(language: str) -> str:
     return CODES.get(plain.replace("_", "-").partition("-")[0], plain) or AUTO
 
 
-SET_BY_GATEWAY = ("output", "instruct")  # options that the gateway makes from fields of other APIs
+SET_BY_GATEWAY = ("output", "instruct")  # options that the gateway sets from fields of other APIs
 OPTIONS = tuple(name for name in schema.SpeechOptions.__annotations__ if name not in SET_BY_GATEWAY)
 WITH_FILE = Form(media_type="multipart/form-data")
 AudioFormat = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
@@ -237,12 +243,12 @@ MAX_REF_CHARS = 4000
 
 
 def given_options(record: dict[str, Any]) -> dict[str, Any]:
-    """Return the options in `record`, including its instructions."""
+    """Return the server's options in `record`, including its instructions."""
     return {name: value for name in (*OPTIONS, "instructions") if (value := record.get(name)) is not None}
 
 
 def whole_characters(text: str) -> str:
-    """Return `text`; raise ValueError for lone surrogates, which JSON allows and UTF-8 does not."""
+    """Return `text`; raise ValueError if it contains lone surrogates, which JSON allows and UTF-8 does not."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -260,18 +266,18 @@ class VoiceId(Body):
 
 
 class Voiced(Body):
-    """Body of a request with a voice."""
+    """Base class of request bodies with a voice."""
 
     voice: Text | VoiceId | None = Field(default=None, description="a name or an id of `/v1/audio/voices`")
 
     @property
     def voice_name(self) -> str | None:
-        """Name of the voice."""
+        """Name of the requested voice; None for the default."""
         return self.voice.id if isinstance(self.voice, VoiceId) else self.voice
 
 
 class SpeechForm(Voiced):
-    """Fields of other APIs in a speech request."""
+    """Fields of other APIs that a speech request accepts."""
 
     model: Text = Field(default="tts-1", description="a name of `/v1/models`, or an alias")
     instructions: Text | None = Field(default=None, description="how to speak, for families that take instructions")
@@ -291,7 +297,7 @@ class SpeechForm(Voiced):
 
 
 def option_field(hint: Any) -> Any:
-    """Return the field of an option: documented by its type, and checked by the server alone."""
+    """Return the request field of an option: documented by its type, and checked only by the server."""
     (doc,) = [mark.documentation for mark in get_args(hint) if isinstance(mark, Doc)]
     documented = {"anyOf": [TypeAdapter(hint).json_schema(), {"type": "null"}]}
     return Annotated[Any, WithJsonSchema(documented)], Field(default=None, description=doc)
@@ -306,7 +312,7 @@ else:
 
 
 class SpeechFields(WithOptions):
-    """Fields of a speech request, which a batch may set once for all items."""
+    """Fields of a speech request; in a batch they may be set once for all items."""
 
     @model_validator(mode="before")
     @classmethod
@@ -326,15 +332,15 @@ class SpeechFields(WithOptions):
     def for_server(
         self, profile: ModelProfile, ignored: Ignored, brought: RecordedVoice | None = None
     ) -> SpeakArguments:
-        """Return the arguments of `SpeechClient.speak`.
+        """Return the arguments of `SpeechClient.speak` except the text.
 
         Args:
             profile: The served model.
-            ignored: Collects the fields that this model does not honour.
-            brought: Recorded voice to use instead of the named one.
+            ignored: Receives the fields that this model does not support.
+            brought: Recorded voice to use instead of the named one; None for the named one.
 
         Raises:
-            ApiError: A value is invalid, or a field is not honoured and `ignored` is strict.
+            ApiError: A value is invalid, or a field has no effect and the gateway is strict.
         """
         rates = RATES.get(self.response_format)
         if rates is not None and self.sample_rate not in rates:
@@ -365,7 +371,7 @@ class SpeechFields(WithOptions):
         return cast(SpeakArguments, options)  # the server checks the types
 
     def _check_task_type(self, profile: ModelProfile, ignored: Ignored) -> None:
-        """Ignore a `task_type` that is not this model's way of choosing a voice."""
+        """Ignore a `task_type` that does not match this model's way of choosing a voice."""
         clones = "audio" in find_task(profile, ("tts",), "text to speech").system
         designs = "instruct" in profile.options and not clones and not profile.voices
         ways = {"Base": clones, "CustomVoice": bool(profile.voices), "VoiceDesign": designs}
@@ -374,7 +380,7 @@ class SpeechFields(WithOptions):
             ignored.add("task_type", f"{' or '.join(known) or 'none'} of {profile.family!r}", self.task_type)
 
     def _length(self, profile: ModelProfile, max_audio_s: Any, ignored: Ignored) -> dict[str, float]:
-        """Return `max_audio_s` for a given number of frames, if it is tighter than the other limits."""
+        """Return `max_audio_s` for the requested number of frames if that is the tighter limit; empty otherwise."""
         limits = {name: limit for name in FRAME_LIMITS if (limit := getattr(self, name)) is not None}
         if not limits:
             return {}
@@ -389,13 +395,13 @@ class SpeechFields(WithOptions):
 
 
 class SpeechItem(SpeechFields):
-    """Text to speak, with its options."""
+    """Text to speak with its options."""
 
     input: Text
 
 
 class SpeechRequest(SpeechItem):
-    """Text to speak, with its options and the form of the response."""
+    """Text to speak with its options, and the format of the response."""
 
     stream_format: Literal["audio", "sse"] = "audio"
     timestamps: bool = Field(default=False, description="with `sse`: events with the start time of each word")

@@ -1,4 +1,4 @@
-"""`WS /v1/audio/speech/stream`: speech for a text that is still being written. Events have vLLM-Omni's names."""
+"""`WS /v1/audio/speech/stream`: speech for streamed text. Events have vLLM-Omni's names."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -21,9 +21,9 @@ from stretto_gateway.speech_request import Body, Ignored, SpeechFields, Text, he
 
 
 class StreamedText:
-    """Queue of text pieces, with limits on their total length and on the time to write them.
+    """Text of one utterance that the client is still sending.
 
-    Unread text counts as held memory until `close`.
+    Its total length and the time until it is complete are limited. Unread text counts as held memory until `close`.
     """
 
     def __init__(self, limits: Limits, held: Held):
@@ -42,8 +42,8 @@ class StreamedText:
     def add(self, piece: str) -> None:
         """Append a piece.
 
-        If the text becomes too long or there is no memory for it, this piece and all later ones are dropped, because a
-        text with gaps would be wrong. `pieces` then raises the error.
+        If the text becomes too long or the memory limit is exceeded, this piece and all later ones are dropped, because
+        a text with gaps would be wrong. `pieces` then raises the error.
         """
         if self._is_closed or self._failure is not None:
             return
@@ -62,7 +62,7 @@ class StreamedText:
         self._changed.set()
 
     def _expire(self) -> None:
-        """Fail after the time limit, because an unfinished text occupies a slot."""
+        """Fail at the time limit, because an incomplete text occupies a slot."""
         message = f"text: expected its end within {self._limits.writing_s:g} s of its start, got none"
         self._failure = self._failure or ApiError(408, message, "text", "timeout")
         self._changed.set()
@@ -78,7 +78,7 @@ class StreamedText:
         await self._ended.wait()
 
     async def pieces(self) -> AsyncIterator[str]:
-        """Yield pieces as they arrive; raise ApiError after the last one if part of the text was dropped."""
+        """Yield pieces as they arrive; raise ApiError at the end if part of the text was dropped."""
         while True:
             await self._changed.wait()
             self._changed.clear()
@@ -107,26 +107,26 @@ KINDS = ("session.config", "input.text", "input.done", "session.close")
 
 
 class SessionConfig(SpeechFields):
-    """Settings of the following utterances, until the next such event."""
+    """Client event with the settings of the following utterances, until the next such event."""
 
     type: Literal["session.config"]
     stream_audio: bool | None = Field(default=None, description="no effect: audio is always sent as it is made")
 
     @property
     def num_bytes(self) -> int:
-        """Memory of the settings while a session keeps them, beyond a small amount that is always admitted."""
+        """Memory of the settings in bytes, beyond a small amount that is always admitted."""
         return held_bytes(self.options) + len(self.ref_audio or "")
 
 
 class InputText(Body):
-    """Piece of a text."""
+    """Client event with the next piece of the text to speak."""
 
     type: Literal["input.text"]
     text: Text
 
 
 class Signal(Body):
-    """Event that has only a type."""
+    """Client event without fields except its type."""
 
     type: Annotated[str, Field(max_length=32)]
 
@@ -136,7 +136,7 @@ Event = TypeVar("Event", InputText, Signal)
 
 @router.websocket("/v1/audio/speech/stream")
 async def open_stream(socket: WebSocket) -> None:
-    """Speak a text while it is written."""
+    """Speak text while the client is still sending it."""
     gateway: Gateway = socket.app.state.gateway
     try:
         with gateway.sessions.slot():
@@ -152,13 +152,13 @@ async def run(gateway: Gateway, socket: WebSocket) -> None:
     channel = StreamChannel(socket, limits.stall_s)
     async with session_tasks(channel) as tasks:
         with closing(StreamSession(gateway, channel, socket.state.owner, tasks)) as session:
-            # An unfinished text occupies a slot and blocks its request on the server.
+            # An incomplete text occupies a slot, and its request waits on the server.
             await attend(gateway, socket, session, tasks, lambda: limits.stall_s if session.is_open else limits.idle_s)
 
 
 @contextmanager
 def asking(owner: str, held: Held) -> Iterator[State]:
-    """Yield a request state like the guard's for one utterance of a connection; its memory is released at the end."""
+    """Yield a request state like that of the guard for one utterance of a connection; release its memory at the end."""
     kept = list[int]()
 
     def keep(num_bytes: int) -> None:
@@ -172,14 +172,14 @@ def asking(owner: str, held: Held) -> Iterator[State]:
 
 
 class StreamChannel(Channel):
-    """Channel whose errors also have `message` at the top level, which vLLM-Omni's clients expect."""
+    """Channel whose error events also have a top-level `message`, which vLLM-Omni's clients expect."""
 
     async def send_error(self, error: ApiError, event_id: str | None = None) -> None:
         self._count_error()
         await self.send("error", message=error.message, **error.record())
 
     async def close(self, end: SessionEnd) -> None:
-        """Close the socket; send no error if the client has asked for the end."""
+        """Close the WebSocket; send no error if the client requested the end."""
         if end.reason:
             await super().close(end)
             return
@@ -190,7 +190,7 @@ class StreamChannel(Channel):
 
 
 class StreamSession:
-    """Session of one connection, which speaks one utterance at a time in a task."""
+    """Session of one connection, which speaks one utterance at a time."""
 
     def __init__(self, gateway: Gateway, channel: Channel, owner: str, tasks: asyncio.TaskGroup):
         self._gateway, self._channel, self._owner, self._tasks = gateway, channel, owner, tasks
@@ -202,7 +202,7 @@ class StreamSession:
 
     @property
     def is_open(self) -> bool:
-        """True if more text of the current utterance may follow."""
+        """True if the text of the current utterance is not complete."""
         return self._text is not None and not self._text.is_ended
 
     @property
@@ -213,7 +213,7 @@ class StreamSession:
         return asking(self._owner, self._gateway.sessions.held)
 
     async def handle(self, message: str | None) -> None:
-        """Handle an event, or send an error about it."""
+        """Handle an event; send an error if it is invalid."""
         try:
             record = read_json(message)
             match record.get("type"):
@@ -233,13 +233,13 @@ class StreamSession:
             await self._channel.send_error(error)
 
     def _read(self, model: type[Event], record: dict[str, Any]) -> Event:
-        """Return the event in `record`; raise ApiError for a wrong field or, with `--strict`, an unknown one."""
+        """Return the event in `record`; raise ApiError for an invalid field or, with `--strict`, an unknown one."""
         event = validated(model, record)
         Ignored(event, self._gateway.strict)
         return event
 
     def _ignored(self, config: SessionConfig) -> Ignored:
-        """Return the fields without effect in a configuration; raise ApiError for one with `--strict`."""
+        """Return the fields of a configuration that have no effect; raise ApiError for them with `--strict`."""
         ignored = Ignored(config, self._gateway.strict)
         if config.stream_audio is False:
             ignored.add("stream_audio", "true or none: audio is always sent as it is made", False)
@@ -263,7 +263,7 @@ class StreamSession:
         self._keep(config)
 
     def _keep(self, config: SessionConfig | None) -> None:
-        """Replace the settings; raise ApiError if there is not enough memory for both."""
+        """Replace the settings; raise ApiError if the memory limit is exceeded, which counts both."""
         held = self._gateway.sessions.held
         held.add(config.num_bytes if config is not None else 0)
         held.remove(self._config.num_bytes if self._config is not None else 0)
@@ -312,7 +312,7 @@ class StreamSession:
             raise ApiError(400, message, "type", "utterance_in_progress")
 
     async def _speak(self, config: SessionConfig, text: StreamedText, index: int) -> None:
-        """Speak one utterance and send its events; if it fails, the rest of its text is ignored."""
+        """Generate one utterance and send its events; if it fails, ignore the rest of its text."""
         place = {"utterance_index": index, "sentence_index": 0}
         num_bytes, has_failed = 0, False
         try:

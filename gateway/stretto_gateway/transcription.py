@@ -1,4 +1,4 @@
-"""`POST /v1/audio/transcriptions` and `/v1/audio/translations`: speech in a file as text, optionally with times."""
+"""`POST /v1/audio/transcriptions` and `/v1/audio/translations`: speech in a file to text, optionally with times."""
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, asynccontextmanager
@@ -26,7 +26,7 @@ TRANSCRIBE, TRANSLATE = "asr", "translate"  # names of the families' tasks
 
 
 class TranslationForm(Body):
-    """Fields of OpenAI's translations and transcriptions."""
+    """Fields that OpenAI's translations and transcriptions have in common."""
 
     file: UploadFile
     model: Text = "whisper-1"
@@ -36,7 +36,7 @@ class TranslationForm(Body):
     max_completion_tokens: int | None = Field(default=None, ge=1, description="longest text, in rows of the model")
 
     def options(self, task: TaskProfile, ignored: Ignored) -> TaskOptions:
-        """Return the server's options; add unsupported fields to `ignored`."""
+        """Return the server's options; add fields without effect to `ignored`."""
         if self.prompt:
             ignored.add("prompt", "none: this model takes no text prompt for transcription", self.prompt)
         options: TaskOptions = {} if self.temperature is None else {"temperature": self.temperature}
@@ -48,11 +48,11 @@ class TranslationForm(Body):
         return options
 
     def check(self) -> None:
-        """Raise ApiError for fields that contradict each other."""
+        """Raise ApiError if fields contradict each other."""
 
 
 class TranscriptionForm(TranslationForm):
-    """Fields of OpenAI's transcriptions, and those that add vLLM's fields to the events."""
+    """Fields of OpenAI's transcriptions, and those that request vLLM's additional fields in events."""
 
     language: Text | None = Field(default=None, description="no effect: the model decides")
     stream: bool = False
@@ -74,7 +74,7 @@ class TranscriptionForm(TranslationForm):
             raise refused("response_format", "json or text with stream", self.response_format)
 
     def check_language(self, profile: ModelProfile, ignored: Ignored) -> None:
-        """Record `language` as ignored unless it is the model's only language, which strict gateways also accept."""
+        """Record `language` as ignored unless it is the model's only language; strict gateways accept any."""
         if self.language and {code_name(each) for each in profile.languages} != {code_name(self.language)}:
             ignored.record("language")
 
@@ -88,7 +88,7 @@ async def create_transcription(form: Annotated[TranscriptionForm, WITH_FILE], re
     """Transcribe `file` (wav, flac, ogg, mp3, webm, m4a, mp4 or aac); with `stream`, as server-sent events."""
     gateway: Gateway = request.app.state.gateway
     ignored = Ignored(form, gateway.strict)
-    content, options = await opened(gateway, form, TRANSCRIBE, "transcription", ignored)
+    content, options = await read_form(gateway, form, TRANSCRIBE, "transcription", ignored)
     form.check_language(await gateway.catalogue.profile(), ignored)
     if form.stream:
         parts = sse_parts(gateway, content, options, bool(form.stream_include_usage))
@@ -98,7 +98,7 @@ async def create_transcription(form: Annotated[TranscriptionForm, WITH_FILE], re
         if form.response_format == "json":
             answer = JSONResponse({"text": text, "usage": {"type": "tokens"} | usage(report)})
         else:
-            answer = formed(form.response_format, text, report, {"task": "transcribe", "language": ""})
+            answer = transcript_response(form.response_format, text, report, {"task": "transcribe", "language": ""})
     answer.headers.update(ignored.headers)
     return answer
 
@@ -108,24 +108,24 @@ async def create_translation(form: Annotated[TranslationForm, WITH_FILE], reques
     """Translate the speech in `file`, in any language, to English text."""
     gateway: Gateway = request.app.state.gateway
     ignored = Ignored(form, gateway.strict)
-    content, options = await opened(gateway, form, TRANSLATE, "translation of speech", ignored)
+    content, options = await read_form(gateway, form, TRANSLATE, "translation of speech", ignored)
     text, report = await unless_gone(request.receive, transcribed(gateway, content, TRANSLATE, options))
-    answer = formed(form.response_format, text, report, {"task": "translate", "language": "english"})
+    answer = transcript_response(form.response_format, text, report, {"task": "translate", "language": "english"})
     answer.headers.update(ignored.headers)
     return answer
 
 
-async def opened(
+async def read_form(
     gateway: Gateway, form: TranslationForm, task: str, what: str, ignored: Ignored
 ) -> tuple[bytes, TaskOptions]:
-    """Return the file's bytes and the server's options.
+    """Return the file's contents and the server's options.
 
     Args:
         gateway: The gateway.
         form: Fields of the request.
         task: Name of the model's task.
         what: Description of the task, for the error message.
-        ignored: Collects the fields that are not honoured.
+        ignored: Receives the fields without effect.
 
     Raises:
         ApiError: The model has no such task, or fields contradict each other.
@@ -139,7 +139,7 @@ async def opened(
 
 
 async def transcribed(gateway: Gateway, content: bytes, task: str, options: TaskOptions) -> tuple[str, dict[str, Any]]:
-    """Return the text of a file, and the server's report."""
+    """Transcribe a file; return the text and the server's report."""
     async with writing(gateway, content, task, options) as events:
         received = [event async for event in events]
     return "".join(event.text for event in received).strip(), received[-1].report or {}
@@ -152,9 +152,9 @@ async def sse_parts(
 
     Args:
         gateway: The gateway.
-        content: The file.
-        options: Options of the server.
-        is_vllms: Add vLLM's fields for the text and the usage to each event.
+        content: Contents of the file.
+        options: Options for the server.
+        is_vllms: True to add vLLM's fields for text and usage to each event.
     """
     text, report = "", dict[str, Any]()
     async with writing(gateway, content, TRANSCRIBE, options) as events:
@@ -174,7 +174,7 @@ async def sse_parts(
 async def writing(
     gateway: Gateway, content: bytes, task: str, options: TaskOptions
 ) -> AsyncGenerator[AsyncGenerator[SpeechEvent, None], None]:
-    """Yield the event stream of a file's transcription, which ends with the block."""
+    """Yield the event stream of a file's transcription; it is closed at the end of the block."""
     trace = Trace(gateway.metrics, task)
     async with gateway.admission.slot():
         stream = gateway.client.transcribe(content, **options)
@@ -182,14 +182,15 @@ async def writing(
             yield events
 
 
-def formed(response_format: str, text: str, report: dict[str, Any], head: dict[str, Any]) -> Response:
-    """Return a transcript in a response format; formats with times have one segment, as long as the recording.
+def transcript_response(response_format: str, text: str, report: dict[str, Any], head: dict[str, Any]) -> Response:
+    """Return a transcript in the requested response format.
 
+    Formats with times have one segment for the whole recording.
     Args:
         response_format: One of OpenAI's formats.
         text: The transcript.
-        report: The server's report, with the duration of the decoded recording.
-        head: Additional fields of `verbose_json`.
+        report: The server's report, with the duration of the recording.
+        head: Additional fields for `verbose_json`.
     """
     match response_format:
         case "json":
@@ -208,6 +209,6 @@ def formed(response_format: str, text: str, report: dict[str, Any], head: dict[s
 
 
 def stamp(seconds: float, point: str) -> str:
-    """Return a time as `hh:mm:ss`, the decimal mark `point`, and milliseconds."""
+    """Format a time as `hh:mm:ss`, the decimal mark `point`, and milliseconds."""
     whole, thousandths = divmod(round(1000 * seconds), 1000)
     return f"{whole // 3600:02}:{whole // 60 % 60:02}:{whole % 60:02}{point}{thousandths:03}"

@@ -1,8 +1,8 @@
-"""Storage of the voices that callers add: a recording with its metadata and its owner.
+"""Storage of the voices that callers add: recordings with metadata, by owner.
 
     FOLDER/OWNER/voice_….recording      a line of JSON, then the bytes of the recording
 
-Ids are 128 random bits, without any part from the caller. OWNER is a digest of the key with which a voice was added, or
+Ids are 128 random bits and contain nothing from the caller. OWNER is a digest of the key that added the voice, or
 `everybody` if the gateway has no keys, so callers with other keys cannot find it. Files are written atomically.
 """
 
@@ -29,7 +29,7 @@ class StoredVoice:
 
     Attributes:
         id: Id of the voice.
-        name: Name given by the caller.
+        name: Name chosen by the caller.
         text: Transcript of the recording; empty if unknown.
         consent: Statement about the speaker's consent.
         created_at: Unix time in seconds.
@@ -43,11 +43,11 @@ class StoredVoice:
 
 
 class TooManyVoices(Exception):
-    """The owner has as many voices as allowed."""
+    """The owner has the maximum number of voices."""
 
 
 class VoiceStore:
-    """Voices in a folder, at most `max_voices` per owner. Methods block on file access."""
+    """Voices stored in a folder, at most `max_voices` per owner. Methods block during file access."""
 
     def __init__(self, folder: Path, max_voices: int):
         self._folder, self._max_voices, self._adding = folder, max_voices, threading.Lock()
@@ -58,7 +58,19 @@ class VoiceStore:
                     left.unlink()
 
     def add(self, owner: str, name: str, text: str, consent: str, recording: bytes) -> StoredVoice:
-        """Store a voice; raise TooManyVoices at the owner's limit, OSError if the disk is full."""
+        """Store a voice.
+
+        Args:
+            owner: Digest of the caller's key.
+            name: Name chosen by the caller.
+            text: Transcript of the recording; empty if unknown.
+            consent: Statement about the speaker's consent.
+            recording: Contents of the audio file.
+
+        Raises:
+            TooManyVoices: The owner has the maximum number of voices.
+            OSError: The disk is full.
+        """
         voice = StoredVoice(f"voice_{secrets.token_hex(16)}", name, text, consent, int(time.time()))
         with self._adding:
             if not self._of(owner).is_dir():
@@ -82,7 +94,7 @@ class VoiceStore:
             unfinished.unlink(missing_ok=True)
 
     def all(self, owner: str) -> list[StoredVoice]:
-        """Return the owner's voices, the oldest first; damaged files are skipped and logged."""
+        """Return the owner's voices, oldest first; damaged files are logged and skipped."""
         paths = self._of(owner).glob(f"*{SUFFIX}")
         found = [voice for path in paths if (voice := self._head(owner, path.stem)) is not None]
         return sorted(found, key=lambda voice: (voice.created_at, voice.id))
@@ -132,7 +144,7 @@ class VoiceStore:
 
 
 def keep_names(folder: Path) -> None:
-    """Write a folder's list of files to the disk: a file that is added or deleted stays so after a power cut."""
+    """Flush a folder's directory entries to disk, so that added and deleted files survive a power failure."""
     opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(opened)
@@ -141,7 +153,7 @@ def keep_names(folder: Path) -> None:
 
 
 def _read(line: bytes) -> StoredVoice:
-    """Return the voice in the first line of its file; raise ValueError or TypeError if it is damaged."""
+    """Return the voice described by the first line of a file; raise ValueError or TypeError if it is damaged."""
     voice = StoredVoice(**json.loads(line))
     for each in fields(voice):
         if not isinstance(getattr(voice, each.name), int if each.name == "created_at" else str):

@@ -25,12 +25,12 @@ FETCHES_NOTHING = "base64 or a data: URL, because the gateway opens no URLs or f
 
 
 def read_recording(param: str, text: str, max_bytes: int) -> bytes:
-    """Return the bytes of the file in `text`.
+    """Decode a recording in a request field.
 
     Args:
-        param: The field, for error messages.
+        param: Name of the field, for error messages.
         text: Base64, or a `data:` URL with base64.
-        max_bytes: Largest file.
+        max_bytes: Maximum size of the file.
 
     Raises:
         ApiError: `text` is another kind of URL, is not base64, or is too long.
@@ -54,12 +54,12 @@ def read_recording(param: str, text: str, max_bytes: int) -> bytes:
 
 
 router = APIRouter()
-FIELDS = {"audio": "audio_sample", "messages[0].text": "ref_text"}  # caller's field names by the server's
+FIELDS = {"audio": "audio_sample", "messages[0].text": "ref_text"}  # request fields by the server's field names
 SAMPLE = "One, two."  # text for the trial of a voice
 
 
 class VoiceForm(Body):
-    """Recording (wav, flac, ogg, mp3, webm, m4a, mp4 or aac) with its metadata, under common field names."""
+    """Multipart form that adds a voice: a recording (wav, flac, ogg, mp3, webm, m4a, mp4 or aac) and its metadata."""
 
     audio_sample: UploadFile
     name: Annotated[Text, Field(min_length=1, max_length=100)]
@@ -94,10 +94,10 @@ async def list_voices(request: Request) -> Voices:
 
 @router.post("/v1/audio/voices")
 async def create_voice(form: Annotated[VoiceForm, WITH_FILE], request: Request, response: Response) -> Voice:
-    """Store the voice of a recording, after a trial of the model with it."""
+    """Store the voice of a recording, after the model has generated audio with it."""
     gateway: Gateway = request.app.state.gateway
     response.headers.update(Ignored(form, gateway.strict).headers)
-    store = opened(gateway)
+    store = require_store(gateway)
     profile = await gateway.catalogue.model(form.model)
     task = cloning_task(profile)
     if form.ref_text and "text" not in task.system:
@@ -119,9 +119,9 @@ async def create_voice(form: Annotated[VoiceForm, WITH_FILE], request: Request, 
 
 @router.delete("/v1/audio/voices/{voice_id}")
 async def delete_voice(voice_id: str, request: Request) -> DeletedVoice:
-    """Delete a voice that the caller has added."""
+    """Delete a voice that the caller added."""
     gateway: Gateway = request.app.state.gateway
-    if not await asyncio.to_thread(opened(gateway).remove, request.state.owner, voice_id):
+    if not await asyncio.to_thread(require_store(gateway).remove, request.state.owner, voice_id):
         raise unknown(404, voice_id)
     return {"id": voice_id, "object": "audio.voice.deleted", "deleted": True}
 
@@ -129,18 +129,18 @@ async def delete_voice(voice_id: str, request: Request) -> DeletedVoice:
 async def brought_voice(
     gateway: Gateway, profile: ModelProfile, item: SpeechFields, asked: State, ignored: Ignored
 ) -> RecordedVoice | None:
-    """Return the recorded voice that a request asks for; None if it names another voice, or none.
+    """Return the recorded voice that a request selects; None if it selects a named voice, or none.
 
     Args:
         gateway: The gateway, with the stored voices.
         profile: The served model.
         item: Fields of the request; `ref_audio` takes precedence over `voice`.
-        asked: State of the request, filled in by the guard.
-        ignored: Collects the fields that this model does not honour.
+        asked: State of the request, set by the guard.
+        ignored: Receives the fields that this model does not support.
 
     Raises:
-        ApiError: The caller has no such voice, the model does not clone voices, the recording is unreadable, or there
-            is no memory for it.
+        ApiError: The caller has no such voice, the model does not clone voices, the recording is unreadable, or the
+            memory limit is exceeded.
     """
     if item.ref_audio is not None or item.ref_text:
         return _recorded(gateway, profile, item, asked, ignored)
@@ -148,7 +148,7 @@ async def brought_voice(
     if name is None or ID.fullmatch(name) is None:
         return None
     task = cloning_task(profile, "voice")
-    found = await asyncio.to_thread(opened(gateway, "voice").find, asked.owner, name)
+    found = await asyncio.to_thread(require_store(gateway, "voice").find, asked.owner, name)
     if found is None:
         raise unknown(400, name)
     voice, recording = found
@@ -159,7 +159,7 @@ async def brought_voice(
 def _recorded(
     gateway: Gateway, profile: ModelProfile, item: SpeechFields, asked: State, ignored: Ignored
 ) -> RecordedVoice | None:
-    """Return the voice of `ref_audio`, if the model clones voices."""
+    """Return the voice in `ref_audio`; None if there is none, or the model does not clone voices."""
     system = find_task(profile, ("tts",), "text to speech").system
     text = item.ref_text or ""
     if text and ("text" not in system or item.ref_audio is None):
@@ -176,7 +176,7 @@ def _recorded(
 
 
 async def try_voice(gateway: Gateway, voice: RecordedVoice) -> None:
-    """Let the model generate the first audio with a voice; raise ApiError if it cannot."""
+    """Generate the first audio with a voice; raise ApiError if that fails."""
     async with gateway.admission.slot():
         speech = gateway.client.speak(SAMPLE, voice=voice)
         async with aclosing(client_events(speech, FIELDS)) as events:
@@ -184,7 +184,7 @@ async def try_voice(gateway: Gateway, voice: RecordedVoice) -> None:
 
 
 def cloning_task(profile: ModelProfile, param: str = "model") -> TaskProfile:
-    """Return the task that clones recorded voices; raise ApiError for `param` if there is none."""
+    """Return the task that clones recorded voices; raise ApiError for the field `param` if there is none."""
     task = find_task(profile, ("tts",), "text to speech")
     if "audio" not in task.system:
         message = f"{param}: {profile.family!r} does not clone voices"
@@ -193,9 +193,9 @@ def cloning_task(profile: ModelProfile, param: str = "model") -> TaskProfile:
 
 
 def fields_taken(gateway: Gateway, profile: ModelProfile) -> list[str]:
-    """Return the fields with which a voice is added, except the model; empty if voices cannot be added."""
+    """Return the fields of a request that adds a voice, except the model; empty if voices cannot be added."""
     try:
-        opened(gateway)
+        require_store(gateway)
         task = cloning_task(profile)
     except ApiError:
         return []
@@ -203,8 +203,8 @@ def fields_taken(gateway: Gateway, profile: ModelProfile) -> list[str]:
     return [name for name in VoiceForm.model_fields if name not in without]
 
 
-def opened(gateway: Gateway, param: str | None = None) -> VoiceStore:
-    """Return the voice store; raise ApiError for `param` if there is none."""
+def require_store(gateway: Gateway, param: str | None = None) -> VoiceStore:
+    """Return the voice store; raise ApiError for the field `param` if the gateway has none."""
     if gateway.voices is None:
         message = "voice: this gateway stores no voices; start it with --voices FOLDER"
         raise ApiError(400, message, param, "unsupported")
@@ -212,7 +212,7 @@ def opened(gateway: Gateway, param: str | None = None) -> VoiceStore:
 
 
 def unknown(status: int, voice_id: str) -> ApiError:
-    """Return the error for an unknown id, which is the same for another caller's voice."""
+    """Return the error for an unknown id, which is the same if the voice belongs to another caller."""
     return ApiError(status, f"voice: unknown voice {voice_id[:60]!r}", "voice", "voice_not_found")
 
 

@@ -1,4 +1,4 @@
-"""WebSocket protocol with limits on frames and messages."""
+"""WebSocket protocol of uvicorn with limits on frames and messages."""
 
 import asyncio
 from collections.abc import Sequence
@@ -9,22 +9,22 @@ from websockets.frames import Frame, Opcode
 
 from stretto_gateway.connection import TINY_DELAY_S, Rate, Reads
 
-MAX_FRAMES = 1024  # per message: even empty frames take memory
-PART_BYTES = 1024  # parsed at a time: at most 170 frames
+MAX_FRAMES = 1024  # per message, because even empty frames need memory
+PART_BYTES = 1024  # bytes parsed at a time: at most 170 frames
 TURN_FRAMES = 64  # frames or messages after which other connections are served
-SMALL_BYTES = 1024  # frames below this size are counted: parsing them costs more than their bytes
+SMALL_BYTES = 1024  # frames below this size are counted, because parsing costs more than their bytes
 MAX_CONTROL = 200  # pings, pongs and small fragments per second; beyond, the connection is closed
 MAX_SMALL = 500  # small messages per second; excess ones wait for the next second
 CLOSE_S = 10.0  # time to send the remaining data at the end
-LINGER_S = 1.0  # delay of closing after a refusal: unread data would reset the connection and lose the refusal
+LINGER_S = 1.0  # delay between refusal and closing, because unread data would reset the connection and lose the refusal
 POLICY = 1008  # RFC 6455, section 7.4.1
 
 
 class Socket(WebSocketsSansIOProtocol):
-    """uvicorn's WebSocket with limits on frames and messages; at shutdown it is closed by the application.
+    """uvicorn's WebSocket with limits on frames and messages. At shutdown the application closes it, not uvicorn.
 
-    Received data is parsed part by part, and only while no message waits for the application; meanwhile reading is
-    paused.
+    Received data is parsed part by part, and only while no message waits for the application; reading is paused
+    meanwhile.
     """
 
     _last_pong: Sequence[bytes] = ()  # pending pong for a client that does not read
@@ -39,7 +39,7 @@ class Socket(WebSocketsSansIOProtocol):
         self._is_refused = False  # further data is ignored
 
     def shutdown(self) -> None:
-        """Keep a running session open; uvicorn waits for its end, up to a limit."""
+        """Do nothing for a running session, which the application ends; uvicorn waits for it, up to a limit."""
         if not self.handshake_complete:
             super().shutdown()
 
@@ -136,7 +136,7 @@ class Socket(WebSocketsSansIOProtocol):
                 self.transport.resume_reading()
 
     def _refuse(self, why: str) -> None:
-        """Close the connection because the client exceeded a limit."""
+        """Close the connection, because the client exceeded a limit."""
         self.conn.events_received()
         if not self.close_sent:
             self.conn.fail(POLICY, why)
@@ -146,7 +146,7 @@ class Socket(WebSocketsSansIOProtocol):
         self._ignore()
 
     def _ignore(self) -> None:
-        """Drop all further data unread, and close the connection soon."""
+        """Discard all further data, and close the connection soon."""
         self._is_refused, self.frames = True, []
         self._unparsed.clear()
         self.transport.resume_reading()
@@ -156,11 +156,11 @@ class Socket(WebSocketsSansIOProtocol):
 
 
 def _kind(frame: Frame) -> Literal["control", "message"]:
-    """Return the category under which a small frame is counted; fragments count as control frames."""
+    """Return the category in which a small frame is counted; fragments count as control frames."""
     is_whole = frame.fin and frame.opcode in (Opcode.TEXT, Opcode.BINARY)
     return "message" if is_whole or frame.opcode is Opcode.CLOSE else "control"
 
 
 def settings(max_message_bytes: int) -> dict[str, Any]:
-    """Return uvicorn's WebSocket options; compression is off because it would cost time and memory per client."""
+    """Return uvicorn's WebSocket options; compression is off, because it costs memory and time per client."""
     return {"ws": Socket, "ws_max_size": max_message_bytes, "ws_per_message_deflate": False}

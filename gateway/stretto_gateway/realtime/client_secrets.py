@@ -1,4 +1,4 @@
-"""Client secrets: short-lived keys that only open realtime sessions, with settings of their own."""
+"""Client secrets: short-lived keys that can only open realtime sessions, with settings of their own."""
 
 import hashlib
 import heapq
@@ -31,7 +31,7 @@ class ExpiresAfter(Body):
 
 
 class SecretRequest(Body):
-    """Request for a client secret. `session`: settings of its sessions, as in `session.update`."""
+    """Request for a client secret. `session`: settings of the sessions, as in `session.update`."""
 
     expires_after: ExpiresAfter = Field(default_factory=ExpiresAfter)
     session: dict[str, Any] = Field(default_factory=dict)
@@ -39,10 +39,10 @@ class SecretRequest(Body):
 
 @dataclass(frozen=True, slots=True)
 class ClientSecret:
-    """Key to sessions with given settings.
+    """Short-lived key that opens realtime sessions with given settings.
 
     Attributes:
-        owner: Owner of the API key with which it was made, who also owns its sessions.
+        owner: Owner of the API key that created it, who also owns its sessions.
         settings: Settings of the sessions.
         expires_s: Expiry, in seconds of the monotonic clock.
         num_bytes: Memory of the secret.
@@ -55,7 +55,7 @@ class ClientSecret:
 
 
 class ClientSecrets:
-    """Client secrets in memory, by digest, until they expire. An owner may use at most as many bytes as are free."""
+    """Client secrets in memory, by digest, until they expire. An owner may use at most as many bytes as remain free."""
 
     def __init__(self, max_bytes: int = MAX_BYTES):
         self._max_bytes = max_bytes
@@ -68,7 +68,19 @@ class ClientSecrets:
         return len(self._secrets)
 
     def add(self, owner: str, settings: Settings, lifetime_s: int) -> tuple[str, int]:
-        """Return a new secret and its expiry in seconds since the epoch; raise ApiError 429 if there are too many."""
+        """Create a client secret.
+
+        Args:
+            owner: Owner of the API key.
+            settings: Settings of the sessions.
+            lifetime_s: Lifetime in seconds.
+
+        Returns:
+            The secret, and its expiry in seconds since the epoch.
+
+        Raises:
+            ApiError: 429 if there are too many.
+        """
         self._forget_expired()
         num_bytes = SECRET_BYTES + CHAR_BYTES * len(json.dumps(settings.model_dump()))
         if not is_room(self._num_bytes, owner, self._max_bytes, num_bytes):
@@ -82,7 +94,7 @@ class ClientSecrets:
         return value, int(time.time()) + lifetime_s
 
     def find(self, value: str) -> ClientSecret | None:
-        """Return the secret with that value; None if there is none or it has expired."""
+        """Return the secret with value `value`; None if there is none or it has expired."""
         self._forget_expired()
         return self._secrets.get(hashlib.sha256(value.encode()).digest())
 

@@ -1,4 +1,4 @@
-"""Items of a session's conversation, and their conversion to the server's turns."""
+"""Items of a realtime conversation, and their conversion to the server's turns."""
 
 import base64
 import secrets
@@ -17,7 +17,7 @@ from stretto_gateway.encoding import DEFAULT_RATE, wav_header
 Kind = Literal["input_text", "input_audio", "output_text", "output_audio"]
 MAX_CHAR_BYTES = 4
 ITEM_BYTES, PART_BYTES = 1024, 256  # memory of an item and of a part without its content
-ROOT = "root"  # OpenAI's name of the position before all items
+ROOT = "root"  # OpenAI's name for the position before all items
 
 
 def new_id(kind: str) -> str:
@@ -27,14 +27,14 @@ def new_id(kind: str) -> str:
 
 @dataclass
 class Part:
-    """Text, or pcm16 at 24 kHz with its transcript as `text`. The audio of replies is not kept."""
+    """Text, or pcm16 at 24 kHz with its transcript as `text`. The audio of replies is not stored."""
 
     kind: Kind
     text: str | None = ""
     pcm: bytes = b""
 
     def record(self, with_audio: bool) -> dict[str, Any]:
-        """Return OpenAI's object."""
+        """Return OpenAI's object for the part."""
         if not self.kind.endswith("audio"):
             return {"type": self.kind, "text": self.text}
         sound = {"audio": base64.b64encode(self.pcm).decode()} if with_audio and self.pcm else {}
@@ -43,7 +43,7 @@ class Part:
 
 @dataclass
 class Item:
-    """Message of the conversation.
+    """Item of a conversation: a message with its parts.
 
     Attributes:
         role: Role of the author.
@@ -68,7 +68,7 @@ class Item:
     num_bytes: int = 0  # accounted memory
 
     def record(self, with_audio: bool = False) -> dict[str, Any]:
-        """Return OpenAI's object."""
+        """Return OpenAI's object for the item."""
         head = {"id": self.item_id, "object": "realtime.item", "type": "message", "status": self.status}
         parts = self.parts if self.heard_samples is None else [replace(self.parts[0], text=self.text)]
         return head | {"role": self.role, "content": [part.record(with_audio) for part in parts]}
@@ -78,7 +78,7 @@ class Item:
         self.heard_samples = None if num_samples >= self.num_samples else num_samples
 
     def turns(self, files: list[bytes]) -> list[dict[str, Any]]:
-        """Return the item as turns of the server, and append its audio to `files`."""
+        """Return the server's turns for the item, and append its audio to `files`."""
         if self.role == "assistant":
             text_field: dict[str, Any] = {"text": self.text} if self.text else {}
             codes = self._codes_heard()
@@ -93,7 +93,7 @@ class Item:
 
     @property
     def text(self) -> str:
-        """Text of the item. For an interrupted reply, only the words that had begun, if the family times words."""
+        """Text of the item. For an interrupted reply with word times, only the words that had begun."""
         if self.heard_samples is None:
             return self.parts[0].text or ""
         return " ".join(word.word for word in self.words if word.start_s * DEFAULT_RATE < self.heard_samples)
@@ -108,7 +108,13 @@ class Item:
 
 
 class Conversation:
-    """Ordered items, at most `max_items` of at most `max_bytes`; `held` is the account of all sessions."""
+    """Ordered items of a conversation.
+
+    Args:
+        max_items: Maximum number of items.
+        max_bytes: Maximum memory of all items.
+        held: Memory account of all sessions.
+    """
 
     def __init__(self, max_items: int, max_bytes: int, held: Held):
         self.items: list[Item] = []
@@ -120,7 +126,7 @@ class Conversation:
         return sum(item.num_bytes for item in self.items)
 
     def add(self, item: Item, behind: str | None = None) -> str | None:
-        """Add an item after `behind`, or at the end; return the id of the item before it."""
+        """Insert an item after the item with id `behind`, or at the end; return the id of the item before it."""
         if any(item.item_id == each.item_id for each in self.items):
             message = f"item.id: expected one that no item of the conversation has, got {item.item_id!r}"
             raise ApiError(400, message, "item.id", "item_create_duplicate_item_id")
@@ -136,9 +142,10 @@ class Conversation:
         return self.items[place - 1].item_id if place else None
 
     def grow(self, item: Item, num_bytes: int) -> bool:
-        """Account for `num_bytes` more if the item is still there, and return that.
+        """Account for `num_bytes` more of an item; return False if the item has been removed.
 
-        Raise ApiError if memory is short.
+        Raises:
+            ApiError: The memory limit is exceeded.
         """
         if not any(each is item for each in self.items):
             return False
@@ -147,7 +154,7 @@ class Conversation:
         return True
 
     def find(self, item_id: str) -> Item:
-        """Return the item with that id; raise ApiError if there is none."""
+        """Return the item with this id; raise ApiError if there is none."""
         return self.items[self._index(item_id)]
 
     def remove(self, item: Item) -> None:
@@ -156,7 +163,7 @@ class Conversation:
         self._held.remove(item.num_bytes)
 
     def surplus(self) -> list[Item]:
-        """Return the oldest items beyond the limits, except system items; the caller has to remove them."""
+        """Return the oldest items that exceed the limits, without system items; the caller must remove them."""
         num_over, bytes_over = len(self.items) - self._max_items, self.num_bytes - self._max_bytes
         found: list[Item] = []
         for item in (each for each in self.items[:-1] if each.role != "system"):
@@ -172,7 +179,7 @@ class Conversation:
             self.remove(item)
 
     def turns(self, instructions: str | None) -> tuple[list[dict[str, Any]], list[bytes]]:
-        """Return the server's turns and their files; all system texts form one turn at the beginning."""
+        """Return the server's turns and their files. All system texts form one turn at the beginning."""
         files: list[bytes] = []
         instruction_texts = [instructions or "", *(part.text or "" for part in self._parts("system"))]
         system = "\n".join(text for text in instruction_texts if text)
@@ -180,7 +187,7 @@ class Conversation:
         return [*turns, *(turn for item in self.items if item.role != "system" for turn in item.turns(files))], files
 
     def _expect_room(self, num_bytes: int) -> None:
-        """Raise ApiError if a system item does not fit; no other item is removed for it."""
+        """Raise ApiError if a system item exceeds the limits, because no other item is removed for it."""
         if len(self.items) >= self._max_items:
             raise refused("item", f"at most {self._max_items} items, system messages included", len(self.items) + 1)
         if self.num_bytes + num_bytes > self._max_bytes:
@@ -198,7 +205,7 @@ class Conversation:
 
 
 def asked_kinds(turns: list[dict[str, Any]]) -> set[str]:
-    """Return the kinds of the user's turns since the last reply: `text`, `audio`; empty if there are none."""
+    """Return the content of the user's turns since the last reply: `text`, `audio`; empty without such turns."""
     kinds: set[str] = set()
     for turn in reversed(turns):
         if turn["role"] != "user":

@@ -1,4 +1,4 @@
-"""WebSocket session: its channel to the client, its loop until it ends, and the events that it reads."""
+"""WebSocket session: the channel to its client, the loop that runs until it ends, and the client's events."""
 
 import asyncio
 import base64
@@ -25,7 +25,8 @@ from stretto_gateway.web_socket import POLICY
 LOG = logging.getLogger("stretto_gateway")
 DONE, FAILED, RESTART, TRY_AGAIN = 1000, 1011, 1012, 1013  # RFC 6455, section 7.4.1, and its registry
 Error = TypeVar("Error", bound=BaseException)
-MAX_ERRORS = 100  # per second; beyond, the session ends: refusing a message costs more than sending it
+# per second; beyond, the session ends, because an error costs the gateway more than it costs the client
+MAX_ERRORS = 100
 
 
 class SessionEnd(Exception):
@@ -34,7 +35,7 @@ class SessionEnd(Exception):
     Args:
         code: Close code of the WebSocket; None if the client has disconnected.
         reason: Reason for the client.
-        error: Error to send to the client, instead of the reason.
+        error: Error to send to the client instead of the reason.
     """
 
     def __init__(self, code: int | None = None, reason: str = "", error: ApiError | None = None):
@@ -43,7 +44,7 @@ class SessionEnd(Exception):
 
 
 class Channel:
-    """Ordered event stream to a client.
+    """Ordered stream of events to a client.
 
     The session ends if the client does not read an event within `stall_s` seconds.
     """
@@ -72,9 +73,14 @@ class Channel:
             raise SessionEnd from None
 
     async def send_error(self, error: ApiError, event_id: str | None = None) -> None:
-        """Send an error; `event_id` is the client's id of the event that caused it.
+        """Send an error event.
 
-        Raise SessionEnd after MAX_ERRORS errors in a second.
+        Args:
+            error: The error.
+            event_id: The client's id of the event that caused it.
+
+        Raises:
+            SessionEnd: More than MAX_ERRORS errors were sent in a second.
         """
         self._count_error()
         await self.send("error", error=error.record()["error"] | {"event_id": event_id})
@@ -85,7 +91,7 @@ class Channel:
             raise SessionEnd(POLICY, f"at most {MAX_ERRORS} messages are refused in a second")
 
     async def close(self, end: SessionEnd) -> None:
-        """Send the reason for the end of the session, and close it."""
+        """Send the reason for the end of the session, and close the WebSocket."""
         assert end.code is not None
         with suppress(SessionEnd):
             await self.send_error(
@@ -97,15 +103,15 @@ class Channel:
 
 
 MAX_METADATA = 16
-MAX_VALUES = 8192  # limit per event: a value may take a hundred times the memory of its one character
+MAX_VALUES = 8192  # per event, because a value of one character may need a hundred times its size in memory
 Id = Annotated[Text, Field(min_length=1, max_length=64)]
 
 
 class SocketSession(Protocol):
-    """Handler of the events of a session."""
+    """Handler of a session's events."""
 
     async def handle(self, message: str | None) -> None:
-        """Handle an event, or send an error about it."""
+        """Handle an event; send an error if it is invalid."""
         ...
 
     async def complete(self) -> None:
@@ -115,9 +121,9 @@ class SocketSession(Protocol):
 
 @asynccontextmanager
 async def session_tasks(channel: Channel) -> AsyncIterator[asyncio.TaskGroup]:
-    """Run the tasks of a session; SessionEnd in the block or in a task ends all of them and closes the socket.
+    """Run the tasks of a session. A SessionEnd in the block or in a task ends all of them and closes the WebSocket.
 
-    An ApiError ends the session as well and is sent to the client.
+    An ApiError also ends the session, and is sent to the client.
     """
     end = SessionEnd()
     try:
@@ -132,13 +138,13 @@ async def session_tasks(channel: Channel) -> AsyncIterator[asyncio.TaskGroup]:
 
 
 def _first(errors: BaseExceptionGroup[Error]) -> Error:
-    """Return the first of the errors, which may be nested groups."""
+    """Return the first error in possibly nested groups."""
     one = errors.exceptions[0]
     return _first(one) if isinstance(one, BaseExceptionGroup) else one
 
 
 def _end_by(error: ApiError) -> SessionEnd:
-    """Return the end of a session that has failed."""
+    """Return the end of a session that failed with `error`."""
     return SessionEnd(TRY_AGAIN if error.status in (429, 503) else FAILED, error.code or "failed", error)
 
 
@@ -156,7 +162,7 @@ async def attend(
         socket: The client's WebSocket.
         session: Handler of the events.
         tasks: Tasks of the session.
-        patience_s: Returns the time in seconds to wait for the next event.
+        patience_s: Function that returns how long to wait for the next event, in seconds.
 
     Raises:
         SessionEnd: The client disconnected or was idle too long, the session lasted too long, or the gateway shuts
@@ -190,7 +196,7 @@ async def _until_expired(session_s: float) -> None:
 
 
 class ClientEvent(Body):
-    """Event from a client. `event_id` is the client's own; an error about the event names it."""
+    """Event from a client. `event_id` is chosen by the client and repeated in errors about the event."""
 
     type: str
     event_id: Annotated[Text, Field(max_length=512)] | None = None
@@ -198,12 +204,20 @@ class ClientEvent(Body):
 
     @property
     def ignored(self) -> list[ApiError]:
-        """Fields that have no meaning here, as the errors that a strict gateway raises."""
+        """Fields without effect, as the errors that a strict gateway raises for them."""
         return self._ignored
 
     @classmethod
     def read(cls, record: dict[str, Any], is_strict: bool) -> "ClientEvent":
-        """Return the event in `record`, without fields that have no meaning; raise ApiError for a wrong one."""
+        """Return the event in `record`.
+
+        Args:
+            record: JSON object of the event.
+            is_strict: True to reject fields without effect; False to drop them.
+
+        Raises:
+            ApiError: A field is invalid.
+        """
         ignored: list[ApiError] = []
         known = merged(cls, {}, record, "", ignored)
         if ignored and is_strict:
@@ -220,13 +234,13 @@ class SessionUpdate(ClientEvent):
 
 
 class AudioAppend(ClientEvent):
-    """Audio input: pcm16 at 24 kHz, as base64."""
+    """Audio input: pcm16 at 24 kHz in base64."""
 
     audio: str
 
 
 class ContentFields(Body):
-    """Text, or a recording in the format of the session's audio."""
+    """Text, or a recording in the format of the session's audio input."""
 
     type: Literal["input_text", "input_audio", "output_text", "output_audio", "text"]
     text: Text | None = None
@@ -235,7 +249,7 @@ class ContentFields(Body):
 
 
 class ItemFields(Body):
-    """Message of a conversation."""
+    """Message of a conversation, as sent by the client."""
 
     id: Id | None = None
     type: Literal["message"]
@@ -246,14 +260,14 @@ class ItemFields(Body):
 
 
 class ItemReference(Body):
-    """Item of the session's conversation, by its id."""
+    """Id of an item in the session's conversation."""
 
     type: Literal["item_reference"]
     id: Id
 
 
 class ItemCreate(ClientEvent):
-    """New item after `previous_item_id`; `root` is the beginning, no id the end."""
+    """New item, to be inserted after `previous_item_id`; `root` is the beginning, and no id the end."""
 
     item: ItemFields
     previous_item_id: Id | None = None
@@ -273,7 +287,7 @@ class ItemTruncate(ItemEvent):
 
 
 def few(metadata: Any) -> Any:
-    """Return `metadata` with at most one entry too many, because validation would report every wrong value."""
+    """Return `metadata` with at most one entry too many, because validation would report every invalid value."""
     return dict(islice(metadata.items(), MAX_METADATA + 1)) if isinstance(metadata, dict) else metadata
 
 
@@ -291,7 +305,7 @@ def few_options(options: Any) -> Any:
 
 
 class ReplyFields(ReplyOptions):
-    """Settings of one reply, instead of the session's. `input`: items to answer instead of the conversation."""
+    """Settings of one reply, which override the session's. `input`: items to answer instead of the conversation."""
 
     audio: ReplyAudio = Field(default_factory=ReplyAudio)
     conversation: Literal["auto", "none"] | None = None
@@ -309,7 +323,7 @@ class ResponseCreate(ClientEvent):
 
     @classmethod
     def read(cls, record: dict[str, Any], is_strict: bool) -> ClientEvent:
-        """Return the event in `record`, as the base class does; the beta API's fields are accepted as well."""
+        """Return the event in `record` as the base class does; fields of the beta API are accepted, too."""
         fields = record.get("response")
         return super().read(
             record | {"response": current_shape(fields)} if isinstance(fields, dict) else record, is_strict
@@ -337,7 +351,7 @@ EVENTS: dict[str, type[ClientEvent]] = {
 
 
 def read_json(text: str | None) -> dict[str, Any]:
-    """Return the JSON object in a message; raise ApiError if there is none, or if it has too many values."""
+    """Return the JSON object in a message; raise ApiError if there is none, or it has too many values."""
     if text is None:
         raise ApiError(400, "expected an event as text, got bytes", code="invalid_event")
     if (got := num_values(text)) > MAX_VALUES:
@@ -352,9 +366,9 @@ def read_json(text: str | None) -> dict[str, Any]:
 
 
 def num_values(text: str) -> int:
-    """Return an upper estimate of the number of values in JSON: its opening brackets and commas.
+    """Return an upper bound on the number of values in JSON: its opening brackets and commas.
 
-    If that exceeds MAX_VALUES, those inside strings are left out.
+    If this exceeds MAX_VALUES, brackets and commas inside strings are excluded.
     """
     got = sum(map(text.count, "[{,"))
     if got > MAX_VALUES:
@@ -364,7 +378,15 @@ def num_values(text: str) -> int:
 
 
 def read_event(record: dict[str, Any], is_strict: bool) -> ClientEvent:
-    """Return the event in `record`; raise ApiError for a wrong field, and for an unknown one if `is_strict`."""
+    """Return the event in `record`.
+
+    Args:
+        record: JSON object of the event.
+        is_strict: True to reject unknown fields and fields without effect.
+
+    Raises:
+        ApiError: A field is invalid.
+    """
     kind = record.get("type")
     if not isinstance(kind, str) or kind not in EVENTS:
         raise refused("type", f"one of {', '.join(EVENTS)}", kind)
@@ -372,7 +394,7 @@ def read_event(record: dict[str, Any], is_strict: bool) -> ClientEvent:
 
 
 def event_id(record: dict[str, Any]) -> str | None:
-    """Return the client's id of an event that may be invalid; None if the id is invalid, too."""
+    """Return the client's id of an event that may be invalid; None if the id itself is invalid."""
     try:
         return ClientEvent(type="", event_id=record.get("event_id")).event_id
     except ValidationError:
@@ -380,7 +402,7 @@ def event_id(record: dict[str, Any]) -> str | None:
 
 
 def read_pcm(data: str | None, path: str) -> bytes:
-    """Return the samples in base64 `data`; raise ApiError if they are missing or invalid."""
+    """Decode samples in base64; raise ApiError for the field `path` if they are missing or invalid."""
     if data is None:
         raise ApiError(400, f"{path}: missing", path, "missing")
     try:

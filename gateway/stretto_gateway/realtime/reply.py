@@ -1,4 +1,4 @@
-"""One reply in progress: its events, its item in the conversation, and how much of it the user has heard."""
+"""Reply in progress of a realtime session: its events, its item, and how much of it the user has heard."""
 
 import asyncio
 import base64
@@ -11,7 +11,7 @@ from typing import Any, cast
 from numpy.typing import NDArray
 
 from stretto_client import ModelProfile, SpeechEvent, TaskOptions
-from stretto_gateway.answers import ApiError, refused, within
+from stretto_gateway.answers import ApiError, error_path, refused
 from stretto_gateway.catalogue import find_voice
 from stretto_gateway.chat import conversing_task
 from stretto_gateway.encoding import DEFAULT_RATE, TimeStretch
@@ -28,21 +28,21 @@ clock_s: Callable[[], float] = time.monotonic
 Finish = tuple[str, dict[str, Any]]  # status and its details
 NUMBER_BYTES = 36  # memory of an integer in a list: the object and its reference
 WORD_BYTES = 256  # approximate memory of a word with its time
-# Caller's field names by the server's.
+# Request fields by the server's field names.
 FIELDS = {"options": "response.options", "options.voice": "response.audio.output.voice"}
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """Request for a reply, and its description in OpenAI's fields.
+    """Prepared request for a reply.
 
     Attributes:
         turns: Turns for the server.
         files: Files of the turns.
-        options: Options of the server.
+        options: Options for the server.
         record: OpenAI's response object.
-        ignored: Fields that are not honoured.
-        is_kept: The reply becomes an item of the conversation.
+        ignored: Names of fields without effect.
+        is_kept: True if the reply becomes an item of the conversation.
         speed: Speed of the audio; 1 is the model's own.
     """
 
@@ -61,7 +61,7 @@ class Order:
 
     @property
     def num_bytes(self) -> int:
-        """Memory of files, texts, codes and options, in addition to the conversation's."""
+        """Memory of files, texts, codes and options in bytes, in addition to that of the conversation."""
         num_codes = sum(len(stream) for turn in self.turns for stream in turn.get("codes", ()))
         num_chars = sum(len(turn.get("text", "")) for turn in self.turns)
         num_bytes = MAX_CHAR_BYTES * num_chars + NUMBER_BYTES * num_codes + held_bytes(self.options)
@@ -75,17 +75,17 @@ def make_order(
     conversation: Conversation,
     is_strict: bool,
 ) -> Order:
-    """Return the request for a reply to the present `conversation`.
+    """Prepare the request for a reply to `conversation`.
 
     Args:
         profile: The served model.
         settings: Settings of the session.
         event: The client's request.
         conversation: Conversation to answer.
-        is_strict: Raise ApiError for instructions that the family does not support; otherwise they are ignored.
+        is_strict: True to raise ApiError for instructions that the family does not support, False to ignore them.
 
     Raises:
-        ApiError: The family does not answer such a conversation, or a field is wrong.
+        ApiError: The family cannot answer such a conversation, or a field is invalid.
     """
     fields, ignored = event.response, list(event.ignored)
     modalities = fields.output_modalities or settings.output_modalities
@@ -94,7 +94,7 @@ def make_order(
     turns, files = conversation.turns(instructions)
     if not asked_kinds(turns):
         turns = unprompted(turns, can_go_on=not of_session)
-    with within("session"):
+    with error_path("session"):
         task = conversing_task(profile, asked_kinds(turns), speaks="audio" in modalities)
     if turns[0]["role"] == "system" and "text" not in task.system:
         where = "session" if of_session else "response"
@@ -108,7 +108,7 @@ def make_order(
     options["task"] = task.name
     if task.speaks:
         options["output"] = {"encoding": "pcm_s16le", "sample_rate": DEFAULT_RATE, "codes": True}
-        with within("response.audio.output" if fields.audio.output.voice_name else "session.audio.output"):
+        with error_path("response.audio.output" if fields.audio.output.voice_name else "session.audio.output"):
             voice = find_voice(profile, voice_name)
         if voice is not None:
             options["voice"] = voice
@@ -125,11 +125,11 @@ def make_order(
 
 
 def unprompted(turns: list[dict[str, Any]], can_go_on: bool) -> list[dict[str, Any]]:
-    """Return `turns` with the instructions as the user's last turn, for a reply such as a greeting.
+    """Turn the instructions into the user's last turn, for a reply without a question, such as a greeting.
 
     Args:
         turns: Conversation without a turn of the user since the last reply; its instructions are first.
-        can_go_on: Allow earlier turns of the user.
+        can_go_on: True if earlier turns of the user are allowed.
 
     Raises:
         ApiError: There are no instructions, or there are earlier turns of the user and `can_go_on` is False.
@@ -142,7 +142,7 @@ def unprompted(turns: list[dict[str, Any]], can_go_on: bool) -> list[dict[str, A
 
 
 def given_options(fields: ReplyFields) -> TaskOptions:
-    """Return the server's options for one reply, which the server checks; raise ApiError for an unknown name."""
+    """Return the server's options for one reply; raise ApiError for an unknown name. The server checks the values."""
     options = fields.options or {}
     unknown = next((name for name in options if name not in OPTIONS), None)
     if unknown is not None:
@@ -151,7 +151,7 @@ def given_options(fields: ReplyFields) -> TaskOptions:
 
 
 class Reply:
-    """Reply that runs in `task`, from `begin` until it is complete or cancelled."""
+    """Reply that is generated by `task`, from `begin` until it is complete or cancelled."""
 
     def __init__(self, gateway: Gateway, channel: Channel, conversation: Conversation, order: Order):
         self._gateway, self._channel, self._conversation, self._order = gateway, channel, conversation, order
@@ -170,15 +170,16 @@ class Reply:
         return self.task is not None and not self.task.done()
 
     def heard_samples(self) -> int:
-        """Return the number of samples that a player has played by now, if it started at the first one."""
+        """Return the number of samples played by now, by a player that started at the first one."""
         if self._first_s is None:
             return 0
         return min(self.item.num_samples, round((clock_s() - self._first_s) * DEFAULT_RATE))
 
     async def begin(self, tasks: asyncio.TaskGroup) -> None:
-        """Announce the reply and generate it in the background.
+        """Send the first events of the reply, and generate it in the background.
 
-        Raise ApiError if there is no memory for the request.
+        Raises:
+            ApiError: The memory limit is exceeded.
         """
         held, num_bytes = self._gateway.sessions.held, self._order.num_bytes
         held.add(num_bytes)
@@ -197,7 +198,7 @@ class Reply:
         self._gateway.sessions.held.remove(num_bytes)
 
     async def cancel(self, reason: str) -> None:
-        """Cancel the reply; no more of it is sent afterwards."""
+        """Cancel the reply; none of it is sent afterwards."""
         assert self.task is not None
         if not self._is_ending:
             self.task.cancel()
@@ -251,13 +252,13 @@ class Reply:
             self.item.codes += [] if codes is None else [codes]
 
     async def _play(self, pcm: NDArray[Any]) -> None:
-        """Send samples of the model, int16 [n], at the speed of the reply."""
+        """Send samples from the model, int16 [n], stretched to the reply's speed."""
         if self._stretch is not None:
             pcm = await asyncio.to_thread(self._stretch.stretch, pcm)
         await self._send_audio(pcm)
 
     async def _send_audio(self, pcm: NDArray[Any]) -> None:
-        """Send samples ready to be played, int16 [n]."""
+        """Send samples as they are to be played, int16 [n]."""
         if not len(pcm):
             return
         if self._first_s is None:

@@ -1,4 +1,4 @@
-"""One realtime session: the handling of its client's events."""
+"""Realtime session: handling of the client's events."""
 
 import asyncio
 import time
@@ -24,8 +24,8 @@ from stretto_gateway.realtime.settings import (
     RealtimeSettings,
     Settings,
     TranscriptionSettings,
-    fit,
     ignoring,
+    restrict_to_model,
     session_record,
 )
 from stretto_gateway.realtime.talk import Talk, Transcriber
@@ -37,7 +37,7 @@ MIN_COMMIT_MS = 100  # as at OpenAI
 class Session:
     """Session of one connection, with background work in `tasks`.
 
-    If it only transcribes, its conversation stays empty.
+    The conversation of a session that only transcribes stays empty.
     """
 
     def __init__(self, gateway: Gateway, channel: Channel, model: str, tasks: asyncio.TaskGroup):
@@ -71,7 +71,7 @@ class Session:
         await self._channel.send("session.created", session=self._record())
 
     async def handle(self, text: str | None) -> None:
-        """Handle an event, or send an error about it."""
+        """Handle an event; send an error event if it is invalid."""
         record: dict[str, Any] = {}
         try:
             record = client.read_json(text)
@@ -93,7 +93,7 @@ class Session:
     async def _update(self, event: client.SessionUpdate) -> None:
         is_empty = self._talk.is_empty and not self._input.num_samples
         change = Change(self._settings, event.session, self._model, is_empty)
-        profile = await fit(change, self._gateway.catalogue, self._model)
+        profile = await restrict_to_model(change, self._gateway.catalogue, self._model)
         change.ignored[:0] = event.ignored
         if self._gateway.strict:
             change.expect_honoured()
@@ -114,7 +114,7 @@ class Session:
         self._input.add(client.read_pcm(event.audio, "audio"))
         while self._input.has_window:
             await self._gateway.windows.turn()
-            edge = self._input.judge()
+            edge = self._input.process_window()
             if edge is None:
                 continue
             try:
@@ -172,15 +172,15 @@ class Session:
 
 
 router = APIRouter()
-PROTOCOL = "realtime"  # subprotocol that browser pages offer beside their key; the server has to accept it
+PROTOCOL = "realtime"  # subprotocol that browser pages offer in addition to their key; the server must accept it
 TRANSCRIBERS = ("whisper", "transcribe")  # in the names of OpenAI's models that only transcribe
 
 
 @router.websocket("/v1/realtime")
 async def open_session(socket: WebSocket) -> None:
-    """Converse with the model that the query names, or transcribe with `intent=transcription`.
+    """Open a session that converses with the model in the query, or only transcribes with `intent=transcription`.
 
-    The settings of a client secret take precedence over both.
+    The settings of a client secret override both.
     """
     gateway: Gateway = socket.app.state.gateway
     query = socket.query_params
@@ -202,12 +202,12 @@ async def open_session(socket: WebSocket) -> None:
 
 @router.post("/v1/realtime/client_secrets")
 async def create_client_secret(body: SecretRequest, request: Request) -> ClientSecret:
-    """Create a short-lived key that only opens `/v1/realtime`, with the settings of its sessions."""
+    """Create a short-lived key that can only open `/v1/realtime`, with the settings of its sessions."""
     gateway: Gateway = request.app.state.gateway
     unknown = Ignored(body, gateway.strict)
     model = "gpt-realtime"
     change = Change(RealtimeSettings(model=model), body.session, model)
-    await fit(change, gateway.catalogue, model)
+    await restrict_to_model(change, gateway.catalogue, model)
     if gateway.strict:
         change.expect_honoured()
     for error in change.errors:
@@ -221,7 +221,7 @@ async def create_client_secret(body: SecretRequest, request: Request) -> ClientS
 
 
 def transcribing(model: str) -> Settings:
-    """Return the settings of a session that only transcribes, with the turn detection of `model` at OpenAI."""
+    """Return the settings of a session that only transcribes, with OpenAI's turn detection for `model`."""
     named = {"audio": {"input": {"transcription": {"model": model}}}}
     return Change(TranscriptionSettings(), named, model).settings
 

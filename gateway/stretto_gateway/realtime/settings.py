@@ -1,4 +1,4 @@
-"""Session settings of the realtime API: supported fields of OpenAI's, and how updates are applied."""
+"""Settings of realtime sessions: the supported fields of OpenAI's, and how updates are applied."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -6,21 +6,21 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError
 
 from stretto_client import ModelProfile
-from stretto_gateway.answers import ApiError, refused, shown, within
+from stretto_gateway.answers import ApiError, error_path, refused, shown
 from stretto_gateway.catalogue import Catalogue, find_task, find_voice
 from stretto_gateway.encoding import GREATEST_SPEED, LEAST_SPEED
 from stretto_gateway.speech_request import MAX_NAME_CHARS, Body, Text, Voiced, field_path
 
-MAX_INSTRUCTION_CHARS = 100_000  # a session keeps them in addition to its accounted memory
-MAX_ERRORS = 16  # reported for one update
-MAX_IGNORED = 32  # fields named in one event
+MAX_INSTRUCTION_CHARS = 100_000  # not counted in the session's memory account
+MAX_ERRORS = 16  # maximum number of errors reported for one update
+MAX_IGNORED = 32  # maximum number of fields named in one event
 IGNORED = "stretto_ignored"  # added to OpenAI's events, whose types allow further fields
 ASR = ("asr",)
-# Milliseconds of silence that end a turn under `semantic_vad`: no model here judges whether a sentence is complete.
+# Milliseconds of silence that end a turn under `semantic_vad`: no model here detects whether a sentence is complete.
 EAGERNESS_MS = {"low": 1000, "medium": 500, "auto": 500, "high": 300}
 # OpenAI's transcription models without turn detection, whose clients commit each turn themselves.
 WITHOUT_VAD = ("gpt-realtime-whisper", "gpt-live-transcribe")
-# Session fields of the beta API (2024) and their present places.
+# Session fields of the beta API (2024) and their current paths.
 BETA_FIELDS = {
     "modalities": ("output_modalities",),
     "max_response_output_tokens": ("max_output_tokens",),
@@ -40,7 +40,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class Only:
-    """Marker of a field that is ignored unless it has one of these values, which have no effect."""
+    """Annotation of a field without effect; these values are accepted even by a strict gateway."""
 
     def __init__(self, *values: Any):
         self.values = (None, *values)
@@ -51,7 +51,7 @@ NoList = Annotated[Any, Only([])]
 
 
 class Format(Body):
-    """Audio format: the same one for input and output."""
+    """Audio format, which is the same for input and output."""
 
     type: Literal["audio/pcm"] = "audio/pcm"
     rate: Literal[24000] | None = 24000
@@ -70,7 +70,7 @@ class ServerVad(Body):
 
 
 class SemanticVad(Body):
-    """Turn detection by silence, with a duration that depends on `eagerness`."""
+    """Turn detection by silence whose duration depends on `eagerness`."""
 
     type: Literal["semantic_vad"] = "semantic_vad"
     eagerness: Literal["low", "medium", "high", "auto"] = "auto"
@@ -88,7 +88,7 @@ class SemanticVad(Body):
 
 
 def vad_type(value: Any) -> Any:
-    """Return the `type` of a turn detection; `server_vad` by default."""
+    """Return the `type` of a turn detection object; `server_vad` if missing."""
     return value.get("type", "server_vad") if isinstance(value, dict) else getattr(value, "type", None)
 
 
@@ -98,7 +98,7 @@ TurnDetection = Annotated[
 
 
 class Transcription(Body):
-    """Request for transcripts of the user's audio. No family here takes the language."""
+    """Request for transcripts of the user's audio. No family supports the choice of the language."""
 
     model: Name | None = None
     language: Name | None = None
@@ -109,7 +109,7 @@ class Transcription(Body):
 
 
 class InputAudio(Body):
-    """Audio of the user."""
+    """Settings of the user's audio."""
 
     format: Format = Field(default_factory=Format)
     noise_reduction: Nothing = None
@@ -118,38 +118,38 @@ class InputAudio(Body):
 
     @property
     def vad(self) -> ServerVad | None:
-        """Rules of turn detection; None without."""
+        """Rules of turn detection; None if it is off."""
         return self.turn_detection.server_vad if isinstance(self.turn_detection, SemanticVad) else self.turn_detection
 
 
 class OutputAudio(Voiced):
-    """Audio of the model."""
+    """Settings of the model's audio."""
 
     format: Format = Field(default_factory=Format)
     speed: float | None = Field(default=None, ge=LEAST_SPEED, le=GREATEST_SPEED, allow_inf_nan=False)
 
 
 class Audio(Body):
-    """Audio of a session that converses."""
+    """Audio settings of a session that converses."""
 
     input: InputAudio = Field(default_factory=InputAudio)
     output: OutputAudio = Field(default_factory=OutputAudio)
 
 
 class ReplyAudio(Body):
-    """Audio of one reply."""
+    """Audio settings of one reply."""
 
     output: OutputAudio = Field(default_factory=OutputAudio)
 
 
 class TranscriptionAudio(Body):
-    """Audio of a session that only transcribes."""
+    """Audio settings of a session that only transcribes."""
 
     input: InputAudio = Field(default_factory=lambda: InputAudio(transcription=Transcription()))
 
 
 class ReplyOptions(Body):
-    """Settings of a session that one reply may override. No family has tools, or a limit of tokens."""
+    """Session settings that one reply may override. No family supports tools or a token limit."""
 
     instructions: Annotated[Text, Field(max_length=MAX_INSTRUCTION_CHARS)] | None = None
     output_modalities: Modalities | None = None
@@ -173,8 +173,8 @@ class RealtimeSettings(ReplyOptions):
     truncation: Annotated[Any, Only("auto")] = None
 
     def check(self, profile: ModelProfile) -> None:
-        """Raise ApiError if the model has no voice of that name."""
-        with within("audio.output"):
+        """Raise ApiError if the model has no voice with the name in these settings."""
+        with error_path("audio.output"):
             find_voice(profile, self.audio.output.voice_name)
 
 
@@ -194,7 +194,7 @@ Settings = RealtimeSettings | TranscriptionSettings
 
 
 def session_record(settings: Settings, session_id: str, expires_at: int) -> dict[str, Any]:
-    """Return a session as OpenAI's `session` object; `expires_at` in seconds since the epoch."""
+    """Return OpenAI's `session` object; `expires_at` is in seconds since the epoch."""
     prefix = "" if isinstance(settings, RealtimeSettings) else "transcription_"
     record: dict[str, Any] = {"id": session_id, "object": f"realtime.{prefix}session", "expires_at": expires_at}
     record |= settings.model_dump()
@@ -209,11 +209,18 @@ def session_record(settings: Settings, session_id: str, expires_at: int) -> dict
 class Change:
     """Update of a session's settings: the new settings, the ignored fields, and errors in other fields.
 
-    A field with a wrong value keeps its old value; the other fields of the update apply.
+    A field with an invalid value retains its previous value; the other fields of the update are applied.
     """
 
     def __init__(self, settings: Settings, update: dict[str, Any], model: str, can_change_type: bool = True):
-        """Merge `update` into `settings`; `model` is the model of a session that changes to type realtime."""
+        """Merge an update into settings.
+
+        Args:
+            settings: Current settings.
+            update: JSON object with the fields to change.
+            model: Model name for a session that changes to type realtime.
+            can_change_type: True if the update may change the type of the session.
+        """
         self.ignored: list[ApiError] = []
         self.errors: list[ApiError] = []
         kind = self._kind(settings, update.get("type") or settings.type, can_change_type)
@@ -226,20 +233,29 @@ class Change:
         self.settings = self._valid()
 
     def refuse(self, error: ApiError) -> None:
-        """Undo the field that `error` is about and keep the error; raise it if the update did not set that field."""
+        """Restore the field that `error` is about, and record the error.
+
+        Raise it if the update did not set that field.
+        """
         if len(self.errors) >= MAX_ERRORS or not undo(self._record, self._before, path_in_session(error)):
             raise error
         self.errors.append(error)
         self.settings = self._valid()
 
     def ignore(self, name: str, expected: str, got: Any) -> None:
-        """Restore the previous value of a field that the model does not honour, and record the field."""
+        """Restore the previous value of a field that has no effect, and record the field.
+
+        Args:
+            name: Path of the field.
+            expected: Value that would have an effect.
+            got: Value in the update.
+        """
         self.ignored.append(refused(f"session.{name}", expected, got))
         undo(self._record, self._before, name.split("."))
         self.settings = self._valid()
 
     def expect_honoured(self) -> None:
-        """Raise the first ApiError of an ignored or wrong field; for a strict gateway."""
+        """Raise the first ApiError of an ignored or invalid field, for a strict gateway."""
         for error in (*self.ignored, *self.errors):
             raise error
 
@@ -255,7 +271,7 @@ class Change:
         return settings.type
 
     def _valid(self) -> Settings:
-        """Return the settings after the update, without the fields that are wrong."""
+        """Return the settings after the update, without its invalid fields."""
         while True:
             try:
                 return validated(self._model, self._record, "session")
@@ -268,8 +284,8 @@ class Change:
                 self.errors.append(error)
 
 
-async def fit(change: Change, catalogue: Catalogue, model: str) -> ModelProfile:
-    """Return the profile of a session's model, and undo fields of `change` that the model does not honour.
+async def restrict_to_model(change: Change, catalogue: Catalogue, model: str) -> ModelProfile:
+    """Return the profile of a session's model, and undo fields of `change` that the model does not support.
 
     Args:
         change: Update of the settings.
@@ -279,7 +295,7 @@ async def fit(change: Change, catalogue: Catalogue, model: str) -> ModelProfile:
     while True:
         settings = change.settings
         try:
-            with within("session"):
+            with error_path("session"):
                 name = settings.model if isinstance(settings, RealtimeSettings) else model
                 profile = await catalogue.model(name)
                 settings.check(profile)
@@ -294,7 +310,7 @@ async def fit(change: Change, catalogue: Catalogue, model: str) -> ModelProfile:
 
 
 def current_shape(update: dict[str, Any]) -> dict[str, Any]:
-    """Return a session's `update` with the beta API's fields in their present places."""
+    """Move the beta API's fields in a session update to their current paths."""
     record = {name: value for name, value in update.items() if name not in BETA_FIELDS}
     for name, place in BETA_FIELDS.items():
         if name not in update:
@@ -311,7 +327,7 @@ def current_shape(update: dict[str, Any]) -> dict[str, Any]:
 
 
 def joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """Return `old` with the values of `new`, object by object."""
+    """Merge `new` into `old`, object by object."""
     both = {
         name: joined(old[name], value) if isinstance(value, dict) and isinstance(old.get(name), dict) else value
         for name, value in new.items()
@@ -320,7 +336,7 @@ def joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 
 
 def without_vad(update: dict[str, Any]) -> dict[str, Any]:
-    """Return a session's `update`; for an OpenAI model without turn detection, it is switched off."""
+    """Switch turn detection off in a session update if it names an OpenAI model without turn detection."""
     try:
         audio_input = update["audio"]["input"]
         name = audio_input["transcription"]["model"]
@@ -334,16 +350,16 @@ def without_vad(update: dict[str, Any]) -> dict[str, Any]:
 def merged(
     model: type[BaseModel], old: dict[str, Any], new: dict[str, Any], path: str, ignored: list[ApiError]
 ) -> dict[str, Any]:
-    """Return `old` with the fields of `new` that have a meaning in `model`, object by object.
+    """Merge the fields of `new` that have an effect into `old`, object by object.
 
     A null counts as a missing field if the field cannot be null. Objects of different types are not merged.
 
     Args:
         model: Type of the object, which is validated afterwards.
-        old: Present fields of `model`.
+        old: Current fields.
         new: Fields sent by a client.
-        path: Name of the object; empty for a whole event.
-        ignored: Collects the error that a strict gateway raises, for each field without a meaning.
+        path: Path of the object; empty for a whole event.
+        ignored: Receives, for each field without effect, the error that a strict gateway raises.
     """
     both = dict(old)
     for name, value in new.items():
@@ -359,7 +375,15 @@ def merged(
 
 
 def known_value(annotation: Any, old: Any, value: Any, path: str, ignored: list[ApiError]) -> Any:
-    """Return a field's `value` without unsupported fields, merged into its `old` one."""
+    """Return a field's value without unsupported fields, merged into the old value.
+
+    Args:
+        annotation: Type of the field.
+        old: Current value.
+        value: Value sent by a client.
+        path: Path of the field.
+        ignored: Receives, for each field without effect, the error that a strict gateway raises.
+    """
     if isinstance(value, list):
         return [known_value(annotation, None, each, f"{path}.{n}", ignored) for n, each in enumerate(value)]
     if not isinstance(value, dict):
@@ -373,7 +397,7 @@ def known_value(annotation: Any, old: Any, value: Any, path: str, ignored: list[
 
 
 def inner_model(annotation: Any, kind: Any) -> type[Body] | None:
-    """Return the model of objects in a field of this type; if there are several, the one with that `type`."""
+    """Return the model of the objects in a field of this type; for a union, the model with type `kind`."""
     found = list(models_in(annotation))
     named = (
         each for each in found if "type" in each.model_fields and kind in get_args(each.model_fields["type"].annotation)
@@ -382,14 +406,21 @@ def inner_model(annotation: Any, kind: Any) -> type[Body] | None:
 
 
 def models_in(annotation: Any) -> list[type[Body]]:
-    """Return the models in a type, including those of unions and lists."""
+    """Return all models in a type, including those in unions and lists."""
     if isinstance(annotation, type) and issubclass(annotation, Body):
         return [annotation]
     return [model for each in get_args(annotation) for model in models_in(each)]
 
 
 def add_ignored(ignored: list[ApiError], param: str, only: Only | None, value: Any) -> None:
-    """Add a field to the ignored ones, up to MAX_IGNORED."""
+    """Append the error for a field without effect to `ignored`, up to MAX_IGNORED.
+
+    Args:
+        ignored: List of errors.
+        param: Path of the field.
+        only: Values that are accepted in any case; None for no such value.
+        value: Value sent by a client.
+    """
     if len(ignored) < MAX_IGNORED:
         values = " or ".join(repr(each) for each in only.values[1:]) if only else ""
         name = param[:MAX_NAME_CHARS].encode(errors="backslashreplace").decode()
@@ -397,19 +428,24 @@ def add_ignored(ignored: list[ApiError], param: str, only: Only | None, value: A
 
 
 def ignoring(ignored: Sequence[ApiError]) -> dict[str, list[str]]:
-    """Return the event field that lists `ignored`; empty if nothing was ignored."""
+    """Return the event field that lists the ignored fields; empty if nothing was ignored."""
     return {IGNORED: [error.param or "" for error in ignored]} if ignored else {}
 
 
 def path_in_session(error: ApiError) -> list[str]:
-    """Return the path of the field that `error` is about, relative to the session."""
+    """Return the path in the session of the field that `error` is about."""
     return (error.param or "").split(".")[1:]
 
 
 def undo(record: dict[str, Any], before: dict[str, Any], names: list[str]) -> bool:
-    """Reset the field at the path `names` to its value in `before`; return False if it already has that value.
+    """Reset a field to its value in `before`; return False if it already has that value.
 
-    A wrong `type` resets its whole object, because the other fields belong to that type.
+    An invalid `type` resets its whole object, because the other fields belong to that type.
+
+    Args:
+        record: Object to change.
+        before: Object before the update.
+        names: Path of the field.
     """
     if names[-1:] == ["type"] and len(names) > 1:
         names = names[:-1]
@@ -430,7 +466,7 @@ def undo(record: dict[str, Any], before: dict[str, Any], names: list[str]) -> bo
 
 
 def validated(model: type[Model], record: Any, path: str = "") -> Model:
-    """Return `record` as a `model`; raise ApiError for the first wrong field, with `path` as prefix."""
+    """Return `record` as a `model`; raise ApiError for the first invalid field, with the prefix `path`."""
     try:
         return model.model_validate(record)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""Conversation of a session: its items, and one reply at a time."""
+"""Conversation of a realtime session: its items, their transcripts, and at most one reply at a time."""
 
 import asyncio
 from collections.abc import Iterator, Sequence
@@ -6,7 +6,7 @@ from contextlib import aclosing, contextmanager
 from copy import copy
 from typing import Any
 
-from stretto_gateway.answers import ApiError, refused, within
+from stretto_gateway.answers import ApiError, error_path, refused
 from stretto_gateway.catalogue import find_task
 from stretto_gateway.chat import given
 from stretto_gateway.encoding import DEFAULT_RATE, wav_header
@@ -26,7 +26,7 @@ NAME = "conversation.item.input_audio_transcription"
 
 
 class Transcriber:
-    """Background transcription of items, with an event for each piece of text."""
+    """Background transcription of items, which sends an event for each piece of text."""
 
     def __init__(self, gateway: Gateway, channel: Channel):
         self._gateway, self._channel = gateway, channel
@@ -34,7 +34,7 @@ class Transcriber:
         self._running: set[asyncio.Task[None]] = set()
 
     async def begin(self, item: Item, tasks: asyncio.TaskGroup) -> None:
-        """Transcribe an item in the background; raise ApiError if there is no memory for its audio."""
+        """Transcribe an item in the background; raise ApiError if the memory limit is exceeded."""
         if len(self._running) >= MAX_WAITING:
             error = ApiError(429, f"{MAX_WAITING} recordings wait already; try again", code="rate_limit_exceeded")
             await self._fail(item, error)
@@ -88,7 +88,7 @@ KINDS = {
 
 
 class Talk:
-    """Conversation of a session; sends an event for each change, and runs replies in `tasks`."""
+    """Conversation of a session. It sends an event for each change, and generates replies in `tasks`."""
 
     def __init__(self, gateway: Gateway, channel: Channel, tasks: asyncio.TaskGroup):
         self._gateway, self._channel, self._tasks = gateway, channel, tasks
@@ -111,11 +111,17 @@ class Talk:
             await asyncio.wait([self._reply.task])
 
     def add(self, item: Item, behind: str | None = None) -> str | None:
-        """Add an item as `Conversation.add` does; the caller has to announce it."""
+        """Insert an item like `Conversation.add`; the caller must then call `announce`."""
         return self._conversation.add(item, behind)
 
     async def announce(self, item: Item, before: str | None, ignored: Sequence[ApiError] = ()) -> None:
-        """Send the events of a new item, and remove and announce old items beyond the limits."""
+        """Send the events of a new item, and delete old items that exceed the limits.
+
+        Args:
+            item: The item.
+            before: Id of the item before it; None for none.
+            ignored: Errors of fields without effect in the client's event.
+        """
         place = {"item": item.record(), "previous_item_id": before}
         await self._channel.send("conversation.item.added", **place, **ignoring(ignored))
         await self._channel.send("conversation.item.done", **place)
@@ -124,7 +130,7 @@ class Talk:
             await self._channel.send("conversation.item.deleted", item_id=old.item_id)
 
     async def create(self, event: client.ItemCreate) -> None:
-        """Add an item of the client. System items are moved to the beginning of each request."""
+        """Insert an item sent by the client. System items are moved to the beginning of each request to the server."""
         item = read_item(event.item, "item")
         before = self._conversation.add(item, event.previous_item_id)
         await self.announce(item, before, event.ignored)
@@ -144,7 +150,7 @@ class Talk:
         await self._channel.send("conversation.item.deleted", item_id=event.item_id)
 
     async def retrieve(self, event: client.ItemEvent) -> None:
-        """Send an item, including the user's audio."""
+        """Send an item with the user's audio."""
         try:
             item = self._conversation.find(event.item_id)
         except ApiError as error:
@@ -158,7 +164,7 @@ class Talk:
             raise ApiError(400, message, "response", "conversation_already_has_active_response")
         if self._gateway.sessions.draining.is_set():
             raise ApiError(503, "the gateway is shutting down", code="unavailable")
-        with within("session"):
+        with error_path("session"):
             profile = await self._gateway.catalogue.model(settings.model)
         with self._asked(event.response) as conversation:
             order = make_order(profile, settings, event, conversation, self._gateway.strict)
@@ -167,7 +173,7 @@ class Talk:
 
     @contextmanager
     def _asked(self, fields: client.ReplyFields) -> Iterator[Conversation]:
-        """Yield the conversation to answer: the session's, or one of the items in `input`."""
+        """Yield the conversation to answer: that of the session, or one with the items in `input`."""
         if fields.input is None:
             yield self._conversation
             return
@@ -178,7 +184,7 @@ class Talk:
                 if isinstance(each, client.ItemFields):
                     given.add(read_item(each, f"{path}.{index}"))
                     continue
-                with within(f"{path}.{index}"):
+                with error_path(f"{path}.{index}"):
                     given.add(copy(self._conversation.find(each.id)))
             yield given
         finally:
@@ -193,7 +199,7 @@ class Talk:
         await reply.cancel("client_cancelled")
 
     async def interrupt(self) -> None:
-        """End the reply because the user speaks, and cut its item to the part that the user has heard."""
+        """End the reply because the user is speaking, and cut its item to the part that the user has heard."""
         reply = self._reply
         if reply is None:
             return
@@ -212,7 +218,7 @@ class Talk:
 
 
 def read_item(fields: client.ItemFields, name: str) -> Item:
-    """Return the item in `fields`, whose path is `name`; raise ApiError for a wrong part."""
+    """Return the item in `fields`, whose path is `name`; raise ApiError if a part is invalid."""
     parts = []
     for index, part in enumerate(fields.content):
         path = f"{name}.content.{index}"

@@ -43,7 +43,7 @@ def judged(judge: VoiceActivity | TurnDetector, pcm: np.ndarray, step: int = PIE
     for start in range(0, len(pcm), step):
         judge.add(pcm[start : start + step])
         while judge.has_window:
-            found.append(judge.judge())
+            found.append(judge.process_window())
     return found
 
 
@@ -77,9 +77,9 @@ def test_a_voice_is_known_within_150_ms_of_sound(name: str, offset: int) -> None
     pcm = np.concatenate([before, spoken(name), silence(1)])
     began, ended = edges(TurnDetector(ServerVad(), 0, 60 * RATE), pcm)[:2]
     assert (began.is_start, ended.is_start) == (True, False)
-    assert began.judged - len(before) <= BARGE_IN
+    assert began.processed - len(before) <= BARGE_IN
     assert began.sample <= len(before), "the beginning of the first word is part of the turn"
-    assert ended.sample > began.judged
+    assert ended.sample > began.processed
 
 
 class Script:
@@ -95,7 +95,7 @@ class Script:
     def add(self, pcm: np.ndarray) -> None:
         self._num_windows += len(pcm) // WINDOW_SAMPLES
 
-    def judge(self) -> float:
+    def process_window(self) -> float:
         self._num_windows -= 1
         return next(self._probabilities)
 
@@ -163,7 +163,7 @@ async def test_simultaneous_sessions_share_each_round(start: Start, monkeypatch:
         order.append(activity)
         return 0.0
 
-    monkeypatch.setattr(VoiceActivity, "judge", judge)
+    monkeypatch.setattr(VoiceActivity, "process_window", judge)
     gateway = (await start(profile=TALKS)).app.state.gateway
     data = base64.b64encode(bytes(2 * 5 * WINDOW_SAMPLES)).decode()  # fewer windows than are judged at once
     append = json.dumps({"type": "input_audio_buffer.append", "audio": data})

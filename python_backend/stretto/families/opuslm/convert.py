@@ -302,7 +302,7 @@ def named(names: Sequence[str], pattern: str) -> dict[str, int]:
 def plan(language: Mapping[str, tuple[int, ...]], hidden: int, tensors: Mapping[str, Tensor]) -> Plan:
     """Return the plan of tensors to write.
 
-    Of the head embeddings, the first NUM_STREAMS rows are used, including row 0.
+    The first NUM_STREAMS rows of the head embeddings are used, including row 0.
 
     Args:
         language: Shapes of the backbone's tensors by name.
