@@ -1,4 +1,4 @@
-"""Chatterbox's T3: Llama over rows of text followed by codes, with learned positions and guidance from training."""
+"""Chatterbox's T3: Llama over rows of text followed by codes, with learned positions, and guided by default."""
 
 from stretto.families.plugin import FamilyPlugin, lazy
 

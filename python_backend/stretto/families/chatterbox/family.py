@@ -5,7 +5,7 @@
     unconditional  voice … voice │    .      .      .     .     .   │ S  S │ c0 c1 c2 …
 
 Each id has a learned position, in a stream of its own, in addition to the position of attention. A voice has 34 rows:
-one for the speaker, 32 for the sound, and one for the emotion. The model was trained for guidance: the unconditional
+one for the speaker, 32 for the sound, and one for the emotion. Guidance is part of the authors' code: the unconditional
 request has the positions of the text without its ids. The numbers are those of
 https://github.com/resemble-ai/chatterbox, `T3Config`, because the release has no config.json; a checkpoint's
 config.json may override them (`speech_vocabulary`).
