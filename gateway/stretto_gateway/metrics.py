@@ -88,7 +88,7 @@ class Spans:
 
         Args:
             request: Identifiers of the request.
-            labels: Task and family.
+            labels: Family and task.
             times: Times of the response.
             is_complete: False if the response failed or was cancelled.
         """

@@ -186,6 +186,7 @@ def transcript_response(response_format: str, text: str, report: dict[str, Any],
     """Return a transcript in the requested response format.
 
     Formats with times have one segment for the whole recording.
+
     Args:
         response_format: One of OpenAI's formats.
         text: The transcript.

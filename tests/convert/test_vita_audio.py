@@ -41,7 +41,7 @@ def test_tensors_and_numbers_are_the_published_ones(tmp_path: Path) -> None:
 
 def test_what_hears_keeps_its_names_and_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = converted(tmp_path, random_vita.PLUS)
-    assert "no tokenizer of audio" not in capsys.readouterr().out
+    assert "no audio tokenizer" not in capsys.readouterr().out
     published = load_file(tmp_path / "release" / "model.safetensors")
     written = {name: tensor for path in out.glob("*.safetensors") for name, tensor in load_file(path).items()}
     heard = {name: f"audio_tower.{name.removeprefix(TOWER)}" for name in published if name.startswith(TOWER)}

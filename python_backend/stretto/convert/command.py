@@ -97,7 +97,7 @@ def describe(conversion: Conversion) -> str:
         lines.append("no codec: the server needs one under codec/ before it can speak (--codec)")
     hears_nothing = KEY not in record and conversion.ssl_tokenizer is None
     if audio_tokenizer_of(record[NAME]) is not None and hears_nothing:
-        lines.append("no tokenizer of audio: the server will accept audio only as codes (--ssl-tokenizer)")
+        lines.append("no audio tokenizer: the server will accept audio only as codes (--ssl-tokenizer)")
     return "\n".join(lines)
 
 

@@ -23,7 +23,7 @@ from stretto.preprocessing.request import Preprocessor
 from stretto.untrusted_files import json_object
 
 PARAMETER = "profile"
-# vLLM's `quantization` by --quantize: each weight has one scale for each output and each input one for each row.
+# vLLM's `quantization` by value of --quantize. Weights have one scale per output, and activations one per row.
 QUANTIZATIONS = {"fp8": "fp8_per_channel"}
 HALF = ("bfloat16", "float16")
 
@@ -110,7 +110,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         metavar="FILE",
         help="JSON with engine arguments for vLLM instead of the default ones",
     )
-    add("--gpu", type=int, metavar="N", help="for GPUs, codec and tokenizer of audio on GPU N; default: for the CPU")
+    add("--gpu", type=int, metavar="N", help="serve on GPUs; codec and audio tokenizer on GPU N (default: on the CPU)")
     add("--codec-device", type=int, metavar="N", help="codec on GPU N; default: the GPU of --gpu")
     about = "weights of the language model's linear layers in FP8, for GPUs of compute capability 8.9 and higher"
     add("--quantize", choices=tuple(QUANTIZATIONS), help=about)
@@ -126,13 +126,13 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
 
 @dataclass(frozen=True)
 class Placement:
-    """Devices and weights of a repository for GPUs.
+    """Devices and weight format of a model repository for GPUs.
 
     Attributes:
-        gpu: GPU of the audio tokenizer.
-        codec_device: GPU of the codec; None for `gpu`.
-        quantize: Key of QUANTIZATIONS, or None.
-        shares_by_mps: True if the launcher runs NVIDIA's MPS.
+        gpu: Index of the audio tokenizer's GPU.
+        codec_device: Index of the codec's GPU; None for `gpu`.
+        quantize: Key of QUANTIZATIONS; None for the stored weights.
+        shares_by_mps: True if the launcher runs NVIDIA's MPS, so that processes share a GPU.
     """
 
     gpu: int
@@ -174,15 +174,15 @@ def engine_arguments(record: dict[str, Any], family: Family, is_on_gpu: bool) ->
 
 
 def quantization(record: dict[str, Any], name: str | None, dtype: str) -> dict[str, Any]:
-    """Return vLLM's arguments for weights that are quantized while they are loaded.
+    """Return vLLM's engine arguments by which it quantizes weights while it loads them.
 
     Args:
         record: config.json of the checkpoint.
-        name: Value of --quantize; None to load the weights as they are stored.
-        dtype: dtype that is served in.
+        name: Value of --quantize; None to load the weights as stored.
+        dtype: dtype to serve in.
 
     Raises:
-        CheckpointError: If the checkpoint is quantized already, or in float32.
+        CheckpointError: If the checkpoint is already quantized, or in float32.
     """
     if name is None:
         return {}
@@ -222,7 +222,7 @@ def make(checkpoint: Path, out: Path, engine_args: dict[str, Any], placement: Pl
         checkpoint: Folder of the converted checkpoint.
         out: Directory to create; it must be missing or empty.
         engine_args: vLLM's engine arguments that override the computed ones.
-        placement: Devices and weights for GPUs; None for the CPU.
+        placement: Devices and weight format for GPUs; None for the CPU.
 
     Raises:
         CheckpointError: If the checkpoint cannot be served.
@@ -253,7 +253,7 @@ def make(checkpoint: Path, out: Path, engine_args: dict[str, Any], placement: Pl
 
 
 def _place(folder: Path, placement: Placement, has_tokenizer: bool) -> None:
-    """Put codec and audio tokenizer on their GPUs, and write the launcher's options."""
+    """Set the GPUs of codec and audio tokenizer in the models' configs, and write the launcher's options."""
 
     def on_gpu(number: int) -> dict[str, str]:
         return {r"kind: KIND_CPU": f"kind: KIND_GPU gpus: [ {number} ]"}

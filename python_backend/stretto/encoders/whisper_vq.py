@@ -216,17 +216,16 @@ def load_tokenizer(checkpoint: Path, num_codes: int, device: str = "cpu") -> Spe
         The tokenizer, or None if the checkpoint has none.
 
     Raises:
-        CheckpointError: If tensors are missing, unknown or of another shape, or the tokenizer has not `num_codes`
-            codes.
+        CheckpointError: If tensors are missing, unknown or of another shape, or the number of codes differs.
     """
     folder = checkpoint / FOLDER
     return read_tokenizer(folder, num_codes).to(device) if folder.is_dir() else None
 
 
 def read_tokenizer(folder: Path, num_codes: int) -> SpeechTokenizer:
-    """Load the speech tokenizer published in `folder`.
+    """Load the speech tokenizer in `folder`.
 
-    Raise CheckpointError if it does not match, or has not `num_codes` codes.
+    Raise CheckpointError if it does not match or its number of codes differs.
     """
     try:
         config = WhisperVqConfig.from_record(json_object(folder / CONFIG))

@@ -64,7 +64,7 @@ class AudioFormat(ABC):
 
 @dataclass(frozen=True, slots=True)
 class VectorFormat(AudioFormat):
-    """Vectors as wide as the model's rows; each replaces the embedding of one or more ids in a row."""
+    """Vectors as wide as the model's rows; each replaces part of the embedding of one row."""
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "VectorFormat":

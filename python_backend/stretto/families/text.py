@@ -25,6 +25,7 @@ class TextTokenizer:
     """Byte-level BPE tokenizer, as in Qwen 3, OLMo 2 and SmolLM 2. Ids start at 0.
 
     A family adds the offset of its text ids.
+
     Args:
         tokenizer: Tokenizer of the `tokenizers` library.
         spells_bytes: True if every token must be convertible to bytes, which requires a byte-level tokenizer. False for

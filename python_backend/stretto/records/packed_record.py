@@ -1,4 +1,4 @@
-"""Records between the processes of one server, as MessagePack that is checked against their types."""
+"""Records exchanged by the processes of one server: MessagePack, validated against the types of dataclasses."""
 
 import re
 from typing import Any, Generic, TypeVar
@@ -10,13 +10,13 @@ from stretto_client.schema import Expected
 
 T = TypeVar("T")
 UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)  # errors of msgspec for data that it cannot decode
-AT = " - at `"  # between message and path in msgspec's errors
+AT = " - at `"  # separates message and path in msgspec's errors
 STEP = re.compile(r"\.(\w+)|\[(\d+)\]")  # of such a path
-MAX_MESSAGE = 200  # characters of msgspec's message in ours, because it may contain a value
+MAX_MESSAGE = 200  # maximum number of characters quoted from msgspec's message, which may contain a value
 
 
 class PackedRecord(Generic[T]):
-    """Writer and reader of one kind of dataclass, whose limits are `msgspec.Meta` in its annotations."""
+    """MessagePack reader and writer for one dataclass; limits of its fields are `msgspec.Meta` annotations."""
 
     def __init__(self, kind: type[T]) -> None:
         self._encoder = msgspec.msgpack.Encoder()
@@ -27,15 +27,15 @@ class PackedRecord(Generic[T]):
         return self._encoder.encode(record)
 
     def read(self, field: str, data: bytes) -> T:
-        """Return the record in `data`.
+        """Return the record in MessagePack `data`.
 
         Args:
             field: Name of the input in error messages.
             data: Output of `write`.
 
         Raises:
-            InvalidRequest: `data` is no MessagePack, a value has another type or is outside its limits, a value is
-                missing, or a key is unknown. The message names the place.
+            InvalidRequest: `data` is not MessagePack, a value is missing, has another type or is outside its limits, or
+                a key is unknown. The message contains the path of the value.
         """
         try:
             record = self._decoder.decode(data)
@@ -45,14 +45,14 @@ class PackedRecord(Generic[T]):
         except InvalidRequest:
             raise
         except UNREADABLE as error:
-            if isinstance(error.__cause__, InvalidRequest):  # raised by the record itself for inconsistent values
+            if isinstance(error.__cause__, InvalidRequest):  # raised by the record's own check of related fields
                 raise error.__cause__ from None
             raise _refusal(field, str(error), data) from None
         return record
 
 
 def limits_of(option: Any) -> msgspec.Meta:
-    """Return the limits in an option's type, such as `SampleRate`, as msgspec reads them."""
+    """Return the limits in the type of an option, such as `SampleRate`, as msgspec's annotation."""
     (expected,) = (each for each in option.__metadata__ if isinstance(each, Expected))
     if expected.pattern is None:
         return msgspec.Meta(ge=expected.ge, le=expected.le)
@@ -60,7 +60,7 @@ def limits_of(option: Any) -> msgspec.Meta:
 
 
 def _check_keys(path: str, given: Any, known: Any) -> None:
-    """Raise InvalidRequest if a dict in `given` has a key that `known`, the same data as read, lacks."""
+    """Raise InvalidRequest if a dict in the raw data `given` has a key that is missing in the decoded data `known`."""
     if isinstance(given, dict):
         for key, value in given.items():
             if key not in known:
@@ -73,7 +73,7 @@ def _check_keys(path: str, given: Any, known: Any) -> None:
 
 
 def _refusal(field: str, text: str, data: bytes) -> InvalidRequest:
-    """Return the error for msgspec's error message `text` about `data`."""
+    """Return the InvalidRequest for msgspec's error message `text`."""
     message, _, place = text.partition(AT)
     path = place.rpartition("$")[2].rstrip("`")
     if message.startswith("Expected "):
@@ -83,7 +83,7 @@ def _refusal(field: str, text: str, data: bytes) -> InvalidRequest:
 
 
 def _value_at(path: str, data: bytes) -> str | None:
-    """Return the value at `path` in `data` for an error message; None if what follows it cannot be read."""
+    """Return the value at `path` in `data` for an error message; None if the data after it cannot be decoded."""
     try:
         value = msgspec.msgpack.decode(data)
     except UNREADABLE:

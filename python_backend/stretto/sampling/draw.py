@@ -303,6 +303,7 @@ def min_p_span(min_p: float, temperature: float) -> float:
     """Return how far below the maximum a logit may lie to be kept by min-p.
 
     Infinite if `min_p` is 0 or the draw greedy.
+
     Args:
         min_p: Minimum probability relative to that of the most likely token.
         temperature: Temperature of the draw.

@@ -175,7 +175,7 @@ class Reference:
     """Slow model of a checkpoint.
 
     Attributes:
-        was_cut: True if a length limit ended a segment of the last reply.
+        was_cut: True if a length limit ended a segment of the last reply before the model did.
     """
 
     was_cut = False

@@ -114,6 +114,7 @@ class TextSession:
         """Wait for the first word, and return the token ids with which the reply begins.
 
         Later ones are sent to the model.
+
         Raises:
             InvalidRequest: If no word arrives in time.
         """

@@ -32,5 +32,5 @@ def text(*ids: int) -> list[list[int]]:
 
 
 def segments(family: Family) -> SegmentWriter:
-    """A writer over letters, without a tokenizer of audio."""
+    """A writer over letters, without an audio tokenizer."""
     return SegmentWriter(family, Subwords(Letters(), family), FrameCounter(320, 8, 12), None)

@@ -22,7 +22,7 @@ NUM_CODES = SMALL_OPUSLM.ssl[1] - SMALL_OPUSLM.ssl[0]
 
 
 def convert(folder: Path, xeus: Path) -> int:
-    """The converter's exit status for OpusLM with a tokenizer of audio."""
+    """The converter's exit status for OpusLM with an audio tokenizer."""
     words = command("opuslm", write_opuslm(folder / "release"), folder / "out")
     return main([*words, "--ssl-tokenizer", str(xeus)])
 

@@ -234,6 +234,7 @@ class Runs:
     """Rows that the modules process in a step, one run of consecutive rows per request.
 
     Arrays are int64 [n] on the host.
+
     Attributes:
         index: Index of the request in the batch.
         slots: Its run slot.

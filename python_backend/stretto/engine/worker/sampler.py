@@ -353,6 +353,7 @@ class SpeechSampler:
         """Sample a row of each request.
 
         Return stream 0 [B], the other streams [B, S - 1], cut flags [B], and the plan's arrays.
+
         Args:
             hidden: Hidden states, [B, H].
             batch: vLLM's batch.

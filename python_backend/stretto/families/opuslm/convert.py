@@ -225,7 +225,7 @@ def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[st
 
 
 def vocabulary(config: Mapping[str, Any], tokenizer: Tokenizer, is_dialogue: bool) -> OpusVocabulary:
-    """Return the vocabulary given by `token_list` and `token_bias`.
+    """Return the vocabulary defined by `token_list` and `token_bias`.
 
     Raises:
         CheckpointError: If these contradict the family's assumptions.
@@ -261,7 +261,7 @@ def vocabulary(config: Mapping[str, Any], tokenizer: Tokenizer, is_dialogue: boo
 
 
 def span(config: Mapping[str, Any], name: str) -> range:
-    """Return the ids of one kind of token, given by `token_bias`."""
+    """Return the ids of one kind of token, as defined by `token_bias`."""
     span = entry(config, f"token_bias.{name}")
     num_ids = len(entry(config, "token_list"))
     is_pair = isinstance(span, Sequence) and len(span) == 2 and all(type(token_id) is int for token_id in span)

@@ -208,6 +208,7 @@ class RowWriter:
         """Return the prompt for a streamed text that has no word yet.
 
         The first word will replace the pad in the last row.
+
         Raises:
             InvalidRequest: If the voice continues from its recording, because the transcript's words are in these rows.
         """

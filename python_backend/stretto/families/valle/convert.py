@@ -94,7 +94,7 @@ def network_numbers(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def vocabulary(config: Mapping[str, Any], tokenizer: Tokenizer) -> ValleVocabulary:
-    """Return the vocabulary given by `token_list` and `token_bias`.
+    """Return the vocabulary defined by `token_list` and `token_bias`.
 
     Raises:
         CheckpointError: If these contradict the family's assumptions.

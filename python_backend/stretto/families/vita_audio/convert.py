@@ -38,7 +38,7 @@ class PublishedTokenizer:
 
     @classmethod
     def from_folder(cls, folder: Path, num_codes: int) -> "PublishedTokenizer":
-        """Return the tokenizer's files; raise CheckpointError if they do not match, or have not `num_codes` codes."""
+        """Return the tokenizer's files; raise CheckpointError if they do not match or their number of codes differs."""
         read_tokenizer(folder, num_codes)
         names = [CONFIG, FEATURES, *sorted(path.name for path in folder.glob("model*.safetensors"))]
         return cls([released_file(folder, name) for name in names])
