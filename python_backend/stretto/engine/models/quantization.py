@@ -17,10 +17,11 @@ UNQUANTIZED = UnquantizedEmbeddingMethod, UnquantizedLinearMethod
 
 
 def quantization_of(vllm_config: VllmConfig, part: str) -> QuantizationConfig | None:
-    """Return the quantization for the layers of `part`, for example `depth`; None if there is none.
+    """Return vLLM's quantization for the layers of `part`, for example `depth`; None if the model is not quantized.
 
-    If a checkpoint in AWQ format does not list its unquantized modules, vLLM lists the parent of every unquantized
-    tensor. The parent of `depth.embed` is `depth`, which would exclude all layers of the depth transformer.
+    If a checkpoint in AWQ format does not list its unquantized modules, vLLM lists the parents of all unquantized
+    tensors. The parent of `depth.embed` is `depth`, which would exclude all layers of the depth transformer, so `part`
+    is removed from that list.
     """
     quant_config: Any = vllm_config.quant_config
     record = vllm_config.model_config.hf_config.to_dict()
