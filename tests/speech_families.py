@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from stretto.families.base import Bursts, BurstSchedule, Family, Task, TextTrack, UnconditionalContext
 from stretto.families.tiny.family import SPACE, TINY
-from stretto.records.sampling import SamplingConfig, SegmentSampling
-from stretto.streams.layout import FrameCodec, Segment, StreamLayout
+from stretto.records.sampling import LatentSampling, SamplingConfig, SegmentSampling
+from stretto.streams.layout import FrameCodec, LatentSpec, Segment, StreamLayout
 from stretto.streams.pattern import NO_TAIL
 
 NUM_TEXT_IDS, CODEBOOK_SIZE, NUM_STREAMS = 160, 48, 8
@@ -88,6 +88,34 @@ THREE_ROWS = replace(
     guided_streams=(0,),
     tail=NO_TAIL,
     penalized="drawn",
+)
+
+# Frames are latents of eight numbers (`tests/latent_model.py`).
+_LATENT_SAMPLING = SamplingConfig(
+    text=SegmentSampling(temperature=0.0),
+    audio=SegmentSampling(temperature=0.5, min_rows=20, max_rows=70),
+    latents=LatentSampling(steps=2, tail_rows=3),
+)
+LATENTS = Family(
+    name="latents",
+    layout=StreamLayout(
+        NUM_TEXT_IDS + 2,
+        (range(NUM_TEXT_IDS, NUM_TEXT_IDS + 2),),
+        delays=(0,) * 9,
+        codebook_streams=tuple(range(1, 9)),
+        latents=LatentSpec(8, steps=range(1, 5)),
+    ),
+    tasks=(Task("speak", (Segment.AUDIO,), (), ("text",), _LATENT_SAMPLING),),
+    codec="none",
+    end_of_reply=1,
+    end_of_text=1,
+    end_of_audio=1,
+    transition=(),
+    guided_streams=(),
+    unconditional=UnconditionalContext(null_id=5, keep_first=0, keep_last=1),
+    max_model_len=512,
+    frame_rate=12.5,
+    tail=NO_TAIL,
 )
 
 # For prompts and replies of thousands of rows.

@@ -21,6 +21,16 @@ def push_all(codes: np.ndarray, sizes: list[int], spec: CodecSpec = SPEC) -> lis
     return windows
 
 
+def test_latents_are_words_of_finite_numbers() -> None:
+    spec = replace(SPEC, codebook_size=0, are_latents=True)
+    numbers = np.array([[-0.0, 1e-45, 3e38], [-1.0, 0.25, -3e38]], np.float32)
+    (window,) = push_all(numbers.view(np.int32), [3], spec)
+    assert np.array_equal(window.codes.astype(np.int32).view(np.float32), numbers)
+    for number in (np.nan, np.inf, -np.inf):
+        with pytest.raises(InvalidRequest, match="codes: expected latents of finite numbers"):
+            push_all(np.full((2, 3), number, np.float32).view(np.int32), [3], spec)
+
+
 def random_sizes(total: int, rng: random.Random) -> list[int]:
     cuts = sorted(rng.choices(range(total + 1), k=rng.randint(0, 8)))
     return [b - a for a, b in zip([0, *cuts], [*cuts, total], strict=True)]

@@ -9,7 +9,7 @@ from stretto.engine.launch import captured_rows, vllm_config
 from stretto.families.tiny.family import TINY
 from tests.engine.harness import DEFAULTS
 from tests.random_checkpoints import write_checkpoint, write_modules
-from tests.speech_families import MODULES
+from tests.speech_families import LATENTS, MODULES
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +51,12 @@ def test_weights_are_loaded_without_a_progress_bar(folder: Path) -> None:
 def test_graphs_have_room_for_the_rows_that_modules_read(arguments: dict, expected: dict, tmp_path: Path) -> None:
     checkpoint = write_modules(tmp_path, MODULES, "modules")
     assert captured_rows(EngineConfig(checkpoint, arguments)) == expected
+
+
+def test_latents_are_refused_on_a_gpu(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path, LATENTS, "latents", layers=1)
+    with pytest.raises(ValueError, match="latents: expected vLLM's build for CPUs, as its frames are latents"):
+        captured_rows(EngineConfig(checkpoint, {}))
 
 
 def test_other_families_have_the_graphs_of_vllm(folder: Path) -> None:

@@ -11,6 +11,7 @@ from benchmarks.checkpoints.random_published import write_tokenizer
 from stretto.engine.protocol import GUIDANCE_OFF, GUIDANCE_ON, NO_CHANGE
 from stretto.engine.reply_rules import SegmentRules, SegmentTracker
 from stretto.engine.utterance import Utterance, reference_chunk
+from stretto.errors import StrettoError
 from stretto.families.chatterbox.family import ChatterboxVocabulary, chatterbox
 from stretto.families.text import SILENT, TextTokenizer, load_text_codec
 from stretto.families.tiny.family import (
@@ -28,9 +29,9 @@ from stretto.families.tiny.family import (
 from stretto.families.tiny.reader import TEXT_CODEC
 from stretto.records.chunk import Chunk, GuidanceChange, LMChunk, Report, WordMark
 from stretto.streams.chunking import ChunkPolicy, Pacer
-from stretto.streams.layout import Segment, delay_codes
+from stretto.streams.layout import Segment, delay_codes, words_of
 from tests.small_vocabularies import BAGPIPER, CSM
-from tests.speech_families import THREE_ROWS
+from tests.speech_families import LATENTS, THREE_ROWS
 
 REPORT = Report("stop", 3, 1, 1, 1, 1.5, 0, 0.0, None, 1.0)
 SPOKEN = "pau _ k ae t _ s ih t _ pau".split()
@@ -278,3 +279,20 @@ def test_rows_become_frames_and_an_incomplete_frame_is_dropped(together: int, nu
     assert np.array_equal(np.concatenate(heard, 1), expected)
     told = [np.array(chunk.chunk.output_codes) for chunk in chunks if chunk.codes is not None]
     assert np.array_equal(np.concatenate(told, 1), expected)
+
+
+@pytest.mark.parametrize("number", [0.25, -0.0, np.nan, np.inf])
+def test_latents_pass_as_words_and_must_be_finite(number: float) -> None:
+    frame = LATENTS.layout.audio[0].start
+    words = words_of(np.full((1, 8), number))
+    tracker = SegmentTracker(SegmentRules(LATENTS, 512), LATENTS.tasks[0], 9)
+    speaker = Utterance(tracker, (), SILENT, Pacer(ChunkPolicy(1, 1)))
+    rows = np.concatenate([[[NO_CHANGE, frame]], words], 1)
+    if not np.isfinite(number):
+        with pytest.raises(StrettoError, match="frames 0 to 0: a latent is not finite"):
+            list(speaker.push(rows))
+        return
+    (item,) = speaker.push(rows)
+    assert item.codes is not None
+    assert item.codes.dtype == np.int32
+    assert item.codes.tolist() == words.T.tolist()

@@ -7,9 +7,10 @@ import pytest
 
 from stretto.errors import InvalidRequest
 from stretto.families.tiny.family import TINY
-from stretto.preprocessing.request import read_options
+from stretto.preprocessing.request import read_delivery, read_options
 from stretto.records.sampling import Delivery, OutputForm
 from stretto.streams.chunking import ChunkPolicy
+from tests.speech_families import LATENTS
 
 RING = {"name": "stretto_ring_0011223344556677"}
 
@@ -80,3 +81,9 @@ def test_a_small_steady_size_makes_the_first_chunk_small_too() -> None:
 def test_what_makes_no_sense_is_refused_by_name(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
         read(options)
+
+
+def test_frames_that_are_latents_have_no_codes() -> None:
+    with pytest.raises(InvalidRequest, match=r"options\.output\.codes: expected false: frames of this model have no"):
+        read_delivery({"output": {"codes": True}}, LATENTS, 12.5, 0)
+    assert not read_delivery({"output": {"codes": False}}, LATENTS, 12.5, 0).with_codes

@@ -6,9 +6,15 @@ import numpy as np
 import torch
 
 from stretto.sampling import noise as on_host
-from stretto.sampling.noise import gumbel, redraw_keys, seed_key, stream_keys
+from stretto.sampling.noise import gaussian, gumbel, redraw_keys, seed_key, stream_keys
 from stretto.testing import reference
 
+# Seed 7, rows at positions 0, 1 and 4095, the first three words.
+GAUSSIAN = [
+    [-0.1136656403541565, 0.5944564938545227, 0.7542343735694885],
+    [0.6311299204826355, -0.6657699346542358, -2.2824959754943848],
+    [-0.32574647665023804, -1.3336848020553589, 0.21745628118515015],
+]
 SEEDS = (0, 1, 7, (1 << 31) - 1, 1 << 31, (1 << 32) + 5, (1 << 63) - 1)
 
 
@@ -71,3 +77,32 @@ def test_the_largest_of_logits_plus_gumbel_is_a_draw_from_their_softmax() -> Non
     noise = torch.from_numpy(gumbel(keys(4, list(range(20_000)), 1).numpy(), np.arange(4)))
     frequency = torch.bincount((logits + noise).argmax(-1), minlength=4) / 20_000
     assert torch.allclose(frequency, logits.softmax(0), atol=0.015)
+
+
+def test_gaussian_noise_is_that_of_its_definition() -> None:
+    """Box-Muller over two uniforms of each key; the first numbers are fixed, so that a seed's voice stays the same."""
+    own = stream_keys(np.array([seed_key(7)] * 3, np.int32), np.array([0, 1, 4095], np.int32), 9)[:, 1:]
+    for step in range(3):
+        one, other = (on_host.uniform(own, np.full(1, 2 * step + k)).astype(np.float64) for k in (0, 1))
+        expected = np.sqrt(-2 * np.log(one)) * np.cos(2 * np.pi * other)
+        assert np.array_equal(gaussian(own, step), expected.astype(np.float32))
+    assert gaussian(own)[:, :3].tolist() == GAUSSIAN
+
+
+def test_gaussian_noise_of_numpy_and_torch_agree() -> None:
+    own = stream_keys(np.array([seed_key(3)] * 4000, np.int32), np.arange(4000, dtype=np.int32), 65)[:, 1:]
+    here, there = gaussian(own), gaussian(torch.from_numpy(own)).numpy()
+    assert here.dtype == there.dtype == np.float32
+    assert (here != there).sum() <= 2
+    assert np.abs(here - there).max() < 1e-6
+
+
+def test_gaussian_noise_has_the_moments_of_its_distribution() -> None:
+    own = stream_keys(np.array([seed_key(5)] * 20_000, np.int32), np.arange(20_000, dtype=np.int32), 33)[:, 1:]
+    noise = gaussian(own).astype(np.float64)
+    assert abs(noise.mean()) < 0.005
+    assert abs(noise.std() - 1) < 0.005
+    assert abs((noise**4).mean() - 3) < 0.05
+    others = [(noise[1:], noise[:-1]), (noise[:, 1:], noise[:, :-1]), (noise, gaussian(own, 1))]
+    for one, other in others:
+        assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < 0.005

@@ -113,6 +113,8 @@ class CodecSpec:
         input_rate: Sample rate of the audio to encode in Hz, if it differs from `sample_rate`.
         num_voices: Number of voices, if codes alone do not define the voice. The state of an utterance, [B, 1], is then
             the index of its voice.
+        are_latents: True if frames are latents: codes are then words, the bits of float32 numbers, one per number of a
+            latent, and `codebook_size` is 0.
     """
 
     name: str
@@ -124,6 +126,7 @@ class CodecSpec:
     tail_samples: int = 0
     input_rate: int | None = None
     num_voices: int = 0
+    are_latents: bool = False
 
     def __post_init__(self) -> None:
         if self.left_frames < 0 or not self.min_right_frames <= self.right_frames:

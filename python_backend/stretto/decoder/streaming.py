@@ -12,6 +12,7 @@ from stretto.codecs.base import CodecSpec
 from stretto.codecs.refinement import Passage, Refinement, check_first_codes, check_prompt
 from stretto.errors import InvalidRequest
 from stretto.records.chunk import Chunk
+from stretto.streams.layout import latents_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +42,15 @@ class FrameWindow:
 
 
 def check_codes(codes: np.ndarray, spec: CodecSpec) -> None:
-    """Raise InvalidRequest unless codes are integers [K, T] in [0, codebook_size)."""
+    """Raise InvalidRequest unless codes are integers [K, T] in [0, codebook_size), or words of finite numbers."""
     if codes.ndim != 2 or codes.shape[0] != spec.num_codebooks:
         raise InvalidRequest("codes", f"shape [{spec.num_codebooks}, T]", list(codes.shape))
     if codes.dtype.kind not in "iu":
         raise InvalidRequest("codes", "an integer type", codes.dtype)
-    if codes.size and not 0 <= codes.min() <= codes.max() < spec.codebook_size:
+    if spec.are_latents:
+        if not np.isfinite(latents_of(codes)).all():
+            raise InvalidRequest("codes", "latents of finite numbers", "NaN or infinity")
+    elif codes.size and not 0 <= codes.min() <= codes.max() < spec.codebook_size:
         raise InvalidRequest("codes", f"values in [0, {spec.codebook_size})", f"[{codes.min()}, {codes.max()}]")
 
 

@@ -12,7 +12,7 @@ from stretto.errors import InvalidRequest, shown
 from stretto.families.base import Task
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import SamplingConfig
-from stretto.streams.layout import Segment
+from stretto.streams.layout import LatentSpec, Segment, latents_of
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -63,6 +63,8 @@ def admit(prompt: Prompt, rules: SegmentRules, capacity: Capacity) -> Prompt:
     if Segment.AUDIO not in task.segments:
         prompt = replace(prompt, sampling=replace(prompt.sampling, guidance_scale=1.0))
     _check_rows(prompt.rows, rules)
+    if rules.family.layout.latents:
+        _check_latents(prompt, rules.family.layout.latents, rules)
     if prompt.delayed_tail is not None:
         _check_delayed_tail(prompt.delayed_tail, task, rules)
     _check_length(prompt, task, rules)
@@ -89,12 +91,35 @@ def _check_rows(rows: np.ndarray, rules: SegmentRules) -> None:
     for stream in range(layout.num_input_streams):
         ids = rows[:, stream]
         allowed = range(layout.vocab_size)
+        if layout.latents and stream:
+            break
         if 0 < stream < layout.num_output_streams:
             silent = (layout.pad_id, *(layout.extra[stream] if layout.extra else ()))
             allowed, ids = layout.audio[stream], ids[~np.isin(ids, silent)]
         if ids.size and not (allowed.start <= ids.min() and ids.max() < allowed.stop):
             expected = f"ids of stream {stream} in [{allowed.start}, {allowed.stop})"
             raise InvalidRequest("rows", expected, f"{ids.min()} ... {ids.max()}")
+
+
+def _check_latents(prompt: Prompt, latents: LatentSpec, rules: SegmentRules) -> None:
+    """Check the words of a prompt's rows, and sampling parameters, most of which are for ids."""
+    frames, words = rules.family.layout.audio[0], prompt.rows[:, 1:]
+    is_frame = (prompt.rows[:, 0] >= frames.start) & (prompt.rows[:, 0] < frames.stop)
+    if words[~is_frame].any():
+        raise InvalidRequest("rows", "words of 0 in rows without a latent", "others")
+    if not np.isfinite(latents_of(words)).all():
+        raise InvalidRequest("rows", "latents of finite numbers", "NaN or infinity")
+    sampling = prompt.sampling
+    audio, given = sampling.audio, sampling.latents
+    if given is None or given.steps not in latents.steps:
+        expected = f"an integer in [{latents.steps.start}, {latents.steps.stop - 1}]"
+        raise InvalidRequest("options.latents.steps", expected, "none" if given is None else given.steps)
+    off = {"top_k": (audio.top_k, 0), "top_p": (audio.top_p, 1.0)}
+    off |= {"min_p": (sampling.min_p, 0.0), "ras_window": (sampling.ras_window, 0)}
+    for name, (value, neutral) in off.items():
+        if value != neutral:
+            expected = f"{neutral}, as frames of {rules.family.name} have no ids"
+            raise InvalidRequest(f"options.audio.{name}", expected, value)
 
 
 def _check_delayed_tail(delayed_tail: np.ndarray, task: Task, rules: SegmentRules) -> None:
@@ -155,7 +180,7 @@ def max_words(prompt: Prompt, rules: SegmentRules) -> int:
 
 def _check_reference(prompt: Prompt, task: Task, rules: SegmentRules) -> None:
     layout, length = rules.family.layout, prompt.num_reference_rows
-    if not task.speaks or layout.max_delay or rules.family.rows_per_frame > 1:
+    if not task.speaks or layout.max_delay or rules.family.rows_per_frame > 1 or layout.latents:
         raise InvalidRequest("num_reference_rows", f"0 for {task.name} of {rules.family.name}", length)
     if not 0 < length <= len(prompt.rows):
         raise InvalidRequest("num_reference_rows", f"at most {len(prompt.rows)}, the rows of the prompt", length)

@@ -75,8 +75,14 @@ def captured_rows(config: EngineConfig) -> dict[str, Any]:
     """Return the maximum number of rows in a CUDA graph as a vLLM argument; empty if the operator has set it.
 
     vLLM's default is two rows per request. MCTP modules process a window of rows per request and need more.
+
+    Raises:
+        ValueError: If the frames of the family are latents, which no graph generates.
     """
-    arguments, bursts = config.engine_args, family_at(config.checkpoint).bursts
+    arguments, family = config.engine_args, family_at(config.checkpoint)
+    bursts = family.bursts
+    if family.layout.latents:
+        raise ValueError(f"{family.name}: expected vLLM's build for CPUs, as its frames are latents")
     compilation = arguments.get("compilation_config")
     given = {**arguments, **(compilation if isinstance(compilation, dict) else {})}
     if bursts is None or "max_num_seqs" not in given or any(name in given for name in CAPTURE_SIZES):

@@ -140,10 +140,17 @@ class SegmentRules:
 
     @cached_property
     def drawn_ends_of_audio(self) -> tuple[int, ...]:
-        """Ids that end the audio segment when sampled on stream 0; empty if the model ends it with a special frame."""
-        if self.family.end_frame:
+        """Ids that end the audio segment when sampled on stream 0; empty if a frame or a countdown ends it."""
+        if self.family.end_frame or self.family.layout.latents:
             return ()
         return self.family.drawn_ends or (self.family.end_of_audio,)
+
+    @cached_property
+    def first_end_id(self) -> int | None:
+        """Id of stream 0 in the row from which on the end is counted; None for families that count none."""
+        if self.family.layout.latents:
+            return self.family.layout.audio[0][1]
+        return self.family.staircase.end[0] if self.family.staircase else None
 
     @cached_property
     def num_end_columns(self) -> tuple[int, int]:
@@ -151,6 +158,8 @@ class SegmentRules:
 
         They are masked until the reply has its minimum length.
         """
+        if self.family.layout.latents:
+            return 1, 0  # the id that begins the countdown
         return (1, 1) if self.family.staircase else (len(self.drawn_ends_of_audio), 0)
 
     def cut_of_text(self, task: Task) -> int:
@@ -172,8 +181,13 @@ class SegmentRules:
         return min((rows for task in tasks for rows in self.closings(task).values()), default=self.max_model_len)
 
     def audio_ids(self, stream: int) -> list[int]:
-        """Return the sorted ids that output stream `stream` may contain in audio, without the ids that end it."""
+        """Return the sorted ids that output stream `stream` may contain in audio, without the ids that end it.
+
+        Words of latents are no ids.
+        """
         layout = self.family.layout
+        if stream >= len(layout.audio):
+            return []
         if not any(Segment.AUDIO in task.segments for task in self.family.tasks):
             return []
         return sorted({*layout.audio[stream], *(layout.extra[stream] if layout.extra else ())})
@@ -274,7 +288,8 @@ class SegmentTracker:
         script: Spoken tokens of the text segment, which the alignment pointer moves along.
         pointer: Number of the token in `script` that is being spoken, from 1; 0 before the first.
         num_interleaved: Number of codes of an interleaved reply.
-        first_end: First position at which stream 0 sampled its EOS id, for families with BOS and EOS ids per stream.
+        first_end: First position at which stream 0 sampled its EOS id, for families with BOS and EOS ids per stream,
+            or at which the end of speech was detected, for families with latents.
         segment: Segment of the next row.
     """
 
@@ -337,5 +352,5 @@ class SegmentTracker:
             self.audio_end, self.segment = self.position, TAIL
         elif script and (token_id - script.first_frame) % 2 == 0:
             self.pointer += 1
-        elif family.staircase and self.first_end == UNKNOWN and token_id == family.staircase.end[0]:
+        elif self.first_end == UNKNOWN and token_id == self.rules.first_end_id:
             self.first_end = self.position

@@ -15,13 +15,13 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from stretto.engine.protocol import GUIDANCE_ON
 from stretto.engine.reply_rules import SegmentTracker, TextUpdate
-from stretto.errors import InvalidRequest
+from stretto.errors import InvalidRequest, StrettoError
 from stretto.families.base import Family
 from stretto.families.text import TextCodec
 from stretto.records.chunk import Chunk, GuidanceChange, LMChunk, Report, WordMark
 from stretto.records.prompt import Prompt
 from stretto.streams.chunking import Pacer
-from stretto.streams.layout import Segment, StreamLayout, Undelayer
+from stretto.streams.layout import Segment, StreamLayout, Undelayer, latents_of
 
 
 class FrameCodes:
@@ -39,7 +39,8 @@ class FrameCodes:
         layout = family.layout
         self._streams, self._leaves_out = np.asarray(streams), family.leaves_out_extra
         self._rows_per_frame, places = family.rows_per_frame, layout.frame_codec.places
-        lines = places or [layout.audio[s] for s in streams]
+        self._are_latents = layout.latents is not None
+        lines = [] if self._are_latents else places or [layout.audio[s] for s in streams]
         self._first_ids = np.asarray([ids.start for ids in lines])
         self._num_ids = np.asarray([len(ids) for ids in lines])
         self._no_codes = [layout.extra[s] for s in streams] if layout.extra else [()] * len(lines)
@@ -57,14 +58,21 @@ class FrameCodes:
         return self._undelayer.num_ready // self._rows_per_frame
 
     def pop_frames(self, num_frames: int) -> np.ndarray | None:
-        """Return the codes of the next `num_frames` frames, int32 [K, n].
+        """Return the codes of the next `num_frames` frames, int32 [K, n], or the words of their latents.
 
         An id that is not a code, such as a pad, is replaced by the nearest code. Families with `leaves_out_extra` omit
         such frames instead: n may then be smaller, and the result is None if no frame remains.
+
+        Raises:
+            StrettoError: If a latent is not finite.
         """
         first = self.num_taken
         self.num_taken += num_frames
         ids = self._undelayer.pop_frames(num_frames * self._rows_per_frame)
+        if self._are_latents:
+            if not np.isfinite(latents_of(ids)).all():
+                raise StrettoError(f"frames {first} to {first + num_frames - 1}: a latent is not finite")
+            return ids.astype(np.int32)
         if self._rows_per_frame > 1:
             ids = ids.reshape(num_frames, -1).T
         codes = ids - self._first_ids[:, None]

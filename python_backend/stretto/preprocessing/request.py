@@ -276,6 +276,8 @@ def read_delivery(
     first, steady = family.first_chunk_frames, family.steady_chunk_frames
     default = ChunkPolicy(first, steady, frame_rate=frame_rate, held_frames=held_frames, blocks=blocks)
     output, policy = options.get("output", {}), _policy(options.get("chunking", {}), default)
+    if output.get("codes") and family.layout.latents:
+        raise InvalidRequest("options.output.codes", "false: frames of this model have no codes", "true")
     ring = RingAddress(**output["ring"]) if "ring" in output else None
     encoding = output.get("encoding", "pcm_f32le")
     form = OutputForm(encoding, output.get("sample_rate"), ring, policy.deterministic)

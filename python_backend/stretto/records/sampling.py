@@ -90,6 +90,28 @@ class SegmentSampling(CodeSampling):
         _check_integer(f"{name}.min_rows", self.min_rows, 0, self.max_rows)
 
 
+MAX_LATENT_STEPS, MAX_TAIL_ROWS = 64, 64
+
+
+@dataclass(frozen=True, slots=True)
+class LatentSampling:
+    """Parameters of replies whose frames are latents (`LatentSpec`).
+
+    The variance of the noise that a latent begins with is the temperature of the audio segment.
+
+    Attributes:
+        steps: Number of solver steps.
+        tail_rows: Number of frames from the one in which the end of speech is detected; 0 drops that frame, too.
+    """
+
+    steps: int = 1
+    tail_rows: int = 1
+
+    def __post_init__(self) -> None:
+        _check_integer("latents.steps", self.steps, 1, MAX_LATENT_STEPS)
+        _check_integer("latents.tail_rows", self.tail_rows, 0, MAX_TAIL_ROWS)
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingConfig:
     """Sampling parameters of one reply.
@@ -112,6 +134,7 @@ class SamplingConfig:
         repetition_penalty: Divisor of positive logits, and factor of negative ones, of stream-0 ids that occurred
             before; 1 is off. The family defines which ids count.
         depth: Sampling parameters of the depth transformer; None for those of stream 0 in audio segments.
+        latents: Parameters of frames that are latents; None for families without them.
     """
 
     text: SegmentSampling
@@ -127,6 +150,7 @@ class SamplingConfig:
     schedule: str | tuple[int, ...] | None = None
     repetition_penalty: float = 1.0
     depth: CodeSampling | None = None
+    latents: LatentSampling | None = None
 
     @property
     def is_guided(self) -> bool:
@@ -161,13 +185,14 @@ class SamplingConfig:
     def from_record(cls, record: dict[str, Any]) -> "SamplingConfig":
         """Return the configuration with the fields in `record`, in which tuples may have become lists."""
         fields = {"text": SegmentSampling(**record["text"]), "audio": SegmentSampling(**record["audio"])}
-        depth, schedule = record["depth"], record["schedule"]
+        depth, schedule, latents = record["depth"], record["schedule"], record["latents"]
         return cls(
             **record
             | fields
             | {
                 "depth": None if depth is None else CodeSampling(**depth),
                 "schedule": tuple(schedule) if isinstance(schedule, list) else schedule,
+                "latents": None if latents is None else LatentSampling(**latents),
             }
         )
 

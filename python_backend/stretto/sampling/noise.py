@@ -4,6 +4,7 @@ Because there is no generator state, a request draws the same codes alone, in an
 device. The mixer is lowbias32 of C. Wellons' hash prospector (https://nullprogram.com/blog/2018/07/31/, public domain).
 """
 
+import math
 from typing import Any, TypeVar
 
 import numpy as np
@@ -69,6 +70,30 @@ def uniform(keys: np.ndarray, token_ids: np.ndarray) -> np.ndarray:
     """
     bits = (_mix(keys + token_ids.astype(np.int32) * np.int32(TOKEN_STEP)) >> 9) & 0x7FFFFF
     return (bits.astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-23)
+
+
+def gaussian(keys: Words, step: int = 0) -> Words:
+    """Return standard Gaussian noise, float32, for int32 `keys` of any shape; numpy's and torch's agree.
+
+    Box-Muller over two uniforms, in float64 and rounded once, so that another library or device rarely gives another
+    last bit.
+
+    Args:
+        keys: Noise keys.
+        step: Number of the draw from the same keys.
+    """
+    if isinstance(keys, torch.Tensor):
+        one, other = (_uniform64(keys, 2 * step + each) for each in (0, 1))
+        return (torch.sqrt(-2 * torch.log(one)) * torch.cos(2 * math.pi * other)).float()
+    one, other = (_uniform64(keys, 2 * step + each) for each in (0, 1))
+    return (np.sqrt(-2 * np.log(one)) * np.cos(2 * math.pi * other)).astype(np.float32)
+
+
+def _uniform64(keys: Words, counter: int) -> Words:
+    """Return `uniform` of one token id in float64, which holds it exactly."""
+    offset = (counter * TOKEN_STEP + (1 << 31)) % (1 << 32) - (1 << 31)
+    bits = (_mix(keys + offset) >> 9) & 0x7FFFFF
+    return ((bits.double() if isinstance(bits, torch.Tensor) else bits.astype(np.float64)) + 0.5) * 2.0**-23
 
 
 def gumbel(keys: np.ndarray, token_ids: np.ndarray) -> np.ndarray:

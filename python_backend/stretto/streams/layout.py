@@ -99,17 +99,51 @@ ROWS_ARE_FRAMES = FrameCodec()
 
 
 @dataclass(frozen=True)
+class LatentSpec:
+    """Latent vectors that the rows of frames carry as words: the bits of float32 numbers as int32.
+
+    stream 0                                  streams 1 ... num_words
+    first id of `audio[0]`: a frame           words of its latent
+    second: a frame in which speech ends      words of its latent
+    any other id                              0, the bits of 0.0
+
+    The model generates the latent of a row from the hidden state of the row before it, and reads it as an embedding.
+    After the frame in which it detects the end of speech, the reply continues for a fixed number of rows
+    (`LatentSampling.tail_rows`).
+
+    Attributes:
+        num_words: Number of words of a latent.
+        steps: Permitted numbers of solver steps.
+    """
+
+    num_words: int
+    steps: range = range(1, 2)
+
+
+def words_of(latents: np.ndarray) -> np.ndarray:
+    """Return the words of latents: float32 [..., D] -> int32 [..., D]."""
+    return np.ascontiguousarray(latents, np.float32).view(np.int32)
+
+
+def latents_of(words: np.ndarray) -> np.ndarray:
+    """Return the latents of words: integers [..., D] -> float32 [..., D]."""
+    return np.ascontiguousarray(words, np.int32).view(np.float32)
+
+
+@dataclass(frozen=True)
 class StreamLayout:
     """Streams of a model family.
 
     Attributes:
-        audio: Id interval of each output stream in an audio segment; for a codebook, one id per code.
+        audio: Id interval of each output stream in an audio segment; for a codebook, one id per code. Words
+            of latents have none.
         extra: Additional ids of each output stream in an audio segment that are no codes, such as pads and markers.
         delays: Delay of each output stream in rows; `delays[0] == 0`.
         codebook_streams: Indices of the output streams that are codebooks, in the codec's order.
         pad_id: Id of an empty stream.
         pad_is_silent: True if a pad adds nothing to the row's embedding. On stream 0 a pad never does.
         frame_codec: Mapping of audio rows to frames. Several rows per frame require a single stream.
+        latents: Latents on streams 1 and up; None if all output streams carry ids.
     """
 
     vocab_size: int
@@ -121,8 +155,12 @@ class StreamLayout:
     extra: tuple[tuple[int, ...], ...] = ()
     pad_is_silent: bool = True
     frame_codec: FrameCodec = ROWS_ARE_FRAMES
+    latents: LatentSpec | None = None
 
     def __post_init__(self) -> None:
+        if self.latents is not None:
+            self._check_latents(self.latents)
+            return
         if len(self.delays) != len(self.audio) or self.delays[0] != 0:
             raise ValueError(f"delays must start with 0, one per stream of {len(self.audio)}, got {self.delays}")
         if min(self.delays) < 0:
@@ -143,9 +181,18 @@ class StreamLayout:
         if any(not self.audio[0].start <= ids.start < ids.stop <= self.audio[0].stop for ids in places):
             raise ValueError(f"places must lie in {self.audio[0]}, got {places}")
 
+    def _check_latents(self, latents: LatentSpec) -> None:
+        streams = tuple(range(1, 1 + latents.num_words))
+        if len(self.audio) != 1 or len(self.audio[0]) != 2 or self.audio[0].stop > self.vocab_size:
+            raise ValueError(f"audio must be two ids of stream 0, for frames of latents, got {self.audio}")
+        if self.codebook_streams != streams or self.delays != (0,) * (1 + len(streams)):
+            raise ValueError(f"streams 1 to {len(streams)} must be the words of latents, without delays")
+        if self.pad_id != 0 or self.extra or self.frame_codec.places:
+            raise ValueError("latents need the pad id 0, no extra ids and one row per frame")
+
     @cached_property
     def num_output_streams(self) -> int:
-        return len(self.audio)
+        return len(self.audio) + (0 if self.latents is None else self.latents.num_words)
 
     @cached_property
     def num_input_streams(self) -> int:
@@ -157,7 +204,8 @@ class StreamLayout:
 
     @cached_property
     def codebook_size(self) -> int:
-        return len((self.frame_codec.places or (self.audio[self.codebook_streams[0]],))[0])
+        """Number of codes of each codebook; 0 for latents."""
+        return 0 if self.latents else len((self.frame_codec.places or (self.audio[self.codebook_streams[0]],))[0])
 
     @cached_property
     def max_delay(self) -> int:

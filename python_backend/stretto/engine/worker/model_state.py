@@ -32,7 +32,14 @@ from stretto.engine.worker.predictors import (
     StreamHeads,
 )
 from stretto.engine.worker.run_slots import NO_SLOT, RunSlots, warmup_request
-from stretto.engine.worker.sampler import BurstSampler, BurstStepSampler, RepetitionGuard, RowDraw, SpeechSampler
+from stretto.engine.worker.sampler import (
+    BurstSampler,
+    BurstStepSampler,
+    LatentDraw,
+    RepetitionGuard,
+    RowDraw,
+    SpeechSampler,
+)
 from stretto.engine.worker.segment_state import SegmentState
 from stretto.engine.worker.slots import Arrays, SlotTables, arrays_on
 from stretto.engine.worker.step_program import StepGraphs, StepProgram, StepSampler, recorder_of
@@ -176,7 +183,7 @@ class SpeechModelState(DefaultModelState):
         options = self.vllm_config.additional_config
         in_torch = isinstance(options, dict) and not options.get("step_kernels", True)
         if self.arrays.xp is np or in_torch:
-            return self._array_sampler(sampler, self._readout()), None
+            return self._array_sampler(sampler), None
         self._step_sampler = self._kernel_sampler(sampler, self._readout())
         return self._step_sampler, None
 
@@ -221,11 +228,15 @@ class SpeechModelState(DefaultModelState):
             return StepSampler(sampler, self.slots, program, graphs)
         return BurstStepSampler(sampler, self.slots, program, graphs, self._modules(tokens))
 
-    def _array_sampler(self, sampler: Sampler, readout: Readout) -> SpeechSampler:
+    def _array_sampler(self, sampler: Sampler) -> SpeechSampler:
         segments, tables = SegmentState(self.rules, self.arrays), self.slots.tables
         tokens = sampler.req_states.all_token_ids.gpu
         guard = RepetitionGuard(tokens, tables, self.rules.family.layout, self.arrays)
-        draw = RowDraw(readout, segments, tables, self.arrays, guard)
+        if self.rules.family.layout.latents:
+            model: Any = self.model
+            draw: RowDraw = LatentDraw(model.latent_readout(self.rules), segments, tables, self.arrays, guard)
+        else:
+            draw = RowDraw(self._readout(), segments, tables, self.arrays, guard)
         if self.rules.family.bursts is None:
             return SpeechSampler(sampler, self.slots, draw, segments)
         return BurstSampler(sampler, self.slots, draw, segments, self._modules(tokens))

@@ -143,6 +143,20 @@ class AudioHeads(FirstHead):
         self._codes = exact_product(rows[len(self.first_ids) :])
 
 
+class StopHead(FirstHead):
+    """Head of stream 0 in audio, for a family with latents: a frame, or a frame in which speech ends.
+
+    Args:
+        weight: Weight of the end's logit, [H], complete on each rank. The logit of going on is 0.
+        bias: Bias of the end's logit, [1].
+        rules: Rules of the family.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor, rules: SegmentRules):
+        super().__init__(torch.stack([torch.zeros_like(weight), weight]), rules)
+        self.first_offset = torch.cat([torch.zeros_like(bias), bias]).float()
+
+
 def _offset(rows: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """Return W b for the weight `rows` [n, H] and a bias [H], float32 [n]; computed in parts to save memory."""
     return torch.cat([some.float() @ bias.float() for some in rows.split(8192)])
@@ -261,6 +275,27 @@ class Readout(NamedTuple):
 
     heads: StreamHeads
     frames: FramePredictor
+
+
+class LatentPredictor(Protocol):
+    """Predictor of the latents of audio rows. A row's latent has the same bits in every batch."""
+
+    def __call__(self, hidden: torch.Tensor, noise: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+        """Return the latents, float32 [N, D].
+
+        Args:
+            hidden: Hidden states, [N, H].
+            noise: Gaussian noise that the solver begins with, float32 [N, D], scaled by the temperature.
+            steps: Number of solver steps of each row, int64 [N].
+        """
+        ...
+
+
+class LatentReadout(NamedTuple):
+    """Output head and latent predictor of a family's model."""
+
+    heads: StopHead
+    latents: LatentPredictor
 
 
 # (hidden states [B, H], index of the row in the step) -> None; samples and records the row.

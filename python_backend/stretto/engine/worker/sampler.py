@@ -12,9 +12,16 @@ from vllm.v1.worker.gpu.sample.sampler import Sampler
 
 from stretto.engine.kernels.gpu.draw import draw
 from stretto.engine.worker.batch import BatchPlan, PlanArrays, StepRows
-from stretto.engine.worker.predictors import EVERY, BurstBatch, Readout, RowPredictor
+from stretto.engine.worker.predictors import (
+    EVERY,
+    BurstBatch,
+    LatentReadout,
+    ParallelHeads,
+    Readout,
+    RowPredictor,
+)
 from stretto.engine.worker.run_slots import RunSlots
-from stretto.engine.worker.segment_state import Rows, SegmentState, StreamEnds
+from stretto.engine.worker.segment_state import Countdown, Rows, SegmentState, StreamEnds
 from stretto.engine.worker.slots import LIMITS, STATE, Array, Arrays, SlotState, SlotTables, counted_columns
 from stretto.engine.worker.step_program import StepGraphs, StepProgram, StepSampler, Variant
 from stretto.sampling.draw import (
@@ -27,7 +34,7 @@ from stretto.sampling.draw import (
     keep_near,
     penalize,
 )
-from stretto.sampling.noise import redraw_keys, stream_keys, uniform
+from stretto.sampling.noise import gaussian, redraw_keys, stream_keys, uniform
 from stretto.streams.layout import StreamLayout
 
 NOT_COUNTED = -1
@@ -292,6 +299,29 @@ class RowDraw:
         if recent:
             token = self._guard.first(token, (masked[:, None], ids, own_keys), recent)
         return self._spread(token.squeeze(1), index, rows)
+
+
+class LatentDraw(RowDraw):
+    """Sampling of rows whose frames are latents: the likelier id of stream 0, and words from the latent predictor."""
+
+    def __init__(
+        self, readout: LatentReadout, segments: SegmentState, tables: SlotTables, arrays: Arrays, guard: RepetitionGuard
+    ):
+        super().__init__(Readout(readout.heads, ParallelHeads(readout.heads)), segments, tables, arrays, guard)
+        self._predict, self._countdown = readout.latents, Countdown(segments.rules, arrays)
+
+    def _draw_audio(
+        self, hidden: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
+    ) -> tuple[Array, Array]:
+        """Return stream 0 [M] and the words [M, D] of the rows that may be in audio."""
+        own = hidden if step.audio_rows is None else hidden[step.audio_rows]
+        logits = self._segments.mask_audio(self._heads.first(own), rows, step.speaking)
+        token = self._spread(self._heads.first_ids[logits.argmax(1)], step.speaking, rows)
+        token = self._countdown(self._segments.end_audio(token, rows), rows)
+        noise = self._tensor(gaussian(keys[:, 1:])) * step.audio.temperature.sqrt()[:, None]
+        steps = self._arrays.tensor(_pick(rows.limits.latent_steps, step.speaking))
+        words = self._predict(own, noise, steps).contiguous().view(torch.int32)
+        return token, self._spread(words, step.speaking, rows)
 
 
 def _pick(values: Array, index: Array | None) -> Array:

@@ -382,3 +382,25 @@ class StreamEnds:
         ends = rows.in_audio & (state.first_end < 0) & (ids == self._ends).any(1)
         state.first_end = self._where(ends, rows.position, state.first_end)
         return ids[:, 0], ids[:, 1:]
+
+
+class Countdown:
+    """End of replies of latents: the frame in which speech ends, and a fixed number of rows from there."""
+
+    def __init__(self, rules: SegmentRules, arrays: Arrays):
+        self._where, self._end_of_audio = arrays.xp.where, rules.family.end_of_audio
+        self._frame, self._last = rules.family.layout.audio[0]
+
+    def __call__(self, token: Array, rows: Rows) -> Array:
+        """Return `token` [B] with the end of the audio where a countdown is over, and one detected end per reply.
+
+        Records the position at which speech ends.
+        """
+        state, where = rows.state, self._where
+        is_last = rows.in_audio & (token == self._last) & (state.first_end < 0)
+        token = where((token == self._last) & ~is_last, self._frame, token)
+        state.first_end = where(is_last, rows.position, state.first_end)
+        is_over = rows.in_audio & (state.first_end >= 0)
+        is_over = is_over & (rows.position - state.first_end >= rows.limits.tail_rows)
+        rows.is_cut = rows.is_cut & ~is_over
+        return where(is_over, self._end_of_audio, token)

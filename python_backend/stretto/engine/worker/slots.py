@@ -106,7 +106,8 @@ class SlotState:
 
     Attributes:
         num_entries: Number of spoken tokens that the alignment pointer moves along.
-        first_end: First position at which any stream sampled its EOS id, for families with BOS and EOS ids per stream.
+        first_end: First position at which any stream sampled its EOS id, for families with BOS and EOS ids per stream,
+            or at which the end of speech was detected, for families with latents.
     """
 
     audio_start: Array
@@ -123,6 +124,8 @@ class SlotLimits:
 
     Attributes:
         forced_until: Position up to which delayed streams continue audio of the prompt; 0 for none.
+        latent_steps: Number of solver steps of a latent; 0 for families without latents, as is `tail_rows`.
+        tail_rows: Number of rows from the detected end of speech to the end of the audio.
     """
 
     task: Array
@@ -137,6 +140,8 @@ class SlotLimits:
     ras_window: Array
     ras_max_repeats: Array
     forced_until: Array
+    latent_steps: Array
+    tail_rows: Array
 
 
 @dataclass
@@ -168,7 +173,7 @@ STATE, LIMITS, SCALES = _index(SlotState), _index(SlotLimits), _index(SlotScales
 
 def limits_row(params: SpeechParams, rules: SegmentRules) -> list[int]:
     """Return a request's values of the fields of SlotLimits."""
-    text, audio = params.sampling.text, params.sampling.audio
+    text, audio, latents = params.sampling.text, params.sampling.audio, params.sampling.latents
     assert params.sampling.seed is not None
     row = {
         "task": rules.task_index[params.task],
@@ -183,6 +188,8 @@ def limits_row(params: SpeechParams, rules: SegmentRules) -> list[int]:
         "ras_window": params.sampling.ras_window,
         "ras_max_repeats": params.sampling.ras_max_repeats,
         "forced_until": len(params.codes) if params.num_delayed_rows else 0,
+        "latent_steps": 0 if latents is None else latents.steps,
+        "tail_rows": 0 if latents is None else latents.tail_rows,
     }
     return [row[name] for name in LIMITS]
 
@@ -219,7 +226,7 @@ def state_row(tracker: SegmentTracker) -> list[int]:
 
 
 def first_end(tracker: SegmentTracker, codes: np.ndarray) -> int:
-    """Return the first position at which any stream sampled its EOS id, or UNKNOWN.
+    """Return the first position at which any stream sampled its EOS id, or speech ended, or UNKNOWN.
 
     Args:
         tracker: Segment tracker of the reply, which knows this for stream 0.
@@ -227,7 +234,7 @@ def first_end(tracker: SegmentTracker, codes: np.ndarray) -> int:
     """
     staircase = tracker.rules.family.staircase
     if staircase is None or tracker.audio_start == UNKNOWN:
-        return UNKNOWN
+        return tracker.first_end
     has_end = (codes[tracker.audio_start :, : len(staircase.end) - 1] == staircase.end[1:]).any(axis=1)
     found = (tracker.audio_start + np.flatnonzero(has_end)[:1]).tolist()
     return min(found + [tracker.first_end] * (tracker.first_end != UNKNOWN), default=UNKNOWN)

@@ -1,0 +1,67 @@
+"""Mix-in of models that generate their frames as latents and read them back as embeddings."""
+
+import torch
+from torch import nn
+from vllm.config import VllmConfig
+
+from stretto.engine.models.multi_stream import MultiStreamMixin
+from stretto.engine.reply_rules import SegmentRules
+from stretto.engine.worker.predictors import LatentPredictor, LatentReadout, StopHead
+from stretto.errors import CheckpointError
+
+
+def silu(x: torch.Tensor) -> torch.Tensor:
+    """Return x * sigmoid(x) for x [N, H] with H a multiple of 8.
+
+    vLLM's kernel computes each row by itself. torch's gives the last numbers of a batch, or of a thread's part of it,
+    other bits.
+    """
+    out = torch.empty_like(x)
+    torch.ops._C.silu_and_mul(out, torch.cat([x, torch.ones_like(x)], -1))
+    return out
+
+
+class EndOfSpeech(nn.Module):
+    """Weight [H] and bias [1] of the logit that speech ends with a frame; complete on every rank."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width), requires_grad=False)
+        self.bias = nn.Parameter(torch.empty(1), requires_grad=False)
+
+
+class LatentMixin(MultiStreamMixin):
+    """Mix-in that reads the words of a row as a latent, and generates the next one.
+
+    A subclass defines `embed_latents` and `latent_predictor`. Products in them must give a row the same bits in every
+    batch: on a CPU those of vLLM's linear layers do, torch's do not.
+    """
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        if self.family.layout.latents is None:
+            raise CheckpointError(f"{self.family.name}: expected a family whose frames are latents")
+        self.num_words = self.family.layout.latents.num_words
+        self.end_of_speech = EndOfSpeech(vllm_config.model_config.get_hidden_size())
+
+    def embed_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """Return the embeddings [N, H] of latents, float32 [N, D]."""
+        raise NotImplementedError
+
+    def latent_predictor(self) -> LatentPredictor:
+        """Return the predictor of the next latent, made of the model's weights."""
+        raise NotImplementedError
+
+    def latent_readout(self, rules: SegmentRules) -> LatentReadout:
+        """Return the head of stream 0 and the latent predictor."""
+        end = self.end_of_speech
+        return LatentReadout(StopHead(end.weight.data, end.bias.data, rules), self.latent_predictor())
+
+    def embed_rows(self, rows: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """Write the embedding of stream 0, or of the latent of a frame, to `out` [N, H] for `rows` [N, 1 + D]."""
+        ids, frames = rows[:, :1], self.family.layout.audio[0]
+        is_frame = (ids >= frames.start) & (ids < frames.stop)
+        latents = rows[:, 1 : 1 + self.num_words].contiguous().view(torch.float32)
+        read = self.embed_latents(torch.where(is_frame, latents, 0.0))
+        embeds = super().embed_rows(ids, out)
+        return out.copy_(torch.where(is_frame, read.to(out.dtype), embeds))

@@ -1,0 +1,195 @@
+"""Frames that are latents: the same bits in every batch, near a plain computation, ended by a countdown."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from stretto.engine.admission import Capacity, admit
+from stretto.engine.reply_rules import SegmentRules
+from stretto.errors import InvalidRequest
+from stretto.records.prompt import Prompt
+from stretto.records.sampling import LatentSampling
+from stretto.sampling.noise import gaussian, seed_key, stream_keys
+from stretto.streams.layout import latents_of, words_of
+from stretto.testing.engine import Answer
+from tests.engine.harness import Engine
+from tests.latent_model import NUM_WORDS, reference_latent, write
+from tests.speech_families import LATENTS
+from tests.tiers import by_night
+
+pytestmark = pytest.mark.engine
+FRAME, LAST = LATENTS.layout.audio[0]
+# Prompts in chunks, and memory for little more than two replies: others are preempted.
+TIGHT: dict[str, Any] = {"max_num_batched_tokens": 24, "max_num_seqs": 4, "num_gpu_blocks_override": 6}
+ARRIVALS = {"r1": 2, "r2": 5, "r3": 6, "r4": 11}
+# Hidden width and layers. At the greater width, oneDNN adds up one row in another order than two.
+SIZES = [pytest.param((2048, 1), id="wide"), *by_night(((64, 3),), ids=["narrow"])]
+
+
+def make_prompt(index: int, **latents: int) -> Prompt:
+    """Return a prompt with frames in it, as a cloned voice has; lengths, steps and temperatures differ by index."""
+    random = np.random.default_rng(index)
+    rows = np.zeros((9 + 7 * index, 1 + NUM_WORDS), np.int32)
+    rows[:, 0] = random.integers(16, 47, len(rows))
+    rows[2:6, 0], rows[2:6, 1:] = FRAME, words_of(random.standard_normal((4, NUM_WORDS)))
+    sampling = LATENTS.tasks[0].sampling
+    audio = replace(sampling.audio, temperature=(0.5, 0.0, 1.0)[index % 3])
+    given = LatentSampling(**({"steps": 1 + index % 4, "tail_rows": 3 + 2 * (index % 2)} | latents))
+    return Prompt("speak", rows, replace(sampling, audio=audio, latents=given, seed=index))
+
+
+def with_audio(prompt: Prompt, **limits: Any) -> Prompt:
+    sampling = prompt.sampling
+    return replace(prompt, sampling=replace(sampling, audio=replace(sampling.audio, **limits)))
+
+
+PROMPTS = {f"r{index}": make_prompt(index) for index in range(5)}
+
+
+def rows_of(answers: Mapping[str, Answer]) -> dict[str, list[list[int]]]:
+    return {name: answer.rows for name, answer in answers.items()}
+
+
+@pytest.fixture(scope="module", params=SIZES)
+def folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    hidden, layers = request.param
+    return write(tmp_path_factory.mktemp("latents"), hidden, layers)
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path) -> dict[str, Answer]:
+    """The replies one after another."""
+    with Engine(folder, max_model_len=256) as engine:
+        return {name: engine.run({name: prompt})[name] for name, prompt in PROMPTS.items()}
+
+
+def test_replies_end_after_a_detected_end(alone: dict[str, Answer]) -> None:
+    """Every frame before the last row carries a latent; one frame is that of the detected end."""
+    ends = set()
+    for name, answer in alone.items():
+        rows, tail = np.array(answer.rows), PROMPTS[name].sampling.latents
+        assert tail is not None
+        (end,) = np.flatnonzero(rows[:, 0] == LAST)
+        assert set(rows[:end, 0]) == {FRAME}
+        assert rows[end + tail.tail_rows :, 0].tolist() == [LATENTS.end_of_reply]
+        assert end >= 20, "frames before the minimum length do not end a reply"
+        assert rows[:-1, 1:].any(1).all()
+        assert not rows[-1, 1:].any()
+        assert answer.trailer is not None
+        assert not answer.trailer.was_cut
+        ends.add(int(end))
+    assert len(ends) > 2
+
+
+@pytest.mark.parametrize("options", [{}, {"enable_prefix_caching": False}, {"async_scheduling": True}], ids=str)
+def test_bits_do_not_depend_on_batches(folder: Path, alone: dict[str, Answer], options: dict[str, Any]) -> None:
+    with Engine(folder, max_model_len=128, **TIGHT, **options) as engine:
+        for arrivals in (ARRIVALS, {}):  # the second time, prompts may come from the prefix cache
+            answers = engine.run(PROMPTS, arrivals)
+            assert rows_of(answers) == rows_of(alone)
+            assert sum(answer.trailer.num_preemptions for answer in answers.values() if answer.trailer) > 0
+        assert engine.is_clean()
+
+
+def test_latents_are_those_of_a_plain_computation(folder: Path, alone: dict[str, Answer]) -> None:
+    weights = load_file(folder / "model.safetensors")
+    network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    for name in ("r0", "r3"):
+        prompt, rows = PROMPTS[name], np.array(alone[name].rows[:-1], np.int32)
+        latents, sampling = latents_of(rows[:, 1:]), prompt.sampling
+        assert sampling.latents is not None
+        embeds = embedded(weights, np.concatenate([prompt.rows, rows]))
+        with torch.inference_mode():
+            hidden = network.model(inputs_embeds=embeds[None]).last_hidden_state[0, len(prompt.rows) - 1 : -1]
+        positions = np.arange(len(prompt.rows), len(prompt.rows) + len(rows), dtype=np.int32)
+        seeds = np.full(len(rows), seed_key(int(name[1:])), np.int32)
+        noise = gaussian(stream_keys(seeds, positions, 1 + NUM_WORDS)[:, 1:])
+        noise = torch.from_numpy(noise) * sampling.audio.temperature**0.5
+        expected = [
+            reference_latent(weights, *each, sampling.latents.steps) for each in zip(hidden, noise, strict=True)
+        ]
+        difference = np.abs(torch.stack(expected).numpy() - latents).max()
+        assert difference < 1e-4, name
+        logits = hidden @ weights["end_of_speech.weight"] + weights["end_of_speech.bias"]
+        end = int(np.flatnonzero(rows[:, 0] == LAST)[0])
+        assert logits[end] > 0
+        assert (logits[sampling.audio.min_rows : end] < 0).all()
+
+
+def embedded(weights: dict[str, torch.Tensor], rows: np.ndarray) -> torch.Tensor:
+    """Return the embeddings [N, H] of rows [N, 1 + D]."""
+    embeds = weights["model.embed_tokens.weight"][torch.from_numpy(rows[:, 0]).long()].clone()
+    is_frame = torch.from_numpy((rows[:, 0] == FRAME) | (rows[:, 0] == LAST))
+    embeds[is_frame] = torch.from_numpy(latents_of(rows[:, 1:]))[is_frame] @ weights["connector.weight"].T
+    return embeds
+
+
+def test_tails_and_limits(folder: Path, alone: dict[str, Answer]) -> None:
+    """The tail is counted from the frame of the end; the limit holds in it, too; 0 rows drop that frame."""
+    expected = alone["r1"].rows
+    end = [row[0] for row in expected].index(LAST)
+    own = make_prompt(1).sampling.latents
+    assert own is not None
+    prompts = {f"tail {rows}": make_prompt(1, tail_rows=rows) for rows in (0, 1, 9)}
+    prompts["limit"] = with_audio(make_prompt(1, tail_rows=9), max_rows=end + 2)
+    prompts["longer"] = with_audio(make_prompt(1), min_rows=end + 1)
+    with Engine(folder, max_model_len=256) as engine:
+        answers = engine.run(prompts)
+    for rows in (0, 1, 9):
+        found = answers[f"tail {rows}"].rows
+        assert len(found) == end + rows + 1
+        same = min(rows, own.tail_rows) + end
+        assert found[:same] == expected[:same]
+    limit = answers["limit"]
+    assert [row[0] for row in limit.rows[end:]] == [LAST, FRAME, LATENTS.end_of_reply]
+    assert limit.trailer is not None
+    assert limit.trailer.was_cut
+    assert answers["longer"].rows[:end] == expected[:end]
+    assert [row[0] for row in answers["longer"].rows].index(LAST) > end
+
+
+RULES = SegmentRules(LATENTS, 256)
+ROOMY = Capacity(num_blocks=100, block_size=32, max_num_seqs=4)
+
+
+def changed(prompt: Prompt, row: int, words: np.ndarray) -> Prompt:
+    rows = prompt.rows.copy()
+    rows[row, 1:] = words
+    return replace(prompt, rows=rows)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        (
+            changed(make_prompt(0), 0, words_of(np.ones(NUM_WORDS))),
+            "rows: expected words of 0 in rows without a latent",
+        ),
+        (changed(make_prompt(0), 3, words_of(np.full(NUM_WORDS, np.nan))), "rows: expected latents of finite numbers"),
+        (changed(make_prompt(0), 3, words_of(np.full(NUM_WORDS, -np.inf))), "rows: expected latents of finite numbers"),
+        (make_prompt(0, steps=5), r"options\.latents\.steps: expected an integer in \[1, 4\], got 5"),
+        (with_audio(make_prompt(0), top_k=3), r"options\.audio\.top_k: expected 0, as frames of latents have no ids"),
+        (with_audio(make_prompt(0), top_p=0.5), r"options\.audio\.top_p: expected 1\.0"),
+        (replace(make_prompt(0), sampling=replace(make_prompt(0).sampling, min_p=0.1)), r"min_p: expected 0\.0"),
+        (replace(make_prompt(0), sampling=replace(make_prompt(0).sampling, ras_window=3)), "ras_window: expected 0"),
+        (
+            replace(make_prompt(0), sampling=replace(make_prompt(0).sampling, guidance_scale=2.0)),
+            r"guidance_scale: expected 1\.0, as latents has no guidance",
+        ),
+    ],
+)
+def test_prompts_that_do_not_fit_are_refused(prompt: Prompt, message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message):
+        admit(prompt, RULES, ROOMY)
+
+
+def test_words_of_every_finite_number_are_admitted() -> None:
+    words = words_of(np.array([-0.0, 1e-45, -1e-40, 3e38, -3e38, 1.0, -1.0, 0.0]))
+    assert admit(changed(make_prompt(0), 3, words), RULES, ROOMY).rows[3, 1:].tolist() == words.tolist()
