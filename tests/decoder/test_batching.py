@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from stretto.decoder.batching import Batch, Job, next_group
+from stretto.decoder.batching import Batch, Job, next_group, stack
 from stretto.decoder.chunk_queue import PendingChunk
 from stretto.decoder.launching import HostLauncher
 from stretto.decoder.sessions import Renderer, Session
@@ -69,6 +69,11 @@ def test_each_session_gets_its_own_state_back() -> None:
     batch = Batch(group, HostLauncher(codec, "float32"), codec.spec)
     assert [job.session.state.tolist() for job in group] == [[[3.0]], [[9.0]]]
     assert batch.pcm().shape == (2, 12)
+
+
+def test_each_row_of_a_batch_has_its_own_position() -> None:
+    jobs = [make_job(name, [4] * num_chunks, FakeCodec()) for name, num_chunks in (("a", 2), ("b", 5), ("c", 3))]
+    assert stack(jobs).first.tolist() == [3, 15, 7]
 
 
 def test_a_session_keeps_no_memory_of_its_batch() -> None:

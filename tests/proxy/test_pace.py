@@ -51,3 +51,10 @@ async def test_what_would_be_too_much_to_hold_is_refused_until_there_is_room() -
     assert not third.done()
     for each in (waiting[1], third):
         each.cancel()
+
+
+async def test_a_forwarded_message_makes_room_for_the_next() -> None:
+    pace = Pace(1e12, max_waiting_bytes=LARGE)
+    async with asyncio.timeout(WAIT_S):
+        for _ in range(3):
+            await pace.wait(LARGE)
