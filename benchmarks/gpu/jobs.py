@@ -118,6 +118,8 @@ JOBS = {
 }
 IF_TIME_IS_LEFT = tuple(JOBS)[list(JOBS).index("parity_eager") :]
 
+SERVED = {"ensemble": Job("benchmarks.gpu.served:run", 500)}  # needs a Triton server
+
 
 def run_job(name: str, job: Job, setup: Setup) -> bool:
     """Write every line of a job, and its error if it fails; return True if everything was correct."""

@@ -4,7 +4,8 @@
     python -m benchmarks.gpu plan --out results   # only the jobs that have not passed in `results`
 
 A call takes the working tree and a bundle along. It runs one command on the host, and at most eight files of the folder
-$OUT come back. Each call installs its bundle itself.
+$OUT come back. Each call installs its bundle itself. The bundle of the served ensemble, with a Triton server, is too
+large for one call: it is sent in two calls that must reach the same host.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from benchmarks.gpu.bundling.__main__ import tree_bytes
 from benchmarks.gpu.bundling.contents import BUNDLES
-from benchmarks.gpu.jobs import IF_TIME_IS_LEFT, JOBS, Job, Setup
+from benchmarks.gpu.jobs import IF_TIME_IS_LEFT, JOBS, SERVED, Job, Setup
 
 CALL_S = 600.0
 SETUP_S = 70.0  # unpacking, imports, and a margin
@@ -33,6 +34,7 @@ class Call:
         module: Module that runs the jobs.
         jobs: Jobs by name, in order.
         is_whole: True if these are all jobs of the module, so the command does not name them.
+        part: Part of the bundle that is sent, from 1 on.
     """
 
     title: str
@@ -40,11 +42,22 @@ class Call:
     module: str
     jobs: Mapping[str, Job]
     is_whole: bool = False
+    part: int = 1
 
     @property
     def folder(self) -> str:
-        """Folder of the bundle's parts, which is taken along."""
+        """Folder of the bundle's parts."""
         return f"{HERE}/{self.bundle}"
+
+    @property
+    def files(self) -> str:
+        """Files that are taken along, which git ignores."""
+        return f"{self.folder}/manifest.json {self.folder}/part-{self.part:02}"
+
+    @property
+    def is_last(self) -> bool:
+        """True if the bundle is complete on the host, so the jobs run."""
+        return self.part == len(BUNDLES[self.bundle].part_bytes)
 
     @property
     def preparation(self) -> str:
@@ -55,24 +68,30 @@ class Call:
     @property
     def command(self) -> str:
         """Command for the host, in the root of the working tree."""
-        install = f"python3 -m benchmarks.gpu.bundling install --into {THERE} {self.folder}/*"
+        install = f"python3 -m benchmarks.gpu.bundling install --into {THERE}/{self.bundle} {self.files}"
+        if not self.is_last:
+            return install
         run = f'python3 -m {self.module} --out "$OUT" --limit-s {LIMIT_S:.0f}'
         chosen = "" if self.is_whole else f" --jobs {' '.join(self.jobs)}"
         return f'line=$({install}) && eval "$line" && {run}{chosen}'
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that travel: the working tree and the parts."""
-        return tree_bytes() + BUNDLES[self.bundle].num_bytes
+        """Bytes that travel: the working tree and one part."""
+        return tree_bytes() + BUNDLES[self.bundle].part_bytes[self.part - 1]
 
     @property
     def lines(self) -> Iterator[str]:
         """The call as shell commands with comments."""
         yield f"# {self.title}: {self.num_bytes / 2**20:.1f} MiB with the working tree, at most {CALL_S:.0f} s"
-        yield f"# before it, here; the call takes {self.folder} along:"
-        yield self.preparation
-        yield "# on the host:"
+        if self.part == 1:
+            yield "# before it, here:"
+            yield self.preparation
+        yield f"# takes along: {self.files}; on the host:"
         yield self.command
+        if not self.is_last:
+            yield "# prints the missing parts and ends with status 3; the next call must reach the same host"
+            return
         begin = 0.0
         for name, job in self.jobs.items():
             yield f"#   {begin:5.0f} s  {name}" + ("" if begin + job.limit_s <= LIMIT_S else "  (if time is left)")
@@ -86,11 +105,14 @@ def calls(done: Iterable[str] | None = None) -> list[Call]:
         done: Jobs that have passed, or None before the first call.
     """
     first = [Call("call 1", "engine", "benchmarks.gpu", JOBS, is_whole=True)] if done is None else []
-    rest = [name for name in JOBS if name not in done] if done is not None else list(IF_TIME_IS_LEFT)
-    parts = [Call("", "engine", "benchmarks.gpu", part) for part in divided(rest)]
-    return first + [
-        Call(f"call 2, part {number}", part.bundle, part.module, part.jobs) for number, part in enumerate(parts, 1)
-    ]
+    done = set(JOBS) - set(IF_TIME_IS_LEFT) if done is None else set(done)
+    parts = divided(name for name in JOBS if name not in done)
+    second = [Call(f"call 2, part {number}", "engine", "benchmarks.gpu", part) for number, part in enumerate(parts, 1)]
+    if SERVED.keys() <= done:
+        return first + second
+    transfers = range(1, len(BUNDLES["served"].part_bytes) + 1)
+    title, module = "the served ensemble, transfer", "benchmarks.gpu.served"
+    return first + second + [Call(f"{title} {part}", "served", module, SERVED, True, part) for part in transfers]
 
 
 def divided(names: Iterable[str], jobs: Mapping[str, Job] = JOBS) -> list[dict[str, Job]]:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.gpu.__main__ import main, parse
-from benchmarks.gpu.jobs import Job, Setup, failure
+from benchmarks.gpu.jobs import SERVED, Setup, failure
 from benchmarks.harness import CHECKPOINT, serving
 from stretto.config import EngineConfig
 from stretto.convert.make_repository import CHECKPOINT as LINK
@@ -29,7 +29,6 @@ from stretto.preprocessing.request import Preprocessor
 from stretto_client import SpeechClient
 from stretto_client.shared_memory import Memory
 
-JOBS = {"ensemble": Job("benchmarks.gpu.served:run", 540)}
 TEXT, SEED, GUIDANCE = "The train to Oslo leaves in ten minutes.", 1, 1.5
 ALIKE = 1e-4  # chunk boundaries depend on timing, and each window is rounded separately
 SHARE = {"gpu_memory_utilization": 0.3}  # two engines and the decoder on one GPU
@@ -93,4 +92,4 @@ async def tax(setup: Setup, repository: Path, address: str) -> AsyncIterator[dic
 
 
 if __name__ == "__main__":
-    sys.exit(main(parse(jobs=JOBS, description=__doc__), JOBS))
+    sys.exit(main(parse(jobs=SERVED, description=__doc__), SERVED))

@@ -98,14 +98,16 @@ def pack(arguments: argparse.Namespace, package: Path | None = None) -> dict[str
     wheels = house.closure(roots, (have | UNUSED) - brought)
     with tempfile.TemporaryDirectory() as scratch:
         tree, names = Path(scratch, "tree"), []
+        wanted = partial(is_wanted, flash_attention=arguments.flash_attention, python=arguments.python)
         for wheel in [*wheels, package or build_package(Path(scratch))]:
             architecture = arguments.architecture if is_vllm(wheel) else None
             change = partial(trim_library, architecture=architecture, with_ptx=arguments.ptx)
-            extract(wheel, tree / SITE, lambda name: is_wanted(name, arguments.flash_attention), change)
+            extract(wheel, tree / SITE, wanted, change)
             names.append(wheel.name)
         if arguments.libpython:
             (tree / LIBRARIES).mkdir()
-            shutil.copy2(arguments.libpython, tree / LIBRARIES)
+            library: Path = arguments.libpython
+            (tree / LIBRARIES / library.name).write_bytes(without_symbols(library.read_bytes()))
         if not arguments.no_source:
             copy_sources(tree / SOURCE, arguments.weights)
         contents = {"python": arguments.python, "architecture": arguments.architecture, "wheels": names}

@@ -1,5 +1,6 @@
 """Lists of what a bundle contains and leaves out."""
 
+import re
 from dataclasses import dataclass
 from fnmatch import fnmatch
 
@@ -46,18 +47,27 @@ FLASH_ATTENTION = {
 }
 
 
-def is_wanted(name: str, flash_attention: str) -> bool:
-    """Return True if file `name` of a wheel is part of a bundle with FlashAttention `2` or `3`.
+STUBS = "/python_backend_stubs/"
+SHARED_PYTHON = re.compile(r"nvidia_pytriton\.libs/libpython3-[0-9a-f]+\.(\d+)\.so")
+
+
+def is_wanted(name: str, flash_attention: str, python: str = "3.12") -> bool:
+    """Return True if file `name` of a wheel is part of a bundle with FlashAttention `2` or `3` for one Python version.
 
     One of them is required: `vllm.vllm_flash_attn` cannot be imported on CUDA otherwise, whatever attention is used.
+    Triton's wheel has a stub for each version of Python.
     """
     if name == FLASH_ATTENTION[flash_attention]:
         return True
+    if STUBS in name:
+        return f"{STUBS}{python}/" in name
+    if library := SHARED_PYTHON.search(name):
+        return python == f"3.{library.group(1)}"
     return not any(fnmatch(name, pattern) for pattern in LEFT_OUT)
 
 
 # A call takes the working tree and the parts along, together at most 64 MiB; the rest is for changes of the tree.
-CALL_BYTES = 62 << 20
+CALL_BYTES = 61 << 20
 
 
 @dataclass(frozen=True)
@@ -67,6 +77,17 @@ class Bundle:
     options: tuple[str, ...]
     num_bytes: int
 
+    @property
+    def part_bytes(self) -> list[int]:
+        """Bytes of each part."""
+        size = int(1e6 * float(self.options[self.options.index("--part-mb") + 1])) if "--part-mb" in self.options else 0
+        starts = range(0, self.num_bytes, size or self.num_bytes)
+        return [min(size or self.num_bytes, self.num_bytes - start) for start in starts]
+
 
 # Sources are in the working tree, which travels as well.
-BUNDLES = {"engine": Bundle(("--no-source",), 42_467_296)}
+BUNDLES = {
+    "engine": Bundle(("--no-source",), 36_830_312),
+    # Two parts, for two transfers to one host. LIBPYTHON: path of libpython3.12.so.1.0
+    "served": Bundle(("--no-source", "--triton", "--libpython", '"$LIBPYTHON"', "--part-mb", "39"), 74_149_084),
+}

@@ -9,8 +9,8 @@ import pytest
 from benchmarks.gpu import plan
 from benchmarks.gpu.__main__ import parse
 from benchmarks.gpu.bundling.__main__ import parser, tree_bytes
-from benchmarks.gpu.bundling.contents import CALL_BYTES
-from benchmarks.gpu.jobs import IF_TIME_IS_LEFT, JOBS, Job
+from benchmarks.gpu.bundling.contents import BUNDLES, CALL_BYTES
+from benchmarks.gpu.jobs import IF_TIME_IS_LEFT, JOBS, SERVED, Job
 
 ROOT = Path(__file__).parents[3]
 HOST_BYTES, HOST_S, LONGEST_COMMAND = 64 << 20, 600, 2000
@@ -30,13 +30,17 @@ def named_jobs(call: plan.Call) -> list[str]:
     ((flag, module, *packing),) = words_of(call.preparation)
     assert (flag, module) == ("-m", "benchmarks.gpu.bundling")
     packed = parser().parse_args(packing)
-    (_, _, *installing), (_, run, *options) = words_of(call.command)
+    (_, _, *installing), *running = words_of(call.command)
     installed = parser().parse_args(installing)
     assert packed.command == "pack"
     assert installed.command == "install"
-    assert installed.parts == [packed.out / "*"]
-    assert run == call.module == "benchmarks.gpu"
-    arguments = parse(options)
+    assert installed.parts == [packed.out / "manifest.json", packed.out / f"part-{call.part:02}"]
+    if not call.is_last:
+        assert not running
+        return []
+    ((_, run, *options),) = running
+    assert run == call.module
+    arguments = parse(options, jobs=SERVED if run == "benchmarks.gpu.served" else JOBS)
     assert str(arguments.out) == "$OUT"
     assert arguments.device == "cuda"
     assert arguments.limit_s + plan.SETUP_S <= HOST_S
@@ -46,7 +50,17 @@ def named_jobs(call: plan.Call) -> list[str]:
 def test_the_first_call_runs_the_jobs_in_the_order_of_the_table() -> None:
     first, *others = plan.calls()
     assert named_jobs(first) == list(JOBS)
-    assert [name for call in others for name in named_jobs(call) if name in IF_TIME_IS_LEFT] == list(IF_TIME_IS_LEFT)
+    named = [name for call in others for name in named_jobs(call)]
+    assert [name for name in named if name in IF_TIME_IS_LEFT] == list(IF_TIME_IS_LEFT)
+    assert named[-1] == "ensemble"
+
+
+def test_a_bundle_that_one_call_cannot_take_is_sent_in_several() -> None:
+    transfers = [call for call in plan.calls() if call.bundle == "served"]
+    assert [call.part for call in transfers] == [1, 2]
+    assert [call.is_last for call in transfers] == [False, True]
+    assert sum(BUNDLES["served"].part_bytes) == BUNDLES["served"].num_bytes
+    assert "same host" in "\n".join(transfers[0].lines)
 
 
 def test_the_jobs_that_answer_most_come_first() -> None:
@@ -66,10 +80,10 @@ def test_a_call_fits_the_limits_of_a_host(call: plan.Call) -> None:
 
 
 def test_a_later_call_leaves_out_jobs_that_have_passed_and_repeats_those_that_it_reads() -> None:
-    done = set(JOBS) - {"stock_8b", "waits"}
+    done = {*JOBS, *SERVED} - {"stock_8b", "waits"}
     (call,) = plan.calls(done)
     assert named_jobs(call) == ["waits", "ours_8b", "stock_8b"]
-    assert plan.calls(JOBS) == []
+    assert plan.calls({*JOBS, *SERVED}) == []
 
 
 def test_jobs_that_do_not_fit_one_call_go_to_several() -> None:
@@ -81,7 +95,8 @@ def test_jobs_that_do_not_fit_one_call_go_to_several() -> None:
 def test_the_results_of_a_call_name_the_jobs_that_have_passed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines = [f'{{"job": "{name}", "status": "passed"}}' for name in JOBS if name != "waits"]
+    names = {*JOBS, *SERVED} - {"waits"}
+    lines = [f'{{"job": "{name}", "status": "passed"}}' for name in names]
     (tmp_path / "all.jsonl").write_text("\n".join([*lines, '{"job": "waits", "ok": false}', ""]))
     assert plan.main(plan.parse(["--out", str(tmp_path)])) == 0
     printed = capsys.readouterr().out.splitlines()

@@ -100,6 +100,6 @@ def test_a_graph_that_repeats_its_first_step_differs() -> None:
 def test_the_array_path_neither_waits_for_the_device_nor_copies_from_the_host(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On meta tensors; scripts/cuda_without_gpu.sh does the same on fake tensors of CUDA."""
+    """On meta tensors, at the published widths."""
     monkeypatch.setattr(run_slots, "readback_of", lambda tables, arrays, lag: Known(len(tables.state)))
     assert count_operators(name, "meta") > 50
