@@ -92,7 +92,9 @@ TEXT = {**SIZES, "num_columns": 152_192, "num_groups": 1189, "block": 2048}
 RULES = StepRules(**dict.fromkeys(StepRules._fields, 3))
 PLAIN_RULES = RULES._replace(max_entries=0, num_seen_columns=0, num_end_frame=0, has_staircase=False)
 MAX_REGISTERS = 180  # of the 255 that a thread can have; with more, fewer programs run at once
-MAX_STACK = 16  # bytes; the assembler spills up to four registers where one more program then fits
+# Bytes of stack by capability and kernel; no other kernel spills. The assembler keeps these at 64 registers, so that four
+# programs of 256 threads fit the 65,536 registers of a multiprocessor, and spills up to three. Triton 3.6 to 3.9.
+STACK = {(90, "_draw_kernel"): 16, (100, "_draw_kernel"): 16, (100, "draw_streams_kernel"): 8}
 CASES: list[tuple[Any, dict[str, str], dict[str, Any], int]] = [
     (_draw_kernel, DRAW, {"block": 2048}, 8),
     (_embed_kernel, EMBED, {"num_streams": 8, "pad_is_silent": True, "block": 1024}, 8),
@@ -142,6 +144,6 @@ if __name__ == "__main__":
         binary = compiled(*case, capability).asm["cubin"]
         registers, stack = usage(binary)
         print(capability, case[0].__name__, len(binary), registers, stack, flush=True)
-        if registers > MAX_REGISTERS or stack > MAX_STACK:
+        if registers > MAX_REGISTERS or stack > STACK.get((capability, case[0].__name__), 0):
             too_large.append(f"sm_{capability} {case[0].__name__}: {registers} registers, {stack} bytes of stack")
     sys.exit("\n".join(too_large) or 0)
