@@ -92,8 +92,8 @@ TEXT = {**SIZES, "num_columns": 152_192, "num_groups": 1189, "block": 2048}
 RULES = StepRules(**dict.fromkeys(StepRules._fields, 3))
 PLAIN_RULES = RULES._replace(max_entries=0, num_seen_columns=0, num_end_frame=0, has_staircase=False)
 MAX_REGISTERS = 180  # of the 255 that a thread can have; with more, fewer programs run at once
-# Bytes of stack by capability and kernel; no other kernel spills. The assembler keeps these at 64 registers, so that four
-# programs of 256 threads fit the 65,536 registers of a multiprocessor, and spills up to three. Triton 3.6 to 3.9.
+# Bytes of stack by capability and kernel; no other kernel spills. The assembler keeps these at 64 registers, so that
+# four programs of 256 threads fit the 65,536 registers of a multiprocessor, and spills up to three. Triton 3.6 to 3.9.
 STACK = {(90, "_draw_kernel"): 16, (100, "_draw_kernel"): 16, (100, "draw_streams_kernel"): 8}
 CASES: list[tuple[Any, dict[str, str], dict[str, Any], int]] = [
     (_draw_kernel, DRAW, {"block": 2048}, 8),
