@@ -5,7 +5,7 @@ from vllm.config import VllmConfig
 from vllm.model_executor.models.registry import ModelRegistry
 
 from stretto.engine.models.backbones import StrettoQwen3ForCausalLM
-from stretto.engine.worker.predictors import BurstBatch, GeneratedRows, Say
+from stretto.engine.worker.predictors import BurstBatch, GeneratedRows, SampleRow
 
 ARCHITECTURE = "ForcedBurstsForCausalLM"
 
@@ -25,12 +25,12 @@ class ForcedRows:
     def place(self, slot: int, num_read: int) -> None:
         """There is nothing to keep."""
 
-    def __call__(self, hidden: torch.Tensor, step: BurstBatch, say: Say) -> None:
+    def __call__(self, hidden: torch.Tensor, step: BurstBatch, sample_row: SampleRow) -> None:
         """Generate the rows after the first."""
         for place in range(1, 1 + int(step.num_extra.max(initial=0))):
             mixed = hidden + self._said.embed(step.batch.idx_mapping_np, step.num_read + place - 1)
             hidden = mixed * torch.rsqrt(mixed.square().mean(-1, keepdim=True) + 1e-6)
-            say(hidden, place)
+            sample_row(hidden, place)
 
 
 class ForcedBurstsForCausalLM(StrettoQwen3ForCausalLM):

@@ -116,8 +116,8 @@ def test_an_address_or_api_that_there_is_not_is_refused(flags: list[str], capsys
     [
         ("--max-request-mb", "1", ["-5", "0", "1.5", "nan", "2148"], "MB from 1 to 2147"),
         ("--start-attempts", "1", ["-1", "0", "1.5", "inf"], "a whole number from 1"),
-        ("--start-seconds", "0.1", ["-1", "0", "nan", "inf", "soon"], "seconds, more than 0"),
-        ("--drain-seconds", "0", ["-1", "nan", "inf", "soon"], "seconds, 0 or more"),
+        ("--start-seconds", "0.1", ["-1", "0", "nan", "inf", "soon"], "more than 0 seconds"),
+        ("--drain-seconds", "0", ["-1", "nan", "inf", "soon"], "at least 0 seconds"),
     ],
 )
 def test_a_limit_that_holds_nothing_is_refused(

@@ -32,7 +32,7 @@ def test_both_samplers_give_the_same_rows_and_leave_the_same_tables(family: Fami
     for step in range(NUM_STEPS):
         for mine, expected in zip(*walk.step(), strict=True):
             assert torch.equal(mine.long(), expected.long()), step
-        for name in ("state", "script", "codes", "said"):
+        for name in ("state", "script", "codes", "seen"):
             mine, expected = (getattr(each.slots.tables, name) for each in (ours, theirs))
             if name == "script":
                 mine, expected = mine[:, 1:], expected[:, 1:]
