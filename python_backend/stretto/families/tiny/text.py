@@ -402,7 +402,7 @@ def _number_names(text: str) -> str:
         if count is None or name.lower() in SHOUTED:
             return match.group()
         before = match.group()[: -len(numeral)]
-        if name in NUMBERED or (first in NUMBERED and not second):
+        if name in NUMBERED:
             return f"{before}{cardinal(count)}"
         # "Elizabeth I was told" may be about two people.
         is_pronoun = numeral == "I" and not NO_PRONOUN.match(match.string, match.end())
