@@ -79,7 +79,8 @@ def start(repository: Path, launch: Launch) -> None:
                 check=True,
             )
     except (OSError, subprocess.SubprocessError) as error:
-        raise LaunchError(f"{PROGRAM} -d: {output.read_text(errors='replace').strip()[:500] or error}") from None
+        printed = output.read_text(errors="replace").strip()[:500] if output.exists() else ""
+        raise LaunchError(f"{PROGRAM} -d: {printed or error}") from None
     log_line(f"started {PROGRAM}; its log: {_folder(launch)}")
 
 
