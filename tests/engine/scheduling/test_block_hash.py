@@ -1,10 +1,13 @@
 """A block's identity covers all streams of its rows, and of every row before them."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
 from stretto.engine.environment import prepare_environment
 from stretto.engine.scheduling.request_table import RowHistory, row_block_hasher
+from stretto.records.prompt import InputAudio
 
 prepare_environment()
 
@@ -15,13 +18,17 @@ BLOCK = 4
 
 
 def request_of(
-    rows: np.ndarray, num_prompt_rows: int, cache_salt: str | None = None, is_read_by_modules: bool = False
+    rows: np.ndarray,
+    num_prompt_rows: int,
+    cache_salt: str | None = None,
+    is_read_by_modules: bool = False,
+    audios: Sequence[InputAudio] = (),
 ) -> Request:
     """Return a request with the first rows as its prompt and the others generated."""
     history = RowHistory(rows[:num_prompt_rows, 1:].astype(np.int32))
     tokens = rows[:, 0].tolist()
     request = Request("r", tokens[:num_prompt_rows], SamplingParams(max_tokens=99), None, cache_salt=cache_salt)
-    request._block_hasher = row_block_hasher(BLOCK, history.rows, (), is_read_by_modules)
+    request._block_hasher = row_block_hasher(BLOCK, history.rows, audios, is_read_by_modules)
     request.update_block_hashes()
     for row in rows[num_prompt_rows:]:
         history.put(history.num_rows, [row[1:]])
@@ -56,3 +63,12 @@ def test_blocks_that_modules_have_read_are_none_of_those_that_they_have_not() ->
 
 def test_a_cache_salt_separates() -> None:
     assert request_of(rows(), 22, "a").block_hashes[0] != request_of(rows(), 22, "b").block_hashes[0]
+
+
+@pytest.mark.parametrize("first_row", [0, 3, 4, 13])
+def test_audio_changes_the_block_in_which_it_begins_and_all_that_follow(first_row: int) -> None:
+    """The rows themselves are equal."""
+    audios = [InputAudio(first_row, 6, np.full((6, 2), value, np.float32)) for value in (1.0, 2.0)]
+    before, after = (request_of(rows(), 22, audios=[audio]).block_hashes for audio in audios)
+    same = [first == second for first, second in zip(before, after, strict=True)]
+    assert same == [block < first_row // BLOCK for block in range(len(before))]

@@ -1,18 +1,20 @@
 """Batching of outgoing rows: rows without urgency leave together and in order."""
 
 import random
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.outputs import LogprobsLists, ModelRunnerOutput
+from vllm.v1.request import Request, RequestStatus
 
 from stretto.engine.protocol import GUIDANCE_OFF, NO_CHANGE
-from stretto.engine.reply_rules import SegmentRules, SegmentTracker
+from stretto.engine.reply_rules import SegmentRules, SegmentTracker, Track
 from stretto.engine.scheduling.request_table import LEAST_LEAD_S, MAX_WAIT_S, OutgoingRows
-from stretto.engine.scheduling.scheduler import SampledRows
+from stretto.engine.scheduling.scheduler import PairedScheduling, SampledRows
 from stretto.streams.chunking import ChunkPolicy, DecoderLoad, Pacer
-from tests.engine.scheduling.tables import RULES, arrive, speak, table
+from tests.engine.scheduling.tables import RULES, arrive, table
 from tests.speech_families import EIGHT_STREAMS as FAMILY
 
 FRAME_S = 1 / FAMILY.frame_rate
@@ -188,22 +190,56 @@ def test_of_as_many_codes_as_a_step_may_sample_those_are_taken_that_it_has_sampl
     assert rows.codes == {"r": [[*range(7)]], "s": []}
 
 
+class Stock:
+    """Minimal replacement for vLLM's scheduler."""
+
+    def _preempt_request(self, request: Request, timestamp: float, drop_stale_output: bool = False) -> None:
+        request.status = RequestStatus.PREEMPTED
+
+    def _update_request_with_output(
+        self, request: Request, new_token_ids: list[int], is_stale: bool = False
+    ) -> tuple[list[int], bool]:
+        request.append_output_token_ids(new_token_ids)
+        return new_token_ids, False
+
+
+class Scheduling(PairedScheduling, Stock):
+    """Scheduler hooks with one unguided reply `r`; the clock stands still, so that audio rows wait."""
+
+    def __init__(self) -> None:
+        self.table, self._sampled = table(), SampledRows(FAMILY.layout, 1)
+        self.texts, self.stats = MagicMock(), MagicMock()
+        self.request = arrive(self.table, "r", guidance_scale=1.0)
+        self.state = self.table["r"]
+        self.state.outgoing = OutgoingRows(self.state.tracker, lambda: 0.0)
+        self._sampled.extract(sampled("r"))
+
+    def sample(self) -> list[int]:
+        """Process one sampled row and return the rows to send now."""
+        return self._update_request_with_output(self.request, [FIRST + 1])[0]
+
+
 def test_what_a_preempted_request_has_ready_leaves_with_the_next_output() -> None:
-    known, rows = table(), SampledRows(FAMILY.layout, 1)
-    arrive(known, "r")
-    state = known["r"]
-    state.outgoing = OutgoingRows(state.tracker, lambda: 0.0)
-    rows.extract(sampled("r"))
+    scheduling, rows = Scheduling(), 0
     for _ in range(60):
-        speak(state)
-        rows.push(state, [NO_CHANGE], [FIRST + 1], is_last=False)
+        rows += len(scheduling.sample()) // 9
+    assert rows < 60
+    scheduling._preempt_request(scheduling.request, 0.0)
     outputs: dict[int, EngineCoreOutputs] = {}
-    rows.note_preempted(state)
-    rows.send_preempted(outputs)
-    (output,) = outputs[state.request.client_index].outputs
+    scheduling._sampled.send_preempted(outputs)
+    (output,) = outputs[scheduling.request.client_index].outputs
     assert output.request_id == "r"
     assert output.finish_reason is None
-    assert len(output.new_token_ids) % 9 == 0
-    assert not state.outgoing.pop_rows()
-    rows.send_preempted(outputs)
-    assert len(outputs[state.request.client_index].outputs) == 1, "told once"
+    assert len(output.new_token_ids) == 9 * (60 - rows)
+    assert not scheduling.state.outgoing.pop_rows()
+    scheduling._sampled.send_preempted(outputs)
+    assert len(outputs[scheduling.request.client_index].outputs) == 1, "told once"
+
+
+def test_a_reply_that_is_blocked_on_text_has_sent_all_its_rows() -> None:
+    scheduling, sent = Scheduling(), []
+    scheduling.state.track = Track(0, 8, [20] * 30, 0, is_live=True, is_open=True)
+    for _ in range(31):
+        sent.append(len(scheduling.sample()) // 9)
+    assert sum(sent[:-1]) < 30
+    assert sum(sent) == 31

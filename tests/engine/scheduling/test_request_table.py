@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from stretto.engine.scheduling.request_table import NOT_YET, RequestState
-from tests.engine.scheduling.tables import FAMILY, arrive, pair, speak, table
+from tests.engine.scheduling.tables import BURSTS, FAMILY, arrive, pair, speak, table
 
 
 def test_a_guided_request_that_speaks_has_a_pair_and_no_other_has() -> None:
@@ -127,3 +127,10 @@ def test_who_follows_the_table_is_told_of_all_that_come_and_go() -> None:
     known.remove("r", "stranger")
     assert told == [("come", "r"), ("come", "x"), ("gone", "r#unconditional"), ("gone", "r"), ("gone", "stranger")]
     assert list(known) == ["x"]
+
+
+def test_no_burst_exceeds_the_length_of_the_model() -> None:
+    schedule, length = BURSTS.family.bursts.schedule("turbo"), BURSTS.max_model_len
+    assert BURSTS.num_extra(schedule, 60, 60) > 1
+    last_rows = [first + BURSTS.num_extra(schedule, first, first) for first in range(60, length)]
+    assert max(last_rows) == length - 1

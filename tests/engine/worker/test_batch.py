@@ -9,7 +9,7 @@ import torch
 from stretto.engine.protocol import SpeechParams
 from stretto.engine.reply_rules import SegmentRules, SegmentTracker
 from stretto.engine.worker.batch import BatchPlan, BatchPlanner, PlanArrays, StepRows, plan_batch
-from stretto.engine.worker.slots import DeviceArrays, HostArrays, SlotTables
+from stretto.engine.worker.slots import LIMITS, SCALES, DeviceArrays, HostArrays, SlotTables
 from stretto.testing.prompts import make_prompt
 from tests.speech_families import EIGHT_STREAMS
 
@@ -79,6 +79,18 @@ def test_the_arrays_are_the_rows_of_the_plan(arrays: HostArrays | DeviceArrays) 
         heard = np.arange(plan.num_rows) if step.audio_rows is None else np.asarray(step.audio_rows)
         assert heard.tolist() == take(plan.drawing, plan.speaking) + plan.sampling[len(drawing) :].tolist()
         assert np.array_equal(step.num_sampled, rows.samples)
+
+
+def test_what_one_row_needs_is_in_the_plan_of_its_batch_alone() -> None:
+    tables, nobody = filled(), np.full(NUM_SLOTS, -1)
+    tables.limits[:, [LIMITS["ras_window"], LIMITS["forced_until"]]] = 0
+    tables.scales[:, SCALES["audio_span"]] = np.inf
+    tables.limits[4, LIMITS["ras_window"]], tables.limits[4, LIMITS["forced_until"]] = 7, 9
+    tables.scales[4, SCALES["audio_span"]] = 2.5
+    for slots, expected in (([3, 4, 5], (True, 7, True)), ([3, 5], (False, 0, False))):
+        everyone = np.ones(len(slots), np.bool_)
+        plan = plan_batch(StepRows(np.array(slots), everyone, ~everyone, everyone), nobody, nobody > 0, tables)
+        assert (plan.has_min_p, plan.ras_window, plan.has_delayed_tail) == expected
 
 
 def test_a_batch_keeps_its_plan_until_it_changes() -> None:
