@@ -233,7 +233,7 @@ def test_what_a_preempted_request_has_ready_leaves_with_the_next_output() -> Non
     assert len(output.new_token_ids) == 9 * (60 - rows)
     assert not scheduling.state.outgoing.pop_rows()
     scheduling._sampled.send_preempted(outputs)
-    assert len(outputs[scheduling.request.client_index].outputs) == 1, "told once"
+    assert len(outputs[scheduling.request.client_index].outputs) == 1, "sent once"
 
 
 def test_a_reply_that_is_blocked_on_text_has_sent_all_its_rows() -> None:
