@@ -1,5 +1,6 @@
 """Waiting for events that must happen. Only failures take the whole time, whatever the machine's load."""
 
+import asyncio
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,14 @@ def until(condition: Callable[[], object], failure: str = "the condition never h
     while not condition():
         assert time.monotonic() < deadline, failure
         time.sleep(0.01)
+
+
+async def until_async(condition: Callable[[], object], failure: Callable[[], str]) -> None:
+    """Do the same in an event loop, with a message that is made when the wait has failed."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, failure()
+        await asyncio.sleep(0.01)
 
 
 def written(path: Path) -> str:

@@ -19,6 +19,7 @@ from stretto.testing.prompts import make_prompt
 from stretto.triton_io.speech_service import TextSessions
 from tests.engine.forking import forked_processes
 from tests.engine.harness import DEFAULTS
+from tests.patience import until_async
 from tests.random_checkpoints import write_checkpoint
 from tests.small_vocabularies import TRACKED_CSM
 
@@ -88,9 +89,8 @@ async def test_a_text_that_is_written_makes_the_reply_of_the_whole(llm: SpeechLL
     audio = replace(whole.sampling.audio, min_rows=len(whole.track))
     expected = await collect(llm, replace(whole, sampling=replace(whole.sampling, audio=audio)), "whole")
     speaking = asyncio.create_task(collect(llm, replace(whole, track=whole.track[:2], is_open=True), "open"))
-    await asyncio.sleep(0)
-    while llm.stats()["replies_without_words"] < 1:
-        await asyncio.sleep(0.01)
+    await until_async(lambda: speaking.done() or llm.stats()["replies_without_words"], lambda: f"{llm.stats()}")
+    assert not speaking.done(), speaking.exception() or speaking.result()
     assert not llm.has_work(), "it waits for words and not for the engine"
     await llm.write("open", whole.track[2:5])
     await llm.write("open", [])
