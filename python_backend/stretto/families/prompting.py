@@ -1,6 +1,6 @@
 """Interface of prompt templates, speaking options, and functions that write rows of ids."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -12,6 +12,7 @@ from stretto.families.base import Family, Task
 from stretto.families.conversation import Piece
 from stretto.families.registry import plugin
 from stretto.records.prompt import InputAudio
+from stretto.records.sampling import SamplingConfig
 from stretto.streams.layout import StreamLayout, delay_codes
 from stretto_client.schema import OptionsRecord
 
@@ -192,6 +193,8 @@ class PromptRows:
         track: See `Prompt`.
         num_reference_rows: See `Prompt`.
         voice: See `Prompt`.
+        max_rows: Largest number of audio rows that this text may take; None for the limit of the options alone.
+        tail_rows: Number of frames from the detected end of speech, for frames that are latents; None for the default.
     """
 
     rows: np.ndarray
@@ -201,6 +204,18 @@ class PromptRows:
     track: tuple[int, ...] = ()
     num_reference_rows: int = 0
     voice: int = 0
+    max_rows: int | None = None
+    tail_rows: int | None = None
+
+    def limited(self, sampling: SamplingConfig) -> SamplingConfig:
+        """Return `sampling` with the limits of this prompt."""
+        if self.max_rows is not None:
+            most = min(sampling.audio.max_rows, self.max_rows)
+            least = min(sampling.audio.min_rows, most)
+            sampling = replace(sampling, audio=replace(sampling.audio, min_rows=least, max_rows=most))
+        if self.tail_rows is not None and sampling.latents is not None:
+            sampling = replace(sampling, latents=replace(sampling.latents, tail_rows=self.tail_rows))
+        return sampling
 
 
 class Template(Protocol):

@@ -151,7 +151,7 @@ class Preprocessor:
         return Prompt(
             task.name,
             written.rows,
-            sampling,
+            written.limited(sampling),
             written.words,
             options.delivery,
             written.audios,

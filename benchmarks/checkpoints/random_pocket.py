@@ -1,0 +1,293 @@
+"""Random releases of Pocket TTS in the published layout, small: language model, codec, tokenizer and voices.
+
+    python -m benchmarks.checkpoints.random_pocket FOLDER [KIND]
+
+Kinds differ as the published sizes do: `english` (LSD head), `english_2m` (pointwise head, grouped heads of another
+width, a low-rank table) and `english_18m` (drifting head); a decoder of its own but for the first.
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import torch
+import yaml
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
+
+NUM_TOKENS, NUM_WORDS, NUM_FREQUENCIES = 200, 8, 128
+VOICES = {"alba": 21, "jean": 9}
+SEANET: dict[str, Any] = {
+    "dimension": 24,
+    "channels": 1,
+    "n_filters": 4,
+    "n_residual_layers": 1,
+    "ratios": [6, 5, 4],
+    "kernel_size": 7,
+    "residual_kernel_size": 3,
+    "last_kernel_size": 3,
+    "dilation_base": 2,
+    "pad_mode": "constant",
+    "compress": 2,
+}
+STACK: dict[str, Any] = {
+    "d_model": 24,
+    "num_heads": 4,
+    "num_layers": 2,
+    "layer_scale": 0.01,
+    "context": 20,
+    "dim_feedforward": 48,
+    "input_dimension": 24,
+    "output_dimensions": [24],
+}
+SMALL: dict[str, Any] = {"d_model": 64, "hidden_scale": 4, "max_period": 10000, "num_heads": 2, "num_layers": 3}
+GROUPED = SMALL | {"d_model": 48, "num_heads": 3, "attn_dim": 96, "num_kv_heads": 1, "dim_feedforward": 40}
+OWN_DECODER = {
+    "decoder_seanet": SEANET | {"kernel_size": 3, "n_filters": 8},
+    "decoder_transformer": STACK | {"num_layers": 1, "context": 12},
+}
+# Logits of the end that some frame of a reply exceeds, as one of a trained model's does.
+THRESHOLDS = {"english": 1.205, "english_2m": 1.4093, "english_18m": 2.5465}
+# Weights so small that latents are about as large as trained ones, and samples are within [-1, 1].
+SMALLER = {"flow_lm.flow_net.final_layer.linear.weight": 0.15, "mimi.decoder.model.11.conv.weight": 0.2}
+TOKENIZER = {"tokenizer": "tokenizers", "tokenizer_path": "tokenizer.json"}
+REPLACED = {"’": "'", "—": ","}
+
+
+def config(kind: str) -> dict[str, Any]:
+    """Return the release's YAML file."""
+    flow = {"english": "lsd", "english_2m": "pointwise", "english_18m": "drifting"}[kind]
+    stack = GROUPED if kind == "english_2m" else SMALL
+    table = {"dim": stack["d_model"], "n_bins": NUM_TOKENS, **TOKENIZER}
+    if kind == "english_2m":
+        table["rank"] = 16
+    mimi = {
+        "dtype": "float32",
+        "sample_rate": 24000,
+        "inner_dim": NUM_WORDS,
+        "outer_dim": 24,
+        "channels": 1,
+        "frame_rate": 12.5,
+        "seanet": SEANET,
+        "transformer": STACK,
+        "quantizer": {"dimension": NUM_WORDS, "output_dimension": 24},
+        **({} if kind == "english" else OWN_DECODER),
+    }
+    return {
+        "default_temperature": 0.3,
+        "replace_characters": REPLACED,
+        "flow_lm": {
+            "insert_bos_before_voice": True,
+            "dtype": "float32",
+            "flow": {"depth": 3, "dim": 32, "type": flow},
+            "transformer": stack,
+            "lookup_table": table,
+            "z_dim": None if kind == "english" else 24,
+        },
+        "mimi": mimi,
+        "default_eos_threshold": THRESHOLDS[kind],
+    }
+
+
+def shapes(record: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of all tensors of a release by their published names."""
+    return {f"flow_lm.{name}": shape for name, shape in lm_shapes(record["flow_lm"]).items()} | {
+        f"mimi.{name}": shape for name, shape in mimi_shapes(record["mimi"]).items()
+    }
+
+
+def lm_shapes(lm: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the language model."""
+    stack, flow, table = lm["transformer"], lm["flow"], lm["lookup_table"]
+    width, state, rank = stack["d_model"], lm["z_dim"] or stack["d_model"], table.get("rank")
+    queried = stack.get("attn_dim") or width
+    held = queried // stack["num_heads"] * (stack.get("num_kv_heads") or stack["num_heads"])
+    inner, c = stack.get("dim_feedforward") or width * stack["hidden_scale"], flow["dim"]
+    found: dict[str, tuple[int, ...]] = {
+        "emb_mean": (NUM_WORDS,),
+        "emb_std": (NUM_WORDS,),
+        "bos_emb": (NUM_WORDS,),
+        "bos_before_voice": (1, 1, width),
+        "speaker_proj_weight": (width, NUM_WORDS),
+        "input_linear.weight": (width, NUM_WORDS),
+        "out_norm.weight": (width,),
+        "out_norm.bias": (width,),
+        "out_eos.weight": (1, state),
+        "out_eos.bias": (1,),
+        "conditioner.embed.weight": (NUM_TOKENS + 1, rank or width),
+        **({"conditioner.proj.weight": (width, rank)} if rank else {}),
+        **({"z_proj.weight": (state, width)} if lm["z_dim"] else {}),
+    }
+    for index in range(stack["num_layers"]):
+        name = f"transformer.layers.{index}."
+        found |= layer_shapes(name, width, inner, queried, held)
+    head = "flow_net."
+    found |= linear(f"{head}cond_embed", c, state) | linear(f"{head}input_proj", c, NUM_WORDS)
+    for index in range(flow["depth"]):
+        name = f"{head}res_blocks.{index}."
+        found |= linear(f"{name}mlp.0", c, c) | linear(f"{name}mlp.2", c, c)
+        found |= linear(f"{name}adaLN_modulation.1", 3 * c, c)
+        found |= {f"{name}in_ln.weight": (c,), f"{name}in_ln.bias": (c,)}
+    found |= linear(f"{head}final_layer.linear", NUM_WORDS, c)
+    found |= linear(f"{head}final_layer.adaLN_modulation.1", 2 * c, c)
+    for index in range(2 if flow["type"] == "lsd" else 0):
+        name = f"{head}time_embed.{index}."
+        found |= {f"{name}freqs": (NUM_FREQUENCIES,), f"{name}mlp.3.alpha": (c,)}
+        found |= linear(f"{name}mlp.0", c, 2 * NUM_FREQUENCIES) | linear(f"{name}mlp.2", c, c)
+    return found
+
+
+def linear(name: str, rows: int, columns: int) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a linear layer with a bias."""
+    return {f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)}
+
+
+def layer_shapes(name: str, width: int, inner: int, queried: int, held: int) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a transformer's layer."""
+    return {
+        f"{name}self_attn.in_proj.weight": (queried + 2 * held, width),
+        f"{name}self_attn.out_proj.weight": (width, queried),
+        f"{name}linear1.weight": (inner, width),
+        f"{name}linear2.weight": (width, inner),
+        **{f"{name}{norm}.{part}": (width,) for norm in ("norm1", "norm2") for part in ("weight", "bias")},
+    }
+
+
+def mimi_shapes(mimi: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the codec, encoder included."""
+    own, outer = mimi.get("decoder_seanet") or mimi["seanet"], mimi["quantizer"]["output_dimension"]
+    found: dict[str, tuple[int, ...]] = {
+        "quantizer.output_proj.weight": (outer, NUM_WORDS, 1),
+        "upsample.convtr.convtr.weight": (outer, 1, 32),
+        "downsample.conv.conv.weight": (mimi["inner_dim"], mimi["seanet"]["dimension"], 32),
+    }
+    stacks = {"encoder": mimi["transformer"], "decoder": mimi.get("decoder_transformer") or mimi["transformer"]}
+    for side, stack in stacks.items():
+        for index in range(stack["num_layers"]):
+            name, width = f"{side}_transformer.transformer.layers.{index}.", stack["d_model"]
+            found |= layer_shapes(name, width, stack["dim_feedforward"], width, width)
+            found |= {f"{name}layer_scale_{k}.scale": (width,) for k in (1, 2)}
+    return found | decoder_shapes(own) | encoder_shapes(mimi["seanet"])
+
+
+def convolution(name: str, *shape: int, bias: int | None = None) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a convolution; `bias` is the number of its outputs if that is not the first number."""
+    return {f"{name}.weight": shape, f"{name}.bias": (shape[0] if bias is None else bias,)}
+
+
+def decoder_shapes(seanet: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the convolutions from latents to samples."""
+    channels, kernel = seanet["n_filters"] << len(seanet["ratios"]), seanet["kernel_size"]
+    found = convolution("decoder.model.0.conv", channels, seanet["dimension"], kernel)
+    for number, ratio in enumerate(seanet["ratios"]):
+        at = 2 + 3 * number
+        found |= convolution(f"decoder.model.{at}.convtr", channels, channels // 2, 2 * ratio, bias=channels // 2)
+        channels //= 2
+        found |= residual_shapes(f"decoder.model.{at + 1}.", channels, seanet)
+    last = 2 + 3 * len(seanet["ratios"])
+    return found | convolution(f"decoder.model.{last}.conv", 1, channels, seanet["last_kernel_size"])
+
+
+def encoder_shapes(seanet: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the convolutions from samples to latents."""
+    channels = seanet["n_filters"]
+    found = convolution("encoder.model.0.conv", channels, 1, seanet["kernel_size"])
+    for number, ratio in enumerate(reversed(seanet["ratios"])):
+        at = 1 + 3 * number
+        found |= residual_shapes(f"encoder.model.{at}.", channels, seanet)
+        found |= convolution(f"encoder.model.{at + 2}.conv", 2 * channels, channels, 2 * ratio)
+        channels *= 2
+    last = 2 + 3 * len(seanet["ratios"])
+    return found | convolution(f"encoder.model.{last}.conv", seanet["dimension"], channels, seanet["last_kernel_size"])
+
+
+def residual_shapes(name: str, channels: int, seanet: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a residual block."""
+    inner = channels // seanet["compress"]
+    wide = convolution(f"{name}block.1.conv", inner, channels, seanet["residual_kernel_size"])
+    return wide | convolution(f"{name}block.3.conv", channels, inner, 1)
+
+
+def tensor(name: str, shape: tuple[int, ...]) -> Tensor:
+    """Return a random tensor that depends on its name only, of about the size that training gives it."""
+    random = torch.randn(shape, generator=torch.Generator().manual_seed(crc32(name.encode())))
+    if name.endswith("freqs"):
+        return torch.exp(-torch.arange(shape[0]) / shape[0] * 9.210340371976184)
+    if name.endswith(("emb_std", "alpha")) or (name.endswith("weight") and len(shape) == 1):
+        return 1 + 0.2 * random.clamp(-2, 2)
+    if name.endswith(("layer_scale_1.scale", "layer_scale_2.scale")):
+        return torch.full(shape, 0.3)
+    if name.endswith((".bias", "emb_mean")):
+        return 0.05 * random
+    if name.endswith(("bos_emb", "embed.weight", "bos_before_voice")):
+        return random
+    scale = SMALLER.get(name, 1.0)
+    return scale * random * torch.Size(shape[1:]).numel() ** -0.5
+
+
+def write_tokenizer(folder: Path) -> None:
+    """Write a unigram tokenizer: punctuation, letters and fillers."""
+    pieces = [
+        "<unk>",
+        "▁",
+        *".!?,;:'-",
+        *map(chr, range(97, 123)),
+        *map(chr, range(65, 91)),
+        "the",
+        "▁the",
+        "▁a",
+        "ing",
+    ]
+    pieces += [f"<filler{index}>" for index in range(NUM_TOKENS - len(pieces))]
+    made = Tokenizer(models.Unigram([(piece, -1.0 - 0.001 * at) for at, piece in enumerate(pieces)], unk_id=0))
+    made.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always", split=False)
+    made.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always", split=False)
+    made.save(str(folder / "tokenizer.json"))
+
+
+def voice_rows(record: Mapping[str, Any], name: str) -> Tensor:
+    """Return the embedded rows [n, W] of a voice: the model's begin of a voice, then random ones."""
+    width = record["flow_lm"]["transformer"]["d_model"]
+    begin = tensor("flow_lm.bos_before_voice", (1, 1, width))[0]
+    return torch.cat([begin, 0.3 * tensor(f"voice {name}", (VOICES[name] - 1, width))])
+
+
+def write_release(folder: Path, kind: str = "english") -> Path:
+    """Write a release and return its folder."""
+    from stretto.families.pocket_tts.convert import Shape
+    from stretto.families.pocket_tts.voices import Backbone
+
+    record = config(kind)
+    (folder / "embeddings").mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(record, allow_unicode=True))
+    write_tokenizer(folder)
+    weights = {name: tensor(name, shape) for name, shape in shapes(record).items()}
+    save_file(weights, folder / "model.safetensors")
+    shape = Shape(record)
+    backbone = Backbone(weights, shape.num_layers, shape.head_dim, shape.kv_heads, shape.theta)
+    for name in VOICES:
+        save_file(keys_and_values(backbone, voice_rows(record, name)), folder / "embeddings" / f"{name}.safetensors")
+    return folder
+
+
+def keys_and_values(backbone: Any, rows: Tensor) -> dict[str, Tensor]:
+    """Return the published tensors of a voice, with room for further rows as NaN."""
+    found = dict[str, Tensor]()
+    rows = rows.double()
+    for layer in range(backbone.num_layers):
+        normed = backbone.norm(layer, "norm1", rows)
+        _, key, value = backbone.projected(layer, normed)
+        cache = torch.full((2, 1, len(rows) + 3, *key.shape[1:]), torch.nan)
+        cache[0, 0, : len(rows)], cache[1, 0, : len(rows)] = key, value
+        name = f"transformer.layers.{layer}.self_attn"
+        found |= {f"{name}/cache": cache, f"{name}/offset": torch.tensor([len(rows)])}
+        rows = backbone.fed_forward(layer, rows + backbone.attended(layer, normed))
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps({"written": str(write_release(Path(sys.argv[1]), *sys.argv[2:]))}))

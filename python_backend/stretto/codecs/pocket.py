@@ -1,0 +1,327 @@
+"""`pocket`: codec of Pocket TTS (24 kHz, 12.5 latents per second), a Mimi without codes, exact in any chunks.
+
+latent ─► conv ─► ↑16 ─► transformer ─► conv ─► 3 × (↑ 6, 5, 4, residual block) ─► conv ─► pcm
+12.5 per second    1 back   249 steps back  6 back   1 and 2 steps back each         2 back
+
+All layers are causal and keep their own last inputs. Names are those of the published file, which holds the codec next
+to the language model. The first 5 ms of an utterance fade in, because its first sample is rarely 0.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stretto.codecs.base import CodecSpec, Stateful, Window
+from stretto.codecs.qwen3_12hz.decoder import Convolution, Memory, Scale
+from stretto.errors import CheckpointError, InvalidRequest
+from stretto.untrusted_files import UNPARSABLE, json_object
+from stretto.weights.loading import CONFIG_FILE, codec_directory, load_strictly, read_tensors
+
+MODEL_TYPE = "pocket"
+NORM_EPS = 1e-5
+FADES_PER_S = 200  # the fade-in lasts this part of a second
+UNSERVED = {"channels": 1, "pad_mode": "constant", "n_residual_layers": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class SeanetConfig:
+    """Convolutions of the decoder, by their published names."""
+
+    dimension: int
+    n_filters: int
+    ratios: tuple[int, ...]
+    kernel_size: int
+    residual_kernel_size: int
+    last_kernel_size: int
+    compress: int
+
+
+@dataclass(frozen=True, slots=True)
+class TransformerConfig:
+    """Transformer of the decoder, by its published names; `context` counts the steps that a step attends to."""
+
+    d_model: int
+    num_heads: int
+    num_layers: int
+    dim_feedforward: int
+    context: int
+    max_period: float
+
+
+@dataclass(frozen=True, slots=True)
+class PocketConfig:
+    """Numbers of a release's codec."""
+
+    num_words: int
+    channels: int
+    sample_rate: int
+    stride: int
+    seanet: SeanetConfig
+    transformer: TransformerConfig
+
+    @classmethod
+    def from_record(cls, mimi: Mapping[str, Any]) -> "PocketConfig":
+        """Return the numbers in the section `mimi` of a release's YAML file; CheckpointError for another codec."""
+        try:
+            seanet = mimi.get("decoder_seanet") or mimi["seanet"]
+            stack = {"max_period": 10000.0} | (mimi.get("decoder_transformer") or mimi["transformer"])
+            odd = {name: seanet[name] for name, value in UNSERVED.items() if seanet.get(name, value) != value}
+            if (
+                odd
+                or stack["input_dimension"] != seanet["dimension"]
+                or [*stack["output_dimensions"]] != [seanet["dimension"]]
+            ):
+                raise ValueError(f"expected {UNSERVED} and a transformer as wide as its input, got {odd}")
+            hop, frames = prod(seanet["ratios"]), mimi["sample_rate"] / mimi["frame_rate"]
+            if frames % hop or not frames.is_integer():
+                raise ValueError(f"{mimi['frame_rate']} frames per second are not a multiple of {hop} samples")
+            return cls(
+                num_words=mimi["quantizer"]["dimension"],
+                channels=mimi["quantizer"]["output_dimension"],
+                sample_rate=mimi["sample_rate"],
+                stride=int(frames) // hop,
+                seanet=SeanetConfig(**_given(SeanetConfig, {**seanet, "ratios": tuple(seanet["ratios"])})),
+                transformer=TransformerConfig(**_given(TransformerConfig, stack)),
+            )
+        except (*UNPARSABLE, TypeError) as error:
+            raise CheckpointError(f"mimi: cannot be read as the codec of Pocket TTS: {error!r}") from error
+
+
+def _given(kind: type, record: Mapping[str, Any]) -> dict[str, Any]:
+    return {each.name: record[each.name] for each in fields(kind)}
+
+
+class Attention(nn.Module):
+    """Attention to the last steps, with rotation of adjacent pairs."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.heads, self.before = config.num_heads, config.context - 1
+        self.in_proj = nn.Linear(config.d_model, 3 * config.d_model, bias=False)
+        self.out_proj = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.kept = 2 * self.before * config.d_model
+
+    def forward(self, x: Tensor, rotation: Tensor, is_seen: Tensor, memory: Memory) -> Tensor:
+        """Return the output [B, n, C] for x [B, n, C]; is_seen [B, 1, n, before + n]."""
+        query, key, value = self.in_proj(x).unflatten(2, (3, self.heads, -1)).unbind(2)
+        key = memory.recall(rotated(key, rotation).flatten(2), self.before, time=1)
+        value = memory.recall(value.flatten(2), self.before, time=1)
+        query = rotated(query, rotation).transpose(1, 2)
+        key, value = (each.unflatten(2, (self.heads, -1)).transpose(1, 2) for each in (key, value))
+        seen = F.scaled_dot_product_attention(query, key, value, is_seen)
+        return self.out_proj(seen.transpose(1, 2).flatten(2))
+
+
+def rotated(x: Tensor, rotation: Tensor) -> Tensor:
+    """Return x [B, n, heads, D] with adjacent pairs rotated by [B, n, 1, D / 2] complex numbers, as cosine and sine."""
+    one, other = x.unflatten(-1, (-1, 2)).unbind(-1)
+    cosines, sines = rotation.unbind(-1)
+    return torch.stack([one * cosines - other * sines, one * sines + other * cosines], -1).flatten(-2)
+
+
+class Layer(nn.Module):
+    """Attention and GELU, each pre-normalised, scaled and residual."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        width = config.d_model
+        self.self_attn = Attention(config)
+        self.norm1, self.norm2 = (nn.LayerNorm(width, NORM_EPS) for _ in range(2))
+        self.linear1 = nn.Linear(width, config.dim_feedforward, bias=False)
+        self.linear2 = nn.Linear(config.dim_feedforward, width, bias=False)
+        self.layer_scale_1, self.layer_scale_2 = Scale(width), Scale(width)
+
+    def forward(self, x: Tensor, rotation: Tensor, is_seen: Tensor, memory: Memory) -> Tensor:
+        """Return the output [B, n, C]."""
+        x = x + self.layer_scale_1(self.self_attn(self.norm1(x), rotation, is_seen, memory))
+        return x + self.layer_scale_2(self.linear2(F.gelu(self.linear1(self.norm2(x)), approximate="tanh")))
+
+
+class Stack(nn.Module):
+    """Layers of the transformer."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+
+
+class Transformer(nn.Module):
+    """Transformer between latents and convolutions."""
+
+    frequencies: Tensor
+
+    def __init__(self, config: TransformerConfig, dimension: int) -> None:
+        super().__init__()
+        width, self.before = config.d_model, config.context - 1
+        self.transformer = Stack(config)
+        is_projected = width != dimension
+        self.input_proj = nn.Linear(dimension, width, bias=False) if is_projected else nn.Identity()
+        output = nn.Linear(width, dimension, bias=False) if is_projected else nn.Identity()
+        self.output_projs = nn.ModuleList([output])
+        half = width // config.num_heads // 2
+        exponents = torch.arange(half, dtype=torch.float32) * -(np.log(config.max_period) / half)
+        self.register_buffer("frequencies", exponents.exp(), persistent=False)
+
+    def forward(self, x: Tensor, first: Tensor, memory: Memory) -> Tensor:
+        """Return outputs [B, C, n] for x [B, C, n], whose first step is number first [B] of the utterance."""
+        x = self.input_proj(x.transpose(1, 2))
+        num_steps = x.shape[1]
+        steps = first[:, None] + torch.arange(num_steps, device=x.device)
+        angles = (steps.float()[..., None] * self.frequencies.float())[:, :, None]
+        rotation, is_seen = torch.stack([angles.cos(), angles.sin()], -1).to(x.dtype), self._visible(first, num_steps)
+        for layer in self.transformer.layers:
+            x = layer(x, rotation, is_seen, memory)
+        return self.output_projs[0](x).transpose(1, 2)
+
+    def _visible(self, first: Tensor, num_steps: int) -> Tensor:
+        """Return the attention mask of steps from `first` [B] on: bool [B, 1, n, before + n]."""
+        key = torch.arange(self.before + num_steps, device=first.device)
+        ahead = key - torch.arange(num_steps, device=first.device)[:, None]
+        is_there = key >= self.before - first[:, None]
+        return ((ahead >= 0) & (ahead <= self.before)) & is_there[:, None, None]
+
+
+class TransposedConvolution(nn.Module):
+    """Transposed convolution trimmed on the right, whose steps also affect the next one.
+
+    Attributes:
+        kept: Numbers of its part of the memory.
+    """
+
+    def __init__(self, channels: int, out_channels: int, rate: int, groups: int = 1, bias: bool = True) -> None:
+        super().__init__()
+        self.convtr = nn.ConvTranspose1d(channels, out_channels, 2 * rate, rate, groups=groups, bias=bias)
+        self.rate, self.kept = rate, channels
+
+    def forward(self, x: Tensor, memory: Memory) -> Tensor:
+        """Return the output [B, C, n * rate]."""
+        whole = self.convtr(memory.recall(x, 1))
+        return whole[..., self.rate : (1 + x.shape[2]) * self.rate]
+
+
+class ResidualBlock(nn.Module):
+    """ELU and a convolution, twice, with a residual path."""
+
+    def __init__(self, channels: int, config: SeanetConfig) -> None:
+        super().__init__()
+        inner = channels // config.compress
+        wide = Convolution(channels, inner, config.residual_kernel_size)
+        self.block = nn.ModuleList([nn.ELU(), wide, nn.ELU(), Convolution(inner, channels, 1)])
+
+    def forward(self, x: Tensor, memory: Memory) -> Tensor:
+        """Return the output [B, C, n]."""
+        return x + run(self.block, x, memory)
+
+
+class Seanet(nn.Module):
+    """Convolutions from latents at the transformer's rate to samples."""
+
+    def __init__(self, config: SeanetConfig) -> None:
+        super().__init__()
+        channels = config.n_filters << len(config.ratios)
+        layers: list[nn.Module] = [Convolution(config.dimension, channels, config.kernel_size)]
+        for ratio in config.ratios:
+            layers += [nn.ELU(), TransposedConvolution(channels, channels // 2, ratio)]
+            channels //= 2
+            layers.append(ResidualBlock(channels, config))
+        self.model = nn.ModuleList([*layers, nn.ELU(), Convolution(channels, 1, config.last_kernel_size)])
+
+
+def run(layers: nn.ModuleList, x: Tensor, memory: Memory) -> Tensor:
+    """Return the output of layers one after another, of which activations have no memory."""
+    for layer in layers:
+        x = layer(x) if isinstance(layer, nn.ELU) else layer(x, memory)
+    return x
+
+
+class Quantizer(nn.Module):
+    """Projection of latents, which are not quantised, under its published name."""
+
+    def __init__(self, num_words: int, channels: int) -> None:
+        super().__init__()
+        self.output_proj = nn.Conv1d(num_words, channels, 1, bias=False)
+
+
+class Upsample(nn.Module):
+    """Upsampling from frames to steps of the transformer, under its published name."""
+
+    def __init__(self, channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.convtr = TransposedConvolution(channels, out_channels, stride, groups=out_channels, bias=False)
+
+
+class PocketCodec(nn.Module):
+    """Codec of Pocket TTS. Its state is the decoder's memory; windows need no neighbouring frames."""
+
+    emb_mean: Tensor
+    emb_std: Tensor
+
+    def __init__(self, config: PocketConfig) -> None:
+        super().__init__()
+        seanet = config.seanet
+        self.register_buffer("emb_mean", torch.zeros(config.num_words))
+        self.register_buffer("emb_std", torch.ones(config.num_words))
+        self.quantizer = Quantizer(config.num_words, config.channels)
+        self.upsample = Upsample(config.channels, seanet.dimension, config.stride)
+        self.decoder_transformer = Transformer(config.transformer, seanet.dimension)
+        self.decoder = Seanet(seanet)
+        self._stride, self._num_faded = config.stride, config.sample_rate // FADES_PER_S
+        self.spec = CodecSpec(
+            name="pocket",
+            sample_rate=config.sample_rate,
+            samples_per_frame=config.stride * prod(seanet.ratios),
+            num_codebooks=config.num_words,
+            codebook_size=0,
+            streaming=Stateful(),
+            are_latents=True,
+        )
+        keeping = (each for each in self.modules() if isinstance(each, Convolution | TransposedConvolution | Attention))
+        self._num_kept = sum(each.kept for each in keeping)
+
+    def encode(self, pcm: np.ndarray) -> np.ndarray:
+        """Raise InvalidRequest, because this codec only decodes."""
+        raise InvalidRequest("audio", "none, as this checkpoint clones no voices", "audio")
+
+    def initial_state(self, batch: int) -> Tensor:
+        """Return zeros: no frame has been decoded."""
+        return self.emb_mean.new_zeros(batch, self._num_kept)
+
+    @torch.inference_mode()
+    def decode(self, window: Window) -> tuple[Tensor, Tensor]:
+        """Return the waveform [B, n] in [-1, 1] of the window's latents, and the state before the next window."""
+        words, first = (each.to(window.state.device) for each in (window.codes[:, :, window.left :], window.first))
+        latents = words.to(torch.int32).contiguous().view(torch.float32).to(self.emb_mean.dtype)
+        memory = Memory(window.state, first, words.shape[2])
+        x = self.quantizer.output_proj(latents * self.emb_std[:, None] + self.emb_mean[:, None])
+        x = self.decoder_transformer(self.upsample.convtr(x, memory), first * self._stride, memory)
+        pcm = run(self.decoder.model, x, memory)[:, 0]
+        assert memory.is_complete, "every layer has stored its state"
+        ramp = torch.linspace(0, 1, self._num_faded, device=pcm.device, dtype=pcm.dtype)
+        begins = (first == 0)[:, None]
+        pcm[:, : self._num_faded] = torch.where(begins, pcm[:, : self._num_faded] * ramp, pcm[:, : self._num_faded])
+        return pcm.clamp(-1, 1), memory.after
+
+
+def codec_shapes(config: PocketConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the codec's tensors by name."""
+    with torch.device("meta"):
+        return {name: tuple(tensor.shape) for name, tensor in PocketCodec(config).state_dict().items()}
+
+
+def load(directory: Path, device: str = "cpu") -> PocketCodec:
+    """Return the codec in a checkpoint; raise CheckpointError for missing or mismatched files."""
+    directory = codec_directory(directory)
+    record = json_object(directory / CONFIG_FILE)
+    if record.get("model_type") != MODEL_TYPE or not isinstance(record.get("mimi"), Mapping):
+        raise CheckpointError(f"{directory / CONFIG_FILE}: expected model_type {MODEL_TYPE} with a section mimi")
+    codec = PocketCodec(PocketConfig.from_record(record["mimi"]))
+    path = directory / "model.safetensors"
+    load_strictly(codec, read_tensors(path), path)
+    return codec.eval().requires_grad_(False).to(device)

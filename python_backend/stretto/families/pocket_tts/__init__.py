@@ -1,0 +1,11 @@
+"""Pocket TTS: a small language model whose frames are latents, made by a flow head."""
+
+from stretto.families.plugin import FamilyPlugin, lazy
+
+PLUGIN = FamilyPlugin(
+    name="pocket_tts",
+    build=lazy("stretto.families.pocket_tts.family:build"),
+    open_template=lazy("stretto.families.pocket_tts.prompt:open_template"),
+    convert="stretto.families.pocket_tts.convert",
+    architectures={"StrettoPocketForCausalLM": "stretto.families.pocket_tts.model:StrettoPocketForCausalLM"},
+)

@@ -1,0 +1,250 @@
+"""Conversion of Pocket TTS' releases: names and shapes as published by Kyutai, one folder per language and size.
+
+https://huggingface.co/kyutai/pocket-tts: `model.safetensors`, `tokenizer.json` or `tokenizer.model`, and voices as
+`embeddings/<name>.safetensors`. `--config` is the release's YAML file in the authors' package. The weights' file also
+holds the codec, which is written to `codec/`.
+
+Voices are published as keys and values of all layers only. The rows that they were computed from are recovered
+(`voices.py`) and written after the ids of the text, so a voice is a sequence of ids.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stretto.codecs.pocket import PocketConfig, codec_shapes
+from stretto.errors import CheckpointError, shown
+from stretto.families.conversion import Contents, Converted, Network, Release
+from stretto.families.pocket_tts.family import NAME, PocketVocabulary, TextRules
+from stretto.families.pocket_tts.voices import Backbone, recover_rows
+from stretto.families.registry import NAME as FAMILY
+from stretto.families.registry import VOCABULARY
+from stretto.untrusted_files import entry
+from stretto.weights.loading import open_tensors
+from stretto.weights.tensors import Part, Plan
+
+IS_BARE = True  # the tokenizer may be of any kind
+BACKBONE_TAG = None
+EMBEDDINGS = "flow_lm.conditioner.embed.weight"
+CODEC = ""
+GENERATION: Mapping[str, tuple[str, ...]] = {}
+MARKS = {"flow_lm.out_eos.weight": "Pocket TTS"}
+VOICES = "embeddings"
+# Modules of the flow head: published names by ours.
+OF_FLOW = {
+    "condition": "cond_embed",
+    "enter": "input_proj",
+    "modulation": "final_layer.adaLN_modulation.1",
+    "leave": "final_layer.linear",
+}
+NUM_TIMES = {"lsd": 2, "flow_matching": 1, "drifting": 0, "pointwise": 0}
+NUM_FREQUENCIES = 128
+DEFAULT_END_THRESHOLD = -4.0
+MAX_MODEL_LEN = 2048
+CLONING = ("flow_lm.speaker_proj_weight", "mimi.encoder.", "mimi.encoder_transformer.", "mimi.downsample.")
+
+
+def trained_dtype(config: Mapping[str, Any]) -> str | None:
+    """Return float32, in which all releases are trained and served."""
+    return "float32"
+
+
+def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
+    """Return no notes."""
+    return []
+
+
+def convert(release: Release, contents: Contents) -> Converted:
+    """Return the checkpoint, with all voices of the release's folder."""
+    shape = Shape(contents.config)
+    if contents.tokenizer.size != shape.num_tokens:
+        raise CheckpointError(
+            f"{contents.tokenizer.folder}: expected {shape.num_tokens} tokens, got {contents.tokenizer.size}"
+        )
+    if contents.dtype != "float32":
+        raise CheckpointError(f"--dtype: expected float32, in which latents are fed back, got {contents.dtype}")
+    folder = release.model if release.model.is_dir() else release.model.parent
+    voices = read_voices(folder / VOICES, shape, contents.tensors)
+    known = PocketVocabulary(
+        num_text_ids=shape.num_tokens + 1,
+        num_words=shape.num_words,
+        voices=tuple((name, len(rows)) for name, rows in voices.items()),
+        flow=shape.flow,
+        temperature=float(contents.config.get("default_temperature", 0.3)),
+        tail_rows=contents.config.get("model_recommended_frames_after_eos"),
+        max_model_len=MAX_MODEL_LEN,
+        text=text_rules(contents.config),
+    )
+    record = {
+        "architectures": ["StrettoPocketForCausalLM"],
+        "model_type": "llama",
+        FAMILY: NAME,
+        VOCABULARY: known.to_record(),
+        "vocab_size": known.vocab_size,
+        **shape.numbers,
+        "max_position_embeddings": MAX_MODEL_LEN,
+        "tie_word_embeddings": True,  # there is no head over this vocabulary
+        "dtype": contents.dtype,
+    }
+    networks = (codec_network(contents),)
+    folded = ("flow_lm.bos_emb", "flow_lm.conditioner.proj.weight", "flow_lm.bos_before_voice")
+    return Converted(record, plan(shape, contents.tensors, voices), CLONING, folded, networks)
+
+
+class Shape:
+    """Numbers of a release's language model, from its YAML file; CheckpointError names a value that is missing."""
+
+    def __init__(self, config: Mapping[str, Any]):
+        lm, mimi = entry(config, "flow_lm"), entry(config, "mimi")
+        stack, flow, table = entry(lm, "transformer"), entry(lm, "flow"), entry(lm, "lookup_table")
+        self.width, heads = entry(stack, "d_model"), entry(stack, "num_heads")
+        self.kv_heads = stack.get("num_kv_heads") or heads
+        self.attention_width = stack.get("attn_dim") or self.width
+        self.head_dim = self.attention_width // heads
+        self.inner = stack.get("dim_feedforward") or self.width * entry(stack, "hidden_scale")
+        self.num_layers, self.theta = entry(stack, "num_layers"), float(entry(stack, "max_period"))
+        self.flow, self.flow_width, self.num_blocks = flow.get("type", "lsd"), entry(flow, "dim"), entry(flow, "depth")
+        self.num_tokens, self.rank, self.state = entry(table, "n_bins"), table.get("rank"), lm.get("z_dim")
+        self.num_words = entry(entry(mimi, "quantizer"), "dimension")
+        self.has_bos_before_voice = bool(lm.get("insert_bos_before_voice", False))
+        self.threshold = float(config.get("default_eos_threshold", DEFAULT_END_THRESHOLD))
+        if self.flow not in NUM_TIMES:
+            raise CheckpointError(f"flow.type: expected one of {', '.join(NUM_TIMES)}, got {shown(self.flow)}")
+        self.numbers = {
+            "hidden_size": self.width,
+            "intermediate_size": self.inner,
+            "num_hidden_layers": self.num_layers,
+            "num_attention_heads": heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head_dim,
+            "rope_theta": self.theta,
+            "flow": {
+                "kind": self.flow,
+                "width": self.flow_width,
+                "num_blocks": self.num_blocks,
+                "num_frequencies": NUM_FREQUENCIES,
+                "state_width": self.state,
+            },
+        }
+
+    @property
+    def kv_width(self) -> int:
+        """Width of keys, and of values."""
+        return self.kv_heads * self.head_dim
+
+
+def text_rules(config: Mapping[str, Any]) -> TextRules:
+    """Return the changes to texts that a release's YAML file prescribes."""
+    replaced = config.get("replace_characters") or {}
+    if any(len(str(one)) != 1 for one in replaced):
+        raise CheckpointError(f"config.yaml: replace_characters: expected single characters, got {shown(replaced)}")
+    return TextRules(
+        replaced=tuple((str(one), str(other)) for one, other in replaced.items()),
+        drops_semicolons=bool(config.get("remove_semicolons", False)),
+        ends_with_mark=bool(config.get("append_terminal_punctuation", True)),
+        begins_with_capital=bool(config.get("capitalize_first_letter", True)),
+        pads_short=bool(config.get("pad_with_spaces_for_short_inputs", False)),
+    )
+
+
+def plan(shape: Shape, tensors: Mapping[str, Tensor], voices: Mapping[str, Tensor]) -> Plan:
+    """Return the tensors to write, by published name."""
+    width, flow, words = shape.width, shape.flow_width, shape.num_words
+    state = shape.state or width
+    parts: Plan = {}
+
+    def add(name: str, own: str, *size: int, edit: Callable[[Tensor], Tensor] | None = None) -> None:
+        parts[f"flow_lm.{name}"] = Part(own, size, edit)
+
+    def add_linear(name: str, own: str, rows: int, columns: int) -> None:
+        add(f"{name}.weight", f"{own}.weight", rows, columns)
+        add(f"{name}.bias", f"{own}.bias", rows)
+
+    def other(name: str) -> Tensor:
+        return tensors[f"flow_lm.{name}"].float()
+
+    def table(stored: Tensor) -> Tensor:
+        """Return the embeddings of text, begin of speech, frames, end and voices, [V, H]."""
+        num_rows = sum(len(rows) for rows in voices.values())
+        if stored.is_meta:
+            return torch.empty(shape.num_tokens + 5 + num_rows, width, device="meta")
+        text = stored if shape.rank is None else stored.float() @ other("conditioner.proj.weight").T
+        bos = other("input_linear.weight") @ other("bos_emb")
+        return torch.cat([text, bos[None], torch.zeros(3, width), *voices.values()])
+
+    def end_of_speech(stored: Tensor) -> Tensor:
+        if stored.is_meta:
+            return torch.empty(width, device="meta")
+        projected = stored.double() if shape.state is None else stored.double() @ other("z_proj.weight").double()
+        return projected[0].float()
+
+    add("conditioner.embed.weight", "model.embed_tokens.weight", shape.num_tokens + 1, shape.rank or width, edit=table)
+    add("input_linear.weight", "connector.weight", width, words)
+    add("out_norm.weight", "model.norm.weight", width)
+    add("out_norm.bias", "model.norm.bias", width)
+    add("out_eos.weight", "end_of_speech.weight", 1, state, edit=end_of_speech)
+    add("out_eos.bias", "end_of_speech.bias", 1, edit=lambda stored: stored - shape.threshold)
+    if shape.state is not None:
+        add("z_proj.weight", "flow.state.weight", state, width)
+    for index in range(shape.num_layers):
+        add_layer(shape, index, add)
+    flow_net = "flow_net."
+    for own, name in OF_FLOW.items():
+        rows = {"modulation": 2 * flow, "leave": words}.get(own, flow)
+        add_linear(flow_net + name, f"flow.{own}", rows, {"condition": state, "enter": words}.get(own, flow))
+    for index in range(shape.num_blocks):
+        block, ours = f"{flow_net}res_blocks.{index}.", f"flow.blocks.{index}."
+        add(f"{block}in_ln.weight", f"{ours}norm.weight", flow)
+        add(f"{block}in_ln.bias", f"{ours}norm.bias", flow)
+        add_linear(f"{block}adaLN_modulation.1", f"{ours}modulation", 3 * flow, flow)
+        add_linear(f"{block}mlp.0", f"{ours}enter", flow, flow)
+        add_linear(f"{block}mlp.2", f"{ours}leave", flow, flow)
+    for index in range(NUM_TIMES[shape.flow]):
+        time, ours = f"{flow_net}time_embed.{index}.", f"flow.times.{index}."
+        add(f"{time}freqs", f"{ours}frequencies", NUM_FREQUENCIES)
+        add(f"{time}mlp.3.alpha", f"{ours}alpha", flow)
+        add_linear(f"{time}mlp.0", f"{ours}enter", flow, 2 * NUM_FREQUENCIES)
+        add_linear(f"{time}mlp.2", f"{ours}leave", flow, flow)
+    return parts
+
+
+def add_layer(shape: Shape, index: int, add: Callable[..., None]) -> None:
+    """Add the tensors of a layer of the transformer."""
+    width, inner, name, own = shape.width, shape.inner, f"transformer.layers.{index}.", f"model.layers.{index}."
+    add(f"{name}self_attn.in_proj.weight", f"{own}in_proj.weight", shape.attention_width + 2 * shape.kv_width, width)
+    add(f"{name}self_attn.out_proj.weight", f"{own}o_proj.weight", width, shape.attention_width)
+    add(f"{name}linear1.weight", f"{own}up_proj.weight", inner, width)
+    add(f"{name}linear2.weight", f"{own}down_proj.weight", width, inner)
+    for norm in ("norm1", "norm2"):
+        add(f"{name}{norm}.weight", f"{own}{norm}.weight", width)
+        add(f"{name}{norm}.bias", f"{own}{norm}.bias", width)
+
+
+def codec_network(contents: Contents) -> Network:
+    """Return the codec, with the latents' means and deviations; the encoder stays behind."""
+    mimi = dict(entry(contents.config, "mimi"))
+    shapes = codec_shapes(PocketConfig.from_record(mimi))
+    sides = {name: "flow_lm" if name.startswith("emb_") else "mimi" for name in shapes}
+    parts = {f"{sides[name]}.{name}": Part(name, shape) for name, shape in shapes.items()}
+    return Network("codec", {"model_type": "pocket", "mimi": mimi}, parts)
+
+
+def read_voices(folder: Path, shape: Shape, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the rows of the voices in a release's folder, float32 [n, H] by name.
+
+    Raises:
+        CheckpointError: If there is none, or keys and values of a voice are not this release's.
+    """
+    found = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    if not found:
+        raise CheckpointError(f"{folder}: expected a voice at least, NAME.safetensors, got none")
+    backbone = Backbone(tensors, shape.num_layers, shape.head_dim, shape.kv_heads, shape.theta)
+    voices = {path.stem: recover_rows(backbone, open_tensors(path), path) for path in found}
+    for name in voices:
+        if not re.fullmatch("[a-z0-9_]+", name):
+            raise CheckpointError(f"{folder / name}: expected a name of lower-case letters, digits and underscores")
+    return voices

@@ -1,0 +1,164 @@
+"""Pocket TTS (Kyutai, https://github.com/kyutai-labs/pocket-tts): speech as latents of 80 ms in a fixed voice.
+
+    tts     voice, n rows │ text ids │ [bos] ─► x0 x1 x2 … xe … [end]
+
+A row of the prompt is an id: a row of a voice, a token, or the begin of speech. A row of the reply carries the latent
+that a flow head makes from the hidden state of the row before it. Speech ends a few frames after the one in which the
+model detects its end. A voice is a sequence of embedded rows, the first of which is the model's own begin of a voice.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from stretto.families.base import Family, Task, UnconditionalContext
+from stretto.records.sampling import LatentSampling, SamplingConfig, SegmentSampling
+from stretto.streams.layout import LatentSpec, Segment, StreamLayout
+from stretto.streams.pattern import NO_TAIL
+
+NAME = "pocket_tts"
+FRAME_RATE = 12.5
+# The authors' `_MIN_FRAMES_BEFORE_EOS`, and `_estimate_max_gen_len` for the longest text.
+MIN_FRAMES, MAX_FRAMES = 6, 400
+MAX_TEXT_CHARS = 200  # a sentence or two: the models are trained on sentences of up to 50 tokens
+MAX_STEPS = 32
+ONE_STEP = ("drifting", "pointwise")  # kinds of a head that has no time
+DEFAULT_STEPS = {"lsd": 1, "flow_matching": 16, "drifting": 1, "pointwise": 1}
+# Frames from the detected end, for texts of at most four words and for longer ones.
+SHORT_TAIL_ROWS, TAIL_ROWS, FEW_WORDS = 5, 3, 4
+
+
+@dataclass(frozen=True)
+class TextRules:
+    """Changes to a text before it is tokenized, which differ by release.
+
+    Attributes:
+        replaced: Characters and their replacements, which may be empty.
+        drops_semicolons: True to replace semicolons by commas.
+        ends_with_mark: True to add a mark at the end of a text without one.
+        begins_with_capital: True to begin with a capital letter.
+        pads_short: True to put spaces before a text of fewer than five words.
+    """
+
+    replaced: tuple[tuple[str, str], ...] = ()
+    drops_semicolons: bool = False
+    ends_with_mark: bool = True
+    begins_with_capital: bool = True
+    pads_short: bool = False
+
+
+@dataclass(frozen=True)
+class PocketVocabulary:
+    """Ids, voices and numbers of a release.
+
+    Attributes:
+        num_text_ids: Number of rows of the text table.
+        num_words: Numbers of a latent.
+        voices: Names of the voices and their numbers of rows.
+        flow: Kind of the flow head, a key of `DEFAULT_STEPS`.
+        temperature: Default variance of the noise.
+        tail_rows: Frames from the detected end of speech; None for the rule by the number of words.
+        max_model_len: Maximum number of rows.
+        text: Changes to texts.
+    """
+
+    num_text_ids: int = 4001
+    num_words: int = 32
+    voices: tuple[tuple[str, int], ...] = ()
+    flow: str = "lsd"
+    temperature: float = 0.3
+    tail_rows: int | None = None
+    max_model_len: int = 2048
+    text: TextRules = field(default_factory=TextRules)
+
+    def __post_init__(self) -> None:
+        if self.flow not in DEFAULT_STEPS:
+            raise ValueError(f"flow must be one of {', '.join(DEFAULT_STEPS)}, got {self.flow!r}")
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "PocketVocabulary":
+        """Return the vocabulary stored in `speech_vocabulary` of config.json."""
+        replaced = tuple((str(one), str(other)) for one, other in record["text"]["replaced"])
+        voices = tuple((str(name), int(rows)) for name, rows in record["voices"])
+        return cls(**{**record, "voices": voices, "text": TextRules(**{**record["text"], "replaced": replaced})})
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the vocabulary as a record for `from_record`."""
+        return asdict(self)
+
+    @property
+    def bos(self) -> int:
+        """Id of the row before the first frame."""
+        return self.num_text_ids
+
+    @property
+    def frames(self) -> range:
+        """Ids of frames: any frame, and the frame in which speech ends."""
+        return range(self.bos + 1, self.bos + 3)
+
+    @property
+    def end(self) -> int:
+        """Id that ends a reply."""
+        return self.frames.stop
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, rows of voices included."""
+        return self.end + 1 + sum(rows for _, rows in self.voices)
+
+    def voice(self, name: str) -> range:
+        """Return the ids of the rows of a voice."""
+        start = self.end + 1
+        for known, rows in self.voices:
+            if known == name:
+                return range(start, start + rows)
+            start += rows
+        raise KeyError(name)
+
+    @property
+    def layout(self) -> StreamLayout:
+        steps = range(1, 2) if self.flow in ONE_STEP else range(1, MAX_STEPS + 1)
+        return StreamLayout(
+            vocab_size=self.vocab_size,
+            audio=(self.frames,),
+            delays=(0,) * (1 + self.num_words),
+            codebook_streams=tuple(range(1, 1 + self.num_words)),
+            latents=LatentSpec(self.num_words, steps),
+        )
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        """Default sampling options."""
+        return SamplingConfig(
+            text=SegmentSampling(temperature=0.0),
+            audio=SegmentSampling(temperature=self.temperature, min_rows=MIN_FRAMES, max_rows=MAX_FRAMES),
+            latents=LatentSampling(DEFAULT_STEPS[self.flow], TAIL_ROWS if self.tail_rows is None else self.tail_rows),
+        )
+
+
+def pocket_tts(vocabulary: PocketVocabulary) -> Family:
+    """Return the family for a vocabulary."""
+    return Family(
+        name=NAME,
+        layout=vocabulary.layout,
+        tasks=(Task("tts", (Segment.AUDIO,), (), ("text",), vocabulary.sampling),),
+        codec="pocket",
+        end_of_reply=vocabulary.end,
+        end_of_text=vocabulary.end,
+        end_of_audio=vocabulary.end,
+        transition=(),
+        guided_streams=(),
+        unconditional=UnconditionalContext(null_id=0, keep_first=0, keep_last=1),  # unused: there is no guidance
+        voices=tuple(name for name, _ in vocabulary.voices),
+        max_text_chars=MAX_TEXT_CHARS,
+        max_model_len=vocabulary.max_model_len,
+        frame_rate=FRAME_RATE,
+        first_chunk_frames=1,
+        steady_chunk_frames=12,
+        tail=NO_TAIL,
+    )
+
+
+def build(vocabulary: Mapping[str, Any] | None) -> Family:
+    """Return the family for a checkpoint's vocabulary."""
+    return pocket_tts(PocketVocabulary.from_record(vocabulary) if vocabulary else PocketVocabulary())

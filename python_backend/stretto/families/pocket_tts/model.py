@@ -1,0 +1,208 @@
+"""Language model of Pocket TTS: a pre-norm transformer without biases, a connector for latents, and a flow head."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from vllm.config import VllmConfig
+from vllm.model_executor.layers.attention import Attention
+from vllm.model_executor.layers.linear import (
+    ColumnParallelLinear,
+    QKVParallelLinear,
+    ReplicatedLinear,
+    RowParallelLinear,
+)
+from vllm.model_executor.layers.rotary_embedding import get_rope
+from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+from vllm.model_executor.model_loader.weight_utils import default_weight_loader
+
+from stretto.engine.models.latents import LatentMixin, silu
+
+NORM_EPS, FLOW_EPS, TIME_EPS = 1e-5, 1e-6, 1e-5
+
+
+class PocketLayer(nn.Module):
+    """Attention with rotation of adjacent pairs, and GELU in its tanh form, each behind a LayerNorm."""
+
+    def __init__(self, vllm_config: VllmConfig, prefix: str):
+        super().__init__()
+        config = vllm_config.model_config.hf_config
+        width, head_dim = config.hidden_size, config.head_dim
+        num_heads, num_kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.in_proj = QKVParallelLinear(width, head_dim, num_heads, num_kv_heads, bias=False, return_bias=False)
+        self.sizes = [self.in_proj.num_heads * head_dim, *[self.in_proj.num_kv_heads * head_dim] * 2]
+        self.o_proj = RowParallelLinear(num_heads * head_dim, width, bias=False, return_bias=False)
+        self.rotary_emb = get_rope(
+            head_dim,
+            max_position=config.max_position_embeddings,
+            is_neox_style=False,
+            rope_parameters=dict(config.rope_parameters),
+        )
+        self.attn = Attention(
+            self.in_proj.num_heads,
+            head_dim,
+            head_dim**-0.5,
+            num_kv_heads=self.in_proj.num_kv_heads,
+            cache_config=vllm_config.cache_config,
+            prefix=f"{prefix}.attn",
+        )
+        self.up_proj = ColumnParallelLinear(width, config.intermediate_size, bias=False, return_bias=False)
+        self.down_proj = RowParallelLinear(config.intermediate_size, width, bias=False, return_bias=False)
+        self.norm1, self.norm2 = (nn.LayerNorm(width, eps=NORM_EPS) for _ in range(2))
+
+    def forward(self, positions: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Return the output for rows x [N, H]."""
+        query, key, value = self.in_proj(self.norm1(x)).split(self.sizes, -1)
+        query, key = self.rotary_emb(positions, query.contiguous(), key.contiguous())
+        x = x + self.o_proj(self.attn(query, key, value.contiguous()))
+        opened = self.up_proj(self.norm2(x))
+        torch.ops._C.gelu_tanh(opened, opened)
+        return x + self.down_proj(opened)
+
+
+class PocketTransformer(nn.Module):
+    """Embeddings, layers and the last norm."""
+
+    def __init__(self, vllm_config: VllmConfig, prefix: str):
+        super().__init__()
+        config = vllm_config.model_config.hf_config
+        self.embed_tokens = VocabParallelEmbedding(config.vocab_size, config.hidden_size)
+        names = (f"{prefix}.layers.{index}" for index in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(PocketLayer(vllm_config, name) for name in names)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=NORM_EPS)
+
+    def forward(
+        self, ids: torch.Tensor | None, positions: torch.Tensor, intermediate: object, embeds: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Return the hidden states [N, H] of ids or of embedded rows."""
+        x = self.embed_tokens(ids) if embeds is None else embeds
+        for layer in self.layers:
+            x = layer(positions, x)
+        return self.norm(x)
+
+
+class FlowBlock(nn.Module):
+    """Residual block of the flow head, whose norm is shifted and scaled, and its output gated, by the condition."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=FLOW_EPS)
+        self.modulation = ReplicatedLinear(width, 3 * width, return_bias=False)
+        self.enter, self.leave = (ReplicatedLinear(width, width, return_bias=False) for _ in range(2))
+
+    def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        """Return the output for x [N, C] and the activated condition [N, C]."""
+        shift, scale, gate = self.modulation(condition).chunk(3, -1)
+        return x + gate * self.leave(silu(self.enter(self.norm(x) * (1 + scale) + shift)))
+
+
+class FlowTime(nn.Module):
+    """Embedding of a time in [0, 1]."""
+
+    def __init__(self, width: int, num_frequencies: int):
+        super().__init__()
+        self.frequencies = nn.Parameter(torch.empty(num_frequencies), requires_grad=False)
+        self.enter = ReplicatedLinear(2 * num_frequencies, width, return_bias=False)
+        self.leave = ReplicatedLinear(width, width, return_bias=False)
+        self.alpha = nn.Parameter(torch.empty(width), requires_grad=False)
+
+    def forward(self, times: torch.Tensor) -> torch.Tensor:
+        """Return the embeddings [N, C] of times [N, 1]."""
+        angles = times * self.frequencies
+        x = self.leave(silu(self.enter(torch.cat([angles.cos(), angles.sin()], -1))))
+        return x * (self.alpha * torch.rsqrt(x.var(-1, keepdim=True) + TIME_EPS))
+
+
+class FlowHead(nn.Module):
+    """Flow head: from noise to a latent, given the hidden state, in one or several Euler steps.
+
+    `lsd` reads both ends of a step's time, `flow_matching` its start, and `pointwise` and `drifting` no time;
+    the output of `drifting` is the latent itself.
+    """
+
+    def __init__(self, config: Any, num_words: int):
+        super().__init__()
+        flow, width = config.flow, config.flow["width"]
+        self.kind, state_width = flow["kind"], flow["state_width"] or config.hidden_size
+        if flow["state_width"]:
+            self.state = ReplicatedLinear(config.hidden_size, state_width, bias=False, return_bias=False)
+        self.condition = ReplicatedLinear(state_width, width, return_bias=False)
+        self.enter = ReplicatedLinear(num_words, width, return_bias=False)
+        self.blocks = nn.ModuleList(FlowBlock(width) for _ in range(flow["num_blocks"]))
+        self.modulation = ReplicatedLinear(width, 2 * width, return_bias=False)
+        self.leave = ReplicatedLinear(width, num_words, return_bias=False)
+        num_times = {"lsd": 2, "flow_matching": 1}.get(self.kind, 0)
+        self.times = nn.ModuleList(FlowTime(width, flow["num_frequencies"]) for _ in range(num_times))
+        self._embedded: dict[int, torch.Tensor] = {}
+
+    def forward(self, hidden: torch.Tensor, noise: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+        """Return the latents [N, D]; see `LatentPredictor`."""
+        condition = self.condition(self.state(hidden) if hasattr(self, "state") else hidden)
+        if not self.times:
+            moved = self._velocity(silu(condition), noise)
+            return moved if self.kind == "drifting" else noise + moved
+        x, numbers = noise, steps.tolist()
+        for step in range(max(numbers)):
+            times = torch.stack([self._times(number)[min(step, number - 1)] for number in numbers])
+            moved = x + self._velocity(silu(condition + times), x) / steps[:, None]
+            x = torch.where(step < steps[:, None], moved, x)
+        return x
+
+    def _velocity(self, condition: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        x = self.enter(x)
+        for block in self.blocks:
+            x = block(x, condition)
+        shift, scale = self.modulation(condition).chunk(2, -1)
+        return self.leave(F.layer_norm(x, x.shape[-1:], eps=FLOW_EPS) * (1 + scale) + shift)
+
+    def _times(self, number: int) -> torch.Tensor:
+        """Return the embeddings [n, C] of the steps' times, for n steps."""
+        if number not in self._embedded:
+            starts = torch.arange(number, device=self.condition.get_parameter("weight").device)[:, None]
+            ends = [starts / number, (starts + 1) / number]
+            embedded = [time(end) for time, end in zip(self.times, ends, strict=False)]
+            self._embedded[number] = torch.stack(embedded).mean(0)
+        return self._embedded[number]
+
+
+class PocketForCausalLM(nn.Module):
+    """Transformer with the connector and the flow head, as vLLM loads it."""
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
+        super().__init__()
+        self.config = vllm_config.model_config.hf_config
+        self.model = PocketTransformer(vllm_config, f"{prefix}model")
+
+    def embed_input_ids(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return embeddings [N, H] of ids [N]."""
+        return self.model.embed_tokens(ids)
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        """Load tensors by name; `in_proj` holds queries, keys and values."""
+        own, loaded = dict(self.named_parameters()), set[str]()
+        for name, tensor in weights:
+            if name not in own:
+                raise ValueError(f"There is no module or parameter named {name!r}")
+            load = getattr(own[name], "weight_loader", default_weight_loader)
+            load(own[name], tensor)
+            loaded.add(name)
+        return loaded
+
+
+class StrettoPocketForCausalLM(LatentMixin, PocketForCausalLM):
+    """Architecture named by a checkpoint's config.json."""
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        self.connector = ReplicatedLinear(self.num_words, self.config.hidden_size, bias=False, return_bias=False)
+        self.flow = FlowHead(self.config, self.num_words)
+
+    def embed_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """Return the embeddings [N, H] of latents [N, D]."""
+        return self.connector(latents)
+
+    def latent_predictor(self) -> FlowHead:
+        """Return the flow head."""
+        return self.flow

@@ -1,0 +1,103 @@
+"""Prompts of Pocket TTS: the rows of a voice, the ids of the text, and the begin of speech.
+
+Layout and changes to the text: `_generate_audio_stream_short_text` and `prepare_text_prompt` of the authors' code. One
+request is one piece of theirs: they split a longer text at the ends of sentences and begin anew from the voice, as the
+clients of this server do.
+"""
+
+import math
+import re
+from pathlib import Path
+
+from stretto.codecs.base import Codec
+from stretto.errors import CheckpointError, InvalidRequest, shown
+from stretto.families.base import Family, Task
+from stretto.families.conversation import Piece
+from stretto.families.pocket_tts.family import (
+    FEW_WORDS,
+    FRAME_RATE,
+    MAX_FRAMES,
+    SHORT_TAIL_ROWS,
+    TAIL_ROWS,
+    PocketVocabulary,
+    TextRules,
+)
+from stretto.families.prompting import PLAIN, Manner, PromptRows, Template, stream0_rows
+from stretto.families.registry import VOCABULARY, config_at
+from stretto.families.text import TextTokenizer, check_text
+
+END_MARKS, WEAK_MARKS, CLOSERS = ".!?…", ",;:-–—", "\"'”’)]»"
+STRAY_MARK = re.compile(r"([.!?…])\s*[,;:]")
+SHORT_WORDS, SHORT_PADDING = 5, " " * 8
+# Longest speech: a third of a second per token, and two seconds more.
+TOKENS_PER_S, SPARE_S = 3, 2
+
+
+def rewritten(text: str, rules: TextRules) -> str:
+    """Return `text` with a release's replacements of characters, in one line."""
+    text = text.strip()
+    if rules.replaced:
+        text = " ".join(text.translate({ord(one): other for one, other in rules.replaced}).split())
+        text = STRAY_MARK.sub(r"\1", text)  # deleted quotes leave a comma behind the mark of a sentence
+    text = text.replace("\n", " ").replace("\r", " ").replace("  ", " ")
+    return text.replace(";", ",") if rules.drops_semicolons else text
+
+
+def finished(text: str, rules: TextRules) -> str:
+    """Return rewritten `text` with a capital first and a mark at its end, as in training."""
+    if rules.begins_with_capital and not text[0].isupper():
+        text = text[0].upper() + text[1:]
+    if rules.ends_with_mark:
+        text = ended(text)
+    return SHORT_PADDING + text if rules.pads_short and len(text.split()) < SHORT_WORDS else text
+
+
+def ended(text: str) -> str:
+    """Return `text` with a mark that ends a sentence, instead of a weaker one, before closing quotes."""
+    core = text.rstrip(f"{CLOSERS} ")
+    closers = text[len(core) :].strip()
+    if not core or core[-1] in END_MARKS:
+        return text
+    if core[-1] in WEAK_MARKS:
+        return f"{core.rstrip(f'{WEAK_MARKS} ')}.{closers}"
+    return f"{text}."
+
+
+class PocketTemplate:
+    """Prompt template of Pocket TTS."""
+
+    def __init__(self, family: Family, vocabulary: PocketVocabulary, tokenizer: TextTokenizer):
+        self._family, self._known, self._tokenizer = family, vocabulary, tokenizer
+
+    def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
+        """Return the rows of the only piece, a text, in a voice, with the number of frames after its end."""
+        (piece,) = pieces
+        assert piece.text is not None, task.name
+        assert voice is not None, task.name
+        check_text(piece.text, piece.path, self._family.max_text_chars)
+        text = rewritten(piece.text, self._known.text)
+        if not any(map(str.isalnum, text)):
+            raise InvalidRequest(piece.path, "text with a letter or a digit", shown(piece.text))
+        ids = self._tokenizer.encode(finished(text, self._known.text))
+        rows = [*self._known.voice(voice), *ids, self._known.bos]
+        seconds = len(ids) / TOKENS_PER_S + SPARE_S
+        return PromptRows(
+            stream0_rows(self._family.layout, rows),
+            max_rows=min(MAX_FRAMES, math.ceil(seconds * FRAME_RATE)),
+            tail_rows=self._tail_rows(text),
+        )
+
+    def _tail_rows(self, text: str) -> int:
+        """Return the number of frames from the detected end, which is larger for few words."""
+        if self._known.tail_rows is not None:
+            return self._known.tail_rows
+        return SHORT_TAIL_ROWS if len(text.split()) <= FEW_WORDS else TAIL_ROWS
+
+
+def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
+    """Return the template with a checkpoint's tokenizer."""
+    known = PocketVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
+    tokenizer = TextTokenizer.at(checkpoint, spells_bytes=False)
+    if len(tokenizer.tokens) >= known.num_text_ids:
+        raise CheckpointError(f"{checkpoint}: expected at most {known.num_text_ids - 1} tokens")
+    return PocketTemplate(family, known, tokenizer)

@@ -1,0 +1,143 @@
+"""Rows of a voice, recovered from the keys and values that Pocket TTS publishes of it."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stretto.errors import CheckpointError
+
+NORM_EPS = 1e-5
+MAX_ROWS, TOLERANCE = 512, 1e-3
+SCALES = torch.logspace(-4, 3, 64, dtype=torch.float64)
+NUM_STEPS, DIFFERENCE = 12, 1e-5  # of the search behind these scales
+
+
+class Backbone:
+    """Transformer of a release in float64, for rows of one voice without a cache.
+
+    Args:
+        tensors: Published tensors.
+        num_layers: Number of layers.
+        head_dim: Width of a head.
+        num_kv_heads: Number of heads of keys and values.
+        theta: Base of the rotary frequencies.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], num_layers: int, head_dim: int, num_kv_heads: int, theta: float):
+        self._tensors, self.num_layers = tensors, num_layers
+        self.head_dim, self.num_kv_heads, self._theta = head_dim, num_kv_heads, theta
+        self.kv_width = head_dim * num_kv_heads
+
+    def weight(self, layer: int, name: str) -> Tensor:
+        """Return a tensor of a layer in float64."""
+        return self._tensors[f"flow_lm.transformer.layers.{layer}.{name}"].double()
+
+    def norm(self, layer: int, name: str, x: Tensor) -> Tensor:
+        """Return the LayerNorm `name` of x [n, H]."""
+        weight, bias = self.weight(layer, f"{name}.weight"), self.weight(layer, f"{name}.bias")
+        return F.layer_norm(x, x.shape[-1:], weight, bias, NORM_EPS)
+
+    def projected(self, layer: int, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values [n, heads, D], rotated, of normed rows [n, H]."""
+        whole = normed @ self.weight(layer, "self_attn.in_proj.weight").T
+        sizes = [whole.shape[1] - 2 * self.kv_width, self.kv_width, self.kv_width]
+        query, key, value = (part.unflatten(1, (-1, self.head_dim)) for part in whole.split(sizes, 1))
+        return self.rotated(query), self.rotated(key), value
+
+    def rotated(self, x: Tensor, direction: int = 1) -> Tensor:
+        """Return x [n, heads, D] with adjacent pairs rotated by their positions' angles, or back."""
+        half = x.shape[-1] // 2
+        exponents = torch.arange(half, dtype=torch.float32) * (-math.log(self._theta) * 2 / x.shape[-1])
+        angles = direction * torch.arange(len(x), dtype=torch.float64)[:, None, None] * exponents.exp().double()
+        one, other = x.unflatten(-1, (half, 2)).unbind(-1)
+        cosines, sines = angles.cos(), angles.sin()
+        return torch.stack([one * cosines - other * sines, one * sines + other * cosines], -1).flatten(-2)
+
+    def attended(self, layer: int, normed: Tensor) -> Tensor:
+        """Return the output of attention [n, H] for normed rows [n, H]."""
+        query, key, value = (part.transpose(0, 1) for part in self.projected(layer, normed))
+        seen = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+        return seen.transpose(0, 1).flatten(1) @ self.weight(layer, "self_attn.out_proj.weight").T
+
+    def fed_forward(self, layer: int, x: Tensor) -> Tensor:
+        """Return rows x [n, H] after the second half of a layer."""
+        opened = self.norm(layer, "norm2", x) @ self.weight(layer, "linear1.weight").T
+        return x + F.gelu(opened, approximate="tanh") @ self.weight(layer, "linear2.weight").T
+
+
+def recover_rows(backbone: Backbone, stored: Mapping[str, Tensor], path: Path) -> Tensor:
+    """Return the embedded rows [n, H] of a voice, float32, with a mean of 0.
+
+    Layer 0's keys and values determine its normed rows, by least squares. They determine a row except for its mean,
+    which no LayerNorm lets through, and its scale, which makes the keys and values of layer 1 come out.
+
+    Args:
+        backbone: Transformer of the release.
+        stored: `transformer.layers.<i>.self_attn/cache` [2, 1, n, heads, D] and `…/offset` [1] or `…/current_end` [n].
+        path: File of the voice, for error messages.
+
+    Raises:
+        CheckpointError: If a tensor is missing or of another shape, or the rows do not give the stored keys and values.
+    """
+    caches = [_cache(backbone, stored, layer, path) for layer in range(backbone.num_layers)]
+    if backbone.num_layers < 2 or 2 * backbone.kv_width < backbone.weight(0, "norm1.weight").shape[0]:
+        raise CheckpointError(f"{path}: the rows of a voice do not follow from keys and values of this model")
+    first, normed = _direction(backbone, caches[0], 0)
+    second, _ = _direction(backbone, caches[1], 1)
+    attended = backbone.attended(0, normed)
+
+    def missed(scale: Tensor) -> Tensor:
+        """Return the difference [n, H] between the normed rows that layer 1 reads and those of its keys."""
+        rows = backbone.fed_forward(0, first * scale[:, None] + attended)
+        return F.layer_norm(rows, rows.shape[-1:], eps=NORM_EPS) - second
+
+    distances = [missed(scale.expand(len(first))).square().sum(1) for scale in SCALES]
+    scale = SCALES[torch.stack(distances).argmin(0)]
+    for _ in range(NUM_STEPS):  # Gauss–Newton, in one dimension per row
+        distance = missed(scale)
+        slope = (missed(scale * (1 + DIFFERENCE)) - distance) / (scale * DIFFERENCE)[:, None]
+        scale = scale - (slope * distance).sum(1) / slope.square().sum(1)
+    rows = first * scale[:, None]
+    _check(backbone, rows, caches, path)
+    return rows.float()
+
+
+def _cache(backbone: Backbone, stored: Mapping[str, Tensor], layer: int, path: Path) -> Tensor:
+    """Return keys and values of a layer, float64 [2, n, heads, D]."""
+    name = f"transformer.layers.{layer}.self_attn"
+    cache, end = stored.get(f"{name}/cache"), stored.get(f"{name}/offset")
+    if end is None and f"{name}/current_end" in stored:
+        end = torch.tensor([len(stored[f"{name}/current_end"])])
+    shape = (2, 1, backbone.num_kv_heads, backbone.head_dim)
+    if cache is None or end is None or cache.ndim != 5 or (*cache.shape[:2], *cache.shape[3:]) != shape:
+        expected = f"{name}/cache [2, 1, n, {backbone.num_kv_heads}, {backbone.head_dim}] and {name}/offset"
+        raise CheckpointError(f"{path}: expected {expected}, got {'none' if cache is None else list(cache.shape)}")
+    num_rows = int(end.view(-1)[0])
+    if not 0 < num_rows <= min(cache.shape[2], MAX_ROWS) or not cache[:, 0, :num_rows].isfinite().all():
+        raise CheckpointError(f"{path}: {name}: expected up to {MAX_ROWS} rows of finite numbers, got {num_rows} rows")
+    return cache[:, 0, :num_rows].double()
+
+
+def _direction(backbone: Backbone, cache: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+    """Return the rows that a layer's first norm gives, [n, H], before and after its weight and bias."""
+    seen = torch.cat([backbone.rotated(cache[0], -1).flatten(1), cache[1].flatten(1)], 1)
+    weight = backbone.weight(layer, "self_attn.in_proj.weight")[-2 * backbone.kv_width :]
+    normed = torch.linalg.lstsq(weight, seen.T).solution.T
+    scale, shift = backbone.weight(layer, "norm1.weight"), backbone.weight(layer, "norm1.bias")
+    return (normed - shift) / scale, normed
+
+
+def _check(backbone: Backbone, rows: Tensor, caches: list[Tensor], path: Path) -> None:
+    """Compare keys and values of all layers with the stored ones."""
+    for layer, cache in enumerate(caches):
+        normed = backbone.norm(layer, "norm1", rows)
+        _, key, value = backbone.projected(layer, normed)
+        worst = float((torch.stack([key, value]) - cache).abs().max())
+        if not worst <= TOLERANCE:
+            expected = f"keys and values of this release, within {TOLERANCE:g}"
+            raise CheckpointError(f"{path}: layer {layer}: expected {expected}, got {worst:.1g} apart")
+        rows = backbone.fed_forward(layer, rows + backbone.attended(layer, normed))

@@ -1,0 +1,153 @@
+"""Generate a test fixture with replies of Pocket TTS' authors' code, with our noise, on small random releases.
+
+    python -m scripts.pocket_tts_replies tests/data/pocket_tts_replies.npz
+
+pocket-tts 4.0.1 must be importable, with scipy, requests, beartype and sentencepiece. `torch.nn.init.normal_`, which
+draws its noise, is replaced by the engine's noise for the position of the row that carries the latent.
+"""
+
+import copy
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from benchmarks.checkpoints.random_pocket import config, write_release
+from stretto.sampling.noise import gaussian, seed_key, stream_keys
+
+SEED, VOICE, MAX_FRAMES, FRAME = 7, "alba", 40, 1920
+TEXTS = {
+    "english": "the garden door is open",
+    "english_2m": "Hi — it’s me",
+    "english_18m": "a bird sang; then it rained.",
+}
+NUDGE, NUM_NUDGES = 1e-6, 3
+NUM_PCM_FRAMES, NUM_LAST_SAMPLES = 5, 480
+
+
+@contextmanager
+def noise_at(position: list[int]) -> Iterator[None]:
+    """Replace torch's normal noise by that of the row at `position[0]`."""
+    normal = torch.nn.init.normal_
+
+    def own(tensor: torch.Tensor, mean: float = 0.0, std: float = 1.0, generator: object = None) -> torch.Tensor:
+        seeds, positions = np.array([seed_key(SEED)], np.int32), np.array(position, np.int32)
+        keys = stream_keys(seeds, positions, 1 + tensor.shape[-1])[:, 1:]
+        return tensor.copy_(torch.from_numpy(gaussian(keys)) * std)
+
+    torch.nn.init.normal_ = own
+    try:
+        yield
+    finally:
+        torch.nn.init.normal_ = normal
+
+
+@torch.no_grad()
+def generate(
+    model: Any, state: Any, tokens: torch.Tensor, threshold: float, tail: int, nudge: torch.Tensor | float = 0.0
+) -> tuple[np.ndarray, np.ndarray, int | None]:
+    """Return latents [T, D], logits of the end [T] and the frame of the end, as `_autoregressive_generation` does.
+
+    Args:
+        model: The authors' `TTSModel`.
+        state: Its state after a voice.
+        tokens: Ids of the text, [1, n].
+        threshold: Logit above which speech ends.
+        tail: Number of frames from that of the end.
+        nudge: Added to the first latent.
+    """
+    state, logits, latents, ended = copy.deepcopy(state), list[float](), list[torch.Tensor](), None
+    start = model._flow_lm_current_end(state) + tokens.shape[1]
+    model._expand_kv_cache(state, start + MAX_FRAMES + 1)
+    model.eos_threshold = threshold
+    end = model.flow_lm.out_eos.register_forward_hook(lambda *call: logits.append(float(call[-1].flatten()[-1])))
+    position = [0]
+    with noise_at(position):
+        model._run_flow_lm_and_increment_step(model_state=state, text_tokens=tokens)
+        logits.clear()
+        latent = torch.full((1, 1, model.flow_lm.ldim), float("nan"))
+        for frame in range(MAX_FRAMES):
+            position[0] = start + 1 + frame
+            latent, is_end = model._run_flow_lm_and_increment_step(model_state=state, backbone_input_latents=latent)
+            if bool(is_end) and ended is None and frame >= model._MIN_FRAMES_BEFORE_EOS:
+                ended = frame
+            if ended is not None and frame >= ended + tail:
+                break
+            latent = latent + nudge if frame == 0 else latent
+            latents.append(latent[0, 0])
+    end.remove()
+    return torch.stack(latents).numpy(), np.array(logits[: len(latents)], np.float32), ended
+
+
+@torch.no_grad()
+def samples(model: Any, latents: np.ndarray) -> np.ndarray:
+    """Return the samples of latents [T, D], with the fade-in of `_decode_audio_worker`."""
+    from pocket_tts.modules.stateful_module import init_states
+
+    steps = int(model.mimi.encoder_frame_rate / model.mimi.frame_rate)
+    scaled = torch.from_numpy(latents)[None] * model.flow_lm.emb_std + model.flow_lm.emb_mean
+    pcm = model.mimi.decode_from_latent(scaled, init_states(model.mimi, 1, steps * len(latents)))[0, 0]
+    num_faded = model.config.mimi.sample_rate // 200
+    pcm[:num_faded] *= torch.linspace(0, 1, num_faded)
+    return pcm.numpy()
+
+
+def reply(kind: str, text: str, folder: Path) -> dict[str, Any]:
+    """Return the values of `tests.pocket_release.Reply` for a text, on a release of a kind."""
+    from pocket_tts.models.text_chunking import prepare_text_prompt
+    from pocket_tts.models.tts_model import TTSModel
+
+    release = write_release(folder / kind, kind)
+    record = config(kind) | {"weights_path": str(release / "model.safetensors")}
+    record["flow_lm"]["lookup_table"]["tokenizer_path"] = str(release / "tokenizer.json")
+    (release / "theirs.yaml").write_text(yaml.safe_dump(record))
+    model = TTSModel.load_model(config=release / "theirs.yaml", temp=record["default_temperature"])
+    state = model.get_state_for_audio_prompt(release / "embeddings" / f"{VOICE}.safetensors")
+    rules = {name: getattr(model, name) for name in ("pad_with_spaces_for_short_inputs", "remove_semicolons")}
+    prepared, guess = prepare_text_prompt(text, *rules.values(), replace_characters=model.replace_characters)
+    tokens, tail = model.flow_lm.conditioner.prepare(prepared), guess + 2
+    latents, logits, ended = generate(model, state, tokens, record["default_eos_threshold"], tail)
+    assert ended is not None, f"{kind}: no end among {logits.round(3).tolist()}"
+    nudged = np.zeros(len(latents))
+    for number in range(NUM_NUDGES):
+        nudge = NUDGE * torch.randn(latents.shape[1], generator=torch.Generator().manual_seed(number))
+        moved, _, _ = generate(model, state, tokens, 1e9, tail, nudge)
+        nudged = np.maximum(nudged, np.abs(moved[: len(latents)] - latents).max(1))
+    pcm = samples(model, latents)
+    return {
+        "text": text,
+        "prepared": prepared,
+        "tokens": tokens[0].numpy(),
+        "latents": latents,
+        "ended": ended,
+        "tail": tail,
+        "end_logits": logits,
+        "nudged": nudged.astype(np.float32),
+        "pcm": pcm[: NUM_PCM_FRAMES * FRAME],
+        "pcm_last": pcm[-NUM_LAST_SAMPLES:],
+        "seed": SEED,
+    }
+
+
+def main(target: Path) -> None:
+    """Write the fixture."""
+    torch.set_num_threads(1)
+    values: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for kind, text in TEXTS.items():
+            found = reply(kind, text, Path(folder))
+            values |= {f"{kind}.{name}": value for name, value in found.items()}
+            lead = float(np.abs(found["end_logits"] - config(kind)["default_eos_threshold"]).min())
+            levels = {name: float(found[name].std()) for name in ("latents", "pcm")}
+            print(kind, "ends at", found["ended"], "of", len(found["latents"]), "margin", lead, levels, flush=True)
+    np.savez_compressed(target, **values)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,80 @@
+"""Pocket TTS' codec: samples are the authors', in chunks of any size, alone and in a batch."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from stretto.codecs.base import Window
+from stretto.codecs.pocket import PocketCodec
+from stretto.codecs.registry import load_codec
+from stretto.errors import CheckpointError, InvalidRequest
+from stretto.streams.layout import words_of
+from tests.pocket_release import convert_release, reply
+
+FRAME = 1920
+
+
+@pytest.fixture(scope="module", params=["english", "english_2m"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def codec(kind: str, tmp_path_factory: pytest.TempPathFactory) -> PocketCodec:
+    codec = load_codec("pocket", convert_release(tmp_path_factory.mktemp(kind), kind))
+    assert isinstance(codec, PocketCodec)
+    return codec
+
+
+def decode(codec: PocketCodec, latents: np.ndarray, sizes: list[int]) -> torch.Tensor:
+    """Return the samples [B, n] of latents [B, T, D], decoded in chunks of `sizes` frames."""
+    state, first, parts = codec.initial_state(len(latents)), 0, []
+    for size in sizes:
+        words = torch.from_numpy(words_of(latents[:, first : first + size])).transpose(1, 2).long()
+        pcm, state = codec.decode(Window(words, 0, 0, torch.full((len(latents),), first), state))
+        parts.append(pcm)
+        first += size
+    assert first == latents.shape[1]
+    return torch.cat(parts, 1)
+
+
+def test_samples_are_the_authors(codec: PocketCodec, kind: str) -> None:
+    expected = reply(kind)
+    pcm = decode(codec, expected.latents[None], [len(expected.latents)])[0].numpy()
+    assert len(pcm) == len(expected.latents) * FRAME
+    assert np.abs(pcm[: len(expected.pcm)] - expected.pcm).max() < 1e-5
+    assert np.abs(pcm[-len(expected.pcm_last) :] - expected.pcm_last).max() < 1e-5
+    assert expected.pcm.std() > 0.02
+    assert np.abs(expected.pcm).max() < 1, "nothing is clipped"
+
+
+def test_chunks_of_any_size_give_the_same_samples(codec: PocketCodec) -> None:
+    latents = np.random.default_rng(1).standard_normal((2, 12, codec.spec.num_codebooks)).astype(np.float32)
+    exact = codec.double()
+    try:
+        whole = decode(exact, latents, [12])
+        for sizes in ([1] * 12, [2] * 6, [5, 5, 2], [1, 3, 7, 1], [4, 8]):
+            assert (decode(exact, latents, sizes) - whole).abs().max() < 1e-12
+        for index in range(2):
+            assert (decode(exact, latents[index : index + 1], [3, 9])[0] - whole[index]).abs().max() < 1e-12
+    finally:
+        codec.float()
+
+
+def test_an_utterance_begins_with_a_fade(codec: PocketCodec) -> None:
+    latents = np.random.default_rng(2).standard_normal((1, 2, codec.spec.num_codebooks)).astype(np.float32)
+    assert decode(codec, latents, [2])[0, 0] == 0
+
+
+def test_it_clones_no_voices(codec: PocketCodec) -> None:
+    with pytest.raises(InvalidRequest, match="audio: expected none, as this checkpoint clones no voices"):
+        codec.encode(np.zeros(24000, np.float32))
+
+
+def test_another_codec_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "codec").mkdir()
+    (tmp_path / "codec" / "config.json").write_text('{"model_type": "mimi"}')
+    with pytest.raises(CheckpointError, match="expected model_type pocket"):
+        load_codec("pocket", tmp_path)

@@ -1,0 +1,104 @@
+"""Conversion of Pocket TTS: strict, and with the rows of voices recovered from their keys and values."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from benchmarks.checkpoints.random_pocket import VOICES, config, voice_rows, write_release
+from stretto.convert.command import main as convert
+from stretto.families.pocket_tts.family import PocketVocabulary
+from stretto.families.registry import VOCABULARY, config_at
+from tests.pocket_release import KINDS
+
+
+def run(release: Path, out: Path) -> int:
+    words = ["pocket-tts", "--model", release, "--config", release / "config.yaml", "--tokenizer", release]
+    return convert([*map(str, words), "--out", str(out)])
+
+
+def change(path: Path, edit: Callable[[dict[str, Tensor]], object]) -> None:
+    tensors = load_file(path)
+    edit(tensors)
+    save_file(tensors, path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_of_voices_are_recovered(tmp_path: Path, kind: str) -> None:
+    """They are known but for their mean, which no LayerNorm lets through."""
+    release = write_release(tmp_path / "release", kind)
+    assert run(release, tmp_path / "out") == 0
+    known = PocketVocabulary.from_record(config_at(tmp_path / "out")[VOCABULARY])
+    (shard,) = (tmp_path / "out").glob("model-*.safetensors")
+    table = load_file(shard)["model.embed_tokens.weight"]
+    assert len(table) == known.vocab_size
+    for name, number in VOICES.items():
+        rows, expected = table[list(known.voice(name))], voice_rows(config(kind), name)
+        assert len(rows) == number
+        centred = expected - expected.mean(1, keepdim=True)
+        assert (rows - rows.mean(1, keepdim=True) - centred).abs().max() < 2e-5 * centred.std()
+    assert not table[[*known.frames, known.end]].any()
+
+
+MODEL, VOICE = "model.safetensors", "embeddings/alba.safetensors"
+CACHE = "transformer.layers.1.self_attn/cache"
+
+
+@pytest.mark.parametrize(
+    ("file", "edit", "message"),
+    [
+        (MODEL, lambda t: t.pop("flow_lm.out_norm.bias"), "missing: flow_lm.out_norm.bias"),
+        (MODEL, lambda t: t.update({"flow_lm.more": torch.zeros(2)}), "unknown: flow_lm.more"),
+        (
+            MODEL,
+            lambda t: t.update({"flow_lm.input_linear.weight": torch.zeros(3, 8)}),
+            "of another shape: flow_lm.input_linear.weight [3, 8] for [64, 8]",
+        ),
+        (MODEL, lambda t: t.pop("mimi.decoder.model.0.conv.weight"), "missing: mimi.decoder.model.0.conv.weight"),
+        (VOICE, lambda t: t.pop(CACHE), f"alba.safetensors: expected {CACHE} [2, 1, n, 2, 32]"),
+        (VOICE, lambda t: t.update({CACHE: t[CACHE] + 0.1}), "expected keys and values of this release, within 0.001"),
+        (VOICE, lambda t: t.update({CACHE: t[CACHE] * torch.nan}), "expected up to 512 rows of finite numbers"),
+    ],
+)
+def test_what_does_not_fit_is_named(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    file: str,
+    edit: Callable[[dict[str, Tensor]], object],
+    message: str,
+) -> None:
+    release = write_release(tmp_path / "release")
+    change(release / file, edit)
+    assert run(release, tmp_path / "out") == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("flow", {"depth": 3, "dim": 32, "type": "diffusion"}, "flow.type: expected one of lsd, flow_matching"),
+        ("lookup_table", {"dim": 64, "n_bins": 199}, "expected 199 tokens, got 200"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, value: object, message: str
+) -> None:
+    release = write_release(tmp_path / "release")
+    record = config("english")
+    record["flow_lm"][key] = value
+    (release / "config.yaml").write_text(yaml.safe_dump(record))
+    assert run(release, tmp_path / "out") == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_release_without_voices_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    release = write_release(tmp_path / "release")
+    for path in (release / "embeddings").iterdir():
+        path.unlink()
+    assert run(release, tmp_path / "out") == 1
+    assert "expected a voice at least, NAME.safetensors, got none" in capsys.readouterr().err

@@ -1,0 +1,51 @@
+"""Replies of the authors' code (pocket-tts 4.0.1) to texts, on the random releases of `benchmarks`.
+
+Noise is a function of seed, position and word there, too (`sampling/noise.py`), instead of by torch's generator.
+`nudged` is the largest difference in a latent, by frame, that three changes of 1e-6 in the first frame come to. The
+samples are those of the first five frames, and the last 480.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.checkpoints.random_pocket import write_release
+from stretto.convert.command import main as convert
+
+DATA = Path(__file__).parent / "data" / "pocket_tts_replies.npz"
+KINDS = ("english", "english_2m", "english_18m")
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One reply."""
+
+    text: str
+    prepared: str
+    tokens: list[int]
+    latents: np.ndarray
+    ended: int
+    tail: int
+    end_logits: np.ndarray
+    nudged: np.ndarray
+    pcm: np.ndarray
+    pcm_last: np.ndarray
+    seed: int
+
+
+def reply(kind: str) -> Reply:
+    """Return the reply of a release."""
+    found = np.load(DATA)
+    values: dict[str, Any] = {name: found[f"{kind}.{name}"] for name in Reply.__dataclass_fields__}
+    plain = {name: value.tolist() if value.ndim == 0 or name == "tokens" else value for name, value in values.items()}
+    return Reply(**plain)
+
+
+def convert_release(folder: Path, kind: str) -> Path:
+    """Write a release of a kind and its checkpoint; return the folder of the checkpoint."""
+    release = write_release(folder / "release", kind)
+    words = ["pocket-tts", "--model", release, "--config", release / "config.yaml", "--tokenizer", release]
+    assert convert([*map(str, words), "--out", str(folder / "checkpoint")]) == 0
+    return folder / "checkpoint"
