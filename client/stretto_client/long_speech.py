@@ -314,7 +314,7 @@ ROOM_S, MAX_TRIES = 0.25, 240  # retries of a clause while the server is full: o
 def is_short(text: str) -> bool:
     """Return True if every family accepts the text in one request.
 
-    Digits count as long, because a number may be many words.
+    A text with digits is never short, because a number may expand to many words.
     """
     return len(text) <= MAX_WHOLE_CHARS and not any(map(str.isdigit, text))
 

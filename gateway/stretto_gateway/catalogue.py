@@ -112,7 +112,7 @@ class Catalogue:
 
 
 def is_alias(name: str) -> bool:
-    """Return True if `name` means any served model."""
+    """Return True if `name` is accepted for whichever model is served, like OpenAI's model names."""
     return name in MODEL_ALIASES or (len(name) <= MAX_NAME_CHARS and OPENAI_MODELS.fullmatch(name) is not None)
 
 

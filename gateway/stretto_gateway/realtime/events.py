@@ -204,7 +204,7 @@ class ClientEvent(Body):
 
     @property
     def ignored(self) -> list[ApiError]:
-        """Fields without effect, as the errors that a strict gateway raises for them."""
+        """One error for each field that has no effect; a strict gateway raises it."""
         return self._ignored
 
     @classmethod

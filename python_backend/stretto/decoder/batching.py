@@ -124,9 +124,9 @@ def launch(
 
 
 def batch_limit(spec: CodecSpec, most: int) -> int:
-    """Return the maximum number of windows in a batch of a codec, at most `most`.
+    """Return the maximum number of windows per batch for a codec: `most`, or 1 if it decodes whole utterances.
 
-    It is 1 for codecs that decode whole utterances, so that short utterances do not wait for longer ones.
+    In a batch of whole utterances, short ones would wait for longer ones.
     """
     return 1 if spec.max_frames is not None else most
 

@@ -107,7 +107,7 @@ class DecodingLoop:
 
     @property
     def num_jobs(self) -> int:
-        """Number of jobs that were not launched yet."""
+        """Number of jobs that have not been launched yet."""
         return len(self._jobs)
 
     @property

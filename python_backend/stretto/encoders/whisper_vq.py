@@ -179,16 +179,16 @@ class SpeechTokenizer(nn.Module):
     def encode(self, pcm: np.ndarray) -> np.ndarray:
         """Return tokens, int64 [T], of mono `pcm`, float32 [n] at 16 kHz, T = ceil(n / 1280).
 
-        Each 30 s are encoded separately. Parts after the first are followed by silence, because the authors pad them to
-        30 s.
+        Each part of 30 s is encoded separately. Parts after the first are followed by silence, because the authors'
+        code pads them to 30 s.
         """
         parts = [self._encode(pcm[at : at + SEGMENT], is_remainder=at > 0) for at in range(0, len(pcm), SEGMENT)]
         return np.concatenate([np.zeros(0, np.int64), *parts])
 
     def _encode(self, pcm: np.ndarray, is_remainder: bool) -> np.ndarray:
-        """Return the tokens of at most 30 s.
+        """Return the tokens of at most 30 s of samples.
 
-        If `is_remainder`, one token of silence is appended, which changes the features as much as padding to 30 s does.
+        If `is_remainder`, one token of silence is appended. It has the same effect on the features as padding to 30 s.
         """
         hop = self.features.hop_length
         made = self.features(

@@ -224,7 +224,7 @@ class FrameStats:
         self._num_frames = self._num_unguided = 0
 
     def record(self, num_frames: int, changes: Sequence[GuidanceChange]) -> None:
-        """Count the frames generated since the last call, and those of them without guidance.
+        """Count the frames generated since the last call, and how many of them were sampled without guidance.
 
         Args:
             num_frames: Number of frames of the reply so far.

@@ -147,7 +147,11 @@ class SegmentRules:
 
     @cached_property
     def first_end_id(self) -> int | None:
-        """Id of stream 0 in the row from which on the end is counted; None for families that count none."""
+        """Id of stream 0 whose first occurrence determines the row of the end of audio; None for other families.
+
+        It is stream 0's EOS id in a family with BOS and EOS ids per stream, or the id of the frame in which speech ends
+        in a family with latents.
+        """
         if self.family.layout.latents:
             return self.family.layout.audio[0][1]
         return self.family.staircase.end[0] if self.family.staircase else None

@@ -54,11 +54,11 @@ class FrameCodes:
 
     @property
     def num_ready(self) -> int:
-        """Number of complete frames, those already returned included."""
+        """Number of complete frames, including those already returned."""
         return self._undelayer.num_ready // self._rows_per_frame
 
     def pop_frames(self, num_frames: int) -> np.ndarray | None:
-        """Return the codes of the next `num_frames` frames, int32 [K, n], or the words of their latents.
+        """Return the codes of the next `num_frames` frames, or their latents as words (`words_of`): int32 [K, n].
 
         An id that is not a code, such as a pad, is replaced by the nearest code. Families with `leaves_out_extra` omit
         such frames instead: n may then be smaller, and the result is None if no frame remains.

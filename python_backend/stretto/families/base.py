@@ -197,8 +197,8 @@ class UnconditionalContext:
 
     - Context rows after the first `keep_first` and before the last `keep_last` become `[null_id, pad, …]`, except in
       `kept_streams`.
-    - In audio rows, each stream of `hidden_streams` carries `null_id` (stream 0) or pad (any other stream) instead of
-      ids of its audio interval or index. Other ids (end of audio, pads of the tail) are unchanged.
+    - In audio rows, ids of the audio interval become `null_id` (stream 0) or pad (other output streams) on the streams
+      of `hidden_streams`. Input-only streams among these become pads. Other ids, such as end of audio, are unchanged.
     """
 
     null_id: int
@@ -298,17 +298,19 @@ class Family:
             before each head.
         subwords: Ids of the tokens of the checkpoint's tokenizer, in its order; None if the family needs no tokenizer.
         markers: Ids that occur in prompts only, by their names in the checkpoint.
-        bursts: MCTP modules, which generate additional rows in a step, if the model has any.
+        bursts: Modules for multi-token prediction (MCTP), which generate additional rows in a step, if the model has
+            any.
         penalized: Ids to which a repetition penalty applies in a text: `drawn` for generated ids, `all` for those of
             the prompt, too; None if the family has no such penalty.
         depth: Depth transformer, which samples the streams 1 to S - 1 of a row one after the other; None if all streams
             are sampled at once from the row's hidden state.
-        end_frame: Ids of the first streams, from stream 0 on. An audio row that begins with these ids counts as
-            `end_of_audio`, which stream 0 does not sample then.
+        end_frame: Ids of stream 0 and the streams that follow it. An audio row that begins with these ids ends the
+            audio; such a family's stream 0 never samples `end_of_audio` itself.
         text_track: Stream for streamed text, if the family has one.
         positions: Stream of learned positions, if the family has one; never together with a text track.
-        staircase: Ids of `StreamLayout.extra` that begin and end each stream; the end is the last of these ids of its
-            stream. The ends are the `end_frame` then, and these ids count as sampled (SAMPLED_WARM_UP, NO_TAIL).
+        staircase: BOS and EOS id of each stream, if the family has them (see `streams/pattern.py`). They are in
+            `StreamLayout.extra`, with a stream's EOS id last. `end_frame` then consists of the EOS ids, and these ids
+            count as sampled (SAMPLED_WARM_UP, NO_TAIL).
         has_audio_head: True if the checkpoint has `audio_head.weight` [n, H] instead of a head over the vocabulary. It
             contains the heads of all output streams in audio segments, one after the other; the rows for the ids that
             end stream 0 follow those of its codes.

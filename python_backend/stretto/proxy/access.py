@@ -1,4 +1,4 @@
-"""Access rules of the proxy: which calls, models and shared-memory regions a client may use, and eviction by host."""
+"""Access rules of the proxy (calls, models, shared memory), and the order in which connections and calls are ended."""
 
 import heapq
 import hmac

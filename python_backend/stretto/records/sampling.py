@@ -1,4 +1,4 @@
-"""Request options: sampling parameters per segment, guidance, output format, ring, and chunk sizes."""
+"""Request options: sampling parameters per segment, guidance, output format, shared-memory ring, chunk sizes."""
 
 import secrets
 from dataclasses import dataclass, field, replace

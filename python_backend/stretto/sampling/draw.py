@@ -35,8 +35,8 @@ def lower_bound(logits: np.ndarray, reach: np.ndarray) -> np.ndarray:
 def candidates(logits: np.ndarray, bound: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     """Return the finite logits of each row that are at least `bound` [N, 1], and their columns, both [N, M].
 
-    Columns are in ascending order. M is the largest number of any row; other rows are filled with -inf. If more than a
-    quarter of all logits qualify, `logits` itself is returned, with None for the columns.
+    Columns are in ascending order. M is the largest number of such logits in any row; the other rows are filled up with
+    -inf. If more than a quarter of all logits qualify, `logits` itself is returned, with None for the columns.
     """
     num_rows, num_columns = logits.shape
     found = (logits >= np.maximum(bound, LOWEST)).reshape(-1).nonzero()[0]
@@ -302,11 +302,11 @@ def _floor(values: np.ndarray, rows: _Rows, total: np.ndarray | None) -> tuple[n
 def min_p_span(min_p: float, temperature: float) -> float:
     """Return how far below the maximum a logit may lie to be kept by min-p.
 
-    Infinite if `min_p` is 0 or the draw greedy.
+    Infinite if `min_p` is 0 or sampling is greedy.
 
     Args:
         min_p: Minimum probability relative to that of the most likely token.
-        temperature: Temperature of the draw.
+        temperature: Sampling temperature; 0 is greedy.
     """
     return -temperature * math.log(min_p) if min_p > 0 and temperature > 0 else math.inf
 

@@ -268,7 +268,10 @@ class ChunkSender:
         return self._slot.num_answered - self._num_probes
 
     def _probe_if_quiet(self) -> None:
-        """Probe the decoder if nothing is unanswered and nothing was sent for `probe_s`; it then checks the client."""
+        """Probe the decoder if every chunk has been answered and none has been sent for `probe_s` seconds.
+
+        A probe makes the decoder check whether the client is still connected.
+        """
         if time.monotonic() - self._quiet_since >= self._limits.probe_s and self._on_the_way() == 0:
             self._probe()
 

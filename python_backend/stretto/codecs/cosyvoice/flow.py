@@ -1,4 +1,4 @@
-"""Conditional flow matching (arXiv 2210.02747) of CosyVoice's decoders: U-Net estimator, and conformer of its input.
+"""Conditional flow matching (arXiv 2210.02747) of CosyVoice's decoders: U-Net estimator, and conformer for its input.
 
 Modules and tensors are named as in published checkpoints (`cosyvoice/transformer`, Apache-2.0, of
 https://github.com/FunAudioLLM/CosyVoice). Attention with relative positions follows Dai et al., arXiv 1901.02860. The

@@ -88,7 +88,10 @@ class DeviceArrays:
         return array.to(torch.int32)
 
     def upload(self, values: np.ndarray) -> Array:
-        """Copy `values` to the device asynchronously, through pinned memory if available; made contiguous first."""
+        """Copy `values` to the device asynchronously, through pinned memory if available.
+
+        The copy is contiguous.
+        """
         tensor = torch.from_numpy(np.ascontiguousarray(values))
         if self._is_pinning:
             tensor = tensor.pin_memory()

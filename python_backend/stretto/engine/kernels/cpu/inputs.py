@@ -7,7 +7,10 @@ import torch
 
 
 def _table(address: int, num_rows: int, stride: int) -> np.ndarray:
-    """Return the int32 block table [num_rows, stride] at a memory address, which kernels for several groups receive."""
+    """Return the int32 block table [num_rows, stride] at a memory address.
+
+    Kernels that handle several KV-cache groups receive the addresses of their tables.
+    """
     values = (ctypes.c_int32 * (num_rows * stride)).from_address(address)
     return np.ctypeslib.as_array(values).reshape(num_rows, stride)
 

@@ -166,10 +166,10 @@ def _split(
     temperature: tl.tensor,
     block: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """Return the mass above a float, and the logits next to it on both sides.
+    """Return the mass of the logits above a threshold, and the logits next to the threshold on both sides.
 
-    Floats are passed as results of `ordered_of`.
-    The mass is the sum of exp((logit - largest) / temperature).
+    The mass is the sum of exp((logit - largest) / temperature). The threshold and both logits are in the form that
+    `ordered_of` returns.
     """
     mass = tl.full((), 0.0, tl.float32)
     below, above = tl.full((), LOWEST, tl.int32), tl.full((), HIGHEST, tl.int32)
@@ -194,7 +194,10 @@ def _nucleus(
     top_p: tl.tensor,
     block: tl.constexpr,
 ) -> tl.tensor:
-    """Return the top-p threshold: the smallest float above which is less than `top_p` of the mass from `floor` on."""
+    """Return the top-p threshold: the smallest one above which lies less than `top_p` of the mass.
+
+    The mass is that of the logits of at least `floor`, see `_split`.
+    """
     low = ordered_of(floor) - 1
     high = ordered_of(largest)
     mass, _, _ = _split(line, num_columns, low, largest, temperature, block)

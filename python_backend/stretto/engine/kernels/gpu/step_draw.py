@@ -67,7 +67,10 @@ def kth_largest_of(values: tl.tensor, top_k: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def nucleus_of(values: tl.tensor, floor: tl.tensor, temperature: tl.tensor, top_p: tl.tensor) -> tl.tensor:
-    """Return the top-p threshold: the smallest float above which is less than `top_p` of the mass from `floor` on."""
+    """Return the top-p threshold: the smallest one above which lies less than `top_p` of the probability mass.
+
+    The mass is that of the values of at least `floor`.
+    """
     ordered, largest = ordered_of(values), tl.max(values, 0)
     weights = tl.exp((values - largest) / temperature)
     low = ordered_of(floor) - 1
@@ -87,7 +90,7 @@ def nucleus_of(values: tl.tensor, floor: tl.tensor, temperature: tl.tensor, top_
 def _noisiest(
     values: tl.tensor, token_ids: tl.tensor, key: tl.tensor, temperature: tl.tensor, floor: tl.tensor
 ) -> tl.tensor:
-    """Return the column with the largest noisy value, of those from `floor` on; no noise at temperature 0."""
+    """Return the column with the largest noisy value among those of at least `floor`; no noise at temperature 0."""
     scores = values
     if temperature > 0:
         scores = tl.div_rn(values, temperature) + gumbel_of(key, token_ids)

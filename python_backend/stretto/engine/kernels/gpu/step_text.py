@@ -1,7 +1,7 @@
 """Triton kernels that sample text ids from about 150,000 logits per row, of which few are read twice.
 
 The first kernel reads all logits once, in parallel blocks. It masks forbidden ids and stores the maximum of every group
-of 128 columns. If top-k keeps k logits, the k-th largest group maximum is a lower bound of them, so only groups whose
+of 128 columns. If top-k keeps k logits, the k-th largest group maximum is a lower bound on these, so only groups whose
 maximum reaches it matter. The second kernel, one program per row, lists these groups (about 50 of 1,200 at top-k 50)
 and applies top-k and top-p to them by bisection. For top-p without top-k it starts with the 128 groups of largest
 maximum, and reads all columns only if these have too little mass.
@@ -104,7 +104,7 @@ def _list(
 def _tile(
     line: tl.tensor, listed: tl.tensor, start: tl.tensor, num_listed: tl.tensor, num_columns: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor]:
-    """Return columns and logits of TILE listed groups from the group `start` on, [TILE * WIDTH] each."""
+    """Return columns and logits of TILE listed groups, from entry `start` of the list: [TILE * WIDTH] each."""
     place = start + tl.arange(0, TILE)
     group = tl.load(listed + place, mask=place < num_listed, other=0)
     columns = group[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
@@ -134,7 +134,11 @@ def _split(
     line: tl.tensor, listed: tl.tensor, num_listed: tl.tensor, ordered: tl.tensor, largest: tl.tensor,
     temperature: tl.tensor, num_columns: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
-    """Return the mass above a float, and the listed logits next to it; floats are passed as results of `ordered_of`."""
+    """Return the mass of the listed logits above a threshold, and the logits next to the threshold on both sides.
+
+    The mass is the sum of exp((logit - largest) / temperature). The threshold and both logits are in the form that
+    `ordered_of` returns.
+    """
     mass = tl.full((), 0.0, tl.float32)
     below, above = tl.full((), LOWEST, tl.int32), tl.full((), HIGHEST, tl.int32)
     for start in range(0, num_listed, TILE):
@@ -152,7 +156,7 @@ def _nucleus(
     line: tl.tensor, listed: tl.tensor, num_listed: tl.tensor, wanted: tl.tensor, low: tl.tensor, largest: tl.tensor,
     temperature: tl.tensor, num_columns: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Return the top-p threshold of the listed groups: the smallest float above which their mass is less than `wanted`.
+    """Return the top-p threshold of the listed groups: the smallest one above which the mass is less than `wanted`.
 
     `low`, a result of `ordered_of`, is a lower bound of the threshold.
     """
@@ -172,7 +176,10 @@ def _noisiest(
     line: tl.tensor, listed: tl.tensor, num_listed: tl.tensor, key: tl.tensor, temperature: tl.tensor,
     floor: tl.tensor, num_columns: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Return the column with the largest noisy logit, of those from `floor` on; the first if several are equal."""
+    """Return the column with the largest noisy logit; the first one if several are equal.
+
+    Only logits of at least `floor` take part.
+    """
     best, column = tl.full((), float("-inf"), tl.float32), tl.full((), 0, tl.int32)
     for start in range(0, num_listed, TILE):
         columns, values = _tile(line, listed, start, num_listed, num_columns)
@@ -194,7 +201,7 @@ def _bound(
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
     """Return a lower bound on the kept logits, and the mass that top-p requires.
 
-    For top-p without top-k the bound is only a likely one.
+    For top-p without top-k the bound is a guess: the caller must check that the logits above it have enough mass.
     """
     lowest, largest = tl.full((), float("-inf"), tl.float32), tl.max(best, 0)
     bound, wanted = lowest, tl.full((), 0.0, tl.float32)
