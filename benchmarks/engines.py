@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -202,7 +202,7 @@ def split_trailer(ids: Sequence[int]) -> tuple[list[int], Trailer]:
 
 
 class MethodWatch:
-    """Replaces methods of single objects until `stop`."""
+    """Replaces methods of single objects, and functions of modules, until `stop` or the end of a `with` block."""
 
     def __init__(self) -> None:
         self._replaced: list[tuple[Any, str, Any]] = []
@@ -211,6 +211,12 @@ class MethodWatch:
         """Replace `owner.method` by what `make` returns for it."""
         self._replaced.append((owner, method, vars(owner).get(method)))
         setattr(owner, method, make(getattr(owner, method)))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self.stop()
 
     def stop(self) -> None:
         """Restore all methods, so that the watch does not slow later steps."""

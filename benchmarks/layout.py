@@ -13,16 +13,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.engines import forced_prompt, layout_engine, watch
+from benchmarks.engines import Watch, forced_prompt, layout_engine, watch
 
 
 def measure(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yield the median run, by frames per second of processor time, for each number of requests."""
     with tempfile.TemporaryDirectory() as folder:
         family, engine = layout_engine(Path(folder), arguments.layout, max(arguments.requests))
-        task, parts, scale = family.tasks[0], watch(engine), arguments.guidance
+        task, scale = family.tasks[0], arguments.guidance
 
-        def run(number: int, frames: int) -> dict[str, Any]:
+        def run(parts: Watch, number: int, frames: int) -> dict[str, Any]:
             prompts = [forced_prompt(family, task, seed, frames, scale=scale) for seed in range(number)]
             assert engine.scheduler.reset_prefix_cache()
             engine.add_prompts(prompts)
@@ -38,8 +38,9 @@ def measure(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
             }
 
         for number in arguments.requests:
-            run(number, 8)
-            runs = [run(number, arguments.frames) for _ in range(arguments.rounds)]
+            with watch(engine) as parts:
+                run(parts, number, 8)
+                runs = [run(parts, number, arguments.frames) for _ in range(arguments.rounds)]
             yield {
                 "layout": arguments.layout,
                 "requests": number,

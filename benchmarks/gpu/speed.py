@@ -125,15 +125,13 @@ def parts(arm: Arm, number: int, setup: Setup) -> dict[str, Any]:
     scale = arm.model.scale
     arm.run(number, scale)
     step_ms = statistics.median(arm.run(number, scale).step_ms for _ in range(arm.load.rounds))
-    device, host = DeviceWatch(), watch(arm.engine)
-    if not setup.is_small:
-        device.wrap(arm.engine.runner, "execute_model", "forward")
-        device.wrap(arm.engine.runner, "sample_tokens", "sample")
-    host.restart()
-    watched = arm.run(number, scale)
-    found = {"host_ms": host.ms_per(watched.steps), "device_ms": device.ms_per(watched.steps)}
-    device.stop()
-    host.stop()
+    with watch(arm.engine) as host, DeviceWatch() as device:
+        if not setup.is_small:
+            device.wrap(arm.engine.runner, "execute_model", "forward")
+            device.wrap(arm.engine.runner, "sample_tokens", "sample")
+        host.restart()
+        watched = arm.run(number, scale)
+        found = {"host_ms": host.ms_per(watched.steps), "device_ms": device.ms_per(watched.steps)}
     return {"step_ms": round(step_ms, 4), "rows": number * arm.model.rows_per_request, **found}
 
 
