@@ -194,7 +194,7 @@ class SpeechClient:
         Args:
             messages: Turns with `role` and `text`, `audio` or `codes`.
             recordings: Files for the turns with `"audio": "audio"`, in this order, and samples for the turn with
-                `"audio": "pcm_in"`, of which there may be one.
+                `"audio": "pcm_in"`, of which there may be only one.
             task: Name of the model's task; None for the first task that accepts these turns.
             options: Options of the server.
         """

@@ -30,7 +30,7 @@ BLOCK_ENDS = (re.compile(r"\n\s*\n"), re.compile(r"[.!?…]\s|[。！？]"), re.
 def split(text: str, max_chars: int, language: str = "en") -> list[str]:
     """Split a text into pieces, each of as many whole sentences as fit.
 
-    Only whitespace is dropped, and punctuation without a word if it does not fit.
+    Nothing is dropped except whitespace, and punctuation without a word if it does not fit.
 
     Args:
         text: Text of any length.
@@ -375,8 +375,9 @@ def has_other_letters(text: str) -> bool:
 class LongSpeech(ProducedSpeech):
     """Events of several texts as those of one utterance, with the interface of SpeechStream.
 
-    A number among the texts is a pause in seconds. A clause is requested when the previous one has been received, which
-    is usually before that has been played, and at most MAX_EVENTS_AHEAD events ahead of the reader.
+    A number among the texts is a pause in seconds. A clause is requested when all events of the previous one have been
+    received, which is usually before they have been played. At most MAX_EVENTS_AHEAD events are received ahead of the
+    reader.
     """
 
     def __init__(self, speak: Speak, texts: Callable[[], Awaitable[list[str | float]]]):

@@ -31,7 +31,7 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class GuidanceChange:
-    """Time from which on frames are sampled with guidance or without it, in seconds from the utterance's start."""
+    """Time at which guidance is switched on or off, in seconds from the utterance's start."""
 
     start_s: float
     is_guided: bool
@@ -53,7 +53,7 @@ class SpeechEvent:
         sample_rate: Sample rate of `pcm` in Hz.
         is_final: True for the last event.
         report: Finish reason, counts, seed, guidance and timings; only in the last event.
-        guidance_changes: Guidance changes in these frames; empty unless the request's guidance policy is not `always`.
+        guidance_changes: Guidance changes in these frames; always empty for the guidance policy `always`.
         codes: Codes [S, T] of all streams if `output={"codes": True}`; `messages` accepts them in this form.
         session: Session id for more text; only in the first event of streamed text.
     """

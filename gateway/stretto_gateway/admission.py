@@ -150,7 +150,7 @@ class Sessions:
     Attributes:
         held: Memory account of the sessions.
         windows: Queue of audio windows for voice activity detection.
-        draining: Event that is set when the gateway shuts down.
+        draining: Event that is set when the gateway begins to shut down.
     """
 
     def __init__(self, limits: Limits):
@@ -168,7 +168,7 @@ class Sessions:
         """Count a session of the current caller (`CALLER`) during the block.
 
         Raises:
-            ApiError: 429 if too many sessions are open, 503 if the gateway shuts down.
+            ApiError: 429 if too many sessions are open, 503 if the gateway is shutting down.
         """
         if self.draining.is_set():
             raise ApiError(503, "the gateway takes no new sessions; try again", code="unavailable")

@@ -136,7 +136,7 @@ async def live() -> Response:
 
 
 async def ready(request: Request) -> Response:
-    """Return 200 if the server accepts requests; 503 otherwise, also if it does not answer in time, or at shutdown."""
+    """Return 200 if the server accepts requests; otherwise, after a timeout, or during shutdown, return 503."""
     state, is_ready = request.app.state, False
     if not state.is_draining:
         with suppress(TimeoutError):

@@ -42,7 +42,7 @@ class Catalogue:
 
     Args:
         client: Client of one server, or of several.
-        aliases: Additional model names, with the family that each one means.
+        aliases: Additional model names, with the family that each one refers to.
     """
 
     def __init__(self, client: SpeechClient | RoutedClient, aliases: Mapping[str, str]):

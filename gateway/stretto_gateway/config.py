@@ -70,7 +70,7 @@ class GatewayConfig:
         limits: Limits on requests and connections.
         voices: Folder of uploaded voices; None to reject uploads.
         strict: True to reject request fields that have no effect, instead of ignoring them.
-        model_aliases: Additional model names, with the family that each one means.
+        model_aliases: Additional model names, with the family that each one refers to.
         cors_origins: Origins whose browser pages may use the API (CORS); `*` for any.
     """
 

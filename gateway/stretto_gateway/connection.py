@@ -123,8 +123,8 @@ class Connection(HttpToolsProtocol):
     It is also closed if the client stops reading. If the client pipelines too many requests or sends a malformed one,
     the connection is closed after pending responses have been sent. A response is never cut short.
 
-    Beyond `limit_concurrency` connections, one is closed: of those without a request in progress, the longest idle one
-    of the host with most connections. If there is none, uvicorn answers 503.
+    Beyond `limit_concurrency` connections, an idle one is closed: of the host with the most idle connections, the one
+    that has been idle longest. If no connection is idle, uvicorn answers 503.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -288,7 +288,7 @@ class Connection(HttpToolsProtocol):
         self._timer = self.loop.call_later(patience_s / NUM_LOOKS, self._look, num_unread, num_looks - 1)
 
     def _look(self, num_unread: int, num_looks: int) -> None:
-        """Close the connection unless fewer than `num_unread` bytes are unsent, or polls are left."""
+        """Poll: close the connection if still at least `num_unread` bytes are unsent and this is the last poll."""
         if self.transport.get_write_buffer_size() < num_unread:
             self._wait()
             return

@@ -21,9 +21,9 @@ class Streamed(Response):
     """HTTP response that is sent part by part.
 
     If an ApiError is raised before the first part, it becomes the whole response. After the first part, the connection
-    is closed early, so that no client takes the response for complete; a last part from `last_words` is sent before if
-    the format can represent an error. If the client disconnects, or reads nothing for `stall_s` seconds, the parts are
-    closed.
+    is closed early, so that no client considers the response complete. If the format can represent an error, a last
+    part from `last_words` is sent before that. If the client disconnects, or reads nothing for `stall_s` seconds, the
+    parts are closed.
 
     Args:
         parts: Parts of the body.

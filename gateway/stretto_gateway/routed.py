@@ -73,7 +73,7 @@ class RoutedClient:
         return self._routed("", lambda client: client.transcribe(audio, **options))
 
     def converse(self, messages: list[dict[str, Any]], /, *recordings: Audio, **options: Unpack[TaskOptions]) -> Speech:
-        """Answer a conversation like SpeechClient. Its turns use the same server while that has capacity."""
+        """Answer a conversation like SpeechClient. Its turns use the same server as long as that has capacity."""
         return self._routed(
             conversation_key(messages, *recordings), lambda client: client.converse(messages, *recordings, **options)
         )

@@ -75,7 +75,7 @@ async def create_speech(body: SpeechRequest, request: Request) -> Response:
 
 
 async def speech_options(gateway: Gateway, item: SpeechItem, asked: State, ignored: Ignored) -> SpeakArguments:
-    """Return the result of `voice_options`; raise ApiError also if the text is too long or not complete."""
+    """Return the result of `voice_options`; also raise ApiError if the text is too long or not complete."""
     if len(item.input) > gateway.limits.max_input_chars:
         expected = f"at most {gateway.limits.max_input_chars} characters"
         raise refused("input", expected, f"{len(item.input)} characters")

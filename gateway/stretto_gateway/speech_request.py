@@ -174,7 +174,7 @@ def check_json(value: Any, param: str) -> None:
 
 
 def check_options(options: dict[str, Any]) -> None:
-    """Raise ApiError if the options exceed the server's JSON limits, for the option that exceeds them first."""
+    """Raise ApiError for the first option with which the options exceed the server's JSON limits."""
     for name, value in options.items():
         check_json({name: value}, name)
     if most_bytes(options) <= MAX_BYTES:

@@ -263,7 +263,7 @@ class StreamSession:
         self._keep(config)
 
     def _keep(self, config: SessionConfig | None) -> None:
-        """Replace the settings; raise ApiError if the memory limit is exceeded, which counts both."""
+        """Replace the settings; raise ApiError if old and new settings together exceed the memory limit."""
         held = self._gateway.sessions.held
         held.add(config.num_bytes if config is not None else 0)
         held.remove(self._config.num_bytes if self._config is not None else 0)

@@ -23,8 +23,8 @@ POLICY = 1008  # RFC 6455, section 7.4.1
 class Socket(WebSocketsSansIOProtocol):
     """uvicorn's WebSocket with limits on frames and messages. At shutdown the application closes it, not uvicorn.
 
-    Received data is parsed part by part, and only while no message waits for the application; reading is paused
-    meanwhile.
+    Received data is parsed part by part. While a message waits for the application, neither parsing nor reading
+    continues.
     """
 
     _last_pong: Sequence[bytes] = ()  # pending pong for a client that does not read

@@ -72,7 +72,7 @@ class EngineConfig:
         """Return the configuration in a JSON file.
 
         Args:
-            engine_json: File `language_model/1/engine.json` of the model repository. Keys that are no field of this
+            engine_json: File `language_model/1/engine.json` of the model repository. Keys that are not fields of this
                 class are vLLM's engine arguments.
             checkpoint: Checkpoint folder.
 
@@ -168,7 +168,7 @@ def parse_parameter(name: str, kind: Any, text: str) -> Any:
         text: Value as text.
 
     Raises:
-        ValueError: `text` is no value of `kind`.
+        ValueError: `text` is not a value of `kind`.
     """
     if kind is bool:
         if text not in ("true", "false"):

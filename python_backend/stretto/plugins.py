@@ -24,7 +24,7 @@ class Installed:
         name: Name of the family or codec.
         distribution: Name of the package that registers it.
         version: Version of the package.
-        entry_point: The entry point, which is not loaded yet.
+        entry_point: The entry point, which has not been loaded yet.
     """
 
     name: str

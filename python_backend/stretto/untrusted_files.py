@@ -101,7 +101,7 @@ def read_text(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
 
 
 def json_object(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file; raise CheckpointError if it is no object or nested deeper than `MAX_DEPTH`."""
+    """Return the JSON object in a file; raise CheckpointError for another value, or nesting beyond `MAX_DEPTH`."""
     try:
         text = regular_file(path, MAX_TEXT_BYTES).read_text(encoding="utf-8")
         record = json.loads(text, parse_int=_integer)

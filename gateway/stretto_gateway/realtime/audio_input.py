@@ -30,7 +30,7 @@ class SpeechDetector(Protocol):
 
     @property
     def has_window(self) -> bool:
-        """True if a complete window has not been processed yet."""
+        """True if a complete window is waiting to be processed."""
         ...
 
     def add(self, pcm: NDArray[Any]) -> None:
@@ -57,7 +57,7 @@ class VoiceActivity:
 
     @property
     def has_window(self) -> bool:
-        """True if a complete window has not been processed yet."""
+        """True if a complete window is waiting to be processed."""
         return len(self._left) >= WINDOW
 
     def add(self, pcm: NDArray[Any]) -> None:
@@ -121,7 +121,7 @@ class TurnDetector:
 
     @property
     def has_window(self) -> bool:
-        """True if a complete window has not been processed yet."""
+        """True if a complete window is waiting to be processed."""
         return self._speech.has_window
 
     def add(self, pcm: NDArray[Any]) -> None:
@@ -235,7 +235,7 @@ class InputBuffer:
         """Set the rules of turn detection for audio that arrives from now on.
 
         Args:
-            vad: Rules of turn detection; None for none.
+            vad: Rules of turn detection; None to switch it off.
             max_samples: Maximum length of a turn.
         """
         if (vad, max_samples) != (self.vad, self.max_samples):
@@ -247,7 +247,7 @@ class InputBuffer:
 
     @property
     def has_window(self) -> bool:
-        """True if a complete window of the buffer has not been processed by turn detection."""
+        """True if a complete window of the buffer is waiting for turn detection."""
         return self._detector is not None and self._detector.has_window
 
     @property

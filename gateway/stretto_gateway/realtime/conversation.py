@@ -187,7 +187,7 @@ class Conversation:
         return [*turns, *(turn for item in self.items if item.role != "system" for turn in item.turns(files))], files
 
     def _expect_room(self, num_bytes: int) -> None:
-        """Raise ApiError if a system item exceeds the limits, because no other item is removed for it."""
+        """Raise ApiError if a system item exceeds the limits, because no other item is removed to make room for it."""
         if len(self.items) >= self._max_items:
             raise refused("item", f"at most {self._max_items} items, system messages included", len(self.items) + 1)
         if self.num_bytes + num_bytes > self._max_bytes:

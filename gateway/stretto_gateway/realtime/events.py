@@ -165,8 +165,8 @@ async def attend(
         patience_s: Function that returns how long to wait for the next event, in seconds.
 
     Raises:
-        SessionEnd: The client disconnected or was idle too long, the session lasted too long, or the gateway shuts
-            down.
+        SessionEnd: The client disconnected or was idle too long, the session lasted too long, or the gateway is
+            shutting down.
     """
     tasks.create_task(_until_draining(gateway, session))
     tasks.create_task(_until_expired(gateway.limits.session_s))
@@ -287,7 +287,7 @@ class ItemTruncate(ItemEvent):
 
 
 def few(metadata: Any) -> Any:
-    """Return `metadata` with at most one entry too many, because validation would report every invalid value."""
+    """Return `metadata` cut to MAX_METADATA + 1 entries, because validation would report every invalid value."""
     return dict(islice(metadata.items(), MAX_METADATA + 1)) if isinstance(metadata, dict) else metadata
 
 

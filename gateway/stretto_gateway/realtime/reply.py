@@ -170,7 +170,7 @@ class Reply:
         return self.task is not None and not self.task.done()
 
     def heard_samples(self) -> int:
-        """Return the number of samples played by now, by a player that started at the first one."""
+        """Return the number of samples that a player has played by now if it started when the first one was sent."""
         if self._first_s is None:
             return 0
         return min(self.item.num_samples, round((clock_s() - self._first_s) * DEFAULT_RATE))

@@ -33,8 +33,8 @@ class Stateful:
 class Blocks:
     """Streaming mode of a codec that decodes whole blocks of frames, each given the previous ones.
 
-    Block borders are fixed, so every chunking gives the same samples. These are not exact: they differ from one decode
-    of the whole utterance.
+    Block borders are fixed, so every chunking gives the same samples. These are not exact: they differ from those of
+    one decode of the whole utterance.
 
     Attributes:
         sizes: Numbers of frames per block, the last size repeated.
@@ -149,7 +149,7 @@ class CodecSpec:
 
     @property
     def start_frames(self) -> int:
-        """Number of frames, context included, required for the first window, if more than `right_frames`."""
+        """Number of frames, including context, required for the first window, if more than `right_frames`."""
         return 0 if isinstance(self.streaming, Windowed) else self.streaming.start
 
     @property

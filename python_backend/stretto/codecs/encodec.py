@@ -16,7 +16,8 @@ from stretto.weights.loading import codec_directory, load_config, load_model
 class EncodecCodec(nn.Module):
     """Encodec. The state is (h, c) of the decoder's LSTM.
 
-    It has the codebooks of the checkpoint's highest bandwidth; a lower bandwidth is the first of these codebooks.
+    It has the codebooks of the checkpoint's highest bandwidth; a lower bandwidth uses only the first of these
+    codebooks.
     """
 
     def __init__(self, model: EncodecModel) -> None:

@@ -4,9 +4,10 @@ tokens of all blocks so far ─► flow, given the previous mel ─► mel of th
                                                   └ the mel of its last 5 tokens is faded into the next block
 
 Norms and attention cover all frames, and the flow starts from noise, so the samples of a block differ from those of one
-decode of the whole. Blocks, fades and prompts are those of the authors' `web_demo.py` and `flow_inference.py`, with two
-exceptions. From the third block on, the authors' prompt repeats a frame, which shifts it by one frame and loses 12 ms
-per block; ours does not. And the mel held back at the end of a complete last block is decoded here, not dropped.
+decode of the whole utterance. Blocks, fades and prompts are those of the authors' `web_demo.py` and
+`flow_inference.py`, with two exceptions. From the third block on, the authors' prompt repeats a frame, which shifts it
+by one frame and loses 12 ms per block; ours does not. And the mel held back at the end of a complete last block is
+decoded here, not dropped.
 
 `config.yaml` is read as published in https://huggingface.co/THUDM/glm-4-voice-decoder, without executing it. The file
 is HyperPyYAML, in which the tags `!new:`, `!name:` and `!apply:` would construct Python objects. Here each yields the
@@ -268,7 +269,7 @@ class Memory:
         mel: Mel frames that are already decoded, [B, M, n].
         overlap: Mel frames to be faded into the next block, [B, M, o].
         source: Excitation at the end of the decoded part, [B, s].
-        pending: Decoded samples that belong to frames not returned yet, [B, p].
+        pending: Decoded samples of frames that have not been returned yet, [B, p].
     """
 
     mel: Tensor
@@ -428,14 +429,14 @@ class Glm4VoiceCodec(nn.Module):
         return pcm[:, :wanted], replace(memory, pending=pcm[:, wanted:]).flat(self.room)
 
     def _num_pending(self, border: int) -> int:
-        """Return the number of samples that are decoded, but not returned yet, at a block border."""
+        """Return the number of samples that have been decoded but not yet returned at a block border."""
         if border == 0:
             return 0
         spoken = (self.mels(border) - self.overlap - 1) * self.config.vocoder.samples_per_mel
         return spoken - (border - self.blocks.right) * self.spec.samples_per_frame
 
     def _new_mel(self, codes: Tensor, memory: Memory, done: int) -> Tensor:
-        """Return the mel of the tokens from `done` on of codes [B, T], with the overlap faded in."""
+        """Return the mel of codes [B, T], from token `done` to the last, with the overlap faded in."""
         start = self.blocks.first_needed(done)
         tokens, known = codes[:, start:], max(0, self.mels(done - start) - self.overlap)
         noise = self.noise[:, : self.mels(tokens.shape[1])].to(memory.mel.dtype)
@@ -466,7 +467,7 @@ class Glm4VoiceCodec(nn.Module):
         )
 
     def _end(self, memory: Memory, codes: Tensor, done: int) -> Memory:
-        """Decode the utterance's end: tokens from `done` on of codes [B, T], and the overlap held back before."""
+        """Decode the utterance's end: codes [B, T] from token `done` to the last, and the overlap held back before."""
         mel = self._new_mel(codes, memory, done) if done < codes.shape[1] else memory.overlap
         pcm, _ = self._voice(memory, mel, done > 0)
         return replace(memory, pending=torch.cat([memory.pending, pcm], 1))

@@ -88,7 +88,7 @@ def load(directory: Path, device: str = "cpu", threads: int = 1) -> OnnxCodec:
 
 
 def load_file(file: Path, device: str = "cpu", threads: int = 1) -> OnnxCodec:
-    """Return the codec in an exported file; raise CheckpointError if the file is no exported codec."""
+    """Return the codec in an exported file; raise CheckpointError if the file is not an exported codec."""
     session = open_session(file, device, threads)
     metadata = session.get_modelmeta().custom_metadata_map
     if SPEC_KEY not in metadata:

@@ -4,7 +4,7 @@ a voice's tokens, then the reply's ─► flow, given the voice's mel and x-vect
 
 The estimator attends to all frames of an utterance, so no sample is available before the last token has arrived. The
 result equals that of the authors' `S3Token2Wav.inference` except for the noise, which is determined by a frame's
-position. Ids that are no codes do not occur. No watermark is added.
+position. Ids that are not codes do not occur. No watermark is added.
 
 `s3gen.safetensors` of https://huggingface.co/ResembleAI/chatterbox has no config. Sizes are therefore inferred from the
 shapes of the tensors; other constants are those of `S3Token2Wav` in https://github.com/resemble-ai/chatterbox.

@@ -95,7 +95,7 @@ def context(layers: Sequence[Layer]) -> tuple[int, int]:
 
 
 def tail_samples(layers: Sequence[Layer]) -> int:
-    """Return the number of samples that the last frame has fewer than the others."""
+    """Return the number of samples by which the last frame is shorter than the others."""
     frames = 1 + sum(context(layers))
     length = frames
     for layer in layers:

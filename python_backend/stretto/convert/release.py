@@ -115,7 +115,7 @@ def published(release: Release) -> Published:
 
 
 def is_bare(release: Release) -> bool:
-    """Return True if the family's releases have no config, and any kind of tokenizer."""
+    """Return True if the family's releases have no config, and may have any kind of tokenizer."""
     return bool(getattr(published(release), "IS_BARE", False))
 
 

@@ -1,4 +1,4 @@
-"""Queue of chunks per utterance, chunks that were not answered yet, and the decoder's counters and pace."""
+"""Queue of chunks per utterance, unanswered chunks, and the decoder's counters and pace."""
 
 import logging
 import threading
@@ -97,7 +97,7 @@ class ChunkAnswer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PendingChunk:
-    """Chunk that was received and not answered yet.
+    """Chunk that has been received but not answered yet.
 
     Attributes:
         utterance: Id of the utterance.
@@ -215,7 +215,7 @@ def refuse(pending: PendingChunk, error: Exception, counts: Counts) -> None:
 
 
 class Unanswered:
-    """Chunks that were removed from the queue and not answered yet. For one thread."""
+    """Chunks that have been removed from the queue but not answered yet. For one thread."""
 
     def __init__(self, counts: Counts, queue: ChunkQueue) -> None:
         self._counts, self._queue = counts, queue
@@ -232,7 +232,7 @@ class Unanswered:
         self._pending[id(pending)] = pending
 
     def signal_progress(self) -> None:
-        """Signal progress to all unanswered chunks, those in the queue included.
+        """Signal progress to all unanswered chunks, including those in the queue.
 
         All of them wait while a long operation occupies the decoder's thread.
         """

@@ -287,7 +287,7 @@ class CudaLauncher:
         return Flight(states, collect, pcm, lambda: begun.elapsed_time(done) / 1e3)
 
     def _sent(self, window: Window) -> Window:
-        """Return the window with copies of codes and frame indices to the device in progress."""
+        """Start copying codes and frame indices to the device; return the window with the copies."""
         codes, first = (each.to(self._device, non_blocking=True) for each in (window.codes, window.first))
         return replace(window, codes=codes, first=first)
 

@@ -88,7 +88,7 @@ class DecodingLoop:
         unanswered: Chunks in progress.
         pace: Measured decoding time.
         stopwatch: Clock for decoding times on the host, in seconds.
-        gives_up: Set to True to fail everything that is not decoded yet.
+        gives_up: Set to True to fail everything that has not been decoded yet.
     """
 
     def __init__(self, codec: Codec, config: DecoderConfig, queue: ChunkQueue, counts: Counts, sessions: Sessions):

@@ -68,7 +68,7 @@ class Session:
     """Decoder state of one utterance.
 
     Attributes:
-        windower: Frames that were not decoded yet, with their left context.
+        windower: Frames that have not been decoded yet, with their left context.
         state: Codec state [1, D] before frame `windower.next_frame`.
         renderer: Conversion to the client's output format.
         last_used_s: Time of the last chunk, in seconds.
@@ -274,7 +274,7 @@ class Sessions:
         return None
 
     def due_s(self, session: Session) -> float:
-        """Return the time at which the client will have played everything sent; now if nothing was sent yet."""
+        """Return the time at which the client will have played everything sent; now if nothing has been sent yet."""
         return self._clock() if session.dry_s is None else session.dry_s
 
     def note_sent(self, session: Session, num_samples: int) -> None:

@@ -58,7 +58,7 @@ class Windower:
     """Divides the frames of one utterance into windows.
 
     Attributes:
-        next_frame: First frame that was not decoded yet.
+        next_frame: First frame that has not been decoded yet.
     """
 
     def __init__(self, spec: CodecSpec) -> None:
@@ -118,8 +118,8 @@ class Reference:
 
     Attributes:
         num_frames: Number of reference frames.
-        parts: Parts [K, n] that were not decoded yet.
-        key: Cache key of the decoder state after the reference; None if it is cached already or there is no reference.
+        parts: Parts [K, n] that have not been decoded yet.
+        key: Cache key of the decoder state after the reference; None if it is already cached or there is no reference.
     """
 
     num_frames: int = 0

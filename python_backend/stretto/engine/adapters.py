@@ -46,8 +46,8 @@ class Adapters(dict[str, LoRARequest]):
 def lora_arguments(adapters: Mapping[str, Path]) -> dict[str, Any]:
     """Return vLLM's engine arguments for `adapters`; empty without adapters.
 
-    One slot more than there are adapters is reserved and stays empty: vLLM's CPU kernels (`bgmv_shrink`, `bgmv_expand`)
-    use index -1 for rows without an adapter, which selects the last slot.
+    One slot in addition to those of the adapters is reserved and stays empty: vLLM's CPU kernels (`bgmv_shrink`,
+    `bgmv_expand`) use index -1 for rows without an adapter, which selects the last slot.
 
     Args:
         adapters: Folder of each adapter, in PEFT's format, by name.

@@ -102,7 +102,7 @@ def _check_rows(rows: np.ndarray, rules: SegmentRules) -> None:
 
 
 def _check_latents(prompt: Prompt, latents: LatentSpec, rules: SegmentRules) -> None:
-    """Check the words of a prompt's rows, and sampling parameters, most of which are for ids."""
+    """Check the latents in a prompt's rows and the number of solver steps; reject options for sampled ids."""
     frames, words = rules.family.layout.audio[0], prompt.rows[:, 1:]
     is_frame = (prompt.rows[:, 0] >= frames.start) & (prompt.rows[:, 0] < frames.stop)
     if words[~is_frame].any():
@@ -149,9 +149,9 @@ def _check_track(prompt: Prompt, rules: SegmentRules) -> None:
 def _check_window(prompt: Prompt, rules: SegmentRules) -> None:
     """Limit the window of repetition-aware sampling (RAS) if the prompt contains codes.
 
-    Repeats are counted in the reply only, whereas the authors' code also counts codes of the prompt. The results are
-    equal unless the window reaches back over the BOS and EOS rows between both, of which there are as many as streams
-    plus one.
+    Repeats are counted in the reply only, whereas the authors' code also counts codes of the prompt. Between the two
+    are rows with BOS or EOS ids, one more than there are streams. The results are equal for windows of at most that
+    many rows.
     """
     codes, longest = rules.family.layout.audio[0], rules.family.layout.max_delay + 2
     has_heard = ((prompt.rows[:, 0] >= codes.start) & (prompt.rows[:, 0] < codes.stop)).any()
@@ -200,7 +200,7 @@ def _check_length(prompt: Prompt, task: Task, rules: SegmentRules) -> None:
 
 
 def max_rows(num_prompt_rows: int, task: Task, sampling: SamplingConfig, rules: SegmentRules) -> int:
-    """Return the maximum number of rows, prompt included, that a request may occupy in the KV cache.
+    """Return the maximum number of rows, including the prompt, that a request may occupy in the KV cache.
 
     Args:
         num_prompt_rows: Number of prompt rows.

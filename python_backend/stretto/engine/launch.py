@@ -77,7 +77,7 @@ def captured_rows(config: EngineConfig) -> dict[str, Any]:
     vLLM's default is two rows per request. MCTP modules process a window of rows per request and need more.
 
     Raises:
-        ValueError: If the frames of the family are latents, which no graph generates.
+        ValueError: If the frames of the family are latents, which cannot be generated on a GPU.
     """
     arguments, family = config.engine_args, family_at(config.checkpoint)
     bursts = family.bursts

@@ -125,8 +125,8 @@ class SpeechLLM:
             pacer: Decides when frames are sent; None assumes an infinitely fast decoder.
 
         Raises:
-            InvalidRequest: If the request can never run. Nothing has been queued then.
-            NoCapacity: If too many requests are in flight. Nothing has been queued then.
+            InvalidRequest: If the request can never run; it is not queued.
+            NoCapacity: If too many requests are in flight; this one is not queued.
         """
         if not isinstance(request_id, str | None):  # otherwise vLLM's engine process would accept no further request
             raise InvalidRequest("request_id", "a string", repr(request_id))

@@ -29,7 +29,7 @@ class Entry:
 
     Attributes:
         num_sequences: Number of vLLM requests of the reply: 2 if guided, else 1.
-        in_flight: Sequences in flight when the reply was admitted, its own included.
+        in_flight: Sequences in flight when the reply was admitted, including its own.
         round: Round of the limit; each multiplicative decrease begins a new one.
     """
 
@@ -42,8 +42,9 @@ class FlightLimit:
     """Adaptive limit on sequences in flight, so that first frames arrive within a target time (AIMD).
 
     If at least half of the limit is in use, a late reply decreases it in proportion to the delay, and replies admitted
-    before the decrease are ignored from then on. If less is in use, a late reply decreases it slightly. A timely reply
-    increases it if at least half is in use, by about 1 for as many replies as the limit admits.
+    before the decrease are ignored from then on. If less is in use, a late reply decreases it slightly. If at least
+    half is in use, a timely reply increases it slightly: as many timely replies as the limit admits make room for about
+    one more.
 
     Args:
         target_s: Target time to the first frame, in seconds.

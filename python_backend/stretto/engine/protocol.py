@@ -47,7 +47,7 @@ def num_guided(switches: Sequence[int], num_frames: int) -> int:
 
 
 def max_blocks(num_rows: int, block_size: int, is_guided: bool) -> int:
-    """Return the maximum number of KV blocks of a reply with `num_rows` rows, prompt included, at its end."""
+    """Return the maximum number of KV blocks of a reply that ends with `num_rows` rows, including the prompt."""
     return -(-num_rows // block_size) * (2 if is_guided else 1)
 
 
@@ -273,7 +273,7 @@ SHARES = frozenset({"kv_usage", "step_seconds"})  # averaged over schedulers; al
 class SharedStats:
     """Statistics of all schedulers in shared memory, float64 [schedulers, fields].
 
-    Each number is written atomically, but a reader may see the fields of two updates mixed.
+    Each number is written atomically, but a reader may see a mix of fields from two updates.
     """
 
     def __init__(self, path: Path, num_lines: int, descriptor: int | None = None):

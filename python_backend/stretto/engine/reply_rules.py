@@ -40,7 +40,7 @@ class TextUpdate(NamedTuple):
 
 @dataclass(slots=True)
 class Track:
-    """Ids of an input-only stream (text or positions): `ids` from row `first_row` on, then `pad_id`.
+    """Ids of an input-only stream (text or positions): `ids`, beginning with row `first_row`, then `pad_id`.
 
     Attributes:
         lane: Index of the stream among streams 1 to S - 1.
@@ -60,7 +60,7 @@ class Track:
 
     @property
     def end(self) -> int:
-        """Row after the last id, from which on the stream contains pads."""
+        """Row after the last id; this row and all later ones have a pad on the stream."""
         return self.first_row + len(self.ids)
 
     @property
@@ -86,7 +86,10 @@ class Track:
 
 @dataclass(frozen=True)
 class SegmentRules:
-    """Rules of replies of a family in a model of `max_model_len` rows. Positions are row indices, prompt included."""
+    """Rules of replies of a family in a model of `max_model_len` rows.
+
+    Positions are row indices, counted from the first row of the prompt.
+    """
 
     family: Family
     max_model_len: int
@@ -187,7 +190,7 @@ class SegmentRules:
     def audio_ids(self, stream: int) -> list[int]:
         """Return the sorted ids that output stream `stream` may contain in audio, without the ids that end it.
 
-        Words of latents are no ids.
+        Words of latents do not count as ids.
         """
         layout = self.family.layout
         if stream >= len(layout.audio):
@@ -218,7 +221,7 @@ class SegmentRules:
         Args:
             schedule: Schedule of the reply, or None.
             num_prompt_rows: Number of prompt rows.
-            num_rows: Number of rows computed at the end of the step, prompt included.
+            num_rows: Number of rows computed at the end of the step, including the prompt.
         """
         if schedule is None:
             return 0
@@ -286,14 +289,14 @@ class SegmentTracker:
 
     Attributes:
         position: Index of the next row.
-        num_text_tokens: Number of text tokens; for an interleaved reply, codes included.
+        num_text_tokens: Number of text tokens; for an interleaved reply, including codes.
         audio_start: Position of the first audio row, or UNKNOWN.
         audio_end: Position of `end_of_audio`, or UNKNOWN.
         script: Spoken tokens of the text segment, which the alignment pointer moves along.
         pointer: Number of the token in `script` that is being spoken, from 1; 0 before the first.
         num_interleaved: Number of codes of an interleaved reply.
-        first_end: First position at which stream 0 sampled its EOS id, for families with BOS and EOS ids per stream,
-            or at which the end of speech was detected, for families with latents.
+        first_end: First position at which stream 0 sampled its EOS id, for families with BOS and EOS ids per stream, or
+            at which the end of speech was detected, for families with latents.
         segment: Segment of the next row.
     """
 

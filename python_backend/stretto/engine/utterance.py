@@ -90,7 +90,7 @@ class FrameCodes:
         return codes[:, is_kept] if is_kept.any() else None
 
     def kept_index(self, frame: int) -> int:
-        """Return the index of `frame`, or of the next frame that was not omitted, among those that were not."""
+        """Return the index of `frame`, or of the next frame that was not omitted, not counting omitted frames."""
         return frame - bisect_left(self._left_out, frame)
 
 
@@ -128,7 +128,7 @@ class TextFeed:
         """Append ids; if `is_last`, the final one is the text's end id.
 
         Raises:
-            InvalidRequest: If the text is complete already, or becomes too long.
+            InvalidRequest: If the text is already complete, or becomes too long.
         """
         if self._is_complete:
             raise InvalidRequest("text", "no more text, because it is complete", f"{len(ids)} tokens")
@@ -361,7 +361,7 @@ class Utterance:
 
     @property
     def _num_ready(self) -> int:
-        """Number of complete frames of the reply that were not sent yet."""
+        """Number of complete frames of the reply that have not been sent yet."""
         if self.tracker.audio_end < 0:
             return self._frames.num_ready
         return min(self._frames.num_ready, self.tracker.num_frames - self.num_sent_frames)
@@ -381,7 +381,7 @@ class Utterance:
         return self._sent(chunk, codes)
 
     def _changes_before(self, frame: int) -> tuple[GuidanceChange, ...]:
-        """Return the guidance changes before `frame` that were not reported yet.
+        """Return the guidance changes before `frame` that have not been reported yet.
 
         Their frame indices do not count omitted frames.
         """

@@ -110,7 +110,7 @@ def _codes(streams: list[list[int]], path: str) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Piece:
-    """One text or one audio of a conversation.
+    """One text or one recording of a conversation.
 
     Attributes:
         role: Role of the speaker.
@@ -171,7 +171,7 @@ def check(turns: tuple[Turn, ...], task: Task) -> None:
 
 
 def _check_answered(spoken: tuple[Turn, ...], task: Task) -> None:
-    """Check the final consecutive turns of the role that `task` answers, which are together its input."""
+    """Check the final consecutive turns of the role that `task` answers, which together form its input."""
     first = len(spoken)
     while first and spoken[first - 1].role == task.answers:
         first -= 1

@@ -153,7 +153,7 @@ class Published(Protocol):
 
     It may also define:
 
-        IS_BARE         True if releases have no config, and any kind of tokenizer, because the family generates no text
+        IS_BARE         True if releases have no config and any kind of tokenizer, as the family generates no text
         MARKS           descriptions of its releases, for error messages, by the name of a tensor that only they have
 
     Attributes:

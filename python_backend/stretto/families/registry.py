@@ -1,6 +1,6 @@
 """Registry of families: plug-ins by name, and the family of a checkpoint.
 
-A checkpoint can name an installed family, but no code.
+A checkpoint can name an installed family, but cannot contain or name code.
 
 `speech_sampling` in config.json overrides the sampling defaults of the family:
 

@@ -218,7 +218,7 @@ class TextStream:
         return ids, spelled, starts
 
     def _stable_stop(self) -> int:
-        """Return how many pending bytes neither a combining mark nor the rest of an added token can change."""
+        """Return how many pending bytes are final even if a combining mark or the rest of an added token follows."""
         text = self._pending
         starter = next((at for at in reversed(range(len(text))) if not unicodedata.combining(text[at])), 0)
         first = max(0, len(text) - self._tokenizer.longest_added)  # a longer suffix cannot begin an added token

@@ -348,7 +348,7 @@ MAX_BACK_S = 60.0  # a shorter hang ends sooner than a restart would take
 
 
 class ClockWatch:
-    """Detector of a wall clock that is set back; Triton's gRPC timers can then hang for as long."""
+    """Detector of a wall clock that is set back. Triton's gRPC timers can hang until it has caught up."""
 
     def __init__(self) -> None:
         self._ahead_s = _ahead_s()

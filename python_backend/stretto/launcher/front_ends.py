@@ -149,7 +149,7 @@ class ProxyProcess:
         return self._pulse.fault()
 
     def stop(self) -> None:
-        """Let the proxy send complete responses, and end it; kill it after STOP_S."""
+        """Ask the proxy to complete its responses and exit; kill it after STOP_S."""
         self._send(STOPPING)
         try:
             self._process.communicate(timeout=STOP_S)

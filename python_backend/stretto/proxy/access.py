@@ -161,7 +161,7 @@ def host_of(address: str) -> str:
 def in_excess(members: Iterable[T], host: Callable[[T], str], rank: Callable[[T], Any]) -> Iterator[T]:
     """Yield members in the order in which they should be evicted.
 
-    Each is the lowest-ranked member of the host that has most of the members left.
+    Each is the lowest-ranked member of the host that has the most members left.
 
     Args:
         members: Members to order.

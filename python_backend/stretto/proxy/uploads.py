@@ -149,7 +149,8 @@ class Uploads:
     def poll(self) -> None:
         """End some calls if this process uses too much memory; return free memory to the system when traffic is idle.
 
-        A quarter of the calls without a complete message is ended, or of all calls if there are none of these.
+        A quarter of the calls without a complete message is ended or, if there are no such calls, a quarter of all
+        calls.
         """
         before, self._seen = self._seen, self._resident()
         self._looks += 1

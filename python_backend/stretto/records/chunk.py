@@ -14,7 +14,7 @@ from stretto.streams.layout import Segment
 
 @dataclass(frozen=True, slots=True)
 class WordMark:
-    """Frame at which a word begins; `word` is None if the aligned text unit is no word."""
+    """Frame at which a word begins; `word` is None if the aligned text unit is not a word."""
 
     word: str | None
     frame: int
@@ -22,10 +22,10 @@ class WordMark:
 
 @dataclass(frozen=True, slots=True)
 class GuidanceChange:
-    """Frame from which on stream 0 is sampled with guidance (`is_guided`) or without it.
+    """Frame at which guidance of stream 0 is switched on (`is_guided`) or off.
 
     A guided reply begins guided. A change after the last frame concerns the rows that complete delayed codebooks. If
-    frames without codes are left out, frames are counted without them in a chunk, and with them in the report.
+    frames without codes are left out, a chunk's frame numbers do not count them, but those in the report do.
     """
 
     frame: int

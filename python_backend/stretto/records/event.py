@@ -15,7 +15,7 @@ class WordTime(TypedDict):
 
 
 class GuidanceTime(TypedDict):
-    """Time from which on frames are sampled with guidance or without it, in seconds from the utterance's start."""
+    """Time at which guidance is switched on or off, in seconds from the utterance's start."""
 
     start_s: float
     is_guided: bool

@@ -101,7 +101,7 @@ class LatentSampling:
 
     Attributes:
         steps: Number of solver steps.
-        tail_rows: Number of frames from the one in which the end of speech is detected; 0 drops that frame, too.
+        tail_rows: Number of frames to keep, beginning with the one in which the end of speech is detected.
     """
 
     steps: int = 1

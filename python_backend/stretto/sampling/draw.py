@@ -72,7 +72,7 @@ FIRST_REACH = 128  # number of largest logits to examine first for top-p without
 
 @dataclass(frozen=True, slots=True)
 class DrawPlan:
-    """Facts about a batch, known on the host, by which a draw skips operations that no row needs.
+    """Facts about a batch, known on the host, that let sampling skip operations that no row needs.
 
     Attributes:
         is_random: True if any row has a temperature above 0.
@@ -190,7 +190,7 @@ def draw(
 ) -> torch.Tensor:
     """Sample a token id for each row and stream, independent of the rest of the batch.
 
-    Top-k keeps the logits that are at least the `top_k`-th largest, ties included. With probabilities
+    Top-k keeps the logits that are at least the `top_k`-th largest, including ties. With probabilities
     `softmax(logits / temperature)` over these, top-p keeps a token if the total probability of all more likely tokens
     is below `top_p`; tokens with equal logits are kept or dropped together. Of the kept tokens, the one with the
     largest `logit / temperature + gumbel` is chosen; at temperature 0, the one with the largest logit. Ties go to the
@@ -312,7 +312,7 @@ def min_p_span(min_p: float, temperature: float) -> float:
 
 
 def keep_near(logits: torch.Tensor, span: torch.Tensor) -> torch.Tensor:
-    """Set logits to -inf that lie too far below their row's maximum.
+    """Set logits that lie too far below their row's maximum to -inf.
 
     Args:
         logits: Logits, [B, C].

@@ -54,7 +54,7 @@ def stream_keys(seed_keys: Words, positions: Words, num_streams: int) -> Words:
 
 
 def redraw_keys(keys: torch.Tensor) -> torch.Tensor:
-    """Return the int32 keys of a second draw at the same position."""
+    """Return the int32 keys for sampling a second time at the same position."""
     return _mix(keys + REDRAW_STEP)
 
 
@@ -75,8 +75,8 @@ def uniform(keys: np.ndarray, token_ids: np.ndarray) -> np.ndarray:
 def gaussian(keys: Words, step: int = 0) -> Words:
     """Return standard Gaussian noise, float32, for int32 `keys` of any shape; numpy's and torch's agree.
 
-    Box-Muller over two uniforms, in float64 and rounded once, so that another library or device rarely gives another
-    last bit.
+    Box-Muller over two uniforms, in float64 and rounded once, so that libraries and devices rarely differ in the last
+    bit.
 
     Args:
         keys: Noise keys.

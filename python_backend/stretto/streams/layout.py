@@ -135,9 +135,9 @@ class StreamLayout:
     """Streams of a model family.
 
     Attributes:
-        audio: Id interval of each output stream in an audio segment; for a codebook, one id per code. Words
-            of latents have none.
-        extra: Additional ids of each output stream in an audio segment that are no codes, such as pads and markers.
+        audio: Id interval of each output stream in an audio segment; for a codebook, one id per code. Words of latents
+            have none.
+        extra: Additional ids of each output stream in an audio segment that are not codes, such as pads and markers.
         delays: Delay of each output stream in rows; `delays[0] == 0`.
         codebook_streams: Indices of the output streams that are codebooks, in the codec's order.
         pad_id: Id of an empty stream.

@@ -124,7 +124,7 @@ class SampledTail(Tail):
 
 @dataclass(frozen=True)
 class PaddedTail(SampledTail):
-    """Tail as long as SampledTail, in which each stream has pads from the second row after its last frame on."""
+    """Tail as long as SampledTail, in which the pads of each stream begin with the second row after its last frame."""
 
     num_skipped_by_cut = 1
 

@@ -42,7 +42,7 @@ class Answer:
         rows: Ids of the output streams in every row.
         trailer: Statistics, once the reply has ended.
         finish_reason: vLLM's finish reason, once the reply has ended.
-        changes: (index, is_guided) of every row from which on guidance is switched on or off.
+        changes: (index, is_guided) of every row at which guidance is switched on or off.
     """
 
     rows: list[list[int]] = field(default_factory=list)

@@ -231,7 +231,7 @@ class Reference:
 
         Args:
             prompt: Prompt of the reply, with a seed.
-            changes: For policy `adaptive`: frames from which on guidance is on (True) or off.
+            changes: For policy `adaptive`: frames at which guidance is switched on (True) or off.
 
         Returns:
             Rows of the reply, [n][S], and the smallest lead of a decision.

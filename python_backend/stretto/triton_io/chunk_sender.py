@@ -111,7 +111,7 @@ class SenderLimits:
 
     Attributes:
         max_chunks: Maximum number of chunks sent but not answered.
-        max_frames: Number of unanswered frames from which on no further chunk is sent.
+        max_frames: Number of unanswered frames at which no further chunk is sent.
         probe_s: Idle time after which the decoder is probed, in seconds.
         poll_s: Interval at which the end of the utterance is checked, in seconds.
         stall_s: Time without answer or progress after which the utterance fails, in seconds.

@@ -23,7 +23,7 @@ NAME = "preprocessor"
 
 
 class Raw(Protocol):
-    """Inputs of a request, not interpreted yet."""
+    """Uninterpreted inputs of a request."""
 
     pcm_in: np.ndarray | None
     session: str | bytes | None

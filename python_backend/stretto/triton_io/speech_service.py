@@ -36,7 +36,7 @@ class TextModel(Protocol):
     def generate(self, prompt: Prompt, request_id: str, pacer: Pacer) -> AsyncGenerator[LMChunk, None]:
         """Yield the chunks of one reply.
 
-        For a prompt with open text, `write` is accepted once the first chunk was requested.
+        For a prompt with open text, `write` is accepted once the first chunk has been requested.
         """
         ...
 
@@ -65,7 +65,7 @@ class TextSession:
 
     Attributes:
         id: Random name by which the client sends text.
-        is_complete: True once the last part was accepted.
+        is_complete: True once the last part has been accepted.
     """
 
     def __init__(

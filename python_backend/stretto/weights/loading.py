@@ -113,7 +113,7 @@ def in_float32(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
 def _is_plain(tensor: Tensor) -> bool:
     """Return True if the tensor is dense and real and stores all elements.
 
-    A broadcast one can claim 2^46 in one byte.
+    A broadcast tensor can claim 2^46 elements with a single byte.
     """
     if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized or tensor.is_meta:
         return False
@@ -214,8 +214,8 @@ def load_model(model_class: type[Model], directory: Path, optional: Iterable[str
     Args:
         model_class: Class of the model.
         directory: Folder of the checkpoint.
-        optional: First components of parameter names (`encoder`, …) that a checkpoint for decoding may lack, all
-            together. Missing parts are uninitialized and must not be used.
+        optional: First components of parameter names (`encoder`, …) that a checkpoint for decoding may lack, but only
+            all at once. Missing parts are uninitialized and must not be used.
 
     Returns:
         Model in float32, and True if its optional parts were loaded.

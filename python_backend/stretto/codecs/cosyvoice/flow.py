@@ -112,7 +112,7 @@ def noise_tables(mels: int, shape: VocoderShape, flow_frames: int, vocoder_frame
     Args:
         mels: Number of mel bins, M.
         shape: Sizes of the vocoder.
-        flow_frames: Maximum number of mel frames in the flow, prompt included.
+        flow_frames: Maximum number of mel frames in the flow, including the prompt.
         vocoder_frames: Maximum number of mel frames in the vocoder.
 
     Returns:

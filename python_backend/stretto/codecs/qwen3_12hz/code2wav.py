@@ -5,8 +5,8 @@ codes ─► mean of 16 entries ─► transformer ─► 2 × (↑2, ConvNeXt) 
 Except for the codebooks it has the layers of Qwen3-TTS's decoder, but trims its transposed convolutions at both ends.
 Therefore the output of each starts one step later (`late`), and layers mask the steps before the utterance's start. A
 frame is complete once the next one has been decoded, and T frames give T · 1920 - 555 samples. Tensors are named as in
-transformers' Qwen3OmniMoeCode2Wav, whose `chunked_decode` differs from one decode of the whole, because it drops
-samples where chunks meet.
+transformers' Qwen3OmniMoeCode2Wav, whose `chunked_decode` differs from one decode of the whole utterance, because it
+drops samples where chunks meet.
 """
 
 from collections.abc import Mapping

@@ -41,7 +41,7 @@ class DecoderShape:
 
     Attributes:
         codebook_dim: Width of the sum of all codebook entries; each entry is half as wide.
-        sliding_window: Number of steps that a step attends to, itself included.
+        sliding_window: Number of steps that a step attends to, including itself.
         latent_dim: Number of channels before and after the transformer.
         decoder_dim: Number of channels of the first convolution.
     """
@@ -159,7 +159,7 @@ class Memory:
     Args:
         state: State before the window, [B, D].
         first: Index of the first frame in the window, [B].
-        frames: Number of frames in the window, right context included.
+        frames: Number of frames in the window, including right context.
         right: Number of right-context frames, which the next window contains again.
     """
 

@@ -13,8 +13,8 @@ from stretto.errors import CheckpointError
 def silu(x: torch.Tensor) -> torch.Tensor:
     """Return x * sigmoid(x) for x [N, H] with H a multiple of 8.
 
-    vLLM's kernel computes each row by itself. torch's gives the last numbers of a batch, or of a thread's part of it,
-    other bits.
+    vLLM's kernel computes each row by itself. torch's computes the last numbers of a batch, or of a thread's part of
+    it, in another way, so the bits of a row depend on its place in the batch.
     """
     out = torch.empty_like(x)
     torch.ops._C.silu_and_mul(out, torch.cat([x, torch.ones_like(x)], -1))
@@ -22,7 +22,7 @@ def silu(x: torch.Tensor) -> torch.Tensor:
 
 
 class EndOfSpeech(nn.Module):
-    """Weight [H] and bias [1] of the logit that speech ends with a frame; complete on every rank."""
+    """Weight [H] and bias [1] of the logit for speech ending with a frame; complete on every rank."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -33,8 +33,8 @@ class EndOfSpeech(nn.Module):
 class LatentMixin(MultiStreamMixin):
     """Mix-in that reads the words of a row as a latent, and generates the next one.
 
-    A subclass defines `embed_latents` and `latent_predictor`. Products in them must give a row the same bits in every
-    batch: on a CPU those of vLLM's linear layers do, torch's do not.
+    A subclass defines `embed_latents` and `latent_predictor`. Their matrix products must give a row the same bits in
+    every batch. On a CPU, this holds for vLLM's linear layers, but not for torch's.
     """
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):

@@ -1,1 +1,1 @@
-"""The engine's process: which rows the next step computes."""
+"""Scheduling, in the engine's process: which rows the next step computes."""

@@ -41,7 +41,7 @@ class StepLoad:
         self._began_s: float | None = None
 
     def begin_step(self, is_counted: bool) -> None:
-        """Record the start of a step, and thereby the duration of the previous one.
+        """Record the start of a step, and thus the duration of the previous one.
 
         Args:
             is_counted: False to exclude the previous step from the average.
@@ -144,7 +144,8 @@ class AdaptiveGuidance:
     def begins(self, state: RequestState, step: int) -> bool:
         """Return True if a request whose audio begins at step `step` is guided from the start.
 
-        An adaptive one is not if older requests run without guidance, because the youngest requests lose it first.
+        A request with policy `adaptive` is not guided if older requests run without guidance, because the youngest
+        requests lose it first.
         """
         if not state.is_adaptive or not self.dropped:
             return True

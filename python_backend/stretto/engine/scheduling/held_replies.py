@@ -26,7 +26,7 @@ def put_first(queue: RequestQueue, *requests: Request) -> None:
 def put_first_after(queue: RequestQueue, half: Request, partner: Request) -> None:
     """Move a new unconditional request to the head of the queue, but after its partner if that was preempted.
 
-    The partner may have been preempted with the row in flight that ended its text.
+    The partner may have been preempted while the row that ended its text was in flight.
     """
     queue.remove_request(half)
     ahead = list[Request]()

@@ -111,7 +111,7 @@ UNDERSTANDING, GENERATION = "understanding", "generation"
 class KvShares:
     """Limits on the share of the KV cache per class: `understanding` (text replies) and `generation` (speech).
 
-    A queued request is admitted if the blocks that its class needs, its own included, are within the limit. A class
+    A queued request is admitted if the blocks that its class needs, including its own, are within the limit. A class
     without a limit is always admitted.
     """
 
@@ -151,7 +151,7 @@ class KvShares:
         return limit is None or held == 0 or held + self._needed(request) <= limit
 
     def _is_awaited(self, request: Request, running: list[Request]) -> bool:
-        """Return True if the CFG partner of `request` runs; its blocks have then been counted for both."""
+        """Return True if the CFG partner of `request` is running; the blocks of both have then been counted for it."""
         partner = self._table.partner(request.request_id)
         return partner is not None and any(other.request_id == partner for other in running)
 
@@ -190,7 +190,7 @@ class StepPlan(NamedTuple):
 class PairPlanner:
     """Planner that grants rows to whole CFG pairs and preempts whole pairs.
 
-    It leaves enough blocks free for the step that vLLM never preempts a request itself.
+    It leaves enough blocks free for the step, so that vLLM never needs to preempt a request itself.
     """
 
     def __init__(self, table: RequestTable, blocks: KvBlocks):

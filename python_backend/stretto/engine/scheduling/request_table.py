@@ -122,7 +122,7 @@ class RowHistory:
         self._newest, self._num_laid = [], num_rows
 
     def truncate(self, num_rows: int) -> None:
-        """Remove all rows from `num_rows` on."""
+        """Remove all rows except the first `num_rows`."""
         assert self.num_prompt_rows <= num_rows <= self.num_rows, (num_rows, self.num_rows)
         self._lay()
         self._num_laid = self.num_rows = num_rows
@@ -145,11 +145,12 @@ LEAST_LEAD_S = 0.25  # in addition to the lead that the first chunks need, which
 
 
 class OutgoingRows:
-    """Rows of one reply that were not sent to the front end yet, in the format of `protocol.read_rows`.
+    """Rows of one reply that have not been sent to the front end yet, in the format of `protocol.read_rows`.
 
     Rows are sent in groups, because each message costs CPU time in both processes. Audio rows wait at most for a share
     of the audio that a player, started with the first row, has not played yet. Text rows wait at most as long as the
-    text has taken so far, or twice as long if audio follows: its client needs the complete text.
+    text has taken so far. If audio follows, they may wait twice as long, because it begins only after the complete
+    text.
     """
 
     def __init__(self, tracker: SegmentTracker, clock: Callable[[], float] = time.monotonic) -> None:
@@ -230,7 +231,7 @@ class RequestState:
         params: Request parameters.
         history: Ids of streams 1 to S - 1 in all rows.
         tracker: Segment tracker of the conditional request; both requests of a pair share it.
-        pair: CFG pair; None if the reply is not guided, or not guided any more.
+        pair: CFG pair; None if the reply is not guided, or no longer guided.
         limit: Index in the reply of the first row after the guided ones, once known.
         is_guided: True if the newest audio row was guided.
         track: Ids of the input-only text stream, if the family has one.
@@ -239,7 +240,7 @@ class RequestState:
         was_cut: True if a length limit ended a segment before the model did.
         added_s: Monotonic time at which the scheduler received the request, in seconds.
         queue_s: Time from then to its first step, in seconds.
-        outgoing: Rows that were not sent to the front end yet.
+        outgoing: Rows that have not been sent to the front end yet.
         schedule: Schedule of the rows that MCTP modules generate; None if the model has no modules.
     """
 
@@ -316,8 +317,8 @@ class RequestState:
 def unconditional_context(state: RequestState, family: Family) -> np.ndarray:
     """Return the prompt of the unconditional request, int32 [n, S].
 
-    It is as long as the conditional request so far, or up to its audio segment if that has not begun: rows that are
-    forced before it are included.
+    It covers all rows of the conditional request so far and, if the audio segment has not begun, the forced rows before
+    it.
     """
     layout, request, audio_start = family.layout, state.request, state.tracker.audio_start
     known = request.num_tokens
@@ -379,7 +380,7 @@ class Follower(Protocol):
 
 
 class RequestTable(dict[str, RequestState]):
-    """State of every request by id, with an entry exactly as long as vLLM has the request.
+    """State of every request by id; an entry exists exactly as long as vLLM has the request.
 
     Attributes:
         followers: Observers of added and removed requests.
@@ -466,7 +467,7 @@ class RequestTable(dict[str, RequestState]):
     def count_bursts(self, request_ids: Iterable[str]) -> None:
         """Count in advance the rows that MCTP modules generate in the scheduled step.
 
-        VLLM counts the row of the backbone.
+        The backbone's row is counted by vLLM itself.
         """
         if self.rules.family.bursts is None:
             return

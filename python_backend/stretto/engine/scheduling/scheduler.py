@@ -82,7 +82,7 @@ class SampledRows:
         self._preempted.append(state)
 
     def send_preempted(self, outputs: dict[int, EngineCoreOutputs]) -> None:
-        """Add the rows of preempted requests that were not sent yet to the outputs of a step."""
+        """Add the unsent rows of preempted requests to the outputs of a step."""
         preempted, self._preempted = self._preempted, []
         for state in preempted:
             if ids := state.outgoing.pop_rows():
@@ -234,7 +234,7 @@ class UnconditionalOutput:
     """Processing of the rows sampled by unconditional requests, in place of vLLM's loop.
 
     vLLM's loop checks stop conditions and builds client outputs, whereas an unconditional request ends with its partner
-    and has no client output. It is left to vLLM's loop only if it was preempted with the row in flight.
+    and has no client output. It is left to vLLM's loop only if it was preempted while the row was in flight.
 
     Args:
         table: Request table.

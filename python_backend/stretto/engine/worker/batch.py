@@ -37,7 +37,7 @@ class BatchPlan:
     """Rows of one step, reused while the batch stays the same. Indices are int64 on the host.
 
     Attributes:
-        num_rows: B, unconditional requests included.
+        num_rows: B, including unconditional requests.
         drawing: Rows that are sampled, [M]; the P conditional rows of CFG pairs come first.
         sampling: `drawing`, followed by the P unconditional rows, [M + P].
         num_paired: P. These rows are also first in `speaking`.
@@ -210,7 +210,7 @@ class BatchPlanner:
         self._fingerprint = b""
 
     def forget(self) -> None:
-        """Discard the plan, because a slot has got another request or other parameters."""
+        """Discard the plan, because a slot has a new request or new parameters."""
         self._fingerprint = b""
 
     def plan(self, rows: StepRows, partner: np.ndarray, is_unconditional: np.ndarray) -> tuple[BatchPlan, PlanArrays]:

@@ -147,7 +147,7 @@ class StopHead(FirstHead):
     """Head of stream 0 in audio, for a family with latents: a frame, or a frame in which speech ends.
 
     Args:
-        weight: Weight of the end's logit, [H], complete on each rank. The logit of going on is 0.
+        weight: Weight of the end's logit, [H], complete on each rank. The logit for continuing is 0.
         bias: Bias of the end's logit, [1].
         rules: Rules of the family.
     """
@@ -158,7 +158,7 @@ class StopHead(FirstHead):
 
 
 def _offset(rows: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """Return W b for the weight `rows` [n, H] and a bias [H], float32 [n]; computed in parts to save memory."""
+    """Return `rows @ bias` for `rows` [n, H] and `bias` [H], float32 [n]; computed in parts to save memory."""
     return torch.cat([some.float() @ bias.float() for some in rows.split(8192)])
 
 
@@ -365,7 +365,7 @@ class GeneratedRows:
         self._table = model.get_submodule("model.embed_tokens").get_parameter("weight")
 
     def embed(self, slots: Array, positions: Array) -> torch.Tensor:
-        """Return the embeddings of rows, [N, H]; those of rows that were not generated yet are undefined.
+        """Return the embeddings of rows, [N, H]; those of rows that have not been generated yet are undefined.
 
         Args:
             slots: Run slot of each row, int64 [N].

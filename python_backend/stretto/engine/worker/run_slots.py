@@ -68,8 +68,8 @@ class DeviceReadback:
     """Segment state of the slots on a GPU: the host reads asynchronous copies of the table, `lag` steps later.
 
     `lag` is the maximum number of steps in flight. When a step is launched, the step `lag` steps before it has ended,
-    because its output has been used. The host therefore never waits, and all ranks of a tensor-parallel group know the
-    same at the same step. Old knowledge stays valid, because a segment never changes from audio back to text.
+    because its output has been used. The host therefore never waits, and all ranks of a tensor-parallel group have the
+    same knowledge at the same step. Old knowledge stays valid, because a segment never changes from audio back to text.
     """
 
     is_exact = False
@@ -141,7 +141,7 @@ class RunSlots:
         partner: Slot of the CFG partner by slot, int64 [R]; `NO_SLOT` for none.
         is_unconditional: True for unconditional requests, bool [R].
         slot_of: Slot by request id.
-        version: Number that changes whenever a slot gets another request or other parameters.
+        version: Number that changes whenever a slot gets a new request or new parameters.
         is_read_by_modules: True if MCTP modules process the request's rows, bool [R].
     """
 

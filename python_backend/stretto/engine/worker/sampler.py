@@ -441,7 +441,7 @@ class SpeechSampler:
         return self._draw.keys(seeds.astype(np.int32), positions.astype(np.int32))
 
     def _share(self, token: Array, codes: Array, num_paired: int) -> tuple[Array, Array]:
-        """Append the first P rows for their unconditional requests, with the streams masked that these do not see."""
+        """Append the first P rows for their unconditional requests, and mask the streams that these do not see."""
         if num_paired == 0:
             return token, codes
         xp, layout = self._arrays.xp, self._family.layout

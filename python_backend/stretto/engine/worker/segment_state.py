@@ -220,7 +220,7 @@ class SegmentState:
     def stay_column(self, rows: Rows, script_table: Array) -> Array:
         """Return the column of the audio head that keeps the alignment pointer on its token, [B].
 
-        Any column before the first.
+        Before the first token, any column may be returned.
         """
         assert self.script is not None
         entry = script_table[rows.slots, rows.state.pointer]
@@ -385,16 +385,18 @@ class StreamEnds:
 
 
 class Countdown:
-    """End of replies of latents: the frame in which speech ends, and a fixed number of rows from there."""
+    """End of a reply whose frames are latents: a fixed number of rows after the frame in which speech ends."""
 
     def __init__(self, rules: SegmentRules, arrays: Arrays):
         self._where, self._end_of_audio = arrays.xp.where, rules.family.end_of_audio
         self._frame, self._last = rules.family.layout.audio[0]
 
     def __call__(self, token: Array, rows: Rows) -> Array:
-        """Return `token` [B] with the end of the audio where a countdown is over, and one detected end per reply.
+        """Return `token` [B] with `end_of_audio` in rows whose countdown is over.
 
-        Records the position at which speech ends.
+        Only the first detected end of speech counts; later ones become ordinary frames.
+
+        The state records the position at which speech ends.
         """
         state, where = rows.state, self._where
         is_last = rows.in_audio & (token == self._last) & (state.first_end < 0)

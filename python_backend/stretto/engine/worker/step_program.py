@@ -231,7 +231,7 @@ class StepTable:
             rows: The host's knowledge about the rows.
             partner: Slot of the CFG partner by slot, [R]; negative for none.
             is_unconditional: True for unconditional requests, by slot, [R].
-            version: Number that changes whenever a slot gets another request or other parameters.
+            version: Number that changes whenever a slot gets a new request or new parameters.
 
         Returns:
             The heads that the step needs, and True if a text may end in this step without the host's knowledge.

@@ -57,7 +57,7 @@ class CsmVocabulary:
         begin, end: Begin and end of a text.
         pad: Id of an empty stream.
         end_of_audio: Id that marks the end of a reply for the engine; the model does not read it.
-        num_end_codebooks: Number of codebooks, from the first on, that are zero in the frame that ends the audio.
+        num_end_codebooks: Number of codebooks, counted from the first, that are zero in the frame that ends the audio.
         depth: Depth transformer.
     """
 

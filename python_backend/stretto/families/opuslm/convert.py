@@ -211,7 +211,7 @@ def trained_dtype(config: Mapping[str, Any]) -> str | None:
 
 
 def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
-    """Return remarks on the pad's embedding, and on a family that may be wrong.
+    """Return remarks on the pad's embedding, and on a `family` that the release may not belong to.
 
     Base and dialogue model differ only in their training: the dialogue model is trained on preferences.
     """

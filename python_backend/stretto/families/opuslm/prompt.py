@@ -67,7 +67,7 @@ class SegmentWriter:
         return self.ids(self.family.markers[name])
 
     def piece(self, piece: Piece) -> np.ndarray:
-        """Return the rows of a text or audio, with the pads that separate it from the next segment."""
+        """Return the rows of a text or recording, with the pads that separate it from the next segment."""
         if piece.text is None:
             return self.audio(piece)
         return np.concatenate([self.text(piece), self.ids(*[PAD] * GAP)])
@@ -78,7 +78,7 @@ class SegmentWriter:
         return np.concatenate([self.marker("text_bpe"), self.ids(*self._subwords.ids(piece.text, piece.path))])
 
     def audio(self, piece: Piece) -> np.ndarray:
-        """Return the rows of an audio: a marker and T + 8 rows."""
+        """Return the rows of a recording: a marker and T + 8 rows."""
         return np.concatenate([self.marker("codec_ssl"), self._frames(self._codes(piece))])
 
     def voice(self, piece: Piece) -> np.ndarray:

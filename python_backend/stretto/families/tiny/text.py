@@ -325,7 +325,7 @@ SPOKEN_DOMAINS = set("co me to so it be in no at is".split())  # two-letter doma
 def normalise(text: str, characters: str) -> str:
     """Return `text` as lower-case words and punctuation of `characters`, with single spaces.
 
-    "" if nothing can be spoken.
+    Empty if nothing can be spoken.
     """
     text = _ascii(GREEK_SYMBOL.sub(_greek_name, unicodedata.normalize("NFC", text)))
     text = write_out(_expand(_number_names(_spell_addresses(text))))

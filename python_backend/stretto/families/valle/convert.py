@@ -76,7 +76,7 @@ def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[st
 
 
 def network_numbers(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the hyperparameters in `corelm_conf`; raise CheckpointError if the model is another or unsupported."""
+    """Return the hyperparameters in `corelm_conf`; raise CheckpointError for a different or unsupported model."""
     if config.get("corelm") != "valle":
         raise CheckpointError(f"config.yaml: corelm: expected valle, got {config.get('corelm')!r}")
     given = optional_entry(config, "corelm_conf") or {}
@@ -220,7 +220,7 @@ def refinement_shape(numbers: Mapping[str, Any], known: ValleVocabulary) -> Vall
 
 
 def refinement_plan(shape: ValleShape, known: ValleVocabulary) -> Plan:
-    """Return the plan of the non-autoregressive model's tensors, whose names stay, and of the tables shared by both."""
+    """Return the plan of the non-autoregressive model's tensors, with unchanged names, and of the shared tables."""
     width, first = shape.width, known.codec + known.codebook_size
     last = known.codec + known.num_codebooks * known.codebook_size
     square, inner = (width, width), (4 * width, width)

@@ -208,11 +208,11 @@ def interleave(text: list[int], codes: list[int], ratio: Sequence[int], markers:
     Args:
         text: Ids of text.
         codes: Ids of codes.
-        ratio: Numbers of text ids and of audio ids, markers included, in turn; the last pair repeats.
+        ratio: Numbers of text ids and of audio ids, including markers, in turn; the last pair repeats.
         markers: Begin and end of audio.
 
     Returns:
-        Ids in their order.
+        All ids, in order.
     """
     if not codes:
         return text

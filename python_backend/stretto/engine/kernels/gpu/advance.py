@@ -289,7 +289,7 @@ def _share(
     results: tl.tensor, codes: tl.tensor, token: tl.tensor, laid: tl.tensor, position: tl.tensor, mine: tl.tensor,
     streams: tl.tensor, lanes: tl.tensor, rules: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Write the row for the unconditional request, with the streams masked that it does not see."""
+    """Write the row for the unconditional request, and mask the streams that this request does not see."""
     other = tl.load(mine + OTHER * rules.num_rows)
     slot = tl.load(mine + OTHER_SLOT * rules.num_rows).to(tl.int64)
     if rules.hides_first:

@@ -1,4 +1,4 @@
-"""Depth transformer on a GPU: eight launches per layer, the norm after it included.
+"""Depth transformer on a GPU: eight launches per layer, including the norm after it.
 
 `depth_attention_kernel` does everything between the attention's projections in one launch: it normalises and rotates
 the heads of one or two positions, stores their keys and values, and attends to the frame so far. The reference is
