@@ -1,13 +1,14 @@
 """Generate a test fixture with replies of Pocket TTS' authors' code, with our noise, on small random releases.
 
     python -m scripts.pocket_tts_replies tests/data/pocket_tts_replies.npz
+    python -m scripts.pocket_tts_replies --check tests/data/pocket_tts_replies.npz
 
-pocket-tts 4.0.1 must be importable, with scipy, requests, beartype and sentencepiece. `torch.nn.init.normal_`, which
-draws its noise, is replaced by the engine's noise for the position of the row that carries the latent.
+The first command writes the fixture, the second compares it with new replies. pocket-tts 4.0.1 must be importable, with
+scipy, requests, beartype and sentencepiece. `torch.nn.init.normal_`, which draws its noise, is replaced by the engine's
+noise for the position of the row that carries the latent.
 """
 
 import copy
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ import torch
 import yaml
 
 from benchmarks.checkpoints.random_pocket import config, write_release
+from scripts.reply_fixture import run
 from stretto.sampling.noise import gaussian, seed_key, stream_keys
 
 SEED, VOICE, MAX_FRAMES, FRAME = 7, "alba", 40, 1920
@@ -29,6 +31,7 @@ TEXTS = {
 }
 NUDGE, NUM_NUDGES = 1e-6, 3
 NUM_PCM_FRAMES, NUM_LAST_SAMPLES = 5, 480
+TOLERANCE = 1e-5  # of `--check`, between processors
 
 
 @contextmanager
@@ -135,8 +138,8 @@ def reply(kind: str, text: str, folder: Path) -> dict[str, Any]:
     }
 
 
-def main(target: Path) -> None:
-    """Write the fixture."""
+def replies() -> dict[str, Any]:
+    """Return the fixture's arrays."""
     torch.set_num_threads(1)
     values: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -146,8 +149,33 @@ def main(target: Path) -> None:
             lead = float(np.abs(found["end_logits"] - config(kind)["default_eos_threshold"]).min())
             levels = {name: float(found[name].std()) for name in ("latents", "pcm")}
             print(kind, "ends at", found["ended"], "of", len(found["latents"]), "margin", lead, levels, flush=True)
-    np.savez_compressed(target, **values)
+    return values
+
+
+def write(fixture: Path, made: dict[str, Any]) -> None:
+    """Write the fixture."""
+    np.savez_compressed(fixture, **made)
+
+
+def compare(fixture: Path, made: dict[str, Any]) -> None:
+    """Raise AssertionError unless numbers equal the fixture's within `TOLERANCE`, and all else exactly.
+
+    The effect of nudges is of the order of rounding, and is not compared.
+    """
+    known = np.load(fixture)
+    assert set(known) == set(made), sorted(set(known) ^ set(made))
+    for name, value in made.items():
+        array = np.asarray(value)
+        if array.dtype.kind == "f" and not name.endswith(".nudged"):
+            np.testing.assert_allclose(array, known[name], atol=TOLERANCE, err_msg=name)
+        elif array.dtype.kind != "f":
+            np.testing.assert_array_equal(array, known[name], err_msg=name)
+
+
+def main() -> None:
+    """Write the fixture, or check an existing one."""
+    run(__doc__, replies, write, compare)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()

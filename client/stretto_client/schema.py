@@ -94,6 +94,14 @@ class AudioOptions(SegmentOptions, total=False):
     ]
 
 
+class LatentOptions(TypedDict, total=False):
+    """Options of models whose frames are latents."""
+
+    steps: Annotated[
+        Integer, Doc("Solver steps per latent. More steps take more time; models with a one-step head accept only 1.")
+    ]
+
+
 class GuidanceOptions(TypedDict, total=False):
     """Options of classifier-free guidance: scale and duration."""
 
@@ -167,6 +175,7 @@ class SpeechOptions(TypedDict, total=False):
         OBJECT,
         Doc("Sampling of a depth transformer's codes; missing values are those of the first stream."),
     ]
+    latents: Annotated[LatentOptions, OBJECT, Doc("Solver of models whose frames are latents.")]
     temperature: Annotated[Number, Doc("Sampling temperature of the task's last segment.")]
     top_k: Annotated[Integer, Doc("`top_k` of the task's last segment.")]
     top_p: Annotated[Number, Doc("`top_p` of the task's last segment.")]

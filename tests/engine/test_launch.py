@@ -59,5 +59,16 @@ def test_latents_are_refused_on_a_gpu(tmp_path: Path) -> None:
         captured_rows(EngineConfig(checkpoint, {}))
 
 
+def test_latents_of_all_slots_take_at_most_an_eighth_of_the_kv_cache(tmp_path: Path) -> None:
+    """A latent of eight numbers takes 32 bytes, by slot and position, and one position is spare."""
+    checkpoint = write_checkpoint(tmp_path, LATENTS, "latents", layers=1)
+    arguments = {**DEFAULTS, "max_num_seqs": 4, "max_model_len": 256}
+    enough = 8 * 257 * 4 * 32
+    built = vllm_config(EngineConfig(checkpoint, {**arguments, "kv_cache_memory_bytes": enough}))
+    assert built.model_config.max_model_len == 256
+    with pytest.raises(ValueError, match=r"max_model_len: expected at most 255 with max_num_seqs 4, .*, got 256"):
+        vllm_config(EngineConfig(checkpoint, {**arguments, "kv_cache_memory_bytes": enough - 1}))
+
+
 def test_other_families_have_the_graphs_of_vllm(folder: Path) -> None:
     assert captured_rows(EngineConfig(folder, {"max_num_seqs": 16})) == {}

@@ -10,8 +10,9 @@ from stretto.families.prompting import PLAIN, Manner
 from stretto.families.tiny.family import TINY
 from stretto.families.vita_audio.family import VitaVocabulary, vita_audio
 from stretto.preprocessing.request import Options, read_options
-from stretto.records.sampling import CodeSampling, SamplingConfig
+from stretto.records.sampling import CodeSampling, LatentSampling, SamplingConfig
 from tests.small_vocabularies import BAGPIPER, CSM
+from tests.speech_families import LATENTS
 
 VITA = vita_audio(VitaVocabulary())
 TTS, ASR = TINY.task("tts"), TINY.task("asr")
@@ -68,6 +69,23 @@ def test_a_depth_transformer_draws_as_stream_0_does_but_for_what_is_said_of_it()
         depth('{"depth": {"top_p": 1.5}}')
     with pytest.raises(InvalidRequest, match=r"options.depth: .*no depth transformer"):
         read({"depth": {"top_k": 1}})
+
+
+def test_steps_of_latents_are_within_the_range_of_the_family() -> None:
+    (task,) = LATENTS.tasks
+
+    def steps(text: str) -> LatentSampling | None:
+        return read_options(text, LATENTS, task, FRAME_RATE).sampling.latents
+
+    assert steps("{}") == steps('{"latents": {}}') == LatentSampling(steps=2, tail_rows=3)
+    assert steps('{"latents": {"steps": 4}}') == LatentSampling(steps=4, tail_rows=3)
+    for number in (5, 5000):
+        with pytest.raises(
+            InvalidRequest, match=rf"options.latents.steps: expected an integer in \[1, 4\], got {number}"
+        ):
+            steps(f'{{"latents": {{"steps": {number}}}}}')
+    with pytest.raises(InvalidRequest, match=r"options.latents: expected nothing: frames of this model are codes"):
+        read({"latents": {"steps": 1}})
 
 
 @pytest.mark.parametrize(
@@ -177,6 +195,7 @@ def test_a_family_s_least_number_of_rows_gives_way_to_the_caller_s_most_but_not_
             {"audio": {"voice": "slt"}},
             "options.audio.voice: expected one of max_rows, min_p, min_rows, ras_max_repeats, ras_window, temperature",
         ),
+        ({"latents": {"tail_rows": 1}}, "options.latents.tail_rows: expected one of steps"),
         ({"text": "warm"}, "options.text: expected a JSON object, got 'warm'"),
         ({"temperature": "warm"}, "options.temperature: expected a number, got 'warm'"),
         ({"top_k": 1.5}, "options.top_k: expected an integer, got 1.5"),

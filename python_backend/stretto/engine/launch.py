@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from stretto.config import EngineConfig
 from stretto.engine.environment import prepare_environment, require_batch_invariance
 from stretto.families.registry import config_at, family_at
+from stretto.streams.layout import LatentSpec
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -17,6 +18,7 @@ PROCESS_METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
 ASYNC_SCHEDULER = "stretto.engine.scheduling.scheduler.SpeechAsyncScheduler"
 CAPTURE_SIZES = "max_cudagraph_capture_size", "cudagraph_capture_sizes"
 MAX_CAPTURED_ROWS = 512  # vLLM's own limit
+LATENT_PART = 8  # latents may take one part in so many of the KV cache's memory
 
 
 def vllm_config(config: EngineConfig) -> "VllmConfig":
@@ -65,10 +67,34 @@ def vllm_config(config: EngineConfig) -> "VllmConfig":
     if method is not None:
         os.environ[PROCESS_METHOD] = method  # restore the user's choice, which the CPU platform overwrites
     check_config(built)
+    check_latent_table(built, family_at(config.checkpoint).layout.latents)
     adapters.restrict_to_backbone(built, folders)
     # vLLM disables async scheduling on the CPU, where the gain is small; tests need it.
     built.scheduler_config.async_scheduling = wants_async
     return built
+
+
+def check_latent_table(config: "VllmConfig", latents: LatentSpec | None) -> None:
+    """Compare the table with the latents of all requests, by slot and position, with the memory of the KV cache.
+
+    Args:
+        config: vLLM's configuration.
+        latents: Latents of the family; None if its frames are codes.
+
+    Raises:
+        ValueError: If the table is larger than an eighth of the KV cache. No check if the latter has no fixed size.
+    """
+    memory = config.cache_config.kv_cache_memory_bytes
+    if latents is None or memory is None:
+        return
+    num_slots, length = config.scheduler_config.max_num_seqs, config.model_config.max_model_len
+    position_bytes = num_slots * latents.num_words * 4  # float32
+    if (length + 1) * position_bytes > memory // LATENT_PART:
+        longest = max(memory // LATENT_PART // position_bytes - 1, 0)
+        raise ValueError(
+            f"max_model_len: expected at most {longest} with max_num_seqs {num_slots}, so that latents take at most an"
+            f" eighth of kv_cache_memory_bytes ({memory}), got {length}"
+        )
 
 
 def captured_rows(config: EngineConfig) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from stretto.records.sampling import (
     OPTIONS,
     CodeSampling,
     Delivery,
+    LatentSampling,
     OutputForm,
     RingAddress,
     SamplingConfig,
@@ -354,6 +355,7 @@ def read_options(
         repetition_penalty=options.get("repetition_penalty", defaults.repetition_penalty),
         depth=_depth(options, family, audio) if "depth" in options else defaults.depth,
         schedule=_schedule(options, family) if "schedule" in options else defaults.schedule,
+        latents=_latents(options, family, defaults) if "latents" in options else defaults.latents,
         **_guidance(options),
     )
     delivery = read_delivery(options, family, frame_rate, held_frames, blocks)
@@ -384,6 +386,7 @@ AUDIO_KEYS = {
     "max_audio_s",
     "audio",
     "depth",
+    "latents",
     "guidance",
     "guidance_scale",
     "script_temperature",
@@ -438,6 +441,15 @@ def _depth(options: OptionsRecord, family: Family, audio: SegmentSampling) -> Co
         raise InvalidRequest("options.depth", "nothing: this model has no depth transformer", shown(options["depth"]))
     values: dict[str, Any] = {key: options["depth"].get(key, getattr(audio, key)) for key in SHORTHANDS}
     return CodeSampling(**values)
+
+
+def _latents(options: OptionsRecord, family: Family, defaults: SamplingConfig) -> LatentSampling:
+    """Return the parameters of frames that are latents."""
+    if family.layout.latents is None or defaults.latents is None:
+        raise InvalidRequest("options.latents", "nothing: frames of this model are codes", shown(options["latents"]))
+    sampling = replace(defaults.latents, **options["latents"])
+    sampling.check_steps(family.layout.latents.steps)
+    return sampling
 
 
 def _guidance(options: OptionsRecord) -> dict[str, Any]:

@@ -90,7 +90,7 @@ class SegmentSampling(CodeSampling):
         _check_integer(f"{name}.min_rows", self.min_rows, 0, self.max_rows)
 
 
-MAX_LATENT_STEPS, MAX_TAIL_ROWS = 64, 64
+MAX_TAIL_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +108,14 @@ class LatentSampling:
     tail_rows: int = 1
 
     def __post_init__(self) -> None:
-        _check_integer("latents.steps", self.steps, 1, MAX_LATENT_STEPS)
+        _check_integer("latents.steps", self.steps, 1, 1 << 20)
         _check_integer("latents.tail_rows", self.tail_rows, 0, MAX_TAIL_ROWS)
+
+    def check_steps(self, allowed: range) -> None:
+        """Raise InvalidRequest if the number of steps is not one that the family's head has been made for."""
+        if self.steps not in allowed:
+            expected = f"an integer in [{allowed.start}, {allowed.stop - 1}]"
+            raise InvalidRequest("options.latents.steps", expected, self.steps)
 
 
 @dataclass(frozen=True, slots=True)

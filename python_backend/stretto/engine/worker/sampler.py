@@ -15,8 +15,8 @@ from stretto.engine.worker.batch import BatchPlan, PlanArrays, StepRows
 from stretto.engine.worker.predictors import (
     EVERY,
     BurstBatch,
+    FramePredictor,
     LatentReadout,
-    ParallelHeads,
     Readout,
     RowPredictor,
 )
@@ -136,10 +136,19 @@ class RepetitionGuard:
 class RowDraw:
     """Samples the conditional rows of a batch; guided rows also use the logits of their CFG partner."""
 
+    _frames: FramePredictor
+
     def __init__(
-        self, readout: Readout, segments: SegmentState, tables: SlotTables, arrays: Arrays, guard: RepetitionGuard
+        self,
+        readout: Readout | LatentReadout,
+        segments: SegmentState,
+        tables: SlotTables,
+        arrays: Arrays,
+        guard: RepetitionGuard,
     ):
-        self._heads, self._frames = readout
+        self._heads = readout.heads
+        if isinstance(readout, Readout):
+            self._frames = readout.frames
         self._segments, self._arrays, self._guard = segments, arrays, guard
         self._script, self._codes = arrays.wrap(tables.script), arrays.wrap(tables.codes)
         self._seen = arrays.wrap(tables.seen) if segments.family.penalized else None
@@ -307,7 +316,7 @@ class LatentDraw(RowDraw):
     def __init__(
         self, readout: LatentReadout, segments: SegmentState, tables: SlotTables, arrays: Arrays, guard: RepetitionGuard
     ):
-        super().__init__(Readout(readout.heads, ParallelHeads(readout.heads)), segments, tables, arrays, guard)
+        super().__init__(readout, segments, tables, arrays, guard)
         self._predict, self._countdown = readout.latents, Countdown(segments.rules, arrays)
 
     def _draw_audio(

@@ -258,7 +258,7 @@ class SlotTables:
         script: Spoken tokens for the alignment pointer, int64 [R, E + 1]; entry 0 is unused.
         codes: Streams 1 to S - 1 by position, int32 [R, T + 1, S - 1]; the last position is a dummy. Ids of an
             input-only stream are written as soon as they are known, also for future rows.
-        limits: Values of SlotLimits, numpy int64 [R, 12].
+        limits: Values of SlotLimits, numpy int64 [R, 14].
         scales: Values of SlotScales, numpy float32 [R, 10].
         seen: True for ids that the reply contains, for the repetition penalty, bool [R, V + 1]; the last column is for
             ids that are not counted. [R, 0] for families without a penalty.
