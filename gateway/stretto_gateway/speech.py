@@ -41,7 +41,7 @@ from stretto_gateway.speech_request import (
     given_options,
     held_bytes,
 )
-from stretto_gateway.voices import brought_voice
+from stretto_gateway.voices import recorded_voice
 
 router = APIRouter()
 FIRST_SAMPLES = 2400  # samples that are encoded first; mp3 needs 1800 and aac 2160 for their first bytes
@@ -100,7 +100,7 @@ async def voice_options(gateway: Gateway, item: SpeechFields, asked: State, igno
     profile = await gateway.catalogue.model(item.model)
     find_task(profile, ("tts",), "text to speech")
     asked.keep(held_bytes(item.options))
-    return item.for_server(profile, ignored, await brought_voice(gateway, profile, item, asked, ignored))
+    return item.for_server(profile, ignored, await recorded_voice(gateway, profile, item, asked, ignored))
 
 
 async def audio_parts(

@@ -330,14 +330,14 @@ class SpeechFields(WithOptions):
         return given | {"instruct": instruct} if instruct else given
 
     def for_server(
-        self, profile: ModelProfile, ignored: Ignored, brought: RecordedVoice | None = None
+        self, profile: ModelProfile, ignored: Ignored, recorded: RecordedVoice | None = None
     ) -> SpeakArguments:
         """Return the arguments of `SpeechClient.speak` except the text.
 
         Args:
             profile: The served model.
             ignored: Receives the fields that this model does not support.
-            brought: Recorded voice to use instead of the named one; None for the named one.
+            recorded: Recorded voice to use instead of the named one; None for the named one.
 
         Raises:
             ApiError: A value is invalid, or a field has no effect and the gateway is strict.
@@ -347,7 +347,7 @@ class SpeechFields(WithOptions):
             raise refused("sample_rate", f"for {self.response_format} one of {rates}", self.sample_rate)
         options = self._honoured(profile, ignored)
         options |= {"encoding": "pcm_s16le", "sample_rate": self.sample_rate, "markup": self.markup}
-        options["voice"] = brought or find_voice(profile, self.voice_name)
+        options["voice"] = recorded or find_voice(profile, self.voice_name)
         return options
 
     def _honoured(self, profile: ModelProfile, ignored: Ignored) -> SpeakArguments:

@@ -76,19 +76,19 @@ async def list_voices(request: Request) -> Voices:
     """
     gateway: Gateway = request.app.state.gateway
     profile = await gateway.catalogue.profile()
-    brought = [] if gateway.voices is None else await asyncio.to_thread(gateway.voices.all, request.state.owner)
+    stored = [] if gateway.voices is None else await asyncio.to_thread(gateway.voices.all, request.state.owner)
     titles = dict(zip(profile.voices, profile.voice_titles, strict=False))
     return {
         "object": "list",
         "voices": [
             *(named(name, titles.get(name, name)) for name in profile.voices),
-            *(named(each.id, each.name) for each in brought),
+            *(named(each.id, each.name) for each in stored),
         ],
         "names": list(profile.voices),
         "titles": titles,
         "aliases": aliases(profile),
         "form": fields_taken(gateway, profile),
-        "data": [record(voice) for voice in brought],
+        "data": [record(voice) for voice in stored],
     }
 
 
@@ -126,7 +126,7 @@ async def delete_voice(voice_id: str, request: Request) -> DeletedVoice:
     return {"id": voice_id, "object": "audio.voice.deleted", "deleted": True}
 
 
-async def brought_voice(
+async def recorded_voice(
     gateway: Gateway, profile: ModelProfile, item: SpeechFields, asked: State, ignored: Ignored
 ) -> RecordedVoice | None:
     """Return the recorded voice that a request selects; None if it selects a named voice, or none.

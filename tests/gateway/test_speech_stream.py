@@ -26,7 +26,7 @@ from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Running, Start
 from tests.gateway.line import Line
 from tests.gateway.realtime.test_bounds import closed, open_socket
 from tests.gateway.test_fuzz import JSON
-from tests.gateway.test_voices import CLONES, RECORDING, brought
+from tests.gateway.test_voices import CLONES, RECORDING, added_voice
 
 PATH = "/v1/audio/speech/stream"
 PIECES = ("It is ", "twen", "ty past", " nine.")
@@ -196,7 +196,7 @@ async def test_utterances_follow_on_one_socket_by_the_same_config_or_another(sta
 async def test_stored_voices_speak_and_their_recordings_are_counted(start: Start, tmp_path: Path) -> None:
     limits = Limits(max_held_bytes=2 * len(RECORDING) + 100, drain_s=1)  # a caller alone has half
     running = await start(SPOKEN, CLONES, voices=tmp_path / "voices", limits=limits)
-    voice = await brought(running)
+    voice = await added_voice(running)
     async with open_socket(running, PATH) as opened:
         writer = await begin(opened, voice=voice)
         for _ in range(3):

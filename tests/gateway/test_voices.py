@@ -59,8 +59,8 @@ class Caller:
             return await http.post("/speech", json={"input": text, "voice": voice, "response_format": "pcm"})
 
 
-async def brought(running: Running, key: str | None = None, **form: str) -> str:
-    """The id of a voice that was brought."""
+async def added_voice(running: Running, key: str | None = None, **form: str) -> str:
+    """Return the id of a new voice."""
     answer = await Caller(running, key).bring(**form)
     assert answer.status_code == 200, answer.text
     return answer.json()["id"]
@@ -73,7 +73,7 @@ def told(request: Request) -> tuple[dict[str, Any], bytes]:
 
 async def test_a_voice_is_usable_after_a_restart_until_it_is_deleted(start: Start, tmp_path: Path) -> None:
     first = await start(SPOKEN, CLONES, voices=tmp_path / "voices")
-    voice = await brought(first)
+    voice = await added_voice(first)
     again = await start(SPOKEN, CLONES, voices=tmp_path / "voices")
     for running in (first, again):
         listed = await Caller(running).list()
@@ -111,7 +111,7 @@ async def test_voices_outlast_the_gateway(start: Start, tmp_path: Path, monkeypa
         running = await start(
             SPOKEN, CLONES, voices=read_config(arguments().parse_args(line[line.index("--server") :])).voices
         )
-        ids.append(await brought(running))
+        ids.append(await added_voice(running))
         listed = await Caller(running).list()
         in_list = [voice["id"] for voice in listed["data"]]
         assert sorted(in_list) == sorted(ids)
@@ -124,7 +124,7 @@ async def test_voices_outlast_the_gateway(start: Start, tmp_path: Path, monkeypa
 
 async def test_a_batch_and_a_long_text_take_it_too(start: Start, tmp_path: Path) -> None:
     running = await start(SPOKEN, CLONES, voices=tmp_path)
-    voice = await brought(running)
+    voice = await added_voice(running)
     del running.behind.requests[:]
     assert (await Caller(running).speak(voice, "This sentence is said again. " * 10)).status_code == 200
     async with running.http() as http:
@@ -141,7 +141,7 @@ async def test_recordings_that_are_spoken_in_are_held_for_as_long_as_that_takes(
     goes_on = asyncio.Event()
     limits = Limits(max_held_bytes=2 * len(RECORDING) - 1, drain_s=1)
     held_up = [SPOKEN[0], Until(goes_on), *SPOKEN[1:]]
-    voice = await brought(await start(SPOKEN, CLONES, voices=tmp_path))
+    voice = await added_voice(await start(SPOKEN, CLONES, voices=tmp_path))
     running = await start(held_up, CLONES, limits, voices=tmp_path)
     speaking = asyncio.ensure_future(Caller(running).speak(voice))
     async with asyncio.timeout(60):
@@ -156,8 +156,8 @@ async def test_recordings_that_are_spoken_in_are_held_for_as_long_as_that_takes(
 
 async def test_nobody_else_sees_uses_or_deletes_it(start: Start, tmp_path: Path) -> None:
     running = await start(SPOKEN, CLONES, keys=KEYS, voices=tmp_path)
-    voice = await brought(running, KEYS[0])
-    theirs = await brought(running, KEYS[1])
+    voice = await added_voice(running, KEYS[0])
+    theirs = await added_voice(running, KEYS[1])
     assert voice != theirs
     assert [each["id"] for each in (await Caller(running, KEYS[1]).list())["data"]] == [theirs]
     num_asked = len(running.behind.requests)
@@ -176,7 +176,7 @@ async def test_nobody_else_sees_uses_or_deletes_it(start: Start, tmp_path: Path)
 async def test_what_is_no_id_leads_nowhere(start: Start, tmp_path: Path, voice: str) -> None:
     (tmp_path / "keys").write_text("secret")
     running = await start(SPOKEN, CLONES, voices=tmp_path / "voices")
-    await brought(running)
+    await added_voice(running)
     assert (await Caller(running).forget(voice)).status_code in (404, 405)
     answer = await Caller(running).speak(voice)
     assert answer.status_code == 400
@@ -208,7 +208,7 @@ async def test_a_family_that_is_not_told_what_is_said_says_so(start: Start, tmp_
     running = await start(SPOKEN, cloning("audio"), voices=tmp_path)
     answer = await Caller(running).bring()
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "ref_text")
-    voice = await brought(running, ref_text="")
+    voice = await added_voice(running, ref_text="")
     assert (await Caller(running).speak(voice)).status_code == 200
     assert told(running.behind.requests[-1]) == ({"role": "system", "audio": "audio"}, RECORDING)
 
@@ -238,14 +238,14 @@ async def test_a_voice_that_was_refused_later_is_called_voice(start: Start, tmp_
         return [refusal] if json.loads(request["messages"])[1]["text"] == "A cat." else SPOKEN
 
     running = await start(script, CLONES, voices=tmp_path)
-    answer = await Caller(running).speak(await brought(running))
+    answer = await Caller(running).speak(await added_voice(running))
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "voice")
 
 
 async def test_the_model_is_left_as_soon_as_it_speaks(start: Start, tmp_path: Path) -> None:
     """The rest of the model's answer would be an error."""
     running = await start([Chunk(0, 640), ErrorText("failed")], CLONES, voices=tmp_path)
-    await brought(running)
+    await added_voice(running)
     assert await running.metric("gateway_active") == 0
 
 
@@ -277,18 +277,18 @@ async def test_there_is_an_end_to_their_size_and_number(start: Start, tmp_path: 
     async with running.http() as http:
         plain = await http.post("/v1/audio/voices", content=bytes(2 << 20), headers={"content-type": "text/plain"})
     assert plain.status_code == 413
-    voice = await brought(running)
-    await brought(running)
+    voice = await added_voice(running)
+    await added_voice(running)
     third = await Caller(running).bring()
     assert (third.status_code, third.json()["error"]["code"]) == (400, "too_many_voices")
     await Caller(running).forget(voice)
-    await brought(running)
+    await added_voice(running)
 
 
 async def test_the_log_has_nothing_of_them(start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "stretto_gateway")
     running = await start(SPOKEN, CLONES, voices=tmp_path)
-    voice = await brought(running)
+    voice = await added_voice(running)
     await Caller(running).forget(voice)
     assert "/v1/audio/voices/{voice_id}" in caplog.text
     for said in (voice, *FORM.values()):

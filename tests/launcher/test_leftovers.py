@@ -71,7 +71,7 @@ def test_cleaning_ends_our_processes_and_files_and_nobody_elses(short_path: Path
     assert ours.wait(60) == -signal.SIGKILL
     assert theirs.poll() is None
     kept = sorted(path.name for path in launch.folder.iterdir())
-    assert kept == ["departures", "draining", "key-8001"], "what this launcher alone can make stays, the sockets go"
+    assert kept == ["disconnects", "draining", "key-8001"], "what this launcher alone can make stays, the sockets go"
     assert launch.folder.stat().st_mode & 0o777 == 0o700
     assert {path.name for path in short_path.iterdir()} - {launch.folder.name, other.folder.name} == {
         f"stretto_launch_{launch.id}.lock",

@@ -23,8 +23,8 @@ FOLDERS = tempfile.TemporaryDirectory()  # ends with this process
 class Proxied:
     """A fake Triton, the address of its proxy, and the file in which models find client disconnects."""
 
-    def __init__(self, triton: FakeServer, address: str, given_up: list[str], departures: Disconnects) -> None:
-        self.triton, self.address, self.given_up, self.departures = triton, address, given_up, departures
+    def __init__(self, triton: FakeServer, address: str, given_up: list[str], disconnects: Disconnects) -> None:
+        self.triton, self.address, self.given_up, self.disconnects = triton, address, given_up, disconnects
 
 
 @dataclass
@@ -37,9 +37,9 @@ class Word:
 
 def proxy_config(*allowed: str) -> ProxyConfig:
     ports = free_ports(3)
-    departures = Path(tempfile.mkdtemp(dir=FOLDERS.name)) / "departures"
-    Disconnects.create(departures)
-    places = ("/no/grpc", "/no/metrics", str(departures))
+    disconnects = Path(tempfile.mkdtemp(dir=FOLDERS.name)) / "disconnects"
+    Disconnects.create(disconnects)
+    places = ("/no/grpc", "/no/metrics", str(disconnects))
     return ProxyConfig("127.0.0.1", *ports, *places, KEY, allowed, max_request_bytes=1_000_000)
 
 
@@ -65,7 +65,7 @@ async def proxied(*allowed: str) -> AsyncIterator[Proxied]:
         given_up = list[str]()
         server = grpc_server(config, channel, gate=Gate(given_up.append))
         await server.start()
-        yield Proxied(triton, f"127.0.0.1:{config.grpc_port}", given_up, Disconnects(Path(config.departures)))
+        yield Proxied(triton, f"127.0.0.1:{config.grpc_port}", given_up, Disconnects(Path(config.disconnects)))
         await server.stop(0)
     await triton.stop()
 

@@ -140,14 +140,14 @@ async def test_a_disconnect_is_reported_to_the_models_not_cancelled(proxy: Proxi
         await stream.write(request())
         await stream.read()
         number = int(proxy.triton.parameters[0][STREAM])
-        assert not proxy.departures.has(number)
+        assert not proxy.disconnects.has(number)
         stream.cancel()
-    await until(lambda: proxy.departures.has(number))
+    await until(lambda: proxy.disconnects.has(number))
     goes_on.set()
     await until(lambda: proxy.triton.num_ended == 1)
     assert proxy.triton.num_cancelled == 0
     assert await answers(proxy.address, request())
-    assert not proxy.departures.has(int(proxy.triton.parameters[-1][STREAM]))
+    assert not proxy.disconnects.has(int(proxy.triton.parameters[-1][STREAM]))
 
 
 async def test_others_models_are_told_by_triton_that_a_client_has_left(proxy: Proxied) -> None:
@@ -208,7 +208,7 @@ async def test_a_place_is_kept_until_what_was_left_is_answered(narrow_proxy: Pro
         await stream.write(request())
         await stream.read()
         stream.cancel()
-    await until(lambda: narrow_proxy.departures.has(int(triton.parameters[0][STREAM])))
+    await until(lambda: narrow_proxy.disconnects.has(int(triton.parameters[0][STREAM])))
     assert not await has_place(narrow_proxy)
     goes_on.set()
     await until_placed(narrow_proxy)

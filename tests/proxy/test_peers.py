@@ -9,7 +9,7 @@ import pytest
 
 from stretto.proxy import __main__ as proxy_main
 from stretto.proxy import grpc_proxy
-from stretto.proxy.access import host_of, host_of_call, in_excess
+from stretto.proxy.access import eviction_order, host_of, host_of_call
 from tests.proxy.conftest import Proxied, proxied
 from tests.proxy.test_grpc_proxy import call, service_pb2
 
@@ -40,7 +40,7 @@ def test_what_is_no_address_counts_for_itself() -> None:
 
 def test_the_host_that_has_the_most_left_gives_way_first_and_there_the_first_by_rank() -> None:
     members = [("a", 3), ("a", 1), ("a", 2), ("b", 0), ("c", 5), ("c", 4)]
-    order = [*in_excess(members, lambda each: each[0], lambda each: each[1])]
+    order = [*eviction_order(members, lambda each: each[0], lambda each: each[1])]
     assert order == [("a", 1), ("a", 2), ("c", 4), ("b", 0), ("a", 3), ("c", 5)]
 
 

@@ -225,14 +225,14 @@ async def test_while_chunks_wait_for_their_answers_the_decoder_is_asked_after_th
 
 @pytest.mark.parametrize("answers", [True, False])
 async def test_a_disconnected_client_is_awaited_if_answered(slot: FlowSlot, tmp_path: Path, answers: bool) -> None:
-    Disconnects.create(tmp_path / "departures")
-    departures, sender = Disconnects(tmp_path / "departures"), ResponseSender()
-    number = departures.next_number()
-    caller = Caller(Request({}, sender, {STREAM: str(number)}), departures)
+    Disconnects.create(tmp_path / "disconnects")
+    disconnects, sender = Disconnects(tmp_path / "disconnects"), ResponseSender()
+    number = disconnects.next_number()
+    caller = Caller(Request({}, sender, {STREAM: str(number)}), disconnects)
     sending = ChunkSender(Responses(caller, NoThread(), SEAL), slot, "u", replace(QUICK, look_s=0.02, stall_s=600))
     await sending.pump(Speaker(1).speak())
     settling = asyncio.ensure_future(sending.settle())
-    departures.record(number)
+    disconnects.record(number)
     await settled(lambda: slot.outcome is Outcome.CANCELLED)
     if answers:  # as the decoder does, which reads it from the slot
         answer(slot, len(envelopes(sender)))

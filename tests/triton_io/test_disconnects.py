@@ -11,8 +11,8 @@ from tests.fakes_triton import Request
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    Disconnects.create(tmp_path / "departures")
-    return tmp_path / "departures"
+    Disconnects.create(tmp_path / "disconnects")
+    return tmp_path / "disconnects"
 
 
 def test_the_marks_have_all_their_memory_from_the_beginning(path: Path) -> None:
@@ -42,12 +42,12 @@ def test_a_file_is_made_once_for_one_user(path: Path) -> None:
 
 
 def test_a_caller_has_left_by_a_mark_or_by_triton_s_word(path: Path) -> None:
-    departures = Disconnects(path)
-    number = departures.next_number()
+    disconnects = Disconnects(path)
+    number = disconnects.next_number()
     request = Request({}, given={STREAM: str(number)})
-    caller, other = Caller(request, departures), Caller(Request({}, given={STREAM: str(number + 1)}), departures)
+    caller, other = Caller(request, disconnects), Caller(Request({}, given={STREAM: str(number + 1)}), disconnects)
     assert not caller.has_disconnected()
-    departures.record(number)
+    disconnects.record(number)
     assert caller.has_disconnected()
     assert not other.has_disconnected()
     other.sender.client_is_gone = True

@@ -151,12 +151,12 @@ def test_audio_of_a_client_that_has_gone_is_not_read(rim: Rim) -> None:
 
 
 def test_audio_of_disconnected_clients_is_not_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    Disconnects.create(tmp_path / "departures")
-    monkeypatch.setenv(DISCONNECTS_FILE, str(tmp_path / "departures"))
-    rim, departures = Rim(tmp_path), Disconnects(tmp_path / "departures")
-    number = departures.next_number()
+    Disconnects.create(tmp_path / "disconnects")
+    monkeypatch.setenv(DISCONNECTS_FILE, str(tmp_path / "disconnects"))
+    rim, disconnects = Rim(tmp_path), Disconnects(tmp_path / "disconnects")
+    number = disconnects.next_number()
     _, sender = rim.ask(Inputs(num_bytes=5), stream=number)
-    departures.record(number)
+    disconnects.record(number)
     rim.lanes.jobs[0][1]("there")
     assert rim.readers == []
     assert sender.responses[0].error.code() == TritonError.CANCELLED

@@ -155,14 +155,14 @@ def test_a_refusal_is_answered_and_not_logged(service: SpeechService, table: Flo
 
 
 def test_disconnected_ones_do_not_begin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, table: FlowTable) -> None:
-    Disconnects.create(tmp_path / "departures")
-    monkeypatch.setenv(DISCONNECTS_FILE, str(tmp_path / "departures"))
-    departures, loop = Disconnects(tmp_path / "departures"), EventLoop("test")
+    Disconnects.create(tmp_path / "disconnects")
+    monkeypatch.setenv(DISCONNECTS_FILE, str(tmp_path / "disconnects"))
+    disconnects, loop = Disconnects(tmp_path / "disconnects"), EventLoop("test")
     service = SpeechService(Model(), loop, table, SenderLimits(poll_s=0.005, stall_s=1), SEAL)
     left, stays = request(table, 4), request(table, 4)
     for asked in (left, stays):
-        asked.given[STREAM] = str(departures.next_number())
-    departures.record(int(left.given[STREAM]))
+        asked.given[STREAM] = str(disconnects.next_number())
+    disconnects.record(int(left.given[STREAM]))
     for asked in (left, stays):
         service.accept(asked)
         until(lambda sender=asked.sender: sender.is_final)

@@ -286,14 +286,14 @@ class ItemTruncate(ItemEvent):
     audio_end_ms: int = Field(ge=0, le=10**9)
 
 
-def few(metadata: Any) -> Any:
+def first_entries(metadata: Any) -> Any:
     """Return `metadata` cut to MAX_METADATA + 1 entries, because validation would report every invalid value."""
     return dict(islice(metadata.items(), MAX_METADATA + 1)) if isinstance(metadata, dict) else metadata
 
 
 Metadata = Annotated[
     dict[Annotated[Text, Field(max_length=64)], Annotated[Text, Field(max_length=512)]],
-    BeforeValidator(few),
+    BeforeValidator(first_entries),
     Field(max_length=MAX_METADATA),
 ]
 

@@ -123,12 +123,12 @@ def launch(
     return FilledBatch(jobs, refinement, on_progress)
 
 
-def batch_limit(spec: CodecSpec, most: int) -> int:
-    """Return the maximum number of windows per batch for a codec: `most`, or 1 if it decodes whole utterances.
+def batch_limit(spec: CodecSpec, max_batch: int) -> int:
+    """Return the maximum number of windows per batch for a codec: `max_batch`, or 1 if it decodes whole utterances.
 
     In a batch of whole utterances, short ones would wait for longer ones.
     """
-    return 1 if spec.max_frames is not None else most
+    return 1 if spec.max_frames is not None else max_batch
 
 
 def next_group(jobs: Sequence[Job], limit: int) -> list[Job]:

@@ -154,8 +154,8 @@ def _check_window(prompt: Prompt, rules: SegmentRules) -> None:
     many rows.
     """
     codes, longest = rules.family.layout.audio[0], rules.family.layout.max_delay + 2
-    has_heard = ((prompt.rows[:, 0] >= codes.start) & (prompt.rows[:, 0] < codes.stop)).any()
-    if prompt.sampling.ras_window > longest and has_heard:
+    has_codes = ((prompt.rows[:, 0] >= codes.start) & (prompt.rows[:, 0] < codes.stop)).any()
+    if prompt.sampling.ras_window > longest and has_codes:
         expected = f"an integer in [0, {longest}] after input audio"
         raise InvalidRequest("options.audio.ras_window", expected, prompt.sampling.ras_window)
 

@@ -175,7 +175,7 @@ class Launch:
     @property
     def disconnects_file(self) -> Path:
         """File of client-disconnect flags, which the proxy sets and the models read."""
-        return self.folder / "departures"
+        return self.folder / "disconnects"
 
     def hide_regions(self) -> None:
         """Restrict access to the server's shared-memory files to this user.

@@ -42,7 +42,7 @@ class ProxyProcess:
             http_port=None if HTTP in config.allowed else config.http_port,
             triton_grpc=str(launch.grpc_socket),
             triton_metrics=str(launch.metrics_socket),
-            departures=str(launch.disconnects_file),
+            disconnects=str(launch.disconnects_file),
             key=secrets.token_urlsafe(),
             allowed=tuple(sorted(config.allowed)),
             max_request_bytes=config.max_request_bytes,

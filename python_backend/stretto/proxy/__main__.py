@@ -138,7 +138,7 @@ def grpc_proxy(config: ProxyConfig, triton: grpc.aio.Channel, launcher: Launcher
         uploads: Registry of calls whose client is still sending.
     """
     allowed = Access(config.key, frozenset(config.allowed))
-    return GrpcProxy(triton, allowed, launcher, uploads, Disconnects(Path(config.departures)))
+    return GrpcProxy(triton, allowed, launcher, uploads, Disconnects(Path(config.disconnects)))
 
 
 async def run(config: ProxyConfig, launcher: Launcher) -> None:

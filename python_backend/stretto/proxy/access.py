@@ -158,7 +158,7 @@ def host_of(address: str) -> str:
     return str(ipaddress.ip_network((found, IPV6_HOST_BITS), strict=False))
 
 
-def in_excess(members: Iterable[T], host: Callable[[T], str], rank: Callable[[T], Any]) -> Iterator[T]:
+def eviction_order(members: Iterable[T], host: Callable[[T], str], rank: Callable[[T], Any]) -> Iterator[T]:
     """Yield members in the order in which they should be evicted.
 
     Each is the lowest-ranked member of the host that has the most members left.

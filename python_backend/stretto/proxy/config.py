@@ -53,7 +53,7 @@ class ProxyConfig:
         http_port: HTTP port; None if Triton serves HTTP itself.
         triton_grpc: Path of Triton's gRPC socket, without the colon and port that Triton appends.
         triton_metrics: Path of Triton's metrics socket.
-        departures: Path of the client-disconnect flags.
+        disconnects: Path of the client-disconnect flags.
         key: Secret whose holders may use all APIs.
         allowed: Closed APIs that are open to all clients.
         max_request_bytes: Maximum size of a gRPC message, in bytes.
@@ -66,7 +66,7 @@ class ProxyConfig:
     http_port: int | None
     triton_grpc: str
     triton_metrics: str
-    departures: str
+    disconnects: str
     key: str
     allowed: tuple[str, ...]
     max_request_bytes: int

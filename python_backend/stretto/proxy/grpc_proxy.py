@@ -193,7 +193,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
         allowed: Access,
         launcher: LauncherState,
         uploads: Uploads,
-        departures: Disconnects,
+        disconnects: Disconnects,
     ) -> None:
         """Create the handler.
 
@@ -202,11 +202,11 @@ class GrpcProxy(grpc.GenericRpcHandler):
             allowed: Access rules.
             launcher: Server state as reported by the launcher.
             uploads: Registry of calls whose client is still sending.
-            departures: Client-disconnect flags, which the models read.
+            disconnects: Client-disconnect flags, which the models read.
         """
         self._access = allowed
         self._is_ready, self._gate = launcher.is_ready, launcher.gate
-        self._pace, self._uploads, self._disconnects = Pace(), uploads, departures
+        self._pace, self._uploads, self._disconnects = Pace(), uploads, disconnects
         self._shares = FairLimit(MAX_CALLS)
         self._infer = triton.stream_stream(MODEL_STREAM_INFER)
         self._background = BackgroundTasks()

@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from stretto.proxy.access import host_of, in_excess
+from stretto.proxy.access import eviction_order, host_of
 
 MAX_HEAD_BYTES = 8192
 MAX_CONNECTIONS = 256
@@ -168,7 +168,7 @@ class PageServer:
 
     def _make_room(self) -> None:
         if len(self._open) > MAX_CONNECTIONS:
-            order = in_excess(self._open, lambda each: each.host, lambda each: (not each.is_idle, each.number))
+            order = eviction_order(self._open, lambda each: each.host, lambda each: (not each.is_idle, each.number))
             first = next(order)
             self._open.discard(first)
             first.end()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from stretto.proxy.access import in_excess
+from stretto.proxy.access import eviction_order
 from stretto.proxy.infer_request import FULL, BadRequest
 
 LARGE_BYTES = 1 << 20  # smaller messages never wait
@@ -164,7 +164,9 @@ class Uploads:
                 self._end(suspects, 1 + len(suspects) // 4)
 
     def _end(self, among: set[Upload], count: int, last: Upload | None = None) -> None:
-        order = in_excess(among, lambda each: each.host, lambda each: (each is last, each.num_sent > 0, each.since))
+        order = eviction_order(
+            among, lambda each: each.host, lambda each: (each is last, each.num_sent > 0, each.since)
+        )
         for upload in islice(order, count):
             self._open.discard(upload)
             upload.is_ended = True

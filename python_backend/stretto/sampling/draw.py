@@ -353,19 +353,19 @@ def is_repeated(drawn: torch.Tensor, history: torch.Tensor, rule: RepetitionRule
     return (is_seen.sum(1) >= rule.max_repeats[:, None]) & (rule.window > 0)[:, None]
 
 
-def penalize(logits: torch.Tensor, is_said: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
+def penalize(logits: torch.Tensor, is_seen: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
     """Apply the repetition penalty: divide positive logits of seen ids by it, and multiply negative ones by it.
 
     Args:
         logits: Logits, [B, V].
-        is_said: True for ids that occurred before, bool [B, V].
+        is_seen: True for ids that occurred before, bool [B, V].
         penalty: Penalty of each row, [B].
 
     Returns:
         Logits, [B, V].
     """
     factor = penalty[:, None]
-    return torch.where(is_said, torch.where(logits < 0, logits * factor, logits / factor), logits)
+    return torch.where(is_seen, torch.where(logits < 0, logits * factor, logits / factor), logits)
 
 
 def advances(

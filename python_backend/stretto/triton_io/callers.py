@@ -74,18 +74,18 @@ class Caller:
 
     Args:
         request: Triton's request.
-        departures: Client-disconnect flags set by the proxy; None without a proxy.
+        disconnects: Client-disconnect flags set by the proxy; None without a proxy.
 
     Attributes:
         sender: Triton's response sender.
         host: Client's host as reported by the proxy; '' without a proxy.
     """
 
-    def __init__(self, request: Any, departures: Disconnects | None = None) -> None:
+    def __init__(self, request: Any, disconnects: Disconnects | None = None) -> None:
         parameters = dict(FROM_PROXY.findall(request.parameters()))
         self.sender = request.get_response_sender()
         self.host = parameters.get(HOST, "")
-        self._disconnects, self._stream = departures, _number(parameters.get(STREAM))
+        self._disconnects, self._stream = disconnects, _number(parameters.get(STREAM))
 
     @property
     def is_flagged(self) -> bool:
