@@ -108,7 +108,8 @@ def reply(kind: str, text: str, folder: Path) -> dict[str, Any]:
 
     release = write_release(folder / kind, kind)
     record = config(kind) | {"weights_path": str(release / "model.safetensors")}
-    record["flow_lm"]["lookup_table"]["tokenizer_path"] = str(release / "tokenizer.json")
+    table = record["flow_lm"]["lookup_table"]
+    table["tokenizer_path"] = str(release / table["tokenizer_path"])
     (release / "theirs.yaml").write_text(yaml.safe_dump(record))
     model = TTSModel.load_model(config=release / "theirs.yaml", temp=record["default_temperature"])
     state = model.get_state_for_audio_prompt(release / "embeddings" / f"{VOICE}.safetensors")

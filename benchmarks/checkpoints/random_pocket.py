@@ -3,12 +3,14 @@
     python -m benchmarks.checkpoints.random_pocket FOLDER [KIND]
 
 Kinds differ as the published sizes do: `english` (LSD head), `english_2m` (pointwise head, grouped heads of another
-width, a low-rank table) and `english_18m` (drifting head); a decoder of its own but for the first.
+width, a low-rank table) and `english_18m` (drifting head). All but the first have a decoder of their own, and their
+tokenizer as a model of SentencePiece.
 """
 
 import json
 import sys
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -54,7 +56,10 @@ OWN_DECODER = {
 THRESHOLDS = {"english": 1.205, "english_2m": 1.4093, "english_18m": 2.5465}
 # Weights so small that latents are about as large as trained ones, and samples are within [-1, 1].
 SMALLER = {"flow_lm.flow_net.final_layer.linear.weight": 0.15, "mimi.decoder.model.11.conv.weight": 0.2}
-TOKENIZER = {"tokenizer": "tokenizers", "tokenizer_path": "tokenizer.json"}
+TOKENIZERS = {
+    False: {"tokenizer": "sentencepiece", "tokenizer_path": "tokenizer.model"},
+    True: {"tokenizer": "tokenizers", "tokenizer_path": "tokenizer.json"},
+}
 REPLACED = {"’": "'", "—": ","}
 
 
@@ -62,7 +67,7 @@ def config(kind: str) -> dict[str, Any]:
     """Return the release's YAML file."""
     flow = {"english": "lsd", "english_2m": "pointwise", "english_18m": "drifting"}[kind]
     stack = GROUPED if kind == "english_2m" else SMALL
-    table = {"dim": stack["d_model"], "n_bins": NUM_TOKENS, **TOKENIZER}
+    table = {"dim": stack["d_model"], "n_bins": NUM_TOKENS, **TOKENIZERS[kind == "english"]}
     if kind == "english_2m":
         table["rank"] = 16
     mimi = {
@@ -229,7 +234,7 @@ def tensor(name: str, shape: tuple[int, ...]) -> Tensor:
     return scale * random * torch.Size(shape[1:]).numel() ** -0.5
 
 
-def write_tokenizer(folder: Path) -> None:
+def write_tokenizer(folder: Path, kind: str) -> None:
     """Write a unigram tokenizer: punctuation, letters and fillers."""
     pieces = [
         "<unk>",
@@ -243,10 +248,26 @@ def write_tokenizer(folder: Path) -> None:
         "ing",
     ]
     pieces += [f"<filler{index}>" for index in range(NUM_TOKENS - len(pieces))]
-    made = Tokenizer(models.Unigram([(piece, -1.0 - 0.001 * at) for at, piece in enumerate(pieces)], unk_id=0))
+    scored = [(piece, -1.0 - 0.001 * at) for at, piece in enumerate(pieces)]
+    if kind != "english":
+        (folder / "tokenizer.model").write_bytes(sentencepiece_model(scored))
+        return
+    made = Tokenizer(models.Unigram(scored, unk_id=0))
     made.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always", split=False)
     made.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always", split=False)
     made.save(str(folder / "tokenizer.json"))
+
+
+def sentencepiece_model(scored: list[tuple[str, float]]) -> bytes:
+    """Return a unigram model of SentencePiece with these pieces, the first of which is for unknown characters."""
+    formats: Any = import_module("transformers.utils.sentencepiece_model_pb2_new")  # SentencePiece's needs protobuf 7
+    model = formats.ModelProto()
+    for at, (piece, score) in enumerate(scored):
+        model.pieces.add(piece=piece, score=score, type=1 if at else 2)
+    model.trainer_spec.model_type = 1
+    model.normalizer_spec.add_dummy_prefix = model.normalizer_spec.remove_extra_whitespaces = True
+    model.normalizer_spec.escape_whitespaces = True
+    return bytes(model.SerializeToString())
 
 
 def voice_rows(record: Mapping[str, Any], name: str) -> Tensor:
@@ -264,7 +285,7 @@ def write_release(folder: Path, kind: str = "english") -> Path:
     record = config(kind)
     (folder / "embeddings").mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(record, allow_unicode=True))
-    write_tokenizer(folder)
+    write_tokenizer(folder, kind)
     weights = {name: tensor(name, shape) for name, shape in shapes(record).items()}
     save_file(weights, folder / "model.safetensors")
     shape = Shape(record)

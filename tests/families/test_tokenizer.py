@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from benchmarks.checkpoints.random_pocket import sentencepiece_model
 from benchmarks.checkpoints.random_published import write_tokenizer
 from stretto.errors import CheckpointError
-from stretto.families.text import BYTE_OF, TOKENIZER_FILE, TextTokenizer
+from stretto.families.text import BYTE_OF, TOKENIZER_FILE, TextTokenizer, plain_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -49,3 +50,16 @@ def test_what_is_no_byte_level_tokenizer_is_refused(tmp_path: Path) -> None:
     Tokenizer(models.BPE()).save(str(tmp_path / TOKENIZER_FILE))
     with pytest.raises(CheckpointError, match="expected a byte-level tokenizer"):
         TextTokenizer.at(tmp_path)
+
+
+def test_a_model_of_sentencepiece_is_read_if_there_is_no_other_tokenizer(tmp_path: Path) -> None:
+    pieces = ["<unk>", "▁", "a", "b", "▁ab", "ba"]
+    (tmp_path / "tokenizer.model").write_bytes(sentencepiece_model([(piece, -1.0) for piece in pieces]))
+    tokenizer = plain_tokenizer(tmp_path)
+    assert tokenizer.tokens == dict(enumerate(pieces))
+    assert tokenizer.encode("  ab  b?a ") == [4, 1, 3, 0, 2]
+    (tmp_path / "tokenizer.model").write_bytes(b"no model")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.model: expected a model of SentencePiece, got an error"):
+        plain_tokenizer(tmp_path)
+    write_tokenizer(tmp_path, 300)
+    assert isinstance(plain_tokenizer(tmp_path), TextTokenizer)

@@ -1,6 +1,7 @@
 """Reading of a release: everything except the values of its tensors.
 
-The tokenizer is tokenizer.json, or vocab.json and merges.txt as for Qwen 2.
+The tokenizer is tokenizer.json, or vocab.json and merges.txt as for Qwen 2. If a family generates no text, it may also
+be SentencePiece's tokenizer.model.
 """
 
 import json
@@ -17,7 +18,7 @@ from stretto.errors import CheckpointError, shown
 from stretto.families.base import Family
 from stretto.families.conversion import AudioTokenizer, Contents, Published, Release, Tokenizer
 from stretto.families.registry import plugin, plugins, with_defaults
-from stretto.families.text import TOKENIZER_FILE, TextTokenizer
+from stretto.families.text import TOKENIZER_FILE, TextTokenizer, plain_tokenizer
 from stretto.untrusted_files import (
     MAX_TEXT_BYTES,
     entry,
@@ -44,14 +45,14 @@ def read_tokenizer(folder: Path, spells_bytes: bool = True) -> Tokenizer:
 
     Args:
         folder: Folder of the tokenizer.
-        spells_bytes: See `TextTokenizer`.
+        spells_bytes: See `TextTokenizer`. Only if False, tokenizer.model is read, too.
 
     Raises:
         CheckpointError: If there is no tokenizer, or the server cannot use it.
     """
     made = None
     if (folder / TOKENIZER_FILE).exists() or not (folder / "vocab.json").exists():
-        tokens = TextTokenizer.at(folder, spells_bytes).tokens
+        tokens = (TextTokenizer.at(folder) if spells_bytes else plain_tokenizer(folder)).tokens
     else:
         tokenizer = read_byte_level_bpe(folder)
         tokens, made = TextTokenizer(tokenizer).tokens, json.loads(tokenizer.to_str())

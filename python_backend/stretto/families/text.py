@@ -18,7 +18,7 @@ from stretto.families.base import Family
 from stretto.families.registry import plugin
 from stretto.untrusted_files import MAX_TEXT_BYTES, regular_file
 
-TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_FILE, SENTENCEPIECE_FILE = "tokenizer.json", "tokenizer.model"
 
 
 class TextTokenizer:
@@ -94,6 +94,57 @@ class TextTokenizer:
         """UTF-8 bytes of the tokens added to the BPE; empty for special tokens."""
         added = self._tokenizer.get_added_tokens_decoder()
         return {token_id: b"" if token.special else token.content.encode() for token_id, token in added.items()}
+
+
+class PlainTokenizer(Protocol):
+    """Tokenizer for a model that generates no text. Ids start at 0."""
+
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of `text`, without added ids."""
+        ...
+
+    @property
+    def tokens(self) -> dict[int, str]:
+        """Spelling of each id."""
+        ...
+
+
+class SentencePieceTokenizer:
+    """Tokenizer that is a model of SentencePiece. The library itself gives the ids, so that ties are resolved alike.
+
+    Args:
+        model: Contents of `tokenizer.model`.
+    """
+
+    def __init__(self, model: bytes):
+        from sentencepiece import SentencePieceProcessor
+
+        self._processor = SentencePieceProcessor(model_proto=model)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of `text`, without added ids."""
+        return self._processor.encode(text)
+
+    @property
+    def tokens(self) -> dict[int, str]:
+        """Spelling of each id."""
+        return {token_id: self._processor.id_to_piece(token_id) for token_id in range(self._processor.get_piece_size())}
+
+
+def plain_tokenizer(folder: Path) -> PlainTokenizer:
+    """Load tokenizer.json in a folder, or tokenizer.model of SentencePiece if only that is there.
+
+    Raises:
+        CheckpointError: If both are missing, or the file is unreadable.
+    """
+    path = folder / SENTENCEPIECE_FILE
+    if (folder / TOKENIZER_FILE).exists() or not path.exists():
+        return TextTokenizer.at(folder, spells_bytes=False)
+    model = regular_file(path, MAX_TEXT_BYTES).read_bytes()
+    try:
+        return SentencePieceTokenizer(model)
+    except Exception as error:  # RuntimeError is all that SentencePiece documents
+        raise CheckpointError(f"{path}: expected a model of SentencePiece, got an error: {error}") from error
 
 
 def _bytes_by_character() -> dict[str, int]:

@@ -21,9 +21,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_texts_are_prepared_as_by_the_authors(checkpoint: Path, kind: str) -> None:
-    rules, expected = PocketVocabulary.from_record(config_at(checkpoint)[VOCABULARY]).text, reply(kind)
-    assert finished(rewritten(expected.text, rules), rules) == expected.prepared
+def test_texts_are_prepared_as_by_the_authors(tmp_path: Path, kind: str) -> None:
+    """Students have a tokenizer of SentencePiece."""
+    checkpoint, expected = convert_release(tmp_path, kind), reply(kind)
+    assert (checkpoint / "tokenizer.model").exists() == (kind != "english")
+    known = PocketVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
+    assert finished(rewritten(expected.text, known.text), known.text) == expected.prepared
+    prompt = Preprocessor(checkpoint).prepare(RawRequest(text=expected.text))
+    assert prompt.rows[len(known.voice("alba")) : -1, 0].tolist() == expected.tokens
 
 
 @pytest.mark.parametrize(

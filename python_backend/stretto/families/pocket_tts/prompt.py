@@ -24,7 +24,7 @@ from stretto.families.pocket_tts.family import (
 )
 from stretto.families.prompting import PLAIN, Manner, PromptRows, Template, stream0_rows
 from stretto.families.registry import VOCABULARY, config_at
-from stretto.families.text import TextTokenizer, check_text
+from stretto.families.text import PlainTokenizer, check_text, plain_tokenizer
 
 END_MARKS, WEAK_MARKS, CLOSERS = ".!?…", ",;:-–—", "\"'”’)]»"
 STRAY_MARK = re.compile(r"([.!?…])\s*[,;:]")
@@ -66,7 +66,7 @@ def ended(text: str) -> str:
 class PocketTemplate:
     """Prompt template of Pocket TTS."""
 
-    def __init__(self, family: Family, vocabulary: PocketVocabulary, tokenizer: TextTokenizer):
+    def __init__(self, family: Family, vocabulary: PocketVocabulary, tokenizer: PlainTokenizer):
         self._family, self._known, self._tokenizer = family, vocabulary, tokenizer
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
@@ -97,7 +97,7 @@ class PocketTemplate:
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
     """Return the template with a checkpoint's tokenizer."""
     known = PocketVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
-    tokenizer = TextTokenizer.at(checkpoint, spells_bytes=False)
+    tokenizer = plain_tokenizer(checkpoint)
     if len(tokenizer.tokens) >= known.num_text_ids:
         raise CheckpointError(f"{checkpoint}: expected at most {known.num_text_ids - 1} tokens")
     return PocketTemplate(family, known, tokenizer)
