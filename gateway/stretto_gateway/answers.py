@@ -33,7 +33,7 @@ class ApiError(HTTPException):
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     def response(self) -> Response:
-        """Return the HTTP response. JSON escapes protect it from the caller's text, even from lone surrogates."""
+        """Return the HTTP response. Its JSON is ASCII, so that any text can be encoded, even lone surrogates."""
         headers = {"retry-after": str(RETRY_AFTER_S)} if self.status in (429, 503) else {}
         if self.status == 401:
             headers["www-authenticate"] = "Bearer"

@@ -53,7 +53,7 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Drain on the first signal and stop on the second one; the exit status is not that of a signal."""
+        """Drain on the first signal and stop on the second one. Unlike uvicorn, do not raise the signal again."""
         self._app.state.is_draining = True
         self.force_exit = self.should_exit
         self.should_exit = True

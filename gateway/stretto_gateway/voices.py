@@ -193,7 +193,7 @@ def cloning_task(profile: ModelProfile, param: str = "model") -> TaskProfile:
 
 
 def fields_taken(gateway: Gateway, profile: ModelProfile) -> list[str]:
-    """Return the fields of a request that adds a voice, except the model; empty if voices cannot be added."""
+    """Return the names of the fields, except `model`, with which a voice is added; empty if none can be added."""
     try:
         require_store(gateway)
         task = cloning_task(profile)

@@ -119,7 +119,7 @@ class Talk:
 
         Args:
             item: The item.
-            before: Id of the item before it; None for none.
+            before: Id of the item before it; None if there is none.
             ignored: Errors of fields without effect in the client's event.
         """
         place = {"item": item.record(), "previous_item_id": before}

@@ -1,10 +1,10 @@
-"""`pocket`: codec of Pocket TTS (24 kHz, 12.5 latents per second), a Mimi without codes, exact in any chunks.
+"""`pocket`: codec of Pocket TTS (24 kHz, 12.5 latents per second): Mimi's decoder for latents, exact for any chunks.
 
 latent ─► conv ─► ↑16 ─► transformer ─► conv ─► 3 × (↑ 6, 5, 4, residual block) ─► conv ─► pcm
 12.5 per second    1 back   249 steps back  6 back   1 and 2 steps back each         2 back
 
-All layers are causal and keep their own last inputs. Names are those of the published file, which holds the codec next
-to the language model. The first 5 ms of an utterance fade in, because its first sample is rarely 0.
+All layers are causal and keep their own last inputs. Names are those of the published file, which also contains the
+language model. The first 5 ms of an utterance fade in, because its first sample is rarely 0.
 """
 
 from collections.abc import Mapping
@@ -57,7 +57,7 @@ class TransformerConfig:
 
 @dataclass(frozen=True, slots=True)
 class PocketConfig:
-    """Numbers of a release's codec."""
+    """Hyperparameters of a release's codec."""
 
     num_words: int
     channels: int
@@ -68,7 +68,7 @@ class PocketConfig:
 
     @classmethod
     def from_record(cls, mimi: Mapping[str, Any]) -> "PocketConfig":
-        """Return the numbers in the section `mimi` of a release's YAML file; CheckpointError for another codec."""
+        """Return the config in section `mimi` of a release's YAML file; raise CheckpointError for another codec."""
         try:
             seanet = mimi.get("decoder_seanet") or mimi["seanet"]
             stack = {"max_period": 10000.0} | (mimi.get("decoder_transformer") or mimi["transformer"])
@@ -99,7 +99,7 @@ def _given(kind: type, record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Attention(nn.Module):
-    """Attention to the last steps, with rotation of adjacent pairs."""
+    """Sliding-window attention, with rotary embeddings of adjacent pairs."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ def rotated(x: Tensor, rotation: Tensor) -> Tensor:
 
 
 class Layer(nn.Module):
-    """Attention and GELU, each pre-normalised, scaled and residual."""
+    """Attention and a feed-forward layer with GELU, each with pre-norm, LayerScale and a residual connection."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -181,7 +181,7 @@ class Transformer(nn.Module):
         return self.output_projs[0](x).transpose(1, 2)
 
     def _visible(self, first: Tensor, num_steps: int) -> Tensor:
-        """Return the attention mask of steps from `first` [B] on: bool [B, 1, n, before + n]."""
+        """Return the attention mask of n steps from position `first` [B]: bool [B, 1, n, before + n]."""
         key = torch.arange(self.before + num_steps, device=first.device)
         ahead = key - torch.arange(num_steps, device=first.device)[:, None]
         is_there = key >= self.before - first[:, None]
@@ -192,7 +192,7 @@ class TransposedConvolution(nn.Module):
     """Transposed convolution trimmed on the right, whose steps also affect the next one.
 
     Attributes:
-        kept: Numbers of its part of the memory.
+        kept: Number of elements in its part of the state.
     """
 
     def __init__(self, channels: int, out_channels: int, rate: int, groups: int = 1, bias: bool = True) -> None:
@@ -235,14 +235,14 @@ class Seanet(nn.Module):
 
 
 def run(layers: nn.ModuleList, x: Tensor, memory: Memory) -> Tensor:
-    """Return the output of layers one after another, of which activations have no memory."""
+    """Apply layers one after another; activations are called without the memory."""
     for layer in layers:
         x = layer(x) if isinstance(layer, nn.ELU) else layer(x, memory)
     return x
 
 
 class Quantizer(nn.Module):
-    """Projection of latents, which are not quantised, under its published name."""
+    """Projection of latents under its published name; nothing is quantised."""
 
     def __init__(self, num_words: int, channels: int) -> None:
         super().__init__()

@@ -392,7 +392,7 @@ def _first_window(spec: CodecSpec) -> FrameWindow:
 
 
 def _window_after(codes: np.ndarray, num_frames: int, spec: CodecSpec) -> FrameWindow:
-    """Return the window that `num_frames` more frames complete after `codes` [K, T]."""
+    """Return the window that becomes complete when `num_frames` frames follow `codes` [K, T]."""
     windower = Windower(spec)
     windower.push(codes, is_final=False)
     window = windower.push(codes[:, :1].repeat(num_frames, axis=1), is_final=False)

@@ -259,9 +259,9 @@ class Sessions:
         return session.windower.push(codes, chunk.is_final), True
 
     def _next_part(self, session: Session) -> FrameWindow | None:
-        """Return the next window of a voice reference, or None if all of it is decoded.
+        """Return the next window of a voice reference, or None once all of it has been decoded.
 
-        Its decoder state is then cached.
+        At the end of the reference, cache the decoder state.
         """
         reference = session.reference
         while reference.parts:

@@ -75,14 +75,14 @@ def vllm_config(config: EngineConfig) -> "VllmConfig":
 
 
 def check_latent_table(config: "VllmConfig", latents: LatentSpec | None) -> None:
-    """Compare the table with the latents of all requests, by slot and position, with the memory of the KV cache.
+    """Check that the table of latents, which has an entry per slot and position, is small compared to the KV cache.
 
     Args:
         config: vLLM's configuration.
         latents: Latents of the family; None if its frames are codes.
 
     Raises:
-        ValueError: If the table is larger than an eighth of the KV cache. No check if the latter has no fixed size.
+        ValueError: If the table is larger than an eighth of the KV cache. A cache without a fixed size is not checked.
     """
     memory = config.cache_config.kv_cache_memory_bytes
     if latents is None or memory is None:

@@ -90,7 +90,7 @@ def gaussian(keys: Words, step: int = 0) -> Words:
 
 
 def _uniform64(keys: Words, counter: int) -> Words:
-    """Return `uniform` of one token id in float64, which holds it exactly."""
+    """Return `uniform` of one token id in float64, which represents it exactly."""
     offset = (counter * TOKEN_STEP + (1 << 31)) % (1 << 32) - (1 << 31)
     bits = (_mix(keys + offset) >> 9) & 0x7FFFFF
     return ((bits.double() if isinstance(bits, torch.Tensor) else bits.astype(np.float64)) + 0.5) * 2.0**-23

@@ -60,7 +60,7 @@ class FlowTable:
     """
 
     def __init__(self, path: Path, descriptor: int) -> None:
-        """Map the file; the descriptor stays the caller's, and may be closed."""
+        """Map the file; the descriptor still belongs to the caller, who may close it."""
         self.path = path
         self._lock: int | None = None
         self._map = mmap.mmap(descriptor, 0)

@@ -68,8 +68,8 @@ DRAIN_FILE = "STRETTO_DRAIN_FILE"  # environment variable of the stubs: path of 
 class DrainGate:
     """Gate that refuses requests while the launcher's drain file exists; always open without a launcher.
 
-    While requests pass the gate, it holds a lock that the launcher checks: before the language model has a request,
-    nothing else shows that it exists.
+    While requests pass the gate, it holds a lock that the launcher checks, because a request is not visible in any
+    other way until the language model has it.
     """
 
     def __init__(self, path: Path | None) -> None:

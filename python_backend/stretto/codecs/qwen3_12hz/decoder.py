@@ -482,7 +482,7 @@ class Codebook(nn.Module):
 
 
 class Codebooks(nn.Module):
-    """Codebooks whose entries are summed, and the sum projected."""
+    """Codebooks whose entries are summed and then projected."""
 
     def __init__(self, shape: DecoderShape, number: int) -> None:
         super().__init__()

@@ -343,7 +343,7 @@ class PairPlanner:
         return [] if is_moving or tail == running else self._with_partner(tail)
 
     def has_slot(self, request_id: str, running: list[Request], num_slots: int) -> bool:
-        """Return True if a run slot is free for a queued request, besides those reserved for partners of running ones.
+        """Return True if a queued request may take a run slot, not counting those reserved for running ones' partners.
 
         A guided request needs two slots, unless its partner runs.
 

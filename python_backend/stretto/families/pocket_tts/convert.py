@@ -1,10 +1,10 @@
 """Conversion of Pocket TTS' releases: names and shapes as published by Kyutai, one folder per language and size.
 
 https://huggingface.co/kyutai/pocket-tts: `model.safetensors`, `tokenizer.json` or `tokenizer.model`, and voices as
-`embeddings/<name>.safetensors`. `--config` is the release's YAML file in the authors' package. The weights' file also
-holds the codec, which is written to `codec/`.
+`embeddings/<name>.safetensors`. `--config` is the release's YAML file in the authors' package. The file of the weights
+also contains the codec, which is written to `codec/`.
 
-Voices are published as keys and values of all layers only. The rows that they were computed from are recovered
+Voices are published only as keys and values of all layers. The rows that they were computed from are recovered
 (`voices.py`) and written after the ids of the text, so a voice is a sequence of ids.
 """
 
@@ -96,7 +96,7 @@ def convert(release: Release, contents: Contents) -> Converted:
 
 
 class Shape:
-    """Numbers of a release's language model, from its YAML file; CheckpointError names a value that is missing."""
+    """Hyperparameters of a release's language model, from its YAML file; CheckpointError names a missing value."""
 
     def __init__(self, config: Mapping[str, Any]):
         lm, mimi = entry(config, "flow_lm"), entry(config, "mimi")
@@ -225,7 +225,7 @@ def add_layer(shape: Shape, index: int, add: Callable[..., None]) -> None:
 
 
 def codec_network(contents: Contents) -> Network:
-    """Return the codec, with the latents' means and deviations; the encoder stays behind."""
+    """Return the codec without its encoder, with the latents' means and deviations."""
     mimi = dict(entry(contents.config, "mimi"))
     shapes = codec_shapes(PocketConfig.from_record(mimi))
     sides = {name: "flow_lm" if name.startswith("emb_") else "mimi" for name in shapes}

@@ -4,7 +4,7 @@
 
 A row of the prompt is an id: a row of a voice, a token, or the begin of speech. A row of the reply carries the latent
 that a flow head makes from the hidden state of the row before it. Speech ends a few frames after the one in which the
-model detects its end. A voice is a sequence of embedded rows, the first of which is the model's own begin of a voice.
+model detects its end. A voice is a sequence of embedded rows; the first one is the model's begin-of-voice row.
 """
 
 from collections.abc import Mapping
@@ -49,15 +49,15 @@ class TextRules:
 
 @dataclass(frozen=True)
 class PocketVocabulary:
-    """Ids, voices and numbers of a release.
+    """Ids, voices and hyperparameters of a release.
 
     Attributes:
         num_text_ids: Number of rows of the text table.
-        num_words: Numbers of a latent.
+        num_words: Number of elements of a latent.
         voices: Names of the voices and their numbers of rows.
         flow: Kind of the flow head, a key of `DEFAULT_STEPS`.
         temperature: Default variance of the noise.
-        tail_rows: Frames from the detected end of speech; None for the rule by the number of words.
+        tail_rows: Number of frames from the detected end of speech; None to choose it by the number of words.
         max_model_len: Maximum number of rows.
         text: Changes to texts.
     """
@@ -103,7 +103,7 @@ class PocketVocabulary:
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids, rows of voices included."""
+        """Number of ids, including those of the rows of voices."""
         return self.end + 1 + sum(rows for _, rows in self.voices)
 
     def voice(self, name: str) -> range:

@@ -24,7 +24,7 @@ NORM_EPS, FLOW_EPS, TIME_EPS = 1e-5, 1e-6, 1e-5
 
 
 class PocketLayer(nn.Module):
-    """Attention with rotation of adjacent pairs, and GELU in its tanh form, each behind a LayerNorm."""
+    """Attention with rotary embeddings of adjacent pairs, and a GELU (tanh form) layer, each after a LayerNorm."""
 
     def __init__(self, vllm_config: VllmConfig, prefix: str):
         super().__init__()
@@ -84,7 +84,7 @@ class PocketTransformer(nn.Module):
 
 
 class FlowBlock(nn.Module):
-    """Residual block of the flow head, whose norm is shifted and scaled, and its output gated, by the condition."""
+    """Residual block of the flow head. The condition shifts and scales its norm, and gates its output."""
 
     def __init__(self, width: int):
         super().__init__()

@@ -1,8 +1,8 @@
 """Prompts of Pocket TTS: the rows of a voice, the ids of the text, and the begin of speech.
 
-Layout and changes to the text: `_generate_audio_stream_short_text` and `prepare_text_prompt` of the authors' code. One
-request is one piece of theirs: they split a longer text at the ends of sentences and begin anew from the voice, as the
-clients of this server do.
+Layout and changes to the text: `_generate_audio_stream_short_text` and `prepare_text_prompt` of the authors' code. A
+request corresponds to one of their pieces: they split a longer text at the ends of sentences and begin each piece with
+the voice, as the clients of this server do.
 """
 
 import math
@@ -44,7 +44,7 @@ def rewritten(text: str, rules: TextRules) -> str:
 
 
 def finished(text: str, rules: TextRules) -> str:
-    """Return rewritten `text` with a capital first and a mark at its end, as in training."""
+    """Return rewritten `text` with an initial capital and final punctuation, as in training."""
     if rules.begins_with_capital and not text[0].isupper():
         text = text[0].upper() + text[1:]
     if rules.ends_with_mark:
@@ -53,7 +53,7 @@ def finished(text: str, rules: TextRules) -> str:
 
 
 def ended(text: str) -> str:
-    """Return `text` with a mark that ends a sentence, instead of a weaker one, before closing quotes."""
+    """Return `text` with the punctuation of a sentence's end, in place of weaker punctuation such as a comma."""
     core = text.rstrip(f"{CLOSERS} ")
     closers = text[len(core) :].strip()
     if not core or core[-1] in END_MARKS:

@@ -1,4 +1,4 @@
-"""Rows of a voice, recovered from the keys and values that Pocket TTS publishes of it."""
+"""Rows of a voice, recovered from its published keys and values."""
 
 import math
 from collections.abc import Mapping
@@ -42,7 +42,7 @@ class Backbone:
         return F.layer_norm(x, x.shape[-1:], weight, bias, NORM_EPS)
 
     def projected(self, layer: int, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, keys and values [n, heads, D], rotated, of normed rows [n, H]."""
+        """Return queries, keys and values [n, heads, D], rotated, of normalised rows [n, H]."""
         whole = normed @ self.weight(layer, "self_attn.in_proj.weight").T
         sizes = [whole.shape[1] - 2 * self.kv_width, self.kv_width, self.kv_width]
         query, key, value = (part.unflatten(1, (-1, self.head_dim)) for part in whole.split(sizes, 1))
@@ -58,13 +58,13 @@ class Backbone:
         return torch.stack([one * cosines - other * sines, one * sines + other * cosines], -1).flatten(-2)
 
     def attended(self, layer: int, normed: Tensor) -> Tensor:
-        """Return the output of attention [n, H] for normed rows [n, H]."""
+        """Return the output of attention [n, H] for normalised rows [n, H]."""
         query, key, value = (part.transpose(0, 1) for part in self.projected(layer, normed))
         seen = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
         return seen.transpose(0, 1).flatten(1) @ self.weight(layer, "self_attn.out_proj.weight").T
 
     def fed_forward(self, layer: int, x: Tensor) -> Tensor:
-        """Return rows x [n, H] after the second half of a layer."""
+        """Return rows x [n, H] after a layer's feed-forward part."""
         opened = self.norm(layer, "norm2", x) @ self.weight(layer, "linear1.weight").T
         return x + F.gelu(opened, approximate="tanh") @ self.weight(layer, "linear2.weight").T
 
@@ -72,8 +72,8 @@ class Backbone:
 def recover_rows(backbone: Backbone, stored: Mapping[str, Tensor], path: Path) -> Tensor:
     """Return the embedded rows [n, H] of a voice, float32, with a mean of 0.
 
-    Layer 0's keys and values determine its normed rows, by least squares. They determine a row except for its mean,
-    which no LayerNorm lets through, and its scale, which makes the keys and values of layer 1 come out.
+    Layer 0's keys and values determine its normalised rows, by least squares. These determine a row except for its
+    mean, which every LayerNorm removes, and its scale, which is chosen so that layer 1's keys and values match.
 
     Args:
         backbone: Transformer of the release.
@@ -81,7 +81,8 @@ def recover_rows(backbone: Backbone, stored: Mapping[str, Tensor], path: Path) -
         path: File of the voice, for error messages.
 
     Raises:
-        CheckpointError: If a tensor is missing or of another shape, or the rows do not give the stored keys and values.
+        CheckpointError: If a tensor is missing or of another shape, or the rows do not reproduce the stored keys and
+            values.
     """
     caches = [_cache(backbone, stored, layer, path) for layer in range(backbone.num_layers)]
     if backbone.num_layers < 2 or 2 * backbone.kv_width < backbone.weight(0, "norm1.weight").shape[0]:
@@ -91,7 +92,7 @@ def recover_rows(backbone: Backbone, stored: Mapping[str, Tensor], path: Path) -
     attended = backbone.attended(0, normed)
 
     def missed(scale: Tensor) -> Tensor:
-        """Return the difference [n, H] between the normed rows that layer 1 reads and those of its keys."""
+        """Return the difference [n, H] between layer 1's normalised rows and those that its keys and values imply."""
         rows = backbone.fed_forward(0, first * scale[:, None] + attended)
         return F.layer_norm(rows, rows.shape[-1:], eps=NORM_EPS) - second
 
@@ -123,7 +124,7 @@ def _cache(backbone: Backbone, stored: Mapping[str, Tensor], layer: int, path: P
 
 
 def _direction(backbone: Backbone, cache: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-    """Return the rows that a layer's first norm gives, [n, H], before and after its weight and bias."""
+    """Return the output of a layer's first norm, [n, H], before and after its weight and bias are applied."""
     seen = torch.cat([backbone.rotated(cache[0], -1).flatten(1), cache[1].flatten(1)], 1)
     weight = backbone.weight(layer, "self_attn.in_proj.weight")[-2 * backbone.kv_width :]
     normed = torch.linalg.lstsq(weight, seen.T).solution.T
