@@ -36,6 +36,7 @@ def test_single_readings() -> None:
     assert year(2005) == "two thousand and five"
     assert digits("0-45") == "zero four five"
     assert quantity("1", "feet") == "one foot"
+    assert write_out("1234,567 km").split(" , ")[1].strip() == "five hundred and sixty seven kilometers"
     assert quantity("2.5", "miles per hour") == "two point five miles per hour"
 
 

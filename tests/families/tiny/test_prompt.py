@@ -73,6 +73,7 @@ def test_the_index_table_is_never_overrun() -> None:
         ("नमस्ते दुनिया", OTHERS + "got Devanagari letters (Hindi and others) in 'नमस्ते'"),
         ("안녕 hello", OTHERS + "got Korean letters in '안녕'"),
         ("777 " * 40, "text: expected at most 160 characters once written out in words, got 1279 characters"),
+        ("\ua672" * 160, "text: expected at most 640 characters in ASCII, got 1600 characters"),  # 1,000,000,000 each
     ],
 )
 def test_text_that_cannot_be_spoken_is_refused(text: str, message: str) -> None:

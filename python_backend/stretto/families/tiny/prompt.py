@@ -22,11 +22,12 @@ from stretto.families.tiny.family import (
     TTS,
     VOICES,
 )
-from stretto.families.tiny.text import normalise, other_script, words_of
+from stretto.families.tiny.text import in_ascii, normalise, other_script, words_of
 
 INDEX_STREAM = LAYOUT.num_output_streams
 MARGIN_S = 0.3  # silence preserved around speech: more than the bundled voices' recordings have
 QUIET = 0.01  # threshold of silence, relative to the recording's peak
+MAX_GROWTH = 4  # most characters in ASCII per character of a text; some symbols have 10
 MAX_FRAME_ROWS = FRAME_INDEX_BASE - PHONEME_INDEX_BASE - 1  # both index tables have the same size
 
 
@@ -103,7 +104,7 @@ def read_aloud(text: str, path: str = "text", transliterates: bool = False) -> s
         transliterates: True to transliterate letters of other scripts to Latin.
 
     Raises:
-        InvalidRequest: If the text is too long before or after normalisation, has letters of another script, or nothing
+        InvalidRequest: If the text is too long, in ASCII or in words as well, has letters of another script, or nothing
             that can be spoken.
     """
     limit = TINY.max_text_chars
@@ -112,6 +113,8 @@ def read_aloud(text: str, path: str = "text", transliterates: bool = False) -> s
     if not transliterates and (found := other_script(text)) is not None:
         expected = "English in Latin letters, or options.transliterate true to have others spelled in them"
         raise InvalidRequest(path, expected, f"{found[0]} in {shown(found[1])}")
+    if (length := len(in_ascii(text))) > MAX_GROWTH * limit:  # before they are parsed
+        raise InvalidRequest(path, f"at most {MAX_GROWTH * limit} characters in ASCII", f"{length} characters")
     spoken = normalise(text, CHARACTERS)
     if not words_of(spoken):
         raise InvalidRequest(path, "something that can be spoken", shown(text))

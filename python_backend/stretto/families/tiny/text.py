@@ -218,8 +218,8 @@ RULES: tuple[Rule, ...] = (
     (re.compile(r"(?<=\d)\s*[*×]\s*(?=\d)|(?<=\d)\s+x\s+(?=\d)"), lambda match: " times "),
     (re.compile(r"(?<=\d)\s*/\s*(?=\d)"), lambda match: " over "),
     (re.compile(r"(?<![\w.)])-\s?(?=[\d$€£¥])"), lambda match: " minus "),
-    (re.compile(rf"({NUMBER})\s?%"), lambda match: f"{number(match.group(1))} percent"),
-    (re.compile(rf"({NUMBER})\s?({'|'.join(sorted(map(re.escape, UNITS), key=len, reverse=True))})(?![\w'/])",
+    (re.compile(rf"(?<!\d)({NUMBER})\s?%"), lambda match: f"{number(match.group(1))} percent"),
+    (re.compile(rf"(?<!\d)({NUMBER})\s?({'|'.join(sorted(map(re.escape, UNITS), key=len, reverse=True))})(?![\w'/])",
                 re.IGNORECASE),
      lambda match: quantity(match.group(1), UNITS[match.group(2).lower()])),
     (re.compile(r"\d+(?:\.\d+){2,}|" + NUMBER), _plain),
@@ -327,10 +327,14 @@ def normalise(text: str, characters: str) -> str:
 
     Empty if nothing can be spoken.
     """
-    text = _ascii(GREEK_SYMBOL.sub(_greek_name, unicodedata.normalize("NFC", text)))
-    text = write_out(_expand(_number_names(_spell_addresses(text))))
+    text = write_out(_expand(_number_names(_spell_addresses(in_ascii(text)))))
     text = _spell_acronyms(text)
     return _reduce(_name_symbols(text).lower(), characters)
+
+
+def in_ascii(text: str) -> str:
+    """Return `text` in ASCII and the characters of KEPT, which may be several times as long."""
+    return _ascii(GREEK_SYMBOL.sub(_greek_name, unicodedata.normalize("NFC", text)))
 
 
 def words_of(normalised: str) -> tuple[str, ...]:
