@@ -267,7 +267,7 @@ class ItemReference(Body):
 
 
 class ItemCreate(ClientEvent):
-    """New item, to be inserted after `previous_item_id`; `root` is the beginning, and no id the end."""
+    """New item, to be inserted after `previous_item_id`: at the beginning if that is `root`, at the end if missing."""
 
     item: ItemFields
     previous_item_id: Id | None = None

@@ -146,8 +146,8 @@ def engine_arguments(record: dict[str, Any], family: Family, is_on_gpu: bool) ->
 
     On the CPU, the KV cache has room for 1024 rows per batch slot, and at least for a CFG pair with a reply of maximum
     length, so that no request is rejected for its length. On a GPU, vLLM uses the memory that weights and codec leave;
-    with 256 batch slots its CUDA graphs also cover steps of up to 512 rows that include prompts. At most a quarter as
-    many requests as batch slots may wait; more are rejected and may be retried.
+    with 256 batch slots its CUDA graphs also cover steps of up to 512 rows that include prompts. The number of waiting
+    requests is limited to a quarter of the batch slots; more are rejected and may be retried.
 
     Args:
         record: config.json of the checkpoint.

@@ -325,7 +325,7 @@ class Server:
         return Fault(ended, "ended") if ended else self._clock.fault() or self._crash.fault()
 
     def dead_stub(self, model: str | None) -> Fault | None:
-        """Return the fault that Triton considers the stub of `model` dead; None if `model` is None or has no stub."""
+        """Return a fault for the stub of `model`, which Triton considers dead; None if there is no such stub."""
         assert self._watch is not None, "the server is not ready yet"
         stubs = [] if model is None else self._watch.stubs_of(model)
         return Fault(stubs, "is considered dead by Triton") if stubs else None

@@ -160,7 +160,7 @@ class NoTail(Tail):
 
 @dataclass(frozen=True, slots=True)
 class Staircase:
-    """Begin and end ids of each output stream, one per stream, which replace pads."""
+    """Begin id and end id of each output stream, which replace pads."""
 
     begin: tuple[int, ...]
     end: tuple[int, ...]

@@ -113,7 +113,7 @@ class TextSession:
     async def begin(self) -> list[int]:
         """Wait for the first word, and return the token ids with which the reply begins.
 
-        Later ones are sent to the model.
+        Later ids are sent to the model as they become known.
 
         Raises:
             InvalidRequest: If no word arrives in time.

@@ -52,7 +52,7 @@ def read_numbers(config_class: Any, record: Mapping[str, Any]) -> Any:
 
 
 def check_heads(config: Any) -> None:
-    """Raise CheckpointError for head counts that transformers accepts and vLLM's Llama rejects."""
+    """Raise CheckpointError for head counts that transformers accepts but vLLM's Llama rejects."""
     for name, count in (("hidden_size", config.hidden_size), ("num_attention_heads", config.num_attention_heads)):
         of = "num_attention_heads" if name == "hidden_size" else "num_key_value_heads"
         if count % getattr(config, of):

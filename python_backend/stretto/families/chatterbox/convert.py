@@ -108,8 +108,8 @@ def _is_finite(tensor: Tensor) -> bool:
 def voice_tensors(name: str, voice: Mapping[str, Any], num_codes: int) -> dict[str, Tensor]:
     """Return a voice's tensors for the codec's `Voice`.
 
-    Recordings of any length have a mel spectrogram with twice as many frames as tokens in the authors' code, or one
-    more. The extra frame, which has no token, is dropped.
+    In the authors' code, a recording has two mel frames per token or, depending on its length, one more in total. The
+    extra frame, which has no token, is dropped.
 
     Args:
         name: Name of the voice, for error messages.

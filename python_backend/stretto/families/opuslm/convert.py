@@ -273,7 +273,8 @@ def span(config: Mapping[str, Any], name: str) -> range:
 def check_tokens(names: Sequence[str], tokenizer: Tokenizer, expected: Any) -> None:
     """Raise CheckpointError if the tokenizer's tokens have other positions in the token list.
 
-    SmolLM and SmolLM2 have equally many tokens in different order. Tokens that the list spells differently are ignored.
+    SmolLM and SmolLM2 have the same number of tokens, but in a different order. Tokens that the list spells differently
+    are ignored.
     """
     known = set(names)
     shared = {token_id: token for token_id, token in tokenizer.tokens.items() if token in known}
