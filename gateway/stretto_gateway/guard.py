@@ -79,7 +79,7 @@ def key_in(authorization: str) -> str:
 def is_address(place: str) -> bool:
     """Return True if the host in `place` (host or host:port) is an IP address or localhost.
 
-    Any other name may resolve to this machine in a single browser only (DNS rebinding).
+    An attacker may make a browser resolve any other name to this machine (DNS rebinding).
     """
     found = PLACE.fullmatch(place)
     host = "" if found is None else (found["bracketed"] or found["plain"]).lower()

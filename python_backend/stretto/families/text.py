@@ -132,7 +132,7 @@ class SentencePieceTokenizer:
 
 
 def plain_tokenizer(folder: Path) -> PlainTokenizer:
-    """Load tokenizer.json in a folder, or tokenizer.model of SentencePiece if only that is there.
+    """Load tokenizer.json in a folder, or SentencePiece's tokenizer.model if only that exists.
 
     Raises:
         CheckpointError: If both are missing, or the file is unreadable.

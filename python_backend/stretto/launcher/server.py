@@ -149,8 +149,8 @@ def loading(config: LaunchConfig) -> list[str]:
     """Return the flags that load all models and permit the launcher to reload single ones.
 
     Empty if the user passes flags for model control. Empty also if other users could then load models, whose code
-    Triton would execute: if the repository API is open to all, or if Triton's own HTTP service is open, whose key all
-    users of this host can read in `ps`.
+    Triton would execute: if the repository API is open to all, or if Triton's own HTTP service is open (all users of
+    this host can read its key in `ps`).
     """
     has_flags = any(flag.startswith(("--model-control-mode", "--load-model")) for flag in config.passed)
     return (
