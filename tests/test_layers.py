@@ -48,7 +48,7 @@ ALLOWED = {
     "engine/models": {"engine/worker", "engine", "engine/kernels", "families", "errors"},
     "triton_io": {"families", "records", "streams", "config", "limits", "disconnects", "errors"},
     "proxy": {"limits", "disconnects"},
-    "launcher": {"triton_io", "proxy", "disconnects", "command_line"},
+    "launcher": {"triton_io", "proxy", "disconnects", "command_line", "errors", "untrusted_files"},
     "convert": {
         "launcher", "preprocessing", "families", "codecs", "weights", "config", "command_line", "untrusted_files",
         "errors",

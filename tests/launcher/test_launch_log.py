@@ -2,6 +2,7 @@
 
 import errno
 import os
+import select
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -80,6 +81,33 @@ def test_a_log_that_cannot_be_opened_is_tried_again(tmp_path: Path) -> None:
     log.write(b"kept\n")
     log.close()
     assert (tmp_path / "folder" / "log").read_text().splitlines()[1:] == ["kept"]
+
+
+def test_a_fifo_without_a_reader_costs_lines_alone(tmp_path: Path) -> None:
+    """Another user may create one in a folder that both can write to, after the log was rotated."""
+    os.mkfifo(tmp_path / "log")
+    program = f"""
+from pathlib import Path
+from stretto.launcher.launch_log import LogFile
+log = LogFile(Path({str(tmp_path / "log")!r}))
+log.write(b"lost")
+print("waits for a reader", flush=True)
+input()
+log.write(b"kept")
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as writer:
+        assert writer.stdout is not None
+        try:
+            assert select.select([writer.stdout], [], [], PATIENCE_S)[0]
+            assert writer.stdout.readline() == "waits for a reader\n"
+            reader = os.open(tmp_path / "log", os.O_RDONLY | os.O_NONBLOCK)
+            writer.communicate("\n")
+            assert os.read(reader, 1000).splitlines()[1:] == [b"kept"]
+            os.close(reader)
+        finally:
+            writer.kill()
 
 
 def test_a_log_is_rotated_by_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

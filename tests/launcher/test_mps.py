@@ -105,6 +105,7 @@ def test_a_daemon_of_the_host_is_used_and_left_running(
         ("elsewhere", f"{PIPES}: expected the folder of a running MPS daemon, got '/of/no/folder'"),
         ("options", f"{OPTIONS_FILE}: shares_by_mps: expected true or false, got 'yes'"),
         ("broken", f"{OPTIONS_FILE}: expected a JSON object, got "),
+        ("device", f"{OPTIONS_FILE}: expected a regular file, got a FIFO, socket or device"),
     ],
 )
 def test_a_daemon_that_cannot_run_is_an_error(
@@ -116,6 +117,9 @@ def test_a_daemon_that_cannot_run_is_an_error(
         (repository.parent / "refuses").touch()
     elif change == "elsewhere":
         monkeypatch.setenv(PIPES, "/of/no/folder")
+    elif change == "device":
+        (repository / OPTIONS_FILE).unlink()
+        (repository / OPTIONS_FILE).symlink_to("/dev/null")
     else:
         (repository / OPTIONS_FILE).write_text({"options": '{"shares_by_mps": "yes"}', "broken": "{"}[change])
     server = launch(0, "--model-repository", str(repository))

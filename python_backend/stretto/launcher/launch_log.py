@@ -71,7 +71,8 @@ class LogFile:
         if self._path is None:
             return STANDARD_OUTPUT
         if self._file is None:
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | self._link_flag
+            # O_NONBLOCK: opening a FIFO without a reader fails instead of blocking
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | self._link_flag
             self._file = os.open(self._path, flags, 0o666)
             self._link_flag = os.O_NOFOLLOW  # the user chose the first file; a later link may be another user's
         found = os.fstat(self._file)

@@ -7,11 +7,12 @@ import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
+from stretto.errors import CheckpointError
 from stretto.launcher.faults import LAUNCH_ID, Launch
 from stretto.launcher.installation import LaunchError
 from stretto.launcher.launch_log import log_line
+from stretto.untrusted_files import json_object
 
 OPTIONS_FILE = "launcher.json"  # in a model repository
 SHARES_BY_MPS = "shares_by_mps"
@@ -32,10 +33,10 @@ def is_wanted(repository: Path) -> bool:
     if not path.exists():
         return False
     try:
-        options: Any = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise LaunchError(f"{path}: expected a JSON object, got {error}") from None
-    if not isinstance(options, dict) or options.keys() - {SHARES_BY_MPS}:
+        options = json_object(path)
+    except CheckpointError as error:
+        raise LaunchError(str(error)) from None
+    if options.keys() - {SHARES_BY_MPS}:
         raise LaunchError(f"{path}: expected an object with {SHARES_BY_MPS}, got {options!r:.80}")
     wanted = options.get(SHARES_BY_MPS, False)
     if not isinstance(wanted, bool):
