@@ -10,7 +10,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 import wave
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ import pytest
 
 from tests.clients.environments import Client, Environment
 from tests.clients.recording_proxy import RecordingProxy
+from tests.patience import until, written
 from tests.ports import free_row
 
 pytestmark = [pytest.mark.server, pytest.mark.nightly]
@@ -139,10 +139,9 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with (folder / "launcher").open("wb") as log:
         launcher = subprocess.Popen(command, stdout=log, stderr=log, env=variables)
     try:
-        page = folder / "launcher"
-        while "the page:" not in page.read_text():
-            assert launcher.poll() is None, page.read_text()
-            time.sleep(0.2)
+        said = folder / "launcher"
+        until(lambda: launcher.poll() is not None or "web page:" in written(said), "the server did not become ready")
+        assert launcher.poll() is None, written(said)
         yield f"http://127.0.0.1:{first + 3}"
     finally:
         launcher.terminate()
