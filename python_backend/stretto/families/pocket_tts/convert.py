@@ -25,7 +25,7 @@ from stretto.families.registry import NAME as FAMILY
 from stretto.families.registry import VOCABULARY
 from stretto.untrusted_files import entry
 from stretto.weights.loading import open_tensors
-from stretto.weights.tensors import Part, Plan
+from stretto.weights.tensors import Part, Plan, check
 
 IS_BARE = True  # the tokenizer may be of any kind
 BACKBONE_TAG = None
@@ -91,8 +91,11 @@ def convert(release: Release, contents: Contents) -> Converted:
         "dtype": contents.dtype,
     }
     networks = (codec_network(contents),)
-    folded = ("flow_lm.bos_emb", "flow_lm.conditioner.proj.weight", "flow_lm.bos_before_voice")
-    return Converted(record, plan(shape, contents.tensors, voices), CLONING, folded, networks)
+    folded = shape.folded
+    found = {name: contents.tensors[name] for name in folded if name in contents.tensors}
+    check({name: Part(name, size) for name, size in folded.items()}, found, ())
+    unused = "flow_lm.bos_before_voice"  # the first row of every published voice
+    return Converted(record, plan(shape, contents.tensors, voices), CLONING, (*folded, unused), networks)
 
 
 class Shape:
@@ -130,6 +133,12 @@ class Shape:
                 "state_width": self.state,
             },
         }
+
+    @property
+    def folded(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the tensors that are merged into the embeddings."""
+        shapes: dict[str, tuple[int, ...]] = {"flow_lm.bos_emb": (self.num_words,)}
+        return shapes if self.rank is None else shapes | {"flow_lm.conditioner.proj.weight": (self.width, self.rank)}
 
     @property
     def kv_width(self) -> int:
