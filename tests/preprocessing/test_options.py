@@ -197,6 +197,7 @@ def test_a_family_s_least_number_of_rows_gives_way_to_the_caller_s_most_but_not_
         ),
         ({"latents": {"tail_rows": 1}}, "options.latents.tail_rows: expected one of steps"),
         ({"text": "warm"}, "options.text: expected a JSON object, got 'warm'"),
+        ({"adapter": "\ud800"}, r"options.adapter: expected text without lone surrogates, got '\ud800'"),
         ({"temperature": "warm"}, "options.temperature: expected a number, got 'warm'"),
         ({"top_k": 1.5}, "options.top_k: expected an integer, got 1.5"),
         ({"top_p": 2}, "options.audio.top_p: expected a number in [1e-06, 1.0], got 2"),

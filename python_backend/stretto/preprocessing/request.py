@@ -25,7 +25,7 @@ from stretto.preprocessing.audio import (
     check_file_size,
     read_recording,
 )
-from stretto.records.json_record import read_json
+from stretto.records.json_record import MAX_BYTES, read_json
 from stretto.records.prompt import MAX_PART_CHARS, SESSION, Prompt, TextPart
 from stretto.records.sampling import (
     MAX_GUIDANCE_SCALE,
@@ -360,6 +360,8 @@ def read_options(
     )
     delivery = read_delivery(options, family, frame_rate, held_frames, blocks)
     adapter = options.get("adapter")
+    if adapter is not None:
+        check_text(adapter, "options.adapter", MAX_BYTES)
     if not task.speaks:
         return Options(sampling, None, delivery, adapter=adapter)
     return Options(sampling, _voice(options, family), delivery, read_manner(options, family), adapter)
