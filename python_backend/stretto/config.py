@@ -28,7 +28,7 @@ class EngineConfig:
 
     checkpoint: Path
     engine_args: dict[str, Any] = field(default_factory=dict)
-    kv_share: dict[str, float] = field(default_factory=dict)
+    kv_share: Mapping[str, float] = field(default_factory=dict)
     batch_invariant: bool = False
     max_waiting: int | None = None
     first_frame_target_s: float | None = None
@@ -41,6 +41,8 @@ class EngineConfig:
         reserved = sorted(set(self.engine_args) & set(self.RESERVED))
         if reserved:
             raise ValueError(f"engine arguments {reserved} are set by the plugin and may not be given")
+        if not isinstance(self.kv_share, Mapping):
+            raise ValueError(f"kv_share: expected shares by name, got {self.kv_share!r}")
         for name, share in self.kv_share.items():
             if name not in self.SHARED_BY:
                 raise ValueError(f"kv_share: expected {' or '.join(self.SHARED_BY)}, got {name!r}")

@@ -214,6 +214,38 @@ def test_a_checkpoint_that_lacks_something_is_refused_and_nothing_is_written(
     assert not list(tmp_path.glob("out*"))
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("dtype", None, "dtype: expected float32, bfloat16, float16, got None"),
+        ("dtype", "int8", "dtype: expected float32, bfloat16, float16, got 'int8'"),
+        ("max_position_embeddings", None, "max_position_embeddings: expected an integer in [1, 16777216], got None"),
+        ("num_hidden_layers", 1e30, "num_hidden_layers: expected an integer in [1, 16777216], got 1e+30"),
+        ("num_attention_heads", 0, "num_attention_heads: expected an integer in [1, 16777216], got 0"),
+        ("head_dim", float("nan"), "head_dim: expected an integer in [1, 16777216], got nan"),
+    ],
+)
+def test_an_odd_size_is_refused_by_name(
+    name: str, value: object, message: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = tmp_path / "odd"
+    odd.mkdir()
+    for path in checkpoint.iterdir():
+        (odd / path.name).symlink_to(path)
+    (odd / "config.json").unlink()
+    (odd / "config.json").write_text(json.dumps(json.loads((checkpoint / "config.json").read_text()) | {name: value}))
+    assert main(["--checkpoint", str(odd), "--out", str(tmp_path / "out")]) == 1
+    assert f"config.json: {message}" in capsys.readouterr().err
+    assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize("words", [["--gpu", "-1"], ["--gpu", "0", "--codec-device", "-1"]])
+def test_a_gpu_has_a_number(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--checkpoint", "in", "--out", "out", *words])
+    assert "expected the number of a GPU, from 0, got '-1'" in capsys.readouterr().err
+
+
 def test_reserved_arguments_are_refused(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     reserved = tmp_path / "reserved.json"
     reserved.write_text('{"scheduler_cls": "x"}')

@@ -26,6 +26,7 @@ PARAMETER = "profile"
 # vLLM's `quantization` by value of --quantize. Weights have one scale per output, and activations one per row.
 QUANTIZATIONS = {"fp8": "fp8_per_channel"}
 HALF = ("bfloat16", "float16")
+MAX_DEVICE_DIGITS = 4
 
 
 def profile(family: Family, sample_rate: int, frame_rate: float) -> str:
@@ -93,6 +94,7 @@ DECODER, PREPROCESSOR, ENSEMBLE = "acoustic_decoder", "preprocessor", "speech"
 NUM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 CPU_BLOCK_SIZE = 32  # rows; the block size on the CPU must be a multiple of it
 MIB = 1 << 20
+MAX_COUNT = 1 << 24  # far above layers, widths and rows of any model
 WARM_UP_S = 4.0  # warm-up time of the decoder: 96 batches of a small codec take 3.3 s
 
 
@@ -110,8 +112,13 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         metavar="FILE",
         help="JSON with engine arguments for vLLM instead of the default ones",
     )
-    add("--gpu", type=int, metavar="N", help="serve on GPUs; codec and audio tokenizer on GPU N (default: on the CPU)")
-    add("--codec-device", type=int, metavar="N", help="codec on GPU N; default: the GPU of --gpu")
+    add(
+        "--gpu",
+        type=device,
+        metavar="N",
+        help="serve on GPUs; codec and audio tokenizer on GPU N (default: on the CPU)",
+    )
+    add("--codec-device", type=device, metavar="N", help="codec on GPU N; default: the GPU of --gpu")
     about = "weights of the language model's linear layers in FP8, for GPUs of compute capability 8.9 and higher"
     add("--quantize", choices=tuple(QUANTIZATIONS), help=about)
     about = "let language model and codec share a GPU at the same time: the launcher runs NVIDIA's MPS daemon"
@@ -122,6 +129,13 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         if is_given and args.gpu is None:
             parser.error(f"{name}: expected --gpu, too")
     return args
+
+
+def device(text: str) -> int:
+    """Parse the number of a GPU."""
+    if not text.isdecimal() or len(text) > MAX_DEVICE_DIGITS:
+        raise argparse.ArgumentTypeError(f"expected the number of a GPU, from 0, got {text!r}")
+    return int(text)
 
 
 @dataclass(frozen=True)
@@ -153,10 +167,13 @@ def engine_arguments(record: dict[str, Any], family: Family, is_on_gpu: bool) ->
         record: config.json of the checkpoint.
         family: The checkpoint's family.
         is_on_gpu: True to serve on a GPU.
+
+    Raises:
+        CheckpointError: If a size in config.json is missing or invalid.
     """
     chosen: dict[str, Any] = {
         "dtype": precision(record, is_on_gpu),
-        "max_model_len": min(family.max_model_len, record["max_position_embeddings"]),
+        "max_model_len": min(family.max_model_len, count(record, "max_position_embeddings")),
     }
     if is_on_gpu:
         places = {"max_num_seqs": 256, "max_waiting": 64}
@@ -203,16 +220,32 @@ def precision(record: dict[str, Any], is_on_gpu: bool) -> str:
     Args:
         record: config.json of the checkpoint.
         is_on_gpu: True to serve on a GPU.
+
+    Raises:
+        CheckpointError: If the checkpoint names none of NUM_BYTES.
     """
-    stored = record.get("dtype") or record["torch_dtype"]  # key of transformers 5.0 and later, and of earlier versions
+    stored = record.get("dtype") or record.get("torch_dtype")  # key of transformers 5.0 and later, and of earlier ones
+    if not isinstance(stored, str) or stored not in NUM_BYTES:
+        raise CheckpointError(f"config.json: dtype: expected {', '.join(NUM_BYTES)}, got {shown(stored)}")
     return "float32" if stored == "float16" and not is_on_gpu else stored
 
 
 def bytes_per_row(record: dict[str, Any], dtype: str) -> int:
     """Return the KV-cache memory per row in bytes: keys and values of every layer."""
-    heads = record.get("num_key_value_heads") or record["num_attention_heads"]
-    head_dim = record.get("head_dim") or record["hidden_size"] // record["num_attention_heads"]
-    return 2 * record["num_hidden_layers"] * heads * head_dim * NUM_BYTES[dtype]
+    num_heads = count(record, "num_attention_heads")
+    held = num_heads if record.get("num_key_value_heads") is None else count(record, "num_key_value_heads")
+    head_dim = (
+        count(record, "hidden_size") // num_heads if record.get("head_dim") is None else count(record, "head_dim")
+    )
+    return 2 * count(record, "num_hidden_layers") * held * head_dim * NUM_BYTES[dtype]
+
+
+def count(record: dict[str, Any], name: str) -> int:
+    """Return a size in a checkpoint's config.json; raise CheckpointError if it is no integer in [1, MAX_COUNT]."""
+    value = record.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_COUNT:
+        raise CheckpointError(f"config.json: {name}: expected an integer in [1, {MAX_COUNT}], got {shown(value)}")
+    return value
 
 
 def make(checkpoint: Path, out: Path, engine_args: dict[str, Any], placement: Placement | None = None) -> None:
