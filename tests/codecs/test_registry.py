@@ -9,7 +9,7 @@ from benchmarks.checkpoints.random_espnet import CODEBOOKS, publish, published_t
 from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
 from benchmarks.checkpoints.random_qwen3_codec import write_code2wav, write_qwen3_codec
 from benchmarks.code_streams import chunks_of, random_codes, stream
-from stretto.codecs.registry import codec_module, load_codec, load_exported
+from stretto.codecs.registry import codec_marks, codec_module, codecs_in_transformers, load_codec, load_exported
 from stretto.errors import CheckpointError
 from stretto.plugins import CODECS, OWN, installed
 from tests.codecs.conftest import make_codec
@@ -38,6 +38,8 @@ def test_what_is_no_codec_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         codec_module("brook")
     with pytest.raises(CheckpointError, match="pond: cannot import pond_that_is_not_there"):
         codec_module("pond")
+    assert "mimi" in codecs_in_transformers()  # the others are still found
+    assert "a codec" in "".join(codec_marks().values())
 
 
 def test_another_codecs_file_is_refused(tmp_path: Path) -> None:

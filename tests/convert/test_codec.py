@@ -10,6 +10,7 @@ from benchmarks.checkpoints.random_glm4_tokenizer import NUM_CODES, write_glm4_t
 from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
 from benchmarks.checkpoints.random_qwen3_codec import write_qwen3_codec
 from stretto.convert.conversion import check_codec
+from stretto.convert.release import marks
 from stretto.encoders.whisper_vq import FOLDER, load_tokenizer
 from stretto.errors import CheckpointError
 from stretto.families.base import Family
@@ -49,3 +50,18 @@ def test_the_files_of_glm4_voices_tokenizer_are_taken_as_published(tmp_path: Pat
     assert load_tokenizer(tmp_path, NUM_CODES) is not None
     with pytest.raises(CheckpointError, match="16384 codes"):
         PublishedTokenizer.from_folder(folder, 16_384)
+
+
+def test_a_converter_that_cannot_be_imported_hides_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "brook-1.dist-info").mkdir()
+    (tmp_path / "brook-1.dist-info" / "entry_points.txt").write_text(
+        "[stretto.families]\nbrook = brook_speech:PLUGIN\n"
+    )
+    code = "from stretto.families.plugin import FamilyPlugin\n"
+    code += 'PLUGIN = FamilyPlugin("brook", build=None, convert="brook_speech.not_there")\n'
+    (tmp_path / "brook_speech.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "Pocket TTS" in marks().values()
+    assert "brook: cannot import brook_speech.not_there" in caplog.text

@@ -8,6 +8,8 @@ A codec's module has `load(directory, device)`, which returns a `Codec` or raise
                                                 file that contains this codec instead of the expected model
 """
 
+import logging
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +18,8 @@ from typing import Any
 from stretto.codecs.base import Codec
 from stretto.errors import CheckpointError
 from stretto.plugins import CODECS, Installed, find, installed, names
+
+logger = logging.getLogger(__name__)
 
 
 def codec_module(name: str) -> Any:
@@ -38,14 +42,23 @@ def _module(found: Installed) -> Any:
     return loaded
 
 
+def _modules() -> Iterator[tuple[str, Any]]:
+    """Yield the names and modules of all installed codecs; those that cannot be imported are logged and skipped."""
+    for each in installed(CODECS):
+        try:
+            yield each.name, _module(each)
+        except CheckpointError as error:
+            logger.warning("%s", error)
+
+
 def codecs_in_transformers() -> list[str]:
     """Return the names of the codecs that transformers has classes for (see `TRANSFORMERS`)."""
-    return [each.name for each in installed(CODECS) if hasattr(_module(each), "TRANSFORMERS")]
+    return [name for name, module in _modules() if hasattr(module, "TRANSFORMERS")]
 
 
 def codec_marks() -> dict[str, str]:
     """Return descriptions of codecs by the name of a tensor that only this codec has (see `MARKS`)."""
-    return {name: kind for each in installed(CODECS) for name, kind in getattr(_module(each), "MARKS", {}).items()}
+    return {name: kind for _, module in _modules() for name, kind in getattr(module, "MARKS", {}).items()}
 
 
 def load_codec(name: str, directory: Path, device: str = "cpu", num_codebooks: int | None = None) -> Codec:

@@ -5,6 +5,7 @@ be SentencePiece's tokenizer.model.
 """
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -30,6 +31,8 @@ from stretto.untrusted_files import (
 )
 from stretto.weights.backbones import read_backbone
 from stretto.weights.loading import open_tensors
+
+logger = logging.getLogger(__name__)
 
 FILES = ("vocab.json", "merges.txt")
 # https://huggingface.co/Qwen/Qwen2-7B/blob/main/tokenizer.json, `pre_tokenizer`.
@@ -130,9 +133,17 @@ def audio_tokenizer_of(family: str) -> Callable[[Path, int], AudioTokenizer] | N
 
 
 def marks() -> dict[str, str]:
-    """Return descriptions of releases by the name of a tensor that only such a release has."""
-    converters = [import_module(each.convert) for each in plugins() if each.convert is not None]
-    return {name: kind for each in converters for name, kind in getattr(each, "MARKS", {}).items()}
+    """Return descriptions of releases by the name of a tensor that only such a release has.
+
+    Converters that cannot be imported are logged and skipped.
+    """
+    found: dict[str, str] = {}
+    for each in plugins():
+        try:
+            found |= getattr(import_module(each.convert), "MARKS", {}) if each.convert is not None else {}
+        except Exception as error:  # a plug-in may raise anything
+            logger.warning("%s: cannot import %s: %r", each.name, each.convert, error)
+    return found
 
 
 DTYPES = ("bfloat16", "float16", "float32")
