@@ -7,6 +7,7 @@ from benchmarks.checkpoints import random_chatterbox
 from benchmarks.checkpoints.random_codecs import MODELS, codec_of, write_checkpoint
 from benchmarks.checkpoints.random_espnet import CODEBOOKS, publish, published_tensors
 from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
+from benchmarks.checkpoints.random_pocket import NUM_WORDS
 from benchmarks.checkpoints.random_qwen3_codec import write_code2wav, write_qwen3_codec
 from benchmarks.code_streams import chunks_of, random_codes, stream
 from stretto.codecs.registry import codec_marks, codec_module, codecs_in_transformers, load_codec, load_exported
@@ -18,7 +19,9 @@ from tests.codecs.test_encodec import make_model as make_encodec
 from tests.codecs.test_mimi import make_model as make_mimi
 from tests.codecs.test_onnx_runtime import SPEC, save
 from tests.codecs.tiny.test_codec import save_checkpoint
+from tests.pocket_release import convert_release
 
+LATENTS = "pocket"  # the codec without codebooks
 NAMES = [each.name for each in installed(CODECS) if each.distribution == OWN]
 
 
@@ -69,8 +72,15 @@ def write(name: str, folder: Path) -> Path:
     return folder
 
 
+def test_latents_are_loaded_whole(tmp_path: Path) -> None:
+    folder = convert_release(tmp_path, "english")
+    assert load_codec(LATENTS, folder, num_codebooks=NUM_WORDS).spec == load_codec(LATENTS, folder).spec
+    with pytest.raises(CheckpointError, match=f"latents of pocket have {NUM_WORDS} numbers, 2 are asked for"):
+        load_codec(LATENTS, folder, num_codebooks=2)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != LATENTS])
 def test_every_codec_is_loaded_for_as_many_codebooks_as_a_model_speaks(name: str, tmp_path: Path) -> None:
     folder = write(name, tmp_path)
     there = load_codec(name, folder).spec

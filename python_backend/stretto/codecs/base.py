@@ -192,7 +192,12 @@ class CodecSpec:
         return frames * self.samples_per_frame - (self.tail_samples if right == 0 else 0)
 
     def with_codebooks(self, number: int) -> "CodecSpec":
-        """Return the spec with only the first `number` codebooks; raise ValueError if there are fewer."""
+        """Return the spec with only the first `number` codebooks; raise ValueError if there are fewer.
+
+        Latents have all their numbers.
+        """
+        if self.are_latents and number != self.num_codebooks:
+            raise ValueError(f"latents of {self.name} have {self.num_codebooks} numbers, {number} are asked for")
         if not 1 <= number <= self.num_codebooks:
             raise ValueError(f"{self.name} has {self.num_codebooks} codebooks, {number} are asked for")
         return replace(self, num_codebooks=number)
