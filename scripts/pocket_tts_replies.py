@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import yaml
 
-from benchmarks.checkpoints.random_pocket import config, write_release
+from benchmarks.checkpoints.random_pocket import config, recording, write_release
 from scripts.reply_fixture import run
 from stretto.sampling.noise import gaussian, seed_key, stream_keys
 
@@ -30,7 +30,8 @@ TEXTS = {
     "english_18m": "a bird sang; then it rained.",
 }
 NUDGE, NUM_NUDGES = 1e-6, 3
-NUM_PCM_FRAMES, NUM_LAST_SAMPLES = 5, 480
+NO_END = 1e9  # threshold of the logit
+NUM_PCM_FRAMES, NUM_LAST_SAMPLES, NUM_CLONED_FRAMES = 5, 480, 16
 TOLERANCE = 1e-5  # of `--check`, between processors
 
 
@@ -88,6 +89,16 @@ def generate(
     return torch.stack(latents).numpy(), np.array(logits[: len(latents)], np.float32), ended
 
 
+def effect_of_nudges(model: Any, state: Any, tokens: torch.Tensor, latents: np.ndarray) -> np.ndarray:
+    """Return the largest change of each of some latents [T, D], float32 [T], by changes of the first one."""
+    largest = np.zeros(len(latents), np.float32)
+    for number in range(NUM_NUDGES):
+        nudge = NUDGE * torch.randn(latents.shape[1], generator=torch.Generator().manual_seed(number))
+        moved, _, _ = generate(model, state, tokens, NO_END, 0, nudge)
+        largest = np.maximum(largest, np.abs(moved[: len(latents)] - latents).max(1))
+    return largest
+
+
 @torch.no_grad()
 def samples(model: Any, latents: np.ndarray) -> np.ndarray:
     """Return the samples of latents [T, D], with the fade-in of `_decode_audio_worker`."""
@@ -103,6 +114,7 @@ def samples(model: Any, latents: np.ndarray) -> np.ndarray:
 
 def reply(kind: str, text: str, folder: Path) -> dict[str, Any]:
     """Return the values of `tests.pocket_release.Reply` for a text, on a release of a kind."""
+    from pocket_tts.data.audio_utils import end_on_pause
     from pocket_tts.models.text_chunking import prepare_text_prompt
     from pocket_tts.models.tts_model import TTSModel
 
@@ -118,12 +130,11 @@ def reply(kind: str, text: str, folder: Path) -> dict[str, Any]:
     tokens, tail = model.flow_lm.conditioner.prepare(prepared), guess + 2
     latents, logits, ended = generate(model, state, tokens, record["default_eos_threshold"], tail)
     assert ended is not None, f"{kind}: no end among {logits.round(3).tolist()}"
-    nudged = np.zeros(len(latents))
-    for number in range(NUM_NUDGES):
-        nudge = NUDGE * torch.randn(latents.shape[1], generator=torch.Generator().manual_seed(number))
-        moved, _, _ = generate(model, state, tokens, 1e9, tail, nudge)
-        nudged = np.maximum(nudged, np.abs(moved[: len(latents)] - latents).max(1))
     pcm = samples(model, latents)
+    sound = torch.from_numpy(recording())[None]
+    voice = model.mimi.encode_to_latent(end_on_pause(sound, model.sample_rate)[None])[0]
+    in_voice = model.get_state_for_audio_prompt(sound)
+    cloned = generate(model, in_voice, tokens, NO_END, tail)[0][:NUM_CLONED_FRAMES]
     return {
         "text": text,
         "prepared": prepared,
@@ -132,9 +143,12 @@ def reply(kind: str, text: str, folder: Path) -> dict[str, Any]:
         "ended": ended,
         "tail": tail,
         "end_logits": logits,
-        "nudged": nudged.astype(np.float32),
+        "nudged": effect_of_nudges(model, state, tokens, latents),
         "pcm": pcm[: NUM_PCM_FRAMES * FRAME],
         "pcm_last": pcm[-NUM_LAST_SAMPLES:],
+        "voice": voice.detach().numpy(),
+        "cloned": cloned,
+        "cloned_nudged": effect_of_nudges(model, in_voice, tokens, cloned),
         "seed": SEED,
     }
 
@@ -167,7 +181,7 @@ def compare(fixture: Path, made: dict[str, Any]) -> None:
     assert set(known) == set(made), sorted(set(known) ^ set(made))
     for name, value in made.items():
         array = np.asarray(value)
-        if array.dtype.kind == "f" and not name.endswith(".nudged"):
+        if array.dtype.kind == "f" and not name.endswith("nudged"):
             np.testing.assert_allclose(array, known[name], atol=TOLERANCE, err_msg=name)
         elif array.dtype.kind != "f":
             np.testing.assert_array_equal(array, known[name], err_msg=name)

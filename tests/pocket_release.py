@@ -2,17 +2,20 @@
 
 Noise is a function of seed, position and word there, too (`sampling/noise.py`), instead of by torch's generator.
 `nudged` is the largest difference in a latent, by frame, that three changes of 1e-6 in the first frame come to. The
-samples are those of the first five frames, and the last 480.
+samples are those of the first five frames, and the last 480. `voice` has the latents of `recording()`, and `cloned`
+those of the first frames of the same text in that voice.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.checkpoints.random_pocket import write_release
+from benchmarks.checkpoints.random_pocket import recording, write_release
 from stretto.convert.command import main as convert
+from stretto.preprocessing.request import RawRequest
 
 DATA = Path(__file__).parent / "data" / "pocket_tts_replies.npz"
 KINDS = ("english", "english_2m", "english_18m")
@@ -33,6 +36,9 @@ class Reply:
     pcm: np.ndarray
     pcm_last: np.ndarray
     seed: int
+    voice: np.ndarray
+    cloned: np.ndarray
+    cloned_nudged: np.ndarray
 
 
 def reply(kind: str) -> Reply:
@@ -43,9 +49,16 @@ def reply(kind: str) -> Reply:
     return Reply(**plain)
 
 
-def convert_release(folder: Path, kind: str) -> Path:
+def convert_release(folder: Path, kind: str, clones: bool = True) -> Path:
     """Write a release of a kind and its checkpoint; return the folder of the checkpoint."""
-    release = write_release(folder / "release", kind)
+    release = write_release(folder / "release", kind, clones)
     words = ["pocket-tts", "--model", release, "--config", release / "config.yaml", "--tokenizer", release]
     assert convert([*map(str, words), "--out", str(folder / "checkpoint")]) == 0
     return folder / "checkpoint"
+
+
+def cloning(text: str, pcm: np.ndarray | None = None, sample_rate: int = 24_000, options: str = "{}") -> RawRequest:
+    """Return a request for a text in the voice of a recording, by default that of the fixture."""
+    turns = [{"role": "system", "audio": "pcm_in"}, {"role": "user", "text": text}]
+    pcm = recording() if pcm is None else pcm
+    return RawRequest(messages=json.dumps(turns), pcm_in=pcm, sample_rate=sample_rate, options=options)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+import numpy as np
 import torch
 import yaml
 from safetensors.torch import save_file
@@ -23,6 +24,7 @@ from torch import Tensor
 
 NUM_TOKENS, NUM_WORDS, NUM_FREQUENCIES = 200, 8, 128
 VOICES = {"alba": 21, "jean": 9}
+RECORDING_S = 1.3
 SEANET: dict[str, Any] = {
     "dimension": 24,
     "channels": 1,
@@ -270,6 +272,15 @@ def sentencepiece_model(scored: list[tuple[str, float]]) -> bytes:
     return bytes(model.SerializeToString())
 
 
+def recording() -> np.ndarray:
+    """Return a recording of a voice: tones that change every 100 ms, and a quiet end, float32 [n] at 24 kHz."""
+    time = np.arange(int(RECORDING_S * 24000)) / 24000
+    pitch = np.random.default_rng(5).uniform(90, 400, len(time) // 2400 + 1).repeat(2400)[: len(time)]
+    phase = 2 * np.pi * np.cumsum(pitch) / 24000
+    tones = sum(np.sin(k * phase) / k for k in (1, 2, 3, 5))
+    return (0.2 * tones * np.where(time < RECORDING_S - 0.25, 1, 1e-3)).astype(np.float32)
+
+
 def voice_rows(record: Mapping[str, Any], name: str) -> Tensor:
     """Return the embedded rows [n, W] of a voice: the model's begin of a voice, then random ones."""
     width = record["flow_lm"]["transformer"]["d_model"]
@@ -277,9 +288,9 @@ def voice_rows(record: Mapping[str, Any], name: str) -> Tensor:
     return torch.cat([begin, 0.3 * tensor(f"voice {name}", (VOICES[name] - 1, width))])
 
 
-def write_release(folder: Path, kind: str = "english") -> Path:
-    """Write a release and return its folder."""
-    from stretto.families.pocket_tts.convert import Shape
+def write_release(folder: Path, kind: str = "english", clones: bool = True) -> Path:
+    """Write a release and return its folder; zeros instead of the encoder unless it clones voices."""
+    from stretto.families.pocket_tts.convert import CLONING, Shape
     from stretto.families.pocket_tts.voices import Backbone
 
     record = config(kind)
@@ -287,6 +298,8 @@ def write_release(folder: Path, kind: str = "english") -> Path:
     (folder / "config.yaml").write_text(yaml.safe_dump(record, allow_unicode=True))
     write_tokenizer(folder, kind)
     weights = {name: tensor(name, shape) for name, shape in shapes(record).items()}
+    for name in () if clones else [name for name in weights if name.startswith(CLONING)]:
+        weights[name] = torch.zeros_like(weights[name])
     save_file(weights, folder / "model.safetensors")
     shape = Shape(record)
     backbone = Backbone(weights, shape.num_layers, shape.head_dim, shape.kv_heads, shape.theta)
@@ -311,4 +324,4 @@ def keys_and_values(backbone: Any, rows: Tensor) -> dict[str, Tensor]:
 
 
 if __name__ == "__main__":
-    print(json.dumps({"written": str(write_release(Path(sys.argv[1]), *sys.argv[2:]))}))
+    print(json.dumps({"written": str(write_release(Path(sys.argv[1]), (*sys.argv[2:], "english")[0]))}))

@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.checkpoints.random_pocket import recording
+from stretto.codecs import pocket
 from stretto.codecs.base import Window
 from stretto.codecs.pocket import PocketCodec
 from stretto.codecs.registry import load_codec
 from stretto.errors import CheckpointError, InvalidRequest
-from stretto.streams.layout import words_of
+from stretto.families.pocket_tts.prompt import ended_on_pause
+from stretto.streams.layout import latents_of, words_of
 from tests.pocket_release import convert_release, reply
 
 FRAME = 1920
@@ -68,7 +71,28 @@ def test_an_utterance_begins_with_a_fade(codec: PocketCodec) -> None:
     assert decode(codec, latents, [2])[0, 0] == 0
 
 
-def test_it_clones_no_voices(codec: PocketCodec) -> None:
+def test_latents_of_a_recording_are_the_authors(codec: PocketCodec, kind: str) -> None:
+    found, expected = latents_of(codec.encode(ended_on_pause(recording(), 24_000))).T, reply(kind).voice
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() < 1e-6
+    assert expected.std() > 0.1
+
+
+def test_recordings_are_encoded_in_parts(codec: PocketCodec, monkeypatch: pytest.MonkeyPatch) -> None:
+    pcm = 0.1 * np.random.default_rng(3).standard_normal(5 * FRAME + 1).astype(np.float32)
+    exact = codec.double()
+    try:
+        whole = exact.encode(pcm)
+        assert whole.shape == (codec.spec.num_codebooks, 6)
+        for frames in (1, 4):
+            monkeypatch.setattr(pocket, "ENCODED_FRAMES", frames)
+            assert np.abs(latents_of(exact.encode(pcm)) - latents_of(whole)).max() < 1e-6  # float32 in the end
+    finally:
+        codec.float()
+
+
+def test_a_codec_without_encoder_clones_no_voices(tmp_path: Path) -> None:
+    codec = load_codec("pocket", convert_release(tmp_path, "english", clones=False))
     with pytest.raises(InvalidRequest, match="audio: expected none, as this checkpoint clones no voices"):
         codec.encode(np.zeros(24000, np.float32))
 

@@ -11,7 +11,7 @@ from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.records.prompt import Prompt
 from stretto.streams.layout import latents_of
 from tests.engine.harness import Engine
-from tests.pocket_release import KINDS, convert_release, reply
+from tests.pocket_release import KINDS, cloning, convert_release, reply
 from tests.tiers import by_night
 
 pytestmark = pytest.mark.engine
@@ -20,28 +20,42 @@ TIGHT = {"max_num_batched_tokens": 24, "num_gpu_blocks_override": 5, "max_model_
 SPREAD, SHARE = 16, 1e-5
 
 
-def prompt_of(checkpoint: Path, text: str, seed: int) -> Prompt:
-    prompt = Preprocessor(checkpoint).prepare(RawRequest(text=text, options='{"voice": "alba"}'))
+def seeded(prompt: Prompt, seed: int) -> Prompt:
     return replace(prompt, sampling=replace(prompt.sampling, seed=seed))
+
+
+def prompt_of(checkpoint: Path, text: str, seed: int) -> Prompt:
+    return seeded(Preprocessor(checkpoint).prepare(RawRequest(text=text, options='{"voice": "alba"}')), seed)
 
 
 @pytest.mark.parametrize("kind", ["english", *by_night(*KINDS[1:])])
 def test_latents_and_ends_are_the_authors(tmp_path: Path, kind: str) -> None:
+    """In a voice by name and in that of a recording; other requests and preemption change no bits."""
     checkpoint, expected = convert_release(tmp_path, kind), reply(kind)
     family = family_at(checkpoint)
-    prompt = prompt_of(checkpoint, expected.text, expected.seed)
-    voice = family.voices.index("alba")
-    assert voice == 0
-    assert prompt.rows[21:-1, 0].tolist() == expected.tokens
-    others = {f"r{index}": prompt_of(checkpoint, text, index) for index, text in enumerate(("one more", "and a third"))}
+    prompts = {"own": prompt_of(checkpoint, expected.text, expected.seed)}
+    assert family.voices[0] == "alba"
+    assert prompts["own"].rows[21:-1, 0].tolist() == expected.tokens
+    cloned = Preprocessor(checkpoint).prepare(cloning(expected.text, options='{"audio": {"min_rows": 16}}'))
+    prompts["cloned"] = seeded(cloned, expected.seed)
+    prompts |= {
+        f"r{index}": prompt_of(checkpoint, text, index) for index, text in enumerate(("one more", "and a third"))
+    }
     with Engine(checkpoint, **TIGHT) as engine:
-        alone = engine.run({"own": prompt})["own"]
-        assert engine.run({"own": prompt, **others}, {"r1": 3})["own"].rows == alone.rows
+        alone = {name: engine.run({name: prompt})[name].rows for name, prompt in prompts.items()}
+        together = engine.run(prompts, {"r1": 3})
+        assert {name: answer.rows for name, answer in together.items()} == alone
         assert engine.is_clean()
-    rows = np.array(alone.rows, np.int64)
+    rows = np.array(alone["own"], np.int64)
     assert rows[-1, 0] == family.end_of_reply
     last = family.layout.audio[0][1]
     assert np.flatnonzero(rows[:, 0] == last).tolist() == [expected.ended]
     assert len(rows) - 1 == len(expected.latents) == expected.ended + expected.tail
-    difference = np.abs(latents_of(rows[:-1, 1:].astype(np.int32)) - expected.latents).max(1)
-    assert (difference <= SPREAD * expected.nudged + SHARE * expected.latents.std()).all(), difference.max()
+    assert_near(rows[:-1], expected.latents, expected.nudged)
+    assert_near(np.array(alone["cloned"], np.int64)[: len(expected.cloned)], expected.cloned, expected.cloned_nudged)
+
+
+def assert_near(rows: np.ndarray, latents: np.ndarray, nudged: np.ndarray) -> None:
+    """Compare the latents in rows [T, 1 + D] with latents [T, D]; `nudged` [T] is the effect of nudges of 1e-6."""
+    difference = np.abs(latents_of(rows[:, 1:].astype(np.int32)) - latents).max(1)
+    assert (difference <= SPREAD * nudged + SHARE * latents.std()).all(), difference.max()

@@ -5,8 +5,12 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import torch
 
-from tests.pocket_release import convert_release, reply
+from stretto.codecs.base import Window
+from stretto.codecs.registry import load_codec
+from stretto.streams.layout import words_of
+from tests.pocket_release import cloning, convert_release, reply
 from tests.server.conftest import ServedCheckpoint, served_checkpoint
 
 # By night: tests/engine/test_pocket_tts.py holds the same release to the same reply; its prompts and its codec have
@@ -32,6 +36,25 @@ def test_a_text_is_spoken_as_by_the_authors_code(served: ServedCheckpoint) -> No
     np.testing.assert_allclose(pcm[-len(expected.pcm_last) :], expected.pcm_last, atol=1e-4)
     assert answer.report["num_frames"] == len(expected.latents)
     assert answer.report["finish_reason"] == "stop"
+
+
+def test_a_recording_gives_the_voice(served: ServedCheckpoint) -> None:
+    expected = reply("english")
+    first = expected.cloned[:6]
+    codec = load_codec("pocket", served.checkpoint)
+    words = torch.from_numpy(words_of(first)).T[None].long()
+    samples, _ = codec.decode(Window(words, 0, 0, torch.zeros(1, dtype=torch.int64), codec.initial_state(1)))
+    asked = cloning(expected.text)
+    options = {"seed": expected.seed, "audio": {"min_rows": 16}}
+    inputs = {
+        "messages": asked.messages,
+        "pcm_in": asked.pcm_in,
+        "sample_rate": np.array([asked.sample_rate], np.int32),
+    }
+    answer = served.server.ask(options, **inputs)
+    assert answer.error is None
+    pcm = np.concatenate([response.pcm for response in answer.responses if response.pcm is not None])
+    np.testing.assert_allclose(pcm[: samples.shape[1]], samples[0].numpy(), atol=1e-4)
 
 
 def test_bad_input_is_refused_by_its_field(served: ServedCheckpoint) -> None:

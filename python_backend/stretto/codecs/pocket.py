@@ -1,10 +1,11 @@
-"""`pocket`: codec of Pocket TTS (24 kHz, 12.5 latents per second): Mimi's decoder for latents, exact for any chunks.
+"""`pocket`: codec of Pocket TTS (24 kHz, 12.5 latents per second): Mimi for latents, exact for any chunks.
 
 latent ─► conv ─► ↑16 ─► transformer ─► conv ─► 3 × (↑ 6, 5, 4, residual block) ─► conv ─► pcm
 12.5 per second    1 back   249 steps back  6 back   1 and 2 steps back each         2 back
 
 All layers are causal and keep their own last inputs. Names are those of the published file, which also contains the
-language model. The first 5 ms of an utterance fade in, because its first sample is rarely 0.
+language model. The first 5 ms of an utterance fade in, because its first sample is rarely 0. The encoder, which not
+all releases have, has the same layers in reverse order, and gives latents that are not normalised.
 """
 
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ from stretto.weights.loading import CONFIG_FILE, codec_directory, load_strictly,
 
 MODEL_TYPE = "pocket"
 NORM_EPS = 1e-5
+ENCODED_FRAMES = 25  # of a recording at a time, which bounds the memory of attention
 FADES_PER_S = 200  # the fade-in lasts this part of a second
 UNSERVED = {"channels": 1, "pad_mode": "constant", "n_residual_layers": 1}
 
@@ -65,33 +67,42 @@ class PocketConfig:
     stride: int
     seanet: SeanetConfig
     transformer: TransformerConfig
+    encoder: tuple[SeanetConfig, TransformerConfig] | None = None
 
     @classmethod
-    def from_record(cls, mimi: Mapping[str, Any]) -> "PocketConfig":
+    def from_record(cls, mimi: Mapping[str, Any], has_encoder: bool = False) -> "PocketConfig":
         """Return the config in section `mimi` of a release's YAML file; raise CheckpointError for another codec."""
         try:
-            seanet = mimi.get("decoder_seanet") or mimi["seanet"]
-            stack = {"max_period": 10000.0} | (mimi.get("decoder_transformer") or mimi["transformer"])
-            odd = {name: seanet[name] for name, value in UNSERVED.items() if seanet.get(name, value) != value}
-            if (
-                odd
-                or stack["input_dimension"] != seanet["dimension"]
-                or [*stack["output_dimensions"]] != [seanet["dimension"]]
-            ):
-                raise ValueError(f"expected {UNSERVED} and a transformer as wide as its input, got {odd}")
-            hop, frames = prod(seanet["ratios"]), mimi["sample_rate"] / mimi["frame_rate"]
-            if frames % hop or not frames.is_integer():
+            seanet, transformer = _half(mimi, "decoder_")
+            hop, frames = prod(seanet.ratios), mimi["sample_rate"] / mimi["frame_rate"]
+            encoder = _half(mimi, "") if has_encoder else None
+            if frames % hop or not frames.is_integer() or (encoder and prod(encoder[0].ratios) != hop):
                 raise ValueError(f"{mimi['frame_rate']} frames per second are not a multiple of {hop} samples")
             return cls(
                 num_words=mimi["quantizer"]["dimension"],
                 channels=mimi["quantizer"]["output_dimension"],
                 sample_rate=mimi["sample_rate"],
                 stride=int(frames) // hop,
-                seanet=SeanetConfig(**_given(SeanetConfig, {**seanet, "ratios": tuple(seanet["ratios"])})),
-                transformer=TransformerConfig(**_given(TransformerConfig, stack)),
+                seanet=seanet,
+                transformer=transformer,
+                encoder=encoder,
             )
         except (*UNPARSABLE, TypeError) as error:
             raise CheckpointError(f"mimi: cannot be read as the codec of Pocket TTS: {error!r}") from error
+
+
+def _half(mimi: Mapping[str, Any], prefix: str) -> tuple[SeanetConfig, TransformerConfig]:
+    """Return the config of the encoder, or of the decoder, whose sections may have the prefix `decoder_`."""
+    seanet = mimi.get(f"{prefix}seanet") or mimi["seanet"]
+    stack = {"max_period": 10000.0} | (mimi.get(f"{prefix}transformer") or mimi["transformer"])
+    odd = {name: seanet[name] for name, value in UNSERVED.items() if seanet.get(name, value) != value}
+    widths = {stack["input_dimension"], *stack["output_dimensions"]}
+    if odd or widths != {seanet["dimension"]} or len(stack["output_dimensions"]) != 1:
+        raise ValueError(f"expected {UNSERVED} and a transformer as wide as its input, got {odd}")
+    return (
+        SeanetConfig(**_given(SeanetConfig, {**seanet, "ratios": tuple(seanet["ratios"])})),
+        TransformerConfig(**_given(TransformerConfig, stack)),
+    )
 
 
 def _given(kind: type, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -206,6 +217,32 @@ class TransposedConvolution(nn.Module):
         return whole[..., self.rate : (1 + x.shape[2]) * self.rate]
 
 
+class Downsampling(nn.Module):
+    """Causal convolution with a stride.
+
+    Args:
+        repeats_first: True if the first input stands for those before an utterance, instead of zeros.
+
+    Attributes:
+        kept: Number of elements in its part of the state.
+    """
+
+    def __init__(
+        self, channels: int, out_channels: int, rate: int, bias: bool = True, repeats_first: bool = False
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(channels, out_channels, 2 * rate, rate, bias=bias)
+        self.rate, self.kept, self.repeats_first = rate, channels * rate, repeats_first
+
+    def forward(self, x: Tensor, memory: Memory) -> Tensor:
+        """Return the output [B, C, n / rate]."""
+        both = memory.recall(x, self.rate)
+        if self.repeats_first:
+            start = torch.where(memory.is_start[:, None, None], x[..., :1], both[..., : self.rate])
+            both = torch.cat([start, x], 2)
+        return self.conv(both)
+
+
 class ResidualBlock(nn.Module):
     """ELU and a convolution, twice, with a residual path."""
 
@@ -218,6 +255,21 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
         """Return the output [B, C, n]."""
         return x + run(self.block, x, memory)
+
+
+class SeanetEncoder(nn.Module):
+    """Convolutions from samples to the transformer's rate."""
+
+    def __init__(self, config: SeanetConfig) -> None:
+        super().__init__()
+        channels = config.n_filters
+        layers: list[nn.Module] = [Convolution(1, channels, config.kernel_size)]
+        for ratio in reversed(config.ratios):
+            layers += [ResidualBlock(channels, config), nn.ELU(), Downsampling(channels, 2 * channels, ratio)]
+            channels *= 2
+        self.model = nn.ModuleList(
+            [*layers, nn.ELU(), Convolution(channels, config.dimension, config.last_kernel_size)]
+        )
 
 
 class Seanet(nn.Module):
@@ -257,6 +309,20 @@ class Upsample(nn.Module):
         self.convtr = TransposedConvolution(channels, out_channels, stride, groups=out_channels, bias=False)
 
 
+class Downsample(nn.Module):
+    """Downsampling from steps of the transformer to frames, under its published name."""
+
+    def __init__(self, channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv = Downsampling(channels, out_channels, stride, bias=False, repeats_first=True)
+
+
+def num_kept(*parts: nn.Module) -> int:
+    """Return the number of elements in the state of all layers of some modules."""
+    kinds = (Convolution, TransposedConvolution, Downsampling, Attention)
+    return sum(layer.kept for part in parts for layer in part.modules() if isinstance(layer, kinds))
+
+
 class PocketCodec(nn.Module):
     """Codec of Pocket TTS. Its state is the decoder's memory; windows need no neighbouring frames."""
 
@@ -282,12 +348,39 @@ class PocketCodec(nn.Module):
             streaming=Stateful(),
             are_latents=True,
         )
-        keeping = (each for each in self.modules() if isinstance(each, Convolution | TransposedConvolution | Attention))
-        self._num_kept = sum(each.kept for each in keeping)
+        self._num_kept = num_kept(self.upsample, self.decoder_transformer, self.decoder)
+        self._has_encoder = config.encoder is not None
+        if config.encoder is not None:
+            own, transformer = config.encoder
+            self.encoder = SeanetEncoder(own)
+            self.encoder_transformer = Transformer(transformer, own.dimension)
+            self.downsample = Downsample(own.dimension, config.num_words, config.stride)
 
+    @torch.inference_mode()
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Raise InvalidRequest, because this codec only decodes."""
-        raise InvalidRequest("audio", "none, as this checkpoint clones no voices", "audio")
+        """Return the words of a recording's latents, int32 [D, T]; samples that are missing in the last frame are 0.
+
+        Args:
+            pcm: Samples, float32 [n].
+
+        Raises:
+            InvalidRequest: If the checkpoint has no encoder.
+        """
+        if not self._has_encoder:
+            raise InvalidRequest("audio", "none, as this checkpoint clones no voices", "audio")
+        frame = self.spec.samples_per_frame
+        whole = torch.from_numpy(np.pad(pcm, (0, -len(pcm) % frame))).to(self.emb_mean)[None, None]
+        state, parts = self.emb_mean.new_zeros(1, num_kept(self.encoder, self.encoder_transformer, self.downsample)), []
+        for start in range(0, whole.shape[2], ENCODED_FRAMES * frame):
+            samples = whole[..., start : start + ENCODED_FRAMES * frame]
+            first = torch.tensor([start // frame], device=whole.device)
+            memory = Memory(state, first, samples.shape[2] // frame)
+            x = run(self.encoder.model, samples, memory)
+            x = self.encoder_transformer(x, first * self._stride, memory)
+            parts.append(self.downsample.conv(x, memory))
+            assert memory.is_complete, "every layer has stored its state"
+            state = memory.after
+        return torch.cat(parts, 2)[0].float().cpu().view(torch.int32).numpy()
 
     def initial_state(self, batch: int) -> Tensor:
         """Return zeros: no frame has been decoded."""
@@ -321,7 +414,7 @@ def load(directory: Path, device: str = "cpu") -> PocketCodec:
     record = json_object(directory / CONFIG_FILE)
     if record.get("model_type") != MODEL_TYPE or not isinstance(record.get("mimi"), Mapping):
         raise CheckpointError(f"{directory / CONFIG_FILE}: expected model_type {MODEL_TYPE} with a section mimi")
-    codec = PocketCodec(PocketConfig.from_record(record["mimi"]))
+    codec = PocketCodec(PocketConfig.from_record(record["mimi"], record.get("has_encoder") is True))
     path = directory / "model.safetensors"
     load_strictly(codec, read_tensors(path), path)
     return codec.eval().requires_grad_(False).to(device)

@@ -194,7 +194,8 @@ def notes_on(contents: Contents, release: Release) -> list[str]:
     table = contents.tensors[family.EMBEDDINGS]
     stored = str(table.dtype).removeprefix("torch.")
     notes = [f"stored in {stored}, written in {contents.dtype}"] if stored != contents.dtype else []
-    if contents.dtype == "float32" and release.dtype is None:
+    has_choice = not getattr(family, "IS_FLOAT32", False)
+    if contents.dtype == "float32" and release.dtype is None and has_choice:
         notes.append("written and served in float32; --dtype bfloat16 takes half the memory, and less time on a GPU")
     return notes + family.notes(contents.config, table, release.family)
 

@@ -104,8 +104,9 @@ def _check_rows(rows: np.ndarray, rules: SegmentRules) -> None:
 def _check_latents(prompt: Prompt, latents: LatentSpec, rules: SegmentRules) -> None:
     """Check the latents in a prompt's rows and the number of solver steps; reject options for sampled ids."""
     frames, words = rules.family.layout.audio[0], prompt.rows[:, 1:]
-    is_frame = (prompt.rows[:, 0] >= frames.start) & (prompt.rows[:, 0] < frames.stop)
-    if words[~is_frame].any():
+    ids, voices = prompt.rows[:, 0], latents.voice_ids
+    has_latent = (ids >= frames.start) & (ids < frames.stop) | (ids >= voices.start) & (ids < voices.stop)
+    if words[~has_latent].any():
         raise InvalidRequest("rows", "words of 0 in rows without a latent", "others")
     if not np.isfinite(latents_of(words)).all():
         raise InvalidRequest("rows", "latents of finite numbers", "NaN or infinity")

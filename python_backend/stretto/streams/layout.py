@@ -105,6 +105,7 @@ class LatentSpec:
     stream 0                                  streams 1 ... num_words
     first id of `audio[0]`: a frame           words of its latent
     second: a frame in which speech ends      words of its latent
+    an id of `voice_ids`: a recorded voice    words of a latent of the recording, in prompts only
     any other id                              0, the bits of 0.0
 
     The model generates the latent of a row from the hidden state of the row before it, and reads it as an embedding.
@@ -114,10 +115,12 @@ class LatentSpec:
     Attributes:
         num_words: Number of words of a latent.
         steps: Permitted numbers of solver steps.
+        voice_ids: Ids of rows with latents of a recording, which the model embeds by a connector of their own.
     """
 
     num_words: int
     steps: range = range(1, 2)
+    voice_ids: range = range(0)
 
 
 def words_of(latents: np.ndarray) -> np.ndarray:
@@ -187,6 +190,8 @@ class StreamLayout:
             raise ValueError(f"audio must be two ids of stream 0, for frames of latents, got {self.audio}")
         if self.codebook_streams != streams or self.delays != (0,) * (1 + len(streams)):
             raise ValueError(f"streams 1 to {len(streams)} must be the words of latents, without delays")
+        if latents.voice_ids and not 0 <= latents.voice_ids.start < latents.voice_ids.stop <= self.vocab_size:
+            raise ValueError(f"voice_ids must lie in [0, {self.vocab_size}), got {latents.voice_ids}")
         if self.pad_id != 0 or self.extra or self.frame_codec.places:
             raise ValueError("latents need the pad id 0, no extra ids and one row per frame")
 

@@ -11,9 +11,12 @@ from torch import Tensor
 
 from benchmarks.checkpoints.random_pocket import VOICES, config, voice_rows, write_release
 from stretto.convert.command import main as convert
+from stretto.errors import InvalidRequest
+from stretto.families.pocket_tts.convert import CLONING
 from stretto.families.pocket_tts.family import PocketVocabulary
 from stretto.families.registry import VOCABULARY, config_at
-from tests.pocket_release import KINDS
+from stretto.preprocessing.request import Preprocessor, RawRequest
+from tests.pocket_release import KINDS, cloning
 
 
 def run(release: Path, out: Path) -> int:
@@ -102,8 +105,41 @@ def test_a_config_that_does_not_fit_is_named(
     assert message in capsys.readouterr().err
 
 
-def test_a_release_without_voices_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def drop_encoder(tensors: dict[str, Tensor]) -> None:
+    for name in [name for name in tensors if name.startswith(CLONING)]:
+        del tensors[name]
+
+
+def test_the_encoder_is_kept_if_the_release_has_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The repository without voice cloning has zeros, or no such tensors; wider latents do not fit into rows."""
+    with_encoder, zeros, none, wide = (write_release(tmp_path / name) for name in ("with", "zeros", "none", "wide"))
+    change(zeros / MODEL, lambda tensors: [tensors[name].zero_() for name in tensors if name.startswith(CLONING)])
+    change(none / MODEL, drop_encoder)
+    record = config("english")
+    record["mimi"]["inner_dim"] = 24
+    (wide / "config.yaml").write_text(yaml.safe_dump(record))
+    for release, clones in ((with_encoder, True), (zeros, False), (none, False), (wide, False)):
+        out = tmp_path / f"out {release.name}"
+        assert run(release, out) == 0, capsys.readouterr().err
+        assert PocketVocabulary.from_record(config_at(out)[VOCABULARY]).clones == clones
+        assert ("encoder.model.0.conv.weight" in load_file(out / "codec" / MODEL)) == clones
+        (shard,) = out.glob("model-*.safetensors")
+        assert ("voice_connector.weight" in load_file(shard)) == clones
+
+
+def test_a_release_with_encoder_needs_no_voices(tmp_path: Path) -> None:
     release = write_release(tmp_path / "release")
+    for path in (release / "embeddings").iterdir():
+        path.unlink()
+    assert run(release, tmp_path / "out") == 0
+    preprocessor = Preprocessor(tmp_path / "out")
+    assert preprocessor.prepare(cloning("Hello.")).rows[1:16, 1:].any()
+    with pytest.raises(InvalidRequest, match="messages: expected a system turn with audio"):
+        preprocessor.prepare(RawRequest(text="Hello."))
+
+
+def test_a_release_without_voices_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    release = write_release(tmp_path / "release", clones=False)
     for path in (release / "embeddings").iterdir():
         path.unlink()
     assert run(release, tmp_path / "out") == 1

@@ -3,14 +3,16 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from stretto.errors import InvalidRequest
 from stretto.families.pocket_tts.family import PocketVocabulary, TextRules
-from stretto.families.pocket_tts.prompt import finished, rewritten
+from stretto.families.pocket_tts.prompt import ended_on_pause, finished, rewritten
 from stretto.families.registry import VOCABULARY, config_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
-from tests.pocket_release import KINDS, convert_release, reply
+from stretto.streams.layout import latents_of
+from tests.pocket_release import KINDS, cloning, convert_release, reply
 
 RULES = TextRules()
 
@@ -71,6 +73,53 @@ def test_a_voice_is_its_rows(checkpoint: Path) -> None:
         assert rows[-1, 0] == known.bos
         assert not rows[:, 1:].any()
         assert (rows[number:-1, 0] < known.num_text_ids).all()
+
+
+def test_a_recorded_voice_is_rows_with_its_latents(checkpoint: Path) -> None:
+    known, expected = PocketVocabulary.from_record(config_at(checkpoint)[VOCABULARY]), reply("english").voice
+    rows = Preprocessor(checkpoint).prepare(cloning("Hello.")).rows
+    spoken = Preprocessor(checkpoint).prepare(RawRequest(text="Hello.")).rows
+    end = 1 + len(expected)
+    assert rows[:end, 0].tolist() == [known.voice_begin] + [known.recorded] * len(expected)
+    assert np.abs(latents_of(rows[1:end, 1:]) - expected).max() < 1e-6
+    assert rows[end:].tolist() == spoken[len(known.voice("alba")) :].tolist()
+
+
+def test_silence_at_the_end_of_a_recording_is_replaced_by_a_pause() -> None:
+    voice = np.full(2400, 0.5, np.float32)
+    for quiet in (np.zeros(0, np.float32), np.full(5000, 0.005, np.float32)):
+        found = ended_on_pause(np.concatenate([voice, quiet]), 24_000)
+        assert len(found) == 2400 + 1920
+        assert (found[:1921] == 0.5).all()
+        assert np.allclose(found[1920:2400], 0.5 * np.linspace(1, 0, 480))
+        assert not found[2400:].any()
+    assert len(ended_on_pause(np.concatenate([voice, voice / 50]), 24_000)) == 4800 + 1920, "34 dB below is a voice"
+
+
+@pytest.mark.parametrize(
+    ("pcm", "message"),
+    [
+        (np.ones(9599, np.float32), r"expected at least 0\.4 s, got 0\.4000 s"),
+        (np.zeros(24_000, np.float32), "expected a recording of a voice, got silence"),
+        (np.ones(31 * 24_000, np.float32), "expected at most 30 s"),
+    ],
+)
+def test_recordings_that_are_no_voice_are_refused(checkpoint: Path, pcm: np.ndarray, message: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"pcm_in|messages.*: {message}"):
+        Preprocessor(checkpoint).prepare(cloning("Hello.", pcm))
+
+
+def test_codes_are_no_voice(checkpoint: Path) -> None:
+    turns = '[{"role": "system", "codes": [[1], [2]]}, {"role": "user", "text": "b"}]'
+    with pytest.raises(InvalidRequest, match=r"messages\[0\]\.codes: expected a file or samples of a voice, got codes"):
+        Preprocessor(checkpoint).prepare(RawRequest(messages=turns))
+
+
+def test_a_release_without_encoder_takes_no_recordings(tmp_path: Path) -> None:
+    preprocessor = Preprocessor(convert_release(tmp_path, "english", clones=False))
+    with pytest.raises(InvalidRequest, match=r"messages\[0\]\.role: expected 'user' for task 'tts', got 'system'"):
+        preprocessor.prepare(cloning("Hello."))
+    assert len(preprocessor.prepare(RawRequest(text="Hello.")).rows) > 21
 
 
 @pytest.mark.parametrize(

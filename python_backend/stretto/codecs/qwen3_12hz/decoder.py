@@ -156,6 +156,9 @@ class Memory:
 
     Each layer reads and writes its own part. A zero state equals the zero padding of a causal convolution.
 
+    Attributes:
+        is_start: True for utterances that begin with the window, bool [B].
+
     Args:
         state: State before the window, [B, D].
         first: Index of the first frame in the window, [B].
@@ -164,7 +167,7 @@ class Memory:
     """
 
     def __init__(self, state: Tensor, first: Tensor, frames: int, right: int = 0) -> None:
-        self._before, self._is_start = state, first == 0
+        self._before, self.is_start = state, first == 0
         self._frames, self._right = frames, right
         self.after = torch.empty_like(state)
         self._at = 0
@@ -198,7 +201,7 @@ class Memory:
         if not late:
             return x
         is_before = torch.arange(x.shape[2], device=x.device) < late
-        return x.masked_fill((is_before & self._is_start[:, None])[:, None], 0)
+        return x.masked_fill((is_before & self.is_start[:, None])[:, None], 0)
 
 
 KERNEL = 7

@@ -33,8 +33,9 @@ class EndOfSpeech(nn.Module):
 class LatentMixin(MultiStreamMixin):
     """Mix-in that reads the words of a row as a latent, and generates the next one.
 
-    A subclass defines `embed_latents` and `latent_predictor`. Their matrix products must give a row the same bits in
-    every batch. On a CPU, this holds for vLLM's linear layers, but not for torch's.
+    A subclass defines `embed_latents` and `latent_predictor`, and `embed_voice` if prompts have latents of recordings.
+    Their matrix products must give a row the same bits in every batch. On a CPU, this holds for vLLM's linear layers,
+    but not for torch's.
     """
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
@@ -42,10 +43,15 @@ class LatentMixin(MultiStreamMixin):
         if self.family.layout.latents is None:
             raise CheckpointError(f"{self.family.name}: expected a family whose frames are latents")
         self.num_words = self.family.layout.latents.num_words
+        self.voice_ids = self.family.layout.latents.voice_ids
         self.end_of_speech = EndOfSpeech(vllm_config.model_config.get_hidden_size())
 
     def embed_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Return the embeddings [N, H] of latents, float32 [N, D]."""
+        raise NotImplementedError
+
+    def embed_voice(self, latents: torch.Tensor) -> torch.Tensor:
+        """Return the embeddings [N, H] of latents of a recording, float32 [N, D]."""
         raise NotImplementedError
 
     def latent_predictor(self) -> LatentPredictor:
@@ -58,10 +64,15 @@ class LatentMixin(MultiStreamMixin):
         return LatentReadout(StopHead(end.weight.data, end.bias.data, rules), self.latent_predictor())
 
     def embed_rows(self, rows: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-        """Write the embedding of stream 0, or of the latent of a frame, to `out` [N, H] for `rows` [N, 1 + D]."""
-        ids, frames = rows[:, :1], self.family.layout.audio[0]
-        is_frame = (ids >= frames.start) & (ids < frames.stop)
+        """Write the embedding of stream 0, or of a latent, to `out` [N, H] for `rows` [N, 1 + D]."""
+        ids = rows[:, :1]
         latents = rows[:, 1 : 1 + self.num_words].contiguous().view(torch.float32)
-        read = self.embed_latents(torch.where(is_frame, latents, 0.0))
-        embeds = super().embed_rows(ids, out)
-        return out.copy_(torch.where(is_frame, read.to(out.dtype), embeds))
+        super().embed_rows(ids, out)
+        kinds = [(self.family.layout.audio[0], self.embed_latents)]
+        if self.voice_ids:
+            kinds.append((self.voice_ids, self.embed_voice))
+        for kind, embed in kinds:
+            is_kind = (ids >= kind.start) & (ids < kind.stop)
+            read = embed(torch.where(is_kind, latents, 0.0))
+            out.copy_(torch.where(is_kind, read.to(out.dtype), out))
+        return out

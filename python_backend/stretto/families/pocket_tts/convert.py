@@ -5,7 +5,8 @@ https://huggingface.co/kyutai/pocket-tts: `model.safetensors`, `tokenizer.json` 
 also contains the codec, which is written to `codec/`.
 
 Voices are published only as keys and values of all layers. The rows that they were computed from are recovered
-(`voices.py`) and written after the ids of the text, so a voice is a sequence of ids.
+(`voices.py`) and written after the ids of the text, so a voice is a sequence of ids. The gated repository also has the
+codec's encoder, with which recordings of voices are read.
 """
 
 import re
@@ -28,6 +29,7 @@ from stretto.weights.loading import open_tensors
 from stretto.weights.tensors import Part, Plan, check
 
 IS_BARE = True  # the tokenizer may be of any kind
+IS_FLOAT32 = True  # no other dtype is accepted
 BACKBONE_TAG = None
 EMBEDDINGS = "flow_lm.conditioner.embed.weight"
 CODEC = ""
@@ -45,7 +47,8 @@ NUM_TIMES = {"lsd": 2, "flow_matching": 1, "drifting": 0, "pointwise": 0}
 NUM_FREQUENCIES = 128
 DEFAULT_END_THRESHOLD = -4.0
 MAX_MODEL_LEN = 2048
-CLONING = ("flow_lm.speaker_proj_weight", "mimi.encoder.", "mimi.encoder_transformer.", "mimi.downsample.")
+SPEAKER = "flow_lm.speaker_proj_weight"
+CLONING = (SPEAKER, "mimi.encoder.", "mimi.encoder_transformer.", "mimi.downsample.")
 
 
 def trained_dtype(config: Mapping[str, Any]) -> str | None:
@@ -68,7 +71,8 @@ def convert(release: Release, contents: Contents) -> Converted:
     if contents.dtype != "float32":
         raise CheckpointError(f"--dtype: expected float32, in which latents are fed back, got {contents.dtype}")
     folder = release.model if release.model.is_dir() else release.model.parent
-    voices = read_voices(folder / VOICES, shape, contents.tensors)
+    clones = can_clone(shape, contents.tensors)
+    voices = read_voices(folder / VOICES, shape, contents.tensors, clones)
     known = PocketVocabulary(
         num_text_ids=shape.num_tokens + 1,
         num_words=shape.num_words,
@@ -78,6 +82,8 @@ def convert(release: Release, contents: Contents) -> Converted:
         tail_rows=contents.config.get("model_recommended_frames_after_eos"),
         max_model_len=MAX_MODEL_LEN,
         text=text_rules(contents.config),
+        clones=clones,
+        has_voice_begin=shape.has_bos_before_voice,
     )
     record = {
         "architectures": ["StrettoPocketForCausalLM"],
@@ -90,12 +96,23 @@ def convert(release: Release, contents: Contents) -> Converted:
         "tie_word_embeddings": True,  # there is no head over this vocabulary
         "dtype": contents.dtype,
     }
-    networks = (codec_network(contents),)
+    networks = (codec_network(contents, clones),)
     folded = shape.folded
     found = {name: contents.tensors[name] for name in folded if name in contents.tensors}
     check({name: Part(name, size) for name, size in folded.items()}, found, ())
-    unused = "flow_lm.bos_before_voice"  # the first row of every published voice
-    return Converted(record, plan(shape, contents.tensors, voices), CLONING, (*folded, unused), networks)
+    dropped = () if clones else CLONING
+    return Converted(record, plan(shape, contents.tensors, voices, clones), dropped, tuple(folded), networks)
+
+
+def can_clone(shape: "Shape", tensors: Mapping[str, Tensor]) -> bool:
+    """Return True if a release has the weights that encode recordings of voices.
+
+    The repository without voice cloning has zeros instead, or no such tensors. Latents of recordings must have as many
+    numbers as those of frames, because rows carry both.
+    """
+    found = [name for name in tensors if name.startswith(CLONING)]
+    is_trained = SPEAKER in found and all(tensors[name].any() for name in found if name.endswith("weight"))
+    return is_trained and shape.num_voice_words == shape.num_words
 
 
 class Shape:
@@ -113,6 +130,7 @@ class Shape:
         self.flow, self.flow_width, self.num_blocks = flow.get("type", "lsd"), entry(flow, "dim"), entry(flow, "depth")
         self.num_tokens, self.rank, self.state = entry(table, "n_bins"), table.get("rank"), lm.get("z_dim")
         self.num_words = entry(entry(mimi, "quantizer"), "dimension")
+        self.num_voice_words = mimi.get("inner_dim") or entry(entry(mimi, "seanet"), "dimension")
         self.has_bos_before_voice = bool(lm.get("insert_bos_before_voice", False))
         self.threshold = float(config.get("default_eos_threshold", DEFAULT_END_THRESHOLD))
         if self.flow not in NUM_TIMES:
@@ -138,6 +156,8 @@ class Shape:
     def folded(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the tensors that are merged into the embeddings."""
         shapes: dict[str, tuple[int, ...]] = {"flow_lm.bos_emb": (self.num_words,)}
+        if self.has_bos_before_voice:
+            shapes["flow_lm.bos_before_voice"] = (1, 1, self.width)
         return shapes if self.rank is None else shapes | {"flow_lm.conditioner.proj.weight": (self.width, self.rank)}
 
     @property
@@ -160,7 +180,7 @@ def text_rules(config: Mapping[str, Any]) -> TextRules:
     )
 
 
-def plan(shape: Shape, tensors: Mapping[str, Tensor], voices: Mapping[str, Tensor]) -> Plan:
+def plan(shape: Shape, tensors: Mapping[str, Tensor], voices: Mapping[str, Tensor], clones: bool) -> Plan:
     """Return the tensors to write, by published name."""
     width, flow, words = shape.width, shape.flow_width, shape.num_words
     state = shape.state or width
@@ -177,13 +197,14 @@ def plan(shape: Shape, tensors: Mapping[str, Tensor], voices: Mapping[str, Tenso
         return tensors[f"flow_lm.{name}"].float()
 
     def table(stored: Tensor) -> Tensor:
-        """Return the embeddings of text, begin of speech, frames, end and voices, [V, H]."""
+        """Return the embeddings of text, begin of speech, frames, end, begin of a voice and voices, [V, H]."""
         num_rows = sum(len(rows) for rows in voices.values())
         if stored.is_meta:
-            return torch.empty(shape.num_tokens + 5 + num_rows, width, device="meta")
+            return torch.empty(shape.num_tokens + 7 + num_rows, width, device="meta")
         text = stored if shape.rank is None else stored.float() @ other("conditioner.proj.weight").T
         bos = other("input_linear.weight") @ other("bos_emb")
-        return torch.cat([text, bos[None], torch.zeros(3, width), *voices.values()])
+        begin = other("bos_before_voice")[0] if shape.has_bos_before_voice else torch.zeros(1, width)
+        return torch.cat([text, bos[None], torch.zeros(4, width), begin, *voices.values()])
 
     def end_of_speech(stored: Tensor) -> Tensor:
         if stored.is_meta:
@@ -193,6 +214,8 @@ def plan(shape: Shape, tensors: Mapping[str, Tensor], voices: Mapping[str, Tenso
 
     add("conditioner.embed.weight", "model.embed_tokens.weight", shape.num_tokens + 1, shape.rank or width, edit=table)
     add("input_linear.weight", "connector.weight", width, words)
+    if clones:
+        add("speaker_proj_weight", "voice_connector.weight", width, words)
     add("out_norm.weight", "model.norm.weight", width)
     add("out_norm.bias", "model.norm.bias", width)
     add("out_eos.weight", "end_of_speech.weight", 1, state, edit=end_of_speech)
@@ -233,23 +256,24 @@ def add_layer(shape: Shape, index: int, add: Callable[..., None]) -> None:
         add(f"{name}{norm}.bias", f"{own}{norm}.bias", width)
 
 
-def codec_network(contents: Contents) -> Network:
-    """Return the codec without its encoder, with the latents' means and deviations."""
+def codec_network(contents: Contents, clones: bool) -> Network:
+    """Return the codec, with the latents' means and deviations, and with its encoder if the release clones voices."""
     mimi = dict(entry(contents.config, "mimi"))
-    shapes = codec_shapes(PocketConfig.from_record(mimi))
+    shapes = codec_shapes(PocketConfig.from_record(mimi, clones))
     sides = {name: "flow_lm" if name.startswith("emb_") else "mimi" for name in shapes}
     parts = {f"{sides[name]}.{name}": Part(name, shape) for name, shape in shapes.items()}
-    return Network("codec", {"model_type": "pocket", "mimi": mimi}, parts)
+    return Network("codec", {"model_type": "pocket", "mimi": mimi, "has_encoder": clones}, parts)
 
 
-def read_voices(folder: Path, shape: Shape, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def read_voices(folder: Path, shape: Shape, tensors: Mapping[str, Tensor], clones: bool) -> dict[str, Tensor]:
     """Return the rows of the voices in a release's folder, float32 [n, H] by name.
 
     Raises:
-        CheckpointError: If there is none, or keys and values of a voice are not this release's.
+        CheckpointError: If there is none and the release clones no voices, or a voice's keys and values are those of
+            another release.
     """
     found = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
-    if not found:
+    if not found and not clones:
         raise CheckpointError(f"{folder}: expected a voice at least, NAME.safetensors, got none")
     backbone = Backbone(tensors, shape.num_layers, shape.head_dim, shape.kv_heads, shape.theta)
     voices = {path.stem: recover_rows(backbone, open_tensors(path), path) for path in found}

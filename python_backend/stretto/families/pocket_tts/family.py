@@ -4,7 +4,8 @@
 
 A row of the prompt is an id: a row of a voice, a token, or the begin of speech. A row of the reply carries the latent
 that a flow head makes from the hidden state of the row before it. Speech ends a few frames after the one in which the
-model detects its end. A voice is a sequence of embedded rows; the first one is the model's begin-of-voice row.
+model detects its end. A named voice is a sequence of embedded rows; the first one is the model's
+begin-of-voice row. A recorded voice is that row, followed by rows that carry the latents of the recording.
 """
 
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ FRAME_RATE = 12.5
 # The authors' `_MIN_FRAMES_BEFORE_EOS`, and `_estimate_max_gen_len` for the longest text.
 MIN_FRAMES, MAX_FRAMES = 6, 400
 MAX_TEXT_CHARS = 200  # a sentence or two: the models are trained on sentences of up to 50 tokens
+MAX_VOICE_S = 30.0
 MAX_STEPS = 32
 ONE_STEP = ("drifting", "pointwise")  # kinds of a head that has no time
 DEFAULT_STEPS = {"lsd": 1, "flow_matching": 16, "drifting": 1, "pointwise": 1}
@@ -60,6 +62,8 @@ class PocketVocabulary:
         tail_rows: Number of frames from the detected end of speech; None to choose it by the number of words.
         max_model_len: Maximum number of rows.
         text: Changes to texts.
+        clones: True if the checkpoint can encode recordings of voices.
+        has_voice_begin: True if a row of its own precedes the latents of a recorded voice.
     """
 
     num_text_ids: int = 4001
@@ -70,6 +74,8 @@ class PocketVocabulary:
     tail_rows: int | None = None
     max_model_len: int = 2048
     text: TextRules = field(default_factory=TextRules)
+    clones: bool = False
+    has_voice_begin: bool = True
 
     def __post_init__(self) -> None:
         if self.flow not in DEFAULT_STEPS:
@@ -102,13 +108,23 @@ class PocketVocabulary:
         return self.frames.stop
 
     @property
+    def recorded(self) -> int:
+        """Id of a row with a latent of a recorded voice."""
+        return self.end + 1
+
+    @property
+    def voice_begin(self) -> int:
+        """Id of the row before the latents of a recorded voice."""
+        return self.recorded + 1
+
+    @property
     def vocab_size(self) -> int:
         """Number of ids, including those of the rows of voices."""
-        return self.end + 1 + sum(rows for _, rows in self.voices)
+        return self.voice_begin + 1 + sum(rows for _, rows in self.voices)
 
     def voice(self, name: str) -> range:
         """Return the ids of the rows of a voice."""
-        start = self.end + 1
+        start = self.voice_begin + 1
         for known, rows in self.voices:
             if known == name:
                 return range(start, start + rows)
@@ -123,7 +139,7 @@ class PocketVocabulary:
             audio=(self.frames,),
             delays=(0,) * (1 + self.num_words),
             codebook_streams=tuple(range(1, 1 + self.num_words)),
-            latents=LatentSpec(self.num_words, steps),
+            latents=LatentSpec(self.num_words, steps, range(self.recorded, self.recorded + self.clones)),
         )
 
     @property
@@ -138,10 +154,11 @@ class PocketVocabulary:
 
 def pocket_tts(vocabulary: PocketVocabulary) -> Family:
     """Return the family for a vocabulary."""
+    system = ("audio",) if vocabulary.clones else ()
     return Family(
         name=NAME,
         layout=vocabulary.layout,
-        tasks=(Task("tts", (Segment.AUDIO,), (), ("text",), vocabulary.sampling),),
+        tasks=(Task("tts", (Segment.AUDIO,), (), ("text",), vocabulary.sampling, system=system),),
         codec="pocket",
         end_of_reply=vocabulary.end,
         end_of_text=vocabulary.end,
@@ -151,6 +168,7 @@ def pocket_tts(vocabulary: PocketVocabulary) -> Family:
         unconditional=UnconditionalContext(null_id=0, keep_first=0, keep_last=1),  # unused: there is no guidance
         voices=tuple(name for name, _ in vocabulary.voices),
         max_text_chars=MAX_TEXT_CHARS,
+        max_audio_s=MAX_VOICE_S if vocabulary.clones else 0.0,
         max_model_len=vocabulary.max_model_len,
         frame_rate=FRAME_RATE,
         first_chunk_frames=1,

@@ -198,10 +198,18 @@ class StrettoPocketForCausalLM(LatentMixin, PocketForCausalLM):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.connector = ReplicatedLinear(self.num_words, self.config.hidden_size, bias=False, return_bias=False)
         self.flow = FlowHead(self.config, self.num_words)
+        if self.voice_ids:
+            self.voice_connector = ReplicatedLinear(
+                self.num_words, self.config.hidden_size, bias=False, return_bias=False
+            )
 
     def embed_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Return the embeddings [N, H] of latents [N, D]."""
         return self.connector(latents)
+
+    def embed_voice(self, latents: torch.Tensor) -> torch.Tensor:
+        """Return the embeddings [N, H] of latents of a recording [N, D]."""
+        return self.voice_connector(latents)
 
     def latent_predictor(self) -> FlowHead:
         """Return the flow head."""

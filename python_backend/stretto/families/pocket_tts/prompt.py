@@ -9,8 +9,11 @@ import math
 import re
 from pathlib import Path
 
+import numpy as np
+
 from stretto.codecs.base import Codec
 from stretto.errors import CheckpointError, InvalidRequest, shown
+from stretto.families.audio_format import CachedEncoder
 from stretto.families.base import Family, Task
 from stretto.families.conversation import Piece
 from stretto.families.pocket_tts.family import (
@@ -31,6 +34,8 @@ STRAY_MARK = re.compile(r"([.!?…])\s*[,;:]")
 SHORT_WORDS, SHORT_PADDING = 5, " " * 8
 # Longest speech: a third of a second per token, and two seconds more.
 TOKENS_PER_S, SPARE_S = 3, 2
+# Recordings of voices: shortest one, its fade-out, the pause after it, and what counts as silence before.
+MIN_VOICE_S, FADE_S, PAUSE_S, SILENCE_DB = 0.4, 0.02, 0.08, 35
 
 
 def rewritten(text: str, rules: TextRules) -> str:
@@ -63,29 +68,71 @@ def ended(text: str) -> str:
     return f"{text}."
 
 
+def ended_on_pause(pcm: np.ndarray, sample_rate: int) -> np.ndarray:
+    """Return a recording that ends on 80 ms of silence, as in training (`end_on_pause` of the authors' code).
+
+    Silence at its end is removed before: frames of 20 ms that are 35 dB below the loudest one. The last 20 ms fade out.
+
+    Args:
+        pcm: Samples, float32 [n], of at least 20 ms.
+        sample_rate: Their rate in Hz.
+    """
+    frame = int(FADE_S * sample_rate)
+    num_frames = len(pcm) // frame
+    power = np.square(pcm[: num_frames * frame].reshape(num_frames, frame)).mean(1)
+    decibels = 20 * np.log10(np.sqrt(power) + 1e-12)
+    end = (np.flatnonzero(decibels > decibels.max() - SILENCE_DB)[-1] + 1) * frame
+    voice = pcm[:end].copy()
+    voice[end - frame :] *= np.linspace(1, 0, frame, dtype=np.float32)
+    return np.concatenate([voice, np.zeros(int(PAUSE_S * sample_rate), np.float32)])
+
+
 class PocketTemplate:
     """Prompt template of Pocket TTS."""
 
-    def __init__(self, family: Family, vocabulary: PocketVocabulary, tokenizer: PlainTokenizer):
+    def __init__(self, family: Family, vocabulary: PocketVocabulary, tokenizer: PlainTokenizer, codec: Codec):
         self._family, self._known, self._tokenizer = family, vocabulary, tokenizer
+        self._encoder, self._sample_rate = CachedEncoder(codec.encode), codec.spec.sample_rate
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """Return the rows of the only piece, a text, in a voice, with the number of frames after its end."""
-        (piece,) = pieces
+        """Return the rows of a text, with the number of frames after its end.
+
+        The voice is that of a recording before the text, or the one called `voice`.
+        """
+        *recordings, piece = pieces
         assert piece.text is not None, task.name
-        assert voice is not None, task.name
         check_text(piece.text, piece.path, self._family.max_text_chars)
         text = rewritten(piece.text, self._known.text)
         if not any(map(str.isalnum, text)):
             raise InvalidRequest(piece.path, "text with a letter or a digit", shown(piece.text))
         ids = self._tokenizer.encode(finished(text, self._known.text))
-        rows = [*self._known.voice(voice), *ids, self._known.bos]
+        layout = self._family.layout
+        head = self._recorded(recordings[0]) if recordings else stream0_rows(layout, self._named(voice))
         seconds = len(ids) / TOKENS_PER_S + SPARE_S
         return PromptRows(
-            stream0_rows(self._family.layout, rows),
+            np.concatenate([head, stream0_rows(layout, [*ids, self._known.bos])]),
             max_rows=min(MAX_FRAMES, math.ceil(seconds * FRAME_RATE)),
             tail_rows=self._tail_rows(text),
         )
+
+    def _named(self, voice: str | None) -> list[int]:
+        if voice is None:
+            raise InvalidRequest("messages", "a system turn with audio: this model has no named voices", "no voice")
+        return list(self._known.voice(voice))
+
+    def _recorded(self, piece: Piece) -> np.ndarray:
+        """Return the rows [n, 1 + D] of the voice in a recording."""
+        if piece.pcm is None:
+            raise InvalidRequest(piece.path, "a file or samples of a voice", "codes")
+        if len(piece.pcm) < MIN_VOICE_S * self._sample_rate:
+            raise InvalidRequest(piece.path, f"at least {MIN_VOICE_S} s", f"{len(piece.pcm) / self._sample_rate:.4f} s")
+        if not piece.pcm.any():
+            raise InvalidRequest(piece.path, "a recording of a voice", "silence")
+        words = self._encoder.encode(ended_on_pause(piece.pcm, self._sample_rate)).T
+        begin = [self._known.voice_begin] if self._known.has_voice_begin else []
+        rows = stream0_rows(self._family.layout, [*begin, *[self._known.recorded] * len(words)])
+        rows[len(begin) :, 1:] = words
+        return rows
 
     def _tail_rows(self, text: str) -> int:
         """Return the number of frames from the detected end, which is larger for few words."""
@@ -95,9 +142,9 @@ class PocketTemplate:
 
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
-    """Return the template with a checkpoint's tokenizer."""
+    """Return the template with a checkpoint's tokenizer and codec."""
     known = PocketVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
     tokenizer = plain_tokenizer(checkpoint)
     if len(tokenizer.tokens) >= known.num_text_ids:
         raise CheckpointError(f"{checkpoint}: expected at most {known.num_text_ids - 1} tokens")
-    return PocketTemplate(family, known, tokenizer)
+    return PocketTemplate(family, known, tokenizer, codec)
