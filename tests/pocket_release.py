@@ -52,8 +52,7 @@ def reply(kind: str) -> Reply:
 def convert_release(folder: Path, kind: str, clones: bool = True) -> Path:
     """Write a release of a kind and its checkpoint; return the folder of the checkpoint."""
     release = write_release(folder / "release", kind, clones)
-    words = ["pocket-tts", "--model", release, "--config", release / "config.yaml", "--tokenizer", release]
-    assert convert([*map(str, words), "--out", str(folder / "checkpoint")]) == 0
+    assert convert(["pocket-tts", "--model", str(release), "--out", str(folder / "checkpoint")]) == 0
     return folder / "checkpoint"
 
 

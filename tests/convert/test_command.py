@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from benchmarks.checkpoints.random_published import Published
 from stretto.codecs.registry import load_codec
-from stretto.convert.command import main
+from stretto.convert.command import config_in, main
 from stretto.families.registry import family_at
 from tests.published_checkpoints import FAMILIES, command, convert, write_bagpiper, write_opuslm, write_release
 from tests.small_vocabularies import SMALL_BAGPIPER, SMALL_OPUSLM
@@ -435,4 +435,12 @@ def test_an_interrupted_conversion_leaves_nothing_that_looks_whole(tmp_path: Pat
 def test_the_command_line_names_what_it_lacks(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["opuslm", "--model", "model.pth"])
-    assert "--tokenizer" in capsys.readouterr().err
+    assert "--out" in capsys.readouterr().err
+
+
+def test_the_config_is_looked_for_next_to_the_model(tmp_path: Path) -> None:
+    assert config_in(tmp_path) is None
+    for name in ("a.yaml", "b.yaml", "config.json"):
+        (tmp_path / name).touch()
+        expected = {"a.yaml": name, "config.json": name}.get(name)
+        assert config_in(tmp_path) == (expected and tmp_path / expected), "of two YAML files, none is chosen"

@@ -37,8 +37,13 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         required=True,
         help="model.pt, model.pth, 2epoch.pth, or safetensors files: one, their directory, or their index",
     )
-    add("--config", type=Path, help="the release's config.yaml or config.json, if it has one")
-    add("--tokenizer", type=Path, required=True, help="directory of the public tokenizer that config.yaml names")
+    add(
+        "--config",
+        type=Path,
+        help="the release's config.yaml or config.json, if it has one; default: config.json, or the only YAML file, in "
+        "the directory of the model's files",
+    )
+    add("--tokenizer", type=Path, help="directory of the public tokenizer; default: that of the model's files")
     add("--out", type=Path, required=True, help="directory to create")
     add("--codec", type=Path, help="directory of the codec's own release; copied to codec/")
     add(
@@ -68,11 +73,12 @@ def release(args: argparse.Namespace) -> Release:
     """Return the release described by the command line."""
     audio = {"do_normalize": not args.no_normalize}
     audio |= {name: getattr(args, name) for name in ("n_window", "n_window_infer") if getattr(args, name) is not None}
+    folder = args.model if args.model.is_dir() else args.model.parent
     return Release(
         family=args.family,
         model=args.model,
-        config=args.config,
-        tokenizer=args.tokenizer,
+        config=args.config or config_in(folder),
+        tokenizer=args.tokenizer or folder,
         codec=args.codec,
         ssl_tokenizer=args.ssl_tokenizer,
         keeps_codec=args.codec_from_model,
@@ -81,6 +87,12 @@ def release(args: argparse.Namespace) -> Release:
         audio=audio,
         dtype=args.dtype,
     )
+
+
+def config_in(folder: Path) -> Path | None:
+    """Return the config file in a release's folder: config.json, or the only YAML file; None if there is neither."""
+    path, found = folder / "config.json", [*folder.glob("*.yaml")]
+    return path if path.exists() else found[0] if len(found) == 1 else None
 
 
 def describe(conversion: Conversion) -> str:

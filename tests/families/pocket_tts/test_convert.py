@@ -138,6 +138,13 @@ def test_a_release_with_encoder_needs_no_voices(tmp_path: Path) -> None:
         preprocessor.prepare(RawRequest(text="Hello."))
 
 
+def test_a_missing_config_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    release = write_release(tmp_path / "release")
+    (release / "config.yaml").rename(release / "english.yml")
+    assert convert(["pocket-tts", "--model", str(release), "--out", str(tmp_path / "out")]) == 1
+    assert "--config: expected the release's YAML file" in capsys.readouterr().err
+
+
 def test_a_release_without_voices_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     release = write_release(tmp_path / "release", clones=False)
     for path in (release / "embeddings").iterdir():

@@ -63,6 +63,9 @@ def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[st
 
 def convert(release: Release, contents: Contents) -> Converted:
     """Return the checkpoint, with all voices of the release's folder."""
+    if not contents.config:
+        expected = "the release's YAML file, which is in pocket_tts/config of the authors' package"
+        raise CheckpointError(f"--config: expected {expected}, got none")
     shape = Shape(contents.config)
     if contents.tokenizer.size != shape.num_tokens:
         raise CheckpointError(
