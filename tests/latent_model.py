@@ -13,6 +13,7 @@ from vllm.model_executor.models.llama import LlamaForCausalLM
 from vllm.model_executor.models.registry import ModelRegistry
 
 from stretto.engine.models.latents import LatentMixin, silu
+from stretto.families.base import Family
 from stretto.testing.checkpoints import write_checkpoint
 from tests.speech_families import LATENTS
 
@@ -37,6 +38,28 @@ class FlowHead(nn.Module):
         return x
 
 
+class GuidedHead(FlowHead):
+    """The same with a velocity that also depends on the latent before, merged with that without the hidden state."""
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        noise: torch.Tensor,
+        steps: torch.Tensor,
+        before: torch.Tensor | None = None,
+        guidance: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        assert before is not None
+        assert guidance is not None
+        x, condition, number, old = noise, self.condition(hidden), steps[:, None].float(), self.enter(before)
+        for step in range(int(steps.max())):
+            inner = self.enter(x) + 0.05 * old + step / number
+            velocity, plain = (self.leave(silu(each)) for each in (condition + inner, inner))
+            merged = plain + guidance[:, None] * (velocity - plain)
+            x = torch.where(step < steps[:, None], x + merged / number, x)
+        return x
+
+
 class LatentLlamaForCausalLM(LatentMixin, LlamaForCausalLM):
     """Llama with a connector from latents and a flow head."""
 
@@ -44,7 +67,9 @@ class LatentLlamaForCausalLM(LatentMixin, LlamaForCausalLM):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         width = vllm_config.model_config.get_hidden_size()
         self.connector = ReplicatedLinear(NUM_WORDS, width, bias=False, return_bias=False)
-        self.flow = FlowHead(width)
+        layout = self.family.layout
+        assert layout.latents is not None
+        self.flow = (GuidedHead if layout.latents.is_guided else FlowHead)(width)
 
     def embed_latents(self, latents: torch.Tensor) -> torch.Tensor:
         return self.connector(latents)
@@ -53,11 +78,11 @@ class LatentLlamaForCausalLM(LatentMixin, LlamaForCausalLM):
         return self.flow
 
 
-def write(folder: Path, hidden: int, layers: int) -> Path:
+def write(folder: Path, hidden: int, layers: int, family: Family = LATENTS) -> Path:
     """Write a random checkpoint; the end of speech is detected in about one frame of twelve."""
     if ARCHITECTURE not in ModelRegistry.get_supported_archs():
         ModelRegistry.register_model(ARCHITECTURE, LatentLlamaForCausalLM)
-    write_checkpoint(folder, LATENTS, "latents", hidden, layers, backbone="llama")
+    write_checkpoint(folder, family, family.name, hidden, layers, backbone="llama")
     config = json.loads((folder / "config.json").read_text())
     config |= {"architectures": [ARCHITECTURE], "tie_word_embeddings": True}
     (folder / "config.json").write_text(json.dumps(config))
@@ -88,4 +113,22 @@ def reference_latent(
     for step in range(n):
         inner = weights["flow.condition.weight"] @ hidden + weights["flow.enter.weight"] @ x
         x = x + weights["flow.leave.weight"] @ F.silu(inner + weights["flow.enter.bias"] + step / n) / n
+    return x
+
+
+def guided_reference_latent(
+    weights: dict[str, torch.Tensor],
+    hidden: torch.Tensor,
+    noise: torch.Tensor,
+    before: torch.Tensor,
+    n: int,
+    scale: float,
+) -> torch.Tensor:
+    """Return the latent [D] of a guided head for a hidden state [H] and the latent before [D], computed by torch."""
+    x, enter, bias = noise, weights["flow.enter.weight"], weights["flow.enter.bias"]
+    for step in range(n):
+        inner = enter @ x + bias + 0.05 * (enter @ before + bias) + step / n
+        states = weights["flow.condition.weight"] @ hidden + inner, inner
+        velocity, plain = (weights["flow.leave.weight"] @ F.silu(each) for each in states)
+        x = x + (plain + scale * (velocity - plain)) / n
     return x

@@ -117,6 +117,22 @@ LATENTS = Family(
     frame_rate=12.5,
     tail=NO_TAIL,
 )
+# The head guides, and reads the latent of the row before.
+GUIDED_LATENTS = replace(
+    LATENTS,
+    name="guided_latents",
+    layout=replace(LATENTS.layout, latents=LatentSpec(8, steps=range(1, 5), is_guided=True)),
+    tasks=(
+        replace(
+            LATENTS.tasks[0],
+            sampling=replace(
+                _LATENT_SAMPLING,
+                audio=replace(_LATENT_SAMPLING.audio, temperature=1.0),
+                latents=LatentSampling(steps=2, tail_rows=1, guidance_scale=2.0),
+            ),
+        ),
+    ),
+)
 
 # For prompts and replies of thousands of rows.
 LONG = replace(EIGHT_STREAMS, name="long", max_model_len=8448)

@@ -20,8 +20,8 @@ from stretto.sampling.noise import gaussian, seed_key, stream_keys
 from stretto.streams.layout import latents_of, words_of
 from stretto.testing.engine import Answer
 from tests.engine.harness import Engine
-from tests.latent_model import NUM_WORDS, reference_latent, write
-from tests.speech_families import LATENTS
+from tests.latent_model import NUM_WORDS, guided_reference_latent, reference_latent, write
+from tests.speech_families import GUIDED_LATENTS, LATENTS
 from tests.tiers import by_night
 
 pytestmark = pytest.mark.engine
@@ -33,7 +33,7 @@ ARRIVALS = {"r1": 2, "r2": 5, "r3": 6, "r4": 11}
 SIZES = [pytest.param((2048, 1), id="wide"), *by_night(((64, 3),), ids=["narrow"])]
 
 
-def make_prompt(index: int, **latents: int) -> Prompt:
+def make_prompt(index: int, **latents: float) -> Prompt:
     """Return a prompt with frames in it, as a cloned voice has; lengths, steps and temperatures differ by index."""
     random = np.random.default_rng(index)
     rows = np.zeros((9 + 7 * index, 1 + NUM_WORDS), np.int32)
@@ -41,7 +41,8 @@ def make_prompt(index: int, **latents: int) -> Prompt:
     rows[2:6, 0], rows[2:6, 1:] = FRAME, words_of(random.standard_normal((4, NUM_WORDS)))
     sampling = LATENTS.tasks[0].sampling
     audio = replace(sampling.audio, temperature=(0.5, 0.0, 1.0)[index % 3])
-    given = LatentSampling(**({"steps": 1 + index % 4, "tail_rows": 3 + 2 * (index % 2)} | latents))
+    values: dict[str, Any] = {"steps": 1 + index % 4, "tail_rows": 3 + 2 * (index % 2)} | latents
+    given = LatentSampling(**values)
     return Prompt("speak", rows, replace(sampling, audio=audio, latents=given, seed=index))
 
 
@@ -123,6 +124,44 @@ def test_latents_are_those_of_a_plain_computation(folder: Path, alone: dict[str,
         assert (logits[sampling.audio.min_rows : end] < 0).all()
 
 
+def test_a_guided_head_reads_the_latent_before(tmp_path: Path) -> None:
+    """Scales differ by request; bits do not depend on the batch."""
+    folder = write(tmp_path, 64, 2, GUIDED_LATENTS)
+    weights = load_file(folder / "model.safetensors")
+    network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    prompts = {f"r{index}": guided_prompt(index) for index in range(5)}
+    prompts["last row a latent"] = replace(guided_prompt(1), rows=guided_prompt(1).rows[:6], num_reference_rows=3)
+    with Engine(folder, max_model_len=256) as engine:
+        alone = {name: engine.run({name: prompt})[name] for name, prompt in prompts.items()}
+    with Engine(folder, max_model_len=128, **TIGHT) as engine:
+        answers = engine.run(prompts, ARRIVALS)
+    assert rows_of(answers) == rows_of(alone)
+    assert sum(answer.trailer.num_preemptions for answer in answers.values() if answer.trailer) > 0
+    for name, prompt in prompts.items():
+        rows, sampling, start = np.array(alone[name].rows[:-1], np.int32), prompt.sampling, len(prompt.rows)
+        assert sampling.latents is not None
+        assert sampling.seed is not None
+        history = np.concatenate([prompt.rows, rows])
+        with torch.inference_mode():
+            hidden = network.model(inputs_embeds=embedded(weights, history)[None]).last_hidden_state[0]
+        before = torch.from_numpy(latents_of(history[:, 1:]))
+        keys = stream_keys(
+            np.full(len(rows), seed_key(sampling.seed), np.int32),
+            np.arange(start, len(history), dtype=np.int32),
+            1 + NUM_WORDS,
+        )
+        noise = torch.from_numpy(gaussian(keys[:, 1:]))
+        states = zip(hidden[start - 1 : -1], noise, before[start - 1 : -1], strict=True)
+        number, scale = sampling.latents.steps, sampling.latents.guidance_scale
+        expected = [guided_reference_latent(weights, *each, number, scale) for each in states]
+        assert np.abs(torch.stack(expected).numpy() - latents_of(rows[:, 1:])).max() < 1e-4, name
+
+
+def guided_prompt(index: int) -> Prompt:
+    prompt = make_prompt(index, guidance_scale=(2.0, 1.0, 0.0)[index % 3])
+    return with_audio(prompt, temperature=1.0)
+
+
 def embedded(weights: dict[str, torch.Tensor], rows: np.ndarray) -> torch.Tensor:
     """Return the embeddings [N, H] of rows [N, 1 + D]."""
     embeds = weights["model.embed_tokens.weight"][torch.from_numpy(rows[:, 0]).long()].clone()
@@ -183,11 +222,23 @@ def changed(prompt: Prompt, row: int, words: np.ndarray) -> Prompt:
             replace(make_prompt(0), sampling=replace(make_prompt(0).sampling, guidance_scale=2.0)),
             r"guidance_scale: expected 1\.0, as latents has no guidance",
         ),
+        (make_prompt(0, guidance_scale=2.0), r"guidance_scale: expected 1\.0, as latents has no guidance, got 2\.0"),
+        (replace(make_prompt(0), num_reference_rows=1), r"rows: expected codes of stream 0, .* in the rows of a ref"),
     ],
 )
 def test_prompts_that_do_not_fit_are_refused(prompt: Prompt, message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
         admit(prompt, RULES, ROOMY)
+
+
+def test_a_guided_head_takes_noise_of_one_variance() -> None:
+    rules = SegmentRules(GUIDED_LATENTS, 256)
+    assert admit(guided_prompt(0), rules, ROOMY).sampling == guided_prompt(0).sampling
+    with pytest.raises(InvalidRequest, match=r"options\.audio\.temperature: expected 1\.0"):
+        admit(make_prompt(0), rules, ROOMY)
+    pair = replace(guided_prompt(0), sampling=replace(guided_prompt(0).sampling, guidance_scale=2.0))
+    with pytest.raises(InvalidRequest, match=r"guidance_scale: expected 1\.0, as guided_latents has no guidance"):
+        admit(pair, rules, ROOMY)
 
 
 def test_words_of_every_finite_number_are_admitted() -> None:

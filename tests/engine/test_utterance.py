@@ -281,6 +281,15 @@ def test_rows_become_frames_and_an_incomplete_frame_is_dropped(together: int, nu
     assert np.array_equal(np.concatenate(told, 1), expected)
 
 
+def test_latents_of_a_reference_are_sent_as_words() -> None:
+    words = words_of(np.array([[0.25, -0.0, 1e-40, 3.0] * 2, [-1.5, 0.0, 3e38, -7.0] * 2]))
+    rows = np.concatenate([np.full((2, 1), LATENTS.layout.audio[0].start), words], 1).astype(np.int32)
+    opening = reference_chunk(rows, LATENTS.layout)
+    assert opening.chunk.num_reference_frames == 2
+    assert opening.codes is not None
+    assert opening.codes.tolist() == words.T.tolist()
+
+
 @pytest.mark.parametrize("number", [0.25, -0.0, np.nan, np.inf])
 def test_latents_pass_as_words_and_must_be_finite(number: float) -> None:
     frame = LATENTS.layout.audio[0].start

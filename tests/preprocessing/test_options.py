@@ -12,7 +12,7 @@ from stretto.families.vita_audio.family import VitaVocabulary, vita_audio
 from stretto.preprocessing.request import Options, read_options
 from stretto.records.sampling import CodeSampling, LatentSampling, SamplingConfig
 from tests.small_vocabularies import BAGPIPER, CSM
-from tests.speech_families import LATENTS
+from tests.speech_families import GUIDED_LATENTS, LATENTS
 
 VITA = vita_audio(VitaVocabulary())
 TTS, ASR = TINY.task("tts"), TINY.task("asr")
@@ -86,6 +86,19 @@ def test_steps_of_latents_are_within_the_range_of_the_family() -> None:
             steps(f'{{"latents": {{"steps": {number}}}}}')
     with pytest.raises(InvalidRequest, match=r"options.latents: expected nothing: frames of this model are codes"):
         read({"latents": {"steps": 1}})
+
+
+@pytest.mark.parametrize(
+    "text", ['{"guidance_scale": 3}', '{"guidance": {"scale": 3, "policy": "always"}}', '{"guidance": {"scale": 3}}']
+)
+def test_guidance_within_a_head_makes_no_pair(text: str) -> None:
+    (task,) = GUIDED_LATENTS.tasks
+    sampling = read_options(text, GUIDED_LATENTS, task, FRAME_RATE).sampling
+    assert sampling.latents == LatentSampling(steps=2, tail_rows=1, guidance_scale=3.0)
+    assert not sampling.is_guided
+    for policy in ('{"policy": "adaptive"}', '{"policy": "until_s", "until_s": 2}'):
+        with pytest.raises(InvalidRequest, match=r"options.guidance.policy: expected 'always'"):
+            read_options(f'{{"guidance": {policy}}}', GUIDED_LATENTS, task, FRAME_RATE)
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,11 @@ def _check_latents(prompt: Prompt, latents: LatentSpec, rules: SegmentRules) -> 
     if given is None:
         raise InvalidRequest("options.latents", "an object", "none")
     given.check_steps(latents.steps)
+    if given.guidance_scale != 1.0 and not latents.is_guided:
+        expected = f"1.0, as {rules.family.name} has no guidance"
+        raise InvalidRequest("options.guidance_scale", expected, given.guidance_scale)
+    if latents.is_guided and audio.temperature != 1.0:
+        raise InvalidRequest("options.audio.temperature", "1.0, the variance of this model's noise", audio.temperature)
     off = {"top_k": (audio.top_k, 0), "top_p": (audio.top_p, 1.0)}
     off |= {"min_p": (sampling.min_p, 0.0), "ras_window": (sampling.ras_window, 0)}
     for name, (value, neutral) in off.items():
@@ -181,11 +186,11 @@ def max_words(prompt: Prompt, rules: SegmentRules) -> int:
 
 def _check_reference(prompt: Prompt, task: Task, rules: SegmentRules) -> None:
     layout, length = rules.family.layout, prompt.num_reference_rows
-    if not task.speaks or layout.max_delay or rules.family.rows_per_frame > 1 or layout.latents:
+    if not task.speaks or layout.max_delay or rules.family.rows_per_frame > 1:
         raise InvalidRequest("num_reference_rows", f"0 for {task.name} of {rules.family.name}", length)
     if not 0 < length <= len(prompt.rows):
         raise InvalidRequest("num_reference_rows", f"at most {len(prompt.rows)}, the rows of the prompt", length)
-    for stream in layout.codebook_streams:
+    for stream in (0,) if layout.latents else layout.codebook_streams:
         ids, codes = prompt.rows[-length:, stream], layout.audio[stream]
         if not codes.start <= ids.min() <= ids.max() < codes.stop:
             expected = f"codes of stream {stream}, [{codes.start}, {codes.stop}), in the rows of a reference"

@@ -218,14 +218,18 @@ TEXT, TRANSITION, INTERLEAVED = Segment.TEXT, Segment.TRANSITION, Segment.INTERL
 
 
 def reference_chunk(rows: np.ndarray, layout: StreamLayout) -> LMChunk:
-    """Return the first chunk of a reply with a cloned voice: the reference's codes, which give the decoder its context.
+    """Return the first chunk of a reply with a cloned voice: the reference's codes, or latents as words.
+
+    They give the decoder its context.
 
     Args:
         rows: Prompt rows of the reference, [n, S].
         layout: Stream layout of the family.
     """
     streams = list(layout.codebook_streams)
-    codes = rows[:, streams].T - np.asarray([[layout.audio[stream].start] for stream in streams])
+    codes = rows[:, streams].T
+    if not layout.latents:
+        codes = codes - np.asarray([[layout.audio[stream].start] for stream in streams])
     return LMChunk(Chunk(0, Segment.AUDIO, num_reference_frames=len(rows)), codes.astype(np.int32))
 
 

@@ -343,6 +343,8 @@ def read_options(
     in_text, in_audio = ({}, shorthands) if speaks else (shorthands, {})
     given = options.get("audio", {})
     audio = _segment("audio", given, in_audio, defaults.audio, family)
+    guidance = _guidance(options)
+    latents = _latents(options, family, defaults, guidance)
     sampling = replace(
         defaults,
         text=_segment("text", options.get("text", {}), in_text, defaults.text, family),
@@ -355,8 +357,8 @@ def read_options(
         repetition_penalty=options.get("repetition_penalty", defaults.repetition_penalty),
         depth=_depth(options, family, audio) if "depth" in options else defaults.depth,
         schedule=_schedule(options, family) if "schedule" in options else defaults.schedule,
-        latents=_latents(options, family, defaults) if "latents" in options else defaults.latents,
-        **_guidance(options),
+        latents=latents,
+        **guidance,
     )
     delivery = read_delivery(options, family, frame_rate, held_frames, blocks)
     adapter = options.get("adapter")
@@ -445,12 +447,33 @@ def _depth(options: OptionsRecord, family: Family, audio: SegmentSampling) -> Co
     return CodeSampling(**values)
 
 
-def _latents(options: OptionsRecord, family: Family, defaults: SamplingConfig) -> LatentSampling:
-    """Return the parameters of frames that are latents."""
-    if family.layout.latents is None or defaults.latents is None:
-        raise InvalidRequest("options.latents", "nothing: frames of this model are codes", shown(options["latents"]))
-    sampling = replace(defaults.latents, **options["latents"])
-    sampling.check_steps(family.layout.latents.steps)
+def _latents(
+    options: OptionsRecord, family: Family, defaults: SamplingConfig, guidance: dict[str, Any]
+) -> LatentSampling | None:
+    """Return the parameters of frames that are latents; None for frames of codes.
+
+    Args:
+        options: Options of the request.
+        family: The model's family.
+        defaults: Defaults of the task.
+        guidance: Result of `_guidance`. Its scale is removed if guidance is applied within the predictor of a latent.
+
+    Raises:
+        InvalidRequest: If the family has no such parameter, or a value is out of range.
+    """
+    latents, sampling = family.layout.latents, defaults.latents
+    if latents is None or sampling is None:
+        if "latents" in options:
+            got = shown(options["latents"])
+            raise InvalidRequest("options.latents", "nothing: frames of this model are codes", got)
+        return None
+    sampling = replace(sampling, **options.get("latents", {}))
+    sampling.check_steps(latents.steps)
+    if latents.is_guided and guidance:
+        if guidance.get("policy", "always") != "always" or guidance.get("guided_until_s") is not None:
+            expected = "'always': this model guides every frame"
+            raise InvalidRequest("options.guidance.policy", expected, shown(guidance.get("policy", "until_s")))
+        sampling = replace(sampling, guidance_scale=guidance.pop("guidance_scale", sampling.guidance_scale))
     return sampling
 
 

@@ -102,14 +102,17 @@ class LatentSampling:
     Attributes:
         steps: Number of solver steps.
         tail_rows: Number of frames to keep, beginning with the one in which the end of speech is detected.
+        guidance_scale: Scale of classifier-free guidance within the predictor (`LatentSpec.is_guided`); 1 is unguided.
     """
 
     steps: int = 1
     tail_rows: int = 1
+    guidance_scale: float = 1.0
 
     def __post_init__(self) -> None:
         _check_integer("latents.steps", self.steps, 1, 1 << 20)
         _check_integer("latents.tail_rows", self.tail_rows, 0, MAX_TAIL_ROWS)
+        _check("guidance_scale", self.guidance_scale, 0.0, MAX_GUIDANCE_SCALE)
 
     def check_steps(self, allowed: range) -> None:
         """Raise InvalidRequest if the number of steps is not one that the family's head has been made for."""

@@ -116,11 +116,14 @@ class LatentSpec:
         num_words: Number of words of a latent.
         steps: Permitted numbers of solver steps.
         voice_ids: Ids of rows with latents of a recording, which the model embeds by a connector of their own.
+        is_guided: True if the predictor applies classifier-free guidance within a row, without a CFG pair, and reads
+            the latent of the row before (`GuidedLatentPredictor`). Its noise has a variance of 1.
     """
 
     num_words: int
     steps: range = range(1, 2)
     voice_ids: range = range(0)
+    is_guided: bool = False
 
 
 def words_of(latents: np.ndarray) -> np.ndarray:

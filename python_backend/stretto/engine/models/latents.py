@@ -6,7 +6,7 @@ from vllm.config import VllmConfig
 
 from stretto.engine.models.multi_stream import MultiStreamMixin
 from stretto.engine.reply_rules import SegmentRules
-from stretto.engine.worker.predictors import LatentPredictor, LatentReadout, StopHead
+from stretto.engine.worker.predictors import GuidedLatentPredictor, LatentPredictor, LatentReadout, StopHead
 from stretto.errors import CheckpointError
 
 
@@ -22,12 +22,12 @@ def silu(x: torch.Tensor) -> torch.Tensor:
 
 
 class EndOfSpeech(nn.Module):
-    """Weight [H] and bias [1] of the logit for speech ending with a frame; complete on every rank."""
+    """Weight [H] and optional bias [1] of the logit for speech ending with a frame; complete on every rank."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, has_bias: bool):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(width), requires_grad=False)
-        self.bias = nn.Parameter(torch.empty(1), requires_grad=False)
+        self.bias = nn.Parameter(torch.empty(1), requires_grad=False) if has_bias else None
 
 
 class LatentMixin(MultiStreamMixin):
@@ -36,7 +36,12 @@ class LatentMixin(MultiStreamMixin):
     A subclass defines `embed_latents` and `latent_predictor`, and `embed_voice` if prompts have latents of recordings.
     Their matrix products must give a row the same bits in every batch. On a CPU, this holds for vLLM's linear layers,
     but not for torch's.
+
+    Attributes:
+        end_has_bias: True if the checkpoint has a bias of the logit for speech ending.
     """
+
+    end_has_bias = True
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
@@ -44,7 +49,7 @@ class LatentMixin(MultiStreamMixin):
             raise CheckpointError(f"{self.family.name}: expected a family whose frames are latents")
         self.num_words = self.family.layout.latents.num_words
         self.voice_ids = self.family.layout.latents.voice_ids
-        self.end_of_speech = EndOfSpeech(vllm_config.model_config.get_hidden_size())
+        self.end_of_speech = EndOfSpeech(vllm_config.model_config.get_hidden_size(), self.end_has_bias)
 
     def embed_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Return the embeddings [N, H] of latents, float32 [N, D]."""
@@ -54,25 +59,34 @@ class LatentMixin(MultiStreamMixin):
         """Return the embeddings [N, H] of latents of a recording, float32 [N, D]."""
         raise NotImplementedError
 
-    def latent_predictor(self) -> LatentPredictor:
+    def latent_predictor(self) -> LatentPredictor | GuidedLatentPredictor:
         """Return the predictor of the next latent, made of the model's weights."""
         raise NotImplementedError
 
     def latent_readout(self, rules: SegmentRules) -> LatentReadout:
         """Return the head of stream 0 and the latent predictor."""
-        end = self.end_of_speech
-        return LatentReadout(StopHead(end.weight.data, end.bias.data, rules), self.latent_predictor())
+        weight, bias = self.end_weight(), self.end_of_speech.bias
+        stop = StopHead(weight, weight.new_zeros(1) if bias is None else bias.data, rules)
+        return LatentReadout(stop, self.latent_predictor())
+
+    def end_weight(self) -> torch.Tensor:
+        """Return the weight of the logit for speech ending, as wide as the states that the model returns."""
+        return self.end_of_speech.weight.data
 
     def embed_rows(self, rows: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """Write the embedding of stream 0, or of a latent, to `out` [N, H] for `rows` [N, 1 + D]."""
-        ids = rows[:, :1]
         latents = rows[:, 1 : 1 + self.num_words].contiguous().view(torch.float32)
-        super().embed_rows(ids, out)
+        super().embed_rows(rows[:, :1], out)
         kinds = [(self.family.layout.audio[0], self.embed_latents)]
         if self.voice_ids:
             kinds.append((self.voice_ids, self.embed_voice))
         for kind, embed in kinds:
-            is_kind = (ids >= kind.start) & (ids < kind.stop)
-            read = embed(torch.where(is_kind, latents, 0.0))
-            out.copy_(torch.where(is_kind, read.to(out.dtype), out))
+            (at,) = have_ids(rows, kind).nonzero(as_tuple=True)
+            if len(at):
+                out[at] = embed(latents[at]).to(out.dtype)
         return out
+
+
+def have_ids(rows: torch.Tensor, kind: range) -> torch.Tensor:
+    """Return True for rows [N, S] whose id on stream 0 is in `kind`, bool [N]."""
+    return (rows[:, 0] >= kind.start) & (rows[:, 0] < kind.stop)

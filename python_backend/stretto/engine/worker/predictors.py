@@ -291,11 +291,34 @@ class LatentPredictor(Protocol):
         ...
 
 
+class GuidedLatentPredictor(Protocol):
+    """Latent predictor of a family with `LatentSpec.is_guided`."""
+
+    def __call__(
+        self,
+        hidden: torch.Tensor,
+        noise: torch.Tensor,
+        steps: torch.Tensor,
+        before: torch.Tensor,
+        guidance: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return the latents, float32 [N, D].
+
+        Args:
+            hidden: Hidden states, [N, H].
+            noise: Gaussian noise that the solver begins with, float32 [N, D].
+            steps: Number of solver steps of each row, int64 [N].
+            before: Latents of the rows before, float32 [N, D]; zeros if such a row has none.
+            guidance: Guidance scales, float32 [N]; 1 is unguided.
+        """
+        ...
+
+
 class LatentReadout(NamedTuple):
-    """Output head and latent predictor of a family's model."""
+    """Output head and latent predictor of a family's model; the predictor is guided if `LatentSpec.is_guided`."""
 
     heads: StopHead
-    latents: LatentPredictor
+    latents: LatentPredictor | GuidedLatentPredictor
 
 
 # (hidden states [B, H], index of the row in the step) -> None; samples and records the row.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -317,7 +318,10 @@ class LatentDraw(RowDraw):
         self, readout: LatentReadout, segments: SegmentState, tables: SlotTables, arrays: Arrays, guard: RepetitionGuard
     ):
         super().__init__(readout, segments, tables, arrays, guard)
-        self._predict, self._countdown = readout.latents, Countdown(segments.rules, arrays)
+        self._predict: Any = readout.latents
+        self._countdown = Countdown(segments.rules, arrays)
+        layout = segments.family.layout
+        self._is_guided = layout.latents is not None and layout.latents.is_guided
 
     def _draw_audio(
         self, hidden: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
@@ -329,8 +333,15 @@ class LatentDraw(RowDraw):
         token = self._countdown(self._segments.end_audio(token, rows), rows)
         noise = self._tensor(gaussian(keys[:, 1:])) * step.audio.temperature.sqrt()[:, None]
         steps = self._arrays.tensor(_pick(rows.limits.latent_steps, step.speaking))
-        words = self._predict(own, noise, steps).contiguous().view(torch.int32)
+        context = self._context(rows, step.speaking) if self._is_guided else ()
+        words = self._predict(own, noise, steps, *context).contiguous().view(torch.int32)
         return token, self._spread(words, step.speaking, rows)
+
+    def _context(self, rows: Rows, index: Array | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the latents [A, D] of the rows before, and the guidance scales [A]."""
+        before = self._codes[_pick(rows.slots, index), _pick(rows.position, index) - 1]
+        before = self._arrays.tensor(before)[:, : self._num_streams - 1].contiguous()
+        return before.view(torch.float32), self._arrays.tensor(_pick(rows.scales.guidance, index))
 
 
 def _pick(values: Array, index: Array | None) -> Array:

@@ -152,6 +152,7 @@ class SlotScales:
     """Real parameters of requests, float32 [B] each.
 
     Attributes:
+        guidance: Guidance scale of a CFG pair, or within the predictor of a latent.
         audio_span: Maximum distance of a logit of stream 0 in audio from the largest one (min-p); infinite if unused.
     """
 
@@ -208,7 +209,7 @@ def scales_row(params: SpeechParams) -> list[float]:
         "depth_temperature": sampling.codes.temperature,
         "depth_top_p": sampling.codes.top_p,
         "script_temperature": sampling.script_temperature,
-        "guidance": sampling.guidance_scale,
+        "guidance": (sampling.latents or sampling).guidance_scale,
         "repetition_penalty": sampling.repetition_penalty,
         "audio_span": min_p_span(sampling.min_p, sampling.audio.temperature),
     }
