@@ -23,7 +23,7 @@ MAX_DEPTH = 64  # published files have at most 12 levels
 MAX_NODES = 5_000_000  # YAML values, with every alias expanded
 MAX_DIGITS = 20  # 64 bits
 NUMBER = re.compile(r"[-+]?[0-9][0-9a-fA-F_:.xob]*")
-# Keys of a config.json that make transformers import code or vLLM load another model.
+# Keys of a config.json, at any level, that make transformers import code or vLLM load another model.
 LEADS_ELSEWHERE = (
     "auto_map",
     "attn_implementation",
@@ -116,6 +116,21 @@ def json_object(path: Path) -> dict[str, Any]:
 def read_json(path: Path) -> dict[str, Any]:
     """Return the contents of a config.json, given its path or its folder."""
     return json_object(path / "config.json" if path.is_dir() else path)
+
+
+def leading_elsewhere(value: Any) -> str | None:
+    """Return the first key of LEADS_ELSEWHERE with a value, at any level of JSON; None without one."""
+    if isinstance(value, Mapping):
+        found = next((name for name in LEADS_ELSEWHERE if value.get(name) is not None), None)
+        return found or next(filter(None, map(leading_elsewhere, value.values())), None)
+    return next(filter(None, map(leading_elsewhere, value)), None) if isinstance(value, list) else None
+
+
+def without_keys(value: Any, names: Iterable[str] = LEADS_ELSEWHERE) -> Any:
+    """Return a copy of JSON without the keys `names`, at any level."""
+    if isinstance(value, Mapping):
+        return {name: without_keys(each, names) for name, each in value.items() if name not in names}
+    return [without_keys(each, names) for each in value] if isinstance(value, list) else value
 
 
 def entry(record: Mapping[str, Any], dotted: str) -> Any:

@@ -202,6 +202,10 @@ def test_a_checkpoint_cannot_lead_libraries_elsewhere(key: str, tmp_path: Path) 
     (tmp_path / "config.json").write_text(json.dumps({"speech_family": "tiny", key: {"AutoConfig": "evil.Config"}}))
     with pytest.raises(CheckpointError, match=rf"config\.json: {key}: expected a checkpoint without it"):
         family_at(tmp_path)
+    inner = {"speech_family": "tiny", key: None, "audio_config": {"layers": [{key: "evil/kernel"}]}}
+    (tmp_path / "config.json").write_text(json.dumps(inner))
+    with pytest.raises(CheckpointError, match=rf"config\.json: {key}: expected a checkpoint without it"):
+        family_at(tmp_path)
 
 
 @pytest.mark.parametrize(

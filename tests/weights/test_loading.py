@@ -116,3 +116,5 @@ def test_keys_of_a_config_that_lead_elsewhere_are_dropped(key: str, directory: P
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
     assert load_config(DacConfig, directory)._attn_implementation != "evil/kernel"
     load_model(DacModel, directory)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"semantic_model": [{key: value}]}))
+    assert load_config(DacConfig, directory).semantic_model == [{}]

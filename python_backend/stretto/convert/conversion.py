@@ -23,7 +23,7 @@ from stretto.errors import CheckpointError, shown
 from stretto.families.base import Family
 from stretto.families.conversion import AUDIO_TOKENIZER, AudioTokenizer, Network, Release, Tokenizer
 from stretto.families.registry import SAMPLING, read_family
-from stretto.untrusted_files import UNPARSABLE, released_file
+from stretto.untrusted_files import UNPARSABLE, released_file, without_keys
 from stretto.weights.loading import load_config
 from stretto.weights.tensors import (
     Entry,
@@ -133,7 +133,7 @@ class CodecCopy:
             raise CheckpointError(f"{family.name}: expected {expected}, got {family.codec}")
         config_class, model_class = classes
         try:
-            numbers = dict(release.get("codec_config") or {})
+            numbers = without_keys(dict(release.get("codec_config") or {}))
             config = load_config(config_class, folder) if folder else config_class.from_dict(numbers)
         except (*UNPARSABLE, StrictDataclassError) as error:
             said = " ".join(str(error).split())

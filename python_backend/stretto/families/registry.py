@@ -20,7 +20,7 @@ from stretto.families.base import Family
 from stretto.families.plugin import FamilyPlugin
 from stretto.plugins import FAMILIES, Installed, find, installed, names
 from stretto.records.sampling import CodeSampling, SamplingConfig, SegmentSampling
-from stretto.untrusted_files import LEADS_ELSEWHERE, UNPARSABLE, json_object
+from stretto.untrusted_files import UNPARSABLE, json_object, leading_elsewhere
 
 SAMPLING = "speech_sampling"
 SEGMENTS, DRAWN = ("text", "audio"), ("temperature", "top_k", "top_p")
@@ -150,7 +150,7 @@ def config_at(checkpoint: Path) -> dict[str, Any]:
         CheckpointError: If it cannot be read, or has a key that makes libraries load code or weights from elsewhere.
     """
     record = json_object(checkpoint / "config.json")
-    odd = [name for name in LEADS_ELSEWHERE if record.get(name) is not None]
-    if odd:
-        raise CheckpointError(f"{checkpoint / 'config.json'}: {odd[0]}: expected a checkpoint without it")
+    odd = leading_elsewhere(record)
+    if odd is not None:
+        raise CheckpointError(f"{checkpoint / 'config.json'}: {odd}: expected a checkpoint without it")
     return record

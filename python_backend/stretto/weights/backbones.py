@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from stretto.errors import CheckpointError
-from stretto.untrusted_files import LEADS_ELSEWHERE, UNPARSABLE, read_json
+from stretto.untrusted_files import LEADS_ELSEWHERE, UNPARSABLE, read_json, without_keys
 from stretto.weights.tensors import shapes_of
 
 # Keys of a backbone with Llama's layers.
@@ -45,7 +45,7 @@ def read_numbers(config_class: Any, record: Mapping[str, Any]) -> Any:
     if record.get("model_type") != kind:
         raise CheckpointError(f"config.json: expected model_type {kind!r}, got {record.get('model_type')!r}")
     try:
-        return config_class.from_dict(dict(record))
+        return config_class.from_dict(without_keys(record))
     except (*UNPARSABLE, StrictDataclassError) as error:
         message = " ".join(str(error).split())  # some messages have several lines
         raise CheckpointError(f"config.json: not the parameters of {kind}: {message}") from error
@@ -153,7 +153,7 @@ def read_backbone(
         raise CheckpointError(f"backbone {tag}: not one of {sorted(known)}; --backbone must name its config.json")
     if record.get("model_type") not in tuple(CLASSES):
         raise CheckpointError(f"backbone {tag}: expected one of {sorted(CLASSES)}, got {record.get('model_type')!r}")
-    return {name: value for name, value in record.items() if name not in LEFT_OUT}
+    return {name: without_keys(value) for name, value in record.items() if name not in LEFT_OUT}
 
 
 def config_of(backbone: dict[str, Any], vocab_size: int, dtype: str) -> dict[str, Any]:

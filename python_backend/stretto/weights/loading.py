@@ -16,7 +16,14 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel, logging
 
 from stretto.errors import CheckpointError, shown
-from stretto.untrusted_files import LEADS_ELSEWHERE, UNPARSABLE, json_object, regular_file, released_file
+from stretto.untrusted_files import (
+    LEADS_ELSEWHERE,
+    UNPARSABLE,
+    json_object,
+    regular_file,
+    released_file,
+    without_keys,
+)
 
 NAMED = 12  # maximum number of tensor names in an error message
 # Exceptions raised for an invalid tensor file; `torch.load` passes on any exception of its unpickler.
@@ -189,9 +196,7 @@ def load_config(config_class: type[Config], directory: Path) -> Config:
         record = json_object(directory / CONFIG_FILE)
         if record.get("model_type") != config_class.model_type:
             raise ValueError(f"model_type must be {config_class.model_type}, got {record.get('model_type')}")
-        dropped = (*LEADS_ELSEWHERE, "quantization_config")
-        kept = {name: value for name, value in record.items() if name not in dropped}
-        return config_class.from_dict(kept)
+        return config_class.from_dict(without_keys(record, (*LEADS_ELSEWHERE, "quantization_config")))
     except (*UNPARSABLE, StrictDataclassError) as error:
         message = " ".join(str(error).split())  # may have several lines
         raise CheckpointError(f"{directory / CONFIG_FILE}: {message}") from error

@@ -81,6 +81,13 @@ def test_what_does_not_fit_is_named(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_release_cannot_lead_libraries_elsewhere(release: CsmRelease, tmp_path: Path) -> None:
+    """An implementation with a slash would be a kernel of the Hub, which transformers downloads and runs."""
+    change(release, "config.json", lambda record: record.update(attn_implementation="evil/kernel"))
+    assert main([*release.command, "--out", str(tmp_path / "out")]) == 0
+    assert "evil" not in (tmp_path / "out" / "config.json").read_text()
+
+
 def test_float32_releases_stay_float32(release: CsmRelease, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     hint = "written and served in float32; --dtype bfloat16 takes half the memory"
     assert main([*release.command, "--out", str(tmp_path / "a")]) == 0
