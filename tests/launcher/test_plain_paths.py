@@ -1,11 +1,13 @@
 """Triton starts its stubs through bash, so folders with unsupported names are reached through a link."""
 
+import os
 import sysconfig
 import venv
 from pathlib import Path
 
 import pytest
 
+import stretto_client
 from benchmarks.harness import serving
 from stretto.launcher.installation import IMPORT_ROOT, plain_path
 
@@ -54,8 +56,10 @@ def test_a_server_starts_in_a_folder_with_an_odd_name(tmp_path: Path, monkeypatc
     venv.create(folder / "python", symlinks=True)  # with the packages of this environment except ours
     (packages,) = folder.glob("python/lib/python3.*/site-packages")
     (packages / "others.pth").write_text(f"import sys; sys.path.append({sysconfig.get_path('purelib')!r})")
-    (folder / "ours").symlink_to(IMPORT_ROOT, target_is_directory=True)
-    monkeypatch.setenv("PYTHONPATH", str(folder / "ours"))
+    ours = {"server": IMPORT_ROOT, "client": Path(stretto_client.__file__).parents[1]}
+    for name, root in ours.items():
+        (folder / name).symlink_to(root, target_is_directory=True)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(str(folder / name) for name in ours))
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     with serving(folder / "models", folder / "python" / "bin" / "python"):
         pass
