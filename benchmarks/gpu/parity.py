@@ -152,11 +152,12 @@ def run_frames(setup: Setup) -> Iterator[dict[str, Any]]:
 def run_higgs_audio(setup: Setup) -> Iterator[dict[str, Any]]:
     """Yield a line for a random release of Higgs Audio, whose rows of codes have their own layers."""
     be_exact()
+    random_models = importlib.import_module("benchmarks.checkpoints.random_higgs_audio")
     published = importlib.import_module("tests.published_higgs_audio")
     replies = importlib.import_module("tests.engine.test_higgs_audio")
     mode, scales = "FULL_DECODE_ONLY, async", (1.0, 2.0, 1.0, 1.5)
     with tempfile.TemporaryDirectory() as folder:
-        model = published.make_model(num_codebooks=4, num_codes=16, seed=7)
+        model = random_models.make_model(num_codebooks=4, num_codes=16, seed=7)
         checkpoint, family, reference = published.convert(Path(folder), model)
         prompts = {f"r{index}": replies.make_prompt(family, index, scale) for index, scale in enumerate(scales)}
         expected = {}
