@@ -40,7 +40,7 @@ ALLOWED = {
     "preprocessing": {"families", "codecs", "records", "streams", "limits", "errors"},
     "decoder": {"families", "codecs", "records", "streams", "config", "cuda_graphs", "errors"},
     "engine/kernels": {"sampling", "errors"},
-    "engine": {"engine/kernels", "families", "records", "streams", "config", "errors"},
+    "engine": {"engine/kernels", "families", "records", "streams", "config", "errors", "untrusted_files"},
     "engine/scheduling": {"engine", "families", "records", "streams", "errors"},
     "engine/worker": {
         "engine", "engine/kernels", "families", "sampling", "records", "streams", "cuda_graphs", "errors",

@@ -153,6 +153,13 @@ def test_misfitting_adapters_are_refused(checkpoint: Path, tmp_path: Path, chang
         ('{"r": 4}', "cannot be read: Missing required"),
         ("[]", "cannot be read"),
         ("{", "cannot be read"),
+        ("[" * 100_000, "cannot be read"),
+        ('{"r": NaN, "lora_alpha": 8, "target_modules": []}', "r: expected an integer, got nan"),
+        ('{"r": 4, "lora_alpha": 8, "target_modules": [], "alpha_pattern": [8]}', "cannot be read"),
+        (
+            '{"r": 4, "lora_alpha": 8, "target_modules": [], "rank_pattern": {"(.*)*!": 8}}',
+            r"expected a module's name, of letters, digits, _ and ., got '\(\.\*\)\*!'",
+        ),
         ('{"r": 4, "lora_alpha": 8, "target_modules": [], "use_dora": true}', "DoRA"),
         ('{"r": 4, "lora_alpha": 8, "target_modules": [], "bias": "all"}', "bias"),
         ('{"r": 513, "lora_alpha": 8, "target_modules": []}', "ranks of at most 512, got 513"),
@@ -162,4 +169,13 @@ def test_unsupported_adapters_are_refused(checkpoint: Path, tmp_path: Path, said
     folder = write_adapter(tmp_path / "narrator", checkpoint, 0)
     (folder / "adapter_config.json").write_text(said)
     with pytest.raises(CheckpointError, match=message):
+        vllm_config(EngineConfig(checkpoint, DEFAULTS, adapters={"narrator": folder}))
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_an_adapter_consists_of_regular_files(checkpoint: Path, tmp_path: Path, name: str) -> None:
+    folder = write_adapter(tmp_path / "narrator", checkpoint, 0)
+    (folder / name).unlink()
+    (folder / name).symlink_to("/dev/null")
+    with pytest.raises(CheckpointError, match=rf"adapters.narrator: .*{name}: expected a regular file"):
         vllm_config(EngineConfig(checkpoint, DEFAULTS, adapters={"narrator": folder}))

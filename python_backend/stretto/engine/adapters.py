@@ -1,6 +1,5 @@
 """LoRA adapters: vLLM's arguments for them, checks of their files; and checks of the engine's configuration."""
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,12 +11,14 @@ from vllm.lora.peft_helper import PEFTHelper
 from vllm.lora.request import LoRARequest
 
 from stretto.errors import CheckpointError, InvalidRequest, shown
+from stretto.untrusted_files import UNPARSABLE, json_object, regular_file
 
 KEY = "adapters"  # key in vLLM's `additional_config`
 RANKS = 1, 8, 16, 32, 64, 128, 256, 320, 512  # ranks that vLLM supports (`MaxLoRARanks`)
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # Linear layers of a decoder layer as fused by vLLM, equal in all backbones.
 FUSED = "self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"
+PLAIN_PATTERN = re.compile(r"\^?[\w.]+")  # PEFT's keys are regular expressions, some of which would take forever
 TENSOR = re.compile(r"base_model\.model\.model\.layers\.(\d+)\.(\w+\.\w+)\.lora_([AB])\.weight")
 
 
@@ -89,9 +90,16 @@ def restrict_to_backbone(config: VllmConfig, adapters: Mapping[str, Path]) -> No
 def _read_config(name: str, folder: Path) -> PEFTHelper:
     """Return an adapter's PEFT configuration; raise CheckpointError for features that vLLM does not support."""
     try:
-        config = PEFTHelper.from_dict(json.loads((folder / CONFIG).read_text()))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        config = PEFTHelper.from_dict(json_object(folder / CONFIG))
+        patterns = {**config.rank_pattern, **config.alpha_pattern}
+    except (CheckpointError, *UNPARSABLE) as error:
         raise CheckpointError(f"adapters.{name}: {folder / CONFIG} cannot be read: {error}") from None
+    if type(config.r) is not int:
+        raise CheckpointError(f"adapters.{name}: {folder / CONFIG}: r: expected an integer, got {shown(config.r)}")
+    for key in patterns:
+        if PLAIN_PATTERN.fullmatch(key) is None:
+            expected = "a module's name, of letters, digits, _ and ."
+            raise CheckpointError(f"adapters.{name}: {folder / CONFIG}: expected {expected}, got {shown(key)}")
     refused = config._validate_features()
     if config.bias != "none":
         refused.append("Adapter bias is not supported.")
@@ -109,8 +117,8 @@ def _check_tensors(name: str, folder: Path, config: VllmConfig) -> None:
     path, num_layers, sizes = folder / WEIGHTS, config.model_config.hf_config.num_hidden_layers, _sizes(config)
     ranks = dict[str, dict[str, int]]()
     try:
-        shapes = _shapes(path)
-    except (OSError, SafetensorError) as error:
+        shapes = _shapes(regular_file(path))
+    except (CheckpointError, OSError, SafetensorError) as error:
         raise CheckpointError(f"adapters.{name}: {path} cannot be read: {error}") from None
     for tensor, shape in shapes.items():
         match = TENSOR.fullmatch(tensor)
