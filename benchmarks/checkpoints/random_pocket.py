@@ -1,8 +1,9 @@
-"""Random releases of Pocket TTS in the published layout, small: language model, codec, tokenizer and voices.
+"""Random releases of Pocket TTS in the published layout: language model, codec, tokenizer and voices.
 
     python -m benchmarks.checkpoints.random_pocket FOLDER [KIND]
 
-Kinds differ as the published sizes do: `english` (LSD head), `english_2m` (pointwise head, grouped heads of another
+They are small, except for the kind `published`, which has the dimensions of Kyutai's `english` (110 M parameters). The
+others differ as the published sizes do: `english` (LSD head), `english_2m` (pointwise head, grouped heads of another
 width, a low-rank table) and `english_18m` (drifting head). All but the first have a decoder of their own, and their
 tokenizer as a model of SentencePiece.
 """
@@ -65,8 +66,33 @@ TOKENIZERS = {
 REPLACED = {"’": "'", "—": ","}
 
 
+PUBLISHED_SEANET = SEANET | {"dimension": 512, "n_filters": 64}
+PUBLISHED_STACK = STACK | {
+    "d_model": 512,
+    "num_heads": 8,
+    "context": 250,
+    "dim_feedforward": 2048,
+    "input_dimension": 512,
+    "output_dimensions": [512],
+}
+
+
+def published() -> dict[str, Any]:
+    """Return a YAML file with the dimensions of Kyutai's `english`."""
+    record = config("english")
+    lm, mimi = record["flow_lm"], record["mimi"]
+    lm["flow"] |= {"depth": 6, "dim": 512}
+    lm["transformer"] = SMALL | {"d_model": 1024, "num_heads": 16, "num_layers": 6}
+    lm["lookup_table"] |= {"dim": 1024, "n_bins": 4000}
+    mimi |= {"inner_dim": 32, "outer_dim": 512, "seanet": PUBLISHED_SEANET, "transformer": PUBLISHED_STACK}
+    mimi["quantizer"] = {"dimension": 32, "output_dimension": 512}
+    return record
+
+
 def config(kind: str) -> dict[str, Any]:
     """Return the release's YAML file."""
+    if kind == "published":
+        return published()
     flow = {"english": "lsd", "english_2m": "pointwise", "english_18m": "drifting"}[kind]
     stack = GROUPED if kind == "english_2m" else SMALL
     table = {"dim": stack["d_model"], "n_bins": NUM_TOKENS, **TOKENIZERS[kind == "english"]}
@@ -102,12 +128,13 @@ def config(kind: str) -> dict[str, Any]:
 
 def shapes(record: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Return the shapes of all tensors of a release by their published names."""
-    return {f"flow_lm.{name}": shape for name, shape in lm_shapes(record["flow_lm"]).items()} | {
+    lm = lm_shapes(record["flow_lm"], record["mimi"]["quantizer"]["dimension"])
+    return {f"flow_lm.{name}": shape for name, shape in lm.items()} | {
         f"mimi.{name}": shape for name, shape in mimi_shapes(record["mimi"]).items()
     }
 
 
-def lm_shapes(lm: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+def lm_shapes(lm: Mapping[str, Any], num_words: int) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the language model."""
     stack, flow, table = lm["transformer"], lm["flow"], lm["lookup_table"]
     width, state, rank = stack["d_model"], lm["z_dim"] or stack["d_model"], table.get("rank")
@@ -115,17 +142,17 @@ def lm_shapes(lm: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     held = queried // stack["num_heads"] * (stack.get("num_kv_heads") or stack["num_heads"])
     inner, c = stack.get("dim_feedforward") or width * stack["hidden_scale"], flow["dim"]
     found: dict[str, tuple[int, ...]] = {
-        "emb_mean": (NUM_WORDS,),
-        "emb_std": (NUM_WORDS,),
-        "bos_emb": (NUM_WORDS,),
+        "emb_mean": (num_words,),
+        "emb_std": (num_words,),
+        "bos_emb": (num_words,),
         "bos_before_voice": (1, 1, width),
-        "speaker_proj_weight": (width, NUM_WORDS),
-        "input_linear.weight": (width, NUM_WORDS),
+        "speaker_proj_weight": (width, num_words),
+        "input_linear.weight": (width, num_words),
         "out_norm.weight": (width,),
         "out_norm.bias": (width,),
         "out_eos.weight": (1, state),
         "out_eos.bias": (1,),
-        "conditioner.embed.weight": (NUM_TOKENS + 1, rank or width),
+        "conditioner.embed.weight": (table["n_bins"] + 1, rank or width),
         **({"conditioner.proj.weight": (width, rank)} if rank else {}),
         **({"z_proj.weight": (state, width)} if lm["z_dim"] else {}),
     }
@@ -133,13 +160,13 @@ def lm_shapes(lm: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         name = f"transformer.layers.{index}."
         found |= layer_shapes(name, width, inner, queried, held)
     head = "flow_net."
-    found |= linear(f"{head}cond_embed", c, state) | linear(f"{head}input_proj", c, NUM_WORDS)
+    found |= linear(f"{head}cond_embed", c, state) | linear(f"{head}input_proj", c, num_words)
     for index in range(flow["depth"]):
         name = f"{head}res_blocks.{index}."
         found |= linear(f"{name}mlp.0", c, c) | linear(f"{name}mlp.2", c, c)
         found |= linear(f"{name}adaLN_modulation.1", 3 * c, c)
         found |= {f"{name}in_ln.weight": (c,), f"{name}in_ln.bias": (c,)}
-    found |= linear(f"{head}final_layer.linear", NUM_WORDS, c)
+    found |= linear(f"{head}final_layer.linear", num_words, c)
     found |= linear(f"{head}final_layer.adaLN_modulation.1", 2 * c, c)
     for index in range(2 if flow["type"] == "lsd" else 0):
         name = f"{head}time_embed.{index}."
@@ -168,7 +195,7 @@ def mimi_shapes(mimi: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the codec, encoder included."""
     own, outer = mimi.get("decoder_seanet") or mimi["seanet"], mimi["quantizer"]["output_dimension"]
     found: dict[str, tuple[int, ...]] = {
-        "quantizer.output_proj.weight": (outer, NUM_WORDS, 1),
+        "quantizer.output_proj.weight": (outer, mimi["quantizer"]["dimension"], 1),
         "upsample.convtr.convtr.weight": (outer, 1, 32),
         "downsample.conv.conv.weight": (mimi["inner_dim"], mimi["seanet"]["dimension"], 32),
     }
@@ -236,7 +263,7 @@ def tensor(name: str, shape: tuple[int, ...]) -> Tensor:
     return scale * random * torch.Size(shape[1:]).numel() ** -0.5
 
 
-def write_tokenizer(folder: Path, kind: str) -> None:
+def write_tokenizer(folder: Path, table: Mapping[str, Any]) -> None:
     """Write a unigram tokenizer: punctuation, letters and fillers."""
     pieces = [
         "<unk>",
@@ -249,9 +276,9 @@ def write_tokenizer(folder: Path, kind: str) -> None:
         "▁a",
         "ing",
     ]
-    pieces += [f"<filler{index}>" for index in range(NUM_TOKENS - len(pieces))]
+    pieces += [f"<filler{index}>" for index in range(table["n_bins"] - len(pieces))]
     scored = [(piece, -1.0 - 0.001 * at) for at, piece in enumerate(pieces)]
-    if kind != "english":
+    if table["tokenizer"] == "sentencepiece":
         (folder / "tokenizer.model").write_bytes(sentencepiece_model(scored))
         return
     made = Tokenizer(models.Unigram(scored, unk_id=0))
@@ -296,7 +323,7 @@ def write_release(folder: Path, kind: str = "english", clones: bool = True) -> P
     record = config(kind)
     (folder / "embeddings").mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(record, allow_unicode=True))
-    write_tokenizer(folder, kind)
+    write_tokenizer(folder, record["flow_lm"]["lookup_table"])
     weights = {name: tensor(name, shape) for name, shape in shapes(record).items()}
     for name in () if clones else [name for name in weights if name.startswith(CLONING)]:
         weights[name] = torch.zeros_like(weights[name])
