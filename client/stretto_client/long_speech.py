@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sentencex import segment
 
 from stretto_client.errors import RequestCancelled, RequestRefused, ServerFull
-from stretto_client.markup import Markup, read_text
+from stretto_client.markup import READING, Markup, read_text
 from stretto_client.model_profile import ModelProfile
 from stretto_client.speech_stream import GuidanceChange, SpeechEvent, SpeechStream, Word
 
@@ -350,8 +350,10 @@ async def cut(
     for part in parts:
         if isinstance(part, float) or not max_chars or len(part) <= max_chars:
             pieces.append(part)
-        else:
+        elif len(part) <= MAX_BLOCK_CHARS:
             pieces += split(part, max_chars) or [part]
+        else:  # in the thread for long texts, because 100,000 characters may take 0.3 s
+            pieces += await asyncio.get_running_loop().run_in_executor(READING, split, part, max_chars) or [part]
     if check is not None and reads_latin_only:
         later = (piece for piece in pieces[1:] if isinstance(piece, str))
         if (piece := next(filter(has_other_letters, later), None)) is not None:

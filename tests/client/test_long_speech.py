@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import json
+import threading
 from collections.abc import AsyncIterator, Callable
 
 import grpc
@@ -16,7 +17,9 @@ from stretto_client import (
     ServerFull,
     ServerUnavailable,
     SpeechClient,
+    long_speech,
 )
+from stretto_client.long_speech import split
 from stretto_client.markup import Markup
 from tests.client.fake_server import PROFILE, Abort, Chunk, ErrorText, FakeServer, Request, Step, Until
 
@@ -55,6 +58,20 @@ async def test_a_long_text_is_one_utterance_of_several_with_one_seed(serve: Serv
     assert [event.is_final for event in events] == [False] * 5 + [True]
     assert np.allclose([event.start_s for event in events[::2]], [0, 0.08, 0.16])
     assert sum(len(event.pcm) for event in events if event.pcm is not None) == 6 * 640
+
+
+async def test_very_long_texts_are_split_beside_the_event_loop(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, client = await serve(lambda _: SPOKEN)
+    threads = []
+
+    def seen(text: str, max_chars: int) -> list[str]:
+        threads.append(threading.current_thread().name)
+        return split(text, max_chars)[:1]
+
+    monkeypatch.setattr(long_speech, "split", seen)
+    for number in (10, 100):
+        _ = [event async for event in client.speak(" ".join([SENTENCE] * number), voice="slt")]
+    assert threads == ["MainThread", "markup_0"]
 
 
 async def test_the_profile_is_asked_for_once_and_a_short_text_needs_none(serve: Serve) -> None:
