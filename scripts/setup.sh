@@ -21,6 +21,7 @@ is_installed() {
     done
     [ -n "$have_packages" ] && [ -f "$package_stamp" ]
 }
+rm -rf stretto.egg-info # of a wheel that was built here; Python would prefer its entry points to the installed ones
 is_installed && exit
 [ -w . ] || fail "cannot write into $PWD: clone into a writable folder"
 mkdir -p .stretto
@@ -64,8 +65,10 @@ if [ -z "$have_packages" ]; then
     export UV_HTTP_TIMEOUT=${UV_HTTP_TIMEOUT:-180} UV_LINK_MODE=${UV_LINK_MODE:-hardlink}
     .venv/bin/uv pip install --python .venv/bin/python --no-deps -r "$lock" ||
         fail "a download failed (see above); run this again to continue"
+    find .venv/ -maxdepth 1 -name '.stretto-*' ! -name '.stretto-package-*' ! -name "*-$key" -delete # of other lock files
     touch ".venv/.stretto-$set_name-$key"
 fi
 .venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable . || fail "could not install this package"
+rm -f .venv/.stretto-package-* # of other entry points
 touch "$package_stamp"
 echo "setup: ready"

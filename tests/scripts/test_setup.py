@@ -16,13 +16,18 @@ fi
 """
 
 
-def set_up(clone: Path, cache: Path) -> subprocess.CompletedProcess[str]:
-    """Run the set-up in a clone until it makes the environment."""
+def write_clone(clone: Path) -> None:
+    """Write what the set-up reads of a clone."""
     (clone / "scripts").mkdir(parents=True)
     (clone / "requirements").mkdir()
     (clone / "requirements" / "embedded.txt").touch()
-    for name in ("scripts/setup.sh", "pyproject.toml", "setup.py"):
+    for name in ("scripts/setup.sh", "scripts/uv_sources.sh", "pyproject.toml", "setup.py"):
         shutil.copy(ROOT / name, clone / name)
+
+
+def set_up(clone: Path, cache: Path) -> subprocess.CompletedProcess[str]:
+    """Run the set-up in a clone until it makes the environment."""
+    write_clone(clone)
     python = clone / "python"
     python.write_text(PYTHON)
     python.chmod(0o755)
@@ -47,3 +52,24 @@ def test_without_any_folder_that_is_ascii_the_set_up_says_so(tmp_path: Path) -> 
     said = set_up(tmp_path / "für Töne", tmp_path / "Ü")
     assert said.returncode == 1
     assert "is ASCII; set XDG_CACHE_HOME to one that is" in said.stderr
+
+
+def test_other_entry_points_are_installed_also_if_they_were_before(tmp_path: Path) -> None:
+    """As after a change of branch and back. Entry points that a build of the wheel left are removed."""
+    write_clone(tmp_path)
+    uv, calls = tmp_path / ".venv" / "bin" / "uv", tmp_path / "calls"
+    uv.parent.mkdir(parents=True)
+    uv.write_text(f'#!/bin/sh\necho "$@" >> {calls}\n')
+    uv.chmod(0o755)
+    here, there = (tmp_path / "pyproject.toml").read_text(), "[project]\n"
+    installed = []
+    for project in (here, here, there, here):
+        (tmp_path / "stretto.egg-info").mkdir()
+        (tmp_path / "pyproject.toml").write_text(project)
+        calls.write_text("")
+        script = [tmp_path / "scripts" / "setup.sh"]
+        done = subprocess.run(script, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        assert not (tmp_path / "stretto.egg-info").exists()
+        installed.append("--editable" in calls.read_text())
+    assert installed == [True, False, True, True]
