@@ -138,6 +138,19 @@ def test_a_release_with_encoder_needs_no_voices(tmp_path: Path) -> None:
         preprocessor.prepare(RawRequest(text="Hello."))
 
 
+@pytest.mark.parametrize(
+    ("folder", "order"), [("german_24l", ("juergen", "aa", "alba")), ("english", ("alba", "aa", "juergen"))]
+)
+def test_the_default_voice_is_that_of_the_language(tmp_path: Path, folder: str, order: tuple[str, ...]) -> None:
+    embeddings = write_release(tmp_path / folder) / "embeddings"
+    for name in ("aa", "juergen"):
+        (embeddings / f"{name}.safetensors").write_bytes((embeddings / "jean.safetensors").read_bytes())
+    (embeddings / "jean.safetensors").unlink()
+    assert convert(["pocket-tts", "--model", str(tmp_path / folder), "--out", str(tmp_path / "out")]) == 0
+    known = PocketVocabulary.from_record(config_at(tmp_path / "out")[VOCABULARY])
+    assert tuple(name for name, _ in known.voices) == order
+
+
 def test_a_missing_config_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     release = write_release(tmp_path / "release")
     (release / "config.yaml").rename(release / "english.yml")

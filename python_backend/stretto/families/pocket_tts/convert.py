@@ -45,6 +45,16 @@ OF_FLOW = {
 }
 NUM_TIMES = {"lsd": 2, "flow_matching": 1, "drifting": 0, "pointwise": 0}
 NUM_FREQUENCIES = 128
+# First voices by a part of the folder's name, as in the authors' package; others follow in alphabetical order.
+FIRST_VOICES = {
+    "italian": "giovanni",
+    "spanish": "lola",
+    "german": "juergen",
+    "portuguese": "rafael",
+    "french": "estelle",
+    "dutch": "daan",
+}
+FIRST_VOICE = "alba"
 DEFAULT_END_THRESHOLD = -4.0
 MAX_MODEL_LEN = 2048
 SPEAKER = "flow_lm.speaker_proj_weight"
@@ -269,13 +279,14 @@ def codec_network(contents: Contents, clones: bool) -> Network:
 
 
 def read_voices(folder: Path, shape: Shape, tensors: Mapping[str, Tensor], clones: bool) -> dict[str, Tensor]:
-    """Return the rows of the voices in a release's folder, float32 [n, H] by name.
+    """Return the rows of the voices in a release's folder, float32 [n, H] by name. The first one is the default voice.
 
     Raises:
         CheckpointError: If there is none and the release clones no voices, or a voice's keys and values are those of
             another release.
     """
-    found = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    first = next((voice for key, voice in FIRST_VOICES.items() if key in folder.parent.resolve().name), FIRST_VOICE)
+    found = sorted(folder.glob("*.safetensors"), key=lambda path: (path.stem != first, path.stem))
     if not found and not clones:
         raise CheckpointError(f"{folder}: expected a voice at least, NAME.safetensors, got none")
     backbone = Backbone(tensors, shape.num_layers, shape.head_dim, shape.kv_heads, shape.theta)
