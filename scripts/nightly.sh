@@ -2,7 +2,7 @@
 # Nightly checks. A failed one does not keep the others from running: the last lines name each with its seconds and result.
 # - The wheel, installed with its dependencies into an empty environment, generates speech from an empty folder.
 # - Three releases of NVIDIA's cuda-bindings accept the calls that we make to them.
-# - The reference code of Qwen3-TTS, Chatterbox, Pocket TTS and VITA-Audio (if GitHub is reachable) reproduces the test fixtures.
+# - The reference code of Qwen3-TTS, Chatterbox, Pocket TTS, VoxCPM2 and VITA-Audio (if GitHub is reachable) reproduces the test fixtures.
 #   VALL-E's is checked by hand, because scripts/valle_replies.py needs a source with two manual fixes.
 # - The GPU code passes the checks that need no GPU (scripts/cuda_without_gpu.sh; if its wheels can be downloaded).
 # - No package of the serving environment has a known advisory (if OSV is reachable).
@@ -59,6 +59,15 @@ check_pocket_tts_replies() (
     PYTHONPATH=$folder python -m scripts.pocket_tts_replies --check tests/data/pocket_tts_replies.npz
 )
 
+check_voxcpm2_replies() (
+    . scripts/uv_sources.sh
+    folder=$(mktemp -d)
+    trap 'rm -rf "$folder"' EXIT
+    # Imported in this environment, whose packages stay as they are.
+    uv pip install --quiet --target "$folder" --no-deps voxcpm==2.0.3 einops
+    PYTHONPATH=$folder python -m scripts.voxcpm2_replies --check tests/data/voxcpm2_replies.npz
+)
+
 check_vita_audio_replies() (
     . scripts/uv_sources.sh
     env=$(mktemp -d)
@@ -104,7 +113,8 @@ inject_faults() { scripts/soak.sh --minutes 5 --out .stretto/chaos.jsonl --repor
 check_gpu_code() { scripts/cuda_without_gpu.sh; }
 
 parts=(speak_from_an_empty_environment check_cuda_calls check_qwen3_tts_replies check_chatterbox_replies
-    check_pocket_tts_replies check_vita_audio_replies check_advisories check_gpu_code inject_faults test_nightly_tier test_histories)
+    check_pocket_tts_replies check_voxcpm2_replies check_vita_audio_replies check_advisories check_gpu_code inject_faults test_nightly_tier
+    test_histories)
 summary=() failed=0
 for part in "${parts[@]}"; do
     echo "nightly: $part"

@@ -20,13 +20,14 @@ from tests.codecs.test_mimi import make_model as make_mimi
 from tests.codecs.test_onnx_runtime import SPEC, save
 from tests.codecs.tiny.test_codec import save_checkpoint
 from tests.pocket_release import convert_release
+from tests.voxcpm2_release import convert_release as convert_voxcpm2
 
-LATENTS = "pocket"  # the codec without codebooks
+LATENTS = ("pocket", "audiovae")  # codecs without codebooks
 NAMES = [each.name for each in installed(CODECS) if each.distribution == OWN]
 
 
 def test_an_unknown_codec_is_answered_with_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(KeyError, match=r"unknown codec 'flac'; installed: dac, .*, tiny"):
+    with pytest.raises(KeyError, match=r"unknown codec 'flac'; installed: audiovae, dac, .*, tiny"):
         load_codec("flac", tmp_path)
     with pytest.raises(KeyError, match="unknown codec 'flac'"):
         load_exported("flac", tmp_path)
@@ -73,14 +74,16 @@ def write(name: str, folder: Path) -> Path:
 
 
 def test_latents_are_loaded_whole(tmp_path: Path) -> None:
-    folder = convert_release(tmp_path, "english")
-    assert load_codec(LATENTS, folder, num_codebooks=NUM_WORDS).spec == load_codec(LATENTS, folder).spec
-    with pytest.raises(CheckpointError, match=f"latents of pocket have {NUM_WORDS} numbers, 2 are asked for"):
-        load_codec(LATENTS, folder, num_codebooks=2)
+    folders = {"pocket": convert_release(tmp_path, "english"), "audiovae": convert_voxcpm2(tmp_path / "voxcpm2")}
+    for name, number in (("pocket", NUM_WORDS), ("audiovae", 32)):
+        folder = folders[name]
+        assert load_codec(name, folder, num_codebooks=number).spec == load_codec(name, folder).spec
+        with pytest.raises(CheckpointError, match=f"latents of {name} have {number} numbers, 2 are asked for"):
+            load_codec(name, folder, num_codebooks=2)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in NAMES if name != LATENTS])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in LATENTS])
 def test_every_codec_is_loaded_for_as_many_codebooks_as_a_model_speaks(name: str, tmp_path: Path) -> None:
     folder = write(name, tmp_path)
     there = load_codec(name, folder).spec

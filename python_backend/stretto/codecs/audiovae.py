@@ -1,0 +1,321 @@
+"""`audiovae`: codec of VoxCPM2 (16 kHz to latents, latents to 48 kHz), exact in any chunks.
+
+4 latents ─► conv ─► 6 × (scale, ↑ 8, 6, 5, 2, 2, 2, 3 residual units) ─► conv ─► pcm
+6.25 rows/s    6 back     1 back      6, 18 and 54 back                  6 back
+
+A frame is a patch of latents, as a row of the model has them: word p * D + d is number d of latent p. All layers are
+causal and keep their own last inputs. Weight norms are folded by the converter, and the condition on the output's
+sample rate is the scale and offset before each block. The encoder gives the mean of its distribution.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stretto.codecs.base import CodecSpec, Stateful, Window
+from stretto.codecs.qwen3_12hz.decoder import DILATIONS, KERNEL, Convolution, Memory, Upsampling
+from stretto.errors import CheckpointError
+from stretto.untrusted_files import UNPARSABLE, json_object
+from stretto.weights.loading import CONFIG_FILE, codec_directory, load_strictly, read_tensors
+
+MODEL_TYPE = "audiovae"
+EPS = 1e-9  # of Snake
+MEAN_KERNEL = 3
+# Settings that have one value here, and the published code's defaults of all settings.
+SERVED = {"depthwise": True, "use_noise_block": False, "cond_type": "scale_bias", "cond_out_layer": False}
+DEFAULTS: dict[str, Any] = SERVED | {
+    "encoder_dim": 128,
+    "encoder_rates": [2, 5, 8, 8],
+    "latent_dim": 64,
+    "decoder_dim": 2048,
+    "decoder_rates": [8, 6, 5, 2, 2, 2],
+    "sample_rate": 16000,
+    "out_sample_rate": 48000,
+    "sr_bin_boundaries": [20000, 30000, 40000],
+}
+
+
+@dataclass(frozen=True, slots=True)
+class AudioVaeConfig:
+    """Numbers of a release's codec.
+
+    Attributes:
+        num_latents: Number of latents in a patch.
+        num_numbers: Numbers of a latent.
+        encoder_channels: Channels of the encoder's first layer, doubled by each block.
+        encoder_rates: Strides of the encoder's blocks.
+        decoder_channels: Channels of the decoder's first block, halved by each block.
+        decoder_rates: Upsampling rates of the decoder's blocks.
+        input_rate: Sample rate of recordings in Hz.
+        sample_rate: Sample rate of the output in Hz.
+        boundaries: Sample rates in Hz that separate the decoder's conditions.
+    """
+
+    num_latents: int
+    num_numbers: int
+    encoder_channels: int
+    encoder_rates: tuple[int, ...]
+    decoder_channels: int
+    decoder_rates: tuple[int, ...]
+    input_rate: int
+    sample_rate: int
+    boundaries: tuple[int, ...]
+
+    @classmethod
+    def from_record(cls, vae: Mapping[str, Any], num_latents: int) -> "AudioVaeConfig":
+        """Return the numbers in `audio_vae_config` of a release's config.json.
+
+        Args:
+            vae: The section.
+            num_latents: Number of latents in a patch, `patch_size`.
+
+        Raises:
+            CheckpointError: If the section describes a codec of another kind.
+        """
+        vae = DEFAULTS | dict(vae)
+        odd = {name: vae[name] for name, value in SERVED.items() if vae[name] != value}
+        if odd:
+            expected = {name: SERVED[name] for name in odd}
+            raise CheckpointError(f"audio_vae_config: expected {expected}, got {odd}")
+        try:
+            found = cls(
+                num_latents=num_latents,
+                num_numbers=vae["latent_dim"],
+                encoder_channels=vae["encoder_dim"],
+                encoder_rates=tuple(vae["encoder_rates"]),
+                decoder_channels=vae["decoder_dim"],
+                decoder_rates=tuple(vae["decoder_rates"]),
+                input_rate=vae["sample_rate"],
+                sample_rate=vae["out_sample_rate"],
+                boundaries=tuple(vae["sr_bin_boundaries"]),
+            )
+            channels, factor = found.decoder_channels, 1 << len(found.decoder_rates)
+            if channels % factor or min(found.encoder_rates + found.decoder_rates) < 2:
+                raise ValueError(f"expected rates from 2 and channels in multiples of {factor}, got {channels}")
+            if found.input_rate * found.samples_per_patch != found.sample_rate * found.heard_per_patch:
+                raise ValueError("encoder and decoder have different numbers of latents per second")
+        except (*UNPARSABLE, TypeError) as error:
+            raise CheckpointError(f"audio_vae_config: cannot be read as an AudioVAE: {error!r}") from error
+        return found
+
+    @property
+    def num_words(self) -> int:
+        """Words of a patch."""
+        return self.num_latents * self.num_numbers
+
+    @property
+    def samples_per_patch(self) -> int:
+        """Samples of the output that a patch covers."""
+        return self.num_latents * prod(self.decoder_rates)
+
+    @property
+    def heard_per_patch(self) -> int:
+        """Samples of a recording that a patch covers."""
+        return self.num_latents * prod(self.encoder_rates)
+
+
+class WholeSignal:
+    """Stand-in for `Memory` for a signal that is processed at once: zeros precede it."""
+
+    def masked_start(self, x: Tensor, late: int) -> Tensor:
+        """Return x unchanged."""
+        return x
+
+    def recall(self, x: Tensor, steps: int, time: int = 2) -> Tensor:
+        """Return x [B, C, n] preceded by `steps` zeros."""
+        return F.pad(x, (steps, 0))
+
+
+Past = Memory | WholeSignal
+
+
+class Snake(nn.Module):
+    """Snake activation x + sin²(a x) / a, with a per channel."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.ones(channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + (x * self.alpha).sin_().square_() * (1 / (self.alpha + EPS))
+
+
+class ResidualUnit(nn.Module):
+    """Snake, dilated depthwise convolution, Snake, pointwise convolution, with a residual connection."""
+
+    def __init__(self, channels: int, dilation: int) -> None:
+        super().__init__()
+        self.act1, self.act2 = Snake(channels), Snake(channels)
+        self.conv1 = Convolution(channels, channels, KERNEL, dilation, groups=channels)
+        self.conv2 = Convolution(channels, channels, 1)
+
+    def forward(self, x: Tensor, past: Any) -> Tensor:
+        return x + self.conv2(self.act2(self.conv1(self.act1(x), past)), past)
+
+
+class EncoderBlock(nn.Module):
+    """Residual units, then a strided convolution to twice as many channels."""
+
+    def __init__(self, channels: int, rate: int) -> None:
+        super().__init__()
+        self.units = nn.ModuleList(ResidualUnit(channels, dilation) for dilation in DILATIONS)
+        self.act, self.rate = Snake(channels), rate
+        self.down = nn.Conv1d(channels, 2 * channels, 2 * rate, rate)
+
+    def forward(self, x: Tensor, past: WholeSignal) -> Tensor:
+        for unit in self.units:
+            x = unit(x, past)
+        return self.down(past.recall(self.act(x), self.rate))
+
+
+class Encoder(nn.Module):
+    """Encoder of a whole recording, samples to latents."""
+
+    def __init__(self, config: AudioVaeConfig) -> None:
+        super().__init__()
+        channels = [config.encoder_channels << index for index in range(1 + len(config.encoder_rates))]
+        self.enter = Convolution(1, channels[0], KERNEL)
+        pairs = zip(channels[:-1], config.encoder_rates, strict=True)
+        self.blocks = nn.ModuleList(EncoderBlock(*pair) for pair in pairs)
+        self.mean = Convolution(channels[-1], config.num_numbers, MEAN_KERNEL)
+
+    def forward(self, pcm: Tensor) -> Tensor:
+        """Return latents [B, D, n] of samples [B, 1, n * rates]."""
+        past: Any = WholeSignal()
+        x = self.enter(pcm, past)
+        for block in self.blocks:
+            x = block(x, past)
+        return self.mean(x, past)
+
+
+class DecoderBlock(nn.Module):
+    """Scale and offset for the output's sample rate, upsampling to half as many channels, then residual units."""
+
+    def __init__(self, channels: int, rate: int) -> None:
+        super().__init__()
+        self.scale, self.offset = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+        self.act = Snake(channels)
+        self.up = Upsampling(channels, channels // 2, 2 * rate, rate)
+        self.units = nn.ModuleList(ResidualUnit(channels // 2, dilation) for dilation in DILATIONS)
+
+    def forward(self, x: Tensor, memory: Memory) -> Tensor:
+        x = self.up(self.act(x * self.scale[:, None] + self.offset[:, None]), memory)
+        for unit in self.units:
+            x = unit(x, memory)
+        return x
+
+
+class Decoder(nn.Module):
+    """Decoder of latents to samples."""
+
+    def __init__(self, config: AudioVaeConfig) -> None:
+        super().__init__()
+        words, rates = config.num_numbers, config.decoder_rates
+        channels = [config.decoder_channels >> index for index in range(1 + len(rates))]
+        self.enter = Convolution(words, words, KERNEL, groups=words)
+        self.widen = Convolution(words, channels[0], 1)
+        self.blocks = nn.ModuleList(DecoderBlock(*pair) for pair in zip(channels[:-1], rates, strict=True))
+        self.act, self.leave = Snake(channels[-1]), Convolution(channels[-1], 1, KERNEL)
+
+    def forward(self, latents: Tensor, memory: Memory) -> Tensor:
+        """Return samples [B, n * rates] of latents [B, D, n]."""
+        x = self.widen(self.enter(latents, memory), memory)
+        for block in self.blocks:
+            x = block(x, memory)
+        return self.leave(self.act(x), memory)[:, 0].tanh()
+
+
+class AudioVae(nn.Module):
+    """Codec of VoxCPM2. Its state is the decoder's memory; windows need no neighbouring frames."""
+
+    def __init__(self, config: AudioVaeConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder, self.decoder = Encoder(config), Decoder(config)
+        self.spec = CodecSpec(
+            name=MODEL_TYPE,
+            sample_rate=config.sample_rate,
+            samples_per_frame=config.samples_per_patch,
+            num_codebooks=config.num_words,
+            codebook_size=0,
+            streaming=Stateful(),
+            input_rate=config.input_rate,
+            are_latents=True,
+        )
+        keeping = (each for each in self.decoder.modules() if isinstance(each, Convolution | Upsampling))
+        self._num_kept = sum(each.kept for each in keeping)
+
+    @torch.inference_mode()
+    def encode(self, pcm: np.ndarray) -> np.ndarray:
+        """Return the patches of a recording, padded with silence at its end: words as int64 [K, T]."""
+        unit = self.config.heard_per_patch
+        weight = self.decoder.leave.conv.weight
+        samples = F.pad(torch.from_numpy(np.ascontiguousarray(pcm)), (0, -len(pcm) % unit)).to(weight)
+        latents = self.encoder(samples[None, None])[0].T.float().contiguous().cpu().numpy()
+        return latents.reshape(-1, self.config.num_words).view(np.int32).T.astype(np.int64)
+
+    def initial_state(self, batch: int) -> Tensor:
+        """Return zeros: no frame has been decoded."""
+        return self.decoder.leave.conv.weight.new_zeros(batch, self._num_kept)
+
+    @torch.inference_mode()
+    def decode(self, window: Window) -> tuple[Tensor, Tensor]:
+        """Return the waveform [B, n] in [-1, 1] of the window's latents, and the state before the next window."""
+        words, first = (each.to(window.state.device) for each in (window.codes[:, :, window.left :], window.first))
+        latents = words.to(torch.int32).contiguous().view(torch.float32).to(window.state.dtype)
+        patches = latents.transpose(1, 2).unflatten(2, (self.config.num_latents, self.config.num_numbers))
+        memory = Memory(window.state, first, words.shape[2])
+        pcm = self.decoder(patches.flatten(1, 2).transpose(1, 2), memory)
+        assert memory.is_complete, "every layer has stored its state"
+        return pcm, memory.after
+
+
+def published_names(config: AudioVaeConfig) -> dict[str, str]:
+    """Return the published name of each layer, by ours."""
+    found = {"encoder.enter.conv": "encoder.block.0", "encoder.mean.conv": "encoder.fc_mu"}
+
+    def add_units(own: str, published: str, first: int) -> None:
+        for index in range(len(DILATIONS)):
+            ours, theirs = f"{own}.units.{index}", f"{published}.{first + index}.block"
+            layers: Sequence[str] = ("act1", "conv1.conv", "act2", "conv2.conv")
+            found.update({f"{ours}.{layer}": f"{theirs}.{at}" for at, layer in enumerate(layers)})
+
+    for index in range(len(config.encoder_rates)):
+        own, published = f"encoder.blocks.{index}", f"encoder.block.{index + 1}.block"
+        add_units(own, published, 0)
+        found |= {f"{own}.act": f"{published}.3", f"{own}.down": f"{published}.4"}
+    found |= {"decoder.enter.conv": "decoder.model.0", "decoder.widen.conv": "decoder.model.1"}
+    for index in range(len(config.decoder_rates)):
+        own, published = f"decoder.blocks.{index}", f"decoder.model.{index + 2}.block"
+        found |= {f"{own}.act": f"{published}.0", f"{own}.up.conv": f"{published}.1"}
+        found |= {f"{own}": f"decoder.sr_cond_model.{index + 2}"}
+        add_units(own, published, 2)
+    last = 2 + len(config.decoder_rates)
+    return found | {"decoder.act": f"decoder.model.{last}", "decoder.leave.conv": f"decoder.model.{last + 1}"}
+
+
+def codec_shapes(config: AudioVaeConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the codec's tensors by name."""
+    with torch.device("meta"):
+        return {name: tuple(tensor.shape) for name, tensor in AudioVae(config).state_dict().items()}
+
+
+def load(directory: Path, device: str = "cpu") -> AudioVae:
+    """Return the codec in a checkpoint; raise CheckpointError for missing or mismatched files."""
+    directory = codec_directory(directory)
+    record = json_object(directory / CONFIG_FILE)
+    vae, size = record.get("audio_vae_config"), record.get("patch_size")
+    if record.get("model_type") != MODEL_TYPE or not isinstance(vae, Mapping) or not isinstance(size, int):
+        expected = f"model_type {MODEL_TYPE} with audio_vae_config and patch_size"
+        raise CheckpointError(f"{directory / CONFIG_FILE}: expected {expected}")
+    codec = AudioVae(AudioVaeConfig.from_record(vae, size))
+    path = directory / "model.safetensors"
+    load_strictly(codec, read_tensors(path), path)
+    return codec.eval().requires_grad_(False).to(device)

@@ -1,0 +1,11 @@
+"""VoxCPM2: two stacked language models whose frames are patches of latents, made by a guided diffusion head."""
+
+from stretto.families.plugin import FamilyPlugin, lazy
+
+PLUGIN = FamilyPlugin(
+    name="voxcpm2",
+    build=lazy("stretto.families.voxcpm2.family:build"),
+    open_template=lazy("stretto.families.voxcpm2.prompt:open_template"),
+    convert="stretto.families.voxcpm2.convert",
+    architectures={"StrettoVoxCpmForCausalLM": "stretto.families.voxcpm2.model:StrettoVoxCpmForCausalLM"},
+)

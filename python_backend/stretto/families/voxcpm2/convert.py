@@ -1,0 +1,312 @@
+"""Conversion of VoxCPM2's releases: names and shapes as published by OpenBMB.
+
+https://huggingface.co/openbmb/VoxCPM2: `config.json`, `model.safetensors`, a tokenizer, and the codec as
+`audiovae.safetensors` or `audiovae.pth`. The factors of muP are multiplied into the weights, in float32. The codec's
+weight norms are folded, and the condition on the output's sample rate becomes a scale and an offset per block.
+"""
+
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stretto.codecs.audiovae import DEFAULTS, MODEL_TYPE, AudioVaeConfig, codec_shapes, published_names
+from stretto.errors import CheckpointError, shown
+from stretto.families.conversion import Contents, Converted, Network, Release
+from stretto.families.registry import NAME as FAMILY
+from stretto.families.registry import VOCABULARY
+from stretto.families.voxcpm2.family import NAME, VoxCpmVocabulary
+from stretto.untrusted_files import entry
+from stretto.weights.loading import read_pickled, read_tensors
+from stretto.weights.tensors import Part, Plan, check
+
+IS_BARE = True  # the tokenizer may be of any kind
+BACKBONE_TAG = None
+EMBEDDINGS = "base_lm.embed_tokens.weight"
+CODEC = ""
+GENERATION: Mapping[str, tuple[str, ...]] = {}
+MARKS = {"base_lm.embed_tokens.weight": "VoxCPM2"}
+MAX_MODEL_LEN = 4096  # over ten minutes of speech; a table holds the latents of all positions of all requests
+CODEC_FILES = ("audiovae.safetensors", "audiovae.pth")
+# Modules whose linear layers keep their shapes: published names by ours.
+LINEAR = {
+    "model.bottleneck.enter": "fsq_layer.in_proj",
+    "model.bottleneck.leave": "fsq_layer.out_proj",
+    "model.fusion": "fusion_concat_proj",
+    "model.to_head": "lm_to_dit_proj",
+    "model.residual_to_head": "res_to_dit_proj",
+    "model.stop": "stop_proj",
+    "patches.enter": "feat_encoder.in_proj",
+    "patches.leave": "enc_to_lm_proj",
+    "head.enter": "feat_decoder.estimator.in_proj",
+    "head.condition": "feat_decoder.estimator.cond_proj",
+    "head.leave": "feat_decoder.estimator.out_proj",
+    **{
+        f"head.{own}.{part}": f"feat_decoder.estimator.{name}.linear_{number}"
+        for own, name in (("time", "time_mlp"), ("time_step", "delta_time_mlp"))
+        for number, part in enumerate(("enter", "leave"), 1)
+    },
+}
+
+
+def trained_dtype(config: Mapping[str, Any]) -> str | None:
+    """Return float32, in which latents are fed back."""
+    return "float32"
+
+
+def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
+    """Return no notes."""
+    return []
+
+
+def convert(release: Release, contents: Contents) -> Converted:
+    """Return the checkpoint, with the codec in the release's folder."""
+    if not contents.config:
+        raise CheckpointError("--config: expected the release's config.json, got none")
+    shape = Shape(contents.config)
+    if contents.tokenizer.size > shape.num_tokens:
+        raise CheckpointError(
+            f"{contents.tokenizer.folder}: expected at most {shape.num_tokens} tokens, got {contents.tokenizer.size}"
+        )
+    if contents.dtype != "float32":
+        raise CheckpointError(f"--dtype: expected float32, in which latents are fed back, got {contents.dtype}")
+    known = VoxCpmVocabulary(shape.num_tokens, shape.num_latents, shape.num_numbers, shape.max_model_len)
+    record = {
+        "architectures": ["StrettoVoxCpmForCausalLM"],
+        "model_type": "llama",
+        FAMILY: NAME,
+        VOCABULARY: known.to_record(),
+        "vocab_size": known.vocab_size,
+        **shape.numbers,
+        "tie_word_embeddings": True,  # there is no head over this vocabulary
+        "dtype": contents.dtype,
+    }
+    folder = release.model if release.model.is_dir() else release.model.parent
+    network = codec_network(folder, contents.config.get("audio_vae_config") or {}, shape)
+    return Converted(record, plan(shape, known), (), (), (network,))
+
+
+class Shape:
+    """Numbers of a release's model, from its config.json.
+
+    Raises:
+        CheckpointError: If a value is missing, or the model is of a kind that is not served.
+    """
+
+    def __init__(self, config: Mapping[str, Any]):
+        lm, self.encoder, self.head = (entry(config, name) for name in ("lm_config", "encoder_config", "dit_config"))
+        if config.get("architecture", NAME) != NAME:
+            raise CheckpointError(f"architecture: expected {NAME}, got {shown(config['architecture'])}")
+        if self.head.get("dit_mean_mode"):
+            raise CheckpointError("dit_config.dit_mean_mode: expected false, got true")
+        if lm.get("no_rope") or not config.get("residual_lm_no_rope"):
+            raise CheckpointError("expected rotation in the base model only: no_rope false, residual_lm_no_rope true")
+        self.width, self.inner = size(lm, "hidden_size"), size(lm, "intermediate_size")
+        self.heads, self.kv_heads = size(lm, "num_attention_heads"), size(lm, "num_key_value_heads")
+        self.head_dim = lm.get("kv_channels") or self.width // self.heads
+        self.num_layers, self.num_residual = size(lm, "num_hidden_layers"), size(config, "residual_lm_num_layers")
+        self.num_tokens = size(lm, "vocab_size")
+        self.num_latents, self.num_numbers = size(config, "patch_size"), size(config, "feat_dim")
+        self.narrow = size(config, "scalar_quantization_latent_dim")
+        self.max_model_len = min(size(config, "max_length"), MAX_MODEL_LEN)
+        is_scaled = lm.get("use_mup", True)
+        self.embedding_scale = float(entry(lm, "scale_emb")) if is_scaled else 1.0
+        self.depth_scale = float(entry(lm, "scale_depth")) if is_scaled else None
+        for name, each in (("encoder_config", self.encoder), ("dit_config", self.head)):
+            own = each.get("kv_channels") or size(each, "hidden_dim") // size(each, "num_heads")
+            if own != self.head_dim:
+                raise CheckpointError(f"{name}: expected {self.head_dim} channels per head, got {own}")
+        self.numbers = {
+            "hidden_size": self.width,
+            "intermediate_size": self.inner,
+            "num_hidden_layers": self.num_layers + self.num_residual,
+            "num_residual_layers": self.num_residual,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head_dim,
+            "rms_norm_eps": entry(lm, "rms_norm_eps"),
+            "max_position_embeddings": self.max_model_len,
+            "long_rope": long_rope(lm, self.head_dim),
+            "bottleneck": {"width": self.narrow, "scale": size(config, "scalar_quantization_scale")},
+            "encoder": local_numbers(self.encoder),
+            "head": local_numbers(self.head),
+        }
+
+    def branch_scale(self, num_layers: int) -> float:
+        """Return the factor of each residual branch in a stack of layers."""
+        return 1.0 if self.depth_scale is None else self.depth_scale / math.sqrt(num_layers)
+
+
+def size(record: Mapping[str, Any], name: str) -> int:
+    """Return the positive integer `name` of a record; raise CheckpointError for anything else."""
+    value = entry(record, name)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise CheckpointError(f"{name}: expected a positive integer, got {shown(value)}")
+    return value
+
+
+def long_rope(lm: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
+    """Return the base, the frequencies' divisors and the scale of a rotation, as the authors' LongRoPE chooses them."""
+    scaling, longest = entry(lm, "rope_scaling"), size(lm, "max_position_embeddings")
+    original = size(scaling, "original_max_position_embeddings")
+    name = "long_factor" if longest > original else "short_factor"
+    factors = [float(each) for each in entry(scaling, name)]
+    if len(factors) != head_dim // 2:
+        raise CheckpointError(f"rope_scaling.{name}: expected {head_dim // 2} numbers, got {len(factors)}")
+    scale = math.sqrt(1 + math.log(longest / original) / math.log(original))
+    return {"theta": float(entry(lm, "rope_theta")), "factors": factors, "scale": scale}
+
+
+def local_numbers(config: Mapping[str, Any]) -> dict[str, int]:
+    """Return the size of the patch encoder, or of the diffusion head."""
+    names = {"width": "hidden_dim", "inner": "ffn_dim", "num_heads": "num_heads", "num_layers": "num_layers"}
+    return {own: size(config, name) for own, name in names.items()}
+
+
+def plan(shape: Shape, known: VoxCpmVocabulary) -> Plan:
+    """Return the tensors to write, by published name."""
+    parts: Plan = {}
+
+    def add(name: str, own: str, *stored: int, edit: Callable[[Tensor], Tensor] | None = None) -> None:
+        parts[name] = Part(own, stored, edit)
+
+    def embeddings(stored: Tensor) -> Tensor:
+        table = stored.float() * shape.embedding_scale
+        return torch.cat([table, table.new_zeros(known.vocab_size - known.num_text_ids, shape.width)])
+
+    add(EMBEDDINGS, "model.embed_tokens.weight", shape.num_tokens, shape.width, edit=embeddings)
+    width, numbers, narrow = shape.width, shape.num_numbers, shape.narrow
+    inside, outside = (size(each, "hidden_dim") for each in (shape.encoder, shape.head))
+    shapes = {
+        "model.bottleneck.enter": (narrow, width),
+        "model.bottleneck.leave": (width, narrow),
+        "model.fusion": (width, 2 * width),
+        "model.to_head": (outside, width),
+        "model.residual_to_head": (outside, width),
+        "model.stop": (width, width),
+        "patches.enter": (inside, numbers),
+        "patches.leave": (width, inside),
+        "head.enter": (outside, numbers),
+        "head.condition": (outside, numbers),
+        "head.leave": (numbers, outside),
+    }
+    for own, name in LINEAR.items():
+        rows, columns = shapes.get(own, (outside, outside))
+        add(f"{name}.weight", f"{own}.weight", rows, columns)
+        add(f"{name}.bias", f"{own}.bias", rows)
+    special = "feat_encoder.special_token"
+    add(special, "patches.special_token", 1, 1, 1, inside, edit=lambda stored: stored.flatten())
+    # Speech ends if the second logit is larger.
+    add("stop_head.weight", "end_of_speech.weight", 2, width, edit=lambda stored: stored[1] - stored[0])
+    base = LayerNames("base_lm.layers", "model.layers", range(shape.num_layers))
+    residual = range(shape.num_layers, shape.num_layers + shape.num_residual)
+    add_layers(shape, base, (width, shape.inner, shape.heads), add)
+    add_layers(
+        shape, LayerNames("residual_lm.layers", "model.layers", residual), (width, shape.inner, shape.heads), add
+    )
+    add("base_lm.norm.weight", "model.norm.weight", width)
+    add("residual_lm.norm.weight", "model.residual_norm.weight", width)
+    for name, own, config in (
+        ("feat_encoder.encoder", "patches.transformer", shape.encoder),
+        ("feat_decoder.estimator.decoder", "head.transformer", shape.head),
+    ):
+        local = local_numbers(config)
+        names = LayerNames(f"{name}.layers", f"{own}.layers", range(local["num_layers"]))
+        add_layers(shape, names, (local["width"], local["inner"], local["num_heads"]), add)
+        add(f"{name}.norm.weight", f"{own}.norm.weight", local["width"])
+    return parts
+
+
+class LayerNames:
+    """Names of a stack's layers: the published prefix, our prefix, and our numbers of the layers."""
+
+    def __init__(self, published: str, own: str, numbers: range):
+        self.published, self.own, self.numbers = published, own, numbers
+
+
+def add_layers(shape: Shape, names: LayerNames, numbers: tuple[int, int, int], add: Callable[..., None]) -> None:
+    """Add the tensors of a stack of layers of a width, an inner width and a number of heads."""
+    width, inner, heads = numbers
+    queried, held = heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    scale = shape.branch_scale(len(names.numbers))
+    edit = None if scale == 1.0 else (lambda stored: stored.float() * scale)
+    for index, number in enumerate(names.numbers):
+        name, own = f"{names.published}.{index}.", f"{names.own}.{number}."
+        for part, rows in (("q", queried), ("k", held), ("v", held)):
+            add(f"{name}self_attn.{part}_proj.weight", f"{own}self_attn.{part}_proj.weight", rows, width)
+        add(f"{name}self_attn.o_proj.weight", f"{own}self_attn.o_proj.weight", width, queried, edit=edit)
+        for part in ("gate", "up"):
+            add(f"{name}mlp.{part}_proj.weight", f"{own}mlp.{part}_proj.weight", inner, width)
+        add(f"{name}mlp.down_proj.weight", f"{own}mlp.down_proj.weight", width, inner, edit=edit)
+        for part in ("input", "post_attention"):
+            add(f"{name}{part}_layernorm.weight", f"{own}{part}_layernorm.weight", width)
+
+
+def codec_network(folder: Path, vae: Mapping[str, Any], shape: Shape) -> Network:
+    """Return the codec in a release's folder.
+
+    Raises:
+        CheckpointError: If the file is missing, or a tensor is missing, unknown or of another shape.
+    """
+    config = AudioVaeConfig.from_record(vae, shape.num_latents)
+    if config.num_numbers != shape.num_numbers:
+        raise CheckpointError(f"audio_vae_config.latent_dim: expected {shape.num_numbers}, got {config.num_numbers}")
+    tensors = read_codec(folder)
+    parts, folded = codec_plan(config, tensors)
+    mean = "encoder.fc_mu"
+    unused: Plan = {
+        name.replace(mean, "encoder.fc_logvar"): part
+        for name, part in {**parts, **folded}.items()
+        if name.startswith(f"{mean}.")
+    }
+    table = "decoder.sr_bin_boundaries"
+    check({**parts, **folded, **unused, table: Part(table, (len(config.boundaries),))}, tensors, ())
+    if (found := tensors[table].int().tolist()) != list(config.boundaries):
+        raise CheckpointError(f"{table}: expected {list(config.boundaries)}, got {found}")
+    record = {"model_type": MODEL_TYPE, "patch_size": shape.num_latents, "audio_vae_config": DEFAULTS | dict(vae)}
+    return Network("codec", record, parts, tensors)
+
+
+def read_codec(folder: Path) -> dict[str, Tensor]:
+    """Return the codec's tensors in a release's folder, float32; safetensors are preferred, as in the authors' code."""
+    path = next((folder / name for name in CODEC_FILES if (folder / name).exists()), None)
+    if path is None:
+        raise CheckpointError(f"{folder}: expected the codec as {' or '.join(CODEC_FILES)}, got neither")
+    if path.suffix == ".safetensors":
+        return read_tensors(path)
+    stored = read_pickled(path)
+    tensors = stored.get("state_dict", stored) if isinstance(stored, dict) else stored
+    if not isinstance(tensors, dict) or not all(isinstance(each, Tensor) for each in tensors.values()):
+        raise CheckpointError(f"{path}: expected tensors by name, or under 'state_dict'")
+    return {str(name): tensor.float() for name, tensor in tensors.items()}
+
+
+def codec_plan(config: AudioVaeConfig, tensors: Mapping[str, Tensor]) -> tuple[Plan, Plan]:
+    """Return the codec's tensors to write by published name, and those that are merged into them."""
+    names, num_classes = published_names(config), len(config.boundaries) + 1
+    rate_class = bisect_left(config.boundaries, config.sample_rate)
+    parts: Plan = {}
+    folded: Plan = {}
+
+    def normed(name: str) -> Callable[[Tensor], Tensor]:
+        return lambda stored: stored if stored.is_meta else torch._weight_norm(stored, tensors[name], 0)
+
+    for own, written in codec_shapes(config).items():
+        layer, _, kind = own.rpartition(".")
+        published = names[layer]
+        if kind == "weight":
+            gains = f"{published}.weight_g"
+            parts[f"{published}.weight_v"] = Part(own, written, normed(gains))
+            folded[gains] = Part(gains, (written[0], *(1 for _ in written[1:])))
+        elif kind in ("scale", "offset"):
+            table = f"{published}.{'scale' if kind == 'scale' else 'bias'}_embed.weight"
+            parts[table] = Part(own, (num_classes, *written), lambda stored: stored[rate_class])
+        elif kind == "alpha":
+            parts[f"{published}.alpha"] = Part(own, (1, *written), lambda stored: stored[0])
+        else:
+            parts[f"{published}.{kind}"] = Part(own, written)
+    return parts, folded

@@ -1,0 +1,122 @@
+"""VoxCPM2 (OpenBMB, https://github.com/OpenBMB/VoxCPM): speech as patches of four latents, 160 ms each, 48 kHz.
+
+    tts     [103] reference … [104] │ transcript, text │ [101] │ prompt audio … ─► p0 p1 p2 … pe [end]
+
+A row is an id of the text or a patch. The reference gives the voice only; a transcript with its audio is continued. The
+patch of a row is made from the row before: its hidden states in both language models, and its own patch.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from stretto.families.base import Family, Task, UnconditionalContext
+from stretto.records.sampling import LatentSampling, SamplingConfig, SegmentSampling
+from stretto.streams.layout import LatentSpec, Segment, StreamLayout
+from stretto.streams.pattern import NO_TAIL
+
+NAME = "voxcpm2"
+FRAME_RATE = 6.25
+# The authors' defaults: `min_len` + 1, `max_len`, `inference_timesteps`, `cfg_value`.
+MIN_PATCHES, MAX_PATCHES, DEFAULT_STEPS, DEFAULT_GUIDANCE = 3, 2000, 10, 2.0
+STEPS = range(2, 51)
+MAX_TEXT_CHARS, MAX_AUDIO_S = 1000, 30.0
+# Ids in the tokenizer: begin of the reply's audio, begin and end of a reference.
+AUDIO_START, REFERENCE_START, REFERENCE_END = 101, 103, 104
+
+
+@dataclass(frozen=True)
+class VoxCpmVocabulary:
+    """Ids and sizes of a release.
+
+    Attributes:
+        num_text_ids: Number of ids of the tokenizer.
+        num_latents: Number of latents in a patch.
+        num_numbers: Numbers of a latent.
+        max_model_len: Maximum number of rows.
+    """
+
+    num_text_ids: int = 73448
+    num_latents: int = 4
+    num_numbers: int = 64
+    max_model_len: int = 4096
+
+    def __post_init__(self) -> None:
+        if self.num_text_ids <= REFERENCE_END:
+            raise ValueError(f"num_text_ids must be above {REFERENCE_END}, got {self.num_text_ids}")
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "VoxCpmVocabulary":
+        """Return the vocabulary stored in `speech_vocabulary` of config.json."""
+        return cls(**record)
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the vocabulary as a record for `from_record`."""
+        return asdict(self)
+
+    @property
+    def frames(self) -> range:
+        """Ids of patches: any patch, and the patch in which speech ends."""
+        return range(self.num_text_ids, self.num_text_ids + 2)
+
+    @property
+    def end(self) -> int:
+        """Id that ends a reply."""
+        return self.frames.stop
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids."""
+        return self.end + 1
+
+    @property
+    def num_words(self) -> int:
+        """Words of a patch."""
+        return self.num_latents * self.num_numbers
+
+    @property
+    def layout(self) -> StreamLayout:
+        return StreamLayout(
+            vocab_size=self.vocab_size,
+            audio=(self.frames,),
+            delays=(0,) * (1 + self.num_words),
+            codebook_streams=tuple(range(1, 1 + self.num_words)),
+            latents=LatentSpec(self.num_words, STEPS, is_guided=True),
+        )
+
+
+SAMPLING = SamplingConfig(
+    text=SegmentSampling(temperature=0.0),
+    audio=SegmentSampling(temperature=1.0, min_rows=MIN_PATCHES, max_rows=MAX_PATCHES),
+    latents=LatentSampling(DEFAULT_STEPS, tail_rows=1, guidance_scale=DEFAULT_GUIDANCE),
+)
+
+
+def voxcpm2(vocabulary: VoxCpmVocabulary) -> Family:
+    """Return the family for a vocabulary."""
+    tts = Task("tts", (Segment.AUDIO,), (), ("text",), SAMPLING, has_history=True, system=("audio", "text"))
+    return Family(
+        name=NAME,
+        layout=vocabulary.layout,
+        tasks=(tts,),
+        codec="audiovae",
+        end_of_reply=vocabulary.end,
+        end_of_text=vocabulary.end,
+        end_of_audio=vocabulary.end,
+        transition=(),
+        guided_streams=(),
+        unconditional=UnconditionalContext(null_id=0, keep_first=0, keep_last=1),  # unused: the head guides
+        takes_instructions=True,
+        max_text_chars=MAX_TEXT_CHARS,
+        max_audio_s=MAX_AUDIO_S,
+        max_model_len=vocabulary.max_model_len,
+        frame_rate=FRAME_RATE,
+        first_chunk_frames=1,
+        steady_chunk_frames=6,
+        tail=NO_TAIL,
+    )
+
+
+def build(vocabulary: Mapping[str, Any] | None) -> Family:
+    """Return the family for a checkpoint's vocabulary."""
+    return voxcpm2(VoxCpmVocabulary.from_record(vocabulary) if vocabulary else VoxCpmVocabulary())

@@ -1,0 +1,377 @@
+"""Language models of VoxCPM2, the encoder of patches, and the diffusion head.
+
+    row ─► base model ─► (patches: bottleneck) ─► h ─► fusion with the row's patch ─► residual model ─► r
+                                               └► speech ends?          head(h, r, patch of the row) ─► next patch
+
+Both models are layers of one vLLM model, so that their keys and values are in one group of KV blocks.
+"""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from vllm.config import VllmConfig
+from vllm.model_executor.layers.layernorm import RMSNorm
+from vllm.model_executor.layers.linear import QKVParallelLinear, ReplicatedLinear, RowParallelLinear
+from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
+from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+from vllm.model_executor.model_loader.weight_utils import default_weight_loader
+from vllm.model_executor.models.llama import LlamaDecoderLayer, LlamaMLP
+
+from stretto.engine.models.latents import LatentMixin, have_ids, silu
+
+STACKED = {
+    "q_proj": ("qkv_proj", "q"),
+    "k_proj": ("qkv_proj", "k"),
+    "v_proj": ("qkv_proj", "v"),
+    "gate_proj": ("gate_up_proj", 0),
+    "up_proj": ("gate_up_proj", 1),
+}
+TIME_SCALE, LONGEST_WAVE = 1000.0, 10000.0  # of the embedding of times
+UNCHANGED_PART = 0.04  # part of the times at which the solver leaves the noise unchanged
+EPS = 1e-8  # of the projection on the unconditional velocity
+
+
+def linear(columns: int, rows: int) -> ReplicatedLinear:
+    """Return a linear layer with a bias, complete on every rank."""
+    return ReplicatedLinear(columns, rows, return_bias=False)
+
+
+def rotary(config: Any) -> RotaryEmbedding:
+    """Return the rotation of queries and keys, whose frequencies and scale are those of LongRoPE."""
+    rope, size, longest = config.long_rope, config.head_dim, config.max_position_embeddings
+    made = RotaryEmbedding(size, size, longest, rope["theta"], True, torch.float32)
+    frequencies = 1.0 / (rope["theta"] ** (torch.arange(0, size, 2).float() / size))
+    angles = torch.outer(torch.arange(longest).float(), 1.0 / torch.tensor(rope["factors"])) * frequencies
+    table = torch.cat([angles.cos(), angles.sin()], -1) * rope["scale"]
+    made.register_buffer("cos_sin_cache", table, persistent=False)
+    return made
+
+
+class NoRotation(nn.Module):
+    """Rotation of the residual model's layers, which have none."""
+
+    def forward(
+        self, positions: torch.Tensor, query: torch.Tensor, key: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return query and key unchanged."""
+        return query, key
+
+
+class LocalLayer(nn.Module):
+    """Layer of Llama whose attention is bidirectional within a row's few tokens; complete on every rank."""
+
+    def __init__(self, config: Any, size: dict[str, int], rotation: nn.Module):
+        super().__init__()
+        width, heads, eps = size["width"], size["num_heads"], config.rms_norm_eps
+        self.heads, self.kv_heads, self.head_dim = heads, config.num_key_value_heads, config.head_dim
+        self.self_attn: Any = nn.Module()
+        self.self_attn.qkv_proj = QKVParallelLinear(
+            width, self.head_dim, heads, self.kv_heads, bias=False, return_bias=False, disable_tp=True
+        )
+        self.self_attn.o_proj = RowParallelLinear(
+            heads * self.head_dim, width, bias=False, return_bias=False, disable_tp=True
+        )
+        self.mlp = LlamaMLP(width, size["inner"], "silu", disable_tp=True)
+        self.input_layernorm, self.post_attention_layernorm = (RMSNorm(width, eps=eps) for _ in range(2))
+        self.sizes = [each * self.head_dim for each in (heads, self.kv_heads, self.kv_heads)]
+        self.rotate = rotation
+
+    def forward(
+        self, positions: torch.Tensor, x: torch.Tensor, residual: torch.Tensor | None, length: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return output and residual [N * length, C]; tokens [N * length, C] are grouped by row."""
+        if residual is None:
+            x, residual = self.input_layernorm(x), x
+        else:
+            x, residual = self.input_layernorm(x, residual)
+        x, residual = self.post_attention_layernorm(self._attended(positions, x, length), residual)
+        return self.mlp(x), residual
+
+    def _attended(self, positions: torch.Tensor, x: torch.Tensor, length: int) -> torch.Tensor:
+        query, key, value = self.self_attn.qkv_proj(x).split(self.sizes, -1)
+        query, key = self.rotate(positions, query.contiguous(), key.contiguous())
+        query, key, value = (
+            each.reshape(-1, length, heads, self.head_dim).transpose(1, 2)
+            for each, heads in ((query, self.heads), (key, self.kv_heads), (value, self.kv_heads))
+        )
+        seen = F.scaled_dot_product_attention(query, key, value, enable_gqa=True)
+        return self.self_attn.o_proj(seen.transpose(1, 2).reshape(-1, self.sizes[0]))
+
+
+class LocalTransformer(nn.Module):
+    """Layers over the few tokens of each row, and the last norm."""
+
+    def __init__(self, config: Any, size: dict[str, int], rotation: nn.Module):
+        super().__init__()
+        self.layers = nn.ModuleList(LocalLayer(config, size, rotation) for _ in range(size["num_layers"]))
+        self.norm = RMSNorm(size["width"], eps=config.rms_norm_eps)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return outputs [N, n, C] of tokens [N, n, C], which see the tokens of their own row."""
+        num_rows, length, width = tokens.shape
+        positions = torch.arange(length, device=tokens.device).repeat(num_rows)
+        x, residual = tokens.reshape(-1, width), None
+        for layer in self.layers:
+            x, residual = layer(positions, x, residual, length)
+        x, _ = self.norm(x, residual)
+        return x.view(num_rows, length, width)
+
+
+class PatchEncoder(nn.Module):
+    """Embedding of a patch as a row of the language model: its latents behind a special token, whose output counts."""
+
+    def __init__(self, config: Any, num_numbers: int, rotation: nn.Module):
+        super().__init__()
+        width, self.num_numbers = config.encoder["width"], num_numbers
+        self.special_token = nn.Parameter(torch.empty(width), requires_grad=False)
+        self.enter = linear(num_numbers, width)
+        self.transformer = LocalTransformer(config, config.encoder, rotation)
+        self.leave = linear(width, config.hidden_size)
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        """Return embeddings [N, H] of patches [N, D]."""
+        latents = self.enter(patches.reshape(-1, self.num_numbers))
+        latents = latents.view(len(patches), -1, latents.shape[1])
+        special = self.special_token.expand(len(patches), 1, -1)
+        return self.leave(self.transformer(torch.cat([special, latents], 1))[:, 0].contiguous())
+
+
+class TimeEmbedding(nn.Module):
+    """Embedding of the solver's times."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.enter, self.leave = linear(width, width), linear(width, width)
+
+    def forward(self, times: torch.Tensor) -> torch.Tensor:
+        """Return embeddings [n, C] of times [n]."""
+        half = self.enter.input_size // 2
+        steps = torch.arange(half, dtype=torch.float32, device=times.device)
+        waves = torch.exp(steps * -(torch.tensor(LONGEST_WAVE).log() / (half - 1)))
+        angles = TIME_SCALE * times[:, None] * waves
+        return self.leave(silu(self.enter(torch.cat([angles.sin(), angles.cos()], -1))))
+
+
+class Schedule(NamedTuple):
+    """Steps of a solver.
+
+    Attributes:
+        times: Embedded time of each step, [n, C].
+        widths: Width of each step, [n]; 0 for the first steps, which leave the noise unchanged.
+    """
+
+    times: torch.Tensor
+    widths: torch.Tensor
+
+
+class DiffusionHead(nn.Module):
+    """Diffusion head: from noise to a patch, given both hidden states and the patch before, with guidance.
+
+    The unconditional velocity is that without hidden states. It is scaled by its projection on the conditional one
+    before both are merged (CFG-Zero*).
+    """
+
+    def __init__(self, config: Any, num_words: int, num_numbers: int, rotation: nn.Module):
+        super().__init__()
+        width, self.num_numbers = config.head["width"], num_numbers
+        self.num_latents, self.width = num_words // num_numbers, width
+        self.enter, self.condition = linear(num_numbers, width), linear(num_numbers, width)
+        self.transformer = LocalTransformer(config, config.head, rotation)
+        self.leave = linear(width, num_numbers)
+        self.time, self.time_step = TimeEmbedding(width), TimeEmbedding(width)
+        self._schedules: dict[int, Schedule] = {}
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        noise: torch.Tensor,
+        steps: torch.Tensor,
+        before: torch.Tensor,
+        guidance: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return the patches [N, D]; see `GuidedLatentPredictor`."""
+        states = hidden[:, : 2 * self.width].unflatten(1, (2, self.width))
+        context = self._tokens(self.condition, before)
+        numbers = steps.tolist()
+        schedules = [self._schedule(number) for number in numbers]
+        scale = guidance[:, None]
+        is_guided, x = bool((guidance != 1).any()), noise
+        for step in range(max(numbers)):
+            places = [min(step, number - 1) for number in numbers]
+            width = torch.stack([each.widths[at] for each, at in zip(schedules, places, strict=True)])[:, None]
+            width = torch.where(step < steps[:, None], width, 0.0)
+            if not width.any():
+                continue
+            times = torch.stack([each.times[at] for each, at in zip(schedules, places, strict=True)])[:, None]
+            around = torch.cat([times, context, self._tokens(self.enter, x)], 1)
+            velocity = self._velocity(torch.cat([states, around], 1))
+            if is_guided:
+                plain = self._velocity(torch.cat([torch.zeros_like(states), around], 1))
+                velocity = torch.where(scale == 1, velocity, self._merged(velocity, plain, scale))
+            x = torch.where(width == 0, x, x - width * velocity)
+        return x
+
+    def _merged(self, velocity: torch.Tensor, plain: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        # In float64, so that the order of additions does not show.
+        product, square = ((each.double() * plain).sum(1, keepdim=True) for each in (velocity, plain))
+        plain = plain * (product.float() / (square.float() + EPS))
+        return plain + scale * (velocity - plain)
+
+    def _tokens(self, layer: nn.Module, patches: torch.Tensor) -> torch.Tensor:
+        """Return the tokens [N, P, C] of patches [N, D]."""
+        return layer(patches.reshape(-1, self.num_numbers)).view(len(patches), self.num_latents, self.width)
+
+    def _velocity(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return the velocity [N, D] in the last tokens of [N, n, C]."""
+        out = self.transformer(tokens)[:, -self.num_latents :]
+        return self.leave(out.reshape(-1, self.width)).view(len(tokens), -1)
+
+    def _schedule(self, number: int) -> Schedule:
+        """Return the steps of a solver of `number` steps, with the authors' times."""
+        if number not in self._schedules:
+            ends = torch.linspace(1, 0, number + 1)
+            ends = ends + (torch.cos(torch.pi / 2 * ends) - 1 + ends)
+            time, width = ends[0], ends[0] - ends[1]
+            times, widths = list[torch.Tensor](), list[torch.Tensor]()
+            for step in range(1, number + 1):
+                times.append(time)
+                widths.append(width)
+                time = time - width
+                if step < number:
+                    width = time - ends[step + 1]
+            for index in range(max(1, int((number + 1) * UNCHANGED_PART))):
+                widths[index] = torch.zeros(())
+            device = self.leave.get_parameter("weight").device
+            embedded = self.time(torch.stack(times).to(device)) + self.time_step(torch.zeros(number, device=device))
+            self._schedules[number] = Schedule(embedded, torch.stack(widths).to(device))
+        return self._schedules[number]
+
+
+class Bottleneck(nn.Module):
+    """Rounding of a patch's hidden state to a grid, in few dimensions."""
+
+    def __init__(self, config: Any):
+        super().__init__()
+        narrow, self.scale = config.bottleneck["width"], config.bottleneck["scale"]
+        self.enter, self.leave = linear(config.hidden_size, narrow), linear(narrow, config.hidden_size)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return hidden states [N, H] behind the bottleneck."""
+        # In float64: torch's float32 tanh has other bits at the end of a batch, which rounding could turn into a step.
+        narrow = torch.tanh(self.enter(hidden).double()).float()
+        return self.leave(torch.round(narrow * self.scale) / self.scale)
+
+
+class VoxCpmTransformer(nn.Module):
+    """Base model and residual model with what lies between them, and the projections of their hidden states."""
+
+    def __init__(self, vllm_config: VllmConfig, prefix: str, rotation: nn.Module):
+        super().__init__()
+        config = vllm_config.model_config.hf_config
+        width, eps = config.hidden_size, config.rms_norm_eps
+        self.embed_tokens = VocabParallelEmbedding(config.vocab_size, width)
+        names = (f"{prefix}.layers.{index}" for index in range(config.num_hidden_layers))
+        layers: list[Any] = [LlamaDecoderLayer(vllm_config, name) for name in names]
+        self.num_base = config.num_hidden_layers - config.num_residual_layers
+        for index, layer in enumerate(layers):
+            layer.self_attn.rotary_emb = rotation if index < self.num_base else NoRotation()
+        self.layers = nn.ModuleList(layers)
+        self.norm, self.residual_norm = RMSNorm(width, eps=eps), RMSNorm(width, eps=eps)
+        self.bottleneck = Bottleneck(config)
+        self.fusion = linear(2 * width, width)
+        self.to_head, self.residual_to_head = (linear(width, config.head["width"]) for _ in range(2))
+        self.stop = linear(width, width)
+
+    def forward(
+        self,
+        ids: torch.Tensor | None,
+        positions: torch.Tensor,
+        intermediate: object,
+        embeds: torch.Tensor | None,
+        is_patch: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return the states of the head, then those of the end of speech, [N, 2 * C + H].
+
+        Args:
+            ids: Ids of stream 0, [N]; unused if `embeds` is given.
+            positions: Positions of the rows, [N].
+            intermediate: Unused.
+            embeds: Embedded rows, [N, H].
+            is_patch: True for rows that carry a patch, bool [N, 1]; None for none.
+        """
+        rows = self.embed_tokens(ids) if embeds is None else embeds
+        hidden = self._through(self.layers[: self.num_base], self.norm, positions, rows)
+        patches = torch.zeros_like(rows)
+        if is_patch is not None:
+            hidden = torch.where(is_patch, self.bottleneck(hidden), hidden)
+            patches = torch.where(is_patch, rows, patches)
+        fused = self.fusion(torch.cat([hidden, patches], -1))
+        residual = self._through(self.layers[self.num_base :], self.residual_norm, positions, fused)
+        return torch.cat([self.to_head(hidden), self.residual_to_head(residual), silu(self.stop(hidden))], -1)
+
+    def _through(self, layers: Any, norm: nn.Module, positions: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        x, residual = rows.clone(), None  # the first norm keeps its input as the residual, and adds to it in place
+        for layer in layers:
+            x, residual = layer(positions, x, residual)
+        return norm(x, residual)[0]
+
+
+class VoxCpmForCausalLM(nn.Module):
+    """Both language models, as vLLM loads them."""
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
+        super().__init__()
+        self.config = vllm_config.model_config.hf_config
+        self.rotation = rotary(self.config)
+        self.model = VoxCpmTransformer(vllm_config, f"{prefix}model", self.rotation)
+
+    def embed_input_ids(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return embeddings [N, H] of ids [N]."""
+        return self.model.embed_tokens(ids)
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        """Load tensors by name; queries, keys and values are stacked, as are the first layers of an MLP."""
+        own, loaded = dict(self.named_parameters()), set[str]()
+        for name, tensor in weights:
+            parent, _, kind = name.rpartition(".")
+            module, _, part = parent.rpartition(".")
+            stacked, *shard = STACKED.get(part, (part,))
+            target = f"{module}.{stacked}.{kind}" if module else name
+            if target not in own:
+                raise ValueError(f"There is no module or parameter named {name!r}")
+            load = getattr(own[target], "weight_loader", default_weight_loader)
+            load(own[target], tensor, *shard)
+            loaded.add(target)
+        return loaded
+
+
+class StrettoVoxCpmForCausalLM(LatentMixin, VoxCpmForCausalLM):
+    """Architecture named by a checkpoint's config.json."""
+
+    end_has_bias = False
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        num_numbers = self.config.speech_vocabulary["num_numbers"]
+        self.patches = PatchEncoder(self.config, num_numbers, self.rotation)
+        self.head = DiffusionHead(self.config, self.num_words, num_numbers, self.rotation)
+
+    def layer_inputs(self, rows: torch.Tensor | None) -> dict[str, torch.Tensor]:
+        """Return the mask of rows that carry a patch."""
+        return {} if rows is None else {"is_patch": have_ids(rows, self.family.layout.audio[0])[:, None]}
+
+    def embed_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """Return the embeddings [N, H] of patches [N, D]."""
+        return self.patches(latents)
+
+    def latent_predictor(self) -> DiffusionHead:
+        """Return the diffusion head."""
+        return self.head
+
+    def end_weight(self) -> torch.Tensor:
+        """Return the weight of the logit for speech ending, which is 0 for the states of the diffusion head."""
+        weight = self.end_of_speech.weight.data
+        return torch.cat([weight.new_zeros(2 * self.head.width), weight])

@@ -1,0 +1,154 @@
+"""Prompts of VoxCPM2: a reference for the voice, the ids of the text, and audio that the reply continues.
+
+    [103] reference … [104] │ transcript and text │ [101] │ audio of the transcript …
+
+Layout: `_generate_with_prompt_cache` of https://github.com/OpenBMB/VoxCPM, voxcpm/model/voxcpm2.py. A recording in the
+system turn is the reference. With its transcript, or as an earlier reply to a text, it is continued.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from stretto.codecs.base import Codec
+from stretto.errors import CheckpointError, InvalidRequest, shown
+from stretto.families.audio_format import CachedEncoder
+from stretto.families.base import Family, Task
+from stretto.families.conversation import Piece
+from stretto.families.prompting import PLAIN, Manner, PromptRows, Template, stream0_rows
+from stretto.families.registry import VOCABULARY, config_at
+from stretto.families.text import TextTokenizer, check_text
+from stretto.families.voxcpm2.family import (
+    AUDIO_START,
+    MAX_PATCHES,
+    REFERENCE_END,
+    REFERENCE_START,
+    VoxCpmVocabulary,
+)
+
+# Longest reply: the authors' `retry_badcase_ratio_threshold` patches per token of the text, and some more.
+PATCHES_PER_TOKEN, SPARE_PATCHES = 6, 10
+NUM_CONTEXT_PATCHES = 3  # of the continued audio, from which the decoder begins
+MIN_AUDIO_S = 0.4
+CHINESE = range(0x4E00, 0xA000)
+WORD_START, UNKNOWN = "▁", "<unk>"
+
+
+class VoxCpmTokenizer:
+    """Tokenizer whose tokens of several Chinese characters are split into characters.
+
+    Args:
+        tokenizer: The checkpoint's tokenizer.
+
+    Raises:
+        CheckpointError: If a character has no token, and there is none for unknown characters.
+    """
+
+    def __init__(self, tokenizer: TextTokenizer):
+        self._tokenizer = tokenizer
+        ids = {token: token_id for token_id, token in tokenizer.tokens.items()}
+        words = {token for token in ids if len(token) > 1 and all(ord(each) in CHINESE for each in token)}
+        self._split = dict[int, list[int]]()
+        for token, token_id in ids.items():
+            bare = token.replace(WORD_START, "")
+            if bare in words:
+                characters = [ids.get(each, ids.get(UNKNOWN, -1)) for each in bare]
+                if min(characters) < 0:
+                    raise CheckpointError(f"tokenizer: expected a token for each character of {token!r}, or {UNKNOWN}")
+                self._split[token_id] = characters
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of `text`."""
+        ids = self._tokenizer.encode(text)
+        return [part for token_id in ids for part in self._split.get(token_id, (token_id,))]
+
+
+class VoxCpmTemplate:
+    """Prompt template of VoxCPM2."""
+
+    def __init__(self, family: Family, vocabulary: VoxCpmVocabulary, tokenizer: VoxCpmTokenizer, codec: Codec):
+        self._family, self._known, self._tokenizer = family, vocabulary, tokenizer
+        self._rate, spec = codec.spec.input_rate or codec.spec.sample_rate, codec.spec
+        self._unit = round(self._rate * spec.samples_per_frame / spec.sample_rate)
+        self._encoder = CachedEncoder(codec.encode)
+
+    def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
+        """Return the rows of a conversation: a system turn, an earlier text with its audio, and the text to speak."""
+        *before, last = pieces
+        assert last.text is not None, task.name
+        reference, transcript, continued = self._voice(before)
+        text = " ".join(re.split(r"\s+", self._checked(last)))
+        if not text.strip():
+            raise InvalidRequest(last.path, "text of at least one character", shown(last.text))
+        if manner.instruct.strip():
+            if continued is not None:
+                raise InvalidRequest("options.instruct", "nothing with audio to continue", shown(manner.instruct))
+            text = f"({manner.instruct.strip()}){text}"
+        prompt = "" if transcript is None else self._checked(transcript)
+        parts = []
+        if reference is not None:
+            patches = self._patches(reference, is_continued=False)
+            parts += [self._ids([REFERENCE_START]), patches, self._ids([REFERENCE_END])]
+        parts.append(self._ids([*self._tokenizer.encode(prompt + text), AUDIO_START]))
+        num_context = 0
+        if continued is not None:
+            parts.append(self._patches(continued, is_continued=True))
+            num_context = min(NUM_CONTEXT_PATCHES, len(parts[-1]))
+        longest = PATCHES_PER_TOKEN * len(self._tokenizer.encode(text)) + SPARE_PATCHES
+        rows = np.concatenate(parts)
+        return PromptRows(rows, num_reference_rows=num_context, max_rows=min(longest, MAX_PATCHES))
+
+    def _voice(self, pieces: Sequence[Piece]) -> tuple[Piece | None, Piece | None, Piece | None]:
+        """Return the reference, the transcript, and the audio to continue; None for missing ones."""
+        system = [piece for piece in pieces if piece.role == "system"]
+        history = [piece for piece in pieces if piece.role != "system"]
+        recordings = [piece for piece in system if piece.text is None]
+        transcripts = [piece for piece in system if piece.text]
+        if transcripts and not recordings:
+            raise InvalidRequest(transcripts[0].path, "a transcript with its audio in the system turn", "text alone")
+        if not history:
+            recording = recordings[0] if recordings else None
+            return (None, transcripts[0], recording) if transcripts else (recording, None, None)
+        is_reply = [(piece.role, piece.text is None) for piece in history] == [("user", False), ("assistant", True)]
+        if not is_reply or transcripts:
+            expected = "a text and the audio of its reply, once, before the last text"
+            got = "a transcript as well" if transcripts else f"{len(history)} texts and recordings"
+            raise InvalidRequest("messages", expected, got)
+        transcript, continued = history
+        return (recordings[0] if recordings else None), transcript, continued
+
+    def _checked(self, piece: Piece) -> str:
+        assert piece.text is not None
+        check_text(piece.text, piece.path, self._family.max_text_chars)
+        return piece.text
+
+    def _ids(self, ids: list[int]) -> np.ndarray:
+        return stream0_rows(self._family.layout, ids)
+
+    def _patches(self, piece: Piece, is_continued: bool) -> np.ndarray:
+        """Return the rows [n, S] of a recording.
+
+        A reference is padded at its end, and audio to continue at its start, so that the reply begins where it ends.
+        """
+        if piece.pcm is None:
+            raise InvalidRequest(piece.path, "a file or samples of a voice", "codes")
+        pcm = piece.pcm
+        if len(pcm) < MIN_AUDIO_S * self._rate:
+            raise InvalidRequest(piece.path, f"at least {MIN_AUDIO_S:g} s", f"{len(pcm) / self._rate:.4f} s")
+        if is_continued:
+            pcm = np.pad(pcm, (-len(pcm) % self._unit, 0))
+        words = self._encoder.encode(pcm)
+        rows = self._ids([self._known.frames[0]] * words.shape[1])
+        rows[:, 1:] = words.T
+        return rows
+
+
+def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
+    """Return the template with a checkpoint's tokenizer and codec."""
+    known = VoxCpmVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
+    tokenizer = TextTokenizer.at(checkpoint, spells_bytes=False)
+    if max(tokenizer.tokens, default=0) >= known.num_text_ids:
+        raise CheckpointError(f"{checkpoint}: expected at most {known.num_text_ids} tokens")
+    return VoxCpmTemplate(family, known, VoxCpmTokenizer(tokenizer), codec)

@@ -1,0 +1,200 @@
+"""Generate a test fixture with replies of VoxCPM2's authors' code, with our noise, on small random releases.
+
+    python -m scripts.voxcpm2_replies tests/data/voxcpm2_replies.npz
+
+voxcpm 2.0.3 must be importable, with einops. librosa and torchaudio only read files there; stubs replace them.
+`torch.randn`, which draws the noise, is replaced by the engine's noise for the position of the row with the latents.
+"""
+
+import sys
+import tempfile
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+
+from benchmarks.checkpoints.random_voxcpm2 import RECORDINGS, recording, write_release
+from scripts.reply_fixture import run
+from stretto.sampling.noise import gaussian, seed_key, stream_keys
+
+KINDS = ("plain", "scaled")
+SEED, GUIDANCE, STEPS, MAX_PATCHES = 7, 2.0, 10, 20
+TEXT, PROMPT_TEXT = "hello, 你好 you.", "ab "
+MODES: dict[str, dict[str, str]] = {
+    "zero": {},
+    "reference": {"reference_wav_path": "reference"},
+    "continuation": {"prompt_wav_path": "prompt", "prompt_text": PROMPT_TEXT},
+    "both": {"reference_wav_path": "reference", "prompt_wav_path": "prompt", "prompt_text": PROMPT_TEXT},
+}
+NUDGE, NUM_NUDGES = 1e-6, 3
+NUM_SAMPLES = 1500  # stored at the start and at the end of the samples
+TOLERANCE = 1e-3  # of numbers that another processor computes
+LEAST_MARGIN = 1e-5  # of bottleneck values to where they round, and of the stop's logits to each other
+
+
+def import_authors() -> Any:
+    """Return the authors' module of the model."""
+    from transformers import PreTrainedTokenizerFast  # before the stubs, because it looks for installed packages
+
+    librosa: Any = types.ModuleType("librosa")
+    librosa.load = lambda path, sr, mono: (recording(path), sr)
+    core: Any = types.ModuleType("voxcpm.core")
+    core.VoxCPM = object
+    zipenhancer = types.ModuleType("voxcpm.zipenhancer")
+    sys.modules |= {"librosa": librosa, "torchaudio": types.ModuleType("torchaudio")}
+    sys.modules |= {"voxcpm.core": core, "voxcpm.zipenhancer": zipenhancer}
+    from voxcpm.model import voxcpm2
+
+    # The random release has a unigram tokenizer.
+    voxcpm2.LlamaTokenizerFast = types.SimpleNamespace(
+        from_pretrained=lambda path: PreTrainedTokenizerFast(tokenizer_file=f"{path}/tokenizer.json", unk_token="<unk>")
+    )
+    return voxcpm2
+
+
+class Recorder:
+    """Spies of a model's inputs and outputs during a reply, with its noise replaced and one patch nudged."""
+
+    def __init__(self, model: Any, nudge: torch.Tensor | float, stops: bool):
+        self.patches, self.leads = list[torch.Tensor](), list[torch.Tensor]()
+        self.rows: Any = ()
+        self._model, self._nudge, self._stops = model, nudge, stops
+        self._position = 0
+        self.margin = 1.0
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Replace the model's functions."""
+        model, cfm = self._model, sys.modules["voxcpm.modules.locdit.unified_cfm"]
+        saved = model._inference, model.feat_decoder.forward, model.stop_head.forward, torch.randn
+        generate, decode, stop, _ = saved
+
+        def inference(text: Any, text_mask: Any, feat: Any, feat_mask: Any, **more: Any) -> Any:
+            self.rows = (text[0], feat_mask[0], feat[0])
+            self._position = text.shape[1]
+            return generate(text, text_mask, feat, feat_mask, **more)
+
+        def feat_decoder(mu: Any, **more: Any) -> torch.Tensor:
+            out = decode(mu=mu, **more)
+            out = out + self._nudge if not self.patches else out
+            self.patches.append(out[0].T)
+            return out
+
+        def stop_head(x: torch.Tensor) -> torch.Tensor:
+            logits = stop(x)
+            self.leads.append(logits[0])
+            return logits if self._stops else torch.tensor([[1.0, 0.0]])
+
+        def randn(shape: tuple[int, ...], **more: Any) -> torch.Tensor:
+            _, channels, length = shape
+            seeds, positions = np.array([seed_key(SEED)], np.int32), np.array([self._position], np.int32)
+            keys = stream_keys(seeds, positions, 1 + channels * length)[:, 1:]
+            self._position += 1
+            return torch.from_numpy(gaussian(keys)).view(1, length, channels).transpose(1, 2).contiguous()
+
+        def half(module: Any, inputs: Any, output: torch.Tensor) -> None:
+            scaled = torch.tanh(output) * model.fsq_layer.scale
+            self.margin = min(self.margin, float((scaled - scaled.floor() - 0.5).abs().min()))
+
+        hook = model.fsq_layer.in_proj.register_forward_hook(half)
+        model._inference, model.feat_decoder.forward, model.stop_head.forward = inference, feat_decoder, stop_head
+        cfm.torch.randn = randn
+        try:
+            yield
+        finally:
+            hook.remove()
+            model._inference, model.feat_decoder.forward, model.stop_head.forward, cfm.torch.randn = saved
+
+
+def reply(model: Any, mode: str, nudge: torch.Tensor | float = 0.0, stops: bool = True) -> tuple[Recorder, np.ndarray]:
+    """Return the record of a reply, and its samples."""
+    recorder = Recorder(model, nudge, stops)
+    with recorder.installed():
+        pcm = model.generate(TEXT, cfg_value=GUIDANCE, inference_timesteps=STEPS, max_len=MAX_PATCHES, **MODES[mode])
+    return recorder, pcm.flatten().numpy()
+
+
+def values(model: Any, mode: str, name: str) -> dict[str, np.ndarray]:
+    """Return the values of `tests.voxcpm2_release.Reply` for a mode."""
+    found, pcm = reply(model, mode)
+    latents = torch.stack(found.patches).flatten(1).numpy()
+    text, is_audio, feat = found.rows
+    lead = torch.stack(found.leads).diff(dim=1)[:, 0].numpy()
+    nudged = np.zeros(len(latents))
+    shape = 1, model.feat_dim, model.patch_size
+    for number in range(NUM_NUDGES):
+        nudge = NUDGE * torch.randn(shape, generator=torch.Generator().manual_seed(number))
+        moved, _ = reply(model, mode, nudge, stops=False)
+        other = torch.stack(moved.patches).flatten(1).numpy()[: len(latents)]
+        nudged = np.maximum(nudged, np.abs(other - latents).max(1))
+    margins = {"stop": float(np.abs(lead).min()), "half": found.margin}
+    levels = {"latents": float(latents.std()), "pcm": float(pcm.std()), "loudest": float(np.abs(pcm).max())}
+    print(name, len(latents), "patches", margins, levels, "nudged", nudged.max(), lead.round(2).tolist(), flush=True)
+    assert min(margins.values()) > LEAST_MARGIN, name
+    assert len(latents) >= 4, name
+    return {
+        "text": text.numpy(),
+        "is_audio": is_audio.numpy().astype(bool),
+        "latents_before": feat.flatten(1).numpy(),
+        "latents": latents,
+        "stop_lead": lead,
+        "nudged": nudged.astype(np.float32),
+        "num_samples": np.array(len(pcm)),
+        "pcm": pcm[:NUM_SAMPLES],
+        "pcm_last": pcm[-NUM_SAMPLES:],
+    }
+
+
+def replies() -> dict[str, Any]:
+    """Return the fixture's arrays."""
+    torch.set_num_threads(1)
+    authors = import_authors()
+    fixture = dict[str, Any]()
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        for kind in KINDS:
+            release = write_release(Path(folder) / kind, kind)
+            model = authors.VoxCPM2Model.from_local(str(release), optimize=False, device="cpu")
+            own, stored = set(model.state_dict()), {*torch.load(release / "audiovae.pth")["state_dict"]}
+            with safe_open(release / "model.safetensors", "pt") as file:
+                assert own == {*file.keys()} | {f"audio_vae.{name}" for name in stored}, "names differ"
+            for mode in MODES:
+                found = values(model, mode, f"{kind}.{mode}")
+                fixture |= {f"{kind}.{mode}.{name}": value for name, value in found.items()}
+            for name in RECORDINGS:
+                feat = model._encode_wav(name, "right" if name == "reference" else "left")
+                fixture[f"{kind}.{name}"] = feat.flatten(1).numpy()
+    return fixture
+
+
+def write(fixture: Path, made: dict[str, Any]) -> None:
+    """Write the fixture."""
+    np.savez_compressed(fixture, **made)
+
+
+def compare(fixture: Path, made: dict[str, Any]) -> None:
+    """Raise AssertionError unless numbers equal the fixture's within `TOLERANCE`, and all else exactly.
+
+    The effect of nudges is of the order of rounding, and is not compared.
+    """
+    known = np.load(fixture)
+    assert set(known) == set(made), sorted(set(known) ^ set(made))
+    for name, value in made.items():
+        array = np.asarray(value)
+        if array.dtype.kind == "f" and not name.endswith("nudged"):
+            np.testing.assert_allclose(array, known[name], atol=TOLERANCE, err_msg=name)
+        elif array.dtype.kind != "f":
+            np.testing.assert_array_equal(array, known[name], err_msg=name)
+
+
+def main() -> None:
+    """Write the fixture, or check an existing one."""
+    run(__doc__, replies, write, compare)
+
+
+if __name__ == "__main__":
+    main()

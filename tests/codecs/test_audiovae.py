@@ -1,0 +1,115 @@
+"""VoxCPM2's codec: samples and latents are the authors', in chunks of any size, alone and in a batch."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.checkpoints.random_voxcpm2 import VAE, recording
+from stretto.codecs.audiovae import AudioVae, AudioVaeConfig
+from stretto.codecs.base import Window
+from stretto.codecs.registry import load_codec
+from stretto.errors import CheckpointError
+from stretto.streams.layout import latents_of, words_of
+from tests.voxcpm2_release import KINDS, MODES, convert_release, reply, stored
+
+FRAME, NUM_CONTEXT = 7680, 3
+
+
+@pytest.fixture(scope="module")
+def codec(tmp_path_factory: pytest.TempPathFactory) -> AudioVae:
+    codec = load_codec("audiovae", convert_release(tmp_path_factory.mktemp("voxcpm2")), num_codebooks=32)
+    assert isinstance(codec, AudioVae)
+    return codec
+
+
+def decode(codec: AudioVae, patches: np.ndarray, sizes: list[int]) -> torch.Tensor:
+    """Return the samples [B, n] of patches [B, T, D], decoded in chunks of `sizes` frames."""
+    state, first, parts = codec.initial_state(len(patches)), 0, []
+    for size in sizes:
+        words = torch.from_numpy(words_of(patches[:, first : first + size])).transpose(1, 2).long()
+        pcm, state = codec.decode(Window(words, 0, 0, torch.full((len(patches),), first), state))
+        parts.append(pcm)
+        first += size
+    assert first == patches.shape[1]
+    return torch.cat(parts, 1)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_samples_are_the_authors(codec: AudioVae, kind: str, mode: str) -> None:
+    """A reply that continues a recording begins with the decoder's state after the recording's last patches."""
+    expected = reply(kind, mode)
+    context = expected.latents_before[-NUM_CONTEXT if expected.is_audio[-1] else len(expected.text) :]
+    patches = np.concatenate([context, expected.latents])
+    pcm = decode(codec, patches[None], [len(patches)])[0].numpy()[len(context) * FRAME :]
+    assert len(pcm) == expected.num_samples == len(expected.latents) * FRAME
+    assert np.abs(pcm[: len(expected.pcm)] - expected.pcm).max() < 1e-4
+    assert np.abs(pcm[-len(expected.pcm_last) :] - expected.pcm_last).max() < 1e-4
+    assert expected.pcm.std() > 0.1
+
+
+def test_latents_of_a_recording_are_the_authors(codec: AudioVae) -> None:
+    pcm, unit = recording("reference"), 2560
+    found = latents_of(codec.encode(pcm).T)
+    np.testing.assert_allclose(found, stored()["plain.reference"], atol=1e-4)
+    assert len(found) == 1 + len(pcm) // unit
+    padded = np.pad(pcm, (0, -len(pcm) % unit))
+    np.testing.assert_array_equal(latents_of(codec.encode(padded).T), found)
+    other = recording("prompt")
+    found = latents_of(codec.encode(np.pad(other, (-len(other) % unit, 0))).T)
+    np.testing.assert_allclose(found, stored()["plain.prompt"], atol=1e-4)
+
+
+def test_chunks_of_any_size_give_the_same_samples(codec: AudioVae) -> None:
+    patches = np.random.default_rng(1).standard_normal((2, 10, 32)).astype(np.float32)
+    exact = codec.double()
+    try:
+        whole = decode(exact, patches, [10])
+        assert whole.abs().max() < 1
+        for sizes in ([1] * 10, [2] * 5, [5, 5], [1, 3, 6], [9, 1]):
+            assert (decode(exact, patches, sizes) - whole).abs().max() < 1e-12
+        for index in range(2):
+            assert (decode(exact, patches[index : index + 1], [3, 7])[0] - whole[index]).abs().max() < 1e-12
+    finally:
+        codec.float()
+
+
+def test_constants(codec: AudioVae) -> None:
+    spec = codec.spec
+    assert (spec.sample_rate, spec.input_rate, spec.samples_per_frame, spec.frame_rate) == (48000, 16000, FRAME, 6.25)
+    assert spec.are_latents
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"use_noise_block": True}, r"expected \{'use_noise_block': False\}, got \{'use_noise_block': True\}"),
+        ({"depthwise": False}, r"expected \{'depthwise': True\}"),
+        ({"cond_type": "add"}, r"expected \{'cond_type': 'scale_bias'\}"),
+        ({"sr_bin_boundaries": None}, "cannot be read as an AudioVAE"),
+        ({"decoder_rates": [8, 6]}, "different numbers of latents per second"),
+        ({"decoder_dim": 100}, "multiples of 64, got 100"),
+        ({"encoder_rates": "2588"}, "cannot be read as an AudioVAE"),
+    ],
+)
+def test_other_kinds_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=f"audio_vae_config: .*{message}"):
+        AudioVaeConfig.from_record(VAE | change, 4)
+
+
+def test_missing_settings_have_the_defaults_of_the_published_code() -> None:
+    config = AudioVaeConfig.from_record({}, 4)
+    assert (config.num_words, config.encoder_channels, config.decoder_channels) == (256, 128, 2048)
+    assert config.samples_per_patch == FRAME
+
+
+def test_another_codec_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "codec").mkdir()
+    for record in ({"model_type": "mimi"}, {"model_type": "audiovae", "audio_vae_config": VAE}):
+        (tmp_path / "codec" / "config.json").write_text(json.dumps(record))
+        with pytest.raises(CheckpointError, match="expected model_type audiovae with audio_vae_config and patch_size"):
+            load_codec("audiovae", tmp_path)

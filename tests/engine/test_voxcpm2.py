@@ -1,0 +1,73 @@
+"""VoxCPM2 in the engine: patches are the authors' within the bound of a nudge, with the same bits in every batch."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stretto.families.registry import family_at
+from stretto.preprocessing.request import Preprocessor, RawRequest
+from stretto.records.prompt import Prompt
+from stretto.streams.layout import latents_of
+from stretto.testing.engine import Answer
+from tests.engine.harness import Engine
+from tests.tiers import by_night
+from tests.voxcpm2_release import MODES, convert_release, reply, request
+
+pytestmark = pytest.mark.engine
+# Prompts in chunks, and memory for little more than two replies: others are preempted.
+TIGHT: dict[str, Any] = {
+    "max_num_batched_tokens": 24,
+    "max_num_seqs": 4,
+    "num_gpu_blocks_override": 5,
+    "max_model_len": 96,
+}
+# Differences between kernels: a multiple of the spread of a nudge of 1e-6, and of the level.
+SPREAD, SHARE = 16, 1e-5
+
+
+def replies(checkpoint: Path, prompts: dict[str, Prompt]) -> dict[str, Answer]:
+    """Return replies, generated alone, and assert that they have the same bits together, preempted and cached."""
+    with Engine(checkpoint, max_model_len=128) as engine:
+        alone = {name: engine.run({name: prompt})[name] for name, prompt in prompts.items()}
+    with Engine(checkpoint, **TIGHT) as engine:
+        for arrivals in ({"both": 3}, {}):  # the second time, prompts may come from the prefix cache
+            answers = engine.run(prompts, arrivals)
+            assert {name: answer.rows for name, answer in answers.items()} == {
+                name: answer.rows for name, answer in alone.items()
+            }
+            assert sum(answer.trailer.num_preemptions for answer in answers.values() if answer.trailer) > 0
+        assert engine.is_clean()
+    return alone
+
+
+@pytest.mark.parametrize("kind", ["plain", *by_night("scaled")])
+def test_patches_and_ends_are_the_authors(tmp_path: Path, kind: str) -> None:
+    checkpoint = convert_release(tmp_path, kind)
+    family, preprocessor = family_at(checkpoint), Preprocessor(checkpoint)
+    prompts = {mode: preprocessor.prepare(request(mode)) for mode in MODES}
+    frame, last = family.layout.audio[0]
+    for mode, answer in replies(checkpoint, prompts).items():
+        expected, rows = reply(kind, mode), np.array(answer.rows, np.int64)
+        number = len(expected.latents)
+        ids = [frame] * (number - expected.has_ended) + [last] * expected.has_ended
+        assert rows[:, 0].tolist() == [*ids, family.end_of_reply], mode
+        difference = np.abs(latents_of(rows[:-1, 1:].astype(np.int32)) - expected.latents).max(1)
+        assert (difference <= SPREAD * expected.nudged + SHARE * expected.latents.std()).all(), (mode, difference)
+
+
+@pytest.mark.nightly
+def test_bits_do_not_depend_on_batches_at_published_widths(tmp_path: Path) -> None:
+    """Numbers of steps and scales of guidance differ by request."""
+    checkpoint = convert_release(tmp_path, "wide")
+    preprocessor = Preprocessor(checkpoint)
+    prompts = {mode: preprocessor.prepare(request(mode)) for mode in MODES}
+    for index, (steps, scale) in enumerate(((2, 1.0), (5, 3.0), (10, 1.0), (50, 0.0))):
+        options = f'{{"latents": {{"steps": {steps}}}, "guidance_scale": {scale}, "audio": {{"max_rows": 14}}}}'
+        prompt = preprocessor.prepare(RawRequest(text="a b " * (1 + index), options=options))
+        prompts[f"{steps} steps"] = replace(prompt, sampling=replace(prompt.sampling, seed=index))
+    alone = replies(checkpoint, prompts)
+    firsts = {tuple(answer.rows[0]) for answer in alone.values()}
+    assert len(firsts) == len(prompts)

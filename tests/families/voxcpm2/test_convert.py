@@ -1,0 +1,158 @@
+"""Conversion of VoxCPM2: strict, with weight norms folded and the factors of muP multiplied into the weights."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from benchmarks.checkpoints.random_voxcpm2 import NUM_TOKENS, config, write_release
+from stretto.convert.command import main as convert
+from stretto.families.registry import VOCABULARY, config_at
+from stretto.families.voxcpm2.family import VoxCpmVocabulary
+
+MODEL, CODEC = "model.safetensors", "audiovae.pth"
+
+
+def run(release: Path, out: Path, *more: str) -> int:
+    return convert(["voxcpm2", "--model", str(release), "--out", str(out), *more])
+
+
+def change(path: Path, edit: Callable[[dict[str, Tensor]], object]) -> None:
+    if path.suffix == ".pth":
+        stored = torch.load(path)
+        edit(stored["state_dict"])
+        torch.save(stored, path)
+        return
+    tensors = load_file(path)
+    edit(tensors)
+    save_file(tensors, path)
+
+
+def written(checkpoint: Path) -> dict[str, Tensor]:
+    (shard,) = checkpoint.glob("model-*.safetensors")
+    return load_file(shard)
+
+
+def test_scales_are_multiplied_into_the_weights(tmp_path: Path) -> None:
+    release, lm = write_release(tmp_path / "release", "scaled"), config("scaled")["lm_config"]
+    assert run(release, tmp_path / "out") == 0
+    given, found = load_file(release / MODEL), written(tmp_path / "out")
+    known = VoxCpmVocabulary.from_record(config_at(tmp_path / "out")[VOCABULARY])
+    table = found["model.embed_tokens.weight"]
+    assert len(table) == known.vocab_size == NUM_TOKENS + 3
+    torch.testing.assert_close(table[:NUM_TOKENS], given["base_lm.embed_tokens.weight"] * lm["scale_emb"])
+    assert not table[NUM_TOKENS:].any()
+    for own, name, layers in (
+        ("model.layers.2.", "base_lm.layers.2.", 3),
+        ("model.layers.4.", "residual_lm.layers.1.", 2),
+        ("patches.transformer.layers.0.", "feat_encoder.encoder.layers.0.", 2),
+        ("head.transformer.layers.1.", "feat_decoder.estimator.decoder.layers.1.", 3),
+    ):
+        scale = lm["scale_depth"] / math.sqrt(layers)
+        for part in ("self_attn.o_proj.weight", "mlp.down_proj.weight"):
+            torch.testing.assert_close(found[f"{own}{part}"], given[f"{name}{part}"] * scale)
+        assert found[f"{own}mlp.up_proj.weight"].equal(given[f"{name}mlp.up_proj.weight"])
+    rope = config_at(tmp_path / "out")["long_rope"]
+    assert rope["factors"] == lm["rope_scaling"]["long_factor"]
+    assert rope["scale"] == math.sqrt(1 + math.log(2) / math.log(256))
+
+
+def test_the_codec_may_be_a_safetensors_file(tmp_path: Path) -> None:
+    release = write_release(tmp_path / "release")
+    assert run(release, tmp_path / "one") == 0
+    stored = torch.load(release / CODEC)["state_dict"]
+    save_file(stored, release / "audiovae.safetensors")
+    (release / CODEC).write_bytes(b"not read")
+    assert run(release, tmp_path / "other") == 0
+    one, other = (load_file(tmp_path / name / "codec" / MODEL) for name in ("one", "other"))
+    assert one.keys() == other.keys()
+    assert all(tensor.equal(other[name]) for name, tensor in one.items())
+    norm = stored["decoder.model.1.weight_v"].flatten(1).norm(dim=1)[:, None, None]
+    expected = stored["decoder.model.1.weight_v"] / norm * stored["decoder.model.1.weight_g"]
+    torch.testing.assert_close(one["decoder.widen.conv.weight"], expected)
+    bias = stored["decoder.sr_cond_model.2.bias_embed.weight"]
+    assert one["decoder.blocks.0.offset"].equal(bias[3]), "of 48 kHz"
+
+
+STOP, GAIN = "stop_head.weight", "decoder.model.1.weight_g"
+SPREAD, RATES = "encoder.fc_logvar.bias", "decoder.sr_bin_boundaries"
+
+
+@pytest.mark.parametrize(
+    ("file", "edit", "message"),
+    [
+        (MODEL, lambda t: t.pop(STOP), f"missing: {STOP}"),
+        (MODEL, lambda t: t.update({"more": torch.zeros(2)}), "unknown: more"),
+        (MODEL, lambda t: t.update({STOP: torch.zeros(3, 48)}), f"of another shape: {STOP} [3, 48] for [2, 48]"),
+        (CODEC, lambda t: t.pop(GAIN), f"missing: {GAIN}"),
+        (CODEC, lambda t: t.pop(SPREAD), f"missing: {SPREAD}"),
+        (CODEC, lambda t: t.update({"more": torch.zeros(2)}), "unknown: more"),
+        (CODEC, lambda t: t.update({GAIN: torch.ones(128)}), f"of another shape: {GAIN} [128] for [128, 1, 1]"),
+        (CODEC, lambda t: t[RATES].fill_(7), f"{RATES}: expected [20000, 30000, 40000], got [7, 7, 7]"),
+        (CODEC, lambda t: t.update({"more": "text"}), "audiovae.pth: expected tensors by name, or under 'state_dict'"),
+    ],
+)
+def test_what_does_not_fit_is_named(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    file: str,
+    edit: Callable[[dict[str, Tensor]], object],
+    message: str,
+) -> None:
+    release = write_release(tmp_path / "release")
+    change(release / file, edit)
+    assert run(release, tmp_path / "out") == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def changed(record: dict[str, Any], path: str, value: object) -> dict[str, Any]:
+    *parents, last = path.split(".")
+    inner = record
+    for name in parents:
+        inner = inner[name]
+    inner[last] = value
+    return record
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("architecture", "voxcpm", "architecture: expected voxcpm2, got 'voxcpm'"),
+        ("dit_config.dit_mean_mode", True, "dit_config.dit_mean_mode: expected false"),
+        ("residual_lm_no_rope", False, "expected rotation in the base model only"),
+        ("lm_config.rope_scaling.short_factor", [1.0], "rope_scaling.short_factor: expected 16 numbers, got 1"),
+        ("encoder_config.kv_channels", 16, "encoder_config: expected 32 channels per head, got 16"),
+        ("lm_config.vocab_size", 150, "expected at most 150 tokens, got 160"),
+        ("audio_vae_config.latent_dim", 16, "audio_vae_config.latent_dim: expected 8, got 16"),
+        ("audio_vae_config.use_noise_block", True, "audio_vae_config: expected {'use_noise_block': False}"),
+        ("scalar_quantization_scale", None, "scalar_quantization_scale: expected a positive integer, got None"),
+        ("max_length", "long", "max_length: expected a positive integer, got 'long'"),
+        ("lm_config", [1], "cannot be read as a release of voxcpm2"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], path: str, value: object, message: str
+) -> None:
+    release = write_release(tmp_path / "release")
+    (release / "config.json").write_text(json.dumps(changed(config(), path, value)))
+    assert run(release, tmp_path / "out") == 1
+    assert message in capsys.readouterr().err
+
+
+def test_incomplete_releases_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    release = write_release(tmp_path / "release")
+    assert run(release, tmp_path / "out", "--dtype", "bfloat16") == 1
+    assert "--dtype: expected float32, in which latents are fed back, got bfloat16" in capsys.readouterr().err
+    (release / CODEC).unlink()
+    assert run(release, tmp_path / "out") == 1
+    assert "expected the codec as audiovae.safetensors or audiovae.pth, got neither" in capsys.readouterr().err
+    (release / "config.json").unlink()
+    assert run(release, tmp_path / "out") == 1
+    assert "--config: expected the release's config.json, got none" in capsys.readouterr().err

@@ -1,0 +1,49 @@
+"""VoxCPM2 through the real server: release, converter, repository, server, client; samples of its authors."""
+
+import json
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from tests.server.conftest import ServedCheckpoint, served_checkpoint
+from tests.voxcpm2_release import MODES, convert_release, reply, request
+
+# By night: tests/engine/test_voxcpm2.py compares the same replies; prompts and codec have tests of their own.
+pytestmark = [pytest.mark.server, pytest.mark.nightly]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedCheckpoint]:
+    folder = tmp_path_factory.mktemp("voxcpm2")
+    checkpoint = convert_release(folder)
+    with served_checkpoint(folder, checkpoint) as server:
+        yield ServedCheckpoint(server, checkpoint)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_text_is_spoken_as_by_the_authors_code(served: ServedCheckpoint, mode: str) -> None:
+    """Samples of a continuation begin after those of the recording's last patches."""
+    expected, asked = reply("plain", mode), request(mode)
+    inputs = {name: value for name in ("messages", "audio") if (value := getattr(asked, name)) is not None}
+    answer = served.server.ask(asked.options, **inputs)
+    assert answer.error is None
+    pcm = np.concatenate([response.pcm for response in answer.responses if response.pcm is not None])
+    assert len(pcm) == expected.num_samples  # 48 kHz
+    np.testing.assert_allclose(pcm[: len(expected.pcm)], expected.pcm, atol=1e-3)
+    np.testing.assert_allclose(pcm[-len(expected.pcm_last) :], expected.pcm_last, atol=1e-3)
+    assert answer.report["num_frames"] == len(expected.latents)
+    assert answer.report["finish_reason"] == ("stop" if expected.has_ended else "length")
+
+
+def test_bad_input_is_refused_by_its_field(served: ServedCheckpoint) -> None:
+    for options, message in (
+        ({"voice": "bob"}, "options.voice: expected none: this model has no named voices"),
+        ({"guidance": {"policy": "adaptive"}}, "options.guidance.policy: expected 'always'"),
+        ({"audio": {"temperature": 0.5}}, "options.audio.temperature: expected 1.0"),
+        ({"audio": {"top_k": 5}}, "options.audio.top_k: expected 0, as frames of voxcpm2 have no ids"),
+        ({"latents": {"steps": 51}}, "options.latents.steps: expected an integer in [2, 50]"),
+        ({"output": {"codes": True}}, "options.output.codes: expected false"),
+    ):
+        served.server.refuses({"text": "Hello.", "options": json.dumps(options)}, message)
+    served.server.refuses({"text": " "}, "text: expected text of at least one character")
