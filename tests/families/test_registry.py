@@ -214,6 +214,10 @@ def test_a_checkpoint_cannot_lead_libraries_elsewhere(key: str, tmp_path: Path) 
         ({}, "expected the family's name in speech_family, got None"),
         ({"speech_family": "huge"}, "unknown family 'huge'; installed:"),
         ({"speech_family": "bagpiper", "speech_vocabulary": {"text": 3}}, "not a vocabulary of bagpiper"),
+        (
+            {"speech_family": "opuslm", "speech_vocabulary": {"ssl": [0, (1 << 20) + 1]}},
+            "speech_vocabulary: expected numbers of at most 1048576, got 1048577",
+        ),
         ({"speech_family": "opuslm", "speech_vocabulary": {"tasks": {}}}, "not a vocabulary of opuslm"),
         (
             {"speech_family": "opuslm", "speech_vocabulary": SMALL_OPUSLM.to_record() | {"tail": "free"}},

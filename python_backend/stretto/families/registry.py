@@ -76,6 +76,7 @@ def _segment(defaults: SegmentSampling, given: Mapping[str, Any]) -> SegmentSamp
 logger = logging.getLogger(__name__)
 
 NAME, VOCABULARY = "speech_family", "speech_vocabulary"  # keys of a checkpoint's config.json
+MAX_ID = 1 << 20  # above the ids of all vocabularies; a family of a billion streams would take all memory
 
 
 def plugin(name: str) -> FamilyPlugin | None:
@@ -114,12 +115,22 @@ def read_family(config: Mapping[str, Any]) -> Family:
         CheckpointError: If no such family is registered, `speech_vocabulary` does not fit the family, or
             `speech_sampling` has an invalid value.
     """
-    found = read_plugin(config)
+    found, vocabulary = read_plugin(config), config.get(VOCABULARY)
+    if (number := _largest(vocabulary)) > MAX_ID:
+        expected = f"numbers of at most {MAX_ID}"
+        raise CheckpointError(f"config.json: {VOCABULARY}: expected {expected}, got {shown(number)}")
     try:
-        built = found.build(config.get(VOCABULARY))
+        built = found.build(vocabulary)
     except UNPARSABLE as error:
         raise CheckpointError(f"config.json: {VOCABULARY}: not a vocabulary of {found.name}: {error!r}") from error
     return with_defaults(built, config.get(SAMPLING))
+
+
+def _largest(value: object) -> int:
+    """Return the largest integer at any level of JSON; 0 without one."""
+    if isinstance(value, Mapping | list):
+        return max(map(_largest, value.values() if isinstance(value, Mapping) else value), default=0)
+    return value if isinstance(value, int) else 0
 
 
 def read_plugin(config: Mapping[str, Any]) -> FamilyPlugin:
