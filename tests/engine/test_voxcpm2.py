@@ -1,5 +1,7 @@
 """VoxCPM2 in the engine: patches are the authors' within the bound of a nudge, with the same bits in every batch."""
 
+import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,10 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stretto.families.registry import family_at
+from stretto.families.base import Family
+from stretto.families.registry import VOCABULARY, config_at, family_at
+from stretto.families.voxcpm2 import PLUGIN
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.records.prompt import Prompt
 from stretto.streams.layout import latents_of
+from stretto.testing import assert_family_conforms
 from stretto.testing.engine import Answer
 from tests.engine.harness import Engine
 from tests.tiers import by_night
@@ -24,6 +29,7 @@ TIGHT: dict[str, Any] = {
     "num_gpu_blocks_override": 5,
     "max_model_len": 96,
 }
+VOCABULARY_OF_RELEASES = {"num_text_ids": 160, "num_latents": 4, "num_numbers": 8, "max_model_len": 256}
 # Differences between kernels: a multiple of the spread of a nudge of 1e-6, and of the level.
 SPREAD, SHARE = 16, 1e-5
 
@@ -56,6 +62,15 @@ def test_patches_and_ends_are_the_authors(tmp_path: Path, kind: str) -> None:
         assert rows[:, 0].tolist() == [*ids, family.end_of_reply], mode
         difference = np.abs(latents_of(rows[:-1, 1:].astype(np.int32)) - expected.latents).max(1)
         assert (difference <= SPREAD * expected.nudged + SHARE * expected.latents.std()).all(), (mode, difference)
+
+
+def test_the_family_conforms(tmp_path: Path) -> None:
+    def write(folder: Path, family: Family, name: str, vocabulary: Mapping[str, Any]) -> Path:
+        shutil.copytree(convert_release(tmp_path), folder)
+        assert vocabulary == config_at(folder)[VOCABULARY]
+        return folder
+
+    assert_family_conforms(PLUGIN, tmp_path / "conforming", VOCABULARY_OF_RELEASES, write)
 
 
 @pytest.mark.nightly

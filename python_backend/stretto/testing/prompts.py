@@ -7,7 +7,8 @@ import numpy as np
 
 from stretto.families.base import Family
 from stretto.records.prompt import Prompt
-from stretto.streams.layout import Segment
+from stretto.records.sampling import LatentSampling
+from stretto.streams.layout import LatentSpec, Segment, words_of
 
 LENGTHS = (5, 17, 40, 70)
 TRACK_LENGTHS = (9, 0, 30, 4, 100)
@@ -24,6 +25,8 @@ def make_prompt(family: Family, index: int, task: str | None = None, **changes: 
     """
     tasks = [each.name for each in family.tasks]
     task = task or tasks[index % len(tasks)]
+    if family.layout.latents is not None:
+        return _latent_prompt(family, family.layout.latents, index, task, changes)
     random = np.random.default_rng(index)
     shape = LENGTHS[index % len(LENGTHS)], family.layout.num_input_streams
     rows = np.full(shape, family.layout.pad_id, np.int32)
@@ -48,6 +51,25 @@ def make_prompt(family: Family, index: int, task: str | None = None, **changes: 
         delayed_tail = np.stack([random.integers(ids.start, ids.stop, 8) for ids in family.layout.audio[1:]], 1)
         delayed_tail = delayed_tail.astype(np.int32)
     return Prompt(task, rows, replace(sampling, **changes), delayed_tail=delayed_tail, track=make_track(family, index))
+
+
+def _latent_prompt(family: Family, latents: LatentSpec, index: int, task: str, changes: dict[str, Any]) -> Prompt:
+    """Return a prompt that ends with frames if `index` is odd; steps, noise and guidance within the head vary."""
+    random = np.random.default_rng(index)
+    rows = np.zeros((LENGTHS[index % len(LENGTHS)], family.layout.num_input_streams), np.int32)
+    rows[:, 0] = random.integers(16, 47, len(rows))
+    if index % 2:
+        rows[-4:, 0] = family.layout.audio[0].start
+        rows[-4:, 1:] = words_of(random.standard_normal((4, latents.num_words)))
+    defaults, steps = family.task(task).sampling, latents.steps
+    temperature = 1.0 if latents.is_guided else (0.0, 0.9)[index // 2 % 2]
+    given = LatentSampling(
+        steps=steps[index % min(len(steps), 4)],
+        tail_rows=1 + index % 3,
+        guidance_scale=(2.0, 1.0, 3.0)[index % 3] if latents.is_guided else 1.0,
+    )
+    audio = replace(defaults.audio, min_rows=5, max_rows=20 + index % 9, temperature=temperature)
+    return Prompt(task, rows, replace(defaults, audio=audio, latents=given, seed=1000 + index, **changes))
 
 
 def make_track(family: Family, index: int) -> tuple[int, ...]:
