@@ -100,7 +100,7 @@ def convert(release: Release, contents: Contents) -> Converted:
     )
     record = {
         "architectures": ["StrettoPocketForCausalLM"],
-        "model_type": "llama",
+        "model_type": "qwen3",  # llama's config requires a width that is a multiple of the number of heads
         FAMILY: NAME,
         VOCABULARY: known.to_record(),
         "vocab_size": known.vocab_size,
