@@ -117,6 +117,8 @@ def asked(*turns: dict[str, Any], **options: Any) -> RawRequest:
         (asked(SYSTEM | {"text": "a"}, USER, ASSISTANT, USER), "messages: .* once, .* got a transcript as well"),
         (asked(USER, ASSISTANT, USER, ASSISTANT, USER), "messages: expected a text and the audio of its reply, once"),
         (asked(USER, {"role": "assistant", "text": "b"}, USER), "messages: expected a text and the audio of its reply"),
+        (asked(USER, instruct="\ud800"), "options.instruct: expected text without lone surrogates"),
+        (asked(USER, instruct="low " * 251), "options.instruct: expected at most 1000 characters, got 1004"),
         (asked(USER, ASSISTANT, USER, instruct="low"), "options.instruct: expected nothing with audio to continue"),
         (
             asked({"role": "system", "codes": [[1]]}, USER),

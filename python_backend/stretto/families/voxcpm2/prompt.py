@@ -85,6 +85,7 @@ class VoxCpmTemplate:
         if manner.instruct.strip():
             if continued is not None:
                 raise InvalidRequest("options.instruct", "nothing with audio to continue", shown(manner.instruct))
+            check_text(manner.instruct, "options.instruct", self._family.max_text_chars)
             text = f"({manner.instruct.strip()}){text}"
         prompt = "" if transcript is None else self._checked(transcript)
         parts = []
