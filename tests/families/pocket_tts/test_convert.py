@@ -164,3 +164,11 @@ def test_a_release_without_voices_is_refused(tmp_path: Path, capsys: pytest.Capt
         path.unlink()
     assert run(release, tmp_path / "out") == 1
     assert "expected a voice at least, NAME.safetensors, got none" in capsys.readouterr().err
+
+
+def test_a_link_to_a_voice_elsewhere_is_not_followed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    release = write_release(tmp_path / "release")
+    (release / VOICE).rename(tmp_path / "alba")
+    (release / VOICE).symlink_to(tmp_path / "alba")
+    assert run(release, tmp_path / "out") == 1
+    assert "alba.safetensors: expected a file of this release, got a link to" in capsys.readouterr().err

@@ -156,3 +156,11 @@ def test_incomplete_releases_are_refused(tmp_path: Path, capsys: pytest.CaptureF
     (release / "config.json").unlink()
     assert run(release, tmp_path / "out") == 1
     assert "--config: expected the release's config.json, got none" in capsys.readouterr().err
+
+
+def test_a_link_to_a_codec_elsewhere_is_not_followed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    release = write_release(tmp_path / "release")
+    (release / CODEC).rename(tmp_path / CODEC)
+    (release / CODEC).symlink_to(tmp_path / CODEC)
+    assert run(release, tmp_path / "out") == 1
+    assert f"{CODEC}: expected a file of this release, got a link to" in capsys.readouterr().err

@@ -24,7 +24,7 @@ from stretto.families.pocket_tts.family import NAME, PocketVocabulary, TextRules
 from stretto.families.pocket_tts.voices import Backbone, recover_rows
 from stretto.families.registry import NAME as FAMILY
 from stretto.families.registry import VOCABULARY
-from stretto.untrusted_files import entry
+from stretto.untrusted_files import entry, released_file
 from stretto.weights.loading import open_tensors
 from stretto.weights.tensors import Part, Plan, check
 
@@ -290,7 +290,7 @@ def read_voices(folder: Path, shape: Shape, tensors: Mapping[str, Tensor], clone
     if not found and not clones:
         raise CheckpointError(f"{folder}: expected a voice at least, NAME.safetensors, got none")
     backbone = Backbone(tensors, shape.num_layers, shape.head_dim, shape.kv_heads, shape.theta)
-    voices = {path.stem: recover_rows(backbone, open_tensors(path), path) for path in found}
+    voices = {path.stem: recover_rows(backbone, open_tensors(released_file(folder, path.name)), path) for path in found}
     for name in voices:
         if not re.fullmatch("[a-z0-9_]+", name):
             raise CheckpointError(f"{folder / name}: expected a name of lower-case letters, digits and underscores")

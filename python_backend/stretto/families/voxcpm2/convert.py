@@ -20,7 +20,7 @@ from stretto.families.conversion import Contents, Converted, Network, Release
 from stretto.families.registry import NAME as FAMILY
 from stretto.families.registry import VOCABULARY
 from stretto.families.voxcpm2.family import NAME, VoxCpmVocabulary
-from stretto.untrusted_files import entry
+from stretto.untrusted_files import entry, released_file
 from stretto.weights.loading import read_pickled, read_tensors
 from stretto.weights.tensors import Part, Plan, check
 
@@ -273,9 +273,10 @@ def codec_network(folder: Path, vae: Mapping[str, Any], shape: Shape) -> Network
 
 def read_codec(folder: Path) -> dict[str, Tensor]:
     """Return the codec's tensors in a release's folder, float32; safetensors are preferred, as in the authors' code."""
-    path = next((folder / name for name in CODEC_FILES if (folder / name).exists()), None)
-    if path is None:
+    name = next((name for name in CODEC_FILES if (folder / name).exists()), None)
+    if name is None:
         raise CheckpointError(f"{folder}: expected the codec as {' or '.join(CODEC_FILES)}, got neither")
+    path = released_file(folder, name)
     if path.suffix == ".safetensors":
         return read_tensors(path)
     stored = read_pickled(path)
