@@ -17,6 +17,7 @@ from stretto.records.prompt import Prompt
 from stretto.streams.layout import latents_of
 from stretto.testing import assert_family_conforms
 from stretto.testing.engine import Answer
+from tests.engine.forking import forked_processes
 from tests.engine.harness import Engine
 from tests.tiers import by_night
 from tests.voxcpm2_release import MODES, convert_release, reply, request
@@ -62,6 +63,25 @@ def test_patches_and_ends_are_the_authors(tmp_path: Path, kind: str) -> None:
         assert rows[:, 0].tolist() == [*ids, family.end_of_reply], mode
         difference = np.abs(latents_of(rows[:-1, 1:].astype(np.int32)) - expected.latents).max(1)
         assert (difference <= SPREAD * expected.nudged + SHARE * expected.latents.std()).all(), (mode, difference)
+
+
+@pytest.mark.nightly
+def test_two_ranks_are_near_the_authors(tmp_path: Path) -> None:
+    """Sums over ranks have other bits than those of one rank, but the same ones in every batch."""
+    checkpoint = convert_release(tmp_path)
+    preprocessor = Preprocessor(checkpoint)
+    prompts = {mode: preprocessor.prepare(request(mode)) for mode in MODES}
+    with forked_processes():
+        engine = Engine(checkpoint, max_model_len=128, tensor_parallel_size=2)
+    with engine:
+        together = engine.run(prompts)
+        for mode, prompt in prompts.items():
+            rows = engine.run({mode: prompt})[mode].rows
+            assert together[mode].rows == rows
+            expected = reply("plain", mode)
+            latents = latents_of(np.array(rows[:-1], np.int32)[:, 1:])
+            difference = np.abs(latents - expected.latents).max(1)
+            assert (difference <= SPREAD * expected.nudged + SHARE * expected.latents.std()).all(), mode
 
 
 def test_the_family_conforms(tmp_path: Path) -> None:

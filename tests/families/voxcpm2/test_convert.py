@@ -13,7 +13,9 @@ from torch import Tensor
 
 from benchmarks.checkpoints.random_voxcpm2 import NUM_TOKENS, config, write_release
 from stretto.convert.command import main as convert
-from stretto.families.registry import VOCABULARY, config_at
+from stretto.errors import CheckpointError
+from stretto.families.registry import NAME as FAMILY
+from stretto.families.registry import VOCABULARY, config_at, read_family
 from stretto.families.voxcpm2.family import VoxCpmVocabulary
 
 MODEL, CODEC = "model.safetensors", "audiovae.pth"
@@ -39,9 +41,10 @@ def written(checkpoint: Path) -> dict[str, Tensor]:
     return load_file(shard)
 
 
-def test_scales_are_multiplied_into_the_weights(tmp_path: Path) -> None:
+def test_scales_are_multiplied_into_the_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     release, lm = write_release(tmp_path / "release", "scaled"), config("scaled")["lm_config"]
     assert run(release, tmp_path / "out") == 0
+    assert "--dtype" not in capsys.readouterr().out, "other dtypes are refused"
     given, found = load_file(release / MODEL), written(tmp_path / "out")
     known = VoxCpmVocabulary.from_record(config_at(tmp_path / "out")[VOCABULARY])
     table = found["model.embed_tokens.weight"]
@@ -61,6 +64,21 @@ def test_scales_are_multiplied_into_the_weights(tmp_path: Path) -> None:
     rope = config_at(tmp_path / "out")["long_rope"]
     assert rope["factors"] == lm["rope_scaling"]["long_factor"]
     assert rope["scale"] == math.sqrt(1 + math.log(2) / math.log(256))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_text_ids": 104}, "num_text_ids must be above 104"),
+        ({"num_latents": 0}, "a patch must have 1 to 4096 words, got 0"),
+        ({"num_latents": -4, "num_numbers": -8}, "a patch must have 1 to 4096 words, got 32"),
+        ({"num_latents": 1 << 20, "num_numbers": 1 << 20}, "a patch must have 1 to 4096 words"),
+    ],
+)
+def test_vocabularies_are_of_the_size_of_models(change: dict[str, int], message: str) -> None:
+    record = VoxCpmVocabulary().to_record() | change
+    with pytest.raises(CheckpointError, match=message):
+        read_family({FAMILY: "voxcpm2", VOCABULARY: record})
 
 
 def test_the_codec_may_be_a_safetensors_file(tmp_path: Path) -> None:

@@ -140,6 +140,8 @@ def asked(*turns: dict[str, Any], **options: Any) -> RawRequest:
             ),
             "pcm_in: expected at most 30 s",
         ),
+        (asked(USER, instruct="a" * 1001), "options.instruct: expected at most 1000 characters, got 1001"),
+        (RawRequest(text="a", options='{"instruct": "\\ud800"}'), "options.instruct: expected text without lone"),
         (asked(USER, voice="alba"), "options.voice: expected none: this model has no named voices"),
         (asked(USER, latents={"steps": 1}), r"options.latents.steps: expected an integer in \[2, 50\], got 1"),
         (asked(USER, guidance_scale=-1), r"options.guidance_scale: expected a number in \[0.0"),

@@ -25,6 +25,7 @@ from stretto.weights.loading import read_pickled, read_tensors
 from stretto.weights.tensors import Part, Plan, check
 
 IS_BARE = True  # the tokenizer may be of any kind
+IS_FLOAT32 = True
 BACKBONE_TAG = None
 EMBEDDINGS = "base_lm.embed_tokens.weight"
 CODEC = ""

@@ -20,6 +20,7 @@ FRAME_RATE = 6.25
 # The authors' defaults: `min_len` + 1, `max_len`, `inference_timesteps`, `cfg_value`.
 MIN_PATCHES, MAX_PATCHES, DEFAULT_STEPS, DEFAULT_GUIDANCE = 3, 2000, 10, 2.0
 STEPS = range(2, 51)
+MAX_WORDS = 4096  # far above the words of any release's patch
 MAX_TEXT_CHARS, MAX_AUDIO_S = 1000, 30.0
 # Ids in the tokenizer: begin of the reply's audio, begin and end of a reference.
 AUDIO_START, REFERENCE_START, REFERENCE_END = 101, 103, 104
@@ -44,6 +45,8 @@ class VoxCpmVocabulary:
     def __post_init__(self) -> None:
         if self.num_text_ids <= REFERENCE_END:
             raise ValueError(f"num_text_ids must be above {REFERENCE_END}, got {self.num_text_ids}")
+        if min(self.num_latents, self.num_numbers) < 1 or self.num_words > MAX_WORDS:
+            raise ValueError(f"a patch must have 1 to {MAX_WORDS} words, got {self.num_words}")
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "VoxCpmVocabulary":

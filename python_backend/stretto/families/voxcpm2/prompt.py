@@ -79,9 +79,10 @@ class VoxCpmTemplate:
         *before, last = pieces
         assert last.text is not None, task.name
         reference, transcript, continued = self._voice(before)
-        text = " ".join(re.split(r"\s+", self._checked(last)))
+        text = re.sub(r"\s+", " ", self._checked(last))
         if not text.strip():
             raise InvalidRequest(last.path, "text of at least one character", shown(last.text))
+        check_text(manner.instruct, "options.instruct", self._family.max_text_chars)
         if manner.instruct.strip():
             if continued is not None:
                 raise InvalidRequest("options.instruct", "nothing with audio to continue", shown(manner.instruct))
