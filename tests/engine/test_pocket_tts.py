@@ -1,15 +1,21 @@
 """Pocket TTS in the engine: latents are the authors' within the bound of a nudge, and replies end alike."""
 
+import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from stretto.families.registry import family_at
+from stretto.families.base import Family
+from stretto.families.pocket_tts import PLUGIN
+from stretto.families.registry import VOCABULARY, config_at, family_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.records.prompt import Prompt
 from stretto.streams.layout import latents_of
+from stretto.testing import assert_family_conforms
 from tests.engine.harness import Engine
 from tests.pocket_release import KINDS, cloning, convert_release, reply
 from tests.tiers import by_night
@@ -59,3 +65,13 @@ def assert_near(rows: np.ndarray, latents: np.ndarray, nudged: np.ndarray) -> No
     """Compare the latents in rows [T, 1 + D] with latents [T, D]; `nudged` [T] is the effect of nudges of 1e-6."""
     difference = np.abs(latents_of(rows[:, 1:].astype(np.int32)) - latents).max(1)
     assert (difference <= SPREAD * nudged + SHARE * latents.std()).all(), difference.max()
+
+
+@pytest.mark.nightly
+def test_the_family_conforms(tmp_path: Path) -> None:
+    checkpoint = convert_release(tmp_path, "english_2m")
+
+    def write(folder: Path, family: Family, name: str, vocabulary: Mapping[str, Any]) -> Path:
+        return Path(shutil.copytree(checkpoint, folder))
+
+    assert_family_conforms(PLUGIN, tmp_path / "conforming", config_at(checkpoint)[VOCABULARY], write)
