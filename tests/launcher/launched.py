@@ -27,8 +27,8 @@ PROOF = "TEST_PROOF_S"  # environment variable: faults.PROOF_S
 MAX_RESTARTS = "TEST_MAX_RESTARTS"  # environment variable: server.MAX_MODEL_RESTARTS
 EARLY = "TEST_EARLY"  # environment variable: a signal that reaches the launcher before it starts a server
 
-# Started as tritonserver is. The file `aborts` counts starts that abort, `hangs` counts starts that hang, in the way
-# that the file `hang` names. Otherwise it answers "ready" and has a child with a stub's name.
+# Started as tritonserver is. The file `aborts` counts starts that abort, `hangs` counts starts that hang (all, if it is
+# negative), in the way that the file `hang` names. Otherwise it answers "ready" and has a child with a stub's name.
 SERVER = """#!{python}
 import http.server, os, pathlib, signal, socketserver, subprocess, sys, time
 here = pathlib.Path({here!r})
@@ -58,8 +58,9 @@ def start_stub():
     return stub
 stub, old_stubs = start_stub(), []
 hangs = int((here / "hangs").read_text())
-if hangs:
+if hangs > 0:
     (here / "hangs").write_text(str(hangs - 1))
+if hangs:
     if (here / "hang").read_text() == "lost":
         stub.kill()
         time.sleep(60)
@@ -273,7 +274,7 @@ Launch = Callable[..., Launched]
 
 
 def hang(folder: Path, times: int, way: str = "") -> None:
-    """Make the scripted server hang at its next starts."""
+    """Make the scripted server hang at its next starts; at all until the next call if `times` is negative."""
     (folder / "hangs").write_text(str(times))
     (folder / "hang").write_text(way)
 

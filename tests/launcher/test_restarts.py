@@ -61,7 +61,7 @@ def test_a_restarted_server_has_raised_priority_until_it_is_ready(launch: Launch
     server = launch()
     server.until_ready()
     assert niceness() == 0
-    hang(tmp_path, 1_000_000, "waiting")
+    hang(tmp_path, -1, "waiting")
     server.kill_stub()
     highest = -20 - os.getpriority(os.PRIO_PROCESS, 0)  # the tests may run raised themselves
     server.until(lambda: niceness() == max(-15, highest))
