@@ -4,6 +4,7 @@ import gc
 import os
 import re
 import signal
+import sys
 import tomllib
 from collections import Counter
 from collections.abc import Generator, Iterator
@@ -126,6 +127,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """
     if hasattr(item.config, "workerinput") and not item.get_closest_marker("server"):
         stand_back()
+
+
+@pytest.fixture(autouse=True)
+def forget_written_modules(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Remove the modules that a test wrote and imported, so that a later test may write others of the same names."""
+    yield
+    if folder := request.node.funcargs.get("tmp_path"):
+        for name, module in [*sys.modules.items()]:
+            if str(getattr(module, "__file__", None)).startswith(f"{folder}/"):
+                del sys.modules[name]
 
 
 @pytest.fixture(autouse=True)
