@@ -122,8 +122,23 @@ def test_silence_beside_speech_is_heard_for_0_3_s_at_most(before: int, after: in
     assert np.array_equal(rows, TEMPLATE.listen(FrameCounter().encode(kept)))
 
 
-def test_silence_alone_is_heard_as_it_is() -> None:
-    assert len(trim_silence(np.zeros(16_000, np.float32), 4_800)) == 16_000
+@pytest.mark.parametrize("noise", [0.0, 1e-3, 0.02])
+@pytest.mark.parametrize("click", [False, True])
+def test_noise_and_clicks_beside_speech_are_trimmed(noise: float, click: bool) -> None:
+    rng = np.random.default_rng(0)
+    speech = np.sin(np.arange(8_000) / 3) * 0.3
+    pcm = np.concatenate([np.zeros(16_000), speech, np.zeros(48_000)]) + noise * rng.standard_normal(72_000)
+    if click:
+        pcm[[4_000, 64_000]] = 1.0
+    kept = trim_silence(pcm.astype(np.float32), 4_800, 320)
+    assert np.array_equal(kept, pcm.astype(np.float32)[16_000 - 4_800 : 24_000 + 4_800])
+
+
+@pytest.mark.parametrize("num", [0, 1, 319, 16_000])
+def test_recordings_without_speech_are_heard_unchanged(num: int) -> None:
+    rng = np.random.default_rng(0)
+    for pcm in (np.zeros(num), rng.standard_normal(num) * 0.1):
+        assert len(trim_silence(pcm.astype(np.float32), 4_800, 320)) == num
 
 
 def test_codes_are_refused_as_it_hears_samples() -> None:

@@ -87,6 +87,19 @@ KNOWN = {
     "(555) 123-4567": "five five five one two three four five six seven",
     "+44 20 7946 0958": "plus four four two zero seven nine four six zero nine five eight",
     "R&D": "r and d",
+    "http://localhost:8080/2024/ at 192.168.0.1.": "localhost colon eight zero eight zero slash twenty twenty four "
+    "at one nine two dot one six eight dot zero dot one.",
+    "mailto:anna.k@web.de,bob@x.com": "anna dot k at web dot d e, bob at x dot com",
+    "HDMI, NASA and .NET, two PhDs": "h d m i, nasa and dot n e t, two p h d s",
+    "10^6, 99¢, 50/50, a 12 oz. can": "ten to the power of six, ninety nine cents, fifty fifty, a twelve ounces can",
+    # ranges
+    "Mon-Fri, 9:00-10:30 and 3pm-5pm": "monday to friday, nine o'clock to ten thirty and three p m to five p m",
+    "Open Mon.-Fri., 9 a.m.-5 p.m.": "open monday to friday, nine a m to five p m",
+    "8-9pm, $5-$10": "eight to nine p m, five dollars to ten dollars",
+    "on Tue, Mar 3rd, Sat 5 Jul": "on tuesday, march third, saturday fifth of july",
+    "The Sun rose. Wed in May, he Sat down": "the sun rose. wed in may, he sat down",
+    "ISBN 978-3-16, Q3 2024": "i s b n nine seven eight, three, one six, q three twenty twenty four",
+    "12 Baker St, Hwy 101 vs 42nd Ave.": "twelve baker street, highway one oh one versus forty second avenue.",
     # nothing to say
     "": "",
     "... !?": "",

@@ -25,8 +25,12 @@ from stretto.families.tiny.family import (
 from stretto.families.tiny.text import in_ascii, normalise, other_script, words_of
 
 INDEX_STREAM = LAYOUT.num_output_streams
-MARGIN_S = 0.3  # silence preserved around speech: more than the bundled voices' recordings have
-QUIET = 0.01  # threshold of silence, relative to the recording's peak
+MARGIN_S = 0.3  # silence preserved around speech, for quiet consonants
+FRAME_S = 0.02  # of the search for speech
+ABOVE_NOISE_DB = 10.0  # level of speech above the quietest tenth of a recording
+QUIETEST_DB, LOUDEST_DB = -40.0, -20.0  # limits of that level, relative to the loudest frames
+NUM_LOUDEST = 5  # frames: the loudest 0.1 s but one click of 0.08 s
+NUM_SPEECH = 3  # loud frames within any NUM_LOUDEST that are speech, because a click has fewer
 MAX_GROWTH = 4  # most characters in ASCII per character of a text; some symbols have 10
 MAX_FRAME_ROWS = FRAME_INDEX_BASE - PHONEME_INDEX_BASE - 1  # both index tables have the same size
 
@@ -45,7 +49,8 @@ class TinyTemplate:
             return PromptRows(*self.speak(piece.text, voice, piece.path, manner.transliterates))
         if piece.pcm is None:
             raise InvalidRequest(piece.path, "an audio input: this model takes samples", "codes")
-        pcm = trim_silence(piece.pcm, int(MARGIN_S * self._codec.spec.sample_rate))
+        rate = self._codec.spec.sample_rate
+        pcm = trim_silence(piece.pcm, int(MARGIN_S * rate), int(FRAME_S * rate))
         return PromptRows(self.listen(self._codec.encode(pcm)))
 
     def speak(
@@ -82,17 +87,31 @@ class TinyTemplate:
         return np.concatenate([head, audio, tail])
 
 
-def trim_silence(pcm: np.ndarray, margin: int) -> np.ndarray:
-    """Remove silence from both ends, except `margin` samples; return all of `pcm` if nothing in it is audible.
+def trim_silence(pcm: np.ndarray, margin: int, frame: int) -> np.ndarray:
+    """Remove silence and steady noise from both ends, except `margin` samples; return all of `pcm` without speech.
 
-    The model was not trained on longer silence: a second of zeros after the words results in an empty transcript.
+    A frame is loud if its level is above that of the quietest frames, which are taken as noise. Speech has several loud
+    frames close together. The cost is linear in the number of samples, apart from sorting the levels.
 
     Args:
         pcm: Mono samples, float32 [n].
-        margin: Number of silent samples to preserve at either end.
+        margin: Number of samples to preserve at either end.
+        frame: Samples per frame.
     """
-    audible = np.flatnonzero(np.abs(pcm) > QUIET * np.abs(pcm).max(initial=0.0))
-    return pcm[max(0, audible[0] - margin) : audible[-1] + 1 + margin] if len(audible) else pcm
+    padded = np.pad(pcm, (0, -len(pcm) % frame)).astype(np.float64)
+    power = np.square(padded.reshape(-1, frame)).mean(1)
+    if not power.any():
+        return pcm
+    levels = 10 * np.log10(np.maximum(power, 1e-20))
+    ranked = np.sort(levels)
+    peak, noise = ranked[-min(NUM_LOUDEST, len(ranked))], ranked[len(ranked) // 10]
+    threshold = min(max(noise + ABOVE_NOISE_DB, peak + QUIETEST_DB), peak + LOUDEST_DB)
+    is_loud = levels > threshold
+    counts = np.convolve(is_loud, np.ones(NUM_LOUDEST), "same")
+    speech = np.flatnonzero(is_loud & (counts >= min(NUM_SPEECH, len(levels))))
+    if not len(speech):
+        return pcm
+    return pcm[max(0, speech[0] * frame - margin) : (speech[-1] + 1) * frame + margin]
 
 
 def read_aloud(text: str, path: str = "text", transliterates: bool = False) -> str:

@@ -8,7 +8,7 @@ from functools import partial
 from anyascii import anyascii
 from num2words import num2words
 
-NUMBER = r"(?:\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?)"
+NUMBER = r"(?:\d{1,3}(?:,\d{3}){1,8}(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?)"
 MAX_COUNT_DIGITS = 15  # a longer number is read digit by digit
 MONTH_NAMES = "January February March April May June July August September October November December".split()
 # Lower-case "may" and "march" are verbs more often than months.
@@ -18,7 +18,7 @@ MONTH = "|".join(
 YEAR_CUES = "circa|in|since|from|until|till|by|before|after|during|year|spring|summer|autumn|fall|winter"
 CURRENCIES = {"$": ("dollar", "cent"), "€": ("euro", "cent"), "£": ("pound", "pence"), "¥": ("yen", "")}
 SCALES = {"k": "thousand", "m": "million", "b": "billion", "bn": "billion", "tn": "trillion"}  # of money: $3M
-WITH_SLASHES = {"24/7": "twenty four seven", "9/11": "nine eleven"}
+WITH_SLASHES = {"24/7": "twenty four seven", "9/11": "nine eleven", "50/50": "fifty fifty"}
 MAX_DENOMINATOR = 16  # 3/16 is "three sixteenths", 3/17 is "three over seventeen"
 UNITS = {
     "km": "kilometers", "m": "meters", "cm": "centimeters", "mm": "millimeters", "mi": "miles", "ft": "feet",
@@ -171,11 +171,19 @@ CODED = (
 )
 Rule = tuple[re.Pattern[str], Callable[[re.Match[str]], str]]
 DAY = r"(0?[1-9]|[12]\d|3[01])"
+HALF_DAY = r"\s?[AaPp](?:\.\s?[Mm]\.|[Mm]\b)"
+# A time or an amount of money and the hyphen between it and the next one.
+RANGE = re.compile(
+    rf"(?<![\d:])\d{{1,2}}(?::\d\d(?:{HALF_DAY})?|{HALF_DAY})\s?-\s?(?=\d{{1,2}}(?::\d\d|{HALF_DAY}))"
+    rf"|(?<!\d)(?<!\d\.)[$€£¥]{NUMBER}[kKmMbB]?\s?-\s?(?=[$€£¥]\d)"
+)
 AMOUNT = rf"(?P<amount>{NUMBER})(?:\s?(?P<scale>thousand|million|billion|trillion)|(?P<letter>[kKmMbB]|bn|tn)\b)?"
 RULES: tuple[Rule, ...] = (
     (re.compile(r"\b(\d{4})-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])(?![\d-])"), _iso_date),
     (re.compile(rf"(?<![\d/.]){DAY}/{DAY}/(\d{{4}}|\d\d)(?![\d/])"), _slashed_date),
     (re.compile(rf"(?<![\d.,]){DAY}\.(0?[1-9]|1[0-2])\.(1[1-9]\d\d|20\d\d)(?![\d.]\d|\d)"), _dotted_date),
+    (re.compile(r"(?<![\w.-])\d{1,3}(?:\.\d{1,3}){3}(?![\w-]|\.\d)"),
+     lambda match: " dot ".join(map(digits, match.group().split(".")))),
     (re.compile(r"(?<![\w.])\.(\d+)"), lambda match: f"zero point {digits(match.group(1))}"),
     (re.compile(r"\b([A-Z][A-Za-z]*-)(\d{1,4})s\b"),
      lambda match: f"{match.group(1)} {_plural(number(match.group(2)))}"),
@@ -192,17 +200,25 @@ RULES: tuple[Rule, ...] = (
     (re.compile(r"(?<![\d.,])\+?(?:\d{1,3}[ -])?\d{3}[ .-]\d{3,4}[ .-]\d{4}(?!\d)|(?<![\d.,-])\d{3}-\d{4}(?![\d-])"),
      lambda match: digits(match.group())),
     (re.compile(r"\+\d[\d ()-]{6,}\d"), lambda match: f"plus {digits(match.group())}"),
+    (re.compile(r"(?<![\w.-])\d+(?:-\d+){2,}(?![\w-])"),
+     lambda match: ", ".join(map(digits, match.group().split("-")))),
+    (RANGE, lambda match: f"{match.group()[:-1]} to"),
+    (re.compile(r"(?<![\d.,:])(\d{1,2})-(?=\d{1,2}(?::\d\d)?\s?[AaPp]\.?\s?[Mm]\b)"),
+     lambda match: f"{match.group(1)} to"),
     (re.compile(r"\b(\d{1,2}):(\d{2})(?::(\d{2}))?(?:\s?([AaPp])(?:\.\s?[Mm]\.?|[Mm]\b))?(?![\d:])"), _time),
     (re.compile(r"\b(\d{1,2})()()\s?([AaPp])(?:\.\s?[Mm]\.?|[Mm]\b)"), _time),
     (re.compile(rf"(?P<symbol>[$€£¥])\s?{AMOUNT}(?!\d)"), _money),
     (re.compile(rf"(?<![\d.]){AMOUNT}\s?(?P<symbol>[€£¥])"), _money),
+    (re.compile(rf"(?<![\d.])({NUMBER})\s?¢"), lambda match: quantity(match.group(1), "cents")),
+    (re.compile(r"(?<=\d)\^(?=\d)"), lambda match: " to the power of "),
     (re.compile(rf"\b({MONTH})\s+{DAY}(?:st|nd|rd|th)?(?![\d:.,]\d|\d)(?:,?\s+(\d{{4}})\b)?"),
      lambda match: _date(match.group(2), match.group(1), match.group(3), "{month} {day}")),
     (re.compile(rf"\b{DAY}(?:st|nd|rd|th)?\s+(?:of\s+)?({MONTH})\b(?:,?\s+(\d{{4}})\b)?"),
      lambda match: _date(match.group(1), match.group(2), match.group(3), "{day} of {month}")),
     (re.compile(r"\b(\d{1,15})(?:st|nd|rd|th)\b"), lambda match: ordinal(int(match.group(1)))),
     (re.compile(r"'?\b(\d{3}0|[2-9]0)s\b"), _decade),
-    (re.compile(rf"\b({YEAR_CUES}|{MONTH})(,?\s+)(1[1-9]\d\d|20\d\d)(?![\d,:/]\d|\d|\.\d|\s?[%°])", re.IGNORECASE),
+    (re.compile(rf"\b({YEAR_CUES}|Q[1-4]|{MONTH})(,?\s+)(1[1-9]\d\d|20\d\d)(?![\d,:/]\d|\d|\.\d|\s?[%°])",
+                re.IGNORECASE),
      lambda match: f"{match.group(1)}{match.group(2)}{year(int(match.group(3)))}"),
     (re.compile(r"\b(1[1-9]\d\d|20\d\d)\s?-\s?(1[1-9]\d\d|20\d\d)(?![\d-])"),
      lambda match: f"{year(int(match.group(1)))} to {year(int(match.group(2)))}"),
@@ -219,7 +235,8 @@ RULES: tuple[Rule, ...] = (
     (re.compile(r"(?<=\d)\s*/\s*(?=\d)"), lambda match: " over "),
     (re.compile(r"(?<![\w.)])-\s?(?=[\d$€£¥])"), lambda match: " minus "),
     (re.compile(rf"(?<!\d)({NUMBER})\s?%"), lambda match: f"{number(match.group(1))} percent"),
-    (re.compile(rf"(?<!\d)({NUMBER})\s?({'|'.join(sorted(map(re.escape, UNITS), key=len, reverse=True))})(?![\w'/])",
+    (re.compile(rf"(?<!\d)({NUMBER})\s?({'|'.join(sorted(map(re.escape, UNITS), key=len, reverse=True))})"
+                r"(?![\w'/])(?:\.(?=\s+[a-z]))?",
                 re.IGNORECASE),
      lambda match: quantity(match.group(1), UNITS[match.group(2).lower()])),
     (re.compile(r"\d+(?:\.\d+){2,}|" + NUMBER), _plain),
@@ -243,7 +260,7 @@ SYMBOLS = {
     "²": " squared ", "³": " cubed ", "½": " 1/2 ", "⅓": " 1/3 ", "⅔": " 2/3 ", "¼": " 1/4 ", "¾": " 3/4 ",
     "℃": "°C", "℉": "°F", "µ": "u",
 }  # fmt: skip
-KEPT = "€£¥°"  # read by `numbers`
+KEPT = "€£¥¢°^"  # read by RULES
 DROPPED = {"So", "Sk", "Cs", "Co", "Cn", "Cc", "Cf"}  # emoji, lone accents, surrogates, controls
 ABBREVIATIONS = {
     "mr": "mister", "mrs": "missus", "ms": "miss", "dr": "doctor", "prof": "professor", "jr": "junior",
@@ -290,6 +307,8 @@ SHOUTED = set(
     "get has had her him his how its let may new not now off old one our out say see she the too two use was way who "
     "why yes yet you man men put got big ten six red".split()
 )
+# Words of four or five letters with a vowel that are spelled all the same.
+SPELLED = set("AARP ADHD ASAP ESPN HDMI ICBM IEEE IMDB ISBN ISSN NAACP NCAA OECD UCLA USDA USPS USSR".split())
 VOWELS = set("AEIOUY")
 
 SCRIPTS = {  # the first word of a letter's name in Unicode, if an error message has a better one
@@ -304,10 +323,18 @@ ABBREVIATION = re.compile(rf"\b({'|'.join(ABBREVIATIONS)})\.", re.IGNORECASE)
 TITLE = re.compile(r"\b(Mr|Mrs|Ms|Dr|Prof)(?=\s+[A-Z])")
 MONTH_ABBREVIATION = re.compile(rf"\b({'|'.join(MONTHS)})\.?(?=\s+\d)|(?<=\d )({'|'.join(MONTHS)})\b\.?", re.IGNORECASE)
 DOTTED = re.compile(r"\b(?:[A-Za-z]\.){2,}(?:[A-Za-z]\b)?|\b(?:[A-Z]\.)(?=\s+[A-Z])")
+AFTER_DIGIT = re.compile(r"\d\s?\Z")
 ACRONYM = re.compile(r"\b[A-Z]{2,5}s?\b")
 NUMBERED_ABBREVIATION = re.compile(rf"\b({'|'.join(BEFORE_NUMBERS)})\.\s?(?=\d)", re.IGNORECASE)
-# "Sat" and "Sun" are words, too, and need a date or a time behind them.
-WEEKDAY = re.compile(rf"\b(?:(Mon|Tues?|Wed|Thu(?:rs?)?|Fri)\.|(Sat|Sun)\.(?=,?\s+(?:\d|(?:{MONTH})\b)))")
+# "Mon", "Wed", "Sat" and "Sun" are words, too, and need a date or a time after them, or another day in a range.
+DAYS = "Mon|Tues?|Wed|Thu(?:rs?)?|Fri|Sat|Sun"
+DATED = rf",?\s+(?:{'|'.join(month.title() for month in MONTHS)}|{MONTH})\b|,?\s+\d"
+WEEKDAY = re.compile(
+    rf"\b(?:(Mon|Wed)\.|(Tues?|Thu(?:rs?)?|Fri)\b\.?|(Sat|Sun)\.(?={DATED})|(Mon|Wed|Sat|Sun)\b(?={DATED}))"
+)
+WEEKDAY_RANGE = re.compile(rf"\b({DAYS})\.?\s?-\s?({DAYS})\b\.?")
+STREETS = {"St": "street", "Ave": "avenue", "Rd": "road", "Blvd": "boulevard", "Ln": "lane", "Hwy": "highway"}
+STREET = re.compile(rf"(?<=[a-z] )({'|'.join(STREETS)})(?=,|;|\.?$)")
 NUMERAL = re.compile(r"\b([A-Z][a-z]+)((?:\s+[A-Z][a-z]+)?)\s+([XLVI]+)\b(?!['’]\w{2}|\.[A-Z])")
 NO_PRONOUN = re.compile(r"$|[.,;:!?)]|\s+of\b|'s\b")  # behind "Elizabeth I"
 WORLD_WAR = re.compile(r"\bWW(I{1,3})\b")
@@ -377,19 +404,21 @@ def _ascii(text: str) -> str:
 
 def _spell_addresses(text: str) -> str:
     """Replace e-mail addresses and URLs by words, e.g. "x.org/a_b" → "x dot org slash a underscore b"."""
-    return URL.sub(_address, EMAIL.sub(_address, text))
+    return URL.sub(_address, EMAIL.sub(_address, text.replace("mailto:", "")))
 
 
 def _address(match: re.Match[str]) -> str:
     address = match.group().rstrip(".,;:!?'\")]}")
     rest = match.group()[len(address) :]
-    words = re.findall(r"[A-Za-z]+|\d+|[^A-Za-z\d]", re.sub(r"^(?:https?|ftp)://(?:www\.)?", "", address).rstrip("/"))
+    plain = re.sub(r"^(?:https?|ftp)://(?:www\.)?", "", address).rstrip("/")
+    words = re.findall(r"[A-Za-z]+|\d+|[^A-Za-z\d]", plain)
     return f" {' '.join(map(_address_word, words, [*words[-1:], *words]))}{rest} "
 
 
 def _address_word(word: str, previous: str) -> str:
     if word.isdigit():
-        return number(word) if len(word) <= 2 else digits(word)
+        is_year = len(word) == 4 and word[:2] in ("19", "20")
+        return year(int(word)) if is_year else number(word) if len(word) <= 2 else digits(word)
     if not word.isalpha():
         return IN_ADDRESSES.get(word, " ")
     is_country = previous == "." and len(word) == 2 and word.lower() not in SPOKEN_DOMAINS
@@ -420,14 +449,19 @@ def _number_names(text: str) -> str:
 
 
 def _expand(text: str) -> str:
-    text = re.sub(r"\bPh\.\s?D\b\.?", "P H D", text)
+    text = re.sub(r"(?<![^\s(])\.(?=[A-Za-z])", " dot ", text)
+    text = re.sub(r"\bPh(?:\.\s?)?D(s?)\b\.?", r"P H D \1", text)
     text = re.sub(r"\ba\.\s?k\.\s?a\.", "also known as", text, flags=re.IGNORECASE)
     text = re.sub(r"(\bft\.?\s+\d{1,2})\s?in\b\.?", r"\1 in.", text)
     text = re.sub(r"\bw/o\b", "without", text)
     text = re.sub(r"\bw/(?=\s|[a-z])", "with ", text)
     text = re.sub(r"\b([A-G])#", r"\1 sharp", text)
     text = re.sub(r"#(?=[A-Za-z])", " hashtag ", text)
-    text = WEEKDAY.sub(lambda match: WEEKDAYS[match.group(1) or match.group(2)], text)
+    text = WEEKDAY_RANGE.sub(lambda match: f"{WEEKDAYS[match.group(1)]} to {WEEKDAYS[match.group(2)]}", text)
+    text = WEEKDAY.sub(lambda match: WEEKDAYS[match.group().rstrip(".")], text)
+    text = STREET.sub(lambda match: STREETS[match.group()], text)
+    text = re.sub(r"\bHwy\.?(?=\s+\d)", "Highway", text)
+    text = re.sub(r"\bvs\b\.?", "versus", text)
     text = NUMBERED_ABBREVIATION.sub(lambda match: f"{BEFORE_NUMBERS[match.group(1).lower()]} ", text)
     text = re.sub(r"\be\.\s?g\.", "for example", text, flags=re.IGNORECASE)
     text = re.sub(r"\bi\.\s?e\.", "that is", text, flags=re.IGNORECASE)
@@ -440,7 +474,12 @@ def _expand(text: str) -> str:
     text = TITLE.sub(lambda match: ABBREVIATIONS[match.group(1).lower()], text)
     # After a digit, "a.m." and "p.m." belong to the time.
     return DOTTED.sub(
-        lambda match: match.group() if re.search(r"\d\s?$", text[: match.start()]) else _letters(match.group()), text
+        lambda match: (
+            match.group()
+            if AFTER_DIGIT.search(text, max(0, match.start() - 2), match.start())
+            else _letters(match.group())
+        ),
+        text,
     )
 
 
@@ -455,7 +494,8 @@ def _spell_acronyms(text: str) -> str:
 
     def spell(match: re.Match[str]) -> str:
         word, plural = match.group().removesuffix("s"), " s" if match.group().endswith("s") else ""
-        readable = word.lower() in SHOUTED or (len(word) > 3 and VOWELS & set(word))
+        is_word = len(word) > 3 and VOWELS & set(word) and word not in SPELLED
+        readable = word.lower() in SHOUTED or is_word
         return match.group() if readable else _letters(word) + plural
 
     return ACRONYM.sub(spell, text)
@@ -466,7 +506,8 @@ def _name_symbols(text: str) -> str:
     text = re.sub(r"\bhttps?://(?:www\.)?", "", text)
     text = re.sub(r"(?<=\w)\.(?=[A-Za-z])", " dot ", text)
     for symbol, name in {"&": "and", "@": "at", "+": "plus", "=": "equals", "%": "percent", "°": "degrees",
-                         "$": "dollars", "€": "euros", "£": "pounds", "¥": "yen", "#": "hash"}.items():  # fmt: skip
+                         "$": "dollars", "€": "euros", "£": "pounds", "¥": "yen", "¢": "cents",
+                         "#": "hash"}.items():  # fmt: skip
         text = text.replace(symbol, f" {name} ")
     text = re.sub(r"\s-+\s", ", ", text)
     text = re.sub(r"[!;]+", ".", text)
