@@ -152,9 +152,10 @@ class Fill:
         until_s = time.monotonic() + self.seconds
         with (self.folder / "filled").open("wb") as file:
             try:
+                fill(file.fileno(), self.folder)
                 while time.monotonic() < until_s:
-                    fill(file.fileno(), self.folder)
                     await asyncio.sleep(0.2)
+                    fill(file.fileno(), self.folder)
             finally:
                 (self.folder / "filled").unlink()
         if ended := [name for name, pid in before.items() if read_process(pid) is None]:

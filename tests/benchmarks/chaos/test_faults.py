@@ -155,10 +155,11 @@ def test_a_process_that_ends_while_there_is_no_room_is_a_finding(
         victim.wait()
 
     monkeypatch.setattr(faults, "MAX_FILLED", 1 << 62)
+    monkeypatch.setattr(faults, "fill", lambda file, folder: None)
     asyncio.run(Fill(tmp_path, seconds=0.0).strike(LAUNCH))
     monkeypatch.setattr(faults, "fill", end)
     with pytest.raises(Ended, match=r"^it ended engine$"):
-        asyncio.run(Fill(tmp_path, seconds=0.001).strike(LAUNCH))
+        asyncio.run(Fill(tmp_path, seconds=0.0).strike(LAUNCH))
     assert list(tmp_path.iterdir()) == []
 
 
