@@ -6,6 +6,7 @@
 import argparse
 import sys
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -43,17 +44,22 @@ class Installed:
 def installed(group: str) -> list[Installed]:
     """Return the entry points of a group, sorted by name.
 
-    If several packages register a name, it occurs several times.
+    If several packages register a name, it occurs several times. A package that is installed while this process runs
+    is found once `sys.path` changes.
     """
+    return list(_installed(group, tuple(sys.path)))
+
+
+@lru_cache(maxsize=16)
+def _installed(group: str, path: tuple[str, ...]) -> tuple[Installed, ...]:
+    """Return the entry points of a group on a path; reading the metadata of all packages takes some 20 ms."""
     found: dict[tuple[str, str], Installed] = {}
     for each in entry_points(group=group):
         package = (each.dist.name, each.dist.version) if each.dist else ("unknown", "unknown")
         found.setdefault((each.name, each.value), Installed(each.name, *package, each))
     own = {each.name for each in found.values() if each.distribution == OWN}
-    return sorted(
-        (each for each in found.values() if each.distribution == OWN or each.name not in own),
-        key=lambda each: (each.name, each.entry_point.value),
-    )
+    wanted = [each for each in found.values() if each.distribution == OWN or each.name not in own]
+    return tuple(sorted(wanted, key=lambda each: (each.name, each.entry_point.value)))
 
 
 def find(group: str, name: str) -> Installed | None:

@@ -136,7 +136,7 @@ def test_what_is_no_family_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_an_unknown_family_is_answered_with_the_installed_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CheckpointError, match=r"unknown family 'brook'; installed: .*bagpiper, .*csm, .*tiny"):
         read_family({"speech_family": "brook"})
-    monkeypatch.setattr("stretto.plugins.entry_points", lambda group: [])
+    monkeypatch.setattr("stretto.plugins.installed", lambda group: [])
     with pytest.raises(CheckpointError, match=r"unknown family 'csm'; installed: none; .*scripts/setup.sh"):
         read_family({"speech_family": "csm"})
 
