@@ -14,11 +14,13 @@ from stretto.codecs.base import Stateful, Windowed
 from stretto.codecs.tiny import codec as tiny
 from stretto.codecs.tiny.codec import HOP
 from tests.fakes import FakeCodec
+from tests.tiers import by_night
 
 pytestmark = pytest.mark.slow
+STATEFUL_BY_NIGHT = sorted(STATEFUL.keys() - {"qwen3_12hz_small"})
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["dac_24khz", *by_night(*sorted(set(MODELS) - {"dac_24khz"}))])
 def test_less_right_context_is_heard_the_more_the_less_there_is(name: str) -> None:
     [(_, _, codec)] = codecs([name], None, is_wide=False)
     exact = codec.spec
@@ -48,7 +50,7 @@ def test_a_codec_whose_context_is_stated_too_small_is_found_out() -> None:
     assert row.max_difference > 1e-3
 
 
-@pytest.mark.parametrize("name", ["tiny", "xcodec", "dac_24khz", *sorted(STATEFUL.keys() - {"qwen3_12hz_small"})])
+@pytest.mark.parametrize("name", ["tiny", *by_night("xcodec", "dac_24khz", *STATEFUL_BY_NIGHT)])
 def test_no_codec_drifts_in_a_long_utterance(name: str) -> None:
     [(_, _, codec)] = codecs([name], None, is_wide=False)
     row = measure_long(name, codec, 300 / codec.spec.frame_rate)

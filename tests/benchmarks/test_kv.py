@@ -6,7 +6,7 @@ from benchmarks.layouts import LAYOUTS
 from stretto.engine.environment import prepare_environment
 from tests.speech_families import EIGHT_STREAMS
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.nightly]
 prepare_environment()
 
 from benchmarks import engines, kv  # noqa: E402

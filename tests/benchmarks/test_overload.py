@@ -25,6 +25,7 @@ def test_a_frame_that_is_later_than_the_buffer_lasts_is_a_gap(late: float, gap_s
     assert max(0.0, gap) == pytest.approx(gap_s)
 
 
+@pytest.mark.nightly
 def test_both_arms_are_measured(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     monkeypatch.setitem(LAYOUTS, "eight", ("eight_streams", EIGHT_STREAMS))
     monkeypatch.setattr(engines, "TEXT", EIGHT_STREAMS.tasks[0].text[0])

@@ -10,6 +10,7 @@ from stretto.engine.environment import prepare_environment
 pytestmark = pytest.mark.engine
 
 
+@pytest.mark.nightly
 def test_pairs_give_way_and_no_frame_is_wrong_or_unguided(tmp_path: Path) -> None:
     prepare_environment()
     from benchmarks import pairs

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.nightly]
 KERNELS = (
     "depth_attention_kernel",
     "_draw_kernel",
@@ -32,16 +32,13 @@ def compiled(cache: Path, *arguments: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-@pytest.mark.parametrize(
-    "capability", [*(pytest.param(each, marks=pytest.mark.nightly) for each in ("80", "100")), "90"]
-)
+@pytest.mark.parametrize("capability", ["80", "90", "100"])
 def test_kernels_compile_for_cuda_and_keep_their_values_in_registers(tmp_path: Path, capability: str) -> None:
     lines = [line.split() for line in compiled(tmp_path, "tests.engine.kernels.gpu.compile", capability)]
     assert {name for _, name, *_ in lines} == set(KERNELS)
     assert min(int(size) for _, _, size, *_ in lines) > 1000
 
 
-@pytest.mark.nightly
 def test_one_binary_of_the_draw_and_of_each_of_a_step_s_kernels_serves_steps_of_any_size(tmp_path: Path) -> None:
     assert compiled(tmp_path, "tests.engine.kernels.gpu.specialise_step") == [
         "_draw_kernel 1",
