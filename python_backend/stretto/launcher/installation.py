@@ -297,7 +297,8 @@ def server_environment(
     """Return the environment variables of the server.
 
     The interpreter's folder is first in PATH, because the stub derives the virtual environment from PATH, not
-    PYTHONPATH. SPT_NOENV keeps vLLM's process titles from overwriting the launcher id in /proc.
+    PYTHONPATH. SPT_NOENV keeps vLLM's process titles from overwriting the launcher id in /proc. vLLM puts its sockets
+    into the runtime directory, where those of a killed engine are removed, too.
 
     Args:
         installation: The Triton server.
@@ -314,6 +315,7 @@ def server_environment(
         LAUNCH_ID: launch.id,
         DRAIN_FILE: str(launch.drain_file),
         DISCONNECTS_FILE: str(launch.disconnects_file),
+        "VLLM_RPC_BASE_PATH": str(launch.folder),
     }
     if installation.library_path:
         environment["LD_LIBRARY_PATH"] = _joined(*installation.library_path, base.get("LD_LIBRARY_PATH"))
