@@ -36,9 +36,10 @@ ALLOWED = {
     "weights": {"untrusted_files", "errors"},
     "codecs": {"weights", "plugins", "untrusted_files", "errors"},
     "encoders": {"codecs", "weights", "untrusted_files", "errors"},
+    "aligning": {"weights", "untrusted_files", "errors"},
     "families": {"codecs", "weights", "records", "streams", "plugins", "untrusted_files", "errors"},
     "preprocessing": {"families", "codecs", "records", "streams", "limits", "errors"},
-    "decoder": {"families", "codecs", "records", "streams", "config", "cuda_graphs", "errors"},
+    "decoder": {"aligning", "families", "codecs", "records", "streams", "config", "cuda_graphs", "errors"},
     "engine/kernels": {"sampling", "errors"},
     "engine": {"engine/kernels", "families", "records", "streams", "config", "errors", "untrusted_files"},
     "engine/scheduling": {"engine", "families", "records", "streams", "errors"},
@@ -50,8 +51,8 @@ ALLOWED = {
     "proxy": {"limits", "disconnects"},
     "launcher": {"triton_io", "proxy", "disconnects", "command_line", "errors", "untrusted_files"},
     "convert": {
-        "launcher", "preprocessing", "families", "codecs", "weights", "config", "command_line", "untrusted_files",
-        "errors",
+        "launcher", "preprocessing", "families", "codecs", "aligning", "weights", "config", "command_line",
+        "untrusted_files", "errors",
     },
     "testing": {"engine", "families", "records", "streams", "config", "plugins", "errors"},
     "__init__": {"engine"},
@@ -73,10 +74,12 @@ ROLES = {
 LIBRARIES = {
     "vllm": {"engine", "families/*/model.py", "testing"},
     "triton_python_backend_utils": {"triton_io"},
-    "transformers": {"weights", "codecs", "encoders", "families", "families/*", "engine", "convert", "testing"},
+    "transformers": {
+        "weights", "codecs", "encoders", "aligning", "families", "families/*", "engine", "convert", "testing",
+    },
     "torch": {
         "cuda_graphs", "sampling", "weights", "codecs", "encoders", "families", "families/*", "engine", "decoder",
-        "triton_io", "convert", "testing",
+        "triton_io", "convert", "testing", "aligning",
     },
 }  # fmt: skip
 # Outer bounds against accidents, not a style: what is always read together belongs in one file.

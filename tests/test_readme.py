@@ -13,8 +13,8 @@ import pytest
 
 from stretto import plugins
 from stretto.cli import COMMANDS
+from stretto.convert import aligner, make_repository
 from stretto.convert import command as convert
-from stretto.convert import make_repository
 from stretto.launcher import config
 from stretto_client.__main__ import parse
 from stretto_gateway import command as gateway
@@ -90,6 +90,9 @@ def test_documented_flags_exist(words: list[str], tmp_path: Path, monkeypatch: p
         if word.endswith((".wav", ".flac")):
             Path(word).touch()
     name, *rest = words
+    if words[:2] == ["convert", aligner.NAME]:
+        assert aligner.arguments(words[2:])
+        return
     assert PARSERS[name](rest) if name in PARSERS else parse(words, "stretto")
 
 

@@ -119,6 +119,8 @@ async def speak(client: SpeechClient, args: argparse.Namespace) -> None:
             for sink in sinks:
                 sink.write(event.pcm, event.sample_rate)
 
+    if args.words and "words" in (profile := await client.profile()).options and not profile.times_words:
+        flags["words"] = "aligned"
     try:
         tally = await follow(client.speak(text, **args.options | given(flags)), on_event, not args.words)
     finally:

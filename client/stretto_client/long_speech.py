@@ -16,7 +16,7 @@ from sentencex import segment
 from stretto_client.errors import RequestCancelled, RequestRefused, ServerFull
 from stretto_client.markup import READING, Markup, read_text
 from stretto_client.model_profile import ModelProfile
-from stretto_client.speech_stream import GuidanceChange, SpeechEvent, SpeechStream, Word
+from stretto_client.speech_stream import GuidanceChange, SpeechEvent, SpeechStream
 
 # Where to cut an overlong sentence, best first: after clause-ending punctuation and a space, after a comma or
 # closing bracket and a space, at any space.
@@ -175,7 +175,7 @@ class Joint:
             utterance=self._utterance,
             index=self._num_events,
             text=self._spaced(event.text),
-            words=tuple(Word(word.word, word.start_s + self._before_s) for word in event.words),
+            words=tuple(word.shifted(self._before_s) for word in event.words),
             guidance_changes=tuple(
                 GuidanceChange(change.start_s + self._before_s, change.is_guided) for change in event.guidance_changes
             ),
@@ -229,6 +229,7 @@ def add_reports(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]
     """Return the combined report of two successive utterances: counts are added, other values are those of the first.
 
     `finish_reason` is that of the first utterance that was cut off, and `first_sound_s` that of the first audible one.
+    `aligned` is true if it is for both.
     """
     added = {key: first[key] + second[key] for key in SUMS if key in first and key in second}
     reasons = {"finish_reason": second["finish_reason"]} if first.get("finish_reason") == "stop" else {}
@@ -238,7 +239,9 @@ def add_reports(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]
     frames = first.get("num_frames", 0)
     changes = [(frame + frames, guided) for frame, guided in second.get("guidance_changes", [])]
     moved = {"guidance_changes": [*first.get("guidance_changes", []), *changes]} if changes else {}
-    return first | added | reasons | sound | moved
+    both = [report["aligned"] for report in (first, second) if "aligned" in report]
+    aligned = {"aligned": all(both)} if both else {}
+    return first | added | reasons | sound | moved | aligned
 
 
 MAX_EVENTS_AHEAD = 16  # maximum number of buffered events; the server's stream is not read while the buffer is full

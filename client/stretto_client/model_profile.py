@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 PARAMETER = "profile"
 Profile = TypeVar("Profile", bound="DataclassInstance")
-# Options that only some families support.
-FAMILY_OPTIONS = ("depth", "instruct", "language", "repetition_penalty", "schedule", "text_mode", "transliterate")
+# Options that only some families, or servers, support.
+FIRST_OPTIONS = ("depth", "instruct", "language", "repetition_penalty", "schedule", "text_mode", "transliterate")
+FAMILY_OPTIONS = (*FIRST_OPTIONS, "words")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +74,11 @@ class ModelProfile:
         voices: Names of the voices.
         voice_titles: Display names of the voices, in the same order; empty if `voices` suffices.
         max_audio_s: Maximum duration of audio input in seconds.
-        times_words: True if events contain the start times of words.
+        times_words: True if events contain the start times of words without the option `words`.
         tasks: Tasks of the model.
         reads_live_text: True if text may be sent in pieces while it is spoken (streamed text input).
         languages: Lower-case English names of the languages that a request may specify.
-        options: Subset of FAMILY_OPTIONS that this family supports.
+        options: Subset of FAMILY_OPTIONS that this server supports.
         frame_rate: Frames per second of the codec; 0 if unknown.
     """
 
@@ -91,7 +92,7 @@ class ModelProfile:
     tasks: tuple[TaskProfile, ...] = ()
     reads_live_text: bool = False
     languages: tuple[str, ...] = ()
-    options: tuple[str, ...] = FAMILY_OPTIONS
+    options: tuple[str, ...] = FIRST_OPTIONS  # of servers that do not report them
     frame_rate: float = 0.0
 
     @classmethod

@@ -53,6 +53,7 @@ Number = Annotated[float, Expected("a number")]
 Integer = Annotated[int, Expected("an integer")]
 Boolean = Annotated[bool, Expected("true or false")]
 String = Annotated[str, Expected("text")]
+Words = Annotated[Literal["aligned"], Expected("aligned")]
 Playout = Annotated[float, Expected(f"a number in [0, {MAX_PLAYOUT_S}]", ge=0, le=MAX_PLAYOUT_S)]
 Policy = Annotated[GuidancePolicy, Expected(f"one of {', '.join(POLICIES)}")]
 TextMode = Annotated[Literal["whole", "streaming", "open"], Expected("one of whole, streaming, open")]
@@ -168,6 +169,13 @@ class SpeechOptions(TypedDict, total=False):
         Doc("Models that read streamed text: read it before the frames, beside them, or beside them as it is written."),
     ]
     max_audio_s: Annotated[Number, Doc("Longest reply in seconds.")]
+    words: Annotated[
+        Words,
+        Doc(
+            "`aligned`: adds the times of words to the last event, if the server has an aligner"
+            " ([word times](word_times.md))."
+        ),
+    ]
     text: Annotated[SegmentOptions, OBJECT, Doc("Sampling of the text segment.")]
     audio: Annotated[AudioOptions, OBJECT, Doc("Sampling of the audio segment.")]
     depth: Annotated[

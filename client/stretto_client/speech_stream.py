@@ -5,7 +5,7 @@ import json
 import struct
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -23,10 +23,24 @@ SAMPLES = {"pcm": np.float32, "pcm16": np.int16}
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """Word and its start time in the utterance, in seconds."""
+    """Word and its times in the utterance, or in a transcribed recording.
+
+    Attributes:
+        word: The word.
+        start_s: Start in seconds.
+        end_s: End in seconds; None unless the word was aligned.
+        score: Mean probability of the word's letters in the audio; None unless the word was aligned.
+    """
 
     word: str
     start_s: float
+    end_s: float | None = None
+    score: float | None = None
+
+    def shifted(self, seconds: float) -> "Word":
+        """Return this word with its times `seconds` later."""
+        end_s = None if self.end_s is None else self.end_s + seconds
+        return replace(self, start_s=self.start_s + seconds, end_s=end_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +61,7 @@ class SpeechEvent:
         index: Number of the event.
         segment: `text`, `audio` or `tail` (the rows that complete the last frames).
         text: Text generated since the previous event.
-        words: Words that start in these samples.
+        words: Words that start in these samples; aligned words are all in the last event.
         start_s: Start of `pcm` in the utterance, in seconds.
         duration_s: Duration of `pcm` in seconds.
         sample_rate: Sample rate of `pcm` in Hz.
@@ -91,7 +105,7 @@ def read_event(result: InferResult, ring: Ring | None = None) -> SpeechEvent | N
         index=record["index"],
         segment=record["segment"],
         text=record["text"],
-        words=tuple(Word(word["word"], word["start_s"]) for word in record["words"]),
+        words=tuple(Word(**word) for word in record["words"]),
         start_s=record["start_s"],
         duration_s=record["duration_s"],
         sample_rate=record["sample_rate"],

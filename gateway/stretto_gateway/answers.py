@@ -263,14 +263,23 @@ class TextSegment(TypedDict):
     text: str
 
 
+class TranscribedWord(TypedDict):
+    """Word with its times in the recording, in seconds."""
+
+    word: str
+    start: float
+    end: float
+
+
 class TimedText(TypedDict):
-    """Transcript in the `verbose_json` format."""
+    """Transcript in the `verbose_json` format. `words`: if requested, and the server has an aligner."""
 
     task: Literal["transcribe", "translate"]
     language: str
     duration: float
     text: str
     segments: list[TextSegment]
+    words: NotRequired[list[TranscribedWord]]
 
 
 class SpokenReply(TypedDict):

@@ -16,7 +16,7 @@ from starlette.datastructures import State
 from starlette.requests import Request
 from starlette.responses import Response
 
-from stretto_client import SpeakArguments, SpeechEvent
+from stretto_client import ModelProfile, SpeakArguments, SpeechEvent, Word
 from stretto_gateway.answers import FILE, TEXT, ApiError, Batch, FailedItem, SpokenItem, described, error_path, refused
 from stretto_gateway.caller import Result, unless_gone
 from stretto_gateway.catalogue import find_task
@@ -62,6 +62,8 @@ async def create_speech(body: SpeechRequest, request: Request) -> Response:
     options = await speech_options(gateway, body, request.state, ignored)
     if body.timestamps and body.stream_format != "sse":
         raise refused("timestamps", "none without stream_format 'sse'", True)
+    if body.timestamps and wants_alignment(await gateway.catalogue.profile()):
+        options["words"] = "aligned"
     if body.stream_format == "sse":
         parts = sse_parts(gateway, body, options)
         answer = Streamed(parts, "text/event-stream", gateway.limits.stall_s, sse_error)
@@ -126,14 +128,14 @@ async def audio_parts(
 async def sse_parts(gateway: Gateway, item: SpeechRequest, options: SpeakArguments) -> AsyncGenerator[bytes, None]:
     """Yield `speech.audio.delta` events and a final `speech.audio.done`.
 
-    With `timestamps`, words are sent before the audio in which they begin.
+    With `timestamps`, words are sent before the audio in which they begin, or after a clause if they are aligned.
     """
     encoder, speed = item_encoder(item), item.speed or 1.0
     report: dict[str, Any] = {}
     async with spoken(gateway, item.input, options) as events:
         async for event in events:
             if item.timestamps and event.words:
-                words = [{"word": word.word, "start": word.start_s / speed} for word in event.words]
+                words = [timed_word(word, speed) for word in event.words]
                 yield sse({"type": "speech.audio.words", "words": words})
             async for part in encoded_parts(encoder, event.pcm):
                 yield sse(delta(part))
@@ -141,6 +143,17 @@ async def sse_parts(gateway: Gateway, item: SpeechRequest, options: SpeakArgumen
     if rest := encoder.close():
         yield sse(delta(rest))
     yield sse({"type": "speech.audio.done", "usage": usage(report)})
+
+
+def wants_alignment(profile: ModelProfile) -> bool:
+    """Return True if the server finds the times of words only on request."""
+    return "words" in profile.options and not profile.times_words
+
+
+def timed_word(word: Word, speed: float = 1.0) -> dict[str, Any]:
+    """Return a word with `start` and, if it was aligned, `end` in seconds of audio at `speed`."""
+    end = {} if word.end_s is None else {"end": word.end_s / speed}
+    return {"word": word.word, "start": word.start_s / speed} | end
 
 
 def item_encoder(item: SpeechFields) -> Encoder:

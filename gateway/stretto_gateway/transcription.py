@@ -16,11 +16,11 @@ from stretto_gateway.catalogue import find_task
 from stretto_gateway.events import Streamed, text_events
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.metrics import Trace
-from stretto_gateway.speech import sse, sse_error, usage
+from stretto_gateway.speech import sse, sse_error, timed_word, usage
 from stretto_gateway.speech_request import WITH_FILE, Body, Ignored, Text, code_name
 
 router = APIRouter()
-FIELDS = {"audio": "file"}
+FIELDS = {"audio": "file", "options.words": "timestamp_granularities"}
 TEXTS = ("text/plain", "text/vtt")
 TRANSCRIBE, TRANSLATE = "asr", "translate"  # names of the families' tasks
 
@@ -63,9 +63,14 @@ class TranscriptionForm(TranslationForm):
     stream_continuous_usage_stats: bool | None = Field(default=None, description="no effect")
 
     def options(self, task: TaskProfile, ignored: Ignored) -> TaskOptions:
-        if "word" in self.granularities:
-            ignored.add("timestamp_granularities", "segment: this model gives no times of words", "word")
         return super().options(task, ignored)
+
+    def align(self, profile: ModelProfile, options: TaskOptions, ignored: Ignored) -> None:
+        """Request the times of words if the form asks for them and the server has an aligner."""
+        if "word" in self.granularities and "words" in profile.options:
+            options["words"] = "aligned"
+        elif "word" in self.granularities:
+            ignored.add("timestamp_granularities", "segment: this server has no aligner for the times of words", "word")
 
     def check(self) -> None:
         if self.granularities and self.response_format != "verbose_json":
@@ -89,16 +94,19 @@ async def create_transcription(form: Annotated[TranscriptionForm, WITH_FILE], re
     gateway: Gateway = request.app.state.gateway
     ignored = Ignored(form, gateway.strict)
     content, options = await read_form(gateway, form, TRANSCRIBE, "transcription", ignored)
-    form.check_language(await gateway.catalogue.profile(), ignored)
+    profile = await gateway.catalogue.profile()
+    form.check_language(profile, ignored)
+    form.align(profile, options, ignored)
     if form.stream:
         parts = sse_parts(gateway, content, options, bool(form.stream_include_usage))
         answer: Response = Streamed(parts, "text/event-stream", gateway.limits.stall_s, sse_error)
     else:
-        text, report = await unless_gone(request.receive, transcribed(gateway, content, TRANSCRIBE, options))
+        text, report, words = await unless_gone(request.receive, transcribed(gateway, content, TRANSCRIBE, options))
         if form.response_format == "json":
             answer = JSONResponse({"text": text, "usage": {"type": "tokens"} | usage(report)})
         else:
-            answer = transcript_response(form.response_format, text, report, {"task": "transcribe", "language": ""})
+            head = {"task": "transcribe", "language": ""} | ({"words": words} if report.get("aligned") else {})
+            answer = transcript_response(form.response_format, text, report, head)
     answer.headers.update(ignored.headers)
     return answer
 
@@ -109,7 +117,7 @@ async def create_translation(form: Annotated[TranslationForm, WITH_FILE], reques
     gateway: Gateway = request.app.state.gateway
     ignored = Ignored(form, gateway.strict)
     content, options = await read_form(gateway, form, TRANSLATE, "translation of speech", ignored)
-    text, report = await unless_gone(request.receive, transcribed(gateway, content, TRANSLATE, options))
+    text, report, _ = await unless_gone(request.receive, transcribed(gateway, content, TRANSLATE, options))
     answer = transcript_response(form.response_format, text, report, {"task": "translate", "language": "english"})
     answer.headers.update(ignored.headers)
     return answer
@@ -138,11 +146,14 @@ async def read_form(
     return await form.file.read(), options
 
 
-async def transcribed(gateway: Gateway, content: bytes, task: str, options: TaskOptions) -> tuple[str, dict[str, Any]]:
-    """Transcribe a file; return the text and the server's report."""
+async def transcribed(
+    gateway: Gateway, content: bytes, task: str, options: TaskOptions
+) -> tuple[str, dict[str, Any], list[dict[str, Any]]]:
+    """Transcribe a file; return the text, the server's report, and the aligned words."""
     async with writing(gateway, content, task, options) as events:
         received = [event async for event in events]
-    return "".join(event.text for event in received).strip(), received[-1].report or {}
+    words = [timed_word(word) for event in received for word in event.words]
+    return "".join(event.text for event in received).strip(), received[-1].report or {}, words
 
 
 async def sse_parts(

@@ -13,7 +13,7 @@ usage: stretto COMMAND ...    (stretto COMMAND --help lists its options)
   serve                     runs the server; --model-repository FOLDER (default: the bundled model's)
   serve --status | --stop   the state of a server, its end
   gateway                   OpenAI's audio API over HTTP, before a server; serve --gateway starts both
-  convert FAMILY            makes a checkpoint of what is published of a model
+  convert FAMILY            makes a checkpoint of what is published of a model; convert aligner, one for word times
   make-repository           makes a model repository that serves a checkpoint
   families                  lists the installed model families and codecs
 

@@ -87,6 +87,9 @@ class EngineConfig:
         return cls(checkpoint, record, **ours)
 
 
+MAX_ALIGN_S = 30.0  # less than the time after which the language model considers the decoder dead
+
+
 @dataclass(frozen=True, slots=True)
 class DecoderConfig:
     """Configuration of the acoustic decoder.
@@ -107,6 +110,10 @@ class DecoderConfig:
         stop_timeout_s: Maximum time for which a stopping decoder continues with open utterances, in seconds.
         warm_up_s: Duration of the warm-up at start-up, in seconds.
         reference_mb: Maximum size of the cache of codec states after voice references, in MiB.
+        aligner: Folder of the CTC model for the times of words; empty without.
+        aligner_device: Device of that model.
+        align_s: Maximum time from the last samples of an utterance to the times of its words, in seconds.
+        align_mb: Maximum size of the samples stored for word times, in MiB; further utterances get no times.
     """
 
     codec: str = ""
@@ -123,6 +130,10 @@ class DecoderConfig:
     stop_timeout_s: float = 10.0
     warm_up_s: float = 0.0
     reference_mb: int = 256
+    aligner: str = ""
+    aligner_device: str = "cpu"
+    align_s: float = 5.0
+    align_mb: int = 256
 
     RUNTIMES = ("torch", "onnx")
     DTYPES = ("float32", "bfloat16", "float16")
@@ -141,8 +152,11 @@ class DecoderConfig:
         for name in ("threads", "max_batch", "max_utterances"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
-        if self.reference_mb < 0:
-            raise ValueError(f"reference_mb must be >= 0, got {self.reference_mb}")
+        for name in ("reference_mb", "align_mb"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+        if not 0 < self.align_s <= MAX_ALIGN_S:
+            raise ValueError(f"align_s must be in (0, {MAX_ALIGN_S:g}], got {self.align_s}")
         if not 0 < self.idle_timeout_s < float("inf"):
             raise ValueError(f"idle_timeout_s must be > 0, got {self.idle_timeout_s}")
         if not 0 <= self.stop_timeout_s < float("inf"):

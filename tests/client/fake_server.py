@@ -52,6 +52,7 @@ class Chunk:
     codes: list[list[int]] | None = None
     pcm: np.ndarray | None = None  # int16 [num_samples], instead of a constant level
     session: str = ""
+    aligned: tuple[tuple[str, float, float], ...] | None = None  # words with start and end; () if there are none
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,8 @@ def response(step: Chunk) -> service_pb2.ModelStreamInferResponse:
         "index": step.index,
         "segment": "text" if step.num_samples is None else "audio",
         "text": step.text,
-        "words": [{"word": word, "start_s": step.index * 0.04} for word in step.words],
+        "words": [{"word": word, "start_s": step.index * 0.04} for word in step.words]
+        + [{"word": word, "start_s": start, "end_s": end, "score": 0.5} for word, start, end in step.aligned or ()],
         "guidance_changes": [{"start_s": change[0], "is_guided": change[1]} for change in step.guidance_changes],
         "start_s": step.index * 0.04,
         "duration_s": duration_s,
@@ -114,7 +116,7 @@ def response(step: Chunk) -> service_pb2.ModelStreamInferResponse:
         "is_final": step.is_final,
     }
     if step.is_final:
-        event["report"] = REPORT
+        event["report"] = REPORT if step.aligned is None else REPORT | {"aligned": bool(step.aligned)}
     if step.codes is not None:
         event["codes"] = step.codes
     if step.session:

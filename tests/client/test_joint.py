@@ -76,3 +76,15 @@ def test_the_report_of_the_whole_says_what_was_cut_and_when_the_first_sound_came
     assert (whole["audio_s"], whole["first_sound_s"], whole["num_frames"]) == (3.0, 1.5, 7)
     assert whole["guidance_changes"] == [(4, False)]
     assert add_reports(heard, silent)["finish_reason"] == "length"
+
+
+def test_aligned_words_run_on_and_are_told_if_all_are() -> None:
+    word = (Word("a", 0.01, 0.04, 0.5),)
+    events = join([event(tone(1600, 0), is_final=True, words=word)], [event(tone(800, 0), True, words=word)])
+    (first, second) = [each.words[0] for each in events]
+    assert first == Word("a", 0.01, 0.04, 0.5)
+    assert (second.start_s, second.end_s, second.score) == (pytest.approx(0.11), pytest.approx(0.14), 0.5)
+    said = {"finish_reason": "stop"}
+    assert "aligned" not in add_reports(said, said)
+    assert add_reports(said | {"aligned": True}, said | {"aligned": True})["aligned"] is True
+    assert add_reports(said | {"aligned": False}, said | {"aligned": True})["aligned"] is False

@@ -13,6 +13,7 @@ from stretto.families.opuslm.convert import ConvertedSslTokenizer
 from stretto.families.registry import family_at
 from stretto.families.tiny.family import TINY
 from stretto.launcher.mps import OPTIONS_FILE, is_wanted
+from tests.aligning.ctc_release import write_release as write_ctc_release
 from tests.published_checkpoints import convert, write_release
 from tests.published_xeus import write_xeus
 
@@ -253,3 +254,21 @@ def test_reserved_arguments_are_refused(checkpoint: Path, tmp_path: Path, capsys
     assert main(words) == 1
     assert "scheduler_cls" in capsys.readouterr().err
     assert not list(tmp_path.glob("out*"))
+
+
+def test_an_aligner_is_linked_and_told_to_all_who_need_to_know(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    aligner = write_ctc_release(tmp_path / "aligner")
+    made(checkpoint, tmp_path / "out", "--aligner", str(aligner))
+    assert (tmp_path / "out/acoustic_decoder/1/aligner").resolve() == aligner.resolve()
+    config = (tmp_path / "out/acoustic_decoder/config.pbtxt").read_text()
+    assert 'key: "aligner" value { string_value: "1/aligner" }' in config
+    config = (tmp_path / "out/preprocessor/config.pbtxt").read_text()
+    assert 'key: "has_aligner" value { string_value: "true" }' in config
+    ensemble = (tmp_path / "out/speech/config.pbtxt").read_text()
+    assert json.loads(ensemble.partition("string_value: '")[2].partition("'")[0])["options"] == ["words"]
+    (aligner / "vocab.json").write_text("{}")
+    assert main(["--checkpoint", str(checkpoint), "--out", str(tmp_path / "no"), "--aligner", str(aligner)]) == 1
+    assert "expected labels of single letters, got none" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()

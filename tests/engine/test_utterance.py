@@ -10,7 +10,7 @@ import pytest
 from benchmarks.checkpoints.random_published import write_tokenizer
 from stretto.engine.protocol import GUIDANCE_OFF, GUIDANCE_ON, NO_CHANGE
 from stretto.engine.reply_rules import SegmentRules, SegmentTracker
-from stretto.engine.utterance import Utterance, reference_chunk
+from stretto.engine.utterance import Utterance, last_chunks, reference_chunk
 from stretto.errors import StrettoError
 from stretto.families.chatterbox.family import ChatterboxVocabulary, chatterbox
 from stretto.families.text import SILENT, TextTokenizer, load_text_codec
@@ -27,7 +27,7 @@ from stretto.families.tiny.family import (
     TINY,
 )
 from stretto.families.tiny.reader import TEXT_CODEC
-from stretto.records.chunk import Chunk, GuidanceChange, LMChunk, Report, WordMark
+from stretto.records.chunk import Alignment, Chunk, GuidanceChange, LMChunk, Report, WordMark
 from stretto.streams.chunking import ChunkPolicy, Pacer
 from stretto.streams.layout import Segment, delay_codes, words_of
 from tests.small_vocabularies import BAGPIPER, CSM
@@ -305,3 +305,23 @@ def test_latents_pass_as_words_and_must_be_finite(number: float) -> None:
     assert item.codes is not None
     assert item.codes.dtype == np.int32
     assert item.codes.tolist() == words.T.tolist()
+
+
+@pytest.mark.parametrize("has_rows", [True, False])
+def test_the_request_for_the_times_of_words_leaves_with_the_first_chunk_alone(has_rows: bool) -> None:
+    speaker = utterance(())
+    speaker.alignment = Alignment("a cat")
+    rows, _ = reply()
+    made = [chunk for part in (parted(rows) if has_rows else []) for chunk in speaker.push(part)]
+    made.append(speaker.finish(REPORT))
+    assert [each.chunk.alignment for each in made] == [Alignment("a cat"), *[None] * (len(made) - 1)]
+
+
+def test_the_last_chunk_is_parted_in_samples_and_the_end() -> None:
+    codes = np.ones((3, 2), np.int32)
+    last = Chunk(7, Segment.TAIL, "a", (WordMark("a", 3),), True, REPORT, (GuidanceChange(3, False),), voice=2)
+    sound, end = last_chunks(LMChunk(last, codes))
+    assert sound.codes is codes
+    assert sound.chunk == replace(last, is_final=False, report=None, ends_audio=True)
+    assert end == LMChunk(Chunk(8, Segment.TAIL, is_final=True, report=REPORT, voice=2), None)
+    assert (sound.chunk.flushes, end.chunk.flushes, Chunk(0, Segment.AUDIO).flushes) == (True, True, False)

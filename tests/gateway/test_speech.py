@@ -21,7 +21,7 @@ from stretto_gateway.config import Limits
 from stretto_gateway.encoding import CODECS, MEDIA_TYPES, make_encoder, wav_header
 from stretto_gateway.speech import encoded_parts
 from tests.client.fake_server import PROFILE, Abort, Chunk, EmptyFinal, ErrorText, Until
-from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Start
+from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Running, Start
 
 REQUEST: dict[str, Any] = {"model": "tts-1", "voice": "alloy", "input": "A cat."}
 SLOWLY = REQUEST | {"response_format": "pcm"}
@@ -439,3 +439,41 @@ async def test_who_reads_nothing_is_left_after_a_while_and_holds_the_server_back
             await asyncio.sleep(0.05)
     assert running.behind.num_played < 50, "it was not held back"
     writer.close()
+
+
+ALIGNS = PROFILE | {"times_words": False, "options": ["words"]}
+ALIGNED = [
+    Chunk(0, 3840, is_16_bit=True),
+    Chunk(1, None, aligned=(("a", 0.02, 0.1), ("cat", 0.16, 0.22)), is_final=True, is_last=True),
+]
+
+
+async def timed_words(running: Running, **more: Any) -> list[Any]:
+    """The words in the events of a request with `timestamps`."""
+    request = REQUEST | {"response_format": "pcm", "stream_format": "sse", "timestamps": True} | more
+    async with running.http() as http:
+        lines = (await http.post("/v1/audio/speech", json=request)).text.splitlines()
+    events = [json.loads(line[6:]) for line in lines if line.startswith("data: ")]
+    return [word for event in events if event["type"] == "speech.audio.words" for word in event["words"]]
+
+
+async def test_an_aligner_is_asked_for_the_times_of_words_and_gives_their_ends(start: Start) -> None:
+    running = await start(ALIGNED, ALIGNS)
+    words = [{"word": "a", "start": 0.02, "end": 0.1}, {"word": "cat", "start": 0.16, "end": 0.22}]
+    assert await timed_words(running) == words
+    assert (await timed_words(running, speed=2))[1] == {"word": "cat", "start": 0.08, "end": 0.11}
+    await timed_words(running, stream_format="audio", timestamps=False)
+    asked = [json.loads(each["options"]).get("words") for each in running.behind.requests]
+    assert asked == ["aligned", "aligned", None]
+
+
+async def test_words_that_were_not_aligned_in_time_are_left_out(start: Start) -> None:
+    late = [ALIGNED[0], Chunk(1, None, aligned=(), is_final=True, is_last=True)]
+    assert await timed_words(await start(late, ALIGNS)) == []
+
+
+@pytest.mark.parametrize("profile", [PROFILE, PROFILE | {"options": ["words"]}, PROFILE | {"times_words": False}])
+async def test_no_aligner_is_asked_where_none_is_needed_or_there(start: Start, profile: dict[str, Any]) -> None:
+    running = await start(profile=profile)
+    await timed_words(running)
+    assert "words" not in json.loads(running.behind.requests[0]["options"])

@@ -111,3 +111,36 @@ async def test_a_family_that_translates_does_in_each_format(start: Start) -> Non
         with pytest.raises(openai.BadRequestError) as raised:
             await create(**{"model": "tiny", "file": FILE} | change)
         assert raised.value.param in ("prompt", "stream")
+
+
+ALIGNS = PROFILE | {"options": ["words"]}
+WORDS: dict[str, Any] = {"model": "tiny", "file": FILE, "response_format": "verbose_json"}
+
+
+async def test_an_aligner_gives_the_times_of_the_words_of_a_transcript(start: Start) -> None:
+    timed = Chunk(2, None, aligned=(("a", 0.02, 0.1), ("cat", 0.16, 0.22)), is_final=True, is_last=True)
+    running = await start([*WRITTEN[:2], timed], ALIGNS)
+    create = running.openai().audio.transcriptions.create
+    verbose: Any = await create(**WORDS, timestamp_granularities=["word"])
+    assert [(word.word, word.start, word.end) for word in verbose.words] == [("a", 0.02, 0.1), ("cat", 0.16, 0.22)]
+    assert (verbose.text, len(verbose.segments)) == ("a cat", 1)
+    await create(**WORDS, timestamp_granularities=["segment"])
+    assert [each.get("options") for each in running.behind.requests] == [b'{"words": "aligned"}', None]
+
+
+async def test_a_transcript_without_times_in_time_has_no_words(start: Start) -> None:
+    late = Chunk(2, None, aligned=(), is_final=True, is_last=True)
+    async with (await start([*WRITTEN[:2], late], ALIGNS)).http() as http:
+        form = {"model": "tiny", "response_format": "verbose_json", "timestamp_granularities[]": "word"}
+        answer = await http.post("/v1/audio/transcriptions", files={"file": FILE}, data=form)
+    assert answer.status_code == 200
+    assert "stretto-ignored" not in answer.headers
+    assert "words" not in answer.json()
+
+
+async def test_a_refusal_of_times_names_the_request_s_field(start: Start) -> None:
+    message = "invalid request: options.words: expected a recording of at most 60 s, got 75.0 s"
+    client = (await start([ErrorText(message)], ALIGNS)).openai()
+    with pytest.raises(openai.BadRequestError, match="expected a recording of at most 60 s") as raised:
+        await client.audio.transcriptions.create(**WORDS, timestamp_granularities=["word"])
+    assert raised.value.param == "timestamp_granularities"

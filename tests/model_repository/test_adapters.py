@@ -68,8 +68,8 @@ def wait(condition: Callable[[], bool]) -> None:
 class Preparing:
     """Preprocessor that records its checkpoint, its device and its requests."""
 
-    def __init__(self, checkpoint: Path, device: str) -> None:
-        self.checkpoint, self.device = checkpoint, device
+    def __init__(self, checkpoint: Path, codec: None, device: str, has_aligner: bool) -> None:
+        self.checkpoint, self.device, self.has_aligner = checkpoint, device, has_aligner
         self.asked: list[Any] = []
 
     def prepare(self, raw: Any, read: Any = None) -> Prompt:
@@ -194,7 +194,7 @@ def test_the_decoder_drives_one_worker(monkeypatch: pytest.MonkeyPatch, tmp_path
     waits: list[bool] = []
     monkeypatch.setattr("stretto.decoder.worker.open_codec", lambda config, where: (config.codec, where))
 
-    def worker(codec: Any, config: Any) -> SimpleNamespace:
+    def worker(codec: Any, config: Any, aligner: None) -> SimpleNamespace:
         made.append((codec, config))
         wait = partial(waits.append, True)
         figures = {"stats": lambda: defaultdict(float), "has_died": False}

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from hypothesis import strategies as st
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.tiny.family import FIRST_CODE, TINY
 from stretto.preprocessing.request import Preprocessor, RawRequest
+from stretto.records.chunk import Alignment
 from stretto.records.prompt import Prompt
+from stretto.streams.layout import Segment
 from tests.fakes import FrameCounter
 
 
@@ -218,3 +221,57 @@ def test_any_json_is_a_prompt_or_a_refusal(preprocessor: Preprocessor, field: st
         assert len(str(error)) < 400  # noqa: PT017 - either outcome is fine; this is about the refusal's length
         return
     assert msgspec.msgpack.decode(prompt.to_bytes())["task"] == "tts"
+
+
+ALIGNED = '{"words": "aligned"}'
+
+
+@pytest.fixture
+def aligning(tmp_path: Path) -> Preprocessor:
+    (tmp_path / "config.json").write_text('{"speech_family": "tiny"}')
+    return Preprocessor(tmp_path, codec=FrameCounter(), has_aligner=True)
+
+
+def test_a_transcript_is_aligned_with_its_recording_at_16_khz(aligning: Preprocessor) -> None:
+    pcm = np.linspace(-1, 1, 8_000, dtype=np.float32)
+    prompt = aligning.prepare(RawRequest(pcm_in=pcm, sample_rate=16_000, options=ALIGNED))
+    assert prompt.alignment is not None
+    assert prompt.alignment.text == ""
+    recording = np.frombuffer(prompt.alignment.recording, np.int16)
+    np.testing.assert_array_equal(recording, np.rint(pcm * 32_767).astype(np.int16))
+    assert Prompt.from_bytes("prompt", prompt.to_bytes(), prompt.rows).alignment == prompt.alignment
+
+
+def test_a_family_with_times_of_its_own_keeps_them(aligning: Preprocessor, preprocessor: Preprocessor) -> None:
+    for each in (aligning, preprocessor):
+        prompt = each.prepare(RawRequest(text="a cat", options=ALIGNED))
+        assert (prompt.words, prompt.alignment) == (("a", "cat"), None)
+    assert aligning.prepare(RawRequest(text="a cat")).alignment is None
+
+
+@pytest.mark.parametrize(("text_segment", "text"), [(False, "It's 9:20."), (True, "")])
+def test_the_text_to_speak_is_aligned_unless_the_model_writes_one(
+    aligning: Preprocessor, text_segment: bool, text: str
+) -> None:
+    aligning.family = replace(aligning.family, script=None)
+    if not text_segment:
+        tasks = [replace(task, segments=(Segment.AUDIO,)) if task.speaks else task for task in aligning.family.tasks]
+        aligning.family = replace(aligning.family, tasks=tuple(tasks))
+    prompt = aligning.prepare(RawRequest(text="It's 9:20.", options=ALIGNED))
+    assert prompt.alignment == Alignment(text)
+
+
+def test_times_of_words_are_refused_where_there_are_none(
+    aligning: Preprocessor, preprocessor: Preprocessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded = RawRequest(pcm_in=PCM, sample_rate=8_000, options=ALIGNED)
+    with pytest.raises(InvalidRequest, match=r"options.words: expected nothing: this server has no aligner"):
+        preprocessor.prepare(recorded)
+    with pytest.raises(InvalidRequest, match=r"options.words: expected aligned, got 'exact'"):
+        aligning.prepare(replace(recorded, options='{"words": "exact"}'))
+    monkeypatch.setattr("stretto.preprocessing.request.MAX_ALIGNED_S", 0.5)
+    with pytest.raises(InvalidRequest, match=r"options.words: expected a recording of at most 0.5 s, got 1.0 s"):
+        aligning.prepare(recorded)
+    monkeypatch.setattr("stretto.preprocessing.request.TRANSCRIBE", "other")
+    with pytest.raises(InvalidRequest, match=r"options.words: expected nothing: only speech and 'other' of one"):
+        aligning.prepare(recorded)

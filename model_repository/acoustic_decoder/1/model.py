@@ -21,7 +21,7 @@ class TritonPythonModel:
         stub.use_utf8()
         stub.keep_large_memory()
         from stretto.config import DecoderConfig
-        from stretto.decoder.worker import DecoderWorker, open_codec
+        from stretto.decoder.worker import DecoderWorker, open_aligner, open_codec
         from stretto.triton_io.decoding_service import DecodingService
         from stretto.triton_io.flow import Outcome, conclude_all
         from stretto.triton_io.seal import SealKey
@@ -32,7 +32,8 @@ class TritonPythonModel:
         family = parameters.family()
         found = {"codec": family.codec, "num_codebooks": str(family.num_codebooks), "device": parameters.device}
         config = DecoderConfig.from_parameters(found | parameters.strings)
-        self.worker = DecoderWorker(open_codec(config, parameters.path("checkpoint")), config)
+        aligner = open_aligner(config, parameters.path("aligner")) if config.aligner else None
+        self.worker = DecoderWorker(open_codec(config, parameters.path("checkpoint")), config, aligner=aligner)
         self.worker.wait_until_warm()
         self.key = SealKey(stub.server_pid())
         # Utterances abandoned by an earlier decoder process.

@@ -34,7 +34,8 @@ class TritonPythonModel:
         parameters = ModelParameters(args)
         limit = Load(parameters.number("max_audio_bytes"), parameters.number("max_audio_requests"))
         self.lanes = AudioLanes(AudioProcess, parameters.number("long_audio_lanes"), limit)
-        self.preprocessor = Preprocessor(parameters.path("checkpoint"), device=parameters.device)
+        has_aligner = parameters.strings.get("has_aligner") == "true"
+        self.preprocessor = Preprocessor(parameters.path("checkpoint"), None, parameters.device, has_aligner)
         self.key = SealKey(stub.server_pid())
         self.read = lambda request: RawRequest(**read_inputs(request))
         gate = DrainGate.from_environment()

@@ -5,6 +5,7 @@
 Writes config.json, model-0000N-of-0000M.safetensors with their index, the tokenizer's files, `codec/` and, if
 requested, `ssl_tokenizer/`, and prints the SHA-256 of each file. Tensors are copied from file to file one at a time.
 If any file does not match the others, the mismatch is reported and nothing is written.
+`stretto convert aligner --help` is about models for the times of words.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from pathlib import Path
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from stretto.command_line import CommandParser
+from stretto.convert import aligner
 from stretto.convert.conversion import Conversion, plan, write
 from stretto.convert.release import DTYPES, audio_tokenizer_of, convertible
 from stretto.errors import CheckpointError
@@ -126,6 +128,9 @@ def grouped(shapes: dict[str, list[int]]) -> list[str]:
 
 def main(words: list[str] | None = None) -> int:
     """Convert a release; return 1 if its files do not match."""
+    words = sys.argv[1:] if words is None else words
+    if words[:1] == [aligner.NAME]:
+        return aligner.main(words[1:])
     args = arguments(words)
     try:
         conversion = plan(release(args))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stretto.aligning.model import check_config, read_alphabet
 from stretto.codecs import refinement
 from stretto.command_line import CommandParser
 from stretto.config import EngineConfig
@@ -29,13 +30,14 @@ HALF = ("bfloat16", "float16")
 MAX_DEVICE_DIGITS = 4
 
 
-def profile(family: Family, sample_rate: int, frame_rate: float) -> str:
+def profile(family: Family, sample_rate: int, frame_rate: float, has_aligner: bool = False) -> str:
     """Return the model profile as one line of JSON without single quotes, so that it fits between quotes in a config.
 
     Args:
         family: Family of the checkpoint.
         sample_rate: Sample rate of the codec in Hz.
         frame_rate: Frames per second of the codec.
+        has_aligner: True if the decoder has an aligner for the times of words.
     """
     record = {
         "family": family.name,
@@ -44,7 +46,7 @@ def profile(family: Family, sample_rate: int, frame_rate: float) -> str:
         "voices": list(family.voices),
         "voice_titles": list(family.voice_titles),
         "languages": list(family.languages),
-        "options": _options(family),
+        "options": [*_options(family), *(["words"] if has_aligner else [])],
         "max_text_chars": family.max_text_chars,
         "max_audio_s": family.max_audio_s,
         "times_words": family.script is not None,
@@ -91,6 +93,7 @@ def _options(family: Family) -> list[str]:
 BUNDLED = bundled_repository()
 CHECKPOINT, ENGINE = "language_model/1/checkpoint", "language_model/1/engine.json"
 DECODER, PREPROCESSOR, ENSEMBLE = "acoustic_decoder", "preprocessor", "speech"
+ALIGNER = f"{DECODER}/1/aligner"
 NUM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 CPU_BLOCK_SIZE = 32  # rows; the block size on the CPU must be a multiple of it
 MIB = 1 << 20
@@ -120,6 +123,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     )
     add("--codec-device", type=device, metavar="N", help="codec on GPU N; default: the GPU of --gpu")
     about = "weights of the language model's linear layers in FP8, for GPUs of compute capability 8.9 and higher"
+    add("--aligner", type=Path, metavar="FOLDER", help="times of words by this model, made by stretto convert aligner")
     add("--quantize", choices=tuple(QUANTIZATIONS), help=about)
     about = "let language model and codec share a GPU at the same time: the launcher runs NVIDIA's MPS daemon"
     add("--mps", action="store_true", help=about)
@@ -248,7 +252,13 @@ def count(record: dict[str, Any], name: str) -> int:
     return value
 
 
-def make(checkpoint: Path, out: Path, engine_args: dict[str, Any], placement: Placement | None = None) -> None:
+def make(
+    checkpoint: Path,
+    out: Path,
+    engine_args: dict[str, Any],
+    placement: Placement | None = None,
+    aligner: Path | None = None,
+) -> None:
     """Create the model repository.
 
     Args:
@@ -256,9 +266,10 @@ def make(checkpoint: Path, out: Path, engine_args: dict[str, Any], placement: Pl
         out: Directory to create; it must be missing or empty.
         engine_args: vLLM's engine arguments that override the computed ones.
         placement: Devices and weight format for GPUs; None for the CPU.
+        aligner: Folder of the CTC model for the times of words; None without.
 
     Raises:
-        CheckpointError: If the checkpoint cannot be served.
+        CheckpointError: If the checkpoint, or the aligner, cannot be served.
     """
     preprocessor = Preprocessor(checkpoint)  # opens the tokenizer, the codec and the audio encoder
     family = preprocessor.family
@@ -266,21 +277,28 @@ def make(checkpoint: Path, out: Path, engine_args: dict[str, Any], placement: Pl
         raise CheckpointError(f"{checkpoint}: expected weights in *.safetensors, got none")
     if family.num_filled_codebooks and not (checkpoint / refinement.FOLDER).is_dir():
         raise CheckpointError(f"{checkpoint}: expected {refinement.FOLDER}/, which fills {family.name}'s codebooks")
+    if aligner is not None:
+        check_config(aligner)
+        read_alphabet(aligner)
     record = config_at(checkpoint)
     chosen = engine_arguments(record, family, placement is not None) | engine_args
     if placement is not None:
         chosen |= quantization(record, placement.quantize, chosen["dtype"])
     with fresh_directory(out) as folder:
-        left_out = shutil.ignore_patterns(Path(CHECKPOINT).name, Path(ENGINE).name, "__pycache__")
+        left_out = shutil.ignore_patterns(Path(CHECKPOINT).name, Path(ENGINE).name, Path(ALIGNER).name, "__pycache__")
         shutil.copytree(BUNDLED, folder, ignore=left_out, dirs_exist_ok=True)
         (folder / CHECKPOINT).symlink_to(checkpoint.resolve(), target_is_directory=True)
         (folder / ENGINE).write_text(json.dumps(chosen, indent=2) + "\n")
         EngineConfig.from_file(folder / ENGINE, checkpoint)
         spec = preprocessor.codec.spec
-        model_profile = profile(family, spec.sample_rate, spec.frame_rate)
+        model_profile = profile(family, spec.sample_rate, spec.frame_rate, aligner is not None)
         change(folder / ENSEMBLE / "config.pbtxt", {parameter(PARAMETER): rf"\1: '{model_profile}'"})
         if family.codec != family_at(BUNDLED / CHECKPOINT).codec:
             change(folder / DECODER / "config.pbtxt", {parameter("warm_up_s"): rf'\1: "{WARM_UP_S}"'})
+        if aligner is not None:
+            (folder / ALIGNER).symlink_to(aligner.resolve(), target_is_directory=True)
+            change(folder / DECODER / "config.pbtxt", {parameter("aligner"): rf'\1: "1/{Path(ALIGNER).name}"'})
+            change(folder / PREPROCESSOR / "config.pbtxt", {parameter("has_aligner"): r'\1: "true"'})
         if placement is not None:
             _place(folder, placement, has_tokenizer=(checkpoint / AUDIO_TOKENIZER).is_dir())
 
@@ -320,7 +338,7 @@ def main(words: list[str] | None = None) -> int:
     try:
         given = json_object(args.engine_args) if args.engine_args else {}
         placement = None if args.gpu is None else Placement(args.gpu, args.codec_device, args.quantize, args.mps)
-        make(args.checkpoint, args.out, given, placement)
+        make(args.checkpoint, args.out, given, placement, args.aligner)
     except (CheckpointError, OSError, ValueError) as error:
         print(f"stretto make-repository: {error}", file=sys.stderr)
         return 1

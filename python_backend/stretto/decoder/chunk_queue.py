@@ -245,6 +245,10 @@ class Unanswered:
         pending.reply.send(pcm, event)
         del self._pending[id(pending)]
 
+    def hand_over(self, pending: PendingChunk) -> None:
+        """Remove a chunk that is answered by another thread."""
+        del self._pending[id(pending)]
+
     def refuse(self, pending: PendingChunk, error: Exception) -> None:
         """Answer a chunk with an error."""
         del self._pending[id(pending)]

@@ -16,6 +16,7 @@ import numpy as np
 
 from stretto.codecs.base import Codec, CodecSpec
 from stretto.config import DecoderConfig
+from stretto.decoder.alignment import Aligning, send_aligned
 from stretto.decoder.batching import Batch, FilledBatch, Job, batch_limit, launch, next_group, still_connected
 from stretto.decoder.chunk_queue import ChunkQueue, Counts, Pace, PendingChunk, Unanswered, check_connected
 from stretto.decoder.launching import capture_shapes, make_launcher, warm_up
@@ -91,8 +92,16 @@ class DecodingLoop:
         gives_up: Set to True to fail everything that has not been decoded yet.
     """
 
-    def __init__(self, codec: Codec, config: DecoderConfig, queue: ChunkQueue, counts: Counts, sessions: Sessions):
-        self._codec = codec
+    def __init__(
+        self,
+        codec: Codec,
+        config: DecoderConfig,
+        queue: ChunkQueue,
+        counts: Counts,
+        sessions: Sessions,
+        aligner: Aligning | None = None,
+    ):
+        self._codec, self._aligner = codec, aligner
         self._config = config
         self._queue = queue
         self._counts = counts
@@ -160,6 +169,7 @@ class DecodingLoop:
         try:
             check_connected(pending)
             session = self._sessions.advance(pending.utterance, pending.chunk.index, pending.form)
+            self._sessions.collect_for_alignment(session, pending.chunk)
             self._sessions.apply_reference(session, pending.chunk, pending.codes)
             self._continue_chunk(pending, session)
         except Exception as error:
@@ -236,14 +246,22 @@ class DecodingLoop:
             pcm: Audible samples as decoded, float32 [n], or None.
             at: GPU address of these samples, or None.
         """
-        if pending.chunk.is_final:
-            self._sessions.close(pending.utterance)
-        samples = session.render(pcm, pending.chunk.is_final)
+        chunk, collected = pending.chunk, session.collected
+        if collected is not None:
+            collected.add(chunk, pcm)
+        if chunk.is_final:
+            self._sessions.end(pending.utterance)
+        samples = session.render(pcm, chunk.flushes)
         if pending.on_device is not None and at is not None and samples is pcm:  # unchanged since decoding
             pending.on_device(at)
         num_samples = 0 if samples is None else len(samples)
         self._sessions.note_sent(session, num_samples)
-        self.unanswered.send(pending, samples, make_event(pending, session, num_samples, self._codec.spec))
+        event = make_event(pending, session, num_samples, self._codec.spec)
+        if collected is None or not chunk.is_final:
+            self.unanswered.send(pending, samples, event)
+            return
+        self.unanswered.hand_over(pending)
+        collected.align(self._aligner, lambda words: send_aligned(pending, event, words, self._counts))
 
     def _fail(self, pending: PendingChunk, error: Exception) -> None:
         """End the utterance of a chunk with an error."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from stretto.codecs.base import Codec, CodecSpec
 from stretto.codecs.refinement import refinement_of
+from stretto.decoder.alignment import Collected, StoredBytes
 from stretto.decoder.streaming import (
     Filling,
     FrameWindow,
@@ -78,6 +79,8 @@ class Session:
         num_samples: Number of samples sent, at `renderer.sample_rate`.
         decode_s: Decoding time, in seconds.
         first_sound: Index of the first sample that is not silence; None if none was sent.
+        collected: Samples and text for the times of words; None if they were not requested.
+        has_ended: True after the last frame.
         dry_s: Time at which a client that started with the first sample will have played all of them; None before that.
     """
 
@@ -92,6 +95,8 @@ class Session:
     decode_s: float = 0.0
     first_sound: int | None = field(default=None)
     dry_s: float | None = field(default=None)
+    collected: Collected | None = field(default=None)
+    has_ended: bool = False
 
     @property
     def num_bytes(self) -> int:
@@ -124,8 +129,11 @@ class Session:
 
         Args:
             pcm: float32 samples [n] at the codec's sample rate, or None.
-            is_final: True for the last chunk of the utterance.
+            is_final: True for the last chunk with frames of the utterance.
         """
+        if self.has_ended:
+            return None
+        self.has_ended = is_final
         samples = self.renderer.resample(pcm, is_final)
         if samples is not None:
             self._count_samples(samples)
@@ -149,12 +157,14 @@ class Sessions:
         idle_timeout_s: float,
         clock: Callable[[], float],
         max_reference_bytes: int = 0,
+        max_aligned_bytes: int = 0,
     ) -> None:
         self._codec = codec
         self._limit = limit
         self._idle_timeout_s = idle_timeout_s
         self._clock = clock
         self._references = References(max_reference_bytes)
+        self._stored = StoredBytes(max_aligned_bytes)
         self._open: dict[str, Session] = {}
 
     def __len__(self) -> int:
@@ -164,7 +174,8 @@ class Sessions:
     def num_bytes(self) -> int:
         """Memory of all open utterances and cached voice references, in bytes."""
         sessions = list(self._open.values())  # any thread may read this
-        return self._references.num_bytes + sum(session.num_bytes for session in sessions)
+        held = self._references.num_bytes + self._stored.held
+        return held + sum(session.num_bytes for session in sessions)
 
     @property
     def num_speaking(self) -> int:
@@ -200,6 +211,11 @@ class Sessions:
         session = self._open.get(utterance)
         if session is not None:
             session.last_used_s = self._clock()
+
+    def collect_for_alignment(self, session: Session, chunk: Chunk) -> None:
+        """Begin to store samples and text if a chunk requests the times of words."""
+        if chunk.alignment is not None and session.collected is None:
+            session.collected = Collected.begin(chunk.alignment, self._codec.spec.sample_rate, self._stored)
 
     def apply_reference(self, session: Session, chunk: Chunk, codes: np.ndarray | None) -> None:
         """Apply a chunk's voice, voice reference and prompt, if any, to its session.
@@ -243,20 +259,22 @@ class Sessions:
         Raises:
             InvalidRequest: If the codes are invalid.
         """
+        if session.has_ended:
+            return None, True
         filling = session.filling
         if filling is not None:
             session.last_used_s = self._clock()  # filling in may take as long as the idle timeout
             if filling.is_filled:
                 return filling.next_window(session.windower)
             filling.append_codes(None if chunk.is_prompt else codes)
-            passage = filling.passage() if chunk.is_final else None
+            passage = filling.passage() if chunk.flushes else None
             return passage, passage is None
         part = self._next_part(session)
         if part is not None:
             return part, False
         if codes is not None and chunk.num_reference_frames:
             codes = codes[:, chunk.num_reference_frames :]
-        return session.windower.push(codes, chunk.is_final), True
+        return session.windower.push(codes, chunk.flushes), True
 
     def _next_part(self, session: Session) -> FrameWindow | None:
         """Return the next window of a voice reference, or None once all of it has been decoded.
@@ -288,7 +306,13 @@ class Sessions:
         return self._open.get(utterance) is session
 
     def close(self, utterance: str) -> None:
-        """Remove an utterance, if it is open."""
+        """Remove an utterance, if it is open, with its stored samples."""
+        session = self._open.pop(utterance, None)
+        if session is not None and session.collected is not None:
+            session.collected.drop()
+
+    def end(self, utterance: str) -> None:
+        """Remove an utterance whose stored samples are still needed."""
         self._open.pop(utterance, None)
 
     def expire(self) -> list[str]:

@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from stretto.aligning.process import AlignerProcess, AlignmentQueue
 from stretto.codecs.base import Codec
 from stretto.codecs.refinement import FOLDER, RefinedCodec
 from stretto.codecs.registry import load_codec, load_exported
 from stretto.config import DecoderConfig
+from stretto.decoder.alignment import Aligning
 from stretto.decoder.chunk_queue import ChunkAnswer, ChunkQueue, Counts, PendingChunk, refuse
 from stretto.decoder.loop import DecodingLoop
 from stretto.decoder.sessions import Sessions
@@ -50,6 +52,11 @@ def open_codec(config: DecoderConfig, checkpoint: Path) -> Codec:
     return RefinedCodec(codec, found.load_refinement(folder, config.device))
 
 
+def open_aligner(config: DecoderConfig, folder: Path) -> AlignmentQueue:
+    """Start the process that finds the times of words, with the CTC model in `folder`."""
+    return AlignmentQueue(AlignerProcess(folder, config.aligner_device), config.align_s)
+
+
 logger = logging.getLogger(__name__)
 PLAIN = OutputForm()
 STOPPING = "the decoder is stopping"
@@ -63,15 +70,22 @@ class DecoderWorker:
         codec: The codec.
         config: Decoder configuration.
         clock: Monotonic clock in seconds.
+        aligner: Queue that finds the times of words, closed by `stop`; None without.
     """
 
-    def __init__(self, codec: Codec, config: DecoderConfig, clock: Callable[[], float] = time.monotonic) -> None:
-        self._config = config
+    def __init__(
+        self,
+        codec: Codec,
+        config: DecoderConfig,
+        clock: Callable[[], float] = time.monotonic,
+        aligner: Aligning | None = None,
+    ) -> None:
+        self._config, self._aligner = config, aligner
         self._queue = ChunkQueue()
         self._counts = Counts()
         limits = (config.max_utterances, config.idle_timeout_s)
-        self._sessions = Sessions(codec, *limits, clock, config.reference_mb << 20)
-        self._loop = DecodingLoop(codec, config, self._queue, self._counts, self._sessions)
+        self._sessions = Sessions(codec, *limits, clock, config.reference_mb << 20, config.align_mb << 20)
+        self._loop = DecodingLoop(codec, config, self._queue, self._counts, self._sessions, aligner)
         self._warm = Future[None]()
         self._thread = threading.Thread(target=self._run, name="decoder", daemon=True)
         self._is_stopping = False
@@ -124,6 +138,8 @@ class DecoderWorker:
         self._loop.gives_up = True
         self._refuse_waiting()
         self._thread.join()
+        if self._aligner is not None:
+            self._aligner.close()
 
     @property
     def pace_s(self) -> float:

@@ -30,7 +30,7 @@ from stretto.engine.adapters import Adapters  # noqa: E402
 from stretto.engine.permits import FrameStats, Stats  # noqa: E402
 from stretto.engine.protocol import STATS_KEY, SharedStats, Trailer, family_of, read_rows, sampling_params  # noqa: E402
 from stretto.engine.reply_rules import SegmentRules, SegmentTracker  # noqa: E402
-from stretto.engine.utterance import NO_TEXT, TextFeed, Utterance, first_chunk  # noqa: E402
+from stretto.engine.utterance import NO_TEXT, TextFeed, Utterance, first_chunk, last_chunks  # noqa: E402
 from stretto.families.text import (  # noqa: E402
     SubwordStream,
     load_text_codec,
@@ -164,8 +164,10 @@ class SpeechLLM:
         params, adapter = sampling_params(prompt, self._rules), self._adapters.named(prompt.adapter)
         width, text = self.family.layout.num_output_streams, self._texts.get(request_id, NO_TEXT)
         if (first := first_chunk(prompt, self.family)) is not None:
-            yield first
+            yield replace(first, chunk=replace(first.chunk, alignment=prompt.alignment))
             utterance.num_chunks = 1
+        else:
+            utterance.alignment = prompt.alignment
         async with aclosing(self._engine.generate(inputs, params, request_id, lora_request=adapter)) as outputs:
             async for output in outputs:
                 permit.has_begun = True
@@ -179,7 +181,9 @@ class SpeechLLM:
                     frame_stats.record(tracker.num_frames, utterance.guidance_changes)
                     yield chunk
         frame_stats.record(tracker.num_frames, utterance.guidance_changes)
-        yield utterance.finish(self._report(prompt, utterance, trailer, clock))
+        last = utterance.finish(self._report(prompt, utterance, trailer, clock))
+        for chunk in last_chunks(last) if prompt.alignment else [last]:
+            yield chunk
 
     def _report(self, prompt: Prompt, utterance: Utterance, trailer: Trailer | None, clock: "_Clock") -> Report:
         assert trailer is not None, "the engine ended a reply without its trailer"

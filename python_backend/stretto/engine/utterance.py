@@ -18,7 +18,7 @@ from stretto.engine.reply_rules import SegmentTracker, TextUpdate
 from stretto.errors import InvalidRequest, StrettoError
 from stretto.families.base import Family
 from stretto.families.text import TextCodec
-from stretto.records.chunk import Chunk, GuidanceChange, LMChunk, Report, WordMark
+from stretto.records.chunk import Alignment, Chunk, GuidanceChange, LMChunk, Report, WordMark
 from stretto.records.prompt import Prompt
 from stretto.streams.chunking import Pacer
 from stretto.streams.layout import Segment, StreamLayout, Undelayer, latents_of
@@ -245,6 +245,16 @@ def first_chunk(prompt: Prompt, family: Family) -> LMChunk | None:
     return None
 
 
+def last_chunks(last: LMChunk) -> list[LMChunk]:
+    """Return a reply's last chunk as two, of which only the first has frames.
+
+    The decoder sends all samples at once, and the final event when the times of words are known.
+    """
+    chunk = last.chunk
+    ending = Chunk(chunk.index + 1, chunk.segment, is_final=True, report=chunk.report, voice=chunk.voice)
+    return [LMChunk(replace(chunk, is_final=False, report=None, ends_audio=True), last.codes), LMChunk(ending, None)]
+
+
 class Utterance:
     """Conversion of a reply's rows to chunks. Text is sent at the end of a word, frames when the pacer permits.
 
@@ -259,6 +269,7 @@ class Utterance:
         guidance_changes: All guidance changes so far, by frame.
         num_chunks: Number of chunks so far, including one sent before the reply.
         voice: Index of the codec's voice, sent with each chunk.
+        alignment: Request for the times of words, sent with the first chunk; None without.
     """
 
     def __init__(
@@ -285,6 +296,7 @@ class Utterance:
         self.guidance_changes: list[GuidanceChange] = []
         self._num_reported = 0  # number of changes already reported
         self.num_chunks = self.voice = 0
+        self.alignment: Alignment | None = None
 
     @property
     def num_sent_frames(self) -> int:
@@ -381,6 +393,7 @@ class Utterance:
         marks, self._marks = tuple(self._marks[:sent]), self._marks[sent:]
         changes = self._changes_before(self.num_sent_frames)
         chunk = Chunk(self.num_chunks, segment, text, marks, guidance_changes=changes, voice=self.voice)
+        chunk, self.alignment = replace(chunk, alignment=self.alignment), None
         self.num_chunks += 1
         return self._sent(chunk, codes)
 
@@ -400,4 +413,4 @@ class Utterance:
         codes = self._frames.pop_frames(self._num_ready) if self._num_ready > 0 else None
         changes = self._changes_before(sys.maxsize)
         last = Chunk(self.num_chunks, segment, text, tuple(self._marks), True, report, changes, voice=self.voice)
-        return self._sent(last, codes)
+        return self._sent(replace(last, alignment=self.alignment), codes)

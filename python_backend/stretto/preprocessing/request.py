@@ -24,7 +24,9 @@ from stretto.preprocessing.audio import (
     Recording,
     check_file_size,
     read_recording,
+    resample,
 )
+from stretto.records.chunk import ALIGNED_RATE, MAX_ALIGNED_S, Alignment
 from stretto.records.json_record import MAX_BYTES, read_json
 from stretto.records.prompt import MAX_PART_CHARS, SESSION, Prompt, TextPart
 from stretto.records.sampling import (
@@ -100,18 +102,19 @@ class Preprocessor:
         template: The family's prompt template.
     """
 
-    def __init__(self, checkpoint: Path, codec: Codec | None = None, device: str = "cpu"):
+    def __init__(self, checkpoint: Path, codec: Codec | None = None, device: str = "cpu", has_aligner: bool = False):
         """Load the template and the codec, so that the first request is not delayed.
 
         Args:
             checkpoint: Folder of the checkpoint; its `config.json` names the family (`speech_family`).
             codec: Codec to use instead of the checkpoint's; None for the checkpoint's.
             device: torch device for audio encoding (`cpu`, `cuda:1`, …).
+            has_aligner: True if the decoder has an aligner for the times of words.
 
         Raises:
             CheckpointError: The family is missing, unknown, or not served.
         """
-        self.family = family_at(checkpoint)
+        self.family, self._has_aligner = family_at(checkpoint), has_aligner
         if self.family.not_served:
             raise CheckpointError(f"{self.family.name} {self.family.not_served}")
         spoken = self.family.num_codebooks
@@ -145,6 +148,7 @@ class Preprocessor:
         pieces = tuple(self._piece(turn, kind, raw, files, read) for turn in turns for kind in turn.kinds)
         with self._tokenising if any(piece.pcm is not None for piece in pieces) else nullcontext():
             written = self.template.write(task, pieces, options.voice, options.manner)
+        alignment = self._alignment(task, turns[-1], pieces, options.manner.is_open) if options.aligns_words else None
         longest = self.family.max_model_len - 1
         if len(written.rows) > longest:
             path = "messages" if raw.messages is not None else pieces[0].path
@@ -164,7 +168,34 @@ class Preprocessor:
             adapter=options.adapter,
             voice=written.voice,
             input_audio_s=sum(len(piece.pcm) for piece in pieces if piece.pcm is not None) / self._encoder_rate,
+            alignment=alignment,
         )
+
+    def _alignment(self, task: Task, turn: Turn, pieces: tuple[Piece, ...], is_open: bool) -> Alignment | None:
+        """Return the request for the times of words; None if the family's own alignment reports them.
+
+        Raises:
+            InvalidRequest: There is no aligner, or nothing that it could align.
+        """
+        field, got = "options.words", "'aligned'"
+        if task.speaks and self.family.script is not None:
+            return None
+        if not self._has_aligner:
+            raise InvalidRequest(field, "nothing: this server has no aligner", got)
+        if task.speaks:
+            if is_open:
+                raise InvalidRequest(field, "nothing with text_mode 'open': the text is not known yet", got)
+            generates_text = {Segment.TEXT, Segment.INTERLEAVED} & set(task.segments)
+            return Alignment("" if generates_text else turn.text or "")
+        heard = [piece.pcm for piece in pieces if piece.pcm is not None]
+        if task.name != TRANSCRIBE or len(heard) != 1:
+            expected = f"nothing: only speech and {TRANSCRIBE!r} of one recording have times of words"
+            raise InvalidRequest(field, expected, got)
+        seconds = len(heard[0]) / self._encoder_rate
+        if seconds > MAX_ALIGNED_S:
+            raise InvalidRequest(field, f"a recording of at most {MAX_ALIGNED_S} s", f"{seconds:.1f} s")
+        pcm = resample(heard[0], self._encoder_rate, ALIGNED_RATE)[: MAX_ALIGNED_S * ALIGNED_RATE]
+        return Alignment(recording=np.rint(np.clip(pcm, -1, 1) * FULL_SCALE).astype(np.int16).tobytes())
 
     def _piece(
         self, turn: Turn, kind: str, raw: RawRequest, files: Iterator[tuple[int, bytes | memoryview]], read: AudioReader
@@ -257,6 +288,8 @@ def read_part(raw: RawRequest) -> TextPart:
 
 
 MAX_CHUNK_S = 10.0
+TRANSCRIBE = "asr"  # name of the task whose text is what its recording says
+FULL_SCALE = 32_767
 
 
 def read_delivery(
@@ -307,6 +340,7 @@ class Options:
         delivery: Output format and chunk sizes.
         manner: Speaking options except the voice.
         adapter: Name of the LoRA adapter, or None.
+        aligns_words: True if the times of words are requested from the aligner.
     """
 
     sampling: SamplingConfig
@@ -314,6 +348,7 @@ class Options:
     delivery: Delivery = field(default_factory=Delivery)
     manner: Manner = PLAIN
     adapter: str | None = None
+    aligns_words: bool = False
 
 
 def read_options(
@@ -365,8 +400,9 @@ def read_options(
     if adapter is not None:
         check_text(adapter, "options.adapter", MAX_BYTES)
     if not task.speaks:
-        return Options(sampling, None, delivery, adapter=adapter)
-    return Options(sampling, _voice(options, family), delivery, read_manner(options, family), adapter)
+        return Options(sampling, None, delivery, adapter=adapter, aligns_words="words" in options)
+    manner = read_manner(options, family)
+    return Options(sampling, _voice(options, family), delivery, manner, adapter, "words" in options)
 
 
 def _read(field: str, text: str | None, task: Task) -> OptionsRecord:

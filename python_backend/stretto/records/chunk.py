@@ -65,6 +65,22 @@ class Report:
     input_audio_s: float = 0.0
 
 
+MAX_ALIGNED_CHARS, MAX_ALIGNED_S, ALIGNED_RATE = 1 << 20, 60, 16_000
+
+
+@dataclass(frozen=True, slots=True)
+class Alignment:
+    """Request for the times of words by the decoder's aligner.
+
+    Attributes:
+        text: Text that is read aloud; empty for the text that the model generates.
+        recording: Recording that is transcribed, int16 samples at ALIGNED_RATE; empty for the generated speech.
+    """
+
+    text: Annotated[str, Meta(max_length=MAX_ALIGNED_CHARS)] = ""
+    recording: Annotated[bytes, Meta(max_length=2 * MAX_ALIGNED_S * ALIGNED_RATE)] = b""
+
+
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """Next part of an utterance, without its codes, which are sent as a tensor `codes [K, T] int32`.
@@ -78,6 +94,8 @@ class Chunk:
         is_prompt: True if the tensor contains the prompt's rows [S, P], for a model that fills in the codebooks after
             the first; first chunk only.
         voice: Index of the codec's voice.
+        alignment: In the first chunk, request for the times of words; None without.
+        ends_audio: True if no frames follow, although this chunk is not final. The final one then has no samples.
         session: In the first chunk of a streamed text, the session name that the client needs to send more text.
     """
 
@@ -93,6 +111,13 @@ class Chunk:
     is_prompt: bool = False
     session: str = ""
     voice: Annotated[int, Meta(ge=0)] = 0
+    alignment: Alignment | None = None
+    ends_audio: bool = False
+
+    @property
+    def flushes(self) -> bool:
+        """True if the decoder decodes all remaining frames."""
+        return self.is_final or self.ends_audio
 
     def num_heard(self, length: int) -> int:
         """Return the number of audible frames among `length` columns of codes."""

@@ -8,10 +8,18 @@ from stretto.records.json_record import JsonRecord
 
 
 class WordTime(TypedDict):
-    """Word and its start time in the utterance, in seconds."""
+    """Word and its times in the utterance, or in a transcribed recording.
+
+    Attributes:
+        start_s: Start in seconds.
+        end_s: End in seconds, if the word was aligned.
+        score: Mean probability of the word's letters in the audio, if the word was aligned.
+    """
 
     word: str
     start_s: float
+    end_s: NotRequired[float]
+    score: NotRequired[float]
 
 
 class GuidanceTime(TypedDict):
@@ -47,6 +55,7 @@ class ReportEvent(TypedDict):
         audio_s: Duration of all samples, in seconds.
         decode_s: Processing time of the decoder, in seconds.
         first_sound_s: Time in the utterance of the first sample that is not silent, in seconds; None without any.
+        aligned: If the times of words were requested from the aligner: True if this event has them.
     """
 
     finish_reason: NotRequired[str]
@@ -66,6 +75,7 @@ class ReportEvent(TypedDict):
     audio_s: float
     decode_s: float
     first_sound_s: float | None
+    aligned: NotRequired[bool]
 
 
 class Event(TypedDict):

@@ -10,6 +10,7 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from stretto.errors import InvalidRequest
+from stretto.records.chunk import Alignment
 from stretto.records.json_record import JsonRecord
 from stretto.records.packed_record import PackedRecord
 from stretto.records.sampling import Delivery, SamplingConfig
@@ -52,6 +53,7 @@ class Prompt:
         adapter: Name of the LoRA adapter, or None.
         voice: Index of the codec's voice; 0 for a codec without voices.
         input_audio_s: Duration of all recordings in the request, in seconds.
+        alignment: Request for the times of words by the decoder's aligner; None without.
     """
 
     task: str
@@ -68,6 +70,7 @@ class Prompt:
     adapter: str | None = None
     voice: int = 0
     input_audio_s: float = 0.0
+    alignment: Alignment | None = None
 
     @property
     def features(self) -> NDArray[np.float32] | None:
@@ -79,7 +82,7 @@ class Prompt:
         spans = tuple(AudioSpan(audio.first_row, audio.num_rows, len(audio.features)) for audio in self.audios)
         delayed_tail = None if self.delayed_tail is None else self.delayed_tail.tolist()
         fields = (self.task, self.sampling, self.delivery, self.words, spans, delayed_tail, self.track, self.is_open)
-        more = (self.num_reference_rows, self.opening, self.adapter, self.voice, self.input_audio_s)
+        more = (self.num_reference_rows, self.opening, self.adapter, self.voice, self.input_audio_s, self.alignment)
         return _PACKED.write(PromptRecord(*fields, *more))
 
     @classmethod
@@ -113,6 +116,7 @@ class Prompt:
             adapter=record.adapter,
             voice=record.voice,
             input_audio_s=record.input_audio_s,
+            alignment=record.alignment,
         )
 
 
@@ -142,6 +146,7 @@ class PromptRecord:
     adapter: str | None
     voice: Annotated[int, Meta(ge=0)]
     input_audio_s: Annotated[float, Meta(ge=0, le=MAX_AUDIO_S)]
+    alignment: Alignment | None
 
 
 _PACKED: PackedRecord[PromptRecord] = PackedRecord(PromptRecord)

@@ -1,0 +1,186 @@
+"""Forced alignment of a text with the emissions of a CTC model: path, spans, and times of words. Pure functions."""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+from anyascii import anyascii
+from numpy.typing import NDArray
+
+SEPARATOR = "|"  # label between words, in alphabets that have one
+APOSTROPHES = "\u2019\u02bc\u2018"
+# Scripts without spaces between words: a character with its marks is a word.
+SPACELESS = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+SPACES = r"\s\u3001-\u3003\u3008-\u301f\uff01\uff0c\uff1a\uff1b\uff1f"  # and the punctuation of these scripts
+UNITS = re.compile(rf"[{SPACELESS}]|[^{SPACES}{SPACELESS}]+")
+
+
+class CannotAlign(ValueError):
+    """The text does not fit the audio, or contains nothing to align."""
+
+
+class Span(NamedTuple):
+    """Run of one label in a path: frames [start, end), and the mean probability of the label in them."""
+
+    label: int
+    start: int
+    end: int
+    score: float
+
+
+class TimedWord(NamedTuple):
+    """Word with its start and end in seconds, and a score in [0, 1]: the mean probability of its labels."""
+
+    word: str
+    start_s: float
+    end_s: float
+    score: float
+
+
+def align(log_p: NDArray[np.float32], targets: Sequence[int], blank: int = 0) -> NDArray[np.int32]:
+    """Return the most likely path of labels that reads as `targets` when repetitions and blanks are removed.
+
+    Equal to `torchaudio.functional.forced_align`, also in the choice among equally likely paths.
+
+    Args:
+        log_p: Log probabilities of C labels in T frames, float32 [T, C].
+        targets: L labels, none of them `blank`.
+        blank: Label of the blank.
+
+    Returns:
+        Label of each frame, int32 [T].
+
+    Raises:
+        CannotAlign: If there are no targets, a target is not a label, or there are too few frames.
+    """
+    num_frames, num_labels = log_p.shape
+    ids = np.asarray(targets, np.int64)
+    if not len(ids):
+        raise CannotAlign("expected at least one label to align, got none")
+    if (ids == blank).any() or ids.min() < 0 or ids.max() >= num_labels:
+        raise CannotAlign(f"expected labels in [0, {num_labels - 1}] except {blank}, got {sorted(set(ids.tolist()))}")
+    needed = len(ids) + int((ids[1:] == ids[:-1]).sum())
+    if num_frames < needed:
+        raise CannotAlign(f"expected at least {needed} frames for {len(ids)} labels, got {num_frames}")
+    labels = np.full(2 * len(ids) + 1, blank)  # a state before, between and after the targets is blank
+    labels[1::2] = ids
+    may_skip = np.zeros(len(labels), np.bool_)  # over a blank, unless the targets around it are equal
+    may_skip[3::2] = ids[1:] != ids[:-1]
+    best = np.full(len(labels), -np.inf, np.float32)
+    best[:2] = log_p[0, labels[:2]]
+    moves = np.zeros((num_frames, len(labels)), np.int8)  # states advanced into each state of each frame
+    one, two = np.full_like(best, -np.inf), np.full_like(best, -np.inf)
+    for frame in range(1, num_frames):
+        one[1:] = best[:-1]
+        two[2:] = np.where(may_skip[2:], best[:-2], -np.inf)
+        skips = (two > one) & (two > best)
+        advances = (one > best) & (one > two)
+        moves[frame] = 2 * skips + advances
+        best = np.where(skips, two, np.where(advances, one, best)) + log_p[frame, labels]
+    state = len(labels) - (1 if best[-1] > best[-2] else 2)
+    path = np.empty(num_frames, np.int32)
+    for frame in reversed(range(num_frames)):
+        path[frame] = labels[state]
+        state -= moves[frame, state]
+    return path
+
+
+def spans(path: NDArray[np.int32], log_p: NDArray[np.float32], blank: int = 0) -> list[Span]:
+    """Return the runs of equal labels in a path, without blanks.
+
+    Args:
+        path: Label of each frame, int32 [T].
+        log_p: Log probabilities of C labels in T frames, float32 [T, C].
+        blank: Label of the blank.
+    """
+    borders = [0, *(np.flatnonzero(path[1:] != path[:-1]) + 1).tolist(), len(path)]
+    chosen = np.exp(log_p[np.arange(len(path)), path])
+    return [
+        Span(int(path[start]), start, end, float(chosen[start:end].mean()))
+        for start, end in pairwise(borders)
+        if path[start] != blank
+    ]
+
+
+def split_words(text: str) -> list[str]:
+    """Return the words of a text, without units that contain neither a letter nor a digit.
+
+    Words are separated by spaces; in Chinese, Japanese and Thai each character is a word.
+    """
+    found: list[str] = []
+    for unit in UNITS.findall(unicodedata.normalize("NFC", text)):
+        if found and unicodedata.category(unit[0]).startswith("M"):
+            found[-1] += unit  # a mark of the character before
+        elif any(char.isalnum() for char in unit):
+            found.append(unit)
+    return found
+
+
+@dataclass(frozen=True)
+class Alphabet:
+    """Labels of a CTC model.
+
+    Attributes:
+        labels: Id of each label; only labels of one character are used.
+        blank: Id of the blank.
+    """
+
+    labels: dict[str, int]
+    blank: int
+
+    @property
+    def separator(self) -> int | None:
+        """Id of the label between words; None if the alphabet has none."""
+        found = self.labels.get(SEPARATOR)
+        return None if found == self.blank else found
+
+    def spell(self, word: str) -> list[int]:
+        """Return the labels of a word, without characters that the alphabet lacks."""
+        plain = unicodedata.normalize("NFKC", word)
+        for apostrophe in APOSTROPHES:
+            plain = plain.replace(apostrophe, "'")
+        plain = anyascii(plain)
+        plain = plain.upper() if "A" in self.labels and "a" not in self.labels else plain
+        plain = plain.lower() if "a" in self.labels and "A" not in self.labels else plain
+        ids = (self.labels.get(char) for char in plain if char != SEPARATOR)
+        return [each for each in ids if each is not None and each != self.blank]
+
+
+def times(log_p: NDArray[np.float32], words: Sequence[str], alphabet: Alphabet, duration_s: float) -> list[TimedWord]:
+    """Return the times of words in audio.
+
+    A word without a letter of the alphabet, such as a number in digits, is aligned as a star, which any sound matches.
+
+    Args:
+        log_p: Log probabilities of the model's C labels in T frames, float32 [T, C].
+        words: Words in order.
+        alphabet: Labels of the model.
+        duration_s: Duration of the audio in seconds.
+
+    Raises:
+        CannotAlign: If the words do not fit the audio, or there are none.
+    """
+    star = log_p.shape[1]
+    log_p = np.concatenate([log_p, np.zeros((len(log_p), 1), np.float32)], axis=1)
+    targets: list[int] = []
+    sizes: list[int] = []
+    for index, word in enumerate(words):
+        if index and alphabet.separator is not None:
+            targets.append(alphabet.separator)
+        spelled = alphabet.spell(word) or [star]
+        targets += spelled
+        sizes.append(len(spelled))
+    found = spans(align(log_p, targets, alphabet.blank), log_p, alphabet.blank)
+    second, at, timed = duration_s / len(log_p), 0, list[TimedWord]()
+    for index, (word, size) in enumerate(zip(words, sizes, strict=True)):
+        at += bool(index and alphabet.separator is not None)
+        own = found[at : at + size]
+        at += size
+        weights = [each.end - each.start for each in own]
+        score = sum(each.score * weight for each, weight in zip(own, weights, strict=True)) / sum(weights)
+        timed.append(TimedWord(word, own[0].start * second, own[-1].end * second, min(1.0, score)))
+    return timed

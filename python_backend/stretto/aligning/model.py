@@ -1,0 +1,128 @@
+"""CTC model of the wav2vec2 layout: its files, and the times of words in a recording."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
+
+from stretto.aligning.align import Alphabet, CannotAlign, TimedWord, times
+from stretto.errors import CheckpointError, shown
+from stretto.untrusted_files import json_object, released_file
+from stretto.weights.loading import load_config, load_model
+
+RATE = 16_000  # sample rate in Hz
+WEIGHTS, CONFIG, VOCABULARY, PREPROCESSOR = "model.safetensors", "config.json", "vocab.json", "preprocessor_config.json"
+FILES = (CONFIG, VOCABULARY, PREPROCESSOR, WEIGHTS)
+BLANK = "<blank>"
+MAX_LAYERS, MAX_WIDTH = 100, 1 << 15  # far above published models: 48 layers of 1280, with 5120 inside
+VARIANCE = 1e-7  # added before normalising, as when these models were trained
+
+
+def read_alphabet(folder: Path) -> Alphabet:
+    """Return the labels of the model in `folder`; the blank is `<blank>` or, without it, the padding token.
+
+    Raises:
+        CheckpointError: If vocab.json or config.json is missing or not of the wav2vec2 layout.
+    """
+    path, config = folder / VOCABULARY, json_object(folder / CONFIG)
+    labels, size = json_object(path), config.get("vocab_size")
+    if any(isinstance(each, dict) for each in labels.values()):
+        raise CheckpointError(f"{path}: expected the labels of one alphabet, got alphabets by language")
+    ids = list(labels.values())
+    if not isinstance(size, int) or any(type(each) is not int or not 0 <= each < size for each in ids):
+        raise CheckpointError(f"{path}: expected ids below vocab_size {shown(size)}, got others")
+    if len(set(ids)) != len(ids):
+        raise CheckpointError(f"{path}: expected a different id for each label, got equal ones")
+    blank = labels.get(BLANK, config.get("pad_token_id"))
+    if type(blank) is not int or not 0 <= blank < size:
+        raise CheckpointError(f"{folder / CONFIG}: pad_token_id: expected the id of the blank, got {shown(blank)}")
+    letters = {label: each for label, each in labels.items() if len(label) == 1}
+    if sum(label.isalpha() and each != blank for label, each in letters.items()) == 0:
+        raise CheckpointError(f"{path}: expected labels of single letters, got none")
+    return Alphabet(letters, blank)
+
+
+def check_config(folder: Path) -> bool:
+    """Check the model's configuration, and return True if its input is normalised.
+
+    Raises:
+        CheckpointError: If a file is missing, or describes another kind of model.
+    """
+    for name in FILES:
+        released_file(folder, name)
+    path, record = folder / CONFIG, json_object(folder / CONFIG)
+    if record.get("adapter_attn_dim") is not None:
+        got = shown(record["adapter_attn_dim"])
+        raise CheckpointError(f"{path}: adapter_attn_dim: expected none, a model without adapters, got {got}")
+    limits = {"num_hidden_layers": MAX_LAYERS, "hidden_size": MAX_WIDTH, "intermediate_size": MAX_WIDTH}
+    for name, most in limits.items():
+        value = record.get(name, 1)
+        if type(value) is not int or not 1 <= value <= most:
+            raise CheckpointError(f"{path}: {name}: expected an integer in [1, {most}], got {shown(value)}")
+    config: Any = load_config(Wav2Vec2Config, folder)
+    if config.inputs_to_logits_ratio > RATE:
+        raise CheckpointError(f"{path}: conv_stride: expected frames of at most 1 s, got {shown(config.conv_stride)}")
+    path = folder / PREPROCESSOR
+    record = json_object(path)
+    if record.get("sampling_rate", RATE) != RATE:
+        raise CheckpointError(f"{path}: sampling_rate: expected {RATE}, got {shown(record['sampling_rate'])}")
+    normalizes = record.get("do_normalize", True)
+    if not isinstance(normalizes, bool):
+        raise CheckpointError(f"{path}: do_normalize: expected true or false, got {shown(normalizes)}")
+    return normalizes
+
+
+class Aligner:
+    """CTC model that finds the times of words.
+
+    Args:
+        folder: Folder with FILES.
+        device: torch device.
+
+    Raises:
+        CheckpointError: If the files do not match.
+    """
+
+    def __init__(self, folder: Path, device: str = "cpu") -> None:
+        self._normalizes = check_config(folder)
+        self.alphabet = read_alphabet(folder)
+        model: Any
+        model, _ = load_model(Wav2Vec2ForCTC, folder)
+        self._model = model.to(device)
+        self._device = device
+
+    def log_p(self, pcm: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the log probabilities of the labels, float32 [T, C].
+
+        One recording at a time, because the first norm of the base models runs over all of its frames.
+
+        Args:
+            pcm: Samples at RATE, float32 [n].
+
+        Raises:
+            CannotAlign: If the recording is shorter than one frame.
+        """
+        num_frames = int(self._model._get_feat_extract_output_lengths(torch.tensor(len(pcm))))
+        if num_frames < 1:
+            raise CannotAlign(f"expected at least one frame of samples, got {len(pcm)} samples")
+        if self._normalizes:
+            pcm = (pcm - pcm.mean()) / np.sqrt(pcm.var() + VARIANCE)
+        with torch.inference_mode():
+            logits = self._model(torch.from_numpy(pcm.astype(np.float32))[None].to(self._device)).logits[0]
+            return logits.float().log_softmax(-1).cpu().numpy()
+
+    def times(self, pcm: NDArray[np.float32], words: Sequence[str]) -> list[TimedWord]:
+        """Return the times of words in a recording.
+
+        Args:
+            pcm: Samples at RATE, float32 [n].
+            words: Words in order.
+
+        Raises:
+            CannotAlign: If the words do not fit the recording, or there are none.
+        """
+        return times(self.log_p(pcm), words, self.alphabet, len(pcm) / RATE)

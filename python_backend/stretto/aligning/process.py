@@ -1,0 +1,283 @@
+"""Queue of alignment jobs, and the process that runs them; every job is answered once, in time."""
+
+import json
+import logging
+import os
+import select
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stretto.aligning.align import TimedWord
+
+logger = logging.getLogger(__name__)
+MAX_WAIT_S = 60.0  # for the answer to one job, after which the process is replaced
+NICENESS = 5  # decoding of active streams has priority
+MAX_S = 60.0  # longest audio of a job, in seconds
+Answer = Callable[[list[TimedWord] | None], None]
+
+
+class ProcessFailed(Exception):
+    """The alignment process ended, was killed, or did not answer in time."""
+
+
+class AlignerProcess:
+    """Process that aligns one recording at a time, and is restarted after a crash.
+
+    Args:
+        folder: Folder of the CTC model.
+        device: torch device of the model.
+    """
+
+    def __init__(self, folder: Path, device: str = "cpu") -> None:
+        self._folder, self._device = folder, device
+        self._memory = os.memfd_create("stretto_align", os.MFD_CLOEXEC)
+        self._is_closed = False
+        self._process = self._start()
+
+    @property
+    def pid(self) -> int:
+        """Pid of the current process."""
+        return self._process.pid
+
+    def align(self, pcm: Sequence[NDArray[np.int16]], rate: int, text: str) -> list[TimedWord] | None:
+        """Return the times of the words of a text in a recording; None if the text does not fit it.
+
+        Args:
+            pcm: Parts of the samples, int16 [n] each.
+            rate: Sample rate in Hz.
+            text: Text that is spoken in the recording.
+
+        Raises:
+            ProcessFailed: The process ended, or did not answer for MAX_WAIT_S. The next call starts another.
+        """
+        if self._is_closed:
+            raise ProcessFailed("the alignment process was ended")
+        if self._process.poll() is not None:
+            self._restart()
+        job = {"num_samples": sum(map(len, pcm)), "rate": rate, "text": text}
+        try:
+            at = 0
+            for part in pcm:
+                at += self._write(np.ascontiguousarray(part).data.cast("B"), at)
+            answer = self._ask(job)
+        finally:
+            os.ftruncate(self._memory, 0)
+        if "failed" in answer:
+            logger.info("words were not aligned: %s", answer["failed"])
+            return None
+        return [TimedWord(*each) for each in answer["words"]]
+
+    def close(self) -> None:
+        """Kill the process and release the shared memory."""
+        self._end()
+        os.close(self._memory)
+
+    def kill(self) -> None:
+        """Kill the process; a pending `align`, in another thread, and later ones then raise ProcessFailed."""
+        self._is_closed = True
+        self._process.kill()
+
+    def _write(self, data: memoryview, at: int) -> int:
+        num_written = 0
+        while num_written < len(data):  # the kernel may write fewer bytes than requested
+            num_written += os.pwrite(self._memory, data[num_written:], at + num_written)
+        return num_written
+
+    def _start(self) -> subprocess.Popen[str]:
+        # -P: import nothing from the server's working directory.
+        command = [sys.executable, "-P", "-m", "stretto.aligning.worker", str(self._folder), self._device]
+        return subprocess.Popen(
+            [*command, str(self._memory), str(NICENESS)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            pass_fds=[self._memory],
+            env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+            text=True,
+        )
+
+    def _restart(self) -> None:
+        self._end()
+        self._process = self._start()
+
+    def _end(self) -> None:
+        with suppress(BrokenPipeError), self._process:  # closes its pipes and waits
+            self._process.kill()
+
+    def _ask(self, job: dict[str, Any]) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        line = ""
+        with suppress(BrokenPipeError):  # handled like a missing answer
+            print(json.dumps(job), file=self._process.stdin, flush=True)
+            if select.select([self._process.stdout], [], [], MAX_WAIT_S)[0]:
+                line = self._process.stdout.readline()
+        if not line.endswith("\n"):
+            self._end()
+            raise ProcessFailed("the alignment process ended, or did not answer")
+        return json.loads(line)
+
+
+class Process(Protocol):
+    """Part of AlignerProcess's interface that the queue uses."""
+
+    def align(self, pcm: Sequence[NDArray[np.int16]], rate: int, text: str) -> list[TimedWord] | None:
+        """Return the times of words, or None; raise ProcessFailed if the process has ended."""
+        ...
+
+    def kill(self) -> None:
+        """End a pending `align`."""
+        ...
+
+    def close(self) -> None:
+        """End the process."""
+        ...
+
+
+@dataclass(eq=False)
+class Job:
+    """Recording and text to align, answered once.
+
+    Attributes:
+        pcm: Parts of the samples, int16 [n] each.
+        rate: Sample rate in Hz.
+        text: Text that is spoken in the recording.
+    """
+
+    pcm: list[NDArray[np.int16]]
+    rate: int
+    text: str
+    _answer: Answer | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def is_answered(self) -> bool:
+        """True if the answer has been given."""
+        return self._answer is None
+
+    def answer(self, words: list[TimedWord] | None) -> None:
+        """Give the answer, unless there has been one already."""
+        with self._lock:
+            answer, self._answer = self._answer, None
+        if answer is not None:
+            try:
+                answer(words)
+            except Exception:
+                logger.exception("an answer with the times of words could not be sent")
+
+
+class Timer(Protocol):
+    """Part of threading.Timer's interface that the queue uses."""
+
+    def start(self) -> None:
+        """Start the timer."""
+        ...
+
+    def cancel(self) -> None:
+        """Stop the timer."""
+        ...
+
+
+def make_timer(seconds: float, expire: Callable[[], None]) -> Timer:
+    """Return a timer that calls `expire` on a thread of its own after `seconds`."""
+    timer = threading.Timer(seconds, expire)
+    timer.daemon = True
+    return timer
+
+
+class AlignmentQueue:
+    """Jobs for one process, in order of arrival, on a thread of its own.
+
+    Args:
+        process: The alignment process.
+        limit_s: Time after which a job is answered without words, in seconds.
+        timers: Creates the timer of a job from `limit_s` and a function.
+    """
+
+    def __init__(
+        self,
+        process: Process,
+        limit_s: float,
+        timers: Callable[[float, Callable[[], None]], Timer] = make_timer,
+    ) -> None:
+        self._process, self._limit_s, self._timers = process, limit_s, timers
+        self._changed = threading.Condition()
+        self._waiting: deque[Job] = deque()
+        self._running: Job | None = None
+        self._is_closed = False
+        self._thread = threading.Thread(target=self._run, name="alignment", daemon=True)
+        self._thread.start()
+
+    def submit(self, pcm: list[NDArray[np.int16]], rate: int, text: str, answer: Answer) -> None:
+        """Align a text with a recording, and call `answer` once, at most `limit_s` later.
+
+        Args:
+            pcm: Parts of the samples, int16 [n] each.
+            rate: Sample rate in Hz.
+            text: Text that is spoken in the recording.
+            answer: Function that gets the times of the words; None if there are none in time.
+        """
+        timer: Timer | None = None
+
+        def ended(words: list[TimedWord] | None) -> None:
+            if timer is not None:
+                timer.cancel()
+            answer(words)
+
+        job = Job(pcm, rate, text, ended)
+        timer = self._timers(self._limit_s, lambda: job.answer(None))
+        with self._changed:
+            is_closed = self._is_closed
+            if not is_closed:
+                self._waiting.append(job)
+                self._changed.notify()
+        if is_closed:
+            job.answer(None)
+        else:
+            timer.start()
+
+    def close(self) -> None:
+        """Answer all jobs without words, and end the process."""
+        with self._changed:
+            self._is_closed = True
+            left = [*self._waiting, *([self._running] if self._running else [])]
+            self._waiting.clear()
+            self._changed.notify()
+        for job in left:
+            job.answer(None)
+        self._process.kill()
+        self._thread.join()
+        self._process.close()
+
+    def _run(self) -> None:
+        while (job := self._next()) is not None:
+            try:
+                job.answer(self._process.align(job.pcm, job.rate, job.text))
+            except ProcessFailed as error:
+                logger.warning("%s", error)
+            except Exception:
+                logger.exception("an alignment failed")
+            job.answer(None)
+            with self._changed:
+                self._running = None
+
+    def _next(self) -> Job | None:
+        """Wait for the next unanswered job; None once the queue is closed."""
+        with self._changed:
+            while not self._is_closed:
+                while self._waiting:
+                    self._running = self._waiting.popleft()
+                    if not self._running.is_answered:
+                        return self._running
+                self._running = None
+                self._changed.wait()
+            return None

@@ -1,0 +1,66 @@
+"""Convert a published CTC model of the wav2vec2 layout (config, labels, weights) to an aligner for word times.
+
+    stretto convert aligner --model FOLDER --out ALIGNER
+
+Checks that labels, configuration and weights match, and copies what the server needs. `stretto make-repository
+--aligner ALIGNER` then makes a model repository whose replies may have the times of words.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from stretto.aligning.model import CONFIG, FILES, WEIGHTS, Aligner
+from stretto.command_line import CommandParser
+from stretto.convert.conversion import fresh_directory
+from stretto.errors import CheckpointError
+from stretto.untrusted_files import json_object, released_file, without_keys
+
+NAME = "aligner"
+
+
+def convert(model: Path, out: Path) -> Aligner:
+    """Write the aligner of a released model, and return it.
+
+    Args:
+        model: Folder of the release.
+        out: Directory to create; it must be missing or empty.
+
+    Raises:
+        CheckpointError: If the files do not match.
+    """
+    found = Aligner(model)
+    with fresh_directory(out) as folder:
+        for name in FILES:
+            source = released_file(model, name)
+            if name == WEIGHTS:
+                shutil.copyfile(source, folder / name)
+                continue
+            record = json_object(source)
+            record = without_keys(record) if name == CONFIG else record
+            (folder / name).write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    return found
+
+
+def arguments(words: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = CommandParser(
+        prog=f"stretto convert {NAME}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, required=True, help="folder of the release")
+    parser.add_argument("--out", type=Path, required=True, help="directory to create")
+    return parser.parse_args(words)
+
+
+def main(words: list[str] | None = None) -> int:
+    """Convert an aligner; return 1 if the files do not match."""
+    args = arguments(words)
+    try:
+        alphabet = convert(args.model, args.out).alphabet
+    except (CheckpointError, OSError) as error:
+        print(f"stretto convert: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    print(f"{len(alphabet.labels)} labels: {' '.join(sorted(alphabet.labels))}; blank {alphabet.blank}")
+    return 0

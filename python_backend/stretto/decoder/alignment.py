@@ -1,0 +1,150 @@
+"""Samples and text of utterances that are collected for word times, and events with the result."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stretto.aligning.align import TimedWord
+from stretto.decoder.chunk_queue import Counts, PendingChunk, refuse
+from stretto.errors import Cancelled
+from stretto.records.chunk import ALIGNED_RATE, MAX_ALIGNED_CHARS, MAX_ALIGNED_S, Alignment, Chunk
+from stretto.records.event import Event
+
+FULL_SCALE = 32_767
+Answer = Callable[[list[TimedWord] | None], None]
+
+
+class Aligning(Protocol):
+    """Interface of the queue of alignments (`aligning.process.AlignmentQueue`)."""
+
+    def submit(self, pcm: list[NDArray[np.int16]], rate: int, text: str, answer: Answer) -> None:
+        """Align a text with samples, int16 [n] each part, at `rate` Hz, and call `answer` once."""
+        ...
+
+    def close(self) -> None:
+        """Answer everything that is left."""
+        ...
+
+
+class StoredBytes:
+    """Thread-safe count of the bytes that all utterances have stored, with a limit."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._held, self._lock = limit, 0, threading.Lock()
+
+    @property
+    def held(self) -> int:
+        """Number of bytes stored."""
+        return self._held
+
+    def acquire(self, num_bytes: int) -> bool:
+        """Count further bytes and return True; return False if there would be too many."""
+        with self._lock:
+            fits = self._held + num_bytes <= self._limit
+            self._held += num_bytes if fits else 0
+            return fits
+
+    def release(self, num_bytes: int) -> None:
+        """Subtract bytes that are no longer stored."""
+        with self._lock:
+            self._held -= num_bytes
+
+
+@dataclass(slots=True)
+class Collected:
+    """Samples and text of one utterance, until its end.
+
+    Attributes:
+        stored: Count of all utterances' bytes.
+        rate: Sample rate of the samples in Hz.
+        text: Text of the reply so far, or the text that is read aloud.
+        pcm: Parts of the samples, int16 [n] each.
+    """
+
+    stored: StoredBytes
+    rate: int
+    text: str = ""
+    pcm: list[NDArray[np.int16]] = field(default_factory=list)
+    _collects_text: bool = True
+    _collects_pcm: bool = True
+    _num_bytes: int = 0
+    _is_too_much: bool = False
+
+    @classmethod
+    def begin(cls, request: Alignment, rate: int, stored: StoredBytes) -> "Collected":
+        """Return an empty collection, or one with the text and the recording of the request.
+
+        Args:
+            request: Request of the utterance.
+            rate: Sample rate of the codec in Hz.
+            stored: Count of all utterances' bytes.
+        """
+        found = cls(stored, rate, request.text, _collects_text=not request.text)
+        if request.recording:
+            found._store(np.frombuffer(request.recording[: len(request.recording) // 2 * 2], np.int16))
+            found.rate, found._collects_pcm = ALIGNED_RATE, False
+        return found
+
+    def add(self, chunk: Chunk, pcm: NDArray[np.float32] | None) -> None:
+        """Add the text of a chunk, and its samples, float32 [n] in [-1, 1], or None."""
+        if self._collects_text and len(self.text) + len(chunk.text) <= MAX_ALIGNED_CHARS:
+            self.text += chunk.text
+        if self._collects_pcm and pcm is not None:
+            self._store(np.rint(np.clip(pcm, -1, 1) * FULL_SCALE).astype(np.int16))
+
+    def _store(self, pcm: NDArray[np.int16]) -> None:
+        length = sum(map(len, self.pcm)) + len(pcm)
+        if self._is_too_much or length > MAX_ALIGNED_S * self.rate or not self.stored.acquire(pcm.nbytes):
+            self.drop()
+            self._is_too_much = True
+            return
+        self.pcm.append(pcm)
+        self._num_bytes += pcm.nbytes
+
+    def drop(self) -> None:
+        """Free the samples."""
+        self.stored.release(self._num_bytes)
+        self.pcm, self._num_bytes = [], 0
+
+    def align(self, queue: Aligning | None, answer: Answer) -> None:
+        """Request the times of the words, free the samples, and call `answer` once.
+
+        Args:
+            queue: The aligner; None if this decoder has none.
+            answer: Function that gets the words; None if there is no aligner, nothing to align, or too much.
+        """
+        if queue is None or not self.pcm or not self.text:
+            self.drop()
+            answer(None)
+            return
+
+        def finish(words: list[TimedWord] | None) -> None:
+            self.drop()
+            answer(words)
+
+        queue.submit(self.pcm, self.rate, self.text, finish)
+
+
+def send_aligned(pending: PendingChunk, event: Event, words: list[TimedWord] | None, counts: Counts) -> None:
+    """Answer the last chunk of an utterance with the times of its words. Any thread may call it.
+
+    Args:
+        pending: The chunk.
+        event: Its event, without words.
+        words: Words and their times; None if they were not aligned.
+        counts: The decoder's counters.
+    """
+    event["report"]["aligned"] = words is not None
+    for word in words or ():
+        times = {"start_s": round(word.start_s, 4), "end_s": round(word.end_s, 4), "score": round(word.score, 4)}
+        event["words"].append({"word": word.word, **times})  # type: ignore[typeddict-item]
+    try:
+        if pending.reply.is_cancelled():
+            raise Cancelled("the client cancelled the request")
+        pending.reply.send(None, event)
+    except Exception as error:
+        refuse(pending, error, counts)

@@ -1,0 +1,214 @@
+"""Word times in the decoder: samples leave at once, the last event waits for the aligner, other utterances do not."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stretto.aligning.align import TimedWord
+from stretto.config import DecoderConfig
+from stretto.decoder import alignment
+from stretto.decoder.alignment import Collected, StoredBytes
+from stretto.decoder.worker import DecoderWorker
+from stretto.errors import Cancelled
+from stretto.records.chunk import ALIGNED_RATE, Alignment, Chunk, Report
+from stretto.records.sampling import OutputForm
+from stretto.streams.layout import Segment
+from tests.decoder.test_worker import expected_pcm, frames, joined, push
+from tests.fakes import FakeCodec, RecordedReply
+
+REPORT = Report("stop", 9, 8, 20, 20, 1.5, 7, 0.1, 0.2, 0.9)
+WORDS = [TimedWord("the", 0.02, 0.08, 0.75), TimedWord("cat", 0.12345, 0.2, 0.5)]
+SPOKEN = Alignment("the cat")
+
+
+class FakeAligner:
+    """Remembers jobs; a test answers them."""
+
+    def __init__(self) -> None:
+        self.jobs: list[tuple[np.ndarray, int, str, Callable[[Any], None]]] = []
+        self.is_closed = False
+
+    def submit(self, pcm: list[np.ndarray], rate: int, text: str, answer: Callable[[Any], None]) -> None:
+        self.jobs.append((np.concatenate(pcm), rate, text, answer))
+
+    def close(self) -> None:
+        self.is_closed = True
+        for *_, answer in self.jobs:
+            answer(None)
+
+
+@pytest.fixture
+def aligner() -> FakeAligner:
+    return FakeAligner()
+
+
+@pytest.fixture
+def worker(aligner: FakeAligner) -> Iterator[DecoderWorker]:
+    worker = DecoderWorker(FakeCodec(), DecoderConfig(stop_timeout_s=5), aligner=aligner)
+    yield worker
+    worker.stop()
+
+
+def speak(
+    worker: DecoderWorker, request: Alignment = SPOKEN, codes: np.ndarray | None = None, form: OutputForm | None = None
+) -> list[RecordedReply]:
+    """Push an utterance of two chunks with frames and a last one without; return the replies, the last unanswered."""
+    codes = frames(1, 2, 3, 4, 5) if codes is None else codes
+    chunks = [
+        (Chunk(0, Segment.AUDIO, alignment=request), codes[:, :2]),
+        (Chunk(1, Segment.TAIL, ends_audio=True), codes[:, 2:]),
+        (Chunk(2, Segment.TAIL, is_final=True, report=REPORT), None),
+    ]
+    replies = [RecordedReply() for _ in chunks]
+    for reply, (chunk, part) in zip(replies, chunks, strict=True):
+        worker.push("u", chunk, part, reply, form or OutputForm())
+    for reply in replies[:2]:
+        reply.wait()
+    return replies
+
+
+def until_jobs(aligner: FakeAligner, worker: DecoderWorker, number: int = 1) -> None:
+    """Wait until the decoder has handed over its last chunks: an utterance pushed later is answered after them."""
+    for index in range(3):
+        push(worker, f"later{index}", 0, frames(1), is_final=True).wait()
+    assert len(aligner.jobs) == number
+
+
+def test_samples_leave_before_the_times_of_words_are_known(worker: DecoderWorker, aligner: FakeAligner) -> None:
+    codes = frames(1, 2, 3, 4, 5)
+    first, second, last = speak(worker, codes=codes)
+    until_jobs(aligner, worker)  # other utterances are decoded and answered meanwhile
+    np.testing.assert_allclose(joined([first, second]), expected_pcm(codes), atol=1e-5)
+    assert second.event is not None
+    assert not second.event["is_final"]
+    assert last.event is None
+    (pcm, rate, text, answer), *_ = aligner.jobs
+    assert (text, rate, pcm.dtype) == ("the cat", FakeCodec().spec.sample_rate, np.int16)
+    np.testing.assert_array_equal(pcm, np.rint(np.clip(expected_pcm(codes), -1, 1) * 32_767).astype(np.int16))
+    answer(WORDS)
+    event = last.wait().event
+    assert event is not None
+    assert last.pcm is None
+    assert event["words"] == [
+        {"word": "the", "start_s": 0.02, "end_s": 0.08, "score": 0.75},
+        {"word": "cat", "start_s": 0.1235, "end_s": 0.2, "score": 0.5},
+    ]
+    assert (event["is_final"], event["report"]["aligned"], event["report"]["seed"]) == (True, True, 7)
+    assert worker.stats()["session_bytes"] == 0
+
+
+def test_no_words_in_time_are_told(worker: DecoderWorker, aligner: FakeAligner) -> None:
+    *_, last = speak(worker)
+    until_jobs(aligner, worker)
+    aligner.jobs[0][3](None)
+    event = last.wait().event
+    assert event is not None
+    assert (event["words"], event["report"]["aligned"], event["is_final"]) == ([], False, True)
+
+
+def test_a_resampled_utterance_ends_once_and_is_aligned_as_decoded(worker: DecoderWorker, aligner: FakeAligner) -> None:
+    codes = frames(*range(1, 7))
+    replies = speak(worker, codes=codes, form=OutputForm("pcm_s16le", 8_000))
+    until_jobs(aligner, worker)
+    aligner.jobs[0][3](WORDS)
+    assert replies[2].wait().pcm is None
+    num_samples = sum(len(reply.pcm) for reply in replies if reply.pcm is not None)
+    assert abs(num_samples - len(expected_pcm(codes)) * 80) <= 2
+    assert len(aligner.jobs[0][0]) == len(expected_pcm(codes))
+    assert replies[2].event is not None
+    assert replies[2].event["report"]["audio_s"] == num_samples / 8_000
+
+
+def test_a_reply_s_own_text_is_aligned_where_none_is_given(worker: DecoderWorker, aligner: FakeAligner) -> None:
+    for index, text in enumerate(("a ", "cat")):
+        chunk = Chunk(index, Segment.TEXT, text, alignment=Alignment() if index == 0 else None)
+        worker.push("u", chunk, None, RecordedReply())
+    worker.push("u", Chunk(2, Segment.AUDIO, ends_audio=True), frames(1, 2), RecordedReply())
+    last = RecordedReply()
+    worker.push("u", Chunk(3, Segment.AUDIO, is_final=True), None, last)
+    until_jobs(aligner, worker)
+    assert aligner.jobs[0][2] == "a cat"
+
+
+def test_a_transcript_is_aligned_with_its_recording(worker: DecoderWorker, aligner: FakeAligner) -> None:
+    recording = np.arange(-800, 800, dtype=np.int16)
+    asked = Chunk(0, Segment.TEXT, "the ", alignment=Alignment(recording=recording.tobytes()))
+    worker.push("u", asked, None, RecordedReply())
+    last = RecordedReply()
+    worker.push("u", Chunk(1, Segment.TEXT, "cat", is_final=True, report=REPORT), None, last)
+    until_jobs(aligner, worker)
+    pcm, rate, text, answer = aligner.jobs[0]
+    assert (rate, text) == (ALIGNED_RATE, "the cat")
+    np.testing.assert_array_equal(pcm, recording)
+    answer(WORDS)
+    event = last.wait().event
+    assert event is not None
+    assert (event["text"], len(event["words"])) == ("cat", 2)
+
+
+def test_nothing_to_align_is_told_at_once(worker: DecoderWorker, aligner: FakeAligner) -> None:
+    silent = RecordedReply()
+    worker.push("u", Chunk(0, Segment.AUDIO, is_final=True, alignment=SPOKEN), None, silent)
+    event = silent.wait().event
+    assert event is not None
+    assert event["report"]["aligned"] is False
+    assert aligner.jobs == []
+
+
+def test_a_decoder_without_an_aligner_tells_it() -> None:
+    worker = DecoderWorker(FakeCodec(), DecoderConfig(stop_timeout_s=5))
+    event = speak(worker)[2].wait().event
+    worker.stop()
+    assert event is not None
+    assert event["report"]["aligned"] is False
+
+
+def test_too_many_stored_samples_cost_an_utterance_its_words_only(aligner: FakeAligner) -> None:
+    worker = DecoderWorker(FakeCodec(), DecoderConfig(stop_timeout_s=5, align_mb=0), aligner=aligner)
+    replies = speak(worker)
+    event = replies[2].wait().event
+    worker.stop()
+    assert event is not None
+    assert event["report"]["aligned"] is False
+    np.testing.assert_allclose(joined(replies[:2]), expected_pcm(frames(1, 2, 3, 4, 5)), atol=1e-5)
+
+
+def test_samples_beyond_a_limit_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(alignment, "MAX_ALIGNED_S", 2)
+    stored, answers = StoredBytes(1 << 20), list[Any]()
+    collected = Collected.begin(SPOKEN, 100, stored)
+    for _ in range(3):
+        collected.add(Chunk(0, Segment.AUDIO), np.zeros(90, np.float32))
+    assert (stored.held, collected.pcm) == (0, [])
+    collected.align(FakeAligner(), answers.append)
+    assert answers == [None]
+
+
+def test_a_client_that_has_left_gets_no_words(worker: DecoderWorker, aligner: FakeAligner) -> None:
+    *_, last = speak(worker)
+    until_jobs(aligner, worker)
+    last.cancelled = True
+    aligner.jobs[0][3](WORDS)
+    assert isinstance(last.wait().error, Cancelled)
+    assert worker.stats()["session_bytes"] == 0
+
+
+def test_an_abandoned_utterance_frees_its_samples(worker: DecoderWorker, aligner: FakeAligner) -> None:
+    push_one = RecordedReply()
+    worker.push("u", Chunk(0, Segment.AUDIO, alignment=SPOKEN), frames(1, 2, 3, 4), push_one)
+    push_one.wait()
+    assert worker.stats()["session_bytes"] > 0
+    worker.abandon("u")
+    push(worker, "later", 0, frames(1), is_final=True).wait()
+    assert worker.stats()["session_bytes"] == 0
+
+
+def test_a_stopping_decoder_answers_what_the_aligner_holds(aligner: FakeAligner) -> None:
+    worker = DecoderWorker(FakeCodec(), DecoderConfig(stop_timeout_s=5), aligner=aligner)
+    *_, last = speak(worker)
+    worker.stop()
+    event = last.wait().event
+    assert event is not None
+    assert (aligner.is_closed, event["report"]["aligned"]) == (True, False)
