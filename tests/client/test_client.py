@@ -185,7 +185,7 @@ async def test_a_failure_is_raised_by_its_kind(serve: Serve, failure: str) -> No
     assert type(caught.value) is kind
     with pytest.raises(StopAsyncIteration):
         await anext(stream)
-    if kind is TimedOut:
+    if kind is TimedOut and server.requests:  # on a busy machine, time may be up before the request is sent
         await asyncio.wait_for(server.cancelled.wait(), 60)
 
 
