@@ -92,18 +92,22 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _cpu() -> str:
+def _cpu() -> tuple[str, bool]:
+    """Return the processor's name and whether it has AVX-512."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    text = info.read_text() if info.exists() else ""
+    names = [line.split(":")[1].strip() for line in text.splitlines() if line.startswith("model name")]
+    return (names or [platform.processor()])[0], "avx512f" in text
 
 
 @functools.cache
 def _hardware() -> dict[str, Any]:
     gpus = _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    cpu, has_avx512 = _cpu()
     return {
-        "cpu": _cpu(),
+        "cpu": cpu,
+        "avx512": has_avx512,
         "cores": os.cpu_count(),
         "memory_gib": round(memory_gib, 1),
         "gpus": gpus and gpus.split("\n"),
