@@ -18,6 +18,7 @@ from stretto.convert import command as convert
 from stretto.launcher import config
 from stretto_client.__main__ import parse
 from stretto_gateway import command as gateway
+from stretto_gateway import voice_command
 from tests.ports import free_row
 
 ROOT = Path(__file__).parents[1]
@@ -55,6 +56,7 @@ PARSERS: dict[str, Callable[[list[str]], argparse.Namespace]] = {
     "convert": convert.arguments,
     "make-repository": make_repository.arguments,
     "families": plugins.arguments,
+    "voices": voice_command.arguments,
 }
 
 

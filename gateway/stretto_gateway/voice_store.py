@@ -6,6 +6,7 @@ Ids are 128 random bits and contain nothing from the caller. OWNER is a digest o
 `everybody` if the gateway has no keys, so callers with other keys cannot find it. Files are written atomically.
 """
 
+import fcntl
 import json
 import logging
 import os
@@ -13,7 +14,8 @@ import re
 import secrets
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -76,10 +78,15 @@ class VoiceStore:
             if not self._of(owner).is_dir():
                 self._of(owner).mkdir(mode=0o700, exist_ok=True)
                 keep_names(self._folder)
-            if sum(1 for _ in self._of(owner).glob(f"*{SUFFIX}")) >= self._max_voices:
-                raise TooManyVoices
-            self._write(self._path(owner, voice.id), voice, recording)
+            with locked(self._of(owner)):
+                if sum(1 for _ in self._of(owner).glob(f"*{SUFFIX}")) >= self._max_voices:
+                    raise TooManyVoices
+                self._write(self._path(owner, voice.id), voice, recording)
         return voice
+
+    def owners(self) -> list[str]:
+        """Return all owners that have, or had, a voice."""
+        return sorted(path.name for path in self._folder.iterdir() if OWNER.fullmatch(path.name))
 
     def _write(self, path: Path, voice: StoredVoice, recording: bytes) -> None:
         unfinished = path.with_suffix(UNFINISHED)
@@ -141,6 +148,17 @@ class VoiceStore:
         if ID.fullmatch(voice_id) is None:
             raise ValueError(f"expected a voice's id, got {voice_id!r}")
         return self._of(owner) / f"{voice_id}{SUFFIX}"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Lock a folder against other processes that add voices, so that none exceeds the limit."""
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(opened)
 
 
 def keep_names(folder: Path) -> None:

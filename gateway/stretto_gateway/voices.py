@@ -56,14 +56,17 @@ def read_recording(param: str, text: str, max_bytes: int) -> bytes:
 router = APIRouter()
 FIELDS = {"audio": "audio_sample", "messages[0].text": "ref_text"}  # request fields by the server's field names
 SAMPLE = "One, two."  # text for the trial of a voice
+MAX_NAME_CHARS, MAX_CONSENT_CHARS = 100, 200
 
 
 class VoiceForm(Body):
     """Multipart form that adds a voice: a recording (wav, flac, ogg, mp3, webm, m4a, mp4 or aac) and its metadata."""
 
     audio_sample: UploadFile
-    name: Annotated[Text, Field(min_length=1, max_length=100)]
-    consent: Annotated[Text, Field(min_length=1, max_length=200, description="statement of the speaker's consent")]
+    name: Annotated[Text, Field(min_length=1, max_length=MAX_NAME_CHARS)]
+    consent: Annotated[
+        Text, Field(min_length=1, max_length=MAX_CONSENT_CHARS, description="statement of the speaker's consent")
+    ]
     ref_text: Annotated[Text, Field(max_length=MAX_REF_CHARS, description="transcript of the recording")] = ""
     model: Text = "tts-1"
 

@@ -13,6 +13,7 @@ usage: stretto COMMAND ...    (stretto COMMAND --help lists its options)
   serve                     runs the server; --model-repository FOLDER (default: the bundled model's)
   serve --status | --stop   the state of a server, its end
   gateway                   OpenAI's audio API over HTTP, before a server; serve --gateway starts both
+  voices add | list | remove  recorded voices that the gateway stores
   convert FAMILY            makes a checkpoint of what is published of a model; convert aligner, one for word times
   make-repository           makes a model repository that serves a checkpoint
   families                  lists the installed model families and codecs
@@ -77,6 +78,14 @@ def gateway(words: list[str]) -> int:
     return main(words)
 
 
+def voices(words: list[str]) -> int:
+    """Add, list or remove the recorded voices that a gateway stores."""
+    from stretto.launcher.installation import state_folder
+    from stretto_gateway.voice_command import main
+
+    return main(words, state_folder() / "voices")
+
+
 def convert(words: list[str]) -> int:
     """Convert a published model to a checkpoint that the server loads."""
     from stretto.convert.command import main
@@ -104,8 +113,9 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "chat": client,
     "serve": serve,
     "gateway": gateway,
+    "voices": voices,
     "convert": convert,
     "make-repository": make_repository,
     "families": families,
 }
-EXTRAS = {"speak": "client", "transcribe": "client", "chat": "client", "gateway": "gateway"}
+EXTRAS = {"speak": "client", "transcribe": "client", "chat": "client", "gateway": "gateway", "voices": "gateway"}

@@ -1,0 +1,169 @@
+"""`stretto voices`: adds, lists and removes the recorded voices of a gateway, in the gateway's own folder.
+
+A running gateway uses a new voice at once, and no removed one. Run this as the gateway's user.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import pwd
+import sys
+import time
+from contextlib import aclosing
+from pathlib import Path
+
+from stretto_client import ClientError, RecordedVoice, SpeechClient
+from stretto_client.__main__ import Parser
+from stretto_gateway.answers import ApiError
+from stretto_gateway.command import MIN_KEY_CHARS, VOICES, port_in_row
+from stretto_gateway.config import Limits
+from stretto_gateway.guard import EVERYBODY, Keys
+from stretto_gateway.speech_request import MAX_REF_CHARS
+from stretto_gateway.voice_store import StoredVoice, TooManyVoices, VoiceStore
+from stretto_gateway.voices import MAX_CONSENT_CHARS, MAX_NAME_CHARS, SAMPLE, cloning_task
+
+PROG = "stretto voices"
+
+
+def arguments(words: list[str] | None = None, default_folder: Path | None = None) -> argparse.Namespace:
+    """Return the command and its options; exit with status 2 if they are invalid.
+
+    Args:
+        words: Arguments; None for those of the process.
+        default_folder: Folder if neither `--voices` nor STRETTO_VOICES names one; None to require one.
+    """
+    parser = Parser(prog=PROG, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    shared = Parser(add_help=False)
+    folder = os.environ.get(VOICES) or default_folder
+    about = f"the gateway's folder; default: {VOICES}, or that of stretto serve --gateway"
+    shared.add_argument("--voices", type=Path, metavar="FOLDER", default=folder and Path(folder), help=about)
+    about = "file with the API key that the voices belong to; default: the voices of a gateway without keys"
+    shared.add_argument("--key-file", type=Path, metavar="FILE", help=about)
+    commands = parser.add_subparsers(dest="command", required=True)
+    add = commands.add_parser("add", parents=[shared], help="store the voice of a recording")
+    add.add_argument("recording", type=Path, metavar="FILE", help="wav, flac, ogg, mp3, webm, m4a, mp4 or aac")
+    add.add_argument("--name", required=True, help="name of the voice")
+    add.add_argument("--consent", required=True, metavar="TEXT", help="how the speaker has given consent")
+    add.add_argument("--text", default="", help="transcript of the recording, for models that continue it")
+    add.add_argument("--server", metavar="HOST:PORT", help="server that tries the voice; default: this machine's")
+    add.add_argument("--untried", action="store_true", help="store the voice without a trial by a server")
+    listing = commands.add_parser("list", parents=[shared], help="list voices, oldest first")
+    listing.add_argument("--json", action="store_true", help="print a JSON object per line")
+    remove = commands.add_parser("remove", parents=[shared], help="delete voices")
+    remove.add_argument("id", nargs="+", metavar="ID", help="id of a voice, as list prints it")
+    for command in (listing, remove):
+        command.add_argument("--all-keys", action="store_true", help="voices of every key, for the operator")
+    return parser.parse_args(words)
+
+
+def main(words: list[str] | None = None, default_folder: Path | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        0 for success, 1 for an unknown voice or a full store or disk, 2 for a refused request, 3 without a server, 4
+        after a timeout.
+    """
+    args = arguments(words, default_folder)
+    try:
+        store, owner = open_store(args), read_owner(args.key_file)
+        if args.command == "add":
+            return add(store, owner, args)
+        owners = store.owners() if args.all_keys else [owner]
+        return show(store, owners, args.json) if args.command == "list" else remove(store, owners, args.id)
+    except TooManyVoices:
+        return failed(f"there are {Limits().max_voices} voices of this key, which is the limit; remove one")
+    except ClientError as error:
+        return failed(str(error), error.exit_code)
+    except ApiError as error:
+        return failed(error.message, 2)
+    except ValueError as error:
+        return failed(str(error), 2)
+    except OSError as error:
+        return failed(f"{error.filename or args.voices}: {error.strerror}")
+
+
+def failed(message: str, status: int = 1) -> int:
+    """Print an error and return the exit status."""
+    print(f"{PROG}: {message}", file=sys.stderr)
+    return status
+
+
+def open_store(args: argparse.Namespace) -> VoiceStore:
+    """Return the store in the folder; raise ValueError if there is none, or it belongs to another user."""
+    folder: Path | None = args.voices
+    if folder is None:
+        raise ValueError(f"--voices: expected a folder, because {VOICES} is not set")
+    if folder.exists() and folder.stat().st_uid != os.geteuid():
+        owner = pwd.getpwuid(folder.stat().st_uid).pw_name
+        raise ValueError(f"--voices: expected to be run as {owner!r}, who owns {folder}: the gateway could not read")
+    return VoiceStore(folder, Limits().max_voices)
+
+
+def read_owner(key_file: Path | None) -> str:
+    """Return the owner of the voices: a digest of the key in the file, or that of a gateway without keys."""
+    if key_file is None:
+        return EVERYBODY
+    try:
+        keys = key_file.read_text().split()
+    except UnicodeDecodeError:
+        keys = []
+    if len(keys) != 1 or len(keys[0]) < MIN_KEY_CHARS:
+        raise ValueError(f"--key-file: expected one key of at least {MIN_KEY_CHARS} characters in {key_file}")
+    return Keys(keys).owner(f"Bearer {keys[0]}")
+
+
+def add(store: VoiceStore, owner: str, args: argparse.Namespace) -> int:
+    """Store a voice, after the server has generated audio with it, and print its id."""
+    limits = {"--name": (args.name, 1, MAX_NAME_CHARS), "--consent": (args.consent, 1, MAX_CONSENT_CHARS)}
+    for flag, (text, least, most) in (limits | {"--text": (args.text, 0, MAX_REF_CHARS)}).items():
+        if not least <= len(text) <= most or not text.isprintable():
+            raise ValueError(f"{flag}: expected {least} to {most} printable characters, got {text[:60]!r}")
+    most = Limits().max_voice_bytes
+    if (size := args.recording.stat().st_size) > most:
+        raise ValueError(f"{args.recording}: expected at most {most} bytes, got {size}")
+    recording = args.recording.read_bytes()
+    if not args.untried:
+        server = args.server or f"localhost:{port_in_row(1)}"
+        asyncio.run(try_voice(server, RecordedVoice(recording, args.text)))
+    print(store.add(owner, args.name, args.text, args.consent, recording).id)
+    return 0
+
+
+async def try_voice(server: str, voice: RecordedVoice) -> None:
+    """Generate the first audio with a voice; raise ClientError or ApiError if the model refuses it."""
+    async with SpeechClient(server) as client:
+        task = cloning_task(await client.profile())
+        if voice.text and "text" not in task.system:
+            raise ValueError("--text: expected none: this model takes no transcript of a recording")
+        async with aclosing(client.speak(SAMPLE, voice=voice)) as events:
+            await anext(events, None)
+
+
+def show(store: VoiceStore, owners: list[str], as_json: bool) -> int:
+    """Print the voices of some owners; the recordings and the keys are not shown."""
+    for owner in owners:
+        for voice in store.all(owner):
+            print(json.dumps(fields_of(voice)) if as_json else line_of(voice))
+    return 0
+
+
+def fields_of(voice: StoredVoice) -> dict[str, str | int]:
+    """Return the metadata of a voice, named as in the API."""
+    named: dict[str, str | int] = {"id": voice.id, "name": voice.name, "consent": voice.consent}
+    return named | {"ref_text": voice.text, "created_at": voice.created_at}
+
+
+def line_of(voice: StoredVoice) -> str:
+    """Return one line about a voice; characters that a terminal could interpret are escaped."""
+    day = time.strftime("%Y-%m-%d", time.gmtime(voice.created_at))
+    name, consent = ("".join(c if c.isprintable() else repr(c)[1:-1] for c in s) for s in (voice.name, voice.consent))
+    return f"{voice.id}  {day}  {name}  ({consent})"
+
+
+def remove(store: VoiceStore, owners: list[str], ids: list[str]) -> int:
+    """Delete voices; return 1 if one of them is not there."""
+    unknown = [each for each in ids if not any(store.remove(owner, each) for owner in owners)]
+    for each in unknown:
+        failed(f"no voice {each[:60]!r}")
+    return int(bool(unknown))

@@ -1,0 +1,225 @@
+"""`stretto voices`: the same files, owners and limits as `/v1/audio/voices`, with and without a running gateway."""
+
+import asyncio
+import json
+import multiprocessing
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stretto.cli import main as stretto
+from stretto_gateway import voice_command, voice_store
+from stretto_gateway.command import VOICES
+from stretto_gateway.config import Limits
+from stretto_gateway.voice_command import main
+from stretto_gateway.voice_store import TooManyVoices, VoiceStore
+from tests.client.fake_server import PROFILE, ErrorText, FakeServer
+from tests.gateway.conftest import SPOKEN, Start
+from tests.gateway.test_voices import CLONES, KEYS, RECORDING, Caller, added_voice, cloning, told
+
+NAMED = ("--name", "mine", "--consent", "my own")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the voices, named by the environment."""
+    monkeypatch.setenv(VOICES, str(tmp_path / "voices"))
+    return tmp_path / "voices"
+
+
+@pytest.fixture
+def recording(tmp_path: Path) -> Path:
+    path = tmp_path / "me.wav"
+    path.write_bytes(RECORDING)
+    return path
+
+
+def key_file(folder: Path, key: str) -> str:
+    path = folder / key
+    path.write_text(f"{key}\n")
+    return str(path)
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: object, status: int = 0) -> str:
+    """The output of a command, or its errors."""
+    capsys.readouterr()
+    assert main([str(word) for word in words]) == status
+    out, err = capsys.readouterr()
+    return err if status else out
+
+
+@pytest.fixture
+async def clones() -> AsyncIterator[tuple[FakeServer, str]]:
+    """A server of a model that clones voices, and its address."""
+    server = FakeServer(lambda _: SPOKEN, profile=CLONES)
+    yield server, await server.start()
+    await server.stop()
+
+
+async def test_a_running_gateway_uses_and_forgets_what_the_command_adds_and_removes(
+    start: Start,
+    clones: tuple[FakeServer, str],
+    folder: Path,
+    recording: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    running, (server, address) = await start(SPOKEN, CLONES, voices=folder), clones
+    words = ["add", str(recording), *NAMED, "--text", "It is me.", "--server", address]
+    capsys.readouterr()
+    assert await asyncio.to_thread(main, words) == 0
+    voice = capsys.readouterr().out.strip()
+    assert told(server.requests[0]) == ({"role": "system", "audio": "audio", "text": "It is me."}, RECORDING)
+    (listed,) = (await Caller(running).list())["data"]
+    assert (listed["id"], listed["name"], listed["consent"], listed["ref_text"]) == (
+        voice,
+        "mine",
+        "my own",
+        "It is me.",
+    )
+    assert (await Caller(running).speak(voice)).status_code == 200
+    uploaded = await added_voice(running)
+    found = [json.loads(line) for line in run(capsys, "list", "--json").splitlines()]
+    assert {each["id"] for each in found} == {voice, uploaded}
+    assert listed | {"object": None} == next(each for each in found if each["id"] == voice) | {"object": None}
+    run(capsys, "remove", voice, uploaded)
+    assert (await Caller(running).list())["data"] == []
+    assert (await Caller(running).speak(voice)).json()["error"]["code"] == "voice_not_found"
+
+
+async def test_voices_belong_to_a_key_and_the_operator_finds_all(
+    start: Start, folder: Path, recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    running = await start(SPOKEN, CLONES, keys=KEYS, voices=folder)
+    first = key_file(tmp_path, KEYS[0])
+    own = run(capsys, "add", recording, *NAMED, "--untried", "--key-file", first).strip()
+    other = await added_voice(running, KEYS[1])
+    everybody = run(capsys, "add", recording, *NAMED, "--untried").strip()
+    assert [each["id"] for each in (await Caller(running, KEYS[0]).list())["data"]] == [own]
+    assert [line.split()[0] for line in run(capsys, "list", "--key-file", first).splitlines()] == [own]
+    assert [line.split()[0] for line in run(capsys, "list").splitlines()] == [everybody]
+    everything = run(capsys, "list", "--all-keys")
+    assert {line.split()[0] for line in everything.splitlines()} == {own, other, everybody}
+    assert not any(key in everything for key in KEYS)
+    assert run(capsys, "remove", other, "--key-file", first, status=1) == f"stretto voices: no voice '{other}'\n"
+    run(capsys, "remove", other, own, "--all-keys")
+    assert {line.split()[0] for line in run(capsys, "list", "--all-keys").splitlines()} == {everybody}
+
+
+def test_files_are_private_and_outlast_everything(
+    folder: Path, recording: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    voice = run(capsys, "add", recording, *NAMED, "--untried").strip()
+    (path,) = folder.glob("*/*")
+    assert (folder.stat().st_mode & 0o777, path.stat().st_mode & 0o777) == (0o700, 0o600)
+    found = VoiceStore(folder, 1).find("everybody", voice)
+    assert found is not None
+    assert found[1] == RECORDING
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        (["add", "FILE", "--name", "", "--consent", "a"], 2, "--name: expected 1 to 100 printable characters, got ''"),
+        (["add", "FILE", "--name", "a\nb", "--consent", "a"], 2, r"--name: expected 1 to 100 printable characters"),
+        (["add", "FILE", "--name", "a", "--consent", "a" * 201], 2, "--consent: expected 1 to 200 printable"),
+        (["add", "FILE", *NAMED, "--text", "a" * 4001], 2, "--text: expected 0 to 4000 printable"),
+        (["add", "missing.wav", *NAMED], 1, "missing.wav: No such file or directory"),
+        (["add", "FILE", *NAMED, "--server", "localhost:1"], 3, "localhost:1"),
+        (["list", "--key-file", "FILE"], 2, "--key-file: expected one key of at least 16 characters in"),
+        (["remove", "../../voices"], 1, "no voice '../../voices'"),
+        (["list", "--voices", "FILE"], 1, "File exists"),
+    ],
+)
+def test_wrong_words_are_named(
+    folder: Path, recording: Path, capsys: pytest.CaptureFixture[str], words: list[str], status: int, message: str
+) -> None:
+    said = run(capsys, *(str(recording) if word == "FILE" else word for word in words), status=status)
+    assert said.startswith("stretto voices: ")
+    assert message in said
+    assert not [*folder.glob("*/*")]
+
+
+@pytest.mark.parametrize(
+    ("profile", "steps", "words", "message"),
+    [
+        (PROFILE, SPOKEN, [], "model: 'tiny' does not clone voices"),
+        (cloning("audio"), SPOKEN, ["--text", "It is me."], "--text: expected none"),
+        (CLONES, [ErrorText("invalid request: audio: expected at most 30 s")], [], "expected at most 30 s"),
+    ],
+)
+async def test_what_the_model_refuses_is_not_stored(
+    folder: Path,
+    recording: Path,
+    capsys: pytest.CaptureFixture[str],
+    profile: dict[str, Any],
+    steps: list[Any],
+    words: list[str],
+    message: str,
+) -> None:
+    server = FakeServer(lambda _: steps, profile=profile)
+    address = await server.start()
+    given = ["add", str(recording), *NAMED, "--server", address, *words]
+    assert await asyncio.to_thread(main, given) == 2
+    await server.stop()
+    assert message in capsys.readouterr().err
+    assert not [*folder.glob("*/*")]
+
+
+def test_there_is_an_end_to_their_size_and_number(
+    folder: Path, recording: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(voice_command, "Limits", lambda: Limits(max_voices=1, max_voice_bytes=len(RECORDING)))
+    run(capsys, "add", recording, *NAMED, "--untried")
+    assert "there are 1 voices of this key" in run(capsys, "add", recording, *NAMED, "--untried", status=1)
+    recording.write_bytes(RECORDING + b".")
+    assert "expected at most 2048 bytes, got 2049" in run(capsys, "add", recording, *NAMED, "--untried", status=2)
+
+
+def test_another_user_s_folder_is_left_alone(
+    folder: Path, recording: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.mkdir()
+    monkeypatch.setattr(os, "geteuid", lambda: folder.stat().st_uid + 1)
+    assert "expected to be run as" in run(capsys, "add", recording, *NAMED, "--untried", status=2)
+
+
+def test_names_cannot_steer_a_terminal(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    VoiceStore(folder, 9).add("everybody", "a\x1b[2J\nb", "", "c\u202e", RECORDING)
+    (line,) = run(capsys, "list").splitlines()
+    assert r"a\x1b[2J\nb" in line
+    assert line.isprintable()
+
+
+def test_the_folder_of_the_launcher_is_the_default(
+    tmp_path: Path, recording: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(VOICES, raising=False)
+    monkeypatch.setattr("stretto.launcher.installation.state_folder", lambda: tmp_path)
+    assert stretto(["voices", "add", str(recording), *NAMED, "--untried"]) == 0
+    assert len([*(tmp_path / "voices").glob("everybody/*.recording")]) == 1
+    assert "--voices: expected a folder" in run(capsys, "list", status=2)
+
+
+def _add(folder: Path, barrier: Any, results: Any) -> None:
+    store = VoiceStore(folder, 1)
+    barrier.wait()
+    try:
+        results.put(store.add("everybody", "a", "", "b", b"c").id)
+    except TooManyVoices:
+        results.put(None)
+
+
+def test_two_processes_do_not_exceed_the_limit_together(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = multiprocessing.get_context("fork")
+    barrier, results = context.Barrier(4), context.Queue()
+    processes = [context.Process(target=_add, args=(folder, barrier, results)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    found = [results.get() for _ in processes]
+    for process in processes:
+        process.join()
+    assert sum(each is not None for each in found) == 1
+    assert voice_store.VoiceStore(folder, 1).owners() == ["everybody"]
