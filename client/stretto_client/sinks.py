@@ -136,7 +136,7 @@ def pcm16(pcm: NDArray[Any]) -> bytes:
 
 
 class AudioFile:
-    """File that is written as samples arrive: wav by the standard library, flac, ogg and mp3 by soundfile."""
+    """Audio file that is written as samples arrive: wav with the standard library, flac, ogg and mp3 with soundfile."""
 
     def __init__(self, path: Path):
         if path.suffix.lower() not in FORMATS:

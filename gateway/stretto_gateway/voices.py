@@ -55,7 +55,7 @@ def read_recording(param: str, text: str, max_bytes: int) -> bytes:
 
 router = APIRouter()
 FIELDS = {"audio": "audio_sample", "messages[0].text": "ref_text"}  # request fields by the server's field names
-SAMPLE = "One, two."  # text for the trial of a voice
+SAMPLE = "One, two."  # text that is spoken to test a new voice
 MAX_NAME_CHARS, MAX_CONSENT_CHARS = 100, 200
 
 

@@ -255,7 +255,7 @@ class Change:
         self.settings = self._valid()
 
     def expect_honoured(self) -> None:
-        """Raise the first ApiError of an ignored or invalid field, for a strict gateway."""
+        """Raise the first ApiError if a field was ignored or invalid; called by a strict gateway."""
         for error in (*self.ignored, *self.errors):
             raise error
 

@@ -348,7 +348,7 @@ class Flow(nn.Module):
 
 
 BLOCKS = (25, 50, 100, 150, 200)  # tokens, as in web_demo.py
-HISTORY = 512  # tokens, 41 s, as decoded at once by VITA-Audio's demo
+HISTORY = 512  # tokens (41 s), as many as VITA-Audio's demo decodes in one call
 OVERLAP = 5  # tokens, as in flow_inference.py
 HEARD_RATE = 16_000  # Hz, input rate of `encoders/whisper_vq.py`
 

@@ -66,7 +66,8 @@ def dac_layers(upsampling_ratios: Iterable[int], output_padding: bool) -> list[L
 
     Args:
         upsampling_ratios: Strides of the blocks, in order.
-        output_padding: True if odd strides complete their last frame, as in the decoders of X-codec and Higgs Audio.
+        output_padding: True if transposed convolutions of odd stride use output padding, so that each frame yields
+            `stride` samples, as in the decoders of X-codec and Higgs Audio.
     """
     layers: list[Layer] = [same(7)]
     for stride in upsampling_ratios:

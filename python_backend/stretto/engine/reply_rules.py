@@ -143,7 +143,10 @@ class SegmentRules:
 
     @cached_property
     def drawn_ends_of_audio(self) -> tuple[int, ...]:
-        """Ids that end the audio segment when sampled on stream 0; empty if a frame or a countdown ends it."""
+        """Ids that end the audio segment when sampled on stream 0.
+
+        Empty if a frame ends it, or, with latents, a number of rows after the frame that is predicted to be the last.
+        """
         if self.family.end_frame or self.family.layout.latents:
             return ()
         return self.family.drawn_ends or (self.family.end_of_audio,)

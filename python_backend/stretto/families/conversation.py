@@ -171,7 +171,7 @@ def check(turns: tuple[Turn, ...], task: Task) -> None:
 
 
 def _check_answered(spoken: tuple[Turn, ...], task: Task) -> None:
-    """Check the final consecutive turns of the role that `task` answers, which together form its input."""
+    """Check the input of `task`: the consecutive turns, at the end, of the role that it answers."""
     first = len(spoken)
     while first and spoken[first - 1].role == task.answers:
         first -= 1

@@ -195,7 +195,7 @@ class Subwords:
         self._ids, self._max_chars = family.subwords, family.max_text_chars
 
     def ids(self, text: str, path: str) -> list[int]:
-        """Return the absolute ids of a text.
+        """Return the token ids of a text in the family's vocabulary.
 
         Args:
             text: The text.

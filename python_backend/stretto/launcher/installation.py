@@ -323,9 +323,9 @@ def server_environment(
 
 
 def bytecode_folder() -> dict[str, str]:
-    """Return the variable that makes Python write bytecode to the cache, if it cannot write to the installation.
+    """Return the environment variable that makes Python write bytecode to the cache folder.
 
-    vLLM starts 10 s faster with bytecode.
+    It is needed (vLLM starts 10 s faster with bytecode) only if the installation is read-only and has no bytecode.
     """
     if os.access(PACKAGE, os.W_OK) or (PACKAGE / "__pycache__").is_dir():
         return {}

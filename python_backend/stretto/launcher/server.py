@@ -161,8 +161,8 @@ def loading(config: LaunchConfig) -> list[str]:
 def listening(config: LaunchConfig, launch: Launch) -> list[str]:
     """Return the flags for Triton's addresses: Unix sockets that only this user can access.
 
-    If Triton's HTTP service is open, its closed APIs require a random key that is not published (although other users
-    of this host can read it in `ps`).
+    If Triton's HTTP service is open, its restricted APIs require a random key that is not published (although other
+    users of this host can read it in `ps`).
     """
     flags = [f"--http-address=unix:{launch.http_socket}"]
     if HTTP in config.allowed:

@@ -32,7 +32,7 @@ class AudioProcess:
 
     @property
     def pid(self) -> int:
-        """Pid of the current process."""
+        """Pid of the running child process; it changes when a crashed process is replaced."""
         return self._process.pid
 
     @property

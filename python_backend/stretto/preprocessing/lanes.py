@@ -93,7 +93,7 @@ class Job:
 
 
 class AudioLanes:
-    """Threads with an audio process each, which run every submitted job once, or refuse it."""
+    """Threads with an audio process each. A submitted job is refused, or runs once."""
 
     def __init__(self, open_process: Callable[[int], Process], num_long: int, limit: Load) -> None:
         """Start the lanes.
@@ -101,7 +101,7 @@ class AudioLanes:
         Args:
             open_process: Function that starts an audio process with a nice level.
             num_long: Number of lanes for long recordings.
-            limit: Maximum work in all lanes together.
+            limit: Maximum bytes of audio and number of requests, waiting or running, in all lanes together.
         """
         self._bytes, self._requests = FairLimit(limit.num_bytes), FairLimit(limit.num_requests)
         self._mutex, self.is_closed = threading.Lock(), False

@@ -89,7 +89,9 @@ Report = Callable[[str], None]  # reports a model whose stub Triton considers de
 
 
 def reworded(response: bytes, report_dead_stub: Report) -> bytes:
-    """Return a response with errors about dead stubs reworded for the client; they may precede the launcher's notice.
+    """Return a response in which errors about dead stubs are reworded for the client.
+
+    Such errors may arrive before the launcher has noticed that the stub is dead.
 
     Args:
         response: Serialised ModelStreamInferResponse.

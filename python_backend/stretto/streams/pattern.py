@@ -133,7 +133,10 @@ class PaddedTail(SampledTail):
         return pad_id + (drawn - pad_id) * (behind <= 1)
 
     def carries_drawn(self, behind: Array, delays: Array) -> Array:
-        """Return True in the first row after end_of_audio, and until one row after the stream's last frame."""
+        """Return True in rows in which a stream keeps its sampled id.
+
+        The last one is the first row after end_of_audio or the row after the stream's last frame, whichever is later.
+        """
         return (behind <= 1) | (behind <= delays)
 
 

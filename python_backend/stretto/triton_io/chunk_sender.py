@@ -202,7 +202,7 @@ class ChunkSender:
         await self._wait_for_decoder(self._has_room)
 
     def _is_ahead(self) -> bool:
-        """Return True if the audio sent is more than `max_ahead_s` ahead of playback since the first chunk."""
+        """Return True if more than `max_ahead_s` of audio is unplayed, if playback began with the first chunk."""
         if self._limits.max_ahead_s <= 0 or self._first_sent_s is None:
             return False
         heard_s = time.monotonic() - self._first_sent_s

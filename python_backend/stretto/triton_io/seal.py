@@ -67,11 +67,11 @@ class Seal:
 class SealKey:
     """Key shared by the models of one server, in a file that exists while any of them uses it.
 
-    Each user holds a shared lock on the file, which ends with the process; an unlocked file is removed.
+    Each process that uses the key holds a shared lock on the file until it ends; an unlocked file is removed.
 
     Args:
         server_pid: Pid of the Triton server.
-        folder: Folder of the key files, accessible only to this user.
+        folder: Folder of the key files, accessible only to the user who runs the server.
     """
 
     def __init__(self, server_pid: int, folder: Path = FOLDER) -> None:

@@ -107,7 +107,11 @@ class DrainGate:
 
 
 def is_passing(path: Path) -> bool:
-    """Return True if a request is passing the gate of the drain file `path`; called by the launcher."""
+    """Return True if a stub has admitted a request that the language model does not have yet (see `DrainGate`).
+
+    Args:
+        path: The drain file of the launch.
+    """
     if not _lock_file(path).exists():
         return False
     descriptor = os.open(_lock_file(path), os.O_RDWR)

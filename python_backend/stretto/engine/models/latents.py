@@ -22,7 +22,7 @@ def silu(x: torch.Tensor) -> torch.Tensor:
 
 
 class EndOfSpeech(nn.Module):
-    """Weight [H] and optional bias [1] of the logit for speech ending with a frame; complete on every rank."""
+    """Weight [H] and optional bias [1] of the logit that a frame is the last; the same on all tensor-parallel ranks."""
 
     def __init__(self, width: int, has_bias: bool):
         super().__init__()

@@ -66,7 +66,7 @@ class SampledRows:
             state: State of the request.
             marks: Guidance mark of each sampled row.
             token_ids: Stream 0 of each sampled row.
-            is_last: True to send all rows that wait, because none follows soon.
+            is_last: True to send all buffered rows, because no row follows soon.
         """
         request_id, number = state.request.request_id, self._num_codes
         if request_id in self._cut:
@@ -248,7 +248,7 @@ class UnconditionalOutput:
     def extract(
         self, output: ModelRunnerOutput, codes: Mapping[str, list[list[int]]], scheduled: dict[str, int]
     ) -> dict[str, int]:
-        """Record the rows of unconditional requests; return the entries of `scheduled` that are left to vLLM's loop.
+        """Record the sampled rows of unconditional requests; return the other entries of `scheduled`, for vLLM's loop.
 
         Args:
             output: Output of the step.

@@ -181,7 +181,7 @@ def columns_of(
     """Return the step table of a batch, int32 [C, N]; see `kernels/gpu/step_table.py`.
 
     Args:
-        rows: The host's knowledge about the rows.
+        rows: The rows as far as the host knows them.
         partner: Slot of the CFG partner by slot, [R]; negative for none.
         is_unconditional: True for unconditional requests, by slot, [R].
         tables: Slot tables with the request parameters.
@@ -228,13 +228,14 @@ class StepTable:
         """Update the table, if the batch has changed.
 
         Args:
-            rows: The host's knowledge about the rows.
+            rows: The rows as far as the host knows them.
             partner: Slot of the CFG partner by slot, [R]; negative for none.
             is_unconditional: True for unconditional requests, by slot, [R].
             version: Number that changes whenever a slot gets a new request or new parameters.
 
         Returns:
-            The heads that the step needs, and True if a text may end in this step without the host's knowledge.
+            The heads that the step needs, and True if the host cannot tell yet whether the text of a sampled
+            row has ended (asynchronous scheduling).
         """
         fingerprint = version, rows.slots.tobytes(), rows.samples.tobytes()
         if fingerprint != self._fingerprint:
@@ -497,7 +498,7 @@ class StepGraphs(Generic[Kind]):
             return
         try:
             self._graphs[variant, size] = recorder.record(lambda: self._launch(variant, size))
-        except RuntimeError as error:  # of any kind, as in `stretto.cuda_graphs`
+        except RuntimeError as error:  # any failed capture, such as out of memory
             self._recorder = None
             self._graphs.clear()
             LOGGER.warning("steps of %d rows run without a CUDA graph, because capturing failed: %s", size, error)
@@ -538,7 +539,7 @@ class StepSampler:
         Args:
             hidden: Hidden states, [B, H].
             lengths: Position of each row, [B].
-            rows: The host's knowledge about the rows.
+            rows: The rows as far as the host knows them.
         """
         slots, program, num_rows = self._slots, self._program, len(rows.slots)
         variant, is_unsure = program.columns.update(rows, slots.partner, slots.is_unconditional, slots.version)

@@ -20,7 +20,7 @@ from stretto.streams.layout import Segment, StreamLayout
 from stretto.streams.pattern import NO_TAIL, SAMPLED_WARM_UP, Staircase
 
 FRAME_RATE = 25.0
-NUM_MARKS = 2  # ids after the codes of each codebook: its begin and its end
+NUM_MARKS = 2  # ids after the codes of each codebook: begin id and end id
 BEGIN, START_HEADER, END_HEADER, END_OF_TURN = (
     "<|begin_of_text|>",
     "<|start_header_id|>",
@@ -40,8 +40,8 @@ class HiggsAudioVocabulary:
 
     Attributes:
         codebook_size: Number of codes per codebook, without begin and end.
-        pad: Id of an empty stream.
-        end_of_reply: Id that marks the end of a reply for the engine; the model does not read it there.
+        pad: Id that fills a stream without a code.
+        end_of_reply: Id that tells the engine that the reply has ended; its row is not fed to the model.
         markers: Ids by their spelling in the tokenizer. The two markers of a scene may be missing; they are then
             spelled as text.
     """

@@ -5,8 +5,8 @@ https://huggingface.co/kyutai/pocket-tts: `model.safetensors`, `tokenizer.json` 
 also contains the codec, which is written to `codec/`.
 
 Voices are published only as keys and values of all layers. The rows that they were computed from are recovered
-(`voices.py`) and written after the ids of the text, so a voice is a sequence of ids. The gated repository also has the
-codec's encoder, with which recordings of voices are read.
+(`voices.py`) and appended to the embedding table after the text tokens, so that a voice is a sequence of ids. The gated
+repository also contains the codec's encoder, which is needed to clone recorded voices.
 """
 
 import re

@@ -2,9 +2,9 @@
 
     tts     voice, n rows │ text ids │ [bos] ─► x0 x1 x2 … xe … [end]
 
-A row of the prompt is an id: a row of a voice, a token, or the begin of speech. A row of the reply carries the latent
-that a flow head makes from the hidden state of the row before it. Speech ends a few frames after the one in which the
-model detects its end. A named voice is a sequence of embedded rows; the first one is the model's
+A row of the prompt is an id: a row of a voice, a text token, or the beginning-of-speech id. A row of the reply carries
+the latent that a flow head makes from the hidden state of the row before it. Speech ends a few frames after the one in
+which the model detects its end. A named voice is a sequence of embedded rows; the first one is the model's
 begin-of-voice row. A recorded voice is that row, followed by rows that carry the latents of the recording.
 """
 

@@ -5,8 +5,8 @@ r"""Prompts of Qwen3-Omni's talker from a thinker's input and output: for `Speec
     states                             s0 s1
 
 The talker reads only the users' turns of the conversation: ids for text, and a projected hidden state of the thinker
-per row of audio. With each frame it reads a word of the thinker's reply: the first in the prompt's last row, the others
-as they arrive, then the end (`Family.text_track`).
+per row of audio. With each frame it reads a token of the thinker's reply: the first in the prompt's last row, the
+others as they arrive, then the end token (`Family.text_track`).
 Layout: `generate` of Qwen3OmniMoeForConditionalGeneration in transformers.
 """
 

@@ -98,7 +98,7 @@ class Qwen3TtsVocabulary:
             authors' code.
         languages: Codec-vocabulary ids by language.
         speakers: Codec-vocabulary ids by speaker.
-        dialects: By speaker, the language that is used if Chinese, or no language, is requested.
+        dialects: Dialect of a speaker, used if the request's language is Chinese or not set.
     """
 
     kind: Kind = "custom_voice"

@@ -102,7 +102,7 @@ def _sampling(text: SegmentSampling) -> SamplingConfig:
 def vita_audio(vocabulary: VitaVocabulary) -> Family:
     """Return the family of a checkpoint with this vocabulary.
 
-    No task forbids any id, so the model decides on the order.
+    Tasks allow every id, so the model itself chooses how text and codes alternate.
     """
     end, also_end = vocabulary.markers["im_end"], vocabulary.markers["endoftext"]
     everything = (range(vocabulary.vocab_size),)

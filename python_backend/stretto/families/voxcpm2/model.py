@@ -259,7 +259,7 @@ class Bottleneck(nn.Module):
         self.enter, self.leave = linear(config.hidden_size, narrow), linear(narrow, config.hidden_size)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return hidden states [N, H] behind the bottleneck."""
+        """Return the output of the bottleneck, hidden states [N, H]."""
         # In float64: torch's float32 tanh has other bits at the end of a batch, which rounding could turn into a step.
         narrow = torch.tanh(self.enter(hidden).double()).float()
         return self.leave(torch.round(narrow * self.scale) / self.scale)

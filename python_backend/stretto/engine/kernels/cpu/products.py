@@ -107,13 +107,13 @@ def pad_products(model: nn.Module, is_traced: bool) -> None:
     padded = _multiply_unless_traced if is_traced else _multiply_padded
     for layer in model.modules():
         chosen = vars(layer)
-        if "cpu_linear" in chosen:  # vLLM's product on the CPU
+        if "cpu_linear" in chosen:  # vLLM's linear layer on the CPU
             chosen["cpu_linear"] = partial(padded, chosen["cpu_linear"])
 
 
 def _multiply_padded(multiply: Callable[..., torch.Tensor], x: torch.Tensor, *weight_and_bias: object) -> torch.Tensor:
     """Return `multiply(x, ...)` [M, N] for x [M, H], computed with x padded to one of a few sizes."""
-    num_rows = x.shape[0]  # faster than `len(x)`; short steps consist of such calls
+    num_rows = x.shape[0]  # faster than `len(x)`; such calls dominate short steps
     size = padded_size(num_rows)
     if num_rows == 1 and x.shape[-1] > NARROW and x.dim() == 2:
         size = MIN_WIDE_ROWS
@@ -243,7 +243,7 @@ class _HeadNorms:
 
 
 def _product(layer: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return the function that vLLM has chosen to compute the product of `layer`; a quantized layer has its own."""
+    """Return the function with which vLLM computes a linear layer: the layer itself if it is quantized."""
     if "cpu_linear" not in vars(layer):
         return layer
     multiply, weight, bias = vars(layer)["cpu_linear"], layer.weight, layer.bias

@@ -332,7 +332,7 @@ def advance_kernel(
     seen: tl.tensor,  # [R, V + 1] uint8, written: ids counted by a repetition penalty; or empty
     plan: tl.tensor,  # `step_table.py`, [C, N] int32
     lengths: tl.tensor,  # [N] int32
-    text: tl.tensor,  # drawn text ids, [N] int32
+    text: tl.tensor,  # sampled text ids, [N] int32
     first: tl.tensor,  # [N] int32; with a pointer, 1 if it advances
     drawn: tl.tensor,  # [N, K] int32; written if the family has a staircase
     tasks: tl.tensor,  # [4, tasks] int64: id written for an end of text, for a cut; text limit; 1 if the task has audio

@@ -160,7 +160,7 @@ def _is_repeated(
 def _rules(
     mine: tl.tensor, first_stream: tl.constexpr, plan_stride: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
-    """Return temperature, top-k, top-p and min-p distance for stream 0 or for the other streams."""
+    """Return temperature, top-k, top-p and min-p (distance from the largest logit) of stream 0 or the others."""
     if first_stream == 0:
         temperature = real_of(mine + AUDIO_TEMPERATURE * plan_stride)
         top_k, top_p = tl.load(mine + AUDIO_TOP_K * plan_stride), real_of(mine + AUDIO_TOP_P * plan_stride)
