@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from stretto.codecs.convolution import prepare
 from stretto.codecs.qwen3_12hz.code2wav import MODEL_TYPE, Code2Wav, read_shape
 from stretto.codecs.qwen3_12hz.codec import NOT_SERVED, Qwen3Codec
 from stretto.codecs.qwen3_12hz.decoder import Qwen3CodecConfig
@@ -175,6 +176,7 @@ def make_qwen3_codec(width: str, seed: int = 0) -> Qwen3Codec:
     codec = Qwen3Codec(config)
     weights = random_weights(config, seed)
     codec.load_state_dict({name: tensor for name, tensor in weights.items() if name not in NOT_SERVED})
+    prepare(codec.decoder)
     return codec.eval().requires_grad_(False)
 
 

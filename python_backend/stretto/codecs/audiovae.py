@@ -128,9 +128,9 @@ class WholeSignal:
         """Return x unchanged."""
         return x
 
-    def recall(self, x: Tensor, steps: int, time: int = 2) -> Tensor:
-        """Return x [B, C, n] preceded by `steps` zeros."""
-        return F.pad(x, (steps, 0))
+    def recall(self, x: Tensor, steps: int, time: int = 2, activation: nn.Module | None = None) -> Tensor:
+        """Return x [B, C, n], or its activation, preceded by `steps` zeros."""
+        return F.pad(x if activation is None else activation(x), (steps, 0))
 
 
 Past = Memory | WholeSignal
@@ -272,7 +272,7 @@ class AudioVae(nn.Module):
         latents = words.to(torch.int32).contiguous().view(torch.float32).to(window.state.dtype)
         patches = latents.transpose(1, 2).unflatten(2, (self.config.num_latents, self.config.num_numbers))
         memory = Memory(window.state, first, words.shape[2])
-        pcm = self.decoder(patches.flatten(1, 2).transpose(1, 2), memory)
+        pcm = self.decoder(patches.flatten(1, 2).transpose(1, 2).contiguous(), memory)
         assert memory.is_complete, "every layer has stored its state"
         return pcm, memory.after
 

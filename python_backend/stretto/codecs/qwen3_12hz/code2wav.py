@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from stretto.codecs.base import CodecSpec, Stateful, Window
+from stretto.codecs.convolution import prepare
 from stretto.codecs.qwen3_12hz.decoder import (
     KERNEL,
     Attention,
@@ -136,4 +137,6 @@ def load(directory: Path, device: str = "cpu") -> Code2Wav:
     codec = Code2Wav(read_config(directory))
     path = directory / "model.safetensors"
     load_strictly(codec, read_tensors(path), path)
-    return codec.eval().requires_grad_(False).to(device)
+    codec.eval().requires_grad_(False).to(device)
+    prepare(codec)
+    return codec

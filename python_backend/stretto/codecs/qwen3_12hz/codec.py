@@ -17,6 +17,7 @@ from transformers.models.mimi.modeling_mimi import (
 )
 
 from stretto.codecs.base import CodecSpec, Stateful, Window
+from stretto.codecs.convolution import prepare
 from stretto.codecs.qwen3_12hz.decoder import Decoder, Memory, Qwen3CodecConfig, read_config
 from stretto.codecs.seanet import keep_lengths_on_host
 from stretto.weights.loading import codec_directory, load_strictly, read_tensors
@@ -96,6 +97,7 @@ def load(directory: Path, device: str = "cpu") -> Qwen3Codec:
     load_strictly(codec, served, path)
     codec.eval().requires_grad_(False).to(device)
     keep_lengths_on_host(codec)
+    prepare(codec.decoder)
     return codec
 
 

@@ -9,7 +9,8 @@ All layers are causal and store their last inputs in the state, so a window is d
 the published classes differ from the values in the published files, so every value that the decoder needs is required.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass, fields
 from math import prod
 from pathlib import Path
@@ -21,6 +22,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import MimiConfig
 
+from stretto.codecs.convolution import Snake, convolve, joined, upsample
 from stretto.errors import CheckpointError
 from stretto.untrusted_files import UNPARSABLE, json_object
 from stretto.weights.loading import CONFIG_FILE
@@ -177,7 +179,7 @@ class Memory:
         """True if all layers have written their part of the next state."""
         return self._at == self.after.shape[1]
 
-    def recall(self, x: Tensor, steps: int, time: int = 2) -> Tensor:
+    def recall(self, x: Tensor, steps: int, time: int = 2, activation: Snake | None = None) -> Tensor:
         """Return a layer's input preceded by its last `steps` inputs, and write the new last inputs to the next state.
 
         Inputs that the next window contains again are not written.
@@ -186,15 +188,27 @@ class Memory:
             x: New inputs, [B, …].
             steps: Number of earlier inputs that the layer needs.
             time: Dimension of the steps in `x`.
+            activation: Activation of `x`, for inputs with time 2.
         """
         shape = [*x.shape[:time], steps, *x.shape[time + 1 :]]
         stop = self._at + x[0].numel() // x.shape[time] * steps
-        both = torch.cat([self._before[:, self._at : stop].view(shape), x], time)
+        before = self._before[:, self._at : stop].view(shape)
+        both = joined(before, x, activation) if time == 2 else torch.cat([before, x], time)
         again = x.shape[time] * self._right // self._frames
         kept = both.narrow(time, both.shape[time] - again - steps, steps)
         self.after[:, self._at : stop].view(shape).copy_(kept)
         self._at = stop
         return both
+
+    def split(self, batch: int, size: int) -> Iterator[tuple[slice, "Memory"]]:
+        """Yield the rows of a batch, `size` at a time, with their memory; each part must be read by the same layers."""
+        begun = self._at
+        for first in range(0, batch, size):
+            rows, part = slice(first, first + size), copy(self)
+            part._before, part.after, part.is_start = self._before[rows], self.after[rows], self.is_start[rows]
+            part._at = begun
+            yield rows, part
+            self._at = part._at
 
     def masked_start(self, x: Tensor, late: int) -> Tensor:
         """Return x [B, C, n] with zeros in the first `late` steps of each utterance, which lie before its start."""
@@ -208,6 +222,7 @@ KERNEL = 7
 DILATIONS = (1, 3, 9)
 EPS = 1e-9  # of SnakeBeta
 NEXT_EPS = 1e-6  # of ConvNeXt's norm
+CACHE_BYTES = 1_200_000  # of activations that a CPU decodes at once; its second-level cache has 1 to 2 MB
 
 
 class Convolution(nn.Module):
@@ -226,8 +241,13 @@ class Convolution(nn.Module):
         self.before = (kernel - 1) * dilation
         self.kept = channels * self.before
 
-    def forward(self, x: Tensor, memory: Memory) -> Tensor:
-        return self.conv(memory.recall(memory.masked_start(x, self.late), self.before) if self.before else x)
+    def forward(self, x: Tensor, memory: Memory, activation: Snake | None = None) -> Tensor:
+        """Return the outputs for x [B, C, n], or for its activation, which is 0 for 0."""
+        if self.before:
+            x = memory.recall(memory.masked_start(x, self.late), self.before, activation=activation)
+        elif activation is not None:
+            x = activation(x)
+        return convolve(x, self.conv)
 
 
 class Upsampling(nn.Module):
@@ -241,28 +261,29 @@ class Upsampling(nn.Module):
         super().__init__()
         self.late = late
         self.conv = nn.ConvTranspose1d(channels, out_channels, kernel, rate)
-        self.rate, self.before = rate, (kernel - 1) // rate
+        self.before = kernel // rate - 1
         self.kept = channels * self.before
 
-    def forward(self, x: Tensor, memory: Memory) -> Tensor:
+    def forward(self, x: Tensor, memory: Memory, activation: Snake | None = None) -> Tensor:
+        """Return the outputs for x [B, C, n], or for its activation, which is 0 for 0."""
         x = memory.masked_start(x, self.late)
-        whole = self.conv(memory.recall(x, self.before) if self.before else x)
-        return whole[..., self.before * self.rate : (self.before + x.shape[2]) * self.rate]
+        if self.before:
+            x = memory.recall(x, self.before, activation=activation)
+        elif activation is not None:
+            x = activation(x)
+        return upsample(x, self.conv)
 
 
-class SnakeBeta(nn.Module):
-    """SnakeBeta activation x + sin²(a x) / b, with log a and log b per channel (BigVGAN).
-
-    See Ziyin et al., arXiv 2006.08195.
-    """
+class SnakeBeta(Snake):
+    """SnakeBeta activation x + sin²(a x) / b, with log a and log b per channel (BigVGAN)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.alpha, self.beta = nn.Parameter(torch.zeros(channels)), nn.Parameter(torch.zeros(channels))
 
-    def forward(self, x: Tensor) -> Tensor:
-        height = 1 / (self.beta.exp() + EPS)
-        return (x * self.alpha.exp()[:, None]).sin_().square_().mul_(height[:, None]).add_(x)
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Return a and 1 / b."""
+        return self.alpha.exp(), 1 / (self.beta.exp() + EPS)
 
 
 class ResidualUnit(nn.Module):
@@ -276,7 +297,7 @@ class ResidualUnit(nn.Module):
         self.conv2 = Convolution(channels, channels, 1)
 
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
-        return self.conv2(self.act2(self.conv1(self.act1(x), memory)), memory).add_(x)
+        return self.conv2(self.conv1(x, memory, self.act1), memory, self.act2).add_(x)
 
 
 class Block(nn.Module):
@@ -293,10 +314,10 @@ class Block(nn.Module):
         self.block = nn.ModuleList([SnakeBeta(channels), Upsampling(channels, half, 2 * rate, rate, late[0]), *units])
 
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
-        snake, *others = self.block
-        x = snake(x)
-        for layer in others:
-            x = layer(x, memory)
+        snake, upsampling, *units = self.block
+        x = upsampling(x, memory, snake)
+        for unit in units:
+            x = unit(x, memory)
         return x
 
 
@@ -331,9 +352,21 @@ def samples_of(x: Tensor, memory: Memory, upsample: nn.ModuleList, decoder: nn.M
         for layer in stage.children():
             x = layer(x, memory)
     *layers, snake, last = decoder
-    for layer in layers:
+    return _run(layers, lambda x, memory: last(x, memory, snake)[:, 0], x, memory)
+
+
+def _run(layers: list[nn.Module], last: Callable[[Tensor, Memory], Tensor], x: Tensor, memory: Memory) -> Tensor:
+    """Run `layers`, then `last`.
+
+    On a CPU utterances go through the rest in parts once the activations of all are too large for its caches.
+    """
+    for index, layer in enumerate(layers):
+        size = max(1, CACHE_BYTES * len(x) // (x.numel() * x.element_size()))
+        if size < len(x) and x.device.type == "cpu":
+            parts = memory.split(len(x), size)
+            return torch.cat([_run(layers[index:], last, x[rows], part) for rows, part in parts])
         x = layer(x, memory)
-    return last(snake(x), memory)[:, 0]
+    return last(x, memory)
 
 
 Rotation = tuple[Tensor, Tensor]

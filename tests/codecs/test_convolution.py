@@ -1,0 +1,107 @@
+"""Time-major signals give the outputs of torch's own layers, to rounding, in every precision and kind of batch."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from benchmarks.checkpoints.random_qwen3_codec import make_qwen3_codec
+from stretto.codecs.base import Window
+from stretto.codecs.convolution import convolve, is_time_major, joined, prepare, upsample
+from stretto.codecs.qwen3_12hz import decoder
+from stretto.codecs.qwen3_12hz.decoder import EPS, SnakeBeta
+from tests.codecs.streaming import random_codes
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+DTYPES = [(torch.float64, 1e-12), (torch.float32, 1e-5)]
+
+
+def signal(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Return the same numbers [B, C, n] for the same shape, time-major."""
+    batch, channels, steps = shape
+    drawn = torch.randn(batch, steps, channels, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return drawn.to(dtype).transpose(1, 2)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES, ids=str)
+@pytest.mark.parametrize(("kernel", "dilation", "groups"), [(7, 9, 1), (3, 1, 6), (1, 1, 1)])
+@torch.no_grad()
+def test_convolutions_are_those_of_torch(
+    dtype: torch.dtype, tolerance: float, kernel: int, dilation: int, groups: int
+) -> None:
+    layer = nn.Conv1d(6, 12, kernel, dilation=dilation, groups=groups).to(dtype)
+    x = signal(3, 6, 80, dtype=dtype)
+    expected = layer(x.contiguous())
+    assert torch.equal(convolve(x.contiguous(), layer), expected)
+    weight = layer.weight.clone()
+    prepare(layer)
+    assert torch.equal(layer.weight, weight)
+    made = convolve(x, layer)
+    assert is_time_major(made)
+    torch.testing.assert_close(made, expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES, ids=str)
+@pytest.mark.parametrize(("kernel", "rate"), [(6, 3), (4, 4), (6, 2)])
+@pytest.mark.parametrize("has_bias", [True, False])
+@torch.no_grad()
+def test_upsampling_is_a_transposed_convolution_without_its_ends(
+    dtype: torch.dtype, tolerance: float, kernel: int, rate: int, has_bias: bool
+) -> None:
+    layer, before = nn.ConvTranspose1d(6, 4, kernel, rate, bias=has_bias).to(dtype), kernel // rate - 1
+    x = signal(2, 6, before + 9, dtype=dtype)
+    expected = layer(x.contiguous())[..., before * rate : (before + 9) * rate]
+    assert torch.equal(upsample(x.contiguous(), layer), expected)
+    prepare(layer)
+    torch.testing.assert_close(upsample(x, layer), expected, rtol=0, atol=tolerance)
+
+
+def snake() -> SnakeBeta:
+    """Return an activation with factors from about 0.1 to 10."""
+    made = SnakeBeta(12).requires_grad_(False)
+    generator = torch.Generator().manual_seed(1)
+    for weight in made.parameters():
+        weight.copy_(torch.randn(12, generator=generator))
+    return made
+
+
+def expected_snake(layer: SnakeBeta, x: Tensor) -> Tensor:
+    """Return the activations in float64."""
+    alpha, beta = (each.double().exp()[:, None] for each in (layer.alpha, layer.beta))
+    return x.double() + (alpha * x.double()).sin().square() / (beta + EPS)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES, ids=str)
+@pytest.mark.parametrize("steps", [1, 7, 96])
+@torch.no_grad()
+def test_snake_is_its_formula_in_both_layouts(dtype: torch.dtype, tolerance: float, steps: int) -> None:
+    layer, x, before = snake().to(dtype), signal(2, 12, steps, dtype=dtype), signal(2, 12, 5, dtype=dtype)
+    expected = expected_snake(layer, x)
+    for each in (x, x.contiguous()):
+        torch.testing.assert_close(layer(each).double(), expected, rtol=1e-6, atol=tolerance)
+        both = joined(before, each, layer)
+        assert torch.equal(both[..., :5], before)
+        torch.testing.assert_close(both[..., 5:].double(), expected, rtol=1e-6, atol=tolerance)
+
+
+@torch.no_grad()
+def test_snake_follows_its_weights_when_they_change() -> None:
+    layer, x = snake(), signal(2, 12, 96, dtype=torch.float32)
+    layer(x)
+    layer.alpha.mul_(0.5)
+    torch.testing.assert_close(layer(x).double(), expected_snake(layer, x), rtol=1e-6, atol=1e-5)
+    exact = layer.double()
+    torch.testing.assert_close(exact(x.double()), expected_snake(exact, x), rtol=0, atol=1e-12)
+
+
+def test_utterances_decoded_in_parts_are_those_decoded_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    codec = make_qwen3_codec("narrow").double()
+    codes, first = random_codes(codec, 5, 6), torch.zeros(5, dtype=torch.int64)
+    results = []
+    for size in (1 << 40, 60_000, 1):
+        monkeypatch.setattr(decoder, "CACHE_BYTES", size)
+        pcm, state = codec.decode(Window(codes, 0, 0, first, codec.initial_state(5)))
+        later, _ = codec.decode(Window(codes, 0, 0, first + 6, state))
+        results.append(torch.cat([pcm, later], 1))
+    assert results[0].abs().max() > 0.05
+    for each in results[1:]:
+        torch.testing.assert_close(each, results[0], rtol=0, atol=1e-12)
