@@ -1,4 +1,4 @@
-"""A family and a codec outside of the package: Orpheus' layout, from `examples/custom_family`, installed with pip."""
+"""Orpheus with SNAC, a family and a codec outside of the package: `plugins/orpheus`, installed with pip."""
 
 import json
 import re
@@ -27,10 +27,12 @@ from stretto.families.registry import family_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.testing import assert_family_conforms
 from stretto.testing.reference import Reference
+from stretto_client.markup import read_text
 from tests.server.conftest import Server
 
 ROOT = Path(__file__).parents[2]
-PACKAGE = ROOT / "examples" / "custom_family"
+PACKAGE = ROOT / "plugins" / "orpheus"
+TAGS = "<laugh> <chuckle> <sigh> <cough> <sniffle> <groan> <yawn> <gasp>"
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Environment:
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environment]:
     """The environment; this process finds its packages, too."""
-    folder = tmp_path_factory.mktemp("custom_family")
+    folder = tmp_path_factory.mktemp("orpheus_package")
     source = shutil.copytree(PACKAGE, folder / "source", ignore=shutil.ignore_patterns("build", "*.egg-info"))
     environment = Environment(folder / "env")
     venv.create(environment.folder, symlinks=True)
@@ -180,6 +182,37 @@ def test_a_release_is_converted_and_prompted(checkpoint: Path) -> None:
         preprocessor.prepare(RawRequest(text=" "))
 
 
+async def test_emotion_tags_reach_the_model_and_other_markup_does_not(checkpoint: Path) -> None:
+    (read,) = await read_text(f"so **{TAGS}** <b>it</b> was", "auto")
+    assert read == f"so {TAGS} it was"
+    preprocessor = Preprocessor(checkpoint)
+    rows = preprocessor.prepare(RawRequest(text=read)).rows[2:-4, 0].tolist()
+    reader = preprocessor.template._subwords._tokenizer
+    assert b"".join(map(reader.bytes_of, rows)).decode() == f"tara: so {TAGS} it was"
+
+
+def test_a_release_of_another_language_has_the_voices_of_its_config(checkpoint: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(checkpoint, tmp_path / "checkpoint")
+    record = json.loads((folder / "config.json").read_text())
+
+    def named(voices: Any) -> None:
+        vocabulary = record["speech_vocabulary"] | {"voices": voices}
+        (folder / "config.json").write_text(json.dumps(record | {"speech_vocabulary": vocabulary}))
+
+    named(["pierre", "amélie", "marie"])
+    preprocessor = Preprocessor(folder)
+    assert preprocessor.family.voices == ("pierre", "amélie", "marie")
+    rows = preprocessor.prepare(RawRequest(text="oui", options='{"voice": "Marie"}')).rows[2:-4, 0].tolist()
+    reader = preprocessor.template._subwords._tokenizer
+    assert b"".join(map(reader.bytes_of, rows)) == b"marie: oui"
+    with pytest.raises(InvalidRequest, match=r"options.voice: expected one of pierre, amélie, marie, got 'tara'"):
+        preprocessor.prepare(RawRequest(text="oui", options='{"voice": "tara"}'))
+    for wrong in ([], "pierre", ["Pierre"], ["a: b"], [7], ["a" * 41]):
+        named(wrong)
+        with pytest.raises(CheckpointError, match="voices: expected names in lower case, of 1 to 40 letters"):
+            family_at(folder)
+
+
 @pytest.mark.parametrize("name", ["<custom_token_10>", "<|eot_id|>"])
 def test_a_tokenizer_without_a_marker_is_refused(
     codec_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
@@ -212,7 +245,7 @@ def test_the_kit_refuses_a_family_that_is_not_installed(environment: Environment
         assert_family_conforms(replace(PLUGIN, convert=None), tmp_path)
 
 
-def test_no_line_of_the_core_names_the_example_or_a_family_that_could_move_out() -> None:
+def test_no_line_of_the_core_names_the_plug_in_or_a_family_that_could_move_out() -> None:
     own = ROOT / "python_backend" / "stretto" / "families" / "csm"
     sources = [path for folder in ("python_backend", "client", "gateway") for path in (ROOT / folder).rglob("*.py")]
     assert len(sources) > 100

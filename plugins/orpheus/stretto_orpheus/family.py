@@ -8,6 +8,7 @@ is no text in a reply, no delay, and no guidance. The numbers are those of `cano
 vocabulary in config.json of a checkpoint may override them.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -33,6 +34,14 @@ MARKERS = {
 }
 
 
+MAX_NAME_CHARS = 40
+
+
+def _is_name(value: object) -> bool:
+    pattern = rf"[\w-]{{1,{MAX_NAME_CHARS}}}"
+    return isinstance(value, str) and re.fullmatch(pattern, value) is not None and value == value.lower()
+
+
 @dataclass(frozen=True)
 class OrpheusVocabulary:
     """Ids of text, followed by markers and by the codes of the seven places, one place after another.
@@ -56,8 +65,16 @@ class OrpheusVocabulary:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "OrpheusVocabulary":
-        """Return the vocabulary stored in `speech_vocabulary` of config.json."""
-        return cls(**{**record, "voices": tuple(record.get("voices", VOICES))})
+        """Return the vocabulary stored in `speech_vocabulary` of config.json.
+
+        Raises:
+            ValueError: If `voices` is not a list of names in lower case, because requests are compared in lower case.
+        """
+        voices = record.get("voices", VOICES)
+        if not isinstance(voices, list | tuple) or not voices or not all(map(_is_name, voices)):
+            expected = f"names in lower case, of 1 to {MAX_NAME_CHARS} letters, digits, - and _"
+            raise ValueError(f"voices: expected {expected}, got {str(voices)[:60]}")
+        return cls(**{**record, "voices": tuple(voices)})
 
     def to_record(self) -> dict[str, Any]:
         """Return the vocabulary as a record for `from_record`."""
