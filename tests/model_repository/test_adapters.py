@@ -68,7 +68,7 @@ def wait(condition: Callable[[], bool]) -> None:
 class Preparing:
     """Preprocessor that records its checkpoint, its device and its requests."""
 
-    def __init__(self, checkpoint: Path, codec: None, device: str, has_aligner: bool) -> None:
+    def __init__(self, checkpoint: Path, codec: None, device: str, has_aligner: bool, encodings: None) -> None:
         self.checkpoint, self.device, self.has_aligner = checkpoint, device, has_aligner
         self.asked: list[Any] = []
 

@@ -1,5 +1,7 @@
 """Triton adapter of the preprocessor."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 from stretto.triton_io import stub  # other imports follow later; see triton_io/stub.py
@@ -35,7 +37,9 @@ class TritonPythonModel:
         limit = Load(parameters.number("max_audio_bytes"), parameters.number("max_audio_requests"))
         self.lanes = AudioLanes(AudioProcess, parameters.number("long_audio_lanes"), limit)
         has_aligner = parameters.strings.get("has_aligner") == "true"
-        self.preprocessor = Preprocessor(parameters.path("checkpoint"), None, parameters.device, has_aligner)
+        folder = os.environ.get(stub.ENCODINGS)
+        given = (None, parameters.device, has_aligner, Path(folder) if folder else None)
+        self.preprocessor = Preprocessor(parameters.path("checkpoint"), *given)
         self.key = SealKey(stub.server_pid())
         self.read = lambda request: RawRequest(**read_inputs(request))
         gate = DrainGate.from_environment()

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from stretto.errors import CheckpointError, InvalidRequest, shown
+from stretto.families.encoded_files import files_of_encoder
 from stretto.families.plugin import UNNAMED, AudioEncoder
 from stretto.families.registry import plugins
 from stretto.records.prompt import Prompt
@@ -21,24 +22,36 @@ ENTRY_BYTES = 512  # overhead per entry
 class CachedEncoder:
     """Audio encoder (to codes or a vector) with an LRU cache of its results, bounded in bytes.
 
-    The cache key is a hash of the samples, so results are shared by all clients.
+    The cache key is a hash of the samples, so results are shared by all clients. If a recording is used again, as that of
+    a stored voice is, its result is also written to the template's files (`encoded_files`).
     """
 
     def __init__(self, encode: Callable[[np.ndarray], np.ndarray], max_bytes: int = MAX_BYTES):
         self._encode, self._max_bytes = encode, max_bytes
         self._latest: OrderedDict[bytes, np.ndarray] = OrderedDict()
         self._num_bytes = 0
+        self._files = files_of_encoder()
+        self._unwritten: set[bytes] = set()  # used once
 
     def encode(self, pcm: np.ndarray) -> np.ndarray:
         """Return the encoder's result for mono `pcm`, float32 [n]."""
         key = blake2b(pcm.tobytes()).digest()
         if key in self._latest:
             self._latest.move_to_end(key)
+            if self._files is not None and key in self._unwritten:
+                self._unwritten.discard(key)
+                self._files.write(key, self._latest[key])
             return self._latest[key]
-        encoded = self._latest[key] = self._encode(pcm)
+        encoded = None if self._files is None else self._files.read(key)
+        if encoded is None:
+            encoded = self._encode(pcm)
+            self._unwritten.add(key)
+        self._latest[key] = encoded
         self._num_bytes += encoded.nbytes + ENTRY_BYTES
         while self._num_bytes > self._max_bytes:
-            self._num_bytes -= self._latest.popitem(last=False)[1].nbytes + ENTRY_BYTES
+            dropped, latest = self._latest.popitem(last=False)
+            self._num_bytes -= latest.nbytes + ENTRY_BYTES
+            self._unwritten.discard(dropped)
         return encoded
 
 

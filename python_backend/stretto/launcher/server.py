@@ -25,6 +25,7 @@ from stretto.launcher.installation import (
     UnixConnection,
     reachable,
     server_environment,
+    state_folder,
 )
 from stretto.launcher.launch_log import LaunchLog
 from stretto.launcher.processes import (
@@ -37,9 +38,20 @@ from stretto.launcher.processes import (
     waits_for_a_child,
 )
 from stretto.proxy.access import CLOSED_APIS, HTTP, REPOSITORY
+from stretto.triton_io.stub import ENCODINGS
 
 FIRST_STEPS = {"preprocessor"}  # not needed once a request has received a response
 Connect = Callable[[], http.client.HTTPConnection]
+
+
+def encodings_environment(config: LaunchConfig) -> dict[str, str]:
+    """Return the server's environment variable for the folder in which encodings of stored voices outlast a restart.
+
+    Empty without a gateway, which stores voices, or if the user has set the variable.
+    """
+    if config.gateway_port is None or ENCODINGS in os.environ:
+        return {}
+    return {ENCODINGS: str(state_folder() / "encodings")}
 
 
 class ModelRestart:
@@ -225,7 +237,9 @@ class Server:
         self._long_lost: set[int] = set()  # Triton reaps these only after the model's last request, if at all
         self._process, self._output = log.start(
             command_line(config, installation, launch),
-            env=server_environment(installation, launch) | mps.client_environment(launch),
+            env=server_environment(installation, launch)
+            | mps.client_environment(launch)
+            | encodings_environment(config),
             cwd=import_directory(installation),
             preexec_fn=die_with_the_launcher,
         )

@@ -14,6 +14,7 @@ from stretto.codecs.registry import load_codec
 from stretto.errors import CheckpointError, InvalidRequest, shown
 from stretto.families.base import MAX_NUMBER, MAX_NUMBERS, Family, Task
 from stretto.families.conversation import Piece, Turn, choose_task, read_messages
+from stretto.families.encoded_files import EncodedFiles, stored_in
 from stretto.families.prompting import PLAIN, Manner, open_template, read_manner
 from stretto.families.registry import family_at
 from stretto.families.text import check_text
@@ -102,7 +103,14 @@ class Preprocessor:
         template: The family's prompt template.
     """
 
-    def __init__(self, checkpoint: Path, codec: Codec | None = None, device: str = "cpu", has_aligner: bool = False):
+    def __init__(
+        self,
+        checkpoint: Path,
+        codec: Codec | None = None,
+        device: str = "cpu",
+        has_aligner: bool = False,
+        encodings: Path | None = None,
+    ):
         """Load the template and the codec, so that the first request is not delayed.
 
         Args:
@@ -110,6 +118,7 @@ class Preprocessor:
             codec: Codec to use instead of the checkpoint's; None for the checkpoint's.
             device: torch device for audio encoding (`cpu`, `cuda:1`, …).
             has_aligner: True if the decoder has an aligner for the times of words.
+            encodings: Folder for the encodings of voices that are used again; None to store none.
 
         Raises:
             CheckpointError: The family is missing, unknown, or not served.
@@ -119,7 +128,9 @@ class Preprocessor:
             raise CheckpointError(f"{self.family.name} {self.family.not_served}")
         spoken = self.family.num_codebooks
         self.codec = codec or load_codec(self.family.codec, checkpoint, device, spoken)
-        self.template = open_template(self.family, checkpoint, self.codec, device)
+        files = None if encodings is None else EncodedFiles.of_checkpoint(encodings, checkpoint, device)
+        with stored_in(files):
+            self.template = open_template(self.family, checkpoint, self.codec, device)
         self._tokenising = threading.Lock()
 
     def prepare(self, raw: RawRequest, read: AudioReader = read_recording) -> Prompt:

@@ -62,6 +62,7 @@ async def wait_until(condition: Callable[[], bool], period_s: float) -> None:
         await done
 
 
+ENCODINGS = "STRETTO_ENCODINGS"  # environment variable: folder for the encodings of voices
 DRAIN_FILE = "STRETTO_DRAIN_FILE"  # environment variable of the stubs: path of the launcher's file
 
 
