@@ -129,7 +129,7 @@ class Held:
         own = self._num_bytes[caller]
         if num_bytes and not is_room(self._num_bytes, caller, self.limits.max_held_bytes, num_bytes):
             told = f"{self.num_bytes} bytes are held for all clients, {own} of them yours"
-            message = f"{told}, and {num_bytes} more exceed the limit; try again after some are answered or deleted"
+            message = f"{told}, and {num_bytes} more would exceed the limit; try again later, or delete items"
             raise ApiError(503, message, code="unavailable")
         self._num_bytes[caller] += num_bytes
 
@@ -171,7 +171,7 @@ class Sessions:
             ApiError: 429 if too many sessions are open, 503 if the gateway is shutting down.
         """
         if self.draining.is_set():
-            raise ApiError(503, "the gateway takes no new sessions; try again", code="unavailable")
+            raise ApiError(503, "the gateway accepts no new sessions; try again", code="unavailable")
         caller = CALLER.get()
         if not is_room(self._open, caller, self._max_sessions):
             message = f"{self.num_open} sessions are open already, {self._open[caller]} of them yours; try again"

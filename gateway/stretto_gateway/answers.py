@@ -48,7 +48,18 @@ def refused(param: str, expected: str, got: object) -> ApiError:
         expected: Description of valid values.
         got: Value in the request.
     """
-    return ApiError(400, f"{param}: expected {expected}, got {shown(got)}", param, "invalid_value")
+    return mismatch(param, expected, shown(got))
+
+
+def mismatch(param: str, expected: str, found: str) -> ApiError:
+    """Return the error for a request field of which the message shows a description, not the value itself.
+
+    Args:
+        param: Path of the field.
+        expected: Description of valid values.
+        found: Description of the value in the request, for example its size with the unit.
+    """
+    return ApiError(400, f"{param}: expected {expected}, got {found}", param, "invalid_value")
 
 
 def shown(got: object) -> str:

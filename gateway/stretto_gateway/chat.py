@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from stretto_client import ModelProfile, SpeechEvent, TaskOptions, TaskProfile
-from stretto_gateway.answers import ApiError, Completion, described, refused
+from stretto_gateway.answers import ApiError, Completion, described, mismatch, refused
 from stretto_gateway.caller import unless_gone
 from stretto_gateway.catalogue import converses, find_voice
 from stretto_gateway.encoding import DEFAULT_RATE, make_encoder
@@ -99,7 +99,7 @@ class Texts:
         """Return `text` unchanged; raise ApiError for the field `path` if the budget is exceeded."""
         self._num_chars += len(text)
         if self._num_chars > self._max_chars:
-            raise refused(path, f"at most {self._max_chars} characters in all texts", f"{self._num_chars} characters")
+            raise mismatch(path, f"at most {self._max_chars} characters in all texts", f"{self._num_chars} characters")
         return text
 
 
@@ -112,7 +112,7 @@ def read_conversation(messages: list[Message], max_chars: int) -> Conversation:
             conversation.turns.append({"role": ROLES[message.role], "text": texts.add(parts, where)})
             continue
         if not parts:
-            raise refused(where, "text or at least one part", [])
+            raise mismatch(where, "text or at least one part", "an empty list")
         for place, part in enumerate(parts):
             turn = {"role": ROLES[message.role]}
             path = f"{where}.{place}"
@@ -155,8 +155,8 @@ def conversing_task(profile: ModelProfile, kinds: set[str], speaks: bool) -> Tas
         fits = set(task.needs) <= kinds <= {*task.needs, *task.also}
         if converses(task) and task.speaks == speaks and fits:
             return task
-    message = f"{profile.family!r} has no conversation with {' and '.join(sorted(kinds))} as input and output in "
-    raise ApiError(400, f"model: {message}{'speech' if speaks else 'text'}", "model", "unsupported")
+    message = f"{profile.family!r} does not support conversations with {' and '.join(sorted(kinds))} as input and "
+    raise ApiError(400, f"model: {message}{'speech' if speaks else 'text'} as output", "model", "unsupported")
 
 
 router = APIRouter()
@@ -176,7 +176,7 @@ async def create_completion(body: ChatRequest, request: Request) -> Response:
     speaks = "audio" in body.modalities
     task = conversing_task(profile, conversation.kinds(), speaks)
     if body.stream and speaks and body.audio.format != "pcm16":
-        raise refused("audio.format", "pcm16 with stream", body.audio.format)
+        raise refused("audio.format", "pcm16, because stream is true", body.audio.format)
     options: TaskOptions = {**body.options(), "task": task.name}
     if speaks:
         options["output"] = {"encoding": "pcm_s16le", "sample_rate": DEFAULT_RATE}

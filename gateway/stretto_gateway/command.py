@@ -212,13 +212,13 @@ def read_config(args: argparse.Namespace) -> GatewayConfig:
     server = args.server or f"localhost:{port_in_row(1)}"
     port = port_in_row(3) if args.port is None else args.port
     if not 0 <= port < 65_536:
-        raise ValueError(f"--port: expected a port up to 65535, got {port}")
+        raise ValueError(f"--port: expected a port from 0 to 65535, got {port}")
     bounded = ("--max-active", 1, args.max_active), ("--max-waiting", 0, args.max_waiting)
     for flag, least, value in (*bounded, ("--drain-seconds", 0, args.drain_seconds)):
         if not least <= value < math.inf:
             raise ValueError(f"{flag}: expected at least {least}, got {value}")
     if args.private_key is not None and args.certificate is None:
-        raise ValueError("--private-key: expected --certificate FILE, too")
+        raise ValueError("--private-key: requires --certificate FILE")
     limits = Limits(max_active=args.max_active, max_waiting=args.max_waiting, drain_s=args.drain_seconds)
     spans_are_wanted()  # raises ValueError if the traces' dependencies are missing
     if args.voices is not None:
@@ -233,12 +233,12 @@ def read_keys(path: Path | None) -> tuple[str, ...]:
     try:
         lines = [] if path is None else path.read_text().splitlines()
     except UnicodeDecodeError:
-        raise ValueError(f"--keys: expected a text file, got {path}") from None
+        raise ValueError(f"--keys: expected a text file, got {path}, which is not UTF-8") from None
     keys = tuple(key for line in [*lines, *os.environ.get(KEYS, "").split(",")] if (key := line.strip()))
     if path is not None and not keys:
         raise ValueError(f"--keys: expected at least one key in {path}, got none")
     if KEYS in os.environ and not keys:
         raise ValueError(f"{KEYS}: expected at least one key, got none; unset it to allow access without a key")
     if not all(len(key) >= MIN_KEY_CHARS and key.isascii() and key.isprintable() for key in keys):
-        raise ValueError(f"keys: expected at least {MIN_KEY_CHARS} printable ASCII characters for each")
+        raise ValueError(f"keys: each key must have at least {MIN_KEY_CHARS} characters, all printable ASCII")
     return keys

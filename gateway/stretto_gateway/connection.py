@@ -27,7 +27,7 @@ FREE_PARTS, MIN_PART_BYTES = 4096, 16
 # kernel merges what a client writes byte by byte; until NUM_TINY reads have SMALL_BYTES on average.
 TINY_BYTES, NUM_TINY, TINY_PER_S, TINY_DELAY_S = 32, 64, 200, 0.05
 UNSENT_BYTES = 16_384  # limit on unsent bytes in the kernel, and here, so that the client's reading progress is visible
-TOO_LONG = f"The head of a request has at most {MAX_HEAD_BYTES} bytes."
+TOO_LONG = f"The head of a request must have at most {MAX_HEAD_BYTES} bytes."
 
 
 class Rate:
@@ -188,7 +188,9 @@ class Connection(HttpToolsProtocol):
             self.send_400_response("A WebSocket can be opened only after all earlier responses have been read.")
             return
         if max(len(self.url), *(len(name) + len(value) for name, value in self.headers)) > MAX_UPGRADE_LINE:
-            self.send_400_response(f"A WebSocket's URL and each of its headers have at most {MAX_UPGRADE_LINE} bytes.")
+            self.send_400_response(
+                f"A WebSocket's URL and each of its headers must have at most {MAX_UPGRADE_LINE} bytes."
+            )
             return
         self._stop_waiting()
         super().handle_websocket_upgrade()
@@ -225,7 +227,7 @@ class Connection(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         self._num_headers += 1
         if self._num_headers > MAX_HEADERS:
-            self._refuse(f"A request has at most {MAX_HEADERS} headers.")
+            self._refuse(f"A request must have at most {MAX_HEADERS} headers.")
         self._count_head(len(name) + len(value))
         super().on_header(name, value)
 
@@ -241,7 +243,7 @@ class Connection(HttpToolsProtocol):
         self._num_body_bytes += len(body)
         if self._num_parts > FREE_PARTS + self._num_body_bytes // MIN_PART_BYTES:
             self._refuse(
-                f"After {FREE_PARTS} chunks, those of a body must have at least {MIN_PART_BYTES} bytes on average."
+                f"A body's chunks must have at least {MIN_PART_BYTES} bytes on average after {FREE_PARTS} chunks."
             )
         super().on_body(body)
 

@@ -177,11 +177,11 @@ class Guard:
         is_allowed = origin is not None and (ANY_ORIGIN in self._origins or origin in self._origins)
         if not self._keys and not is_allowed and not is_own_page(origin, headers.get(b"host", "")):
             return ApiError(
-                403, "a page of another origin may not use a gateway without keys", code="origin_not_allowed"
+                403, "web pages of other origins cannot use a gateway without API keys", code="origin_not_allowed"
             )
         is_checked = not (self._keys or is_allowed or path in OPEN_PATHS)
         if is_checked and may_be_page_of_a_name(scope.get("method", ""), headers):
-            message = "without keys, the gateway answers browsers only at an IP address (http://ADDRESS:PORT)"
+            message = "a gateway without API keys answers browsers only at its IP address (http://ADDRESS:PORT)"
             return ApiError(403, message, code="origin_not_allowed")
         length = headers.get(b"content-length", "0")
         max_bytes = self._max_bytes(path, headers)
@@ -265,7 +265,7 @@ class Body:
         if self._max_other is not None:
             self._num_other += len(part.translate(None, BASE64))
             if self._num_other > self._max_other:
-                raise too_large(self._max_other, " besides files")
+                raise too_large(self._max_other, " in addition to files")
         self.keep(min(len(part), max(0, self._num_bytes - SMALL_BYTES)))
         if self._is_json:
             num_values = len(part) - len(part.translate(None, VALUES))

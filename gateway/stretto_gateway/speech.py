@@ -17,7 +17,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from stretto_client import ModelProfile, SpeakArguments, SpeechEvent, Word
-from stretto_gateway.answers import FILE, TEXT, ApiError, Batch, FailedItem, SpokenItem, described, error_path, refused
+from stretto_gateway.answers import (
+    FILE,
+    TEXT,
+    ApiError,
+    Batch,
+    FailedItem,
+    SpokenItem,
+    described,
+    error_path,
+    mismatch,
+    refused,
+)
 from stretto_gateway.caller import Result, unless_gone
 from stretto_gateway.catalogue import find_task
 from stretto_gateway.encoding import (
@@ -61,7 +72,7 @@ async def create_speech(body: SpeechRequest, request: Request) -> Response:
     ignored = Ignored(body, gateway.strict)
     options = await speech_options(gateway, body, request.state, ignored)
     if body.timestamps and body.stream_format != "sse":
-        raise refused("timestamps", "none without stream_format 'sse'", True)
+        raise mismatch("timestamps", "false unless stream_format is 'sse'", "true")
     if body.timestamps and wants_alignment(await gateway.catalogue.profile()):
         options["words"] = "aligned"
     if body.stream_format == "sse":
@@ -80,10 +91,10 @@ async def speech_options(gateway: Gateway, item: SpeechItem, asked: State, ignor
     """Return the result of `voice_options`; also raise ApiError if the text is too long or not complete."""
     if len(item.input) > gateway.limits.max_input_chars:
         expected = f"at most {gateway.limits.max_input_chars} characters"
-        raise refused("input", expected, f"{len(item.input)} characters")
+        raise mismatch("input", expected, f"{len(item.input)} characters")
     text_mode = item.options.get("text_mode")
     if text_mode == "open":  # the server would wait for more text
-        raise refused("text_mode", "'whole' or 'streaming' for a complete text", text_mode)
+        raise refused("text_mode", "'whole' or 'streaming', because the text is complete", text_mode)
     return await voice_options(gateway, item, asked, ignored)
 
 
@@ -258,7 +269,7 @@ async def create_batch(body: BatchRequest, request: Request) -> Response:
     """Generate the audio of all `items`; the results have the order of the items, and contain the audio in base64."""
     gateway: Gateway = request.app.state.gateway
     if len(body.items) > gateway.limits.max_batch:
-        raise refused("items", f"at most {gateway.limits.max_batch} items", f"{len(body.items)} items")
+        raise mismatch("items", f"at most {gateway.limits.max_batch} items", f"{len(body.items)} items")
     ignored = Ignored(body, gateway.strict)
     items = body.each()
     room = Room(gateway.limits.max_batch_bytes)
@@ -300,7 +311,7 @@ class Room:
         """Take `num_bytes` from the budget; raise ApiError if it is exceeded."""
         self._left -= num_bytes
         if self._left < 0:
-            raise ApiError(413, f"input: the batch has more than {self._size} bytes of audio; ask for fewer at once")
+            raise ApiError(413, f"input: the batch has more than {self._size} bytes of audio; send fewer items at once")
 
 
 async def result(

@@ -22,7 +22,7 @@ from typing_extensions import Doc
 
 from stretto_client import FAMILY_OPTIONS, ModelProfile, RecordedVoice, SpeakArguments, schema
 from stretto_client.markup import Markup
-from stretto_gateway.answers import ApiError, refused
+from stretto_gateway.answers import ApiError, mismatch, refused
 from stretto_gateway.catalogue import find_task, find_voice
 from stretto_gateway.encoding import DEFAULT_RATE, GREATEST_SPEED, LEAST_SPEED, RATES
 
@@ -165,12 +165,12 @@ def check_json(value: Any, param: str) -> None:
     while level := [each for each in level if isinstance(each, (list, dict))]:
         depth, num_values = depth + 1, num_values + sum(map(len, level))
         if depth > MAX_DEPTH:
-            raise refused(param, f"JSON nested at most {MAX_DEPTH} deep", f"more than {MAX_DEPTH} levels")
+            raise mismatch(param, f"at most {MAX_DEPTH} levels of JSON", "more")
         if num_values > MAX_BYTES:  # before they are serialised
-            raise refused(param, f"at most {MAX_BYTES} bytes of JSON", f"{num_values} values")
+            raise mismatch(param, f"at most {MAX_BYTES} values of JSON", f"{num_values} values")
         level = [inner for each in level for inner in (each.values() if isinstance(each, dict) else each)]
     if most_bytes(value) > MAX_BYTES and (num_bytes := len(json.dumps(value))) > MAX_BYTES:
-        raise refused(param, f"at most {MAX_BYTES} bytes of JSON", f"{num_bytes} bytes")
+        raise mismatch(param, f"at most {MAX_BYTES} bytes of JSON", f"{num_bytes} bytes")
 
 
 def check_options(options: dict[str, Any]) -> None:
@@ -183,7 +183,7 @@ def check_options(options: dict[str, Any]) -> None:
     for name, value in options.items():
         num_bytes += len(json.dumps({name: value}))
         if num_bytes > MAX_BYTES:
-            raise refused(name, f"at most {MAX_BYTES} bytes of JSON in all options", f"{num_bytes} bytes")
+            raise mismatch(name, f"at most {MAX_BYTES} bytes of JSON in all options", f"{num_bytes} bytes")
 
 
 def held_bytes(options: Mapping[str, object]) -> int:
@@ -218,7 +218,7 @@ def language_name(profile: ModelProfile, language: object) -> str:
         ApiError: The model does not support the language.
     """
     if not isinstance(language, str):
-        raise refused("language", "a name or a code of a language", language)
+        raise refused("language", "the name or code of a language", language)
     name = code_name(language)
     if name != AUTO and profile.languages and name not in profile.languages:
         raise refused("language", f"one of {', '.join((AUTO, *profile.languages))}", language)
@@ -252,7 +252,7 @@ def whole_characters(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError("expected text, got a lone surrogate") from None
+        raise ValueError("expected text without lone surrogates, got one") from None
     return text
 
 
@@ -344,7 +344,9 @@ class SpeechFields(WithOptions):
         """
         rates = RATES.get(self.response_format)
         if rates is not None and self.sample_rate not in rates:
-            raise refused("sample_rate", f"for {self.response_format} one of {rates}", self.sample_rate)
+            raise refused(
+                "sample_rate", f"one of {', '.join(map(str, rates))} for {self.response_format}", self.sample_rate
+            )
         options = self._honoured(profile, ignored)
         options |= {"encoding": "pcm_s16le", "sample_rate": self.sample_rate, "markup": self.markup}
         options["voice"] = recorded or find_voice(profile, self.voice_name)
@@ -356,7 +358,7 @@ class SpeechFields(WithOptions):
         for name in FAMILY_OPTIONS:
             if name in options and name not in profile.options:
                 field = "instructions" if name == "instruct" else name
-                ignored.add(field, f"nothing: {profile.family!r} does not support it", options.pop(name))
+                ignored.add(field, f"no value ({profile.family!r} does not support this field)", options.pop(name))
         if "language" in options:
             options |= {"language": language_name(profile, options["language"])}
             if options["language"] == AUTO:
@@ -365,7 +367,9 @@ class SpeechFields(WithOptions):
             options.setdefault("text_mode", "whole" if self.non_streaming_mode else "streaming")
         # without streamed text input, the model reads the whole text before its first frame
         elif self.non_streaming_mode is False:
-            ignored.add("non_streaming_mode", f"true or none: {profile.family!r} reads the whole text first", False)
+            ignored.add(
+                "non_streaming_mode", f"true or no value ({profile.family!r} reads the whole text first)", False
+            )
         self._check_task_type(profile, ignored)
         options |= self._length(profile, options.get("max_audio_s"), ignored)
         return cast(SpeakArguments, options)  # the server checks the types
@@ -377,7 +381,7 @@ class SpeechFields(WithOptions):
         ways = {"Base": clones, "CustomVoice": bool(profile.voices), "VoiceDesign": designs}
         if self.task_type is not None and not ways[self.task_type]:
             known = [way for way, is_there in ways.items() if is_there]
-            ignored.add("task_type", f"{' or '.join(known) or 'none'} of {profile.family!r}", self.task_type)
+            ignored.add("task_type", f"{' or '.join(known) or 'no value'} for {profile.family!r}", self.task_type)
 
     def _length(self, profile: ModelProfile, max_audio_s: Any, ignored: Ignored) -> dict[str, float]:
         """Return `max_audio_s` for the requested number of frames if that is the tighter limit; empty otherwise."""
@@ -387,7 +391,8 @@ class SpeechFields(WithOptions):
         longest_s = find_task(profile, ("tts",), "text to speech").max_speech_s
         if not profile.frame_rate or not longest_s:
             for name, limit in limits.items():
-                ignored.add(name, f"none: the server does not report the frame rate of {profile.family!r}", limit)
+                expected = f"no value (the server does not report the frame rate of {profile.family!r})"
+                ignored.add(name, expected, limit)
             return {}
         seconds = min(limits.values()) / profile.frame_rate
         is_tighter = seconds < (max_audio_s if isinstance(max_audio_s, int | float) else longest_s)

@@ -11,7 +11,7 @@ from starlette.datastructures import State
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from stretto_gateway.admission import Held
-from stretto_gateway.answers import ApiError, refused
+from stretto_gateway.answers import ApiError, mismatch, refused
 from stretto_gateway.config import Limits
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.realtime.events import DONE, Channel, SessionEnd, attend, read_json, session_tasks
@@ -50,8 +50,8 @@ class StreamedText:
         try:
             self._num_chars += len(piece)
             if self._num_chars > self._limits.max_input_chars:
-                expected = f"at most {self._limits.max_input_chars} characters of an utterance"
-                raise refused("text", expected, f"{self._num_chars} characters")
+                expected = f"at most {self._limits.max_input_chars} characters in an utterance"
+                raise mismatch("text", expected, f"{self._num_chars} characters")
             num_bytes = len(piece.encode())
             self._held.add(num_bytes)
         except ApiError as error:
@@ -63,7 +63,7 @@ class StreamedText:
 
     def _expire(self) -> None:
         """Fail at the time limit, because an incomplete text occupies a slot."""
-        message = f"text: expected its end within {self._limits.writing_s:g} s of its start, got none"
+        message = f"text: expected the complete text within {self._limits.writing_s:g} s of its start, got only a part"
         self._failure = self._failure or ApiError(408, message, "text", "timeout")
         self._changed.set()
 
@@ -242,7 +242,7 @@ class StreamSession:
         """Return the fields of a configuration that have no effect; raise ApiError for them with `--strict`."""
         ignored = Ignored(config, self._gateway.strict)
         if config.stream_audio is False:
-            ignored.add("stream_audio", "true or none: audio is always sent as it is made", False)
+            ignored.add("stream_audio", "true or no value (audio is always sent as it is generated)", False)
         return ignored
 
     async def complete(self) -> None:
@@ -303,7 +303,7 @@ class StreamSession:
 
     def _configured(self) -> SessionConfig:
         if self._config is None:
-            raise refused("type", "session.config first", "none before")
+            raise mismatch("type", "session.config as the first message", "another message")
         return self._config
 
     def _expect_silence(self, kind: str) -> None:

@@ -38,11 +38,11 @@ class TranslationForm(Body):
     def options(self, task: TaskProfile, ignored: Ignored) -> TaskOptions:
         """Return the server's options; add fields without effect to `ignored`."""
         if self.prompt:
-            ignored.add("prompt", "none: this model takes no text prompt for transcription", self.prompt)
+            ignored.add("prompt", "no value (this model takes no text prompt for transcription)", self.prompt)
         options: TaskOptions = {} if self.temperature is None else {"temperature": self.temperature}
         limit = self.max_completion_tokens
         if limit is not None and not task.max_text_rows:
-            ignored.add("max_completion_tokens", "none: the server does not report its longest text", limit)
+            ignored.add("max_completion_tokens", "no value (the server does not report its longest text)", limit)
         elif limit is not None and limit < task.max_text_rows:
             options["text"] = {"max_rows": limit}
         return options
@@ -70,13 +70,15 @@ class TranscriptionForm(TranslationForm):
         if "word" in self.granularities and "words" in profile.options:
             options["words"] = "aligned"
         elif "word" in self.granularities:
-            ignored.add("timestamp_granularities", "segment: this server has no aligner for the times of words", "word")
+            ignored.add("timestamp_granularities", "segment (this server has no aligner for words)", "word")
 
     def check(self) -> None:
         if self.granularities and self.response_format != "verbose_json":
-            raise refused("timestamp_granularities", "none without response_format 'verbose_json'", self.granularities)
+            raise refused(
+                "timestamp_granularities", "no value unless response_format is 'verbose_json'", self.granularities
+            )
         if self.stream and self.response_format not in ("json", "text"):
-            raise refused("response_format", "json or text with stream", self.response_format)
+            raise refused("response_format", "json or text, because stream is true", self.response_format)
 
     def check_language(self, profile: ModelProfile, ignored: Ignored) -> None:
         """Record `language` as ignored unless it is the model's only language; strict gateways accept any."""

@@ -93,10 +93,10 @@ def open_store(args: argparse.Namespace) -> VoiceStore:
     """Return the store in the folder; raise ValueError if there is none, or it belongs to another user."""
     folder: Path | None = args.voices
     if folder is None:
-        raise ValueError(f"--voices: expected a folder, because {VOICES} is not set")
+        raise ValueError(f"--voices: expected a folder, because {VOICES} is not set, got none")
     if folder.exists() and folder.stat().st_uid != os.geteuid():
         owner = pwd.getpwuid(folder.stat().st_uid).pw_name
-        raise ValueError(f"--voices: expected to be run as {owner!r}, who owns {folder}: the gateway could not read")
+        raise ValueError(f"--voices: run this command as {owner!r}, who owns {folder}, so that the gateway can read it")
     return VoiceStore(folder, Limits().max_voices)
 
 
@@ -109,7 +109,9 @@ def read_owner(key_file: Path | None) -> str:
     except UnicodeDecodeError:
         keys = []
     if len(keys) != 1 or len(keys[0]) < MIN_KEY_CHARS:
-        raise ValueError(f"--key-file: expected one key of at least {MIN_KEY_CHARS} characters in {key_file}")
+        got = f"{len(keys)} keys" if len(keys) != 1 else f"one of {len(keys[0])} characters"
+        expected = f"one key of at least {MIN_KEY_CHARS} characters"
+        raise ValueError(f"--key-file: expected {expected} in {key_file}, got {got}")
     return Keys(keys).owner(f"Bearer {keys[0]}")
 
 
@@ -135,7 +137,7 @@ async def try_voice(server: str, voice: RecordedVoice) -> None:
     async with SpeechClient(server) as client:
         task = cloning_task(await client.profile())
         if voice.text and "text" not in task.system:
-            raise ValueError("--text: expected none: this model takes no transcript of a recording")
+            raise ValueError("--text: expected no value (this model takes no transcript of a recording)")
         async with aclosing(client.speak(SAMPLE, voice=voice)) as events:
             await anext(events, None)
 

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from stretto_client import ModelProfile, RecordedVoice, TaskProfile
-from stretto_gateway.answers import ApiError, DeletedVoice, NamedId, Voice, Voices, refused
+from stretto_gateway.answers import ApiError, DeletedVoice, NamedId, Voice, Voices, mismatch, refused
 from stretto_gateway.caller import unless_gone
 from stretto_gateway.catalogue import aliases, find_task
 from stretto_gateway.events import client_events
@@ -39,17 +39,17 @@ def read_recording(param: str, text: str, max_bytes: int) -> bytes:
     if text[:5].lower() == "data:":
         head, _, data = text.partition(",")
         if not head.lower().endswith(";base64"):
-            raise refused(param, "a data: URL with ;base64", text)
+            raise refused(param, "a data: URL whose data is base64 (;base64)", text)
     elif "://" in text[:64] or text[:5].lower() == "file:":
         raise refused(param, FETCHES_NOTHING, text)
     if len(data) > 4 * (max_bytes + 2) // 3:
-        raise refused(param, f"at most {max_bytes} bytes", f"{len(data)} characters of base64")
+        raise mismatch(param, f"at most {max_bytes} bytes", f"{3 * len(data) // 4} bytes")
     try:
         recording = base64.b64decode(data, validate=True)
     except (binascii.Error, ValueError):
         raise refused(param, FETCHES_NOTHING, text) from None
     if not 0 < len(recording) <= max_bytes:
-        raise refused(param, f"1 to {max_bytes} bytes", f"{len(recording)} bytes")
+        raise mismatch(param, f"1 to {max_bytes} bytes", f"{len(recording)} bytes")
     return recording
 
 
@@ -104,11 +104,12 @@ async def create_voice(form: Annotated[VoiceForm, WITH_FILE], request: Request, 
     profile = await gateway.catalogue.model(form.model)
     task = cloning_task(profile)
     if form.ref_text and "text" not in task.system:
-        raise refused("ref_text", f"none: {profile.family!r} takes no transcript of a recording", form.ref_text)
+        expected = f"no value ({profile.family!r} takes no transcript of a recording)"
+        raise refused("ref_text", expected, form.ref_text)
     recording = await form.audio_sample.read()
     if len(recording) > gateway.limits.max_voice_bytes:
         expected = f"at most {gateway.limits.max_voice_bytes} bytes"
-        raise refused("audio_sample", expected, f"{len(recording)} bytes")
+        raise mismatch("audio_sample", expected, f"{len(recording)} bytes")
     await unless_gone(request.receive, try_voice(gateway, RecordedVoice(recording, form.ref_text)))
     metadata = (form.name, form.ref_text, form.consent)
     try:
@@ -166,12 +167,12 @@ def _recorded(
     system = find_task(profile, ("tts",), "text to speech").system
     text = item.ref_text or ""
     if text and ("text" not in system or item.ref_audio is None):
-        ignored.add("ref_text", "none without ref_audio, or if the model does not use it", text)
+        ignored.add("ref_text", "no value without ref_audio, or if the model does not use it", text)
         text = ""
     if item.ref_audio is None:
         return None
     if "audio" not in system:
-        ignored.add("ref_audio", f"none: {profile.family!r} does not clone voices", item.ref_audio)
+        ignored.add("ref_audio", f"no value ({profile.family!r} does not clone voices)", item.ref_audio)
         return None
     recording = read_recording("ref_audio", item.ref_audio, gateway.limits.max_voice_bytes)
     asked.keep(len(recording))

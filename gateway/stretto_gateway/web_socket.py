@@ -109,7 +109,7 @@ class Socket(WebSocketsSansIOProtocol):
     def handle_cont(self, event: Frame) -> None:
         super().handle_cont(event)
         if len(self.frames) > MAX_FRAMES:
-            self._refuse(f"a message has at most {MAX_FRAMES} frames")
+            self._refuse(f"a message must have at most {MAX_FRAMES} frames")
 
     def _parse_later(self) -> None:
         if self._next is None:

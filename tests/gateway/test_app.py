@@ -221,7 +221,7 @@ async def test_the_audio_of_batches_is_held_until_it_is_taken(start: Start) -> N
             await asyncio.sleep(0.01)
         record = (await http.post("/v1/audio/speech/batch", json={"items": items})).json()
         assert record["failed"] == 2, "as long as another answer is there"
-        assert "more exceed the limit" in record["results"][0]["error"]
+        assert "more would exceed the limit" in record["results"][0]["error"]
         writer.transport.resume_reading()
         assert b'"succeeded": 1' in await reader.read()
         while (await http.post("/v1/audio/speech/batch", json={"items": items})).json()["failed"] != 1:

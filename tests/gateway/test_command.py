@@ -95,7 +95,7 @@ def test_fields_are_ignored_unless_it_is_strict_and_models_have_the_names_that_a
         (["--drain-seconds", "-0.5"], "--drain-seconds: expected at least 0, got -0.5;"),
         (["--drain-seconds", "nan"], "--drain-seconds: expected at least 0, got nan;"),
         (["--drain-seconds", "inf"], "--drain-seconds: expected at least 0, got inf;"),
-        (["--private-key", "mine"], "--private-key: expected --certificate FILE, too"),
+        (["--private-key", "mine"], "--private-key: requires --certificate FILE"),
         (["--certificate", "/nowhere/mine", "--port", "0"], "--certificate /nowhere/mine"),
         (["--certificate", "/dev/null", "--port", "0"], "--certificate /dev/null"),
         (["--address", "here"], "--address"),

@@ -221,7 +221,7 @@ async def test_a_recording_in_the_request_is_the_voice(start: Start) -> None:
         ("file:///etc/passwd", "the gateway opens no URLs or files"),
         ("FILE:/etc/passwd", "the gateway opens no URLs or files"),
         ("/etc/passwd", "expected"),
-        ("data:audio/wav,abc", "expected a data: URL with ;base64"),
+        ("data:audio/wav,abc", "expected a data: URL whose data is base64"),
         ("data:audio/wav;base64,?", "expected base64"),
         ("", "expected 1 to"),
         ("AAAA" * 1_400_000, "expected at most"),

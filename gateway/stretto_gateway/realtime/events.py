@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Protocol, TypeVar
 from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from stretto_gateway.answers import ApiError, refused, shown
+from stretto_gateway.answers import ApiError, mismatch, refused, shown
 from stretto_gateway.chat import MAX_PARTS, MAX_TURNS
 from stretto_gateway.connection import Rate
 from stretto_gateway.gateway import Gateway
@@ -88,7 +88,7 @@ class Channel:
     def _count_error(self) -> None:
         self._errors.add()
         if self._errors.is_over:
-            raise SessionEnd(POLICY, f"at most {MAX_ERRORS} messages are refused in a second")
+            raise SessionEnd(POLICY, f"more than {MAX_ERRORS} messages were invalid within a second")
 
     async def close(self, end: SessionEnd) -> None:
         """Send the reason for the end of the session, and close the WebSocket."""
@@ -192,7 +192,7 @@ async def _until_draining(gateway: Gateway, session: SocketSession) -> None:
 async def _until_expired(session_s: float) -> None:
     """End the session after `session_s` seconds."""
     await asyncio.sleep(session_s)
-    raise SessionEnd(DONE, f"it lasts {session_s:g} s")
+    raise SessionEnd(DONE, f"it has reached its maximum duration of {session_s:g} s")
 
 
 class ClientEvent(Body):
@@ -410,5 +410,5 @@ def read_pcm(data: str | None, path: str) -> bytes:
     except (binascii.Error, ValueError):
         raise refused(path, "base64", data) from None
     if len(pcm) % 2:
-        raise refused(path, "whole samples of 16 bits", f"{len(pcm)} bytes")
+        raise mismatch(path, "an even number of bytes, because samples have 16 bits", f"{len(pcm)} bytes")
     return pcm

@@ -98,7 +98,7 @@ def make_order(
         task = conversing_task(profile, asked_kinds(turns), speaks="audio" in modalities)
     if turns[0]["role"] == "system" and "text" not in task.system:
         where = "session" if of_session else "response"
-        expected = f"none: {profile.family!r} takes none for its task {task.name!r}"
+        expected = f"no value (task {task.name!r} of {profile.family!r} takes no instructions)"
         ignored.append(refused(f"{where}.instructions", expected, instructions))
         if is_strict:
             raise ignored[-1]
@@ -136,7 +136,7 @@ def unprompted(turns: list[dict[str, Any]], can_go_on: bool) -> list[dict[str, A
     """
     has_begun = any(turn["role"] == "user" for turn in turns)
     if not turns or turns[0]["role"] != "system" or (has_begun and not can_go_on):
-        expected = "a user's message since the last reply, or instructions in the response"
+        expected = "a user message after the last reply, or instructions in the response"
         raise ApiError(400, f"response: expected {expected}, got neither", "response", "invalid_value")
     return [*turns[1:], {"role": "user", "text": turns[0]["text"]}]
 
@@ -146,7 +146,7 @@ def given_options(fields: ReplyFields) -> TaskOptions:
     options = fields.options or {}
     unknown = next((name for name in options if name not in OPTIONS), None)
     if unknown is not None:
-        raise refused("response.options", f"some of {', '.join(OPTIONS)}", unknown)
+        raise refused("response.options", f"only options among {', '.join(OPTIONS)}", unknown)
     return cast(TaskOptions, {**options})
 
 

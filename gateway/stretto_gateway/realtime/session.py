@@ -167,7 +167,7 @@ class Session:
 
     def _conversing(self, event: client.ClientEvent) -> RealtimeSettings:
         if not isinstance(self._settings, RealtimeSettings):
-            raise refused("type", "no conversation event in a session of type 'transcription'", event.type)
+            raise refused("type", "an event of transcription sessions, which cannot generate replies", event.type)
         return self._settings
 
 

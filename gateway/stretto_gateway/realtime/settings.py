@@ -264,7 +264,7 @@ class Change:
         if kind not in ("realtime", "transcription"):
             self.errors.append(refused("session.type", "realtime or transcription", kind))
         elif kind != settings.type and not can_change_type:
-            expected = f"{settings.type!r}, the type with which the conversation started"
+            expected = f"{settings.type!r}, because a conversation cannot change its type"
             self.errors.append(refused("session.type", expected, kind))
         else:
             return str(kind)
@@ -304,7 +304,7 @@ async def restrict_to_model(change: Change, catalogue: Catalogue, model: str) ->
             continue
         transcription = settings.audio.input.transcription
         if transcription is not None and not any(profile.task(name) for name in ASR):
-            expected = f"none: {profile.family!r} does not transcribe"
+            expected = f"no value ({profile.family!r} does not transcribe)"
             change.ignore("audio.input.transcription", expected, transcription.model)
         return profile
 
@@ -424,7 +424,7 @@ def add_ignored(ignored: list[ApiError], param: str, only: Only | None, value: A
     if len(ignored) < MAX_IGNORED:
         values = " or ".join(repr(each) for each in only.values[1:]) if only else ""
         name = param[:MAX_NAME_CHARS].encode(errors="backslashreplace").decode()
-        ignored.append(refused(name, values or "no such field", value))
+        ignored.append(refused(name, values or "no value (unknown field)", value))
 
 
 def ignoring(ignored: Sequence[ApiError]) -> dict[str, list[str]]:

@@ -6,7 +6,7 @@ from contextlib import aclosing, contextmanager
 from copy import copy
 from typing import Any
 
-from stretto_gateway.answers import ApiError, error_path, refused
+from stretto_gateway.answers import ApiError, error_path, mismatch, refused
 from stretto_gateway.catalogue import find_task
 from stretto_gateway.chat import given
 from stretto_gateway.encoding import DEFAULT_RATE, wav_header
@@ -36,7 +36,11 @@ class Transcriber:
     async def begin(self, item: Item, tasks: asyncio.TaskGroup) -> None:
         """Transcribe an item in the background; raise ApiError if the memory limit is exceeded."""
         if len(self._running) >= MAX_WAITING:
-            error = ApiError(429, f"{MAX_WAITING} recordings wait already; try again", code="rate_limit_exceeded")
+            error = ApiError(
+                429,
+                f"{MAX_WAITING} recordings are waiting already; try again",
+                code="rate_limit_exceeded",
+            )
             await self._fail(item, error)
             return
         held, num_bytes = self._gateway.sessions.held, len(item.parts[0].pcm)
@@ -139,9 +143,10 @@ class Talk:
         """Cut a reply to the part that the user has heard."""
         item = self._conversation.find(event.item_id)
         if item.role != "assistant" or not item.num_samples:
-            raise refused("item_id", "an item with the model's speech", event.item_id)
+            raise refused("item_id", "the id of an item with the model's speech", event.item_id)
         if event.audio_end_ms > milliseconds(item.num_samples):
-            raise refused("audio_end_ms", f"at most {milliseconds(item.num_samples)}", event.audio_end_ms)
+            expected = f"at most {milliseconds(item.num_samples)} ms, the duration of the reply's audio"
+            raise mismatch("audio_end_ms", expected, f"{event.audio_end_ms} ms")
         await self._cut(item, samples(event.audio_end_ms))
 
     async def delete(self, event: client.ItemEvent) -> None:
@@ -223,11 +228,11 @@ def read_item(fields: client.ItemFields, name: str) -> Item:
     for index, part in enumerate(fields.content):
         path = f"{name}.content.{index}"
         if part.type not in KINDS[fields.role]:
-            raise refused(f"{path}.type", f"{' or '.join(KINDS[fields.role])} of the {fields.role}", part.type)
+            raise refused(f"{path}.type", f"{' or '.join(KINDS[fields.role])} in a {fields.role} message", part.type)
         if part.type == "input_audio":
             pcm = client.read_pcm(part.audio, f"{path}.audio")
             if not pcm:
-                raise refused(f"{path}.audio", "at least one sample", "none")
+                raise mismatch(f"{path}.audio", "at least one sample", "none")
             parts.append(Part("input_audio", part.transcript, pcm))
         elif fields.role == "assistant":
             text = given(part.transcript if part.type == "output_audio" else part.text, f"{path}.text")

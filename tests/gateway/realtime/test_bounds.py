@@ -301,7 +301,7 @@ async def test_a_message_has_so_many_fragments(start: Start, monkeypatch: pytest
         opened.protocol.send_text(b"", fin=False)
         frames = b"".join(Frame(Opcode.CONT, b"", fin=False).serialize(mask=True) for _ in range(20))
         opened.transport.write(b"".join(opened.protocol.data_to_send()) + frames)
-        assert (await closed(opened)) == (1008, "a message has at most 10 frames")
+        assert (await closed(opened)) == (1008, "a message must have at most 10 frames")
 
 
 async def test_audio_that_nobody_commits_has_an_end(start: Start) -> None:
@@ -312,7 +312,7 @@ async def test_audio_that_nobody_commits_has_an_end(start: Start) -> None:
         refusal = (await caller.ask("input_audio_buffer.append", audio="AAA=")).error
         assert (refusal.param, refusal.message) == (
             "audio",
-            "audio: expected at most 12000 samples that are not committed, got '12001 samples'",
+            "audio: expected at most 12000 uncommitted samples, got 12001 samples",
         )
         await caller.send("input_audio_buffer.commit")
         await caller.until("conversation.item.done")
@@ -393,7 +393,7 @@ async def test_system_items_are_kept_and_bounded(start: Start, limits: Limits, p
     ("limits", "reason"),
     [
         (Limits(idle_s=0.2, drain_s=1), "nothing was received for 0.2 s"),
-        (Limits(session_s=0.2, drain_s=1), "it lasts 0.2 s"),
+        (Limits(session_s=0.2, drain_s=1), "it has reached its maximum duration of 0.2 s"),
     ],
 )
 async def test_a_session_has_an_end(start: Start, limits: Limits, reason: str) -> None:
