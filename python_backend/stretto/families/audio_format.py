@@ -22,8 +22,8 @@ ENTRY_BYTES = 512  # overhead per entry
 class CachedEncoder:
     """Audio encoder (to codes or a vector) with an LRU cache of its results, bounded in bytes.
 
-    The cache key is a hash of the samples, so results are shared by all clients. If a recording is used again, as that of
-    a stored voice is, its result is also written to the template's files (`encoded_files`).
+    The cache key is a hash of the samples, so results are shared by all clients. A result that is used again, such as
+    that of a stored voice, is also written to the files of the template (`encoded_files`).
     """
 
     def __init__(self, encode: Callable[[np.ndarray], np.ndarray], max_bytes: int = MAX_BYTES):
