@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stretto.codecs import convolution
 from stretto.codecs.base import CodecSpec, Stateful, Window
 from stretto.codecs.qwen3_12hz.decoder import DILATIONS, KERNEL, Convolution, Memory, Upsampling
 from stretto.errors import CheckpointError
@@ -136,15 +137,16 @@ class WholeSignal:
 Past = Memory | WholeSignal
 
 
-class Snake(nn.Module):
+class Snake(convolution.Snake):
     """Snake activation x + sin²(a x) / a, with a per channel."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.alpha = nn.Parameter(torch.ones(channels, 1))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x + (x * self.alpha).sin_().square_() * (1 / (self.alpha + EPS))
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Return a and 1 / a."""
+        return self.alpha[:, 0], 1 / (self.alpha[:, 0] + EPS)
 
 
 class ResidualUnit(nn.Module):

@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 from transformers import EncodecConfig, MimiConfig
 
 from stretto.codecs.base import Stateful
+from stretto.codecs.convolution import sine_
 from stretto.errors import CheckpointError
 
 
@@ -171,7 +172,7 @@ class Snake(nn.Module):
     """Snake activation with a = 1 and no parameters, as in ESPnet's codecs."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + x.sin().square()
+        return sine_(x.clone()).square_().add_(x)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,21 +10,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stretto.codecs import convolution
 from stretto.codecs.cosyvoice.flow import SourceShape, VocoderShape
 
 LOUDEST = 100.0  # largest magnitude of a frequency bin
 
 
-class Snake(nn.Module):
-    """Snake activation x + sin(a x)² / a with one learned a per channel (Ziyin et al., arXiv 2006.08195)."""
+class Snake(convolution.Snake):
+    """Snake activation x + sin(a x)² / a with one learned a per channel."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.alpha = nn.Parameter(torch.ones(channels))
 
-    def forward(self, x: Tensor) -> Tensor:
-        alpha = self.alpha[:, None]
-        return x + (x * alpha).sin().square() / (alpha + 1e-9)
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Return a and 1 / a."""
+        return self.alpha, 1 / (self.alpha + 1e-9)
 
 
 class ResidualBlock(nn.Module):
