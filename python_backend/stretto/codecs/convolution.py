@@ -124,7 +124,7 @@ def _snake(x: Tensor, rate: Tensor, height: Tensor, out: Tensor | None = None) -
 
 def sine_(x: Tensor) -> Tensor:
     """Return the sines of x, in place."""
-    if x.device.type != "cpu" or x.dtype != torch.float32 or x.requires_grad:
+    if x.device.type != "cpu" or x.dtype != torch.float32 or x.requires_grad or torch.compiler.is_compiling():
         return x.sin_()
     np.sin(x.numpy(), out=x.numpy())  # as exact as torch's and faster: 0.5 and 1.2 ns per element
     return x

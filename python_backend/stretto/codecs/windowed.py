@@ -8,8 +8,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.models.dac.modeling_dac import Snake1d
 
 from stretto.codecs.base import CodecSpec, Window
+from stretto.codecs.convolution import Snake
 from stretto.errors import InvalidRequest
 
 
@@ -102,6 +104,27 @@ def tail_samples(layers: Sequence[Layer]) -> int:
     for layer in layers:
         length = layer.length(length)
     return frames * samples_per_frame(layers) - length
+
+
+class DacSnake(Snake):
+    """Snake activation of transformers' DAC, with its weight [1, C, 1]."""
+
+    def __init__(self, alpha: nn.Parameter) -> None:
+        super().__init__()
+        self.alpha = alpha
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Return a and 1 / a."""
+        alpha = self.alpha.flatten()
+        return alpha, 1 / (alpha + 1e-9)
+
+
+def share_snake(decoder: nn.Module) -> None:
+    """Replace the Snake activations of transformers' DacDecoder, which allocate a tensor for each operation."""
+    for owner in decoder.modules():
+        for name, layer in owner.named_children():
+            if isinstance(layer, Snake1d):
+                setattr(owner, name, DacSnake(layer.alpha))
 
 
 class WindowedCodec(nn.Module):

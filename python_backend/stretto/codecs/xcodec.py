@@ -7,7 +7,7 @@ from transformers import XcodecConfig, XcodecModel
 
 from stretto.codecs.base import CodecSpec, Windowed
 from stretto.codecs.dac import decoder_layers
-from stretto.codecs.windowed import WindowedCodec, context, samples_per_frame
+from stretto.codecs.windowed import WindowedCodec, context, samples_per_frame, share_snake
 from stretto.errors import CheckpointError
 from stretto.weights.loading import codec_directory, load_config, load_model
 
@@ -34,6 +34,7 @@ class SemanticCodec(WindowedCodec):
             can_encode,
         )
         self.model = model
+        share_snake(model.acoustic_decoder)
         for part in TRAINING if can_encode else TRAINING + ENCODING:
             delattr(model, part)
 
