@@ -126,5 +126,5 @@ def sine_(x: Tensor) -> Tensor:
     """Return the sines of x, in place."""
     if x.device.type != "cpu" or x.dtype != torch.float32 or x.requires_grad or torch.compiler.is_compiling():
         return x.sin_()
-    np.sin(x.numpy(), out=x.numpy())  # as exact as torch's and faster: 0.5 and 1.2 ns per element
+    np.sin(x.numpy(), out=x.numpy())  # 0.5 ns per element and within 7e-8; torch's 1.2 ns and 4e-8
     return x
