@@ -1,4 +1,4 @@
-"""Orpheus with SNAC, a family and a codec outside of the package: `plugins/orpheus`, installed with pip."""
+"""Orpheus with SNAC, a family and a codec outside of the package: `examples/custom_family`, installed with pip."""
 
 import json
 import re
@@ -31,7 +31,7 @@ from stretto_client.markup import read_text
 from tests.server.conftest import Server
 
 ROOT = Path(__file__).parents[2]
-PACKAGE = ROOT / "plugins" / "orpheus"
+PACKAGE = ROOT / "examples" / "custom_family"
 TAGS = "<laugh> <chuckle> <sigh> <cough> <sniffle> <groan> <yawn> <gasp>"
 
 
