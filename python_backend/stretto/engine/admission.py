@@ -118,7 +118,11 @@ def _check_latents(prompt: Prompt, latents: LatentSpec, rules: SegmentRules) -> 
     if given.guidance_scale != 1.0 and not latents.is_guided:
         expected = f"1.0, as {rules.family.name} has no guidance"
         raise InvalidRequest("options.guidance_scale", expected, given.guidance_scale)
-    if latents.is_guided and audio.temperature != 1.0:
+    if latents.marks and ids[-1] != latents.marks[0]:
+        raise InvalidRequest("rows", f"{latents.marks[0]}, which begins audio, as the last id", ids[-1])
+    if latents.marks and sampling.policy != "always":
+        raise InvalidRequest("options.guidance.policy", "'always': this model guides every frame", sampling.policy)
+    if latents.has_unit_noise and audio.temperature != 1.0:
         raise InvalidRequest("options.audio.temperature", "1.0, the variance of this model's noise", audio.temperature)
     off = {"top_k": (audio.top_k, 0), "top_p": (audio.top_p, 1.0)}
     off |= {"min_p": (sampling.min_p, 0.0), "ras_window": (sampling.ras_window, 0)}

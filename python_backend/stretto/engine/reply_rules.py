@@ -147,9 +147,19 @@ class SegmentRules:
 
         Empty if a frame ends it, or, with latents, a number of rows after the frame that is predicted to be the last.
         """
-        if self.family.end_frame or self.family.layout.latents:
+        if self.family.end_frame or self.has_countdown:
             return ()
         return self.family.drawn_ends or (self.family.end_of_audio,)
+
+    @cached_property
+    def has_countdown(self) -> bool:
+        """True if frames are latents, and a reply continues after the frame in which the end of speech is detected."""
+        return self.family.layout.latents is not None and not self.marks
+
+    @cached_property
+    def marks(self) -> tuple[int, ...]:
+        """Ids that begin and end a stretch of audio; empty for families without them (`LatentSpec.marks`)."""
+        return self.family.layout.latents.marks if self.family.layout.latents else ()
 
     @cached_property
     def first_end_id(self) -> int | None:
@@ -158,7 +168,7 @@ class SegmentRules:
         It is stream 0's EOS id in a family with BOS and EOS ids per stream, or the id of the frame in which speech ends
         in a family with latents.
         """
-        if self.family.layout.latents:
+        if self.has_countdown:
             return self.family.layout.audio[0][1]
         return self.family.staircase.end[0] if self.family.staircase else None
 
@@ -168,7 +178,7 @@ class SegmentRules:
 
         They are masked until the reply has its minimum length.
         """
-        if self.family.layout.latents:
+        if self.has_countdown:
             return 1, 0  # the id that begins the countdown
         return (1, 1) if self.family.staircase else (len(self.drawn_ends_of_audio), 0)
 
@@ -300,6 +310,7 @@ class SegmentTracker:
         num_interleaved: Number of codes of an interleaved reply.
         first_end: First position at which stream 0 sampled its EOS id, for families with BOS and EOS ids per stream, or
             at which the end of speech was detected, for families with latents.
+        stretch: Position of the mark that began the stretch of audio; UNKNOWN after its end and without marks.
         segment: Segment of the next row.
     """
 
@@ -313,6 +324,7 @@ class SegmentTracker:
     pointer: int = 0
     num_interleaved: int = 0
     first_end: int = UNKNOWN
+    stretch: int = UNKNOWN
     segment: Segment = field(default=TEXT, init=False)
     _closings: dict[int, int] = field(init=False)
 
@@ -320,6 +332,8 @@ class SegmentTracker:
         self._closings = self.rules.closings(self.task)
         if self.task.segments[0] is AUDIO:
             self.audio_start, self.segment = self.position, AUDIO
+            if self.rules.marks:
+                self.stretch = self.position - 1
         elif self.task.segments[0] is INTERLEAVED:
             self.segment = INTERLEAVED
 
@@ -360,6 +374,8 @@ class SegmentTracker:
         script = family.script
         if token_id == family.end_of_audio:
             self.audio_end, self.segment = self.position, TAIL
+        elif token_id in self.rules.marks:
+            self.stretch = self.position if token_id == self.rules.marks[0] else UNKNOWN
         elif script and (token_id - script.first_frame) % 2 == 0:
             self.pointer += 1
         elif self.first_end == UNKNOWN and token_id == self.rules.first_end_id:

@@ -39,18 +39,21 @@ class FrameCodes:
         layout = family.layout
         self._streams, self._leaves_out = np.asarray(streams), family.leaves_out_extra
         self._rows_per_frame, places = family.rows_per_frame, layout.frame_codec.places
-        self._are_latents = layout.latents is not None
+        self._are_latents, self._frame = layout.latents is not None, layout.audio[0].start
         lines = [] if self._are_latents else places or [layout.audio[s] for s in streams]
         self._first_ids = np.asarray([ids.start for ids in lines])
         self._num_ids = np.asarray([len(ids) for ids in lines])
-        self._no_codes = [layout.extra[s] for s in streams] if layout.extra else [()] * len(lines)
+        self._no_codes = [layout.extra[s] for s in streams] if lines and layout.extra else [()] * len(lines)
         self._undelayer = Undelayer(tuple(layout.delays[s] for s in streams))
+        self._is_frame = np.zeros(0, np.bool_)  # of the rows pushed, for frames that are latents
         self._left_out: list[int] = []  # indices of frames left out
         self.num_taken = 0
 
     def push(self, rows: np.ndarray) -> None:
         """Append rows of all output streams, [n, S]."""
         self._undelayer.push(rows[:, self._streams])
+        if self._are_latents and self._leaves_out:
+            self._is_frame = np.append(self._is_frame, rows[:, 0] == self._frame)
 
     @property
     def num_ready(self) -> int:
@@ -61,7 +64,8 @@ class FrameCodes:
         """Return the codes of the next `num_frames` frames, or their latents as words (`words_of`): int32 [K, n].
 
         An id that is not a code, such as a pad, is replaced by the nearest code. Families with `leaves_out_extra` omit
-        such frames instead: n may then be smaller, and the result is None if no frame remains.
+        such frames instead, and rows of marks among latents: n may then be smaller, and the result is None if no frame
+        remains.
 
         Raises:
             StrettoError: If a latent is not finite.
@@ -72,7 +76,10 @@ class FrameCodes:
         if self._are_latents:
             if not np.isfinite(latents_of(ids)).all():
                 raise StrettoError(f"frames {first} to {first + num_frames - 1}: a latent is not finite")
-            return ids.astype(np.int32)
+            if not self._leaves_out:
+                return ids.astype(np.int32)
+            is_kept, self._is_frame = np.split(self._is_frame, [num_frames])
+            return self._kept(ids.astype(np.int32), is_kept, first)
         if self._rows_per_frame > 1:
             ids = ids.reshape(num_frames, -1).T
         codes = ids - self._first_ids[:, None]
@@ -85,7 +92,10 @@ class FrameCodes:
         codes = codes.clip(0, self._num_ids[:, None] - 1).astype(np.int32)
         if not self._leaves_out:
             return codes
-        is_kept = is_code.all(0)
+        return self._kept(codes, is_code.all(0), first)
+
+    def _kept(self, codes: np.ndarray, is_kept: np.ndarray, first: int) -> np.ndarray | None:
+        """Return the codes [K, n] that are kept, or None; `first` is the index of the first frame."""
         self._left_out += (first + np.flatnonzero(~is_kept)).tolist()
         return codes[:, is_kept] if is_kept.any() else None
 

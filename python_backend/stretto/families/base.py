@@ -199,6 +199,10 @@ class UnconditionalContext:
       `kept_streams`.
     - In audio rows, ids of the audio interval become `null_id` (stream 0) or pad (other output streams) on the streams
       of `hidden_streams`. Input-only streams among these become pads. Other ids, such as end of audio, are unchanged.
+
+    With `begins_with_mark`, the context instead consists of the conditional request's rows from the last mark that
+    begins a stretch of audio (`LatentSpec.marks`). Positions then differ by a constant. Each such mark begins anew: the
+    first frame of a stretch is guided by a constant hidden state, and the unconditional request begins after it.
     """
 
     null_id: int
@@ -206,6 +210,7 @@ class UnconditionalContext:
     keep_last: int
     hidden_streams: tuple[int, ...] = ()
     kept_streams: tuple[int, ...] = ()
+    begins_with_mark: bool = False
 
 
 @dataclass(frozen=True)

@@ -516,10 +516,11 @@ def _latents(
         return None
     sampling = replace(sampling, **options.get("latents", {}))
     sampling.check_steps(latents.steps)
+    is_partial = guidance.get("policy", "always") != "always" or guidance.get("guided_until_s") is not None
+    if latents.has_unit_noise and is_partial:
+        expected = "'always': this model guides every frame"
+        raise InvalidRequest("options.guidance.policy", expected, shown(guidance.get("policy", "until_s")))
     if latents.is_guided and guidance:
-        if guidance.get("policy", "always") != "always" or guidance.get("guided_until_s") is not None:
-            expected = "'always': this model guides every frame"
-            raise InvalidRequest("options.guidance.policy", expected, shown(guidance.get("policy", "until_s")))
         sampling = replace(sampling, guidance_scale=guidance.pop("guidance_scale", sampling.guidance_scale))
     return sampling
 

@@ -112,18 +112,49 @@ class LatentSpec:
     After the frame in which it detects the end of speech, the reply continues for a fixed number of rows
     (`LatentSampling.tail_rows`).
 
+    A family with `marks` has several stretches of audio in a reply, and `audio[0]` is the id of frames alone:
+
+    stream 0        streams 1 ... num_words
+    a frame         latent, 1.0 in the first frame of a stretch (else 0.0), words made from the decoded audio
+    begin, end      0; the first and the last row of a stretch; ids of `extra[0]`
+    end of audio    0
+
+    The likeliest of these ids is chosen, but only a begin or the end of audio may follow an end. The first three kinds
+    of rows may alternate; the prompt ends with a begin.
+
     Attributes:
-        num_words: Number of words of a latent.
+        num_words: Number of words of a latent, including those of a row with `marks`.
         steps: Permitted numbers of solver steps.
         voice_ids: Ids of rows with latents of a recording, which the model embeds by a connector of their own.
         is_guided: True if the predictor applies classifier-free guidance within a row, without a CFG pair, and reads
             the latent of the row before (`GuidedLatentPredictor`). Its noise has a variance of 1.
+        marks: Ids of a row that begins a stretch of audio, and of a row that ends it; empty for one stretch per reply.
+            Guidance then needs a CFG pair (`UnconditionalContext.begins_with_mark`), and noise has a variance of 1.
+        num_feedback: Number of a row's last words, which a network makes from the audio of the stretch so far
+            (`LatentFeedback`); only with `marks`.
     """
 
     num_words: int
     steps: range = range(1, 2)
     voice_ids: range = range(0)
     is_guided: bool = False
+    marks: tuple[int, ...] = ()
+    num_feedback: int = 0
+
+    @property
+    def num_drawn(self) -> int:
+        """Number of words that the model generates."""
+        return self.num_words - (1 + self.num_feedback if self.marks else 0)
+
+    @property
+    def num_decoded(self) -> int:
+        """Number of words that the codec decodes."""
+        return self.num_words - self.num_feedback
+
+    @property
+    def has_unit_noise(self) -> bool:
+        """True if the noise that a latent begins with has a variance of 1."""
+        return self.is_guided or bool(self.marks)
 
 
 def words_of(latents: np.ndarray) -> np.ndarray:
@@ -188,15 +219,19 @@ class StreamLayout:
             raise ValueError(f"places must lie in {self.audio[0]}, got {places}")
 
     def _check_latents(self, latents: LatentSpec) -> None:
-        streams = tuple(range(1, 1 + latents.num_words))
-        if len(self.audio) != 1 or len(self.audio[0]) != 2 or self.audio[0].stop > self.vocab_size:
-            raise ValueError(f"audio must be two ids of stream 0, for frames of latents, got {self.audio}")
-        if self.codebook_streams != streams or self.delays != (0,) * (1 + len(streams)):
+        streams, number = tuple(range(1, 1 + latents.num_decoded)), 1 if latents.marks else 2
+        if len(self.audio) != 1 or len(self.audio[0]) != number or self.audio[0].stop > self.vocab_size:
+            raise ValueError(f"audio must be {number} ids of stream 0, for frames of latents, got {self.audio}")
+        if self.codebook_streams != streams or self.delays != (0,) * (1 + latents.num_words):
             raise ValueError(f"streams 1 to {len(streams)} must be the words of latents, without delays")
+        if self.extra != ((latents.marks,) if latents.marks else ()) or len(latents.marks) not in (0, 2):
+            raise ValueError(f"extra ids must be the two marks {latents.marks}, got {self.extra}")
+        if latents.num_drawn < 1 or (latents.marks and latents.is_guided) or latents.num_feedback * (not latents.marks):
+            raise ValueError("marks exclude guidance within a row, and words of decoded audio need them")
         if latents.voice_ids and not 0 <= latents.voice_ids.start < latents.voice_ids.stop <= self.vocab_size:
             raise ValueError(f"voice_ids must lie in [0, {self.vocab_size}), got {latents.voice_ids}")
-        if self.pad_id != 0 or self.extra or self.frame_codec.places:
-            raise ValueError("latents need the pad id 0, no extra ids and one row per frame")
+        if self.pad_id != 0 or self.frame_codec.places:
+            raise ValueError("latents need the pad id 0 and one row per frame")
 
     @cached_property
     def num_output_streams(self) -> int:

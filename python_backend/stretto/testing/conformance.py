@@ -56,7 +56,8 @@ def assert_family_conforms(
     prompts = make_prompts(family, num_prompts)
     are_latents = family.layout.latents is not None
     expected = {} if are_latents else expected_rows(folder, family, prompts)
-    engine = Engine(folder, **TIGHT, num_gpu_blocks_override=NUM_BLOCKS + 2 * bool(family.guided_streams))
+    has_long_pairs = bool(family.guided_streams) and not family.unconditional.begins_with_mark
+    engine = Engine(folder, **TIGHT, num_gpu_blocks_override=NUM_BLOCKS + 2 * has_long_pairs)
     try:
         if are_latents:
             expected = {name: engine.run({name: prompt})[name].rows for name, prompt in prompts.items()}

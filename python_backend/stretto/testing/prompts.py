@@ -54,22 +54,33 @@ def make_prompt(family: Family, index: int, task: str | None = None, **changes: 
 
 
 def _latent_prompt(family: Family, latents: LatentSpec, index: int, task: str, changes: dict[str, Any]) -> Prompt:
-    """Return a prompt that ends with frames if `index` is odd; steps, noise and guidance within the head vary."""
+    """Return a prompt that ends with frames if `index` is odd; steps, noise and guidance vary.
+
+    In a family with marks, it has latents of a recording instead, and ends with the mark that begins audio.
+    """
     random = np.random.default_rng(index)
     rows = np.zeros((LENGTHS[index % len(LENGTHS)], family.layout.num_input_streams), np.int32)
     rows[:, 0] = random.integers(16, 47, len(rows))
     if index % 2:
-        rows[-4:, 0] = family.layout.audio[0].start
-        rows[-4:, 1:] = words_of(random.standard_normal((4, latents.num_words)))
+        at = slice(-5, -1) if latents.marks else slice(-4, None)
+        rows[at, 0] = latents.voice_ids.start if latents.marks else family.layout.audio[0].start
+        rows[at, 1 : 1 + latents.num_drawn] = words_of(random.standard_normal((4, latents.num_drawn)))
+    if latents.marks:
+        rows[-1, 0] = latents.marks[0]
     defaults, steps = family.task(task).sampling, latents.steps
-    temperature = 1.0 if latents.is_guided else (0.0, 0.9)[index // 2 % 2]
+    temperature, scale = (0.0, 0.9)[index // 2 % 2], (2.0, 1.0, 3.0)[index % 3]
+    if latents.has_unit_noise:
+        temperature = 1.0
     given = LatentSampling(
         steps=steps[index % min(len(steps), 4)],
         tail_rows=1 + index % 3,
-        guidance_scale=(2.0, 1.0, 3.0)[index % 3] if latents.is_guided else 1.0,
+        guidance_scale=scale if latents.is_guided else 1.0,
     )
     audio = replace(defaults.audio, min_rows=5, max_rows=20 + index % 9, temperature=temperature)
-    return Prompt(task, rows, replace(defaults, audio=audio, latents=given, seed=1000 + index, **changes))
+    sampling = replace(defaults, audio=audio, latents=given, seed=1000 + index)
+    if family.guided_streams:
+        sampling = replace(sampling, guidance_scale=scale)
+    return Prompt(task, rows, replace(sampling, **changes))
 
 
 def make_track(family: Family, index: int) -> tuple[int, ...]:

@@ -6,7 +6,16 @@ from vllm.config import VllmConfig
 
 from stretto.engine.models.multi_stream import MultiStreamMixin
 from stretto.engine.reply_rules import SegmentRules
-from stretto.engine.worker.predictors import GuidedLatentPredictor, LatentPredictor, LatentReadout, StopHead
+from stretto.engine.worker.predictors import (
+    FirstHead,
+    GuidedLatentPredictor,
+    LatentFeedback,
+    LatentPredictor,
+    LatentReadout,
+    PairedLatentPredictor,
+    StopHead,
+    WeightRows,
+)
 from stretto.errors import CheckpointError
 
 
@@ -34,6 +43,7 @@ class LatentMixin(MultiStreamMixin):
     """Mix-in that reads the words of a row as a latent, and generates the next one.
 
     A subclass defines `embed_latents` and `latent_predictor`, and `embed_voice` if prompts have latents of recordings.
+    With `LatentSpec.marks`, it also defines `latent_feedback` and `state_of_row`.
     Their matrix products must give a row the same bits in every batch. On a CPU, this holds for vLLM's linear layers,
     but not for torch's.
 
@@ -49,7 +59,8 @@ class LatentMixin(MultiStreamMixin):
             raise CheckpointError(f"{self.family.name}: expected a family whose frames are latents")
         self.num_words = self.family.layout.latents.num_words
         self.voice_ids = self.family.layout.latents.voice_ids
-        self.end_of_speech = EndOfSpeech(vllm_config.model_config.get_hidden_size(), self.end_has_bias)
+        if not self.family.layout.latents.marks:
+            self.end_of_speech = EndOfSpeech(vllm_config.model_config.get_hidden_size(), self.end_has_bias)
 
     def embed_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Return the embeddings [N, H] of latents, float32 [N, D]."""
@@ -59,15 +70,36 @@ class LatentMixin(MultiStreamMixin):
         """Return the embeddings [N, H] of latents of a recording, float32 [N, D]."""
         raise NotImplementedError
 
-    def latent_predictor(self) -> LatentPredictor | GuidedLatentPredictor:
+    def latent_predictor(self) -> LatentPredictor | GuidedLatentPredictor | PairedLatentPredictor:
         """Return the predictor of the next latent, made of the model's weights."""
+        raise NotImplementedError
+
+    def latent_feedback(self) -> LatentFeedback:
+        """Return the network that reads decoded audio, for a family with `LatentSpec.marks`."""
+        raise NotImplementedError
+
+    def state_of_row(self, token_id: int) -> torch.Tensor:
+        """Return the hidden state [H] of a request whose only row is this id, for a family with `LatentSpec.marks`."""
         raise NotImplementedError
 
     def latent_readout(self, rules: SegmentRules) -> LatentReadout:
         """Return the head of stream 0 and the latent predictor."""
+        if rules.marks:
+            heads = FirstHead(self.first_rows(rules), rules)
+            state = self.state_of_row(rules.marks[0])
+            return LatentReadout(heads, self.latent_predictor(), self.latent_feedback(), state)
         weight, bias = self.end_weight(), self.end_of_speech.bias
         stop = StopHead(weight, weight.new_zeros(1) if bias is None else bias.data, rules)
         return LatentReadout(stop, self.latent_predictor())
+
+    def first_rows(self, rules: SegmentRules) -> torch.Tensor:
+        """Return the rows [n, H] of the ids of stream 0 in audio: of `audio_head`, or of the embedding table."""
+        if self.family.has_audio_head:
+            return self.audio_head.weight.data
+        ids = torch.tensor([*rules.audio_ids(0), *rules.drawn_ends_of_audio])
+        return WeightRows(self.model.embed_tokens).gather(
+            ids.to(self.model.embed_tokens.get_parameter("weight").device)
+        )
 
     def end_weight(self) -> torch.Tensor:
         """Return the weight of the logit for speech ending, as wide as the states that the model returns."""

@@ -8,7 +8,7 @@ from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.request import Request
 
-from stretto.engine.scheduling.request_table import RequestTable
+from stretto.engine.scheduling.request_table import NOT_YET, RequestTable
 
 
 class RunningRow(NamedTuple):
@@ -254,6 +254,7 @@ class PairPlanner:
             return False
         pair, track = self._table[row.request_id].pair, self._table[row.request_id].track
         may_wait = track is not None and track.is_open  # the next step may have to wait for text
+        may_wait |= pair is not None and pair.held_at != NOT_YET
         return not may_wait and (row.partner is not None or pair is None or pair.unconditional is None)
 
     def _in_order(self, running: list[Request]) -> list[Request]:
@@ -281,7 +282,7 @@ class PairPlanner:
             assert state.pair is not None
             other = state.pair.other(request.request_id)
             return RunningRow(request.request_id, remaining, other, is_decoding=decodes)
-        awaits = state.is_unconditional or (state.pair is not None and state.pair.awaits_unconditional)
+        awaits = state.is_unconditional or state.is_held
         if state.track is not None:  # the text of the last row may not have arrived
             awaits |= request.num_computed_tokens + remaining > state.track.num_known
         return RunningRow(request.request_id, remaining, may_finish=not awaits, is_decoding=decodes)

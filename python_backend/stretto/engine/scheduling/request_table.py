@@ -22,7 +22,7 @@ from stretto.engine.protocol import (
     num_guided,
     partner_of,
 )
-from stretto.engine.reply_rules import SegmentRules, SegmentTracker, Track
+from stretto.engine.reply_rules import UNKNOWN, SegmentRules, SegmentTracker, Track
 from stretto.families.base import BurstSchedule, Family, UnconditionalContext
 from stretto.records.prompt import InputAudio
 from stretto.streams.layout import Segment
@@ -206,12 +206,15 @@ class GuidancePair:
         first_output: Index in the reply of the first guided row; `NOT_YET` while unknown.
         unconditional: Id of the unconditional request; None while there is none.
         awaits_unconditional: True if the conditional request may not sample until an unconditional one exists.
+        held_at: Index in the reply of the first row that may not be sampled until an unconditional request exists: the
+            second frame of a stretch of audio that has just begun; `NOT_YET` for none.
     """
 
     conditional: str
     first_output: int = NOT_YET
     unconditional: str | None = None
     awaits_unconditional: bool = False
+    held_at: int = NOT_YET
 
     def detach(self) -> None:
         """Record that the unconditional request has been removed."""
@@ -286,6 +289,16 @@ class RequestState:
         """Index in the reply of the first row that the next step samples."""
         return self.request.num_output_tokens + self.request.num_output_placeholders
 
+    @property
+    def begins_stretch(self) -> bool:
+        """True if the newest row is the first one after a mark that begins audio."""
+        return self.tracker.stretch != UNKNOWN and self.tracker.stretch == self.tracker.position - 2
+
+    @property
+    def is_held(self) -> bool:
+        """True if the next row may not be sampled until an unconditional request exists."""
+        return self.pair is not None and (self.pair.awaits_unconditional or self.next_output >= self.pair.held_at)
+
     def note_guidance(self, is_guided: bool) -> int:
         """Record whether the newest audio row was guided and return the row's guidance mark."""
         if not is_guided or self.limit != NOT_YET:
@@ -318,10 +331,13 @@ def unconditional_context(state: RequestState, family: Family) -> np.ndarray:
     """Return the prompt of the unconditional request, int32 [n, S].
 
     It covers all rows of the conditional request so far and, if the audio segment has not begun, the forced rows before
-    it.
+    it. If it begins with a mark of audio, it covers the rows of the current stretch.
     """
     layout, request, audio_start = family.layout, state.request, state.tracker.audio_start
     known = request.num_tokens
+    if family.unconditional.begins_with_mark:
+        first = state.tracker.stretch
+        return np.column_stack([request.all_token_ids[first:known], state.history.rows(first, known)]).astype(np.int32)
     num_rows = max(known, audio_start)
     rows = np.full((num_rows, layout.num_input_streams), layout.pad_id, np.int32)
     rows[:known, 0] = request.all_token_ids[:known]
@@ -448,7 +464,7 @@ class RequestTable(dict[str, RequestState]):
     def is_bound(self, request_id: str) -> bool:
         """Return True if the request may be sampled only in the same step as its CFG partner."""
         state = self[request_id]
-        return state.is_unconditional or self.guidance_has_begun(state)
+        return state.is_unconditional or state.is_held or self.guidance_has_begun(state)
 
     def must_compute_more(self, request: Request, num_rows: int) -> bool:
         """Return True if a prefix-cache hit must be shortened by one block.
@@ -484,6 +500,12 @@ class RequestTable(dict[str, RequestState]):
         state.pair.awaits_unconditional = True
         self.revision += 1
 
+    def hold_after_frame(self, state: RequestState) -> None:
+        """Let the CFG pair of `state` wait for a new unconditional request once it has sampled one more row."""
+        assert state.pair is not None
+        state.pair.held_at = state.request.num_output_tokens + 1
+        self.revision += 1
+
     def stop_awaiting(self, state: RequestState) -> None:
         """Undo `await_unconditional`."""
         assert state.pair is not None
@@ -514,7 +536,8 @@ class RequestTable(dict[str, RequestState]):
         pair, conditional, params = state.pair, state.request, state.params
         assert pair is not None
         context = unconditional_context(state, self.rules.family)
-        pair.first_output = len(context) - conditional.num_prompt_tokens
+        pair.first_output = max(conditional.num_tokens, state.tracker.audio_start) - conditional.num_prompt_tokens
+        pair.held_at = NOT_YET
         pair.unconditional, pair.awaits_unconditional = partner_of(conditional.request_id), False
         num_guided_rows = self.rules.max_guided_rows(params.sampling)
         if num_guided_rows is not None:

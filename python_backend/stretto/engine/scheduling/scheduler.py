@@ -23,7 +23,7 @@ from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.scheduling.guidance import AdaptiveGuidance, StepLoad
 from stretto.engine.scheduling.held_replies import HeldReplies, put_first, put_first_after, skipping
 from stretto.engine.scheduling.planner import KvBlocks, KvShares, PairPlanner
-from stretto.engine.scheduling.request_table import RequestState, RequestTable
+from stretto.engine.scheduling.request_table import NOT_YET, RequestState, RequestTable
 from stretto.families.base import Bursts, Family
 from stretto.streams.layout import Segment, StreamLayout
 
@@ -260,6 +260,11 @@ class UnconditionalOutput:
         others = dict(scheduled)
         for request_id, token_ids in zip(output.req_ids, output.sampled_token_ids, strict=True):
             state = self._table.get(request_id)
+            if state is None and request_id.endswith(UNCONDITIONAL_SUFFIX):
+                del others[
+                    request_id
+                ]  # removed since; the next request of the pair may get this id in this very output
+                continue
             if state is None or not state.is_unconditional or not token_ids:
                 continue
             request = state.request
@@ -315,6 +320,7 @@ class PairedScheduling(Base):
         # Step whose output is processed: scheduled requests and their samples.
         self._scheduled: dict[str, int] = {}
         self._sampled = SampledRows(rules.family.layout, rules.max_rows_per_step)
+        self._ended_stretches: list[str] = []  # conditional requests, since the last step was scheduled
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         """Schedule one step: plan it, run vLLM's scheduler, check the CFG pairs, and record statistics."""
@@ -338,6 +344,9 @@ class PairedScheduling(Base):
     def _change_guidance(self) -> None:
         """Remove and re-create unconditional requests according to the guidance policies."""
         self._drop_unconditional(self.guidance.ended())
+        ended, self._ended_stretches = self._ended_stretches, []
+        states = [self.table[request_id] for request_id in ended if request_id in self.table]
+        self._drop_unconditional([each for each in states if each.pair is not None and each.pair.unconditional])
         dropped, restored = self.guidance.change(self.running, self.current_step)
         self._drop_unconditional(dropped)
         for state in restored:
@@ -407,7 +416,10 @@ class PairedScheduling(Base):
         state = self.table.add(request)
         super().add_request(request)
         if state.tracker.segment is AUDIO and state.pair is not None and self.guidance.begins(state, self.current_step):
-            self._add_unconditional(state)
+            if self.table.rules.family.unconditional.begins_with_mark:
+                self.table.hold_after_frame(state)
+            else:
+                self._add_unconditional(state)
 
     def _add_unconditional(self, state: RequestState) -> Request:
         request = self.table.add_unconditional(state)
@@ -481,8 +493,27 @@ class PairedScheduling(Base):
             if begins and self.guidance.begins(state, self.current_step):
                 put_first_after(self.waiting, self._add_unconditional(state), state.request)
         elif segment is not TRANSITION and state.asks_for_guidance:
+            if self.table.rules.family.unconditional.begins_with_mark:
+                return self._follow_stretch(state, token_id)
             return state.note_guidance(state.partner_id in self._scheduled)
         return NO_CHANGE
+
+    def _follow_stretch(self, state: RequestState, token_id: int) -> int:
+        """Begin or end the unconditional request of a stretch of audio, and return the row's guidance mark."""
+        pair, marks = state.pair, self.table.rules.marks
+        assert pair is not None
+        if token_id in marks:
+            if pair.unconditional is not None:
+                self._ended_stretches.append(state.request.request_id)
+            pair.held_at = NOT_YET
+            if token_id == marks[0]:
+                self.table.hold_after_frame(state)
+            return NO_CHANGE
+        if token_id not in self.table.rules.family.layout.audio[0]:
+            return NO_CHANGE
+        if state.begins_stretch:
+            put_first_after(self.waiting, self._add_unconditional(state), state.request)
+        return state.note_guidance(state.begins_stretch or state.partner_id in self._scheduled)
 
     def _complete(self, output: EngineCoreOutput) -> bool:
         """Append the trailer to a finished request's output; return False if the output has no receiver."""

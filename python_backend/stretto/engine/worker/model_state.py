@@ -21,6 +21,7 @@ from stretto.engine.kernels.gpu.advance import gather_rows
 from stretto.engine.kernels.gpu.depth import DeviceDepth
 from stretto.engine.protocol import SpeechRequestData, family_of
 from stretto.engine.reply_rules import SegmentRules
+from stretto.engine.worker.latent_draw import FeedbackMemory, LatentDraw, StretchDraw
 from stretto.engine.worker.predictors import (
     AudioHeads,
     DepthFrames,
@@ -35,7 +36,6 @@ from stretto.engine.worker.run_slots import NO_SLOT, RunSlots, warmup_request
 from stretto.engine.worker.sampler import (
     BurstSampler,
     BurstStepSampler,
-    LatentDraw,
     RepetitionGuard,
     RowDraw,
     SpeechSampler,
@@ -128,6 +128,7 @@ class SpeechModelState(DefaultModelState):
         self._batch_embeds = torch.zeros(self.max_num_tokens, self.inputs_embeds_size, dtype=self.dtype, device=device)
         self._step_sampler: StepSampler | None = None
         self._row_predictor: RowPredictor | None = None
+        self.feedback_memory: FeedbackMemory | None = None
         self.audio_embeddings = None
         if AudioFormat.from_config(self.model_config.hf_config.to_dict()) is not None:
             self.audio_embeddings = AudioEmbeddings(model, self.arrays, self._batch_embeds)
@@ -140,6 +141,8 @@ class SpeechModelState(DefaultModelState):
         self.slots.fill(req_index, new_req_data)
         if self._row_predictor is not None:
             self._row_predictor.place(req_index, new_req_data.num_computed_tokens)
+        if self.feedback_memory is not None:
+            self.feedback_memory.place(req_index, new_req_data)
         if self.audio_embeddings is not None:
             assert new_req_data.params is not None
             self.audio_embeddings.place(req_index, new_req_data.params.audios)
@@ -148,6 +151,8 @@ class SpeechModelState(DefaultModelState):
         """Clear the slot of a request that has ended or was preempted."""
         super().remove_request(req_id)
         slot = self.slots.empty(req_id)
+        if self.feedback_memory is not None and slot != NO_SLOT:
+            self.feedback_memory.put_aside(req_id, slot)
         if self.audio_embeddings is not None and slot != NO_SLOT:
             self.audio_embeddings.forget(slot)
 
@@ -234,7 +239,13 @@ class SpeechModelState(DefaultModelState):
         guard = RepetitionGuard(tokens, tables, self.rules.family.layout, self.arrays)
         if self.rules.family.layout.latents:
             model: Any = self.model
-            draw: RowDraw = LatentDraw(model.latent_readout(self.rules), segments, tables, self.arrays, guard)
+            readout = model.latent_readout(self.rules)
+            if self.rules.marks:
+                draw: RowDraw
+                draw = stretches = StretchDraw(readout, segments, tables, self.arrays, guard, tokens)
+                self.feedback_memory = stretches.memory
+            else:
+                draw = LatentDraw(readout, segments, tables, self.arrays, guard)
         else:
             draw = RowDraw(self._readout(), segments, tables, self.arrays, guard)
         if self.rules.family.bursts is None:

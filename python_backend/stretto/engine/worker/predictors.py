@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 from vllm.distributed import tensor_model_parallel_all_gather, tensor_model_parallel_all_reduce
-from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.worker.gpu.block_table import BlockTables
 from vllm.v1.worker.gpu.input_batch import InputBatch
@@ -43,7 +43,7 @@ class StreamHeads:
 
     def __init__(self, lm_head: nn.Module, rules: SegmentRules, stream_bias: torch.Tensor | None = None):
         assert isinstance(lm_head, ParallelLMHead)
-        family, weight = rules.family, _WeightRows(lm_head)
+        family, weight = rules.family, WeightRows(lm_head)
         first, *others = (rules.audio_ids(stream) for stream in range(family.layout.num_output_streams))
         if len({len(ids) for ids in others}) > 1:
             raise ValueError(f"{family.name}: auxiliary streams must have equally many ids")
@@ -166,10 +166,13 @@ def _shift(logits: torch.Tensor, offset: torch.Tensor | None) -> torch.Tensor:
     return logits.float() if offset is None else logits.float() + offset
 
 
-class _WeightRows:
-    """Rows of the LM head's weight by token id; with tensor parallelism they are gathered from all ranks."""
+class WeightRows:
+    """Rows of the weight of an LM head or an embedding table by token id.
 
-    def __init__(self, lm_head: ParallelLMHead):
+    With tensor parallelism they are gathered from all ranks.
+    """
+
+    def __init__(self, lm_head: VocabParallelEmbedding):
         self.own, self.is_cut = lm_head.get_parameter("weight").data, lm_head.tp_size > 1
         self.size = len(self.own)
         shard = lm_head.shard_indices
@@ -314,11 +317,67 @@ class GuidedLatentPredictor(Protocol):
         ...
 
 
-class LatentReadout(NamedTuple):
-    """Output head and latent predictor of a family's model; the predictor is guided if `LatentSpec.is_guided`."""
+class PairedLatentPredictor(Protocol):
+    """Latent predictor of a family with `LatentSpec.marks`, guided by a second hidden state."""
 
-    heads: StopHead
-    latents: LatentPredictor | GuidedLatentPredictor
+    def __call__(
+        self,
+        hidden: torch.Tensor,
+        noise: torch.Tensor,
+        steps: torch.Tensor,
+        unconditional: torch.Tensor,
+        guidance: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return the latents, float32 [N, D].
+
+        Args:
+            hidden: Hidden states, [N, H].
+            noise: Gaussian noise that the solver begins with, float32 [N, D].
+            steps: Number of solver steps of each row, int64 [N].
+            unconditional: Hidden states of the unconditional requests, [N, H]; unused for unguided rows.
+            guidance: Guidance scales, float32 [N]; 1 is unguided.
+        """
+        ...
+
+
+class LatentFeedback(Protocol):
+    """Network that makes words of a row from the audio that its latent, and those before it, are decoded to.
+
+    Attributes:
+        num_kept: Numbers of its memory of the earlier latents.
+        reach: Number of latents before a latent on which its words and the memory depend.
+    """
+
+    num_kept: int
+    reach: int
+
+    def __call__(self, latents: torch.Tensor, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the words of a latent and the memory after it.
+
+        Args:
+            latents: The latent, float32 [1, D].
+            memory: Memory before it, float32 [1, num_kept]; zeros before the first one.
+
+        Returns:
+            Numbers of the words, float32 [1, E], and the memory, [1, num_kept].
+        """
+        ...
+
+
+class LatentReadout(NamedTuple):
+    """Output head and latent predictor of a family's model.
+
+    Attributes:
+        heads: Head of stream 0.
+        latents: Predictor, guided if `LatentSpec.is_guided` and paired if there are `LatentSpec.marks`.
+        feedback: Network of a row's last words; only with marks, as is `first_unconditional`.
+        first_unconditional: Hidden state [H] of an unconditional request whose only row is the mark that begins audio.
+    """
+
+    heads: FirstHead
+    latents: LatentPredictor | GuidedLatentPredictor | PairedLatentPredictor
+    feedback: LatentFeedback | None = None
+    first_unconditional: torch.Tensor | None = None
 
 
 # (hidden states [B, H], index of the row in the step) -> None; samples and records the row.

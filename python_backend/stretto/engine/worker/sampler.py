@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from stretto.engine.worker.predictors import (
     RowPredictor,
 )
 from stretto.engine.worker.run_slots import RunSlots
-from stretto.engine.worker.segment_state import Countdown, Rows, SegmentState, StreamEnds
+from stretto.engine.worker.segment_state import Rows, SegmentState, StreamEnds
 from stretto.engine.worker.slots import LIMITS, STATE, Array, Arrays, SlotState, SlotTables, counted_columns
 from stretto.engine.worker.step_program import StepGraphs, StepProgram, StepSampler, Variant
 from stretto.sampling.draw import (
@@ -35,7 +34,7 @@ from stretto.sampling.draw import (
     keep_near,
     penalize,
 )
-from stretto.sampling.noise import gaussian, redraw_keys, stream_keys, uniform
+from stretto.sampling.noise import redraw_keys, stream_keys, uniform
 from stretto.streams.layout import StreamLayout
 
 NOT_COUNTED = -1
@@ -183,9 +182,9 @@ class RowDraw:
         """
         text = audio = codes = None
         if plan.may_write:
-            text = self._draw_text(hidden, _pick(keys, plan.writing), plan, step, rows)
+            text = self._draw_text(hidden, pick(keys, plan.writing), plan, step, rows)
         if plan.may_speak:
-            audio, codes = self._draw_audio(hidden, _pick(keys, plan.speaking), plan, step, rows)
+            audio, codes = self._draw_audio(hidden, pick(keys, plan.speaking), plan, step, rows)
         token = self._segments.choose(text, audio, rows)
         if self._seen is not None:
             self._seen[rows.slots, counted_columns(token, self._segments.rules.counted_ids)] = True
@@ -241,7 +240,7 @@ class RowDraw:
             codes = draw(*drawn_from, step.depth, plan.depth)
             return _both(self._guard.auxiliary(codes, drawn_from, recent, streams) if recent else codes, num_shared)
 
-        first_ids = _both(self._arrays.tensor(_pick(token, step.speaking)), num_shared)
+        first_ids = _both(self._arrays.tensor(pick(token, step.speaking)), num_shared)
         codes = self._frames(audio_hidden, first_ids, draw_codes)[:num_rows]
         spread = self._spread(codes, step.speaking, rows)
         if self._stream_ends:
@@ -254,7 +253,7 @@ class RowDraw:
     def _penalized(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
         """Return `logits` with the repetition penalty applied; `index` selects their rows, None means all."""
         assert self._seen is not None
-        slots, penalty = _pick(rows.slots, index), _pick(rows.scales.repetition_penalty, index)
+        slots, penalty = pick(rows.slots, index), pick(rows.scales.repetition_penalty, index)
         return penalize(logits, self._arrays.tensor(self._seen[slots, :-1]), self._arrays.tensor(penalty))
 
     def _first_logits(self, hidden: torch.Tensor, num_rows: int, scale: torch.Tensor) -> torch.Tensor:
@@ -294,8 +293,8 @@ class RowDraw:
         """Sample stream 0 of the rows that may be in audio, or move the alignment pointer; return [M]."""
         segments, index = self._segments, step.speaking
         if segments.script:
-            stay = self._arrays.tensor(_pick(segments.stay_column(rows, self._script), index))
-            temperature = self._arrays.tensor(_pick(rows.scales.script_temperature, index))
+            stay = self._arrays.tensor(pick(segments.stay_column(rows, self._script), index))
+            temperature = self._arrays.tensor(pick(rows.scales.script_temperature, index))
             advance = advances(logits, stay, temperature, self._tensor(uniform(keys[:, 0], np.zeros(1, np.int64))))
             return segments.follow_script(self._spread(advance.long(), index, rows) > 0, rows, self._script)
         if self._seen is not None and not segments.rules.num_text_ids:
@@ -304,47 +303,15 @@ class RowDraw:
         near = masked = segments.mask_audio(logits, rows, index)
         ids, own_keys = self._heads.first_ids[None], self._tensor(keys)
         if plan.has_min_p:
-            near = keep_near(masked, self._arrays.tensor(_pick(rows.scales.audio_span, index)))
+            near = keep_near(masked, self._arrays.tensor(pick(rows.scales.audio_span, index)))
         token = draw(near[:, None], ids, own_keys, step.audio, plan.audio)
         if recent:
             token = self._guard.first(token, (masked[:, None], ids, own_keys), recent)
         return self._spread(token.squeeze(1), index, rows)
 
 
-class LatentDraw(RowDraw):
-    """Sampling of rows whose frames are latents: the likelier id of stream 0, and words from the latent predictor."""
-
-    def __init__(
-        self, readout: LatentReadout, segments: SegmentState, tables: SlotTables, arrays: Arrays, guard: RepetitionGuard
-    ):
-        super().__init__(readout, segments, tables, arrays, guard)
-        self._predict: Any = readout.latents
-        self._countdown = Countdown(segments.rules, arrays)
-        layout = segments.family.layout
-        self._is_guided = layout.latents is not None and layout.latents.is_guided
-
-    def _draw_audio(
-        self, hidden: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
-    ) -> tuple[Array, Array]:
-        """Return stream 0 [M] and the words [M, D] of the rows that may be in audio."""
-        own = hidden if step.audio_rows is None else hidden[step.audio_rows]
-        logits = self._segments.mask_audio(self._heads.first(own), rows, step.speaking)
-        token = self._spread(self._heads.first_ids[logits.argmax(1)], step.speaking, rows)
-        token = self._countdown(self._segments.end_audio(token, rows), rows)
-        noise = self._tensor(gaussian(keys[:, 1:])) * step.audio.temperature.sqrt()[:, None]
-        steps = self._arrays.tensor(_pick(rows.limits.latent_steps, step.speaking))
-        context = self._context(rows, step.speaking) if self._is_guided else ()
-        words = self._predict(own, noise, steps, *context).contiguous().view(torch.int32)
-        return token, self._spread(words, step.speaking, rows)
-
-    def _context(self, rows: Rows, index: Array | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the latents [A, D] of the rows before, and the guidance scales [A]."""
-        before = self._codes[_pick(rows.slots, index), _pick(rows.position, index) - 1]
-        before = self._arrays.tensor(before)[:, : self._num_streams - 1].contiguous()
-        return before.view(torch.float32), self._arrays.tensor(_pick(rows.scales.guidance, index))
-
-
-def _pick(values: Array, index: Array | None) -> Array:
+def pick(values: Array, index: Array | None) -> Array:
+    """Return the values at `index`, or all of them if it is None."""
     return values if index is None else values[index]
 
 

@@ -201,6 +201,9 @@ def limits_row(params: SpeechParams, rules: SegmentRules) -> list[int]:
 def scales_row(params: SpeechParams) -> list[float]:
     """Return a request's values of the fields of SlotScales."""
     sampling = params.sampling
+    inside = (
+        None if sampling.guidance_scale != 1.0 else sampling.latents
+    )  # guidance within the predictor, not by a pair
     row = {
         "text_temperature": sampling.text.temperature,
         "text_top_p": sampling.text.top_p,
@@ -209,7 +212,7 @@ def scales_row(params: SpeechParams) -> list[float]:
         "depth_temperature": sampling.codes.temperature,
         "depth_top_p": sampling.codes.top_p,
         "script_temperature": sampling.script_temperature,
-        "guidance": (sampling.latents or sampling).guidance_scale,
+        "guidance": sampling.guidance_scale if inside is None else inside.guidance_scale,
         "repetition_penalty": sampling.repetition_penalty,
         "audio_span": min_p_span(sampling.min_p, sampling.audio.temperature),
     }

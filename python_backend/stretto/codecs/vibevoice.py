@@ -1,0 +1,352 @@
+"""`vibevoice`: acoustic tokenizer of VibeVoice (24 kHz, 7.5 latents/s), and the encoder of its semantic tokenizer.
+
+latents ─► conv ─► 8 blocks ─► 6 × (↑ 8, 5, 5, 4, 2, 2, and 3 blocks) ─► conv ─► pcm
+
+A block is a ConvNeXt with RMS norms.
+All layers are causal and keep their own last inputs, so chunks of any size give the samples of one decode. A frame is a
+latent, scaled as the language model has it, and a number that is 1 in the first frame of a stretch of audio, where the
+decoder begins anew.
+
+Names of tensors: https://huggingface.co/docs/transformers/model_doc/vibevoice_acoustic_tokenizer.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from math import ceil, isfinite, prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stretto.codecs.base import CodecSpec, Stateful, Window
+from stretto.codecs.qwen3_12hz.decoder import Convolution, Memory, Upsampling
+from stretto.errors import CheckpointError, shown
+from stretto.untrusted_files import entry, json_object
+from stretto.weights.loading import CONFIG_FILE, codec_directory, load_strictly, read_tensors
+
+MODEL_TYPE = "vibevoice"
+SAMPLE_RATE = 24000
+LOUDNESS_DB, SILENCE = -25.0, 1e-6  # root mean square of a recording after normalisation, relative to full scale
+PARTS = "audio_config"  # key of the tokenizer's numbers in config.json, as in a release
+SERVED = {"channels": 1, "hidden_act": "gelu"}
+# Numbers that a release may leave out, as the published classes have them.
+DEFAULTS: dict[str, Any] = SERVED | {
+    "hidden_size": 64,
+    "kernel_size": 7,
+    "rms_norm_eps": 1e-5,
+    "num_filters": 32,
+    "downsampling_ratios": [2, 2, 4, 5, 5, 8],
+    "depths": [3, 3, 3, 3, 3, 3, 8],
+    "ffn_expansion": 4,
+    "vae_std": 0.625,
+}
+MAX_SIZE = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerConfig:
+    """Numbers of a tokenizer.
+
+    Attributes:
+        size: Numbers of a latent.
+        kernel: Kernel size of convolutions that keep the rate.
+        filters: Channels at the sample rate, doubled by each downsampling.
+        ratios: Downsampling ratios of the encoder, in its order.
+        depths: Numbers of blocks of the encoder at each rate, in its order.
+        expansion: Width of a block's inner layer, relative to its channels.
+        eps: Epsilon of the norms.
+        deviation: Standard deviation of the factor of the noise that is added to a latent of a recording.
+    """
+
+    size: int
+    kernel: int
+    filters: int
+    ratios: tuple[int, ...]
+    depths: tuple[int, ...]
+    expansion: int
+    eps: float
+    deviation: float
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any], name: str = PARTS) -> "TokenizerConfig":
+        """Return the numbers in a release's config.json.
+
+        Args:
+            record: Section `audio_config` or `semantic_model_config`.
+            name: Name of the section, for error messages.
+
+        Raises:
+            CheckpointError: If the section describes a tokenizer of another kind.
+        """
+        record = DEFAULTS | dict(record)
+        for key, value in SERVED.items():
+            if record[key] != value:
+                raise CheckpointError(f"{name}.{key}: expected {value!r}, got {shown(record[key])}")
+        sizes = [record[key] for key in ("hidden_size", "kernel_size", "num_filters", "ffn_expansion")]
+        ratios, depths = record["downsampling_ratios"], record["depths"]
+        if not isinstance(ratios, list | tuple) or not isinstance(depths, list | tuple):
+            raise CheckpointError(f"{name}: expected lists as downsampling_ratios and depths, got {shown(ratios)}")
+        if not all(type(each) is int and 1 <= each <= MAX_SIZE for each in (*sizes, *ratios, *depths)):
+            raise CheckpointError(f"{name}: expected integers in [1, {MAX_SIZE}], got {shown([sizes, ratios, depths])}")
+        if len(depths) != len(ratios) + 1 or min(ratios, default=1) < 2 or len(ratios) > 8 or prod(ratios) > MAX_SIZE:
+            raise CheckpointError(f"{name}: expected a depth more than ratios from 2, got {shown([ratios, depths])}")
+        reals = [record[key] for key in ("rms_norm_eps", "vae_std")]
+        if not all(isinstance(each, float | int) and isfinite(each) and each >= 0 for each in reals):
+            raise CheckpointError(f"{name}: expected rms_norm_eps and vae_std of at least 0, got {shown(reals)}")
+        size, kernel, filters, expansion = sizes
+        return cls(size, kernel, filters, tuple(ratios), tuple(depths), expansion, *map(float, reals))
+
+    @property
+    def hop(self) -> int:
+        """Samples of a frame."""
+        return prod(self.ratios)
+
+    @property
+    def reach(self) -> int:
+        """Number of frames before a frame on which the frame's output depends, in the encoder and in the decoder."""
+        hops = [prod(self.ratios[:level]) for level in range(len(self.depths))]
+        steps = 1 + self.hop + sum(depth * hop for depth, hop in zip(self.depths, hops, strict=True))
+        return ceil(((self.kernel - 1) * steps + sum(hops[1:])) / self.hop)
+
+
+class Norm(nn.Module):
+    """RMS norm over the channels of x [B, n, C], computed in float32 at least."""
+
+    def __init__(self, channels: int, eps: float) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(channels)), eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x if x.dtype == torch.float64 else x.float()
+        return self.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+
+
+class FeedForward(nn.Module):
+    """Two layers with GELU."""
+
+    def __init__(self, channels: int, inner: int) -> None:
+        super().__init__()
+        self.linear1, self.linear2 = nn.Linear(channels, inner), nn.Linear(inner, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear2(F.gelu(self.linear1(x)))
+
+
+class Block(nn.Module):
+    """ConvNeXt block: norm and depthwise convolution, then norm and feed-forward layers, each scaled and added."""
+
+    def __init__(self, channels: int, config: TokenizerConfig) -> None:
+        super().__init__()
+        self.norm, self.ffn_norm = Norm(channels, config.eps), Norm(channels, config.eps)
+        self.mixer = Convolution(channels, channels, config.kernel, groups=channels)
+        self.ffn = FeedForward(channels, config.expansion * channels)
+        self.gamma, self.ffn_gamma = (nn.Parameter(torch.ones(channels)) for _ in range(2))
+
+    def forward(self, x: Tensor, memory: Memory) -> Tensor:
+        mixed = self.mixer(self.norm(x.transpose(1, 2)).transpose(1, 2), memory)
+        x = x + mixed * self.gamma[:, None]
+        return x + (self.ffn(self.ffn_norm(x.transpose(1, 2))) * self.ffn_gamma).transpose(1, 2)
+
+
+class Downsampling(nn.Module):
+    """Strided convolution over a step and the one before."""
+
+    def __init__(self, channels: int, out_channels: int, ratio: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(channels, out_channels, 2 * ratio, ratio)
+        self.before, self.kept = ratio, channels * ratio
+
+    def forward(self, x: Tensor, memory: Memory) -> Tensor:
+        return self.conv(memory.recall(x, self.before))
+
+
+class Stage(nn.Module):
+    """Convolution, or change of the rate, and the blocks behind it."""
+
+    def __init__(self, conv: nn.Module, channels: int, depth: int, config: TokenizerConfig) -> None:
+        super().__init__()
+        self.conv = conv
+        self.stage = nn.ModuleList(Block(channels, config) for _ in range(depth))
+
+    def forward(self, x: Tensor, memory: Memory) -> Tensor:
+        x = self.conv(x, memory)
+        for block in self.stage:
+            x = block(x, memory)
+        return x
+
+
+class Network(nn.Module):
+    """Encoder or decoder: a stage at each rate, and a last convolution."""
+
+    def __init__(self, stages: list[Stage], head: Convolution) -> None:
+        super().__init__()
+        self.stem, self.conv_layers, self.head = stages[0], nn.ModuleList(stages[1:]), head
+        keeping = (each for each in self.modules() if isinstance(each, Convolution | Downsampling | Upsampling))
+        self.num_kept = sum(each.kept for each in keeping)
+
+    def forward(self, x: Tensor, memory: Memory) -> Tensor:
+        """Return the output [B, C, n] of the input x [B, C, n]."""
+        x = self.stem(x, memory)
+        for layer in self.conv_layers:
+            x = layer(x, memory)
+        return self.head(x, memory)
+
+    def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the output of whole frames and the memory after them.
+
+        Args:
+            x: Input [B, C, n].
+            state: Memory before it, [B, num_kept]; zeros before the first frame.
+        """
+        memory = Memory(state, torch.zeros(len(x), device=x.device), x.shape[2])
+        y = self(x, memory)
+        assert memory.is_complete, "every layer has stored its state"
+        return y, memory.after
+
+
+class Encoder(Network):
+    """Samples [B, 1, n * hop] to latents [B, D, n]."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        channels = [config.filters << level for level in range(len(config.depths))]
+        stages = [Stage(Convolution(1, channels[0], config.kernel), channels[0], config.depths[0], config)]
+        for level, ratio in enumerate(config.ratios):
+            down = Downsampling(channels[level], channels[level + 1], ratio)
+            stages.append(Stage(down, channels[level + 1], config.depths[level + 1], config))
+        super().__init__(stages, Convolution(channels[-1], config.size, config.kernel))
+
+
+class Decoder(Network):
+    """Latents [B, D, n] to samples [B, 1, n * hop]."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        channels = [config.filters << level for level in reversed(range(len(config.depths)))]
+        depths = config.depths[::-1]
+        stages = [Stage(Convolution(config.size, channels[0], config.kernel), channels[0], depths[0], config)]
+        for level, ratio in enumerate(config.ratios[::-1]):
+            up = Upsampling(channels[level], channels[level + 1], 2 * ratio, ratio)
+            stages.append(Stage(up, channels[level + 1], depths[level + 1], config))
+        super().__init__(stages, Convolution(channels[-1], 1, config.kernel))
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Scaled latents of the language model: (latent + bias) * factor."""
+
+    factor: float
+    bias: float
+
+    def __post_init__(self) -> None:
+        if not (isfinite(self.factor) and isfinite(self.bias) and self.factor != 0):
+            raise ValueError(f"expected finite numbers and a factor other than 0, got {self.factor} and {self.bias}")
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "Scale":
+        """Return the scale in a config.json that the converter has written; raise CheckpointError if it is invalid."""
+        try:
+            factor, bias = entry(record, "latent_scaling_factor"), entry(record, "latent_bias_factor")
+            return cls(float(factor), float(bias))
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(f"latent_scaling_factor, latent_bias_factor: {error}") from error
+
+
+class VibeVoiceCodec(nn.Module):
+    """Acoustic tokenizer. Its state is the decoder's memory; windows need no neighbouring frames."""
+
+    def __init__(self, config: TokenizerConfig, scale: Scale) -> None:
+        super().__init__()
+        self.config, self.scale = config, scale
+        self.encoder, self.decoder = Encoder(config), Decoder(config)
+        self.spec = CodecSpec(
+            name=MODEL_TYPE,
+            sample_rate=SAMPLE_RATE,
+            samples_per_frame=config.hop,
+            num_codebooks=config.size + 1,
+            codebook_size=0,
+            streaming=Stateful(),
+            are_latents=True,
+        )
+
+    @torch.inference_mode()
+    def encode(self, pcm: np.ndarray) -> np.ndarray:
+        """Return the scaled latents of a recording, padded with silence at its end: words as int64 [K, T].
+
+        The recording is brought to -25 dBFS. As in training, noise is added to the encoder's mean. It depends on the
+        samples only, so that a recording always is the same voice.
+        """
+        heard = normalised(pcm)
+        weight = self.decoder.head.conv.weight
+        samples = F.pad(torch.from_numpy(heard), (0, -len(heard) % self.config.hop)).to(weight)
+        mean, _ = self.encoder.step(samples[None, None], weight.new_zeros(1, self.encoder.num_kept))
+        means = mean[0].T.double().cpu().numpy()
+        noise = stored_noise(pcm, 1 + means.size)
+        latents = means + self.config.deviation * noise[0] * noise[1:].reshape(means.shape)
+        scaled = ((latents + self.scale.bias) * self.scale.factor).astype(np.float32)
+        begins = np.zeros((len(scaled), 1), np.float32)
+        return np.concatenate([scaled, begins], 1).view(np.int32).T.astype(np.int64)
+
+    def initial_state(self, batch: int) -> Tensor:
+        """Return zeros: no frame has been decoded."""
+        return self.decoder.head.conv.weight.new_zeros(batch, self.decoder.num_kept)
+
+    @torch.inference_mode()
+    def decode(self, window: Window) -> tuple[Tensor, Tensor]:
+        """Return the waveform [B, n] in [-1, 1] of the window's latents, and the state before the next window."""
+        words, state = window.codes[:, :, window.left :].to(window.state.device), window.state
+        numbers = words.to(torch.int32).contiguous().view(torch.float32).to(state.dtype)
+        latents, begins = numbers[:, :-1] / self.scale.factor - self.scale.bias, numbers[:, -1] == 1
+        starts = sorted({0, *begins.any(0).nonzero().flatten().tolist()})
+        parts = []
+        for start, stop in zip(starts, [*starts[1:], words.shape[2]], strict=True):
+            state = state.masked_fill(begins[:, start, None], 0)
+            pcm, state = self.decoder.step(latents[:, :, start:stop], state)
+            parts.append(pcm[:, 0])
+        return torch.cat(parts, 1).clamp(-1, 1), state
+
+
+def normalised(pcm: np.ndarray) -> np.ndarray:
+    """Return a recording, float32 [n], at -25 dBFS, and at most as loud as full scale."""
+    wide = pcm.astype(np.float64)
+    loud = wide * 10 ** (LOUDNESS_DB / 20) / (np.sqrt(np.square(wide).mean()) + SILENCE)
+    peak = np.abs(loud).max()
+    return (loud / (peak + SILENCE) if peak > 1 else loud).astype(np.float32)
+
+
+def stored_noise(pcm: np.ndarray, number: int) -> np.ndarray:
+    """Return Gaussian noise, float64 [number], that depends on the samples of a recording only."""
+    digest = blake2b(np.ascontiguousarray(pcm, np.float32).tobytes(), digest_size=16).digest()
+    bits = np.random.Philox(key=int.from_bytes(digest, "little")).random_raw(2 * number)  # of a documented algorithm
+    one, other = ((bits >> np.uint64(11)).astype(np.float64) + 0.5).reshape(2, -1) * 2.0**-53
+    return np.sqrt(-2 * np.log(one)) * np.cos(2 * np.pi * other)
+
+
+def codec_shapes(config: TokenizerConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the codec's tensors by name."""
+    with torch.device("meta"):
+        codec = VibeVoiceCodec(config, Scale(1.0, 0.0))
+        return {name: tuple(tensor.shape) for name, tensor in codec.state_dict().items()}
+
+
+def published_name(name: str) -> str:
+    """Return the published name of a tensor of an encoder or a decoder."""
+    if ".conv_layers." not in f".{name}" or ".stage." in name:
+        return name
+    kind = "convtr.convtr" if name.startswith("decoder.") else "conv.conv"
+    return name.replace("conv.conv", kind)
+
+
+def load(directory: Path, device: str = "cpu") -> VibeVoiceCodec:
+    """Return the codec in a checkpoint; raise CheckpointError for missing or mismatched files."""
+    directory = codec_directory(directory)
+    record = json_object(directory / CONFIG_FILE)
+    section = record.get(PARTS)
+    if record.get("model_type") != MODEL_TYPE or not isinstance(section, Mapping):
+        raise CheckpointError(f"{directory / CONFIG_FILE}: expected model_type {MODEL_TYPE} with {PARTS}")
+    codec = VibeVoiceCodec(TokenizerConfig.from_record(section), Scale.from_record(record))
+    path = directory / "model.safetensors"
+    load_strictly(codec, read_tensors(path), path)
+    return codec.eval().requires_grad_(False).to(device)
