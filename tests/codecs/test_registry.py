@@ -20,9 +20,11 @@ from tests.codecs.test_mimi import make_model as make_mimi
 from tests.codecs.test_onnx_runtime import SPEC, save
 from tests.codecs.tiny.test_codec import save_checkpoint
 from tests.pocket_release import convert_release
+from tests.vibevoice_release import NUM_NUMBERS
+from tests.vibevoice_release import convert_release as convert_vibevoice
 from tests.voxcpm2_release import convert_release as convert_voxcpm2
 
-LATENTS = ("pocket", "audiovae")  # codecs without codebooks
+LATENTS = ("pocket", "audiovae", "vibevoice")  # codecs without codebooks
 NAMES = [each.name for each in installed(CODECS) if each.distribution == OWN]
 
 
@@ -75,7 +77,8 @@ def write(name: str, folder: Path) -> Path:
 
 def test_latents_are_loaded_whole(tmp_path: Path) -> None:
     folders = {"pocket": convert_release(tmp_path, "english"), "audiovae": convert_voxcpm2(tmp_path / "voxcpm2")}
-    for name, number in (("pocket", NUM_WORDS), ("audiovae", 32)):
+    folders["vibevoice"] = convert_vibevoice(tmp_path / "vibevoice")
+    for name, number in (("pocket", NUM_WORDS), ("audiovae", 32), ("vibevoice", 1 + NUM_NUMBERS)):
         folder = folders[name]
         assert load_codec(name, folder, num_codebooks=number).spec == load_codec(name, folder).spec
         with pytest.raises(CheckpointError, match=f"latents of {name} have {number} numbers, 2 are asked for"):

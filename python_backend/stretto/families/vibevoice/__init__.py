@@ -1,0 +1,11 @@
+"""VibeVoice: Qwen2.5 with a diffusion head over acoustic latents, with semantic features of its own speech."""
+
+from stretto.families.plugin import FamilyPlugin, lazy
+
+PLUGIN = FamilyPlugin(
+    name="vibevoice",
+    build=lazy("stretto.families.vibevoice.family:build"),
+    open_template=lazy("stretto.families.vibevoice.prompt:open_template"),
+    convert="stretto.families.vibevoice.convert",
+    architectures={"StrettoVibeVoiceForCausalLM": "stretto.families.vibevoice.model:StrettoVibeVoiceForCausalLM"},
+)

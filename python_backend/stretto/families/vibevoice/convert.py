@@ -1,0 +1,246 @@
+"""Conversion of VibeVoice's releases 1.5B and 7B, in the layout of transformers.
+
+https://huggingface.co/vibevoice/VibeVoice-1.5B-hf: `config.json`, `model*.safetensors`, `tokenizer.json`. The acoustic
+decoder is written twice: for the codec, and for the model, which decodes its own frames. Of an untied head, four rows
+stay.
+"""
+
+from collections.abc import Callable, Mapping
+from math import isfinite
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Qwen2Config
+
+from stretto.codecs.vibevoice import (
+    MODEL_TYPE,
+    PARTS,
+    SAMPLE_RATE,
+    Decoder,
+    Encoder,
+    TokenizerConfig,
+    codec_shapes,
+    published_name,
+)
+from stretto.errors import CheckpointError, shown
+from stretto.families.conversion import Contents, Converted, Network, Release
+from stretto.families.registry import NAME as FAMILY
+from stretto.families.registry import VOCABULARY
+from stretto.families.vibevoice.family import FRAME_RATE, NAME, VibeVoiceVocabulary
+from stretto.untrusted_files import entry
+from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, read_numbers
+from stretto.weights.tensors import Part, Plan
+
+IS_FLOAT32 = True
+BACKBONE_TAG = None
+EMBEDDINGS = "model.language_model.embed_tokens.weight"
+CODEC = ""
+GENERATION: Mapping[str, tuple[str, ...]] = {}
+MARKS = {"model.latent_scaling_factor": "VibeVoice"}
+MAX_MODEL_LEN = 8192  # 18 minutes; a table holds the latents of all positions of all requests
+SCALES = ("latent_scaling_factor", "latent_bias_factor")
+HEAD: dict[str, Any] = {  # settings of the diffusion head that have one value here
+    "hidden_act": "silu",
+    "frequency_embedding_size": 256,
+    "diffusion_max_period": 10000,
+    "mlp_bias": False,
+}
+REALTIME = "tts_backbone_num_hidden_layers"
+
+
+def trained_dtype(config: Mapping[str, Any]) -> str | None:
+    """Return float32, in which latents are fed back."""
+    return "float32"
+
+
+def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
+    """Return no notes."""
+    return []
+
+
+def convert(release: Release, contents: Contents) -> Converted:
+    """Return the checkpoint, with the acoustic tokenizer in a folder of its own."""
+    check_kind(contents.config)
+    shape = Shape(contents.config)
+    if contents.tokenizer.size > shape.num_tokens:
+        raise CheckpointError(
+            f"{contents.tokenizer.folder}: expected at most {shape.num_tokens} tokens, got {contents.tokenizer.size}"
+        )
+    if contents.dtype != "float32":
+        raise CheckpointError(f"--dtype: expected float32, in which latents are fed back, got {contents.dtype}")
+    scales = {name: scale(contents.tensors, name) for name in SCALES}
+    known, sections = shape.vocabulary, {name: dict(entry(contents.config, name)) for name in (PARTS, SEMANTIC)}
+    record = {
+        "architectures": ["StrettoVibeVoiceForCausalLM"],
+        "model_type": "qwen2",
+        FAMILY: NAME,
+        VOCABULARY: known.to_record(),
+        **shape.numbers,
+        "vocab_size": known.vocab_size,
+        "max_position_embeddings": known.max_model_len,
+        "diffusion_head": shape.head,
+        "tokenizers": {"acoustic": sections[PARTS], "semantic": sections[SEMANTIC], **scales},
+        "tie_word_embeddings": True,  # the head has rows of few ids only
+        "dtype": contents.dtype,
+    }
+    codec = {"model_type": MODEL_TYPE, PARTS: sections[PARTS], **scales}
+    parts: Plan = {
+        f"model.audio_tower.{published_name(name)}": Part(name, stored)
+        for name, stored in codec_shapes(shape.acoustic).items()
+    }
+    is_second = shape.is_tied and "lm_head.weight" in contents.tensors
+    return Converted(
+        record,
+        plan(shape),
+        ("lm_head.weight",) if is_second else (),
+        tuple(f"model.{name}" for name in SCALES),
+        (Network("codec", codec, parts),),
+    )
+
+
+SEMANTIC = "semantic_model_config"
+
+
+def check_kind(config: Mapping[str, Any]) -> None:
+    """Raise CheckpointError unless config.json is that of a 1.5B or 7B release in the layout of transformers."""
+    kind = config.get("model_type")
+    if REALTIME in config or kind == "vibevoice_streaming":
+        raise CheckpointError(
+            "VibeVoice Realtime 0.5B is not served: its two language models read text and speech at different "
+            "positions, and its voices are published as keys and values. Expected VibeVoice 1.5B or 7B"
+        )
+    if "acoustic_tokenizer_config" in config:
+        raise CheckpointError(
+            f"config.json: expected {PARTS}, as in the layout of transformers (vibevoice/VibeVoice-1.5B-hf), "
+            "got acoustic_tokenizer_config, as in the authors' layout of the same weights"
+        )
+    if kind != "vibevoice":
+        raise CheckpointError(f"model_type: expected 'vibevoice', got {shown(kind)}")
+
+
+def scale(tensors: Mapping[str, Tensor], name: str) -> float:
+    """Return a scalar of the release; raise CheckpointError if it is missing or not a finite number."""
+    tensor = tensors.get(f"model.{name}")
+    value = float(tensor) if tensor is not None and tensor.numel() == 1 else float("nan")
+    if not isfinite(value) or (name == SCALES[0] and value == 0):
+        got = "nothing" if tensor is None else shown(tensor.flatten()[:4].tolist())
+        raise CheckpointError(f"model.{name}: expected a finite number, not 0 if it is a factor, got {got}")
+    return value
+
+
+class Shape:
+    """Numbers of a release's model, from its config.json.
+
+    Raises:
+        CheckpointError: If a value is missing, or the model is of a kind that is not served.
+    """
+
+    def __init__(self, config: Mapping[str, Any]):
+        text = dict(entry(config, "text_config"))
+        backbone = read_numbers(Qwen2Config, {"model_type": "qwen2", **text})
+        check_heads(backbone)
+        if backbone.use_sliding_window or backbone.hidden_act != "silu":
+            raise CheckpointError("text_config: expected full attention and silu")
+        self.backbone, self.num_tokens = backbone, backbone.vocab_size
+        self.is_tied = bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False)))
+        self.acoustic = TokenizerConfig.from_record(entry(config, PARTS), PARTS)
+        self.semantic = TokenizerConfig.from_record(entry(config, SEMANTIC), SEMANTIC)
+        if self.acoustic.hop != self.semantic.hop or self.acoustic.hop * FRAME_RATE != SAMPLE_RATE:
+            got = (self.acoustic.hop, self.semantic.hop)
+            raise CheckpointError(f"downsampling_ratios: expected {SAMPLE_RATE / FRAME_RATE:g} samples, got {got}")
+        head: dict[str, Any] = HEAD | dict(entry(config, "diffusion_head_config"))
+        odd = {name: head[name] for name, value in HEAD.items() if head[name] != value}
+        if odd:
+            raise CheckpointError(f"diffusion_head_config: expected { {name: HEAD[name] for name in odd} }, got {odd}")
+        expected = {"hidden_size": backbone.hidden_size, "latent_size": self.acoustic.size}
+        if (found := {name: head.get(name) for name in expected}) != expected:
+            raise CheckpointError(f"diffusion_head_config: expected {expected}, got {found}")
+        self.head = {name: head[name] for name in ("intermediate_size", "num_hidden_layers", "rms_norm_eps")}
+        if not all(type(head[name]) is int and 0 < head[name] < 1 << 20 for name in list(self.head)[:2]):
+            raise CheckpointError(f"diffusion_head_config: expected sizes, got {shown(self.head)}")
+        self.numbers = {name: value for name in LLAMA_NUMBERS if (value := getattr(backbone, name, None)) is not None}
+        self.vocabulary = VibeVoiceVocabulary(
+            num_text_ids=self.num_tokens,
+            begin=entry(config, "audio_bos_token_id"),
+            end=entry(config, "audio_eos_token_id"),
+            frame=entry(config, "audio_token_id"),
+            end_of_reply=entry(config, "eos_token_id"),
+            num_numbers=self.acoustic.size,
+            num_features=self.semantic.size,
+            max_model_len=min(backbone.max_position_embeddings, MAX_MODEL_LEN),
+            is_tied=self.is_tied,
+        )
+
+
+def plan(shape: Shape) -> Plan:
+    """Return the tensors of the language model to write, by published name."""
+    parts: Plan = {}
+    config, width, ids = shape.backbone, shape.backbone.hidden_size, shape.vocabulary.ids
+
+    def add(name: str, own: str, *stored: int, edit: Callable[[Tensor], Tensor] | None = None) -> None:
+        parts[name] = Part(own, stored, edit)
+
+    def layer(name: str, own: str, rows: int, columns: int, bias: bool = False) -> None:
+        add(f"{name}.weight", f"{own}.weight", rows, columns)
+        if bias:
+            add(f"{name}.bias", f"{own}.bias", rows)
+
+    def embeddings(stored: Tensor) -> Tensor:
+        return torch.cat([stored, stored.new_zeros(1, width)])  # a row with a latent of a voice has no embedding
+
+    add(EMBEDDINGS, "model.embed_tokens.weight", shape.num_tokens, width, edit=embeddings)
+    if not shape.is_tied:
+        add("lm_head.weight", "audio_head.weight", shape.num_tokens, width, edit=lambda stored: stored[list(ids)])
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    head_dim = getattr(config, "head_dim", None) or width // heads
+    inner = config.intermediate_size
+    for number in range(config.num_hidden_layers):
+        name, own = f"model.language_model.layers.{number}.", f"model.layers.{number}."
+        for part, rows in (("q", heads), ("k", kv_heads), ("v", kv_heads)):
+            layer(f"{name}self_attn.{part}_proj", f"{own}self_attn.{part}_proj", rows * head_dim, width, bias=True)
+        layer(f"{name}self_attn.o_proj", f"{own}self_attn.o_proj", width, heads * head_dim)
+        for part, rows, columns in (("gate", inner, width), ("up", inner, width), ("down", width, inner)):
+            layer(f"{name}mlp.{part}_proj", f"{own}mlp.{part}_proj", rows, columns)
+        for part in ("input", "post_attention"):
+            add(f"{name}{part}_layernorm.weight", f"{own}{part}_layernorm.weight", width)
+    add("model.language_model.norm.weight", "model.norm.weight", width)
+    for name, own, size in (
+        ("multi_modal_projector", "acoustic_connector", shape.acoustic.size),
+        ("semantic_connector", "semantic_connector", shape.semantic.size),
+    ):
+        layer(f"model.{name}.linear_1", f"{own}.linear_1", width, size, bias=True)
+        add(f"model.{name}.act.weight", f"{own}.act.weight", width)
+        layer(f"model.{name}.linear_2", f"{own}.linear_2", width, width, bias=True)
+    for own, rows, columns in head_layers(shape, width):
+        layer(f"model.diffusion_head.{own}", f"head.{own}", rows, columns)
+    for number in range(shape.head["num_hidden_layers"]):
+        add(f"model.diffusion_head.layers.{number}.norm.weight", f"head.layers.{number}.norm.weight", width)
+    with torch.device("meta"):
+        networks = {
+            "decoder": ("model.audio_tower.decoder.", Decoder(shape.acoustic)),
+            "encoder": ("model.semantic_tokenizer_encoder.", Encoder(shape.semantic)),
+        }
+    for own, (prefix, network) in networks.items():
+        for each, tensor in network.state_dict().items():
+            published = published_name(f"{own}.{each}").removeprefix(f"{own}.")
+            add(f"{prefix}{published}", f"feedback.{own}.{each}", *tensor.shape)
+    return parts
+
+
+def head_layers(shape: Shape, width: int) -> list[tuple[str, int, int]]:
+    """Return the diffusion head's linear layers: name, rows and columns."""
+    inner, size = shape.head["intermediate_size"], shape.acoustic.size
+    found = [
+        ("noisy_images_proj", width, size),
+        ("cond_proj", width, width),
+        ("timestep_proj.fc1", width, HEAD["frequency_embedding_size"]),
+        ("timestep_proj.fc2", width, width),
+        ("final_layer.linear_1", 2 * width, width),
+        ("final_layer.linear_2", size, width),
+    ]
+    for number in range(shape.head["num_hidden_layers"]):
+        name = f"layers.{number}"
+        found += [(f"{name}.linear", 3 * width, width), (f"{name}.ffn.down_proj", width, inner)]
+        found += [(f"{name}.ffn.{part}_proj", inner, width) for part in ("gate", "up")]
+    return found

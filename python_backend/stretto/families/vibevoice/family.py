@@ -1,0 +1,145 @@
+"""VibeVoice (Microsoft, https://github.com/microsoft/VibeVoice): dialogues of up to four speakers, 7.5 latents/s.
+
+    tts     system prompt, voices, script, [begin] ─► x0 x1 … xn [end] [begin] … [end] [end of reply]
+
+A row is an id of the text or a frame: its latent, and the semantic encoder's features of the audio decoded so far. The
+model chooses among frame, begin, end and end of reply by its head. The latent of a frame is generated from the row
+before, and guided by a request that reads only the frames of the stretch, after the mark that begins it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from stretto.families.base import Family, Task, UnconditionalContext
+from stretto.records.sampling import LatentSampling, SamplingConfig, SegmentSampling
+from stretto.streams.layout import LatentSpec, Segment, StreamLayout
+from stretto.streams.pattern import NO_TAIL
+
+NAME = "vibevoice"
+FRAME_RATE = 7.5
+DEFAULT_STEPS, DEFAULT_GUIDANCE = 10, 1.3  # of the authors' demonstration
+STEPS = range(2, 51)
+MAX_FRAMES = 4096  # 9 minutes
+MAX_IDS, MAX_NUMBERS = 1 << 20, 4096  # far above those of any release
+MAX_TEXT_CHARS, MAX_AUDIO_S = 10_000, 30.0
+
+
+@dataclass(frozen=True)
+class VibeVoiceVocabulary:
+    """Ids and sizes of a release.
+
+    Attributes:
+        num_text_ids: Number of ids of the embedding table.
+        begin: Id that begins audio.
+        end: Id that ends audio.
+        frame: Id of a frame.
+        end_of_reply: Id that ends the reply.
+        num_numbers: Numbers of an acoustic latent.
+        num_features: Numbers that the semantic encoder makes of a frame's audio.
+        max_model_len: Maximum number of rows.
+        is_tied: True if rows of the embedding table are the head.
+    """
+
+    num_text_ids: int = 151936
+    begin: int = 151652
+    end: int = 151653
+    frame: int = 151654
+    end_of_reply: int = 151643
+    num_numbers: int = 64
+    num_features: int = 128
+    max_model_len: int = 8192
+    is_tied: bool = True
+
+    def __post_init__(self) -> None:
+        if len({*self.ids}) < len(self.ids) or not 0 <= min(self.ids) <= max(self.ids) < self.num_text_ids <= MAX_IDS:
+            raise ValueError(f"begin, end, frame and end_of_reply must differ and be below {self.num_text_ids}")
+        for name in ("num_numbers", "num_features"):
+            if not 1 <= getattr(self, name) <= MAX_NUMBERS:
+                raise ValueError(f"{name} must be in [1, {MAX_NUMBERS}], got {getattr(self, name)}")
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "VibeVoiceVocabulary":
+        """Return the vocabulary stored in `speech_vocabulary` of config.json."""
+        return cls(**record)
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the vocabulary as a record for `from_record`."""
+        return asdict(self)
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """Ids of a reply, in the order of the head's rows: the end of the reply is the last."""
+        return *sorted((self.begin, self.end, self.frame)), self.end_of_reply
+
+    @property
+    def voice(self) -> int:
+        """Id of a row with a latent of a recording."""
+        return self.num_text_ids
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids."""
+        return self.voice + 1
+
+    @property
+    def num_words(self) -> int:
+        """Words of a frame: the latent, whether a stretch begins, and the semantic features."""
+        return self.num_numbers + 1 + self.num_features
+
+    @property
+    def layout(self) -> StreamLayout:
+        return StreamLayout(
+            vocab_size=self.vocab_size,
+            audio=(range(self.frame, self.frame + 1),),
+            delays=(0,) * (1 + self.num_words),
+            codebook_streams=tuple(range(1, 2 + self.num_numbers)),
+            extra=((self.begin, self.end),),
+            latents=LatentSpec(
+                self.num_words,
+                STEPS,
+                voice_ids=range(self.voice, self.voice + 1),
+                marks=(self.begin, self.end),
+                num_feedback=self.num_features,
+            ),
+        )
+
+
+SAMPLING = SamplingConfig(
+    text=SegmentSampling(temperature=0.0),
+    audio=SegmentSampling(temperature=1.0, min_rows=1, max_rows=MAX_FRAMES),
+    latents=LatentSampling(DEFAULT_STEPS),
+    guidance_scale=DEFAULT_GUIDANCE,
+)
+
+
+def vibevoice(vocabulary: VibeVoiceVocabulary) -> Family:
+    """Return the family for a vocabulary."""
+    tts = Task("tts", (Segment.AUDIO,), (), ("text",), SAMPLING, also=("audio",), has_history=True, system=("audio",))
+    layout = vocabulary.layout
+    return Family(
+        name=NAME,
+        layout=layout,
+        tasks=(tts,),
+        codec="vibevoice",
+        end_of_reply=vocabulary.end_of_reply,
+        end_of_text=vocabulary.end_of_reply,
+        end_of_audio=vocabulary.end_of_reply,
+        transition=(),
+        guided_streams=layout.codebook_streams,
+        unconditional=UnconditionalContext(null_id=0, keep_first=0, keep_last=1, begins_with_mark=True),
+        max_text_chars=MAX_TEXT_CHARS,
+        max_audio_s=MAX_AUDIO_S,
+        max_model_len=vocabulary.max_model_len,
+        frame_rate=FRAME_RATE,
+        first_chunk_frames=1,
+        steady_chunk_frames=8,
+        tail=NO_TAIL,
+        has_audio_head=not vocabulary.is_tied,
+        leaves_out_extra=True,
+    )
+
+
+def build(vocabulary: Mapping[str, Any] | None) -> Family:
+    """Return the family for a checkpoint's vocabulary."""
+    return vibevoice(VibeVoiceVocabulary.from_record(vocabulary) if vocabulary else VibeVoiceVocabulary())

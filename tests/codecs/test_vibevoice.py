@@ -1,0 +1,195 @@
+"""VibeVoice's tokenizers: samples and latents are transformers', in chunks of any size, and begin anew where told."""
+
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import VibeVoiceAcousticTokenizerConfig, VibeVoiceAcousticTokenizerModel
+from transformers.models.vibevoice_acoustic_tokenizer.feature_extraction_vibevoice_acoustic_tokenizer import (
+    VibeVoiceAcousticTokenizerFeatureExtractor,
+)
+
+from stretto.codecs.base import Window
+from stretto.codecs.registry import load_codec
+from stretto.codecs.vibevoice import Scale, TokenizerConfig, VibeVoiceCodec, published_name, stored_noise
+from stretto.errors import CheckpointError
+from stretto.streams.layout import latents_of, words_of
+from tests.vibevoice_release import HOP, NUM_NUMBERS, OFFSET, SCALE, TOKENIZER, tensor
+
+
+def published() -> VibeVoiceAcousticTokenizerModel:
+    model = VibeVoiceAcousticTokenizerModel(VibeVoiceAcousticTokenizerConfig(**TOKENIZER)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(tensor(name, parameter.shape))
+    return model
+
+
+@pytest.fixture(scope="module")
+def model() -> VibeVoiceAcousticTokenizerModel:
+    return published()
+
+
+@pytest.fixture(scope="module")
+def codec(model: VibeVoiceAcousticTokenizerModel) -> VibeVoiceCodec:
+    made = VibeVoiceCodec(TokenizerConfig.from_record(TOKENIZER), Scale(SCALE, OFFSET))
+    stored = model.state_dict()
+    assert len(stored) == len(made.state_dict())
+    made.load_state_dict({name: stored[published_name(name)] for name in made.state_dict()})
+    return made.eval().requires_grad_(False)
+
+
+def words(latents: np.ndarray, begins: tuple[int, ...] = (0,)) -> torch.Tensor:
+    """Return the words [B, K, T] of scaled latents [B, T, D]; stretches begin at these frames."""
+    marks = np.zeros((*latents.shape[:2], 1), np.float32)
+    marks[:, list(begins)] = 1
+    return torch.from_numpy(words_of(np.concatenate([latents, marks], 2)).astype(np.int64)).transpose(1, 2)
+
+
+def decode(codec: VibeVoiceCodec, codes: torch.Tensor, sizes: list[int]) -> torch.Tensor:
+    """Return the samples [B, n] of words [B, K, T], decoded in chunks of `sizes` frames."""
+    state, first, parts = codec.initial_state(len(codes)), 0, []
+    for size in sizes:
+        window = Window(codes[:, :, first : first + size], 0, 0, torch.full((len(codes),), first), state)
+        pcm, state = codec.decode(window)
+        parts.append(pcm)
+        first += size
+    assert first == codes.shape[2]
+    return torch.cat(parts, 1)
+
+
+@pytest.fixture(scope="module")
+def latents() -> np.ndarray:
+    return np.random.default_rng(1).standard_normal((2, 11, NUM_NUMBERS)).astype(np.float32)
+
+
+def test_samples_are_the_authors(
+    codec: VibeVoiceCodec, model: VibeVoiceAcousticTokenizerModel, latents: np.ndarray
+) -> None:
+    with torch.no_grad():
+        scaled = torch.from_numpy(latents) / SCALE - OFFSET
+        expected = model.decoder(scaled.transpose(1, 2)).audio[:, 0].clamp(-1, 1)
+    pcm = decode(codec, words(latents), [11])
+    assert pcm.shape == (2, 11 * HOP)
+    assert pcm.std() > 0.05
+    assert (pcm - expected).abs().max() < 1e-5
+
+
+def test_chunks_of_any_size_give_the_same_samples(codec: VibeVoiceCodec, latents: np.ndarray) -> None:
+    """Norms of float64 are computed in float64."""
+    exact, codes = codec.double(), words(latents)
+    try:
+        whole = decode(exact, codes, [11])
+        for sizes in ([1] * 11, [2] * 5 + [1], [1, 3, 7]):
+            assert (decode(exact, codes, sizes) - whole).abs().max() < 1e-12
+        assert (decode(exact, codes[1:], [3, 8])[0] - whole[1]).abs().max() < 1e-12
+    finally:
+        codec.float()
+
+
+def test_a_stretch_begins_anew(codec: VibeVoiceCodec, latents: np.ndarray) -> None:
+    """Also if utterances of a batch begin stretches in different frames of a window."""
+    codes = torch.cat([words(latents[:1], (0, 4, 9)), words(latents[1:], (0, 6))])
+    found = decode(codec, codes, [11])
+    for utterance, borders in ((0, (0, 4, 9, 11)), (1, (0, 6, 11))):
+        parts = [
+            decode(codec, words(latents[utterance : utterance + 1, start:stop]), [stop - start])[0]
+            for start, stop in itertools.pairwise(borders)
+        ]
+        torch.testing.assert_close(found[utterance], torch.cat(parts), rtol=0, atol=1e-4)
+    torch.testing.assert_close(decode(codec, codes, [3, 4, 4]), found, rtol=0, atol=1e-4)
+
+
+def test_voices_are_encoded_as_by_the_authors(codec: VibeVoiceCodec, model: VibeVoiceAcousticTokenizerModel) -> None:
+    """The noise that is added to them depends on the recording alone."""
+    pcm = (0.03 * np.random.default_rng(0).standard_normal(5 * HOP - 7)).astype(np.float32)
+    extractor = VibeVoiceAcousticTokenizerFeatureExtractor()
+    inputs = extractor(pcm, sampling_rate=24000, pad_to_multiple_of=HOP)["input_values"]
+    with torch.no_grad():
+        mean = model.encode(inputs, sample=False).latents[0].numpy()
+    found = latents_of(codec.encode(pcm).T)
+    assert found.shape == (5, NUM_NUMBERS + 1)
+    assert not found[:, -1].any()
+    noise = stored_noise(pcm, 1 + mean.size)
+    expected = (mean + TOKENIZER["vae_std"] * noise[0] * noise[1:].reshape(mean.shape) + OFFSET) * SCALE
+    np.testing.assert_allclose(found[:, :-1], expected, atol=1e-5)
+    assert codec.encode(pcm.copy()).tolist() == codec.encode(pcm).tolist()
+    assert (codec.encode(pcm * 0.5) != codec.encode(pcm)).any()
+    many = stored_noise(pcm, 100_000)
+    assert abs(many.mean()) < 0.02
+    assert abs(many.std() - 1) < 0.02
+
+
+def test_constants(codec: VibeVoiceCodec) -> None:
+    spec, config = codec.spec, TokenizerConfig.from_record({})
+    assert (spec.sample_rate, spec.samples_per_frame, spec.frame_rate, spec.num_codebooks) == (24000, HOP, 7.5, 9)
+    assert spec.are_latents
+    assert (config.hop, config.size, config.reach) == (HOP, 64, 58)
+
+
+def test_reach_is_the_number_of_frames_that_matter(codec: VibeVoiceCodec) -> None:
+    reach, frames = codec.config.reach, np.random.default_rng(2).standard_normal((1, 30, NUM_NUMBERS))
+    assert reach < 29
+    exact = codec.double()
+    try:
+        last = slice(-HOP, None)
+        base = decode(exact, words(frames.astype(np.float32)), [30])[0, last]
+        for back, matters in ((reach, True), (reach + 1, False)):
+            moved = frames.astype(np.float32)
+            moved[:, -1 - back] += 100
+            assert bool((decode(exact, words(moved), [30])[0, last] != base).any()) == matters
+    finally:
+        codec.float()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"channels": 2}, "audio_config.channels: expected 1, got 2"),
+        ({"hidden_act": "relu"}, "audio_config.hidden_act: expected 'gelu', got 'relu'"),
+        ({"depths": [3]}, "expected a depth more than ratios from 2"),
+        ({"downsampling_ratios": [1, 5, 8, 20]}, "expected a depth more than ratios from 2"),
+        ({"downsampling_ratios": 5}, "expected lists as downsampling_ratios and depths"),
+        ({"num_filters": -1}, r"expected integers in \[1, 65536\]"),
+        ({"kernel_size": True}, r"expected integers in \[1, 65536\]"),
+        ({"rms_norm_eps": "small"}, "expected rms_norm_eps and vae_std of at least 0"),
+        ({"vae_std": float("nan")}, "expected rms_norm_eps and vae_std of at least 0"),
+    ],
+)
+def test_other_kinds_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        TokenizerConfig.from_record(TOKENIZER | change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "mimi"}, "expected model_type vibevoice with audio_config"),
+        ({"audio_config": 3}, "expected model_type vibevoice with audio_config"),
+        ({"latent_scaling_factor": 0}, "latent_scaling_factor, latent_bias_factor: expected finite numbers"),
+        ({"latent_bias_factor": "much"}, "latent_scaling_factor, latent_bias_factor: could not convert"),
+    ],
+)
+def test_another_codec_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    record = {"model_type": "vibevoice", "audio_config": TOKENIZER, "latent_scaling_factor": 1, "latent_bias_factor": 0}
+    (tmp_path / "codec").mkdir()
+    (tmp_path / "codec" / "config.json").write_text(json.dumps(record | change))
+    with pytest.raises(CheckpointError, match=message):
+        load_codec("vibevoice", tmp_path)
+
+
+def test_louder_voices_are_not_clipped() -> None:
+    """A recording with a loud peak is scaled down as a whole."""
+    config = replace(TokenizerConfig.from_record(TOKENIZER), deviation=0.0)
+    pcm = np.zeros(HOP, np.float32)
+    pcm[10] = 0.5
+    made = VibeVoiceCodec(config, Scale(1.0, 0.0)).eval()
+    assert made.encode(pcm).shape == (NUM_NUMBERS + 1, 1)
+    inputs = VibeVoiceAcousticTokenizerFeatureExtractor()(pcm, sampling_rate=24000)["input_values"]
+    mean, _ = made.encoder.step(inputs, torch.zeros(1, made.encoder.num_kept))
+    np.testing.assert_allclose(latents_of(made.encode(pcm))[:-1], mean[0].detach().numpy(), atol=1e-5)
