@@ -1,4 +1,4 @@
-"""VibeVoice's tokenizers: samples and latents are transformers', in chunks of any size, and begin anew where told."""
+"""VibeVoice's tokenizers: samples and latents are transformers', in chunks of any size, and stretches begin anew."""
 
 import itertools
 import json

@@ -229,7 +229,7 @@ def test_the_solver_is_that_of_the_authors() -> None:
 
 
 def test_a_memory_computed_again_has_the_same_bits() -> None:
-    """From as many latents as the networks hear back, after more than these."""
+    """The latents are as many as the networks depend on, out of more."""
     from stretto.families.vibevoice.model import Feedback  # needs vLLM
 
     acoustic = TokenizerConfig.from_record(TOKENIZER)
