@@ -1,5 +1,6 @@
 """vLLM's own processes in tests."""
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,7 +11,12 @@ from stretto.engine.launch import PROCESS_METHOD
 
 @contextmanager
 def forked_processes() -> Iterator[None]:
-    """Make vLLM fork its processes from this one, as in the language model's stub, so that none imports vLLM again."""
+    """Make vLLM fork its processes from this one, as in the language model's stub, so that none imports vLLM again.
+
+    Garbage is collected first. A forked process would wait for ever if it collected a gRPC client of an earlier test,
+    because gRPC then joins the client's thread, which exists only here.
+    """
+    gc.collect()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(PROCESS_METHOD, "fork")
         yield
