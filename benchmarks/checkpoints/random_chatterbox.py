@@ -1,10 +1,12 @@
 """Random checkpoint in the published layout of Chatterbox's T3 (Resemble AI): small, the same on every machine.
 
-t3_cfg.safetensors   s3gen.safetensors   tokenizer.json   conds.pt   voices/anna.pt
+t3_cfg.safetensors   s3gen.safetensors   ve.safetensors   tokenizer.json   conds.pt   voices/anna.pt
 backbone.json (not part of the published release)
 """
 
 import json
+import math
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,9 @@ import torch
 from benchmarks.checkpoints import random_s3gen
 from benchmarks.checkpoints.random_tensors import random_tensors
 from stretto.convert.command import main
-from stretto.families.chatterbox.convert import FILE, HEAD, LLAMA_520M, published_shapes
+from stretto.families.chatterbox.convert import FILE, HEAD, LLAMA_520M, VOICE_ENCODER_FILE, published_shapes
 from stretto.families.chatterbox.family import END_OF_SPEECH, END_OF_TEXT, SPACE, START_OF_TEXT, ChatterboxVocabulary
+from stretto.families.chatterbox.voices import Hearing
 
 SMALL: dict[str, Any] = {
     **LLAMA_520M,
@@ -54,6 +57,31 @@ def voice(seed: int, num_codes: int = 15) -> dict[str, Any]:
     return {"t3": t3, "gen": random_s3gen.conditions(seed, 4 + seed, is_odd=seed % 2 == 0)}
 
 
+def hearing(width: int = 128, num_layers: int = 2) -> dict[str, torch.Tensor]:
+    """Return the tensors of the networks that encode recordings, each drawn by its name.
+
+    Names are published ones, those of `ve.safetensors` after `ve.`. Only the tokenizer is smaller than the published
+    one: `width` 1280 and `num_layers` 6.
+    """
+    with torch.device("meta"):
+        shapes = {name: tuple(each.shape) for name, each in Hearing(width, num_layers, 192, 80).state_dict().items()}
+    shapes |= {"ve.similarity_weight": (1,), "ve.similarity_bias": (1,)}
+    found = {name: torch.from_numpy(_drawn_by_name(name, shape)) for name, shape in shapes.items()}
+    found["tokenizer._mel_filters"] = torch.ones(2, 3)
+    return found | {"speaker_encoder.head.bn1.num_batches_tracked": torch.tensor(1)}
+
+
+def _drawn_by_name(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    draw = np.random.default_rng(zlib.crc32(name.encode()))
+    if len(shape) > 1:
+        values = draw.standard_normal(shape) * (2 if "project_down" in name else 1) / math.sqrt(math.prod(shape[1:]))
+    elif name.endswith(("running_var", "weight")):
+        values = draw.uniform(0.5, 1.5, shape)
+    else:
+        values = 0.1 * draw.standard_normal(shape)
+    return values.astype(np.float32)
+
+
 def write_tokenizer(folder: Path) -> None:
     """Write a tokenizer of letters and some pairs, split at spaces and punctuation, with the published marker ids."""
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -70,10 +98,15 @@ def write_tokenizer(folder: Path) -> None:
 def write_release(folder: Path, seed: int = 1) -> Path:
     """Write a release as published to `folder`."""
     from safetensors.numpy import save_file
+    from safetensors.torch import save_file as save_torch_file
 
     (folder / "voices").mkdir(parents=True)
     save_file(tensors(seed), folder / "t3_cfg.safetensors")
-    random_s3gen.write_s3gen(folder / FILE)
+    networks = hearing()
+    encoder = {name: tensor for name, tensor in networks.items() if name.startswith("ve.")}
+    others = {name: tensor for name, tensor in networks.items() if name not in encoder}
+    save_torch_file(random_s3gen.tensors() | others, folder / FILE)
+    save_torch_file({name.removeprefix("ve."): each for name, each in encoder.items()}, folder / VOICE_ENCODER_FILE)
     write_tokenizer(folder)
     for name, voice_seed in VOICES.items():
         torch.save(voice(voice_seed), folder / ("conds.pt" if name == "default" else f"voices/{name}.pt"))

@@ -56,6 +56,7 @@ String = Annotated[str, Expected("text")]
 Words = Annotated[Literal["aligned"], Expected("aligned")]
 Playout = Annotated[float, Expected(f"a number in [0, {MAX_PLAYOUT_S}]", ge=0, le=MAX_PLAYOUT_S)]
 Policy = Annotated[GuidancePolicy, Expected(f"one of {', '.join(POLICIES)}")]
+Exaggeration = Annotated[float, Expected("a number in [0, 2]", ge=0, le=2)]
 TextMode = Annotated[Literal["whole", "streaming", "open"], Expected("one of whole, streaming, open")]
 Encoding = Annotated[Literal["pcm_f32le", "pcm_s16le"], Expected("one of pcm_f32le, pcm_s16le")]
 SampleRate = Annotated[int, Expected(f"an integer in [{LOWEST_RATE}, {HIGHEST_RATE}]", ge=LOWEST_RATE, le=HIGHEST_RATE)]
@@ -164,6 +165,9 @@ class SpeechOptions(TypedDict, total=False):
         Doc("Bundled model: convert letters that the voice does not read to Latin ones instead of refusing them."),
     ]
     instruct: Annotated[String, Doc("How to speak, or the scene, in words.")]
+    exaggeration: Annotated[
+        Exaggeration, Doc("Chatterbox: strength of the voice's emotion; 0.5 by default for recordings.")
+    ]
     text_mode: Annotated[
         TextMode,
         Doc("Models that read streamed text: read it before the frames, beside them, or beside them as it is written."),

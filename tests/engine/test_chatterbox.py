@@ -11,7 +11,8 @@ from benchmarks.checkpoints.random_chatterbox import convert
 from stretto.families.chatterbox.family import END_OF_SPEECH, ChatterboxVocabulary
 from stretto.families.chatterbox.prompt import open_chatterbox
 from stretto.families.registry import VOCABULARY, config_at, family_at
-from stretto.records.prompt import Prompt
+from stretto.records.prompt import InputAudio, Prompt
+from stretto.weights.loading import open_tensors
 from tests.chatterbox_release import REPLIES, prompt_of, rows_of, write
 from tests.engine.harness import Engine
 from tests.tiers import ASYNC_BY_DAY
@@ -19,6 +20,7 @@ from tests.tiers import ASYNC_BY_DAY
 pytestmark = pytest.mark.engine
 # Prompts in chunks, memory for little more than one of six CFG pairs: pairs are preempted together.
 TIGHT: dict[str, Any] = {"max_num_batched_tokens": 24, "max_num_seqs": 6, "num_gpu_blocks_override": 9}
+TABLE = "model.embed_tokens.weight"
 ARRIVALS = {"r2": 3, "r3": 4, "r4": 9, "r5": 9}
 
 
@@ -87,3 +89,25 @@ def test_pairs_go_on_behind_a_preemption(checkpoint: Path, is_async: bool) -> No
         assert answers[name].rows == rows, name
         assert answers[name].trailer.num_guided_frames == len(rows) - 1
     assert sum(answer.trailer.num_preemptions for answer in answers.values()) > 0
+
+
+def test_rows_as_vectors_are_the_voice(checkpoint: Path, engine: Engine) -> None:
+    """The conditional and the unconditional request both read them; requests of other vectors share no blocks."""
+    config = config_at(checkpoint)
+    known, table = ChatterboxVocabulary.from_record(config[VOCABULARY]), open_tensors(checkpoint)[TABLE].float().numpy()
+    template, family = open_chatterbox(checkpoint), family_at(checkpoint)
+    text, size = "hello the answer", known.num_voice_rows
+    named = {
+        name: replace(prompts(checkpoint)["r0"], rows=write(template, family, text, name)) for name in known.voices
+    }
+    recorded, changed = dict[str, Prompt](), dict[str, Prompt]()
+    for name in known.voices:
+        rows = table[list(known.voice(name))]
+        recorded[f"recorded {name}"] = replace(named["default"], audios=(InputAudio(0, size, rows),))
+        last = InputAudio(size - 1, 1, rows[-1:])
+        changed[f"changed {name}"] = replace(named[name], audios=(last,))
+    answers = engine.run(named | recorded | changed)
+    for name in known.voices:
+        assert answers[f"recorded {name}"].rows == answers[f"changed {name}"].rows == answers[name].rows
+    assert answers["default"].rows != answers["anna"].rows
+    assert engine.is_clean()

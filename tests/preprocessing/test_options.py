@@ -156,7 +156,7 @@ def test_a_family_s_least_number_of_rows_gives_way_to_the_caller_s_most_but_not_
     ("options", "message"),
     [
         ([], "options: expected a JSON object, got []"),
-        ({"sede": 1}, "options.sede: expected one of adapter, audio, chunking, depth, guidance, guidance_scale"),
+        ({"sede": 1}, "options.sede: expected one of adapter, audio, chunking, depth, exaggeration, guidance"),
         ({"x" * 500: 1}, "options.x"),
         ({"language": "German"}, "options.language: expected one of auto, english, en, got 'German'"),
         ({"transliterate": 1}, "options.transliterate: expected true or false, got 1"),
@@ -247,6 +247,17 @@ def test_only_a_family_of_one_script_transliterates() -> None:
     refusal = "options.transliterate: expected false or nothing: this model supports every script, got true"
     with pytest.raises(InvalidRequest, match=refusal):
         read_options('{"transliterate": true}', VITA, VITA.task("tts"), 12.5)
+
+
+def test_only_a_family_with_exaggeration_takes_it() -> None:
+    family = replace(TINY, takes_exaggeration=True)
+    manner = read_options('{"exaggeration": 1.5}', family, TTS, FRAME_RATE).manner
+    assert manner == Manner(exaggeration=1.5)
+    with pytest.raises(InvalidRequest, match=r"options\.exaggeration: expected nothing: this model takes no"):
+        read({"exaggeration": 0.5})
+    for value in ("-0.1", "2.01", "NaN", "true", '"1"'):
+        with pytest.raises(InvalidRequest, match="options"):
+            read_options(f'{{"exaggeration": {value}}}', family, TTS, FRAME_RATE)
 
 
 def test_a_schedule_is_a_name_or_numbers() -> None:

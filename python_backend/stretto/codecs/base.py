@@ -1,7 +1,7 @@
 """Protocol of a codec: constants, streaming modes, decoding windows and state."""
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
@@ -271,4 +271,32 @@ class Codec(Protocol):
             Waveform of frames [first, last), [B, n] in [-1, 1], where n is `spec.num_samples` of the window and the
             dtype that of the codec's weights; and the state after the window, [B, D].
         """
+        ...
+
+
+@runtime_checkable
+class RecordedVoices(Protocol):
+    """Codec that decodes with voices of recordings, in addition to its own.
+
+    The state of an utterance, [B, 1], is the number of its voice. Only the decoder's thread calls these methods.
+    """
+
+    def add_voice(self, tokens: np.ndarray, mel: np.ndarray, x_vector: np.ndarray) -> int:
+        """Add the voice of a recording.
+
+        Args:
+            tokens: Codes of the recording, int32 [n].
+            mel: Its mel spectrogram, float32 [F, M].
+            x_vector: x-vector of the speaker, float32 [E].
+
+        Returns:
+            Number of the voice, at least `spec.num_voices`.
+
+        Raises:
+            InvalidRequest: If sizes or values do not match the codec.
+        """
+        ...
+
+    def remove_voice(self, number: int) -> None:
+        """Remove a voice that was added; its number may be used again."""
         ...

@@ -18,6 +18,7 @@ Modules and tensors are named as in the published checkpoint (https://github.com
 MIT, in parts Apache-2.0).
 """
 
+import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -230,6 +231,7 @@ class Flow(nn.Module):
 
 
 LONGEST = 1000  # tokens, 40 s, the limit of the authors' `generate`
+MOST_HEARD = 250  # tokens of a recorded voice, 10 s
 SILENT_S = 0.02  # muted at an utterance's start, followed by a fade-in of the same length
 
 
@@ -248,9 +250,11 @@ class Voice(nn.Module):
 
 
 class S3GenCodec(nn.Module):
-    """S3Gen, a codec that decodes whole utterances, one at a time. The state of an utterance is the index of its voice.
+    """S3Gen, a codec that decodes whole utterances, one at a time.
 
-    Tensors are named as published; those of the voices are added.
+    The state of an utterance is the number of its voice. Numbers below `num_voices` are those of the checkpoint's
+    voices; others are given to recordings by `add_voice`. Tensors are named as published; those of the voices are
+    added.
     """
 
     noise: Tensor
@@ -263,6 +267,7 @@ class S3GenCodec(nn.Module):
         self.config, shape = config, config.vocoder
         self.flow, self.mel2wav = Flow(config), Vocoder(config.mels, shape)
         self.voices = nn.ModuleList(Voice(config, num_tokens) for num_tokens in config.voices)
+        self._recorded: dict[int, Voice] = {}
         self.spec = CodecSpec(
             name="s3gen",
             sample_rate=shape.sample_rate,
@@ -273,7 +278,7 @@ class S3GenCodec(nn.Module):
             num_voices=len(config.voices),
         )
         spoken = FRAMES_PER_TOKEN * LONGEST
-        heard = spoken + FRAMES_PER_TOKEN * max(config.voices, default=0)
+        heard = spoken + FRAMES_PER_TOKEN * max((MOST_HEARD, *config.voices))
         tables = noise_tables(config.mels, shape, heard, spoken)
         silent = round(SILENT_S * shape.sample_rate)
         rising = (torch.linspace(math.pi, 0, silent).cos() + 1) / 2
@@ -289,11 +294,51 @@ class S3GenCodec(nn.Module):
         """Return the index of the first voice, [B, 1], on the host, where it selects the voice's module."""
         return torch.zeros(batch, 1)
 
+    def add_voice(self, tokens: np.ndarray, mel: np.ndarray, x_vector: np.ndarray) -> int:
+        """Add the voice of a recording, and return its number.
+
+        Args:
+            tokens: Tokens of the recording, int32 [n].
+            mel: Its mel spectrogram, float32 [2 n, M].
+            x_vector: x-vector of the speaker, float32 [E].
+
+        Raises:
+            InvalidRequest: If sizes or values do not match the codec.
+        """
+        config, size = self.config, len(tokens)
+        if not 0 < size <= MOST_HEARD:
+            raise InvalidRequest("chunk.sound.tokens", f"1 to {MOST_HEARD} codes", f"{size} codes")
+        if not 0 <= tokens.min() <= tokens.max() < config.codebook_size:
+            got = f"[{tokens.min()}, {tokens.max()}]"
+            raise InvalidRequest("chunk.sound.tokens", f"codes in [0, {config.codebook_size})", got)
+        for name, values, shape in (
+            ("mel", mel, (FRAMES_PER_TOKEN * size, config.mels)),
+            ("x_vector", x_vector, (config.speaker,)),
+        ):
+            if values.shape != shape:
+                raise InvalidRequest(f"chunk.sound.{name}", f"shape {list(shape)}", list(values.shape))
+            if not np.isfinite(values).all():
+                raise InvalidRequest(f"chunk.sound.{name}", "finite numbers", "NaN or infinity")
+        voice = Voice(config, size)
+        voice.tokens.copy_(torch.from_numpy(tokens.astype(np.int64)))
+        voice.mel.copy_(torch.from_numpy(mel.T.copy()))
+        voice.speaker.copy_(torch.from_numpy(x_vector.copy()))
+        number = next(each for each in itertools.count(len(self.voices)) if each not in self._recorded)
+        self._recorded[number] = voice.to(self.noise.device)
+        return number
+
+    def remove_voice(self, number: int) -> None:
+        """Remove a voice that was added."""
+        del self._recorded[number]
+
+    def _voice(self, number: int) -> nn.Module:
+        return self.voices[number] if number < len(self.voices) else self._recorded[number]
+
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
         """Return the samples [B, n] of whole utterances, and the unchanged state."""
         voices, codes = window.state[:, 0].int().tolist(), window.codes[:, 0].to(self.noise.device)
-        spoken = [self.speak(row, self.voices[voice]) for row, voice in zip(codes, voices, strict=True)]
+        spoken = [self.speak(row, self._voice(voice)) for row, voice in zip(codes, voices, strict=True)]
         return torch.stack(spoken), window.state
 
     def speak(self, codes: Tensor, voice: nn.Module) -> Tensor:

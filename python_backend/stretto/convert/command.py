@@ -56,6 +56,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     )
     add("--codec-from-model", action="store_true", help="write codec/ from the copy in the model's files")
     add("--backbone", type=Path, help="config.json of the backbone, if it is not one of the published releases'")
+    add("--no-hearing", action="store_true", help="leave out networks of their own that encode recordings of voices")
     add("--dtype", choices=DTYPES, help="dtype of the tensors; default: as trained")
     add("--shard-gb", type=float, default=MAX_SHARD_GB, help=f"largest file in GB; default {MAX_SHARD_GB}")
     audio = parser.add_argument_group("audio encoder inside the model")
@@ -88,6 +89,7 @@ def release(args: argparse.Namespace) -> Release:
         audio_config=args.audio_config,
         audio=audio,
         dtype=args.dtype,
+        keeps_hearing=not args.no_hearing,
     )
 
 

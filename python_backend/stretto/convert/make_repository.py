@@ -80,6 +80,7 @@ def _options(family: Family) -> list[str]:
     """Return the options that this family accepts and at least one other family rejects."""
     taken = {
         "depth": family.depth is not None,
+        "exaggeration": family.takes_exaggeration,
         "instruct": family.takes_instructions,
         "language": bool(family.languages),
         "repetition_penalty": family.penalized is not None,

@@ -16,6 +16,7 @@ from stretto.decoder.streaming import (
     FrameWindow,
     Reference,
     References,
+    SoundTable,
     Windower,
     Work,
     collect_prompt,
@@ -81,6 +82,7 @@ class Session:
         first_sound: Index of the first sample that is not silence; None if none was sent.
         collected: Samples and text for the times of words; None if they were not requested.
         has_ended: True after the last frame.
+        sound: Key of the recorded voice in `SoundTable`; None without.
         dry_s: Time at which a client that started with the first sample will have played all of them; None before that.
     """
 
@@ -97,6 +99,7 @@ class Session:
     dry_s: float | None = field(default=None)
     collected: Collected | None = field(default=None)
     has_ended: bool = False
+    sound: bytes | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -164,6 +167,7 @@ class Sessions:
         self._idle_timeout_s = idle_timeout_s
         self._clock = clock
         self._references = References(max_reference_bytes)
+        self._sounds = SoundTable(codec, max_reference_bytes)
         self._stored = StoredBytes(max_aligned_bytes)
         self._open: dict[str, Session] = {}
 
@@ -174,7 +178,7 @@ class Sessions:
     def num_bytes(self) -> int:
         """Memory of all open utterances and cached voice references, in bytes."""
         sessions = list(self._open.values())  # any thread may read this
-        held = self._references.num_bytes + self._stored.held
+        held = self._references.num_bytes + self._sounds.num_bytes + self._stored.held
         return held + sum(session.num_bytes for session in sessions)
 
     @property
@@ -227,6 +231,8 @@ class Sessions:
         """
         if chunk.index == 0:
             self._select_voice(session, chunk)
+        elif chunk.sound is not None:
+            raise InvalidRequest("chunk.sound", "none after the first chunk", "one")
         session.filling = collect_prompt(session.filling, refinement_of(self._codec), chunk, codes)
         if chunk.num_reference_frames == 0:
             return
@@ -239,7 +245,13 @@ class Sessions:
             reference.key = None
 
     def _select_voice(self, session: Session, chunk: Chunk) -> None:
-        """Select the codec voice that a chunk names; raise InvalidRequest if the codec does not have it."""
+        """Select a chunk's voice; raise InvalidRequest if the codec does not have it, or cannot use its recording."""
+        if chunk.sound is not None:
+            if chunk.voice:
+                raise InvalidRequest("chunk.voice", "0 beside a recording", chunk.voice)
+            number, session.sound = self._sounds.acquire(chunk.sound)
+            session.state.fill_(number)
+            return
         most = max(0, self._codec.spec.num_voices - 1)
         if chunk.voice > most:
             raise InvalidRequest("chunk.voice", f"a number in [0, {most}]", chunk.voice)
@@ -307,13 +319,16 @@ class Sessions:
 
     def close(self, utterance: str) -> None:
         """Remove an utterance, if it is open, with its stored samples."""
-        session = self._open.pop(utterance, None)
+        session = self._open.get(utterance)
+        self.end(utterance)
         if session is not None and session.collected is not None:
             session.collected.drop()
 
     def end(self, utterance: str) -> None:
         """Remove an utterance whose stored samples are still needed."""
-        self._open.pop(utterance, None)
+        session = self._open.pop(utterance, None)
+        if session is not None and session.sound is not None:
+            self._sounds.release(session.sound)
 
     def expire(self) -> list[str]:
         """Close the utterances whose idle timeout has passed, and return their ids."""

@@ -8,10 +8,10 @@ from hashlib import blake2b
 import numpy as np
 from torch import Tensor
 
-from stretto.codecs.base import CodecSpec
+from stretto.codecs.base import Codec, CodecSpec, RecordedVoices
 from stretto.codecs.refinement import Passage, Refinement, check_first_codes, check_prompt
 from stretto.errors import InvalidRequest
-from stretto.records.chunk import Chunk
+from stretto.records.chunk import Chunk, Sound
 from stretto.streams.layout import latents_of
 
 
@@ -191,6 +191,60 @@ def read_reference(chunk: Chunk, codes: np.ndarray | None, spec: CodecSpec, is_a
     parts = deque(whole[:, at : at + PART_FRAMES] for at in range(0, length, PART_FRAMES))
     key = blake2b(whole.tobytes() + bytes([is_alone])).digest()
     return Reference(length, parts, key)
+
+
+@dataclass(slots=True)
+class _Recorded:
+    """Voice of a recording in the codec: its number, its size in bytes, and the number of utterances that use it."""
+
+    number: int
+    num_bytes: int
+    num_users: int = 0
+
+
+class SoundTable:
+    """Voices of recordings in the codec, by digest.
+
+    Voices in use always stay; their number is limited by that of open utterances. Others are removed, the least
+    recently used first, if all together exceed `max_bytes`. Not thread-safe, except for `num_bytes`.
+    """
+
+    def __init__(self, codec: Codec, max_bytes: int) -> None:
+        self._codec, self._max_bytes = codec, max_bytes
+        self._latest: OrderedDict[bytes, _Recorded] = OrderedDict()
+        self.num_bytes = 0
+
+    def acquire(self, sound: Sound) -> tuple[int, bytes]:
+        """Return the voice's number and the key with which to release it.
+
+        Raises:
+            InvalidRequest: If the codec has no recorded voices, or the recording does not match it.
+        """
+        if not isinstance(self._codec, RecordedVoices):
+            raise InvalidRequest("chunk.sound", f"none, because {self._codec.spec.name} has no recorded voices", "one")
+        key = sound.digest
+        if key not in self._latest:
+            self._latest[key] = _Recorded(self._codec.add_voice(*sound.arrays()), sound.num_bytes)
+            self.num_bytes += sound.num_bytes
+        self._latest.move_to_end(key)
+        found = self._latest[key]
+        found.num_users += 1
+        self._evict(self._codec)
+        return found.number, key
+
+    def release(self, key: bytes) -> None:
+        """Note that an utterance no longer uses a voice."""
+        assert isinstance(self._codec, RecordedVoices), self._codec.spec.name
+        self._latest[key].num_users -= 1
+        self._evict(self._codec)
+
+    def _evict(self, codec: RecordedVoices) -> None:
+        for key in [key for key, each in self._latest.items() if not each.num_users]:
+            if self.num_bytes <= self._max_bytes:
+                return
+            removed = self._latest.pop(key)
+            codec.remove_voice(removed.number)
+            self.num_bytes -= removed.num_bytes
 
 
 Work = FrameWindow | Passage  # unit of work of an utterance

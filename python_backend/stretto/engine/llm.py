@@ -164,10 +164,10 @@ class SpeechLLM:
         params, adapter = sampling_params(prompt, self._rules), self._adapters.named(prompt.adapter)
         width, text = self.family.layout.num_output_streams, self._texts.get(request_id, NO_TEXT)
         if (first := first_chunk(prompt, self.family)) is not None:
-            yield replace(first, chunk=replace(first.chunk, alignment=prompt.alignment))
+            yield replace(first, chunk=replace(first.chunk, alignment=prompt.alignment, sound=prompt.sound))
             utterance.num_chunks = 1
         else:
-            utterance.alignment = prompt.alignment
+            utterance.alignment, utterance.sound = prompt.alignment, prompt.sound
         async with aclosing(self._engine.generate(inputs, params, request_id, lora_request=adapter)) as outputs:
             async for output in outputs:
                 permit.has_begun = True

@@ -18,7 +18,7 @@ from stretto.engine.reply_rules import SegmentTracker, TextUpdate
 from stretto.errors import InvalidRequest, StrettoError
 from stretto.families.base import Family
 from stretto.families.text import TextCodec
-from stretto.records.chunk import Alignment, Chunk, GuidanceChange, LMChunk, Report, WordMark
+from stretto.records.chunk import Alignment, Chunk, GuidanceChange, LMChunk, Report, Sound, WordMark
 from stretto.records.prompt import Prompt
 from stretto.streams.chunking import Pacer
 from stretto.streams.layout import Segment, StreamLayout, Undelayer, latents_of
@@ -280,6 +280,7 @@ class Utterance:
         num_chunks: Number of chunks so far, including one sent before the reply.
         voice: Index of the codec's voice, sent with each chunk.
         alignment: Request for the times of words, sent with the first chunk; None without.
+        sound: Recording of the voice, sent with the first chunk; None without.
     """
 
     def __init__(
@@ -307,6 +308,7 @@ class Utterance:
         self._num_reported = 0  # number of changes already reported
         self.num_chunks = self.voice = 0
         self.alignment: Alignment | None = None
+        self.sound: Sound | None = None
 
     @property
     def num_sent_frames(self) -> int:
@@ -403,7 +405,7 @@ class Utterance:
         marks, self._marks = tuple(self._marks[:sent]), self._marks[sent:]
         changes = self._changes_before(self.num_sent_frames)
         chunk = Chunk(self.num_chunks, segment, text, marks, guidance_changes=changes, voice=self.voice)
-        chunk, self.alignment = replace(chunk, alignment=self.alignment), None
+        chunk = self._with_head(chunk)
         self.num_chunks += 1
         return self._sent(chunk, codes)
 
@@ -423,4 +425,10 @@ class Utterance:
         codes = self._frames.pop_frames(self._num_ready) if self._num_ready > 0 else None
         changes = self._changes_before(sys.maxsize)
         last = Chunk(self.num_chunks, segment, text, tuple(self._marks), True, report, changes, voice=self.voice)
-        return self._sent(replace(last, alignment=self.alignment), codes)
+        return self._sent(self._with_head(last), codes)
+
+    def _with_head(self, chunk: Chunk) -> Chunk:
+        """Return `chunk`, which contains `alignment` and `sound` if it is the reply's first."""
+        chunk = replace(chunk, alignment=self.alignment, sound=self.sound)
+        self.alignment = self.sound = None
+        return chunk

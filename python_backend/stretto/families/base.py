@@ -295,6 +295,7 @@ class Family:
             suffices.
         languages: Names of the languages in lower case.
         takes_instructions: True if the speaking style may be described in words.
+        takes_exaggeration: True if the strength of the voice's emotion may be set.
         reads_latin_only: True if text in other scripts is rejected, or transliterated on request.
         frame_rate: Frames per second of the codec; 0 if the engine cannot convert seconds to frames.
         drawn_ends: Ids that the model samples to end a segment, if these differ from the ids above.
@@ -341,6 +342,7 @@ class Family:
     voice_titles: tuple[str, ...] = ()
     languages: tuple[str, ...] = ()
     takes_instructions: bool = False
+    takes_exaggeration: bool = False
     reads_latin_only: bool = False
     max_text_chars: int = 0
     max_audio_s: float = 0.0

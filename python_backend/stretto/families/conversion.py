@@ -29,6 +29,7 @@ class Release:
         audio_config: config.json of the audio encoder, if the release only names it.
         audio: Options of the audio encoder.
         dtype: dtype of the written tensors; None keeps the dtype used in training.
+        keeps_hearing: False to leave out networks of their own that encode recordings of voices.
     """
 
     family: str
@@ -42,6 +43,7 @@ class Release:
     audio_config: Path | None = None
     audio: Mapping[str, Any] = field(default_factory=dict)
     dtype: str | None = None
+    keeps_hearing: bool = True
 
     @property
     def config_folder(self) -> Path:

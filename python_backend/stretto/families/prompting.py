@@ -11,6 +11,7 @@ from stretto.errors import CheckpointError, InvalidRequest, shown
 from stretto.families.base import Family, Task
 from stretto.families.conversation import Piece
 from stretto.families.registry import plugin
+from stretto.records.chunk import Sound
 from stretto.records.prompt import InputAudio
 from stretto.records.sampling import SamplingConfig
 from stretto.streams.layout import StreamLayout, delay_codes
@@ -28,6 +29,7 @@ class Manner:
             of it.
         is_open: True if later requests may continue this text.
         transliterates: True to transliterate scripts that the voice cannot read to Latin.
+        exaggeration: Strength of the voice's emotion; None for the voice's default.
     """
 
     language: str | None = None
@@ -35,6 +37,7 @@ class Manner:
     is_streaming: bool = False
     is_open: bool = False
     transliterates: bool = False
+    exaggeration: float | None = None
 
 
 PLAIN = Manner()
@@ -57,6 +60,7 @@ def read_manner(options: OptionsRecord, family: Family) -> Manner:
         is_streaming=_is_streaming(options, family),
         is_open=options.get("text_mode") == "open",
         transliterates=_transliterates(options, family),
+        exaggeration=_exaggeration(options, family),
     )
 
 
@@ -84,6 +88,13 @@ def _transliterates(options: OptionsRecord, family: Family) -> bool:
     if transliterates and not family.reads_latin_only:
         raise InvalidRequest("options.transliterate", "false or nothing: this model supports every script", "true")
     return transliterates
+
+
+def _exaggeration(options: OptionsRecord, family: Family) -> float | None:
+    exaggeration = options.get("exaggeration")
+    if exaggeration is not None and not family.takes_exaggeration:
+        raise InvalidRequest("options.exaggeration", "nothing: this model takes no exaggeration", exaggeration)
+    return exaggeration
 
 
 def _is_streaming(options: OptionsRecord, family: Family) -> bool:
@@ -193,6 +204,7 @@ class PromptRows:
         track: See `Prompt`.
         num_reference_rows: See `Prompt`.
         voice: See `Prompt`.
+        sound: See `Prompt`.
         max_rows: Largest number of audio rows that this text may take; None for the limit of the options alone.
         tail_rows: Number of frames from the detected end of speech, for frames that are latents; None for the default.
     """
@@ -206,6 +218,7 @@ class PromptRows:
     voice: int = 0
     max_rows: int | None = None
     tail_rows: int | None = None
+    sound: Sound | None = None
 
     def limited(self, sampling: SamplingConfig) -> SamplingConfig:
         """Return `sampling` with the limits of this prompt."""

@@ -150,6 +150,8 @@ class Preprocessor:
         text = string("options", raw.options)
         spec = self.codec.spec
         options = read_options(text, self.family, task, spec.frame_rate, spec.right_frames, spec.blocks)
+        if options.names_voice and turns[0].role == "system" and "audio" in turns[0].kinds:
+            raise InvalidRequest("options.voice", "none beside a recording", shown(options.voice))
         sampling = options.sampling.with_seed()
         if spec.max_frames is not None and sampling.audio.max_rows > spec.max_frames * self.family.rows_per_frame:
             longest = spec.max_frames * self.family.rows_per_frame
@@ -180,6 +182,7 @@ class Preprocessor:
             voice=written.voice,
             input_audio_s=sum(len(piece.pcm) for piece in pieces if piece.pcm is not None) / self._encoder_rate,
             alignment=alignment,
+            sound=written.sound,
         )
 
     def _alignment(self, task: Task, turn: Turn, pieces: tuple[Piece, ...], is_open: bool) -> Alignment | None:
@@ -351,6 +354,7 @@ class Options:
         delivery: Output format and chunk sizes.
         manner: Speaking options except the voice.
         adapter: Name of the LoRA adapter, or None.
+        names_voice: True if the request names a voice.
         aligns_words: True if the times of words are requested from the aligner.
     """
 
@@ -360,6 +364,7 @@ class Options:
     manner: Manner = PLAIN
     adapter: str | None = None
     aligns_words: bool = False
+    names_voice: bool = False
 
 
 def read_options(
@@ -413,7 +418,8 @@ def read_options(
     if not task.speaks:
         return Options(sampling, None, delivery, adapter=adapter, aligns_words="words" in options)
     manner = read_manner(options, family)
-    return Options(sampling, _voice(options, family), delivery, manner, adapter, "words" in options)
+    aligns_words, names_voice = "words" in options, "voice" in options
+    return Options(sampling, _voice(options, family), delivery, manner, adapter, aligns_words, names_voice)
 
 
 def _read(field: str, text: str | None, task: Task) -> OptionsRecord:
@@ -442,7 +448,10 @@ AUDIO_KEYS = {
     "guidance_scale",
     "script_temperature",
 }  # options of an audio segment
-SPEECH_KEYS = {*AUDIO_KEYS, "voice", "language", "transliterate", "instruct", "text_mode", "output", "chunking"}
+SPEECH_KEYS = {
+    *AUDIO_KEYS,
+    *("voice", "language", "transliterate", "instruct", "exaggeration", "text_mode", "output", "chunking"),
+}
 
 
 def _segment(

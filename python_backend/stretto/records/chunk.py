@@ -1,12 +1,14 @@
 """Chunks of codes that the language model sends to the decoder, with their addressing."""
 
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Annotated, Any
 
 import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
+from stretto.errors import InvalidRequest
 from stretto.records.packed_record import PackedRecord
 from stretto.records.sampling import OutputForm
 from stretto.streams.layout import Segment
@@ -81,6 +83,57 @@ class Alignment:
     recording: Annotated[bytes, Meta(max_length=2 * MAX_ALIGNED_S * ALIGNED_RATE)] = b""
 
 
+MAX_SOUND_TOKENS, MAX_SOUND_BYTES, MAX_MELS, MAX_X_VECTOR = 1024, 1 << 20, 512, 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Sound:
+    """Recording of a voice in the form that a decoder with voices needs. The language model does not read it.
+
+    It is personal data, so its representation for logs contains no values.
+
+    Attributes:
+        tokens: Codes of the recording, int32 [n].
+        mel: Mel spectrogram, float32 [F, num_mels].
+        num_mels: Number of mel bins.
+        x_vector: x-vector of the speaker, float32 [E].
+    """
+
+    tokens: Annotated[bytes, Meta(min_length=4, max_length=4 * MAX_SOUND_TOKENS)] = field(repr=False)
+    mel: Annotated[bytes, Meta(max_length=MAX_SOUND_BYTES)] = field(repr=False)
+    num_mels: Annotated[int, Meta(ge=1, le=MAX_MELS)]
+    x_vector: Annotated[bytes, Meta(max_length=4 * MAX_X_VECTOR)] = field(repr=False)
+
+    @classmethod
+    def from_arrays(cls, tokens: NDArray[Any], mel: NDArray[Any], x_vector: NDArray[Any]) -> "Sound":
+        """Return the record of tokens [n], mel frames [F, M] and an x-vector [E]."""
+        parts = tokens.astype("<i4").tobytes(), mel.astype("<f4").tobytes(), x_vector.astype("<f4").tobytes()
+        return cls(parts[0], parts[1], mel.shape[1], parts[2])
+
+    def arrays(self) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]]:
+        """Return tokens [n], mel frames [F, num_mels] and x-vector [E]; raise InvalidRequest if sizes do not match."""
+        for name, data, size in (
+            ("tokens", self.tokens, 4),
+            ("mel", self.mel, 4 * self.num_mels),
+            ("x_vector", self.x_vector, 4),
+        ):
+            if len(data) % size:
+                raise InvalidRequest(f"chunk.sound.{name}", f"a multiple of {size} bytes", f"{len(data)} bytes")
+        mel = np.frombuffer(self.mel, "<f4").reshape(-1, self.num_mels)
+        return np.frombuffer(self.tokens, "<i4"), mel, np.frombuffer(self.x_vector, "<f4")
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory in bytes."""
+        return len(self.tokens) + len(self.mel) + len(self.x_vector)
+
+    @property
+    def digest(self) -> bytes:
+        """Hash of all parts, by which decoders recognise a recording."""
+        sizes = f"{len(self.tokens)} {len(self.mel)} {self.num_mels} ".encode()
+        return blake2b(sizes + self.tokens + self.mel + self.x_vector).digest()
+
+
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """Next part of an utterance, without its codes, which are sent as a tensor `codes [K, T] int32`.
@@ -94,6 +147,7 @@ class Chunk:
         is_prompt: True if the tensor contains the prompt's rows [S, P], for a model that fills in the codebooks after
             the first; first chunk only.
         voice: Index of the codec's voice.
+        sound: In the first chunk, recording of the voice, in place of `voice`; None without.
         alignment: In the first chunk, request for the times of words; None without.
         ends_audio: True if no frames follow, although this chunk is not final. The final one then has no samples.
         session: In the first chunk of a streamed text, the session name that the client needs to send more text.
@@ -111,6 +165,7 @@ class Chunk:
     is_prompt: bool = False
     session: str = ""
     voice: Annotated[int, Meta(ge=0)] = 0
+    sound: Sound | None = None
     alignment: Alignment | None = None
     ends_audio: bool = False
 

@@ -10,7 +10,7 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from stretto.errors import InvalidRequest
-from stretto.records.chunk import Alignment
+from stretto.records.chunk import Alignment, Sound
 from stretto.records.json_record import JsonRecord
 from stretto.records.packed_record import PackedRecord
 from stretto.records.sampling import Delivery, SamplingConfig
@@ -54,6 +54,7 @@ class Prompt:
         voice: Index of the codec's voice; 0 for a codec without voices.
         input_audio_s: Duration of all recordings in the request, in seconds.
         alignment: Request for the times of words by the decoder's aligner; None without.
+        sound: Recording of the voice for the decoder, in place of `voice`; None without.
     """
 
     task: str
@@ -71,6 +72,7 @@ class Prompt:
     voice: int = 0
     input_audio_s: float = 0.0
     alignment: Alignment | None = None
+    sound: Sound | None = None
 
     @property
     def features(self) -> NDArray[np.float32] | None:
@@ -83,7 +85,7 @@ class Prompt:
         delayed_tail = None if self.delayed_tail is None else self.delayed_tail.tolist()
         fields = (self.task, self.sampling, self.delivery, self.words, spans, delayed_tail, self.track, self.is_open)
         more = (self.num_reference_rows, self.opening, self.adapter, self.voice, self.input_audio_s, self.alignment)
-        return _PACKED.write(PromptRecord(*fields, *more))
+        return _PACKED.write(PromptRecord(*fields, *more, self.sound))
 
     @classmethod
     def from_bytes(
@@ -117,6 +119,7 @@ class Prompt:
             voice=record.voice,
             input_audio_s=record.input_audio_s,
             alignment=record.alignment,
+            sound=record.sound,
         )
 
 
@@ -147,6 +150,7 @@ class PromptRecord:
     voice: Annotated[int, Meta(ge=0)]
     input_audio_s: Annotated[float, Meta(ge=0, le=MAX_AUDIO_S)]
     alignment: Alignment | None
+    sound: Sound | None
 
 
 _PACKED: PackedRecord[PromptRecord] = PackedRecord(PromptRecord)

@@ -216,6 +216,11 @@ class Reference:
             if self.audio_config.get("model_type") == "x_vector":
                 rows_by_position[audio.first_row] = torch.from_numpy(audio.features[0]) + self.hearing["adaptor.pad"]
                 continue
+            if self.audio_config.get("model_type") == "chatterbox_voice":
+                rows_by_position |= {
+                    audio.first_row + at: torch.from_numpy(row) for at, row in enumerate(audio.features)
+                }
+                continue
             tower = Qwen3OmniMoeAudioEncoder(Qwen3OmniMoeAudioEncoderConfig(**self.audio_config)).eval()
             tower.load_state_dict(
                 {n.removeprefix("audio_tower."): t for n, t in self.hearing.items() if n.startswith("audio_tower.")}
@@ -298,7 +303,9 @@ class _Reply:
         self.is_merging = self.is_merging and self.is_guided(len(self.rows) - self.audio_start)
         if not self.is_merging:
             return logits
-        self.other = self.other or self.reference.context()
+        if self.other is None:
+            kept = range(self.family.unconditional.keep_first)
+            self.other = self.reference.context({at: row for at, row in self.context.heard.items() if at in kept})
         other = self.logits(self.other, [self.hidden(position) for position in range(len(self.rows))])
         for s in self.family.guided_streams:
             logits[s] = merged(logits[s], other[s], scale)

@@ -542,7 +542,9 @@ class RequestTable(dict[str, RequestState]):
         num_guided_rows = self.rules.max_guided_rows(params.sampling)
         if num_guided_rows is not None:
             state.limit = pair.first_output + num_guided_rows
-        params = replace(params, codes=context[:, 1:], is_unconditional=True, audios=(), num_delayed_rows=0)
+        kept = self.rules.family.unconditional.keep_first
+        audios = tuple(each for each in params.audios if each.first_row + each.num_rows <= kept)
+        params = replace(params, codes=context[:, 1:], is_unconditional=True, audios=audios, num_delayed_rows=0)
         sampling_params = copy.copy(conditional.sampling_params)
         assert sampling_params is not None
         sampling_params.extra_args = None

@@ -1,26 +1,44 @@
 """Conversion of Chatterbox's release: T3's tensors as published by Resemble AI, and the voices next to them.
 
-https://huggingface.co/ResembleAI/chatterbox: `t3_cfg.safetensors`, `tokenizer.json`, `s3gen.safetensors`
-(`convert.py`), and `conds.pt`, the default voice. There is no config.json, so hyperparameters are those of the authors'
-code (`T3Config`). More voices, as written by its `Conditionals.save`, may be in `voices/<name>.pt`. Only tensors are
-read from voice files.
+https://huggingface.co/ResembleAI/chatterbox: `t3_cfg.safetensors`, `tokenizer.json`, `s3gen.safetensors`,
+`ve.safetensors`, and `conds.pt`, the default voice. There is no config.json, so hyperparameters are those of the
+authors' code (`T3Config`). More voices, as written by its `Conditionals.save`, may be in `voices/<name>.pt`. Only
+tensors are read from voice files.
 
 A voice's part of a prompt depends only on its file: the projected x-vector of the speaker, 32 rows that a perceiver
-computes from codes, and one row for the emotion. They are computed here and become rows of the embedding table.
+computes from codes, and one row for the emotion. They are computed here and become rows of the embedding table. The
+networks that encode recordings are written to `hearing/`, with the tensors that make such rows.
 """
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from stretto.codecs.s3gen import FRAMES_PER_TOKEN, LONGEST, S3GenCodec, S3GenConfig
 from stretto.errors import CheckpointError
+from stretto.families.audio_format import KEY
 from stretto.families.chatterbox.family import END_OF_SPEECH, SPACE, START_OF_SPEECH, ChatterboxVocabulary
+from stretto.families.chatterbox.voices import (
+    CONDITIONS,
+    COUNTERS,
+    FOLDER,
+    MAX_CODES,
+    PERCEIVER,
+    SPEAKER,
+    SPEECH,
+    SPEECH_POSITIONS,
+    TOKENIZER,
+    UNUSED,
+    VOICE_ENCODER,
+    emotion_row,
+    hearing_of,
+    voice_rows,
+)
 from stretto.families.conversion import Contents, Converted, Network, Release, Tokenizer
 from stretto.families.registry import NAME, VOCABULARY
 from stretto.untrusted_files import released_file
@@ -28,8 +46,8 @@ from stretto.weights.backbones import read_backbone, shapes
 from stretto.weights.loading import open_tensors, read_pickled
 from stretto.weights.tensors import Part, Plan, check
 
-FILE = "s3gen.safetensors"
-HEARING = ("tokenizer.", "speaker_encoder.")
+FILE, VOICE_ENCODER_FILE = "s3gen.safetensors", "ve.safetensors"
+HEARING = (TOKENIZER, SPEAKER)
 VOICE_TENSORS = ("prompt_token", "prompt_feat", "embedding")
 # Weights stored as magnitude and direction.
 NORMED = re.compile(
@@ -60,6 +78,38 @@ def s3gen(folder: Path, voices: Mapping[str, Mapping[str, Any]], num_codes: int)
     plan = {name: Part(name, shape) for name, shape in s3gen_shapes(config).items()}
     check(plan, speaking, ())
     return Network("codec", {"model_type": "s3gen", "voices": list(voices)}, plan, speaking)
+
+
+def hearing(folder: Path, known: ChatterboxVocabulary, t3: Mapping[str, Tensor]) -> Network:
+    """Return the networks that encode recordings of voices, with the tensors that make rows of their results.
+
+    Args:
+        folder: Folder of the release.
+        known: Vocabulary.
+        t3: Tensors of the language model by published name.
+
+    Raises:
+        CheckpointError: If a file is missing, or tensors do not match; the message names them.
+    """
+    stored = open_tensors(released_file(folder, FILE))
+    try:
+        path = released_file(folder, VOICE_ENCODER_FILE)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; --no-hearing converts a release that encodes no recordings") from error
+    tensors = {name: tensor for name, tensor in stored.items() if name.startswith(HEARING)}
+    tensors |= {f"{VOICE_ENCODER}{name}": tensor for name, tensor in open_tensors(path).items()}
+    tensors = {name: each for name, each in tensors.items() if name not in UNUSED and not name.endswith(COUNTERS)}
+    shapes = {name: tuple(each.shape) for name, each in hearing_of(tensors).state_dict().items()}
+    network = {name: Part(name, shape) for name, shape in shapes.items()}
+    check(network, tensors, ())
+    if known.num_speech_positions < MAX_CODES:
+        expected = f"at least {MAX_CODES} rows"
+        raise CheckpointError(f"{SPEECH_POSITIONS}: expected {expected}, got {known.num_speech_positions}")
+    rows = {SPEECH: known.num_codes, SPEECH_POSITIONS: MAX_CODES}
+    condition = {name: t3[name] for name in t3 if name.startswith(CONDITIONS)}
+    condition |= {name: t3[name][:size].clone() for name, size in rows.items()}
+    network |= {name: Part(name, tuple(each.shape)) for name, each in condition.items()}
+    return Network(FOLDER, {"model_type": "chatterbox_hearing"}, network, tensors | condition)
 
 
 def s3gen_shapes(config: S3GenConfig) -> dict[str, tuple[int, ...]]:
@@ -159,11 +209,10 @@ LLAMA_520M = {
     "mlp_bias": False,
 }
 EMBEDDINGS, HEAD = "text_emb.weight", "speech_head.weight"
-SPEECH, TEXT_POSITIONS, SPEECH_POSITIONS = "speech_emb.weight", "text_pos_emb.emb.weight", "speech_pos_emb.emb.weight"
-CONDITIONS, PERCEIVER, LAYERS = "cond_enc.", "cond_enc.perceiver.", "tfmr."
+TEXT_POSITIONS, LAYERS = "text_pos_emb.emb.weight", "tfmr."
 DROPPED = ("text_head.weight", "tfmr.embed_tokens.weight")  # a head used only in training, and an unused table
 NUM_MULTILINGUAL_IDS = 2454  # number of text ids in the multilingual release
-X_VECTOR, NUM_HEADS = 256, 4  # width of an x-vector; heads of the perceiver's attention
+X_VECTOR = 256  # width of the voice encoder's x-vector
 DEFAULT, VOICES = "conds.pt", "voices"
 TOLD = ("speaker_emb", "cond_prompt_speech_tokens", "emotion_adv")
 MAX_ROWS = 4096  # rows of prompt and reply; at most the number of speech positions, which limits a reply
@@ -175,6 +224,7 @@ def convert(release: Release, contents: Contents) -> Converted:
     files = read_voices(release.model.parent)
     voices = {name: read_voice_part(name, file, "t3", TOLD) for name, file in files.items()}
     known = vocabulary(contents.tensors, contents.tokenizer, tuple(voices))
+    known = replace(known, clones=release.codec is not None and release.keeps_hearing)
     stored = published_shapes(backbone, known)
     check({name: Part(name, shape) for name, shape in stored.items()}, contents.tensors, ())
     for name, voice in voices.items():
@@ -191,6 +241,10 @@ def convert(release: Release, contents: Contents) -> Converted:
     parts = plan(known, stored, contents.tensors, list(voices.values()))
     folded = tuple(name for name in stored if name not in parts and name not in DROPPED)
     networks = () if release.codec is None else (s3gen(release.codec, files, known.num_codes),)
+    if known.clones:
+        assert release.codec is not None
+        networks = (*networks, hearing(release.codec, known, contents.tensors))
+        record[KEY] = {"model_type": "chatterbox_voice", "hidden_size": backbone["hidden_size"]}
     return Converted(record, parts, DROPPED, folded, networks)
 
 
@@ -287,7 +341,7 @@ def plan(
             return torch.cat([*tables, text.new_empty(len(voices) * known.num_voice_rows, text.shape[1])])
         read = {name: tensors[name].float() for name in stored if name.startswith(CONDITIONS)}
         read |= {name: tensors[name].float() for name in (SPEECH, SPEECH_POSITIONS)}
-        return torch.cat([*tables, *(voice_rows(read, voice).to(text.dtype) for voice in voices)])
+        return torch.cat([*tables, *(_voice_rows(read, voice).to(text.dtype) for voice in voices)])
 
     edits: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
         EMBEDDINGS: ("model.embed_tokens.weight", rows_of_all_ids),
@@ -305,31 +359,11 @@ def _end_last(table: Tensor) -> Tensor:
     return torch.cat([table[:END_OF_SPEECH], table[END_OF_SPEECH + 1 :], table[END_OF_SPEECH : END_OF_SPEECH + 1]])
 
 
-def voice_rows(tensors: Mapping[str, Tensor], voice: Mapping[str, Tensor]) -> Tensor:
-    """Compute the embedding rows of a voice, float32 [n, H], as in `T3CondEnc`."""
-    weight, bias = (tensors[f"{CONDITIONS}spkr_enc.{part}"] for part in ("weight", "bias"))
-    codes = voice["cond_prompt_speech_tokens"].long().view(-1)
-    speech_rows = tensors[SPEECH][codes] + tensors[SPEECH_POSITIONS][: len(codes)]
-    queries = tensors[f"{PERCEIVER}pre_attention_query"][0]
-    before = _attend(tensors, queries, speech_rows)
-    excited = voice["emotion_adv"].float().view(1, 1) @ tensors[f"{CONDITIONS}emotion_adv_fc.weight"].T
-    speaker = F.linear(voice["speaker_emb"].float().view(1, -1), weight, bias)
-    return torch.cat([speaker, _attend(tensors, before, before), excited])
-
-
-def _attend(tensors: Mapping[str, Tensor], queries: Tensor, memory: Tensor) -> Tensor:
-    """Return the output [n, H] of the perceiver's attention block for queries [n, H] and memory [t, H]."""
-
-    def linear(name: str, rows: Tensor) -> Tensor:
-        return F.linear(rows, *(tensors[f"{PERCEIVER}attn.{name}.{part}"] for part in ("weight", "bias")))
-
-    def heads(name: str, rows: Tensor) -> Tensor:
-        weight, bias = (tensors[f"{PERCEIVER}attn.norm.{part}"] for part in ("weight", "bias"))
-        normed = F.layer_norm(rows, rows.shape[1:], weight, bias)
-        return linear(name, normed).view(len(rows), NUM_HEADS, -1).transpose(0, 1)
-
-    made = F.scaled_dot_product_attention(heads("to_q", queries), heads("to_k", memory), heads("to_v", memory))
-    return queries + linear("proj_out", made.transpose(0, 1).flatten(1))
+def _voice_rows(tensors: Mapping[str, Tensor], voice: Mapping[str, Tensor]) -> Tensor:
+    """Compute all embedding rows of a voice file, float32 [n, H]."""
+    speaker, codes, emotion = (voice[name] for name in TOLD)
+    rows = voice_rows(tensors, speaker.float().flatten(), codes.long().flatten())
+    return torch.cat([rows, emotion_row(tensors, emotion.float().flatten())])
 
 
 def read_voices(folder: Path) -> dict[str, Mapping[str, Any]]:

@@ -21,6 +21,7 @@ from stretto.streams.layout import Segment, StreamLayout
 from stretto.streams.pattern import NO_TAIL
 
 FRAME_RATE = 25.0
+MAX_VOICE_S = 30.0  # longest recording of a voice in seconds
 # Published ids: begin and end of the text, begin and end of the codes.
 START_OF_TEXT, END_OF_TEXT = 255, 0
 START_OF_SPEECH, END_OF_SPEECH = 6561, 6562
@@ -35,6 +36,7 @@ class ChatterboxVocabulary:
 
     Attributes:
         num_voice_rows: Number of rows of each voice in `voices`.
+        clones: True if the checkpoint can encode recordings of voices.
     """
 
     num_text_ids: int = 704
@@ -45,6 +47,7 @@ class ChatterboxVocabulary:
     num_voice_rows: int = 34
     voices: tuple[str, ...] = ("default",)
     max_model_len: int = 4096
+    clones: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.num_codes < self.num_speech_ids - 1 or not self.voices:
@@ -124,7 +127,7 @@ def chatterbox(vocabulary: ChatterboxVocabulary) -> Family:
     return Family(
         name="chatterbox",
         layout=vocabulary.layout,
-        tasks=(Task("tts", (Segment.AUDIO,), (), ("text",), SAMPLING),),
+        tasks=(Task("tts", (Segment.AUDIO,), (), ("text",), SAMPLING, system=("audio",) if vocabulary.clones else ()),),
         codec="s3gen",
         end_of_reply=end,
         end_of_text=end,
@@ -136,6 +139,8 @@ def chatterbox(vocabulary: ChatterboxVocabulary) -> Family:
         ),
         voices=vocabulary.voices,
         max_text_chars=vocabulary.num_text_positions - 2,
+        takes_exaggeration=vocabulary.clones,
+        max_audio_s=MAX_VOICE_S if vocabulary.clones else 0.0,
         max_model_len=vocabulary.max_model_len,
         frame_rate=FRAME_RATE,
         tail=NO_TAIL,

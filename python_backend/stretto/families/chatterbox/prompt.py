@@ -10,13 +10,17 @@ from pathlib import Path
 import numpy as np
 
 from stretto.codecs.base import Codec
+from stretto.encoders.s3gen import MEL_RATE
 from stretto.errors import CheckpointError, InvalidRequest
+from stretto.families.audio_format import CachedEncoder
 from stretto.families.base import Family, Task
 from stretto.families.chatterbox.family import END_OF_TEXT, SPACE, START_OF_TEXT, ChatterboxVocabulary
+from stretto.families.chatterbox.voices import MIN_S, Hearing, RecordedVoice, load_hearing
 from stretto.families.conversation import Piece
 from stretto.families.prompting import PLAIN, Manner, PromptRows, Template, stream0_rows
 from stretto.families.registry import VOCABULARY, config_at, read_family
 from stretto.families.text import TOKENIZER_FILE, TextTokenizer, check_text
+from stretto.records.prompt import InputAudio
 
 # Punctuation that is rare in training, with its replacement, applied in this order.
 EVENED = (
@@ -33,6 +37,7 @@ EVENED = (
     ("‘", "'"),
     ("’", "'"),
 )
+EXAGGERATION = 0.5  # default for recordings, as in the authors' code
 ENDS = (".", "!", "?", "-", ",")
 
 
@@ -50,16 +55,34 @@ def normalised(text: str) -> str:
 class ChatterboxTemplate:
     """Prompt template of Chatterbox."""
 
-    def __init__(self, family: Family, vocabulary: ChatterboxVocabulary, tokenizer: TextTokenizer):
+    def __init__(
+        self,
+        family: Family,
+        vocabulary: ChatterboxVocabulary,
+        tokenizer: TextTokenizer,
+        hearing: Hearing | None = None,
+    ):
+        """Create the template.
+
+        Args:
+            family: The model's family.
+            vocabulary: Its vocabulary.
+            tokenizer: Its tokenizer.
+            hearing: Networks that encode recordings; None if the checkpoint has none.
+        """
         self._family, self._known, self._tokenizer = family, vocabulary, tokenizer
+        self._hearing, self._voices = hearing, None if hearing is None else CachedEncoder(hearing.encode)
         spaces = [token_id for token_id, spelling in tokenizer.tokens.items() if spelling == SPACE]
         if not spaces:
             raise CheckpointError(f"{TOKENIZER_FILE}: expected a token {SPACE}")
         self._space = spaces[0]
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """Return the rows of the only piece's text, to be spoken by the voice called `voice`."""
-        (piece,) = pieces
+        """Return the rows of the last piece's text.
+
+        The voice is that of a recording before the text, or the one called `voice`.
+        """
+        *recordings, piece = pieces
         assert piece.text is not None, task.name
         assert voice is not None, task.name
         known, layout = self._known, self._family.layout
@@ -68,7 +91,33 @@ class ChatterboxTemplate:
         text[:, 1] = known.text_positions[: len(words)]
         start[:, 1] = known.speech_positions.start
         rows = np.concatenate([stream0_rows(layout, list(known.voice(voice))), text, start])
-        return PromptRows(rows, voice=known.voices.index(voice))
+        last = known.num_voice_rows - 1
+        if not recordings:
+            changed = () if manner.exaggeration is None else (InputAudio(last, 1, self._emotion(manner.exaggeration)),)
+            return PromptRows(rows, audios=changed, voice=known.voices.index(voice))
+        recorded = self._recorded(recordings[0])
+        exaggeration = EXAGGERATION if manner.exaggeration is None else manner.exaggeration
+        vectors = np.concatenate([recorded.rows, self._emotion(exaggeration)])
+        return PromptRows(rows, audios=(InputAudio(0, len(vectors), vectors),), sound=recorded.sound)
+
+    def _emotion(self, exaggeration: float) -> np.ndarray:
+        """Return the last row of a voice, float32 [1, H]."""
+        assert self._hearing is not None, "checked by the family"
+        return self._hearing.emotion_row(exaggeration)
+
+    def _recorded(self, piece: Piece) -> RecordedVoice:
+        """Return the voice of a recording; raise InvalidRequest if it is unsuitable."""
+        assert self._hearing is not None, "checked by the family"
+        assert self._voices is not None
+        if piece.pcm is None:
+            raise InvalidRequest(piece.path, "a file or samples of a voice", "codes")
+        if len(piece.pcm) < MIN_S * MEL_RATE:
+            raise InvalidRequest(piece.path, f"at least {MIN_S} s", f"{len(piece.pcm) / MEL_RATE:.4f} s")
+        try:
+            encoded = self._voices.encode(piece.pcm)
+        except InvalidRequest as error:
+            raise InvalidRequest(piece.path, error.expected, error.got) from None
+        return self._hearing.voice(encoded)
 
     def _words(self, text: str, path: str) -> list[int]:
         """Return the ids of a text without begin and end; raise InvalidRequest if there are none or too many."""
@@ -84,11 +133,12 @@ class ChatterboxTemplate:
         return ids[1:]
 
 
-def open_chatterbox(checkpoint: Path) -> ChatterboxTemplate:
-    """Return the template with a checkpoint's tokenizer."""
+def open_chatterbox(checkpoint: Path, device: str = "cpu") -> ChatterboxTemplate:
+    """Return the template with a checkpoint's tokenizer and, if it has them, networks that encode recordings."""
     config = config_at(checkpoint)
-    vocabulary = ChatterboxVocabulary.from_record(config[VOCABULARY])
-    return ChatterboxTemplate(read_family(config), vocabulary, TextTokenizer.at(checkpoint, spells_bytes=False))
+    known = ChatterboxVocabulary.from_record(config[VOCABULARY])
+    hearing = load_hearing(checkpoint, known.num_voice_rows, config["hidden_size"], device) if known.clones else None
+    return ChatterboxTemplate(read_family(config), known, TextTokenizer.at(checkpoint, spells_bytes=False), hearing)
 
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
@@ -98,4 +148,4 @@ def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -
     if number != len(family.voices) or names != list(family.voices):
         expected = f"the voices of the model, {', '.join(family.voices)}"
         raise CheckpointError(f"{folder}: expected {expected}, got {number} called {names}")
-    return open_chatterbox(checkpoint)
+    return open_chatterbox(checkpoint, device)

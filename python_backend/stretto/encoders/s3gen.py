@@ -1,0 +1,351 @@
+"""Networks that encode a recording of a voice for S3Gen: tokens at 25 Hz, a mel spectrogram, and an x-vector.
+
+    recording 24 kHz ─► mel                                    [F, 80]
+                     └► 16 kHz ─► log-mel ─► S3 tokenizer v2   [n], n about F / 2
+                               └► fbank ─► CAM++               [192]
+
+Modules and tensors are named as in `s3gen.safetensors` of https://huggingface.co/ResembleAI/chatterbox, in which the
+tokenizer is `tokenizer` and CAM++ `speaker_encoder`. Sizes are inferred from the shapes of the tensors. References:
+https://github.com/xingchensong/S3Tokenizer (Apache-2.0) and https://github.com/modelscope/3D-Speaker (Apache-2.0).
+"""
+
+import math
+from functools import cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.audio_utils import mel_filter_bank
+
+MEL_RATE, TOKEN_RATE_HZ = 24_000, 16_000  # sample rates of the mel spectrogram and of both networks
+NUM_TOKENS = 3**8
+
+
+@cache
+def mel_filters(sample_rate: int, fourier: int, num_mels: int, highest_hz: float = 8000.0) -> Tensor:
+    """Return Slaney mel filters, float32 [num_mels, fourier // 2 + 1]."""
+    size = fourier // 2 + 1
+    bands = mel_filter_bank(size, num_mels, 0.0, highest_hz, sample_rate, norm="slaney", mel_scale="slaney")
+    return torch.from_numpy(bands.T.astype(np.float32))
+
+
+def power_spectrum(pcm: Tensor, fourier: int, hop: int) -> Tensor:
+    """Return the centred power spectrum, [fourier // 2 + 1, 1 + n // hop], of samples [n] with a Hann window."""
+    window = torch.hann_window(fourier, device=pcm.device)
+    return torch.stft(pcm, fourier, hop, window=window, return_complex=True).abs().square()
+
+
+@cache
+def _sinc_kernel(source: int, target: int, width: int = 6, rolloff: float = 0.99) -> tuple[Tensor, int]:
+    """Return the windowed sinc filters, float32 [target, 1, m], and their number of samples before the first one."""
+    cutoff = min(source, target) * rolloff
+    before = math.ceil(width * source / cutoff)
+    offsets = torch.arange(-before, before + source, dtype=torch.float64) / source
+    times = (offsets - torch.arange(target, dtype=torch.float64)[:, None] / target) * cutoff
+    times = times.clamp(-width, width)
+    window = torch.cos(times * math.pi / (2 * width)).square()
+    return (torch.sinc(times) * window * (cutoff / source)).float()[:, None], before
+
+
+def resample_by_sinc(pcm: Tensor, sample_rate: int, target_rate: int) -> Tensor:
+    """Resample by a Hann-windowed sinc of width 6 with a rolloff of 0.99, as torchaudio does by default.
+
+    Args:
+        pcm: Samples, float32 [n].
+        sample_rate: Their rate in Hz.
+        target_rate: Sample rate of the result in Hz.
+
+    Returns:
+        Samples, float32 [ceil(n * target_rate / sample_rate)].
+    """
+    shared = math.gcd(sample_rate, target_rate)
+    source, target = sample_rate // shared, target_rate // shared
+    kernel, before = _sinc_kernel(source, target)
+    padded = F.pad(pcm, (before, before + source))
+    made = F.conv1d(padded[None, None], kernel.to(pcm.device), stride=source)[0]
+    return made.T.reshape(-1)[: -(-len(pcm) * target // source)]
+
+
+MEL_FOURIER, MEL_HOP = 1920, 480
+
+
+def mel_spectrogram(pcm: Tensor, num_mels: int = 80) -> Tensor:
+    """Return S3Gen's log-mel frames, float32 [n // 480, M], of samples [n] at 24 kHz."""
+    margin = (MEL_FOURIER - MEL_HOP) // 2
+    padded = F.pad(pcm[None], (margin, margin), "reflect")[0]
+    window = torch.hann_window(MEL_FOURIER, device=pcm.device)
+    spectrum = torch.stft(padded, MEL_FOURIER, MEL_HOP, window=window, center=False, return_complex=True)
+    magnitude = (torch.view_as_real(spectrum).square().sum(-1) + 1e-9).sqrt()
+    return (mel_filters(MEL_RATE, MEL_FOURIER, num_mels).to(pcm.device) @ magnitude).clamp(min=1e-5).log().T
+
+
+FBANK_FRAME, FBANK_HOP, FBANK_FOURIER, FBANK_LOWEST_HZ = 400, 160, 512, 20.0
+PREEMPHASIS = 0.97
+
+
+@cache
+def _fbank_filters(num_bands: int) -> Tensor:
+    """Return Kaldi's mel filters, float32 [num_bands, FBANK_FOURIER // 2 + 1]: triangles on its mel scale."""
+    mel = lambda hertz: 1127.0 * np.log1p(np.asarray(hertz, np.float64) / 700.0)  # noqa: E731
+    edges = np.linspace(mel(FBANK_LOWEST_HZ), mel(TOKEN_RATE_HZ / 2), num_bands + 2)
+    bins = mel(np.arange(FBANK_FOURIER // 2 + 1) * TOKEN_RATE_HZ / FBANK_FOURIER)
+    step = edges[1] - edges[0]
+    rising, falling = (bins - edges[:-2, None]) / step, (edges[2:, None] - bins) / step
+    return torch.from_numpy(np.maximum(0.0, np.minimum(rising, falling)).astype(np.float32))
+
+
+def fbank(pcm: Tensor, num_bands: int = 80) -> Tensor:
+    """Return Kaldi's log filter bank, float32 [T, num_bands], of samples [n] at 16 kHz in [-1, 1], n >= 400.
+
+    Frames of 25 ms every 10 ms, without dither, with a Povey window.
+    """
+    frames = pcm.unfold(0, FBANK_FRAME, FBANK_HOP)
+    frames = frames - frames.mean(1, keepdim=True)
+    frames = frames - PREEMPHASIS * F.pad(frames[:, None], (1, 0), "replicate")[:, 0, :-1]
+    window = torch.hann_window(FBANK_FRAME, periodic=False, device=pcm.device).pow(0.85)
+    power = torch.fft.rfft(frames * window, FBANK_FOURIER).abs().square()
+    filtered = power @ _fbank_filters(num_bands).to(pcm.device).T
+    return filtered.clamp(min=torch.finfo(torch.float32).eps).log()
+
+
+HEAD_WIDTH, MEMORY, THETA = 64, 31, 10_000.0  # attention head width, kernel of the memory, base of the rotation
+TOKEN_FOURIER, TOKEN_HOP, TOKEN_MELS = 400, 160, 128
+FRAMES_PER_TOKEN = 4  # log-mel frames
+FSQ_SCALE = 0.9990000128746033
+
+
+class _MemoryAttention(nn.Module):
+    """Attention with rotated queries and keys, and a depthwise convolution over the values (FSMN memory)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.query, self.value, self.out = (nn.Linear(width, width) for _ in range(3))
+        self.key = nn.Linear(width, width, bias=False)
+        self.fsmn_block = nn.Conv1d(width, width, MEMORY, padding=MEMORY // 2, groups=width, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Return the output [B, T, H] for x [B, T, H]."""
+
+        def heads(rows: Tensor) -> Tensor:
+            return rows.unflatten(2, (-1, HEAD_WIDTH)).transpose(1, 2)
+
+        def rotated(rows: Tensor) -> Tensor:
+            first, second = rows.chunk(2, -1)
+            return rows * cos + torch.cat([-second, first], -1) * sin
+
+        value = self.value(x)
+        memory = value + self.fsmn_block(value.transpose(1, 2)).transpose(1, 2)
+        query, key = rotated(heads(self.query(x))), rotated(heads(self.key(x)))
+        attended = F.scaled_dot_product_attention(query, key, heads(value))
+        return self.out(attended.transpose(1, 2).flatten(2)) + memory
+
+
+class _TokenizerLayer(nn.Module):
+    """Layer of the tokenizer's encoder, with norms before its two parts."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.attn_ln, self.mlp_ln = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attn = _MemoryAttention(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Return the output [B, T, H] for x [B, T, H]."""
+        x = x + self.attn(self.attn_ln(x), cos, sin)
+        return x + self.mlp(self.mlp_ln(x))
+
+
+class S3Tokenizer(nn.Module):
+    """S3 tokenizer v2: recordings of at most 30 s at 16 kHz to tokens at 25 Hz.
+
+    Args:
+        width: Width of the encoder, a multiple of 64.
+        num_layers: Number of its layers.
+    """
+
+    def __init__(self, width: int, num_layers: int):
+        super().__init__()
+        parts: dict[str, nn.Module] = {
+            "conv1": nn.Conv1d(TOKEN_MELS, width, 3, stride=2, padding=1),
+            "conv2": nn.Conv1d(width, width, 3, stride=2, padding=1),
+            "blocks": nn.ModuleList(_TokenizerLayer(width) for _ in range(num_layers)),
+        }
+        self.encoder = nn.ModuleDict(parts)
+        self.quantizer = nn.ModuleDict({"_codebook": nn.ModuleDict({"project_down": nn.Linear(width, 8)})})
+
+    def encode(self, pcm: Tensor, most: int | None = None) -> Tensor:
+        """Return the tokens of a recording.
+
+        Args:
+            pcm: Samples, float32 [n] at 16 kHz. Loudness is relative to the loudest frame of all of them.
+            most: Maximum number of tokens; None for all.
+
+        Returns:
+            Tokens, int64 [ceil(n // 160 / 4)] or fewer.
+        """
+        power = power_spectrum(pcm, TOKEN_FOURIER, TOKEN_HOP)[:, :-1]
+        mel = (mel_filters(TOKEN_RATE_HZ, TOKEN_FOURIER, TOKEN_MELS).to(pcm.device) @ power).clamp(min=1e-10).log10()
+        mel = (torch.maximum(mel, mel.max() - 8) + 4) / 4
+        x = mel[None, :, : None if most is None else FRAMES_PER_TOKEN * most]
+        x = F.gelu(self.encoder["conv2"](F.gelu(self.encoder["conv1"](x)))).transpose(1, 2)
+        rates = THETA ** -(torch.arange(0, HEAD_WIDTH, 2, device=pcm.device) / HEAD_WIDTH)
+        angles = torch.outer(torch.arange(x.shape[1], device=pcm.device).float(), rates).repeat(1, 2)
+        cos, sin = angles.cos(), angles.sin()
+        for layer in self.encoder["blocks"].children():
+            x = layer(x, cos, sin)
+        low = self.quantizer.get_submodule("_codebook.project_down")(x[0])
+        digits = (low.tanh() * FSQ_SCALE).round().long() + 1
+        return (digits * 3 ** torch.arange(8, device=pcm.device)).sum(1)
+
+
+class _Norm(nn.Module):
+    """Batch normalisation with stored statistics, for [B, C, ...].
+
+    Args:
+        channels: Number of channels.
+        is_affine: True if it has a weight and a bias.
+    """
+
+    weight: Tensor | None
+    bias: Tensor | None
+
+    def __init__(self, channels: int, is_affine: bool = True):
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+        for name in ("weight", "bias"):
+            self.register_parameter(name, nn.Parameter(torch.ones(channels)) if is_affine else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x normalised."""
+        return F.batch_norm(x, self.get_buffer("running_mean"), self.get_buffer("running_var"), self.weight, self.bias)
+
+
+def _norm(channels: int, is_affine: bool = True) -> nn.Module:
+    """Return a module with a `_Norm` called `batchnorm`."""
+    return nn.ModuleDict({"batchnorm": _Norm(channels, is_affine)})
+
+
+def _active(norm: nn.Module, x: Tensor) -> Tensor:
+    """Return ReLU of the normalised x, given a module of `_norm`."""
+    return F.relu(norm.get_submodule("batchnorm")(x))
+
+
+class _ResidualBlock(nn.Module):
+    """Two convolutions over bands and time, [B, C, bands, T], with a residual connection."""
+
+    def __init__(self, channels: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, (stride, 1), 1, bias=False)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.bn1, self.bn2 = _Norm(channels), _Norm(channels)
+        self.shortcut = nn.Sequential()
+        if stride > 1:
+            self.shortcut.extend([nn.Conv2d(channels, channels, 1, (stride, 1), bias=False), _Norm(channels)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [B, C, bands / stride, T]."""
+        made = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(made + self.shortcut(x))
+
+
+class _BandReduction(nn.Module):
+    """First part of CAM++: bands [B, bands, T] to [B, channels * bands / 8, T]."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, channels, 3, 1, 1, bias=False)
+        self.conv2 = nn.Conv2d(channels, channels, 3, (2, 1), 1, bias=False)
+        self.bn1, self.bn2 = _Norm(channels), _Norm(channels)
+        for name in ("layer1", "layer2"):
+            self.add_module(name, nn.Sequential(_ResidualBlock(channels, 2), _ResidualBlock(channels, 1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [B, channels * bands / 8, T]."""
+        x = F.relu(self.bn1(self.conv1(x[:, None])))
+        x = self.get_submodule("layer2")(self.get_submodule("layer1")(x))
+        return F.relu(self.bn2(self.conv2(x))).flatten(1, 2)
+
+
+SEGMENT = 100  # frames
+
+
+class _MaskedConv(nn.Module):
+    """Convolution over time whose output is masked by the mean over all frames and over segments (CAM)."""
+
+    def __init__(self, width: int, growth: int, dilation: int):
+        super().__init__()
+        self.linear_local = nn.Conv1d(width, growth, 3, padding=dilation, dilation=dilation, bias=False)
+        self.linear1, self.linear2 = nn.Conv1d(width, width // 2, 1), nn.Conv1d(width // 2, growth, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [B, growth, T] for x [B, width, T]."""
+        means = F.avg_pool1d(x, SEGMENT, SEGMENT, ceil_mode=True).repeat_interleave(SEGMENT, 2)[..., : x.shape[2]]
+        context = F.relu(self.linear1(x.mean(2, keepdim=True) + means))
+        return self.linear_local(x) * self.linear2(context).sigmoid()
+
+
+class _DenseLayer(nn.Module):
+    """Layer of a dense block: its output is appended to the channels of its input."""
+
+    def __init__(self, channels: int, width: int, growth: int, dilation: int):
+        super().__init__()
+        self.nonlinear1, self.nonlinear2 = _norm(channels), _norm(width)
+        self.linear1 = nn.Conv1d(channels, width, 1, bias=False)
+        self.cam_layer = _MaskedConv(width, growth, dilation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [B, C + growth, T] for x [B, C, T]."""
+        made = _active(self.nonlinear2, self.linear1(_active(self.nonlinear1, x)))
+        return torch.cat([x, self.cam_layer(made)], 1)
+
+
+class _NormedConv(nn.Module):
+    """Convolution `linear` and norm `nonlinear`, in the order that the caller needs."""
+
+    def __init__(self, convolution: nn.Conv1d, norm: nn.Module):
+        super().__init__()
+        self.linear, self.nonlinear = convolution, norm
+
+
+BANDS, BAND_CHANNELS, CHANNELS, GROWTH, DENSE_WIDTH = 80, 32, 128, 32, 128
+BLOCKS = ((12, 1), (24, 2), (16, 2))  # layers and dilation of the dense blocks
+
+
+class CamPlusPlus(nn.Module):
+    """CAM++ speaker encoder: recordings at 16 kHz to x-vectors of `width` numbers."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.head = _BandReduction(BAND_CHANNELS)
+        size = BAND_CHANNELS * BANDS // 8
+        self.xvector = nn.Module()
+        convolution = nn.Conv1d(size, CHANNELS, 5, stride=2, padding=2, bias=False)
+        self.xvector.add_module("tdnn", _NormedConv(convolution, _norm(CHANNELS)))
+        size = CHANNELS
+        for number, (num_layers, dilation) in enumerate(BLOCKS, 1):
+            layers = [_DenseLayer(size + GROWTH * at, DENSE_WIDTH, GROWTH, dilation) for at in range(num_layers)]
+            named = {f"tdnnd{at}": layer for at, layer in enumerate(layers, 1)}
+            self.xvector.add_module(f"block{number}", nn.ModuleDict(named))
+            size += GROWTH * num_layers
+            halving = _NormedConv(nn.Conv1d(size, size // 2, 1, bias=False), _norm(size))
+            self.xvector.add_module(f"transit{number}", halving)
+            size //= 2
+        self.xvector.add_module("out_nonlinear", _norm(size))
+        last = _NormedConv(nn.Conv1d(2 * size, width, 1, bias=False), _norm(width, is_affine=False))
+        self.xvector.add_module("dense", last)
+
+    def encode(self, pcm: Tensor) -> Tensor:
+        """Return the x-vector, float32 [E], of samples [n] at 16 kHz in [-1, 1], n >= 1000."""
+        bands = fbank(pcm, BANDS)
+        part = self.xvector.get_submodule
+        x = self.head((bands - bands.mean(0)).T[None])
+        x = _active(part("tdnn.nonlinear"), part("tdnn.linear")(x))
+        for number in range(1, len(BLOCKS) + 1):
+            for layer in part(f"block{number}").children():
+                x = layer(x)
+            x = part(f"transit{number}.linear")(_active(part(f"transit{number}.nonlinear"), x))
+        x = _active(part("out_nonlinear"), x)
+        pooled = torch.cat([x.mean(2), x.std(2)], 1)[..., None]
+        return part("dense.nonlinear.batchnorm")(part("dense.linear")(pooled))[0, :, 0]

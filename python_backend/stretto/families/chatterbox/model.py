@@ -1,0 +1,22 @@
+"""Input of Chatterbox's T3 for the voice of a recording: embedding rows, which the preprocessor computes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def audio_tower(config: Mapping[str, Any]) -> nn.Identity:
+    """Return an identity, because the networks that encode recordings run in the preprocessor."""
+    return nn.Identity()
+
+
+def audio_adaptor(config: Mapping[str, Any], hidden_size: int) -> nn.Identity:
+    """Return an identity, because the features are embedding rows."""
+    return nn.Identity()
+
+
+def embed_audio(tower: nn.Identity, adaptor: nn.Identity, features: torch.Tensor) -> torch.Tensor:
+    """Return the rows [N, H], which are the features."""
+    return adaptor(tower(features))

@@ -1,0 +1,148 @@
+"""Recorded voices in the decoder: decoded as voices of the checkpoint, and kept while an utterance uses them."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.checkpoints import random_chatterbox
+from benchmarks.code_streams import random_codes
+from stretto.codecs.s3gen import MOST_HEARD, S3GenCodec, load
+from stretto.config import DecoderConfig
+from stretto.decoder.streaming import SoundTable
+from stretto.decoder.worker import DecoderWorker
+from stretto.errors import InvalidRequest
+from stretto.records.chunk import Chunk, Envelope, FlowAddress, Sound
+from stretto.streams.layout import Segment
+from tests.codecs.conftest import one_thread  # noqa: F401
+from tests.fakes import FakeCodec, RecordedReply
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+FRAMES = 6
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> S3GenCodec:
+    return load(random_chatterbox.convert(tmp_path_factory.mktemp("chatterbox")))
+
+
+@pytest.fixture
+def codec(loaded: S3GenCodec) -> Iterator[S3GenCodec]:
+    """Yield the codec without recorded voices."""
+    yield loaded
+    loaded._recorded.clear()
+
+
+def sound_of(codec: S3GenCodec, voice: int) -> Sound:
+    """Return a voice of the checkpoint as a recording."""
+    own = codec.voices[voice]
+    return Sound.from_arrays(*(each.numpy() for each in (own.tokens, own.mel.T, own.speaker)))
+
+
+@pytest.fixture(params=[0, 16], ids=["no room", "room"])
+def worker(codec: S3GenCodec, request: pytest.FixtureRequest) -> Iterator[DecoderWorker]:
+    worker = DecoderWorker(codec, DecoderConfig(codec="s3gen", stop_timeout_s=60, reference_mb=request.param))
+    yield worker
+    worker.stop()
+
+
+def test_recordings_sound_like_the_same_voices_of_the_checkpoint(codec: S3GenCodec, worker: DecoderWorker) -> None:
+    """Two open at once, then the first again; samples are equal, bit for bit."""
+    codes = random_codes(codec, 1, FRAMES)
+    turns = (("a", 0), ("b", 1), ("c", 0))
+    replies = {}
+    for index, part in enumerate(np.split(codes[0].numpy(), 2, axis=1)):
+        for name, voice in turns:
+            sound = sound_of(codec, voice) if index == 0 else None
+            reply = replies[name, index] = RecordedReply(None, (name, index))
+            worker.push(name, Chunk(index, Segment.AUDIO, is_final=index == 1, sound=sound), part, reply)
+    alone = dict[int, np.ndarray]()
+    for name, voice in turns:
+        answer = replies[name, 1].wait()
+        assert answer.error is None
+        alone[voice] = spoken_by(codec, codes, voice)
+        np.testing.assert_array_equal(answer.pcm, alone[voice])
+    assert not np.array_equal(alone[0], alone[1])
+
+
+def spoken_by(codec: S3GenCodec, codes: Any, voice: int) -> np.ndarray:
+    """Return the samples of `codes` [1, 1, T] in a voice of the checkpoint."""
+    return codec.speak(codes[0, 0], codec.voices[voice]).numpy()
+
+
+def test_voices_stay_while_they_are_used_and_the_oldest_goes_first(codec: S3GenCodec) -> None:
+    first, second = sound_of(codec, 0), sound_of(codec, 1)
+    third = replace(first, x_vector=second.x_vector)
+    table = SoundTable(codec, first.num_bytes + second.num_bytes)
+    (one, key), (two, other) = table.acquire(first), table.acquire(second)
+    assert table.acquire(first)[0] == one
+    assert {one, two} == {2, 3}
+    table.release(key)
+    table.release(other)
+    assert table.acquire(third)[0] == 4  # the second voice, which nothing uses, is removed
+    assert set(codec._recorded) == {one, 4}
+    assert table.acquire(second)[0] == two  # its number is free again
+    assert table.num_bytes > first.num_bytes + second.num_bytes  # all three are in use
+    for each in (first, second, third):
+        table.release(each.digest)
+    assert set(codec._recorded) == {two, 4}
+    for _ in range(2):
+        table._max_bytes = 0
+        table.acquire(first)
+        table.release(first.digest)
+    assert (table.num_bytes, codec._recorded) == (0, {})
+
+
+ONE = Sound.from_arrays(np.zeros(1, np.int32), np.zeros((2, 80), np.float32), np.zeros(192, np.float32))
+LONG = MOST_HEARD + 1
+
+
+@pytest.mark.parametrize(
+    ("sound", "message"),
+    [
+        (replace(ONE, tokens=b"12345"), "chunk.sound.tokens: expected a multiple of 4 bytes, got 5 bytes"),
+        (replace(ONE, mel=b"1234"), "chunk.sound.mel: expected a multiple of 320 bytes, got 4 bytes"),
+        (replace(ONE, mel=b""), r"chunk.sound.mel: expected shape \[2, 80\], got \[0, 80\]"),
+        (replace(ONE, num_mels=40), r"chunk.sound.mel: expected shape \[2, 80\], got \[4, 40\]"),
+        (replace(ONE, x_vector=b""), r"chunk.sound.x_vector: expected shape \[192\], got \[0\]"),
+        (replace(ONE, x_vector=b"\xff" * 768), "chunk.sound.x_vector: expected finite numbers, got NaN or infinity"),
+        (replace(ONE, tokens=b"\xff" * 4), r"chunk.sound.tokens: expected codes in \[0, 6561\), got \[-1, -1\]"),
+        (replace(ONE, tokens=bytes(4 * LONG)), "chunk.sound.tokens: expected 1 to 250 codes, got 251 codes"),
+    ],
+)
+def test_recordings_that_do_not_fit_are_refused(codec: S3GenCodec, sound: Sound, message: str) -> None:
+    table = SoundTable(codec, 1 << 20)
+    with pytest.raises(InvalidRequest, match=message):
+        table.acquire(sound)
+    assert table.num_bytes == 0
+    assert not codec._recorded
+
+
+def test_only_the_first_chunk_has_a_recording_and_no_number(codec: S3GenCodec, worker: DecoderWorker) -> None:
+    replies = [RecordedReply() for _ in range(3)]
+    worker.push("a", Chunk(0, Segment.AUDIO), None, replies[0])
+    worker.push("a", Chunk(1, Segment.AUDIO, sound=ONE), None, replies[1])
+    worker.push("b", Chunk(0, Segment.AUDIO, sound=ONE, voice=1), None, replies[2])
+    assert replies[0].wait().error is None
+    assert "chunk.sound: expected none after the first chunk, got one" in str(replies[1].wait().error)
+    assert "chunk.voice: expected 0 beside a recording, got 1" in str(replies[2].wait().error)
+
+
+def test_a_codec_without_recorded_voices_refuses_them() -> None:
+    with pytest.raises(InvalidRequest, match="fake has no recorded voices"):
+        SoundTable(FakeCodec(), 1).acquire(ONE)
+
+
+def test_a_recording_is_in_its_record_and_in_no_log() -> None:
+    flow = FlowAddress("stretto_flow_1_" + "0" * 32, 1, 1)
+    envelope = Envelope("a", flow, Chunk(0, Segment.AUDIO, sound=replace(ONE, tokens=b"\x01\x02\x00\x00")))
+    read = Envelope.from_bytes("chunk", envelope.to_bytes())
+    assert read == envelope
+    assert "x01" not in repr(read)
+    assert "tokens" not in repr(read)
+    assert replace(ONE, tokens=bytes([0, 0, 0, 1])).digest != ONE.digest
+    changed = replace(envelope, chunk=Chunk(0, Segment.AUDIO, sound=replace(ONE, tokens=bytes(4100))))
+    with pytest.raises(InvalidRequest, match=r"chunk.*sound.tokens: expected.*length <= 4096"):
+        Envelope.from_bytes("chunk", changed.to_bytes())
