@@ -91,7 +91,7 @@ async def test_spoken_turns_go_with_their_audio(chat: Chat, tmp_path: Path) -> N
 
 async def test_a_task_that_answers_in_text_is_not_asked_for_codes(chat: Chat) -> None:
     refusal = (
-        "in ensemble 'speech', invalid request: options.output: expected nothing: task 'chat' does not speak, got {}"
+        "in ensemble 'speech', invalid request: options.output: expected no value (task 'chat' does not speak), got {}"
     )
 
     def answer(request: Request) -> list[Step]:

@@ -160,7 +160,7 @@ async def test_space_that_is_too_long_is_refused_as_it_has_no_halves(serve: Serv
         [event async for event in client.speak(" " * 200)]
 
 
-UNREADABLE = "invalid request: text: expected English in Latin letters, got Chinese characters in '你好'"
+UNREADABLE = "invalid request: text: expected English in Latin script, got Chinese characters in '你好'"
 
 
 def reads_latin_only(request: Request) -> list[Step]:

@@ -159,7 +159,7 @@ async def test_speak_takes_the_voice_of_a_recording(run: Run, tmp_path: Path) ->
     ("words", "message"),
     [
         (("--clone", "nobody.wav"), "there is no file nobody.wav"),
-        (("--clone-text", "a"), "--clone-text: expected --clone FILE, too"),
+        (("--clone-text", "a"), "--clone-text: requires --clone FILE"),
         (("--clone", "me.wav", "--voice", "rms"), "--clone and --voice exclude each other"),
     ],
 )

@@ -44,7 +44,7 @@ def test_what_an_earlier_repository_does_not_tell_and_what_a_later_one_adds_is_n
         ("{", "profile: expected JSON, got an error"),
         ("[" * 100_000, "profile: expected JSON, got an error"),
         ([], r"profile: expected an object, got \[\]"),
-        (without("family"), r"profile\.family: expected a value, got nothing"),
+        (without("family"), r"profile\.family: expected a value, got none"),
         (PROFILE | {"sample_rate": "16000"}, r"profile\.sample_rate: expected an integer, got '16000'"),
         (PROFILE | {"sample_rate": True}, r"profile\.sample_rate: expected an integer, got True"),
         (PROFILE | {"max_text_chars": 0}, "profile: expected sample_rate and max_text_chars above 0, got 16000 and 0"),
@@ -54,7 +54,7 @@ def test_what_an_earlier_repository_does_not_tell_and_what_a_later_one_adds_is_n
         (PROFILE | {"reads_live_text": 1}, r"profile\.reads_live_text: expected true or false, got 1"),
         (PROFILE | {"tasks": {}}, r"profile\.tasks: expected a list, got {}"),
         (PROFILE | {"tasks": [3]}, r"profile\.tasks\[0\]: expected an object, got 3"),
-        (PROFILE | {"tasks": [{}]}, r"profile\.tasks\[0\]\.name: expected a value, got nothing"),
+        (PROFILE | {"tasks": [{}]}, r"profile\.tasks\[0\]\.name: expected a value, got none"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_sentence(record: Any, message: str) -> None:

@@ -50,7 +50,7 @@ def test_what_is_no_codec_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_another_codecs_file_is_refused(tmp_path: Path) -> None:
     save(tmp_path, SPEC)
-    with pytest.raises(CheckpointError, match="holds an exported small, not dac"):
+    with pytest.raises(CheckpointError, match="expected an exported dac, got an exported small"):
         load_exported("dac", tmp_path)
 
 

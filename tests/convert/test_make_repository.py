@@ -161,9 +161,9 @@ def test_a_checkpoint_that_cannot_be_quantized_is_refused(
     ("words", "message"),
     [
         (["--quantize", "int3", "--gpu", "0"], "argument --quantize: invalid choice: 'int3' (choose from 'fp8')"),
-        (["--quantize", "fp8"], "--quantize: expected --gpu, too"),
-        (["--codec-device", "0"], "--codec-device: expected --gpu, too"),
-        (["--mps"], "--mps: expected --gpu, too"),
+        (["--quantize", "fp8"], "--quantize: requires --gpu"),
+        (["--codec-device", "0"], "--codec-device: requires --gpu"),
+        (["--mps"], "--mps: requires --gpu"),
     ],
 )
 def test_options_for_gpus_are_checked(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

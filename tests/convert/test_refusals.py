@@ -132,8 +132,8 @@ REFUSED: list[tuple[str, Change, str]] = [
         tensors(lambda found: found | {"corelm.layers.0.q_proj.qweight": torch.zeros(1)}),
         "expected unquantized weights, got a tensor corelm.layers.0.q_proj.qweight; convert the original release",
     ),
-    ("opuslm", tokenizer(lambda record: record.pop("model")), "tokenizer.json: expected a tokenizer, got an error"),
-    ("opuslm", tokenizer(lambda record: record["model"].update(vocab=[["a", 0.0]])), "expected a tokenizer, got an"),
+    ("opuslm", tokenizer(lambda record: record.pop("model")), "tokenizer.json: cannot be loaded as a tokenizer"),
+    ("opuslm", tokenizer(lambda record: record["model"].update(vocab=[["a", 0.0]])), "cannot be loaded as a tokenizer"),
     ("bagpiper", tokenizer(lambda record: record.update(decoder=None)), "expected a byte-level tokenizer, got None"),
     ("bagpiper", lambda published: published.config.write_bytes(b"\xff\xfe\0"), "expected YAML, got"),
     (
@@ -149,9 +149,9 @@ REFUSED: list[tuple[str, Change, str]] = [
     (
         "opuslm",
         config(lambda record: record["transformer_conf"].update(n_ctx="long")),
-        "backbone: not the parameters of olmo2",
+        "backbone: invalid parameters for olmo2",
     ),
-    ("opuslm", backbone(hidden_size="wide"), "backbone: not the parameters of olmo2"),
+    ("opuslm", backbone(hidden_size="wide"), "backbone: invalid parameters for olmo2"),
     ("opuslm", backbone(model_type=["olmo2"]), "expected one of ['llama', 'olmo2', 'qwen2', 'qwen3'], got ['olmo2']"),
     (
         "opuslm",
@@ -223,9 +223,9 @@ def test_ambiguous_releases_cause_a_remark(family: str, tmp_path: Path, capsys: 
     others = {"opuslm": "opuslm-dialogue", "opuslm-dialogue": "opuslm"}
     if family in others:
         convert(others[family], published, tmp_path / "b")
-        assert f"which the release of {others[family]} does not; is it another family?" in capsys.readouterr().out
+        assert f"unlike the release of {others[family]}; is this another family?" in capsys.readouterr().out
 
 
 def test_a_codec_that_nobody_reads_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no reader for what is published of codec 'dac'"):
+    with pytest.raises(CheckpointError, match="no reader for the published files of codec 'dac'"):
         check_codec(tmp_path, replace(TINY, codec="dac"))

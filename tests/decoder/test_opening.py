@@ -57,7 +57,7 @@ def test_a_file_exported_for_another_number_of_codebooks_is_refused(tmp_path: Pa
     save(tmp_path, replace(SPEC, name="dac"))
     config = DecoderConfig(codec="dac", runtime="onnx", num_codebooks=SPEC.num_codebooks)
     assert open_codec(config, tmp_path).spec.num_codebooks == SPEC.num_codebooks
-    with pytest.raises(CheckpointError, match="dac was exported for 2 codebooks, expected 1"):
+    with pytest.raises(CheckpointError, match="expected dac exported for 1 codebooks, got 2"):
         open_codec(replace(config, num_codebooks=1), tmp_path)
 
 

@@ -27,7 +27,7 @@ def test_latents_are_words_of_finite_numbers() -> None:
     (window,) = push_all(numbers.view(np.int32), [3], spec)
     assert np.array_equal(window.codes.astype(np.int32).view(np.float32), numbers)
     for number in (np.nan, np.inf, -np.inf):
-        with pytest.raises(InvalidRequest, match="codes: expected latents of finite numbers"):
+        with pytest.raises(InvalidRequest, match="codes: expected finite latents"):
             push_all(np.full((2, 3), number, np.float32).view(np.int32), [3], spec)
 
 

@@ -62,7 +62,9 @@ def test_repeats_are_looked_for_no_further_than_to_what_was_heard() -> None:
         sampling = replace(family.tasks[0].sampling, ras_window=window)
         prompt = Prompt("tts", np.concatenate([*rows, begins]), sampling)
         if is_refused:
-            message = "options.audio.ras_window: expected an integer in [0, 9] after input audio, got 10"
+            message = (
+                "options.audio.ras_window: expected an integer in [0, 9], because the prompt contains audio, got 10"
+            )
             assert str(refusal(prompt, rules)) == message
         else:
             assert admit(prompt, rules, ROOMY) == prompt
@@ -116,7 +118,9 @@ def test_a_text_beside_the_frames_has_ids_and_room(track: tuple[int, ...], said:
 
 
 def test_a_family_without_a_text_track_takes_none() -> None:
-    assert "track: expected none for tiny, got 2 ids" in str(refusal(replace(make_prompt(TINY, 0), track=(5, 6))))
+    assert "track: expected no ids (tiny has no text track), got 2 ids" in str(
+        refusal(replace(make_prompt(TINY, 0), track=(5, 6)))
+    )
 
 
 def test_a_reply_goes_on_with_audio_where_its_family_forces_what_trails() -> None:
@@ -216,7 +220,9 @@ def test_a_guided_reply_that_begins_with_audio_needs_a_context_of_two_rows() -> 
 def test_an_open_text_is_for_unguided_replies_beside_one() -> None:
     rules, prompt = SegmentRules(TRACKED, 512), replace(make_prompt(TRACKED, 0), is_open=True)
     assert prompt.sampling.guidance_scale == 2.0
-    assert "text: expected the complete text at once, as a guided reply requires" in str(refusal(prompt, rules))
+    assert "text: expected the complete text (a guided reply does not support streamed text)" in str(
+        refusal(prompt, rules)
+    )
     alone = replace(prompt, sampling=replace(prompt.sampling, guidance_scale=1.0))
     assert admit(alone, rules, ROOMY) == alone
     room = min(alone.sampling.audio.max_rows, rules.audio_limit - len(alone.rows)) - 1  # one frame reads the end
@@ -224,4 +230,4 @@ def test_an_open_text_is_for_unguided_replies_beside_one() -> None:
     longer = replace(alone, track=(20,) * (room + 1))
     assert f"text: expected at most {room} tokens after the prompt, got {room + 1}" in str(refusal(longer, rules))
     tiny = replace(make_prompt(TINY, 0), is_open=True)
-    assert "text: expected the complete text at once, as tiny requires" in str(refusal(tiny))
+    assert "text: expected the complete text (tiny does not support streamed text)" in str(refusal(tiny))

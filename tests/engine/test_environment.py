@@ -68,4 +68,4 @@ def test_batch_invariance_is_asked_of_vllm_before_it_is_imported_and_only_of_a_b
     assert run(GPU_BUILD + ask).stdout.split() == ["1"]
     assert "vllm was imported before" in run(f"{GPU_BUILD}import sys; sys.modules['vllm'] = sys; {ask}").stderr
     refused = run(f"from stretto.engine import environment; {ask}").stderr
-    assert "ValueError: batch_invariant is for GPUs" in refused
+    assert "ValueError: batch_invariant requires a GPU" in refused

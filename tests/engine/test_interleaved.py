@@ -90,7 +90,7 @@ def test_a_penalty_is_for_families_that_have_one_and_within_limits() -> None:
 def test_one_segment_has_one_set_of_options_and_its_length_is_checked_as_text_is() -> None:
     for key in ('"audio": {}', '"max_audio_s": 2', '"guidance_scale": 2'):
         with pytest.raises(
-            InvalidRequest, match=r"nothing: options.text sets the sampling of text and audio for 'reply'"
+            InvalidRequest, match=r"no value \(options.text sets the sampling of text and audio for 'reply'"
         ):
             read_options(f"{{{key}}}", INTERLEAVED, REPLY, 12.5)
     options = read_options('{"temperature": 0.5, "output": {"codes": true}}', INTERLEAVED, REPLY, 12.5)
@@ -99,7 +99,7 @@ def test_one_segment_has_one_set_of_options_and_its_length_is_checked_as_text_is
     with pytest.raises(InvalidRequest, match=r"options.text.max_rows: expected a reply whose rows fit"):
         admit(prompt("interleaved", guidance_scale=1.0), RULES, Capacity(1, 32, 4))
     long = replace(prompt("interleaved", guidance_scale=1.0), rows=np.zeros((128, 1), np.int32))
-    with pytest.raises(InvalidRequest, match=r"a prompt of at most 127 rows before a reply to reply"):
+    with pytest.raises(InvalidRequest, match=r"a prompt of at most 127 rows for task reply"):
         admit(long, RULES, Capacity(40, 32, 4))
 
 
@@ -112,7 +112,7 @@ def test_a_schedule_goes_by_its_name_and_only_where_modules_suffice_for_it() -> 
     for family, name, message in (
         (vita_audio(VitaVocabulary()), '"fast"', "one of balance, vanilla, boost, turbo, or numbers, got 'fast'"),
         (few, '"turbo"', "one of vanilla, or numbers, got 'turbo'"),
-        (INTERLEAVED, '"turbo"', "none: this model generates one row per step, got 'turbo'"),
+        (INTERLEAVED, '"turbo"', "no value (this model generates one row per step), got 'turbo'"),
     ):
         with pytest.raises(InvalidRequest, match=re.escape(f"options.schedule: expected {message}")):
             read_options(f'{{"schedule": {name}}}', family, family.tasks[0], 12.5)

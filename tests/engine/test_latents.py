@@ -209,10 +209,10 @@ def changed(prompt: Prompt, row: int, words: np.ndarray) -> Prompt:
     [
         (
             changed(make_prompt(0), 0, words_of(np.ones(NUM_WORDS))),
-            "rows: expected words of 0 in rows without a latent",
+            "rows: expected 0 in streams 1 and up of rows without a latent",
         ),
-        (changed(make_prompt(0), 3, words_of(np.full(NUM_WORDS, np.nan))), "rows: expected latents of finite numbers"),
-        (changed(make_prompt(0), 3, words_of(np.full(NUM_WORDS, -np.inf))), "rows: expected latents of finite numbers"),
+        (changed(make_prompt(0), 3, words_of(np.full(NUM_WORDS, np.nan))), "rows: expected finite latents"),
+        (changed(make_prompt(0), 3, words_of(np.full(NUM_WORDS, -np.inf))), "rows: expected finite latents"),
         (make_prompt(0, steps=5), r"options\.latents\.steps: expected an integer in \[1, 4\], got 5"),
         (with_audio(make_prompt(0), top_k=3), r"options\.audio\.top_k: expected 0, as frames of latents have no ids"),
         (with_audio(make_prompt(0), top_p=0.5), r"options\.audio\.top_p: expected 1\.0"),

@@ -55,7 +55,7 @@ def test_graphs_have_room_for_the_rows_that_modules_read(arguments: dict, expect
 
 def test_latents_are_refused_on_a_gpu(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path, LATENTS, "latents", layers=1)
-    with pytest.raises(ValueError, match="latents: expected vLLM's build for CPUs, as its frames are latents"):
+    with pytest.raises(ValueError, match="latents: vLLM's build for CPUs is required, because its frames are latents"):
         captured_rows(EngineConfig(checkpoint, {}))
 
 

@@ -25,7 +25,7 @@ def test_as_many_are_let_in_as_run_and_may_wait_and_the_next_is_told_the_limits(
     permits = Engine().permits()
     with permits.acquire("a", 2), permits.acquire("b", 2), permits.acquire("c", 1), permits.acquire("d", 1):
         assert permits.num_in_flight() == 6
-        said = "6 sequences are already in flight, of which 4 run and 2 may wait, and this reply has 1; try again"
+        said = "6 sequences are already in flight (limits: 4 running, 2 waiting), and this reply has 1; try again"
         with pytest.raises(NoCapacity, match=said), permits.acquire("e", 1):
             pass
     assert permits.num_in_flight() == 0
@@ -114,7 +114,9 @@ def test_as_long_as_first_frames_come_late_fewer_are_let_in() -> None:
     permits = Permits(8, 0, lambda _: True, lambda: 0, target_s=0.5)
     with permits.acquire("a", 2), permits.acquire("b", 2) as late:
         late.record_first_frame(1.0)
-        said = "4 sequences are already in flight, the limit for a first frame within 0.5 s, and this reply has 2; try"
+        said = (
+            "4 sequences are already in flight, as many as allow a first frame within 0.5 s, and this reply has 2; try"
+        )
         with pytest.raises(NoCapacity, match=said), permits.acquire("c", 2):
             pass
     for number in range(4):

@@ -72,7 +72,7 @@ async def test_a_writer_who_falls_silent_ends_the_reply_by_name() -> None:
     engine = FakeEngine()
     written = text(engine, patience_s=0.0)
     await engine.aborted.wait()
-    with pytest.raises(InvalidRequest, match="text: expected more text, or its end, within 0 s, got nothing"):
+    with pytest.raises(InvalidRequest, match="text: expected more text, or its end, within 0 s, got none"):
         written.check()
     complete = text(engine)
     await complete.write([], True)
@@ -87,7 +87,9 @@ async def test_a_text_without_end_aborts_despite_empty_writes(
     written = text(engine)
     await written.write([], False)
     await engine.aborted.wait()
-    with pytest.raises(InvalidRequest, match="text: expected its end within 0 s of its start, got none"):
+    with pytest.raises(
+        InvalidRequest, match="text: expected the complete text within 0 s of its start, got only a part"
+    ):
         written.check()
 
 

@@ -24,6 +24,7 @@ from stretto.records.sampling import LatentSampling
 from stretto.streams.layout import latents_of, words_of
 from stretto.testing import assert_family_conforms
 from stretto.testing.engine import Answer
+from tests.engine.forking import forked_processes
 from tests.engine.harness import Engine
 from tests.tiers import by_night
 from tests.vibevoice_release import (
@@ -300,3 +301,24 @@ def test_prompts_end_with_the_begin_of_audio() -> None:
     sampling = replace(prompt.sampling, audio=replace(prompt.sampling.audio, temperature=0.5))
     with pytest.raises(InvalidRequest, match=r"options.audio.temperature: expected 1.0"):
         admit(replace(prompt, sampling=sampling), rules, capacity)
+
+
+@pytest.mark.nightly
+def test_two_ranks_are_near_the_slow_reference(tmp_path: Path) -> None:
+    """Sums over ranks have other bits than those of one rank, but the same ones in every batch."""
+    checkpoint = convert_release(tmp_path, "long")
+    prompts = {f"r{index}": make_prompt(family_at(checkpoint), index) for index in range(3)}
+    with forked_processes():
+        engine = Engine(checkpoint, max_model_len=128, tensor_parallel_size=2)
+    with engine:
+        together = engine.run(prompts)
+        for name, prompt in prompts.items():
+            assert together[name].rows == engine.run({name: prompt})[name].rows
+    sampling = prompts["r2"].sampling
+    assert sampling.latents is not None
+    steps, scale, limit = sampling.latents.steps, sampling.guidance_scale, sampling.audio.max_rows
+    ids, latents, *_ = Reference(model_of("long")).reply(prompts["r2"].rows, 2, scale, steps, limit)
+    rows = np.array(together["r2"].rows, np.int64)
+    assert rows[:, 0].tolist() == ids
+    found = latents_of(rows[rows[:, 0] == FRAME, 1 : 1 + NUM_NUMBERS].astype(np.int32))
+    np.testing.assert_allclose(found, latents, atol=1e-2)

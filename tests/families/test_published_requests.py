@@ -108,14 +108,18 @@ def test_texts_come_back_from_the_rows(preprocessors: dict[str, Preprocessor], t
         (
             "bagpiper",
             RawRequest(text="o", options='{"voice": "rms"}'),
-            "options.voice: expected none: this model has no named voices",
+            "options.voice: expected no value (this model has no named voices",
         ),
         (
             "bagpiper",
             RawRequest(messages=messages(*[{"role": "user", "text": "o " * 4000}] * 9), task="chat"),
             "messages: expected a prompt of at most 32767 rows, got",
         ),
-        ("opuslm", RawRequest(**SECOND), "pcm_in: expected codes [9][T] in messages: the checkpoint has no ssl_to"),
+        (
+            "opuslm",
+            RawRequest(**SECOND),
+            "pcm_in: expected codes [9][T] in messages, because the checkpoint has no ssl_to",
+        ),
         ("opuslm", RawRequest(text="o", **SECOND), "pcm_in: expected only text for task 'tts', got audio and text"),
         (
             "opuslm",

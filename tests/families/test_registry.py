@@ -200,11 +200,11 @@ def test_a_checkpoint_cannot_name_code(name: str, tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize("key", ["auto_map", "speculators_config", "attn_implementation"])
 def test_a_checkpoint_cannot_lead_libraries_elsewhere(key: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"speech_family": "tiny", key: {"AutoConfig": "evil.Config"}}))
-    with pytest.raises(CheckpointError, match=rf"config\.json: {key}: expected a checkpoint without it"):
+    with pytest.raises(CheckpointError, match=rf"config\.json: {key}: expected a checkpoint without this key"):
         family_at(tmp_path)
     inner = {"speech_family": "tiny", key: None, "audio_config": {"layers": [{key: "evil/kernel"}]}}
     (tmp_path / "config.json").write_text(json.dumps(inner))
-    with pytest.raises(CheckpointError, match=rf"config\.json: {key}: expected a checkpoint without it"):
+    with pytest.raises(CheckpointError, match=rf"config\.json: {key}: expected a checkpoint without this key"):
         family_at(tmp_path)
 
 
@@ -213,15 +213,15 @@ def test_a_checkpoint_cannot_lead_libraries_elsewhere(key: str, tmp_path: Path) 
     [
         ({}, "expected the family's name in speech_family, got None"),
         ({"speech_family": "huge"}, "unknown family 'huge'; installed:"),
-        ({"speech_family": "bagpiper", "speech_vocabulary": {"text": 3}}, "not a vocabulary of bagpiper"),
+        ({"speech_family": "bagpiper", "speech_vocabulary": {"text": 3}}, "invalid vocabulary for bagpiper"),
         (
             {"speech_family": "opuslm", "speech_vocabulary": {"ssl": [0, (1 << 20) + 1]}},
             "speech_vocabulary: expected numbers of at most 1048576, got 1048577",
         ),
-        ({"speech_family": "opuslm", "speech_vocabulary": {"tasks": {}}}, "not a vocabulary of opuslm"),
+        ({"speech_family": "opuslm", "speech_vocabulary": {"tasks": {}}}, "invalid vocabulary for opuslm"),
         (
             {"speech_family": "opuslm", "speech_vocabulary": SMALL_OPUSLM.to_record() | {"tail": "free"}},
-            "not a vocabulary of opuslm: ValueError.*tail must be one of padded, sampled, got 'free'",
+            "invalid vocabulary for opuslm: ValueError.*tail must be one of padded, sampled, got 'free'",
         ),
     ],
 )

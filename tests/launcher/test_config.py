@@ -31,7 +31,7 @@ def test_any_free_ports_are_told_in_a_file_that_has_a_name(tmp_path: Path) -> No
     config, _ = parse(*anywhere, "--pid-file", str(tmp_path / "mine.json"))
     assert config.log_file == tmp_path / "mine.log"
     assert config.listening_at(Ports(5, 6, 7)).ports == {"http": 7, "grpc": 5, "metrics": 6}
-    with pytest.raises(LaunchError, match=r"^--http-port 0: expected --pid-file"):
+    with pytest.raises(LaunchError, match=r"^--http-port 0: requires --pid-file"):
         parse(*anywhere)
     with pytest.raises(LaunchError, match=r"^--http-port: expected a fixed port, because with --allow http .*, got 0$"):
         parse(*anywhere, "--pid-file", "mine.json", "--allow", "http")

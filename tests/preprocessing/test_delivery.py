@@ -56,7 +56,7 @@ def test_a_small_steady_size_makes_the_first_chunk_small_too() -> None:
             {"output": {"ring": "stretto_ring_0011223344556677"}},
             r"ring: expected an object of name, cuda_handle",
         ),
-        ({"output": {"ring": {}}}, r"options.output.ring.name: expected a name like stretto_ring_.*, got nothing"),
+        ({"output": {"ring": {}}}, r"options.output.ring.name: expected a name like stretto_ring_.*, got none"),
         ({"output": {"ring": {"name": "../etc/passwd"}}}, r"ring.name: expected a name like stretto_ring_"),
         ({"output": {"ring": {"name": "stretto_flow_0011223344556677"}}}, r"ring.name: expected a name like"),
         ({"output": {"ring": {"name": "stretto_ring_0011223344556677\n"}}}, r"ring.name: expected a name like"),
@@ -84,6 +84,6 @@ def test_what_makes_no_sense_is_refused_by_name(options: dict[str, Any], message
 
 
 def test_frames_that_are_latents_have_no_codes() -> None:
-    with pytest.raises(InvalidRequest, match=r"options\.output\.codes: expected false: frames of this model have no"):
+    with pytest.raises(InvalidRequest, match=r"options\.output\.codes: expected false \(frames of this model have no"):
         read_delivery({"output": {"codes": True}}, LATENTS, 12.5, 0)
     assert not read_delivery({"output": {"codes": False}}, LATENTS, 12.5, 0).with_codes

@@ -84,7 +84,7 @@ def test_steps_of_latents_are_within_the_range_of_the_family() -> None:
             InvalidRequest, match=rf"options.latents.steps: expected an integer in \[1, 4\], got {number}"
         ):
             steps(f'{{"latents": {{"steps": {number}}}}}')
-    with pytest.raises(InvalidRequest, match=r"options.latents: expected nothing: frames of this model are codes"):
+    with pytest.raises(InvalidRequest, match=r"options.latents: expected no value \(frames of this model are codes"):
         read({"latents": {"steps": 1}})
 
 
@@ -179,8 +179,11 @@ def test_a_family_s_least_number_of_rows_gives_way_to_the_caller_s_most_but_not_
         ),
         ({"guidance": {"policy": ["adaptive"]}}, "options.guidance.policy: expected one of always, until_s, adaptive"),
         ({"guidance": {"policy": "until_s"}}, "options.guidance.until_s: expected seconds, as the policy is 'until_s'"),
-        ({"guidance": {"until_s": 2}}, "options.guidance.until_s: expected nothing under policy 'always', got 2"),
-        ({"guidance": {"policy": "adaptive", "until_s": 2}}, "options.guidance.until_s: expected nothing under policy"),
+        ({"guidance": {"until_s": 2}}, "options.guidance.until_s: expected no value under policy 'always', got 2"),
+        (
+            {"guidance": {"policy": "adaptive", "until_s": 2}},
+            "options.guidance.until_s: expected no value under policy",
+        ),
         ({"guidance": {"policy": "until_s", "until_s": 0}}, "options.guidance.until_s: expected seconds, more than 0"),
         ({"guidance": {"policy": "until_s", "until_s": "1"}}, "options.guidance.until_s: expected a number, got '1'"),
         ({"guidance": {"size": 2}}, "options.guidance.size: expected one of policy, scale, until_s"),
@@ -232,7 +235,7 @@ def test_numbers_that_are_not_finite_are_refused(text: str) -> None:
 
 @pytest.mark.parametrize("key", ["voice", "guidance_scale", "max_audio_s", "audio", "script_temperature"])
 def test_a_task_that_does_not_speak_refuses_options_of_speech(key: str) -> None:
-    with pytest.raises(InvalidRequest, match=rf"options\.{key}: expected nothing: task 'asr' does not speak"):
+    with pytest.raises(InvalidRequest, match=rf"options\.{key}: expected no value \(task 'asr' does not speak"):
         read({key: 1}, ASR)
 
 
@@ -244,7 +247,7 @@ def test_the_bundled_voice_speaks_english(language: str) -> None:
 def test_only_a_family_of_one_script_transliterates() -> None:
     assert read({"transliterate": True}).manner == Manner(transliterates=True)
     assert read({"transliterate": False}).manner == PLAIN
-    refusal = "options.transliterate: expected false or nothing: this model supports every script, got true"
+    refusal = "options.transliterate: expected false or no value (this model supports every script), got true"
     with pytest.raises(InvalidRequest, match=refusal):
         read_options('{"transliterate": true}', VITA, VITA.task("tts"), 12.5)
 
@@ -290,6 +293,6 @@ def test_a_bad_schedule_is_refused_by_name(schedule: object, message: str) -> No
 
 def test_a_model_without_modules_has_no_schedule() -> None:
     with pytest.raises(
-        InvalidRequest, match=r"options\.schedule: expected none: this model generates one row per step, got"
+        InvalidRequest, match=r"options\.schedule: expected no value \(this model generates one row per step\), got"
     ):
         read({"schedule": [1, 4]})

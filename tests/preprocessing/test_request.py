@@ -87,7 +87,7 @@ def test_the_longest_audio_fits_the_model(preprocessor: Preprocessor) -> None:
         (RawRequest(audio=b"", pcm_in=PCM), "pcm_in: expected either audio or pcm_in without messages, got both"),
         (
             RawRequest(messages='[{"role": "user", "codes": [[0]]}]'),
-            "messages[0].codes: expected an audio input: this model takes samples, got codes",
+            "messages[0].codes: expected audio samples (this model does not accept codes), got codes",
         ),
         (RawRequest(text=""), "text: expected something that can be spoken, got ''"),
         (RawRequest(text="a" * 10**6), "text: expected at most 160 characters, got 1000000 characters"),
@@ -96,7 +96,7 @@ def test_the_longest_audio_fits_the_model(preprocessor: Preprocessor) -> None:
         (RawRequest(text="a", task=b"\xff"), "task: expected UTF-8"),
         (RawRequest(text="a", task="asr"), "audio: expected audio for task 'asr', got text"),
         (RawRequest(audio=wav(1), task="tts"), "text: expected text for task 'tts', got audio"),
-        (RawRequest(text="a", sample_rate=8_000), "sample_rate: expected none without pcm_in, got 8000"),
+        (RawRequest(text="a", sample_rate=8_000), "sample_rate: expected no value without pcm_in, got 8000"),
         (RawRequest(pcm_in=PCM), "sample_rate: expected the rate of pcm_in in Hz, got none"),
         (RawRequest(pcm_in=PCM, sample_rate=0), "sample_rate: expected a rate in [1000, 384000] Hz, got 0"),
         (RawRequest(pcm_in=PCM[:200], sample_rate=8_000), "pcm_in: expected at least 0.04 s, got 0.0250 s"),
@@ -265,7 +265,7 @@ def test_times_of_words_are_refused_where_there_are_none(
     aligning: Preprocessor, preprocessor: Preprocessor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorded = RawRequest(pcm_in=PCM, sample_rate=8_000, options=ALIGNED)
-    with pytest.raises(InvalidRequest, match=r"options.words: expected nothing: this server has no aligner"):
+    with pytest.raises(InvalidRequest, match=r"options.words: expected no value \(this server has no aligner"):
         preprocessor.prepare(recorded)
     with pytest.raises(InvalidRequest, match=r"options.words: expected aligned, got 'exact'"):
         aligning.prepare(replace(recorded, options='{"words": "exact"}'))
@@ -273,5 +273,5 @@ def test_times_of_words_are_refused_where_there_are_none(
     with pytest.raises(InvalidRequest, match=r"options.words: expected a recording of at most 0.5 s, got 1.0 s"):
         aligning.prepare(recorded)
     monkeypatch.setattr("stretto.preprocessing.request.TRANSCRIBE", "other")
-    with pytest.raises(InvalidRequest, match=r"options.words: expected nothing: only speech and 'other' of one"):
+    with pytest.raises(InvalidRequest, match=r"options.words: expected no value \(only speech and 'other' of one"):
         aligning.prepare(recorded)

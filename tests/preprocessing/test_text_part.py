@@ -31,11 +31,11 @@ def test_a_part_is_read_and_travels_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (raw(None), "text: expected the next part of the text, '' if nothing is added, got nothing"),
+        (raw(None), "text: expected the next part of the text, or '' to add none, got none"),
         (raw("x" * (MAX_PART_CHARS + 1)), "text: expected at most 4096 characters, got 4097 characters"),
         (raw("\ud800"), "text: expected text without lone surrogates"),
         (raw(b"\xc3"), "text: expected UTF-8, got a byte 0xc3 at 0"),
-        (raw(id=...), "session.id: expected the session id in the reply's first event, got nothing"),
+        (raw(id=...), "session.id: expected the session id in the reply's first event, got none"),
         (raw(id=""), "session.id: expected the session id in the reply's first event, got ''"),
         (raw(part=-1), "session.part: expected an integer in [0, 2^31), got -1"),
         (raw(part=True), "session.part: expected an integer in [0, 2^31), got True"),
@@ -46,8 +46,8 @@ def test_a_part_is_read_and_travels_as_it_is() -> None:
         (RawRequest(text="a", session="{"), "session: expected valid JSON"),
         (RawRequest(text="a", session=b"\xff"), "session: expected UTF-8"),
         (RawRequest(text="a", session="[" * 99), "session: expected JSON nested at most 8 deep"),
-        (RawRequest(text="a", session="{}", options="{}"), "options: expected none with session"),
-        (RawRequest(session="{}", pcm_in=np.zeros(1, np.float32)), "pcm_in: expected none with session"),
+        (RawRequest(text="a", session="{}", options="{}"), "options: expected no value with session"),
+        (RawRequest(session="{}", pcm_in=np.zeros(1, np.float32)), "pcm_in: expected no value with session"),
     ],
 )
 def test_what_is_no_part_is_refused_by_its_field(given: RawRequest, message: str) -> None:

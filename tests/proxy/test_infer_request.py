@@ -107,7 +107,7 @@ def classified() -> bytes:
         (message([4], None, fp32_contents=[1.0]), r"4 elements for shape \[4\], got 1"),
         (message([1], b"\0" * 4) + b"\x3a\x04\0\0\0\0", "one for each input, got 2"),
         (b"\x0a\xff\xff\xff\xff\x7f", "bytes of field 1, got 0"),
-        (b"\x0a" + b"\xff" * 20, "a length without an end"),
+        (b"\x0a" + b"\xff" * 20, "an unterminated varint"),
         (b"\x0b" * 100, "got field 1 of type 3"),
         (b"\x0a\x02\xff\xff", "got bytes that cannot be parsed"),
         (message([1], b"\0" * 4) + b"\x1a\x80\x80\x80\x01" + b"x" * (1 << 21), "besides raw_input_contents"),

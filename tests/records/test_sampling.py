@@ -47,7 +47,7 @@ def test_a_segment_s_parameters_are_refused_with_the_limit_and_what_came(changes
         ({"script_temperature": 1e-7}, r"options.script_temperature: expected 0 or a number in \[1e-06, 10.0\]"),
         ({"ras_window": 7.0}, r"options.audio.ras_window: expected an integer in \[0, 512\], got 7.0"),
         ({"policy": "never"}, "options.guidance.policy: expected one of always, until_s, adaptive, got 'never'"),
-        (UNTIL, "options.guidance.until_s: expected seconds, as the policy is 'until_s', got nothing"),
+        (UNTIL, "options.guidance.until_s: expected a number of seconds, because policy is 'until_s', got none"),
         ({**UNTIL, "guided_until_s": 0.0}, f"{SECONDS} 0.0"),
         (
             {**UNTIL, "guided_until_s": 1.7e308},
@@ -58,7 +58,7 @@ def test_a_segment_s_parameters_are_refused_with_the_limit_and_what_came(changes
             f"{SECONDS} nan",
         ),
         ({**UNTIL, "guided_until_s": "2"}, f"{SECONDS} '2'"),
-        ({"guided_until_s": 2.0}, "options.guidance.until_s: expected nothing under policy 'always', got 2.0"),
+        ({"guided_until_s": 2.0}, "options.guidance.until_s: expected no value under policy 'always', got 2.0"),
     ],
 )
 def test_a_reply_s_parameters_are_refused_with_the_limit_and_what_came(changes: dict[str, Any], message: str) -> None:

@@ -164,7 +164,7 @@ BAD: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"text": "a", "options": '{"voice": "rms"}'}, "options.voice: expected none"),
         (
             {"text": "o " * 3000},
-            "text, audio or messages: expected a prompt of at most 2036 rows before a reply to tts, got 3007 rows",
+            "text, audio or messages: expected a prompt of at most 2036 rows for task tts, got 3007 rows",
         ),
     ],
     "opuslm": [
@@ -180,7 +180,7 @@ BAD: dict[str, list[tuple[dict[str, Any], str]]] = {
             "messages: expected 'assistant' in the last turn for task 'speak', got 'user'",
         ),
         (messages(turn("user", audio="audio")), "messages: expected the inputs audio and messages"),
-        (FILE, "audio: expected codes [9][T] in messages: the checkpoint has no ssl_tokenizer/"),
+        (FILE, "audio: expected codes [9][T] in messages, because the checkpoint has no ssl_tokenizer/"),
         (
             {"text": "a", "task": "text_dialogue", "options": '{"max_audio_s": 1}'},
             "options.max_audio_s: expected nothing",

@@ -113,7 +113,7 @@ def test_forgeries_are_refused_one_by_one_and_running_streams_go_on(server: Serv
     answers.append(attacker.answers.get(timeout=PATIENCE_S))
     assert attacker.answers.empty()
     assert set(answers) == {
-        f"invalid request: {name}: expected a record authenticated by this server, got something else"
+        f"invalid request: {name}: expected a record authenticated by this server, got another record"
         for name in ("chunk", "prompt")
     }
     attacker.leave()

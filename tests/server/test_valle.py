@@ -70,7 +70,7 @@ def test_a_recording_is_a_voice_and_a_reply_may_be_guided(served: ServedCheckpoi
 def test_bad_input_is_refused_by_its_field(served: ServedCheckpoint) -> None:
     codes = [{"role": "system", "codes": [[1, 2]] * 7}, {"role": "user", "text": "a"}]
     for inputs, message in (
-        ({"text": "a"}, "messages: expected a system turn with audio, the voice to speak in"),
+        ({"text": "a"}, "messages: expected a system turn with a recording of the voice"),
         ({"messages": json.dumps(codes)}, "messages[0].codes: expected 8 streams, got 7 streams"),
         ({"text": "a", "options": '{"voice": "anna"}'}, "options.voice: expected none"),
     ):

@@ -72,7 +72,7 @@ def decoded(model: VibeVoiceForConditionalGeneration, latents: np.ndarray) -> np
 
 def test_bad_input_is_refused_by_its_field(served: ServedCheckpoint) -> None:
     for options, message in (
-        ({"voice": "bob"}, "options.voice: expected none: this model has no named voices"),
+        ({"voice": "bob"}, "options.voice: expected no value (this model has no named voices"),
         ({"guidance": {"policy": "adaptive"}}, "options.guidance.policy: expected 'always'"),
         ({"audio": {"temperature": 0.5}}, "options.audio.temperature: expected 1.0"),
         ({"audio": {"top_k": 5}}, "options.audio.top_k: expected 0, as frames of vibevoice have no ids"),

@@ -69,11 +69,11 @@ def test_what_is_wrong_with_a_request_is_said_in_a_line(served: ServedVita) -> N
         ({"repetition_penalty": 20}, "options.repetition_penalty: expected a number in [0.1, 10.0], got 20"),
         (
             {"audio": {"top_k": 3}},
-            "options.audio: expected nothing: options.text sets the sampling of text and audio for 'tts'",
+            "options.audio: expected no value (options.text sets the sampling of text and audio for 'tts'",
         ),
         (
             {"guidance_scale": 2},
-            "options.guidance_scale: expected nothing: options.text sets the sampling of text and audio for 'tts'",
+            "options.guidance_scale: expected no value (options.text sets the sampling of text and audio for 'tts'",
         ),
     ):
         error = served.server.ask(options, text="how are you?").error
@@ -82,4 +82,4 @@ def test_what_is_wrong_with_a_request_is_said_in_a_line(served: ServedVita) -> N
     long = served.server.ask({}, text="how are you? " * 600)
     assert long.error is not None
     assert "got 7800 characters" not in long.error
-    assert "expected a prompt of at most 2047 rows before a reply to tts" in long.error
+    assert "expected a prompt of at most 2047 rows for task tts" in long.error

@@ -171,7 +171,7 @@ def test_every_size_is_a_power_of_two_or_the_steady_one() -> None:
 
 @pytest.mark.parametrize(("first", "steady"), [(0, 5), (6, 5), (-1, 5)])
 def test_a_policy_that_makes_no_sense_is_refused(first: int, steady: int) -> None:
-    with pytest.raises(ValueError, match="first <= steady"):
+    with pytest.raises(ValueError, match="first_frames <= steady_frames"):
         ChunkPolicy(first, steady)
 
 

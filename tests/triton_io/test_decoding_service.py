@@ -139,7 +139,7 @@ def test_a_probe_never_reaches_the_worker(slot: FlowSlot, is_gone: bool) -> None
     assert (slot.outcome is Outcome.CANCELLED) is is_gone
 
 
-NOT_SEALED = "invalid request: chunk: expected a record authenticated by this server, got something else"
+NOT_SEALED = "invalid request: chunk: expected a record authenticated by this server, got another record"
 
 
 def refusal(asked: Request) -> str:

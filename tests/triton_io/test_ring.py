@@ -138,7 +138,7 @@ def test_what_is_no_ring_is_refused(tmp_path: Path) -> None:
 def test_nothing_of_a_file_that_is_no_ring_is_told(tmp_path: Path, content: bytes) -> None:
     address = RingAddress("stretto_ring_0011223344556677")
     (tmp_path / address.name).write_bytes(content)
-    with pytest.raises(InvalidRequest, match=r"got memory with another header$"):
+    with pytest.raises(InvalidRequest, match=r"got memory with an invalid header$"):
         PcmRing.open(address, tmp_path)
     assert (tmp_path / address.name).read_bytes() == content
 

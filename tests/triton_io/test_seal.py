@@ -16,7 +16,7 @@ from stretto.errors import InvalidRequest
 from stretto.triton_io.seal import Seal, SealKey
 
 SEAL = Seal(bytes(32))
-REFUSED = "^chunk: expected a record authenticated by this server, got something else$"
+REFUSED = "^chunk: expected a record authenticated by this server, got another record$"
 CODES = np.arange(12, dtype=np.int32).reshape(3, 4)
 
 

@@ -246,7 +246,7 @@ def test_prompts_not_from_the_preprocessor_take_no_slot(service: SpeechService, 
         assert asked.sender.is_final
         (response,) = asked.sender.responses
         assert response.error.message() == (
-            "invalid request: prompt: expected a record authenticated by this server, got something else"
+            "invalid request: prompt: expected a record authenticated by this server, got another record"
         )
     assert table.num_active() == 0
     assert Logger.errors == []

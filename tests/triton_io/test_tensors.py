@@ -45,7 +45,7 @@ def test_an_absent_optional_tensor_is_none() -> None:
 
 
 def test_a_missing_tensor_is_named() -> None:
-    with pytest.raises(InvalidRequest, match=r"prompt: expected UINT8 \[-1\], got nothing"):
+    with pytest.raises(InvalidRequest, match=r"prompt: expected UINT8 \[-1\], got none"):
         read_array(Request({}), tensors.PROMPT)
 
 

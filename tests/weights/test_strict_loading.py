@@ -95,7 +95,7 @@ def test_tensors_that_are_no_weights_are_named(tmp_path: Path, kind: str) -> Non
     torch.save({"bias": torch.ones(2), "weight": NO_WEIGHTS[kind]()}, path)
     with pytest.raises(CheckpointError) as error:
         read_tensors(path)
-    assert str(error.value) == f"{path}: expected dense tensors of real numbers, got others in ['weight']"
+    assert str(error.value) == f"{path}: expected dense tensors of real numbers, got other values in ['weight']"
 
 
 def test_a_type_that_nothing_is_computed_in_is_named(tmp_path: Path) -> None:

@@ -61,11 +61,11 @@ def test_what_is_supported_starts() -> None:
     [
         ({"use_v2_model_runner": False}, "VLLM_USE_V2_MODEL_RUNNER=1"),
         ({"policy": "priority"}, "scheduling_policy: expected fcfs, got priority"),
-        ({"num_groups": 2}, "attention layers are all of one kind"),
+        ({"num_groups": 2}, "several kinds of attention layers"),
         ({"speculative_config": object()}, r"does not support \['speculative_config'\]"),
         ({"threshold": 8}, r"does not support \['long_prefill_token_threshold'\]"),
         ({"steps": 3}, "eight_streams: 3 steps in flight exceed the 2 rows from its text"),
-        ({"family": GUIDED_CHAT}, "guided_chat: multi-token steps from text to audio exclude guidance"),
+        ({"family": GUIDED_CHAT}, "guided_chat: guidance is not supported with multi-token steps from text to audio"),
         ({"family": FORCED_BURSTS, "budget": 9}, "max_num_batched_tokens: expected at least 10, .*, got 9"),
         ({"family": TRACKED_CHAT}, "tracked_chat: a text track works only with replies of audio alone"),
         ({"family": FORCED_BURSTS, "block_size": 3}, "block_size: expected at least 4, the modules of .*, got 3"),

@@ -88,7 +88,7 @@ def test_audio_of_several_turns_is_heard_in_its_place() -> None:
 
 def test_a_checkpoint_without_an_encoder_refuses_audio() -> None:
     deaf = BagpiperTemplate(FAMILY, Subwords(Exclaiming(), FAMILY), None)
-    with pytest.raises(InvalidRequest, match="pcm_in: expected no audio: this checkpoint has no audio encoder"):
+    with pytest.raises(InvalidRequest, match=r"pcm_in: expected no audio \(this checkpoint has no audio encoder\)"):
         deaf.write(FAMILY.task("understand"), (Piece("user", "pcm_in", pcm=np.zeros(960, np.float32)),), None)
 
 

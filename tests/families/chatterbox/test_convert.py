@@ -54,7 +54,7 @@ def other_text(tensors: Tensors, num_ids: int) -> None:
     [
         (lambda t: t.pop("text_pos_emb.emb.weight"), "missing: text_pos_emb.emb.weight"),
         (lambda t: t.pop("cond_enc.emotion_adv_fc.weight"), "missing: cond_enc.emotion_adv_fc.weight"),
-        (lambda t: t.pop("cond_enc.perceiver.pre_attention_query"), "pre_attention_query [1, n, H] is expected"),
+        (lambda t: t.pop("cond_enc.perceiver.pre_attention_query"), "pre_attention_query of shape [1, n, H]"),
         (lambda t: t.pop("tfmr.layers.1.mlp.up_proj.weight"), "missing: tfmr.layers.1.mlp.up_proj.weight"),
         (lambda t: t.update(more=torch.ones(1)), "unknown: more"),
         (lambda t: t.update({"speech_head.weight": torch.ones(8194, 32)}), "of another shape: speech_head.weight"),
@@ -177,7 +177,7 @@ def heard(**changes: object) -> dict[str, Any]:
         (heard(prompt_feat=torch.ones(1, 26, 79)), "voices.1.mel [79, 26] for [80, 26]"),
         (heard(prompt_feat=torch.full((1, 26, 80), torch.nan)), "gen.prompt_feat: expected finite numbers"),
         (heard(embedding=torch.full((1, 192), -torch.inf)), "gen.embedding: expected finite numbers"),
-        (heard(prompt_token=torch.ones(1, 13, dtype=torch.bool)), "expected finite numbers, real ones or of int32"),
+        (heard(prompt_token=torch.ones(1, 13, dtype=torch.bool)), "expected finite floating-point, int32"),
     ],
 )
 def test_a_voice_that_s3gen_cannot_speak_in_is_refused(

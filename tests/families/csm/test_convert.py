@@ -37,15 +37,15 @@ def test_the_codec_in_the_files_is_served(release: CsmRelease, tmp_path: Path) -
     [
         ("config.json", lambda record: record.update(model_type="llama"), "expected model_type 'csm', got 'llama'"),
         ("config.json", lambda record: record.update(attention_bias=True), "expected layers without biases"),
-        ("config.json", lambda record: record.update(rms_norm_eps="small"), "not the parameters of csm"),
+        ("config.json", lambda record: record.update(rms_norm_eps="small"), "invalid parameters for csm"),
         ("config.json", lambda record: record.update(codebook_eos_token_id=1), "codebook_eos_token_id 0, got 1"),
         ("config.json", lambda record: record.update(text_vocab_size=300), "at most 300 tokens"),
         (
             "config.json",
             lambda record: record["codec_config"].update(num_codebooks=8),
-            "config.json: not the parameters of csm: property 'num_codebooks' of 'MimiConfig' object has no setter",
+            "config.json: invalid parameters for csm: property 'num_codebooks' of 'MimiConfig' object has no setter",
         ),
-        ("config.json", lambda record: record["codec_config"].update(frame_size=8), "not the parameters of csm"),
+        ("config.json", lambda record: record["codec_config"].update(frame_size=8), "invalid parameters for csm"),
         (
             "config.json",
             lambda record: record.update(hidden_size=65, head_dim=32),
@@ -56,7 +56,7 @@ def test_the_codec_in_the_files_is_served(release: CsmRelease, tmp_path: Path) -
             lambda record: record["weight_map"].update(extra="/etc/passwd"),
             "expected a file name without a folder, got '/etc/passwd'",
         ),
-        ("config.json", lambda record: record.update(hidden_size=32), "tensors do not fit: of another shape"),
+        ("config.json", lambda record: record.update(hidden_size=32), "tensors do not match: wrong shape"),
         ("tokenizer.json", lambda record: record["added_tokens"].pop(-3), "without <|end_of_text|>"),
         (
             "transformers.safetensors.index.json",
@@ -109,5 +109,5 @@ def test_sesame_s_own_files_are_told_by_name(
     command[command.index("--model") + 1] = str(folder)
     assert main([*command, "--out", str(tmp_path / "out")]) == 1
     said = capsys.readouterr().err
-    assert f"{folder}: expected transformers' files, transformers.safetensors.index.json, got Sesame's own" in said
+    assert f"{folder}: expected transformers.safetensors.index.json in transformers format, got Sesame's format" in said
     assert said.count("\n") == 1

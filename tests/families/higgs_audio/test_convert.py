@@ -44,10 +44,10 @@ def test_what_only_training_needs_is_left_out(release: HiggsAudioRelease, tmp_pa
     [
         ("config.json", lambda record: record.update(model_type="higgs_audio"), "expected model_type 'higgs_audio_v2'"),
         ("config.json", lambda record: record.update(attention_bias=True), "expected layers without biases"),
-        ("config.json", lambda record: record.update(rms_norm_eps="small"), "not the parameters of higgs_audio_v2"),
+        ("config.json", lambda record: record.update(rms_norm_eps="small"), "invalid parameters for higgs_audio_v2"),
         ("config.json", lambda record: record.update(audio_stream_eos_id=16), "to be the last two of codebook_size 18"),
-        ("config.json", lambda record: record.update(eos_token_id=[5, 6]), "expected one eos_token_id"),
-        ("config.json", lambda record: record.update(intermediate_size=32), "tensors do not fit: of another shape"),
+        ("config.json", lambda record: record.update(eos_token_id=[5, 6]), "expected integers as eos_token_id"),
+        ("config.json", lambda record: record.update(intermediate_size=32), "tensors do not match: wrong shape"),
         ("config.json", lambda record: record.update(num_codebooks=5), "embed_audio_tokens.weight [72, 64] for [90"),
         ("tokenizer.json", lambda record: record["added_tokens"].pop(5), "without <|end_header_id|>"),
     ],
@@ -73,7 +73,7 @@ def test_numbers_that_do_not_fit_are_named(
         (lambda t: t.pop("model.embed_audio_tokens.embed_audio_tokens.weight"), "missing: model.embed_audio_tokens"),
         (lambda t: t.pop("model.layers.1.audio_mlp.up_proj.weight"), "missing: model.layers.1.audio_mlp.up_proj"),
         (lambda t: t.update(more=torch.ones(1)), "unknown: more"),
-        (lambda t: t.update({"audio_codebook_embeddings.weight": torch.ones(1)}), "got Boson's own"),
+        (lambda t: t.update({"audio_codebook_embeddings.weight": torch.ones(1)}), "got Boson AI's format"),
     ],
 )
 def test_tensors_that_do_not_fit_are_named(

@@ -131,7 +131,7 @@ def test_tensors_of_model_pth_that_do_not_fit_are_named(
     path = tmp_path / "tokenizer" / "model.pth"
     tensors = {each: value for each, value in torch.load(path).items() if each != name}
     torch.save(tensors if tensor is None else tensors | {name: tensor}, path)
-    assert f"model.pth: tensors do not fit: {message}" in refusal(release, capsys)
+    assert f"model.pth: tensors do not match: {message}" in refusal(release, capsys)
 
 
 def test_bosons_own_config_gives_the_same_numbers(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_numbers_that_are_none_of_a_codec_are_named(
     edit: dict[str, object], release: HiggsAudioRelease, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "tokenizer" / "config.json").write_text(json.dumps(BOSONS_NUMBERS | edit))
-    assert "tokenizer/config.json: not the parameters of Higgs Audio's codec" in refusal(release, capsys)
+    assert "tokenizer/config.json: invalid parameters for Higgs Audio's codec" in refusal(release, capsys)
 
 
 def test_the_model_folder_may_hold_older_shards_too(release: HiggsAudioRelease, tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def test_codes_of_earlier_replies_are_voices(made: Made) -> None:
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ({"text": " "}, "text: expected text of at least one character that is no space"),
+        ({"text": " "}, "text: expected text with at least one non-space character"),
         ({"text": "o" * 4001}, "text: expected at most 4000 characters"),
         ({"text": "a", "options": '{"voice": "2"}'}, "options.voice: expected"),
         (
@@ -139,7 +139,7 @@ def test_codes_of_earlier_replies_are_voices(made: Made) -> None:
                 "messages": talk(turn("system", text="b"), turn("user", text="a")),
                 "options": '{"instruct": "c"}',
             },
-            "options.instruct: expected nothing if a system turn describes the scene",
+            "options.instruct: expected no value if a system turn describes the scene",
         ),
         ({"text": "o " * 300}, "text: expected a prompt of at most 255 rows"),
     ],

@@ -106,10 +106,10 @@ def test_tensors_that_do_not_fit_are_named(
         ("encoder_conf", "macaron_ffn", False, "encoder_conf.macaron_ffn: expected one of (True,), got False"),
         ("encoder_conf", "merge_conv_kernel", 30, "expected odd kernels"),
         ("encoder_conf", "attention_heads", 5, "expected a width of whole heads"),
-        ("encoder_conf", "num_blocks", "3", "expected positive whole numbers"),
+        ("encoder_conf", "num_blocks", "3", "expected positive integers"),
         ("frontend_conf", "shapes", 7, "expected the parameters of XEUS, got TypeError"),
         ("frontend_conf", "conv_mode", "depth_only", "frontend_conf.conv_mode: expected one of ('standard',)"),
-        ("preencoder_conf", "output_size", 16, "preencoder_conf.output_size: expected 32, as the encoder's"),
+        ("preencoder_conf", "output_size", 16, "preencoder_conf.output_size: expected 32, the encoder's width"),
         (None, "encoder_conf", None, "config.yaml: encoder_conf: expected a mapping, got None"),
     ],
 )

@@ -70,7 +70,7 @@ def test_audio_is_heard_as_far_as_both_tokenizers_hear_it() -> None:
     [
         (
             Piece("user", "audio", pcm=np.zeros(960, np.float32)),
-            "audio: expected codes [9][T] in messages: the checkpoint has no ssl_tokenizer/",
+            "audio: expected codes [9][T] in messages, because the checkpoint has no ssl_tokenizer/",
         ),
         (Piece("user", "m.codes", codes=np.zeros((8, 3), int)), "m.codes: expected 9 streams, got 8 streams"),
         (Piece("user", "m.codes", codes=np.full((9, 1), 12)), "m.codes[1]: expected codes in [0, 12), got 12"),

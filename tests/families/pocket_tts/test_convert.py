@@ -163,7 +163,7 @@ def test_a_release_without_voices_is_refused(tmp_path: Path, capsys: pytest.Capt
     for path in (release / "embeddings").iterdir():
         path.unlink()
     assert run(release, tmp_path / "out") == 1
-    assert "expected a voice at least, NAME.safetensors, got none" in capsys.readouterr().err
+    assert "expected at least one voice, NAME.safetensors, got none" in capsys.readouterr().err
 
 
 def test_a_link_to_a_voice_elsewhere_is_not_followed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

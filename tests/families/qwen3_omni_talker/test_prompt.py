@@ -64,7 +64,7 @@ def written(checkpoint: Path, **changes: Any) -> Prompt:
     ("changes", "message"),
     [
         ({"words": []}, "words: expected at least the first of a reply, got none"),
-        ({"words": [5, 315]}, r"words: expected ids of a text without its begin, end or pads, got \[315\]"),
+        ({"words": [5, 315]}, r"words: expected text ids without bos, eos and pad ids, got \[315\]"),
         ({"words": [330]}, r"words: expected ids of the thinker's text in \[0, 330\), got others"),
         ({"words": ["Hello"]}, "words: expected ids"),
         ({"conversation": [-1]}, "conversation: expected ids"),
@@ -75,7 +75,7 @@ def written(checkpoint: Path, **changes: Any) -> Prompt:
         ),
         ({"states": np.zeros((8, 48), np.float32)}, r"states: expected float32 \[9, W\].* got float32 \[8, 48\]"),
         ({"states": np.zeros((9, 48))}, r"states: .* got float64 \[9, 48\]"),
-        ({"conversation": turn("user", [IMAGE]), "states": None}, "conversation: expected text and audio: rows of"),
+        ({"conversation": turn("user", [IMAGE]), "states": None}, "conversation: expected only text and audio (images"),
     ],
 )
 def test_what_cannot_be_spoken_is_refused_by_name(checkpoint: Path, changes: dict[str, Any], message: str) -> None:
@@ -87,8 +87,8 @@ def test_what_cannot_be_spoken_is_refused_by_name(checkpoint: Path, changes: dic
     ("spoil", "message"),
     [
         (lambda states: states[:, :40], r"features \[F >= 1, 48\], got \[9, 40\]"),
-        (lambda states: np.where(states == states.max(), np.nan, states), "features that are finite numbers, got NaN"),
-        (lambda states: np.where(states == states.max(), np.inf, states), "features that are finite numbers, got NaN"),
+        (lambda states: np.where(states == states.max(), np.nan, states), "finite features, got NaN"),
+        (lambda states: np.where(states == states.max(), np.inf, states), "finite features, got NaN"),
     ],
 )
 def test_invalid_states_are_refused(checkpoint: Path, spoil: Callable[[np.ndarray], np.ndarray], message: str) -> None:

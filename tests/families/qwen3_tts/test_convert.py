@@ -83,7 +83,7 @@ def test_what_a_fine_tune_leaves_out_is_as_the_authors_class_has_it(tmp_path: Pa
         (lambda config: config["talker_config"].update(spk_is_dialect={"nobody": ["a"]}), "got 'nobody': ['a']"),
         (
             lambda config: config["talker_config"]["rope_scaling"].update(mrope_section=[8, 8, 8]),
-            "mrope_section of half a head",
+            "expected integers in mrope_section",
         ),
     ],
 )

@@ -81,7 +81,7 @@ def test_a_request_says_voice_language_and_how_to_speak(checkpoints: dict[str, C
         ("custom_voice", {"instruct": 7}, "options.instruct: expected text"),
         ("custom_voice", {"instruct": LONG}, "options.instruct: expected at most 4000 characters, got 4001"),
         ("custom_voice", {"text_mode": "slow"}, "options.text_mode: expected one of whole, streaming"),
-        ("voice_design", {"voice": "ryan"}, "options.voice: expected none: this model has no named voices"),
+        ("voice_design", {"voice": "ryan"}, "options.voice: expected no value (this model has no named voices"),
     ],
 )
 def test_what_it_cannot_say_is_refused_by_name(
@@ -193,7 +193,7 @@ def test_each_voice_is_encoded_once(checkpoints: dict[str, Checkpoint], monkeypa
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        (RawRequest(text="hello"), "messages: expected a system turn with audio: this model clones the voice of a"),
+        (RawRequest(text="hello"), "messages: expected a system turn with audio (this model clones the voice of a"),
         (
             RawRequest(messages='[{"role": "system", "text": "a"}, {"role": "user", "text": "b"}]'),
             "messages: expected a sy",
@@ -234,8 +234,8 @@ def test_a_checkpoint_without_its_speaker_encoder_is_refused(tmp_path: Path) -> 
     save_file(network.state_dict(), folder / FOLDER / "model.safetensors")
     (folder / FOLDER / "config.json").write_text(json.dumps(config | {"enc_dim": 8}))
     codec = FrameCounter(1920, 4, 32, 24_000)
-    with pytest.raises(CheckpointError, match="expected a speaker encoder of width 96, the model's, got 8"):
+    with pytest.raises(CheckpointError, match="expected a speaker encoder of the model's width, 96, got 8"):
         Preprocessor(folder, codec)
     shutil.rmtree(folder / FOLDER)
-    with pytest.raises(CheckpointError, match="expected the speaker encoder of a model that clones voices"):
+    with pytest.raises(CheckpointError, match="expected a speaker encoder, because the model clones voices"):
         Preprocessor(folder, codec)

@@ -24,7 +24,7 @@ from stretto.families.tiny.prompt import MAX_FRAME_ROWS, TinyTemplate, trim_sile
 from tests.fakes import FrameCounter
 
 TEMPLATE = TinyTemplate(FrameCounter())
-OTHERS = "text: expected English in Latin letters, or options.transliterate true to have others spelled in them, "
+OTHERS = "text: expected English in Latin script, or options.transliterate=true to transliterate other scripts, "
 
 
 def test_a_text_is_voice_and_characters() -> None:
@@ -73,7 +73,10 @@ def test_the_index_table_is_never_overrun() -> None:
         ("नमस्ते दुनिया", OTHERS + "got Devanagari letters (Hindi and others) in 'नमस्ते'"),
         ("안녕 hello", OTHERS + "got Korean letters in '안녕'"),
         ("777 " * 40, "text: expected at most 160 characters once written out in words, got 1279 characters"),
-        ("\ua672" * 160, "text: expected at most 640 characters in ASCII, got 1600 characters"),  # 1,000,000,000 each
+        (
+            "\ua672" * 160,
+            "text: expected at most 640 characters once converted to ASCII, got 1600 characters",
+        ),  # 1,000,000,000 each
     ],
 )
 def test_text_that_cannot_be_spoken_is_refused(text: str, message: str) -> None:

@@ -66,7 +66,7 @@ def test_tensors_that_do_not_fit_are_named(
         (lambda c: c["corelm_conf"].update(qk_norm=True), "corelm_conf.qk_norm: expected false, got true"),
         (lambda c: c["corelm_conf"].update(ar_layer=0), "corelm_conf.ar_layer: expected a whole number >= 1, got 0"),
         (lambda c: c["corelm_conf"].update(head=3), "corelm_conf.att_unit: expected a multiple of head, 3, got 64"),
-        (lambda c: c.update(codec_token_in_use=7), "codec_token_in_use: expected a number >= 2 of codebooks"),
+        (lambda c: c.update(codec_token_in_use=7), "codec_token_in_use: expected a number of codebooks >= 2"),
         (lambda c: c["token_bias"].pop("text_bpe"), "token_bias.text_bpe is missing"),
         (lambda c: c["token_bias"].update(codec=[256, 1256]), "token_bias.codec: expected [first, end) of 412 ids"),
         (lambda c: c["token_list"].__setitem__(67, "<tts_task>"), "token_list: no <bpe_tts_task>"),

@@ -65,7 +65,7 @@ def test_a_recording_is_the_same_as_its_codes(preprocessor: Preprocessor) -> Non
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        (RawRequest(text="a well"), "messages: expected a system turn with audio, the voice to speak in, got none"),
+        (RawRequest(text="a well"), "messages: expected a system turn with a recording of the voice, got none"),
         (voiced(VOICE[:7]), r"messages\[0\].codes: expected 8 streams, got 7 streams"),
         (voiced([[12] * 2] * 8), r"messages\[0\].codes: expected codes in \[0, 12\), got 12"),
         (voiced([[1] * 1501] * 8), r"messages\[0\].codes: expected at most 1500 frames, got 1501 frames"),

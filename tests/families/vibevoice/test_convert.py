@@ -151,7 +151,7 @@ def test_what_does_not_fit_is_named(
         ({"audio_token_id": BEGIN}, "begin, end, frame and end_of_reply must differ"),
         ({"audio_config": [1]}, "cannot be read as a release of vibevoice"),
         ({"text_config": None}, "text_config is missing"),
-        ({"text_config": {"hidden_size": "wide"}}, "not the parameters of qwen2"),
+        ({"text_config": {"hidden_size": "wide"}}, "invalid parameters for qwen2"),
     ],
 )
 def test_a_config_that_does_not_fit_is_named(
@@ -165,7 +165,7 @@ def test_a_config_that_does_not_fit_is_named(
 
 def test_other_dtypes_are_refused(release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(release, tmp_path / "out", "--dtype", "bfloat16") == 1
-    assert "--dtype: expected float32, in which latents are fed back, got bfloat16" in capsys.readouterr().err
+    assert "--dtype: expected float32 (latents are fed back in float32), got bfloat16" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,9 @@ def test_what_is_heard_through_an_encoder_stands_in_the_place_of_a_row_each(tmp_
     assert places == np.flatnonzero(prompt.rows[:, 0] == context).tolist()
     assert [len(each.features) for each in prompt.audios] == [8, 17, 17]
     assert np.array_equal(prompt.audios[1].features, prompt.audios[2].features)
-    with pytest.raises(InvalidRequest, match=r"user\.codes: expected an audio input: VITA-Audio-Plus takes samples"):
+    with pytest.raises(
+        InvalidRequest, match=r"user\.codes: expected audio samples \(VITA-Audio-Plus does not accept codes"
+    ):
         written(plus, "asr", Piece("user", "user.codes", codes=codes(1)))
 
 

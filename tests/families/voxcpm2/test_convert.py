@@ -144,7 +144,7 @@ def changed(record: dict[str, Any], path: str, value: object) -> dict[str, Any]:
     [
         ("architecture", "voxcpm", "architecture: expected voxcpm2, got 'voxcpm'"),
         ("dit_config.dit_mean_mode", True, "dit_config.dit_mean_mode: expected false"),
-        ("residual_lm_no_rope", False, "expected rotation in the base model only"),
+        ("residual_lm_no_rope", False, "expected rotary embeddings in the base model only"),
         ("lm_config.rope_scaling.short_factor", [1.0], "rope_scaling.short_factor: expected 16 numbers, got 1"),
         ("encoder_config.kv_channels", 16, "encoder_config: expected 32 channels per head, got 16"),
         ("lm_config.vocab_size", 150, "expected at most 150 tokens, got 160"),
@@ -167,7 +167,7 @@ def test_a_config_that_does_not_fit_is_named(
 def test_incomplete_releases_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     release = write_release(tmp_path / "release")
     assert run(release, tmp_path / "out", "--dtype", "bfloat16") == 1
-    assert "--dtype: expected float32, in which latents are fed back, got bfloat16" in capsys.readouterr().err
+    assert "--dtype: expected float32 (latents are fed back in float32), got bfloat16" in capsys.readouterr().err
     (release / CODEC).unlink()
     assert run(release, tmp_path / "out") == 1
     assert "expected the codec as audiovae.safetensors or audiovae.pth, got neither" in capsys.readouterr().err

@@ -119,7 +119,7 @@ def asked(*turns: dict[str, Any], **options: Any) -> RawRequest:
         (asked(USER, {"role": "assistant", "text": "b"}, USER), "messages: expected a text and the audio of its reply"),
         (asked(USER, instruct="\ud800"), "options.instruct: expected text without lone surrogates"),
         (asked(USER, instruct="low " * 251), "options.instruct: expected at most 1000 characters, got 1004"),
-        (asked(USER, ASSISTANT, USER, instruct="low"), "options.instruct: expected nothing with audio to continue"),
+        (asked(USER, ASSISTANT, USER, instruct="low"), "options.instruct: expected no value with audio to continue"),
         (
             asked({"role": "system", "codes": [[1]]}, USER),
             r"messages\[0\].codes: expected a file or samples of a voice, got codes",
@@ -142,7 +142,7 @@ def asked(*turns: dict[str, Any], **options: Any) -> RawRequest:
         ),
         (asked(USER, instruct="a" * 1001), "options.instruct: expected at most 1000 characters, got 1001"),
         (RawRequest(text="a", options='{"instruct": "\\ud800"}'), "options.instruct: expected text without lone"),
-        (asked(USER, voice="alba"), "options.voice: expected none: this model has no named voices"),
+        (asked(USER, voice="alba"), "options.voice: expected no value (this model has no named voices"),
         (asked(USER, latents={"steps": 1}), r"options.latents.steps: expected an integer in \[2, 50\], got 1"),
         (asked(USER, guidance_scale=-1), r"options.guidance_scale: expected a number in \[0.0"),
         (asked(USER, guidance={"policy": "adaptive"}), "options.guidance.policy: expected 'always'"),
