@@ -50,6 +50,19 @@ check_chatterbox_replies() (
     CHATTERBOX_SRC="$folder/chatterbox" python -m scripts.chatterbox_replies --check tests/data/chatterbox_replies.json
 )
 
+check_chatterbox_voices() (
+    . scripts/uv_sources.sh
+    env=$(mktemp -d)
+    trap 'rm -rf "$env"' EXIT
+    uv venv --quiet --python .venv/bin/python "$env/env"
+    uv pip install --quiet --python "$env/env/bin/python" torch==2.6.0 torchaudio==2.6.0 transformers==5.2.0 \
+        diffusers==0.29.0 conformer==0.3.2 librosa==0.11.0 soundfile einops omegaconf onnx tqdm \
+        'numpy<2'
+    uv pip install --quiet --target "$env/source" --no-deps chatterbox-tts==0.1.7 s3tokenizer==0.3.0
+    CHATTERBOX_SRC="$env/source/chatterbox" PYTHONPATH="$env/source" "$env/env/bin/python" -m \
+        scripts.chatterbox_voices --check tests/data/chatterbox_voices.npz
+)
+
 check_pocket_tts_replies() (
     . scripts/uv_sources.sh
     folder=$(mktemp -d)
@@ -113,6 +126,7 @@ inject_faults() { scripts/soak.sh --minutes 5 --out .stretto/chaos.jsonl --repor
 check_gpu_code() { scripts/cuda_without_gpu.sh; }
 
 parts=(speak_from_an_empty_environment check_cuda_calls check_qwen3_tts_replies check_chatterbox_replies
+    check_chatterbox_voices
     check_pocket_tts_replies check_voxcpm2_replies check_vita_audio_replies check_advisories check_gpu_code inject_faults test_nightly_tier
     test_histories)
 summary=() failed=0

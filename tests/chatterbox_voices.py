@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from benchmarks.checkpoints import random_chatterbox
+from scripts.chatterbox_voices import recordings
 from stretto.families.chatterbox.voices import COUNTERS, UNUSED, Hearing, hearing_of
 from stretto.preprocessing.audio import resample
 from stretto.records.chunk import Sound
@@ -21,29 +22,6 @@ def authors() -> dict[str, np.ndarray]:
     """Return the arrays of the authors' `prepare_conditionals`, as "recording.array"."""
     with np.load(AUTHORS) as stored:
         return dict(stored)
-
-
-@cache
-def recordings() -> dict[str, tuple[np.ndarray, int]]:
-    """Return recordings by name, float32 [n] or [n, 2], with their rates: tones and noise, some with silence."""
-    draw = np.random.default_rng(1)
-
-    def tone(seconds: float, rate: int, quiet: float = 0.0) -> np.ndarray:
-        time = np.arange(int(seconds * rate)) / rate
-        pcm = 0.3 * np.sin(2 * np.pi * (140 * time + 30 * np.sin(3 * time))) * (1 + np.sin(9 * time)) / 2
-        pcm = pcm + 0.02 * draw.standard_normal(len(time))
-        still = 1e-4 * draw.standard_normal(int(quiet * rate))
-        return np.concatenate([still, pcm, still]).astype(np.float32)
-
-    stereo = tone(7.013, 44100, 0.4)
-    return {
-        "even": (tone(6.0, 24000), 24000),
-        "odd": (tone(2.3171, 24000), 24000),
-        "silence": (tone(4.1, 16000, 0.8), 16000),
-        "long": (tone(12.4, 24000), 24000),
-        "stereo": (np.stack([stereo, 0.5 * stereo], 1), 44100),
-        "short": (tone(0.31, 24000), 24000),
-    }
 
 
 def at_24_khz(name: str) -> np.ndarray:

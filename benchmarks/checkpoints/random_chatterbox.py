@@ -5,8 +5,6 @@ backbone.json (not part of the published release)
 """
 
 import json
-import math
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ import numpy as np
 import torch
 
 from benchmarks.checkpoints import random_s3gen
-from benchmarks.checkpoints.random_tensors import random_tensors
+from benchmarks.checkpoints.random_tensors import drawn_by_name, random_tensors
 from stretto.convert.command import main
 from stretto.families.chatterbox.convert import FILE, HEAD, LLAMA_520M, VOICE_ENCODER_FILE, published_shapes
 from stretto.families.chatterbox.family import END_OF_SPEECH, END_OF_TEXT, SPACE, START_OF_TEXT, ChatterboxVocabulary
@@ -66,20 +64,9 @@ def hearing(width: int = 128, num_layers: int = 2) -> dict[str, torch.Tensor]:
     with torch.device("meta"):
         shapes = {name: tuple(each.shape) for name, each in Hearing(width, num_layers, 192, 80).state_dict().items()}
     shapes |= {"ve.similarity_weight": (1,), "ve.similarity_bias": (1,)}
-    found = {name: torch.from_numpy(_drawn_by_name(name, shape)) for name, shape in shapes.items()}
+    found = {name: torch.from_numpy(drawn_by_name(name, shape)) for name, shape in shapes.items()}
     found["tokenizer._mel_filters"] = torch.ones(2, 3)
     return found | {"speaker_encoder.head.bn1.num_batches_tracked": torch.tensor(1)}
-
-
-def _drawn_by_name(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    draw = np.random.default_rng(zlib.crc32(name.encode()))
-    if len(shape) > 1:
-        values = draw.standard_normal(shape) * (2 if "project_down" in name else 1) / math.sqrt(math.prod(shape[1:]))
-    elif name.endswith(("running_var", "weight")):
-        values = draw.uniform(0.5, 1.5, shape)
-    else:
-        values = 0.1 * draw.standard_normal(shape)
-    return values.astype(np.float32)
 
 
 def write_tokenizer(folder: Path) -> None:

@@ -1,5 +1,7 @@
 """Random tensors by published name, the same on every machine; needs only numpy."""
 
+import math
+import zlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -21,3 +23,15 @@ def random_tensors(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str
             noise *= 0.3 if "head" in name else 1.5 * shape[-1] ** -0.5
         found[name] = noise.astype(np.float32)
     return found
+
+
+def drawn_by_name(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Return a float32 tensor that depends only on its name and shape, for networks that encode audio."""
+    draw = np.random.default_rng(zlib.crc32(name.encode()))
+    if len(shape) > 1:
+        values = draw.standard_normal(shape) * (2 if "project_down" in name else 1) / math.sqrt(math.prod(shape[1:]))
+    elif name.endswith(("running_var", "weight")):
+        values = draw.uniform(0.5, 1.5, shape)
+    else:
+        values = 0.1 * draw.standard_normal(shape)
+    return values.astype(np.float32)

@@ -1,0 +1,135 @@
+"""Generate a test fixture with the authors' encodings of recordings for Chatterbox, by small random networks.
+
+    CHATTERBOX_SRC=chatterbox python -m scripts.chatterbox_voices tests/data/chatterbox_voices.npz
+
+CHATTERBOX_SRC is the folder of that name in the wheel chatterbox-tts 0.1.7. The script runs in an environment with that
+package's requirements (torch and torchaudio 2.6.0, librosa 0.11.0, s3tokenizer 0.3.0), without Perth. Only the
+tokenizer is smaller than the published one.
+"""
+
+import ast
+import os
+import sys
+import tempfile
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from benchmarks.checkpoints.random_tensors import drawn_by_name
+from scripts.reply_fixture import run
+
+SOURCE = Path(os.environ.get("CHATTERBOX_SRC", "chatterbox"))
+WIDTH, NUM_HEADS, NUM_LAYERS = 128, 2, 2  # of the tokenizer; published: 1280, 20, 6
+WITH_MEL = ("odd", "short")  # recordings whose mel spectrogram is stored
+CODES_S, SOUND_S = 6, 10
+Arrays = dict[str, np.ndarray]
+
+
+def recordings() -> dict[str, tuple[np.ndarray, int]]:
+    """Return recordings by name, float32 [n] or [n, 2], with their rates: tones and noise, some with silence."""
+    draw = np.random.default_rng(1)
+
+    def tone(seconds: float, rate: int, quiet: float = 0.0) -> np.ndarray:
+        time = np.arange(int(seconds * rate)) / rate
+        pcm = 0.3 * np.sin(2 * np.pi * (140 * time + 30 * np.sin(3 * time))) * (1 + np.sin(9 * time)) / 2
+        pcm = pcm + 0.02 * draw.standard_normal(len(time))
+        still = 1e-4 * draw.standard_normal(int(quiet * rate))
+        return np.concatenate([still, pcm, still]).astype(np.float32)
+
+    stereo = tone(7.013, 44100, 0.4)
+    return {
+        "even": (tone(6.0, 24000), 24000),
+        "odd": (tone(2.3171, 24000), 24000),
+        "silence": (tone(4.1, 16000, 0.8), 16000),
+        "long": (tone(12.4, 24000), 24000),
+        "stereo": (np.stack([stereo, 0.5 * stereo], 1), 44100),
+        "short": (tone(0.31, 24000), 24000),
+    }
+
+
+def networks() -> SimpleNamespace:
+    """Return the authors' networks with weights drawn by name."""
+    for name in ("", ".models", ".models.t3", ".models.t3.modules", ".models.s3gen"):  # their files are not run
+        module: Any = ModuleType(f"chatterbox{name}")
+        module.__path__ = [str(SOURCE.joinpath(*name.split(".")[1:]))]
+        sys.modules[module.__name__] = module
+    import torch
+    from s3tokenizer import model_v2
+
+    config = model_v2.S3TokenizerV2.__init__.__defaults__[0]
+    config.n_audio_state, config.n_audio_head, config.n_audio_layer = WIDTH, NUM_HEADS, NUM_LAYERS
+    from chatterbox.models.s3gen.xvector import CAMPPlus
+    from chatterbox.models.s3tokenizer import S3Tokenizer
+    from chatterbox.models.voice_encoder import VoiceEncoder
+
+    parts = {"tokenizer": S3Tokenizer(), "speaker_encoder": CAMPPlus(memory_efficient=False), "ve": VoiceEncoder()}
+    with torch.no_grad():
+        for part, network in parts.items():
+            for name, tensor in [*network.eval().named_parameters(), *network.named_buffers()]:
+                if name not in ("_mel_filters", "window") and tensor.is_floating_point():
+                    tensor.copy_(torch.from_numpy(drawn_by_name(f"{part}.{name}", tuple(tensor.shape))))
+    return SimpleNamespace(**parts)
+
+
+def preparation(scope: dict[str, Any]) -> Any:
+    """Return `ChatterboxTTS.prepare_conditionals`, without the imports of its file."""
+    tree = ast.parse((SOURCE / "tts.py").read_text())
+    named = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
+    (found,) = (node for node in named if node.name == "prepare_conditionals")
+    exec(compile(ast.Module([found], []), "tts.py", "exec"), scope)
+    return scope["prepare_conditionals"]
+
+
+def encodings() -> Arrays:
+    """Return the arrays of all recordings, as "recording.array"."""
+    parts = networks()
+    import librosa
+    import soundfile
+    import torch
+    from chatterbox.models.s3gen.s3gen import S3Token2Mel, mel_spectrogram
+
+    torch.set_num_threads(1)
+    constants = {"mel_extractor": mel_spectrogram, "device": torch.device("cpu"), "dtype": torch.float32}
+    s3gen = SimpleNamespace(tokenizer=parts.tokenizer, speaker_encoder=parts.speaker_encoder, **constants)
+    s3gen.embed_ref = S3Token2Mel.embed_ref.__get__(s3gen)
+    condition = lambda **values: SimpleNamespace(**values, to=lambda device: SimpleNamespace(**values))  # noqa: E731
+    scope: dict[str, Any] = {"librosa": librosa, "torch": torch, "S3GEN_SR": 24_000, "S3_SR": 16_000}
+    scope |= {"T3Cond": condition, "Conditionals": lambda t3, gen: SimpleNamespace(t3=t3, gen=gen)}
+    prepare, hyperparameters = preparation(scope), SimpleNamespace(speech_cond_prompt_len=150)
+    lengths = {"ENC_COND_LEN": CODES_S * 16_000, "DEC_COND_LEN": SOUND_S * 24_000}
+    owner = SimpleNamespace(s3gen=s3gen, ve=parts.ve, device="cpu", t3=SimpleNamespace(hp=hyperparameters), **lengths)
+    found: Arrays = {}
+    for name, (pcm, rate) in recordings().items():
+        with tempfile.NamedTemporaryFile(suffix=".wav") as file, torch.inference_mode():
+            soundfile.write(file.name, pcm, rate, subtype="FLOAT")
+            prepare(owner, file.name)
+        t3, gen = owner.conds.t3, owner.conds.gen
+        tokens = {"t3_tokens": t3.cond_prompt_speech_tokens, "prompt_token": gen["prompt_token"]}
+        found |= {f"{name}.{key}": each[0].numpy().astype(np.int16) for key, each in tokens.items()}
+        vectors = {"speaker_emb": t3.speaker_emb, "embedding": gen["embedding"]}
+        found |= {f"{name}.{key}": each[0].numpy() for key, each in vectors.items()}
+        mel = gen["prompt_feat"][0].numpy()
+        found[f"{name}.num_frames"] = np.array(len(mel))
+        if name in WITH_MEL:
+            found[f"{name}.prompt_feat"] = mel
+    return found
+
+
+def write(fixture: Path, made: Arrays) -> None:
+    """Write the fixture."""
+    np.savez_compressed(fixture, **made)
+
+
+def compare(fixture: Path, made: Arrays) -> None:
+    """Raise AssertionError if the fixture has other tokens, or vectors that differ by more than 1e-4."""
+    with np.load(fixture) as stored:
+        assert set(stored) == set(made), f"{fixture}: expected {sorted(made)}, got {sorted(stored)}"
+        for name, array in made.items():
+            atol = 0 if array.dtype.kind == "i" else 1e-4
+            np.testing.assert_allclose(stored[name], array, rtol=0, atol=atol, err_msg=f"{fixture}: {name}")
+
+
+if __name__ == "__main__":
+    run(__doc__, encodings, write, compare)
