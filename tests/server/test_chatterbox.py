@@ -19,6 +19,7 @@ from stretto.families.chatterbox.family import END_OF_SPEECH
 from tests.chatterbox_release import RECORD, REPLIES
 from tests.chatterbox_voices import at_24_khz, authors, networks, voice_file
 from tests.server.conftest import ServedCheckpoint, served_checkpoint
+from tests.server.test_supervision import kill, stub_of
 
 # By night: tests/engine/test_chatterbox.py holds the same release to the same replies; its prompts and its codec have
 # tests of their own.
@@ -77,12 +78,17 @@ def recorded(pcm: np.ndarray, text: str) -> dict[str, Any]:
 
 
 def test_a_recording_is_spoken_in_as_its_voice_file_is(served: ServedCheckpoint) -> None:
-    """The second request finds the voice in all caches; another recording is another voice."""
+    """The second request finds the voice in all caches, and the third a new decoder, which has none.
+
+    Another recording is another voice.
+    """
     options = options_of(REPLIES[0]) | {"voice": RECORDED, "seed": 5}
     named = served.server.ask(options, text="hello you")
     del options["voice"]
     answers = [served.server.ask(options, **recorded(at_24_khz(RECORDED), "hello you")) for _ in range(2)]
-    answers.append(served.server.ask(options, **recorded(at_24_khz("stereo"), "hello you")))
+    kill(served.server, stub_of(served.server, "acoustic_decoder"))
+    for name in (RECORDED, "stereo"):
+        answers.append(served.server.ask(options, **recorded(at_24_khz(name), "hello you")))
     spoken = []
     for answer in (named, *answers):
         assert answer.error is None
