@@ -189,7 +189,7 @@ def test_a_process_that_was_killed_is_replaced(tmp_path: Path, monkeypatch: pyte
     program = tmp_path / "python"
     program.write_text(PROGRAM.format(python=sys.executable))
     program.chmod(0o755)
-    monkeypatch.setattr("stretto.aligning.process.sys", SimpleNamespace(executable=str(program)))
+    monkeypatch.setattr("stretto.worker_process.sys", SimpleNamespace(executable=str(program)))
     process, parts = AlignerProcess(tmp_path), [np.array([1, 2], np.int16), np.array([3], np.int16)]
     try:
         first = process.pid

@@ -1,23 +1,19 @@
 """Queue of alignment jobs, and the process that runs them; every job is answered once, in time."""
 
-import json
 import logging
 import os
-import select
-import subprocess
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stretto.aligning.align import TimedWord
+from stretto.worker_process import WorkerProcess
 
 logger = logging.getLogger(__name__)
 MAX_WAIT_S = 60.0  # for the answer to one job, after which the process is replaced
@@ -39,14 +35,12 @@ class AlignerProcess:
     """
 
     def __init__(self, folder: Path, device: str = "cpu") -> None:
-        self._folder, self._device = folder, device
-        self._memory = os.memfd_create("stretto_align", os.MFD_CLOEXEC)
+        self._process = WorkerProcess("stretto.aligning.worker", str(folder), device, niceness=NICENESS)
         self._is_closed = False
-        self._process = self._start()
 
     @property
     def pid(self) -> int:
-        """Pid of the current process."""
+        """Pid of the running child process; it changes when a crashed process is replaced."""
         return self._process.pid
 
     def align(self, pcm: Sequence[NDArray[np.int16]], rate: int, text: str) -> list[TimedWord] | None:
@@ -58,20 +52,21 @@ class AlignerProcess:
             text: Text that is spoken in the recording.
 
         Raises:
-            ProcessFailed: The process ended, or did not answer for MAX_WAIT_S. The next call starts another.
+            ProcessFailed: The process ended, or did not answer for MAX_WAIT_S. Another one is started.
         """
         if self._is_closed:
             raise ProcessFailed("the alignment process was ended")
-        if self._process.poll() is not None:
-            self._restart()
+        self._process.start_again_if_ended()
         job = {"num_samples": sum(map(len, pcm)), "rate": rate, "text": text}
         try:
             at = 0
             for part in pcm:
                 at += self._write(np.ascontiguousarray(part).data.cast("B"), at)
-            answer = self._ask(job)
+            answer = self._process.ask(job, MAX_WAIT_S)
         finally:
-            os.ftruncate(self._memory, 0)
+            self._process.release_memory()
+        if answer is None:
+            raise ProcessFailed("the alignment process ended, or did not answer")
         if "failed" in answer:
             logger.info("words were not aligned: %s", answer["failed"])
             return None
@@ -79,8 +74,7 @@ class AlignerProcess:
 
     def close(self) -> None:
         """Kill the process and release the shared memory."""
-        self._end()
-        os.close(self._memory)
+        self._process.close()
 
     def kill(self) -> None:
         """Kill the process; a pending `align`, in another thread, and later ones then raise ProcessFailed."""
@@ -90,41 +84,8 @@ class AlignerProcess:
     def _write(self, data: memoryview, at: int) -> int:
         num_written = 0
         while num_written < len(data):  # the kernel may write fewer bytes than requested
-            num_written += os.pwrite(self._memory, data[num_written:], at + num_written)
+            num_written += os.pwrite(self._process.memory, data[num_written:], at + num_written)
         return num_written
-
-    def _start(self) -> subprocess.Popen[str]:
-        # -P: import nothing from the server's working directory.
-        command = [sys.executable, "-P", "-m", "stretto.aligning.worker", str(self._folder), self._device]
-        return subprocess.Popen(
-            [*command, str(self._memory), str(NICENESS)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            pass_fds=[self._memory],
-            env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
-            text=True,
-        )
-
-    def _restart(self) -> None:
-        self._end()
-        self._process = self._start()
-
-    def _end(self) -> None:
-        with suppress(BrokenPipeError), self._process:  # closes its pipes and waits
-            self._process.kill()
-
-    def _ask(self, job: dict[str, Any]) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        line = ""
-        with suppress(BrokenPipeError):  # handled like a missing answer
-            print(json.dumps(job), file=self._process.stdin, flush=True)
-            if select.select([self._process.stdout], [], [], MAX_WAIT_S)[0]:
-                line = self._process.stdout.readline()
-        if not line.endswith("\n"):
-            self._end()
-            raise ProcessFailed("the alignment process ended, or did not answer")
-        return json.loads(line)
 
 
 class Process(Protocol):

@@ -1,0 +1,107 @@
+"""Child process that runs jobs one at a time. It protects its parent from their CPU time, memory and crashes."""
+
+import json
+import os
+import select
+import subprocess
+import sys
+from contextlib import suppress
+from typing import Any
+
+ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+
+
+class WorkerProcess:
+    """Child process that runs a module, and is restarted after a crash.
+
+    A job and its answer are one line of JSON each; arrays are in shared memory. The module's last two arguments are
+    the descriptor of that memory and a nice level.
+
+    Attributes:
+        memory: Descriptor of the shared memory.
+    """
+
+    def __init__(self, module: str, *arguments: str, niceness: int) -> None:
+        """Start the process.
+
+        Args:
+            module: Module that the process runs.
+            *arguments: Its first arguments.
+            niceness: Nice level of the process, 0 to 19.
+        """
+        self.memory = os.memfd_create(module, os.MFD_CLOEXEC)
+        # -P: import nothing from the server's working directory.
+        self._command = [sys.executable, "-P", "-m", module, *arguments, str(self.memory), str(niceness)]
+        self._is_killed = False
+        self._process = self._start()
+
+    @property
+    def pid(self) -> int:
+        """Pid of the running child process; it changes when a crashed process is replaced."""
+        return self._process.pid
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the shared memory in bytes; 0 between jobs."""
+        return os.fstat(self.memory).st_size
+
+    def start_again_if_ended(self) -> None:
+        """Start the process again if it has ended."""
+        if self._process.poll() is not None:
+            self._restart()
+
+    def ask(self, job: dict[str, Any], max_wait_s: float) -> dict[str, Any] | None:
+        """Run a job.
+
+        Args:
+            job: JSON object.
+            max_wait_s: Seconds after which a process that does not answer is replaced.
+
+        Returns:
+            The answer; None if the process ended or did not answer in time.
+        """
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        line = ""
+        with suppress(BrokenPipeError):  # handled like a missing answer
+            print(json.dumps(job), file=self._process.stdin, flush=True)
+            if select.select([self._process.stdout], [], [], max_wait_s)[0]:
+                line = self._process.stdout.readline()
+        if line.endswith("\n"):
+            answer: dict[str, Any] = json.loads(line)
+            return answer
+        if not self._is_killed:
+            self._restart()
+        return None
+
+    def release_memory(self) -> None:
+        """Make the shared memory empty, between two jobs."""
+        os.ftruncate(self.memory, 0)
+
+    def kill(self) -> None:
+        """Kill the process for good; a pending `ask`, in another thread, then returns None."""
+        self._is_killed = True
+        self._process.kill()
+
+    def close(self) -> None:
+        """Kill the process and free the shared memory."""
+        self._end()
+        os.close(self.memory)
+
+    def _start(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self._command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            pass_fds=[self.memory],
+            env=os.environ | ONE_THREAD,
+            text=True,
+        )
+
+    def _restart(self) -> None:
+        self._end()
+        self._process = self._start()
+
+    def _end(self) -> None:
+        with suppress(BrokenPipeError), self._process:  # closes its pipes and waits
+            self._process.kill()
