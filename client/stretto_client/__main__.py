@@ -80,7 +80,7 @@ def parse(argv: list[str] | None, prog: str) -> argparse.Namespace:
     if recording is not None and not recording.is_file():
         parser.error(f"there is no file {recording}")
     if args.command == "speak" and (args.clone_text if args.clone is None else args.voice):
-        parser.error("--clone-text: expected --clone FILE, too; --clone and --voice exclude each other")
+        parser.error("--clone-text: requires --clone FILE; --clone and --voice exclude each other")
     return args
 
 

@@ -69,7 +69,7 @@ async def pieces_from(descriptor: int) -> AsyncIterator[str]:
 
 
 # beginning of the server's error for `output` with a task that replies in text
-NEVER_SPEAKS = "options.output: expected nothing"
+NEVER_SPEAKS = "options.output: expected no value"
 
 
 def chat(args: argparse.Namespace) -> int:

@@ -142,7 +142,7 @@ def _read(kind: type[Profile], record: Any, path: str, own: dict[str, Callable[[
             read = own.get(each.name) or READERS[each.type]
             values[each.name] = read(record[each.name], where)
         elif each.default is MISSING:
-            raise ValueError(f"{where}: expected a value, got nothing")
+            raise ValueError(f"{where}: expected a value, got none")
     return kind(**values)
 
 

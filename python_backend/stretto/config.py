@@ -40,9 +40,9 @@ class EngineConfig:
     def __post_init__(self) -> None:
         reserved = sorted(set(self.engine_args) & set(self.RESERVED))
         if reserved:
-            raise ValueError(f"engine arguments {reserved} are set by the plugin and may not be given")
+            raise ValueError(f"engine arguments {reserved} are set by the plugin and cannot be changed")
         if not isinstance(self.kv_share, Mapping):
-            raise ValueError(f"kv_share: expected shares by name, got {self.kv_share!r}")
+            raise ValueError(f"kv_share: expected an object of shares by name, got {self.kv_share!r}")
         for name, share in self.kv_share.items():
             if name not in self.SHARED_BY:
                 raise ValueError(f"kv_share: expected {' or '.join(self.SHARED_BY)}, got {name!r}")
@@ -59,7 +59,7 @@ class EngineConfig:
         ):
             raise ValueError(f"first_frame_target_s must be > 0, or null for none, got {target!r}")
         if not isinstance(self.adapters, Mapping):
-            raise ValueError(f"adapters: expected names and folders, got {self.adapters!r}")
+            raise ValueError(f"adapters: expected an object of folders by name, got {self.adapters!r}")
         for name, folder in self.adapters.items():
             if not isinstance(folder, str | Path) or not str(folder) or not name:
                 raise ValueError(f"adapters: expected a name and its folder, got {name!r} and {folder!r}")

@@ -78,7 +78,7 @@ def find(group: str, name: str) -> Installed | None:
 def names(group: str) -> str:
     """Return the registered names of a group as text for error messages."""
     known = sorted({each.name for each in installed(group)})
-    return ", ".join(known) or f"none; the package {OWN} is not installed as it is now (scripts/setup.sh installs it)"
+    return ", ".join(known) or f"none; the package {OWN} is not installed, or is out of date (run scripts/setup.sh)"
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:

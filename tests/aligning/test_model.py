@@ -105,7 +105,7 @@ def linked_weights(folder: Path) -> None:
         (without("model.safetensors"), "model.safetensors is missing"),
         (linked_weights, "expected a file of this release, got a link"),
         (changed("config.json", model_type="hubert"), "model_type must be wav2vec2, got hubert"),
-        (changed("config.json", adapter_attn_dim=16), "adapter_attn_dim: expected none (adapters (adapters"),
+        (changed("config.json", adapter_attn_dim=16), "adapter_attn_dim: expected none (adapters"),
         (changed("config.json", num_hidden_layers=10**9), "num_hidden_layers: expected an integer in [1, 100]"),
         (changed("config.json", pad_token_id=99), "pad_token_id: expected the id of the blank, got 99"),
         (changed("config.json", vocab_size="many"), "vocab_size"),

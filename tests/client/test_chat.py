@@ -103,7 +103,7 @@ async def test_a_task_that_answers_in_text_is_not_asked_for_codes(chat: Chat) ->
     assert [len(turns(request)) for request in chat.requests] == [1, 1, 3]
     code, out, errors = await chat(answer, ["hello"], "--options", '{"output": {"sample_rate": 8000}}')
     assert (code, out) == (2, "")
-    assert errors.startswith("error: options.output: expected nothing")
+    assert errors.startswith("error: options.output: expected no value")
 
 
 async def test_a_refused_turn_is_said_and_forgotten(chat: Chat) -> None:

@@ -134,7 +134,7 @@ async def test_what_is_too_long_once_written_out_is_halved_until_it_fits(serve: 
 @pytest.mark.parametrize(
     ("step", "error"),
     [
-        (ErrorText("invalid request: text: expected something that can be spoken, got '1'"), RequestRefused),
+        (ErrorText("invalid request: text: expected text with a word that can be spoken, got '1'"), RequestRefused),
         (ErrorText("invalid request: text: expected at most 0 characters, got 1 characters"), RequestRefused),
         (Abort(grpc.StatusCode.UNAVAILABLE, "gone"), ServerUnavailable),
     ],
@@ -148,7 +148,9 @@ async def test_any_other_failure_is_raised_once(serve: Serve, step: Step, error:
 
 
 async def test_a_long_text_of_nothing_is_the_servers_to_refuse(serve: Serve) -> None:
-    server, client = await serve(lambda _: [ErrorText("invalid request: text: expected something that can be spoken")])
+    server, client = await serve(
+        lambda _: [ErrorText("invalid request: text: expected text with a word that can be spoken")]
+    )
     with pytest.raises(RequestRefused):
         await anext(client.speak(" " * 200))
     assert texts(server) == [" " * 200]

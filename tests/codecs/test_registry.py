@@ -81,7 +81,7 @@ def test_latents_are_loaded_whole(tmp_path: Path) -> None:
     for name, number in (("pocket", NUM_WORDS), ("audiovae", 32), ("vibevoice", 1 + NUM_NUMBERS)):
         folder = folders[name]
         assert load_codec(name, folder, num_codebooks=number).spec == load_codec(name, folder).spec
-        with pytest.raises(CheckpointError, match=f"latents of {name} have {number} numbers, 2 are asked for"):
+        with pytest.raises(CheckpointError, match=f"expected {number} numbers in latents of {name}, got 2"):
             load_codec(name, folder, num_codebooks=2)
 
 
@@ -100,5 +100,7 @@ def test_every_codec_is_loaded_for_as_many_codebooks_as_a_model_speaks(name: str
     assert pcm.shape == (1, there.num_samples(12, 0))
     assert (pcm - stream(fewer, codes, [12])).abs().max() <= 1e-5
     for wrong in (there.num_codebooks + 1, 0):
-        with pytest.raises(CheckpointError, match=f"{name} has {there.num_codebooks} codebooks, {wrong} are asked for"):
+        with pytest.raises(
+            CheckpointError, match=f"expected 1 to {there.num_codebooks} codebooks of {name}, got {wrong}"
+        ):
             load_codec(name, folder, num_codebooks=wrong)

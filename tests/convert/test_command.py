@@ -226,7 +226,7 @@ def test_tensors_that_do_not_fit_are_named(family: str, tmp_path: Path, capsys: 
     said = capsys.readouterr().err
     assert f"missing: {prefix}model.layers.1.mlp.up_proj.weight" in said
     assert f"unknown: {prefix}model.layers.7.mlp.up_proj.weight" in said
-    assert f"of another shape: {prefix}model.norm.weight [65] for [64]" in said
+    assert f"wrong shape: {prefix}model.norm.weight [65] instead of [64]" in said
 
 
 def test_a_part_of_the_audio_tower_is_missed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -250,7 +250,7 @@ def swap(names: list[str], first: int, second: int) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda record: swap(record["token_list"], 5, 6), "expected <sos/eos> at 5, got <local_sos/eos>"),
+        (lambda record: swap(record["token_list"], 5, 6), "expected <sos/eos> at index 5, got <local_sos/eos>"),
         (lambda record: swap(record["token_list"], 9, 10), "expected <user_input> at 9, got <assistant_output>"),
         (lambda record: swap(record["token_list"], 34, 300), "no <codec_ssl_start/end>"),
         (lambda record: record.pop("token_bias"), "config.yaml: token_bias is missing"),
@@ -264,7 +264,7 @@ def swap(names: list[str], first: int, second: int) -> None:
         (lambda record: record.update(codec_token_in_use=8), "codec_token_in_use: expected 9, got 8"),
         (
             lambda record: record["token_list"].append("<more>"),
-            "corelm.emb.weight [432, 64] for [433, 64]",
+            "corelm.emb.weight [432, 64] instead of [433, 64]",
         ),
     ],
 )

@@ -195,7 +195,7 @@ def test_a_broken_audio_tokenizer_is_refused(
     ("missing", "message"),
     [
         ("codec", "config.yaml is missing"),
-        ("tokenizer.json", "tokenizer.json: expected a tokenizer"),
+        ("tokenizer.json", "tokenizer.json: cannot be loaded as a tokenizer"),
         ("config.json", "config.json: expected a JSON object"),
         ("model-00001-of-00001.safetensors", "expected weights in *.safetensors, got none"),
     ],

@@ -113,10 +113,18 @@ REFUSED: list[tuple[str, Change, str]] = [
     (
         "opuslm",
         tensors(lambda found: found | {"corelm.emb.weight": torch.tensor(0.0)}),
-        "corelm.emb.weight [] for [432",
+        "corelm.emb.weight [] instead of [432",
     ),
-    ("opuslm", tensors(lambda found: found | {"corelm.head_emb.weight": torch.tensor(0.0)}), "head_emb.weight [] for"),
-    ("opuslm", tensors(lambda found: found | {"corelm.head_emb.weight": torch.zeros(8, 64)}), "[8, 64] for [9, 64]"),
+    (
+        "opuslm",
+        tensors(lambda found: found | {"corelm.head_emb.weight": torch.tensor(0.0)}),
+        "head_emb.weight [] instead of",
+    ),
+    (
+        "opuslm",
+        tensors(lambda found: found | {"corelm.head_emb.weight": torch.zeros(8, 64)}),
+        "[8, 64] instead of [9, 64]",
+    ),
     (
         "bagpiper",
         tensors(lambda found: found | {"model.embed_tokens.weight": torch.zeros(3)}),

@@ -149,7 +149,7 @@ REFUSED: list[tuple[str, Callable[[Path], None], str]] = [
     (
         "shape",
         tensors(lambda each: each.update({"lm_head.weight": np.zeros((2, 64), np.float32)})),
-        "of another shape: lm_head.weight [2, 64] for [384, 64]",
+        "wrong shape: lm_head.weight [2, 64] instead of [384, 64]",
     ),
 ]
 

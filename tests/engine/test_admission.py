@@ -106,8 +106,8 @@ def test_ids_outside_a_stream_s_range_are_refused(stream: int, token_id: int) ->
 @pytest.mark.parametrize(
     ("track", "said"),
     [
-        ((5, 544), "track: expected ids in [0, 544), got 5 ... 544"),
-        ((-1,), "track: expected ids in [0, 544), got -1 ... -1"),
+        ((5, 544), "track: expected token ids in [0, 544), got 5 ... 544"),
+        ((-1,), "track: expected token ids in [0, 544), got -1 ... -1"),
         ((5,) * 108, "text: expected at most 107 tokens after the prompt, got 108"),
     ],
 )
@@ -139,9 +139,9 @@ def test_a_reply_goes_on_from_the_frames_of_the_last_rows() -> None:
     rows = np.array([[57, *[58] * 5], *[[ids.start + row for ids in CSM.layout.audio] for row in range(3)]], np.int32)
     prompt = replace(make_prompt(CSM, 0, "tts", guidance_scale=1.0), rows=rows, num_reference_rows=3)
     assert admit(prompt, rules, ROOMY) == prompt
-    assert "at most 4, the rows of the prompt, got 5" in str(refusal(replace(prompt, num_reference_rows=5), rules))
+    assert "at most 4, the number of prompt rows, got 5" in str(refusal(replace(prompt, num_reference_rows=5), rules))
     words = refusal(replace(prompt, num_reference_rows=4), rules)
-    assert "codes of stream 0, [60, 68), in the rows of a reference, got 57 ... 62" in str(words)
+    assert "codes of stream 0 in [60, 68) in the rows of a reference, got 57 ... 62" in str(words)
     for family, task in ((TINY, "tts"), (OPUSLM, "asr")):
         other = replace(make_prompt(family, 0, task, guidance_scale=1.0), num_reference_rows=1)
         assert refusal(other, SegmentRules(family, 512)).field == "num_reference_rows"

@@ -165,7 +165,7 @@ async def test_a_reply_that_would_wait_behind_too_many_is_refused_and_the_others
     tasks = [asyncio.create_task(anext(reply)) for reply in replies]
     await asyncio.sleep(0)  # each has begun, and taken its place
     before = llm.stats()
-    with pytest.raises(NoCapacity, match=r"46 sequences are already in flight, \(limits: 6 running, 40 waiting\)"):
+    with pytest.raises(NoCapacity, match=r"46 sequences are already in flight \(limits: 6 running, 40 waiting\)"):
         await collect(llm, prompts[0])
     assert llm.stats()["active"] == before["active"] == len(replies)
     for number, (task, reply) in enumerate(zip(tasks, replies, strict=True)):

@@ -25,7 +25,7 @@ def test_as_many_are_let_in_as_run_and_may_wait_and_the_next_is_told_the_limits(
     permits = Engine().permits()
     with permits.acquire("a", 2), permits.acquire("b", 2), permits.acquire("c", 1), permits.acquire("d", 1):
         assert permits.num_in_flight() == 6
-        said = "6 sequences are already in flight (limits: 4 running, 2 waiting), and this reply has 1; try again"
+        said = r"6 sequences are already in flight \(limits: 4 running, 2 waiting\), and this reply has 1; try again"
         with pytest.raises(NoCapacity, match=said), permits.acquire("e", 1):
             pass
     assert permits.num_in_flight() == 0

@@ -84,12 +84,15 @@ def test_the_longest_audio_fits_the_model(preprocessor: Preprocessor) -> None:
     [
         (RawRequest(), "text: expected at least one of text, audio, pcm_in and messages, got none"),
         (RawRequest(text="a", audio=b""), "audio: expected only text for task 'tts', got audio and text"),
-        (RawRequest(audio=b"", pcm_in=PCM), "pcm_in: expected either audio or pcm_in without messages, got both"),
+        (
+            RawRequest(audio=b"", pcm_in=PCM),
+            "pcm_in: expected either audio or pcm_in, because there are no messages, got both",
+        ),
         (
             RawRequest(messages='[{"role": "user", "codes": [[0]]}]'),
             "messages[0].codes: expected audio samples (this model does not accept codes), got codes",
         ),
-        (RawRequest(text=""), "text: expected something that can be spoken, got ''"),
+        (RawRequest(text=""), "text: expected text with a word that can be spoken, got ''"),
         (RawRequest(text="a" * 10**6), "text: expected at most 160 characters, got 1000000 characters"),
         (RawRequest(text=b"\xff"), "text: expected UTF-8, got a byte 0xff at 0"),
         (RawRequest(text="a", task="sing"), "task: expected one of tts, asr, got 'sing'"),
@@ -115,13 +118,13 @@ def test_the_longest_audio_fits_the_model(preprocessor: Preprocessor) -> None:
         (RawRequest(text="a", messages="[]"), "messages: expected a JSON list of 1 to 64 turns, got 0"),
         (
             RawRequest(messages='[{"role": "user", "text": "a"}, {"role": "user", "text": "b"}]'),
-            "messages[1]: expected one text and one audio at most for task 'tts', got text and text",
+            "messages[1]: expected at most one text and one audio for task 'tts', got text and text",
         ),
         (
             RawRequest(messages='[{"role": "system", "text": "a"}, {"role": "user", "text": "b"}]'),
             "messages[0].role: expected 'user' for task 'tts', got 'system'",
         ),
-        (RawRequest(messages='[{"role": "user", "text": "!"}]'), "messages[0].text: expected something that can be"),
+        (RawRequest(messages='[{"role": "user", "text": "!"}]'), "messages[0].text: expected text with a word"),
         (
             RawRequest(text="a", messages='[{"role": "user", "text": "b"}]'),
             "messages: expected the inputs messages, got text and messages",

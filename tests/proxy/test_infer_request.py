@@ -61,7 +61,9 @@ def test_no_name_goes_on_behind_a_nul(name: str, field: str) -> None:
 )
 def test_parameters_are_few_and_small(parameters: dict[str, str], came: str) -> None:
     read_infer_request(with_parameters(a="x" * 4000, triton_enable_empty_final_response="true"))
-    with pytest.raises(BadRequest, match=rf"^parameters: expected at most 32 of 4096 bytes in all, got {came}$"):
+    with pytest.raises(
+        BadRequest, match=rf"^parameters: expected at most 32 parameters of 4096 bytes in all, got {came}$"
+    ):
         read_infer_request(with_parameters(**parameters))
     for forged in ({"stretto_host\0": "203.0.113.9"}, {"stretto_host": "203.0.113.9\0"}):
         with pytest.raises(BadRequest, match=r"^parameters: expected text without NUL"):
@@ -105,7 +107,7 @@ def classified() -> bytes:
         (classified(), "outputs.event: expected no classification"),
         (message([5000], None, "BYTES", bytes_contents=[b""] * 5000), "at most 4096 strings, got 5000"),
         (message([4], None, fp32_contents=[1.0]), r"4 elements for shape \[4\], got 1"),
-        (message([1], b"\0" * 4) + b"\x3a\x04\0\0\0\0", "one for each input, got 2"),
+        (message([1], b"\0" * 4) + b"\x3a\x04\0\0\0\0", "one entry for each input, got 2"),
         (b"\x0a\xff\xff\xff\xff\x7f", "bytes of field 1, got 0"),
         (b"\x0a" + b"\xff" * 20, "an unterminated varint"),
         (b"\x0b" * 100, "got field 1 of type 3"),

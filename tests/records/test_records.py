@@ -255,7 +255,9 @@ def test_a_prompt_whose_arrays_do_not_fit_is_refused() -> None:
     sampling = SamplingConfig(SegmentSampling(0.0), SegmentSampling(0.0))
     prompt = Prompt("tts", ROWS, sampling, audios=(InputAudio(1, 2, np.ones((5, 3), np.float32)),))
     for features in (None, np.ones((4, 3), np.float32)):
-        with pytest.raises(InvalidRequest, match=r"^prompt\.audios: expected spans of all . frames of the features"):
+        with pytest.raises(
+            InvalidRequest, match=r"^prompt\.audios: expected spans of . frames in all, as in the features"
+        ):
             Prompt.from_bytes("prompt", prompt.to_bytes(), ROWS, features)
     tail = Prompt("tts", ROWS, sampling, delayed_tail=np.ones((2, 3), np.int32))
     with pytest.raises(InvalidRequest, match=r"^prompt\.delayed_tail: expected rows of 2 ids, got others$"):

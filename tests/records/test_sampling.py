@@ -12,7 +12,7 @@ from stretto.records.sampling import SamplingConfig, SegmentSampling
 SEGMENT = SegmentSampling(temperature=0.8, min_rows=2, max_rows=40)
 CONFIG = SamplingConfig(SEGMENT, SEGMENT, seed=0)
 UNTIL = {"policy": "until_s"}
-SECONDS = "options.guidance.until_s: expected seconds, more than 0 and at most 1,000,000, got"
+SECONDS = "options.guidance.until_s: expected a number of seconds in \\(0, 1000000\\], got"
 
 
 @pytest.mark.parametrize(

@@ -156,12 +156,12 @@ BAD: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"text": ""}, "text: expected text of at least one character"),
         ({"text": "a", "audio": wav(np.zeros(31 * 24_000, np.float32))}, "audio: expected at most 30 s"),
         ({"text": "a", "task": "tts", **SAMPLES}, "pcm_in: expected only text for task 'tts'"),
-        (messages(turn("user", codes=SAID)), "messages[0].codes: expected an audio input"),
+        (messages(turn("user", codes=SAID)), "messages[0].codes: expected audio samples"),
         (
             messages(turn("user", text="a"), turn("assistant", text="b")),
             "messages[1].role: expected 'user' in the last",
         ),
-        ({"text": "a", "options": '{"voice": "rms"}'}, "options.voice: expected none"),
+        ({"text": "a", "options": '{"voice": "rms"}'}, "options.voice: expected no value"),
         (
             {"text": "o " * 3000},
             "text, audio or messages: expected a prompt of at most 2036 rows for task tts, got 3007 rows",
@@ -183,7 +183,7 @@ BAD: dict[str, list[tuple[dict[str, Any], str]]] = {
         (FILE, "audio: expected codes [9][T] in messages, because the checkpoint has no ssl_tokenizer/"),
         (
             {"text": "a", "task": "text_dialogue", "options": '{"max_audio_s": 1}'},
-            "options.max_audio_s: expected nothing",
+            "options.max_audio_s: expected no value",
         ),
     ],
 }

@@ -181,7 +181,7 @@ def test_a_voice_that_cannot_be_cloned_is_refused_by_its_field(cloning: ServedQw
             {"messages": voice_of(long), "audio": wav(speech(0.4), 24_000)},
             "messages[0].text: expected at most 4000",
         ),
-        ({"text": "a", "options": '{"voice": "ryan"}'}, "options.voice: expected none"),
+        ({"text": "a", "options": '{"voice": "ryan"}'}, "options.voice: expected no value"),
     ):
         cloning.server.refuses(inputs, message)
 

@@ -135,7 +135,7 @@ def test_an_archive_larger_than_its_file_is_refused_before_it_is_unpacked(kind: 
         if kind == "overlapping":
             largest = max(archive.filelist, key=lambda record: record.file_size)
             archive.filelist += [largest] * 100
-    with pytest.raises(CheckpointError, match=r"model\.pth: expected an archive of torch\.save"):
+    with pytest.raises(CheckpointError, match=r"model\.pth: expected an uncompressed archive of torch\.save"):
         read_tensors(path)
 
 

@@ -33,10 +33,11 @@ def read_alphabet(folder: Path) -> Alphabet:
     if any(isinstance(each, dict) for each in labels.values()):
         raise CheckpointError(f"{path}: expected the labels of one alphabet, got alphabets by language")
     ids = list(labels.values())
-    if not isinstance(size, int) or any(type(each) is not int or not 0 <= each < size for each in ids):
-        raise CheckpointError(f"{path}: expected ids below vocab_size {shown(size)}, got others")
+    odd = [each for each in ids if not isinstance(size, int) or type(each) is not int or not 0 <= each < size]
+    if odd or not isinstance(size, int):
+        raise CheckpointError(f"{path}: expected ids below vocab_size {shown(size)}, got {shown(odd)}")
     if len(set(ids)) != len(ids):
-        raise CheckpointError(f"{path}: expected a different id for each label, got equal ones")
+        raise CheckpointError(f"{path}: expected a different id for each label, got {len(set(ids))} for {len(ids)}")
     blank = labels.get(BLANK, config.get("pad_token_id"))
     if type(blank) is not int or not 0 <= blank < size:
         raise CheckpointError(f"{folder / CONFIG}: pad_token_id: expected the id of the blank, got {shown(blank)}")
@@ -57,7 +58,7 @@ def check_config(folder: Path) -> bool:
     path, record = folder / CONFIG, json_object(folder / CONFIG)
     if record.get("adapter_attn_dim") is not None:
         got = shown(record["adapter_attn_dim"])
-        raise CheckpointError(f"{path}: adapter_attn_dim: expected none, a model without adapters, got {got}")
+        raise CheckpointError(f"{path}: adapter_attn_dim: expected none (adapters are not supported), got {got}")
     limits = {"num_hidden_layers": MAX_LAYERS, "hidden_size": MAX_WIDTH, "intermediate_size": MAX_WIDTH}
     for name, most in limits.items():
         value = record.get(name, 1)

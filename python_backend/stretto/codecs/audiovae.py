@@ -99,9 +99,9 @@ class AudioVaeConfig:
             )
             channels, factor = found.decoder_channels, 1 << len(found.decoder_rates)
             if channels % factor or min(found.encoder_rates + found.decoder_rates) < 2:
-                raise ValueError(f"expected rates from 2 and channels in multiples of {factor}, got {channels}")
+                raise ValueError(f"expected rates >= 2 and channels in multiples of {factor}, got {channels} channels")
             if found.input_rate * found.samples_per_patch != found.sample_rate * found.heard_per_patch:
-                raise ValueError("encoder and decoder have different numbers of latents per second")
+                raise ValueError("encoder and decoder must have equally many latents per second")
         except (*UNPARSABLE, TypeError) as error:
             raise CheckpointError(f"audio_vae_config: cannot be read as an AudioVAE: {error!r}") from error
         return found

@@ -130,7 +130,9 @@ class CodecSpec:
 
     def __post_init__(self) -> None:
         if self.left_frames < 0 or not self.min_right_frames <= self.right_frames:
-            raise ValueError(f"{self.name}: {self.streaming} is too little context, tail_samples {self.tail_samples}")
+            raise ValueError(
+                f"{self.name}: tail_samples {self.tail_samples} require more context than {self.streaming}"
+            )
 
     @property
     def frame_rate(self) -> float:
@@ -197,9 +199,9 @@ class CodecSpec:
         Latents have all their numbers.
         """
         if self.are_latents and number != self.num_codebooks:
-            raise ValueError(f"latents of {self.name} have {self.num_codebooks} numbers, {number} are asked for")
+            raise ValueError(f"expected {self.num_codebooks} numbers in latents of {self.name}, got {number}")
         if not 1 <= number <= self.num_codebooks:
-            raise ValueError(f"{self.name} has {self.num_codebooks} codebooks, {number} are asked for")
+            raise ValueError(f"expected 1 to {self.num_codebooks} codebooks of {self.name}, got {number}")
         return replace(self, num_codebooks=number)
 
     def with_right_frames(self, right: int) -> "CodecSpec":

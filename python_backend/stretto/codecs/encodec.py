@@ -67,7 +67,8 @@ def check(config: EncodecConfig) -> None:
     """Raise CheckpointError for the 48 kHz model, which normalises and cross-fades whole seconds: it cannot stream."""
     if config.normalize or config.chunk_length_s is not None or config.norm_type != "weight_norm":
         raise CheckpointError(
-            "encodec: only checkpoints without normalize, chunk_length_s and time_group_norm (24 and 32 kHz) stream"
+            "encodec: expected no normalize, no chunk_length_s and norm_type weight_norm (24 or 32 kHz model), got "
+            f"{config.normalize}, {config.chunk_length_s} and {config.norm_type}"
         )
 
 

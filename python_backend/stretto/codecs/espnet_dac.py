@@ -75,7 +75,9 @@ class EspnetDacConfig:
         odd = {name: given[name] for name, value in REQUIRED.items() if given.get(name, value) != value}
         values = DEFAULTS | given
         if odd or values["codebook_dim"] != values["hidden_dim"]:
-            raise ValueError(f"codebook_dim must be hidden_dim, and {REQUIRED}; got {odd}, {values['codebook_dim']}")
+            raise ValueError(
+                f"expected codebook_dim equal to hidden_dim, and {REQUIRED}; got {values['codebook_dim']} and {odd}"
+            )
         rate, hop = record["codec_conf"]["sampling_rate"], math.prod(values["encdec_ratios"])
         kbps_per_codebook = math.log2(values["quantizer_bins"]) * math.ceil(rate / hop) / 1000
         affordable = math.floor(values["quantizer_target_bandwidth"][-1] / kbps_per_codebook)

@@ -403,7 +403,7 @@ class Glm4VoiceCodec(nn.Module):
 
     def encode(self, pcm: np.ndarray) -> np.ndarray:
         """Raise InvalidRequest, because this codec only decodes; see `encoders/whisper_vq.py`."""
-        raise InvalidRequest("audio", f"none, as {self.spec.name} only decodes", "audio")
+        raise InvalidRequest("audio", f"no audio ({self.spec.name} can only decode)", "audio")
 
     def initial_state(self, batch: int) -> Tensor:
         """Return zeros, the state before any frame has been decoded."""

@@ -169,10 +169,12 @@ def check(config: MimiConfig) -> None:
     """Raise CheckpointError for a Mimi with look-ahead, non-zero padding, or an upsampling factor other than 2."""
     if not config.use_causal_conv or config.pad_mode != "constant":
         raise CheckpointError(
-            f"mimi: use_causal_conv and pad_mode constant, got {config.use_causal_conv}, {config.pad_mode}"
+            f"mimi: expected use_causal_conv and pad_mode constant, got {config.use_causal_conv}, {config.pad_mode}"
         )
     if config.encodec_frame_rate != STEPS * config.frame_rate:
-        raise CheckpointError(f"mimi: encodec_frame_rate {config.encodec_frame_rate} is not twice {config.frame_rate}")
+        raise CheckpointError(
+            f"mimi: encodec_frame_rate must be twice {config.frame_rate}, got {config.encodec_frame_rate}"
+        )
 
 
 def load(directory: Path, device: str = "cpu") -> MimiCodec:

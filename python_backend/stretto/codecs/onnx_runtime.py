@@ -45,7 +45,7 @@ class OnnxCodec:
 
     def encode(self, pcm: np.ndarray) -> np.ndarray:
         """Raise InvalidRequest, because the file contains only the decoder."""
-        raise InvalidRequest("audio", f"none, as an exported {self.spec.name} only decodes", "audio")
+        raise InvalidRequest("audio", f"no audio (an exported {self.spec.name} can only decode)", "audio")
 
     def initial_state(self, batch: int) -> Tensor:
         """Return zeros [batch, D]."""

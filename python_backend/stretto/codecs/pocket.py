@@ -77,7 +77,10 @@ class PocketConfig:
             hop, frames = prod(seanet.ratios), mimi["sample_rate"] / mimi["frame_rate"]
             encoder = _half(mimi, "") if has_encoder else None
             if frames % hop or not frames.is_integer() or (encoder and prod(encoder[0].ratios) != hop):
-                raise ValueError(f"{mimi['frame_rate']} frames per second are not a multiple of {hop} samples")
+                expected = (
+                    f"samples per frame must be an integer multiple of {hop}, and the encoder's hop must be {hop}"
+                )
+                raise ValueError(f"frame_rate {mimi['frame_rate']}: {expected}")
             return cls(
                 num_words=mimi["quantizer"]["dimension"],
                 channels=mimi["quantizer"]["output_dimension"],
@@ -98,7 +101,7 @@ def _half(mimi: Mapping[str, Any], prefix: str) -> tuple[SeanetConfig, Transform
     odd = {name: seanet[name] for name, value in UNSERVED.items() if seanet.get(name, value) != value}
     widths = {stack["input_dimension"], *stack["output_dimensions"]}
     if odd or widths != {seanet["dimension"]} or len(stack["output_dimensions"]) != 1:
-        raise ValueError(f"expected {UNSERVED} and a transformer as wide as its input, got {odd}")
+        raise ValueError(f"expected {UNSERVED} and one width for all layers, got {odd} and widths {widths}")
     return (
         SeanetConfig(**_given(SeanetConfig, {**seanet, "ratios": tuple(seanet["ratios"])})),
         TransformerConfig(**_given(TransformerConfig, stack)),
@@ -367,7 +370,7 @@ class PocketCodec(nn.Module):
             InvalidRequest: If the checkpoint has no encoder.
         """
         if not self._has_encoder:
-            raise InvalidRequest("audio", "none, as this checkpoint clones no voices", "audio")
+            raise InvalidRequest("audio", "no audio (this checkpoint cannot clone voices)", "audio")
         frame = self.spec.samples_per_frame
         whole = torch.from_numpy(np.pad(pcm, (0, -len(pcm) % frame))).to(self.emb_mean)[None, None]
         state, parts = self.emb_mean.new_zeros(1, num_kept(self.encoder, self.encoder_transformer, self.downsample)), []

@@ -100,5 +100,5 @@ def load_exported(name: str, directory: Path, device: str = "cpu", threads: int 
         raise KeyError(f"unknown codec {name!r}; installed: {names(CODECS)}")
     codec: Codec = import_module("stretto.codecs.onnx_runtime").load(directory, device, threads)
     if codec.spec.name != name:
-        raise CheckpointError(f"{directory} holds an exported {codec.spec.name}, not {name}")
+        raise CheckpointError(f"{directory}: expected an exported {name}, got an exported {codec.spec.name}")
     return codec

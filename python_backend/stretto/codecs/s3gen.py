@@ -288,7 +288,7 @@ class S3GenCodec(nn.Module):
 
     def encode(self, pcm: np.ndarray) -> np.ndarray:
         """Raise InvalidRequest, because this codec only decodes."""
-        raise InvalidRequest("audio", f"none, as {self.spec.name} only decodes", "audio")
+        raise InvalidRequest("audio", f"no audio ({self.spec.name} can only decode)", "audio")
 
     def initial_state(self, batch: int) -> Tensor:
         """Return the index of the first voice, [B, 1], on the host, where it selects the voice's module."""
@@ -370,5 +370,5 @@ def load(directory: Path, device: str = "cpu") -> S3GenCodec:
     codec = S3GenCodec(S3GenConfig.from_shapes({name: tuple(tensor.shape) for name, tensor in tensors.items()}))
     load_strictly(codec, tensors, path)
     if not codec.config.voices:
-        raise CheckpointError(f"{path}: expected a voice, got none")
+        raise CheckpointError(f"{path}: expected at least one voice, got none")
     return codec.eval().requires_grad_(False).to(device)

@@ -167,7 +167,7 @@ class WindowedCodec(nn.Module):
     def encode(self, pcm: np.ndarray) -> np.ndarray:
         """Encode a recording, see `base.Codec.encode`; raise InvalidRequest if the checkpoint has no encoder."""
         if not self.can_encode:
-            raise InvalidRequest("audio", f"none, as this checkpoint of {self.spec.name} only decodes", "audio")
+            raise InvalidRequest("audio", f"no audio (this checkpoint of {self.spec.name} can only decode)", "audio")
         if len(pcm) == 0:
             return np.zeros((self.spec.num_codebooks, 0), dtype=np.int64)
         samples = torch.from_numpy(pcm).to(self.device, next(self.parameters()).dtype)

@@ -60,11 +60,13 @@ def check_codec(folder: Path, family: Family) -> list[Path]:
     except KeyError as error:
         raise CheckpointError(f"{folder}: {error.args[0]}") from error
     if published_shape is None:
-        raise CheckpointError(f"{folder}: no reader for what is published of codec {family.codec!r}")
+        raise CheckpointError(f"{folder}: no reader for the published files of codec {family.codec!r}")
     found = published_shape(folder)
     expected = (family.num_codebooks, family.layout.codebook_size)
     if found != expected:
-        raise CheckpointError(f"{folder}: expected {expected[0]} codebooks of {expected[1]} codes, got {found}")
+        raise CheckpointError(
+            f"{folder}: expected {expected[0]} codebooks of {expected[1]} codes, got {found[0]} of {found[1]}"
+        )
     names = sorted(path.name for path in folder.iterdir() if path.suffix in FILES and not path.is_dir())
     if any(name.endswith(SUFFIX) for name in names):
         names = [name for name in names if not name.endswith(".bin")]  # a second copy of the weights
@@ -90,7 +92,7 @@ def _holds(files: list[Path]) -> str:
             names = sorted(file.keys())
             kind = next(
                 (kind for name, kind in (MARKS | codec_marks() | marks()).items() if name in names),
-                "no codec that is known",
+                "an unknown codec",
             )
             shape = file.get_slice(names[0]).get_shape() if names else []
             found.append(f"{path.name} seems to hold {kind}: {len(names)} tensors, the first {names[:1]} {shape}")
@@ -129,15 +131,17 @@ class CodecCopy:
         """
         classes = getattr(codec_module(family.codec), "TRANSFORMERS", None)
         if classes is None:
-            expected = f"a copy of {', '.join(codecs_in_transformers())}"
-            raise CheckpointError(f"{family.name}: expected {expected}, got {family.codec}")
+            expected = f"a codec among the release's tensors must be one of {', '.join(codecs_in_transformers())}"
+            raise CheckpointError(f"{family.name}: {expected}; got {family.codec}, for which transformers has no class")
         config_class, model_class = classes
         try:
             numbers = without_keys(dict(release.get("codec_config") or {}))
             config = load_config(config_class, folder) if folder else config_class.from_dict(numbers)
         except (*UNPARSABLE, StrictDataclassError) as error:
             said = " ".join(str(error).split())
-            raise CheckpointError(f"config.json: codec_config: not the parameters of {family.codec}: {said}") from error
+            raise CheckpointError(
+                f"config.json: codec_config: invalid parameters for {family.codec}: {said}"
+            ) from error
         plan = {f"{prefix}{name}": Part(name, shape) for name, shape in shapes_of(model_class, config).items()}
         check(plan, {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}, ())
         entries = [

@@ -132,7 +132,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     given = {"--codec-device": args.codec_device is not None, "--quantize": bool(args.quantize), "--mps": args.mps}
     for name, is_given in given.items():
         if is_given and args.gpu is None:
-            parser.error(f"{name}: expected --gpu, too")
+            parser.error(f"{name}: requires --gpu")
     return args
 
 
@@ -277,7 +277,9 @@ def make(
     if not any(checkpoint.glob("*.safetensors")):
         raise CheckpointError(f"{checkpoint}: expected weights in *.safetensors, got none")
     if family.num_filled_codebooks and not (checkpoint / refinement.FOLDER).is_dir():
-        raise CheckpointError(f"{checkpoint}: expected {refinement.FOLDER}/, which fills {family.name}'s codebooks")
+        raise CheckpointError(
+            f"{checkpoint}: expected {refinement.FOLDER}/, which fills {family.name}'s codebooks, got none"
+        )
     if aligner is not None:
         check_config(aligner)
         read_alphabet(aligner)

@@ -114,7 +114,7 @@ def published(release: Release) -> Published:
     """Return the conversion module of a release's family."""
     found = plugin(release.family_name)
     if found is None or found.convert is None:
-        raise CheckpointError(f"{release.family}: expected a family that can be converted: {', '.join(convertible())}")
+        raise CheckpointError(f"{release.family}: expected one of {', '.join(convertible())}")
     return cast(Published, import_module(found.convert))
 
 

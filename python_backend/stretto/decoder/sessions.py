@@ -201,7 +201,7 @@ class Sessions:
         session = self._open.get(utterance)
         if session is None:
             if index != 0:
-                raise InvalidRequest("chunk.index", "0, as the utterance is not open", index)
+                raise InvalidRequest("chunk.index", "0, because the utterance is not open", index)
             session = self._new(form)
             self._open[utterance] = session
         if index != session.next_index:

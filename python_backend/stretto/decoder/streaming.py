@@ -49,7 +49,7 @@ def check_codes(codes: np.ndarray, spec: CodecSpec) -> None:
         raise InvalidRequest("codes", "an integer type", codes.dtype)
     if spec.are_latents:
         if not np.isfinite(latents_of(codes)).all():
-            raise InvalidRequest("codes", "latents of finite numbers", "NaN or infinity")
+            raise InvalidRequest("codes", "finite latents", "NaN or infinity")
     elif codes.size and not 0 <= codes.min() <= codes.max() < spec.codebook_size:
         raise InvalidRequest("codes", f"values in [0, {spec.codebook_size})", f"[{codes.min()}, {codes.max()}]")
 
@@ -91,7 +91,7 @@ class Windower:
             self._kept = np.concatenate([self._kept, codes.astype(np.int64)], axis=1)
         received, most = self._kept_from + self._kept.shape[1], self._spec.max_frames
         if most is not None and received > most:
-            raise InvalidRequest("codes", f"at most {most} frames in an utterance", received)
+            raise InvalidRequest("codes", f"at most {most} frames in an utterance", f"{received} frames")
         end = received if is_final else self._spec.complete(received)
         last = end if is_final else end - self._spec.right_frames
         too_early = not is_final and received < self._spec.start_frames

@@ -38,7 +38,7 @@ def open_codec(config: DecoderConfig, checkpoint: Path) -> Codec:
         codec = load_exported(config.codec, checkpoint, config.device, config.threads)
         there, wanted = codec.spec.num_codebooks, config.num_codebooks or codec.spec.num_codebooks
         if there != wanted:
-            raise CheckpointError(f"{checkpoint}: {config.codec} was exported for {there} codebooks, expected {wanted}")
+            raise CheckpointError(f"{checkpoint}: expected {config.codec} exported for {wanted} codebooks, got {there}")
     else:
         codec = load_codec(config.codec, checkpoint, config.device, config.num_codebooks)
     if config.right_frames is not None:

@@ -52,7 +52,7 @@ class WhisperVqConfig:
         required = {"activation_function": "gelu", "encoder_causal_attention": False, "quantize_causal_encoder": False}
         odd = {name: record[name] for name, value in required.items() if record.get(name, value) != value}
         if odd or record["pooling_type"] not in ("avg", "max"):
-            raise ValueError(f"expected {required} and pooling_type avg or max, got {odd}, {record['pooling_type']}")
+            raise ValueError(f"expected {required} and pooling_type avg or max, got {odd} and {record['pooling_type']}")
         if not 1 <= record["pooling_position"] <= record["quantize_position"]:
             raise ValueError(f"pooling_position must be in [1, quantize_position], got {record['pooling_position']}")
         return cls(
@@ -252,7 +252,7 @@ def _published(folder: Path) -> dict[str, Tensor]:
             places |= dict.fromkeys(list(file.keys()), path)
     prefix = next(each for each in (*PREFIXES, None) if each is None or f"{each}conv1.weight" in places)
     if prefix is None:
-        raise FileNotFoundError(f"{folder}/model.safetensors with conv1.weight")
+        raise FileNotFoundError(f"{folder}: no model*.safetensors has a tensor conv1.weight")
     tensors = dict[str, Tensor]()
     for path in sorted(set(places.values())):
         with safe_open(path, framework="pt") as file:

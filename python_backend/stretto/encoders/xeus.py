@@ -75,7 +75,7 @@ class XeusConfig:
         counts = [getattr(self, name) for name in COUNTS] + [number for layer in self.convolutions for number in layer]
         wrong = [number for number in counts if type(number) is not int or number < 1]
         if wrong or not self.convolutions or any(len(layer) != 3 for layer in self.convolutions):
-            raise ValueError(f"expected positive whole numbers, got {self}")
+            raise ValueError(f"expected positive integers, got {self}")
         if self.hidden % self.heads or self.hidden % self.position_groups or self.gate % 2:
             raise ValueError(f"expected a width of whole heads and groups and an even gate, got {self}")
         if not self.gate_kernel % 2 or not self.merge_kernel % 2 or self.position_kernel % 2:
@@ -343,11 +343,11 @@ def read_centres(path: Path) -> np.ndarray:
     try:
         with regular_file(path).open("rb") as file:
             if file.peek(1)[:1] != pickle.PROTO:
-                raise pickle.UnpicklingError("another kind of file")
+                raise pickle.UnpicklingError("not a pickle file")
             model = RecordReader(file).load()
         centres = model.state[CENTRES]
         if centres.ndim != 2 or not np.isfinite(centres).all():
-            raise ValueError(f"{CENTRES} of shape {list(centres.shape)} are not finite rows")
+            raise ValueError(f"{CENTRES} must be a matrix of finite numbers; its shape is {list(centres.shape)}")
     except (OSError, EOFError, MemoryError, pickle.UnpicklingError, struct.error) as error:
         expected = "a k-means model as joblib writes it, uncompressed"
         raise CheckpointError(f"{path}: expected {expected}, got {error!r}") from error

@@ -40,7 +40,7 @@ class Adapters(dict[str, LoRARequest]):
         """
         if name is None or name in self:
             return None if name is None else self[name]
-        expected = f"one of {', '.join(self)}" if self else "none: this server has no adapters"
+        expected = f"one of {', '.join(self)}" if self else "no value (this server has no adapters)"
         raise InvalidRequest("options.adapter", expected, shown(name))
 
 
@@ -129,7 +129,7 @@ def _check_tensors(name: str, folder: Path, config: VllmConfig) -> None:
         rank = shape[not is_first] if len(shape) == 2 else 0
         if shape != ((rank, size_in) if is_first else (size_out, rank)):
             expected = f"[r, {size_in}]" if is_first else f"[{size_out}, r]"
-            raise CheckpointError(f"adapters.{name}: expected {tensor} of {expected}, got {list(shape)}")
+            raise CheckpointError(f"adapters.{name}: expected {tensor} of shape {expected}, got {list(shape)}")
         ranks.setdefault(f"model.layers.{match[1]}.{match[2]}", {})[match[3]] = rank
     if not ranks:
         raise CheckpointError(f"adapters.{name}: {path} has no tensors")
@@ -137,7 +137,9 @@ def _check_tensors(name: str, folder: Path, config: VllmConfig) -> None:
     for layer, of in ranks.items():
         rank, _ = written.get_rank_and_scaling(layer)
         if of != {"A": rank, "B": rank}:
-            raise CheckpointError(f"adapters.{name}: expected lora_A and lora_B of rank {rank} for {layer}, got {of}")
+            raise CheckpointError(
+                f"adapters.{name}: expected lora_A and lora_B of rank {rank} for {layer}, got ranks {of}"
+            )
 
 
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:

@@ -72,7 +72,7 @@ def admit(prompt: Prompt, rules: SegmentRules, capacity: Capacity) -> Prompt:
     if prompt.num_reference_rows:
         _check_reference(prompt, task, rules)
     if prompt.sampling.repetition_penalty != 1.0 and rules.family.penalized is None:
-        expected = f"1.0, as {rules.family.name} has no such penalty"
+        expected = f"1.0 ({rules.family.name} does not support this penalty)"
         raise InvalidRequest("options.repetition_penalty", expected, prompt.sampling.repetition_penalty)
     if rules.family.staircase is not None:
         _check_window(prompt, rules)
@@ -85,7 +85,7 @@ def admit(prompt: Prompt, rules: SegmentRules, capacity: Capacity) -> Prompt:
 def _check_rows(rows: np.ndarray, rules: SegmentRules) -> None:
     layout = rules.family.layout
     if not isinstance(rows, np.ndarray):
-        raise InvalidRequest("rows", f"an array, int32 [P >= 1, {layout.num_input_streams}]", type(rows).__name__)
+        raise InvalidRequest("rows", f"an int32 array [P >= 1, {layout.num_input_streams}]", type(rows).__name__)
     if rows.ndim != 2 or rows.shape[1] != layout.num_input_streams or len(rows) == 0 or rows.dtype != np.int32:
         raise InvalidRequest("rows", f"int32 [P >= 1, {layout.num_input_streams}]", f"{rows.dtype} {list(rows.shape)}")
     for stream in range(layout.num_input_streams):
@@ -107,9 +107,9 @@ def _check_latents(prompt: Prompt, latents: LatentSpec, rules: SegmentRules) -> 
     ids, voices = prompt.rows[:, 0], latents.voice_ids
     has_latent = (ids >= frames.start) & (ids < frames.stop) | (ids >= voices.start) & (ids < voices.stop)
     if words[~has_latent].any():
-        raise InvalidRequest("rows", "words of 0 in rows without a latent", "others")
+        raise InvalidRequest("rows", "0 in streams 1 and up of rows without a latent", "non-zero values")
     if not np.isfinite(latents_of(words)).all():
-        raise InvalidRequest("rows", "latents of finite numbers", "NaN or infinity")
+        raise InvalidRequest("rows", "finite latents", "NaN or infinity")
     sampling = prompt.sampling
     audio, given = sampling.audio, sampling.latents
     if given is None:
@@ -121,39 +121,43 @@ def _check_latents(prompt: Prompt, latents: LatentSpec, rules: SegmentRules) -> 
     if latents.marks and ids[-1] != latents.marks[0]:
         raise InvalidRequest("rows", f"{latents.marks[0]}, which begins audio, as the last id", ids[-1])
     if latents.marks and sampling.policy != "always":
-        raise InvalidRequest("options.guidance.policy", "'always': this model guides every frame", sampling.policy)
+        raise InvalidRequest("options.guidance.policy", "'always' (this model guides every frame)", sampling.policy)
     if latents.has_unit_noise and audio.temperature != 1.0:
-        raise InvalidRequest("options.audio.temperature", "1.0, the variance of this model's noise", audio.temperature)
+        raise InvalidRequest(
+            "options.audio.temperature", "1.0 (the noise of this model has a fixed variance)", audio.temperature
+        )
     off = {"top_k": (audio.top_k, 0), "top_p": (audio.top_p, 1.0)}
     off |= {"min_p": (sampling.min_p, 0.0), "ras_window": (sampling.ras_window, 0)}
     for name, (value, neutral) in off.items():
         if value != neutral:
-            expected = f"{neutral}, as frames of {rules.family.name} have no ids"
+            expected = f"{neutral} (frames of {rules.family.name} have no ids)"
             raise InvalidRequest(f"options.audio.{name}", expected, value)
 
 
 def _check_delayed_tail(delayed_tail: np.ndarray, task: Task, rules: SegmentRules) -> None:
     if task.segments[0] is not Segment.AUDIO or rules.family.warm_up.is_sampled:
         raise InvalidRequest(
-            "delayed_tail", f"none for {task.name} of {rules.family.name}", f"{len(delayed_tail)} rows"
+            "delayed_tail", f"no rows for task {task.name} of {rules.family.name}", f"{len(delayed_tail)} rows"
         )
     if len(delayed_tail) > rules.family.layout.max_delay:
-        raise InvalidRequest("delayed_tail", f"at most {rules.family.layout.max_delay} rows", len(delayed_tail))
+        raise InvalidRequest(
+            "delayed_tail", f"at most {rules.family.layout.max_delay} rows", f"{len(delayed_tail)} rows"
+        )
     _check_rows(np.concatenate([np.zeros_like(delayed_tail[:, :1]), delayed_tail], 1), rules)
 
 
 def _check_track(prompt: Prompt, rules: SegmentRules) -> None:
     if rules.family.text_track is None and prompt.track:
-        raise InvalidRequest("track", f"none for {rules.family.name}", f"{len(prompt.track)} ids")
+        raise InvalidRequest("track", f"no ids ({rules.family.name} has no text track)", f"{len(prompt.track)} ids")
     if prompt.is_open and (rules.family.text_track is None or prompt.sampling.is_guided):
         kind = "a guided reply" if rules.family.text_track else rules.family.name
-        raise InvalidRequest("text", f"the complete text at once, as {kind} requires", "an open streamed text")
+        raise InvalidRequest("text", f"the complete text ({kind} does not support streamed text)", "streamed text")
     last = max_words(prompt, rules) if prompt.is_open else rules.max_model_len - len(prompt.rows)
     size = rules.family.layout.vocab_size
     if len(prompt.track) > last:
-        raise InvalidRequest("text", f"at most {last} tokens after the prompt", len(prompt.track))
+        raise InvalidRequest("text", f"at most {last} tokens after the prompt", f"{len(prompt.track)} tokens")
     if prompt.track and not 0 <= min(prompt.track) <= max(prompt.track) < size:
-        raise InvalidRequest("track", f"ids in [0, {size})", f"{min(prompt.track)} ... {max(prompt.track)}")
+        raise InvalidRequest("track", f"token ids in [0, {size})", f"{min(prompt.track)} ... {max(prompt.track)}")
 
 
 def _check_window(prompt: Prompt, rules: SegmentRules) -> None:
@@ -166,7 +170,7 @@ def _check_window(prompt: Prompt, rules: SegmentRules) -> None:
     codes, longest = rules.family.layout.audio[0], rules.family.layout.max_delay + 2
     has_codes = ((prompt.rows[:, 0] >= codes.start) & (prompt.rows[:, 0] < codes.stop)).any()
     if prompt.sampling.ras_window > longest and has_codes:
-        expected = f"an integer in [0, {longest}] after input audio"
+        expected = f"an integer in [0, {longest}], because the prompt contains audio"
         raise InvalidRequest("options.audio.ras_window", expected, prompt.sampling.ras_window)
 
 
@@ -174,7 +178,7 @@ def known_ids(ids: Sequence[int], rules: SegmentRules) -> Sequence[int]:
     """Return `ids` of a streamed text unchanged; raise InvalidRequest if one is outside the vocabulary."""
     size = rules.family.layout.vocab_size
     if not all(isinstance(each, int) and 0 <= each < size for each in ids):
-        raise InvalidRequest("text", f"ids in [0, {size})", shown(list(ids)))
+        raise InvalidRequest("text", f"token ids in [0, {size})", shown(list(ids)))
     return ids
 
 
@@ -191,13 +195,13 @@ def max_words(prompt: Prompt, rules: SegmentRules) -> int:
 def _check_reference(prompt: Prompt, task: Task, rules: SegmentRules) -> None:
     layout, length = rules.family.layout, prompt.num_reference_rows
     if not task.speaks or layout.max_delay or rules.family.rows_per_frame > 1:
-        raise InvalidRequest("num_reference_rows", f"0 for {task.name} of {rules.family.name}", length)
+        raise InvalidRequest("num_reference_rows", f"0 for task {task.name} of {rules.family.name}", length)
     if not 0 < length <= len(prompt.rows):
-        raise InvalidRequest("num_reference_rows", f"at most {len(prompt.rows)}, the rows of the prompt", length)
+        raise InvalidRequest("num_reference_rows", f"at most {len(prompt.rows)}, the number of prompt rows", length)
     for stream in (0,) if layout.latents else layout.codebook_streams:
         ids, codes = prompt.rows[-length:, stream], layout.audio[stream]
         if not codes.start <= ids.min() <= ids.max() < codes.stop:
-            expected = f"codes of stream {stream}, [{codes.start}, {codes.stop}), in the rows of a reference"
+            expected = f"codes of stream {stream} in [{codes.start}, {codes.stop}) in the rows of a reference"
             raise InvalidRequest("rows", expected, f"{ids.min()} ... {ids.max()}")
 
 
@@ -205,7 +209,7 @@ def _check_length(prompt: Prompt, task: Task, rules: SegmentRules) -> None:
     begins = task.segments[0]
     limit = rules.audio_start_limit if begins is Segment.AUDIO else rules.text_limit(task)
     if len(prompt.rows) > limit:
-        expected = f"a prompt of at most {limit} rows before a reply to {task.name}"
+        expected = f"a prompt of at most {limit} rows for task {task.name}"
         raise InvalidRequest("text, audio or messages", expected, f"{len(prompt.rows)} rows")
 
 
@@ -233,11 +237,11 @@ def _check_pair(prompt: Prompt, task: Task, rules: SegmentRules, capacity: Capac
     if rules.family.frame_rate <= 0.0 and prompt.sampling.policy != "always":
         raise InvalidRequest(
             "options.guidance.policy",
-            f"'always': the frame rate of {rules.family.name} is unknown",
+            f"'always' (the frame rate of {rules.family.name} is unknown)",
             prompt.sampling.policy,
         )
     if capacity.max_num_seqs < 2:
-        raise InvalidRequest("options.guidance_scale", "1.0, as max_num_seqs is 1", prompt.sampling.guidance_scale)
+        raise InvalidRequest("options.guidance_scale", "1.0 (max_num_seqs is 1)", prompt.sampling.guidance_scale)
     if task.segments[0] is Segment.AUDIO and len(prompt.rows) < 2:
         raise InvalidRequest("rows", "at least 2 rows before a guided reply that begins with audio", len(prompt.rows))
 

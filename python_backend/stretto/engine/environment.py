@@ -53,9 +53,9 @@ def require_batch_invariance() -> None:
         RuntimeError: If vllm has been imported already.
     """
     if is_cpu_build():
-        raise ValueError("batch_invariant is for GPUs: vLLM's build for the CPU does not offer it")
+        raise ValueError("batch_invariant requires a GPU; vLLM's CPU build does not support it")
     if os.environ.get(BATCH_INVARIANT) != "1" and "vllm" in sys.modules:
-        raise RuntimeError(f"vllm was imported before require_batch_invariance(); it needed {BATCH_INVARIANT}=1")
+        raise RuntimeError(f"vllm was imported before require_batch_invariance() had set {BATCH_INVARIANT}=1")
     os.environ[BATCH_INVARIANT] = "1"
 
 
@@ -71,7 +71,7 @@ def prepare_environment() -> None:
         raise RuntimeError("TRITON_INTERPRET is set: vLLM's build for GPUs cannot run with interpreted kernels")
     missing = [f"{name}={value}" for name, value in required.items() if os.environ.get(name) != value]
     if missing and "vllm" in sys.modules:
-        raise RuntimeError(f"vllm was imported before prepare_environment(); it needed {' '.join(missing)}")
+        raise RuntimeError(f"vllm was imported before prepare_environment() had set {' '.join(missing)}")
     os.environ.update(required)
     for name, value in (DEFAULTS | (DEFAULTS_ON_CPU if is_cpu else {})).items():
         os.environ.setdefault(name, value)

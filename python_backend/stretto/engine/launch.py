@@ -108,7 +108,7 @@ def captured_rows(config: EngineConfig) -> dict[str, Any]:
     arguments, family = config.engine_args, family_at(config.checkpoint)
     bursts = family.bursts
     if family.layout.latents:
-        raise ValueError(f"{family.name}: expected vLLM's build for CPUs, as its frames are latents")
+        raise ValueError(f"{family.name}: vLLM's build for CPUs is required, because its frames are latents")
     compilation = arguments.get("compilation_config")
     given = {**arguments, **(compilation if isinstance(compilation, dict) else {})}
     if bursts is None or "max_num_seqs" not in given or any(name in given for name in CAPTURE_SIZES):

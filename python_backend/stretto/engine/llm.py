@@ -91,7 +91,9 @@ class SpeechLLM:
     def text_stream(self) -> SubwordStream:
         """Return an incremental tokenizer for streamed text; raise InvalidRequest if the model has none."""
         if self._text.stream is None:
-            raise InvalidRequest("options.text_mode", "a model with a tokenizer for streamed text", self.family.name)
+            raise InvalidRequest(
+                "options.text_mode", f"whole ({self.family.name} does not support streamed text)", "open"
+            )
         return self._text.stream()
 
     def max_words(self, prompt: Prompt) -> int:
@@ -110,7 +112,7 @@ class SpeechLLM:
             InvalidRequest: If there is no such reply, its text is complete or too long, or an id is invalid.
         """
         if request_id not in self._texts:
-            raise InvalidRequest("request_id", "a reply with open streamed text", request_id)
+            raise InvalidRequest("request_id", "the id of a reply whose streamed text is open", request_id)
         end = (self.family.text_track.end_id,) if is_last and self.family.text_track else ()
         await self._texts[request_id].write([*known_ids(ids, self._rules), *end], is_last)
 

@@ -185,12 +185,12 @@ class Permits:
         wanted = taken + num_sequences
         if self._max_waiting is not None and wanted > self._max_running + self._max_waiting:
             raise NoCapacity(
-                f"{taken} sequences are already in flight, of which {self._max_running} run and"
-                f" {self._max_waiting} may wait, and this reply has {num_sequences}; try again"
+                f"{taken} sequences are already in flight (limits: {self._max_running} running,"
+                f" {self._max_waiting} waiting), and this reply has {num_sequences}; try again"
             )
         if self._limit and wanted > self._limit.value:
             raise NoCapacity(
-                f"{taken} sequences are already in flight, the limit for a first frame within "
+                f"{taken} sequences are already in flight, as many as allow a first frame within "
                 f"{self._limit.target_s:g} s, and this reply has {num_sequences}; try again"
             )
 

@@ -75,7 +75,9 @@ class FrameCodes:
         ids = self._undelayer.pop_frames(num_frames * self._rows_per_frame)
         if self._are_latents:
             if not np.isfinite(latents_of(ids)).all():
-                raise StrettoError(f"frames {first} to {first + num_frames - 1}: a latent is not finite")
+                raise StrettoError(
+                    f"frames {first} to {first + num_frames - 1}: expected finite latents, got NaN or infinity"
+                )
             if not self._leaves_out:
                 return ids.astype(np.int32)
             is_kept, self._is_frame = np.split(self._is_frame, [num_frames])
@@ -143,7 +145,7 @@ class TextFeed:
         if self._is_complete:
             raise InvalidRequest("text", "no more text, because it is complete", f"{len(ids)} tokens")
         if len(ids) - is_last > self._room:
-            raise InvalidRequest("text", f"at most {self._room} more tokens", len(ids) - is_last)
+            raise InvalidRequest("text", f"at most {self._room} more tokens", f"{len(ids) - is_last} tokens")
         self._room -= len(ids)
         self._num_ids += len(ids)
         self._waiting += ids
@@ -165,9 +167,9 @@ class TextFeed:
     def check(self) -> None:
         """Raise InvalidRequest if the reply was aborted because text, or its end, did not arrive in time."""
         if self._is_silent and self._left_s <= 0:
-            raise InvalidRequest("text", f"its end within {self.longest_s:g} s of its start", "none")
+            raise InvalidRequest("text", f"the complete text within {self.longest_s:g} s of its start", "only a part")
         if self._is_silent:
-            raise InvalidRequest("text", f"more text, or its end, within {self._patience_s:g} s", "nothing")
+            raise InvalidRequest("text", f"more text, or its end, within {self._patience_s:g} s", "none")
 
     def end(self) -> None:
         """Stop the timer, because the reply has ended."""

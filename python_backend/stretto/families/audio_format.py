@@ -120,15 +120,17 @@ def check_audios(prompt: Prompt, audio_format: AudioFormat | None) -> None:
     for index, audio in enumerate(prompt.audios):
         field = f"audios[{index}]"
         if audio_format is None:
-            raise InvalidRequest(field, "no audio: this model has no audio encoder", f"{audio.num_rows} rows")
+            raise InvalidRequest(field, "no audio (this model has no audio encoder)", f"{audio.num_rows} rows")
         if audio.features.ndim != 2 or audio.features.shape[1] != audio_format.feature_size or not len(audio.features):
             expected = f"features [F >= 1, {audio_format.feature_size}]"
             raise InvalidRequest(field, expected, list(audio.features.shape))
         if not np.isfinite(audio.features).all():
-            raise InvalidRequest(field, "features that are finite numbers", "NaN or infinity")
+            raise InvalidRequest(field, "finite features", "NaN or infinity")
         expected_rows = audio_format.num_rows(len(audio.features))
         if audio.num_rows != expected_rows:
-            raise InvalidRequest(field, f"{expected_rows} rows for {len(audio.features)} frames", audio.num_rows)
+            raise InvalidRequest(
+                field, f"{expected_rows} rows for {len(audio.features)} frames", f"{audio.num_rows} rows"
+            )
         if not end <= audio.first_row <= len(prompt.rows) - audio.num_rows:
-            raise InvalidRequest(field, f"rows in [{end}, {len(prompt.rows)})", audio.first_row)
+            raise InvalidRequest(field, f"a first row in [{end}, {len(prompt.rows) - audio.num_rows}]", audio.first_row)
         end = audio.first_row + audio.num_rows

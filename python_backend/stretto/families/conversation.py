@@ -82,20 +82,22 @@ def read_messages(text: str) -> tuple[Turn, ...]:
     _check_inputs(turns)
     for turn in turns[1:]:
         if turn.role == "system":
-            raise InvalidRequest(f"{turn.path}.role", "user or assistant: a system turn comes first", "'system'")
+            raise InvalidRequest(
+                f"{turn.path}.role", "user or assistant (only the first turn can be a system turn)", "'system'"
+            )
     return turns
 
 
 def _check_inputs(turns: tuple[Turn, ...]) -> None:
     sampled = [turn for turn in turns if turn.audio_input == "pcm_in"]
     if len(sampled) > 1:
-        expected = "'pcm_in' in one turn, and files, 'audio', in others"
-        raise InvalidRequest(sampled[1].where("audio"), expected, "'pcm_in' again")
+        expected = "'pcm_in' in one turn only, and 'audio' in the others"
+        raise InvalidRequest(sampled[1].where("audio"), expected, "a second 'pcm_in'")
 
 
 def _turn(record: TurnRecord, path: str) -> Turn:
     if len(record) < 2 or ("audio" in record and "codes" in record):
-        raise InvalidRequest(path, "role, and text, audio (or codes) or both", shown(sorted(record)))
+        raise InvalidRequest(path, "role, and at least one of text and audio (or codes)", shown(sorted(record)))
     codes = None if "codes" not in record else _codes(record["codes"], f"{path}.codes")
     return Turn(record["role"], record.get("text"), record.get("audio"), codes, path)
 
@@ -104,7 +106,7 @@ def _codes(streams: list[list[int]], path: str) -> np.ndarray:
     """Return S lists of T codes as int64 [S, T]; their values are checked later by the family."""
     lengths = [len(stream) for stream in streams]
     if len(set(lengths)) > 1:
-        raise InvalidRequest(path, "as many codes for each stream", shown(lengths))
+        raise InvalidRequest(path, "equally many codes for each stream", shown(lengths))
     return np.array(streams, np.int64)
 
 
@@ -177,7 +179,7 @@ def _check_answered(spoken: tuple[Turn, ...], task: Task) -> None:
         first -= 1
     kinds = [kind for turn in spoken[first:] for kind in turn.kinds]
     if not task.has_history and len(set(kinds)) < len(kinds):
-        expected = f"one text and one audio at most for task {task.name!r}"
+        expected = f"at most one text and one audio for task {task.name!r}"
         raise InvalidRequest(spoken[-1].path, expected, " and ".join(kinds))
     _check_kinds(spoken[-1], set(kinds), task.needs, task.also, task)
 

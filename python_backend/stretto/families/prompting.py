@@ -71,7 +71,7 @@ def _language(options: OptionsRecord, family: Family) -> str | None:
     name = language.lower() if isinstance(language, str) else language
     if not family.languages or name not in (AUTO, *family.languages):
         known = f"one of {', '.join((AUTO, *family.languages))}"
-        expected = known if family.languages else "nothing: this model takes no language"
+        expected = known if family.languages else "no value (this model takes no language)"
         raise InvalidRequest("options.language", expected, shown(language))
     return None if name == AUTO else name
 
@@ -79,21 +79,21 @@ def _language(options: OptionsRecord, family: Family) -> str | None:
 def _instruct(options: OptionsRecord, family: Family) -> str:
     instruct = options.get("instruct", "")
     if instruct and not family.takes_instructions:
-        raise InvalidRequest("options.instruct", "nothing: this model takes no instructions", shown(instruct))
+        raise InvalidRequest("options.instruct", "no value (this model takes no instructions)", shown(instruct))
     return instruct
 
 
 def _transliterates(options: OptionsRecord, family: Family) -> bool:
     transliterates = options.get("transliterate", False)
     if transliterates and not family.reads_latin_only:
-        raise InvalidRequest("options.transliterate", "false or nothing: this model supports every script", "true")
+        raise InvalidRequest("options.transliterate", "false or no value (this model supports every script)", "true")
     return transliterates
 
 
 def _exaggeration(options: OptionsRecord, family: Family) -> float | None:
     exaggeration = options.get("exaggeration")
     if exaggeration is not None and not family.takes_exaggeration:
-        raise InvalidRequest("options.exaggeration", "nothing: this model takes no exaggeration", exaggeration)
+        raise InvalidRequest("options.exaggeration", "no value (this model takes no exaggeration)", exaggeration)
     return exaggeration
 
 
@@ -101,7 +101,7 @@ def _is_streaming(options: OptionsRecord, family: Family) -> bool:
     if "text_mode" not in options:
         return family.text_track is not None and family.text_track.is_usual
     if family.text_track is None:
-        expected = "nothing: this model takes no text during its frames"
+        expected = "no value (this model takes no text during its frames)"
         raise InvalidRequest("options.text_mode", expected, shown(options["text_mode"]))
     return options["text_mode"] != "whole"
 
@@ -137,7 +137,9 @@ def code_rows(layout: StreamLayout, codes: np.ndarray) -> np.ndarray:
     """
     num_codebooks, num_frames = codes.shape
     if num_codebooks != layout.num_codebooks or not ((codes >= 0) & (codes < layout.codebook_size)).all():
-        raise ValueError(f"expected {layout.num_codebooks} codebooks of {layout.codebook_size}, got {codes.shape}")
+        raise ValueError(
+            f"expected codes [{layout.num_codebooks}, T] in [0, {layout.codebook_size}), got shape {codes.shape}"
+        )
     streams = list(layout.codebook_streams)
     first_ids = np.array([layout.audio[stream].start for stream in streams])
     delayed = delay_codes(codes + first_ids[:, None], tuple(layout.delays[stream] for stream in streams), layout.pad_id)

@@ -122,7 +122,7 @@ def read_family(config: Mapping[str, Any]) -> Family:
     try:
         built = found.build(vocabulary)
     except UNPARSABLE as error:
-        raise CheckpointError(f"config.json: {VOCABULARY}: not a vocabulary of {found.name}: {error!r}") from error
+        raise CheckpointError(f"config.json: {VOCABULARY}: invalid vocabulary for {found.name}: {error!r}") from error
     return with_defaults(built, config.get(SAMPLING))
 
 
@@ -163,5 +163,5 @@ def config_at(checkpoint: Path) -> dict[str, Any]:
     record = json_object(checkpoint / "config.json")
     odd = leading_elsewhere(record)
     if odd is not None:
-        raise CheckpointError(f"{checkpoint / 'config.json'}: {odd}: expected a checkpoint without it")
+        raise CheckpointError(f"{checkpoint / 'config.json'}: {odd}: expected a checkpoint without this key")
     return record

@@ -46,7 +46,7 @@ class TextTokenizer:
         try:
             tokenizer = Tokenizer.from_file(str(regular_file(path, MAX_TEXT_BYTES)))
         except Exception as error:  # the library raises no narrower class
-            raise CheckpointError(f"{path}: expected a tokenizer, got an error: {error}") from error
+            raise CheckpointError(f"{path}: cannot be loaded as a tokenizer: {error}") from error
         return cls(tokenizer, spells_bytes)
 
     def encode(self, text: str) -> list[int]:
@@ -144,7 +144,7 @@ def plain_tokenizer(folder: Path) -> PlainTokenizer:
     try:
         return SentencePieceTokenizer(model)
     except Exception as error:  # RuntimeError is all that SentencePiece documents
-        raise CheckpointError(f"{path}: expected a model of SentencePiece, got an error: {error}") from error
+        raise CheckpointError(f"{path}: cannot be loaded as a SentencePiece model: {error}") from error
 
 
 def _bytes_by_character() -> dict[str, int]:

@@ -217,7 +217,7 @@ def launch_config(flags: argparse.Namespace, passed: list[str]) -> LaunchConfig:
     if given:
         raise LaunchError(f"{min(given)}: set the listening address with --address and the open APIs with --allow")
     if flags.gateway_arg and not flags.gateway:
-        raise LaunchError("--gateway-arg: expected --gateway, too")
+        raise LaunchError("--gateway-arg: requires --gateway")
     if not flags.http_port and HTTP in flags.allow:
         raise LaunchError(
             "--http-port: expected a fixed port, because with --allow http Triton itself listens there, got 0"
@@ -252,5 +252,5 @@ def pid_file_of(flags: argparse.Namespace) -> Path:
         LaunchError: If no file is named and the HTTP port is 0.
     """
     if not flags.http_port and flags.pid_file is None:
-        raise LaunchError("--http-port 0: expected --pid-file, the file to which the port is written")
+        raise LaunchError("--http-port 0: requires --pid-file, the file to which the port is written")
     return flags.pid_file or default_pid_file(flags.http_port, state_folder())

@@ -195,15 +195,15 @@ class Preprocessor:
         if task.speaks and self.family.script is not None:
             return None
         if not self._has_aligner:
-            raise InvalidRequest(field, "nothing: this server has no aligner", got)
+            raise InvalidRequest(field, "no value (this server has no aligner)", got)
         if task.speaks:
             if is_open:
-                raise InvalidRequest(field, "nothing with text_mode 'open': the text is not known yet", got)
+                raise InvalidRequest(field, "no value with text_mode 'open' (the text is not known yet)", got)
             generates_text = {Segment.TEXT, Segment.INTERLEAVED} & set(task.segments)
             return Alignment("" if generates_text else turn.text or "")
         heard = [piece.pcm for piece in pieces if piece.pcm is not None]
         if task.name != TRANSCRIBE or len(heard) != 1:
-            expected = f"nothing: only speech and {TRANSCRIBE!r} of one recording have times of words"
+            expected = f"no value (only speech and {TRANSCRIBE!r} of one recording have times of words)"
             raise InvalidRequest(field, expected, got)
         seconds = len(heard[0]) / self._encoder_rate
         if seconds > MAX_ALIGNED_S:
@@ -258,7 +258,7 @@ def read_turns(raw: RawRequest) -> tuple[Turn, ...]:
     """
     given = [name for name in ("text", "audio", "pcm_in", "messages") if getattr(raw, name) is not None]
     if raw.sample_rate is not None and "pcm_in" not in given:
-        raise InvalidRequest("sample_rate", "none without pcm_in", raw.sample_rate)
+        raise InvalidRequest("sample_rate", "no value without pcm_in", raw.sample_rate)
     if raw.messages is not None:
         turns = read_messages(string("messages", raw.messages) or "")
         expected = [*sorted({turn.audio_input for turn in turns if turn.audio_input}), "messages"]
@@ -269,7 +269,7 @@ def read_turns(raw: RawRequest) -> tuple[Turn, ...]:
     if not given:
         raise InvalidRequest("text", "at least one of text, audio, pcm_in and messages", "none")
     if raw.audio is not None and raw.pcm_in is not None:
-        raise InvalidRequest("pcm_in", "either audio or pcm_in without messages", "both")
+        raise InvalidRequest("pcm_in", "either audio or pcm_in, because there are no messages", "both")
     _check_files(raw, int(raw.audio is not None))
     audio_input = "audio" if raw.audio is not None else "pcm_in" if raw.pcm_in is not None else None
     return (Turn(text=string("text", raw.text), audio_input=audio_input),)
@@ -289,14 +289,14 @@ def read_part(raw: RawRequest) -> TextPart:
     """Return the part of streamed text in a request; raise InvalidRequest if an input is invalid."""
     for name in ("audio", "pcm_in", "sample_rate", "messages", "task", "options"):
         if getattr(raw, name) is not None:
-            raise InvalidRequest(name, "none with session: only the first part may set it", "some")
+            raise InvalidRequest(name, "no value with session (only the first part can set it)", "a value")
     record = string(FIELD, raw.session)
     assert record is not None, "checked by the caller"
     read_json(FIELD, record)
     session = SESSION.read(FIELD, record.encode(errors="surrogatepass"))
     text = string("text", raw.text)
     if text is None:
-        raise InvalidRequest("text", "the next part of the text, '' if nothing is added", "nothing")
+        raise InvalidRequest("text", "the next part of the text, or '' to add none", "none")
     check_text(text, "text", MAX_PART_CHARS)
     return TextPart(session["id"], session["part"], text, session["is_last"])
 
@@ -325,7 +325,7 @@ def read_delivery(
     default = ChunkPolicy(first, steady, frame_rate=frame_rate, held_frames=held_frames, blocks=blocks)
     output, policy = options.get("output", {}), _policy(options.get("chunking", {}), default)
     if output.get("codes") and family.layout.latents:
-        raise InvalidRequest("options.output.codes", "false: frames of this model have no codes", "true")
+        raise InvalidRequest("options.output.codes", "false (frames of this model have no codes)", "true")
     ring = RingAddress(**output["ring"]) if "ring" in output else None
     encoding = output.get("encoding", "pcm_f32le")
     form = OutputForm(encoding, output.get("sample_rate"), ring, policy.deterministic)
@@ -429,10 +429,10 @@ def _read(field: str, text: str | None, task: Task) -> OptionsRecord:
     record = read_json(field, text)
     if isinstance(record, dict) and not task.speaks:
         for key in sorted(SPEECH_KEYS & record.keys()):
-            raise InvalidRequest(f"{field}.{key}", f"nothing: task {task.name!r} does not speak", shown(record[key]))
+            raise InvalidRequest(f"{field}.{key}", f"no value (task {task.name!r} does not speak)", shown(record[key]))
     if isinstance(record, dict) and Segment.INTERLEAVED in task.segments:
         for key in sorted(AUDIO_KEYS & record.keys()):
-            expected = f"nothing: options.text sets the sampling of text and audio for {task.name!r}"
+            expected = f"no value (options.text sets the sampling of text and audio for {task.name!r})"
             raise InvalidRequest(f"{field}.{key}", expected, shown(record[key]))
     return OPTIONS.check(field, record)
 
@@ -498,7 +498,7 @@ def _max_audio(options: OptionsRecord, audio: SegmentSampling, family: Family, f
 def _depth(options: OptionsRecord, family: Family, audio: SegmentSampling) -> CodeSampling:
     """Return the sampling parameters of the depth transformer's streams, by default those of stream 0."""
     if family.depth is None:
-        raise InvalidRequest("options.depth", "nothing: this model has no depth transformer", shown(options["depth"]))
+        raise InvalidRequest("options.depth", "no value (this model has no depth transformer)", shown(options["depth"]))
     values: dict[str, Any] = {key: options["depth"].get(key, getattr(audio, key)) for key in SHORTHANDS}
     return CodeSampling(**values)
 
@@ -521,13 +521,13 @@ def _latents(
     if latents is None or sampling is None:
         if "latents" in options:
             got = shown(options["latents"])
-            raise InvalidRequest("options.latents", "nothing: frames of this model are codes", got)
+            raise InvalidRequest("options.latents", "no value (frames of this model are codes)", got)
         return None
     sampling = replace(sampling, **options.get("latents", {}))
     sampling.check_steps(latents.steps)
     is_partial = guidance.get("policy", "always") != "always" or guidance.get("guided_until_s") is not None
     if latents.has_unit_noise and is_partial:
-        expected = "'always': this model guides every frame"
+        expected = "'always' (this model guides every frame)"
         raise InvalidRequest("options.guidance.policy", expected, shown(guidance.get("policy", "until_s")))
     if latents.is_guided and guidance:
         sampling = replace(sampling, guidance_scale=guidance.pop("guidance_scale", sampling.guidance_scale))
@@ -557,7 +557,7 @@ def _schedule(options: OptionsRecord, family: Family) -> str | tuple[int, ...]:
     """Return the requested schedule: a name, or its numbers M, m, M, m, …"""
     schedule = options["schedule"]
     if family.bursts is None:
-        raise InvalidRequest("options.schedule", "none: this model generates one row per step", shown(schedule))
+        raise InvalidRequest("options.schedule", "no value (this model generates one row per step)", shown(schedule))
     if isinstance(schedule, list):
         return _numbers(schedule)
     names = [schedule.name for schedule in family.bursts.schedules]
@@ -582,6 +582,8 @@ def _voice(options: OptionsRecord, family: Family) -> str | None:
     if isinstance(voice, str):
         voice = voice.lower()
     if "voice" in options and voice not in family.voices:
-        expected = f"one of {', '.join(family.voices)}" if family.voices else "none: this model has no named voices"
+        expected = (
+            f"one of {', '.join(family.voices)}" if family.voices else "no value (this model has no named voices)"
+        )
         raise InvalidRequest("options.voice", expected, shown(options["voice"]))
     return voice

@@ -162,7 +162,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
         value |= (byte & 0x7F) << 7 * place
         if byte < 0x80:
             return value, at + place + 1
-    raise BadRequest("request: expected a ModelInferRequest, got a length without an end")
+    raise BadRequest("request: expected a ModelInferRequest, got an unterminated varint")
 
 
 def _check_names(head: ModelInferRequest) -> None:
@@ -182,7 +182,7 @@ def _check_names(head: ModelInferRequest) -> None:
 def _check_parameters(head: ModelInferRequest) -> None:
     num_bytes = sum(len(name.encode()) + value.ByteSize() for name, value in head.parameters.items())
     if len(head.parameters) > MAX_PARAMETERS or num_bytes > MAX_PARAMETER_BYTES:
-        expected = f"at most {MAX_PARAMETERS} of {MAX_PARAMETER_BYTES} bytes in all"
+        expected = f"at most {MAX_PARAMETERS} parameters of {MAX_PARAMETER_BYTES} bytes in all"
         raise BadRequest(f"parameters: expected {expected}, got {len(head.parameters)} of {num_bytes} bytes")
 
 
@@ -209,7 +209,7 @@ def _check_tensors(request: InferRequest) -> None:
                 )
         _check_size(name, tensor.datatype, count, size)
     if next(raw_sizes, None) is not None:
-        raise BadRequest(f"raw_input_contents: expected one for each input, got {len(request.raw_sizes)}")
+        raise BadRequest(f"raw_input_contents: expected one entry for each input, got {len(request.raw_sizes)}")
 
 
 def _num_elements(name: str, shape: list[int]) -> int:

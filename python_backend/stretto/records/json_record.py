@@ -71,7 +71,7 @@ class JsonRecord(Generic[T]):
 def _got(error: ErrorDetails) -> str:
     if error["type"] in ("too_short", "too_long"):
         return str(error["ctx"]["actual_length"])
-    return "nothing" if error["type"] == "missing" else shown(error["input"])
+    return "none" if error["type"] == "missing" else shown(error["input"])
 
 
 def _bare(kind: Any) -> Any:

@@ -159,14 +159,18 @@ _PACKED: PackedRecord[PromptRecord] = PackedRecord(PromptRecord)
 def _delayed_tail(field: str, lists: list[list[int]], rows: NDArray[np.int32]) -> NDArray[np.int32]:
     width = rows.shape[1] - 1
     if any(len(each) != width for each in lists):
-        raise InvalidRequest(f"{field}.delayed_tail", f"rows of {width} ids", "others")
+        raise InvalidRequest(
+            f"{field}.delayed_tail", f"rows of {width} ids", f"rows of {sorted({len(each) for each in lists})} ids"
+        )
     return np.array(lists, np.int32).reshape(-1, width)
 
 
 def _audios(field: str, spans: tuple[AudioSpan, ...], features: NDArray[np.float32] | None) -> tuple[InputAudio, ...]:
     num_frames, there = sum(span.num_frames for span in spans), 0 if features is None else len(features)
     if num_frames != there:
-        raise InvalidRequest(f"{field}.audios", f"spans of all {there} frames of the features", f"{num_frames} frames")
+        raise InvalidRequest(
+            f"{field}.audios", f"spans of {there} frames in all, as in the features", f"{num_frames} frames"
+        )
     if features is None:
         return ()
     ends = np.cumsum([span.num_frames for span in spans])

@@ -211,11 +211,11 @@ class SamplingConfig:
             raise InvalidRequest("options.guidance.policy", f"one of {', '.join(POLICIES)}", repr(self.policy))
         if self.policy != "until_s":
             if until_s is not None:
-                raise InvalidRequest("options.guidance.until_s", f"nothing under policy {self.policy!r}", until_s)
+                raise InvalidRequest("options.guidance.until_s", f"no value under policy {self.policy!r}", until_s)
         elif until_s is None:
-            raise InvalidRequest("options.guidance.until_s", "seconds, as the policy is 'until_s'", "nothing")
+            raise InvalidRequest("options.guidance.until_s", "a number of seconds, because policy is 'until_s'", "none")
         elif not _is_number(until_s) or not 0.0 < until_s <= MAX_UNTIL_S:
-            expected = f"seconds, more than 0 and at most {MAX_UNTIL_S:,.0f}"
+            expected = f"a number of seconds in (0, {MAX_UNTIL_S:.0f}]"
             raise InvalidRequest("options.guidance.until_s", expected, repr(until_s))
 
 

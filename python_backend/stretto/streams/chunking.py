@@ -38,9 +38,11 @@ class ChunkPolicy:
 
     def __post_init__(self) -> None:
         if not 1 <= self.first_frames <= self.steady_frames:
-            raise ValueError(f"need 1 <= first <= steady frames, got {self.first_frames} and {self.steady_frames}")
+            raise ValueError(
+                f"expected 1 <= first_frames <= steady_frames, got {self.first_frames} and {self.steady_frames}"
+            )
         if self.held_frames < 0 or not self.frame_rate > 0 or not 0 <= self.playout_s < math.inf:
-            raise ValueError(f"need held_frames >= 0, frame_rate > 0, finite playout_s >= 0, got {self}")
+            raise ValueError(f"expected held_frames >= 0, frame_rate > 0, finite playout_s >= 0, got {self}")
 
     def round_down(self, num_frames: int) -> int:
         """Return the largest permitted chunk size of at most `num_frames` >= 1: a power of two, or `steady_frames`.

@@ -184,7 +184,7 @@ def _open_header(address: RingAddress, directory: Path) -> int:
         raise InvalidRequest(
             "options.output.ring.name",
             "shared memory of this host",
-            f"{address.name}: not a regular file with a single name",
+            f"{address.name}: not a regular file, or a file with several names",
         )
     return header
 
@@ -203,7 +203,7 @@ def _read_shape(header: int, address: RingAddress) -> tuple[int, int]:
     size = HEADER + (slots * slot_bytes if address.cuda_handle is None else 0)
     if words[0] != MAGIC or not is_shaped or os.fstat(header).st_size < size:
         expected = f"a ring of slots of a multiple of 8 bytes, {MAX_BYTES} bytes at most"
-        raise InvalidRequest("options.output.ring.name", expected, "memory with another header")
+        raise InvalidRequest("options.output.ring.name", expected, "memory with an invalid header")
     return slots, slot_bytes
 
 

@@ -51,7 +51,7 @@ class Seal:
         """
         tag, record = sealed[:TAG], sealed[TAG:]
         if not hmac.compare_digest(tag, self._tag(name, record, arrays)):
-            raise InvalidRequest(name, "a record authenticated by this server", "something else")
+            raise InvalidRequest(name, "a record authenticated by this server", "another record")
         return record
 
     def _tag(self, name: str, record: bytes, arrays: tuple[np.ndarray | None, ...]) -> bytes:

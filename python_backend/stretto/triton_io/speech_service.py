@@ -87,7 +87,7 @@ class TextSession:
             if self.is_complete:
                 raise InvalidRequest("session", "no further part, because the text is complete", f"part {part.part}")
             if part.part != self._next_part:
-                raise InvalidRequest("session.part", f"{self._next_part}, the next", part.part)
+                raise InvalidRequest("session.part", f"{self._next_part}, the number of the next part", part.part)
             ids, words = self._after(part.text, part.is_last)
             if part.is_last and not (ids or self._first.is_set()):
                 raise InvalidRequest("text", "at least one character in all", "none")
@@ -99,7 +99,9 @@ class TextSession:
     def _after(self, text: str, is_last: bool) -> tuple[list[int], SubwordStream]:
         ids, words = self._words.after(text, is_last)
         if len(ids) > self._room:
-            raise InvalidRequest("text", f"at most {self._room} more tokens, because each frame reads one", len(ids))
+            raise InvalidRequest(
+                "text", f"at most {self._room} more tokens, because each frame reads one", f"{len(ids)} tokens"
+            )
         return ids, words
 
     def _keep(self, ids: list[int], words: SubwordStream) -> None:

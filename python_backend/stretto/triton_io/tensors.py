@@ -213,7 +213,7 @@ def text_tensor(spec: TensorSpec, text: bytes) -> Any:
 def _find(request: Any, spec: TensorSpec) -> Any | None:
     tensor = pb_utils.get_input_tensor_by_name(request, spec.name)
     if tensor is None and not spec.optional:
-        raise InvalidRequest(spec.name, _describe(spec), "nothing")
+        raise InvalidRequest(spec.name, _describe(spec), "none")
     return tensor
 
 

@@ -48,7 +48,7 @@ def read_numbers(config_class: Any, record: Mapping[str, Any]) -> Any:
         return config_class.from_dict(without_keys(record))
     except (*UNPARSABLE, StrictDataclassError) as error:
         message = " ".join(str(error).split())  # some messages have several lines
-        raise CheckpointError(f"config.json: not the parameters of {kind}: {message}") from error
+        raise CheckpointError(f"config.json: invalid parameters for {kind}: {message}") from error
 
 
 def check_heads(config: Any) -> None:
@@ -150,7 +150,7 @@ def read_backbone(
     elif (tokenizer / "config.json").is_file():
         record = read_json(tokenizer)
     else:
-        raise CheckpointError(f"backbone {tag}: not one of {sorted(known)}; --backbone must name its config.json")
+        raise CheckpointError(f"backbone {tag}: expected one of {sorted(known)}, or --backbone with its config.json")
     if record.get("model_type") not in tuple(CLASSES):
         raise CheckpointError(f"backbone {tag}: expected one of {sorted(CLASSES)}, got {record.get('model_type')!r}")
     return {name: without_keys(value) for name, value in record.items() if name not in LEFT_OUT}
@@ -180,4 +180,4 @@ def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     try:
         return shapes_of(model_class, config_class.from_dict(dict(config)))
     except (*UNPARSABLE, RuntimeError, StrictDataclassError) as error:
-        raise CheckpointError(f"backbone: not the parameters of {config['model_type']}: {error}") from error
+        raise CheckpointError(f"backbone: invalid parameters for {config['model_type']}: {error}") from error

@@ -73,8 +73,8 @@ def _check_archive(path: Path) -> None:
         records = archive.infolist()
     size, unpacked = path.stat().st_size, sum(record.file_size for record in records)
     if unpacked > size or any(record.compress_type != zipfile.ZIP_STORED for record in records):
-        expected = "an archive of torch.save, which is not compressed"
-        raise CheckpointError(f"{path}: expected {expected}, got {unpacked} bytes of records in {size}")
+        expected = "an uncompressed archive of torch.save"
+        raise CheckpointError(f"{path}: expected {expected}, got {unpacked} bytes of records in a file of {size} bytes")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -110,7 +110,7 @@ def in_float32(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     """
     odd = sorted(name for name, tensor in tensors.items() if not _is_plain(tensor))
     if odd:
-        raise CheckpointError(f"{path}: expected dense tensors of real numbers, got others in {odd[:NAMED]}")
+        raise CheckpointError(f"{path}: expected dense tensors of real numbers, got other values in {odd[:NAMED]}")
     try:
         return {name: tensor.float() for name, tensor in tensors.items()}
     except UNREADABLE as error:  # the dtype has no arithmetic
@@ -144,7 +144,7 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], place: Path,
     if wrong or wanted.keys() != tensors.keys():
         missing, unknown = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
         raise CheckpointError(
-            f"{place}: missing {first(missing)}, unknown {first(unknown)}, of another shape {first(wrong)}"
+            f"{place}: missing {first(missing)}, unknown {first(unknown)}, wrong shape {first(wrong)}"
         )
     check_finite(tensors, place)
     module.load_state_dict(tensors, assign=assign)

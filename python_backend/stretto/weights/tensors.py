@@ -213,13 +213,13 @@ def check(plan: Plan, published: Mapping[str, Tensor], dropped: Iterable[str]) -
     unknown = [name for name in others if not any(_is_under(name, prefix) for prefix in prefixes)]
     missing = [name for name in plan if name not in published]
     wrong = [
-        f"{name} {list(published[name].shape)} for {list(part.stored)}"
+        f"{name} {list(published[name].shape)} instead of {list(part.stored)}"
         for name, part in plan.items()
         if name in published and tuple(published[name].shape) != part.stored
     ]
-    found = {"missing": missing, "unknown": unknown, "of another shape": wrong}
+    found = {"missing": missing, "unknown": unknown, "wrong shape": wrong}
     if missing or unknown or wrong:
-        raise CheckpointError("tensors do not fit: " + "; ".join(_named(*each) for each in found.items() if each[1]))
+        raise CheckpointError("tensors do not match: " + "; ".join(_named(*each) for each in found.items() if each[1]))
     return others
 
 

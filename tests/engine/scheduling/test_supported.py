@@ -64,10 +64,10 @@ def test_what_is_supported_starts() -> None:
         ({"num_groups": 2}, "several kinds of attention layers"),
         ({"speculative_config": object()}, r"does not support \['speculative_config'\]"),
         ({"threshold": 8}, r"does not support \['long_prefill_token_threshold'\]"),
-        ({"steps": 3}, "eight_streams: 3 steps in flight exceed the 2 rows from its text"),
+        ({"steps": 3}, "eight_streams: expected at most 2 steps in flight"),
         ({"family": GUIDED_CHAT}, "guided_chat: guidance is not supported with multi-token steps from text to audio"),
         ({"family": FORCED_BURSTS, "budget": 9}, "max_num_batched_tokens: expected at least 10, .*, got 9"),
-        ({"family": TRACKED_CHAT}, "tracked_chat: a text track works only with replies of audio alone"),
+        ({"family": TRACKED_CHAT}, "tracked_chat: a text track requires replies of audio only"),
         ({"family": FORCED_BURSTS, "block_size": 3}, "block_size: expected at least 4, the modules of .*, got 3"),
     ],
 )

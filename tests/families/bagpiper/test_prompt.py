@@ -132,7 +132,7 @@ def test_an_assistant_s_speech_is_delayed_codes_between_pads_of_their_codebooks(
 @pytest.mark.parametrize(
     ("piece", "message"),
     [
-        (Piece("user", "messages[0].codes", codes=np.zeros((8, 1), int)), "messages[0].codes: expected an audio input"),
+        (Piece("user", "messages[0].codes", codes=np.zeros((8, 1), int)), "messages[0].codes: expected audio samples"),
         (Piece("user", "text", text=""), "text: expected text of at least one character"),
         (Piece("assistant", "m.codes", codes=np.zeros((9, 1), int)), "m.codes: expected 8 streams, got 9 streams"),
         (Piece("assistant", "m.codes", codes=np.full((8, 1), 16)), "m.codes[0]: expected codes in [0, 16), got 16"),

@@ -57,7 +57,7 @@ def other_text(tensors: Tensors, num_ids: int) -> None:
         (lambda t: t.pop("cond_enc.perceiver.pre_attention_query"), "pre_attention_query of shape [1, n, H]"),
         (lambda t: t.pop("tfmr.layers.1.mlp.up_proj.weight"), "missing: tfmr.layers.1.mlp.up_proj.weight"),
         (lambda t: t.update(more=torch.ones(1)), "unknown: more"),
-        (lambda t: t.update({"speech_head.weight": torch.ones(8194, 32)}), "of another shape: speech_head.weight"),
+        (lambda t: t.update({"speech_head.weight": torch.ones(8194, 32)}), "wrong shape: speech_head.weight"),
         (lambda t: t.update({"speech_emb.weight": torch.ones(6000, 64)}), "expected more than 6563 ids, got 6000"),
         (lambda t: other_text(t, 2454), "expected the English release, got the multilingual one"),
         (lambda t: other_text(t, 100), "expected a tokenizer of at most 100 tokens with [SPACE], got one of 256"),
@@ -83,19 +83,25 @@ def told(**changes: object) -> dict[str, Any]:
     [
         (Hostile(), "expected a voice, got UnpicklingError"),
         ({"t3": {"speaker_emb": Hostile()}}, "expected a voice, got UnpicklingError"),
-        ({"gen": {}}, "voice anna: expected t3.speaker_emb"),
-        (told(emotion_adv=0.5), "voice anna: expected t3.speaker_emb"),
-        (told(speaker_emb=torch.ones(1, 255)), "expected 256 numbers of a speaker and one of emotion"),
-        (told(cond_prompt_speech_tokens=torch.full((1, 4), 8194)), "expected ids in [0, 8194)"),
-        (told(cond_prompt_speech_tokens=torch.ones(1, 4)), "expected ids in [0, 8194)"),
-        (told(cond_prompt_speech_tokens=torch.ones(1, 0, dtype=torch.int64)), "expected ids in [0, 8194)"),
-        (told(cond_prompt_speech_tokens=torch.ones(1, 4, dtype=torch.bool)), "tokens: expected finite numbers"),
-        (told(cond_prompt_speech_tokens=torch.ones(1, 4, dtype=torch.cfloat)), "tokens: expected finite numbers"),
-        (told(emotion_adv=torch.full((1, 1, 1), torch.nan)), "t3.emotion_adv: expected finite numbers"),
-        (told(speaker_emb=torch.full((1, 256), torch.inf)), "t3.speaker_emb: expected finite numbers"),
-        (told(speaker_emb=torch.full((1, 256), 1e99, dtype=torch.float64)), "t3.speaker_emb: expected finite numbers"),
-        (told(speaker_emb=torch.ones(1, 256, device="meta")), "t3.speaker_emb: expected finite numbers"),
-        (told(speaker_emb=torch.ones(1, 256).to_sparse()), "t3.speaker_emb: expected finite numbers"),
+        ({"gen": {}}, "voice anna: expected the tensors t3.speaker_emb"),
+        (told(emotion_adv=0.5), "voice anna: expected the tensors t3.speaker_emb"),
+        (told(speaker_emb=torch.ones(1, 255)), "expected 256 speaker numbers and one emotion value"),
+        (told(cond_prompt_speech_tokens=torch.full((1, 4), 8194)), "expected ids of shape [1, n]"),
+        (told(cond_prompt_speech_tokens=torch.ones(1, 4)), "expected ids of shape [1, n]"),
+        (told(cond_prompt_speech_tokens=torch.ones(1, 0, dtype=torch.int64)), "expected ids of shape [1, n]"),
+        (told(cond_prompt_speech_tokens=torch.ones(1, 4, dtype=torch.bool)), "tokens: expected finite floating-point"),
+        (
+            told(cond_prompt_speech_tokens=torch.ones(1, 4, dtype=torch.cfloat)),
+            "tokens: expected finite floating-point",
+        ),
+        (told(emotion_adv=torch.full((1, 1, 1), torch.nan)), "t3.emotion_adv: expected finite floating-point"),
+        (told(speaker_emb=torch.full((1, 256), torch.inf)), "t3.speaker_emb: expected finite floating-point"),
+        (
+            told(speaker_emb=torch.full((1, 256), 1e99, dtype=torch.float64)),
+            "t3.speaker_emb: expected finite floating-point",
+        ),
+        (told(speaker_emb=torch.ones(1, 256, device="meta")), "t3.speaker_emb: expected finite floating-point"),
+        (told(speaker_emb=torch.ones(1, 256).to_sparse()), "t3.speaker_emb: expected finite floating-point"),
     ],
 )
 def test_a_file_that_is_no_voice_is_refused_and_never_run(
@@ -125,7 +131,7 @@ def test_unreadable_files_fail(release: Path, name: str, stored: bytes, capsys: 
 
 def test_a_missing_or_misnamed_voice_is_refused(release: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (release / "voices" / "it's me.pt").symlink_to(release / "conds.pt")
-    assert "expected a name of small letters" in refusal(release, capsys)
+    assert "expected a name of lower-case letters" in refusal(release, capsys)
     (release / "voices" / "it's me.pt").unlink()
     (release / "conds.pt").unlink()
     assert "conds.pt is missing" in refusal(release, capsys)
@@ -148,7 +154,7 @@ def test_a_decoder_with_other_voices_is_refused(tmp_path: Path, capsys: pytest.C
     tensors = {name: tensor for name, tensor in load_file(path).items() if not name.startswith("voices.1.")}
     save_file(tensors, path)
     assert make_repository(["--checkpoint", str(checkpoint), "--out", str(tmp_path / "served")]) == 1
-    assert "expected the voices of the model, default, anna, got 1 called" in capsys.readouterr().err
+    assert "expected the voices of the model, default, anna, got 1 voices" in capsys.readouterr().err
 
 
 def test_a_decoder_with_voices_of_other_names_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,7 +162,7 @@ def test_a_decoder_with_voices_of_other_names_is_refused(tmp_path: Path, capsys:
     path = checkpoint / "codec" / "config.json"
     path.write_text(path.read_text().replace("anna", "berta"))
     assert make_repository(["--checkpoint", str(checkpoint), "--out", str(tmp_path / "served")]) == 1
-    assert "the voices of the model, default, anna, got 2 called ['default', 'berta']" in capsys.readouterr().err
+    assert "the voices of the model, default, anna, got 2 voices, ['default', 'berta']" in capsys.readouterr().err
 
 
 def heard(**changes: object) -> dict[str, Any]:
@@ -167,16 +173,16 @@ def heard(**changes: object) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("stored", "message"),
     [
-        ({"t3": voice(9)["t3"]}, "voice anna: expected gen.prompt_token, gen.prompt_feat, gen.embedding"),
-        (heard(embedding=None), "voice anna: expected gen.prompt_token"),
-        (heard(embedding=torch.ones(1, 190)), "voices.1.speaker [190] for [192]"),
-        (heard(prompt_token=torch.full((1, 13), 6561)), "voice anna: prompt_token: expected codes in [0, 6561)"),
-        (heard(prompt_token=torch.ones(1, 13)), "voice anna: prompt_token: expected codes in [0, 6561)"),
-        (heard(prompt_token=torch.ones(1, 1001, dtype=torch.int64)), "at most 1000, [1, n], got [1, 1001]"),
-        (heard(prompt_feat=torch.ones(1, 25, 80)), "prompt_feat: expected [1, 26, mels], got [1, 25, 80]"),
-        (heard(prompt_feat=torch.ones(1, 26, 79)), "voices.1.mel [79, 26] for [80, 26]"),
-        (heard(prompt_feat=torch.full((1, 26, 80), torch.nan)), "gen.prompt_feat: expected finite numbers"),
-        (heard(embedding=torch.full((1, 192), -torch.inf)), "gen.embedding: expected finite numbers"),
+        ({"t3": voice(9)["t3"]}, "voice anna: expected the tensors gen.prompt_token, gen.prompt_feat, gen.embedding"),
+        (heard(embedding=None), "voice anna: expected the tensors gen.prompt_token"),
+        (heard(embedding=torch.ones(1, 190)), "voices.1.speaker [190] instead of [192]"),
+        (heard(prompt_token=torch.full((1, 13), 6561)), "voice anna: prompt_token: expected codes of shape [1, n]"),
+        (heard(prompt_token=torch.ones(1, 13)), "voice anna: prompt_token: expected codes of shape [1, n]"),
+        (heard(prompt_token=torch.ones(1, 1001, dtype=torch.int64)), "n <= 1000, in [0, 6561), got shape [1, 1001]"),
+        (heard(prompt_feat=torch.ones(1, 25, 80)), "prompt_feat: expected shape [1, 26, mels], got [1, 25, 80]"),
+        (heard(prompt_feat=torch.ones(1, 26, 79)), "voices.1.mel [79, 26] instead of [80, 26]"),
+        (heard(prompt_feat=torch.full((1, 26, 80), torch.nan)), "gen.prompt_feat: expected finite floating-point"),
+        (heard(embedding=torch.full((1, 192), -torch.inf)), "gen.embedding: expected finite floating-point"),
         (heard(prompt_token=torch.ones(1, 13, dtype=torch.bool)), "expected finite floating-point, int32"),
     ],
 )
@@ -196,7 +202,7 @@ def test_a_voice_that_s3gen_cannot_speak_in_is_refused(
         (lambda t: t.pop("flow.input_embedding.weight"), "flow.input_embedding.weight: expected a tensor of 2 dim"),
         (lambda t: t.update({"flow.input_embedding.weight": torch.ones(99, 16)}), "expected 6561 codes, got 99"),
         (lambda t: t.update({"mel2wav.more": torch.ones(1)}), "unknown: mel2wav.more"),
-        (lambda t: t.update({"flow.encoder_proj.bias": torch.ones(3)}), "another shape: flow.encoder_proj.bias [3]"),
+        (lambda t: t.update({"flow.encoder_proj.bias": torch.ones(3)}), "wrong shape: flow.encoder_proj.bias [3]"),
     ],
 )
 def test_tensors_of_s3gen_that_do_not_fit_are_named(

@@ -145,7 +145,7 @@ def test_exaggeration_changes_the_last_row(preprocessor: Preprocessor, checkpoin
         (asked(at_24_khz(NAME), exaggeration=2.1), r"options.exaggeration: expected a number in \[0, 2\], got 2.1"),
         (
             RawRequest(messages=json.dumps([{"role": "system", "codes": [[1]]}, {"role": "user", "text": "a"}])),
-            r"messages\[0\].codes: expected a file or samples of a voice, got codes",
+            r"messages\[0\].codes: expected a voice recording as a file or samples, got codes",
         ),
         (
             RawRequest(
@@ -182,7 +182,7 @@ def test_without_the_networks_recordings_are_refused(
     preprocessor = Preprocessor(tmp_path / "checkpoint")
     with pytest.raises(InvalidRequest, match=r"messages\[0\].role: expected 'user' for task 'tts', got 'system'"):
         preprocessor.prepare(asked(at_24_khz(NAME)))
-    with pytest.raises(InvalidRequest, match=r"options.exaggeration: expected nothing: this model takes no"):
+    with pytest.raises(InvalidRequest, match=r"options.exaggeration: expected no value \(this model takes no"):
         preprocessor.prepare(RawRequest(text="a", options='{"exaggeration": 1}'))
 
 

@@ -117,7 +117,7 @@ def test_a_language_model_in_the_codecs_folder_is_named(
     [
         ("decoder_2.model.0.bias", None, "missing: acoustic_decoder.conv1.bias"),
         ("decoder_2.model.9.bias", torch.ones(1), "unknown: decoder_2.model.9.bias"),
-        ("fc_post2.weight", torch.ones(2, 2), "of another shape: fc2.weight [2, 2] for [16, 32]"),
+        ("fc_post2.weight", torch.ones(2, 2), "wrong shape: fc2.weight [2, 2] instead of [16, 32]"),
     ],
 )
 def test_tensors_of_model_pth_that_do_not_fit_are_named(

@@ -124,11 +124,11 @@ def test_codes_of_earlier_replies_are_voices(made: Made) -> None:
         ),
         (
             {"messages": talk(turn("assistant", text="b"), turn("user", text="a"))},
-            "messages[0].text: expected only text in a turn of the user, only audio in a turn of the assistant",
+            "messages[0].text: expected only text in user turns and only audio in assistant turns",
         ),
         (
             {"messages": talk(turn("user", codes=CODES), turn("assistant", codes=CODES), turn("user", text="a"))},
-            "messages[0].codes: expected only text in a turn of the user",
+            "messages[0].codes: expected only text in user turns",
         ),
         (
             {"messages": talk(turn("assistant", codes=CODES[:4]), turn("user", text="a"))},

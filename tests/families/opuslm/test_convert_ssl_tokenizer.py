@@ -86,7 +86,7 @@ def misshapen(tensors: dict[str, Tensor]) -> None:
     [
         (missing, "missing: encoder.encoders.1.merge_proj.bias"),
         (unknown, "unknown: encoder.encoders.3.merge_proj.bias"),
-        (misshapen, "of another shape: frontend.layers.2.conv.weight [12, 12, 4] for [12, 12, 3]"),
+        (misshapen, "wrong shape: frontend.layers.2.conv.weight [12, 12, 4] instead of [12, 12, 3]"),
     ],
 )
 def test_tensors_that_do_not_fit_are_named(
@@ -126,7 +126,7 @@ def test_centres_of_another_width_or_number_are_refused(tmp_path: Path, capsys: 
     vocabulary = SMALL_OPUSLM.to_record() | {"ssl": (256, 275), "codec": 275, "text": (371, 431), "vocab_size": 431}
     words = command("opuslm", write_opuslm(tmp_path / "release", type(SMALL_OPUSLM).from_record(vocabulary)), tmp_path)
     assert main([*words[:-1], str(tmp_path / "out"), "--ssl-tokenizer", str(xeus)]) == 1
-    assert "km_opus_lm.mdl: expected 19 centres of 32, got [20, 32]" in capsys.readouterr().err
+    assert "km_opus_lm.mdl: expected 19 centroids of 32, got [20, 32]" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "xeus_checkpoint_new.pth", "km_opus_lm.mdl"])

@@ -59,17 +59,17 @@ CACHE = "transformer.layers.1.self_attn/cache"
         (
             MODEL,
             lambda t: t.update({"flow_lm.input_linear.weight": torch.zeros(3, 8)}),
-            "of another shape: flow_lm.input_linear.weight [3, 8] for [64, 8]",
+            "wrong shape: flow_lm.input_linear.weight [3, 8] instead of [64, 8]",
         ),
         (MODEL, lambda t: t.pop("flow_lm.bos_emb"), "missing: flow_lm.bos_emb"),
         (
             MODEL,
             lambda t: t.update({"flow_lm.bos_emb": torch.zeros(3)}),
-            "of another shape: flow_lm.bos_emb [3] for [8]",
+            "wrong shape: flow_lm.bos_emb [3] instead of [8]",
         ),
         (MODEL, lambda t: t.pop("mimi.decoder.model.0.conv.weight"), "missing: mimi.decoder.model.0.conv.weight"),
         (VOICE, lambda t: t.pop(CACHE), f"alba.safetensors: expected {CACHE} [2, 1, n, 2, 32]"),
-        (VOICE, lambda t: t.update({CACHE: t[CACHE] + 0.1}), "expected keys and values of this release, within 0.001"),
+        (VOICE, lambda t: t.update({CACHE: t[CACHE] + 0.1}), "expected keys and values of this release within 0.001"),
         (VOICE, lambda t: t.update({CACHE: t[CACHE] * torch.nan}), "expected up to 512 rows of finite numbers"),
     ],
 )

@@ -111,7 +111,9 @@ def test_recordings_that_are_no_voice_are_refused(checkpoint: Path, pcm: np.ndar
 
 def test_codes_are_no_voice(checkpoint: Path) -> None:
     turns = '[{"role": "system", "codes": [[1], [2]]}, {"role": "user", "text": "b"}]'
-    with pytest.raises(InvalidRequest, match=r"messages\[0\]\.codes: expected a file or samples of a voice, got codes"):
+    with pytest.raises(
+        InvalidRequest, match=r"messages\[0\]\.codes: expected a voice recording as a file or samples, got codes"
+    ):
         Preprocessor(checkpoint).prepare(RawRequest(messages=turns))
 
 

@@ -63,11 +63,11 @@ def written(checkpoint: Path, **changes: Any) -> Prompt:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"words": []}, "words: expected at least the first of a reply, got none"),
+        ({"words": []}, "words: expected at least the first text id of a reply, got none"),
         ({"words": [5, 315]}, r"words: expected text ids without bos, eos and pad ids, got \[315\]"),
-        ({"words": [330]}, r"words: expected ids of the thinker's text in \[0, 330\), got others"),
-        ({"words": ["Hello"]}, "words: expected ids"),
-        ({"conversation": [-1]}, "conversation: expected ids"),
+        ({"words": [330]}, r"words: expected the thinker's text ids in \[0, 330\), got 330"),
+        ({"words": ["Hello"]}, "words: expected the thinker's text ids"),
+        ({"conversation": [-1]}, "conversation: expected the thinker's text ids"),
         ({"voice": "Ethan"}, "voice: expected one of ethan, chelsie, got 'Ethan'"),
         (
             {"states": None},
@@ -75,7 +75,7 @@ def written(checkpoint: Path, **changes: Any) -> Prompt:
         ),
         ({"states": np.zeros((8, 48), np.float32)}, r"states: expected float32 \[9, W\].* got float32 \[8, 48\]"),
         ({"states": np.zeros((9, 48))}, r"states: .* got float64 \[9, 48\]"),
-        ({"conversation": turn("user", [IMAGE]), "states": None}, "conversation: expected only text and audio (images"),
+        ({"conversation": turn("user", [IMAGE]), "states": None}, "conversation: expected only text and audio"),
     ],
 )
 def test_what_cannot_be_spoken_is_refused_by_name(checkpoint: Path, changes: dict[str, Any], message: str) -> None:

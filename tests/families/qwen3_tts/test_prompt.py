@@ -200,7 +200,7 @@ def test_each_voice_is_encoded_once(checkpoints: dict[str, Checkpoint], monkeypa
         ),
         (
             RawRequest(messages='[{"role": "system", "codes": [[1], [1], [1], [1]]}, {"role": "user", "text": "b"}]'),
-            "messages[0].codes: expected a file or samples of a voice, got codes",
+            "messages[0].codes: expected a voice recording as a file or samples, got codes",
         ),
         (
             RawRequest(
@@ -210,8 +210,8 @@ def test_each_voice_is_encoded_once(checkpoints: dict[str, Checkpoint], monkeypa
             ),
             "pcm_in: expected at least 0.08 s, got 0.0417 s",
         ),
-        (RawRequest(text="hello", options='{"voice": "ryan"}'), "options.voice: expected none"),
-        (RawRequest(text="hello", options='{"instruct": "low"}'), "options.instruct: expected nothing"),
+        (RawRequest(text="hello", options='{"voice": "ryan"}'), "options.voice: expected no value"),
+        (RawRequest(text="hello", options='{"instruct": "low"}'), "options.instruct: expected no value"),
         (RawRequest(text="a", pcm_in=np.zeros(9600, np.float32), sample_rate=24_000), "pcm_in: expected only text"),
     ],
 )

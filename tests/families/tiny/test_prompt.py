@@ -62,9 +62,9 @@ def test_the_index_table_is_never_overrun() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "text: expected something that can be spoken, got ''"),
-        ("... !", "text: expected something that can be spoken, got '... !'"),
-        ("😀", "text: expected something that can be spoken, got '😀'"),
+        ("", "text: expected text with a word that can be spoken, got ''"),
+        ("... !", "text: expected text with a word that can be spoken, got '... !'"),
+        ("😀", "text: expected text with a word that can be spoken, got '😀'"),
         ("a" * 161, "text: expected at most 160 characters, got 161 characters"),
         ("say 你好，世界!", OTHERS + "got Chinese characters in '你好，世界!'"),
         ("Привет", OTHERS + "got Cyrillic letters (Russian and others) in 'Привет'"),
@@ -146,5 +146,5 @@ def test_recordings_without_speech_are_heard_unchanged(num: int) -> None:
 
 def test_codes_are_refused_as_it_hears_samples() -> None:
     piece = Piece("user", "messages[0].codes", codes=np.zeros((7, 3), int))
-    with pytest.raises(InvalidRequest, match=r"messages\[0\].codes: expected an audio input"):
+    with pytest.raises(InvalidRequest, match=r"messages\[0\].codes: expected audio samples"):
         TEMPLATE.write(TINY.task("asr"), (piece,), None)

@@ -41,10 +41,10 @@ def refusal(release: Path, capsys: pytest.CaptureFixture[str]) -> str:
         (lambda t: t.pop(f"{AR}key.weight"), f"missing: {AR}key.weight"),
         (lambda t: t.pop("corelm.nar_decoder.level_emb.weight"), "missing: corelm.nar_decoder.level_emb.weight"),
         (lambda t: t.update({f"{AR}key.bias": torch.ones(64)}), f"unknown: {AR}key.bias"),
-        (lambda t: t.update({f"{AR}value.bias": torch.ones(32)}), f"of another shape: {AR}value.bias [32] for [64]"),
+        (lambda t: t.update({f"{AR}value.bias": torch.ones(32)}), f"wrong shape: {AR}value.bias [32] instead of [64]"),
         (
             lambda t: t.update({"corelm.nar_decoder.pos_emb.weight": torch.ones(9, 64)}),
-            "of another shape: corelm.nar_decoder.pos_emb.weight",
+            "wrong shape: corelm.nar_decoder.pos_emb.weight",
         ),
     ],
 )
@@ -69,9 +69,9 @@ def test_tensors_that_do_not_fit_are_named(
         (lambda c: c.update(codec_token_in_use=7), "codec_token_in_use: expected a number of codebooks >= 2"),
         (lambda c: c["token_bias"].pop("text_bpe"), "token_bias.text_bpe is missing"),
         (lambda c: c["token_bias"].update(codec=[256, 1256]), "token_bias.codec: expected [first, end) of 412 ids"),
-        (lambda c: c["token_list"].__setitem__(67, "<tts_task>"), "token_list: no <bpe_tts_task>"),
-        (lambda c: c["token_list"].__setitem__(5, "<eos>"), "token_list: expected <sos/eos> at 5, got <eos>"),
-        (lambda c: c["token_bias"].update(text_bpe=[380, 412]), "whose tokens have 32 ids; got one of"),
+        (lambda c: c["token_list"].__setitem__(67, "<tts_task>"), "token_list: missing <bpe_tts_task>"),
+        (lambda c: c["token_list"].__setitem__(5, "<eos>"), "token_list: expected <sos/eos> at index 5, got <eos>"),
+        (lambda c: c["token_bias"].update(text_bpe=[380, 412]), "with at most 32 tokens, got one of"),
     ],
 )
 def test_numbers_that_do_not_fit_are_named(

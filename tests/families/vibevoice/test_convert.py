@@ -111,7 +111,7 @@ def test_of_an_untied_head_four_rows_stay(tmp_path: Path) -> None:
     [
         (lambda t: t.pop(STEM), f"missing: {STEM}"),
         (lambda t: t.update(more=torch.zeros(2)), "unknown: more"),
-        (lambda t: t.update({STEM: torch.zeros(2, 2)}), f"of another shape: {STEM} [2, 2] for [32, 8, 7]"),
+        (lambda t: t.update({STEM: torch.zeros(2, 2)}), f"wrong shape: {STEM} [2, 2] instead of [32, 8, 7]"),
         (lambda t: t.pop(FACTOR), f"{FACTOR}: expected a finite number, not 0 if it is a factor, got nothing"),
         (lambda t: t[FACTOR].fill_(float("nan")), f"{FACTOR}: expected a finite number, not 0 if it is a factor, got"),
         (lambda t: t[FACTOR].fill_(0), f"{FACTOR}: expected a finite number"),

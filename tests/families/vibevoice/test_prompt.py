@@ -139,7 +139,10 @@ def asked(*turns: dict[str, Any], pcm: np.ndarray | None = None, **options: Any)
         ),
         (asked(VOICE_TURN, USER, pcm=np.zeros(12000, np.float32)), "expected a recording of a voice, got silence"),
         (asked(VOICE_TURN, USER, pcm=recording(0, 31 * 24000)), "expected at most 30 s"),
-        (asked({"role": "user", "codes": [[1]]}, USER), r"messages\[0\].codes: expected a file or samples of a voice"),
+        (
+            asked({"role": "user", "codes": [[1]]}, USER),
+            r"messages\[0\].codes: expected a voice recording as a file or samples",
+        ),
         (asked(USER, voice="alba"), "options.voice: expected no value (this model has no named voices"),
         (asked(USER, latents={"steps": 1}), r"options.latents.steps: expected an integer in \[2, 50\], got 1"),
         (asked(USER, guidance_scale=-1), r"options.guidance_scale: expected a number in \[0.0"),

@@ -107,11 +107,11 @@ SPREAD, RATES = "encoder.fc_logvar.bias", "decoder.sr_bin_boundaries"
     [
         (MODEL, lambda t: t.pop(STOP), f"missing: {STOP}"),
         (MODEL, lambda t: t.update({"more": torch.zeros(2)}), "unknown: more"),
-        (MODEL, lambda t: t.update({STOP: torch.zeros(3, 48)}), f"of another shape: {STOP} [3, 48] for [2, 48]"),
+        (MODEL, lambda t: t.update({STOP: torch.zeros(3, 48)}), f"wrong shape: {STOP} [3, 48] instead of [2, 48]"),
         (CODEC, lambda t: t.pop(GAIN), f"missing: {GAIN}"),
         (CODEC, lambda t: t.pop(SPREAD), f"missing: {SPREAD}"),
         (CODEC, lambda t: t.update({"more": torch.zeros(2)}), "unknown: more"),
-        (CODEC, lambda t: t.update({GAIN: torch.ones(128)}), f"of another shape: {GAIN} [128] for [128, 1, 1]"),
+        (CODEC, lambda t: t.update({GAIN: torch.ones(128)}), f"wrong shape: {GAIN} [128] instead of [128, 1, 1]"),
         (CODEC, lambda t: t[RATES].fill_(7), f"{RATES}: expected [20000, 30000, 40000], got [7, 7, 7]"),
         (CODEC, lambda t: t.update({"more": "text"}), "audiovae.pth: expected tensors by name, or under 'state_dict'"),
     ],

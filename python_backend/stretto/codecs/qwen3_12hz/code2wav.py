@@ -73,7 +73,7 @@ class Code2Wav(nn.Module):
 
     def encode(self, pcm: np.ndarray) -> np.ndarray:
         """Raise InvalidRequest, because the encoder is not published."""
-        raise InvalidRequest("audio", f"none, as {self.spec.name} only decodes", "audio")
+        raise InvalidRequest("audio", f"no audio ({self.spec.name} can only decode)", "audio")
 
     def initial_state(self, batch: int) -> Tensor:
         """Return zeros, the state before any frame has been decoded."""

@@ -128,10 +128,12 @@ class Qwen3CodecConfig:
             "encoder_config.frame_rate": (encoder.frame_rate * decoder.hop, record["output_sample_rate"]),
             "encoder_config.upsampling_ratios": (2 * prod(encoder.upsampling_ratios or ()), decoder.hop),
         }
-        odd = [f"{name}: {found} for {expected}" for name, (found, expected) in hears.items() if found != expected]
+        odd = [
+            f"{name} is {found} instead of {expected}" for name, (found, expected) in hears.items() if found != expected
+        ]
         if odd or encoder.num_quantizers < decoder.num_quantizers or encoder.audio_channels != 1:
             raise ValueError(
-                f"encoder and decoder are not of one codec: {odd or [encoder.num_quantizers, encoder.audio_channels]}"
+                f"encoder and decoder do not match: {odd or [encoder.num_quantizers, encoder.audio_channels]}"
             )
         return cls(decoder, encoder, record["output_sample_rate"])
 

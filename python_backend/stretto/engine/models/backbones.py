@@ -133,7 +133,7 @@ class ShardedNorm(nn.Module):
 
     def _load(self, parameter: nn.Parameter, loaded: torch.Tensor) -> None:
         if loaded.shape != (self._size,):
-            raise ValueError(f"norm over {self._size} features: got a weight of shape {list(loaded.shape)}")
+            raise ValueError(f"norm: expected a weight of shape [{self._size}], got {list(loaded.shape)}")
         parameter.data.copy_(loaded.chunk(self._ranks)[self._rank])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -165,7 +165,7 @@ class Olmo2Attention(Qwen3Attention):
             **layer_args,
         )
         if self.total_num_kv_heads < get_tensor_model_parallel_world_size():
-            raise ValueError(f"OLMo 2: {self.total_num_kv_heads} key heads cannot be cut for tensor parallelism")
+            raise ValueError(f"OLMo 2: {self.total_num_kv_heads} key heads are fewer than tensor_parallel_size")
         for name, heads in (("q_norm", self.total_num_heads), ("k_norm", self.total_num_kv_heads)):
             self.register_module(name, full_width_norm(heads * self.head_dim, config.rms_norm_eps))
 

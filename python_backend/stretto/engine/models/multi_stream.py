@@ -56,7 +56,7 @@ def load_strictly(model: nn.Module, load: Callable[[Weights], set[str]], weights
         loaded = load(watched())
     except (AssertionError, RuntimeError) as error:
         name, shape = list(seen.items())[-1]
-        raise CheckpointError(f"{name}: {shape} does not fit: {error}") from error
+        raise CheckpointError(f"{name}: shape {shape} does not match: {error}") from error
     missing = (expected - loaded) | {name for name in parts if name not in seen}
     if missing:
         raise CheckpointError(f"the checkpoint lacks {', '.join(sorted(missing))}")

@@ -44,7 +44,7 @@ def check_quantization(model: nn.Module) -> None:
         if shares_scale(layer):
             expected = "one scale for each row of the input (for example fp8_per_channel)"
             raise CheckpointError(
-                f"quantization: {name}: expected {expected}, got one for the batch, {method.__name__}"
+                f"quantization: {name}: expected {expected}, got one for the whole batch ({method.__name__})"
             )
 
 

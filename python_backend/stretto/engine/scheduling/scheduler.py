@@ -186,11 +186,11 @@ def check_supported(config: VllmConfig, kv_cache: KVCacheConfig, rules: SegmentR
     """
     check_config(config)
     if len(kv_cache.kv_cache_groups) != 1:
-        raise ValueError("the speech plugin supports models whose attention layers are all of one kind")
+        raise ValueError("the speech plugin does not support models with several kinds of attention layers")
     if config.max_concurrent_batches > rules.min_rows_to_audio:
         raise ValueError(
-            f"{rules.family.name}: {config.max_concurrent_batches} steps in flight exceed the "
-            f"{rules.min_rows_to_audio} rows from its text to its audio; switch async scheduling off"
+            f"{rules.family.name}: expected at most {rules.min_rows_to_audio} steps in flight, the rows from its "
+            f"text to its audio, got {config.max_concurrent_batches}; disable async scheduling"
         )
     if rules.family.bursts is not None:
         check_bursts(config, rules, rules.family.bursts)
@@ -206,15 +206,15 @@ def check_track(family: Family) -> None:
     if family.text_track is not None and family.positions is not None:
         raise ValueError(f"{family.name}: expected streamed text or positions, got both")
     if family.bursts is not None or any(task.segments != (Segment.AUDIO,) for task in family.tasks):
-        kind = "a text track works" if family.text_track else "positions work"
-        raise ValueError(f"{family.name}: {kind} only with replies of audio alone, one row per step")
+        kind = "a text track requires" if family.text_track else "positions require"
+        raise ValueError(f"{family.name}: {kind} replies of audio only, with one row per step")
 
 
 def check_bursts(config: VllmConfig, rules: SegmentRules, bursts: Bursts) -> None:
     """Raise ValueError if the family's multi-token steps do not fit the configuration."""
     name, budget = rules.family.name, config.scheduler_config.max_num_batched_tokens
     if rules.family.guided_streams and rules.min_rows_to_audio < rules.max_model_len:
-        raise ValueError(f"{name}: multi-token steps from text to audio exclude guidance")
+        raise ValueError(f"{name}: guidance is not supported with multi-token steps from text to audio")
     if budget < 2 * rules.max_rows_per_step:
         raise ValueError(
             f"max_num_batched_tokens: expected at least {2 * rules.max_rows_per_step}, the rows that a pair of {name} "

@@ -102,7 +102,7 @@ class AudioEmbeddings:
         embeds = self._model.embed_audio(features)
         if len(embeds) != audio.num_rows:
             raise ValueError(
-                f"expected {audio.num_rows} embedded rows of {len(audio.features)} audio frames, got {len(embeds)}"
+                f"expected {audio.num_rows} embedded rows for {len(audio.features)} audio frames, got {len(embeds)}"
             )
         return embeds.to(self._embeds.dtype)
 

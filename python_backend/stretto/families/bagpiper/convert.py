@@ -87,7 +87,9 @@ def vocabulary(
     """
     audio = entry(config, "multimodal_io.discrete_audio")
     if audio.get("ssl_choice") is not None or audio.get("delay_interleave") is not True:
-        raise CheckpointError("config.yaml: multimodal_io.discrete_audio: expected delay_interleave and no ssl_choice")
+        raise CheckpointError(
+            "config.yaml: multimodal_io.discrete_audio: expected delay_interleave true and no ssl_choice"
+        )
     vocab_size = _rows(tensors, "model.embed_tokens.weight")
     size = _codebook_size(tensors, codec)
     audio_span = NUM_STREAMS * (size + 1)
@@ -95,7 +97,7 @@ def vocabulary(
     if text_span < tokenizer.size:
         raise CheckpointError(
             f"{tokenizer.folder}: expected a tokenizer of at most {text_span} tokens, which is what {vocab_size} ids "
-            f"leave beside {NUM_SPECIAL} special ones and {NUM_STREAMS} x {size + 1} codes; got {tokenizer.size}"
+            f"leave after {NUM_SPECIAL} special ones and {NUM_STREAMS} x {size + 1} codes; got {tokenizer.size}"
         )
     start, starts = NUM_SPECIAL, {}
     for name in entry(config, "multimodal_io"):
@@ -103,17 +105,19 @@ def vocabulary(
             starts[name] = start
             start += text_span if name == "text" else audio_span
     if len(starts) != 2:
-        raise CheckpointError("config.yaml: multimodal_io: expected text and discrete_audio")
+        raise CheckpointError(
+            "config.yaml: multimodal_io: expected text and discrete_audio, got {', '.join(starts) or 'neither'}"
+        )
     text = range(starts["text"], starts["text"] + text_span)
     return BagpiperVocabulary(vocab_size, text, starts["discrete_audio"], size)
 
 
 def _rows(tensors: Mapping[str, Tensor], name: str) -> int:
     if name not in tensors:
-        raise CheckpointError(f"tensors do not fit: missing: {name}")
+        raise CheckpointError(f"tensors do not match: missing: {name}")
     shape = tensors[name].shape
     if len(shape) != 2:
-        raise CheckpointError(f"tensors do not fit: of another shape: {name} {list(shape)}")
+        raise CheckpointError(f"tensors do not match: wrong shape: {name} {list(shape)}")
     return shape[0]
 
 
@@ -123,7 +127,7 @@ def _codebook_size(tensors: Mapping[str, Tensor], codec: Path | None) -> int:
         return _rows(tensors, CODEBOOK)
     if codec is None:
         raise CheckpointError(
-            "the file holds no copy of the codec, so --codec is required for the sizes of its codebooks"
+            "--codec: required for the sizes of the codebooks, because the file contains no copy of the codec"
         )
     return read_json(codec)["codebook_size"]
 
@@ -148,7 +152,7 @@ def tower_config(config: Mapping[str, Any], path: Path | None, overrides: Mappin
         tag = entry(config, "multimodal_io.continuous_audio.encoder_hf_model_tag")
         if tag != "Qwen/Qwen3-Omni-30B-A3B-Instruct":
             raise CheckpointError(
-                f"audio encoder {tag}: unknown; --audio-config must name the file with its parameters"
+                f"audio encoder {tag}: unknown; name the file with its parameters with --audio-config"
             )
     _check_windows(QWEN3_OMNI | {**record, **overrides})
     return {"model_type": "qwen3_omni_moe_audio_encoder", **record, **overrides}

@@ -109,7 +109,7 @@ class BagpiperTemplate:
 
     def _encode(self, pcm: np.ndarray, path: str, first_row: int) -> InputAudio:
         if self._audio_format is None:
-            raise InvalidRequest(path, "no audio: this checkpoint has no audio encoder", f"{len(pcm)} samples")
+            raise InvalidRequest(path, "no audio (this checkpoint has no audio encoder)", f"{len(pcm)} samples")
         if len(pcm) < SHORTEST:
             expected = f"audio of at least {SHORTEST} samples ({SHORTEST / SAMPLE_RATE:.4f} s)"
             raise InvalidRequest(path, expected, f"{len(pcm)} samples")
@@ -123,7 +123,7 @@ class BagpiperTemplate:
             return stream0_rows(layout, [PAD if token_id == self._unseen else token_id for token_id in ids])
         assert piece.codes is not None
         if piece.role != "assistant":
-            raise InvalidRequest(piece.path, "an audio input: Bagpiper takes samples and generates codes", "codes")
+            raise InvalidRequest(piece.path, "audio samples (Bagpiper accepts codes only in assistant turns)", "codes")
         check_codes(piece.codes, self._family, piece.path)
         return frame_rows(layout, piece.codes, tuple(pads[0] for pads in layout.extra))
 

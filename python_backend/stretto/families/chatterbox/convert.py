@@ -140,10 +140,10 @@ def read_voice_part(name: str, voice: Mapping[str, Any], part: str, names: tuple
     """
     values = voice.get(part)
     if not isinstance(values, dict) or not all(torch.is_tensor(values.get(each)) for each in names):
-        raise CheckpointError(f"voice {name}: expected {part}.{f', {part}.'.join(names)}")
+        raise CheckpointError(f"voice {name}: expected the tensors {part}.{f', {part}.'.join(names)}")
     for each in names:
         if not _is_finite(values[each]):
-            expected = "finite numbers, real ones or of int32 or int64"
+            expected = "finite floating-point, int32 or int64 numbers"
             raise CheckpointError(f"voice {name}: {part}.{each}: expected {expected}, got {values[each].dtype}")
     return {each: values[each] for each in names}
 
@@ -172,11 +172,11 @@ def voice_tensors(name: str, voice: Mapping[str, Any], num_codes: int) -> dict[s
     tokens, mel, speaker = read_voice_part(name, voice, "gen", VOICE_TENSORS).values()
     is_code = tokens.ndim == 2 and not tokens.is_floating_point() and 0 < tokens.numel() <= LONGEST
     if not is_code or len(tokens) != 1 or not 0 <= int(tokens.min()) <= int(tokens.max()) < num_codes:
-        expected = f"codes in [0, {num_codes}), at most {LONGEST}, [1, n]"
-        raise CheckpointError(f"voice {name}: prompt_token: expected {expected}, got {list(tokens.shape)}")
+        expected = f"codes of shape [1, n], n <= {LONGEST}, in [0, {num_codes})"
+        raise CheckpointError(f"voice {name}: prompt_token: expected {expected}, got {_described(tokens)}")
     frames = FRAMES_PER_TOKEN * tokens.shape[1]
     if mel.ndim != 3 or len(mel) != 1 or mel.shape[1] - frames not in (0, 1):
-        raise CheckpointError(f"voice {name}: prompt_feat: expected [1, {frames}, mels], got {list(mel.shape)}")
+        raise CheckpointError(f"voice {name}: prompt_feat: expected shape [1, {frames}, mels], got {list(mel.shape)}")
     return {"tokens": tokens[0].long(), "mel": mel[0, :frames].float().T, "speaker": speaker.float().flatten()}
 
 
@@ -262,7 +262,7 @@ def vocabulary(tensors: Mapping[str, Tensor], tokenizer: Tokenizer, voices: tupl
     """Return the vocabulary; raise CheckpointError if the release is not supported."""
     missing = [name for name in (EMBEDDINGS, SPEECH, TEXT_POSITIONS, SPEECH_POSITIONS) if name not in tensors]
     if missing:
-        raise CheckpointError(f"tensors do not fit: missing: {', '.join(missing)}")
+        raise CheckpointError(f"tensors do not match: missing: {', '.join(missing)}")
     num_text_ids, num_speech_ids, num_text_positions, num_speech_positions = (
         len(tensors[name]) for name in (EMBEDDINGS, SPEECH, TEXT_POSITIONS, SPEECH_POSITIONS)
     )
@@ -288,7 +288,7 @@ def vocabulary(tensors: Mapping[str, Tensor], tokenizer: Tokenizer, voices: tupl
 def _num_queries(tensors: Mapping[str, Tensor]) -> int:
     query = tensors.get(f"{PERCEIVER}pre_attention_query")
     if query is None or query.ndim != 3:
-        raise CheckpointError(f"tensors do not fit: {PERCEIVER}pre_attention_query [1, n, H] is expected")
+        raise CheckpointError(f"tensors do not match: expected {PERCEIVER}pre_attention_query of shape [1, n, H]")
     return query.shape[1]
 
 
@@ -374,7 +374,7 @@ def read_voices(folder: Path) -> dict[str, Mapping[str, Any]]:
     found = {"default": read_voice(released_file(folder, DEFAULT))}
     for path in sorted((folder / VOICES).glob("*.pt")):
         if not re.fullmatch("[a-z0-9_-]+", path.stem) or path.stem in found:
-            expected = "a name of small letters, digits, - and _, which is not default"
+            expected = "a name of lower-case letters, digits, - and _ other than default"
             raise CheckpointError(f"{path}: expected {expected}, got {path.stem!r}")
         found[path.stem] = read_voice(released_file(path.parent, path.name))
     return found
@@ -393,8 +393,16 @@ def check_voice(name: str, voice: Mapping[str, Tensor], known: ChatterboxVocabul
     speaker, codes, emotion = voice.values()
     if speaker.numel() != X_VECTOR or emotion.numel() != 1:
         got = f"{list(speaker.shape)} and {list(emotion.shape)}"
-        raise CheckpointError(f"voice {name}: expected {X_VECTOR} numbers of a speaker and one of emotion, got {got}")
+        raise CheckpointError(
+            f"voice {name}: expected {X_VECTOR} speaker numbers and one emotion value, got shapes {got}"
+        )
     is_code = codes.ndim == 2 and not codes.is_floating_point() and 0 < codes.numel() <= known.num_speech_positions
     if not is_code or len(codes) != 1 or not 0 <= int(codes.min()) <= int(codes.max()) < known.num_speech_ids:
-        expected = f"ids in [0, {known.num_speech_ids}), at most {known.num_speech_positions}, [1, n]"
-        raise CheckpointError(f"voice {name}: cond_prompt_speech_tokens: expected {expected}")
+        expected = f"ids of shape [1, n], n <= {known.num_speech_positions}, in [0, {known.num_speech_ids})"
+        raise CheckpointError(f"voice {name}: cond_prompt_speech_tokens: expected {expected}, got {_described(codes)}")
+
+
+def _described(values: Tensor) -> str:
+    """Return the shape and the range of a tensor's values for an error message."""
+    span = f" with values in [{values.min():g}, {values.max():g}]" if values.numel() else ""
+    return f"shape {list(values.shape)}{span}"

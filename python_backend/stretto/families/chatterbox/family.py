@@ -51,7 +51,7 @@ class ChatterboxVocabulary:
 
     def __post_init__(self) -> None:
         if not 0 < self.num_codes < self.num_speech_ids - 1 or not self.voices:
-            raise ValueError(f"expected a voice, and speech ids in addition to codes; got {self}")
+            raise ValueError(f"expected at least one voice, and more speech ids than codes; got {self}")
         if self.max_model_len > self.num_speech_positions:
             raise ValueError(f"max_model_len must be <= num_speech_positions, got {self.max_model_len}")
 

@@ -147,5 +147,5 @@ def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -
     names = config_at(folder).get("voices")
     if number != len(family.voices) or names != list(family.voices):
         expected = f"the voices of the model, {', '.join(family.voices)}"
-        raise CheckpointError(f"{folder}: expected {expected}, got {number} called {names}")
+        raise CheckpointError(f"{folder}: expected {expected}, got {number} voices, {names}")
     return open_chatterbox(checkpoint, device)

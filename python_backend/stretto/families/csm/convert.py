@@ -40,7 +40,9 @@ def convert(release: Release, contents: Contents) -> Converted:
     """
     if SESAMES in contents.tensors:
         index = "transformers.safetensors.index.json"
-        raise CheckpointError(f"{release.model}: expected transformers' files, {index}, got Sesame's own ({SESAMES})")
+        raise CheckpointError(
+            f"{release.model}: expected {index} in transformers format, got Sesame's format (tensor {SESAMES})"
+        )
     config = read_config(contents.config)
     known = vocabulary(config, contents.tokenizer)
     layout = known.layout
@@ -74,7 +76,7 @@ def read_config(record: Mapping[str, Any]) -> Any:
     depth = config.depth_decoder_config
     found = (config.attention_bias, config.mlp_bias, depth.attention_bias, depth.mlp_bias, depth.hidden_act)
     if found != (False, False, False, False, "silu"):
-        raise CheckpointError(f"config.json: expected layers without biases, and silu; got {found}")
+        raise CheckpointError(f"config.json: expected layers without biases and with silu, got {found}")
     if config.codebook_eos_token_id != 0:
         raise CheckpointError(f"config.json: expected codebook_eos_token_id 0, got {config.codebook_eos_token_id}")
     return config
@@ -129,8 +131,8 @@ def plan(config: Any, known: CsmVocabulary, tensors: Mapping[str, Tensor]) -> Pl
     read = CODES_OF_BACKBONE if CODES_OF_BACKBONE in tensors else CODES
     continued = CODES if CODES in tensors else CODES_OF_BACKBONE
     if read in tensors and tuple(tensors[read].shape) != shapes[read]:
-        found = f"{read} {list(tensors[read].shape)} for {list(shapes[read])}"
-        raise CheckpointError(f"tensors do not fit: of another shape: {found}")
+        found = f"{read} {list(tensors[read].shape)} instead of {list(shapes[read])}"
+        raise CheckpointError(f"tensors do not match: wrong shape: {found}")
     width, size, num_streams = config.hidden_size, known.codebook_size, known.num_codebooks
 
     def table(stored: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ class CsmTemplate:
         turns = [list(turn) for _, turn in groupby(pieces, lambda piece: piece.path.rpartition(".")[0] or piece.path)]
         spoken = turns[-1]
         if len(spoken) > 1 or spoken[0].text is None:
-            raise InvalidRequest(spoken[-1].path, "text to speak, and no audio, in the last turn", "audio")
+            raise InvalidRequest(spoken[-1].path, "only text to speak in the last turn", "audio")
         says = "assistant" if task.answers == "assistant" else "user"
         parts = [self._turn(turn, voice if turn[0].role == says else other) for turn in turns]
         return PromptRows(np.concatenate(parts))

@@ -61,7 +61,7 @@ def boson_codec(folder: Path, num_codebooks: int, codebook_size: int) -> Network
     try:
         shapes = shapes_of(HiggsModel, config)
     except (*UNPARSABLE, RuntimeError) as error:
-        raise CheckpointError(f"{folder / CONFIG_FILE}: not the parameters of a codec: {error!r}") from error
+        raise CheckpointError(f"{folder / CONFIG_FILE}: invalid codec parameters: {error!r}") from error
     tensors = renamed(stored, len(config.acoustic_model_config.upsampling_ratios))
     plan = {name: Part(name, shape) for name, shape in shapes.items()}
     try:
@@ -94,7 +94,7 @@ def read_codec_config(folder: Path) -> Any:
         )
     except UNPARSABLE as error:
         raise CheckpointError(
-            f"{folder / CONFIG_FILE}: not the parameters of Higgs Audio's codec: {error!r}"
+            f"{folder / CONFIG_FILE}: invalid parameters for Higgs Audio's codec: {error!r}"
         ) from error
 
 
@@ -162,13 +162,13 @@ HEADS = "audio_lm_head.weight"
 # A text head used only in training, and copies under the names of Boson's own files.
 DROPPED = ("text_lm_head.", "audio_decoder_proj.")
 BOSONS = "audio_codebook_embeddings.weight"  # https://github.com/boson-ai/higgs-audio, modeling_higgs_audio.py
-MARKS = {BOSONS: "Higgs Audio's language model in Boson's own layout"}
+MARKS = {BOSONS: "Higgs Audio's language model in Boson AI's format"}
 
 
 def convert(release: Release, contents: Contents) -> Converted:
     """Return the checkpoint to be written: the code embeddings appended to the text table, and heads for codes only."""
     if BOSONS in contents.tensors:
-        raise CheckpointError(f"{release.model}: expected the files of transformers' class, got Boson's own ({BOSONS})")
+        raise CheckpointError(f"{release.model}: expected transformers format, got Boson AI's format (tensor {BOSONS})")
     config = read_config(contents.config)
     known = vocabulary(config, contents.tokenizer)
     record = {
@@ -207,15 +207,15 @@ def read_config(record: Mapping[str, Any]) -> Any:
     check_heads(config)
     found = (config.attention_bias, config.mlp_bias, config.hidden_act)
     if found != (False, False, "silu"):
-        raise CheckpointError(f"config.json: expected layers without biases, and silu; got {found}")
+        raise CheckpointError(f"config.json: expected layers without biases and with silu, got {found}")
     num_codes = config.codebook_size - NUM_MARKS
     marks = (config.audio_stream_bos_id, config.audio_stream_eos_id)
     if marks != (num_codes, num_codes + 1):
-        expected = f"audio_stream_bos_id and audio_stream_eos_id to be the last two of codebook_size {num_codes + 2}"
+        expected = f"audio_stream_bos_id and audio_stream_eos_id {num_codes} and {num_codes + 1}, the last two ids"
         raise CheckpointError(f"config.json: expected {expected}, got {marks}")
     if not isinstance(config.eos_token_id, int) or not isinstance(config.pad_token_id, int):
         got = f"{config.eos_token_id} and {config.pad_token_id}"
-        raise CheckpointError(f"config.json: expected one eos_token_id and one pad_token_id, got {got}")
+        raise CheckpointError(f"config.json: expected integers as eos_token_id and pad_token_id, got {got}")
     return config
 
 
@@ -244,10 +244,10 @@ def plan(config: Any, tensors: Mapping[str, Tensor]) -> Plan:
     """Return the plan of tensors to write; layers keep their names."""
     shapes = shapes_of(HiggsAudioV2ForConditionalGeneration, config)
     if CODES in tensors and tuple(tensors[CODES].shape) != shapes[CODES]:
-        found = f"{CODES} {list(tensors[CODES].shape)} for {list(shapes[CODES])}"
-        raise CheckpointError(f"tensors do not fit: of another shape: {found}")
+        found = f"{CODES} {list(tensors[CODES].shape)} instead of {list(shapes[CODES])}"
+        raise CheckpointError(f"tensors do not match: wrong shape: {found}")
     if CODES not in tensors:
-        raise CheckpointError(f"tensors do not fit: missing: {CODES}")
+        raise CheckpointError(f"tensors do not match: missing: {CODES}")
 
     def with_codes(text: Tensor) -> Tensor:
         codes = torch.empty(shapes[CODES], device="meta") if text.is_meta else tensors[CODES].to(text.dtype)

@@ -69,7 +69,7 @@ class HiggsAudioTemplate:
         scene, path = manner.instruct, "options.instruct"
         if system and not has_voice:
             if scene:
-                raise InvalidRequest(path, "nothing if a system turn describes the scene", "both")
+                raise InvalidRequest(path, "no value if a system turn describes the scene", "both")
             scene, path = system[0].text or "", system[0].path
         parts = [self._opening(scene, path)]
         parts += self._voice(system) if has_voice else []
@@ -95,8 +95,8 @@ class HiggsAudioTemplate:
         """Return the rows of a turn: text of the user, or audio of the assistant."""
         for piece in turn:
             if (piece.role == "user") != (piece.text is not None):
-                user, assistant = "only text in a turn of the user", "only audio in a turn of the assistant"
-                raise InvalidRequest(piece.path, f"{user}, {assistant}", "audio" if piece.text is None else "text")
+                user, assistant = "only text in user turns", "only audio in assistant turns"
+                raise InvalidRequest(piece.path, f"{user} and {assistant}", "audio" if piece.text is None else "text")
         return self._words(turn[0]) if turn[0].text is not None else self._audio(turn[0])
 
     def _words(self, piece: Piece) -> np.ndarray:
@@ -119,7 +119,7 @@ class HiggsAudioTemplate:
         """Return `text` stripped of surrounding space; raise InvalidRequest if the result is empty or too long."""
         check_text(text, path, self._family.max_text_chars)
         if not text.strip():
-            raise InvalidRequest(path, "text of at least one character that is no space", repr(text[:20]))
+            raise InvalidRequest(path, "text with at least one non-space character", repr(text[:20]))
         return text.strip()
 
     def _rows(self, *parts: str | list[str]) -> np.ndarray:

@@ -68,7 +68,7 @@ def read_config(path: Path) -> XeusConfig:
     except UNPARSABLE as error:
         raise CheckpointError(f"{path}: expected the parameters of XEUS, got {error!r}") from error
     if entry(record, "preencoder_conf.output_size") != config.hidden:
-        raise CheckpointError(f"{path}: preencoder_conf.output_size: expected {config.hidden}, as the encoder's")
+        raise CheckpointError(f"{path}: preencoder_conf.output_size: expected {config.hidden}, the encoder's width")
     return config
 
 
@@ -142,7 +142,7 @@ class ConvertedSslTokenizer:
         centres = torch.from_numpy(read_centres(released_file(folder, CLUSTERS)))
         if centres.shape != (num_codes, config.hidden):
             raise CheckpointError(
-                f"{folder / CLUSTERS}: expected {num_codes} centres of {config.hidden}, got {list(centres.shape)}"
+                f"{folder / CLUSTERS}: expected {num_codes} centroids of {config.hidden}, got {list(centres.shape)}"
             )
         entries = [
             Entry(f"xeus.{name}", torch.float32, shape, partial(tensors.__getitem__, name))
@@ -192,7 +192,7 @@ GENERATION: dict[str, tuple[str, ...]] = {}  # releases have no generation_confi
 def convert(release: Release, contents: Contents) -> Converted:
     """Return the checkpoint of the base model or of the dialogue model."""
     if release.keeps_codec:
-        raise CheckpointError("OpusLM's file holds no copy of its codec: --codec must name its folder")
+        raise CheckpointError("--codec: required, because OpusLM's file contains no copy of its codec")
     config, name = contents.config, release.family_name
     known = vocabulary(config, contents.tokenizer, is_dialogue=name == "opuslm_dialogue")
     record = config_of(contents.backbone, known.vocab_size, contents.dtype)
@@ -215,12 +215,10 @@ def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[st
 
     Base and dialogue model differ only in their training: the dialogue model is trained on preferences.
     """
-    kind = "zero" if not embeddings[0].any() else "not zero: a row of text carries it eight times"
+    kind = "zero" if not embeddings[0].any() else "not zero, and a row of text contains it eight times"
     notes, model = [f"the pad's embedding is {kind}"], config.get("model")
     if (model == "dpo") != (family == "opuslm-dialogue"):
-        notes.append(
-            f"config.yaml says `model: {model}`, which the release of {family} does not; is it another family?"
-        )
+        notes.append(f"config.yaml has `model: {model}`, unlike the release of {family}; is this another family?")
     return notes
 
 
@@ -237,18 +235,20 @@ def vocabulary(config: Mapping[str, Any], tokenizer: Tokenizer, is_dialogue: boo
     spans = {name: span(config, name) for name in ("ssl", "codec", "text_bpe")}
     codes = len(spans["codec"])
     if codes % (NUM_STREAMS - 1):
-        raise CheckpointError(f"config.yaml: token_bias.codec: {codes} codes are not {NUM_STREAMS - 1} codebooks")
+        raise CheckpointError(
+            f"config.yaml: token_bias.codec: expected a multiple of {NUM_STREAMS - 1} codes, got {codes}"
+        )
     if len(spans["text_bpe"]) < tokenizer.size:
         raise CheckpointError(
-            f"{tokenizer.folder}: expected the tokenizer {config.get('subword_model')}, whose tokens have "
-            f"{len(spans['text_bpe'])} ids; got one of {tokenizer.size}"
+            f"{tokenizer.folder}: expected the tokenizer {config.get('subword_model')} with at most "
+            f"{len(spans['text_bpe'])} tokens, got one of {tokenizer.size} tokens"
         )
     check_tokens(names[spans["text_bpe"].start : spans["text_bpe"].stop], tokenizer, config.get("subword_model"))
     check_ids(names, FIXED | (ROLES if is_dialogue else {}))
     modalities = named(names, r"<(\w+)_start/end>")
     missing = [name for name in REQUIRED_MODALITIES if name not in modalities]
     if missing:
-        raise CheckpointError(f"config.yaml: token_list: no <{missing[0]}_start/end>")
+        raise CheckpointError(f"config.yaml: token_list: missing <{missing[0]}_start/end>")
     return OpusVocabulary(
         vocab_size=len(names),
         text=(spans["text_bpe"].start, spans["text_bpe"].stop),
@@ -282,7 +282,7 @@ def check_tokens(names: Sequence[str], tokenizer: Tokenizer, expected: Any) -> N
     if len(odd) > len(shared) / 100:
         here, there = tokenizer.tokens[odd[0]], names[odd[0]]
         raise CheckpointError(
-            f"{tokenizer.folder}: expected the tokenizer {expected}; {len(odd)} of {len(shared)} tokens are elsewhere "
+            f"{tokenizer.folder}: expected the tokenizer {expected}; {len(odd)} of {len(shared)} tokens have other ids "
             f"in token_list, which has {there!r} where the tokenizer has {here!r}"
         )
 
@@ -291,7 +291,9 @@ def check_ids(names: Sequence[str], expected: Mapping[str, int]) -> None:
     """Raise CheckpointError if a token's id in `token_list` differs from the expected one."""
     for name, token_id in expected.items():
         if names[token_id] != name:
-            raise CheckpointError(f"config.yaml: token_list: expected {name} at {token_id}, got {names[token_id]}")
+            raise CheckpointError(
+                f"config.yaml: token_list: expected {name} at index {token_id}, got {names[token_id]}"
+            )
 
 
 def named(names: Sequence[str], pattern: str) -> dict[str, int]:

@@ -59,7 +59,7 @@ class SegmentWriter:
         """Return the id of the first of these tasks that the checkpoint has; raise InvalidRequest if it has none."""
         known = [self.family.markers[name] for name in names if name in self.family.markers]
         if not known:
-            raise InvalidRequest("task", "a task that this checkpoint has a token for", f"one that needs <{names[0]}>")
+            raise InvalidRequest("task", "a task for which this checkpoint has a token", f"one that needs <{names[0]}>")
         return known[0]
 
     def marker(self, name: str) -> np.ndarray:
@@ -100,7 +100,7 @@ class SegmentWriter:
         if self._encoder is None:
             raise InvalidRequest(
                 piece.path,
-                "codes [9][T] in messages: the checkpoint has no ssl_tokenizer/ (docs/families.md, Requests)",
+                "codes [9][T] in messages, because the checkpoint has no ssl_tokenizer/ (docs/families.md, Requests)",
                 "audio",
             )
         codes = self._encoder.encode(piece.pcm)

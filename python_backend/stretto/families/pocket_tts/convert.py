@@ -82,7 +82,7 @@ def convert(release: Release, contents: Contents) -> Converted:
             f"{contents.tokenizer.folder}: expected {shape.num_tokens} tokens, got {contents.tokenizer.size}"
         )
     if contents.dtype != "float32":
-        raise CheckpointError(f"--dtype: expected float32, in which latents are fed back, got {contents.dtype}")
+        raise CheckpointError(f"--dtype: expected float32 (latents are fed back in float32), got {contents.dtype}")
     folder = release.model if release.model.is_dir() else release.model.parent
     clones = can_clone(shape, contents.tensors)
     voices = read_voices(folder / VOICES, shape, contents.tensors, clones)
@@ -288,10 +288,12 @@ def read_voices(folder: Path, shape: Shape, tensors: Mapping[str, Tensor], clone
     first = next((voice for key, voice in FIRST_VOICES.items() if key in folder.parent.resolve().name), FIRST_VOICE)
     found = sorted(folder.glob("*.safetensors"), key=lambda path: (path.stem != first, path.stem))
     if not found and not clones:
-        raise CheckpointError(f"{folder}: expected a voice at least, NAME.safetensors, got none")
+        raise CheckpointError(f"{folder}: expected at least one voice, NAME.safetensors, got none")
     backbone = Backbone(tensors, shape.num_layers, shape.head_dim, shape.kv_heads, shape.theta)
     voices = {path.stem: recover_rows(backbone, open_tensors(released_file(folder, path.name)), path) for path in found}
     for name in voices:
         if not re.fullmatch("[a-z0-9_]+", name):
-            raise CheckpointError(f"{folder / name}: expected a name of lower-case letters, digits and underscores")
+            raise CheckpointError(
+                f"{folder}: expected a name of lower-case letters, digits and underscores, got {name!r}"
+            )
     return voices

@@ -117,13 +117,13 @@ class PocketTemplate:
 
     def _named(self, voice: str | None) -> list[int]:
         if voice is None:
-            raise InvalidRequest("messages", "a system turn with audio: this model has no named voices", "no voice")
+            raise InvalidRequest("messages", "a system turn with audio (this model has no named voices)", "none")
         return list(self._known.voice(voice))
 
     def _recorded(self, piece: Piece) -> np.ndarray:
         """Return the rows [n, 1 + D] of the voice in a recording."""
         if piece.pcm is None:
-            raise InvalidRequest(piece.path, "a file or samples of a voice", "codes")
+            raise InvalidRequest(piece.path, "a voice recording as a file or samples", "codes")
         if len(piece.pcm) < MIN_VOICE_S * self._sample_rate:
             raise InvalidRequest(piece.path, f"at least {MIN_VOICE_S} s", f"{len(piece.pcm) / self._sample_rate:.4f} s")
         if not piece.pcm.any():
@@ -146,5 +146,7 @@ def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -
     known = PocketVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
     tokenizer = plain_tokenizer(checkpoint)
     if len(tokenizer.tokens) >= known.num_text_ids:
-        raise CheckpointError(f"{checkpoint}: expected at most {known.num_text_ids - 1} tokens")
+        raise CheckpointError(
+            f"{checkpoint}: expected at most {known.num_text_ids - 1} tokens, got {len(tokenizer.tokens)}"
+        )
     return PocketTemplate(family, known, tokenizer, codec)

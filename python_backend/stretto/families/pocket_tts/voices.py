@@ -86,7 +86,7 @@ def recover_rows(backbone: Backbone, stored: Mapping[str, Tensor], path: Path) -
     """
     caches = [_cache(backbone, stored, layer, path) for layer in range(backbone.num_layers)]
     if backbone.num_layers < 2 or 2 * backbone.kv_width < backbone.weight(0, "norm1.weight").shape[0]:
-        raise CheckpointError(f"{path}: the rows of a voice do not follow from keys and values of this model")
+        raise CheckpointError(f"{path}: the rows of voices cannot be recovered from keys and values of this model")
     first, normed = _direction(backbone, caches[0], 0)
     second, _ = _direction(backbone, caches[1], 1)
     attended = backbone.attended(0, normed)
@@ -139,6 +139,6 @@ def _check(backbone: Backbone, rows: Tensor, caches: list[Tensor], path: Path) -
         _, key, value = backbone.projected(layer, normed)
         worst = float((torch.stack([key, value]) - cache).abs().max())
         if not worst <= TOLERANCE:
-            expected = f"keys and values of this release, within {TOLERANCE:g}"
-            raise CheckpointError(f"{path}: layer {layer}: expected {expected}, got {worst:.1g} apart")
+            expected = f"keys and values of this release within {TOLERANCE:g}"
+            raise CheckpointError(f"{path}: layer {layer}: expected {expected}, got a difference of {worst:.1g}")
         rows = backbone.fed_forward(layer, rows + backbone.attended(layer, normed))

@@ -87,15 +87,16 @@ class TalkerPrompts:
         """Raise InvalidRequest if `words` is empty, or contains an id that begins, ends or pads a text."""
         self._check_ids("words", words)
         if not len(words):
-            raise InvalidRequest("words", "at least the first of a reply", "none")
+            raise InvalidRequest("words", "at least the first text id of a reply", "none")
         marks = {self._known.text.pad, self._known.text.bos, self._known.text.eos}.intersection(words)
         if marks:
-            raise InvalidRequest("words", "ids of a text without its begin, end or pads", sorted(marks))
+            raise InvalidRequest("words", "text ids without bos, eos and pad ids", sorted(marks))
 
     def _check_ids(self, field: str, ids: Sequence[int]) -> None:
         size = self._known.num_text_ids
-        if any(not isinstance(each, int | np.integer) or not 0 <= each < size for each in ids):
-            raise InvalidRequest(field, f"ids of the thinker's text in [0, {size})", "others")
+        odd = [each for each in ids if not isinstance(each, int | np.integer) or not 0 <= each < size]
+        if odd:
+            raise InvalidRequest(field, f"the thinker's text ids in [0, {size})", repr(odd[0])[:60])
 
     def _user_turns(self, conversation: Sequence[int]) -> Iterator[list[int]]:
         """Yield the users' turns as ids, each from its `im_start` to just before that of the next turn."""
@@ -106,7 +107,7 @@ class TalkerPrompts:
                 continue
             turn = ids[start:stop]
             if set(turn).intersection(self._known.seen):
-                expected = "text and audio: rows of images and video need positions in three dimensions"
+                expected = "only text and audio (images and video need three-dimensional positions)"
                 raise InvalidRequest("conversation", expected, "a turn with an image or a video")
             yield turn
 

@@ -63,7 +63,7 @@ class Numbers:
         """Return the boolean called `name`."""
         value = self._record.get(name)
         if not isinstance(value, bool):
-            raise CheckpointError(f"config.json: expected {self._path}{name} true or false, got {value!r}")
+            raise CheckpointError(f"config.json: expected {self._path}{name} to be true or false, got {value!r}")
         return value
 
     def token(self, name: str, below: int) -> int:
@@ -157,7 +157,9 @@ def check_positions(talker: Numbers) -> None:
     """
     sections = talker.part("rope_scaling").entry("mrope_section", list)
     if not all(isinstance(each, int) for each in sections) or 2 * sum(sections) != talker.number("head_dim"):
-        raise CheckpointError(f"config.json: expected mrope_section of half a head in all, got {sections!r}")
+        raise CheckpointError(
+            f"config.json: expected integers in mrope_section with sum head_dim / 2, got {sections!r}"
+        )
 
 
 def text_ids(numbers: Numbers, tokenizer: Tokenizer, num_ids: int) -> TextIds:

@@ -90,11 +90,13 @@ def open_voices(checkpoint: Path, codec: Codec, device: str, hidden_size: int) -
     """
     speaker = load_speaker_encoder(checkpoint, device)
     if speaker is None:
-        raise CheckpointError(f"{checkpoint / FOLDER}: expected the speaker encoder of a model that clones voices")
+        raise CheckpointError(
+            f"{checkpoint / FOLDER}: expected a speaker encoder, because the model clones voices, got none"
+        )
     if codec.spec.sample_rate != SAMPLE_RATE:
         raise CheckpointError(f"{checkpoint}: expected a codec of {SAMPLE_RATE} Hz, got {codec.spec.sample_rate}")
     if (width := speaker.config.enc_dim) != hidden_size:
-        expected = f"a speaker encoder of width {hidden_size}, the model's"
+        expected = f"a speaker encoder of the model's width, {hidden_size}"
         raise CheckpointError(f"{checkpoint / FOLDER}: expected {expected}, got {width}")
     return ClonedVoices(codec, speaker)
 
@@ -139,10 +141,10 @@ class Qwen3TtsTemplate:
         """Return the voice in a system turn: its audio and, if the turn has text, the transcript."""
         recordings = [piece for piece in pieces if piece.text is None]
         if not recordings:
-            expected = "a system turn with audio: this model clones the voice of a recording"
-            raise InvalidRequest("messages", expected, "no voice")
+            expected = "a system turn with audio (this model clones the voice of a recording)"
+            raise InvalidRequest("messages", expected, "none")
         if recordings[0].pcm is None:
-            raise InvalidRequest(recordings[0].path, "a file or samples of a voice", "codes")
+            raise InvalidRequest(recordings[0].path, "a voice recording as a file or samples", "codes")
         transcripts = [self._ids(piece.text, piece.path) for piece in pieces if piece.text]
         return voices.encode(recordings[0].pcm, transcripts[0] if transcripts else [])
 

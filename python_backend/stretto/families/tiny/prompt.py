@@ -48,7 +48,7 @@ class TinyTemplate:
             assert voice is not None, task.name
             return PromptRows(*self.speak(piece.text, voice, piece.path, manner.transliterates))
         if piece.pcm is None:
-            raise InvalidRequest(piece.path, "an audio input: this model takes samples", "codes")
+            raise InvalidRequest(piece.path, "audio samples (this model does not accept codes)", "codes")
         rate = self._codec.spec.sample_rate
         pcm = trim_silence(piece.pcm, int(MARGIN_S * rate), int(FRAME_S * rate))
         return PromptRows(self.listen(self._codec.encode(pcm)))
@@ -130,13 +130,15 @@ def read_aloud(text: str, path: str = "text", transliterates: bool = False) -> s
     if len(text) > limit:
         raise InvalidRequest(path, f"at most {limit} characters", f"{len(text)} characters")
     if not transliterates and (found := other_script(text)) is not None:
-        expected = "English in Latin letters, or options.transliterate true to have others spelled in them"
+        expected = "English in Latin script, or options.transliterate=true to transliterate other scripts"
         raise InvalidRequest(path, expected, f"{found[0]} in {shown(found[1])}")
     if (length := len(in_ascii(text))) > MAX_GROWTH * limit:  # before they are parsed
-        raise InvalidRequest(path, f"at most {MAX_GROWTH * limit} characters in ASCII", f"{length} characters")
+        raise InvalidRequest(
+            path, f"at most {MAX_GROWTH * limit} characters once converted to ASCII", f"{length} characters"
+        )
     spoken = normalise(text, CHARACTERS)
     if not words_of(spoken):
-        raise InvalidRequest(path, "something that can be spoken", shown(text))
+        raise InvalidRequest(path, "text with a word that can be spoken", shown(text))
     if len(spoken) > limit:
         raise InvalidRequest(path, f"at most {limit} characters once written out in words", f"{len(spoken)} characters")
     return spoken

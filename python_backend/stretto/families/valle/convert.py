@@ -39,7 +39,7 @@ RENAMED = {"attn.out": "attn.c_proj", "mlp.0": "mlp.c_fc", "mlp.2": "mlp.c_proj"
 def convert(release: Release, contents: Contents) -> Converted:
     """Return the checkpoint to be written: the autoregressive model, and the refinement in a folder for the decoder."""
     if release.keeps_codec:
-        raise CheckpointError("VALL-E's file holds no copy of its codec: --codec must name its folder")
+        raise CheckpointError("--codec: required, because VALL-E's file contains no copy of its codec")
     numbers, known = network_numbers(contents.config), vocabulary(contents.config, contents.tokenizer)
     record = {
         "architectures": ["StrettoValleForCausalLM"],
@@ -102,11 +102,11 @@ def vocabulary(config: Mapping[str, Any], tokenizer: Tokenizer) -> ValleVocabula
     names, num_codebooks = entry(config, "token_list"), entry(config, "codec_token_in_use")
     codec, text = opuslm.span(config, "codec"), opuslm.span(config, "text_bpe")
     if type(num_codebooks) is not int or num_codebooks < 2 or len(codec) % num_codebooks:
-        expected = f"a number >= 2 of codebooks that {len(codec)} codes are divided by"
+        expected = f"a number of codebooks >= 2 that divides {len(codec)} codes"
         raise CheckpointError(f"config.yaml: codec_token_in_use: expected {expected}, got {num_codebooks!r}")
     if len(text) < tokenizer.size:
-        expected = f"the tokenizer {config.get('subword_model')}, whose tokens have {len(text)} ids"
-        raise CheckpointError(f"{tokenizer.folder}: expected {expected}; got one of {tokenizer.size}")
+        expected = f"the tokenizer {config.get('subword_model')} with at most {len(text)} tokens"
+        raise CheckpointError(f"{tokenizer.folder}: expected {expected}, got one of {tokenizer.size} tokens")
     opuslm.check_tokens(names[text.start : text.stop], tokenizer, config.get("subword_model"))
     opuslm.check_ids(names, {"<pad>": PAD, "<sos/eos>": SOS_EOS})
     voice_frames = optional_entry(config, "speaker_prompt_length") or VOICE_FRAMES
@@ -130,7 +130,7 @@ def _token(names: list[str], *spellings: str) -> int:
     for spelling in spellings:
         if spelling in names:
             return names.index(spelling)
-    raise CheckpointError(f"config.yaml: token_list: no {spellings[0]}")
+    raise CheckpointError(f"config.yaml: token_list: missing {spellings[0]}")
 
 
 def autoregressive_plan(numbers: Mapping[str, Any], known: ValleVocabulary, tensors: Mapping[str, Tensor]) -> Plan:

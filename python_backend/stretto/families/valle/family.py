@@ -53,7 +53,7 @@ class ValleVocabulary:
 
     def __post_init__(self) -> None:
         if self.num_codebooks < 2 or not self.codec + self.num_codebooks * self.codebook_size <= self.vocab_size:
-            raise ValueError(f"expected two codebooks or more below vocab_size, got {self}")
+            raise ValueError(f"expected at least two codebooks with ids below vocab_size, got {self}")
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "ValleVocabulary":

@@ -28,7 +28,7 @@ class ValleTemplate:
         *voices, text = pieces
         assert text.text is not None, task.name
         if not voices:
-            raise InvalidRequest("messages", "a system turn with audio, the voice to speak in", "none")
+            raise InvalidRequest("messages", "a system turn with a recording of the voice", "none")
         known, words = self._known, self._subwords.ids(text.text, text.path)
         head = self._rows(SOS_EOS, known.task, known.text_marker, *words, known.voice_marker)
         start = stream0_rows(self._family.layout, [known.codec_marker])

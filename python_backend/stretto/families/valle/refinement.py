@@ -56,9 +56,9 @@ class ValleShape:
             or not self.num_heads
             or self.width % self.num_heads
         ):
-            raise ValueError(f"expected two codebooks or more and whole heads, got {self}")
+            raise ValueError(f"expected at least two codebooks and a width divisible by num_heads, got {self}")
         if self.codes + self.num_codebooks * self.codebook_size > self.num_ids or self.end >= self.num_ids:
-            raise ValueError(f"expected all codes and the end below num_ids, got {self}")
+            raise ValueError(f"expected the ids of all codes and the end to be below num_ids, got {self}")
 
 
 class LevelNorm(nn.Module):

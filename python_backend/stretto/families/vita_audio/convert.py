@@ -169,12 +169,12 @@ REQUIRED = (*NUMBERS, "vocab_size")
 def convert(release: Release, contents: Contents) -> Converted:
     """Return the checkpoint to be written."""
     if release.keeps_codec or release.backbone:
-        raise CheckpointError("VITA-Audio: --codec-from-model and --backbone are for other families")
+        raise CheckpointError("VITA-Audio: --codec-from-model and --backbone are not supported")
     config = contents.config
     num_main, num_modules = layers(config)
     hears = config["model_type"] == PLUS
     if hears and release.ssl_tokenizer:
-        raise CheckpointError("VITA-Audio-Plus has its own audio encoder: --ssl-tokenizer is for VITA-Audio")
+        raise CheckpointError("--ssl-tokenizer: not supported by VITA-Audio-Plus, which has its own audio encoder")
     known = replace(
         vocabulary(contents.tokenizer, config["vocab_size"], (*MARKERS, *[HEARD] * hears)),
         num_modules=num_modules,
@@ -222,12 +222,14 @@ def vocabulary(tokenizer: Tokenizer, vocab_size: int, markers: Sequence[str] = t
         if f"<|{name}|>" not in ids:
             raise CheckpointError(f"{tokenizer.folder}: expected a token <|{name}|>, got none")
     if tokenizer.size > vocab_size:
-        raise CheckpointError(f"{tokenizer.folder}: {tokenizer.size} tokens for a vocab_size of {vocab_size}")
+        raise CheckpointError(
+            f"{tokenizer.folder}: expected at most {vocab_size} tokens (vocab_size), got {tokenizer.size}"
+        )
     first, size = ids["<|audio_0|>"], sum(bool(re.fullmatch(r"<\|audio_\d+\|>", token)) for token in ids)
     for code in range(size):
         if (got := ids.get(f"<|audio_{code}|>")) != first + code:
             raise CheckpointError(
-                f"{tokenizer.folder}: expected <|audio_{code}|> at {first + code}, got {got or 'none'}"
+                f"{tokenizer.folder}: expected <|audio_{code}|> with id {first + code}, got {got or 'none'}"
             )
     return VitaVocabulary(vocab_size, first, size, {name: ids[f"<|{name}|>"] for name in markers})
 
@@ -264,7 +266,7 @@ def schedule(folder: Path, num_modules: int) -> str:
         known = ", ".join(str(list(value)) for value in names)
         raise CheckpointError(f"{path}: mtp_inference_mode: expected one of {known}, got {mode}")
     if max(mode[1::2]) > num_modules:
-        raise CheckpointError(f"{path}: mtp_inference_mode: {mode} for {num_modules} modules")
+        raise CheckpointError(f"{path}: mtp_inference_mode: expected at most {num_modules} modules, got {mode}")
     return names[tuple(mode)]
 
 

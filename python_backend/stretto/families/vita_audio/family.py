@@ -53,14 +53,15 @@ class VitaVocabulary:
 
     def __post_init__(self) -> None:
         if self.first_audio + self.codebook_size > self.vocab_size:
-            raise ValueError(f"{self.codebook_size} codes from {self.first_audio} on are more than {self.vocab_size}")
+            got = f"{self.first_audio} + {self.codebook_size} > {self.vocab_size}"
+            raise ValueError(f"first_audio + codebook_size must be at most vocab_size, got {got}")
         if missing := sorted(MARKERS.keys() - self.markers.keys()):
-            raise ValueError(f"markers: no {missing[0]}")
+            raise ValueError(f"markers: missing {missing[0]}")
         if not self.ratio or len(self.ratio) % 2 or min(self.ratio[::2]) < 1 or min(self.ratio[1::2]) < 3:
-            raise ValueError(f"ratio: expected pairs of at least 1 and 3, got {self.ratio}")
+            raise ValueError(f"ratio: expected pairs of M >= 1 and m >= 3, got {self.ratio}")
 
         if max(SCHEDULES.get(self.schedule, (0, self.num_modules + 1))[1::2]) > self.num_modules:
-            raise ValueError(f"schedule: {self.schedule!r} is none for {self.num_modules} modules")
+            raise ValueError(f"schedule: {self.schedule!r} requires more than {self.num_modules} modules")
 
     @property
     def bursts(self) -> Bursts | None:

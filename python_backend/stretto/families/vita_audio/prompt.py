@@ -172,9 +172,7 @@ class VitaTemplate:
 
     def _features(self, piece: Piece, audio: Mapping[str, Any]) -> np.ndarray:
         if piece.pcm is None:
-            raise InvalidRequest(
-                piece.path, "an audio input: VITA-Audio-Plus takes samples and generates codes", "codes"
-            )
+            raise InvalidRequest(piece.path, "audio samples (VITA-Audio-Plus does not accept codes as input)", "codes")
         return stacked_log_mel(piece.pcm, audio)
 
     def _audio_inputs(self, ids: list[int], features: list[np.ndarray]) -> tuple[InputAudio, ...]:
@@ -194,7 +192,7 @@ class VitaTemplate:
         if self._encoder is None:
             raise InvalidRequest(
                 piece.path,
-                "codes [1][T] in messages: the checkpoint has no ssl_tokenizer/ (docs/families.md, Requests)",
+                "codes [1][T] in messages, because the checkpoint has no ssl_tokenizer/ (docs/families.md, Requests)",
                 "audio",
             )
         return self._encoder.encode(piece.pcm)

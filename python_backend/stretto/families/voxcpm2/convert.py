@@ -74,7 +74,7 @@ def convert(release: Release, contents: Contents) -> Converted:
             f"{contents.tokenizer.folder}: expected at most {shape.num_tokens} tokens, got {contents.tokenizer.size}"
         )
     if contents.dtype != "float32":
-        raise CheckpointError(f"--dtype: expected float32, in which latents are fed back, got {contents.dtype}")
+        raise CheckpointError(f"--dtype: expected float32 (latents are fed back in float32), got {contents.dtype}")
     known = VoxCpmVocabulary(shape.num_tokens, shape.num_latents, shape.num_numbers, shape.max_model_len)
     record = {
         "architectures": ["StrettoVoxCpmForCausalLM"],
@@ -105,7 +105,9 @@ class Shape:
         if self.head.get("dit_mean_mode"):
             raise CheckpointError("dit_config.dit_mean_mode: expected false, got true")
         if lm.get("no_rope") or not config.get("residual_lm_no_rope"):
-            raise CheckpointError("expected rotation in the base model only: no_rope false, residual_lm_no_rope true")
+            raise CheckpointError(
+                "expected rotary embeddings in the base model only: no_rope false, residual_lm_no_rope true"
+            )
         self.width, self.inner = size(lm, "hidden_size"), size(lm, "intermediate_size")
         self.heads, self.kv_heads = size(lm, "num_attention_heads"), size(lm, "num_key_value_heads")
         self.head_dim = lm.get("kv_channels") or self.width // self.heads

@@ -85,7 +85,7 @@ class VoxCpmTemplate:
         check_text(manner.instruct, "options.instruct", self._family.max_text_chars)
         if manner.instruct.strip():
             if continued is not None:
-                raise InvalidRequest("options.instruct", "nothing with audio to continue", shown(manner.instruct))
+                raise InvalidRequest("options.instruct", "no value with audio to continue", shown(manner.instruct))
             check_text(manner.instruct, "options.instruct", self._family.max_text_chars)
             text = f"({manner.instruct.strip()}){text}"
         prompt = "" if transcript is None else self._checked(transcript)
@@ -115,7 +115,7 @@ class VoxCpmTemplate:
             return (None, transcripts[0], recording) if transcripts else (recording, None, None)
         is_reply = [(piece.role, piece.text is None) for piece in history] == [("user", False), ("assistant", True)]
         if not is_reply or transcripts:
-            expected = "a text and the audio of its reply, once, before the last text"
+            expected = "one text with the audio of its reply before the last text"
             got = "a transcript as well" if transcripts else f"{len(history)} texts and recordings"
             raise InvalidRequest("messages", expected, got)
         transcript, continued = history
@@ -135,7 +135,7 @@ class VoxCpmTemplate:
         A reference is padded at its end, and audio to continue at its start, so that the reply begins where it ends.
         """
         if piece.pcm is None:
-            raise InvalidRequest(piece.path, "a file or samples of a voice", "codes")
+            raise InvalidRequest(piece.path, "a voice recording as a file or samples", "codes")
         pcm = piece.pcm
         if len(pcm) < MIN_AUDIO_S * self._rate:
             raise InvalidRequest(piece.path, f"at least {MIN_AUDIO_S:g} s", f"{len(pcm) / self._rate:.4f} s")
@@ -152,5 +152,7 @@ def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -
     known = VoxCpmVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
     tokenizer = TextTokenizer.at(checkpoint, spells_bytes=False)
     if max(tokenizer.tokens, default=0) >= known.num_text_ids:
-        raise CheckpointError(f"{checkpoint}: expected at most {known.num_text_ids} tokens")
+        raise CheckpointError(
+            f"{checkpoint}: expected at most {known.num_text_ids} tokens, got {len(tokenizer.tokens)}"
+        )
     return VoxCpmTemplate(family, known, VoxCpmTokenizer(tokenizer), codec)

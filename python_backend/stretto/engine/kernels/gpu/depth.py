@@ -101,7 +101,9 @@ class DeviceDepth:
         if depth.num_positions > MAX_POSITIONS:
             raise ValueError(f"depth transformer: at most {MAX_POSITIONS} positions, got {depth.num_positions}")
         if rotary.rotary_dim != spec.head_dim or not rotary.is_neox_style:
-            raise ValueError("depth transformer: expected rotary embeddings of complete heads, in halves")
+            raise ValueError(
+                "depth transformer: expected NeoX-style rotary embeddings over whole heads, got another style"
+            )
         fuse_quantization(depth)
         self.heads: torch.Tensor = depth.heads
         self._depth, self._embed = depth, depth.embed.data
