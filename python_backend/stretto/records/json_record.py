@@ -2,8 +2,9 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
 from types import UnionType
 from typing import Annotated, Any, Generic, NoReturn, NotRequired, TypeVar, Union, get_args, get_origin
 
@@ -16,6 +17,8 @@ from stretto.errors import InvalidRequest, shown
 from stretto_client.schema import Expected
 
 T = TypeVar("T")
+MAX_LISTED = 12  # keys in a message
+MAX_KEY_CHARS = 64  # characters of an unknown key that are compared with known ones
 UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # pydantic's error types for TypedDicts and dataclasses
 
 
@@ -62,10 +65,19 @@ class JsonRecord(Generic[T]):
             known, element = _parts(kind), _element(kind)
             if first["type"] in UNKNOWN and element is None and part not in known:
                 named = f"{path}.{shown(part)[1:-1]}"
-                return InvalidRequest(named, f"one of {', '.join(sorted(known))}", "an unknown key")
+                return InvalidRequest(named, f"one of {_listed(known, str(part))}", "an unknown key")
             path += f"[{part}]" if isinstance(part, int) else f".{part}"
             kind = known.get(part, element)
         return InvalidRequest(path, described(kind) or first["msg"].removeprefix("Input should be "), _got(first))
+
+
+def _listed(known: Iterable[str], key: str) -> str:
+    """Return known keys for a message; of many only those that resemble `key` most, because Triton cuts long errors."""
+    names = sorted(known)
+    if len(names) <= MAX_LISTED:
+        return ", ".join(names)
+    similar = get_close_matches(key[:MAX_KEY_CHARS], names, MAX_LISTED, cutoff=0.0)
+    return f"{', '.join(similar)} and {len(names) - len(similar)} others"
 
 
 def _got(error: ErrorDetails) -> str:
