@@ -28,7 +28,7 @@ def test_the_files_of_glm4_voice_are_taken_as_published(tmp_path: Path) -> None:
     (folder / "README.md").write_text("not the codec's")
     files = check_codec(folder, speaking(1, 64))
     assert [path.name for path in files] == ["config.yaml", "flow.pt", "hift.pt"]
-    with pytest.raises(CheckpointError, match=r"expected 1 codebooks of 16384 codes, got \(1, 64\)"):
+    with pytest.raises(CheckpointError, match=r"expected 1 codebooks of 16384 codes, got 1 of 64"):
         check_codec(folder, speaking(1, 16_384))
 
 
@@ -36,7 +36,7 @@ def test_the_files_of_qwen3_ttss_speech_tokenizer_are_taken_as_published(tmp_pat
     folder = write_qwen3_codec(tmp_path)
     files = check_codec(folder, speaking(16, 64, "qwen3_12hz"))
     assert [path.name for path in files] == ["config.json", "model.safetensors", "preprocessor_config.json"]
-    with pytest.raises(CheckpointError, match=r"expected 16 codebooks of 2048 codes, got \(16, 64\)"):
+    with pytest.raises(CheckpointError, match=r"expected 16 codebooks of 2048 codes, got 16 of 64"):
         check_codec(folder, speaking(16, 2048, "qwen3_12hz"))
 
 

@@ -142,7 +142,7 @@ REFUSED: list[tuple[str, Callable[[Path], None], str]] = [
     ("marker", tokenizer("<|begin_of_audio|>", "<|begin_of_sound|>"), "expected a token <|begin_of_audio|>, got none"),
     ("codes", tokenizer('"<|audio_9|>"', '"<|audio_99|>"'), "expected <|audio_9|>"),
     ("mode", generation(mtp_inference_mode=[1, 4, 3]), "mtp_inference_mode: expected one of [8192, 0], [1, 4, 3, 8,"),
-    ("few modules", few_modules, "mtp_inference_mode: [1, 4, 3, 8, 4, 10] for 1 modules"),
+    ("few modules", few_modules, "mtp_inference_mode: expected at most 1 modules, got [1, 4, 3, 8, 4, 10]"),
     ("module", tensors(lambda each: each.pop("mtp_projs.3.weight")), "missing: mtp_projs.3.weight"),
     ("missing", tensors(lambda each: each.pop("model.layers.1.mlp.up_proj.weight")), "missing: model.layers.1.mlp.up"),
     ("unknown", tensors(lambda each: each.update(odd=np.zeros(2, np.float32))), "unknown: odd"),

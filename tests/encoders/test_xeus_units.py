@@ -87,7 +87,7 @@ def misshapen(tensors: dict[str, Tensor]) -> None:
     [
         (without_a_norm, r"missing \['xeus.encoder.after_norm.weight'\]"),
         (with_another, r"unknown \['xeus.masker'\]"),
-        (misshapen, r"of another shape \['centres'\]"),
+        (misshapen, r"wrong shape \['centres'\]"),
     ],
 )
 def test_misfits_are_named(checkpoint: Path, damage: Callable[[dict[str, Tensor]], None], message: str) -> None:
@@ -100,7 +100,7 @@ def test_misfits_are_named(checkpoint: Path, damage: Callable[[dict[str, Tensor]
 
 
 def test_a_tokenizer_of_another_number_of_codes_is_refused(checkpoint: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"of another shape \['centres'\]"):
+    with pytest.raises(CheckpointError, match=r"wrong shape \['centres'\]"):
         load_ssl_tokenizer(checkpoint, NUM_CODES + 1)
 
 

@@ -123,18 +123,21 @@ HEAD = "base_model.model.lm_head.lora_A.weight"
     [
         (lambda tensors: tensors | {HEAD: torch.zeros(4, 128)}, "got base_model.model.lm_head.lora_A.weight"),
         (lambda tensors: {FIRST.replace("rs.0", "rs.9"): tensors[FIRST]}, "model.layers.0 to 2, .* got .*layers.9"),
-        (lambda tensors: tensors | {FIRST: tensors[FIRST][:, :-1].contiguous()}, r"of \[r, 128\], got \[4, 127\]"),
+        (
+            lambda tensors: tensors | {FIRST: tensors[FIRST][:, :-1].contiguous()},
+            r"shape \[r, 128\], got \[4, 127\]",
+        ),
         (
             lambda tensors: tensors | {FIRST: tensors[FIRST][:3].contiguous()},
             r"of rank 4 for .*q_proj, got .*'A': 3",
         ),
-        (lambda tensors: {FIRST: tensors[FIRST]}, r"lora_A and lora_B of rank 4 for .*q_proj, got {'A': 4}"),
+        (lambda tensors: {FIRST: tensors[FIRST]}, r"lora_A and lora_B of rank 4 for .*q_proj, got ranks {'A': 4}"),
         (
             lambda tensors: {
                 FIRST: tensors[FIRST][:3].contiguous(),
                 SECOND: tensors[SECOND][:, :3].contiguous(),
             },
-            r"of rank 4 for .*q_proj, got {'A': 3, 'B': 3}",
+            r"of rank 4 for .*q_proj, got ranks {'A': 3, 'B': 3}",
         ),
         (lambda tensors: {}, "has no tensors"),
     ],

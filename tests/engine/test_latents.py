@@ -214,7 +214,7 @@ def changed(prompt: Prompt, row: int, words: np.ndarray) -> Prompt:
         (changed(make_prompt(0), 3, words_of(np.full(NUM_WORDS, np.nan))), "rows: expected finite latents"),
         (changed(make_prompt(0), 3, words_of(np.full(NUM_WORDS, -np.inf))), "rows: expected finite latents"),
         (make_prompt(0, steps=5), r"options\.latents\.steps: expected an integer in \[1, 4\], got 5"),
-        (with_audio(make_prompt(0), top_k=3), r"options\.audio\.top_k: expected 0 \\(frames of latents have no ids"),
+        (with_audio(make_prompt(0), top_k=3), r"options\.audio\.top_k: expected 0 \(frames of latents have no ids"),
         (with_audio(make_prompt(0), top_p=0.5), r"options\.audio\.top_p: expected 1\.0"),
         (replace(make_prompt(0), sampling=replace(make_prompt(0).sampling, min_p=0.1)), r"min_p: expected 0\.0"),
         (replace(make_prompt(0), sampling=replace(make_prompt(0).sampling, ras_window=3)), "ras_window: expected 0"),

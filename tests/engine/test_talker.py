@@ -53,11 +53,11 @@ async def test_streamed_words_make_the_codes_of_the_whole_text(llm: SpeechLLM, c
         await asyncio.sleep(0)  # from here on the reply takes words
         for piece in (short.words[3:4], [], short.words[4:8], short.words[8:]):
             await llm.write("live", piece)
-        with pytest.raises(InvalidRequest, match=r"^text: expected ids in \[0, 1482\), got \[1482\]"):
+        with pytest.raises(InvalidRequest, match=r"^text: expected token ids in \[0, 1482\), got \[1482\]"):
             await llm.write("live", [1482])
         await llm.write("live", [], is_last=True)
     assert np.array_equal(reply.result(), expected)
-    with pytest.raises(InvalidRequest, match=r"^request_id: expected a reply with open streamed text"):
+    with pytest.raises(InvalidRequest, match=r"^request_id: expected the id of a reply whose streamed text is open"):
         await llm.write("live", [5])
 
 

@@ -298,7 +298,7 @@ def test_latents_pass_as_words_and_must_be_finite(number: float) -> None:
     speaker = Utterance(tracker, (), SILENT, Pacer(ChunkPolicy(1, 1)))
     rows = np.concatenate([[[NO_CHANGE, frame]], words], 1)
     if not np.isfinite(number):
-        with pytest.raises(StrettoError, match="frames 0 to 0: a latent is not finite"):
+        with pytest.raises(StrettoError, match="frames 0 to 0: expected finite latents, got NaN or infinity"):
             list(speaker.push(rows))
         return
     (item,) = speaker.push(rows)

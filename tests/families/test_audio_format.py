@@ -47,8 +47,8 @@ def audio(first_row: int = 2, num_rows: int = 13, shape: tuple[int, ...] = (100,
         ((audio(shape=(100, 9)),), r"audios\[0\]: expected features \[F >= 1, 8\], got \[100, 9\]"),
         ((audio(shape=(0, 8)),), r"expected features"),
         ((audio(num_rows=12),), "expected 13 rows for 100 frames, got 12"),
-        ((audio(first_row=30),), r"expected rows in \[0, 40\), got 30"),
-        ((audio(), audio(first_row=10)), r"audios\[1\]: expected rows in \[15, 40\), got 10"),
+        ((audio(first_row=30),), r"expected a first row in \[0, 27\], got 30"),
+        ((audio(), audio(first_row=10)), r"audios\[1\]: expected a first row in \[15, 27\], got 10"),
     ],
 )
 def test_audio_that_does_not_fit_is_refused(audios: tuple[InputAudio, ...], message: str) -> None:

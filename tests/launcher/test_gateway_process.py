@@ -111,7 +111,7 @@ def test_it_is_given_arguments_of_its_own(tmp_path: Path, monkeypatch: pytest.Mo
     known = read_config(arguments().parse_args(line[line.index("--server") :]))
     assert (known.strict, known.model_aliases) == (True, {"my/voice": "tiny"})
     flags, passed = parser().parse_known_args(["--gateway-arg=--strict"])
-    with pytest.raises(LaunchError, match="--gateway-arg: expected --gateway"):
+    with pytest.raises(LaunchError, match="--gateway-arg: requires --gateway"):
         launch_config(flags, passed)
 
 

@@ -260,5 +260,5 @@ def test_a_prompt_whose_arrays_do_not_fit_is_refused() -> None:
         ):
             Prompt.from_bytes("prompt", prompt.to_bytes(), ROWS, features)
     tail = Prompt("tts", ROWS, sampling, delayed_tail=np.ones((2, 3), np.int32))
-    with pytest.raises(InvalidRequest, match=r"^prompt\.delayed_tail: expected rows of 2 ids, got others$"):
+    with pytest.raises(InvalidRequest, match=r"^prompt\.delayed_tail: expected rows of 2 ids, got rows of \[3\] ids$"):
         Prompt.from_bytes("prompt", tail.to_bytes(), ROWS)

@@ -99,7 +99,7 @@ async def test_a_text_that_is_written_makes_the_reply_of_the_whole(llm: SpeechLL
     assert codes_of(chunks).tolist() == codes_of(expected).tolist()
     assert chunks[-1].chunk.report.held_s > 0
     assert expected[-1].chunk.report.held_s == 0
-    with pytest.raises(InvalidRequest, match="request_id: expected a reply with open streamed text, got open"):
+    with pytest.raises(InvalidRequest, match="expected the id of a reply whose streamed text is open, got open"):
         await llm.write("open", [20])
 
 
@@ -114,11 +114,12 @@ async def test_only_longer_texts_are_refused(llm: SpeechLLM, monkeypatch: pytest
     text = "".join(chr(97 + index % 26) for index in range(num_letters))
     at_once, refused = await speak(llm, given, [text + "z"], begins_first=False)
     assert refused == [
-        f"text: expected at most {num_letters} more tokens, because each frame reads one, got {num_letters + 1}"
+        f"text: expected at most {num_letters} more tokens, because each frame reads one, got {num_letters + 1} tokens"
     ]
     slowly, refused = await speak(llm, given, [text[:3], text[3:9], text[9:] + "z", ""], begins_first=True)
     assert refused == [
-        f"text: expected at most {num_letters - 9} more tokens, because each frame reads one, got {num_letters - 8}"
+        f"text: expected at most {num_letters - 9} more tokens, because each frame reads one, "
+        f"got {num_letters - 8} tokens"
     ]
     assert codes_of(at_once).shape[1] == num_letters, "the end of the text is read with the last frame"
     assert codes_of(slowly).tolist() == codes_of(at_once).tolist()

@@ -140,7 +140,7 @@ def test_a_text_that_is_complete_before_it_begins_is_one_like_any_other_whose_en
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        (TextPart("", 1, "a ", False), "session.part: expected 0, the next, got 1"),
+        (TextPart("", 1, "a ", False), "session.part: expected 0, the number of the next part, got 1"),
         (TextPart("", 0, "", True), "text: expected at least one character in all, got none"),
         (
             TextPart("", 0, "a" * (MAX_PENDING_CHARS + 1), False),
@@ -191,7 +191,7 @@ def test_no_part_follows_the_last_and_a_part_comes_once() -> None:
     async def run() -> None:
         session = TextSession(Model(), "u", FLOW, prompt())
         await session.write(TextPart(session.id, 0, "a ", False))
-        with pytest.raises(InvalidRequest, match=r"session\.part: expected 1, the next, got 0"):
+        with pytest.raises(InvalidRequest, match=r"session\.part: expected 1, the number of the next part, got 0"):
             await session.write(TextPart(session.id, 0, "a ", False))
         await session.write(TextPart(session.id, 1, "b", True))
         with pytest.raises(

@@ -157,10 +157,10 @@ ODD_RECORDS = [
     ({"decoder_config": {"head_dim": 3}}, "head_dim must be a multiple of 2, got 3"),
     ({"decoder_config": {"num_quantizers": 1}}, "num_quantizers must be > 1, got 1"),
     ({"decoder_config": {"num_key_value_heads": 3}}, "num_attention_heads must be a multiple of 3, got 16"),
-    ({"decoder_config": {"upsample_rates": [8, 5, 4, 4]}}, "decode_upsample_rate: 1920 for 2560"),
-    ({"encoder_config": {"codebook_size": 32}}, "encoder_config.codebook_size: 32 for 64"),
-    ({"encoder_valid_num_quantizers": 8}, "encoder_valid_num_quantizers: 8 for 16"),
-    ({"output_sample_rate": 16_000}, "input_sample_rate: 24000 for 16000"),
+    ({"decoder_config": {"upsample_rates": [8, 5, 4, 4]}}, "encoder_config.upsampling_ratios is 1920 instead of 2560"),
+    ({"encoder_config": {"codebook_size": 32}}, "encoder_config.codebook_size is 32 instead of 64"),
+    ({"encoder_valid_num_quantizers": 8}, "encoder_valid_num_quantizers is 8 instead of 16"),
+    ({"output_sample_rate": 16_000}, "input_sample_rate is 24000 instead of 16000"),
 ]
 
 
@@ -213,7 +213,7 @@ def test_tensors_that_do_not_fit_are_named(published: Path, tmp_path: Path) -> N
         load_codec("qwen3_12hz", tmp_path)
     assert "missing ['encoder.downsample.conv.weight']" in str(refused.value)
     assert "unknown ['decoder.stray']" in str(refused.value)
-    assert "of another shape ['decoder.pre_conv.conv.bias']" in str(refused.value)
+    assert "wrong shape ['decoder.pre_conv.conv.bias']" in str(refused.value)
 
 
 def test_a_file_of_no_tensors_is_refused(published: Path, tmp_path: Path) -> None:

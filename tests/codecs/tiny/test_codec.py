@@ -150,7 +150,7 @@ def test_tensors_that_are_missing_unknown_or_misshapen_are_named(codec: TinyCode
     tensors["surplus"] = torch.zeros(1)
     tensors["quantiser.basis"] = torch.zeros(3, 3)
     save_file(tensors, tmp_path / tiny.WEIGHTS_FILE)
-    expected = r"missing \['quantiser.mean'\], unknown \['surplus'\], of another shape \['quantiser.basis'\]"
+    expected = r"missing \['quantiser.mean'\], unknown \['surplus'\], wrong shape \['quantiser.basis'\]"
     with pytest.raises(CheckpointError, match=expected):
         tiny.load(tmp_path)
 

@@ -394,7 +394,7 @@ DEPTH = "depth.layers.0."
         (lambda tensors: tensors.update({f"{DEPTH}q_proj.zeros": torch.zeros(2)}), r"unknown tensor depth\.layers\.0"),
         (
             lambda tensors: tensors.update({f"{LAYER}o_proj.qweight": torch.zeros(3, 16, dtype=torch.int32)}),
-            rf"{LAYER}o_proj\.qweight: \[3, 16\] does not fit",
+            rf"{LAYER}o_proj\.qweight: shape \[3, 16\] does not match",
         ),
     ],
 )

@@ -32,7 +32,7 @@ def drop(name: str) -> Callable[[dict[str, Tensor]], object]:
         (lambda tensors: tensors.update(more=torch.zeros(2)), "no module or parameter named 'more'"),
         (
             lambda tensors: tensors.update({"lm_head.weight": torch.zeros(3, 128)}),
-            r"lm_head\.weight: \[3, 128\] does not fit",
+            r"lm_head\.weight: shape \[3, 128\] does not match",
         ),
     ],
 )

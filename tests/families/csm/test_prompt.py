@@ -108,7 +108,7 @@ def test_codes_stand_for_audio_and_the_voice_is_the_assistant_s_number(made: Mad
         ),
         (
             {"messages": talk(turn("assistant", text="a", codes=CODES))},
-            "messages[0].codes: expected text to speak, and no audio, in the last turn",
+            "messages[0].codes: expected only text to speak in the last turn, got audio",
         ),
         (
             {"messages": talk(turn("user", text="b", codes=CODES[:4]), turn("assistant", text="a"))},

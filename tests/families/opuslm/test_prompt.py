@@ -49,6 +49,6 @@ def test_tasks_go_by_the_names_that_newer_releases_give_them() -> None:
     template = OpusTemplate(segments(family))
     assert template.write(family.task("asr"), (HEARD,), None).rows[1, 0] == 66
     with pytest.raises(
-        InvalidRequest, match="task: expected a task that this checkpoint has a token for, got one that"
+        InvalidRequest, match="task: expected a task for which this checkpoint has a token, got one that"
     ):
         template.write(family.task("tts"), (SAID,), None)

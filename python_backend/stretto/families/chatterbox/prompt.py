@@ -110,7 +110,7 @@ class ChatterboxTemplate:
         assert self._hearing is not None, "checked by the family"
         assert self._voices is not None
         if piece.pcm is None:
-            raise InvalidRequest(piece.path, "a file or samples of a voice", "codes")
+            raise InvalidRequest(piece.path, "a voice recording as a file or samples", "codes")
         if len(piece.pcm) < MIN_S * MEL_RATE:
             raise InvalidRequest(piece.path, f"at least {MIN_S} s", f"{len(piece.pcm) / MEL_RATE:.4f} s")
         try:

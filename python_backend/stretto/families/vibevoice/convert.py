@@ -68,7 +68,7 @@ def convert(release: Release, contents: Contents) -> Converted:
             f"{contents.tokenizer.folder}: expected at most {shape.num_tokens} tokens, got {contents.tokenizer.size}"
         )
     if contents.dtype != "float32":
-        raise CheckpointError(f"--dtype: expected float32, in which latents are fed back, got {contents.dtype}")
+        raise CheckpointError(f"--dtype: expected float32 (latents are fed back in float32), got {contents.dtype}")
     scales = {name: scale(contents.tensors, name) for name in SCALES}
     known, sections = shape.vocabulary, {name: dict(entry(contents.config, name)) for name in (PARTS, SEMANTIC)}
     record = {

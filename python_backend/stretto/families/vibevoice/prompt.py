@@ -85,7 +85,7 @@ class VibeVoiceTemplate:
     def _voice(self, piece: Piece) -> np.ndarray:
         """Return the rows [n, S] of a recording."""
         if piece.pcm is None:
-            raise InvalidRequest(piece.path, "a file or samples of a voice", "codes")
+            raise InvalidRequest(piece.path, "a voice recording as a file or samples", "codes")
         if len(piece.pcm) < MIN_AUDIO_S * self._rate:
             got = f"{len(piece.pcm) / self._rate:.4f} s"
             raise InvalidRequest(piece.path, f"at least {MIN_AUDIO_S:g} s", got)
