@@ -1,0 +1,131 @@
+"""The figures of the README, measured on this machine with one command.
+
+    python -m benchmarks.readme [--package FOLDER]
+
+Measures, one after another and with nothing else running: the bundled model behind its proxy (`ensemble`), a small
+Qwen3-TTS with random weights (`ensemble --family`) and, with `--package`, Pocket TTS in turns with its authors' package
+(`pocket_tts`). Each appends its lines to its file in `--results`. The README's text between the two comments that name
+this command is then replaced. `--only-write` takes the latest lines instead of measuring.
+"""
+
+import argparse
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import ROOT, serving, stop_on_sigterm
+from benchmarks.report import Record, read_results
+
+README = ROOT / "README.md"
+RESULTS = ROOT / "benchmarks" / "results"
+BEGIN, END = "<!-- python -m benchmarks.readme -->\n", "<!-- end of python -m benchmarks.readme -->\n"
+BUNDLED, FAMILY, POCKET = (1, 8, 32), (1, 4, 16), (1, 4, 16)  # concurrent requests
+SMALL_FAMILY = "qwen3-tts-small"
+
+
+def measure(results: Path, rounds: int, package: Path | None) -> None:
+    """Run the benchmarks one after another; each appends to its file in `results`."""
+
+    def run(benchmark: str, file: str, streams: Sequence[int], *words: str) -> None:
+        command = [sys.executable, "-m", f"benchmarks.{benchmark}", *words, "--out", str(results / f"{file}.jsonl")]
+        command += ["--rounds", str(rounds), "--concurrency", *map(str, streams)]
+        subprocess.run(command, check=True, cwd=ROOT)
+
+    with serving(ROOT / "model_repository") as address:
+        run("ensemble", "speech", BUNDLED, "--server", address)
+    run("ensemble", "families", FAMILY, "--family", SMALL_FAMILY)
+    if package is not None:
+        run("pocket_tts", "pocket_tts", POCKET, "--package", str(package.resolve()))
+
+
+def latest(records: Iterable[Record], place: str, places: Sequence[int], **wanted: Any) -> list[Record]:
+    """Return the latest record at each place on an axis.
+
+    Args:
+        records: Result lines, oldest first.
+        place: Field with the place.
+        places: Wanted places.
+        **wanted: Values of other fields.
+
+    Returns:
+        As many records as places; empty if one has none.
+    """
+    found = {each[place]: each for each in records if place in each and wanted.items() <= each.items()}
+    return [found[each] for each in places] if found.keys() >= set(places) else []
+
+
+def machine(record: Record) -> str:
+    """Return where and when a record was measured, as text."""
+    host, day = record["hardware"], record["time"][:10]
+    vectors = "AVX-512" if host.get("avx512") else "AVX2 only"
+    return f"{host['cores']} cores of an {host['cpu']} with {vectors}, {day}, revision `{record['revision']}`"
+
+
+def text(records: Sequence[Record]) -> str:
+    """Return the README's section of figures as Markdown; raise ValueError without figures of the bundled model."""
+    bundled = latest(records, "concurrency", BUNDLED, benchmark="speech")
+    if not bundled:
+        raise ValueError(f"results: expected lines of `ensemble` at {BUNDLED} concurrent requests")
+    lines = [
+        f"Measured with the bundled model on {machine(bundled[-1])},",
+        "without a GPU. Server and clients shared the cores; every request passed the proxy and used guidance",
+        "([all measurements](benchmarks/README.md)).",
+        "",
+        "| concurrent requests | first audio, p50 / p95 | real-time factor, p50 | seconds of audio per second "
+        "| guided ÷ unguided throughput |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {each['concurrency']} | {each['audio_ttfp_p50']:.2f} / {each['audio_ttfp_p95']:.2f} s "
+        f"| {each['audio_rtf_p50']:.2f} | {each['audio_throughput']:.1f} | {each['cfg_retention']:.2f} |"
+        for each in bundled
+    ]
+    others = []
+    if family := latest(records, "concurrency", FAMILY, benchmark="families", family=SMALL_FAMILY):
+        others.append(f"A small Qwen3-TTS: {_slashed(family, 'frames_per_cpu_s')}.")
+    if pocket := latest(records, "streams", POCKET, benchmark="pocket_tts"):
+        theirs = pocket[0]["package_frames_per_cpu_s"]
+        others.append(
+            f"Pocket TTS: {_slashed(pocket, 'frames_per_cpu_s')}; its authors' package in turns: {theirs:.1f}."
+        )
+    if others:
+        lines += ["", "Frames per second of processor time at 1 / 4 / 16 streams, with random weights:", *others]
+    return "\n".join(lines) + "\n"
+
+
+def _slashed(records: Iterable[Record], name: str) -> str:
+    return " / ".join(f"{each[name]:.0f}" for each in records)
+
+
+def replaced(page: str, figures: str) -> str:
+    """Return the page with the text between the two comments replaced; raise ValueError if it lacks them."""
+    parts = re.split(f"({re.escape(BEGIN)}|{re.escape(END)})", page)
+    if parts[1::2] != [BEGIN, END]:
+        raise ValueError(f"README.md: expected {BEGIN.strip()} and {END.strip()}, once each")
+    return parts[0] + BEGIN + figures + END + parts[4]
+
+
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--package", type=Path, help="folder with pocket-tts and its requirements")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of result lines; default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each arm; default: %(default)s")
+    parser.add_argument("--only-write", action="store_true", help="measure nothing; take the latest result lines")
+    return parser.parse_args(words)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Measure, and write the README."""
+    arguments = parse(words)
+    if not arguments.only_write:
+        measure(arguments.results, arguments.rounds, arguments.package)
+    README.write_text(replaced(README.read_text(), text(read_results(arguments.results))))
+
+
+if __name__ == "__main__":
+    stop_on_sigterm()
+    main()

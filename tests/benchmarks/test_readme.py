@@ -1,0 +1,60 @@
+"""The README's figures are those of the latest result lines."""
+
+from typing import Any
+
+import pytest
+
+from benchmarks import readme
+from benchmarks.readme import BEGIN, BUNDLED, END, README, RESULTS, replaced, text
+from benchmarks.report import read_results
+
+
+def line(concurrency: int, **other: Any) -> dict[str, Any]:
+    """Return a result line of the bundled model."""
+    figures = {"audio_ttfp_p50": 0.2, "audio_ttfp_p95": 0.25, "audio_rtf_p50": 0.14, "audio_throughput": 7.0}
+    hardware = {"cpu": "AMD EPYC", "cores": 2, "avx512": True}
+    place = {"benchmark": "speech", "concurrency": concurrency, "cfg_retention": 0.94}
+    return {**place, **figures, "hardware": hardware, "time": "2026-11-23T10:00:00+00:00", "revision": "abc", **other}
+
+
+def test_the_latest_line_of_each_place_is_taken() -> None:
+    written = text([*map(line, BUNDLED), line(8, audio_throughput=31.25)])
+    assert "2 cores of an AMD EPYC with AVX-512, 2026-11-23, revision `abc`" in written
+    assert "| 1 | 0.20 / 0.25 s | 0.14 | 7.0 | 0.94 |" in written
+    assert "| 8 | 0.20 / 0.25 s | 0.14 | 31.2 | 0.94 |" in written
+    assert "Pocket TTS" not in written
+
+
+def test_families_follow_if_all_their_places_are_there() -> None:
+    pocket = [
+        {
+            "benchmark": "pocket_tts",
+            "streams": streams,
+            "frames_per_cpu_s": 10.4 * streams,
+            "package_frames_per_cpu_s": 18.3,
+        }
+        for streams in readme.POCKET
+    ]
+    written = text([*map(line, BUNDLED), *pocket])
+    assert "Pocket TTS: 10 / 42 / 166; its authors' package in turns: 18.3." in written
+    assert "Pocket TTS" not in text([*map(line, BUNDLED), *pocket[:2]])
+
+
+def test_missing_figures_are_named() -> None:
+    with pytest.raises(ValueError, match=r"expected lines of `ensemble` at \(1, 8, 32\)"):
+        text([line(1)])
+
+
+@pytest.mark.parametrize("page", ["no comments", f"{END}{BEGIN}", f"{BEGIN}{END}{BEGIN}{END}"])
+def test_a_page_without_the_place_for_figures_is_left(page: str) -> None:
+    with pytest.raises(ValueError, match="once each"):
+        replaced(page, "new\n")
+
+
+def test_the_rest_of_a_page_stays() -> None:
+    assert replaced(f"a\n{BEGIN}old\n{END}b\n", "new\n") == f"a\n{BEGIN}new\n{END}b\n"
+
+
+def test_the_readme_has_the_latest_figures() -> None:
+    page = README.read_text()
+    assert replaced(page, text(read_results(RESULTS))) == page
