@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from stretto.families.audio_format import CachedEncoder
-from stretto.families.encoded_files import CODE_BYTES, SUFFIX, UNUSED_S, EncodedFiles, files_of_encoder, stored_in
+from stretto.families.encoded_files import NONCE_BYTES, SUFFIX, UNUSED_S, EncodedFiles, files_of_encoder, stored_in
 from stretto.launcher.config import launch_config, parser
 from stretto.launcher.server import encodings_environment
 from stretto.preprocessing.request import Preprocessor
@@ -100,7 +100,7 @@ def test_a_file_shows_nothing_of_the_encoding_or_the_recording(tmp_path: Path, c
         (encoder,) = opened(folder, checkpoint, lambda _: np.zeros(4_000, np.uint8))
         encoder.encode(pcm)
         encoder.encode(pcm)
-    one, other = (path.read_bytes()[CODE_BYTES:] for path in files_in(folder))
+    one, other = (path.read_bytes()[NONCE_BYTES:] for path in files_in(folder))
     for stored in (one, other):
         assert b"NUMPY" not in stored
         counts = np.bincount(np.frombuffer(stored, np.uint8), minlength=256)
@@ -108,7 +108,7 @@ def test_a_file_shows_nothing_of_the_encoding_or_the_recording(tmp_path: Path, c
     assert sum(a == b for a, b in zip(one, other, strict=True)) < 60  # another recording, another key
 
 
-@pytest.mark.parametrize("place", [0, CODE_BYTES, -1])
+@pytest.mark.parametrize("place", [0, NONCE_BYTES, -1])
 def test_a_damaged_file_is_removed_and_encoded_again(tmp_path: Path, checkpoint: Path, place: int) -> None:
     folder, encode = tmp_path / "encodings", Counting()
     (encoder,) = opened(folder, checkpoint, encode)

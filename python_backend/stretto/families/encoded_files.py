@@ -1,12 +1,11 @@
 """Encodings of recordings in files, so that a voice is encoded once and not again after a restart.
 
-    FOLDER/<name>.encoding      authentication code (32 bytes), then the encrypted array in numpy's format
+    FOLDER/<name>.encoding      nonce (12 bytes), then the array in numpy's format, encrypted with AES-256-GCM
 
 Name and key are derived from the recording's samples. A file can therefore be read only by somebody who has the
 recording: when a stored voice is deleted, what was derived from it is of no use to anybody, and is removed later.
 """
 
-import hmac
 import json
 import logging
 import os
@@ -16,18 +15,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from hashlib import blake2b, shake_256
+from hashlib import blake2b
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 logger = logging.getLogger(__name__)
 SUFFIX, UNFINISHED = ".encoding", ".unfinished"
 MAX_BYTES = 256 << 20  # of all files together
 UNUSED_S = 30 * 86_400.0  # age at which an unused file is removed
-CODE_BYTES = 32
+NONCE_BYTES = 12
 
 
 @dataclass(frozen=True)
@@ -76,24 +77,26 @@ class EncodedFiles:
             os.utime(path)
         except OSError:
             return None
-        code, encrypted = stored[:CODE_BYTES], stored[CODE_BYTES:]
-        if not hmac.compare_digest(code, self._code(digest, encrypted)):
+        try:
+            plain = self._cipher(digest).decrypt(stored[:NONCE_BYTES], stored[NONCE_BYTES:], None)
+        except (InvalidTag, ValueError):  # ValueError: the nonce is cut short
             logger.warning("a damaged encoding of a voice is removed")
             path.unlink(missing_ok=True)
             return None
-        found: np.ndarray = np.load(BytesIO(self._encrypted(digest, encrypted)), allow_pickle=False)
+        found: np.ndarray = np.load(BytesIO(plain), allow_pickle=False)
         return found
 
     def write(self, digest: bytes, encoded: np.ndarray) -> None:
         """Store an encoding; if the disk is full, or the folder is gone, log that it is not stored."""
         plain = BytesIO()
         np.save(plain, encoded, allow_pickle=False)
-        encrypted = self._encrypted(digest, plain.getvalue())
+        nonce = secrets.token_bytes(NONCE_BYTES)
+        encrypted = self._cipher(digest).encrypt(nonce, plain.getvalue(), None)
         path = self._path(digest)
         unfinished = path.with_name(f"{secrets.token_hex(8)}{UNFINISHED}")
         try:
             with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(self._code(digest, encrypted) + encrypted)
+                file.write(nonce + encrypted)
             unfinished.replace(path)
             self.remove_old()
         except OSError as error:
@@ -116,18 +119,13 @@ class EncodedFiles:
                 path.unlink(missing_ok=True)
 
     def _derived(self, digest: bytes, purpose: bytes) -> bytes:
-        return blake2b(digest, key=self.encoder, person=purpose, digest_size=CODE_BYTES).digest()
+        return blake2b(digest, key=self.encoder, person=purpose, digest_size=32).digest()
 
     def _path(self, digest: bytes) -> Path:
         return self.folder / f"{self._derived(digest, b'name').hex()}{SUFFIX}"
 
-    def _encrypted(self, digest: bytes, data: bytes) -> bytes:
-        """Encrypt or decrypt. A key encrypts one array only, because it is derived from encoder and recording."""
-        stream = np.frombuffer(shake_256(self._derived(digest, b"key")).digest(len(data)), np.uint8)
-        return (np.frombuffer(data, np.uint8) ^ stream).tobytes()
-
-    def _code(self, digest: bytes, encrypted: bytes) -> bytes:
-        return blake2b(encrypted, key=self._derived(digest, b"code"), digest_size=CODE_BYTES).digest()
+    def _cipher(self, digest: bytes) -> AESGCM:
+        return AESGCM(self._derived(digest, b"key"))
 
 
 _current: ContextVar[list[EncodedFiles]] = ContextVar("encoded_files")
