@@ -1,4 +1,4 @@
-"""LoRA adapters: vLLM's arguments for them, checks of their files; and checks of the engine's configuration."""
+"""LoRA adapters (vLLM's engine arguments and file checks), and checks of the engine's configuration."""
 
 import re
 from collections.abc import Mapping
@@ -16,9 +16,9 @@ from stretto.untrusted_files import UNPARSABLE, json_object, regular_file
 KEY = "adapters"  # key in vLLM's `additional_config`
 RANKS = 1, 8, 16, 32, 64, 128, 256, 320, 512  # ranks that vLLM supports (`MaxLoRARanks`)
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-# Linear layers of a decoder layer as fused by vLLM, equal in all backbones.
+# Linear layers of a decoder layer as fused by vLLM; the same in all backbones.
 FUSED = "self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"
-PLAIN_PATTERN = re.compile(r"\^?[\w.]+")  # PEFT's keys are regular expressions, some of which would take forever
+PLAIN_PATTERN = re.compile(r"\^?[\w.]+")  # PEFT's keys are regular expressions, which can take exponential time
 TENSOR = re.compile(r"base_model\.model\.model\.layers\.(\d+)\.(\w+\.\w+)\.lora_([AB])\.weight")
 
 
@@ -164,14 +164,14 @@ def _sizes(config: VllmConfig) -> dict[str, tuple[int, int]]:
 
 
 def check_config(config: VllmConfig) -> None:
-    """Raise ValueError that names the options of `config` that the plugin does not support."""
+    """Raise ValueError if `config` has options that the plugin does not support; the message lists them."""
     if not config.use_v2_model_runner:
         raise ValueError("the speech plugin needs vLLM's Model Runner V2: set VLLM_USE_V2_MODEL_RUNNER=1")
     parallel, scheduling = config.parallel_config, config.scheduler_config
     if scheduling.policy != "fcfs":
         raise ValueError(f"scheduling_policy: expected fcfs, got {scheduling.policy}")
     refused = {
-        "nnodes": parallel.nnodes > 1,  # other nodes would have to be started by vLLM's own command
+        "nnodes": parallel.nnodes > 1,  # multi-node setups need vLLM's own command line
         "pipeline_parallel_size": parallel.pipeline_parallel_size > 1,
         "prefill_context_parallel_size": parallel.prefill_context_parallel_size > 1,
         "decode_context_parallel_size": parallel.decode_context_parallel_size > 1,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """KV cache and batch size of one engine; with data parallelism, each request runs on one of several engines.
+    """KV cache and batch size of one engine (with data parallelism, of each engine).
 
     Attributes:
         num_blocks: Number of KV blocks.
@@ -102,7 +102,7 @@ def _check_rows(rows: np.ndarray, rules: SegmentRules) -> None:
 
 
 def _check_latents(prompt: Prompt, latents: LatentSpec, rules: SegmentRules) -> None:
-    """Check the latents in a prompt's rows and the number of solver steps; reject options for sampled ids."""
+    """Check the latents in a prompt's rows and the number of solver steps; reject options for sampled codes."""
     frames, words = rules.family.layout.audio[0], prompt.rows[:, 1:]
     ids, voices = prompt.rows[:, 0], latents.voice_ids
     has_latent = (ids >= frames.start) & (ids < frames.stop) | (ids >= voices.start) & (ids < voices.stop)
@@ -163,9 +163,9 @@ def _check_track(prompt: Prompt, rules: SegmentRules) -> None:
 def _check_window(prompt: Prompt, rules: SegmentRules) -> None:
     """Limit the window of repetition-aware sampling (RAS) if the prompt contains codes.
 
-    Repeats are counted in the reply only, whereas the authors' code also counts codes of the prompt. Between the two
-    are rows with BOS or EOS ids, one more than there are streams. The results are equal for windows of at most that
-    many rows.
+    Repeats are counted in the reply only, whereas the model's reference implementation also counts codes of the prompt.
+    Rows with BOS or EOS ids, `max_delay` + 2 of them, separate the two. The results are equal for windows of at most
+    that length.
     """
     codes, longest = rules.family.layout.audio[0], rules.family.layout.max_delay + 2
     has_codes = ((prompt.rows[:, 0] >= codes.start) & (prompt.rows[:, 0] < codes.stop)).any()

@@ -13,7 +13,7 @@ REQUIRED = {
     # vLLM may choose the old model runner, which the plugin does not support.
     "VLLM_USE_V2_MODEL_RUNNER": "1",
 }
-# Additional variables on the CPU.
+# Additional variables for CPU builds.
 REQUIRED_ON_CPU = {
     # Triton compiles for GPUs only, so kernels are imported for its interpreter and replaced by `engine/kernels/cpu`.
     "TRITON_INTERPRET": "1",
@@ -27,7 +27,7 @@ DEFAULTS = {
     "DO_NOT_TRACK": "1",
 }
 DEFAULTS_ON_CPU = {
-    # A small model is faster on one thread; preprocessor and decoder need the other cores.
+    # A small model runs faster on one thread, and the preprocessor and the decoder need the other cores.
     "OMP_NUM_THREADS": "1",
     # By default vLLM pins its worker to one core, even if that core is busy.
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",

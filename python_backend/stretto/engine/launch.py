@@ -18,7 +18,7 @@ PROCESS_METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
 ASYNC_SCHEDULER = "stretto.engine.scheduling.scheduler.SpeechAsyncScheduler"
 CAPTURE_SIZES = "max_cudagraph_capture_size", "cudagraph_capture_sizes"
 MAX_CAPTURED_ROWS = 512  # vLLM's own limit
-LATENT_PART = 8  # latents may take one part in so many of the KV cache's memory
+LATENT_PART = 8  # latents may take at most 1 / LATENT_PART of the KV cache's memory
 
 
 def vllm_config(config: EngineConfig) -> "VllmConfig":
@@ -38,7 +38,7 @@ def vllm_config(config: EngineConfig) -> "VllmConfig":
     from stretto.engine.adapters import check_config
 
     folders = config.adapter_folders
-    config_at(config.checkpoint)  # refuses keys that make vLLM load code or a model from elsewhere
+    config_at(config.checkpoint)  # rejects keys that make vLLM load code or a model from elsewhere
     arguments = config.engine_args | adapters.lora_arguments(folders)
     paths = {name: str(folder) for name, folder in folders.items()}
     ours = {name: getattr(config, name) for name in ("kv_share", "max_waiting", "first_frame_target_s")}
@@ -69,7 +69,7 @@ def vllm_config(config: EngineConfig) -> "VllmConfig":
     check_config(built)
     check_latent_table(built, family_at(config.checkpoint).layout.latents)
     adapters.restrict_to_backbone(built, folders)
-    # vLLM disables async scheduling on the CPU, where the gain is small; tests need it.
+    # vLLM disables async scheduling on the CPU, where it gains little; tests need it.
     built.scheduler_config.async_scheduling = wants_async
     return built
 

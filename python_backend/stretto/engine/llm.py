@@ -130,7 +130,7 @@ class SpeechLLM:
             InvalidRequest: If the request can never run; it is not queued.
             NoCapacity: If too many requests are in flight; this one is not queued.
         """
-        if not isinstance(request_id, str | None):  # otherwise vLLM's engine process would accept no further request
+        if not isinstance(request_id, str | None):  # otherwise vLLM's engine process would stop accepting requests
             raise InvalidRequest("request_id", "a string", repr(request_id))
         request_id = request_id or uuid.uuid4().hex
         if request_id in self._active:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.engine.async_llm import AsyncLLM
 
-MIN_FACTOR = 0.5  # minimum factor of a decrease, however late the reply is
+MIN_FACTOR = 0.5  # minimum factor of one decrease
 UNUSED_FACTOR = 0.97  # factor if less than half of the limit was in use
 UNBOUNDED = 1024.0  # sequences; initial limit if none is configured
 MIN_LIMIT = 4.0  # sequences: two guided replies, so that one slow reply cannot cause all others to be rejected
@@ -43,8 +43,7 @@ class FlightLimit:
 
     If at least half of the limit is in use, a late reply decreases it in proportion to the delay, and replies admitted
     before the decrease are ignored from then on. If less is in use, a late reply decreases it slightly. If at least
-    half is in use, a timely reply increases it slightly: as many timely replies as the limit admits make room for about
-    one more.
+    half is in use, a timely reply increases it slightly: by about 1 after `value` timely replies.
 
     Args:
         target_s: Target time to the first frame, in seconds.
@@ -153,7 +152,7 @@ class Permits:
 
     @contextmanager
     def acquire(self, request_id: str, num_sequences: int, is_timed: bool = True) -> Iterator[Permit]:
-        """Hold a permit while the block runs.
+        """Hold a permit for the duration of a `with` block.
 
         Args:
             request_id: Id of the request.

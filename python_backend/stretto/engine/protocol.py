@@ -21,7 +21,7 @@ from stretto.records.sampling import SamplingConfig
 
 
 def family_of(config: PretrainedConfig) -> Family:
-    """Return the family that a checkpoint's config.json names; raise CheckpointError if there is none."""
+    """Return the family named in a checkpoint's config.json; raise CheckpointError if there is none."""
     return read_family(config.to_dict())
 
 

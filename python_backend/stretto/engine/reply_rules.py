@@ -1,4 +1,4 @@
-"""Rules of a reply: segments, lengths and end ids; and the host-side tracker of its state."""
+"""Rules of a reply (segments, lengths and end ids), and the host-side tracker of its state."""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ ENDLESS = 1 << 30
 
 
 class TextUpdate(NamedTuple):
-    """Next ids of a streamed text, sent to the engine under the id of their request.
+    """Further token ids of a streamed text, sent to the engine with the id of their request.
 
     Attributes:
         ids: Token ids.
@@ -145,7 +145,8 @@ class SegmentRules:
     def drawn_ends_of_audio(self) -> tuple[int, ...]:
         """Ids that end the audio segment when sampled on stream 0.
 
-        Empty if a frame ends it, or, with latents, a number of rows after the frame that is predicted to be the last.
+        Empty if a whole frame ends the audio, or if it ends a fixed number of rows after the detected end of speech
+        (latents).
         """
         if self.family.end_frame or self.has_countdown:
             return ()
@@ -165,8 +166,8 @@ class SegmentRules:
     def first_end_id(self) -> int | None:
         """Id of stream 0 whose first occurrence determines the row of the end of audio; None for other families.
 
-        It is stream 0's EOS id in a family with BOS and EOS ids per stream, or the id of the frame in which speech ends
-        in a family with latents.
+        In a family with BOS and EOS ids per stream, it is stream 0's EOS id. In a family with latents, it is the id of
+        the frame in which speech ends.
         """
         if self.has_countdown:
             return self.family.layout.audio[0][1]
@@ -188,7 +189,7 @@ class SegmentRules:
         return self.family.transition[0] if end is None else end
 
     def closings(self, task: Task) -> dict[int, int]:
-        """Return the number of rows from the end of the text to the audio, by the id written at the end."""
+        """Return the number of rows from the end of the text to the audio, by the id that ends the text."""
         end, num_rows = self.end_of_text(task), 1 + len(self.family.transition)
         if end is not None:
             return {end: num_rows}

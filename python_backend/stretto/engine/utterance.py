@@ -1,4 +1,4 @@
-"""Front-end side of one reply: streamed text to the engine, and rows to chunks of frames and text."""
+"""Front-end side of one reply: sends streamed text to the engine, and converts rows to chunks of frames and text."""
 
 import asyncio
 import sys
@@ -64,8 +64,8 @@ class FrameCodes:
         """Return the codes of the next `num_frames` frames, or their latents as words (`words_of`): int32 [K, n].
 
         An id that is not a code, such as a pad, is replaced by the nearest code. Families with `leaves_out_extra` omit
-        such frames instead, and rows of marks among latents: n may then be smaller, and the result is None if no frame
-        remains.
+        such frames instead, and families with latents omit rows of marks. n may then be smaller, and the result is None
+        if no frame remains.
 
         Raises:
             StrettoError: If a latent is not finite.
@@ -232,7 +232,7 @@ TEXT, TRANSITION, INTERLEAVED = Segment.TEXT, Segment.TRANSITION, Segment.INTERL
 def reference_chunk(rows: np.ndarray, layout: StreamLayout) -> LMChunk:
     """Return the first chunk of a reply with a cloned voice: the reference's codes, or latents as words.
 
-    They give the decoder its context.
+    It is the decoder's left context.
 
     Args:
         rows: Prompt rows of the reference, [n, S].
@@ -258,9 +258,9 @@ def first_chunk(prompt: Prompt, family: Family) -> LMChunk | None:
 
 
 def last_chunks(last: LMChunk) -> list[LMChunk]:
-    """Return a reply's last chunk as two, of which only the first has frames.
+    """Split a reply's last chunk in two: its frames, and an end without frames.
 
-    The decoder sends all samples at once, and the final event when the times of words are known.
+    The decoder can then send the samples immediately, and the final event once the word times are known.
     """
     chunk = last.chunk
     ending = Chunk(chunk.index + 1, chunk.segment, is_final=True, report=chunk.report, voice=chunk.voice)
@@ -281,8 +281,8 @@ class Utterance:
         guidance_changes: All guidance changes so far, by frame.
         num_chunks: Number of chunks so far, including one sent before the reply.
         voice: Index of the codec's voice, sent with each chunk.
-        alignment: Request for the times of words, sent with the first chunk; None without.
-        sound: Recording of the voice, sent with the first chunk; None without.
+        alignment: Request for word times, sent with the first chunk; None if not requested.
+        sound: Recording of the voice, sent with the first chunk; None if the decoder needs none.
     """
 
     def __init__(
@@ -379,7 +379,7 @@ class Utterance:
             self._entry_words = self._codec.words(self._text)
             spoken = {word for word in self._entry_words if word is not None}
             if len(spoken) != len(self._words):
-                self._entry_words = []  # the model generated other words than those of the prompt
+                self._entry_words = []  # the generated words are not those of the prompt
         entry = self.tracker.pointer - 1
         if entry >= len(self._entry_words):
             return

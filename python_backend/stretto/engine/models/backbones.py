@@ -34,11 +34,11 @@ from stretto.engine.worker.predictors import GeneratedRows
 
 
 class StrettoLlamaForCausalLM(MultiStreamMixin, LlamaForCausalLM):
-    """Llama with several streams per row; config.json names it as its architecture."""
+    """Llama with several streams per row; selected by `architectures` in config.json."""
 
 
 class StrettoQwen2ForCausalLM(MultiStreamMixin, Qwen2ForCausalLM):
-    """Qwen2 with several streams per row and optional MCTP modules; config.json names it as its architecture.
+    """Qwen2 with several streams per row and optional MCTP modules; selected by `architectures` in config.json.
 
     MCTP modules are decoder layers after the L = `num_hidden_layers` layers of the backbone, which does not run them.
     Their tensors have the published names: for module k `model.layers.{L + k}`, `mtp_projs.{k}`, `mtp_embed_norms.{k}`
@@ -63,7 +63,7 @@ class StrettoQwen2ForCausalLM(MultiStreamMixin, Qwen2ForCausalLM):
         quantized: dict[str, Any] = {"quant_config": vllm_config.quant_config, "return_bias": False}
         self.mtp_projs = nn.ModuleList(
             ReplicatedLinear(2 * size, size, bias=False, prefix=f"mtp_projs.{k}", **quantized) for k in range(number)
-        )  # vLLM's, because torch's adds up in an order that depends on the number of rows
+        )  # not torch's, whose order of summation depends on the number of rows
         self.mtp_embed_norms = nn.ModuleList(RMSNorm(size, eps=eps) for _ in range(number))
         self.mtp_hidden_norms = nn.ModuleList(RMSNorm(size, eps=eps) for _ in range(number))
         self._last_norm: Callable[..., Any] = self.model.norm.forward
@@ -113,12 +113,12 @@ class StrettoQwen2ForCausalLM(MultiStreamMixin, Qwen2ForCausalLM):
 
 
 class StrettoQwen3ForCausalLM(MultiStreamMixin, Qwen3ForCausalLM):
-    """Qwen3 with several streams per row; config.json names it as its architecture."""
+    """Qwen3 with several streams per row; selected by `architectures` in config.json."""
 
 
-# Type-checked against Llama, whose base classes vLLM lists in another order.
+# Type-checked against Llama, because vLLM lists the base classes in another order.
 class StrettoQwen3MoeForCausalLM(MultiStreamMixin, Qwen3MoeForCausalLM):  # type: ignore[misc, metaclass]
-    """Qwen3-MoE with several streams per row; config.json names it as its architecture."""
+    """Qwen3-MoE with several streams per row; selected by `architectures` in config.json."""
 
 
 class ShardedNorm(nn.Module):
@@ -238,4 +238,4 @@ class Olmo2ForCausalLM(Qwen3ForCausalLM):
 
 
 class StrettoOlmo2ForCausalLM(MultiStreamMixin, Olmo2ForCausalLM):
-    """OLMo 2 with several streams per row; config.json names it as its architecture."""
+    """OLMo 2 with several streams per row; selected by `architectures` in config.json."""

@@ -1,7 +1,7 @@
 """Depth transformer: a few layers over the codebooks of one frame, replicated on every rank.
 
-Keys and values are in one buffer that is allocated once and overwritten for every frame, position by position. A step
-therefore launches the same kernels at the same addresses for any batch, as CUDA graphs require.
+Keys and values are stored in one buffer, allocated once and overwritten for every frame. Each step therefore launches
+the same kernels with the same addresses, as CUDA graphs require.
 """
 
 from collections.abc import Callable, Iterable

@@ -1,4 +1,4 @@
-"""Mix-in of models that generate their frames as latents and read them back as embeddings."""
+"""Mix-in for models that generate frames as latents and read them as embeddings."""
 
 import torch
 from torch import nn
@@ -22,8 +22,8 @@ from stretto.errors import CheckpointError
 def silu(x: torch.Tensor) -> torch.Tensor:
     """Return x * sigmoid(x) for x [N, H] with H a multiple of 8.
 
-    vLLM's kernel computes each row by itself. torch's computes the last numbers of a batch, or of a thread's part of
-    it, in another way, so the bits of a row depend on its place in the batch.
+    vLLM's kernel computes each row independently. torch's kernel uses a different code path for the last elements of a
+    batch, or of a thread's part of it, so the bits of a row depend on its position in the batch.
     """
     out = torch.empty_like(x)
     torch.ops._C.silu_and_mul(out, torch.cat([x, torch.ones_like(x)], -1))
@@ -31,7 +31,7 @@ def silu(x: torch.Tensor) -> torch.Tensor:
 
 
 class EndOfSpeech(nn.Module):
-    """Weight [H] and optional bias [1] of the logit that a frame is the last; the same on all tensor-parallel ranks."""
+    """Weight [H] and optional bias [1] of the end-of-speech logit; replicated on all tensor-parallel ranks."""
 
     def __init__(self, width: int, has_bias: bool):
         super().__init__()
@@ -40,15 +40,14 @@ class EndOfSpeech(nn.Module):
 
 
 class LatentMixin(MultiStreamMixin):
-    """Mix-in that reads the words of a row as a latent, and generates the next one.
+    """Mix-in for a model whose audio rows contain a latent, as words, instead of codes.
 
-    A subclass defines `embed_latents` and `latent_predictor`, and `embed_voice` if prompts have latents of recordings.
-    With `LatentSpec.marks`, it also defines `latent_feedback` and `state_of_row`.
-    Their matrix products must give a row the same bits in every batch. On a CPU, this holds for vLLM's linear layers,
-    but not for torch's.
+    A subclass defines `embed_latents` and `latent_predictor`, and `embed_voice` if prompts contain latents of
+    recordings. With `LatentSpec.marks`, it also defines `latent_feedback` and `state_of_row`. Their matrix products
+    must return the same bits for a row in every batch. On a CPU, vLLM's linear layers do; torch's do not.
 
     Attributes:
-        end_has_bias: True if the checkpoint has a bias of the logit for speech ending.
+        end_has_bias: True if the checkpoint has a bias for the end-of-speech logit.
     """
 
     end_has_bias = True
@@ -71,15 +70,15 @@ class LatentMixin(MultiStreamMixin):
         raise NotImplementedError
 
     def latent_predictor(self) -> LatentPredictor | GuidedLatentPredictor | PairedLatentPredictor:
-        """Return the predictor of the next latent, made of the model's weights."""
+        """Return the predictor of the next latent, built from the model's weights."""
         raise NotImplementedError
 
     def latent_feedback(self) -> LatentFeedback:
-        """Return the network that reads decoded audio, for a family with `LatentSpec.marks`."""
+        """Return the network that encodes decoded audio, for a family with `LatentSpec.marks`."""
         raise NotImplementedError
 
     def state_of_row(self, token_id: int) -> torch.Tensor:
-        """Return the hidden state [H] of a request whose only row is this id, for a family with `LatentSpec.marks`."""
+        """Return the hidden state [H] after a prompt that consists of this id, for a family with `LatentSpec.marks`."""
         raise NotImplementedError
 
     def latent_readout(self, rules: SegmentRules) -> LatentReadout:
@@ -93,7 +92,7 @@ class LatentMixin(MultiStreamMixin):
         return LatentReadout(stop, self.latent_predictor())
 
     def first_rows(self, rules: SegmentRules) -> torch.Tensor:
-        """Return the rows [n, H] of the ids of stream 0 in audio: of `audio_head`, or of the embedding table."""
+        """Return the weights [n, H] of stream 0's ids in audio: rows of `audio_head` or of the embedding table."""
         if self.family.has_audio_head:
             return self.audio_head.weight.data
         ids = torch.tensor([*rules.audio_ids(0), *rules.drawn_ends_of_audio])
@@ -102,11 +101,11 @@ class LatentMixin(MultiStreamMixin):
         )
 
     def end_weight(self) -> torch.Tensor:
-        """Return the weight of the logit for speech ending, as wide as the states that the model returns."""
+        """Return the weight of the end-of-speech logit, as wide as the model's output hidden states."""
         return self.end_of_speech.weight.data
 
     def embed_rows(self, rows: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-        """Write the embedding of stream 0, or of a latent, to `out` [N, H] for `rows` [N, 1 + D]."""
+        """Write the embedding of each row's latent, or else of its stream 0, to `out` [N, H] for `rows` [N, 1 + D]."""
         latents = rows[:, 1 : 1 + self.num_words].contiguous().view(torch.float32)
         super().embed_rows(rows[:, :1], out)
         kinds = [(self.family.layout.audio[0], self.embed_latents)]

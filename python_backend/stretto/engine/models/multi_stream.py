@@ -41,7 +41,7 @@ def load_strictly(model: nn.Module, load: Callable[[Weights], set[str]], weights
 
     Raises:
         CheckpointError: If a tensor's shape does not match, tensors or parts of fused parameters are missing, or the
-            model's quantization cannot be served.
+            model's quantization is not supported.
     """
     check_quantization(model)
     seen: dict[str, list[int]] = {}

@@ -1,4 +1,4 @@
-"""Quantized checkpoints and weights quantized while loading: vLLM's methods, and the ones that cannot be served."""
+"""Quantization, of checkpoints and while loading: vLLM's methods, and checks for unsupported ones."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ def quantization_of(vllm_config: VllmConfig, part: str) -> QuantizationConfig | 
 
 
 def check_quantization(model: nn.Module) -> None:
-    """Raise CheckpointError if a layer's quantization cannot be served.
+    """Raise CheckpointError if a layer's quantization is not supported.
 
     Embeddings and heads are read as tables, so they may not be quantized. An input may not be quantized with one scale
     for all rows of a batch, because a reply would then depend on the other requests.

@@ -37,7 +37,7 @@ def put_first_after(queue: RequestQueue, half: Request, partner: Request) -> Non
 
 
 def skipping(queue: RequestQueue, *groups: Sequence[Request]) -> AbstractContextManager[None]:
-    """Return a context in which `groups` are not in the queue; they regain their positions afterwards."""
+    """Return a context manager that removes `groups` from the queue and restores their positions on exit."""
     requests = [request for group in groups for request in group]
     return _without(queue, requests) if requests else NOTHING_SKIPPED
 
@@ -115,7 +115,7 @@ class HeldReplies:
             request.update_block_hashes()
 
     def note_generated(self, state: RequestState) -> None:
-        """Start the clock of a request that is blocked now that it has generated a row."""
+        """Record the time if a request has become blocked after generating a row."""
         if self.is_held(state.request):
             self._since.setdefault(state.request.request_id, self._clock())
 

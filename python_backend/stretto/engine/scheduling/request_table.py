@@ -1,4 +1,4 @@
-"""Scheduler's state per request, which survives preemption: generated rows, block hashes, CFG pairs."""
+"""Scheduler state per request, kept across preemption: generated rows, block hashes, CFG pairs."""
 
 import copy
 import hashlib
@@ -276,7 +276,7 @@ class RequestState:
 
     @property
     def is_read_by_modules(self) -> bool:
-        """True if MCTP modules process the request's rows, because its schedule lets them generate some."""
+        """True if MCTP modules process the request's rows: its schedule has rows for them to generate."""
         return self.schedule is not None and self.schedule.max_extra > 0
 
     @property
@@ -312,7 +312,7 @@ class RequestState:
         return GUIDANCE_ON if is_guided else GUIDANCE_OFF
 
     def for_worker(self, data: NewRequestData) -> SpeechRequestData:
-        """Return vLLM's record `data` of the request with our parameters and all rows so far, for the worker."""
+        """Return the record for the worker: vLLM's `data`, with our parameters and all rows so far."""
         if self.queue_s is None:
             self.queue_s = time.monotonic() - self.added_s
         track = None if self.track is None else replace(self.track, ids=self.track.ids.copy())
@@ -495,13 +495,13 @@ class RequestTable(dict[str, RequestState]):
                 request.num_output_placeholders += num_extra
 
     def await_unconditional(self, state: RequestState) -> None:
-        """Let the CFG pair of `state` wait for a new unconditional request."""
+        """Mark the CFG pair of `state` as waiting for a new unconditional request."""
         assert state.pair is not None
         state.pair.awaits_unconditional = True
         self.revision += 1
 
     def hold_after_frame(self, state: RequestState) -> None:
-        """Let the CFG pair of `state` wait for a new unconditional request once it has sampled one more row."""
+        """Mark the CFG pair of `state` as waiting for a new unconditional request after the next sampled row."""
         assert state.pair is not None
         state.pair.held_at = state.request.num_output_tokens + 1
         self.revision += 1

@@ -91,7 +91,7 @@ class SampledRows:
 
 
 Share = Callable[[EngineStats], None]
-PERIOD_S = 0.1  # shorter than the interval of metrics polls, longer than many steps
+PERIOD_S = 0.1  # shorter than the interval of metrics polls, longer than most steps
 
 
 class StepStats:
@@ -165,10 +165,7 @@ class StepStats:
 
 
 def share_of(config: VllmConfig) -> Share | None:
-    """Return the function that publishes this scheduler's statistics to the front end.
-
-    None if the front end reads none.
-    """
+    """Return the function that publishes this scheduler's statistics to the front end, or None if it reads none."""
     parallel, options = config.parallel_config, config.additional_config
     path = options.get(STATS_KEY) if isinstance(options, dict) else None
     if path is None:
@@ -261,9 +258,7 @@ class UnconditionalOutput:
         for request_id, token_ids in zip(output.req_ids, output.sampled_token_ids, strict=True):
             state = self._table.get(request_id)
             if state is None and request_id.endswith(UNCONDITIONAL_SUFFIX):
-                del others[
-                    request_id
-                ]  # removed since; the next request of the pair may get this id in this very output
+                del others[request_id]  # removed since then; its id may be reused while this output is processed
                 continue
             if state is None or not state.is_unconditional or not token_ids:
                 continue
@@ -395,7 +390,7 @@ class PairedScheduling(Base):
             or not self.planner.has_slot(request.request_id, self.running, self.max_num_active_reqs)
             or not self.shares.has_room(request, self.running)
         ):
-            return 0  # vLLM's loop ends here, so no later request overtakes `request`
+            return 0  # ends vLLM's loop, so that no later request overtakes `request`
         wanted = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
         if self.table.is_bound(request.request_id):  # the request samples once both requests of the pair run
             wanted = min(wanted, request.num_tokens - num_computed_tokens - 1)

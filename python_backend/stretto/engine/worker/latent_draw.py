@@ -1,4 +1,4 @@
-"""Sampling of rows whose frames are latents, and the memory of networks that read their decoded audio."""
+"""Sampling for families whose frames are latents, and the states of networks that encode the decoded audio."""
 
 import logging
 from collections import OrderedDict
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class LatentDraw(RowDraw):
-    """Sampling of rows whose frames are latents: the likelier id of stream 0, and words from the latent predictor."""
+    """Sampling of audio rows with latents: the most probable id on stream 0, and a latent from the predictor."""
 
     def __init__(
         self, readout: LatentReadout, segments: SegmentState, tables: SlotTables, arrays: Arrays, guard: RepetitionGuard
@@ -34,7 +34,7 @@ class LatentDraw(RowDraw):
     def _draw_audio(
         self, hidden: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
     ) -> tuple[Array, Array]:
-        """Return stream 0 [M] and the words [M, D] of the rows that may be in audio."""
+        """Return stream 0 [M] and the latents, as words [M, D], of the rows that may be in audio."""
         own = hidden if step.audio_rows is None else hidden[step.audio_rows]
         logits = self._segments.mask_audio(self._heads.first(own), rows, step.speaking)
         token = self._spread(self._heads.first_ids[logits.argmax(1)], step.speaking, rows)
@@ -46,7 +46,7 @@ class LatentDraw(RowDraw):
         return token, self._spread(words, step.speaking, rows)
 
     def _context(self, rows: Rows, index: Array | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the latents [A, D] of the rows before, and the guidance scales [A]."""
+        """Return the latents [A, D] of the previous rows, and the guidance scales [A]."""
         before = self._codes[pick(rows.slots, index), pick(rows.position, index) - 1]
         before = self._arrays.tensor(before)[:, : self._num_streams - 1].contiguous()
         return before.view(torch.float32), self._arrays.tensor(pick(rows.scales.guidance, index))
@@ -56,9 +56,10 @@ MAX_ASIDE_BYTES = 256 << 20
 
 
 class FeedbackMemory:
-    """Memories of a feedback network, by slot. Those of preempted requests are put aside until these continue.
+    """Recurrent states ("memories") of a feedback network by slot; those of preempted requests are saved.
 
-    A memory that is no longer there is computed again from the latents, one by one, with the same bits.
+    If a request resumes and its memory was not saved, it is computed again from the latents, one by one, with the same
+    bits.
 
     Args:
         network: The network.
@@ -67,7 +68,7 @@ class FeedbackMemory:
         device: Device of the memories.
 
     Attributes:
-        num_restored: Number of memories that were put aside and used again.
+        num_restored: Number of saved memories that were restored.
         num_rebuilt: Number of memories that were computed again.
     """
 
@@ -83,14 +84,15 @@ class FeedbackMemory:
     def advance(
         self, latents: torch.Tensor, slots: Array, positions: Array, begins: torch.Tensor, is_frame: torch.Tensor
     ) -> torch.Tensor:
-        """Return the numbers made from decoded audio, float32 [A, E], and update the memories.
+        """Return the network's features of the decoded audio, float32 [A, E], and update the memories.
 
         Args:
             latents: Latents, [A, D].
             slots: Slots of the rows, [A].
             positions: Positions of the rows, [A].
             begins: True for the first frame of a stretch, before which a memory is zero, bool [A].
-            is_frame: True for rows with a frame; others are 0 and change no memory, bool [A].
+            is_frame: True for rows with a frame, bool [A]. The features of other rows are 0, and their memory is
+                unchanged.
         """
         found = latents.new_zeros(len(latents), self._latents.num_feedback)
         for index in is_frame.nonzero().flatten().tolist():  # one by one: bits may not depend on the batch
@@ -103,7 +105,7 @@ class FeedbackMemory:
         return found
 
     def put_aside(self, request_id: str, slot: int) -> None:
-        """Keep the memory of a request that leaves its slot, in case it was preempted."""
+        """Save the memory of a request that leaves its slot, in case it was preempted."""
         row, self._rows[slot] = int(self._rows[slot]), -1
         if row >= 0:
             self._aside[request_id] = row, self._memories[slot].cpu().clone()
@@ -145,7 +147,7 @@ class FeedbackMemory:
 
 
 class StretchDraw(RowDraw):
-    """Sampling of rows with marks around stretches of audio, guided latents, and words of the decoded audio.
+    """Sampling for families with `LatentSpec.marks`: CFG pairs of latents, and features of the decoded audio.
 
     Args:
         readout: Heads and networks of the model.
@@ -187,7 +189,7 @@ class StretchDraw(RowDraw):
     def _draw_audio(
         self, hidden: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
     ) -> tuple[Array, Array]:
-        """Return stream 0 [M] and the words [M, D] of the rows that may be in audio."""
+        """Return stream 0 [M] and the latents, as words [M, D], of the rows that may be in audio."""
         index, number = step.speaking, len(keys)
         both = hidden if step.audio_rows is None else hidden[step.audio_rows]
         own, others = both[:number], both[number:]
@@ -201,7 +203,7 @@ class StretchDraw(RowDraw):
         is_frame = self._arrays.tensor(pick(token == self._frame, index))
         steps = self._arrays.tensor(pick(rows.limits.latent_steps, index))
         noise = self._tensor(gaussian(keys[:, 1 : 1 + self._num_drawn]))
-        # Rows of a pair are guided by the unconditional row, and the first of a stretch by a constant.
+        # A row of a CFG pair is guided by the unconditional row, the first row of a stretch by a constant state.
         is_guided = begins.clone()
         is_guided[: len(others)] = True
         scale = self._arrays.tensor(pick(rows.scales.guidance, index))

@@ -1,4 +1,4 @@
-"""Device state per request for all streams (vLLM's `ModelState` hook), embedded audio inputs, choice of the sampler."""
+"""Device state per request for all streams (vLLM's `ModelState` hook), embedded audio inputs, and sampler selection."""
 
 from collections.abc import Sequence
 from typing import Any

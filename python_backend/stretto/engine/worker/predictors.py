@@ -144,7 +144,7 @@ class AudioHeads(FirstHead):
 
 
 class StopHead(FirstHead):
-    """Head of stream 0 in audio, for a family with latents: a frame, or a frame in which speech ends.
+    """Head of stream 0 in audio, for a family with latents; its two ids are a frame and a frame in which speech ends.
 
     Args:
         weight: Weight of the end's logit, [H], complete on each rank. The logit for continuing is 0.
@@ -311,7 +311,7 @@ class GuidedLatentPredictor(Protocol):
             hidden: Hidden states, [N, H].
             noise: Gaussian noise that the solver begins with, float32 [N, D].
             steps: Number of solver steps of each row, int64 [N].
-            before: Latents of the rows before, float32 [N, D]; zeros if such a row has none.
+            before: Latents of the previous rows, float32 [N, D]; zeros if such a row has none.
             guidance: Guidance scales, float32 [N]; 1 is unguided.
         """
         ...
@@ -341,25 +341,25 @@ class PairedLatentPredictor(Protocol):
 
 
 class LatentFeedback(Protocol):
-    """Network that makes words of a row from the audio that its latent, and those before it, are decoded to.
+    """Network that encodes the decoded audio of a row's latent; its features are further words of the row.
 
     Attributes:
-        num_kept: Numbers of its memory of the earlier latents.
-        reach: Number of latents before a latent on which its words and the memory depend.
+        num_kept: Size of its memory of earlier latents, in float32 numbers.
+        reach: Number of previous latents on which features and memory depend.
     """
 
     num_kept: int
     reach: int
 
     def __call__(self, latents: torch.Tensor, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the words of a latent and the memory after it.
+        """Return the features of a latent and the memory after it.
 
         Args:
             latents: The latent, float32 [1, D].
             memory: Memory before it, float32 [1, num_kept]; zeros before the first one.
 
         Returns:
-            Numbers of the words, float32 [1, E], and the memory, [1, num_kept].
+            Features, float32 [1, E], and the memory, [1, num_kept].
         """
         ...
 
@@ -370,7 +370,7 @@ class LatentReadout(NamedTuple):
     Attributes:
         heads: Head of stream 0.
         latents: Predictor, guided if `LatentSpec.is_guided` and paired if there are `LatentSpec.marks`.
-        feedback: Network of a row's last words; only with marks, as is `first_unconditional`.
+        feedback: Network that computes a row's last words. Like `first_unconditional`, None in families without marks.
         first_unconditional: Hidden state [H] of an unconditional request whose only row is the mark that begins audio.
     """
 

@@ -46,7 +46,7 @@ UNKNOWN = -1
 
 
 class HostReadback:
-    """Segment state of the slots on the CPU, where the host reads the table itself."""
+    """Segment state of the slots on the CPU, read directly from the table."""
 
     is_exact = True
 
@@ -69,7 +69,7 @@ class DeviceReadback:
 
     `lag` is the maximum number of steps in flight. When a step is launched, the step `lag` steps before it has ended,
     because its output has been used. The host therefore never waits, and all ranks of a tensor-parallel group have the
-    same knowledge at the same step. Old knowledge stays valid, because a segment never changes from audio back to text.
+    same knowledge at the same step. An old copy stays valid, because a segment never changes from audio back to text.
     """
 
     is_exact = False

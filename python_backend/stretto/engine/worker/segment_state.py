@@ -21,7 +21,7 @@ def end_tables(rules: SegmentRules) -> tuple[np.ndarray, np.ndarray, np.ndarray,
         is_end: True if the id ends the text of the task, bool [tasks, ids + 1]; the last column is for all other ids.
         num_rows: Number of rows from the row of that id to the audio, int64 [tasks, ids + 1]; 0 if the text continues.
         written: Id written in place of a sampled end, by task; `AS_DRAWN` to keep the sampled one.
-        cut: Id written where a limit ends the text, by task.
+        cut: Id written when a limit ends the text, by task.
     """
     tasks = rules.family.tasks
     drawn, closings = [rules.drawn_ends_of_text(task) for task in tasks], [rules.closings(task) for task in tasks]
@@ -167,10 +167,10 @@ class SegmentState:
         return logits
 
     def end_text(self, token: Array, rows: Rows) -> Array:
-        """Return the ids to write in text rows, [B]; set `rows.is_cut` where a limit ends the text.
+        """Return the ids to write in text rows, [B]; set `rows.is_cut` if a limit ends the text.
 
-        Where a sampled id ends the text, this is the task's end-of-text id, or the sampled id if the task has none.
-        Where a limit is reached, it is the closing id.
+        If a sampled id ends the text, the result is the task's end-of-text id, or the sampled id if the task has none.
+        If a limit is reached, it is the closing id.
         """
         state, limits = rows.state, rows.limits
         must_end = (state.num_text_tokens >= limits.text_max) | (rows.position >= self._text_limit[limits.task])
@@ -181,7 +181,7 @@ class SegmentState:
         return token
 
     def end_audio(self, token: Array, rows: Rows) -> Array:
-        """Return `token` with `end_of_audio` where a sampled id or a limit ends the audio.
+        """Return `token` with `end_of_audio` in rows in which a sampled id or a limit ends the audio.
 
         Set `rows.is_cut` for a limit.
         """
@@ -191,7 +191,7 @@ class SegmentState:
         return token
 
     def end_frame(self, token: Array, codes: Array, rows: Rows) -> Array:
-        """Return `token` with `end_of_audio` where stream 0 and `codes` [B, K] form the frame that ends the audio."""
+        """Return `token` with `end_of_audio` in rows whose stream 0 and `codes` [B, K] form the end frame."""
         first, *others = self.family.end_frame
         ends = rows.in_audio & (token == first) & (rows.frame >= rows.limits.audio_min)
         for stream, code in enumerate(others):

@@ -28,7 +28,7 @@ class SpeechWorker(Base):
         return times
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> ModelRunnerOutput | AsyncModelRunnerOutput | None:
-        """Write streamed text that has arrived to its rows, then compute the step."""
+        """Write newly arrived text to the slot tables, then compute the step."""
         cached = scheduler_output.scheduled_cached_reqs
         if isinstance(cached, SpeechCachedRequests):
             runner: Any = self.model_runner

@@ -1,4 +1,4 @@
-"""Sampling on a GPU: from hidden states to the next rows in a few launches, which CUDA graphs repeat."""
+"""Sampling on a GPU: from hidden states to the next rows in a few launches, replayed by CUDA graphs."""
 
 import logging
 from collections.abc import Callable, Hashable, Iterable
@@ -61,7 +61,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class StepConstants:
-    """Constants of the kernels on the device; `advance_kernel` and `draw_streams_kernel` describe the tables."""
+    """Kernel constants on the device; for the tables see `advance_kernel` and `draw_streams_kernel`."""
 
     rules: StepRules
     tasks: torch.Tensor
@@ -181,7 +181,7 @@ def columns_of(
     """Return the step table of a batch, int32 [C, N]; see `kernels/gpu/step_table.py`.
 
     Args:
-        rows: The rows as far as the host knows them.
+        rows: The host's knowledge of the rows.
         partner: Slot of the CFG partner by slot, [R]; negative for none.
         is_unconditional: True for unconditional requests, by slot, [R].
         tables: Slot tables with the request parameters.
@@ -228,14 +228,14 @@ class StepTable:
         """Update the table, if the batch has changed.
 
         Args:
-            rows: The rows as far as the host knows them.
+            rows: The host's knowledge of the rows.
             partner: Slot of the CFG partner by slot, [R]; negative for none.
             is_unconditional: True for unconditional requests, by slot, [R].
             version: Number that changes whenever a slot gets a new request or new parameters.
 
         Returns:
-            The heads that the step needs, and True if the host cannot tell yet whether the text of a sampled
-            row has ended (asynchronous scheduling).
+            The heads that the step needs, and True if the host does not know yet whether the text of a sampled row has
+            ended (asynchronous scheduling).
         """
         fingerprint = version, rows.slots.tobytes(), rows.samples.tobytes()
         if fingerprint != self._fingerprint:
@@ -539,7 +539,7 @@ class StepSampler:
         Args:
             hidden: Hidden states, [B, H].
             lengths: Position of each row, [B].
-            rows: The rows as far as the host knows them.
+            rows: The host's knowledge of the rows.
         """
         slots, program, num_rows = self._slots, self._program, len(rows.slots)
         variant, is_unsure = program.columns.update(rows, slots.partner, slots.is_unconditional, slots.version)

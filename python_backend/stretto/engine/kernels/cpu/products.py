@@ -77,7 +77,7 @@ class Product:
         self.num_columns = len(weight)
         self._multiply = partial(F.linear, weight=weight)
         if ops._supports_onednn:
-            with suppress(RuntimeError):  # there are no bfloat16 products on processors without them (AVX2)
+            with suppress(RuntimeError):  # processors with AVX2 only have no bfloat16 products
                 prepared = ops.create_onednn_mm(weight.t(), MAX_PREPARED)
                 self._multiply = partial(_multiply_padded, partial(ops.onednn_mm, prepared, bias=None))
 
@@ -113,7 +113,7 @@ def pad_products(model: nn.Module, is_traced: bool) -> None:
 
 def _multiply_padded(multiply: Callable[..., torch.Tensor], x: torch.Tensor, *weight_and_bias: object) -> torch.Tensor:
     """Return `multiply(x, ...)` [M, N] for x [M, H], computed with x padded to one of a few sizes."""
-    num_rows = x.shape[0]  # faster than `len(x)`; such calls dominate short steps
+    num_rows = x.shape[0]  # faster than `len(x)`; Python overhead dominates short steps
     size = padded_size(num_rows)
     if num_rows == 1 and x.shape[-1] > NARROW and x.dim() == 2:
         size = MIN_WIDE_ROWS
@@ -243,7 +243,7 @@ class _HeadNorms:
 
 
 def _product(layer: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return the function with which vLLM computes a linear layer: the layer itself if it is quantized."""
+    """Return the function that computes a linear layer in vLLM: the layer itself if it is quantized."""
     if "cpu_linear" not in vars(layer):
         return layer
     multiply, weight, bias = vars(layer)["cpu_linear"], layer.weight, layer.bias

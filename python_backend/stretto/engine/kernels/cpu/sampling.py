@@ -90,7 +90,7 @@ def apply_top_k_top_p(
     mask_value: float,
     num_compute_units: int,
 ) -> None:
-    """Keep the `k` most probable tokens of each row, and of these the smallest set with probability of at least `p`.
+    """Keep the `k` most probable tokens of each row, and among them the smallest set whose probability is at least `p`.
 
     This replaces the function that launches the kernel, because the kernel itself (`topk_topp_triton.py`) does not run
     in Triton's interpreter.
@@ -124,7 +124,7 @@ def gumbel_sample(
     USE_FP64: bool,
     **launch: object,
 ) -> None:
-    """Sample one token per row with Gumbel noise; the first block contains the result, the others are neutral."""
+    """Sample one token per row with Gumbel noise; write it to the first block, and -inf to the others."""
     assert logits_cache is None, "speculative decoding is not covered without a GPU"
     assert not IS_DRAFTING, "speculative decoding is not covered without a GPU"
     assert not USE_FP64, "fp64 sampling noise is not covered without a GPU"

@@ -52,7 +52,7 @@ def stream_ends_of(
     token: tl.tensor, drawn: tl.tensor, lanes: tl.tensor, at: tl.tensor, position: tl.tensor, frame: tl.tensor,
     in_audio: tl.tensor, end_frame: tl.tensor, begins: tl.tensor, streams: tl.tensor, rules: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Return stream 0, and replace `drawn` in place, with BOS and EOS ids outside each stream's frames."""
+    """Return stream 0 with BOS and EOS ids outside its frames; write them to the other streams `drawn` in place."""
     inside = lanes < rules.num_drawn
     ends = tl.load(end_frame + 1 + lanes, mask=inside, other=0)
     codes = tl.load(drawn + lanes, mask=inside, other=0).to(tl.int64)
@@ -91,7 +91,7 @@ def keep_kernel(
     tokens_stride: tl.constexpr,
     plan_stride: tl.constexpr,
 ) -> None:
-    """Write stream 0 of the sampled rows to vLLM's table, because later rows of this step read it."""
+    """Write stream 0 of the sampled rows to vLLM's token table, because later rows of this step read it."""
     row = tl.program_id(0)
     if tl.load(plan + SAMPLES * plan_stride + row) != 0:
         slot = tl.load(plan + SLOT * plan_stride + row).to(tl.int64)
@@ -152,7 +152,7 @@ def gather_on_device(
     )
 
 
-# Avoid specialisation, so that one binary serves batches of any size.
+# Avoid specialisation, so that one binary works for batches of any size.
 @triton.jit(do_not_specialize=["num_rows"])
 def _gather_kernel(
     rows: tl.tensor,  # [P, S] int32, written
@@ -405,7 +405,7 @@ def _row(
         may_end = in_audio & (frame >= tl.load(mine + AUDIO_MIN * rules.num_rows))
         audio_token = end_frame_of(audio_token, own, lanes, may_end, end_frame, rules)
     behind = position - audio_end
-    if rules.tail == PADDED_TAIL:  # if a limit placed the end, the sampled row is skipped
+    if rules.tail == PADDED_TAIL:  # if a length limit ended the audio, the sampled row is skipped
         was_limit = (audio_end - audio_start >= audio_max) | (audio_end >= rules.audio_limit)
         behind += was_limit.to(tl.int64)
     token = _first_stream(text_token, audio_token, position, audio_start, audio_end, behind, transition, rules)

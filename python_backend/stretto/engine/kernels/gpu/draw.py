@@ -84,7 +84,7 @@ def draw_on_device(
 
 @triton.jit
 def ordered_of(values: tl.tensor) -> tl.tensor:
-    """Return float32 `values` as int32 in the same order; applied to these bits again it returns the original bits."""
+    """Return float32 `values` as int32 with the same order; a second application restores the original bits."""
     bits = values.to(tl.int32, bitcast=True)
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
@@ -194,7 +194,7 @@ def _nucleus(
     top_p: tl.tensor,
     block: tl.constexpr,
 ) -> tl.tensor:
-    """Return the top-p threshold: the smallest one above which lies less than `top_p` of the mass.
+    """Return the top-p threshold: the smallest value with less than `top_p` of the mass above it.
 
     The mass is that of the logits of at least `floor`, see `_split`.
     """
@@ -202,7 +202,7 @@ def _nucleus(
     high = ordered_of(largest)
     mass, _, _ = _split(line, num_columns, low, largest, temperature, block)
     wanted = top_p * mass
-    while low + 1 < high:  # both ends go on to the next logit, because the mass changes nowhere else
+    while low + 1 < high:  # move both ends to the next logit; the mass is constant in between
         middle = middle_of(low, high)
         mass, below, above = _split(line, num_columns, middle, largest, temperature, block)
         if mass < wanted:

@@ -45,7 +45,7 @@ from stretto.engine.kernels.gpu.step_table import (
     SLOT,
 )
 
-HISTORY = tl.constexpr(64)  # rows of a reply that are looked up at once
+HISTORY = tl.constexpr(64)  # rows of a reply that are loaded at once
 
 
 @triton.jit
@@ -67,7 +67,7 @@ def kth_largest_of(values: tl.tensor, top_k: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def nucleus_of(values: tl.tensor, floor: tl.tensor, temperature: tl.tensor, top_p: tl.tensor) -> tl.tensor:
-    """Return the top-p threshold: the smallest one above which lies less than `top_p` of the probability mass.
+    """Return the top-p threshold: the smallest value with less than `top_p` of the probability mass above it.
 
     The mass is that of the values of at least `floor`.
     """
@@ -76,7 +76,7 @@ def nucleus_of(values: tl.tensor, floor: tl.tensor, temperature: tl.tensor, top_
     low = ordered_of(floor) - 1
     high = ordered_of(largest)
     wanted = top_p * tl.sum(tl.where(ordered > low, weights, 0.0), 0)
-    while low + 1 < high:  # both ends go on to the next value, because the mass changes nowhere else
+    while low + 1 < high:  # move both ends to the next value; the mass is constant in between
         middle = middle_of(low, high)
         is_above = ordered > middle
         if tl.sum(tl.where(is_above, weights, 0.0), 0) < wanted:
@@ -90,7 +90,7 @@ def nucleus_of(values: tl.tensor, floor: tl.tensor, temperature: tl.tensor, top_
 def _noisiest(
     values: tl.tensor, token_ids: tl.tensor, key: tl.tensor, temperature: tl.tensor, floor: tl.tensor
 ) -> tl.tensor:
-    """Return the column with the largest noisy value among those of at least `floor`; no noise at temperature 0."""
+    """Return the column with the largest noisy value among values >= `floor`; without noise at temperature 0."""
     scores = values
     if temperature > 0:
         scores = tl.div_rn(values, temperature) + gumbel_of(key, token_ids)
@@ -149,7 +149,7 @@ def _is_repeated(
     count = tl.full((), 0, tl.int32)
     first = tl.maximum(audio_start, position - tl.load(mine + RAS_WINDOW * plan_stride))
     lanes = tl.arange(0, HISTORY)
-    for start in range(first, position, HISTORY):  # together, because stream 0's history is in host memory
+    for start in range(first, position, HISTORY):  # in blocks, because stream 0's history is in host memory
         inside = start + lanes < position
         tokens = tl.load(history + (start + lanes) * row_stride, mask=inside, other=0)
         count += tl.sum((inside & (tokens == token)).to(tl.int32), 0)
@@ -205,13 +205,13 @@ def draw_streams_kernel(
     state: tl.tensor,  # [R, 6] int64
     history: tl.tensor,  # ids of the first of the streams, [R, T, ...] int32
     seen: tl.tensor,  # [R, V + 1] uint8, 1 for each of the first V columns that the penalty counts; or None
-    places: tl.tensor,  # [n, C] uint8, 1 for columns that a row of a frame may not have; or None
+    places: tl.tensor,  # [n, C] uint8, 1 for columns that are forbidden in a row of a frame; or None
     first_lane: tl.tensor,  # index of the first stream of this launch
     num_streams: tl.constexpr,  # S
     logits_stride: tl.constexpr, codebooks_stride: tl.constexpr, plan_stride: tl.constexpr, state_stride: tl.constexpr,
     history_slot_stride: tl.constexpr, history_row_stride: tl.constexpr, num_seen_columns: tl.constexpr,
     num_columns: tl.constexpr, first_stream: tl.constexpr, block: tl.constexpr,
-    num_ends: tl.constexpr,  # number of end columns, the last ones, which are masked before the minimum length
+    num_ends: tl.constexpr,  # number of end columns (the last ones), which are masked before the minimum length
     num_places: tl.constexpr,  # rows of a frame
     shares: tl.constexpr,  # True if the unconditional row gets the ids as well
 ) -> None:  # fmt: skip

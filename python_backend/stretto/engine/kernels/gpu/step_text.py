@@ -1,4 +1,4 @@
-"""Triton kernels that sample text ids from about 150,000 logits per row, of which few are read twice.
+"""Triton kernels that sample text ids from about 150,000 logits per row, most of which are read only once.
 
 The first kernel reads all logits once, in parallel blocks. It masks forbidden ids and stores the maximum of every group
 of 128 columns. If top-k keeps k logits, the k-th largest group maximum is a lower bound on these, so only groups whose
@@ -156,12 +156,12 @@ def _nucleus(
     line: tl.tensor, listed: tl.tensor, num_listed: tl.tensor, wanted: tl.tensor, low: tl.tensor, largest: tl.tensor,
     temperature: tl.tensor, num_columns: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Return the top-p threshold of the listed groups: the smallest one above which the mass is less than `wanted`.
+    """Return the top-p threshold of the listed groups: the smallest value with a mass of less than `wanted` above it.
 
     `low`, a result of `ordered_of`, is a lower bound of the threshold.
     """
     high = ordered_of(largest)
-    while low + 1 < high:  # both ends go on to the next logit, because the mass changes nowhere else
+    while low + 1 < high:  # move both ends to the next logit; the mass is constant in between
         middle = middle_of(low, high)
         mass, below, above = _split(line, listed, num_listed, middle, largest, temperature, num_columns)
         if mass < wanted:

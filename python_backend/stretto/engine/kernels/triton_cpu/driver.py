@@ -1,4 +1,4 @@
-"""Driver of the CPU backend: presents the host to Triton as a device.
+"""Driver of the CPU backend: registers the host as a Triton device.
 
 Triton always imports this file, so torch is imported only on demand.
 """
@@ -33,4 +33,4 @@ class HostDriver(driver.DriverBase):
         return torch.device("cpu")
 
     def get_benchmarker(self) -> NoReturn:
-        raise NotImplementedError("interpreted kernels are not worth timing")
+        raise NotImplementedError("interpreted kernels cannot be benchmarked")
