@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -109,10 +110,14 @@ def test_a_late_job_is_answered_without_words_and_only_once() -> None:
     queue = AlignmentQueue(process, 5.0, timers)
     queue.submit([PCM], 16_000, "late", late)
     assert begun.wait(PATIENCE_S)
-    queue.submit([PCM], 16_000, "waiting", waiting)
+    pcm = np.ones(8, np.int16)
+    held = weakref.ref(pcm)
+    queue.submit([pcm], 16_000, "waiting", waiting)
     for expire in timers.expire:
         expire()
     assert (late.got, waiting.got) == ([None], [None])
+    del pcm
+    assert held() is None  # a job that is not computed keeps no samples
     queue.submit([PCM], 16_000, "last", last)
     gate.set()
     assert last.wait(1) == [WORDS]
@@ -167,8 +172,9 @@ def test_a_job_in_the_process_is_a_job_in_place(tmp_path: Path) -> None:
     assert answer(aligner, memory, job) == {"words": expected}
     assert len(answer(aligner, memory, job | {"rate": 8_000})["words"]) == 3  # resampled
     assert answer(aligner, memory, job | {"num_samples": 16_001}) == {"failed": "fewer samples than announced"}
-    assert "expected at least" in answer(aligner, memory, job | {"text": "sit " * 30})["failed"]
-    assert "at least one label" in answer(aligner, memory, job | {"text": "..."})["failed"]
+    assert "expected at least" in answer(aligner, memory, job | {"text": "sit " * 30})["unfit"]
+    assert "at least one label" in answer(aligner, memory, job | {"text": "..."})["unfit"]
+    assert answer(aligner, memory, job | {"rate": -1})["failed"].startswith("ValueError: ")
     os.close(memory)
 
 
@@ -181,7 +187,7 @@ for line in sys.stdin:
         os.kill(os.getpid(), signal.SIGKILL)
     samples = array.array("h", os.pread(int(sys.argv[6]), 2 * job["num_samples"], 0))
     words = [[job["text"], len(samples), sum(samples), 1.0]]
-    print(json.dumps({{"failed": "unfit"}} if job["text"] == "unfit" else {{"words": words}}), flush=True)
+    print(json.dumps({{job["text"]: "why"}} if job["text"] in ("unfit", "failed") else {{"words": words}}), flush=True)
 """
 
 
@@ -195,6 +201,9 @@ def test_a_process_that_was_killed_is_replaced(tmp_path: Path, monkeypatch: pyte
         first = process.pid
         assert process.align(parts, 16_000, "a") == [TimedWord("a", 3, 6, 1.0)]
         assert process.align(parts, 16_000, "unfit") is None
+        with pytest.raises(ProcessFailed, match="an alignment failed: why"):
+            process.align(parts, 16_000, "failed")
+        assert process.pid == first
         with pytest.raises(ProcessFailed):
             process.align(parts, 16_000, "dies")
         assert process.align(parts[:1], 16_000, "b") == [TimedWord("b", 2, 3, 1.0)]

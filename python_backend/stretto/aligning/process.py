@@ -18,12 +18,11 @@ from stretto.worker_process import WorkerProcess
 logger = logging.getLogger(__name__)
 MAX_WAIT_S = 60.0  # for the answer to one job, after which the process is replaced
 NICENESS = 5  # decoding of active streams has priority
-MAX_S = 60.0  # longest audio of a job, in seconds
 Answer = Callable[[list[TimedWord] | None], None]
 
 
 class ProcessFailed(Exception):
-    """The alignment process ended, was killed, or did not answer in time."""
+    """The alignment process ended, was killed, did not answer in time, or reported an error."""
 
 
 class AlignerProcess:
@@ -52,7 +51,8 @@ class AlignerProcess:
             text: Text that is spoken in the recording.
 
         Raises:
-            ProcessFailed: The process ended, or did not answer for MAX_WAIT_S. Another one is started.
+            ProcessFailed: The process reported an error, ended, or did not answer for MAX_WAIT_S. In the last two cases
+                another one is started.
         """
         if self._is_closed:
             raise ProcessFailed("the alignment process was ended")
@@ -67,9 +67,11 @@ class AlignerProcess:
             self._process.release_memory()
         if answer is None:
             raise ProcessFailed("the alignment process ended, or did not answer")
-        if "failed" in answer:
-            logger.info("words were not aligned: %s", answer["failed"])
+        if "unfit" in answer:
+            logger.info("words were not aligned: %s", answer["unfit"])
             return None
+        if "failed" in answer:
+            raise ProcessFailed(f"an alignment failed: {answer['failed']}")
         return [TimedWord(*each) for each in answer["words"]]
 
     def close(self) -> None:
@@ -126,13 +128,13 @@ class Job:
         return self._answer is None
 
     def answer(self, words: list[TimedWord] | None) -> None:
-        """Give the answer, unless there has been one already."""
+        """Give the answer, unless there has been one already, and free the samples of a job that waits in vain."""
         with self._lock:
-            answer, self._answer = self._answer, None
+            answer, self._answer, self.pcm = self._answer, None, []
         if answer is not None:
             try:
                 answer(words)
-            except Exception:
+            except Exception:  # of the caller's function; the thread must answer the other jobs
                 logger.exception("an answer with the times of words could not be sent")
 
 
@@ -225,7 +227,7 @@ class AlignmentQueue:
                 job.answer(self._process.align(job.pcm, job.rate, job.text))
             except ProcessFailed as error:
                 logger.warning("%s", error)
-            except Exception:
+            except Exception:  # a bug; without this thread, no later job would be aligned
                 logger.exception("an alignment failed")
             job.answer(None)
             with self._changed:

@@ -1,7 +1,7 @@
 """Program of the alignment process: reads jobs from standard input and writes results to standard output.
 
     job      {"num_samples": …, "rate": …, "text": …}                         a line of JSON
-    answer   {"words": [[word, start_s, end_s, score], …]} | {"failed": …}    a line of JSON
+    answer   {"words": [[word, start_s, end_s, score], …]} | {"unfit": …} | {"failed": …}    a line of JSON
 
 A job's samples, int16, are in a shared-memory file that both processes have open.
 """
@@ -44,8 +44,8 @@ def answer(aligner: Aligner, memory: int, job: dict[str, Any]) -> dict[str, Any]
             pcm = soxr.resample(pcm, job["rate"], RATE)
         return {"words": aligner.times(pcm, split_words(job["text"]))}
     except CannotAlign as error:
-        return {"failed": str(error)}
-    except Exception as error:
+        return {"unfit": str(error)}
+    except Exception as error:  # such as too little memory; the next job may succeed
         return {"failed": f"{type(error).__name__}: {error}"}
 
 

@@ -140,11 +140,11 @@ def send_aligned(pending: PendingChunk, event: Event, words: list[TimedWord] | N
     """
     event["report"]["aligned"] = words is not None
     for word in words or ():
-        times = {"start_s": round(word.start_s, 4), "end_s": round(word.end_s, 4), "score": round(word.score, 4)}
-        event["words"].append({"word": word.word, **times})  # type: ignore[typeddict-item]
+        start_s, end_s, score = (round(each, 4) for each in word[1:])
+        event["words"].append({"word": word.word, "start_s": start_s, "end_s": end_s, "score": score})
     try:
         if pending.reply.is_cancelled():
             raise Cancelled("the client cancelled the request")
         pending.reply.send(None, event)
-    except Exception as error:
+    except Exception as error:  # whatever failed, the chunk gets an answer
         refuse(pending, error, counts)
