@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from stretto.errors import CheckpointError
 from stretto.families.registry import DRAWN
 from stretto.weights.tensors import Entry, Plan, Progress, Written
 
@@ -93,6 +94,15 @@ class Contents:
     tokenizer: Tokenizer
     backbone: dict[str, Any]
     dtype: str
+
+    def check_latent_model(self, num_tokens: int) -> None:
+        """Raise CheckpointError for a dtype other than float32, or a tokenizer of more than `num_tokens` tokens."""
+        if self.tokenizer.size > num_tokens:
+            raise CheckpointError(
+                f"{self.tokenizer.folder}: expected at most {num_tokens} tokens, got {self.tokenizer.size}"
+            )
+        if self.dtype != "float32":
+            raise CheckpointError(f"--dtype: expected float32 (latents are fed back in float32), got {self.dtype}")
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,12 @@ class TextTokenizer:
         """Spelling of each id in the alphabet of the BPE; added tokens have their name."""
         return {token_id: token for token, token_id in self._tokenizer.get_vocab().items()}
 
+    def check_size(self, num_tokens: int, checkpoint: Path) -> None:
+        """Raise CheckpointError, which names `checkpoint`, if there are ids from `num_tokens` on."""
+        size = max(self.tokens, default=-1) + 1
+        if size > num_tokens:
+            raise CheckpointError(f"{checkpoint}: expected at most {num_tokens} tokens, got {size}")
+
     def bytes_of(self, token_id: int) -> bytes:
         """Return the UTF-8 bytes of a token, which may end inside a character; empty for special and unused ids."""
         spelled = self._spelled.get(token_id)

@@ -81,8 +81,7 @@ def convert(release: Release, contents: Contents) -> Converted:
         raise CheckpointError(
             f"{contents.tokenizer.folder}: expected {shape.num_tokens} tokens, got {contents.tokenizer.size}"
         )
-    if contents.dtype != "float32":
-        raise CheckpointError(f"--dtype: expected float32 (latents are fed back in float32), got {contents.dtype}")
+    contents.check_latent_model(shape.num_tokens)
     folder = release.model if release.model.is_dir() else release.model.parent
     clones = can_clone(shape, contents.tensors)
     voices = read_voices(folder / VOICES, shape, contents.tensors, clones)

@@ -63,12 +63,7 @@ def convert(release: Release, contents: Contents) -> Converted:
     """Return the checkpoint, with the acoustic tokenizer in a folder of its own."""
     check_kind(contents.config)
     shape = Shape(contents.config)
-    if contents.tokenizer.size > shape.num_tokens:
-        raise CheckpointError(
-            f"{contents.tokenizer.folder}: expected at most {shape.num_tokens} tokens, got {contents.tokenizer.size}"
-        )
-    if contents.dtype != "float32":
-        raise CheckpointError(f"--dtype: expected float32 (latents are fed back in float32), got {contents.dtype}")
+    contents.check_latent_model(shape.num_tokens)
     scales = {name: scale(contents.tensors, name) for name in SCALES}
     known, sections = shape.vocabulary, {name: dict(entry(contents.config, name)) for name in (PARTS, SEMANTIC)}
     record = {

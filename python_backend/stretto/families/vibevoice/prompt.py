@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from stretto.codecs.base import Codec
-from stretto.errors import CheckpointError, InvalidRequest, shown
+from stretto.errors import InvalidRequest, shown
 from stretto.families.audio_format import CachedEncoder
 from stretto.families.base import Family, Task
 from stretto.families.conversation import Piece
@@ -107,6 +107,5 @@ def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -
     """Return the template with a checkpoint's tokenizer and codec."""
     known = VibeVoiceVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
     tokenizer = TextTokenizer.at(checkpoint)
-    if max(tokenizer.tokens, default=0) >= known.num_text_ids:
-        raise CheckpointError(f"{checkpoint}: expected at most {known.num_text_ids} tokens")
+    tokenizer.check_size(known.num_text_ids, checkpoint)
     return VibeVoiceTemplate(family, known, tokenizer, codec)

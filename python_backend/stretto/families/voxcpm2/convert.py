@@ -69,12 +69,7 @@ def convert(release: Release, contents: Contents) -> Converted:
     if not contents.config:
         raise CheckpointError("--config: expected the release's config.json, got none")
     shape = Shape(contents.config)
-    if contents.tokenizer.size > shape.num_tokens:
-        raise CheckpointError(
-            f"{contents.tokenizer.folder}: expected at most {shape.num_tokens} tokens, got {contents.tokenizer.size}"
-        )
-    if contents.dtype != "float32":
-        raise CheckpointError(f"--dtype: expected float32 (latents are fed back in float32), got {contents.dtype}")
+    contents.check_latent_model(shape.num_tokens)
     known = VoxCpmVocabulary(shape.num_tokens, shape.num_latents, shape.num_numbers, shape.max_model_len)
     record = {
         "architectures": ["StrettoVoxCpmForCausalLM"],

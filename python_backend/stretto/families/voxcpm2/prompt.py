@@ -151,8 +151,5 @@ def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -
     """Return the template with a checkpoint's tokenizer and codec."""
     known = VoxCpmVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
     tokenizer = TextTokenizer.at(checkpoint, spells_bytes=False)
-    if max(tokenizer.tokens, default=0) >= known.num_text_ids:
-        raise CheckpointError(
-            f"{checkpoint}: expected at most {known.num_text_ids} tokens, got {len(tokenizer.tokens)}"
-        )
+    tokenizer.check_size(known.num_text_ids, checkpoint)
     return VoxCpmTemplate(family, known, VoxCpmTokenizer(tokenizer), codec)
