@@ -37,6 +37,11 @@ class Word:
     end_s: float | None = None
     score: float | None = None
 
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
+        """Return the word in an event; keys that a later server may add are ignored."""
+        return cls(record["word"], record["start_s"], record.get("end_s"), record.get("score"))
+
     def shifted(self, seconds: float) -> "Word":
         """Return this word with its times `seconds` later."""
         end_s = None if self.end_s is None else self.end_s + seconds
@@ -105,7 +110,7 @@ def read_event(result: InferResult, ring: Ring | None = None) -> SpeechEvent | N
         index=record["index"],
         segment=record["segment"],
         text=record["text"],
-        words=tuple(Word(**word) for word in record["words"]),
+        words=tuple(map(Word.from_record, record["words"])),
         start_s=record["start_s"],
         duration_s=record["duration_s"],
         sample_rate=record["sample_rate"],
