@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -101,14 +102,14 @@ def test_a_recording_is_the_voice_that_the_converter_writes(preprocessor: Prepro
     assert (prompt.voice, named.voice, named.sound) == (0, number, None)
 
 
-def test_recordings_are_kept_as_arrays(checkpoint: Path, tmp_path: Path) -> None:
+def test_recordings_are_kept_as_arrays(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second request is answered from memory, and the third, after a restart, from a file."""
     folder, pcm = tmp_path / "encodings", at_24_khz(NAME)
     first = Preprocessor(checkpoint, encodings=folder)
     prompts = [first.prepare(asked(pcm, seed=1)) for _ in range(2)]
     assert len([*folder.iterdir()]) == 1
+    monkeypatch.setattr(Hearing, "encode", Mock(side_effect=AssertionError("encoded again")))
     restarted = Preprocessor(checkpoint, encodings=folder)
-    restarted.template._voices._encode = None  # type: ignore[attr-defined]
     prompts.append(restarted.prepare(asked(pcm, seed=1)))
     assert len({prompt.to_bytes() for prompt in prompts}) == 1
     assert len({prompt.audios[0].features.tobytes() for prompt in prompts}) == 1
