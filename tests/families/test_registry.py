@@ -218,10 +218,18 @@ def test_a_checkpoint_cannot_lead_libraries_elsewhere(key: str, tmp_path: Path) 
             {"speech_family": "opuslm", "speech_vocabulary": {"ssl": [0, (1 << 20) + 1]}},
             "speech_vocabulary: expected numbers of at most 1048576, got 1048577",
         ),
-        ({"speech_family": "opuslm", "speech_vocabulary": {"tasks": {}}}, "invalid vocabulary for opuslm"),
+        ({"speech_family": "opuslm", "speech_vocabulary": {"modalities": {}}}, "invalid vocabulary for opuslm"),
         (
             {"speech_family": "opuslm", "speech_vocabulary": SMALL_OPUSLM.to_record() | {"tail": "free"}},
-            "invalid vocabulary for opuslm: ValueError.*tail must be one of padded, sampled, got 'free'",
+            "speech_vocabulary: expected a valid value, got an error: tail must be one of padded, sampled, got 'free'",
+        ),
+        (
+            {"speech_family": "vibevoice", "speech_vocabulary": {"num_numbers": 64.5}},
+            r"speech_vocabulary\.num_numbers: expected a valid integer, got 64\.5",
+        ),
+        (
+            {"speech_family": "vibevoice", "speech_vocabulary": {"is_tied": "no"}},
+            r"speech_vocabulary\.is_tied: expected a valid boolean, got 'no'",
         ),
     ],
 )

@@ -10,10 +10,10 @@ vocabulary in config.json of a checkpoint may override them.
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
-from stretto.families.base import Family, Task, UnconditionalContext
+from stretto.families.base import Family, Task, UnconditionalContext, Vocabulary
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import FrameCodec, Segment, StreamLayout
 from stretto.streams.pattern import NO_TAIL
@@ -37,13 +37,13 @@ MARKERS = {
 MAX_NAME_CHARS = 40
 
 
-def _is_name(value: object) -> bool:
+def _is_name(value: str) -> bool:
     pattern = rf"[\w-]{{1,{MAX_NAME_CHARS}}}"
-    return isinstance(value, str) and re.fullmatch(pattern, value) is not None and value == value.lower()
+    return re.fullmatch(pattern, value) is not None and value == value.lower()
 
 
 @dataclass(frozen=True)
-class OrpheusVocabulary:
+class OrpheusVocabulary(Vocabulary):
     """Ids of text, followed by markers and by the codes of the seven places, one place after another.
 
     Attributes:
@@ -63,22 +63,10 @@ class OrpheusVocabulary:
     voices: tuple[str, ...] = VOICES
     max_model_len: int = 4096
 
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> "OrpheusVocabulary":
-        """Return the vocabulary stored in `speech_vocabulary` of config.json.
-
-        Raises:
-            ValueError: If `voices` is not a list of names in lower case, because requests are compared in lower case.
-        """
-        voices = record.get("voices", VOICES)
-        if not isinstance(voices, list | tuple) or not voices or not all(map(_is_name, voices)):
+    def __post_init__(self) -> None:
+        if not self.voices or not all(map(_is_name, self.voices)):  # requests are compared in lower case
             expected = f"names in lower case, of 1 to {MAX_NAME_CHARS} letters, digits, - and _"
-            raise ValueError(f"voices: expected {expected}, got {str(voices)[:60]}")
-        return cls(**{**record, "voices": tuple(voices)})
-
-    def to_record(self) -> dict[str, Any]:
-        """Return the vocabulary as a record for `from_record`."""
-        return asdict(self)
+            raise ValueError(f"voices: expected {expected}, got {str(self.voices)[:60]}")
 
     @property
     def layout(self) -> StreamLayout:

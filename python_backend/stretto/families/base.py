@@ -1,15 +1,35 @@
 """Data that describes a model family: streams, special ids, tasks, multi-token steps, depth transformer, defaults."""
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, Self, cast
 
+from stretto.records.json_record import JsonRecord
 from stretto.records.sampling import SamplingConfig
 from stretto.streams.layout import Segment, StreamLayout
 from stretto.streams.pattern import FORCED_TAIL, PADDED_WARM_UP, Staircase, Tail, WarmUp
 
 MAX_NUMBERS, MAX_NUMBER = 32, 8192  # limits of a schedule, which a request may define
+VOCABULARY = "speech_vocabulary"  # key of a checkpoint's config.json
+
+
+class Vocabulary:
+    """Base class of frozen dataclasses with the ids and sizes of a release: `speech_vocabulary` of config.json."""
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
+        """Return the vocabulary in a record; keys that it lacks have their defaults.
+
+        Raises:
+            InvalidRequest: A key is unknown, or a value has another type or is invalid. The message names it.
+        """
+        return JsonRecord(cls).read(VOCABULARY, json.dumps(record).encode())
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the vocabulary as a record for `from_record`."""
+        return asdict(cast(Any, self))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from stretto.errors import CheckpointError, InvalidRequest, shown
-from stretto.families.base import Family
+from stretto.families.base import VOCABULARY, Family
 from stretto.families.plugin import FamilyPlugin
 from stretto.plugins import FAMILIES, Installed, find, installed, names
 from stretto.records.sampling import CodeSampling, SamplingConfig, SegmentSampling
@@ -75,7 +75,7 @@ def _segment(defaults: SegmentSampling, given: Mapping[str, Any]) -> SegmentSamp
 
 logger = logging.getLogger(__name__)
 
-NAME, VOCABULARY = "speech_family", "speech_vocabulary"  # keys of a checkpoint's config.json
+NAME = "speech_family"  # key of a checkpoint's config.json
 MAX_ID = 1 << 20  # above the ids of all vocabularies; a family of a billion streams would take all memory
 
 
@@ -121,6 +121,8 @@ def read_family(config: Mapping[str, Any]) -> Family:
         raise CheckpointError(f"config.json: {VOCABULARY}: expected {expected}, got {shown(number)}")
     try:
         built = found.build(vocabulary)
+    except InvalidRequest as error:
+        raise CheckpointError(f"config.json: {error}") from error
     except UNPARSABLE as error:
         raise CheckpointError(f"config.json: {VOCABULARY}: invalid vocabulary for {found.name}: {error!r}") from error
     return with_defaults(built, config.get(SAMPLING))

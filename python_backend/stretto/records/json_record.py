@@ -60,6 +60,8 @@ class JsonRecord(Generic[T]):
             return InvalidRequest(field, "valid JSON", f"an error: {raised}")
         if isinstance(raised, InvalidRequest):  # raised by the record's own check of related fields
             return raised
+        if isinstance(raised, ValueError):  # likewise
+            return InvalidRequest(field, "a valid value", f"an error: {raised}")
         path, kind = field, self._kind
         for part in first["loc"]:
             known, element = _parts(kind), _element(kind)

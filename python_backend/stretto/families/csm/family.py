@@ -12,10 +12,10 @@ checkpoint's config.json may override them (`speech_vocabulary`).
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
-from stretto.families.base import DepthSpec, Family, Task, UnconditionalContext
+from stretto.families.base import DepthSpec, Family, Task, UnconditionalContext, Vocabulary
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import Segment, StreamLayout
 from stretto.streams.pattern import NO_TAIL
@@ -50,7 +50,7 @@ DEPTH = DepthSpec(
 
 
 @dataclass(frozen=True)
-class CsmVocabulary:
+class CsmVocabulary(Vocabulary):
     """Ids of text, followed by those of the codebooks, one codebook after the other.
 
     Attributes:
@@ -75,15 +75,6 @@ class CsmVocabulary:
     def __post_init__(self) -> None:
         if not 1 <= self.num_end_codebooks <= self.num_codebooks:
             raise ValueError(f"num_end_codebooks must be in [1, {self.num_codebooks}], got {self.num_end_codebooks}")
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> "CsmVocabulary":
-        """Return the vocabulary in `speech_vocabulary` of a checkpoint's config.json."""
-        return cls(**{**record, "depth": DepthSpec(**record["depth"])})
-
-    def to_record(self) -> dict[str, Any]:
-        """Return the vocabulary as `speech_vocabulary` for a checkpoint's config.json."""
-        return asdict(self)
 
     @property
     def layout(self) -> StreamLayout:

@@ -11,10 +11,10 @@ config.json may override them (`speech_vocabulary`).
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
-from stretto.families.base import Family, Task, UnconditionalContext
+from stretto.families.base import Family, Task, UnconditionalContext, Vocabulary
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import Segment, StreamLayout
 from stretto.streams.pattern import NO_TAIL, SAMPLED_WARM_UP, Staircase
@@ -35,7 +35,7 @@ MARKERS = dict(zip(NEEDED, (128000, 128006, 128007, 128009, 128013, 128012), str
 
 
 @dataclass(frozen=True)
-class HiggsAudioVocabulary:
+class HiggsAudioVocabulary(Vocabulary):
     """Ids of text, followed by those of the codebooks, one after the other: codes, begin id and end id of each.
 
     Attributes:
@@ -53,15 +53,6 @@ class HiggsAudioVocabulary:
     end_of_reply: int = 128009
     markers: Mapping[str, int] = field(default_factory=lambda: MARKERS, hash=False)
     max_model_len: int = 2048
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> "HiggsAudioVocabulary":
-        """Return the vocabulary in `speech_vocabulary` of a checkpoint's config.json."""
-        return cls(**record)
-
-    def to_record(self) -> dict[str, Any]:
-        """Return the vocabulary as `speech_vocabulary` for a checkpoint's config.json."""
-        return asdict(self)
 
     @property
     def layout(self) -> StreamLayout:

@@ -13,10 +13,10 @@ are those of `espnet/OpusLM_7B_Anneal`; a checkpoint's config.json may override 
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
-from stretto.families.base import Family, Task, UnconditionalContext
+from stretto.families.base import Family, Task, UnconditionalContext, Vocabulary
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import Segment, StreamLayout
 from stretto.streams.pattern import PADDED_TAIL, SAMPLED_TAIL
@@ -41,7 +41,7 @@ TAILS = {"padded": PADDED_TAIL, "sampled": SAMPLED_TAIL}
 
 
 @dataclass(frozen=True)
-class OpusVocabulary:
+class OpusVocabulary(Vocabulary):
     """Id ranges of text, semantic tokens and codes.
 
     Attributes:
@@ -67,15 +67,6 @@ class OpusVocabulary:
     def __post_init__(self) -> None:
         if self.tail not in TAILS:
             raise ValueError(f"tail must be one of {', '.join(TAILS)}, got {self.tail!r}")
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> "OpusVocabulary":
-        """Return the vocabulary in `speech_vocabulary` of a checkpoint's config.json."""
-        return cls(**{**record, "text": tuple(record["text"]), "ssl": tuple(record["ssl"])})
-
-    def to_record(self) -> dict[str, Any]:
-        """Return the vocabulary as `speech_vocabulary` for a checkpoint's config.json."""
-        return asdict(self)
 
     @property
     def layout(self) -> StreamLayout:

@@ -9,10 +9,10 @@ begin-of-voice row. A recorded voice is that row, followed by rows that carry th
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
-from stretto.families.base import Family, Task, UnconditionalContext
+from stretto.families.base import Family, Task, UnconditionalContext, Vocabulary
 from stretto.records.sampling import LatentSampling, SamplingConfig, SegmentSampling
 from stretto.streams.layout import LatentSpec, Segment, StreamLayout
 from stretto.streams.pattern import NO_TAIL
@@ -50,7 +50,7 @@ class TextRules:
 
 
 @dataclass(frozen=True)
-class PocketVocabulary:
+class PocketVocabulary(Vocabulary):
     """Ids, voices and hyperparameters of a release.
 
     Attributes:
@@ -80,17 +80,6 @@ class PocketVocabulary:
     def __post_init__(self) -> None:
         if self.flow not in DEFAULT_STEPS:
             raise ValueError(f"flow must be one of {', '.join(DEFAULT_STEPS)}, got {self.flow!r}")
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> "PocketVocabulary":
-        """Return the vocabulary stored in `speech_vocabulary` of config.json."""
-        replaced = tuple((str(one), str(other)) for one, other in record["text"]["replaced"])
-        voices = tuple((str(name), int(rows)) for name, rows in record["voices"])
-        return cls(**{**record, "voices": voices, "text": TextRules(**{**record["text"], "replaced": replaced})})
-
-    def to_record(self) -> dict[str, Any]:
-        """Return the vocabulary as a record for `from_record`."""
-        return asdict(self)
 
     @property
     def bos(self) -> int:

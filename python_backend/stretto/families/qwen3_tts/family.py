@@ -11,10 +11,10 @@ already includes the talker's projection (`convert.py`). The numbers are those o
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Self
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from stretto.families.base import DepthSpec, Family, Task, TextTrack, UnconditionalContext
+from stretto.families.base import DepthSpec, Family, Task, TextTrack, UnconditionalContext, Vocabulary
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import Segment, StreamLayout
 from stretto.streams.pattern import NO_TAIL
@@ -89,7 +89,7 @@ class TextIds:
 
 
 @dataclass(frozen=True)
-class Qwen3TtsVocabulary:
+class Qwen3TtsVocabulary(Vocabulary):
     """Ids of text, then of the codec vocabulary (codes, then markers), then of codebook 1, codebook 2, and so on.
 
     Attributes:
@@ -116,16 +116,6 @@ class Qwen3TtsVocabulary:
     )
     max_model_len: int = 32768
     depth: DepthSpec = field(default=DEPTH)
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> Self:
-        """Return the vocabulary in `speech_vocabulary` of a checkpoint's config.json."""
-        parts = {"text": TextIds, "codec": CodecIds, "depth": DepthSpec}
-        return cls(**{**record, **{name: build(**record[name]) for name, build in parts.items()}})
-
-    def to_record(self) -> dict[str, Any]:
-        """Return the vocabulary as `speech_vocabulary` for a checkpoint's config.json."""
-        return asdict(self)
 
     @property
     def layout(self) -> StreamLayout:

@@ -11,10 +11,10 @@ contains (`speech_vocabulary`).
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from stretto.families.base import Family, Task, UnconditionalContext
+from stretto.families.base import Family, Task, UnconditionalContext, Vocabulary
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import Segment, StreamLayout
 from stretto.streams.pattern import NO_TAIL
@@ -24,7 +24,7 @@ FRAME_RATE = 50.0
 
 
 @dataclass(frozen=True)
-class ValleVocabulary:
+class ValleVocabulary(Vocabulary):
     """Id ranges of text and codes.
 
     Attributes:
@@ -54,15 +54,6 @@ class ValleVocabulary:
     def __post_init__(self) -> None:
         if self.num_codebooks < 2 or not self.codec + self.num_codebooks * self.codebook_size <= self.vocab_size:
             raise ValueError(f"expected at least two codebooks with ids below vocab_size, got {self}")
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> "ValleVocabulary":
-        """Return the vocabulary in `speech_vocabulary` of a checkpoint's config.json."""
-        return cls(**{**record, "text": tuple(record["text"])})
-
-    def to_record(self) -> dict[str, Any]:
-        """Return the vocabulary as `speech_vocabulary` for a checkpoint's config.json."""
-        return asdict(self)
 
     @property
     def nothing(self) -> int:

@@ -8,10 +8,10 @@ before, and guided by a request that reads only the frames of the stretch, after
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from stretto.families.base import Family, Task, UnconditionalContext
+from stretto.families.base import Family, Task, UnconditionalContext, Vocabulary
 from stretto.records.sampling import LatentSampling, SamplingConfig, SegmentSampling
 from stretto.streams.layout import LatentSpec, Segment, StreamLayout
 from stretto.streams.pattern import NO_TAIL
@@ -26,7 +26,7 @@ MAX_TEXT_CHARS, MAX_AUDIO_S = 10_000, 30.0
 
 
 @dataclass(frozen=True)
-class VibeVoiceVocabulary:
+class VibeVoiceVocabulary(Vocabulary):
     """Ids and sizes of a release.
 
     Attributes:
@@ -57,15 +57,6 @@ class VibeVoiceVocabulary:
         for name in ("num_numbers", "num_features"):
             if not 1 <= getattr(self, name) <= MAX_NUMBERS:
                 raise ValueError(f"{name} must be in [1, {MAX_NUMBERS}], got {getattr(self, name)}")
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> "VibeVoiceVocabulary":
-        """Return the vocabulary stored in `speech_vocabulary` of config.json."""
-        return cls(**record)
-
-    def to_record(self) -> dict[str, Any]:
-        """Return the vocabulary as a record for `from_record`."""
-        return asdict(self)
 
     @property
     def ids(self) -> tuple[int, ...]:

@@ -5,11 +5,11 @@ model learned this order; it is not enforced. Paper: https://arxiv.org/abs/2505.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from stretto.families.audio_format import AudioFormat
-from stretto.families.base import Bursts, BurstSchedule, Family, Task, UnconditionalContext
+from stretto.families.base import Bursts, BurstSchedule, Family, Task, UnconditionalContext, Vocabulary
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import Segment, StreamLayout
 
@@ -33,7 +33,7 @@ SCHEDULES = {VANILLA: (8192, 0), BALANCE: (1, 4, 3, 8, 4, 10), "boost": BOOST_RA
 
 
 @dataclass(frozen=True)
-class VitaVocabulary:
+class VitaVocabulary(Vocabulary):
     """Id ranges: text below `first_audio`, then `codebook_size` codes.
 
     Attributes:
@@ -74,15 +74,6 @@ class VitaVocabulary:
             return None
         names = dict.fromkeys([self.schedule, *others])
         return Bursts(self.num_modules, tuple(BurstSchedule(name, SCHEDULES[name]) for name in names))
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> "VitaVocabulary":
-        """Return the vocabulary in `speech_vocabulary` of a checkpoint's config.json."""
-        return cls(**{**record, "ratio": tuple(record["ratio"])})
-
-    def to_record(self) -> dict[str, Any]:
-        """Return the vocabulary as `speech_vocabulary` for a checkpoint's config.json."""
-        return asdict(self)
 
     @property
     def layout(self) -> StreamLayout:

@@ -7,10 +7,10 @@ patch of a row is made from the row before: its hidden states in both language m
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from stretto.families.base import Family, Task, UnconditionalContext
+from stretto.families.base import Family, Task, UnconditionalContext, Vocabulary
 from stretto.records.sampling import LatentSampling, SamplingConfig, SegmentSampling
 from stretto.streams.layout import LatentSpec, Segment, StreamLayout
 from stretto.streams.pattern import NO_TAIL
@@ -27,7 +27,7 @@ AUDIO_START, REFERENCE_START, REFERENCE_END = 101, 103, 104
 
 
 @dataclass(frozen=True)
-class VoxCpmVocabulary:
+class VoxCpmVocabulary(Vocabulary):
     """Ids and sizes of a release.
 
     Attributes:
@@ -47,15 +47,6 @@ class VoxCpmVocabulary:
             raise ValueError(f"num_text_ids must be above {REFERENCE_END}, got {self.num_text_ids}")
         if min(self.num_latents, self.num_numbers) < 1 or self.num_words > MAX_WORDS:
             raise ValueError(f"a patch must have 1 to {MAX_WORDS} words, got {self.num_words}")
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> "VoxCpmVocabulary":
-        """Return the vocabulary stored in `speech_vocabulary` of config.json."""
-        return cls(**record)
-
-    def to_record(self) -> dict[str, Any]:
-        """Return the vocabulary as a record for `from_record`."""
-        return asdict(self)
 
     @property
     def frames(self) -> range:
