@@ -74,7 +74,7 @@ class ModelProfile:
         voices: Names of the voices.
         voice_titles: Display names of the voices, in the same order; empty if `voices` suffices.
         max_audio_s: Maximum duration of audio input in seconds.
-        times_words: True if events contain the start times of words without the option `words`.
+        times_words: True if events contain the start times of words even without the option `words`.
         tasks: Tasks of the model.
         reads_live_text: True if text may be sent in pieces while it is spoken (streamed text input).
         languages: Lower-case English names of the languages that a request may specify.

@@ -176,8 +176,7 @@ class SpeechOptions(TypedDict, total=False):
     words: Annotated[
         Words,
         Doc(
-            "`aligned`: adds the times of words to the last event, if the server has an aligner"
-            " ([word times](word_times.md))."
+            "`aligned`: adds word times to the last event, if the server has an aligner ([word times](word_times.md))."
         ),
     ]
     text: Annotated[SegmentOptions, OBJECT, Doc("Sampling of the text segment.")]

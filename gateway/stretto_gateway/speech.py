@@ -157,7 +157,7 @@ async def sse_parts(gateway: Gateway, item: SpeechRequest, options: SpeakArgumen
 
 
 def wants_alignment(profile: ModelProfile) -> bool:
-    """Return True if the server finds the times of words only on request."""
+    """Return True if the server computes word times only on request."""
     return "words" in profile.options and not profile.times_words
 
 

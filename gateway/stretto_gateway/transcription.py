@@ -66,7 +66,7 @@ class TranscriptionForm(TranslationForm):
         return super().options(task, ignored)
 
     def align(self, profile: ModelProfile, options: TaskOptions, ignored: Ignored) -> None:
-        """Request the times of words if the form asks for them and the server has an aligner."""
+        """Request word times if the form asks for them and the server has an aligner."""
         if "word" in self.granularities and "words" in profile.options:
             options["words"] = "aligned"
         elif "word" in self.granularities:

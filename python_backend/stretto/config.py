@@ -15,8 +15,8 @@ class EngineConfig:
         checkpoint: Checkpoint folder.
         engine_args: vLLM's engine arguments, passed unchanged (`max_num_seqs`, `gpu_memory_utilization`, ...). The
             model, the scheduler and the tokenizer are set by the plugin.
-        kv_share: Maximum share of the KV cache, in (0, 1], for requests that understand audio (`understanding`) and for
-            requests that generate audio (`generation`). A kind that is missing is unlimited.
+        kv_share: Maximum share of the KV cache, in (0, 1], for requests with text replies (`understanding`) and for
+            requests that generate audio (`generation`). A missing kind has no limit.
         max_waiting: Maximum number of sequences that wait to enter the batch of `max_num_seqs`; further requests are
             rejected as `full`. A guided reply has two sequences. None for no limit.
         first_frame_target_s: Target for the time to the first frame, in seconds. While it is missed, fewer replies are
@@ -110,9 +110,9 @@ class DecoderConfig:
         stop_timeout_s: Maximum time for which a stopping decoder continues with open utterances, in seconds.
         warm_up_s: Duration of the warm-up at start-up, in seconds.
         reference_mb: Maximum size of the cache of codec states after voice references, in MiB.
-        aligner: Folder of the CTC model for the times of words; empty without.
+        aligner: Folder of the CTC model for word times; empty for none.
         aligner_device: Device of that model.
-        align_s: Maximum time from the last samples of an utterance to the times of its words, in seconds.
+        align_s: Maximum time from the last samples of an utterance to its word times, in seconds.
         align_mb: Maximum size of the samples stored for word times, in MiB; further utterances get no times.
     """
 

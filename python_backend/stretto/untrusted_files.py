@@ -119,7 +119,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def leading_elsewhere(value: Any) -> str | None:
-    """Return the first key of LEADS_ELSEWHERE with a value, at any level of JSON; None without one."""
+    """Return the first key of LEADS_ELSEWHERE that has a value, at any level of JSON, or None."""
     if isinstance(value, Mapping):
         found = next((name for name in LEADS_ELSEWHERE if value.get(name) is not None), None)
         return found or next(filter(None, map(leading_elsewhere, value.values())), None)

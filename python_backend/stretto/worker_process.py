@@ -1,4 +1,4 @@
-"""Child process that runs jobs one at a time. It protects its parent from their CPU time, memory and crashes."""
+"""Child process that runs jobs one at a time. Their CPU time, memory and crashes do not affect the parent."""
 
 import json
 import os
@@ -55,7 +55,7 @@ class WorkerProcess:
 
         Args:
             job: JSON object.
-            max_wait_s: Seconds after which a process that does not answer is replaced.
+            max_wait_s: Time in seconds after which a process that has not answered is replaced.
 
         Returns:
             The answer; None if the process ended or did not answer in time.
@@ -75,11 +75,11 @@ class WorkerProcess:
         return None
 
     def release_memory(self) -> None:
-        """Make the shared memory empty, between two jobs."""
+        """Truncate the shared memory to 0 bytes; must be called between jobs."""
         os.ftruncate(self.memory, 0)
 
     def kill(self) -> None:
-        """Kill the process for good; a pending `ask`, in another thread, then returns None."""
+        """Kill the process and do not replace it; a pending `ask`, in another thread, then returns None."""
         self._is_killed = True
         self._process.kill()
 

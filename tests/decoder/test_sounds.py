@@ -127,7 +127,7 @@ def test_only_the_first_chunk_has_a_recording_and_no_number(codec: S3GenCodec, w
     worker.push("b", Chunk(0, Segment.AUDIO, sound=ONE, voice=1), None, replies[2])
     assert replies[0].wait().error is None
     assert "chunk.sound: expected none after the first chunk, got one" in str(replies[1].wait().error)
-    assert "chunk.voice: expected 0 beside a recording, got 1" in str(replies[2].wait().error)
+    assert "chunk.voice: expected 0 with a recorded voice, got 1" in str(replies[2].wait().error)
 
 
 def test_a_codec_without_recorded_voices_refuses_them() -> None:

@@ -1,1 +1,1 @@
-"""Times of words by forced alignment with a CTC model, in a process of its own."""
+"""Word times by forced alignment with a CTC model, in a separate process."""

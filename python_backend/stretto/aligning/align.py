@@ -1,4 +1,4 @@
-"""Forced alignment of a text with the emissions of a CTC model: path, spans, and times of words. Pure functions."""
+"""Forced alignment of a text with the emissions of a CTC model: path, spans and word times. Pure functions."""
 
 import re
 import unicodedata
@@ -42,7 +42,7 @@ class TimedWord(NamedTuple):
 
 
 def align(log_p: NDArray[np.float32], targets: Sequence[int], blank: int = 0) -> NDArray[np.int32]:
-    """Return the most likely path of labels that reads as `targets` when repetitions and blanks are removed.
+    """Return the most likely path of labels that yields `targets` when repetitions and blanks are removed.
 
     Equal to `torchaudio.functional.forced_align`, also in the choice among equally likely paths.
 
@@ -114,7 +114,7 @@ def split_words(text: str) -> list[str]:
     found: list[str] = []
     for unit in UNITS.findall(unicodedata.normalize("NFC", text)):
         if found and unicodedata.category(unit[0]).startswith("M"):
-            found[-1] += unit  # a mark of the character before
+            found[-1] += unit  # a combining mark of the previous character
         elif any(char.isalnum() for char in unit):
             found.append(unit)
     return found
@@ -151,9 +151,10 @@ class Alphabet:
 
 
 def times(log_p: NDArray[np.float32], words: Sequence[str], alphabet: Alphabet, duration_s: float) -> list[TimedWord]:
-    """Return the times of words in audio.
+    """Return the start and end times of words in audio.
 
-    A word without a letter of the alphabet, such as a number in digits, is aligned as a star, which any sound matches.
+    A word without a letter of the alphabet, such as a number in digits, is aligned as a star, a wildcard that matches
+    any sound.
 
     Args:
         log_p: Log probabilities of the model's C labels in T frames, float32 [T, C].

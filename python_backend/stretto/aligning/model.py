@@ -1,4 +1,4 @@
-"""CTC model of the wav2vec2 layout: its files, and the times of words in a recording."""
+"""CTC model of the wav2vec2 layout: its files, and word times in a recording."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,7 +78,7 @@ def check_config(folder: Path) -> bool:
 
 
 class Aligner:
-    """CTC model that finds the times of words.
+    """CTC model that computes word times.
 
     Args:
         folder: Folder with FILES.
@@ -99,7 +99,7 @@ class Aligner:
     def log_p(self, pcm: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the log probabilities of the labels, float32 [T, C].
 
-        One recording at a time, because the first norm of the base models runs over all of its frames.
+        Recordings are not batched, because the first norm of the base models covers all frames of a recording.
 
         Args:
             pcm: Samples at RATE, float32 [n].
@@ -117,7 +117,7 @@ class Aligner:
             return logits.float().log_softmax(-1).cpu().numpy()
 
     def times(self, pcm: NDArray[np.float32], words: Sequence[str]) -> list[TimedWord]:
-        """Return the times of words in a recording.
+        """Return the start and end times of words in a recording.
 
         Args:
             pcm: Samples at RATE, float32 [n].

@@ -1,4 +1,4 @@
-"""Queue of alignment jobs, and the process that runs them; every job is answered once, in time."""
+"""Queue of alignment jobs, and the process that runs them. Every job is answered once, within a time limit."""
 
 import logging
 import os
@@ -43,7 +43,7 @@ class AlignerProcess:
         return self._process.pid
 
     def align(self, pcm: Sequence[NDArray[np.int16]], rate: int, text: str) -> list[TimedWord] | None:
-        """Return the times of the words of a text in a recording; None if the text does not fit it.
+        """Return the word times of a text in a recording; None if the text does not fit the recording.
 
         Args:
             pcm: Parts of the samples, int16 [n] each.
@@ -94,7 +94,7 @@ class Process(Protocol):
     """Part of AlignerProcess's interface that the queue uses."""
 
     def align(self, pcm: Sequence[NDArray[np.int16]], rate: int, text: str) -> list[TimedWord] | None:
-        """Return the times of words, or None; raise ProcessFailed if the process has ended."""
+        """Return the word times, or None; raise ProcessFailed if the process has ended."""
         ...
 
     def kill(self) -> None:
@@ -128,14 +128,14 @@ class Job:
         return self._answer is None
 
     def answer(self, words: list[TimedWord] | None) -> None:
-        """Give the answer, unless there has been one already, and free the samples of a job that waits in vain."""
+        """Pass on the answer, unless the job has been answered already, and free the samples."""
         with self._lock:
             answer, self._answer, self.pcm = self._answer, None, []
         if answer is not None:
             try:
                 answer(words)
             except Exception:  # of the caller's function; the thread must answer the other jobs
-                logger.exception("an answer with the times of words could not be sent")
+                logger.exception("word times could not be sent")
 
 
 class Timer(Protocol):
@@ -187,7 +187,7 @@ class AlignmentQueue:
             pcm: Parts of the samples, int16 [n] each.
             rate: Sample rate in Hz.
             text: Text that is spoken in the recording.
-            answer: Function that gets the times of the words; None if there are none in time.
+            answer: Function that is called with the word times, or with None if there are none in time.
         """
         timer: Timer | None = None
 

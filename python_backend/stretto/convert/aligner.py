@@ -3,7 +3,7 @@
     stretto convert aligner --model FOLDER --out ALIGNER
 
 Checks that labels, configuration and weights match, and copies what the server needs. `stretto make-repository
---aligner ALIGNER` then makes a model repository whose replies may have the times of words.
+--aligner ALIGNER` then makes a model repository whose replies can have word times.
 """
 
 import argparse

@@ -3,9 +3,9 @@
     stretto convert FAMILY --model model.pt --config config.yaml --tokenizer TOKENIZER --codec CODEC --out CHECKPOINT
 
 Writes config.json, model-0000N-of-0000M.safetensors with their index, the tokenizer's files, `codec/` and, if
-requested, `ssl_tokenizer/`, and prints the SHA-256 of each file. Tensors are copied from file to file one at a time.
-If any file does not match the others, the mismatch is reported and nothing is written.
-`stretto convert aligner --help` is about models for the times of words.
+requested, `ssl_tokenizer/`, and prints the SHA-256 of each file. Tensors are copied from file to file one at a time. If
+any file does not match the others, the mismatch is reported and nothing is written. `stretto convert aligner --help`
+describes models for word times.
 """
 
 import argparse

@@ -269,7 +269,7 @@ def plan(release: Release) -> Conversion:
 
 
 def _tokenizer(release: Release, num_codes: int) -> AudioTokenizer | None:
-    """Return the conversion of the audio tokenizer given by `--ssl-tokenizer`; None without that option."""
+    """Return the conversion of the audio tokenizer given by `--ssl-tokenizer`, or None if the option is not set."""
     kind = audio_tokenizer_of(release.family_name)
     if release.ssl_tokenizer is None or kind is None:
         return None

@@ -37,7 +37,7 @@ def profile(family: Family, sample_rate: int, frame_rate: float, has_aligner: bo
         family: Family of the checkpoint.
         sample_rate: Sample rate of the codec in Hz.
         frame_rate: Frames per second of the codec.
-        has_aligner: True if the decoder has an aligner for the times of words.
+        has_aligner: True if the decoder has an aligner for word times.
     """
     record = {
         "family": family.name,
@@ -124,7 +124,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     )
     add("--codec-device", type=device, metavar="N", help="codec on GPU N; default: the GPU of --gpu")
     about = "weights of the language model's linear layers in FP8, for GPUs of compute capability 8.9 and higher"
-    add("--aligner", type=Path, metavar="FOLDER", help="times of words by this model, made by stretto convert aligner")
+    add("--aligner", type=Path, metavar="FOLDER", help="CTC model for word times, from stretto convert aligner")
     add("--quantize", choices=tuple(QUANTIZATIONS), help=about)
     about = "let language model and codec share a GPU at the same time: the launcher runs NVIDIA's MPS daemon"
     add("--mps", action="store_true", help=about)
@@ -267,7 +267,7 @@ def make(
         out: Directory to create; it must be missing or empty.
         engine_args: vLLM's engine arguments that override the computed ones.
         placement: Devices and weight format for GPUs; None for the CPU.
-        aligner: Folder of the CTC model for the times of words; None without.
+        aligner: Folder of the CTC model for word times, or None.
 
     Raises:
         CheckpointError: If the checkpoint, or the aligner, cannot be served.

@@ -1,4 +1,4 @@
-"""Samples and text of utterances that are collected for word times, and events with the result."""
+"""Collection of samples and text for word times, and events that contain them."""
 
 import threading
 from collections.abc import Callable
@@ -26,7 +26,7 @@ class Aligning(Protocol):
         ...
 
     def close(self) -> None:
-        """Answer everything that is left."""
+        """Answer all pending jobs and end."""
         ...
 
 
@@ -111,11 +111,12 @@ class Collected:
         self.pcm, self._num_bytes = [], 0
 
     def align(self, queue: Aligning | None, answer: Answer) -> None:
-        """Request the times of the words, free the samples, and call `answer` once.
+        """Request the word times, free the samples, and call `answer` once.
 
         Args:
             queue: The aligner; None if this decoder has none.
-            answer: Function that gets the words; None if there is no aligner, nothing to align, or too much.
+            answer: Function that is called with the words, or with None if there is no aligner, nothing to align, or
+                too much.
         """
         if queue is None or not self.pcm or not self.text:
             self.drop()
@@ -130,7 +131,7 @@ class Collected:
 
 
 def send_aligned(pending: PendingChunk, event: Event, words: list[TimedWord] | None, counts: Counts) -> None:
-    """Answer the last chunk of an utterance with the times of its words. Any thread may call it.
+    """Answer the last chunk of an utterance, adding its word times. Any thread may call it.
 
     Args:
         pending: The chunk.

@@ -1,4 +1,4 @@
-"""Batches of windows of different utterances: decoded by the codec, or filled in by a refinement model first."""
+"""Batches of windows of different utterances, for the codec or for a refinement model."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ class Job:
 class Batch:
     """Batch of windows of equal shape that has been launched.
 
-    The sessions get their next codec states at once, although these may still be computed on the device.
+    The sessions get their next codec states immediately, although the device may still be computing them.
     """
 
     def __init__(self, jobs: Sequence[Job], launcher: Launcher, spec: CodecSpec) -> None:

@@ -80,9 +80,9 @@ class Session:
         num_samples: Number of samples sent, at `renderer.sample_rate`.
         decode_s: Decoding time, in seconds.
         first_sound: Index of the first sample that is not silence; None if none was sent.
-        collected: Samples and text for the times of words; None if they were not requested.
+        collected: Samples and text for word times; None if these were not requested.
         has_ended: True after the last frame.
-        sound: Key of the recorded voice in `SoundTable`; None without.
+        sound: Key of the recorded voice in `SoundTable`; None if there is none.
         dry_s: Time at which a client that started with the first sample will have played all of them; None before that.
     """
 
@@ -217,7 +217,7 @@ class Sessions:
             session.last_used_s = self._clock()
 
     def collect_for_alignment(self, session: Session, chunk: Chunk) -> None:
-        """Begin to store samples and text if a chunk requests the times of words."""
+        """Begin to store samples and text if a chunk requests word times."""
         if chunk.alignment is not None and session.collected is None:
             session.collected = Collected.begin(chunk.alignment, self._codec.spec.sample_rate, self._stored)
 
@@ -248,7 +248,7 @@ class Sessions:
         """Select a chunk's voice; raise InvalidRequest if the codec does not have it, or cannot use its recording."""
         if chunk.sound is not None:
             if chunk.voice:
-                raise InvalidRequest("chunk.voice", "0 beside a recording", chunk.voice)
+                raise InvalidRequest("chunk.voice", "0 with a recorded voice", chunk.voice)
             number, session.sound = self._sounds.acquire(chunk.sound)
             session.state.fill_(number)
             return

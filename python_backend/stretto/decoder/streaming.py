@@ -42,7 +42,7 @@ class FrameWindow:
 
 
 def check_codes(codes: np.ndarray, spec: CodecSpec) -> None:
-    """Raise InvalidRequest unless codes are integers [K, T] in [0, codebook_size), or words of finite numbers."""
+    """Raise InvalidRequest unless codes are integers [K, T] in [0, codebook_size), or words of finite latents."""
     if codes.ndim != 2 or codes.shape[0] != spec.num_codebooks:
         raise InvalidRequest("codes", f"shape [{spec.num_codebooks}, T]", list(codes.shape))
     if codes.dtype.kind not in "iu":
@@ -195,7 +195,7 @@ def read_reference(chunk: Chunk, codes: np.ndarray | None, spec: CodecSpec, is_a
 
 @dataclass(slots=True)
 class _Recorded:
-    """Voice of a recording in the codec: its number, its size in bytes, and the number of utterances that use it."""
+    """Recorded voice in the codec: its number, its size in bytes, and the number of utterances that use it."""
 
     number: int
     num_bytes: int
@@ -203,10 +203,10 @@ class _Recorded:
 
 
 class SoundTable:
-    """Voices of recordings in the codec, by digest.
+    """Recorded voices in the codec, by digest.
 
-    Voices in use always stay; their number is limited by that of open utterances. Others are removed, the least
-    recently used first, if all together exceed `max_bytes`. Not thread-safe, except for `num_bytes`.
+    Voices in use are never evicted; their number is limited by that of open utterances. Unused voices are evicted, the
+    least recently used first, when the total exceeds `max_bytes`. Not thread-safe, except for `num_bytes`.
     """
 
     def __init__(self, codec: Codec, max_bytes: int) -> None:
@@ -233,7 +233,7 @@ class SoundTable:
         return found.number, key
 
     def release(self, key: bytes) -> None:
-        """Note that an utterance no longer uses a voice."""
+        """Record that an utterance no longer uses a voice."""
         assert isinstance(self._codec, RecordedVoices), self._codec.spec.name
         self._latest[key].num_users -= 1
         self._evict(self._codec)

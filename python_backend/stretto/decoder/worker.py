@@ -53,14 +53,14 @@ def open_codec(config: DecoderConfig, checkpoint: Path) -> Codec:
 
 
 def open_aligner(config: DecoderConfig, folder: Path) -> AlignmentQueue:
-    """Start the process that finds the times of words, with the CTC model in `folder`."""
+    """Start the alignment process, which computes word times with the CTC model in `folder`."""
     return AlignmentQueue(AlignerProcess(folder, config.aligner_device), config.align_s)
 
 
 logger = logging.getLogger(__name__)
 PLAIN = OutputForm()
 STOPPING = "the decoder is stopping"
-MAX_FAILED_TURNS = 3  # in a row; more cannot be the fault of one chunk
+MAX_FAILED_TURNS = 3  # in a row; more are not caused by a single chunk
 
 
 class DecoderWorker:
@@ -70,7 +70,7 @@ class DecoderWorker:
         codec: The codec.
         config: Decoder configuration.
         clock: Monotonic clock in seconds.
-        aligner: Queue that finds the times of words, closed by `stop`; None without.
+        aligner: Queue of alignment jobs for word times, closed by `stop`; None if there is no aligner.
     """
 
     def __init__(

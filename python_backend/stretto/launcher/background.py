@@ -216,7 +216,7 @@ class BackgroundServer:
 
     @contextmanager
     def _start_lock(self) -> Iterator[None]:
-        """Hold the lock for starting the server while the block runs; wait if another process holds it."""
+        """Hold the start lock during the `with` block; wait if another process holds it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / f"start-{self.port}.lock").open("w") as lock:
             try:

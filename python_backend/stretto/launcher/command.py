@@ -68,7 +68,7 @@ def serve(config: LaunchConfig) -> int:
 
 
 def with_plain_paths(config: LaunchConfig, launch: faults.Launch) -> tuple[LaunchConfig, Installation]:
-    """Return config and installation with paths that Triton accepts; where needed, these are links.
+    """Return config and installation with paths that Triton accepts; unacceptable ones are replaced by links.
 
     Args:
         config: Launcher configuration.

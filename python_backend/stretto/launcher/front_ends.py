@@ -258,7 +258,7 @@ class GatewayProcess:
         return "the gateway has ended" if self._process.poll() is not None else self._pulse.fault()
 
     def drain(self, polls: Iterable[None]) -> None:
-        """Ask the gateway to exit after completing its responses; wait for that until `polls` ends."""
+        """Ask the gateway to exit after completing its responses, and wait until it has or `polls` ends."""
         self._process.terminate()
         for _ in polls:
             if self._process.poll() is not None:

@@ -1,4 +1,4 @@
-"""NVIDIA's Multi-Process Service (MPS), with which the server's processes use a GPU concurrently, not in turns."""
+"""NVIDIA's Multi-Process Service (MPS), which lets the server's processes run on a GPU concurrently."""
 
 import json
 import os
@@ -103,7 +103,7 @@ def stop(launch: Launch) -> None:
 
 
 def client_environment(launch: Launch) -> dict[str, str]:
-    """Return the environment variables with which processes find the launcher's own daemon; empty without one."""
+    """Return the environment variables by which processes find the launcher's own daemon; empty if there is none."""
     folder = _folder(launch)
     return {PIPES: str(folder), LOGS: str(folder)} if folder.is_dir() else {}
 

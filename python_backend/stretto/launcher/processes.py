@@ -53,7 +53,7 @@ class Process:
 
     @property
     def is_nameless(self) -> bool:
-        """True if the command line is empty, as while the process executes exec or exits."""
+        """True if the command line is empty, as it is during exec and exit."""
         return not self.command
 
 
@@ -174,7 +174,7 @@ def end_all(is_meant: Callable[[Process], bool], patience_s: float = 3.0) -> Non
 
 
 class Watch:
-    """Watcher that notices at once when one of several processes ends, even if its parent does not reap it.
+    """Watcher that detects immediately when one of several processes ends, even if its parent does not reap it.
 
     Attributes:
         ended: Processes that are known to have ended.

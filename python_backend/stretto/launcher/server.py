@@ -47,7 +47,7 @@ Connect = Callable[[], http.client.HTTPConnection]
 def encodings_environment(config: LaunchConfig) -> dict[str, str]:
     """Return the server's environment variable for the folder in which encodings of stored voices outlast a restart.
 
-    Empty without a gateway, which stores voices, or if the user has set the variable.
+    Empty if there is no gateway (which stores voices), or if the user has set the variable.
     """
     if config.gateway_port is None or ENCODINGS in os.environ:
         return {}
@@ -288,9 +288,9 @@ class Server:
     def _check_progress(self) -> None:
         """Raise AbortedStart if the start hangs, which happens with Triton 24.10 in two ways (stub_launcher.cc).
 
-        The server gives up on a stub that shows no sign of life for a second while its model loads, and then waits for
-        its exit without having requested it. Or the server waits without limit for a stub's first message although the
-        stub has died.
+        If a stub sends no message for a second while its model loads, the server abandons it, and then waits for its
+        exit without having requested it. Or the server waits without limit for a stub's first message although the stub
+        has died.
         """
         now = time.monotonic()
         # WORKAROUND(triton#408, fixed in 25.09): a start can hang in python_backend; we abort and repeat it.

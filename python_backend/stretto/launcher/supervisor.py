@@ -335,7 +335,7 @@ class Supervisor:
         return None
 
     def _pause(self, reason: str) -> None:
-        """Report a failure and wait before the next start; there is no delay after the first failure in a while."""
+        """Report a failure and wait before the next start, as `BackOff` requires."""
         delay_s = self._back_off.next_delay_s()
         log_line(f"{reason}; the next start is in {delay_s:g} s" if delay_s else reason)
         self._publisher.record("waiting", reason)

@@ -117,7 +117,7 @@ class Preprocessor:
             checkpoint: Folder of the checkpoint; its `config.json` names the family (`speech_family`).
             codec: Codec to use instead of the checkpoint's; None for the checkpoint's.
             device: torch device for audio encoding (`cpu`, `cuda:1`, …).
-            has_aligner: True if the decoder has an aligner for the times of words.
+            has_aligner: True if the decoder has an aligner for word times.
             encodings: Folder for the encodings of voices that are used again; None to store none.
 
         Raises:
@@ -186,7 +186,7 @@ class Preprocessor:
         )
 
     def _alignment(self, task: Task, turn: Turn, pieces: tuple[Piece, ...], is_open: bool) -> Alignment | None:
-        """Return the request for the times of words; None if the family's own alignment reports them.
+        """Return the request for word times; None if the family's own alignment provides them.
 
         Raises:
             InvalidRequest: There is no aligner, or nothing that it could align.
@@ -203,7 +203,7 @@ class Preprocessor:
             return Alignment("" if generates_text else turn.text or "")
         heard = [piece.pcm for piece in pieces if piece.pcm is not None]
         if task.name != TRANSCRIBE or len(heard) != 1:
-            expected = f"no value (only speech and {TRANSCRIBE!r} of one recording have times of words)"
+            expected = f"no value (only speech and {TRANSCRIBE!r} of one recording have word times)"
             raise InvalidRequest(field, expected, got)
         seconds = len(heard[0]) / self._encoder_rate
         if seconds > MAX_ALIGNED_S:
@@ -355,7 +355,7 @@ class Options:
         manner: Speaking options except the voice.
         adapter: Name of the LoRA adapter, or None.
         names_voice: True if the request names a voice.
-        aligns_words: True if the times of words are requested from the aligner.
+        aligns_words: True if word times are requested from the aligner.
     """
 
     sampling: SamplingConfig

@@ -16,7 +16,7 @@ from tritonclient.grpc.service_pb2 import ModelInferRequest
 from stretto.disconnects import HOST, STREAM
 
 MAX_HEAD_BYTES = 1 << 20
-MAX_FIELDS = 256  # fields of tensors included; a request with all inputs of all our models has less than half
+MAX_FIELDS = 256  # including fields of tensors; a request with all inputs of all our models has less than half
 MAX_ID = 1024  # characters, also of names: each response repeats them, and Triton buffers unread responses
 MAX_PARAMETERS, MAX_PARAMETER_BYTES = 32, 4096  # each model of the ensemble parses them, the decoder for each chunk
 MAX_RANK = 8
@@ -166,7 +166,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _check_names(head: ModelInferRequest) -> None:
-    """Raise BadRequest for a text with a NUL character, where Triton would truncate it after the checks here."""
+    """Raise BadRequest for a text with a NUL character, at which Triton would truncate it after these checks."""
     texts = [("id", head.id), ("model_name", head.model_name), ("model_version", head.model_version)]
     texts += [("parameters", value.string_param) for value in head.parameters.values()]
     texts += [("inputs", tensor.datatype) for tensor in head.inputs]

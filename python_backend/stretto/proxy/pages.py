@@ -140,8 +140,8 @@ class _Connection:
 class PageServer:
     """HTTP server that answers one GET request per connection.
 
-    With more than MAX_CONNECTIONS connections, one of the host with the most connections is closed. Idle connections
-    are closed first, and among equals the oldest.
+    Beyond MAX_CONNECTIONS connections, one connection of the host that has the most is closed. Idle connections are
+    closed first, and among equals the oldest.
     """
 
     def __init__(self, pages: Pages) -> None:

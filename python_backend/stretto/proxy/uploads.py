@@ -128,7 +128,7 @@ class Uploads:
 
     @contextmanager
     def entry(self, upload: Upload) -> Iterator[None]:
-        """Register a call while the block runs.
+        """Register a call for the duration of the `with` block.
 
         Above the limit, one call is ended: this one only if there is no other choice.
         """

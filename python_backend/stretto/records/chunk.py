@@ -45,7 +45,7 @@ class Report:
         guided_frames: Number of frames sampled with guidance; `num_frames` under policy `always`.
         guidance_changes: All changes under the other policies, counted over all frames.
         queue_s: Time before the request was first scheduled, in seconds.
-        first_frame_s: Time to the first frame, in seconds; None without any.
+        first_frame_s: Time to the first frame, in seconds; None if there is none.
         total_s: Time to the last row, in seconds.
         held_s: Time blocked on streamed text, in seconds.
         input_audio_s: Duration of all recordings in the request, in seconds.
@@ -72,11 +72,11 @@ MAX_ALIGNED_CHARS, MAX_ALIGNED_S, ALIGNED_RATE = 1 << 20, 60, 16_000
 
 @dataclass(frozen=True, slots=True)
 class Alignment:
-    """Request for the times of words by the decoder's aligner.
+    """Request for word times from the decoder's aligner.
 
     Attributes:
-        text: Text that is read aloud; empty for the text that the model generates.
-        recording: Recording that is transcribed, int16 samples at ALIGNED_RATE; empty for the generated speech.
+        text: Text to be spoken; empty if the model generates the text.
+        recording: Recording to align, int16 samples at ALIGNED_RATE; empty to align the generated speech.
     """
 
     text: Annotated[str, Meta(max_length=MAX_ALIGNED_CHARS)] = ""
@@ -88,7 +88,7 @@ MAX_SOUND_TOKENS, MAX_SOUND_BYTES, MAX_MELS, MAX_X_VECTOR = 1024, 1 << 20, 512, 
 
 @dataclass(frozen=True, slots=True)
 class Sound:
-    """Recording of a voice in the form that a decoder with voices needs. The language model does not read it.
+    """Voice recording, encoded for a decoder that supports recorded voices. The language model does not use it.
 
     It is personal data, so its representation for logs contains no values.
 
@@ -129,7 +129,7 @@ class Sound:
 
     @property
     def digest(self) -> bytes:
-        """Hash of all parts, by which decoders recognise a recording."""
+        """Hash of all fields, by which decoders identify a recording."""
         sizes = f"{len(self.tokens)} {len(self.mel)} {self.num_mels} ".encode()
         return blake2b(sizes + self.tokens + self.mel + self.x_vector).digest()
 
@@ -147,8 +147,8 @@ class Chunk:
         is_prompt: True if the tensor contains the prompt's rows [S, P], for a model that fills in the codebooks after
             the first; first chunk only.
         voice: Index of the codec's voice.
-        sound: In the first chunk, recording of the voice, in place of `voice`; None without.
-        alignment: In the first chunk, request for the times of words; None without.
+        sound: In the first chunk, recording of the voice if one is used instead of `voice`.
+        alignment: In the first chunk, request for word times; None if they were not requested.
         ends_audio: True if no frames follow, although this chunk is not final. The final one then has no samples.
         session: In the first chunk of a streamed text, the session name that the client needs to send more text.
     """
@@ -205,13 +205,14 @@ class FlowAddress:
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """Message from the language model to the decoder: a chunk of `utterance`, or without one a probe.
+    """Message from the language model to the decoder: a chunk of `utterance`, or a probe if `chunk` is None.
 
     The decoder acknowledges a probe without a response to the client.
 
     Attributes:
         form: Output format of the whole utterance; in its first chunk only.
-        receipt: Number of an accepted part of streamed text, in a message of its own that is forwarded to the sender.
+        receipt: Number of an accepted part of streamed text, sent as a separate message and forwarded to the part's
+            sender.
     """
 
     utterance: Annotated[str, Meta(min_length=1, max_length=64)]

@@ -54,8 +54,8 @@ class ReportEvent(TypedDict):
         input_audio_s: Duration of all recordings in the request, in seconds.
         audio_s: Duration of all samples, in seconds.
         decode_s: Processing time of the decoder, in seconds.
-        first_sound_s: Time in the utterance of the first sample that is not silent, in seconds; None without any.
-        aligned: If the times of words were requested from the aligner: True if this event has them.
+        first_sound_s: Time in the utterance of the first sample that is not silent, in seconds; None if all are silent.
+        aligned: Set if word times were requested from the aligner: True if this event contains them.
     """
 
     finish_reason: NotRequired[str]

@@ -74,7 +74,7 @@ class JsonRecord(Generic[T]):
 
 
 def _listed(known: Iterable[str], key: str) -> str:
-    """Return known keys for a message; of many only those that resemble `key` most, because Triton cuts long errors."""
+    """Return known keys for a message. Of many, list only those most similar to `key`: Triton truncates long errors."""
     names = sorted(known)
     if len(names) <= MAX_LISTED:
         return ", ".join(names)
@@ -122,7 +122,7 @@ def described(kind: Any) -> str | None:
 
 MAX_BYTES = 16 * 1024
 MAX_DEPTH = 8
-MAX_PARTS = 8192  # strings and brackets: 64 turns of 32 code lists each have 4674; numbers cost less
+MAX_PARTS = 8192  # strings and brackets; 64 turns of 32 code lists each have 4674. Numbers are not counted
 # A string, closed or not, or a bracket; nothing else affects the nesting depth. Possessive quantifiers (`+` after a
 # count) prevent backtracking, so that escapes need no memory.
 STRING_OR_BRACKET = re.compile(r'"[^"\\]*+(?:\\.?[^"\\]*+)*+"?|[\[\]{}]', re.DOTALL)

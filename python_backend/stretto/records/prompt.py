@@ -53,8 +53,8 @@ class Prompt:
         adapter: Name of the LoRA adapter, or None.
         voice: Index of the codec's voice; 0 for a codec without voices.
         input_audio_s: Duration of all recordings in the request, in seconds.
-        alignment: Request for the times of words by the decoder's aligner; None without.
-        sound: Recording of the voice for the decoder, in place of `voice`; None without.
+        alignment: Request for word times from the decoder's aligner; None if they were not requested.
+        sound: Recording of the voice for the decoder, if one is used instead of `voice`.
     """
 
     task: str
@@ -76,7 +76,7 @@ class Prompt:
 
     @property
     def features(self) -> NDArray[np.float32] | None:
-        """Encoder input of all `audios`, concatenated, [sum of F, M]; None without any."""
+        """Encoder input of all `audios`, concatenated, [sum of F, M]; None if there are none."""
         return np.concatenate([audio.features for audio in self.audios]) if self.audios else None
 
     def to_bytes(self) -> bytes:
@@ -97,7 +97,7 @@ class Prompt:
             field: Name of the input in error messages.
             data: Result of `to_bytes`.
             rows: Prompt rows, int32 [P, S].
-            features: Encoder input of all audio inputs, float32 [sum of F, M]; None without any.
+            features: Encoder input of all audio inputs, float32 [sum of F, M]; None if there are none.
 
         Raises:
             InvalidRequest: The data is invalid, or does not match the arrays.

@@ -33,7 +33,8 @@ class RingAddress:
 
 
 MAX_RAS_WINDOW = 512
-# Minimum temperature above 0: logits divided by less may overflow to infinity and become equal.
+# Smallest temperature above 0: division by a smaller one may turn several logits into infinity, and thus make them
+# equal.
 MIN_TEMPERATURE = 1e-6
 MAX_UNTIL_S = 1e6
 MAX_GUIDANCE_SCALE = 100.0
@@ -97,7 +98,7 @@ MAX_TAIL_ROWS = 64
 class LatentSampling:
     """Parameters of replies whose frames are latents (`LatentSpec`).
 
-    The variance of the noise that a latent begins with is the temperature of the audio segment.
+    The temperature of the audio segment is the variance of the solver's initial noise.
 
     Attributes:
         steps: Number of solver steps.
@@ -115,7 +116,7 @@ class LatentSampling:
         _check("guidance_scale", self.guidance_scale, 0.0, MAX_GUIDANCE_SCALE)
 
     def check_steps(self, allowed: range) -> None:
-        """Raise InvalidRequest if the number of steps is not one that the family's head has been made for."""
+        """Raise InvalidRequest unless `steps` is in `allowed`, the numbers of solver steps that the family supports."""
         if self.steps not in allowed:
             expected = f"an integer in [{allowed.start}, {allowed.stop - 1}]"
             raise InvalidRequest("options.latents.steps", expected, self.steps)

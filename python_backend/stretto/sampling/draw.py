@@ -65,14 +65,15 @@ def guide(conditional: torch.Tensor, unconditional: torch.Tensor, scale: torch.T
     return unconditional + scale * (conditional - unconditional)
 
 
-# 23-bit Gumbel noise is in (-2.82, 16.64), so a logit further below the largest (at temperature 1) is never drawn.
+# 23-bit Gumbel noise is in (-2.82, 16.64): at temperature 1, a logit more than their difference below the largest is
+# never sampled.
 NOISE_SPAN = 20.0
 FIRST_REACH = 128  # number of largest logits to examine first for top-p without top-k
 
 
 @dataclass(frozen=True, slots=True)
 class DrawPlan:
-    """Facts about a batch, known on the host, that let sampling skip operations that no row needs.
+    """Properties of a batch, known on the host, by which operations that no row needs are skipped.
 
     Attributes:
         is_random: True if any row has a temperature above 0.
@@ -108,8 +109,8 @@ class _Rows:
         index: Position of each pair in the batch, [N]; None for all pairs in order.
         place: First column of the pair's stream in the flattened table of token ids, [N, 1].
         reach: Number of largest logits to examine first.
-        is_open: True where top-k is off; None if nowhere.
-        is_greedy: True at temperature 0; None if nowhere.
+        is_open: True for pairs without top-k; None if all pairs have it.
+        is_greedy: True for pairs at temperature 0; None if there are none.
         keeps_all: True if no pair uses top-k or top-p.
         has_top_p: True if any pair uses top-p.
     """
@@ -201,7 +202,7 @@ def draw(
         token_ids: Token id of each column, [S, C].
         keys: Noise keys from `stream_keys`, int32 [B, S].
         params: Sampling parameters of the rows.
-        plan: Facts about the batch, see `DrawPlan`.
+        plan: Properties of the batch, see `DrawPlan`.
 
     Returns:
         Sampled ids, [B, S], with the dtype of `token_ids`.
@@ -271,7 +272,7 @@ def _kept(logits: np.ndarray, rows: _Rows) -> tuple[np.ndarray, np.ndarray | Non
 
 
 def _floor(values: np.ndarray, rows: _Rows, total: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the smallest logit that top-k and top-p keep, and whether `values` may lack some of the kept logits.
+    """Return the smallest logit that top-k and top-p keep, and True for rows of which `values` may lack kept logits.
 
     Args:
         values: Largest logits of each row, [N, M].

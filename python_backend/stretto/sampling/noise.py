@@ -1,6 +1,6 @@
 """Sampling noise as a function of seed, position, stream and token id only.
 
-Because there is no generator state, a request draws the same codes alone, in any batch, after preemption and on any
+Because there is no generator state, a request yields the same codes alone, in any batch, after preemption and on any
 device. The mixer is lowbias32 of C. Wellons' hash prospector (https://nullprogram.com/blog/2018/07/31/, public domain).
 """
 

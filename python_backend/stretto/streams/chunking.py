@@ -2,7 +2,7 @@
 
 sent      │ first │  2  │   4   │    8    │        steady         │ …
 played            ├───────────────────────────────────────► dry: the player has played all audio sent so far
-                                ^ now: send a chunk if one that takes twice the recent time would arrive at `dry`
+                                ^ now: send a chunk if, at twice the recent latency, it would arrive at `dry`
 """
 
 import math

@@ -100,7 +100,7 @@ ROWS_ARE_FRAMES = FrameCodec()
 
 @dataclass(frozen=True)
 class LatentSpec:
-    """Latent vectors that the rows of frames carry as words: the bits of float32 numbers as int32.
+    """Latent vectors in the rows of frames, stored as words: the bits of float32 numbers as int32.
 
     stream 0                                  streams 1 ... num_words
     first id of `audio[0]`: a frame           words of its latent
@@ -112,26 +112,26 @@ class LatentSpec:
     After the frame in which it detects the end of speech, the reply continues for a fixed number of rows
     (`LatentSampling.tail_rows`).
 
-    A family with `marks` has several stretches of audio in a reply, and `audio[0]` is the id of frames alone:
+    A family with `marks` has several stretches of audio in a reply, and `audio[0]` has only the id of a frame:
 
     stream 0        streams 1 ... num_words
-    a frame         latent, 1.0 in the first frame of a stretch (else 0.0), words made from the decoded audio
+    a frame         latent, 1.0 in the first frame of a stretch (else 0.0), features of the decoded audio
     begin, end      0; the first and the last row of a stretch; ids of `extra[0]`
     end of audio    0
 
-    The likeliest of these ids is chosen, but only a begin or the end of audio may follow an end. The first three kinds
-    of rows may alternate; the prompt ends with a begin.
+    The most probable of these ids is chosen, but an end may be followed only by a begin or the end of audio. The first
+    three kinds of rows may alternate; the prompt ends with a begin.
 
     Attributes:
         num_words: Number of words of a latent, including those of a row with `marks`.
         steps: Permitted numbers of solver steps.
-        voice_ids: Ids of rows with latents of a recording, which the model embeds by a connector of their own.
+        voice_ids: Ids of rows with latents of a recording, for which the model has a separate embedding network.
         is_guided: True if the predictor applies classifier-free guidance within a row, without a CFG pair, and reads
-            the latent of the row before (`GuidedLatentPredictor`). Its noise has a variance of 1.
+            the latent of the previous row (`GuidedLatentPredictor`). Its noise has a variance of 1.
         marks: Ids of a row that begins a stretch of audio, and of a row that ends it; empty for one stretch per reply.
             Guidance then needs a CFG pair (`UnconditionalContext.begins_with_mark`), and noise has a variance of 1.
-        num_feedback: Number of a row's last words, which a network makes from the audio of the stretch so far
-            (`LatentFeedback`); only with `marks`.
+        num_feedback: Number of words at the end of a row that a network computes from the decoded audio of the stretch
+            so far (`LatentFeedback`); only with `marks`.
     """
 
     num_words: int
@@ -153,7 +153,7 @@ class LatentSpec:
 
     @property
     def has_unit_noise(self) -> bool:
-        """True if the noise that a latent begins with has a variance of 1."""
+        """True if the solver's initial noise has a variance of 1."""
         return self.is_guided or bool(self.marks)
 
 
@@ -227,7 +227,7 @@ class StreamLayout:
         if self.extra != ((latents.marks,) if latents.marks else ()) or len(latents.marks) not in (0, 2):
             raise ValueError(f"extra ids must be the two marks {latents.marks}, got {self.extra}")
         if latents.num_drawn < 1 or (latents.marks and latents.is_guided) or latents.num_feedback * (not latents.marks):
-            raise ValueError("marks exclude guidance within a row, and words of decoded audio need them")
+            raise ValueError("marks exclude is_guided, and num_feedback requires marks")
         if latents.voice_ids and not 0 <= latents.voice_ids.start < latents.voice_ids.stop <= self.vocab_size:
             raise ValueError(f"voice_ids must lie in [0, {self.vocab_size}), got {latents.voice_ids}")
         if self.pad_id != 0 or self.frame_codec.places:

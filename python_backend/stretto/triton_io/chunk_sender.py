@@ -93,8 +93,8 @@ class Responses:
         """Check whether the client has disconnected; the result appears in `client_disconnected`, possibly later.
 
         The proxy's flags are checked because Triton reports a disconnect only to the last model of an ensemble. A
-        disconnect is passed to the decoder through the slot. If the decoder has not reacted at the next check, there is
-        none, because this model was called directly; the utterance then ends here.
+        disconnect is passed to the decoder through the slot. If the decoder has not reacted by the next check, this
+        model was called directly, without a decoder; the utterance then ends here.
         """
         if self._caller.is_flagged:
             self.client_disconnected |= slot.outcome is Outcome.CANCELLED
@@ -264,7 +264,7 @@ class ChunkSender:
             raise ENDED_BY_DECODER[outcome](self._slot.reason)
 
     def _num_chunks_answered(self) -> int:
-        """Return a lower bound on the number of answered chunks: probes in transit are subtracted, too."""
+        """Return a lower bound on the number of answered chunks: answers minus all probes sent."""
         return self._slot.num_answered - self._num_probes
 
     def _probe_if_quiet(self) -> None:

@@ -35,7 +35,7 @@ class CudaMemory:
         self.write_from(offset, source.ctypes.data, len(source))
 
     def write_from(self, offset: int, address: int, num_bytes: int) -> None:
-        """Copy data whose computation is complete.
+        """Copy data that has been fully computed.
 
         Args:
             offset: Byte offset of the copy.
@@ -68,7 +68,7 @@ class CudaMemory:
 
 
 def open_cuda_memory(handle: bytes, device: int, num_bytes: int) -> CudaMemory:
-    """Open the GPU memory behind a CUDA IPC handle.
+    """Open GPU memory by its CUDA IPC handle.
 
     Args:
         handle: IPC handle.

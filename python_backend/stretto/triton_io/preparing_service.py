@@ -1,8 +1,8 @@
-"""Triton service of the preprocessor: it answers text requests immediately, and others when their audio is decoded.
+"""Triton service of the preprocessor: answers requests without audio immediately, others once their audio is decoded.
 
-WORKAROUND(triton python_backend r24.10): if a stub shows no sign of life for a second, for example on a busy machine,
-the server declares it dead and frees the request's memory (stub_launcher.cc). Stub or server then crash. Therefore
-nothing slow may happen before `execute` returns.
+WORKAROUND(triton python_backend r24.10): if a stub sends no message for a second, for example on a busy machine, the
+server declares it dead and frees the request's memory (stub_launcher.cc). Stub or server then crash. Therefore nothing
+slow may happen before `execute` returns.
 """
 
 from collections.abc import Callable

@@ -146,7 +146,7 @@ class TextSessions:
 
     @contextmanager
     def place(self, host: str) -> Iterator[None]:
-        """Reserve one of the sessions for `host` while the block runs; raise Overloaded if none is free."""
+        """Reserve a session for `host` for the duration of the `with` block; raise Overloaded if none is free."""
         with self._shares.reserving(host) as is_left:
             if not is_left:
                 total, own = self._shares.held, self._shares.held_by(host)

@@ -22,7 +22,7 @@ from stretto.errors import Closing
 
 @contextmanager
 def ticking(poll: Callable[[], None], period_s: float) -> Iterator[None]:
-    """Call `poll`, which must not raise, every `period_s` seconds while the block runs.
+    """Call `poll`, which must not raise, every `period_s` seconds during the `with` block.
 
     All pollers with equal periods are called at the same times, because waking the event loop costs more than a poll.
     """
@@ -162,7 +162,7 @@ def fork_engine() -> None:
 
 @contextmanager
 def no_collection() -> Iterator[None]:
-    """Disable garbage collection in the block. The import of vLLM, which frees no objects, becomes 10 % faster."""
+    """Disable garbage collection during the `with` block. Importing vLLM, which frees no objects, gets 10 % faster."""
     gc.disable()
     try:
         yield
@@ -171,7 +171,7 @@ def no_collection() -> Iterator[None]:
 
 
 def end(reason: str) -> None:
-    """Log the reason and kill this process, which can no longer work, so that it is restarted."""
+    """Log the reason and kill this process, so that it is restarted."""
     logger.critical("the stub exits: %s", reason)
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -224,8 +224,8 @@ Thread = tuple[int, int]  # pid, tid
 class HangWatch:
     """Watchdog for threads that hang (deadlock) although there is work.
 
-    The threads hang if they use no CPU time for LOOKS polls, and any other thread that they may wait for is awake in at
-    most MAX_AWAKE of these.
+    The threads count as hung if they use no CPU time during LOOKS polls, and other threads that they may wait for are
+    awake in at most MAX_AWAKE of these polls.
 
     Args:
         has_work: Returns True while the threads should make progress.

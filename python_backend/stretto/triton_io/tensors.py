@@ -194,8 +194,8 @@ def array_tensor(spec: TensorSpec, array: np.ndarray) -> Any:
     """Return a Triton tensor with the content of `array`."""
     assert array.dtype == NUMPY[spec.dtype], f"{spec.name}: {array.dtype}"
     assert array.ndim == len(spec.dims), f"{spec.name}: {array.shape}"
-    # Exported by torch: the way in which the stub marks a capsule as used makes numpy, but not torch, free it twice.
-    # Torch requires writable memory, which bytes objects do not have.
+    # Exported by torch, because the way in which the stub marks a capsule as used makes numpy (but not torch) free it
+    # twice. Torch requires writable memory, which bytes objects do not have.
     exportable = torch.from_numpy(np.require(array, requirements=("C", "W")))
     return pb_utils.Tensor.from_dlpack(spec.name, exportable)
 
