@@ -152,8 +152,8 @@ def test_reach_is_the_number_of_frames_that_matter(codec: VibeVoiceCodec) -> Non
     [
         ({"channels": 2}, "audio_config.channels: expected 1, got 2"),
         ({"hidden_act": "relu"}, "audio_config.hidden_act: expected 'gelu', got 'relu'"),
-        ({"depths": [3]}, "expected a depth more than ratios from 2"),
-        ({"downsampling_ratios": [1, 5, 8, 20]}, "expected a depth more than ratios from 2"),
+        ({"depths": [3]}, "expected ratios of at least 2, and one more depth than ratios"),
+        ({"downsampling_ratios": [1, 5, 8, 20]}, "expected ratios of at least 2, and one more depth than ratios"),
         ({"downsampling_ratios": 5}, "expected lists as downsampling_ratios and depths"),
         ({"num_filters": -1}, r"expected integers in \[1, 65536\]"),
         ({"kernel_size": True}, r"expected integers in \[1, 65536\]"),

@@ -1,11 +1,11 @@
-"""`audiovae`: codec of VoxCPM2 (16 kHz to latents, latents to 48 kHz), exact in any chunks.
+"""`audiovae`: codec of VoxCPM2 (16 kHz to latents, latents to 48 kHz), exact for chunks of any size.
 
 4 latents ─► conv ─► 6 × (scale, ↑ 8, 6, 5, 2, 2, 2, 3 residual units) ─► conv ─► pcm
 6.25 rows/s    6 back     1 back      6, 18 and 54 back                  6 back
 
-A frame is a patch of latents, as a row of the model has them: word p * D + d is number d of latent p. All layers are
-causal and keep their own last inputs. Weight norms are folded by the converter, and the condition on the output's
-sample rate is the scale and offset before each block. The encoder gives the mean of its distribution.
+A frame is a patch of latents, in the order of a model's row: word p * D + d is element d of latent p. All layers are
+causal and store their last inputs in the state. Weight norms are folded by the converter, and the condition on the
+output's sample rate is the scale and offset before each block. The encoder returns the mean of its distribution.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ from stretto.weights.loading import CONFIG_FILE, codec_directory, load_strictly,
 MODEL_TYPE = "audiovae"
 EPS = 1e-9  # of Snake
 MEAN_KERNEL = 3
-# Settings that have one value here, and the published code's defaults of all settings.
+# Settings of which only one value is supported, and the published code's defaults of all settings.
 SERVED = {"depthwise": True, "use_noise_block": False, "cond_type": "scale_bias", "cond_out_layer": False}
 DEFAULTS: dict[str, Any] = SERVED | {
     "encoder_dim": 128,
@@ -45,11 +45,11 @@ DEFAULTS: dict[str, Any] = SERVED | {
 
 @dataclass(frozen=True, slots=True)
 class AudioVaeConfig:
-    """Numbers of a release's codec.
+    """Hyperparameters of a release's codec.
 
     Attributes:
         num_latents: Number of latents in a patch.
-        num_numbers: Numbers of a latent.
+        num_numbers: Number of elements in a latent.
         encoder_channels: Channels of the encoder's first layer, doubled by each block.
         encoder_rates: Strides of the encoder's blocks.
         decoder_channels: Channels of the decoder's first block, halved by each block.
@@ -71,7 +71,7 @@ class AudioVaeConfig:
 
     @classmethod
     def from_record(cls, vae: Mapping[str, Any], num_latents: int) -> "AudioVaeConfig":
-        """Return the numbers in `audio_vae_config` of a release's config.json.
+        """Return the hyperparameters in `audio_vae_config` of a release's config.json.
 
         Args:
             vae: The section.
@@ -108,22 +108,22 @@ class AudioVaeConfig:
 
     @property
     def num_words(self) -> int:
-        """Words of a patch."""
+        """Number of words in a patch."""
         return self.num_latents * self.num_numbers
 
     @property
     def samples_per_patch(self) -> int:
-        """Samples of the output that a patch covers."""
+        """Number of output samples per patch."""
         return self.num_latents * prod(self.decoder_rates)
 
     @property
     def heard_per_patch(self) -> int:
-        """Samples of a recording that a patch covers."""
+        """Number of input samples per patch."""
         return self.num_latents * prod(self.encoder_rates)
 
 
 class WholeSignal:
-    """Stand-in for `Memory` for a signal that is processed at once: zeros precede it."""
+    """Replacement of `Memory` for a signal that is processed as a whole and preceded by zeros."""
 
     def masked_start(self, x: Tensor, late: int) -> Tensor:
         """Return x unchanged."""

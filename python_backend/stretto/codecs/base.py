@@ -278,7 +278,7 @@ class Codec(Protocol):
 
 @runtime_checkable
 class RecordedVoices(Protocol):
-    """Codec that decodes with voices of recordings, in addition to its own.
+    """Codec that supports voices of recordings, in addition to its own.
 
     The state of an utterance, [B, 1], is the number of its voice. Only the decoder's thread calls these methods.
     """

@@ -1,7 +1,7 @@
 """Convolutions and Snake activations of decoders, for signals [B, C, n].
 
-On a CPU a signal may lie in memory as [B, n, C] (time-major, the layout of a transformer's output). oneDNN convolves
-few channels faster in that layout, and a transposed convolution is a matrix product whose rows are the output. All
+On a CPU a signal may be stored as [B, n, C] (time-major, the layout of a transformer's output). oneDNN convolves few
+channels faster in that layout, and a transposed convolution is a matrix product whose rows are the output. All
 functions keep the layout of their input.
 """
 
@@ -14,7 +14,7 @@ MIN_ROW = 256  # elements; loops over shorter rows take longer than their arithm
 
 
 def is_time_major(x: Tensor) -> bool:
-    """Return True if x [B, C, n] lies in a CPU's memory as [B, n, C]."""
+    """Return True if x [B, C, n] is stored in a CPU's memory as [B, n, C]."""
     return x.device.type == "cpu" and x.shape[1] > 1 and x.transpose(1, 2).is_contiguous()
 
 
@@ -31,7 +31,7 @@ def joined(before: Tensor, x: Tensor, activation: "Snake | None" = None) -> Tens
     Args:
         before: Earlier inputs, [B, C, m].
         x: Inputs, [B, C, n].
-        activation: Activation of x, which it writes to its place in the result.
+        activation: Activation of x, which writes its output to the result.
 
     Returns:
         Both, [B, C, m + n].

@@ -1,11 +1,11 @@
-"""`pocket`: codec of Pocket TTS (24 kHz, 12.5 latents per second): Mimi for latents, exact for any chunks.
+"""`pocket`: codec of Pocket TTS (24 kHz, 12.5 latents per second): Mimi for latents, exact for chunks of any size.
 
 latent ─► conv ─► ↑16 ─► transformer ─► conv ─► 3 × (↑ 6, 5, 4, residual block) ─► conv ─► pcm
 12.5 per second    1 back   249 steps back  6 back   1 and 2 steps back each         2 back
 
-All layers are causal and keep their own last inputs. Names are those of the published file, which also contains the
-language model. The first 5 ms of an utterance fade in, because its first sample is rarely 0. The encoder, which not
-all releases have, has the same layers in reverse order, and gives latents that are not normalised.
+All layers are causal and store their last inputs in the state. Names are those of the published file, which also
+contains the language model. The first 5 ms of an utterance fade in, because its first sample is rarely 0. The encoder,
+which not all releases have, has the same layers in reverse order; its latents are not normalised.
 """
 
 from collections.abc import Mapping
@@ -27,8 +27,8 @@ from stretto.weights.loading import CONFIG_FILE, codec_directory, load_strictly,
 
 MODEL_TYPE = "pocket"
 NORM_EPS = 1e-5
-ENCODED_FRAMES = 25  # of a recording at a time, which bounds the memory of attention
-FADES_PER_S = 200  # the fade-in lasts this part of a second
+ENCODED_FRAMES = 25  # frames of a recording encoded at once, to limit the memory of attention
+FADES_PER_S = 200  # 1 / duration of the fade-in in seconds
 UNSERVED = {"channels": 1, "pad_mode": "constant", "n_residual_layers": 1}
 
 
@@ -224,7 +224,7 @@ class Downsampling(nn.Module):
     """Causal convolution with a stride.
 
     Args:
-        repeats_first: True if the first input stands for those before an utterance, instead of zeros.
+        repeats_first: True to pad the start of an utterance with its first input instead of zeros.
 
     Attributes:
         kept: Number of elements in its part of the state.
@@ -361,7 +361,7 @@ class PocketCodec(nn.Module):
 
     @torch.inference_mode()
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Return the words of a recording's latents, int32 [D, T]; samples that are missing in the last frame are 0.
+        """Return the words of a recording's latents, int32 [D, T]; the last frame is padded with zeros.
 
         Args:
             pcm: Samples, float32 [n].

@@ -2,10 +2,9 @@
 
 latents ─► conv ─► 8 blocks ─► 6 × (↑ 8, 5, 5, 4, 2, 2, and 3 blocks) ─► conv ─► pcm
 
-A block is a ConvNeXt with RMS norms.
-All layers are causal and keep their own last inputs, so chunks of any size give the samples of one decode. A frame is a
-latent, scaled as the language model has it, and a number that is 1 in the first frame of a stretch of audio, where the
-decoder begins anew.
+A block is a ConvNeXt with RMS norms. All layers are causal and store their last inputs in the state, so chunks of any
+size give the samples of one decode. A frame is a latent, scaled as in the language model, and a number that is 1 in the
+first frame of a stretch of audio, where the decoder's state is reset.
 
 Names of tensors: https://huggingface.co/docs/transformers/model_doc/vibevoice_acoustic_tokenizer.
 """
@@ -31,9 +30,9 @@ from stretto.weights.loading import CONFIG_FILE, codec_directory, load_strictly,
 MODEL_TYPE = "vibevoice"
 SAMPLE_RATE = 24000
 LOUDNESS_DB, SILENCE = -25.0, 1e-6  # root mean square of a recording after normalisation, relative to full scale
-PARTS = "audio_config"  # key of the tokenizer's numbers in config.json, as in a release
+PARTS = "audio_config"  # key of the tokenizer's hyperparameters in config.json, as in a release
 SERVED = {"channels": 1, "hidden_act": "gelu"}
-# Numbers that a release may leave out, as the published classes have them.
+# Defaults of the published classes for values that a release may omit.
 DEFAULTS: dict[str, Any] = SERVED | {
     "hidden_size": 64,
     "kernel_size": 7,
@@ -49,10 +48,10 @@ MAX_SIZE = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class TokenizerConfig:
-    """Numbers of a tokenizer.
+    """Hyperparameters of a tokenizer.
 
     Attributes:
-        size: Numbers of a latent.
+        size: Number of elements in a latent.
         kernel: Kernel size of convolutions that keep the rate.
         filters: Channels at the sample rate, doubled by each downsampling.
         ratios: Downsampling ratios of the encoder, in its order.
@@ -73,7 +72,7 @@ class TokenizerConfig:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any], name: str = PARTS) -> "TokenizerConfig":
-        """Return the numbers in a release's config.json.
+        """Return the hyperparameters in a release's config.json.
 
         Args:
             record: Section `audio_config` or `semantic_model_config`.
@@ -93,7 +92,9 @@ class TokenizerConfig:
         if not all(type(each) is int and 1 <= each <= MAX_SIZE for each in (*sizes, *ratios, *depths)):
             raise CheckpointError(f"{name}: expected integers in [1, {MAX_SIZE}], got {shown([sizes, ratios, depths])}")
         if len(depths) != len(ratios) + 1 or min(ratios, default=1) < 2 or len(ratios) > 8 or prod(ratios) > MAX_SIZE:
-            raise CheckpointError(f"{name}: expected a depth more than ratios from 2, got {shown([ratios, depths])}")
+            raise CheckpointError(
+                f"{name}: expected ratios of at least 2, and one more depth than ratios, got {shown([ratios, depths])}"
+            )
         reals = [record[key] for key in ("rms_norm_eps", "vae_std")]
         if not all(isinstance(each, float | int) and isfinite(each) and each >= 0 for each in reals):
             raise CheckpointError(f"{name}: expected rms_norm_eps and vae_std of at least 0, got {shown(reals)}")
@@ -102,7 +103,7 @@ class TokenizerConfig:
 
     @property
     def hop(self) -> int:
-        """Samples of a frame."""
+        """Number of samples per frame."""
         return prod(self.ratios)
 
     @property
@@ -153,7 +154,7 @@ class Block(nn.Module):
 
 
 class Downsampling(nn.Module):
-    """Strided convolution over a step and the one before."""
+    """Strided convolution over a step and the previous one."""
 
     def __init__(self, channels: int, out_channels: int, ratio: int) -> None:
         super().__init__()
@@ -165,7 +166,7 @@ class Downsampling(nn.Module):
 
 
 class Stage(nn.Module):
-    """Convolution, or change of the rate, and the blocks behind it."""
+    """Convolution, which may change the rate, followed by blocks."""
 
     def __init__(self, conv: nn.Module, channels: int, depth: int, config: TokenizerConfig) -> None:
         super().__init__()
@@ -275,8 +276,8 @@ class VibeVoiceCodec(nn.Module):
     def encode(self, pcm: np.ndarray) -> np.ndarray:
         """Return the scaled latents of a recording, padded with silence at its end: words as int64 [K, T].
 
-        The recording is brought to -25 dBFS. As in training, noise is added to the encoder's mean. It depends on the
-        samples only, so that a recording always is the same voice.
+        The recording is normalised to -25 dBFS. As in training, noise is added to the encoder's mean. It depends on the
+        samples only, so that a recording always gives the same voice.
         """
         heard = normalised(pcm)
         weight = self.decoder.head.conv.weight
@@ -309,7 +310,7 @@ class VibeVoiceCodec(nn.Module):
 
 
 def normalised(pcm: np.ndarray) -> np.ndarray:
-    """Return a recording, float32 [n], at -25 dBFS, and at most as loud as full scale."""
+    """Return a recording, float32 [n], normalised to -25 dBFS, or to full scale if that is quieter."""
     wide = pcm.astype(np.float64)
     loud = wide * 10 ** (LOUDNESS_DB / 20) / (np.sqrt(np.square(wide).mean()) + SILENCE)
     peak = np.abs(loud).max()

@@ -56,12 +56,14 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     )
     add("--codec-from-model", action="store_true", help="write codec/ from the copy in the model's files")
     add("--backbone", type=Path, help="config.json of the backbone, if it is not one of the published releases'")
-    add("--no-hearing", action="store_true", help="leave out networks of their own that encode recordings of voices")
+    add("--no-hearing", action="store_true", help="omit the networks that encode voice recordings")
     add("--dtype", choices=DTYPES, help="dtype of the tensors; default: as trained")
     add("--shard-gb", type=float, default=MAX_SHARD_GB, help=f"largest file in GB; default {MAX_SHARD_GB}")
     audio = parser.add_argument_group("audio encoder inside the model")
     audio.add_argument(
-        "--audio-config", type=Path, help="config.json with its parameters, if it is not the one that the release names"
+        "--audio-config",
+        type=Path,
+        help="config.json of the audio encoder, if it differs from the one named by the release",
     )
     audio.add_argument("--n-window", type=int, help="half a chunk, in mel frames; default: as trained")
     audio.add_argument("--n-window-infer", type=int, help="mel frames that attend to each other; default: as trained")

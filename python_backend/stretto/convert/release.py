@@ -48,7 +48,7 @@ def read_tokenizer(folder: Path, spells_bytes: bool = True) -> Tokenizer:
 
     Args:
         folder: Folder of the tokenizer.
-        spells_bytes: See `TextTokenizer`. Only if False, tokenizer.model is read, too.
+        spells_bytes: See `TextTokenizer`. If False, tokenizer.model is accepted as well.
 
     Raises:
         CheckpointError: If there is no tokenizer, or the server cannot use it.

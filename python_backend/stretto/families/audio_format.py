@@ -90,7 +90,7 @@ class VectorFormat(AudioFormat):
 
 
 def encoder_of(config: Mapping[str, Any]) -> AudioEncoder | None:
-    """Return the audio encoder named by `model_type` of `audio_config` in a checkpoint's config.json; None without one.
+    """Return the audio encoder named by `model_type` of `audio_config` in a checkpoint's config.json, or None.
 
     Raises:
         CheckpointError: If no installed family has such an encoder.

@@ -241,7 +241,7 @@ class TextTrack:
         stream: Index of the stream.
         pad_id: Id of rows after the end of the text; not a silent id of the layout.
         end_id: Last id of a text.
-        is_usual: True if by default the text is read during the reply; False if by default it is part of the prompt.
+        is_usual: True if by default the text is read during the reply; False if it is part of the prompt.
     """
 
     stream: int
@@ -326,8 +326,8 @@ class Family:
         markers: Ids that occur in prompts only, by their names in the checkpoint.
         bursts: Modules for multi-token prediction (MCTP), which generate additional rows in a step, if the model has
             any.
-        penalized: Ids to which a repetition penalty applies in a text: `drawn` for generated ids, `all` for those of
-            the prompt, too; None if the family has no such penalty.
+        penalized: Ids to which a repetition penalty applies in a text: `drawn` for generated ids, `all` to include
+            those of the prompt; None if the family has no such penalty.
         depth: Depth transformer, which samples the streams 1 to S - 1 of a row one after the other; None if all streams
             are sampled at once from the row's hidden state.
         end_frame: Ids of stream 0 and the streams that follow it. An audio row that begins with these ids ends the
@@ -400,10 +400,7 @@ class Family:
 
     @property
     def track_stream(self) -> int | None:
-        """Input-only stream whose ids are known before the row is sampled (streamed text or positions).
-
-        None without one.
-        """
+        """Input-only stream whose ids are known before the row is sampled (streamed text or positions), or None."""
         track = self.text_track or self.positions
         return None if track is None else track.stream
 

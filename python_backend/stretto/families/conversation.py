@@ -173,7 +173,7 @@ def check(turns: tuple[Turn, ...], task: Task) -> None:
 
 
 def _check_answered(spoken: tuple[Turn, ...], task: Task) -> None:
-    """Check the input of `task`: the consecutive turns, at the end, of the role that it answers."""
+    """Check the input of `task`: the last turns of the role that it answers."""
     first = len(spoken)
     while first and spoken[first - 1].role == task.answers:
         first -= 1

@@ -30,7 +30,7 @@ class Release:
         audio_config: config.json of the audio encoder, if the release only names it.
         audio: Options of the audio encoder.
         dtype: dtype of the written tensors; None keeps the dtype used in training.
-        keeps_hearing: False to leave out networks of their own that encode recordings of voices.
+        keeps_hearing: False to omit the additional networks that encode voice recordings.
     """
 
     family: str

@@ -2,8 +2,8 @@
 
     FOLDER/<name>.encoding      nonce (12 bytes), then the array in numpy's format, encrypted with AES-256-GCM
 
-Name and key are derived from the recording's samples. A file can therefore be read only by somebody who has the
-recording: when a stored voice is deleted, what was derived from it is of no use to anybody, and is removed later.
+Name and key are derived from the recording's samples. A file can therefore be decrypted only with the recording.
+Encodings of a deleted voice are useless, and are removed later.
 """
 
 import json
@@ -37,7 +37,7 @@ class EncodedFiles:
 
     Attributes:
         folder: Folder, accessible to this user only.
-        encoder: Identity of the encoder: another encoder finds none of its files.
+        encoder: Identity of the encoder; files of other encoders are not used.
         max_bytes: Maximum size of all files; the least recently used are removed.
         clock: Time in seconds since the epoch.
     """
@@ -105,7 +105,7 @@ class EncodedFiles:
                 unfinished.unlink(missing_ok=True)
 
     def remove_old(self) -> None:
-        """Remove files that were not used for long, and the least recently used ones beyond `max_bytes`."""
+        """Remove files unused for UNUSED_S, and the least recently used ones beyond `max_bytes`."""
         found: list[tuple[float, int, Path]] = []
         for path in self.folder.iterdir():
             if path.suffix in (SUFFIX, UNFINISHED):
@@ -133,7 +133,7 @@ _current: ContextVar[list[EncodedFiles]] = ContextVar("encoded_files")
 
 @contextmanager
 def stored_in(files: EncodedFiles | None) -> Iterator[None]:
-    """Let the encoders that are opened in this context store their results in `files`, if there are any."""
+    """Make encoders that are opened in the `with` block store their results in `files`; no effect for None."""
     token = _current.set([] if files is None else [files])
     try:
         yield
@@ -142,7 +142,7 @@ def stored_in(files: EncodedFiles | None) -> Iterator[None]:
 
 
 def files_of_encoder() -> EncodedFiles | None:
-    """Return the files of the encoder that is being opened, each with another identity; None outside `stored_in`."""
+    """Return the files for the next encoder that is opened, each with its own identity; None outside `stored_in`."""
     opened = _current.get([])
     if not opened:
         return None

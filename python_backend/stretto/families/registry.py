@@ -109,7 +109,7 @@ def _loaded(found: Installed) -> FamilyPlugin:
 
 
 def read_family(config: Mapping[str, Any]) -> Family:
-    """Return the family that `speech_family` in a checkpoint's config.json names.
+    """Return the family named by `speech_family` in a checkpoint's config.json.
 
     Raises:
         CheckpointError: If no such family is registered, `speech_vocabulary` does not fit the family, or
@@ -129,7 +129,7 @@ def read_family(config: Mapping[str, Any]) -> Family:
 
 
 def _largest(value: object) -> int:
-    """Return the largest integer at any level of JSON; 0 without one."""
+    """Return the largest integer at any level of JSON; 0 if there is none."""
     if isinstance(value, Mapping | list):
         return max(map(_largest, value.values() if isinstance(value, Mapping) else value), default=0)
     return value if isinstance(value, int) else 0

@@ -116,7 +116,7 @@ class PlainTokenizer(Protocol):
 
 
 class SentencePieceTokenizer:
-    """Tokenizer that is a model of SentencePiece. The library itself gives the ids, so that ties are resolved alike.
+    """SentencePiece tokenizer. The ids come from the library itself, so that ties are resolved in the same way.
 
     Args:
         model: Contents of `tokenizer.model`.
@@ -342,7 +342,7 @@ class TextCodec:
     Attributes:
         reader: Function that creates a reader of generated text for a task.
         words: Function that returns, for each spoken token of a text segment, the index of its word; None for a pause.
-        stream: Function that creates a converter of streamed text to ids; None without a tokenizer.
+        stream: Function that creates a converter of streamed text to ids; None if there is no tokenizer.
     """
 
     reader: Callable[[str], TextReader]

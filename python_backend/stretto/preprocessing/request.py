@@ -118,7 +118,7 @@ class Preprocessor:
             codec: Codec to use instead of the checkpoint's; None for the checkpoint's.
             device: torch device for audio encoding (`cpu`, `cuda:1`, …).
             has_aligner: True if the decoder has an aligner for word times.
-            encodings: Folder for the encodings of voices that are used again; None to store none.
+            encodings: Folder for the encodings of reused voices; None to store none.
 
         Raises:
             CheckpointError: The family is missing, unknown, or not served.
@@ -302,7 +302,7 @@ def read_part(raw: RawRequest) -> TextPart:
 
 
 MAX_CHUNK_S = 10.0
-TRANSCRIBE = "asr"  # name of the task whose text is what its recording says
+TRANSCRIBE = "asr"  # name of the task that transcribes its recording
 FULL_SCALE = 32_767
 
 

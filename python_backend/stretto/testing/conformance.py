@@ -34,8 +34,8 @@ def assert_family_conforms(
     Replies are generated alone, and then in one batch by an engine with so few KV blocks that some are preempted. All
     ids of all rows must equal those of the reference, so replies alone, batched and preempted are equal.
 
-    The reference has no heads that make latents. If a family's frames are latents, all words in a batch must have the
-    same bits as those of the same reply alone; compare latents with another implementation in a test of the family.
+    The reference cannot generate latents. If a family's frames are latents, all words in a batch must have the same
+    bits as those of the same reply alone; compare latents with another implementation in a test of the family.
 
     Args:
         plugin: Plug-in of the family.

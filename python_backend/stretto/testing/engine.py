@@ -117,7 +117,7 @@ class Engine:
             if after_step:
                 after_step(self)
             step += 1
-            assert step < 5000, "the engine does not come to an end"
+            assert step < 5000, "the engine does not finish"
         return answers
 
     def _watch(self, throttle_prefills: bool = False) -> SchedulerOutput:

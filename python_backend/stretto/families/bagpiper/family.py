@@ -123,7 +123,7 @@ def bagpiper(vocabulary: BagpiperVocabulary) -> Family:
 
 
 def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
-    """Return the family of a checkpoint with this vocabulary; None for the published one."""
+    """Return the family for a vocabulary; None selects the published one."""
     return bagpiper(BagpiperVocabulary.from_record(vocabulary) if vocabulary else BagpiperVocabulary())
 
 

@@ -139,5 +139,5 @@ def csm(vocabulary: CsmVocabulary) -> Family:
 
 
 def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
-    """Return the family of a checkpoint with this vocabulary; None for the published one."""
+    """Return the family for a vocabulary; None selects the published one."""
     return csm(CsmVocabulary.from_record(vocabulary) if vocabulary else CsmVocabulary())

@@ -110,5 +110,5 @@ def higgs_audio(vocabulary: HiggsAudioVocabulary) -> Family:
 
 
 def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
-    """Return the family of a checkpoint with this vocabulary; None for the published one."""
+    """Return the family for a vocabulary; None selects the published one."""
     return higgs_audio(HiggsAudioVocabulary.from_record(vocabulary) if vocabulary else HiggsAudioVocabulary())

@@ -79,7 +79,7 @@ class HiggsAudioModel(LlamaModel):
 
 
 class StrettoHiggsAudioForCausalLM(MultiStreamMixin, LlamaForCausalLM):
-    """Higgs Audio v2 for vLLM, under the architecture name in a checkpoint's config.json."""
+    """Higgs Audio v2 for vLLM; selected by `architectures` in config.json."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__(vllm_config=vllm_config, prefix=prefix)

@@ -157,6 +157,6 @@ def opuslm_dialogue(vocabulary: OpusVocabulary) -> Family:
 
 
 def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
-    """Return the family of the base or the dialogue model; None means the vocabulary of OpusLM_7B_Anneal."""
+    """Return the family of the base or the dialogue model; None selects the vocabulary of OpusLM_7B_Anneal."""
     known = OpusVocabulary.from_record(vocabulary) if vocabulary else OpusVocabulary()
     return opuslm_dialogue(known) if name == "opuslm_dialogue" else opuslm(known)

@@ -1,4 +1,4 @@
-"""Pocket TTS: a small language model whose frames are latents, made by a flow head."""
+"""Pocket TTS: a small language model that generates latents with a flow head."""
 
 from stretto.families.plugin import FamilyPlugin, lazy
 

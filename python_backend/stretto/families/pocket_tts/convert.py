@@ -128,7 +128,7 @@ def can_clone(shape: "Shape", tensors: Mapping[str, Tensor]) -> bool:
 
 
 class Shape:
-    """Hyperparameters of a release's language model, from its YAML file; CheckpointError names a missing value."""
+    """Hyperparameters of a release's language model, from its YAML file; a missing value raises CheckpointError."""
 
     def __init__(self, config: Mapping[str, Any]):
         lm, mimi = entry(config, "flow_lm"), entry(config, "mimi")

@@ -3,8 +3,8 @@
     tts     voice, n rows │ text ids │ [bos] ─► x0 x1 x2 … xe … [end]
 
 A row of the prompt is an id: a row of a voice, a text token, or the beginning-of-speech id. A row of the reply carries
-the latent that a flow head makes from the hidden state of the row before it. Speech ends a few frames after the one in
-which the model detects its end. A named voice is a sequence of embedded rows; the first one is the model's
+the latent that a flow head generates from the hidden state of the previous row. Speech ends a few frames after the one
+in which the model detects its end. A named voice is a sequence of embedded rows; the first one is the model's
 begin-of-voice row. A recorded voice is that row, followed by rows that carry the latents of the recording.
 """
 
@@ -24,7 +24,7 @@ MIN_FRAMES, MAX_FRAMES = 6, 400
 MAX_TEXT_CHARS = 200  # a sentence or two: the models are trained on sentences of up to 50 tokens
 MAX_VOICE_S = 30.0
 MAX_STEPS = 32
-ONE_STEP = ("drifting", "pointwise")  # kinds of a head that has no time
+ONE_STEP = ("drifting", "pointwise")  # kinds of flow head without a time input
 DEFAULT_STEPS = {"lsd": 1, "flow_matching": 16, "drifting": 1, "pointwise": 1}
 # Frames from the detected end, for texts of at most four words and for longer ones.
 SHORT_TAIL_ROWS, TAIL_ROWS, FEW_WORDS = 5, 3, 4
@@ -63,7 +63,7 @@ class PocketVocabulary(Vocabulary):
         max_model_len: Maximum number of rows.
         text: Changes to texts.
         clones: True if the checkpoint can encode recordings of voices.
-        has_voice_begin: True if a row of its own precedes the latents of a recorded voice.
+        has_voice_begin: True if a separate row precedes the latents of a recorded voice.
     """
 
     num_text_ids: int = 4001

@@ -192,7 +192,7 @@ class PocketForCausalLM(nn.Module):
 
 
 class StrettoPocketForCausalLM(LatentMixin, PocketForCausalLM):
-    """Architecture named by a checkpoint's config.json."""
+    """Pocket TTS for vLLM; selected by `architectures` in config.json."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__(vllm_config=vllm_config, prefix=prefix)

@@ -13,7 +13,7 @@ from stretto.errors import CheckpointError
 NORM_EPS = 1e-5
 MAX_ROWS, TOLERANCE = 512, 1e-3
 SCALES = torch.logspace(-4, 3, 64, dtype=torch.float64)
-NUM_STEPS, DIFFERENCE = 12, 1e-5  # of the search behind these scales
+NUM_STEPS, DIFFERENCE = 12, 1e-5  # Gauss-Newton steps, and relative step of numerical derivatives
 
 
 class Backbone:

@@ -58,7 +58,7 @@ class TalkerPrompts:
             words: Ids of the thinker's reply, or of its beginning if `is_open`.
             voice: Name of the voice.
             states: float32 [n, W]: hidden states of the thinker's layer `accept_hidden_layer` of config.json, at the
-                ids of audio in users' turns, in order; None without audio.
+                ids of audio in users' turns, in order; None if there are none.
             sampling: Sampling options; None for the defaults.
             is_open: True if `SpeechLLM.write` will add further words and the end; if False, the end is added.
 

@@ -174,5 +174,5 @@ def qwen3_tts(vocabulary: Qwen3TtsVocabulary) -> Family:
 
 
 def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
-    """Return the family of a checkpoint with this vocabulary; None for the published one."""
+    """Return the family for a vocabulary; None selects the published one."""
     return qwen3_tts(Qwen3TtsVocabulary.from_record(vocabulary) if vocabulary else Qwen3TtsVocabulary())

@@ -49,7 +49,7 @@ class ClonedVoice:
         x_vector: x-vector, float32 [H].
         words: Text ids of the recording's transcript; the model continues from them and from `codes`. If empty, the
             prompt contains only the x-vector.
-        codes: Codes of the recording, [K, T]; None without a transcript.
+        codes: Codes of the recording, [K, T]; None if there is no transcript.
     """
 
     x_vector: np.ndarray

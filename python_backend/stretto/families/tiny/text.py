@@ -336,7 +336,7 @@ WEEKDAY_RANGE = re.compile(rf"\b({DAYS})\.?\s?-\s?({DAYS})\b\.?")
 STREETS = {"St": "street", "Ave": "avenue", "Rd": "road", "Blvd": "boulevard", "Ln": "lane", "Hwy": "highway"}
 STREET = re.compile(rf"(?<=[a-z] )({'|'.join(STREETS)})(?=,|;|\.?$)")
 NUMERAL = re.compile(r"\b([A-Z][a-z]+)((?:\s+[A-Z][a-z]+)?)\s+([XLVI]+)\b(?!['’]\w{2}|\.[A-Z])")
-NO_PRONOUN = re.compile(r"$|[.,;:!?)]|\s+of\b|'s\b")  # behind "Elizabeth I"
+NO_PRONOUN = re.compile(r"$|[.,;:!?)]|\s+of\b|'s\b")  # after "Elizabeth I"
 WORLD_WAR = re.compile(r"\bWW(I{1,3})\b")
 
 # Addresses. Their ends may not be the punctuation of the sentence around them.

@@ -13,7 +13,7 @@ HEAD = "audio_head.weight"
 
 
 class StrettoValleForCausalLM(MultiStreamMixin, GPT2LMHeadModel):
-    """VALL-E's autoregressive model for vLLM, under the architecture name in a checkpoint's config.json."""
+    """VALL-E's autoregressive model for vLLM; selected by `architectures` in config.json."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__(vllm_config=vllm_config, prefix=prefix)

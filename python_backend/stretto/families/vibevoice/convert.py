@@ -1,8 +1,8 @@
 """Conversion of VibeVoice's releases 1.5B and 7B, in the layout of transformers.
 
 https://huggingface.co/vibevoice/VibeVoice-1.5B-hf: `config.json`, `model*.safetensors`, `tokenizer.json`. The acoustic
-decoder is written twice: for the codec, and for the model, which decodes its own frames. Of an untied head, four rows
-stay.
+decoder is written twice: for the codec, and for the model, which decodes its own frames. Only four rows of an untied
+head are kept.
 """
 
 from collections.abc import Callable, Mapping
@@ -40,7 +40,7 @@ GENERATION: Mapping[str, tuple[str, ...]] = {}
 MARKS = {"model.latent_scaling_factor": "VibeVoice"}
 MAX_MODEL_LEN = 8192  # 18 minutes; a table holds the latents of all positions of all requests
 SCALES = ("latent_scaling_factor", "latent_bias_factor")
-HEAD: dict[str, Any] = {  # settings of the diffusion head that have one value here
+HEAD: dict[str, Any] = {  # required settings of the diffusion head
     "hidden_act": "silu",
     "frequency_embedding_size": 256,
     "diffusion_max_period": 10000,
@@ -125,10 +125,10 @@ def scale(tensors: Mapping[str, Tensor], name: str) -> float:
 
 
 class Shape:
-    """Numbers of a release's model, from its config.json.
+    """Hyperparameters of a release's model, from its config.json.
 
     Raises:
-        CheckpointError: If a value is missing, or the model is of a kind that is not served.
+        CheckpointError: If a value is missing, or the model is not supported.
     """
 
     def __init__(self, config: Mapping[str, Any]):
@@ -182,7 +182,7 @@ def plan(shape: Shape) -> Plan:
             add(f"{name}.bias", f"{own}.bias", rows)
 
     def embeddings(stored: Tensor) -> Tensor:
-        return torch.cat([stored, stored.new_zeros(1, width)])  # a row with a latent of a voice has no embedding
+        return torch.cat([stored, stored.new_zeros(1, width)])  # rows with a latent of a voice have no embedding
 
     add(EMBEDDINGS, "model.embed_tokens.weight", shape.num_tokens, width, edit=embeddings)
     if not shape.is_tied:

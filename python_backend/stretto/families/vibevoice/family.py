@@ -3,8 +3,8 @@
     tts     system prompt, voices, script, [begin] ─► x0 x1 … xn [end] [begin] … [end] [end of reply]
 
 A row is an id of the text or a frame: its latent, and the semantic encoder's features of the audio decoded so far. The
-model chooses among frame, begin, end and end of reply by its head. The latent of a frame is generated from the row
-before, and guided by a request that reads only the frames of the stretch, after the mark that begins it.
+model chooses among frame, begin, end and end of reply by its head. The latent of a frame is generated from the previous
+row. The unconditional request for guidance reads only the current stretch: the mark that begins it, and its frames.
 """
 
 from collections.abc import Mapping
@@ -35,10 +35,10 @@ class VibeVoiceVocabulary(Vocabulary):
         end: Id that ends audio.
         frame: Id of a frame.
         end_of_reply: Id that ends the reply.
-        num_numbers: Numbers of an acoustic latent.
-        num_features: Numbers that the semantic encoder makes of a frame's audio.
+        num_numbers: Number of elements in an acoustic latent.
+        num_features: Number of semantic features of a frame's audio.
         max_model_len: Maximum number of rows.
-        is_tied: True if rows of the embedding table are the head.
+        is_tied: True if the head's rows are those of the embedding table.
     """
 
     num_text_ids: int = 151936
@@ -75,7 +75,7 @@ class VibeVoiceVocabulary(Vocabulary):
 
     @property
     def num_words(self) -> int:
-        """Words of a frame: the latent, whether a stretch begins, and the semantic features."""
+        """Number of words of a frame: the latent, a flag for the begin of a stretch, and the semantic features."""
         return self.num_numbers + 1 + self.num_features
 
     @property

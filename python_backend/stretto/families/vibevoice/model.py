@@ -1,4 +1,4 @@
-"""Language model of VibeVoice with its connectors, the diffusion head, and the loop through decoder and encoder.
+"""Language model of VibeVoice with its connectors, the diffusion head, and the feedback through decoder and encoder.
 
     row ─► Qwen2.5 ─► h ─► frame, begin, end or end of reply?
                       └─► head(h, state of the unconditional request) ─► x ─► decoder ─► pcm ─► semantic encoder ─► f
@@ -83,7 +83,7 @@ class LastLayer(nn.Module):
         """Return v [N, D] of x [N, H], for silu of the condition [N, H]."""
         shift, scale = self.linear_1(condition).chunk(2, -1)
         normed = torch.empty_like(x)
-        # vLLM's kernel computes each row by itself; sums of torch may depend on the place in the batch.
+        # vLLM's kernel computes each row independently; sums of torch may depend on the position in the batch.
         torch.ops._C.rms_norm(normed, x.contiguous(), x.new_ones(x.shape[1]), self.eps)
         return self.linear_2(normed * (1 + scale) + shift)
 
@@ -223,7 +223,7 @@ class Feedback(nn.Module):
 
 
 class StrettoVibeVoiceForCausalLM(LatentMixin, Qwen2ForCausalLM):
-    """Architecture named by a checkpoint's config.json."""
+    """VibeVoice for vLLM; selected by `architectures` in config.json."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
@@ -250,14 +250,14 @@ class StrettoVibeVoiceForCausalLM(LatentMixin, Qwen2ForCausalLM):
         return self.head
 
     def latent_feedback(self) -> Feedback:
-        """Return acoustic decoder and semantic encoder."""
+        """Return the acoustic decoder with the semantic encoder."""
         return self.feedback
 
     @torch.inference_mode()
     def state_of_row(self, token_id: int) -> torch.Tensor:
-        """Return the hidden state [H] of a request whose only row is this id.
+        """Return the hidden state [H] after a prompt that consists of this id.
 
-        A row that attends to itself alone gets its own values, so no attention is computed.
+        Attention over a single row returns the row's own values, so it is not computed.
         """
         weight = self.model.embed_tokens.get_parameter("weight")
         x, residual = self.embed_input_ids(torch.tensor([token_id], device=weight.device)), None

@@ -3,8 +3,8 @@
     instruction │ " Voice input:" (" Speaker 0:" [begin] voice … [end]) … │ " Text input:" (" Speaker 0: …") … │
     " Speech output:" [begin]
 
-Layout: https://github.com/microsoft/VibeVoice, vibevoice/processor/vibevoice_processor.py. Each part is tokenized by
-itself. Recordings of the conversation are the voices of the speakers, in order.
+Layout: https://github.com/microsoft/VibeVoice, vibevoice/processor/vibevoice_processor.py. Each part is tokenized
+separately. Recordings of the conversation are the voices of the speakers, in order.
 """
 
 import re
@@ -30,7 +30,7 @@ VOICES, SCRIPT, SPEECH = " Voice input:\n", " Text input:\n", " Speech output:\n
 LINE = re.compile(r"^Speaker\s+(\d{1,3})\s*:\s*(.*)$", re.IGNORECASE)
 MAX_SPEAKERS = 4
 MIN_AUDIO_S = 0.4
-# Longest reply. The authors set no limit; slow speech has some 4 frames per token.
+# Longest reply. The authors set no limit; slow speech has about 4 frames per token.
 FRAMES_PER_TOKEN, SPARE_FRAMES = 12, 60
 
 

@@ -67,7 +67,7 @@ class VitaVocabulary(Vocabulary):
     def bursts(self) -> Bursts | None:
         """MCTP modules with the default schedule first, then the others that their number permits.
 
-        None without modules.
+        None if there are no modules.
         """
         others = [name for name, mode in SCHEDULES.items() if max(mode[1::2]) <= self.num_modules]
         if not self.num_modules:

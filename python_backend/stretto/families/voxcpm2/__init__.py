@@ -1,4 +1,4 @@
-"""VoxCPM2: two stacked language models whose frames are patches of latents, made by a guided diffusion head."""
+"""VoxCPM2: two stacked language models that generate patches of latents with a guided diffusion head."""
 
 from stretto.families.plugin import FamilyPlugin, lazy
 

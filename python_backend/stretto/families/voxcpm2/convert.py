@@ -87,10 +87,10 @@ def convert(release: Release, contents: Contents) -> Converted:
 
 
 class Shape:
-    """Numbers of a release's model, from its config.json.
+    """Hyperparameters of a release's model, from its config.json.
 
     Raises:
-        CheckpointError: If a value is missing, or the model is of a kind that is not served.
+        CheckpointError: If a value is missing, or the model is not supported.
     """
 
     def __init__(self, config: Mapping[str, Any]):
@@ -198,7 +198,7 @@ def plan(shape: Shape, known: VoxCpmVocabulary) -> Plan:
         add(f"{name}.bias", f"{own}.bias", rows)
     special = "feat_encoder.special_token"
     add(special, "patches.special_token", 1, 1, 1, inside, edit=lambda stored: stored.flatten())
-    # Speech ends if the second logit is larger.
+    # Speech ends when the second logit is larger.
     add("stop_head.weight", "end_of_speech.weight", 2, width, edit=lambda stored: stored[1] - stored[0])
     base = LayerNames("base_lm.layers", "model.layers", range(shape.num_layers))
     residual = range(shape.num_layers, shape.num_layers + shape.num_residual)
@@ -227,7 +227,7 @@ class LayerNames:
 
 
 def add_layers(shape: Shape, names: LayerNames, numbers: tuple[int, int, int], add: Callable[..., None]) -> None:
-    """Add the tensors of a stack of layers of a width, an inner width and a number of heads."""
+    """Add the tensors of a stack of layers; `numbers` are its width, inner width and number of heads."""
     width, inner, heads = numbers
     queried, held = heads * shape.head_dim, shape.kv_heads * shape.head_dim
     scale = shape.branch_scale(len(names.numbers))

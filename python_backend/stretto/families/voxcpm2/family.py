@@ -2,8 +2,9 @@
 
     tts     [103] reference … [104] │ transcript, text │ [101] │ prompt audio … ─► p0 p1 p2 … pe [end]
 
-A row is an id of the text or a patch. The reference gives the voice only; a transcript with its audio is continued. The
-patch of a row is made from the row before: its hidden states in both language models, and its own patch.
+A row is an id of the text or a patch. A reference determines only the voice; a transcript with its audio is continued
+by the reply. A row's patch is generated from the previous row: its hidden states in both language models, and its
+patch.
 """
 
 from collections.abc import Mapping
@@ -33,7 +34,7 @@ class VoxCpmVocabulary(Vocabulary):
     Attributes:
         num_text_ids: Number of ids of the tokenizer.
         num_latents: Number of latents in a patch.
-        num_numbers: Numbers of a latent.
+        num_numbers: Number of elements in a latent.
         max_model_len: Maximum number of rows.
     """
 
@@ -65,7 +66,7 @@ class VoxCpmVocabulary(Vocabulary):
 
     @property
     def num_words(self) -> int:
-        """Words of a patch."""
+        """Number of words in a patch."""
         return self.num_latents * self.num_numbers
 
     @property

@@ -30,7 +30,7 @@ STACKED = {
     "up_proj": ("gate_up_proj", 1),
 }
 TIME_SCALE, LONGEST_WAVE = 1000.0, 10000.0  # of the embedding of times
-UNCHANGED_PART = 0.04  # part of the times at which the solver leaves the noise unchanged
+UNCHANGED_PART = 0.04  # share of the steps in which the solver leaves the noise unchanged
 EPS = 1e-8  # of the projection on the unconditional velocity
 
 
@@ -110,7 +110,7 @@ class LocalTransformer(nn.Module):
         self.norm = RMSNorm(size["width"], eps=config.rms_norm_eps)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return outputs [N, n, C] of tokens [N, n, C], which see the tokens of their own row."""
+        """Return outputs [N, n, C] of tokens [N, n, C], which attend to the tokens of their own row."""
         num_rows, length, width = tokens.shape
         positions = torch.arange(length, device=tokens.device).repeat(num_rows)
         x, residual = tokens.reshape(-1, width), None
@@ -121,7 +121,7 @@ class LocalTransformer(nn.Module):
 
 
 class PatchEncoder(nn.Module):
-    """Embedding of a patch as a row of the language model: its latents behind a special token, whose output counts."""
+    """Encoder of a patch to an embedding of the language model: the output at a special token before the latents."""
 
     def __init__(self, config: Any, num_numbers: int, rotation: nn.Module):
         super().__init__()
@@ -168,9 +168,9 @@ class Schedule(NamedTuple):
 
 
 class DiffusionHead(nn.Module):
-    """Diffusion head: from noise to a patch, given both hidden states and the patch before, with guidance.
+    """Diffusion head: from noise to a patch, given both hidden states and the previous patch, with guidance.
 
-    The unconditional velocity is that without hidden states. It is scaled by its projection on the conditional one
+    The unconditional velocity is computed without hidden states. It is scaled by its projection on the conditional one
     before both are merged (CFG-Zero*).
     """
 
@@ -215,7 +215,7 @@ class DiffusionHead(nn.Module):
         return x
 
     def _merged(self, velocity: torch.Tensor, plain: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        # In float64, so that the order of additions does not show.
+        # In float64, so that the order of additions does not affect the result.
         product, square = ((each.double() * plain).sum(1, keepdim=True) for each in (velocity, plain))
         plain = plain * (product.float() / (square.float() + EPS))
         return plain + scale * (velocity - plain)
@@ -251,7 +251,7 @@ class DiffusionHead(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """Rounding of a patch's hidden state to a grid, in few dimensions."""
+    """Projection of a patch's hidden state to few dimensions, where it is rounded to a grid."""
 
     def __init__(self, config: Any):
         super().__init__()
@@ -260,13 +260,14 @@ class Bottleneck(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the output of the bottleneck, hidden states [N, H]."""
-        # In float64: torch's float32 tanh has other bits at the end of a batch, which rounding could turn into a step.
+        # In float64: torch's float32 tanh has other bits at the end of a batch, which could change the result of
+        # rounding.
         narrow = torch.tanh(self.enter(hidden).double()).float()
         return self.leave(torch.round(narrow * self.scale) / self.scale)
 
 
 class VoxCpmTransformer(nn.Module):
-    """Base model and residual model with what lies between them, and the projections of their hidden states."""
+    """Base model, bottleneck, fusion and residual model, and the projections of the hidden states."""
 
     def __init__(self, vllm_config: VllmConfig, prefix: str, rotation: nn.Module):
         super().__init__()
@@ -349,7 +350,7 @@ class VoxCpmForCausalLM(nn.Module):
 
 
 class StrettoVoxCpmForCausalLM(LatentMixin, VoxCpmForCausalLM):
-    """Architecture named by a checkpoint's config.json."""
+    """VoxCPM2 for vLLM; selected by `architectures` in config.json."""
 
     end_has_bias = False
 
@@ -372,6 +373,6 @@ class StrettoVoxCpmForCausalLM(LatentMixin, VoxCpmForCausalLM):
         return self.head
 
     def end_weight(self) -> torch.Tensor:
-        """Return the weight of the logit for speech ending, which is 0 for the states of the diffusion head."""
+        """Return the weight of the end-of-speech logit, which is 0 for the states of the diffusion head."""
         weight = self.end_of_speech.weight.data
         return torch.cat([weight.new_zeros(2 * self.head.width), weight])
