@@ -142,7 +142,8 @@ def random_weights(module: nn.Module, rng: np.random.Generator) -> dict[str, Ten
             is_scale = name.endswith((".weight", ".alpha"))
             drawn[name] = 1 + 0.1 * values if is_scale else 0.1 * values
         else:
-            is_transposed = name.startswith("ups.")
+            layer = module.get_submodule(name.rpartition(".")[0])
+            is_transposed = name.startswith("ups.") and isinstance(layer, nn.ConvTranspose1d)
             inputs = 2 * tensor.shape[0] if is_transposed else tensor[0].numel()
             drawn[name] = values / math.sqrt(inputs)
     drawn |= {name: 0.05 * values for name, values in drawn.items() if name == "conv_post.weight"}

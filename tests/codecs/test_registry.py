@@ -5,6 +5,7 @@ import pytest
 
 from benchmarks.checkpoints import random_chatterbox
 from benchmarks.checkpoints.random_codecs import MODELS, codec_of, write_checkpoint
+from benchmarks.checkpoints.random_cosyvoice3 import write_codec as write_cosyvoice3
 from benchmarks.checkpoints.random_espnet import CODEBOOKS, publish, published_tensors
 from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
 from benchmarks.checkpoints.random_pocket import NUM_WORDS
@@ -29,7 +30,7 @@ NAMES = [each.name for each in installed(CODECS) if each.distribution == OWN]
 
 
 def test_an_unknown_codec_is_answered_with_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(KeyError, match=r"unknown codec 'flac'; installed: audiovae, dac, .*, tiny"):
+    with pytest.raises(KeyError, match=r"unknown codec 'flac'; installed: audiovae, cosyvoice3, dac, .*, tiny"):
         load_codec("flac", tmp_path)
     with pytest.raises(KeyError, match="unknown codec 'flac'"):
         load_exported("flac", tmp_path)
@@ -66,6 +67,8 @@ def write(name: str, folder: Path) -> Path:
         write_qwen3_codec(folder)
     elif name == "qwen3_omni":
         write_code2wav(folder)
+    elif name == "cosyvoice3":
+        write_cosyvoice3(folder)
     elif name == "s3gen":
         return random_chatterbox.convert(folder)
     elif name in ("encodec", "mimi"):

@@ -33,8 +33,8 @@ class Stateful:
 class Blocks:
     """Streaming mode of a codec that decodes whole blocks of frames, each given the previous ones.
 
-    Block borders are fixed, so every chunking gives the same samples. These are not exact: they differ from those of
-    one decode of the whole utterance.
+    Block borders are fixed, so every chunking gives the same samples. These differ from those of one decode of the
+    whole utterance, unless the codec itself limits the dependence of its frames to blocks.
 
     Attributes:
         sizes: Numbers of frames per block, the last size repeated.
@@ -111,8 +111,8 @@ class CodecSpec:
         tail_samples: Number of samples by which the last frame is shorter than the others (odd strides). Such a codec
             looks ahead, so a window without right context is the end of the utterance.
         input_rate: Sample rate of the audio to encode in Hz, if it differs from `sample_rate`.
-        num_voices: Number of voices, if codes alone do not define the voice. The state of an utterance, [B, 1], is then
-            the index of its voice.
+        num_voices: Number of voices, if codes alone do not define the voice. The first number of an utterance's state
+            is then the index of its voice.
         are_latents: True if frames are latents: codes are then words, the bits of float32 numbers, one per number of a
             latent, and `codebook_size` is 0.
     """
@@ -280,7 +280,7 @@ class Codec(Protocol):
 class RecordedVoices(Protocol):
     """Codec that supports voices of recordings, in addition to its own.
 
-    The state of an utterance, [B, 1], is the number of its voice. Only the decoder's thread calls these methods.
+    The first number of an utterance's state is the number of its voice. Only the decoder's thread calls these methods.
     """
 
     def add_voice(self, tokens: np.ndarray, mel: np.ndarray, x_vector: np.ndarray) -> int:

@@ -36,6 +36,7 @@ from stretto.codecs.base import Blocks, CodecSpec, Window
 from stretto.codecs.cosyvoice.flow import (
     EncoderLayer,
     EncoderShape,
+    Estimator,
     EstimatorShape,
     Matching,
     SourceShape,
@@ -325,7 +326,7 @@ class Flow(nn.Module):
         self.encoder = BlockConformer(config.token_width, config.encoder)
         self.encoder_proj = nn.Linear(config.encoder.width, config.mels)
         self.length_regulator = LengthRegulator(config.mels, config.regulator)
-        self.decoder = Matching(config.mels, config.estimator, config.guidance)
+        self.decoder = Matching(Estimator(config.mels, config.estimator), 4 * config.mels, config.guidance)
 
     def goal(self, tokens: Tensor, frames: int) -> Tensor:
         """Return the condition μ [B, M, frames] for tokens [B, T]."""

@@ -22,7 +22,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,7 @@ from stretto.codecs.base import CodecSpec, Whole, Window
 from stretto.codecs.cosyvoice.flow import (
     EncoderLayer,
     EncoderShape,
+    Estimator,
     EstimatorShape,
     Matching,
     SourceShape,
@@ -75,8 +76,8 @@ class S3GenConfig:
     @classmethod
     def from_shapes(cls, shapes: Shapes) -> "S3GenConfig":
         """Infer the sizes from the tensors' shapes by name; raise CheckpointError if a tensor is missing."""
-        codebook_size, _ = _shape(shapes, "flow.input_embedding.weight", 2)
-        mels, speaker = _shape(shapes, "flow.spk_embed_affine_layer.weight", 2)
+        codebook_size, _ = shape_of(shapes, "flow.input_embedding.weight", 2)
+        mels, speaker = shape_of(shapes, "flow.spk_embed_affine_layer.weight", 2)
         voices = range(count(shapes, "voices"))
         return cls(
             codebook_size=codebook_size,
@@ -86,23 +87,23 @@ class S3GenConfig:
             up_layers=count(shapes, "flow.encoder.up_encoders"),
             estimator=_estimator(shapes),
             vocoder=vocoder_shape(
-                channels=_shape(shapes, "mel2wav.conv_pre.bias", 1)[0],
-                pitch_channels=_shape(shapes, "mel2wav.f0_predictor.classifier.weight", 2)[1],
+                channels=shape_of(shapes, "mel2wav.conv_pre.bias", 1)[0],
+                pitch_channels=shape_of(shapes, "mel2wav.f0_predictor.classifier.weight", 2)[1],
             ),
-            voices=tuple(_shape(shapes, f"voices.{voice}.tokens", 1)[0] for voice in voices),
+            voices=tuple(shape_of(shapes, f"voices.{voice}.tokens", 1)[0] for voice in voices),
         )
 
 
 def _encoder(shapes: Shapes) -> EncoderShape:
     first = "flow.encoder.encoders.0"
-    heads, _ = _shape(shapes, f"{first}.self_attn.pos_bias_u", 2)
-    inner, width = _shape(shapes, f"{first}.feed_forward.w_1.weight", 2)
+    heads, _ = shape_of(shapes, f"{first}.self_attn.pos_bias_u", 2)
+    inner, width = shape_of(shapes, f"{first}.feed_forward.w_1.weight", 2)
     return EncoderShape(width, heads, inner, count(shapes, "flow.encoder.encoders"), epsilon=EPSILON)
 
 
 def _estimator(shapes: Shapes) -> EstimatorShape:
     root = "flow.decoder.estimator"
-    inner, width = _shape(shapes, f"{root}.down_blocks.0.1.0.attn1.to_q.weight", 2)
+    inner, width = shape_of(shapes, f"{root}.down_blocks.0.1.0.attn1.to_q.weight", 2)
     return EstimatorShape(
         channels=(width,),
         head_width=HEAD_WIDTH,
@@ -113,7 +114,7 @@ def _estimator(shapes: Shapes) -> EstimatorShape:
     )
 
 
-def vocoder_shape(channels: int, pitch_channels: int) -> VocoderShape:
+def vocoder_shape(channels: int, pitch_channels: int, is_causal: bool = False) -> VocoderShape:
     """Return HiFT's sizes, given the numbers of channels of the vocoder and of its pitch predictor."""
     return VocoderShape(
         channels=channels,
@@ -127,6 +128,7 @@ def vocoder_shape(channels: int, pitch_channels: int) -> VocoderShape:
         slope=SLOPE,
         limit=LIMIT,
         source=SourceShape(HARMONICS, AMPLITUDE, SIGMA, THRESHOLD_HZ, pitch_channels),
+        is_causal=is_causal,
     )
 
 
@@ -136,7 +138,8 @@ def count(names: Iterable[str], prefix: str) -> int:
     return len({found[1] for name in names if (found := pattern.match(name))})
 
 
-def _shape(shapes: Shapes, name: str, rank: int) -> tuple[int, ...]:
+def shape_of(shapes: Shapes, name: str, rank: int) -> tuple[int, ...]:
+    """Return the shape of a tensor; raise CheckpointError if it is missing, or has other than `rank` dimensions."""
     shape = shapes.get(name)
     if shape is None or len(shape) != rank:
         got = "none" if shape is None else list(shape)
@@ -150,10 +153,10 @@ AHEAD = 3  # tokens
 class LookAhead(nn.Module):
     """Convolution over a token and those after it, then a causal convolution, with a residual connection."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, inner: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv1d(width, width, AHEAD + 1)
-        self.conv2 = nn.Conv1d(width, width, 3)
+        self.conv1 = nn.Conv1d(width, inner, AHEAD + 1)
+        self.conv2 = nn.Conv1d(inner, width, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the output for x [B, T, H]."""
@@ -181,7 +184,7 @@ class UpsampleConformer(nn.Module):
         super().__init__()
         shape, width = config.encoder, config.encoder.width
         self.embed = TokenInput(width, width)
-        self.pre_lookahead_layer = LookAhead(width)
+        self.pre_lookahead_layer = LookAhead(width, width)
         self.encoders = nn.ModuleList(EncoderLayer(shape) for _ in range(shape.layers))
         self.up_layer = Doubling(width)
         self.up_embed = TokenInput(width, width)
@@ -209,7 +212,7 @@ class Flow(nn.Module):
         self.spk_embed_affine_layer = nn.Linear(config.speaker, config.mels)
         self.encoder = UpsampleConformer(config)
         self.encoder_proj = nn.Linear(config.encoder.width, config.mels)
-        self.decoder = Matching(config.mels, config.estimator, GUIDANCE)
+        self.decoder = Matching(Estimator(config.mels, config.estimator), 4 * config.mels, GUIDANCE)
 
     def goal(self, tokens: Tensor) -> Tensor:
         """Return the condition μ [B, M, 2 T] for tokens [B, T]."""
@@ -242,11 +245,69 @@ class Voice(nn.Module):
     mel: Tensor
     speaker: Tensor
 
-    def __init__(self, config: S3GenConfig, num_tokens: int) -> None:
+    def __init__(self, num_tokens: int, num_mels: int, speaker: int) -> None:
         super().__init__()
         self.register_buffer("tokens", torch.zeros(num_tokens, dtype=torch.int64))
-        self.register_buffer("mel", torch.zeros(config.mels, FRAMES_PER_TOKEN * num_tokens))
-        self.register_buffer("speaker", torch.zeros(config.speaker))
+        self.register_buffer("mel", torch.zeros(num_mels, FRAMES_PER_TOKEN * num_tokens))
+        self.register_buffer("speaker", torch.zeros(speaker))
+
+
+@dataclass(slots=True)
+class VoiceTable:
+    """Voices of recordings by number.
+
+    Attributes:
+        first: Smallest number.
+        num_codes: Number of different codes.
+        num_mels: Number of mel bins.
+        speaker: Width of an x-vector.
+        most: Maximum number of tokens of a voice.
+        step: The number of tokens is a multiple of it.
+        voices: The voices.
+    """
+
+    first: int
+    num_codes: int
+    num_mels: int
+    speaker: int
+    most: int
+    step: int = 1
+    voices: dict[int, Voice] = field(default_factory=dict)
+
+    def add(self, tokens: np.ndarray, mel: np.ndarray, x_vector: np.ndarray, device: torch.device) -> int:
+        """Add the voice of a recording, and return its number.
+
+        Args:
+            tokens: Tokens of the recording, int32 [n].
+            mel: Its mel spectrogram, float32 [2 n, M].
+            x_vector: x-vector of the speaker, float32 [E].
+            device: Device of the codec.
+
+        Raises:
+            InvalidRequest: If sizes or values do not match the codec.
+        """
+        size, within = len(tokens), range(self.step, self.most + 1, self.step)
+        if size not in within:
+            sizes = f"1 to {self.most}" if self.step == 1 else f"{self.step}, {2 * self.step}, … {within[-1]}"
+            raise InvalidRequest("chunk.sound.tokens", f"{sizes} codes", f"{size} codes")
+        if not 0 <= tokens.min() <= tokens.max() < self.num_codes:
+            got = f"[{tokens.min()}, {tokens.max()}]"
+            raise InvalidRequest("chunk.sound.tokens", f"codes in [0, {self.num_codes})", got)
+        for name, values, shape in (
+            ("mel", mel, (FRAMES_PER_TOKEN * size, self.num_mels)),
+            ("x_vector", x_vector, (self.speaker,)),
+        ):
+            if values.shape != shape:
+                raise InvalidRequest(f"chunk.sound.{name}", f"shape {list(shape)}", list(values.shape))
+            if not np.isfinite(values).all():
+                raise InvalidRequest(f"chunk.sound.{name}", "finite numbers", "NaN or infinity")
+        voice = Voice(size, self.num_mels, self.speaker)
+        voice.tokens.copy_(torch.from_numpy(tokens.astype(np.int64)))
+        voice.mel.copy_(torch.from_numpy(mel.T.copy()))
+        voice.speaker.copy_(torch.from_numpy(x_vector.copy()))
+        number = next(each for each in itertools.count(self.first) if each not in self.voices)
+        self.voices[number] = voice.to(device)
+        return number
 
 
 class S3GenCodec(nn.Module):
@@ -266,8 +327,10 @@ class S3GenCodec(nn.Module):
         super().__init__()
         self.config, shape = config, config.vocoder
         self.flow, self.mel2wav = Flow(config), Vocoder(config.mels, shape)
-        self.voices = nn.ModuleList(Voice(config, num_tokens) for num_tokens in config.voices)
-        self._recorded: dict[int, Voice] = {}
+        self.voices = nn.ModuleList(Voice(size, config.mels, config.speaker) for size in config.voices)
+        self._recorded = VoiceTable(
+            len(config.voices), config.codebook_size, config.mels, config.speaker, most=MOST_HEARD
+        )
         self.spec = CodecSpec(
             name="s3gen",
             sample_rate=shape.sample_rate,
@@ -305,34 +368,14 @@ class S3GenCodec(nn.Module):
         Raises:
             InvalidRequest: If sizes or values do not match the codec.
         """
-        config, size = self.config, len(tokens)
-        if not 0 < size <= MOST_HEARD:
-            raise InvalidRequest("chunk.sound.tokens", f"1 to {MOST_HEARD} codes", f"{size} codes")
-        if not 0 <= tokens.min() <= tokens.max() < config.codebook_size:
-            got = f"[{tokens.min()}, {tokens.max()}]"
-            raise InvalidRequest("chunk.sound.tokens", f"codes in [0, {config.codebook_size})", got)
-        for name, values, shape in (
-            ("mel", mel, (FRAMES_PER_TOKEN * size, config.mels)),
-            ("x_vector", x_vector, (config.speaker,)),
-        ):
-            if values.shape != shape:
-                raise InvalidRequest(f"chunk.sound.{name}", f"shape {list(shape)}", list(values.shape))
-            if not np.isfinite(values).all():
-                raise InvalidRequest(f"chunk.sound.{name}", "finite numbers", "NaN or infinity")
-        voice = Voice(config, size)
-        voice.tokens.copy_(torch.from_numpy(tokens.astype(np.int64)))
-        voice.mel.copy_(torch.from_numpy(mel.T.copy()))
-        voice.speaker.copy_(torch.from_numpy(x_vector.copy()))
-        number = next(each for each in itertools.count(len(self.voices)) if each not in self._recorded)
-        self._recorded[number] = voice.to(self.noise.device)
-        return number
+        return self._recorded.add(tokens, mel, x_vector, self.noise.device)
 
     def remove_voice(self, number: int) -> None:
         """Remove a voice that was added."""
-        del self._recorded[number]
+        del self._recorded.voices[number]
 
     def _voice(self, number: int) -> nn.Module:
-        return self.voices[number] if number < len(self.voices) else self._recorded[number]
+        return self.voices[number] if number < len(self.voices) else self._recorded.voices[number]
 
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:

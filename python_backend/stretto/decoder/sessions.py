@@ -250,13 +250,13 @@ class Sessions:
             if chunk.voice:
                 raise InvalidRequest("chunk.voice", "0 with a recorded voice", chunk.voice)
             number, session.sound = self._sounds.acquire(chunk.sound)
-            session.state.fill_(number)
+            session.state[:, 0] = number
             return
         most = max(0, self._codec.spec.num_voices - 1)
         if chunk.voice > most:
             raise InvalidRequest("chunk.voice", f"a number in [0, {most}]", chunk.voice)
         if chunk.voice:
-            session.state.fill_(chunk.voice)
+            session.state[:, 0] = chunk.voice
 
     def next_window(self, session: Session, chunk: Chunk, codes: np.ndarray | None) -> tuple[Work | None, bool]:
         """Return a chunk's next window, or passage to fill in, and True if it is the chunk's last.

@@ -74,6 +74,10 @@ class VocoderShape:
     """Sizes of HiFT: transposed convolutions by `rates`, residual blocks (kernel, dilations), and a Fourier transform.
 
     The transform has `fourier` samples per window and a hop of `hop` samples.
+
+    Attributes:
+        is_causal: True for the vocoder of CosyVoice 3: convolutions are padded on the left, except for the first ones
+            of vocoder and pitch predictor, and samples are repeated instead of transposed convolutions.
     """
 
     channels: int
@@ -87,6 +91,7 @@ class VocoderShape:
     slope: float
     limit: float
     source: SourceShape
+    is_causal: bool = False
 
     @property
     def samples_per_mel(self) -> int:
@@ -137,7 +142,7 @@ class CausalConv(nn.Conv1d):
     """Convolution padded on the left only."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(F.pad(x, (self.kernel_size[0] - 1, 0)))
+        return super().forward(F.pad(x, (self.dilation[0] * (self.kernel_size[0] - 1), 0)))
 
 
 def convolution(channels: int, out_channels: int, shape: EstimatorShape) -> nn.Conv1d:
@@ -336,15 +341,23 @@ class Matching(nn.Module):
 
     waves: Tensor
 
-    def __init__(self, mels: int, shape: EstimatorShape, guidance: float) -> None:
+    def __init__(self, estimator: nn.Module, num_waves: int, guidance: float) -> None:
+        """Create the solver.
+
+        Args:
+            estimator: Network that returns the flow [2 B, M, T] for the stacked state and conditions [2 B, 4 M, T] and
+                a row of `waves_of_time`.
+            num_waves: Width of `waves_of_time`.
+            guidance: Guidance strength.
+        """
         super().__init__()
-        self.estimator = Estimator(mels, shape)
+        self.estimator = estimator
         self.guidance = guidance
         # on the CPU, so that it also works if the model is created on the meta device
         even = torch.linspace(0, 1, STEPS + 1, dtype=torch.float64, device="cpu")
         times = 1 - torch.cos(even * 0.5 * math.pi)
         self.strides = times.diff().tolist()
-        self.register_buffer("waves", waves_of_time(times[:-1], 4 * mels), persistent=False)
+        self.register_buffer("waves", waves_of_time(times[:-1], num_waves), persistent=False)
 
     def forward(self, noise: Tensor, goal: Tensor, speaker: Tensor, prompt: Tensor) -> Tensor:
         """Return the mel spectrogram, [B, M, T].

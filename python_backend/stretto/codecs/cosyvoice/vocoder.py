@@ -3,7 +3,6 @@
 Modules and tensors are named as in published checkpoints (`cosyvoice/hifigan/generator.py`, Apache-2.0).
 """
 
-import itertools
 import math
 
 import torch
@@ -11,9 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stretto.codecs import convolution
-from stretto.codecs.cosyvoice.flow import SourceShape, VocoderShape
+from stretto.codecs.cosyvoice.flow import CausalConv, SourceShape, VocoderShape
 
 LOUDEST = 100.0  # largest magnitude of a frequency bin
+PITCH_LAYERS, PITCH_KERNEL = 5, 3
+MEL_KERNEL, POST_KERNEL = 7, 7  # kernels of the first and last convolution
+PITCH_AHEAD, MEL_AHEAD = 3, 4  # frames after a frame that the first convolutions of the causal vocoder read
 
 
 class Snake(convolution.Snake):
@@ -28,15 +30,45 @@ class Snake(convolution.Snake):
         return self.alpha, 1 / (self.alpha + 1e-9)
 
 
+class AheadConv(nn.Conv1d):
+    """Convolution padded on the right only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.pad(x, (0, self.kernel_size[0] - 1)))
+
+
+class RepeatConv(nn.Conv1d):
+    """Repetition of each frame `rate` times, followed by a causal convolution."""
+
+    def __init__(self, channels: int, out_channels: int, kernel: int, rate: int) -> None:
+        super().__init__(channels, out_channels, kernel)
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.pad(x.repeat_interleave(self.rate, 2), (self.kernel_size[0] - 1, 0)))
+
+
+class StridedConv(nn.Conv1d):
+    """Convolution with a stride, padded on the left by one less than the stride."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.pad(x, (self.stride[0] - 1, 0)))
+
+
+def same_length(channels: int, out_channels: int, kernel: int, is_causal: bool, dilation: int = 1) -> nn.Conv1d:
+    """Return a convolution that preserves the number of frames, for odd kernel sizes."""
+    if is_causal:
+        return CausalConv(channels, out_channels, kernel, dilation=dilation)
+    return nn.Conv1d(channels, out_channels, kernel, dilation=dilation, padding=dilation * (kernel - 1) // 2)
+
+
 class ResidualBlock(nn.Module):
     """Two convolutions per dilation, each preceded by Snake, with a residual connection."""
 
-    def __init__(self, channels: int, kernel: int, dilations: tuple[int, ...]) -> None:
+    def __init__(self, channels: int, kernel: int, dilations: tuple[int, ...], is_causal: bool = False) -> None:
         super().__init__()
-        self.convs1 = nn.ModuleList(
-            nn.Conv1d(channels, channels, kernel, dilation=each, padding=each * (kernel - 1) // 2) for each in dilations
-        )
-        self.convs2 = nn.ModuleList(nn.Conv1d(channels, channels, kernel, padding=kernel // 2) for _ in dilations)
+        self.convs1 = nn.ModuleList(same_length(channels, channels, kernel, is_causal, each) for each in dilations)
+        self.convs2 = nn.ModuleList(same_length(channels, channels, kernel, is_causal) for _ in dilations)
         self.activations1 = nn.ModuleList(Snake(channels) for _ in dilations)
         self.activations2 = nn.ModuleList(Snake(channels) for _ in dilations)
 
@@ -48,14 +80,17 @@ class ResidualBlock(nn.Module):
 
 
 class PitchPredictor(nn.Module):
-    """Predictor of the pitch in Hz: mel [B, M, T] -> [B, T]."""
+    """Predictor of the pitch in Hz: mel [B, M, T] -> [B, T]. The causal one looks `PITCH_AHEAD` frames ahead."""
 
-    def __init__(self, mels: int, channels: int) -> None:
+    def __init__(self, mels: int, channels: int, is_causal: bool = False) -> None:
         super().__init__()
-        widths = [mels, *[channels] * 5]
         layers: list[nn.Module] = []
-        for width, next_width in itertools.pairwise(widths):
-            layers += [nn.Conv1d(width, next_width, 3, padding=1), nn.ELU()]
+        for place in range(PITCH_LAYERS):
+            if is_causal and place == 0:
+                layers.append(AheadConv(mels, channels, PITCH_AHEAD + 1))
+            else:
+                layers.append(same_length(channels if place else mels, channels, PITCH_KERNEL, is_causal))
+            layers.append(nn.ELU())
         self.condnet = nn.Sequential(*layers)
         self.classifier = nn.Linear(channels, 1)
 
@@ -82,12 +117,40 @@ class Source(nn.Module):
             phases: Initial phase of each sine, [harmonics + 1, 1].
             noise: Noise of unit variance, [harmonics + 1, n].
         """
-        shape, pitch = self.shape, pitch[:, None]
-        cycles = (pitch * self.multiples / self.sample_rate).cumsum(2) % 1
-        is_voiced = (pitch > shape.threshold).to(pitch.dtype)
-        sines = shape.amplitude * (2 * math.pi * cycles + phases).sin() * is_voiced
+        cycles = (pitch[:, None] * self.multiples / self.sample_rate).cumsum(2) % 1
+        return self.mixed((2 * math.pi * cycles + phases).sin(), pitch, noise)
+
+    def held(self, pitch: Tensor, cycles: Tensor, samples_per_mel: int, noise: Tensor) -> Tensor:
+        """Return the excitation of the causal vocoder, [B, 1, n], whose sines are constant within a frame.
+
+        Args:
+            pitch: Pitch of each frame in Hz, [B, T].
+            cycles: Phase of the fundamental in each frame, in cycles, [B, T], see `cycles`.
+            samples_per_mel: Number of samples per frame.
+            noise: Noise in [0, 1), [harmonics + 1, n].
+        """
+        phases = (cycles[:, None] * self.multiples) % 1
+        values = torch.cat([(2 * math.pi * phases).sin().to(noise.dtype), pitch[:, None].to(noise.dtype)], 1)
+        values = values.repeat_interleave(samples_per_mel, 2)
+        return self.mixed(values[:, :-1], values[:, -1], noise)
+
+    def cycles(self, pitch: Tensor, before: Tensor, samples_per_mel: int) -> Tensor:
+        """Return the phase of the fundamental in each frame of the causal vocoder, in cycles, float64 [B, T].
+
+        Args:
+            pitch: Pitch of each frame in Hz, float64 [B, T].
+            before: Phase in the frame before these, float64 [B].
+            samples_per_mel: Number of samples per frame.
+        """
+        return (before[:, None] + (pitch * (samples_per_mel / self.sample_rate)).cumsum(1)) % 1
+
+    def mixed(self, sines: Tensor, pitch: Tensor, noise: Tensor) -> Tensor:
+        """Return the excitation [B, 1, n] of sines [B, harmonics + 1, n], pitch [B, n] and noise."""
+        shape = self.shape
+        is_voiced = (pitch[:, None] > shape.threshold).to(sines.dtype)
         level = is_voiced * shape.sigma + (1 - is_voiced) * shape.amplitude / 3
-        return self.l_linear((sines + level * noise).transpose(1, 2)).tanh().transpose(1, 2)
+        mixed = shape.amplitude * sines * is_voiced + level * noise
+        return self.l_linear(mixed.transpose(1, 2)).tanh().transpose(1, 2)
 
 
 class Fourier(nn.Module):
@@ -134,28 +197,39 @@ class Vocoder(nn.Module):
 
     def __init__(self, mels: int, shape: VocoderShape) -> None:
         super().__init__()
-        self.shape, bins = shape, shape.fourier + 2
-        self.f0_predictor = PitchPredictor(mels, shape.source.pitch_channels)
+        self.shape, bins, is_causal = shape, shape.fourier + 2, shape.is_causal
+        self.f0_predictor = PitchPredictor(mels, shape.source.pitch_channels, is_causal)
         self.m_source = Source(shape.source, shape.sample_rate)
         self.fourier = Fourier(shape.fourier, shape.hop)
-        self.conv_pre = nn.Conv1d(mels, shape.channels, 7, padding=3)
+        self.conv_pre: nn.Conv1d = (
+            AheadConv(mels, shape.channels, MEL_AHEAD + 1)
+            if is_causal
+            else same_length(mels, shape.channels, MEL_KERNEL, is_causal=False)
+        )
         widths = [shape.channels >> place for place in range(len(shape.rates) + 1)]
         self.ups = nn.ModuleList(
-            nn.ConvTranspose1d(widths[place], widths[place + 1], kernel, rate, padding=(kernel - rate) // 2)
+            RepeatConv(widths[place], widths[place + 1], kernel, rate)
+            if is_causal
+            else nn.ConvTranspose1d(widths[place], widths[place + 1], kernel, rate, padding=(kernel - rate) // 2)
             for place, (rate, kernel) in enumerate(zip(shape.rates, shape.kernels, strict=True))
         )
         steps = [math.prod(shape.rates[place + 1 :]) for place in range(len(shape.rates))]
         self.source_downs = nn.ModuleList(
-            nn.Conv1d(bins, width, 1) if step == 1 else nn.Conv1d(bins, width, 2 * step, step, padding=step // 2)
+            nn.Conv1d(bins, width, 1)
+            if step == 1
+            else StridedConv(bins, width, 2 * step, step)
+            if is_causal
+            else nn.Conv1d(bins, width, 2 * step, step, padding=step // 2)
             for step, width in zip(steps, widths[1:], strict=True)
         )
         self.source_resblocks = nn.ModuleList(
-            ResidualBlock(width, *residual) for width, residual in zip(widths[1:], shape.source_residuals, strict=True)
+            ResidualBlock(width, *residual, is_causal)
+            for width, residual in zip(widths[1:], shape.source_residuals, strict=True)
         )
         self.resblocks = nn.ModuleList(
-            ResidualBlock(width, *residual) for width in widths[1:] for residual in shape.residuals
+            ResidualBlock(width, *residual, is_causal) for width in widths[1:] for residual in shape.residuals
         )
-        self.conv_post = nn.Conv1d(widths[-1], bins, 7, padding=3)
+        self.conv_post = same_length(widths[-1], bins, POST_KERNEL, is_causal)
 
     def source(self, mel: Tensor, phases: Tensor, noise: Tensor) -> Tensor:
         """Return the excitation [B, 1, n] for mel [B, M, T]; the pitch is constant within a frame."""

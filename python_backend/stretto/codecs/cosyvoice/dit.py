@@ -1,0 +1,189 @@
+"""Diffusion transformer that estimates the flow of CosyVoice 3, with attention limited to chunks of frames.
+
+    frame      0 … 49 │ 50 … 99 │ 100 … 149 │ …
+    attends to 0 … 49 │ 0 … 99  │ 0 … 149   │ …
+
+Convolutions are causal. A frame's result therefore depends only on frames up to the end of its chunk. Rotary positions
+reach the first head only, as in the authors' code, which rotates queries and keys before it splits them into heads.
+Modules and tensors are named as in published checkpoints (`cosyvoice/flow/DiT`, Apache-2.0, of
+https://github.com/FunAudioLLM/CosyVoice), which follow F5-TTS (arXiv 2410.06885).
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stretto.codecs.cosyvoice.flow import CausalConv
+
+NUM_WAVES, KERNEL, GROUPS, THETA, EPSILON = 256, 31, 16, 10_000.0, 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class DitShape:
+    """Sizes of the transformer.
+
+    Attributes:
+        inner: Width of the feed-forward layers.
+        chunk: Number of frames in a chunk.
+    """
+
+    width: int
+    layers: int
+    heads: int
+    head_width: int
+    inner: int
+    chunk: int
+
+
+def chunk_mask(frames: int, chunk: int, device: torch.device) -> Tensor:
+    """Return True where a frame attends to another one, bool [frames, frames]."""
+    place = torch.arange(frames, device=device)
+    return place < (place[:, None] // chunk + 1) * chunk
+
+
+class _TimeInput(nn.Module):
+    """Time embedding: sinusoids through two linear layers with SiLU."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.time_mlp = nn.Sequential(nn.Linear(NUM_WAVES, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, waves: Tensor) -> Tensor:
+        return self.time_mlp(waves)
+
+
+class _PositionConv(nn.Module):
+    """Two causal convolutions over groups of channels, each followed by Mish."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = (
+            nn.Sequential(CausalConv(width, width, KERNEL, groups=GROUPS), nn.Mish()) for _ in range(2)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv2(self.conv1(x.transpose(1, 2))).transpose(1, 2)
+
+
+class _Input(nn.Module):
+    """Projection of state and conditions, with a residual convolution for positions."""
+
+    def __init__(self, mels: int, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(4 * mels, width)
+        self.conv_pos_embed = _PositionConv(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [B, T, H] for x [B, 4 M, T]: state, condition, speaker and known mel, stacked."""
+        state, goal, speaker, known = x.transpose(1, 2).chunk(4, 2)
+        x = self.proj(torch.cat([state, known, goal, speaker], 2))
+        return x + self.conv_pos_embed(x)
+
+
+class _Rotation(nn.Module):
+    """Rotary positions of adjacent pairs of channels."""
+
+    inv_freq: Tensor
+
+    def __init__(self, head_width: int) -> None:
+        super().__init__()
+        place = torch.arange(0, head_width, 2).float()
+        self.register_buffer("inv_freq", THETA ** -(place / head_width))
+
+    def angles(self, frames: int) -> Tensor:
+        """Return the angles of all frames, [frames, head_width / 2]."""
+        place = torch.arange(frames, device=self.inv_freq.device)
+        return place[:, None].to(self.inv_freq.dtype) * self.inv_freq
+
+
+def _rotated(x: Tensor, angles: Tensor) -> Tensor:
+    """Return x [B, T, H] with its first head rotated by angles [T, head_width / 2]."""
+    size = 2 * angles.shape[1]
+    even, odd = x[..., 0:size:2], x[..., 1:size:2]
+    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], -1).flatten(2)
+    return torch.cat([turned, x[..., size:]], 2)
+
+
+class _Attention(nn.Module):
+    """Self-attention; `to_out[1]` is the dropout used in training."""
+
+    def __init__(self, shape: DitShape) -> None:
+        super().__init__()
+        self.heads, inner = shape.heads, shape.heads * shape.head_width
+        self.to_q, self.to_k, self.to_v = (nn.Linear(shape.width, inner) for _ in range(3))
+        self.to_out = nn.Sequential(nn.Linear(inner, shape.width), nn.Identity())
+
+    def forward(self, x: Tensor, angles: Tensor, mask: Tensor) -> Tensor:
+        rows = _rotated(self.to_q(x), angles), _rotated(self.to_k(x), angles), self.to_v(x)
+        query, key, value = (each.unflatten(2, (self.heads, -1)).transpose(1, 2) for each in rows)
+        return self.to_out(F.scaled_dot_product_attention(query, key, value, mask).transpose(1, 2).flatten(2))
+
+
+class _FeedForward(nn.Module):
+    """Two linear layers with GELU; `ff[1]` is the dropout used in training."""
+
+    def __init__(self, shape: DitShape) -> None:
+        super().__init__()
+        rising = nn.Sequential(nn.Linear(shape.width, shape.inner), nn.GELU("tanh"))
+        self.ff = nn.Sequential(rising, nn.Identity(), nn.Linear(shape.inner, shape.width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ff(x)
+
+
+class _Modulation(nn.Module):
+    """Shifts, scales and gates that depend on the time: [H] to `parts` vectors [H]."""
+
+    def __init__(self, width: int, parts: int) -> None:
+        super().__init__()
+        self.parts = parts
+        self.linear = nn.Linear(width, parts * width)
+
+    def forward(self, time: Tensor) -> tuple[Tensor, ...]:
+        return self.linear(F.silu(time)).chunk(self.parts)
+
+
+def _norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], eps=EPSILON) * (1 + scale) + shift
+
+
+class _Layer(nn.Module):
+    """Attention and feed-forward layer, with norms and gates that depend on the time."""
+
+    def __init__(self, shape: DitShape) -> None:
+        super().__init__()
+        self.attn_norm = _Modulation(shape.width, 6)
+        self.attn = _Attention(shape)
+        self.ff = _FeedForward(shape)
+
+    def forward(self, x: Tensor, time: Tensor, angles: Tensor, mask: Tensor) -> Tensor:
+        shift, scale, gate, next_shift, next_scale, next_gate = self.attn_norm(time)
+        x = x + gate * self.attn(_norm(x, scale, shift), angles, mask)
+        return x + next_gate * self.ff(_norm(x, next_scale, next_shift))
+
+
+class Dit(nn.Module):
+    """Transformer that returns the flow [B, M, T] for x [B, 4 M, T]: state, condition, speaker and known mel."""
+
+    def __init__(self, mels: int, shape: DitShape) -> None:
+        super().__init__()
+        self.chunk = shape.chunk
+        self.time_embed = _TimeInput(shape.width)
+        self.input_embed = _Input(mels, shape.width)
+        self.rotary_embed = _Rotation(shape.head_width)
+        self.transformer_blocks = nn.ModuleList(_Layer(shape) for _ in range(shape.layers))
+        self.norm_out = _Modulation(shape.width, 2)
+        self.proj_out = nn.Linear(shape.width, mels)
+
+    def forward(self, x: Tensor, waves: Tensor) -> Tensor:
+        """Return the flow [B, M, T] for x [B, 4 M, T] and a row of `waves_of_time`, waves [NUM_WAVES]."""
+        frames, time = x.shape[2], self.time_embed(waves)
+        angles, mask = self.rotary_embed.angles(frames), chunk_mask(frames, self.chunk, x.device)
+        x = self.input_embed(x)
+        for layer in self.transformer_blocks:
+            x = layer(x, time, angles, mask)
+        scale, shift = self.norm_out(time)
+        return self.proj_out(_norm(x, scale, shift)).transpose(1, 2)

@@ -1,0 +1,303 @@
+"""`cosyvoice3`: decoder of CosyVoice 3 (24 kHz, 25 tokens per second; arXiv 2505.17589), which streams exactly.
+
+a voice's tokens, then the reply's ─► flow, given the voice's mel and x-vector ─► mel ─► causal HiFT ─► pcm
+
+Each token becomes two frames of the mel spectrogram. A frame attends to those of its chunk of 25 tokens and of earlier
+chunks (`dit.py`), and a token depends on three later ones. A block of tokens therefore ends with three tokens that only
+the previous chunk reads. Each block decodes the voice and all tokens of the reply again, since the states of all solver
+steps would take 1.8 MB per frame. Samples of an utterance equal those of one decode with the same mask, up to `HISTORY`
+tokens; a longer one is decoded without its beginning.
+
+HiFT is causal except that it reads four frames ahead, and that its phases add up from the beginning. The state of an
+utterance is the number of its voice and this phase.
+
+The tokens of a voice are a multiple of 25, so that blocks of all utterances have equal sizes. The noise that the flow
+begins with is the authors' (`CausalConditionalCFM`); that of HiFT, which they draw anew at each start, depends on a
+sample's position. Modules and tensors are named as in https://huggingface.co/FunAudioLLM/Fun-CosyVoice3-0.5B-2512.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stretto.codecs.base import Blocks, CodecSpec, Window
+from stretto.codecs.cosyvoice.dit import NUM_WAVES, Dit, DitShape
+from stretto.codecs.cosyvoice.flow import Matching, VocoderShape
+from stretto.codecs.cosyvoice.vocoder import MEL_AHEAD, PITCH_KERNEL, PITCH_LAYERS, POST_KERNEL, Vocoder
+from stretto.codecs.espnet_dac import multiply_weight_norm_out
+from stretto.codecs.s3gen import (
+    AHEAD,
+    FRAMES_PER_TOKEN,
+    GUIDANCE,
+    HEAD_WIDTH,
+    LookAhead,
+    Shapes,
+    Voice,
+    VoiceTable,
+    count,
+    shape_of,
+    vocoder_shape,
+)
+from stretto.errors import CheckpointError, InvalidRequest
+from stretto.weights.loading import load_strictly, read_tensors
+
+CHUNK = 25  # tokens that attend to each other
+SIZES = (CHUNK + AHEAD, 2 * CHUNK, 4 * CHUNK)  # tokens in a block: the authors' 25, 50, 100
+HISTORY = 60 * CHUNK  # tokens, one minute
+MAX_VOICE_TOKENS = 30 * CHUNK
+NOISE_FRAMES = 15_000  # frames of the authors' noise
+NOISE_PERIOD = 500  # frames after which HiFT's noise repeats
+NOISE_SEED = 45
+FOURIER_REACH = 1  # frames, more than the window of the Fourier transform
+
+
+@dataclass(frozen=True, slots=True)
+class CosyVoice3Config:
+    """Sizes in a checkpoint. `inner` is the width of the look-ahead."""
+
+    codebook_size: int
+    mels: int
+    speaker: int
+    inner: int
+    estimator: DitShape
+    vocoder: VocoderShape
+
+    @classmethod
+    def from_shapes(cls, shapes: Shapes) -> "CosyVoice3Config":
+        """Infer the sizes from the tensors' shapes by name; raise CheckpointError if a tensor is missing."""
+        codebook_size, mels = shape_of(shapes, "flow.input_embedding.weight", 2)
+        root = "flow.decoder.estimator"
+        inner, width = shape_of(shapes, f"{root}.transformer_blocks.0.ff.ff.0.0.weight", 2)
+        attended = shape_of(shapes, f"{root}.transformer_blocks.0.attn.to_q.weight", 2)[0]
+        layers = count(shapes, f"{root}.transformer_blocks")
+        if attended % HEAD_WIDTH:
+            expected = f"a multiple of {HEAD_WIDTH} rows"
+            raise CheckpointError(f"{root}.transformer_blocks.0.attn.to_q.weight: expected {expected}, got {attended}")
+        return cls(
+            codebook_size=codebook_size,
+            mels=mels,
+            speaker=shape_of(shapes, "flow.spk_embed_affine_layer.weight", 2)[1],
+            inner=shape_of(shapes, "flow.pre_lookahead_layer.conv1.bias", 1)[0],
+            estimator=DitShape(
+                width, layers, attended // HEAD_WIDTH, HEAD_WIDTH, inner, chunk=FRAMES_PER_TOKEN * CHUNK
+            ),
+            vocoder=vocoder_shape(
+                channels=shape_of(shapes, "hift.conv_pre.bias", 1)[0],
+                pitch_channels=shape_of(shapes, "hift.f0_predictor.classifier.weight", 2)[1],
+                is_causal=True,
+            ),
+        )
+
+
+class Flow(nn.Module):
+    """Flow-matching decoder: tokens to mel, with tensors named as in the published `flow.pt`."""
+
+    def __init__(self, config: CosyVoice3Config) -> None:
+        super().__init__()
+        self.input_embedding = nn.Embedding(config.codebook_size, config.mels)
+        self.spk_embed_affine_layer = nn.Linear(config.speaker, config.mels)
+        self.pre_lookahead_layer = LookAhead(config.mels, config.inner)
+        self.decoder = Matching(Dit(config.mels, config.estimator), NUM_WAVES, GUIDANCE)
+
+    def forward(self, tokens: Tensor, noise: Tensor, prompt: Tensor, speaker: Tensor, ahead: int = 0) -> Tensor:
+        """Return the mel frames of tokens, [B, M, 2 (T - ahead)].
+
+        Args:
+            tokens: Tokens, [B, T].
+            noise: Initial value, [M, 2 (T - ahead)].
+            prompt: Known mel frames at the beginning, [B, M, n].
+            speaker: x-vectors, [B, E].
+            ahead: Number of tokens at the end that only earlier ones depend on; 0 at the end of an utterance.
+        """
+        goal = self.pre_lookahead_layer(self.input_embedding(tokens))[:, : tokens.shape[1] - ahead]
+        goal = goal.transpose(1, 2).repeat_interleave(FRAMES_PER_TOKEN, 2)
+        known = F.pad(prompt, (0, goal.shape[2] - prompt.shape[2]))
+        sound = self.spk_embed_affine_layer(F.normalize(speaker, dim=1))[..., None].expand_as(goal)
+        return self.decoder(noise.expand_as(goal), goal, sound, known)
+
+
+def frames_heard(shape: VocoderShape) -> int:
+    """Return the number of mel frames before a frame that its samples depend on, except through phases."""
+
+    def reach(residual: tuple[int, tuple[int, ...]]) -> int:
+        kernel, dilations = residual
+        return sum((kernel - 1) * (dilation + 1) for dilation in dilations)
+
+    frames, source, rate = 0.0, 0.0, 1
+    for factor, kernel, residual in zip(shape.rates, shape.kernels, shape.source_residuals, strict=True):
+        rate *= factor
+        frames += (kernel + max(map(reach, shape.residuals))) / rate
+        source = max(source, reach(residual) / rate)
+    return int(frames + source + POST_KERNEL / rate) + 2 + FOURIER_REACH
+
+
+PITCH_HEARD = (PITCH_LAYERS - 1) * (PITCH_KERNEL - 1)  # frames before a frame that its pitch depends on
+MEL_RIGHT = MEL_AHEAD + FOURIER_REACH  # frames after a frame that its samples depend on
+RIGHT = AHEAD + -(-MEL_RIGHT // FRAMES_PER_TOKEN)  # tokens
+
+
+class CosyVoice3Codec(nn.Module):
+    """Decoder of CosyVoice 3 for voices of recordings.
+
+    The state of an utterance is float64 [2], on the host: the number of its voice, 0 for none, and the phase of HiFT's
+    fundamental in cycles, before the first frame that the next window decodes again.
+    """
+
+    noise: Tensor
+    source_noise: Tensor
+
+    def __init__(self, config: CosyVoice3Config, sizes: tuple[int, ...] = SIZES, history: int = HISTORY) -> None:
+        """Create the codec.
+
+        Args:
+            config: Sizes in the checkpoint.
+            sizes: Numbers of tokens per block; the first, less `AHEAD`, and the others are multiples of `CHUNK`.
+            history: Maximum number of tokens before a block that it depends on, a multiple of `CHUNK`.
+        """
+        super().__init__()
+        self.config, shape = config, config.vocoder
+        self.flow, self.hift = Flow(config), Vocoder(config.mels, shape)
+        self.heard = frames_heard(shape)
+        self._recorded = VoiceTable(1, config.codebook_size, config.mels, config.speaker, MAX_VOICE_TOKENS, CHUNK)
+        self.spec = CodecSpec(
+            name="cosyvoice3",
+            sample_rate=shape.sample_rate,
+            samples_per_frame=FRAMES_PER_TOKEN * shape.samples_per_mel,
+            num_codebooks=1,
+            codebook_size=config.codebook_size,
+            streaming=Blocks(sizes, RIGHT, history, CHUNK),
+        )
+        drawn = torch.randn(1, config.mels, NOISE_FRAMES, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
+        samples = np.random.default_rng(NOISE_SEED).random(
+            (NOISE_PERIOD * shape.samples_per_mel, shape.source.harmonics + 1), np.float32
+        )
+        self.register_buffer("noise", drawn[0], persistent=False)
+        self.register_buffer("source_noise", torch.from_numpy(samples.T.copy()), persistent=False)
+
+    def encode(self, pcm: np.ndarray) -> np.ndarray:
+        """Raise InvalidRequest, because this codec only decodes."""
+        raise InvalidRequest("audio", f"no audio ({self.spec.name} can only decode)", "audio")
+
+    def initial_state(self, batch: int) -> Tensor:
+        """Return zeros, float64 [batch, 2], on the host, where the first number selects a voice."""
+        return torch.zeros(batch, 2, dtype=torch.float64)
+
+    def add_voice(self, tokens: np.ndarray, mel: np.ndarray, x_vector: np.ndarray) -> int:
+        """Add the voice of a recording, and return its number.
+
+        Args:
+            tokens: Tokens of the recording, int32 [n], n a multiple of 25.
+            mel: Its mel spectrogram, float32 [2 n, M].
+            x_vector: x-vector of the speaker, float32 [E].
+
+        Raises:
+            InvalidRequest: If sizes or values do not match the codec.
+        """
+        return self._recorded.add(tokens, mel, x_vector, self.noise.device)
+
+    def remove_voice(self, number: int) -> None:
+        """Remove a voice that was added."""
+        del self._recorded.voices[number]
+
+    @torch.inference_mode()
+    def decode(self, window: Window) -> tuple[Tensor, Tensor]:
+        """Return the samples [B, n] of tokens [first, last), and the state after them, float64 [B, 2]."""
+        codes, spoken, states = window.codes[:, 0].to(self.noise.device), [], []
+        for row, first, (number, phase) in zip(codes, window.first.tolist(), window.state.tolist(), strict=True):
+            voice, parts, begin = self._voice(int(number)), [], first - window.left
+            for start, end, stop in self._passes(first, window.left, len(row), window.right):
+                mel = self.mel(row[start - begin : end - begin], voice, start, AHEAD if stop < end else 0)
+                since, begins, ends = (FRAMES_PER_TOKEN * at for at in (start, first, stop))
+                pcm, phase = self.speak(mel, since, begins, ends, phase)
+                parts.append(pcm)
+                first = stop
+            spoken.append(torch.cat(parts))
+            states.append([number, phase])
+        return torch.stack(spoken), window.state.new_tensor(states)
+
+    def _voice(self, number: int) -> Voice:
+        """Return a voice; one without tokens for number 0."""
+        if number:
+            return self._recorded.voices[number]
+        return Voice(0, self.config.mels, self.config.speaker).to(self.noise.device)
+
+    def _passes(self, first: int, left: int, length: int, right: int) -> list[tuple[int, int, int]]:
+        """Return the tokens to decode together in a window of one utterance, `length` tokens from `first` - `left`.
+
+        Each item has the first token to read, the index after the last one to read, and that after the last one whose
+        samples are returned. Blocks that begin to read at the same token are one item.
+        """
+        blocks, end = self.spec.streaming, first - left + length
+        assert isinstance(blocks, Blocks)
+        done, found = first + RIGHT if left else 0, list[tuple[int, int, int]]()
+        while done + blocks.size_after(done) <= end and (right or done + blocks.size_after(done) < end):
+            border = done + blocks.size_after(done)
+            found.append((blocks.first_needed(done), border, border - RIGHT))
+            done = border
+        if not right:
+            found.append((blocks.first_needed(done), end, end))
+        return [
+            each
+            for each, following in zip(found, [*found[1:], None], strict=True)
+            if not following or following[0] != each[0]
+        ]
+
+    def mel(self, codes: Tensor, voice: Voice, start: int = 0, ahead: int = 0) -> Tensor:
+        """Return the mel spectrogram [1, M, 2 (T - ahead)] of tokens [T] of an utterance.
+
+        Args:
+            codes: Tokens `start` to `start` + T.
+            voice: Voice of the utterance.
+            start: Index of the first token, a multiple of 25.
+            ahead: Number of tokens at the end that only earlier ones depend on; 0 at the end of the utterance.
+        """
+        heard, frames = voice.mel.shape[1], FRAMES_PER_TOKEN * (len(codes) - ahead)
+        begin = heard + FRAMES_PER_TOKEN * start
+        places = torch.arange(begin, begin + frames, device=self.noise.device) % NOISE_FRAMES
+        noise = torch.cat([self.noise[:, :heard], self.noise[:, places]], 1).to(voice.mel.dtype)
+        tokens = torch.cat([voice.tokens, codes])
+        return self.flow(tokens[None], noise, voice.mel[None], voice.speaker[None], ahead)[..., heard:]
+
+    def speak(self, mel: Tensor, start: int, first: int, last: int, phase: float) -> tuple[Tensor, float]:
+        """Return the samples [n] of mel frames [first, last), and the phase for the frames after them.
+
+        Args:
+            mel: Mel frames of an utterance from frame `start`, [1, M, T].
+            start: Index of the first frame in `mel`.
+            first: Index of the first frame to decode.
+            last: Index after the last frame to decode.
+            phase: Phase in cycles before frame `first` - `heard`, or the utterance's first frame.
+        """
+        begin, hop = max(start, first - self.heard), self.config.vocoder.samples_per_mel
+        known = max(start, begin - PITCH_HEARD)
+        pitch = self.hift.f0_predictor(mel[..., known - start :].double())[:, begin - known :]
+        cycles = self.hift.m_source.cycles(pitch, pitch.new_full((1,), phase), hop)
+        frames = torch.arange(begin, start + mel.shape[2], device=mel.device) % NOISE_PERIOD
+        noise = self.source_noise.unflatten(1, (NOISE_PERIOD, hop))[:, frames].flatten(1).to(mel.dtype)
+        source = self.hift.m_source.held(pitch, cycles, hop, noise)
+        pcm = self.hift(mel[..., begin - start :], source)[0, (first - begin) * hop : (last - begin) * hop]
+        following = max(start, last - self.heard) - begin
+        return pcm, phase if following == 0 else float(cycles[0, following - 1])
+
+
+def load(directory: Path, device: str = "cpu") -> CosyVoice3Codec:
+    """Load the codec from a converted `codec/` folder.
+
+    Raise CheckpointError if files or tensors are missing or do not match.
+    """
+    path = directory / "codec" / "model.safetensors"
+    tensors = multiply_weight_norm_out(read_tensors(path))
+    codec = CosyVoice3Codec(CosyVoice3Config.from_shapes({name: tuple(each.shape) for name, each in tensors.items()}))
+    load_strictly(codec, tensors, path)
+    return prepared(codec, device)
+
+
+def prepared(codec: CosyVoice3Codec, device: str = "cpu") -> CosyVoice3Codec:
+    """Return the codec in evaluation mode, with a pitch predictor in float64: phases add up errors of the pitch."""
+    codec = codec.eval().requires_grad_(False).to(device)
+    codec.hift.f0_predictor.double()
+    return codec

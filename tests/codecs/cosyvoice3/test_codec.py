@@ -1,0 +1,207 @@
+"""CosyVoice 3's decoder: the authors' results, streamed samples that equal those of one decode, voices, bad input."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from benchmarks.checkpoints.random_cosyvoice3 import SEEDS, random_codec, tensors, voice, write_codec
+from benchmarks.code_streams import chunks_of, random_codes, stream
+from stretto.codecs.base import Window
+from stretto.codecs.cosyvoice3 import AHEAD, CHUNK, HISTORY, CosyVoice3Codec, CosyVoice3Config, load
+from stretto.codecs.espnet_dac import multiply_weight_norm_out
+from stretto.config import DecoderConfig
+from stretto.decoder.launching import HostLauncher, warm_up
+from stretto.decoder.worker import DecoderWorker
+from stretto.errors import CheckpointError, InvalidRequest
+from stretto.records.chunk import Chunk, Sound
+from stretto.records.sampling import OutputForm
+from stretto.streams.layout import Segment
+from tests.codecs.cosyvoice3.reference import LENGTH, REFERENCE, STEPS, VOICES, thinned, tokens
+from tests.fakes import RecordedReply
+from tests.tiers import by_night
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
+MADE = np.load(REFERENCE)
+FRAMES = 90
+
+
+def in_float64(codec: CosyVoice3Codec, *voices: tuple[np.ndarray, ...]) -> CosyVoice3Codec:
+    """Return the codec in float64, with voices 1, 2, …."""
+    for each in voices:
+        codec.add_voice(*each)  # type: ignore[call-arg]
+    for recorded in codec._recorded.voices.values():
+        recorded.double()
+    return codec.double()
+
+
+def spoken(codec: CosyVoice3Codec, codes: Tensor, sizes: list[int], voices: list[int]) -> Tensor:
+    """Return the samples [B, n] of codes [B, 1, T] in chunks of the given sizes, in the voices of these numbers."""
+    begin = torch.tensor([[float(each), 0.0] for each in voices], dtype=torch.float64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(codec, "initial_state", lambda batch: begin)
+        return stream(codec, codes, sizes)
+
+
+def error(name: str, ours: Tensor) -> float:
+    """Return the largest difference from the authors' result, relative to its level."""
+    wanted, found = MADE[name], thinned(ours.numpy())
+    assert wanted[0] == found[0], f"{name}: {found[0]} numbers instead of {wanted[0]}"
+    return float(np.abs(found[1:] - wanted[1:]).max() / np.sqrt(np.square(wanted[1:]).mean()))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("name", VOICES)
+def test_mel_and_samples_are_the_authors(seed: int, name: str) -> None:
+    """Of a whole utterance with the chunk mask, and of its first blocks.
+
+    Weight norms are multiplied out in float64, because phases add up errors of the pitch.
+    """
+    codec = in_float64(random_codec(seed=seed), VOICES[name])
+    published = {part: each.double() for part, each in tensors(seed=seed)["hift"].items()}
+    for magnitude in [part for part in published if part.endswith("original0")]:
+        size, way = published.pop(magnitude), published.pop(f"{magnitude[:-1]}1")
+        stem = magnitude.removesuffix("parametrizations.weight.original0")
+        published[f"{stem}weight"] = size * way / way.norm(dim=(1, 2), keepdim=True)
+    codec.hift.load_state_dict(published)
+    recorded, ids = codec._recorded.voices[1], tokens(seed)
+    mel = codec.mel(ids, recorded)
+    assert error(f"mel_{name}_{seed}", mel) < 1e-6
+    pcm, _ = codec.speak(mel, 0, 0, 2 * LENGTH, 0.0)
+    assert error(f"pcm_{name}_{seed}", pcm[None]) < 5e-4
+    assert pcm.square().mean().sqrt() > 1e-2
+    for size in STEPS:
+        begun = MADE[f"pcm_{name}_{seed}_{size}"]
+        last = int(begun[0]) // 480
+        assert last == 2 * size - 8, "theirs keeps eight frames back"
+        part = codec.mel(ids[: size + AHEAD], recorded, 0, AHEAD)
+        assert error(f"pcm_{name}_{seed}_{size}", codec.speak(part, 0, 0, last, 0.0)[0][None]) < 5e-4
+
+
+@pytest.mark.parametrize("size", [25, *by_night(1, 7, 28, 60, 78, 79)])
+def test_samples_of_any_chunks_equal_one_decode(size: int) -> None:
+    codec = in_float64(random_codec(), VOICES["short"], VOICES["long"])
+    codes = random_codes(codec, 2, FRAMES)
+    alone = [codec.speak(codec.mel(row[0], codec._recorded.voices[1]), 0, 0, 2 * FRAMES, 0.0)[0] for row in codes]
+    torch.testing.assert_close(
+        spoken(codec, codes, chunks_of(size, FRAMES), [1, 1]), torch.stack(alone), atol=1e-9, rtol=0
+    )
+
+
+def test_a_batch_has_several_voices_in_float32() -> None:
+    codec = random_codec()
+    for each in VOICES.values():
+        codec.add_voice(*each)
+    codes = random_codes(codec, 2, FRAMES)
+    together = spoken(codec, codes, chunks_of(25, FRAMES), [2, 1])
+    for row, number in enumerate((2, 1)):
+        whole = spoken(codec, codes[row : row + 1], [FRAMES], [number])[0]
+        assert (together[row] - whole).abs().max() < 5e-5
+    assert (together[1] - spoken(codec, codes[1:], [FRAMES], [2])[0]).abs().max() > 1e-2
+
+
+def test_a_longer_utterance_forgets_whole_chunks() -> None:
+    """Blocks still end where the mask's chunks do, and samples do not depend on how tokens arrive."""
+    codec = random_codec()
+    small = CosyVoice3Codec(codec.config, (CHUNK + AHEAD, CHUNK), history=3 * CHUNK)
+    small.load_state_dict(codec.state_dict())
+    small = in_float64(small.eval().requires_grad_(False), VOICES["short"])
+    codes = random_codes(small, 1, 5 * CHUNK + 2)
+    first = spoken(small, codes, chunks_of(9, 5 * CHUNK + 2), [1])
+    torch.testing.assert_close(spoken(small, codes, [60, 80], [1]), first, atol=1e-9, rtol=0)
+    whole = small.speak(small.mel(codes[0, 0], small._recorded.voices[1]), 0, 0, 10 * CHUNK + 4, 0.0)[0]
+    exact = (3 * CHUNK - AHEAD) * 960
+    torch.testing.assert_close(first[0, :exact], whole[:exact], atol=1e-9, rtol=0)
+    assert (first[0, exact:] - whole[exact:]).abs().max() > 1e-4
+
+
+def test_the_published_numbers() -> None:
+    spec = random_codec().spec
+    assert (spec.sample_rate, spec.samples_per_frame, spec.num_codebooks, spec.frame_rate) == (24_000, 960, 1, 25)
+    assert (spec.blocks, spec.right_frames, spec.start_frames) == ((28, 50, 100), 6, 28)
+    assert (spec.codebook_size, spec.num_voices, HISTORY) == (6561, 0, 1500)
+
+
+def test_the_decoder_speaks_in_the_voice_of_a_recording() -> None:
+    codec = random_codec()
+    codes = random_codes(codec, 1, 40)
+    worker = DecoderWorker(codec, DecoderConfig(codec="cosyvoice3", max_batch=4, stop_timeout_s=60))
+    tokens_, mel, x_vector = VOICES["short"]
+    sounds = {
+        "fits": Sound.from_arrays(tokens_, mel, x_vector),
+        "odd": Sound.from_arrays(tokens_[:24], mel[:48], x_vector),
+        "code": Sound.from_arrays(tokens_ + 6561, mel, x_vector),
+        "mel": Sound.from_arrays(tokens_, mel[1:], x_vector),
+    }
+    try:
+        replies = {}
+        for name, sound in sounds.items():
+            for index, (start, stop) in enumerate([(0, 30), (30, 40)]):
+                reply = replies[name, index] = RecordedReply(None, (name, index))
+                chunk = Chunk(index, Segment.AUDIO, is_final=stop == 40, sound=None if index else sound)
+                worker.push(name, chunk, codes[0, :, start:stop].numpy(), reply, OutputForm())
+        parts = [replies["fits", index].wait().pcm for index in (0, 1)]
+        assert [len(part) for part in parts] == [22 * 960, 18 * 960]
+        whole = spoken(codec, codes, [40], [1])[0].numpy()
+        np.testing.assert_allclose(np.concatenate(parts), whole, atol=5e-5)
+        said = {name: str(replies[name, 0].wait().error) for name in sounds}
+        assert "chunk.sound.tokens: expected 25, 50, … 750 codes, got 24 codes" in said["odd"]
+        assert "chunk.sound.tokens: expected codes in [0, 6561)" in said["code"]
+        assert "chunk.sound.mel: expected shape [50, 80], got [49, 80]" in said["mel"]
+    finally:
+        worker.stop()
+
+
+def test_the_decoder_warms_up_without_a_voice() -> None:
+    assert warm_up(HostLauncher(random_codec(), "float32"), random_codec(), max_batch=1, seconds=60.0) > 0
+
+
+def test_it_only_decodes() -> None:
+    with pytest.raises(InvalidRequest, match="cosyvoice3 can only decode"):
+        random_codec().encode(np.zeros(100, np.float32))
+
+
+def write(folder: Path, **changed: Any) -> Path:
+    """Write a converted codec with some tensors changed, or left out if None."""
+    path = write_codec(folder) / "codec" / "model.safetensors"
+    parts = load_file(path) | {name.replace("__", "."): each for name, each in changed.items()}
+    save_file({name: each for name, each in parts.items() if each is not None}, path)
+    return folder
+
+
+def test_a_written_codec_is_loaded(tmp_path: Path) -> None:
+    loaded, made = load(write(tmp_path)), random_codec()
+    assert loaded.config == made.config
+    stored = multiply_weight_norm_out(load_file(tmp_path / "codec" / "model.safetensors"))
+    assert CosyVoice3Config.from_shapes({name: tuple(each.shape) for name, each in stored.items()}) == made.config
+    codes, begin = random_codes(made, 1, 28), torch.zeros(1, dtype=torch.int64)
+    for codec in (loaded, made):
+        codec.add_voice(*voice(0, 25))
+    windows = [
+        codec.decode(Window(codes, 0, 6, begin, torch.tensor([[1.0, 0.0]]).double())) for codec in (loaded, made)
+    ]
+    torch.testing.assert_close(windows[0][0], windows[1][0], atol=1e-4, rtol=0)
+    assert windows[0][0].shape == (1, 22 * 960)
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "message"),
+    [
+        ("flow__input_embedding__weight", None, "expected a tensor of 2 dimensions, got none"),
+        ("hift__conv_pre__bias", torch.ones(2, 2), r"expected a tensor of 1 dimensions, got \[2, 2\]"),
+        ("flow__pre_lookahead_layer__conv2__bias", None, r"missing \['flow.pre_lookahead_layer.conv2.bias'\]"),
+        ("more", torch.ones(1), r"unknown \['more'\]"),
+        (
+            "flow__decoder__estimator__transformer_blocks__0__attn__to_q__weight",
+            torch.ones(100, 64),
+            "expected a multiple of 64 rows, got 100",
+        ),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(tmp_path: Path, name: str, changed: Tensor | None, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        load(write(tmp_path, **{name: changed}))
