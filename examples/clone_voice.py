@@ -2,7 +2,7 @@
 
 python examples/clone_voice.py me.wav "Good morning." --words "The words of the recording."
 
-Needs a server with a family that clones voices, such as Pocket TTS or Qwen3-TTS Base (docs/families.md).
+Requires a server with a family that clones voices, such as Pocket TTS or Qwen3-TTS Base (docs/families.md).
 """
 
 import argparse
@@ -17,7 +17,7 @@ async def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("recording", help="wav, flac, ogg, mp3, webm, m4a, mp4 or aac")
     parser.add_argument("text")
-    parser.add_argument("--words", default="", help="words of the recording; Higgs Audio v2 needs them")
+    parser.add_argument("--words", default="", help="transcript of the recording, required by Higgs Audio v2")
     parser.add_argument("--server", default="localhost:8001", help="gRPC address")
     parser.add_argument("--out", default="cloned.wav")
     arguments = parser.parse_args()

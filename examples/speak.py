@@ -2,7 +2,7 @@
 
 python examples/speak.py "Good morning." [--server HOST:PORT] [--out FILE]
 
-Needs a server: `stretto serve`.
+Requires a running server (`stretto serve`).
 """
 
 import argparse

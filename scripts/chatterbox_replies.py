@@ -3,8 +3,8 @@
     CHATTERBOX_SRC=chatterbox python -m scripts.chatterbox_replies tests/data/chatterbox_replies.json
 
 CHATTERBOX_SRC is the folder of that name in the wheel chatterbox-tts 0.1.7. Generating codes needs nothing else of the
-package, so it is imported in this environment, in which vLLM provides einops. `torch.multinomial`, which samples what
-the warpers leave, is replaced by the likeliest id, or by the largest logit with the engine's noise.
+package, so it is imported in this environment, in which vLLM provides einops. `torch.multinomial`, which samples after
+the logits warpers, is replaced by the most probable id, or by the largest logit with the engine's noise.
 """
 
 import ast

@@ -2,7 +2,7 @@
 
     python -m scripts.qwen3_tts_replies tests/data/qwen3_tts_replies.npz
 
-Needs an environment of its own: `pip install torch==2.13.0 transformers==4.57.3 accelerate==1.12.0 librosa soundfile
+Requires a separate environment: `pip install torch==2.13.0 transformers==4.57.3 accelerate==1.12.0 librosa soundfile
 einops` and `pip install --no-deps qwen-tts==0.1.1` (https://github.com/QwenLM/Qwen3-TTS). sox, onnxruntime and
 torchaudio are imported only for the 25 Hz tokenizer; stubs suffice.
 

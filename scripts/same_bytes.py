@@ -47,7 +47,10 @@ def main(words: list[str]) -> int:
     """Rewrite each archive; return 2 if the date or the archives are missing."""
     epoch = os.environ.get(EPOCH, "")
     if not epoch.isdecimal() or not words:
-        print(f"same_bytes: {EPOCH} must be seconds since 1970, and sdists be named; got {epoch!r}", file=sys.stderr)
+        print(
+            f"same_bytes: expected seconds since 1970 in {EPOCH}, and at least one archive, got {epoch!r}",
+            file=sys.stderr,
+        )
         return 2
     for word in words:
         normalize(Path(word), int(epoch))

@@ -2,7 +2,7 @@
 
     VITA_SRC=VITA-Audio/vita_audio/models python -m scripts.vita_audio_replies tests/data/vita_audio_replies.json
 
-Needs an environment of its own, with transformers 4.48.3, and https://github.com/VITA-MLLM/VITA-Audio at 0abaf17. Its
+Requires a separate environment with transformers 4.48.3, and https://github.com/VITA-MLLM/VITA-Audio at 0abaf17. Its
 model requires flash attention 2, which needs a GPU. On the CPU a replacement applies the same causal mask, aligned to
 the lower right corner, and ignores the given mask. With any other attention the published file is wrong after the first
 multi-token step.

@@ -210,7 +210,7 @@ class SpeechClient:
 
         Args:
             inputs: Input tensors of the ensemble.
-            sharing: Shared memory of the request, which is freed at its end; None without any.
+            sharing: Shared memory of the request, which is freed at its end; None if there is none.
             timeouts: Timeouts; None for the client's.
         """
 

@@ -1,4 +1,4 @@
-"""Streamed text to speech: text is spoken while it is still being written, part by part or sentence by sentence."""
+"""Streamed text to speech: text is spoken part by part or sentence by sentence while it is still being written."""
 
 import asyncio
 import json

@@ -21,8 +21,8 @@ MAX_PAUSE_S, MAX_PAUSES_S = 10.0, 60.0  # limits on one SSML break, and on all b
 MAX_DEPTH = 32  # maximum nesting of SSML elements
 MAX_HELD_CHARS = 1000  # maximum length of an unclosed emphasis, link or table row; if longer, its marks are text
 MAX_MARKS = 60  # maximum number of marks in one of those, to limit parsing time
-SHORT_CHARS, SLICE_CHARS = 100, 1000  # read on the event loop, and at once in the thread: at most 6 and 60 ms
-READING = ThreadPoolExecutor(1, "markup")  # for longer texts, which take turns: 100,000 characters may take 3 s
+SHORT_CHARS, SLICE_CHARS = 100, 1000  # limits on the event loop, and per slice in the thread: 6 and 60 ms
+READING = ThreadPoolExecutor(1, "markup")  # for longer texts, one slice at a time: 100,000 characters may take 3 s
 
 EMOJI = (
     "\U0001f000-\U0001faff\u2600-\u27bf\u2b05-\u2b07\u2b1b\u2b1c\u2b50\u2b55\u231a\u231b\u23e9-\u23fa"

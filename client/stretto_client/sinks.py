@@ -56,7 +56,7 @@ class Tally:
 
     @property
     def rtf(self) -> float | None:
-        """Wall-clock seconds per second of audio; None without audio."""
+        """Wall-clock seconds per second of audio; None if there is no audio."""
         return self.total_s / self.audio_s if self.audio_s else None
 
     def summary(self) -> str:

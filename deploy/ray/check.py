@@ -1,4 +1,4 @@
-"""Fault and scaling tests of the Ray application, on three Ray nodes in this machine under load.
+"""Fault and scaling tests of the Ray application under load, on three Ray nodes on this machine.
 
     PYTHONPATH=deploy/ray python deploy/ray/check.py --command ".venv/bin/stretto serve" PHASE...
 
@@ -69,7 +69,7 @@ async def until(claim: Callable[[], bool]) -> float:
 
 @asynccontextmanager
 async def asking(callers: Callers, streams: int, tally: Tally) -> AsyncIterator[None]:
-    """Keep `streams` requests in flight while the block runs."""
+    """Keep `streams` requests in flight during the `with` block."""
     end = asyncio.Event()
     requests = asyncio.create_task(callers.keep_asking(streams, end, tally))
     try:
@@ -138,7 +138,7 @@ async def node(callers: Callers, cluster: Any) -> dict[str, Any]:
 
 
 async def silence(callers: Callers, cluster: Any) -> dict[str, Any]:
-    """Stop every process of such a node without closing connections, like a loss of network or power."""
+    """Stop every process of a node as in `node`, without closing connections, like a loss of network or power."""
     return await node_struck(callers, cluster, signal.SIGSTOP)
 
 

@@ -24,7 +24,7 @@ class Admission:
     """Slots for utterances: `max_active` at once, and a queue of at most `max_waiting` requests in order of arrival.
 
     A caller may use at most as many units of either limit as remain free: one caller alone half, a second one a
-    quarter. So some capacity is left for the next caller, however long the others use theirs.
+    quarter. Some capacity therefore always remains for the next caller.
 
     Args:
         max_active: Maximum number of concurrent utterances.
@@ -49,7 +49,7 @@ class Admission:
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[None]:
-        """Hold a slot for the current caller (`CALLER`) during the block; raise ApiError 429 if the queue is full."""
+        """Hold a slot for the caller (`CALLER`) during the `with` block; raise ApiError 429 if the queue is full."""
         caller, begun_s = CALLER.get(), time.monotonic()
         await self._enter(caller)
         self._waited(time.monotonic() - begun_s)
@@ -165,7 +165,7 @@ class Sessions:
 
     @contextmanager
     def slot(self) -> Iterator[None]:
-        """Count a session of the current caller (`CALLER`) during the block.
+        """Count a session of the current caller (`CALLER`) during the `with` block.
 
         Raises:
             ApiError: 429 if too many sessions are open, 503 if the gateway is shutting down.

@@ -70,7 +70,7 @@ def shown(got: object) -> str:
 
 @contextmanager
 def error_path(path: str) -> Iterator[None]:
-    """Prepend `path` to the field name of an ApiError that is raised in the block."""
+    """Prepend `path` to the field name of an ApiError that is raised in the `with` block."""
     try:
         yield
     except ApiError as error:

@@ -23,7 +23,7 @@ class RequestHead:
 
     @property
     def exemplar(self) -> dict[str, str] | None:
-        """Labels that link a metric to the request; None without a request id."""
+        """Labels that link a metric to the request; None if there is no request id."""
         return {"request_id": self.request_id} if self.request_id else None
 
 

@@ -17,14 +17,14 @@ STALL_S = 30.0  # time in which the client must read part of a response
 # number of polls in that time, because a delayed event loop runs timers before pending reads
 NUM_LOOKS = 10
 MAX_HEAD_BYTES, MAX_HEADERS = 65_536, 100  # of a request head, including trailers
-MAX_UPGRADE_LINE = 8000  # bytes of a header or of the URL; websockets does not answer if a line is longer
+MAX_UPGRADE_LINE = 8000  # bytes of a header or of the URL; the websockets library sends no response if a line is longer
 MAX_PIPELINED = 8  # requests queued on a connection
 # Limit on small reads plus requests per second. Excess data waits in the kernel, which merges small writes.
 SMALL_BYTES, MAX_SMALL = 1024, 500
 # Each part of a body costs time, however small. After FREE_PARTS parts, their average size must be at least this.
 FREE_PARTS, MIN_PART_BYTES = 4096, 16
 # After NUM_TINY reads of less than TINY_BYTES on average, and faster than TINY_PER_S, each read is delayed, so that the
-# kernel merges what a client writes byte by byte; until NUM_TINY reads have SMALL_BYTES on average.
+# kernel merges what a client writes byte by byte. Delays end once NUM_TINY reads have SMALL_BYTES on average.
 TINY_BYTES, NUM_TINY, TINY_PER_S, TINY_DELAY_S = 32, 64, 200, 0.05
 UNSENT_BYTES = 16_384  # limit on unsent bytes in the kernel, and here, so that the client's reading progress is visible
 TOO_LONG = f"The head of a request must have at most {MAX_HEAD_BYTES} bytes."
@@ -184,7 +184,7 @@ class Connection(HttpToolsProtocol):
                 self.flow.hold(self.loop, self.loop.time() + TINY_DELAY_S)
 
     def handle_websocket_upgrade(self) -> None:
-        if self.flow.write_paused or not self.is_idle:  # a new WebSocket would not learn that writing is paused
+        if self.flow.write_paused or not self.is_idle:  # a new WebSocket would not be notified that writing is paused
             self.send_400_response("A WebSocket can be opened only after all earlier responses have been read.")
             return
         if max(len(self.url), *(len(name) + len(value) for name, value in self.headers)) > MAX_UPGRADE_LINE:

@@ -177,7 +177,7 @@ class TimeStretch:
         return self._run(np.zeros(round(PADDING_S * self._rate), np.int16))[: max(0, due)]
 
     def _run(self, pcm: NDArray[Any]) -> NDArray[Any]:
-        """Filter all complete blocks and return the output."""
+        """Filter all complete blocks of input, and return the output."""
         self._kept = np.concatenate([self._kept, pcm])
         size = max(1, self._rate // BLOCKS_PER_S)
         num_whole = len(self._kept) // size * size

@@ -48,7 +48,7 @@ class Times:
         started_s: Admission.
         first_s: First audio or text; None if there was none.
         ended_s: Last event.
-        report: The server's report; empty if the response did not get that far.
+        report: The server's report; empty if the response ended before it.
     """
 
     begun_s: float
@@ -123,7 +123,7 @@ class Spans:
 
 
 def spans_are_wanted() -> bool:
-    """Return True if the environment asks for spans; raise ValueError if their dependencies are missing."""
+    """Return True if the environment enables spans; raise ValueError if their dependencies are missing."""
     wanted = next((name for name in (OURS, *STANDARD) if os.environ.get(name)), None)
     if wanted is not None and not _is_installed(EXPORTER):
         raise ValueError(f"{wanted}: traces need packages that are not installed: pip install 'stretto[traces]'")

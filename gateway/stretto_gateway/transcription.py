@@ -187,7 +187,7 @@ async def sse_parts(
 async def writing(
     gateway: Gateway, content: bytes, task: str, options: TaskOptions
 ) -> AsyncGenerator[AsyncGenerator[SpeechEvent, None], None]:
-    """Yield the event stream of a file's transcription; it is closed at the end of the block."""
+    """Yield the event stream of a file's transcription; it is closed at the end of the `with` block."""
     trace = Trace(gateway.metrics, task)
     async with gateway.admission.slot():
         stream = gateway.client.transcribe(content, **options)

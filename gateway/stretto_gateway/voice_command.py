@@ -1,6 +1,6 @@
 """`stretto voices`: adds, lists and removes the recorded voices of a gateway, in the gateway's own folder.
 
-A running gateway uses a new voice at once, and no removed one. Run this as the gateway's user.
+A running gateway picks up the changes immediately. Run this as the gateway's user.
 """
 
 import argparse
@@ -46,12 +46,12 @@ def arguments(words: list[str] | None = None, default_folder: Path | None = None
     add.add_argument("--name", required=True, help="name of the voice")
     add.add_argument("--consent", required=True, metavar="TEXT", help="how the speaker has given consent")
     add.add_argument("--text", default="", help="transcript of the recording, for models that continue it")
-    add.add_argument("--server", metavar="HOST:PORT", help="server that tries the voice; default: this machine's")
-    add.add_argument("--untried", action="store_true", help="store the voice without a trial by a server")
+    add.add_argument("--server", metavar="HOST:PORT", help="server that tests the voice; default: this machine's")
+    add.add_argument("--untried", action="store_true", help="store the voice without testing it on a server")
     listing = commands.add_parser("list", parents=[shared], help="list voices, oldest first")
     listing.add_argument("--json", action="store_true", help="print a JSON object per line")
     remove = commands.add_parser("remove", parents=[shared], help="delete voices")
-    remove.add_argument("id", nargs="+", metavar="ID", help="id of a voice, as list prints it")
+    remove.add_argument("id", nargs="+", metavar="ID", help="id of a voice, as printed by list")
     for command in (listing, remove):
         command.add_argument("--all-keys", action="store_true", help="voices of every key, for the operator")
     return parser.parse_args(words)
@@ -61,8 +61,8 @@ def main(words: list[str] | None = None, default_folder: Path | None = None) -> 
     """Run one command.
 
     Returns:
-        0 for success, 1 for an unknown voice or a full store or disk, 2 for a refused request, 3 without a server, 4
-        after a timeout.
+        0 for success, 1 for an unknown voice or a full store or disk, 2 for a rejected request, 3 if there is no
+        server, 4 after a timeout.
     """
     args = arguments(words, default_folder)
     try:
@@ -90,7 +90,7 @@ def failed(message: str, status: int = 1) -> int:
 
 
 def open_store(args: argparse.Namespace) -> VoiceStore:
-    """Return the store in the folder; raise ValueError if there is none, or it belongs to another user."""
+    """Return the store in the folder; raise ValueError if there is no folder, or it belongs to another user."""
     folder: Path | None = args.voices
     if folder is None:
         raise ValueError(f"--voices: expected a folder, because {VOICES} is not set, got none")
@@ -133,7 +133,7 @@ def add(store: VoiceStore, owner: str, args: argparse.Namespace) -> int:
 
 
 async def try_voice(server: str, voice: RecordedVoice) -> None:
-    """Generate the first audio with a voice; raise ClientError or ApiError if the model refuses it."""
+    """Generate the first audio with a voice; raise ClientError or ApiError if the model rejects it."""
     async with SpeechClient(server) as client:
         task = cloning_task(await client.profile())
         if voice.text and "text" not in task.system:
@@ -164,7 +164,7 @@ def line_of(voice: StoredVoice) -> str:
 
 
 def remove(store: VoiceStore, owners: list[str], ids: list[str]) -> int:
-    """Delete voices; return 1 if one of them is not there."""
+    """Delete voices; return 1 if one of them does not exist."""
     unknown = [each for each in ids if not any(store.remove(owner, each) for owner in owners)]
     for each in unknown:
         failed(f"no voice {each[:60]!r}")

@@ -1,4 +1,4 @@
-"""Ray nodes in this machine, and their processes."""
+"""Ray nodes on this machine, and their processes."""
 
 from contextlib import suppress
 from typing import Any

@@ -4,11 +4,11 @@ import time
 from collections.abc import Callable
 
 LATE_S = 0.8  # replicas answer within milliseconds; less than AGAIN_S of leasing
-FORGOTTEN_S = 3.0  # then it may be asked again: the request may have been cancelled before the answer
+FORGOTTEN_S = 3.0  # after this time it may be asked again: the request may have been cancelled before the answer
 
 
 class Unanswered:
-    """Time since when each server owes an answer."""
+    """Time of the first unanswered request to each server."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

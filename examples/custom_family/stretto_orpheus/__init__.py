@@ -1,4 +1,4 @@
-"""Orpheus 3B (Canopy Labs) for Stretto: its plug-in, which the entry point `orpheus` of `stretto.families` names."""
+"""Orpheus 3B (Canopy Labs) for Stretto: its plug-in, registered by the entry point `orpheus` of `stretto.families`."""
 
 from stretto.families.plugin import FamilyPlugin, lazy
 

@@ -70,7 +70,7 @@ def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[st
 
 
 def vocabulary(config: Any, tokenizer: Tokenizer, codebook_size: int) -> OrpheusVocabulary:
-    """Return the vocabulary; CheckpointError if the tokenizer lacks a marker, or the table has too few rows."""
+    """Return the vocabulary; raise CheckpointError if the tokenizer lacks a marker, or the table has too few rows."""
     ids = {spelling: token_id for token_id, spelling in tokenizer.tokens.items()}
     missing = [name for name in (*SPELLED.values(), FIRST, CODE_0) if name not in ids]
     if missing:

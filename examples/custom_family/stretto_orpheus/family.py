@@ -2,10 +2,10 @@
 
     tts    [human][begin] tara: Hello [end of turn][end of human][AI][speech] ─► a b c d e f g a b c … [end of speech]
 
-Each of the seven codes has 4096 ids of its own, so the id tells the place in the frame. The model is asked for ids of
-the row's place only; the authors' code asks for any and drops what is out of place. It ends between two frames. There
-is no text in a reply, no delay, and no guidance. The numbers are those of `canopylabs/orpheus-3b-0.1-ft`; the
-vocabulary in config.json of a checkpoint may override them.
+Each of the seven places of a frame has its own 4096 ids. Only ids of the row's place are sampled, whereas the authors'
+code samples any id and drops those that are out of place. Audio ends between two frames. There is no text in a reply,
+no delay, and no guidance. The numbers are those of `canopylabs/orpheus-3b-0.1-ft`; the vocabulary in config.json of a
+checkpoint may override them.
 """
 
 import re

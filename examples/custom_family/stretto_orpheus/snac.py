@@ -7,8 +7,8 @@
 
 The seven codes of a frame are the codebooks of this codec, in the order in which Orpheus generates them. The decoder is
 convolutional, so windows with three frames of context on either side equal one decode of the whole utterance. Its noise
-blocks multiply by Gaussian noise. The authors draw that anew in each call; here it is a function of the position in the
-utterance, so that equal codes give equal samples in any chunks.
+blocks multiply by Gaussian noise. The authors' code draws new noise in each call. Here the noise is a function of the
+position in the utterance, so that equal codes give equal samples for chunks of any size.
 
 Layout of a published folder (https://huggingface.co/hubertsiuzdak/snac_24khz): `config.json`, `pytorch_model.bin`.
 """
@@ -61,7 +61,7 @@ class SnacConfig:
 
 
 def read_config(folder: Path) -> SnacConfig:
-    """Return the numbers in a published folder's config.json.
+    """Return the hyperparameters in a published folder's config.json.
 
     Raises:
         CheckpointError: If it is not the config of the 24 kHz model. The models at 32 and 44 kHz have attention, which
@@ -140,7 +140,7 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents [B, D, T] to samples [B, T * samples_per_latent]; `noise` has a [B, 1, n] for each block."""
+    """Latents [B, D, T] to samples [B, T * samples_per_latent]; `noise` has a tensor [B, 1, n] for each block."""
 
     def __init__(self, config: SnacConfig) -> None:
         super().__init__()
@@ -188,7 +188,7 @@ class Levels(nn.Module):
 
 
 class SnacCodec(WindowedCodec):
-    """SNAC; it decodes only."""
+    """SNAC, which can only decode here."""
 
     noise: Tensor
 
@@ -250,7 +250,7 @@ def plain_weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load(directory: Path, device: str = "cpu") -> SnacCodec:
-    """Return the codec in a published folder; CheckpointError names the tensors that do not fit."""
+    """Return the codec in a published folder; raise CheckpointError if tensors do not match."""
     folder = codec_directory(directory)
     codec = SnacCodec(read_config(folder))
     load_strictly(codec, plain_weights(read_tensors(released_file(folder, WEIGHTS))), folder)

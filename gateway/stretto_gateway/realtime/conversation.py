@@ -206,7 +206,7 @@ class Conversation:
 
 
 def asked_kinds(turns: list[dict[str, Any]]) -> set[str]:
-    """Return the content of the user's turns since the last reply: `text`, `audio`; empty without such turns."""
+    """Return the content of the user's turns since the last reply: `text`, `audio`; empty if there are none."""
     kinds: set[str] = set()
     for turn in reversed(turns):
         if turn["role"] != "user":

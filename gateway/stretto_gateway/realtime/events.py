@@ -121,7 +121,7 @@ class SocketSession(Protocol):
 
 @asynccontextmanager
 async def session_tasks(channel: Channel) -> AsyncIterator[asyncio.TaskGroup]:
-    """Run the tasks of a session. A SessionEnd in the block or in a task ends all of them and closes the WebSocket.
+    """Run the tasks of a session. A SessionEnd in the `with` block or a task ends all of them and closes the WebSocket.
 
     An ApiError also ends the session, and is sent to the client.
     """

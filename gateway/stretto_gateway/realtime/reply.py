@@ -258,7 +258,7 @@ class Reply:
         await self._send_audio(pcm)
 
     async def _send_audio(self, pcm: NDArray[Any]) -> None:
-        """Send samples as they are to be played, int16 [n]."""
+        """Send samples that are ready for playback, int16 [n]."""
         if not len(pcm):
             return
         if self._first_s is None:
