@@ -1,4 +1,4 @@
-"""Cost of a codec that decodes in blocks, and the difference of its blocks from one decode of the whole.
+"""Cost of a codec that decodes in blocks, and the difference between its blocks and one decode of the whole utterance.
 
     python -m benchmarks.blocks                    # narrow, random weights: half a minute
     python -m benchmarks.blocks --wide             # of published width: some minutes
@@ -44,7 +44,7 @@ def blocks_of(codec: Glm4VoiceCodec, number: int) -> list[FrameWindow]:
 
 
 def cost(codec: Glm4VoiceCodec, window: FrameWindow, repeats: int) -> tuple[int, int, float, float, float]:
-    """Return input tokens, new tokens, processor seconds, and per second of audio processor seconds and GFLOP."""
+    """Return input tokens, new tokens, processor seconds, and processor seconds and GFLOP per second of audio."""
     size = codec.blocks.size_after(window.left + codec.blocks.right if window.left else 0)
     codes, first = torch.from_numpy(window.codes)[None], torch.tensor([window.first])
     batch = Window(codes, window.left, window.right, first, codec.initial_state(1))

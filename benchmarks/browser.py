@@ -1,4 +1,4 @@
-"""Headless Chromium, driven over the DevTools protocol: page content, input and audio as a person has them."""
+"""Headless Chromium, controlled over the DevTools protocol: page content, input and audio as for a user."""
 
 import asyncio
 import base64
@@ -43,7 +43,7 @@ class Browser:
         self._reading = asyncio.ensure_future(self._read())
 
     async def send(self, method: str, session: str | None = None, **params: Any) -> Record:
-        """Send a command and return its result; RuntimeError if it fails."""
+        """Send a command and return its result; raise RuntimeError if it fails."""
         number = next(self._ids)
         answer = self._answers[number] = asyncio.get_running_loop().create_future()
         message = {"id": number, "method": method, "params": params}
@@ -108,7 +108,7 @@ class Tab:
         await self.wait(until)
 
     async def value(self, script: str) -> Any:
-        """Evaluate a JavaScript expression, awaiting promises; RuntimeError if it fails."""
+        """Evaluate a JavaScript expression, awaiting promises; raise RuntimeError if it fails."""
         asked = {"expression": script, "awaitPromise": True, "returnByValue": True, "userGesture": True}
         answer = await self.send("Runtime.evaluate", **asked)
         if "exceptionDetails" in answer:
@@ -116,7 +116,7 @@ class Tab:
         return answer["result"].get("value")
 
     async def wait(self, condition: str) -> None:
-        """Wait until a JavaScript expression is true; TimeoutError with the page's errors after PATIENCE_S."""
+        """Wait until a JavaScript expression is true; raise TimeoutError with the page's errors after PATIENCE_S."""
         try:
             async with asyncio.timeout(PATIENCE_S):
                 while not await self.value(f"Boolean({condition})"):
@@ -195,7 +195,7 @@ def shown_text(selector: str) -> str:
 
 @contextmanager
 def chromium(folder: Path) -> Iterator[str]:
-    """Yield the DevTools address of a Chromium that keeps its files in an empty folder and ends with the block."""
+    """Yield the DevTools address of a Chromium with its files in an empty folder; it ends with the `with` block."""
     own = {name: str(folder) for name in ("HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME")}
     log = folder / "log"
     command = [EXECUTABLE, f"--user-data-dir={folder / 'profile'}", *FLAGS]

@@ -2,9 +2,9 @@
 
     python -m benchmarks.cancelling --streams 1 8
 
-A server is started for it. Several long utterances begin together. One of them is cancelled after a few responses,
-while the others continue. The end of its generation is read from the language model's table of utterances, which this
-process opens. One line of JSON for each number of streams: percentiles, in ms.
+The benchmark starts its own server. Several long utterances begin together. One of them is cancelled after a few
+responses, while the others continue. The end of its generation is read from the language model's table of utterances,
+which this process opens. Prints one line of JSON for each number of streams: percentiles in ms.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ async def begun(stream: Speech) -> Speech:
 
 
 async def cancel_one(client: SpeechClient, table: FlowTable, num_streams: int) -> float | None:
-    """Return the seconds until one of `num_streams` streams has been dropped; None if another had ended before."""
+    """Return the seconds until one of `num_streams` streams was dropped; None if another one had ended before."""
     options: dict[str, Any] = {"seed": 1, "max_audio_s": 9.6, "audio": {"min_rows": 239}}
     streams = [client.speak(TEXT, **options) for _ in range(num_streams)]
     await asyncio.gather(*map(begun, streams))

@@ -1,4 +1,4 @@
-"""A codec driven as the decoder does: chunks of codes in, windows decoded, samples concatenated."""
+"""Decoding of chunks of codes by a codec as in the decoder: windows are decoded, and their samples concatenated."""
 
 from collections.abc import Iterable
 

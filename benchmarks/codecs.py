@@ -1,4 +1,4 @@
-"""Streaming properties of each codec: context, exactness, the cost of less right context, and decoding speed.
+"""Streaming properties of each codec: context, exactness, the error of less right context, and decoding speed.
 
     python -m benchmarks.codecs                          # all, narrow, with random weights: a minute
     python -m benchmarks.codecs xcodec --wide            # one, as wide as published: its speed

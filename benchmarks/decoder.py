@@ -1,17 +1,17 @@
-"""The acoustic decoder alone: the gain of batching, and the listeners of many live streams.
+"""The acoustic decoder alone: gain of batching, and playback of many live streams.
 
     python -m benchmarks.decoder --streams 64 --frames 8
     python -m benchmarks.decoder --live 1 8 32 64 --seconds 10
 
-The first form decodes the same steady windows of `--frames` frames, one for each of `--streams` utterances, one at a
-time and in batches, in turns; a figure is the median over the rounds. `speedup_over_one_at_a_time` is the ratio of
-their wall times, `speedup_cpu` that of their processor times, which a busy machine disturbs less. `streams_real_time`
-is the number of streams that the batched decoder can serve in real time.
+The first form decodes the same steady windows of `--frames` frames, one for each of `--streams` utterances, alternately
+one at a time and in batches; a figure is the median over the rounds. `speedup_over_one_at_a_time` is the ratio of their
+wall times, `speedup_cpu` that of their processor times, which a busy machine disturbs less. `streams_real_time` is the
+number of streams that the batched decoder can serve in real time.
 
 The second form plays live streams: frames arrive at `--fps` (default: real time), are sent as the chunk policy decides,
-and are played by players that start with the first chunk. Metrics are defined in benchmarks/README.md. With
-`--clock processor` time advances by the processor time of the decoder, as if it had its own core, so a busy machine
-gives the figures of an idle one.
+and are played by players that start with the first chunk. Metrics are defined in benchmarks/README.md. With `--clock
+processor` time advances by the processor time of the decoder, as if it had its own core, so that other load on the
+machine does not affect the figures.
 
 The bundled codec has its own weights. Other codecs have random weights, with few channels but the published strides and
 kernels.
@@ -159,7 +159,7 @@ def measure_batching(codec: Codec, config: DecoderConfig, streams: int, frames: 
 
 
 def measure_live(live: LiveStreams, load: LiveLoad, policy: ChunkPolicy) -> dict[str, Any]:
-    """Play one load and return the figures of its listeners."""
+    """Play one load and return its figures."""
     cpu_s = time.process_time()
     traces, sizes, wall_s = live.run(load, policy)
     failed = [trace.error for trace in traces if trace.error]

@@ -1,4 +1,4 @@
-"""Engine cores in this process, stepped by hand; replies of forced length; and where the time of a step goes."""
+"""Engine cores in this process, stepped by hand; replies of forced length; and the time of a step by part."""
 
 import itertools
 import json

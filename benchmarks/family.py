@@ -92,7 +92,7 @@ def input_codes(random: np.random.Generator) -> list[list[int]]:
 async def beside(
     listen: Listen, number: int, seeds: Iterator[int], speaking: Awaitable[Any]
 ) -> tuple[Any, list[float]]:
-    """Await `speaking` during `number` closed loops of `listen`; return its result and the seconds of each answer.
+    """Await `speaking` while `number` closed loops of `listen` run; return its result and the seconds of each answer.
 
     Raises:
         ClientError: A request with audio input was refused or failed.

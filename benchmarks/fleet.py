@@ -1,4 +1,4 @@
-"""From one GPU to a thousand: streams, gateways, network and cost per hour of speech. Arithmetic, not a measurement.
+"""Estimate for 1 to 1000 GPUs: streams, gateways, network, and cost per hour of speech. Computed, not measured.
 
     python -m benchmarks.fleet                     # the tables of docs/scale.md
     python -m benchmarks.fleet --gpu-price 3.20    # price of an hour of a GPU

@@ -1,10 +1,10 @@
-"""Cost of the gateway: the same load over HTTP through it, and over gRPC past it, in turns.
+"""Cost of the gateway: the same load alternately over HTTP through the gateway, and over gRPC without it.
 
     python -m benchmarks.gateway --concurrency 1 16 --rounds 6 --connections 256 --disconnects 40
 
-Then a crowd: `--connections` connections at once, which retry when the gateway asks them to. And clients that
-disconnect during an answer, one at a time: how long the language model goes on for each. The benchmark starts its own
-server and gateway. Clients, gateway and server share this host, which should be otherwise idle.
+Then `--connections` simultaneous connections, which retry when the gateway asks them to. Then clients that disconnect
+during an answer, one at a time: measured is how long the language model continues. The benchmark starts its own server
+and gateway. Clients, gateway and server share this host, which should be otherwise idle.
 """
 
 import argparse

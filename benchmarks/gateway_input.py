@@ -143,7 +143,7 @@ def flood_for(port: int, flood: Flood, seconds: float) -> tuple[int, int]:
 
 
 def ask_live(port: int, until: "asyncio.Future[Any]") -> list[float]:
-    """Return how long each request for /health/live took, in seconds, until `until` is done."""
+    """Request /health/live repeatedly until `until` is done; return the duration of each request in seconds."""
     took_s = []
     while not until.done():
         begun_s = time.monotonic()

@@ -1,4 +1,4 @@
-"""Shared parts of all benchmarks: command lines, result lines, a temporary server, and what its processes use."""
+"""Shared code of all benchmarks: command lines, result lines, a temporary server, and resource usage of processes."""
 
 import argparse
 import datetime
@@ -164,7 +164,7 @@ _claims: list[socket.socket] = []
 
 
 def free_ports(count: int) -> list[int]:
-    """Return `count` unused TCP ports that no other process of the tests and benchmarks has been given.
+    """Return `count` unused TCP ports that no other process of the tests and benchmarks has claimed.
 
     Ports from the kernel's ephemeral range are not used: a server binds its ports only after its models are loaded, and
     by then an outgoing connection of an engine could own one. Each port is claimed until this process ends by a UDP
@@ -198,7 +198,7 @@ class Launch:
 
     Attributes:
         environment: Added to the environment of the launcher and all its processes.
-        gateway: Port of a gateway, or None for a launch without one.
+        gateway: Port of the gateway; None to run no gateway.
     """
 
     repository: Path
@@ -223,7 +223,7 @@ class Launch:
         return self._launcher.pid
 
     def start(self) -> None:
-        """Start the server and wait until it is ready; RuntimeError with the end of its log if it fails."""
+        """Start the server and wait until it is ready; raise RuntimeError with the end of its log if it fails."""
         self.record.unlink(missing_ok=True)  # of a launcher that was killed
         flags: dict[str, object] = {"--model-repository": self.repository, "--pid-file": self.record}
         flags |= {"--log-file": self.log, "--http-port": self.http, "--grpc-port": self.grpc}
@@ -259,7 +259,7 @@ class Launch:
 
 @contextmanager
 def serving(repository: Path, python: str | Path = sys.executable) -> Iterator[str]:
-    """Yield the gRPC address of a server that is ready; RuntimeError with the end of its log if it does not start."""
+    """Yield the gRPC address of a ready server; raise RuntimeError with the end of its log if it does not start."""
     with tempfile.TemporaryDirectory() as folder:
         launch = Launch(repository, Path(folder), python)
         launch.start()
@@ -277,7 +277,7 @@ def is_ready(port: int) -> bool:
 
 
 def stop_on_sigterm() -> None:
-    """Let SIGTERM end this process by SystemExit, so that its server is stopped."""
+    """Make SIGTERM raise SystemExit in this process, so that its server is stopped."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
@@ -357,7 +357,7 @@ def served_processes(root: int | None = None) -> dict[str, int]:
 
 
 def cpu_s(pids: Mapping[str, int]) -> dict[str, float]:
-    """Return the processor time so far of each process by its name; RuntimeError if one has ended."""
+    """Return the processor time so far of each process by its name; raise RuntimeError if one has ended."""
     seen = {}
     for name, pid in pids.items():
         usage = read_usage(pid)

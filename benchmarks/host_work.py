@@ -1,6 +1,6 @@
-"""Cost of a decode step to the interpreter, independent of the machine: instructions and memory blocks.
+"""Machine-independent cost of a decode step in the Python interpreter: instructions and memory blocks.
 
-`ReplayedSteps` are steps without a model, in which a scheduler gets the model's last output repeatedly.
+`ReplayedSteps` are steps without a model, in which the scheduler repeatedly receives the model's last output.
 """
 
 import ctypes
@@ -120,7 +120,7 @@ def _library() -> ctypes.CDLL:
 
 
 class ReplayedSteps:
-    """Requests that, for the scheduler of `engine`, decode one row each in every step. They end with this object."""
+    """Requests that decode one row per step from the view of the scheduler of `engine`. They end with this object."""
 
     def __init__(
         self, engine: SteppedEngine, prompts: Iterable[list[int]], params: Iterable[SamplingParams], num_rows: int

@@ -1,4 +1,4 @@
-"""KV blocks that guidance costs: those held over time by guided replies, over those held by unguided ones.
+"""KV-cache cost of guidance: blocks held over time by guided replies, divided by those held by unguided ones.
 
     python -m benchmarks.kv --requests 8 --text 150 --frames 500
 
@@ -27,7 +27,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         task = next(task for task in family.tasks if task.segments[-2:] == (Segment.TEXT, Segment.AUDIO))
 
         def run(scale: float) -> tuple[int, dict[str, tuple[int, int]]]:
-            """Return the sum of blocks in use, and of each unconditional half its rows and how many were cached."""
+            """Return the sum of blocks in use, and (rows, cached rows) of each unconditional request."""
             assert engine.scheduler.reset_prefix_cache()
             prompts = [
                 forced_prompt(family, task, seed, arguments.frames, arguments.text, scale)

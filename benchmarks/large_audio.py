@@ -1,10 +1,10 @@
-"""Effect of one client's large files on other clients: first audio of short texts, one after another, in turns.
+"""Effect of one client's large files on other clients: time to the first audio of short texts, sent one at a time.
 
     alone      nothing else runs
     busy       a process keeps a core busy, at the priority of the clients below
     prepared   a client sends files of 19 MB, which are decoded and answered
     long       its files are refused as too long
-    format     its files are refused as no known format
+    format     its files are refused because their format is unknown
     corrupt    its files are refused because their second half is corrupt
     unsound    the proxy refuses its requests, which never reach Triton
 
@@ -40,7 +40,7 @@ from benchmarks.harness import append_result, command_line, read_usage, served_p
 from stretto_client import SpeechClient
 
 TEXT = "The birch canoe slid."
-NICENESS = 19  # of clients that stand for other machines
+NICENESS = 19  # of clients that represent other machines
 WAIT_S = 120.0
 NUM_BYTES = 19_000_000
 PROCESSES = ("proxy", "tritonserver", "preprocessor", "language_model", "engine", "acoustic_decoder", "audio_worker")
@@ -161,7 +161,7 @@ class Neighbour:
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """Let the process work for the duration of the block."""
+        """Make the process work for the duration of the `with` block."""
         self._resting.clear()
         self._going.set()
         try:

@@ -1,6 +1,6 @@
 """Families that only benchmarks use: stream layouts of published models, for random weights.
 
-Entry points in `checkpoints/registered` make them known to the engine. Only what costs time is as published.
+Entry points in `checkpoints/registered` make them known to the engine. Only values that affect speed are as published.
 """
 
 from dataclasses import replace

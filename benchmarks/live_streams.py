@@ -1,4 +1,4 @@
-"""Utterances whose frames arrive at the pace of a language model, through the pacer and a decoder to listeners."""
+"""Simulated live streams: frames arrive at the speed of a language model, and pass through the pacer and a decoder."""
 
 import time
 from collections.abc import Callable

@@ -58,7 +58,7 @@ def speaker(client: SpeechClient, arm: str, words_per_s: float) -> Speak:
 
 
 def figures(arm: str, runs: list[tuple[list[Trace], float]]) -> dict[str, float]:
-    """Return seconds to the first audio, the longest wait of a player, and seconds of audio per second."""
+    """Return seconds to the first audio, the longest underrun of a player, and seconds of audio per second."""
     traces = [trace for each, _ in runs for trace in each]
     first = percentiles(f"{arm}_first_audio", [trace.first_s for trace in traces])
     waits = percentiles(f"{arm}_underrun", [underrun_s(trace) for trace in traces])

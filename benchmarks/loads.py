@@ -1,4 +1,4 @@
-"""Loads of speech requests and the metrics of their listeners.
+"""Loads of speech requests, and metrics as seen by their clients.
 
 In a closed loop a stream sends its next request when the last one has ended. In an open loop requests are sent at
 random times, whether earlier ones have ended or not. Texts do not repeat. Metrics are defined in benchmarks/README.md.
@@ -36,7 +36,7 @@ class Trace:
     Attributes:
         arrivals: Time of each response with samples.
         durations: Seconds of audio in each of them.
-        sound: Seconds from the start of the audio to the first sample above -50 dBFS; None without one.
+        sound: Seconds from the start of the audio to the first sample above -50 dBFS; None if there is none.
         unguided_frames: Frames generated without guidance although the request asked for it.
         is_refused: True if the server was full and did not begin the request.
     """
@@ -231,7 +231,7 @@ def ratio(numerators: list[float], denominators: list[float]) -> float:
 async def compare(
     name: str, load: Load, rounds: int, process: "psutil.Process", through: Speak, past: Speak
 ) -> dict[str, Any]:
-    """Run one load through a process in front of the server and past it, in turns; return what the process costs.
+    """Run one load alternately with and without a process in front of the server; return the cost of the process.
 
     A small load warms both ways up. In a round both ways get the same texts and seeds; which one is first changes from
     round to round.
@@ -242,7 +242,7 @@ async def compare(
         rounds: Number of turns of each way.
         process: Process whose processor time is counted.
         through: Sends a request through the process.
-        past: Sends a request past it.
+        past: Sends a request directly to the server.
     """
     lines, ways = texts(), {"through": through, "past": past}
     throughput: dict[str, list[float]] = {way: [] for way in ways}

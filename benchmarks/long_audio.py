@@ -1,4 +1,4 @@
-"""Ten minutes of audio in one request: the cost of a step at its end, and the growth of memory.
+"""Ten minutes of audio in one request: cost of the last steps, and growth of memory.
 
     python -m benchmarks.long_audio [--rows 30000] [--guidance 3.0]
 

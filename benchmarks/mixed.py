@@ -1,4 +1,4 @@
-"""Waiting time of requests of one kind during a crowd of the other kind, with and without shares of the KV cache.
+"""Waiting time of requests of one kind while many of the other kind are queued, with and without `kv_share`.
 
     python -m benchmarks.mixed --crowd 32 --guests 3
 

@@ -1,4 +1,4 @@
-"""Open loop: time to the first sound at rates up to saturation and beyond, and the knee.
+"""Open loop: time to the first sound at request rates up to and beyond saturation, and the knee of the curve.
 
     python -m benchmarks.open_loop                          # own server: results/open_loop.jsonl
     python -m benchmarks.open_loop --shares 0.5 1 --arrivals bursts --seconds 30
@@ -55,7 +55,7 @@ class Mix:
         return lambda: follow(Trace(sent=time.perf_counter()), self._client.speak(text, **options))
 
     async def _listen(self, pcm: np.ndarray, options: dict[str, Any]) -> None:
-        """Send a transcription, which is not measured and only uses the server's time."""
+        """Send a transcription, which only loads the server and is not measured."""
         try:
             async for _ in self._client.transcribe((pcm, NOISE_RATE), **options):
                 pass

@@ -1,4 +1,4 @@
-"""More guided streams than the engine can serve in time: how many listeners have a gap, and what avoiding it costs.
+"""More guided streams than the engine can serve in time: streams with a gap, and the cost of avoiding gaps.
 
     python -m benchmarks.overload --requests 32 64 96
 

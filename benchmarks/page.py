@@ -1,4 +1,4 @@
-"""Time to the first sound of the web page, against the command line: the same text and seed, in turns.
+"""Time to the first sound on the web page and on the command line, alternately with the same text and seed.
 
     python -m benchmarks.page --rounds 15
 

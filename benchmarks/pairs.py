@@ -1,4 +1,4 @@
-"""Guided replies in a KV cache too small for all of them: the throughput that guidance keeps, and every frame checked.
+"""Guided replies in a KV cache too small for all: throughput relative to unguided replies, and a check of all frames.
 
     python -m benchmarks.pairs --pairs 1 4 16 --share 0.75
 
@@ -34,7 +34,7 @@ Rows = list[list[int]]
 
 @dataclass
 class Run:
-    """Replies that began at once, in their order."""
+    """Replies that began together, in order."""
 
     wall_s: float = 0.0
     cpu_s: float = 0.0

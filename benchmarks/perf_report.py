@@ -1,4 +1,4 @@
-"""Percentiles of streams from profile exports of perf_analyzer, whose own summary has none for streaming models.
+"""Percentiles of streams from profile exports of perf_analyzer, whose summary lacks them for streaming models.
 
     python -m benchmarks.perf_report export.json …
     python -m benchmarks.perf_report --count export.json …      # only the number of complete requests
@@ -76,7 +76,7 @@ def percentiles(values: list[float]) -> dict[str, float]:
 
 
 def read_export(path: Path) -> dict[Load, list[Exchange]]:
-    """Return the complete requests of an export by load; ValueError if the file is not an export."""
+    """Return the complete requests of an export by load; raise ValueError if the file is not an export."""
     try:
         return {
             read_load(path, experiment["experiment"]): [read_exchange(request) for request in experiment["requests"]]

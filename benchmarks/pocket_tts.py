@@ -1,4 +1,4 @@
-"""Pocket TTS: frames per second of processor time of the complete server and of its authors' package, in turns.
+"""Pocket TTS: frames per second of processor time of the complete server and, alternately, of the authors' package.
 
     python -m benchmarks.pocket_tts --package FOLDER --concurrency 1 4 16 --rounds 3
 

@@ -1,4 +1,4 @@
-"""Cost of the proxy in front of Triton: the same load through it, and past it to Triton's own socket, in turns.
+"""Cost of the proxy in front of Triton: the same load alternately through the proxy and directly to Triton's socket.
 
     python -m benchmarks.proxy --concurrency 1 8 16 --rounds 5
 

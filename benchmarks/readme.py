@@ -1,4 +1,4 @@
-"""The figures of the README, measured on this machine with one command.
+"""Measurement of the README's figures on this machine.
 
     python -m benchmarks.readme [--package FOLDER]
 
@@ -51,7 +51,7 @@ def latest(records: Iterable[Record], place: str, places: Sequence[int], **wante
         **wanted: Values of other fields.
 
     Returns:
-        As many records as places; empty if one has none.
+        As many records as places; empty if a place has no record.
     """
     found = {each[place]: each for each in records if place in each and wanted.items() <= each.items()}
     return [found[each] for each in places] if found.keys() >= set(places) else []
@@ -65,7 +65,7 @@ def machine(record: Record) -> str:
 
 
 def text(records: Sequence[Record]) -> str:
-    """Return the README's section of figures as Markdown; raise ValueError without figures of the bundled model."""
+    """Return the README's figures as Markdown; raise ValueError if those of the bundled model are missing."""
     bundled = latest(records, "concurrency", BUNDLED, benchmark="speech")
     if not bundled:
         raise ValueError(f"results: expected lines of `ensemble` at {BUNDLED} concurrent requests")

@@ -3,7 +3,7 @@
     python -m benchmarks.recovery --pid-file PATH       # kill each process in turn; also stop the decoder
     python -m benchmarks.recovery --pid-file PATH --processes engine --rounds 5
 
-The server must be running on this host, started by `stretto serve` and by this user, without other clients.
+The server must run on this host, started with `stretto serve` by this user, and must have no other clients.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ AUDIO = "audio_worker"  # decodes files for the preprocessor
 PROCESSES = ("tritonserver", *STUBS, "engine", "proxy", AUDIO)
 SIGNALS = {"killed": signal.SIGKILL, "stopped": signal.SIGSTOP}
 POLL_S, MAX_S = 0.02, 600.0
-NOTICE_S = 3.0  # if readiness has not dropped by then, the fault goes unnoticed
+NOTICE_S = 3.0  # if readiness has not dropped by then, the fault counts as unnoticed
 
 
 def seconds_until(condition: Callable[[], bool], begun: float, max_s: float = MAX_S) -> float | None:

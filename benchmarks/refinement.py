@@ -4,7 +4,7 @@
 
 VALL-E's non-autoregressive model with random weights (head width 64, eight codebooks of 1024 codes) fills utterances of
 about `--frames` frames after prompts of `--rows` rows. Lengths differ by up to a tenth. Single utterances and one batch
-take turns; figures are medians over the rounds. `fill_s`: time of one utterance alone. `speedup_over_one_at_a_time`:
+alternate; figures are medians over the rounds. `fill_s`: time of one utterance alone. `speedup_over_one_at_a_time`:
 wall time of all of them one at a time over that of the batch; `speedup_cpu` the same in processor time.
 `real_time_factor`: seconds to fill an utterance as part of the batch, over its duration. `differ`: utterances of which
 a code differs in the batch, because two candidates differ by less than float32 rounding. One line of JSON for each

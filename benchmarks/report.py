@@ -22,7 +22,7 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Plot:
-    """One picture: fields of a benchmark's lines over their field `over`, as curves, or as bars if `over` is a name.
+    """One plot: fields of a benchmark's lines against their field `over`, as curves, or as bars if `over` is a name.
 
     Attributes:
         fields: Names of fields, with dots if nested.
@@ -159,7 +159,7 @@ def draw(plot: Plot, found: Mapping[str, Mapping[Any, Record]], folder: Path) ->
 
 
 def knee_of(records: Mapping[Any, Record], plot: Plot) -> list[float]:
-    """Return the place of the knee in the latest measurement that has one, in a list."""
+    """Return a list with the position of the knee in the latest measurement that has one."""
     latest = sorted(records.values(), key=lambda record: record["time"])
     marked = [value(record, plot.knee) for record in latest if plot.knee is not None]
     return [place for place in marked if place is not None][-1:]

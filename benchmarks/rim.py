@@ -2,10 +2,10 @@
 
     python -m benchmarks.rim --streams 1 16
 
-A server is started for it. Closed loops of utterances of equal, forced length take turns, with and without guidance.
-Counted is the processor time, user and system, of every process of the server and of this one, the client, which does
-nothing else. `rim_ms` is the cost around the models: the proxy, Triton's own process, the language model's stub and the
-client. One line of JSON for each number of streams, with and without guidance; then a table.
+The benchmark starts its own server. Closed loops of utterances of equal, forced length alternate with and without
+guidance. Counted is the processor time, user and system, of every process of the server and of this one, the client,
+which does nothing else. `rim_ms` is the cost around the models: the proxy, Triton's own process, the language model's
+stub and the client. One line of JSON for each number of streams, with and without guidance; then a table.
 
 With --profile DIR, py-spy, which must be installed, samples every process except Triton's. The figures of such a run
 are not written to the file.

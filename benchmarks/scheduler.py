@@ -1,12 +1,12 @@
-"""Cost of scheduling: `schedule` and `update_from_output` of a step with pairs, against stock vLLM with as many rows.
+"""Cost of scheduling: `schedule` and `update_from_output` of a step with CFG pairs, compared with stock vLLM.
 
     python -m benchmarks.scheduler --pairs 1 8 32
 
-Guided replies in their audio segment and greedy decoding by stock vLLM take turns in this process; only steps in which
-every row decodes are counted. `scheduler_ratio` is Stretto's time over stock's, in processor time of the thread while
-the engine runs; between the two calls the model empties the processor's caches. `replayed` covers the two calls alone,
-with the model's last output repeated: microseconds, which other processes disturb less, and Python instructions and
-memory blocks, which they do not disturb (`host_work.py`). One line of JSON for each number of pairs.
+Guided replies in their audio segment and greedy decoding by stock vLLM with as many rows alternate in this process;
+only steps in which every row decodes are counted. `scheduler_ratio` is Stretto's time over stock's, in processor time
+of the thread while the engine runs; between the two calls the model empties the processor's caches. `replayed` covers
+the two calls alone, with the model's last output repeated: microseconds, which other processes disturb less, and Python
+instructions and memory blocks, which they do not disturb (`host_work.py`). One line of JSON for each number of pairs.
 """
 
 import argparse

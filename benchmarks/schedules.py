@@ -1,4 +1,4 @@
-"""Gain of VITA-Audio's schedules: ids per processor-second against Vanilla, and passes until the first sound.
+"""Gain of VITA-Audio's schedules: ids per processor-second relative to Vanilla, and passes until the first sound.
 
     python -m benchmarks.schedules --streams 1 4 16 --ids 55
 

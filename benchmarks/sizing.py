@@ -1,4 +1,4 @@
-"""Which GPU serves which family, and how many streams at once: an estimate by arithmetic, not a measurement.
+"""Estimate of how many concurrent streams of each family each GPU serves. Computed, not measured.
 
     python -m benchmarks.sizing            # the tables of docs/gpu.md
 

@@ -1,12 +1,12 @@
-"""Python instructions of a complete decode step with pairs, against stock vLLM with as many rows.
+"""Python instructions of a complete decode step with CFG pairs, compared with stock vLLM with as many rows.
 
     python -m benchmarks.step_work --pairs 1 8 32
 
 Guided replies are compared with greedy decoding by stock vLLM: everything that the engine core does in a step, from
-`schedule` to the outputs. What a GPU runs as a graph or a kernel counts as one call on both sides: the model's forward
-pass and vLLM's kernels. The launches of our sampler are left out; it repeats the same rows. The sampler is that of a
-GPU, with its tables in host memory, so this does not show whether anything waits for a device. One line of JSON for
-each number of pairs.
+`schedule` to the outputs. Work that a GPU runs as a graph or a kernel counts as one call on both sides: the model's
+forward pass and vLLM's kernels. The launches of our sampler are left out; it repeats the same rows. The sampler is that
+of a GPU, with its tables in host memory, so waits for a device are not measured. One line of JSON for each number of
+pairs.
 """
 
 import statistics

@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks.harness import append_result, command_line
 
 TARGETS = ("vllm-omni", "sglang-omni", "voxserve", "mstar", "nari")
-LATE = "audio_stall"  # its name for audio that is complete and was late by more than 0.5 s
+LATE = "audio_stall"  # tts-bench's name for audio that is complete but was late by more than 0.5 s
 
 
 def write_texts(path: Path) -> None:

@@ -1,8 +1,8 @@
-"""Clients that upload large files at once, as fast as they are answered: outcomes and memory.
+"""Concurrent clients that upload large files, each as soon as its last one is answered: outcomes and memory.
 
     python -m benchmarks.uploads --clients 12 --seconds 60 --rounds 10
 
-A round is good if every file was answered or refused as `full`, and no process of the server was replaced. Memory is
+A round passes if every file was answered or refused as `full`, and no process of the server was replaced. Memory is
 read before the first round and `--rest-s` seconds after each. One line of JSON.
 """
 

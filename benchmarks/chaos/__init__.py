@@ -1,1 +1,1 @@
-"""Soak test with faults: every answer is correct or an explicit error, whatever happens to the server."""
+"""Soak test with faults: every answer must be correct or an explicit error."""

@@ -1,10 +1,10 @@
-"""Many streams of every kind for a while, then one fault after another under that load.
+"""Run many streams of every kind, then inject one fault after another under that load.
 
     scripts/soak.sh --minutes 60        # with its own shared memory and disk, so that they can be filled
 
-First every request of `requests.py` is sent alone for its reference. Then `--streams` clients send requests at random
-and read them as `clients.py` describes. Every answer is judged: it must equal its reference or be an error, and must
-not be late (`--limit-s`). Memory is followed. Threads, descriptors, shared memory and the server's own metrics must
+First every request of `requests.py` is sent alone, which gives its reference. Then `--streams` clients send requests at
+random and read the answers as in `clients.py`. Every answer must equal its reference or be an error, and must not be
+late (`--limit-s`). Memory is monitored. Threads, descriptors, shared memory and the server's own metrics must
 afterwards be those of an idle server. Then each fault of `faults.py` occurs while clients send requests. One line of
 JSON goes to `--out` with a report next to it. The exit status is 1 if there are findings.
 """
@@ -44,11 +44,11 @@ STOPPED = ("proxy", "stretto_gateway", "tritonserver", *STUBS, "engine", LAUNCHE
 JUMPS = (3600.0, -3600.0)
 FRONT_ENDS = ("proxy", "stretto_gateway")
 KINDS = ("kill", "stop", "front-end", "shared-memory", "disk", "disk-kill", "clock")
-SETTLE_S, AFTERWARDS_S = 2.0, 5.0  # of load before a fault, and after the server is right again
+SETTLE_S, AFTERWARDS_S = 2.0, 5.0  # seconds of load before a fault, and after the server has recovered
 
 
 class Soak:
-    """One run against one launch."""
+    """One run against one launcher."""
 
     def __init__(self, launch: Launch, arguments: argparse.Namespace):
         self._launch, self._arguments = launch, arguments
@@ -58,7 +58,7 @@ class Soak:
         self.wrong: list[str] = []
 
     async def take_references(self) -> None:
-        """Send each request alone; RuntimeError if two answers differ."""
+        """Send each request alone; raise RuntimeError if two answers differ."""
         self._references = await take_references(self._servers, self._asks, self._arguments.limit_s)
 
     async def calm(self) -> dict[str, Any]:
@@ -183,7 +183,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def jump(folder: Path, arguments: argparse.Namespace, wrong: list[str]) -> list[dict[str, Any]]:
-    """Run the faults of the clock against a separate server with its own clock."""
+    """Inject the clock faults into a separate server with its own clock."""
     (folder / "clocked").mkdir()
     environment = clock_environment(folder / "clocked")
     launch = Launch(arguments.model_repository, folder / "clocked", environment=environment, gateway=free_ports(1)[0])

@@ -18,7 +18,7 @@ COLUMNS = ("rss_mb", "pss_mb", "uss_mb")
 
 
 class Follower:
-    """Reads the usage of the processes below one process repeatedly."""
+    """Repeated measurements of the resource usage of all descendants of a process."""
 
     def __init__(self, root: int):
         self._begun = time.monotonic()
@@ -26,7 +26,7 @@ class Follower:
         self.usages: dict[str, list[Usage]] = {name: [] for name in self.pids}
 
     def look(self) -> dict[str, Usage]:
-        """Return the current usage of the processes; RuntimeError if one has ended."""
+        """Return the current usage of the processes; raise RuntimeError if one has ended."""
         at_s = time.monotonic() - self._begun
         seen = {}
         for name, pid in self.pids.items():
@@ -41,7 +41,7 @@ class Follower:
 def describe(
     follower: Follower, warm_up_min: float, before: dict[str, Usage], after: dict[str, Usage]
 ) -> dict[str, dict[str, Any]]:
-    """Return for each process its memory at start, after warm-up and at the end, slopes, and idle resources."""
+    """Return each process's memory at the start, after warm-up and at the end, its slopes, and its idle resources."""
     processes = {}
     for name, usages in follower.usages.items():
         steady = [usage for usage in usages if usage.at_s >= 60 * warm_up_min]
@@ -120,14 +120,14 @@ def look(metrics_port: int, root: int | None = None) -> Held:
 
 
 def read_gauges(page: str) -> dict[str, float]:
-    """Return the metrics that must be zero; KeyError if one is missing."""
+    """Return the metrics that must be zero; raise KeyError if one is missing."""
     lines = [line.rpartition(" ") for line in page.splitlines() if line.startswith("stretto_")]
     found = {name.partition("{")[0].removeprefix("stretto_"): float(value) for name, _, value in lines}
     return {name: found[name] for name in (*IDLE_GAUGES, *NEVER)}
 
 
 def left_over(before: Held, after: Held) -> list[str]:
-    """Return a sentence for each resource left over."""
+    """Return a sentence for each resource that was not released."""
     found = [f"{name} is {value:g}, not 0" for name, value in after.gauges.items() if value]
     abandoned = max(0, after.abandoned - before.abandoned)
     for what, old, new, of_instance in (

@@ -1,4 +1,4 @@
-"""Clients of a soak test: their answers, the judgement of these, and the ways in which they read.
+"""Clients of a soak test: ways of reading, answers, and their verdicts.
 
 The reference of an answer is the answer to the same request sent alone.
 """
@@ -25,8 +25,8 @@ FULL_SCALE = {np.dtype(np.float32): 1.0, np.dtype(np.int16): 32_768.0}
 class Verdict(StrEnum):
     """Judgement of an answer. WRONG, INCOMPLETE and HUNG must never occur.
 
-    right: the complete reference, or refused like it. left: the client disconnected, and had the beginning of the
-    reference. error: an error, after nothing but the beginning of the reference.
+    right: equal to the complete reference, or rejected like it. left: the client disconnected; its part equals the
+    beginning of the reference. error: an error, before which the answer equals the beginning of the reference.
     """
 
     RIGHT = "right"
@@ -42,7 +42,7 @@ BAD = (Verdict.WRONG, Verdict.INCOMPLETE, Verdict.HUNG)
 
 @dataclass(slots=True)
 class Answer:
-    """One answer as far as its reader has it.
+    """One answer, as far as it has been read.
 
     Attributes:
         pcm: Samples of each event with samples.
@@ -67,7 +67,7 @@ class Answer:
 
 
 def judge(reference: Answer, answer: Answer) -> Verdict:
-    """Return the judgement of `answer`."""
+    """Return the verdict on `answer`."""
     if answer.is_overdue:
         return Verdict.HUNG
     if reference.error is not None:
@@ -182,7 +182,7 @@ READERS: dict[Reader, float] = {listen: 8, crawl: 2, stop: 1, cancel: 3, reset: 
 
 
 async def take(stream: AsyncIterator[Event], answer: Answer, events: int | None = None, pause_s: float = 0.0) -> None:
-    """Read `events` events, or all, into `answer`; ClientError if the answer ends with one."""
+    """Read `events` events, or all, into `answer`; raise ClientError if the answer ends with one."""
     while events is None or events > 0:
         try:
             event = await anext(stream)
@@ -198,7 +198,7 @@ async def take(stream: AsyncIterator[Event], answer: Answer, events: int | None 
 
 
 async def read(ask: Ask, server: str, reader: Reader, draw: random.Random, limit_s: float) -> Answer:
-    """Return the answer to a request. limit_s: a client that waits longer for anything is hung."""
+    """Return the answer to a request; a client that waits longer than `limit_s` for anything counts as hung."""
     answer = Answer()
     try:
         async with asyncio.timeout(3 * limit_s):

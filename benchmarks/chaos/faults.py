@@ -24,11 +24,11 @@ CLOCK = Path(__file__).with_name("clock.c")
 
 
 class Skipped(Exception):
-    """A fault that is not possible here; the message gives the reason."""
+    """The fault cannot be injected on this machine; the message gives the reason."""
 
 
 class Ended(Exception):
-    """A fault ended processes that it must not end; the message names them."""
+    """A fault has ended processes that it should not affect; the message names them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Replaced:
-    """SIGSTOP of a front-end process without SIGCONT: the launcher has to replace it."""
+    """SIGSTOP of a front-end process without SIGCONT; the launcher must replace the process."""
 
     process: str
     limit_s: float = REPLACED_S
@@ -86,7 +86,7 @@ class Replaced:
         return f"stop {self.process} for good"
 
     async def strike(self, launch: Launch) -> None:
-        """Stop the process and wait until it is gone; TimeoutError after `limit_s`, when it is continued."""
+        """Stop the process and wait until it is gone; raise TimeoutError after `limit_s`, when it is continued."""
         pid = find(self.process)
         born = birth(pid)
         os.kill(pid, signal.SIGSTOP)
@@ -133,7 +133,7 @@ class FullDiskKill:
 
 @dataclass(frozen=True, slots=True)
 class Fill:
-    """A full file system for some seconds, only if it is small enough to belong to this run alone."""
+    """A full file system for some seconds; skipped if it is so large that others may share it."""
 
     folder: Path
     seconds: float = FULL_S
@@ -164,7 +164,7 @@ class Fill:
 
 @dataclass(frozen=True, slots=True)
 class Jump:
-    """The clock of the server alone, moved by `seconds` and back (`clock_environment`)."""
+    """Step of the server's clock by `seconds`, and back (`clock_environment`)."""
 
     seconds: float
     lasting_s: float = JUMPED_S
@@ -187,7 +187,7 @@ Fault = Kill | Stop | Replaced | FullDiskKill | Fill | Jump
 
 
 def find(name: str) -> int:
-    """Return the pid of the server's process of that name; Skipped if there is none."""
+    """Return the pid of the server's process of that name; raise Skipped if there is none."""
     found = served_processes()
     if name not in found:
         raise Skipped(f"no such process; there are {', '.join(sorted(found))}")
@@ -203,7 +203,7 @@ def fill(file: int, folder: Path) -> None:
 
 
 def clock_environment(folder: Path) -> Mapping[str, str]:
-    """Return the environment of a server whose clock `set_clock` moves; empty without a C compiler."""
+    """Return the environment of a server whose clock can be set by `set_clock`; empty if there is no C compiler."""
     compiler, library = shutil.which("cc"), folder / "clock.so"
     if compiler is None:
         return {}

@@ -1,4 +1,4 @@
-"""Many clients at once, each with one request after another, and every answer judged."""
+"""Many concurrent clients, each with one request after another, and verdicts on all answers."""
 
 import asyncio
 import random
@@ -20,7 +20,7 @@ class Outcomes:
     """Numbers of answers.
 
     Attributes:
-        verdicts: Answers by kind of request and judgement.
+        verdicts: Number of answers by kind of request and verdict.
         errors: Errors by message.
         bad: The first of the answers that must never occur.
     """
@@ -40,7 +40,7 @@ class Outcomes:
             )
 
     def num(self, *verdicts: Verdict) -> int:
-        """Return the number of answers with one of these judgements."""
+        """Return the number of answers with one of these verdicts."""
         return sum(count for name, count in self.verdicts.items() if name.rpartition(": ")[2] in verdicts)
 
 
@@ -83,7 +83,7 @@ class Streams:
 
 
 async def take_references(servers: Servers, asks: Sequence[Ask], limit_s: float) -> dict[str, Answer]:
-    """Return the answer to each request alone; RuntimeError if it is not as expected or not the same twice."""
+    """Return the answer to each request alone; raise RuntimeError if it is wrong or differs when repeated."""
     references = {}
     for ask in asks:
         first, second = [await read(ask, servers[ask.door], listen, random.Random(0), limit_s) for _ in range(2)]

@@ -1,6 +1,6 @@
 """Small versions of the published families, for benchmarks and for trying them: random releases, converted.
 
-Everything that costs time apart from the backbone is as published: vocabulary, streams, delays, strides of the codec,
+Everything that affects speed, except the backbone, is as published: vocabulary, streams, delays, strides of the codec,
 chunks. The backbone has four layers of 256; codec and audio tower have few channels. Qwen3-TTS' depth transformer is as
 wide as its backbone, its codec an eighth as wide as published, and its text, which is only looked up, has few ids. The
 same holds for Qwen3-Omni's talker, which has as many experts as published. Higgs Audio's text has few ids, too.
@@ -42,7 +42,7 @@ class SmallModel:
         speak: Task that generates speech.
         listen: Task with audio input, or None.
         has_text: True if the model generates text before speech.
-        guidance_scale: The authors' scale, or None without guidance.
+        guidance_scale: The authors' scale; None if the model is not guided.
         options: Options of every request for speech.
         tail_rows: Rows after a reply's last frame that count towards a limit.
     """

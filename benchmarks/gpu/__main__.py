@@ -1,4 +1,4 @@
-"""Checks and measures the engine and the decoder on a host with a GPU, in one call of ten minutes.
+"""Checks and measurements of the engine and the decoder on a host with a GPU, in one call of ten minutes.
 
     python -m benchmarks.gpu --out DIR             # on the GPU
     python -m benchmarks.gpu --out DIR --dry-run   # every job on the CPU, tiny: runs all code paths, measures nothing
@@ -7,7 +7,7 @@
 Jobs (`jobs.py`) run one after another, each in its own process, the most informative first. One that fails, crashes or
 hangs does not end the others. DIR/all.jsonl has a line for each figure and for the outcome of each job; DIR/logs.txt
 has everything that was printed. Both are written immediately. The last lines of standard output are the verdicts of
-jobs that decide something, and a table of the jobs.
+jobs that have one, and a table of the jobs.
 """
 
 import argparse

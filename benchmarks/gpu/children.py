@@ -132,7 +132,7 @@ def _end_group(child: ForkProcess) -> None:
 
 
 def verdicts(setup: Setup) -> list[str]:
-    """Return a line for the last verdict of each job that decides something."""
+    """Return a line for the last verdict of each job that has one."""
     lines = map(json.loads, setup.results.read_text().splitlines()) if setup.results.exists() else ()
     found = {line["job"]: line for line in lines if "verdict" in line}
     return [f"{job}: {line['verdict']} ({line['rule']})" for job, line in found.items()]

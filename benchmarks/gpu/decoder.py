@@ -72,7 +72,7 @@ class CaptureErrors(logging.Handler):
 
 @contextmanager
 def capture_errors() -> Iterator[list[str]]:
-    """Yield the capture errors of decoders that run in the block."""
+    """Yield the capture errors of decoders that run during the `with` block."""
     handler, logger = CaptureErrors(), logging.getLogger("stretto.decoder.launching")
     logger.addHandler(handler)
     try:

@@ -1,4 +1,4 @@
-"""Time to the first audio, against the lower bound given by the steps themselves, and audio generated per second.
+"""Time to the first audio, its lower bound computed from step times, and audio generated per second.
 
 `ttfp_floor` is prefill + (longest delay + first chunk + right context of the codec) x median step + one decode of the
 first chunk. `ttfp` is measured at the engine, from the queue to the last row of a reply's first chunk, plus the same

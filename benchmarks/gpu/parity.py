@@ -183,7 +183,7 @@ Watch = Callable[[], AbstractContextManager[object]]
 
 
 def compare(setup: Setup, case: Case, mode: str, watch: Watch = nullcontext) -> dict[str, Any]:
-    """Return how many of the engine's replies equal the reference's. `watch` surrounds the generation."""
+    """Return how many of the engine's replies equal the reference's; they are generated inside of `watch`."""
     args = {**MODES[mode], **WITHOUT_GRAPHS} if setup.is_small else {**CUDA, **MODES[mode]}
     answers = replies(case.folder, args, case.prompts, watch)
     other = [request_id for request_id, (rows, _) in case.replies.items() if answers[request_id].rows != rows]

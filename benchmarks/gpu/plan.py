@@ -1,4 +1,4 @@
-"""Command lines of all calls on a GPU host that has no network, is bare each time, and is lent for ten minutes.
+"""Command lines of all calls on a GPU host without a network, which starts empty and is available for ten minutes.
 
     python -m benchmarks.gpu plan                 # the first call, then the calls for the jobs that it may not reach
     python -m benchmarks.gpu plan --out results   # only the jobs that have not passed in `results`

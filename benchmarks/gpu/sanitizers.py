@@ -45,7 +45,7 @@ WITHOUT_POOL = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 
 
 def places() -> list[Path]:
-    """Return where compute-sanitizer may be: on PATH, in CUDA toolkits, or in NVIDIA's wheel of it."""
+    """Return the possible paths of compute-sanitizer: on PATH, in CUDA toolkits, and in NVIDIA's wheel."""
     found = [Path(path) for path in [shutil.which(TOOL)] if path]
     toolkits = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
     toolkits += sorted(glob("/usr/local/cuda*") + glob("/opt/nvidia/cuda*"), reverse=True)
@@ -83,7 +83,7 @@ def run_tool(setup: Setup, tool: str, limit_s: float) -> Iterator[dict[str, Any]
 
 
 def read(output: str) -> dict[str, Any]:
-    """Return the number of errors that the output of compute-sanitizer reports, or why there is none."""
+    """Return the number of errors in the output of compute-sanitizer, or the reason why there is no number."""
     found, lines = SUMMARY.search(output), output.strip().splitlines() or ["no output"]
     if "not supported" in output and DONE not in lines:
         refusal = next(line for line in lines if "not supported" in line)
@@ -151,7 +151,7 @@ class Delegate(TorchDispatchMode):
 
 @contextmanager
 def watched_decoders(watch: Callable[[], AbstractContextManager[object]]) -> Iterator[None]:
-    """Run the threads of decoders that start in the block inside of `watch`."""
+    """Make decoders that start during the `with` block run their threads inside of `watch`."""
     former = DecoderWorker._run
 
     def watched(self: DecoderWorker) -> None:

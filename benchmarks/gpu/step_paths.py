@@ -1,4 +1,4 @@
-"""Which implementation of a step after the backbone to keep: the hand-written kernels or the array path.
+"""Comparison of two implementations of a step after the backbone: the hand-written kernels and the array path.
 
 Both run on the same inputs, each in a CUDA graph: the launches of `StepProgram`, and those of `SpeechSampler` on torch
 tensors, as written and through torch.compile. Rows are equal before times count. Families have published vocabularies,
@@ -73,13 +73,13 @@ def _(
 def opaque_draw(
     logits: torch.Tensor, token_ids: torch.Tensor, keys: torch.Tensor, params: DrawParams, plan: DrawPlan
 ) -> torch.Tensor:
-    """Sample as `kernels.gpu.draw.draw`, as one operator that torch.compile does not look into."""
+    """Sample as `kernels.gpu.draw.draw`, as one operator that is opaque to torch.compile."""
     return _draw(logits, token_ids, keys, [params.temperature, params.top_k, params.top_p], plan.is_random)
 
 
 @contextmanager
 def opaque_draws() -> Iterator[None]:
-    """Let the array path sample with `opaque_draw` during the block."""
+    """Make the array path sample with `opaque_draw` during the `with` block."""
     former, array_path.draw = array_path.draw, opaque_draw
     try:
         yield
@@ -152,7 +152,7 @@ def readout_of(rules: SegmentRules, width: int, device: torch.device, dtype: tor
 
 
 def fill(slots: RunSlots, family: Family, scale: float) -> None:
-    """Put a reply in the middle of its audio into each slot, as CFG pairs if `scale` is not 1."""
+    """Fill each slot with a reply in the middle of its audio; replies are CFG pairs if `scale` is not 1."""
     for slot in range(slots.num_slots):
         index, is_unconditional = (slot, False) if scale == 1.0 else (slot // 2, slot % 2 == 1)
         task = next(each for each in family.tasks if each.has_audio_segment)

@@ -1,4 +1,4 @@
-"""Waits in a step: for the device, or for a kernel that is compiled only then.
+"""Detection of waits in a step: for the device, or for the compilation of a kernel.
 
 For the device, vLLM lets torch raise an error at the first synchronising call. For Triton, kernels compiled after the
 start of the engine are named; one of Stretto's is an error, because its specialisation would depend on the batch.
@@ -18,7 +18,7 @@ OURS, MODE = "stretto.", "FULL_DECODE_ONLY, async"
 
 @contextmanager
 def compiled(names: list[str]) -> Iterator[None]:
-    """Append the module and name of each kernel that Triton compiles during the block."""
+    """Append the module and name of each kernel that Triton compiles during the `with` block."""
     from triton import knobs
 
     former = knobs.runtime.jit_post_compile_hook

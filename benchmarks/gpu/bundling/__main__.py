@@ -141,11 +141,13 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = top.add_subparsers(dest="command", required=True)
-    packing = commands.add_parser("pack", help="make the parts, with a network")
+    packing = commands.add_parser("pack", help="make the parts (needs a network)")
     packing.add_argument("--out", type=Path, required=True, help="an empty folder for the parts and their manifest")
-    packing.add_argument("--wheelhouse", type=Path, default=Path(".bundle/wheels"), help="where wheels are kept")
-    packing.add_argument("--offline", action="store_true", help="take wheels from there only")
-    packing.add_argument("--have", type=Path, default=COMMON_HOST, help="what the host has: names, or a pip freeze")
+    packing.add_argument("--wheelhouse", type=Path, default=Path(".bundle/wheels"), help="folder of downloaded wheels")
+    packing.add_argument("--offline", action="store_true", help="use only wheels in that folder")
+    packing.add_argument(
+        "--have", type=Path, default=COMMON_HOST, help="packages on the host: a file of names, or output of pip freeze"
+    )
     packing.add_argument("--lock", type=Path, default=ROOT / "requirements/embedded.txt", help="versions to prefer")
     packing.add_argument("--python", default="3.12", help="Python of the host")
     packing.add_argument("--architecture", type=int, default=90, help="of the host's GPU; 90: Hopper")
@@ -159,7 +161,7 @@ def parser() -> argparse.ArgumentParser:
         "--no-source", action="store_true", help="without scripts, tests and models: the host has them"
     )
     packing.add_argument("--part-mb", type=float, default=60.0)
-    installing = commands.add_parser("install", help="take parts, on the host")
+    installing = commands.add_parser("install", help="store parts, on the host")
     installing.add_argument("--into", type=Path, required=True)
     installing.add_argument("parts", type=Path, nargs="*", help="parts and, once, manifest.json")
     return top

@@ -1,4 +1,4 @@
-"""An archive cut into parts of limited size, and a manifest with their checksums. Standard library only.
+"""Split archive with parts of limited size, and a manifest with their checksums. Standard library only.
 
 The archive is one `.tar.xz`; a part is a range of its bytes, so any file fits. The same tree gives the same bytes:
 names are sorted, times and owners are zero.
