@@ -1,4 +1,4 @@
-"""Decode steps of the engine, in this process, against stock vLLM running the plain backbone with as many rows.
+"""Decode steps of the engine, in this process, compared with stock vLLM on the plain backbone with as many rows.
 
     python -m benchmarks.engine --requests 1 4 8 16 --frames 64 --guidance 1.5
 
@@ -98,7 +98,7 @@ class StockArm:
 
 
 def measure(number: int, arguments: argparse.Namespace, ours: SpeechArm, stock: StockArm) -> dict[str, Any]:
-    """Run all arms in turns and return the ratios between them."""
+    """Run all arms alternately and return the ratios between them."""
     frames = arguments.frames
     arms: dict[str, Callable[[], StepTime]] = {
         "guided": lambda: ours.time_steps(number, frames, arguments.guidance),

@@ -43,7 +43,7 @@ class Arm:
 
 
 def measure(number: int, frames: int, num_rounds: int, arms: dict[str, Arm]) -> dict[str, Any]:
-    """Run both arms in turns and return the ratios between them."""
+    """Run both arms alternately and return the ratios between them."""
     for arm in arms.values():
         arm.time_steps(number, frames)
     turns = [{name: arm.time_steps(number, frames) for name, arm in arms.items()} for _ in range(num_rounds)]

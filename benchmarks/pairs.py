@@ -92,7 +92,7 @@ def num_wrong(rows: Rows, expected: Rows) -> int:
 
 
 def measure(checkpoint: Path, number: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Run both arms in turns and return the ratio between them."""
+    """Run both arms alternately and return the ratio between them."""
     arm = PairArm(checkpoint, number, arguments)
     arms = {"guided": SCALE, "unguided": 1.0}
     alone = {name: [arm.run(scale, only).rows[0] for only in range(number)] for name, scale in arms.items()}

@@ -66,7 +66,7 @@ def speak_with_package(config: Path, voice: Path, frames: int) -> float:
 
 
 def package_cpu_s(package: Path, config: Path, voice: Path, frames: int) -> float:
-    """Return the same from a process of its own."""
+    """Return the result of `speak_with_package` in a separate process."""
     path = os.pathsep.join([str(package), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "benchmarks.pocket_tts", "--package", str(package), "--frames", str(frames)]
     command += ["--theirs", str(config), "--voice", str(voice)]

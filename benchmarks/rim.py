@@ -76,7 +76,7 @@ async def count(arm: Arm, speak: Speak, lines: Iterator[str], pids: dict[str, in
 
 
 async def measure(server: str, arguments: argparse.Namespace) -> list[Arm]:
-    """Run all arms in turns."""
+    """Run all arms alternately."""
     arms = [
         Arm(Load(streams, max(1, arguments.utterances // streams), arguments.frames, scale))
         for streams in arguments.streams

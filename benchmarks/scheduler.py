@@ -61,7 +61,7 @@ class SchedulerWatch(MethodWatch):
 
 
 def measure(pairs: int, arguments: argparse.Namespace, ours: SpeechArm, stock: StockArm) -> dict[str, Any]:
-    """Run both arms in turns; return medians over the rounds, and of the ratio within a round."""
+    """Run both arms alternately; return medians over the rounds, and of the ratio within a round."""
     num_rows, frames = 2 * pairs, arguments.frames
     watches = {name: SchedulerWatch(arm.engine.scheduler, num_rows) for name, arm in (("ours", ours), ("stock", stock))}
     rounds = []

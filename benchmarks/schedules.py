@@ -124,7 +124,7 @@ def ids_after(schedule: str, num_passes: int) -> int:
 
 
 def measure(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Measure all schedules in turns; yield a record for each at each number of streams."""
+    """Measure all schedules alternately; yield a record for each at each number of streams."""
     speeds: dict[int, dict[str, list[float]]] = {n: {name: [] for name in SCHEDULES} for n in arguments.streams}
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoint(Path(folder))

@@ -170,7 +170,7 @@ def products_ms(weights: int, gpu: Gpu, rows: int) -> float:
 
 
 def streams_in_time(backbone: Backbone, gpu: Gpu) -> int:
-    """Return how many streams a step serves at their frame rate."""
+    """Return the largest number of streams whose step ends within the time of a frame."""
     limit_ms = SHARE_OF_TIME * 1e3 / backbone.frame_rate
     return sum(1 for _ in takewhile(lambda n: step_ms(backbone, gpu, n) <= limit_ms, range(1, MOST_STREAMS + 1)))
 

@@ -66,7 +66,7 @@ class Streams:
         await asyncio.gather(*self._loops)
 
     async def is_right(self, ask: Ask) -> bool:
-        """Return True if one request is answered correctly now."""
+        """Send one request and return True if its answer is correct."""
         answer = await read(ask, self._servers[ask.door], listen, random.Random(0), self._limit_s)
         return judge(self._references[ask.name], answer) is Verdict.RIGHT
 

@@ -1,7 +1,7 @@
 """Published codecs with their strides, kernels and codebooks, and random weights that give audible output.
 
-They are narrow, with few channels, for tests and for errors, which depend on the strides; or as wide as published, for
-speed.
+They are narrow (few channels) for tests and for errors, which depend on the strides, or as wide as published for speed
+measurements.
 """
 
 import math

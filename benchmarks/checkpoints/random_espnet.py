@@ -1,4 +1,4 @@
-"""ESPnet's DAC as published, with its strides, kernels and names, few channels and random weights."""
+"""ESPnet's DAC with published strides, kernels and names, but few channels and random weights."""
 
 import math
 from pathlib import Path

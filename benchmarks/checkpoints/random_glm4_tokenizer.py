@@ -1,4 +1,4 @@
-"""GLM-4-Voice's tokenizer as published, narrow and with random weights."""
+"""Narrow GLM-4-Voice tokenizer with random weights in the published layout."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""GLM-4-Voice's decoder as published, with random weights that give audible output: narrow, or of published width.
+"""GLM-4-Voice's decoder in the published layout, narrow or of published width, with random weights and audible output.
 
 Weights are drawn by numpy in the order of their names, so that an external reference has the same ones.
 """

@@ -4,7 +4,7 @@
 
 They are small, except for the kind `published`, which has the dimensions of Kyutai's `english` (110 M parameters). The
 others differ as the published sizes do: `english` (LSD head), `english_2m` (pointwise head, grouped heads of another
-width, a low-rank table) and `english_18m` (drifting head). All but the first have a decoder of their own, and their
+width, a low-rank table) and `english_18m` (drifting head). All but the first have their own decoder, and their
 tokenizer as a model of SentencePiece.
 """
 

@@ -1,4 +1,4 @@
-"""Random checkpoints in the layouts in which ESPnet publishes Bagpiper and OpusLM, small.
+"""Small random checkpoints in the layouts in which ESPnet publishes Bagpiper and OpusLM.
 
     bagpiper   model.pt {"module": …}, config.yaml, tokenizer/ (with the backbone's config.json), codec/ (X-codec)
     opuslm     model.pth or 2epoch.pth, config.yaml, tokenizer/, backbone/config.json (another repository's)

@@ -1,4 +1,4 @@
-"""Random weights of Qwen3-Omni's talker in the published layout of the complete model, small.
+"""Small random weights of Qwen3-Omni's talker in the published layout of the complete model.
 
 The thinker's tensors are its embedding table, which the talker uses, and one that it does not use.
 """

@@ -1,4 +1,4 @@
-"""Random weights of Qwen3-TTS in the published layout, the same on every machine, small.
+"""Small random weights of Qwen3-TTS in the published layout, identical on every machine.
 
 The weights need only `random_tensors.py` and numpy; `write_release` adds a tokenizer.
 """

@@ -1,4 +1,4 @@
-"""SenseVoice's encoder as published with VITA-Audio-Plus, narrow and with random weights, with its other files."""
+"""Narrow SenseVoice encoder with random weights, in the layout published with VITA-Audio-Plus, and its other files."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Codecs with a state, with random weights: narrow, or as wide as published."""
+"""Stateful codecs with random weights, narrow or as wide as published."""
 
 from collections.abc import Callable
 from typing import TypeVar

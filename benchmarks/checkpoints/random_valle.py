@@ -1,4 +1,4 @@
-"""Random checkpoint in the layout of ESPnet's VALL-E recipes: small, the same on every machine.
+"""Small random checkpoint in the layout of ESPnet's VALL-E recipes, identical on every machine.
 
 valle.pth   config.yaml   tokenizer/   codec/ (ESPnet's DAC)
 """

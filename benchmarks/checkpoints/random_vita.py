@@ -1,4 +1,4 @@
-"""Random weights of VITA-Audio in the published layout, the same on every machine, small.
+"""Small random weights of VITA-Audio in the published layout, identical on every machine.
 
 `model.layers` holds the main model's decoder layers, then those of the modules. The other tensors of the modules belong
 to the wrapper around the model, which has the head. The weights need only `random_tensors.py` and numpy.

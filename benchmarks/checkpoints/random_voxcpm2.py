@@ -1,4 +1,4 @@
-"""Random releases of VoxCPM2 in the published layout, small: language models, diffusion head, AudioVAE and tokenizer.
+"""Small random releases of VoxCPM2 in the published layout: language models, diffusion head, AudioVAE and tokenizer.
 
     python -m benchmarks.checkpoints.random_voxcpm2 FOLDER [KIND]
 

@@ -56,7 +56,7 @@ def _software(setup: Setup) -> dict[str, Any]:
 
 
 def _server_parts(setup: Setup) -> dict[str, Any]:
-    """Check requirements of the second call: libpython, and MPS, without which processes share a GPU in turns."""
+    """Check requirements of the second call: libpython, and MPS, without which processes use a GPU one at a time."""
     from stretto.launcher.installation import python_library
 
     return {

@@ -136,7 +136,7 @@ def parts(arm: Arm, number: int, setup: Setup) -> dict[str, Any]:
 
 
 def retention(arm: Arm, number: int, task: str | None = None) -> dict[str, Any]:
-    """Run guided and unguided replies in turns; frames are equal, so throughputs are as wall times."""
+    """Run guided and unguided replies alternately; frame counts are equal, so wall times give the ratio."""
     scale, frames = arm.model.scale, arm.load.frames
     arm.run(number, scale, task)
     rounds = [{each: arm.run(number, each, task) for each in (1.0, scale)} for _ in range(arm.load.rounds)]

@@ -1,4 +1,4 @@
-"""Asynchronous client of the server. Each utterance has a gRPC stream of its own, so it can be cancelled separately."""
+"""Asynchronous client of the server. Each utterance has its own gRPC stream, so it can be cancelled separately."""
 
 import asyncio
 import ipaddress

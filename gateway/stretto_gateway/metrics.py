@@ -78,7 +78,7 @@ class Times:
 
 
 class Spans:
-    """Exporter of spans in batches, in a thread of its own; OpenTelemetry drops spans if its queue is full."""
+    """Exporter of spans in batches, in a separate thread; OpenTelemetry drops spans if its queue is full."""
 
     def __init__(self, provider: "TracerProvider"):
         self._provider, self._tracer = provider, provider.get_tracer("stretto_gateway")

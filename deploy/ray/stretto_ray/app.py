@@ -28,7 +28,7 @@ class Settings(BaseModel):
     """Settings of the application.
 
     Attributes:
-        command: Command that starts a server, in an environment of its own.
+        command: Command that starts a server, in a separate environment.
         gpus: GPUs per server; several with tensor parallelism.
         cpus: CPUs per server.
         min_servers: Minimum number of servers.

@@ -39,7 +39,7 @@ def launchers(cluster: Any) -> set[psutil.Process]:
 def processes_on(node: Any) -> list[psutil.Process]:
     """Return the processes of a Ray node, its raylet first.
 
-    They are found by parent: servers' launchers have sessions of their own.
+    They are found by parent: servers' launchers have their own sessions.
     """
     raylet = next(found.process for name, all_of in node.all_processes.items() if "raylet" in name for found in all_of)
     if raylet.poll() is not None:

@@ -36,7 +36,7 @@ class AffinityRouter(RequestRouter):
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
-        """Return all replicas in the order of `ranked`, each in a rank of its own."""
+        """Return all replicas in the order of `ranked`, each in its own rank."""
         key, refused = ("", ())
         if pending_request is not None:
             key, refused = pending_request.args

@@ -1,4 +1,4 @@
-"""A speech server as a child process: `stretto serve` in an environment of its own."""
+"""Speech server as a child process: `stretto serve` in a separate environment."""
 
 import asyncio
 import ctypes

@@ -1,4 +1,4 @@
-"""Client secrets: short-lived keys that can only open realtime sessions, with settings of their own."""
+"""Client secrets: short-lived keys that can only open realtime sessions, with their own settings."""
 
 import hashlib
 import heapq

@@ -151,14 +151,14 @@ class Timer(Protocol):
 
 
 def make_timer(seconds: float, expire: Callable[[], None]) -> Timer:
-    """Return a timer that calls `expire` on a thread of its own after `seconds`."""
+    """Return a timer that calls `expire` on a separate thread after `seconds`."""
     timer = threading.Timer(seconds, expire)
     timer.daemon = True
     return timer
 
 
 class AlignmentQueue:
-    """Jobs for one process, in order of arrival, on a thread of its own.
+    """Jobs for one process, in order of arrival, on a separate thread.
 
     Args:
         process: The alignment process.

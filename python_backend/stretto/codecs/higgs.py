@@ -60,7 +60,7 @@ MARGIN = 160  # samples of silence on each side of HuBERT's input
 
 
 class ProjectedQuantization(XcodecVectorQuantization):
-    """Codebook in a space of its own, with projections from the latents to it and back."""
+    """Codebook in its own space, with projections from the latents to it and back."""
 
     def __init__(self, config: HiggsAudioV2TokenizerConfig) -> None:
         super().__init__(config)  # type: ignore[arg-type]

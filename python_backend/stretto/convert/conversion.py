@@ -159,7 +159,7 @@ class CodecCopy:
 
 @dataclass(frozen=True)
 class ConvertedNetwork:
-    """Additional network of a checkpoint, in a folder of its own with `config.json` and `model.safetensors`.
+    """Additional network of a checkpoint, in a separate folder with `config.json` and `model.safetensors`.
 
     Attributes:
         folder: Name of the folder.

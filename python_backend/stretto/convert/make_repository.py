@@ -246,7 +246,7 @@ def bytes_per_row(record: dict[str, Any], dtype: str) -> int:
 
 
 def count(record: dict[str, Any], name: str) -> int:
-    """Return a size in a checkpoint's config.json; raise CheckpointError if it is no integer in [1, MAX_COUNT]."""
+    """Return a size in a checkpoint's config.json; raise CheckpointError unless it is an integer in [1, MAX_COUNT]."""
     value = record.get(name)
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_COUNT:
         raise CheckpointError(f"config.json: {name}: expected an integer in [1, {MAX_COUNT}], got {shown(value)}")

@@ -218,7 +218,7 @@ def read_defaults(
 ) -> tuple[dict[str, Any], list[str]]:
     """Return `speech_sampling` from a release's generation_config.json, and remarks on the values.
 
-    Lengths are ignored: a family has its own, and a request may set them.
+    Lengths are ignored: the family defines them, and a request may override them.
 
     Args:
         release: The release. The file is next to its config, or in the folder of its weights.

@@ -147,5 +147,5 @@ def send_aligned(pending: PendingChunk, event: Event, words: list[TimedWord] | N
         if pending.reply.is_cancelled():
             raise Cancelled("the client cancelled the request")
         pending.reply.send(None, event)
-    except Exception as error:  # whatever failed, the chunk gets an answer
+    except Exception as error:  # the chunk must be answered after any failure
         refuse(pending, error, counts)

@@ -232,7 +232,7 @@ class HostLauncher:
 
 
 class CudaLauncher:
-    """Launcher on a CUDA stream of its own, concurrent with the host and with other work on the GPU.
+    """Launcher on its own CUDA stream, concurrent with the host and with other work on the GPU.
 
     All transfers use pinned memory. The host waits for one copy per batch and never synchronises the whole device.
     """

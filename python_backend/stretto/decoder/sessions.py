@@ -45,7 +45,7 @@ class Renderer:
     def resample(self, pcm: np.ndarray | None, is_final: bool) -> np.ndarray | None:
         """Return float32 samples [m] at `sample_rate` for the codec's samples [n]; None if there are none.
 
-        The resampler holds back some tens of milliseconds until the final call.
+        The resampler holds back tens of milliseconds of audio until the final call.
         """
         if self._stream is None:
             return pcm
@@ -325,7 +325,7 @@ class Sessions:
             session.collected.drop()
 
     def end(self, utterance: str) -> None:
-        """Remove an utterance whose stored samples are still needed."""
+        """Remove an utterance, but keep its stored samples, which are still needed."""
         session = self._open.pop(utterance, None)
         if session is not None and session.sound is not None:
             self._sounds.release(session.sound)

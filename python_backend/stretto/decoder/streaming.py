@@ -176,7 +176,7 @@ def read_reference(chunk: Chunk, codes: np.ndarray | None, spec: CodecSpec, is_a
         chunk: Record of the chunk.
         codes: Codes of the chunk, [K, T].
         spec: Codec constants.
-        is_alone: True if the utterance is decoded in batches of its own; it then shares no cached state with others.
+        is_alone: True if the utterance is decoded in its own batches; it then shares no cached state with others.
 
     Raises:
         InvalidRequest: If a later chunk has a reference, or the reference is longer than the chunk.

@@ -64,7 +64,7 @@ MAX_FAILED_TURNS = 3  # in a row; more are not caused by a single chunk
 
 
 class DecoderWorker:
-    """Decoder on a thread of its own. Every chunk gets exactly one answer, in order within its utterance.
+    """Decoder on a separate thread. Every chunk gets exactly one answer, in order within its utterance.
 
     Args:
         codec: The codec.

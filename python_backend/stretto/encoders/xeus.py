@@ -305,7 +305,7 @@ class RecordReader(pickle._Unpickler):
         self._file = file
 
     def find_class(self, module: str, name: str) -> type[Record]:
-        """Return a subclass of Record named like the requested class, whatever that is."""
+        """Return a subclass of Record with the name of the requested class, which is not imported."""
         return type(name, (Record,), {"name": f"{module}.{name}"})
 
     def load_build(self) -> None:

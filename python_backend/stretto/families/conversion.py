@@ -107,7 +107,7 @@ class Contents:
 
 @dataclass(frozen=True)
 class Network:
-    """Additional network in a release, written to a folder of its own in the checkpoint.
+    """Additional network in a release, written to a separate folder in the checkpoint.
 
     Attributes:
         folder: Name of the folder.
@@ -131,7 +131,7 @@ class Converted:
         plan: Tensors to write, by published name.
         dropped: Names, or prefixes of names, of unused tensors.
         folded: Names of tensors that are merged into others.
-        networks: Networks that are written to folders of their own.
+        networks: Networks that are written to separate folders.
     """
 
     record: dict[str, Any]

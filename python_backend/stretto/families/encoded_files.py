@@ -33,7 +33,7 @@ NONCE_BYTES = 12
 
 @dataclass(frozen=True)
 class EncodedFiles:
-    """Folder of encodings made by one encoder. Methods may be called by any thread or process.
+    """Folder of encodings by one encoder. Methods may be called by any thread or process.
 
     Attributes:
         folder: Folder, accessible to this user only.

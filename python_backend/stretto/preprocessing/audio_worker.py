@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def limit_memory() -> None:
-    """Limit the address space, so that a file that needs too much memory only makes its own job fail."""
+    """Limit the address space, so that a file that needs too much memory fails only its own job."""
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     soft = MAX_MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(MAX_MEMORY_BYTES, hard)
     resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

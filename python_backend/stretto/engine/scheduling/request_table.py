@@ -386,7 +386,7 @@ def unconditional_audio(rows: np.ndarray, family: Family) -> np.ndarray:
 
 
 class Follower(Protocol):
-    """Observer of the request table, with state of its own per request."""
+    """Observer of the request table, with its own state per request."""
 
     def add(self, state: RequestState) -> None:
         """Handle a request that has arrived."""
@@ -481,7 +481,7 @@ class RequestTable(dict[str, RequestState]):
         return state.is_read_by_modules or (num_rows < 2 and self.is_bound(request.request_id))
 
     def count_bursts(self, request_ids: Iterable[str]) -> None:
-        """Count in advance the rows that MCTP modules generate in the scheduled step.
+        """Count the rows that MCTP modules will generate in the scheduled step.
 
         The backbone's row is counted by vLLM itself.
         """

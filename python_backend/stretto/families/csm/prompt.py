@@ -40,7 +40,7 @@ class CsmTemplate:
         return PromptRows(np.concatenate(parts))
 
     def _turn(self, turn: list[Piece], speaker: str) -> np.ndarray:
-        """Return the rows of a turn: words followed by audio, whatever their order in the request."""
+        """Return the rows of a turn: words followed by audio, in any order in the request."""
         words = [piece for piece in turn if piece.text is not None]
         if not words:
             raise InvalidRequest(turn[0].path, "audio together with its transcript", "audio alone")

@@ -74,7 +74,7 @@ def convert(release: Release, contents: Contents) -> Converted:
 
 
 def code2wav(numbers: Numbers, known: TalkerVocabulary) -> Network:
-    """Return the codec, to be written to a folder of its own."""
+    """Return the codec, to be written to a separate folder."""
     record = numbers.entry("code2wav_config", dict)
     try:
         shape = read_shape(record)

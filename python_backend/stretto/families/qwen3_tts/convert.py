@@ -6,8 +6,8 @@ lacks a value is rejected.
 
 The talker's text projection, fc2(silu(fc1(x))), and the depth transformer's projection of codes are functions of a
 single id. The converted tables therefore contain the projected embeddings. Base, which clones voices, has a speaker
-encoder in its file. The encoder is written to a folder of its own, and the embedding of the text pad, which is added to
-an x-vector, to a tensor of its own.
+encoder in its file. The encoder is written to a separate folder, and the embedding of the text pad, which is added to
+an x-vector, to a separate tensor.
 """
 
 from collections.abc import Callable, Collection, Mapping

@@ -60,7 +60,7 @@ def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[st
 
 
 def convert(release: Release, contents: Contents) -> Converted:
-    """Return the checkpoint, with the acoustic tokenizer in a folder of its own."""
+    """Return the checkpoint, with the acoustic tokenizer in a separate folder."""
     check_kind(contents.config)
     shape = Shape(contents.config)
     contents.check_latent_model(shape.num_tokens)

@@ -5,11 +5,10 @@
     frames ─┘
 
 A block consists of attention over all rows and a feed-forward layer, each with pre-norm. In parallel to attention, each
-channel of the values is filtered over time by a filter of its own, the "memory" (SAN-M,
-https://arxiv.org/abs/2006.01713). Tensors have the published names: `SenseVoiceSmall` of modeling_sensevoice.py and
-`ResamplerProjector` next to it (vita_audio/models/qwen2_mtp_sensevoice_v4_48_3 of
-https://github.com/VITA-MLLM/VITA-Audio). As there, everything is computed in the dtype of the weights: in bfloat16,
-positions above 256 are rounded as well.
+channel of the values is filtered over time by its own filter, the "memory" (SAN-M, https://arxiv.org/abs/2006.01713).
+Tensors have the published names: `SenseVoiceSmall` of modeling_sensevoice.py and `ResamplerProjector` next to it
+(vita_audio/models/qwen2_mtp_sensevoice_v4_48_3 of https://github.com/VITA-MLLM/VITA-Audio). As there, everything is
+computed in the dtype of the weights: in bfloat16, positions above 256 are rounded as well.
 """
 
 from collections.abc import Mapping

@@ -220,7 +220,7 @@ def plan(shape: Shape, known: VoxCpmVocabulary) -> Plan:
 
 
 class LayerNames:
-    """Names of a stack's layers: the published prefix, our prefix, and our numbers of the layers."""
+    """Names of a stack's layers: the published prefix, our prefix, and our layer numbers."""
 
     def __init__(self, published: str, own: str, numbers: range):
         self.published, self.own, self.numbers = published, own, numbers

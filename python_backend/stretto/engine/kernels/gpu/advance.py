@@ -228,7 +228,7 @@ def _first_stream(
     text: tl.tensor, audio: tl.tensor, position: tl.tensor, audio_start: tl.tensor, audio_end: tl.tensor,
     behind: tl.tensor, transition: tl.tensor, rules: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Return stream 0 of a row, whichever segment it is in."""
+    """Return stream 0 of a row in any segment."""
     token = audio
     if rules.tail == PADDED_TAIL:
         token = tl.where(behind <= 1, audio, rules.pad_id)
