@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+START_S = 300.0  # for imports and models, on a machine that is busy with the server's own start
 
 
 class WorkerProcess:
@@ -32,7 +33,7 @@ class WorkerProcess:
         self.memory = os.memfd_create(module, os.MFD_CLOEXEC)
         # -P: import nothing from the server's working directory.
         self._command = [sys.executable, "-P", "-m", module, *arguments, str(self.memory), str(niceness)]
-        self._is_killed = False
+        self._is_killed = self._has_answered = False
         self._process = self._start()
 
     @property
@@ -55,7 +56,8 @@ class WorkerProcess:
 
         Args:
             job: JSON object.
-            max_wait_s: Time in seconds after which a process that has not answered is replaced.
+            max_wait_s: Time in seconds after which a process that has not answered is replaced. START_S is added for the
+                first answer of a process.
 
         Returns:
             The answer; None if the process ended or did not answer in time.
@@ -65,9 +67,11 @@ class WorkerProcess:
         line = ""
         with suppress(BrokenPipeError):  # handled like a missing answer
             print(json.dumps(job), file=self._process.stdin, flush=True)
-            if select.select([self._process.stdout], [], [], max_wait_s)[0]:
+            longest_s = max_wait_s if self._has_answered else max_wait_s + START_S
+            if select.select([self._process.stdout], [], [], longest_s)[0]:
                 line = self._process.stdout.readline()
         if line.endswith("\n"):
+            self._has_answered = True
             answer: dict[str, Any] = json.loads(line)
             return answer
         if not self._is_killed:
@@ -89,6 +93,7 @@ class WorkerProcess:
         os.close(self.memory)
 
     def _start(self) -> subprocess.Popen[str]:
+        self._has_answered = False
         return subprocess.Popen(
             self._command,
             stdin=subprocess.PIPE,

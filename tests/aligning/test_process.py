@@ -1,6 +1,7 @@
 """The queue of alignments answers every job once and in time; its process may end at any moment."""
 
 import os
+import select
 import signal
 import sys
 import threading
@@ -15,8 +16,9 @@ import pytest
 
 from stretto.aligning.align import TimedWord
 from stretto.aligning.model import Aligner
-from stretto.aligning.process import AlignerProcess, AlignmentQueue, ProcessFailed
+from stretto.aligning.process import MAX_WAIT_S, AlignerProcess, AlignmentQueue, ProcessFailed
 from stretto.aligning.worker import answer
+from stretto.worker_process import START_S
 from tests.aligning.ctc_release import write_release
 from tests.patience import PATIENCE_S
 
@@ -196,6 +198,13 @@ def test_a_process_that_was_killed_is_replaced(tmp_path: Path, monkeypatch: pyte
     program.write_text(PROGRAM.format(python=sys.executable))
     program.chmod(0o755)
     monkeypatch.setattr("stretto.worker_process.sys", SimpleNamespace(executable=str(program)))
+    waits = list[float]()
+
+    def waited(*arguments: Any) -> Any:
+        waits.append(arguments[3])
+        return select.select(*arguments)
+
+    monkeypatch.setattr("stretto.worker_process.select", SimpleNamespace(select=waited))
     process, parts = AlignerProcess(tmp_path), [np.array([1, 2], np.int16), np.array([3], np.int16)]
     try:
         first = process.pid
@@ -211,6 +220,8 @@ def test_a_process_that_was_killed_is_replaced(tmp_path: Path, monkeypatch: pyte
         os.kill(process.pid, signal.SIGKILL)  # between two jobs
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         assert process.align(parts, 16_000, "c") == [TimedWord("c", 3, 6, 1.0)]
+        one, first_of_its_process = MAX_WAIT_S, MAX_WAIT_S + START_S  # a, unfit, failed, dies | b | c
+        assert waits == [first_of_its_process, one, one, one, first_of_its_process, first_of_its_process]
         process.kill()
         with pytest.raises(ProcessFailed, match="was ended"):
             process.align(parts, 16_000, "d")
