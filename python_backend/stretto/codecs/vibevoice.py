@@ -43,7 +43,7 @@ DEFAULTS: dict[str, Any] = SERVED | {
     "ffn_expansion": 4,
     "vae_std": 0.625,
 }
-MAX_SIZE = 1 << 16
+MAX_SIZE, MAX_LEVELS, MAX_BLOCKS = 1 << 16, 8, 64  # far above those of any release
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +88,25 @@ class TokenizerConfig:
         sizes = [record[key] for key in ("hidden_size", "kernel_size", "num_filters", "ffn_expansion")]
         ratios, depths = record["downsampling_ratios"], record["depths"]
         if not isinstance(ratios, list | tuple) or not isinstance(depths, list | tuple):
-            raise CheckpointError(f"{name}: expected lists as downsampling_ratios and depths, got {shown(ratios)}")
-        if not all(type(each) is int and 1 <= each <= MAX_SIZE for each in (*sizes, *ratios, *depths)):
-            raise CheckpointError(f"{name}: expected integers in [1, {MAX_SIZE}], got {shown([sizes, ratios, depths])}")
-        if len(depths) != len(ratios) + 1 or min(ratios, default=1) < 2 or len(ratios) > 8 or prod(ratios) > MAX_SIZE:
             raise CheckpointError(
-                f"{name}: expected ratios of at least 2, and one more depth than ratios, got {shown([ratios, depths])}"
+                f"{name}: downsampling_ratios and depths must be lists, got {shown(ratios)} and {shown(depths)}"
+            )
+        limits = [*((each, MAX_SIZE) for each in (*sizes, *ratios)), *((each, MAX_BLOCKS) for each in depths)]
+        if not all(type(each) is int and 1 <= each <= most for each, most in limits):
+            raise CheckpointError(
+                f"{name}: sizes and ratios must be integers in [1, {MAX_SIZE}], and depths in [1, {MAX_BLOCKS}], got "
+                f"{shown([sizes, ratios, depths], 200)}"
+            )
+        is_large = len(ratios) > MAX_LEVELS or prod(ratios) > MAX_SIZE
+        if len(depths) != len(ratios) + 1 or min(ratios, default=1) < 2 or is_large:
+            raise CheckpointError(
+                f"{name}: expected at most {MAX_LEVELS} downsampling_ratios >= 2 with a product of at most {MAX_SIZE}, "
+                f"and one more depth than ratios, got {shown(ratios)} and {shown(depths)}"
+            )
+        widest = record["num_filters"] << len(ratios)
+        if widest > MAX_SIZE:
+            raise CheckpointError(
+                f"{name}: num_filters: expected at most {MAX_SIZE} channels at every rate, got {widest}"
             )
         reals = [record[key] for key in ("rms_norm_eps", "vae_std")]
         if not all(isinstance(each, float | int) and isfinite(each) and each >= 0 for each in reals):
@@ -347,7 +360,8 @@ def load(directory: Path, device: str = "cpu") -> VibeVoiceCodec:
     section = record.get(PARTS)
     if record.get("model_type") != MODEL_TYPE or not isinstance(section, Mapping):
         raise CheckpointError(f"{directory / CONFIG_FILE}: expected model_type {MODEL_TYPE} with {PARTS}")
-    codec = VibeVoiceCodec(TokenizerConfig.from_record(section), Scale.from_record(record))
+    with torch.device("meta"):
+        codec = VibeVoiceCodec(TokenizerConfig.from_record(section), Scale.from_record(record))
     path = directory / "model.safetensors"
-    load_strictly(codec, read_tensors(path), path)
+    load_strictly(codec, read_tensors(path), path, assign=True)
     return codec.eval().requires_grad_(False).to(device)
