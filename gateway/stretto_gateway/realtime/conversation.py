@@ -43,11 +43,11 @@ class Part:
 
 @dataclass
 class Item:
-    """Item of a conversation: a message with its parts.
+    """Message in a conversation (OpenAI's `conversation.item`).
 
     Attributes:
         role: Role of the author.
-        parts: Contents.
+        parts: Texts and recordings of the message.
         item_id: Id of the item.
         status: OpenAI's status.
         codes: Codes [S, T] of a spoken reply, in pieces.
@@ -74,7 +74,7 @@ class Item:
         return head | {"role": self.role, "content": [part.record(with_audio) for part in parts]}
 
     def cut(self, num_samples: int) -> None:
-        """Record that the user has heard only the first `num_samples` samples."""
+        """Truncate a spoken reply to its first `num_samples` samples, because the user heard only these."""
         self.heard_samples = None if num_samples >= self.num_samples else num_samples
 
     def turns(self, files: list[bytes]) -> list[dict[str, Any]]:

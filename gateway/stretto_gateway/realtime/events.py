@@ -280,7 +280,7 @@ class ItemEvent(ClientEvent):
 
 
 class ItemTruncate(ItemEvent):
-    """Report of how much of a reply the user has heard."""
+    """Client event `conversation.item.truncate`: where in a spoken reply the client has stopped playback."""
 
     content_index: Literal[0]
     audio_end_ms: int = Field(ge=0, le=10**9)

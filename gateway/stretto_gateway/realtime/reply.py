@@ -1,4 +1,4 @@
-"""Reply in progress of a realtime session: its events, its item, and how much of it the user has heard."""
+"""Generation of a reply in a realtime session: its server events, its conversation item, and the playback position."""
 
 import asyncio
 import base64

@@ -140,7 +140,7 @@ class Talk:
         await self.announce(item, before, event.ignored)
 
     async def truncate(self, event: client.ItemTruncate) -> None:
-        """Cut a reply to the part that the user has heard."""
+        """Handle `conversation.item.truncate`: keep only the part of a spoken reply that was played."""
         item = self._conversation.find(event.item_id)
         if item.role != "assistant" or not item.num_samples:
             raise refused("item_id", "the id of an item with the model's speech", event.item_id)
@@ -204,7 +204,7 @@ class Talk:
         await reply.cancel("client_cancelled")
 
     async def interrupt(self) -> None:
-        """End the reply because the user is speaking, and cut its item to the part that the user has heard."""
+        """Cancel the reply because the user is speaking, and truncate its item to the part that was played."""
         reply = self._reply
         if reply is None:
             return

@@ -14,10 +14,9 @@ from stretto.weights.loading import codec_directory, load_config, load_model
 
 
 class EncodecCodec(nn.Module):
-    """Encodec. The state is (h, c) of the decoder's LSTM.
+    """Encodec, with the hidden and cell states of the decoder's LSTM as its streaming state.
 
-    It has the codebooks of the checkpoint's highest bandwidth; a lower bandwidth uses only the first of these
-    codebooks.
+    It has the codebooks of the checkpoint's highest bandwidth. A lower bandwidth uses only the first few of them.
     """
 
     def __init__(self, model: EncodecModel) -> None:

@@ -227,7 +227,7 @@ class Downsampling(nn.Module):
         repeats_first: True to pad the start of an utterance with its first input instead of zeros.
 
     Attributes:
-        kept: Number of elements in its part of the state.
+        kept: Number of elements of the streaming state that store earlier inputs of this layer.
     """
 
     def __init__(
