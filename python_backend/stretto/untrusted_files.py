@@ -175,7 +175,7 @@ def yaml_mapping(path: Path, loader: Any = None) -> dict[str, Any]:
 def _integer(digits: str) -> int:
     """Return the integer of a JSON number; raise ValueError if it has more than MAX_DIGITS characters."""
     if len(digits) > MAX_DIGITS:
-        raise ValueError(f"an integer of {len(digits)} digits")
+        raise ValueError(f"an integer has {len(digits)} digits, more than {MAX_DIGITS}")
     return int(digits)
 
 
@@ -191,25 +191,25 @@ def _check_events(events: Iterable[yaml.Event]) -> None:
         if isinstance(event, yaml.CollectionStartEvent):
             open_nodes.append((event.anchor, 1))
             if len(open_nodes) > MAX_DEPTH:
-                raise ValueError(f"more than {MAX_DEPTH} levels")
+                raise ValueError(f"it has more than {MAX_DEPTH} levels")
             continue
         anchor, size = None, 0
         if isinstance(event, yaml.CollectionEndEvent):
             anchor, size = open_nodes.pop()
         elif isinstance(event, yaml.AliasEvent):
             if event.anchor not in sizes:
-                raise ValueError(f"an alias of a value that is not complete, *{event.anchor}")
+                raise ValueError(f"the alias *{event.anchor} refers to a value that contains it, or is missing")
             size = sizes[event.anchor]
         elif isinstance(event, yaml.ScalarEvent):
             anchor, size = event.anchor, 1
             may_be_number = event.implicit[0] or event.tag is not None  # plain, or tagged
             if may_be_number and len(event.value) > MAX_DIGITS * 5 and NUMBER.fullmatch(event.value):
-                raise ValueError(f"a number of {len(event.value)} characters")
+                raise ValueError(f"a number has {len(event.value)} characters, more than {MAX_DIGITS * 5}")
         if anchor is not None:
             sizes[anchor] = size
         open_nodes[-1] = open_nodes[-1][0], open_nodes[-1][1] + size
         if open_nodes[-1][1] > MAX_NODES:
-            raise ValueError(f"more than {MAX_NODES} values")
+            raise ValueError(f"it has more than {MAX_NODES} values")
 
 
 def _check_depth(record: Any, path: Path) -> None:

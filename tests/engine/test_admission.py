@@ -180,8 +180,8 @@ def test_a_pair_that_outgrows_the_cache_is_refused_with_the_numbers() -> None:
     rows = (
         len(prompt.rows) + prompt.sampling.text.max_rows + 2 + prompt.sampling.audio.max_rows + 1 + RULES.num_tail_rows
     )
-    assert f"{rows} rows each, {2 * -(-rows // 32)} blocks" in str(error)
-    assert "two requests fit in the 3 KV blocks of 32 rows" in str(error)
+    assert f"{2 * -(-rows // 32)} blocks ({rows} rows, doubled by guidance)" in str(error)
+    assert "a prompt and reply of at most 3 KV blocks of 32 rows" in str(error)
     alone = replace(prompt, sampling=replace(prompt.sampling, guidance_scale=1.0))
     assert admit(alone, RULES, capacity) == alone
 
@@ -194,8 +194,8 @@ def test_a_single_reply_that_outgrows_the_cache_is_refused_with_the_numbers(task
     assert admit(prompt, RULES, replace(ROOMY, num_blocks=needed + 1)) == prompt
     error = refusal(prompt, capacity=replace(ROOMY, num_blocks=needed))
     assert error.field == field
-    assert f"rows fit in the {needed - 1} KV blocks of 32 rows" in str(error)
-    assert f"{rows} rows, {needed} blocks" in str(error)
+    assert f"at most {needed - 1} KV blocks of 32 rows" in str(error)
+    assert f"{needed} blocks ({rows} rows)" in str(error)
 
 
 def test_a_pair_whose_blocks_just_suffice_is_admitted() -> None:

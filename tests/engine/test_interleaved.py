@@ -98,7 +98,7 @@ def test_one_segment_has_one_set_of_options_and_its_length_is_checked_as_text_is
     options = read_options('{"temperature": 0.5, "output": {"codes": true}}', INTERLEAVED, REPLY, 12.5)
     assert options.sampling.text.temperature == 0.5
     assert options.delivery.with_codes
-    with pytest.raises(InvalidRequest, match=r"options.text.max_rows: expected a reply whose rows fit"):
+    with pytest.raises(InvalidRequest, match=r"options.text.max_rows: expected .* of at most .* KV blocks"):
         admit(prompt("interleaved", guidance_scale=1.0), RULES, Capacity(1, 32, 4))
     long = replace(prompt("interleaved", guidance_scale=1.0), rows=np.zeros((128, 1), np.int32))
     with pytest.raises(InvalidRequest, match=r"a prompt of at most 127 rows for task reply"):

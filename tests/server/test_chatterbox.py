@@ -115,7 +115,7 @@ def test_bad_input_is_refused_by_its_field(served: ServedCheckpoint) -> None:
         ),
         (
             recorded(at_24_khz(RECORDED), "a") | {"options": '{"voice": "anna"}'},
-            "options.voice: expected none beside a recording, got 'anna'",
+            "options.voice: expected no value with a recording of the voice, got 'anna'",
         ),
     ):
         served.server.refuses(inputs, message)

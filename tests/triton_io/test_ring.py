@@ -189,7 +189,7 @@ def test_a_handle_that_cuda_rejects_is_the_client_s_error(monkeypatch: pytest.Mo
     install(monkeypatch)
     ring = Ring("cuda", SIZE)
     for wrong in ({"cuda_handle": base64.b64encode(bytes(64)).decode()}, {"device": 7}):
-        with pytest.raises(InvalidRequest, match=r"memory of GPU . shared by another process"):
+        with pytest.raises(InvalidRequest, match=r"another process's memory on GPU"):
             PcmRing.open(RingAddress(**ring.option() | wrong))
     ring.close()
 
@@ -208,7 +208,7 @@ def test_a_ring_larger_than_its_memory_is_refused_and_released(
             file.seek(8)
             file.write(struct.pack("<2q", slots, 64))
         if is_refused:
-            with pytest.raises(InvalidRequest, match=f"{slots * 64} bytes of a GPU's memory, got {len(buffer)}"):
+            with pytest.raises(InvalidRequest, match=f"{slots * 64} bytes of memory on GPU ., got {len(buffer)}"):
                 PcmRing.open(address)
         else:
             PcmRing.open(address).close()

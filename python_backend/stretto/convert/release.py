@@ -60,7 +60,7 @@ def read_tokenizer(folder: Path, spells_bytes: bool = True) -> Tokenizer:
         tokenizer = read_byte_level_bpe(folder)
         tokens, made = TextTokenizer(tokenizer).tokens, json.loads(tokenizer.to_str())
     if not tokens:
-        raise CheckpointError(f"{folder}: expected a tokenizer with tokens, got none")
+        raise CheckpointError(f"{folder}: expected a tokenizer with at least one token, got none")
     found = sorted(path.name for path in folder.iterdir() if path.name.startswith(TOKENIZER) and not path.is_dir())
     return Tokenizer(folder, 1 + max(tokens), tokens, made, tuple(released_file(folder, name) for name in found))
 

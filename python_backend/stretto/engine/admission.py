@@ -256,9 +256,9 @@ def _check_blocks(prompt: Prompt, task: Task, rules: SegmentRules, capacity: Cap
     needed = max_blocks(rows, capacity.block_size, is_guided)
     usable = capacity.num_blocks - 1  # vLLM reserves one block
     if needed > usable:
-        halves, each = ("two requests fit", " each") if is_guided else ("rows fit", "")
+        size = f"{rows} rows, doubled by guidance" if is_guided else f"{rows} rows"
         raise InvalidRequest(
             f"options.{'audio' if Segment.AUDIO in task.segments else 'text'}.max_rows",
-            f"a reply whose {halves} in the {usable} KV blocks of {capacity.block_size} rows",
-            f"{rows} rows{each}, {needed} blocks",
+            f"a prompt and reply of at most {usable} KV blocks of {capacity.block_size} rows",
+            f"{needed} blocks ({size})",
         )

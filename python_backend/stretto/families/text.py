@@ -34,7 +34,8 @@ class TextTokenizer:
 
     def __init__(self, tokenizer: Tokenizer, spells_bytes: bool = True):
         if spells_bytes and not isinstance(tokenizer.decoder, decoders.ByteLevel):
-            raise CheckpointError(f"{TOKENIZER_FILE}: expected a byte-level tokenizer, got {tokenizer.decoder}")
+            got = type(tokenizer.decoder).__name__ if tokenizer.decoder else "none"
+            raise CheckpointError(f"{TOKENIZER_FILE}: expected a byte-level decoder, got {got}")
         tokenizer.encode_special_tokens = True  # "<|im_end|>" in a request means these characters
         self._tokenizer = tokenizer
         self._spelled: dict[int, bytes] = {}

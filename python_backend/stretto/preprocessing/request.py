@@ -151,12 +151,12 @@ class Preprocessor:
         spec = self.codec.spec
         options = read_options(text, self.family, task, spec.frame_rate, spec.right_frames, spec.blocks)
         if options.names_voice and turns[0].role == "system" and "audio" in turns[0].kinds:
-            raise InvalidRequest("options.voice", "none beside a recording", shown(options.voice))
+            raise InvalidRequest("options.voice", "no value with a recording of the voice", shown(options.voice))
         sampling = options.sampling.with_seed()
         if spec.max_frames is not None and sampling.audio.max_rows > spec.max_frames * self.family.rows_per_frame:
             longest = spec.max_frames * self.family.rows_per_frame
             expected = f"at most {longest} rows, the most that {spec.name} decodes in one piece"
-            raise InvalidRequest("options.audio.max_rows", expected, sampling.audio.max_rows)
+            raise InvalidRequest("options.audio.max_rows", expected, f"{sampling.audio.max_rows} rows")
         files = enumerate(raw.files)
         pieces = tuple(self._piece(turn, kind, raw, files, read) for turn in turns for kind in turn.kinds)
         with self._tokenising if any(piece.pcm is not None for piece in pieces) else nullcontext():
@@ -464,11 +464,11 @@ def _segment(
     values |= shorthands
     max_rows = given.get("max_rows", 1)
     if max_rows > family.max_model_len:
-        raise InvalidRequest(f"{path}.max_rows", f"at most {family.max_model_len} rows", max_rows)
+        raise InvalidRequest(f"{path}.max_rows", f"at most {family.max_model_len} rows", f"{max_rows} rows")
     num_closing = family.tail.num_closing_rows(family.layout.max_delay) if name == "audio" else 0
     if "max_rows" in given and 0 < max_rows <= num_closing:
         expected = f"at least {num_closing + 1} rows, because {num_closing} of them start no frame"
-        raise InvalidRequest(f"{path}.max_rows", expected, max_rows)
+        raise InvalidRequest(f"{path}.max_rows", expected, f"{max_rows} rows")
     sampling = _within_max_rows(replace(defaults, **values), given)
     sampling.check(name)
     return sampling
@@ -489,7 +489,7 @@ def _max_audio(options: OptionsRecord, audio: SegmentSampling, family: Family, f
     longest = (audio.max_rows - num_closing_rows) // family.rows_per_frame
     low, high = 1 / frame_rate, longest / frame_rate
     if not low <= seconds <= high:
-        raise InvalidRequest("options.max_audio_s", f"seconds in [{low:g}, {high:g}]", seconds)
+        raise InvalidRequest("options.max_audio_s", f"a number of seconds in [{low:g}, {high:g}]", seconds)
     # The small term makes 0.28 s at 25 Hz exactly 7 frames; floating point yields 7.000000000000001.
     rows = max(1, int(seconds * frame_rate + 1e-6)) * family.rows_per_frame + num_closing_rows
     return _within_max_rows(replace(audio, max_rows=rows), options.get("audio", {}))

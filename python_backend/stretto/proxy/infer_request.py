@@ -98,7 +98,7 @@ def read_infer_request(data: bytes) -> InferRequest:
         raise BadRequest("request: expected a ModelInferRequest, got bytes that cannot be parsed") from None
     for name in ("id", "model_name", "model_version"):
         if (length := len(getattr(request.head, name))) > MAX_ID:
-            raise BadRequest(f"{name}: expected at most {MAX_ID} characters, got {length}")
+            raise BadRequest(f"{name}: expected at most {MAX_ID} characters, got {length} characters")
     try:
         _check_names(request.head)
         _check_parameters(request.head)
@@ -182,7 +182,7 @@ def _check_names(head: ModelInferRequest) -> None:
 def _check_parameters(head: ModelInferRequest) -> None:
     num_bytes = sum(len(name.encode()) + value.ByteSize() for name, value in head.parameters.items())
     if len(head.parameters) > MAX_PARAMETERS or num_bytes > MAX_PARAMETER_BYTES:
-        expected = f"at most {MAX_PARAMETERS} parameters of {MAX_PARAMETER_BYTES} bytes in all"
+        expected = f"at most {MAX_PARAMETERS} parameters and {MAX_PARAMETER_BYTES} bytes in all"
         raise BadRequest(f"parameters: expected {expected}, got {len(head.parameters)} of {num_bytes} bytes")
 
 
@@ -214,7 +214,7 @@ def _check_tensors(request: InferRequest) -> None:
 
 def _num_elements(name: str, shape: list[int]) -> int:
     if len(shape) > MAX_RANK:
-        raise BadRequest(f"{name}: expected a shape of at most {MAX_RANK} dimensions, got {len(shape)}")
+        raise BadRequest(f"{name}: expected a shape of at most {MAX_RANK} dimensions, got {len(shape)} dimensions")
     if min(shape, default=0) < 0 or math.prod(size or 1 for size in shape) >= MAX_ELEMENTS:  # numpy also counts 0 as 1
         raise BadRequest(f"{name}: expected a shape of fewer than 2^31 elements, got {list(shape)}")
     return math.prod(shape)
@@ -223,7 +223,7 @@ def _num_elements(name: str, shape: list[int]) -> int:
 def _check_contents(name: str, tensor: ModelInferRequest.InferInputTensor, count: int) -> None:
     came = sum(len(values) for _, values in tensor.contents.ListFields())
     if len(tensor.contents.bytes_contents) > MAX_STRINGS:
-        raise BadRequest(f"{name}: expected at most {MAX_STRINGS} strings, got {came}")
+        raise BadRequest(f"{name}: expected at most {MAX_STRINGS} strings, got {came} strings")
     if came != count:
         raise BadRequest(f"{name}: expected {count} elements for shape {list(tensor.shape)}, got {came}")
 

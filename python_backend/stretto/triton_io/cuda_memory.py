@@ -89,8 +89,10 @@ def open_cuda_memory(handle: bytes, device: int, num_bytes: int) -> CudaMemory:
         memory = CudaMemory(runtime, driver, handle, device)
         found = memory.size()
     except RuntimeError as error:
-        raise InvalidRequest(field, f"memory of GPU {device} shared by another process", str(error)) from error
+        raise InvalidRequest(
+            field, f"a handle of another process's memory on GPU {device}", f"a handle that cannot be opened ({error})"
+        ) from error
     if found < num_bytes:
         memory.close()
-        raise InvalidRequest(field, f"{num_bytes} bytes of a GPU's memory", f"{found} bytes")
+        raise InvalidRequest(field, f"at least {num_bytes} bytes of memory on GPU {device}", f"{found} bytes")
     return memory

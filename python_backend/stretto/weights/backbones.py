@@ -18,7 +18,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from stretto.errors import CheckpointError
+from stretto.errors import CheckpointError, shown
 from stretto.untrusted_files import LEADS_ELSEWHERE, UNPARSABLE, read_json, without_keys
 from stretto.weights.tensors import shapes_of
 
@@ -58,6 +58,13 @@ def check_heads(config: Any) -> None:
         if count % getattr(config, of):
             expected = f"{name} to be a multiple of {of}"
             raise CheckpointError(f"config.json: expected {expected}, got {count} and {getattr(config, of)}")
+
+
+def check_plain_layers(config: Any, prefix: str = "") -> None:
+    """Raise CheckpointError for layers with biases, or without silu; `prefix` is the path of `config`, with a dot."""
+    for name, expected in (("attention_bias", False), ("mlp_bias", False), ("hidden_act", "silu")):
+        if (found := getattr(config, name)) != expected:
+            raise CheckpointError(f"config.json: {prefix}{name}: expected {expected}, got {shown(found)}")
 
 
 def dtype_of(record: Mapping[str, Any]) -> str | None:

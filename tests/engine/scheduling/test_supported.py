@@ -68,7 +68,10 @@ def test_what_is_supported_starts() -> None:
         ({"family": GUIDED_CHAT}, "guided_chat: guidance is not supported with multi-token steps from text to audio"),
         ({"family": FORCED_BURSTS, "budget": 9}, "max_num_batched_tokens: expected at least 10, .*, got 9"),
         ({"family": TRACKED_CHAT}, "tracked_chat: a text track requires replies of audio only"),
-        ({"family": FORCED_BURSTS, "block_size": 3}, "block_size: expected at least 4, the modules of .*, got 3"),
+        (
+            {"family": FORCED_BURSTS, "block_size": 3},
+            "block_size: expected at least 4 rows, one for each .*, got 3",
+        ),
     ],
 )
 def test_what_is_not_is_refused_by_name(changes: dict[str, Any], said: str) -> None:

@@ -36,7 +36,11 @@ def test_the_codec_in_the_files_is_served(release: CsmRelease, tmp_path: Path) -
     ("file", "edit", "message"),
     [
         ("config.json", lambda record: record.update(model_type="llama"), "expected model_type 'csm', got 'llama'"),
-        ("config.json", lambda record: record.update(attention_bias=True), "expected layers without biases"),
+        (
+            "config.json",
+            lambda record: record.update(attention_bias=True),
+            "attention_bias: expected False, got True",
+        ),
         ("config.json", lambda record: record.update(rms_norm_eps="small"), "invalid parameters for csm"),
         ("config.json", lambda record: record.update(codebook_eos_token_id=1), "codebook_eos_token_id 0, got 1"),
         ("config.json", lambda record: record.update(text_vocab_size=300), "at most 300 tokens"),

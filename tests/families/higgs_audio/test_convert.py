@@ -43,7 +43,11 @@ def test_what_only_training_needs_is_left_out(release: HiggsAudioRelease, tmp_pa
     ("file", "edit", "message"),
     [
         ("config.json", lambda record: record.update(model_type="higgs_audio"), "expected model_type 'higgs_audio_v2'"),
-        ("config.json", lambda record: record.update(attention_bias=True), "expected layers without biases"),
+        (
+            "config.json",
+            lambda record: record.update(attention_bias=True),
+            "attention_bias: expected False, got True",
+        ),
         ("config.json", lambda record: record.update(rms_norm_eps="small"), "invalid parameters for higgs_audio_v2"),
         ("config.json", lambda record: record.update(audio_stream_eos_id=16), "the last two ids"),
         ("config.json", lambda record: record.update(eos_token_id=[5, 6]), "expected integers as eos_token_id"),

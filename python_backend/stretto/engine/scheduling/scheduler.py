@@ -219,7 +219,7 @@ def check_bursts(config: VllmConfig, rules: SegmentRules, bursts: Bursts) -> Non
         )
     if config.cache_config.block_size < bursts.num_modules:
         raise ValueError(
-            f"block_size: expected at least {bursts.num_modules}, the modules of {name}, "
+            f"block_size: expected at least {bursts.num_modules} rows, one for each module of {name}, "
             f"got {config.cache_config.block_size}"
         )
 

@@ -17,7 +17,7 @@ from stretto.families.base import DepthSpec
 from stretto.families.conversion import AUDIO, Contents, Converted, Release, Tokenizer, prefixed
 from stretto.families.csm.family import CsmVocabulary
 from stretto.families.registry import NAME, VOCABULARY
-from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, dtype_of, read_numbers
+from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, check_plain_layers, dtype_of, read_numbers
 from stretto.weights.tensors import Part, Plan, shapes_of
 
 BACKBONE_TAG = None  # config.json itself has the hyperparameters
@@ -74,9 +74,8 @@ def read_config(record: Mapping[str, Any]) -> Any:
     config = read_numbers(CsmConfig, record)
     check_heads(config)
     depth = config.depth_decoder_config
-    found = (config.attention_bias, config.mlp_bias, depth.attention_bias, depth.mlp_bias, depth.hidden_act)
-    if found != (False, False, False, False, "silu"):
-        raise CheckpointError(f"config.json: expected layers without biases and with silu, got {found}")
+    check_plain_layers(config)
+    check_plain_layers(depth, "depth_decoder_config.")
     if config.codebook_eos_token_id != 0:
         raise CheckpointError(f"config.json: expected codebook_eos_token_id 0, got {config.codebook_eos_token_id}")
     return config

@@ -24,7 +24,7 @@ from stretto.families.conversion import AUDIO, Contents, Converted, Network, Rel
 from stretto.families.higgs_audio.family import NEEDED, NUM_MARKS, SCENE_END, SCENE_START, HiggsAudioVocabulary
 from stretto.families.registry import NAME, VOCABULARY
 from stretto.untrusted_files import UNPARSABLE, json_object, released_file
-from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, dtype_of, read_numbers
+from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, check_plain_layers, dtype_of, read_numbers
 from stretto.weights.loading import CONFIG_FILE, load_config, read_tensors
 from stretto.weights.tensors import Part, Plan, check, shapes_of
 
@@ -56,7 +56,7 @@ def boson_codec(folder: Path, num_codebooks: int, codebook_size: int) -> Network
     found = (config.num_quantizers, config.codebook_size)
     if found != (num_codebooks, codebook_size):
         expected = f"{num_codebooks} codebooks of {codebook_size} codes"
-        raise CheckpointError(f"{folder / CONFIG_FILE}: expected {expected}, got {found}")
+        raise CheckpointError(f"{folder / CONFIG_FILE}: expected {expected}, got {found[0]} of {found[1]}")
     stored = read_tensors(released_file(folder, WEIGHTS))
     try:
         shapes = shapes_of(HiggsModel, config)
@@ -205,14 +205,12 @@ def read_config(record: Mapping[str, Any]) -> Any:
     """
     config = read_numbers(HiggsAudioV2Config, record)
     check_heads(config)
-    found = (config.attention_bias, config.mlp_bias, config.hidden_act)
-    if found != (False, False, "silu"):
-        raise CheckpointError(f"config.json: expected layers without biases and with silu, got {found}")
+    check_plain_layers(config)
     num_codes = config.codebook_size - NUM_MARKS
     marks = (config.audio_stream_bos_id, config.audio_stream_eos_id)
     if marks != (num_codes, num_codes + 1):
         expected = f"audio_stream_bos_id and audio_stream_eos_id {num_codes} and {num_codes + 1}, the last two ids"
-        raise CheckpointError(f"config.json: expected {expected}, got {marks}")
+        raise CheckpointError(f"config.json: expected {expected}, got {marks[0]} and {marks[1]}")
     if not isinstance(config.eos_token_id, int) or not isinstance(config.pad_token_id, int):
         got = f"{config.eos_token_id} and {config.pad_token_id}"
         raise CheckpointError(f"config.json: expected integers as eos_token_id and pad_token_id, got {got}")
