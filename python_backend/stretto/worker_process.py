@@ -56,8 +56,8 @@ class WorkerProcess:
 
         Args:
             job: JSON object.
-            max_wait_s: Time in seconds after which a process that has not answered is replaced. Its first answer may take
-                START_S longer.
+            max_wait_s: Time in seconds after which a process that has not answered is replaced. Its first answer
+                may take START_S longer.
 
         Returns:
             The answer; None if the process ended or did not answer in time.
