@@ -64,7 +64,7 @@ class SpeechArm:
         return [forced(prompt, frames, scale) for prompt in prompts]
 
     def time_steps(self, number: int, frames: int, scale: float) -> StepTime:
-        """Return the median step in which `number` replies, guided unless `scale` is 1, are in their audio segment."""
+        """Return the median time of steps in which `number` replies decode audio, guided unless `scale` is 1."""
         return self.engine.time_steps(*self.requests(number, frames, scale), number * (1 if scale == 1.0 else 2))
 
     def requests(self, number: int, frames: int, scale: float) -> tuple[list[list[int]], list[SamplingParams]]:
@@ -88,7 +88,7 @@ class StockArm:
         self.engine = SteppedEngine(stock_config(engine_args.checkpoint, engine_args.engine_args))
 
     def time_steps(self, num_rows: int, steps: int) -> StepTime:
-        """Return the median of `steps` steps that decode `num_rows` rows."""
+        """Return the median time of `steps` steps that decode `num_rows` rows."""
         return self.engine.time_steps(*self.requests(num_rows, steps), num_rows)
 
     def requests(self, num_rows: int, steps: int) -> tuple[list[list[int]], list[SamplingParams]]:

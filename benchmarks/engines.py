@@ -109,7 +109,7 @@ class SteppedEngine:
         return steps
 
     def time_steps(self, prompts: Iterable[list[int]], params: Iterable[SamplingParams], num_rows: int) -> StepTime:
-        """Run the prompts to their end; return the median step of those in which `num_rows` rows decode."""
+        """Run the prompts to their end; return the median time of steps in which `num_rows` rows decode."""
         self.add(prompts, params)
         wall_ms, cpu_ms = [], []
         while self.scheduler.has_requests():

@@ -34,7 +34,7 @@ class Arm:
         self._engine = SteppedEngine.from_args(checkpoint, engine_args(family.max_model_len, max_requests))
 
     def time_steps(self, number: int, frames: int) -> StepTime:
-        """Return the median step in which `number` replies of `frames` frames decode."""
+        """Return the median time of steps in which `number` replies of `frames` frames decode."""
         task, ids = self._family.tasks[0], range(5, NUM_TEXT_IDS)
         prompts = [
             forced_prompt(self._family, task, seed, frames, num_rows=PROMPT_ROWS, ids=ids) for seed in range(number)

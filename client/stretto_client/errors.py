@@ -26,7 +26,7 @@ class Timeouts:
 
     def __post_init__(self) -> None:
         if not min(self.first_s, self.between_s, self.total_s) > 0:
-            raise ValueError(f"time-outs must be > 0 s, got {self}")
+            raise ValueError(f"timeouts must be > 0 s, got {self}")
 
 
 class ClientError(Exception):

@@ -105,7 +105,7 @@ class ModelProfile:
         parameter = config.get("parameters", {}).get(PARAMETER)
         if parameter is None:
             raise ValueError(
-                "the server does not describe its model; remake its repository with stretto make-repository"
+                "the server does not describe its model; recreate its repository with stretto make-repository"
             )
         try:
             record = json.loads(parameter["string_value"])

@@ -70,29 +70,29 @@ BY_FAMILY = Expected("see the family", is_checked=False)
 class CodeOptions(TypedDict, total=False):
     """Sampling options."""
 
-    temperature: Annotated[Number, Doc("Sampling temperature; 0 takes the most likely id.")]
-    top_k: Annotated[Integer, Doc("Samples from this many most likely ids only; 0 is off.")]
-    top_p: Annotated[Number, Doc("Samples from the most likely ids up to this probability mass only; 1 is off.")]
+    temperature: Annotated[Number, Doc("Sampling temperature; 0 selects the most probable id.")]
+    top_k: Annotated[Integer, Doc("Number of most probable ids to sample from; 0 is off.")]
+    top_p: Annotated[Number, Doc("Probability mass of the most probable ids to sample from; 1 is off.")]
 
 
 class SegmentOptions(CodeOptions, total=False):
     """Sampling and length options of a segment, text or audio."""
 
-    min_rows: Annotated[Integer, Doc("Rows before the segment may end.")]
-    max_rows: Annotated[Integer, Doc("Rows after which the segment is ended.")]
+    min_rows: Annotated[Integer, Doc("Minimum number of rows of the segment.")]
+    max_rows: Annotated[Integer, Doc("Maximum number of rows of the segment.")]
 
 
 class AudioOptions(SegmentOptions, total=False):
     """Sampling and length options of the audio segment."""
 
     min_p: Annotated[
-        Number, Doc("Drops ids of the first stream that are less likely than this times the most likely one; 0 is off.")
+        Number, Doc("Minimum probability of ids of the first stream, relative to the most probable id; 0 is off.")
     ]
     ras_window: Annotated[
-        Integer, Doc("Repetition-aware sampling: rows of a stream in which repeated codes are counted; 0 is off.")
+        Integer, Doc("Repetition-aware sampling: number of rows in which repeated codes are counted; 0 is off.")
     ]
     ras_max_repeats: Annotated[
-        Integer, Doc("Occurrences in the window from which on a code is sampled again from the whole softmax.")
+        Integer, Doc("Number of occurrences in the window at which a code is sampled again from the whole softmax.")
     ]
 
 
@@ -110,7 +110,7 @@ class GuidanceOptions(TypedDict, total=False):
     scale: Annotated[Number, Doc("Guidance scale; 1 is unguided.")]
     policy: Annotated[
         Policy,
-        Doc("`always`; `until_s`, for the first seconds only; `adaptive`, while steps keep up with the frame rate."),
+        Doc("`always`; `until_s`: only the first seconds; `adaptive`: while steps keep up with the frame rate."),
     ]
     until_s: Annotated[Number, Doc("Seconds of audio that are guided, for the policy `until_s`.")]
 
@@ -144,10 +144,10 @@ class OutputOptions(TypedDict, total=False):
 class ChunkingOptions(TypedDict, total=False):
     """Chunk sizes in which audio is sent."""
 
-    first_frames: Annotated[Integer, Doc("Fewest frames in the first chunk.")]
-    steady_frames: Annotated[Integer, Doc("Most frames in a chunk.")]
+    first_frames: Annotated[Integer, Doc("Minimum number of frames in the first chunk.")]
+    steady_frames: Annotated[Integer, Doc("Maximum number of frames in a chunk.")]
     playout_s: Annotated[Playout, Doc("Seconds of audio that the player buffers before it starts.")]
-    deterministic: Annotated[Boolean, Doc("Equal seeds give equal chunks and equal bytes.")]
+    deterministic: Annotated[Boolean, Doc("Chunks do not depend on timing, so that equal seeds give equal bytes.")]
 
 
 class SpeechOptions(TypedDict, total=False):
@@ -162,17 +162,20 @@ class SpeechOptions(TypedDict, total=False):
     ]
     transliterate: Annotated[
         Boolean,
-        Doc("Bundled model: convert letters that the voice does not read to Latin ones instead of refusing them."),
+        Doc("Bundled model: transliterate letters that the voice cannot read to Latin instead of rejecting them."),
     ]
-    instruct: Annotated[String, Doc("How to speak, or the scene, in words.")]
+    instruct: Annotated[String, Doc("Description of the speaking style, or of the scene.")]
     exaggeration: Annotated[
         Exaggeration, Doc("Chatterbox: strength of the voice's emotion; 0.5 by default for recordings.")
     ]
     text_mode: Annotated[
         TextMode,
-        Doc("Models that read streamed text: read it before the frames, beside them, or beside them as it is written."),
+        Doc(
+            "Models with streamed text input: read the text before the frames, with them, or with them while it is"
+            " being written."
+        ),
     ]
-    max_audio_s: Annotated[Number, Doc("Longest reply in seconds.")]
+    max_audio_s: Annotated[Number, Doc("Maximum duration of the reply in seconds.")]
     words: Annotated[
         Words,
         Doc(
@@ -196,8 +199,8 @@ class SpeechOptions(TypedDict, total=False):
     repetition_penalty: Annotated[
         Number,
         Doc(
-            "Makes ids less likely that the reply (for some models also the prompt) contains: from 0.1 to 10; 1 is off."
-            " The model's family decides the default."
+            "Reduces the probability of ids that the reply (for some models also the prompt) contains: 0.1 to 10;"
+            " 1 is off. The default depends on the model."
         ),
     ]
     schedule: Annotated[
@@ -208,7 +211,7 @@ class SpeechOptions(TypedDict, total=False):
             " `[1, 10, 4, 10]`."
         ),
     ]
-    output: Annotated[OutputOptions, OBJECT, Doc("Form and destination of the samples.")]
+    output: Annotated[OutputOptions, OBJECT, Doc("Format and destination of the samples.")]
     chunking: Annotated[ChunkingOptions, OBJECT, Doc("Sizes of the chunks in which audio is sent.")]
 
 

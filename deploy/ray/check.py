@@ -13,7 +13,7 @@ Run it in an environment of requirements/ray.txt. Phases run in the given order:
     down      scales down to one server
 
 Each phase prints one line of JSON. It fails after --limit seconds and then reports Ray's status. The exit code is 0 if
-all results were as required.
+all phases met their requirements.
 """
 
 import argparse
@@ -205,7 +205,7 @@ PHASES = {each.__name__: each for each in (up, affinity, server, update, node, s
 
 
 async def run(words: argparse.Namespace, cluster: Any) -> bool:
-    """Run all phases in order; return True if all results were as required."""
+    """Run all phases in order; return True if all met their requirements."""
     fine = True
     async with aiohttp.ClientSession(f"http://127.0.0.1:{PORT}") as session:
         callers, first = Callers(session, words.streams), Tally()

@@ -52,7 +52,7 @@ def refused(param: str, expected: str, got: object) -> ApiError:
 
 
 def mismatch(param: str, expected: str, found: str) -> ApiError:
-    """Return the error for a request field of which the message shows a description, not the value itself.
+    """Return the error for a request field whose value is described in the message, not shown.
 
     Args:
         param: Path of the field.

@@ -27,8 +27,8 @@ from stretto_gateway.speech_request import field_path
 LOG = logging.getLogger("stretto_gateway")
 READY_S = 5.0
 ABOUT = (
-    "OpenAI's audio API before a Stretto server. Beside these routes there are WebSockets, for which OpenAPI has no "
-    "words: /v1/realtime, OpenAI's realtime API, and /v1/audio/speech/stream, which speaks what is still being written."
+    "OpenAI's audio API for a Stretto server. There are also two WebSockets, which OpenAPI cannot describe: "
+    "/v1/realtime, OpenAI's realtime API, and /v1/audio/speech/stream, which speaks text while it is being written."
 )
 # response headers that pages of other origins may read
 EXPOSED = ("x-request-id", "stretto-ignored", "x-sample-rate", "retry-after")

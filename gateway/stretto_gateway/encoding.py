@@ -101,7 +101,7 @@ CODECS: dict[str, tuple[str, str, int | None, dict[str, str]]] = {
 
 
 class FfmpegEncoder:
-    """Encoder by FFmpeg, for the formats in CODECS."""
+    """Encoder that uses FFmpeg, for the formats in CODECS."""
 
     def __init__(self, name: str, sample_rate: int):
         container, codec, bit_rate, options = CODECS[name]

@@ -283,9 +283,9 @@ class SpeechForm(Voiced):
     instructions: Text | None = Field(default=None, description="how to speak, for families that take instructions")
     response_format: AudioFormat = "mp3"
     markup: Markup = Field(default="auto", description="markup that is not read aloud; `auto`: Markdown, or SSML")
-    speed: Speed = Field(default=None, description="2 halves the duration; the pitch stays")
+    speed: Speed = Field(default=None, description="2 halves the duration; the pitch is unchanged")
     sample_rate: int = Field(default=DEFAULT_RATE, ge=schema.LOWEST_RATE, le=schema.HIGHEST_RATE, description="in Hz")
-    stream: bool | None = Field(default=None, description="no effect: audio is always sent as it is made")
+    stream: bool | None = Field(default=None, description="no effect: audio is always sent as it is generated")
     task_type: TaskType | None = Field(default=None, description="how the voice is selected, if the model supports it")
     ref_audio: Text | None = Field(
         default=None, description="a recording of the voice: a data: URL, or base64 of a wav, flac, ogg or mp3 file"

@@ -110,7 +110,7 @@ class SessionConfig(SpeechFields):
     """Client event with the settings of the following utterances, until the next such event."""
 
     type: Literal["session.config"]
-    stream_audio: bool | None = Field(default=None, description="no effect: audio is always sent as it is made")
+    stream_audio: bool | None = Field(default=None, description="no effect: audio is always sent as it is generated")
 
     @property
     def num_bytes(self) -> int:

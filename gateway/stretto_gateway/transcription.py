@@ -59,7 +59,7 @@ class TranscriptionForm(TranslationForm):
     granularities: list[Literal["word", "segment"]] = Field(
         default=[], max_length=2, fail_fast=True, alias="timestamp_granularities[]"
     )
-    stream_include_usage: bool | None = Field(default=None, description="events have vLLM's `choices` and `usage`, too")
+    stream_include_usage: bool | None = Field(default=None, description="events also have vLLM's `choices` and `usage`")
     stream_continuous_usage_stats: bool | None = Field(default=None, description="no effect")
 
     def options(self, task: TaskProfile, ignored: Ignored) -> TaskOptions:

@@ -7,20 +7,20 @@ from importlib.metadata import version
 USAGE = """\
 usage: stretto COMMAND ...    (stretto COMMAND --help lists its options)
 
-  speak "text"              speaks: --voice NAME, --out FILE, --guidance SCALE, --words, ...
-  transcribe FILE           writes down what is said in a wav, flac, ogg, mp3, webm, m4a, mp4 or aac file
-  chat                      a conversation, each line of standard input a turn
-  serve                     runs the server; --model-repository FOLDER (default: the bundled model's)
-  serve --status | --stop   the state of a server, its end
-  gateway                   OpenAI's audio API over HTTP, before a server; serve --gateway starts both
-  voices add | list | remove  recorded voices that the gateway stores
-  convert FAMILY            makes a checkpoint of what is published of a model; convert aligner, one for word times
-  make-repository           makes a model repository that serves a checkpoint
-  families                  lists the installed model families and codecs
+  speak "text"              text to speech: --voice NAME, --out FILE, --guidance SCALE, --words, ...
+  transcribe FILE           speech to text, from a wav, flac, ogg, mp3, webm, m4a, mp4 or aac file
+  chat                      conversation; each line of standard input is a turn
+  serve                     run the server; --model-repository FOLDER (default: the bundled model)
+  serve --status | --stop   show the state of the server, or stop it
+  gateway                   serve OpenAI's audio API over HTTP for a running server; serve --gateway starts both
+  voices add | list | remove  manage the recorded voices that the gateway stores
+  convert FAMILY            convert a published model to a checkpoint; convert aligner: a model for word times
+  make-repository           create a model repository for a checkpoint
+  families                  list the installed model families and codecs
 
-speak, transcribe and chat use the server at --server HOST:PORT. By default they use the server of this machine and
-start one in the background if none runs. STRETTO_PORT (default 8000) is its HTTP port. The next three ports are gRPC,
-metrics and the gateway.
+speak, transcribe and chat use the server at --server HOST:PORT, or by default the server of this machine, which they
+start in the background if it is not running. STRETTO_PORT (default 8000) is its HTTP port; the next three ports are
+gRPC, metrics and the gateway.
 """
 
 

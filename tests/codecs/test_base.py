@@ -48,5 +48,5 @@ def test_a_codec_of_whole_utterances_waits_for_their_end() -> None:
 
 @pytest.mark.parametrize("wrong", [(0,), (9, 1), (9, 0, 1)])
 def test_an_utterance_that_cannot_be_is_refused(wrong: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="must have a frame at least"):
+    with pytest.raises(ValueError, match="must have at least one frame"):
         Whole(*wrong)

@@ -191,7 +191,7 @@ def test_what_is_broken_is_refused_in_a_line(
 def test_unused_audio_tokenizers_are_refused(family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [family, *("--model", str(tmp_path)), *("--tokenizer", str(tmp_path)), *("--ssl-tokenizer", str(tmp_path))]
     assert main([*words, *("--out", str(tmp_path / "out"))]) == 1
-    assert f"--ssl-tokenizer: {family} takes no audio tokenizer" in capsys.readouterr().err
+    assert f"--ssl-tokenizer: {family} uses no audio tokenizer" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -1,4 +1,4 @@
-"""Placement of utterances: on their conversation's server, unless its load exceeds the others'."""
+"""Placement of utterances: on their conversation's server, unless its load is much higher than the others'."""
 
 import hashlib
 import math

@@ -1,4 +1,4 @@
-"""Number of servers, from the number of utterances and the rows that wait in the servers."""
+"""Autoscaling policy: the desired number of servers for a number of utterances and of waiting rows."""
 
 import math
 from typing import Any

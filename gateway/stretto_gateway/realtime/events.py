@@ -192,7 +192,7 @@ async def _until_draining(gateway: Gateway, session: SocketSession) -> None:
 async def _until_expired(session_s: float) -> None:
     """End the session after `session_s` seconds."""
     await asyncio.sleep(session_s)
-    raise SessionEnd(DONE, f"it has reached its maximum duration of {session_s:g} s")
+    raise SessionEnd(DONE, f"the session has reached its maximum duration of {session_s:g} s")
 
 
 class ClientEvent(Body):

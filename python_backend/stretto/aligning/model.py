@@ -23,7 +23,7 @@ VARIANCE = 1e-7  # added before normalising, as when these models were trained
 
 
 def read_alphabet(folder: Path) -> Alphabet:
-    """Return the labels of the model in `folder`; the blank is `<blank>` or, without it, the padding token.
+    """Return the labels of the model in `folder`; the blank is `<blank>` or, if there is none, the padding token.
 
     Raises:
         CheckpointError: If vocab.json or config.json is missing or not of the wav2vec2 layout.

@@ -1,1 +1,1 @@
-"""Codecs: codes to waveform and back. Each codec is a file or folder that implements the protocol in `base`."""
+"""Codecs between codes and waveforms. Each codec is a file or folder that implements the protocol in `base`."""

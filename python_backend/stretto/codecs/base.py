@@ -92,7 +92,7 @@ class Whole:
 
     def __post_init__(self) -> None:
         if self.frames < 1 or self.left or self.right:
-            raise ValueError(f"an utterance must have a frame at least, and no context, got {self}")
+            raise ValueError(f"an utterance must have at least one frame, and no context, got {self}")
 
     @property
     def start(self) -> int:

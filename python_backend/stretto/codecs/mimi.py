@@ -158,7 +158,7 @@ class MimiCodec(nn.Module):
         before = min(left, 1)
         frames = self.model.quantizer.decode(codes[:, :, left - before :])
         upsample = self.model.upsample
-        assert upsample is not None, "there are two steps a frame"
+        assert upsample is not None, "there are two steps per frame"
         return upsample(frames)[:, :, before * STEPS :].transpose(1, 2)
 
     def _waveform(self, heard: Tensor, left: int) -> Tensor:

@@ -95,7 +95,7 @@ def _holds(files: list[Path]) -> str:
                 "an unknown codec",
             )
             shape = file.get_slice(names[0]).get_shape() if names else []
-            found.append(f"{path.name} seems to hold {kind}: {len(names)} tensors, the first {names[:1]} {shape}")
+            found.append(f"{path.name} seems to contain {kind}: {len(names)} tensors, the first {names[:1]} {shape}")
     others = [path.name for path in files if path.suffix in WEIGHTS and path.suffix != SUFFIX]
     return ", ".join([*found, *others])
 
@@ -232,16 +232,14 @@ class Conversion:
 
 
 def plan(release: Release) -> Conversion:
-    """Read and check everything except the values of the tensors.
+    """Read and check a release, except for the values of its tensors.
 
     Raises:
         CheckpointError: Parts of the release do not match; the message names them.
     """
     family_files = published(release)
     if release.ssl_tokenizer and audio_tokenizer_of(release.family_name) is None:
-        raise CheckpointError(
-            f"--ssl-tokenizer: {release.family} takes no audio tokenizer, got {release.ssl_tokenizer}"
-        )
+        raise CheckpointError(f"--ssl-tokenizer: {release.family} uses no audio tokenizer, got {release.ssl_tokenizer}")
     contents = read_contents(release)
     tensors = contents.tensors
     try:

@@ -126,7 +126,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     about = "weights of the language model's linear layers in FP8, for GPUs of compute capability 8.9 and higher"
     add("--aligner", type=Path, metavar="FOLDER", help="CTC model for word times, from stretto convert aligner")
     add("--quantize", choices=tuple(QUANTIZATIONS), help=about)
-    about = "let language model and codec share a GPU at the same time: the launcher runs NVIDIA's MPS daemon"
+    about = "let language model and codec use a GPU concurrently: the launcher runs NVIDIA's MPS daemon"
     add("--mps", action="store_true", help=about)
     args = parser.parse_args(words)
     given = {"--codec-device": args.codec_device is not None, "--quantize": bool(args.quantize), "--mps": args.mps}

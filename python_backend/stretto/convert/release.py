@@ -166,7 +166,7 @@ def read_contents(release: Release) -> Contents:
 
 
 def _config(release: Release) -> dict[str, Any]:
-    """Return the release's config; empty for a family without one."""
+    """Return the release's config; empty if the family's releases have none."""
     if release.config is None:
         if not is_bare(release):
             raise CheckpointError(f"--config: expected the config.yaml or config.json of {release.family}, got none")

@@ -149,7 +149,7 @@ class DecoderWorker:
     @property
     def thread_id(self) -> int:
         """Kernel thread id of the decoder's thread."""
-        assert self._thread.native_id is not None, "a thread that has begun has one"
+        assert self._thread.native_id is not None, "a running thread has an id"
         return self._thread.native_id
 
     def has_work(self) -> bool:

@@ -159,7 +159,7 @@ class SegmentRules:
 
     @cached_property
     def marks(self) -> tuple[int, ...]:
-        """Ids that begin and end a stretch of audio; empty for families without them (`LatentSpec.marks`)."""
+        """Ids that begin and end a stretch of audio; empty if the family has none (`LatentSpec.marks`)."""
         return self.family.layout.latents.marks if self.family.layout.latents else ()
 
     @cached_property
@@ -267,7 +267,7 @@ class SegmentRules:
 
     @cached_property
     def max_entries(self) -> int:
-        """Maximum number of text tokens that the alignment pointer moves along; 0 for families without one."""
+        """Maximum number of text tokens that the alignment pointer moves along; 0 if the family has no pointer."""
         return self.family.script.max_entries if self.family.script else 0
 
     @cached_property

@@ -414,7 +414,7 @@ class Pulse:
         return f"the {self._name} is being restarted" if self._num_starts > 1 and not self.has_beaten else ""
 
     def is_hung(self) -> bool:
-        """Return True if the process must be replaced: stopped for PROOF_S, or without heartbeats for too long."""
+        """Return True if the process must be replaced: stopped for PROOF_S, or no heartbeat for too long."""
         fault = self.fault()
         self._pending.update(fault if fault.endswith("is stopped") else "")
         return self._pending.is_proven or fault.endswith("does not answer")

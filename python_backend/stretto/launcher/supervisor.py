@@ -294,7 +294,7 @@ class Supervisor:
         return True
 
     def _keep(self, server: Server) -> Fault | None:
-        """Watch a server and restart its models as needed; return a fault that needs more, or None after a signal."""
+        """Watch a server and restart models; return a fault that requires a new server, or None after a signal."""
         while fault := self._wait(server):
             if not self._restart_models(server, fault):
                 return fault

@@ -44,7 +44,7 @@ def error_page(status: HTTPStatus, message: str) -> Page:
 class Readiness:
     """Readiness of the server and its models, with the paths of Triton's HTTP service.
 
-    Not ready if the launcher reports so; otherwise Triton is asked over gRPC.
+    Not ready if the launcher reports so; otherwise Triton is queried over gRPC.
 
     Args:
         triton: Channel to Triton.

@@ -73,7 +73,7 @@ FIRST_REACH = 128  # number of largest logits to examine first for top-p without
 
 @dataclass(frozen=True, slots=True)
 class DrawPlan:
-    """Properties of a batch, known on the host, by which operations that no row needs are skipped.
+    """Properties of a batch, known on the host; operations that no row needs are skipped.
 
     Attributes:
         is_random: True if any row has a temperature above 0.

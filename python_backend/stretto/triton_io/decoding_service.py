@@ -127,7 +127,10 @@ def outcome_of(error: BaseException) -> Outcome:
 # Metric descriptions by field of the worker's statistics.
 METRICS = {
     "batches": ("decoder_batches_total", "Batches decoded"),
-    "windows": ("decoder_windows_total", "Windows decoded; divided by the batches, the mean batch size"),
+    "windows": (
+        "decoder_windows_total",
+        "Windows decoded; their number divided by that of batches is the mean batch size",
+    ),
     "frames": ("decoder_frames_total", "Frames decoded"),
     "decode_s": ("decoder_seconds_total", "Seconds spent decoding"),
     "session_bytes": ("decoder_session_bytes", "Bytes of the frames and states of open utterances and references"),

@@ -209,7 +209,7 @@ class TextSessions:
 METRICS = {
     "active_utterances": "Utterances in flight",
     "utterances_total": "Utterances started",
-    "cancelled_total": "Utterances that the client cancelled or the decoder gave up",
+    "cancelled_total": "Utterances that the client cancelled or the decoder abandoned",
     "failed_total": "Utterances that failed",
     "rejected_total": "Utterances rejected: unsupported here, or too many in flight",
     "pairs": "Guided utterances being generated",

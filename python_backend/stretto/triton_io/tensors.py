@@ -53,7 +53,7 @@ class ModelSchema:
 
 
 TEXT = TensorSpec("text", "STRING", (1,), "text to speak, or the question; UTF-8", optional=True)
-AUDIO = TensorSpec("audio", "STRING", (-1,), "bytes of audio files, one per turn", optional=True)
+AUDIO = TensorSpec("audio", "STRING", (-1,), "contents of audio files, one per turn", optional=True)
 PCM_IN = TensorSpec("pcm_in", "FP32", (-1,), "mono samples in [-1, 1] at sample_rate", optional=True)
 SAMPLE_RATE = TensorSpec("sample_rate", "INT32", (1,), "Hz, of pcm_in", optional=True)
 MESSAGES = TensorSpec("messages", "STRING", (1,), "JSON list of turns of a dialogue", optional=True)
@@ -73,7 +73,7 @@ CHUNK = TensorSpec("chunk", "UINT8", (-1,), "MessagePack with a MAC: the chunk, 
 
 PCM = TensorSpec("pcm", "FP32", (-1,), "mono samples in [-1, 1]; absent without samples, or with pcm16")
 PCM16 = TensorSpec("pcm16", "INT16", (-1,), "mono 16-bit samples, if the options select them instead of pcm")
-EVENT = TensorSpec("event", "STRING", (1,), "JSON: what this response adds")
+EVENT = TensorSpec("event", "STRING", (1,), "JSON: metadata of this response")
 
 REQUEST = (TEXT, AUDIO, PCM_IN, SAMPLE_RATE, MESSAGES, TASK, OPTIONS, SESSION)
 RESPONSE = (PCM, PCM16, EVENT)

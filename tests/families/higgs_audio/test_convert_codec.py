@@ -109,7 +109,7 @@ def test_a_language_model_in_the_codecs_folder_is_named(
     (tmp_path / "tokenizer" / "model.pth").unlink()
     said = refusal(release, capsys)
     assert "missing ['acoustic_decoder.block.0.conv_t1.bias'" in said
-    assert "model.safetensors seems to hold a language model" in said
+    assert "model.safetensors seems to contain a language model" in said
 
 
 @pytest.mark.parametrize(

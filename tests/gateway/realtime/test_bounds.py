@@ -393,7 +393,7 @@ async def test_system_items_are_kept_and_bounded(start: Start, limits: Limits, p
     ("limits", "reason"),
     [
         (Limits(idle_s=0.2, drain_s=1), "nothing was received for 0.2 s"),
-        (Limits(session_s=0.2, drain_s=1), "it has reached its maximum duration of 0.2 s"),
+        (Limits(session_s=0.2, drain_s=1), "the session has reached its maximum duration of 0.2 s"),
     ],
 )
 async def test_a_session_has_an_end(start: Start, limits: Limits, reason: str) -> None:

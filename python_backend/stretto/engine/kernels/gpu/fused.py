@@ -41,7 +41,7 @@ def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
 
 
 def fp8_product(layer: nn.Module) -> Any:
-    """Return vLLM's FP8 product of a linear layer, which also quantizes the input; None for layers without one."""
+    """Return vLLM's FP8 product of a linear layer, which also quantizes the input, or None if the layer has none."""
     owners: tuple[Any, ...] = getattr(layer, "quant_method", None), getattr(layer, "scheme", None)
     return next((owner.fp8_linear for owner in owners if hasattr(owner, "fp8_linear")), None)
 
