@@ -1,25 +1,25 @@
-// A conversation by voice over the realtime WebSocket: the gateway hears where turns end.
+// Voice conversation over the realtime WebSocket. The gateway detects the ends of turns.
 
 import { GatewayError, base64Of, openSocket, samplesOf } from "./gateway.js";
 import { Playback, RATE } from "./player.js";
 import { Microphone } from "./recording.js";
 
-const PIECE = RATE / 25; // samples of a message: 40 ms
+const PIECE = RATE / 25; // samples per message: 40 ms
 const BROKEN = "The call was interrupted.";
-const REFUSED = "The gateway did not accept the call. Is it running, and has it a free slot?";
+const REFUSED = "The gateway did not accept the call. Is it running, and does it have a free slot?";
 
 /**
- * A call from when it is made to `hangUp`, or to its end by the gateway.
+ * Call, from its creation until `hangUp` or until the gateway ends it.
  *
- * addLine(role, text): a line of the log. say: what goes on. over: it has ended, with an Error where that is one.
+ * addLine(role, text): adds a line to the log. say(text): shows the status. over(error or null): called at the end.
  */
 export class Call {
   #socket;
   #microphone = null;
-  #kept = []; // Int16Array each: less than a message's
+  #kept = []; // Int16Array each: unsent samples, fewer than one message
   #playback = null;
-  #lines = new Map(); // by item
-  #itemId = null; // of the reply
+  #lines = new Map(); // by item id
+  #itemId = null; // id of the reply's item
   #error = null;
   #handlers = {
     "session.created": () => this.#configure(),
@@ -86,7 +86,7 @@ export class Call {
     this.#send({ type: "input_audio_buffer.append", audio: base64Of(bytes) });
   }
 
-  /** Fall silent for the user, and tell what was heard of the reply: the next one is told no more of it. */
+  /** Stop playback because the user speaks, and report how much of the reply was played; the rest is deleted. */
   #giveWay() {
     this.say("Listening…");
     const playback = this.#playback;

@@ -1,4 +1,4 @@
-// On the audio thread: hands the microphone's samples over.
+// Audio worklet that sends the microphone's samples to the page.
 
 class Capture extends AudioWorkletProcessor {
   process([[samples]]) {

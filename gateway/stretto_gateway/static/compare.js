@@ -1,4 +1,4 @@
-// Two takes of one text, voice and seed that differ in the strength of the guidance alone.
+// Comparison of two guidance scales for the same text, voice and seed.
 
 import { element, forgive, tell } from "./form.js";
 import { speech } from "./gateway.js";
@@ -23,7 +23,7 @@ class Take {
     return this.#playback !== null && !this.#playback.isOver;
   }
 
-  /** The strength that is written at this side, null where it is none, which is told. */
+  /** Return the guidance scale in this side's field; if it is invalid, show an error and return null. */
   strength() {
     const field = element(`${this.side}-scale`);
     const written = field.value.trim().replace(",", ".");
@@ -32,7 +32,7 @@ class Take {
     return null;
   }
 
-  /** Receive what is spoken with this strength. */
+  /** Generate the speech with this guidance scale. */
   async make(record, scale, signal) {
     this.stop();
     this.#chunks = [];
@@ -76,7 +76,7 @@ class Take {
 }
 
 class ComparePanel {
-  #request = null; // an AbortController while one is under way
+  #request = null; // AbortController of the request in progress
   #takes = SIDES.map((side) => new Take(side));
 
   constructor() {
@@ -102,7 +102,7 @@ class ComparePanel {
       await Promise.all(this.#takes.map((take, n) => take.make(record, scales[n], request.signal)));
       this.#say(`Both are ready; their seed is ${record.seed}.`);
     } catch (error) {
-      if (this.#request !== request) return; // another one has taken its place
+      if (this.#request !== request) return; // replaced by a newer request
       request.abort();
       element("takes").hidden = true;
       this.#say("");
@@ -115,7 +115,7 @@ class ComparePanel {
   }
 }
 
-/** Begin the panel. */
+/** Set up the panel. */
 export function comparePanel() {
   new ComparePanel();
 }

@@ -1,4 +1,4 @@
-// The panel that converses: by turns, or in a call.
+// Conversation panel, with typed or recorded turns, or a call.
 
 import { Call } from "./call.js";
 import { element, forgive, show, tell } from "./form.js";
@@ -7,15 +7,15 @@ import { Playback } from "./player.js";
 import { recordWith } from "./recording.js";
 
 class ConversePanel {
-  #messages = []; // as the API takes them
-  #request = null; // an AbortController while one is under way
+  #messages = []; // in the API's format
+  #request = null; // AbortController of the request in progress
   #playback = null;
   #call = null;
-  speaks = true; // whether replies are spoken
-  transcribes = false; // whether what the user says can be written down
+  speaks = true; // true if replies are spoken
+  transcribes = false; // true if the user's speech can be transcribed
   takesText = true;
   hears = false;
-  #isAsked = false; // whether a call may clear the conversation
+  #isAsked = false; // true after asking whether a call may clear the conversation
 
   constructor() {
     element("converse").querySelector("form").addEventListener("submit", (event) => {
@@ -103,7 +103,7 @@ class ConversePanel {
     return text.trim();
   }
 
-  /** Say when the first sound of a reply is heard, or that none can be. */
+  /** Show when the first sound of a reply is played, or that there is no sound device. */
   #followSound(playback) {
     if (this.#playback !== playback || playback.isOver) return;
     if (playback.isMute) return this.#say("This browser has no sound device.");
@@ -111,7 +111,7 @@ class ConversePanel {
     requestAnimationFrame(() => this.#followSound(playback));
   }
 
-  /** Fall silent; what has been said stays. */
+  /** Stop the reply; the conversation so far is kept. */
   stop() {
     this.#request?.abort();
     this.#playback?.stop();
@@ -128,7 +128,7 @@ class ConversePanel {
     element("turn").focus();
   }
 
-  /** Call: a conversation of its own, in which nothing is written. Asks before it clears a written one. */
+  /** Start a call, a separate conversation without text input; ask before the current conversation is cleared. */
   #begin() {
     if (element("turns").childElementCount > 0 && !this.#isAsked) {
       this.stop();
@@ -161,7 +161,7 @@ class ConversePanel {
     if (error !== null) tell(element("call-button"), error.message);
   }
 
-  /** Show the buttons that have a use now. */
+  /** Show the buttons that apply to the current state. */
   arrange() {
     const [isCalling, isReplying] = [this.#call !== null, this.#request !== null];
     const [call, next] = [element("call-button"), this.takesText ? element("turn") : element("talk-button")];
@@ -203,7 +203,7 @@ function addLine(role, text) {
 
 const takes = (task, kind) => [...task.needs, ...task.also].includes(kind);
 
-/** Begin the panel; returns a function that shows it a model, true where that converses. */
+/** Set up the panel; return a function that adapts it to a model and returns true if the model can converse. */
 export function conversePanel() {
   const panel = new ConversePanel();
   return ({ conversations, tasks }) => {

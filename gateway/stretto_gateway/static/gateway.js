@@ -1,6 +1,6 @@
-// The way to the gateway: requests with the tab's key, errors in words, answers as they come.
+// Client of the gateway: requests with the tab's key, readable errors, and streamed responses.
 
-const KEY = "stretto-key"; // of sessionStorage: gone with the tab
+const KEY = "stretto-key"; // key in sessionStorage, which is cleared when the tab is closed
 const WORDS = {
   invalid_api_key: "The gateway does not know this key.",
   origin_not_allowed:
@@ -13,14 +13,14 @@ const WORDS = {
   no_audio: "The model generated no audio for this. Try another text.",
 };
 
-/** An error of the API in words for a visitor: without the name of its field, which is told at that field. */
+/** Return an API error as a sentence for users, without the field name, because it is shown at the field. */
 function inWords({ message, code, param }) {
   if (WORDS[code] !== undefined) return WORDS[code];
   const told = param !== null && message.startsWith(`${param}: `) ? message.slice(param.length + 2) : message;
   return `${told.charAt(0).toUpperCase()}${told.slice(1)}${/[.!?…]$/.test(told) ? "" : "."}`;
 }
 
-/** What went wrong, in words; `param` is the field that it is about, where it is about one. */
+/** Failed request, with a readable message; `param` is the field that caused it, if any. */
 export class GatewayError extends Error {
   constructor(message, { status = 0, param = null, code = null } = {}) {
     super(message);
@@ -28,13 +28,13 @@ export class GatewayError extends Error {
   }
 }
 
-/** Use this key from now on; null: none. */
+/** Store the key for later requests; null removes it. */
 export function keepKey(key) {
   if (key === null) sessionStorage.removeItem(KEY);
   else sessionStorage.setItem(KEY, key);
 }
 
-/** The answer to a request; GatewayError where there is none, or an error. */
+/** Return the response to a request; throw GatewayError for an error or if there is no response. */
 export async function ask(path, options = {}) {
   const key = sessionStorage.getItem(KEY);
   const headers = { ...options.headers, ...(key === null ? {} : { authorization: `Bearer ${key}` }) };
@@ -49,7 +49,7 @@ export async function ask(path, options = {}) {
   return answer;
 }
 
-/** The answer to a request with a body of JSON. */
+/** Return the response to a POST request with a JSON body. */
 export function post(path, record, signal) {
   const headers = { "content-type": "application/json" };
   return ask(path, { method: "POST", headers, body: JSON.stringify(record), signal });
@@ -62,7 +62,7 @@ async function refusal(answer) {
   return new GatewayError(inWords(error), { ...error, status: answer.status });
 }
 
-/** The server-sent events of an answer, as they come; GatewayError for one that tells of an error. */
+/** Yield the server-sent events of a response as they arrive; throw GatewayError for an error event. */
 export async function* events(answer) {
   let text = "";
   try {
@@ -88,11 +88,11 @@ async function* parts(stream) {
   try {
     for (let read = await reader.read(); !read.done; read = await reader.read()) yield read.value;
   } finally {
-    reader.cancel().catch(() => {}); // so that the gateway knows that nobody listens any more
+    reader.cancel().catch(() => {}); // so that the gateway stops generating
   }
 }
 
-/** What is asked for, spoken: parts as they come, `samples` (Int16Array) or the `words` that begin in what follows. */
+/** Yield generated speech as it arrives: `samples` (Int16Array), or `words` that begin in the following samples. */
 export async function* speech(record, signal) {
   let isWhole = false;
   const asked = { ...record, response_format: "pcm", stream_format: "sse" };
@@ -104,7 +104,7 @@ export async function* speech(record, signal) {
   if (!isWhole) throw new GatewayError("The response was interrupted.");
 }
 
-/** A WebSocket that begins to open; GatewayError where it cannot. */
+/** Return a WebSocket that is being opened; throw GatewayError if the browser cannot open it. */
 export function openSocket(path, protocol) {
   const url = new URL(path, document.baseURI);
   url.protocol = url.protocol.replace("http", "ws");
@@ -117,13 +117,13 @@ export function openSocket(path, protocol) {
   }
 }
 
-/** Samples, Int16Array, of their base64. */
+/** Decode samples (Int16Array) from base64. */
 export function samplesOf(base64) {
   const bytes = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
   return new Int16Array(bytes.buffer);
 }
 
-/** The base64 of bytes (Uint8Array). */
+/** Encode bytes (Uint8Array) as base64. */
 export function base64Of(bytes) {
   return btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""));
 }

@@ -1,4 +1,4 @@
-// The page: what the model can do is shown, and what it cannot is not.
+// Page: shows the panels that the model supports.
 
 import { comparePanel } from "./compare.js";
 import { conversePanel } from "./converse.js";
@@ -37,7 +37,7 @@ async function show() {
   if (names.length > 0) open(names[0]);
 }
 
-/** Show the voices that there are; true where others are taken. */
+/** Show the available voices; return true if voices can be added. */
 async function listVoices() {
   const found = await (await ask("v1/audio/voices")).json();
   showSpeech(found);

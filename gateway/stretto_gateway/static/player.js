@@ -1,15 +1,15 @@
-// Plays samples while they are still being made.
+// Playback of samples while they are still being generated.
 
 export const RATE = 24000; // Hz, as the gateway sends pcm
-const LEAD_S = 0.03; // from handing a buffer over to its first sample: less, and the audio thread has passed it already
-const LATE_S = 0.02; // within which the audio thread begins a sound that is scheduled for a time it has passed
-const SCHEDULED_S = 10; // of sound lies ready in the audio graph; the rest waits as 16-bit samples
-const FADE_S = 0.005; // time constant, so that a stop is no click
-const NO_DEVICE_MS = 3000; // in which the clock of an audio device moves, if there is one
-const IDLE_MS = 2000; // after which the audio device is left
+const LEAD_S = 0.03; // from scheduling a buffer to its first sample; if shorter, the audio thread may be too late
+const LATE_S = 0.02; // delay within which the audio thread starts a buffer that was scheduled too late
+const SCHEDULED_S = 10; // maximum audio in the audio graph; the rest waits as 16-bit samples
+const FADE_S = 0.005; // time constant of the fade-out, which avoids a click
+const NO_DEVICE_MS = 3000; // if the audio clock has not advanced by then, there is no device
+const IDLE_MS = 2000; // idle time after which the audio device is released
 
-let context = null; // the page's one, which a click must come before
-let last = null; // of the playbacks: there is one at a time
+let context = null; // the page's AudioContext, which may only be created after a click
+let last = null; // latest playback; there is only one at a time
 let numPlaying = 0;
 let idleTimer = 0;
 
@@ -25,20 +25,20 @@ function rest() {
   if (numPlaying === 0) idleTimer = setTimeout(() => context.suspend(), IDLE_MS);
 }
 
-/** One utterance: `add` samples as they come, `end` it or `stop` it; `finished` resolves when it is over. */
+/** Playback of one utterance: `add` samples as they arrive, then `end` or `stop`; `finished` resolves at the end. */
 export class Playback {
-  chunks = []; // Int16Array each, all of it
+  chunks = []; // all samples, Int16Array each
   numSamples = 0;
-  firstSoundMs = null; // when its first sample leaves the device, on performance.now()'s clock
-  waitedS = 0; // in which it had nothing to play
-  #numScheduled = 0; // chunks
-  #runs = []; // of samples without a gap: first frame of the context, first sample
-  #end = 0; // the frame behind what is scheduled
+  firstSoundMs = null; // time at which the first sample leaves the device, by performance.now()
+  waitedS = 0; // time without samples to play
+  #numScheduled = 0; // number of scheduled chunks
+  #runs = []; // runs of samples without a gap: first frame of the context, first sample
+  #end = 0; // frame after the last scheduled one
   #sources = new Set();
   #isComplete = false;
   #isOver = false;
-  #isWatched = false; // whether the device's clock moves
-  isMute = false; // there is no audio device: nothing will be heard
+  #isWatched = false; // true once the check for an audio device has begun
+  isMute = false; // true if there is no audio device
 
   constructor() {
     last?.stop();
@@ -49,7 +49,7 @@ export class Playback {
     this.gain.connect(context.destination);
   }
 
-  /** More samples. */
+  /** Append samples. */
   add(samples) {
     this.chunks.push(samples);
     this.numSamples += samples.length;
@@ -57,7 +57,7 @@ export class Playback {
     this.#pump();
   }
 
-  /** Find out whether there is a device that plays: its clock moves then. */
+  /** Check whether there is an audio device, whose clock then advances. */
   #watch() {
     if (this.#isWatched) return;
     this.#isWatched = true;
@@ -68,13 +68,13 @@ export class Playback {
     }, NO_DEVICE_MS);
   }
 
-  /** There are no more. */
+  /** Mark the utterance as complete. */
   end() {
     this.#isComplete = true;
     this.#pump();
   }
 
-  /** Fall silent now. */
+  /** Stop immediately. */
   stop() {
     if (this.#isOver) return;
     this.gain.gain.setTargetAtTime(0, context.currentTime, FADE_S);
@@ -86,7 +86,7 @@ export class Playback {
     return this.#isOver;
   }
 
-  /** How many samples have been played. */
+  /** Number of samples played so far. */
   get numPlayed() {
     const frame = context.currentTime * RATE;
     const run = this.#runs.findLast((each) => each.frame <= frame);
@@ -96,7 +96,7 @@ export class Playback {
     return run.sample + Math.min(frame - run.frame, limit);
   }
 
-  /** Seconds that have come and are not played yet. */
+  /** Duration in seconds of received samples that have not been played. */
   get aheadS() {
     return (this.numSamples - this.numPlayed) / RATE;
   }
@@ -122,7 +122,7 @@ export class Playback {
       this.#pump();
     };
     source.start(this.#end / RATE);
-    // The page was held up, and the sound begins only now: what follows it must not be mixed with it.
+    // The page was blocked, so this chunk starts late: the next one must not overlap it.
     if (this.#end < context.currentTime * RATE) this.#beginRun(LATE_S);
     this.#sources.add(source);
     this.#end += samples.length;

@@ -1,6 +1,6 @@
-// The microphone, and wav files of samples.
+// Microphone input, and wav files.
 
-/** A wav file of Int16Arrays, mono at `rate` Hz. */
+/** Return a wav file of Int16Arrays, mono at `rate` Hz. */
 export function wavFile(chunks, rate) {
   const numBytes = 2 * chunks.reduce((sum, chunk) => sum + chunk.length, 0);
   const head = new DataView(new ArrayBuffer(44));
@@ -12,15 +12,15 @@ export function wavFile(chunks, rate) {
   [1, 1].forEach((value, n) => head.setUint16(20 + 2 * n, value, true)); // PCM, one channel
   head.setUint32(24, rate, true);
   head.setUint32(28, 2 * rate, true);
-  [2, 16].forEach((value, n) => head.setUint16(32 + 2 * n, value, true)); // bytes and bits of a sample
+  [2, 16].forEach((value, n) => head.setUint16(32 + 2 * n, value, true)); // bytes and bits per sample
   write(36, "data");
   head.setUint32(40, numBytes, true);
   return new Blob([head, ...chunks], { type: "audio/wav" });
 }
 
-/** Hands over what the microphone hears, an Int16Array at a time, until it is closed. */
+/** Microphone that passes its samples to a callback, an Int16Array at a time, until it is closed. */
 export class Microphone {
-  /** An open one, at `rate` Hz or else the device's own; Error, in words, where there is none to be had. */
+  /** Open the microphone at `rate` Hz (default: the device's rate); on failure throw a readable Error. */
   static async open(heard, { rate, ...constraints } = {}) {
     if (navigator.mediaDevices === undefined) {
       throw new Error("A browser lets this page use the microphone only over https or at http://localhost.");
@@ -60,7 +60,7 @@ export class Microphone {
 
 const NOTHING = "Nothing was recorded. Is the microphone on?";
 
-/** A button that begins a recording and, pressed again, hands the file on: at the device's own rate. */
+/** Make a button start a recording and, when pressed again, pass the wav file, at the device's rate, to `done`. */
 export function recordWith(button, { begun, done, failed }) {
   const name = button.textContent;
   let microphone = null;

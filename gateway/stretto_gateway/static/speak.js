@@ -1,4 +1,4 @@
-// The panel that speaks a text.
+// Text-to-speech panel.
 
 import { element, enable, forgive, show, tell } from "./form.js";
 import { speech } from "./gateway.js";
@@ -6,13 +6,13 @@ import { Playback, RATE } from "./player.js";
 import { wavFile } from "./recording.js";
 import { Waveform } from "./waveform.js";
 
-const FIELDS = { input: "text", voice: "voice", seed: "seed" }; // of the API, and the page's
+const FIELDS = { input: "text", voice: "voice", seed: "seed" }; // the page's fields by the API's
 const MAX_SEED = 2 ** 31;
 const NO_DEVICE = "This browser has no sound device. You can download the file.";
 
 export const seconds = (value, digits = 1) => `${value.toFixed(digits)} s`;
 
-/** What the form asks for, with a drawn seed where none is written; null where a field is wrong, which is told. */
+/** Return the form's request, with a random seed if none is given; for an invalid field show an error, return null. */
 export function speechRequest() {
   const [text, voice, seed] = ["text", "voice", "seed"].map((id) => element(id).value.trim());
   if (text === "") {
@@ -30,7 +30,7 @@ export function speechRequest() {
   };
 }
 
-/** Tell of an error: at the field that it is about, or else in `line`. */
+/** Show an error at the field that caused it, or else in `line`. */
 export function tellOf(error, line) {
   const field = FIELDS[error.param];
   if (field !== undefined) return tell(element(field), error.message);
@@ -39,11 +39,11 @@ export function tellOf(error, line) {
 }
 
 class SpeakPanel {
-  #request = null; // an AbortController while one is under way
+  #request = null; // AbortController of the request in progress
   #playback = null;
   #begunMs = 0;
   #words = []; // {start, mark}
-  #isHeard = false; // the first sample has been played
+  #isHeard = false; // true once the first sample has been played
   #waveform = new Waveform(element("waveform"));
 
   constructor() {
@@ -159,7 +159,7 @@ class SpeakPanel {
     }
   }
 
-  /** Fall silent, and have the gateway make no more of it. */
+  /** Stop playback and generation. */
   stop() {
     if (this.#playback === null || this.#playback.isOver) return;
     this.#request?.abort();
@@ -206,7 +206,7 @@ class SpeakPanel {
   }
 }
 
-/** Begin the panel; returns a function that shows it voices by name, and those of recordings. */
+/** Set up the panel; return a function that lists the named voices and the recorded ones. */
 export function speakPanel() {
   new SpeakPanel();
   return ({ names, titles, data }) => {

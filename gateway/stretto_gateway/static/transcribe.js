@@ -1,11 +1,11 @@
-// The panel that writes down what is said in a recording.
+// Transcription panel.
 
 import { element, forgive, tell } from "./form.js";
 import { ask, events } from "./gateway.js";
 import { recordWith } from "./recording.js";
 
 class TranscribePanel {
-  #request = null; // an AbortController while one is under way
+  #request = null; // AbortController of the request in progress
 
   constructor() {
     const drop = element("drop");
@@ -36,7 +36,7 @@ class TranscribePanel {
     forgive(element("transcribe"));
     const text = element("transcript");
     text.textContent = "";
-    text.ariaBusy = "true"; // read out when it is whole
+    text.ariaBusy = "true"; // screen readers read it once it is complete
     element("copy-button").hidden = true;
     this.#say(`Listening to ${file.name}…`);
     try {
@@ -76,7 +76,7 @@ class TranscribePanel {
   }
 }
 
-/** Begin the panel. */
+/** Set up the panel. */
 export function transcribePanel() {
   new TranscribePanel();
 }

@@ -1,13 +1,14 @@
-// The panel that keeps voices of recordings.
+// Panel for recorded voices.
 
 import { element, forgive, tell } from "./form.js";
 import { ask } from "./gateway.js";
 import { recordWith } from "./recording.js";
 
-const FIELDS = { audio_sample: "sample", ref_text: "said", name: "voice-name", consent: "consent" }; // of the API, and ours
+// Page fields by API field.
+const FIELDS = { audio_sample: "sample", ref_text: "said", name: "voice-name", consent: "consent" };
 
 class VoicesPanel {
-  #recording = null; // a File, where one was made in the page
+  #recording = null; // File recorded in the page, if any
 
   constructor(changed, use) {
     Object.assign(this, { changed, use });
@@ -46,7 +47,7 @@ class VoicesPanel {
     element("keep-button").disabled = false;
   }
 
-  /** What is sent, or null where a field is wrong. */
+  /** Return the form data, or null if a field is invalid. */
   #form() {
     const file = this.#recording ?? element("sample").files[0];
     const [name, consent] = ["voice-name", "consent"].map((id) => element(id).value.trim());
@@ -89,7 +90,7 @@ class VoicesPanel {
       await ask(`v1/audio/voices/${id}`, { method: "DELETE" });
       await this.changed();
       this.#say(`${name} is deleted.`);
-      element("sample").focus(); // the button is gone
+      element("sample").focus(); // the focused button has been removed
     } catch (error) {
       tell(element("sample"), error.message);
     }
@@ -107,8 +108,8 @@ function button(text, name) {
 }
 
 /**
- * Begin the panel; returns a function that shows it the voices that there are, true where others are taken.
- * changed: there are others now; use: speak in the voice of an id.
+ * Set up the panel; return a function that lists the voices and returns true if voices can be added.
+ * changed: called when voices were added or removed. use(id): selects a voice for speech.
  */
 export function voicesPanel({ changed, use }) {
   const panel = new VoicesPanel(changed, use);

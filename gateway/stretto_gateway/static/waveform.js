@@ -1,10 +1,10 @@
-// Draws how loud speech is over time, as far as there is any, and how far it is played.
+// Waveform of the speech received so far, and the playback position.
 
-const STEP_S = 0.05; // a peak
+const STEP_S = 0.05; // duration per peak
 const BAR_PX = 3;
 const PITCH_PX = 6;
 
-/** Peaks that grow with the speech, on a canvas. */
+/** Canvas with the peaks of speech that is still arriving. */
 export class Waveform {
   constructor(canvas) {
     this.canvas = canvas;
@@ -12,12 +12,12 @@ export class Waveform {
   }
 
   clear() {
-    this.peaks = []; // of each STEP_S, 0 to 1
+    this.peaks = []; // one per STEP_S, 0 to 1
     this.numSamples = 0;
     this.shown = "";
   }
 
-  /** More samples, Int16Array at `rate` Hz. */
+  /** Append samples, Int16Array at `rate` Hz. */
   add(samples, rate) {
     for (const sample of samples) {
       const step = Math.floor(this.numSamples++ / (rate * STEP_S));
@@ -25,14 +25,14 @@ export class Waveform {
     }
   }
 
-  /** Draw, where that shows anything new; `playedS` of it are behind the listener. */
+  /** Draw if anything has changed; `playedS`: seconds played so far. */
   draw(playedS) {
     const { canvas, peaks } = this;
     const { clientWidth: width, clientHeight: height } = canvas;
     const scale = window.devicePixelRatio;
     const isDark = matchMedia("(prefers-color-scheme: dark)").matches;
     const shown = [peaks.length, Math.floor(playedS / STEP_S), width, scale, isDark].join();
-    if (shown === this.shown) return; // the processor may be the one that makes the speech
+    if (shown === this.shown) return; // save CPU time, which the model may need
     this.shown = shown;
     canvas.width = Math.round(width * scale);
     canvas.height = Math.round(height * scale);
