@@ -8,9 +8,10 @@ import asyncio
 import json
 import os
 import pwd
+import stat
 import sys
 import time
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 
 from stretto_client import ClientError, RecordedVoice, SpeechClient
@@ -24,6 +25,7 @@ from stretto_gateway.voice_store import StoredVoice, TooManyVoices, VoiceStore
 from stretto_gateway.voices import MAX_CONSENT_CHARS, MAX_NAME_CHARS, SAMPLE, cloning_task
 
 PROG = "stretto voices"
+MAX_KEY_FILE_BYTES = 4096
 
 
 def arguments(words: list[str] | None = None, default_folder: Path | None = None) -> argparse.Namespace:
@@ -95,9 +97,22 @@ def open_store(args: argparse.Namespace) -> VoiceStore:
     if folder is None:
         raise ValueError(f"--voices: expected a folder, because {VOICES} is not set, got none")
     if folder.exists() and folder.stat().st_uid != os.geteuid():
-        owner = pwd.getpwuid(folder.stat().st_uid).pw_name
+        uid = folder.stat().st_uid
+        owner = str(uid)
+        with suppress(KeyError):  # a user without a name, as in a container
+            owner = pwd.getpwuid(uid).pw_name
         raise ValueError(f"--voices: run this command as {owner!r}, who owns {folder}, so that the gateway can read it")
     return VoiceStore(folder, Limits().max_voices)
+
+
+def read_file(path: Path, flag: str, max_bytes: int) -> bytes:
+    """Return the contents of a regular file; raise ValueError, which names `flag`, for another kind or size of file."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError(f"{flag}: expected a regular file, got {path}")
+    if not 0 < found.st_size <= max_bytes:
+        raise ValueError(f"{flag}: expected a file of 1 to {max_bytes} bytes, got {path} of {found.st_size} bytes")
+    return path.read_bytes()
 
 
 def read_owner(key_file: Path | None) -> str:
@@ -105,12 +120,13 @@ def read_owner(key_file: Path | None) -> str:
     if key_file is None:
         return EVERYBODY
     try:
-        keys = key_file.read_text().split()
+        lines = read_file(key_file, "--key-file", MAX_KEY_FILE_BYTES).decode("ascii").splitlines()
     except UnicodeDecodeError:
-        keys = []
+        lines = []
+    keys = [key for line in lines if (key := line.strip())]
     if len(keys) != 1 or len(keys[0]) < MIN_KEY_CHARS:
         got = f"{len(keys)} keys" if len(keys) != 1 else f"one of {len(keys[0])} characters"
-        expected = f"one key of at least {MIN_KEY_CHARS} characters"
+        expected = f"one key of at least {MIN_KEY_CHARS} ASCII characters"
         raise ValueError(f"--key-file: expected {expected} in {key_file}, got {got}")
     return Keys(keys).owner(f"Bearer {keys[0]}")
 
@@ -121,10 +137,7 @@ def add(store: VoiceStore, owner: str, args: argparse.Namespace) -> int:
     for flag, (text, least, most) in (limits | {"--text": (args.text, 0, MAX_REF_CHARS)}).items():
         if not least <= len(text) <= most or not text.isprintable():
             raise ValueError(f"{flag}: expected {least} to {most} printable characters, got {text[:60]!r}")
-    most = Limits().max_voice_bytes
-    if (size := args.recording.stat().st_size) > most:
-        raise ValueError(f"{args.recording}: expected at most {most} bytes, got {size}")
-    recording = args.recording.read_bytes()
+    recording = read_file(args.recording, "FILE", Limits().max_voice_bytes)
     if not args.untried:
         server = args.server or f"localhost:{port_in_row(1)}"
         asyncio.run(try_voice(server, RecordedVoice(recording, args.text)))

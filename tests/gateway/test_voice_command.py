@@ -128,7 +128,10 @@ def test_files_are_private_and_outlast_everything(
         (["add", "FILE", *NAMED, "--text", "a" * 4001], 2, "--text: expected 0 to 4000 printable"),
         (["add", "missing.wav", *NAMED], 1, "missing.wav: No such file or directory"),
         (["add", "FILE", *NAMED, "--server", "localhost:1"], 3, "localhost:1"),
-        (["list", "--key-file", "FILE"], 2, "--key-file: expected one key of at least 16 characters in"),
+        (["add", "EMPTY", *NAMED, "--untried"], 2, "FILE: expected a file of 1 to "),
+        (["add", "FIFO", *NAMED, "--untried"], 2, "FILE: expected a regular file, got "),
+        (["list", "--key-file", "FIFO"], 2, "--key-file: expected a regular file, got "),
+        (["list", "--key-file", "FILE"], 2, "--key-file: expected one key of at least 16 ASCII characters in"),
         (["remove", "../../voices"], 1, "no voice '../../voices'"),
         (["list", "--voices", "FILE"], 1, "File exists"),
     ],
@@ -136,7 +139,10 @@ def test_files_are_private_and_outlast_everything(
 def test_wrong_words_are_named(
     folder: Path, recording: Path, capsys: pytest.CaptureFixture[str], words: list[str], status: int, message: str
 ) -> None:
-    said = run(capsys, *(str(recording) if word == "FILE" else word for word in words), status=status)
+    files = {word: str(recording.parent / word) for word in ("EMPTY", "FIFO")} | {"FILE": str(recording)}
+    Path(files["EMPTY"]).touch()
+    os.mkfifo(files["FIFO"])
+    said = run(capsys, *(files.get(word, word) for word in words), status=status)
     assert said.startswith("stretto voices: ")
     assert message in said
     assert not [*folder.glob("*/*")]
@@ -175,7 +181,9 @@ def test_there_is_an_end_to_their_size_and_number(
     run(capsys, "add", recording, *NAMED, "--untried")
     assert "there are 1 voices of this key" in run(capsys, "add", recording, *NAMED, "--untried", status=1)
     recording.write_bytes(RECORDING + b".")
-    assert "expected at most 2048 bytes, got 2049" in run(capsys, "add", recording, *NAMED, "--untried", status=2)
+    assert "FILE: expected a file of 1 to 2048 bytes, got" in run(
+        capsys, "add", recording, *NAMED, "--untried", status=2
+    )
 
 
 def test_another_user_s_folder_is_left_alone(
