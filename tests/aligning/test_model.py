@@ -1,6 +1,8 @@
 """The CTC model: emissions as transformers computes them, both published layouts, and files that do not match."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +66,19 @@ def test_convert_writes_what_make_repository_needs(
         (copy / name).write_bytes((english / name).read_bytes())
     (copy / "config.json").write_text(json.dumps(json.loads((copy / "config.json").read_text()) | {"auto_map": {}}))
     (copy / "more.py").write_text("")
+    os.mkfifo(copy / "more.json")  # not read
     assert main(["aligner", "--model", str(copy), "--out", str(tmp_path / "out")]) == 0
     assert "blank 0" in capsys.readouterr().out
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(FILES)
     assert "auto_map" not in (tmp_path / "out/config.json").read_text()
     np.testing.assert_array_equal(Aligner(tmp_path / "out").log_p(PCM), Aligner(english).log_p(PCM))
+
+
+def test_a_model_that_overflows_aligns_nothing(english: Path, tmp_path: Path) -> None:
+    shutil.copytree(english, tmp_path / "release")
+    changed("config.json", layer_norm_eps=float("nan"))(tmp_path / "release")
+    with pytest.raises(CannotAlign, match="expected finite outputs of the model, got NaN"):
+        Aligner(tmp_path / "release").times(PCM, ["a"])
 
 
 def changed(name: str, **changes: Any) -> Any:
@@ -107,6 +117,10 @@ def linked_weights(folder: Path) -> None:
         (changed("config.json", model_type="hubert"), "model_type must be wav2vec2, got hubert"),
         (changed("config.json", adapter_attn_dim=16), "adapter_attn_dim: expected none (adapters"),
         (changed("config.json", num_hidden_layers=10**9), "num_hidden_layers: expected an integer in [1, 100]"),
+        (
+            changed("config.json", num_attention_heads=0),
+            "num_attention_heads: expected an integer in [1, 32768]",
+        ),
         (changed("config.json", pad_token_id=99), "pad_token_id: expected the id of the blank, got 99"),
         (changed("config.json", vocab_size="many"), "vocab_size"),
         (changed("vocab.json", a=7), "expected a different id for each label"),

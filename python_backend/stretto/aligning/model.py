@@ -59,8 +59,8 @@ def check_config(folder: Path) -> bool:
     if record.get("adapter_attn_dim") is not None:
         got = shown(record["adapter_attn_dim"])
         raise CheckpointError(f"{path}: adapter_attn_dim: expected none (adapters are not supported), got {got}")
-    limits = {"num_hidden_layers": MAX_LAYERS, "hidden_size": MAX_WIDTH, "intermediate_size": MAX_WIDTH}
-    for name, most in limits.items():
+    limits = dict.fromkeys(("hidden_size", "intermediate_size", "num_attention_heads"), MAX_WIDTH)
+    for name, most in (limits | {"num_hidden_layers": MAX_LAYERS}).items():
         value = record.get(name, 1)
         if type(value) is not int or not 1 <= value <= most:
             raise CheckpointError(f"{path}: {name}: expected an integer in [1, {most}], got {shown(value)}")
@@ -105,7 +105,7 @@ class Aligner:
             pcm: Samples at RATE, float32 [n].
 
         Raises:
-            CannotAlign: If the recording is shorter than one frame.
+            CannotAlign: If the recording is shorter than one frame, or the model overflows.
         """
         num_frames = int(self._model._get_feat_extract_output_lengths(torch.tensor(len(pcm))))
         if num_frames < 1:
@@ -114,7 +114,10 @@ class Aligner:
             pcm = (pcm - pcm.mean()) / np.sqrt(pcm.var() + VARIANCE)
         with torch.inference_mode():
             logits = self._model(torch.from_numpy(pcm.astype(np.float32))[None].to(self._device)).logits[0]
-            return logits.float().log_softmax(-1).cpu().numpy()
+            found: NDArray[np.float32] = logits.float().log_softmax(-1).cpu().numpy()
+        if np.isnan(found).any():
+            raise CannotAlign("expected finite outputs of the model, got NaN")
+        return found
 
     def times(self, pcm: NDArray[np.float32], words: Sequence[str]) -> list[TimedWord]:
         """Return the start and end times of words in a recording.

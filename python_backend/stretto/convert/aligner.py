@@ -12,7 +12,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from stretto.aligning.model import CONFIG, FILES, WEIGHTS, Aligner
+from stretto.aligning.model import CONFIG, FILES, WEIGHTS, Aligner, check_config, read_alphabet
 from stretto.command_line import CommandParser
 from stretto.convert.conversion import fresh_directory
 from stretto.errors import CheckpointError
@@ -31,7 +31,8 @@ def convert(model: Path, out: Path) -> Aligner:
     Raises:
         CheckpointError: If the files do not match.
     """
-    found = Aligner(model)
+    check_config(model)
+    read_alphabet(model)
     with fresh_directory(out) as folder:
         for name in FILES:
             source = released_file(model, name)
@@ -41,7 +42,7 @@ def convert(model: Path, out: Path) -> Aligner:
             record = json_object(source)
             record = without_keys(record) if name == CONFIG else record
             (folder / name).write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    return found
+        return Aligner(folder)  # what will be served, without other files of the release
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
