@@ -9,7 +9,9 @@ import pytest
 from stretto.errors import CheckpointError
 from stretto.untrusted_files import (
     MAX_DEPTH,
+    MAX_LAYERS,
     MAX_TEXT_BYTES,
+    check_layers,
     json_object,
     read_text,
     regular_file,
@@ -72,6 +74,13 @@ def test_json_that_no_release_has_is_refused(text: str, message: str, tmp_path: 
         json_object(path)
     assert str(error.value).startswith(f"{path}: expected ")
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["num_hidden_layers", "n_layers", "residual_lm_num_layers"])
+def test_configs_of_a_million_layers_are_refused(name: str) -> None:
+    check_layers({"a": [{name: MAX_LAYERS}], "layer_types": ["full"], "layers": None}, "config.json")
+    with pytest.raises(CheckpointError, match=f"config.json: {name}: expected at most 1024 layers, got 1000000"):
+        check_layers({"a": [{name: 10**6}]}, "config.json")
 
 
 def test_json_of_the_deepest_level_is_read(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ MAX_YAML_BYTES = 16 << 20  # ESPnet's config.yaml lists every token: 5 MB
 MAX_DEPTH = 64  # published files have at most 12 levels
 MAX_NODES = 5_000_000  # YAML values, with every alias expanded
 MAX_DIGITS = 20  # 64 bits
+MAX_LAYERS = 1024  # of a network; published models have at most some 130
 NUMBER = re.compile(r"[-+]?[0-9][0-9a-fA-F_:.xob]*")
 # Keys of a config.json, at any level, that make transformers import code or vLLM load another model.
 LEADS_ELSEWHERE = (
@@ -116,6 +117,22 @@ def json_object(path: Path) -> dict[str, Any]:
 def read_json(path: Path) -> dict[str, Any]:
     """Return the contents of a config.json, given its path or its folder."""
     return json_object(path / "config.json" if path.is_dir() else path)
+
+
+def check_layers(record: Any, path: Path | str) -> None:
+    """Raise CheckpointError for a number of layers above MAX_LAYERS, at any level of a config.
+
+    Configs and plans of conversions have an entry for each layer, so a large number would take all memory.
+
+    Args:
+        record: Contents of the config.
+        path: File of the config, for error messages.
+    """
+    for key, value in record.items() if isinstance(record, Mapping) else enumerate(record):
+        if isinstance(value, Mapping | list):
+            check_layers(value, path)
+        elif str(key).endswith("layers") and isinstance(value, int) and value > MAX_LAYERS:
+            raise CheckpointError(f"{path}: {key}: expected at most {MAX_LAYERS} layers, got {value}")
 
 
 def leading_elsewhere(value: Any) -> str | None:

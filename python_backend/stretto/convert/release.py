@@ -22,6 +22,7 @@ from stretto.families.registry import plugin, plugins, with_defaults
 from stretto.families.text import TOKENIZER_FILE, TextTokenizer, plain_tokenizer
 from stretto.untrusted_files import (
     MAX_TEXT_BYTES,
+    check_layers,
     entry,
     json_object,
     read_json,
@@ -172,7 +173,9 @@ def _config(release: Release) -> dict[str, Any]:
             raise CheckpointError(f"--config: expected the config.yaml or config.json of {release.family}, got none")
         return {}
     read = read_json if release.config.suffix == ".json" else yaml_mapping  # YAML would read 1e-05 as a string
-    return read(release.config)
+    config = read(release.config)
+    check_layers(config, release.config)
+    return config
 
 
 def _refuse_quantized(release: Release, config: Mapping[str, Any], tensors: Iterable[str]) -> None:

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from stretto.errors import CheckpointError, shown
-from stretto.untrusted_files import LEADS_ELSEWHERE, UNPARSABLE, read_json, without_keys
+from stretto.untrusted_files import LEADS_ELSEWHERE, UNPARSABLE, check_layers, read_json, without_keys
 from stretto.weights.tensors import shapes_of
 
 # Keys of a backbone with Llama's layers.
@@ -55,7 +55,7 @@ def check_heads(config: Any) -> None:
     """Raise CheckpointError for head counts that transformers accepts but vLLM's Llama rejects."""
     for name, count in (("hidden_size", config.hidden_size), ("num_attention_heads", config.num_attention_heads)):
         of = "num_attention_heads" if name == "hidden_size" else "num_key_value_heads"
-        if count % getattr(config, of):
+        if min(count, getattr(config, of)) < 1 or count % getattr(config, of):
             expected = f"{name} to be a multiple of {of}"
             raise CheckpointError(f"config.json: expected {expected}, got {count} and {getattr(config, of)}")
 
@@ -152,10 +152,12 @@ def read_backbone(
     """
     if path is not None:
         record = read_json(path)
+        check_layers(record, path)
     elif tag in known:
         record = known[tag]
     elif (tokenizer / "config.json").is_file():
         record = read_json(tokenizer)
+        check_layers(record, tokenizer)
     else:
         raise CheckpointError(f"backbone {tag}: expected one of {sorted(known)}, or --backbone with its config.json")
     if record.get("model_type") not in tuple(CLASSES):

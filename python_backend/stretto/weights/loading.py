@@ -19,6 +19,7 @@ from stretto.errors import CheckpointError, shown
 from stretto.untrusted_files import (
     LEADS_ELSEWHERE,
     UNPARSABLE,
+    check_layers,
     json_object,
     regular_file,
     released_file,
@@ -194,6 +195,7 @@ def load_config(config_class: type[Config], directory: Path) -> Config:
     """
     try:
         record = json_object(directory / CONFIG_FILE)
+        check_layers(record, directory / CONFIG_FILE)
         if record.get("model_type") != config_class.model_type:
             raise ValueError(f"model_type must be {config_class.model_type}, got {record.get('model_type')}")
         return config_class.from_dict(without_keys(record, (*LEADS_ELSEWHERE, "quantization_config")))
