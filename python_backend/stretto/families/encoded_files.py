@@ -81,7 +81,8 @@ class EncodedFiles:
             plain = self._cipher(digest).decrypt(stored[:NONCE_BYTES], stored[NONCE_BYTES:], None)
         except (InvalidTag, ValueError):  # ValueError: the nonce is cut short
             logger.warning("a damaged encoding of a voice is removed")
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink()
             return None
         found: np.ndarray = np.load(BytesIO(plain), allow_pickle=False)
         return found

@@ -114,6 +114,8 @@ def test_of_an_untied_head_four_rows_stay(tmp_path: Path) -> None:
         (lambda t: t.update({STEM: torch.zeros(2, 2)}), f"wrong shape: {STEM} [2, 2] instead of [32, 8, 7]"),
         (lambda t: t.pop(FACTOR), f"{FACTOR}: expected a finite number, not 0 if it is a factor, got nothing"),
         (lambda t: t[FACTOR].fill_(float("nan")), f"{FACTOR}: expected a finite number, not 0 if it is a factor, got"),
+        (lambda t: t.update({FACTOR: torch.tensor(1e300, dtype=torch.float64)}), f"{FACTOR}: expected a finite number"),
+        (lambda t: t.update({FACTOR: torch.tensor(1j)}), f"{FACTOR}: expected a finite number"),
         (lambda t: t[FACTOR].fill_(0), f"{FACTOR}: expected a finite number"),
     ],
 )
@@ -148,9 +150,15 @@ def test_what_does_not_fit_is_named(
             "expected {'hidden_act': 'silu'}, got {'hidden_act': 'relu'}",
         ),
         ({"audio_token_id": 9999}, "begin, end, frame and end_of_reply must differ and be below 264"),
+        ({"audio_token_id": "x"}, "speech_vocabulary.frame: expected a valid integer, got 'x'"),
+        ({"text_config": {"num_attention_heads": 0}}, "to be a multiple of num_attention_heads, got 4096 and 0"),
         ({"audio_token_id": BEGIN}, "begin, end, frame and end_of_reply must differ"),
         ({"audio_config": [1]}, "cannot be read as a release of vibevoice"),
         ({"text_config": None}, "text_config is missing"),
+        (
+            {"text_config": {"num_hidden_layers": 1 << 40}},
+            "num_hidden_layers: expected at most 1024 layers, got",
+        ),
         ({"text_config": {"hidden_size": "wide"}}, "invalid parameters for qwen2"),
     ],
 )

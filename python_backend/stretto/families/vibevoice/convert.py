@@ -117,7 +117,9 @@ def check_kind(config: Mapping[str, Any]) -> None:
 def scale(tensors: Mapping[str, Tensor], name: str) -> float:
     """Return a scalar of the release; raise CheckpointError if it is missing or not a finite number."""
     tensor = tensors.get(f"model.{name}")
-    value = float(tensor) if tensor is not None and tensor.numel() == 1 else float("nan")
+    value = float("nan")
+    if tensor is not None and tensor.numel() == 1 and not tensor.is_complex():
+        value = float(tensor.float())  # models compute in float32
     if not isfinite(value) or (name == SCALES[0] and value == 0):
         got = "nothing" if tensor is None else shown(tensor.flatten()[:4].tolist())
         raise CheckpointError(f"model.{name}: expected a finite number, not 0 if it is a factor, got {got}")
@@ -155,16 +157,18 @@ class Shape:
         if not all(type(head[name]) is int and 0 < head[name] < 1 << 20 for name in list(self.head)[:2]):
             raise CheckpointError(f"diffusion_head_config: expected sizes, got {shown(self.head)}")
         self.numbers = {name: value for name in LLAMA_NUMBERS if (value := getattr(backbone, name, None)) is not None}
-        self.vocabulary = VibeVoiceVocabulary(
-            num_text_ids=self.num_tokens,
-            begin=entry(config, "audio_bos_token_id"),
-            end=entry(config, "audio_eos_token_id"),
-            frame=entry(config, "audio_token_id"),
-            end_of_reply=entry(config, "eos_token_id"),
-            num_numbers=self.acoustic.size,
-            num_features=self.semantic.size,
-            max_model_len=min(backbone.max_position_embeddings, MAX_MODEL_LEN),
-            is_tied=self.is_tied,
+        self.vocabulary = VibeVoiceVocabulary.from_record(
+            {
+                "num_text_ids": self.num_tokens,
+                "begin": entry(config, "audio_bos_token_id"),
+                "end": entry(config, "audio_eos_token_id"),
+                "frame": entry(config, "audio_token_id"),
+                "end_of_reply": entry(config, "eos_token_id"),
+                "num_numbers": self.acoustic.size,
+                "num_features": self.semantic.size,
+                "max_model_len": min(backbone.max_position_embeddings, MAX_MODEL_LEN),
+                "is_tied": self.is_tied,
+            }
         )
 
 

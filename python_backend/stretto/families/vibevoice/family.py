@@ -53,7 +53,9 @@ class VibeVoiceVocabulary(Vocabulary):
 
     def __post_init__(self) -> None:
         if len({*self.ids}) < len(self.ids) or not 0 <= min(self.ids) <= max(self.ids) < self.num_text_ids <= MAX_IDS:
-            raise ValueError(f"begin, end, frame and end_of_reply must differ and be below {self.num_text_ids}")
+            raise ValueError(
+                f"begin, end, frame and end_of_reply must differ and be below {self.num_text_ids}, got {self.ids}"
+            )
         for name in ("num_numbers", "num_features"):
             if not 1 <= getattr(self, name) <= MAX_NUMBERS:
                 raise ValueError(f"{name} must be in [1, {MAX_NUMBERS}], got {getattr(self, name)}")
