@@ -319,6 +319,7 @@ class Family:
         voice_titles: Display names of the voices, such as "Female", in the order of `voices`; empty if `voices`
             suffices.
         languages: Names of the languages in lower case.
+        tags: Names in a text, such as `[laugh]`, that the model reads as sounds or a manner of speaking.
         takes_instructions: True if the speaking style may be described in words.
         takes_exaggeration: True if the strength of the voice's emotion may be set.
         reads_latin_only: True if text in other scripts is rejected, or transliterated on request.
@@ -333,6 +334,9 @@ class Family:
             any.
         penalized: Ids to which a repetition penalty applies in a text: `drawn` for generated ids, `all` to include
             those of the prompt; None if the family has no such penalty.
+        penalty_follows: True if the penalty applies to the logits that top-k and top-p have kept. With other families
+            top-k and top-p see penalized logits. A family with this rule generates no text. Sampling at temperature 0
+            has neither, so it follows the penalty.
         depth: Depth transformer, which samples the streams 1 to S - 1 of a row one after the other; None if all streams
             are sampled at once from the row's hidden state.
         end_frame: Ids of stream 0 and the streams that follow it. An audio row that begins with these ids ends the
@@ -345,6 +349,7 @@ class Family:
         has_audio_head: True if the checkpoint has `audio_head.weight` [n, H] instead of a head over the vocabulary. It
             contains the heads of all output streams in audio segments, one after the other; the rows for the ids that
             end stream 0 follow those of its codes.
+        has_audio_bias: True if the checkpoint also has `audio_head.bias` [n].
         num_filled_codebooks: Number of codebooks after those of the layout. They are not sampled, but filled in by the
             decoder for the whole utterance (`FamilyPlugin.load_refinement`).
         leaves_out_extra: True if frames with an id of `StreamLayout.extra` are neither decoded nor reported; False if
@@ -366,6 +371,7 @@ class Family:
     voices: tuple[str, ...] = ()
     voice_titles: tuple[str, ...] = ()
     languages: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
     takes_instructions: bool = False
     takes_exaggeration: bool = False
     reads_latin_only: bool = False
@@ -383,12 +389,14 @@ class Family:
     markers: Mapping[str, int] = field(default_factory=dict, hash=False)
     bursts: Bursts | None = None
     penalized: Literal["drawn", "all"] | None = None
+    penalty_follows: bool = False
     depth: DepthSpec | None = None
     end_frame: tuple[int, ...] = ()
     text_track: TextTrack | None = None
     positions: PositionStream | None = None
     staircase: Staircase | None = None
     has_audio_head: bool = False
+    has_audio_bias: bool = False
     num_filled_codebooks: int = 0
     leaves_out_extra: bool = False
     not_served: str = ""

@@ -300,6 +300,31 @@ def _floor(values: np.ndarray, rows: _Rows, total: np.ndarray | None) -> tuple[n
     return np.where(rows.top_p < 1, np.maximum(floor, nucleus), floor), falls_short
 
 
+def truncate(logits: torch.Tensor, params: DrawParams) -> torch.Tensor:
+    """Set the logits that `draw` would not sample because of top-k and top-p to -inf.
+
+    Rows of temperature 0 are unchanged.
+
+    Args:
+        logits: float32 [B, C] on the CPU.
+        params: Sampling parameters of the rows.
+
+    Returns:
+        float32 [B, C], a copy.
+    """
+    values = logits.numpy().copy()
+    for rows in params.rows(1, logits.shape[1]):
+        if rows.keeps_all:
+            continue
+        index = np.arange(len(values)) if rows.index is None else rows.index
+        floor = _kept(values[index], rows)[2]
+        is_dropped = values[index] < floor
+        if rows.is_greedy is not None:
+            is_dropped &= ~rows.is_greedy
+        values[index] = np.where(is_dropped, np.float32(-np.inf), values[index])
+    return torch.from_numpy(values)
+
+
 def min_p_span(min_p: float, temperature: float) -> float:
     """Return how far below the maximum a logit may lie to be kept by min-p.
 

@@ -361,7 +361,7 @@ class _Reply:
             return row
         frame = position - self.audio_start
         if self.audio_end is None:
-            row[0] = self.audio_token(self.penalized(logits[0]), frame)
+            row[0] = self.audio_token(logits[0] if family.penalty_follows else self.penalized(logits[0]), frame)
             if row[0] == family.end_of_audio:
                 self.audio_end = position
             elif family.script:
@@ -489,15 +489,17 @@ class _Reply:
 
     def draw(self, logits: list[float], allowed: list[int], stream: int, limits: CodeSampling) -> int:
         ranked = sorted(allowed, key=lambda token: -logits[token])
+        follows = self.family.penalty_follows and stream == 0 and limits is not self.sampling.text
+        scored = self.penalized(logits) if follows else logits
         if limits.temperature == 0:
-            scores = {token: logits[token] for token in ranked}
+            scores = {token: scored[token] for token in ranked}
         else:
             kept = ranked[: limits.top_k or None]
             weights = [math.exp((logits[token] - logits[kept[0]]) / limits.temperature) for token in kept]
             before = [math.fsum(weights[:i]) / math.fsum(weights) for i in range(len(kept))]
             kept = [token for token, mass in zip(kept, before, strict=True) if mass < limits.top_p]
             noise = {t: -math.log(-math.log(uniform(self.seed, len(self.rows), stream, t))) for t in kept}
-            scores = {token: logits[token] / limits.temperature + noise[token] for token in kept}
+            scores = {token: scored[token] / limits.temperature + noise[token] for token in kept}
         best = sorted(scores, key=lambda token: -scores[token])[:2]
         if len(best) == 2:
             self.lead = min(self.lead, scores[best[0]] - scores[best[1]])

@@ -1,7 +1,7 @@
-"""Backbones with several streams per row: Llama, Qwen2, Qwen3, Qwen3-MoE and OLMo 2."""
+"""Backbones with several streams per row: Llama, Qwen2, Qwen3, Qwen3-MoE, OLMo 2 and GPT-2."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,8 @@ from vllm.model_executor.layers.linear import ReplicatedLinear
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+from vllm.model_executor.model_loader.weight_utils import default_weight_loader
+from vllm.model_executor.models.gpt2 import GPT2LMHeadModel, GPT2Model
 from vllm.model_executor.models.llama import LlamaForCausalLM
 from vllm.model_executor.models.qwen2 import Qwen2DecoderLayer, Qwen2ForCausalLM, Qwen2MLP, Qwen2Model
 from vllm.model_executor.models.qwen3 import Qwen3Attention, Qwen3ForCausalLM
@@ -28,7 +30,7 @@ from vllm.platforms import current_platform
 from vllm.transformers_utils.config import set_default_rope_theta
 
 from stretto.engine.kernels.gpu.fused import rms_norm, use_fused_operators
-from stretto.engine.models.multi_stream import MultiStreamMixin
+from stretto.engine.models.multi_stream import MultiStreamMixin, load_strictly
 from stretto.engine.worker.module_rows import ModuleRows
 from stretto.engine.worker.predictors import GeneratedRows
 
@@ -239,3 +241,37 @@ class Olmo2ForCausalLM(Qwen3ForCausalLM):
 
 class StrettoOlmo2ForCausalLM(MultiStreamMixin, Olmo2ForCausalLM):
     """OLMo 2 with several streams per row; selected by `architectures` in config.json."""
+
+
+AUDIO_HEAD = "audio_head."
+
+
+class StrettoGpt2ForCausalLM(MultiStreamMixin, GPT2LMHeadModel):
+    """GPT-2 with learned positions and several streams per row; selected by `architectures` in config.json."""
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        self.transformer.embed_tokens = self.transformer.wte  # the attribute name that other backbones have
+
+    @property
+    def model(self) -> GPT2Model:
+        """The transformer, under the attribute name that other backbones have."""
+        return self.transformer
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        """Load weights as vLLM does, but raise an error if any is missing, unknown or of another shape."""
+        return load_strictly(self, self._load, weights)
+
+    def _load(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        """Load all weights. The audio head is loaded here, because GPT-2's loader would treat it as a layer's."""
+        loaded = set[str]()
+
+        def layers() -> Iterator[tuple[str, torch.Tensor]]:
+            for name, tensor in weights:
+                if name.startswith(AUDIO_HEAD):
+                    default_weight_loader(self.get_parameter(name), tensor)
+                    loaded.add(name)
+                else:
+                    yield name, tensor
+
+        return GPT2LMHeadModel.load_weights(self, layers()) | loaded

@@ -99,9 +99,10 @@ class StreamBias(nn.Module):
 class AudioHead(nn.Module):
     """Heads of all streams, [n, H], for models whose LM head does not cover the codes; replicated on every rank."""
 
-    def __init__(self, size: int, width: int):
+    def __init__(self, size: int, width: int, has_bias: bool = False):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(size, width), requires_grad=False)
+        self.bias = nn.Parameter(torch.empty(size), requires_grad=False) if has_bias else None
 
 
 class MultiStreamMixin(Decoder):
@@ -127,7 +128,7 @@ class MultiStreamMixin(Decoder):
             layout, width = self.family.layout, vllm_config.model_config.get_hidden_size()
             rules = SegmentRules(self.family, vllm_config.model_config.max_model_len)
             num_ids = sum(len(rules.audio_ids(s)) for s in range(len(layout.audio)))
-            self.audio_head = AudioHead(num_ids + len(rules.drawn_ends_of_audio), width)
+            self.audio_head = AudioHead(num_ids + len(rules.drawn_ends_of_audio), width, self.family.has_audio_bias)
         encoder = encoder_of(config.to_dict())
         if encoder is not None:
             self._encoder: Any = import_module(encoder.network)

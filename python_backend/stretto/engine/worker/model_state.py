@@ -213,7 +213,8 @@ class SpeechModelState(DefaultModelState):
             frames = DepthFrames(steps, family.layout, self.max_num_reqs)
             return Readout(FirstHead(depth.first_head.data, self.rules), frames)
         if family.has_audio_head:
-            audio_heads = AudioHeads(self.model.get_parameter("audio_head.weight").data, self.rules)
+            head_bias = self.model.get_parameter("audio_head.bias").data if family.has_audio_bias else None
+            audio_heads = AudioHeads(self.model.get_parameter("audio_head.weight").data, self.rules, head_bias)
             return Readout(audio_heads, ParallelHeads(audio_heads))
         bias = self.model.get_parameter("stream_bias.weight").data if family.has_stream_bias else None
         heads = StreamHeads(self.model.get_submodule("lm_head"), self.rules, bias)

@@ -136,11 +136,14 @@ class AudioHeads(FirstHead):
     Args:
         rows: Weights of all streams, [n, H], replicated on every rank; stream 0's end ids follow its codes.
         rules: Rules of the family's replies.
+        bias: Biases of the logits, [n], or None.
     """
 
-    def __init__(self, rows: torch.Tensor, rules: SegmentRules):
+    def __init__(self, rows: torch.Tensor, rules: SegmentRules, bias: torch.Tensor | None = None):
         super().__init__(rows[: len(rules.audio_ids(0)) + len(rules.drawn_ends_of_audio)], rules)
         self._codes = exact_product(rows[len(self.first_ids) :])
+        if bias is not None:
+            self.first_offset, self.code_offset = bias.float().tensor_split([len(self.first_ids)])
 
 
 class StopHead(FirstHead):

@@ -1,7 +1,7 @@
 """Samplers on numpy or torch arrays: logits, guidance, masks, sampling and repetition, one or several rows per step."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from stretto.sampling.draw import (
     is_repeated,
     keep_near,
     penalize,
+    truncate,
 )
 from stretto.sampling.noise import redraw_keys, stream_keys, uniform
 from stretto.streams.layout import StreamLayout
@@ -250,6 +251,12 @@ class RowDraw:
             token = self._segments.end_frame(token, spread, rows)
         return token, spread
 
+    def _penalize_audio(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> None:
+        """Apply the repetition penalty to logits of stream 0 in audio, in place, for a family without text."""
+        if self._seen is not None and not self._segments.rules.num_text_ids:
+            counted = logits[:, : self._seen.shape[1] - 1]
+            counted.copy_(self._penalized(counted, rows, index))
+
     def _penalized(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
         """Return `logits` with the repetition penalty applied; `index` selects their rows, None means all."""
         assert self._seen is not None
@@ -297,14 +304,20 @@ class RowDraw:
             temperature = self._arrays.tensor(pick(rows.scales.script_temperature, index))
             advance = advances(logits, stay, temperature, self._tensor(uniform(keys[:, 0], np.zeros(1, np.int64))))
             return segments.follow_script(self._spread(advance.long(), index, rows) > 0, rows, self._script)
-        if self._seen is not None and not segments.rules.num_text_ids:
-            counted = logits[:, : self._seen.shape[1] - 1]
-            counted.copy_(self._penalized(counted, rows, index))
+        follows = segments.family.penalty_follows
+        if not follows:
+            self._penalize_audio(logits, rows, index)
         near = masked = segments.mask_audio(logits, rows, index)
         ids, own_keys = self._heads.first_ids[None], self._tensor(keys)
         if plan.has_min_p:
             near = keep_near(masked, self._arrays.tensor(pick(rows.scales.audio_span, index)))
-        token = draw(near[:, None], ids, own_keys, step.audio, plan.audio)
+        params, draw_plan = step.audio, plan.audio
+        if follows:
+            near = truncate(near, params) if plan.audio.is_random else near.clone()
+            self._penalize_audio(near, rows, index)
+            params = replace(params, top_k=torch.zeros_like(params.top_k), top_p=torch.ones_like(params.top_p))
+            draw_plan = replace(draw_plan, num_candidates=0 if draw_plan.is_random else 1, has_top_p=False)
+        token = draw(near[:, None], ids, own_keys, params, draw_plan)
         if recent:
             token = self._guard.first(token, (masked[:, None], ids, own_keys), recent)
         return self._spread(token.squeeze(1), index, rows)

@@ -8,5 +8,5 @@ PLUGIN = FamilyPlugin(
     open_template=lazy("stretto.families.valle.prompt:open_template"),
     convert="stretto.families.valle.convert",
     load_refinement=lazy("stretto.families.valle.refinement:load"),
-    architectures={"StrettoValleForCausalLM": "stretto.families.valle.model:StrettoValleForCausalLM"},
+    architectures={"StrettoValleForCausalLM": "stretto.engine.models.backbones:StrettoGpt2ForCausalLM"},
 )

@@ -83,6 +83,7 @@ AUDIO = {
     "num_seen_columns": 3073,
     "places": None,
     "num_places": 1,
+    "penalty_follows": False,
 }
 STREAMS = {**AUDIO, "seen": None, "num_columns": 1025, "num_ends": 0, "first_stream": 1, "block": 2048}
 PENALIZED = {**AUDIO, "num_columns": 3072, "num_ends": 1, "first_stream": 0, "block": 4096}
@@ -104,7 +105,7 @@ CASES: list[tuple[Any, dict[str, str], dict[str, Any], int]] = [
     (draw_streams_kernel, {}, STREAMS, 8),
     (draw_streams_kernel, {}, {**STREAMS, "offset": None, "num_ends": 2, "num_columns": 5002, "block": 8192}, 16),
     (draw_streams_kernel, {}, {**STREAMS, "shares": True}, 8),
-    (draw_streams_kernel, {}, PENALIZED, 8),
+    *((draw_streams_kernel, {}, PENALIZED | {"penalty_follows": follows}, 8) for follows in (False, True)),
     (draw_streams_kernel, {}, SEVEN_ROWS, 8),
     (draw_script_kernel, {}, {**SCRIPT, "offset": None}, 4),
     (text_maxima_kernel, {}, TEXT, 8),

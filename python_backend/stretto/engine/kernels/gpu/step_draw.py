@@ -214,6 +214,7 @@ def draw_streams_kernel(
     num_ends: tl.constexpr,  # number of end columns (the last ones), which are masked before the minimum length
     num_places: tl.constexpr,  # rows of a frame
     shares: tl.constexpr,  # True if the unconditional row gets the ids as well
+    penalty_follows: tl.constexpr,  # True if the penalty applies to what top-k and top-p keep
 ) -> None:  # fmt: skip
     row, stream = tl.program_id(0), tl.program_id(1) + first_lane
     logits -= first_lane * num_columns
@@ -227,7 +228,7 @@ def draw_streams_kernel(
     inside = columns < num_columns
     own, is_guiding = stream * num_columns + columns, tl.load(is_guided + stream) != 0
     values = _guided(logits, offset, is_guiding, row, mine, own, inside, logits_stride, plan_stride)
-    if seen is not None:
+    if seen is not None and not penalty_follows:
         values = _penalized(values, seen + slot * num_seen_columns, mine, columns, num_seen_columns, plan_stride)
     if position - audio_start < tl.load(mine + AUDIO_MIN * plan_stride):
         values = tl.where(columns < num_columns - num_ends, values, float("-inf"))
@@ -237,7 +238,13 @@ def draw_streams_kernel(
     temperature, top_k, top_p, span = _rules(mine, first_stream, plan_stride)
     key = stream_key_of(tl.load(mine + SEED_KEY * plan_stride), position, first_stream + stream)
     ids = tl.load(token_ids + own, mask=inside, other=0)
-    place = _noisiest(values, ids, key, temperature, _floor(values, num_columns, temperature, top_k, top_p, span))
+    kept, floor = values, _floor(values, num_columns, temperature, top_k, top_p, span)
+    if seen is not None and penalty_follows:
+        floor = tl.where(temperature > 0, floor, float("-inf"))
+        kept = tl.where(values >= floor, values, float("-inf"))
+        kept = _penalized(kept, seen + slot * num_seen_columns, mine, columns, num_seen_columns, plan_stride)
+        floor = tl.full((), float("-inf"), tl.float32)
+    place = _noisiest(kept, ids, key, temperature, floor)
     token = tl.load(token_ids + stream * num_columns + place)
     is_code = (token >= tl.load(codebooks + stream)) & (token < tl.load(codebooks + codebooks_stride + stream))
     if (tl.load(mine + RAS_WINDOW * plan_stride) > 0) & is_code:

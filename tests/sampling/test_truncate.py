@@ -1,0 +1,25 @@
+"""Logits without those that top-k and top-p drop."""
+
+import torch
+
+from stretto.sampling.draw import DrawParams, DrawPlan, draw, truncate
+from tests.sampling.cases import random_case
+
+
+def test_the_plain_draw_from_truncated_logits_is_the_draw() -> None:
+    """With ties, too; rows of temperature 0 keep all."""
+    num_dropped = 0
+    for seed in range(12):
+        case = random_case(seed, (8, 1, 300), step=[0.0, 0.25][seed % 2])
+        logits, params = case.logits[:, 0], case.params
+        kept = truncate(logits, params)
+        is_kept = kept.isfinite()
+        assert torch.equal(kept[is_kept], logits[is_kept])
+        is_random = params.temperature > 0
+        assert torch.equal(kept[~is_random], logits[~is_random])
+        plain = DrawParams(params.temperature, torch.zeros_like(params.top_k), torch.ones_like(params.top_p))
+        plan = DrawPlan(bool(is_random.any()), 0 if is_random.any() else 1, False)
+        drawn = draw(kept[:, None], case.token_ids, case.keys, plain, plan)
+        assert torch.equal(drawn, draw(case.logits, case.token_ids, case.keys, params, case.plan))
+        num_dropped += int((logits.isfinite() & ~is_kept).sum())
+    assert num_dropped > 0
