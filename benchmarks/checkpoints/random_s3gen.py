@@ -28,6 +28,7 @@ NARROW = S3GenConfig(
     vocoder=vocoder_shape(channels=16, pitch_channels=8),
     voices=(),
 )
+MEANFLOW = replace(NARROW, estimator=replace(NARROW.estimator, is_meanflow=True))
 WIDE = replace(
     NARROW,
     encoder=EncoderShape(width=512, heads=8, inner=2048, layers=6, epsilon=EPSILON),

@@ -109,7 +109,8 @@ class CodecSpec:
         streaming: Streaming mode: `Windowed` and `Stateful` give the context with which a window's samples equal those
             of one decode of the whole utterance. Codecs without such a context use `Blocks` or `Whole`.
         tail_samples: Number of samples by which the last frame is shorter than the others (odd strides). Such a codec
-            looks ahead, so a window without right context is the end of the utterance.
+            looks ahead, so a window without right context is the end of the utterance. Negative if samples follow the
+            last frame.
         input_rate: Sample rate of the audio to encode in Hz, if it differs from `sample_rate`.
         num_voices: Number of voices, if codes alone do not define the voice. The first number of an utterance's state
             is then the index of its voice.

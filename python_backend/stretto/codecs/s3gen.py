@@ -6,13 +6,16 @@ The estimator attends to all frames of an utterance, so no sample is available b
 result equals that of the authors' `S3Token2Wav.inference` except for the noise, which is determined by a frame's
 position. Ids that are not codes do not occur. No watermark is added.
 
+The decoder of Chatterbox Turbo and Nano (`s3gen_meanflow.safetensors`) takes two unguided steps. Its authors add three
+tokens of silence to each utterance, so samples follow the last token.
+
 `s3gen.safetensors` of https://huggingface.co/ResembleAI/chatterbox has no config. Sizes are therefore inferred from the
 shapes of the tensors; other constants are those of `S3Token2Wav` in https://github.com/resemble-ai/chatterbox.
 
 In the flow, each token becomes two frames:
 
 tokens ─► look-ahead ─► conformer ─► ×2 ─► conformer ─► μ [B, M, T]
-noise [M, T] ─► 10 Euler steps along estimator(state, μ, speaker, prompt) ─► mel [B, M, T]
+noise [M, T] ─► 10 (2) Euler steps along estimator(state, μ, speaker, prompt) ─► mel [B, M, T]
 
 Modules and tensors are named as in the published checkpoint (https://github.com/resemble-ai/chatterbox, `models/s3gen`,
 MIT, in parts Apache-2.0).
@@ -50,6 +53,7 @@ from stretto.weights.loading import load_strictly, read_tensors
 
 SAMPLE_RATE, FRAMES_PER_TOKEN = 24_000, 2
 GUIDANCE = 0.7
+MIXER = "time_embed_mixer.weight"  # tensor of the estimator that only a mean flow has
 HEAD_WIDTH = 64  # head width of the estimator's attention
 EPSILON = 1e-12  # epsilon of the conformer's norms
 HARMONICS, AMPLITUDE, SIGMA, THRESHOLD_HZ = 8, 0.1, 0.003, 10
@@ -111,6 +115,7 @@ def _estimator(shapes: Shapes) -> EstimatorShape:
         blocks=count(shapes, f"{root}.down_blocks.0.1"),
         mids=count(shapes, f"{root}.mid_blocks"),
         is_causal=True,
+        is_meanflow=f"{root}.{MIXER}" in shapes,
     )
 
 
@@ -212,7 +217,8 @@ class Flow(nn.Module):
         self.spk_embed_affine_layer = nn.Linear(config.speaker, config.mels)
         self.encoder = UpsampleConformer(config)
         self.encoder_proj = nn.Linear(config.encoder.width, config.mels)
-        self.decoder = Matching(Estimator(config.mels, config.estimator), 4 * config.mels, GUIDANCE)
+        estimator = Estimator(config.mels, config.estimator)
+        self.decoder = Matching(estimator, 4 * config.mels, GUIDANCE, config.estimator.is_meanflow)
 
     def goal(self, tokens: Tensor) -> Tensor:
         """Return the condition μ [B, M, 2 T] for tokens [B, T]."""
@@ -234,6 +240,7 @@ class Flow(nn.Module):
 
 
 LONGEST = 1000  # tokens, 40 s, the limit of the authors' `generate`
+SILENCE, NUM_SILENT = 4299, 3  # token of silence, and how many follow an utterance of Turbo and Nano
 MOST_HEARD = 250  # tokens of a recorded voice, 10 s
 SILENT_S = 0.02  # muted at an utterance's start, followed by a fade-in of the same length
 
@@ -326,6 +333,9 @@ class S3GenCodec(nn.Module):
     def __init__(self, config: S3GenConfig) -> None:
         super().__init__()
         self.config, shape = config, config.vocoder
+        self.num_silent = NUM_SILENT if config.estimator.is_meanflow else 0
+        if not config.codebook_size > SILENCE and self.num_silent:
+            raise CheckpointError(f"flow.input_embedding.weight: expected more than {SILENCE} codes")
         self.flow, self.mel2wav = Flow(config), Vocoder(config.mels, shape)
         self.voices = nn.ModuleList(Voice(size, config.mels, config.speaker) for size in config.voices)
         self._recorded = VoiceTable(
@@ -338,9 +348,10 @@ class S3GenCodec(nn.Module):
             num_codebooks=1,
             codebook_size=config.codebook_size,
             streaming=Whole(LONGEST),
+            tail_samples=-self.num_silent * FRAMES_PER_TOKEN * shape.samples_per_mel,
             num_voices=len(config.voices),
         )
-        spoken = FRAMES_PER_TOKEN * LONGEST
+        spoken = FRAMES_PER_TOKEN * (LONGEST + self.num_silent)
         heard = spoken + FRAMES_PER_TOKEN * max((MOST_HEARD, *config.voices))
         tables = noise_tables(config.mels, shape, heard, spoken)
         silent = round(SILENT_S * shape.sample_rate)
@@ -385,8 +396,9 @@ class S3GenCodec(nn.Module):
         return torch.stack(spoken), window.state
 
     def speak(self, codes: Tensor, voice: nn.Module) -> Tensor:
-        """Return the samples [n] of the tokens [T] of a whole utterance."""
+        """Return the samples [n] of the tokens [T] of a whole utterance, and of the silence that follows them."""
         assert isinstance(voice, Voice)
+        codes = torch.cat([codes, codes.new_full((self.num_silent,), SILENCE)])
         mel = self.mel(codes, voice)
         pcm = self.mel2wav(mel, self.source(mel))[0]
         return torch.cat([pcm[: len(self.fade)] * self.fade.to(pcm.dtype), pcm[len(self.fade) :]])

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.checkpoints.random_s3gen import NARROW, tensors
-from stretto.codecs.s3gen import S3GenCodec
+from benchmarks.checkpoints.random_s3gen import MEANFLOW, NARROW, tensors
+from stretto.codecs.s3gen import FRAMES_PER_TOKEN, NUM_SILENT, SILENCE, S3GenCodec, S3GenConfig
 from tests.codecs.s3gen.reference import LENGTHS, REFERENCE, VOICES, thinned, tokens
 
 SOURCE = Path(os.environ.get("CHATTERBOX_SRC", "chatterbox"))
@@ -60,8 +60,8 @@ def other(make: Callable[..., Any], **values: Any) -> Callable[..., Any]:
     return lambda *args, **given: make(*args, **given | values)
 
 
-def narrowed() -> Any:
-    """Their `S3Token2Wav` with the widths of the random weights, and these weights."""
+def narrow() -> None:
+    """Give their classes the widths of the random weights."""
     stand_in()
     from chatterbox.models.s3gen import decoder, s3gen
     from chatterbox.models.s3gen.transformer import upsample_encoder
@@ -91,8 +91,14 @@ def narrowed() -> Any:
     s3gen.CAMPPlus = other(lambda **_: nn.Identity())
     bias = decoder.mask_to_bias
     decoder.mask_to_bias = lambda mask, dtype: bias(mask, torch.float32).to(dtype)  # it knows no float64
-    model = s3gen.S3Token2Wav()
-    spoken = {name: tensor for name, tensor in tensors().items() if name.startswith(("flow.", "mel2wav."))}
+
+
+def loaded(config: S3GenConfig) -> Any:
+    """Return their `S3Token2Wav` with the random weights of a config."""
+    from chatterbox.models.s3gen import s3gen
+
+    model = s3gen.S3Token2Wav(meanflow=config.estimator.is_meanflow)
+    spoken = {name: tensor for name, tensor in tensors(config).items() if name.startswith(("flow.", "mel2wav."))}
     missing, unknown = model.load_state_dict(spoken, strict=False)
     assert not unknown
     assert all(name.startswith("tokenizer.") for name in missing), missing
@@ -117,7 +123,8 @@ def main() -> None:
     torch.set_num_threads(1)
     codec = S3GenCodec(NARROW)
     torch.set_default_dtype(torch.float64)
-    model, results = narrowed(), dict[str, Tensor]()
+    narrow()
+    model, turbo, results = loaded(NARROW), loaded(MEANFLOW), dict[str, Tensor]()
     draw_from(codec)
     with torch.inference_mode():
         for name, voice in VOICES.items():
@@ -128,6 +135,13 @@ def main() -> None:
                 results[f"mel_{name}_{length}"] = model.flow_inference(ids, ref_dict=dict(told), finalize=True)
                 pcm, source = model.inference(ids, ref_dict=told)
                 results |= {f"pcm_{name}_{length}": pcm, f"source_{name}_{length}": source}
+                prompt = FRAMES_PER_TOKEN * voice["prompt_token"].shape[1]
+                # Their loop draws noise for the new frames on its own, here from the same table.
+                torch.randn = lambda *shape, at=prompt, **_: codec.noise[None, :, at : at + shape[2]].double()
+                silent = torch.cat([ids, torch.full((1, NUM_SILENT), SILENCE)], 1)
+                mel = turbo.flow_inference(silent, ref_dict=dict(voice), n_cfm_timesteps=2, finalize=True)
+                pcm, _ = turbo.inference(silent, ref_dict=dict(voice), n_cfm_timesteps=2)
+                results |= {f"turbo_mel_{name}_{length}": mel, f"turbo_pcm_{name}_{length}": pcm}
     np.savez_compressed(REFERENCE, **{name: thinned(each.numpy()) for name, each in results.items()})
 
 

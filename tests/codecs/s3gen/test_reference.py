@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.checkpoints.random_s3gen import NARROW, NUM_CODES, tensors
+from benchmarks.checkpoints.random_s3gen import MEANFLOW, NARROW, NUM_CODES, tensors
 from stretto.codecs.espnet_dac import multiply_weight_norm_out
-from stretto.codecs.s3gen import S3GenCodec, S3GenConfig, Voice
-from stretto.families.chatterbox.convert import HEARING, voice_tensors
+from stretto.codecs.s3gen import NUM_SILENT, SILENCE, S3GenCodec, S3GenConfig, Voice
+from stretto.families.chatterbox.release import HEARING, voice_tensors
 from tests.codecs.s3gen.reference import LENGTHS, REFERENCE, VOICES, thinned, tokens
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
@@ -18,14 +18,19 @@ MADE = np.load(REFERENCE)
 
 @pytest.fixture(scope="module")
 def codec() -> S3GenCodec:
-    spoken = {name: tensor for name, tensor in tensors().items() if not name.startswith(HEARING)}
+    return codec_of(NARROW)
+
+
+def codec_of(shape: S3GenConfig) -> S3GenCodec:
+    """Return the codec with the random weights of a config, in float64."""
+    spoken = {name: tensor for name, tensor in tensors(shape).items() if not name.startswith(HEARING)}
     for number, (name, gen) in enumerate(VOICES.items()):
         told = voice_tensors(name, {"gen": gen}, NUM_CODES)
         spoken |= {f"voices.{number}.{part}": tensor for part, tensor in told.items()}
     plain = multiply_weight_norm_out(spoken)
     config = S3GenConfig.from_shapes({name: tuple(tensor.shape) for name, tensor in plain.items()})
-    assert config.encoder == NARROW.encoder
-    assert (config.estimator, config.vocoder, config.up_layers) == (NARROW.estimator, NARROW.vocoder, NARROW.up_layers)
+    assert config.encoder == shape.encoder
+    assert (config.estimator, config.vocoder, config.up_layers) == (shape.estimator, shape.vocoder, shape.up_layers)
     made = S3GenCodec(config)
     made.load_state_dict(plain)
     return made.eval().requires_grad_(False).double()
@@ -53,3 +58,17 @@ def test_every_part_is_the_authors_in_each_voice(codec: S3GenCodec, number: int)
         assert error(f"pcm_{case}", pcm[None]) < 1e-3
         assert pcm.square().mean().sqrt() > (1e-3 if length > 1 else 0)
         assert torch.equal(pcm[:480], torch.zeros(480, dtype=torch.float64))
+
+
+def test_two_steps_along_a_mean_flow_are_the_authors() -> None:
+    """Three tokens of silence follow, as in their `generate`."""
+    codec = codec_of(MEANFLOW)
+    assert codec.spec.num_samples(23, 0) == 26 * codec.spec.samples_per_frame
+    for number, name in enumerate(VOICES):
+        voice = codec.voices[number]
+        assert isinstance(voice, Voice)
+        for length in LENGTHS:
+            codes = tokens(length)
+            silent = torch.cat([codes, codes.new_full((NUM_SILENT,), SILENCE)])
+            assert error(f"turbo_mel_{name}_{length}", codec.mel(silent, voice)) < 1e-6
+            assert error(f"turbo_pcm_{name}_{length}", codec.speak(codes, voice)[None]) < 1e-3

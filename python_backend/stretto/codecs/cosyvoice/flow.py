@@ -40,6 +40,7 @@ class EstimatorShape:
 
     Attributes:
         blocks: Number of transformers after each residual block.
+        is_meanflow: True if the estimator returns the mean flow between two times (MeanFlow, arXiv 2505.13447).
         is_causal: True if convolutions are causal and norms are per frame. Transformers attend to all frames in either
             case.
     """
@@ -50,6 +51,7 @@ class EstimatorShape:
     blocks: int
     mids: int
     is_causal: bool = False
+    is_meanflow: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,6 +285,7 @@ class Estimator(nn.Module):
         super().__init__()
         widths, channels = shape.channels, 4 * mels
         self.time_mlp = TimeInput(channels, 4 * widths[0])
+        self.time_embed_mixer = nn.Linear(8 * widths[0], 4 * widths[0], bias=False) if shape.is_meanflow else None
         down: list[nn.Module] = []
         for place, width in enumerate(widths):
             is_last = place == len(widths) - 1
@@ -295,9 +298,18 @@ class Estimator(nn.Module):
         self.final_block = Block(widths[0], widths[0], shape)
         self.final_proj = nn.Conv1d(widths[0], mels, 1)
 
-    def forward(self, x: Tensor, waves: Tensor) -> Tensor:
-        """Return the flow [B, M, T] for x [B, 4 M, T] and a row of `waves_of_time`, waves [4 M]."""
+    def forward(self, x: Tensor, waves: Tensor, until: Tensor | None = None) -> Tensor:
+        """Return the flow [B, M, T].
+
+        Args:
+            x: State and conditions, [B, 4 M, T].
+            waves: Row of `waves_of_time`, [4 M].
+            until: The same for the later time of a mean flow.
+        """
         time, skipped = self.time_mlp(waves)[None], list[Tensor]()
+        if self.time_embed_mixer is not None:
+            assert until is not None
+            time = self.time_embed_mixer(torch.cat([time, self.time_mlp(until)[None]], 1))
         for stage in _stages(self.down_blocks):
             x = stage.run(x, time)
             skipped.append(x)
@@ -331,17 +343,19 @@ def _rising(shape: EstimatorShape) -> list[nn.Module]:
 
 
 STEPS = 10  # as in the authors' flow.py and flow_matching.py
+MEANFLOW_STEPS = 2
 
 
 class Matching(nn.Module):
     """Solver of the flow by Euler steps with classifier-free guidance (Ho and Salimans), and its estimator.
 
-    With guidance strength g, a step follows (1 + g) * conditional - g * unconditional.
+    With guidance strength g, a step follows (1 + g) * conditional - g * unconditional. A mean flow takes two unguided
+    steps of equal length.
     """
 
     waves: Tensor
 
-    def __init__(self, estimator: nn.Module, num_waves: int, guidance: float) -> None:
+    def __init__(self, estimator: nn.Module, num_waves: int, guidance: float, is_meanflow: bool = False) -> None:
         """Create the solver.
 
         Args:
@@ -349,15 +363,17 @@ class Matching(nn.Module):
                 a row of `waves_of_time`.
             num_waves: Width of `waves_of_time`.
             guidance: Guidance strength.
+            is_meanflow: True if the estimator also reads the row of a later time, and returns the mean flow until then.
         """
         super().__init__()
         self.estimator = estimator
-        self.guidance = guidance
+        self.guidance, self.is_meanflow = guidance, is_meanflow
         # on the CPU, so that it also works if the model is created on the meta device
-        even = torch.linspace(0, 1, STEPS + 1, dtype=torch.float64, device="cpu")
-        times = 1 - torch.cos(even * 0.5 * math.pi)
+        num_steps = MEANFLOW_STEPS if is_meanflow else STEPS
+        even = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64, device="cpu")
+        times = even if is_meanflow else 1 - torch.cos(even * 0.5 * math.pi)
         self.strides = times.diff().tolist()
-        self.register_buffer("waves", waves_of_time(times[:-1], num_waves), persistent=False)
+        self.register_buffer("waves", waves_of_time(times, num_waves), persistent=False)
 
     def forward(self, noise: Tensor, goal: Tensor, speaker: Tensor, prompt: Tensor) -> Tensor:
         """Return the mel spectrogram, [B, M, T].
@@ -371,9 +387,13 @@ class Matching(nn.Module):
             prompt: Known mel frames at the beginning, followed by zeros, [B, M, T].
         """
         conditions = torch.cat([goal, speaker, prompt], 1)
+        state, rows = noise, self.waves.to(noise.dtype)
+        if self.is_meanflow:
+            for waves, until, stride in zip(rows[:-1], rows[1:], self.strides, strict=True):
+                state = state + stride * self.estimator(torch.cat([state, conditions], 1), waves, until)
+            return state
         conditions = torch.cat([conditions, torch.zeros_like(conditions)])
-        state = noise
-        for waves, stride in zip(self.waves.to(noise.dtype), self.strides, strict=True):
+        for waves, stride in zip(rows[:-1], self.strides, strict=True):
             flow, free = self.estimator(torch.cat([state.repeat(2, 1, 1), conditions], 1), waves).chunk(2)
             state = state + stride * ((1 + self.guidance) * flow - self.guidance * free)
         return state
