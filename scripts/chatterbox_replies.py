@@ -38,12 +38,17 @@ CASES = (
 NAMES = ("text", "voice", "weight", "penalty", "temperature", "min_p", "top_p")
 
 
-def load_t3() -> Any:
-    """Return the reference T3 with the small release's weights; its packages are replaced by empty modules."""
+def empty_packages() -> None:
+    """Replace the packages of the reference code by empty modules, whose own modules can be imported."""
     for name in ("", ".models", ".models.t3", ".models.t3.modules", ".models.t3.inference"):
         module = ModuleType(f"chatterbox{name}")
         module.__path__ = [str(SOURCE.joinpath(*name.split(".")[1:]))]
         sys.modules[module.__name__] = module
+
+
+def load_t3() -> Any:
+    """Return the reference T3 with the small release's weights."""
+    empty_packages()
     from chatterbox.models.t3 import llama_configs
     from chatterbox.models.t3.modules import cond_enc, perceiver
     from chatterbox.models.t3.modules.t3_config import T3Config

@@ -3,11 +3,12 @@
     CHATTERBOX_SRC=chatterbox python -m scripts.chatterbox_voices tests/data/chatterbox_voices.npz
 
 CHATTERBOX_SRC is the folder of that name in the wheel chatterbox-tts 0.1.7. The script runs in an environment with that
-package's requirements (torch and torchaudio 2.6.0, librosa 0.11.0, s3tokenizer 0.3.0), without Perth. Only the
-tokenizer is smaller than the published one.
+package's requirements (torch and torchaudio 2.6.0, librosa 0.11.0, s3tokenizer 0.3.0, pyloudnorm), without Perth. Only
+the tokenizer is smaller than the published one. Recordings of more than 5 s are encoded for Turbo, too.
 """
 
 import ast
+import math
 import os
 import sys
 import tempfile
@@ -24,6 +25,7 @@ SOURCE = Path(os.environ.get("CHATTERBOX_SRC", "chatterbox"))
 WIDTH, NUM_HEADS, NUM_LAYERS = 128, 2, 2  # of the tokenizer; published: 1280, 20, 6
 WITH_MEL = ("odd", "short")  # recordings whose mel spectrogram is stored
 CODES_S, SOUND_S = 6, 10
+TURBO_CODES_S, TURBO_MIN_S = 15, 5.0
 Arrays = dict[str, np.ndarray]
 
 
@@ -73,19 +75,20 @@ def networks() -> SimpleNamespace:
     return SimpleNamespace(**parts)
 
 
-def preparation(scope: dict[str, Any]) -> Any:
-    """Return `ChatterboxTTS.prepare_conditionals`, without the imports of its file."""
-    tree = ast.parse((SOURCE / "tts.py").read_text())
+def method(file: str, name: str, scope: dict[str, Any]) -> Any:
+    """Return a method of the package's class in `file`, without the imports of that file."""
+    tree = ast.parse((SOURCE / file).read_text())
     named = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
-    (found,) = (node for node in named if node.name == "prepare_conditionals")
-    exec(compile(ast.Module([found], []), "tts.py", "exec"), scope)
-    return scope["prepare_conditionals"]
+    (found,) = (node for node in named if node.name == name)
+    exec(compile(ast.Module([found], []), file, "exec"), scope)
+    return scope[name]
 
 
 def encodings() -> Arrays:
     """Return the arrays of all recordings, as "recording.array"."""
     parts = networks()
     import librosa
+    import pyloudnorm
     import soundfile
     import torch
     from chatterbox.models.s3gen.s3gen import S3Token2Mel, mel_spectrogram
@@ -97,14 +100,27 @@ def encodings() -> Arrays:
     condition = lambda **values: SimpleNamespace(**values, to=lambda device: SimpleNamespace(**values))  # noqa: E731
     scope: dict[str, Any] = {"librosa": librosa, "torch": torch, "S3GEN_SR": 24_000, "S3_SR": 16_000}
     scope |= {"T3Cond": condition, "Conditionals": lambda t3, gen: SimpleNamespace(t3=t3, gen=gen)}
-    prepare, hyperparameters = preparation(scope), SimpleNamespace(speech_cond_prompt_len=150)
+    prepare, hyperparameters = (
+        method("tts.py", "prepare_conditionals", scope),
+        SimpleNamespace(speech_cond_prompt_len=150),
+    )
     lengths = {"ENC_COND_LEN": CODES_S * 16_000, "DEC_COND_LEN": SOUND_S * 24_000}
     owner = SimpleNamespace(s3gen=s3gen, ve=parts.ve, device="cpu", t3=SimpleNamespace(hp=hyperparameters), **lengths)
+    turbo_scope = {**scope, "ln": pyloudnorm, "math": math}
+    level = method("tts_turbo.py", "norm_loudness", turbo_scope)
+    prepare_turbo = method("tts_turbo.py", "prepare_conditionals", turbo_scope)
+    lengths = {"ENC_COND_LEN": TURBO_CODES_S * 16_000, "DEC_COND_LEN": SOUND_S * 24_000}
+    turbo = SimpleNamespace(s3gen=s3gen, ve=parts.ve, device="cpu", **lengths)
+    turbo.t3 = SimpleNamespace(hp=SimpleNamespace(speech_cond_prompt_len=375))
+    turbo.norm_loudness = lambda *given: level(turbo, *given)
     found: Arrays = {}
     for name, (pcm, rate) in recordings().items():
         with tempfile.NamedTemporaryFile(suffix=".wav") as file, torch.inference_mode():
             soundfile.write(file.name, pcm, rate, subtype="FLOAT")
             prepare(owner, file.name)
+            if len(pcm) > TURBO_MIN_S * rate:
+                prepare_turbo(turbo, file.name)
+                found |= turbo_arrays(name, turbo.conds)
         t3, gen = owner.conds.t3, owner.conds.gen
         tokens = {"t3_tokens": t3.cond_prompt_speech_tokens, "prompt_token": gen["prompt_token"]}
         found |= {f"{name}.{key}": each[0].numpy().astype(np.int16) for key, each in tokens.items()}
@@ -115,6 +131,18 @@ def encodings() -> Arrays:
         if name in WITH_MEL:
             found[f"{name}.prompt_feat"] = mel
     return found
+
+
+def turbo_arrays(name: str, conditions: Any) -> Arrays:
+    """Return the arrays of a recording for Turbo, as "turbo.recording.array"."""
+    arrays = {
+        "t3_tokens": conditions.t3.cond_prompt_speech_tokens[0].numpy().astype(np.int16),
+        "prompt_token": conditions.gen["prompt_token"][0].numpy().astype(np.int16),
+        "speaker_emb": conditions.t3.speaker_emb[0].numpy(),
+        "embedding": conditions.gen["embedding"][0].numpy(),
+        "mel_mean": conditions.gen["prompt_feat"][0].numpy().mean(0),
+    }
+    return {f"turbo.{name}.{key}": each for key, each in arrays.items()}
 
 
 def write(fixture: Path, made: Arrays) -> None:

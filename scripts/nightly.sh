@@ -47,7 +47,9 @@ check_chatterbox_replies() (
     folder=$(mktemp -d)
     trap 'rm -rf "$folder"' EXIT
     uv pip install --quiet --target "$folder" --no-deps chatterbox-tts==0.1.7 # imported in this environment
-    CHATTERBOX_SRC="$folder/chatterbox" python -m scripts.chatterbox_replies --check tests/data/chatterbox_replies.json
+    export CHATTERBOX_SRC="$folder/chatterbox"
+    python -m scripts.chatterbox_replies --check tests/data/chatterbox_replies.json
+    python -m scripts.chatterbox_turbo_replies --check tests/data/chatterbox_turbo_replies.json
 )
 
 check_chatterbox_voices() (
@@ -56,7 +58,7 @@ check_chatterbox_voices() (
     trap 'rm -rf "$env"' EXIT
     uv venv --quiet --python .venv/bin/python "$env/env"
     uv pip install --quiet --python "$env/env/bin/python" torch==2.6.0 torchaudio==2.6.0 transformers==5.2.0 \
-        diffusers==0.29.0 conformer==0.3.2 librosa==0.11.0 soundfile einops omegaconf onnx tqdm \
+        diffusers==0.29.0 conformer==0.3.2 librosa==0.11.0 soundfile einops omegaconf onnx tqdm pyloudnorm \
         'numpy<2'
     uv pip install --quiet --target "$env/source" --no-deps chatterbox-tts==0.1.7 s3tokenizer==0.3.0
     CHATTERBOX_SRC="$env/source/chatterbox" PYTHONPATH="$env/source" "$env/env/bin/python" -m \

@@ -30,11 +30,11 @@ def at_24_khz(name: str) -> np.ndarray:
     return resample(pcm.mean(1) if pcm.ndim == 2 else pcm, rate, 24_000)
 
 
-def networks() -> Hearing:
-    """Return the random networks without the tensors that make rows."""
+def networks(kind: type[Hearing] = Hearing) -> Hearing:
+    """Return the random networks of a class without the tensors that make rows."""
     drawn = random_chatterbox.hearing()
     kept = {name: each for name, each in drawn.items() if name not in UNUSED and not name.endswith(COUNTERS)}
-    hearing = hearing_of(kept)
+    hearing = hearing_of(kept, kind)
     hearing.load_state_dict(kept, assign=True)
     return hearing.eval()
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from stretto.families.bagpiper.family import BagpiperVocabulary, bagpiper
 from stretto.families.base import DepthSpec, TextTrack
-from stretto.families.chatterbox.family import ChatterboxVocabulary, chatterbox
+from stretto.families.chatterbox.family import ChatterboxVocabulary, TurboVocabulary, chatterbox, chatterbox_turbo
 from stretto.families.csm.family import CsmVocabulary, csm, llama3_rope
 from stretto.families.higgs_audio.family import HiggsAudioVocabulary, higgs_audio
 from stretto.families.opuslm.family import OpusVocabulary, opuslm, opuslm_dialogue
@@ -43,6 +43,8 @@ HIGGS_AUDIO = higgs_audio(HiggsAudioVocabulary(60, 4, 5, 58, 59, {}, max_model_l
 
 # 60 ids of text, 20 codes, their start, four ids of nothing and the end; three rows of a voice.
 CHATTERBOX = chatterbox(ChatterboxVocabulary(60, 20, 26, 30, 512, 3, ("default",), max_model_len=512))
+# 60 ids of text, 20 codes, their start and the end, and a row of a voice.
+TURBO = chatterbox_turbo(TurboVocabulary(60, 20, {"default": (3, 1)}, max_model_len=512))
 
 CSM, QWEN3_TTS = csm(SMALL_CSM), qwen3_tts(SMALL_QWEN3_TTS)
 # The same frames with a text beside them.

@@ -1,7 +1,9 @@
-"""Random checkpoint in the published layout of Chatterbox's T3 (Resemble AI): small, the same on every machine.
+"""Random checkpoints in the published layout of Chatterbox (Resemble AI): small, the same on every machine.
 
-t3_cfg.safetensors   s3gen.safetensors   ve.safetensors   tokenizer.json   conds.pt   voices/anna.pt
-backbone.json (not part of the published release)
+English   t3_cfg.safetensors   s3gen.safetensors   ve.safetensors   tokenizer.json   conds.pt   voices/anna.pt
+          backbone.json (not part of the published release)
+Turbo     t3_turbo_v1.safetensors   s3gen_meanflow.safetensors   ve.safetensors   conds.pt   voices/anna.pt
+          vocab.json   merges.txt   added_tokens.json
 """
 
 import json
@@ -14,9 +16,12 @@ import torch
 from benchmarks.checkpoints import random_s3gen
 from benchmarks.checkpoints.random_tensors import drawn_by_name, random_tensors
 from stretto.convert.command import main
-from stretto.families.chatterbox.convert import FILE, HEAD, LLAMA_520M, VOICE_ENCODER_FILE, published_shapes
+from stretto.families.chatterbox.convert import LLAMA_520M, published_shapes
 from stretto.families.chatterbox.family import END_OF_SPEECH, END_OF_TEXT, SPACE, START_OF_TEXT, ChatterboxVocabulary
+from stretto.families.chatterbox.release import FILE, HEAD, HEAD_BIAS, TURBO_FILE, VOICE_ENCODER_FILE
+from stretto.families.chatterbox.turbo import GPT2_LAYER
 from stretto.families.chatterbox.voices import Hearing
+from stretto.families.text import BYTE_OF
 
 SMALL: dict[str, Any] = {
     **LLAMA_520M,
@@ -111,4 +116,81 @@ def command(release: Path, out: Path) -> list[str]:
 def convert(folder: Path) -> Path:
     """Write the small release and convert it; return the checkpoint."""
     assert main(command(write_release(folder / "release"), folder / "checkpoint")) == 0
+    return folder / "checkpoint"
+
+
+TURBO_WIDTH, TURBO_LAYERS, TURBO_POSITIONS, HEAD_WIDTH = 128, 2, 512, 64
+TAGS = ("[clear throat]", "[laugh]", "[sigh]")
+TURBO_VOICES = {"default": 5, "anna": 6}  # seeds
+
+
+def turbo_shapes() -> dict[str, tuple[int, ...]]:
+    """Return the shapes of all tensors of a small Turbo's T3 by published name."""
+    width, num_text_ids, num_speech_ids = TURBO_WIDTH, 256 + len(MERGES) + len(TAGS), END_OF_SPEECH + 1
+    layers = {
+        f"tfmr.h.{layer}.{name}": tuple(width * times for times in shape)
+        for layer in range(TURBO_LAYERS)
+        for name, shape in GPT2_LAYER.items()
+    }
+    return {
+        "tfmr.wte.weight": (num_text_ids, width),
+        "tfmr.wpe.weight": (TURBO_POSITIONS, width),
+        **layers,
+        "tfmr.ln_f.weight": (width,),
+        "tfmr.ln_f.bias": (width,),
+        "cond_enc.spkr_enc.weight": (width, 256),
+        "cond_enc.spkr_enc.bias": (width,),
+        "text_emb.weight": (num_text_ids, width),
+        "speech_emb.weight": (num_speech_ids, width),
+        "text_head.weight": (num_text_ids, width),
+        HEAD: (num_speech_ids, width),
+        HEAD_BIAS: (num_speech_ids,),
+    }
+
+
+def turbo_tensors(seed: int = 1) -> dict[str, np.ndarray]:
+    """Return the tensors of a small Turbo's T3 by published name."""
+    random, made = np.random.Generator(np.random.PCG64(seed)), dict[str, np.ndarray]()
+    for name, shape in turbo_shapes().items():
+        noise = random.standard_normal(shape)
+        if len(shape) == 1:
+            noise = 0.3 * noise if name.endswith("bias") else 1 + 0.2 * noise
+        else:
+            noise *= 0.5 if "emb" in name or "tfmr.w" in name else 1.5 * shape[0] ** -0.5
+        made[name] = noise.astype(np.float32)
+    made[HEAD][END_OF_SPEECH] *= ENDING
+    return made
+
+
+def write_turbo_tokenizer(folder: Path) -> None:
+    """Write the files of a byte-level BPE, with tags as added tokens."""
+    spelled = [*BYTE_OF, *("".join(pair) for pair in MERGES)]
+    (folder / "vocab.json").write_text(json.dumps({token: at for at, token in enumerate(spelled)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{first} {second}\n" for first, second in MERGES))
+    added = {tag: len(spelled) + at for at, tag in enumerate(TAGS)}
+    (folder / "added_tokens.json").write_text(json.dumps(added))
+
+
+def write_turbo(folder: Path, seed: int = 1) -> Path:
+    """Write a small release of Turbo as published to `folder`."""
+    from safetensors.numpy import save_file
+    from safetensors.torch import save_file as save_torch_file
+
+    (folder / "voices").mkdir(parents=True)
+    save_file(turbo_tensors(seed), folder / "t3_turbo_v1.safetensors")
+    networks = hearing()
+    others = {name: tensor for name, tensor in networks.items() if not name.startswith("ve.")}
+    encoder = {name.removeprefix("ve."): each for name, each in networks.items() if name not in others}
+    save_torch_file(random_s3gen.tensors(random_s3gen.MEANFLOW) | others, folder / TURBO_FILE)
+    save_torch_file(encoder, folder / VOICE_ENCODER_FILE)
+    write_turbo_tokenizer(folder)
+    for name, voice_seed in TURBO_VOICES.items():
+        torch.save(voice(voice_seed), folder / ("conds.pt" if name == "default" else f"voices/{name}.pt"))
+    return folder
+
+
+def convert_turbo(folder: Path) -> Path:
+    """Write the small Turbo and convert it; return the checkpoint."""
+    words = ["chatterbox", "--model", str(write_turbo(folder / "release")), "--out", str(folder / "checkpoint")]
+    assert main(words) == 0
     return folder / "checkpoint"

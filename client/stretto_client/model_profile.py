@@ -78,6 +78,7 @@ class ModelProfile:
         tasks: Tasks of the model.
         reads_live_text: True if text may be sent in pieces while it is spoken (streamed text input).
         languages: Lower-case English names of the languages that a request may specify.
+        tags: Names in a text, such as `[laugh]`, that the model reads as sounds or a manner of speaking.
         options: Subset of FAMILY_OPTIONS that this server supports.
         frame_rate: Frames per second of the codec; 0 if unknown.
     """
@@ -92,6 +93,7 @@ class ModelProfile:
     tasks: tuple[TaskProfile, ...] = ()
     reads_live_text: bool = False
     languages: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
     options: tuple[str, ...] = FIRST_OPTIONS  # of servers that do not report them
     frame_rate: float = 0.0
 

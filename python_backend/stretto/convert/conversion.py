@@ -18,7 +18,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from stretto.codecs.registry import codec_marks, codec_module, codecs_in_transformers, load_codec
-from stretto.convert.release import audio_tokenizer_of, marks, notes_on, published, read_contents, read_defaults
+from stretto.convert.release import (
+    audio_tokenizer_of,
+    located,
+    marks,
+    notes_on,
+    published,
+    read_contents,
+    read_defaults,
+)
 from stretto.errors import CheckpointError, shown
 from stretto.families.base import Family
 from stretto.families.conversion import AUDIO_TOKENIZER, AudioTokenizer, Network, Release, Tokenizer
@@ -240,6 +248,7 @@ def plan(release: Release) -> Conversion:
     family_files = published(release)
     if release.ssl_tokenizer and audio_tokenizer_of(release.family_name) is None:
         raise CheckpointError(f"--ssl-tokenizer: {release.family} uses no audio tokenizer, got {release.ssl_tokenizer}")
+    release = located(release)
     contents = read_contents(release)
     tensors = contents.tensors
     try:

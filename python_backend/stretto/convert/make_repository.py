@@ -53,6 +53,8 @@ def profile(family: Family, sample_rate: int, frame_rate: float, has_aligner: bo
         "reads_live_text": family.text_track is not None,
         "tasks": [_task(task, family, frame_rate) for task in family.tasks],
     }
+    if family.tags:
+        record["tags"] = list(family.tags)
     text = json.dumps(record)
     assert "'" not in text, f"{family.name}: a quote would end the parameter"
     assert "\\" not in text, f"{family.name}: a backslash would be read as an escape"

@@ -147,6 +147,16 @@ def marks() -> dict[str, str]:
     return found
 
 
+def located(release: Release) -> Release:
+    """Return the release with its files named, if the family's module finds them itself.
+
+    Raises:
+        CheckpointError: The files are not those of one release.
+    """
+    find: Callable[[Release], Release] | None = getattr(published(release), "located", None)
+    return release if find is None else find(release)
+
+
 DTYPES = ("bfloat16", "float16", "float32")
 
 
@@ -158,8 +168,10 @@ def read_contents(release: Release) -> Contents:
     """Read everything except the values of the tensors; raise CheckpointError if a file is invalid."""
     config, tensors = _config(release), open_tensors(release.model)
     _refuse_quantized(release, config, tensors)
-    tokenizer = read_tokenizer(release.tokenizer, spells_bytes=not is_bare(release))
     family = published(release)
+    own = getattr(family, "own_tokenizer", None)
+    tokenizer = own(release, tensors) if own is not None else None
+    tokenizer = tokenizer or read_tokenizer(release.tokenizer, spells_bytes=not is_bare(release))
     tag = family.BACKBONE_TAG
     backbone = config if tag is None else read_backbone(entry(config, tag), release.backbone, release.tokenizer)
     dtype = release.dtype or _known_dtype(family.trained_dtype(config), tensors)

@@ -167,6 +167,10 @@ class Published(Protocol):
 
         IS_BARE         True if releases have no config and any kind of tokenizer, as the family generates no text
         MARKS           descriptions of its releases, for error messages, by the name of a tensor that only they have
+        located(release) -> Release
+                        the release with its files named, if `--model` may be a folder of several releases' files
+        own_tokenizer(release, tensors) -> Tokenizer | None
+                        the text tokenizer, if it has other files; None for the usual ones
 
     Attributes:
         BACKBONE_TAG: Key of config.yaml that names the backbone; None if config.json itself has the hyperparameters.

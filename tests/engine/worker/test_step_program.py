@@ -10,12 +10,22 @@ from stretto.engine.worker.slots import LIMITS, SCALES, STATE
 from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
 from tests.engine.worker.walks import LENGTH, Walk, captured, reference
-from tests.small_vocabularies import BAGPIPER, CHATTERBOX, DIALOGUE, HIGGS_AUDIO, OPUSLM, QWEN3_TTS, TRACKED_CSM
+from tests.small_vocabularies import (
+    BAGPIPER,
+    CHATTERBOX,
+    DIALOGUE,
+    HIGGS_AUDIO,
+    OPUSLM,
+    QWEN3_TTS,
+    TRACKED_CSM,
+    TURBO,
+)
 from tests.speech_families import EIGHT_STREAMS, INTERLEAVED, PENALIZED, SILENT, THREE_ROWS
 
 pytestmark = pytest.mark.slow
-# Pairs and scripts, penalties, interleaved text, depth and a text track, several rows a frame; then published families.
-FAMILIES = [SILENT, PENALIZED, INTERLEAVED, TRACKED_CSM, THREE_ROWS]
+# Pairs and scripts, penalties, interleaved text, depth and a text track, several rows a frame, and a penalty that
+# follows top-k and top-p; then published families.
+FAMILIES = [SILENT, PENALIZED, INTERLEAVED, TRACKED_CSM, THREE_ROWS, TURBO]
 BY_NIGHT = [TINY, DIALOGUE, QWEN3_TTS, HIGGS_AUDIO, CHATTERBOX, BAGPIPER, OPUSLM, EIGHT_STREAMS]
 NUM_SLOTS, NUM_STEPS = 5, 20  # as many steps as it takes until others have followed in every slot
 

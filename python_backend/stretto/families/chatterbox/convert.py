@@ -8,9 +8,11 @@ tensors are read from voice files.
 A voice's part of a prompt depends only on its file: the projected x-vector of the speaker, 32 rows that a perceiver
 computes from codes, and one row for the emotion. They are computed here and become rows of the embedding table. The
 networks that encode recordings are written to `hearing/`, with the tensors that make such rows.
+
+Chatterbox Turbo and Nano: `t3_turbo_v1.safetensors` or `t3_nano_v1.safetensors`, `s3gen_meanflow.safetensors` and the
+files of GPT-2's tokenizer with tags as added tokens. Releases are told apart by their tensors.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,65 +21,45 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stretto.codecs.s3gen import FRAMES_PER_TOKEN, LONGEST, S3GenCodec, S3GenConfig
 from stretto.errors import CheckpointError
 from stretto.families.audio_format import KEY
-from stretto.families.chatterbox.family import END_OF_SPEECH, SPACE, START_OF_SPEECH, ChatterboxVocabulary
+from stretto.families.chatterbox.family import (
+    END_OF_SPEECH,
+    SPACE,
+    START_OF_SPEECH,
+    ChatterboxVocabulary,
+)
+from stretto.families.chatterbox.release import (
+    EMBEDDINGS,
+    FILE,
+    HEAD,
+    LAYERS,
+    MAX_ROWS,
+    TOLD,
+    TURBO_FILE,
+    X_VECTOR,
+    described,
+    hearing_with,
+    read_voice_part,
+    read_voices,
+    s3gen,
+)
+from stretto.families.chatterbox.turbo import POSITIONS, convert_turbo, turbo_tokenizer
 from stretto.families.chatterbox.voices import (
     CONDITIONS,
-    COUNTERS,
-    FOLDER,
     MAX_CODES,
     PERCEIVER,
-    SPEAKER,
     SPEECH,
     SPEECH_POSITIONS,
-    TOKENIZER,
-    UNUSED,
-    VOICE_ENCODER,
+    Hearing,
     emotion_row,
-    hearing_of,
     voice_rows,
 )
 from stretto.families.conversion import Contents, Converted, Network, Release, Tokenizer
 from stretto.families.registry import NAME, VOCABULARY
 from stretto.untrusted_files import released_file
 from stretto.weights.backbones import read_backbone, shapes
-from stretto.weights.loading import open_tensors, read_pickled
 from stretto.weights.tensors import Part, Plan, check
-
-FILE, VOICE_ENCODER_FILE = "s3gen.safetensors", "ve.safetensors"
-HEARING = (TOKENIZER, SPEAKER)
-VOICE_TENSORS = ("prompt_token", "prompt_feat", "embedding")
-# Weights stored as magnitude and direction.
-NORMED = re.compile(
-    r"mel2wav\.(conv_pre|conv_post|ups\.\d+|(source_)?resblocks\.\d+\.convs[12]\.\d+"
-    r"|f0_predictor\.condnet\.\d+)\.weight"
-)
-
-
-def s3gen(folder: Path, voices: Mapping[str, Mapping[str, Any]], num_codes: int) -> Network:
-    """Return the codec to be written, with its voices.
-
-    Args:
-        folder: Folder of the release.
-        voices: Contents of the voice files by voice name.
-        num_codes: Number of codes in the language model's vocabulary.
-
-    Raises:
-        CheckpointError: If anything does not match; the message names it.
-    """
-    stored = open_tensors(released_file(folder, FILE))
-    speaking = {name: tensor for name, tensor in stored.items() if not name.startswith(HEARING)}
-    for number, (name, voice) in enumerate(voices.items()):
-        parts = voice_tensors(name, voice, num_codes)
-        speaking |= {f"voices.{number}.{part}": tensor for part, tensor in parts.items()}
-    config = S3GenConfig.from_shapes({name: tuple(tensor.shape) for name, tensor in speaking.items()})
-    if config.codebook_size != num_codes:
-        raise CheckpointError(f"{folder / FILE}: expected {num_codes} codes, got {config.codebook_size}")
-    plan = {name: Part(name, shape) for name, shape in s3gen_shapes(config).items()}
-    check(plan, speaking, ())
-    return Network("codec", {"model_type": "s3gen", "voices": list(voices)}, plan, speaking)
 
 
 def hearing(folder: Path, known: ChatterboxVocabulary, t3: Mapping[str, Tensor]) -> Network:
@@ -91,93 +73,13 @@ def hearing(folder: Path, known: ChatterboxVocabulary, t3: Mapping[str, Tensor])
     Raises:
         CheckpointError: If a file is missing, or tensors do not match; the message names them.
     """
-    stored = open_tensors(released_file(folder, FILE))
-    try:
-        path = released_file(folder, VOICE_ENCODER_FILE)
-    except CheckpointError as error:
-        raise CheckpointError(f"{error}; --no-hearing converts a release that encodes no recordings") from error
-    tensors = {name: tensor for name, tensor in stored.items() if name.startswith(HEARING)}
-    tensors |= {f"{VOICE_ENCODER}{name}": tensor for name, tensor in open_tensors(path).items()}
-    tensors = {name: each for name, each in tensors.items() if name not in UNUSED and not name.endswith(COUNTERS)}
-    shapes = {name: tuple(each.shape) for name, each in hearing_of(tensors).state_dict().items()}
-    network = {name: Part(name, shape) for name, shape in shapes.items()}
-    check(network, tensors, ())
     if known.num_speech_positions < MAX_CODES:
         expected = f"at least {MAX_CODES} rows"
         raise CheckpointError(f"{SPEECH_POSITIONS}: expected {expected}, got {known.num_speech_positions}")
     rows = {SPEECH: known.num_codes, SPEECH_POSITIONS: MAX_CODES}
     condition = {name: t3[name] for name in t3 if name.startswith(CONDITIONS)}
     condition |= {name: t3[name][:size].clone() for name, size in rows.items()}
-    network |= {name: Part(name, tuple(each.shape)) for name, each in condition.items()}
-    return Network(FOLDER, {"model_type": "chatterbox_hearing"}, network, tensors | condition)
-
-
-def s3gen_shapes(config: S3GenConfig) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of all tensors of S3Gen and of the voices, by name."""
-    with torch.device("meta"):
-        plain = {name: tuple(tensor.shape) for name, tensor in S3GenCodec(config).state_dict().items()}
-    found: dict[str, tuple[int, ...]] = {}
-    for name, shape in plain.items():
-        if NORMED.fullmatch(name):
-            stem = f"{name.removesuffix('weight')}parametrizations.weight.original"
-            found |= {f"{stem}0": (shape[0], 1, 1), f"{stem}1": shape}
-        else:
-            found[name] = shape
-    return found
-
-
-def read_voice_part(name: str, voice: Mapping[str, Any], part: str, names: tuple[str, ...]) -> Mapping[str, Tensor]:
-    """Return the tensors called `names` in one part of a voice file.
-
-    Args:
-        name: Name of the voice, for error messages.
-        voice: Contents of the file.
-        part: Model that the tensors are for, `t3` or `gen`.
-        names: Names of the tensors.
-
-    Raises:
-        CheckpointError: If one is missing, is not a tensor of floats or of int32 or int64, or is not finite.
-    """
-    values = voice.get(part)
-    if not isinstance(values, dict) or not all(torch.is_tensor(values.get(each)) for each in names):
-        raise CheckpointError(f"voice {name}: expected the tensors {part}.{f', {part}.'.join(names)}")
-    for each in names:
-        if not _is_finite(values[each]):
-            expected = "finite floating-point, int32 or int64 numbers"
-            raise CheckpointError(f"voice {name}: {part}.{each}: expected {expected}, got {values[each].dtype}")
-    return {each: values[each] for each in names}
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    """Return True if all numbers of a tensor are finite as float32."""
-    is_plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
-    is_number = tensor.is_floating_point() or tensor.dtype in (torch.int32, torch.int64)
-    return is_plain and is_number and bool(tensor.float().isfinite().all())
-
-
-def voice_tensors(name: str, voice: Mapping[str, Any], num_codes: int) -> dict[str, Tensor]:
-    """Return a voice's tensors for the codec's `Voice`.
-
-    In the authors' code, a recording has two mel frames per token or, depending on its length, one more in total. The
-    extra frame, which has no token, is dropped.
-
-    Args:
-        name: Name of the voice, for error messages.
-        voice: Contents of the voice file.
-        num_codes: Number of codes in the language model's vocabulary.
-
-    Raises:
-        CheckpointError: If the tensors do not match the model.
-    """
-    tokens, mel, speaker = read_voice_part(name, voice, "gen", VOICE_TENSORS).values()
-    is_code = tokens.ndim == 2 and not tokens.is_floating_point() and 0 < tokens.numel() <= LONGEST
-    if not is_code or len(tokens) != 1 or not 0 <= int(tokens.min()) <= int(tokens.max()) < num_codes:
-        expected = f"codes of shape [1, n], n <= {LONGEST}, in [0, {num_codes})"
-        raise CheckpointError(f"voice {name}: prompt_token: expected {expected}, got {_described(tokens)}")
-    frames = FRAMES_PER_TOKEN * tokens.shape[1]
-    if mel.ndim != 3 or len(mel) != 1 or mel.shape[1] - frames not in (0, 1):
-        raise CheckpointError(f"voice {name}: prompt_feat: expected shape [1, {frames}, mels], got {list(mel.shape)}")
-    return {"tokens": tokens[0].long(), "mel": mel[0, :frames].float().T, "speaker": speaker.float().flatten()}
+    return hearing_with(folder, FILE, condition, Hearing)
 
 
 BACKBONE_TAG = None
@@ -208,18 +110,16 @@ LLAMA_520M = {
     "attention_bias": False,
     "mlp_bias": False,
 }
-EMBEDDINGS, HEAD = "text_emb.weight", "speech_head.weight"
-TEXT_POSITIONS, LAYERS = "text_pos_emb.emb.weight", "tfmr."
+TEXT_POSITIONS = "text_pos_emb.emb.weight"
 DROPPED = ("text_head.weight", "tfmr.embed_tokens.weight")  # a head used only in training, and an unused table
 NUM_MULTILINGUAL_IDS = 2454  # number of text ids in the multilingual release
-X_VECTOR = 256  # width of the voice encoder's x-vector
-DEFAULT, VOICES = "conds.pt", "voices"
-TOLD = ("speaker_emb", "cond_prompt_speech_tokens", "emotion_adv")
-MAX_ROWS = 4096  # rows of prompt and reply; at most the number of speech positions, which limits a reply
+T3_FILES = "t3_*.safetensors"  # a release's language model; some folders have several
 
 
 def convert(release: Release, contents: Contents) -> Converted:
     """Return the checkpoint to be written: all embeddings in one table, and a head over the speech ids."""
+    if POSITIONS in contents.tensors:
+        return convert_turbo(release, contents)
     backbone = read_backbone(BACKBONE, release.backbone, release.tokenizer, {BACKBONE: LLAMA_520M})
     files = read_voices(release.model.parent)
     voices = {name: read_voice_part(name, file, "t3", TOLD) for name, file in files.items()}
@@ -366,28 +266,6 @@ def _voice_rows(tensors: Mapping[str, Tensor], voice: Mapping[str, Tensor]) -> T
     return torch.cat([rows, emotion_row(tensors, emotion.float().flatten())])
 
 
-def read_voices(folder: Path) -> dict[str, Mapping[str, Any]]:
-    """Return the contents of the voice files by name, the default voice first.
-
-    Raise CheckpointError if one is invalid.
-    """
-    found = {"default": read_voice(released_file(folder, DEFAULT))}
-    for path in sorted((folder / VOICES).glob("*.pt")):
-        if not re.fullmatch("[a-z0-9_-]+", path.stem) or path.stem in found:
-            expected = "a name of lower-case letters, digits, - and _ other than default"
-            raise CheckpointError(f"{path}: expected {expected}, got {path.stem!r}")
-        found[path.stem] = read_voice(released_file(path.parent, path.name))
-    return found
-
-
-def read_voice(path: Path) -> Mapping[str, Any]:
-    """Return the contents of a file written by the authors' `Conditionals`: a voice's tensors for T3 and S3Gen."""
-    stored = read_pickled(path, "a voice")
-    if not isinstance(stored, dict):
-        raise CheckpointError(f"{path}: expected a voice, got {type(stored).__name__}")
-    return stored
-
-
 def check_voice(name: str, voice: Mapping[str, Tensor], known: ChatterboxVocabulary) -> None:
     """Raise CheckpointError if a voice's tensors do not match the model."""
     speaker, codes, emotion = voice.values()
@@ -399,10 +277,34 @@ def check_voice(name: str, voice: Mapping[str, Tensor], known: ChatterboxVocabul
     is_code = codes.ndim == 2 and not codes.is_floating_point() and 0 < codes.numel() <= known.num_speech_positions
     if not is_code or len(codes) != 1 or not 0 <= int(codes.min()) <= int(codes.max()) < known.num_speech_ids:
         expected = f"ids of shape [1, n], n <= {known.num_speech_positions}, in [0, {known.num_speech_ids})"
-        raise CheckpointError(f"voice {name}: cond_prompt_speech_tokens: expected {expected}, got {_described(codes)}")
+        raise CheckpointError(f"voice {name}: cond_prompt_speech_tokens: expected {expected}, got {described(codes)}")
 
 
-def _described(values: Tensor) -> str:
-    """Return the shape and the range of a tensor's values for an error message."""
-    span = f" with values in [{values.min():g}, {values.max():g}]" if values.numel() else ""
-    return f"shape {list(values.shape)}{span}"
+def located(release: Release) -> Release:
+    """Return the release with the file of its language model; the codec is in the same folder unless named.
+
+    Raises:
+        CheckpointError: A folder holds no such file, or several.
+    """
+    if not release.model.is_dir():
+        return release
+    found = sorted(path.name for path in release.model.glob(T3_FILES))
+    if len(found) != 1:
+        expected = f"one file {T3_FILES}; name it by --model"
+        raise CheckpointError(f"{release.model}: expected {expected}, got {', '.join(found) or 'none'}")
+    has_codec = any((release.model / name).exists() for name in (FILE, TURBO_FILE))
+    codec = release.model if release.codec is None and has_codec else release.codec
+    return replace(release, model=released_file(release.model, found[0]), codec=codec)
+
+
+def own_tokenizer(release: Release, tensors: Mapping[str, Tensor]) -> Tokenizer | None:
+    """Return the tokenizer of Turbo and Nano; None for other releases.
+
+    Args:
+        release: The release.
+        tensors: Tensors of its language model by published name.
+
+    Raises:
+        CheckpointError: A file is missing or invalid.
+    """
+    return turbo_tokenizer(release.tokenizer) if POSITIONS in tensors else None

@@ -9,10 +9,16 @@ one for the speaker, 32 for the sound, and one for the emotion. Guidance is part
 request has the positions of the text without its ids. The numbers are those of
 https://github.com/resemble-ai/chatterbox, `T3Config`, because the release has no config.json; a checkpoint's
 config.json may override them (`speech_vocabulary`).
+
+Chatterbox Turbo and Nano have GPT-2 instead, and neither guidance nor positions of their own:
+
+    token          voice, codes of its recording │ Hello , Ġyou │ S │ c0 c1 c2 …
+
+The first row is one for the speaker, up to 375 rows are codes, and names of tags such as `[laugh]` are tokens.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from stretto.families.base import Family, PositionStream, Task, UnconditionalContext
@@ -151,6 +157,121 @@ def chatterbox(vocabulary: ChatterboxVocabulary) -> Family:
     )
 
 
+TURBO = "turbo"  # `release` in the record of a vocabulary
+
+
+@dataclass(frozen=True)
+class TurboVocabulary:
+    """Ids of text, a pad, ids of speech (codes, start, end), and one row per voice, in this order.
+
+    Attributes:
+        num_text_ids: Number of ids of the tokenizer, including tags.
+        num_codes: Number of codes.
+        voices: Codes of the recording of each voice, by its name.
+        max_model_len: Maximum number of rows.
+        clones: True if the checkpoint can encode recordings of voices.
+        tags: Tokens that stand for sounds or a manner of speaking, such as `[laugh]`.
+    """
+
+    num_text_ids: int = 50276
+    num_codes: int = 6561
+    voices: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: {"default": (0,)}, hash=False)
+    max_model_len: int = 4096
+    clones: bool = False
+    tags: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.voices or not all(0 <= code < self.num_codes for codes in self.voices.values() for code in codes):
+            raise ValueError(f"expected voices with codes in [0, {self.num_codes}), got {dict(self.voices)}")
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "TurboVocabulary":
+        """Return the vocabulary in `speech_vocabulary` of a checkpoint's config.json."""
+        fields = {name: value for name, value in record.items() if name != "release"}
+        voices = {name: tuple(codes) for name, codes in record["voices"].items()}
+        return cls(**fields | {"voices": voices, "tags": tuple(record["tags"])})
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the vocabulary as `speech_vocabulary` for a checkpoint's config.json."""
+        return {"release": TURBO, **asdict(self), "voices": {name: [*codes] for name, codes in self.voices.items()}}
+
+    @property
+    def pad(self) -> int:
+        """Id of an empty stream, which no row has."""
+        return self.num_text_ids
+
+    @property
+    def codes(self) -> range:
+        """Ids of the codes."""
+        return range(self.pad + 1, self.pad + 1 + self.num_codes)
+
+    @property
+    def start(self) -> int:
+        """Id that precedes the codes."""
+        return self.codes.stop
+
+    @property
+    def end(self) -> int:
+        """Id that the model samples after the codes."""
+        return self.start + 1
+
+    def speaker(self, name: str) -> int:
+        """Return the id of a voice's first row."""
+        return self.end + 1 + list(self.voices).index(name)
+
+    @property
+    def layout(self) -> StreamLayout:
+        return StreamLayout(
+            vocab_size=self.end + 1 + len(self.voices),
+            audio=(self.codes,),
+            delays=(0,),
+            codebook_streams=(0,),
+            pad_id=self.pad,
+            extra=((self.start,),),
+        )
+
+
+# The defaults of `ChatterboxTurboTTS.generate`.
+TURBO_SAMPLING = SamplingConfig(
+    text=SegmentSampling(temperature=0.0),
+    audio=SegmentSampling(temperature=0.8, top_k=1000, top_p=0.95, max_rows=1000),
+    repetition_penalty=1.2,
+)
+MAX_TURBO_CHARS = 2048
+
+
+def chatterbox_turbo(vocabulary: TurboVocabulary) -> Family:
+    """Return the family of a Turbo or Nano checkpoint with this vocabulary."""
+    end = vocabulary.end
+    system = ("audio",) if vocabulary.clones else ()
+    return Family(
+        name="chatterbox",
+        layout=vocabulary.layout,
+        tasks=(Task("tts", (Segment.AUDIO,), (), ("text",), TURBO_SAMPLING, system=system),),
+        codec="s3gen",
+        end_of_reply=end,
+        end_of_text=end,
+        end_of_audio=end,
+        transition=(),
+        guided_streams=(),
+        unconditional=UnconditionalContext(null_id=vocabulary.pad, keep_first=0, keep_last=1),
+        voices=tuple(vocabulary.voices),
+        tags=vocabulary.tags,
+        max_text_chars=MAX_TURBO_CHARS,
+        max_audio_s=MAX_VOICE_S if vocabulary.clones else 0.0,
+        max_model_len=vocabulary.max_model_len,
+        frame_rate=FRAME_RATE,
+        tail=NO_TAIL,
+        penalized="drawn",
+        penalty_follows=True,
+        has_audio_head=True,
+        has_audio_bias=True,
+        leaves_out_extra=True,
+    )
+
+
 def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
-    """Return the family of a checkpoint with this vocabulary; None for the published one."""
+    """Return the family of a checkpoint with this vocabulary; None for the published English one."""
+    if vocabulary and vocabulary.get("release") == TURBO:
+        return chatterbox_turbo(TurboVocabulary.from_record(vocabulary))
     return chatterbox(ChatterboxVocabulary.from_record(vocabulary) if vocabulary else ChatterboxVocabulary())

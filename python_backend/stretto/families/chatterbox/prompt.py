@@ -1,7 +1,9 @@
 """Prompts of Chatterbox's T3: the rows of a voice, the text with its positions, and the start of speech twice.
 
 Text is normalised as by `punc_norm`. Its words are tokenized one by one with `[SPACE]` between them, so that no text
-can spell a marker. Layout: `ChatterboxTTS.generate` and `T3.inference` of https://github.com/resemble-ai/chatterbox,
+can spell a marker. Turbo and Nano have a byte-level BPE instead, in which tags are tokens.
+
+Layout: `ChatterboxTTS.generate` and `T3.inference` of https://github.com/resemble-ai/chatterbox,
 which read the start of speech twice, both times at position 0.
 """
 
@@ -14,8 +16,15 @@ from stretto.encoders.s3gen import MEL_RATE
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.audio_format import CachedEncoder
 from stretto.families.base import Family, Task
-from stretto.families.chatterbox.family import END_OF_TEXT, SPACE, START_OF_TEXT, ChatterboxVocabulary
-from stretto.families.chatterbox.voices import MIN_S, Hearing, RecordedVoice, load_hearing
+from stretto.families.chatterbox.family import (
+    END_OF_TEXT,
+    SPACE,
+    START_OF_TEXT,
+    TURBO,
+    ChatterboxVocabulary,
+    TurboVocabulary,
+)
+from stretto.families.chatterbox.voices import Hearing, RecordedVoice, TurboHearing, load_hearing
 from stretto.families.conversation import Piece
 from stretto.families.prompting import PLAIN, Manner, PromptRows, Template, stream0_rows
 from stretto.families.registry import VOCABULARY, config_at, read_family
@@ -37,19 +46,53 @@ EVENED = (
     ("‘", "'"),
     ("’", "'"),
 )
+# Punctuation that Turbo and Nano leave as it is.
+UNCHANGED_BY_TURBO = ("...", " - ", ";")
 EXAGGERATION = 0.5  # default for recordings, as in the authors' code
 ENDS = (".", "!", "?", "-", ",")
 
 
-def normalised(text: str) -> str:
-    """Return `text` normalised as in training: capitalised, with single spaces, plain punctuation and a final mark."""
+def normalised(text: str, unchanged: tuple[str, ...] = ()) -> str:
+    """Return `text` normalised as in training: capitalised, with single spaces, plain punctuation and a final mark.
+
+    Args:
+        text: Text with at least one character that is not a space.
+        unchanged: Punctuation that is not replaced.
+    """
     if text[0].islower():
         text = text[0].upper() + text[1:]
     text = " ".join(text.split())
     for uncommon, plain in EVENED:
-        text = text.replace(uncommon, plain)
+        if uncommon not in unchanged:
+            text = text.replace(uncommon, plain)
     text = text.rstrip(" ")
     return text if text.endswith(ENDS) else f"{text}."
+
+
+class Recordings:
+    """Voices of recordings, cached by their samples.
+
+    Args:
+        hearing: Networks that encode recordings.
+    """
+
+    def __init__(self, hearing: Hearing):
+        self.hearing, self._voices = hearing, CachedEncoder(hearing.encode)
+
+    def voice(self, piece: Piece) -> RecordedVoice:
+        """Return the voice of a recording; raise InvalidRequest if it is unsuitable."""
+        hearing = self.hearing
+        if piece.pcm is None:
+            raise InvalidRequest(piece.path, "a voice recording as a file or samples", "codes")
+        least = hearing.min_s * MEL_RATE
+        if len(piece.pcm) < least or (hearing.excludes_min and len(piece.pcm) == least):
+            expected = f"{'more than' if hearing.excludes_min else 'at least'} {hearing.min_s} s"
+            raise InvalidRequest(piece.path, expected, f"{len(piece.pcm) / MEL_RATE:.4f} s")
+        try:
+            encoded = self._voices.encode(piece.pcm)
+        except InvalidRequest as error:
+            raise InvalidRequest(piece.path, error.expected, error.got) from None
+        return hearing.voice(encoded)
 
 
 class ChatterboxTemplate:
@@ -71,7 +114,7 @@ class ChatterboxTemplate:
             hearing: Networks that encode recordings; None if the checkpoint has none.
         """
         self._family, self._known, self._tokenizer = family, vocabulary, tokenizer
-        self._hearing, self._voices = hearing, None if hearing is None else CachedEncoder(hearing.encode)
+        self._recordings = None if hearing is None else Recordings(hearing)
         spaces = [token_id for token_id, spelling in tokenizer.tokens.items() if spelling == SPACE]
         if not spaces:
             raise CheckpointError(f"{TOKENIZER_FILE}: expected a token {SPACE}")
@@ -95,29 +138,16 @@ class ChatterboxTemplate:
         if not recordings:
             changed = () if manner.exaggeration is None else (InputAudio(last, 1, self._emotion(manner.exaggeration)),)
             return PromptRows(rows, audios=changed, voice=known.voices.index(voice))
-        recorded = self._recorded(recordings[0])
+        assert self._recordings is not None, "checked by the family"
+        recorded = self._recordings.voice(recordings[0])
         exaggeration = EXAGGERATION if manner.exaggeration is None else manner.exaggeration
         vectors = np.concatenate([recorded.rows, self._emotion(exaggeration)])
         return PromptRows(rows, audios=(InputAudio(0, len(vectors), vectors),), sound=recorded.sound)
 
     def _emotion(self, exaggeration: float) -> np.ndarray:
         """Return the last row of a voice, float32 [1, H]."""
-        assert self._hearing is not None, "checked by the family"
-        return self._hearing.emotion_row(exaggeration)
-
-    def _recorded(self, piece: Piece) -> RecordedVoice:
-        """Return the voice of a recording; raise InvalidRequest if it is unsuitable."""
-        assert self._hearing is not None, "checked by the family"
-        assert self._voices is not None
-        if piece.pcm is None:
-            raise InvalidRequest(piece.path, "a voice recording as a file or samples", "codes")
-        if len(piece.pcm) < MIN_S * MEL_RATE:
-            raise InvalidRequest(piece.path, f"at least {MIN_S} s", f"{len(piece.pcm) / MEL_RATE:.4f} s")
-        try:
-            encoded = self._voices.encode(piece.pcm)
-        except InvalidRequest as error:
-            raise InvalidRequest(piece.path, error.expected, error.got) from None
-        return self._hearing.voice(encoded)
+        assert self._recordings is not None, "checked by the family"
+        return self._recordings.hearing.emotion_row(exaggeration)
 
     def _words(self, text: str, path: str) -> list[int]:
         """Return the ids of a text without begin and end; raise InvalidRequest if there are none or too many."""
@@ -133,6 +163,58 @@ class ChatterboxTemplate:
         return ids[1:]
 
 
+class TurboTemplate:
+    """Prompt template of Chatterbox Turbo and Nano.
+
+    Args:
+        family: The model's family.
+        vocabulary: Its vocabulary.
+        tokenizer: Its tokenizer.
+        hearing: Networks that encode recordings; None if the checkpoint has none.
+    """
+
+    def __init__(
+        self, family: Family, vocabulary: TurboVocabulary, tokenizer: TextTokenizer, hearing: Hearing | None = None
+    ):
+        self._family, self._known, self._tokenizer = family, vocabulary, tokenizer
+        self._recordings = None if hearing is None else Recordings(hearing)
+
+    def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
+        """Return the rows of the last piece's text.
+
+        The voice is that of a recording before the text, or the one called `voice`.
+        """
+        *recordings, piece = pieces
+        assert piece.text is not None, task.name
+        assert voice is not None, task.name
+        known, text = self._known, self._ids(piece.text, piece.path)
+        recorded, codes = None, np.array(known.voices[voice])
+        if recordings:
+            assert self._recordings is not None, "checked by the family"
+            recorded = self._recordings.voice(recordings[0])
+            codes = recorded.codes
+        ids = [known.speaker(voice), *(known.codes.start + codes).tolist(), *text, known.start]
+        rows = stream0_rows(self._family.layout, ids)
+        if recorded is None:
+            return PromptRows(rows, voice=list(known.voices).index(voice))
+        return PromptRows(rows, audios=(InputAudio(0, 1, recorded.rows),), sound=recorded.sound)
+
+    def _ids(self, text: str, path: str) -> list[int]:
+        """Return the ids of a text; raise InvalidRequest if it is empty or too long."""
+        check_text(text, path, self._family.max_text_chars)
+        if not text.strip():
+            raise InvalidRequest(path, "text of at least one character", repr(text))
+        return self._tokenizer.encode(normalised(text.strip(), UNCHANGED_BY_TURBO))
+
+
+def open_turbo(checkpoint: Path, device: str = "cpu") -> TurboTemplate:
+    """Return Turbo's or Nano's template with a checkpoint's tokenizer and, if it has them, encoders of recordings."""
+    config = config_at(checkpoint)
+    known = TurboVocabulary.from_record(config[VOCABULARY])
+    hearing = load_hearing(checkpoint, 1, config["hidden_size"], device, TurboHearing) if known.clones else None
+    return TurboTemplate(read_family(config), known, TextTokenizer.at(checkpoint), hearing)
+
+
 def open_chatterbox(checkpoint: Path, device: str = "cpu") -> ChatterboxTemplate:
     """Return the template with a checkpoint's tokenizer and, if it has them, networks that encode recordings."""
     config = config_at(checkpoint)
@@ -142,10 +224,11 @@ def open_chatterbox(checkpoint: Path, device: str = "cpu") -> ChatterboxTemplate
 
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
-    """Return the template of `open_chatterbox`; raise CheckpointError if the codec has other voices."""
+    """Return the template of a checkpoint; raise CheckpointError if the codec has other voices."""
     folder, number = checkpoint / "codec", codec.spec.num_voices
     names = config_at(folder).get("voices")
     if number != len(family.voices) or names != list(family.voices):
         expected = f"the voices of the model, {', '.join(family.voices)}"
         raise CheckpointError(f"{folder}: expected {expected}, got {number} voices, {names}")
-    return open_chatterbox(checkpoint, device)
+    release = config_at(checkpoint)[VOCABULARY].get("release")
+    return open_turbo(checkpoint, device) if release == TURBO else open_chatterbox(checkpoint, device)

@@ -7,10 +7,15 @@
 
 The steps and constants are those of `ChatterboxTTS.prepare_conditionals`, `VoiceEncoder` and `T3CondEnc` in
 https://github.com/resemble-ai/chatterbox. Both 16 kHz signals are resampled in different ways, as there.
+
+Turbo and Nano first bring a recording to a loudness of -27 LUFS (ITU-R BS.1770-4). T3 then reads the S3 tokens of its
+first 15 s themselves, and no emotion.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +49,8 @@ COUNTERS = ".num_batches_tracked"
 NUM_HEADS = 4  # attention heads of the perceiver
 MAX_CODES = 150  # tokens for T3
 CODES_S, SOUND_S, MIN_S = 6, 10, 0.5  # seconds for T3's tokens, for S3Gen, and the shortest recording
+MAX_TURBO_CODES, TURBO_CODES_S, TURBO_MIN_S = 375, 15, 5.0  # the same for Turbo and Nano
+LOUDNESS = -27.0  # LUFS, to which Turbo and Nano bring a recording
 QUIET = 1e-4  # magnitude below which a recording is silent
 FRAMES_PER_TOKEN = 2  # mel frames
 
@@ -59,6 +66,71 @@ def trimmed(pcm: np.ndarray) -> np.ndarray:
     power = np.maximum(np.square(frames, dtype=np.float32).mean(1), 1e-10)
     loud = np.flatnonzero(10 * np.log10(power / power.max()) > -TRIM_DB)
     return pcm[loud[0] * TRIM_HOP : (loud[-1] + 1) * TRIM_HOP]
+
+
+# K-weighting of BS.1770 as two filters (Robert Bristow-Johnson's): gain in dB, Q, frequency in Hz, kind.
+SHELF, HIGH_PASS = (4.0, math.sqrt(0.5), 1500.0), (0.5, 38.0)
+BLOCK_S, OVERLAP = 0.4, 0.75
+ABSOLUTE_GATE, RELATIVE_GATE, OFFSET = -70.0, -10.0, -0.691
+NUM_TAPS = 8192  # the high-pass filter's response falls by 1e-35 in this many samples at 24 kHz
+
+
+def _shelf(rate: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return numerator and denominator of the filter that lifts high frequencies."""
+    gain, q, frequency = SHELF
+    level, w = 10 ** (gain / 40), 2 * math.pi * frequency / rate
+    cos, more = math.cos(w), 2 * math.sqrt(level) * math.sin(w) / (2 * q)
+    up, down = level + 1, level - 1
+    above = level * np.array([up + down * cos + more, -2 * (down + up * cos), up + down * cos - more])
+    return above, np.array([up - down * cos + more, 2 * (down - up * cos), up - down * cos - more])
+
+
+def _high_pass(rate: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return numerator and denominator of the filter that removes low frequencies."""
+    q, frequency = HIGH_PASS
+    w = 2 * math.pi * frequency / rate
+    cos, alpha = math.cos(w), math.sin(w) / (2 * q)
+    return np.array([(1 + cos) / 2, -(1 + cos), (1 + cos) / 2]), np.array([1 + alpha, -2 * cos, 1 - alpha])
+
+
+@cache
+def _response(make: Callable[[int], tuple[np.ndarray, np.ndarray]], rate: int) -> np.ndarray:
+    """Return the impulse response of a filter, float64 [NUM_TAPS]."""
+    above, below = make(rate)
+    above, below, response = above / below[0], below / below[0], np.zeros(NUM_TAPS + 2)
+    for at in range(NUM_TAPS):
+        new = above[at] if at < len(above) else 0.0
+        response[at + 2] = new - below[1] * response[at + 1] - below[2] * response[at]
+    return response[2:]
+
+
+def loudness(pcm: np.ndarray, rate: int) -> float:
+    """Return the integrated loudness of a recording in LUFS, -inf if all of it is below the absolute gate.
+
+    Args:
+        pcm: Mono samples, float32 [n], at least 0.4 s.
+        rate: Sample rate in Hz.
+    """
+    size = 1 << (len(pcm) + NUM_TAPS).bit_length()
+    for make in (_shelf, _high_pass):  # rounded to float32 after each
+        spectrum = np.fft.rfft(pcm, size) * np.fft.rfft(_response(make, rate), size)
+        pcm = np.fft.irfft(spectrum, size)[: len(pcm)].astype(np.float32)
+    step = BLOCK_S * (1 - OVERLAP)
+    number = round((len(pcm) / rate - BLOCK_S) / step) + 1
+    begins = [int(BLOCK_S * (at * (1 - OVERLAP)) * rate) for at in range(number)]
+    ends = [int(BLOCK_S * (at * (1 - OVERLAP) + 1) * rate) for at in range(number)]
+    sums = [np.square(pcm[begin:end]).sum() for begin, end in zip(begins, ends, strict=True)]
+    powers = np.array(sums, np.float64) / (BLOCK_S * rate)
+
+    def level(power: np.ndarray) -> np.ndarray:
+        with np.errstate(divide="ignore"):
+            return OFFSET + 10 * np.log10(power)
+
+    audible = powers[level(powers) >= ABSOLUTE_GATE]
+    if not len(audible):
+        return -math.inf
+    gate = level(audible.mean()) + RELATIVE_GATE
+    return float(level(powers[(level(powers) > gate) & (level(powers) > ABSOLUTE_GATE)].mean()))
 
 
 class VoiceEncoder(nn.Module):
@@ -82,6 +154,16 @@ class VoiceEncoder(nn.Module):
         return mean / mean.norm()
 
 
+def speaker_row(tensors: Mapping[str, Tensor], speaker: Tensor) -> Tensor:
+    """Compute the first embedding row of a voice, float32 [1, H].
+
+    Args:
+        tensors: T3's tensors by published name, float32.
+        speaker: x-vector of the voice encoder, [256].
+    """
+    return F.linear(speaker[None], *(tensors[f"{CONDITIONS}spkr_enc.{part}"] for part in ("weight", "bias")))
+
+
 def voice_rows(tensors: Mapping[str, Tensor], speaker: Tensor, codes: Tensor) -> Tensor:
     """Compute the embedding rows of a voice except the last one, float32 [n - 1, H], as in `T3CondEnc`.
 
@@ -90,10 +172,9 @@ def voice_rows(tensors: Mapping[str, Tensor], speaker: Tensor, codes: Tensor) ->
         speaker: x-vector of the voice encoder, [256].
         codes: Tokens of the recording, int64 [t].
     """
-    weight, bias = (tensors[f"{CONDITIONS}spkr_enc.{part}"] for part in ("weight", "bias"))
     speech_rows = tensors[SPEECH][codes] + tensors[SPEECH_POSITIONS][: len(codes)]
     before = _attend(tensors, tensors[f"{PERCEIVER}pre_attention_query"][0], speech_rows)
-    return torch.cat([F.linear(speaker[None], weight, bias), _attend(tensors, before, before)])
+    return torch.cat([speaker_row(tensors, speaker), _attend(tensors, before, before)])
 
 
 def emotion_row(tensors: Mapping[str, Tensor], exaggeration: Tensor) -> Tensor:
@@ -121,19 +202,28 @@ class RecordedVoice:
     """Voice of a recording.
 
     Attributes:
-        rows: Embedding rows for T3 except the last one, float32 [n - 1, H].
+        rows: Embedding rows for T3, except for the emotion, float32 [n, H].
         sound: Recording for S3Gen.
+        codes: Tokens that T3 itself reads, int32 [t]; empty except for Turbo and Nano.
     """
 
     rows: np.ndarray
     sound: Sound
+    codes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
 
     def to_array(self) -> np.ndarray:
-        """Return rows, tokens, mel and x-vector, one after the other, as float32 [N]. Tokens are below 2^24."""
-        return np.concatenate([self.rows.ravel(), *(each.ravel().astype(np.float32) for each in self.sound.arrays())])
+        """Return rows, tokens, mel and x-vector, one after the other, as float32 [N]. Tokens are below 2^24.
+
+        Codes and their number are in front, if there are any.
+        """
+        front = [np.array([len(self.codes)]), self.codes] if len(self.codes) else []
+        parts = [*front, self.rows, *self.sound.arrays()]
+        return np.concatenate([each.ravel().astype(np.float32) for each in parts])
 
     @classmethod
-    def from_array(cls, array: np.ndarray, rows_shape: tuple[int, int], num_mels: int, speaker: int) -> "RecordedVoice":
+    def from_array(
+        cls, array: np.ndarray, rows_shape: tuple[int, int], num_mels: int, speaker: int, has_codes: bool = False
+    ) -> "RecordedVoice":
         """Return the voice in the result of `to_array`.
 
         Args:
@@ -141,13 +231,18 @@ class RecordedVoice:
             rows_shape: Shape of the rows.
             num_mels: Number of mel bins.
             speaker: Width of the x-vector.
+            has_codes: True if T3 reads codes.
         """
+        codes = np.zeros(0, np.int32)
+        if has_codes:
+            number = int(array[0])
+            codes, array = array[1 : 1 + number].astype(np.int32), array[1 + number :]
         num_rows, width = rows_shape
         begin, end = num_rows * width, len(array) - speaker
         num_tokens = (end - begin) // (1 + FRAMES_PER_TOKEN * num_mels)
         tokens, mel = np.split(array[begin:end], [num_tokens])
         sound = Sound.from_arrays(tokens, mel.reshape(-1, num_mels), array[end:])
-        return cls(array[:begin].reshape(rows_shape), sound)
+        return cls(array[:begin].reshape(rows_shape), sound, codes)
 
 
 class Hearing(nn.Module):
@@ -158,7 +253,16 @@ class Hearing(nn.Module):
         num_layers: Number of its layers.
         speaker: Width of S3Gen's x-vector.
         num_mels: Number of bins of S3Gen's mel spectrogram.
+
+    Attributes:
+        condition: T3's tensors that make rows, by published name.
+        min_s: Length that a recording must have, or exceed, in seconds.
+        excludes_min: True if it must be longer than that.
     """
+
+    condition_names: tuple[str, ...] = (CONDITIONS, SPEECH, SPEECH_POSITIONS)
+    min_s, excludes_min = MIN_S, False
+    codes_s, max_codes = CODES_S, MAX_CODES
 
     def __init__(self, width: int, num_layers: int, speaker: int, num_mels: int):
         super().__init__()
@@ -179,17 +283,44 @@ class Hearing(nn.Module):
         Raises:
             InvalidRequest: The recording is silent, or almost.
         """
+        if np.abs(pcm).max() < QUIET:
+            raise InvalidRequest("audio", "a recording of a voice", "silence")
+        pcm = self.levelled(pcm)
         resampled = soxr.resample(pcm, MEL_RATE, TOKEN_RATE_HZ)
         size = -(-len(pcm) * TOKEN_RATE_HZ // MEL_RATE)
         at16 = np.pad(resampled[:size], (0, max(0, size - len(resampled))))
-        if np.abs(pcm).max() < QUIET:
-            raise InvalidRequest("audio", "a recording of a voice", "silence")
-        codes = self.tokenizer.encode(self._tensor(at16[: CODES_S * TOKEN_RATE_HZ]), MAX_CODES)
+        codes = self.tokenizer.encode(self._tensor(at16[: self.codes_s * TOKEN_RATE_HZ]), self.max_codes)
         speaker = self.ve.encode(self._tensor(trimmed(at16)))
         if not speaker.isfinite().all():
             raise InvalidRequest("audio", "a recording of a voice", "one that the voice encoder cannot represent")
-        rows = voice_rows(self.condition, speaker, codes)
-        return RecordedVoice(rows.cpu().numpy(), self.sound(pcm)).to_array()
+        return self.recorded(speaker, codes, self.sound(pcm)).to_array()
+
+    def levelled(self, pcm: np.ndarray) -> np.ndarray:
+        """Return a recording, float32 [n] at 24 kHz, at the loudness that the model expects; here unchanged."""
+        return pcm
+
+    def recorded(self, speaker: Tensor, codes: Tensor, sound: Sound) -> RecordedVoice:
+        """Return the voice with an x-vector [256], T3's tokens [t], and a recording for S3Gen."""
+        return RecordedVoice(voice_rows(self.condition, speaker, codes).cpu().numpy(), sound)
+
+    def check_condition(self, num_rows: int, hidden_size: int, path: Path) -> None:
+        """Raise CheckpointError if the tensors that make rows are missing or of other sizes than T3's.
+
+        Args:
+            num_rows: Number of rows of a voice.
+            hidden_size: Width of T3.
+            path: File of the tensors, for the message.
+        """
+        codes = torch.full((MAX_CODES,), NUM_TOKENS - 1)
+        made = _made(
+            lambda: [
+                voice_rows(self.condition, torch.zeros(WIDTH), codes),
+                emotion_row(self.condition, torch.zeros(1)),
+            ],
+            path,
+        )
+        if made.shape != (num_rows, hidden_size):
+            raise CheckpointError(f"{path}: expected rows {[num_rows, hidden_size]} of a voice, got {list(made.shape)}")
 
     def voice(self, encoded: np.ndarray) -> RecordedVoice:
         """Return the voice in the result of `encode`."""
@@ -222,7 +353,36 @@ class Hearing(nn.Module):
         return torch.from_numpy(np.ascontiguousarray(pcm, np.float32)).to(self._device)
 
 
-def hearing_of(tensors: Mapping[str, Tensor]) -> Hearing:
+class TurboHearing(Hearing):
+    """Networks that encode recordings for Turbo and Nano, which read codes and a row for the speaker."""
+
+    condition_names = (CONDITIONS,)
+    min_s, excludes_min = TURBO_MIN_S, True
+    codes_s, max_codes = TURBO_CODES_S, MAX_TURBO_CODES
+
+    def levelled(self, pcm: np.ndarray) -> np.ndarray:
+        """Return a recording, float32 [n] at 24 kHz, at -27 LUFS."""
+        gain = 10 ** ((LOUDNESS - loudness(pcm, MEL_RATE)) / 20)
+        return (pcm * gain).astype(np.float32) if 0 < gain < math.inf else pcm
+
+    def recorded(self, speaker: Tensor, codes: Tensor, sound: Sound) -> RecordedVoice:
+        """Return the voice with an x-vector [256], T3's tokens [t], and a recording for S3Gen."""
+        row = speaker_row(self.condition, speaker).cpu().numpy()
+        return RecordedVoice(row, sound, codes.cpu().numpy().astype(np.int32))
+
+    def voice(self, encoded: np.ndarray) -> RecordedVoice:
+        """Return the voice in the result of `encode`."""
+        width = len(self.condition[f"{CONDITIONS}spkr_enc.bias"])
+        return RecordedVoice.from_array(encoded, (1, width), self.num_mels, self.speaker, has_codes=True)
+
+    def check_condition(self, num_rows: int, hidden_size: int, path: Path) -> None:
+        """Raise CheckpointError if the tensors that make the speaker's row are missing or of other sizes than T3's."""
+        made = _made(lambda: [speaker_row(self.condition, torch.zeros(WIDTH))], path)
+        if made.shape != (1, hidden_size):
+            raise CheckpointError(f"{path}: expected rows {[1, hidden_size]} of a voice, got {list(made.shape)}")
+
+
+def hearing_of(tensors: Mapping[str, Tensor], kind: type[Hearing] = Hearing) -> Hearing:
     """Return the networks with the sizes of published tensors; raise CheckpointError if one is missing."""
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     layers = {name.split(".")[3] for name in shapes if name.startswith(f"{TOKENIZER}encoder.blocks.")}
@@ -234,10 +394,12 @@ def hearing_of(tensors: Mapping[str, Tensor]) -> Hearing:
     if width % 64:
         raise CheckpointError(f"{names[0]}: expected a width that is a multiple of 64, got {width}")
     with torch.device("meta"):
-        return Hearing(width, len(layers), speaker, num_mels=80)
+        return kind(width, len(layers), speaker, num_mels=80)
 
 
-def load_hearing(checkpoint: Path, num_rows: int, hidden_size: int, device: str = "cpu") -> Hearing:
+def load_hearing(
+    checkpoint: Path, num_rows: int, hidden_size: int, device: str = "cpu", kind: type[Hearing] = Hearing
+) -> Hearing:
     """Load the networks in `hearing/` of a checkpoint.
 
     Args:
@@ -245,30 +407,27 @@ def load_hearing(checkpoint: Path, num_rows: int, hidden_size: int, device: str 
         num_rows: Number of rows of a voice.
         hidden_size: Width of T3.
         device: torch device.
+        kind: Class of the networks.
 
     Raises:
         CheckpointError: Files or tensors are missing or do not match.
     """
     path = checkpoint / FOLDER / "model.safetensors"
     tensors = read_tensors(path)
-    is_condition = lambda name: name.startswith((CONDITIONS, SPEECH, SPEECH_POSITIONS))  # noqa: E731
-    hearing = hearing_of(tensors)
+    is_condition = lambda name: name.startswith(kind.condition_names)  # noqa: E731
+    hearing = hearing_of(tensors, kind)
     networks = {name: tensor for name, tensor in tensors.items() if not is_condition(name)}
     load_strictly(hearing, networks, path, assign=True)
     hearing = hearing.eval().requires_grad_(False).to(device)
     hearing.condition = {name: tensor for name, tensor in tensors.items() if is_condition(name)}
-    _check_condition(hearing, num_rows, hidden_size, path)
+    hearing.check_condition(num_rows, hidden_size, path)
     hearing.condition = {name: tensor.to(device) for name, tensor in hearing.condition.items()}
     return hearing
 
 
-def _check_condition(hearing: Hearing, num_rows: int, hidden_size: int, path: Path) -> None:
-    """Raise CheckpointError if the tensors that make rows are missing or of other sizes than T3's."""
-    codes = torch.full((MAX_CODES,), NUM_TOKENS - 1)
+def _made(make: Callable[[], list[Tensor]], path: Path) -> Tensor:
+    """Return the rows that `make` computes; raise CheckpointError if tensors are missing or do not match."""
     try:
-        rows = voice_rows(hearing.condition, torch.zeros(WIDTH), codes), emotion_row(hearing.condition, torch.zeros(1))
-        made = torch.cat(rows)
+        return torch.cat(make())
     except (LookupError, RuntimeError) as error:
         raise CheckpointError(f"{path}: expected the tensors of a voice's rows, got {error!r}") from error
-    if made.shape != (num_rows, hidden_size):
-        raise CheckpointError(f"{path}: expected rows {[num_rows, hidden_size]} of a voice, got {list(made.shape)}")

@@ -1,0 +1,194 @@
+"""Parts that all releases of Chatterbox have: voices, S3Gen, and the networks that encode recordings."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stretto.codecs.s3gen import FRAMES_PER_TOKEN, LONGEST, MIXER, S3GenCodec, S3GenConfig
+from stretto.errors import CheckpointError
+from stretto.families.chatterbox.voices import (
+    COUNTERS,
+    FOLDER,
+    SPEAKER,
+    TOKENIZER,
+    UNUSED,
+    VOICE_ENCODER,
+    Hearing,
+    hearing_of,
+)
+from stretto.families.conversion import Network
+from stretto.untrusted_files import released_file
+from stretto.weights.loading import open_tensors, read_pickled
+from stretto.weights.tensors import Part, check
+
+FILE, TURBO_FILE, VOICE_ENCODER_FILE = "s3gen.safetensors", "s3gen_meanflow.safetensors", "ve.safetensors"
+HEARING = (TOKENIZER, SPEAKER)
+VOICE_TENSORS = ("prompt_token", "prompt_feat", "embedding")
+# Weights stored as magnitude and direction.
+NORMED = re.compile(
+    r"mel2wav\.(conv_pre|conv_post|ups\.\d+|(source_)?resblocks\.\d+\.convs[12]\.\d+"
+    r"|f0_predictor\.condnet\.\d+)\.weight"
+)
+
+
+def s3gen(folder: Path, voices: Mapping[str, Mapping[str, Any]], num_codes: int, file: str = FILE) -> Network:
+    """Return the codec to be written, with its voices.
+
+    Args:
+        folder: Folder of the release.
+        voices: Contents of the voice files by voice name.
+        num_codes: Number of codes in the language model's vocabulary.
+        file: Name of the codec's file.
+
+    Raises:
+        CheckpointError: If anything does not match; the message names it.
+    """
+    stored = open_tensors(released_file(folder, file))
+    speaking = {name: tensor for name, tensor in stored.items() if not name.startswith(HEARING)}
+    for number, (name, voice) in enumerate(voices.items()):
+        parts = voice_tensors(name, voice, num_codes)
+        speaking |= {f"voices.{number}.{part}": tensor for part, tensor in parts.items()}
+    config = S3GenConfig.from_shapes({name: tuple(tensor.shape) for name, tensor in speaking.items()})
+    if config.codebook_size != num_codes:
+        raise CheckpointError(f"{folder / file}: expected {num_codes} codes, got {config.codebook_size}")
+    if config.estimator.is_meanflow != (file == TURBO_FILE):
+        expected = f"{'a' if file == TURBO_FILE else 'no'} tensor that ends in {MIXER}"
+        raise CheckpointError(f"{folder / file}: expected {expected}")
+    plan = {name: Part(name, shape) for name, shape in s3gen_shapes(config).items()}
+    check(plan, speaking, ())
+    return Network("codec", {"model_type": "s3gen", "voices": list(voices)}, plan, speaking)
+
+
+def hearing_with(folder: Path, file: str, condition: Mapping[str, Tensor], kind: type[Hearing]) -> Network:
+    """Return the networks that encode recordings of voices.
+
+    Args:
+        folder: Folder of the release.
+        file: Name of the codec's file, which contains the tokenizer and the x-vector network.
+        condition: Tensors that make rows, by published name.
+        kind: Class of the networks.
+
+    Raises:
+        CheckpointError: If a file is missing, or tensors do not match; the message names them.
+    """
+    stored = open_tensors(released_file(folder, file))
+    try:
+        path = released_file(folder, VOICE_ENCODER_FILE)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; --no-hearing converts a release that encodes no recordings") from error
+    tensors = {name: tensor for name, tensor in stored.items() if name.startswith(HEARING)}
+    tensors |= {f"{VOICE_ENCODER}{name}": tensor for name, tensor in open_tensors(path).items()}
+    tensors = {name: each for name, each in tensors.items() if name not in UNUSED and not name.endswith(COUNTERS)}
+    shapes = {name: tuple(each.shape) for name, each in hearing_of(tensors, kind).state_dict().items()}
+    network = {name: Part(name, shape) for name, shape in shapes.items()}
+    check(network, tensors, ())
+    network |= {name: Part(name, tuple(each.shape)) for name, each in condition.items()}
+    return Network(FOLDER, {"model_type": "chatterbox_hearing"}, network, tensors | dict(condition))
+
+
+def s3gen_shapes(config: S3GenConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of all tensors of S3Gen and of the voices, by name."""
+    with torch.device("meta"):
+        plain = {name: tuple(tensor.shape) for name, tensor in S3GenCodec(config).state_dict().items()}
+    found: dict[str, tuple[int, ...]] = {}
+    for name, shape in plain.items():
+        if NORMED.fullmatch(name):
+            stem = f"{name.removesuffix('weight')}parametrizations.weight.original"
+            found |= {f"{stem}0": (shape[0], 1, 1), f"{stem}1": shape}
+        else:
+            found[name] = shape
+    return found
+
+
+def read_voice_part(name: str, voice: Mapping[str, Any], part: str, names: tuple[str, ...]) -> Mapping[str, Tensor]:
+    """Return the tensors called `names` in one part of a voice file.
+
+    Args:
+        name: Name of the voice, for error messages.
+        voice: Contents of the file.
+        part: Model that the tensors are for, `t3` or `gen`.
+        names: Names of the tensors.
+
+    Raises:
+        CheckpointError: If one is missing, is not a tensor of floats or of int32 or int64, or is not finite.
+    """
+    values = voice.get(part)
+    if not isinstance(values, dict) or not all(torch.is_tensor(values.get(each)) for each in names):
+        raise CheckpointError(f"voice {name}: expected the tensors {part}.{f', {part}.'.join(names)}")
+    for each in names:
+        if not _is_finite(values[each]):
+            expected = "finite floating-point, int32 or int64 numbers"
+            raise CheckpointError(f"voice {name}: {part}.{each}: expected {expected}, got {values[each].dtype}")
+    return {each: values[each] for each in names}
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Return True if all numbers of a tensor are finite as float32."""
+    is_plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
+    is_number = tensor.is_floating_point() or tensor.dtype in (torch.int32, torch.int64)
+    return is_plain and is_number and bool(tensor.float().isfinite().all())
+
+
+def voice_tensors(name: str, voice: Mapping[str, Any], num_codes: int) -> dict[str, Tensor]:
+    """Return a voice's tensors for the codec's `Voice`.
+
+    In the authors' code, a recording has two mel frames per token or, depending on its length, one more in total. The
+    extra frame, which has no token, is dropped.
+
+    Args:
+        name: Name of the voice, for error messages.
+        voice: Contents of the voice file.
+        num_codes: Number of codes in the language model's vocabulary.
+
+    Raises:
+        CheckpointError: If the tensors do not match the model.
+    """
+    tokens, mel, speaker = read_voice_part(name, voice, "gen", VOICE_TENSORS).values()
+    is_code = tokens.ndim == 2 and not tokens.is_floating_point() and 0 < tokens.numel() <= LONGEST
+    if not is_code or len(tokens) != 1 or not 0 <= int(tokens.min()) <= int(tokens.max()) < num_codes:
+        expected = f"codes of shape [1, n], n <= {LONGEST}, in [0, {num_codes})"
+        raise CheckpointError(f"voice {name}: prompt_token: expected {expected}, got {described(tokens)}")
+    frames = FRAMES_PER_TOKEN * tokens.shape[1]
+    if mel.ndim != 3 or len(mel) != 1 or mel.shape[1] - frames not in (0, 1):
+        raise CheckpointError(f"voice {name}: prompt_feat: expected shape [1, {frames}, mels], got {list(mel.shape)}")
+    return {"tokens": tokens[0].long(), "mel": mel[0, :frames].float().T, "speaker": speaker.float().flatten()}
+
+
+EMBEDDINGS, HEAD, HEAD_BIAS = "text_emb.weight", "speech_head.weight", "speech_head.bias"
+LAYERS = "tfmr."  # prefix of the backbone's tensors
+MAX_ROWS = 4096  # rows of prompt and reply; at most the number of speech positions, which limits a reply
+X_VECTOR = 256  # width of the voice encoder's x-vector
+DEFAULT, VOICES = "conds.pt", "voices"
+TOLD = ("speaker_emb", "cond_prompt_speech_tokens", "emotion_adv")
+
+
+def read_voices(folder: Path) -> dict[str, Mapping[str, Any]]:
+    """Return the contents of the voice files by name, the default voice first.
+
+    Raise CheckpointError if one is invalid.
+    """
+    found = {"default": read_voice(released_file(folder, DEFAULT))}
+    for path in sorted((folder / VOICES).glob("*.pt")):
+        if not re.fullmatch("[a-z0-9_-]+", path.stem) or path.stem in found:
+            expected = "a name of lower-case letters, digits, - and _ other than default"
+            raise CheckpointError(f"{path}: expected {expected}, got {path.stem!r}")
+        found[path.stem] = read_voice(released_file(path.parent, path.name))
+    return found
+
+
+def read_voice(path: Path) -> Mapping[str, Any]:
+    """Return the contents of a file written by the authors' `Conditionals`: a voice's tensors for T3 and S3Gen."""
+    stored = read_pickled(path, "a voice")
+    if not isinstance(stored, dict):
+        raise CheckpointError(f"{path}: expected a voice, got {type(stored).__name__}")
+    return stored
+
+
+def described(values: Tensor) -> str:
+    """Return the shape and the range of a tensor's values for an error message."""
+    span = f" with values in [{values.min():g}, {values.max():g}]" if values.numel() else ""
+    return f"shape {list(values.shape)}{span}"

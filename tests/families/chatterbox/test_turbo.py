@@ -1,0 +1,218 @@
+"""Chatterbox Turbo: its release, prompts with tags, and voices from recordings as the authors encode them."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from benchmarks.checkpoints.random_chatterbox import TAGS, convert_turbo, voice, write_turbo
+from stretto.convert.command import main
+from stretto.errors import InvalidRequest
+from stretto.families.chatterbox.family import TurboVocabulary
+from stretto.families.chatterbox.prompt import open_turbo
+from stretto.families.chatterbox.voices import TurboHearing, loudness
+from stretto.families.registry import VOCABULARY, config_at, family_at
+from stretto.preprocessing.request import Preprocessor, RawRequest
+from stretto.weights.loading import open_tensors
+from tests.chatterbox_release import TURBO, write
+from tests.chatterbox_voices import at_24_khz, authors, networks
+from tests.refused_conversion import refused
+
+REPLIES = TURBO["replies"]
+LONG = ("even", "silence", "long", "stereo")  # recordings of more than 5 s
+Tensors = dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return convert_turbo(tmp_path_factory.mktemp("turbo"))
+
+
+@pytest.fixture(scope="module")
+def known(checkpoint: Path) -> TurboVocabulary:
+    return TurboVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
+
+
+def test_rows_are_the_speaker_codes_text_and_the_start(checkpoint: Path, known: TurboVocabulary) -> None:
+    template, family = open_turbo(checkpoint), family_at(checkpoint)
+    table = open_tensors(checkpoint)["transformer.wte.weight"]
+    for reply in REPLIES:
+        ids = write(template, family, reply["text"], reply["voice"])[:, 0].tolist()
+        codes = known.voices[reply["voice"]]
+        assert ids[0] == known.speaker(reply["voice"])
+        assert ids[1 : 1 + len(codes)] == [known.codes.start + code for code in codes]
+        assert ids[1 + len(codes) :] == [*reply["ids"], known.start]
+        assert float(table[ids[0]].abs().sum()) == pytest.approx(reply["speaker_row"], rel=1e-5)
+    assert not table[known.pad].any()
+
+
+def test_tags_are_tokens_and_other_names_are_text(checkpoint: Path, known: TurboVocabulary) -> None:
+    assert family_at(checkpoint).tags == known.tags == TAGS
+    template, family = open_turbo(checkpoint), family_at(checkpoint)
+    number = len(known.voices["default"])
+    tagged, plain = (
+        write(template, family, text)[1 + number : -1, 0].tolist() for text in ("A [laugh] b", "A [bark] b")
+    )
+    tags = range(known.num_text_ids - len(TAGS), known.num_text_ids)
+    assert [token for token in tagged if token in tags] == [tags[TAGS.index("[laugh]")]]
+    assert not set(plain) & {*tags}
+
+
+@pytest.mark.parametrize(("text", "expected"), [(" \n", "at least one character"), ("b" * 2049, "at most 2048")])
+def test_unsuitable_texts_are_refused(text: str, expected: str, checkpoint: Path) -> None:
+    with pytest.raises(InvalidRequest, match=expected):
+        write(open_turbo(checkpoint), family_at(checkpoint), text)
+
+
+def test_options_of_other_releases_are_refused(checkpoint: Path) -> None:
+    preprocessor = Preprocessor(checkpoint)
+    for options, field in (
+        ('{"exaggeration": 0.7}', "options.exaggeration"),
+        ('{"language": "en"}', "options.language"),
+    ):
+        with pytest.raises(InvalidRequest, match=field):
+            preprocessor.prepare(RawRequest(text="hello", options=options))
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_recordings_are_encoded_as_the_authors_do(name: str, checkpoint: Path) -> None:
+    """The loudness is that of pyloudnorm, which the authors call."""
+    hearing = networks(TurboHearing)
+    hearing.condition = {
+        name: tensor
+        for name, tensor in load_file(checkpoint / "hearing" / "model.safetensors").items()
+        if "cond_enc" in name
+    }
+    stored = {key.removeprefix(f"turbo.{name}."): each for key, each in authors().items() if f"turbo.{name}." in key}
+    pcm = at_24_khz(name)
+    voice = hearing.voice(hearing.encode(pcm))
+    np.testing.assert_array_equal(voice.codes, stored["t3_tokens"])
+    tokens, mel, x_vector = voice.sound.arrays()
+    np.testing.assert_array_equal(tokens, stored["prompt_token"])
+    np.testing.assert_allclose(mel.mean(0), stored["mel_mean"], atol=3e-2)  # one frame may be dropped
+    np.testing.assert_allclose(x_vector, stored["embedding"], atol=1e-5)
+    weight, bias = (hearing.condition[f"cond_enc.spkr_enc.{part}"].numpy() for part in ("weight", "bias"))
+    np.testing.assert_allclose(voice.rows[0], weight @ stored["speaker_emb"] + bias, atol=1e-4)
+    assert loudness(hearing.levelled(pcm), 24_000) == pytest.approx(-27, abs=1e-3)
+
+
+def test_silence_has_no_loudness() -> None:
+    assert loudness(np.zeros(24_000, np.float32), 24_000) == -np.inf
+
+
+def asked(pcm: np.ndarray) -> RawRequest:
+    turns = [{"role": "system", "audio": "pcm_in"}, {"role": "user", "text": "hello"}]
+    return RawRequest(messages=json.dumps(turns), pcm_in=pcm, sample_rate=24_000)
+
+
+def test_a_request_in_the_voice_of_a_recording(checkpoint: Path, known: TurboVocabulary) -> None:
+    preprocessor = Preprocessor(checkpoint)
+    prompt = preprocessor.prepare(asked(at_24_khz("even")))
+    (audio,) = prompt.audios
+    assert (audio.first_row, audio.num_rows) == (0, 1)
+    codes = authors()["turbo.even.t3_tokens"]
+    assert prompt.rows[1 : 1 + len(codes), 0].tolist() == [known.codes.start + code for code in codes]
+    assert prompt.sound is not None
+    with pytest.raises(InvalidRequest, match=r"expected more than 5.0 s, got 5.0000 s"):
+        preprocessor.prepare(asked(np.ones(5 * 24_000, np.float32)))
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_turbo(tmp_path_factory.mktemp("turbo_release") / "release")
+
+
+@pytest.fixture
+def release(published: Path, tmp_path: Path) -> Path:
+    """A copy of the release, of which a test may replace files."""
+    return Path(shutil.copytree(published, tmp_path / "release"))
+
+
+def refusal(release: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """Return the one line with which a conversion of the folder ends."""
+    out = release.parent / "out"
+    return refused(["chatterbox", "--model", str(release), "--out", str(out)], out, capsys)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda t: t.pop("speech_head.bias"), "missing: speech_head.bias"),
+        (lambda t: t.pop("tfmr.h.1.ln_2.weight"), "missing: tfmr.h.1.ln_2.weight"),
+        (lambda t: t.update(more=torch.ones(1)), "unknown: more"),
+        (lambda t: t.update({"speech_emb.weight": torch.ones(8194, 128)}), "expected 6563 ids, got 8194"),
+        (lambda t: t.update({"tfmr.wpe.weight": torch.ones(9, 100)}), "a multiple of 64, got 100"),
+        (lambda t: t.update({"text_emb.weight": torch.ones(9, 128)}), "a tokenizer of at most 9 tokens"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(
+    release: Path, edit: Callable[[Tensors], object], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = release / "t3_turbo_v1.safetensors"
+    tensors = load_file(path)
+    edit(tensors)
+    path.unlink()
+    save_file(tensors, path)
+    assert message in refusal(release, capsys)
+
+
+def rename(folder: Path, old: str, new: str) -> None:
+    (folder / old).rename(folder / new)
+
+
+def without_mixer(folder: Path) -> None:
+    tensors = load_file(folder / "s3gen_meanflow.safetensors")
+    tensors = {name: tensor for name, tensor in tensors.items() if "mixer" not in name}
+    (folder / "s3gen_meanflow.safetensors").unlink()
+    save_file(tensors, folder / "s3gen_meanflow.safetensors")
+
+
+def other_voice(codes: torch.Tensor) -> Callable[[Path], None]:
+    def store(folder: Path) -> None:
+        made: dict[str, Any] = voice(5)
+        made["t3"]["cond_prompt_speech_tokens"] = codes
+        torch.save(made, folder / "conds.pt")
+
+    return store
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda folder: rename(folder, "t3_turbo_v1.safetensors", "other"), "expected one file t3_*.safetensors"),
+        (
+            lambda folder: shutil.copy(folder / "t3_turbo_v1.safetensors", folder / "t3_cfg.safetensors"),
+            "got t3_cfg.safetensors, t3_turbo_v1.safetensors",
+        ),
+        (without_mixer, "expected a tensor that ends in time_embed_mixer.weight"),
+        (
+            lambda folder: (folder / "added_tokens.json").write_text('{"[laugh]": 900}'),
+            "expected the next id, 262, got 900",
+        ),
+        (lambda folder: (folder / "merges.txt").unlink(), "merges.txt"),
+        (other_voice(torch.full((1, 4), 6561)), "expected codes in [0, 6561)"),
+        (other_voice(torch.zeros(1, 376, dtype=torch.int64)), "at most 375"),
+    ],
+)
+def test_files_that_do_not_fit_are_named(
+    release: Path, edit: Callable[[Path], object], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit(release)
+    assert message in refusal(release, capsys)
+
+
+def test_a_tokenizer_json_gives_the_same_tokens(release: Path, checkpoint: Path) -> None:
+    """Tags may be marked as special tokens there."""
+    record = json.loads((checkpoint / "tokenizer.json").read_text())
+    for token in record["added_tokens"]:
+        token["special"] = True
+    (release / "tokenizer.json").write_text(json.dumps(record))
+    out = release.parent / "out"
+    assert main(["chatterbox", "--model", str(release), "--out", str(out)]) == 0
+    assert json.loads((out / "tokenizer.json").read_text()) == json.loads((checkpoint / "tokenizer.json").read_text())
