@@ -4,6 +4,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import openai
 
@@ -16,10 +17,10 @@ PATIENT = Timeouts(PATIENCE_S, PATIENCE_S, PATIENCE_S)  # a busy machine is no f
 
 
 @asynccontextmanager
-async def gateway_port(grpc_port: int) -> AsyncIterator[int]:
-    """The port of the gateway, for as long as it runs."""
+async def gateway_port(grpc_port: int, voices: Path | None = None) -> AsyncIterator[int]:
+    """The port of the gateway, for as long as it runs; `voices` is its folder of uploaded voices."""
     listener = socket.create_server(("127.0.0.1", 0))
-    gateway = make_server(GatewayConfig(f"localhost:{grpc_port}"), listener)
+    gateway = make_server(GatewayConfig(f"localhost:{grpc_port}", voices=voices), listener)
     serving = asyncio.ensure_future(gateway.serve([listener]))
     while not gateway.started:
         await asyncio.sleep(0.01)
