@@ -242,7 +242,7 @@ class Case:
         slots, (tokens, hidden, lengths) = self._slots(), self._buffers()
         rules, tables, arrays = self.rules, slots.tables, slots.arrays
         segments = SegmentState(rules, arrays)
-        guard = RepetitionGuard(tokens, tables, self.family.layout, arrays)
+        guard = RepetitionGuard(tokens, tables, self.family, arrays)
         stock: Any = SimpleNamespace(penalties_state=None)
         sampler = FixedSampler(stock, slots, RowDraw(readout, segments, tables, arrays, guard), segments)
         batch = batch_of(slots, lengths)

@@ -47,6 +47,8 @@ class FrameCodes:
         self._undelayer = Undelayer(tuple(layout.delays[s] for s in streams))
         self._is_frame = np.zeros(0, np.bool_)  # of the rows pushed, for frames that are latents
         self._left_out: list[int] = []  # indices of frames left out
+        self._quiet, self._max_quiet = np.asarray(family.quiet_codes, np.int64), family.max_quiet
+        self._num_quiet = 0  # successive quiet frames up to the last one returned
         self.num_taken = 0
 
     def push(self, rows: np.ndarray) -> None:
@@ -64,8 +66,8 @@ class FrameCodes:
         """Return the codes of the next `num_frames` frames, or their latents as words (`words_of`): int32 [K, n].
 
         An id that is not a code, such as a pad, is replaced by the nearest code. Families with `leaves_out_extra` omit
-        such frames instead, and families with latents omit rows of marks. n may then be smaller, and the result is None
-        if no frame remains.
+        such frames instead, and families with latents omit rows of marks. Families with `max_quiet` omit frames of long
+        pauses. n may then be smaller, and the result is None if no frame remains.
 
         Raises:
             StrettoError: If a latent is not finite.
@@ -92,9 +94,18 @@ class FrameCodes:
                 f"frame {first + frame}: id {found} of stream {stream} is not a code"
             )
         codes = codes.clip(0, self._num_ids[:, None] - 1).astype(np.int32)
-        if not self._leaves_out:
+        if not self._leaves_out and not self._max_quiet:
             return codes
-        return self._kept(codes, is_code.all(0), first)
+        is_kept = is_code.all(0) if self._leaves_out else np.ones(codes.shape[1], np.bool_)
+        return self._kept(codes, is_kept & self._is_short_pause(codes[0]), first)
+
+    def _is_short_pause(self, codes: np.ndarray) -> np.ndarray:
+        """Return True for each code [n] of the first codebook that does not follow `Family.max_quiet` quiet ones."""
+        is_kept = np.ones(len(codes), np.bool_)
+        for index in range(len(codes) if self._max_quiet else 0):
+            self._num_quiet = self._num_quiet + 1 if codes[index] in self._quiet else 0
+            is_kept[index] = self._num_quiet <= self._max_quiet
+        return is_kept
 
     def _kept(self, codes: np.ndarray, is_kept: np.ndarray, first: int) -> np.ndarray | None:
         """Return the codes [K, n] that are kept, or None; `first` is the index of the first frame."""

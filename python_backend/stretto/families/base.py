@@ -354,6 +354,10 @@ class Family:
             decoder for the whole utterance (`FamilyPlugin.load_refinement`).
         leaves_out_extra: True if frames with an id of `StreamLayout.extra` are neither decoded nor reported; False if
             such an id represents a code.
+        redraw_excludes: True if repetition-aware sampling samples again from all ids except the repeated one.
+        quiet_codes: Codes of silence on the first codebook.
+        max_quiet: Maximum number of successive quiet codes; further ones are generated, but neither decoded nor
+            reported. 0 for no limit.
         not_served: Reason why the server rejects a family that `SpeechLLM` supports; empty if it is served.
     """
 
@@ -399,6 +403,9 @@ class Family:
     has_audio_bias: bool = False
     num_filled_codebooks: int = 0
     leaves_out_extra: bool = False
+    redraw_excludes: bool = False
+    quiet_codes: tuple[int, ...] = ()
+    max_quiet: int = 0
     not_served: str = ""
 
     @property

@@ -503,7 +503,10 @@ class _Reply:
         best = sorted(scores, key=lambda token: -scores[token])[:2]
         if len(best) == 2:
             self.lead = min(self.lead, scores[best[0]] - scores[best[1]])
-        return self.redrawn(logits, allowed, stream) if self.repeats(best[0], stream, limits) else best[0]
+        if not self.repeats(best[0], stream, limits):
+            return best[0]
+        excluded = best[0] if self.family.redraw_excludes else None
+        return self.redrawn(logits, [token for token in allowed if token != excluded], stream)
 
     def repeats(self, token: int, stream: int, limits: CodeSampling) -> bool:
         """Return True if `token` is a code that occurred too often in the last audio rows of the stream."""

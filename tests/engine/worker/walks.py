@@ -128,7 +128,7 @@ def reference(rules: SegmentRules, num_slots: int) -> Side:
     """The sampler of the CPU."""
     made, readout = side(rules, num_slots), make_readout(rules, num_slots)
     segments, tables = SegmentState(rules, HostArrays()), made.slots.tables
-    guard = RepetitionGuard(made.tokens, tables, rules.family.layout, HostArrays())
+    guard = RepetitionGuard(made.tokens, tables, rules.family, HostArrays())
     made.sampler = SpeechSampler(STOCK, made.slots, RowDraw(readout, segments, tables, HostArrays(), guard), segments)
     return made
 

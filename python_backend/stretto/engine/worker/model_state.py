@@ -237,7 +237,7 @@ class SpeechModelState(DefaultModelState):
     def _array_sampler(self, sampler: Sampler) -> SpeechSampler:
         segments, tables = SegmentState(self.rules, self.arrays), self.slots.tables
         tokens = sampler.req_states.all_token_ids.gpu
-        guard = RepetitionGuard(tokens, tables, self.rules.family.layout, self.arrays)
+        guard = RepetitionGuard(tokens, tables, self.rules.family, self.arrays)
         if self.rules.family.layout.latents:
             model: Any = self.model
             readout = model.latent_readout(self.rules)

@@ -24,6 +24,7 @@ from stretto.engine.worker.run_slots import RunSlots
 from stretto.engine.worker.segment_state import Rows, SegmentState, StreamEnds
 from stretto.engine.worker.slots import LIMITS, STATE, Array, Arrays, SlotState, SlotTables, counted_columns
 from stretto.engine.worker.step_program import StepGraphs, StepProgram, StepSampler, Variant
+from stretto.families.base import Family
 from stretto.sampling.draw import (
     DrawParams,
     DrawPlan,
@@ -36,7 +37,6 @@ from stretto.sampling.draw import (
     truncate,
 )
 from stretto.sampling.noise import redraw_keys, stream_keys, uniform
-from stretto.streams.layout import StreamLayout
 
 NOT_COUNTED = -1
 EVERYTHING = DrawPlan(is_random=True, num_candidates=0, has_top_p=False)
@@ -68,12 +68,13 @@ class RepetitionGuard:
     Args:
         tokens: vLLM's copy of stream 0 by slot and position, int32 [R, T].
         tables: Slot tables with the other streams.
-        layout: Stream layout of the family.
+        family: The model's family.
         arrays: Array factory.
     """
 
-    def __init__(self, tokens: torch.Tensor, tables: SlotTables, layout: StreamLayout, arrays: Arrays):
+    def __init__(self, tokens: torch.Tensor, tables: SlotTables, family: Family, arrays: Arrays):
         self._tokens, self._codes, self._arrays = tokens, tables.codes, arrays
+        layout, self._excludes = family.layout, family.redraw_excludes
         codebooks = [layout.audio[s] if s in layout.codebook_streams else range(0) for s in range(len(layout.audio))]
         self._codebooks = torch.tensor([[ids.start, ids.stop] for ids in codebooks], device=tokens.device)
 
@@ -129,6 +130,8 @@ class RepetitionGuard:
         is_code = (drawn >= codebooks[:, 0]) & (drawn < codebooks[:, 1])
         again = is_repeated(drawn, history, recent.rule) & is_code
         values, ids, keys = logits
+        if self._excludes:
+            values = values.masked_fill(ids == drawn[..., None], -torch.inf)
         plain = values.new_ones(len(drawn))
         params = DrawParams(plain, torch.zeros_like(recent.rule.window), plain)
         return torch.where(again, draw(values, ids, redraw_keys(keys), params, EVERYTHING), drawn)

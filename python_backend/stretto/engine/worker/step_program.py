@@ -326,7 +326,7 @@ class StepProgram:
         seen = self._seen if self._seen.shape[1] else None
         self._seen_in_text, self._seen_in_audio = seen if writes else None, None if writes else seen
         start = rules.family.layout.audio[0].start
-        self._num_places = rules.family.rows_per_frame
+        self._num_places, self._excludes = rules.family.rows_per_frame, rules.family.redraw_excludes
         self._penalty_follows = rules.family.penalty_follows
         self._stay_of_first = self._script.first_frame - start + 1 if self._script else 0
 
@@ -390,7 +390,7 @@ class StepProgram:
             drawn.stride(0), logits.stride(0), constants.codebooks.stride(0), self.num_rows,
             self._tables.state.stride(0), history.stride(0), history.stride(1), self._seen.shape[1], num_columns,
             first, block, streams.num_ends, self._num_places, self._frames.reads_drawn,
-            first == 0 and self._penalty_follows,
+            first == 0 and self._penalty_follows, self._excludes,
             num_warps=4 if block <= 1024 else 8 if block <= 4096 else 16, **EXACT,
         )  # fmt: skip
 

@@ -215,6 +215,7 @@ def draw_streams_kernel(
     num_places: tl.constexpr,  # rows of a frame
     shares: tl.constexpr,  # True if the unconditional row gets the ids as well
     penalty_follows: tl.constexpr,  # True if the penalty applies to what top-k and top-p keep
+    excludes: tl.constexpr,  # True if a repeated id is not sampled again
 ) -> None:  # fmt: skip
     row, stream = tl.program_id(0), tl.program_id(1) + first_lane
     logits -= first_lane * num_columns
@@ -250,6 +251,8 @@ def draw_streams_kernel(
     if (tl.load(mine + RAS_WINDOW * plan_stride) > 0) & is_code:
         before = history + slot * history_slot_stride + stream
         if _is_repeated(token, before, mine, position, audio_start, history_row_stride, plan_stride):
+            if excludes:
+                values = tl.where(columns == place, float("-inf"), values)
             place = _noisiest(values, ids, redraw_key_of(key), temperature * 0 + 1, float("-inf"))
             token = tl.load(token_ids + stream * num_columns + place)
     tl.store(drawn + row * num_streams + stream, token.to(tl.int32))
