@@ -219,14 +219,28 @@ def _resolved(value: Any, names: dict[str, Any]) -> Any:
     return names[found[1]] if found else value
 
 
+def read_hyperpyyaml(path: Path) -> dict[str, Any]:
+    """Return the mapping in a HyperPyYAML file as plain data, without constructing objects.
+
+    Raises:
+        CheckpointError: If it is not such a file.
+    """
+    record = yaml_mapping(path, _Loader)
+    try:
+        resolved = _resolved(record, record)
+    except UNPARSABLE as error:
+        raise CheckpointError(f"{path}: {error!r}") from error
+    assert isinstance(resolved, dict)
+    return resolved
+
+
 def read_config(directory: Path) -> Glm4VoiceConfig:
     """Return the sizes in `config.yaml`; raise CheckpointError if it is missing or belongs to another decoder."""
     path = directory / CONFIG_FILE
     if not path.is_file():
         raise CheckpointError(f"{path} is missing")
     try:
-        record = yaml_mapping(path, _Loader)
-        return Glm4VoiceConfig.from_record(_resolved(record, record))
+        return Glm4VoiceConfig.from_record(read_hyperpyyaml(path))
     except UNPARSABLE as error:
         raise CheckpointError(f"{path}: {error!r}") from error
 

@@ -221,6 +221,7 @@ class Conversion:
         ssl_tokenizer: Audio tokenizer, if requested.
         notes: Remarks for the operator.
         networks: Additional networks.
+        copies: Files to copy unchanged, by their names in the checkpoint.
     """
 
     record: dict[str, Any]
@@ -232,6 +233,7 @@ class Conversion:
     ssl_tokenizer: AudioTokenizer | None
     notes: list[str]
     networks: list[ConvertedNetwork]
+    copies: Mapping[str, Path]
 
     @property
     def num_bytes(self) -> int:
@@ -272,7 +274,8 @@ def plan(release: Release) -> Conversion:
     hears = _tokenizer(release, len(family.layout.audio[0]))
     dropped_shapes = {name: list(tensors[name].shape) for name in unused} | (hears.dropped if hears else {})
     entries, notes = _entries(made.plan, tensors, contents.dtype), [*notes_on(contents, release), *defaults]
-    return Conversion(record, entries, dropped_shapes, contents.tokenizer, files, copy, hears, notes, networks)
+    tokenizer = made.tokenizer or contents.tokenizer
+    return Conversion(record, entries, dropped_shapes, tokenizer, files, copy, hears, notes, networks, made.copies)
 
 
 def _tokenizer(release: Release, num_codes: int) -> AudioTokenizer | None:
@@ -346,4 +349,7 @@ def write(conversion: Conversion, out: Path, max_bytes: int, progress: Progress)
             files += conversion.ssl_tokenizer.write(folder / AUDIO_TOKENIZER, progress)
         for each in conversion.networks:
             files += each.write(folder, progress)
+        for name, path in conversion.copies.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            files.append(copy_file(path, folder / name, name))
     return files

@@ -70,14 +70,14 @@ def resample_by_sinc(pcm: Tensor, sample_rate: int, target_rate: int) -> Tensor:
 MEL_FOURIER, MEL_HOP = 1920, 480
 
 
-def mel_spectrogram(pcm: Tensor, num_mels: int = 80) -> Tensor:
+def mel_spectrogram(pcm: Tensor, num_mels: int = 80, highest_hz: float = 8000.0) -> Tensor:
     """Return S3Gen's log-mel frames, float32 [n // 480, M], of samples [n] at 24 kHz."""
     margin = (MEL_FOURIER - MEL_HOP) // 2
     padded = F.pad(pcm[None], (margin, margin), "reflect")[0]
     window = torch.hann_window(MEL_FOURIER, device=pcm.device)
     spectrum = torch.stft(padded, MEL_FOURIER, MEL_HOP, window=window, center=False, return_complex=True)
     magnitude = (torch.view_as_real(spectrum).square().sum(-1) + 1e-9).sqrt()
-    return (mel_filters(MEL_RATE, MEL_FOURIER, num_mels).to(pcm.device) @ magnitude).clamp(min=1e-5).log().T
+    return (mel_filters(MEL_RATE, MEL_FOURIER, num_mels, highest_hz).to(pcm.device) @ magnitude).clamp(min=1e-5).log().T
 
 
 FBANK_FRAME, FBANK_HOP, FBANK_FOURIER, FBANK_LOWEST_HZ = 400, 160, 512, 20.0
@@ -113,6 +113,13 @@ HEAD_WIDTH, MEMORY, THETA = 64, 31, 10_000.0  # attention head width, kernel of 
 TOKEN_FOURIER, TOKEN_HOP, TOKEN_MELS = 400, 160, 128
 FRAMES_PER_TOKEN = 4  # log-mel frames
 FSQ_SCALE = 0.9990000128746033
+
+
+def token_mel(pcm: Tensor) -> Tensor:
+    """Return the tokenizers' log-mel frames, float32 [128, n // 160], of samples [n] at 16 kHz, as in Whisper."""
+    power = power_spectrum(pcm, TOKEN_FOURIER, TOKEN_HOP)[:, :-1]
+    mel = (mel_filters(TOKEN_RATE_HZ, TOKEN_FOURIER, TOKEN_MELS).to(pcm.device) @ power).clamp(min=1e-10).log10()
+    return (torch.maximum(mel, mel.max() - 8) + 4) / 4
 
 
 class _MemoryAttention(nn.Module):
@@ -184,9 +191,7 @@ class S3Tokenizer(nn.Module):
         Returns:
             Tokens, int64 [ceil(n // 160 / 4)] or fewer.
         """
-        power = power_spectrum(pcm, TOKEN_FOURIER, TOKEN_HOP)[:, :-1]
-        mel = (mel_filters(TOKEN_RATE_HZ, TOKEN_FOURIER, TOKEN_MELS).to(pcm.device) @ power).clamp(min=1e-10).log10()
-        mel = (torch.maximum(mel, mel.max() - 8) + 4) / 4
+        mel = token_mel(pcm)
         x = mel[None, :, : None if most is None else FRAMES_PER_TOKEN * most]
         x = F.gelu(self.encoder["conv2"](F.gelu(self.encoder["conv1"](x)))).transpose(1, 2)
         rates = THETA ** -(torch.arange(0, HEAD_WIDTH, 2, device=pcm.device) / HEAD_WIDTH)

@@ -208,6 +208,7 @@ class PromptRows:
         voice: See `Prompt`.
         sound: See `Prompt`.
         max_rows: Largest number of audio rows that this text may take; None for the limit of the options alone.
+        min_rows: Smallest number of audio rows for this text, if that of the options is lower.
         tail_rows: Number of frames from the detected end of speech, for frames that are latents; None for the default.
     """
 
@@ -221,12 +222,13 @@ class PromptRows:
     max_rows: int | None = None
     tail_rows: int | None = None
     sound: Sound | None = None
+    min_rows: int = 0
 
     def limited(self, sampling: SamplingConfig) -> SamplingConfig:
         """Return `sampling` with the limits of this prompt."""
-        if self.max_rows is not None:
-            most = min(sampling.audio.max_rows, self.max_rows)
-            least = min(sampling.audio.min_rows, most)
+        if self.max_rows is not None or self.min_rows:
+            most = min(sampling.audio.max_rows, self.max_rows or sampling.audio.max_rows)
+            least = min(max(sampling.audio.min_rows, self.min_rows), most)
             sampling = replace(sampling, audio=replace(sampling.audio, min_rows=least, max_rows=most))
         if self.tail_rows is not None and sampling.latents is not None:
             sampling = replace(sampling, latents=replace(sampling.latents, tail_rows=self.tail_rows))
