@@ -52,6 +52,18 @@ check_chatterbox_replies() (
     python -m scripts.chatterbox_turbo_replies --check tests/data/chatterbox_turbo_replies.json
 )
 
+check_cosyvoice3_replies() (
+    . scripts/uv_sources.sh
+    folder=$(mktemp -d)
+    trap 'rm -rf "$folder"' EXIT
+    git clone --quiet https://github.com/FunAudioLLM/CosyVoice "$folder/source"
+    git -C "$folder/source" checkout --quiet ace7c47
+    uv pip install --quiet --target "$folder/packages" --no-deps x-transformers==2.11.24 einops einx frozendict loguru scipy
+    export COSYVOICE_ROOT="$folder/source" PYTHONPATH="$folder/packages"
+    python -m scripts.cosyvoice3_replies --check tests/data/cosyvoice3_replies.json
+    python -m tests.codecs.cosyvoice3.authors --check
+)
+
 check_chatterbox_voices() (
     . scripts/uv_sources.sh
     env=$(mktemp -d)
@@ -128,7 +140,7 @@ inject_faults() { scripts/soak.sh --minutes 5 --out .stretto/chaos.jsonl --repor
 check_gpu_code() { scripts/cuda_without_gpu.sh; }
 
 parts=(speak_from_an_empty_environment check_cuda_calls check_qwen3_tts_replies check_chatterbox_replies
-    check_chatterbox_voices
+    check_chatterbox_voices check_cosyvoice3_replies
     check_pocket_tts_replies check_voxcpm2_replies check_vita_audio_replies check_advisories check_gpu_code inject_faults test_nightly_tier
     test_histories)
 summary=() failed=0

@@ -1,21 +1,36 @@
-"""CosyVoice 3's decoder as published, with random weights that give audible output: narrow, or of published width.
+"""CosyVoice 3's release as published, with random weights that give audible output: small, or the decoder's full width.
 
-Weights are drawn by numpy in the order of their names, so that an external reference has the same ones.
+cosyvoice3.yaml   llm.pt   flow.pt   hift.pt   campplus.onnx   speech_tokenizer_v3.onnx   CosyVoice-BlankEN/
+
+Weights are drawn by numpy in the order of their names, so that an external reference has the same ones. The networks
+that encode recordings are far smaller than the published ones: a single product each.
 """
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.checkpoints.random_glm4_voice import as_published, random_vocoder, random_weights
+from benchmarks.checkpoints.random_qwen3_tts import write_tokenizer
 from benchmarks.checkpoints.random_s3gen import DIRECTION, MAGNITUDE
+from benchmarks.checkpoints.random_tensors import random_tensors
 from stretto.codecs.cosyvoice.dit import DitShape
 from stretto.codecs.cosyvoice3 import CHUNK, CosyVoice3Codec, CosyVoice3Config, prepared
 from stretto.codecs.s3gen import FRAMES_PER_TOKEN, HEAD_WIDTH, vocoder_shape
+from stretto.convert.command import main
+from stretto.families.cosyvoice3.convert import BACKBONE, CONFIG, DROPPED, HEAD, published_shapes
+from stretto.families.cosyvoice3.family import CosyVoice3Vocabulary
+from stretto.families.cosyvoice3.tokens import ADDED
+from stretto.families.cosyvoice3.voices import SPEAKER as SPEAKER_FILE
+from stretto.families.cosyvoice3.voices import TOKENIZER
 
 NUM_CODES, MELS, SPEAKER = 6561, 80, 192
 SEEDS = (0, 1)  # of the releases that the authors' code decoded
@@ -79,3 +94,140 @@ def voice(seed: int, num_tokens: int) -> tuple[np.ndarray, np.ndarray, np.ndarra
         rng.standard_normal((FRAMES_PER_TOKEN * num_tokens, MELS), dtype=np.float32),
         rng.standard_normal(SPEAKER, dtype=np.float32),
     )
+
+
+SMALL: dict[str, Any] = {
+    "model_type": "qwen2",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "hidden_act": "silu",
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1e6,
+    "tie_word_embeddings": True,
+}
+FIRST_MARKER = 300
+SPECIAL = {"<|endoftext|>": FIRST_MARKER, "<|im_start|>": FIRST_MARKER + 1, "<|im_end|>": FIRST_MARKER + 2}
+KNOWN = CosyVoice3Vocabulary(num_text_ids=FIRST_MARKER + 3 + len(ADDED) + 7, end_of_prompt=FIRST_MARKER + 3)
+ENDING = 0.9  # factor of the logits of the end, so that some replies end by themselves
+YAML = """\
+__set_seed1: !apply:random.seed [1986]
+sample_rate: 24000
+token_frame_rate: 25
+token_mel_ratio: 2
+chunk_size: 25
+num_decoding_left_chunks: -1
+qwen_pretrain_path: ''
+llm: !new:cosyvoice.llm.llm.CosyVoice3LM
+    speech_token_size: 6561
+    mix_ratio: [5, 15]
+    llm: !new:cosyvoice.llm.llm.Qwen2Encoder
+        pretrain_path: !ref <qwen_pretrain_path>
+    sampling: !name:cosyvoice.utils.common.ras_sampling
+        top_p: 0.8
+        top_k: 25
+        win_size: 10
+        tau_r: 0.1
+flow: !new:cosyvoice.flow.flow.CausalMaskedDiffWithDiT
+    input_frame_rate: !ref <token_frame_rate>
+    pre_lookahead_len: 3
+    decoder: !new:cosyvoice.flow.flow_matching.CausalConditionalCFM
+        cfm_params: !new:omegaconf.DictConfig
+            content:
+                t_scheduler: 'cosine'
+                inference_cfg_rate: 0.7
+        estimator: !new:cosyvoice.flow.DiT.dit.DiT
+            dim_head: 64
+            static_chunk_size: !ref <chunk_size> * <token_mel_ratio>
+hift: !new:cosyvoice.hifigan.generator.CausalHiFTGenerator
+    nb_harmonics: 8
+    nsf_alpha: 0.1
+    nsf_sigma: 0.003
+    nsf_voiced_threshold: 10
+    upsample_rates: [8, 5, 3]
+    conv_pre_look_right: 4
+"""
+
+
+def language_model(seed: int = 1) -> dict[str, np.ndarray]:
+    """Return the tensors of the language model by published name, without Qwen's own head."""
+    made = random_tensors(published_shapes(SMALL, KNOWN), seed)
+    made[HEAD] = made[HEAD] * np.float32(3.0)
+    made[HEAD][KNOWN.num_codes :] *= ENDING
+    return made
+
+
+def write_networks(folder: Path) -> None:
+    """Write the networks that encode recordings: ONNX files with the published inputs, outputs and frame rates."""
+    rng = np.random.default_rng(7)
+    kernel = (rng.standard_normal((1, 128, 4)) * 50).astype(np.float32)
+    tokens = helper.make_graph(
+        [
+            helper.make_node("Conv", ["feats", "kernel"], ["level"], kernel_shape=[4], strides=[4], pads=[0, 3]),
+            helper.make_node("Abs", ["level"], ["size"]),
+            helper.make_node("Cast", ["size"], ["number"], to=TensorProto.INT32),
+            helper.make_node("Mod", ["number", "most"], ["code"]),
+            helper.make_node("Squeeze", ["code", "axis"], ["indices"]),
+        ],
+        "tokenizer",
+        [
+            helper.make_tensor_value_info("feats", TensorProto.FLOAT, [1, 128, "T"]),
+            helper.make_tensor_value_info("feats_length", TensorProto.INT32, [1]),
+        ],
+        [helper.make_tensor_value_info("indices", TensorProto.INT32, [1, None])],
+        [
+            numpy_helper.from_array(kernel, "kernel"),
+            numpy_helper.from_array(np.array(NUM_CODES, np.int32), "most"),
+            numpy_helper.from_array(np.array([1], np.int64), "axis"),
+        ],
+    )
+    projection = (rng.standard_normal((80, SPEAKER)) / 4).astype(np.float32)
+    speaker = helper.make_graph(
+        [
+            helper.make_node("Abs", ["input"], ["size"]),
+            helper.make_node("ReduceMean", ["size", "axis"], ["mean"], keepdims=0),
+            helper.make_node("MatMul", ["mean", "projection"], ["output"]),
+        ],
+        "campplus",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, "T", 80])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, [1, SPEAKER])],
+        [
+            numpy_helper.from_array(projection, "projection"),
+            numpy_helper.from_array(np.array([1], np.int64), "axis"),
+        ],
+    )
+    for name, graph in ((TOKENIZER, tokens), (SPEAKER_FILE, speaker)):
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+        onnx.save(model, str(folder / name))
+
+
+def write_release(folder: Path, seed: int = 1) -> Path:
+    """Write a release as published to `folder`."""
+    (folder / BACKBONE).mkdir(parents=True)
+    (folder / CONFIG).write_text(YAML)
+    (folder / BACKBONE / "config.json").write_text(json.dumps(SMALL))
+    write_tokenizer(folder / BACKBONE, SPECIAL)
+    made = {name: torch.from_numpy(each) for name, each in language_model(seed).items()}
+    made[DROPPED[0]] = torch.ones(KNOWN.num_text_ids, SMALL["hidden_size"])
+    torch.save(made, folder / "llm.pt")
+    write_parts(folder, seed=seed)
+    write_networks(folder)
+    return folder
+
+
+def convert(folder: Path, seed: int = 1) -> Path:
+    """Write the small release and convert it; return the checkpoint."""
+    release = write_release(folder / "release", seed)
+    assert main(["cosyvoice3", "--model", str(release), "--out", str(folder / "checkpoint")]) == 0
+    return folder / "checkpoint"
+
+
+def recording(seconds: float = 2.3, seed: int = 5) -> np.ndarray:
+    """Return noise whose loudness changes, float32 [n] at 24 kHz."""
+    rng = np.random.default_rng(seed)
+    size = int(24_000 * seconds)
+    loudness = 0.1 + 0.1 * np.sin(np.arange(size) / 4000)
+    return (loudness * rng.standard_normal(size)).astype(np.float32)

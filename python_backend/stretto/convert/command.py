@@ -17,7 +17,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from stretto.command_line import CommandParser
 from stretto.convert import aligner
 from stretto.convert.conversion import Conversion, plan, write
-from stretto.convert.release import DTYPES, audio_tokenizer_of, convertible, layout_of
+from stretto.convert.release import DTYPES, audio_tokenizer_of, convertible
 from stretto.errors import CheckpointError
 from stretto.families.audio_format import KEY
 from stretto.families.conversion import Release
@@ -80,12 +80,11 @@ def release(args: argparse.Namespace) -> Release:
     audio = {"do_normalize": not args.no_normalize}
     audio |= {name: getattr(args, name) for name in ("n_window", "n_window_infer") if getattr(args, name) is not None}
     folder = args.model if args.model.is_dir() else args.model.parent
-    layout = layout_of(args.family.replace("-", "_"))
     return Release(
         family=args.family,
-        model=folder / layout.model if layout and args.model.is_dir() else args.model,
-        config=args.config or (None if layout else config_in(folder)),
-        tokenizer=args.tokenizer or (folder / layout.tokenizer if layout else folder),
+        model=args.model,
+        config=args.config or config_in(folder),
+        tokenizer=args.tokenizer or folder,
         codec=args.codec,
         ssl_tokenizer=args.ssl_tokenizer,
         keeps_codec=args.codec_from_model,

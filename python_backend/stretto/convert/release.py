@@ -17,7 +17,7 @@ from torch import Tensor
 
 from stretto.errors import CheckpointError, shown
 from stretto.families.base import Family
-from stretto.families.conversion import AudioTokenizer, Contents, Published, Release, ReleaseLayout, Tokenizer
+from stretto.families.conversion import AudioTokenizer, Contents, Published, Release, Tokenizer
 from stretto.families.registry import plugin, plugins, with_defaults
 from stretto.families.text import TOKENIZER_FILE, TextTokenizer, plain_tokenizer
 from stretto.untrusted_files import (
@@ -122,14 +122,6 @@ def published(release: Release) -> Published:
 def is_bare(release: Release) -> bool:
     """Return True if the family's releases have no config, and may have any kind of tokenizer."""
     return bool(getattr(published(release), "IS_BARE", False))
-
-
-def layout_of(family: str) -> ReleaseLayout | None:
-    """Return the places of files in a family's releases; None if `--model` must name the weights."""
-    found = plugin(family)
-    if found is None or found.convert is None:
-        return None
-    return getattr(import_module(found.convert), "LAYOUT", None)
 
 
 def audio_tokenizer_of(family: str) -> Callable[[Path, int], AudioTokenizer] | None:

@@ -59,19 +59,6 @@ class Release:
 
 
 @dataclass(frozen=True)
-class ReleaseLayout:
-    """Places of files in the folder of a release.
-
-    Attributes:
-        model: File with the language model's weights.
-        tokenizer: Folder of the tokenizer.
-    """
-
-    model: str
-    tokenizer: str
-
-
-@dataclass(frozen=True)
 class Tokenizer:
     """Files of a published tokenizer, to be copied to the checkpoint.
 
@@ -145,7 +132,6 @@ class Converted:
         dropped: Names, or prefixes of names, of unused tensors.
         folded: Names of tensors that are merged into others.
         networks: Networks that are written to separate folders.
-        networks: Networks that are written to folders of their own.
         tokenizer: Tokenizer to write; None for that of the release.
         copies: Files to copy unchanged, by their names in the checkpoint, each in a folder.
     """
@@ -184,7 +170,6 @@ class Published(Protocol):
     It may also define:
 
         IS_BARE         True if releases have no config and any kind of tokenizer, as the family generates no text
-        LAYOUT          `ReleaseLayout`, if `--model` may be the folder of the release; it then has no config
         MARKS           descriptions of its releases, for error messages, by the name of a tensor that only they have
         located(release) -> Release
                         the release with its files named, if `--model` may be a folder of several releases' files

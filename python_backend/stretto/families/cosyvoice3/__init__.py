@@ -1,0 +1,10 @@
+"""CosyVoice 3: Qwen2 over text followed by codes, in the voice of a recording."""
+
+from stretto.families.plugin import FamilyPlugin, lazy
+
+PLUGIN = FamilyPlugin(
+    name="cosyvoice3",
+    build=lazy("stretto.families.cosyvoice3.family:build"),
+    open_template=lazy("stretto.families.cosyvoice3.prompt:open_template"),
+    convert="stretto.families.cosyvoice3.convert",
+)

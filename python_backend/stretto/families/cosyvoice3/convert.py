@@ -1,0 +1,212 @@
+"""Conversion of CosyVoice 3's release to a checkpoint.
+
+https://huggingface.co/FunAudioLLM/Fun-CosyVoice3-0.5B-2512: `cosyvoice3.yaml`, `llm.pt`, `flow.pt`, `hift.pt`,
+`campplus.onnx`, `speech_tokenizer_v3.onnx`, and Qwen's config and tokenizer in `CosyVoice-BlankEN/`. The YAML file
+describes Python objects; it is read as data, and its numbers must be those that this implementation assumes.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer as FastTokenizer
+from torch import Tensor
+
+from stretto.codecs.cosyvoice3 import CHUNK, CosyVoice3Codec, CosyVoice3Config
+from stretto.codecs.espnet_dac import multiply_weight_norm_out
+from stretto.codecs.glm4_voice import read_hyperpyyaml
+from stretto.errors import CheckpointError, shown
+from stretto.families.conversion import Contents, Converted, Network, Release, Tokenizer
+from stretto.families.cosyvoice3.family import CosyVoice3Vocabulary
+from stretto.families.cosyvoice3.tokens import ADDED, END_OF_PROMPT, with_added_tokens
+from stretto.families.cosyvoice3.voices import FOLDER, SPEAKER, TOKENIZER, check_network
+from stretto.families.registry import NAME, VOCABULARY
+from stretto.families.text import TOKENIZER_FILE
+from stretto.untrusted_files import entry, read_text, released_file
+from stretto.weights.backbones import read_backbone, shapes
+from stretto.weights.loading import open_tensors
+from stretto.weights.tensors import Part, Plan, check
+
+BACKBONE_TAG = None
+CODEC = ""
+IS_BARE = True  # the config is read here, because it describes Python objects
+GENERATION: dict[str, tuple[str, ...]] = {}
+CONFIG, OTHER_CONFIGS, BACKBONE = "cosyvoice3.yaml", ("cosyvoice2.yaml", "cosyvoice.yaml"), "CosyVoice-BlankEN"
+MODEL = "llm.pt"
+LAYERS = "llm.model.model."
+EMBEDDINGS, SPEECH, HEAD = f"{LAYERS}embed_tokens.weight", "speech_embedding.weight", "llm_decoder.weight"
+DROPPED = ("llm.model.lm_head.weight",)  # Qwen's own head
+NUM_CODES, NUM_SPEECH_IDS = CosyVoice3Vocabulary.num_codes, CosyVoice3Vocabulary.num_speech_ids
+VOICES = "spk2info.pt"
+# Numbers in cosyvoice3.yaml that this implementation assumes.
+ASSUMED: dict[str, Any] = {
+    "sample_rate": 24000,
+    "token_frame_rate": 25,
+    "token_mel_ratio": 2,
+    "chunk_size": CHUNK,
+    "num_decoding_left_chunks": -1,
+    "llm.speech_token_size": NUM_CODES,
+    "llm.mix_ratio": [5, 15],
+    "llm.sampling.top_p": 0.8,
+    "llm.sampling.top_k": 25,
+    "llm.sampling.win_size": 10,
+    "llm.sampling.tau_r": 0.1,
+    "flow.pre_lookahead_len": 3,
+    "flow.decoder.cfm_params.content.inference_cfg_rate": 0.7,
+    "flow.decoder.cfm_params.content.t_scheduler": "cosine",
+    "flow.decoder.estimator.dim_head": 64,
+    "hift.nb_harmonics": 8,
+    "hift.nsf_alpha": 0.1,
+    "hift.nsf_sigma": 0.003,
+    "hift.nsf_voiced_threshold": 10,
+    "hift.upsample_rates": [8, 5, 3],
+    "hift.conv_pre_look_right": 4,
+}
+NORMED = re.compile(
+    r"hift\.(conv_pre|conv_post|ups\.\d+|(source_)?resblocks\.\d+\.convs[12]\.\d+|f0_predictor\.condnet\.\d+)\.weight"
+)
+
+
+def located(release: Release) -> Release:
+    """Return the release with its files named; raise CheckpointError if the language model is missing."""
+    folder = release.model if release.model.is_dir() else release.model.parent
+    model = released_file(folder, MODEL) if release.model.is_dir() else release.model
+    tokenizer = folder / BACKBONE if release.tokenizer == folder else release.tokenizer
+    return replace(release, model=model, tokenizer=tokenizer, config=None)
+
+
+def convert(release: Release, contents: Contents) -> Converted:
+    """Return the checkpoint: text and speech embeddings in one table, and a head over the speech ids."""
+    folder = release.model.parent
+    check_config(folder)
+    backbone = read_backbone(BACKBONE, release.backbone, release.tokenizer, {})
+    tokenizer = extended(release.tokenizer, contents.tokenizer)
+    known = vocabulary(contents.tensors, tokenizer)
+    stored = published_shapes(backbone, known)
+    check({name: Part(name, shape) for name, shape in stored.items()}, contents.tensors, DROPPED)
+    record = {
+        "architectures": ["StrettoQwen2ForCausalLM"],
+        **backbone,
+        NAME: "cosyvoice3",
+        VOCABULARY: known.to_record(),
+        "vocab_size": known.layout.vocab_size,
+        "tie_word_embeddings": True,  # no head over this vocabulary; codes are sampled from `audio_head`
+        "dtype": contents.dtype,
+    }
+    hearing = {f"{FOLDER}/{name}": released_file(folder, name) for name in (TOKENIZER, SPEAKER)}
+    for path in hearing.values():
+        check_network(path)
+    return Converted(record, plan(stored, contents.tensors), DROPPED, (SPEECH,), (decoder(folder),), tokenizer, hearing)
+
+
+def trained_dtype(config: Mapping[str, Any]) -> str | None:
+    """Return None: the dtype is that of the stored tensors."""
+    return None
+
+
+def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
+    """Return a note that voices are those of recordings."""
+    return [f"voices are those of recordings; named voices of a release ({VOICES}) are not converted"]
+
+
+def check_config(folder: Path) -> None:
+    """Check the numbers in `cosyvoice3.yaml`.
+
+    Raises:
+        CheckpointError: If the file is missing or belongs to an earlier CosyVoice, or a number is not the assumed one.
+    """
+    if not (folder / CONFIG).exists():
+        others = [name for name in OTHER_CONFIGS if (folder / name).exists()]
+        raise CheckpointError(f"{folder}: expected CosyVoice 3 with {CONFIG}, got {others[0] if others else 'none'}")
+    record = read_hyperpyyaml(released_file(folder, CONFIG))
+    for name, wanted in ASSUMED.items():
+        try:
+            got = entry(record, name)
+        except CheckpointError as error:
+            raise CheckpointError(f"{folder / CONFIG}: {name} is missing") from error
+        if got != wanted:
+            raise CheckpointError(f"{folder / CONFIG}: {name}: expected {wanted}, got {shown(got)}")
+
+
+def extended(folder: Path, tokenizer: Tokenizer) -> Tokenizer:
+    """Return Qwen's tokenizer with the tokens that the authors' code adds.
+
+    Raises:
+        CheckpointError: If the tokens do not get consecutive ids after those of the file.
+    """
+    text = json.dumps(tokenizer.made) if tokenizer.made else read_text(folder / TOKENIZER_FILE)
+    made = FastTokenizer.from_str(text)
+    ids = with_added_tokens(made)
+    new = [ids[name] for name in ADDED if ids[name] >= tokenizer.size]
+    if new != list(range(tokenizer.size, tokenizer.size + len(ADDED))):
+        expected = f"a tokenizer without {ADDED[0]} and {len(ADDED) - 1} others, which are added"
+        raise CheckpointError(f"{folder}: expected {expected}, got one with {len(ADDED) - len(new)} of them")
+    files = tuple(each for each in tokenizer.files if each.name != TOKENIZER_FILE)
+    spelled = {token_id: spelling for spelling, token_id in made.get_vocab().items()}
+    return Tokenizer(folder, tokenizer.size + len(ADDED), spelled, json.loads(made.to_str()), files)
+
+
+def vocabulary(tensors: Mapping[str, Tensor], tokenizer: Tokenizer) -> CosyVoice3Vocabulary:
+    """Return the vocabulary; raise CheckpointError if the release is not CosyVoice 3."""
+    missing = [name for name in (EMBEDDINGS, SPEECH, HEAD) if name not in tensors]
+    if missing:
+        raise CheckpointError(f"tensors do not match: missing: {', '.join(missing)}")
+    num_text_ids, num_speech_ids = len(tensors[EMBEDDINGS]), len(tensors[SPEECH])
+    if num_speech_ids != NUM_SPEECH_IDS:
+        expected = f"CosyVoice 3 with {NUM_SPEECH_IDS} speech ids"
+        raise CheckpointError(f"{SPEECH}: expected {expected}, got {num_speech_ids}")
+    if tokenizer.size > num_text_ids:
+        expected = f"at most {num_text_ids} tokens"
+        raise CheckpointError(f"{tokenizer.folder}: expected {expected}, got {tokenizer.size}")
+    ends = {spelling: token_id for token_id, spelling in tokenizer.tokens.items()}
+    return CosyVoice3Vocabulary(num_text_ids=num_text_ids, end_of_prompt=ends[END_OF_PROMPT])
+
+
+def published_shapes(backbone: dict[str, Any], known: CosyVoice3Vocabulary) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the language model's tensors by published name, without those of `DROPPED`."""
+    width = backbone["hidden_size"]
+    plain = shapes({**backbone, "vocab_size": known.num_text_ids, "tie_word_embeddings": False})
+    found = {f"llm.model.{name}": shape for name, shape in plain.items()}
+    found |= {SPEECH: (known.num_speech_ids, width), HEAD: (known.num_speech_ids, width)}
+    return {name: shape for name, shape in found.items() if name not in DROPPED}
+
+
+def plan(stored: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]) -> Plan:
+    """Return the plan of the language model's tensors."""
+
+    def whole_table(text: Tensor) -> Tensor:
+        speech = text.new_empty(stored[SPEECH]) if text.is_meta else tensors[SPEECH].to(text.dtype)
+        return torch.cat([text, speech])
+
+    parts = {name: Part(name.removeprefix("llm."), shape) for name, shape in stored.items() if name.startswith(LAYERS)}
+    parts = {name: replace(part, name=part.name.removeprefix("model.")) for name, part in parts.items()}
+    parts[EMBEDDINGS] = Part("model.embed_tokens.weight", stored[EMBEDDINGS], whole_table)
+    return parts | {HEAD: Part("audio_head.weight", stored[HEAD])}
+
+
+def decoder(folder: Path) -> Network:
+    """Return the decoder to be written; raise CheckpointError if its tensors do not match."""
+    tensors = {f"flow.{name}": each for name, each in open_tensors(released_file(folder, "flow.pt")).items()}
+    hift = open_tensors(released_file(folder, "hift.pt"))
+    tensors |= {f"hift.{name.removeprefix('generator.')}": each for name, each in hift.items()}
+    plain = multiply_weight_norm_out(dict(tensors))
+    config = CosyVoice3Config.from_shapes({name: tuple(each.shape) for name, each in plain.items()})
+    if config.codebook_size != NUM_CODES:
+        raise CheckpointError(f"{folder / 'flow.pt'}: expected {NUM_CODES} codes, got {config.codebook_size}")
+    with torch.device("meta"):
+        made = CosyVoice3Codec(config).state_dict()
+    wanted: dict[str, tuple[int, ...]] = {}
+    for name, tensor in made.items():
+        shape = tuple(tensor.shape)
+        if NORMED.fullmatch(name):
+            stem = f"{name.removesuffix('weight')}parametrizations.weight.original"
+            wanted |= {f"{stem}0": (shape[0], 1, 1), f"{stem}1": shape}
+        else:
+            wanted[name] = shape
+    network = {name: Part(name, shape) for name, shape in wanted.items()}
+    check(network, tensors, ())
+    return Network("codec", {"model_type": "cosyvoice3"}, network, tensors)

@@ -1,0 +1,113 @@
+"""CosyVoice 3 (FunAudioLLM, arXiv 2505.17589): Qwen2 0.5B over text followed by codes at 25 per second.
+
+    zero-shot      [SOS] instruction [end of prompt] words of the recording  text [TASK] its codes │ c0 c1 c2 …
+    other prompts  [SOS] instruction [end of prompt]                         text [TASK]           │ c0 c1 c2 …
+
+The language model has no other part of the voice: tokens, mel spectrogram and x-vector of the recording go to the
+decoder. Every id of speech that is not a code ends a reply, as in the authors' code.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from stretto.families.base import Family, Task, UnconditionalContext, Vocabulary
+from stretto.records.sampling import SamplingConfig, SegmentSampling
+from stretto.streams.layout import Segment, StreamLayout
+from stretto.streams.pattern import NO_TAIL
+
+FRAME_RATE = 25.0
+MIN_VOICE_S, MAX_VOICE_S = 1.0, 30.0  # length of a recording in seconds
+MIN_ROWS_PER_TOKEN, MAX_ROWS_PER_TOKEN = 2, 20  # codes for each token of the text
+# Codes of silence and breath. From the sixth in a row on they are read by the model, but not decoded.
+QUIET = (1, 2, 28, 29, 55, 248, 494, 2241, 2242, 2322, 2323)
+MAX_QUIET = 5
+SOS, EOS, TASK, NUM_MARKERS = 0, 1, 2, 4  # speech ids after the codes; the fourth is used in streamed text only
+
+
+@dataclass(frozen=True)
+class CosyVoice3Vocabulary(Vocabulary):
+    """Ids of text, then those of speech: codes, markers and spare ids.
+
+    Attributes:
+        num_text_ids: Number of rows of the text table.
+        num_codes: Number of codes.
+        num_speech_ids: Number of codes, markers and spare ids.
+        end_of_prompt: Id of `<|endofprompt|>`.
+        quiet: Codes of silence.
+    """
+
+    num_text_ids: int = 151936
+    num_codes: int = 6561
+    num_speech_ids: int = 6761
+    end_of_prompt: int = 151646
+    quiet: tuple[int, ...] = QUIET
+    max_model_len: int = 4096
+
+    def __post_init__(self) -> None:
+        if not 0 < self.num_codes <= self.num_speech_ids - NUM_MARKERS:
+            raise ValueError(f"expected {NUM_MARKERS} speech ids more than codes, got {self}")
+        if not 0 <= self.end_of_prompt < self.num_text_ids:
+            raise ValueError(f"expected end_of_prompt among the text ids, got {self.end_of_prompt}")
+
+    @property
+    def codes(self) -> range:
+        return range(self.num_text_ids, self.num_text_ids + self.num_codes)
+
+    @property
+    def ends(self) -> range:
+        """Ids that end a reply."""
+        return range(self.codes.stop, self.num_text_ids + self.num_speech_ids)
+
+    @property
+    def layout(self) -> StreamLayout:
+        return StreamLayout(
+            vocab_size=self.ends.stop,
+            audio=(self.codes,),
+            delays=(0,),
+            codebook_streams=(0,),
+            pad_id=self.num_text_ids - 1,
+        )
+
+
+# Defaults of the authors' cosyvoice3.yaml: repetition-aware sampling with a window of 10 rows and a share of 0.1.
+SAMPLING = SamplingConfig(
+    text=SegmentSampling(temperature=0.0),
+    audio=SegmentSampling(temperature=1.0, top_k=25, top_p=0.8, max_rows=1500),
+    ras_window=10,
+    ras_max_repeats=1,
+)
+
+
+def cosyvoice3(vocabulary: CosyVoice3Vocabulary) -> Family:
+    """Return the family of a checkpoint with this vocabulary."""
+    ends = vocabulary.ends
+    return Family(
+        name="cosyvoice3",
+        layout=vocabulary.layout,
+        tasks=(Task("tts", (Segment.AUDIO,), (), ("text",), SAMPLING, system=("audio", "text")),),
+        codec="cosyvoice3",
+        end_of_reply=ends[EOS],
+        end_of_text=ends[EOS],
+        end_of_audio=ends[EOS],
+        drawn_ends=tuple(ends),
+        transition=(),
+        guided_streams=(),
+        unconditional=UnconditionalContext(null_id=vocabulary.layout.pad_id, keep_first=1, keep_last=1),
+        takes_instructions=True,
+        max_text_chars=500,
+        max_audio_s=MAX_VOICE_S,
+        max_model_len=vocabulary.max_model_len,
+        frame_rate=FRAME_RATE,
+        tail=NO_TAIL,
+        subwords=range(vocabulary.num_text_ids),
+        has_audio_head=True,
+        redraw_excludes=True,
+        quiet_codes=vocabulary.quiet,
+        max_quiet=MAX_QUIET,
+    )
+
+
+def build(vocabulary: Mapping[str, Any] | None) -> Family:
+    """Return the family of a checkpoint with this vocabulary; None for the published one."""
+    return cosyvoice3(CosyVoice3Vocabulary.from_record(vocabulary) if vocabulary else CosyVoice3Vocabulary())

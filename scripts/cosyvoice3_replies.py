@@ -1,0 +1,178 @@
+"""Replies of the authors' own language model of CosyVoice 3 with the small random weights, for the tests.
+
+    pip install torch transformers tokenizers
+    COSYVOICE_ROOT=CosyVoice PYTHONPATH=.:python_backend:client \\
+        python -m scripts.cosyvoice3_replies tests/data/cosyvoice3_replies.json [--check]
+
+COSYVOICE_ROOT is their repository, https://github.com/FunAudioLLM/CosyVoice, at ace7c47. Prompts are those of their
+`CosyVoice3Tokenizer` and `CosyVoice3LM.inference`, codes those of their loop and `ras_sampling` in float32. Only three
+things are replaced: `multinomial`, by the engine's noise; `sampling_ids`, because theirs masks an id that is not the
+end before the smallest length, and here all ends are masked; and the attention mask of a step, whose length of 1 newer
+releases of transformers read as a mask of all earlier rows.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.checkpoints.random_cosyvoice3 import BACKBONE, KNOWN, SEEDS, SMALL, language_model, write_release
+from scripts.reply_fixture import Replies, equal_in, run
+from stretto.sampling.noise import gumbel, redraw_keys, seed_key, stream_keys
+
+sys.path.insert(0, os.environ.get("COSYVOICE_ROOT", "CosyVoice"))
+MISSING = {
+    "whisper.tokenizer": ("Tokenizer",),
+    "tiktoken": (),
+    "cosyvoice.utils.onnx": ("SpeechTokenExtractor", "online_feature", "onnx_path"),
+    "cosyvoice.utils.file_utils": ("logging",),
+    "torchaudio": (),
+}  # imports of their modules that are not needed here
+HELPFUL = "You are a helpful assistant."
+# text, words of the recording, number of its codes, instruction, top-k, top-p
+CASES = (
+    ("Yo [laughter]", "one two", 11, "", 0, 0.8),
+    ("\u597d[j][\u01d0]", "", 30, "", 25, 1.0),
+    ("Good", "good", 26, "<strong>Fast</strong>.", 0, 0.8),
+    ("a", "", 25, "", 0, 0.5),
+)
+ASSERTED = 151646  # their loop looks for this id of <|endofprompt|>
+NAMES = ("text", "words", "num_codes", "instruct", "top_k", "top_p")
+
+
+class Draws:
+    """Replacement of `Tensor.multinomial` for the rows of one reply after `num_rows` rows.
+
+    Attributes:
+        lead: Smallest lead of a sampled id over the next, in logits with noise.
+        num_again: Number of ids that were sampled again.
+    """
+
+    def __init__(self, num_rows: int, seed: int):
+        self._position, self._seed, self._order, self.lead = num_rows, seed, torch.zeros(0), float("inf")
+        self._is_again, self.num_again = False, 0
+
+    def begin(self, scores: torch.Tensor) -> None:
+        """Begin a row with these log probabilities."""
+        self._order, self._is_again = scores.softmax(0).sort(descending=True, stable=True)[1], False
+
+    def __call__(self, probabilities: torch.Tensor, num_samples: int, replacement: bool) -> torch.Tensor:
+        size = len(probabilities)
+        codes = torch.arange(size) if self._is_again else self._order[:size]
+        key = stream_keys(np.array([seed_key(self._seed)], np.int32), np.array([self._position], np.int32), 1)
+        if self._is_again:
+            key = redraw_keys(torch.from_numpy(key)).numpy()
+        noise = gumbel(key[0], codes.numpy() + KNOWN.num_text_ids)
+        scores = probabilities.log().numpy().astype(np.float64) + noise
+        best = np.argsort(scores)
+        self.lead = min(self.lead, float(scores[best[-1]] - scores[best[-2]])) if size > 1 else self.lead
+        self.num_again += self._is_again
+        self._is_again = True
+        return torch.tensor([int(best[-1])])
+
+    def end(self) -> None:
+        """End a row."""
+        self._position += 1
+
+
+def stand_in() -> None:
+    """Register modules whose functions and classes do nothing."""
+    for name, members in MISSING.items():
+        parts = name.split(".")
+        for size in range(1, len(parts) + 1):
+            known = ".".join(parts[:size])
+            if known not in sys.modules and (known == name or not known.startswith("cosyvoice")):
+                sys.modules[known] = ModuleType(known)
+        for member in members:
+            setattr(sys.modules[name], member, None)
+
+
+def load(seed: int) -> Any:
+    """Return their language model with the random weights."""
+    from cosyvoice.llm.llm import CosyVoice3LM, Qwen2Encoder
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    encoder = Qwen2Encoder.__new__(Qwen2Encoder)
+    torch.nn.Module.__init__(encoder)
+    encoder.model = Qwen2ForCausalLM(Qwen2Config(**SMALL, vocab_size=KNOWN.num_text_ids))
+    forward = encoder.model.forward
+    encoder.model.forward = lambda **named: forward(**(named | {"attention_mask": None}))
+    width = SMALL["hidden_size"]
+    model = CosyVoice3LM(width, width, KNOWN.num_codes, encoder, None, True, 0)
+    named = {name: torch.from_numpy(each) for name, each in language_model(seed).items()}
+    named["llm.model.lm_head.weight"] = named["llm.model.model.embed_tokens.weight"]
+    assert not model.load_state_dict(named, strict=True).missing_keys
+    embed = encoder.model.model.embed_tokens.forward
+    encoder.model.model.embed_tokens.forward = lambda ids: embed(ids.where(ids != ASSERTED, KNOWN.end_of_prompt))
+    return model.eval()
+
+
+def recorded_codes(number: int) -> list[int]:
+    """Return the codes of a recording of the fixture."""
+    return np.random.default_rng(number).integers(KNOWN.num_codes, size=number).tolist()
+
+
+def spoken(model: Any, tokenizer: Any, case: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the fields of a reply."""
+    ras_sampling = import_module("cosyvoice.utils.common").ras_sampling
+
+    instruction = f"{HELPFUL} {case['instruct']}" if case["instruct"] else HELPFUL
+    has_codes = bool(case["words"]) and not case["instruct"]
+    before = f"{instruction}<|endofprompt|>{case['words'] if has_codes else ''}"
+    prompt, text = (torch.tensor([tokenizer.encode(each)]) for each in (before, case["text"]))
+    ids, prompt = prompt[0].tolist(), prompt.where(prompt != KNOWN.end_of_prompt, ASSERTED)
+    codes = torch.tensor([recorded_codes(case["num_codes"])]) if has_codes else torch.zeros(1, 0, dtype=torch.int64)
+    num_rows = 1 + prompt.shape[1] + text.shape[1] + 1 + codes.shape[1]
+    draws = Draws(num_rows, case["seed"])
+    model.sampling = partial(ras_sampling, top_p=case["top_p"], top_k=case["top_k"] or 1 << 20)
+
+    def sampling_ids(scores: torch.Tensor, before: list[int], sampling: int, ignore_eos: bool) -> int:
+        if ignore_eos:
+            scores[KNOWN.num_codes :] = -torch.inf
+        draws.begin(scores)
+        drawn = model.sampling(scores, before, sampling)
+        draws.end()
+        return drawn
+
+    model.sampling_ids = sampling_ids
+    torch.Tensor.multinomial = lambda self, *args, **named: draws(self, *args, **named)  # type: ignore
+    lengths = (torch.tensor([each.shape[1]]) for each in (text, prompt, codes))
+    num_text, num_prompt, num_codes = lengths
+    made = list(model.inference(text, num_text, prompt, num_prompt, codes, num_codes, None))
+    fields = {"prompt": ids, "ids": text[0].tolist(), "codes": made, "lead": draws.lead, "again": draws.num_again}
+    yield from fields.items()
+
+
+def replies() -> Replies:
+    """Return each case with its ids, codes and lead."""
+    torch.set_num_threads(1)  # steps are too small to parallelise
+    stand_in()
+    from cosyvoice.tokenizer.tokenizer import CosyVoice3Tokenizer
+
+    found = list[dict[str, Any]]()
+    with TemporaryDirectory() as folder:
+        tokenizer = CosyVoice3Tokenizer(str(write_release(Path(folder) / "release") / BACKBONE))
+        for release in SEEDS:
+            model = load(release)
+            for number, values in enumerate(CASES):
+                case = {**dict(zip(NAMES, values, strict=True)), "release": release, "seed": number}
+                found.append(case | dict(spoken(model, tokenizer, case)))
+    return found
+
+
+def write(fixture: Path, made: Replies) -> None:
+    """Write the replies as JSON."""
+    fixture.write_text(json.dumps({"replies": made}) + "\n")
+
+
+if __name__ == "__main__":
+    run(__doc__, replies, write, equal_in("prompt", "ids", "codes"))

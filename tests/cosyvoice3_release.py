@@ -1,0 +1,59 @@
+"""Replies of the authors' own language model of CosyVoice 3, and the engine's prompts for them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.checkpoints.random_cosyvoice3 import KNOWN
+from stretto.codecs.s3gen import FRAMES_PER_TOKEN
+from stretto.families.conversation import Piece
+from stretto.families.cosyvoice3.prompt import CosyVoice3Template
+from stretto.families.cosyvoice3.voices import NUM_MELS, X_VECTOR
+from stretto.families.prompting import Manner, PromptRows
+from stretto.families.registry import VOCABULARY, config_at, family_at
+from stretto.families.text import Subwords, TextTokenizer
+from stretto.records.prompt import Prompt
+from stretto.records.sampling import SamplingConfig, SegmentSampling
+
+REPLIES: list[dict[str, Any]] = json.loads((Path(__file__).parent / "data" / "cosyvoice3_replies.json").read_text())[
+    "replies"
+]
+
+
+class Recorded:
+    """Stand-in for `Hearing`, which returns a recording of the fixture for any samples."""
+
+    def __init__(self, num_codes: int):
+        self._size = num_codes
+
+    def encode(self, pcm: np.ndarray) -> np.ndarray:
+        """Return codes, mel frames and x-vector, float32 [N]."""
+        codes = np.random.default_rng(self._size).integers(KNOWN.num_codes, size=self._size)
+        return np.append(codes, np.zeros(self._size * FRAMES_PER_TOKEN * NUM_MELS + X_VECTOR)).astype(np.float32)
+
+
+def written(checkpoint: Path, reply: dict[str, Any]) -> PromptRows:
+    """Return the prompt that the template writes for a reply of the fixture."""
+    family = family_at(checkpoint)
+    known = KNOWN.from_record(config_at(checkpoint)[VOCABULARY])
+    subwords = Subwords(TextTokenizer.at(checkpoint), family)
+    template = CosyVoice3Template(family, known, subwords, Recorded(reply["num_codes"]))  # type: ignore[arg-type]
+    voice = [Piece("system", "voice", pcm=np.zeros(24_000, np.float32))]
+    words = [Piece("system", "words", text=reply["words"])] if reply["words"] else []
+    pieces = (*voice, *words, Piece("user", "text", text=reply["text"]))
+    return template.write(family.tasks[0], pieces, None, Manner(instruct=reply["instruct"]))
+
+
+def prompt_of(checkpoint: Path, reply: dict[str, Any]) -> Prompt:
+    """Return the engine's prompt for a reply of the fixture, with its sampling."""
+    rows, defaults = written(checkpoint, reply), family_at(checkpoint).tasks[0].sampling
+    audio = SegmentSampling(1.0, reply["top_k"], reply["top_p"], max_rows=defaults.audio.max_rows)
+    drawn = SamplingConfig(defaults.text, audio, seed=reply["seed"], ras_window=defaults.ras_window, ras_max_repeats=1)
+    return Prompt("tts", rows.rows, rows.limited(drawn))
+
+
+def codes_of(rows: list[list[int]]) -> list[int]:
+    """Return the codes in the engine's rows, without the id that ends a reply."""
+    return [row[0] - KNOWN.num_text_ids for row in rows if row[0] in KNOWN.codes]

@@ -1,0 +1,77 @@
+"""CosyVoice 3 in the engine: codes are those of its authors' own loop, alone, in a batch and preempted."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file, save_file
+
+from benchmarks.checkpoints.random_cosyvoice3 import KNOWN, SEEDS, convert
+from stretto.engine.utterance import FrameCodes
+from stretto.families.base import Family
+from stretto.families.cosyvoice3 import PLUGIN
+from stretto.families.cosyvoice3.family import CosyVoice3Vocabulary, build
+from stretto.testing import assert_family_conforms
+from stretto.testing.checkpoints import write_checkpoint
+from tests.cosyvoice3_release import REPLIES, codes_of, prompt_of
+from tests.engine.harness import Engine
+from tests.tiers import by_night
+
+pytestmark = pytest.mark.engine
+TIGHT: dict[str, Any] = {"max_num_batched_tokens": 24, "max_num_seqs": 4, "num_gpu_blocks_override": 9}
+
+
+def test_the_fixture_is_no_accident() -> None:
+    """Every id leads; replies end by themselves and by their limit, and some ids are sampled again."""
+    assert min(reply["lead"] for reply in REPLIES) > 1e-4
+    assert {reply["release"] for reply in REPLIES} == {*SEEDS}
+    is_full = {len(reply["codes"]) == 20 * len(reply["ids"]) for reply in REPLIES}
+    assert is_full == {True, False}
+    assert sum(reply["again"] for reply in REPLIES) > 2
+    assert all(len(reply["codes"]) >= 2 * len(reply["ids"]) for reply in REPLIES)
+
+
+@pytest.mark.parametrize("seed", [SEEDS[0], *by_night(*SEEDS[1:])])
+def test_codes_are_the_authors(tmp_path: Path, seed: int) -> None:
+    checkpoint = convert(tmp_path, seed)
+    mine = {f"r{at}": reply for at, reply in enumerate(REPLIES) if reply["release"] == seed}
+    prompts = {name: prompt_of(checkpoint, reply) for name, reply in mine.items()}
+    with Engine(checkpoint, max_model_len=128, **TIGHT) as engine:
+        alone = {name: engine.run({name: prompt})[name] for name, prompt in list(prompts.items())[:1]}
+        answers = engine.run(prompts)
+        assert engine.is_clean()
+    for name, reply in mine.items():
+        assert codes_of(answers[name].rows) == reply["codes"], name
+    for name, answer in alone.items():
+        assert answer.rows == answers[name].rows
+    assert sum(answer.trailer.num_preemptions for answer in answers.values() if answer.trailer) > 0
+
+
+def write_with_head(folder: Path, family: Family, name: str, **shape: Any) -> Path:
+    """Write a random checkpoint whose head over codes and ends is part of that over all ids."""
+    path = write_checkpoint(folder, family, name, **shape) / "model.safetensors"
+    weights = load_file(path)
+    weights["audio_head.weight"] = weights["lm_head.weight"][family.layout.audio[0].start :].clone()
+    save_file(weights, path)
+    return folder
+
+
+def test_the_family_conforms(tmp_path: Path) -> None:
+    """With ids that are sampled again without the repeated one, at random prompts."""
+    small = CosyVoice3Vocabulary(64, num_codes=150, num_speech_ids=154, end_of_prompt=3, quiet=(1,), max_model_len=256)
+    assert_family_conforms(PLUGIN, tmp_path, small.to_record(), write_with_head, num_prompts=14, hidden=64, layers=2)
+
+
+def test_a_long_pause_is_shortened() -> None:
+    """From the sixth quiet code in a row on none is decoded, in any chunks."""
+    family = build(KNOWN.to_record())
+    codes = [7, *[1, 28, 2] * 3, 9, *[55] * 5, 3]
+    for size in (1, 4, len(codes)):
+        frames, kept = FrameCodes(family, family.layout.codebook_streams), []
+        for start in range(0, len(codes), size):
+            part = codes[start : start + size]
+            frames.push(np.array(part)[:, None] + KNOWN.num_text_ids)
+            popped = frames.pop_frames(len(part))
+            kept += [] if popped is None else popped[0].tolist()
+        assert kept == [7, 1, 28, 2, 1, 28, 9, *[55] * 5, 3]
