@@ -1,4 +1,4 @@
-"""Convolutions and Snake activations of decoders, for signals [B, C, n].
+"""Convolutions and activations of decoders, for signals [B, C, n].
 
 On a CPU a signal may be stored as [B, n, C] (time-major, the layout of a transformer's output). oneDNN convolves few
 channels faster in that layout, and a transposed convolution is a matrix product whose rows are the output. All
@@ -25,7 +25,7 @@ def prepare(model: nn.Module) -> None:
             layer.weight.data = layer.weight.data.transpose(1, 2).contiguous().transpose(1, 2)
 
 
-def joined(before: Tensor, x: Tensor, activation: "Snake | None" = None) -> Tensor:
+def joined(before: Tensor, x: Tensor, activation: "Snake | Elu | None" = None) -> Tensor:
     """Return `before` followed by the activation of x, or by x itself, in the layout of x.
 
     Args:
@@ -68,7 +68,7 @@ def upsample(x: Tensor, conv: nn.ConvTranspose1d) -> Tensor:
     (kernel,), (rate,) = conv.kernel_size, conv.stride
     before = kernel // rate - 1
     batch, steps = x.shape[0], x.shape[2] - before
-    if not is_time_major(x):
+    if not is_time_major(x) or conv.groups > 1:
         return conv(x)[..., before * rate : (before + steps) * rate]
     rows = x.transpose(1, 2)
     inputs = [rows[:, at : at + steps].reshape(batch * steps, -1) for at in range(before, -1, -1)]
@@ -78,6 +78,14 @@ def upsample(x: Tensor, conv: nn.ConvTranspose1d) -> Tensor:
     for each, weight in zip(inputs[1:], weights[1:], strict=True):
         out.addmm_(each.to(out.dtype), weight.to(out.dtype))
     return out.view(batch, steps * rate, -1).transpose(1, 2)
+
+
+class Elu(nn.ELU):
+    """ELU activation, which can write its output to a given tensor."""
+
+    def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return the activations of x, in `out` if that is given."""
+        return super().forward(x) if out is None else torch.ops.aten.elu.out(x, out=out)
 
 
 class Snake(nn.Module):

@@ -10,6 +10,8 @@ which not all releases have, has the same layers in reverse order; its latents a
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import partial
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stretto.codecs.base import CodecSpec, Stateful, Window
-from stretto.codecs.qwen3_12hz.decoder import Convolution, Memory, Scale
+from stretto.codecs.convolution import Elu, prepare, upsample
+from stretto.codecs.qwen3_12hz.decoder import Convolution, Memory, Scale, run_in_parts
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.untrusted_files import UNPARSABLE, json_object
 from stretto.weights.loading import CONFIG_FILE, codec_directory, load_strictly, read_tensors
@@ -214,10 +217,9 @@ class TransposedConvolution(nn.Module):
         self.convtr = nn.ConvTranspose1d(channels, out_channels, 2 * rate, rate, groups=groups, bias=bias)
         self.rate, self.kept = rate, channels
 
-    def forward(self, x: Tensor, memory: Memory) -> Tensor:
-        """Return the output [B, C, n * rate]."""
-        whole = self.convtr(memory.recall(x, 1))
-        return whole[..., self.rate : (1 + x.shape[2]) * self.rate]
+    def forward(self, x: Tensor, memory: Memory, activation: Elu | None = None) -> Tensor:
+        """Return the output [B, C, n * rate] for x [B, C, n], or for its activation."""
+        return upsample(memory.recall(x, 1, activation=activation), self.convtr)
 
 
 class Downsampling(nn.Module):
@@ -237,9 +239,9 @@ class Downsampling(nn.Module):
         self.conv = nn.Conv1d(channels, out_channels, 2 * rate, rate, bias=bias)
         self.rate, self.kept, self.repeats_first = rate, channels * rate, repeats_first
 
-    def forward(self, x: Tensor, memory: Memory) -> Tensor:
-        """Return the output [B, C, n / rate]."""
-        both = memory.recall(x, self.rate)
+    def forward(self, x: Tensor, memory: Memory, activation: Elu | None = None) -> Tensor:
+        """Return the output [B, C, n / rate] for x [B, C, n], or for its activation."""
+        both = memory.recall(x, self.rate, activation=activation)
         if self.repeats_first:
             start = torch.where(memory.is_start[:, None, None], x[..., :1], both[..., : self.rate])
             both = torch.cat([start, x], 2)
@@ -253,11 +255,11 @@ class ResidualBlock(nn.Module):
         super().__init__()
         inner = channels // config.compress
         wide = Convolution(channels, inner, config.residual_kernel_size)
-        self.block = nn.ModuleList([nn.ELU(), wide, nn.ELU(), Convolution(inner, channels, 1)])
+        self.block = nn.ModuleList([Elu(), wide, Elu(), Convolution(inner, channels, 1)])
 
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
         """Return the output [B, C, n]."""
-        return x + run(self.block, x, memory)
+        return run(self.block, x, memory).add_(x)
 
 
 class SeanetEncoder(nn.Module):
@@ -268,11 +270,9 @@ class SeanetEncoder(nn.Module):
         channels = config.n_filters
         layers: list[nn.Module] = [Convolution(1, channels, config.kernel_size)]
         for ratio in reversed(config.ratios):
-            layers += [ResidualBlock(channels, config), nn.ELU(), Downsampling(channels, 2 * channels, ratio)]
+            layers += [ResidualBlock(channels, config), Elu(), Downsampling(channels, 2 * channels, ratio)]
             channels *= 2
-        self.model = nn.ModuleList(
-            [*layers, nn.ELU(), Convolution(channels, config.dimension, config.last_kernel_size)]
-        )
+        self.model = nn.ModuleList([*layers, Elu(), Convolution(channels, config.dimension, config.last_kernel_size)])
 
 
 class Seanet(nn.Module):
@@ -283,17 +283,20 @@ class Seanet(nn.Module):
         channels = config.n_filters << len(config.ratios)
         layers: list[nn.Module] = [Convolution(config.dimension, channels, config.kernel_size)]
         for ratio in config.ratios:
-            layers += [nn.ELU(), TransposedConvolution(channels, channels // 2, ratio)]
+            layers += [Elu(), TransposedConvolution(channels, channels // 2, ratio)]
             channels //= 2
             layers.append(ResidualBlock(channels, config))
-        self.model = nn.ModuleList([*layers, nn.ELU(), Convolution(channels, 1, config.last_kernel_size)])
+        self.model = nn.ModuleList([*layers, Elu(), Convolution(channels, 1, config.last_kernel_size)])
 
 
 def run(layers: nn.ModuleList, x: Tensor, memory: Memory) -> Tensor:
-    """Apply layers one after another; activations are called without the memory."""
-    for layer in layers:
-        x = layer(x) if isinstance(layer, nn.ELU) else layer(x, memory)
-    return x
+    """Apply layers one after another; each activation is applied by the layer that follows it."""
+    steps = [
+        partial(layer, activation=before) if isinstance(before, Elu) else layer
+        for before, layer in pairwise([None, *layers])
+        if not isinstance(layer, Elu)
+    ]
+    return run_in_parts(steps, x, memory)
 
 
 class Quantizer(nn.Module):
@@ -420,4 +423,6 @@ def load(directory: Path, device: str = "cpu") -> PocketCodec:
     codec = PocketCodec(PocketConfig.from_record(record["mimi"], record.get("has_encoder") is True))
     path = directory / "model.safetensors"
     load_strictly(codec, read_tensors(path), path)
-    return codec.eval().requires_grad_(False).to(device)
+    codec.eval().requires_grad_(False).to(device)
+    prepare(codec.decoder)
+    return codec

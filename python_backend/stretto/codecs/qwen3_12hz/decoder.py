@@ -9,7 +9,7 @@ All layers are causal and store their last inputs in the state, so a window is d
 the published classes differ from the values in the published files, so every value that the decoder needs is required.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, fields
 from math import prod
@@ -22,7 +22,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import MimiConfig
 
-from stretto.codecs.convolution import Snake, convolve, joined, upsample
+from stretto.codecs.convolution import Elu, Snake, convolve, joined, upsample
 from stretto.errors import CheckpointError
 from stretto.untrusted_files import UNPARSABLE, json_object
 from stretto.weights.loading import CONFIG_FILE
@@ -181,7 +181,7 @@ class Memory:
         """True if all layers have written their part of the next state."""
         return self._at == self.after.shape[1]
 
-    def recall(self, x: Tensor, steps: int, time: int = 2, activation: Snake | None = None) -> Tensor:
+    def recall(self, x: Tensor, steps: int, time: int = 2, activation: Snake | Elu | None = None) -> Tensor:
         """Return a layer's input preceded by its last `steps` inputs, and write the new last inputs to the next state.
 
         Inputs that the next window contains again are not written.
@@ -243,7 +243,7 @@ class Convolution(nn.Module):
         self.before = (kernel - 1) * dilation
         self.kept = channels * self.before
 
-    def forward(self, x: Tensor, memory: Memory, activation: Snake | None = None) -> Tensor:
+    def forward(self, x: Tensor, memory: Memory, activation: Snake | Elu | None = None) -> Tensor:
         """Return the outputs for x [B, C, n], or for its activation, which is 0 for 0."""
         if self.before:
             x = memory.recall(memory.masked_start(x, self.late), self.before, activation=activation)
@@ -266,7 +266,7 @@ class Upsampling(nn.Module):
         self.before = kernel // rate - 1
         self.kept = channels * self.before
 
-    def forward(self, x: Tensor, memory: Memory, activation: Snake | None = None) -> Tensor:
+    def forward(self, x: Tensor, memory: Memory, activation: Snake | Elu | None = None) -> Tensor:
         """Return the outputs for x [B, C, n], or for its activation, which is 0 for 0."""
         x = memory.masked_start(x, self.late)
         if self.before:
@@ -354,11 +354,11 @@ def samples_of(x: Tensor, memory: Memory, upsample: nn.ModuleList, decoder: nn.M
         for layer in stage.children():
             x = layer(x, memory)
     *layers, snake, last = decoder
-    return _run(layers, lambda x, memory: last(x, memory, snake)[:, 0], x, memory)
+    return run_in_parts([*layers, lambda x, memory: last(x, memory, snake)], x, memory)[:, 0]
 
 
-def _run(layers: list[nn.Module], last: Callable[[Tensor, Memory], Tensor], x: Tensor, memory: Memory) -> Tensor:
-    """Run `layers`, then `last`.
+def run_in_parts(layers: Sequence[Callable[[Tensor, Memory], Tensor]], x: Tensor, memory: Memory) -> Tensor:
+    """Apply layers one after another to x [B, C, n].
 
     On a CPU utterances go through the rest in parts once the activations of all are too large for its caches.
     """
@@ -366,9 +366,9 @@ def _run(layers: list[nn.Module], last: Callable[[Tensor, Memory], Tensor], x: T
         size = max(1, CACHE_BYTES * len(x) // (x.numel() * x.element_size()))
         if size < len(x) and x.device.type == "cpu":
             parts = memory.split(len(x), size)
-            return torch.cat([_run(layers[index:], last, x[rows], part) for rows, part in parts])
+            return torch.cat([run_in_parts(layers[index:], x[rows], part) for rows, part in parts])
         x = layer(x, memory)
-    return last(x, memory)
+    return x
 
 
 Rotation = tuple[Tensor, Tensor]
