@@ -22,7 +22,8 @@ from stretto.decoder.chunk_queue import ChunkQueue, Counts, Pace, PendingChunk, 
 from stretto.decoder.launching import capture_shapes, make_launcher, warm_up
 from stretto.decoder.sessions import Session, Sessions
 from stretto.errors import Cancelled, Closing
-from stretto.records.event import Event, ReportEvent
+from stretto.records.chunk import WordMark
+from stretto.records.event import Event, ReportEvent, WordTime
 
 
 def make_event(pending: PendingChunk, session: Session, num_samples: int, spec: CodecSpec) -> Event:
@@ -42,11 +43,7 @@ def make_event(pending: PendingChunk, session: Session, num_samples: int, spec: 
         "index": chunk.index,
         "segment": chunk.segment.name.lower(),
         "text": chunk.text,
-        "words": [
-            {"word": mark.word, "start_s": round(mark.frame / spec.frame_rate, 4)}
-            for mark in chunk.marks
-            if mark.word is not None
-        ],
+        "words": [timed_word(mark, spec.frame_rate) for mark in chunk.marks if mark.word is not None],
         "guidance_changes": [
             {"start_s": round(change.frame / spec.frame_rate, 4), "is_guided": change.is_guided}
             for change in chunk.guidance_changes
@@ -63,6 +60,13 @@ def make_event(pending: PendingChunk, session: Session, num_samples: int, spec: 
     if chunk.is_final:
         event["report"] = _report(pending, session)
     return event
+
+
+def timed_word(mark: WordMark, frame_rate: float) -> WordTime:
+    """Return a word with its times in seconds."""
+    assert mark.word is not None
+    word: WordTime = {"word": mark.word, "start_s": round(mark.frame / frame_rate, 4)}
+    return word if mark.end is None else {**word, "end_s": round(mark.end / frame_rate, 4)}
 
 
 def _report(pending: PendingChunk, session: Session) -> ReportEvent:

@@ -147,6 +147,9 @@ def _check_delayed_tail(delayed_tail: np.ndarray, task: Task, rules: SegmentRule
 
 
 def _check_track(prompt: Prompt, rules: SegmentRules) -> None:
+    if rules.family.code_track is not None:
+        _check_code_track(prompt, rules, len(rules.family.code_track.streams))
+        return
     if rules.family.text_track is None and prompt.track:
         raise InvalidRequest("track", f"no ids ({rules.family.name} has no text track)", f"{len(prompt.track)} ids")
     if prompt.is_open and (rules.family.text_track is None or prompt.sampling.is_guided):
@@ -158,6 +161,19 @@ def _check_track(prompt: Prompt, rules: SegmentRules) -> None:
         raise InvalidRequest("text", f"at most {last} tokens after the prompt", f"{len(prompt.track)} tokens")
     if prompt.track and not 0 <= min(prompt.track) <= max(prompt.track) < size:
         raise InvalidRequest("track", f"token ids in [0, {size})", f"{min(prompt.track)} ... {max(prompt.track)}")
+
+
+def _check_code_track(prompt: Prompt, rules: SegmentRules, width: int) -> None:
+    """Check the codes that the rows of a reply carry; `width` is their number per row."""
+    size, last = rules.family.layout.vocab_size, rules.max_model_len - len(prompt.rows) - 2
+    if prompt.is_open:
+        raise InvalidRequest("audio", "a complete recording", "one that is still being sent")
+    if not prompt.track or len(prompt.track) % width:
+        raise InvalidRequest("track", f"{width} ids for each frame of a recording", f"{len(prompt.track)} ids")
+    if len(prompt.track) // width > last:
+        raise InvalidRequest("audio", f"at most {last} frames of audio", f"{len(prompt.track) // width} frames")
+    if not 0 <= min(prompt.track) <= max(prompt.track) < size:
+        raise InvalidRequest("track", f"ids in [0, {size})", f"{min(prompt.track)} ... {max(prompt.track)}")
 
 
 def _check_window(prompt: Prompt, rules: SegmentRules) -> None:

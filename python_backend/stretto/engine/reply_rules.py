@@ -40,23 +40,30 @@ class TextUpdate(NamedTuple):
 
 @dataclass(slots=True)
 class Track:
-    """Ids of an input-only stream (text or positions): `ids`, beginning with row `first_row`, then `pad_id`.
+    """Ids of K input-only streams (text, positions or given codes), beginning with row `first_row`; then `pad_id`.
 
     Attributes:
-        lane: Index of the stream among streams 1 to S - 1.
+        lanes: Indices of the streams among streams 1 to S - 1.
         first_row: First row of the reply.
-        ids: Ids that have arrived.
+        ids: Ids that have arrived, int32 [n, K].
         pad_id: Id in all rows after them.
         is_live: True if the text was still being streamed when the request arrived.
         is_open: True if more ids may arrive, so that later rows are not known yet.
+        ends_reply: True if the reply is text that ends one row after the last ids.
     """
 
-    lane: int
+    lanes: slice
     first_row: int
-    ids: list[int]
+    ids: np.ndarray
     pad_id: int
     is_live: bool = False
     is_open: bool = False
+    ends_reply: bool = False
+
+    def extend(self, ids: Sequence[int], is_last: bool) -> None:
+        """Append the ids of further rows, row by row."""
+        self.ids = np.concatenate([self.ids, rows_of(ids, self.ids.shape[1])])
+        self.is_open = not is_last
 
     @property
     def end(self) -> int:
@@ -75,13 +82,23 @@ class Track:
             return 0
         return ENDLESS if self.is_open else len(self.ids)
 
+    @property
+    def max_text_rows(self) -> int:
+        """Number of text rows of a reply that ends with the track."""
+        return len(self.ids) + 1
+
     def fill(self, codes: np.ndarray, first: int) -> None:
         """Write the ids to `codes` [n, S - 1], whose first row is row `first`; prompt rows are left unchanged."""
         begun = max(self.first_row - first, 0)
         at = first + begun - self.first_row
         ids = self.ids[at : at + max(0, len(codes) - begun)]
-        codes[begun : begun + len(ids), self.lane] = ids
-        codes[begun + len(ids) :, self.lane] = self.pad_id
+        codes[begun : begun + len(ids), self.lanes] = ids
+        codes[begun + len(ids) :, self.lanes] = self.pad_id
+
+
+def rows_of(ids: Sequence[int] | range, width: int) -> np.ndarray:
+    """Return the rows of a track, int32 [n, width], of which `ids` are the ids row by row."""
+    return np.asarray(ids, np.int32).reshape(-1, width)
 
 
 @dataclass(frozen=True)
@@ -252,18 +269,23 @@ class SegmentRules:
         return 0 if self.family.bursts is None else self.family.bursts.window
 
     def track(self, first_row: int, ids: Sequence[int], is_open: bool = False) -> Track | None:
-        """Return the ids of the reply's input-only stream (text or positions), or None if the family has none.
+        """Return the ids of the reply's track (text, positions or given codes), or None if the family has none.
 
         Args:
             first_row: First row of the reply.
-            ids: Text ids in the request; unused for positions.
+            ids: Ids in the request, row by row; unused for positions.
             is_open: True if more text follows.
         """
-        track, positions = self.family.text_track, self.family.positions
-        if positions is not None:
-            known = positions.ids[: self.max_model_len - first_row]
-            return Track(positions.stream - 1, first_row, list(known), self.family.layout.pad_id)
-        return None if track is None else Track(track.stream - 1, first_row, list(ids), track.pad_id, is_open, is_open)
+        text, pad_id, streams = self.family.text_track, self.family.layout.pad_id, self.family.track_streams
+        if not streams:
+            return None
+        if self.family.positions is not None:
+            ids = self.family.positions.ids[: self.max_model_len - first_row]
+        track = Track(slice(streams.start - 1, streams.stop - 1), first_row, rows_of(ids, len(streams)), pad_id)
+        track.ends_reply = self.family.code_track is not None
+        if text is not None:
+            track.pad_id, track.is_live, track.is_open = text.pad_id, is_open, is_open
+        return track
 
     @cached_property
     def max_entries(self) -> int:

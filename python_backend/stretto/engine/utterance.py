@@ -17,7 +17,7 @@ from stretto.engine.protocol import GUIDANCE_ON
 from stretto.engine.reply_rules import SegmentTracker, TextUpdate
 from stretto.errors import InvalidRequest, StrettoError
 from stretto.families.base import Family
-from stretto.families.text import TextCodec
+from stretto.families.text import TextCodec, TimedReader
 from stretto.records.chunk import Alignment, Chunk, GuidanceChange, LMChunk, Report, Sound, WordMark
 from stretto.records.prompt import Prompt
 from stretto.streams.chunking import Pacer
@@ -415,12 +415,16 @@ class Utterance:
 
     def _chunk(self, segment: Segment, text: str = "", codes: np.ndarray | None = None) -> LMChunk:
         sent = 0 if codes is None else sum(mark.frame < self.num_sent_frames for mark in self._marks)
-        marks, self._marks = tuple(self._marks[:sent]), self._marks[sent:]
+        marks, self._marks = (*self._timed_words(), *self._marks[:sent]), self._marks[sent:]
         changes = self._changes_before(self.num_sent_frames)
         chunk = Chunk(self.num_chunks, segment, text, marks, guidance_changes=changes, voice=self.voice)
         chunk = self._with_head(chunk)
         self.num_chunks += 1
         return self._sent(chunk, codes)
+
+    def _timed_words(self) -> list[WordMark]:
+        """Return the words of a transcript whose times have become known since the last chunk."""
+        return self._reader.pop_marks() if isinstance(self._reader, TimedReader) else []
 
     def _changes_before(self, frame: int) -> tuple[GuidanceChange, ...]:
         """Return the guidance changes before `frame` that have not been reported yet.
@@ -436,8 +440,8 @@ class Utterance:
         segment = Segment.TAIL if self.tracker.audio_start >= 0 else self.tracker.segment
         text = "" if segment is Segment.TAIL else self._reader.end()
         codes = self._frames.pop_frames(self._num_ready) if self._num_ready > 0 else None
-        changes = self._changes_before(sys.maxsize)
-        last = Chunk(self.num_chunks, segment, text, tuple(self._marks), True, report, changes, voice=self.voice)
+        changes, marks = self._changes_before(sys.maxsize), (*self._timed_words(), *self._marks)
+        last = Chunk(self.num_chunks, segment, text, marks, True, report, changes, voice=self.voice)
         return self._sent(self._with_head(last), codes)
 
     def _with_head(self, chunk: Chunk) -> Chunk:

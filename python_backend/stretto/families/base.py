@@ -267,6 +267,21 @@ class PositionStream:
 
 
 @dataclass(frozen=True)
+class CodeTrack:
+    """Input-only streams of a recording's codes: row i of the reply carries frame i, and later rows carry pads.
+
+    Such replies are text that follows the recording, and they end with it: the row after the last frame is the last one
+    before `Family.end_of_reply`, which the model itself never samples. The engine needs to know the codes, so they are
+    encoded before the reply (`Prompt.track`).
+
+    Attributes:
+        streams: Indices of the streams, which are consecutive.
+    """
+
+    streams: range
+
+
+@dataclass(frozen=True)
 class Task:
     """Task of a family: the segments of its reply, and the input that it accepts.
 
@@ -343,6 +358,8 @@ class Family:
             audio; such a family's stream 0 never samples `end_of_audio` itself.
         text_track: Stream for streamed text, if the family has one.
         positions: Stream of learned positions, if the family has one; never together with a text track.
+        code_track: Streams of a recording's codes that are read during the reply, if the family has them; never
+            together with a text track or positions.
         staircase: BOS and EOS id of each stream, if the family has them (see `streams/pattern.py`). They are in
             `StreamLayout.extra`, with a stream's EOS id last. `end_frame` then consists of the EOS ids, and these ids
             count as sampled (SAMPLED_WARM_UP, NO_TAIL).
@@ -398,6 +415,7 @@ class Family:
     end_frame: tuple[int, ...] = ()
     text_track: TextTrack | None = None
     positions: PositionStream | None = None
+    code_track: CodeTrack | None = None
     staircase: Staircase | None = None
     has_audio_head: bool = False
     has_audio_bias: bool = False
@@ -411,6 +429,8 @@ class Family:
     @property
     def num_codebooks(self) -> int:
         """Number of codebooks of the codec."""
+        if self.code_track is not None:
+            return len(self.code_track.streams)
         return self.layout.num_codebooks + self.num_filled_codebooks
 
     @property
@@ -419,10 +439,19 @@ class Family:
         return self.layout.frame_codec.rows_per_frame
 
     @property
-    def track_stream(self) -> int | None:
-        """Input-only stream whose ids are known before the row is sampled (streamed text or positions), or None."""
+    def track_streams(self) -> range:
+        """Input-only streams whose ids are known before the row is sampled: streamed text, positions or given codes.
+
+        Empty without any.
+        """
+        if self.code_track is not None:
+            return self.code_track.streams
         track = self.text_track or self.positions
-        return None if track is None else track.stream
+        return range(0) if track is None else range(track.stream, track.stream + 1)
+
+    def times_words(self, task: Task) -> bool:
+        """Return True if the model itself reports the times of words, without an aligner."""
+        return self.code_track is not None or (self.script is not None and task.speaks)
 
     def task(self, name: str) -> Task:
         """Return the task called `name`; raise KeyError, which lists the known names, if there is none."""

@@ -9,13 +9,14 @@ from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from tokenizers import Tokenizer, decoders
 
 from stretto.errors import CheckpointError, InvalidRequest, shown
 from stretto.families.base import Family
 from stretto.families.registry import plugin
+from stretto.records.chunk import WordMark
 from stretto.untrusted_files import MAX_TEXT_BYTES, regular_file
 
 TOKENIZER_FILE, SENTENCEPIECE_FILE = "tokenizer.json", "tokenizer.model"
@@ -137,6 +138,10 @@ class SentencePieceTokenizer:
         """Spelling of each id."""
         return {token_id: self._processor.id_to_piece(token_id) for token_id in range(self._processor.get_piece_size())}
 
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return the text of token ids; control tokens have none."""
+        return self._processor.decode(list(token_ids))
+
 
 def plain_tokenizer(folder: Path) -> PlainTokenizer:
     """Load tokenizer.json in a folder, or SentencePiece's tokenizer.model if only that exists.
@@ -147,6 +152,11 @@ def plain_tokenizer(folder: Path) -> PlainTokenizer:
     path = folder / SENTENCEPIECE_FILE
     if (folder / TOKENIZER_FILE).exists() or not path.exists():
         return TextTokenizer.at(folder, spells_bytes=False)
+    return sentencepiece_at(path)
+
+
+def sentencepiece_at(path: Path) -> "SentencePieceTokenizer":
+    """Load a file of SentencePiece; raise CheckpointError if it is unreadable."""
     model = regular_file(path, MAX_TEXT_BYTES).read_bytes()
     try:
         return SentencePieceTokenizer(model)
@@ -333,6 +343,15 @@ class TextReader(Protocol):
 
     def end(self) -> str:
         """Return the remaining text at the end of the segment."""
+        ...
+
+
+@runtime_checkable
+class TimedReader(TextReader, Protocol):
+    """Reader of a text whose tokens have times: those of the recording that is transcribed."""
+
+    def pop_marks(self) -> list[WordMark]:
+        """Remove and return the words whose times have become known since the last call."""
         ...
 
 

@@ -192,7 +192,7 @@ class Preprocessor:
             InvalidRequest: There is no aligner, or nothing that it could align.
         """
         field, got = "options.words", "'aligned'"
-        if task.speaks and self.family.script is not None:
+        if self.family.times_words(task):
             return None
         if not self._has_aligner:
             raise InvalidRequest(field, "no value (this server has no aligner)", got)

@@ -16,10 +16,15 @@ from stretto.streams.layout import Segment
 
 @dataclass(frozen=True, slots=True)
 class WordMark:
-    """Frame at which a word begins; `word` is None if the aligned text unit is not a word."""
+    """Frame at which a word begins; `word` is None if the aligned text unit is not a word.
+
+    Attributes:
+        end: Frame at which it ends; None if unknown.
+    """
 
     word: str | None
     frame: int
+    end: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

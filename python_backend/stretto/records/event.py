@@ -12,7 +12,7 @@ class WordTime(TypedDict):
 
     Attributes:
         start_s: Start in seconds.
-        end_s: End in seconds, if the word was aligned.
+        end_s: End in seconds, if known: the word was aligned, or the model itself reports times.
         score: Mean probability of the word's letters in the audio, if the word was aligned.
     """
 

@@ -38,7 +38,7 @@ class Undelayer:
     """
 
     def __init__(self, delays: tuple[int, ...]):
-        self._delays, self._longest = delays, max(delays)
+        self._delays, self._longest = delays, max(delays, default=0)
         self._rows = np.zeros((0, len(delays)), np.int64)
 
     @property
@@ -247,8 +247,12 @@ class StreamLayout:
 
     @cached_property
     def codebook_size(self) -> int:
-        """Number of codes of each codebook; 0 for latents."""
-        return 0 if self.latents else len((self.frame_codec.places or (self.audio[self.codebook_streams[0]],))[0])
+        """Number of codes of each codebook; 0 for latents, and for families that generate no codes."""
+        return (
+            0
+            if self.latents or not self.codebook_streams
+            else len((self.frame_codec.places or (self.audio[self.codebook_streams[0]],))[0])
+        )
 
     @cached_property
     def max_delay(self) -> int:

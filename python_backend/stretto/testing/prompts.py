@@ -35,9 +35,12 @@ def make_prompt(family: Family, index: int, task: str | None = None, **changes: 
         _fill_with_audio(rows, family, random)
     temperature = (0.0, 0.9)[index // 2 % 2]
     sampling = family.task(task).sampling
+    max_text_rows = 12 + index % 7
+    if family.code_track is not None and index % 4:  # most replies end with their recording
+        max_text_rows = sampling.text.max_rows
     sampling = replace(
         sampling,
-        text=replace(sampling.text, min_rows=5, max_rows=12 + index % 7, temperature=temperature),
+        text=replace(sampling.text, min_rows=5, max_rows=max_text_rows, temperature=temperature),
         audio=replace(
             sampling.audio, min_rows=5, max_rows=20 + index % 9, temperature=temperature, top_k=10, top_p=0.9
         ),
@@ -84,11 +87,14 @@ def _latent_prompt(family: Family, latents: LatentSpec, index: int, task: str, c
 
 
 def make_track(family: Family, index: int) -> tuple[int, ...]:
-    """Return the ids of a streamed text, often shorter than the reply, sometimes longer.
+    """Return the ids of a streamed text, often shorter than the reply, sometimes longer, or the codes of a recording.
 
-    Empty if the family has no text track.
+    Empty if the family has neither.
     """
-    track, random = family.text_track, np.random.default_rng(index)
+    track, random, codes = family.text_track, np.random.default_rng(index), family.code_track
+    if codes is not None:
+        shape = 20 + 7 * (index % 5), len(codes.streams)
+        return tuple(random.integers(16, family.layout.vocab_size, shape).reshape(-1).tolist())
     if track is None:
         return ()
     return (*random.integers(16, 47, TRACK_LENGTHS[index % len(TRACK_LENGTHS)]).tolist(), track.end_id)

@@ -350,6 +350,11 @@ class _Reply:
         if family.text_track is not None:
             track = dict(enumerate(self.prompt.track, len(self.prompt.rows)))
             row[family.text_track.stream] = track.get(position, family.text_track.pad_id)
+        if family.code_track is not None:
+            streams = family.code_track.streams
+            at = len(streams) * (position - len(self.prompt.rows))
+            for stream, code in zip(streams, self.prompt.track[at : at + len(streams)], strict=False):
+                row[stream] = code
         if self.audio_start is None:
             row[0] = self.text_token(self.penalized(logits[0]))
             if family.script and row[0] in family.script.spoken:
@@ -436,6 +441,11 @@ class _Reply:
         last = self.reference.max_model_len - 1
         if speaks:
             last -= self.tail + self.extra + 2 + len(family.transition)
+        if family.code_track is not None:  # the reply ends with the recording
+            num_frames = len(self.prompt.track) // len(family.code_track.streams)
+            if count > num_frames:
+                return family.end_of_reply
+            ends = []
         is_full = family.script is not None and len(self.text) >= family.script.max_entries
         allowed = [token for ids in self.task.text for token in ids if token not in ends]
         allowed += ends * (count >= limits.min_rows)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stretto.engine.reply_rules import Track
+from stretto.engine.reply_rules import Track, rows_of
 from stretto.engine.scheduling.request_table import RowHistory
 
 
@@ -38,10 +38,10 @@ def test_the_prompt_cannot_be_taken_back() -> None:
 
 def test_a_text_track_says_what_its_stream_holds() -> None:
     """Independent of the rows' own values, and current at each read."""
-    track = Track(lane=1, first_row=3, ids=[7, 8], pad_id=9)
+    track = Track(slice(1, 2), first_row=3, ids=rows_of([7, 8], 1), pad_id=9)
     history = RowHistory(np.zeros((3, 2), np.int32), track)
     history.put(3, [[1, 0], [2, 0], [3, 0], [4, 0]])
     assert history.rows(0, 7)[:, 1].tolist() == [0, 0, 0, 7, 8, 9, 9]
-    track.ids.append(5)
+    track.extend([5], is_last=False)
     assert history.rows(4, 7).tolist() == [[2, 8], [3, 5], [4, 9]]
     assert history.rows(6, 7).tolist() == [[4, 9]]

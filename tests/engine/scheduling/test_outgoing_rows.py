@@ -10,7 +10,7 @@ from vllm.v1.outputs import LogprobsLists, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
 from stretto.engine.protocol import GUIDANCE_OFF, NO_CHANGE
-from stretto.engine.reply_rules import SegmentRules, SegmentTracker, Track
+from stretto.engine.reply_rules import SegmentRules, SegmentTracker, Track, rows_of
 from stretto.engine.scheduling.request_table import LEAST_LEAD_S, MAX_WAIT_S, OutgoingRows
 from stretto.engine.scheduling.scheduler import PairedScheduling, SampledRows
 from stretto.streams.chunking import ChunkPolicy, DecoderLoad, Pacer
@@ -238,7 +238,7 @@ def test_what_a_preempted_request_has_ready_leaves_with_the_next_output() -> Non
 
 def test_a_reply_that_is_blocked_on_text_has_sent_all_its_rows() -> None:
     scheduling, sent = Scheduling(), []
-    scheduling.state.track = Track(0, 8, [20] * 30, 0, is_live=True, is_open=True)
+    scheduling.state.track = Track(slice(0, 1), 8, rows_of([20] * 30, 1), 0, is_live=True, is_open=True)
     for _ in range(31):
         sent.append(len(scheduling.sample()) // 9)
     assert sum(sent[:-1]) < 30

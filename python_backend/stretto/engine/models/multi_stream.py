@@ -57,7 +57,7 @@ def load_strictly(model: nn.Module, load: Callable[[Weights], set[str]], weights
     except (AssertionError, RuntimeError) as error:
         name, shape = list(seen.items())[-1]
         raise CheckpointError(f"{name}: shape {shape} does not match: {error}") from error
-    missing = (expected - loaded) | {name for name in parts if name not in seen}
+    missing = (expected - loaded) | {name for name, fused in parts if not {name, fused} & seen.keys()}
     if missing:
         raise CheckpointError(f"the checkpoint lacks {', '.join(sorted(missing))}")
     return loaded
@@ -76,16 +76,19 @@ def stored_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if name not in built}
 
 
-def fused_parts(model: nn.Module) -> Iterator[str]:
-    """Yield the checkpoint names of the tensors from which the model's fused parameters are loaded."""
+def fused_parts(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """Yield the checkpoint names of the tensors from which the model's fused parameters are loaded.
+
+    Each comes with the name of the fused parameter, which a checkpoint may have instead of all its parts.
+    """
     for name, parameter in stored_parameters(model).items():
         module, _, kind = name.rpartition(".")
         for part in EXPERTS.get(kind, ()):
             experts = module.removesuffix(".routed_experts")
-            yield from (f"{experts}.{number}.{part}.weight" for number in range(len(parameter)))
+            yield from ((f"{experts}.{number}.{part}.weight", name) for number in range(len(parameter)))
         parent, _, fused = module.rpartition(".")
         if fused in FUSED:
-            yield from (f"{parent}.{part}.{kind}" for part in FUSED[fused])
+            yield from ((f"{parent}.{part}.{kind}", name) for part in FUSED[fused])
 
 
 class StreamBias(nn.Module):

@@ -102,8 +102,7 @@ class HeldReplies:
         track, request = state.track, state.request
         assert track is not None
         new_text = self._new_text.get(request.request_id, NewText(track.end, [], None))
-        track.ids += update.ids
-        track.is_open = not update.is_last
+        track.extend(update.ids, update.is_last)
         min_rows = max(state.params.sampling.audio.min_rows, track.min_frames) if update.is_last else None
         self._new_text[request.request_id] = NewText(new_text.first_row, new_text.ids + update.ids, min_rows)
         if not self.is_held(request):

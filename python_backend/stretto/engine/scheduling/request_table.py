@@ -237,7 +237,7 @@ class RequestState:
         pair: CFG pair; None if the reply is not guided, or no longer guided.
         limit: Index in the reply of the first row after the guided ones, once known.
         is_guided: True if the newest audio row was guided.
-        track: Ids of the input-only text stream, if the family has one.
+        track: Ids of the input-only streams that are known, if the family has any.
         held_s: Time that the reply was blocked until text arrived, in seconds.
         guidance_switches: Frame indices at which guidance stopped, resumed, stopped, and so on.
         was_cut: True if a length limit ended a segment before the model did.
@@ -283,6 +283,11 @@ class RequestState:
     def waits_for_text(self) -> bool:
         """True if the text id of the request's newest row has not arrived."""
         return self.track is not None and self.request.num_tokens > self.track.num_known
+
+    @property
+    def has_followed_track(self) -> bool:
+        """True if the reply has ended because its track has, which is not a cut."""
+        return self.track is not None and self.track.ends_reply and self.tracker.position > self.track.end + 1
 
     @property
     def next_output(self) -> int:
@@ -367,9 +372,9 @@ def unconditional_rows(rows: np.ndarray, context: UnconditionalContext, pad_id: 
 
 def unconditional_track(track: Track | None, family: Family) -> Track | None:
     """Return the text stream of the unconditional request: the conditional one's, or pads if the family hides it."""
-    if track is None or 1 + track.lane not in family.unconditional.hidden_streams:
+    if track is None or 1 + track.lanes.start not in family.unconditional.hidden_streams:
         return track
-    return replace(track, ids=[], pad_id=family.layout.pad_id)
+    return replace(track, ids=track.ids[:0], pad_id=family.layout.pad_id)
 
 
 def unconditional_audio(rows: np.ndarray, family: Family) -> np.ndarray:

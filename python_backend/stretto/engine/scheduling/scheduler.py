@@ -70,7 +70,8 @@ class SampledRows:
         """
         request_id, number = state.request.request_id, self._num_codes
         if request_id in self._cut:
-            state.was_cut |= self._cut[request_id] & ((1 << len(token_ids)) - 1) > 0
+            is_cut = self._cut[request_id] & ((1 << len(token_ids)) - 1) > 0
+            state.was_cut |= is_cut and not state.has_followed_track
         ids: list[int] = []  # `list[int]()` would cost more than the rest
         # rows after the end are dropped
         for mark, token_id, codes in zip(marks, token_ids, self.codes[request_id], strict=False):
@@ -191,17 +192,23 @@ def check_supported(config: VllmConfig, kv_cache: KVCacheConfig, rules: SegmentR
         )
     if rules.family.bursts is not None:
         check_bursts(config, rules, rules.family.bursts)
-    if rules.family.track_stream is not None:
+    if rules.family.track_streams:
         check_track(rules.family)
 
 
 def check_track(family: Family) -> None:
-    """Raise ValueError unless the family's input-only stream advances with its frames.
+    """Raise ValueError unless the family's track advances with its rows.
 
-    It must be either text or positions, in a family whose replies are audio only, one row per step.
+    It must be either text or positions, in a family whose replies are audio only, or the codes of a recording, in a
+    family whose replies are text only. There must be one row per step.
     """
-    if family.text_track is not None and family.positions is not None:
-        raise ValueError(f"{family.name}: expected streamed text or positions, got both")
+    tracks = [family.text_track, family.positions, family.code_track]
+    if sum(each is not None for each in tracks) > 1:
+        raise ValueError(f"{family.name}: expected either streamed text, positions or given codes, got several")
+    if family.code_track is not None:
+        if family.bursts is not None or any(task.segments != (Segment.TEXT,) for task in family.tasks):
+            raise ValueError(f"{family.name}: given codes require replies of text only, with one row per step")
+        return
     if family.bursts is not None or any(task.segments != (Segment.AUDIO,) for task in family.tasks):
         kind = "a text track requires" if family.text_track else "positions require"
         raise ValueError(f"{family.name}: {kind} replies of audio only, with one row per step")

@@ -157,7 +157,8 @@ class RowDraw:
         self._script, self._codes = arrays.wrap(tables.script), arrays.wrap(tables.codes)
         self._seen = arrays.wrap(tables.seen) if segments.family.penalized else None
         family = segments.family
-        self._track_stream = family.track_stream
+        streams = family.track_streams
+        self._track = slice(streams.start - 1, streams.stop - 1) if streams else None
         self._stream_ends = StreamEnds(family.staircase, segments.rules, arrays) if family.staircase else None
         self._num_streams = family.layout.num_output_streams
         self._guided = tuple(stream in family.guided_streams for stream in range(1, self._num_streams))
@@ -192,10 +193,10 @@ class RowDraw:
         token = self._segments.choose(text, audio, rows)
         if self._seen is not None:
             self._seen[rows.slots, counted_columns(token, self._segments.rules.counted_ids)] = True
-        there = self._codes[rows.slots, rows.position] if plan.has_delayed_tail or self._track_stream else None
+        there = self._codes[rows.slots, rows.position] if plan.has_delayed_tail or self._track else None
         laid = self._segments.place_codes(codes, token, rows, there if plan.has_delayed_tail else None)
-        if self._track_stream is not None and there is not None:
-            laid[:, self._track_stream - 1] = there[:, self._track_stream - 1]
+        if self._track is not None and there is not None:
+            laid[:, self._track] = there[:, self._track]
         return token, laid
 
     def _spread(self, drawn: torch.Tensor, index: Array | None, rows: Rows) -> Array:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from stretto.engine.protocol import NewText, SpeechParams
-from stretto.engine.reply_rules import UNKNOWN, SegmentRules, SegmentTracker, Track
+from stretto.engine.reply_rules import ENDLESS, UNKNOWN, SegmentRules, SegmentTracker, Track
 from stretto.sampling.draw import min_p_span
 from stretto.sampling.noise import seed_key
 
@@ -298,17 +298,20 @@ class SlotTables:
             tracker: Segment tracker of the reply.
             codes: Streams 1 to S - 1 of the rows so far, [n, S - 1].
             seen: Ids of stream 0 that the repetition penalty counts.
-            track: Ids of the input-only text stream, or None.
+            track: Ids of the input-only streams that are known, or None.
         """
         self.limits[slot] = limits_row(params, self._rules)
-        if track is not None:
+        if track is not None and track.ends_reply:
+            self.limits[slot, LIMITS["text_min"]] = ENDLESS  # no sampled id ends the reply
+            self.limits[slot, LIMITS["text_max"]] = min(params.sampling.text.max_rows, track.max_text_rows)
+        elif track is not None:
             self.limits[slot, LIMITS["audio_min"]] = max(params.sampling.audio.min_rows, track.min_frames)
         self.scales[slot] = scales_row(params)
         state = state_row(tracker)
         state[STATE["first_end"]] = first_end(tracker, codes)
         codes = np.concatenate([codes, params.codes[len(codes) :]])  # with the prompt's audio that the reply continues
         counted = counted_columns(np.asarray(seen, np.int64), self._rules.counted_ids) if self.seen.shape[1] else ()
-        ids = () if track is None else track.ids[max(0, len(codes) - track.first_row) :]
+        ids = () if track is None else track.ids[max(0, len(codes) - track.first_row) :].reshape(-1)
         if track is not None:
             self._tracks[slot] = track
         rows = (state, tracker.script, codes.reshape(-1), counted, ids)
@@ -341,8 +344,9 @@ class SlotTables:
             self.script[slot, 1 : 1 + len(script)] = script
             track, width = self._tracks.pop(slot, None), self.codes.shape[2]
             if track is not None:
-                self.codes[slot, :, track.lane] = track.pad_id
-                self.codes[slot, track.end - len(ids) : track.end, track.lane] = ids
+                known = ids.view(-1, track.ids.shape[1])
+                self.codes[slot, :, track.lanes] = track.pad_id
+                self.codes[slot, track.end - len(known) : track.end, track.lanes] = known
             if width:
                 self.codes[slot, : len(codes) // width] = codes.view(-1, width)
             self.seen[slot] = False

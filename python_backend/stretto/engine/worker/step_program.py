@@ -155,7 +155,8 @@ def step_rules_of(rules: SegmentRules, tables: SlotTables, num_rows: int, num_id
         index_lane=script.index_stream - 1 if script else 0,
         num_seen_columns=tables.seen.shape[1],
         first_seen_id=rules.counted_ids.start,
-        track_lane=-1 if family.track_stream is None else family.track_stream - 1,
+        track_start=family.track_streams.start - 1,
+        track_stop=family.track_streams.stop - 1,
         has_staircase=family.staircase is not None,
     )
 

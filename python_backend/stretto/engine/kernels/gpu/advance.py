@@ -423,7 +423,8 @@ def _row(
         ordinal = rules.index_base + tl.where(in_text, num_entries + 1, pointer)
         index = tl.where(is_entry, ordinal, rules.pad_id).to(tl.int32)
         laid = tl.where(lanes == rules.index_lane, index, laid)
-    if rules.track_lane >= 0:
-        laid = tl.where(lanes == rules.track_lane, tl.load(place, mask=lanes < rules.num_others, other=0), laid)
+    if rules.track_stop > rules.track_start:
+        is_known = (lanes >= rules.track_start) & (lanes < rules.track_stop)
+        laid = tl.where(is_known, tl.load(place, mask=is_known, other=0), laid)
     _write_state(at, entries, token, position, ends_audio, task, tasks, ends, rules)
     return token, laid, (text_is_cut & in_text) | audio_is_cut

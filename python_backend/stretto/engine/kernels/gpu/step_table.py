@@ -76,8 +76,8 @@ class StepRules(NamedTuple):
         first_stop: Id after the last such id.
         num_seen_columns: Number of columns of the repetition penalty's table; 0 without a penalty.
         first_seen_id: Id of its first column.
-        track_lane: Index among streams 1 to S - 1 of the input-only text stream, whose ids are in the table already; -1
-            without one.
+        track_start: Index among streams 1 to S - 1 of the first input-only stream whose ids are in the table already.
+        track_stop: Index after the last one; equal to `track_start` without any.
         has_staircase: True if each stream has its own BOS and EOS ids.
     """
 
@@ -113,5 +113,6 @@ class StepRules(NamedTuple):
     index_lane: int
     num_seen_columns: int
     first_seen_id: int
-    track_lane: int
+    track_start: int
+    track_stop: int
     has_staircase: bool
