@@ -7,6 +7,7 @@ from stretto.families.base import DepthSpec, TextTrack
 from stretto.families.chatterbox.family import ChatterboxVocabulary, TurboVocabulary, chatterbox, chatterbox_turbo
 from stretto.families.csm.family import CsmVocabulary, csm, llama3_rope
 from stretto.families.higgs_audio.family import HiggsAudioVocabulary, higgs_audio
+from stretto.families.kyutai_stt.family import SttVocabulary, kyutai_stt
 from stretto.families.opuslm.family import OpusVocabulary, opuslm, opuslm_dialogue
 from stretto.families.qwen3_tts.family import CodecIds, Qwen3TtsVocabulary, TextIds, qwen3_tts
 
@@ -46,6 +47,10 @@ CHATTERBOX = chatterbox(ChatterboxVocabulary(60, 20, 26, 30, 512, 3, ("default",
 # 60 ids of text, 20 codes, their start and the end, and a row of a voice.
 TURBO = chatterbox_turbo(TurboVocabulary(60, 20, {"default": (3, 1)}, max_model_len=512))
 
+# 60 ids of text beside three codebooks of 20 codes that are given.
+SMALL_STT = SttVocabulary(60, 3, 20, delay_rows=2, max_model_len=160)
+
+KYUTAI_STT = kyutai_stt(SMALL_STT)
 CSM, QWEN3_TTS = csm(SMALL_CSM), qwen3_tts(SMALL_QWEN3_TTS)
 # The same frames with a text beside them.
 TRACKED_CSM = replace(

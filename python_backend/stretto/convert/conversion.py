@@ -31,6 +31,7 @@ from stretto.errors import CheckpointError, shown
 from stretto.families.base import Family
 from stretto.families.conversion import AUDIO_TOKENIZER, AudioTokenizer, Network, Release, Tokenizer
 from stretto.families.registry import SAMPLING, read_family
+from stretto.families.text import SENTENCEPIECE_FILE
 from stretto.untrusted_files import UNPARSABLE, released_file, without_keys
 from stretto.weights.loading import load_config
 from stretto.weights.tensors import (
@@ -335,7 +336,8 @@ def write(conversion: Conversion, out: Path, max_bytes: int, progress: Progress)
         files = write_shards(folder, conversion.entries, max_bytes, progress)
         files.append(write_json(folder / "config.json", conversion.record))
         for path in conversion.tokenizer.files:
-            files.append(copy_file(path, folder / path.name, path.name))
+            name = SENTENCEPIECE_FILE if path.suffix == Path(SENTENCEPIECE_FILE).suffix else path.name
+            files.append(copy_file(path, folder / name, name))
         if conversion.tokenizer.made is not None:
             files.append(write_json(folder / "tokenizer.json", dict(conversion.tokenizer.made)))
         if conversion.codec_files or conversion.codec_copy:

@@ -49,7 +49,7 @@ def profile(family: Family, sample_rate: int, frame_rate: float, has_aligner: bo
         "options": [*_options(family), *(["words"] if has_aligner else [])],
         "max_text_chars": family.max_text_chars,
         "max_audio_s": family.max_audio_s,
-        "times_words": family.script is not None,
+        "times_words": family.script is not None or family.code_track is not None,
         "reads_live_text": family.text_track is not None,
         "tasks": [_task(task, family, frame_rate) for task in family.tasks],
     }
@@ -74,6 +74,7 @@ def _task(task: Task, family: Family, frame_rate: float) -> dict[str, Any]:
         "has_history": task.has_history,
         "system": list(task.system),
         "max_text_rows": task.sampling.text.max_rows,
+        "times_words": family.times_words(task),
         "max_speech_s": max_speech_s if task.has_audio_segment else 0.0,
     }
 

@@ -19,7 +19,7 @@ from stretto.errors import CheckpointError, shown
 from stretto.families.base import Family
 from stretto.families.conversion import AudioTokenizer, Contents, Published, Release, Tokenizer
 from stretto.families.registry import plugin, plugins, with_defaults
-from stretto.families.text import TOKENIZER_FILE, TextTokenizer, plain_tokenizer
+from stretto.families.text import TOKENIZER_FILE, TextTokenizer, plain_tokenizer, sentencepiece_at
 from stretto.untrusted_files import (
     MAX_TEXT_BYTES,
     check_layers,
@@ -64,6 +64,12 @@ def read_tokenizer(folder: Path, spells_bytes: bool = True) -> Tokenizer:
         raise CheckpointError(f"{folder}: expected a tokenizer with at least one token, got none")
     found = sorted(path.name for path in folder.iterdir() if path.name.startswith(TOKENIZER) and not path.is_dir())
     return Tokenizer(folder, 1 + max(tokens), tokens, made, tuple(released_file(folder, name) for name in found))
+
+
+def read_named_tokenizer(path: Path) -> Tokenizer:
+    """Return the tokenizer in a file of SentencePiece that has any name; raise CheckpointError if it is unreadable."""
+    tokens = sentencepiece_at(path).tokens
+    return Tokenizer(path.parent, len(tokens), tokens, files=(path,))
 
 
 def read_byte_level_bpe(folder: Path) -> tokenizers.Tokenizer:
@@ -169,8 +175,10 @@ def read_contents(release: Release) -> Contents:
     config, tensors = _config(release), open_tensors(release.model)
     _refuse_quantized(release, config, tensors)
     family = published(release)
-    own = getattr(family, "own_tokenizer", None)
+    own, named = getattr(family, "own_tokenizer", None), config.get(getattr(family, "TOKENIZER_KEY", ""))
     tokenizer = own(release, tensors) if own is not None else None
+    if named is not None:
+        tokenizer = read_named_tokenizer(released_file(release.tokenizer, str(named)))
     tokenizer = tokenizer or read_tokenizer(release.tokenizer, spells_bytes=not is_bare(release))
     tag = family.BACKBONE_TAG
     backbone = config if tag is None else read_backbone(entry(config, tag), release.backbone, release.tokenizer)

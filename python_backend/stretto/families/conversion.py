@@ -170,6 +170,7 @@ class Published(Protocol):
     It may also define:
 
         IS_BARE         True if releases have no config and any kind of tokenizer, as the family generates no text
+        TOKENIZER_KEY   key of the config that names the tokenizer's file, which is SentencePiece's
         MARKS           descriptions of its releases, for error messages, by the name of a tensor that only they have
         located(release) -> Release
                         the release with its files named, if `--model` may be a folder of several releases' files

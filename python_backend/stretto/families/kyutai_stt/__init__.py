@@ -1,0 +1,11 @@
+"""Kyutai STT: transcription while the recording is read, one text token per frame of Mimi."""
+
+from stretto.families.plugin import FamilyPlugin, lazy
+
+PLUGIN = FamilyPlugin(
+    name="kyutai_stt",
+    build=lazy("stretto.families.kyutai_stt.family:build", "kyutai_stt"),
+    open_template=lazy("stretto.families.kyutai_stt.prompt:open_template"),
+    text_codec=lazy("stretto.families.kyutai_stt.reader:open_text_codec"),
+    convert="stretto.families.kyutai_stt.convert",
+)

@@ -1,0 +1,305 @@
+"""Conversion of Kyutai's releases of speech-to-text models: names and shapes as published, and their file of Mimi.
+
+https://huggingface.co/kyutai/stt-1b-en_fr, https://huggingface.co/kyutai/stt-2.6b-en, and the `-candle` folders, whose
+heads for pauses are left out. transformers' layout (`-trfs`) is refused by name. Queries and keys are permuted for each
+head, because vLLM and transformers rotate halves, and the release rotates neighbours.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import MimiConfig, MimiModel
+
+from stretto.errors import CheckpointError, shown
+from stretto.families.conversion import Contents, Converted, Network, Release
+from stretto.families.kyutai_stt.family import FRAME_RATE, NAME, SttVocabulary
+from stretto.families.registry import NAME as FAMILY
+from stretto.families.registry import VOCABULARY
+from stretto.untrusted_files import entry, json_object, released_file
+from stretto.weights.loading import open_tensors
+from stretto.weights.tensors import Part, Plan, check, shapes_of
+
+IS_BARE = True  # the tokenizer is SentencePiece's
+TOKENIZER_KEY = "tokenizer_name"  # of config.json: file of the tokenizer
+BACKBONE_TAG = None
+EMBEDDINGS = "text_emb.weight"
+CODEC = ""
+GENERATION: Mapping[str, tuple[str, ...]] = {}
+MARKS = {"emb.31.weight": "Kyutai's speech-to-text model"}
+# Values of config.json that other models of the same code have, by the values that are supported.
+EXPECTED: dict[str, tuple[Any, ...]] = {
+    "model_type": ("stt", None),
+    "dep_q": (0,),
+    "causal": (True,),
+    "norm": ("rms_norm_f32",),
+    "positional_embedding": ("rope",),
+    "gating": ("silu",),
+    "layer_scale": (None,),
+    "rope_concat": (False, None),
+    "kv_repeat": (1, None),
+    "cross_attention": (False, None),
+    "demux_second_stream": (False, None),
+    "quantize": (False, None),
+    "lora": (False, None),
+    "fuser": (None, {}),
+    "conditioners": ({}, None),
+}
+# Rows between a sound and its text by `audio_delay_seconds`, as in the authors' server; others are rounded.
+DELAY_ROWS = {0.5: 6, 2.5: 32}
+PAUSES = "extra_heads."
+EPS = 1e-8
+
+
+def trained_dtype(config: Mapping[str, Any]) -> str | None:
+    """Return None: config.json does not contain it."""
+    return None
+
+
+def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
+    """Return a note if the release has heads for pauses, which are not used."""
+    return ["the heads for pauses are left out"] if config.get("extra_heads_num_heads") else []
+
+
+def convert(release: Release, contents: Contents) -> Converted:
+    """Return the checkpoint to be written, with Mimi from the release's own file."""
+    config = contents.config
+    if not config:
+        raise CheckpointError("--config: expected the release's config.json, got none")
+    check_config(config)
+    known = vocabulary(config)
+    if contents.tokenizer.size != known.num_text_ids:
+        folder, size = contents.tokenizer.folder, contents.tokenizer.size
+        raise CheckpointError(f"{folder}: expected a tokenizer of {known.num_text_ids} tokens, got {size}")
+    width, heads = integer(config, "dim"), integer(config, "num_heads")
+    if width % heads or (width // heads) % 2:
+        raise CheckpointError(f"config.json: dim: expected heads of an even width, got {width} for {heads} heads")
+    num_layers = integer(config, "num_layers")
+    record = {
+        "architectures": ["StrettoLlamaForCausalLM"],
+        "model_type": "llama",
+        FAMILY: NAME,
+        VOCABULARY: known.to_record(),
+        "vocab_size": known.vocab_size,
+        "hidden_size": width,
+        "intermediate_size": inner_width(config),
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "head_dim": width // heads,
+        "rms_norm_eps": EPS,
+        "rope_theta": float(entry(config, "max_period")),
+        "max_position_embeddings": known.max_model_len,
+        "sliding_window": integer(config, "context"),
+        "layer_types": ["sliding_attention"] * num_layers,
+        "tie_word_embeddings": False,
+        "dtype": contents.dtype,
+    }
+    folder = release.model if release.model.is_dir() else release.model.parent
+    folded = [f"emb.{k}.weight" for k in range(known.num_codebooks)]
+    shape = known.codebook_size + 1, width
+    found = {name: contents.tensors[name] for name in folded if name in contents.tensors}
+    check({name: Part(name, shape) for name in folded}, found, ())
+    parts = plan(config, known, contents.tensors)
+    return Converted(record, parts, (PAUSES,), tuple(folded), (codec_network(config, folder, known),))
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+    """Raise CheckpointError if config.json belongs to another kind of model; the message names the field."""
+    for name, allowed in EXPECTED.items():
+        found = config.get(name)
+        if found not in allowed:
+            expected = " or ".join(shown(value) for value in allowed if value is not None) or "no value"
+            raise CheckpointError(f"config.json: {name}: expected {expected}, got {shown(found)}")
+    delays = config.get("delays")
+    if not isinstance(delays, list) or any(delays) or len(delays) != 1 + integer(config, "n_q"):
+        raise CheckpointError(f"config.json: delays: expected {1 + integer(config, 'n_q')} zeros, got {shown(delays)}")
+
+
+def integer(config: Mapping[str, Any], name: str) -> int:
+    """Return a positive integer of config.json; raise CheckpointError for another value."""
+    found = entry(config, name)
+    if not isinstance(found, int) or isinstance(found, bool) or not 1 <= found < 1 << 20:
+        raise CheckpointError(f"config.json: {name}: expected an integer in [1, {1 << 20}), got {shown(found)}")
+    return found
+
+
+def seconds(config: Mapping[str, Any], name: str) -> float:
+    """Return a duration of `stt_config` in seconds; raise CheckpointError outside [0, 10]."""
+    found = entry(entry(config, "stt_config"), name)
+    if not isinstance(found, int | float) or isinstance(found, bool) or not 0 <= found <= 10:
+        raise CheckpointError(f"config.json: stt_config.{name}: expected seconds in [0, 10], got {shown(found)}")
+    return float(found)
+
+
+def vocabulary(config: Mapping[str, Any]) -> SttVocabulary:
+    """Return the vocabulary of a release."""
+    delay_s = seconds(config, "audio_delay_seconds")
+    return SttVocabulary(
+        num_text_ids=integer(config, "text_card"),
+        num_codebooks=integer(config, "n_q"),
+        codebook_size=integer(config, "card"),
+        delay_rows=DELAY_ROWS.get(delay_s, round(delay_s * FRAME_RATE)),
+        delay_s=delay_s,
+        prefix_s=seconds(config, "audio_silence_prefix_seconds"),
+    )
+
+
+def inner_width(config: Mapping[str, Any]) -> int:
+    """Return the width of the feed-forward layers."""
+    width, scale = integer(config, "dim"), entry(config, "hidden_scale")
+    if not isinstance(scale, int | float) or not 1 <= scale <= 64:
+        raise CheckpointError(f"config.json: hidden_scale: expected a number in [1, 64], got {shown(scale)}")
+    inner = int(scale * width)
+    return 21 * width // 8 if inner == 4 * width else 2 * inner // 3
+
+
+def halves(weight: Tensor, heads: int) -> Tensor:
+    """Return the weight [H, W] of queries or keys with the even rows of each head before its odd ones."""
+    return weight.view(heads, -1, 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
+
+
+def plan(config: Mapping[str, Any], known: SttVocabulary, tensors: Mapping[str, Tensor]) -> Plan:
+    """Return the tensors to write, by published name."""
+    width, heads, inner = integer(config, "dim"), integer(config, "num_heads"), inner_width(config)
+
+    def table(text: Tensor) -> Tensor:
+        """Return the embeddings of text, of the two ids of our own, and of all codes, [V, H]."""
+        if text.is_meta:
+            return torch.empty(known.vocab_size, width, device="meta")
+        codes = [tensors[f"emb.{k}.weight"].to(text.dtype) for k in range(known.num_codebooks)]
+        return torch.cat([text, text.new_zeros(2, width), *codes])
+
+    def head(text: Tensor) -> Tensor:
+        return torch.cat([text, text.new_zeros(known.vocab_size - len(text), width)])
+
+    def fused(weight: Tensor) -> Tensor:
+        queries, keys, values = weight.chunk(3)
+        return torch.cat([halves(queries, heads), halves(keys, heads), values])
+
+    def flat(alpha: Tensor) -> Tensor:
+        return alpha.reshape(-1)
+
+    parts: Plan = {
+        EMBEDDINGS: Part("model.embed_tokens.weight", (known.num_text_ids + 1, width), table),
+        "text_linear.weight": Part("lm_head.weight", (known.num_text_ids, width), head),
+        "out_norm.alpha": Part("model.norm.weight", (1, 1, width), flat),
+    }
+    layer_parts: dict[str, tuple[str, tuple[int, ...], Callable[[Tensor], Tensor] | None]] = {
+        "self_attn.in_proj_weight": ("self_attn.qkv_proj.weight", (3 * width, width), fused),
+        "self_attn.out_proj.weight": ("self_attn.o_proj.weight", (width, width), None),
+        "gating.linear_in.weight": ("mlp.gate_up_proj.weight", (2 * inner, width), None),
+        "gating.linear_out.weight": ("mlp.down_proj.weight", (width, inner), None),
+        "norm1.alpha": ("input_layernorm.weight", (1, 1, width), flat),
+        "norm2.alpha": ("post_attention_layernorm.weight", (1, 1, width), flat),
+    }
+    for layer in range(integer(config, "num_layers")):
+        for name, (own, shape, edit) in layer_parts.items():
+            stored = f"transformer.layers.{layer}.{name}"
+            if name == "self_attn.in_proj_weight" and stored not in tensors:  # in newer files
+                stored = f"transformer.layers.{layer}.self_attn.in_projs.0.weight"
+            if name == "self_attn.out_proj.weight" and stored not in tensors:
+                stored = f"transformer.layers.{layer}.self_attn.out_projs.0.weight"
+            parts[stored] = Part(f"model.layers.{layer}.{own}", shape, edit)
+    return parts
+
+
+# Published names of Mimi's tensors -> transformers'.
+OF_MIMI = [
+    (r"^(encoder|decoder)\.model\.", r"\1.layers."),
+    (r"^(encoder|decoder)_transformer\.transformer\.", r"\1_transformer."),
+    (r"\.conv\.conv\.conv\.", ".conv."),
+    (r"\.convtr\.convtr\.convtr\.", ".conv."),
+    (r"\.conv\.conv\.", ".conv."),
+    (r"\.convtr\.convtr\.", ".conv."),
+    (r"\.norm1\.", ".input_layernorm."),
+    (r"\.norm2\.", ".post_attention_layernorm."),
+    (r"\.layer_scale_1\.", ".self_attn_layer_scale."),
+    (r"\.layer_scale_2\.", ".mlp_layer_scale."),
+    (r"\.linear1\.", ".mlp.fc1."),
+    (r"\.linear2\.", ".mlp.fc2."),
+    (r"\.self_attn\.out_proj\.", ".self_attn.o_proj."),
+    (r"quantizer\.rvq_first\.", "quantizer.semantic_residual_vector_quantizer."),
+    (r"quantizer\.rvq_rest\.", "quantizer.acoustic_residual_vector_quantizer."),
+    (r"quantizer\.vq\.layers", "quantizer.layers"),
+    (r"\._codebook\._initialized", ".codebook.initialized"),
+    (r"\._codebook\.embedding_sum", ".codebook.embed_sum"),
+    (r"\._codebook\.", ".codebook."),
+]
+
+
+class MimiTensors(Mapping[str, Tensor]):
+    """Tensors of Kyutai's file of Mimi by transformers' names, read on access."""
+
+    def __init__(self, stored: Mapping[str, Tensor], heads: int):
+        self._stored, self._heads = stored, heads
+        self._sources: dict[str, tuple[str, int | None]] = {}
+        for published in stored:
+            name = published
+            for pattern, to in OF_MIMI:
+                name = re.sub(pattern, to, name)
+            if name.endswith("self_attn.in_proj_weight"):
+                for part, letter in enumerate("qkv"):
+                    own = name.replace("in_proj_weight", f"{letter}_proj.weight")
+                    self._sources[own] = published, part
+            else:
+                self._sources[name] = published, None
+
+    def __getitem__(self, name: str) -> Tensor:
+        published, part = self._sources[name]
+        tensor = self._stored[published]
+        if part is None:
+            return tensor
+        if tensor.ndim != 2 or tensor.shape[0] % (6 * self._heads):
+            raise CheckpointError(f"{published}: expected queries, keys and values, got shape {list(tensor.shape)}")
+        weight = tensor.chunk(3)[part]
+        return weight if part == 2 else halves(weight, self._heads)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sources)
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+
+def codec_network(config: Mapping[str, Any], folder: Path, known: SttVocabulary) -> Network:
+    """Return Mimi from the file that config.json names, in transformers' layout."""
+    mimi = mimi_config(config, folder)
+    found = (mimi.num_quantizers, mimi.codebook_size)
+    if found[0] < known.num_codebooks or found[1] != known.codebook_size:
+        expected = f"{known.num_codebooks} codebooks of {known.codebook_size} codes"
+        raise CheckpointError(f"config.json: mimi_config_name: expected {expected}, got {found[0]} of {found[1]}")
+    path = released_file(folder, str(entry(config, "mimi_name")))
+    tensors = MimiTensors(open_tensors(path), mimi.num_attention_heads)
+    parts = {name: Part(name, shape) for name, shape in shapes_of(MimiModel, mimi).items()}
+    check(parts, tensors, ())
+    return Network("codec", {**mimi.to_dict(), "architectures": ["MimiModel"]}, parts, tensors)
+
+
+def mimi_config(config: Mapping[str, Any], folder: Path) -> MimiConfig:
+    """Return the hyperparameters of the release's Mimi: the published ones, or those of the file that it names."""
+    name = config.get("mimi_config_name")
+    if name is None:
+        return MimiConfig()
+    record = json_object(released_file(folder, str(name)))
+    net, layers, codes = (entry(record, part) for part in ("seanet", "transformer", "quantizer"))
+    heads, width = entry(layers, "num_heads"), entry(net, "dimension")
+    return MimiConfig(
+        hidden_size=width,
+        num_filters=entry(net, "n_filters"),
+        upsampling_ratios=entry(net, "ratios"),
+        codebook_size=entry(codes, "bins"),
+        codebook_dim=entry(codes, "dimension"),
+        num_quantizers=entry(codes, "n_q"),
+        vector_quantization_hidden_dimension=entry(codes, "dimension"),
+        upsample_groups=width,
+        num_hidden_layers=entry(layers, "num_layers"),
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        head_dim=entry(layers, "d_model") // heads,
+        intermediate_size=entry(layers, "dim_feedforward"),
+        sliding_window=entry(layers, "context"),
+    )

@@ -1,0 +1,133 @@
+"""Kyutai STT: a row carries the text token generated after the row before, and all codes of a frame of the recording.
+
+    stream 0        begin  t0  t1  t2 …     generated: PAD, or pieces of a word, or END_PAD where a word begins
+    streams 1 … K   begin  f0  f1  f2 …     codes of frame 0, 1, 2 … of the recording, and of the silence after it
+
+Text is late by a fixed delay, so it follows the sound by that many rows. The recording ends the reply: rows for the
+delay and 1 s of silence follow it. Delayed streams modeling: https://arxiv.org/abs/2509.08753.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from stretto.families.base import CodeTrack, Family, Task, UnconditionalContext
+from stretto.records.sampling import SamplingConfig, SegmentSampling
+from stretto.streams.layout import Segment, StreamLayout
+
+NAME = "kyutai_stt"
+FRAME_RATE = 12.5
+END_PAD, PAD = 0, 3  # text ids: a word begins next; nothing
+FLUSH_S = 1.0  # silence after the recording, in addition to the delay
+MAX_AUDIO_S = 300.0
+
+
+@dataclass(frozen=True)
+class SttVocabulary:
+    """Ids of text, then three ids of our own, then the codes of each codebook with its initial id.
+
+    Attributes:
+        num_text_ids: Number of text ids that the model generates.
+        num_codebooks: Number of codebooks, K.
+        codebook_size: Number of codes per codebook.
+        delay_rows: Rows by which the text is later than the sound.
+        delay_s: The same in seconds, as published; the length of the silence after the recording depends on it.
+        prefix_s: Silence before the recording in seconds.
+        max_model_len: Maximum number of rows.
+    """
+
+    num_text_ids: int = 8000
+    num_codebooks: int = 32
+    codebook_size: int = 2048
+    delay_rows: int = 6
+    delay_s: float = 0.5
+    prefix_s: float = 0.0
+    max_model_len: int = 4096
+
+    def __post_init__(self) -> None:
+        if self.num_text_ids <= PAD or self.num_codebooks < 1 or self.codebook_size < 1:
+            raise ValueError(f"expected at least {PAD + 1} text ids, a codebook and a code, got {self}")
+        if self.delay_rows < 0 or not 0 <= self.delay_s <= 10 or not 0 <= self.prefix_s <= 10:
+            raise ValueError(f"expected a delay and a prefix between 0 and 10 s, got {self}")
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "SttVocabulary":
+        """Return the vocabulary in `speech_vocabulary` of a checkpoint's config.json."""
+        return cls(**record)
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the vocabulary as `speech_vocabulary` for a checkpoint's config.json."""
+        return asdict(self)
+
+    @property
+    def initial_text(self) -> int:
+        """Text id of the first row."""
+        return self.num_text_ids
+
+    @property
+    def end_of_reply(self) -> int:
+        """Id of the row that ends a reply; the model does not have it."""
+        return self.num_text_ids + 1
+
+    @property
+    def nothing(self) -> int:
+        """Id of an empty stream."""
+        return self.num_text_ids + 2
+
+    @property
+    def vocab_size(self) -> int:
+        return self.nothing + 1 + self.num_codebooks * (self.codebook_size + 1)
+
+    @property
+    def first_codes(self) -> range:
+        """First id of each codebook."""
+        return range(self.nothing + 1, self.vocab_size, self.codebook_size + 1)
+
+    @property
+    def prefix_rows(self) -> int:
+        """Rows of the silence before the recording."""
+        return round(self.prefix_s * FRAME_RATE)
+
+    @property
+    def flush_s(self) -> float:
+        """Silence after the recording in seconds."""
+        return self.delay_s + FLUSH_S
+
+
+def kyutai_stt(vocabulary: SttVocabulary) -> Family:
+    """Return the family of a checkpoint with this vocabulary."""
+    text, streams = range(vocabulary.num_text_ids), range(1, 1 + vocabulary.num_codebooks)
+    sampling = SamplingConfig(
+        text=SegmentSampling(temperature=0.0, max_rows=vocabulary.max_model_len),
+        audio=SegmentSampling(temperature=0.0),
+    )
+    silence_s = vocabulary.prefix_s + vocabulary.flush_s
+    longest_s = (vocabulary.max_model_len - 4) / FRAME_RATE - silence_s
+    return Family(
+        name=NAME,
+        layout=StreamLayout(
+            vocab_size=vocabulary.vocab_size,
+            audio=(range(0),),  # no audio is generated
+            delays=(0,),
+            codebook_streams=(),
+            num_input_only=vocabulary.num_codebooks,
+            pad_id=vocabulary.nothing,
+        ),
+        tasks=(Task("asr", (Segment.TEXT,), (text,), ("audio",), sampling),),
+        codec="mimi",
+        end_of_reply=vocabulary.end_of_reply,
+        end_of_text=vocabulary.end_of_reply,
+        end_of_audio=vocabulary.end_of_reply,
+        transition=(),
+        guided_streams=(),
+        unconditional=UnconditionalContext(null_id=vocabulary.nothing, keep_first=1, keep_last=0),
+        max_audio_s=max(1.0, min(MAX_AUDIO_S, float(int(longest_s)))),
+        max_model_len=vocabulary.max_model_len,
+        frame_rate=FRAME_RATE,
+        code_track=CodeTrack(streams),
+    )
+
+
+def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
+    """Return the family for a checkpoint's vocabulary, by default that of `kyutai/stt-1b-en_fr`."""
+    return kyutai_stt(SttVocabulary.from_record(vocabulary) if vocabulary else SttVocabulary())

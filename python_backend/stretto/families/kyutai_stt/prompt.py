@@ -1,0 +1,57 @@
+"""Prompts of Kyutai STT: a row of initial ids, and the codes of the recording for the rows of the reply.
+
+Silence surrounds the recording as in the authors' code: before it, if the model was trained so, and after it for the
+model's delay and 1 s more, so that the last words are generated.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from stretto.codecs.base import Codec
+from stretto.codecs.mimi import MimiCodec
+from stretto.codecs.mimi_encoder import MimiEncoder
+from stretto.errors import CheckpointError, InvalidRequest
+from stretto.families.base import Family, Task
+from stretto.families.conversation import Piece
+from stretto.families.kyutai_stt.family import NAME, SttVocabulary
+from stretto.families.prompting import PLAIN, Manner, PromptRows, Template
+from stretto.families.registry import VOCABULARY, config_at
+
+
+class SttTemplate:
+    """Prompt template of Kyutai STT."""
+
+    def __init__(self, known: SttVocabulary, codec: MimiCodec):
+        self._known, self._rate, self._encoder = known, codec.spec.sample_rate, MimiEncoder(codec)
+
+    def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
+        """Return the row of initial ids, with the codes of the only piece as track."""
+        (piece,) = pieces
+        if piece.pcm is None:
+            expected = "audio samples (codes cannot be continued with silence)"
+            raise InvalidRequest(piece.path, expected, "codes" if piece.codes is not None else "text")
+        codes = self._encoder.encode_all(self._with_silence(piece.pcm))
+        return PromptRows(initial_row(self._known), track=track_of(codes, self._known))
+
+    def _with_silence(self, pcm: np.ndarray) -> np.ndarray:
+        before, after = (int(seconds * self._rate) for seconds in (self._known.prefix_s, self._known.flush_s))
+        return np.pad(pcm.astype(np.float32, copy=False), (before, after))
+
+
+def initial_row(known: SttVocabulary) -> np.ndarray:
+    """Return the prompt, int32 [1, 1 + K]: the initial id of each stream."""
+    ids = [known.initial_text, *(first + known.codebook_size for first in known.first_codes)]
+    return np.array([ids], np.int32)
+
+
+def track_of(codes: np.ndarray, known: SttVocabulary) -> tuple[int, ...]:
+    """Return the ids of codes [K, T], frame by frame."""
+    return tuple((codes.T + np.array(known.first_codes)).reshape(-1).tolist())
+
+
+def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
+    """Return the template with a checkpoint's Mimi."""
+    if not isinstance(codec, MimiCodec):
+        raise CheckpointError(f"{NAME}: expected the codec mimi, got {codec.spec.name}")
+    return SttTemplate(SttVocabulary.from_record(config_at(checkpoint)[VOCABULARY]), codec)

@@ -1,0 +1,77 @@
+"""Text and times of words from the ids of Kyutai STT.
+
+Pieces up to an END_PAD or PAD are a word. An END_PAD is a border in time: the word before it ends there, and the next
+one begins there. Several words may lie between two borders. The last word ends with the recording if no border follows.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from stretto.errors import CheckpointError
+from stretto.families.base import Family
+from stretto.families.kyutai_stt.family import END_PAD, FRAME_RATE, PAD, SttVocabulary
+from stretto.families.registry import VOCABULARY, config_at
+from stretto.families.text import SENTENCEPIECE_FILE, SentencePieceTokenizer, TextCodec, sentencepiece_at
+from stretto.records.chunk import WordMark
+
+
+class WordReader:
+    """Reader that returns the text word by word, and the times of words once they are known."""
+
+    def __init__(self, tokenizer: SentencePieceTokenizer, known: SttVocabulary):
+        self._tokenizer, self._known = tokenizer, known
+        self._pieces: list[int] = []
+        self._open: list[tuple[str, int]] = []  # words without an end, with their first frame
+        self._marks: list[WordMark] = []
+        self._row = self._border = 0
+        self._has_text = False
+
+    def push(self, token_id: int) -> str:
+        text = ""
+        if token_id in (END_PAD, PAD):
+            text = self._complete()
+        else:
+            self._pieces.append(token_id)
+        self._row += 1
+        if token_id == END_PAD:
+            self._close(self._row - self._known.delay_rows - self._known.prefix_rows)
+        return text
+
+    def end(self) -> str:
+        text, known = self._complete(), self._known
+        num_silent = int((known.prefix_s + known.flush_s) * FRAME_RATE)
+        self._close(self._row - 1 - num_silent)
+        return text
+
+    def pop_marks(self) -> list[WordMark]:
+        """Remove and return the words whose end is known since the last call."""
+        marks, self._marks = self._marks, []
+        return marks
+
+    def _complete(self) -> str:
+        """Complete the word of the waiting pieces, and return its text."""
+        word, self._pieces = self._tokenizer.decode(self._pieces).strip() if self._pieces else "", []
+        if not word:
+            return ""
+        self._open.append((word, self._border))
+        text = " " * self._has_text + word
+        self._has_text = True
+        return text
+
+    def _close(self, frame: int) -> None:
+        self._border = max(frame, self._border)
+        self._marks += [WordMark(word, first, self._border) for word, first in self._open]
+        self._open = []
+
+
+def open_text_codec(family: Family, checkpoint: Path) -> TextCodec:
+    """Return the text codec with a checkpoint's SentencePiece model."""
+    path = checkpoint / SENTENCEPIECE_FILE
+    known, tokenizer = SttVocabulary.from_record(config_at(checkpoint)[VOCABULARY]), sentencepiece_at(path)
+    if len(tokenizer.tokens) != known.num_text_ids:
+        raise CheckpointError(f"{path}: expected {known.num_text_ids} tokens, got {len(tokenizer.tokens)}")
+
+    def no_words(token_ids: Sequence[int]) -> list[int | None]:
+        return [None] * len(token_ids)  # the model generates no speech whose words could be aligned
+
+    return TextCodec(lambda task: WordReader(tokenizer, known), no_words)

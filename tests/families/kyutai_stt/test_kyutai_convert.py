@@ -1,0 +1,89 @@
+"""Conversion of Kyutai STT: releases that do not fit are refused by the field's name, and nothing is written."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from benchmarks.checkpoints.random_kyutai_stt import CONFIG, write_release
+from stretto.families.kyutai_stt.family import SttVocabulary
+from stretto.families.registry import VOCABULARY, config_at
+from tests.kyutai_release import convert
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_release(tmp_path_factory.mktemp("kyutai"), num_layers=1)
+
+
+def copy(release: Path, folder: Path) -> None:
+    for path in release.iterdir():
+        shutil.copy(path, folder / path.name)
+
+
+def test_the_checkpoint_has_the_numbers_of_the_release(release: Path, tmp_path: Path) -> None:
+    assert convert(release, tmp_path / "out") == 0
+    config = config_at(tmp_path / "out")
+    assert config["sliding_window"] == 20
+    assert config["layer_types"] == ["sliding_attention"]
+    assert (config["intermediate_size"], config["rms_norm_eps"], config["rope_theta"]) == (176, 1e-8, 100000.0)
+    assert SttVocabulary.from_record(config[VOCABULARY]) == SttVocabulary(96, 32, 64, 6, 0.5, 0.0)
+    assert (tmp_path / "out" / "tokenizer.model").exists()
+    assert not list((tmp_path / "out").glob("tokenizer_en*"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"model_type": "kyutai_speech_to_text"}, "config.json: model_type: expected 'stt', got 'kyutai_speech_to"),
+        ({"dep_q": 8}, "config.json: dep_q: expected 0, got 8"),
+        ({"norm": "layer_norm"}, "config.json: norm: expected 'rms_norm_f32', got 'layer_norm'"),
+        ({"kv_repeat": 2}, "config.json: kv_repeat: expected 1, got 2"),
+        ({"quantize": True}, "config.json: quantize: expected False, got True"),
+        ({"conditioners": {"cfg": {}}}, "config.json: conditioners: expected {}, got {'cfg': {}}"),
+        ({"delays": [0] * 32 + [1]}, "config.json: delays: expected 33 zeros"),
+        ({"dim": "wide"}, "config.json: dim: expected an integer in [1, 1048576), got 'wide'"),
+        ({"num_heads": 3}, "config.json: dim: expected heads of an even width, got 64 for 3 heads"),
+        ({"stt_config": {"audio_delay_seconds": -1}}, "audio_delay_seconds: expected seconds in [0, 10], got -1"),
+        ({"hidden_scale": 1e9}, "config.json: hidden_scale: expected a number in [1, 64]"),
+        ({"text_card": 95}, "expected a tokenizer of 95 tokens, got 96"),
+        ({"card": 63}, "tensors do not match: wrong shape: emb.0.weight [65, 64] instead of [64, 64]"),
+        ({"tokenizer_name": "../tokenizer.model"}, "expected a file name without a folder, got '../tokenizer.model'"),
+        ({"mimi_name": "/etc/passwd"}, "expected a file name without a folder, got '/etc/passwd'"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_refused(
+    release: Path, tmp_path: Path, changed: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy(release, tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "num_layers": 1, **changed}))
+    assert convert(tmp_path, tmp_path / "out") != 0
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "message"),
+    [
+        ("model", "transformer.layers.0.norm2.alpha", "missing: transformer.layers.0.norm2.alpha"),
+        ("model", "emb.7.weight", "missing: emb.7.weight"),
+        ("mimi", "downsample.conv.conv.conv.weight", "missing: downsample.conv.weight"),
+    ],
+)
+def test_a_missing_or_unknown_tensor_is_named(
+    release: Path, tmp_path: Path, file: str, name: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy(release, tmp_path)
+    weights = tmp_path / f"{file}.safetensors"
+    tensors = load_file(weights)
+    del tensors[name]
+    for changed, expected in ((tensors, message), (load_file(weights) | {"extra": torch.zeros(1)}, "unknown: extra")):
+        save_file(changed, weights)
+        assert convert(tmp_path, tmp_path / "out") != 0
+        assert expected in " ".join(capsys.readouterr().err.split())
+        copy(release, tmp_path)
+    assert not (tmp_path / "out").exists()

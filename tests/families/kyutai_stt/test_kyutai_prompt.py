@@ -1,0 +1,122 @@
+"""Prompts and text of Kyutai STT: the silence around a recording, words and their times."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stretto.errors import CheckpointError, InvalidRequest
+from stretto.families.kyutai_stt.family import END_PAD, PAD, SttVocabulary, kyutai_stt
+from stretto.families.kyutai_stt.reader import WordReader, open_text_codec
+from stretto.families.registry import VOCABULARY, config_at, family_at
+from stretto.families.text import sentencepiece_at
+from stretto.preprocessing.request import Preprocessor, RawRequest
+from stretto.records.chunk import WordMark
+from tests.kyutai_release import make_checkpoint
+
+PCM = (np.sin(np.arange(30_001) ** 1.3 / 300) / 2).astype(np.float32)
+KNOWN = SttVocabulary(96, 32, 64, delay_rows=2, delay_s=0.16, prefix_s=0.08)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("kyutai"))
+
+
+@pytest.fixture(scope="module")
+def preprocessor(checkpoint: Path) -> Preprocessor:
+    return Preprocessor(checkpoint)
+
+
+def test_silence_follows_the_recording(preprocessor: Preprocessor) -> None:
+    """1.5 s of it, the delay and one second, and then up to the end of a frame."""
+    prompt = preprocessor.prepare(RawRequest(pcm_in=PCM, sample_rate=24_000))
+    known = SttVocabulary(96, 32, 64)
+    assert prompt.task == "asr"
+    assert prompt.rows.tolist() == [[96, *(first + 64 for first in known.first_codes)]]
+    samples = np.pad(PCM, (0, 36_000))
+    samples = np.pad(samples, (0, -len(samples) % 1920))
+    codes = preprocessor.codec.encode(samples)
+    assert codes.shape == (32, 35)
+    track = np.array(prompt.track).reshape(35, 32)
+    assert (track - np.array(known.first_codes) == codes.T).all()
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (RawRequest(text="o"), "task"),
+        (RawRequest(pcm_in=PCM[:100], sample_rate=24_000), "pcm_in: expected at least 0.08 s"),
+        (RawRequest(pcm_in=np.full(9000, np.nan, np.float32), sample_rate=24_000), "pcm_in: expected"),
+        (RawRequest(pcm_in=PCM, sample_rate=100), "sample_rate: expected"),
+        (RawRequest(pcm_in=np.zeros(301 * 8000, np.float32), sample_rate=8_000), "pcm_in: expected at most 300"),
+        (RawRequest(messages=json.dumps([{"role": "user", "codes": [[1] * 3] * 32}])), "expected audio samples"),
+        (RawRequest(pcm_in=PCM, sample_rate=24_000, options='{"voice": "alba"}'), "options.voice"),
+    ],
+)
+def test_bad_input_is_refused(preprocessor: Preprocessor, raw: RawRequest, message: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        preprocessor.prepare(raw)
+    assert message in str(refused.value)
+
+
+def read(checkpoint: Path, ids: list[int]) -> tuple[list[str], list[WordMark]]:
+    """Return the parts of the text and the words with their times."""
+    reader = WordReader(sentencepiece_at(checkpoint / "tokenizer.model"), KNOWN)
+    parts = [part for part in map(reader.push, ids) if part]
+    marks = reader.pop_marks()
+    parts.append(reader.end())
+    assert not reader.end()
+    return [part for part in parts if part], marks + reader.pop_marks()
+
+
+def pieces(checkpoint: Path, text: str) -> list[int]:
+    return sentencepiece_at(checkpoint / "tokenizer.model").encode(text)
+
+
+def test_words_lie_between_borders(checkpoint: Path) -> None:
+    """Borders are generated two rows late, and one frame of silence precedes the recording."""
+    door, a_day = pieces(checkpoint, "door"), [pieces(checkpoint, "a"), pieces(checkpoint, "day")]
+    ids = [PAD] * 5 + [END_PAD] + door + [END_PAD] + a_day[0] + [PAD] + a_day[1] + [PAD] * 30
+    first = 6 - 3
+    second = 7 + len(door) - 3
+    parts, marks = read(checkpoint, ids)
+    assert parts == ["door", " a", " day"]
+    last = len(ids) - 1 - 15  # 1.24 s of silence in all
+    assert marks == [WordMark("door", first, second), WordMark("a", second, last), WordMark("day", second, last)]
+
+
+def test_a_word_is_read_at_its_end(checkpoint: Path) -> None:
+    word = pieces(checkpoint, "planks")
+    assert len(word) > 1
+    assert read(checkpoint, [*word, END_PAD])[0] == ["planks"]
+    assert read(checkpoint, word)[0] == ["planks"]
+    assert read(checkpoint, [1, 2, PAD]) == ([], [])  # turns have no text
+    assert read(checkpoint, []) == ([], [])
+
+
+def test_a_tokenizer_of_another_size_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    record = json.loads((checkpoint / "config.json").read_text())
+    record[VOCABULARY]["num_text_ids"] = 95
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    (tmp_path / "tokenizer.model").write_bytes((checkpoint / "tokenizer.model").read_bytes())
+    with pytest.raises(CheckpointError, match="expected 95 tokens, got 96"):
+        open_text_codec(family_at(tmp_path), tmp_path)
+
+
+def test_the_longest_recording_fits_the_model() -> None:
+    for known in (SttVocabulary(), SttVocabulary(delay_rows=32, delay_s=2.5, prefix_s=1.0, max_model_len=512)):
+        longest_s = kyutai_stt(known).max_audio_s
+        num_frames = int((longest_s + known.prefix_s + known.flush_s) * 12.5) + 1
+        assert 1 + num_frames + 2 <= known.max_model_len
+    with pytest.raises(ValueError, match="expected a delay and a prefix between 0 and 10 s"):
+        replace(KNOWN, prefix_s=-1.0)
+
+
+def test_the_vocabulary_is_read_back(checkpoint: Path) -> None:
+    known = SttVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
+    assert known.first_codes[0] == 99
+    assert known.vocab_size == 99 + 32 * 65
+    assert family_at(checkpoint).layout.num_input_streams == 33

@@ -1,0 +1,28 @@
+"""A small random release of Kyutai STT, its conversion, and the replies of the authors' code."""
+
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.checkpoints.random_kyutai_stt import write_release
+from stretto.convert.command import main
+
+DATA = Path(__file__).parent / "data"
+
+
+def convert(release: Path, out: Path, *words: str) -> int:
+    """Convert a release as the command does; return the exit status."""
+    paths = ["--model", str(release), "--config", str(release / "config.json"), "--out", str(out)]
+    return main(["kyutai-stt", *paths, *words])
+
+
+def make_checkpoint(folder: Path, **changed: object) -> Path:
+    """Write a release and convert it."""
+    assert convert(write_release(folder / "release", **changed), folder / "checkpoint") == 0
+    return folder / "checkpoint"
+
+
+def replies() -> dict[str, np.ndarray]:
+    """Return the authors' replies: `codes` [32, T], `text` [T + 1]; and of Mimi `pcm` [n], `mimi_codes` [8, F]."""
+    with np.load(DATA / "kyutai_stt_replies.npz") as found:
+        return {name: found[name] for name in found.files}
