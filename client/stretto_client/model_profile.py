@@ -35,6 +35,7 @@ class TaskProfile:
         system: Content that a system turn may have.
         max_text_rows: Default `text.max_rows` of a reply; 0 if unknown.
         max_speech_s: Maximum `max_audio_s` of a reply in seconds; 0 if unknown or if the task does not accept it.
+        times_words: True if events contain the times of words without the option `words`.
     """
 
     name: str
@@ -46,6 +47,7 @@ class TaskProfile:
     system: tuple[str, ...] = ()
     max_text_rows: int = 0
     max_speech_s: float = 0.0
+    times_words: bool = False
 
     @classmethod
     def from_record(cls, record: Any, path: str = "task") -> Self:
@@ -70,11 +72,11 @@ class ModelProfile:
     Attributes:
         family: Name of the model family.
         sample_rate: Sample rate of the codec in Hz.
-        max_text_chars: Maximum length of one request's text in characters.
+        max_text_chars: Maximum length of one request's text in characters; 0 if no task has text as input.
         voices: Names of the voices.
         voice_titles: Display names of the voices, in the same order; empty if `voices` suffices.
         max_audio_s: Maximum duration of audio input in seconds.
-        times_words: True if events contain the start times of words even without the option `words`.
+        times_words: True if events of a task contain the times of words without the option `words`.
         tasks: Tasks of the model.
         reads_live_text: True if text may be sent in pieces while it is spoken (streamed text input).
         languages: Lower-case English names of the languages that a request may specify.
@@ -114,7 +116,8 @@ class ModelProfile:
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{PARAMETER}: expected JSON, got an error: {error}") from None
         profile = _read(cls, record, PARAMETER, {"tasks": _tasks})
-        if min(profile.sample_rate, profile.max_text_chars) <= 0:
+        reads_text = not profile.tasks or any("text" in (*task.needs, *task.also) for task in profile.tasks)
+        if profile.sample_rate <= 0 or (reads_text and profile.max_text_chars <= 0):
             raise ValueError(
                 f"{PARAMETER}: expected sample_rate and max_text_chars above 0, "
                 f"got {profile.sample_rate} and {profile.max_text_chars}"

@@ -28,7 +28,7 @@ class Word:
     Attributes:
         word: The word.
         start_s: Start in seconds.
-        end_s: End in seconds; None unless the word was aligned.
+        end_s: End in seconds; None unless the word was aligned, or the model itself reports it.
         score: Mean probability of the word's letters in the audio; None unless the word was aligned.
     """
 

@@ -65,12 +65,16 @@ class TranscriptionForm(TranslationForm):
     def options(self, task: TaskProfile, ignored: Ignored) -> TaskOptions:
         return super().options(task, ignored)
 
-    def align(self, profile: ModelProfile, options: TaskOptions, ignored: Ignored) -> None:
-        """Request word times if the form asks for them and the server has an aligner."""
+    def align(self, profile: ModelProfile, options: TaskOptions, ignored: Ignored) -> bool:
+        """Request the times of words if the form asks for them; return True if the model reports them by itself."""
+        task = profile.task(TRANSCRIBE)
+        if "word" in self.granularities and task is not None and task.times_words:
+            return True
         if "word" in self.granularities and "words" in profile.options:
             options["words"] = "aligned"
         elif "word" in self.granularities:
             ignored.add("timestamp_granularities", "segment (this server has no aligner for words)", "word")
+        return False
 
     def check(self) -> None:
         if self.granularities and self.response_format != "verbose_json":
@@ -98,7 +102,7 @@ async def create_transcription(form: Annotated[TranscriptionForm, WITH_FILE], re
     content, options = await read_form(gateway, form, TRANSCRIBE, "transcription", ignored)
     profile = await gateway.catalogue.profile()
     form.check_language(profile, ignored)
-    form.align(profile, options, ignored)
+    times_words = form.align(profile, options, ignored)
     if form.stream:
         parts = sse_parts(gateway, content, options, bool(form.stream_include_usage))
         answer: Response = Streamed(parts, "text/event-stream", gateway.limits.stall_s, sse_error)
@@ -107,7 +111,9 @@ async def create_transcription(form: Annotated[TranscriptionForm, WITH_FILE], re
         if form.response_format == "json":
             answer = JSONResponse({"text": text, "usage": {"type": "tokens"} | usage(report)})
         else:
-            head = {"task": "transcribe", "language": ""} | ({"words": words} if report.get("aligned") else {})
+            head = {"task": "transcribe", "language": ""} | (
+                {"words": words} if times_words or report.get("aligned") else {}
+            )
             answer = transcript_response(form.response_format, text, report, head)
     answer.headers.update(ignored.headers)
     return answer
