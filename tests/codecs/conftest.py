@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from stretto.codecs.tiny.codec import TinyCodec, TinyConfig, VocoderConfig
+from tests.tiers import by_night
 
 SMALL = VocoderConfig(channels=16, blocks=3, pitch_channels=8, pitch_blocks=3, lookahead=3)
 
@@ -21,6 +22,12 @@ def make_codec(vocoder: VocoderConfig = SMALL, seed: int = 0) -> TinyCodec:
     codec.vocoder.pitch_trunk.double()
     codec.vocoder.pitch_trunk.leave.weight *= 4
     return codec
+
+
+@pytest.fixture(params=[*by_night(torch.float32, ids=["fp32"]), pytest.param(torch.float64, id="fp64")])
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    found: torch.dtype = request.param
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from benchmarks.checkpoints.random_voxcpm2 import VAE, recording
 from stretto.codecs.audiovae import AudioVae, AudioVaeConfig
-from stretto.codecs.base import Window
 from stretto.codecs.registry import load_codec
 from stretto.errors import CheckpointError
-from stretto.streams.layout import latents_of, words_of
+from stretto.streams.layout import latents_of
+from tests.codecs.streaming import decode_latents
 from tests.voxcpm2_release import KINDS, MODES, convert_release, reply, stored
 
 FRAME, NUM_CONTEXT = 7680, 3
@@ -26,18 +25,6 @@ def codec(tmp_path_factory: pytest.TempPathFactory) -> AudioVae:
     return codec
 
 
-def decode(codec: AudioVae, patches: np.ndarray, sizes: list[int]) -> torch.Tensor:
-    """Return the samples [B, n] of patches [B, T, D], decoded in chunks of `sizes` frames."""
-    state, first, parts = codec.initial_state(len(patches)), 0, []
-    for size in sizes:
-        words = torch.from_numpy(words_of(patches[:, first : first + size])).transpose(1, 2).long()
-        pcm, state = codec.decode(Window(words, 0, 0, torch.full((len(patches),), first), state))
-        parts.append(pcm)
-        first += size
-    assert first == patches.shape[1]
-    return torch.cat(parts, 1)
-
-
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_samples_are_the_authors(codec: AudioVae, kind: str, mode: str) -> None:
@@ -45,7 +32,7 @@ def test_samples_are_the_authors(codec: AudioVae, kind: str, mode: str) -> None:
     expected = reply(kind, mode)
     context = expected.latents_before[-NUM_CONTEXT if expected.is_audio[-1] else len(expected.text) :]
     patches = np.concatenate([context, expected.latents])
-    pcm = decode(codec, patches[None], [len(patches)])[0].numpy()[len(context) * FRAME :]
+    pcm = decode_latents(codec, patches[None], [len(patches)])[0].numpy()[len(context) * FRAME :]
     assert len(pcm) == expected.num_samples == len(expected.latents) * FRAME
     assert np.abs(pcm[: len(expected.pcm)] - expected.pcm).max() < 1e-4
     assert np.abs(pcm[-len(expected.pcm_last) :] - expected.pcm_last).max() < 1e-4
@@ -68,12 +55,12 @@ def test_chunks_of_any_size_give_the_same_samples(codec: AudioVae) -> None:
     patches = np.random.default_rng(1).standard_normal((2, 10, 32)).astype(np.float32)
     exact = codec.double()
     try:
-        whole = decode(exact, patches, [10])
+        whole = decode_latents(exact, patches, [10])
         assert whole.abs().max() < 1
         for sizes in ([1] * 10, [2] * 5, [5, 5], [1, 3, 6], [9, 1]):
-            assert (decode(exact, patches, sizes) - whole).abs().max() < 1e-12
+            assert (decode_latents(exact, patches, sizes) - whole).abs().max() < 1e-12
         for index in range(2):
-            assert (decode(exact, patches[index : index + 1], [3, 7])[0] - whole[index]).abs().max() < 1e-12
+            assert (decode_latents(exact, patches[index : index + 1], [3, 7])[0] - whole[index]).abs().max() < 1e-12
     finally:
         codec.float()
 

@@ -9,7 +9,7 @@ from stretto.codecs.base import Window
 from stretto.codecs.encodec import EncodecCodec
 from stretto.codecs.registry import load_codec
 from stretto.errors import CheckpointError
-from tests.codecs.streaming import check_half_precision, chunks_of, random_codes, stream
+from tests.codecs.streaming import check_half_precision, chunks_of, largest, random_codes, stream
 from tests.tiers import by_night
 
 pytestmark = pytest.mark.slow
@@ -55,11 +55,6 @@ def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     return path
 
 
-@pytest.fixture(params=[*by_night(torch.float32, ids=["fp32"]), pytest.param(torch.float64, id="fp64")])
-def dtype(request: pytest.FixtureRequest) -> torch.dtype:
-    return request.param
-
-
 @pytest.fixture
 def codec(directory: Path, dtype: torch.dtype) -> EncodecCodec:
     codec = load_codec("encodec", directory)
@@ -71,10 +66,6 @@ def codec(directory: Path, dtype: torch.dtype) -> EncodecCodec:
 def one_shot(model: EncodecModel, codes: torch.Tensor) -> torch.Tensor:
     """transformers' own decode of whole utterances, within what a loudspeaker takes."""
     return model.decode(codes[None], [None]).audio_values[:, 0].clamp(-1, 1)
-
-
-def largest(difference: torch.Tensor) -> float:
-    return difference.abs().max().item()
 
 
 def test_the_spec_is_read_from_the_checkpoint(directory: Path) -> None:

@@ -9,8 +9,7 @@ from stretto.codecs.base import Window
 from stretto.codecs.espnet_dac import EspnetDac, load
 from stretto.codecs.registry import load_codec
 from tests.codecs.espnet_reference import Reference
-from tests.codecs.streaming import check_half_precision, chunks_of, random_codes, stream
-from tests.tiers import by_night
+from tests.codecs.streaming import check_half_precision, chunks_of, largest, random_codes, stream
 
 pytestmark = pytest.mark.slow
 
@@ -28,11 +27,6 @@ def directory(tmp_path_factory: pytest.TempPathFactory, tensors: dict[str, torch
     return publish(tmp_path_factory.mktemp("espnet_dac"), tensors)
 
 
-@pytest.fixture(params=[*by_night(torch.float32, ids=["fp32"]), pytest.param(torch.float64, id="fp64")])
-def dtype(request: pytest.FixtureRequest) -> torch.dtype:
-    return request.param
-
-
 @pytest.fixture
 def codec(directory: Path, dtype: torch.dtype) -> EspnetDac:
     return load(directory).to(dtype)
@@ -41,10 +35,6 @@ def codec(directory: Path, dtype: torch.dtype) -> EspnetDac:
 @pytest.fixture
 def reference(tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> Reference:
     return Reference(tensors, dtype)
-
-
-def largest(difference: torch.Tensor) -> float:
-    return difference.abs().max().item()
 
 
 def test_the_spec_is_read_from_the_checkpoint(directory: Path) -> None:

@@ -4,16 +4,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from benchmarks.checkpoints.random_pocket import recording
 from stretto.codecs import pocket
-from stretto.codecs.base import Window
 from stretto.codecs.pocket import PocketCodec
 from stretto.codecs.registry import load_codec
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.pocket_tts.prompt import ended_on_pause
-from stretto.streams.layout import latents_of, words_of
+from stretto.streams.layout import latents_of
+from tests.codecs.streaming import decode_latents
 from tests.pocket_release import convert_release, reply
 
 FRAME = 1920
@@ -31,21 +30,9 @@ def codec(kind: str, tmp_path_factory: pytest.TempPathFactory) -> PocketCodec:
     return codec
 
 
-def decode(codec: PocketCodec, latents: np.ndarray, sizes: list[int]) -> torch.Tensor:
-    """Return the samples [B, n] of latents [B, T, D], decoded in chunks of `sizes` frames."""
-    state, first, parts = codec.initial_state(len(latents)), 0, []
-    for size in sizes:
-        words = torch.from_numpy(words_of(latents[:, first : first + size])).transpose(1, 2).long()
-        pcm, state = codec.decode(Window(words, 0, 0, torch.full((len(latents),), first), state))
-        parts.append(pcm)
-        first += size
-    assert first == latents.shape[1]
-    return torch.cat(parts, 1)
-
-
 def test_samples_are_the_authors(codec: PocketCodec, kind: str) -> None:
     expected = reply(kind)
-    pcm = decode(codec, expected.latents[None], [len(expected.latents)])[0].numpy()
+    pcm = decode_latents(codec, expected.latents[None], [len(expected.latents)])[0].numpy()
     assert len(pcm) == len(expected.latents) * FRAME
     assert np.abs(pcm[: len(expected.pcm)] - expected.pcm).max() < 1e-5
     assert np.abs(pcm[-len(expected.pcm_last) :] - expected.pcm_last).max() < 1e-5
@@ -57,18 +44,18 @@ def test_chunks_of_any_size_give_the_same_samples(codec: PocketCodec) -> None:
     latents = np.random.default_rng(1).standard_normal((2, 12, codec.spec.num_codebooks)).astype(np.float32)
     exact = codec.double()
     try:
-        whole = decode(exact, latents, [12])
+        whole = decode_latents(exact, latents, [12])
         for sizes in ([1] * 12, [2] * 6, [5, 5, 2], [1, 3, 7, 1], [4, 8]):
-            assert (decode(exact, latents, sizes) - whole).abs().max() < 1e-12
+            assert (decode_latents(exact, latents, sizes) - whole).abs().max() < 1e-12
         for index in range(2):
-            assert (decode(exact, latents[index : index + 1], [3, 9])[0] - whole[index]).abs().max() < 1e-12
+            assert (decode_latents(exact, latents[index : index + 1], [3, 9])[0] - whole[index]).abs().max() < 1e-12
     finally:
         codec.float()
 
 
 def test_an_utterance_begins_with_a_fade(codec: PocketCodec) -> None:
     latents = np.random.default_rng(2).standard_normal((1, 2, codec.spec.num_codebooks)).astype(np.float32)
-    assert decode(codec, latents, [2])[0, 0] == 0
+    assert decode_latents(codec, latents, [2])[0, 0] == 0
 
 
 def test_latents_of_a_recording_are_the_authors(codec: PocketCodec, kind: str) -> None:

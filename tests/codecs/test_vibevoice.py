@@ -14,11 +14,11 @@ from transformers.models.vibevoice_acoustic_tokenizer.feature_extraction_vibevoi
     VibeVoiceAcousticTokenizerFeatureExtractor,
 )
 
-from stretto.codecs.base import Window
 from stretto.codecs.registry import load_codec
 from stretto.codecs.vibevoice import Scale, TokenizerConfig, VibeVoiceCodec, published_name, stored_noise
 from stretto.errors import CheckpointError
 from stretto.streams.layout import latents_of, words_of
+from tests.codecs.streaming import decode_words
 from tests.vibevoice_release import HOP, NUM_NUMBERS, OFFSET, SCALE, TOKENIZER, tensor
 
 
@@ -51,18 +51,6 @@ def words(latents: np.ndarray, begins: tuple[int, ...] = (0,)) -> torch.Tensor:
     return torch.from_numpy(words_of(np.concatenate([latents, marks], 2)).astype(np.int64)).transpose(1, 2)
 
 
-def decode(codec: VibeVoiceCodec, codes: torch.Tensor, sizes: list[int]) -> torch.Tensor:
-    """Return the samples [B, n] of words [B, K, T], decoded in chunks of `sizes` frames."""
-    state, first, parts = codec.initial_state(len(codes)), 0, []
-    for size in sizes:
-        window = Window(codes[:, :, first : first + size], 0, 0, torch.full((len(codes),), first), state)
-        pcm, state = codec.decode(window)
-        parts.append(pcm)
-        first += size
-    assert first == codes.shape[2]
-    return torch.cat(parts, 1)
-
-
 @pytest.fixture(scope="module")
 def latents() -> np.ndarray:
     return np.random.default_rng(1).standard_normal((2, 11, NUM_NUMBERS)).astype(np.float32)
@@ -74,7 +62,7 @@ def test_samples_are_the_authors(
     with torch.no_grad():
         scaled = torch.from_numpy(latents) / SCALE - OFFSET
         expected = model.decoder(scaled.transpose(1, 2)).audio[:, 0].clamp(-1, 1)
-    pcm = decode(codec, words(latents), [11])
+    pcm = decode_words(codec, words(latents), [11])
     assert pcm.shape == (2, 11 * HOP)
     assert pcm.std() > 0.05
     assert (pcm - expected).abs().max() < 1e-5
@@ -84,10 +72,10 @@ def test_chunks_of_any_size_give_the_same_samples(codec: VibeVoiceCodec, latents
     """Norms of float64 are computed in float64."""
     exact, codes = codec.double(), words(latents)
     try:
-        whole = decode(exact, codes, [11])
+        whole = decode_words(exact, codes, [11])
         for sizes in ([1] * 11, [2] * 5 + [1], [1, 3, 7]):
-            assert (decode(exact, codes, sizes) - whole).abs().max() < 1e-12
-        assert (decode(exact, codes[1:], [3, 8])[0] - whole[1]).abs().max() < 1e-12
+            assert (decode_words(exact, codes, sizes) - whole).abs().max() < 1e-12
+        assert (decode_words(exact, codes[1:], [3, 8])[0] - whole[1]).abs().max() < 1e-12
     finally:
         codec.float()
 
@@ -95,14 +83,14 @@ def test_chunks_of_any_size_give_the_same_samples(codec: VibeVoiceCodec, latents
 def test_a_stretch_begins_anew(codec: VibeVoiceCodec, latents: np.ndarray) -> None:
     """Also if utterances of a batch begin stretches in different frames of a window."""
     codes = torch.cat([words(latents[:1], (0, 4, 9)), words(latents[1:], (0, 6))])
-    found = decode(codec, codes, [11])
+    found = decode_words(codec, codes, [11])
     for utterance, borders in ((0, (0, 4, 9, 11)), (1, (0, 6, 11))):
         parts = [
-            decode(codec, words(latents[utterance : utterance + 1, start:stop]), [stop - start])[0]
+            decode_words(codec, words(latents[utterance : utterance + 1, start:stop]), [stop - start])[0]
             for start, stop in itertools.pairwise(borders)
         ]
         torch.testing.assert_close(found[utterance], torch.cat(parts), rtol=0, atol=1e-4)
-    torch.testing.assert_close(decode(codec, codes, [3, 4, 4]), found, rtol=0, atol=1e-4)
+    torch.testing.assert_close(decode_words(codec, codes, [3, 4, 4]), found, rtol=0, atol=1e-4)
 
 
 def test_voices_are_encoded_as_by_the_authors(codec: VibeVoiceCodec, model: VibeVoiceAcousticTokenizerModel) -> None:
@@ -138,11 +126,11 @@ def test_reach_is_the_number_of_frames_that_matter(codec: VibeVoiceCodec) -> Non
     exact = codec.double()
     try:
         last = slice(-HOP, None)
-        base = decode(exact, words(frames.astype(np.float32)), [30])[0, last]
+        base = decode_words(exact, words(frames.astype(np.float32)), [30])[0, last]
         for back, matters in ((reach, True), (reach + 1, False)):
             moved = frames.astype(np.float32)
             moved[:, -1 - back] += 100
-            assert bool((decode(exact, words(moved), [30])[0, last] != base).any()) == matters
+            assert bool((decode_words(exact, words(moved), [30])[0, last] != base).any()) == matters
     finally:
         codec.float()
 

@@ -16,7 +16,7 @@ from stretto.codecs.qwen3_12hz.codec import Qwen3Codec, load
 from stretto.codecs.qwen3_12hz.decoder import Decoder, Qwen3CodecConfig, Transformer
 from stretto.codecs.registry import load_codec
 from stretto.errors import CheckpointError
-from tests.codecs.streaming import check_half_precision, chunks_of, random_codes, stream
+from tests.codecs.streaming import check_half_precision, chunks_of, largest, random_codes, stream
 from tests.tiers import by_night
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -30,10 +30,6 @@ def codec() -> Qwen3Codec:
 
 def decode(codec: Qwen3Codec, codes: Tensor, first: list[int], state: Tensor) -> tuple[Tensor, Tensor]:
     return codec.decode(Window(codes, 0, 0, torch.tensor(first), state))
-
-
-def largest(difference: Tensor) -> float:
-    return difference.abs().max().item()
 
 
 def test_a_window_needs_its_own_frames_alone(codec: Qwen3Codec) -> None:
