@@ -107,7 +107,7 @@ def trim_silence(pcm: np.ndarray, margin: int, frame: int) -> np.ndarray:
     peak, noise = ranked[-min(NUM_LOUDEST, len(ranked))], ranked[len(ranked) // 10]
     threshold = min(max(noise + ABOVE_NOISE_DB, peak + QUIETEST_DB), peak + LOUDEST_DB)
     is_loud = levels > threshold
-    counts = np.convolve(is_loud, np.ones(NUM_LOUDEST), "same")
+    counts = np.convolve(is_loud, np.ones(NUM_LOUDEST))[NUM_LOUDEST // 2 :][: len(levels)]
     speech = np.flatnonzero(is_loud & (counts >= min(NUM_SPEECH, len(levels))))
     if not len(speech):
         return pcm
