@@ -61,7 +61,7 @@ def test_bad_input_is_refused_by_its_field(served: ServedCheckpoint) -> None:
     for options, message in (
         ({"voice": "bob"}, "options.voice: expected one of alba, jean"),
         ({"guidance_scale": 2.0}, "options.guidance_scale: expected 1.0, as pocket_tts has no guidance"),
-        ({"audio": {"top_k": 5}}, "options.audio.top_k: expected 0, as frames of pocket_tts have no ids"),
+        ({"audio": {"top_k": 5}}, "options.audio.top_k: expected 0 (frames of pocket_tts have no ids), got 5"),
         ({"output": {"codes": True}}, "options.output.codes: expected false"),
     ):
         served.server.refuses({"text": "Hello.", "options": json.dumps(options)}, message)

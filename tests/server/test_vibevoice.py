@@ -75,7 +75,7 @@ def test_bad_input_is_refused_by_its_field(served: ServedCheckpoint) -> None:
         ({"voice": "bob"}, "options.voice: expected no value (this model has no named voices"),
         ({"guidance": {"policy": "adaptive"}}, "options.guidance.policy: expected 'always'"),
         ({"audio": {"temperature": 0.5}}, "options.audio.temperature: expected 1.0"),
-        ({"audio": {"top_k": 5}}, "options.audio.top_k: expected 0, as frames of vibevoice have no ids"),
+        ({"audio": {"top_k": 5}}, "options.audio.top_k: expected 0 (frames of vibevoice have no ids), got 5"),
         ({"latents": {"steps": 51}}, "options.latents.steps: expected an integer in [2, 50]"),
         ({"output": {"codes": True}}, "options.output.codes: expected false"),
     ):
