@@ -8,10 +8,10 @@ delay and 1 s of silence follow it. Delayed streams modeling: https://arxiv.org/
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from stretto.families.base import CodeTrack, Family, Task, UnconditionalContext
+from stretto.families.base import CodeTrack, Family, Task, UnconditionalContext, Vocabulary
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import Segment, StreamLayout
 
@@ -23,7 +23,7 @@ MAX_AUDIO_S = 300.0
 
 
 @dataclass(frozen=True)
-class SttVocabulary:
+class SttVocabulary(Vocabulary):
     """Ids of text, then three ids of our own, then the codes of each codebook with its initial id.
 
     Attributes:
@@ -49,15 +49,6 @@ class SttVocabulary:
             raise ValueError(f"expected at least {PAD + 1} text ids, a codebook and a code, got {self}")
         if self.delay_rows < 0 or not 0 <= self.delay_s <= 10 or not 0 <= self.prefix_s <= 10:
             raise ValueError(f"expected a delay and a prefix between 0 and 10 s, got {self}")
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> "SttVocabulary":
-        """Return the vocabulary in `speech_vocabulary` of a checkpoint's config.json."""
-        return cls(**record)
-
-    def to_record(self) -> dict[str, Any]:
-        """Return the vocabulary as `speech_vocabulary` for a checkpoint's config.json."""
-        return asdict(self)
 
     @property
     def initial_text(self) -> int:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from stretto.families.base import Family, Task
+from stretto.families.base import DepthSpec, Family, Task
 from stretto.families.qwen3_tts.family import DEPTH, Qwen3TtsVocabulary, qwen3_tts
 from stretto.records.sampling import CodeSampling, SamplingConfig, SegmentSampling
 from stretto.streams.layout import Segment
@@ -39,7 +39,7 @@ class TalkerVocabulary(Qwen3TtsVocabulary):
         default_factory=lambda: {"chelsie": 2301, "ethan": 2302, "aiden": 2303}, hash=False
     )
     dialects: Mapping[str, str] = field(default_factory=dict, hash=False)
-    depth: Any = field(default_factory=lambda: replace(DEPTH, projection=None))
+    depth: DepthSpec = field(default_factory=lambda: replace(DEPTH, projection=None))
     heard: int = 151675
     seen: tuple[int, ...] = (151655, 151656)
 
