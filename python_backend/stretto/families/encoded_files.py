@@ -19,10 +19,12 @@ from hashlib import blake2b
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 logger = logging.getLogger(__name__)
 SUFFIX, UNFINISHED = ".encoding", ".unfinished"
@@ -71,6 +73,8 @@ class EncodedFiles:
 
     def read(self, digest: bytes) -> np.ndarray | None:
         """Return the encoding of the recording with a digest of its samples; None if there is none."""
+        from cryptography.exceptions import InvalidTag
+
         path = self._path(digest)
         try:
             stored = path.read_bytes()
@@ -125,7 +129,9 @@ class EncodedFiles:
     def _path(self, digest: bytes) -> Path:
         return self.folder / f"{self._derived(digest, b'name').hex()}{SUFFIX}"
 
-    def _cipher(self, digest: bytes) -> AESGCM:
+    def _cipher(self, digest: bytes) -> "AESGCM":
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # only where voices are stored
+
         return AESGCM(self._derived(digest, b"key"))
 
 
