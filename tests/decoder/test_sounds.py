@@ -32,7 +32,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> S3GenCodec:
 def codec(loaded: S3GenCodec) -> Iterator[S3GenCodec]:
     """Yield the codec without recorded voices."""
     yield loaded
-    loaded._recorded.clear()
+    loaded._recorded.voices.clear()
 
 
 def sound_of(codec: S3GenCodec, voice: int) -> Sound:
@@ -82,17 +82,17 @@ def test_voices_stay_while_they_are_used_and_the_oldest_goes_first(codec: S3GenC
     table.release(key)
     table.release(other)
     assert table.acquire(third)[0] == 4  # the second voice, which nothing uses, is removed
-    assert set(codec._recorded) == {one, 4}
+    assert set(codec._recorded.voices) == {one, 4}
     assert table.acquire(second)[0] == two  # its number is free again
     assert table.num_bytes > first.num_bytes + second.num_bytes  # all three are in use
     for each in (first, second, third):
         table.release(each.digest)
-    assert set(codec._recorded) == {two, 4}
+    assert set(codec._recorded.voices) == {two, 4}
     for _ in range(2):
         table._max_bytes = 0
         table.acquire(first)
         table.release(first.digest)
-    assert (table.num_bytes, codec._recorded) == (0, {})
+    assert (table.num_bytes, codec._recorded.voices) == (0, {})
 
 
 ONE = Sound.from_arrays(np.zeros(1, np.int32), np.zeros((2, 80), np.float32), np.zeros(192, np.float32))
@@ -117,7 +117,7 @@ def test_recordings_that_do_not_fit_are_refused(codec: S3GenCodec, sound: Sound,
     with pytest.raises(InvalidRequest, match=message):
         table.acquire(sound)
     assert table.num_bytes == 0
-    assert not codec._recorded
+    assert not codec._recorded.voices
 
 
 def test_only_the_first_chunk_has_a_recording_and_no_number(codec: S3GenCodec, worker: DecoderWorker) -> None:

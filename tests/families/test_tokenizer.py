@@ -48,7 +48,7 @@ def test_what_is_no_byte_level_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"tokenizer\.json: cannot be loaded as a tokenizer"):
         TextTokenizer.at(tmp_path)
     Tokenizer(models.BPE()).save(str(tmp_path / TOKENIZER_FILE))
-    with pytest.raises(CheckpointError, match="expected a byte-level tokenizer"):
+    with pytest.raises(CheckpointError, match="expected a byte-level decoder, got none"):
         TextTokenizer.at(tmp_path)
 
 

@@ -216,7 +216,7 @@ def packed_envelope(**changes: Any) -> bytes:
 def test_unknown_keys_are_refused_in_the_records_of_lists() -> None:
     marks = [{"word": "a", "frame": 1}, {"word": None, "frame": 2, "row": 3}]
     said = refusal(read_envelope, packed_envelope(chunk={"index": 0, "segment": 2, "marks": marks}))
-    assert said == "chunk.chunk.marks[1].row: expected one of frame, word, got an unknown key"
+    assert said == "chunk.chunk.marks[1].row: expected one of end, frame, word, got an unknown key"
 
 
 def test_a_whole_number_may_stand_for_a_float() -> None:

@@ -115,7 +115,7 @@ def with_parameters(**parameters: str) -> Any:
         (infer("nothing", TEXT), "model_name: expected a model that the server has"),
         (versioned("x"), "model_version: expected "),
         (with_parameters(**{"stretto_host\0": "203.0.113.9"}), "parameters: expected text without NUL"),
-        (with_parameters(a="\1" * 5000), "parameters: expected at most 32 parameters of 4096 bytes in all"),
+        (with_parameters(a="\1" * 5000), "parameters: expected at most 32 parameters and 4096 bytes in all"),
     ],
 )
 def test_what_would_be_read_otherwise_behind_the_proxy_is_refused(server: Server, request_: Any, told: str) -> None:
