@@ -280,7 +280,7 @@ class AudioVae(nn.Module):
 
 
 def published_names(config: AudioVaeConfig) -> dict[str, str]:
-    """Return the published name of each layer, by ours."""
+    """Map the names of our layers to the published ones."""
     found = {"encoder.enter.conv": "encoder.block.0", "encoder.mean.conv": "encoder.fc_mu"}
 
     def add_units(own: str, published: str, first: int) -> None:

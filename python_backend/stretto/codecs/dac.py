@@ -26,7 +26,9 @@ def decoder_layers(config: DacConfig, output_padding: bool) -> list[Layer]:
     """
     ratios = config.upsampling_ratios
     if prod(ratios) != prod(config.downsampling_ratios):
-        raise CheckpointError(f"upsampling_ratios: expected the product of {config.downsampling_ratios}, got {ratios}")
+        raise CheckpointError(
+            f"upsampling_ratios: expected ratios with the product of {config.downsampling_ratios}, got {ratios}"
+        )
     return dac_layers(ratios, output_padding)
 
 

@@ -57,7 +57,7 @@ def codecs_in_transformers() -> list[str]:
 
 
 def codec_marks() -> dict[str, str]:
-    """Return descriptions of codecs by the name of a tensor that only this codec has (see `MARKS`)."""
+    """Map names of tensors that only one codec has to a description of that codec (see `MARKS`)."""
     return {name: kind for _, module in _modules() for name, kind in getattr(module, "MARKS", {}).items()}
 
 

@@ -333,7 +333,9 @@ def normalised(pcm: np.ndarray) -> np.ndarray:
 def stored_noise(pcm: np.ndarray, number: int) -> np.ndarray:
     """Return Gaussian noise, float64 [number], that depends on the samples of a recording only."""
     digest = blake2b(np.ascontiguousarray(pcm, np.float32).tobytes(), digest_size=16).digest()
-    bits = np.random.Philox(key=int.from_bytes(digest, "little")).random_raw(2 * number)  # of a documented algorithm
+    bits = np.random.Philox(key=int.from_bytes(digest, "little")).random_raw(
+        2 * number
+    )  # a documented algorithm, whose bits never change
     one, other = ((bits >> np.uint64(11)).astype(np.float64) + 0.5).reshape(2, -1) * 2.0**-53
     return np.sqrt(-2 * np.log(one)) * np.cos(2 * np.pi * other)
 

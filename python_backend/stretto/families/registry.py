@@ -76,7 +76,9 @@ def _segment(defaults: SegmentSampling, given: Mapping[str, Any]) -> SegmentSamp
 logger = logging.getLogger(__name__)
 
 NAME = "speech_family"  # key of a checkpoint's config.json
-MAX_ID = 1 << 20  # above the ids of all vocabularies; a family of a billion streams would take all memory
+MAX_ID = (
+    1 << 20
+)  # limit of every number in a vocabulary; real ones are far lower, and a billion streams would exhaust memory
 
 
 def plugin(name: str) -> FamilyPlugin | None:

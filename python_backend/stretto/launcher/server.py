@@ -387,7 +387,7 @@ class Server:
         return self._process.poll() is not None
 
     def kill(self) -> None:
-        """Kill the server and its process group, and wait for their end."""
+        """Kill the server and its process group, and wait for them to exit."""
         self._process.kill()
         self._process.wait()
         end_all(lambda process: process.group == self.pid)

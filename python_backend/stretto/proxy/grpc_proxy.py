@@ -165,7 +165,7 @@ NOT_READY = {access.SERVICE + "ServerReady": b"", MODEL_READY: b"", access.HEALT
 STATUS = {INVALID: grpc.StatusCode.INVALID_ARGUMENT, FULL: grpc.StatusCode.RESOURCE_EXHAUSTED}
 STATUS[UNAVAILABLE] = grpc.StatusCode.UNAVAILABLE
 Context = Any  # grpc.aio.ServicerContext, of bytes
-# may keep the call's slot after it returns
+# A handler may keep the call's slot after returning, by taking over the stack.
 Handler = Callable[[AsyncIterator[bytes], Context, ExitStack], Awaitable[None]]
 CROWDED = "full: this host has reached its share of open calls"
 
@@ -311,9 +311,8 @@ class GrpcProxy(grpc.GenericRpcHandler):
                 stream.cancel()  # third-party models ask Triton for cancellation
             elif not stream.is_over:
                 self._background.start(self._drain(stream, place.pop_all()))
-            await asyncio.gather(
-                feeding, return_exceptions=True
-            )  # fails together with the stream, whose error is reported
+            # If the stream fails, so does feeding; only the stream's error is reported.
+            await asyncio.gather(feeding, return_exceptions=True)
 
     async def _drain(self, stream: TritonStream, place: ExitStack) -> None:
         """Notify the models that the client of a stream has disconnected, and discard the remaining responses.

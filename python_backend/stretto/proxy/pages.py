@@ -126,7 +126,7 @@ class _Connection:
 
     @property
     def host(self) -> str:
-        """Host of the client, as counted by the limits."""
+        """Host of the client, by which the limits count requests."""
         name = self.writer.get_extra_info("peername")
         return host_of(name[0]) if name else ""
 

@@ -214,7 +214,7 @@ def keep_large_memory() -> None:
 PROC = Path("/proc")
 LOOK_S = 1.0
 LOOKS = 30  # consecutive polls; no step or batch waits this long for a CPU
-MAX_AWAKE = 10  # polls among them in which another thread may be awake
+MAX_AWAKE = 10  # number of these polls in which another thread may be awake
 ASLEEP = frozenset("SIZX")  # includes idle kernel threads and ended processes
 GONE = (FileNotFoundError, ProcessLookupError, PermissionError)
 

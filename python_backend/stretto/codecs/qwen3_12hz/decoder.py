@@ -131,10 +131,12 @@ class Qwen3CodecConfig:
         odd = [
             f"{name} is {found} instead of {expected}" for name, (found, expected) in hears.items() if found != expected
         ]
-        if odd or encoder.num_quantizers < decoder.num_quantizers or encoder.audio_channels != 1:
-            raise ValueError(
-                f"encoder and decoder do not match: {odd or [encoder.num_quantizers, encoder.audio_channels]}"
-            )
+        if encoder.num_quantizers < decoder.num_quantizers:
+            odd.append(f"encoder_config.num_quantizers is {encoder.num_quantizers}, below {decoder.num_quantizers}")
+        if encoder.audio_channels != 1:
+            odd.append(f"encoder_config.audio_channels is {encoder.audio_channels} instead of 1")
+        if odd:
+            raise ValueError(f"encoder and decoder do not match: {'; '.join(odd)}")
         return cls(decoder, encoder, record["output_sample_rate"])
 
 
@@ -244,7 +246,7 @@ class Convolution(nn.Module):
         self.kept = channels * self.before
 
     def forward(self, x: Tensor, memory: Memory, activation: Snake | Elu | None = None) -> Tensor:
-        """Return the outputs for x [B, C, n], or for its activation, which is 0 for 0."""
+        """Return the outputs for x [B, C, n]. `activation`, if given, is applied to x first and must map 0 to 0."""
         if self.before:
             x = memory.recall(memory.masked_start(x, self.late), self.before, activation=activation)
         elif activation is not None:
@@ -267,7 +269,7 @@ class Upsampling(nn.Module):
         self.kept = channels * self.before
 
     def forward(self, x: Tensor, memory: Memory, activation: Snake | Elu | None = None) -> Tensor:
-        """Return the outputs for x [B, C, n], or for its activation, which is 0 for 0."""
+        """Return the outputs for x [B, C, n]. `activation`, if given, is applied to x first and must map 0 to 0."""
         x = memory.masked_start(x, self.late)
         if self.before:
             x = memory.recall(x, self.before, activation=activation)

@@ -157,7 +157,7 @@ class AdaptiveGuidance:
         self.num_dropped += 1
 
     def change(self, running: Sequence[Request], step: int) -> GuidanceChanges:
-        """Return the changes before a step.
+        """Return the guidance changes to apply before a step.
 
         Args:
             running: Running requests, oldest first.

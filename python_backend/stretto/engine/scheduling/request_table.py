@@ -371,7 +371,10 @@ def unconditional_rows(rows: np.ndarray, context: UnconditionalContext, pad_id: 
 
 
 def unconditional_track(track: Track | None, family: Family) -> Track | None:
-    """Return the text stream of the unconditional request: the conditional one's, or pads if the family hides it."""
+    """Return the text stream of the unconditional request.
+
+    It is that of the conditional request, or only pads if unconditional requests of the family do not see the text.
+    """
     if track is None or 1 + track.lanes.start not in family.unconditional.hidden_streams:
         return track
     return replace(track, ids=track.ids[:0], pad_id=family.layout.pad_id)

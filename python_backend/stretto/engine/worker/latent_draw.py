@@ -95,7 +95,7 @@ class FeedbackMemory:
                 unchanged.
         """
         found = latents.new_zeros(len(latents), self._latents.num_feedback)
-        for index in is_frame.nonzero().flatten().tolist():  # one by one: bits may not depend on the batch
+        for index in is_frame.nonzero().flatten().tolist():  # one by one, so that the bits are the same in every batch
             slot = int(slots[index])
             memory = self._memories[slot : slot + 1]
             if begins[index]:

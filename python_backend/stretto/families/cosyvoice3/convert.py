@@ -117,7 +117,8 @@ def check_config(folder: Path) -> None:
     """Check the numbers in `cosyvoice3.yaml`.
 
     Raises:
-        CheckpointError: If the file is missing or belongs to an earlier CosyVoice, or a number is not the assumed one.
+        CheckpointError: If the file is missing, belongs to an earlier CosyVoice, or has a number that this module does
+            not assume.
     """
     if not (folder / CONFIG).exists():
         others = [name for name in OTHER_CONFIGS if (folder / name).exists()]

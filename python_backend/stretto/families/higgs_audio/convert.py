@@ -159,7 +159,7 @@ GENERATION = AUDIO | {"ras_win_len": ("ras_window",), "ras_win_max_num_repeat": 
 EMBEDDINGS = "model.embed_tokens.weight"
 CODES = "model.embed_audio_tokens.embed_audio_tokens.weight"
 HEADS = "audio_lm_head.weight"
-# A text head used only in training, and copies under the names of Boson's own files.
+# A text head used only in training, and duplicate tensors under the names of Boson's own files.
 DROPPED = ("text_lm_head.", "audio_decoder_proj.")
 BOSONS = "audio_codebook_embeddings.weight"  # https://github.com/boson-ai/higgs-audio, modeling_higgs_audio.py
 MARKS = {BOSONS: "Higgs Audio's language model in Boson AI's format"}

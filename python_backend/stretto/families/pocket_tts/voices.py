@@ -49,7 +49,7 @@ class Backbone:
         return self.rotated(query), self.rotated(key), value
 
     def rotated(self, x: Tensor, direction: int = 1) -> Tensor:
-        """Return x [n, heads, D] with adjacent pairs rotated by their positions' angles, or back."""
+        """Return x [n, heads, D] with adjacent pairs rotated by their positions' angles; direction -1 undoes it."""
         half = x.shape[-1] // 2
         exponents = torch.arange(half, dtype=torch.float32) * (-math.log(self._theta) * 2 / x.shape[-1])
         angles = direction * torch.arange(len(x), dtype=torch.float64)[:, None, None] * exponents.exp().double()

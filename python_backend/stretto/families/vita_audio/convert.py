@@ -254,8 +254,8 @@ def plan(record: dict[str, Any], num_modules: int, prefix: str) -> Plan:
 def schedule(folder: Path, num_modules: int) -> str:
     """Return the name of a release's default schedule, a key of SCHEDULES.
 
-    It is that of generation_config.json. If there is no such file, or no module, it is `balance` if there are enough
-    modules for it, else `vanilla`, as in the authors' repository.
+    generation_config.json may name it. Otherwise it is `balance` if the release has enough modules for it, else
+    `vanilla`, as in the authors' repository.
     """
     path = folder / "generation_config.json"
     mode = read_json(path).get("mtp_inference_mode") if num_modules and path.is_file() else None

@@ -29,7 +29,7 @@ STACKED = {
     "gate_proj": ("gate_up_proj", 0),
     "up_proj": ("gate_up_proj", 1),
 }
-TIME_SCALE, LONGEST_WAVE = 1000.0, 10000.0  # of the embedding of times
+TIME_SCALE, LONGEST_WAVE = 1000.0, 10000.0  # of the time embedding
 UNCHANGED_PART = 0.04  # share of the steps in which the solver leaves the noise unchanged
 EPS = 1e-8  # of the projection on the unconditional velocity
 
