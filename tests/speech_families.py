@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from stretto.families.base import Bursts, BurstSchedule, Family, Task, TextTrack, UnconditionalContext
-from stretto.families.tiny.family import SILENCE, SPACE, TINY
+from stretto.families.tiny.family import SPACE, TINY
 from stretto.records.sampling import LatentSampling, SamplingConfig, SegmentSampling
 from stretto.streams.layout import FrameCodec, LatentSpec, Segment, StreamLayout
 from stretto.streams.pattern import NO_TAIL
@@ -53,8 +53,6 @@ WIDE_TEXT = eight_streams("wide_text", 640)
 # The bundled family, but its text can only be blanks: the script stays empty.
 _TTS = TINY.task("tts")
 SPEECHLESS = replace(TINY, name="speechless", tasks=(replace(_TTS, text=(SPACE,)),))
-# The bundled family, but its text can only be silence.
-SILENT = replace(TINY, name="silent", tasks=(replace(_TTS, text=(range(SILENCE, SILENCE + 1),)),))
 
 # Tokens of the text or its prompt are less likely to be repeated.
 PENALIZED = replace(EIGHT_STREAMS, name="penalized", penalized="drawn")

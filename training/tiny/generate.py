@@ -19,8 +19,6 @@ from training.tiny.session import Session
 
 PHONEME_TEXT = (range(SPACE, SPACE + 1), tiny.SPOKEN)
 ANY_TEXT = (tiny.WRITTEN, tiny.SPOKEN, range(tiny.SEPARATOR, tiny.SEPARATOR + 1))
-assert tiny.TINY.script is not None
-LEAD_ROWS = tiny.TINY.script.max_lead_rows
 
 
 @dataclass(frozen=True)
@@ -128,9 +126,7 @@ class Scripts:
         stay = spoken.log_softmax(-1).gather(1, self._frame_token()[:, None] + 1)[:, 0].clamp(max=-1e-6)
         odds = torch.log(-torch.expm1(stay)) - stay
         moves = torch.rand(len(odds), generator=generator) < torch.sigmoid(odds / temperature)
-        in_lead = (self.entry == 0) & (self._table[:, 0] == tiny.SILENCE - tiny.FIRST_PHONEME)
-        is_led = in_lead & (row >= LEAD_ROWS)
-        moves = (moves | (self.entry < 0) | is_led) & (self.end > row)
+        moves = (moves | (self.entry < 0)) & (self.end > row)
         self.end[moves & (self.entry + 1 >= self.length)] = row
         begins = moves & (self.end > row)
         self.entry = self.entry + begins

@@ -192,8 +192,7 @@ class Script:
     entry or advances to the next one in each row. Stream 0 carries `first_frame + 2 * (token - spoken.start)` in the
     first row of an entry, and that id + 1 while the pointer stays. The input-only stream `index_stream` carries
     `index_base` plus the entry's ordinal (from 1). P(advance) = 1 - P(stay), where the softmax is over the audio
-    interval of stream 0 and `end_of_audio`. Advancing from the last entry ends the audio. The pointer always advances
-    from a first entry of silence after `max_lead_rows` rows, so that a listener does not wait for speech.
+    interval of stream 0 and `end_of_audio`. Advancing from the last entry ends the audio.
 
     Attributes:
         spoken: Ids of the text tokens that are entries.
@@ -201,8 +200,6 @@ class Script:
         index_base: Id of ordinal 0 on `index_stream`.
         index_stream: Input-only stream of the ordinals.
         max_entries: Maximum number of entries.
-        silence: Text token of silence.
-        max_lead_rows: Maximum number of rows of silence at the beginning of the audio.
     """
 
     spoken: range
@@ -210,8 +207,6 @@ class Script:
     index_base: int
     index_stream: int
     max_entries: int
-    silence: int
-    max_lead_rows: int
 
 
 @dataclass(frozen=True)

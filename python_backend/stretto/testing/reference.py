@@ -477,9 +477,8 @@ class _Reply:
 
     def script_token(self, logits: list[float], frame: int) -> int:
         script: Any = self.family.script
-        is_led = self.pointer == 1 and self.text[0] == script.silence and frame >= script.max_lead_rows
-        advance = self.pointer == 0 or is_led
-        if self.pointer and not is_led:
+        advance = self.pointer == 0
+        if self.pointer:
             stay = script.first_frame + 2 * (self.text[self.pointer - 1] - script.spoken.start) + 1
             ids = [*self.family.layout.audio[0], self.family.end_of_audio]
             total = math.fsum(math.exp(logits[token] - logits[stay]) for token in ids)

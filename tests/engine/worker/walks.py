@@ -44,13 +44,7 @@ class RandomHeads:
         self.codes = torch.tensor(others, dtype=torch.int64, device=device).view(len(others), num_columns)
         sizes = len(self.text_ids), len(self.first_ids), self.codes.numel()
         self._weights = [torch.randn(WIDTH, size, generator=random).to(device) for size in sizes]
-        raised = dict.fromkeys(range(-len(rules.drawn_ends_of_audio), 0), 9.0)
-        if script := rules.family.script:  # also the columns that stay on a phoneme of the first task
-            base = script.first_frame - rules.family.layout.audio[0].start - 2 * script.spoken.start
-            spoken = [token for ids in rules.family.tasks[0].text for token in ids if token in script.spoken]
-            raised = {-1: 30.0} | {base + 2 * token + 1: 30.0 for token in spoken}
-        self._raise = torch.zeros(len(self.first_ids), device=device)
-        self._raise[[*raised]] = torch.tensor([*raised.values()], device=device)
+        self._num_ends = len(rules.drawn_ends_of_audio)
         self._is_shifted = rules.family.has_stream_bias
         offsets = [torch.randn(size, generator=random).to(device) if self._is_shifted else None for size in sizes]
         self.text_offset, self.first_offset, self.code_offset = offsets
@@ -60,7 +54,7 @@ class RandomHeads:
 
     def raw_first(self, hidden: torch.Tensor) -> torch.Tensor:
         first = hidden @ self._weights[1]
-        first += self._raise
+        first[:, first.shape[1] - self._num_ends :] += 9
         return first
 
     def raw_codes(self, hidden: torch.Tensor) -> torch.Tensor:

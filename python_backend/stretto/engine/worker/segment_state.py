@@ -209,8 +209,7 @@ class SegmentState:
         script, state = self.script, rows.state
         assert script is not None
         is_last = state.pointer >= state.num_entries
-        in_lead = (state.pointer == 1) & (script_table[rows.slots, 1] == script.silence)
-        advance = advance | (state.pointer == 0) | (in_lead & (rows.frame >= script.max_lead_rows))
+        advance = advance | (state.pointer == 0)
         ends = advance & is_last & ((rows.frame >= rows.limits.audio_min) | (state.num_entries == 0))
         moves = advance & ~is_last
         state.pointer = state.pointer + (moves & rows.in_audio)

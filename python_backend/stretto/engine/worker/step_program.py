@@ -149,8 +149,6 @@ def step_rules_of(rules: SegmentRules, tables: SlotTables, num_rows: int, num_id
         spoken_start=script.spoken.start if script else 0,
         spoken_stop=script.spoken.stop if script else 0,
         first_frame=script.first_frame if script else 0,
-        silence=script.silence if script else 0,
-        max_lead_rows=script.max_lead_rows if script else 0,
         index_base=script.index_base if script else 0,
         index_lane=script.index_stream - 1 if script else 0,
         num_seen_columns=tables.seen.shape[1],

@@ -47,7 +47,6 @@ SPOKEN = range(FIRST_PHONEME, FIRST_PHONEME + len(PHONEMES))
 WRITTEN = range(FIRST_CHARACTER, FIRST_CHARACTER + len(CHARACTERS))
 SPACE = range(FIRST_CHARACTER, FIRST_CHARACTER + 1)
 
-SILENCE = FIRST_PHONEME + PHONEMES.index("pau")
 SPEECH = SegmentSampling(temperature=0.3, top_k=30, max_rows=500)
 
 TINY = Family(
@@ -87,8 +86,6 @@ TINY = Family(
         index_base=PHONEME_INDEX_BASE,
         index_stream=8,
         max_entries=255,
-        silence=SILENCE,
-        max_lead_rows=3,  # flite begins with 0.2 s; with fewer rows the first sound is cut off
     ),
     voices=tuple(VOICES),
     voice_titles=("Female", "Male"),

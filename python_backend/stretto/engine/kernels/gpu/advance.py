@@ -209,13 +209,12 @@ def _text(
 
 @triton.jit
 def _follow_script(
-    drawn: tl.tensor, frame: tl.tensor, pointer: tl.tensor, num_entries: tl.tensor, may_end: tl.tensor,
-    in_audio: tl.tensor, entries: tl.tensor, rules: tl.constexpr,
+    drawn: tl.tensor, pointer: tl.tensor, num_entries: tl.tensor, may_end: tl.tensor, in_audio: tl.tensor,
+    entries: tl.tensor, rules: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
     """Return the frame token and the new alignment pointer; `drawn` is 1 if the pointer advances."""
     is_last = pointer >= num_entries
-    in_lead = (pointer == 1) & (tl.load(entries + 1) == rules.silence)
-    advance = (drawn > 0) | (pointer == 0) | (in_lead & (frame >= rules.max_lead_rows))
+    advance = (drawn > 0) | (pointer == 0)
     ends = advance & is_last & (may_end | (num_entries == 0))
     moves = advance & (pointer < num_entries)
     pointer += (moves & in_audio).to(tl.int64)
@@ -393,9 +392,7 @@ def _row(
     audio_token = tl.load(first + row).to(tl.int64)
     if rules.max_entries > 0:
         may_end = frame >= tl.load(mine + AUDIO_MIN * rules.num_rows)
-        audio_token, pointer = _follow_script(
-            audio_token, frame, pointer, num_entries, may_end, in_audio, entries, rules
-        )
+        audio_token, pointer = _follow_script(audio_token, pointer, num_entries, may_end, in_audio, entries, rules)
         tl.store(at + POINTER, pointer)
     own = drawn + row * rules.num_drawn
     if rules.has_staircase:

@@ -107,8 +107,6 @@ class StepRules(NamedTuple):
     spoken_start: int
     spoken_stop: int
     first_frame: int
-    silence: int
-    max_lead_rows: int
     index_base: int
     index_lane: int
     num_seen_columns: int
