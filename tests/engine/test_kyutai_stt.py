@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from transformers import KyutaiSpeechToTextConfig, KyutaiSpeechToTextForConditionalGeneration
 
 from stretto.families.base import Family
 from stretto.families.kyutai_stt import PLUGIN
@@ -15,6 +17,7 @@ from stretto.families.kyutai_stt.prompt import initial_row, track_of
 from stretto.families.registry import VOCABULARY, config_at, family_at
 from stretto.records.prompt import Prompt
 from stretto.testing import assert_family_conforms
+from stretto.weights.loading import open_tensors
 from tests.engine.harness import Engine
 from tests.kyutai_release import make_checkpoint, replies
 from tests.small_vocabularies import SMALL_STT
@@ -57,6 +60,61 @@ def test_text_of_every_row_is_the_authors(engine: Engine, checkpoint: Path, fami
     assert text_of(answer.rows) == [*found["text"].tolist(), family.end_of_reply]
     assert answer.trailer is not None
     assert not answer.trailer.was_cut
+
+
+def transformers_text(checkpoint: Path, codes: np.ndarray) -> list[int]:
+    """Return the greedy text of transformers' class [T + 1] for codes [32, T], computed anew for every row."""
+    config, known = config_at(checkpoint), SttVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
+    weights = dict(open_tensors(checkpoint))
+    embeddings = weights.pop("model.embed_tokens.weight")
+    text_rows = known.num_text_ids + 3  # with the initial id and two of this project
+    named = {
+        "model.embed_tokens.embed_tokens.weight": torch.nn.functional.pad(embeddings, (0, 0, 0, 1)),
+        "lm_head.weight": weights.pop("lm_head.weight")[:text_rows],
+        "model.norm.weight": weights.pop("model.norm.weight"),
+    }
+    for name, weight in weights.items():
+        layer = name.replace("mlp.gate_up_proj", "mlp.fc1").replace("mlp.down_proj", "mlp.fc2")
+        layer = layer.replace("o_proj.weight", "o_proj.linear.weight")
+        if "qkv_proj" in layer:
+            for letter, part in zip("qkv", weight.chunk(3), strict=True):
+                named[layer.replace("qkv_proj.weight", f"{letter}_proj.linear.weight")] = part
+        else:
+            named[layer] = weight
+    model = KyutaiSpeechToTextForConditionalGeneration(
+        KyutaiSpeechToTextConfig(
+            codebook_vocab_size=known.codebook_size + 1,
+            vocab_size=text_rows,
+            hidden_size=config["hidden_size"],
+            num_hidden_layers=config["num_hidden_layers"],
+            num_attention_heads=config["num_attention_heads"],
+            ffn_dim=2 * config["intermediate_size"],
+            num_codebooks=known.num_codebooks,
+            rope_parameters={"rope_type": "default", "rope_theta": config["rope_theta"]},
+            audio_pad_token_id=len(embeddings),
+        )
+    ).eval()
+    missing, unknown = model.load_state_dict({name: weight.float() for name, weight in named.items()}, strict=False)
+    assert not unknown
+    assert all(name.startswith("codec_model.") for name in missing)
+    frames = np.concatenate([np.full((known.num_codebooks, 1), known.codebook_size), codes], 1).T
+    text = [known.num_text_ids]
+    for row in range(len(frames)):
+        ids = torch.from_numpy(np.concatenate([np.array(text)[:, None], frames[: row + 1]], 1))
+        ages = torch.arange(row + 1)[:, None] - torch.arange(row + 1)
+        mask = ((ages >= 0) & (ages < config["sliding_window"]))[None, None]
+        with torch.inference_mode():
+            hidden = model.model(ids[None], attention_mask=mask, use_cache=False).last_hidden_state[0, -1]
+            text.append(int(model.lm_head(hidden)[: known.num_text_ids].argmax()))
+    return text[1:]
+
+
+def test_text_of_every_row_is_that_of_transformers_class(engine: Engine, checkpoint: Path, family: Family) -> None:
+    codes = np.random.default_rng(5).integers(0, 64, (32, 50))
+    answer = engine.run({"r": make_prompt(checkpoint, codes)})["r"]
+    wanted = transformers_text(checkpoint, codes)
+    assert text_of(answer.rows) == [*wanted, family.end_of_reply]
+    assert len(set(wanted)) > 5
 
 
 def test_recordings_of_other_lengths_do_not_change_each_other(engine: Engine, checkpoint: Path) -> None:
