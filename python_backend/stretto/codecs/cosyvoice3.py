@@ -35,6 +35,7 @@ from stretto.codecs.s3gen import (
     GUIDANCE,
     HEAD_WIDTH,
     LookAhead,
+    RecordedVoiceCodec,
     Shapes,
     Voice,
     VoiceTable,
@@ -42,7 +43,7 @@ from stretto.codecs.s3gen import (
     shape_of,
     vocoder_shape,
 )
-from stretto.errors import CheckpointError, InvalidRequest
+from stretto.errors import CheckpointError
 from stretto.weights.loading import load_strictly, read_tensors
 
 CHUNK = 25  # tokens that attend to each other
@@ -140,14 +141,13 @@ MEL_RIGHT = MEL_AHEAD + FOURIER_REACH  # frames after a frame that its samples d
 RIGHT = AHEAD + -(-MEL_RIGHT // FRAMES_PER_TOKEN)  # tokens
 
 
-class CosyVoice3Codec(nn.Module):
+class CosyVoice3Codec(RecordedVoiceCodec):
     """Decoder of CosyVoice 3 for voices of recordings.
 
     The state of an utterance is float64 [2], on the host: the number of its voice, 0 for none, and the phase of HiFT's
     fundamental in cycles, before the first frame that the next window decodes again.
     """
 
-    noise: Tensor
     source_noise: Tensor
 
     def __init__(self, config: CosyVoice3Config, sizes: tuple[int, ...] = SIZES, history: int = HISTORY) -> None:
@@ -178,30 +178,9 @@ class CosyVoice3Codec(nn.Module):
         self.register_buffer("noise", drawn[0], persistent=False)
         self.register_buffer("source_noise", torch.from_numpy(samples.T.copy()), persistent=False)
 
-    def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Raise InvalidRequest, because this codec only decodes."""
-        raise InvalidRequest("audio", f"no audio ({self.spec.name} can only decode)", "audio")
-
     def initial_state(self, batch: int) -> Tensor:
         """Return zeros, float64 [batch, 2], on the host, where the first number selects a voice."""
         return torch.zeros(batch, 2, dtype=torch.float64)
-
-    def add_voice(self, tokens: np.ndarray, mel: np.ndarray, x_vector: np.ndarray) -> int:
-        """Add the voice of a recording, and return its number.
-
-        Args:
-            tokens: Tokens of the recording, int32 [n], n a multiple of 25.
-            mel: Its mel spectrogram, float32 [2 n, M].
-            x_vector: x-vector of the speaker, float32 [E].
-
-        Raises:
-            InvalidRequest: If sizes or values do not match the codec.
-        """
-        return self._recorded.add(tokens, mel, x_vector, self.noise.device)
-
-    def remove_voice(self, number: int) -> None:
-        """Remove a voice that was added."""
-        del self._recorded.voices[number]
 
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:

@@ -317,7 +317,32 @@ class VoiceTable:
         return number
 
 
-class S3GenCodec(nn.Module):
+class RecordedVoiceCodec(nn.Module):
+    """Base of codecs that only decode, in voices of recordings among others.
+
+    Attributes:
+        spec: Constants of the codec.
+        noise: Noise of the flow, on the codec's device.
+    """
+
+    spec: CodecSpec
+    noise: Tensor
+    _recorded: VoiceTable
+
+    def encode(self, pcm: np.ndarray) -> np.ndarray:
+        """Raise InvalidRequest, because this codec only decodes."""
+        raise InvalidRequest("audio", f"no audio ({self.spec.name} can only decode)", "audio")
+
+    def add_voice(self, tokens: np.ndarray, mel: np.ndarray, x_vector: np.ndarray) -> int:
+        """Add the voice of a recording, and return its number; arguments and errors are those of `VoiceTable.add`."""
+        return self._recorded.add(tokens, mel, x_vector, self.noise.device)
+
+    def remove_voice(self, number: int) -> None:
+        """Remove a voice that was added."""
+        del self._recorded.voices[number]
+
+
+class S3GenCodec(RecordedVoiceCodec):
     """S3Gen, a codec that decodes whole utterances, one at a time.
 
     The state of an utterance is the number of its voice. Numbers below `num_voices` are those of the checkpoint's
@@ -325,7 +350,6 @@ class S3GenCodec(nn.Module):
     added.
     """
 
-    noise: Tensor
     source_noise: Tensor
     phases: Tensor
     fade: Tensor
@@ -360,30 +384,9 @@ class S3GenCodec(nn.Module):
         for name, table in tables.items():
             self.register_buffer(name, table, persistent=False)
 
-    def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Raise InvalidRequest, because this codec only decodes."""
-        raise InvalidRequest("audio", f"no audio ({self.spec.name} can only decode)", "audio")
-
     def initial_state(self, batch: int) -> Tensor:
         """Return the index of the first voice, [B, 1], on the host, where it selects the voice's module."""
         return torch.zeros(batch, 1)
-
-    def add_voice(self, tokens: np.ndarray, mel: np.ndarray, x_vector: np.ndarray) -> int:
-        """Add the voice of a recording, and return its number.
-
-        Args:
-            tokens: Tokens of the recording, int32 [n].
-            mel: Its mel spectrogram, float32 [2 n, M].
-            x_vector: x-vector of the speaker, float32 [E].
-
-        Raises:
-            InvalidRequest: If sizes or values do not match the codec.
-        """
-        return self._recorded.add(tokens, mel, x_vector, self.noise.device)
-
-    def remove_voice(self, number: int) -> None:
-        """Remove a voice that was added."""
-        del self._recorded.voices[number]
 
     def _voice(self, number: int) -> nn.Module:
         return self.voices[number] if number < len(self.voices) else self._recorded.voices[number]
