@@ -51,7 +51,8 @@ class Children:
 
     def _run(self, name: str, job: Job, limit_s: float) -> list[Outcome]:
         """Run a job; after an illegal memory access, run it again with synchronous launches."""
-        since = self.setup.logs.stat().st_size if self.setup.logs.exists() else 0
+        self.setup.logs.touch()  # a job may be killed before it has written a line
+        since = self.setup.logs.stat().st_size
         first = self._attempt(name, job, limit_s)
         if first.status == "passed" or not self._has_faulted(since):
             return [first]

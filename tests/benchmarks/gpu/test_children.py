@@ -74,6 +74,14 @@ def test_a_job_that_hangs_is_ended_with_its_children_and_the_next_one_runs(setup
     assert "in hangs" in setup.logs.read_text(), "where it hung"
 
 
+def test_a_job_that_is_ended_before_it_has_logged_anything_timed_out(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Children, "_enter", lambda *_: time.sleep(LIMIT_S))
+    outcomes = Children(setup).run_all(fakes("passes", limit_s=1.0), LIMIT_S)
+    assert [outcome.status for outcome in outcomes] == ["timed out"]
+
+
 def lines_of(setup: Setup, job: str) -> list[dict[str, Any]]:
     return lines(setup, job) if setup.results.exists() else []
 
