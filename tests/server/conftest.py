@@ -156,6 +156,19 @@ def served_checkpoint(folder: Path, checkpoint: Path) -> Iterator[Server]:
         yield server
 
 
+def serves(convert: Callable[[Path], Path]) -> Any:
+    """Return a fixture of a module: a server of the checkpoint that `convert` writes to a folder."""
+
+    @pytest.fixture(scope="module")
+    def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedCheckpoint]:
+        folder = tmp_path_factory.mktemp("served")
+        checkpoint = convert(folder)
+        with served_checkpoint(folder, checkpoint) as server:
+            yield ServedCheckpoint(server, checkpoint)
+
+    return served
+
+
 @pytest.fixture(scope="session")
 def families(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], ServedRelease]]:
     """Serves a published family of random weights by its name, from its first use until the last test.

@@ -42,6 +42,16 @@ class Answer:
         return np.concatenate([response.pcm for response in self.responses if response.pcm is not None] or [[]])
 
     @property
+    def sounds(self) -> list[np.ndarray]:
+        """Samples [n] of each response that has any."""
+        return [response.pcm for response in self.responses if response.pcm is not None and len(response.pcm)]
+
+    @property
+    def codes(self) -> np.ndarray:
+        """Codes [S, T] of all events."""
+        return np.concatenate([np.array(event["codes"]) for event in self.events if "codes" in event], axis=1)
+
+    @property
     def text(self) -> str:
         return "".join(event["text"] for event in self.events)
 

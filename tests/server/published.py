@@ -12,12 +12,29 @@ import torch
 
 from benchmarks.checkpoints.random_published import Published
 from benchmarks.code_streams import stream
+from stretto.codecs.base import Codec
 from stretto.codecs.registry import load_codec
 from stretto.families.base import Family
 from stretto.families.registry import family_at
 from stretto.families.text import TextTokenizer
 from stretto.preprocessing.request import Preprocessor, RawRequest
+from stretto.records.prompt import Prompt
 from tests.reference.published import PublishedReference
+
+
+def prepared(preprocessor: Preprocessor, options: dict[str, Any], inputs: dict[str, Any]) -> Prompt:
+    """Return the prompt of a request with these inputs of the server."""
+    given = inputs | {"sample_rate": int(inputs["sample_rate"][0])} if "sample_rate" in inputs else inputs
+    return preprocessor.prepare(RawRequest(**given, options=json.dumps(options)))
+
+
+def check_sound(pcm: np.ndarray, codes: np.ndarray, codec: Codec, first: int = 0) -> None:
+    """Check that samples [n] are those of one decode of codes [K, T], from frame `first` on, and audible."""
+    num_samples = codec.spec.samples_per_frame
+    whole = stream(codec, torch.from_numpy(codes)[None], [codes.shape[1]])[0].numpy()
+    assert len(whole) == codes.shape[1] * num_samples
+    np.testing.assert_allclose(pcm, whole[first * num_samples :], atol=1e-4)
+    assert np.abs(pcm).max() > 0.01
 
 
 @dataclass(frozen=True)
@@ -53,8 +70,7 @@ class PublishedModel:
 
     def answer(self, options: dict[str, Any], inputs: dict[str, Any]) -> Expected:
         """The reply to a request as the server gets it."""
-        given = inputs | {"sample_rate": int(inputs["sample_rate"][0])} if "sample_rate" in inputs else inputs
-        prompt = self._preprocessor.prepare(RawRequest(**given, options=json.dumps(options)))
+        prompt = prepared(self._preprocessor, options, inputs)
         rows, lead = self._reference.reply(prompt)
         starts = audio_start(rows, self.family, prompt.task)
         texts = [row[0] for row in (rows if starts is None else rows[:starts])]

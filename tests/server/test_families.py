@@ -17,6 +17,7 @@ import soundfile
 
 from stretto_client.client import SpeechClient
 from tests.server.conftest import ServedRelease
+from tests.server.listening import Answer
 from tests.server.published import Expected
 
 pytestmark = [pytest.mark.server, pytest.mark.nightly]  # by day test_converted.py, and test_speech.py
@@ -114,10 +115,10 @@ def served(request: pytest.FixtureRequest, families: Callable[[str], ServedRelea
     return families(request.param)
 
 
-def check_sound(events: list[dict[str, Any]], sounds: list[np.ndarray], expected: Expected) -> None:
+def check_chunks(answer: Answer, expected: Expected) -> None:
     """Codes as the reference's, in several chunks whose samples are those of one decode."""
-    codes = np.concatenate([np.array(event["codes"]) for event in events if "codes" in event], axis=1)
-    np.testing.assert_array_equal(codes, expected.codes)
+    sounds = answer.sounds
+    np.testing.assert_array_equal(answer.codes, expected.codes)
     assert len(sounds) >= 2  # how many chunks there are is a matter of the clock
     assert len(sounds[0]) < sum(map(len, sounds)) / 2
     np.testing.assert_allclose(np.concatenate(sounds), expected.pcm, atol=1e-4)
@@ -134,19 +135,18 @@ def test_a_task_streams_what_the_release_says(served: ServedRelease, case: tuple
     assert expected.lead > 2e-5, "the reference itself was nearly undecided: choose another seed"
     report = answer.report
     assert expected.task == task
-    sounds = [response.pcm for response in answer.responses if response.pcm is not None and len(response.pcm)]
     texts = [event["text"] for event in answer.events if event["text"]]
     assert "".join(texts) == "".join(expected.pieces)
     assert min(1, len(expected.pieces)) <= len(texts) <= len(expected.pieces)  # how many is a matter of the clock
     assert bool(expected.pieces) == ("t" in comes)
     if "a" in comes:
-        check_sound(answer.events, sounds, expected)
+        check_chunks(answer, expected)
         is_guided = served.name == "bagpiper"
         assert report["num_frames"] == expected.codes.shape[1] >= 16
         assert report["guided_frames"] == is_guided * report["num_frames"]
         assert report["guidance_scale"] == (3.0 if is_guided else 1.0)
     else:
-        assert not sounds
+        assert not answer.sounds
         assert len(expected.pieces) > 2
     assert served.server.metric("unguided_total") == 0
 

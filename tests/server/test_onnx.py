@@ -61,8 +61,7 @@ def test_a_sentence_from_the_exported_decoder_is_torchs_waveform(exported: Serve
     options = {"seed": 7, "max_audio_s": 3.0, "output": {"codes": True}}
     answer = exported.ask(options, text="the garden door is open")
     assert answer.error is None
-    told = np.concatenate([np.array(event["codes"]) for event in answer.events if "codes" in event], axis=1)
-    codes = torch.from_numpy(told[list(TINY.layout.codebook_streams)])
+    codes = torch.from_numpy(answer.codes[list(TINY.layout.codebook_streams)])
     wanted = stream(load_codec("tiny", CHECKPOINT), codes[None], [codes.shape[1]])[0].numpy()
     assert len(answer.responses) > 2
     assert len(answer.pcm) == len(wanted) > 16_000

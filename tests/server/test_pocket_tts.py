@@ -1,7 +1,6 @@
 """Pocket TTS through the real server: release, converter, repository, server, client; samples of its authors."""
 
 import json
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -11,26 +10,21 @@ from stretto.codecs.base import Window
 from stretto.codecs.registry import load_codec
 from stretto.streams.layout import words_of
 from tests.pocket_release import cloning, convert_release, reply
-from tests.server.conftest import ServedCheckpoint, served_checkpoint
+from tests.server.conftest import ServedCheckpoint, serves
 
 # By night: tests/engine/test_pocket_tts.py holds the same release to the same reply; its prompts and its codec have
 # tests of their own.
 pytestmark = [pytest.mark.server, pytest.mark.nightly]
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedCheckpoint]:
-    folder = tmp_path_factory.mktemp("pocket")
-    checkpoint = convert_release(folder, "english")
-    with served_checkpoint(folder, checkpoint) as server:
-        yield ServedCheckpoint(server, checkpoint)
+served = serves(lambda folder: convert_release(folder, "english"))
 
 
 def test_a_text_is_spoken_as_by_the_authors_code(served: ServedCheckpoint) -> None:
     expected = reply("english")
     answer = served.server.ask({"voice": "alba", "seed": expected.seed}, text=expected.text)
     assert answer.error is None
-    pcm = np.concatenate([response.pcm for response in answer.responses if response.pcm is not None])
+    pcm = answer.pcm
     assert len(pcm) == 1920 * len(expected.latents)  # 24 kHz
     np.testing.assert_allclose(pcm[: len(expected.pcm)], expected.pcm, atol=1e-4)
     np.testing.assert_allclose(pcm[-len(expected.pcm_last) :], expected.pcm_last, atol=1e-4)
@@ -53,7 +47,7 @@ def test_a_recording_gives_the_voice(served: ServedCheckpoint) -> None:
     }
     answer = served.server.ask(options, **inputs)
     assert answer.error is None
-    pcm = np.concatenate([response.pcm for response in answer.responses if response.pcm is not None])
+    pcm = answer.pcm
     np.testing.assert_allclose(pcm[: samples.shape[1]], samples[0].numpy(), atol=1e-4)
 
 

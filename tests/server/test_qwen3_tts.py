@@ -27,7 +27,7 @@ from benchmarks.code_streams import stream
 from stretto.codecs.registry import load_codec
 from stretto.convert.command import main
 from stretto.families.registry import family_at
-from stretto.preprocessing.request import Preprocessor, RawRequest
+from stretto.preprocessing.request import Preprocessor
 from stretto.testing.reference import Reference
 from stretto_client import RecordedVoice, SpeechClient
 from stretto_gateway.command import make_server
@@ -35,7 +35,8 @@ from stretto_gateway.config import GatewayConfig
 from tests.codecs.qwen3_12hz.reference import speech
 from tests.published_qwen3_tts import command
 from tests.server.conftest import ServedCheckpoint, served_checkpoint
-from tests.server.listening import Answer, Response
+from tests.server.listening import Answer
+from tests.server.published import check_sound, prepared
 
 pytestmark = [pytest.mark.server, pytest.mark.nightly]  # by day the engine's tests, and test_speech.py
 
@@ -58,7 +59,7 @@ class ServedQwen3TTS(ServedCheckpoint):
 
     def codes(self, options: dict[str, Any], **inputs: Any) -> np.ndarray:
         """Return codes [K, T] of the reply to a request, after the codes of the reference that it continues."""
-        prompt = Preprocessor(self.checkpoint).prepare(RawRequest(**inputs, options=json.dumps(options)))
+        prompt = prepared(Preprocessor(self.checkpoint), options, inputs)
         family = family_at(self.checkpoint)
         rows, _ = Reference(self.checkpoint, family, family.max_model_len).reply(prompt)
         starts = np.array([[ids.start] for ids in family.layout.audio])
@@ -108,13 +109,10 @@ def test_a_voice_that_is_described_streams_what_the_checkpoint_says(tmp_path: Pa
 
 def check(served: ServedQwen3TTS, answer: Answer, expected: np.ndarray, num_reference: int) -> None:
     """Check the answer against `expected` codes, of which the first `num_reference` are the inaudible reference."""
-    codes = np.concatenate([np.array(event["codes"]) for event in answer.events if "codes" in event], axis=1)
-    np.testing.assert_array_equal(codes, expected[:, num_reference:])
+    np.testing.assert_array_equal(answer.codes, expected[:, num_reference:])
     codec = load_codec("qwen3_12hz", served.checkpoint, num_codebooks=CODEBOOKS)
-    pcm = stream(codec, torch.from_numpy(expected)[None], [expected.shape[1]])[0].numpy()[num_reference * 1920 :]
-    np.testing.assert_allclose(answer.pcm, pcm, atol=1e-4)
-    assert len(pcm) == codes.shape[1] * 1920  # 24 kHz
-    assert np.abs(pcm).max() > 0.01
+    check_sound(answer.pcm, expected, codec, num_reference)
+    assert len(answer.pcm) == answer.codes.shape[1] * 1920  # 24 kHz
 
 
 def wav(pcm: np.ndarray, rate: int) -> bytes:
@@ -195,23 +193,16 @@ def write(served: ServedQwen3TTS, session: str, part: int, text: str, is_last: b
     return served.server.ask(text=text, session=json.dumps(record))
 
 
-def spoken(responses: list[Response]) -> tuple[np.ndarray, np.ndarray]:
-    """The samples, and the codes [S, T]."""
-    events = [response.event for response in responses if response.event and "codes" in response.event]
-    pcm = np.concatenate([response.pcm for response in responses if response.pcm is not None])
-    return pcm, np.concatenate([np.array(event["codes"]) for event in events], axis=1)
-
-
 @pytest.fixture(scope="module")
-def at_once(served: ServedQwen3TTS) -> tuple[np.ndarray, np.ndarray]:
+def at_once(served: ServedQwen3TTS) -> Answer:
     """Return the answer to the same text, sent with the request."""
     answer = served.server.ask(ALL_ROWS | {"text_mode": "streaming"}, text=WRITTEN)
     assert answer.error is None
-    return spoken(answer.responses)
+    return answer
 
 
 @pytest.mark.parametrize("opening", [0, 3, 20], ids=["nothing first", "half a word first", "words first"])
-def test_streamed_text_is_equal(served: ServedQwen3TTS, at_once: tuple[np.ndarray, np.ndarray], opening: int) -> None:
+def test_streamed_text_is_equal(served: ServedQwen3TTS, at_once: Answer, opening: int) -> None:
     stream = served.server.stream(ALL_ROWS | {"text_mode": "open"}, text=WRITTEN[:opening])
     responses = [stream.next()]
     assert responses[0].event is not None
@@ -230,15 +221,15 @@ def test_streamed_text_is_equal(served: ServedQwen3TTS, at_once: tuple[np.ndarra
     answer = stream.listen()
     assert answer.error is None
     assert answer.report["held_s"] > 0
-    pcm, codes = spoken([*responses, *answer.responses])
-    np.testing.assert_array_equal(codes, at_once[1])
-    np.testing.assert_allclose(pcm, at_once[0], atol=1e-4)
+    answer.responses = [*responses, *answer.responses]
+    np.testing.assert_array_equal(answer.codes, at_once.codes)
+    np.testing.assert_allclose(answer.pcm, at_once.pcm, atol=1e-4)
     again = write(served, session, len(pieces), "more")
     assert again.error is not None
     assert "session.id: expected the id of an open streamed text" in again.error
 
 
-def test_piped_text_is_spoken(served: ServedQwen3TTS, at_once: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
+def test_piped_text_is_spoken(served: ServedQwen3TTS, at_once: Answer, tmp_path: Path) -> None:
     words = [sys.executable, "-m", "stretto_client", "speak", "-", "--server", f"localhost:{served.server.grpc}"]
     words += ["--out", str(tmp_path / "out.wav"), "--play", "off", "--options", json.dumps(ALL_ROWS), "--json"]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
@@ -251,7 +242,7 @@ def test_piped_text_is_spoken(served: ServedQwen3TTS, at_once: tuple[np.ndarray,
         said = json.loads(process.stdout.read())
     assert process.returncode == 0
     assert said["report"]["num_frames"] == 64
-    np.testing.assert_allclose(soundfile.read(tmp_path / "out.wav")[0], at_once[0], atol=1e-4)
+    np.testing.assert_allclose(soundfile.read(tmp_path / "out.wav")[0], at_once.pcm, atol=1e-4)
 
 
 def test_bad_input_is_refused_by_its_field(served: ServedQwen3TTS) -> None:

@@ -4,17 +4,15 @@ Replies equal those of its authors' code for the same weights with greedy sampli
 """
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from benchmarks.checkpoints.random_valle import convert
-from benchmarks.code_streams import stream
 from stretto.codecs.registry import load_codec
-from tests.server.conftest import ServedCheckpoint, served_checkpoint
+from tests.server.conftest import ServedCheckpoint, serves
+from tests.server.published import check_sound
 from tests.valle_release import REPLIES
 
 # By night: tests/engine/test_valle.py, tests/families/valle/test_refinement.py and tests/decoder/test_filling.py hold
@@ -24,12 +22,7 @@ pytestmark = [pytest.mark.server, pytest.mark.nightly]
 GREEDY = {"audio": {"temperature": 0.0, "max_rows": 120}, "output": {"codes": True}, "seed": 3}
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedCheckpoint]:
-    folder = tmp_path_factory.mktemp("valle")
-    checkpoint = convert(folder)
-    with served_checkpoint(folder, checkpoint) as server:
-        yield ServedCheckpoint(server, checkpoint)
+served = serves(convert)
 
 
 def asked(reply: dict[str, Any]) -> dict[str, Any]:
@@ -43,16 +36,10 @@ def test_a_reply_sounds_as_what_the_authors_filled(served: ServedCheckpoint, at:
     answer = served.server.ask(GREEDY, **asked(REPLIES[at]))
     assert answer.error is None
     codes = np.array(REPLIES[at]["codes"])
-    drawn = [np.array(event["codes"]) for event in answer.events if "codes" in event]
-    np.testing.assert_array_equal(np.concatenate(drawn, axis=1), codes[:1])
-    sounds = [response.pcm for response in answer.responses if response.pcm is not None and len(response.pcm)]
-    assert len(sounds) == 1  # with the last chunk
-    pcm = stream(load_codec("espnet_dac", served.checkpoint), torch.from_numpy(codes)[None], [codes.shape[1]])[
-        0
-    ].numpy()
-    np.testing.assert_allclose(sounds[0], pcm, atol=1e-4)
+    np.testing.assert_array_equal(answer.codes, codes[:1])
+    (pcm,) = answer.sounds  # with the last chunk
+    check_sound(pcm, codes, load_codec("espnet_dac", served.checkpoint))
     assert len(pcm) == codes.shape[1] * 320  # 16 kHz
-    assert np.abs(pcm).max() > 0.01
 
 
 def test_a_recording_is_a_voice_and_a_reply_may_be_guided(served: ServedCheckpoint) -> None:

@@ -1,7 +1,6 @@
 """VibeVoice through the real server: release, converter, repository, server, client; two speakers with voices."""
 
 import json
-from collections.abc import Iterator
 from io import BytesIO
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from transformers import VibeVoiceForConditionalGeneration
 
 from stretto.preprocessing.request import Preprocessor, RawRequest
-from tests.server.conftest import ServedCheckpoint, served_checkpoint
+from tests.server.conftest import ServedCheckpoint, serves
 from tests.vibevoice_release import FRAME, HOP, OFFSET, SCALE, Reference, convert_release, model_of
 
 # By night: tests/engine/test_vibevoice.py compares frames; prompts and codec have tests of their own.
@@ -33,12 +32,7 @@ def wave_file(seed: int) -> bytes:
     return file.getvalue()
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedCheckpoint]:
-    folder = tmp_path_factory.mktemp("vibevoice")
-    checkpoint = convert_release(folder, "long")
-    with served_checkpoint(folder, checkpoint) as server:
-        yield ServedCheckpoint(server, checkpoint)
+served = serves(lambda folder: convert_release(folder, "long"))
 
 
 def test_a_dialogue_is_spoken_as_by_the_slow_reference(served: ServedCheckpoint) -> None:
@@ -49,7 +43,7 @@ def test_a_dialogue_is_spoken_as_by_the_slow_reference(served: ServedCheckpoint)
     ids, latents, _, _ = Reference(model).reply(prompt.rows, 3, 1.5, 5, 20)
     answer = served.server.ask(options, messages=MESSAGES, audio=files)
     assert answer.error is None
-    pcm = np.concatenate([response.pcm for response in answer.responses if response.pcm is not None])
+    pcm = answer.pcm
     assert len(pcm) == ids.count(FRAME) * HOP
     parts, stretch = list[np.ndarray](), list[np.ndarray]()
     frames = iter(latents)

@@ -1,12 +1,11 @@
 """VoxCPM2 through the real server: release, converter, repository, server, client; samples of its authors."""
 
 import json
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
-from tests.server.conftest import ServedCheckpoint, served_checkpoint
+from tests.server.conftest import ServedCheckpoint, serves
 from tests.voxcpm2_release import MODES, convert_release, reply, request
 
 # By night: tests/engine/test_voxcpm2.py compares the same replies; prompts and codec have tests of their own.
@@ -14,12 +13,7 @@ pytestmark = [pytest.mark.server, pytest.mark.nightly]
 TOLERANCE = 5e-3  # of samples: each patch is made from those before it, and carries on their rounding
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedCheckpoint]:
-    folder = tmp_path_factory.mktemp("voxcpm2")
-    checkpoint = convert_release(folder)
-    with served_checkpoint(folder, checkpoint) as server:
-        yield ServedCheckpoint(server, checkpoint)
+served = serves(convert_release)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -29,7 +23,7 @@ def test_a_text_is_spoken_as_by_the_authors_code(served: ServedCheckpoint, mode:
     inputs = {name: value for name in ("messages", "audio") if (value := getattr(asked, name)) is not None}
     answer = served.server.ask(asked.options, **inputs)
     assert answer.error is None
-    pcm = np.concatenate([response.pcm for response in answer.responses if response.pcm is not None])
+    pcm = answer.pcm
     assert len(pcm) == expected.num_samples  # 48 kHz
     np.testing.assert_allclose(pcm[: len(expected.pcm)], expected.pcm, atol=TOLERANCE)
     np.testing.assert_allclose(pcm[-len(expected.pcm_last) :], expected.pcm_last, atol=TOLERANCE)

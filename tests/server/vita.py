@@ -71,21 +71,20 @@ class ServedVita(ServedCheckpoint):
         options = {"text": {"max_rows": NUM_IDS}, "output": {"codes": True}} | options
         answer = self._ask(options, inputs)
         text, codes = self.answer(options, inputs)
-        assert "".join(event["text"] for event in answer.events) == text
+        assert answer.text == text
         assert [code for event in answer.events for code in event.get("codes", [[]])[0]] == codes
         assert {event["segment"] for event in answer.events} == {"interleaved"}
         assert answer.report["num_frames"] == len(codes) > 4
-        sound = np.concatenate([response.pcm for response in answer.responses if response.pcm is not None])
-        assert len(sound) / 22_050 == pytest.approx(len(codes) / 12.5, abs=0.1)
-        assert np.abs(sound).max() > 0.001
+        assert len(answer.pcm) / 22_050 == pytest.approx(len(codes) / 12.5, abs=0.1)
+        assert np.abs(answer.pcm).max() > 0.001
         return answer
 
     def writes(self, options: dict[str, Any], inputs: dict[str, Any]) -> Answer:
         """The answer to a request, its text as it should be, without a sound."""
         options = {"text": {"max_rows": NUM_IDS}} | options
         answer = self._ask(options, inputs)
-        assert "".join(event["text"] for event in answer.events) == self.answer(options, inputs)[0] != ""
-        assert not any(response.pcm is not None and len(response.pcm) for response in answer.responses)
+        assert answer.text == self.answer(options, inputs)[0] != ""
+        assert not answer.sounds
         return answer
 
     def _ask(self, options: dict[str, Any], inputs: dict[str, Any]) -> Answer:
