@@ -1,10 +1,36 @@
-"""Error output of the converter's command line for a release that it refuses."""
+"""Changes of a release's files, and the converter's refusals of such releases."""
 
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
 
 from stretto.convert.command import main
+
+Edit = Callable[[Any], object]
+Refuses = Callable[..., None]
+
+
+@contextmanager
+def edited(path: Path) -> Iterator[Any]:
+    """Give the content of a JSON, YAML, safetensors or torch file, and write it to a new file of that name."""
+    kinds: dict[str, tuple[Callable[[Path], Any], Edit]] = {
+        ".json": (lambda file: json.loads(file.read_text()), lambda content: path.write_text(json.dumps(content))),
+        ".yaml": (lambda file: yaml.safe_load(file.read_text()), lambda content: path.write_text(yaml.dump(content))),
+        ".safetensors": (load_file, lambda content: save_file(content, path)),
+        ".pth": (torch.load, lambda content: torch.save(content, path)),
+    }
+    read, write = kinds[path.suffix]
+    content = read(path)
+    yield content
+    path.unlink()  # which may be a link
+    write(content)
 
 
 def refused(words: list[str], out: Path, capsys: pytest.CaptureFixture[str]) -> str:
@@ -14,3 +40,16 @@ def refused(words: list[str], out: Path, capsys: pytest.CaptureFixture[str]) -> 
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     return said
+
+
+@pytest.fixture
+def refuses(capsys: pytest.CaptureFixture[str]) -> Refuses:
+    """Check that the converter refuses a command line with one line that contains all messages, and writes nothing."""
+
+    def check(words: list[str], *messages: str) -> None:
+        capsys.readouterr()
+        said = refused(words, Path(words[words.index("--out") + 1]), capsys)
+        for message in messages:
+            assert message in said
+
+    return check

@@ -1,9 +1,6 @@
 """CSM's release, converted: what does not fit is one clear line, and nothing is written."""
 
-import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,6 +9,7 @@ from safetensors.torch import save_file
 from stretto.codecs.mimi import load
 from stretto.convert.command import main
 from tests.published_csm import NUM_CODEBOOKS, CsmRelease, make_model, write_release
+from tests.refused_conversion import Edit, Refuses, edited
 
 pytestmark = pytest.mark.slow
 
@@ -19,13 +17,6 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def release(tmp_path: Path) -> CsmRelease:
     return write_release(tmp_path / "release", make_model())
-
-
-def change(release: CsmRelease, file: str, edit: Callable[[dict[str, Any]], object]) -> None:
-    path = release.folder / file
-    record = json.loads(path.read_text())
-    edit(record)
-    path.write_text(json.dumps(record))
 
 
 def test_the_codec_in_the_files_is_served(release: CsmRelease, tmp_path: Path) -> None:
@@ -70,24 +61,17 @@ def test_the_codec_in_the_files_is_served(release: CsmRelease, tmp_path: Path) -
     ],
 )
 def test_what_does_not_fit_is_named(
-    release: CsmRelease,
-    file: str,
-    edit: Callable[[dict[str, Any]], object],
-    message: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    release: CsmRelease, file: str, edit: Edit, message: str, tmp_path: Path, refuses: Refuses
 ) -> None:
-    change(release, file, edit)
-    assert main([*release.command, "--out", str(tmp_path / "out")]) == 1
-    said = capsys.readouterr().err
-    assert message in said
-    assert said.count("\n") == 1
-    assert not (tmp_path / "out").exists()
+    with edited(release.folder / file) as record:
+        edit(record)
+    refuses([*release.command, "--out", str(tmp_path / "out")], message)
 
 
 def test_a_release_cannot_lead_libraries_elsewhere(release: CsmRelease, tmp_path: Path) -> None:
     """An implementation with a slash would be a kernel of the Hub, which transformers downloads and runs."""
-    change(release, "config.json", lambda record: record.update(attn_implementation="evil/kernel"))
+    with edited(release.folder / "config.json") as record:
+        record["attn_implementation"] = "evil/kernel"
     assert main([*release.command, "--out", str(tmp_path / "out")]) == 0
     assert "evil" not in (tmp_path / "out" / "config.json").read_text()
 
@@ -103,7 +87,7 @@ def test_float32_releases_stay_float32(release: CsmRelease, tmp_path: Path, caps
 
 @pytest.mark.parametrize("is_beside", [True, False])
 def test_sesame_s_own_files_are_told_by_name(
-    release: CsmRelease, is_beside: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    release: CsmRelease, is_beside: bool, tmp_path: Path, refuses: Refuses
 ) -> None:
     """The whole folder, which also contains those of transformers, or their file alone."""
     folder = release.folder if is_beside else tmp_path / "sesame"
@@ -111,7 +95,5 @@ def test_sesame_s_own_files_are_told_by_name(
     save_file({"codebook0_head.weight": torch.zeros(35, 64)}, folder / "model.safetensors")
     command = list(release.command)
     command[command.index("--model") + 1] = str(folder)
-    assert main([*command, "--out", str(tmp_path / "out")]) == 1
-    said = capsys.readouterr().err
-    assert f"{folder}: expected transformers.safetensors.index.json in transformers format, got Sesame's format" in said
-    assert said.count("\n") == 1
+    expected = "expected transformers.safetensors.index.json in transformers format, got Sesame's format"
+    refuses([*command, "--out", str(tmp_path / "out")], f"{folder}: {expected}")

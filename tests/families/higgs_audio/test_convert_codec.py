@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from benchmarks.checkpoints.random_higgs_audio import HiggsAudioRelease, make_model, write_release
 from stretto.codecs.registry import load_codec
 from stretto.families.higgs_audio.convert import read_codec_config
-from tests.refused_conversion import refused
+from tests.refused_conversion import Refuses, edited
 
 pytestmark = pytest.mark.slow
 
@@ -79,10 +79,8 @@ def release(tmp_path: Path) -> HiggsAudioRelease:
     return release
 
 
-def refusal(release: HiggsAudioRelease, capsys: pytest.CaptureFixture[str]) -> str:
-    out = release.folder.parent / "out"
-    capsys.readouterr()
-    return refused([*release.command, "--out", str(out)], out, capsys)
+def words(release: HiggsAudioRelease) -> list[str]:
+    return [*release.command, "--out", str(release.folder.parent / "out")]
 
 
 def test_bosons_model_pth_becomes_the_codec_of_transformers(release: HiggsAudioRelease, tmp_path: Path) -> None:
@@ -104,12 +102,11 @@ def test_a_codec_in_transformers_layout_is_copied(release: HiggsAudioRelease, tm
 
 
 def test_a_language_model_in_the_codecs_folder_is_named(
-    release: HiggsAudioRelease, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    release: HiggsAudioRelease, tmp_path: Path, refuses: Refuses
 ) -> None:
     (tmp_path / "tokenizer" / "model.pth").unlink()
-    said = refusal(release, capsys)
-    assert "missing ['acoustic_decoder.block.0.conv_t1.bias'" in said
-    assert "model.safetensors seems to contain a language model" in said
+    missing = "missing ['acoustic_decoder.block.0.conv_t1.bias'"
+    refuses(words(release), missing, "model.safetensors seems to contain a language model")
 
 
 @pytest.mark.parametrize(
@@ -121,17 +118,12 @@ def test_a_language_model_in_the_codecs_folder_is_named(
     ],
 )
 def test_tensors_of_model_pth_that_do_not_fit_are_named(
-    name: str,
-    tensor: torch.Tensor | None,
-    message: str,
-    release: HiggsAudioRelease,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    name: str, tensor: torch.Tensor | None, message: str, release: HiggsAudioRelease, tmp_path: Path, refuses: Refuses
 ) -> None:
-    path = tmp_path / "tokenizer" / "model.pth"
-    tensors = {each: value for each, value in torch.load(path).items() if each != name}
-    torch.save(tensors if tensor is None else tensors | {name: tensor}, path)
-    assert f"model.pth: tensors do not match: {message}" in refusal(release, capsys)
+    with edited(tmp_path / "tokenizer" / "model.pth") as tensors:
+        tensors.pop(name, None)
+        tensors.update({} if tensor is None else {name: tensor})
+    refuses(words(release), f"model.pth: tensors do not match: {message}")
 
 
 def test_bosons_own_config_gives_the_same_numbers(tmp_path: Path) -> None:
@@ -145,10 +137,10 @@ def test_bosons_own_config_gives_the_same_numbers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("edit", [{"n_q": "eight"}, {"ratios": 3}, {"bins": 0}, {"sample_rate": None}])
 def test_numbers_that_are_none_of_a_codec_are_named(
-    edit: dict[str, object], release: HiggsAudioRelease, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    edit: dict[str, object], release: HiggsAudioRelease, tmp_path: Path, refuses: Refuses
 ) -> None:
     (tmp_path / "tokenizer" / "config.json").write_text(json.dumps(BOSONS_NUMBERS | edit))
-    assert "tokenizer/config.json: invalid parameters for Higgs Audio's codec" in refusal(release, capsys)
+    refuses(words(release), "tokenizer/config.json: invalid parameters for Higgs Audio's codec")
 
 
 def test_the_model_folder_may_hold_older_shards_too(release: HiggsAudioRelease, tmp_path: Path) -> None:

@@ -1,13 +1,10 @@
 """Conversion of Pocket TTS: strict, and with the rows of voices recovered from their keys and values."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import load_file
 
 from benchmarks.checkpoints.random_pocket import VOICES, config, voice_rows, write_release
 from stretto.convert.command import main as convert
@@ -17,17 +14,16 @@ from stretto.families.pocket_tts.family import PocketVocabulary
 from stretto.families.registry import VOCABULARY, config_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from tests.pocket_release import KINDS, cloning
+from tests.refused_conversion import Edit, Refuses, edited
+
+
+def words(release: Path) -> list[str]:
+    files = ("--model", str(release), "--config", str(release / "config.yaml"), "--tokenizer", str(release))
+    return ["pocket-tts", *files, "--out", str(release.parent / "out")]
 
 
 def run(release: Path, out: Path) -> int:
-    words = ["pocket-tts", "--model", release, "--config", release / "config.yaml", "--tokenizer", release]
-    return convert([*map(str, words), "--out", str(out)])
-
-
-def change(path: Path, edit: Callable[[dict[str, Tensor]], object]) -> None:
-    tensors = load_file(path)
-    edit(tensors)
-    save_file(tensors, path)
+    return convert([*words(release), "--out", str(out)])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -73,18 +69,11 @@ CACHE = "transformer.layers.1.self_attn/cache"
         (VOICE, lambda t: t.update({CACHE: t[CACHE] * torch.nan}), "expected up to 512 rows of finite numbers"),
     ],
 )
-def test_what_does_not_fit_is_named(
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    file: str,
-    edit: Callable[[dict[str, Tensor]], object],
-    message: str,
-) -> None:
+def test_what_does_not_fit_is_named(tmp_path: Path, refuses: Refuses, file: str, edit: Edit, message: str) -> None:
     release = write_release(tmp_path / "release")
-    change(release / file, edit)
-    assert run(release, tmp_path / "out") == 1
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    with edited(release / file) as tensors:
+        edit(tensors)
+    refuses(words(release), message)
 
 
 @pytest.mark.parametrize(
@@ -95,29 +84,23 @@ def test_what_does_not_fit_is_named(
     ],
 )
 def test_a_config_that_does_not_fit_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, value: object, message: str
+    tmp_path: Path, refuses: Refuses, key: str, value: object, message: str
 ) -> None:
     release = write_release(tmp_path / "release")
-    record = config("english")
-    record["flow_lm"][key] = value
-    (release / "config.yaml").write_text(yaml.safe_dump(record))
-    assert run(release, tmp_path / "out") == 1
-    assert message in capsys.readouterr().err
-
-
-def drop_encoder(tensors: dict[str, Tensor]) -> None:
-    for name in [name for name in tensors if name.startswith(CLONING)]:
-        del tensors[name]
+    with edited(release / "config.yaml") as record:
+        record["flow_lm"][key] = value
+    refuses(words(release), message)
 
 
 def test_the_encoder_is_kept_if_the_release_has_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The repository without voice cloning has zeros, or no such tensors; wider latents do not fit into rows."""
     with_encoder, zeros, none, wide = (write_release(tmp_path / name) for name in ("with", "zeros", "none", "wide"))
-    change(zeros / MODEL, lambda tensors: [tensors[name].zero_() for name in tensors if name.startswith(CLONING)])
-    change(none / MODEL, drop_encoder)
-    record = config("english")
-    record["mimi"]["inner_dim"] = 24
-    (wide / "config.yaml").write_text(yaml.safe_dump(record))
+    for release in (zeros, none):
+        with edited(release / MODEL) as tensors:
+            for name in [name for name in tensors if name.startswith(CLONING)]:
+                tensors[name].zero_() if release is zeros else tensors.pop(name)
+    with edited(wide / "config.yaml") as record:
+        record["mimi"]["inner_dim"] = 24
     for release, clones in ((with_encoder, True), (zeros, False), (none, False), (wide, False)):
         out = tmp_path / f"out {release.name}"
         assert run(release, out) == 0, capsys.readouterr().err
@@ -151,24 +134,22 @@ def test_the_default_voice_is_that_of_the_language(tmp_path: Path, folder: str, 
     assert tuple(name for name, _ in known.voices) == order
 
 
-def test_a_missing_config_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_config_is_named(tmp_path: Path, refuses: Refuses) -> None:
     release = write_release(tmp_path / "release")
     (release / "config.yaml").rename(release / "english.yml")
-    assert convert(["pocket-tts", "--model", str(release), "--out", str(tmp_path / "out")]) == 1
-    assert "--config: expected the release's YAML file" in capsys.readouterr().err
+    command = ["pocket-tts", "--model", str(release), "--out", str(tmp_path / "out")]
+    refuses(command, "--config: expected the release's YAML file")
 
 
-def test_a_release_without_voices_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_release_without_voices_is_refused(tmp_path: Path, refuses: Refuses) -> None:
     release = write_release(tmp_path / "release", clones=False)
     for path in (release / "embeddings").iterdir():
         path.unlink()
-    assert run(release, tmp_path / "out") == 1
-    assert "expected at least one voice, NAME.safetensors, got none" in capsys.readouterr().err
+    refuses(words(release), "expected at least one voice, NAME.safetensors, got none")
 
 
-def test_a_link_to_a_voice_elsewhere_is_not_followed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_link_to_a_voice_elsewhere_is_not_followed(tmp_path: Path, refuses: Refuses) -> None:
     release = write_release(tmp_path / "release")
     (release / VOICE).rename(tmp_path / "alba")
     (release / VOICE).symlink_to(tmp_path / "alba")
-    assert run(release, tmp_path / "out") == 1
-    assert "alba.safetensors: expected a file of this release, got a link to" in capsys.readouterr().err
+    refuses(words(release), "alba.safetensors: expected a file of this release, got a link to")

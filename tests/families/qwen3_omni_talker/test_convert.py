@@ -1,25 +1,17 @@
 """Conversion of Qwen3-Omni: mismatches are named and nothing is written; little of the thinker is read."""
 
-import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from safetensors.numpy import load_file, save_file
 
-from benchmarks.checkpoints.random_qwen3_omni import UNUSED, small_config, write_release
+from benchmarks.checkpoints.random_qwen3_omni import UNUSED, write_release
 from stretto.convert.command import main
 from stretto.families.registry import family_at
 from tests.published_qwen3_omni import command
-from tests.refused_conversion import refused
+from tests.refused_conversion import Edit, Refuses, edited
 
 EXPERT = "talker.model.layers.1.mlp.experts.5.down_proj.weight"
 SECOND = "model-00002-of-00002.safetensors"
-
-
-def refusal(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    return refused(command(folder, folder / "out"), folder / "out", capsys)
 
 
 @pytest.mark.parametrize(
@@ -53,29 +45,25 @@ def refusal(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
     ],
 )
 def test_a_config_that_is_not_of_this_model_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], edit: Callable[[dict[str, Any]], object], message: str
+    tmp_path: Path, refuses: Refuses, edit: Edit, message: str
 ) -> None:
-    config = small_config()
-    folder = write_release(tmp_path, config)
-    edit(config)
-    (folder / "config.json").write_text(json.dumps(config))
-    assert message in refusal(folder, capsys)
-
-
-def test_missing_experts_and_unknown_tensors_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_release(tmp_path)
-    tensors = load_file(folder / SECOND)
-    tensors["talker.stranger"] = tensors.pop(EXPERT)
-    save_file(tensors, folder / SECOND)
-    said = refusal(folder, capsys)
-    assert f"missing: {EXPERT}" in said
-    assert "unknown: talker.stranger" in said
+    with edited(folder / "config.json") as config:
+        edit(config)
+    refuses(command(folder, folder / "out"), message)
 
 
-def test_a_codec_that_is_asked_for_apart_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_experts_and_unknown_tensors_are_named(tmp_path: Path, refuses: Refuses) -> None:
     folder = write_release(tmp_path)
-    assert main([*command(folder, folder / "out"), "--codec-from-model"]) == 1
-    assert "a codec among the release's tensors must be one of mimi, xcodec; got qwen3_omni" in capsys.readouterr().err
+    with edited(folder / SECOND) as tensors:
+        tensors["talker.stranger"] = tensors.pop(EXPERT)
+    refuses(command(folder, folder / "out"), f"missing: {EXPERT}", "unknown: talker.stranger")
+
+
+def test_a_codec_that_is_asked_for_apart_is_refused(tmp_path: Path, refuses: Refuses) -> None:
+    folder = write_release(tmp_path)
+    expected = "a codec among the release's tensors must be one of mimi, xcodec; got qwen3_omni"
+    refuses([*command(folder, folder / "out"), "--codec-from-model"], expected)
 
 
 def test_of_the_thinker_its_table_alone_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

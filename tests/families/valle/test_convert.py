@@ -2,18 +2,16 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from benchmarks.checkpoints.random_valle import command, convert, write_release
 from stretto.convert.make_repository import main as make_repository
-from tests.refused_conversion import refused
+from tests.refused_conversion import Edit, Refuses, edited
 
+MODEL, CONFIG = "valle.pth", "config.yaml"
 AR = "corelm.ar_decoder.blocks.1.attn."
 
 
@@ -28,61 +26,55 @@ def release(published: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(published, tmp_path / "release"))
 
 
-def refusal(release: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    """Return the one line with which a conversion ends."""
-    out = release.parent / "out"
-    return refused(command(release, out), out, capsys)
-
-
 @pytest.mark.parametrize(
-    ("edit", "message"),
+    ("file", "edit", "message"),
     [
-        (lambda t: t.pop("corelm.emb.weight"), "missing: corelm.emb.weight"),
-        (lambda t: t.pop(f"{AR}key.weight"), f"missing: {AR}key.weight"),
-        (lambda t: t.pop("corelm.nar_decoder.level_emb.weight"), "missing: corelm.nar_decoder.level_emb.weight"),
-        (lambda t: t.update({f"{AR}key.bias": torch.ones(64)}), f"unknown: {AR}key.bias"),
-        (lambda t: t.update({f"{AR}value.bias": torch.ones(32)}), f"wrong shape: {AR}value.bias [32] instead of [64]"),
+        (MODEL, lambda t: t.pop("corelm.emb.weight"), "missing: corelm.emb.weight"),
+        (MODEL, lambda t: t.pop(f"{AR}key.weight"), f"missing: {AR}key.weight"),
+        (MODEL, lambda t: t.pop("corelm.nar_decoder.level_emb.weight"), "missing: corelm.nar_decoder.level_emb.weight"),
+        (MODEL, lambda t: t.update({f"{AR}key.bias": torch.ones(64)}), f"unknown: {AR}key.bias"),
         (
+            MODEL,
+            lambda t: t.update({f"{AR}value.bias": torch.ones(32)}),
+            f"wrong shape: {AR}value.bias [32] instead of [64]",
+        ),
+        (
+            MODEL,
             lambda t: t.update({"corelm.nar_decoder.pos_emb.weight": torch.ones(9, 64)}),
             "wrong shape: corelm.nar_decoder.pos_emb.weight",
         ),
+        (CONFIG, lambda c: c.update(corelm="ar_delay"), "corelm: expected valle, got 'ar_delay'"),
+        (CONFIG, lambda c: c["corelm_conf"].update(qk_norm=True), "corelm_conf.qk_norm: expected false, got true"),
+        (
+            CONFIG,
+            lambda c: c["corelm_conf"].update(ar_layer=0),
+            "corelm_conf.ar_layer: expected a whole number >= 1, got 0",
+        ),
+        (
+            CONFIG,
+            lambda c: c["corelm_conf"].update(head=3),
+            "corelm_conf.att_unit: expected a multiple of head, 3, got 64",
+        ),
+        (CONFIG, lambda c: c.update(codec_token_in_use=7), "codec_token_in_use: expected a number of codebooks >= 2"),
+        (CONFIG, lambda c: c["token_bias"].pop("text_bpe"), "token_bias.text_bpe is missing"),
+        (
+            CONFIG,
+            lambda c: c["token_bias"].update(codec=[256, 1256]),
+            "token_bias.codec: expected [first, end) of 412 ids",
+        ),
+        (CONFIG, lambda c: c["token_list"].__setitem__(67, "<tts_task>"), "token_list: missing <bpe_tts_task>"),
+        (
+            CONFIG,
+            lambda c: c["token_list"].__setitem__(5, "<eos>"),
+            "token_list: expected <sos/eos> at index 5, got <eos>",
+        ),
+        (CONFIG, lambda c: c["token_bias"].update(text_bpe=[380, 412]), "with at most 32 tokens, got one of"),
     ],
 )
-def test_tensors_that_do_not_fit_are_named(
-    release: Path, edit: Callable[[dict[str, Any]], object], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = release / "valle.pth"
-    tensors = torch.load(path, weights_only=True)
-    edit(tensors)
-    path.unlink()
-    torch.save(tensors, path)
-    assert message in refusal(release, capsys)
-
-
-@pytest.mark.parametrize(
-    ("edit", "message"),
-    [
-        (lambda c: c.update(corelm="ar_delay"), "corelm: expected valle, got 'ar_delay'"),
-        (lambda c: c["corelm_conf"].update(qk_norm=True), "corelm_conf.qk_norm: expected false, got true"),
-        (lambda c: c["corelm_conf"].update(ar_layer=0), "corelm_conf.ar_layer: expected a whole number >= 1, got 0"),
-        (lambda c: c["corelm_conf"].update(head=3), "corelm_conf.att_unit: expected a multiple of head, 3, got 64"),
-        (lambda c: c.update(codec_token_in_use=7), "codec_token_in_use: expected a number of codebooks >= 2"),
-        (lambda c: c["token_bias"].pop("text_bpe"), "token_bias.text_bpe is missing"),
-        (lambda c: c["token_bias"].update(codec=[256, 1256]), "token_bias.codec: expected [first, end) of 412 ids"),
-        (lambda c: c["token_list"].__setitem__(67, "<tts_task>"), "token_list: missing <bpe_tts_task>"),
-        (lambda c: c["token_list"].__setitem__(5, "<eos>"), "token_list: expected <sos/eos> at index 5, got <eos>"),
-        (lambda c: c["token_bias"].update(text_bpe=[380, 412]), "with at most 32 tokens, got one of"),
-    ],
-)
-def test_numbers_that_do_not_fit_are_named(
-    release: Path, edit: Callable[[dict[str, Any]], object], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = release / "config.yaml"
-    config = yaml.safe_load(path.read_text())
-    edit(config)
-    path.unlink()
-    path.write_text(yaml.safe_dump(config))
-    assert message in refusal(release, capsys)
+def test_what_does_not_fit_is_named(release: Path, file: str, edit: Edit, message: str, refuses: Refuses) -> None:
+    with edited(release / file) as content:
+        edit(content)
+    refuses(command(release, release.parent / "out"), message)
 
 
 def test_a_checkpoint_without_its_second_half_is_not_served(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

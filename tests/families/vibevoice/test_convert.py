@@ -1,13 +1,12 @@
 """Conversion of VibeVoice: strict, with four rows of an untied head, and the decoder for codec and model."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from stretto.convert.command import main as convert
@@ -15,6 +14,7 @@ from stretto.errors import CheckpointError
 from stretto.families.registry import NAME as FAMILY
 from stretto.families.registry import VOCABULARY, config_at, read_family
 from stretto.families.vibevoice.family import VibeVoiceVocabulary
+from tests.refused_conversion import Edit, Refuses, edited
 from tests.vibevoice_release import (
     BEGIN,
     END,
@@ -31,10 +31,13 @@ MODEL = "model.safetensors"
 FACTOR, STEM = "model.latent_scaling_factor", "model.audio_tower.decoder.stem.conv.conv.weight"
 
 
-def run(release: Path, out: Path, *more: str) -> int:
-    return convert(
-        ["vibevoice", "--model", str(release), "--config", str(release / "config.json"), "--out", str(out), *more]
-    )
+def words(release: Path, out: Path, *more: str) -> list[str]:
+    files = ("--model", str(release), "--config", str(release / "config.json"))
+    return ["vibevoice", *files, "--out", str(out), *more]
+
+
+def run(release: Path, out: Path) -> int:
+    return convert(words(release, out))
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +94,8 @@ def test_tensors_are_those_of_the_release(release: Path, tmp_path: Path) -> None
 
 def test_a_second_copy_of_a_tied_head_is_left_out(release: Path, tmp_path: Path) -> None:
     release = copy_of(release, tmp_path / "release")
-    tensors = load_file(release / MODEL)
-    tensors["lm_head.weight"] = tensors["model.language_model.embed_tokens.weight"].clone()
-    save_file(tensors, release / MODEL)
+    with edited(release / MODEL) as tensors:
+        tensors["lm_head.weight"] = tensors["model.language_model.embed_tokens.weight"].clone()
     assert run(release, tmp_path / "out") == 0
     assert not {"audio_head.weight", "lm_head.weight"} & set(written(tmp_path / "out"))
 
@@ -119,20 +121,11 @@ def test_of_an_untied_head_four_rows_stay(tmp_path: Path) -> None:
         (lambda t: t[FACTOR].fill_(0), f"{FACTOR}: expected a finite number"),
     ],
 )
-def test_what_does_not_fit_is_named(
-    release: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    edit: Callable[[dict[str, Tensor]], object],
-    message: str,
-) -> None:
+def test_what_does_not_fit_is_named(release: Path, tmp_path: Path, refuses: Refuses, edit: Edit, message: str) -> None:
     release = copy_of(release, tmp_path / "release")
-    tensors = load_file(release / MODEL)
-    edit(tensors)
-    save_file(tensors, release / MODEL)
-    assert run(release, tmp_path / "out") == 1
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    with edited(release / MODEL) as tensors:
+        edit(tensors)
+    refuses(words(release, tmp_path / "out"), message)
 
 
 @pytest.mark.parametrize(
@@ -163,17 +156,16 @@ def test_what_does_not_fit_is_named(
     ],
 )
 def test_a_config_that_does_not_fit_is_named(
-    release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], message: str
+    release: Path, tmp_path: Path, refuses: Refuses, change: dict[str, Any], message: str
 ) -> None:
     release = copy_of(release, tmp_path / "release")
     changed_config(release, **change)
-    assert run(release, tmp_path / "out") == 1
-    assert message in capsys.readouterr().err
+    refuses(words(release, tmp_path / "out"), message)
 
 
-def test_other_dtypes_are_refused(release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(release, tmp_path / "out", "--dtype", "bfloat16") == 1
-    assert "--dtype: expected float32 (latents are fed back in float32), got bfloat16" in capsys.readouterr().err
+def test_other_dtypes_are_refused(release: Path, tmp_path: Path, refuses: Refuses) -> None:
+    expected = "--dtype: expected float32 (latents are fed back in float32), got bfloat16"
+    refuses(words(release, tmp_path / "out", "--dtype", "bfloat16"), expected)
 
 
 @pytest.mark.parametrize(

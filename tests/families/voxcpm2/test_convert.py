@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +16,17 @@ from stretto.errors import CheckpointError
 from stretto.families.registry import NAME as FAMILY
 from stretto.families.registry import VOCABULARY, config_at, read_family
 from stretto.families.voxcpm2.family import VoxCpmVocabulary
+from tests.refused_conversion import Edit, Refuses, edited
 
 MODEL, CODEC = "model.safetensors", "audiovae.pth"
 
 
-def run(release: Path, out: Path, *more: str) -> int:
-    return convert(["voxcpm2", "--model", str(release), "--out", str(out), *more])
+def words(release: Path, *more: str) -> list[str]:
+    return ["voxcpm2", "--model", str(release), "--out", str(release.parent / "out"), *more]
 
 
-def change(path: Path, edit: Callable[[dict[str, Tensor]], object]) -> None:
-    if path.suffix == ".pth":
-        stored = torch.load(path)
-        edit(stored["state_dict"])
-        torch.save(stored, path)
-        return
-    tensors = load_file(path)
-    edit(tensors)
-    save_file(tensors, path)
+def run(release: Path, out: Path) -> int:
+    return convert([*words(release), "--out", str(out)])
 
 
 def written(checkpoint: Path) -> dict[str, Tensor]:
@@ -116,18 +109,11 @@ SPREAD, RATES = "encoder.fc_logvar.bias", "decoder.sr_bin_boundaries"
         (CODEC, lambda t: t.update({"more": "text"}), "audiovae.pth: expected tensors by name, or under 'state_dict'"),
     ],
 )
-def test_what_does_not_fit_is_named(
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    file: str,
-    edit: Callable[[dict[str, Tensor]], object],
-    message: str,
-) -> None:
+def test_what_does_not_fit_is_named(tmp_path: Path, refuses: Refuses, file: str, edit: Edit, message: str) -> None:
     release = write_release(tmp_path / "release")
-    change(release / file, edit)
-    assert run(release, tmp_path / "out") == 1
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    with edited(release / file) as stored:
+        edit(stored["state_dict"] if file == CODEC else stored)
+    refuses(words(release), message)
 
 
 def changed(record: dict[str, Any], path: str, value: object) -> dict[str, Any]:
@@ -156,29 +142,25 @@ def changed(record: dict[str, Any], path: str, value: object) -> dict[str, Any]:
     ],
 )
 def test_a_config_that_does_not_fit_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], path: str, value: object, message: str
+    tmp_path: Path, refuses: Refuses, path: str, value: object, message: str
 ) -> None:
     release = write_release(tmp_path / "release")
     (release / "config.json").write_text(json.dumps(changed(config(), path, value)))
-    assert run(release, tmp_path / "out") == 1
-    assert message in capsys.readouterr().err
+    refuses(words(release), message)
 
 
-def test_incomplete_releases_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_incomplete_releases_are_refused(tmp_path: Path, refuses: Refuses) -> None:
     release = write_release(tmp_path / "release")
-    assert run(release, tmp_path / "out", "--dtype", "bfloat16") == 1
-    assert "--dtype: expected float32 (latents are fed back in float32), got bfloat16" in capsys.readouterr().err
+    expected = "--dtype: expected float32 (latents are fed back in float32), got bfloat16"
+    refuses(words(release, "--dtype", "bfloat16"), expected)
     (release / CODEC).unlink()
-    assert run(release, tmp_path / "out") == 1
-    assert "expected the codec as audiovae.safetensors or audiovae.pth, got neither" in capsys.readouterr().err
+    refuses(words(release), "expected the codec as audiovae.safetensors or audiovae.pth, got neither")
     (release / "config.json").unlink()
-    assert run(release, tmp_path / "out") == 1
-    assert "--config: expected the release's config.json, got none" in capsys.readouterr().err
+    refuses(words(release), "--config: expected the release's config.json, got none")
 
 
-def test_a_link_to_a_codec_elsewhere_is_not_followed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_link_to_a_codec_elsewhere_is_not_followed(tmp_path: Path, refuses: Refuses) -> None:
     release = write_release(tmp_path / "release")
     (release / CODEC).rename(tmp_path / CODEC)
     (release / CODEC).symlink_to(tmp_path / CODEC)
-    assert run(release, tmp_path / "out") == 1
-    assert f"{CODEC}: expected a file of this release, got a link to" in capsys.readouterr().err
+    refuses(words(release), f"{CODEC}: expected a file of this release, got a link to")
