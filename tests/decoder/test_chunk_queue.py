@@ -1,9 +1,13 @@
 import threading
+from collections.abc import Callable
+
+import pytest
 
 from stretto.decoder.chunk_queue import ChunkQueue, PendingChunk
 from stretto.records.chunk import Chunk
 from stretto.streams.layout import Segment
 from tests.fakes import RecordedReply
+from tests.patience import until
 
 
 def delivery(utterance: str, index: int = 0) -> PendingChunk:
@@ -45,8 +49,24 @@ def test_a_closed_queue_takes_nothing_but_can_be_emptied() -> None:
     assert queue.is_finished
 
 
-def test_an_empty_queue_waits_and_a_chunk_ends_the_wait() -> None:
+def test_who_has_waited_longest_comes_first() -> None:
+    queue = ChunkQueue()
+    for utterance, index in [("a", 0), ("a", 1), ("b", 0)]:
+        queue.put(delivery(utterance, index))
+    assert names(queue.next_chunks(0, {"b"})[0]) == [("a", 0)]
+    assert names(queue.next_chunks(0)[0]) == [("b", 0), ("a", 1)]
+
+
+@pytest.mark.parametrize(
+    "act",
+    [lambda queue: queue.put(delivery("a")), lambda queue: queue.abandon("a"), lambda queue: queue.close()],
+    ids=["chunk", "abandoned", "closed"],
+)
+def test_an_empty_queue_waits_until_something_happens(act: Callable[[ChunkQueue], object]) -> None:
     queue = ChunkQueue()
     assert queue.next_chunks(0.05) == ([], [])
-    threading.Timer(0.05, lambda: queue.put(delivery("a"))).start()
-    assert names(queue.next_chunks(120)[0]) == [("a", 0)]
+    waiting = threading.Thread(target=queue.next_chunks, args=(threading.TIMEOUT_MAX,), daemon=True)
+    waiting.start()
+    until(lambda: queue._changed._waiters)  # type: ignore[attr-defined]
+    act(queue)
+    until(lambda: not waiting.is_alive())

@@ -59,10 +59,11 @@ class Decoder:
         num_frames: int,
         form: OutputForm | None = None,
         on_device: Callable[[int], None] | None = None,
+        num_reference_frames: int = 0,
     ) -> RecordedReply:
         """The answer to an utterance's first chunk."""
-        reply, codes = RecordedReply(), np.ones((2, num_frames), np.int64)
-        chunk = Chunk(0, Segment.AUDIO)
+        reply, codes = RecordedReply(), np.ones((2, num_reference_frames + num_frames), np.int64)
+        chunk = Chunk(0, Segment.AUDIO, num_reference_frames=num_reference_frames)
         self.queue.put(PendingChunk(utterance, chunk, codes, reply, form or OutputForm(), on_device))
         return reply
 
@@ -89,13 +90,22 @@ def test_graphs_are_there_before_the_first_chunk(cuda: FakeCuda, monkeypatch: py
     assert (cuda.num_captured, cuda.num_replayed) == (49, 1)
 
 
-@pytest.mark.parametrize(("form", "lies_there"), [(OutputForm(), True), (OutputForm("pcm_s16le"), False)])
+@pytest.mark.parametrize(
+    ("form", "num_reference", "lies_there"),
+    [(OutputForm(), 0, True), (OutputForm("pcm_s16le"), 0, False), (OutputForm(), 2, False)],
+)
 def test_samples_that_are_sent_as_they_were_decoded_can_be_read_on_the_device(
-    cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, form: OutputForm, lies_there: bool
+    cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, form: OutputForm, num_reference: int, lies_there: bool
 ) -> None:
+    """The last frame of a voice reference is decoded with the first ones of the reply, but not sent."""
     decoder = Decoder(cuda, monkeypatch)
     read: list[bytes] = []
-    replies = [decoder.put(name, 5, form, lambda address: read.append(string_at(address, 64))) for name in "ab"]
+
+    def see(address: int) -> None:
+        read.append(string_at(address, 64))
+
+    replies = [decoder.put(name, 5, form, see, num_reference) for name in "ab"]
+    decoder.loop.turn()
     decoder.loop.turn()
     sent = [reply.wait().pcm for reply in replies]
     assert [len(pcm) for pcm in sent if pcm is not None] == [16, 16]

@@ -47,6 +47,27 @@ async def test_ids_go_on_in_order_once_the_engine_has_the_reply() -> None:
     written.end()
 
 
+async def test_a_part_that_is_slow_to_leave_is_not_overtaken() -> None:
+    engine, may_leave = FakeEngine(), asyncio.Event()
+    send = engine.add_request_async
+
+    async def send_late(request: Any) -> None:
+        engine.add_request_async = send  # type: ignore[method-assign]
+        await may_leave.wait()
+        await send(request)
+
+    engine.add_request_async = send_late  # type: ignore[method-assign]
+    written = text(engine)
+    await written.begin()
+    parts = [asyncio.ensure_future(written.write([number], False)) for number in (1, 2)]
+    for _ in range(9):
+        await asyncio.sleep(0)
+    may_leave.set()
+    await asyncio.gather(*parts)
+    assert [update and update.ids for _, update in engine.told] == [[1], [2]]
+    written.end()
+
+
 async def test_nothing_is_written_behind_the_end_or_beyond_the_room() -> None:
     written = text(FakeEngine(), room=3)
     with pytest.raises(InvalidRequest, match="text: expected at most 3 more tokens, got 4"):

@@ -126,6 +126,9 @@ def test_a_held_reply_is_granted_nothing_and_gives_way_first(world: World) -> No
     world.blocks.free = 0
     other.num_computed_tokens = other.num_tokens - 1
     assert world.planner.plan([held, other], budget=10).to_preempt == [held]
+    younger = world.arrive("c")
+    world.say(younger)
+    assert world.planner.plan([held, younger, other], budget=10).to_preempt == [younger]
     assert world.planner.stuck([held]) == []
 
 

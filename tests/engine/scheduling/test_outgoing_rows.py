@@ -232,6 +232,7 @@ def test_what_a_preempted_request_has_ready_leaves_with_the_next_output() -> Non
     assert output.finish_reason is None
     assert len(output.new_token_ids) == 9 * (60 - rows)
     assert not scheduling.state.outgoing.pop_rows()
+    assert not scheduling.sample(), "once it runs again, its rows wait as before"
     scheduling._sampled.send_preempted(outputs)
     assert len(outputs[scheduling.request.client_index].outputs) == 1, "sent once"
 
