@@ -33,7 +33,7 @@ class FakeCodec:
         return torch.zeros(batch, 1, dtype=torch.float64)
 
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        assert self.gate.wait(60)
+        assert self.gate.wait(PATIENCE_S)
         size, _, length = window.codes.shape
         last = length - window.right
         self.batches.append((size, window.left, last - window.left, window.right))

@@ -16,7 +16,9 @@ def until(condition: Callable[[], object], failure: str = "the condition never h
         time.sleep(0.01)
 
 
-async def until_async(condition: Callable[[], object], failure: Callable[[], str]) -> None:
+async def until_async(
+    condition: Callable[[], object], failure: Callable[[], str] = lambda: "the condition never held"
+) -> None:
     """Do the same in an event loop, with a message that is made when the wait has failed."""
     deadline = time.monotonic() + PATIENCE_S
     while not condition():

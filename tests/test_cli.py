@@ -12,13 +12,14 @@ from stretto.cli import COMMANDS, USAGE, main
 from stretto.launcher import background
 from stretto.launcher.background import CannotServe
 from stretto.launcher.installation import LaunchError
+from tests.patience import PATIENCE_S
 
 PRINT_IMPORTED = "import sys, atexit; atexit.register(lambda: print('imported', *sys.modules)); "
 
 
 def imported_by(*words: str) -> set[str]:
     run = f"{PRINT_IMPORTED}from stretto.cli import main; sys.exit(main({list(words)!r}))"
-    done = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     return set(done.stdout.rpartition("imported ")[2].split())
 
 
@@ -99,7 +100,7 @@ def test_a_named_server_starts_no_other(monkeypatch: pytest.MonkeyPatch, capsys:
 )
 def test_a_command_says_which_extra_brings_what_it_lacks(words: list[str], lacking: str, extra: str) -> None:
     hide = f"import sys; sys.modules[{lacking!r}] = None; from stretto.cli import main; sys.exit(main({words!r}))"
-    done = subprocess.run([sys.executable, "-c", hide], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", hide], capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert done.stderr.startswith(f"stretto {words[0]}: ")
     assert f"{lacking}" in done.stderr

@@ -13,6 +13,7 @@ from benchmarks.checkpoints.small_models import SMALL_MODELS
 from benchmarks.family import Count, FamilyLoad, beside, input_codes
 from benchmarks.loads import Load, Trace, arrivals, follow, run_open
 from stretto_client import RequestRefused, SpeechEvent
+from tests.patience import PATIENCE_S
 
 FRAME_S = 0.02
 
@@ -107,7 +108,7 @@ def test_listening_ends_with_the_streams_beside_it() -> None:
         return [], 1.0
 
     async def listened() -> list[float]:
-        _, answers = await asyncio.wait_for(beside(FakeServer().listen, 2, itertools.count(1), speaking()), 120)
+        _, answers = await asyncio.wait_for(beside(FakeServer().listen, 2, itertools.count(1), speaking()), PATIENCE_S)
         return answers
 
     answers = asyncio.run(listened())
@@ -158,7 +159,9 @@ def test_an_open_loop_sends_without_waiting_for_answers() -> None:
         return Trace(0.0, arrivals=[1.0], durations=[1.0], sound=0.0, finished=1.0)
 
     async def sent() -> tuple[list[Trace], float]:
-        return await asyncio.wait_for(run_open(Load(1, 12, 50, None), 400.0, speak, iter(map(str, range(12)))), 120)
+        return await asyncio.wait_for(
+            run_open(Load(1, 12, 50, None), 400.0, speak, iter(map(str, range(12)))), PATIENCE_S
+        )
 
     traces, wall_s = asyncio.run(sent())
     assert len(traces) == 12

@@ -13,6 +13,7 @@ import pytest
 import soundfile
 
 from tests.client.fake_server import Abort, Chunk, ErrorText, FakeServer, Request, Step
+from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.slow  # a process for each test
 ROOT = Path(__file__).parents[2]
@@ -42,7 +43,9 @@ async def chat(tmp_path: Path) -> AsyncIterator[Chat]:
             stdout=pipe,
             stderr=pipe,
         )
-        out, errors = await asyncio.wait_for(process.communicate("".join(f"{line}\n" for line in lines).encode()), 60)
+        out, errors = await asyncio.wait_for(
+            process.communicate("".join(f"{line}\n" for line in lines).encode()), PATIENCE_S
+        )
         chat.requests = servers[-1].requests
         return process.returncode, out.decode(), errors.decode()
 

@@ -22,6 +22,7 @@ from stretto_client import (
     Word,
 )
 from tests.client.fake_server import REPORT, Abort, Chunk, EmptyFinal, ErrorText, FakeServer, Pause, Request, Step
+from tests.patience import PATIENCE_S
 
 UTTERANCE = [
     Chunk(0, None, text="k ae t"),
@@ -186,7 +187,7 @@ async def test_a_failure_is_raised_by_its_kind(serve: Serve, failure: str) -> No
     with pytest.raises(StopAsyncIteration):
         await anext(stream)
     if kind is TimedOut and server.requests:  # on a busy machine, time may be up before the request is sent
-        await asyncio.wait_for(server.cancelled.wait(), 60)
+        await asyncio.wait_for(server.cancelled.wait(), PATIENCE_S)
 
 
 async def test_no_server_is_said_at_once() -> None:
@@ -202,7 +203,7 @@ async def test_a_server_that_hangs_up_is_noticed(serve: Serve) -> None:
     await anext(stream)
     asyncio.get_running_loop().call_later(0.1, lambda: asyncio.ensure_future(server.stop()))
     with pytest.raises((ServerUnavailable, RequestCancelled)):
-        await asyncio.wait_for(anext(stream), 60)
+        await asyncio.wait_for(anext(stream), PATIENCE_S)
 
 
 async def test_cancelling_reaches_the_server_and_the_reader(serve: Serve) -> None:
@@ -211,8 +212,8 @@ async def test_cancelling_reaches_the_server_and_the_reader(serve: Serve) -> Non
     await anext(stream)
     asyncio.get_running_loop().call_later(0.05, stream.cancel)
     with pytest.raises(RequestCancelled):
-        await asyncio.wait_for(anext(stream), 60)
-    await asyncio.wait_for(server.cancelled.wait(), 60)
+        await asyncio.wait_for(anext(stream), PATIENCE_S)
+    await asyncio.wait_for(server.cancelled.wait(), PATIENCE_S)
 
 
 @pytest.mark.parametrize("way", ["aclose", "async with", "dropped", "task"])
@@ -231,7 +232,7 @@ async def test_leaving_a_stream_early_cancels_it(serve: Serve, way: str) -> None
     else:
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(anext(stream), 0.05)
-    await asyncio.wait_for(server.cancelled.wait(), 60)
+    await asyncio.wait_for(server.cancelled.wait(), PATIENCE_S)
 
 
 async def test_ready_asks_for_the_server_and_the_model(serve: Serve) -> None:

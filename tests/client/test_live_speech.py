@@ -13,6 +13,7 @@ from stretto_client import RequestRefused, ServerFailed, SpeechClient, TimedOut,
 from stretto_client.live_speech import MAX_WAITING_CHARS, UnreadText, clauses_of
 from stretto_client.long_speech import first_sentences
 from tests.client.fake_server import PROFILE, Chunk, ErrorText, FakeServer, Pause, Request, Step, Taken, Until
+from tests.patience import PATIENCE_S
 
 LIVE = PROFILE | {"reads_live_text": True}
 END = Chunk(1, 640, is_final=True, is_last=True)
@@ -94,7 +95,7 @@ async def test_a_refused_part_ends_the_reply_with_the_refusal(live: Live) -> Non
     async with SpeechClient(await live.server.start()) as client:
         with pytest.raises(RequestRefused, match="at most 3 more tokens"):
             _ = [event async for event in client.speak(written("One ", "two"))]
-        await asyncio.wait_for(live.server.cancelled.wait(), 60)
+        await asyncio.wait_for(live.server.cancelled.wait(), PATIENCE_S)
 
 
 async def test_a_reply_may_end_before_its_text(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +132,7 @@ async def test_a_writer_who_fails_ends_the_reply_with_his_error(live: Live) -> N
     async with SpeechClient(await live.server.start()) as client:
         with pytest.raises(KeyError, match="boom"):
             _ = [event async for event in client.speak(written("One ", error=KeyError("boom")))]
-        await asyncio.wait_for(live.server.cancelled.wait(), 60)
+        await asyncio.wait_for(live.server.cancelled.wait(), PATIENCE_S)
     assert not any(part["is_last"] for part in live.parts), "half a text is not passed off as a whole one"
 
 
@@ -149,8 +150,8 @@ async def test_who_leaves_is_read_no_more(live: Live) -> None:
     async with SpeechClient(await live.server.start()) as client:
         async with client.speak(endless()) as stream:
             await anext(stream)
-        await asyncio.wait_for(is_closed.wait(), 60)
-        await asyncio.wait_for(live.server.cancelled.wait(), 60)
+        await asyncio.wait_for(is_closed.wait(), PATIENCE_S)
+        await asyncio.wait_for(live.server.cancelled.wait(), PATIENCE_S)
 
 
 @pytest.mark.parametrize("profile", [LIVE, PROFILE])

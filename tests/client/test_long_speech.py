@@ -22,6 +22,7 @@ from stretto_client import (
 from stretto_client.long_speech import split
 from stretto_client.markup import Markup
 from tests.client.fake_server import PROFILE, Abort, Chunk, ErrorText, FakeServer, Request, Step, Until
+from tests.patience import PATIENCE_S
 
 SENTENCE = "This sentence has exactly fifty characters, I say."
 LONG = " ".join([SENTENCE] * 7)
@@ -224,7 +225,7 @@ async def test_cancelling_ends_the_clause_that_is_spoken_and_asks_for_no_other(s
     stream.cancel()
     with pytest.raises(RequestCancelled):
         await anext(stream)
-    await asyncio.wait_for(server.cancelled.wait(), 30)
+    await asyncio.wait_for(server.cancelled.wait(), PATIENCE_S)
     assert len(server.requests) == 1
 
 
@@ -238,7 +239,7 @@ async def test_a_stream_that_is_left_ends_on_the_server(serve: Serve, how: str) 
         await stream.aclose()
         assert [event async for event in stream] == []
     del stream
-    await asyncio.wait_for(server.cancelled.wait(), 30)
+    await asyncio.wait_for(server.cancelled.wait(), PATIENCE_S)
 
 
 async def test_nobody_who_does_not_listen_has_the_server_speak_on(serve: Serve) -> None:

@@ -13,6 +13,7 @@ import soundfile
 
 from stretto_client.__main__ import main
 from tests.client.fake_server import REPORT, Abort, Chunk, FakeServer, Pause, Step
+from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.slow  # a process for each test
 ROOT = Path(__file__).parents[2]
@@ -39,7 +40,7 @@ async def run(tmp_path: Path) -> AsyncIterator[Run]:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
-        out, errors = await asyncio.wait_for(process.communicate(), 60)
+        out, errors = await asyncio.wait_for(process.communicate(), PATIENCE_S)
         run.request = server.requests[0] if server.requests else None
         return process.returncode, out.decode(), errors.decode()
 

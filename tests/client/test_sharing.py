@@ -16,6 +16,7 @@ from stretto_client import shared_memory as ring_module
 from stretto_client.shared_memory import Memory
 from tests.client.fake_server import Chunk, FakeServer, Pause, Step
 from tests.cuda_runtime import FakeRuntime, install
+from tests.patience import until_async
 
 ANSWER = [Chunk(0, None, text="a cat"), Chunk(1, None, is_final=True, is_last=True)]
 PCM = np.linspace(-1, 1, 4000, dtype=np.float32)
@@ -71,9 +72,7 @@ async def test_an_utterance_given_up_frees_its_memory(server: FakeServer, ending
         elif ending == "dropped":
             del stream
         if ending != "left open":
-            async with asyncio.timeout(60):
-                while regions():
-                    await asyncio.sleep(0.01)
+            await until_async(lambda: not regions())
     assert not regions()
     assert not server.regions
 

@@ -9,6 +9,7 @@ import pytest
 import soundfile
 
 from stretto_client.sinks import AudioFile, FilePlayer, StreamingPlayer, find_player, pcm16
+from tests.patience import PATIENCE_S
 
 TONE = (0.5 * np.sin(np.arange(16_000) / 20)).astype(np.float32)
 
@@ -97,7 +98,7 @@ def test_a_player_that_leaves_or_stalls_holds_nobody_up(programs: Path) -> None:
         assert isinstance(player, StreamingPlayer)
         writing = threading.Thread(target=write_often, args=(player,), daemon=True)
         writing.start()
-        writing.join(60)
+        writing.join(PATIENCE_S)
         assert not writing.is_alive(), "it waits for the player"
         may_leave.touch()
         player.close()

@@ -10,6 +10,7 @@ import pytest
 
 from stretto_client.chat import pieces_from
 from tests.client.test_live_speech import Live
+from tests.patience import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,7 +30,7 @@ async def test_what_a_program_writes_is_sent_while_it_writes(tmp_path: Path) -> 
     live = Live()
     process = await start(await live.server.start(), tmp_path, asyncio.subprocess.PIPE)
     assert process.stdin is not None
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(PATIENCE_S):
         process.stdin.write("Grüße ".encode()[:3])
         while live.text != "Gr":  # half a character is kept until its rest arrives
             await asyncio.sleep(0.01)
@@ -51,7 +52,7 @@ async def test_a_file_is_asked_for_as_a_whole(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("Hello world.")
     with (tmp_path / "text").open() as text:
         process = await start(await live.server.start(), tmp_path, text.fileno())
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(PATIENCE_S):
             await process.communicate()
     assert process.returncode == 0
     assert "text_mode" not in json.loads(live.server.requests[0].get("options", "{}"))
@@ -63,7 +64,7 @@ async def test_nothing_and_what_is_no_text_are_refused_in_a_line(tmp_path: Path)
     for given, message in ((b"", b"at least one character"), (b"\xff", b"can't decode byte 0xff")):
         live = Live()
         process = await start(await live.server.start(), tmp_path, asyncio.subprocess.PIPE)
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(PATIENCE_S):
             out, errors = await process.communicate(given)
         assert (process.returncode, out) == (2, b"")
         assert errors.startswith(b"error: ")

@@ -179,7 +179,7 @@ def test_samples_beyond_a_limit_are_not_kept(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(alignment, "MAX_ALIGNED_S", 2)
     stored, answers = StoredBytes(1 << 20), list[Any]()
     collected = Collected.begin(SPOKEN, 100, stored)
-    for _ in range(3):
+    for _ in range(4):  # nor what follows
         collected.add(Chunk(0, Segment.AUDIO), np.zeros(90, np.float32))
     assert (stored.held, collected.pcm) == (0, [])
     collected.align(FakeAligner(), answers.append)

@@ -20,6 +20,7 @@ from stretto.records.sampling import OutputForm
 from stretto.streams.layout import Segment
 from tests.decoder.test_worker import expected_pcm, joined
 from tests.fakes import FakeCodec, RecordedReply
+from tests.patience import PATIENCE_S
 
 ALONE = OutputForm(deterministic=True)
 POISON = 49  # an id of a prompt that cannot be filled
@@ -37,7 +38,7 @@ class FakeRefinement:
 
     def fill(self, passages: Sequence[Passage], on_codebook: Callable[[], None] | None = None) -> list[np.ndarray]:
         self.is_called.set()
-        assert self.gate.wait(60)
+        assert self.gate.wait(PATIENCE_S)
         assert on_codebook is not None
         on_codebook()
         self.sizes.append(len(passages))
@@ -131,7 +132,7 @@ def test_chunks_and_neighbours_change_nothing(told: list[tuple[np.ndarray, list[
 def test_passages_of_equal_length_are_filled_in_a_batch(worker: DecoderWorker, refinement: FakeRefinement) -> None:
     refinement.gate.clear()
     plug = speak(worker, "plug", prompt_of("plug"), np.ones(6, np.int32))
-    assert refinement.is_called.wait(60)
+    assert refinement.is_called.wait(PATIENCE_S)
     first = np.arange(40, dtype=np.int32) % 7
     waiting = [speak(worker, f"u{at}", prompt_of("p", 8 + at), first[: 10 + at]) for at in range(3)]
     waiting += [speak(worker, "long", prompt_of("p", 40), first)]
@@ -162,7 +163,7 @@ def test_all_who_wait_are_told_behind_each_codebook(worker: DecoderWorker, refin
         return reply
 
     replies = [push_last("short", 4)]
-    assert refinement.is_called.wait(60)
+    assert refinement.is_called.wait(PATIENCE_S)
     replies.append(push_last("long", 40))
     refinement.gate.set()
     assert all(reply.wait().error is None for reply in replies)

@@ -22,7 +22,7 @@ from stretto.records.sampling import OutputForm
 from stretto.streams.layout import Segment
 from tests.codecs.conftest import make_codec
 from tests.fakes import FakeCodec, RecordedReply
-from tests.patience import PATIENCE_S
+from tests.patience import PATIENCE_S, until
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def test_ten_minutes_in_one_stream_are_exact_and_take_no_more_memory() -> None:
     worker = DecoderWorker(codec, DecoderConfig())
     at, worst, marks = 0, 0.0, []
     for index, part in enumerate(np.split(codes[0].numpy(), total // size, axis=1)):
-        pcm = push(worker, "long", index, part, (index + 1) * size == total).wait(60).pcm
+        pcm = push(worker, "long", index, part, (index + 1) * size == total).wait(PATIENCE_S).pcm
         assert pcm is not None
         worst = max(worst, float(np.abs(pcm - truth[at : at + len(pcm)]).max()))
         at += len(pcm)
@@ -281,9 +281,7 @@ def test_an_utterance_that_falls_silent_is_forgotten(codec: FakeCodec) -> None:
     push(worker, "u", 0, frames(1, 2)).wait()
     assert worker.stats()["open_utterances"] == 1
     now[0] = 1.0
-    deadline = time.monotonic() + PATIENCE_S
-    while worker.stats()["expired"] == 0 and time.monotonic() < deadline:
-        time.sleep(0.01)
+    until(lambda: worker.stats()["expired"])
     assert isinstance(push(worker, "u", 1, frames(1)).wait().error, InvalidRequest)
     worker.stop()
 
@@ -327,7 +325,7 @@ def test_nobody_waits_for_ever_when_the_thread_dies(codec: FakeCodec, monkeypatc
     monkeypatch.setattr("stretto.decoder.loop.next_group", broken)
     worker = DecoderWorker(codec, DecoderConfig())
     assert isinstance(push(worker, "u", 0, frames(1, 2)).wait().error, Closing)
-    worker._thread.join(60)
+    worker._thread.join(PATIENCE_S)
     assert isinstance(push(worker, "v", 0, frames(1)).wait().error, Closing)
 
 
@@ -368,7 +366,7 @@ def test_a_decoder_that_always_fails_ends(codec: FakeCodec, monkeypatch: pytest.
     worker = DecoderWorker(codec, DecoderConfig())
     errors = [push(worker, f"u{i}", 0, frames(1, 2)).wait().error for i in range(MAX_FAILED_TURNS)]
     assert all(isinstance(error, RuntimeError) for error in errors)
-    worker._thread.join(60)
+    worker._thread.join(PATIENCE_S)
     assert worker.has_died
     assert isinstance(push(worker, "v", 0, frames(1)).wait().error, Closing)
 

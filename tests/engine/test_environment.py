@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from stretto.engine import environment
+from tests.patience import PATIENCE_S
 
 PREPARE = "from stretto.engine.environment import prepare_environment; prepare_environment()"
 
@@ -19,7 +20,7 @@ def run(program: str, **variables: str) -> subprocess.CompletedProcess[str]:
     names = {*REQUIRED, *DEFAULTS}
     inherited = {name: value for name, value in os.environ.items() if name not in names}
     return subprocess.run(
-        [sys.executable, "-c", program], env=inherited | variables, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", program], env=inherited | variables, capture_output=True, text=True, timeout=PATIENCE_S
     )
 
 

@@ -19,6 +19,7 @@ from stretto_gateway import web_socket
 from stretto_gateway.command import Server, make_server
 from stretto_gateway.config import GatewayConfig, Limits
 from tests.client.fake_server import Chunk, FakeServer, Request, Step
+from tests.patience import PATIENCE_S, until_async
 
 # Response models would be built anew for each gateway, route and error, which takes longer than most tests.
 routing.create_model_field = cache(routing.create_model_field)
@@ -58,13 +59,19 @@ class Running:
 
     def http(self) -> httpx.AsyncClient:
         """Return a plain HTTP client."""
-        return httpx.AsyncClient(base_url=self.url, timeout=60, verify=False)
+        return httpx.AsyncClient(base_url=self.url, timeout=PATIENCE_S, verify=False)
 
     async def metric(self, name: str) -> float:
         """Return the sum of a metric in `/metrics` over all labels."""
         async with self.http() as http:
             lines = (await http.get("/metrics")).text.splitlines()
         return sum(float(line.split()[-1]) for line in lines if line.startswith((f"{name}{{", f"{name} ")))
+
+    async def until(self, **metrics: int) -> None:
+        """Return once each of these metrics has its value."""
+        async with asyncio.timeout(PATIENCE_S):
+            while [await self.metric(name) for name in metrics] != [*metrics.values()]:
+                await asyncio.sleep(0.01)
 
 
 Start = Callable[..., Awaitable[Running]]
@@ -96,9 +103,7 @@ async def start() -> AsyncIterator[Start]:
         config = GatewayConfig(server, keys=keys, limits=limits, voices=voices, **more)
         gateway = make_server(config, listener)
         serving = asyncio.ensure_future(gateway.serve([listener]))
-        async with asyncio.timeout(60):
-            while not gateway.started:
-                await asyncio.sleep(0.005)
+        await until_async(lambda: gateway.started)
 
         running = Running(f"http://127.0.0.1:{listener.getsockname()[1]}", behind, gateway)
 

@@ -10,6 +10,7 @@ import pytest
 from stretto_gateway.admission import Admission
 from stretto_gateway.answers import ApiError
 from stretto_gateway.caller import CALLER, network
+from tests.patience import PATIENCE_S
 
 WAITS = list[float]()
 
@@ -118,7 +119,7 @@ async def test_a_place_that_is_given_to_who_has_just_left_goes_to_the_next() -> 
     admission = Admission(1, 4, WAITS.append)
     first, second, third = await come(admission, "abc")
     leaving = asyncio.ensure_future(first.leave())
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         while admission.num_waiting == 2:
             await asyncio.sleep(0)
     await second.give_up()

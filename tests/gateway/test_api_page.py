@@ -13,6 +13,7 @@ from tests.client.fake_server import PROFILE, Chunk, Request, Step
 from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Start
 from tests.gateway.realtime.caller import RATE, spoken
 from tests.gateway.test_chat import task
+from tests.patience import PATIENCE_S
 
 PAGE = (Path(__file__).parents[2] / "docs/api.md").read_text()
 BLOCKS = re.findall(r"```(sh|python)\n(.*?)```", PAGE, re.DOTALL)
@@ -42,7 +43,7 @@ async def test_every_line_of_the_page_runs(start: Start, tmp_path: Path, monkeyp
                 exec(compile(block, "docs/api.md", "exec"), names)
             else:
                 shell = ["bash", "-euc", block.replace("curl -s", "curl -sf")]
-                done = subprocess.run(shell, capture_output=True, text=True, timeout=60, check=False)
+                done = subprocess.run(shell, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
                 assert done.returncode == 0, (block, done)
 
     await asyncio.to_thread(run_all)

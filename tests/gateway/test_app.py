@@ -31,6 +31,7 @@ from tests.client.fake_server import PROFILE, Abort, ErrorText, Request, Step, U
 from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Start
 from tests.gateway.realtime.test_bounds import status
 from tests.gateway.test_connection import connect_slowly
+from tests.patience import PATIENCE_S
 
 KEY = "sk-0123456789abcdef"
 REQUEST = {"model": "tts-1", "voice": "alloy", "input": "A cat.", "response_format": "pcm"}
@@ -216,7 +217,7 @@ async def test_the_audio_of_batches_is_held_until_it_is_taken(start: Start) -> N
     body = json.dumps({"items": items[:1]}).encode()
     writer.write(b"POST /v1/audio/speech/batch HTTP/1.1\r\nhost: x\r\nconnection: close\r\n")
     writer.write(b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
-    async with asyncio.timeout(60), running.http() as http:
+    async with asyncio.timeout(PATIENCE_S), running.http() as http:
         while not made.transport.get_write_buffer_size():
             await asyncio.sleep(0.01)
         record = (await http.post("/v1/audio/speech/batch", json={"items": items})).json()
@@ -244,7 +245,7 @@ async def test_where_a_text_of_a_batch_fails_here_the_others_are_given_up() -> N
         raise TypeError
 
     with pytest.raises(ExceptionGroup):
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_S):
             await together([speak(), fail()])
     assert is_cancelled.is_set()
 
@@ -415,7 +416,7 @@ async def test_a_sender_who_never_stops_is_told(start: Start) -> None:
         await asyncio.sleep(0.02)
         if answer.done():
             break
-    assert (await asyncio.wait_for(answer, 10)).startswith(b"HTTP/1.1 408 ")
+    assert (await asyncio.wait_for(answer, PATIENCE_S)).startswith(b"HTTP/1.1 408 ")
     writer.close()
 
 
@@ -428,7 +429,7 @@ async def test_what_comes_in_at_once_has_a_limit_and_small_requests_have_none(st
     large, json_type = b" " * 120_000, {"content-type": "application/json"}
     async with running.http() as http:
         for status in (503, 400):  # as long as the other body is there, and afterwards
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(PATIENCE_S):
                 while (await http.post("/v1/audio/speech", content=large, headers=json_type)).status_code != status:
                     await asyncio.sleep(0.01)
             assert (await http.post("/v1/audio/speech", json=REQUEST)).status_code == 200
@@ -481,7 +482,7 @@ async def test_it_is_not_ready_where_the_server_does_not_say(start: Start, monke
     monkeypatch.setattr(app, "READY_S", 0.1)
     monkeypatch.setattr(running.app.state.gateway.client, "ready", asyncio.Event().wait)
     async with running.http() as http:
-        assert (await http.get("/health/ready", timeout=20)).status_code == 503
+        assert (await http.get("/health/ready", timeout=PATIENCE_S)).status_code == 503
 
 
 async def test_where_no_server_answers_it_says_try_again(start: Start) -> None:
@@ -515,7 +516,7 @@ async def test_who_holds_what_a_caller_may_have_keeps_nobody_else_out(start: Sta
     )
     slow, other = running.openai(api_key=KEY), running.openai(api_key="another-key-of-ours")
     asked = [asyncio.ensure_future(slow.audio.speech.create(**REQUEST | {"input": "A dog."})) for _ in range(3)]
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         while (admission := running.app.state.gateway.admission).num_waiting < 2:
             await asyncio.sleep(0.01)
     assert (await other.audio.speech.create(**REQUEST)).content
@@ -531,11 +532,11 @@ async def test_a_changed_or_missing_model_is_noticed(start: Start, monkeypatch: 
     async with running.http() as http:
         assert (await http.get("/v1/models")).json()["data"][0]["id"] == "tiny"
         running.behind.profile = PROFILE | {"family": "other"}
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_S):
             while (await http.get("/v1/models")).json()["data"][0]["id"] != "other":
                 await asyncio.sleep(0.01)
         await running.behind.stop()
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_S):
             while (await http.get("/v1/models")).status_code != 503:
                 await asyncio.sleep(0.01)
 

@@ -28,6 +28,7 @@ from stretto_gateway.connection import (
 )
 from tests.client.fake_server import Until
 from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Running, Start
+from tests.patience import PATIENCE_S, until_async
 
 HEAD = b"POST /v1/audio/speech HTTP/1.1\r\nhost: x\r\n"
 LIVE = b"GET /health/live HTTP/1.1\r\nhost: x\r\n\r\n"
@@ -58,7 +59,7 @@ async def read_all(reader: asyncio.StreamReader) -> bytes:
     """Return everything up to the end or reset of the connection."""
     read = b""
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while part := await reader.read(65_536):
                 read += part
     except ConnectionError:
@@ -112,9 +113,7 @@ async def test_a_head_has_an_end(start: Start, before: bytes, again: bytes) -> N
 async def made_by(running: Running, data: bytes = b"") -> tuple[Pair, Connection]:
     """Connect, and return both ends; `data` reaches the gateway's end in one read."""
     pair = await connect(running)
-    async with asyncio.timeout(60):
-        while not running.server.server_state.connections:
-            await asyncio.sleep(0.005)
+    await until_async(lambda: running.server.server_state.connections)
     (made,) = running.server.server_state.connections
     assert isinstance(made, Connection)
     made.data_received(data)
@@ -199,7 +198,7 @@ async def test_an_upgrade_with_a_long_line_is_refused_and_a_shorter_one_is_not(s
         if where == "url":
             old, new = b"/v1/realtime", b"/v1/realtime?x=" + b"a" * num
         reader, writer = await connect(running, UPGRADE.replace(old, new))
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_S):
             head = await reader.readuntil(b"\r\n\r\n")
         writer.close()
         return head
@@ -226,16 +225,19 @@ async def test_small_writes_are_read_together(start: Start, monkeypatch: pytest.
 
 
 async def test_requests_of_one_connection_have_a_rate(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "MAX_SMALL", 10)  # exceeded within a second on any machine
+    monkeypatch.setattr(connection, "MAX_SMALL", 10)
     (reader, writer), made = await made_by(await start())
+    second: Any = SimpleNamespace(time=lambda: made.loop.time() // 3600 * 3600 + 7200)  # which does not end in the test
+    made._small._loop = second
     num = 0
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         while made.transport.is_reading():
             writer.write(LIVE)
             assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
             num += 1
         assert num >= 5, "each is a read and a request"
         writer.write(LIVE)
+        made.flow._release()  # as at the end of the second
         assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
     writer.close()
 
@@ -266,12 +268,12 @@ def test_a_head_that_came_while_the_loop_was_held_up_is_read(monkeypatch: pytest
                 made.sendall(LIVE)
                 time.sleep(3 * connection.HEAD_S)
 
-            async with listener, asyncio.timeout(60):
+            async with listener, asyncio.timeout(PATIENCE_S):
                 while not state.connections:
                     await asyncio.sleep(0.005)
                 loop.add_reader(near, hold_up)
                 far.send(b"now")
-                made.settimeout(60)
+                made.settimeout(PATIENCE_S)
                 return await loop.run_in_executor(None, made.recv, 65_536)
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # the gateway's, which looks at timers first
@@ -283,20 +285,16 @@ async def test_who_is_refused_and_sends_on_is_left(start: Start, monkeypatch: py
     running = await start(keys=("sk-0123456789abcdef",))
     reader, writer = await connect(running, HEAD + b"transfer-encoding: chunked\r\n\r\n")
     assert (await reader.readline()).startswith(b"HTTP/1.1 401 ")
-    for _ in range(100):
-        writer.write(b"1\r\n \r\n")
-        await asyncio.sleep(0.02)
-        if writer.is_closing():
-            break
-    assert writer.is_closing()
+    async with asyncio.timeout(PATIENCE_S):
+        while not writer.is_closing():
+            writer.write(b"1\r\n \r\n")
+            await asyncio.sleep(0.02)
 
 
 async def connect_slowly(running: Running) -> tuple[Pair, Connection]:
     """A connection whose client reads nothing yet, with hardly any room on the way; and the gateway's end of it."""
     reader, writer = await connect(running, num_unread=1)
-    async with asyncio.timeout(60):
-        while not running.server.server_state.connections:
-            await asyncio.sleep(0.005)
+    await until_async(lambda: running.server.server_state.connections)
     (made,) = running.server.server_state.connections
     assert isinstance(made, Connection)
     made.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
@@ -313,15 +311,13 @@ def read_fast(writer: asyncio.StreamWriter, made: Connection) -> None:
 
 async def until_unread(made: Connection) -> None:
     """Until an answer was given that is not taken."""
-    async with asyncio.timeout(60):
-        while made.cycle is None or not made.is_idle:
-            await asyncio.sleep(0.005)
+    await until_async(lambda: made.cycle is not None and made.is_idle)
     assert made.transport.get_write_buffer_size()
 
 
 async def test_of_a_crowd_of_requests_those_in_front_are_answered(start: Start) -> None:
     reader, writer = await connect(await start(keys=("sk-0123456789abcdef",)), LIVE * MAX_PIPELINED)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         for _ in range(MAX_PIPELINED):
             assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
     writer.write(LIVE * 100)
@@ -347,7 +343,7 @@ async def test_nothing_is_written_amid_an_answer(start: Start, data: bytes) -> N
     goes_on = asyncio.Event()
     running = await start([SPOKEN[0], Until(goes_on), *SPOKEN[1:]])
     reader, writer = await connect(running, SPEECH)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         head = await reader.readuntil(b"\r\n\r\n")
         writer.write(data)
         async with running.http() as http:  # which is read after it
@@ -365,7 +361,7 @@ async def test_who_leaves_ends_the_work_before_what_else_was_asked_for(start: St
     running = await start([Until(asyncio.Event())])
     running.app.state.gateway.client.timeouts = Timeouts(600, 600, 600)
     _, writer = await connect(running, SPEECH + LIVE)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         while not running.behind.requests:
             await asyncio.sleep(0.005)
         writer.close()
@@ -376,9 +372,7 @@ async def test_an_answer_that_is_being_taken_is_not_cut_off(start: Start, monkey
     running = await start()
     async with running.http() as http:
         whole = (await http.get("/openapi.json", headers={"connection": "close"})).content
-    async with asyncio.timeout(60):
-        while running.server.server_state.connections:
-            await asyncio.sleep(0.005)
+    await until_async(lambda: not running.server.server_state.connections)
     (reader, writer), made = await connect_slowly(running)
     monkeypatch.setattr(connection, "HEAD_S", 0.0)
     writer.write(SCHEMA + b"connection: close\r\n\r\n")
@@ -394,9 +388,8 @@ async def test_a_client_that_does_not_read_is_disconnected(start: Start, monkeyp
     running = await start()
     (_, writer), made = await connect_slowly(running)
     writer.write((SCHEMA + b"\r\n") * MAX_PIPELINED)
-    async with asyncio.timeout(60):
-        while made in running.server.server_state.connections or running.server.server_state.tasks:
-            await asyncio.sleep(0.005)
+    state = running.server.server_state
+    await until_async(lambda: made not in state.connections and not state.tasks)
     writer.close()
 
 
@@ -407,9 +400,7 @@ async def test_no_websocket_is_opened_behind_an_answer_that_is_not_taken(start: 
     writer.write(SCHEMA + b"\r\n")
     await until_unread(made)
     writer.write(UPGRADE)
-    async with asyncio.timeout(60):
-        while not made.transport.is_closing():
-            await asyncio.sleep(0.005)
+    await until_async(lambda: made.transport.is_closing())
     read_fast(writer, made)
     assert [part[:3] for part in (await read_all(reader)).split(b"HTTP/1.1 ")[1:]] == [b"200", b"400"]
     writer.close()

@@ -18,6 +18,7 @@ from stretto_gateway.guard import SMALL_BYTES, Body
 from stretto_gateway.metrics import Trace
 from tests.client.fake_server import Until
 from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Running, Start
+from tests.patience import until_async
 
 CALLERS = Counter({"key-of-who-says-much": 220, "key-of-the-second": 12, "key-of-the-third": 12, "key-of-the-last": 12})
 LIMITS = Limits(max_active=32, max_waiting=128, drain_s=1)
@@ -96,9 +97,8 @@ async def test_a_crowd_is_answered_and_leaves_nothing(start: Start, monkeypatch:
             num_refused = crowd.refused.total()
             await crowd.come(crowd.refused)
             assert crowd.refused.total() < num_refused
-    async with asyncio.timeout(PATIENCE_S):
-        while running.server.server_state.connections or running.server.server_state.tasks:
-            await asyncio.sleep(0.01)
+    state = running.server.server_state
+    await until_async(lambda: not state.connections and not state.tasks)
     assert (admission.num_active, admission.num_waiting) == (0, 0)
     assert num_held() == held_before
     assert left() == before

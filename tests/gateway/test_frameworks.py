@@ -19,6 +19,7 @@ import websockets
 from tests.client.fake_server import Chunk, ErrorText, Request, Step
 from tests.clients.test_real_clients import CLIENTS
 from tests.gateway.conftest import SPOKEN, Running, Start
+from tests.patience import PATIENCE_S
 
 TEXT = "It is twenty past nine."
 pytestmark = pytest.mark.slow
@@ -101,7 +102,7 @@ async def replay_messages(running: Running, request: dict[str, Any]) -> None:
         for message in [*request["messages"], {"type": "input_audio_buffer.clear"}]:
             await socket.send(json.dumps(message | ({"audio": audio} if "audio" in message else {})))
         wanted = sum(message["type"] == "input_audio_buffer.clear" for message in request["messages"]) + 1
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_S):
             while wanted:
                 event = json.loads(await socket.recv())
                 # Clients expect this error if the server has committed already; here it received only silence.

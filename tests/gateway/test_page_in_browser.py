@@ -17,6 +17,7 @@ from tests.gateway.conftest import Start
 from tests.gateway.realtime.caller import RATE, spoken
 from tests.gateway.test_chat import task
 from tests.gateway.test_voices import cloning
+from tests.patience import PATIENCE_S, until_async
 
 pytestmark = [
     pytest.mark.slow,
@@ -189,9 +190,7 @@ async def test_it_is_played_again_and_handed_out_as_a_file(start: Start, browser
     assert await tab.value("heard") == ALL + ALL
     await tab.click("#download")
     file = tmp_path / "speech.wav"
-    async with asyncio.timeout(60):
-        while not file.exists() or file.stat().st_size < 44 + 2 * len(ALL):
-            await asyncio.sleep(0.02)
+    await until_async(lambda: file.exists() and file.stat().st_size >= 44 + 2 * len(ALL))
     content = file.read_bytes()
     assert content[:4] == b"RIFF"
     assert content[44:] == np.array(ALL, np.int16).tobytes()
@@ -206,7 +205,7 @@ async def test_a_stop_is_silence_and_the_end_of_the_work(start: Start, browser: 
     await tab.press("Enter", CONTROL)
     await tab.wait("heard.length > 0")
     await (tab.click("#stop-button") if by == "button" else tab.press("Escape"))
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         await running.behind.cancelled.wait()
     await tab.wait("document.querySelector('#stop-button').hidden")
     assert await tab.text("#speak-status") == "Stopped."
@@ -231,7 +230,7 @@ async def test_a_new_text_takes_the_place_of_one_that_is_being_spoken(start: Sta
     await tab.click("#speak-button")
     await tab.reads("#speak-status", "Finished")
     assert await tab.value(f"heard.slice(-{len(ALL)})") == ALL
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         await running.behind.cancelled.wait()
 
 
@@ -395,9 +394,7 @@ async def test_a_file_and_a_recording_are_written_down(start: Start, browser: Br
     assert await tab.text("#transcript") == "It is late."
     assert running.behind.requests[0]["audio"] == b"RIFF and more"
     await record(tab, "#record-button")
-    async with asyncio.timeout(60):
-        while len(running.behind.requests) < 2:
-            await asyncio.sleep(0.02)
+    await until_async(lambda: len(running.behind.requests) >= 2)
     recorded = running.behind.requests[1]["audio"]
     assert recorded[:4] == b"RIFF"
     assert int.from_bytes(recorded[40:44], "little") == len(recorded) - 44
@@ -453,7 +450,7 @@ async def test_a_reply_is_thought_about_until_it_is_heard_and_can_be_stopped(sta
     await tab.reads("#converse-status", "Speaking…")
     await tab.click("#hush-button")
     await tab.reads("#converse-status", "Stopped.")
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         await running.behind.cancelled.wait()
     assert await shown_buttons(tab) == ["Call", "Record a turn", "Send", "Start again"]
     assert await tab.value("document.activeElement.id") == "turn"
@@ -500,7 +497,7 @@ async def test_a_call_detects_turns_and_can_be_interrupted(start: Start, browser
     await tab.value(f"say('{said}')")
     await tab.wait(f"heard.length > {len(ALL)}")
     await tab.value(f"say('{said}')")
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         await running.behind.cancelled.wait()
     await tab.wait(f"heard.length > {2 * len(ALL)}")  # silent, then the third reply
     asked = [json.loads(each["messages"]) for each in running.behind.requests if each["task"] == b"hearing"]

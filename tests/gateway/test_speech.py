@@ -22,6 +22,7 @@ from stretto_gateway.encoding import CODECS, MEDIA_TYPES, make_encoder, wav_head
 from stretto_gateway.speech import encoded_parts
 from tests.client.fake_server import PROFILE, Abort, Chunk, EmptyFinal, ErrorText, Until
 from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Running, Start
+from tests.patience import PATIENCE_S, until_async
 
 REQUEST: dict[str, Any] = {"model": "tts-1", "voice": "alloy", "input": "A cat."}
 SLOWLY = REQUEST | {"response_format": "pcm"}
@@ -355,21 +356,17 @@ async def test_who_leaves_ends_the_work(start: Start, change: dict[str, Any]) ->
     running = await start([SPOKEN[0], Until(asyncio.Event())])
     async with running.http() as http, http.stream("POST", "/v1/audio/speech", json=REQUEST | change) as answer:
         await anext(answer.aiter_bytes())
-    await asyncio.wait_for(running.behind.cancelled.wait(), 30)
-    async with asyncio.timeout(60):
-        while await running.metric("gateway_active"):
-            await asyncio.sleep(0.01)
+    await asyncio.wait_for(running.behind.cancelled.wait(), PATIENCE_S)
+    await running.until(gateway_active=0)
     assert await running.metric("audio_left_total") == 1
 
 
 async def test_who_leaves_before_the_first_sound_ends_the_work(start: Start) -> None:
     running = await start([Until(asyncio.Event())])
     asking = asyncio.ensure_future(running.openai().audio.speech.create(**REQUEST))
-    async with asyncio.timeout(60):
-        while not running.behind.requests:
-            await asyncio.sleep(0.01)
+    await until_async(lambda: running.behind.requests)
     asking.cancel()
-    await asyncio.wait_for(running.behind.cancelled.wait(), 30)
+    await asyncio.wait_for(running.behind.cancelled.wait(), PATIENCE_S)
 
 
 async def test_one_too_many_is_told_to_come_again_and_the_others_wait_their_turn(start: Start) -> None:
@@ -379,16 +376,14 @@ async def test_one_too_many_is_told_to_come_again_and_the_others_wait_their_turn
     asked = list[asyncio.Future[Any]]()
     for waiting in range(3):
         asked.append(asyncio.ensure_future(client.audio.speech.create(**REQUEST)))
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_S):
             while (await running.metric("gateway_active"), await running.metric("gateway_waiting")) != (1, waiting):
                 await asyncio.sleep(0.01)
     with pytest.raises(openai.RateLimitError) as raised:
         await client.audio.speech.create(**REQUEST)
     assert int(raised.value.response.headers["retry-after"]) > 0
     asked[1].cancel()
-    async with asyncio.timeout(60):
-        while await running.metric("gateway_waiting") > 1:
-            await asyncio.sleep(0.01)
+    await running.until(gateway_waiting=1)
     go.set()
     await asyncio.gather(asked[0], asked[2])
     assert len(running.behind.requests) == 2
@@ -404,9 +399,7 @@ async def test_of_an_answer_that_nobody_reads_few_seconds_are_made(start: Start,
         made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
         made.connect(("127.0.0.1", int(running.url.rpartition(":")[2])))
         made.sendall(head % len(body) + body)
-        async with asyncio.timeout(60):
-            while not await running.metric("audio_left_total"):
-                await asyncio.sleep(0.05)
+        await running.until(audio_left_total=1)
     assert 0 < running.behind.num_played <= 60, "24 s of sound; with the kernel's buffers it were 200"
 
 
@@ -434,9 +427,7 @@ async def test_who_reads_nothing_is_left_after_a_while_and_holds_the_server_back
     head = f"POST /v1/audio/speech HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
     writer.write(f"{head}\r\n\r\n".encode() + body)
     await reader.readline()
-    async with asyncio.timeout(60):
-        while not await running.metric("audio_left_total"):
-            await asyncio.sleep(0.05)
+    await running.until(audio_left_total=1)
     assert running.behind.num_played < 50, "it was not held back"
     writer.close()
 

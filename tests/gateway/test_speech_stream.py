@@ -27,6 +27,7 @@ from tests.gateway.line import Line
 from tests.gateway.realtime.test_bounds import closed, open_socket
 from tests.gateway.test_fuzz import JSON
 from tests.gateway.test_voices import CLONES, RECORDING, added_voice
+from tests.patience import PATIENCE_S, until_async
 
 PATH = "/v1/audio/speech/stream"
 PIECES = ("It is ", "twen", "ty past", " nine.")
@@ -48,7 +49,7 @@ class Writer:
 
     async def next(self) -> Any:
         """An event, or bytes."""
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_S):
             message = await self.opened.recv()
         return message if isinstance(message, bytes) else json.loads(message)
 
@@ -90,9 +91,7 @@ def packets(data: bytes, name: str) -> list[bytes]:
 
 async def idle(running: Running) -> None:
     """Until nothing is made, open or held any more."""
-    async with asyncio.timeout(60):
-        while await running.metric("gateway_active") or await running.metric("gateway_sessions"):
-            await asyncio.sleep(0.01)
+    await running.until(gateway_active=0, gateway_sessions=0)
     assert not running.app.state.gateway.sessions.held._num_bytes
 
 
@@ -360,13 +359,9 @@ async def test_a_place_is_taken_from_the_first_word_to_the_last_sound(start: Sta
         writers = [await begin(first), await begin(second)]
         assert await running.metric("gateway_active") == 0
         await writers[0].write("A cat")
-        async with asyncio.timeout(60):
-            while not await running.metric("gateway_active"):
-                await asyncio.sleep(0.01)
+        await running.until(gateway_active=1)
         await writers[1].write("A dog")  # alone a caller has half of the places, and of those that wait
-        async with asyncio.timeout(60):
-            while not await running.metric("gateway_waiting"):
-                await asyncio.sleep(0.01)
+        await running.until(gateway_waiting=1)
         await writers[0].send("input.done")
         await writers[0].until("session.done")
         await writers[1].send("input.done")
@@ -383,9 +378,7 @@ async def test_who_writes_without_an_end_loses_the_place(start: Start) -> None:
         error = events[-1]["error"]
         assert (error["param"], error["code"]) == ("text", "timeout")
         assert error["message"] == "text: expected the complete text within 0.3 s of its start, got only a part"
-        async with asyncio.timeout(60):
-            while await running.metric("gateway_active"):
-                await asyncio.sleep(0.01)
+        await running.until(gateway_active=0)
         writing.cancel()
         await writer.send("input.done")
         await writer.until("session.done")
@@ -406,7 +399,7 @@ async def test_who_leaves_ends_the_work(start: Start) -> None:
         writer = await begin(opened)
         await writer.write("A cat. And a")
         await writer.until("audio.start")
-    await asyncio.wait_for(running.behind.cancelled.wait(), 60)
+    await asyncio.wait_for(running.behind.cancelled.wait(), PATIENCE_S)
     await idle(running)
     assert await running.metric("audio_left_total") == 1
 
@@ -431,9 +424,7 @@ async def test_a_client_that_does_not_read_delays_the_server(start: Start, monke
         opened.transport.pause_reading()
         await writer.write("A cat.")
         await writer.send("input.done")
-        async with asyncio.timeout(60):
-            while not await running.metric("audio_left_total"):
-                await asyncio.sleep(0.05)
+        await running.until(audio_left_total=1)
         assert running.behind.num_played < 50, "it was not held back"
     await idle(running)
 
@@ -447,9 +438,7 @@ async def test_what_is_being_said_is_said_before_the_gateway_ends(start: Start) 
         await writer.send("input.done")
         await writer.until("audio.start")
         running.server.should_exit = True
-        async with asyncio.timeout(60):
-            while not running.app.state.gateway.sessions.draining.is_set():
-                await asyncio.sleep(0.01)
+        await until_async(lambda: running.app.state.gateway.sessions.draining.is_set())
         go.set()
         events, _ = await writer.until("session.done")
         assert kinds(events) == ["audio.done", "session.done"]

@@ -19,6 +19,7 @@ from stretto_gateway.config import Limits
 from stretto_gateway.voice_store import TooManyVoices, VoiceStore
 from tests.client.fake_server import PROFILE, Chunk, ErrorText, Request, Step, Until
 from tests.gateway.conftest import SPOKEN, Running, Start
+from tests.patience import PATIENCE_S, until_async
 
 KEYS = ("the-key-of-the-first", "the-key-of-the-other")
 RECORDING = bytes(range(256)) * 8  # with ends of lines in it
@@ -40,7 +41,9 @@ class Caller:
 
     def __init__(self, running: Running, key: str | None = None):
         headers = {} if key is None else {"authorization": f"Bearer {key}"}
-        self._http = httpx.AsyncClient(base_url=f"{running.url}/v1/audio", headers=headers, timeout=60, verify=False)
+        self._http = httpx.AsyncClient(
+            base_url=f"{running.url}/v1/audio", headers=headers, timeout=PATIENCE_S, verify=False
+        )
 
     async def bring(self, recording: bytes = RECORDING, **form: str) -> httpx.Response:
         async with self._http as http:
@@ -144,9 +147,7 @@ async def test_recordings_that_are_spoken_in_are_held_for_as_long_as_that_takes(
     voice = await added_voice(await start(SPOKEN, CLONES, voices=tmp_path))
     running = await start(held_up, CLONES, limits, voices=tmp_path)
     speaking = asyncio.ensure_future(Caller(running).speak(voice))
-    async with asyncio.timeout(60):
-        while not running.behind.requests:
-            await asyncio.sleep(0.01)
+    await until_async(lambda: running.behind.requests)
     full = await Caller(running).speak(voice)
     assert (full.status_code, full.json()["error"]["code"]) == (503, "unavailable")
     goes_on.set()

@@ -15,6 +15,7 @@ from stretto_gateway.realtime.events import MAX_ERRORS
 from stretto_gateway.web_socket import MAX_CONTROL, MAX_SMALL, PART_BYTES, Socket
 from tests.gateway.conftest import Running, Start
 from tests.gateway.realtime.test_bounds import closed, open_socket
+from tests.patience import PATIENCE_S
 
 STREAM = "/v1/audio/speech/stream"
 PING = b"\x89\xfd\0\0\0\0" + b"x" * 125  # RFC 6455, section 5.2: with a mask that changes nothing
@@ -33,7 +34,7 @@ def socket_of(running: Running) -> Socket:
 
 async def until_parsed(made: Socket) -> None:
     """Return when all that came is parsed."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         while made._unparsed:
             await asyncio.sleep(0)
 
@@ -47,7 +48,7 @@ async def test_of_pings_with_unread_pongs_the_last_is_answered(start: Start, mon
     narrow.connect((host, int(port)))  # which the system answers
     narrow.setblocking(False)
     options = {"sock": narrow, "ping_interval": None, "compression": None}
-    async with asyncio.timeout(60), open_socket(running, **options) as opened:
+    async with asyncio.timeout(PATIENCE_S), open_socket(running, **options) as opened:
         made = socket_of(running)
         made.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
         opened.transport.pause_reading()
@@ -119,12 +120,12 @@ async def test_small_messages_wait_for_the_next_second(start: Start, monkeypatch
         opened.transport.write(frame(Opcode.TEXT, b"{}") * num)
         num_answers = 0
         for second in range(3):
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(PATIENCE_S):
                 while num_answers <= second * MAX_SMALL or not made._small.is_over:
                     await opened.recv()
                     num_answers += 1
             now[0] += 1
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_S):
             while num_answers < num:
                 assert "error" in await opened.recv()
                 num_answers += 1

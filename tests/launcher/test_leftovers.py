@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import pytest
 
 from stretto.launcher.faults import LAUNCH_ID, begin_launch, sweep
 from stretto.launcher.processes import read_process
-from tests.patience import PATIENCE_S
+from tests.patience import PATIENCE_S, until
 
 
 @pytest.fixture
@@ -54,7 +53,7 @@ def test_a_launch_that_died_is_swept_and_a_living_one_is_not(tmp_path: Path) -> 
     os.kill(launcher.pid, signal.SIGKILL)
     launcher.join()
     assert sweep(tmp_path) == [launch_id]
-    assert left.wait(60) == -signal.SIGKILL
+    assert left.wait(PATIENCE_S) == -signal.SIGKILL
     assert list(tmp_path.iterdir()) == []
 
 
@@ -68,7 +67,7 @@ def test_cleaning_ends_our_processes_and_files_and_nobody_elses(short_path: Path
     with socket.socket(socket.AF_UNIX) as bound:
         bound.bind(str(launch.http_socket))
     launch.clean()
-    assert ours.wait(60) == -signal.SIGKILL
+    assert ours.wait(PATIENCE_S) == -signal.SIGKILL
     assert theirs.poll() is None
     kept = sorted(path.name for path in launch.folder.iterdir())
     assert kept == ["disconnects", "draining", "key-8001"], "what this launcher alone can make stays, the sockets go"
@@ -80,16 +79,13 @@ def test_cleaning_ends_our_processes_and_files_and_nobody_elses(short_path: Path
     }
     launch.close()
     other.close()
-    assert theirs.wait(60) == -signal.SIGKILL
+    assert theirs.wait(PATIENCE_S) == -signal.SIGKILL
     assert list(short_path.iterdir()) == []
 
 
 def test_a_process_that_has_ended_and_is_not_reaped_is_gone() -> None:
     process = subprocess.Popen([sys.executable, "-c", ""])
-    deadline = time.monotonic() + PATIENCE_S
-    while read_process(process.pid) is not None:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: read_process(process.pid) is None)
     process.wait()
 
 

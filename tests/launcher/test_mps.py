@@ -9,6 +9,7 @@ import pytest
 from stretto.launcher.mps import LOGS, OPTIONS_FILE, PIPES, PROGRAM, VISIBLE, write_options
 from stretto.launcher.processes import environment_of, read_process
 from tests.launcher.launched import Launch, Launched
+from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.slow
 # `-d` leaves a process in the background; "quit" on standard input ends it, unless the file `stays` exists.
@@ -123,7 +124,7 @@ def test_a_daemon_that_cannot_run_is_an_error(
     else:
         (repository / OPTIONS_FILE).write_text({"options": '{"shares_by_mps": "yes"}', "broken": "{"}[change])
     server = launch(0, "--model-repository", str(repository))
-    assert server.process.wait(60) == 1
+    assert server.process.wait(PATIENCE_S) == 1
     assert message in server.said
     assert not (repository.parent / "starts").exists()
 

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from stretto.launcher.processes import (
@@ -16,7 +15,7 @@ from stretto.launcher.processes import (
     read_process,
     waits_for_a_child,
 )
-from tests.patience import PATIENCE_S, until
+from tests.patience import until
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 PARENT = [sys.executable, "-c", f"import subprocess; subprocess.run({SLEEP!r})"]
@@ -24,10 +23,7 @@ PARENT = [sys.executable, "-c", f"import subprocess; subprocess.run({SLEEP!r})"]
 
 def test_grandchildren_are_found() -> None:
     parent = subprocess.Popen(PARENT)
-    deadline = time.monotonic() + PATIENCE_S
-    while len(descendants(parent.pid)) < 1:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    until(lambda: descendants(parent.pid))
     (grandchild,) = descendants(parent.pid)
     assert parent.pid in {process.pid for process in descendants(os.getpid())}
     assert grandchild.pid in {process.pid for process in descendants(os.getpid())}
@@ -78,10 +74,7 @@ def test_a_watch_on_a_process_that_is_gone_says_so() -> None:
 
 def test_the_environment_of_a_process_can_be_read() -> None:
     process = subprocess.Popen(SLEEP, env={"COLOUR": "green"})
-    deadline = time.monotonic() + PATIENCE_S
-    while environment_of(process.pid, "COLOUR") is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: environment_of(process.pid, "COLOUR"))
     assert environment_of(process.pid, "COLOUR") == "green"
     assert environment_of(process.pid, "COLO") is None
     process.kill()

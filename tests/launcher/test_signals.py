@@ -65,7 +65,9 @@ def test_while_a_model_is_started_again(launch: Launch, tmp_path: Path, number: 
 def readiness(server: Launched) -> int:
     """Return the HTTP status of the readiness endpoint."""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{server.ports[0]}/v2/health/ready", timeout=60) as answer:
+        with urllib.request.urlopen(
+            f"http://127.0.0.1:{server.ports[0]}/v2/health/ready", timeout=PATIENCE_S
+        ) as answer:
             return answer.status
     except urllib.error.HTTPError as error:
         return error.code

@@ -20,7 +20,7 @@ from stretto.errors import InvalidRequest
 from stretto.preprocessing.audio import Recording, read_recording
 from stretto.preprocessing.audio_process import AudioProcess, AudioProcessEnded
 from stretto.preprocessing.audio_worker import MAX_MEMORY_BYTES, answer
-from tests.patience import until
+from tests.patience import PATIENCE_S, until
 from tests.preprocessing.test_audio import FFMPEG, written
 
 pytestmark = pytest.mark.slow
@@ -144,7 +144,7 @@ def test_one_that_dies_at_work_fails_that_recording_alone(process: AudioProcess)
     reading.start()
     until(lambda: process.num_bytes > 0)
     os.kill(victim, signal.SIGKILL)
-    reading.join(60)
+    reading.join(PATIENCE_S)
     assert "ended while reading" in str(errors[0])
     assert process.pid != victim
     assert len(process.read(RECORDINGS["WAV"], MAX_S, RATE))

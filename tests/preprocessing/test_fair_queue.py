@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stretto.preprocessing.lanes import FairQueue
+from tests.patience import PATIENCE_S
 
 
 def test_a_host_waits_for_one_item_of_each_other_and_not_for_all() -> None:
@@ -41,5 +42,5 @@ def test_whoever_waits_is_told_of_the_end() -> None:
     waiting = threading.Thread(target=lambda: got.append(queue.get()))
     waiting.start()
     queue.close()
-    waiting.join(60)
+    waiting.join(PATIENCE_S)
     assert got == [None]

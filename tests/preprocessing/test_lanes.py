@@ -11,11 +11,10 @@ import pytest
 from stretto.errors import Closing, Overloaded
 from stretto.preprocessing.audio import AudioReader
 from stretto.preprocessing.lanes import SHORT_BYTES, AudioLanes, Load
-from tests.patience import until
+from tests.patience import PATIENCE_S, until
 
 LONG = SHORT_BYTES + 1
 LIMIT = Load(8 * LONG, 16)  # a host alone has half of it
-WAIT_S = 60.0
 
 
 class Reading:
@@ -40,7 +39,7 @@ class Held:
 
     def run(self, read: AudioReader) -> None:
         self.begun.set()
-        assert self.may_end.wait(WAIT_S)
+        assert self.may_end.wait(PATIENCE_S)
         self.ended.set()
 
     def refuse(self, error: Exception) -> None:
@@ -81,20 +80,20 @@ def lanes() -> Iterator[Callable[..., Opened]]:
 def test_a_short_recording_does_not_wait_for_long_ones(lanes: Callable[..., Opened]) -> None:
     opened = lanes()
     long, waiting = opened.hold(LONG), opened.hold(LONG)
-    assert long.begun.wait(WAIT_S)
+    assert long.begun.wait(PATIENCE_S)
     short = opened.hold(SHORT_BYTES)
     short.may_end.set()
-    assert short.ended.wait(WAIT_S)
+    assert short.ended.wait(PATIENCE_S)
     assert not waiting.begun.is_set()
     long.may_end.set()
     waiting.may_end.set()
-    assert waiting.ended.wait(WAIT_S)
+    assert waiting.ended.wait(PATIENCE_S)
 
 
 def test_long_recordings_are_read_side_by_side_where_there_are_lanes(lanes: Callable[..., Opened]) -> None:
     opened = lanes(num_long=2)
     jobs = [opened.hold(LONG) for _ in range(2)]
-    assert all(job.begun.wait(WAIT_S) for job in jobs)
+    assert all(job.begun.wait(PATIENCE_S) for job in jobs)
     for job in jobs:
         job.may_end.set()
 
@@ -117,7 +116,7 @@ def test_bytes_over_the_limit_are_refused_until_others_are_done(
     jobs += [opened.hold(LONG, "other"), opened.hold(LONG, "other")]
     for job in jobs:
         job.may_end.set()
-    assert all(job.ended.wait(WAIT_S) for job in jobs)
+    assert all(job.ended.wait(PATIENCE_S) for job in jobs)
     until(lambda: opened.held == Load(0, 0))
     opened.hold(LONG).may_end.set()
 
@@ -139,11 +138,11 @@ def test_more_requests_than_the_limit_are_refused(lanes: Callable[..., Opened]) 
 def test_a_host_s_recording_does_not_wait_for_all_of_another_s(lanes: Callable[..., Opened]) -> None:
     opened = lanes()
     running, *crowd = (opened.hold(1, "crowd") for _ in range(4))
-    assert running.begun.wait(WAIT_S)
+    assert running.begun.wait(PATIENCE_S)
     other = opened.hold(1, "other")
     for job in (running, crowd[0], other):
         job.may_end.set()
-    assert other.ended.wait(WAIT_S)
+    assert other.ended.wait(PATIENCE_S)
     assert not crowd[2].begun.is_set()
     for job in crowd:
         job.may_end.set()
@@ -156,7 +155,7 @@ def test_a_job_that_raises_does_not_end_its_lane(lanes: Callable[..., Opened]) -
     opened = lanes()
     opened.submit(1, fail, lambda error: None)
     after = opened.hold(1)
-    assert after.begun.wait(WAIT_S)
+    assert after.begun.wait(PATIENCE_S)
     after.may_end.set()
     until(lambda: opened.held == Load(0, 0))
 
@@ -170,7 +169,7 @@ def test_the_audio_of_a_job_is_let_go_when_it_is_done(lanes: Callable[..., Opene
         done.set()
 
     opened.submit(80, run, lambda error: None)
-    assert done.wait(WAIT_S)
+    assert done.wait(PATIENCE_S)
     del audio, run
     until(lambda: freed() is None)
 
@@ -178,12 +177,12 @@ def test_the_audio_of_a_job_is_let_go_when_it_is_done(lanes: Callable[..., Opene
 def test_closing_finishes_what_runs_and_refuses_what_waits_and_what_comes(lanes: Callable[..., Opened]) -> None:
     opened = lanes()
     running, waiting = opened.hold(1), opened.hold(1)
-    assert running.begun.wait(WAIT_S)
+    assert running.begun.wait(PATIENCE_S)
     closing = threading.Thread(target=opened.close)
     closing.start()
     until(lambda: opened.is_closed)
     running.may_end.set()
-    closing.join(WAIT_S)
+    closing.join(PATIENCE_S)
     assert running.refusal is None
     assert isinstance(waiting.refusal, Closing)
     with pytest.raises(Closing, match="stopping"):

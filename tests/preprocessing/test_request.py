@@ -20,6 +20,7 @@ from stretto.records.chunk import Alignment
 from stretto.records.prompt import Prompt
 from stretto.streams.layout import Segment
 from tests.fakes import FrameCounter
+from tests.patience import PATIENCE_S
 
 
 @pytest.fixture
@@ -184,16 +185,16 @@ def test_text_does_not_wait_while_audio_becomes_tokens(preprocessor: Preprocesso
 
     def slow(pcm: np.ndarray) -> np.ndarray:
         begun.set()
-        was_let_go.append(may_end.wait(10))
+        was_let_go.append(may_end.wait(PATIENCE_S))
         return encode(pcm)
 
     preprocessor.codec.encode = slow
     listening = threading.Thread(target=preprocessor.prepare, args=(RawRequest(audio=wav(1.0)),))
     listening.start()
-    assert begun.wait(60)
+    assert begun.wait(PATIENCE_S)
     assert preprocessor.prepare(RawRequest(text="a")).task == "tts"
     may_end.set()
-    listening.join(60)
+    listening.join(PATIENCE_S)
     assert was_let_go == [True]
 
 

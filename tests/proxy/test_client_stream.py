@@ -9,8 +9,8 @@ from tritonclient.grpc.service_pb2 import ModelInferRequest, ModelStreamInferRes
 
 from stretto.proxy.infer_request import BadRequest
 from stretto.proxy.triton_stream import Check, ClientStream
+from tests.patience import PATIENCE_S
 
-WAIT_S = 60
 NUM_REQUESTS = 1000
 
 
@@ -67,7 +67,7 @@ async def test_of_who_takes_no_answers_no_more_is_taken(check: Check) -> None:
     client = ClientStream(triton, reader, lambda model: None)  # type: ignore[arg-type]
     answering = asyncio.create_task(client.answer())
     feeding = asyncio.create_task(client.feed(check, "127.0.0.1"))
-    async with asyncio.timeout(WAIT_S):
+    async with asyncio.timeout(PATIENCE_S):
         await reader.is_offered.wait()
         for _ in range(5000):  # turns of the loop, in which all could be sent
             await asyncio.sleep(0)
@@ -91,7 +91,7 @@ async def test_nothing_waits_between_its_check_and_triton() -> None:
     client = ClientStream(triton, reader, lambda model: None)  # type: ignore[arg-type]
     answering = asyncio.create_task(client.answer())
     feeding = asyncio.create_task(client.feed(checked, "127.0.0.1"))
-    async with asyncio.timeout(WAIT_S):
+    async with asyncio.timeout(PATIENCE_S):
         await reader.is_offered.wait()
         for _ in range(100):
             await asyncio.sleep(0)

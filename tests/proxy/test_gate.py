@@ -12,8 +12,9 @@ from stretto.proxy.triton_stream import Gate
 from stretto_client import ServerUnavailable, SpeechClient
 from stretto_client.errors import ClientError
 from tests.client.fake_server import Chunk, FakeServer, Pause, Until
+from tests.patience import PATIENCE_S, until_async
 from tests.proxy.conftest import grpc_server, proxy_config
-from tests.proxy.test_grpc_proxy import WAIT_S, request
+from tests.proxy.test_grpc_proxy import request
 
 AGAIN = "a process of the server has ended and is being restarted; try again"
 
@@ -30,7 +31,7 @@ class Gated:
         """Return the error that ended a stream early."""
         self.heard[text] = 0
         try:
-            async with SpeechClient(self.address) as client, asyncio.timeout(WAIT_S):
+            async with SpeechClient(self.address) as client, asyncio.timeout(PATIENCE_S):
                 async for _ in client.speak(text):
                     self.heard[text] += 1
         except ClientError as error:
@@ -38,9 +39,7 @@ class Gated:
         return None
 
     async def until(self, num_requests: int, **heard: int) -> None:
-        async with asyncio.timeout(WAIT_S):
-            while len(self.triton.requests) < num_requests or heard.items() - self.heard.items():
-                await asyncio.sleep(0.01)
+        await until_async(lambda: len(self.triton.requests) >= num_requests and not heard.items() - self.heard.items())
 
 
 @pytest.fixture
@@ -79,7 +78,7 @@ async def test_what_is_being_answered_goes_on_where_it_can(gated: Gated) -> None
 
 @pytest.mark.parametrize("is_closed_first", [False, True])
 async def test_abandoned_calls_that_triton_would_never_end_are_cancelled(gated: Gated, is_closed_first: bool) -> None:
-    async with SpeechClient(gated.address) as client, asyncio.timeout(WAIT_S):
+    async with SpeechClient(gated.address) as client, asyncio.timeout(PATIENCE_S):
         stream = client.speak("begun")
         await anext(stream)
         if is_closed_first:
@@ -91,21 +90,19 @@ async def test_abandoned_calls_that_triton_would_never_end_are_cancelled(gated: 
 
 
 async def test_who_leaves_what_is_spared_has_nothing_cancelled(gated: Gated) -> None:
-    async with SpeechClient(gated.address) as client, asyncio.timeout(WAIT_S):
+    async with SpeechClient(gated.address) as client, asyncio.timeout(PATIENCE_S):
         stream = client.speak("begun")
         await anext(stream)
         gated.gate.close(spares_answered=True)
         await stream.aclose()
     gated.released.set()
-    async with asyncio.timeout(WAIT_S):
-        while not gated.triton.num_ended:
-            await asyncio.sleep(0.01)
+    await until_async(lambda: gated.triton.num_ended)
     assert not gated.triton.num_cancelled
 
 
 async def test_what_was_left_is_cancelled_as_well_where_it_was_alone_on_its_call(gated: Gated) -> None:
     gated.triton.may_infer = asyncio.Event()
-    async with grpc.aio.insecure_channel(gated.address) as channel, asyncio.timeout(WAIT_S):
+    async with grpc.aio.insecure_channel(gated.address) as channel, asyncio.timeout(PATIENCE_S):
         asking = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request("preprocessor"))
         while not gated.triton.parameters:
             await asyncio.sleep(0.01)
@@ -118,7 +115,7 @@ async def test_what_was_left_is_cancelled_as_well_where_it_was_alone_on_its_call
 
 
 async def test_a_stream_of_many_requests_is_not_spared(gated: Gated) -> None:
-    async with grpc.aio.insecure_channel(gated.address) as channel, asyncio.timeout(WAIT_S):
+    async with grpc.aio.insecure_channel(gated.address) as channel, asyncio.timeout(PATIENCE_S):
         stream = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer()
         for text in ("\5\0\0\0hello", "\5\0\0\0begun"):
             await stream.write(request(raw=text.encode()))
@@ -132,7 +129,7 @@ async def test_a_stream_of_many_requests_is_not_spared(gated: Gated) -> None:
 async def test_requests_are_refused_until_the_gate_is_open_again(gated: Gated) -> None:
     gated.gate.close(spares_answered=True)
     assert isinstance(await gated.speak("hello"), ServerUnavailable)
-    async with grpc.aio.insecure_channel(gated.address) as channel, asyncio.timeout(WAIT_S):
+    async with grpc.aio.insecure_channel(gated.address) as channel, asyncio.timeout(PATIENCE_S):
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         with pytest.raises(grpc.aio.AioRpcError, match=AGAIN) as refused:
             await stub.ModelInfer(request("preprocessor"))

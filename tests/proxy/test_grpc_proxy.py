@@ -1,7 +1,7 @@
 """Calls that the proxy forwards to Triton, and calls that it refuses."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -16,10 +16,10 @@ from stretto.proxy.access import KEY_HEADER
 from stretto.proxy.grpc_proxy import CROWDED
 from stretto_client import RequestRefused, ServerUnavailable, SpeechClient
 from tests.client.fake_server import Abort, Chunk, ErrorText, FakeServer, Until
+from tests.patience import PATIENCE_S, until_async
 from tests.proxy.conftest import KEY, Proxied, grpc_server, proxied, proxy_config
 
 TEXT = b"\x02\0\0\0hi"
-WAIT_S = 60
 
 
 def request(model: str = "speech", shape: Iterable[int] = (1,), raw: bytes = TEXT) -> service_pb2.ModelInferRequest:
@@ -30,13 +30,13 @@ def request(model: str = "speech", shape: Iterable[int] = (1,), raw: bytes = TEX
 
 
 async def answers(address: str, *requests: Any, metadata: Any = None) -> list[service_pb2.ModelStreamInferResponse]:
-    async with grpc.aio.insecure_channel(address) as channel, asyncio.timeout(WAIT_S):
+    async with grpc.aio.insecure_channel(address) as channel, asyncio.timeout(PATIENCE_S):
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         return [answer async for answer in stub.ModelStreamInfer(iter(requests), metadata=metadata)]
 
 
 async def call(address: str, method: str, message: Any, metadata: Any = None) -> Any:
-    async with grpc.aio.insecure_channel(address) as channel, asyncio.timeout(WAIT_S):
+    async with grpc.aio.insecure_channel(address) as channel, asyncio.timeout(PATIENCE_S):
         return await getattr(service_pb2_grpc.GRPCInferenceServiceStub(channel), method)(message, metadata=metadata)
 
 
@@ -125,26 +125,20 @@ async def test_a_call_that_ends_as_triton_is_started_again_is_unavailable(
     )
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(WAIT_S):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
 @pytest.mark.parametrize("is_silent", [False, True], ids=["amid an answer", "before it goes on"])
 async def test_a_disconnect_is_reported_to_the_models_not_cancelled(proxy: Proxied, is_silent: bool) -> None:
     goes_on, large = asyncio.Event(), [Chunk(index, num_samples=100_000) for index in range(30)]
     proxy.triton.script = lambda _: [Chunk(0), *[Until(goes_on)][: int(is_silent)], *large, Chunk(31, is_last=True)]
-    async with grpc.aio.insecure_channel(proxy.address) as channel, asyncio.timeout(WAIT_S):
+    async with grpc.aio.insecure_channel(proxy.address) as channel, asyncio.timeout(PATIENCE_S):
         stream = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer()
         await stream.write(request())
         await stream.read()
         number = int(proxy.triton.parameters[0][STREAM])
         assert not proxy.disconnects.has(number)
         stream.cancel()
-    await until(lambda: proxy.disconnects.has(number))
+    await until_async(lambda: proxy.disconnects.has(number))
     goes_on.set()
-    await until(lambda: proxy.triton.num_ended == 1)
+    await until_async(lambda: proxy.triton.num_ended == 1)
     assert proxy.triton.num_cancelled == 0
     assert await answers(proxy.address, request())
     assert not proxy.disconnects.has(int(proxy.triton.parameters[-1][STREAM]))
@@ -152,7 +146,7 @@ async def test_a_disconnect_is_reported_to_the_models_not_cancelled(proxy: Proxi
 
 async def test_others_models_are_told_by_triton_that_a_client_has_left(proxy: Proxied) -> None:
     proxy.triton.script = lambda _: [Chunk(0), Until(asyncio.Event())]
-    async with grpc.aio.insecure_channel(proxy.address) as channel, asyncio.timeout(WAIT_S):
+    async with grpc.aio.insecure_channel(proxy.address) as channel, asyncio.timeout(PATIENCE_S):
         stream = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer()
         await stream.write(request("somebody_elses"))
         await stream.read()
@@ -203,12 +197,12 @@ async def narrow_proxy(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Proxied
 async def test_a_place_is_kept_until_what_was_left_is_answered(narrow_proxy: Proxied) -> None:
     triton, goes_on = narrow_proxy.triton, asyncio.Event()
     triton.script = lambda _: [Chunk(0), Until(goes_on), Chunk(1, is_last=True)]
-    async with grpc.aio.insecure_channel(narrow_proxy.address) as channel, asyncio.timeout(WAIT_S):
+    async with grpc.aio.insecure_channel(narrow_proxy.address) as channel, asyncio.timeout(PATIENCE_S):
         stream = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer()
         await stream.write(request())
         await stream.read()
         stream.cancel()
-    await until(lambda: narrow_proxy.disconnects.has(int(triton.parameters[0][STREAM])))
+    await until_async(lambda: narrow_proxy.disconnects.has(int(triton.parameters[0][STREAM])))
     assert not await has_place(narrow_proxy)
     goes_on.set()
     await until_placed(narrow_proxy)
@@ -229,7 +223,7 @@ async def has_place(proxy: Proxied) -> bool:
 
 
 async def until_placed(proxy: Proxied) -> None:
-    async with asyncio.timeout(WAIT_S):
+    async with asyncio.timeout(PATIENCE_S):
         while not await has_place(proxy):
             await asyncio.sleep(0.01)
 
@@ -238,20 +232,20 @@ async def test_a_client_that_leaves_after_a_sole_request_cancels_nothing(proxy: 
     await leave_after_a_sole_request(proxy, "speech")
     assert proxy.triton.may_infer is not None
     proxy.triton.may_infer.set()
-    await until(lambda: proxy.triton.num_ended == 1)
+    await until_async(lambda: proxy.triton.num_ended == 1)
     assert proxy.triton.num_cancelled == 0
 
 
 async def test_a_sole_request_for_another_model_is_cancelled_with_its_client(proxy: Proxied) -> None:
     await leave_after_a_sole_request(proxy, "somebody_elses")
-    await until(lambda: proxy.triton.num_cancelled == 1)
+    await until_async(lambda: proxy.triton.num_cancelled == 1)
 
 
 async def leave_after_a_sole_request(proxy: Proxied, model: str) -> None:
     proxy.triton.may_infer = asyncio.Event()
     async with grpc.aio.insecure_channel(proxy.address) as channel:
         asking = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request(model))
-        await until(lambda: bool(proxy.triton.parameters))
+        await until_async(lambda: bool(proxy.triton.parameters))
         asking.cancel()
 
 
@@ -308,7 +302,10 @@ async def test_compressed_messages_are_refused_unread(proxy: Proxied, compressio
         yield zeros
 
     zeros = request(shape=(1,), raw=b"\0\xe8\x03\0" + bytes(256_000))
-    async with grpc.aio.insecure_channel(proxy.address, compression=compression) as channel, asyncio.timeout(WAIT_S):
+    async with (
+        grpc.aio.insecure_channel(proxy.address, compression=compression) as channel,
+        asyncio.timeout(PATIENCE_S),
+    ):
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await stub.ModelInfer(zeros)
@@ -334,7 +331,7 @@ async def test_without_triton_the_server_is_starting() -> None:
     async with grpc.aio.insecure_channel("unix:/no/such/socket") as nobody:
         server = grpc_server(config, nobody)
         await server.start()
-        async with SpeechClient(f"127.0.0.1:{config.grpc_port}") as client, asyncio.timeout(WAIT_S):
+        async with SpeechClient(f"127.0.0.1:{config.grpc_port}") as client, asyncio.timeout(PATIENCE_S):
             assert not await client.ready()
             with pytest.raises(ServerUnavailable, match=r"^unavailable: the server is starting$"):
                 [event async for event in client.speak("hello")]
@@ -347,7 +344,7 @@ async def test_what_the_launcher_knows_to_be_wrong_is_not_ready_and_still_answer
     async with grpc.aio.insecure_channel(await triton.start()) as channel:
         server = grpc_server(config, channel, lambda: is_ready)
         await server.start()
-        async with SpeechClient(f"127.0.0.1:{config.grpc_port}") as client, asyncio.timeout(WAIT_S):
+        async with SpeechClient(f"127.0.0.1:{config.grpc_port}") as client, asyncio.timeout(PATIENCE_S):
             assert not await client.ready()
             assert [event async for event in client.speak("hello")][-1].is_final
             is_ready = True

@@ -11,10 +11,10 @@ import pytest
 from stretto.proxy import pages
 from stretto.proxy.pages import MetricsPage, PageServer, Readiness
 from tests.client.fake_server import FakeServer
+from tests.patience import PATIENCE_S
 from tests.ports import free_ports
 
 Ask = Callable[[bytes], Awaitable[bytes]]
-WAIT_S = 60
 
 
 async def asking(server: PageServer, port: int = 0) -> AsyncIterator[Ask]:
@@ -22,7 +22,7 @@ async def asking(server: PageServer, port: int = 0) -> AsyncIterator[Ask]:
     port = listener.sockets[0].getsockname()[1]
 
     async def ask(request: bytes) -> bytes:
-        async with asyncio.timeout(WAIT_S):
+        async with asyncio.timeout(PATIENCE_S):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(request)
             try:
@@ -102,7 +102,7 @@ async def test_a_client_that_never_ends_its_request_is_let_go(ask: Ask, monkeypa
 
 async def test_idle_connections_make_room_the_oldest_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pages, "MAX_CONNECTIONS", 3)
-    monkeypatch.setattr(pages, "REQUEST_S", 10 * WAIT_S)
+    monkeypatch.setattr(pages, "REQUEST_S", 10 * PATIENCE_S)
     asked, answer = asyncio.Event(), asyncio.Event()
 
     async def page(path: str) -> pages.Page:
@@ -114,10 +114,10 @@ async def test_idle_connections_make_room_the_oldest_first(monkeypatch: pytest.M
     (port,) = free_ports(1)
     async for ask in asking(PageServer(page), port):
         slow = asyncio.create_task(ask(get("/slow")))
-        await asyncio.wait_for(asked.wait(), WAIT_S)
+        await asyncio.wait_for(asked.wait(), PATIENCE_S)
         idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(50)]
         assert (await ask(get("/"))).startswith(b"HTTP/1.1 200 ")
-        async with asyncio.timeout(WAIT_S):
+        async with asyncio.timeout(PATIENCE_S):
             for reader, _ in idle[:-2]:
                 with suppress(ConnectionResetError):
                     assert await reader.read() == b""
@@ -132,7 +132,7 @@ async def test_the_host_with_most_connections_loses_one_even_when_busy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(pages, "MAX_CONNECTIONS", 4)
-    monkeypatch.setattr(pages, "REQUEST_S", 10 * WAIT_S)
+    monkeypatch.setattr(pages, "REQUEST_S", 10 * PATIENCE_S)
     num_asked, num_ended = 0, 0
 
     async def page(path: str) -> pages.Page:
@@ -149,7 +149,7 @@ async def test_the_host_with_most_connections_loses_one_even_when_busy(
     async for ask in asking(PageServer(page), port):
         silent = await asyncio.open_connection("127.0.0.1", port)
         theirs = []
-        async with asyncio.timeout(WAIT_S):
+        async with asyncio.timeout(PATIENCE_S):
             for number in range(1, 4):
                 theirs.append(await asyncio.open_connection("127.0.0.1", port, local_addr=("127.0.0.2", 0)))
                 theirs[-1][1].write(get("/slow"))
@@ -177,7 +177,7 @@ async def test_further_connections_are_closed_while_all_are_busy(
 
     async for ask in asking(PageServer(page)):
         first = asyncio.create_task(ask(get("/")))
-        await asyncio.wait_for(asked.wait(), WAIT_S)
+        await asyncio.wait_for(asked.wait(), PATIENCE_S)
         assert await ask(get("/")) == b""
         answer.set()
         assert (await first).startswith(b"HTTP/1.1 200 ")

@@ -9,8 +9,9 @@ import pytest
 from stretto.proxy import uploads as uploads_module
 from stretto.proxy.uploads import ENDED, KEPT_BYTES, Upload, Uploads
 from tests.client.fake_server import Chunk, FakeServer
+from tests.patience import PATIENCE_S
 from tests.proxy.conftest import grpc_server, proxy_config
-from tests.proxy.test_grpc_proxy import TEXT, WAIT_S, call, request, service_pb2
+from tests.proxy.test_grpc_proxy import TEXT, call, request, service_pb2
 
 METHODS = [f"/inference.GRPCInferenceService/{name}" for name in ("ModelStreamInfer", "ModelInfer", "ServerReady")]
 
@@ -107,7 +108,7 @@ async def test_a_call_that_is_ended_says_why_and_others_go_on(method: str) -> No
     triton = FakeServer(lambda _: [Chunk(0, is_final=True, is_last=True)])
     uploads, config = Uploads(resident=lambda: 1 << 40), proxy_config()
     address = f"127.0.0.1:{config.grpc_port}"
-    async with grpc.aio.insecure_channel(await triton.start()) as channel, asyncio.timeout(WAIT_S):
+    async with grpc.aio.insecure_channel(await triton.start()) as channel, asyncio.timeout(PATIENCE_S):
         server = grpc_server(config, channel, uploads=uploads)
         await server.start()
         async with grpc.aio.insecure_channel(address) as client:
@@ -128,7 +129,7 @@ async def test_a_call_that_is_ended_says_why_and_others_go_on(method: str) -> No
 async def test_a_stream_that_has_sent_all_is_none_of_them() -> None:
     triton = FakeServer(lambda _: [Chunk(0, is_final=True, is_last=True)])
     uploads, config = Uploads(resident=lambda: 1 << 40), proxy_config()
-    async with grpc.aio.insecure_channel(await triton.start()) as channel, asyncio.timeout(WAIT_S):
+    async with grpc.aio.insecure_channel(await triton.start()) as channel, asyncio.timeout(PATIENCE_S):
         server = grpc_server(config, channel, uploads=uploads)
         await server.start()
         async with grpc.aio.insecure_channel(f"127.0.0.1:{config.grpc_port}") as client:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE_S
+
 ROOT = Path(__file__).parents[2]
 PYTHON = """#!/bin/sh
 if [ "$1" = -m ]; then
@@ -33,7 +35,12 @@ def set_up(clone: Path, cache: Path) -> subprocess.CompletedProcess[str]:
     python.chmod(0o755)
     environment = os.environ | {"PYTHON": "./python", "XDG_CACHE_HOME": str(cache)}
     return subprocess.run(
-        [clone / "scripts" / "setup.sh"], env=environment, capture_output=True, text=True, timeout=60, check=False
+        [clone / "scripts" / "setup.sh"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
     )
 
 
@@ -68,7 +75,7 @@ def test_other_entry_points_are_installed_also_if_they_were_before(tmp_path: Pat
         (tmp_path / "pyproject.toml").write_text(project)
         calls.write_text("")
         script = [tmp_path / "scripts" / "setup.sh"]
-        done = subprocess.run(script, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(script, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
         assert done.returncode == 0, done.stderr
         assert not (tmp_path / "stretto.egg-info").exists()
         installed.append("--editable" in calls.read_text())

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE_S
+
 SPEAK = Path(__file__).parents[2] / "scripts/speak.sh"
 STRETTO = """#!/bin/sh
 echo "stretto in $PWD:"
@@ -28,7 +30,7 @@ def clone(tmp_path: Path) -> Path:
 
 def speak(clone: Path, *words: str) -> "subprocess.CompletedProcess[str]":
     command = [str(clone / "scripts/speak.sh"), *words]
-    return subprocess.run(command, cwd=clone.parent, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, cwd=clone.parent, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
 
 def test_it_sets_up_and_speaks_in_the_callers_folder(clone: Path) -> None:

@@ -19,11 +19,11 @@ from stretto.triton_io.callers import Caller
 from stretto.triton_io.chunk_sender import ChunkSender, Responses, ResponseThread, SenderLimits
 from stretto.triton_io.flow import DecoderFailed, DecoderRefused, DecoderStalled, FlowSlot, FlowTable, Outcome
 from tests.fakes_triton import InferenceResponse, Request, ResponseSender
-from tests.patience import PATIENCE_S
+from tests.patience import PATIENCE_S, until_async
 from tests.triton_io.answering import AnsweringSender
 from tests.triton_io.sealing import SEAL, NoThread, envelope_in, responses_to
 
-QUICK = SenderLimits(max_chunks=4, max_frames=100, probe_s=0.05, poll_s=0.005, stall_s=10)
+QUICK = SenderLimits(max_chunks=4, max_frames=100, probe_s=0.05, poll_s=0.005, stall_s=PATIENCE_S)
 IMPATIENT = replace(QUICK, stall_s=0.2)
 
 
@@ -74,7 +74,7 @@ class BlockedSender(ResponseSender):
 
     def send(self, response: InferenceResponse | None = None, flags: int = 0) -> None:
         self.is_asked = True
-        assert self._may_send.wait(60), "never let to send"
+        assert self._may_send.wait(PATIENCE_S), "never let to send"
         super().send(response, flags)
 
 
@@ -83,13 +83,6 @@ class BrokenSender(ResponseSender):
 
     def send(self, response: InferenceResponse | None = None, flags: int = 0) -> None:
         raise BrokenPipeError("gone")
-
-
-async def settled(condition: object, timeout_s: float = PATIENCE_S) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.002)
 
 
 async def test_chunks_go_in_order_with_their_codes(slot: FlowSlot) -> None:
@@ -119,11 +112,11 @@ async def test_a_text_chunk_has_no_codes(slot: FlowSlot) -> None:
 async def test_no_more_chunks_are_on_the_way_than_the_window_holds(slot: FlowSlot) -> None:
     sender = ResponseSender()
     pumping = asyncio.create_task(ChunkSender(responses_to(sender), slot, "u", QUICK).pump(Speaker(8).speak()))
-    await settled(lambda: len(sent(sender)) == 4)
+    await until_async(lambda: len(sent(sender)) == 4)
     await asyncio.sleep(0.05)
     assert sent(sender) == [0, 1, 2, 3]
     answer(slot, 2)
-    await settled(lambda: len(sent(sender)) == 6)
+    await until_async(lambda: len(sent(sender)) == 6)
     answer(slot, 4)
     await pumping
     assert sent(sender) == list(range(8))
@@ -134,7 +127,7 @@ async def test_no_more_frames_are_on_the_way_than_allowed(slot: FlowSlot) -> Non
     pumping = asyncio.create_task(
         ChunkSender(responses_to(sender), slot, "u", QUICK).pump(Speaker(4, frames=60).speak())
     )
-    await settled(lambda: len(sent(sender)) == 2)
+    await until_async(lambda: len(sent(sender)) == 2)
     await asyncio.sleep(0.05)
     assert sent(sender) == [0, 1]  # 60 < 100 lets a second chunk go, 120 no third
     answer(slot, 2)
@@ -142,19 +135,25 @@ async def test_no_more_frames_are_on_the_way_than_allowed(slot: FlowSlot) -> Non
     assert sent(sender) == [0, 1, 2, 3]
 
 
+async def after_probes(sender: ResponseSender, num_probes: int, pause_s: float = 0.0) -> AsyncGenerator[LMChunk, None]:
+    """Yield one chunk, `pause_s` after `num_probes` probes have been sent."""
+    await until_async(lambda: len(sender.responses) >= num_probes)
+    await asyncio.sleep(pause_s)
+    yield LMChunk(Chunk(0, Segment.AUDIO), np.zeros((2, 1), np.int32))
+
+
 async def test_a_quiet_language_model_sends_probes(slot: FlowSlot) -> None:
-    sender = AnsweringSender(slot.table)
-    await ChunkSender(responses_to(sender), slot, "u", QUICK).pump(Speaker(1, pause_s=0.6).speak())
-    probes = [each for each in envelopes(sender) if each.chunk is None]
-    assert 2 <= len(probes) <= 12
-    assert envelopes(sender)[-1].chunk is not None
+    sender, begun_s = AnsweringSender(slot.table), time.monotonic()
+    await ChunkSender(responses_to(sender), slot, "u", QUICK).pump(after_probes(sender, 3))
+    *probes, last = envelopes(sender)
+    assert all(each.chunk is None for each in probes)
+    assert 3 <= len(probes) <= (time.monotonic() - begun_s) / QUICK.probe_s
+    assert last.chunk is not None
 
 
 async def test_there_is_one_probe_at_a_time(slot: FlowSlot) -> None:
     sender = ResponseSender()
-    await asyncio.wait_for(
-        ChunkSender(responses_to(sender), slot, "u", QUICK).pump(Speaker(1, pause_s=0.6).speak()), 30
-    )
+    await ChunkSender(responses_to(sender), slot, "u", QUICK).pump(after_probes(sender, 1, pause_s=0.3))
     assert [each.chunk is None for each in envelopes(sender)] == [True, False]
 
 
@@ -164,14 +163,14 @@ async def test_a_cancelled_utterance_stops_before_its_next_chunk(slot: FlowSlot)
     await asyncio.sleep(0.02)
     slot.conclude(Outcome.CANCELLED)
     with pytest.raises(Cancelled):
-        await asyncio.wait_for(pumping, 120)
+        await asyncio.wait_for(pumping, PATIENCE_S)
     assert speaker.is_closed
 
 
 async def test_a_cancelled_utterance_does_not_wait_for_room(slot: FlowSlot) -> None:
     speaker = Speaker(9)
     pumping = asyncio.create_task(ChunkSender(responses_to(ResponseSender()), slot, "u", QUICK).pump(speaker.speak()))
-    await settled(lambda: speaker.num_made == 5)
+    await until_async(lambda: speaker.num_made == 5)
     slot.conclude(Outcome.CANCELLED)
     with pytest.raises(Cancelled):
         await pumping
@@ -200,13 +199,13 @@ async def test_a_caller_of_the_language_model_itself_who_leaves_is_noticed(slot:
     sender, speaker = ResponseSender(), Speaker(9)
     chunk_sender = ChunkSender(responses_to(sender), slot, "u", replace(QUICK, look_s=0.05))
     pumping = asyncio.create_task(chunk_sender.pump(speaker.speak()))
-    await settled(lambda: len(sent(sender)) == 4)
+    await until_async(lambda: len(sent(sender)) == 4)
     sender.client_is_gone = True
     with pytest.raises(Cancelled):
-        await asyncio.wait_for(pumping, 30)
+        await asyncio.wait_for(pumping, PATIENCE_S)
     assert speaker.is_closed
     with pytest.raises(Cancelled):  # though four chunks are not answered
-        await asyncio.wait_for(chunk_sender.settle(), 30)
+        await asyncio.wait_for(chunk_sender.settle(), PATIENCE_S)
 
 
 async def test_while_chunks_wait_for_their_answers_the_decoder_is_asked_after_the_client(slot: FlowSlot) -> None:
@@ -215,10 +214,10 @@ async def test_while_chunks_wait_for_their_answers_the_decoder_is_asked_after_th
     looking = ChunkSender(responses_to(sender), slot, "u", replace(QUICK, look_s=0.02))
     await looking.pump(Speaker(2, frames=60).speak())
     settling = asyncio.ensure_future(looking.settle())
-    await settled(lambda: len(envelopes(sender)) >= 3)
+    await until_async(lambda: len(envelopes(sender)) >= 3)
     assert [each.chunk is None for each in envelopes(sender)[:3]] == [False, False, True]
     slot.conclude(Outcome.CANCELLED)
-    await settled(lambda: answer(slot, 1) or settling.done())
+    await until_async(lambda: answer(slot, 1) or settling.done())
     with pytest.raises(Cancelled):
         settling.result()
 
@@ -233,11 +232,11 @@ async def test_a_disconnected_client_is_awaited_if_answered(slot: FlowSlot, tmp_
     await sending.pump(Speaker(1).speak())
     settling = asyncio.ensure_future(sending.settle())
     disconnects.record(number)
-    await settled(lambda: slot.outcome is Outcome.CANCELLED)
+    await until_async(lambda: slot.outcome is Outcome.CANCELLED)
     if answers:  # as the decoder does, which reads it from the slot
         answer(slot, len(envelopes(sender)))
     with pytest.raises(Cancelled):
-        await asyncio.wait_for(settling, 60)
+        await asyncio.wait_for(settling, PATIENCE_S)
 
 
 async def test_probes_that_are_answered_excuse_no_decoder_that_has_stalled(slot: FlowSlot) -> None:
@@ -252,7 +251,7 @@ async def test_probes_that_are_answered_excuse_no_decoder_that_has_stalled(slot:
     answering = asyncio.ensure_future(answer_probes())
     await sending.pump(Speaker(1).speak())
     with pytest.raises(DecoderStalled):
-        await asyncio.wait_for(sending.settle(), 60)
+        await asyncio.wait_for(sending.settle(), PATIENCE_S)
     answering.cancel()
     assert slot.num_answered > 2
 
@@ -270,8 +269,8 @@ async def test_a_send_that_blocks_holds_up_nobody_on_the_loop(slot: FlowSlot) ->
     may_send, sender = threading.Event(), ResponseSender()
     blocked, thread = BlockedSender(may_send), ResponseThread()
     first = ChunkSender(Responses(Caller(Request({}, blocked)), thread, SEAL), slot, "u", QUICK)
-    await asyncio.wait_for(first.pump(Speaker(2).speak()), 60)
-    await settled(lambda: blocked.is_asked)
+    await asyncio.wait_for(first.pump(Speaker(2).speak()), PATIENCE_S)
+    await until_async(lambda: blocked.is_asked)
     await ChunkSender(responses_to(sender), slot.table.claim(), "v", QUICK).pump(Speaker(2).speak())
     assert sent(sender) == [0, 1]
     assert sent(blocked) == []
@@ -284,9 +283,9 @@ async def test_what_cannot_be_sent_ends_the_utterance(slot: FlowSlot) -> None:
     thread = ResponseThread()
     chunk_sender = ChunkSender(Responses(Caller(Request({}, BrokenSender())), thread, SEAL), slot, "u", QUICK)
     with pytest.raises(BrokenPipeError, match="gone"):
-        await asyncio.wait_for(chunk_sender.pump(Speaker(9, pause_s=0.05).speak()), 60)
+        await asyncio.wait_for(chunk_sender.pump(Speaker(9, pause_s=0.05).speak()), PATIENCE_S)
     with pytest.raises(BrokenPipeError, match="gone"):  # though nothing will ever be answered
-        await asyncio.wait_for(chunk_sender.settle(), 60)
+        await asyncio.wait_for(chunk_sender.settle(), PATIENCE_S)
 
 
 async def test_a_decoder_that_answers_nothing_ends_the_utterance(slot: FlowSlot) -> None:
@@ -371,7 +370,7 @@ async def test_what_a_dead_decoder_has_left_unanswered_settles_when_it_is_starte
     assert not settling.done()
     slot.table.conclude_all(Outcome.CLOSING, "started again")
     with pytest.raises(Closing, match="started again"):  # and not only then when it is taken for stalled
-        await asyncio.wait_for(settling, 30)
+        await asyncio.wait_for(settling, PATIENCE_S)
 
 
 async def test_audio_leaves_no_faster_than_a_listener_hears_it_and_the_limit(slot: FlowSlot) -> None:
@@ -392,7 +391,7 @@ async def test_a_reference_is_no_audio_that_a_listener_has_still_to_hear(slot: F
 
     sender = AnsweringSender(slot.table)
     chunk_sender = ChunkSender(responses_to(sender), slot, "u", replace(QUICK, max_ahead_s=0.2))
-    await asyncio.wait_for(chunk_sender.pump(speak()), 30)  # an hour, if it were decoded
+    await asyncio.wait_for(chunk_sender.pump(speak()), PATIENCE_S)  # an hour, if it were decoded
     assert sent(sender) == [0, 1, 2]
 
 
@@ -404,5 +403,5 @@ async def test_a_client_who_leaves_while_audio_is_held_back_is_noticed(slot: Flo
     await asyncio.sleep(0.1)
     slot.conclude(Outcome.CANCELLED)
     with pytest.raises(Cancelled):
-        await asyncio.wait_for(pumping, 30)
+        await asyncio.wait_for(pumping, PATIENCE_S)
     assert speaker.is_closed

@@ -6,6 +6,7 @@ import threading
 import pytest
 
 from stretto.triton_io.stub import EventLoop
+from tests.patience import PATIENCE_S
 
 
 async def double(number: int) -> int:
@@ -46,7 +47,7 @@ def test_closing_lets_running_coroutines_clean_up() -> None:
             cleaned.set()
 
     loop.start(serve())
-    assert begun.wait(60)
+    assert begun.wait(PATIENCE_S)
     loop.close()
     assert cleaned.is_set()
 
@@ -59,7 +60,7 @@ def test_a_loop_that_ends_by_itself_takes_its_process_along(monkeypatch: pytest.
     ended, reasons = threading.Event(), list[str]()
     monkeypatch.setattr("stretto.triton_io.stub.end", lambda reason: (reasons.append(reason), ended.set()))
     EventLoop("language model").start(stop_the_loop())
-    assert ended.wait(60)
+    assert ended.wait(PATIENCE_S)
     assert reasons == ["the event loop of the language model has ended"]
 
 

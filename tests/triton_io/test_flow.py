@@ -12,6 +12,7 @@ import pytest
 from stretto.errors import Overloaded
 from stretto.records.chunk import FlowAddress
 from stretto.triton_io.flow import FlowTable, FlowTables, Outcome, conclude_all, remove_stale_tables
+from tests.patience import PATIENCE_S
 
 
 def hold_a_table(directory: Path, ready: "multiprocessing.synchronize.Event") -> None:
@@ -125,7 +126,7 @@ def test_only_the_tables_of_the_dead_are_removed(tmp_path: Path) -> None:
     ready = context.Event()
     process = context.Process(target=hold_a_table, args=(tmp_path, ready))
     process.start()
-    assert ready.wait(60)
+    assert ready.wait(PATIENCE_S)
     (path,) = tmp_path.iterdir()
     seen = FlowTable.open(path.name, tmp_path)
     assert seen.num_active() == 1

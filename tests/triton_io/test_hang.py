@@ -124,7 +124,7 @@ def started(request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[bytes]]
     assert process.stdout.read(1)
     yield process
     os.killpg(process.pid, 9)
-    process.wait(60)
+    process.wait(PATIENCE_S)
 
 
 @pytest.mark.parametrize("started", [WAITS], indirect=True)
@@ -148,10 +148,7 @@ def test_a_decoder_whose_codec_never_returns_is_found_and_an_idle_one_is_not() -
     watch = HangWatch(worker.has_work, [(os.getpid(), worker.thread_id)])
     assert not any(watch.poll() for _ in range(2 * LOOKS))
     pile_up(worker, codec)
-    deadline = time.monotonic() + 50
-    while not watch.poll():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    until(watch.poll)
     codec.gate.set()
     worker.stop()
 

@@ -15,6 +15,7 @@ from stretto.triton_io.callers import Caller
 from stretto.triton_io.decoding_service import ChunkReply
 from stretto.triton_io.flow import FlowSlot, FlowTable, Outcome
 from tests.fakes_triton import InferenceResponse, Request, ResponseSender
+from tests.patience import PATIENCE_S
 
 
 @pytest.fixture
@@ -137,7 +138,7 @@ class Freed(ResponseSender):
 
     def send(self, response: InferenceResponse | None = None, flags: int = 0) -> None:
         self.has_begun.set()
-        assert self.may_return.wait(60)
+        assert self.may_return.wait(PATIENCE_S)
         super().send(response, flags)
 
     def is_cancelled(self) -> bool:
@@ -151,7 +152,7 @@ def test_nobody_is_asked_whether_the_client_has_left_while_the_answer_is_on_its_
     reply = ChunkReply(Caller(request), slot)
     with ThreadPoolExecutor(2) as pool:
         answering = pool.submit(reply.close)
-        assert request.sender.has_begun.wait(60)
+        assert request.sender.has_begun.wait(PATIENCE_S)
         asking = pool.submit(reply.is_cancelled)
         wait([asking], timeout=0.2)
         request.sender.may_return.set()

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from stretto.errors import InvalidRequest
 from stretto.triton_io.seal import Seal, SealKey
+from tests.patience import PATIENCE_S
 
 SEAL = Seal(bytes(32))
 REFUSED = "^chunk: expected a record authenticated by this server, got another record$"
@@ -63,7 +64,7 @@ def hold(folder: Path, ready: Event, done: Event) -> None:
     key = SealKey(os.getppid(), folder)
     sealed_file(folder).write_bytes(key.seal.close("chunk", b"{}"))
     ready.set()
-    done.wait(60)
+    done.wait(PATIENCE_S)
     key.close()
 
 
@@ -72,7 +73,7 @@ def start(folder: Path) -> tuple[multiprocessing.Process, Event]:
     ready, done = context.Event(), context.Event()
     process = context.Process(target=hold, args=(folder, ready, done))
     process.start()
-    assert ready.wait(60)
+    assert ready.wait(PATIENCE_S)
     return process, done
 
 

@@ -82,7 +82,7 @@ time.sleep(0.5 if sys.argv[1] == "returns" else 60)
 
 @pytest.mark.parametrize(("way", "code"), [("fails", -signal.SIGKILL), ("returns", 0)])
 def test_a_process_ends_with_a_thread_that_it_needs_and_that_failed(way: str, code: int) -> None:
-    done = subprocess.run([sys.executable, "-c", DYING, way], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", DYING, way], capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == code
     assert ("its thread 'rings' has ended" in done.stderr) == (way == "fails")
 

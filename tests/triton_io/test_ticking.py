@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 
 from stretto.triton_io.stub import ticking, wait_until
+from tests.patience import PATIENCE_S
 
 
 async def test_it_looks_until_the_block_is_left() -> None:
     looks: list[int] = []
     with ticking(lambda: looks.append(1), 0.001):
-        await asyncio.wait_for(wait_until(lambda: len(looks) >= 3, 0.001), 60)
+        await asyncio.wait_for(wait_until(lambda: len(looks) >= 3, 0.001), PATIENCE_S)
     seen = len(looks)
     await asyncio.sleep(0.02)
     assert len(looks) == seen
@@ -26,7 +27,7 @@ async def test_a_condition_that_holds_is_asked_once() -> None:
 async def test_what_a_condition_raises_is_raised() -> None:
     answers = [False, False]
     with pytest.raises(IndexError):
-        await asyncio.wait_for(wait_until(lambda: answers.pop(), 0.001), 60)
+        await asyncio.wait_for(wait_until(lambda: answers.pop(), 0.001), PATIENCE_S)
 
 
 async def test_those_who_look_as_often_are_woken_together(monkeypatch: pytest.MonkeyPatch) -> None:

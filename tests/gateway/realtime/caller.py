@@ -28,6 +28,7 @@ from tests.client.fake_server import PROFILE, Chunk, Request, Step
 from tests.gateway.conftest import Running
 from tests.gateway.line import Line
 from tests.gateway.test_chat import task
+from tests.patience import PATIENCE_S
 
 RATE = 24_000
 PIECE = RATE // 50  # samples of 20 ms, as microphones send them
@@ -73,7 +74,7 @@ class Caller:
 
     async def next(self) -> Any:
         """The next event."""
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_S):
             self.seen.append(check(await self.connection.recv_bytes()))
         return self.seen[-1]
 

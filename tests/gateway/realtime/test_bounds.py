@@ -25,6 +25,7 @@ from stretto_gateway.realtime.settings import MAX_IGNORED, Change, RealtimeSetti
 from tests.client.fake_server import Chunk, Until
 from tests.gateway.conftest import Running, Start
 from tests.gateway.realtime.caller import RATE, TALKS, Caller, answer, call, codes, silence
+from tests.patience import PATIENCE_S, until_async
 
 KEY = "sk-0123456789abcdef"
 EMPTY_ITEM = ITEM_BYTES + PART_BYTES
@@ -34,7 +35,7 @@ NO_VAD = {"type": "realtime", "audio": {"input": {"turn_detection": None}}}
 def open_socket(running: Running, path: str = "/v1/realtime", **options: Any) -> Any:
     """Open a WebSocket as any client may; the answer to the handshake may take a minute."""
     url = running.url.replace("http", "ws") + path
-    return websockets.connect(url, proxy=None, open_timeout=60, max_size=None, **options)
+    return websockets.connect(url, proxy=None, open_timeout=PATIENCE_S, max_size=None, **options)
 
 
 async def status(running: Running, path: str = "/v1/realtime", **options: Any) -> int:
@@ -48,7 +49,7 @@ async def status(running: Running, path: str = "/v1/realtime", **options: Any) -
 
 async def closed(opened: Any) -> tuple[int, str]:
     """Return the close code and reason of a WebSocket, after any messages."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         with suppress(websockets.ConnectionClosed):
             while True:
                 await opened.recv()
@@ -101,9 +102,7 @@ async def test_sessions_have_a_number(start: Start) -> None:
     async with call(running, "tiny"), call(running, "tiny"):
         assert await running.metric("gateway_sessions") == 2
         assert await status(running) == 429, "alone a caller has half"
-    async with asyncio.timeout(60):
-        while await running.metric("gateway_sessions"):
-            await asyncio.sleep(0.01)
+    await running.until(gateway_sessions=0)
     assert await status(running) == 101
 
 
@@ -132,7 +131,7 @@ async def test_one_caller_leaves_sessions_and_memory_to_others(start: Start) -> 
 async def ask(opened: Any, message: str, kind: str) -> Any:
     """Send an event; the next of that type."""
     await opened.send(message)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             event = json.loads(await opened.recv())
             if event["type"] == kind:
@@ -155,9 +154,7 @@ async def test_what_a_reply_is_made_of_counts_and_goes_with_it(start: Start) -> 
         assert held.num_bytes >= RATE, "the reply has it still"
         goes_on.set()
         await caller.until("response.done")
-        async with asyncio.timeout(60):
-            while held.num_bytes >= RATE:  # except for answered messages
-                await asyncio.sleep(0.01)
+        await until_async(lambda: held.num_bytes < RATE)  # except for answered messages
         gc.collect()
         assert not [each for each in gc.get_objects() if isinstance(each, Order) and each.files]
 
@@ -256,9 +253,7 @@ async def test_recordings_that_wait_for_their_transcripts_count(start: Start) ->
         goes_on.set()
         for _ in range(2):
             await caller.until("conversation.item.input_audio_transcription.completed")
-        async with asyncio.timeout(60):
-            while held.num_bytes:
-                await asyncio.sleep(0.01)
+        await until_async(lambda: not held.num_bytes)
 
 
 def test_of_what_is_wrong_with_metadata_there_is_a_short_list() -> None:
@@ -321,9 +316,7 @@ async def test_audio_that_nobody_commits_has_an_end(start: Start) -> None:
         await caller.ask("input_audio_buffer.clear")
         held = running.app.state.gateway.sessions.held
         assert held.num_bytes == RATE + EMPTY_ITEM, "half a second that is committed"
-    async with asyncio.timeout(60):
-        while held.num_bytes:
-            await asyncio.sleep(0.01)
+    await until_async(lambda: not held.num_bytes)
 
 
 async def test_silence_is_not_kept(start: Start) -> None:
@@ -417,7 +410,7 @@ async def test_who_takes_nothing_is_left(start: Start, monkeypatch: pytest.Monke
     async with open_socket(running, compression=None) as opened:
         opened.transport.pause_reading()
         asking = asyncio.ensure_future(ask_again(opened, json.dumps(update)))
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_S):
             while await running.metric("gateway_sessions"):
                 await asyncio.sleep(0.02)
             while any(isinstance(each, web_socket.Socket) for each in running.server.server_state.connections):
@@ -431,7 +424,7 @@ async def test_who_leaves_ends_the_work(start: Start) -> None:
         await caller.say("Well?")
         await caller.send("response.create")
         await caller.until("response.output_audio.delta")
-    await asyncio.wait_for(running.behind.cancelled.wait(), 60)
+    await asyncio.wait_for(running.behind.cancelled.wait(), PATIENCE_S)
 
 
 async def test_what_is_being_said_is_said_before_the_gateway_ends(start: Start) -> None:
@@ -469,8 +462,6 @@ async def test_the_log_has_a_line_and_nothing_of_what_was_said(start: Start, cap
         await connection.send({"type": "conversation.item.create", "item": {"content": "secret"}})  # type: ignore[arg-type]
         await connection.recv()
         assert (await connection.recv()).type == "error"
-    async with asyncio.timeout(60):
-        while "WEBSOCKET /v1/realtime 101" not in caplog.text:
-            await asyncio.sleep(0.01)
+    await until_async(lambda: "WEBSOCKET /v1/realtime 101" in caplog.text)
     lines = [record.getMessage() for record in caplog.records if record.name == "stretto_gateway"]
     assert not any("secret" in line or KEY in line for line in lines)

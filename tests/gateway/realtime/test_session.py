@@ -12,6 +12,7 @@ from stretto_gateway.realtime.settings import Change, RealtimeSettings, ServerVa
 from tests.client.fake_server import Chunk, ErrorText, Until
 from tests.gateway.conftest import Start
 from tests.gateway.realtime.caller import RATE, TALKS, answer, by_task, call, codes, silence, spoken
+from tests.patience import PATIENCE_S
 
 WRITTEN = [Chunk(0, None, text="fine"), Chunk(1, None, text=" then", is_final=True, is_last=True)]
 NOTHING_SAID = silence(0.5)
@@ -123,7 +124,7 @@ async def test_a_reply_that_is_cancelled_ends_the_work(start: Start) -> None:
         done = (await caller.until("response.done"))[-1].response
         assert (done.status, done.status_details.reason) == ("cancelled", "client_cancelled")
         assert done.output[0].status == "incomplete"
-        await asyncio.wait_for(running.behind.cancelled.wait(), 60)
+        await asyncio.wait_for(running.behind.cancelled.wait(), PATIENCE_S)
         assert (await caller.ask("response.cancel")).error.code == "response_cancel_not_active"
 
 

@@ -26,6 +26,7 @@ from tests.client.fake_server import Until
 from tests.gateway.conftest import Start
 from tests.gateway.line import Line
 from tests.gateway.realtime.caller import PIECE, RATE, TALKS, answer, call, codes, run_over, silence, spoken
+from tests.patience import PATIENCE_S
 
 BARGE_IN = samples(150)
 VAD = {"type": "server_vad"}
@@ -226,7 +227,7 @@ async def test_speech_interrupts_a_reply_in_the_history_too(start: Start, monkey
         assert kinds.index("input_audio_buffer.speech_started") < kinds.index("response.done")
         assert (done.status, done.status_details.reason) == ("cancelled", "turn_detected")
         assert events[-1].audio_end_ms == 100
-        await asyncio.wait_for(running.behind.cancelled.wait(), 60)
+        await asyncio.wait_for(running.behind.cancelled.wait(), PATIENCE_S)
         await caller.hear(np.concatenate([spoken()[BARGE_IN:], silence(1)]))
         after = await caller.until("response.done")
     assert "response.output_audio.delta" not in kinds

@@ -10,6 +10,7 @@ from triton.runtime import driver
 
 from stretto.engine.kernels.triton_cpu.compiler import InterpretedBackend
 from stretto.engine.kernels.triton_cpu.driver import HostDriver
+from tests.patience import PATIENCE_S
 
 without_gpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a GPU")
 
@@ -41,5 +42,7 @@ def test_importing_the_backend_imports_neither_torch_nor_vllm():
         "import sys; import stretto.engine.kernels.triton_cpu; import stretto.engine; "
         "print({'torch', 'vllm'} & set(sys.modules))"
     )
-    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    shown = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE_S, check=True
+    )
     assert shown.stdout.strip() == "set()"
