@@ -8,6 +8,7 @@ import asyncio
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import wave
@@ -34,6 +35,7 @@ FORMATS = ("mp3", "opus", "aac", "flac", "wav", "pcm")
 BACKENDS = ("by default", "KOKORO_FASTAPI", "SPEACHES")
 TARGETS = ("vllm-omni", "sglang-omni", "voxserve", "mstar", "nari")
 TTS_BENCH = "git+https://github.com/nari-labs/benchmarks@a2d65e16fa121d9dbd80dfbb0cf1007563f96509"
+VERSION = re.compile(r"(?<=[/ ])\d[\d.]*")
 BUILT_FOR_A_GPU = ("torchvision", "torchaudio", "torchcodec")
 
 CLIENTS = {
@@ -233,10 +235,19 @@ def compare(name: str, requests: list[dict[str, Any]]) -> None:
 
 
 def messages_of_requests(requests: list[dict[str, Any]]) -> dict[str, set[str]]:
-    """Return the different messages of the WebSockets that each request opens, without their order; none for others."""
+    """Return the different messages of the WebSockets that each request opens, without their order; none for others.
+
+    Versions in user agents are left out: those of libraries that a client depends on are not pinned.
+    """
     found: dict[str, set[str]] = {}
     for request in requests:
-        head = json.dumps({name: value for name, value in request.items() if name != "messages"}, sort_keys=True)
+        headers = dict(request["headers"])
+        if "user-agent" in headers:
+            headers["user-agent"] = VERSION.sub("", headers["user-agent"])
+        head = json.dumps(
+            {name: value for name, value in request.items() if name != "messages"} | {"headers": headers},
+            sort_keys=True,
+        )
         messages = {json.dumps(message, sort_keys=True) for message in request.get("messages", [])}
         found[head] = found.get(head, set()) | messages
     return found
