@@ -4,29 +4,34 @@
     python -m benchmarks.codecs xcodec --wide            # one, as wide as published: its speed
     python -m benchmarks.codecs dac --checkpoint <dir>   # one with its published weights: its errors
     python -m benchmarks.codecs --long 600               # exactness of ten minutes in one stream
+    python -m benchmarks.codecs --blocks 4 --wide        # a codec that decodes in blocks: their costs and deviation
 
-Prints two Markdown tables (with `--long` a third one instead) and one line of JSON. Contexts and exactness depend on
-strides and kernels only. The error of less context depends on the weights, so a trained codec's errors may differ from
-those with random weights.
+Prints two Markdown tables (other ones with `--long` and `--blocks`) and one line of JSON. Contexts and exactness depend
+on strides and kernels only. The error of less context depends on the weights, so a trained codec's errors may differ
+from those with random weights.
 """
 
 import argparse
 import copy
 import json
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.checkpoints.random_codecs import MODELS
-from benchmarks.checkpoints.random_stateful import STATEFUL
-from benchmarks.code_streams import chunks_of, random_codes, stream
-from benchmarks.decoder import make_codec
+from benchmarks.checkpoints.random_codecs import MODELS, STATEFUL
+from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
+from benchmarks.decoder import chunks_of, make_codec, random_codes, stream
 from stretto.codecs.base import Codec, Window
+from stretto.codecs.glm4_voice import Glm4VoiceCodec, load
 from stretto.codecs.registry import load_codec
+from stretto.decoder.streaming import FrameWindow, Windower
 from stretto.plugins import CODECS, names
 
 CHUNK = 5  # frames of a chunk
@@ -171,7 +176,79 @@ def codecs(names: list[str], checkpoint: Path | None, is_wide: bool) -> Iterator
             yield name, "published" if name == "tiny" else kind, make_codec(name, "cpu", not is_wide)
 
 
+def spans_of(codec: Glm4VoiceCodec, number: int) -> list[tuple[int, int]]:
+    """Return the first and last frame of each of the first blocks of an utterance."""
+    borders = [0]
+    for _ in range(number):
+        borders.append(borders[-1] + codec.blocks.size_after(borders[-1]))
+    return list(pairwise(borders))
+
+
+def blocks_of(codec: Glm4VoiceCodec, number: int) -> list[FrameWindow]:
+    """Return the windows of the first blocks of an utterance."""
+    spans = spans_of(codec, number)
+    codes, windower = random_codes(codec, 1, spans[-1][1])[0].numpy(), Windower(codec.spec)
+    pushed = [windower.push(codes[:, begin:end], False) for begin, end in spans]
+    return [window for window in pushed if window is not None]
+
+
+def cost(codec: Glm4VoiceCodec, window: FrameWindow) -> tuple[int, int, float, float, float]:
+    """Return input tokens, new tokens, processor seconds, and processor seconds and GFLOP per second of audio."""
+    size = codec.blocks.size_after(window.left + codec.blocks.right if window.left else 0)
+    codes, first = torch.from_numpy(window.codes)[None], torch.tensor([window.first])
+    batch = Window(codes, window.left, window.right, first, codec.initial_state(1))
+    with FlopCounterMode(display=False) as counted:
+        codec.decode(batch)
+    spent, duration = seconds_of(lambda: codec.decode(batch), repeats=1), size / codec.spec.frame_rate
+    return window.codes.shape[1], size, spent, spent / duration, counted.get_total_flops() / 1e9 / duration
+
+
+def one_decode(codec: Glm4VoiceCodec, codes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mel [1, M, n] and samples [1, m] of codes [1, 1, T] decoded as a single block."""
+    whole = Glm4VoiceCodec(codec.config, (codes.shape[2] + 1,), codes.shape[2] + 64)
+    whole.load_state_dict(codec.state_dict())
+    return decode(whole.eval().requires_grad_(False), codes)
+
+
+def decode(codec: Glm4VoiceCodec, codes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the vocoder's input for codes [1, 1, T], a mel with each frame once, and the samples."""
+    mels: list[Tensor] = []
+    voice = codec.hift.source
+
+    def recording(mel: Tensor, phases: Tensor, noise: Tensor) -> Tensor:
+        mels.append(mel[..., 1:] if mels else mel)
+        return voice(mel, phases, noise)
+
+    codec.hift.source = recording  # type: ignore[method-assign]
+    pcm = stream(codec, codes, [codes.shape[2]])
+    codec.hift.source = voice  # type: ignore[method-assign]
+    return torch.cat(mels, 2), pcm
+
+
+def differences(codec: Glm4VoiceCodec, frames: int) -> tuple[float, float]:
+    """Return the differences of blocks from one decode: of the mel and of the samples, both relative."""
+    codes = random_codes(codec, 1, frames)
+    (mel, pcm), (whole_mel, whole_pcm) = decode(codec, codes), one_decode(codec, codes)
+    of_mel = (mel - whole_mel).square().mean().sqrt() / whole_mel.std()
+    of_pcm = (pcm - whole_pcm).square().mean().sqrt() / whole_pcm.square().mean().sqrt()
+    return float(of_mel), float(of_pcm)
+
+
+def print_blocks(codec: Glm4VoiceCodec, arguments: argparse.Namespace) -> None:
+    """Print the costs of blocks, and the deviation of utterances decoded in blocks from one decode."""
+    costs = [cost(codec, window) for window in blocks_of(codec, arguments.blocks)]
+    print("| tokens read | of them new | s of a core | for a second of audio | GFLOP |\n|---|---|---|---|---|")
+    for read, new, spent, share, operations in costs:
+        print(f"| {read} | {new} | {spent:.2f} | {share:.2f} | {operations:.0f} |")
+    errors = [(frames, *differences(codec, frames)) for frames in arguments.lengths]
+    print("\n| tokens | mel | samples |\n|---|---|---|")
+    for frames, of_mel, of_pcm in errors:
+        print(f"| {frames} | {of_mel:.2g} | {of_pcm:.2g} |")
+    print("\n" + json.dumps({"costs": costs, "differences": errors}))
+
+
 def main() -> None:
+    """Measure what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     known = ["tiny", *MODELS, *STATEFUL]
     parser.add_argument("codecs", nargs="*", metavar="codec", help=f"of {', '.join(known)}; default: all")
@@ -180,8 +257,15 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=60, help="length of the utterances")
     parser.add_argument("--batch", type=int, default=4, help="utterances")
     parser.add_argument("--long", type=float, metavar="SECONDS", help="length of one utterance, for the third table")
+    parser.add_argument("--blocks", type=int, help="number of timed blocks of GLM-4-Voice's decoder")
+    parser.add_argument("--lengths", type=int, nargs="*", default=[60, 175], help="frames to compare, with --blocks")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.blocks is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            weights = arguments.checkpoint or write_glm4_voice(Path(folder), is_narrow=not arguments.wide)
+            print_blocks(load(weights), arguments)
+        return
     measured = codecs(arguments.codecs or known, arguments.checkpoint, arguments.wide)
     if arguments.long is not None:
         rows = [measure_long(name, codec, arguments.long) for name, _, codec in measured]
@@ -189,9 +273,9 @@ def main() -> None:
         return
     streaming: list[Streaming] = []
     dials: list[Dial] = []
-    for name, weights, codec in measured:
+    for name, kind, codec in measured:
         codes = random_codes(codec, arguments.batch, arguments.frames)
-        streaming.append(measure_streaming(name, weights, codec, codes))
+        streaming.append(measure_streaming(name, kind, codec, codes))
         dials += measure_dial(name, codec, codes)
     print(table(streaming), table(dials), sep="\n\n", end="\n\n")
     print(json.dumps({"streaming": [asdict(row) for row in streaming], "dial": [asdict(row) for row in dials]}))

@@ -7,38 +7,41 @@ either has in a step (a guided reply has two). Only steps in which every row dec
 over the rounds. `engine_efficiency` is stock's step time over Stretto's, guided; `engine_efficiency_unguided` the same
 without guidance. `cfg_retention` is the unguided step time over the guided one; as both steps yield a frame for each
 reply, this is the throughput that guidance keeps. The `_cpu` figures are the same ratios of processor time, which a
-busy machine disturbs less. `front_end_cpu_ms_per_frame` is the time of the callers' process per guided frame
-(`front_end.py`). One line of JSON for each number of requests.
+busy machine disturbs less. `front_end_cpu_ms_per_frame` is the time of the callers' process per guided frame.
+One line of JSON for each number of requests.
 
     python -m benchmarks.engine --layout bagpiper-small --requests 16 --frames 64 --guidance 3.0
 
-Stretto alone, with the streams and the vocabulary of a published model on random weights: `layout.py`.
+Stretto alone, with the streams and the vocabulary of a published model on random
+weights. Every reply is audio from its first row. A run counts completely: prompts, frames and the rows that drain the
+delays. `ms_per_step` is that of the run's steps, divided into their parts.
 """
 
 import argparse
+import asyncio
 import gc
 import statistics
-from collections.abc import Callable
-from dataclasses import replace
+import tempfile
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.engines import SteppedEngine, StepTime, stock_config
+from benchmarks.engines import SteppedEngine, StepTime, Watch, forced_prompt, layout_engine, stock_config, watch
 from benchmarks.harness import CHECKPOINT, ENGINE_ARGS, append_result, command_line
 from benchmarks.layouts import LAYOUTS
 from stretto.config import EngineConfig
 from stretto.engine.environment import prepare_environment
+from stretto.records.prompt import Prompt
 
 prepare_environment()
 
 from vllm import SamplingParams  # noqa: E402
 
-from benchmarks.front_end import cpu_ms_per_frame  # noqa: E402
-from benchmarks.layout import measure as measure_layout  # noqa: E402
 from stretto.engine.kernels import cpu as cpu_kernels  # noqa: E402
 from stretto.engine.launch import vllm_config  # noqa: E402
 from stretto.preprocessing.request import Preprocessor, RawRequest  # noqa: E402
-from stretto.records.prompt import Prompt  # noqa: E402
 
 PROMPT_ROWS, TEXT_ROWS = 40, 8
 
@@ -129,6 +132,109 @@ def measure(number: int, arguments: argparse.Namespace, ours: SpeechArm, stock: 
         "ms_per_step": {name: medians(name, "wall_ms") for name in arms},
         "cpu_ms_per_step": {name: medians(name, "cpu_ms") for name in arms},
     }
+
+
+def measure_layout(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield the median run, by frames per second of processor time, for each number of requests."""
+    with tempfile.TemporaryDirectory() as folder:
+        family, engine = layout_engine(Path(folder), arguments.layout, max(arguments.requests))
+        task, scale = family.tasks[0], arguments.guidance
+
+        def run(parts: Watch, number: int, frames: int) -> dict[str, Any]:
+            prompts = [forced_prompt(family, task, seed, frames, scale=scale) for seed in range(number)]
+            assert engine.scheduler.reset_prefix_cache()
+            engine.add_prompts(prompts)
+            parts.restart()
+            cpu, wall = time.process_time(), time.perf_counter()
+            steps = engine.finish()
+            cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+            return {
+                "frames_per_cpu_s": round(number * frames / cpu, 1),
+                "frames_per_s": round(number * frames / wall, 1),
+                "steps": steps,
+                "ms_per_step": {"all": round(1e3 * cpu / steps, 4), **parts.ms_per(steps)},
+            }
+
+        for number in arguments.requests:
+            with watch(engine) as parts:
+                run(parts, number, 8)
+                runs = [run(parts, number, arguments.frames) for _ in range(arguments.rounds)]
+            yield {
+                "layout": arguments.layout,
+                "requests": number,
+                "frames": arguments.frames,
+                "guidance_scale": scale,
+                "sampling": asdict(forced_prompt(family, task, 0, arguments.frames).sampling.audio),
+                **sorted(runs, key=lambda each: each["frames_per_cpu_s"])[len(runs) // 2],
+            }
+
+
+prepare_environment()
+
+from vllm import SamplingParams  # noqa: E402
+from vllm.outputs import RequestOutput  # noqa: E402
+from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest  # noqa: E402
+from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector  # noqa: E402
+from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder  # noqa: E402
+
+from stretto.engine.llm import SpeechLLM  # noqa: E402
+from stretto.engine.protocol import SharedStats  # noqa: E402
+
+
+class RecordedEngine:
+    """Replacement of `AsyncLLM` with recorded outputs, each step encoded as the engine's process sends it."""
+
+    def __init__(self, steps: list[EngineCoreOutputs]):
+        self._processor = OutputProcessor(None, log_stats=False)
+        encoder = MsgpackEncoder()
+        self._steps = [encoder.encode(outputs) for outputs in steps]
+
+    async def generate(
+        self, inputs: Any, params: SamplingParams, request_id: str, lora_request: None = None
+    ) -> AsyncGenerator[RequestOutput]:
+        """Yield the outputs of one request as they arrive."""
+        tokens = inputs["prompt_token_ids"]
+        request = EngineCoreRequest(request_id, tokens, None, params, None, time.time(), None, None, None)
+        request.external_req_id = request_id
+        queue = RequestOutputCollector(params.output_kind, request_id)
+        self._processor.add_request(request, None, queue=queue)
+        is_finished = False
+        while not is_finished:
+            output = await queue.get()
+            assert isinstance(output, RequestOutput)
+            is_finished = output.finished
+            yield output
+
+    async def play(self) -> None:
+        """Send all steps; each one is consumed before the next is sent."""
+        decoder = MsgpackDecoder(EngineCoreOutputs)
+        for step in self._steps:
+            self._processor.process_outputs(decoder.decode(step).outputs)
+            for _ in range(3):  # for a task that wakes up, and for tasks that it wakes up
+                await asyncio.sleep(0)
+
+
+def cpu_ms_per_frame(steps: list[EngineCoreOutputs], prompts: Mapping[str, Prompt], config: Any) -> float:
+    """Return milliseconds of processor time per frame from the engine's process to the chunks of `prompts`, by id."""
+    shared = SharedStats.create(1)
+    shared.close()
+    engine: Any = RecordedEngine(steps)
+    llm = SpeechLLM(engine, config, shared)
+
+    async def consume(request_id: str) -> int:
+        chunks = [chunk async for chunk in llm.generate(prompts[request_id], request_id)]
+        assert chunks[-1].chunk.report is not None
+        return chunks[-1].chunk.report.num_frames
+
+    async def consume_all() -> float:
+        tasks = [asyncio.create_task(consume(request_id)) for request_id in prompts]
+        await asyncio.sleep(0)
+        start = time.thread_time()
+        await engine.play()
+        num_frames = sum(await asyncio.gather(*tasks))
+        return 1e3 * (time.thread_time() - start) / num_frames
+
+    return asyncio.run(consume_all())
 
 
 def main(arguments: argparse.Namespace) -> None:

@@ -6,29 +6,84 @@ In a closed loop every stream sends its next request when the last one has ended
 concurrency and round, three arms take turns, so that other load on the machine affects all alike: guided and unguided
 requests through Triton, and guided requests to the engine alone, without Triton, codec and client. `cfg_retention` and
 `triton_tax` compare arms at equal, forced frame counts. The latencies are those of a fourth arm, whose utterances end
-by themselves. One line of JSON for each concurrency. The server must be running.
+by themselves. For the first two arms the processor time, user and system, of every process of the server and of this
+one, the client, is counted. `rim_ms` is the cost around the models: the proxy, Triton's own process, the language
+model's stub and the client. One line of JSON for each concurrency.
 
     python -m benchmarks.ensemble --family bagpiper-small --concurrency 1 4 8
 
-A small version of a published family with random weights, served by its own server: `family.py`.
+A small version of a published family: a random checkpoint is written, converted (`small_models.py`) and served. The
+frames of replies, and the rows of text before them, are forced. The arms take turns: `speaking`; `unguided`, if the
+family supports guidance; and `mixed`, if it understands audio, in which as many closed loops of requests with audio
+input run during the streams. For `speaking` the processor time is counted. With `--open-loop` requests then arrive at
+random times, at shares of the rate that the last closed loop reached. For a family with a depth transformer the cost of
+the parts of a frame is measured last, in this process (`frames.py`). A family that is not served has only this
+measurement.
 """
 
 import argparse
 import asyncio
+import contextlib
 import json
+import math
+import os
 import statistics
+import tempfile
 import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.checkpoints.small_models import SMALL_MODELS
-from benchmarks.family import measure_family
-from benchmarks.harness import CHECKPOINT, ENGINE_ARGS, append_result, command_line, stop_on_sigterm
-from benchmarks.loads import Load, Speak, Trace, check, ratio, run, summarise, texts, through_triton
+import numpy as np
+
+from benchmarks.checkpoints.small_models import SMALL_MODELS, SmallModel, write_checkpoint
+from benchmarks.harness import (
+    CHECKPOINT,
+    ENGINE_ARGS,
+    append_result,
+    command_line,
+    cpu_s,
+    served_processes,
+    serving,
+    stop_on_sigterm,
+)
+from benchmarks.loads import (
+    Load,
+    Speak,
+    Trace,
+    check,
+    follow,
+    percentiles,
+    ratio,
+    run,
+    run_open,
+    summarise,
+    texts,
+    through_triton,
+)
 from stretto.config import EngineConfig
+from stretto.convert.make_repository import make
 from stretto.engine.environment import prepare_environment
+from stretto.families.opuslm.family import NUM_STREAMS, OpusVocabulary
+from stretto.families.registry import family_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto_client import SpeechClient
+from stretto_client.speech_stream import audio_inputs, options_json, strings
+
+MAX_ROWS = 64  # of a step
+TEXT_ROWS = 8  # before the audio
+INPUT_S, INPUT_RATE, FRAME_RATE = 5, 16_000, 50
+LEAST_REQUESTS = 16  # of an open loop
+ENGINE, CLIENT = "engine", "client"  # two of the processes
+RIM = ("proxy", "tritonserver", "language_model", CLIENT)
+ANSWER = {"text": {"min_rows": 32, "max_rows": 32}}
+QUESTION = "what do you hear?"
+
+# sends the request of a seed; returns the seconds until its answer was complete
+Listen = Callable[[int], Awaitable[float]]
+Run = tuple[list[Trace], float]
+Count = Callable[[], dict[str, float]]
 
 
 def through_engine(engine: Any, preprocessor: Preprocessor, frame_rate: float) -> Speak:
@@ -47,8 +102,18 @@ def through_engine(engine: Any, preprocessor: Preprocessor, frame_rate: float) -
     return speak
 
 
-async def measure(concurrency: int, arguments: argparse.Namespace, server: Speak, engine: Speak) -> dict[str, Any]:
-    """Run all arms at one concurrency and return the record."""
+async def measure(
+    concurrency: int, arguments: argparse.Namespace, server: Speak, engine: Speak, count: Count = dict
+) -> dict[str, Any]:
+    """Run all arms at one concurrency and return the record.
+
+    Args:
+        concurrency: Streams at once.
+        arguments: Command line.
+        server: Sends a request to the server.
+        engine: Sends a request to the engine alone.
+        count: Returns the seconds of processor time so far by process; nothing if they are not to be counted.
+    """
     lines = texts()
     scale = arguments.guidance
     arms = {
@@ -60,13 +125,17 @@ async def measure(concurrency: int, arguments: argparse.Namespace, server: Speak
     for load, speak in arms.values():  # warm up every path, with its own texts
         await run(Load(min(concurrency, 4), 1, load.frames, load.guidance_scale), speak, lines)
     throughput: dict[str, list[float]] = {name: [] for name in arms}
+    used: defaultdict[str, list[dict[str, float]]] = defaultdict(list)
     natural: list[Trace] = []
     natural_wall_s = 0.0
     for _ in range(arguments.rounds):
         for name, (load, speak) in arms.items():
+            before = count()
             traces, wall_s = await run(load, speak, lines)
+            after, audio_s = count(), sum(trace.audio_s for trace in traces)
             check(traces)
-            throughput[name].append(sum(trace.audio_s for trace in traces) / wall_s)
+            throughput[name].append(audio_s / wall_s)
+            used[name].append({process: 1e3 * (after[process] - before[process]) / audio_s for process in after})
             if name == "natural":
                 natural += traces
                 natural_wall_s += wall_s
@@ -77,8 +146,241 @@ async def measure(concurrency: int, arguments: argparse.Namespace, server: Speak
         "cfg_retention": ratio(throughput["guided"], throughput["unguided"]),
         "triton_tax": round(1 - ratio(throughput["guided"], throughput["engine"]), 4),
         **{f"audio_throughput_{name}": round(statistics.median(values), 3) for name, values in throughput.items()},
+        **{f"cpu_ms_per_audio_s_{name}": costs(used[name]) for name in ("guided", "unguided") if all(used[name])},
         **summarise(natural, natural_wall_s),
     }
+
+
+def costs(rounds: list[dict[str, float]]) -> dict[str, float]:
+    """Return the median cost of each process, of the rim and of all, from the costs by process of each round."""
+    parts = [each | {"rim": sum(map(each.__getitem__, RIM)), "all": sum(each.values())} for each in rounds]
+    return {name: round(statistics.median(each[name] for each in parts), 2) for name in parts[0]}
+
+
+def speaker(client: SpeechClient, model: SmallModel) -> Speak:
+    """Return a function that sends one user turn, which is answered by speech."""
+
+    async def speak(text: str, options: dict[str, Any]) -> Trace:
+        messages = json.dumps([{"role": "user", "text": text}])
+        inputs = strings(messages=messages, task=model.speak, options=options_json({**model.options, **options}))
+        return await follow(Trace(sent=time.perf_counter()), client.send(inputs))
+
+    return speak
+
+
+def listener(client: SpeechClient, model: SmallModel) -> Listen:
+    """Return a function that sends five seconds of audio: samples and a question to Bagpiper, codes to OpusLM."""
+    task = model.listen
+    assert task is not None
+
+    async def listen(seed: int) -> float:
+        random = np.random.default_rng(seed)
+        turn: dict[str, Any] = {"role": "user"}
+        if task == "understand":
+            pcm = 0.1 * random.standard_normal(INPUT_S * INPUT_RATE).astype(np.float32)
+            inputs, turn = audio_inputs((pcm, INPUT_RATE)), turn | {"audio": "pcm_in", "text": QUESTION}
+        else:
+            inputs, turn = [], turn | {"codes": input_codes(random)}
+        begun = time.perf_counter()
+        options = options_json(ANSWER | {"seed": seed})
+        inputs += strings(messages=json.dumps([turn]), task=task, options=options)
+        async for _ in client.send(inputs):
+            pass
+        return time.perf_counter() - begun
+
+    return listen
+
+
+def input_codes(random: np.random.Generator) -> list[list[int]]:
+    """Return random codes of OpusLM's nine streams, semantic tokens first."""
+    vocabulary = OpusVocabulary()
+    sizes = [vocabulary.ssl[1] - vocabulary.ssl[0], *[vocabulary.codebook_size] * (NUM_STREAMS - 1)]
+    return [random.integers(0, size, INPUT_S * FRAME_RATE).tolist() for size in sizes]
+
+
+async def beside(
+    listen: Listen, number: int, seeds: Iterator[int], speaking: Awaitable[Any]
+) -> tuple[Any, list[float]]:
+    """Await `speaking` while `number` closed loops of `listen` run; return its result and the seconds of each answer.
+
+    Raises:
+        ClientError: A request with audio input was refused or failed.
+    """
+    is_over, answers = asyncio.Event(), list[float]()
+
+    async def loop() -> None:
+        while not is_over.is_set():
+            answers.append(await listen(next(seeds)))
+
+    loops = [asyncio.create_task(loop()) for _ in range(number)]
+    try:
+        spoken = await speaking
+    finally:
+        is_over.set()
+        failed = [error for error in await asyncio.gather(*loops, return_exceptions=True) if error]
+    for error in failed:
+        assert isinstance(error, BaseException)
+        raise error
+    return spoken, answers
+
+
+class FamilyLoad:
+    """The arms at one concurrency.
+
+    Args:
+        model: Model to measure.
+        speak: Sends a request for speech.
+        listen: Sends a request with audio input; None if the model does not understand audio.
+        arguments: Command line.
+        count: Returns the seconds of processor time so far by process.
+    """
+
+    def __init__(
+        self, model: SmallModel, speak: Speak, listen: Listen | None, arguments: argparse.Namespace, count: Count = dict
+    ):
+        self._model, self._speak, self._listen, self._count = model, speak, listen, count
+        self._arguments, self._lines, self._seeds = arguments, texts(), iter(range(1, 1 << 30))
+        self._scale = arguments.guidance or model.guidance_scale if model.guidance_scale is not None else None
+
+    async def measure(self, concurrency: int) -> dict[str, Any]:
+        """Return the record of one concurrency."""
+        listeners = concurrency if self._arguments.listeners is None else self._arguments.listeners
+        rounds: defaultdict[str, list[Run]] = defaultdict(list)
+        answers: list[float] = []
+        used: list[dict[str, float]] = []
+        for number in range(self._arguments.rounds + 1):  # the first round warms up
+            before = self._count()
+            rounds["speaking"].append(await self._run(concurrency, self._scale))
+            used.append({name: seconds - before[name] for name, seconds in self._count().items()})
+            if self._scale is not None:
+                rounds["unguided"].append(await self._run(concurrency, 1.0))
+            if self._listen is not None:
+                mixed, seconds = await beside(self._listen, listeners, self._seeds, self._run(concurrency, self._scale))
+                rounds["mixed"].append(mixed)
+                answers += seconds if number else []
+        record = self._record(concurrency, {arm: runs[1:] for arm, runs in rounds.items()}, used[1:])
+        if self._listen is not None:
+            record["mixed"] = {"listeners": listeners, "answers": len(answers), **percentiles("answer_s", answers)}
+            record["mixed"] |= mixed_figures(rounds["mixed"][1:], rounds["speaking"][1:])
+        return record
+
+    async def measure_open(self, share: float, full_rate: float) -> dict[str, Any]:
+        """Return the record of an open loop of `--open-s` seconds at a share of a rate."""
+        rate = share * full_rate
+        load = self._load(1, max(LEAST_REQUESTS, math.ceil(rate * self._arguments.open_s)), self._scale)
+        traces, wall_s = await run_open(load, rate, self._speak, self._lines)
+        check(traces)
+        about = {"family": self._arguments.family, "frames": self._arguments.frames, "share": share}
+        return about | {"rate": round(rate, 3)} | summarise(traces, wall_s)
+
+    def _load(self, concurrency: int, requests: int, scale: float | None) -> Load:
+        text_rows = TEXT_ROWS if self._model.has_text else None
+        return Load(concurrency, requests, self._arguments.frames + self._model.tail_rows, scale, text_rows)
+
+    async def _run(self, concurrency: int, scale: float | None) -> Run:
+        load = self._load(concurrency, self._arguments.requests, scale)
+        traces, wall_s = await run(load, self._speak, self._lines)
+        check(traces)
+        return traces, wall_s
+
+    def _record(self, concurrency: int, rounds: dict[str, list[Run]], used: list[dict[str, float]]) -> dict[str, Any]:
+        speaking = rounds["speaking"]
+        record: dict[str, Any] = {
+            "family": self._arguments.family,
+            "concurrency": concurrency,
+            "frames": self._arguments.frames,
+            "text_rows": TEXT_ROWS if self._model.has_text else 0,
+            "guidance_scale": self._scale,
+        }
+        left_out = {}
+        if "unguided" in rounds:
+            record["cfg_retention"] = ratio(*(list(map(throughput, rounds[arm])) for arm in ("speaking", "unguided")))
+            guided = [trace for run in speaking + rounds.get("mixed", []) for trace in run[0]]
+            record["unguided_total"] = sum(trace.unguided_frames for trace in guided)
+        else:
+            left_out["cfg_retention"] = f"{self._model.family} is not guided by its authors"
+        if self._listen is None:
+            left_out["mixed"] = f"{self._model.family} does not understand audio"
+        if left_out:
+            record["left_out"] = left_out
+        record |= cpu_figures(used, concurrency * self._arguments.requests * self._arguments.frames)
+        return record | summarise([trace for run in speaking for trace in run[0]], sum(run[1] for run in speaking))
+
+
+def cpu_figures(used: list[dict[str, float]], num_frames: int) -> dict[str, Any]:
+    """Return medians over rounds of `num_frames` frames, from the seconds of processor time of each process."""
+
+    def per_s(seconds: Callable[[dict[str, float]], float]) -> float:
+        return round(statistics.median(num_frames / max(seconds(each), 1e-9) for each in used), 1)
+
+    if not all(used):
+        return {}
+    parts = {name: statistics.median(1e3 * each[name] / num_frames for each in used) for name in used[0]}
+    return {
+        "frames_per_cpu_s": per_s(lambda each: sum(each.values())),
+        "frames_per_engine_cpu_s": per_s(lambda each: each[ENGINE]),
+        "cpu_ms_per_frame": {name: round(ms, 3) for name, ms in parts.items()},
+    }
+
+
+def mixed_figures(mixed: list[Run], speaking: list[Run]) -> dict[str, Any]:
+    """Return the figures of streams during audio input, and their ratios to the same streams alone."""
+    figures = summarise([trace for run in mixed for trace in run[0]], sum(run[1] for run in mixed))
+    return {
+        "ttfp_ratio": ratio(list(map(ttfp, mixed)), list(map(ttfp, speaking))),
+        "rtf_ratio": ratio(list(map(rtf, mixed)), list(map(rtf, speaking))),
+        "throughput_ratio": ratio(list(map(throughput, mixed)), list(map(throughput, speaking))),
+        **{name: value for name, value in figures.items() if name.startswith(("audio_", "success"))},
+    }
+
+
+def throughput(run: Run) -> float:
+    """Return seconds of audio per second of wall time."""
+    return sum(trace.audio_s for trace in run[0]) / run[1]
+
+
+def ttfp(run: Run) -> float:
+    """Return the median `audio_ttfp` of a run."""
+    return statistics.median(trace.first_s for trace in run[0])
+
+
+def rtf(run: Run) -> float:
+    """Return the median `audio_rtf` of a run."""
+    return statistics.median(((trace.finished or 0.0) - trace.sent) / trace.audio_s for trace in run[0])
+
+
+async def measure_family(arguments: argparse.Namespace) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+    """Yield the benchmark's name and the record of each concurrency, of each open loop, and of the parts of a frame."""
+    model = SMALL_MODELS[arguments.family]
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = write_checkpoint(model.family, Path(folder) / "checkpoint")
+        family = family_at(checkpoint)
+        if not family.not_served:
+            make(checkpoint, Path(folder) / "repository", {"max_num_seqs": MAX_ROWS})
+            async for named in _measure_served(Path(folder) / "repository", model, arguments):
+                yield named
+        if family.depth is not None:
+            from benchmarks.frames import measure_parts  # vllm reads the environment when it is imported
+
+            for record in measure_parts(checkpoint, model, arguments):
+                yield "frame_parts", record
+
+
+async def _measure_served(
+    repository: Path, model: SmallModel, arguments: argparse.Namespace
+) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+    with serving(repository) as address:
+        async with SpeechClient(address) as client:
+            pids = served_processes() | {CLIENT: os.getpid()}
+            listen = None if model.listen is None else listener(client, model)
+            load = FamilyLoad(model, speaker(client, model), listen, arguments, lambda: cpu_s(pids))
+            full_rate = 0.0
+            for concurrency in arguments.concurrency:
+                record = await load.measure(concurrency)
+                full_rate = record["requests_per_s"]
+                yield "families", record
+            for share in arguments.open_loop:
+                yield "families_open", await load.measure_open(share, full_rate)
 
 
 async def main(arguments: argparse.Namespace) -> None:
@@ -87,16 +389,24 @@ async def main(arguments: argparse.Namespace) -> None:
         async for benchmark, record in measure_family(arguments):
             append_result(arguments.out, benchmark, record)
         return
+    own = contextlib.nullcontext(arguments.server) if arguments.server else serving(arguments.model_repository)
+    with own as server:
+        await _measure_bundled(server, arguments)
+
+
+async def _measure_bundled(server: str, arguments: argparse.Namespace) -> None:
     prepare_environment()
     from stretto.engine.llm import SpeechLLM  # vllm reads the environment when it is imported
 
+    pids = {} if arguments.server else served_processes() | {CLIENT: os.getpid()}  # without the engine below
     preprocessor = Preprocessor(CHECKPOINT)
     engine = await SpeechLLM.start(EngineConfig.from_file(ENGINE_ARGS, CHECKPOINT))
     try:
-        async with SpeechClient(arguments.server) as client:
+        async with SpeechClient(server) as client:
             alone = through_engine(engine, preprocessor, preprocessor.codec.spec.frame_rate)
             for concurrency in arguments.concurrency:
-                record = await measure(concurrency, arguments, through_triton(client), alone)
+                through = through_triton(client)
+                record = await measure(concurrency, arguments, through, alone, lambda: cpu_s(pids))
                 append_result(arguments.out, "speech", record)
     finally:
         engine.shutdown()
@@ -107,7 +417,8 @@ def parse() -> argparse.Namespace:
     parser = command_line(
         __doc__,
         "speech",
-        server=("localhost:8001", "gRPC address of the running server, without --family"),
+        serves=True,
+        server=(str, "gRPC address of a running server; default: one of its own"),
         concurrency=([1, 4, 8, 16], "streams at once"),
         requests=(4, "utterances of each stream in a run"),
         rounds=(3, "turns of each arm"),

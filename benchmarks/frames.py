@@ -9,17 +9,31 @@ transformer over that of one without it, `depth_cost_cpu` the same in processor 
 difference divided by the number of codes. One line of JSON for each number of requests.
 """
 
+import argparse
 import gc
+import json
 import statistics
 import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from benchmarks.checkpoints.random_qwen3_omni import PLAIN_IDS, question
+from benchmarks.checkpoints.small_models import SmallModel
 from benchmarks.engines import SteppedEngine, StepTime, engine_args, forced_prompt
 from benchmarks.harness import append_result, command_line, median_ratio
 from benchmarks.layouts import CSM, NUM_TEXT_IDS, PARALLEL
+from stretto.config import DecoderConfig
+from stretto.engine.environment import prepare_environment
 from stretto.engine.kernels import cpu as cpu_kernels
 from stretto.families.base import Family
+from stretto.families.qwen3_omni_talker.prompt import TalkerPrompts
+from stretto.preprocessing.request import Preprocessor, RawRequest
+from stretto.records.prompt import Prompt
 from stretto.testing.checkpoints import write_checkpoint
 
 HIDDEN, LAYERS, PROMPT_ROWS = 256, 16, 40
@@ -76,3 +90,112 @@ if __name__ == "__main__":
             append_result(given.out, "frames", measure(count, given.frames, given.rounds, both))
     gc.unfreeze()  # objects that the plugin froze, or Triton's bindings report them as leaked after the last line
     gc.collect()
+
+
+prepare_environment()
+
+import torch  # noqa: E402
+
+from benchmarks.decoder import Arm as DecoderArm  # noqa: E402
+from benchmarks.engines import Watch  # noqa: E402
+from benchmarks.loads import Load, texts  # noqa: E402
+from stretto.codecs.registry import load_codec  # noqa: E402
+from stretto.engine.worker.predictors import Draw, FramePredictor  # noqa: E402
+from stretto.families.registry import family_at  # noqa: E402
+
+MAX_MODEL_LEN, DECODED = 1024, 2  # DECODED: windows of each stream, after one that warms up
+USER_WORDS, THINKER_WORDS = 24, 16
+Write = Callable[[Load, int], Prompt]  # returns the prompt with an index in a load
+
+
+class NamedPredictor:
+    """A predictor with a named method, which a `Watch` can wrap."""
+
+    def __init__(self, predictor: FramePredictor):
+        self._predictor, self.reads_drawn = predictor, predictor.reads_drawn
+
+    def __call__(self, hidden: torch.Tensor, token: torch.Tensor, draw: Draw) -> torch.Tensor:
+        return self.predict(hidden, token, draw)
+
+    def predict(self, hidden: torch.Tensor, token: torch.Tensor, draw: Draw) -> torch.Tensor:
+        """Call the predictor."""
+        return self._predictor(hidden, token, draw)
+
+
+def writer(checkpoint: Path, model: SmallModel) -> Write:
+    """Return the function that writes the prompts of a load.
+
+    It is the preprocessor. Qwen3-Omni's talker, which is not served, gets prompts of random ids of a thinker.
+    """
+    if family_at(checkpoint).not_served:
+        talker, random = TalkerPrompts.at(checkpoint), np.random.default_rng(0)
+
+        def write_talker(load: Load, index: int) -> Prompt:
+            words = random.integers(0, PLAIN_IDS, USER_WORDS + THINKER_WORDS).tolist()
+            prompt = talker.write(question(words[:USER_WORDS]), words[USER_WORDS:], "ethan")
+            audio = replace(prompt.sampling.audio, min_rows=load.frames or 0, max_rows=load.frames or 0)
+            return replace(prompt, sampling=replace(prompt.sampling, audio=audio, seed=index))
+
+        return write_talker
+    preprocessor, lines = Preprocessor(checkpoint), texts()
+
+    def write(load: Load, index: int) -> Prompt:
+        options = json.dumps({**model.options, **load.options(seed=index)})
+        return preprocessor.prepare(RawRequest(text=next(lines), task=model.speak, options=options))
+
+    return write
+
+
+class PartsArm:
+    """An engine over a checkpoint, whose steps are divided into parts."""
+
+    def __init__(self, checkpoint: Path, model: SmallModel, max_requests: int):
+        self._engine = SteppedEngine.from_args(checkpoint, engine_args(MAX_MODEL_LEN, max_requests))
+        self._write = writer(checkpoint, model)
+        self._watch, runner = Watch(), self._engine.runner
+        drawing = runner.sampler._draw
+        drawing._frames = predictor = NamedPredictor(drawing._frames)
+        self._watch.wrap(runner.model, "forward", "talker")
+        self._watch.wrap(predictor, "predict", "predictor")
+
+    def run(self, load: Load) -> dict[str, float]:
+        """Return milliseconds per frame of each part and of `all`, in steps in which all replies of `load` decode."""
+        self._engine.add_prompts([self._write(load, index) for index in range(load.concurrency)])
+        while self._engine.num_decoding() < load.concurrency:
+            self._engine.step()
+        self._watch.restart()
+        begun_s = time.process_time()
+        steps = self._engine.finish()
+        all_s = time.process_time() - begun_s
+        num_frames = load.concurrency * steps
+        return {"all": 1e3 * all_s / num_frames, **self._watch.ms_per(num_frames)}
+
+
+def measure_parts(checkpoint: Path, model: SmallModel, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield for each number of replies the median run, by its total processor time."""
+    family = family_at(checkpoint)
+    codec = load_codec(family.codec, checkpoint, num_codebooks=family.layout.num_codebooks)
+    decoder = DecoderArm(codec, DecoderConfig())
+    arm = PartsArm(checkpoint, model, max(arguments.concurrency))
+    for number in arguments.concurrency:
+        load = Load(number, 1, arguments.frames, None)
+        arm.run(load)
+        runs = sorted((arm.run(load) for _ in range(arguments.rounds)), key=lambda run: run["all"])
+        parts = runs[len(runs) // 2]
+        parts["codec"] = decode_ms(decoder, number, family.steady_chunk_frames)
+        yield {
+            "family": arguments.family,
+            "requests": number,
+            "frames": arguments.frames,
+            "frames_per_engine_cpu_s": round(1e3 / parts["all"], 1),
+            "cpu_ms_per_frame": {name: round(ms, 4) for name, ms in parts.items() if name != "all"},
+        }
+    decoder.stop()
+
+
+def decode_ms(decoder: DecoderArm, streams: int, frames: int) -> float:
+    """Return milliseconds of processor time per frame, in chunks of `frames` frames of `streams` streams at once."""
+    decoder.cpu_s.clear()
+    for _ in range(1 + DECODED):
+        decoder.run(streams, frames)
+    return 1e3 * statistics.median(decoder.cpu_s[1:]) / (streams * frames)

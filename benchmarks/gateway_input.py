@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gateway import gateway
+from benchmarks.front_ends import gateway
 from benchmarks.harness import append_result, command_line
 
 MEGABYTE = 1_000_000

@@ -14,6 +14,10 @@ The client represents another machine. It is a process of the lowest priority th
 they have been answered, and neither builds nor parses anything meanwhile. The time of an arm beyond `busy` is due to
 the server, and that of `busy` beyond `alone` to this machine. One line of JSON, with the cores that each process of the
 server used in each arm.
+
+Then `--clients` clients upload at the same time, each again as soon as its last file is answered, for `--rounds`
+rounds. A round is good if every file was answered or refused as `full`, and no process of the server was replaced.
+Memory is read before the first round and `--rest-s` seconds after each. A second line of JSON.
 """
 
 import argparse
@@ -22,7 +26,9 @@ import io
 import multiprocessing
 import os
 import statistics
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -41,7 +47,7 @@ from stretto_client import SpeechClient
 
 TEXT = "The birch canoe slid."
 NICENESS = 19  # of clients that represent other machines
-WAIT_S = 120.0
+WAIT_S, ANSWER_S = 120.0, 600.0
 NUM_BYTES = 19_000_000
 PROCESSES = ("proxy", "tritonserver", "preprocessor", "language_model", "engine", "acoustic_decoder", "audio_worker")
 
@@ -241,11 +247,8 @@ def take_turns(server: str, arguments: argparse.Namespace) -> dict[str, Arm]:
     return arms
 
 
-def main(arguments: argparse.Namespace) -> None:
-    """Run all turns and write the line."""
-    with serving(arguments.model_repository) as server:
-        arms = take_turns(server, arguments)
-    record = describe({name: arm.turns for name, arm in arms.items()})
+def report_turns(arguments: argparse.Namespace, arms: dict[str, Arm]) -> None:
+    """Write the line of all turns."""
     cores = {
         name: {process: round(cpu_s / arm.wall_s, 3) for process, cpu_s in arm.cpu_s.items()}
         for name, arm in arms.items()
@@ -255,8 +258,8 @@ def main(arguments: argparse.Namespace) -> None:
         for name, arm in arms.items()
         if arm.neighbour is not None and name != "busy"
     }
-    figures = {"rounds": arguments.rounds, "requests_per_turn": arguments.requests, **record}
-    figures |= {"files_per_s": rates, "cores": cores}
+    figures = {"rounds": arguments.rounds, "requests_per_turn": arguments.requests}
+    figures |= describe({name: arm.turns for name, arm in arms.items()}) | {"files_per_s": rates, "cores": cores}
     append_result(arguments.out, "large_audio", figures)
 
 
@@ -283,10 +286,79 @@ def percentiles(values: Any) -> dict[str, float]:
     return {f"p{which}": round(float(np.percentile(values, which)), 1) for which in (50, 95)}
 
 
+def upload(server: str, request: bytes, until_s: float, outcomes: Counter[str]) -> None:
+    """Send a file repeatedly until `until_s`, at least once, and count the outcomes."""
+    with grpc.insecure_channel(server, [("grpc.max_send_message_length", -1)]) as channel:
+        ask = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
+        is_first = True
+        while is_first or time.monotonic() < until_s:
+            is_first = False
+            try:
+                answers = [
+                    service_pb2.ModelStreamInferResponse.FromString(each)
+                    for each in ask(iter([request]), timeout=ANSWER_S)
+                ]
+                outcomes[outcome_of(answers[-1].error_message if answers else "no answer")] += 1
+            except grpc.RpcError as error:
+                outcomes[outcome_of(error.details() or error.code().name)] += 1
+
+
+def outcome_of(error: str) -> str:
+    """Return the outcome of a file by its error message."""
+    return "answered" if not error else "full" if "full: " in error else error
+
+
+def take_round(server: str, request: bytes, clients: int, seconds: float) -> dict[str, int]:
+    """Run all clients at once and return the number of files by outcome."""
+    outcomes: Counter[str] = Counter()
+    until_s = time.monotonic() + seconds
+    threads = [threading.Thread(target=upload, args=(server, request, until_s, outcomes)) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return dict(outcomes)
+
+
+def memory_mb(pids: dict[str, int]) -> dict[str, int]:
+    """Return the resident memory of each process that still runs, in MB of 2^20 bytes."""
+    usages = {name: read_usage(pid) for name, pid in pids.items() if name in PROCESSES}
+    return {name: round(usage.rss_mb) for name, usage in usages.items() if usage is not None}
+
+
+def measure_uploads(server: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Run all rounds."""
+    request, pids = large_request("prepared"), served_processes()
+    take_round(server, request, 1, 0.001)  # warms up
+    memory, rounds, num_good = [memory_mb(pids)], [], 0
+    for _ in range(arguments.rounds):
+        rounds.append(take_round(server, request, arguments.clients, arguments.seconds))
+        num_good += rounds[-1].keys() <= {"answered", "full"} and served_processes() == pids
+        time.sleep(arguments.rest_s)
+        memory.append(memory_mb(pids))
+    return {"good": num_good, "outcomes": rounds, "memory_mb": memory}
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Measure the latency of others, then the uploads."""
+    with serving(arguments.model_repository) as server:
+        report_turns(arguments, take_turns(server, arguments))
+        uploads = measure_uploads(server, arguments)
+    settings = {name: getattr(arguments, name) for name in ("clients", "seconds", "rounds", "rest_s")}
+    append_result(arguments.out, "uploads", settings | uploads)
+
+
 if __name__ == "__main__":
     stop_on_sigterm()
     main(
         command_line(
-            __doc__, "large_audio", serves=True, rounds=(10, "turns of each arm"), requests=(10, "texts of a turn")
+            __doc__,
+            "large_audio",
+            serves=True,
+            rounds=(10, "turns of each arm, and rounds of uploads"),
+            requests=(10, "texts of a turn"),
+            clients=(12, "clients that upload at once"),
+            seconds=(60.0, "time in which new files are begun in each round of uploads"),
+            rest_s=(10.0, "pause after each round of uploads, before memory is read"),
         ).parse_args()
     )

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import ROOT, serving, stop_on_sigterm
+from benchmarks.harness import ROOT, stop_on_sigterm
 from benchmarks.report import Record, read_results
 
 README = ROOT / "README.md"
@@ -34,8 +34,7 @@ def measure(results: Path, rounds: int, package: Path | None) -> None:
         command += ["--rounds", str(rounds), "--concurrency", *map(str, streams)]
         subprocess.run(command, check=True, cwd=ROOT)
 
-    with serving(ROOT / "model_repository") as address:
-        run("ensemble", "speech", BUNDLED, "--server", address)
+    run("ensemble", "speech", BUNDLED)
     run("ensemble", "families", FAMILY, "--family", SMALL_FAMILY)
     if package is not None:
         run("pocket_tts", "pocket_tts", POCKET, "--package", str(package.resolve()))

@@ -1,4 +1,4 @@
-"""Plots of benchmarks/results/*.jsonl in benchmarks/plots/: the latest measurement of every point.
+"""Plots of benchmarks/results/*.jsonl in benchmarks/plots/, for the pages of results: the latest value of every point.
 
 python -m benchmarks.report [--results benchmarks/results] [--plots benchmarks/plots]
 """
@@ -28,7 +28,6 @@ class Plot:
         fields: Names of fields, with dots if nested.
         by: Field of which each value has its own curves.
         only: Values that a line must have to be drawn.
-        goal: Level drawn as a dashed line.
         knee: Field with the place on the axis that is marked as the knee.
     """
 
@@ -40,50 +39,16 @@ class Plot:
     label: str
     by: str | None = None
     only: Mapping[str, Any] = field(default_factory=dict)
-    goal: float | None = None
     knee: str | None = None
 
 
-SMALL = "Small published families: "
-OPEN: dict[str, Any] = {"by": "first_frame_target", "only": {"arrivals": "poisson"}, "knee": "knee"}
 PLOTS = (
-    Plot("speech_retention", "speech", "concurrency", ("cfg_retention", "triton_tax"),
-         "Ensemble: throughput kept under guidance, and the cost of Triton", "ratio"),
-    Plot("speech_latency", "speech", "concurrency", ("audio_ttfp_p50", "audio_ttfp_p95", "first_sound_p50", "itl_p95"),
-         "Ensemble: latency", "seconds"),
-    Plot("speech_throughput", "speech", "concurrency",
-         ("audio_throughput_guided", "audio_throughput_unguided", "audio_throughput_engine"),
-         "Ensemble: seconds of audio per second", "s/s"),
-    Plot("engine_retention", "engine", "requests", ("cfg_retention", "engine_efficiency", "engine_efficiency_unguided"),
-         "Decode steps of the engine: guided against unguided, and against stock vLLM", "ratio", goal=0.85),
-    Plot("decoder_live", "decoder_live", "streams",
-         ("audio_ttfp_p50", "audio_ttfp_p95", "itl_p50", "audio_underrun_p50", "audio_underrun_p95"),
-         "Decoder alone: live streams of the bundled codec in real time", "seconds",
-         only={"codec": "tiny", "device": "cpu", "frames_per_s": 25.0, "clock": "processor"}),
-    Plot("families_ttfp", "families", "concurrency", ("audio_ttfp_p50", "mixed.audio_ttfp_p50"),
-         f"{SMALL}first audio, alone and during audio input", "seconds", by="family"),
-    Plot("families_rtf", "families", "concurrency", ("audio_rtf_p50", "mixed.audio_rtf_p50"),
-         f"{SMALL}wall time per second of audio", "s/s", by="family"),
-    Plot("families_retention", "families", "concurrency", ("cfg_retention", "mixed.throughput_ratio"),
-         f"{SMALL}throughput kept under guidance, and during audio input", "ratio", by="family"),
-    Plot("families_open", "families_open", "rate", ("first_sound_p50", "first_sound_p95"),
-         "Open loop: first audible sample by requests per second", "seconds", by="family"),
     Plot("open_loop", "open_loop", "rate", ("first_sound_p50", "first_sound_p95", "refused"),
-         "Open loop: first audible sample, share refused, by the target of first frames", "seconds, share", **OPEN),
-    Plot("open_loop_goodput", "open_loop", "rate", ("goodput", "requests_per_s"),
-         "Open loop: requests in time and without a gap, by the target of first frames", "requests/s", **OPEN),
+         "Open loop: first audible sample, share refused, by the target of first frames", "seconds, share",
+         by="first_frame_target", only={"arrivals": "poisson"}, knee="knee"),
     Plot("frame_parts", "frame_parts", "requests",
          tuple(f"cpu_ms_per_frame.{part}" for part in ("talker", "predictor", "rest", "codec")),
          "Small Qwen3-TTS: processor time of a frame by part", "ms", only={"family": "qwen3-tts-small"}),
-    Plot("layout_frames", "layout", "requests", ("frames_per_cpu_s",),
-         "Bagpiper's streams on random weights, guided: frames per second of processor time", "frames/s",
-         only={"layout": "bagpiper-small", "guidance_scale": 3.0}),
-    Plot("overload_underrun", "overload", "requests",
-         ("without_underrun_always", "without_underrun_adaptive", "guided_share_adaptive"),
-         "More streams than can be guided: streams without a gap, by guidance policy", "share",
-         only={"layout": "bagpiper-small"}),
-    Plot("scheduler_ratio", "scheduler", "pairs", ("scheduler_ratio",),
-         "Scheduling of pairs against stock vLLM with as many rows", "ratio of processor time"),
     Plot("schedules_ids", "schedules", "streams", ("over_vanilla", "allowed"),
          "VITA-Audio's schedules: ids per second of processor time over one id per forward pass", "ratio",
          by="schedule"),
@@ -142,8 +107,6 @@ def draw(plot: Plot, found: Mapping[str, Mapping[Any, Record]], folder: Path) ->
         if all(place > 0 for place in places):
             axes.set_xscale("log", base=2)
             axes.set_xticks(places, [f"{place:g}" for place in places])
-    if plot.goal is not None:
-        axes.axhline(plot.goal, linestyle="--", color="grey", label=f"goal {plot.goal:g}")
     knees = [found_at for records in found.values() for found_at in knee_of(records, plot)]
     for place in knees:
         axes.axvline(place, linestyle=":", color="grey", label=f"knee {place:g}")

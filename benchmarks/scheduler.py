@@ -6,23 +6,159 @@ Guided replies in their audio segment and greedy decoding by stock vLLM with as 
 only steps in which every row decodes are counted. `scheduler_ratio` is Stretto's time over stock's, in processor time
 of the thread while the engine runs; between the two calls the model empties the processor's caches. `replayed` covers
 the two calls alone, with the model's last output repeated: microseconds, which other processes disturb less, and Python
-instructions and memory blocks, which they do not disturb (`host_work.py`). One line of JSON for each number of pairs.
+instructions, which they do not disturb.
+
+`step` has the Python instructions of a complete step: everything that the engine core does, from `schedule` to the
+outputs. Work that a GPU runs as a graph or a kernel counts as one call on both sides: the model's forward pass and
+vLLM's kernels. The launches of our sampler are left out; it repeats the same rows. The sampler is that of a GPU, with
+its tables in host memory, so waits for a device are not measured. One line of JSON for each number of pairs.
 """
 
 import argparse
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
+from types import CodeType, FrameType, TracebackType
 from typing import Any
 
 from benchmarks.engine import SpeechArm, StockArm
-from benchmarks.engines import MethodWatch
+from benchmarks.engines import MethodWatch, SteppedEngine
 from benchmarks.harness import CHECKPOINT, ENGINE_ARGS, append_result, command_line, median_ratio
-from benchmarks.host_work import ReplayedSteps, host_work, median_parts
 from stretto.config import EngineConfig
+from stretto.engine.environment import prepare_environment
 from stretto.engine.kernels import cpu as cpu_kernels
 from stretto.engine.protocol import STATS_KEY, SharedStats
+from stretto.engine.worker.sampler import SpeechSampler
+
+prepare_environment()
+
+from vllm import SamplingParams  # noqa: E402
+from vllm.v1.request import RequestStatus  # noqa: E402
+
+Call = Callable[[], Any]
+
+ROUNDS, STEPS = 15, 12  # of the clock, whose first round warms up; steps for each count
+
+
+def count_instructions(call: Call, is_one: Callable[[CodeType], bool] = lambda code: False) -> int:
+    """Return how many Python instructions `call` runs in this thread; each call of a C function counts as one.
+
+    Args:
+        call: Function to run.
+        is_one: Returns True for a function that counts as one instruction, including everything that it calls.
+    """
+    number, inside = 0, None
+
+    def leave(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal inside
+        if event == "return" and frame is inside:
+            inside = None
+        return leave
+
+    def follow(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal number, inside
+        if event == "call":
+            if inside is not None:
+                return None
+            if is_one(frame.f_code):
+                inside, frame.f_trace_lines = frame, False
+                return leave
+            frame.f_trace_lines, frame.f_trace_opcodes = False, True
+        number += event == "opcode"
+        return follow
+
+    before = sys.gettrace()
+    sys.settrace(follow)
+    try:
+        call()
+    finally:
+        sys.settrace(before)
+    return number
+
+
+class ReplayedSteps:
+    """Requests that decode one row per step from the view of the scheduler of `engine`. They end with this object."""
+
+    def __init__(
+        self, engine: SteppedEngine, prompts: Iterable[list[int]], params: Iterable[SamplingParams], num_rows: int
+    ):
+        self._engine, self._scheduler, self._num_rows = engine, engine.scheduler, num_rows
+        engine.add(prompts, params)
+        take = self._scheduler.update_from_output
+
+        def keep(scheduled: Any, output: Any) -> Any:
+            self._output, self._logprobs = output, output.logprobs
+            return take(scheduled, output)
+
+        self._scheduler.update_from_output = keep
+        while not self._decodes():
+            pass
+        del self._scheduler.update_from_output
+
+    def _decodes(self) -> bool:
+        """Step the engine; return True if every row decoded before and after."""
+        before = self._engine.num_decoding()
+        self._engine.step()
+        return before == self._engine.num_decoding() == self._num_rows
+
+    def __enter__(self) -> "ReplayedSteps":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._scheduler.finish_requests(None, RequestStatus.FINISHED_ABORTED)
+        self._engine.step()  # informs the worker
+
+    def step(self, gauge: Callable[[Call], float]) -> dict[str, float]:
+        """Run one step; return the gauge of `schedule`, of `update_from_output`, and their sum."""
+        scheduled: Any = None
+
+        def schedule() -> None:
+            nonlocal scheduled
+            scheduled = self._scheduler.schedule()
+
+        of_schedule = gauge(schedule)
+        assert scheduled.total_num_scheduled_tokens == self._num_rows, "a request has ended, or was preempted"
+        output = self._output
+        output.logprobs, output.sampled_token_ids = self._logprobs, [list(ids) for ids in output.sampled_token_ids]
+        of_update = gauge(lambda: self._scheduler.update_from_output(scheduled, output))
+        return {"schedule": of_schedule, "update": of_update, "all": of_schedule + of_update}
+
+
+def cpu_us(call: Call) -> float:
+    """Return the microseconds of this thread's processor time that `call` takes."""
+    begun = time.thread_time()
+    call()
+    return 1e6 * (time.thread_time() - begun)
+
+
+GAUGES: dict[str, Callable[[Call], float]] = {"cpu_us": cpu_us, "instructions": count_instructions}
+
+
+def host_work(ours: ReplayedSteps, stock: ReplayedSteps) -> dict[str, Any]:
+    """Return the median step of both arms by every gauge, and the median ratio; the arms take turns."""
+    return {name: _compare(gauge, ours, stock, ROUNDS if name == "cpu_us" else 1) for name, gauge in GAUGES.items()}
+
+
+def _compare(gauge: Callable[[Call], float], ours: ReplayedSteps, stock: ReplayedSteps, rounds: int) -> dict[str, Any]:
+    turns = [
+        {name: median_parts([arm.step(gauge) for _ in range(STEPS)], 1) for name, arm in arms.items()}
+        for arms in [{"ours": ours, "stock": stock}] * (rounds + 1)
+    ][1:]  # the first warms up
+    ratio = median_ratio(*([turn[name]["all"] for turn in turns] for name in ("ours", "stock")))
+    return {"ratio": round(ratio, 4)} | {
+        name: median_parts([turn[name] for turn in turns], 1) for name in ("ours", "stock")
+    }
+
+
+def median_parts(parts: list[dict[str, float]], digits: int) -> dict[str, float]:
+    """Return the median of each part."""
+    return {part: round(statistics.median(each[part] for each in parts), digits) for part in parts[0]}
+
 
 SCALE = 1.5
 REPLAYED_FRAMES = 400
@@ -87,6 +223,87 @@ def measure(pairs: int, arguments: argparse.Namespace, ours: SpeechArm, stock: S
     }
 
 
+# ----- a complete step
+
+FRAMES = 200
+WARM_UP, COUNTED_STEPS = 20, 8
+TWINS = str(Path(cpu_kernels.__file__).parent)
+MODELS = "multi_stream.py", "backbones.py"
+
+
+def is_of_the_device(code: CodeType) -> bool:
+    """Return True for a function that is one call on a GPU: the CPU version of a kernel, or the model's forward."""
+    is_forward = code.co_name == "forward" and code.co_filename.endswith(MODELS)
+    return is_forward or code.co_filename.startswith(TWINS)
+
+
+def settle(engine: SteppedEngine, num_rows: int) -> None:
+    """Step until every row decodes, and then WARM_UP steps."""
+    left = WARM_UP
+    while left:
+        before = engine.num_decoding()
+        engine.step()
+        left -= before == engine.num_decoding() == num_rows
+
+
+def sample_as_a_gpu(engine: SteppedEngine) -> SpeechSampler:
+    """Replace the sampler of the CPU, which is returned, by that of a GPU, which repeats the last output."""
+    runner, outputs = engine.runner, list[Any]()
+    state, plain = runner.model_state, runner.sampler
+    inner = SpeechSampler.__call__
+
+    def keep(self: SpeechSampler, *step: Any) -> Any:
+        outputs.append(inner(self, *step))
+        return outputs[-1]
+
+    setattr(SpeechSampler, "__call__", keep)  # noqa: B010  (mypy refuses an assignment to a method)
+    engine.step()
+    setattr(SpeechSampler, "__call__", inner)  # noqa: B010
+    plain.req_states = runner.req_states
+    sampler = state._kernel_sampler(plain, state._readout())
+    output = outputs[-1]
+    tokens, codes, _, sampled = sampler._results(sampler._program.results, len(output.sampled_token_ids))
+    tokens.copy_(output.sampled_token_ids[:, 0])
+    codes.copy_(output.logprobs_tensors.logprob_token_ids)
+    sampled.copy_(output.num_sampled)
+    sampler._graphs.run = lambda variant, num_rows: None
+    runner.sampler = sampler
+    engine.step()
+    return plain
+
+
+def instructions(engine: SteppedEngine, num_rows: int) -> float:
+    """Return the instructions of the median step that decodes `num_rows` rows."""
+    counts = [count_instructions(engine.step, is_of_the_device) for _ in range(COUNTED_STEPS)]
+    assert engine.num_decoding() == num_rows, "a request has ended, or was preempted"
+    return statistics.median(counts)
+
+
+def finish(engine: SteppedEngine) -> None:
+    """Abort all requests, in the scheduler and in the worker."""
+    engine.scheduler.finish_requests(None, RequestStatus.FINISHED_ABORTED)
+    engine.step()
+
+
+def measure_step(pairs: int, ours: SpeechArm, stock: StockArm) -> dict[str, float]:
+    """Return the Python instructions of a complete step of both arms, and their ratio."""
+    num_rows = 2 * pairs
+    ours.engine.add(*ours.requests(pairs, FRAMES, SCALE))
+    settle(ours.engine, num_rows)
+    plain = sample_as_a_gpu(ours.engine)
+    columns = ours.engine.runner.sampler._program.columns
+    uploads = columns.num_uploads
+    of_ours = instructions(ours.engine, num_rows)
+    assert columns.num_uploads == uploads, "a steady step has uploaded something"
+    ours.engine.runner.sampler = plain
+    finish(ours.engine)
+    stock.engine.add(*stock.requests(num_rows, FRAMES))
+    settle(stock.engine, num_rows)
+    of_stock = instructions(stock.engine, num_rows)
+    finish(stock.engine)
+    return {"ratio": round(of_ours / of_stock, 4), "ours": of_ours, "stock": of_stock}
+
+
 if __name__ == "__main__":
     given = command_line(
         __doc__,
@@ -103,4 +320,5 @@ if __name__ == "__main__":
     both = SpeechArm(observed), StockArm(config)
     shared.close()
     for number in given.pairs:
-        append_result(given.out, "scheduler", measure(number, given, *both))
+        figures = measure(number, given, *both) | {"step": measure_step(number, *both)}
+        append_result(given.out, "scheduler", figures)

@@ -27,8 +27,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from benchmarks.checkpoints.random_published import write_tokenizer
-from benchmarks.checkpoints.random_valle import KNOWN, NUMBERS, tensors
+from benchmarks.checkpoints.random_espnet import KNOWN, NUMBERS, tensors, write_tokenizer
 from scripts.reply_fixture import Replies, equal_in, run
 from stretto.families.valle.family import PAD, SOS_EOS
 

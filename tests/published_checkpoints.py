@@ -3,9 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.checkpoints import random_published
-from benchmarks.checkpoints.random_espnet import write_codec
-from benchmarks.checkpoints.random_published import Published
+from benchmarks.checkpoints import random_espnet
+from benchmarks.checkpoints.random_espnet import Published, write_codec
 from stretto.convert.command import main
 from stretto.families.bagpiper.family import BagpiperVocabulary
 from stretto.families.opuslm.family import OpusVocabulary
@@ -19,7 +18,7 @@ def write_bagpiper(
 ) -> Published:
     """Write Bagpiper's release, with its codec."""
     folder.mkdir(parents=True, exist_ok=True)
-    return random_published.write_bagpiper(folder, vocabulary, seed, dtype)
+    return random_espnet.write_bagpiper(folder, vocabulary, seed, dtype)
 
 
 def write_opuslm(
@@ -31,7 +30,7 @@ def write_opuslm(
 ) -> Published:
     """Write OpusLM's release, with ESPnet's codec of equal size."""
     folder.mkdir(parents=True, exist_ok=True)
-    published = random_published.write_opuslm(folder, vocabulary, backbone, is_dialogue, seed)
+    published = random_espnet.write_opuslm(folder, vocabulary, backbone, is_dialogue, seed)
     codec = write_codec(folder / "codec", vocabulary.codebook_size, seed)
     return replace(published, codec=codec)
 

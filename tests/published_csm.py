@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import CsmConfig, CsmForConditionalGeneration, DynamicCache
 
-from benchmarks.checkpoints.random_published import write_tokenizer
+from benchmarks.checkpoints.random_espnet import write_tokenizer
 from stretto.convert.command import main
 from stretto.families.base import Family
 from stretto.families.registry import family_at

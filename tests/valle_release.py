@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.checkpoints.random_valle import KNOWN
+from benchmarks.checkpoints.random_espnet import KNOWN
 from stretto.families.base import Family
 from stretto.families.conversation import Piece
 from stretto.families.text import Subwords, TextTokenizer

@@ -2,8 +2,8 @@
 
     scripts/soak.sh --minutes 60        # with its own shared memory and disk, so that they can be filled
 
-First every request of `requests.py` is sent alone, which gives its reference. Then `--streams` clients send requests at
-random and read the answers as in `clients.py`. Every answer must equal its reference or be an error, and must not be
+First every request of `load.py` is sent alone, which gives its reference. Then `--streams` clients send requests at
+random and read the answers in several ways. Every answer must equal its reference or be an error, and must not be
 late (`--limit-s`). Memory is monitored. Threads, descriptors, shared memory and the server's own metrics must
 afterwards be those of an idle server. Then each fault of `faults.py` occurs while clients send requests. One line of
 JSON goes to `--out` with a report next to it. The exit status is 1 if there are findings.
@@ -21,7 +21,6 @@ from typing import Any
 
 from benchmarks.chaos import checks
 from benchmarks.chaos.checks import IDLE_S, Follower, describe, write_report
-from benchmarks.chaos.clients import Answer
 from benchmarks.chaos.faults import (
     LAUNCHER,
     Ended,
@@ -35,8 +34,7 @@ from benchmarks.chaos.faults import (
     Stop,
     clock_environment,
 )
-from benchmarks.chaos.requests import Ask, make_asks
-from benchmarks.chaos.streams import Outcomes, Servers, Streams, take_references
+from benchmarks.chaos.load import Answer, Ask, Outcomes, Servers, Streams, make_asks, take_references
 from benchmarks.harness import Launch, append_result, command_line, free_ports, served_processes, stop_on_sigterm
 
 STUBS = ("preprocessor", "language_model", "acoustic_decoder")

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.chaos.clients import Verdict
-from benchmarks.chaos.streams import Outcomes
+from benchmarks.chaos.load import Outcomes, Verdict
 from benchmarks.harness import Result, Usage, read_usage, served_processes, shared_files, slope_mb_per_min
 from stretto.launcher.server import MAX_MODEL_RESTARTS
 

@@ -8,7 +8,7 @@ import torch
 from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration
 
 from benchmarks.checkpoints.random_codecs import make_model as make_codec
-from benchmarks.checkpoints.random_published import write_tokenizer
+from benchmarks.checkpoints.random_espnet import write_tokenizer
 from stretto.convert.command import main
 from stretto.families.higgs_audio.family import NEEDED, SCENE_END, SCENE_START
 

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.checkpoints.random_published import random_tensor, write_tokenizer
+from benchmarks.checkpoints.random_espnet import random_tensor, write_tokenizer
 
 CODES = 48
 SNAC: dict[str, Any] = {

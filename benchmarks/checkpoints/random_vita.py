@@ -74,7 +74,7 @@ def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def tensors(config: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
-    """Return the language model's tensors by published name; the encoder's are in `random_sense_voice.py`."""
+    """Return the language model's tensors by published name, without its audio encoder."""
     return random_tensors(shapes(config), seed)
 
 
@@ -83,16 +83,15 @@ def write_release(folder: Path, config: dict[str, Any] | None = None, seed: int 
     from safetensors.numpy import save_file
     from tokenizers import AddedToken, Tokenizer
 
-    from benchmarks.checkpoints import random_sense_voice
-    from benchmarks.checkpoints.random_published import write_tokenizer
+    from benchmarks.checkpoints.random_espnet import write_tokenizer
 
     config = config or SMALL
     stored, special = tensors(config, seed), list(SPECIAL)
     write_tokenizer(folder, 284)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     if config["model_type"] == PLUS["model_type"]:
-        random_sense_voice.write_numbers(folder)
-        stored |= random_sense_voice.tensors(config["hidden_size"])
+        write_numbers(folder)
+        stored |= encoder_tensors(config["hidden_size"])
         special.insert(1 + special.index("end_of_audio"), "context_of_audio")
     tokenizer.add_special_tokens([f"<|{name}|>" for name in special])
     tokenizer.add_tokens([AddedToken(f"<|audio_{code}|>", normalized=False) for code in range(NUM_CODES)])
@@ -101,3 +100,91 @@ def write_release(folder: Path, config: dict[str, Any] | None = None, seed: int 
     (folder / "generation_config.json").write_text(json.dumps(GENERATION))
     save_file(stored, folder / "model.safetensors")
     return folder
+
+
+WIDTH, SIZE, INNER, TAPS = 560, 32, 48, 5
+NUM_BLOCKS, NUM_LAST_BLOCKS, NUM_IDS = 3, 2, 20
+TOWER, ADAPTOR = "model.audio_model.model.", "model.audio_projection."
+CONFIG = f"""\
+encoder: SenseVoiceEncoderSmall
+encoder_conf:
+    output_size: {SIZE}
+    attention_heads: 4
+    linear_units: {INNER}
+    num_blocks: {NUM_BLOCKS}
+    tp_blocks: {NUM_LAST_BLOCKS}
+    dropout_rate: 0.1
+    positional_dropout_rate: 0.1
+    attention_dropout_rate: 0.1
+    input_layer: pe
+    pos_enc_class: SinusoidalPositionEncoder
+    normalize_before: true
+    kernel_size: {TAPS}
+    sanm_shfit: 0
+    selfattention_layer_type: sanm
+model: SenseVoiceSmall
+model_conf:
+    length_normalized_loss: true
+    sos: 1
+    eos: 2
+    ignore_id: -1
+frontend: WavFrontend
+frontend_conf:
+    fs: 16000
+    window: hamming
+    n_mels: 80
+    frame_length: 25
+    frame_shift: 10
+    lfr_m: 7
+    lfr_n: 6
+"""
+
+
+def encoder_shapes(hidden: int) -> dict[str, tuple[int, ...]]:
+    """Return the encoder_shapes by published name; the backbone is `hidden` wide."""
+    found: dict[str, tuple[int, ...]] = {f"{TOWER}embed.weight": (16, WIDTH)}
+    blocks = [("encoders0.0", WIDTH)]
+    blocks += [(f"encoders.{index}", SIZE) for index in range(NUM_BLOCKS - 1)]
+    blocks += [(f"tp_encoders.{index}", SIZE) for index in range(NUM_LAST_BLOCKS)]
+    for block, width in blocks:
+        name = f"{TOWER}encoder.{block}."
+        found |= _linear(f"{name}self_attn.linear_q_k_v", width, 3 * SIZE)
+        found |= _linear(f"{name}self_attn.linear_out", SIZE, SIZE)
+        found[f"{name}self_attn.fsmn_block.weight"] = (SIZE, 1, TAPS)
+        found |= _linear(f"{name}feed_forward.w_1", SIZE, INNER) | _linear(f"{name}feed_forward.w_2", INNER, SIZE)
+        found |= _norm(f"{name}norm1", width) | _norm(f"{name}norm2", SIZE)
+    found |= _norm(f"{TOWER}encoder.after_norm", SIZE) | _norm(f"{TOWER}encoder.tp_norm", SIZE)
+    found |= _linear(f"{TOWER}ctc.ctc_lo", SIZE, NUM_IDS) | _norm(f"{ADAPTOR}pre_proj_layernorm", SIZE)
+    return found | {f"{ADAPTOR}mlp.0.weight": (hidden, SIZE), f"{ADAPTOR}mlp.2.weight": (hidden, hidden)}
+
+
+def encoder_tensors(hidden: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Return random float32 encoder_tensors by published name, the same on every machine."""
+    random, found = np.random.default_rng(seed), dict[str, np.ndarray]()
+    for name, shape in sorted(encoder_shapes(hidden).items()):
+        noise = random.standard_normal(shape, np.float32)
+        if len(shape) == 1:
+            found[name] = ("norm" in name and name.endswith("weight")) + np.float32(0.2) * noise
+        else:
+            found[name] = noise * np.float32(1 if "embed" in name else shape[-1] ** -0.5)
+    return found
+
+
+def write_numbers(folder: Path) -> Path:
+    """Write `config.yaml` and a random `am.mvn` to an existing folder."""
+    (folder / "config.yaml").write_text(CONFIG)
+    random = np.random.default_rng(1)
+    layers = {"<AddShift>": -8 + random.standard_normal(WIDTH), "<Rescale>": 0.2 + 0.02 * random.standard_normal(WIDTH)}
+    text = f"<Nnet>\n<Splice> {WIDTH} {WIDTH}\n[ 0 ]\n"
+    for name, values in layers.items():
+        text += f"{name} {WIDTH} {WIDTH}\n<LearnRateCoef> 0 [ {' '.join(f'{value:.6g}' for value in values)} ]\n"
+    (folder / "am.mvn").write_text(text + "</Nnet>\n")
+    return folder
+
+
+def _linear(name: str, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
+
+
+def _norm(name: str, size: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (size,), f"{name}.bias": (size,)}

@@ -17,14 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.checkpoints import (
+    random_espnet,
     random_higgs_audio,
-    random_published,
     random_qwen3_codec,
     random_qwen3_omni,
     random_qwen3_tts,
 )
-from benchmarks.checkpoints.random_espnet import write_codec
-from benchmarks.checkpoints.random_published import Published, Size
+from benchmarks.checkpoints.random_espnet import Published, Size, write_codec
 from benchmarks.loads import ANIMALS, CITIES, texts
 from stretto.convert import command as convert_checkpoint
 from stretto.families.bagpiper.family import BagpiperVocabulary
@@ -72,14 +71,14 @@ def write_release(
     """Write a random release; return its files and its codec directory. The dialogue model uses Llama, as published."""
     if family == "bagpiper":
         assert not isinstance(vocabulary, OpusVocabulary)
-        published = random_published.write_bagpiper(folder, vocabulary or BagpiperVocabulary(), size=size)
+        published = random_espnet.write_bagpiper(folder, vocabulary or BagpiperVocabulary(), size=size)
         assert published.codec is not None
         return published, published.codec
     assert not isinstance(vocabulary, BagpiperVocabulary)
     words = vocabulary or OpusVocabulary()
     is_dialogue = family == "opuslm-dialogue"
     backbone = "llama" if is_dialogue else "olmo2"
-    published = random_published.write_opuslm(folder, words, backbone, is_dialogue, size=size)
+    published = random_espnet.write_opuslm(folder, words, backbone, is_dialogue, size=size)
     return published, write_codec(folder / "codec", words.codebook_size)
 
 

@@ -22,8 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.gpu import plan
-from benchmarks.gpu.children import Children, enter_job, summary, table, verdicts
-from benchmarks.gpu.jobs import JOBS, Job, Setup
+from benchmarks.gpu.jobs import JOBS, Children, Job, Setup, enter_job, summary, table, verdicts
 from benchmarks.harness import know_this_host
 from stretto.engine.environment import is_cpu_build, prepare_environment
 

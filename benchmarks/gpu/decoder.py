@@ -2,18 +2,24 @@
 
 import logging
 import statistics
+import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.decoder import Arm, make_codec
+from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
+from benchmarks.codecs import spans_of
+from benchmarks.decoder import Arm, CountingReply, make_codec, random_codes, stream
 from benchmarks.gpu.jobs import Setup, failure
-from stretto.codecs.base import Codec, Window
+from stretto.codecs.base import Codec
+from stretto.codecs.glm4_voice import Glm4VoiceCodec, load
 from stretto.config import DecoderConfig
 from stretto.decoder.launching import WORTH_CAPTURING
 from stretto.decoder.worker import DecoderWorker
@@ -100,13 +106,6 @@ def _stream(worker: DecoderWorker, codes: np.ndarray, size: int) -> np.ndarray:
     return np.stack([listener.pcm() for listener in listeners])
 
 
-def at_once(codec: Codec, codes: np.ndarray) -> np.ndarray:
-    """Return samples [B, n] of codes [B, K, T], each utterance decoded as one window."""
-    batch = len(codes)
-    window = Window(torch.from_numpy(codes), 0, 0, torch.zeros(batch, dtype=torch.int64), codec.initial_state(batch))
-    return codec.decode(window)[0].float().cpu().numpy()
-
-
 def run(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
     """Yield a line without graphs and with them, then for each batch size, then for each narrow type."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
@@ -116,21 +115,17 @@ def run(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
             yield {"codec": name, "what": part.__name__.strip("_"), **figures}
 
 
-def codes_of(codec: Codec, batch: int, frames: int) -> np.ndarray:
-    spec = codec.spec
-    return np.random.default_rng(0).integers(0, spec.codebook_size, (batch, spec.num_codebooks, frames))
-
-
 def _exactness(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
     codec = make_codec(name, setup.device, is_narrow=True)
-    codes = codes_of(codec, 2 if setup.is_small else 12, 30 if setup.is_small else 250)
-    whole, reference = at_once(codec, codes), at_once(make_codec(name, "cpu", is_narrow=True), codes)
+    codes = random_codes(codec, 2 if setup.is_small else 12, 30 if setup.is_small else 250)
+    both = codec, make_codec(name, "cpu", is_narrow=True)
+    whole, reference = (stream(each, codes, [codes.shape[2]]).float().cpu().numpy() for each in both)
     from_cpu = float(np.abs(whole - reference).max())
     for graphs in (False, True):
         config = DecoderConfig(device=setup.device, graphs=graphs, max_batch=16)
         try:
             with capture_errors() as errors:
-                parts = streamed(codec, config, codes, *(CHUNKS[1:2] if setup.is_small else CHUNKS))
+                parts = streamed(codec, config, codes.numpy(), *(CHUNKS[1:2] if setup.is_small else CHUNKS))
             seams = max(float(np.abs(pcm - whole).max()) for pcm in parts)
         except torch.AcceleratorError:  # the device is unusable after this
             raise
@@ -164,10 +159,52 @@ def _speed(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
 def _narrow(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
     """Measure the error of narrow types, relative to the root mean square of the exact samples."""
     codec = make_codec(name, setup.device, is_narrow=True)
-    codes = codes_of(codec, 2, 50)
+    codes = random_codes(codec, 2, 50).numpy()
     config = DecoderConfig(device=setup.device, graphs=False, max_batch=16)
     (exact,) = streamed(codec, config, codes, 25)
     for dtype in ("bfloat16", "float16"):
         (near,) = streamed(codec, replace(config, dtype=dtype), codes, 25)
         error = float(np.sqrt(np.mean((near - exact) ** 2) / np.mean(exact**2)))
         yield {"dtype": dtype, "relative_error": error, "ok": bool(np.isfinite(near).all())}
+
+
+BLOCK_BATCHES, NUM_BLOCKS, ROUNDS = (1, 8), 4, 3
+
+
+def run_blocks(setup: Setup) -> Iterator[dict[str, Any]]:
+    """Yield a line for each block and number of utterances, without graphs and with them."""
+    batches, num_blocks, rounds = ((1,), 2, 1) if setup.is_small else (BLOCK_BATCHES, NUM_BLOCKS, ROUNDS)
+    with tempfile.TemporaryDirectory() as folder:
+        codec = load(write_glm4_voice(Path(folder) / "codec", is_narrow=setup.is_small), setup.device)
+    sizes = [stop - start for start, stop in spans_of(codec, num_blocks)]
+    for graphs in (False, True):
+        config = DecoderConfig(device=setup.device, graphs=graphs, max_batch=batches[-1])
+        with capture_errors() as errors:
+            worker = DecoderWorker(codec, config)
+            for batch in batches:
+                warm_up = 0 if setup.is_small else WORTH_CAPTURING if graphs else 1
+                times = [speak(worker, codec, batch, sizes) for _ in range(warm_up + rounds)][warm_up:]
+                for index, size in enumerate(sizes):
+                    wall_s, audio_s = statistics.median(each[index] for each in times), size / codec.spec.frame_rate
+                    about = {"graphs": graphs, "batch": batch, "block": index, "tokens": size}
+                    yield {**about, "ms": round(1e3 * wall_s, 3), "rtf": round(wall_s / audio_s, 5)}
+            worker.stop()
+        if errors:
+            yield {"graphs": graphs, "capture_errors": errors, "ok": False}
+
+
+def speak(worker: DecoderWorker, codec: Glm4VoiceCodec, batch: int, sizes: list[int]) -> list[float]:
+    """Return the seconds of each block of `batch` utterances together; then end them to decode retained tokens."""
+    random, times = np.random.default_rng(0), list[float]()
+    for index, size in enumerate(sizes):
+        codes = random.integers(0, codec.spec.codebook_size, (batch, 1, size))
+        begun, reply = time.perf_counter(), CountingReply(batch)
+        for utterance in range(batch):
+            worker.push(str(utterance), Chunk(index, Segment.AUDIO, is_final=False), codes[utterance], reply)
+        reply.wait()
+        times.append(time.perf_counter() - begun)
+    end = CountingReply(batch)
+    for utterance in range(batch):
+        worker.push(str(utterance), Chunk(len(sizes), Segment.AUDIO, is_final=True), codes[utterance, :, :0], end)
+    end.wait()
+    return times

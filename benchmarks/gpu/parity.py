@@ -9,7 +9,7 @@ import itertools
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -225,3 +225,39 @@ def _first_difference(one: list[list[int]], other: list[list[int]]) -> int | Non
     pairs = enumerate(zip(one, other, strict=False))
     shorter = None if len(one) == len(other) else min(len(one), len(other))
     return next((index for index, (a, b) in pairs if a != b), shorter)
+
+
+OURS, MODE = "stretto.", "FULL_DECODE_ONLY, async"
+
+
+@contextmanager
+def compiled(names: list[str]) -> Iterator[None]:
+    """Append the module and name of each kernel that Triton compiles during the `with` block."""
+    from triton import knobs
+
+    former = knobs.runtime.jit_post_compile_hook
+
+    def note(**kwargs: Any) -> Any:
+        function = kwargs["fn"]
+        names.append(f"{function.module}.{function.name}")
+        return None if former is None else former(**kwargs)
+
+    knobs.runtime.jit_post_compile_hook = note
+    try:
+        yield
+    finally:
+        knobs.runtime.jit_post_compile_hook = former
+
+
+def run_waits(setup: Setup) -> Iterator[dict[str, Any]]:
+    """Yield one line; an error names the call. Only CUDA has such calls, so a dry run_waits just runs the code.
+
+    The job sets VLLM_GPU_SYNC_CHECK, which vLLM reads on import.
+    """
+    names: list[str] = []
+    be_exact()
+    with tempfile.TemporaryDirectory() as folder:
+        case = next(cases(setup, Path(folder)))
+        figures = compare(setup, case, MODE, lambda: compiled(names))
+    ours = [name for name in names if name.startswith(OURS)]
+    yield {"mode": MODE, **figures, "compiled": names, "ok": figures["ok"] and not ours}

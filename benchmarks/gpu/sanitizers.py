@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.decoder import make_codec
-from benchmarks.gpu.decoder import CHUNKS, codes_of, streamed
+from benchmarks.decoder import make_codec, random_codes
+from benchmarks.gpu.decoder import CHUNKS, streamed
 from benchmarks.gpu.jobs import Setup
 from stretto.config import DecoderConfig
 from stretto.decoder.worker import DecoderWorker
@@ -187,7 +187,7 @@ def run_decoder(setup: Setup, name: str, report: Report | None = None) -> Iterat
             raise
 
     codec = make_codec(name, setup.device, is_narrow=True)
-    codes = codes_of(codec, 2 if setup.is_small else 6, 60)
+    codes = random_codes(codec, 2 if setup.is_small else 6, 60).numpy()
     config = DecoderConfig(device=setup.device, graphs=False, max_batch=4)
     with watched_decoders(lambda: Delegate(count)):
         try:

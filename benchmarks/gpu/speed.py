@@ -6,29 +6,38 @@ Stretto's. Only steps in which every row decodes count; a figure is the median o
 
 import itertools
 import json
+import math
 import statistics
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from benchmarks.gpu.first_audio import figures, first_rows, make_codec, time_burst
+from benchmarks.checkpoints import random_codecs as random_weights
+from benchmarks.checkpoints import random_espnet
+from benchmarks.checkpoints.random_qwen3_codec import write_qwen3_codec
+from benchmarks.engines import SteppedEngine
 from benchmarks.gpu.jobs import Setup
 from benchmarks.gpu.models import MODELS, PromptMaker, engine_args, write_config
 from benchmarks.layouts import PROMPT_ROWS
-from stretto.codecs.base import Codec
+from benchmarks.schedules import FIRST_BLOCK, allowed, ids_after, passes
+from stretto.codecs.base import Codec, Window
+from stretto.codecs.registry import load_codec
 from stretto.engine.environment import prepare_environment
+from stretto.families.base import Family
+from stretto.families.vita_audio.family import SCHEDULES, VANILLA
 
 prepare_environment()
 
 from vllm import SamplingParams  # noqa: E402
 
-from benchmarks.engines import MethodWatch, SteppedEngine, stock_config, watch  # noqa: E402
+from benchmarks.engines import MethodWatch, stock_config, watch  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -232,3 +241,155 @@ class DeviceWatch(MethodWatch):
             torch.cuda.synchronize()
         totals = {part: sum(a.elapsed_time(b) for a, b in spans) for part, spans in self._spans.items()}
         return {part: round(total / number, 4) for part, total in totals.items()}
+
+
+@dataclass(frozen=True)
+class Burst:
+    """Times in seconds of replies that start together. ttfp_s: median over the replies."""
+
+    prefill_s: float
+    ttfp_s: float
+    step_s: float
+    wall_s: float
+
+
+def first_rows(family: Family, codec: Codec) -> int:
+    """Return the rows of an audio reply until its first chunk can be decoded."""
+    return max(family.layout.delays) + family.first_chunk_frames + codec.spec.right_frames
+
+
+def audio_s(family: Family, num_rows: int) -> float:
+    """Return the seconds of audio in a reply of `num_rows` rows of audio."""
+    incomplete = family.tail.num_closing_rows(family.layout.max_delay)
+    return (num_rows - incomplete) / family.frame_rate
+
+
+def time_burst(engine: SteppedEngine, request_ids: list[str], num_rows: int, first: int, num_streams: int) -> Burst:
+    """Step `engine` until all replies have ended. Full steps decode `num_rows` rows; a first chunk has `first` rows."""
+    core, scheduler = engine.core, engine.scheduler
+    rows, reached = dict.fromkeys(request_ids, 0.0), dict[str, float]()
+    prefill_s, step_s, begun = 0.0, [], time.perf_counter()
+    while scheduler.has_requests() or core.batch_queue:
+        before, since = engine.num_decoding(), time.perf_counter()
+        outputs = engine.step() or {}
+        now = time.perf_counter()
+        if before == engine.num_decoding() == num_rows:
+            step_s.append(now - since)
+        for output in [output for each in outputs.values() for output in each.outputs]:
+            if output.request_id in rows:
+                rows[output.request_id] += len(output.new_token_ids) / (1 + num_streams)
+                if rows[output.request_id] >= first:
+                    reached.setdefault(output.request_id, now - begun)
+        if not prefill_s and all(rows.values()):
+            prefill_s = now - begun
+    wall_s = time.perf_counter() - begun
+    assert len(reached) == len(request_ids), f"{len(reached)} of {len(request_ids)} replies had {first} rows"
+    return Burst(prefill_s, statistics.median(reached.values()), statistics.median(step_s), wall_s)
+
+
+def figures(bursts: list[Burst], family: Family, codec: Codec, number: int, num_rows: int) -> dict[str, float]:
+    """Return medians over bursts of `number` replies of `num_rows` rows each."""
+
+    def median(figure: Callable[[Burst], float]) -> float:
+        return statistics.median(map(figure, bursts))
+
+    rows = first_rows(family, codec)
+    decode_s = time_decode(codec, number, family.first_chunk_frames + codec.spec.right_frames)
+    ttfp_s = median(lambda each: each.ttfp_s) + decode_s
+    floor_s = median(lambda each: each.prefill_s + rows * each.step_s) + decode_s
+    return {
+        "step_ms": round(1e3 * median(lambda each: each.step_s), 4),
+        "prefill_ms": round(1e3 * median(lambda each: each.prefill_s), 3),
+        "decode_ms": round(1e3 * decode_s, 3),
+        "first_rows": rows,
+        "ttfp_s": round(ttfp_s, 5),
+        "ttfp_floor_s": round(floor_s, 5),
+        "ttfp_over_floor": round(ttfp_s / floor_s, 4),
+        "audio_s_per_s": round(number * audio_s(family, num_rows) / median(lambda each: each.wall_s), 2),
+    }
+
+
+def make_codec(family: Family, device: str, is_small: bool) -> Codec:
+    """Return the family's codec with random weights.
+
+    X-codec and Qwen3-TTS' codec are as wide as published. ESPnet's is narrow, because its published width is known only
+    from the release.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        directory = Path(folder) / "codec"
+        if family.codec == "xcodec":
+            random_weights.write_checkpoint("xcodec", directory, is_narrow=is_small)
+        elif family.codec == "qwen3_12hz":
+            write_qwen3_codec(directory, "small" if is_small else "wide")
+        else:
+            random_espnet.write_codec(directory, family.layout.codebook_size)
+        return load_codec(family.codec, Path(folder), device, family.layout.num_codebooks)
+
+
+def time_decode(codec: Codec, number: int, num_frames: int) -> float:
+    """Return the seconds of one decode of the first chunks of `number` utterances: median of five after two more."""
+    spec = codec.spec
+    shape = (number, spec.num_codebooks, num_frames)
+    codes = torch.from_numpy(np.random.default_rng(0).integers(0, spec.codebook_size, shape))
+    times = []
+    for _ in range(7):
+        begun = time.perf_counter()
+        seen = torch.zeros(number, dtype=torch.int64)
+        pcm: Any = codec.decode(Window(codes, 0, 0, seen, codec.initial_state(number)))[0]
+        pcm.cpu()
+        times.append(time.perf_counter() - begun)
+    return statistics.median(times[2:])
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Seconds from the queue to the end of all replies, and until all had the ids of their first block."""
+
+    wall_s: float
+    first_block_s: float
+
+
+def run(setup: Setup, requests: tuple[int, ...]) -> Iterator[dict[str, Any]]:
+    """Yield a line for the start, then one for each schedule at each number of requests."""
+    begun = time.perf_counter()
+    requests = requests[:1] if setup.is_small else requests
+    num_ids, rounds = (22, 1) if setup.is_small else (110, 3)
+    names = (VANILLA, "turbo") if setup.is_small else tuple(SCHEDULES)
+    arm = Arm("vita", setup, requests, is_compiled=True)
+    yield {"part": "start", "start_s": round(time.perf_counter() - begun, 1)}
+    prompts, config = PromptMaker(arm.family), arm.engine.core.vllm_config.model_config.hf_config.to_dict()
+    for number in requests:
+        turns = [
+            {
+                name: one(arm.engine, prompts, number, name, num_ids, 1 if setup.is_small else FIRST_BLOCK)
+                for name in names
+            }
+            for _ in range(rounds + (not setup.is_small))
+        ][-rounds:]
+        for name in names:
+            wall_s = statistics.median(turn[name].wall_s for turn in turns)
+            over = statistics.median(turn[VANILLA].wall_s / turn[name].wall_s for turn in turns)
+            first_block_s = statistics.median(turn[name].first_block_s for turn in turns)
+            yield {
+                "part": "schedule",
+                "schedule": name,
+                "requests": number,
+                "ids_per_s": round(number * num_ids / wall_s, 1),
+                "over_vanilla": round(over, 3),
+                "allowed": round(allowed(SCHEDULES[name], config), 3),
+                "first_block_s": round(first_block_s, 5),
+            }
+
+
+def one(engine: SteppedEngine, prompts: PromptMaker, number: int, name: str, num_ids: int, num_codes: int) -> Timed:
+    """Run `number` replies of `num_ids` ids on one schedule."""
+    made = prompts.make(number, MODELS["vita"].task, 1.0, num_ids, num_ids)
+    made = [replace(prompt, sampling=replace(prompt.sampling, schedule=name)) for prompt in made]
+    begun, needed, first_block_s = time.perf_counter(), ids_after(name, passes(name, num_codes)), math.inf
+    engine.add_prompts(made)
+    while engine.scheduler.has_requests() or engine.core.batch_queue:
+        engine.step()
+        lengths = [len(request.output_token_ids) for request in engine.scheduler.requests.values()]
+        if first_block_s == math.inf and min(lengths, default=num_ids) >= needed:
+            first_block_s = time.perf_counter() - begun
+    return Timed(time.perf_counter() - begun, first_block_s)

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from benchmarks import blocks
+from benchmarks import codecs
 
 pytestmark = pytest.mark.slow
 
@@ -13,8 +13,8 @@ pytestmark = pytest.mark.slow
 def test_blocks_overlap_and_one_is_one_decode(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["blocks", "--blocks", "2", "--frames", "20", "30"])
-    blocks.main()
+    monkeypatch.setattr(sys, "argv", ["codecs", "--blocks", "2", "--lengths", "20", "30"])
+    codecs.main()
     output = capsys.readouterr().out
     record = json.loads(output.splitlines()[-1])
     assert "| 75 | 50 | " in output

@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from benchmarks import codecs as measure_codecs
-from benchmarks.checkpoints.random_codecs import MODELS
-from benchmarks.checkpoints.random_stateful import STATEFUL
-from benchmarks.code_streams import random_codes
+from benchmarks.checkpoints.random_codecs import MODELS, STATEFUL
 from benchmarks.codecs import Long, Streaming, codecs, measure_dial, measure_long, measure_streaming
+from benchmarks.decoder import random_codes
 from stretto.codecs.base import Stateful, Windowed
 from stretto.codecs.tiny import codec as tiny
 from stretto.codecs.tiny.codec import HOP

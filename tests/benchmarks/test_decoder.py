@@ -6,8 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.decoder import main, make_codec, measure_batching, measure_live, parse, random_codes
-from benchmarks.live_streams import LiveLoad, LiveStreams, ProcessorTime, RealTime
+from benchmarks.decoder import (
+    LiveLoad,
+    LiveStreams,
+    ProcessorTime,
+    RealTime,
+    main,
+    make_codec,
+    measure_batching,
+    measure_live,
+    parse,
+    random_codes,
+)
 from stretto.config import DecoderConfig
 from stretto.streams.chunking import ChunkPolicy
 from stretto.triton_io.flow import FlowTable
@@ -55,7 +65,7 @@ def test_a_chunk_that_fails_is_told() -> None:
 def test_the_bundled_codec_is_the_default() -> None:
     arguments = parse([])
     codec = make_codec(arguments.codec, "cpu", True)
-    codes = random_codes(codec, 5)
+    codes = random_codes(codec, 1, 5)[0].numpy()
     assert codes.shape == (codec.spec.num_codebooks, 5)
     assert (arguments.streams, arguments.frames, arguments.live) == (64, 8, None)
 

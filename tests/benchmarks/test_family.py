@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.checkpoints.small_models import SMALL_MODELS
-from benchmarks.family import Count, FamilyLoad, beside, input_codes
+from benchmarks.ensemble import Count, FamilyLoad, beside, input_codes
 from benchmarks.loads import Load, Trace, arrivals, follow, run_open
 from stretto_client import RequestRefused, SpeechEvent
 from tests.patience import PATIENCE_S

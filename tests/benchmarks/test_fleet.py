@@ -5,19 +5,22 @@ from pathlib import Path
 import pytest
 import yaml
 
-from benchmarks.fleet import (
+from benchmarks.sizing import (
     BUSY,
     CODECS,
     COUNTED,
     GATEWAY_STREAMS,
+    GPUS,
     OUTSIDE_KBIT,
+    SHARE_OF_TIME,
     Fleet,
     Prices,
+    fleet_tables,
     share_of_time,
+    streams_in_memory,
+    streams_in_time,
     streams_of,
-    tables,
 )
-from benchmarks.sizing import GPUS, SHARE_OF_TIME, streams_in_memory, streams_in_time
 from stretto_gateway.config import Limits
 from stretto_gateway.encoding import CODECS as FORMATS
 
@@ -60,5 +63,5 @@ def test_servers_are_added_where_the_arithmetic_says() -> None:
 
 def test_the_document_has_the_tables_as_they_are_printed() -> None:
     text = (ROOT / "docs/scale.md").read_text()
-    for table in tables(Prices()).split("\n\n"):
+    for table in fleet_tables(Prices()).split("\n\n"):
         assert table in text

@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.nightly]
 
 def test_the_parts_of_a_frame_add_up(tmp_path: Path) -> None:
     prepare_environment()
-    from benchmarks.frame_parts import measure_parts
+    from benchmarks.frames import measure_parts
 
     checkpoint, model = write_checkpoint("qwen3-tts", tmp_path / "checkpoint"), SMALL_MODELS["qwen3-tts-small"]
     arguments = argparse.Namespace(family="qwen3-tts-small", concurrency=[2], frames=8, rounds=1)

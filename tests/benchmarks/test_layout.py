@@ -20,15 +20,14 @@ def test_the_layout_is_the_published_one() -> None:
 @pytest.mark.parametrize("scale", [pytest.param(1.0, marks=pytest.mark.nightly), 3.0])
 def test_the_parts_of_a_step_add_up_and_give_the_throughput(monkeypatch: pytest.MonkeyPatch, scale: float) -> None:
     prepare_environment()
-    from benchmarks import engines
-    from benchmarks import layout as benchmark_layout
+    from benchmarks import engine, engines
 
     monkeypatch.setitem(LAYOUTS, "eight", ("eight_streams", EIGHT_STREAMS))
     monkeypatch.setattr(engines, "TEXT", EIGHT_STREAMS.tasks[0].text[0])
     monkeypatch.setattr(engines, "HIDDEN", 128)
     arguments = argparse.Namespace(layout="eight", requests=[3], frames=16, guidance=scale, rounds=1)
     functions = engines.drawing.draw, engines.drawing.guide
-    (figures,) = benchmark_layout.measure(arguments)
+    (figures,) = engine.measure_layout(arguments)
     assert (engines.drawing.draw, engines.drawing.guide) == functions, "they are watched only while it runs"
     parts = dict(figures["ms_per_step"])
     total_ms = parts.pop("all")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.live_streams import LiveLoad, LiveStreams, ProcessorTime
+from benchmarks.decoder import LiveLoad, LiveStreams, ProcessorTime
 from benchmarks.loads import Trace, underrun_s
 from stretto.codecs.base import CodecSpec, Window, Windowed
 from stretto.config import DecoderConfig

@@ -79,7 +79,7 @@ def test_the_picture_marks_the_latest_knee() -> None:
     (plot,) = [plot for plot in PLOTS if plot.name == "open_loop"]
     assert knee_of({1: {"time": "2", "knee": 4.0}, 2: {"time": "1", "knee": 8.0}}, plot) == [4.0]
     assert knee_of({1: {"time": "2", "knee": None}}, plot) == []
-    (other,) = [plot for plot in PLOTS if plot.name == "speech_latency"]
+    (other,) = [plot for plot in PLOTS if plot.name == "frame_parts"]
     assert knee_of({1: {"time": "2", "knee": 4.0}}, other) == []
 
 

@@ -30,14 +30,17 @@ def test_the_latest_line_of_each_point_counts_whatever_file_it_is_in(tmp_path: P
 
 
 def test_every_plot_with_results_becomes_a_picture(tmp_path: Path) -> None:
-    engine = next(plot for plot in PLOTS if plot.benchmark == "engine")
-    lines = [{"benchmark": "engine", "requests": n, "time": "1", engine.fields[0]: 0.5} for n in (1, 4)]
-    write(tmp_path / "results", "engine.jsonl", lines)
+    parts = next(plot for plot in PLOTS if plot.name == "frame_parts")
+    lines = [
+        {"benchmark": "frame_parts", "requests": n, "time": "1", "cpu_ms_per_frame": {"talker": 0.5}, **parts.only}
+        for n in (1, 4)
+    ]
+    write(tmp_path / "results", "families.jsonl", lines)
     main(argparse.Namespace(results=tmp_path / "results", plots=tmp_path / "plots"))
     pictures = sorted(path.name for path in (tmp_path / "plots").iterdir())
-    assert f"{engine.name}.png" in pictures
-    assert not any(name.startswith("speech") for name in pictures)
-    assert (tmp_path / "plots" / f"{engine.name}.png").read_bytes().startswith(b"\x89PNG")
+    assert f"{parts.name}.png" in pictures
+    assert not any(name.startswith("open") for name in pictures)
+    assert (tmp_path / "plots" / f"{parts.name}.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_plot_over_names_has_a_bar_for_each_of_its_fields(tmp_path: Path) -> None:

@@ -4,8 +4,7 @@ import asyncio
 
 import pytest
 
-from benchmarks.large_audio import FILES, large_request
-from benchmarks.uploads import outcome_of, take_round
+from benchmarks.large_audio import FILES, large_request, outcome_of, take_round
 from tests.client.fake_server import Chunk, FakeServer
 
 

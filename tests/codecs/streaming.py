@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from benchmarks.code_streams import chunks_of, random_codes, stream
+from benchmarks.decoder import chunks_of, random_codes, stream
 from stretto.codecs.base import Codec, Window
 from stretto.streams.layout import words_of
 

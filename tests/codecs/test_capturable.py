@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.checkpoints.random_codecs import MODELS
+from benchmarks.checkpoints.random_codecs import MODELS, STATEFUL
 from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
-from benchmarks.checkpoints.random_stateful import STATEFUL
 from benchmarks.codecs import codecs
 from stretto.codecs.base import Codec, Window
 from stretto.codecs.registry import load_codec

@@ -6,8 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from benchmarks.checkpoints.random_glm4_tokenizer import NUM_CODES, write_glm4_tokenizer
-from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
+from benchmarks.checkpoints.random_glm4_voice import NUM_CODES, write_glm4_tokenizer, write_glm4_voice
 from benchmarks.checkpoints.random_qwen3_codec import write_qwen3_codec
 from stretto.convert.conversion import check_codec
 from stretto.convert.release import marks

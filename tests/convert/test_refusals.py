@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from benchmarks.checkpoints.random_published import Published
+from benchmarks.checkpoints.random_espnet import Published
 from stretto.convert.command import main
 from stretto.convert.conversion import check_codec
 from stretto.convert.release import convertible

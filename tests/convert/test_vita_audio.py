@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from benchmarks.checkpoints import random_vita
-from benchmarks.checkpoints.random_sense_voice import ADAPTOR, TOWER
+from benchmarks.checkpoints.random_vita import ADAPTOR, TOWER
 from stretto.convert.command import main
 from stretto.families.registry import family_at
 from stretto.families.vita_audio.convert import schedule

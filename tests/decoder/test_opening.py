@@ -7,7 +7,7 @@ import torch
 from transformers import DacModel
 
 from benchmarks.checkpoints.random_codecs import write_checkpoint
-from benchmarks.code_streams import random_codes, stream
+from benchmarks.decoder import random_codes, stream
 from stretto.config import DecoderConfig
 from stretto.decoder.streaming import Windower
 from stretto.decoder.worker import DecoderWorker, open_codec

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.checkpoints.random_qwen3_codec import make_qwen3_codec
-from benchmarks.code_streams import random_codes, stream
+from benchmarks.decoder import random_codes, stream
 from stretto.codecs.base import Codec
 from stretto.config import DecoderConfig
 from stretto.decoder.streaming import PART_FRAMES, References, Windower

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.checkpoints import random_chatterbox
-from benchmarks.code_streams import random_codes
+from benchmarks.decoder import random_codes
 from stretto.codecs.s3gen import MOST_HEARD, S3GenCodec, load
 from stretto.config import DecoderConfig
 from stretto.decoder.streaming import SoundTable

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.code_streams import chunks_of, random_codes, stream
+from benchmarks.decoder import chunks_of, random_codes, stream
 from stretto.codecs.base import Whole, Window
 from stretto.config import DecoderConfig
 from stretto.decoder.batching import next_group

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.checkpoints.random_published import Published
+from benchmarks.checkpoints.random_espnet import Published
 from stretto.families.audio_format import AudioFormat
 from stretto.families.base import Family
 from stretto.records.prompt import InputAudio, Prompt

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.checkpoints.random_published import write_tokenizer
+from benchmarks.checkpoints.random_espnet import write_tokenizer
 from stretto.engine.protocol import GUIDANCE_OFF, GUIDANCE_ON, NO_CHANGE
 from stretto.engine.reply_rules import SegmentRules, SegmentTracker
 from stretto.engine.utterance import Utterance, last_chunks, reference_chunk

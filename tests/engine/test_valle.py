@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2Model
 
-from benchmarks.checkpoints.random_valle import KNOWN, convert
+from benchmarks.checkpoints.random_espnet import KNOWN, convert
 from stretto.families.base import Family
 from stretto.families.registry import config_at, family_at
 from stretto.families.valle.family import SOS_EOS

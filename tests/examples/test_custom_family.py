@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from benchmarks.checkpoints.random_orpheus import CODES, SNAC, write_release, write_snac
-from benchmarks.code_streams import chunks_of, random_codes, stream
+from benchmarks.decoder import chunks_of, random_codes, stream
 from stretto.codecs.base import Codec, Window
 from stretto.codecs.registry import load_codec
 from stretto.convert.command import main as convert

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from benchmarks.checkpoints.random_published import write_tokenizer
+from benchmarks.checkpoints.random_espnet import write_tokenizer
 from stretto.errors import InvalidRequest
 from stretto.families.text import TextTokenizer
 from stretto.preprocessing.request import Preprocessor, RawRequest

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.checkpoints.random_published import write_tokenizer
+from benchmarks.checkpoints.random_espnet import write_tokenizer
 from stretto.families.bagpiper.family import bagpiper
 from stretto.families.text import TextTokenizer, load_text_codec, subword_codec
 from stretto.families.tiny import family as tiny

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from benchmarks.checkpoints.random_espnet import write_tokenizer
 from benchmarks.checkpoints.random_pocket import sentencepiece_model
-from benchmarks.checkpoints.random_published import write_tokenizer
 from stretto.errors import CheckpointError
 from stretto.families.text import BYTE_OF, TOKENIZER_FILE, TextTokenizer, plain_tokenizer
 

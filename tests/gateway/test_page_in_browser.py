@@ -10,7 +10,7 @@ import grpc
 import numpy as np
 import pytest
 
-from benchmarks.browser import EXECUTABLE, Browser, Tab, chromium, driving
+from benchmarks.page import EXECUTABLE, Browser, Tab, chromium, driving
 from stretto_gateway.config import Limits
 from tests.client.fake_server import PROFILE, Abort, Chunk, ErrorText, Request, Step, Until
 from tests.gateway.conftest import Start

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.checkpoints import random_sense_voice, random_vita
+from benchmarks.checkpoints import random_vita
 from stretto.families.registry import config_at
 from stretto.families.vita_audio.model import audio_adaptor, audio_tower, embed_audio
 from stretto.records.prompt import Prompt
@@ -15,9 +15,9 @@ from stretto.records.prompt import Prompt
 def heard_by_plus(checkpoint: Path, prompt: Prompt) -> Mapping[int, torch.Tensor]:
     """Rows [n, H] of the small release by the place in the prompt from which on they stand."""
     audio, hidden = config_at(checkpoint)["audio_config"], random_vita.PLUS["hidden_size"]
-    parts = {random_sense_voice.TOWER: audio_tower(audio), random_sense_voice.ADAPTOR: audio_adaptor(audio, hidden)}
+    parts = {random_vita.TOWER: audio_tower(audio), random_vita.ADAPTOR: audio_adaptor(audio, hidden)}
     for prefix, part in parts.items():
-        weights = {name: torch.from_numpy(value) for name, value in random_sense_voice.tensors(hidden).items()}
+        weights = {name: torch.from_numpy(value) for name, value in random_vita.encoder_tensors(hidden).items()}
         part.load_state_dict({name: weights[f"{prefix}{name}"] for name in part.state_dict()})
     return {
         each.first_row: embed_audio(*parts.values(), torch.from_numpy(each.features)).double() for each in prompt.audios

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks.checkpoints.random_codecs import codec_of, make_model
-from benchmarks.code_streams import chunks_of, random_codes, stream
+from benchmarks.decoder import chunks_of, random_codes, stream
 from scripts import export_onnx
 from scripts.export_onnx import export_codec, export_mel
 from stretto.codecs import onnx_runtime

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.checkpoints.random_published import Published
-from benchmarks.code_streams import stream
+from benchmarks.checkpoints.random_espnet import Published
+from benchmarks.decoder import stream
 from stretto.codecs.base import Codec
 from stretto.codecs.registry import load_codec
 from stretto.families.base import Family

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.code_streams import stream
+from benchmarks.decoder import stream
 from benchmarks.harness import CHECKPOINT
 from scripts.export_onnx import codec_file, export_codec
 from stretto.codecs.base import Codec

@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.checkpoints.random_qwen3_codec import write_qwen3_codec
 from benchmarks.checkpoints.random_qwen3_tts import small_config, write_release
-from benchmarks.code_streams import stream
+from benchmarks.decoder import stream
 from stretto.codecs.registry import load_codec
 from stretto.convert.command import main
 from stretto.families.registry import family_at

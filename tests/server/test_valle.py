@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.checkpoints.random_valle import convert
+from benchmarks.checkpoints.random_espnet import convert
 from stretto.codecs.registry import load_codec
 from tests.server.conftest import ServedCheckpoint, serves
 from tests.server.published import check_sound

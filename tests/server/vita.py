@@ -15,8 +15,7 @@ import pytest
 from torch import Tensor
 
 from benchmarks.checkpoints import random_vita
-from benchmarks.checkpoints.random_glm4_tokenizer import write_glm4_tokenizer
-from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
+from benchmarks.checkpoints.random_glm4_voice import write_glm4_tokenizer, write_glm4_voice
 from stretto.convert.command import main
 from stretto.families.registry import family_at
 from stretto.families.text import TextTokenizer, subword_codec

@@ -6,8 +6,8 @@
 
 The host must have torch for CUDA, triton, transformers and numpy for Python 3.12 (`--python` for another). `pack` lets
 uv resolve and pip download the wheels of vLLM and of its dependencies that the host lacks (`--have`). It leaves out
-kernels and distributions that Stretto does not use (`contents.py` lists them) and the code for other GPUs
-(`trimming.py`). It adds this package, its benchmarks and tests, and cuts everything into parts with their SHA-256.
+kernels and distributions that Stretto does not use and the code for other GPUs (`contents.py`). It adds this package,
+its benchmarks and tests, and cuts everything into parts with their SHA-256.
 `install` verifies and stores each part. When all are there, it unpacks them and prints the line that sets Python's
 path. It needs only the standard library.
 """
@@ -21,10 +21,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.bundling.contents import CALL_BYTES, OURS, REQUIRED_THERE, TRITON_SERVER, UNUSED, VLLM, is_wanted
-from benchmarks.gpu.bundling.installing import LIBRARIES, SITE, SOURCE, DamagedPart, Installation
-from benchmarks.gpu.bundling.parts import write_parts
-from benchmarks.gpu.bundling.trimming import trim, without_symbols
+from benchmarks.gpu.bundling.contents import (
+    CALL_BYTES,
+    OURS,
+    REQUIRED_THERE,
+    TRITON_SERVER,
+    UNUSED,
+    VLLM,
+    is_wanted,
+    trim,
+    without_symbols,
+)
+from benchmarks.gpu.bundling.parts import LIBRARIES, SITE, SOURCE, DamagedPart, Installation, write_parts
 
 ROOT = Path(__file__).parents[3]
 COMMON_HOST = ROOT / "benchmarks/gpu/bundling/pytorch_image.txt"

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.chaos.clients import Answer, Verdict, judge
+from benchmarks.chaos.load import Answer, Verdict, judge
 
 SOUND = np.linspace(-0.5, 0.5, 900, dtype=np.float32)
 REFERENCE = Answer("a cat", [SOUND], is_final=True)

@@ -6,8 +6,7 @@ import random
 import numpy as np
 import pytest
 
-from benchmarks.chaos.clients import Answer, Reader, cancel, listen, read
-from benchmarks.chaos.requests import GatewayAsk
+from benchmarks.chaos.load import Answer, GatewayAsk, Reader, cancel, listen, read
 
 ASK = GatewayAsk("gateway 0", "gateway", {"input": "a cat", "response_format": "pcm"})
 SAMPLES = np.arange(500, dtype=np.int16)

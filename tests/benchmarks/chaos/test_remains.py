@@ -7,9 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks.chaos.checks import IDLE_GAUGES, SLACK, Held, left_over, of_calm, of_fault, of_memory, read_gauges
-from benchmarks.chaos.clients import Answer, Verdict
-from benchmarks.chaos.requests import make_asks
-from benchmarks.chaos.streams import KINDS, Outcomes
+from benchmarks.chaos.load import KINDS, Answer, Outcomes, Verdict, make_asks
 
 NONE = dict.fromkeys((*IDLE_GAUGES, "unguided_total"), 0.0)
 IDLE = Held({"engine": 48, "proxy": 3}, {"engine": 96, "proxy": 20}, 6, 3.5, NONE)

@@ -7,9 +7,19 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from benchmarks.chaos.clients import READERS, Reader, Verdict, judge, listen, read
-from benchmarks.chaos.requests import Ask, GrpcAsk
-from benchmarks.chaos.streams import Servers, Streams, take_references
+from benchmarks.chaos.load import (
+    READERS,
+    Ask,
+    GrpcAsk,
+    Reader,
+    Servers,
+    Streams,
+    Verdict,
+    judge,
+    listen,
+    read,
+    take_references,
+)
 from tests.client.fake_server import Chunk, ErrorText, FakeServer, Request, Step, Until
 
 LIMIT_S = 60.0
@@ -48,8 +58,8 @@ def run(script: Callable[[Request], list[Step]], *readers: Reader, limit_s: floa
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.chaos.clients.SILENT_S", 0.01)
-    monkeypatch.setattr("benchmarks.chaos.clients.CRAWL_S", 0.01)
+    monkeypatch.setattr("benchmarks.chaos.load.SILENT_S", 0.01)
+    monkeypatch.setattr("benchmarks.chaos.load.CRAWL_S", 0.01)
 
 
 @pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.__name__)

@@ -8,7 +8,7 @@ import torch
 import yaml
 from transformers import AutoTokenizer
 
-from benchmarks.checkpoints.random_published import token_list
+from benchmarks.checkpoints.random_espnet import token_list
 from stretto.families.opuslm import family as opuslm
 from stretto.families.opuslm.family import OpusVocabulary
 from tests.published_checkpoints import FAMILIES, write_bagpiper, write_opuslm, write_release

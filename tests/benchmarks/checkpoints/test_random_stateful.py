@@ -1,7 +1,7 @@
 import pytest
 
-from benchmarks.checkpoints.random_stateful import STATEFUL, make_stateful
-from benchmarks.code_streams import chunks_of, random_codes, stream
+from benchmarks.checkpoints.random_codecs import STATEFUL, make_stateful
+from benchmarks.decoder import chunks_of, random_codes, stream
 from stretto.codecs.base import Stateful
 
 LOOKAHEAD = {"encodec_24khz": 0, "encodec_32khz": 4, "espnet_dac": 7, "mimi": 0, "qwen3_12hz": 0, "qwen3_12hz_small": 0}

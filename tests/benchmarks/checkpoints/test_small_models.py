@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.checkpoints.random_published import Size
+from benchmarks.checkpoints.random_espnet import Size
 from benchmarks.checkpoints.small_models import SMALL_MODELS, write_checkpoint
 from stretto.codecs.registry import load_codec
 from stretto.families.bagpiper.family import BagpiperVocabulary

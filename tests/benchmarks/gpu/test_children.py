@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.gpu.__main__ import parse
-from benchmarks.gpu.children import Children, Outcome, summary, table
-from benchmarks.gpu.jobs import IF_TIME_IS_LEFT, JOBS, Job, Setup
+from benchmarks.gpu.jobs import IF_TIME_IS_LEFT, JOBS, Children, Job, Outcome, Setup, summary, table
 from tests.patience import until
 
 pytestmark = pytest.mark.slow

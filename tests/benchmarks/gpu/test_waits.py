@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 from triton import knobs
 
-from benchmarks.gpu.waits import OURS, compiled
+from benchmarks.gpu.parity import OURS, compiled
 
 
 def test_kernels_compiled_meanwhile_are_named_and_who_listened_before_still_hears() -> None:

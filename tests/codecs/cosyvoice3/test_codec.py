@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from benchmarks.checkpoints.random_cosyvoice3 import SEEDS, random_codec, tensors, voice, write_codec
-from benchmarks.code_streams import chunks_of, random_codes, stream
+from benchmarks.decoder import chunks_of, random_codes, stream
 from stretto.codecs.base import Window
 from stretto.codecs.cosyvoice3 import AHEAD, CHUNK, HISTORY, CosyVoice3Codec, CosyVoice3Config, load
 from stretto.codecs.espnet_dac import multiply_weight_norm_out

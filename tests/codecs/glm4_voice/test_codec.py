@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
-from benchmarks.code_streams import chunks_of, random_codes, stream
+from benchmarks.decoder import chunks_of, random_codes, stream
 from stretto.codecs.base import Blocks
 from stretto.codecs.cosyvoice.flow import gaussian
 from stretto.codecs.glm4_voice import Glm4VoiceCodec, load, load_part, read_config

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
-from benchmarks.code_streams import stream
+from benchmarks.decoder import stream
 from stretto.codecs.glm4_voice import Glm4VoiceCodec, load_part, read_config
 from tests.codecs.glm4_voice.reference import EVERY, LENGTHS, PART, PROMPT, REFERENCE, SIZES, thinned, tokens
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.checkpoints import random_chatterbox
-from benchmarks.code_streams import chunks_of, random_codes, stream
+from benchmarks.decoder import chunks_of, random_codes, stream
 from stretto.codecs.base import Window
 from stretto.codecs.s3gen import LONGEST, S3GenCodec, load
 from stretto.config import DecoderConfig

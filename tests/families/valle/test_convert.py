@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.checkpoints.random_valle import command, convert, write_release
+from benchmarks.checkpoints.random_espnet import command, convert, write_release
 from stretto.convert.make_repository import main as make_repository
 from tests.refused_conversion import Edit, Refuses, edited
 

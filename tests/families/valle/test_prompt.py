@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.checkpoints.random_valle import KNOWN, convert
+from benchmarks.checkpoints.random_espnet import KNOWN, convert
 from stretto.errors import InvalidRequest
 from stretto.families.registry import family_at
 from stretto.preprocessing.request import Preprocessor, RawRequest

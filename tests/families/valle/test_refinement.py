@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.checkpoints.random_valle import KNOWN, convert
+from benchmarks.checkpoints.random_espnet import KNOWN, convert
 from stretto.codecs.refinement import FOLDER, Passage, refinement_of
 from stretto.config import DecoderConfig
 from stretto.decoder.worker import open_codec

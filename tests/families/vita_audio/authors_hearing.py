@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import yaml
 
-from benchmarks.checkpoints import random_sense_voice as random
+from benchmarks.checkpoints import random_vita as random
 from tests.encoders.recordings import speech
 from tests.families.vita_audio.hearing import AUTHORS, HIDDEN, LENGTHS, NUM_POSITIONS, thinned
 
@@ -25,7 +25,7 @@ def main() -> None:
     from funasr.models.sense_voice.model import SenseVoiceEncoderSmall, SinusoidalPositionEncoder
     from resampler_projector import ResamplerProjector
 
-    weights = {name: torch.from_numpy(value) for name, value in random.tensors(HIDDEN).items()}
+    weights = {name: torch.from_numpy(value) for name, value in random.encoder_tensors(HIDDEN).items()}
 
     def below(prefix: str) -> dict[str, torch.Tensor]:
         return {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.checkpoints import random_sense_voice as random
+from benchmarks.checkpoints import random_vita as random
 from stretto.errors import CheckpointError
 from stretto.families.audio_format import AudioFormat
 from stretto.families.vita_audio import convert
@@ -17,7 +17,7 @@ from tests.encoders.recordings import speech
 from tests.families.vita_audio.hearing import AUTHORS, HIDDEN, LENGTHS, NUM_POSITIONS, thinned
 
 THEIRS = np.load(AUTHORS)
-TENSORS = {name: torch.from_numpy(value) for name, value in random.tensors(HIDDEN).items()}
+TENSORS = {name: torch.from_numpy(value) for name, value in random.encoder_tensors(HIDDEN).items()}
 
 
 @pytest.fixture(scope="module")

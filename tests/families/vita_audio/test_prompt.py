@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.checkpoints.random_glm4_tokenizer import write_glm4_tokenizer
+from benchmarks.checkpoints.random_glm4_voice import write_glm4_tokenizer
 from stretto.convert.command import main
 from stretto.errors import InvalidRequest
 from stretto.families.conversation import Piece

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from benchmarks.code_streams import random_codes
+from benchmarks.decoder import random_codes
 from scripts.onnx_graphs.tiny_graph import TinyGraph, erf
 from stretto.codecs.base import Window
 from tests.codecs.conftest import make_codec

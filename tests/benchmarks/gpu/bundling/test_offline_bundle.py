@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu.bundling.__main__ import COMMON_HOST, pack, parser
-from benchmarks.gpu.bundling.contents import is_wanted
-from benchmarks.gpu.bundling.trimming import CUBIN, trim
+from benchmarks.gpu.bundling.contents import CUBIN, is_wanted, trim
 from tests.benchmarks.gpu.bundling.test_trimming import container, library, noise
 
 pytestmark = pytest.mark.slow

@@ -3,8 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu.bundling.installing import DamagedPart, Installation
-from benchmarks.gpu.bundling.parts import MANIFEST, Manifest, sha256_of, write_parts
+from benchmarks.gpu.bundling.parts import MANIFEST, DamagedPart, Installation, Manifest, sha256_of, write_parts
 
 
 def make_tree(folder: Path) -> Path:

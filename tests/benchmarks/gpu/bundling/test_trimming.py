@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from benchmarks.gpu.bundling.trimming import CUBIN, MAGIC, PTX, trim
+from benchmarks.gpu.bundling.contents import CUBIN, MAGIC, PTX, trim
 
 HEADER, SECTION_HEADER = 64, 64
 NAMES = b"\0.nv_fatbin\0.shstrtab\0.text\0"

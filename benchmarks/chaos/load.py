@@ -1,0 +1,464 @@
+"""Requests of a soak test, over gRPC or through the gateway.
+
+They cover every task of the bundled model with fixed seeds, so that each has one correct answer. Most go to the server
+directly. Some receive samples through shared memory, and some go through the gateway.
+"""
+
+import asyncio
+import io
+import json
+import random
+import socket
+import struct
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cache
+from typing import Any, ClassVar, Literal
+
+import httpx
+import numpy as np
+import soundfile
+
+from benchmarks.large_audio import FILES
+from benchmarks.loads import NOISE_RATE, noise, texts
+from stretto_client import ClientError, RequestRefused, ServerFull, ServerUnavailable, SpeechClient, SpeechEvent
+from stretto_client.errors import ServerFailed, TimedOut, Timeouts
+from stretto_client.long_speech import Speech
+from stretto_client.speech_stream import strings
+
+Door = Literal["grpc", "gateway"]
+REFUSALS: dict[int, type[ClientError]] = {400: RequestRefused, 429: ServerFull, 503: ServerUnavailable}
+SAMPLE_BYTES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class GrpcAsk:
+    """A request over gRPC. is_near: samples arrive through shared memory if the address is local."""
+
+    name: str
+    kind: str
+    send: Callable[[SpeechClient], Speech]
+    is_near: bool = False
+    door: ClassVar[Door] = "grpc"
+
+    @asynccontextmanager
+    async def open(self, address: str, timeouts: Timeouts) -> AsyncIterator[AsyncIterator["Event"]]:
+        """Send the request; the events of its answer end with a ClientError if it fails."""
+        memory: Literal["system"] | None = "system" if self.is_near and address.startswith("localhost:") else None
+        async with SpeechClient(address, timeouts, shared_memory=memory) as client, self.send(client) as stream:
+            yield stream
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Samples as the gateway sends them."""
+
+    pcm: np.ndarray | None = None
+    is_final: bool = False
+    text: ClassVar[str] = ""
+
+
+Event = SpeechEvent | Part
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayAsk:
+    """A request to the gateway: OpenAI's speech API, raw samples."""
+
+    name: str
+    kind: str
+    body: dict[str, Any]
+    door: ClassVar[Door] = "gateway"
+
+    @asynccontextmanager
+    async def open(self, address: str, timeouts: Timeouts) -> AsyncIterator[AsyncIterator[Event]]:
+        """Send the request; the events of its answer end with a ClientError if it fails."""
+        limits = httpx.Timeout(timeouts.between_s)
+        async with httpx.AsyncClient(base_url=f"http://{address}", timeout=limits) as client:
+            yield self._parts(client)
+
+    async def _parts(self, client: httpx.AsyncClient) -> AsyncIterator[Event]:
+        try:
+            async with client.stream("POST", "/v1/audio/speech", json=self.body) as answer:
+                if answer.status_code != httpx.codes.OK:
+                    kind = REFUSALS.get(answer.status_code, ServerFailed)
+                    raise kind(f"{answer.status_code}: {(await answer.aread()).decode()}")
+                left = b""
+                async for data in answer.aiter_bytes():
+                    left += data
+                    whole = len(left) - len(left) % SAMPLE_BYTES
+                    yield Part(np.frombuffer(left[:whole], np.int16))
+                    left = left[whole:]
+        except httpx.TimeoutException as error:
+            raise TimedOut(type(error).__name__) from None
+        except httpx.TransportError as error:
+            raise ServerUnavailable(f"{type(error).__name__}: {error}") from None
+        yield Part(is_final=True)
+
+
+Ask = GrpcAsk | GatewayAsk
+
+FIXED_GUIDANCE: tuple[dict[str, Any], ...] = (
+    {"guidance_scale": 1.0},
+    {"guidance_scale": 1.5},
+    {"guidance_scale": 3.0},
+    {"guidance": {"scale": 2.0, "policy": "until_s", "until_s": 1.0}},
+)  # not `adaptive`, whose codes depend on the load
+MALFORMED: tuple[dict[str, str | bytes], ...] = (
+    {},
+    {"text": "hello", "task": "sing"},
+    {"text": "hello", "options": "{"},
+    {"text": "hello", "options": json.dumps({"guidance_scale": "loud"})},
+    {"text": "hello", "options": json.dumps({"audio": {"max_rows": 10**9}})},
+    {"text": b"\xff\xfe", "task": "tts"},
+    {"text": "", "task": "tts"},
+    {"audio": b"RIFF\0\0\0\0WAVE", "task": "asr"},
+    {"text": "hello " * 4000, "task": "tts"},
+)
+UPLOADS = ("prepared", "long", "corrupt")
+
+
+def make_asks(seed: int, speak: int = 24, transcribe: int = 8, through_gateway: int = 4) -> list[Ask]:
+    """Return requests of each task, large uploads and malformed requests; the same for the same seed."""
+    draw, lines = random.Random(seed), texts()
+    asks: list[Ask] = [_speaking(number, next(lines), draw) for number in range(speak)]
+    asks += [_transcribing(number, draw) for number in range(transcribe)]
+    asks += [_asking_the_gateway(number, next(lines), draw) for number in range(through_gateway)]
+    asks += [_uploading(kind) for kind in UPLOADS]
+    return asks + [_malformed(number, inputs) for number, inputs in enumerate(MALFORMED)]
+
+
+def _speaking(number: int, line: str, draw: random.Random) -> Ask:
+    text, options = _beginning(line, draw), _options(draw)
+    if draw.random() < 0.3:
+        options["encoding"] = "pcm_s16le"
+    if draw.random() < 0.2:
+        options["sample_rate"] = draw.choice((8_000, 24_000, 48_000))
+    if draw.random() < 0.3:
+        options["voice"] = draw.choice(("slt", "rms"))
+    if draw.random() < 0.2:
+        options["chunking"] = {"first_frames": draw.randrange(1, 9), "playout_s": draw.choice((0.0, 0.2))}
+    is_near = draw.random() < 0.2
+    return GrpcAsk(f"speak {number}", "speak", lambda client: client.speak(text, **options), is_near)
+
+
+def _asking_the_gateway(number: int, line: str, draw: random.Random) -> Ask:
+    body = {"model": "tts-1", "voice": "alloy", "input": _beginning(line, draw), "response_format": "pcm"}
+    return GatewayAsk(f"gateway {number}", "gateway", body | _options(draw))
+
+
+def _beginning(line: str, draw: random.Random) -> str:
+    words = line.split()
+    return " ".join(words[: draw.randrange(3, len(words) + 1)])
+
+
+def _options(draw: random.Random) -> dict[str, Any]:
+    options: dict[str, Any] = {"seed": draw.randrange(1 << 40), "max_audio_s": draw.uniform(0.6, 6.0)}
+    return options | draw.choice(FIXED_GUIDANCE)
+
+
+def _transcribing(number: int, draw: random.Random) -> Ask:
+    seed = draw.randrange(1 << 30)
+    pcm = noise(draw.uniform(0.25, 6.0), seed)
+    if number % 2:
+        file = io.BytesIO()
+        soundfile.write(file, pcm, NOISE_RATE, format="FLAC" if number % 4 == 1 else "WAV")
+        data = file.getvalue()
+        return GrpcAsk(f"transcribe {number}", "transcribe", lambda client: client.transcribe(data, seed=seed))
+    return GrpcAsk(f"transcribe {number}", "transcribe", lambda client: client.transcribe((pcm, NOISE_RATE), seed=seed))
+
+
+def _uploading(kind: str) -> Ask:
+    options: dict[str, Any] = {"seed": 1, "text": {"max_rows": 1}}
+    return GrpcAsk(f"upload {kind}", "upload", lambda client: client.transcribe(large_file(kind), **options))
+
+
+@cache
+def large_file(kind: str) -> bytes:
+    """Return a file of 19 MB, built at first use."""
+    return FILES[kind]()
+
+
+def _malformed(number: int, inputs: dict[str, str | bytes]) -> Ask:
+    return GrpcAsk(f"malformed {number}", "malformed", lambda client: client.send(strings(**inputs)))
+
+
+TOLERANCE = 1e-4  # for samples in [-1, 1], because windows of many utterances are decoded as one batch
+FULL_SCALE = {np.dtype(np.float32): 1.0, np.dtype(np.int16): 32_768.0}
+
+
+class Verdict(StrEnum):
+    """Judgement of an answer. WRONG, INCOMPLETE and HUNG must never occur.
+
+    right: equal to the complete reference, or rejected like it. left: the client disconnected; its part equals the
+    beginning of the reference. error: an error, before which the answer equals the beginning of the reference.
+    """
+
+    RIGHT = "right"
+    LEFT = "left"
+    ERROR = "error"
+    WRONG = "wrong"
+    INCOMPLETE = "incomplete"
+    HUNG = "hung"
+
+
+BAD = (Verdict.WRONG, Verdict.INCOMPLETE, Verdict.HUNG)
+
+
+@dataclass(slots=True)
+class Answer:
+    """One answer, as far as it has been read.
+
+    Attributes:
+        pcm: Samples of each event with samples.
+        error: Class of the error that ended it, or None.
+        message: Message of the error.
+        is_final: True if the last event has arrived.
+        has_left: True if the reader disconnected.
+        is_overdue: True if it did not end in time.
+    """
+
+    text: str = ""
+    pcm: list[np.ndarray] = field(default_factory=list)
+    error: str | None = None
+    message: str = ""
+    is_final: bool = False
+    has_left: bool = False
+    is_overdue: bool = False
+
+    def samples(self) -> np.ndarray:
+        """Return all samples so far [n], float32 or int16."""
+        return np.concatenate(self.pcm) if self.pcm else np.zeros(0, np.float32)
+
+
+def judge(reference: Answer, answer: Answer) -> Verdict:
+    """Return the verdict on `answer`."""
+    if answer.is_overdue:
+        return Verdict.HUNG
+    if reference.error is not None:
+        if answer.error == reference.error or answer.has_left:
+            return Verdict.RIGHT
+        return Verdict.WRONG if answer.error is None else Verdict.ERROR
+    if not begins(reference, answer) or answer.error == "RequestRefused":
+        return Verdict.WRONG
+    if answer.error is not None:
+        return Verdict.ERROR
+    if answer.has_left:
+        return Verdict.LEFT
+    is_whole = len(answer.samples()) == len(reference.samples()) and answer.text == reference.text
+    return Verdict.RIGHT if answer.is_final and is_whole else Verdict.INCOMPLETE
+
+
+def begins(reference: Answer, answer: Answer) -> bool:
+    """Return True if the answer so far is the beginning of the reference."""
+    expected, got = reference.samples(), answer.samples()
+    if not reference.text.startswith(answer.text) or len(got) > len(expected):
+        return False
+    if not len(got):
+        return True
+    if got.dtype != expected.dtype:
+        return False
+    apart = np.abs(got.astype(np.float64) - expected[: len(got)].astype(np.float64))
+    return bool(apart.max() <= TOLERANCE * FULL_SCALE[got.dtype])
+
+
+@asynccontextmanager
+async def relay(server: str) -> AsyncIterator[tuple[str, Callable[[], None]]]:
+    """Yield a local address that forwards to `server`, and a function that resets every connection through it."""
+    host, _, port = server.rpartition(":")
+    writers: list[asyncio.StreamWriter] = []
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while some := await reader.read(1 << 16):
+                writer.write(some)
+                await writer.drain()
+        writer.close()
+
+    async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            from_server, to_server = await asyncio.open_connection(host, int(port))
+        except OSError:  # an effect of a fault
+            writer.transport.abort()
+            return
+        writers.extend((writer, to_server))
+        await asyncio.gather(copy(reader, to_server), copy(from_server, writer))
+
+    def reset() -> None:
+        for writer in writers:
+            if not writer.is_closing():
+                writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                writer.transport.abort()
+
+    listener = await asyncio.start_server(connect, "127.0.0.1", 0)
+    try:
+        yield f"127.0.0.1:{listener.sockets[0].getsockname()[1]}", reset
+    finally:
+        listener.close()
+        reset()
+
+
+SILENT_S = 8.0  # pause of a reader that stops
+CRAWL_S = 0.3  # between two events
+MAX_BEFORE = 4  # events before a reader disconnects, stops or is reset
+
+Reader = Callable[[Ask, str, random.Random, Answer, Timeouts], Awaitable[None]]
+
+
+async def listen(ask: Ask, server: str, draw: random.Random, answer: Answer, timeouts: Timeouts) -> None:
+    """Read everything as it arrives."""
+    async with ask.open(server, timeouts) as stream:
+        await take(stream, answer)
+
+
+async def crawl(ask: Ask, server: str, draw: random.Random, answer: Answer, timeouts: Timeouts) -> None:
+    """Read everything slowly."""
+    async with ask.open(server, timeouts) as stream:
+        await take(stream, answer, pause_s=CRAWL_S)
+
+
+async def stop(ask: Ask, server: str, draw: random.Random, answer: Answer, timeouts: Timeouts) -> None:
+    """Read some events, nothing for a while, then the rest."""
+    async with ask.open(server, timeouts) as stream:
+        await take(stream, answer, draw.randrange(MAX_BEFORE))
+        await asyncio.sleep(SILENT_S)
+        await take(stream, answer)
+
+
+async def cancel(ask: Ask, server: str, draw: random.Random, answer: Answer, timeouts: Timeouts) -> None:
+    """Read some events, then disconnect."""
+    async with ask.open(server, timeouts) as stream:
+        await take(stream, answer, draw.randrange(MAX_BEFORE))
+        answer.has_left = not answer.is_final
+
+
+async def reset(ask: Ask, server: str, draw: random.Random, answer: Answer, timeouts: Timeouts) -> None:
+    """Read some events, then reset the connection, so that the client sees an error."""
+    async with relay(server) as (address, cut_off), ask.open(address, timeouts) as stream:
+        await take(stream, answer, draw.randrange(MAX_BEFORE))
+        if not answer.is_final:
+            cut_off()
+            answer.has_left = True
+            with suppress(ClientError):
+                await take(stream, answer)
+
+
+READERS: dict[Reader, float] = {listen: 8, crawl: 2, stop: 1, cancel: 3, reset: 1}  # with relative frequencies
+
+
+async def take(stream: AsyncIterator[Event], answer: Answer, events: int | None = None, pause_s: float = 0.0) -> None:
+    """Read `events` events, or all, into `answer`; raise ClientError if the answer ends with one."""
+    while events is None or events > 0:
+        try:
+            event = await anext(stream)
+        except StopAsyncIteration:
+            return
+        answer.text += event.text
+        if event.pcm is not None and event.pcm.size:
+            answer.pcm.append(event.pcm.copy())
+        answer.is_final = answer.is_final or event.is_final
+        events = None if events is None else events - 1
+        if pause_s:
+            await asyncio.sleep(pause_s)
+
+
+async def read(ask: Ask, server: str, reader: Reader, draw: random.Random, limit_s: float) -> Answer:
+    """Return the answer to a request; a client that waits longer than `limit_s` for anything counts as hung."""
+    answer = Answer()
+    try:
+        async with asyncio.timeout(3 * limit_s):
+            await reader(ask, server, draw, answer, Timeouts(limit_s, limit_s, 2 * limit_s))
+    except (TimedOut, TimeoutError) as error:
+        answer.is_overdue, answer.message = True, str(error)
+    except ClientError as error:
+        answer.error, answer.message = type(error).__name__, str(error)
+    return answer
+
+
+KINDS = {"speak": 10.0, "transcribe": 4.0, "gateway": 2.0, "upload": 0.2, "malformed": 2.0}  # relative frequencies
+PAUSE_S = 0.5  # before a retry after an error
+MAX_BAD = 20
+Servers = Mapping[Door, str]  # addresses
+
+
+@dataclass(slots=True)
+class Outcomes:
+    """Numbers of answers.
+
+    Attributes:
+        verdicts: Number of answers by kind of request and verdict.
+        errors: Errors by message.
+        bad: The first of the answers that must never occur.
+    """
+
+    verdicts: Counter[str] = field(default_factory=Counter)
+    errors: Counter[str] = field(default_factory=Counter)
+    bad: list[str] = field(default_factory=list)
+
+    def add(self, ask: Ask, reader: str, answer: Answer, verdict: Verdict) -> None:
+        """Count one answer."""
+        self.verdicts[f"{ask.kind}: {verdict}"] += 1
+        if verdict is Verdict.ERROR:
+            self.errors[f"{answer.error}: {answer.message}"[:160]] += 1
+        if verdict in BAD and len(self.bad) < MAX_BAD:
+            self.bad.append(
+                f"{ask.name}, {reader}: {verdict}; {len(answer.samples())} samples, {answer.message[:200]!r}"
+            )
+
+    def num(self, *verdicts: Verdict) -> int:
+        """Return the number of answers with one of these verdicts."""
+        return sum(count for name, count in self.verdicts.items() if name.rpartition(": ")[2] in verdicts)
+
+
+class Streams:
+    """Closed loops of random requests, until they are stopped."""
+
+    def __init__(
+        self, servers: Servers, asks: Sequence[Ask], references: Mapping[str, Answer], seed: int, limit_s: float
+    ):
+        self.outcomes = Outcomes()
+        self._servers, self._references, self._limit_s = servers, references, limit_s
+        self._by_kind = {kind: [ask for ask in asks if ask.kind == kind] for kind in KINDS}
+        self._seed, self._is_over = seed, False
+        self._loops: list[asyncio.Task[None]] = []
+
+    def start(self, number: int) -> None:
+        """Start `number` loops."""
+        self._loops = [asyncio.create_task(self._loop(random.Random(f"{self._seed} {each}"))) for each in range(number)]
+
+    async def stop(self) -> None:
+        """Complete all requests in flight and begin no other; raise the exception of a loop that failed."""
+        self._is_over = True
+        await asyncio.gather(*self._loops)
+
+    async def is_right(self, ask: Ask) -> bool:
+        """Send one request and return True if its answer is correct."""
+        answer = await read(ask, self._servers[ask.door], listen, random.Random(0), self._limit_s)
+        return judge(self._references[ask.name], answer) is Verdict.RIGHT
+
+    async def _loop(self, draw: random.Random) -> None:
+        while not self._is_over:
+            (kind,) = draw.choices(list(KINDS), list(KINDS.values()))
+            ask = draw.choice(self._by_kind[kind])
+            (reader,) = draw.choices(list(READERS), list(READERS.values()))
+            answer = await read(ask, self._servers[ask.door], reader, draw, self._limit_s)
+            verdict = judge(self._references[ask.name], answer)
+            self.outcomes.add(ask, reader.__name__, answer, verdict)
+            if verdict not in (Verdict.RIGHT, Verdict.LEFT):
+                await asyncio.sleep(PAUSE_S)
+
+
+async def take_references(servers: Servers, asks: Sequence[Ask], limit_s: float) -> dict[str, Answer]:
+    """Return the answer to each request alone; raise RuntimeError if it is wrong or differs when repeated."""
+    references = {}
+    for ask in asks:
+        first, second = [await read(ask, servers[ask.door], listen, random.Random(0), limit_s) for _ in range(2)]
+        is_refused = ask.kind == "malformed" or ask.name in ("upload long", "upload corrupt")
+        if (first.error == "RequestRefused") != is_refused or judge(first, second) is not Verdict.RIGHT:
+            answers = f"{first.error} {first.message}; then {second.error} {second.message}"
+            raise RuntimeError(f"{ask.name}: no reference: {answers}")
+        references[ask.name] = first
+    return references
