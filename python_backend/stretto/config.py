@@ -23,6 +23,8 @@ class EngineConfig:
             admitted (`FlightLimit`). None for no target.
         batch_invariant: True if logits must not depend on the other requests in the batch. Only needed on GPUs, where
             it reduces throughput.
+        live_reserve: True if live sessions keep the KV blocks of their attention window, and are never preempted. False
+            if they may be preempted, which delays them by the time to compute all their rows again.
         adapters: LoRA adapter folders in PEFT format, relative to `checkpoint`, by the name used in requests.
     """
 
@@ -33,6 +35,7 @@ class EngineConfig:
     max_waiting: int | None = None
     first_frame_target_s: float | None = None
     adapters: Mapping[str, str | Path] = field(default_factory=dict)
+    live_reserve: bool = True
 
     RESERVED = ("model", "scheduler_cls", "skip_tokenizer_init")
     SHARED_BY = ("understanding", "generation")
@@ -50,6 +53,8 @@ class EngineConfig:
                 raise ValueError(f"kv_share.{name} must be in (0, 1], got {share!r}")
         if not isinstance(self.batch_invariant, bool):
             raise ValueError(f"batch_invariant must be true or false, got {self.batch_invariant!r}")
+        if not isinstance(self.live_reserve, bool):
+            raise ValueError(f"live_reserve must be true or false, got {self.live_reserve!r}")
         waiting = self.max_waiting
         if waiting is not None and (isinstance(waiting, bool) or not isinstance(waiting, int) or waiting < 0):
             raise ValueError(f"max_waiting must be >= 0, or null for no bound, got {waiting!r}")

@@ -43,8 +43,9 @@ def test_a_request_has_the_blocks_of_one_engine(num_engines: int) -> None:
         cache_config=SimpleNamespace(num_gpu_blocks=25 * num_engines, block_size=32),
         parallel_config=SimpleNamespace(data_parallel_size=num_engines),
         scheduler_config=SimpleNamespace(max_num_seqs=16),
+        model_config=SimpleNamespace(hf_config=SimpleNamespace()),
     )
-    assert Capacity.from_config(config) == Capacity(25, 32, 16)
+    assert Capacity.from_config(config) == Capacity(25, 32, 16, num_engines=num_engines)
 
 
 def test_guidance_means_nothing_where_there_is_no_audio() -> None:

@@ -17,7 +17,7 @@ from stretto.engine.protocol import (
     EngineStats,
     SharedStats,
     SpeechParams,
-    max_blocks,
+    blocks_in_window,
     num_guided,
     partner_of,
     read_rows,
@@ -69,8 +69,9 @@ def test_guided_frames_are_those_between_two_turns() -> None:
 
 
 def test_a_pair_needs_the_blocks_of_two() -> None:
-    assert max_blocks(33, 32, is_guided=False) == 2
-    assert max_blocks(33, 32, is_guided=True) == 4
+    assert blocks_in_window(33, 32, None, 100) == 2
+    assert blocks_in_window(3000, 32, 65, 2) == 4  # rows 31 to 96 of three blocks, and the next block
+    assert blocks_in_window(33, 32, 65, 2) == 2
 
 
 def write_a_line(path: str, line: int, stats: EngineStats) -> None:

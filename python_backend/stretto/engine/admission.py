@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stretto.engine.protocol import max_blocks
+from stretto.engine.protocol import SPARE_BLOCKS, blocks_in_window
 from stretto.engine.reply_rules import SegmentRules
 from stretto.errors import InvalidRequest, shown
 from stretto.families.base import Task
@@ -17,6 +17,8 @@ from stretto.streams.layout import LatentSpec, Segment, latents_of
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
+MAX_STEPS_IN_FLIGHT = 2  # with asynchronous scheduling
+
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
@@ -26,11 +28,17 @@ class Capacity:
         num_blocks: Number of KV blocks.
         block_size: Rows per block.
         max_num_seqs: Maximum number of requests in a step.
+        window: Rows that each row attends to, if all layers have a sliding window; blocks behind it are freed.
+        num_in_flight: Maximum number of rows that are being computed; only needed with a window.
+        num_engines: Number of engines.
     """
 
     num_blocks: int
     block_size: int
     max_num_seqs: int
+    window: int | None = None
+    num_in_flight: int = 0
+    num_engines: int = 1
 
     @classmethod
     def from_config(cls, config: "VllmConfig") -> "Capacity":
@@ -41,8 +49,28 @@ class Capacity:
         """
         num_blocks = config.cache_config.num_gpu_blocks
         assert num_blocks is not None, "the engine has not reported its number of KV blocks"
-        each = num_blocks // config.parallel_config.data_parallel_size
-        return cls(each, config.cache_config.block_size, config.scheduler_config.max_num_seqs)
+        num_engines = config.parallel_config.data_parallel_size
+        kinds = set(getattr(config.model_config.hf_config, "layer_types", None) or [None])
+        window = config.model_config.hf_config.sliding_window if kinds == {"sliding_attention"} else None
+        return cls(
+            num_blocks // num_engines,
+            config.cache_config.block_size,
+            config.scheduler_config.max_num_seqs,
+            window,
+            0 if window is None else config.max_in_flight_tokens,
+            num_engines,
+        )
+
+    def max_sessions(self, rules: SegmentRules) -> int:
+        """Return how many live sessions may be open at once.
+
+        Each keeps a run slot and its KV blocks, see `KvBlocks.sessions`. There is room for one other reply if possible.
+        """
+        rows, usable = rules.max_model_len, self.num_blocks - 1
+        each = blocks_in_window(rows, self.block_size, self.window, MAX_STEPS_IN_FLIGHT)
+        each += SPARE_BLOCKS if self.window is not None else 0
+        other = blocks_in_window(rows, self.block_size, self.window, self.num_in_flight)
+        return self.num_engines * max(1, min(self.max_num_seqs - 1, (usable - other) // each))
 
 
 def admit(prompt: Prompt, rules: SegmentRules, capacity: Capacity) -> Prompt:
@@ -165,15 +193,20 @@ def _check_track(prompt: Prompt, rules: SegmentRules) -> None:
 
 def _check_code_track(prompt: Prompt, rules: SegmentRules, width: int) -> None:
     """Check the codes that the rows of a reply carry; `width` is their number per row."""
-    size, last = rules.family.layout.vocab_size, rules.max_model_len - len(prompt.rows) - 2
-    if prompt.is_open:
-        raise InvalidRequest("audio", "a complete recording", "one that is still being sent")
+    size, last = rules.family.layout.vocab_size, max_frames(prompt, rules)
+    if prompt.is_open and not prompt.track:
+        return
     if not prompt.track or len(prompt.track) % width:
         raise InvalidRequest("track", f"{width} ids for each frame of a recording", f"{len(prompt.track)} ids")
     if len(prompt.track) // width > last:
         raise InvalidRequest("audio", f"at most {last} frames of audio", f"{len(prompt.track) // width} frames")
     if not 0 <= min(prompt.track) <= max(prompt.track) < size:
         raise InvalidRequest("track", f"ids in [0, {size})", f"{min(prompt.track)} ... {max(prompt.track)}")
+
+
+def max_frames(prompt: Prompt, rules: SegmentRules) -> int:
+    """Return the maximum number of frames of a recording that a reply follows to its end."""
+    return rules.max_model_len - len(prompt.rows) - 2
 
 
 def _check_window(prompt: Prompt, rules: SegmentRules) -> None:
@@ -269,7 +302,8 @@ def _check_blocks(prompt: Prompt, task: Task, rules: SegmentRules, capacity: Cap
     """
     is_guided = prompt.sampling.is_guided
     rows = max_rows(len(prompt.rows), task, prompt.sampling, rules)
-    needed = max_blocks(rows, capacity.block_size, is_guided)
+    needed = blocks_in_window(rows, capacity.block_size, capacity.window, capacity.num_in_flight)
+    needed *= 2 if is_guided else 1
     usable = capacity.num_blocks - 1  # vLLM reserves one block
     if needed > usable:
         size = f"{rows} rows, doubled by guidance" if is_guided else f"{rows} rows"

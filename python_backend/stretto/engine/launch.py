@@ -41,7 +41,7 @@ def vllm_config(config: EngineConfig) -> "VllmConfig":
     config_at(config.checkpoint)  # rejects keys that make vLLM load code or a model from elsewhere
     arguments = config.engine_args | adapters.lora_arguments(folders)
     paths = {name: str(folder) for name, folder in folders.items()}
-    ours = {name: getattr(config, name) for name in ("kv_share", "max_waiting", "first_frame_target_s")}
+    ours = {name: getattr(config, name) for name in ("kv_share", "max_waiting", "first_frame_target_s", "live_reserve")}
     ours[adapters.KEY] = paths
     ours = {name: value for name, value in ours.items() if value not in (None, {})}
     if ours:

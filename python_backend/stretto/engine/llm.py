@@ -8,12 +8,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from stretto.config import EngineConfig
-from stretto.engine.admission import Capacity, admit, known_ids, max_words
+from stretto.engine.admission import Capacity, admit, known_ids, max_frames, max_words
 from stretto.engine.environment import prepare_environment
 from stretto.engine.launch import vllm_config
 from stretto.engine.permits import Permit, Permits
-from stretto.errors import InvalidRequest, StrettoError
+from stretto.errors import InvalidRequest, NoCapacity, StrettoError
 from stretto.families.audio_format import AudioFormat, check_audios
 from stretto.families.base import Family
 from stretto.records.chunk import LMChunk, Report
@@ -30,7 +32,7 @@ from stretto.engine.adapters import Adapters  # noqa: E402
 from stretto.engine.permits import FrameStats, Stats  # noqa: E402
 from stretto.engine.protocol import STATS_KEY, SharedStats, Trailer, family_of, read_rows, sampling_params  # noqa: E402
 from stretto.engine.reply_rules import SegmentRules, SegmentTracker  # noqa: E402
-from stretto.engine.utterance import NO_TEXT, TextFeed, Utterance, first_chunk, last_chunks  # noqa: E402
+from stretto.engine.utterance import NO_TEXT, FrameFeed, TextFeed, Utterance, first_chunk, last_chunks  # noqa: E402
 from stretto.families.text import (  # noqa: E402
     SubwordStream,
     load_text_codec,
@@ -53,6 +55,8 @@ class SpeechLLM:
         self._stats = Stats()
         self._active: set[str] = set()
         self._texts: dict[str, TextFeed] = {}
+        self._sessions: dict[str, FrameFeed] = {}
+        self._max_sessions = self._capacity.max_sessions(self._rules) if self.family.code_track else 0
         self._permits = Permits.from_config(config, engine, shared)
 
     @classmethod
@@ -81,8 +85,10 @@ class SpeechLLM:
         return asdict(self._stats) | asdict(self._shared.read())
 
     def has_work(self) -> bool:
-        """Return True if the engine has an unfinished request that is not waiting for streamed text."""
-        return self._engine.get_num_unfinished_requests() > self._shared.read().replies_without_words
+        """Return True if the engine has an unfinished request that is not waiting for streamed text or live audio."""
+        shared = self._shared.read()
+        waiting = shared.replies_without_words + shared.replies_without_frames
+        return self._engine.get_num_unfinished_requests() > waiting
 
     def shutdown(self) -> None:
         """Stop the engine and its process."""
@@ -116,6 +122,41 @@ class SpeechLLM:
         end = (self.family.text_track.end_id,) if is_last and self.family.text_track else ()
         await self._texts[request_id].write([*known_ids(ids, self._rules), *end], is_last)
 
+    async def write_frames(
+        self, request_id: str, frames: np.ndarray, is_last: bool, seconds: float, max_ahead: int
+    ) -> tuple[int, int]:
+        """Append frames to the audio of a live session, and wait until the reply has read almost all of them.
+
+        Args:
+            request_id: Id of a request whose prompt has `is_open` set, in a family with given codes.
+            frames: Ids of the frames, int32 [n, K].
+            is_last: True if they complete the audio.
+            seconds: Duration of the whole input so far, in seconds.
+            max_ahead: Number of unread frames at which this method returns.
+
+        Returns:
+            Number of frames of the session, and how many of them the reply has not read.
+
+        Raises:
+            InvalidRequest: If there is no such session, or an id is invalid.
+            Closing: If the reply is too far behind its audio; the session ends.
+        """
+        feed = self._sessions.get(request_id)
+        if feed is None:
+            raise InvalidRequest("session.id", "the id of an open session", request_id)
+        size, track = self.family.layout.vocab_size, self.family.code_track
+        assert track is not None, "only such families have sessions"
+        if frames.shape[1:] != (len(track.streams),) or (frames.size and not 0 <= frames.min() <= frames.max() < size):
+            raise InvalidRequest("frames", f"ids [n, {len(track.streams)}] in [0, {size})", f"{list(frames.shape)}")
+        await feed.write_frames(frames, is_last, seconds)
+        self._stats.live_frames_total += len(frames)
+        return feed.num_frames, await feed.wait_until_read(max_ahead)
+
+    def end_session(self, request_id: str, failure: StrettoError) -> None:
+        """End a live session with an error, if it is open."""
+        if request_id in self._sessions:
+            self._sessions[request_id].abort(failure)
+
     async def generate(
         self, prompt: Prompt, request_id: str | None = None, pacer: Pacer | None = None
     ) -> AsyncGenerator[LMChunk, None]:
@@ -140,8 +181,7 @@ class SpeechLLM:
         prompt = replace(prompt, sampling=prompt.sampling.with_seed())
         is_guided = prompt.sampling.is_guided
         if prompt.is_open:
-            room = self.max_words(prompt) - len(prompt.track)
-            self._texts[request_id] = TextFeed(self._engine, request_id, len(prompt.track), room)
+            self._open_feed(prompt, request_id)
         self._active.add(request_id)
         self._stats.active += 1
         self._stats.pairs += is_guided
@@ -153,8 +193,26 @@ class SpeechLLM:
         finally:
             self._active.discard(request_id)
             self._texts.pop(request_id, NO_TEXT).end()
+            if (session := self._sessions.pop(request_id, None)) is not None:
+                self._stats.live_late_frames_total += session.num_late
+                self._stats.live_sessions -= 1
             self._stats.active -= 1
             self._stats.pairs -= is_guided
+
+    def _open_feed(self, prompt: Prompt, request_id: str) -> None:
+        """Accept further text or audio for a request; raise NoCapacity if too many live sessions are open."""
+        track = self.family.code_track
+        if track is None:
+            room = self.max_words(prompt) - len(prompt.track)
+            self._texts[request_id] = TextFeed(self._engine, request_id, len(prompt.track), room)
+            return
+        if len(self._sessions) >= self._max_sessions:
+            self._stats.live_refused_total += 1
+            raise NoCapacity(f"{len(self._sessions)} sessions are open, try again")
+        room, frame_s = max_frames(prompt, self._rules), 1 / self.family.frame_rate
+        session = FrameFeed(self._engine, request_id, len(track.streams), room, frame_s)
+        self._texts[request_id] = self._sessions[request_id] = session
+        self._stats.live_sessions += 1
 
     async def _generate(self, prompt: Prompt, permit: Permit, pacer: Pacer | None) -> AsyncGenerator[LMChunk, None]:
         clock, request_id = _Clock(permit), permit.request_id
@@ -165,6 +223,7 @@ class SpeechLLM:
         inputs = TokensPrompt(prompt_token_ids=prompt.rows[:, 0].tolist())
         params, adapter = sampling_params(prompt, self._rules), self._adapters.named(prompt.adapter)
         width, text = self.family.layout.num_output_streams, self._texts.get(request_id, NO_TEXT)
+        session = self._sessions.get(request_id)
         if (first := first_chunk(prompt, self.family)) is not None:
             yield replace(first, chunk=replace(first.chunk, alignment=prompt.alignment, sound=prompt.sound))
             utterance.num_chunks = 1
@@ -177,7 +236,10 @@ class SpeechLLM:
                 await text.begin()
                 ids, trailer = _split(output)
                 rows = read_rows(ids, width)
-                pacer.is_stalled = text.is_awaited(tracker.position + len(rows) - len(prompt.rows))
+                num_rows = tracker.position + len(rows) - len(prompt.rows)
+                pacer.is_stalled = text.is_awaited(num_rows)
+                if session is not None:
+                    session.note_rows(num_rows)
                 for chunk in utterance.push(rows):
                     clock.record(chunk)
                     frame_stats.record(tracker.num_frames, utterance.guidance_changes)
@@ -189,6 +251,7 @@ class SpeechLLM:
 
     def _report(self, prompt: Prompt, utterance: Utterance, trailer: Trailer | None, clock: "_Clock") -> Report:
         assert trailer is not None, "the engine ended a reply without its trailer"
+        session = self._sessions.get(clock.request_id)
         tracker, sampling, scale = utterance.tracker, prompt.sampling, prompt.sampling.guidance_scale
         assert sampling.seed is not None
         self._stats.finished_total += 1
@@ -206,7 +269,7 @@ class SpeechLLM:
             guidance_policy=sampling.policy,
             guidance_changes=tuple(utterance.guidance_changes),
             held_s=trailer.held_us / 1e6,
-            input_audio_s=prompt.input_audio_s,
+            input_audio_s=prompt.input_audio_s if session is None else session.seconds,
         )
 
 
@@ -224,6 +287,11 @@ class _Clock:
     def __init__(self, permit: Permit) -> None:
         self._permit, self._start = permit, time.perf_counter()
         self.first_frame_s: float | None = None
+
+    @property
+    def request_id(self) -> str:
+        """Id of the request."""
+        return self._permit.request_id
 
     @property
     def elapsed_s(self) -> float:

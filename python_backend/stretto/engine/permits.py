@@ -205,6 +205,10 @@ class Stats:
         frames_total: Generated frames.
         unguided_total: Frames sampled without guidance in requests with policy `always`. Any value but 0 is a bug.
         frames_unguided_by_policy_total: Frames sampled without guidance in guided requests with another policy.
+        live_sessions: Live sessions that are open.
+        live_refused_total: Live sessions that were refused, because too many were open.
+        live_frames_total: Frames of audio that live sessions have received.
+        live_late_frames_total: Frames of sessions that have ended, read more than a frame after they were due.
     """
 
     active: int = 0
@@ -213,6 +217,10 @@ class Stats:
     frames_total: int = 0
     unguided_total: int = 0
     frames_unguided_by_policy_total: int = 0
+    live_sessions: int = 0
+    live_refused_total: int = 0
+    live_frames_total: int = 0
+    live_late_frames_total: int = 0
 
 
 class FrameStats:

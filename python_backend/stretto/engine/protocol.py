@@ -46,9 +46,20 @@ def num_guided(switches: Sequence[int], num_frames: int) -> int:
     return sum(goes - comes for comes, goes in zip(edges[::2], edges[1::2], strict=False))
 
 
-def max_blocks(num_rows: int, block_size: int, is_guided: bool) -> int:
-    """Return the maximum number of KV blocks of a reply that ends with `num_rows` rows, including the prompt."""
-    return -(-num_rows // block_size) * (2 if is_guided else 1)
+def blocks_in_window(num_rows: int, block_size: int, window: int | None, num_in_flight: int) -> int:
+    """Return the maximum number of KV blocks that a request of `num_rows` rows holds at once.
+
+    Args:
+        num_rows: Number of rows, including the prompt.
+        block_size: Rows per block.
+        window: Rows that each row attends to, including itself; None for all. Blocks behind it are freed.
+        num_in_flight: Maximum number of rows of the request that are being computed.
+    """
+    spanned = -(-num_rows // block_size)
+    return spanned if window is None else min(spanned, -(-(window - 1 + num_in_flight) // block_size) + 1)
+
+
+SPARE_BLOCKS = 2  # per live session with a window, because blocks behind it are freed when the next are allocated
 
 
 KEY = "speech"
@@ -170,17 +181,20 @@ class SpeechRequestData(NewRequestData):
 
 
 class NewText(NamedTuple):
-    """Streamed text that has arrived for a request since its last step.
+    """Streamed text or live audio that has arrived for a request since its last step.
 
     Attributes:
-        first_row: Row of the first id; the others follow in consecutive rows.
-        ids: Token ids.
-        min_rows: Minimum number of frames of the reply, once the text is complete; None before.
+        first_row: Row of the first ids; the others follow in consecutive rows.
+        ids: Token ids, row by row.
+        min_rows: Minimum number of frames of the reply, once its text is complete; None before.
+        max_text_rows: Maximum number of text rows of a reply that ends with its audio, once that is complete; None
+            before.
     """
 
     first_row: int
     ids: list[int]
-    min_rows: int | None
+    min_rows: int | None = None
+    max_text_rows: int | None = None
 
 
 @dataclass
@@ -188,7 +202,7 @@ class SpeechCachedRequests(CachedRequestData):
     """vLLM's record of the requests that continue, with our field added.
 
     Attributes:
-        new_text: Streamed text that has arrived since the last step, by request id.
+        new_text: Streamed text and live audio that have arrived since the last step, by request id.
     """
 
     new_text: Mapping[str, NewText] = field(default_factory=dict)
@@ -211,7 +225,7 @@ class Trailer(NamedTuple):
         num_preemptions: Number of preemptions.
         was_cut: 1 if a length limit ended a segment before the model did, else 0.
         queue_us: Time in the queue, in microseconds.
-        held_us: Time spent waiting for streamed text, in microseconds.
+        held_us: Time spent waiting for streamed text or live audio, in microseconds.
     """
 
     num_guided_frames: int
@@ -247,6 +261,8 @@ class EngineStats:
         kv_usage: Fraction of the KV blocks in use.
         replies_without_words: Replies that are waiting for streamed text.
         seconds_without_words_total: Total time of such waits, in seconds.
+        replies_without_frames: Live sessions that are waiting for audio, which keep their slots and KV blocks.
+        live_rows_recomputed_total: Rows of live sessions that were preempted; 0 while their blocks are reserved.
     """
 
     engine_steps_total: float = 0.0
@@ -264,6 +280,8 @@ class EngineStats:
     kv_usage: float = 0.0
     replies_without_words: float = 0.0
     seconds_without_words_total: float = 0.0
+    replies_without_frames: float = 0.0
+    live_rows_recomputed_total: float = 0.0
 
 
 NAMES = tuple(column.name for column in fields(EngineStats))

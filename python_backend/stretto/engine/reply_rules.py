@@ -18,11 +18,11 @@ ENDLESS = 1 << 30
 
 
 class TextUpdate(NamedTuple):
-    """Further token ids of a streamed text, sent to the engine with the id of their request.
+    """Further ids of an open track (streamed text or live audio), sent to the engine with the id of their request.
 
     Attributes:
-        ids: Token ids.
-        is_last: True if they complete the text.
+        ids: Token ids, row by row.
+        is_last: True if they complete the track.
     """
 
     ids: list[int]
@@ -47,7 +47,7 @@ class Track:
         first_row: First row of the reply.
         ids: Ids that have arrived, int32 [n, K].
         pad_id: Id in all rows after them.
-        is_live: True if the text was still being streamed when the request arrived.
+        is_live: True if the text or audio was still being streamed when the request arrived.
         is_open: True if more ids may arrive, so that later rows are not known yet.
         ends_reply: True if the reply is text that ends one row after the last ids.
     """
@@ -59,10 +59,17 @@ class Track:
     is_live: bool = False
     is_open: bool = False
     ends_reply: bool = False
+    _room: np.ndarray | None = field(default=None, init=False, repr=False)  # memory of `ids`, with space for more
 
     def extend(self, ids: Sequence[int], is_last: bool) -> None:
         """Append the ids of further rows, row by row."""
-        self.ids = np.concatenate([self.ids, rows_of(ids, self.ids.shape[1])])
+        rows, num_known = rows_of(ids, self.ids.shape[1]), len(self.ids)
+        end = num_known + len(rows)
+        if self._room is None or end > len(self._room):  # doubled, so that an hour of frames is not copied per frame
+            self._room = np.empty((max(64, 2 * end), self.ids.shape[1]), np.int32)
+            self._room[:num_known] = self.ids
+        self._room[num_known:end] = rows
+        self.ids = self._room[:end]
         self.is_open = not is_last
 
     @property
@@ -84,8 +91,8 @@ class Track:
 
     @property
     def max_text_rows(self) -> int:
-        """Number of text rows of a reply that ends with the track."""
-        return len(self.ids) + 1
+        """Maximum number of text rows of a reply that ends with the track; ENDLESS while the track is open."""
+        return ENDLESS if self.is_open else len(self.ids) + 1
 
     def fill(self, codes: np.ndarray, first: int) -> None:
         """Write the ids to `codes` [n, S - 1], whose first row is row `first`; prompt rows are left unchanged."""
@@ -274,7 +281,7 @@ class SegmentRules:
         Args:
             first_row: First row of the reply.
             ids: Ids in the request, row by row; unused for positions.
-            is_open: True if more text follows.
+            is_open: True if more text or audio follows.
         """
         text, pad_id, streams = self.family.text_track, self.family.layout.pad_id, self.family.track_streams
         if not streams:
@@ -283,8 +290,9 @@ class SegmentRules:
             ids = self.family.positions.ids[: self.max_model_len - first_row]
         track = Track(slice(streams.start - 1, streams.stop - 1), first_row, rows_of(ids, len(streams)), pad_id)
         track.ends_reply = self.family.code_track is not None
+        track.is_live = track.is_open = is_open
         if text is not None:
-            track.pad_id, track.is_live, track.is_open = text.pad_id, is_open, is_open
+            track.pad_id = text.pad_id
         return track
 
     @cached_property

@@ -1,10 +1,11 @@
-"""Front-end side of one reply: sends streamed text to the engine, and converts rows to chunks of frames and text."""
+"""Front-end side of one reply: sends text and audio to the engine, and converts rows to chunks of frames and text."""
 
 import asyncio
 import sys
 import time
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from stretto.engine.protocol import GUIDANCE_ON
 from stretto.engine.reply_rules import SegmentTracker, TextUpdate
-from stretto.errors import InvalidRequest, StrettoError
+from stretto.errors import Closing, InvalidRequest, StrettoError
 from stretto.families.base import Family
 from stretto.families.text import TextCodec, TimedReader
 from stretto.records.chunk import Alignment, Chunk, GuidanceChange, LMChunk, Report, Sound, WordMark
@@ -126,6 +127,10 @@ class TextFeed:
 
     The reply is aborted if nothing is written for `patience_s`, or if the text is not complete after `longest_s`.
 
+    Attributes:
+        field: Name of the input in error messages.
+        what: Description of the input in error messages.
+
     Args:
         engine: vLLM engine.
         request_id: Id of the request.
@@ -134,6 +139,7 @@ class TextFeed:
         patience_s: Maximum time between two writes, in seconds.
     """
 
+    field = what = "text"
     longest_s = LONGEST_S
 
     def __init__(self, engine: AsyncLLM, request_id: str, num_ids: int, room: int, patience_s: float = PATIENCE_S):
@@ -141,7 +147,8 @@ class TextFeed:
         self._request_id, self._num_ids, self._room = request_id, num_ids, room
         self._patience_s, self._begun_s = patience_s, time.monotonic()
         self._waiting: list[int] = []
-        self._is_complete = self._is_last_sent = self._has_begun = self._is_silent = False
+        self._is_complete = self._is_last_sent = self._has_begun = self._has_ended = False
+        self._failure: StrettoError | None = None
         self._sending = asyncio.Lock()
         self._timer: asyncio.TimerHandle | None = None
         self._abort: asyncio.Task[None] | None = None
@@ -157,6 +164,9 @@ class TextFeed:
             raise InvalidRequest("text", "no more text, because it is complete", f"{len(ids)} tokens")
         if len(ids) - is_last > self._room:
             raise InvalidRequest("text", f"at most {self._room} more tokens", f"{len(ids) - is_last} tokens")
+        await self._append(ids, is_last)
+
+    async def _append(self, ids: Sequence[int], is_last: bool) -> None:
         self._room -= len(ids)
         self._num_ids += len(ids)
         self._waiting += ids
@@ -176,15 +186,13 @@ class TextFeed:
         return not self._is_complete and num_rows > self._num_ids
 
     def check(self) -> None:
-        """Raise InvalidRequest if the reply was aborted because text, or its end, did not arrive in time."""
-        if self._is_silent and self._left_s <= 0:
-            raise InvalidRequest("text", f"the complete text within {self.longest_s:g} s of its start", "only a part")
-        if self._is_silent:
-            raise InvalidRequest("text", f"more text, or its end, within {self._patience_s:g} s", "none")
+        """Raise the error with which the reply was aborted, such as an input that did not go on in time."""
+        if self._failure is not None:
+            raise self._failure
 
     def end(self) -> None:
         """Stop the timer, because the reply has ended."""
-        self._is_complete = True
+        self._is_complete = self._has_ended = True
         if self._timer is not None:
             self._timer.cancel()
 
@@ -200,7 +208,15 @@ class TextFeed:
             self._timer = asyncio.get_running_loop().call_later(patience_s, self._give_up)
 
     def _give_up(self) -> None:
-        self._is_silent = True
+        if self._left_s <= 0:
+            expected, got = f"the complete {self.what} within {self.longest_s:g} s of its start", "only a part"
+        else:
+            expected, got = f"more {self.what}, or its end, within {self._patience_s:g} s", "none"
+        self.abort(InvalidRequest(self.field, expected, got))
+
+    def abort(self, failure: StrettoError) -> None:
+        """Abort the reply; `check` then raises `failure`."""
+        self._failure = self._failure or failure
         self._abort = asyncio.ensure_future(self._engine.abort(self._request_id))
 
     async def _send(self) -> None:
@@ -214,6 +230,105 @@ class TextFeed:
             params = SamplingParams(max_tokens=1, extra_args=update.to_extra_args())
             request = EngineCoreRequest(known[0], [0], None, params, None, time.time(), None, None, None)
             await self._engine.engine_core.add_request_async(request)
+
+
+IDLE_S = 60.0  # between two parts of a live session
+MAX_LAG_S = 5.0
+
+
+class FrameFeed(TextFeed):
+    """Live audio of one session: codes of its frames, which the reply follows.
+
+    Frames are due when they arrive, but no faster than they are played. The session is aborted if the reply is behind
+    by more than MAX_LAG_S. A file that arrives at once is therefore not late.
+
+    Args:
+        engine: vLLM engine.
+        request_id: Id of the request.
+        width: Number of ids per frame.
+        room: Maximum number of frames; the reply ends with them.
+        frame_s: Duration of a frame in seconds.
+        clock: Function that returns the time in seconds.
+
+    Attributes:
+        num_frames: Number of frames that have arrived.
+        num_late: Number of frames that were read more than a frame after they were due.
+        seconds: Duration of the input in seconds.
+    """
+
+    field, what = "pcm_in", "audio"
+
+    def __init__(
+        self,
+        engine: AsyncLLM,
+        request_id: str,
+        width: int,
+        room: int,
+        frame_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        super().__init__(engine, request_id, 0, room * width, IDLE_S)
+        self.longest_s = room * frame_s + IDLE_S
+        self._width, self._frame_s, self._clock = width, frame_s, clock
+        self._due: deque[float] = deque()  # of the frames that the reply has not read
+        self._last_due_s = 0.0
+        self.num_frames = self.num_late = 0
+        self.seconds = 0.0
+        self._moved = asyncio.Event()
+
+    async def write_frames(self, frames: np.ndarray, is_last: bool, seconds: float) -> None:
+        """Append codes, int32 [n, K]; those beyond the maximum are dropped, because the reply ends before them.
+
+        Args:
+            frames: Ids of the frames.
+            is_last: True if they complete the audio.
+            seconds: Duration of the whole input so far, in seconds.
+        """
+        self.check()
+        frames, now = frames[: self._room // self._width], self._clock()
+        for _ in range(len(frames)):
+            self._last_due_s = max(now, self._last_due_s + self._frame_s)
+            self._due.append(self._last_due_s)
+        self.num_frames, self.seconds = self.num_frames + len(frames), seconds
+        if self._due and now - self._due[0] > MAX_LAG_S:
+            behind_s = now - self._due[0]
+            self.abort(
+                Closing(f"the session is {behind_s:.1f} s behind its audio, of at most {MAX_LAG_S:g} s; try again")
+            )
+        self.check()
+        await self._append(frames.reshape(-1).tolist(), is_last)
+
+    def note_rows(self, num_rows: int) -> None:
+        """Record that the reply has `num_rows` rows; the first one precedes the first frame."""
+        now = self._clock()
+        while len(self._due) > max(0, self.num_frames - (num_rows - 1)):
+            self.num_late += now - self._due.popleft() > self._frame_s
+        self._moved.set()
+
+    @property
+    def lag_frames(self) -> int:
+        """Number of frames that have arrived and that the reply has not read."""
+        return len(self._due)
+
+    async def wait_until_read(self, max_ahead: int) -> int:
+        """Wait until at most `max_ahead` frames are unread, or the reply has ended; return their number."""
+        while len(self._due) > max_ahead and self._failure is None and not self._has_ended:
+            self._moved.clear()
+            await self._moved.wait()
+        self.check()
+        return len(self._due)
+
+    def is_awaited(self, num_rows: int) -> bool:
+        """Return True if a reply of `num_rows` rows can continue only when more audio arrives."""
+        return not self._is_complete and num_rows > self.num_frames
+
+    def abort(self, failure: StrettoError) -> None:
+        super().abort(failure)
+        self._moved.set()
+
+    def end(self) -> None:
+        super().end()
+        self._moved.set()
 
 
 class _NoText:
@@ -316,6 +431,7 @@ class Utterance:
         self._reader = codec.reader(tracker.task.name)
         self._text: list[int] = []
         self._marks: list[WordMark] = []
+        self._times: list[WordMark] = []  # words of a transcript that have not been sent
         self._entry_words: list[int | None] | None = None
         self.guidance_changes: list[GuidanceChange] = []
         self._num_reported = 0  # number of changes already reported
@@ -355,7 +471,8 @@ class Utterance:
                 num_audio_rows += 1
                 if self.tracker.pointer > pointer:
                     self._mark(self.tracker.num_frames - 1)
-        if text:
+        self._times += self._reader.pop_marks() if isinstance(self._reader, TimedReader) else []
+        if text or self._times:
             yield self._chunk(TEXT, text=text)
         if num_audio_rows:
             self._frames.push(rows[-num_audio_rows:, 1:])
@@ -424,7 +541,8 @@ class Utterance:
 
     def _timed_words(self) -> list[WordMark]:
         """Return the words of a transcript whose times have become known since the last chunk."""
-        return self._reader.pop_marks() if isinstance(self._reader, TimedReader) else []
+        times, self._times = self._times, []
+        return times + (self._reader.pop_marks() if isinstance(self._reader, TimedReader) else [])
 
     def _changes_before(self, frame: int) -> tuple[GuidanceChange, ...]:
         """Return the guidance changes before `frame` that have not been reported yet.

@@ -59,10 +59,14 @@ class Engine:
         folder: Path,
         kv_share: Mapping[str, float] | None = None,
         adapters: Mapping[str, Path] | None = None,
+        live_reserve: bool = True,
         **engine_args: object,
     ):
         arguments = {**DEFAULTS, **engine_args}
-        config = vllm_config(EngineConfig(folder, arguments, dict(kv_share or {}), adapters=adapters or {}))
+        shares = dict(kv_share or {})
+        config = vllm_config(
+            EngineConfig(folder, arguments, shares, adapters=adapters or {}, live_reserve=live_reserve)
+        )
         self.core = EngineCore(config, Executor.get_class(config), log_stats=False)
         self.scheduler = cast(Any, self.core.scheduler)
         self.rules = self.scheduler.table.rules

@@ -34,6 +34,7 @@ class FakeBlocks:
     free: int = 1000
     held: dict[str, int] = field(default_factory=dict)
     usage: float = 0.25
+    sessions: set[str] = field(default_factory=set)
 
     def num_free(self) -> int:
         return self.free
@@ -43,6 +44,8 @@ class FakeBlocks:
 
     def needed(self, num_rows: int) -> int:
         return -(-num_rows // BLOCK)
+
+    spanned = needed
 
 
 def table(rules: SegmentRules = RULES) -> RequestTable:

@@ -1,4 +1,4 @@
-"""Replies that are blocked until more of their streamed text arrives, and changes of order in vLLM's waiting queue."""
+"""Replies that are blocked until more text or audio arrives, and changes of order in vLLM's waiting queue."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -55,10 +55,14 @@ def _without(queue: RequestQueue, requests: Sequence[Request]) -> Iterator[None]
 
 
 class HeldReplies:
-    """Requests with open streamed text. Applies text updates and tracks replies blocked until more text arrives.
+    """Requests with an open track. Applies updates, and tracks replies blocked until more text or audio arrives.
+
+    A blocked reply to streamed text gives up its slot and KV blocks first. A live session keeps them, see
+    `KvBlocks.sessions`.
 
     Attributes:
-        held_s: Total time that replies were blocked, in seconds.
+        held_s: Total time that replies were blocked on text, in seconds.
+        keeps_sessions: True if live sessions keep their slots and KV blocks.
     """
 
     def __init__(
@@ -67,22 +71,27 @@ class HeldReplies:
         planner: PairPlanner,
         blocks: KvBlocks,
         clock: Callable[[], float] = time.monotonic,
+        keeps_sessions: bool = True,
     ):
         self._table, self._planner, self._blocks, self._clock = table, planner, blocks, clock
+        self.keeps_sessions = keeps_sessions
         self._open: dict[str, RequestState] = {}
         self._new_text: dict[str, NewText] = {}
         self._since: dict[str, float] = {}  # time at which each blocked reply became blocked
         self.held_s = 0.0
 
     def add(self, state: RequestState) -> None:
-        """Track a request that has arrived, if its text is still being streamed."""
+        """Track a request that has arrived, if its text or audio is still being streamed."""
         if state.track is not None and state.track.is_open:
             self._open[state.request.request_id] = state
+            if state.is_live and self.keeps_sessions:
+                self._blocks.sessions.add(state.request.request_id)
 
     def remove(self, request_id: str) -> None:
         """Stop tracking a request that has ended."""
         for some in (self._open, self._new_text, self._since):
             some.pop(request_id, None)
+        self._blocks.sessions.discard(request_id)
 
     def absorb_update(self, request: Request) -> bool:
         """Apply the text that `request` carries for a request in progress; return False if it is an ordinary request.
@@ -101,10 +110,14 @@ class HeldReplies:
     def _extend(self, state: RequestState, update: TextUpdate) -> None:
         track, request = state.track, state.request
         assert track is not None
-        new_text = self._new_text.get(request.request_id, NewText(track.end, [], None))
+        new_text, sampling = self._new_text.get(request.request_id, NewText(track.end, [])), state.params.sampling
         track.extend(update.ids, update.is_last)
-        min_rows = max(state.params.sampling.audio.min_rows, track.min_frames) if update.is_last else None
-        self._new_text[request.request_id] = NewText(new_text.first_row, new_text.ids + update.ids, min_rows)
+        new_text = NewText(new_text.first_row, new_text.ids + update.ids)
+        if update.is_last and track.ends_reply:
+            new_text = new_text._replace(max_text_rows=min(sampling.text.max_rows, track.max_text_rows))
+        elif update.is_last:
+            new_text = new_text._replace(min_rows=max(sampling.audio.min_rows, track.min_frames))
+        self._new_text[request.request_id] = new_text
         if not self.is_held(request):
             self._end_hold(state)
         if update.is_last:
@@ -123,7 +136,8 @@ class HeldReplies:
         if since is not None:
             held_s = self._clock() - since
             state.held_s += held_s
-            self.held_s += held_s
+            if not state.is_live:
+                self.held_s += held_s
 
     def attach_new_text(self, requests: CachedRequestData) -> CachedRequestData:
         """Return vLLM's record of the running requests with the text that has arrived since the last step."""
@@ -133,7 +147,7 @@ class HeldReplies:
         return SpeechCachedRequests.extending(requests, new_text)
 
     def is_held(self, request: Request) -> bool:
-        """Return True if the request is blocked: the text id of its newest row has not arrived."""
+        """Return True if the request is blocked: the track's ids of its newest row have not arrived."""
         state = self._open.get(request.request_id)
         return state is not None and state.waits_for_text
 
@@ -143,8 +157,13 @@ class HeldReplies:
 
     @property
     def num_held(self) -> int:
-        """Number of blocked replies."""
-        return len(self._since)
+        """Number of replies that are blocked on text."""
+        return len(self._since) - self.num_silent
+
+    @property
+    def num_silent(self) -> int:
+        """Number of live sessions that are blocked on audio and keep their slots and KV blocks."""
+        return len(self._since.keys() & self._blocks.sessions)
 
     @property
     def all_held(self) -> bool:
@@ -154,15 +173,15 @@ class HeldReplies:
     def to_preempt(self, waiting: Iterable[Request], running: list[Request], num_slots: int) -> list[Request]:
         """Return the running requests to preempt, at most one, so that a queued one can run.
 
-        This is the youngest blocked request, if the first queued request that is not blocked lacks a run slot or KV
-        blocks.
+        This is the youngest blocked request that is not a live session, if the first queued request that is not blocked
+        lacks a run slot or KV blocks.
 
         Args:
             waiting: Queued requests in order.
             running: Running requests, oldest first.
             num_slots: Number of run slots.
         """
-        held = self.held(running)
+        held = [request for request in self.held(running) if request.request_id not in self._blocks.sessions]
         first = next((request for request in waiting if not self.is_held(request)), None) if held else None
         return [] if first is None or self._has_room(first, running, num_slots) else held[-1:]
 

@@ -8,6 +8,7 @@ from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.request import Request
 
+from stretto.engine.protocol import SPARE_BLOCKS
 from stretto.engine.scheduling.request_table import NOT_YET, RequestTable
 
 
@@ -68,24 +69,57 @@ class KvBlocks:
         manager: vLLM's cache manager.
         block_size: Rows per block.
         num_open: Number of newest rows that may be computed again; their blocks are not added to the prefix cache yet.
+        max_held: Maximum number of blocks that a request holds at once, if those behind a window are freed; else None.
+        session_blocks: Maximum number of blocks that a live session holds at once.
+
+    Attributes:
+        sessions: Ids of live sessions. Each keeps as many blocks as it can ever need, from its admission to its end.
+        session_room: Number of free blocks that the admission of a live session requires.
     """
 
-    def __init__(self, manager: KVCacheManager, block_size: int, num_open: int = 0):
+    def __init__(
+        self,
+        manager: KVCacheManager,
+        block_size: int,
+        num_open: int = 0,
+        max_held: int | None = None,
+        session_blocks: int = 0,
+    ):
         self._manager, self._block_size, self._num_open = manager, block_size, num_open
         if num_open:
             manager.coordinator.num_reprefillable_tokens = num_open
+        self.sessions: set[str] = set()
+        self._max_held, self._session_blocks = max_held, session_blocks
+        # Blocks behind the window are freed when the next ones are allocated.
+        self.session_room = session_blocks + (0 if max_held is None else SPARE_BLOCKS)
 
     def num_free(self) -> int:
-        """Return the number of free blocks."""
-        return self._manager.block_pool.get_num_free_blocks()
+        """Return the number of free blocks, without those that running live sessions may still need."""
+        free = self._manager.block_pool.get_num_free_blocks()
+        return free - sum(map(self._reserved, self.sessions)) if self.sessions else free
+
+    def _reserved(self, request_id: str) -> int:
+        held = self.num_held(request_id)
+        return self.session_room - min(held, self._session_blocks) if held else 0
 
     def num_held(self, request_id: str) -> int:
-        """Return the number of blocks held by a running request."""
+        """Return the number of blocks of a running request, including those behind a window, which are free again."""
         return len(self._manager.get_blocks(request_id).blocks[0])
 
-    def needed(self, num_rows: int) -> int:
-        """Return the number of blocks for `num_rows` rows."""
+    def spanned(self, num_rows: int) -> int:
+        """Return the number of blocks that `num_rows` rows span, including those behind a window."""
         return -(-num_rows // self._block_size)
+
+    def needed(self, num_rows: int) -> int:
+        """Return the maximum number of blocks that a request of `num_rows` rows holds at once."""
+        spanned = self.spanned(num_rows)
+        return spanned if self._max_held is None else min(spanned, self._max_held)
+
+    def has_room(self, request: Request) -> bool:
+        """Return True if a queued request may be admitted without taking blocks from live sessions."""
+        if request.request_id in self.sessions:
+            return self.session_room <= self.num_free()
+        return not self.sessions or self.needed(request.num_tokens + 1) <= self.num_free()
 
     def cache_newest(self, request: Request, num_known: int, num_new: int) -> None:
         """Add full blocks of `request` to the prefix cache.
@@ -303,8 +337,10 @@ class PairPlanner:
         if needed + sum(map(blocks.needed, self._grants.values())) <= free:
             return True
         for request in running:
+            if request.request_id in blocks.sessions:
+                continue  # its blocks are reserved
             stop = request.num_computed_tokens + self._grants[request.request_id]
-            needed += max(0, blocks.needed(stop) - blocks.num_held(request.request_id))
+            needed += max(0, blocks.spanned(stop) - blocks.num_held(request.request_id))
         return needed <= free
 
     def awaited(self, running: list[Request]) -> list[Request]:
@@ -316,11 +352,14 @@ class PairPlanner:
     def _tail(self, running: list[Request]) -> list[Request]:
         """Return the running members of the pair (or the single request) to preempt first.
 
-        This is the youngest one that is blocked on streamed text, otherwise the youngest one.
+        This is the youngest one that is blocked on streamed text, otherwise the youngest one. Live sessions are never
+        preempted; empty if there are only such.
         """
-        if not running:
+        sessions = self._blocks.sessions
+        others = [each for each in running if each.request_id not in sessions] if sessions else running
+        if not others:
             return []
-        last = next((each for each in reversed(running) if self._table[each.request_id].waits_for_text), running[-1])
+        last = next((each for each in reversed(others) if self._table[each.request_id].waits_for_text), others[-1])
         partner = self._table.partner(last.request_id)
         return [request for request in running if request.request_id in (last.request_id, partner)]
 

@@ -280,8 +280,13 @@ class RequestState:
         return self.schedule is not None and self.schedule.max_extra > 0
 
     @property
+    def is_live(self) -> bool:
+        """True if the reply follows audio that was not complete when the request arrived."""
+        return self.track is not None and self.track.is_live and self.track.ends_reply
+
+    @property
     def waits_for_text(self) -> bool:
-        """True if the text id of the request's newest row has not arrived."""
+        """True if the track's ids of the request's newest row, text or codes, have not arrived."""
         return self.track is not None and self.request.num_tokens > self.track.num_known
 
     @property

@@ -18,7 +18,15 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
 from stretto.engine.adapters import check_config
-from stretto.engine.protocol import NO_CHANGE, STATS_KEY, UNCONDITIONAL_SUFFIX, EngineStats, SharedStats, family_of
+from stretto.engine.protocol import (
+    NO_CHANGE,
+    STATS_KEY,
+    UNCONDITIONAL_SUFFIX,
+    EngineStats,
+    SharedStats,
+    blocks_in_window,
+    family_of,
+)
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.scheduling.guidance import AdaptiveGuidance, StepLoad
 from stretto.engine.scheduling.held_replies import HeldReplies, put_first, put_first_after, skipping
@@ -162,6 +170,7 @@ class StepStats:
         values.restored_halves_total = self._guidance.num_restored
         values.kv_usage = self._blocks.usage
         values.replies_without_words = self._texts.num_held
+        values.replies_without_frames = self._texts.num_silent
         values.seconds_without_words_total = self._texts.held_s
 
 
@@ -172,6 +181,15 @@ def share_of(config: VllmConfig) -> Share | None:
     if path is None:
         return None
     return partial(SharedStats(Path(path), parallel.data_parallel_size).write, parallel.data_parallel_rank)
+
+
+LIVE_RESERVE_KEY = "live_reserve"  # in vLLM's `additional_config`
+
+
+def reserves_live(config: VllmConfig) -> bool:
+    """Return True if live sessions keep their KV blocks and are never preempted, which is the default."""
+    options = config.additional_config
+    return bool(options.get(LIVE_RESERVE_KEY, True)) if isinstance(options, dict) else True
 
 
 def check_supported(config: VllmConfig, kv_cache: KVCacheConfig, rules: SegmentRules) -> None:
@@ -307,12 +325,16 @@ class PairedScheduling(Base):
         config = self.vllm_config
         rules = SegmentRules(family_of(config.model_config.hf_config), self.max_model_len)
         check_supported(config, self.kv_cache_config, rules)
-        blocks = KvBlocks(self.kv_cache_manager, self.block_size, rules.num_reopened_rows)
+        (cache,) = self.kv_cache_manager.coordinator.single_type_managers
+        window, most = getattr(cache, "sliding_window", None), cache.max_admission_blocks_per_request
+        in_session = blocks_in_window(self.max_model_len, cache.block_size, window, config.max_concurrent_batches)
+        blocks = KvBlocks(self.kv_cache_manager, cache.block_size, rules.num_reopened_rows, most, in_session)
         load = StepLoad(rules.family.frame_rate * rules.family.rows_per_frame)
         self.table = RequestTable(rules, self.hash_block_size)
         self.planner = PairPlanner(self.table, blocks)
         self.guidance = AdaptiveGuidance(self.table, blocks, load, config.max_concurrent_batches)
-        self.texts = HeldReplies(self.table, self.planner, blocks)
+        self.blocks = blocks
+        self.texts = HeldReplies(self.table, self.planner, blocks, keeps_sessions=reserves_live(config))
         self.table.followers = self.guidance, self.texts
         self.shares = KvShares(self.table, blocks, config, self.kv_cache_config)
         self.unconditional = UnconditionalOutput(self.table, blocks, self._num_in_advance)
@@ -382,8 +404,9 @@ class PairedScheduling(Base):
         put_first(self.waiting, *self.planner.awaited(self.running))
 
     def _preempt_request(self, request: Request, timestamp: float, drop_stale_output: bool = False) -> None:
-        super()._preempt_request(request, timestamp, drop_stale_output)
         state = self.table[request.request_id]
+        self.stats.values.live_rows_recomputed_total += request.num_computed_tokens if state.is_live else 0
+        super()._preempt_request(request, timestamp, drop_stale_output)
         self._sampled.note_preempted(state)
         self.stats.count_preemption(state)
 
@@ -396,6 +419,7 @@ class PairedScheduling(Base):
             not self._admits
             or not self.planner.has_slot(request.request_id, self.running, self.max_num_active_reqs)
             or not self.shares.has_room(request, self.running)
+            or not self.blocks.has_room(request)
         ):
             return 0  # ends vLLM's loop, so that no later request overtakes `request`
         wanted = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)

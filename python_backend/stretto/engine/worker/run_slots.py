@@ -178,18 +178,15 @@ class RunSlots:
         self._link(data.req_id, slot, params.is_unconditional)
 
     def extend_texts(self, new_text: Mapping[str, NewText]) -> None:
-        """Write streamed text that has arrived, by request id.
+        """Write streamed text and live audio that have arrived, by request id.
 
-        Preempted requests get it when they are scheduled again.
+        Preempted requests get them when they are scheduled again.
         """
-        track = self.rules.family.text_track
-        assert track is not None
-        for request_id, each in new_text.items():
-            slot = self.slot_of.get(request_id)
-            if slot is not None:
-                self.tables.extend(slot, track.stream - 1, each, self.arrays)
-                if each.min_rows is not None:
-                    self._change()
+        slots = {self.slot_of[request_id]: each for request_id, each in new_text.items() if request_id in self.slot_of}
+        streams = self.rules.family.track_streams
+        self.tables.extend(slots, slice(streams.start - 1, streams.stop - 1), self.arrays)
+        if any(each.min_rows is not None or each.max_text_rows is not None for each in slots.values()):
+            self._change()
 
     def _link(self, request_id: str, slot: int, is_unconditional: bool) -> None:
         self._change()

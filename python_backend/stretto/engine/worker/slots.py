@@ -1,6 +1,6 @@
 """Tables of the run slots, one row per request, and array factories for numpy and torch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from types import ModuleType
 from typing import Any, Protocol
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from stretto.engine.protocol import NewText, SpeechParams
-from stretto.engine.reply_rules import ENDLESS, UNKNOWN, SegmentRules, SegmentTracker, Track
+from stretto.engine.reply_rules import ENDLESS, UNKNOWN, SegmentRules, SegmentTracker, Track, rows_of
 from stretto.sampling.draw import min_p_span
 from stretto.sampling.noise import seed_key
 
@@ -317,19 +317,26 @@ class SlotTables:
         rows = (state, tracker.script, codes.reshape(-1), counted, ids)
         self._staged[slot] = [np.asarray(row, np.int32) for row in rows]
 
-    def extend(self, slot: int, lane: int, new_text: NewText, arrays: Arrays) -> None:
-        """Write streamed text that has arrived.
+    def extend(self, new_text: Mapping[int, NewText], lanes: slice, arrays: Arrays) -> None:
+        """Write streamed text or live audio that has arrived, of all requests in one transfer.
 
         Args:
-            slot: Run slot.
-            lane: Index of the text stream among streams 1 to S - 1.
-            new_text: Ids with their first row and, if the text is complete, the minimum length of the reply.
+            new_text: By run slot, ids with their first row and, if the track is complete, a limit of the reply.
+            lanes: Indices of the track's streams among streams 1 to S - 1.
             arrays: Array factory.
         """
-        ids = arrays.tensor(arrays.upload(np.array(new_text.ids, np.int32)))
-        self.codes[slot, new_text.first_row : new_text.first_row + len(new_text.ids), lane] = ids
-        if new_text.min_rows is not None:
-            self.limits[slot, LIMITS["audio_min"]] = new_text.min_rows
+        parts = []
+        for slot, each in new_text.items():
+            ids = rows_of(each.ids, lanes.stop - lanes.start)
+            at = np.arange(each.first_row, each.first_row + len(ids), dtype=np.int32)
+            parts.append(np.column_stack([np.full(len(ids), slot, np.int32), at, ids]))
+            if each.min_rows is not None:
+                self.limits[slot, LIMITS["audio_min"]] = each.min_rows
+            if each.max_text_rows is not None:
+                self.limits[slot, LIMITS["text_max"]] = each.max_text_rows
+        if sum(map(len, parts)):
+            packed = arrays.tensor(arrays.upload(np.concatenate(parts)))
+            self.codes[packed[:, 0].long(), packed[:, 1].long(), lanes] = packed[:, 2:]
 
     def apply_staged(self, arrays: Arrays) -> None:
         """Copy all staged rows to the device in a single transfer."""

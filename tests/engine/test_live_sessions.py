@@ -1,0 +1,229 @@
+"""Live sessions: at any pace and in any company, the text equals that of the whole recording."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from vllm import SamplingParams
+from vllm.v1.request import Request
+
+from stretto.engine.reply_rules import TextUpdate
+from stretto.families.kyutai_stt.family import SttVocabulary
+from stretto.families.kyutai_stt.prompt import initial_row, track_of
+from stretto.families.registry import VOCABULARY, config_at, family_at
+from stretto.records.prompt import Prompt
+from tests.engine.harness import Answer, Engine
+from tests.kyutai_release import make_checkpoint, replies
+from tests.tiers import ASYNC_BY_DAY, by_night
+
+pytestmark = pytest.mark.engine
+LENGTHS = (1, 90, 33, 64, 2, 80, 47, 90)  # frames; four windows of 20 rows and more
+SESSION_ROOM = 4  # blocks of 32 rows: two for the window, two because blocks are freed late
+MOST = 4  # sessions at once, as the front end would admit
+LIMITS: dict[str, Any] = {"max_model_len": 512, "max_num_seqs": 10, "max_num_batched_tokens": 32}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("live"))
+
+
+def engine_of(checkpoint: Path, is_async: bool = False, **limits: Any) -> Engine:
+    return Engine(checkpoint, async_scheduling=is_async, **LIMITS | limits)
+
+
+@pytest.fixture(scope="module", params=ASYNC_BY_DAY)
+def engine(request: pytest.FixtureRequest, checkpoint: Path) -> Iterator[Engine]:
+    with engine_of(checkpoint, request.param, num_gpu_blocks_override=MOST * SESSION_ROOM + 6) as running:
+        yield running
+
+
+def recording(checkpoint: Path, codes: np.ndarray) -> Prompt:
+    known = SttVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
+    sampling = replace(family_at(checkpoint).tasks[0].sampling, seed=0)
+    return Prompt("asr", initial_row(known), sampling, track=track_of(codes, known))
+
+
+def text_of(answer: Answer) -> list[int]:
+    return [row[0] for row in answer.rows]
+
+
+@dataclass
+class Speaker:
+    """Sender of a recording's frames, one or a few at a time, with pauses of `slowest` steps at most."""
+
+    engine: Engine
+    name: str
+    prompt: Prompt
+    random: np.random.Generator
+    slowest: int
+    num_sent: int = 0
+    due: int = 0
+    is_open: bool = False
+    answer: Answer = field(default_factory=Answer)
+
+    def __post_init__(self) -> None:
+        self.frames = np.array(self.prompt.track).reshape(-1, 32)
+
+    def begin(self) -> None:
+        self.engine.add(self.name, replace(self.prompt, track=(), is_open=True))
+        self.is_open = True
+
+    def speak(self, step: int) -> None:
+        if not self.is_open or step < self.due:
+            return
+        size = int(self.random.integers(0, 4)) if self.random.random() < 0.9 else 30
+        part = self.frames[self.num_sent : self.num_sent + size]
+        self.num_sent += len(part)
+        # the end comes with the last frame or after it
+        is_last = self.num_sent == len(self.frames) and (size == 0 or self.random.random() < 0.5)
+        self.send(part, is_last)
+        self.due = step + int(self.random.integers(1, self.slowest + 1))
+
+    def send(self, frames: np.ndarray, is_last: bool) -> None:
+        update = TextUpdate(frames.reshape(-1).tolist(), is_last)
+        params = SamplingParams(max_tokens=1, extra_args=update.to_extra_args())
+        self.engine.core.add_request(Request(self.name, [0], params, None))
+        self.is_open = not is_last
+
+
+@pytest.fixture(scope="module")
+def wanted(checkpoint: Path) -> dict[int, list[int]]:
+    """The authors' text of the first frames of their recording, by number of frames, and the end."""
+    text, end = replies()["text"].tolist(), family_at(checkpoint).end_of_reply
+    return {length: [*text[: length + 1], end] for length in set(LENGTHS)}
+
+
+def play(engine: Engine, checkpoint: Path, seed: int, slowest: int, aborts: int, others: int) -> dict[str, Any]:
+    """Run sessions at random paces, some of which leave, among whole recordings; return the answers that remain."""
+    random, codes, steps = np.random.default_rng(seed), replies()["codes"], 0
+    speakers = [
+        Speaker(engine, f"s{at}", recording(checkpoint, codes[:, :length]), random, slowest)
+        for at, length in enumerate(LENGTHS)
+    ]
+    whole = {f"r{at}": recording(checkpoint, codes[:, : LENGTHS[at]]) for at in range(others)}
+    answers = {each.name: each.answer for each in speakers} | {name: Answer() for name in whole}
+    arrivals = {name: int(random.integers(0, 60)) for name in answers}
+    leaving = {f"s{at}": int(random.integers(10, 90)) for at in random.permutation(len(LENGTHS))[:aborts]}
+    while arrivals or engine.is_busy() or any(each.is_open for each in speakers):
+        num_open = sum(each.name not in arrivals and each.answer.trailer is None for each in speakers)
+        for name in [name for name, at in arrivals.items() if at <= steps]:
+            if name in whole:
+                engine.add(name, whole[name])
+            elif num_open < MOST:
+                next(each for each in speakers if each.name == name).begin()
+                num_open += 1
+            else:
+                continue
+            del arrivals[name]
+        for name in [name for name, at in leaving.items() if at <= steps and name not in arrivals]:
+            engine.core.abort_requests([name])
+            speaker = next(each for each in speakers if each.name == name)
+            speaker.is_open, speaker.answer.trailer = False, speaker.answer.trailer or "left"
+            del leaving[name], answers[name]
+            answers[name + " left"] = speaker.answer
+        for speaker in speakers:
+            speaker.speak(steps)
+        if engine.is_busy():
+            engine._step({name.removesuffix(" left"): answer for name, answer in answers.items()})
+        steps += 1
+        assert steps < 6000, "it does not come to an end"
+    assert engine.is_clean()
+    return {name: answer for name, answer in answers.items() if not name.endswith(" left")}
+
+
+@pytest.mark.parametrize(
+    ("seed", "slowest", "aborts", "others"), [(3, 12, 2, 6), *by_night((1, 1, 0, 8), (2, 40, 3, 4), (4, 4, 1, 0))]
+)
+def test_text_does_not_depend_on_pace_or_company(
+    engine: Engine, checkpoint: Path, wanted: dict[int, list[int]], seed: int, slowest: int, aborts: int, others: int
+) -> None:
+    stats = engine.scheduler.stats.values
+    before = stats.preemptions_total
+    answers = play(engine, checkpoint, seed, slowest, aborts, others)
+    assert len(answers) == len(LENGTHS) - aborts + others
+    for name, answer in answers.items():
+        assert text_of(answer) == wanted[LENGTHS[int(name[1:])]], name
+        assert answer.trailer is not None
+        assert not answer.trailer.was_cut
+        if name[0] == "s":
+            assert answer.trailer.num_preemptions == 0, name
+    assert stats.live_rows_recomputed_total == 0
+    if others > 4:
+        assert stats.preemptions_total > before, "the others did not lack blocks"
+
+
+@pytest.mark.parametrize("is_async", ASYNC_BY_DAY)
+def test_lent_blocks_do_not_change_the_text(checkpoint: Path, wanted: dict[int, list[int]], is_async: bool) -> None:
+    """Without the reserve, sessions are preempted and read all their rows again."""
+    limits = {"num_gpu_blocks_override": 6, "live_reserve": False}
+    with engine_of(checkpoint, is_async, **limits) as engine:
+        answers = play(engine, checkpoint, seed=5, slowest=20, aborts=0, others=4)
+        assert engine.scheduler.stats.values.live_rows_recomputed_total > 0
+    for name, answer in answers.items():
+        assert text_of(answer) == wanted[LENGTHS[int(name[1:])]], name
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_session_may_be_longer_than_the_cache(checkpoint: Path, is_async: bool) -> None:
+    """It holds the blocks of its window only, and the reserve covers them at every step."""
+    codes = np.tile(replies()["codes"], 4)
+    prompt = recording(checkpoint, codes)
+    with engine_of(checkpoint, is_async) as engine:
+        whole = text_of(engine.run({"r": prompt})["r"])
+    with engine_of(checkpoint, is_async, num_gpu_blocks_override=SESSION_ROOM + 1) as engine:
+        speaker, random = Speaker(engine, "s", prompt, np.random.default_rng(0), 1), np.random.default_rng(1)
+        speaker.begin()
+        step, fewest, manager = 0, engine.free_blocks(), engine.scheduler.blocks
+        while engine.is_busy() or speaker.is_open:
+            if random.random() < 0.5:
+                speaker.speak(step)
+            if engine.is_busy():
+                engine._step({"s": speaker.answer})
+            fewest, step = min(fewest, engine.free_blocks()), step + 1
+            assert manager.num_free() >= 0
+        assert engine.num_free_blocks - fewest <= SESSION_ROOM
+        assert engine.is_clean()
+    assert len(whole) == len(codes.T) + 2
+    assert text_of(speaker.answer) == whole
+
+
+def test_nothing_is_to_be_done_while_all_are_silent(engine: Engine, checkpoint: Path) -> None:
+    """Sessions without audio keep their slots and blocks, and the engine sleeps; a recording passes them."""
+    codes = replies()["codes"]
+    speakers = [
+        Speaker(engine, f"s{at}", recording(checkpoint, codes), np.random.default_rng(at), 1) for at in range(3)
+    ]
+    answers = {each.name: each.answer for each in speakers} | {"r": Answer()}
+    for each in speakers:
+        each.begin()
+        each.send(each.frames[:10], is_last=False)
+    while engine.is_busy():
+        engine._step(answers)
+    assert [len(each.answer.rows) for each in speakers] == [11, 11, 11], "the text after the last frame is known"
+    assert engine.scheduler.texts.num_silent == 3
+    assert engine.scheduler.texts.num_held == 0, "these do not give up their places"
+    engine.add("r", recording(checkpoint, codes[:, :20]))
+    while engine.is_busy():
+        engine._step(answers)
+    assert text_of(answers["r"])[:-1] == replies()["text"].tolist()[:21]
+    assert {each.name for each in speakers} <= {request.request_id for request in engine.scheduler.running}
+    engine.core.abort_requests([each.name for each in speakers])
+    assert engine.is_clean()
+
+
+def test_a_limit_of_rows_ends_a_session(engine: Engine, checkpoint: Path) -> None:
+    prompt = recording(checkpoint, replies()["codes"])
+    sampling = replace(prompt.sampling, text=replace(prompt.sampling.text, max_rows=30))
+    speaker = Speaker(engine, "s", replace(prompt, sampling=sampling), np.random.default_rng(0), 1)
+    speaker.begin()
+    speaker.send(speaker.frames[:60], is_last=False)
+    while engine.is_busy():
+        engine._step({"s": speaker.answer})
+    assert text_of(speaker.answer)[:-1] == replies()["text"].tolist()[:30]
+    assert speaker.answer.trailer is not None
+    assert speaker.answer.trailer.was_cut
+    assert engine.is_clean()
