@@ -28,9 +28,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.checkpoints.random_codecs import MODELS, STATEFUL
 from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
 from benchmarks.decoder import chunks_of, make_codec, random_codes, stream
-from stretto.codecs.base import Codec, Window
+from stretto.codecs.base import Codec, Window, load_codec
 from stretto.codecs.glm4_voice import Glm4VoiceCodec, load
-from stretto.codecs.registry import load_codec
 from stretto.decoder.streaming import FrameWindow, Windower
 from stretto.plugins import CODECS, names
 

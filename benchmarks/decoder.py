@@ -33,8 +33,7 @@ from torch import Tensor
 
 from benchmarks.harness import CHECKPOINT, append_result, command_line, median_ratio
 from benchmarks.loads import Trace, percentiles, summarise, underrun_s
-from stretto.codecs.base import Codec, CodecSpec, Window
-from stretto.codecs.registry import load_codec
+from stretto.codecs.base import Codec, CodecSpec, Window, load_codec
 from stretto.config import DecoderConfig
 from stretto.convert.make_repository import WARM_UP_S
 from stretto.decoder.chunk_queue import ChunkAnswer, ChunkQueue, Counts, PendingChunk
@@ -43,8 +42,7 @@ from stretto.decoder.loop import DecodingLoop
 from stretto.decoder.sessions import Sessions
 from stretto.decoder.streaming import Windower
 from stretto.decoder.worker import DecoderWorker
-from stretto.records.chunk import Chunk
-from stretto.records.event import Event
+from stretto.records.chunk import Chunk, Event
 from stretto.streams.chunking import ChunkPolicy, Pacer
 from stretto.streams.layout import Segment
 from stretto.triton_io.flow import FlowSlot, FlowTable

@@ -40,7 +40,7 @@ prepare_environment()
 from vllm import SamplingParams  # noqa: E402
 
 from stretto.engine.kernels import cpu as cpu_kernels  # noqa: E402
-from stretto.engine.launch import vllm_config  # noqa: E402
+from stretto.engine.llm import vllm_config  # noqa: E402
 from stretto.preprocessing.request import Preprocessor, RawRequest  # noqa: E402
 
 PROMPT_ROWS, TEXT_ROWS = 40, 8

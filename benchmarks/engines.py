@@ -29,7 +29,7 @@ from vllm.v1.engine.core import EngineCore  # noqa: E402
 from vllm.v1.executor import Executor  # noqa: E402
 from vllm.v1.request import Request  # noqa: E402
 
-from stretto.engine.launch import vllm_config  # noqa: E402
+from stretto.engine.llm import vllm_config  # noqa: E402
 from stretto.engine.protocol import Trailer, sampling_params  # noqa: E402
 from stretto.engine.worker import sampler as drawing  # noqa: E402
 from stretto.engine.worker.step_program import StepSampler  # noqa: E402

@@ -99,9 +99,9 @@ import torch  # noqa: E402
 from benchmarks.decoder import Arm as DecoderArm  # noqa: E402
 from benchmarks.engines import Watch  # noqa: E402
 from benchmarks.loads import Load, texts  # noqa: E402
-from stretto.codecs.registry import load_codec  # noqa: E402
+from stretto.codecs.base import load_codec  # noqa: E402
 from stretto.engine.worker.predictors import Draw, FramePredictor  # noqa: E402
-from stretto.families.registry import family_at  # noqa: E402
+from stretto.families.plugin import family_at  # noqa: E402
 
 MAX_MODEL_LEN, DECODED = 1024, 2  # DECODED: windows of each stream, after one that warms up
 USER_WORDS, THINKER_WORDS = 24, 16

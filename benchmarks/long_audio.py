@@ -37,7 +37,7 @@ from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollec
 from stretto.engine.protocol import Trailer, read_rows, sampling_params  # noqa: E402
 from stretto.engine.reply_rules import SegmentTracker  # noqa: E402
 from stretto.engine.utterance import Utterance  # noqa: E402
-from stretto.families.tiny.reader import TEXT_CODEC  # noqa: E402
+from stretto.families.tiny.prompt import TEXT_CODEC  # noqa: E402
 from stretto.streams.chunking import ChunkPolicy, Pacer  # noqa: E402
 
 SPAN = 1000  # rows at the beginning and at the end that are compared

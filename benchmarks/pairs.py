@@ -25,7 +25,7 @@ from stretto.engine.kernels import cpu as cpu_kernels
 from stretto.engine.protocol import Trailer, read_rows
 from stretto.families.chatterbox.family import chatterbox
 from stretto.families.chatterbox.prompt import open_chatterbox
-from stretto.families.conversation import Piece
+from stretto.families.prompting import Piece
 from stretto.records.prompt import Prompt
 
 BLOCK_SIZE, SCALE = 32, 1.5

@@ -22,7 +22,7 @@ import torch
 from benchmarks.checkpoints.random_chatterbox import KNOWN, SMALL, VOICES, tensors, voice, write_tokenizer
 from scripts.reply_fixture import Replies, equal_in, run
 from stretto.families.chatterbox.family import END_OF_SPEECH, END_OF_TEXT, START_OF_TEXT
-from stretto.sampling.noise import gumbel, seed_key, stream_keys
+from stretto.sampling import gumbel, seed_key, stream_keys
 
 SOURCE = Path(os.environ.get("CHATTERBOX_SRC", "chatterbox"))
 NUM_CODES = 48

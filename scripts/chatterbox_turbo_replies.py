@@ -30,7 +30,7 @@ from scripts.chatterbox_replies import SOURCE, empty_packages
 from scripts.reply_fixture import Replies, equal_in, run
 from stretto.families.chatterbox.family import END_OF_SPEECH, TurboVocabulary
 from stretto.families.chatterbox.turbo import gpt2_tokenizer
-from stretto.sampling.noise import gumbel, seed_key, stream_keys
+from stretto.sampling import gumbel, seed_key, stream_keys
 
 NUM_CODES = 40
 KNOWN = TurboVocabulary(num_text_ids=turbo_shapes()["text_emb.weight"][0])

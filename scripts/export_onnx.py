@@ -25,12 +25,11 @@ from benchmarks.harness import CHECKPOINT
 from scripts.onnx_graphs.graphs import LogMel
 from scripts.onnx_graphs.tiny_graph import TinyGraph
 from stretto.codecs import onnx_runtime
-from stretto.codecs.base import Codec
-from stretto.codecs.registry import load_codec
+from stretto.codecs.base import Codec, load_codec
+from stretto.codecs.streaming import WindowedCodec
 from stretto.codecs.tiny.codec import HOP, SAMPLE_RATE, TinyCodec, log_mel
-from stretto.codecs.windowed import WindowedCodec
 from stretto.errors import CheckpointError
-from stretto.families.registry import family_at
+from stretto.families.plugin import family_at
 
 TOLERANCE = 1e-4
 SHAPES = ((1, 1), (2, 13), (3, 40))  # utterances and frames of each comparison

@@ -21,7 +21,7 @@ import yaml
 
 from benchmarks.checkpoints.random_pocket import config, recording, write_release
 from scripts.reply_fixture import run
-from stretto.sampling.noise import gaussian, seed_key, stream_keys
+from stretto.sampling import gaussian, seed_key, stream_keys
 
 SEED, VOICE, MAX_FRAMES, FRAME = 7, "alba", 40, 1920
 TEXTS = {

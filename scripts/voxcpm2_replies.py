@@ -20,7 +20,7 @@ from safetensors import safe_open
 
 from benchmarks.checkpoints.random_voxcpm2 import RECORDINGS, recording, write_release
 from scripts.reply_fixture import run
-from stretto.sampling.noise import gaussian, seed_key, stream_keys
+from stretto.sampling import gaussian, seed_key, stream_keys
 
 KINDS = ("plain", "scaled")
 SEED, GUIDANCE, STEPS, MAX_PATCHES = 7, 2.0, 10, 20

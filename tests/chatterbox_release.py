@@ -7,7 +7,7 @@ from typing import Any
 from stretto.families.base import Family
 from stretto.families.chatterbox.family import END_OF_SPEECH, ChatterboxVocabulary, TurboVocabulary
 from stretto.families.chatterbox.prompt import ChatterboxTemplate, TurboTemplate
-from stretto.families.conversation import Piece
+from stretto.families.prompting import Piece
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 

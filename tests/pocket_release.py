@@ -1,6 +1,6 @@
 """Replies of the authors' code (pocket-tts 4.0.1) to texts, on the random releases of `benchmarks`.
 
-Noise is a function of seed, position and word there, too (`sampling/noise.py`), instead of by torch's generator.
+Noise is a function of seed, position and word there, too (`sampling.py`), instead of by torch's generator.
 `nudged` is the largest difference in a latent, by frame, that three changes of 1e-6 in the first frame come to. The
 samples are those of the first five frames, and the last 480. `voice` has the latents of `recording()`, and `cloned`
 those of the first frames of the same text in that voice.

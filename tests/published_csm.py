@@ -11,7 +11,7 @@ from transformers import CsmConfig, CsmForConditionalGeneration, DynamicCache
 from benchmarks.checkpoints.random_espnet import write_tokenizer
 from stretto.convert.command import main
 from stretto.families.base import Family
-from stretto.families.registry import family_at
+from stretto.families.plugin import family_at
 from stretto.records.prompt import Prompt
 from tests.codecs.test_mimi import SMALL as MIMI
 

@@ -5,8 +5,7 @@ from dataclasses import replace
 from stretto.families.base import Bursts, BurstSchedule, Family, Task, TextTrack, UnconditionalContext
 from stretto.families.tiny.family import SPACE, TINY
 from stretto.records.sampling import LatentSampling, SamplingConfig, SegmentSampling
-from stretto.streams.layout import FrameCodec, LatentSpec, Segment, StreamLayout
-from stretto.streams.pattern import NO_TAIL
+from stretto.streams.layout import NO_TAIL, FrameCodec, LatentSpec, Segment, StreamLayout
 
 NUM_TEXT_IDS, CODEBOOK_SIZE, NUM_STREAMS = 160, 48, 8
 _SAMPLING = SamplingConfig(

@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.checkpoints.random_espnet import KNOWN
 from stretto.families.base import Family
-from stretto.families.conversation import Piece
+from stretto.families.prompting import Piece
 from stretto.families.text import Subwords, TextTokenizer
 from stretto.families.valle.prompt import ValleTemplate
 from stretto.records.prompt import Prompt

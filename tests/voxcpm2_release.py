@@ -1,6 +1,6 @@
 """Replies of the authors' code (voxcpm 2.0.3) on the random releases of `benchmarks`.
 
-Noise is a function of seed, position and word there, too (`sampling/noise.py`), instead of by torch's generator.
+Noise is a function of seed, position and word there, too (`sampling.py`), instead of by torch's generator.
 `nudged` is the largest difference in a patch, by patch, that three changes of 1e-6 in the first patch come to. The
 samples are those of the first and of the last 1500.
 """

@@ -23,8 +23,7 @@ from stretto.codecs.glm4_voice import Glm4VoiceCodec, load
 from stretto.config import DecoderConfig
 from stretto.decoder.launching import WORTH_CAPTURING
 from stretto.decoder.worker import DecoderWorker
-from stretto.records.chunk import Chunk
-from stretto.records.event import Event
+from stretto.records.chunk import Chunk, Event
 from stretto.streams.layout import Segment
 
 CHUNKS = (2, 5, 25)

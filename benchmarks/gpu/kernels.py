@@ -16,8 +16,7 @@ from stretto.engine.kernels.gpu.embed import Float32Product, embed_rows
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.worker.step_program import CudaRecorder
 from stretto.families.tiny.family import TINY
-from stretto.sampling.draw import DrawParams, DrawPlan, guide
-from stretto.sampling.noise import stream_keys
+from stretto.sampling import DrawParams, DrawPlan, guide, stream_keys
 
 # (streams, columns) of the published 8B: codes of its streams, stream 0 in audio, and text.
 DRAWS = {"codes": (8, 1025), "first": (1, 1026), "text": (1, 152_192)}

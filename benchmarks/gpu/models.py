@@ -14,8 +14,8 @@ from typing import Any
 from benchmarks.engines import forced_prompt
 from benchmarks.gpu.jobs import Setup
 from stretto.families.base import Family
+from stretto.families.plugin import NAME, VOCABULARY, read_family
 from stretto.families.qwen3_tts.family import DEPTH, Qwen3TtsVocabulary
-from stretto.families.registry import NAME, VOCABULARY, read_family
 from stretto.records.prompt import Prompt
 from stretto.weights.backbones import OLMO2_7B, QWEN3_8B, SMOLLM2_1_7B, config_of
 

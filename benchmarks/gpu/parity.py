@@ -105,7 +105,7 @@ def families() -> tuple[tuple[Family, str], ...]:
 
 def prompts_of(setup: Setup, family: Family) -> dict[str, Prompt]:
     """Return twelve prompts, or four in a dry run."""
-    return importlib.import_module("stretto.testing.prompts").make_prompts(family, 4 if setup.is_small else 12)
+    return importlib.import_module("stretto.testing.checkpoints").make_prompts(family, 4 if setup.is_small else 12)
 
 
 def bundled_prompts() -> dict[str, Prompt]:

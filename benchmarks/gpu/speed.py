@@ -27,8 +27,7 @@ from benchmarks.gpu.jobs import Setup
 from benchmarks.gpu.models import MODELS, PromptMaker, engine_args, write_config
 from benchmarks.layouts import PROMPT_ROWS
 from benchmarks.schedules import FIRST_BLOCK, allowed, ids_after, passes
-from stretto.codecs.base import Codec, Window
-from stretto.codecs.registry import load_codec
+from stretto.codecs.base import Codec, Window, load_codec
 from stretto.engine.environment import prepare_environment
 from stretto.families.base import Family
 from stretto.families.vita_audio.family import SCHEDULES, VANILLA

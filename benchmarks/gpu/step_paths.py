@@ -28,17 +28,15 @@ from stretto.cuda_graphs import record
 from stretto.engine.protocol import SpeechParams, SpeechRequestData
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.worker import sampler as array_path
-from stretto.engine.worker.batch import BatchPlan, PlanArrays
 from stretto.engine.worker.predictors import AudioHeads, DepthFrames, FirstHead, ParallelHeads, Readout
-from stretto.engine.worker.run_slots import RunSlots
+from stretto.engine.worker.run_slots import BatchPlan, PlanArrays, RunSlots
 from stretto.engine.worker.sampler import RepetitionGuard, RowDraw, SpeechSampler
 from stretto.engine.worker.segment_state import SegmentState
 from stretto.engine.worker.slots import LIMITS, STATE, DeviceArrays, SlotTables
 from stretto.engine.worker.step_program import StepProgram, Variant
 from stretto.families.base import DepthSpec, Family
-from stretto.sampling.draw import DrawParams, DrawPlan
-from stretto.sampling.draw import draw as draw_on_host
-from stretto.sampling.noise import stream_keys
+from stretto.sampling import DrawParams, DrawPlan, stream_keys
+from stretto.sampling import draw as draw_on_host
 
 # Delays; delays and guidance; a depth transformer.
 CASES = {"opuslm": "1b7", "bagpiper": "8b", "qwen3_tts": "qwen3_tts"}

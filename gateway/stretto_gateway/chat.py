@@ -15,8 +15,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from stretto_client import ModelProfile, SpeechEvent, TaskOptions, TaskProfile
+from stretto_gateway.admission import unless_gone
 from stretto_gateway.answers import ApiError, Completion, described, mismatch, refused
-from stretto_gateway.caller import unless_gone
 from stretto_gateway.catalogue import converses, find_voice
 from stretto_gateway.encoding import DEFAULT_RATE, make_encoder
 from stretto_gateway.events import Streamed, reply_events

@@ -24,9 +24,9 @@ from stretto_client.__main__ import Parser
 from stretto_gateway.app import make_app
 from stretto_gateway.config import GatewayConfig, Limits
 from stretto_gateway.connection import Connection
+from stretto_gateway.connection import settings as socket_settings
 from stretto_gateway.guard import origin_of
 from stretto_gateway.metrics import spans_are_wanted
-from stretto_gateway.web_socket import settings as socket_settings
 
 KEYS, VOICES, STRICT = "STRETTO_API_KEYS", "STRETTO_VOICES", "STRETTO_STRICT"
 ORIGINS = "STRETTO_CORS_ORIGINS"

@@ -9,8 +9,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from stretto_client import ClientError, Speech, SpeechEvent
+from stretto_gateway.admission import CallerGone, unless_gone
 from stretto_gateway.answers import ApiError, from_client_error
-from stretto_gateway.caller import CallerGone, unless_gone
 from stretto_gateway.metrics import SpeechTrace, Trace
 
 PIECE_BYTES = 16_384  # bytes sent at a time, so that a slow client can read one piece within the time limit

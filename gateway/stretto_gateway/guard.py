@@ -16,9 +16,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
 from stretto_gateway import page
-from stretto_gateway.admission import Held
+from stretto_gateway.admission import CALLER, REQUEST, Held, RequestHead, network
 from stretto_gateway.answers import ApiError
-from stretto_gateway.caller import CALLER, REQUEST, RequestHead, network
 from stretto_gateway.config import GatewayConfig
 from stretto_gateway.realtime.client_secrets import PREFIX, ClientSecret
 

@@ -26,8 +26,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
 
 from stretto_client import SpeechEvent
-from stretto_gateway.admission import Admission, Sessions
-from stretto_gateway.caller import REQUEST, RequestHead
+from stretto_gateway.admission import REQUEST, Admission, RequestHead, Sessions
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider

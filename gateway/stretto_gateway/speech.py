@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from stretto_client import ModelProfile, SpeakArguments, SpeechEvent, Word
+from stretto_gateway.admission import Result, unless_gone
 from stretto_gateway.answers import (
     FILE,
     TEXT,
@@ -29,7 +30,6 @@ from stretto_gateway.answers import (
     mismatch,
     refused,
 )
-from stretto_gateway.caller import Result, unless_gone
 from stretto_gateway.catalogue import find_task
 from stretto_gateway.encoding import (
     MEDIA_TYPES,

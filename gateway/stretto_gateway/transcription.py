@@ -10,8 +10,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from stretto_client import ModelProfile, SpeechEvent, TaskOptions, TaskProfile
+from stretto_gateway.admission import unless_gone
 from stretto_gateway.answers import PlainText, TimedText, described, refused
-from stretto_gateway.caller import unless_gone
 from stretto_gateway.catalogue import find_task
 from stretto_gateway.events import Streamed, text_events
 from stretto_gateway.gateway import Gateway

@@ -13,8 +13,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from stretto_client import ModelProfile, RecordedVoice, TaskProfile
+from stretto_gateway.admission import unless_gone
 from stretto_gateway.answers import ApiError, DeletedVoice, NamedId, Voice, Voices, mismatch, refused
-from stretto_gateway.caller import unless_gone
 from stretto_gateway.catalogue import aliases, find_task
 from stretto_gateway.events import client_events
 from stretto_gateway.gateway import Gateway

@@ -7,7 +7,7 @@ from tritonclient.grpc import InferenceServerException
 from stretto.errors import Closing, NoCapacity, Overloaded
 from stretto.proxy.grpc_proxy import CROWDED
 from stretto.proxy.infer_request import BadRequest
-from stretto.proxy.uploads import ENDED, LARGE_BYTES, Pace
+from stretto.proxy.triton_stream import ENDED, LARGE_BYTES, Pace
 from stretto.triton_io.callers import failed_response
 from stretto_client import ServerFull, ServerUnavailable
 from stretto_client.errors import from_exception, from_rpc, from_text

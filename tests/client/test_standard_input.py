@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from stretto_client.chat import pieces_from
+from stretto_client.__main__ import pieces_from
 from tests.client.test_live_speech import Live
 from tests.patience import PATIENCE_S
 

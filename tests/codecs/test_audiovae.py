@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.checkpoints.random_voxcpm2 import VAE, recording
 from stretto.codecs.audiovae import AudioVae, AudioVaeConfig
-from stretto.codecs.registry import load_codec
+from stretto.codecs.base import load_codec
 from stretto.errors import CheckpointError
 from stretto.streams.layout import latents_of
 from tests.codecs.streaming import decode_latents

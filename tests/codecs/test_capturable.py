@@ -9,8 +9,7 @@ from torch import nn
 from benchmarks.checkpoints.random_codecs import MODELS, STATEFUL
 from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
 from benchmarks.codecs import codecs
-from stretto.codecs.base import Codec, Window
-from stretto.codecs.registry import load_codec
+from stretto.codecs.base import Codec, Window, load_codec
 from tests.codecs.conftest import make_codec
 from tests.codecs.far_device import DEVICE, crossings, send_away
 

@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 from benchmarks.checkpoints.random_qwen3_codec import make_qwen3_codec
 from stretto.codecs.base import Window
-from stretto.codecs.convolution import convolve, is_time_major, joined, prepare, upsample
 from stretto.codecs.qwen3_12hz import decoder
 from stretto.codecs.qwen3_12hz.decoder import EPS, SnakeBeta
+from stretto.codecs.streaming import convolve, is_time_major, joined, prepare, upsample
 from tests.codecs.streaming import random_codes
 
 pytestmark = pytest.mark.usefixtures("one_thread")

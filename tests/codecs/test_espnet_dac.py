@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from benchmarks.checkpoints.random_espnet import CODEBOOKS, SIZE, publish, published_tensors
-from stretto.codecs.base import Window
+from stretto.codecs.base import Window, load_codec
 from stretto.codecs.espnet_dac import EspnetDac, load
-from stretto.codecs.registry import load_codec
 from tests.codecs.espnet_reference import Reference
 from tests.codecs.streaming import check_half_precision, chunks_of, largest, random_codes, stream
 

@@ -5,9 +5,8 @@ import pytest
 import torch
 from transformers import MimiConfig, MimiModel
 
-from stretto.codecs.base import Window
+from stretto.codecs.base import Window, load_codec
 from stretto.codecs.mimi import MimiCodec
-from stretto.codecs.registry import load_codec
 from stretto.errors import CheckpointError
 from tests.codecs.streaming import check_half_precision, chunks_of, largest, random_codes, stream
 from tests.tiers import by_night

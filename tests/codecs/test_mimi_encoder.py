@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from stretto.codecs.mimi import MimiCodec, load
-from stretto.codecs.mimi_encoder import EncodedStream, MimiEncoder, encode_ready
+from stretto.codecs.mimi import EncodedStream, MimiCodec, MimiEncoder, encode_ready, load
 from tests.kyutai_release import make_checkpoint, replies
 
 FRAME = 1920

@@ -7,8 +7,8 @@ import pytest
 
 from benchmarks.checkpoints.random_pocket import recording
 from stretto.codecs import pocket
+from stretto.codecs.base import load_codec
 from stretto.codecs.pocket import PocketCodec
-from stretto.codecs.registry import load_codec
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.pocket_tts.prompt import ended_on_pause
 from stretto.streams.layout import latents_of

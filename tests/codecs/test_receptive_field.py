@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stretto.codecs.windowed import (
+from stretto.codecs.streaming import (
     Conv,
     Layer,
     Upsample,

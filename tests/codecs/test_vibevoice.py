@@ -14,7 +14,7 @@ from transformers.models.vibevoice_acoustic_tokenizer.feature_extraction_vibevoi
     VibeVoiceAcousticTokenizerFeatureExtractor,
 )
 
-from stretto.codecs.registry import load_codec
+from stretto.codecs.base import load_codec
 from stretto.codecs.vibevoice import Scale, TokenizerConfig, VibeVoiceCodec, published_name, stored_noise
 from stretto.errors import CheckpointError
 from stretto.streams.layout import latents_of, words_of

@@ -9,9 +9,8 @@ from torch import Tensor
 from transformers import DacFeatureExtractor, PreTrainedModel
 
 from benchmarks.checkpoints.random_codecs import MODELS, codec_of, make_model
-from stretto.codecs.base import Window
-from stretto.codecs.registry import load_codec
-from stretto.codecs.windowed import WindowedCodec
+from stretto.codecs.base import Window, load_codec
+from stretto.codecs.streaming import WindowedCodec
 from tests.codecs.streaming import chunks_of, random_codes, stream
 from tests.tiers import by_night
 

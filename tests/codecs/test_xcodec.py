@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.checkpoints.random_codecs import make_model
 from stretto.codecs import xcodec
-from stretto.codecs.registry import load_codec
+from stretto.codecs.base import load_codec
 from stretto.errors import CheckpointError, InvalidRequest
 from tests.codecs.streaming import random_codes, stream
 

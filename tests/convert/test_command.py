@@ -14,9 +14,9 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from benchmarks.checkpoints.random_espnet import Published
-from stretto.codecs.registry import load_codec
+from stretto.codecs.base import load_codec
 from stretto.convert.command import config_in, main
-from stretto.families.registry import family_at
+from stretto.families.plugin import family_at
 from tests.published_checkpoints import FAMILIES, command, convert, write_bagpiper, write_opuslm, write_release
 from tests.small_vocabularies import SMALL_BAGPIPER, SMALL_OPUSLM
 

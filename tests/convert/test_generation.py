@@ -11,7 +11,7 @@ from benchmarks.checkpoints import random_higgs_audio, random_qwen3_omni, random
 from stretto.convert.command import main
 from stretto.errors import CheckpointError
 from stretto.families.base import Family
-from stretto.families.registry import family_at, read_family
+from stretto.families.plugin import family_at, read_family
 from stretto.preprocessing.request import read_options
 from stretto.records.sampling import CodeSampling, SamplingConfig
 from tests import published_csm, published_qwen3_omni, published_qwen3_tts, vita_release

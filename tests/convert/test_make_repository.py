@@ -10,7 +10,7 @@ import pytest
 from stretto.convert.make_repository import BUNDLED, WARM_UP_S, bytes_per_row, main, profile
 from stretto.encoders.xeus import FOLDER
 from stretto.families.opuslm.convert import ConvertedSslTokenizer
-from stretto.families.registry import family_at
+from stretto.families.plugin import family_at
 from stretto.families.tiny.family import TINY
 from stretto.launcher.mps import OPTIONS_FILE, is_wanted
 from tests.aligning.ctc_release import write_release as write_ctc_release

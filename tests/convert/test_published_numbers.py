@@ -15,9 +15,9 @@ from stretto.families.bagpiper.family import BagpiperVocabulary
 from stretto.families.conversion import Tokenizer
 from stretto.families.opuslm import convert as opuslm
 from stretto.families.opuslm.family import OpusVocabulary
-from stretto.families.registry import read_family
+from stretto.families.plugin import read_family
 from stretto.weights.backbones import PUBLISHED, config_of, read_backbone, shapes
-from stretto.weights.tensors import shapes_of
+from stretto.weights.loading import shapes_of
 
 QWEN3, OLMO2, SMOLLM2 = "Qwen/Qwen3-8B-Base", "allenai/OLMo-2-1124-7B", "HuggingFaceTB/SmolLM2-1.7B-Instruct"
 BAGPIPER_YAML = {

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from stretto.decoder.batching import Batch, Job, next_group, stack
 from stretto.decoder.chunk_queue import PendingChunk
 from stretto.decoder.launching import HostLauncher
+from stretto.decoder.loop import Batch, Job, next_group, stack
 from stretto.decoder.sessions import Renderer, Session
 from stretto.decoder.streaming import Windower
 from stretto.records.chunk import Chunk

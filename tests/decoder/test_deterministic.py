@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.harness import CHECKPOINT
-from stretto.codecs.base import Codec
-from stretto.codecs.registry import load_codec
+from stretto.codecs.base import Codec, load_codec
 from stretto.config import DecoderConfig
 from stretto.decoder.worker import DecoderWorker
 from stretto.families.tiny.family import TINY

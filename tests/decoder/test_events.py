@@ -2,8 +2,7 @@ from stretto.decoder.chunk_queue import PendingChunk
 from stretto.decoder.loop import make_event
 from stretto.decoder.sessions import Renderer, Session
 from stretto.decoder.streaming import Windower
-from stretto.records.chunk import Chunk, GuidanceChange, Report, WordMark
-from stretto.records.event import EVENT
+from stretto.records.chunk import EVENT, Chunk, GuidanceChange, Report, WordMark
 from stretto.records.sampling import OutputForm
 from stretto.streams.layout import Segment
 from tests.fakes import FakeCodec, RecordedReply

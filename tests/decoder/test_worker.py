@@ -13,8 +13,8 @@ import torch
 from benchmarks.decoder import chunks_of, random_codes, stream
 from stretto.codecs.base import Whole, Window
 from stretto.config import DecoderConfig
-from stretto.decoder.batching import next_group
 from stretto.decoder.launching import Flight
+from stretto.decoder.loop import next_group
 from stretto.decoder.worker import MAX_FAILED_TURNS, DecoderWorker
 from stretto.errors import Cancelled, Closing, InvalidRequest
 from stretto.records.chunk import Chunk

@@ -2,8 +2,8 @@
 
 from typing import Any, Self
 
-from stretto.testing.engine import DEFAULTS, Answer
-from stretto.testing.engine import Engine as SteppedEngine
+from stretto.testing.conformance import DEFAULTS, Answer
+from stretto.testing.conformance import Engine as SteppedEngine
 from tests import heap
 
 __all__ = ["DEFAULTS", "Answer", "Engine"]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
 from stretto.records.prompt import Prompt
-from stretto.testing.prompts import make_prompt
+from stretto.testing.checkpoints import make_prompt
 from tests.small_vocabularies import TRACKED_CSM
 from tests.speech_families import EIGHT_STREAMS, FORCED_BURSTS, MODULES
 

@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stretto.config import EngineConfig
-from stretto.engine.launch import vllm_config
+from stretto.engine.llm import vllm_config
 from stretto.errors import CheckpointError
 from stretto.families.base import Family
 from stretto.records.prompt import Prompt
-from stretto.testing.prompts import make_prompt
+from stretto.testing.checkpoints import make_prompt
 from stretto.testing.reference import Reference
 from tests import published_csm as csm
 from tests.engine.adapters import write_adapter, write_merged

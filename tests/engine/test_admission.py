@@ -13,7 +13,7 @@ from stretto.families.higgs_audio.family import HiggsAudioVocabulary, higgs_audi
 from stretto.families.higgs_audio.prompt import audio_rows
 from stretto.families.tiny.family import FIRST_CODE, TINY
 from stretto.records.prompt import Prompt
-from stretto.testing.prompts import make_prompt
+from stretto.testing.checkpoints import make_prompt
 from tests.small_vocabularies import BAGPIPER, CSM, OPUSLM
 from tests.speech_families import EIGHT_STREAMS, TRACKED
 

@@ -7,8 +7,7 @@ from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.v1.worker.gpu.cudagraph_utils import has_compiled_submodule
 
 from stretto.families.tiny.family import TINY
-from stretto.testing.checkpoints import write_checkpoint
-from stretto.testing.prompts import make_prompt, make_prompts
+from stretto.testing.checkpoints import make_prompt, make_prompts, write_checkpoint
 from stretto.testing.reference import Reference
 from tests.engine.harness import Engine
 from tests.tiers import by_night

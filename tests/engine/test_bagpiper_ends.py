@@ -9,8 +9,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from stretto.records.prompt import Prompt
-from stretto.testing.checkpoints import write_checkpoint
-from stretto.testing.prompts import make_prompt
+from stretto.testing.checkpoints import make_prompt, write_checkpoint
 from stretto.testing.reference import Reference
 from tests.engine.harness import Engine
 from tests.small_vocabularies import BAGPIPER

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.checkpoints.random_chatterbox import convert_turbo
 from stretto.families.chatterbox.family import END_OF_SPEECH, TurboVocabulary
 from stretto.families.chatterbox.prompt import open_turbo
-from stretto.families.registry import VOCABULARY, config_at, family_at
+from stretto.families.plugin import VOCABULARY, config_at, family_at
 from stretto.records.prompt import InputAudio, Prompt
 from stretto.weights.loading import open_tensors
 from tests.chatterbox_release import TURBO, turbo_prompt_of, turbo_rows_of

@@ -12,7 +12,7 @@ from benchmarks.checkpoints.random_espnet import Published
 from stretto.families.audio_format import AudioFormat
 from stretto.families.base import Family
 from stretto.records.prompt import InputAudio, Prompt
-from stretto.testing.prompts import make_prompt, make_prompts
+from stretto.testing.checkpoints import make_prompt, make_prompts
 from tests.engine.harness import Engine
 from tests.published_checkpoints import convert, write_bagpiper, write_opuslm
 from tests.reference.published import PublishedReference

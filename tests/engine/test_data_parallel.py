@@ -12,7 +12,7 @@ from stretto.engine.llm import SpeechLLM
 from stretto.errors import InvalidRequest
 from stretto.families.tiny.family import TINY
 from stretto.records.prompt import Prompt
-from stretto.testing.prompts import make_prompt
+from stretto.testing.checkpoints import make_prompt
 from tests.engine.adapters import write_adapter
 from tests.engine.forking import forked_processes
 from tests.engine.harness import DEFAULTS, Engine

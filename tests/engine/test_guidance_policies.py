@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from stretto.records.prompt import Prompt
-from stretto.testing.prompts import make_prompt
+from stretto.testing.checkpoints import make_prompt
 from tests.engine.harness import Answer, Engine
 from tests.engine.test_parity import TIGHT, Checkpoint, engine, is_async, num_frames
 from tests.tiers import by_night

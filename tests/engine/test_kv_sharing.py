@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from stretto.records.prompt import Prompt
-from stretto.testing.prompts import make_prompt
+from stretto.testing.checkpoints import make_prompt
 from tests.engine.harness import Engine
 from tests.engine.test_parity import Checkpoint, engine
 from tests.tiers import SYNC_BY_DAY, by_night

@@ -14,7 +14,7 @@ from stretto.families.base import Family
 from stretto.families.kyutai_stt import PLUGIN
 from stretto.families.kyutai_stt.family import SttVocabulary
 from stretto.families.kyutai_stt.prompt import initial_row, track_of
-from stretto.families.registry import VOCABULARY, config_at, family_at
+from stretto.families.plugin import VOCABULARY, config_at, family_at
 from stretto.records.prompt import Prompt
 from stretto.testing import assert_family_conforms
 from stretto.weights.loading import open_tensors

@@ -16,9 +16,9 @@ from stretto.engine.reply_rules import SegmentRules
 from stretto.errors import InvalidRequest
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import LatentSampling
-from stretto.sampling.noise import gaussian, seed_key, stream_keys
+from stretto.sampling import gaussian, seed_key, stream_keys
 from stretto.streams.layout import latents_of, words_of
-from stretto.testing.engine import Answer
+from stretto.testing.conformance import Answer
 from tests.engine.harness import Engine
 from tests.latent_model import NUM_WORDS, guided_reference_latent, reference_latent, write
 from tests.speech_families import GUIDED_LATENTS, LATENTS

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from stretto.config import EngineConfig
-from stretto.engine.launch import captured_rows, vllm_config
+from stretto.engine.llm import captured_rows, vllm_config
 from stretto.families.tiny.family import TINY
 from tests.engine.harness import DEFAULTS
 from tests.random_checkpoints import write_checkpoint, write_modules

@@ -10,7 +10,7 @@ from stretto.engine.reply_rules import SegmentTracker
 from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
 from stretto.records.prompt import Prompt
-from stretto.testing.prompts import make_prompt
+from stretto.testing.checkpoints import make_prompt
 from stretto.testing.reference import Reference
 from tests.engine.harness import Answer, Engine
 from tests.random_checkpoints import write_checkpoint

@@ -13,7 +13,7 @@ from vllm.v1.request import Request
 from stretto.engine.reply_rules import TextUpdate
 from stretto.families.kyutai_stt.family import SttVocabulary
 from stretto.families.kyutai_stt.prompt import initial_row, track_of
-from stretto.families.registry import VOCABULARY, config_at, family_at
+from stretto.families.plugin import VOCABULARY, config_at, family_at
 from stretto.records.prompt import Prompt
 from tests.engine.harness import Answer, Engine
 from tests.kyutai_release import make_checkpoint, replies

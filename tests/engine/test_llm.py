@@ -14,8 +14,8 @@ import pytest_asyncio
 from transformers import PretrainedConfig
 
 from stretto.config import EngineConfig
+from stretto.engine.admission import Permits
 from stretto.engine.llm import SpeechLLM
-from stretto.engine.permits import Permits
 from stretto.engine.protocol import Trailer
 from stretto.errors import InvalidRequest, NoCapacity
 from stretto.families.text import SILENT
@@ -23,7 +23,7 @@ from stretto.families.tiny.family import TINY
 from stretto.records.chunk import GuidanceChange, LMChunk
 from stretto.records.prompt import Prompt
 from stretto.streams.chunking import ChunkPolicy
-from stretto.testing.prompts import make_prompt
+from stretto.testing.checkpoints import make_prompt
 from stretto.testing.reference import Reference
 from tests.engine.forking import forked_processes
 from tests.engine.harness import DEFAULTS

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from stretto.records.prompt import Prompt
-from stretto.testing.prompts import make_prompt
+from stretto.testing.checkpoints import make_prompt
 from stretto.testing.reference import Reference
 from tests.engine.harness import Engine
 from tests.random_checkpoints import write_checkpoint

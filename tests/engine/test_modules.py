@@ -9,7 +9,7 @@ import pytest
 
 from stretto.families.base import Family
 from stretto.records.prompt import Prompt
-from stretto.testing.prompts import make_prompt
+from stretto.testing.checkpoints import make_prompt
 from tests.engine.harness import Answer, Engine
 from tests.random_checkpoints import write_modules
 from tests.reference.module_lm import ModuleReference

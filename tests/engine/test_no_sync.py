@@ -9,7 +9,7 @@ from stretto.engine.worker import model_state as state
 from stretto.engine.worker.run_slots import DeviceReadback
 from stretto.engine.worker.slots import DeviceArrays
 from stretto.families.tiny.family import TINY
-from stretto.testing.prompts import make_prompts
+from stretto.testing.checkpoints import make_prompts
 from tests.engine.harness import Answer, Engine
 from tests.engine.syncs import counted
 from tests.random_checkpoints import write_checkpoint, write_modules

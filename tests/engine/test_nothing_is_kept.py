@@ -13,7 +13,7 @@ from vllm import _custom_ops as ops
 from stretto.engine.kernels.cpu.products import padded_size
 from stretto.families.tiny.family import TINY
 from stretto.records.prompt import Prompt
-from stretto.testing.prompts import make_prompt
+from stretto.testing.checkpoints import make_prompt
 from tests import heap
 from tests.engine.harness import Engine
 from tests.random_checkpoints import write_checkpoint

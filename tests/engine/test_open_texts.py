@@ -11,7 +11,7 @@ from vllm.v1.request import Request
 
 from stretto.engine.reply_rules import TextUpdate
 from stretto.records.prompt import Prompt
-from stretto.testing.prompts import make_prompt
+from stretto.testing.checkpoints import make_prompt
 from tests.engine.harness import Answer, Engine
 from tests.random_checkpoints import write_checkpoint
 from tests.small_vocabularies import TRACKED_CSM

@@ -21,7 +21,7 @@ from stretto.families.tiny.family import TINY
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import SegmentSampling
 from stretto.streams.layout import Segment
-from stretto.testing.prompts import make_prompt, make_prompts
+from stretto.testing.checkpoints import make_prompt, make_prompts
 from stretto.testing.reference import Reference
 from tests.engine.harness import DEFAULTS, Answer, Engine
 from tests.random_checkpoints import write_checkpoint

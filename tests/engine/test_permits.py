@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from stretto.engine.permits import Permits
+from stretto.engine.admission import Permits
 from stretto.errors import NoCapacity
 
 

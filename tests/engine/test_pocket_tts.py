@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from stretto.families.base import Family
+from stretto.families.plugin import VOCABULARY, config_at, family_at
 from stretto.families.pocket_tts import PLUGIN
-from stretto.families.registry import VOCABULARY, config_at, family_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.records.prompt import Prompt
 from stretto.streams.layout import latents_of

@@ -20,8 +20,7 @@ from stretto.records.chunk import Report
 from stretto.records.prompt import Prompt
 from stretto.streams.chunking import ChunkPolicy, Pacer
 from stretto.streams.layout import Segment
-from stretto.testing.checkpoints import write_checkpoint
-from stretto.testing.prompts import make_prompt, make_prompts
+from stretto.testing.checkpoints import make_prompt, make_prompts, write_checkpoint
 from stretto.testing.reference import Reference
 from tests.engine.harness import Answer, Engine
 from tests.small_vocabularies import FAMILIES

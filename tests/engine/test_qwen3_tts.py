@@ -11,8 +11,7 @@ import pytest
 from stretto.engine.worker.predictors import Readout
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import CodeSampling
-from stretto.testing.checkpoints import write_checkpoint
-from stretto.testing.prompts import make_prompt
+from stretto.testing.checkpoints import make_prompt, write_checkpoint
 from stretto.testing.reference import Reference
 from tests.engine.harness import Engine
 from tests.engine.recorded_logits import RecordedLogits

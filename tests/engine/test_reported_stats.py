@@ -7,7 +7,7 @@ import pytest
 from stretto.engine.protocol import STATS_KEY, EngineStats, SharedStats
 from stretto.engine.scheduling import scheduler
 from stretto.families.tiny.family import TINY
-from stretto.testing.prompts import make_prompt
+from stretto.testing.checkpoints import make_prompt
 from tests.engine.harness import Engine
 from tests.random_checkpoints import write_checkpoint
 from tests.tiers import ASYNC_BY_DAY

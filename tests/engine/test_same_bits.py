@@ -13,11 +13,11 @@ from vllm import _custom_ops as ops
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
 from stretto.engine.kernels.cpu.products import NARROW
-from stretto.engine.worker.batch import StepRows
+from stretto.engine.worker.run_slots import StepRows
 from stretto.engine.worker.sampler import SpeechSampler
 from stretto.families.base import Family
 from stretto.records.prompt import Prompt
-from stretto.testing.prompts import make_prompt
+from stretto.testing.checkpoints import make_prompt
 from tests.engine.harness import Engine
 from tests.random_checkpoints import write_checkpoint, write_modules
 from tests.small_vocabularies import CSM

@@ -12,7 +12,7 @@ import pytest
 from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
 from stretto.records.prompt import Prompt
-from stretto.testing.prompts import make_prompts
+from stretto.testing.checkpoints import make_prompts
 from tests.engine.forking import forked_processes
 from tests.engine.harness import Answer, Engine
 from tests.random_checkpoints import write_checkpoint, write_modules

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from stretto.families.base import Family
-from stretto.testing.prompts import make_prompts
+from stretto.testing.checkpoints import make_prompts
 from stretto.testing.reference import Reference
 from tests.engine.harness import Engine
 from tests.random_checkpoints import write_checkpoint

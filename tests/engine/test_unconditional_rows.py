@@ -10,7 +10,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from stretto.engine.protocol import UNCONDITIONAL_SUFFIX
 from stretto.engine.scheduling.request_table import RequestState, unconditional_audio
 from stretto.families.tiny.family import TINY
-from stretto.testing.prompts import make_prompt
+from stretto.testing.checkpoints import make_prompt
 from tests.engine.harness import Engine
 from tests.random_checkpoints import write_checkpoint
 from tests.tiers import ASYNC_BY_DAY

@@ -26,7 +26,7 @@ from stretto.families.tiny.family import (
     PHONEMES,
     TINY,
 )
-from stretto.families.tiny.reader import TEXT_CODEC
+from stretto.families.tiny.prompt import TEXT_CODEC
 from stretto.records.chunk import Alignment, Chunk, GuidanceChange, LMChunk, Report, WordMark
 from stretto.streams.chunking import ChunkPolicy, Pacer
 from stretto.streams.layout import Segment, delay_codes, words_of

@@ -16,7 +16,7 @@ from transformers import GPT2Config, GPT2Model
 
 from benchmarks.checkpoints.random_espnet import KNOWN, convert
 from stretto.families.base import Family
-from stretto.families.registry import config_at, family_at
+from stretto.families.plugin import config_at, family_at
 from stretto.families.valle.family import SOS_EOS
 from stretto.records.prompt import Prompt
 from tests.engine.harness import Engine

@@ -16,14 +16,14 @@ from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.utterance import FrameCodes
 from stretto.errors import InvalidRequest
 from stretto.families.base import Family
-from stretto.families.registry import VOCABULARY, config_at, family_at
+from stretto.families.plugin import VOCABULARY, config_at, family_at
 from stretto.families.vibevoice import PLUGIN
 from stretto.families.vibevoice.family import VibeVoiceVocabulary, vibevoice
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import LatentSampling
 from stretto.streams.layout import latents_of, words_of
 from stretto.testing import assert_family_conforms
-from stretto.testing.engine import Answer
+from stretto.testing.conformance import Answer
 from tests.engine.forking import forked_processes
 from tests.engine.harness import Engine
 from tests.tiers import by_night

@@ -11,7 +11,7 @@ from stretto.engine.worker import module_rows
 from stretto.engine.worker.module_rows import ModuleAttention
 from stretto.engine.worker.sampler import BurstStepSampler
 from stretto.engine.worker.step_program import padded_sizes
-from stretto.families.registry import family_at
+from stretto.families.plugin import family_at
 from tests.engine.forking import forked_processes
 from tests.engine.harness import Answer, Engine
 from tests.engine.test_no_sync import as_on_a_gpu

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from stretto.families.base import Family
-from stretto.families.registry import VOCABULARY, config_at, family_at
+from stretto.families.plugin import VOCABULARY, config_at, family_at
 from stretto.families.voxcpm2 import PLUGIN
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.records.prompt import Prompt
 from stretto.streams.layout import latents_of
 from stretto.testing import assert_family_conforms
-from stretto.testing.engine import Answer
+from stretto.testing.conformance import Answer
 from tests.engine.forking import forked_processes
 from tests.engine.harness import Engine
 from tests.tiers import by_night

@@ -31,8 +31,7 @@ from stretto.families.text import SILENT
 from stretto.records.chunk import Report
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.chunking import ChunkPolicy, Pacer
-from stretto.streams.layout import StreamLayout
-from stretto.streams.pattern import PADDED_TAIL, SAMPLED_TAIL, Tail
+from stretto.streams.layout import PADDED_TAIL, SAMPLED_TAIL, StreamLayout, Tail
 from tests.small_vocabularies import BAGPIPER, DIALOGUE
 
 CODES = 4  # of each codebook

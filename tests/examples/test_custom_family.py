@@ -18,12 +18,11 @@ import torch
 
 from benchmarks.checkpoints.random_orpheus import CODES, SNAC, write_release, write_snac
 from benchmarks.decoder import chunks_of, random_codes, stream
-from stretto.codecs.base import Codec, Window
-from stretto.codecs.registry import load_codec
+from stretto.codecs.base import Codec, Window, load_codec
 from stretto.convert.command import main as convert
 from stretto.convert.make_repository import profile
 from stretto.errors import CheckpointError, InvalidRequest
-from stretto.families.registry import family_at
+from stretto.families.plugin import family_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.testing import assert_family_conforms
 from stretto.testing.reference import Reference

@@ -11,8 +11,15 @@ import numpy as np
 import pytest
 
 from stretto.codecs.pocket import PocketCodec
-from stretto.families.audio_format import CachedEncoder
-from stretto.families.encoded_files import NONCE_BYTES, SUFFIX, UNUSED_S, EncodedFiles, files_of_encoder, stored_in
+from stretto.families.audio_format import (
+    NONCE_BYTES,
+    SUFFIX,
+    UNUSED_S,
+    CachedEncoder,
+    EncodedFiles,
+    files_of_encoder,
+    stored_in,
+)
 from stretto.launcher.config import launch_config, parser
 from stretto.launcher.server import encodings_environment
 from stretto.preprocessing.request import Preprocessor
@@ -91,7 +98,7 @@ def test_another_encoder_finds_nothing(tmp_path: Path, checkpoint: Path, monkeyp
     assert calls("cuda:0") == [1, 1]
     (checkpoint / "codec" / "model.safetensors").write_bytes(b"others!!")
     assert calls() == [1, 1]
-    monkeypatch.setattr("stretto.families.encoded_files.version", lambda name: "99")
+    monkeypatch.setattr("stretto.families.audio_format.version", lambda name: "99")
     assert calls() == [1, 1]
 
 

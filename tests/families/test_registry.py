@@ -9,8 +9,7 @@ import pytest
 from stretto.engine.reply_rules import SegmentRules
 from stretto.errors import CheckpointError
 from stretto.families.opuslm.family import TAILS
-from stretto.families.plugin import FamilyPlugin
-from stretto.families.registry import family_at, plugin, plugins, read_family
+from stretto.families.plugin import FamilyPlugin, family_at, plugin, plugins, read_family
 from stretto.families.tiny.family import TINY
 from stretto.plugins import FAMILIES, OWN, installed
 from stretto.records.sampling import SegmentSampling

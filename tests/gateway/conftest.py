@@ -15,7 +15,7 @@ import pytest
 from fastapi import routing
 from uvicorn import server as uvicorn_server
 
-from stretto_gateway import web_socket
+from stretto_gateway import connection
 from stretto_gateway.command import Server, make_server
 from stretto_gateway.config import GatewayConfig, Limits
 from tests.client.fake_server import Chunk, FakeServer, Request, Step
@@ -26,7 +26,7 @@ routing.create_model_field = cache(routing.create_model_field)
 # uvicorn checks for its exit, and for closed connections, every tenth of a second.
 uvicorn_server.asyncio = SimpleNamespace(**vars(asyncio) | {"sleep": lambda seconds: asyncio.sleep(seconds / 20)})
 # Both ends of a WebSocket share an event loop, so that a refusal is read before the connection is closed.
-web_socket.LINGER_S = 0.2
+connection.LINGER_S = 0.2
 
 SPOKEN = [
     Chunk(0, 3840, is_16_bit=True, words=("a",)),

@@ -7,9 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from stretto_gateway.admission import Admission
+from stretto_gateway.admission import CALLER, Admission, network
 from stretto_gateway.answers import ApiError
-from stretto_gateway.caller import CALLER, network
 from tests.patience import PATIENCE_S
 
 WAITS = list[float]()

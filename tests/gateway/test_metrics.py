@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stretto_client import SpeechEvent
-from stretto_gateway.caller import REQUEST, RequestHead
+from stretto_gateway.admission import REQUEST, RequestHead
 from stretto_gateway.metrics import SILENCE, Metrics, SpeechTrace, Trace
 from tests.client.fake_server import REPORT
 from tests.gateway.conftest import Start

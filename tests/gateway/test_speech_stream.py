@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.websockets import WebSocket
 
-from stretto_gateway import web_socket
+from stretto_gateway import connection
 from stretto_gateway.config import GatewayConfig, Limits
 from stretto_gateway.encoding import MEDIA_TYPES
 from stretto_gateway.gateway import Gateway
@@ -417,7 +417,7 @@ async def test_who_writes_nothing_is_left(start: Start, has_begun: bool, reason:
 
 
 async def test_a_client_that_does_not_read_delays_the_server(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web_socket, "CLOSE_S", 0.1)
+    monkeypatch.setattr(connection, "CLOSE_S", 0.1)
     running = await start([Chunk(0, 1_000_000, is_16_bit=True)] * 100, limits=Limits(stall_s=0.5, drain_s=1))
     async with open_socket(running, PATH, compression=None, close_timeout=0.1) as opened:
         writer = await begin(opened)

@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 from websockets.frames import Frame, Opcode
 
-from stretto_gateway import connection, web_socket
-from stretto_gateway.connection import NUM_TINY
+from stretto_gateway import connection
+from stretto_gateway.connection import MAX_CONTROL, MAX_SMALL, NUM_TINY, PART_BYTES, Socket
 from stretto_gateway.realtime import events
 from stretto_gateway.realtime.events import MAX_ERRORS
-from stretto_gateway.web_socket import MAX_CONTROL, MAX_SMALL, PART_BYTES, Socket
 from tests.gateway.conftest import Running, Start
 from tests.gateway.realtime.test_bounds import closed, open_socket
 from tests.patience import PATIENCE_S
@@ -40,7 +39,7 @@ async def until_parsed(made: Socket) -> None:
 
 
 async def test_of_pings_with_unread_pongs_the_last_is_answered(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web_socket, "MAX_CONTROL", 1_000_000)
+    monkeypatch.setattr(connection, "MAX_CONTROL", 1_000_000)
     running = await start()
     narrow = socket.socket()
     narrow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
@@ -94,7 +93,7 @@ async def test_what_a_client_may_well_send_is_not_closed(start: Start) -> None:
 
 
 async def test_other_connections_are_answered_while_one_floods(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web_socket, "MAX_CONTROL", 1_000_000)
+    monkeypatch.setattr(connection, "MAX_CONTROL", 1_000_000)
     running = await start()
     async with open_socket(running, STREAM, ping_interval=None) as opened:
         made = socket_of(running)
@@ -141,7 +140,7 @@ async def test_messages_that_are_refused_have_a_rate(start: Start, path: str) ->
 
 async def test_single_bytes_are_read_in_larger_parts(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "TINY_PER_S", 0.001)  # even reads on a slow machine count as fast
-    monkeypatch.setattr(web_socket, "TINY_DELAY_S", 3600.0)
+    monkeypatch.setattr(connection, "TINY_DELAY_S", 3600.0)
     running = await start()
     async with open_socket(running, STREAM, ping_interval=None, close_timeout=0.1) as opened:
         made, message = socket_of(running), frame(Opcode.TEXT, b" " * 200)

@@ -10,7 +10,7 @@ from stretto.launcher.config import launch_config, parser
 from stretto.launcher.faults import Launch
 from stretto.launcher.installation import Installation, LaunchError, state_folder
 from stretto.launcher.server import command_line
-from stretto.proxy.config import Ports, ProxyConfig
+from stretto.proxy.access import Ports, ProxyConfig
 
 
 def parse(*arguments: str) -> tuple[object, list[str]]:

@@ -17,7 +17,7 @@ from stretto.launcher.faults import begin_launch
 from stretto.launcher.front_ends import ProxyProcess
 from stretto.launcher.installation import LaunchError
 from stretto.launcher.launch_log import LaunchLog
-from stretto.proxy.config import Ports
+from stretto.proxy.access import Ports
 from tests.launcher.launched import Launch, answers
 from tests.patience import PATIENCE_S
 from tests.ports import free_ports

@@ -13,7 +13,7 @@ from stretto.launcher import faults
 from stretto.launcher import faults as pulse_module
 from stretto.launcher.faults import MAX_MISSED, MAX_MISSED_AT_START, Pulse
 from stretto.launcher.processes import is_stopped
-from stretto.proxy.config import BEATS
+from stretto.proxy.access import BEATS
 from tests.patience import until
 
 PROGRAM = f"import os, sys\nfor line in sys.stdin: os.write(int(os.environ['{BEATS}']), b'.')"

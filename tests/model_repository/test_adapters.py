@@ -22,8 +22,8 @@ from stretto.records.prompt import Prompt
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.chunking import Pacer
 from stretto.streams.layout import Segment
-from stretto.triton_io.seal import read_prompt, write_prompt
 from stretto.triton_io.stub import DRAIN_FILE
+from stretto.triton_io.tensors import read_prompt, write_prompt
 from tests.fakes_triton import Logger, Request, TritonError
 from tests.model_repository.pbtxt import ROOT, read_config
 from tests.patience import until

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from stretto.codecs.registry import load_codec
+from stretto.codecs.base import load_codec
 from stretto.convert.make_repository import profile
 from stretto.families.tiny.family import TINY
 from stretto.triton_io.tensors import MODELS, TensorSpec

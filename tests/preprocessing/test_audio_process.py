@@ -18,8 +18,7 @@ import soundfile
 
 from stretto.errors import InvalidRequest
 from stretto.preprocessing.audio import Recording, read_recording
-from stretto.preprocessing.audio_process import AudioProcess, AudioProcessEnded
-from stretto.preprocessing.audio_worker import MAX_MEMORY_BYTES, answer
+from stretto.preprocessing.audio_worker import MAX_MEMORY_BYTES, AudioProcess, AudioProcessEnded, answer
 from tests.patience import PATIENCE_S, until
 from tests.preprocessing.test_audio import FFMPEG, written
 

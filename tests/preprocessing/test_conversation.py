@@ -4,8 +4,8 @@ import pytest
 
 from stretto.errors import InvalidRequest
 from stretto.families.base import Family
-from stretto.families.conversation import Turn, choose_task, read_messages
-from stretto.families.registry import read_family
+from stretto.families.plugin import read_family
+from stretto.families.prompting import Turn, choose_task, read_messages
 from stretto.families.tiny.family import TINY
 
 BAGPIPER, OPUSLM, DIALOGUE = (

@@ -6,7 +6,7 @@ from collections import defaultdict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stretto.preprocessing.lanes import FairQueue
+from stretto.preprocessing.audio import FairQueue
 from tests.patience import PATIENCE_S
 
 

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from stretto.errors import Closing, Overloaded
-from stretto.preprocessing.audio import AudioReader
-from stretto.preprocessing.lanes import SHORT_BYTES, AudioLanes, Load
+from stretto.preprocessing.audio import SHORT_BYTES, AudioLanes, AudioReader, Load
 from tests.patience import PATIENCE_S, until
 
 LONG = SHORT_BYTES + 1

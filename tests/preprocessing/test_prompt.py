@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from stretto.errors import CheckpointError
+from stretto.families.plugin import plugin, read_family
 from stretto.families.prompting import open_template
-from stretto.families.registry import plugin, read_family
 from stretto.plugins import FAMILIES, OWN, installed
 from tests.fakes import FrameCounter
 

@@ -10,9 +10,8 @@ import pytest
 
 from stretto.disconnects import Disconnects
 from stretto.proxy.__main__ import grpc_listener, grpc_proxy
-from stretto.proxy.config import ProxyConfig
-from stretto.proxy.triton_stream import Gate
-from stretto.proxy.uploads import Uploads
+from stretto.proxy.access import ProxyConfig
+from stretto.proxy.triton_stream import Gate, Uploads
 from tests.client.fake_server import Chunk, FakeServer
 from tests.ports import free_ports
 

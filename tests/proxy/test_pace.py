@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from stretto.proxy.infer_request import BadRequest
-from stretto.proxy.uploads import LARGE_BYTES, Pace
+from stretto.proxy.triton_stream import LARGE_BYTES, Pace
 
 LARGE = LARGE_BYTES + 1
 WAIT_S, NEVER = 60, 1e-9  # bytes per second

@@ -6,8 +6,8 @@ from contextlib import ExitStack
 import grpc
 import pytest
 
-from stretto.proxy import uploads as uploads_module
-from stretto.proxy.uploads import ENDED, KEPT_BYTES, Upload, Uploads
+from stretto.proxy import triton_stream as uploads_module
+from stretto.proxy.triton_stream import ENDED, KEPT_BYTES, Upload, Uploads
 from tests.client.fake_server import Chunk, FakeServer
 from tests.patience import PATIENCE_S
 from tests.proxy.conftest import grpc_server, proxy_config

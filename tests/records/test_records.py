@@ -12,9 +12,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from stretto.errors import InvalidRequest
-from stretto.families.conversation import read_messages
-from stretto.records.chunk import MAX_GENERATION, Chunk, Envelope, FlowAddress, GuidanceChange, Report, WordMark
-from stretto.records.event import EVENT
+from stretto.families.prompting import read_messages
+from stretto.records.chunk import EVENT, MAX_GENERATION, Chunk, Envelope, FlowAddress, GuidanceChange, Report, WordMark
 from stretto.records.prompt import InputAudio, Prompt, TextPart
 from stretto.records.sampling import OPTIONS, Delivery, OutputForm, RingAddress, SamplingConfig, SegmentSampling
 from stretto.streams.chunking import ChunkPolicy

@@ -7,7 +7,7 @@ import pytest
 
 from stretto.families.base import Family
 from stretto.records.prompt import Prompt
-from stretto.testing.prompts import make_prompt
+from stretto.testing.checkpoints import make_prompt
 from tests.published_checkpoints import write_bagpiper, write_opuslm
 from tests.reference.bagpiper import ASSISTANT, AUDIO, OVER, Bagpiper
 from tests.reference.opuslm import OpusLM

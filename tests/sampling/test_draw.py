@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from stretto.sampling.draw import DrawParams, DrawPlan, draw
+from stretto.sampling import DrawParams, DrawPlan, draw
 from tests.sampling.cases import Case, cases, random_case
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from stretto.sampling.draw import guide
+from stretto.sampling import guide
 
 
 def test_each_row_is_guided_by_its_own_scale() -> None:

@@ -1,7 +1,7 @@
 import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from stretto.sampling.draw import penalize
+from stretto.sampling import penalize
 
 
 def test_the_penalty_is_hugging_face_s_bit_by_bit() -> None:

@@ -2,7 +2,7 @@
 
 import torch
 
-from stretto.sampling.draw import RepetitionRule, is_repeated
+from stretto.sampling import RepetitionRule, is_repeated
 
 ROWS, STREAMS, LONGEST = 40, 3, 9
 

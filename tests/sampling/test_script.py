@@ -2,7 +2,7 @@
 
 import torch
 
-from stretto.sampling.draw import advances
+from stretto.sampling import advances
 
 
 def test_without_temperature_the_likelier_wins() -> None:

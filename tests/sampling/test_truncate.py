@@ -2,7 +2,7 @@
 
 import torch
 
-from stretto.sampling.draw import DrawParams, DrawPlan, draw, truncate
+from stretto.sampling import DrawParams, DrawPlan, draw, truncate
 from tests.sampling.cases import random_case
 
 

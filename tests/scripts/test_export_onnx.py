@@ -17,8 +17,7 @@ from benchmarks.decoder import chunks_of, random_codes, stream
 from scripts import export_onnx
 from scripts.export_onnx import export_codec, export_mel
 from stretto.codecs import onnx_runtime
-from stretto.codecs.base import Codec
-from stretto.codecs.registry import load_codec
+from stretto.codecs.base import Codec, load_codec
 from stretto.codecs.tiny.codec import NUM_MELS, log_mel
 from stretto.config import DecoderConfig
 from stretto.decoder.worker import open_codec

@@ -12,10 +12,9 @@ import torch
 
 from benchmarks.checkpoints.random_espnet import Published
 from benchmarks.decoder import stream
-from stretto.codecs.base import Codec
-from stretto.codecs.registry import load_codec
+from stretto.codecs.base import Codec, load_codec
 from stretto.families.base import Family
-from stretto.families.registry import family_at
+from stretto.families.plugin import family_at
 from stretto.families.text import TextTokenizer
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.records.prompt import Prompt

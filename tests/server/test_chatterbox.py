@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from benchmarks.checkpoints.random_chatterbox import command, write_release
-from stretto.codecs.base import Window
-from stretto.codecs.registry import load_codec
+from stretto.codecs.base import Window, load_codec
 from stretto.convert.command import main
 from stretto.families.chatterbox.family import END_OF_SPEECH
 from tests.chatterbox_release import RECORD, REPLIES

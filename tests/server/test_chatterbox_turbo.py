@@ -16,8 +16,7 @@ import soundfile
 import torch
 
 from benchmarks.checkpoints.random_chatterbox import convert_turbo
-from stretto.codecs.base import Window
-from stretto.codecs.registry import load_codec
+from stretto.codecs.base import Window, load_codec
 from stretto.families.chatterbox.family import END_OF_SPEECH
 from tests.chatterbox_release import TURBO
 from tests.chatterbox_voices import at_24_khz

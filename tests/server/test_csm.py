@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stretto.codecs.registry import load_codec
+from stretto.codecs.base import load_codec
 from stretto.preprocessing.request import Preprocessor
 from tests.published_csm import CODEBOOK_SIZE, NUM_CODEBOOKS, CsmReference, convert, make_model
 from tests.server.conftest import ServedCheckpoint, served_checkpoint

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks.checkpoints.random_higgs_audio import make_model
-from stretto.codecs.registry import load_codec
+from stretto.codecs.base import load_codec
 from stretto.preprocessing.request import Preprocessor
 from tests.published_higgs_audio import HiggsAudioReference, convert
 from tests.server.conftest import ServedCheckpoint, served_checkpoint

@@ -10,7 +10,7 @@ import soundfile
 
 from stretto.families.kyutai_stt.family import SttVocabulary
 from stretto.families.kyutai_stt.reader import WordReader
-from stretto.families.registry import VOCABULARY, config_at
+from stretto.families.plugin import VOCABULARY, config_at
 from stretto.families.text import sentencepiece_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.records.prompt import Prompt

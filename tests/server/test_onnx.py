@@ -11,8 +11,7 @@ import torch
 from benchmarks.decoder import stream
 from benchmarks.harness import CHECKPOINT
 from scripts.export_onnx import codec_file, export_codec
-from stretto.codecs.base import Codec
-from stretto.codecs.registry import load_codec
+from stretto.codecs.base import Codec, load_codec
 from stretto.config import DecoderConfig
 from stretto.convert.make_repository import CHECKPOINT as LINK
 from stretto.convert.make_repository import DECODER

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from stretto.codecs.base import Window
-from stretto.codecs.registry import load_codec
+from stretto.codecs.base import Window, load_codec
 from stretto.streams.layout import words_of
 from tests.pocket_release import cloning, convert_release, reply
 from tests.server.conftest import ServedCheckpoint, serves

@@ -24,9 +24,9 @@ import torch
 from benchmarks.checkpoints.random_qwen3_codec import write_qwen3_codec
 from benchmarks.checkpoints.random_qwen3_tts import small_config, write_release
 from benchmarks.decoder import stream
-from stretto.codecs.registry import load_codec
+from stretto.codecs.base import load_codec
 from stretto.convert.command import main
-from stretto.families.registry import family_at
+from stretto.families.plugin import family_at
 from stretto.preprocessing.request import Preprocessor
 from stretto.testing.reference import Reference
 from stretto_client import RecordedVoice, SpeechClient

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.checkpoints.random_espnet import convert
-from stretto.codecs.registry import load_codec
+from stretto.codecs.base import load_codec
 from tests.server.conftest import ServedCheckpoint, serves
 from tests.server.published import check_sound
 from tests.valle_release import REPLIES

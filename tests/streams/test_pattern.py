@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from stretto.streams.pattern import (
+from stretto.streams.layout import (
     FORCED_TAIL,
     NO_TAIL,
     PADDED_TAIL,

@@ -12,12 +12,11 @@ from tritonclient.grpc import InferResult, service_pb2
 
 from stretto.engine.protocol import SpeechParams
 from stretto.preprocessing.request import Preprocessor, RawRequest
-from stretto.records.chunk import Chunk, Envelope, FlowAddress
-from stretto.records.event import EVENT, Event
+from stretto.records.chunk import EVENT, Chunk, Envelope, Event, FlowAddress
 from stretto.records.prompt import Prompt
 from stretto.streams.layout import Segment
 from stretto.triton_io.callers import Caller
-from stretto.triton_io.seal import read_prompt
+from stretto.triton_io.tensors import read_prompt
 from stretto_client.speech_stream import options_json, read_event
 from stretto_gateway.speech_request import SpeechRequest, held_bytes
 from tests.fakes import FrameCounter

@@ -15,7 +15,7 @@ from stretto.errors import InvalidRequest
 from stretto.records.chunk import FlowAddress, LMChunk
 from stretto.records.prompt import Prompt, TextPart
 from stretto.streams.chunking import ChunkPolicy, Pacer
-from stretto.testing.prompts import make_prompt
+from stretto.testing.checkpoints import make_prompt
 from stretto.triton_io.speech_service import TextSessions
 from tests.engine.forking import forked_processes
 from tests.engine.harness import DEFAULTS

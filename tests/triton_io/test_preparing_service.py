@@ -13,8 +13,8 @@ from stretto.errors import Closing, InvalidRequest, Overloaded
 from stretto.records.prompt import Prompt, TextPart
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.triton_io.preparing_service import PreparingService
-from stretto.triton_io.seal import Seal, read_prompt
 from stretto.triton_io.stub import DrainGate, is_passing
+from stretto.triton_io.tensors import Seal, read_prompt
 from tests.fakes_triton import Logger, Request, TritonError
 
 ROWS = np.arange(6, dtype=np.int32).reshape(3, 2)

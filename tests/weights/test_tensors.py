@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from stretto.weights.tensors import Entry, copy_file, split, write_file, write_shards
+from stretto.weights.loading import Entry, copy_file, split, write_file, write_shards
 
 
 def entries(tensors: dict[str, Tensor]) -> list[Entry]:

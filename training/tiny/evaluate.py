@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stretto.codecs.base import Codec, Window
-from stretto.codecs.registry import load_codec
+from stretto.codecs.base import Codec, Window, load_codec
 from training.tiny.clips import load_quantiser
 from training.tiny.encode import encode_one
 from training.tiny.encoded import Spoken

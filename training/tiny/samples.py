@@ -8,7 +8,7 @@ import numpy as np
 import soundfile
 import torch
 
-from stretto.codecs.registry import load_codec
+from stretto.codecs.base import load_codec
 from stretto.codecs.tiny.codec import SAMPLE_RATE
 from training.tiny.evaluate import resynthesise
 from training.tiny.export import load_exported

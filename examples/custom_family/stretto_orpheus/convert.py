@@ -12,9 +12,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from stretto.errors import CheckpointError
 from stretto.families.conversion import AUDIO, Contents, Converted, Release, Tokenizer
-from stretto.families.registry import NAME, VOCABULARY
+from stretto.families.plugin import NAME, VOCABULARY
 from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, dtype_of, read_numbers
-from stretto.weights.tensors import Part, shapes_of
+from stretto.weights.loading import Part, shapes_of
 from stretto_orpheus.family import MARKERS, ROWS_PER_FRAME, OrpheusVocabulary
 from stretto_orpheus.snac import published_shape
 

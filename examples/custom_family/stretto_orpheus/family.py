@@ -15,8 +15,7 @@ from typing import Any
 
 from stretto.families.base import Family, Task, UnconditionalContext, Vocabulary
 from stretto.records.sampling import SamplingConfig, SegmentSampling
-from stretto.streams.layout import FrameCodec, Segment, StreamLayout
-from stretto.streams.pattern import NO_TAIL
+from stretto.streams.layout import NO_TAIL, FrameCodec, Segment, StreamLayout
 
 ROWS_PER_FRAME = 7
 FRAME_RATE = 24000 / 2048  # SNAC at 24 kHz

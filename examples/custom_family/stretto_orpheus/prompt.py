@@ -11,8 +11,7 @@ from pathlib import Path
 from stretto.codecs.base import Codec
 from stretto.errors import InvalidRequest
 from stretto.families.base import Family, Task
-from stretto.families.conversation import Piece
-from stretto.families.prompting import PLAIN, Manner, PromptRows, Template, stream0_rows
+from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template, stream0_rows
 from stretto.families.text import Subwords, TextTokenizer
 
 BEFORE, BEHIND = ("human", "begin_of_text"), ("end_of_turn", "end_of_human", "ai", "speech")

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from stretto.codecs.base import CodecSpec, Window, Windowed
-from stretto.codecs.windowed import WindowedCodec, context, dac_layers
+from stretto.codecs.streaming import WindowedCodec, context, dac_layers
 from stretto.errors import CheckpointError
 from stretto.untrusted_files import json_object, released_file
 from stretto.weights.loading import codec_directory, load_strictly, read_tensors

@@ -15,12 +15,11 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from stretto_gateway.answers import ApiError, mismatch, refused, shown
 from stretto_gateway.chat import MAX_PARTS, MAX_TURNS
-from stretto_gateway.connection import Rate
+from stretto_gateway.connection import POLICY, Rate
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.realtime.conversation import new_id
 from stretto_gateway.realtime.settings import ReplyAudio, ReplyOptions, current_shape, merged, validated
 from stretto_gateway.speech_request import Body, Text, check_json
-from stretto_gateway.web_socket import POLICY
 
 LOG = logging.getLogger("stretto_gateway")
 DONE, FAILED, RESTART, TRY_AGAIN = 1000, 1011, 1012, 1013  # RFC 6455, section 7.4.1, and its registry

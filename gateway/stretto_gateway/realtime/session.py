@@ -11,8 +11,8 @@ from starlette.requests import Request
 from starlette.websockets import WebSocket
 
 from stretto_client import ModelProfile
+from stretto_gateway.admission import CALLER
 from stretto_gateway.answers import ApiError, ClientSecret, refused
-from stretto_gateway.caller import CALLER
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.realtime import events as client
 from stretto_gateway.realtime.audio_input import Edge, InputBuffer, milliseconds, samples

@@ -26,10 +26,9 @@ class TritonPythonModel:
         from stretto.engine.environment import prepare_environment
         from stretto.triton_io.chunk_sender import SenderLimits
         from stretto.triton_io.flow import FlowTable
-        from stretto.triton_io.seal import SealKey
         from stretto.triton_io.speech_service import SpeechService
         from stretto.triton_io.stub import EventLoop, HangWatch
-        from stretto.triton_io.tensors import ModelParameters
+        from stretto.triton_io.tensors import ModelParameters, SealKey
 
         prepare_environment()
         with stub.no_collection():

@@ -23,14 +23,13 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, Any]) -> None:
         stub.close_inherited_sockets()
         stub.give_back_large_memory()
-        from stretto.preprocessing.audio_process import AudioProcess
-        from stretto.preprocessing.lanes import AudioLanes, Load
+        from stretto.preprocessing.audio import AudioLanes, Load
+        from stretto.preprocessing.audio_worker import AudioProcess
         from stretto.preprocessing.request import Preprocessor, RawRequest, read_part
         from stretto.triton_io import tensors
         from stretto.triton_io.preparing_service import PreparingService
-        from stretto.triton_io.seal import SealKey
         from stretto.triton_io.stub import DrainGate
-        from stretto.triton_io.tensors import ModelParameters, read_inputs
+        from stretto.triton_io.tensors import ModelParameters, SealKey, read_inputs
 
         tensors.install()
         parameters = ModelParameters(args)

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stretto.codecs import convolution
+from stretto.codecs import streaming
 from stretto.codecs.base import CodecSpec, Stateful, Window
 from stretto.codecs.qwen3_12hz.decoder import DILATIONS, KERNEL, Convolution, Memory, Upsampling
 from stretto.errors import CheckpointError
@@ -137,7 +137,7 @@ class WholeSignal:
 Past = Memory | WholeSignal
 
 
-class Snake(convolution.Snake):
+class Snake(streaming.Snake):
     """Snake activation x + sin²(a x) / a, with a per channel."""
 
     def __init__(self, channels: int) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import DacConfig, DacModel
 
 from stretto.codecs.base import CodecSpec, Windowed
-from stretto.codecs.windowed import Layer, WindowedCodec, context, dac_layers, share_snake, tail_samples
+from stretto.codecs.streaming import Layer, WindowedCodec, context, dac_layers, share_snake, tail_samples
 from stretto.errors import CheckpointError
 from stretto.weights.loading import codec_directory, load_model
 

@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stretto.codecs.base import CodecSpec, Stateful, Window
-from stretto.codecs.convolution import Elu, prepare, upsample
 from stretto.codecs.qwen3_12hz.decoder import Convolution, Memory, Scale, run_in_parts
+from stretto.codecs.streaming import Elu, prepare, upsample
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.untrusted_files import UNPARSABLE, json_object
 from stretto.weights.loading import CONFIG_FILE, codec_directory, load_strictly, read_tensors

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 from transformers import EncodecConfig, MimiConfig
 
 from stretto.codecs.base import Stateful
-from stretto.codecs.convolution import sine_
+from stretto.codecs.streaming import sine_
 from stretto.errors import CheckpointError
 
 

@@ -7,7 +7,7 @@ from transformers import XcodecConfig, XcodecModel
 
 from stretto.codecs.base import CodecSpec, Windowed
 from stretto.codecs.dac import decoder_layers
-from stretto.codecs.windowed import WindowedCodec, context, samples_per_frame, share_snake
+from stretto.codecs.streaming import WindowedCodec, context, samples_per_frame, share_snake
 from stretto.errors import CheckpointError
 from stretto.weights.loading import codec_directory, load_config, load_model
 

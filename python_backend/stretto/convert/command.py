@@ -21,7 +21,7 @@ from stretto.convert.release import DTYPES, audio_tokenizer_of, convertible
 from stretto.errors import CheckpointError
 from stretto.families.audio_format import KEY
 from stretto.families.conversion import Release
-from stretto.families.registry import NAME
+from stretto.families.plugin import NAME
 
 MAX_SHARD_GB = 4.0
 

@@ -17,7 +17,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from stretto.codecs.registry import codec_marks, codec_module, codecs_in_transformers, load_codec
+from stretto.codecs.base import codec_marks, codec_module, codecs_in_transformers, load_codec
 from stretto.convert.release import (
     audio_tokenizer_of,
     located,
@@ -30,11 +30,10 @@ from stretto.convert.release import (
 from stretto.errors import CheckpointError, shown
 from stretto.families.base import Family
 from stretto.families.conversion import AUDIO_TOKENIZER, AudioTokenizer, Network, Release, Tokenizer
-from stretto.families.registry import SAMPLING, read_family
+from stretto.families.plugin import SAMPLING, read_family
 from stretto.families.text import SENTENCEPIECE_FILE
 from stretto.untrusted_files import UNPARSABLE, released_file, without_keys
-from stretto.weights.loading import load_config
-from stretto.weights.tensors import (
+from stretto.weights.loading import (
     Entry,
     Part,
     Plan,
@@ -42,6 +41,7 @@ from stretto.weights.tensors import (
     Written,
     check,
     copy_file,
+    load_config,
     shapes_of,
     write_file,
     write_json,

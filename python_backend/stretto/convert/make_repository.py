@@ -17,7 +17,7 @@ from stretto.convert.conversion import fresh_directory
 from stretto.errors import CheckpointError, shown
 from stretto.families.base import Family, Task
 from stretto.families.conversion import AUDIO_TOKENIZER
-from stretto.families.registry import config_at, family_at
+from stretto.families.plugin import config_at, family_at
 from stretto.launcher.installation import bundled_repository
 from stretto.launcher.mps import write_options
 from stretto.preprocessing.request import Preprocessor

@@ -18,7 +18,7 @@ from torch import Tensor
 from stretto.errors import CheckpointError, shown
 from stretto.families.base import Family
 from stretto.families.conversion import AudioTokenizer, Contents, Published, Release, Tokenizer
-from stretto.families.registry import plugin, plugins, with_defaults
+from stretto.families.plugin import plugin, plugins, with_defaults
 from stretto.families.text import TOKENIZER_FILE, TextTokenizer, plain_tokenizer, sentencepiece_at
 from stretto.untrusted_files import (
     MAX_TEXT_BYTES,

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from stretto.aligning.align import TimedWord
 from stretto.decoder.chunk_queue import Counts, PendingChunk, refuse
 from stretto.errors import Cancelled
-from stretto.records.chunk import ALIGNED_RATE, MAX_ALIGNED_CHARS, MAX_ALIGNED_S, Alignment, Chunk
-from stretto.records.event import Event
+from stretto.records.chunk import ALIGNED_RATE, MAX_ALIGNED_CHARS, MAX_ALIGNED_S, Alignment, Chunk, Event
 
 FULL_SCALE = 32_767
 Answer = Callable[[list[TimedWord] | None], None]

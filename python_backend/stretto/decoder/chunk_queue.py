@@ -10,8 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from stretto.errors import Cancelled, StrettoError, incident
-from stretto.records.chunk import Chunk
-from stretto.records.event import Event
+from stretto.records.chunk import Chunk, Event
 from stretto.records.sampling import OutputForm
 
 NAMES = ("chunks", "failed", "cancelled", "expired", "batches", "windows", "frames")

@@ -11,16 +11,15 @@ import numpy as np
 import torch
 
 from stretto.aligning.process import AlignerProcess, AlignmentQueue
-from stretto.codecs.base import Codec
+from stretto.codecs.base import Codec, load_codec, load_exported
 from stretto.codecs.refinement import FOLDER, RefinedCodec
-from stretto.codecs.registry import load_codec, load_exported
 from stretto.config import DecoderConfig
 from stretto.decoder.alignment import Aligning
 from stretto.decoder.chunk_queue import ChunkAnswer, ChunkQueue, Counts, PendingChunk, refuse
 from stretto.decoder.loop import DecodingLoop
 from stretto.decoder.sessions import Sessions
 from stretto.errors import Cancelled, CheckpointError, Closing
-from stretto.families.registry import plugin_at
+from stretto.families.plugin import plugin_at
 from stretto.records.chunk import Chunk
 from stretto.records.sampling import OutputForm
 

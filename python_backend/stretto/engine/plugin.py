@@ -16,7 +16,7 @@ def register() -> None:
     from vllm import ModelRegistry
     from vllm.platforms import current_platform
 
-    from stretto.families.registry import plugins
+    from stretto.families.plugin import plugins
 
     # vLLM collects garbage eight times during start-up, each time over every imported module.
     gc.freeze()

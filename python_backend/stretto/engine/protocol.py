@@ -15,7 +15,7 @@ from vllm.v1.core.sched.output import CachedRequestData, NewRequestData
 
 from stretto.engine.reply_rules import SegmentRules, Track
 from stretto.families.base import Family
-from stretto.families.registry import read_family
+from stretto.families.plugin import read_family
 from stretto.records.prompt import InputAudio, Prompt
 from stretto.records.sampling import SamplingConfig
 

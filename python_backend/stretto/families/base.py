@@ -8,8 +8,7 @@ from typing import Any, Literal, Self, cast
 
 from stretto.records.json_record import JsonRecord
 from stretto.records.sampling import SamplingConfig
-from stretto.streams.layout import Segment, StreamLayout
-from stretto.streams.pattern import FORCED_TAIL, PADDED_WARM_UP, Staircase, Tail, WarmUp
+from stretto.streams.layout import FORCED_TAIL, PADDED_WARM_UP, Segment, Staircase, StreamLayout, Tail, WarmUp
 
 MAX_NUMBERS, MAX_NUMBER = 32, 8192  # limits of a schedule, which a request may define
 VOCABULARY = "speech_vocabulary"  # key of a checkpoint's config.json
@@ -335,7 +334,7 @@ class Family:
         reads_latin_only: True if text in other scripts is rejected, or transliterated on request.
         frame_rate: Frames per second of the codec; 0 if the engine cannot convert seconds to frames.
         drawn_ends: Ids that the model samples to end a segment, if these differ from the ids above.
-        warm_up, tail: Both ends of the delay pattern, see the drawings in `streams/pattern.py`.
+        warm_up, tail: Both ends of the delay pattern, see the drawings in `streams/layout.py`.
         has_stream_bias: True if the checkpoint has `stream_bias.weight` [S, H], which is added to the hidden state
             before each head.
         subwords: Ids of the tokens of the checkpoint's tokenizer, in its order; None if the family needs no tokenizer.
@@ -355,7 +354,7 @@ class Family:
         positions: Stream of learned positions, if the family has one; never together with a text track.
         code_track: Streams of a recording's codes that are read during the reply, if the family has them; never
             together with a text track or positions.
-        staircase: BOS and EOS id of each stream, if the family has them (see `streams/pattern.py`). They are in
+        staircase: BOS and EOS id of each stream, if the family has them (see `streams/layout.py`). They are in
             `StreamLayout.extra`, with a stream's EOS id last. `end_frame` then consists of the EOS ids, and these ids
             count as sampled (SAMPLED_WARM_UP, NO_TAIL).
         has_audio_head: True if the checkpoint has `audio_head.weight` [n, H] instead of a head over the vocabulary. It

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from stretto.errors import CheckpointError
-from stretto.families.registry import DRAWN
-from stretto.weights.tensors import Entry, Plan, Progress, Written
+from stretto.families.plugin import DRAWN
+from stretto.weights.loading import Entry, Plan, Progress, Written
 
 AUDIO_TOKENIZER = "ssl_tokenizer"  # folder of a checkpoint
 

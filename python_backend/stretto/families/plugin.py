@@ -3,16 +3,31 @@
 An installed package registers a family by an entry point of the group `stretto.families`. The entry point has the
 family's name and refers to a `FamilyPlugin`, or to a `Family` if the family has no prompts. The stretto package
 registers the built-in families in the same way.
+
+Registry of families: plug-ins by name, and the family of a checkpoint.
+
+A checkpoint can name an installed family, but cannot contain or name code.
+
+`speech_sampling` in config.json overrides the sampling defaults of the family:
+
+    {"audio": {"temperature": 0.7, "top_k": 30}, "depth": {"temperature": 0.8}, "repetition_penalty": 1.1}
+
+`stretto convert` copies them from a release's generation_config.json. Options of a request override them.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stretto.families.base import Family
+from stretto.errors import CheckpointError, InvalidRequest, shown
+from stretto.families.base import VOCABULARY, Family
+from stretto.plugins import FAMILIES, Installed, find, installed, names
+from stretto.records.sampling import CodeSampling, SamplingConfig, SegmentSampling
+from stretto.untrusted_files import UNPARSABLE, json_object, leading_elsewhere
 
 if TYPE_CHECKING:  # imports torch
     from stretto.codecs.refinement import Refinement
@@ -74,3 +89,152 @@ class FamilyPlugin:
     architectures: Mapping[str, str] = field(default_factory=dict)
     audio_encoders: Mapping[str, AudioEncoder] = field(default_factory=dict)
     load_refinement: "Callable[[Path, str], Refinement] | None" = None
+
+
+SAMPLING = "speech_sampling"
+SEGMENTS, DRAWN = ("text", "audio"), ("temperature", "top_k", "top_p")
+OTHERS = ("repetition_penalty", "min_p", "ras_window", "ras_max_repeats")
+
+
+def with_defaults(family: Family, record: object) -> Family:
+    """Return the family with its tasks' sampling defaults overridden.
+
+    Args:
+        family: Family with the defaults of its authors' code.
+        record: Value of `speech_sampling`, or None.
+
+    Raises:
+        CheckpointError: If a value is invalid; the message names it.
+    """
+    if record is None:
+        return family
+    if not isinstance(record, Mapping):
+        raise CheckpointError(f"config.json: {SAMPLING}: expected an object, got {shown(record)}")
+    for name, value in record.items():
+        if name not in (*SEGMENTS, "depth", *OTHERS):
+            raise CheckpointError(f"config.json: {SAMPLING}: unknown {shown(name)}")
+        if name in (*SEGMENTS, "depth") and not (isinstance(value, Mapping) and {*value} <= {*DRAWN}):
+            raise CheckpointError(f"config.json: {SAMPLING}.{name}: expected {', '.join(DRAWN)}, got {shown(value)}")
+    try:
+        tasks = tuple(replace(task, sampling=_over(task.sampling, record)) for task in family.tasks)
+    except InvalidRequest as error:
+        field = error.field.removeprefix("options.")
+        raise CheckpointError(f"config.json: {SAMPLING}.{field}: expected {error.expected}, got {error.got}") from error
+    return replace(family, tasks=tasks)
+
+
+def _over(defaults: SamplingConfig, record: Mapping[str, Any]) -> SamplingConfig:
+    """Return the defaults of a task, overridden by `record`."""
+    text, audio = (_segment(getattr(defaults, name), record.get(name, {})) for name in SEGMENTS)
+    given, depth = record.get("depth"), defaults.depth
+    if given is not None:
+        depth = replace(depth or CodeSampling(audio.temperature, audio.top_k, audio.top_p), **given)
+    others = {name: record[name] for name in OTHERS if name in record}
+    return replace(defaults, text=text, audio=audio, depth=depth, **others)
+
+
+def _segment(defaults: SegmentSampling, given: Mapping[str, Any]) -> SegmentSampling:
+    """Return the defaults of a segment, overridden by `given`.
+
+    A segment with greedy defaults stays greedy.
+    """
+    is_greedy = defaults.temperature == 0
+    return replace(defaults, **{name: value for name, value in given.items() if not (is_greedy and name == DRAWN[0])})
+
+
+logger = logging.getLogger(__name__)
+
+NAME = "speech_family"  # key of a checkpoint's config.json
+MAX_ID = (
+    1 << 20
+)  # limit of every number in a vocabulary; real ones are far lower, and a billion streams would exhaust memory
+
+
+def plugin(name: str) -> FamilyPlugin | None:
+    """Return the plug-in of a family, or None if no installed package registers the name.
+
+    Raises:
+        CheckpointError: If several packages register the name, or its object cannot be imported.
+    """
+    found = find(FAMILIES, name)
+    return None if found is None else _loaded(found)
+
+
+def plugins() -> Iterator[FamilyPlugin]:
+    """Yield the plug-ins of all installed families; those that cannot be imported are logged and skipped."""
+    for each in installed(FAMILIES):
+        try:
+            yield _loaded(each)
+        except CheckpointError as error:
+            logger.warning("%s", error)
+
+
+def _loaded(found: Installed) -> FamilyPlugin:
+    loaded = found.load()
+    if isinstance(loaded, Family):
+        return FamilyPlugin(found.name, lambda vocabulary: loaded)
+    if not isinstance(loaded, FamilyPlugin):
+        expected = f"a FamilyPlugin as {found.entry_point.value}"
+        raise CheckpointError(f"family {found.name}: expected {expected}, got {type(loaded).__name__}")
+    return loaded
+
+
+def read_family(config: Mapping[str, Any]) -> Family:
+    """Return the family named by `speech_family` in a checkpoint's config.json.
+
+    Raises:
+        CheckpointError: If no such family is registered, `speech_vocabulary` does not fit the family, or
+            `speech_sampling` has an invalid value.
+    """
+    found, vocabulary = read_plugin(config), config.get(VOCABULARY)
+    if (number := _largest(vocabulary)) > MAX_ID:
+        expected = f"numbers of at most {MAX_ID}"
+        raise CheckpointError(f"config.json: {VOCABULARY}: expected {expected}, got {shown(number)}")
+    try:
+        built = found.build(vocabulary)
+    except InvalidRequest as error:
+        raise CheckpointError(f"config.json: {error}") from error
+    except UNPARSABLE as error:
+        raise CheckpointError(f"config.json: {VOCABULARY}: invalid vocabulary for {found.name}: {error!r}") from error
+    return with_defaults(built, config.get(SAMPLING))
+
+
+def _largest(value: object) -> int:
+    """Return the largest integer at any level of JSON; 0 if there is none."""
+    if isinstance(value, Mapping | list):
+        return max(map(_largest, value.values() if isinstance(value, Mapping) else value), default=0)
+    return value if isinstance(value, int) else 0
+
+
+def read_plugin(config: Mapping[str, Any]) -> FamilyPlugin:
+    """Return the plug-in of the family named in a checkpoint's config.json; raise CheckpointError if there is none."""
+    name = config.get(NAME)
+    if not isinstance(name, str):
+        raise CheckpointError(f"config.json: expected the family's name in {NAME}, got {shown(name)}")
+    found = plugin(name)
+    if found is None:
+        raise CheckpointError(f"config.json: {NAME}: unknown family {shown(name)}; installed: {names(FAMILIES)}")
+    return found
+
+
+def plugin_at(checkpoint: Path) -> FamilyPlugin:
+    """Return the plug-in for a checkpoint folder; raise CheckpointError if its config.json names none."""
+    return read_plugin(config_at(checkpoint))
+
+
+def family_at(checkpoint: Path) -> Family:
+    """Return the family for a checkpoint folder; raise CheckpointError if config.json is not a checkpoint's."""
+    return read_family(config_at(checkpoint))
+
+
+def config_at(checkpoint: Path) -> dict[str, Any]:
+    """Return the contents of config.json in a checkpoint folder.
+
+    Raises:
+        CheckpointError: If it cannot be read, or has a key that makes libraries load code or weights from elsewhere.
+    """
+    record = json_object(checkpoint / "config.json")
+    odd = leading_elsewhere(record)
+    if odd is not None:
+        raise CheckpointError(f"{checkpoint / 'config.json'}: {odd}: expected a checkpoint without this key")
+    return record

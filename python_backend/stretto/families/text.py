@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders
 
 from stretto.errors import CheckpointError, InvalidRequest, shown
 from stretto.families.base import Family
-from stretto.families.registry import plugin
+from stretto.families.plugin import plugin
 from stretto.records.chunk import WordMark
 from stretto.untrusted_files import MAX_TEXT_BYTES, regular_file
 

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from stretto.command_line import CommandParser
 from stretto.launcher.installation import LaunchError, bundled_repository, cache_folder, state_folder
-from stretto.proxy.access import CLOSED, HTTP
-from stretto.proxy.config import Ports
+from stretto.proxy.access import CLOSED, HTTP, Ports
 
 DESCRIPTION = "Start the Triton server, keep it alive, and drain it on SIGTERM. Unknown flags go to tritonserver."
 TAKEN = {"--http-address", "--grpc-address", "--metrics-address", "--allow-http", "--allow-grpc"}

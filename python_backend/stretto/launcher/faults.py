@@ -17,7 +17,7 @@ from pathlib import Path
 from stretto.disconnects import Disconnects
 from stretto.launcher import processes
 from stretto.launcher.processes import Process, blocks_by_thread, is_stopped
-from stretto.proxy.config import BEATS
+from stretto.proxy.access import BEATS
 from stretto.triton_io.flow import remove_stale_tables
 
 FIRST_DELAY_S, MAX_DELAY_S = 0.5, 30.0

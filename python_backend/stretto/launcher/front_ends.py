@@ -17,8 +17,7 @@ from stretto.launcher.faults import Launch, Pulse, slowness
 from stretto.launcher.installation import MALLOC, LaunchError, state_folder
 from stretto.launcher.launch_log import LaunchLog, log_line
 from stretto.launcher.server import die_with_the_launcher
-from stretto.proxy.access import HTTP
-from stretto.proxy.config import ENDING_ALL, ENDING_UNANSWERED, READY, STOPPING, UNREADY, Ports, ProxyConfig
+from stretto.proxy.access import ENDING_ALL, ENDING_UNANSWERED, HTTP, READY, STOPPING, UNREADY, Ports, ProxyConfig
 
 START_S = 60.0  # timeout of the first start, which takes a second on an idle machine
 STOP_S = 5.0

@@ -9,14 +9,21 @@ from typing import Any
 
 import numpy as np
 
-from stretto.codecs.base import Codec
-from stretto.codecs.registry import load_codec
+from stretto.codecs.base import Codec, load_codec
 from stretto.errors import CheckpointError, InvalidRequest, shown
+from stretto.families.audio_format import EncodedFiles, stored_in
 from stretto.families.base import MAX_NUMBER, MAX_NUMBERS, Family, Task
-from stretto.families.conversation import Piece, Turn, choose_task, read_messages
-from stretto.families.encoded_files import EncodedFiles, stored_in
-from stretto.families.prompting import PLAIN, Manner, open_template, read_manner
-from stretto.families.registry import family_at
+from stretto.families.plugin import family_at
+from stretto.families.prompting import (
+    PLAIN,
+    Manner,
+    Piece,
+    Turn,
+    choose_task,
+    open_template,
+    read_manner,
+    read_messages,
+)
 from stretto.families.text import check_text
 from stretto.preprocessing.audio import (
     MAX_FILES,

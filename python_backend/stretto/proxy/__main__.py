@@ -16,21 +16,20 @@ from pathlib import Path
 import grpc
 
 from stretto.disconnects import Disconnects
-from stretto.proxy.access import Access
-from stretto.proxy.config import (
+from stretto.proxy.access import (
     BEAT_S,
     BEATS,
     ENDING_ALL,
     ENDING_UNANSWERED,
     READY,
     STOPPING,
+    Access,
     Ports,
     ProxyConfig,
 )
 from stretto.proxy.grpc_proxy import MAX_CALLS, SERVER_OPTIONS, TRITON_OPTIONS, GrpcProxy, LauncherState
 from stretto.proxy.pages import MAX_HEAD_BYTES, MetricsPage, Pages, PageServer, Readiness
-from stretto.proxy.triton_stream import Gate
-from stretto.proxy.uploads import Uploads
+from stretto.proxy.triton_stream import Gate, Uploads
 
 STOP_S = 2.0  # for complete responses in transit
 

@@ -1,11 +1,17 @@
-"""Access rules of the proxy (calls, models, shared memory), and the order in which connections and calls are ended."""
+"""Access rules of the proxy (calls, models, shared memory), and the order in which connections and calls are ended.
+
+Messages between the launcher and the proxy.
+
+They are sent through pipes, because other users can read command lines, and thereby the key, in `ps`.
+"""
 
 import heapq
 import hmac
 import ipaddress
+import json
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from urllib.parse import unquote
 
 import grpc
@@ -17,6 +23,97 @@ from tritonclient.grpc.service_pb2 import (
 )
 
 from stretto.proxy.infer_request import SHOWN, UNAVAILABLE, BadRequest
+
+# State messages after the config. While a model restarts, new requests are refused, and requests in flight are ended:
+# either all, or only those without a response and those on a stream with several requests.
+READY, UNREADY, ENDING_ALL, ENDING_UNANSWERED = "ready", "unready", "ending all", "ending unanswered"
+STOPPING = "stopping"  # last message; a launcher whose pipe closes without it has died
+
+Message = TypeVar("Message")
+
+# Environment variable of front-end processes: descriptor to which the event loop writes a byte every BEAT_S seconds.
+BEATS, BEAT_S = "STRETTO_BEATS", 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Ports at which the proxy listens. A configured port of 0 is replaced by the free port that was chosen.
+
+    Attributes:
+        grpc: gRPC port.
+        metrics: Metrics port.
+        http: HTTP port; None if Triton serves HTTP itself.
+    """
+
+    grpc: int
+    metrics: int
+    http: int | None = None
+
+    def to_json(self) -> str:
+        """Return the ports as one line of JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Ports":
+        """Parse the output of `to_json`; raise ValueError for other text, such as an error message."""
+        return _parse(cls, text)
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyConfig:
+    """Configuration of the proxy. A port of 0 selects a free port.
+
+    Attributes:
+        address: IP address to listen at.
+        grpc_port: gRPC port.
+        metrics_port: Metrics port.
+        http_port: HTTP port; None if Triton serves HTTP itself.
+        triton_grpc: Path of Triton's gRPC socket, without the colon and port that Triton appends.
+        triton_metrics: Path of Triton's metrics socket.
+        disconnects: Path of the client-disconnect flags.
+        key: Secret whose holders may use all APIs.
+        allowed: Closed APIs that are open to all clients.
+        max_request_bytes: Maximum size of a gRPC message, in bytes.
+        cleanup: Command to execute if the launcher has died; empty for none.
+    """
+
+    address: str
+    grpc_port: int
+    metrics_port: int
+    http_port: int | None
+    triton_grpc: str
+    triton_metrics: str
+    disconnects: str
+    key: str
+    allowed: tuple[str, ...]
+    max_request_bytes: int
+    cleanup: tuple[str, ...] = ()
+
+    def to_json(self) -> str:
+        """Return the config as one line of JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "ProxyConfig":
+        """Parse the output of `to_json`; raise ValueError for other text."""
+        return _parse(cls, text)
+
+
+def _parse(kind: type[Message], text: str) -> Message:
+    """Parse a message; errors name the invalid field but no value, because one of them is the key."""
+    record, kinds = json.loads(text), get_type_hints(kind)
+    if not isinstance(record, dict) or record.keys() != kinds.keys():
+        got = ", ".join(record) if isinstance(record, dict) else type(record).__name__
+        raise ValueError(f"{kind.__name__}: expected an object of {', '.join(kinds)}, got {got}")
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
+    for name, value in values.items():
+        of, is_list = kinds[name], isinstance(value, tuple)
+        found = {type(each) for each in (value if is_list else [value])}
+        allowed = {str} if get_origin(of) is tuple else set(get_args(of) or [of])
+        if is_list != (get_origin(of) is tuple) or not found <= allowed:
+            raise ValueError(f"{kind.__name__}.{name}: expected {of}, got {type(record[name]).__name__}")
+    return kind(**values)
+
 
 KEY_HEADER = "triton-grpc-protocol-stretto-key"  # Triton's header name for a key called `stretto-key`
 OPEN, REPOSITORY = "open", "model-repository"

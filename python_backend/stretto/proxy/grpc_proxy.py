@@ -39,14 +39,17 @@ from stretto.proxy.infer_request import (
 )
 from stretto.proxy.triton_stream import (
     AGAIN,
+    ENDED,
     BackgroundTasks,
     ClientStream,
     Gate,
+    Pace,
     Restarting,
     TritonStream,
+    Upload,
+    Uploads,
     client_status,
 )
-from stretto.proxy.uploads import ENDED, Pace, Upload, Uploads
 
 MAX_SMALL_BYTES = 1 << 16  # enough for names; only key holders may load models, with files in the message
 _TRITON = service_pb2.DESCRIPTOR.services_by_name[SERVICE.strip("/").rpartition(".")[2]].methods

@@ -11,8 +11,7 @@ from typing_extensions import TypedDict
 
 from stretto.errors import InvalidRequest
 from stretto.records.chunk import Alignment, Sound
-from stretto.records.json_record import JsonRecord
-from stretto.records.packed_record import PackedRecord
+from stretto.records.json_record import JsonRecord, PackedRecord
 from stretto.records.sampling import Delivery, SamplingConfig
 
 Int32 = Annotated[int, Meta(ge=-(1 << 31), lt=1 << 31)]

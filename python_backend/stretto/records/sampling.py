@@ -5,8 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from stretto.errors import InvalidRequest
-from stretto.records.json_record import JsonRecord
-from stretto.records.packed_record import limits_of
+from stretto.records.json_record import JsonRecord, limits_of
 from stretto.streams.chunking import ChunkPolicy
 from stretto_client.schema import (
     OBJECT,

@@ -1,18 +1,187 @@
-"""Conformance test of a model family: the engine generates the same ids as the slow reference."""
+"""Conformance test of a model family: the engine generates the same ids as the slow reference.
+
+vLLM engine in this process, run step by step, without a server or a second process.
+"""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
+
+from stretto.config import EngineConfig
+from stretto.engine.environment import prepare_environment
+from stretto.engine.llm import vllm_config
 from stretto.families.base import Family
 from stretto.families.plugin import FamilyPlugin
-from stretto.families.registry import plugin as registered
+from stretto.families.plugin import plugin as registered
 from stretto.plugins import CODECS, find
 from stretto.records.prompt import Prompt
-from stretto.testing.checkpoints import write_checkpoint
-from stretto.testing.engine import Answer, Engine
-from stretto.testing.prompts import make_prompts
+from stretto.testing.checkpoints import make_prompts, write_checkpoint
 from stretto.testing.reference import Reference, Row
+
+prepare_environment()
+
+from vllm.v1.core.sched.output import SchedulerOutput  # noqa: E402
+from vllm.v1.engine import EngineCoreOutputs  # noqa: E402
+from vllm.v1.engine.core import EngineCore  # noqa: E402
+from vllm.v1.executor import Executor  # noqa: E402
+from vllm.v1.request import Request  # noqa: E402
+
+from stretto.engine.adapters import Adapters  # noqa: E402
+from stretto.engine.protocol import GUIDANCE_ON, NO_CHANGE, Trailer, read_rows, sampling_params  # noqa: E402
+
+DEFAULTS = {
+    "enforce_eager": True,
+    "dtype": "float32",
+    "max_model_len": 512,
+    "max_num_seqs": 16,
+    "max_num_batched_tokens": 256,
+    "block_size": 32,
+    "kv_cache_memory_bytes": 32 << 20,
+}
+
+
+@dataclass
+class Answer:
+    """Reply to one prompt.
+
+    Attributes:
+        rows: Ids of the output streams in every row.
+        trailer: Statistics, once the reply has ended.
+        finish_reason: vLLM's finish reason, once the reply has ended.
+        changes: (index, is_guided) of every row at which guidance is switched on or off.
+    """
+
+    rows: list[list[int]] = field(default_factory=list)
+    trailer: Trailer | None = None
+    finish_reason: str | None = None
+    changes: list[tuple[int, bool]] = field(default_factory=list)
+
+
+class Engine:
+    """vLLM's engine core with its scheduler and its worker."""
+
+    def __init__(
+        self,
+        folder: Path,
+        kv_share: Mapping[str, float] | None = None,
+        adapters: Mapping[str, Path] | None = None,
+        live_reserve: bool = True,
+        **engine_args: object,
+    ):
+        arguments = {**DEFAULTS, **engine_args}
+        shares = dict(kv_share or {})
+        config = vllm_config(
+            EngineConfig(folder, arguments, shares, adapters=adapters or {}, live_reserve=live_reserve)
+        )
+        self.core = EngineCore(config, Executor.get_class(config), log_stats=False)
+        self.scheduler = cast(Any, self.core.scheduler)
+        self.rules = self.scheduler.table.rules
+        self.num_free_blocks = self.free_blocks()
+        self.num_steps = 0
+        self.moved = False
+        self.after_schedule: Callable[[SchedulerOutput], None] | None = None
+        self._schedule, self.scheduler.schedule = self.scheduler.schedule, self._watch
+
+    def free_blocks(self) -> int:
+        """Return the number of free KV blocks."""
+        return self.scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+
+    @property
+    def model_state(self) -> Any:
+        """Per-request state in the worker."""
+        return self.core.model_executor.driver_worker.worker.model_runner.model_state
+
+    def add(self, request_id: str, prompt: Prompt) -> None:
+        """Queue a prompt."""
+        params = sampling_params(prompt, self.rules)
+        tokens = prompt.rows[:, 0].tolist()
+        hasher = self.core.request_block_hasher
+        adapter = Adapters.from_config(self.core.vllm_config).named(prompt.adapter)
+        request = Request(request_id, tokens, params, None, lora_request=adapter, block_hasher=hasher)
+        self.core.add_request(request)
+
+    def run(
+        self,
+        prompts: Mapping[str, Prompt],
+        arrivals: Mapping[str, int] | None = None,
+        aborts: Mapping[str, int] | None = None,
+        after_step: Callable[["Engine"], None] | None = None,
+    ) -> dict[str, Answer]:
+        """Generate replies and return them by request id.
+
+        Args:
+            prompts: Prompts by request id.
+            arrivals: By request id, index of the step before which the prompt is queued; 0 if missing.
+            aborts: By request id, index of the step before which the request is aborted.
+            after_step: Function that is called after each step.
+        """
+        arrivals, aborts = dict(arrivals or {}), dict(aborts or {})
+        answers = {request_id: Answer() for request_id in prompts}
+        step, pending = 0, dict(prompts)
+        while pending or self.is_busy():
+            for request_id in [i for i in pending if arrivals.get(i, 0) <= step]:
+                self.add(request_id, pending.pop(request_id))
+            self.core.abort_requests([i for i, at in aborts.items() if at == step])
+            if self.is_busy():
+                self._step(answers)
+            if after_step:
+                after_step(self)
+            step += 1
+            assert step < 5000, "the engine does not finish"
+        return answers
+
+    def _watch(self, throttle_prefills: bool = False) -> SchedulerOutput:
+        output = self._schedule(throttle_prefills)
+        if self.after_schedule:
+            self.after_schedule(output)
+        return output
+
+    def is_busy(self) -> bool:
+        """Return True if there are unfinished requests or steps."""
+        return bool(self.scheduler.has_requests() or self.core.batch_queue)
+
+    def step(self) -> dict[int, EngineCoreOutputs]:
+        """Run one step of the engine core; the attribute `moved` is then True if anything was computed."""
+        outputs, self.moved = self.core.step_fn()
+        self.core.post_step(self.moved)
+        self.num_steps += 1
+        return outputs or {}
+
+    def _step(self, answers: dict[str, Answer]) -> None:
+        width = self.rules.family.layout.num_output_streams
+        for core_outputs in self.step().values():
+            for output in core_outputs.outputs:
+                answer, ids = answers[output.request_id], output.new_token_ids
+                if output.finish_reason is not None:
+                    answer.finish_reason = str(output.finish_reason)
+                    answer.trailer = Trailer(*ids[-len(Trailer._fields) :])
+                    ids = ids[: -len(Trailer._fields)]
+                for mark, *row in read_rows(ids, width).tolist():
+                    if mark != NO_CHANGE:
+                        answer.changes.append((len(answer.rows), mark == GUIDANCE_ON))
+                    answer.rows.append(row)
+
+    def is_clean(self) -> bool:
+        """Return True if scheduler and worker have no state of finished requests."""
+        scheduler, slots = self.scheduler, self.model_state.slots
+        self.core.step_fn() if scheduler.has_requests() else None
+        return (
+            self.free_blocks() == self.num_free_blocks
+            and not scheduler.requests
+            and len(scheduler.table) == 0
+            and not scheduler.running
+            and not scheduler.waiting
+            and not slots.slot_of
+            and bool(np.all(slots.partner == -1))
+        )
+
+    def shutdown(self) -> None:
+        """Stop the engine."""
+        self.core.shutdown()
+
 
 # Fewer rows per step than most prompts have, and four slots.
 TIGHT: dict[str, Any] = {"max_num_batched_tokens": 48, "max_num_seqs": 4, "max_model_len": 160}

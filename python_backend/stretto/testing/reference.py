@@ -30,8 +30,7 @@ from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3Omni
 from stretto.families.base import DepthSpec, Family
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import CodeSampling
-from stretto.streams.layout import Segment
-from stretto.streams.pattern import FORCED_TAIL, NO_TAIL, PADDED_TAIL, PADDED_WARM_UP, SAMPLED_TAIL
+from stretto.streams.layout import FORCED_TAIL, NO_TAIL, PADDED_TAIL, PADDED_WARM_UP, SAMPLED_TAIL, Segment
 
 Row = list[int]
 

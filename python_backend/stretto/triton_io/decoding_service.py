@@ -10,22 +10,21 @@ import triton_python_backend_utils as pb_utils
 
 from stretto.disconnects import Disconnects
 from stretto.errors import Cancelled, Closing, InvalidRequest, Overloaded
-from stretto.records import event as event_record
-from stretto.records.chunk import Chunk, Envelope
-from stretto.records.event import Event
+from stretto.records import chunk as chunk_record
+from stretto.records.chunk import Chunk, Envelope, Event
 from stretto.records.sampling import OutputForm
 from stretto.triton_io import stub
 from stretto.triton_io.callers import Caller, client_message, log_failure, refuse
 from stretto.triton_io.flow import FlowSlot, FlowTables, Outcome
 from stretto.triton_io.metrics import Gauges
 from stretto.triton_io.ring import RingWriter, RingWriters
-from stretto.triton_io.seal import Seal
 from stretto.triton_io.tensors import (
     CHUNK,
     CODES,
     EVENT,
     PCM,
     PCM16,
+    Seal,
     array_tensor,
     read_array,
     read_record,
@@ -75,7 +74,7 @@ class ChunkReply:
         """Send samples [n], or None, and their event as tensors of the response."""
         assert not self._is_answered, f"answered twice: {event}"
         tensors = [] if pcm is None else [array_tensor(PCM16 if pcm.dtype == np.int16 else PCM, pcm)]
-        self._answer(pb_utils.InferenceResponse([*tensors, text_tensor(EVENT, event_record.EVENT.write(event))]))
+        self._answer(pb_utils.InferenceResponse([*tensors, text_tensor(EVENT, chunk_record.EVENT.write(event))]))
 
     def fail(self, error: BaseException) -> None:
         """End the utterance with an error, which has been logged already."""
@@ -105,7 +104,7 @@ class ChunkReply:
 
 def acknowledge(request: Any, utterance: str, part: int) -> None:
     """Acknowledge part `part` of a streamed text to the client that sent it."""
-    event = event_record.PART_EVENT.write({"utterance": utterance, "part": part})
+    event = chunk_record.PART_EVENT.write({"utterance": utterance, "part": part})
     response = pb_utils.InferenceResponse([text_tensor(EVENT, event)])
     request.get_response_sender().send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 

@@ -16,8 +16,8 @@ from stretto.errors import Cancelled
 from stretto.records.prompt import Prompt, TextPart
 from stretto.triton_io.callers import Caller, failed_response, log_failure
 from stretto.triton_io.ring import check_ring
-from stretto.triton_io.seal import Seal, write_part, write_prompt
 from stretto.triton_io.stub import DrainGate
+from stretto.triton_io.tensors import Seal, write_part, write_prompt
 
 NAME = "preprocessor"
 

@@ -20,7 +20,7 @@ from transformers import (
 
 from stretto.errors import CheckpointError, shown
 from stretto.untrusted_files import LEADS_ELSEWHERE, UNPARSABLE, check_layers, read_json, without_keys
-from stretto.weights.tensors import shapes_of
+from stretto.weights.loading import shapes_of
 
 # Keys of a backbone with Llama's layers.
 LLAMA_NUMBERS = (

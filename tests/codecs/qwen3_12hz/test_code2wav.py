@@ -12,9 +12,8 @@ from transformers.models.qwen3_omni_moe import modeling_qwen3_omni_moe as theirs
 from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeCode2WavConfig
 
 from benchmarks.checkpoints.random_qwen3_codec import code2wav_record, code2wav_tensors, write_code2wav
-from stretto.codecs.base import Window
+from stretto.codecs.base import Window, load_codec
 from stretto.codecs.qwen3_12hz.code2wav import Code2Wav
-from stretto.codecs.registry import load_codec
 from stretto.errors import CheckpointError, InvalidRequest
 from tests.codecs.streaming import chunks_of, random_codes, stream
 

@@ -11,10 +11,9 @@ from torch import Tensor
 from transformers import MimiConfig, MimiModel
 
 from benchmarks.checkpoints.random_qwen3_codec import make_qwen3_codec, record_of, write_qwen3_codec
-from stretto.codecs.base import Window
+from stretto.codecs.base import Window, load_codec
 from stretto.codecs.qwen3_12hz.codec import Qwen3Codec, load
 from stretto.codecs.qwen3_12hz.decoder import Decoder, Qwen3CodecConfig, Transformer
-from stretto.codecs.registry import load_codec
 from stretto.errors import CheckpointError
 from tests.codecs.streaming import check_half_precision, chunks_of, largest, random_codes, stream
 from tests.tiers import by_night

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.checkpoints.random_qwen3_codec import write_qwen3_codec, write_speaker_encoder
-from stretto.codecs.registry import load_codec
+from stretto.codecs.base import load_codec
 from stretto.encoders.x_vector import read_speaker_encoder
 from stretto.preprocessing.audio import resample
 from tests.codecs.qwen3_12hz.reference import EVERY, FRAMES, HEARD_S, REFERENCE, SPEAKER, codes, speech

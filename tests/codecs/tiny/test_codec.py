@@ -10,8 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from stretto.codecs.base import Window
-from stretto.codecs.registry import load_codec
+from stretto.codecs.base import Window, load_codec
 from stretto.codecs.tiny import codec as tiny
 from stretto.codecs.tiny.codec import FFT_SIZE, FLOOR, HOP, NUM_MELS, WINDOW, TinyCodec, log_mel, mel_filters
 from stretto.errors import CheckpointError

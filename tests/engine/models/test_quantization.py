@@ -34,8 +34,7 @@ from stretto.engine.worker.predictors import Readout
 from stretto.errors import CheckpointError
 from stretto.families.qwen3_tts.family import qwen3_tts
 from stretto.families.tiny.family import TINY
-from stretto.testing.checkpoints import write_checkpoint
-from stretto.testing.prompts import make_prompt
+from stretto.testing.checkpoints import make_prompt, write_checkpoint
 from tests.engine.harness import Engine
 from tests.engine.recorded_logits import RecordedLogits
 from tests.random_checkpoints import write_modules

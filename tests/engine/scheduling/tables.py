@@ -7,7 +7,7 @@ import numpy as np
 from stretto.engine.environment import prepare_environment
 from stretto.engine.reply_rules import SegmentRules
 from stretto.streams.layout import Segment
-from stretto.testing.prompts import make_prompt
+from stretto.testing.checkpoints import make_prompt
 from tests.speech_families import EIGHT_STREAMS as FAMILY
 from tests.speech_families import FORCED_BURSTS
 

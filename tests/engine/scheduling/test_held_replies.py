@@ -11,7 +11,7 @@ from stretto.engine.protocol import NewText, SpeechCachedRequests, sampling_para
 from stretto.engine.reply_rules import ENDLESS, SegmentRules, TextUpdate
 from stretto.engine.scheduling.held_replies import HeldReplies
 from stretto.engine.scheduling.planner import PairPlanner
-from stretto.testing.prompts import make_prompt
+from stretto.testing.checkpoints import make_prompt
 from tests.engine.scheduling.tables import BLOCK, FakeBlocks, run, table
 from tests.speech_families import TRACKED
 

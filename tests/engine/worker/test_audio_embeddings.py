@@ -9,8 +9,7 @@ import pytest
 
 from stretto.families.audio_format import AudioFormat
 from stretto.records.prompt import InputAudio, Prompt
-from stretto.testing.checkpoints import write_checkpoint
-from stretto.testing.prompts import make_prompt
+from stretto.testing.checkpoints import make_prompt, write_checkpoint
 from stretto.testing.reference import Reference
 from tests.engine.harness import Engine
 from tests.speech_families import EIGHT_STREAMS

@@ -8,9 +8,9 @@ import torch
 
 from stretto.engine.protocol import SpeechParams
 from stretto.engine.reply_rules import SegmentRules, SegmentTracker
-from stretto.engine.worker.batch import BatchPlan, BatchPlanner, PlanArrays, StepRows, plan_batch
+from stretto.engine.worker.run_slots import BatchPlan, BatchPlanner, PlanArrays, StepRows, plan_batch
 from stretto.engine.worker.slots import LIMITS, SCALES, DeviceArrays, HostArrays, SlotTables
-from stretto.testing.prompts import make_prompt
+from stretto.testing.checkpoints import make_prompt
 from tests.speech_families import EIGHT_STREAMS
 
 NUM_SLOTS = 10

@@ -24,8 +24,8 @@ from stretto.engine.worker.slots import (
 from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
 from stretto.records.sampling import SamplingConfig
-from stretto.streams.pattern import FORCED_TAIL, PADDED_TAIL, PADDED_WARM_UP
-from stretto.testing.prompts import make_prompt
+from stretto.streams.layout import FORCED_TAIL, PADDED_TAIL, PADDED_WARM_UP
+from stretto.testing.checkpoints import make_prompt
 from tests.small_vocabularies import BAGPIPER, DIALOGUE
 from tests.speech_families import EIGHT_STREAMS
 

@@ -10,7 +10,7 @@ from stretto.engine.reply_rules import ENDLESS, SegmentRules, SegmentTracker
 from stretto.engine.worker.run_slots import RunSlots
 from stretto.engine.worker.slots import LIMITS, STATE, Arrays, DeviceArrays, HostArrays, SlotTables, state_row
 from stretto.families.tiny.family import END_OF_TEXT, FIRST_PHONEME, TINY
-from stretto.testing.prompts import make_prompt
+from stretto.testing.checkpoints import make_prompt
 from tests.small_vocabularies import HIGGS_AUDIO
 from tests.speech_families import INTERLEAVED, TRACKED
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from stretto.engine.kernels.gpu.step_table import COLUMNS
-from stretto.engine.kernels.gpu.step_table import STATE as KERNEL_STATE
+from stretto.engine.kernels.gpu.step_draw import COLUMNS
+from stretto.engine.kernels.gpu.step_draw import STATE as KERNEL_STATE
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.worker.slots import LIMITS, SCALES, STATE
 from stretto.families.base import Family

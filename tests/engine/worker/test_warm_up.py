@@ -10,7 +10,7 @@ from vllm.v1.worker.gpu.warmup import run_mixed_prefill_decode_warmup, warmup_ke
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.worker.run_slots import warmup_request
 from stretto.families.tiny.family import TINY
-from stretto.testing.prompts import make_prompts
+from stretto.testing.checkpoints import make_prompts
 from tests.engine.harness import Engine
 from tests.random_checkpoints import write_checkpoint
 

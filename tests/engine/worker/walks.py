@@ -19,7 +19,7 @@ from stretto.engine.worker.slots import Arrays, HostArrays, SlotTables, arrays_o
 from stretto.engine.worker.step_program import Recorder, StepGraphs, StepProgram, StepSampler
 from stretto.families.base import Family
 from stretto.records.sampling import CodeSampling
-from stretto.testing.prompts import make_prompt
+from stretto.testing.checkpoints import make_prompt
 
 if not torch.cuda.is_available():
     from vllm.v1.worker.cpu import shm  # noqa: F401  (events of the CPU in the place of a GPU's)

@@ -7,8 +7,7 @@ from stretto.errors import InvalidRequest
 from stretto.families.audio_format import check_audios
 from stretto.families.bagpiper.family import MelFormat, bagpiper
 from stretto.families.bagpiper.prompt import SYSTEM_TEXT, BagpiperTemplate, log_mel
-from stretto.families.conversation import Piece
-from stretto.families.prompting import PromptRows
+from stretto.families.prompting import Piece, PromptRows
 from stretto.families.text import Subwords, TextTokenizer
 from stretto.records.prompt import Prompt
 from tests.small_vocabularies import SMALL_BAGPIPER

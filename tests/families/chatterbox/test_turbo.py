@@ -17,7 +17,7 @@ from stretto.errors import InvalidRequest
 from stretto.families.chatterbox.family import TurboVocabulary
 from stretto.families.chatterbox.prompt import open_turbo
 from stretto.families.chatterbox.voices import TurboHearing, loudness
-from stretto.families.registry import VOCABULARY, config_at, family_at
+from stretto.families.plugin import VOCABULARY, config_at, family_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.weights.loading import open_tensors
 from tests.chatterbox_release import TURBO, write

@@ -19,7 +19,7 @@ from stretto.convert.command import main
 from stretto.errors import InvalidRequest
 from stretto.families.cosyvoice3.family import SOS, TASK
 from stretto.families.cosyvoice3.voices import FOLDER, SPEAKER, TOKENIZER
-from stretto.families.registry import family_at
+from stretto.families.plugin import family_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from tests.cosyvoice3_release import REPLIES, written
 from tests.refused_conversion import refused

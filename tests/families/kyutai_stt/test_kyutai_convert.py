@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.checkpoints.random_kyutai_stt import CONFIG, write_release
 from stretto.families.kyutai_stt.family import SttVocabulary
-from stretto.families.registry import VOCABULARY, config_at
+from stretto.families.plugin import VOCABULARY, config_at
 from tests.kyutai_release import convert
 
 

@@ -10,7 +10,7 @@ import pytest
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.kyutai_stt.family import END_PAD, PAD, SttVocabulary, kyutai_stt
 from stretto.families.kyutai_stt.reader import WordReader, open_text_codec
-from stretto.families.registry import VOCABULARY, config_at, family_at
+from stretto.families.plugin import VOCABULARY, config_at, family_at
 from stretto.families.text import sentencepiece_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.records.chunk import WordMark

@@ -5,9 +5,9 @@ import numpy as np
 from stretto.engine.protocol import NO_CHANGE
 from stretto.engine.reply_rules import SegmentRules, SegmentTracker
 from stretto.engine.utterance import Utterance
-from stretto.families.conversation import Piece
 from stretto.families.opuslm.family import opuslm_dialogue
 from stretto.families.opuslm.prompt import DialogueTemplate
+from stretto.families.prompting import Piece
 from stretto.families.text import SILENT
 from stretto.streams.chunking import ChunkPolicy, Pacer
 from tests.families.opuslm.rows import CODES, FRAMES, GAP, VOICE, segments, text

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from stretto.errors import InvalidRequest
-from stretto.families.conversation import Piece
 from stretto.families.opuslm.family import opuslm
 from stretto.families.opuslm.prompt import SegmentWriter
+from stretto.families.prompting import Piece
 from stretto.families.text import Subwords
 from tests.fakes import FrameCounter
 from tests.families.letters import Letters

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from stretto.errors import InvalidRequest
+from stretto.families.plugin import VOCABULARY, config_at
 from stretto.families.pocket_tts.family import PocketVocabulary, TextRules
 from stretto.families.pocket_tts.prompt import ended_on_pause, finished, rewritten
-from stretto.families.registry import VOCABULARY, config_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.streams.layout import latents_of
 from tests.pocket_release import KINDS, cloning, convert_release, reply

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.checkpoints.random_qwen3_omni import UNUSED, write_release
 from stretto.convert.command import main
-from stretto.families.registry import family_at
+from stretto.families.plugin import family_at
 from tests.published_qwen3_omni import command
 from tests.refused_conversion import Edit, Refuses, edited
 

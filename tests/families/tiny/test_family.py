@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from stretto.codecs.registry import load_codec
+from stretto.codecs.base import load_codec
 from stretto.families.tiny.family import TINY
 
 BUNDLED = Path(__file__).parents[3] / "model_repository/language_model/1/checkpoint"

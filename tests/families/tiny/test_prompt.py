@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from stretto.errors import InvalidRequest
-from stretto.families.conversation import Piece
-from stretto.families.prompting import Manner
+from stretto.families.prompting import Manner, Piece
 from stretto.families.tiny.family import (
     ASR,
     BEGIN_AUDIO,

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from stretto.convert.command import main as convert
 from stretto.errors import CheckpointError
-from stretto.families.registry import NAME as FAMILY
-from stretto.families.registry import VOCABULARY, config_at, read_family
+from stretto.families.plugin import NAME as FAMILY
+from stretto.families.plugin import VOCABULARY, config_at, read_family
 from stretto.families.vibevoice.family import VibeVoiceVocabulary
 from tests.refused_conversion import Edit, Refuses, edited
 from tests.vibevoice_release import (

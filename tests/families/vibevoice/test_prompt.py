@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from stretto.codecs.registry import load_codec
+from stretto.codecs.base import load_codec
 from stretto.errors import InvalidRequest
 from stretto.families.text import TextTokenizer
 from stretto.preprocessing.request import Preprocessor, RawRequest

@@ -9,8 +9,8 @@ import pytest
 from benchmarks.checkpoints.random_glm4_voice import write_glm4_tokenizer
 from stretto.convert.command import main
 from stretto.errors import InvalidRequest
-from stretto.families.conversation import Piece
-from stretto.families.registry import family_at
+from stretto.families.plugin import family_at
+from stretto.families.prompting import Piece
 from stretto.families.text import TextTokenizer
 from stretto.families.vita_audio.prompt import SYSTEM_TEXT, VitaTemplate, interleave, open_template
 from tests.encoders.recordings import HEARD, speech

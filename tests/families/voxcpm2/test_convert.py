@@ -13,8 +13,8 @@ from torch import Tensor
 from benchmarks.checkpoints.random_voxcpm2 import NUM_TOKENS, config, write_release
 from stretto.convert.command import main as convert
 from stretto.errors import CheckpointError
-from stretto.families.registry import NAME as FAMILY
-from stretto.families.registry import VOCABULARY, config_at, read_family
+from stretto.families.plugin import NAME as FAMILY
+from stretto.families.plugin import VOCABULARY, config_at, read_family
 from stretto.families.voxcpm2.family import VoxCpmVocabulary
 from tests.refused_conversion import Edit, Refuses, edited
 

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from websockets.frames import Frame, Opcode
 
 from stretto_client import ModelProfile
-from stretto_gateway import web_socket
+from stretto_gateway import connection
 from stretto_gateway.answers import ApiError
 from stretto_gateway.config import Limits
 from stretto_gateway.realtime.conversation import ITEM_BYTES, PART_BYTES
@@ -291,7 +291,7 @@ async def test_a_message_has_a_size(start: Start) -> None:
 
 
 async def test_a_message_has_so_many_fragments(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web_socket, "MAX_FRAMES", 10)
+    monkeypatch.setattr(connection, "MAX_FRAMES", 10)
     async with open_socket(await start()) as opened:
         opened.protocol.send_text(b"", fin=False)
         frames = b"".join(Frame(Opcode.CONT, b"", fin=False).serialize(mask=True) for _ in range(20))
@@ -404,7 +404,7 @@ async def ask_again(opened: Any, message: str) -> None:
 
 
 async def test_who_takes_nothing_is_left(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web_socket, "CLOSE_S", 0.1)
+    monkeypatch.setattr(connection, "CLOSE_S", 0.1)
     running = await start(limits=Limits(stall_s=0.3, drain_s=1))
     update = {"type": "session.update", "session": NO_VAD | {"instructions": "a" * 100_000}}
     async with open_socket(running, compression=None) as opened:
@@ -413,7 +413,7 @@ async def test_who_takes_nothing_is_left(start: Start, monkeypatch: pytest.Monke
         async with asyncio.timeout(PATIENCE_S):
             while await running.metric("gateway_sessions"):
                 await asyncio.sleep(0.02)
-            while any(isinstance(each, web_socket.Socket) for each in running.server.server_state.connections):
+            while any(isinstance(each, connection.Socket) for each in running.server.server_state.connections):
                 await asyncio.sleep(0.02)
         asking.cancel()
 

@@ -19,7 +19,7 @@ from tritonclient.grpc.service_pb2 import (
 )
 
 from stretto.proxy import access
-from stretto.records.event import EVENT
+from stretto.records.chunk import EVENT
 from tests.server.fuzzing.doors import ANSWER_S, Doors, Sent, wrong_words
 from tests.server.fuzzing.mutations import NUMBERS, TEXTS, as_json, flipped, varied
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stretto.codecs import convolution
+from stretto.codecs import streaming
 from stretto.codecs.cosyvoice.flow import CausalConv, SourceShape, VocoderShape
 
 LOUDEST = 100.0  # largest magnitude of a frequency bin
@@ -18,7 +18,7 @@ MEL_KERNEL, POST_KERNEL = 7, 7  # kernels of the first and last convolution
 PITCH_AHEAD, MEL_AHEAD = 3, 4  # frames after a frame that the first convolutions of the causal vocoder read
 
 
-class Snake(convolution.Snake):
+class Snake(streaming.Snake):
     """Snake activation x + sin(a x)² / a with one learned a per channel."""
 
     def __init__(self, channels: int) -> None:

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from stretto.codecs.base import CodecSpec, Stateful, Window
-from stretto.codecs.convolution import prepare
 from stretto.codecs.qwen3_12hz.decoder import (
     KERNEL,
     Attention,
@@ -33,6 +32,7 @@ from stretto.codecs.qwen3_12hz.decoder import (
     Upsampling,
     samples_of,
 )
+from stretto.codecs.streaming import prepare
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.weights.loading import CONFIG_FILE, codec_directory, load_strictly, read_tensors
 

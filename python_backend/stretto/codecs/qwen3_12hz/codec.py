@@ -17,9 +17,9 @@ from transformers.models.mimi.modeling_mimi import (
 )
 
 from stretto.codecs.base import CodecSpec, Stateful, Window
-from stretto.codecs.convolution import prepare
 from stretto.codecs.qwen3_12hz.decoder import Decoder, Memory, Qwen3CodecConfig, read_config
 from stretto.codecs.seanet import keep_lengths_on_host
+from stretto.codecs.streaming import prepare
 from stretto.weights.loading import codec_directory, load_strictly, read_tensors
 
 KERNEL, STRIDE = 4, 2  # downsampling from transformer steps to frames

@@ -22,7 +22,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import MimiConfig
 
-from stretto.codecs.convolution import Elu, Snake, convolve, joined, upsample
+from stretto.codecs.streaming import Elu, Snake, convolve, joined, upsample
 from stretto.errors import CheckpointError
 from stretto.untrusted_files import UNPARSABLE, json_object
 from stretto.weights.loading import CONFIG_FILE

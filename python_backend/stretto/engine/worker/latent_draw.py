@@ -8,12 +8,12 @@ import numpy as np
 import torch
 
 from stretto.engine.protocol import SpeechRequestData
-from stretto.engine.worker.batch import BatchPlan, PlanArrays
 from stretto.engine.worker.predictors import LatentFeedback, LatentReadout
+from stretto.engine.worker.run_slots import BatchPlan, PlanArrays
 from stretto.engine.worker.sampler import RepetitionGuard, RowDraw, pick
 from stretto.engine.worker.segment_state import Countdown, Rows, SegmentState
 from stretto.engine.worker.slots import Array, Arrays, SlotTables
-from stretto.sampling.noise import gaussian
+from stretto.sampling import gaussian
 from stretto.streams.layout import StreamLayout, latents_of
 
 logger = logging.getLogger(__name__)

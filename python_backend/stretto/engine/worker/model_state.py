@@ -1,25 +1,33 @@
-"""Device state per request for all streams (vLLM's `ModelState` hook), embedded audio inputs, and sampler selection."""
+"""Device state per request for all streams (vLLM's `ModelState` hook), embedded audio inputs, and sampler selection.
+
+vLLM worker that applies streamed-text updates before each step.
+"""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 from vllm.config import CompilationMode, VllmConfig
-from vllm.v1.core.sched.output import NewRequestData
+from vllm.platforms import current_platform
+from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
 from vllm.v1.kv_cache_interface import KVCacheConfig
+from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 from vllm.v1.worker.gpu.block_table import BlockTables
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.mm.encoder_cache import EncoderCache
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 from vllm.v1.worker.gpu.sample.sampler import Sampler
 from vllm.v1.worker.gpu.states import RequestState
+from vllm.v1.worker.gpu_worker import Worker
+from vllm.v1.worker.worker_base import CompilationTimes
 
+from stretto.engine.adapters import Adapters
 from stretto.engine.kernels.cpu.products import HostDepth, pad_products
 from stretto.engine.kernels.gpu.advance import gather_rows
 from stretto.engine.kernels.gpu.depth import DeviceDepth
-from stretto.engine.protocol import SpeechRequestData, family_of
+from stretto.engine.protocol import SpeechCachedRequests, SpeechRequestData, family_of
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.worker.latent_draw import FeedbackMemory, LatentDraw, StretchDraw
 from stretto.engine.worker.predictors import (
@@ -265,3 +273,28 @@ class SpeechModelState(DefaultModelState):
         model: Any = self.model
         predictor = self._row_predictor = model.row_predictor(generated, self.vllm_config)
         return predictor
+
+
+if TYPE_CHECKING or not current_platform.is_cpu():
+    Base = Worker
+else:
+    from vllm.v1.worker.cpu_worker import CPUWorker as Base
+
+
+class SpeechWorker(Base):
+    """vLLM's worker for the device (GPU or CPU) with LoRA adapters and streamed text."""
+
+    def compile_or_warm_up_model(self) -> CompilationTimes:
+        """Warm up as vLLM does, then load all adapters, so that no step has to load one."""
+        times = super().compile_or_warm_up_model()
+        for adapter in Adapters.from_config(self.vllm_config).values():
+            self.add_lora(adapter)
+        return times
+
+    def execute_model(self, scheduler_output: SchedulerOutput) -> ModelRunnerOutput | AsyncModelRunnerOutput | None:
+        """Write newly arrived text to the slot tables, then compute the step."""
+        cached = scheduler_output.scheduled_cached_reqs
+        if isinstance(cached, SpeechCachedRequests):
+            runner: Any = self.model_runner
+            runner.model_state.slots.extend_texts(cached.new_text)
+        return super().execute_model(scheduler_output)

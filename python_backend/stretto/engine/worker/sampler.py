@@ -11,7 +11,6 @@ from vllm.v1.worker.gpu.sample.output import SamplerOutput
 from vllm.v1.worker.gpu.sample.sampler import Sampler
 
 from stretto.engine.kernels.gpu.draw import draw
-from stretto.engine.worker.batch import BatchPlan, PlanArrays, StepRows
 from stretto.engine.worker.predictors import (
     EVERY,
     BurstBatch,
@@ -20,12 +19,12 @@ from stretto.engine.worker.predictors import (
     Readout,
     RowPredictor,
 )
-from stretto.engine.worker.run_slots import RunSlots
+from stretto.engine.worker.run_slots import BatchPlan, PlanArrays, RunSlots, StepRows
 from stretto.engine.worker.segment_state import Rows, SegmentState, StreamEnds
 from stretto.engine.worker.slots import LIMITS, STATE, Array, Arrays, SlotState, SlotTables, counted_columns
 from stretto.engine.worker.step_program import StepGraphs, StepProgram, StepSampler, Variant
 from stretto.families.base import Family
-from stretto.sampling.draw import (
+from stretto.sampling import (
     DrawParams,
     DrawPlan,
     RepetitionRule,
@@ -34,9 +33,11 @@ from stretto.sampling.draw import (
     is_repeated,
     keep_near,
     penalize,
+    redraw_keys,
+    stream_keys,
     truncate,
+    uniform,
 )
-from stretto.sampling.noise import redraw_keys, stream_keys, uniform
 
 NOT_COUNTED = -1
 EVERYTHING = DrawPlan(is_random=True, num_candidates=0, has_top_p=False)

@@ -8,8 +8,7 @@ import torch
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.worker.slots import Array, Arrays, SlotLimits, SlotScales, SlotState
 from stretto.families.base import Script
-from stretto.streams.layout import Segment
-from stretto.streams.pattern import Staircase
+from stretto.streams.layout import Segment, Staircase
 
 AS_DRAWN = -1
 

@@ -10,8 +10,7 @@ import torch
 
 from stretto.engine.protocol import NewText, SpeechParams
 from stretto.engine.reply_rules import ENDLESS, UNKNOWN, SegmentRules, SegmentTracker, Track, rows_of
-from stretto.sampling.draw import min_p_span
-from stretto.sampling.noise import seed_key
+from stretto.sampling import min_p_span, seed_key
 
 Array = Any  # np.ndarray or torch.Tensor
 

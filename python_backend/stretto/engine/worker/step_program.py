@@ -15,19 +15,23 @@ from vllm.v1.worker.gpu.sample.output import SamplerOutput
 from vllm.v1.worker.gpu.sample.sampler import Sampler
 
 from stretto.cuda_graphs import record
-from stretto.engine.kernels.gpu import step_table
+from stretto.engine.kernels.gpu import step_draw
 from stretto.engine.kernels.gpu.advance import advance_kernel, keep_kernel
-from stretto.engine.kernels.gpu.step_draw import draw_script_kernel, draw_streams_kernel
-from stretto.engine.kernels.gpu.step_table import COLUMNS, DRAWS, RECEIVES, StepRules
+from stretto.engine.kernels.gpu.step_draw import (
+    COLUMNS,
+    DRAWS,
+    RECEIVES,
+    StepRules,
+    draw_script_kernel,
+    draw_streams_kernel,
+)
 from stretto.engine.kernels.gpu.step_text import TILE, WIDTH, draw_text_kernel, text_maxima_kernel
 from stretto.engine.reply_rules import SegmentRules
-from stretto.engine.worker.batch import NO_ROW, StepRows
 from stretto.engine.worker.predictors import Readout
-from stretto.engine.worker.run_slots import RunSlots
+from stretto.engine.worker.run_slots import NO_ROW, RunSlots, StepRows
 from stretto.engine.worker.segment_state import denied_text, end_tables, out_of_place
 from stretto.engine.worker.slots import LIMITS, SCALES, SlotTables
-from stretto.streams.layout import Segment
-from stretto.streams.pattern import FORCED_TAIL, NO_TAIL, PADDED_TAIL, SAMPLED_TAIL
+from stretto.streams.layout import FORCED_TAIL, NO_TAIL, PADDED_TAIL, SAMPLED_TAIL, Segment
 
 
 class CudaRecorder:
@@ -52,10 +56,10 @@ def recorder_of(device: torch.device, config: VllmConfig) -> CudaRecorder | None
 
 
 KINDS = {
-    FORCED_TAIL: step_table.FORCED_TAIL,
-    SAMPLED_TAIL: step_table.SAMPLED_TAIL,
-    PADDED_TAIL: step_table.PADDED_TAIL,
-    NO_TAIL: step_table.NO_TAIL,
+    FORCED_TAIL: step_draw.FORCED_TAIL,
+    SAMPLED_TAIL: step_draw.SAMPLED_TAIL,
+    PADDED_TAIL: step_draw.PADDED_TAIL,
+    NO_TAIL: step_draw.NO_TAIL,
 }
 
 
@@ -179,7 +183,7 @@ class Variant:
 def columns_of(
     rows: StepRows, partner: np.ndarray, is_unconditional: np.ndarray, tables: SlotTables, num_rows: int
 ) -> np.ndarray:
-    """Return the step table of a batch, int32 [C, N]; see `kernels/gpu/step_table.py`.
+    """Return the step table of a batch, int32 [C, N]; see `kernels/gpu/step_draw.py`.
 
     Args:
         rows: The host's knowledge of the rows.

@@ -16,10 +16,10 @@ from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3Omni
 from stretto.errors import CheckpointError
 from stretto.families.bagpiper.family import NUM_STREAMS, SPECIAL_TOKENS, BagpiperVocabulary
 from stretto.families.conversion import Contents, Converted, Release, Tokenizer
-from stretto.families.registry import NAME, VOCABULARY
+from stretto.families.plugin import NAME, VOCABULARY
 from stretto.untrusted_files import entry, optional_entry, read_json
 from stretto.weights.backbones import config_of, shapes
-from stretto.weights.tensors import Part, Plan, shapes_of
+from stretto.weights.loading import Part, Plan, shapes_of
 
 NUM_SPECIAL = 256
 TOWER = "multimodal_io_dict.continuous_audio.model.audio_tower."

@@ -23,8 +23,7 @@ from typing import Any
 from stretto.families.audio_format import AudioFormat
 from stretto.families.base import Family, Task, UnconditionalContext
 from stretto.records.sampling import SamplingConfig, SegmentSampling
-from stretto.streams.layout import Segment, StreamLayout
-from stretto.streams.pattern import NO_TAIL, SAMPLED_WARM_UP
+from stretto.streams.layout import NO_TAIL, SAMPLED_WARM_UP, Segment, StreamLayout
 
 PAD, BOS, END_OF_REPLY, END_OF_TURN, SYSTEM, USER, ASSISTANT, TEXT, AUDIO = range(9)
 SPECIAL_TOKENS = ("pad", "bos", "eos", "eot", "system", "user", "assistant", "text", "audio")

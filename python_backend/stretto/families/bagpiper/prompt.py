@@ -30,9 +30,8 @@ from stretto.families.bagpiper.family import (
     MelFormat,
 )
 from stretto.families.base import Family, Task
-from stretto.families.conversation import Piece
-from stretto.families.prompting import PLAIN, Manner, PromptRows, Template, check_codes, frame_rows, stream0_rows
-from stretto.families.registry import config_at
+from stretto.families.plugin import config_at
+from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template, check_codes, frame_rows, stream0_rows
 from stretto.families.text import Subwords, TextTokenizer
 from stretto.records.prompt import InputAudio
 from stretto.streams.layout import Segment

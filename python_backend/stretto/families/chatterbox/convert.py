@@ -56,10 +56,10 @@ from stretto.families.chatterbox.voices import (
     voice_rows,
 )
 from stretto.families.conversion import Contents, Converted, Network, Release, Tokenizer
-from stretto.families.registry import NAME, VOCABULARY
+from stretto.families.plugin import NAME, VOCABULARY
 from stretto.untrusted_files import released_file
 from stretto.weights.backbones import read_backbone, shapes
-from stretto.weights.tensors import Part, Plan, check
+from stretto.weights.loading import Part, Plan, check
 
 
 def hearing(folder: Path, known: ChatterboxVocabulary, t3: Mapping[str, Tensor]) -> Network:

@@ -23,8 +23,7 @@ from typing import Any
 
 from stretto.families.base import Family, PositionStream, Task, UnconditionalContext
 from stretto.records.sampling import SamplingConfig, SegmentSampling
-from stretto.streams.layout import Segment, StreamLayout
-from stretto.streams.pattern import NO_TAIL
+from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
 
 FRAME_RATE = 25.0
 MAX_VOICE_S = 30.0  # longest recording of a voice in seconds

@@ -25,9 +25,8 @@ from stretto.families.chatterbox.family import (
     TurboVocabulary,
 )
 from stretto.families.chatterbox.voices import Hearing, RecordedVoice, TurboHearing, load_hearing
-from stretto.families.conversation import Piece
-from stretto.families.prompting import PLAIN, Manner, PromptRows, Template, stream0_rows
-from stretto.families.registry import VOCABULARY, config_at, read_family
+from stretto.families.plugin import VOCABULARY, config_at, read_family
+from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template, stream0_rows
 from stretto.families.text import TOKENIZER_FILE, TextTokenizer, check_text
 from stretto.records.prompt import InputAudio
 

@@ -22,8 +22,7 @@ from stretto.families.chatterbox.voices import (
 )
 from stretto.families.conversion import Network
 from stretto.untrusted_files import released_file
-from stretto.weights.loading import open_tensors, read_pickled
-from stretto.weights.tensors import Part, check
+from stretto.weights.loading import Part, check, open_tensors, read_pickled
 
 FILE, TURBO_FILE, VOICE_ENCODER_FILE = "s3gen.safetensors", "s3gen_meanflow.safetensors", "ve.safetensors"
 HEARING = (TOKENIZER, SPEAKER)

@@ -41,11 +41,11 @@ from stretto.families.chatterbox.voices import (
     speaker_row,
 )
 from stretto.families.conversion import Contents, Converted, Network, Release, Tokenizer
-from stretto.families.registry import NAME, VOCABULARY
+from stretto.families.plugin import NAME, VOCABULARY
 from stretto.families.text import TOKENIZER_FILE, TextTokenizer
 from stretto.untrusted_files import MAX_TEXT_BYTES, json_object, regular_file, released_file
 from stretto.weights.backbones import TOKENS
-from stretto.weights.tensors import Part, Plan, check
+from stretto.weights.loading import Part, Plan, check
 
 POSITIONS = "tfmr.wpe.weight"  # tensor that only Turbo and Nano have
 GPT2_HEAD = 64  # head width of GPT-2

@@ -24,12 +24,11 @@ from stretto.families.conversion import Contents, Converted, Network, Release, T
 from stretto.families.cosyvoice3.family import CosyVoice3Vocabulary
 from stretto.families.cosyvoice3.tokens import ADDED, END_OF_PROMPT, with_added_tokens
 from stretto.families.cosyvoice3.voices import FOLDER, SPEAKER, TOKENIZER, check_network
-from stretto.families.registry import NAME, VOCABULARY
+from stretto.families.plugin import NAME, VOCABULARY
 from stretto.families.text import TOKENIZER_FILE
 from stretto.untrusted_files import entry, read_text, released_file
 from stretto.weights.backbones import read_backbone, shapes
-from stretto.weights.loading import open_tensors
-from stretto.weights.tensors import Part, Plan, check
+from stretto.weights.loading import Part, Plan, check, open_tensors
 
 BACKBONE_TAG = None
 CODEC = ""

@@ -13,8 +13,7 @@ from typing import Any
 
 from stretto.families.base import Family, Task, UnconditionalContext, Vocabulary
 from stretto.records.sampling import SamplingConfig, SegmentSampling
-from stretto.streams.layout import Segment, StreamLayout
-from stretto.streams.pattern import NO_TAIL
+from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
 
 FRAME_RATE = 25.0
 MIN_VOICE_S, MAX_VOICE_S = 1.0, 30.0  # length of a recording in seconds

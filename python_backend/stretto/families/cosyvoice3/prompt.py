@@ -11,7 +11,6 @@ from stretto.encoders.s3gen import MEL_RATE
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.audio_format import CachedEncoder
 from stretto.families.base import Family, Task
-from stretto.families.conversation import Piece
 from stretto.families.cosyvoice3.family import (
     MAX_ROWS_PER_TOKEN,
     MIN_ROWS_PER_TOKEN,
@@ -21,8 +20,8 @@ from stretto.families.cosyvoice3.family import (
     CosyVoice3Vocabulary,
 )
 from stretto.families.cosyvoice3.voices import FOLDER, Hearing, latest_chunks, sound_of
-from stretto.families.prompting import PLAIN, Manner, PromptRows, Template, stream0_rows
-from stretto.families.registry import VOCABULARY, config_at
+from stretto.families.plugin import VOCABULARY, config_at
+from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template, stream0_rows
 from stretto.families.text import Subwords, TextTokenizer
 from stretto.records.chunk import Sound
 

@@ -16,9 +16,9 @@ from stretto.errors import CheckpointError
 from stretto.families.base import DepthSpec
 from stretto.families.conversion import AUDIO, Contents, Converted, Release, Tokenizer, prefixed
 from stretto.families.csm.family import CsmVocabulary
-from stretto.families.registry import NAME, VOCABULARY
+from stretto.families.plugin import NAME, VOCABULARY
 from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, check_plain_layers, dtype_of, read_numbers
-from stretto.weights.tensors import Part, Plan, shapes_of
+from stretto.weights.loading import Part, Plan, shapes_of
 
 BACKBONE_TAG = None  # config.json itself has the hyperparameters
 CODEC = "codec_model."

@@ -17,8 +17,7 @@ from typing import Any
 
 from stretto.families.base import DepthSpec, Family, Task, UnconditionalContext, Vocabulary
 from stretto.records.sampling import SamplingConfig, SegmentSampling
-from stretto.streams.layout import Segment, StreamLayout
-from stretto.streams.pattern import NO_TAIL
+from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
 
 FRAME_RATE = 12.5
 END_CODE = 0

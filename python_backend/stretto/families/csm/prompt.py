@@ -15,9 +15,8 @@ import numpy as np
 from stretto.codecs.base import Codec
 from stretto.errors import InvalidRequest
 from stretto.families.base import Family, Task
-from stretto.families.conversation import Piece
 from stretto.families.csm.family import END_CODE, VOICES
-from stretto.families.prompting import PLAIN, Manner, PromptRows, Template, check_codes, code_rows, stream0_rows
+from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template, check_codes, code_rows, stream0_rows
 from stretto.families.text import Subwords, TextTokenizer
 
 

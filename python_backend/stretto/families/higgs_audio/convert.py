@@ -22,11 +22,10 @@ from stretto.codecs.higgs import HiggsModel
 from stretto.errors import CheckpointError
 from stretto.families.conversion import AUDIO, Contents, Converted, Network, Release, Tokenizer
 from stretto.families.higgs_audio.family import NEEDED, NUM_MARKS, SCENE_END, SCENE_START, HiggsAudioVocabulary
-from stretto.families.registry import NAME, VOCABULARY
+from stretto.families.plugin import NAME, VOCABULARY
 from stretto.untrusted_files import UNPARSABLE, json_object, released_file
 from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, check_plain_layers, dtype_of, read_numbers
-from stretto.weights.loading import CONFIG_FILE, load_config, read_tensors
-from stretto.weights.tensors import Part, Plan, check, shapes_of
+from stretto.weights.loading import CONFIG_FILE, Part, Plan, check, load_config, read_tensors, shapes_of
 
 WEIGHTS, OTHERS = "model.pth", "model.safetensors"
 OURS = "acoustic_decoder.conv1.weight"  # exists in transformers' layout of the codec, and in no language model

@@ -4,7 +4,7 @@
 
 Earlier speech is given as turns: a user's turn with the words, and the assistant's turn with the speech. A voice is
 cloned by such a pair of turns. A row in which all streams carry their begin id `B` precedes the first sampled row. Each
-stream has its own begin and end ids (`Staircase` in `streams/pattern.py`). The model generates no text. Rows of codes
+stream has its own begin and end ids (`Staircase` in `streams/layout.py`). The model generates no text. Rows of codes
 have separate feed-forward layers (`model.py`). Guidance is an addition of this server: the unconditional request
 contains neither words nor voices. The numbers are those of `bosonai/higgs-audio-v2-generation-3B-base`; a checkpoint's
 config.json may override them (`speech_vocabulary`).
@@ -16,8 +16,7 @@ from typing import Any
 
 from stretto.families.base import Family, Task, UnconditionalContext, Vocabulary
 from stretto.records.sampling import SamplingConfig, SegmentSampling
-from stretto.streams.layout import Segment, StreamLayout
-from stretto.streams.pattern import NO_TAIL, SAMPLED_WARM_UP, Staircase
+from stretto.streams.layout import NO_TAIL, SAMPLED_WARM_UP, Segment, Staircase, StreamLayout
 
 FRAME_RATE = 25.0
 NUM_MARKS = 2  # ids after the codes of each codebook: begin id and end id

@@ -25,7 +25,6 @@ from stretto.codecs.base import Codec
 from stretto.errors import InvalidRequest
 from stretto.families.audio_format import CachedEncoder
 from stretto.families.base import Family, Task
-from stretto.families.conversation import Piece
 from stretto.families.higgs_audio.family import (
     BEGIN,
     BEGIN_OF_AUDIO,
@@ -36,7 +35,7 @@ from stretto.families.higgs_audio.family import (
     SCENE_START,
     START_HEADER,
 )
-from stretto.families.prompting import PLAIN, Manner, PromptRows, Template, check_codes, stream0_rows
+from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template, check_codes, stream0_rows
 from stretto.families.text import TextTokenizer, check_text
 from stretto.streams.layout import StreamLayout
 

@@ -17,11 +17,10 @@ from transformers import MimiConfig, MimiModel
 from stretto.errors import CheckpointError, shown
 from stretto.families.conversion import Contents, Converted, Network, Release
 from stretto.families.kyutai_stt.family import FRAME_RATE, NAME, SttVocabulary
-from stretto.families.registry import NAME as FAMILY
-from stretto.families.registry import VOCABULARY
+from stretto.families.plugin import NAME as FAMILY
+from stretto.families.plugin import VOCABULARY
 from stretto.untrusted_files import entry, json_object, released_file
-from stretto.weights.loading import open_tensors
-from stretto.weights.tensors import Part, Plan, check, shapes_of
+from stretto.weights.loading import Part, Plan, check, open_tensors, shapes_of
 
 IS_BARE = True  # the tokenizer is SentencePiece's
 TOKENIZER_KEY = "tokenizer_name"  # of config.json: file of the tokenizer

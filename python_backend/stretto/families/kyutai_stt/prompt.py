@@ -9,14 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from stretto.codecs.base import Codec
-from stretto.codecs.mimi import MimiCodec
-from stretto.codecs.mimi_encoder import MimiEncoder
+from stretto.codecs.mimi import MimiCodec, MimiEncoder
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.base import Family, Task
-from stretto.families.conversation import Piece
 from stretto.families.kyutai_stt.family import NAME, SttVocabulary
-from stretto.families.prompting import PLAIN, Manner, PromptRows, Template
-from stretto.families.registry import VOCABULARY, config_at
+from stretto.families.plugin import VOCABULARY, config_at
+from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template
 
 
 class SttTemplate:

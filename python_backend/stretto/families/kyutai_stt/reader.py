@@ -10,7 +10,7 @@ from pathlib import Path
 from stretto.errors import CheckpointError
 from stretto.families.base import Family
 from stretto.families.kyutai_stt.family import END_PAD, FRAME_RATE, PAD, SttVocabulary
-from stretto.families.registry import VOCABULARY, config_at
+from stretto.families.plugin import VOCABULARY, config_at
 from stretto.families.text import SENTENCEPIECE_FILE, SentencePieceTokenizer, TextCodec, sentencepiece_at
 from stretto.records.chunk import WordMark
 

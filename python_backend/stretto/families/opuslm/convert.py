@@ -19,11 +19,10 @@ from stretto.errors import CheckpointError
 from stretto.families.conversion import Contents, Converted, Release, Tokenizer
 from stretto.families.opuslm import family as opuslm
 from stretto.families.opuslm.family import NUM_STREAMS, OpusVocabulary
-from stretto.families.registry import NAME, VOCABULARY
+from stretto.families.plugin import NAME, VOCABULARY
 from stretto.untrusted_files import UNPARSABLE, entry, optional_entry, released_file, yaml_mapping
 from stretto.weights.backbones import config_of, shapes
-from stretto.weights.loading import open_tensors
-from stretto.weights.tensors import Entry, Part, Plan, Progress, Written, check, write_file, write_json
+from stretto.weights.loading import Entry, Part, Plan, Progress, Written, check, open_tensors, write_file, write_json
 
 CHECKPOINTS, CLUSTERS = ("xeus_checkpoint_new.pth", "xeus_checkpoint_old.pth"), "km_opus_lm.mdl"
 SSL_DROPPED = ("losses.", "util_modules.", "masker.", "global_step")  # tensors that are only needed for training

@@ -18,8 +18,7 @@ from typing import Any
 
 from stretto.families.base import Family, Task, UnconditionalContext, Vocabulary
 from stretto.records.sampling import SamplingConfig, SegmentSampling
-from stretto.streams.layout import Segment, StreamLayout
-from stretto.streams.pattern import PADDED_TAIL, SAMPLED_TAIL
+from stretto.streams.layout import PADDED_TAIL, SAMPLED_TAIL, Segment, StreamLayout
 
 NUM_STREAMS = 9
 PAD, SOS_EOS = 0, 5

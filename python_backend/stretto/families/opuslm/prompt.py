@@ -12,7 +12,6 @@ from stretto.encoders.xeus import XeusTokenizer, load_ssl_tokenizer
 from stretto.errors import InvalidRequest
 from stretto.families.audio_format import CachedEncoder
 from stretto.families.base import Family, Task
-from stretto.families.conversation import Piece
 from stretto.families.opuslm.family import (
     ASSISTANT_OUTPUT,
     NUM_STREAMS,
@@ -22,7 +21,7 @@ from stretto.families.opuslm.family import (
     USER_INPUT,
     VOICE_FRAMES,
 )
-from stretto.families.prompting import PLAIN, Manner, PromptRows, Template, check_codes, frame_rows, stream0_rows
+from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template, check_codes, frame_rows, stream0_rows
 from stretto.families.text import Subwords, TextTokenizer
 from stretto.streams.layout import Segment
 

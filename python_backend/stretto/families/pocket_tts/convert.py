@@ -20,13 +20,12 @@ from torch import Tensor
 from stretto.codecs.pocket import PocketConfig, codec_shapes
 from stretto.errors import CheckpointError, shown
 from stretto.families.conversion import Contents, Converted, Network, Release
+from stretto.families.plugin import NAME as FAMILY
+from stretto.families.plugin import VOCABULARY
 from stretto.families.pocket_tts.family import NAME, PocketVocabulary, TextRules
 from stretto.families.pocket_tts.voices import Backbone, recover_rows
-from stretto.families.registry import NAME as FAMILY
-from stretto.families.registry import VOCABULARY
 from stretto.untrusted_files import entry, released_file
-from stretto.weights.loading import open_tensors
-from stretto.weights.tensors import Part, Plan, check
+from stretto.weights.loading import Part, Plan, check, open_tensors
 
 IS_BARE = True  # the tokenizer may be of any kind
 IS_FLOAT32 = True  # no other dtype is accepted

@@ -14,8 +14,7 @@ from typing import Any
 
 from stretto.families.base import Family, Task, UnconditionalContext, Vocabulary
 from stretto.records.sampling import LatentSampling, SamplingConfig, SegmentSampling
-from stretto.streams.layout import LatentSpec, Segment, StreamLayout
-from stretto.streams.pattern import NO_TAIL
+from stretto.streams.layout import NO_TAIL, LatentSpec, Segment, StreamLayout
 
 NAME = "pocket_tts"
 FRAME_RATE = 12.5

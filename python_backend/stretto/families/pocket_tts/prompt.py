@@ -15,7 +15,7 @@ from stretto.codecs.base import Codec
 from stretto.errors import CheckpointError, InvalidRequest, shown
 from stretto.families.audio_format import CachedEncoder
 from stretto.families.base import Family, Task
-from stretto.families.conversation import Piece
+from stretto.families.plugin import VOCABULARY, config_at
 from stretto.families.pocket_tts.family import (
     FEW_WORDS,
     FRAME_RATE,
@@ -25,8 +25,7 @@ from stretto.families.pocket_tts.family import (
     PocketVocabulary,
     TextRules,
 )
-from stretto.families.prompting import PLAIN, Manner, PromptRows, Template, stream0_rows
-from stretto.families.registry import VOCABULARY, config_at
+from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template, stream0_rows
 from stretto.families.text import PlainTokenizer, check_text, plain_tokenizer
 
 END_MARKS, WEAK_MARKS, CLOSERS = ".!?…", ",;:-–—", "\"'”’)]»"

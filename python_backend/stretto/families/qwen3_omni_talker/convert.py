@@ -15,14 +15,14 @@ from stretto.codecs.qwen3_12hz.code2wav import MODEL_TYPE, Code2Wav, read_shape
 from stretto.errors import CheckpointError
 from stretto.families.audio_format import KEY
 from stretto.families.conversion import Contents, Converted, Network, Release, Tokenizer, prefixed
+from stretto.families.plugin import NAME as FAMILY
+from stretto.families.plugin import VOCABULARY
 from stretto.families.qwen3_omni_talker.family import NAME, TalkerVocabulary
 from stretto.families.qwen3_tts import convert as qwen3_tts
 from stretto.families.qwen3_tts.convert import NUM_SUPPRESSED, Numbers, check_positions, depth_spec, text_ids
 from stretto.families.qwen3_tts.family import CodecIds
-from stretto.families.registry import NAME as FAMILY
-from stretto.families.registry import VOCABULARY
 from stretto.weights.backbones import dtype_of
-from stretto.weights.tensors import Part, Plan, shapes_of
+from stretto.weights.loading import Part, Plan, shapes_of
 
 BACKBONE_TAG = None  # config.json itself has the hyperparameters
 CODEC = "code2wav."

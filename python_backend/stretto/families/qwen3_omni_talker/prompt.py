@@ -19,10 +19,10 @@ import numpy as np
 from stretto.codecs.base import Codec
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.base import Family
+from stretto.families.plugin import VOCABULARY, config_at
 from stretto.families.prompting import Template, stream0_rows
 from stretto.families.qwen3_omni_talker.family import NAME, TalkerVocabulary, qwen3_omni_talker
 from stretto.families.qwen3_tts.prompt import RowWriter
-from stretto.families.registry import VOCABULARY, config_at
 from stretto.records.prompt import InputAudio, Prompt
 from stretto.records.sampling import SamplingConfig
 

@@ -22,10 +22,10 @@ from stretto.errors import CheckpointError
 from stretto.families.audio_format import KEY
 from stretto.families.base import DepthSpec
 from stretto.families.conversion import AUDIO, Contents, Converted, Network, Release, Tokenizer, prefixed
+from stretto.families.plugin import NAME, VOCABULARY
 from stretto.families.qwen3_tts.family import CodecIds, Qwen3TtsVocabulary, TextIds
-from stretto.families.registry import NAME, VOCABULARY
 from stretto.weights.backbones import dtype_of
-from stretto.weights.tensors import Part, Plan, check, shapes_of
+from stretto.weights.loading import Part, Plan, check, shapes_of
 
 KINDS = ("custom_voice", "voice_design", "base")
 SMALLER = "0b6"  # `tts_model_size` of the release that was not trained to follow instructions

@@ -16,8 +16,7 @@ from typing import Any, Literal
 
 from stretto.families.base import DepthSpec, Family, Task, TextTrack, UnconditionalContext, Vocabulary
 from stretto.records.sampling import SamplingConfig, SegmentSampling
-from stretto.streams.layout import Segment, StreamLayout
-from stretto.streams.pattern import NO_TAIL
+from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
 
 Kind = Literal["custom_voice", "voice_design", "base"]
 FRAME_RATE = 12.5

@@ -33,10 +33,9 @@ from stretto.encoders.x_vector import FOLDER, SAMPLE_RATE, SpeakerEncoder, load_
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.audio_format import CachedEncoder
 from stretto.families.base import Family, Task
-from stretto.families.conversation import Piece
-from stretto.families.prompting import PLAIN, Manner, PromptRows, Template, code_rows, stream0_rows
+from stretto.families.plugin import VOCABULARY, config_at
+from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template, code_rows, stream0_rows
 from stretto.families.qwen3_tts.family import Qwen3TtsVocabulary
-from stretto.families.registry import VOCABULARY, config_at
 from stretto.families.text import Subwords, TextTokenizer, check_text, without_leading_line_ends
 from stretto.records.prompt import MAX_PART_CHARS, InputAudio
 

@@ -6,5 +6,5 @@ PLUGIN = FamilyPlugin(
     name="tiny",
     build=lazy("stretto.families.tiny.family:build", "tiny"),
     open_template=lazy("stretto.families.tiny.prompt:open_template"),
-    text_codec=lazy("stretto.families.tiny.reader:open_text_codec"),
+    text_codec=lazy("stretto.families.tiny.prompt:open_text_codec"),
 )

@@ -16,12 +16,12 @@ from stretto.codecs.refinement import FOLDER
 from stretto.errors import CheckpointError
 from stretto.families.conversion import Contents, Converted, Network, Release, Tokenizer
 from stretto.families.opuslm import convert as opuslm
-from stretto.families.registry import NAME, VOCABULARY
+from stretto.families.plugin import NAME, VOCABULARY
 from stretto.families.valle.family import PAD, SOS_EOS, ValleVocabulary
 from stretto.families.valle.refinement import EPS, ValleShape
 from stretto.untrusted_files import entry, optional_entry
 from stretto.weights.backbones import TOKENS
-from stretto.weights.tensors import Part, Plan, check
+from stretto.weights.loading import Part, Plan, check
 
 BACKBONE_TAG = None  # config.yaml itself has the hyperparameters
 EMBEDDINGS, HEAD = "corelm.emb.weight", "corelm.lm_head.weight"

@@ -16,8 +16,7 @@ from typing import Any
 
 from stretto.families.base import Family, Task, UnconditionalContext, Vocabulary
 from stretto.records.sampling import SamplingConfig, SegmentSampling
-from stretto.streams.layout import Segment, StreamLayout
-from stretto.streams.pattern import NO_TAIL
+from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
 
 PAD, SOS_EOS = 0, 5
 FRAME_RATE = 50.0

@@ -10,9 +10,8 @@ import numpy as np
 from stretto.codecs.base import Codec
 from stretto.errors import InvalidRequest
 from stretto.families.base import Family, Task
-from stretto.families.conversation import Piece
-from stretto.families.prompting import PLAIN, Manner, PromptRows, Template, stream0_rows
-from stretto.families.registry import VOCABULARY, config_at
+from stretto.families.plugin import VOCABULARY, config_at
+from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template, stream0_rows
 from stretto.families.text import Subwords, TextTokenizer
 from stretto.families.valle.family import PAD, SOS_EOS, ValleVocabulary
 

@@ -25,12 +25,12 @@ from stretto.codecs.vibevoice import (
 )
 from stretto.errors import CheckpointError, shown
 from stretto.families.conversion import Contents, Converted, Network, Release
-from stretto.families.registry import NAME as FAMILY
-from stretto.families.registry import VOCABULARY
+from stretto.families.plugin import NAME as FAMILY
+from stretto.families.plugin import VOCABULARY
 from stretto.families.vibevoice.family import FRAME_RATE, NAME, VibeVoiceVocabulary
 from stretto.untrusted_files import entry
 from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, read_numbers
-from stretto.weights.tensors import Part, Plan
+from stretto.weights.loading import Part, Plan
 
 IS_FLOAT32 = True
 BACKBONE_TAG = None

@@ -16,9 +16,8 @@ from stretto.codecs.base import Codec
 from stretto.errors import InvalidRequest, shown
 from stretto.families.audio_format import CachedEncoder
 from stretto.families.base import Family, Task
-from stretto.families.conversation import Piece
-from stretto.families.prompting import PLAIN, Manner, PromptRows, Template, stream0_rows
-from stretto.families.registry import VOCABULARY, config_at
+from stretto.families.plugin import VOCABULARY, config_at
+from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template, stream0_rows
 from stretto.families.text import TextTokenizer, check_text
 from stretto.families.vibevoice.family import MAX_FRAMES, VibeVoiceVocabulary
 

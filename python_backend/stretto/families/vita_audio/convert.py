@@ -18,14 +18,14 @@ from stretto.encoders.whisper_vq import CONFIG, FEATURES, FOLDER, read_tokenizer
 from stretto.errors import CheckpointError
 from stretto.families.audio_format import KEY
 from stretto.families.conversion import AUDIO, Contents, Converted, Release, Tokenizer
-from stretto.families.registry import DRAWN, NAME, VOCABULARY
+from stretto.families.plugin import DRAWN, NAME, VOCABULARY
 from stretto.families.vita_audio.family import BALANCE, HEARD, MARKERS, SCHEDULES, SENSE_VOICE, VANILLA, VitaVocabulary
 from stretto.families.vita_audio.model import SenseVoice
 from stretto.families.vita_audio.prompt import DITHER, NUM_BINS, SAMPLE_RATE, STACKED, STEP
 from stretto.untrusted_files import read_json, read_text, released_file, yaml_mapping
-from stretto.weights import tensors
+from stretto.weights import loading
 from stretto.weights.backbones import config_of, shapes
-from stretto.weights.tensors import Entry, Part, Plan, Written, shapes_of
+from stretto.weights.loading import Entry, Part, Plan, Written, shapes_of
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class PublishedTokenizer:
         names = [CONFIG, FEATURES, *sorted(path.name for path in folder.glob("model*.safetensors"))]
         return cls([released_file(folder, name) for name in names])
 
-    def write(self, folder: Path, progress: tensors.Progress) -> list[Written]:
+    def write(self, folder: Path, progress: loading.Progress) -> list[Written]:
         """Copy the files."""
-        return [tensors.copy_file(path, folder / path.name, f"{FOLDER}/{path.name}") for path in self.files]
+        return [loading.copy_file(path, folder / path.name, f"{FOLDER}/{path.name}") for path in self.files]
 
 
 TOWER, ADAPTOR = "model.audio_model.model.", "model.audio_projection."

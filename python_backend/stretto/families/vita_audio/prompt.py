@@ -30,9 +30,8 @@ from stretto.encoders.whisper_vq import SpeechTokenizer, load_tokenizer
 from stretto.errors import InvalidRequest
 from stretto.families.audio_format import KEY, CachedEncoder
 from stretto.families.base import Family, Task
-from stretto.families.conversation import Piece
-from stretto.families.prompting import PLAIN, Manner, PromptRows, Template, check_codes, stream0_rows
-from stretto.families.registry import VOCABULARY, config_at
+from stretto.families.plugin import VOCABULARY, config_at
+from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template, check_codes, stream0_rows
 from stretto.families.text import Subwords, TextTokenizer
 from stretto.families.vita_audio.family import HEARD, NUM_QUERIES, VitaVocabulary
 from stretto.records.prompt import InputAudio

@@ -17,12 +17,11 @@ from torch import Tensor
 from stretto.codecs.audiovae import DEFAULTS, MODEL_TYPE, AudioVaeConfig, codec_shapes, published_names
 from stretto.errors import CheckpointError, shown
 from stretto.families.conversion import Contents, Converted, Network, Release
-from stretto.families.registry import NAME as FAMILY
-from stretto.families.registry import VOCABULARY
+from stretto.families.plugin import NAME as FAMILY
+from stretto.families.plugin import VOCABULARY
 from stretto.families.voxcpm2.family import NAME, VoxCpmVocabulary
 from stretto.untrusted_files import entry, released_file
-from stretto.weights.loading import read_pickled, read_tensors
-from stretto.weights.tensors import Part, Plan, check
+from stretto.weights.loading import Part, Plan, check, read_pickled, read_tensors
 
 IS_BARE = True  # the tokenizer may be of any kind
 IS_FLOAT32 = True

@@ -125,8 +125,8 @@ def test_rows_count_what_they_computed_where_nothing_is_sampled(same_as_kernel, 
 
 
 def test_drafted_tokens_are_refused():
-    from stretto.engine.kernels.cpu import inputs
+    from stretto.engine.kernels.cpu import model_runner
 
     one = torch.zeros(1, dtype=torch.int64)
     with pytest.raises(AssertionError, match="speculative"):
-        inputs.combine_sampled_and_draft_tokens(one, one, one, one, one, one, torch.zeros(1, 2), 2, one, one)
+        model_runner.combine_sampled_and_draft_tokens(one, one, one, one, one, one, torch.zeros(1, 2), 2, one, one)

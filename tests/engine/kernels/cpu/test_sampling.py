@@ -7,7 +7,7 @@ import torch
 from vllm.triton_utils import dispatcher
 
 from stretto.engine.kernels import cpu as cpu_kernels
-from stretto.engine.kernels.cpu import sampling
+from stretto.engine.kernels.cpu import model_runner
 
 pytestmark = pytest.mark.slow
 
@@ -83,7 +83,7 @@ def keep(scores: list[float], k: int, p: float) -> list[float]:
 def test_top_k_and_top_p_keep_the_most_probable(k, p):
     logits = logits_of(5, 90, scale=1.0)
     expected = [keep(row, k[i] if k else 90, p or 1.0) for i, row in enumerate(logits.tolist())]
-    sampling.apply_top_k_top_p(
+    model_runner.apply_top_k_top_p(
         logits, logits, logits, logits, torch.tensor(k, dtype=torch.int32) if k else None,
         torch.full((ROWS,), p) if p else None, float("-inf"), 1,
     )  # fmt: skip

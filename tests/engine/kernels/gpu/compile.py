@@ -21,8 +21,7 @@ from stretto.engine.kernels.gpu.advance import _gather_kernel, advance_kernel, k
 from stretto.engine.kernels.gpu.depth import depth_attention_kernel
 from stretto.engine.kernels.gpu.draw import _draw_kernel
 from stretto.engine.kernels.gpu.embed import _embed_kernel
-from stretto.engine.kernels.gpu.step_draw import draw_script_kernel, draw_streams_kernel
-from stretto.engine.kernels.gpu.step_table import StepRules
+from stretto.engine.kernels.gpu.step_draw import StepRules, draw_script_kernel, draw_streams_kernel
 from stretto.engine.kernels.gpu.step_text import draw_text_kernel, text_maxima_kernel
 
 DRAW = {

@@ -39,12 +39,11 @@ from benchmarks.gpu.models import MODELS, engine_args, write_config
 from stretto.config import EngineConfig
 from stretto.convert.make_repository import engine_arguments, quantization
 from stretto.engine.kernels.gpu import depth as kernel
-from stretto.engine.kernels.gpu.depth import DeviceDepth
-from stretto.engine.kernels.gpu.fused import fp8_product, use_fused_operators
-from stretto.engine.launch import vllm_config
+from stretto.engine.kernels.gpu.depth import DeviceDepth, fp8_product, use_fused_operators
+from stretto.engine.llm import vllm_config
 from stretto.engine.models.depth_transformer import DepthTransformer
-from stretto.engine.models.quantization import check_quantization
-from stretto.families.registry import config_at
+from stretto.engine.models.multi_stream import check_quantization
+from stretto.families.plugin import config_at
 from tests.engine.kernels.gpu.operators import Count, Launches
 
 FUSED = ("rms_norm", "fused_add_rms_norm", "silu_and_mul", "rotary_embedding")

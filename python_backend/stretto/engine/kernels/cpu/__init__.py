@@ -10,26 +10,26 @@ import warnings
 from collections.abc import Callable
 from functools import cache
 
-from stretto.engine.kernels.cpu import inputs, sampling
+from stretto.engine.kernels.cpu import model_runner
 
 RUNNER = "vllm.v1.worker.gpu"
 KERNELS: dict[str, Callable[..., None]] = {
-    f"{RUNNER}.buffer_utils._apply_write_kernel": inputs.apply_write,
-    f"{RUNNER}.block_table._gather_block_tables_kernel": inputs.gather_block_tables,
-    f"{RUNNER}.block_table._compute_slot_mappings_kernel": inputs.compute_slot_mappings,
-    f"{RUNNER}.input_batch._prepare_prefill_inputs_kernel": inputs.prepare_prefill_inputs,
-    f"{RUNNER}.input_batch._prepare_pos_seq_lens_kernel": inputs.prepare_pos_seq_lens,
-    f"{RUNNER}.input_batch._combine_sampled_and_draft_tokens_kernel": inputs.combine_sampled_and_draft_tokens,
-    f"{RUNNER}.input_batch._get_num_sampled_and_rejected_kernel": inputs.get_num_sampled_and_rejected,
-    f"{RUNNER}.input_batch._post_update_kernel": inputs.post_update,
-    f"{RUNNER}.input_batch._post_update_num_computed_tokens_kernel": inputs.post_update_num_computed_tokens,
-    f"{RUNNER}.sample.gumbel._temperature_kernel": sampling.apply_temperature,
-    f"{RUNNER}.sample.gumbel._gumbel_sample_kernel": sampling.gumbel_sample,
-    f"{RUNNER}.sample.min_p._min_p_kernel": sampling.apply_min_p,
-    f"{RUNNER}.sample.logit_bias._bias_kernel": sampling.apply_logit_bias,
-    f"{RUNNER}.sample.logprob._topk_log_softmax_kernel": sampling.topk_log_softmax,
-    f"{RUNNER}.sample.logprob._ranks_kernel": sampling.ranks,
-    "vllm.v1.sample.ops.topk_topp_triton._topk_topp": sampling.apply_top_k_top_p,
+    f"{RUNNER}.buffer_utils._apply_write_kernel": model_runner.apply_write,
+    f"{RUNNER}.block_table._gather_block_tables_kernel": model_runner.gather_block_tables,
+    f"{RUNNER}.block_table._compute_slot_mappings_kernel": model_runner.compute_slot_mappings,
+    f"{RUNNER}.input_batch._prepare_prefill_inputs_kernel": model_runner.prepare_prefill_inputs,
+    f"{RUNNER}.input_batch._prepare_pos_seq_lens_kernel": model_runner.prepare_pos_seq_lens,
+    f"{RUNNER}.input_batch._combine_sampled_and_draft_tokens_kernel": model_runner.combine_sampled_and_draft_tokens,
+    f"{RUNNER}.input_batch._get_num_sampled_and_rejected_kernel": model_runner.get_num_sampled_and_rejected,
+    f"{RUNNER}.input_batch._post_update_kernel": model_runner.post_update,
+    f"{RUNNER}.input_batch._post_update_num_computed_tokens_kernel": model_runner.post_update_num_computed_tokens,
+    f"{RUNNER}.sample.gumbel._temperature_kernel": model_runner.apply_temperature,
+    f"{RUNNER}.sample.gumbel._gumbel_sample_kernel": model_runner.gumbel_sample,
+    f"{RUNNER}.sample.min_p._min_p_kernel": model_runner.apply_min_p,
+    f"{RUNNER}.sample.logit_bias._bias_kernel": model_runner.apply_logit_bias,
+    f"{RUNNER}.sample.logprob._topk_log_softmax_kernel": model_runner.topk_log_softmax,
+    f"{RUNNER}.sample.logprob._ranks_kernel": model_runner.ranks,
+    "vllm.v1.sample.ops.topk_topp_triton._topk_topp": model_runner.apply_top_k_top_p,
 }
 
 

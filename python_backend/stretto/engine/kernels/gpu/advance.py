@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from stretto.engine.kernels.gpu.step_table import (
+from stretto.engine.kernels.gpu.step_draw import (
     AUDIO_END,
     AUDIO_MAX,
     AUDIO_MIN,
@@ -86,7 +86,7 @@ def end_frame_of(
 def keep_kernel(
     tokens: tl.tensor,  # [R, T] int32, written
     results: tl.tensor,  # [N] int32, stream 0 of each row first
-    plan: tl.tensor,  # `step_table.py`, [C, N] int32
+    plan: tl.tensor,  # `step_draw.py`, [C, N] int32
     lengths: tl.tensor,  # [N] int32
     tokens_stride: tl.constexpr,
     plan_stride: tl.constexpr,
@@ -330,7 +330,7 @@ def advance_kernel(
     script: tl.tensor,  # [R, E + 1] int64, written
     codes: tl.tensor,  # [R, T + 1, S - 1] int32, written
     seen: tl.tensor,  # [R, V + 1] uint8, written: ids counted by a repetition penalty; or empty
-    plan: tl.tensor,  # `step_table.py`, [C, N] int32
+    plan: tl.tensor,  # `step_draw.py`, [C, N] int32
     lengths: tl.tensor,  # [N] int32
     text: tl.tensor,  # sampled text ids, [N] int32
     first: tl.tensor,  # [N] int32; with a pointer, 1 if it advances

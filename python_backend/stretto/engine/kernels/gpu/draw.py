@@ -1,11 +1,11 @@
-"""Triton kernel equivalent to `sampling/draw.py`, with its noise; one program per row and stream."""
+"""Triton kernel equivalent to `sampling.py`, with its noise; one program per row and stream."""
 
 import torch
 import triton
 import triton.language as tl
 
-from stretto.sampling.draw import DrawParams, DrawPlan
-from stretto.sampling.draw import draw as draw_on_host
+from stretto.sampling import DrawParams, DrawPlan
+from stretto.sampling import draw as draw_on_host
 
 
 @triton.jit

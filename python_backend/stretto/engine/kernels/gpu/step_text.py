@@ -22,8 +22,7 @@ from stretto.engine.kernels.gpu.draw import (
     stream_key_of,
     value_of,
 )
-from stretto.engine.kernels.gpu.step_draw import kth_largest_of, real_of
-from stretto.engine.kernels.gpu.step_table import (
+from stretto.engine.kernels.gpu.step_draw import (
     AUDIO_START,
     DRAWS,
     NUM_TEXT_TOKENS,
@@ -36,12 +35,14 @@ from stretto.engine.kernels.gpu.step_table import (
     TEXT_TEMPERATURE,
     TEXT_TOP_K,
     TEXT_TOP_P,
+    kth_largest_of,
+    real_of,
 )
 
 WIDTH = tl.constexpr(128)  # columns per group
 TILE = tl.constexpr(32)  # groups processed at once
 FIRST_REACH = tl.constexpr(128)  # groups examined first for a nucleus without top-k
-NOISE_SPAN = tl.constexpr(20.0)  # as in `sampling/draw.py`
+NOISE_SPAN = tl.constexpr(20.0)  # as in `sampling.py`
 
 
 @triton.jit
@@ -76,7 +77,7 @@ def text_maxima_kernel(
     values = tl.load(line + columns, mask=inside, other=float("-inf"))
     if offset is not None:
         values += tl.load(offset + columns, mask=inside, other=0.0)
-    if seen is not None:  # the reference is `penalize` of `sampling/draw.py`
+    if seen is not None:  # the reference is `penalize` of `sampling.py`
         is_seen = tl.load(seen + slot * (num_columns + 1) + columns, mask=inside, other=0) != 0
         penalty = real_of(mine + REPETITION_PENALTY * plan_stride)
         less = tl.where(values < 0, values * penalty, tl.div_rn(values, penalty))

@@ -1,12 +1,113 @@
-"""Sampling of one token id per row and stream: logits processors, guidance, temperature, top-k, top-p, Gumbel noise."""
+"""Sampling noise as a function of seed, position, stream and token id only.
+
+Because there is no generator state, a request yields the same codes alone, in any batch, after preemption and on any
+device. The mixer is lowbias32 of C. Wellons' hash prospector (https://nullprogram.com/blog/2018/07/31/, public domain).
+
+Sampling of one token id per row and stream: logits processors, guidance, temperature, top-k, top-p, Gumbel noise.
+"""
 
 import math
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from stretto.sampling.noise import gumbel
+Words = TypeVar("Words", torch.Tensor, np.ndarray)
+
+POSITION_STEP, STREAM_STEP, TOKEN_STEP = -0x61C8864F, -0x7A143595, -0x3D4D51CB  # odd, as signed 32-bit
+REDRAW_STEP = 0x27D4EB2F
+
+
+def _mix(x: Words) -> Words:
+    """Apply the hash lowbias32 to int32 `x`, in place.
+
+    `>>` on signed integers shifts in copies of the sign bit; the masks remove them.
+    """
+    x ^= (x >> 16) & 0xFFFF
+    x *= 0x7FEB352D
+    x ^= (x >> 15) & 0x1FFFF
+    x *= -0x7B935975
+    x ^= (x >> 16) & 0xFFFF
+    return x
+
+
+def seed_key(seed: int) -> int:
+    """Fold a seed of up to 63 bits into a signed 32-bit key."""
+    low = (seed & 0xFFFFFFFF) - (1 << 32 if seed & 0x80000000 else 0)
+    return int(_mix(_mix(np.array([seed >> 32], np.int32)) + np.int32(low))[0])
+
+
+def stream_keys(seed_keys: Words, positions: Words, num_streams: int) -> Words:
+    """Return one noise key per row and stream, computed on the host or on the device of the arguments.
+
+    Args:
+        seed_keys: Keys of the requests' seeds from `seed_key`, int32 [B].
+        positions: Position of each row in its request, int32 [B].
+        num_streams: Number of streams, S.
+
+    Returns:
+        int32 [B, S].
+    """
+    rows = _mix(seed_keys + positions * POSITION_STEP)
+    streams: Any = np.arange(num_streams, dtype=np.int32)
+    if isinstance(rows, torch.Tensor):
+        streams = torch.arange(num_streams, dtype=torch.int32, device=rows.device)
+    return _mix(rows[:, None] + streams * STREAM_STEP)
+
+
+def redraw_keys(keys: torch.Tensor) -> torch.Tensor:
+    """Return the int32 keys for sampling a second time at the same position."""
+    return _mix(keys + REDRAW_STEP)
+
+
+def uniform(keys: np.ndarray, token_ids: np.ndarray) -> np.ndarray:
+    """Return uniform noise in (0, 1) with a resolution of 23 bits.
+
+    Args:
+        keys: Noise keys from `stream_keys`, int32, broadcast against `token_ids`.
+        token_ids: Token ids, int32.
+
+    Returns:
+        float32 of the broadcast shape.
+    """
+    bits = (_mix(keys + token_ids.astype(np.int32) * np.int32(TOKEN_STEP)) >> 9) & 0x7FFFFF
+    return (bits.astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-23)
+
+
+def gaussian(keys: Words, step: int = 0) -> Words:
+    """Return standard Gaussian noise, float32, for int32 `keys` of any shape; numpy's and torch's agree.
+
+    Box-Muller over two uniforms, in float64 and rounded once, so that libraries and devices rarely differ in the last
+    bit.
+
+    Args:
+        keys: Noise keys.
+        step: Number of the draw from the same keys.
+    """
+    if isinstance(keys, torch.Tensor):
+        one, other = (_uniform64(keys, 2 * step + each) for each in (0, 1))
+        return (torch.sqrt(-2 * torch.log(one)) * torch.cos(2 * math.pi * other)).float()
+    one, other = (_uniform64(keys, 2 * step + each) for each in (0, 1))
+    return (np.sqrt(-2 * np.log(one)) * np.cos(2 * math.pi * other)).astype(np.float32)
+
+
+def _uniform64(keys: Words, counter: int) -> Words:
+    """Return `uniform` of one token id in float64, which represents it exactly."""
+    offset = (counter * TOKEN_STEP + (1 << 31)) % (1 << 32) - (1 << 31)
+    bits = (_mix(keys + offset) >> 9) & 0x7FFFFF
+    return ((bits.double() if isinstance(bits, torch.Tensor) else bits.astype(np.float64)) + 0.5) * 2.0**-23
+
+
+def gumbel(keys: np.ndarray, token_ids: np.ndarray) -> np.ndarray:
+    """Return standard Gumbel noise; the argmax of logits plus this noise is a draw from their softmax.
+
+    Arguments and result are those of `uniform`.
+    """
+    noise = uniform(keys, token_ids)
+    torch.from_numpy(noise).log_().neg_().log_().neg_()
+    return noise
+
 
 LOWEST = np.finfo(np.float32).min
 GROUPS, GROUP_WIDTH = 64, 128  # minimum number of groups per row, and maximum group width

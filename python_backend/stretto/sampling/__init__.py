@@ -1,1 +1,0 @@
-"""Sampling: from logits to one token id per stream."""
