@@ -4,22 +4,18 @@ https://huggingface.co/canopylabs/orpheus-3b-0.1-ft, with `--codec` a folder of
 https://huggingface.co/hubertsiuzdak/snac_24khz. Text and codes share one table, which is also the head.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from stretto.errors import CheckpointError
 from stretto.families.conversion import AUDIO, Contents, Converted, Release, Tokenizer
 from stretto.families.plugin import NAME, VOCABULARY
-from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, dtype_of, read_numbers
+from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, read_numbers
 from stretto.weights.loading import Part, shapes_of
 from stretto_orpheus.family import MARKERS, ROWS_PER_FRAME, OrpheusVocabulary
 from stretto_orpheus.snac import published_shape
 
-BACKBONE_TAG = None  # config.json itself has the hyperparameters
-CODEC = ""  # the codec is a separate release
 GENERATION = AUDIO
 EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 FIRST, CODE_0 = "<custom_token_0>", "<custom_token_10>"  # spelling of the first id after text; of the first code
@@ -57,16 +53,6 @@ def convert(release: Release, contents: Contents) -> Converted:
     shapes = shapes_of(LlamaForCausalLM, config)
     kept = {name: Part(name, shape) for name, shape in shapes.items() if not (is_tied and name == HEAD)}
     return Converted(record, kept, (HEAD,) if is_tied else ())
-
-
-def trained_dtype(config: Mapping[str, Any]) -> str | None:
-    """Return the dtype in config.json; None if there is none."""
-    return dtype_of(config)
-
-
-def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
-    """Return no notes."""
-    return []
 
 
 def vocabulary(config: Any, tokenizer: Tokenizer, codebook_size: int) -> OrpheusVocabulary:

@@ -20,7 +20,6 @@ from torch import Tensor
 from stretto.codecs.base import codec_marks, codec_module, codecs_in_transformers, load_codec
 from stretto.convert.release import (
     audio_tokenizer_of,
-    located,
     marks,
     notes_on,
     published,
@@ -251,7 +250,7 @@ def plan(release: Release) -> Conversion:
     family_files = published(release)
     if release.ssl_tokenizer and audio_tokenizer_of(release.family_name) is None:
         raise CheckpointError(f"--ssl-tokenizer: {release.family} uses no audio tokenizer, got {release.ssl_tokenizer}")
-    release = located(release)
+    release = published(release).located(release)
     contents = read_contents(release)
     tensors = contents.tensors
     try:

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from stretto.errors import CheckpointError, shown
 from stretto.families.base import Family
-from stretto.families.conversion import AudioTokenizer, Contents, Published, Release, Tokenizer
+from stretto.families.conversion import AudioTokenizer, Contents, Published, Release, Tokenizer, published_by
 from stretto.families.plugin import plugin, plugins, with_defaults
 from stretto.families.text import TOKENIZER_FILE, TextTokenizer, plain_tokenizer, sentencepiece_at
 from stretto.untrusted_files import (
@@ -122,12 +122,7 @@ def published(release: Release) -> Published:
     found = plugin(release.family_name)
     if found is None or found.convert is None:
         raise CheckpointError(f"{release.family}: expected one of {', '.join(convertible())}")
-    return cast(Published, import_module(found.convert))
-
-
-def is_bare(release: Release) -> bool:
-    """Return True if the family's releases have no config, and may have any kind of tokenizer."""
-    return bool(getattr(published(release), "IS_BARE", False))
+    return published_by(import_module(found.convert))
 
 
 def audio_tokenizer_of(family: str) -> Callable[[Path, int], AudioTokenizer] | None:
@@ -135,7 +130,7 @@ def audio_tokenizer_of(family: str) -> Callable[[Path, int], AudioTokenizer] | N
     found = plugin(family)
     if found is None or found.convert is None:
         return None
-    kind = getattr(import_module(found.convert), "SSL_TOKENIZER", None)
+    kind = published_by(import_module(found.convert)).SSL_TOKENIZER
     return None if kind is None else kind.from_folder
 
 
@@ -147,20 +142,10 @@ def marks() -> dict[str, str]:
     found: dict[str, str] = {}
     for each in plugins():
         try:
-            found |= getattr(import_module(each.convert), "MARKS", {}) if each.convert is not None else {}
+            found |= published_by(import_module(each.convert)).MARKS if each.convert is not None else {}
         except Exception as error:  # a plug-in may raise anything
             logger.warning("%s: cannot import %s: %r", each.name, each.convert, error)
     return found
-
-
-def located(release: Release) -> Release:
-    """Return the release with its files named, if the family's module finds them itself.
-
-    Raises:
-        CheckpointError: The files are not those of one release.
-    """
-    find: Callable[[Release], Release] | None = getattr(published(release), "located", None)
-    return release if find is None else find(release)
 
 
 DTYPES = ("bfloat16", "float16", "float32")
@@ -175,11 +160,10 @@ def read_contents(release: Release) -> Contents:
     config, tensors = _config(release), open_tensors(release.model)
     _refuse_quantized(release, config, tensors)
     family = published(release)
-    own, named = getattr(family, "own_tokenizer", None), config.get(getattr(family, "TOKENIZER_KEY", ""))
-    tokenizer = own(release, tensors) if own is not None else None
+    tokenizer, named = family.own_tokenizer(release, tensors), config.get(family.TOKENIZER_KEY)
     if named is not None:
         tokenizer = read_named_tokenizer(released_file(release.tokenizer, str(named)))
-    tokenizer = tokenizer or read_tokenizer(release.tokenizer, spells_bytes=not is_bare(release))
+    tokenizer = tokenizer or read_tokenizer(release.tokenizer, spells_bytes=not family.IS_BARE)
     tag = family.BACKBONE_TAG
     backbone = config if tag is None else read_backbone(entry(config, tag), release.backbone, release.tokenizer)
     dtype = release.dtype or _known_dtype(family.trained_dtype(config), tensors)
@@ -189,7 +173,7 @@ def read_contents(release: Release) -> Contents:
 def _config(release: Release) -> dict[str, Any]:
     """Return the release's config; empty if the family's releases have none."""
     if release.config is None:
-        if not is_bare(release):
+        if not published(release).IS_BARE:
             raise CheckpointError(f"--config: expected the config.yaml or config.json of {release.family}, got none")
         return {}
     read = read_json if release.config.suffix == ".json" else yaml_mapping  # YAML would read 1e-05 as a string
@@ -217,8 +201,7 @@ def notes_on(contents: Contents, release: Release) -> list[str]:
     table = contents.tensors[family.EMBEDDINGS]
     stored = str(table.dtype).removeprefix("torch.")
     notes = [f"stored in {stored}, written in {contents.dtype}"] if stored != contents.dtype else []
-    has_choice = not getattr(family, "IS_FLOAT32", False)
-    if contents.dtype == "float32" and release.dtype is None and has_choice:
+    if contents.dtype == "float32" and release.dtype is None and not family.IS_FLOAT32:
         notes.append("written and served in float32; --dtype bfloat16 takes half the memory, and less time on a GPU")
     return notes + family.notes(contents.config, table, release.family)
 

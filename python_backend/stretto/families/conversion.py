@@ -3,12 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from types import MappingProxyType, ModuleType, SimpleNamespace
+from typing import Any, Protocol, cast
 
 from torch import Tensor
 
 from stretto.errors import CheckpointError
 from stretto.families.plugin import DRAWN
+from stretto.weights.backbones import dtype_of
 from stretto.weights.loading import Entry, Plan, Progress, Written
 
 AUDIO_TOKENIZER = "ssl_tokenizer"  # folder of a checkpoint
@@ -165,37 +167,38 @@ class AudioTokenizer(Protocol):
 
 
 class Published(Protocol):
-    """Conversion module of a family.
-
-    It may also define:
-
-        IS_BARE         True if releases have no config and any kind of tokenizer, as the family generates no text
-        TOKENIZER_KEY   key of the config that names the tokenizer's file, which is SentencePiece's
-        MARKS           descriptions of its releases, for error messages, by the name of a tensor that only they have
-        located(release) -> Release
-                        the release with its files named, if `--model` may be a folder of several releases' files
-        own_tokenizer(release, tensors) -> Tokenizer | None
-                        the text tokenizer, if it has other files; None for the usual ones
+    """Conversion module of a family. It must define EMBEDDINGS and `convert`; the other names have defaults.
 
     Attributes:
-        BACKBONE_TAG: Key of config.yaml that names the backbone; None if config.json itself has the hyperparameters.
         EMBEDDINGS: Published name of the embedding table.
+        BACKBONE_TAG: Key of config.yaml that names the backbone; None if config.json itself has the hyperparameters.
         CODEC: Prefix of the codec's tensors in the model file; empty if the file does not contain the codec.
         GENERATION: Fields of `speech_sampling` by keys of generation_config.json; empty if releases have no such file.
-        SSL_TOKENIZER: Class that converts the folder of `--ssl-tokenizer`, by `from_folder(folder, num_codes)`. A
-            family without this attribute rejects the option.
+        MARKS: Descriptions of its releases, for error messages, by the name of a tensor that only they have.
+        IS_BARE: True if releases have no config and any kind of tokenizer, as the family generates no text.
+        IS_FLOAT32: True if `--dtype` should not be recommended.
+        TOKENIZER_KEY: Key of the config that names the tokenizer's file, which is SentencePiece's.
+        SSL_TOKENIZER: Class that converts the folder of `--ssl-tokenizer`, by `from_folder(folder, num_codes)`; None
+            to reject the option.
     """
 
-    BACKBONE_TAG: str | None
     EMBEDDINGS: str
-    CODEC: str
-    GENERATION: Mapping[str, tuple[str, ...]]
+    BACKBONE_TAG: str | None = None
+    CODEC: str = ""
+    GENERATION: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    MARKS: Mapping[str, str] = MappingProxyType({})
+    IS_BARE: bool = False
+    IS_FLOAT32: bool = False
+    TOKENIZER_KEY: str = ""
+    SSL_TOKENIZER: Any = None
 
-    def trained_dtype(self, config: Mapping[str, Any]) -> str | None:
+    @staticmethod
+    def trained_dtype(config: Mapping[str, Any]) -> str | None:
         """Return the dtype used in training; None if the config does not contain it."""
-        ...
+        return dtype_of(config)
 
-    def notes(self, config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
+    @staticmethod
+    def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
         """Return remarks about the release for the operator.
 
         Args:
@@ -203,7 +206,21 @@ class Published(Protocol):
             embeddings: Published embedding table, [V, H].
             family: Name of the family on the command line.
         """
-        ...
+        return []
+
+    @staticmethod
+    def located(release: Release) -> Release:
+        """Return the release with its files named, if `--model` may be a folder of several releases' files.
+
+        Raises:
+            CheckpointError: The files are not those of one release.
+        """
+        return release
+
+    @staticmethod
+    def own_tokenizer(release: Release, tensors: Mapping[str, Tensor]) -> Tokenizer | None:
+        """Return the text tokenizer, if it has other files; None for the usual ones."""
+        return None
 
     def convert(self, release: Release, contents: Contents) -> Converted:
         """Return the checkpoint to be written.
@@ -216,6 +233,12 @@ class Published(Protocol):
             CheckpointError: Parts of the release do not match; the message names them.
         """
         ...
+
+
+def published_by(module: ModuleType) -> Published:
+    """Return a conversion module with the defaults of the names that it lacks."""
+    defaults = {name: getattr(Published, name) for name in dir(Published) if not name.startswith("_")}
+    return cast(Published, SimpleNamespace(**{**defaults, **vars(module)}))
 
 
 def prefixed(prefix: str, segment: str) -> dict[str, tuple[str, ...]]:

@@ -24,7 +24,6 @@ from stretto.weights.loading import Part, Plan, shapes_of
 NUM_SPECIAL = 256
 TOWER = "multimodal_io_dict.continuous_audio.model.audio_tower."
 CODEC = "multimodal_io_dict.discrete_audio.codec_model."
-GENERATION: dict[str, tuple[str, ...]] = {}  # releases have no generation_config.json
 CODEBOOK = f"{CODEC}quantizer.quantizers.0.codebook.embed"
 ADAPTOR = "adaptor.continuous_audio."
 DROPPED = ("vocab_weight", CODEC)
@@ -62,11 +61,6 @@ def convert(release: Release, contents: Contents) -> Converted:
 def trained_dtype(config: Mapping[str, Any]) -> str | None:
     """Return the dtype in config.yaml; None if it contains none."""
     return optional_entry(config, "model.model_conf.dtype")
-
-
-def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
-    """Return an empty list."""
-    return []
 
 
 def vocabulary(

@@ -82,10 +82,7 @@ def hearing(folder: Path, known: ChatterboxVocabulary, t3: Mapping[str, Tensor])
     return hearing_with(folder, FILE, condition, Hearing)
 
 
-BACKBONE_TAG = None
-CODEC = ""
 IS_BARE = True  # releases have no config
-GENERATION: dict[str, tuple[str, ...]] = {}  # releases have no generation_config.json
 BACKBONE = "Llama_520M"  # the authors' name of the backbone's config
 # Backbone (`LLAMA_520M_CONFIG_DICT`, chatterbox/models/t3/llama_configs.py).
 LLAMA_520M = {
@@ -146,11 +143,6 @@ def convert(release: Release, contents: Contents) -> Converted:
         networks = (*networks, hearing(release.codec, known, contents.tensors))
         record[KEY] = {"model_type": "chatterbox_voice", "hidden_size": backbone["hidden_size"]}
     return Converted(record, parts, DROPPED, folded, networks)
-
-
-def trained_dtype(config: Mapping[str, Any]) -> str | None:
-    """Return None: the dtype is that of the stored tensors."""
-    return None
 
 
 def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:

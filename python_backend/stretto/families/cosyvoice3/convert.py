@@ -30,10 +30,7 @@ from stretto.untrusted_files import entry, read_text, released_file
 from stretto.weights.backbones import read_backbone, shapes
 from stretto.weights.loading import Part, Plan, check, open_tensors
 
-BACKBONE_TAG = None
-CODEC = ""
 IS_BARE = True  # the config is read here, because it describes Python objects
-GENERATION: dict[str, tuple[str, ...]] = {}
 CONFIG, OTHER_CONFIGS, BACKBONE = "cosyvoice3.yaml", ("cosyvoice2.yaml", "cosyvoice.yaml"), "CosyVoice-BlankEN"
 MODEL = "llm.pt"
 LAYERS = "llm.model.model."
@@ -100,11 +97,6 @@ def convert(release: Release, contents: Contents) -> Converted:
     for path in hearing.values():
         check_network(path)
     return Converted(record, plan(stored, contents.tensors), DROPPED, (SPEECH,), (decoder(folder),), tokenizer, hearing)
-
-
-def trained_dtype(config: Mapping[str, Any]) -> str | None:
-    """Return None: the dtype is that of the stored tensors."""
-    return None
 
 
 def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:

@@ -17,10 +17,9 @@ from stretto.families.base import DepthSpec
 from stretto.families.conversion import AUDIO, Contents, Converted, Release, Tokenizer, prefixed
 from stretto.families.csm.family import CsmVocabulary
 from stretto.families.plugin import NAME, VOCABULARY
-from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, check_plain_layers, dtype_of, read_numbers
+from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, check_plain_layers, read_numbers
 from stretto.weights.loading import Part, Plan, shapes_of
 
-BACKBONE_TAG = None  # config.json itself has the hyperparameters
 CODEC = "codec_model."
 GENERATION = AUDIO | prefixed("depth_decoder_", "depth")
 EMBEDDINGS = "embed_text_tokens.weight"
@@ -57,16 +56,6 @@ def convert(release: Release, contents: Contents) -> Converted:
         "dtype": contents.dtype,
     }
     return Converted(record, plan(config, known, contents.tensors), (CODEC, CODES_OF_BACKBONE))
-
-
-def trained_dtype(config: Mapping[str, Any]) -> str | None:
-    """Return the dtype in config.json; None if there is none."""
-    return dtype_of(config)
-
-
-def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
-    """Return an empty list."""
-    return []
 
 
 def read_config(record: Mapping[str, Any]) -> Any:

@@ -24,7 +24,7 @@ from stretto.families.conversion import AUDIO, Contents, Converted, Network, Rel
 from stretto.families.higgs_audio.family import NEEDED, NUM_MARKS, SCENE_END, SCENE_START, HiggsAudioVocabulary
 from stretto.families.plugin import NAME, VOCABULARY
 from stretto.untrusted_files import UNPARSABLE, json_object, released_file
-from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, check_plain_layers, dtype_of, read_numbers
+from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, check_plain_layers, read_numbers
 from stretto.weights.loading import CONFIG_FILE, Part, Plan, check, load_config, read_tensors, shapes_of
 
 WEIGHTS, OTHERS = "model.pth", "model.safetensors"
@@ -152,8 +152,6 @@ def _names(path: Path) -> set[str]:
         raise CheckpointError(f"{path}: expected tensors, got {error!r}") from error
 
 
-BACKBONE_TAG = None  # config.json itself has the hyperparameters
-CODEC = ""  # the codec is a separate release
 GENERATION = AUDIO | {"ras_win_len": ("ras_window",), "ras_win_max_num_repeat": ("ras_max_repeats",)}
 EMBEDDINGS = "model.embed_tokens.weight"
 CODES = "model.embed_audio_tokens.embed_audio_tokens.weight"
@@ -184,16 +182,6 @@ def convert(release: Release, contents: Contents) -> Converted:
     codec = None if folder is None else boson_codec(folder, known.num_codebooks, known.codebook_size)
     networks = () if codec is None else (codec,)
     return Converted(record, plan(config, contents.tensors), DROPPED, folded=(CODES,), networks=networks)
-
-
-def trained_dtype(config: Mapping[str, Any]) -> str | None:
-    """Return the dtype in config.json; None if there is none."""
-    return dtype_of(config)
-
-
-def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
-    """Return an empty list."""
-    return []
 
 
 def read_config(record: Mapping[str, Any]) -> Any:

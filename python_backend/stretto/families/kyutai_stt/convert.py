@@ -24,10 +24,7 @@ from stretto.weights.loading import Part, Plan, check, open_tensors, shapes_of
 
 IS_BARE = True  # the tokenizer is SentencePiece's
 TOKENIZER_KEY = "tokenizer_name"  # of config.json: file of the tokenizer
-BACKBONE_TAG = None
 EMBEDDINGS = "text_emb.weight"
-CODEC = ""
-GENERATION: Mapping[str, tuple[str, ...]] = {}
 MARKS = {"emb.31.weight": "Kyutai's speech-to-text model"}
 # Values of config.json that other models of the same code have, by the values that are supported.
 EXPECTED: dict[str, tuple[Any, ...]] = {

@@ -183,9 +183,7 @@ REQUIRED_MODALITIES = ("codec_ssl", "text_bpe", "spk")
 
 BACKBONE_TAG = "transformer_conf.hf_model_tag"
 EMBEDDINGS = "corelm.emb.weight"
-CODEC = ""  # the files hold no copy of the codec
 SSL_TOKENIZER = ConvertedSslTokenizer
-GENERATION: dict[str, tuple[str, ...]] = {}  # releases have no generation_config.json
 
 
 def convert(release: Release, contents: Contents) -> Converted:

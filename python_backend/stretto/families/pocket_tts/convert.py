@@ -29,10 +29,7 @@ from stretto.weights.loading import Part, Plan, check, open_tensors
 
 IS_BARE = True  # the tokenizer may be of any kind
 IS_FLOAT32 = True  # no other dtype is accepted
-BACKBONE_TAG = None
 EMBEDDINGS = "flow_lm.conditioner.embed.weight"
-CODEC = ""
-GENERATION: Mapping[str, tuple[str, ...]] = {}
 MARKS = {"flow_lm.out_eos.weight": "Pocket TTS"}
 VOICES = "embeddings"
 # Modules of the flow head: published names by ours.
@@ -63,11 +60,6 @@ CLONING = (SPEAKER, "mimi.encoder.", "mimi.encoder_transformer.", "mimi.downsamp
 def trained_dtype(config: Mapping[str, Any]) -> str | None:
     """Return float32, in which all releases are trained and served."""
     return "float32"
-
-
-def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
-    """Return no notes."""
-    return []
 
 
 def convert(release: Release, contents: Contents) -> Converted:

@@ -21,10 +21,8 @@ from stretto.families.qwen3_omni_talker.family import NAME, TalkerVocabulary
 from stretto.families.qwen3_tts import convert as qwen3_tts
 from stretto.families.qwen3_tts.convert import NUM_SUPPRESSED, Numbers, check_positions, depth_spec, text_ids
 from stretto.families.qwen3_tts.family import CodecIds
-from stretto.weights.backbones import dtype_of
 from stretto.weights.loading import Part, Plan, shapes_of
 
-BACKBONE_TAG = None  # config.json itself has the hyperparameters
 CODEC = "code2wav."
 # The other keys concern the thinker.
 GENERATION = prefixed("talker_", "audio") | {"talker_repetition_penalty": ("repetition_penalty",)}
@@ -86,11 +84,6 @@ def code2wav(numbers: Numbers, known: TalkerVocabulary) -> Network:
         raise CheckpointError(f"config.json: code2wav_config: expected {expectation}, got {found}")
     parts = {f"{CODEC}{name}": Part(name, shape) for name, shape in shapes_of(Code2Wav, shape).items()}
     return Network("codec", {"model_type": MODEL_TYPE, "decoder_config": record}, parts)
-
-
-def trained_dtype(config: Mapping[str, Any]) -> str | None:
-    """Return the dtype in config.json; None if there is none."""
-    return dtype_of(config)
 
 
 def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:

@@ -24,7 +24,6 @@ from stretto.families.base import DepthSpec
 from stretto.families.conversion import AUDIO, Contents, Converted, Network, Release, Tokenizer, prefixed
 from stretto.families.plugin import NAME, VOCABULARY
 from stretto.families.qwen3_tts.family import CodecIds, Qwen3TtsVocabulary, TextIds
-from stretto.weights.backbones import dtype_of
 from stretto.weights.loading import Part, Plan, check, shapes_of
 
 KINDS = ("custom_voice", "voice_design", "base")
@@ -213,8 +212,6 @@ def speaker_encoder(numbers: Numbers, hidden_size: int) -> Network:
     return Network(FOLDER, record, {f"{PREFIX}{name}": Part(name, shape) for name, shape in named.items()})
 
 
-BACKBONE_TAG = None  # config.json itself has the hyperparameters
-CODEC = ""
 # Keys of the authors' package, which calls the depth transformer "subtalker".
 GENERATION = AUDIO | prefixed("subtalker_", "depth") | {"subtalker_dosample": ("depth.temperature",)}
 TALKER, DEPTH = "talker.model.", "talker.code_predictor."
@@ -265,16 +262,6 @@ def convert(release: Release, contents: Contents) -> Converted:
     parts = plan(known, shapes, contents.tensors)
     folded = tuple(name for name in shapes if name not in parts)
     return Converted(record, parts, (), folded, networks)
-
-
-def trained_dtype(config: Mapping[str, Any]) -> str | None:
-    """Return the dtype in config.json; None if there is none."""
-    return dtype_of(config)
-
-
-def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
-    """Return an empty list."""
-    return []
 
 
 def published_shapes(numbers: Numbers, known: Qwen3TtsVocabulary) -> dict[str, tuple[int, ...]]:

@@ -23,10 +23,7 @@ from stretto.untrusted_files import entry, optional_entry
 from stretto.weights.backbones import TOKENS
 from stretto.weights.loading import Part, Plan, check
 
-BACKBONE_TAG = None  # config.yaml itself has the hyperparameters
 EMBEDDINGS, HEAD = "corelm.emb.weight", "corelm.lm_head.weight"
-CODEC = ""  # the files hold no copy of the codec
-GENERATION: dict[str, tuple[str, ...]] = {}  # releases have no generation_config.json
 FIRST, SECOND = "corelm.ar_decoder.", "corelm.nar_decoder."
 DROPPED = ("criterion.",)
 DEFAULTS: dict[str, Any] = {"att_unit": 256, "head": 2, "ar_layer": 4, "nar_layer": 4, "n_ctx": 3000, "qk_norm": False}

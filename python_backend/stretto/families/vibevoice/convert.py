@@ -33,10 +33,7 @@ from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, read_numbers
 from stretto.weights.loading import Part, Plan
 
 IS_FLOAT32 = True
-BACKBONE_TAG = None
 EMBEDDINGS = "model.language_model.embed_tokens.weight"
-CODEC = ""
-GENERATION: Mapping[str, tuple[str, ...]] = {}
 MARKS = {"model.latent_scaling_factor": "VibeVoice"}
 MAX_MODEL_LEN = 8192  # 18 minutes; a table holds the latents of all positions of all requests
 SCALES = ("latent_scaling_factor", "latent_bias_factor")
@@ -52,11 +49,6 @@ REALTIME = "tts_backbone_num_hidden_layers"
 def trained_dtype(config: Mapping[str, Any]) -> str | None:
     """Return float32, in which latents are fed back."""
     return "float32"
-
-
-def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
-    """Return no notes."""
-    return []
 
 
 def convert(release: Release, contents: Contents) -> Converted:

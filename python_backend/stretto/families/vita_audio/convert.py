@@ -12,8 +12,6 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from stretto.encoders.whisper_vq import CONFIG, FEATURES, FOLDER, read_tokenizer
 from stretto.errors import CheckpointError
 from stretto.families.audio_format import KEY
@@ -142,9 +140,7 @@ def _normalisation(path: Path, width: int) -> tuple[list[float], list[float]]:
     return found[0], found[1]
 
 
-BACKBONE_TAG = None
 EMBEDDINGS = "model.embed_tokens.weight"
-CODEC = ""
 SSL_TOKENIZER = PublishedTokenizer
 # Text and codes share one segment.
 GENERATION = AUDIO | {name: (f"text.{name}", f"audio.{name}") for name in DRAWN}
@@ -268,13 +264,3 @@ def schedule(folder: Path, num_modules: int) -> str:
     if max(mode[1::2]) > num_modules:
         raise CheckpointError(f"{path}: mtp_inference_mode: expected at most {num_modules} modules, got {mode}")
     return names[tuple(mode)]
-
-
-def trained_dtype(config: Mapping[str, Any]) -> str | None:
-    """Return the dtype in config.json; None if there is none."""
-    return config.get("torch_dtype")
-
-
-def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
-    """Return an empty list."""
-    return []

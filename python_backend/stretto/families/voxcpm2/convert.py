@@ -25,10 +25,7 @@ from stretto.weights.loading import Part, Plan, check, read_pickled, read_tensor
 
 IS_BARE = True  # the tokenizer may be of any kind
 IS_FLOAT32 = True
-BACKBONE_TAG = None
 EMBEDDINGS = "base_lm.embed_tokens.weight"
-CODEC = ""
-GENERATION: Mapping[str, tuple[str, ...]] = {}
 MARKS = {"base_lm.embed_tokens.weight": "VoxCPM2"}
 MAX_MODEL_LEN = 4096  # over ten minutes of speech; a table holds the latents of all positions of all requests
 CODEC_FILES = ("audiovae.safetensors", "audiovae.pth")
@@ -56,11 +53,6 @@ LINEAR = {
 def trained_dtype(config: Mapping[str, Any]) -> str | None:
     """Return float32, in which latents are fed back."""
     return "float32"
-
-
-def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
-    """Return no notes."""
-    return []
 
 
 def convert(release: Release, contents: Contents) -> Converted:
