@@ -79,6 +79,18 @@ def test_a_batch_duration_excludes_the_previous_batch(cuda: FakeCuda, monkeypatc
     assert decoder.loop.pace.chunk_s == pytest.approx(3 * BATCH_S / BUSY_SHARE)
 
 
+def test_batches_in_flight_end_with_their_utterances(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = Decoder(cuda, monkeypatch)
+    replies = [decoder.put(str(size), size) for size in (3, 5)]
+    decoder.loop.turn()
+    assert decoder.loop.num_jobs == 1, "the other is in flight"
+    decoder.loop.fail_all(RuntimeError("the device has failed"))
+    assert all(isinstance(reply.wait().error, RuntimeError) for reply in replies)
+    later = decoder.put("later", 3)
+    decoder.loop.turn()
+    assert later.wait().error is None
+
+
 def test_graphs_are_there_before_the_first_chunk(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = Decoder(cuda, monkeypatch, graphs=True)
     decoder.loop.enter()
@@ -106,7 +118,8 @@ def test_samples_that_are_sent_as_they_were_decoded_can_be_read_on_the_device(
 
     replies = [decoder.put(name, 5, form, see, num_reference) for name in "ab"]
     decoder.loop.turn()
-    decoder.loop.turn()
+    while decoder.loop.unanswered:
+        decoder.loop.turn()
     sent = [reply.wait().pcm for reply in replies]
     assert [len(pcm) for pcm in sent if pcm is not None] == [16, 16]
     assert read == ([pcm.tobytes() for pcm in sent if pcm is not None] if lies_there else [])

@@ -175,6 +175,20 @@ def test_what_was_not_asked_for_the_longest_makes_room() -> None:
     assert references.num_bytes == 3 * size
 
 
+def test_an_utterance_that_goes_on_does_not_bring_back_its_reference(worker: DecoderWorker) -> None:
+    """Its state is that of a later frame by then."""
+    codes, references = np.tile(np.arange(40, dtype=np.int32) % 7, (2, 1)), worker._sessions._references
+    for index, (begin, end) in enumerate(((0, 30), (30, 35), (35, 40))):
+        reply, length = RecordedReply(), 0 if index else 30
+        chunk = Chunk(index, Segment.AUDIO, num_reference_frames=length, is_final=end == 40)
+        if index == 2:
+            references._max_bytes = references.num_bytes
+            joined(speak(worker, "other", codes[:, ::-1].copy(), 30, [30]))  # which makes room for its own reference
+        worker.push("a", chunk, codes[:, begin:end], reply)
+        reply.wait()
+    assert joined(speak(worker, "b", codes, 30, [30])) == pytest.approx(expected_pcm(codes)[4 * 30 :], abs=1e-6)
+
+
 def test_what_goes_on_from_it_leaves_what_is_remembered_alone() -> None:
     windower, references = Windower(FakeCodec.spec), References(1 << 20)
     windower.push(np.ones((2, 4), np.int64), is_final=False)

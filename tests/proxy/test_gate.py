@@ -150,3 +150,17 @@ def test_the_launcher_closes_and_opens_the_gate(monkeypatch: pytest.MonkeyPatch)
         found.append(launcher.is_ready())
     assert found == [True, False, False, True]
     assert spared == [False, True]
+
+
+def test_a_dead_stub_is_reported_once_for_each_message_of_the_launcher(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands = [b"ready\n", b"ending all\n", b"ready\n"]
+    monkeypatch.setattr("os.read", lambda descriptor, size: commands.pop(0))
+    launcher, reported = Launcher(), []
+    while commands:
+        launcher.read_commands()
+        for _ in range(2):
+            launcher.gate.report_dead_stub("acoustic_decoder")
+        reported.append(capsys.readouterr().out)
+    assert reported == ["acoustic_decoder\n", "", "acoustic_decoder\n"], "none while the gate is closed"

@@ -147,6 +147,12 @@ def test_only_the_permitted_number_of_fields_is_read(monkeypatch: pytest.MonkeyP
     assert len(read) <= 2 * MAX_FIELDS
 
 
+def test_as_many_fields_as_permitted_are_read() -> None:
+    assert len(read_infer_request(field(6, b"") * MAX_FIELDS).head.outputs) == MAX_FIELDS
+    with pytest.raises(BadRequest, match=f"at most {MAX_FIELDS} fields"):
+        read_infer_request(field(6, b"") * (MAX_FIELDS + 1))
+
+
 def test_a_request_with_all_that_a_client_may_say_is_read() -> None:
     request = ModelInferRequest(model_name="speech", model_version="1", id="7")
     for number in range(16):

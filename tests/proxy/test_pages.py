@@ -11,7 +11,7 @@ import pytest
 from stretto.proxy import pages
 from stretto.proxy.pages import MetricsPage, PageServer, Readiness
 from tests.client.fake_server import FakeServer
-from tests.patience import PATIENCE_S
+from tests.patience import PATIENCE_S, until_async
 from tests.ports import free_ports
 
 Ask = Callable[[bytes], Awaitable[bytes]]
@@ -125,6 +125,34 @@ async def test_idle_connections_make_room_the_oldest_first(monkeypatch: pytest.M
         answer.set()
         assert (await slow).startswith(b"HTTP/1.1 200 ")
         for _, writer in idle:
+            writer.close()
+
+
+async def test_an_answered_connection_is_as_old_as_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "MAX_CONNECTIONS", 2)
+    for limit in ("REQUEST_S", "LINGER_S"):
+        monkeypatch.setattr(pages, limit, 10 * PATIENCE_S)
+
+    async def page(path: str) -> pages.Page:
+        return pages.Page(pages.HTTPStatus.OK)
+
+    def open_ports() -> set[int]:
+        return {each.writer.get_extra_info("peername")[1] for each in server._open}
+
+    async def connect() -> tuple[asyncio.StreamReader, asyncio.StreamWriter, int]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        own = writer.get_extra_info("sockname")[1]
+        await until_async(lambda: own in open_ports())
+        return reader, writer, own
+
+    server, (port,) = PageServer(page), free_ports(1)
+    async for _ in asking(server, port):
+        first, second = await connect(), await connect()
+        first[1].write(get("/"))
+        assert (await first[0].read()).startswith(b"HTTP/1.1 200 ")
+        third = await connect()
+        assert open_ports() == {first[2], third[2]}
+        for _, writer, _ in (first, second, third):
             writer.close()
 
 
